@@ -1,0 +1,1 @@
+"""Configuration: from TOML files to a checked `Config`."""

@@ -1,0 +1,70 @@
+"""The words the whole program shares: addresses, families, protocols, ports.
+
+Nothing here knows of configuration, libvirt or the kernel.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import IntEnum, StrEnum
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from typing import TypeAlias
+
+Address: TypeAlias = IPv4Address | IPv6Address
+Subnet: TypeAlias = IPv4Network | IPv6Network
+
+
+class Family(IntEnum):
+    """An IP version; the value is what `ipaddress` calls `version`."""
+
+    IPV4 = 4
+    IPV6 = 6
+
+    @classmethod
+    def of(cls, item: Address | Subnet) -> "Family":
+        """The family of an address or a subnet."""
+        return cls(item.version)
+
+
+class Protocol(StrEnum):
+    """A transport protocol with ports; the value is its name in configuration, nft and iptables alike."""
+
+    TCP = "tcp"
+    UDP = "udp"
+    SCTP = "sctp"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class PortRange:
+    """Ports `first` to `last`, both included, within 1 to 65535; a single port has `first == last`."""
+
+    first: int
+    last: int
+
+    @property
+    def width(self) -> int:
+        """How many ports it spans."""
+        return self.last - self.first + 1
+
+    def overlaps(self, other: "PortRange") -> bool:
+        """Whether any port is in both."""
+        return self.first <= other.last and other.first <= self.last
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(self.first, self.last + 1))
+
+    def __contains__(self, port: int) -> bool:
+        return self.first <= port <= self.last
+
+    def __str__(self) -> str:
+        return str(self.first) if self.first == self.last else f"{self.first}-{self.last}"
+
+
+def show_endpoint(address: Address | None, ports: PortRange) -> str:
+    """An address and its ports as people write them, `[2001:db8::1]:443`; `*` stands for every local address."""
+    match address:
+        case None:
+            return f"*:{ports}"
+        case IPv6Address():
+            return f"[{address}]:{ports}"
+        case _:
+            return f"{address}:{ports}"
