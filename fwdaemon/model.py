@@ -3,10 +3,10 @@
 Nothing here knows of configuration, libvirt or the kernel.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import IntEnum, StrEnum
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, collapse_addresses
 from typing import TypeAlias
 
 Address: TypeAlias = IPv4Address | IPv6Address
@@ -68,3 +68,8 @@ def show_endpoint(address: Address | None, ports: PortRange) -> str:
             return f"[{address}]:{ports}"
         case _:
             return f"{address}:{ports}"
+
+
+def collapse(subnets: Iterable[Subnet]) -> list[str]:
+    """Write subnets of one family without overlaps, in order."""
+    return [str(subnet) for subnet in collapse_addresses(subnets)]  # type: ignore[type-var]  # the family is one

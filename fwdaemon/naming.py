@@ -1,0 +1,22 @@
+"""Names from outside made harmless.
+
+A domain may be called anything: quotes, newlines, `--comment`, 200 characters. None of that may reach a rule, a
+terminal or a log line as syntax.
+"""
+
+import re
+
+_LABEL_LENGTH = 40
+_SHOWN_LENGTH = 80
+_UNSAFE = re.compile(r"[^A-Za-z0-9_.]")
+
+
+def label(name: str) -> str:
+    """Give letters, digits, `_` and `.` only, at most 40 of them: safe inside a quoted comment of any rule language."""
+    return _UNSAFE.sub("_", name)[:_LABEL_LENGTH]
+
+
+def shown(name: str) -> str:
+    """Give the name for one line of text, at most 80 characters; what could not be printed there is escaped."""
+    visible = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in name)
+    return visible if len(visible) <= _SHOWN_LENGTH else visible[: _SHOWN_LENGTH - 1] + "…"

@@ -1,0 +1,114 @@
+"""From what the kernel holds to what it shall hold: the shortest script of `nft` commands.
+
+`nft -f` takes the whole script as one transaction. An empty script means that nothing is to be done.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from fwdaemon.model import Family
+from fwdaemon.nftables.model import Chain, Set, Table, table_name
+
+# The kernel takes a netlink batch of any size, but a line of script is easier to read, and to find an error in, when it
+# is not megabytes long.
+_ELEMENTS_A_LINE = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """The commands for one table, and the chains whose forwards did not work before them."""
+
+    script: tuple[str, ...] = ()
+    mended: frozenset[str] = frozenset()
+
+
+def difference(family: Family, desired: Table | None, observed: Table | None) -> Difference:
+    """Tell what makes `observed` become `desired`; `None` stands for a table that is not there."""
+    if desired is None:
+        return Difference() if observed is None else Difference((f"delete table {table_name(family)}",))
+    if observed is None or not _same_frame(desired, observed):
+        return Difference(tuple(_replace(desired)), frozenset(desired.chains))
+    return Difference(tuple(_changes(desired, observed)), _mended(desired, observed))
+
+
+def creation(table: Table) -> str:
+    """Write a table as `nft list table` would, for reading and for loading."""
+    lines = [f"table {table.name} {{"]
+    for name, content in table.sets.items():
+        elements = f" elements = {{ {', '.join(map(_element, content.elements.items()))} }}" if content.elements else ""
+        kind = "map" if content.type.verdict else "set"
+        lines.append(f"\t{kind} {name} {{ {content.type}{elements} }}")
+    for name, chain in table.chains.items():
+        lines.append(f"\tchain {name} {{")
+        lines += [f"\t\t{line}" for line in ([str(chain.hook)] if chain.hook else []) + [*map(str, chain.rules)]]
+        lines.append("\t}")
+    return "\n".join([*lines, "}"])
+
+
+def _replace(table: Table) -> Iterator[str]:
+    """Delete and create in one transaction; the first line makes the deletion succeed where there is nothing yet."""
+    yield f"add table {table.name}"
+    yield f"delete table {table.name}"
+    yield creation(table)
+
+
+def _same_frame(desired: Table, observed: Table) -> bool:
+    """Whether hooks and set types agree, which cannot be changed in place."""
+    hooks = {name: chain.hook for name, chain in desired.chains.items() if chain.hook}
+    observed_hooks = {name: chain.hook for name, chain in observed.chains.items() if chain.hook}
+    return hooks == observed_hooks and _types(desired) == _types(observed)
+
+
+def _types(table: Table) -> dict[str, object]:
+    return {name: content.type for name, content in table.sets.items()}
+
+
+def _changes(desired: Table, observed: Table) -> Iterator[str]:
+    # Chains first, since elements name them; what is no longer named goes last.
+    for name, chain in desired.chains.items():
+        if chain != observed.chains.get(name):
+            yield from _fill(desired.name, name, chain, existing=name in observed.chains)
+    for name, content in desired.sets.items():
+        yield from _set_changes(f"{desired.name} {name}", content, observed.sets[name])
+    for name in observed.chains.keys() - desired.chains.keys():
+        yield f"delete chain {desired.name} {name}"
+
+
+def _fill(table: str, name: str, chain: Chain, *, existing: bool) -> Iterator[str]:
+    yield f"{'flush' if existing else 'add'} chain {table} {name}"
+    for rule in chain.rules:
+        yield f"add rule {table} {name} {rule}"
+
+
+def _set_changes(where: str, desired: Set, observed: Set) -> Iterator[str]:
+    gone = observed.elements.items() - desired.elements.items()
+    new = desired.elements.items() - observed.elements.items()
+    # Only the key of an element may be named when it is deleted from a verdict map.
+    yield from _elements("delete", where, [key for key, _ in sorted(gone)])
+    yield from _elements("add", where, [_element(element) for element in sorted(new)])
+
+
+def _elements(verb: str, where: str, texts: list[str]) -> Iterator[str]:
+    for start in range(0, len(texts), _ELEMENTS_A_LINE):
+        yield f"{verb} element {where} {{ {', '.join(texts[start : start + _ELEMENTS_A_LINE])} }}"
+
+
+def _element(element: tuple[str, str | None]) -> str:
+    key, chain = element
+    return key if chain is None else f"{key} : jump {chain}"
+
+
+def _mended(desired: Table, observed: Table) -> frozenset[str]:
+    """Name the chains that were not reached, or not right, in `observed`."""
+    wrong = {name for name, chain in desired.chains.items() if chain != observed.chains.get(name)}
+    for name, content in desired.sets.items():
+        added = content.elements.items() - observed.sets[name].elements.items()
+        wrong |= {chain for _, chain in added if chain is not None}
+    framework = {name for name, chain in desired.chains.items() if chain.hook} | {"forwards"}
+    return frozenset(desired.chains if wrong & framework else wrong)
+
+
+def tables_difference(desired: Mapping[Family, Table], observed: Mapping[Family, Table]) -> dict[Family, Difference]:
+    """Tell the difference of both families; families that need nothing are left out."""
+    every = {family: difference(family, desired.get(family), observed.get(family)) for family in Family}
+    return {family: change for family, change in every.items() if change.script}

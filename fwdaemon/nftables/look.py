@@ -1,0 +1,71 @@
+"""Reads what the kernel holds: our tables, the gates, and rules of ours where none should be."""
+
+from fwdaemon.config.model import Gate
+from fwdaemon.errors import ProcessError
+from fwdaemon.model import Family
+from fwdaemon.nftables.gates import GateState, is_iptables, read_iptables, read_native, read_strays, wanted_gates
+from fwdaemon.nftables.model import TABLE_NAME, Table, family_name
+from fwdaemon.nftables.observed import Observed, Wanted
+from fwdaemon.nftables.readback import items, read_table
+from fwdaemon.process import Runner
+
+
+class Observer:
+    """Looks at the kernel through `nft` and `iptables-nft`."""
+
+    def __init__(self, runner: Runner) -> None:
+        self._runner = runner
+        self._faults: list[str] = []
+
+    def look(self, generation: int, wanted: Wanted, *, everywhere: bool) -> Observed:
+        """Read our tables and the wanted gates; `everywhere` looks for gates that are not wanted, too.
+
+        Raises:
+            ProcessError: `nft` could not list what is there.
+
+        """
+        self._faults = []
+        there = self._tables()
+        named = wanted_gates(sorted(wanted.families), wanted.configured)
+        gates = [gate for gate in named if (gate.family, gate.table) in there]
+        tables = {family: self._table(family) for family in Family if (family_name(family), TABLE_NAME) in there}
+        states = tuple(state for gate in gates if (state := self._gate(gate, wanted.mark)))
+        strays = self._strays(there, gates, wanted.mark) if everywhere else ()
+        return Observed(generation, tables, states, strays, tuple(self._faults))
+
+    def _tables(self) -> frozenset[tuple[str, str]]:
+        listing = self._runner.run("nft", "-j", "list", "tables").stdout
+        return frozenset((item["family"], item["name"]) for item in items(listing, "table"))
+
+    def _table(self, family: Family) -> Table:
+        return read_table(
+            family, self._runner.run("nft", "-j", "list", "table", family_name(family), TABLE_NAME).stdout
+        )
+
+    def _gate(self, gate: Gate, mark: int) -> GateState | None:
+        """Read a gate; `None` where the table has no such chain, or cannot be changed safely."""
+        if is_iptables(gate):
+            return self._iptables_gate(gate, mark)
+        try:
+            listing = self._runner.run("nft", "-j", "list", "chain", gate.family, gate.table, gate.chain).stdout
+        except ProcessError:
+            return None
+        return read_native(gate, listing, mark)
+
+    def _iptables_gate(self, gate: Gate, mark: int) -> GateState | None:
+        try:
+            return read_iptables(gate, self._runner.run(iptables_program(gate), "-S", gate.chain).stdout, mark)
+        except ProcessError as error:
+            self._faults.append(f"no gate in {gate}: {error}; name a native chain in [daemon] gates instead")
+            return None
+
+    def _strays(self, there: frozenset[tuple[str, str]], gates: list[Gate], mark: int) -> tuple[GateState, ...]:
+        native = read_strays(self._runner.run("nft", "-j", "list", "ruleset").stdout, gates)
+        forgotten = [gate for gate in wanted_gates(Family, ()) if is_iptables(gate) and gate not in gates]
+        iptables = [self._iptables_gate(gate, mark) for gate in forgotten if (gate.family, gate.table) in there]
+        return native + tuple(state for state in iptables if state and state.ours)
+
+
+def iptables_program(gate: Gate, suffix: str = "") -> str:
+    """Name iptables' nft variant for a gate's family, `ip6tables-nft-restore` with suffix `-restore`."""
+    return f"{'iptables' if gate.family == 'ip' else 'ip6tables'}-nft{suffix}"

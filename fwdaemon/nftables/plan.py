@@ -1,0 +1,71 @@
+"""What one reconcile commits: the differences of our tables, and the gates that are to be opened or closed. Pure."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from fwdaemon.desired import Desired, Forward
+from fwdaemon.model import Family
+from fwdaemon.nftables.difference import Difference, tables_difference
+from fwdaemon.nftables.gates import GateState, closing_script, is_iptables, opening_script
+from fwdaemon.nftables.model import Table
+from fwdaemon.nftables.observed import Observed
+from fwdaemon.nftables.ruleset import chains_of, tables
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One commit. `script` is for `nft -f`; gates of iptables-nft in `shut` and `strays` go through that program.
+
+    `mended` are the forwards that do not work before it, `stale` the chains of forwards nobody asks for.
+    """
+
+    tables: dict[Family, Table]
+    script: str
+    shut: tuple[GateState, ...]
+    strays: tuple[GateState, ...]
+    mended: frozenset[Forward]
+    stale: frozenset[str]
+
+    @classmethod
+    def of(cls, desired: Desired, observed: Observed) -> "Plan":
+        """Compare what shall be with what is."""
+        wanted = tables(desired)
+        changes = tables_difference(wanted, observed.tables)
+        shut = tuple(state for state in observed.gates if not state.open)
+        lines = [line for change in changes.values() for line in change.script]
+        lines += [line for state in shut if not is_iptables(state.gate) for line in opening_script(state, desired.mark)]
+        lines += [line for state in observed.strays if not is_iptables(state.gate) for line in closing_script(state)]
+        return cls(
+            wanted,
+            "".join(f"{line}\n" for line in lines),
+            shut,
+            observed.strays,
+            _mended(desired, changes),
+            _stale(wanted, observed.tables),
+        )
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is nothing to do."""
+        return not (self.script or self.shut or self.strays)
+
+
+def _mended(desired: Desired, changes: Mapping[Family, Difference]) -> frozenset[Forward]:
+    if not any(change.mended for change in changes.values()):
+        return frozenset()
+    served = chains_of(desired).items()
+    return frozenset(
+        forward
+        for (family, chain), forwards in served
+        if family in changes and chain in changes[family].mended
+        for forward in forwards
+    )
+
+
+def _stale(wanted: Mapping[Family, Table], observed: Mapping[Family, Table]) -> frozenset[str]:
+    return frozenset(
+        f"{table.name} {chain}"
+        for family, table in observed.items()
+        for chain in table.chains.keys() - (wanted[family].chains.keys() if family in wanted else set())
+        if not table.chains[chain].hook
+    )

@@ -1,0 +1,98 @@
+"""What `nft -j list` says, as our own nouns. Pure; the schema is libnftables-json(5).
+
+Only names, hooks, comments and elements are read. A table of ours that holds something we would never write comes back
+with it, so that the difference takes it away.
+"""
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from ipaddress import ip_address, ip_network
+from typing import Any
+
+from fwdaemon.errors import KernelError
+from fwdaemon.model import Family
+from fwdaemon.nftables.model import Chain, Hook, Rule, Set, SetType, Table
+
+# nft prints a protocol's number where /etc/protocols does not name it.
+_PROTOCOL_NAMES = {6: "tcp", 17: "udp", 132: "sctp"}
+
+Item = Mapping[str, Any]
+
+
+def items(listing: str, kind: str) -> Iterator[Item]:
+    """Give the objects of one kind (`table`, `chain`, `rule`…) in a JSON listing, in its order.
+
+    Raises:
+        KernelError: the listing is not what libnftables-json(5) describes.
+
+    """
+    try:
+        everything = json.loads(listing)["nftables"]
+        return iter([item[kind] for item in everything if kind in item])
+    except (ValueError, KeyError, TypeError) as error:
+        raise KernelError(f"nft printed a listing that cannot be read ({error})") from error
+
+
+def read_table(family: Family, listing: str) -> Table:
+    """Read the listing of our table."""
+    rules: defaultdict[str, list[Rule]] = defaultdict(list)
+    for item in items(listing, "rule"):
+        rules[item["chain"]].append(Rule("", item.get("comment", "")))
+    chains = {item["name"]: Chain(tuple(rules[item["name"]]), _hook(item)) for item in items(listing, "chain")}
+    sets = {item["name"]: _set(item, verdict=False) for item in items(listing, "set")}
+    maps = {item["name"]: _set(item, verdict=True) for item in items(listing, "map")}
+    return Table(family, chains, sets | maps)
+
+
+def _hook(chain: Item) -> Hook | None:
+    if "hook" not in chain:
+        return None
+    # A base chain that does not accept by default is none of ours: an unknown type makes it differ.
+    kind = chain["type"] if chain.get("policy") == "accept" else "refusing"
+    return Hook(kind, chain["hook"], chain["prio"])
+
+
+def _set(item: Item, *, verdict: bool) -> Set:
+    key = item["type"] if isinstance(item["type"], str) else " . ".join(item["type"])
+    set_type = SetType(key, verdict=verdict, interval="interval" in item.get("flags", ()))
+    return Set(set_type, dict(_elements(item.get("elem", ()), verdict=verdict)))
+
+
+def _elements(elements: Iterable[Any], *, verdict: bool) -> Iterator[tuple[str, str | None]]:
+    for element in elements:
+        key, target = element if verdict else (element, None)
+        yield _key(key), target.get("jump", {}).get("target", "") if target is not None else None
+
+
+def _key(key: Any) -> str:
+    match key:
+        case {"elem": {"val": inner}}:
+            return _key(inner)
+        case {"concat": [*parts]}:
+            return " . ".join(map(_part, parts, range(3 - len(parts), 3)))
+        case _:
+            return _subnet(key)
+
+
+def _part(part: Any, position: int) -> str:
+    """Read one part of a key; the last three positions are address, protocol and port."""
+    match part:
+        case {"range": [first, last]}:
+            return f"{first}-{last}"
+        case int() if position == 1:
+            return _PROTOCOL_NAMES.get(part, str(part))
+        case str() if position == 0:
+            return str(ip_address(part))
+        case _:
+            return str(part)
+
+
+def _subnet(key: Any) -> str:
+    match key:
+        case {"prefix": {"addr": address, "len": length}}:
+            return str(ip_network((address, length)))
+        case str():
+            return str(ip_network(key))
+        case _:
+            return json.dumps(key)
