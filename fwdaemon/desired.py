@@ -1,7 +1,7 @@
-"""The desired state: which forwards are to be live now, and why the others wait.
+"""The desired state as plain data: which forwards are to be live now, and why the others wait.
 
-Pure: configuration and inventory in, plain data out. How a forward becomes rules is the backends' business; how a
-guest's address is believed is that of `fwdaemon.addresses`.
+How it follows from configuration and inventory is in `fwdaemon.placing`; how a forward becomes rules is the backends'
+business.
 """
 
 from collections.abc import Iterable, Iterator
@@ -46,11 +46,15 @@ class Forward:
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """An entry, or one family of it, that has no live forward, with the reason as a short sentence."""
+    """An entry, or one family of it, that has no live forward, with the reason as a short sentence.
+
+    `stopped` says that the reason is the domain not running.
+    """
 
     domain: str
     reason: str
     origin: Origin = field(compare=False)
+    stopped: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -93,3 +93,9 @@ class Inventory:
     domains: tuple[Domain, ...] = ()
     networks: tuple[Network, ...] = ()
     host_addresses: tuple[HostAddress, ...] = ()
+
+    @property
+    def guest_addresses(self) -> frozenset[Address]:
+        """Every address that somebody says a running guest has."""
+        interfaces = (interface for domain in self.domains if domain.running for interface in domain.interfaces)
+        return frozenset(claim.address for interface in interfaces for claim in interface.learned)

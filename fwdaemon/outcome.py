@@ -19,12 +19,15 @@ class GateChange:
 class Outcome:
     """One reconcile of the kernel's rules.
 
-    `mended` are forwards that did not work before and do now. `stale` names what was taken away. `faults` are sentences
-    about what could not be done. `script` is what was committed, for whoever wants to see it; empty when nothing was.
+    `mended` are forwards that did not work before and do now; `damaged` are those of them that we had made work.
+    `stale` names chains of forwards nobody asks for. `faults` are sentences about what could not be done. `changed`
+    says whether anything was committed, `script` what of it went through `nft`.
     """
 
     mended: frozenset[Forward] = frozenset()
+    damaged: frozenset[Forward] = frozenset()
     stale: frozenset[str] = frozenset()
     gates: tuple[GateChange, ...] = ()
     faults: tuple[str, ...] = ()
     script: str = ""
+    changed: bool = False

@@ -1,15 +1,18 @@
 """The backend itself: look, compare, commit."""
 
 import logging
+from collections.abc import Mapping
 from dataclasses import replace
 
 from fwdaemon.config.model import Gate
 from fwdaemon.desired import Desired, families
 from fwdaemon.errors import ProcessError
+from fwdaemon.model import Family
 from fwdaemon.nftables.difference import creation
 from fwdaemon.nftables.gates import GateState, iptables_script, is_iptables
 from fwdaemon.nftables.generation import current_generation
 from fwdaemon.nftables.look import Observer, iptables_program
+from fwdaemon.nftables.model import Table
 from fwdaemon.nftables.observed import Observed, Wanted
 from fwdaemon.nftables.plan import Plan
 from fwdaemon.nftables.ruleset import tables
@@ -30,6 +33,7 @@ class NftablesBackend:
         self._observer = Observer(runner)
         self._wanted: Wanted | None = None
         self._observed: Observed | None = None
+        self._committed: Mapping[Family, Table] = {}
         self._opened: set[Gate] = set()
 
     def apply(self, desired: Desired, *, thorough: bool) -> Outcome:
@@ -63,15 +67,17 @@ class NftablesBackend:
         return observed
 
     def _reconcile(self, desired: Desired, observed: Observed) -> Outcome:
-        plan = Plan.of(desired, observed)
+        plan = Plan.of(desired, observed, self._committed)
         if plan.empty:
+            self._committed = plan.tables
             self._opened.update(state.gate for state in observed.gates)
             return Outcome(faults=observed.faults)
         self._commit(plan, desired.mark)
+        self._committed = plan.tables
         self._remember(plan, observed)
         gates = tuple(GateChange(state.gate, state.gate in self._opened, state.fault) for state in plan.shut)
         self._opened.update(state.gate for state in observed.gates)
-        return Outcome(plan.mended, plan.stale, gates, observed.faults, plan.script)
+        return Outcome(plan.mended, plan.damaged, plan.stale, gates, observed.faults, plan.script, changed=True)
 
     def _commit(self, plan: Plan, mark: int) -> None:
         # A gate that opens early lets nothing through that is not marked; one that opens late refuses what is.

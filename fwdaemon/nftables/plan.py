@@ -16,7 +16,8 @@ from fwdaemon.nftables.ruleset import chains_of, tables
 class Plan:
     """One commit. `script` is for `nft -f`; gates of iptables-nft in `shut` and `strays` go through that program.
 
-    `mended` are the forwards that do not work before it, `stale` the chains of forwards nobody asks for.
+    `mended` are the forwards that do not work before it, `damaged` those of them whose rules differ from what was
+    `committed` last; `stale` are the chains of forwards nobody asks for.
     """
 
     tables: dict[Family, Table]
@@ -24,13 +25,16 @@ class Plan:
     shut: tuple[GateState, ...]
     strays: tuple[GateState, ...]
     mended: frozenset[Forward]
+    damaged: frozenset[Forward]
     stale: frozenset[str]
 
     @classmethod
-    def of(cls, desired: Desired, observed: Observed) -> "Plan":
-        """Compare what shall be with what is."""
+    def of(cls, desired: Desired, observed: Observed, committed: Mapping[Family, Table]) -> "Plan":
+        """Compare what shall be with what is, and what is with what we committed last."""
         wanted = tables(desired)
         changes = tables_difference(wanted, observed.tables)
+        damage = tables_difference(committed, observed.tables) if changes else {}
+        mended = _served(desired, changes)
         shut = tuple(state for state in observed.gates if not state.open)
         lines = [line for change in changes.values() for line in change.script]
         lines += [line for state in shut if not is_iptables(state.gate) for line in opening_script(state, desired.mark)]
@@ -40,7 +44,8 @@ class Plan:
             "".join(f"{line}\n" for line in lines),
             shut,
             observed.strays,
-            _mended(desired, changes),
+            mended,
+            mended & _served(desired, damage),
             _stale(wanted, observed.tables),
         )
 
@@ -50,7 +55,8 @@ class Plan:
         return not (self.script or self.shut or self.strays)
 
 
-def _mended(desired: Desired, changes: Mapping[Family, Difference]) -> frozenset[Forward]:
+def _served(desired: Desired, changes: Mapping[Family, Difference]) -> frozenset[Forward]:
+    """Name the forwards whose chains a difference mends."""
     if not any(change.mended for change in changes.values()):
         return frozenset()
     served = chains_of(desired).items()
@@ -67,5 +73,5 @@ def _stale(wanted: Mapping[Family, Table], observed: Mapping[Family, Table]) -> 
         f"{table.name} {chain}"
         for family, table in observed.items()
         for chain in table.chains.keys() - (wanted[family].chains.keys() if family in wanted else set())
-        if not table.chains[chain].hook
+        if "." in chain
     )

@@ -1,0 +1,13 @@
+"""`kvm-portfwd flush`: take away every rule that is ours, in every family."""
+
+import argparse
+
+from fwdaemon.netfilter import choose_backend
+from fwdaemon.process import SystemRunner
+
+
+def run(options: argparse.Namespace) -> int:
+    """Remove; no configuration is needed, since whatever carries our name is ours."""
+    del options
+    choose_backend(SystemRunner()).remove()
+    return 0

@@ -1,0 +1,197 @@
+"""The daemon: hears, looks, reconciles, and hears again.
+
+Three things make it look: libvirt or the network (a fresh inventory is taken first), the kernel's rules (the inventory
+we have will do, so that a wipe is mended even while libvirt is away), and time. All of them only wake one task, which
+reconciles once for everything heard so far.
+"""
+
+import asyncio
+import logging
+import signal
+import time
+from pathlib import Path
+
+from fwdaemon import config as configuration
+from fwdaemon import notify
+from fwdaemon.config.model import Config, OnStop
+from fwdaemon.desired import Desired
+from fwdaemon.errors import ConfigError, PortfwdError
+from fwdaemon.events import InventoryKeeper
+from fwdaemon.hearing import Heard, Hearing
+from fwdaemon.inventory import Inventory
+from fwdaemon.netfilter import choose_backend
+from fwdaemon.nftables.monitor import RulesMonitor
+from fwdaemon.placing import desired_state
+from fwdaemon.process import SystemRunner
+from fwdaemon.reconcile import Occasion, Reconciler
+from fwdaemon.worker import Worker
+
+_log = logging.getLogger(__name__)
+
+# Events come in bursts: libvirt changes about ten things when a network starts. The first is answered at once.
+_PAUSE = 0.01
+# How soon after a commit of ours the kernel is asked whether it holds what we think it does.
+_VERIFY_AFTER = 1.0
+# How long after a failure we try again, doubled each time up to the second figure.
+_RETRY = 1.0
+_RETRY_AT_MOST = 30.0
+# systemd waits this long for the first reconcile; libvirt may be down when we start.
+_READY_WITHIN = 5.0
+# A call that hangs in the kernel must not keep us from ending.
+_PATIENCE = 5.0
+
+
+class Daemon:
+    """Runs until SIGTERM or SIGINT. Make it inside the asyncio loop it runs in."""
+
+    def __init__(self, path: Path, config: Config) -> None:
+        self._path = path
+        self._config = config
+        self._loop = asyncio.get_running_loop()
+        self._hearing = Hearing()
+        runner = SystemRunner()
+        self._reconciler = Reconciler(choose_backend(runner))
+        self._monitor = RulesMonitor(runner, self._hearing.rules_changed)
+        self._keeper = InventoryKeeper(config.daemon.libvirt, self._hearing.inventory_changed)
+        self._worker = Worker("reconcile")
+        self._first_look = asyncio.Event()
+        self._inventory: Inventory | None = None
+        self._refreshing: asyncio.Task[None] | None = None
+        self._placed: tuple[Config, Inventory, Desired] | None = None
+        self._reloaded = False
+        self._retry = _RETRY
+
+    async def run(self) -> None:
+        """Work until told to stop, then leave the rules as the configuration says."""
+        for number, action in {
+            signal.SIGHUP: self._hearing.reload,
+            signal.SIGTERM: self._hearing.stop,
+            signal.SIGINT: self._hearing.stop,
+        }.items():
+            self._loop.add_signal_handler(number, action)
+        self._monitor.start()
+        await self._keeper.start()
+        announcing = asyncio.create_task(self._announce())
+        self._resync()
+        try:
+            while not self._hearing.stopping:
+                await self._round()
+        finally:
+            announcing.cancel()
+            await self._stop()
+
+    async def _round(self) -> None:
+        await self._hearing.wait()
+        if self._hearing.take_reload():
+            await self._reload()
+        if self._hearing.wants_inventory and self._refreshing is None:
+            self._refreshing = asyncio.create_task(self._refresh())
+        if self._hearing.wants_look and self._inventory is not None:
+            await self._look(self._inventory)
+            await asyncio.sleep(_PAUSE)
+
+    async def _announce(self) -> None:
+        """Tell systemd that we are ready: after the first reconcile, or when libvirt keeps us waiting."""
+        try:
+            await asyncio.wait_for(self._first_look.wait(), _READY_WITHIN)
+        except TimeoutError:
+            _log.warning("libvirt has not answered yet: what the kernel holds stays as it is until it does")
+        notify.ready("running")
+
+    def _resync(self) -> None:
+        """Look at everything now and then, whatever is heard: an event may be lost."""
+        self._hearing.wants_inventory = True
+        self._hearing.time_passed(thorough=True)
+        self._loop.call_later(self._config.daemon.resync.total_seconds(), self._resync)
+
+    async def _refresh(self) -> None:
+        """Take an inventory; what is heard meanwhile asks for another."""
+        covered = self._hearing.begin_inventory()
+        try:
+            self._inventory = await self._keeper.refresh() or self._inventory
+        finally:
+            self._refreshing = None
+            self._hearing.end_inventory(covered)
+
+    async def _look(self, inventory: Inventory) -> None:
+        heard = self._hearing.take()
+        try:
+            changed = await self._worker.submit(lambda: self._reconcile(inventory, heard))
+        except PortfwdError as error:
+            _log.error("%s; trying again in %.0f s", error, self._retry)
+            self._try_again()
+        except Exception:  # noqa: BLE001 - the daemon outlives a mistake of its own, and shows where it is
+            _log.exception("this is a mistake in kvm-portfwd; trying again in %.0f s", self._retry)
+            self._try_again()
+        else:
+            self._settle(changed=changed)
+
+    def _reconcile(self, inventory: Inventory, heard: Heard) -> bool:
+        desired = self._desired(inventory)
+        occasion = Occasion(
+            heard.cause,
+            heard.meddler,
+            time.monotonic(),
+            local=frozenset(host.address for host in inventory.host_addresses),
+            taken=inventory.guest_addresses,
+            ip_forward=self._config.daemon.ip_forward,
+            reloaded=self._reloaded,
+            thorough=heard.thorough,
+        )
+        return self._reconciler.reconcile(desired, occasion)
+
+    def _desired(self, inventory: Inventory) -> Desired:
+        """Place the configuration on an inventory, unless nothing differs from the last time."""
+        if self._placed is None or self._placed[:2] != (self._config, inventory):
+            self._placed = (self._config, inventory, desired_state(self._config, inventory))
+        return self._placed[2]
+
+    def _settle(self, *, changed: bool) -> None:
+        self._first_look.set()
+        self._reloaded = False
+        self._retry = _RETRY
+        if changed:
+            self._loop.call_later(_VERIFY_AFTER, lambda: self._hearing.time_passed(thorough=True))
+        if (due := self._reconciler.look_again_at) is not None:
+            self._look_in(due - time.monotonic())
+
+    def _try_again(self) -> None:
+        self._look_in(self._retry)
+        self._retry = min(2 * self._retry, _RETRY_AT_MOST)
+
+    def _look_in(self, seconds: float) -> None:
+        self._loop.call_later(max(seconds, 0), lambda: self._hearing.time_passed(thorough=False))
+
+    async def _reload(self) -> None:
+        """Read the configuration; a wrong one changes nothing."""
+        notify.reloading()
+        try:
+            config = await self._worker.submit(lambda: configuration.load(self._path))
+        except ConfigError as error:
+            for problem in error.problems:
+                _log.error("%s", problem)
+            _log.error("configuration refused; the old one stays in force")
+            notify.ready("configuration refused; the old one stays in force")
+            return
+        if config.daemon.libvirt != self._config.daemon.libvirt:
+            await self._change_connections(config)
+        self._config = config
+        self._reloaded = True
+        _log.info("configuration %s loaded", self._path)
+        self._hearing.configuration_changed(f"configuration {self._path} loaded again")
+        notify.ready("running")
+
+    async def _change_connections(self, config: Config) -> None:
+        await self._keeper.close()
+        self._keeper = InventoryKeeper(config.daemon.libvirt, self._hearing.inventory_changed)
+        await self._keeper.start()
+
+    async def _stop(self) -> None:
+        notify.stopping()
+        if self._refreshing is not None:
+            self._refreshing.cancel()
+        self._monitor.close()
+        await self._keeper.close()
+        if self._config.daemon.on_stop is OnStop.REMOVE:
+            await self._worker.submit(lambda: self._reconciler.remove("the daemon stops, on_stop = remove"))
+        await self._worker.close(_PATIENCE)

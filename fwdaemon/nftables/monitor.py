@@ -1,0 +1,56 @@
+"""Hears of every change to nftables in this network namespace, and tells who made it, unless we did."""
+
+import asyncio
+import logging
+import socket
+from collections.abc import Callable
+
+from fwdaemon.naming import shown
+from fwdaemon.nftables.generation import Generation, open_monitor, receive
+from fwdaemon.process import Runner
+
+_log = logging.getLogger(__name__)
+
+
+class RulesMonitor:
+    """Calls `changed` on the asyncio loop's thread with the name and pid of whoever changed rules.
+
+    It is called with `None` when so much happened that some of it was lost.
+    """
+
+    def __init__(self, runner: Runner, changed: Callable[[str | None], None]) -> None:
+        self._runner = runner
+        self._changed = changed
+        self._socket: socket.socket | None = None
+
+    def start(self) -> None:
+        """Begin to listen.
+
+        Raises:
+            OSError: this kernel has no nftables, or we may not listen.
+
+        """
+        self._socket = open_monitor()
+        asyncio.get_running_loop().add_reader(self._socket, self._read, self._socket)
+
+    def close(self) -> None:
+        """Stop listening."""
+        if self._socket is not None:
+            asyncio.get_running_loop().remove_reader(self._socket)
+            self._socket.close()
+            self._socket = None
+
+    def _read(self, monitor: socket.socket) -> None:
+        try:
+            commits = receive(monitor)
+        except OSError as error:
+            _log.debug("some changes of nftables went unheard: %s", error)
+            self._changed(None)
+            return
+        for commit in commits:
+            if not self._runner.started(commit.port):
+                self._changed(_name(commit))
+
+
+def _name(commit: Generation) -> str:
+    return f"{shown(commit.process)}, pid {commit.pid}"

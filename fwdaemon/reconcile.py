@@ -1,0 +1,131 @@
+"""One reconcile: bring the kernel to the desired state, and account for every change.
+
+`Reconciler` is called again and again with what shall be; it remembers only what it made live, which is how it tells
+`added` from `restored`. Everything in here blocks, and runs in one thread; the loop that calls it is
+`fwdaemon.daemon`.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from fwdaemon import audit, conntrack, forwarding
+from fwdaemon.desired import Desired, Forward, Waiting, families
+from fwdaemon.errors import KernelError
+from fwdaemon.grace import Grace, Stop
+from fwdaemon.hairpin import HairpinPorts
+from fwdaemon.model import Address
+from fwdaemon.netfilter import Backend
+from fwdaemon.outcome import Outcome
+
+
+@dataclass(frozen=True, slots=True)
+class Occasion:
+    """Why we look again, and what is known besides the desired state.
+
+    `cause` is for forwards that come and go, `meddler` for those found missing. `now` is a monotonic time in seconds.
+    `local` are the host's own addresses, `taken` those of running guests. `ip_forward` allows to turn on forwarding,
+    `reloaded` says that the configuration is new, `thorough` asks for a comparison even of what seems unchanged.
+    """
+
+    cause: str
+    meddler: str
+    now: float
+    local: frozenset[Address] = frozenset()
+    taken: frozenset[Address] = frozenset()
+    ip_forward: bool = True
+    reloaded: bool = False
+    thorough: bool = False
+
+
+class Reconciler:
+    """Keeps the kernel at the desired state."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        self._grace = Grace()
+        self._hairpin = HairpinPorts()
+        self._live: frozenset[Forward] | None = None
+        self._said: frozenset[str | Waiting] = frozenset()
+
+    @property
+    def look_again_at(self) -> float | None:
+        """When a held removal is due, by the same clock as `Occasion.now`."""
+        return self._grace.ends
+
+    def reconcile(self, desired: Desired, occasion: Occasion) -> bool:
+        """Make the kernel hold `desired`, and tell whether anything had to be changed.
+
+        Raises:
+            PortfwdError: the kernel refused; what was live before still is.
+
+        """
+        extended = self._extended(desired, occasion)
+        outcome = self._backend.apply(extended, thorough=occasion.thorough)
+        faults = [*outcome.faults, *self._forwarding_faults(extended, occasion)]
+        self._hairpin.keep(extended.forwards)
+        self._account(extended, outcome, occasion)
+        self._say_once(extended, faults, occasion)
+        self._live = extended.forwards
+        return outcome.changed
+
+    def remove(self, cause: str) -> None:
+        """Take away everything that is ours."""
+        self._backend.remove()
+        self._hairpin.keep(())
+        audit.forwards("removed", self._live or (), cause)
+        self._live = frozenset()
+
+    def _extended(self, desired: Desired, occasion: Occasion) -> Desired:
+        live = frozenset() if occasion.reloaded or self._live is None else self._live
+        return self._grace.extend(desired, live, occasion.taken, Stop(occasion.now, occasion.cause))
+
+    def _account(self, desired: Desired, outcome: Outcome, occasion: Occasion) -> None:
+        if self._live is None:
+            self._account_for_first(desired, outcome, occasion.cause)
+            self._end_connections(desired, outcome.mended, occasion, outdated=True)
+            return
+        added, removed = desired.forwards - self._live, self._live - desired.forwards
+        for forward in removed:
+            audit.forwards("removed", [forward], self._grace.cause(forward, occasion.cause))
+        audit.forwards("added", added, occasion.cause)
+        audit.forwards("restored", outcome.damaged & self._live, occasion.meddler)
+        audit.gates(outcome.gates, occasion.meddler)
+        self._end_connections(desired, added, occasion, outdated=bool(removed))
+
+    def _account_for_first(self, desired: Desired, outcome: Outcome, cause: str) -> None:
+        """Tell what was found of an earlier run, and what was not."""
+        if found := len(desired.forwards - outcome.mended):
+            audit.adopted(found)
+        audit.leftovers(outcome.stale)
+        audit.forwards("added", outcome.mended, cause)
+        audit.gates(outcome.gates, cause)
+
+    def _end_connections(
+        self, desired: Desired, added: frozenset[Forward], occasion: Occasion, *, outdated: bool
+    ) -> None:
+        ended = conntrack.end_outdated(desired.forwards, desired.mark) if outdated else 0
+        ended += conntrack.end_claimed(added, occasion.local)
+        if ended:
+            audit.connections_ended(ended)
+
+    def _forwarding_faults(self, desired: Desired, occasion: Occasion) -> list[str]:
+        faults = []
+        for family in sorted(families(desired.forwards)):
+            if forwarding.is_on(family):
+                continue
+            if not occasion.ip_forward:
+                faults.append(f"IPv{family} forwarding is off, and [daemon] ip_forward = false leaves it to you")
+                continue
+            try:
+                audit.forwarding_turned_on(forwarding.turn_on(family))
+            except KernelError as error:
+                faults.append(str(error))
+        return faults
+
+    def _say_once(self, desired: Desired, faults: Iterable[str], occasion: Occasion) -> None:
+        """Say what is new of what is wrong; that a domain stopped was said when its forwards went."""
+        everything = occasion.reloaded or self._live is None
+        new = [entry for entry in desired.waiting if entry not in self._said and (everything or not entry.stopped)]
+        audit.waiting(new)
+        audit.problems(fault for fault in faults if fault not in self._said)
+        self._said = frozenset([*desired.waiting, *faults])
