@@ -23,8 +23,8 @@ class KernelError(PortfwdError):
 class ProcessError(PortfwdError):
     """A program we started failed.
 
-    It carries the arguments, the text given on standard input, the exit status and what the program printed, because
-    `nft` names the failing line of its input.
+    It carries the arguments, the text given on standard input, the exit status and all that the program printed. Its own
+    text is one line: the first that was printed, which is where `nft` says what it did not like.
     """
 
     def __init__(self, argv: Sequence[str], stdin: str, returncode: int, stderr: str) -> None:
@@ -32,7 +32,7 @@ class ProcessError(PortfwdError):
         self.stdin = stdin
         self.returncode = returncode
         self.stderr = stderr
-        said = stderr.strip() or "it printed nothing"
+        said = next((line for line in stderr.splitlines() if line.strip()), "it printed nothing")
         super().__init__(f"{' '.join(self.argv)} failed with status {returncode}: {said}")
 
 

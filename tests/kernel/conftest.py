@@ -12,9 +12,9 @@ _CLONE_NEWNET = 0x40000000  # sched.h
 
 
 @pytest.fixture
-def namespace(root: None) -> Iterator[None]:
+def namespace(lab: None) -> Iterator[None]:
     """Move this thread, and what it starts, into a fresh network namespace, and back afterwards."""
-    del root
+    del lab
     libc = ctypes.CDLL(None, use_errno=True)
     home = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
     try:

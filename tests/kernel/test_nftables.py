@@ -1,0 +1,187 @@
+"""The nftables backend on the real kernel: what is written comes back equal, and whatever is bent is mended."""
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from fwdaemon.config.model import Gate
+from fwdaemon.desired import Desired, Forward
+from fwdaemon.model import Family
+from fwdaemon.nftables.backend import NftablesBackend
+from fwdaemon.nftables.generation import current_generation
+from fwdaemon.process import SystemRunner
+from tests.unit.forwards import forward
+
+WEB = forward("tcp *:80", "192.168.122.50:80")
+MAIL = forward("tcp 198.51.100.7:25", "192.168.122.51:25", domain="mail")
+GAME = forward(
+    "udp *:27015-27030", "192.168.122.52:27015-27030", domain="game", sources=("203.0.113.0/24",), interface="eth0"
+)
+SHIFTED = forward("sctp 198.51.100.7:300-309", "192.168.122.51:400-409", domain="mail")
+SIX = forward("tcp [2001:db8::7]:443", "[2001:db8:5::5]:8443", domain="six")
+SIX_SHIFTED = forward("tcp *:500-503", "[2001:db8:5::5]:600-603", domain="six", sources=("2001:db8:9::/48",))
+HOSTILE = forward("tcp *:81", "192.168.122.53:81", domain='"; } flush ruleset; {\n--comment' + "x" * 200)
+ALL = Desired(frozenset({WEB, MAIL, GAME, SHIFTED, SIX, SIX_SHIFTED, HOSTILE}))
+
+LIBVIRT = """
+table ip libvirt_network {
+    chain guest_input { oif "lo" reject; }
+    chain forward { type filter hook forward priority filter; policy accept; counter jump guest_input; }
+}
+table inet theirs {
+    chain forward { type filter hook forward priority filter; policy drop; }
+}
+"""
+
+
+@pytest.fixture
+def backend(runner: SystemRunner) -> NftablesBackend:
+    return NftablesBackend(runner)
+
+
+def foreign(runner: SystemRunner) -> str:
+    """Everybody else's rules."""
+    tables = [line.split(" ", 1)[1] for line in runner.run("nft", "list", "tables").stdout.splitlines()]
+    others = [table for table in tables if "kvm_portfwd" not in table]
+    return "".join(runner.run("nft", "-s", "list", "table", *table.split()).stdout for table in others)
+
+
+def test_what_is_written_comes_back_equal(backend: NftablesBackend, runner: SystemRunner) -> None:
+    assert backend.apply(ALL, thorough=False).mended == ALL.forwards
+    assert not NftablesBackend(runner).apply(ALL, thorough=True).changed
+
+
+def test_nothing_is_written_when_nothing_changed(backend: NftablesBackend) -> None:
+    backend.apply(ALL, thorough=False)
+    generation = current_generation()
+    assert not backend.apply(ALL, thorough=False).changed
+    assert not backend.apply(ALL, thorough=True).changed
+    assert current_generation() == generation
+
+
+def test_a_change_is_one_commit(backend: NftablesBackend) -> None:
+    backend.apply(ALL, thorough=False)
+    generation = current_generation()
+    outcome = backend.apply(replace(ALL, forwards=ALL.forwards - {WEB, SIX}), thorough=False)
+    assert current_generation() == generation + 1
+    assert outcome.script.splitlines() == [
+        "delete element ip kvm_portfwd every_address { tcp . 80 }",
+        "delete chain ip kvm_portfwd any.tcp.80",
+        "delete element ip6 kvm_portfwd one_address { 2001:db8::7 . tcp . 443 }",
+        "delete chain ip6 kvm_portfwd on.2001_db8__7.tcp.443",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("bend", "damaged"),
+    [
+        ("flush ruleset", ALL.forwards),
+        ("delete table ip kvm_portfwd", {item for item in ALL.forwards if item.family is Family.IPV4}),
+        ("flush chain ip kvm_portfwd any.tcp.80", {WEB}),
+        ("flush chain ip kvm_portfwd prerouting", {item for item in ALL.forwards if item.family is Family.IPV4}),
+        ("insert rule ip kvm_portfwd any.tcp.80 drop", {WEB}),
+        ("delete element ip6 kvm_portfwd one_address { 2001:db8::7 . tcp . 443 }", {SIX}),
+        ("flush map ip kvm_portfwd one_address_ranges", {SHIFTED}),
+        ("add element ip kvm_portfwd every_address { tcp . 22 : jump any.tcp.80 }", set()),
+        ("add chain ip kvm_portfwd strange { type filter hook input priority 0; policy drop; }", ALL.forwards),
+    ],
+)
+def test_whatever_is_bent_is_mended(
+    backend: NftablesBackend, runner: SystemRunner, bend: str, damaged: frozenset[Forward]
+) -> None:
+    backend.apply(ALL, thorough=False)
+    before = runner.run("nft", "-s", "list", "ruleset").stdout
+    runner.run("nft", "-f", "-", stdin=bend)
+    outcome = backend.apply(ALL, thorough=False)
+    assert outcome.changed
+    if "strange" not in bend:
+        assert outcome.damaged == damaged
+    assert sorted(runner.run("nft", "-s", "list", "ruleset").stdout.splitlines()) == sorted(before.splitlines())
+    assert not backend.apply(ALL, thorough=True).changed
+
+
+def test_gates_are_opened_first_kept_first_and_closed(backend: NftablesBackend, runner: SystemRunner) -> None:
+    runner.run("nft", "-f", "-", stdin=LIBVIRT)
+    runner.run("iptables-nft", "-P", "FORWARD", "DROP")
+    runner.run("iptables-nft", "-A", "FORWARD", "-j", "DROP")
+    before = foreign(runner)
+    configured = Gate("inet", "theirs", "forward")
+    desired = replace(ALL, gates=(configured, Gate("inet", "theirs", "missing")))
+
+    opened = backend.apply(desired, thorough=False).gates
+    assert [(str(change.gate), change.restored) for change in opened] == [
+        ("ip libvirt_network forward", False),
+        ("ip filter FORWARD", False),
+        ("inet theirs forward", False),
+    ]
+    assert not backend.apply(desired, thorough=True).changed
+
+    runner.run("nft", "insert", "rule", "ip", "libvirt_network", "forward", "drop")
+    runner.run("nft", "insert", "rule", "inet", "theirs", "forward", "drop")
+    runner.run("iptables-nft", "-I", "FORWARD", "1", "-j", "DROP")
+    moved = backend.apply(desired, thorough=False).gates
+    assert {(change.restored, change.fault) for change in moved} == {(True, "another rule was ahead of it")}
+    assert len(moved) == 3
+
+    runner.run("iptables-nft", "-D", "FORWARD", "1")
+    runner.run("iptables-nft", "-D", "FORWARD", "1")
+    closed = backend.apply(replace(desired, gates=()), thorough=False)
+    assert "delete rule inet theirs forward" in closed.script
+    backend.remove()
+    runner.run("iptables-nft", "-I", "FORWARD", "-j", "DROP")
+    runner.run("iptables-nft", "-D", "FORWARD", "1")
+    after = foreign(runner)
+    assert "kvm-portfwd" not in after
+    assert [line for line in before.splitlines() if "drop" not in line] == [
+        line for line in after.splitlines() if "drop" not in line
+    ]
+
+
+def test_foreign_rules_come_through_byte_for_byte(backend: NftablesBackend, runner: SystemRunner) -> None:
+    runner.run("nft", "-f", "-", stdin=LIBVIRT)
+    runner.run("iptables-nft", "-A", "FORWARD", "-m", "comment", "--comment", "not kvm-portfwd", "-j", "DROP")
+    before = foreign(runner)
+    backend.apply(ALL, thorough=False)
+    backend.apply(replace(ALL, forwards=frozenset({WEB})), thorough=False)
+    backend.remove()
+    assert foreign(runner) == before
+
+
+def test_what_an_earlier_run_left_is_adopted_or_taken_away(backend: NftablesBackend, runner: SystemRunner) -> None:
+    backend.apply(ALL, thorough=False)
+    later = NftablesBackend(runner)
+    outcome = later.apply(replace(ALL, forwards=ALL.forwards - {WEB}), thorough=False)
+    assert outcome.mended == frozenset()
+    assert outcome.stale == {"ip kvm_portfwd any.tcp.80"}
+
+
+_links = st.sampled_from([None, "eth0", "eth1"])
+_forwards = st.builds(
+    lambda protocol, listen, first, width, shift, guest, link, sources: forward(
+        f"{protocol} {listen}:{first}-{first + width}",
+        f"192.168.122.{guest}:{first + shift}-{first + shift + width}",
+        interface=link,
+        sources=sources,
+    ),
+    st.sampled_from(["tcp", "udp", "sctp"]),
+    st.sampled_from(["*", "198.51.100.7"]),
+    st.integers(1, 40),
+    st.integers(0, 9),
+    st.sampled_from([0, 0, 100]),
+    st.integers(50, 52),
+    _links,
+    st.sampled_from([(), ("203.0.113.0/24", "203.0.113.7/32"), ("192.0.2.1/32",)]),
+)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.frozensets(_forwards, max_size=8), min_size=1, max_size=4))
+def test_any_sequence_of_states_is_reached_and_holds(
+    backend: NftablesBackend, states: list[frozenset[Forward]]
+) -> None:
+    for forwards in states:
+        desired = Desired(forwards)
+        backend.apply(desired, thorough=False)
+        assert not backend.apply(desired, thorough=True).changed

@@ -1,0 +1,99 @@
+import json
+
+import pytest
+
+from fwdaemon.config.model import Gate
+from fwdaemon.model import Family
+from fwdaemon.nftables.gates import (
+    iptables_script,
+    opening_script,
+    read_iptables,
+    read_native,
+    read_strays,
+    wanted_gates,
+)
+
+MARK = 0x02000000
+GATE = Gate("ip", "libvirt_network", "forward")
+FORWARD = Gate("ip", "filter", "FORWARD")
+OURS = "-A FORWARD -m connmark --mark 0x2000000/0x2000000 -m comment --comment kvm-portfwd -j ACCEPT"
+GOOD = [
+    {"match": {"op": "==", "left": {"&": [{"ct": {"key": "mark"}}, MARK]}, "right": MARK}},
+    {"accept": None},
+]
+JUMP = [{"jump": {"target": "guest_input"}}]
+
+
+def listing(*rules: tuple[int, str, list[object]]) -> str:
+    return json.dumps(
+        {
+            "nftables": [
+                {"metainfo": {}},
+                *(
+                    {"rule": {**_where(), "handle": handle, "comment": comment, "expr": expression}}
+                    for handle, comment, expression in rules
+                ),
+            ]
+        }
+    )
+
+
+def _where() -> dict[str, str]:
+    return {"family": GATE.family, "table": GATE.table, "chain": GATE.chain}
+
+
+@pytest.mark.parametrize(
+    ("found", "is_open"),
+    [
+        pytest.param(listing((5, "kvm-portfwd", GOOD), (6, "", JUMP)), True, id="at the head"),
+        pytest.param(listing((6, "", JUMP), (5, "kvm-portfwd", GOOD)), False, id="below another rule"),
+        pytest.param(listing((6, "", JUMP)), False, id="absent"),
+        pytest.param(listing((5, "kvm-portfwd", GOOD), (7, "kvm-portfwd", GOOD)), False, id="twice"),
+        pytest.param(listing((5, "kvm-portfwd", JUMP)), False, id="with another body"),
+        pytest.param(listing((5, "somebody else", GOOD)), False, id="somebody else's"),
+    ],
+)
+def test_a_gate_is_open_only_at_the_head(found: str, *, is_open: bool) -> None:
+    assert read_native(GATE, found, MARK).open is is_open
+
+
+def test_a_gate_is_moved_in_one_script() -> None:
+    state = read_native(GATE, listing((6, "", JUMP), (5, "kvm-portfwd", GOOD)), MARK)
+    assert state.fault == "another rule was ahead of it"
+    assert opening_script(state, MARK) == [
+        "delete rule ip libvirt_network forward handle 5",
+        'insert rule ip libvirt_network forward ct mark and 0x02000000 == 0x02000000 accept comment "kvm-portfwd"',
+    ]
+
+
+@pytest.mark.parametrize(
+    ("found", "is_open"),
+    [
+        pytest.param(f"-P FORWARD DROP\n{OURS}\n-A FORWARD -j DROP\n", True, id="at the head"),
+        pytest.param(f"-P FORWARD ACCEPT\n-A FORWARD -j LIBVIRT_FWX\n{OURS}\n", False, id="below another rule"),
+        pytest.param("-P FORWARD ACCEPT\n", False, id="absent"),
+        pytest.param(OURS.replace("0x2000000", "0x1") + "\n", False, id="with another mark"),
+    ],
+)
+def test_the_gate_of_iptables_is_open_only_at_the_head(found: str, *, is_open: bool) -> None:
+    assert read_iptables(FORWARD, found, MARK).open is is_open
+
+
+def test_the_gate_of_iptables_is_moved_in_one_restore() -> None:
+    state = read_iptables(FORWARD, f"-A FORWARD -j DROP\n{OURS}\n", MARK)
+    rule = OURS.removeprefix("-A FORWARD ")
+    assert iptables_script(state, MARK) == f"*filter\n-D FORWARD {rule}\n-I FORWARD 1 {rule}\nCOMMIT\n"
+    assert iptables_script(state, None) == f"*filter\n-D FORWARD {rule}\nCOMMIT\n"
+
+
+def test_a_rule_of_ours_where_none_is_wanted_is_found() -> None:
+    found = listing((5, "kvm-portfwd", GOOD), (6, "", JUMP))
+    assert [(state.gate, state.ours) for state in read_strays(found, ())] == [(GATE, ("handle 5",))]
+    assert read_strays(found, (GATE,)) == ()
+
+
+def test_gates_are_wanted_only_where_a_family_has_forwards() -> None:
+    ours = Gate("inet", "filter", "forward")
+    other = Gate("ip6", "filter", "forward")
+    assert wanted_gates([], (ours,)) == ()
+    assert wanted_gates([Family.IPV4], (ours, other)) == (GATE, FORWARD, ours)
