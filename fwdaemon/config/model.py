@@ -66,8 +66,8 @@ class DaemonSettings:
 class PortMapping:
     """One element of `ports`, for one protocol: `tcp+udp` becomes two of these.
 
-    `host` and `guest` have the same width and are mapped one to one, in order. `listen` is the address written inside the
-    port string itself, if one is.
+    `host` and `guest` have the same width and are mapped one to one, in order. `listen` is the address written inside
+    the port string itself, if one is.
     """
 
     host: PortRange

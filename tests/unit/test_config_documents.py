@@ -1,0 +1,51 @@
+"""What is told of whole files: those that are not TOML, strange tables, drop-ins, several files at once."""
+
+import pytest
+
+from tests.unit.test_config_support import forward, problems_of
+
+
+@pytest.mark.parametrize(
+    ("text", "problems"),
+    [
+        ("a = ", ["1: is not valid TOML: Invalid value at the end of the file; mend the last lines"]),
+        ("\na = ?\n", ["2: is not valid TOML: Invalid value at column 5; mend the line's syntax"]),
+        ("\ufeff", ["1: starts with a byte order mark; save the file as UTF-8 without one"]),
+        (b"\n\xff", ["2: is not UTF-8 text; save the file as UTF-8"]),
+        ("\nx = " + "9" * 5000, ["2: has a number with too many digits; write a shorter one"]),
+        ("x = " + "[" * 5000, ["1: nests brackets too deeply; write plain arrays of strings"]),
+        ("[foward]", ['1: unknown table "foward"; did you mean "forward"?']),
+        ("domain = 1", ['1: unknown key "domain"; write one of daemon, forward']),
+        ("[forward]", ["1: forward: must be entries, not a table; write [[forward]] in double brackets"]),
+        ("forward = [1]", ["1: forward 1: must be a table, not 1; write its keys on lines of their own"]),
+        ("daemon = 1", ["1: daemon: must be a table, not 1; write its keys on lines of their own"]),
+        (
+            "[[nat]]\n[[route]]\n[control]\n[metrics]",
+            [
+                "1: [[nat]] is not supported by this version; remove it",
+                "2: [[route]] is not supported by this version; remove it",
+                "3: [control] is not supported by this version; remove it",
+                "4: [metrics] is not supported by this version; remove it",
+            ],
+        ),
+    ],
+)
+def test_documents_refused(text: str | bytes, problems: list[str]) -> None:
+    assert problems_of(text) == [f"portfwd.toml:{problem}" for problem in problems]
+
+
+def test_everything_at_once_in_the_order_of_file_and_line() -> None:
+    broken = 'x = "'
+    assert [text.split(": ")[0] for text in problems_of(forward("x = 1"), "[daemon]\n[y]", broken, "[[x]]")] == [
+        "portfwd.toml:4",
+        "a.toml:1",
+        "a.toml:2",
+        "b.toml:1",
+        "c.toml:1",
+    ]
+
+
+def test_a_drop_in_has_entries_only() -> None:
+    assert problems_of("", forward() + "[daemon]") == [
+        "a.toml:5: [daemon] does not belong in a drop-in file; move its keys to the main file"
+    ]

@@ -1,0 +1,122 @@
+"""The JSON schema for editors agrees with the parser wherever a schema can say it."""
+
+import json
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+import tomli
+from jsonschema import Draft202012Validator
+
+import fwdaemon.config
+from fwdaemon.config import daemon, forward
+from fwdaemon.config.model import DaemonSettings
+from tests.unit.test_config_support import forward as entry
+from tests.unit.test_config_support import problems_of
+
+SCHEMA: Final[dict[str, Any]] = json.loads((Path(fwdaemon.config.__file__).parent / "schema.json").read_text())
+VALIDATOR: Final = Draft202012Validator(SCHEMA)
+DEFAULT: Final = Path(__file__).parents[2] / "etc" / "portfwd.toml"
+
+
+def test_is_a_schema() -> None:
+    Draft202012Validator.check_schema(SCHEMA)
+
+
+def test_the_default_file_is_valid_and_holds_the_defaults() -> None:
+    values = tomli.loads(DEFAULT.read_text())
+    VALIDATOR.validate(values)
+    described = SCHEMA["$defs"]["daemon"]["properties"]
+    assert {key: item["default"] for key, item in described.items()} == values["daemon"]
+    assert values["daemon"]["mark"] == DaemonSettings().mark
+
+
+def test_knows_the_same_keys_and_describes_each() -> None:
+    for name, keys in (("daemon", daemon.KEYS), ("forward", forward.KEYS)):
+        described = SCHEMA["$defs"][name]["properties"]
+        assert sorted(described) == sorted(keys)
+        assert all(item["description"] for item in described.values())
+
+
+ACCEPTED: Final = (
+    "",
+    '[daemon]\nlibvirt = "lxc:///"\nresync = "5m"\nmark = 1\ngates = ["inet filter forward"]',
+    '[daemon]\nbackend = "nftables"\non_stop = "remove"\nip_forward = false\nlocalhost = false',
+    '[[forward]]\ndomain = "web1"\nports = ["80", "443", "2222:22", "5353:53/udp", "198.51.100.7:8443:443"]',
+    entry(
+        'listen = ["198.51.100.7", "2001:db8::1"]\ninterface = "eth0"\nsources = ["203.0.113.0/24", "2001:db8::/32"]',
+        ports='["27015-27030/udp", "30000-30099:40000-40099", "53:53/tcp+udp", "7/sctp"]',
+    ),
+    entry('address = "192.168.122.50"\nnetwork = "default"', ports='["[2001:db8::1]:1"]').replace(
+        "192.168.122.50", "2001:db8::50"
+    ),
+    entry('mac = "52-54-00-AB-CD-EF"\nsources = "192.0.2.1"'),
+)
+
+REFUSED_BY_BOTH: Final = (
+    "x = 1",
+    "[[nat]]",
+    "[metrics]",
+    "[forward]",
+    "[[forward]]",
+    '[[forward]]\ndomain = "a"',
+    '[[forward]]\nports = ["80"]',
+    '[[forward]]\ndomain = ""\nports = ["80"]',
+    "[daemon]\nx = 1",
+    "[daemon]\nlocalhost = true",
+    '[daemon]\nbackend = "iptables"',
+    "[daemon]\nmark = 3",
+    "[daemon]\nmark = 0",
+    "[daemon]\nmark = 4294967296",
+    '[daemon]\nmark = "1"',
+    "[daemon]\nmark = true",
+    "[daemon]\nresync = 30",
+    '[daemon]\nresync = "1h30m"',
+    "[daemon]\nlibvirt = []",
+    '[daemon]\nlibvirt = ["qemu+ssh:///system"]',
+    '[daemon]\nlibvirt = ["qemu://host/system"]',
+    '[daemon]\nlibvirt = ["qemu:///system", "qemu:///system"]',
+    '[daemon]\ngates = ["bridge a b"]',
+    '[daemon]\ngates = ["ip kvm_portfwd a"]',
+    '[daemon]\ngates = "ip a b"',
+    "[daemon]\nip_forward = 1",
+    entry(ports='"80"'),
+    entry(ports="[80]"),
+    entry(ports="[]"),
+    *(entry(ports=f'["{port}"]') for port in ("", "80:", ":80", "+80", "080", "0", "80/TCP", "80/tcp,udp", "80-")),
+    *(entry(ports=f'["{port}"]') for port in ("٨٠", "[2001:db8::1:80", "2001:db8::1:80", "100000", "80 ", "80/icmp")),
+    entry("listen = []"),
+    entry('listen = "eth0"'),
+    entry('listen = "fe80::1%eth0"'),
+    entry("sources = []"),
+    entry('sources = "192.0.2.0/255.255.255.0"'),
+    entry('address = "web1"'),
+    entry('mac = "52:54"'),
+    entry('mac = "52:54:00:12:34:56"\nnetwork = "a"'),
+    *(entry(f"interface = '{name}'") for name in ("", "eth*", "eth+", "a b", "a/b", "..", 'e"', "e\\", "a" * 16, "-i")),
+)
+
+REFUSED_BY_THE_PARSER_ALONE: Final = (
+    entry(ports='["443-80"]'),
+    entry(ports='["80-90:1-2"]'),
+    entry(ports='["65536"]'),
+    entry(ports='["80", "80"]'),
+    entry('listen = "0.0.0.0"'),
+    entry('sources = "192.0.2.1/24"'),
+    entry('listen = "198.51.100.7"\naddress = "2001:db8::1"'),
+    entry('listen = "198.51.100.7"', ports='["198.51.100.8:80"]'),
+    '[daemon]\nresync = "500ms"',
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "parser_accepts", "schema_accepts"),
+    [
+        *((text, True, True) for text in ACCEPTED),
+        *((text, False, False) for text in REFUSED_BY_BOTH),
+        *((text, False, True) for text in REFUSED_BY_THE_PARSER_ALONE),
+    ],
+)
+def test_verdicts(text: str, parser_accepts: bool, schema_accepts: bool) -> None:  # noqa: FBT001 - a table's columns
+    assert (not problems_of(text)) is parser_accepts
+    assert VALIDATOR.is_valid(tomli.loads(text)) is schema_accepts
