@@ -1,0 +1,173 @@
+"""What the lab downloads once and keeps in a cache: a Debian of the other release, and a kernel for QEMU guests.
+
+An image is built in a temporary directory and renamed when it is whole, so an interrupted build never counts. Its name
+holds a hash of what went into it; a changed package list makes a new image. Everything comes from the mirror the
+machine's own apt uses.
+"""
+
+import fcntl
+import hashlib
+import lzma
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tests.lab.command import LabError, run
+from tests.lab.release import Release, own_release
+
+CACHE = Path(os.environ.get("KVM_PORTFWD_LAB_CACHE", "/var/cache/kvm-portfwd-lab"))
+_DEFAULT_MIRROR = "http://deb.debian.org/debian"
+_CERTIFICATES = Path("etc/ssl/certs/ca-certificates.crt")
+_KERNEL_PACKAGE = "linux-image-cloud-amd64"
+
+_PACKAGE_LIST = Path(__file__).with_name("packages.txt")
+# The daemon's libraries as Debian ships them: the oldest versions it supports are tested through these.
+PYTHON_PACKAGES = (
+    "python3",
+    "python3-iptables",
+    "python3-libvirt",
+    "python3-pyroute2",
+    "python3-systemd",
+    "python3-tomli",
+    "python3-watchdog",
+)
+
+
+def host_packages() -> list[str]:
+    """What a lab host needs from Debian."""
+    lines = _PACKAGE_LIST.read_text(encoding="utf-8").splitlines()
+    return [line for line in lines if not line.startswith("#")]
+
+
+def release_root(release: Release) -> Path:
+    """The root directory of `release` with everything installed; the machine's own root if it runs that release."""
+    if release is own_release():
+        return Path("/")
+    packages = (*host_packages(), *PYTHON_PACKAGES)
+    return _cached(f"{release.directory}-{_key(*packages)}", lambda target: _build_root(target, release, packages))
+
+
+def guest_kernel() -> Path:
+    """A directory with `vmlinuz` and the uncompressed modules of Debian's cloud kernel."""
+    versioned = _kernel_package()
+    return _cached(f"kernel-{_key(versioned)}", lambda target: _build_kernel(target, versioned))
+
+
+def _key(*parts: str) -> str:
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
+
+
+def _cached(name: str, build: Callable[[Path], None]) -> Path:
+    final = CACHE / name
+    if final.is_dir():
+        return final
+    with _lock(name):
+        if not final.is_dir():
+            partial = CACHE / f"{name}.partial"
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+            build(partial)
+            partial.rename(final)
+    return final
+
+
+@contextmanager
+def _lock(name: str) -> Iterator[None]:
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with (CACHE / f"{name}.lock").open("w", encoding="utf-8") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def mirror() -> str:
+    """The http mirror of the machine's own apt; Debian's usual one if apt uses none debootstrap understands."""
+    listed = run(["apt-get", "indextargets", "--format", "$(REPO_URI) $(RELEASE)", "Created-By: Packages"]).stdout
+    for line in listed.splitlines():
+        uri, _, release = line.partition(" ")
+        if release == own_release() and uri.startswith(("http://", "https://")):
+            return uri.rstrip("/")
+    return _DEFAULT_MIRROR
+
+
+def _build_root(target: Path, release: Release, packages: tuple[str, ...]) -> None:
+    # In a mount namespace of its own, so that nothing stays mounted below `target` whatever happens.
+    # --include of the rest fails: debootstrap cannot order libvirt's post-installation scripts.
+    base = ["--variant=minbase", "--include=ca-certificates", release, str(target), mirror()]
+    run(["unshare", "-m", "-p", "-f", "--kill-child", "debootstrap", *base], timeout=1200)
+    shutil.copy(Path("/") / _CERTIFICATES, target / _CERTIFICATES)
+    with _apt_settings(target):
+        _apt(target, "update")
+        _apt(target, "install", "--yes", "--no-install-recommends", *packages)
+        _apt(target, "clean")
+
+
+@contextmanager
+def _apt_settings(target: Path) -> Iterator[None]:
+    """Lend the chroot the machine's proxy settings while it installs, and no service starts in it."""
+    policy = target / "usr/sbin/policy-rc.d"
+    policy.write_text("#!/bin/sh\nexit 101\n", encoding="utf-8")
+    policy.chmod(0o755)
+    shutil.copy("/etc/resolv.conf", target / "etc/resolv.conf")
+    settings = target / "etc/apt/apt.conf.d/99lab"
+    dump = run(["apt-config", "dump"]).stdout.splitlines()
+    wanted = ("Acquire::http::Proxy ", "Acquire::https::Proxy ")
+    settings.touch(mode=0o600)
+    settings.write_text("\n".join(line for line in dump if line.startswith(wanted)) + "\n", encoding="utf-8")
+    yield
+    settings.unlink()
+    policy.unlink()
+
+
+def _apt(target: Path, *words: str) -> None:
+    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive", "LC_ALL": "C"}
+    script = 'mount -t proc proc "$1/proc" && root=$1 && shift && exec chroot "$root" apt-get -q "$@"'
+    namespaces = ["unshare", "-m", "-p", "-f", "--kill-child"]
+    run([*namespaces, "sh", "-c", script, "sh", target, *words], timeout=1200, env=environment)
+
+
+def _kernel_package() -> str:
+    depends = run(["apt-cache", "depends", "--no-recommends", "--no-suggests", _KERNEL_PACKAGE]).stdout
+    for line in depends.splitlines():
+        if (name := line.partition("Depends:")[2].strip()).startswith("linux-image-"):
+            return name
+    raise LabError(f"apt knows no {_KERNEL_PACKAGE}; run apt-get update")
+
+
+def _build_kernel(target: Path, package: str) -> None:
+    # Only this one user may read root's directories, so apt must not drop to its own user for the download.
+    apt_get = ["apt-get", "-q", "-o", "APT::Sandbox::User=root"]
+    run(["env", "-C", target, *apt_get, "download", package], timeout=600)
+    (archive,) = target.glob("*.deb")
+    unpacked = target / "unpacked"
+    run(["dpkg", "-x", archive, unpacked], timeout=300)
+    (image,) = (unpacked / "boot").glob("vmlinuz-*")
+    image.rename(target / "vmlinuz")
+    for module in unpacked.glob("**/modules/*/kernel/**/*.ko*"):
+        _keep_module(module, target)
+    shutil.rmtree(unpacked)
+    archive.unlink()
+
+
+def _keep_module(module: Path, target: Path) -> None:
+    """Keep one module of the list QEMU guests load; newer releases compress them, which busybox cannot read."""
+    name = module.name.partition(".")[0]
+    if name not in MODULES:
+        return
+    content = module.read_bytes()
+    plain = lzma.decompress(content) if module.suffix == ".xz" else content
+    (target / f"{name}.ko").write_bytes(plain)
+
+
+# In the order in which a guest loads them.
+MODULES = (
+    "virtio_ring",
+    "virtio",
+    "virtio_pci_modern_dev",
+    "virtio_pci_legacy_dev",
+    "virtio_pci",
+    "failover",
+    "net_failover",
+    "virtio_net",
+)

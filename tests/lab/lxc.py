@@ -1,0 +1,114 @@
+"""LXC guests: real domains that start in a tenth of a second. A page on ports 80, 443 and 8080 says who asked."""
+
+import xml.etree.ElementTree as ET
+from pathlib import Path
+from typing import ClassVar, Self
+
+import libvirt
+
+from tests.lab.command import Completed, LabError
+from tests.lab.domain import Guest
+from tests.lab.host import SOURCE
+from tests.lab.place import Place, Process, child_of, wait_until
+
+_ROOT = "/var/lib/lab-guest"
+_MEMORY_MIB = 64
+
+
+class LxcGuest(Guest):
+    """A domain of the LXC driver; all of them share one read-only root directory."""
+
+    driver: ClassVar[str] = "lxc"
+
+    def _xml(self) -> ET.Element:
+        domain, devices = self._element("lxc", _MEMORY_MIB)
+        system = ET.SubElement(domain, "os")
+        ET.SubElement(system, "type").text = "exe"
+        ET.SubElement(system, "init").text = "/init"
+        ET.SubElement(system, "initenv", name="GUEST_NAME").text = self.name
+        ET.SubElement(system, "initenv", name="GUEST_LINKS").text = " ".join(link.word for link in self.links)
+        root = ET.SubElement(devices, "filesystem", type="mount", accessmode="passthrough")
+        ET.SubElement(root, "source", dir=_ROOT)
+        ET.SubElement(root, "target", dir="/")
+        ET.SubElement(root, "readonly")
+        ET.SubElement(devices, "console", type="pty")
+        return domain
+
+    def define(self) -> Self:
+        """Make it known to libvirt; the first guest of a host builds the root directory."""
+        self.host.run("sh", "-c", 'test -x "$2/init" || sh "$1" "$2"', "sh", f"{SOURCE}/tests/lab/guest/build", _ROOT)
+        super().define()
+        return self
+
+    def start(self) -> Self:
+        """Start it, and wait until its page can be had."""
+        super().start()
+        self.wait_up()
+        return self
+
+    def wait_up(self) -> None:
+        """Wait until its init has started the web servers, as it does last."""
+        wait_until(self._serves, f"{self.name} is up")
+
+    def _serves(self) -> bool:
+        try:
+            return self.place.fetch("http://127.0.0.1:8080/").answered
+        except (OSError, LabError):
+            return False
+
+    def reboot(self) -> None:
+        """Reboot it from inside, as libvirt asks it to, and wait until the new init is up."""
+        before = self.init_pid
+        wait_until(self._asked_to_reboot, f"libvirt knows the init of {self.name}")
+        wait_until(lambda: self._init_pid() not in (None, before), f"{self.name} reboots")
+        self.wait_up()
+
+    def _asked_to_reboot(self) -> bool:
+        try:
+            with self.domain() as domain:
+                domain.reboot(libvirt.VIR_DOMAIN_REBOOT_SIGNAL)
+        except libvirt.libvirtError as error:
+            # The guest may be up before its controller has told libvirtd of its init.
+            if error.get_error_code() == libvirt.VIR_ERR_OPERATION_INVALID:
+                return False
+            raise
+        return True
+
+    def crash(self) -> None:
+        """Kill its PID 1, so that it ends without libvirt having asked."""
+        self.host.run("kill", "-KILL", str(self.init_pid))
+        wait_until(lambda: not self.running, f"{self.name} is gone")
+
+    @property
+    def init_pid(self) -> int:
+        """Its PID 1, by the host's numbers."""
+        pid = self._init_pid()
+        if pid is None:
+            raise LabError(f"{self.name} does not run")
+        return pid
+
+    def _init_pid(self) -> int | None:
+        with self.domain() as domain:
+            controller = domain.ID()
+        return None if controller < 0 else child_of(controller, Path(f"/proc/{self.host.init}/root/proc"))
+
+    @property
+    def place(self) -> Place:
+        """The guest's network, for programs of the host and for probes; another one after each start."""
+        return self.host.guest_place(self.init_pid)
+
+    def run(self, *argv: str, check: bool = True, timeout: float = 60) -> Completed:
+        """Run a program of the host in the guest's network."""
+        return self.place.run(argv, check=check, timeout=timeout)
+
+    def serve_tcp(self, port: int) -> Process:
+        """Answer with a line, then echo. Servers end with the guest, and start only when asked to again."""
+        return self.place.serve(self.name, "tcp", port)
+
+    def serve_udp(self, port: int) -> Process:
+        """Answer each datagram."""
+        return self.place.serve(self.name, "udp", port)
+
+    def serve_sctp(self, port: int) -> Process:
+        """Answer each INIT."""
+        return self.place.serve(self.name, "sctp", port)

@@ -1,0 +1,42 @@
+"""Telling this project's rules from everybody else's, in text the system's own programs print."""
+
+import re
+from collections.abc import Iterable
+
+_OWN_TABLES = re.compile(r"^table (?:ip|ip6) kvm_portfwd \{$")
+_GATE = 'comment "kvm-portfwd"'
+_LEGACY_COUNTERS = re.compile(r"\[\d+:\d+\]")
+
+
+def _split_nft(listing: str) -> tuple[list[str], list[str]]:
+    ours: list[str] = []
+    foreign: list[str] = []
+    inside = False
+    for line in listing.splitlines():
+        inside = inside or bool(_OWN_TABLES.match(line))
+        (ours if inside or _GATE in line else foreign).append(line)
+        inside = inside and line != "}"
+    return ours, foreign
+
+
+def _is_legacy_ours(line: str) -> bool:
+    return "KVMPF_" in line or "kvm-portfwd" in line
+
+
+def _legacy_lines(save: str) -> Iterable[str]:
+    # The comments carry the time of day.
+    return (_LEGACY_COUNTERS.sub("[0:0]", line) for line in save.splitlines() if not line.startswith("#"))
+
+
+def foreign_rules(nft: str, legacy: str) -> str:
+    """Everybody else's rules, for comparison byte for byte."""
+    _, foreign = _split_nft(nft)
+    return "\n".join([*foreign, *(line for line in _legacy_lines(legacy) if not _is_legacy_ours(line))])
+
+
+def own_rules(nft: str, legacy: str) -> str:
+    """What this project left in the kernel; empty when it left nothing."""
+    ours, _ = _split_nft(nft)
+    # iptables-nft writes its comments into nft rules as well, so a KVMPF_ chain there is ours too.
+    stray = [line for line in nft.splitlines() if "KVMPF_" in line]
+    return "\n".join([*ours, *stray, *(line for line in _legacy_lines(legacy) if _is_legacy_ours(line))])

@@ -1,0 +1,1 @@
+"""Tests on lab hosts: real libvirt, real kernel, real packets."""

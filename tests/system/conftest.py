@@ -1,0 +1,143 @@
+"""A scene most behaviour plays in: two libvirt networks, two guests on one and one on the other, all dual stack."""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+
+import pytest
+
+from tests.conftest import StartDaemon
+from tests.lab.daemon import Daemon
+from tests.lab.domain import Link
+from tests.lab.host import PUBLIC4, Host
+from tests.lab.lxc import LxcGuest
+from tests.lab.place import wait_until
+from tests.lab.probe import Answer, Prober
+
+
+class Conversation:
+    """A TCP connection through a forward that stays open; the server echoes."""
+
+    def __init__(self, client: Prober, address: str, port: int) -> None:
+        self._socket = client.connect(address, port, timeout=5)
+        self._stream = self._socket.makefile("rwb")
+        self.greeting = self._stream.readline().decode().strip()
+
+    def goes_on(self) -> bool:
+        """Whether what is said now comes back."""
+        said = f"{time.monotonic()}\n".encode()
+        try:
+            self._stream.write(said)
+            self._stream.flush()
+            return self._stream.readline() == said
+        except OSError:
+            return False
+
+    def close(self) -> None:
+        """Hang up."""
+        with contextlib.suppress(OSError):
+            self._stream.close()
+        self._socket.close()
+
+
+HEAD = '[daemon]\nlibvirt = ["lxc:///system"]\n'
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """`web` and `neighbour` are on network default, `far` is on another; their addresses are configured, not leased."""
+
+    host: Host
+    web: LxcGuest
+    neighbour: LxcGuest
+    far: LxcGuest
+    start: StartDaemon
+    conversations: list[Conversation] = field(default_factory=list)
+
+    def daemon(self, entries: str, head: str = HEAD) -> Daemon:
+        """Start the daemon on these entries, in which WEB4, NEIGHBOUR6 and so on stand for addresses."""
+        return self.start(head + filled(entries))
+
+    def converse(self, port: int, address: str = PUBLIC4) -> Conversation:
+        """Open a connection from outside, once that can be done; it is closed at the end."""
+        wait_until(lambda: self.host.outside.tcp(address, port).answered, f"port {port} answers")
+        self.conversations.append(Conversation(self.host.outside, address, port))
+        return self.conversations[-1]
+
+    def refused(self, probe: Callable[[], Answer], what: str = "the port is closed") -> None:
+        """Wait until a probe has no answer any more."""
+        wait_until(lambda: not probe().answered, what)
+
+    def answers(self, probe: Callable[[], Answer], text: str) -> None:
+        """Wait until a probe has this answer."""
+        wait_until(lambda: probe().text == text, f"the answer {text!r}, not {probe()}")
+
+
+WEB4, NEIGHBOUR4, FAR4 = "192.168.122.10", "192.168.122.11", "192.168.123.10"
+WEB6, NEIGHBOUR6, FAR6 = "2001:db8:122::10", "2001:db8:122::11", "2001:db8:123::10"
+_ADDRESSES = {
+    "WEB4": WEB4,
+    "WEB6": WEB6,
+    "NEIGHBOUR4": NEIGHBOUR4,
+    "NEIGHBOUR6": NEIGHBOUR6,
+    "FAR4": FAR4,
+    "FAR6": FAR6,
+}
+
+
+def filled(text: str) -> str:
+    """Write the guests' addresses into a configuration."""
+    for name, address in _ADDRESSES.items():
+        text = text.replace(name, address)
+    return text
+
+
+def entry(domain: str, ports: str, address: str, more: str = "") -> str:
+    """One `[[forward]]`; `ports` are separated by spaces."""
+    listed = ", ".join(f'"{port}"' for port in ports.split())
+    return f'[[forward]]\ndomain = "{domain}"\naddress = "{address}"\nports = [{listed}]\n{more}\n'
+
+
+@contextmanager
+def _built(host: Host) -> Iterator[tuple[LxcGuest, LxcGuest, LxcGuest]]:
+    with ExitStack() as at_end:
+        for name, third in (("default", 122), ("other", 123)):
+            host.libvirt.define_network(name, f"192.168.{third}.0/24", f"2001:db8:{third}::/64")
+            at_end.callback(host.libvirt.remove_network, name)
+        web = LxcGuest(host, "web", Link("default", (f"{WEB4}/24", f"{WEB6}/64")))
+        neighbour = LxcGuest(host, "neighbour", Link("default", (f"{NEIGHBOUR4}/24", f"{NEIGHBOUR6}/64")))
+        far = LxcGuest(host, "far", Link("other", (f"{FAR4}/24", f"{FAR6}/64")))
+        for guest in (web, neighbour, far):
+            at_end.callback(guest.remove)
+            guest.start()
+        yield web, neighbour, far
+
+
+@pytest.fixture(scope="module")
+def module_guests(module_host: Host) -> Iterator[tuple[LxcGuest, LxcGuest, LxcGuest]]:
+    """Guests for a whole module; tests take `shared_scene`."""
+    with _built(module_host) as guests:
+        yield guests
+
+
+@pytest.fixture
+def shared_scene(
+    module_guests: tuple[LxcGuest, LxcGuest, LxcGuest], host: Host, daemon: StartDaemon
+) -> Iterator[Scene]:
+    """The scene for tests that leave networks and guests as they are."""
+    yield from _playing(Scene(host, *module_guests, daemon))
+
+
+def _playing(scene: Scene) -> Iterator[Scene]:
+    yield scene
+    for conversation in scene.conversations:
+        conversation.close()
+
+
+@pytest.fixture
+def scene(host: Host, daemon: StartDaemon) -> Iterator[Scene]:
+    """The scene for tests that change networks or guests."""
+    with _built(host) as guests:
+        yield from _playing(Scene(host, *guests, daemon))
