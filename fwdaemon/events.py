@@ -1,0 +1,146 @@
+"""All that says "look again", and the inventory one finds by looking.
+
+Sources: libvirt's events, the kernel's links, addresses and neighbours, the DHCP servers' files, guest agents. None of
+them carries a fact: whoever is told to look again asks for a fresh inventory. Changes of firewall rules, signals and
+timers are not here.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+from fwdaemon.agents import AgentRounds
+from fwdaemon.errors import LibvirtUnavailableError
+from fwdaemon.host import observe_host
+from fwdaemon.hypervisor.agent import AgentConnection
+from fwdaemon.hypervisor.connection import LibvirtConnection
+from fwdaemon.hypervisor.event_loop import EventLoop
+from fwdaemon.inventory import Inventory
+from fwdaemon.lease_watch import DNSMASQ_DIRECTORY, LeaseWatch
+from fwdaemon.libvirt_link import Connect, ConnectionState, LibvirtLink
+from fwdaemon.netlink_watch import NetlinkWatch
+from fwdaemon.observation import LibvirtObservation, Neighbour
+from fwdaemon.snapshot import AgentAnswers, devices_without_bridge, guest_macs, merge, remembered, wants_agent
+from fwdaemon.worker import Worker
+
+__all__ = ["ConnectionState", "InventoryKeeper", "take_inventory"]
+
+_CLOSE_S: Final = 2.0
+_ONCE_S: Final = 10.0
+
+
+class InventoryKeeper:
+    """Watches the sources and takes inventories. `look_again` is called with a reason, on the asyncio loop's thread.
+
+    `connect` and `leases` are for tests: how a connection is made, and where the DHCP servers' files are.
+    """
+
+    def __init__(
+        self,
+        uris: Sequence[str],
+        look_again: Callable[[str], None],
+        *,
+        connect: Connect = LibvirtConnection,
+        leases: Path = DNSMASQ_DIRECTORY,
+    ) -> None:
+        self._event_loop = EventLoop()
+        self._links = tuple(LibvirtLink(uri, connect, look_again) for uri in uris)
+        self._agents = tuple(AgentRounds(uri, AgentConnection(uri), look_again) for uri in uris)
+        self._netlink = NetlinkWatch(look_again)
+        self._leases = LeaseWatch(look_again, leases)
+        self._kernel = Worker("kernel observer")
+        self._neighbours: tuple[Neighbour, ...] = ()
+
+    async def start(self) -> None:
+        """Begin to watch; connections are opened in the background.
+
+        Raises:
+            KernelError: the kernel does not let us watch links and addresses.
+
+        """
+        self._netlink.start()
+        self._leases.start()
+        self._event_loop.start()
+        for link in self._links:
+            link.start()
+
+    async def refresh(self) -> Inventory | None:
+        """Take a fresh inventory; `None` until every URI has answered once.
+
+        A URI that does not answer now is represented by what it said last. Takes 5 s at most for that, and only once
+        for each time libvirt freezes. Call it again only after it returned.
+
+        Raises:
+            KernelError: the kernel did not tell its addresses.
+
+        """
+        answers = await asyncio.gather(*(link.observe() for link in self._links))
+        observations = [answer for answer in answers if answer is not None]
+        if len(observations) < len(self._links):
+            return None
+        self._netlink.watch_macs(guest_macs(observations))
+        for agents, observation in zip(self._agents, observations, strict=True):
+            agents.update(observation.domains)
+        said = {uuid: claims for agents in self._agents for uuid, claims in agents.answers().items()}
+        inventory = await self._kernel.submit(partial(self._with_kernel, observations, said))
+        for agents, observation in zip(self._agents, observations, strict=True):
+            agents.want(wants_agent(inventory, observation))
+        return inventory
+
+    def connections(self) -> tuple[ConnectionState, ...]:
+        """Tell how each connection is, in the order of the URIs."""
+        return tuple(link.state for link in self._links)
+
+    async def close(self) -> None:
+        """Stop watching and close everything, also after a `start` that failed."""
+        self._netlink.close()
+        self._leases.close()
+        await asyncio.gather(*(agents.close() for agents in self._agents), *(link.close() for link in self._links))
+        await self._kernel.close(_CLOSE_S)
+        self._event_loop.stop()
+
+    def _with_kernel(self, observations: Sequence[LibvirtObservation], said: AgentAnswers) -> Inventory:
+        """Add what the kernel knows; on the kernel's worker, as it takes a while with many guests."""
+        host = observe_host(devices_without_bridge(observations))
+        self._neighbours = remembered(self._neighbours, host.neighbours, guest_macs(observations))
+        return merge(observations, replace(host, neighbours=self._neighbours), said)
+
+
+async def take_inventory(uris: Sequence[str]) -> Inventory:
+    """Take one inventory, for who looks only once. Guest agents, who may take long, are not asked.
+
+    Raises:
+        LibvirtUnavailableError: one of the URIs did not answer.
+        KernelError: the kernel did not tell its addresses.
+
+    """
+    event_loop, worker = EventLoop(), Worker("inventory")
+    event_loop.start()
+    try:
+        return await asyncio.wait_for(worker.submit(partial(_look_once, uris)), _ONCE_S)
+    except TimeoutError as error:
+        raise LibvirtUnavailableError(f"libvirt did not answer within {_ONCE_S:.0f} s") from error
+    finally:
+        await worker.close(_CLOSE_S)
+        event_loop.stop()
+
+
+def _look_once(uris: Sequence[str]) -> Inventory:
+    observations = [_observe_once(uri) for uri in uris]
+    return merge(observations, observe_host(devices_without_bridge(observations)), {})
+
+
+def _observe_once(uri: str) -> LibvirtObservation:
+    connection = LibvirtConnection(uri, _ignore, _ignore)
+    connection.open()
+    try:
+        return connection.observe()
+    finally:
+        connection.close()
+
+
+def _ignore(_reason: str) -> None:
+    """Take no notice: who looks once need not look again."""

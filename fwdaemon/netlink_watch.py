@@ -1,0 +1,197 @@
+"""Listens to the kernel: links, host addresses and neighbours that came, went or changed.
+
+Only says that it is worth looking again; the facts are read by `fwdaemon.host`. Most of what the kernel sends here is
+no news (a neighbour that goes from reachable to stale, an IPv6 address whose lifetime was renewed, what a bridge
+learns), so each message is compared with the last one on the same thing.
+
+Messages are taken apart here and not by pyroute2: we need two attributes each of three fixed structures (rtnetlink(7)),
+and decoding the whole of a link costs a hundred times as much.
+"""
+
+import asyncio
+import errno
+import logging
+import socket
+import struct
+from collections.abc import Callable, Iterator
+from collections.abc import Set as AbstractSet
+from ipaddress import ip_address
+from typing import Final
+
+from fwdaemon.errors import KernelError
+from fwdaemon.host import USABLE_NEIGHBOUR_STATES
+from fwdaemon.naming import shown
+
+_log = logging.getLogger(__name__)
+
+_GROUPS: Final = 0x1 | 0x4 | 0x10 | 0x100  # RTMGRP_LINK, _NEIGH, _IPV4_IFADDR, _IPV6_IFADDR
+_DATAGRAM_SIZE: Final = 65536
+
+_HEADER: Final = struct.Struct("=IHHII")  # nlmsghdr: length, type, flags, sequence, port
+_ATTRIBUTE: Final = struct.Struct("=HH")  # rtattr: length, type
+_LINK: Final = struct.Struct("=BxHiII")  # ifinfomsg: family, type, index, flags, change
+_ADDRESS: Final = struct.Struct("=BBBBI")  # ifaddrmsg: family, prefix length, flags, scope, index
+_NEIGHBOUR: Final = struct.Struct("=BxxxiHBB")  # ndmsg: family, index, state, flags, type
+
+_LINK_CAME, _LINK_WENT = 16, 17  # RTM_NEWLINK, RTM_DELLINK
+_ADDRESS_CAME, _ADDRESS_WENT = 20, 21
+_NEIGHBOUR_CAME, _NEIGHBOUR_WENT = 28, 29
+_IFLA_IFNAME, _IFLA_MASTER = 3, 10
+_IFA_ADDRESS, _IFA_LOCAL = 1, 2
+_NDA_DST, _NDA_LLADDR = 1, 2
+
+_SCOPE_LINK: Final = 253  # RT_SCOPE_LINK
+_AF_BRIDGE: Final = 7  # what a bridge says of its ports and of the MAC addresses behind them
+
+
+class KernelChanges:
+    """Tells news from repetition, purely; neighbour entries are news for the MAC addresses in `macs` only."""
+
+    def __init__(self) -> None:
+        self.macs: AbstractSet[str] = frozenset()
+        self._links: dict[int, tuple[bytes, bytes]] = {}
+        self._addresses: set[tuple[int, bytes]] = set()
+        self._neighbours: dict[tuple[int, bytes], bytes] = {}
+
+    def forget(self) -> None:
+        """Messages were lost: anything may be news again."""
+        self._links.clear()
+        self._addresses.clear()
+        self._neighbours.clear()
+
+    def news(self, datagram: bytes) -> Iterator[str]:
+        """Give a sentence for each message of a datagram that is news."""
+        for kind, body in _messages(datagram):
+            if body[:1] == bytes([_AF_BRIDGE]):
+                continue
+            if kind in (_LINK_CAME, _LINK_WENT):
+                yield from self._link(body, came=kind == _LINK_CAME)
+            elif kind in (_ADDRESS_CAME, _ADDRESS_WENT):
+                yield from self._address(body, came=kind == _ADDRESS_CAME)
+            elif kind in (_NEIGHBOUR_CAME, _NEIGHBOUR_WENT):
+                yield from self._neighbour(body, came=kind == _NEIGHBOUR_CAME)
+
+    def _link(self, body: bytes, *, came: bool) -> Iterator[str]:
+        _family, _type, index, _flags, _change = _LINK.unpack_from(body)
+        attributes = _attributes(body[_LINK.size :])
+        name = attributes.get(_IFLA_IFNAME, b"")
+        seen = (name, attributes.get(_IFLA_MASTER, b""))
+        if came and self._links.get(index) == seen:
+            return
+        what = "changed" if index in self._links else "appeared"
+        if came:
+            self._links[index] = seen
+        else:
+            self._links.pop(index, None)
+        yield f"link {shown(name[:-1].decode(errors='replace'))} {what if came else 'disappeared'}"
+
+    def _address(self, body: bytes, *, came: bool) -> Iterator[str]:
+        """Link-local addresses are no news: every interface gets one, and nothing is ever forwarded to it."""
+        *_rest, scope, index = _ADDRESS.unpack_from(body)
+        attributes = _attributes(body[_ADDRESS.size :])
+        address = attributes.get(_IFA_LOCAL) or attributes.get(_IFA_ADDRESS, b"")
+        if scope == _SCOPE_LINK or (came and (index, address) in self._addresses):
+            return
+        if came:
+            self._addresses.add((index, address))
+        else:
+            self._addresses.discard((index, address))
+        yield f"host address {_shown_address(address)} {'appeared' if came else 'disappeared'}"
+
+    def _neighbour(self, body: bytes, *, came: bool) -> Iterator[str]:
+        """A vanished entry is no news: nobody answering for a while does not mean that the guest moved."""
+        _family, index, state, _flags, _type = _NEIGHBOUR.unpack_from(body)
+        attributes = _attributes(body[_NEIGHBOUR.size :])
+        address, mac = attributes.get(_NDA_DST, b""), attributes.get(_NDA_LLADDR, b"")
+        if not came or not state & USABLE_NEIGHBOUR_STATES:
+            self._neighbours.pop((index, address), None)
+        elif self._neighbours.get((index, address)) != mac:
+            self._neighbours[index, address] = mac
+            if mac.hex(":") in self.macs:
+                yield f"neighbour {_shown_address(address)} answered from {mac.hex(':')}"
+
+
+class NetlinkWatch:
+    """Calls `look_again` with a reason, on the loop's thread, when the kernel has news."""
+
+    def __init__(self, look_again: Callable[[str], None]) -> None:
+        self._look_again = look_again
+        self._changes = KernelChanges()
+        self._socket: socket.socket | None = None
+
+    def start(self) -> None:
+        """Subscribe, in the network namespace of this thread.
+
+        Raises:
+            KernelError: the kernel refused.
+
+        """
+        try:
+            self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
+            self._socket.setblocking(False)  # noqa: FBT003 - the standard library's way
+            self._socket.bind((0, _GROUPS))
+        except OSError as error:
+            self.close()
+            raise KernelError(f"the kernel does not tell of changes to links and addresses: {error}") from error
+        asyncio.get_running_loop().add_reader(self._socket, self._read, self._socket)
+
+    def watch_macs(self, macs: AbstractSet[str]) -> None:
+        """Say which MAC addresses guests have; those of everybody else are of no interest."""
+        self._changes.macs = macs
+
+    def close(self) -> None:
+        """Unsubscribe; does nothing if not subscribed."""
+        if self._socket is not None:
+            asyncio.get_running_loop().remove_reader(self._socket)
+            self._socket.close()
+            self._socket = None
+
+    def _read(self, source: socket.socket) -> None:
+        try:
+            datagram = source.recv(_DATAGRAM_SIZE)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError as error:
+            if error.errno != errno.ENOBUFS:
+                raise
+            _log.debug("the kernel had more news than we could take in, so we look at everything")
+            self._changes.forget()
+            self._look_again("more changes of links and addresses than could be followed")
+            return
+        for reason in self._changes.news(datagram):
+            self._look_again(reason)
+
+
+def _messages(datagram: bytes) -> Iterator[tuple[int, bytes]]:
+    """Split a datagram into the type and body of its messages (netlink(7))."""
+    offset = 0
+    while offset + _HEADER.size <= len(datagram):
+        length, kind, *_rest = _HEADER.unpack_from(datagram, offset)
+        if length < _HEADER.size:
+            return
+        yield kind, datagram[offset + _HEADER.size : offset + length]
+        offset += _aligned(length)
+
+
+def _attributes(data: bytes) -> dict[int, bytes]:
+    """Split the attributes after a message's fixed part."""
+    found, offset = {}, 0
+    while offset + _ATTRIBUTE.size <= len(data):
+        length, kind = _ATTRIBUTE.unpack_from(data, offset)
+        if length < _ATTRIBUTE.size:
+            break
+        found[kind] = data[offset + _ATTRIBUTE.size : offset + length]
+        offset += _aligned(length)
+    return found
+
+
+def _aligned(length: int) -> int:
+    return (length + 3) & ~3
+
+
+def _shown_address(packed: bytes) -> str:
+    """Write an address of 4 or 16 bytes."""
+    try:
+        return str(ip_address(packed))
+    except ValueError:
+        return "of an unknown kind"

@@ -1,0 +1,302 @@
+"""The keeper against libvirt's own in-process driver: real events, real inventories; only failures are made up."""
+
+import asyncio
+import logging
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import libvirt
+import pytest
+
+from fwdaemon import libvirt_link
+from fwdaemon.errors import LibvirtUnavailableError
+from fwdaemon.events import InventoryKeeper, take_inventory
+from fwdaemon.hypervisor.connection import LibvirtConnection, network_uri
+from fwdaemon.inventory import Inventory
+from fwdaemon.observation import LibvirtObservation
+
+URI = "test:///default"
+NOBODY = "qemu:///system?socket=/no/such/socket"
+
+WEB1 = """
+<domain type='test'>
+  <name>web1</name><memory>1024</memory><os><type>hvm</type></os>
+  <devices><interface type='network'><mac address='52:54:00:00:00:01'/><source network='default'/></interface></devices>
+</domain>
+"""
+
+
+@dataclass
+class Bench:
+    """A keeper under test, and the reasons it gave."""
+
+    keeper: InventoryKeeper
+    reasons: list[str] = field(default_factory=list)
+
+    async def until(self, expected: str) -> None:
+        async with asyncio.timeout(10):
+            while not any(expected in reason for reason in self.reasons):  # noqa: ASYNC110 - there is no event
+                await asyncio.sleep(0.01)
+        self.reasons.clear()
+
+    async def inventory(self) -> Inventory:
+        inventory = await self.keeper.refresh()
+        assert inventory is not None
+        return inventory
+
+    async def running(self) -> set[str]:
+        return {domain.name for domain in (await self.inventory()).domains if domain.running}
+
+
+@asynccontextmanager
+async def bench(tmp_path: Path, connect: libvirt_link.Connect = LibvirtConnection) -> AsyncIterator[Bench]:
+    reasons: list[str] = []
+    keeper = InventoryKeeper([URI], reasons.append, connect=connect, leases=tmp_path)
+    await keeper.start()
+    try:
+        yield Bench(keeper, reasons)
+    finally:
+        await keeper.close()
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+@pytest.fixture
+def driver() -> Iterator[libvirt.virConnect]:
+    """Another client of the driver; while it is open, the driver keeps its state."""
+    connection = libvirt.open(URI)
+    yield connection
+    connection.close()
+
+
+def descriptors() -> int:
+    return sum(1 for _ in Path("/proc/self/fd").iterdir())
+
+
+def settled(scenario: Callable[[], Awaitable[None]]) -> None:
+    """Run twice: what the first run loads may stay, but the second leaves no thread and no descriptor."""
+
+    async def run() -> None:
+        await scenario()
+
+    asyncio.run(run())
+    threads, before = set(threading.enumerate()), descriptors()
+    asyncio.run(run())
+    assert set(threading.enumerate()) == threads
+    assert descriptors() == before
+
+
+def test_start_refresh_and_close_leave_nothing(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with bench(tmp_path) as keeping:
+            await keeping.until("answers")
+            await keeping.inventory()
+
+    settled(scenario)
+
+
+def test_close_at_once_leaves_nothing(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with bench(tmp_path) as keeping:
+            assert await keeping.keeper.refresh() is None
+
+    settled(scenario)
+
+
+def test_domains_and_networks_are_followed(tmp_path: Path, driver: libvirt.virConnect) -> None:
+    async def scenario() -> None:
+        async with bench(tmp_path) as keeping:
+            await keeping.until(f"libvirt at {URI} answers")
+            assert await keeping.running() == {"test"}
+            web1 = driver.createXML(WEB1)
+            await keeping.until("domain web1 started")
+            assert await keeping.running() == {"test", "web1"}
+            web1.suspend()
+            await keeping.until("domain web1 suspended")
+            assert await keeping.running() == {"test", "web1"}
+            web1.destroy()
+            await keeping.until("domain web1 stopped (destroyed)")
+            assert await keeping.running() == {"test"}
+            network = driver.networkLookupByName("default")
+            network.destroy()
+            await keeping.until("network default stopped")
+            assert [item.active for item in (await keeping.inventory()).networks] == [False]
+            network.create()
+            await keeping.until("network default started")
+
+    asyncio.run(scenario())
+
+
+def test_interfaces(tmp_path: Path, driver: libvirt.virConnect) -> None:
+    async def scenario() -> None:
+        async with bench(tmp_path) as keeping:
+            driver.createXML(WEB1)
+            await keeping.until("answers")
+            web1 = next(domain for domain in (await keeping.inventory()).domains if domain.name == "web1")
+            assert [(item.mac, item.network, item.bridge) for item in web1.interfaces] == [
+                ("52:54:00:00:00:01", "default", "virbr0")
+            ]
+
+    asyncio.run(scenario())
+
+
+def test_hostile_domain_name(tmp_path: Path, driver: libvirt.virConnect) -> None:
+    name = "--comment \u202e'\" " + "x" * 200
+
+    async def scenario() -> None:
+        async with bench(tmp_path) as keeping:
+            await keeping.until("answers")
+            driver.createXML(WEB1.replace("web1", name.replace("'", "&apos;")))
+            await keeping.until("domain --comment \\u202e'\" xxx")
+            assert name in await keeping.running()
+
+    asyncio.run(scenario())
+
+
+class Unreliable(LibvirtConnection):
+    """The real connection, with a made-up failure on demand."""
+
+    opened = 0
+    failing = False
+    frozen = threading.Event()
+
+    def open(self) -> None:
+        type(self).opened += 1
+        self._fail_if_asked()
+        super().open()
+
+    def observe(self) -> LibvirtObservation:
+        self._fail_if_asked()
+        self.frozen.wait(10)
+        return super().observe()
+
+    def _fail_if_asked(self) -> None:
+        if self.failing:
+            raise LibvirtUnavailableError("the daemon is gone")
+
+
+@pytest.fixture
+def unreliable(monkeypatch: pytest.MonkeyPatch) -> type[Unreliable]:
+    monkeypatch.setattr(Unreliable, "opened", 0)
+    monkeypatch.setattr(Unreliable, "failing", False)
+    Unreliable.frozen.set()
+    return Unreliable
+
+
+@pytest.mark.usefixtures("driver")
+def test_lost_and_found(tmp_path: Path, unreliable: type[Unreliable], caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "fwdaemon")
+
+    async def scenario() -> None:
+        async with bench(tmp_path, unreliable) as keeping:
+            await keeping.until("answers")
+            unreliable.failing = True
+            assert await keeping.running() == {"test"}, "what libvirt said last stands"
+            (state,) = keeping.keeper.connections()
+            assert (state.connected, state.last_error) == (False, "the daemon is gone")
+            await asyncio.sleep(1.0)
+            attempts = unreliable.opened
+            assert 3 <= attempts <= 6
+            unreliable.failing = False
+            await keeping.until(f"libvirt at {URI} answers again")
+            assert await keeping.running() == {"test"}
+            assert keeping.keeper.connections()[0].connected
+
+    asyncio.run(scenario())
+    assert [record.getMessage() for record in caplog.records] == [
+        f"libvirt at {URI} answers",
+        f"lost libvirt at {URI} (the daemon is gone): forwards stay as they are",
+        f"libvirt at {URI} answers again",
+    ]
+
+
+@pytest.mark.usefixtures("driver")
+def test_no_inventory_before_the_first_answer(
+    tmp_path: Path, unreliable: type[Unreliable], caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scenario() -> None:
+        unreliable.failing = True
+        async with bench(tmp_path, unreliable) as keeping:
+            await asyncio.sleep(0.1)
+            assert await keeping.keeper.refresh() is None
+            unreliable.failing = False
+            await keeping.until("answers again")
+            await keeping.inventory()
+
+    asyncio.run(scenario())
+    assert [record.levelno for record in caplog.records] == [logging.WARNING]
+
+
+def test_frozen_libvirt(
+    tmp_path: Path, unreliable: type[Unreliable], driver: libvirt.virConnect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(libvirt_link, "_PATIENCE_S", 0.2)
+
+    async def scenario() -> None:
+        loop = asyncio.get_running_loop()
+        async with bench(tmp_path, unreliable) as keeping:
+            await keeping.until("answers")
+            unreliable.frozen.clear()
+            driver.lookupByName("test").destroy()
+            begun = loop.time()
+            assert await keeping.running() == {"test"}, "what libvirt said last stands"
+            waited = loop.time() - begun
+            assert await keeping.running() == {"test"}
+            assert 0.2 <= waited < 1
+            assert loop.time() - begun - waited < 0.1, "a frozen libvirt is waited for once only"
+            assert not keeping.keeper.connections()[0].connected
+            keeping.reasons.clear()
+            unreliable.frozen.set()
+            await keeping.until("answers again")
+            assert await keeping.running() == set()
+
+    asyncio.run(scenario())
+
+
+def test_uri_that_nobody_serves(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        keeper = InventoryKeeper([URI, NOBODY], lambda _reason: None, leases=tmp_path)
+        await keeper.start()
+        await asyncio.sleep(0.3)
+        assert await keeper.refresh() is None
+        good, bad = keeper.connections()
+        assert (good.connected, bad.connected) == (True, False)
+        assert bad.last_error is not None
+        assert "does not answer: Failed to connect socket to '/no/such/socket'" in bad.last_error
+        await keeper.close()
+
+    settled(scenario)
+
+
+def test_one_inventory() -> None:
+    async def scenario() -> None:
+        inventory = await take_inventory([URI])
+        assert [domain.name for domain in inventory.domains] == ["test"]
+        assert inventory.host_addresses
+        with pytest.raises(LibvirtUnavailableError, match="Failed to connect socket"):
+            await take_inventory([URI, NOBODY])
+
+    settled(scenario)
+
+
+def test_errors_are_not_printed(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    test_uri_that_nobody_serves(tmp_path)
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("uri", "networks"),
+    [
+        ("qemu:///system", "network:///system"),
+        ("lxc:///system", "network:///system"),
+        ("xen:///system", "network:///system"),
+        ("qemu:///session", "network:///session"),
+        ("qemu+ssh://host/system", None),
+        ("qemu:///system?socket=/x", None),
+        ("test:///default", None),
+    ],
+)
+def test_network_uri(uri: str, networks: str | None) -> None:
+    assert network_uri(uri) == networks

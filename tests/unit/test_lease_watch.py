@@ -1,0 +1,89 @@
+"""Changes of the DHCP servers' files say "look again"; reading them does not."""
+
+import asyncio
+import threading
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+
+from fwdaemon.lease_watch import LeaseWatch
+
+Scenario = Callable[[list[str]], Coroutine[None, None, None]]
+
+
+def run(directory: Path, scenario: Scenario) -> None:
+    """Run a scenario beside a watch, which leaves no thread behind."""
+
+    async def with_watch() -> None:
+        reasons: list[str] = []
+        watch = LeaseWatch(reasons.append, directory)
+        watch.start()
+        try:
+            await scenario(reasons)
+        finally:
+            watch.close()
+
+    before = set(threading.enumerate())
+    asyncio.run(with_watch())
+    assert set(threading.enumerate()) == before
+
+
+async def until(reasons: list[str], expected: str) -> None:
+    async with asyncio.timeout(5):
+        while expected not in reasons:  # noqa: ASYNC110 - what is waited for has no event
+            await asyncio.sleep(0.01)
+
+
+def replace(directory: Path, name: str) -> None:
+    temporary = directory / f"{name}.new"
+    temporary.write_text("[]")
+    temporary.rename(directory / name)
+
+
+def test_file_replaced_by_rename(tmp_path: Path) -> None:
+    async def scenario(reasons: list[str]) -> None:
+        replace(tmp_path, "virbr0.status")
+        await until(reasons, "DHCP leases on virbr0 changed")
+        replace(tmp_path, "default.hostsfile")
+        await until(reasons, "DHCP reservations of network default changed")
+        (tmp_path / "virbr0.status").unlink()
+
+    run(tmp_path, scenario)
+
+
+def test_reading_and_other_files_say_nothing(tmp_path: Path) -> None:
+    (tmp_path / "virbr0.status").write_text("[]")
+
+    async def scenario(reasons: list[str]) -> None:
+        (tmp_path / "virbr0.status").read_text()
+        (tmp_path / "default.pid").write_text("1")
+        await asyncio.sleep(0.2)
+        assert reasons == []
+
+    run(tmp_path, scenario)
+
+
+def test_directory_that_appears_later(tmp_path: Path) -> None:
+    directory = tmp_path / "libvirt" / "dnsmasq"
+
+    async def scenario(reasons: list[str]) -> None:
+        directory.mkdir(parents=True)
+        await until(reasons, f"{directory} appeared")
+        replace(directory, "virbr1.status")
+        await until(reasons, "DHCP leases on virbr1 changed")
+
+    run(directory, scenario)
+
+
+def test_directory_that_is_removed_and_made_again(tmp_path: Path) -> None:
+    directory = tmp_path / "dnsmasq"
+    directory.mkdir()
+
+    async def scenario(reasons: list[str]) -> None:
+        directory.rmdir()
+        await asyncio.sleep(0.2)
+        directory.mkdir()
+        await until(reasons, f"{directory} appeared")
+        replace(directory, "virbr1.status")
+        await until(reasons, "DHCP leases on virbr1 changed")
+
+    run(directory, scenario)

@@ -1,0 +1,113 @@
+"""What the kernel's messages are worth."""
+
+import asyncio
+import socket
+import struct
+from ipaddress import ip_address
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fwdaemon.netlink_watch import KernelChanges, NetlinkWatch
+
+MAC = bytes.fromhex("525400000001")
+REACHABLE, STALE, FAILED = 0x02, 0x04, 0x20
+AF_BRIDGE = 7
+
+
+def message(kind: int, fixed: bytes, *attributes: tuple[int, bytes]) -> bytes:
+    body = fixed + b"".join(
+        struct.pack("=HH", 4 + len(value), number) + value + bytes(-len(value) % 4) for number, value in attributes
+    )
+    return struct.pack("=IHHII", 16 + len(body), kind, 0, 0, 0) + body
+
+
+def neighbour(
+    state: int, *, kind: int = 28, mac: bytes = MAC, address: str = "192.168.122.50", family: int = socket.AF_INET
+) -> bytes:
+    fixed = struct.pack("=BxxxiHBB", family, 4, state, 0, 0)
+    return message(kind, fixed, (1, ip_address(address).packed), (2, mac))
+
+
+def address(kind: int, text: str = "198.51.100.7", scope: int = 0) -> bytes:
+    packed = ip_address(text).packed
+    return message(kind, struct.pack("=BBBBI", socket.AF_INET, 24, 0, scope, 4), (1, packed), (2, packed))
+
+
+def link(kind: int, *, master: int = 0, family: int = 0) -> bytes:
+    attributes = [(3, b"vnet0\0"), *([(10, struct.pack("=I", master))] if master else [])]
+    return message(kind, struct.pack("=BxHiII", family, 1, 4, 0, 0), *attributes)
+
+
+def changes() -> KernelChanges:
+    known = KernelChanges()
+    known.macs = {MAC.hex(":")}
+    return known
+
+
+def test_neighbour_is_news_once() -> None:
+    known = changes()
+    assert list(known.news(neighbour(REACHABLE))) == ["neighbour 192.168.122.50 answered from 52:54:00:00:00:01"]
+    assert list(known.news(neighbour(STALE) + neighbour(REACHABLE))) == []
+
+
+def test_neighbour_with_another_mac_is_news() -> None:
+    known = changes()
+    stranger = bytes.fromhex("525400000099")
+    assert list(known.news(neighbour(REACHABLE, mac=stranger))) == []
+    assert len(list(known.news(neighbour(REACHABLE)))) == 1
+
+
+def test_neighbour_that_failed_and_came_back_is_news() -> None:
+    known = changes()
+    list(known.news(neighbour(REACHABLE)))
+    assert list(known.news(neighbour(FAILED))) == []
+    assert len(list(known.news(neighbour(REACHABLE)))) == 1
+    assert list(known.news(neighbour(REACHABLE, kind=29))) == []
+    assert len(list(known.news(neighbour(REACHABLE, address="2001:db8::5") + neighbour(STALE)))) == 2
+
+
+def test_what_a_bridge_learns_is_no_news() -> None:
+    assert list(changes().news(neighbour(REACHABLE, family=AF_BRIDGE) + link(16, family=AF_BRIDGE))) == []
+
+
+def test_address_is_news_once() -> None:
+    known = changes()
+    assert list(known.news(address(20) + address(20))) == ["host address 198.51.100.7 appeared"]
+    assert list(known.news(address(21))) == ["host address 198.51.100.7 disappeared"]
+    assert list(known.news(address(20))) == ["host address 198.51.100.7 appeared"]
+
+
+def test_link_local_address_is_no_news() -> None:
+    assert list(changes().news(address(20, "169.254.3.4", scope=253))) == []
+
+
+def test_link_is_news_when_its_bridge_changes() -> None:
+    known = changes()
+    assert list(known.news(link(16))) == ["link vnet0 appeared"]
+    assert list(known.news(link(16))) == []
+    assert list(known.news(link(16, master=3))) == ["link vnet0 changed"]
+    assert list(known.news(link(17, master=3))) == ["link vnet0 disappeared"]
+
+
+def test_after_a_loss_anything_is_news_again() -> None:
+    known = changes()
+    list(known.news(address(20)))
+    known.forget()
+    assert len(list(known.news(address(20)))) == 1
+
+
+@given(st.binary(max_size=200))
+def test_nonsense_is_survived(datagram: bytes) -> None:
+    list(changes().news(datagram))
+
+
+def test_watch_opens_and_closes() -> None:
+    async def scenario() -> None:
+        watch = NetlinkWatch(lambda _reason: None)
+        watch.start()
+        await asyncio.sleep(0)
+        watch.close()
+        watch.close()
+
+    asyncio.run(scenario())
