@@ -6,7 +6,7 @@ The kernel picks the candidates, by our connection mark or by protocol, so that 
 import errno
 import logging
 import socket
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from ipaddress import ip_address
 from typing import Any
 
@@ -21,10 +21,19 @@ _PROTOCOLS = {int(number): protocol for protocol, number in _NUMBERS.items()}
 _FAMILIES = {Family.IPV4: socket.AF_INET, Family.IPV6: socket.AF_INET6}
 
 
-def end_outdated(live: Collection[Forward], mark: int) -> int:
-    """End the flows with our mark that no live forward carries, and give their number."""
+def end_outdated(live: Collection[Forward], mark: int, refuse: Callable[[Collection[Flow]], None]) -> int:
+    """End the flows with our mark that no live forward carries, and give their number.
+
+    `refuse` is told of them just before: what a guest sends on a forgotten flow would begin it anew.
+    """
     carriers = Carriers(live)
-    return _end_all({"mark": mark, "mark_mask": mark}, lambda flow: is_outdated(flow, carriers))
+    ended = 0
+    for table, entries in _tables({"mark": mark, "mark_mask": mark}):
+        outdated = {flow: entry for flow, entry in entries if is_outdated(flow, carriers)}
+        if outdated:
+            refuse(outdated.keys())
+        ended += sum(_end(table, entry) for entry in outdated.values())
+    return ended
 
 
 def end_claimed(added: Collection[Forward], local: Collection[Address]) -> int:
@@ -34,21 +43,22 @@ def end_claimed(added: Collection[Forward], local: Collection[Address]) -> int:
     udp = [forward for forward in added if forward.protocol is Protocol.UDP]
     if not udp:
         return 0
-    return _end_all(
-        {"tuple_orig": NFCTAttrTuple(proto=_NUMBERS[Protocol.UDP])}, lambda flow: is_claimed(flow, udp, local)
+    return sum(
+        _end(table, entry)
+        for table, entries in _tables({"tuple_orig": NFCTAttrTuple(proto=_NUMBERS[Protocol.UDP])})
+        for flow, entry in entries
+        if is_claimed(flow, udp, local)
     )
 
 
-def _end_all(pick: dict[str, Any], ends: Callable[[Flow], bool]) -> int:
+def _tables(pick: dict[str, Any]) -> Iterator[tuple[Any, list[tuple[Flow, Any]]]]:
+    """Give each family's connection table with the entries the kernel picks."""
     from pyroute2 import Conntrack  # noqa: PLC0415  takes 150 ms to import
 
-    ended = 0
     for family in _FAMILIES.values():
         with Conntrack(nfgen_family=family) as table:
-            for entry in list(table.dump_entries(**pick)):
-                if (flow := _flow(entry)) and ends(flow):
-                    ended += _end(table, entry)
-    return ended
+            entries = list(table.dump_entries(**pick))
+            yield table, [(flow, entry) for entry in entries if (flow := _flow(entry))]
 
 
 def _flow(entry: Any) -> Flow | None:
@@ -63,6 +73,8 @@ def _flow(entry: Any) -> Flow | None:
         sent.dport,
         ip_address(answered.saddr),
         answered.sport,
+        ip_address(answered.daddr),
+        answered.dport,
     )
 
 

@@ -109,6 +109,8 @@ class Daemon:
         covered = self._hearing.begin_inventory()
         try:
             self._inventory = await self._keeper.refresh() or self._inventory
+        except PortfwdError as error:
+            _log.error("no new inventory: %s", error)
         finally:
             self._refreshing = None
             self._hearing.end_inventory(covered)
@@ -129,7 +131,7 @@ class Daemon:
     def _reconcile(self, inventory: Inventory, heard: Heard) -> bool:
         desired = self._desired(inventory)
         occasion = Occasion(
-            heard.cause,
+            heard.reasons,
             heard.meddler,
             time.monotonic(),
             local=frozenset(host.address for host in inventory.host_addresses),

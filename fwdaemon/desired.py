@@ -4,7 +4,7 @@ How it follows from configuration and inventory is in `fwdaemon.placing`; how a 
 business.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from fwdaemon.config.model import Gate, Origin
@@ -16,7 +16,8 @@ class Forward:
     """One live forward of one family: packets to `listen` and `ports` go to `target` and `target_ports`.
 
     `listen` is `None` for every local address. Empty `sources` let anyone in; otherwise all are of this forward's
-    family. `domain` is the name libvirt knows, any text. `bridge_port` is the host's side of the guest's interface.
+    family. `domain` is the name libvirt knows, any text. `bridge_port` is the host's side of the guest's interface;
+    another one, as after a reboot, does not make it another forward.
     """
 
     domain: str
@@ -27,7 +28,7 @@ class Forward:
     target_ports: PortRange
     interface: str | None = None
     sources: tuple[Subnet, ...] = ()
-    bridge_port: str | None = None
+    bridge_port: str | None = field(default=None, compare=False)
     origin: Origin | None = field(default=None, compare=False)
 
     @property
@@ -62,7 +63,8 @@ class Desired:
     """Everything the kernel is to do for us.
 
     `guest_subnets` are where hairpin connections may come from and go to; `gates` are the foreign chains, besides
-    those we know, that are to let marked connections through.
+    those we know, that are to let marked connections through. `kept` are families that had forwards before: their
+    tables stay, to go on refusing what is left of connections that were ended.
     """
 
     forwards: frozenset[Forward] = frozenset()
@@ -70,12 +72,13 @@ class Desired:
     guest_subnets: frozenset[Subnet] = frozenset()
     mark: int = 0x02000000
     gates: tuple[Gate, ...] = ()
+    kept: frozenset[Family] = frozenset()
 
     def of_family(self, family: Family) -> Iterator[Forward]:
         """The forwards of one family, in no particular order."""
         return (forward for forward in self.forwards if forward.family is family)
 
-
-def families(forwards: Iterable[Forward]) -> frozenset[Family]:
-    """The families that have a forward."""
-    return frozenset(forward.family for forward in forwards)
+    @property
+    def families(self) -> frozenset[Family]:
+        """The families that need anything in the kernel."""
+        return self.kept.union(forward.family for forward in self.forwards)

@@ -23,8 +23,8 @@ class KernelError(PortfwdError):
 class ProcessError(PortfwdError):
     """A program we started failed.
 
-    It carries the arguments, the text given on standard input, the exit status and all that the program printed. Its own
-    text is one line: the first that was printed, which is where `nft` says what it did not like.
+    It carries the arguments, the text given on standard input, the exit status and all that the program printed. Its
+    own text is one line: the first that was printed, which is where `nft` says what it did not like.
     """
 
     def __init__(self, argv: Sequence[str], stdin: str, returncode: int, stderr: str) -> None:

@@ -10,24 +10,34 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from fwdaemon.desired import Forward
-from fwdaemon.model import Address, Protocol
+from fwdaemon.model import Address, Family, Protocol
 
 
 @dataclass(frozen=True, slots=True)
 class Flow:
-    """A tracked connection: who sent its first packet where, and from where the answer comes."""
+    """A tracked connection: who sent its first packet where, and who answers to whom.
+
+    Without NAT, the `server` is the destination and the `client` the source.
+    """
 
     protocol: Protocol
     source: Address
     destination: Address
     destination_port: int
-    answers_from: Address
-    answers_port: int
+    server: Address
+    server_port: int
+    client: Address
+    client_port: int
+
+    @property
+    def family(self) -> Family:
+        """The family, which NAT does not change."""
+        return Family.of(self.server)
 
     @property
     def translated(self) -> bool:
         """Whether somebody's DNAT leads it elsewhere than its client thinks."""
-        return (self.destination, self.destination_port) != (self.answers_from, self.answers_port)
+        return (self.destination, self.destination_port) != (self.server, self.server_port)
 
 
 class Carriers:
@@ -44,8 +54,8 @@ class Carriers:
 
     def carry(self, flow: Flow) -> bool:
         """Whether some live forward sends the flow's client where the flow goes."""
-        exact = self._exact.get((flow.protocol, flow.answers_from, flow.answers_port), [])
-        ranges = self._ranges.get((flow.protocol, flow.answers_from), [])
+        exact = self._exact.get((flow.protocol, flow.server, flow.server_port), [])
+        ranges = self._ranges.get((flow.protocol, flow.server), [])
         return any(_carries(forward, flow) for forward in [*exact, *ranges])
 
 
@@ -70,7 +80,7 @@ def _carries(forward: Forward, flow: Flow) -> bool:
     return (
         forward.listen in {None, flow.destination}
         and flow.destination_port in forward.ports
-        and flow.answers_port == flow.destination_port + shift
+        and flow.server_port == flow.destination_port + shift
         and _admits(forward, flow)
     )
 

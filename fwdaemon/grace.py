@@ -15,10 +15,14 @@ GRACE = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """When a forward's domain was found stopped, by the clock that was given, and what was said to be the cause."""
+    """When a forward's domain was found stopped, by the clock that was given, and all that was heard since."""
 
     at: float
-    cause: str
+    reasons: tuple[str, ...]
+
+    def then(self, later: "Stop") -> "Stop":
+        """Add what was heard later: libvirt may say only then why a domain stopped."""
+        return Stop(self.at, tuple(dict.fromkeys(self.reasons + later.reasons)))
 
 
 class Grace:
@@ -31,11 +35,12 @@ class Grace:
     def extend(self, desired: Desired, live: Collection[Forward], taken: Collection[Address], stop: Stop) -> Desired:
         """Add to `desired` the live forwards that are not to go yet.
 
-        `taken` are the addresses of running guests; `stop` is now, and what brought us here.
+        `taken` are the addresses of running guests; `stop` is now, and what was heard.
         """
         stopped = {entry.domain for entry in desired.waiting if entry.stopped}
         gone = [forward for forward in live if forward.domain in stopped and forward not in desired.forwards]
-        self._stops = {forward: self._stops.get(forward, stop) for forward in gone}
+        known = self._stops
+        self._stops = {forward: known[forward].then(stop) if forward in known else stop for forward in gone}
         held = [
             forward
             for forward, stopped_at in self._stops.items()
@@ -43,10 +48,10 @@ class Grace:
         ]
         return replace(desired, forwards=desired.forwards.union(held)) if held else desired
 
-    def cause(self, forward: Forward, otherwise: str) -> str:
-        """Give the cause that was said when the forward's domain stopped."""
+    def reasons(self, forward: Forward, otherwise: tuple[str, ...]) -> tuple[str, ...]:
+        """Give what was heard since the forward's domain stopped."""
         stop = self._stops.get(forward)
-        return stop.cause if stop else otherwise
+        return stop.reasons if stop else otherwise
 
     @property
     def ends(self) -> float | None:

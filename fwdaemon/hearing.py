@@ -5,19 +5,18 @@ a change really follows from. Used on the asyncio loop's thread only.
 """
 
 import asyncio
-from collections.abc import Iterable
 from dataclasses import dataclass
 
+from fwdaemon import audit
+
 _NOBODY = "found at a regular comparison"
-_NOTHING = "the state of the host changed"
-_MOST_REASONS = 3
 
 
 @dataclass(frozen=True, slots=True)
 class Heard:
-    """Everything heard for one look, told as the audit tells it; see `fwdaemon.reconcile.Occasion`."""
+    """Everything heard for one look; see `fwdaemon.reconcile.Occasion`."""
 
-    cause: str
+    reasons: tuple[str, ...]
     meddler: str
     thorough: bool
 
@@ -99,17 +98,10 @@ class Hearing:
     def take(self) -> Heard:
         """Give what has been heard for the look that begins now, and forget it."""
         heard = Heard(
-            _told(self._settled) or _NOTHING,
-            f"changed by {_told(self._meddlers)}" if self._meddlers else _NOBODY,
+            tuple(self._settled),
+            f"changed by {audit.told(self._meddlers)}" if self._meddlers else _NOBODY,
             self._thorough,
         )
         self._settled, self._meddlers = {}, {}
         self._thorough = self.wants_look = False
         return heard
-
-
-def _told(reasons: Iterable[str]) -> str:
-    """Tell the first reasons; after a burst the rest would not help a reader."""
-    every = list(reasons)
-    more = [f"and {len(every) - _MOST_REASONS} more"] if len(every) > _MOST_REASONS else []
-    return "; ".join([*every[:_MOST_REASONS], *more])

@@ -4,9 +4,11 @@ A backend makes the kernel hold the desired state, and tells what it had to mend
 form, stays behind it.
 """
 
+from collections.abc import Collection
 from typing import Protocol
 
 from fwdaemon.desired import Desired
+from fwdaemon.flows import Flow
 from fwdaemon.nftables.backend import NftablesBackend
 from fwdaemon.outcome import Outcome
 from fwdaemon.process import Runner
@@ -26,6 +28,10 @@ class Backend(Protocol):
 
     def render(self, desired: Desired) -> str:
         """Write the rules for `desired` as native text, touching nothing."""
+        ...
+
+    def refuse(self, flows: Collection[Flow]) -> None:
+        """Refuse what the guests of these flows still send on them, for a while; they are about to be ended."""
         ...
 
     def remove(self) -> Outcome:

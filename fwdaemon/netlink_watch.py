@@ -1,11 +1,12 @@
-"""Listens to the kernel: links, host addresses and neighbours that came, went or changed.
+"""Listens to the kernel: host addresses and neighbours that came, went or changed.
 
-Only says that it is worth looking again; the facts are read by `fwdaemon.host`. Most of what the kernel sends here is
-no news (a neighbour that goes from reachable to stale, an IPv6 address whose lifetime was renewed, what a bridge
-learns), so each message is compared with the last one on the same thing.
+Only says that it is worth looking again; the facts are read by `fwdaemon.host`. Links are not listened to: libvirt
+tells of its own at a better moment, when the guest is really there. Most of what the kernel sends here is no news (a
+neighbour that goes from reachable to stale, an IPv6 address whose lifetime was renewed, what a bridge learns), so
+each message is compared with the last one on the same thing.
 
-Messages are taken apart here and not by pyroute2: we need two attributes each of three fixed structures (rtnetlink(7)),
-and decoding the whole of a link costs a hundred times as much.
+Messages are taken apart here and not by pyroute2: we need two attributes each of two fixed structures (rtnetlink(7)),
+and decoding the whole of a message costs a hundred times as much.
 """
 
 import asyncio
@@ -20,23 +21,19 @@ from typing import Final
 
 from fwdaemon.errors import KernelError
 from fwdaemon.host import USABLE_NEIGHBOUR_STATES
-from fwdaemon.naming import shown
 
 _log = logging.getLogger(__name__)
 
-_GROUPS: Final = 0x1 | 0x4 | 0x10 | 0x100  # RTMGRP_LINK, _NEIGH, _IPV4_IFADDR, _IPV6_IFADDR
+_GROUPS: Final = 0x4 | 0x10 | 0x100  # RTMGRP_NEIGH, _IPV4_IFADDR, _IPV6_IFADDR
 _DATAGRAM_SIZE: Final = 65536
 
 _HEADER: Final = struct.Struct("=IHHII")  # nlmsghdr: length, type, flags, sequence, port
 _ATTRIBUTE: Final = struct.Struct("=HH")  # rtattr: length, type
-_LINK: Final = struct.Struct("=BxHiII")  # ifinfomsg: family, type, index, flags, change
 _ADDRESS: Final = struct.Struct("=BBBBI")  # ifaddrmsg: family, prefix length, flags, scope, index
 _NEIGHBOUR: Final = struct.Struct("=BxxxiHBB")  # ndmsg: family, index, state, flags, type
 
-_LINK_CAME, _LINK_WENT = 16, 17  # RTM_NEWLINK, RTM_DELLINK
-_ADDRESS_CAME, _ADDRESS_WENT = 20, 21
+_ADDRESS_CAME, _ADDRESS_WENT = 20, 21  # RTM_NEWADDR, RTM_DELADDR
 _NEIGHBOUR_CAME, _NEIGHBOUR_WENT = 28, 29
-_IFLA_IFNAME, _IFLA_MASTER = 3, 10
 _IFA_ADDRESS, _IFA_LOCAL = 1, 2
 _NDA_DST, _NDA_LLADDR = 1, 2
 
@@ -49,13 +46,11 @@ class KernelChanges:
 
     def __init__(self) -> None:
         self.macs: AbstractSet[str] = frozenset()
-        self._links: dict[int, tuple[bytes, bytes]] = {}
         self._addresses: set[tuple[int, bytes]] = set()
         self._neighbours: dict[tuple[int, bytes], bytes] = {}
 
     def forget(self) -> None:
         """Messages were lost: anything may be news again."""
-        self._links.clear()
         self._addresses.clear()
         self._neighbours.clear()
 
@@ -64,26 +59,10 @@ class KernelChanges:
         for kind, body in _messages(datagram):
             if body[:1] == bytes([_AF_BRIDGE]):
                 continue
-            if kind in (_LINK_CAME, _LINK_WENT):
-                yield from self._link(body, came=kind == _LINK_CAME)
-            elif kind in (_ADDRESS_CAME, _ADDRESS_WENT):
+            if kind in (_ADDRESS_CAME, _ADDRESS_WENT):
                 yield from self._address(body, came=kind == _ADDRESS_CAME)
             elif kind in (_NEIGHBOUR_CAME, _NEIGHBOUR_WENT):
                 yield from self._neighbour(body, came=kind == _NEIGHBOUR_CAME)
-
-    def _link(self, body: bytes, *, came: bool) -> Iterator[str]:
-        _family, _type, index, _flags, _change = _LINK.unpack_from(body)
-        attributes = _attributes(body[_LINK.size :])
-        name = attributes.get(_IFLA_IFNAME, b"")
-        seen = (name, attributes.get(_IFLA_MASTER, b""))
-        if came and self._links.get(index) == seen:
-            return
-        what = "changed" if index in self._links else "appeared"
-        if came:
-            self._links[index] = seen
-        else:
-            self._links.pop(index, None)
-        yield f"link {shown(name[:-1].decode(errors='replace'))} {what if came else 'disappeared'}"
 
     def _address(self, body: bytes, *, came: bool) -> Iterator[str]:
         """Link-local addresses are no news: every interface gets one, and nothing is ever forwarded to it."""
@@ -132,7 +111,7 @@ class NetlinkWatch:
             self._socket.bind((0, _GROUPS))
         except OSError as error:
             self.close()
-            raise KernelError(f"the kernel does not tell of changes to links and addresses: {error}") from error
+            raise KernelError(f"the kernel does not tell of changes to addresses: {error}") from error
         asyncio.get_running_loop().add_reader(self._socket, self._read, self._socket)
 
     def watch_macs(self, macs: AbstractSet[str]) -> None:
@@ -156,7 +135,7 @@ class NetlinkWatch:
                 raise
             _log.debug("the kernel had more news than we could take in, so we look at everything")
             self._changes.forget()
-            self._look_again("more changes of links and addresses than could be followed")
+            self._look_again("more changes of addresses than could be followed")
             return
         for reason in self._changes.news(datagram):
             self._look_again(reason)

@@ -2,19 +2,19 @@
 
 import time
 
-from systemd import daemon
+import systemd.daemon
 
 
 def ready(status: str) -> None:
     """Say that start or reload is done."""
-    daemon.notify(f"READY=1\nSTATUS={status}")
+    systemd.daemon.notify(f"READY=1\nSTATUS={status}")
 
 
 def reloading() -> None:
     """Say that a reload has begun; systemd wants the time of it to tell two apart."""
-    daemon.notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
+    systemd.daemon.notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
 
 
 def stopping() -> None:
     """Say that the stop has begun."""
-    daemon.notify("STOPPING=1")
+    systemd.daemon.notify("STOPPING=1")

@@ -4,6 +4,7 @@ Every entry is placed in each family it can exist in: its domain must run, one o
 address of that interface must be believed (`fwdaemon.addresses`). What is missing becomes a reason to wait.
 """
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from uuid import UUID
@@ -47,7 +48,9 @@ class _Placer:
     """Places the entries of one configuration on one inventory."""
 
     def __init__(self, config: Config, inventory: Inventory) -> None:
-        self._by_name = {domain.name: domain for domain in inventory.domains}
+        self._by_name: defaultdict[str, list[Domain]] = defaultdict(list)
+        for domain in inventory.domains:
+            self._by_name[domain.name].append(domain)
         self._by_uuid = {domain.uuid: domain for domain in inventory.domains}
         # Whose an address is depends on what the configuration says of all guests, so that is gathered first.
         self._book = AddressBook(inventory)
@@ -59,6 +62,8 @@ class _Placer:
 
     def place(self, entry: ForwardEntry) -> _Placed:
         """Give the live forwards of an entry, or the reasons why there are none."""
+        if len(self._by_name.get(entry.domain, ())) > 1:
+            return _waits(entry, entry.domain, "several domains have this name: write the UUID", stopped=False)
         domain = self._domain(entry)
         if domain is None:
             return _waits(entry, entry.domain, "libvirt knows no such domain", stopped=True)
@@ -75,8 +80,8 @@ class _Placer:
 
     def _domain(self, entry: ForwardEntry) -> Domain | None:
         """Find the domain by its name, or else by its UUID: a name may look like somebody else's UUID."""
-        if entry.domain in self._by_name:
-            return self._by_name[entry.domain]
+        if named := self._by_name.get(entry.domain):
+            return named[0]
         try:
             return self._by_uuid.get(UUID(entry.domain))
         except ValueError:

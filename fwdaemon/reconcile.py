@@ -6,14 +6,15 @@
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fwdaemon import audit, conntrack, forwarding
-from fwdaemon.desired import Desired, Forward, Waiting, families
+from fwdaemon.desired import Desired, Forward, Waiting
 from fwdaemon.errors import KernelError
 from fwdaemon.grace import Grace, Stop
 from fwdaemon.hairpin import HairpinPorts
-from fwdaemon.model import Address
+from fwdaemon.model import Address, Family
+from fwdaemon.naming import shown
 from fwdaemon.netfilter import Backend
 from fwdaemon.outcome import Outcome
 
@@ -22,12 +23,13 @@ from fwdaemon.outcome import Outcome
 class Occasion:
     """Why we look again, and what is known besides the desired state.
 
-    `cause` is for forwards that come and go, `meddler` for those found missing. `now` is a monotonic time in seconds.
-    `local` are the host's own addresses, `taken` those of running guests. `ip_forward` allows to turn on forwarding,
-    `reloaded` says that the configuration is new, `thorough` asks for a comparison even of what seems unchanged.
+    `reasons` are for forwards that come and go, `meddler` is for those found missing. `now` is a monotonic time in
+    seconds. `local` are the host's own addresses, `taken` those of running guests. `ip_forward` allows to turn on
+    forwarding, `reloaded` says that the configuration is new, `thorough` asks for a comparison even of what seems
+    unchanged.
     """
 
-    cause: str
+    reasons: tuple[str, ...]
     meddler: str
     now: float
     local: frozenset[Address] = frozenset()
@@ -45,6 +47,9 @@ class Reconciler:
         self._grace = Grace()
         self._hairpin = HairpinPorts()
         self._live: frozenset[Forward] | None = None
+        self._kept: frozenset[Family] = frozenset()
+        self._known = (Desired(), Desired())
+        self._stopped: frozenset[str] = frozenset()
         self._said: frozenset[str | Waiting] = frozenset()
 
     @property
@@ -66,51 +71,75 @@ class Reconciler:
         self._account(extended, outcome, occasion)
         self._say_once(extended, faults, occasion)
         self._live = extended.forwards
+        self._stopped = frozenset(entry.domain for entry in desired.waiting if entry.stopped)
         return outcome.changed
 
     def remove(self, cause: str) -> None:
         """Take away everything that is ours."""
         self._backend.remove()
         self._hairpin.keep(())
-        audit.forwards("removed", self._live or (), cause)
+        for forward in sorted(self._live or (), key=_order):
+            audit.forward("removed", forward, cause)
         self._live = frozenset()
 
     def _extended(self, desired: Desired, occasion: Occasion) -> Desired:
         live = frozenset() if occasion.reloaded or self._live is None else self._live
-        return self._grace.extend(desired, live, occasion.taken, Stop(occasion.now, occasion.cause))
+        extended = self._grace.extend(desired, live, occasion.taken, Stop(occasion.now, occasion.reasons))
+        return self._with_kept(extended)
+
+    def _with_kept(self, desired: Desired) -> Desired:
+        """Add the families that had forwards before; an unchanged state stays the same object, which backends know."""
+        self._kept |= desired.families
+        if self._known[0] is not desired or self._known[1].kept != self._kept:
+            self._known = (desired, replace(desired, kept=self._kept))
+        return self._known[1]
 
     def _account(self, desired: Desired, outcome: Outcome, occasion: Occasion) -> None:
         if self._live is None:
-            self._account_for_first(desired, outcome, occasion.cause)
+            self._account_for_first(desired, outcome, _cause(occasion.reasons))
             self._end_connections(desired, outcome.mended, occasion, outdated=True)
             return
         added, removed = desired.forwards - self._live, self._live - desired.forwards
-        for forward in removed:
-            audit.forwards("removed", [forward], self._grace.cause(forward, occasion.cause))
-        audit.forwards("added", added, occasion.cause)
-        audit.forwards("restored", outcome.damaged & self._live, occasion.meddler)
+        for forward in sorted(removed, key=_order):
+            reasons = self._grace.reasons(forward, occasion.reasons)
+            audit.forward("removed", forward, _cause(audit.concerning(forward.domain, reasons) or reasons))
+        for forward in sorted(added, key=_order):
+            audit.forward("added", forward, self._cause_of_start(forward, occasion.reasons))
+        for forward in sorted(outcome.damaged & self._live, key=_order):
+            audit.forward("restored", forward, occasion.meddler)
         audit.gates(outcome.gates, occasion.meddler)
         self._end_connections(desired, added, occasion, outdated=bool(removed))
+
+    def _cause_of_start(self, forward: Forward, reasons: tuple[str, ...]) -> str:
+        """Tell why a forward is live now; the kernel may have told us of a guest before libvirt did."""
+        named = audit.concerning(forward.domain, reasons)
+        if not named and forward.domain in self._stopped:
+            return f"domain {shown(forward.domain)} is running now"
+        return _cause(named or reasons)
 
     def _account_for_first(self, desired: Desired, outcome: Outcome, cause: str) -> None:
         """Tell what was found of an earlier run, and what was not."""
         if found := len(desired.forwards - outcome.mended):
             audit.adopted(found)
         audit.leftovers(outcome.stale)
-        audit.forwards("added", outcome.mended, cause)
+        for forward in sorted(outcome.mended, key=_order):
+            audit.forward("added", forward, cause)
         audit.gates(outcome.gates, cause)
 
     def _end_connections(
         self, desired: Desired, added: frozenset[Forward], occasion: Occasion, *, outdated: bool
     ) -> None:
-        ended = conntrack.end_outdated(desired.forwards, desired.mark) if outdated else 0
+        ended = self._end_outdated(desired) if outdated else 0
         ended += conntrack.end_claimed(added, occasion.local)
         if ended:
             audit.connections_ended(ended)
 
+    def _end_outdated(self, desired: Desired) -> int:
+        return conntrack.end_outdated(desired.forwards, desired.mark, self._backend.refuse)
+
     def _forwarding_faults(self, desired: Desired, occasion: Occasion) -> list[str]:
         faults = []
-        for family in sorted(families(desired.forwards)):
+        for family in sorted(desired.families):
             if forwarding.is_on(family):
                 continue
             if not occasion.ip_forward:
@@ -129,3 +158,11 @@ class Reconciler:
         audit.waiting(new)
         audit.problems(fault for fault in faults if fault not in self._said)
         self._said = frozenset([*desired.waiting, *faults])
+
+
+def _cause(reasons: Iterable[str]) -> str:
+    return audit.told(reasons) or "found at a regular comparison"
+
+
+def _order(forward: Forward) -> tuple[str, str]:
+    return forward.domain, forward.listens_at()

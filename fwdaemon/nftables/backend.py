@@ -1,14 +1,15 @@
 """The backend itself: look, compare, commit."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 from fwdaemon.config.model import Gate
-from fwdaemon.desired import Desired, families
+from fwdaemon.desired import Desired
 from fwdaemon.errors import ProcessError
+from fwdaemon.flows import Flow
 from fwdaemon.model import Family
-from fwdaemon.nftables.difference import creation
+from fwdaemon.nftables.difference import creation, refusal_script
 from fwdaemon.nftables.gates import GateState, iptables_script, is_iptables
 from fwdaemon.nftables.generation import current_generation
 from fwdaemon.nftables.look import Observer, iptables_program
@@ -51,6 +52,14 @@ class NftablesBackend:
         """See `Backend.render`."""
         return "\n\n".join(creation(table) for table in tables(desired).values())
 
+    def refuse(self, flows: Collection[Flow]) -> None:
+        """See `Backend.refuse`."""
+        script = refusal_script(flows)
+        if script:
+            self._runner.run("nft", "-f", "-", stdin=script)
+            if self._observed is not None:
+                self._advance(self._observed, listed=self._observed.listed)
+
     def remove(self) -> Outcome:
         """See `Backend.remove`."""
         self._wanted = None
@@ -58,7 +67,7 @@ class NftablesBackend:
 
     def _look(self, desired: Desired, *, thorough: bool) -> Observed:
         """Give what the kernel holds; without a listing where nobody can have changed it since we knew."""
-        wanted = Wanted(families(desired.forwards), desired.gates, desired.mark)
+        wanted = Wanted(desired.families, desired.gates, desired.mark)
         generation = current_generation()
         known = self._observed
         if known and known.generation == generation and wanted == self._wanted and (known.listed or not thorough):
@@ -96,10 +105,17 @@ class NftablesBackend:
         self._runner.run(iptables_program(state.gate, "-restore"), "--noflush", "--wait", stdin=script)
 
     def _remember(self, plan: Plan, observed: Observed) -> None:
-        """Know what is there after a commit of tables alone, if nobody else committed; gates want a fresh look."""
+        """Know what is there after a commit of tables alone; gates want a fresh look."""
+        if plan.shut or plan.strays:
+            self._observed = None
+        else:
+            self._advance(replace(observed, tables=plan.tables), listed=False)
+
+    def _advance(self, observed: Observed, *, listed: bool) -> None:
+        """Go on to the generation that our own commit made, if nobody else committed at the same time."""
         generation = (observed.generation + 1) & 0xFFFFFFFF
-        alone = not plan.shut and not plan.strays and current_generation() == generation
-        self._observed = replace(observed, generation=generation, tables=plan.tables, listed=False) if alone else None
+        alone = current_generation() == generation
+        self._observed = replace(observed, generation=generation, listed=listed) if alone else None
 
 
 def _through_iptables(state: GateState) -> bool:

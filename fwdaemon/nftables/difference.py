@@ -3,11 +3,13 @@
 `nft -f` takes the whole script as one transaction. An empty script means that nothing is to be done.
 """
 
-from collections.abc import Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
+from fwdaemon.flows import Flow
 from fwdaemon.model import Family
-from fwdaemon.nftables.model import Chain, Set, Table, table_name
+from fwdaemon.nftables.model import ENDED, Chain, Set, Table, table_name
 
 # The kernel takes a netlink batch of any size, but a line of script is easier to read, and to find an error in, when it
 # is not megabytes long.
@@ -86,6 +88,16 @@ def _set_changes(where: str, desired: Set, observed: Set) -> Iterator[str]:
     # Only the key of an element may be named when it is deleted from a verdict map.
     yield from _elements("delete", where, [key for key, _ in sorted(gone)])
     yield from _elements("add", where, [_element(element) for element in sorted(new)])
+
+
+def refusal_script(flows: Iterable[Flow]) -> str:
+    """Write what remembers ended connections, so that their guests' packets are refused."""
+    keys: defaultdict[Family, list[str]] = defaultdict(list)
+    for flow in flows:
+        server = f"{flow.server} . {flow.protocol} . {flow.server_port}"
+        keys[flow.family].append(f"{server} . {flow.client} . {flow.client_port}")
+    lines = (_elements("add", f"{table_name(family)} {ENDED}", texts) for family, texts in keys.items())
+    return "".join(f"{line}\n" for some in lines for line in some)
 
 
 def _elements(verb: str, where: str, texts: list[str]) -> Iterator[str]:

@@ -12,6 +12,9 @@ from fwdaemon.model import Family
 
 TABLE_NAME = "kvm_portfwd"
 
+# The set of connections that were ended, as the packets of their guests show them.
+ENDED = "ended"
+
 
 @dataclass(frozen=True, slots=True)
 class Rule:
@@ -52,16 +55,21 @@ class Chain:
 
 @dataclass(frozen=True, slots=True)
 class SetType:
-    """The declaration of a set, or of a verdict map; `key` is nft's type, parts joined by ` . `."""
+    """The declaration of a set, or of a verdict map; `key` is nft's type, parts joined by ` . `.
+
+    With `timeout_s`, elements vanish after so many seconds, and are no part of the state that is compared.
+    """
 
     key: str
     verdict: bool = False
     interval: bool = False
+    timeout_s: int = 0
 
     def __str__(self) -> str:
         verdict = " : verdict" if self.verdict else ""
-        flags = " flags interval;" if self.interval else ""
-        return f"type {self.key}{verdict};{flags}"
+        interval = " flags interval;" if self.interval else ""
+        timeout = f" flags timeout; timeout {self.timeout_s}s;" if self.timeout_s else ""
+        return f"type {self.key}{verdict};{interval}{timeout}"
 
 
 @dataclass(frozen=True, slots=True)

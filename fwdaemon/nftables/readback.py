@@ -55,8 +55,9 @@ def _hook(chain: Item) -> Hook | None:
 
 def _set(item: Item, *, verdict: bool) -> Set:
     key = item["type"] if isinstance(item["type"], str) else " . ".join(item["type"])
-    set_type = SetType(key, verdict=verdict, interval="interval" in item.get("flags", ()))
-    return Set(set_type, dict(_elements(item.get("elem", ()), verdict=verdict)))
+    timeout_s = item.get("timeout", 0)
+    set_type = SetType(key, verdict, "interval" in item.get("flags", ()), timeout_s)
+    return Set(set_type, {} if timeout_s else dict(_elements(item.get("elem", ()), verdict=verdict)))
 
 
 def _elements(elements: Iterable[Any], *, verdict: bool) -> Iterator[tuple[str, str | None]]:

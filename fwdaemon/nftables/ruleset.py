@@ -12,12 +12,18 @@ from ipaddress import IPv6Address
 from fwdaemon.desired import Desired, Forward
 from fwdaemon.model import Address, Family, PortRange, collapse
 from fwdaemon.naming import label
-from fwdaemon.nftables.model import Chain, Hook, Rule, Set, SetType, Table, family_name
+from fwdaemon.nftables.model import ENDED, Chain, Hook, Rule, Set, SetType, Table, family_name
 from fwdaemon.slots import Slot, slots
 
 # Just before Docker's and libvirt's own NAT chains (dstnat is -100, srcnat 100: netfilter_ipv4.h).
 _BEFORE_DSTNAT = -105
 _BEFORE_SRCNAT = 95
+_BEFORE_FILTER = -10
+
+# How long an ended connection is remembered: longer than a guest that has something to send waits to try again.
+_REFUSED_FOR_S = 120
+
+_ADDRESS_TYPES = {Family.IPV4: "ipv4_addr", Family.IPV6: "ipv6_addr"}
 
 # Never "every local address": a loopback address is not reachable from elsewhere, a link-local one means another host
 # on each link.
@@ -29,9 +35,8 @@ _EVERY_ADDRESS = ("every_address", "every_address_ranges")
 
 
 def tables(desired: Desired) -> dict[Family, Table]:
-    """Make the table of each family that has a forward."""
-    found = {family: tuple(desired.of_family(family)) for family in Family}
-    return {family: _table(family, forwards, desired) for family, forwards in found.items() if forwards}
+    """Make the table of each family that needs one."""
+    return {family: _table(family, tuple(desired.of_family(family)), desired) for family in sorted(desired.families)}
 
 
 def chains_of(desired: Desired) -> dict[tuple[Family, str], tuple[Forward, ...]]:
@@ -48,9 +53,11 @@ def _table(family: Family, forwards: Iterable[Forward], desired: Desired) -> Tab
         "prerouting": Chain((Rule.of("jump forwards", "all"),), Hook("nat", "prerouting", _BEFORE_DSTNAT)),
         "output": Chain((Rule.of("jump forwards", "all"),), Hook("nat", "output", _BEFORE_DSTNAT)),
         "postrouting": Chain((_hairpin(family, desired.mark),), Hook("nat", "postrouting", _BEFORE_SRCNAT)),
+        "forward": Chain(_refusal(family), Hook("filter", "forward", _BEFORE_FILTER)),
     }
     chains |= {_chain_name(slot): Chain(_rules(slot, desired.mark)) for slot in found}
-    return Table(family, chains, _maps(family, found) | {"guest_subnets": _guest_subnets(family, desired)})
+    sets = {"guest_subnets": _guest_subnets(family, desired), ENDED: Set(_ended_type(family))}
+    return Table(family, chains, _maps(family, found) | sets)
 
 
 def _dispatch(family: Family) -> tuple[Rule, ...]:
@@ -68,8 +75,24 @@ def _hairpin(family: Family, mark: int) -> Rule:
     return Rule.of(f"{ours} {ip} saddr @guest_subnets {ip} daddr @guest_subnets masquerade", "hairpin")
 
 
+def _refusal(family: Family) -> tuple[Rule, ...]:
+    """Keep a connection that was ended from coming back from its guest's side.
+
+    Once it is forgotten, the guest's next packet looks like the first of a connection to its client; masqueraded to the
+    address and port that the client knows, it would go on as if nothing had happened.
+    """
+    ip = family_name(family)
+    ended = f"ct state new {ip} saddr . meta l4proto . th sport . {ip} daddr . th dport @{ENDED}"
+    reset = Rule.of(f"{ended} meta l4proto tcp reject with tcp reset", "ended")
+    return reset, Rule.of(f"{ended} reject", "ended")
+
+
+def _ended_type(family: Family) -> SetType:
+    address = _ADDRESS_TYPES[family]
+    return SetType(f"{address} . inet_proto . inet_service . {address} . inet_service", timeout_s=_REFUSED_FOR_S)
+
+
 def _maps(family: Family, found: Iterable[Slot]) -> dict[str, Set]:
-    address_type = "ipv4_addr" if family is Family.IPV4 else "ipv6_addr"
     elements: dict[str, dict[str, str | None]] = {name: {} for name in (*_ONE_ADDRESS, *_EVERY_ADDRESS)}
     for slot in found:
         exact, ranges = _EVERY_ADDRESS if slot.listen is None else _ONE_ADDRESS
@@ -77,7 +100,9 @@ def _maps(family: Family, found: Iterable[Slot]) -> dict[str, Set]:
     return {
         name: Set(
             SetType(
-                f"{address_type} . inet_proto . inet_service" if name in _ONE_ADDRESS else "inet_proto . inet_service",
+                f"{_ADDRESS_TYPES[family]} . inet_proto . inet_service"
+                if name in _ONE_ADDRESS
+                else "inet_proto . inet_service",
                 verdict=True,
                 interval=name.endswith("_ranges"),
             ),
@@ -89,8 +114,7 @@ def _maps(family: Family, found: Iterable[Slot]) -> dict[str, Set]:
 
 def _guest_subnets(family: Family, desired: Desired) -> Set:
     subnets = [subnet for subnet in desired.guest_subnets if Family.of(subnet) is family]
-    address_type = "ipv4_addr" if family is Family.IPV4 else "ipv6_addr"
-    return Set(SetType(address_type, interval=True), dict.fromkeys(collapse(subnets)))
+    return Set(SetType(_ADDRESS_TYPES[family], interval=True), dict.fromkeys(collapse(subnets)))
 
 
 def _key(slot: Slot) -> str:

@@ -103,9 +103,10 @@ class Guest:
         if not self.defined:
             return
         with self.domain() as domain:
+            persistent = domain.isPersistent()
             if domain.isActive():
                 domain.destroy()
-            if domain.isPersistent():
+            if persistent:
                 domain.undefine()
 
     @property

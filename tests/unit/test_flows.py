@@ -17,6 +17,8 @@ def flow(sent_to: str, answered_from: str, *, source: str = "203.0.113.9", proto
         int(port),
         ip_address(answers),
         int(answers_port),
+        ip_address(source),
+        12345,
     )
 
 

@@ -1,4 +1,5 @@
 import json
+from collections.abc import Sequence
 
 import pytest
 
@@ -24,7 +25,7 @@ GOOD = [
 JUMP = [{"jump": {"target": "guest_input"}}]
 
 
-def listing(*rules: tuple[int, str, list[object]]) -> str:
+def listing(*rules: tuple[int, str, Sequence[object]]) -> str:
     return json.dumps(
         {
             "nftables": [

@@ -5,11 +5,11 @@ def test_a_reason_counts_once_an_inventory_was_taken_after_it() -> None:
     hearing = Hearing()
     hearing.inventory_changed("domain web1 started")
     hearing.rules_changed("nft, pid 812")
-    assert hearing.take().cause == "the state of the host changed"
+    assert hearing.take().reasons == ()
     covered = hearing.begin_inventory()
     hearing.inventory_changed("domain web2 started")
     hearing.end_inventory(covered)
-    assert hearing.take().cause == "domain web1 started"
+    assert hearing.take().reasons == ("domain web1 started",)
     assert hearing.wants_inventory
 
 

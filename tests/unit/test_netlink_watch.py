@@ -82,14 +82,6 @@ def test_link_local_address_is_no_news() -> None:
     assert list(changes().news(address(20, "169.254.3.4", scope=253))) == []
 
 
-def test_link_is_news_when_its_bridge_changes() -> None:
-    known = changes()
-    assert list(known.news(link(16))) == ["link vnet0 appeared"]
-    assert list(known.news(link(16))) == []
-    assert list(known.news(link(16, master=3))) == ["link vnet0 changed"]
-    assert list(known.news(link(17, master=3))) == ["link vnet0 disappeared"]
-
-
 def test_after_a_loss_anything_is_news_again() -> None:
     known = changes()
     list(known.news(address(20)))
