@@ -14,22 +14,6 @@ from fwdaemon.outcome import GateChange
 _log = logging.getLogger("fwdaemon.audit")
 
 
-_MOST_REASONS = 3
-
-
-def told(reasons: Iterable[str]) -> str:
-    """Tell the first reasons; after a burst the rest would not help a reader."""
-    every = list(reasons)
-    more = [f"and {len(every) - _MOST_REASONS} more"] if len(every) > _MOST_REASONS else []
-    return "; ".join([*every[:_MOST_REASONS], *more])
-
-
-def concerning(domain: str, reasons: Iterable[str]) -> list[str]:
-    """Pick the reasons that name a domain."""
-    name = f" domain {shown(domain)} "
-    return [reason for reason in reasons if name in f" {reason} "]
-
-
 def forward(action: str, changed: Forward, cause: str) -> None:
     """Write that a forward was `added`, `removed` or `restored`."""
     name = shown(changed.domain)

@@ -7,9 +7,7 @@ a change really follows from. Used on the asyncio loop's thread only.
 import asyncio
 from dataclasses import dataclass
 
-from fwdaemon import audit
-
-_NOBODY = "found at a regular comparison"
+from fwdaemon import causes
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +97,7 @@ class Hearing:
         """Give what has been heard for the look that begins now, and forget it."""
         heard = Heard(
             tuple(self._settled),
-            f"changed by {audit.told(self._meddlers)}" if self._meddlers else _NOBODY,
+            f"changed by {causes.told(self._meddlers)}" if self._meddlers else causes.AT_A_COMPARISON,
             self._thorough,
         )
         self._settled, self._meddlers = {}, {}

@@ -8,13 +8,12 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from fwdaemon import audit, conntrack, forwarding
+from fwdaemon import audit, causes, conntrack, forwarding
 from fwdaemon.desired import Desired, Forward, Waiting
 from fwdaemon.errors import KernelError
 from fwdaemon.grace import Grace, Stop
 from fwdaemon.hairpin import HairpinPorts
 from fwdaemon.model import Address, Family
-from fwdaemon.naming import shown
 from fwdaemon.netfilter import Backend
 from fwdaemon.outcome import Outcome
 
@@ -49,7 +48,7 @@ class Reconciler:
         self._live: frozenset[Forward] | None = None
         self._kept: frozenset[Family] = frozenset()
         self._known = (Desired(), Desired())
-        self._stopped: frozenset[str] = frozenset()
+        self._before = Desired()
         self._said: frozenset[str | Waiting] = frozenset()
 
     @property
@@ -71,7 +70,7 @@ class Reconciler:
         self._account(extended, outcome, occasion)
         self._say_once(extended, faults, occasion)
         self._live = extended.forwards
-        self._stopped = frozenset(entry.domain for entry in desired.waiting if entry.stopped)
+        self._before = desired
         return outcome.changed
 
     def remove(self, cause: str) -> None:
@@ -96,26 +95,19 @@ class Reconciler:
 
     def _account(self, desired: Desired, outcome: Outcome, occasion: Occasion) -> None:
         if self._live is None:
-            self._account_for_first(desired, outcome, _cause(occasion.reasons))
+            self._account_for_first(desired, outcome, causes.told(occasion.reasons))
             self._end_connections(desired, outcome.mended, occasion, outdated=True)
             return
         added, removed = desired.forwards - self._live, self._live - desired.forwards
         for forward in sorted(removed, key=_order):
             reasons = self._grace.reasons(forward, occasion.reasons)
-            audit.forward("removed", forward, _cause(audit.concerning(forward.domain, reasons) or reasons))
+            audit.forward("removed", forward, causes.of_end(forward, desired, reasons))
         for forward in sorted(added, key=_order):
-            audit.forward("added", forward, self._cause_of_start(forward, occasion.reasons))
+            audit.forward("added", forward, causes.of_start(forward, self._before, occasion.reasons))
         for forward in sorted(outcome.damaged & self._live, key=_order):
             audit.forward("restored", forward, occasion.meddler)
         audit.gates(outcome.gates, occasion.meddler)
         self._end_connections(desired, added, occasion, outdated=bool(removed))
-
-    def _cause_of_start(self, forward: Forward, reasons: tuple[str, ...]) -> str:
-        """Tell why a forward is live now; the kernel may have told us of a guest before libvirt did."""
-        named = audit.concerning(forward.domain, reasons)
-        if not named and forward.domain in self._stopped:
-            return f"domain {shown(forward.domain)} is running now"
-        return _cause(named or reasons)
 
     def _account_for_first(self, desired: Desired, outcome: Outcome, cause: str) -> None:
         """Tell what was found of an earlier run, and what was not."""
@@ -158,10 +150,6 @@ class Reconciler:
         audit.waiting(new)
         audit.problems(fault for fault in faults if fault not in self._said)
         self._said = frozenset([*desired.waiting, *faults])
-
-
-def _cause(reasons: Iterable[str]) -> str:
-    return audit.told(reasons) or "found at a regular comparison"
 
 
 def _order(forward: Forward) -> tuple[str, str]:

@@ -4,7 +4,8 @@ import re
 from collections.abc import Iterable
 
 _OWN_TABLES = re.compile(r"^table (?:ip|ip6) kvm_portfwd \{$")
-_GATE = 'comment "kvm-portfwd"'
+# nft does not show the comment of a rule that iptables-nft wrote, so a gate is also known by the mark it lets through.
+_GATE = re.compile(r'comment "kvm-portfwd"|ct mark (?:and|&) 0x0?2000000 == 0x0?2000000')
 _LEGACY_COUNTERS = re.compile(r"\[\d+:\d+\]")
 
 
@@ -14,7 +15,7 @@ def _split_nft(listing: str) -> tuple[list[str], list[str]]:
     inside = False
     for line in listing.splitlines():
         inside = inside or bool(_OWN_TABLES.match(line))
-        (ours if inside or _GATE in line else foreign).append(line)
+        (ours if inside or _GATE.search(line) else foreign).append(line)
         inside = inside and line != "}"
     return ours, foreign
 

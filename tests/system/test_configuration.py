@@ -1,0 +1,128 @@
+"""The configuration as its user meets it: reload, errors, drop-ins, what happens at the end."""
+
+from tests.lab.host import CLIENT4, PUBLIC4, Host
+from tests.system.conftest import HEAD, Scene, entry, filled
+
+THEIRS = """
+table inet theirs {
+    chain forward {
+        type filter hook forward priority 5; policy drop;
+    }
+}
+"""
+WEB = filled(entry("web", "8000:80", "WEB4"))
+FAR = filled(entry("far", "9000", "FAR4"))
+
+
+def url(port: int) -> str:
+    return f"http://{PUBLIC4}:{port}/"
+
+
+def test_a_wrong_file_changes_nothing_and_a_corrected_one_takes_effect(shared_scene: Scene) -> None:
+    scene = shared_scene
+    scene.far.serve_tcp(9000)
+    daemon = scene.daemon(WEB + FAR)
+    other = scene.converse(9000)
+    before = scene.host.own_rules()
+
+    daemon.reload_with(HEAD + WEB + FAR + '[[forward]]\ndomain = "x"\nports = ["99999"]\n')
+    daemon.wait_log(r"^error: /etc/portfwd\.toml:\d+: .*99999")
+    daemon.wait_log("the old one stays in force")
+    assert scene.host.own_rules() == before
+    scene.answers(lambda: scene.host.outside.fetch(url(8000)), f"web {CLIENT4}")
+
+    daemon.reload_with(HEAD + WEB.replace("8000:80", "8001:80") + FAR)
+    scene.answers(lambda: scene.host.outside.fetch(url(8001)), f"web {CLIENT4}")
+    scene.refused(lambda: scene.host.outside.fetch(url(8000)))
+    assert other.goes_on()
+
+
+def test_drop_ins_add_entries(shared_scene: Scene) -> None:
+    scene = shared_scene
+    scene.host.write("/etc/portfwd.d/50-far.toml", filled(entry("far", "9001:80", "FAR4")))
+    try:
+        scene.daemon(WEB)
+        scene.answers(lambda: scene.host.outside.fetch(url(9001)), f"far {CLIENT4}")
+        scene.answers(lambda: scene.host.outside.fetch(url(8000)), f"web {CLIENT4}")
+    finally:
+        scene.host.run("rm", "-r", "/etc/portfwd.d")
+
+
+def test_a_domain_by_its_uuid(shared_scene: Scene) -> None:
+    shared_scene.daemon(WEB.replace('"web"', f'"{shared_scene.web.uuid}"'))
+    shared_scene.answers(lambda: shared_scene.host.outside.fetch(url(8000)), f"web {CLIENT4}")
+
+
+def test_the_rules_stay_when_the_daemon_stops_unless_told_otherwise(shared_scene: Scene) -> None:
+    scene = shared_scene
+    keeping = scene.daemon(WEB)
+    scene.answers(lambda: scene.host.outside.fetch(url(8000)), f"web {CLIENT4}")
+    assert keeping.terminate() == 0
+    scene.answers(lambda: scene.host.outside.fetch(url(8000)), f"web {CLIENT4}")
+    removing = scene.daemon(WEB, HEAD + 'on_stop = "remove"\n')
+    assert removing.terminate() == 0
+    assert scene.host.own_rules() == ""
+    assert "removed web: tcp *:8000 -> 192.168.122.10:80 (the daemon stops" in removing.process.text()
+
+
+def command(host: Host, *words: str) -> tuple[int, str, str]:
+    done = host.run(host.python, "-m", "fwdaemon", *words, check=False)
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_check_tells_every_error_with_its_line(shared_scene: Scene) -> None:
+    host = shared_scene.host
+    host.write("/etc/portfwd.toml", HEAD + WEB + WEB.replace("8000:80", "0") + "nonsense = 1\n")
+    status, out, errors = command(host, "check")
+    assert (status, out) == (78, "")
+    assert [line.split(": ")[0] for line in errors.splitlines()] == ["/etc/portfwd.toml:11", "/etc/portfwd.toml:13"]
+    host.write("/etc/portfwd.toml", HEAD + WEB)
+    assert command(host, "check") == (0, "/etc/portfwd.toml: fine; 1 entries, 1 forwards\n", "")
+
+
+def test_the_daemon_refuses_to_start_on_a_wrong_file(shared_scene: Scene) -> None:
+    shared_scene.host.write("/etc/portfwd.toml", "[daemon]\nresync = 5\n")
+    status, _, errors = command(shared_scene.host, "run")
+    assert status == 78
+    assert errors.startswith("/etc/portfwd.toml:2: ")
+    assert "Traceback" not in errors
+
+
+def test_rules_prints_what_would_be_written_and_touches_nothing(shared_scene: Scene) -> None:
+    host = shared_scene.host
+    host.write("/etc/portfwd.toml", HEAD + WEB)
+    before = host.run("nft", "--stateless", "list", "ruleset").stdout
+    status, out, errors = command(host, "rules")
+    assert (status, errors) == (0, "")
+    assert "dnat to 192.168.122.10:80" in out
+    assert host.run("nft", "--stateless", "list", "ruleset").stdout == before
+    # What it prints is what nft takes.
+    host.run("nft", "--check", "-f", "-", stdin=out)
+
+
+def test_flush_takes_everything_of_ours_and_nothing_else(shared_scene: Scene) -> None:
+    scene = shared_scene
+    before = scene.host.snapshot_foreign()
+    daemon = scene.daemon(WEB)
+    scene.answers(lambda: scene.host.outside.fetch(url(8000)), f"web {CLIENT4}")
+    assert scene.host.snapshot_foreign() == before
+    daemon.kill()
+    assert command(scene.host, "flush") == (0, "", "")
+    assert scene.host.own_rules() == ""
+    assert scene.host.snapshot_foreign() == before
+
+
+def test_a_gate_in_a_chain_of_the_administrator(shared_scene: Scene) -> None:
+    scene = shared_scene
+    scene.host.run("nft", "-f", "-", stdin=THEIRS)
+    try:
+        daemon = scene.daemon(WEB)
+        assert not scene.host.outside.fetch(url(8000)).answered
+        daemon.reload_with(HEAD + 'gates = ["inet theirs forward"]\n' + WEB)
+        scene.answers(lambda: scene.host.outside.fetch(url(8000)), f"web {CLIENT4}")
+        daemon.wait_log("^added gate in inet theirs forward: it was not there")
+        daemon.reload_with(HEAD + WEB)
+        scene.refused(lambda: scene.host.outside.fetch(url(8000)))
+        assert "kvm-portfwd" not in scene.host.run("nft", "list", "table", "inet", "theirs").stdout
+    finally:
+        scene.host.run("nft", "delete", "table", "inet", "theirs")

@@ -1,0 +1,151 @@
+"""Whatever wipes or outranks the rules is undone, the audit says who did it, and no other connection notices."""
+
+from collections.abc import Callable
+
+import pytest
+
+from tests.lab.host import CLIENT4, PUBLIC4, Host
+from tests.lab.place import wait_until
+from tests.system.conftest import Scene, entry
+
+URL = f"http://{PUBLIC4}:8000/"
+WEB = entry("web", "8000:80", "WEB4") + entry("web", "8000:80", "WEB6")
+FAR = entry("far", "9000", "FAR4")
+
+
+def undone(scene: Scene, disturb: Callable[[Host], object], said: str | None = None) -> None:
+    """Disturb, and see that both forwards work again while a connection through one of them goes on."""
+    scene.far.serve_tcp(9000)
+    daemon = scene.daemon(WEB + FAR)
+    other = scene.converse(9000)
+    scene.answers(lambda: scene.host.outside.fetch(URL), f"web {CLIENT4}")
+    lines = len(daemon.log_lines())
+    disturb(scene.host)
+    if said is not None:
+        daemon.wait_log(said, start=lines)
+    scene.answers(lambda: scene.host.outside.fetch(URL), f"web {CLIENT4}")
+    assert scene.host.outside.tcp(PUBLIC4, 9000).text == f"far {CLIENT4}"
+    assert other.goes_on()
+    wait_until(lambda: gates_lead(scene.host), "every gate is at the head of its chain")
+
+
+def gates_lead(host: Host) -> bool:
+    """Whether our rule is the first, and there once, in each forward chain of libvirt and iptables-nft that exists."""
+    nft = host.run("nft", "list", "chain", "ip", "libvirt_network", "forward", check=False).stdout
+    iptables = host.run("nft", "list", "chain", "ip", "filter", "FORWARD", check=False).stdout
+    rules = [line.strip() for line in nft.splitlines() if line.startswith("\t\t") and "type filter" not in line]
+    listed = host.run("iptables-nft", "-S", "FORWARD").stdout.splitlines()[1:] if iptables else []
+    return all(
+        not chain or ("kvm-portfwd" in chain[0] and sum("kvm-portfwd" in rule for rule in chain) == 1)
+        for chain in (rules, listed)
+    )
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (
+            ("nft", "flush", "ruleset"),
+            r"^restored web: tcp \*:8000 -> 192\.168\.122\.10:80 \(changed by nft, pid \d+\)",
+        ),
+        (("nft", "delete", "table", "ip", "kvm_portfwd"), r"^restored far: tcp .*\(changed by nft, pid \d+\)"),
+        (("nft", "delete", "table", "ip6", "kvm_portfwd"), r"^restored web: tcp .*2001:db8:122::10"),
+        (("nft", "flush", "chain", "ip", "kvm_portfwd", "forwards"), "^restored web: tcp"),
+        (("nft", "flush", "map", "ip", "kvm_portfwd", "every_address"), "^restored web: tcp"),
+        (("iptables", "-F"), None),
+        (("iptables", "-t", "nat", "-F"), None),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_a_wipe(scene: Scene, argv: tuple[str, ...], said: str | None) -> None:
+    try:
+        undone(scene, lambda host: host.run(*argv), said)
+    finally:
+        # libvirt puts its own rules back only now; without them it cannot take its networks down.
+        scene.host.libvirt.restart()
+
+
+def test_a_refusal_ahead_of_the_gate(scene: Scene) -> None:
+    """A tool that inserts its own rule first would cut us off; the gate goes back to the head, and the rule stays."""
+    libvirt_on_nftables = "libvirt_network" in scene.host.run("nft", "list", "tables").stdout
+    refusal, gate = (
+        (["nft", "insert", "rule", "ip", "libvirt_network", "forward", "counter", "drop"], "libvirt_network forward")
+        if libvirt_on_nftables
+        else (["iptables", "-I", "FORWARD", "1", "-j", "DROP"], "filter FORWARD")
+    )
+    said = rf"^restored gate in ip {gate}: another rule was ahead of it \(changed by (nft|iptables), pid \d+\)"
+    undone(scene, lambda host: host.run(*refusal), said)
+    # The rule that was put there is still there, and refuses everything else.
+    if libvirt_on_nftables:
+        scene.host.run("nft", "flush", "chain", "ip", "libvirt_network", "forward")
+    else:
+        scene.host.run("iptables", "-D", "FORWARD", "-j", "DROP")
+    scene.host.libvirt.restart()
+
+
+def test_libvirtd_restart(scene: Scene) -> None:
+    undone(scene, lambda host: host.libvirt.restart())
+
+
+def test_libvirtd_killed_and_started(scene: Scene) -> None:
+    def disturb(host: Host) -> None:
+        host.libvirt.kill()
+        host.libvirt.start()
+
+    undone(scene, disturb)
+
+
+def test_another_network_is_destroyed_and_started(scene: Scene) -> None:
+    """Rewriting all of its rules is what libvirt does then."""
+
+    def disturb(host: Host) -> None:
+        host.libvirt.define_network("third", "192.168.124.0/24")
+        host.libvirt.destroy_network("third")
+        host.libvirt.start_network("third")
+        host.libvirt.remove_network("third")
+
+    undone(scene, disturb)
+
+
+def test_the_guests_own_network_is_destroyed_and_started(scene: Scene) -> None:
+    scene.far.serve_tcp(9000)
+    daemon = scene.daemon(WEB + FAR)
+    other = scene.converse(9000)
+    scene.answers(lambda: scene.host.outside.fetch(URL), f"web {CLIENT4}")
+    scene.host.libvirt.destroy_network("default")
+    daemon.wait_log("^waiting web: network default is not active")
+    daemon.wait_log("^removed web: tcp .*network default is not active")
+    assert other.goes_on()
+    lines = len(daemon.log_lines())
+    scene.host.libvirt.start_network("default")
+    daemon.wait_log("^added web: tcp", start=lines)
+    # libvirt does not plug running containers back in; a restarted one is on the new bridge.
+    scene.web.stop()
+    scene.web.start()
+    scene.answers(lambda: scene.host.outside.fetch(URL), f"web {CLIENT4}")
+    assert other.goes_on()
+
+
+def test_the_daemon_killed_and_started(scene: Scene) -> None:
+    scene.far.serve_tcp(9000)
+    first = scene.daemon(WEB + FAR)
+    other = scene.converse(9000)
+    scene.answers(lambda: scene.host.outside.fetch(URL), f"web {CLIENT4}")
+    before = scene.host.own_rules()
+    first.kill()
+    scene.answers(lambda: scene.host.outside.fetch(URL), f"web {CLIENT4}")
+    second = scene.daemon(WEB + FAR)
+    second.wait_log("^adopted 3 forwards")
+    assert scene.host.own_rules() == before
+    assert "added" not in second.process.text()
+    assert other.goes_on()
+
+
+def test_the_daemon_killed_while_a_guest_stops(scene: Scene) -> None:
+    first = scene.daemon(WEB + FAR)
+    scene.answers(lambda: scene.host.outside.fetch(URL), f"web {CLIENT4}")
+    first.kill()
+    scene.web.stop()
+    second = scene.daemon(WEB + FAR)
+    second.wait_log(r"^removed chain ip kvm_portfwd any\.tcp\.8000, left by an earlier run")
+    assert "8000" not in scene.host.own_rules()

@@ -1,0 +1,68 @@
+"""How a guest's address is learned when the configuration does not say it."""
+
+from tests.conftest import MakeLxcGuest, MakeNetwork, MakeQemuGuest, StartDaemon
+from tests.lab.domain import Link, mac_of
+from tests.lab.host import CLIENT4, PUBLIC4, Host
+from tests.lab.libvirtd import Reservation
+from tests.lab.place import wait_until
+
+URL = f"http://{PUBLIC4}:8000/"
+HEAD = '[daemon]\nlibvirt = ["qemu:///system", "lxc:///system"]\n'
+
+
+def entry(domain: str) -> str:
+    return f'[[forward]]\ndomain = "{domain}"\nports = ["8000:80"]\n'
+
+
+def test_a_qemu_guest_that_takes_its_address_by_dhcp(
+    host: Host, network: MakeNetwork, qemu_guest: MakeQemuGuest, daemon: StartDaemon
+) -> None:
+    network("default", "192.168.122.0/24", dhcp=True)
+    guest = qemu_guest("vm", Link("default", dhcp=True), start=False)
+    running = daemon(HEAD + entry("vm"))
+    running.wait_log("^waiting vm: the domain is not running")
+    guest.start()
+    added = running.wait_log(r"^added vm: tcp \*:8000 -> 192\.168\.122\.\d+:80", timeout=60)
+    assert guest.lease() in added.text
+    wait_until(lambda: host.outside.fetch(URL).answered, "the guest answers", timeout=60)
+    before = len(running.log_lines())
+    guest.reset()
+    wait_until(lambda: host.outside.fetch(URL).answered, "the guest answers after its reset", timeout=60)
+    assert not [line for line in running.log_lines()[before:] if line.text.startswith(("removed", "added"))]
+    guest.stop()
+    running.wait_log("^removed vm: tcp")
+    assert not host.outside.fetch(URL).answered
+
+
+def test_a_reservation_is_known_before_the_guest_speaks(
+    host: Host, network: MakeNetwork, lxc_guest: MakeLxcGuest, daemon: StartDaemon
+) -> None:
+    network("default", "192.168.122.0/24", dhcp=True, reservations=[Reservation(mac_of("web"), "192.168.122.77")])
+    lxc_guest("web", Link("default", ("192.168.122.77/24",)))
+    daemon(HEAD + entry("web"))
+    wait_until(lambda: host.outside.fetch(URL).text == f"web {CLIENT4}", "the guest answers")
+
+
+def test_a_static_address_is_learned_from_the_neighbour_table(
+    host: Host, network: MakeNetwork, lxc_guest: MakeLxcGuest, daemon: StartDaemon
+) -> None:
+    network("default", "192.168.122.0/24")
+    guest = lxc_guest("web", Link("default", ("192.168.122.10/24",)))
+    daemon(HEAD + entry("web"))
+    host.place.fetch("http://192.168.122.10/")
+    wait_until(lambda: host.outside.fetch(URL).text == f"web {CLIENT4}", "the guest answers")
+    assert guest.running
+
+
+def test_a_guest_that_claims_another_guests_address_gets_nothing(
+    network: MakeNetwork, lxc_guest: MakeLxcGuest, daemon: StartDaemon
+) -> None:
+    network("default", "192.168.122.0/24", dhcp=True, reservations=[Reservation(mac_of("web"), "192.168.122.77")])
+    lxc_guest("web", Link("default", ("192.168.122.77/24",)))
+    thief = lxc_guest("thief", Link("default", ("192.168.122.66/24",)))
+    running = daemon(HEAD + entry("thief") + entry("web").replace("8000", "8001"))
+    thief.run("ip", "address", "add", "192.168.122.77/24", "dev", "eth0", check=False)
+    thief.run("ip", "address", "del", "192.168.122.66/24", "dev", "eth0", check=False)
+    thief.run("arping", "-U", "-c", "1", "-I", "eth0", "192.168.122.77", check=False)
+    running.wait_log("^added web: tcp")
+    assert "added thief: tcp *:8000 -> 192.168.122.77" not in running.process.text()
