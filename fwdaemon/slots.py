@@ -32,7 +32,7 @@ def slots(forwards: Iterable[Forward]) -> tuple[Slot, ...]:
         claims[forward.listen, forward.protocol].append(forward)
     return tuple(
         Slot(listen, protocol, ports, owners)
-        for (listen, protocol), claimed in claims.items()
+        for (listen, protocol), claimed in sorted(claims.items(), key=lambda claim: tuple(map(str, claim[0])))
         for ports, owners in _pieces(sorted(claimed, key=lambda forward: forward.ports))
     )
 

@@ -30,6 +30,11 @@ MakeQemuGuest = Callable[..., QemuGuest]
 StartDaemon = Callable[..., Daemon]
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Options of this project's own."""
+    parser.addoption("--refresh-golden", action="store_true", help="write the reviewed rule texts anew")
+
+
 def _give_up(reason: str) -> None:
     """Skip on somebody's own machine, fail where everything has to run."""
     if os.environ.get("CI"):

@@ -1,0 +1,156 @@
+"""From configuration and inventory to the desired state: what is live, what waits, and why."""
+
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from pathlib import Path
+from uuid import UUID
+
+import pytest
+
+from fwdaemon import config as configuration
+from fwdaemon.desired import Desired
+from fwdaemon.inventory import (
+    AddressSource,
+    Domain,
+    GuestInterface,
+    HostAddress,
+    Inventory,
+    LearnedAddress,
+    Network,
+)
+from fwdaemon.model import Address
+from fwdaemon.placing import desired_state
+
+WEB = UUID("00000000-0000-0000-0000-000000000001")
+DB = UUID("00000000-0000-0000-0000-000000000002")
+DEFAULT = Network(
+    "default",
+    active=True,
+    bridge="virbr0",
+    subnets=(IPv4Network("192.168.122.0/24"), IPv6Network("2001:db8:122::/64")),
+    gateways=(ip_address("192.168.122.1"), ip_address("2001:db8:122::1")),
+)
+INNER = Network(
+    "inner",
+    active=True,
+    bridge="virbr1",
+    subnets=(IPv4Network("192.168.123.0/24"),),
+    gateways=(ip_address("192.168.123.1"),),
+)
+PUBLIC: Address = ip_address("198.51.100.1")
+HOST = HostAddress(PUBLIC, ip_network("198.51.100.0/24"), "eth0")
+
+
+def nic(*addresses: str, network: str = "default", mac: str = "52:54:00:00:00:01") -> GuestInterface:
+    learned = tuple(LearnedAddress(ip_address(address), AddressSource.LEASE) for address in addresses)
+    bridge = {"default": "virbr0", "inner": "virbr1"}[network]
+    return GuestInterface(mac, network, bridge, "vnet0", learned)
+
+
+def host(*domains: Domain, networks: tuple[Network, ...] = (DEFAULT, INNER)) -> Inventory:
+    return Inventory(domains, networks, (HOST,))
+
+
+def web(*interfaces: GuestInterface, running: bool = True) -> Domain:
+    return Domain("web", WEB, running, interfaces)
+
+
+def placed(entry: str, inventory: Inventory) -> Desired:
+    config = configuration.parse({Path("portfwd.toml"): f'[[forward]]\ndomain = "web"\n{entry}\n'})
+    return desired_state(config, inventory)
+
+
+def lines(desired: Desired) -> list[str]:
+    return sorted(f"{forward.listens_at()} -> {forward.leads_to()}" for forward in desired.forwards)
+
+
+def reasons(desired: Desired) -> list[str]:
+    return [waiting.reason for waiting in desired.waiting]
+
+
+@pytest.mark.parametrize(
+    ("entry", "expected"),
+    [
+        pytest.param(
+            'ports = ["80"]',
+            ["tcp *:80 -> 192.168.122.50:80", "tcp *:80 -> [2001:db8:122::50]:80"],
+            id="every address, in each family the guest has",
+        ),
+        pytest.param(
+            'ports = ["5353:53/tcp+udp"]\naddress = "192.168.122.50"',
+            ["tcp *:5353 -> 192.168.122.50:53", "udp *:5353 -> 192.168.122.50:53"],
+            id="two protocols, the family of the address",
+        ),
+        pytest.param(
+            'ports = ["8000-8001:9000-9001"]\nlisten = ["198.51.100.7", "2001:db8::7"]',
+            [
+                "tcp 198.51.100.7:8000-8001 -> 192.168.122.50:9000-9001",
+                "tcp [2001:db8::7]:8000-8001 -> [2001:db8:122::50]:9000-9001",
+            ],
+            id="each listening address in its family",
+        ),
+        pytest.param(
+            'ports = ["198.51.100.7:80", "81"]\nsources = ["203.0.113.0/24"]',
+            ["tcp 198.51.100.7:80 -> 192.168.122.50:80", "tcp *:81 -> 192.168.122.50:81"],
+            id="sources of one family let nobody of the other in",
+        ),
+    ],
+)
+def test_what_is_live(entry: str, expected: list[str]) -> None:
+    desired = placed(entry, host(web(nic("192.168.122.50", "2001:db8:122::50"))))
+    assert lines(desired) == sorted(expected)
+    assert reasons(desired) == []
+
+
+@pytest.mark.parametrize(
+    ("inventory", "entry", "expected"),
+    [
+        pytest.param(host(), "", ["libvirt knows no such domain"], id="unknown"),
+        pytest.param(host(web(running=False)), "", ["the domain is not running"], id="stopped"),
+        pytest.param(host(web(nic())), "", ["no address yet: no lease, agent or neighbour names one"], id="no address"),
+        pytest.param(host(web()), "", ["has no network interface"], id="no interface"),
+        pytest.param(
+            host(web(nic("192.168.122.1"))), "", ["192.168.122.1 belongs to the host"], id="the gateway's address"
+        ),
+        pytest.param(host(web(nic("198.51.100.1"))), "", ["198.51.100.1 belongs to the host"], id="the public address"),
+        pytest.param(
+            host(web(nic("192.168.122.50"))),
+            'listen = ["198.51.100.7", "2001:db8::7"]',
+            ["no address yet: no lease, agent or neighbour names one"],
+            id="a family that was asked for",
+        ),
+        pytest.param(
+            host(web(nic("192.168.122.50")), Domain("web", DB, running=True)),
+            "",
+            ["several domains have this name: write the UUID"],
+            id="an ambiguous name",
+        ),
+    ],
+)
+def test_what_waits_says_why(inventory: Inventory, entry: str, expected: list[str]) -> None:
+    assert reasons(placed(f'ports = ["80"]\n{entry}', inventory)) == expected
+
+
+def test_nobody_believes_two_guests_that_claim_one_address() -> None:
+    other = Domain("db", DB, running=True, interfaces=(nic("192.168.122.50", mac="52:54:00:00:00:02"),))
+    desired = placed('ports = ["80"]', host(web(nic("192.168.122.50")), other))
+    assert lines(desired) == []
+    assert reasons(desired) == ["192.168.122.50 is claimed by both db and web (DHCP lease)"]
+
+
+def test_a_second_network_is_ambiguous_until_the_entry_names_one() -> None:
+    guest = web(nic("192.168.122.50"), nic("192.168.123.50", network="inner", mac="52:54:00:00:00:02"))
+    assert reasons(placed('ports = ["80"]\nlisten = "198.51.100.7"', host(guest)))[0].startswith("has 2 interfaces")
+    for choice in ('network = "inner"', 'mac = "52:54:00:00:00:02"', 'address = "192.168.123.50"'):
+        desired = placed(f'ports = ["80"]\nlisten = "198.51.100.7"\n{choice}', host(guest))
+        assert lines(desired) == ["tcp 198.51.100.7:80 -> 192.168.123.50:80"]
+
+
+def test_a_domain_may_be_named_by_its_uuid() -> None:
+    config = configuration.parse({Path("portfwd.toml"): f'[[forward]]\ndomain = "{WEB}"\nports = ["80"]\n'})
+    (forward,) = desired_state(config, host(web(nic("192.168.122.50")))).forwards
+    assert forward.domain == "web"
+
+
+def test_guests_of_every_active_network_may_come_through_hairpin() -> None:
+    desired = placed('ports = ["80"]', host(web(nic("192.168.122.50"))))
+    assert set(map(str, desired.guest_subnets)) == {"192.168.122.0/24", "2001:db8:122::/64", "192.168.123.0/24"}
