@@ -11,6 +11,7 @@ from ipaddress import ip_address
 from typing import Any
 
 from fwdaemon.desired import Forward
+from fwdaemon.errors import KernelError
 from fwdaemon.flows import Carriers, Flow, is_claimed, is_outdated
 from fwdaemon.model import Address, Family, Protocol
 
@@ -53,11 +54,14 @@ def end_claimed(added: Collection[Forward], local: Collection[Address]) -> int:
 
 def _tables(pick: dict[str, Any]) -> Iterator[tuple[Any, list[tuple[Flow, Any]]]]:
     """Give each family's connection table with the entries the kernel picks."""
-    from pyroute2 import Conntrack  # noqa: PLC0415  takes 150 ms to import
+    from pyroute2 import Conntrack, NetlinkError  # noqa: PLC0415  takes 150 ms to import
 
     for family in _FAMILIES.values():
         with Conntrack(nfgen_family=family) as table:
-            entries = list(table.dump_entries(**pick))
+            try:
+                entries = list(table.dump_entries(**pick))
+            except NetlinkError as error:
+                raise KernelError(f"the kernel does not list its connections: {error}") from error
             yield table, [(flow, entry) for entry in entries if (flow := _flow(entry))]
 
 

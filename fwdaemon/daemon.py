@@ -28,8 +28,10 @@ from fwdaemon.worker import Worker
 
 _log = logging.getLogger(__name__)
 
-# Events come in bursts: libvirt changes about ten things when a network starts. The first is answered at once.
+# Events come in bursts: libvirt changes about ten things when a network starts. The first is answered at once. While
+# look after look finds something to mend, as when another tool insists on being first too, the pause grows.
 _PAUSE = 0.01
+_PAUSE_AT_MOST = 0.25
 # How soon after a commit of ours the kernel is asked whether it holds what we think it does.
 _VERIFY_AFTER = 1.0
 # How long after a failure we try again, doubled each time up to the second figure.
@@ -60,6 +62,7 @@ class Daemon:
         self._placed: tuple[Config, Inventory, Desired] | None = None
         self._reloaded = False
         self._retry = _RETRY
+        self._pause = _PAUSE
 
     async def run(self) -> None:
         """Work until told to stop, then leave the rules as the configuration says."""
@@ -88,7 +91,7 @@ class Daemon:
             self._refreshing = asyncio.create_task(self._refresh())
         if self._hearing.wants_look and self._inventory is not None:
             await self._look(self._inventory)
-            await asyncio.sleep(_PAUSE)
+            await asyncio.sleep(self._pause)
 
     async def _announce(self) -> None:
         """Tell systemd that we are ready: after the first reconcile, or when libvirt keeps us waiting."""
@@ -152,6 +155,7 @@ class Daemon:
         self._first_look.set()
         self._reloaded = False
         self._retry = _RETRY
+        self._pause = min(2 * self._pause, _PAUSE_AT_MOST) if changed else _PAUSE
         if changed:
             self._loop.call_later(_VERIFY_AFTER, lambda: self._hearing.time_passed(thorough=True))
         if (due := self._reconciler.look_again_at) is not None:

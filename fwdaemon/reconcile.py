@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from fwdaemon import audit, causes, conntrack, forwarding
 from fwdaemon.desired import Desired, Forward, Waiting
-from fwdaemon.errors import KernelError
+from fwdaemon.errors import KernelError, PortfwdError
 from fwdaemon.grace import Grace, Stop
 from fwdaemon.hairpin import HairpinPorts
 from fwdaemon.model import Address, Family
@@ -67,9 +67,12 @@ class Reconciler:
         outcome = self._backend.apply(extended, thorough=occasion.thorough)
         faults = [*outcome.faults, *self._forwarding_faults(extended, occasion)]
         self._hairpin.keep(extended.forwards)
-        self._account(extended, outcome, occasion)
-        self._say_once(extended, faults, occasion)
-        self._live = extended.forwards
+        live, self._live = self._live, extended.forwards
+        if live is None:
+            self._account_for_first(extended, outcome, occasion)
+        elif outcome.changed or live is not extended.forwards:
+            self._account(live, extended, outcome, occasion)
+        self._say_once(extended, faults, everything=occasion.reloaded or live is None)
         self._before = desired
         return outcome.changed
 
@@ -93,41 +96,40 @@ class Reconciler:
             self._known = (desired, replace(desired, kept=self._kept))
         return self._known[1]
 
-    def _account(self, desired: Desired, outcome: Outcome, occasion: Occasion) -> None:
-        if self._live is None:
-            self._account_for_first(desired, outcome, causes.told(occasion.reasons))
-            self._end_connections(desired, outcome.mended, occasion, outdated=True)
-            return
-        added, removed = desired.forwards - self._live, self._live - desired.forwards
+    def _account(self, live: frozenset[Forward], desired: Desired, outcome: Outcome, occasion: Occasion) -> None:
+        added, removed = desired.forwards - live, live - desired.forwards
         for forward in sorted(removed, key=_order):
             reasons = self._grace.reasons(forward, occasion.reasons)
             audit.forward("removed", forward, causes.of_end(forward, desired, reasons))
         for forward in sorted(added, key=_order):
             audit.forward("added", forward, causes.of_start(forward, self._before, occasion.reasons))
-        for forward in sorted(outcome.damaged & self._live, key=_order):
+        for forward in sorted(outcome.damaged & live, key=_order):
             audit.forward("restored", forward, occasion.meddler)
         audit.gates(outcome.gates, occasion.meddler)
         self._end_connections(desired, added, occasion, outdated=bool(removed))
 
-    def _account_for_first(self, desired: Desired, outcome: Outcome, cause: str) -> None:
+    def _account_for_first(self, desired: Desired, outcome: Outcome, occasion: Occasion) -> None:
         """Tell what was found of an earlier run, and what was not."""
+        cause = causes.told(occasion.reasons)
         if found := len(desired.forwards - outcome.mended):
             audit.adopted(found)
         audit.leftovers(outcome.stale)
         for forward in sorted(outcome.mended, key=_order):
             audit.forward("added", forward, cause)
         audit.gates(outcome.gates, cause)
+        self._end_connections(desired, outcome.mended, occasion, outdated=True)
 
     def _end_connections(
         self, desired: Desired, added: frozenset[Forward], occasion: Occasion, *, outdated: bool
     ) -> None:
-        ended = self._end_outdated(desired) if outdated else 0
-        ended += conntrack.end_claimed(added, occasion.local)
+        try:
+            ended = conntrack.end_outdated(desired.forwards, desired.mark, self._backend.refuse) if outdated else 0
+            ended += conntrack.end_claimed(added, occasion.local)
+        except PortfwdError as error:
+            audit.problems([f"open connections of forwards that went may go on: {error}"])
+            return
         if ended:
             audit.connections_ended(ended)
-
-    def _end_outdated(self, desired: Desired) -> int:
-        return conntrack.end_outdated(desired.forwards, desired.mark, self._backend.refuse)
 
     def _forwarding_faults(self, desired: Desired, occasion: Occasion) -> list[str]:
         faults = []
@@ -143,9 +145,8 @@ class Reconciler:
                 faults.append(str(error))
         return faults
 
-    def _say_once(self, desired: Desired, faults: Iterable[str], occasion: Occasion) -> None:
+    def _say_once(self, desired: Desired, faults: Iterable[str], *, everything: bool) -> None:
         """Say what is new of what is wrong; that a domain stopped was said when its forwards went."""
-        everything = occasion.reloaded or self._live is None
         new = [entry for entry in desired.waiting if entry not in self._said and (everything or not entry.stopped)]
         audit.waiting(new)
         audit.problems(fault for fault in faults if fault not in self._said)

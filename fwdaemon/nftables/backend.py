@@ -24,6 +24,10 @@ _log = logging.getLogger(__name__)
 
 # Between our look and our commit somebody else may commit. The last try does not build on what was seen.
 _TRIES = 3
+_LIBVIRT_MISSING = (
+    "libvirt's own firewall rules are gone, so its guests may not reach the outside;"
+    " restart libvirtd or virtnetworkd to have them written again"
+)
 
 
 class NftablesBackend:
@@ -36,7 +40,8 @@ class NftablesBackend:
         self._observed: Observed | None = None
         self._committed: Mapping[Family, Table] = {}
         self._opened: set[Gate] = set()
-        self._settled: tuple[Desired, Observed] | None = None
+        self._seen_libvirt = False
+        self._settled: tuple[Desired, Observed, tuple[str, ...]] | None = None
 
     def apply(self, desired: Desired, *, thorough: bool) -> Outcome:
         """See `Backend.apply`."""
@@ -78,31 +83,41 @@ class NftablesBackend:
 
     def _reconcile(self, desired: Desired, observed: Observed) -> Outcome:
         if self._settled is not None and desired is self._settled[0] and observed is self._settled[1]:
-            return Outcome(faults=observed.faults)
+            return Outcome(faults=self._settled[2])
         plan = Plan.of(desired, observed, self._committed)
+        faults = [*observed.faults, *self._missing_libvirt(observed)]
         if plan.empty:
-            self._settled = (desired, observed)
-            self._committed = plan.tables
-            self._opened.update(state.gate for state in observed.gates)
-            return Outcome(faults=observed.faults)
-        self._commit(plan, desired.mark)
+            self._settled = (desired, observed, tuple(faults))
+        else:
+            faults += self._commit(plan, desired.mark)
+            self._remember(plan, observed)
         self._committed = plan.tables
-        self._remember(plan, observed)
         gates = tuple(GateChange(state.gate, state.gate in self._opened, state.fault) for state in plan.shut)
         self._opened.update(state.gate for state in observed.gates)
-        return Outcome(plan.mended, plan.damaged, plan.stale, gates, observed.faults, plan.script, changed=True)
+        return Outcome(plan.mended, plan.damaged, plan.stale, gates, tuple(faults), plan.script, changed=not plan.empty)
 
-    def _commit(self, plan: Plan, mark: int) -> None:
+    def _missing_libvirt(self, observed: Observed) -> list[str]:
+        """Tell when libvirt's rules were wiped: libvirt itself does not notice."""
+        self._seen_libvirt = self._seen_libvirt or observed.libvirt
+        return [_LIBVIRT_MISSING] if self._seen_libvirt and not observed.libvirt else []
+
+    def _commit(self, plan: Plan, mark: int) -> list[str]:
+        """Commit, and tell which gates could not be moved: one that cannot is no reason to leave the rest undone."""
         # A gate that opens early lets nothing through that is not marked; one that opens late refuses what is.
-        for state in filter(_through_iptables, plan.shut):
-            self._restore(state, iptables_script(state, mark))
+        faults = [self._restore(state, iptables_script(state, mark)) for state in plan.shut if is_iptables(state.gate)]
         if plan.script:
             self._runner.run("nft", "-f", "-", stdin=plan.script)
-        for state in filter(_through_iptables, plan.strays):
-            self._restore(state, iptables_script(state, None))
+        faults += [
+            self._restore(state, iptables_script(state, None)) for state in plan.strays if is_iptables(state.gate)
+        ]
+        return [fault for fault in faults if fault]
 
-    def _restore(self, state: GateState, script: str) -> None:
-        self._runner.run(iptables_program(state.gate, "-restore"), "--noflush", "--wait", stdin=script)
+    def _restore(self, state: GateState, script: str) -> str:
+        try:
+            self._runner.run(iptables_program(state.gate, "-restore"), "--noflush", "--wait", stdin=script)
+        except ProcessError as error:
+            return f"the gate in {state.gate} could not be changed: {error}"
+        return ""
 
     def _remember(self, plan: Plan, observed: Observed) -> None:
         """Know what is there after a commit of tables alone; gates want a fresh look."""
@@ -116,7 +131,3 @@ class NftablesBackend:
         generation = (observed.generation + 1) & 0xFFFFFFFF
         alone = current_generation() == generation
         self._observed = replace(observed, generation=generation, listed=listed) if alone else None
-
-
-def _through_iptables(state: GateState) -> bool:
-    return is_iptables(state.gate)

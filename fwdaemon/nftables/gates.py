@@ -16,7 +16,10 @@ from fwdaemon.nftables.model import family_name
 from fwdaemon.nftables.readback import Item, items
 
 COMMENT = "kvm-portfwd"
-_KNOWN_CHAINS = (("libvirt_network", "forward"), ("filter", "FORWARD"))
+# Where libvirt writes its rules: a table of its own, or a chain linked from iptables' FORWARD.
+LIBVIRT_TABLE = "libvirt_network"
+LIBVIRT_CHAIN = "LIBVIRT_FWI"
+_KNOWN_CHAINS = ((LIBVIRT_TABLE, "forward"), ("filter", "FORWARD"))
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,16 @@
 from fwdaemon.config.model import Gate
 from fwdaemon.errors import ProcessError
 from fwdaemon.model import Family
-from fwdaemon.nftables.gates import GateState, is_iptables, read_iptables, read_native, read_strays, wanted_gates
+from fwdaemon.nftables.gates import (
+    LIBVIRT_CHAIN,
+    LIBVIRT_TABLE,
+    GateState,
+    is_iptables,
+    read_iptables,
+    read_native,
+    read_strays,
+    wanted_gates,
+)
 from fwdaemon.nftables.model import TABLE_NAME, Table, family_name
 from fwdaemon.nftables.observed import Observed, Wanted
 from fwdaemon.nftables.readback import items, read_table
@@ -16,6 +25,7 @@ class Observer:
     def __init__(self, runner: Runner) -> None:
         self._runner = runner
         self._faults: list[str] = []
+        self._libvirt = False
 
     def look(self, generation: int, wanted: Wanted, *, everywhere: bool) -> Observed:
         """Read our tables and the wanted gates; `everywhere` looks for gates that are not wanted, too.
@@ -26,12 +36,13 @@ class Observer:
         """
         self._faults = []
         there = self._tables()
+        self._libvirt = any(table == LIBVIRT_TABLE for _, table in there)
         named = wanted_gates(sorted(wanted.families), wanted.configured)
         gates = [gate for gate in named if (gate.family, gate.table) in there]
         tables = {family: self._table(family) for family in Family if (family_name(family), TABLE_NAME) in there}
         states = tuple(state for gate in gates if (state := self._gate(gate, wanted.mark)))
         strays = self._strays(there, gates, wanted.mark) if everywhere else ()
-        return Observed(generation, tables, states, strays, tuple(self._faults))
+        return Observed(generation, tables, states, strays, tuple(self._faults), libvirt=self._libvirt)
 
     def _tables(self) -> frozenset[tuple[str, str]]:
         listing = self._runner.run("nft", "-j", "list", "tables").stdout
@@ -54,10 +65,12 @@ class Observer:
 
     def _iptables_gate(self, gate: Gate, mark: int) -> GateState | None:
         try:
-            return read_iptables(gate, self._runner.run(iptables_program(gate), "-S", gate.chain).stdout, mark)
+            listing = self._runner.run(iptables_program(gate), "-S", gate.chain).stdout
         except ProcessError as error:
             self._faults.append(f"no gate in {gate}: {error}; name a native chain in [daemon] gates instead")
             return None
+        self._libvirt = self._libvirt or LIBVIRT_CHAIN in listing
+        return read_iptables(gate, listing, mark)
 
     def _strays(self, there: frozenset[tuple[str, str]], gates: list[Gate], mark: int) -> tuple[GateState, ...]:
         native = read_strays(self._runner.run("nft", "-j", "list", "ruleset").stdout, gates)

@@ -13,7 +13,8 @@ class Observed:
     """Our part of the kernel's rules at one generation.
 
     `gates` are the foreign chains that exist and are to have a gate, `strays` those that hold a rule of ours without
-    reason. `faults` are sentences about what could not be read. `listed` is false where it follows from what we
+    reason. `faults` are sentences about what could not be read. `libvirt` says whether libvirt's own rules were seen,
+    `listed` is false where it follows from what we
     committed since the last listing.
     """
 
@@ -22,6 +23,7 @@ class Observed:
     gates: tuple[GateState, ...]
     strays: tuple[GateState, ...]
     faults: tuple[str, ...]
+    libvirt: bool = False
     listed: bool = True
 
 

@@ -29,6 +29,13 @@ def undone(scene: Scene, disturb: Callable[[Host], object], said: str | None = N
     wait_until(lambda: gates_lead(scene.host), "every gate is at the head of its chain")
 
 
+def test_the_loss_of_libvirts_own_rules_is_told(scene: Scene) -> None:
+    daemon = scene.daemon(WEB)
+    scene.host.run("nft", "flush", "ruleset")
+    daemon.wait_log("^warning: libvirt's own firewall rules are gone, .*restart libvirtd")
+    scene.host.libvirt.restart()
+
+
 def gates_lead(host: Host) -> bool:
     """Whether our rule is the first, and there once, in each forward chain of libvirt and iptables-nft that exists."""
     nft = host.run("nft", "list", "chain", "ip", "libvirt_network", "forward", check=False).stdout
