@@ -5,6 +5,7 @@ import logging
 import socket
 from collections.abc import Callable
 
+from fwdaemon.errors import KernelError
 from fwdaemon.naming import shown
 from fwdaemon.nftables.generation import Generation, open_monitor, receive
 from fwdaemon.process import Runner
@@ -27,10 +28,15 @@ class RulesMonitor:
         """Begin to listen.
 
         Raises:
-            OSError: this kernel has no nftables, or we may not listen.
+            KernelError: this kernel has no nftables, or we may not listen.
 
         """
-        self._socket = open_monitor()
+        try:
+            self._socket = open_monitor()
+        except OSError as error:
+            raise KernelError(
+                f"the kernel does not let us listen to nftables ({error.strerror}); are we root?"
+            ) from error
         asyncio.get_running_loop().add_reader(self._socket, self._read, self._socket)
 
     def close(self) -> None:

@@ -1,6 +1,7 @@
 """The configuration as its user meets it: reload, errors, drop-ins, what happens at the end."""
 
 from tests.lab.host import CLIENT4, PUBLIC4, Host
+from tests.lab.place import wait_until
 from tests.system.conftest import HEAD, Scene, entry, filled
 
 THEIRS = """
@@ -110,6 +111,22 @@ def test_flush_takes_everything_of_ours_and_nothing_else(shared_scene: Scene) ->
     assert command(scene.host, "flush") == (0, "", "")
     assert scene.host.own_rules() == ""
     assert scene.host.snapshot_foreign() == before
+
+
+def test_a_bridge_port_is_in_hairpin_mode_only_while_that_is_needed(shared_scene: Scene) -> None:
+    scene = shared_scene
+
+    def hairpin_ports() -> int:
+        modes = scene.host.run("sh", "-c", "cat /sys/class/net/vnet*/brport/hairpin_mode").stdout
+        return modes.split().count("1")
+
+    scene.host.run("sysctl", "-w", "net.bridge.bridge-nf-call-iptables=1")
+    daemon = scene.daemon(WEB)
+    wait_until(lambda: hairpin_ports() == 1, "the port of web is in hairpin mode")
+    daemon.reload_with(HEAD + FAR + FAR.replace("9000", "9001"))
+    wait_until(lambda: hairpin_ports() == 1, "the port of far is, and that of web is put back")
+    daemon.reload_with(HEAD)
+    wait_until(lambda: hairpin_ports() == 0, "all are put back")
 
 
 def test_a_gate_in_a_chain_of_the_administrator(shared_scene: Scene) -> None:

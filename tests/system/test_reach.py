@@ -15,7 +15,8 @@ from tests.lab.host import (
     PUBLIC6_SECOND,
     Host,
 )
-from tests.system.conftest import FAR4, NEIGHBOUR4, Scene, entry
+from tests.lab.place import wait_until
+from tests.system.conftest import FAR4, HEAD, NEIGHBOUR4, Scene, entry
 
 THEIRS = """
 table ip theirs {
@@ -164,3 +165,20 @@ def test_the_sysctl_is_turned_on_when_a_forward_needs_it(host: Host, shared_scen
     daemon.wait_log("turned on net.ipv4.ip_forward")
     shared_scene.answers(lambda: host.outside.fetch(url(PUBLIC4, 8000)), f"web {CLIENT4}")
     assert host.run("sysctl", "-n", "net.ipv4.ip_forward").stdout == "1\n"
+
+
+def test_forwarding_that_is_turned_off_later_is_found_at_a_resync(host: Host, shared_scene: Scene) -> None:
+    shared_scene.daemon(BOTH, HEAD + 'resync = "1s"\n')
+    shared_scene.answers(lambda: host.outside.fetch(url(PUBLIC4, 8000)), f"web {CLIENT4}")
+    host.run("sysctl", "-w", "net.ipv4.ip_forward=0")
+    wait_until(lambda: host.run("sysctl", "-n", "net.ipv4.ip_forward").stdout == "1\n", "forwarding is on again")
+
+
+def test_forwarding_is_left_to_the_administrator_who_says_so(host: Host, shared_scene: Scene) -> None:
+    host.run("sysctl", "-w", "net.ipv4.ip_forward=0")
+    try:
+        daemon = shared_scene.daemon(BOTH, HEAD + "ip_forward = false\n")
+        daemon.wait_log("^warning: IPv4 forwarding is off, and .* leaves it to you")
+        assert host.run("sysctl", "-n", "net.ipv4.ip_forward").stdout == "0\n"
+    finally:
+        host.run("sysctl", "-w", "net.ipv4.ip_forward=1")

@@ -1,0 +1,51 @@
+from pathlib import Path
+
+import pytest
+
+from fwdaemon import forwarding
+from fwdaemon.errors import KernelError
+from fwdaemon.model import Family
+
+# /proc/net/ipv6_route: a default route by router advertisement on eth0, a static one on eth1, a local prefix.
+ROUTES = """\
+00000000000000000000000000000000 00 00000000000000000000000000000000 00 fe80000000000000000000000000fffe 00000400 00000001 00000000 00450003     eth0
+00000000000000000000000000000000 00 00000000000000000000000000000000 00 20010db8000000000000000000000001 00000400 00000001 00000000 00000003     eth1
+20010db8000000000000000000000000 40 00000000000000000000000000000000 00 00000000000000000000000000000000 00000100 00000001 00000000 00040001     eth0
+"""  # noqa: E501  the kernel's own lines
+
+
+@pytest.fixture
+def kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A /proc of ours: a host with a route by router advertisement cannot be made without a router."""
+    for name in ("net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding", "net/ipv6/conf/eth0/accept_ra"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("0\n")
+    (tmp_path / "routes").write_text(ROUTES)
+    monkeypatch.setattr(forwarding, "_SYSCTL", tmp_path)
+    monkeypatch.setattr(forwarding, "_ROUTES", tmp_path / "routes")
+    return tmp_path
+
+
+def test_forwarding_is_turned_on(kernel: Path) -> None:
+    assert not forwarding.is_on(Family.IPV4)
+    assert forwarding.turn_on(Family.IPV4) == "net.ipv4.ip_forward"
+    assert forwarding.is_on(Family.IPV4)
+    assert (kernel / "net/ipv6/conf/all/forwarding").read_text() == "0\n"
+
+
+@pytest.mark.parametrize(("accept_ra", "stays_off"), [("0", False), ("1", True), ("2", False)])
+def test_a_default_route_by_router_advertisement_is_not_lost(kernel: Path, accept_ra: str, *, stays_off: bool) -> None:
+    (kernel / "net/ipv6/conf/eth0/accept_ra").write_text(accept_ra)
+    if stays_off:
+        with pytest.raises(KernelError, match=r"eth0 learned .* set net\.ipv6\.conf\.eth0\.accept_ra = 2 first"):
+            forwarding.turn_on(Family.IPV6)
+    else:
+        forwarding.turn_on(Family.IPV6)
+    assert forwarding.is_on(Family.IPV6) is not stays_off
+
+
+def test_a_sysctl_that_cannot_be_written_is_an_error(kernel: Path) -> None:
+    (kernel / "net/ipv4/ip_forward").unlink()
+    (kernel / "net/ipv4/ip_forward").mkdir()
+    with pytest.raises(KernelError, match=r"cannot turn on net\.ipv4\.ip_forward"):
+        forwarding.turn_on(Family.IPV4)
