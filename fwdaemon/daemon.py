@@ -98,7 +98,8 @@ class Daemon:
         try:
             await asyncio.wait_for(self._first_look.wait(), _READY_WITHIN)
         except TimeoutError:
-            _log.warning("libvirt has not answered yet: what the kernel holds stays as it is until it does")
+            if self._inventory is None:
+                _log.warning("libvirt has not answered yet: what the kernel holds stays as it is until it does")
         notify.ready("running")
 
     def _resync(self) -> None:

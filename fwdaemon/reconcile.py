@@ -105,7 +105,8 @@ class Reconciler:
             audit.forward("added", forward, causes.of_start(forward, self._before, occasion.reasons))
         for forward in sorted(outcome.damaged & live, key=_order):
             audit.forward("restored", forward, occasion.meddler)
-        audit.gates(outcome.gates, occasion.meddler)
+        audit.gates((change for change in outcome.gates if not change.restored), causes.told(occasion.reasons))
+        audit.gates((change for change in outcome.gates if change.restored), occasion.meddler)
         self._end_connections(desired, added, occasion, outdated=bool(removed))
 
     def _account_for_first(self, desired: Desired, outcome: Outcome, occasion: Occasion) -> None:

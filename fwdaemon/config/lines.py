@@ -13,16 +13,16 @@ import tomli
 
 KeyPath: TypeAlias = tuple[str | int, ...]
 
-# Possessive loops: a text of any length is read in one pass, without a stack.
+# Unrolled loops, in which no two branches begin alike: a text of any length is read in one pass.
 _TOKEN: Final = re.compile(
     r"(?P<newline>\n)"
-    r"|(?P<comment>#[^\n]*+)"
-    r'|(?P<string>"{3}(?:[^"\\]|\\.|"(?!""))*+"{3,5}'
-    r"|'{3}(?:[^']|'(?!''))*+'{3,5}"
-    r'|"(?:[^"\\\n]|\\.)*+"'
-    r"|'[^'\n]*+')"
+    r"|(?P<comment>#[^\n]*)"
+    r'|(?P<string>"{3}[^"\\]*(?:(?:\\.|"(?!""))[^"\\]*)*"{3,5}'
+    r"|'{3}[^']*(?:'(?!'')[^']*)*'{3,5}"
+    r'|"[^"\\\n]*(?:\\.[^"\\\n]*)*"'
+    r"|'[^'\n]*')"
     r"|(?P<mark>[][{},=])"
-    r"""|(?P<word>[^\s\[\]{},=.#"']++)""",
+    r"""|(?P<word>[^\s\[\]{},=.#"']+)""",
     re.DOTALL,
 )
 

@@ -59,7 +59,8 @@ class NftablesBackend:
 
     def refuse(self, flows: Collection[Flow]) -> None:
         """See `Backend.refuse`."""
-        script = refusal_script(flows)
+        # A family whose table is not there any more has no forwards, and nobody left to refuse.
+        script = refusal_script(flow for flow in flows if flow.family in self._committed)
         if script:
             self._runner.run("nft", "-f", "-", stdin=script)
             if self._observed is not None:
@@ -97,7 +98,9 @@ class NftablesBackend:
         return Outcome(plan.mended, plan.damaged, plan.stale, gates, tuple(faults), plan.script, changed=not plan.empty)
 
     def _missing_libvirt(self, observed: Observed) -> list[str]:
-        """Tell when libvirt's rules were wiped: libvirt itself does not notice."""
+        """Tell when libvirt's rules were wiped: libvirt itself does not notice. Without forwards nobody looks there."""
+        if not self._committed:
+            return []
         self._seen_libvirt = self._seen_libvirt or observed.libvirt
         return [_LIBVIRT_MISSING] if self._seen_libvirt and not observed.libvirt else []
 
