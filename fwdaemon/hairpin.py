@@ -19,13 +19,18 @@ _SWITCHES = {
     Family.IPV6: Path("/proc/sys/net/bridge/bridge-nf-call-ip6tables"),
 }
 _LINKS = Path("/sys/class/net")
+_RECORD = Path("/run/kvm-portfwd/hairpin-ports")
 
 
 class HairpinPorts:
-    """Keeps bridge ports of guests with forwards in hairpin mode while that is needed, and puts them back after."""
+    """Keeps bridge ports of guests with forwards in hairpin mode while that is needed, and puts them back after.
 
-    def __init__(self) -> None:
-        self._ours: set[str] = set()
+    The ports we switched are written down, since nothing else would tell a later run whose doing that was.
+    """
+
+    def __init__(self, record: Path = _RECORD) -> None:
+        self._record = record
+        self._ours = _read(record)
 
     def keep(self, forwards: Collection[Forward]) -> None:
         """Set what `forwards` need; reset what we set before and nobody needs now. Does nothing when all is well."""
@@ -37,7 +42,24 @@ class HairpinPorts:
         changed = {port for port in needed - self._ours if _set(port, hairpin=True)}
         for port in self._ours - needed:
             _set(port, hairpin=False)
-        self._ours = (self._ours & needed) | changed
+        self._remember((self._ours & needed) | changed)
+
+    def _remember(self, ports: set[str]) -> None:
+        if ports == self._ours:
+            return
+        self._ours = ports
+        try:
+            self._record.parent.mkdir(mode=0o755, exist_ok=True)
+            self._record.write_text("".join(f"{port}\n" for port in sorted(ports)))
+        except OSError as error:
+            _log.warning("cannot write %s (%s): ports in hairpin mode may stay so", self._record, error.strerror)
+
+
+def _read(record: Path) -> set[str]:
+    try:
+        return set(record.read_text().split())
+    except OSError:
+        return set()
 
 
 def _is_on(switch: Path) -> bool:
