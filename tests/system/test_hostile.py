@@ -19,7 +19,7 @@ URL = f"http://{PUBLIC4}:8000/"
         """a"; } flush ruleset # --comment '$(reboot)""",
         "--comment",
         "-j ACCEPT\\",
-        "x" * 80,
+        "x" * 63,
         "\u202eweb \x85",
     ],
 )
