@@ -33,15 +33,20 @@ def waiting(entries: Iterable[Waiting]) -> None:
         _log.info("waiting %s: %s (%s)", shown(entry.domain), entry.reason, entry.origin)
 
 
+def moved(text: str) -> None:
+    """Say in which of the kernel's rule systems the rules are now, and why."""
+    _log.info("%s", text)
+
+
 def adopted(number: int) -> None:
     """Say how many forwards of an earlier run were found in good order."""
     _log.info("adopted %d forwards that an earlier run left in the kernel", number)
 
 
 def leftovers(names: Iterable[str]) -> None:
-    """Write a line for each chain of an earlier run that nobody asks for any more."""
+    """Write a line for all that is left of an earlier run and nobody asks for any more, by the kernel's own names."""
     for name in sorted(names):
-        _log.info("removed chain %s, left by an earlier run (no longer wanted)", name)
+        _log.info("removed %s, left by an earlier run (no longer wanted)", name)
 
 
 def connections_ended(number: int) -> None:

@@ -19,7 +19,8 @@ from fwdaemon.errors import ConfigError, PortfwdError
 from fwdaemon.events import InventoryKeeper
 from fwdaemon.hearing import Heard, Hearing
 from fwdaemon.inventory import Inventory
-from fwdaemon.netfilter import choose_backend
+from fwdaemon.legacy.monitor import LegacyMonitor
+from fwdaemon.netfilter import Netfilter
 from fwdaemon.nftables.monitor import RulesMonitor
 from fwdaemon.placing import desired_state
 from fwdaemon.process import SystemRunner
@@ -52,8 +53,9 @@ class Daemon:
         self._loop = asyncio.get_running_loop()
         self._hearing = Hearing()
         runner = SystemRunner()
-        self._reconciler = Reconciler(choose_backend(runner))
-        self._monitor = RulesMonitor(runner, self._hearing.rules_changed)
+        self._netfilter = Netfilter(runner, config.daemon.backend)
+        self._reconciler = Reconciler(self._netfilter)
+        self._monitors = RulesMonitor(runner, self._hearing.rules_changed), LegacyMonitor(self._hearing.rules_changed)
         self._keeper = InventoryKeeper(config.daemon.libvirt, self._hearing.inventory_changed)
         self._worker = Worker("reconcile")
         self._first_look = asyncio.Event()
@@ -72,7 +74,8 @@ class Daemon:
             signal.SIGINT: self._hearing.stop,
         }.items():
             self._loop.add_signal_handler(number, action)
-        self._monitor.start()
+        for monitor in self._monitors:
+            monitor.start()
         await self._keeper.start()
         announcing = asyncio.create_task(self._announce())
         self._resync()
@@ -183,6 +186,7 @@ class Daemon:
         if config.daemon.libvirt != self._config.daemon.libvirt:
             await self._change_connections(config)
         self._config = config
+        self._netfilter.choice = config.daemon.backend
         self._reloaded = True
         _log.info("configuration %s loaded", self._path)
         self._hearing.configuration_changed(f"configuration {self._path} loaded again")
@@ -197,8 +201,10 @@ class Daemon:
         notify.stopping()
         if self._refreshing is not None:
             self._refreshing.cancel()
-        self._monitor.close()
+        for monitor in self._monitors:
+            monitor.close()
         await self._keeper.close()
         if self._config.daemon.on_stop is OnStop.REMOVE:
             await self._worker.submit(lambda: self._reconciler.remove("the daemon stops, on_stop = remove"))
+        await self._worker.submit(self._netfilter.close)
         await self._worker.close(_PATIENCE)

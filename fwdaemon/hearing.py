@@ -72,12 +72,10 @@ class Hearing:
         self.wants_look = True
         self._wake.set()
 
-    def rules_changed(self, meddler: str | None) -> None:
-        """Somebody changed the kernel's rules; `None` stands for nobody knows who, or how often."""
-        if meddler is None:
-            self._thorough = True
-        else:
-            self._meddlers[meddler] = None
+    def rules_changed(self, meddler: str, *, thorough: bool) -> None:
+        """Somebody changed the kernel's rules; `thorough` when it is not known how much."""
+        self._thorough |= thorough
+        self._meddlers[meddler] = None
         self.wants_look = True
         self._wake.set()
 

@@ -1,16 +1,27 @@
-"""What the rest of the program sees of the kernel's rules: the backend interface and the choice of backend.
+"""What the rest of the program sees of the kernel's rules: the backend interface, and the choice of backend.
 
-A backend makes the kernel hold the desired state, and tells what it had to mend. Where the rules live, and in what
-form, stays behind it.
+A backend makes the kernel hold the desired state, and tells what it had to mend. Our rules have to be where libvirt's
+are, since an accept in one rule system does not stop a refusal in the other. Where those are is looked up in the
+kernel, not told from versions: it can change with a restart of libvirtd.
 """
 
 from collections.abc import Collection
+from enum import StrEnum
 from typing import Protocol
 
+from fwdaemon.config.model import BackendChoice
 from fwdaemon.desired import Desired
+from fwdaemon.errors import ProcessError
 from fwdaemon.flows import Flow
+from fwdaemon.legacy.backend import LegacyBackend
+from fwdaemon.legacy.gates import LegacyGates
+from fwdaemon.legacy.info import chain_names, existing_tables, table_info
+from fwdaemon.legacy.model import TableName
+from fwdaemon.model import Family
 from fwdaemon.nftables.backend import NftablesBackend
-from fwdaemon.outcome import Outcome
+from fwdaemon.nftables.gates import LIBVIRT_CHAIN, LIBVIRT_TABLE
+from fwdaemon.nftables.generation import current_generation
+from fwdaemon.outcome import Outcome, joined
 from fwdaemon.process import Runner
 
 
@@ -39,6 +50,129 @@ class Backend(Protocol):
         ...
 
 
-def choose_backend(runner: Runner) -> Backend:
-    """Give the backend that holds our rules on this host."""
-    return NftablesBackend(runner)
+class Side(StrEnum):
+    """A rule system of the kernel; the value is how it is called in text."""
+
+    NFTABLES = "nftables"
+    LEGACY = "the legacy iptables tables"
+
+
+class Netfilter:
+    """Both rule systems, as one backend: rules on one side, and gates wherever a forward chain could refuse.
+
+    When libvirt moves to the other side, the new rules are there before the old ones go.
+    """
+
+    def __init__(self, runner: Runner, choice: BackendChoice = BackendChoice.AUTO) -> None:
+        self.choice = choice
+        self._runner = runner
+        self._locator = Locator(runner)
+        self._nftables = NftablesBackend(runner)
+        self._nftables_gates = NftablesBackend(runner, gates_only=True)
+        self._legacy = LegacyBackend()
+        self._legacy_gates = LegacyGates()
+        self._side: Side | None = None
+
+    def apply(self, desired: Desired, *, thorough: bool) -> Outcome:
+        """See `Backend.apply`."""
+        side, reason = self._chosen(thorough=thorough)
+        moved = side is not self._side
+        if side is Side.NFTABLES:
+            outcome = self._apply_to_nftables(desired, thorough=thorough or moved, moved=moved)
+        else:
+            outcome = self._apply_to_legacy(desired, thorough=thorough or moved)
+        self._side = side
+        self._locator.settle()
+        return joined(outcome, Outcome(moved=f"rules are in {side}: {reason}")) if moved else outcome
+
+    def render(self, desired: Desired) -> str:
+        """See `Backend.render`."""
+        return self._backend(self._chosen(thorough=True)[0]).render(desired)
+
+    def refuse(self, flows: Collection[Flow]) -> None:
+        """See `Backend.refuse`."""
+        if self._side is not None:
+            self._backend(self._side).refuse(flows)
+
+    def remove(self) -> Outcome:
+        """See `Backend.remove`."""
+        self._legacy_gates.remove()
+        return joined(self._nftables.remove(), self._legacy.remove())
+
+    def close(self) -> None:
+        """End what runs beside us; the rules stay."""
+        self._legacy.close()
+        self._legacy_gates.close()
+
+    def _backend(self, side: Side) -> Backend:
+        return self._nftables if side is Side.NFTABLES else self._legacy
+
+    def _chosen(self, *, thorough: bool) -> tuple[Side, str]:
+        match self.choice:
+            case BackendChoice.NFTABLES:
+                return Side.NFTABLES, "the configuration says so"
+            case BackendChoice.IPTABLES:
+                return Side.LEGACY, "the configuration says so"
+            case BackendChoice.AUTO:
+                return self._locator.locate(self._side, thorough=thorough)
+
+    def _apply_to_nftables(self, desired: Desired, *, thorough: bool, moved: bool) -> Outcome:
+        outcome = self._nftables.apply(desired, thorough=thorough)
+        gates = self._legacy_gates.keep(desired.families, desired.mark, thorough=thorough)
+        if moved:
+            self._legacy.remove()
+        return joined(outcome, gates)
+
+    def _apply_to_legacy(self, desired: Desired, *, thorough: bool) -> Outcome:
+        outcome = self._legacy.apply(desired, thorough=thorough)
+        # This also takes our tables away where they are left.
+        gates = self._nftables_gates.apply(desired, thorough=thorough)
+        return joined(outcome, Outcome(gates=gates.gates, faults=gates.faults, changed=gates.changed))
+
+
+class Locator:
+    """Finds on which side libvirt's own chains are; asks again only when the rules of either side changed."""
+
+    def __init__(self, runner: Runner) -> None:
+        self._runner = runner
+        self._known: tuple[Side, str] | None = None
+        self._seen: object = None
+
+    def locate(self, before: Side | None, *, thorough: bool) -> tuple[Side, str]:
+        """Give the side and the reason for it; `before` is where our rules are now."""
+        if self._known is None or thorough or self._seen != _state():
+            self._known = self._locate(before)
+        return self._known
+
+    def settle(self) -> None:
+        """Say that all changes up to now were ours."""
+        self._seen = _state()
+
+    def _locate(self, before: Side | None) -> tuple[Side, str]:
+        if self._nft_has("table", "ip", LIBVIRT_TABLE):
+            return Side.NFTABLES, f"libvirt's table {LIBVIRT_TABLE} is there"
+        nftables = self._nft_has("chain", "ip", "filter", LIBVIRT_CHAIN)
+        legacy = LIBVIRT_CHAIN in chain_names(Family.IPV4, TableName.FILTER)
+        if nftables and legacy:
+            side = Side.LEGACY if self._iptables_is_legacy() else Side.NFTABLES
+            return side, "libvirt's chains are in both rule systems, and this is the one that iptables writes to"
+        if nftables or legacy:
+            return (Side.LEGACY if legacy else Side.NFTABLES), "libvirt's chains are there"
+        return before or Side.NFTABLES, "libvirt has no chains yet"
+
+    def _nft_has(self, *what: str) -> bool:
+        try:
+            self._runner.run("nft", "list", *what)
+        except ProcessError:
+            return False
+        return True
+
+    def _iptables_is_legacy(self) -> bool:
+        """Ask the program that libvirt itself would run; it names its kind in parentheses (iptables(8))."""
+        return "(legacy)" in self._runner.run("iptables", "--version").stdout
+
+
+def _state() -> object:
+    """Everything that changes when somebody writes rules, on either side."""
+    infos = [(family, name, table_info(family, name)) for family in Family for name in sorted(existing_tables(family))]
+    return current_generation(), infos

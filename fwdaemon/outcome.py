@@ -1,9 +1,18 @@
-"""What a backend found and did in one reconcile, for the audit."""
+"""What a backend hears, finds and does, as the rest of the program is told of it."""
 
 from dataclasses import dataclass
+from typing import Protocol
 
 from fwdaemon.config.model import Gate
 from fwdaemon.desired import Forward
+
+
+class RulesChanged(Protocol):
+    """Whoever wants to hear that the kernel's rules changed."""
+
+    def __call__(self, meddler: str, *, thorough: bool) -> None:
+        """Say who changed them; `thorough` asks for a look at everything."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +30,8 @@ class Outcome:
 
     `mended` are forwards that did not work before and do now; `damaged` are those of them that we had made work.
     `stale` names chains of forwards nobody asks for. `faults` are sentences about what could not be done. `changed`
-    says whether anything was committed, `script` what of it went through `nft`.
+    says whether anything was committed, `script` what of it went through `nft`. `moved` tells in which rule system the
+    rules are, and why, when that is another one than before.
     """
 
     mended: frozenset[Forward] = frozenset()
@@ -31,3 +41,18 @@ class Outcome:
     faults: tuple[str, ...] = ()
     script: str = ""
     changed: bool = False
+    moved: str = ""
+
+
+def joined(one: Outcome, other: Outcome) -> Outcome:
+    """Tell two outcomes as one."""
+    return Outcome(
+        one.mended | other.mended,
+        one.damaged | other.damaged,
+        one.stale | other.stale,
+        one.gates + other.gates,
+        one.faults + other.faults,
+        one.script + other.script,
+        one.changed or other.changed,
+        one.moved or other.moved,
+    )

@@ -6,9 +6,12 @@ elsewhere.
 
 import shutil
 import subprocess
+import sys
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from threading import Timer
 from typing import Protocol
 
 from fwdaemon.errors import ProcessError
@@ -84,6 +87,58 @@ class SystemRunner:
             encoding="utf-8",
             errors="backslashreplace",
         )
+
+
+class Companion:
+    """A module of this program that runs as a process of its own, and answers each line with a line.
+
+    It finds the same modules as we do. It should end when its standard input does, so that it cannot outlive us.
+    """
+
+    def __init__(self, module: str, argument: str, environment: Mapping[str, str]) -> None:
+        """Start it; `environment` is all it is told besides a clean one. Raises OSError when that is impossible."""
+        modules = ":".join(path for path in sys.path if path)
+        self._process = subprocess.Popen(  # noqa: S603  every word is ours
+            [sys.executable, "-P", "-m", module, argument],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={**_ENVIRONMENT, "PYTHONPATH": modules, **environment},
+            text=True,
+            encoding="utf-8",
+        )
+
+    @property
+    def pid(self) -> int:
+        """Its process number."""
+        return self._process.pid
+
+    def exchange(self, line: str, patience: float) -> str:
+        """Send a line and wait for one; empty when it ended, or had to be ended after `patience` seconds."""
+        sink, source = self._process.stdin, self._process.stdout
+        if sink is None or source is None:
+            return ""
+        limit = Timer(patience, self._process.kill)
+        limit.start()
+        try:
+            sink.write(f"{line}\n")
+            sink.flush()
+            return source.readline()
+        except OSError:  # it does not listen any more
+            return ""
+        finally:
+            limit.cancel()
+
+    def close(self, patience: float) -> int:
+        """End it, the hard way after `patience` seconds, and give its status."""
+        for pipe in (self._process.stdin, self._process.stdout):
+            with suppress(OSError):  # what was not read any more is lost
+                if pipe is not None:
+                    pipe.close()
+        try:
+            return self._process.wait(patience)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            return self._process.wait()
 
 
 def find_program(name: str) -> str | None:

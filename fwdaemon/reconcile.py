@@ -67,6 +67,8 @@ class Reconciler:
         outcome = self._backend.apply(extended, thorough=occasion.thorough)
         faults = [*outcome.faults, *self._forwarding_faults(extended, occasion)]
         self._hairpin.keep(extended.forwards)
+        if outcome.moved:
+            audit.moved(outcome.moved)
         live, self._live = self._live, extended.forwards
         if live is None:
             self._account_for_first(extended, outcome, occasion)

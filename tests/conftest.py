@@ -35,6 +35,23 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--refresh-golden", action="store_true", help="write the reviewed rule texts anew")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Markers of this project's own."""
+    config.addinivalue_line("markers", "on(*firewalls): only on hosts whose libvirt writes its rules with one of these")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out the hosts that a test is not about."""
+    apart = [item for item in items if _is_elsewhere(item)]
+    items[:] = [item for item in items if item not in apart]
+    config.hook.pytest_deselected(items=apart)
+
+
+def _is_elsewhere(item: pytest.Item) -> bool:
+    marker, call = item.get_closest_marker("on"), getattr(item, "callspec", None)
+    return marker is not None and call is not None and call.params["flavour"].firewall not in marker.args
+
+
 def _give_up(reason: str) -> None:
     """Skip on somebody's own machine, fail where everything has to run."""
     if os.environ.get("CI"):

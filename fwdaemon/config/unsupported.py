@@ -9,10 +9,7 @@ from fwdaemon.config.node import Node
 from fwdaemon.config.text import show
 
 TABLES: Final = frozenset({"control", "metrics", "nat", "route"})
-_VALUES: Final[tuple[tuple[str, object, str], ...]] = (
-    ("localhost", True, "write localhost = false"),
-    ("backend", "iptables", 'write "auto" or "nftables"'),
-)
+_VALUES: Final[tuple[tuple[str, object, str], ...]] = (("localhost", True, "write localhost = false"),)
 
 
 def refuse_table(node: Node) -> None:

@@ -31,10 +31,14 @@ _LIBVIRT_MISSING = (
 
 
 class NftablesBackend:
-    """Holds our rules in nftables; see `fwdaemon.netfilter.Backend`."""
+    """Holds our rules in nftables; see `fwdaemon.netfilter.Backend`.
 
-    def __init__(self, runner: Runner) -> None:
+    With `gates_only` the rules themselves live elsewhere, and only the gates in foreign chains are kept here.
+    """
+
+    def __init__(self, runner: Runner, *, gates_only: bool = False) -> None:
         self._runner = runner
+        self._gates_only = gates_only
         self._observer = Observer(runner)
         self._wanted: Wanted | None = None
         self._observed: Observed | None = None
@@ -85,7 +89,8 @@ class NftablesBackend:
     def _reconcile(self, desired: Desired, observed: Observed) -> Outcome:
         if self._settled is not None and desired is self._settled[0] and observed is self._settled[1]:
             return Outcome(faults=self._settled[2])
-        plan = Plan.of(desired, observed, self._committed)
+        wanted = {} if self._gates_only else tables(desired)
+        plan = Plan.of(desired, wanted, observed, self._committed)
         faults = [*observed.faults, *self._missing_libvirt(observed)]
         if plan.empty:
             self._settled = (desired, observed, tuple(faults))

@@ -3,11 +3,11 @@
 import asyncio
 import logging
 import socket
-from collections.abc import Callable
 
 from fwdaemon.errors import KernelError
 from fwdaemon.naming import shown
 from fwdaemon.nftables.generation import Generation, open_monitor, receive
+from fwdaemon.outcome import RulesChanged
 from fwdaemon.process import Runner
 
 _log = logging.getLogger(__name__)
@@ -16,10 +16,10 @@ _log = logging.getLogger(__name__)
 class RulesMonitor:
     """Calls `changed` on the asyncio loop's thread with the name and pid of whoever changed rules.
 
-    It is called with `None` when so much happened that some of it was lost.
+    When so much happened that some of it was lost, it asks for a thorough look.
     """
 
-    def __init__(self, runner: Runner, changed: Callable[[str | None], None]) -> None:
+    def __init__(self, runner: Runner, changed: RulesChanged) -> None:
         self._runner = runner
         self._changed = changed
         self._socket: socket.socket | None = None
@@ -51,11 +51,11 @@ class RulesMonitor:
             commits = receive(monitor)
         except OSError as error:
             _log.debug("some changes of nftables went unheard: %s", error)
-            self._changed(None)
+            self._changed("somebody, in more commits than could be followed", thorough=True)
             return
         for commit in commits:
             if not self._runner.started(commit.port):
-                self._changed(_name(commit))
+                self._changed(_name(commit), thorough=False)
 
 
 def _name(commit: Generation) -> str:

@@ -9,7 +9,7 @@ from fwdaemon.nftables.difference import Difference, tables_difference
 from fwdaemon.nftables.gates import GateState, closing_script, is_iptables, opening_script
 from fwdaemon.nftables.model import Table
 from fwdaemon.nftables.observed import Observed
-from fwdaemon.nftables.ruleset import chains_of, tables
+from fwdaemon.nftables.ruleset import chains_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,9 +29,14 @@ class Plan:
     stale: frozenset[str]
 
     @classmethod
-    def of(cls, desired: Desired, observed: Observed, committed: Mapping[Family, Table]) -> "Plan":
-        """Compare what shall be with what is, and what is with what we committed last."""
-        wanted = tables(desired)
+    def of(
+        cls,
+        desired: Desired,
+        wanted: dict[Family, Table],
+        observed: Observed,
+        committed: Mapping[Family, Table],
+    ) -> "Plan":
+        """Compare the tables that shall be with those that are, and these with what we committed last."""
         changes = tables_difference(wanted, observed.tables)
         damage = tables_difference(committed, observed.tables) if changes else {}
         mended = _served(desired, changes)

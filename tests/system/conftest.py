@@ -15,6 +15,7 @@ from tests.lab.host import PUBLIC4, Host
 from tests.lab.lxc import LxcGuest
 from tests.lab.place import wait_until
 from tests.lab.probe import Answer, Prober
+from tests.lab.release import LibvirtFirewall
 
 
 class Conversation:
@@ -59,6 +60,13 @@ class Scene:
     def daemon(self, entries: str, head: str = HEAD) -> Daemon:
         """Start the daemon on these entries, in which WEB4, NEIGHBOUR6 and so on stand for addresses."""
         return self.start(head + filled(entries))
+
+    def wipe(self) -> None:
+        """Take our rules of IPv4 away, as somebody else could."""
+        if self.host.flavour.firewall is LibvirtFirewall.LEGACY:
+            self.host.run("iptables-legacy", "-w", "-t", "nat", "-F")
+        else:
+            self.host.run("nft", "delete", "table", "ip", "kvm_portfwd")
 
     def converse(self, port: int, address: str = PUBLIC4) -> Conversation:
         """Open a connection from outside, once that can be done; it is closed at the end."""

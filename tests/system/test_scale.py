@@ -2,10 +2,13 @@
 
 import re
 
+import pytest
+
 from tests.conftest import MakeLxcGuest, MakeNetwork, StartDaemon
 from tests.lab.domain import Link
 from tests.lab.host import CLIENT4, PUBLIC4, Host
 from tests.lab.place import wait_until
+from tests.lab.release import LibvirtFirewall
 from tests.system.conftest import HEAD
 
 GUESTS, PORTS = 50, 20
@@ -24,6 +27,7 @@ def entries(guest: int) -> str:
     return f'[[forward]]\ndomain = "{name(guest)}"\naddress = "192.168.122.{10 + guest}"\nports = [{ports}]\n'
 
 
+@pytest.mark.on(LibvirtFirewall.IPTABLES, LibvirtFirewall.NFTABLES)
 def test_a_thousand_forwards(host: Host, network: MakeNetwork, lxc_guest: MakeLxcGuest, daemon: StartDaemon) -> None:
     network("default", "192.168.122.0/24")
     guests = [lxc_guest(name(guest), Link("default", (f"192.168.122.{10 + guest}/24",))) for guest in range(GUESTS)]

@@ -135,10 +135,6 @@ MARK = "write one bit such as 0x02000000, without quotes"
             "gates[1]: \"ip kvm_portfwd x\" is a chain of this program's own table; write another program's, or none",
         ),
         ("localhost = true", "localhost: true is not supported by this version; write localhost = false"),
-        (
-            'backend = "iptables"',
-            'backend: "iptables" is not supported by this version; write "auto" or "nftables"',
-        ),
     ],
 )
 def test_daemon_refused(line: str, message: str) -> None:

@@ -64,7 +64,7 @@ REFUSED_BY_BOTH: Final = (
     '[[forward]]\ndomain = ""\nports = ["80"]',
     "[daemon]\nx = 1",
     "[daemon]\nlocalhost = true",
-    '[daemon]\nbackend = "iptables"',
+    '[daemon]\nbackend = "legacy"',
     "[daemon]\nmark = 3",
     "[daemon]\nmark = 0",
     "[daemon]\nmark = 4294967296",

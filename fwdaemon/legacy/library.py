@@ -1,0 +1,264 @@
+"""Everything that touches python-iptables; only a helper process imports this. Its traps are dealt with here.
+
+- `autocommit` swallows what the kernel refuses, so it is off, and every commit is explicit.
+- A target is looked for among the chains of *all* tables, which brings all of them into being: our rules know none.
+- `final_check` reads a rule back through a redirected standard output, and may wait forever: only what it does last is
+  used, the extension's own check.
+- From 1.8.10 on, iptables' option descriptions are larger than the library thinks (`_mend_options`).
+- For IPv6 it writes an interface's mask so that one bit of each letter counts: `_bind_interface` writes it.
+"""
+
+import ctypes
+import errno
+import os
+import re
+import struct
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import count
+from typing import Any
+
+import iptc
+from iptc.ip4tc import IPTCError
+from iptc.xtables import NFPROTO_IPV4, XTablesError, xt_option_entry, xtables
+
+from fwdaemon.legacy.errors import LibraryError, NoTableError, RefusedError, TableError
+from fwdaemon.legacy.model import COMMENT, OWN_PREFIX, Head, ObservedTable, Rule, TableName
+from fwdaemon.legacy.syntax import Extension, parse
+from fwdaemon.model import Family
+
+# struct xt_entry_match: its size, name and revision, then its data.
+_MATCH = struct.Struct("=H29sB")
+# How many rules in the kernel's form are kept, of about 1 kB each.
+_REMEMBERED = 20_000
+# Further than this apart, two words are no neighbours in one library's strings.
+_NEAR = 1 << 20
+
+
+class _Rule4(iptc.Rule):  # type: ignore[misc]  # the library is not typed
+    tables = ()
+
+
+class _Rule6(iptc.Rule6):  # type: ignore[misc]
+    tables = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """A rule as the kernel holds it: its addresses and protocol, its matches by name, and its target."""
+
+    header: bytes
+    matches: Mapping[bytes, tuple[int, bytes]]
+    target: str
+
+    @property
+    def comment(self) -> str:
+        _, data = self.matches.get(b"comment", (0, b""))
+        return data.split(b"\0", 1)[0].decode(errors="replace")
+
+
+class Compiler:
+    """Makes the kernel's form of a rule, which takes 0.2 ms, and remembers it."""
+
+    def __init__(self, family: Family) -> None:
+        self._rule = _Rule4 if family is Family.IPV4 else _Rule6
+        self._made: dict[Rule, Any] = {}
+        _mend_options()
+
+    def compile(self, rule: Rule) -> Any:
+        """Give the buffer that `Table` takes.
+
+        Raises:
+            RefusedError: the library, or the kernel it asks, does not know a match or target, or an option.
+
+        """
+        if len(self._made) > _REMEMBERED:
+            self._made.clear()
+        if rule not in self._made:
+            try:
+                self._made[rule] = self._make(rule)
+            except (AttributeError, IPTCError, TypeError, ValueError, XTablesError) as error:
+                raise RefusedError(rule, str(error)) from error
+        return self._made[rule]
+
+    def _make(self, rule: Rule) -> Any:
+        words = parse(rule)
+        made = self._rule()
+        for name, value in words.header:
+            if name == "interface":
+                _bind_interface(made, value)
+            else:
+                setattr(made, name, value)
+        for extension in words.matches:
+            match = iptc.Match(made, extension.name)
+            made.add_match(match)
+            _set_options(match, extension)
+        # A jump is a "standard" target that names a chain.
+        own = words.target.name.startswith(OWN_PREFIX)
+        made.target = iptc.Target(made, "" if own else words.target.name)
+        if own:
+            made.target.standard_target = words.target.name
+        _set_options(made.target, words.target)
+        return made.rule
+
+
+def form(rule: Rule) -> tuple[str, ...]:
+    """Name the matches and the target of a rule: those of one form are taken or refused alike."""
+    words = parse(rule)
+    return (*(match.name for match in words.matches), words.target.name)
+
+
+class OpenTable:
+    """One table as it was when opened, with the changes made since; `commit` writes them at once, or none."""
+
+    def __init__(self, family: Family, name: TableName) -> None:
+        self._family = family
+        try:
+            self._table = (iptc.Table if family is Family.IPV4 else iptc.Table6)(name.value, autocommit=False)
+            self._table.refresh()
+        except IPTCError as error:
+            raise NoTableError(f"the legacy table {name} cannot be used for IPv{family}: {_plain(error)}") from error
+
+    def observe(self, heads: Mapping[str, Any]) -> ObservedTable:
+        """Read what is ours; `heads` are the compiled rules that are looked for, by the kernel's chains."""
+        chains = [chain.name for chain in self._table.chains if chain.name.startswith(OWN_PREFIX)]
+        return ObservedTable(
+            {name: tuple(entry.comment for entry in self._entries(name)) for name in chains},
+            {name: self._head(name, compiled) for name, compiled in heads.items()},
+        )
+
+    def create(self, chain: str) -> None:
+        """Add a chain."""
+        self._do(self._table.create_chain, chain)
+
+    def delete(self, chain: str, position: int) -> None:
+        """Take a rule out; positions count from 0."""
+        # The library has no call for this; its own needs the whole rule, and takes the first one like it.
+        handle, function = self._table._handle, self._table._iptc.iptc_delete_num_entry  # noqa: SLF001
+        if function(chain.encode(), ctypes.c_uint(position), handle) != 1:
+            raise TableError(f"cannot delete rule {position + 1} of {chain}")
+
+    def insert(self, chain: str, position: int, compiled: Any) -> None:
+        """Put a rule where `position` says, counting from 0."""
+        self._do(self._table.insert_entry, chain, compiled, position)
+
+    def drop(self, *chains: str) -> None:
+        """Delete chains, which may lead to each other."""
+        for chain in chains:
+            self._do(self._table.flush_entries, chain)
+        for chain in chains:
+            self._do(self._table.delete_chain, chain)
+
+    def commit(self) -> None:
+        """Write all changes; nothing is written when there are none.
+
+        Raises:
+            TableError: the kernel refused, and holds what it held before.
+
+        """
+        self._do(self._table.commit)
+
+    def _do(self, function: Any, *arguments: Any) -> None:
+        try:
+            function(*arguments)
+        except IPTCError as error:
+            text = _plain(error)
+            raise TableError(text, again=os.strerror(errno.EAGAIN) in text) from error
+
+    def _entries(self, chain: str) -> Iterator[_Entry]:
+        entry = self._table.first_rule(chain)
+        while entry:
+            yield self._read(entry)
+            entry = self._table.next_rule(entry)
+
+    def _read(self, entry: Any) -> _Entry:
+        target = self._table.get_target(entry)
+        name = target.decode() if target else ""
+        return _decode(ctypes.string_at(ctypes.addressof(entry), entry.next_offset), type(entry), name)
+
+    def _head(self, chain: str, compiled: Any) -> Head:
+        entries = list(self._entries(chain))
+        wanted = _decode(
+            bytes(compiled), iptc.ip4tc.ipt_entry if self._family is Family.IPV4 else iptc.ip6tc.ip6t_entry
+        )
+        ours = tuple(
+            number
+            for number, entry in enumerate(entries)
+            if entry.target == wanted.target and (entry.comment == COMMENT or entry.target.startswith(OWN_PREFIX))
+        )
+        ahead = entries[: ours[0]] if ours else []
+        return Head(
+            ours,
+            good=len(ours) == 1 and entries[ours[0]] == wanted,
+            first=bool(ours) and all(entry.comment == COMMENT for entry in ahead),
+            foreign=sum(entry.comment != COMMENT for entry in entries),
+            policy=self._table.get_policy(chain)[0].name,
+        )
+
+
+def _decode(raw: bytes, layout: Any, target: str | None = None) -> _Entry:
+    """Read `struct ipt_entry`, or its IPv6 sister; of a compiled rule, the target's name is in the rule itself."""
+    header_size = layout.nfcache.offset
+    target_at = struct.unpack_from("=H", raw, layout.target_offset.offset)[0]
+    offset = ctypes.sizeof(layout)
+    matches: dict[bytes, tuple[int, bytes]] = {}
+    while offset < target_at:
+        size, name, revision = _MATCH.unpack_from(raw, offset)
+        matches[name.split(b"\0", 1)[0]] = (revision, raw[offset + _MATCH.size : offset + size])
+        offset += size
+    if not target:
+        target = _MATCH.unpack_from(raw, target_at)[1].split(b"\0", 1)[0].decode()
+    return _Entry(raw[:header_size], matches, target)
+
+
+def _set_options(module: Any, extension: Extension) -> None:
+    for name, value in extension.options:
+        module.set_parameter(name, value)
+    # Some extensions bring what was set into its final form only here.
+    module._final_check()  # noqa: SLF001
+
+
+def _bind_interface(made: Any, name: str) -> None:
+    """Match packets that came in through the interface of exactly this name."""
+    header = made.get_ip()
+    header.iniface = name.encode()
+    header.iniface_mask = b"\xff" * (len(name.encode()) + 1)
+
+
+def _plain(error: IPTCError) -> str:
+    """Give the library's text, in which the kernel's part is a printed byte string, without signs of that."""
+    return re.sub(r"b'([^']*)'", r"\1", str(error))
+
+
+def _mend_options() -> None:
+    """Make the library find options by the size their descriptions really have, and not look at all of them."""
+    stride = _option_stride()
+
+    def lookup(_: Any, entries: Any, name: bytes) -> Any:
+        start = ctypes.cast(entries, ctypes.c_void_p).value or 0
+        for number in count():
+            entry = xt_option_entry.from_address(start + number * stride)
+            if not entry.name or entry.name == name:
+                return entry if entry.name else None
+        return None
+
+    xtables._option_lookup = lookup  # noqa: SLF001
+    xtables._options_fcheck = lambda *_: None  # noqa: SLF001
+
+
+def _option_stride() -> int:
+    """Find out how far apart option descriptions are, by looking for the second option of a well-known match.
+
+    Nothing is read as an address before it is known to lie among the same library's strings.
+    """
+    match = xtables(NFPROTO_IPV4).find_match("addrtype")
+    if not match:
+        raise LibraryError("the match addrtype cannot be loaded")
+    start = ctypes.cast(match[0].x6_options, ctypes.c_void_p).value or 0
+    first = ctypes.c_size_t.from_address(start).value
+    known = ctypes.sizeof(xt_option_entry)
+    for stride in range(known, 2 * known, ctypes.sizeof(ctypes.c_void_p)):
+        second = ctypes.c_size_t.from_address(start + stride).value
+        if abs(second - first) < _NEAR and ctypes.string_at(second) == b"dst-type":
+            return stride
+    raise LibraryError("the options of iptables' extensions are described in a form that python-iptables cannot read")

@@ -1,0 +1,92 @@
+"""The legacy tables' own nouns: rules as iptables writes them, our chains, and the heads of the kernel's own chains."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from hashlib import blake2s
+
+from fwdaemon.model import Family
+
+# What every rule of ours in a chain that is not ours says of itself.
+COMMENT = "kvm-portfwd"
+OWN_PREFIX = "KVMPF_"
+PRE, OUT, POST, FWD = "KVMPF_PRE", "KVMPF_OUT", "KVMPF_POST", "KVMPF_FWD"
+
+
+class TableName(StrEnum):
+    """The two legacy tables we use; the value is iptables' name."""
+
+    FILTER = "filter"
+    NAT = "nat"
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One rule: what it matches, and its target with options, each written the way `iptables-legacy-save` does.
+
+    `comment` is plain ASCII; that of a rule in a chain of ours ends in a digest of the rest.
+    """
+
+    matches: str
+    target: str
+    comment: str
+
+    @classmethod
+    def of(cls, matches: str, target: str, label: str) -> "Rule":
+        """Make a rule whose comment is `label` (plain ASCII, no quotes) and the digest of everything else."""
+        digest = blake2s(f"{matches} -j {target}".encode(), digest_size=6).hexdigest()
+        return cls(matches, target, f"{label} {digest}")
+
+    def __str__(self) -> str:
+        comment = f'"{self.comment}"' if " " in self.comment else self.comment
+        return f"{self.matches} -m comment --comment {comment} -j {self.target}".lstrip()
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """What is ours in one table: `chains` whole and in order, and one rule at the head of each chain in `heads`."""
+
+    chains: Mapping[str, tuple[Rule, ...]] = field(default_factory=dict)
+    heads: Mapping[str, Rule] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """What was found of ours in one of the kernel's own chains.
+
+    `positions` count from 0. `good` says that the only one is right to the letter, `first` that the foremost one has
+    nobody else's rule ahead of it. `foreign` counts everybody else's rules, `policy` is what becomes of the rest.
+    """
+
+    positions: tuple[int, ...] = ()
+    good: bool = False
+    first: bool = False
+    foreign: int = 0
+    policy: str = "ACCEPT"
+
+    @property
+    def holds(self) -> bool:
+        """Whether it is as it shall be."""
+        return self.good and self.first
+
+    @property
+    def fault(self) -> str:
+        """What is wrong with it, for the audit."""
+        if not self.positions:
+            return "it was not there"
+        if not self.first:
+            return "another rule was ahead of it"
+        return "it was there more than once" if len(self.positions) > 1 else "it was not as we made it"
+
+
+@dataclass(frozen=True, slots=True)
+class ObservedTable:
+    """What one table holds of ours: the comments in each chain of ours, and the heads that were asked for."""
+
+    chains: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    heads: Mapping[str, Head] = field(default_factory=dict)
+
+
+def family_name(family: Family) -> str:
+    """Give the word for a family that names of chains are told with, `ip nat PREROUTING`."""
+    return "ip" if family is Family.IPV4 else "ip6"

@@ -1,0 +1,91 @@
+"""Notices that somebody changed the legacy tables, of which the kernel tells nobody.
+
+Once a second the kernel is asked how large the tables are, which costs microseconds. And iptables' programs lock a
+file, so when one of them lets go of it, that is a reason to look. Nobody tells who it was.
+"""
+
+import asyncio
+import ctypes
+import logging
+import os
+
+from fwdaemon.errors import KernelError
+from fwdaemon.legacy.info import TableInfo, existing_tables, table_info
+from fwdaemon.legacy.lock import lock_path
+from fwdaemon.legacy.model import TableName
+from fwdaemon.model import Family
+from fwdaemon.outcome import RulesChanged
+
+_log = logging.getLogger(__name__)
+
+# The kernel does not tell who.
+_SOMEBODY = "somebody, in the legacy tables"
+POLL = 1.0
+# Programs that change tables come in bursts.
+_PAUSE = 0.05
+_CLOSED = 0x18  # IN_CLOSE_WRITE and IN_CLOSE_NOWRITE, inotify(7)
+_BUFFER = 1 << 16
+
+
+class LegacyMonitor:
+    """Calls `changed` on the asyncio loop's thread when the legacy tables may have changed."""
+
+    def __init__(self, changed: RulesChanged, poll: float = POLL) -> None:
+        self._changed = changed
+        self._poll_every = poll
+        self._libc = ctypes.CDLL(None, use_errno=True)
+        self._inotify = -1
+        self._seen: dict[tuple[Family, TableName], TableInfo] = {}
+        self._polling: asyncio.TimerHandle | None = None
+        self._telling: asyncio.TimerHandle | None = None
+
+    def start(self) -> None:
+        """Begin to watch. Where the kernel has no inotify left, changes are noticed by their size alone."""
+        self._inotify = self._libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
+        if self._inotify < 0:
+            _log.warning("cannot watch %s: %s", lock_path(), os.strerror(ctypes.get_errno()))
+        else:
+            asyncio.get_running_loop().add_reader(self._inotify, self._read)
+        self._seen = _sizes()
+        self._poll()
+
+    def close(self) -> None:
+        """Stop watching."""
+        for timer in (self._polling, self._telling):
+            if timer is not None:
+                timer.cancel()
+        if self._inotify >= 0:
+            asyncio.get_running_loop().remove_reader(self._inotify)
+            os.close(self._inotify)
+            self._inotify = -1
+
+    def _poll(self) -> None:
+        self._polling = asyncio.get_running_loop().call_later(self._poll_every, self._poll)
+        if self._inotify >= 0:
+            # Does nothing while the file is the same; it may not be there yet, or somebody may have replaced it.
+            self._libc.inotify_add_watch(self._inotify, lock_path().encode(), _CLOSED)
+        sizes = _sizes()
+        if sizes != self._seen:
+            self._seen = sizes
+            self._changed(_SOMEBODY, thorough=True)
+
+    def _read(self) -> None:
+        try:
+            os.read(self._inotify, _BUFFER)
+        except BlockingIOError:
+            return
+        if self._telling is None:
+            self._telling = asyncio.get_running_loop().call_later(_PAUSE, self._tell)
+
+    def _tell(self) -> None:
+        self._telling = None
+        self._seen = _sizes()
+        self._changed(_SOMEBODY, thorough=True)
+
+
+def _sizes() -> dict[tuple[Family, TableName], TableInfo]:
+    try:
+        return {(family, table): table_info(family, table) for family in Family for table in existing_tables(family)}
+    except KernelError as error:
+        _log.debug("no sizes of the legacy tables: %s", error)
+        return {}
