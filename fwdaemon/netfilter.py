@@ -21,6 +21,7 @@ from fwdaemon.model import Family
 from fwdaemon.nftables.backend import NftablesBackend
 from fwdaemon.nftables.gates import LIBVIRT_CHAIN, LIBVIRT_TABLE
 from fwdaemon.nftables.generation import current_generation
+from fwdaemon.nftables.readback import items
 from fwdaemon.outcome import Outcome, joined
 from fwdaemon.process import Runner
 
@@ -149,23 +150,25 @@ class Locator:
         self._seen = _state()
 
     def _locate(self, before: Side | None) -> tuple[Side, str]:
-        if self._nft_has("table", "ip", LIBVIRT_TABLE):
-            return Side.NFTABLES, f"libvirt's table {LIBVIRT_TABLE} is there"
-        nftables = self._nft_has("chain", "ip", "filter", LIBVIRT_CHAIN)
+        # libvirt leaves its table behind when it moves, but empty.
+        if self._has_rules(LIBVIRT_TABLE, "guest_input"):
+            return Side.NFTABLES, f"libvirt's rules are in its table {LIBVIRT_TABLE}"
+        nftables = self._has_rules("filter", LIBVIRT_CHAIN)
         legacy = LIBVIRT_CHAIN in chain_names(Family.IPV4, TableName.FILTER)
         if nftables and legacy:
             side = Side.LEGACY if self._iptables_is_legacy() else Side.NFTABLES
             return side, "libvirt's chains are in both rule systems, and this is the one that iptables writes to"
         if nftables or legacy:
             return (Side.LEGACY if legacy else Side.NFTABLES), "libvirt's chains are there"
-        return before or Side.NFTABLES, "libvirt has no chains yet"
+        return before or Side.NFTABLES, "libvirt has no rules yet"
 
-    def _nft_has(self, *what: str) -> bool:
+    def _has_rules(self, table: str, chain: str) -> bool:
+        """Whether a chain is there and not empty."""
         try:
-            self._runner.run("nft", "list", *what)
+            listing = self._runner.run("nft", "-j", "list", "chain", "ip", table, chain).stdout
         except ProcessError:
             return False
-        return True
+        return any(True for _ in items(listing, "rule"))
 
     def _iptables_is_legacy(self) -> bool:
         """Ask the program that libvirt itself would run; it names its kind in parentheses (iptables(8))."""

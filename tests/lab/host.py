@@ -130,7 +130,7 @@ class Host:
 
     def daemons(self) -> list[int]:
         """Process numbers, by the host's own count, of every running daemon of this project."""
-        listed = self.run("pgrep", "-f", r"-m fwdaemon run", check=False).stdout
+        listed = self.run("pgrep", "-f", "--", "-m fwdaemon run", check=False).stdout
         return [int(word) for word in listed.split()]
 
     def enter_command(self, namespace: str = "") -> str:

@@ -72,6 +72,15 @@ class Libvirt:
             self._write(f"/etc/libvirt/{name}", text)
         self.choose_firewall(self._firewall)
 
+    def move_to(self, firewall: LibvirtFirewall) -> None:
+        """Restart libvirtd on another firewall, as an administrator would: alternatives or libvirt's own setting."""
+        legacy = firewall is LibvirtFirewall.LEGACY
+        for name in ("iptables", "ip6tables"):
+            target = f"/usr/sbin/{name}-{'legacy' if legacy else 'nft'}"
+            self._place.run(["update-alternatives", "--quiet", "--set", name, target])
+        self.choose_firewall(firewall)
+        self.restart()
+
     def choose_firewall(self, firewall: LibvirtFirewall) -> None:
         """Set what libvirt writes its rules with from its next start on; libvirt 9.0 ignores this file."""
         nftables = firewall is LibvirtFirewall.NFTABLES

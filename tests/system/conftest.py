@@ -109,7 +109,7 @@ def entry(domain: str, ports: str, address: str, more: str = "") -> str:
 
 
 @contextmanager
-def _built(host: Host) -> Iterator[tuple[LxcGuest, LxcGuest, LxcGuest]]:
+def scene_on(host: Host) -> Iterator[tuple[LxcGuest, LxcGuest, LxcGuest]]:
     with ExitStack() as at_end:
         for name, third in (("default", 122), ("other", 123)):
             host.libvirt.define_network(name, f"192.168.{third}.0/24", f"2001:db8:{third}::/64")
@@ -126,7 +126,7 @@ def _built(host: Host) -> Iterator[tuple[LxcGuest, LxcGuest, LxcGuest]]:
 @pytest.fixture(scope="module")
 def module_guests(module_host: Host) -> Iterator[tuple[LxcGuest, LxcGuest, LxcGuest]]:
     """Guests for a whole module; tests take `shared_scene`."""
-    with _built(module_host) as guests:
+    with scene_on(module_host) as guests:
         yield guests
 
 
@@ -147,5 +147,5 @@ def _playing(scene: Scene) -> Iterator[Scene]:
 @pytest.fixture
 def scene(host: Host, daemon: StartDaemon) -> Iterator[Scene]:
     """The scene for tests that change networks or guests."""
-    with _built(host) as guests:
+    with scene_on(host) as guests:
         yield from _playing(Scene(host, *guests, daemon))
