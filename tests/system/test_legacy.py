@@ -75,6 +75,24 @@ def test_the_daemon_itself_never_loads_python_iptables(shared_scene: Scene) -> N
     )
 
 
+@pytest.mark.parametrize("refusal", [("-A", "FORWARD", "-j", "DROP"), ("-P", "FORWARD", "DROP")], ids=" ".join)
+def test_the_other_rule_system_refuses_everything(shared_scene: Scene, refusal: tuple[str, ...]) -> None:
+    """Whoever else has a forward chain, and in whichever system: one refusal would be enough."""
+    host = shared_scene.host
+    on_legacy = host.flavour.firewall is LibvirtFirewall.LEGACY
+    other = "iptables-nft" if on_legacy else "iptables-legacy"
+    host.run(other, *refusal)
+    try:
+        shared_scene.daemon(WEB)
+        shared_scene.answers(lambda: host.outside.fetch(URL), f"web {CLIENT4}")
+        host.run(other, "-I", "FORWARD", "1", "-j", "DROP")
+        wait_until(lambda: host.outside.fetch(URL, timeout=0.3).answered, "the gate is at the head again")
+        host.run(other, "-D", "FORWARD", "-j", "DROP")
+    finally:
+        host.run(other, "-P", "FORWARD", "ACCEPT")
+        host.run(other, "-D", "FORWARD", "-j", "DROP", check=False)
+
+
 @pytest.fixture(params=[DEBIAN12_IPTABLES, DEBIAN13_NFTABLES], ids=str)
 def movable_host(lab: None, request: pytest.FixtureRequest) -> Iterator[Host]:
     """A host of its own, since its libvirt changes sides."""
