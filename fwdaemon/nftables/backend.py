@@ -104,10 +104,9 @@ class NftablesBackend:
 
     def _missing_libvirt(self, observed: Observed) -> list[str]:
         """Tell when libvirt's rules were wiped: libvirt itself does not notice. Without forwards nobody looks there."""
-        if not self._committed:
-            return []
         self._seen_libvirt = self._seen_libvirt or observed.libvirt
-        return [_LIBVIRT_MISSING] if self._seen_libvirt and not observed.libvirt else []
+        missing = self._committed and self._seen_libvirt and not observed.libvirt
+        return [_LIBVIRT_MISSING] if missing else []
 
     def _commit(self, plan: Plan, mark: int) -> list[str]:
         """Commit, and tell which gates could not be moved: one that cannot is no reason to leave the rest undone."""

@@ -33,9 +33,11 @@ def undone(scene: Scene, disturb: Callable[[Host], object], said: str | None = N
 @pytest.mark.on(LibvirtFirewall.IPTABLES, LibvirtFirewall.NFTABLES)
 def test_the_loss_of_libvirts_own_rules_is_told(scene: Scene) -> None:
     daemon = scene.daemon(WEB)
-    scene.host.run("nft", "flush", "ruleset")
-    daemon.wait_log("^warning: libvirt's own firewall rules are gone, .*restart libvirtd")
-    scene.host.libvirt.restart()
+    try:
+        scene.host.run("nft", "flush", "ruleset")
+        daemon.wait_log("^warning: libvirt's own firewall rules are gone, .*restart libvirtd")
+    finally:
+        scene.host.libvirt.restart()
 
 
 def gates_lead(host: Host) -> bool:

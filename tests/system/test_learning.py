@@ -55,14 +55,12 @@ def test_a_static_address_is_learned_from_the_neighbour_table(
 
 
 def test_a_guest_that_claims_another_guests_address_gets_nothing(
-    network: MakeNetwork, lxc_guest: MakeLxcGuest, daemon: StartDaemon
+    host: Host, network: MakeNetwork, lxc_guest: MakeLxcGuest, daemon: StartDaemon
 ) -> None:
     network("default", "192.168.122.0/24", dhcp=True, reservations=[Reservation(mac_of("web"), "192.168.122.77")])
-    lxc_guest("web", Link("default", ("192.168.122.77/24",)))
-    thief = lxc_guest("thief", Link("default", ("192.168.122.66/24",)))
-    running = daemon(HEAD + entry("thief") + entry("web").replace("8000", "8001"))
-    thief.run("ip", "address", "add", "192.168.122.77/24", "dev", "eth0", check=False)
-    thief.run("ip", "address", "del", "192.168.122.66/24", "dev", "eth0", check=False)
-    thief.run("arping", "-U", "-c", "1", "-I", "eth0", "192.168.122.77", check=False)
-    running.wait_log("^added web: tcp")
-    assert "added thief: tcp *:8000 -> 192.168.122.77" not in running.process.text()
+    lxc_guest("web", Link("default", ("192.168.122.70/24",)))
+    lxc_guest("thief", Link("default", ("192.168.122.77/24",)))
+    assert host.place.fetch("http://192.168.122.77/").text.startswith("thief ")
+    running = daemon(HEAD + entry("thief"))
+    running.wait_log(r"^waiting thief: 192\.168\.122\.77 belongs to domain web \(DHCP reservation\)")
+    assert not host.outside.fetch(URL).answered
