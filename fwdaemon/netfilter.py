@@ -11,7 +11,7 @@ from typing import Protocol
 
 from fwdaemon.config.model import BackendChoice
 from fwdaemon.desired import Desired
-from fwdaemon.errors import ProcessError
+from fwdaemon.errors import PortfwdError, ProcessError
 from fwdaemon.flows import Flow
 from fwdaemon.legacy.backend import LegacyBackend
 from fwdaemon.legacy.gates import LegacyGates
@@ -78,6 +78,10 @@ class Netfilter:
         """See `Backend.apply`."""
         side, reason = self._chosen(thorough=thorough)
         moved = side is not self._side
+        if moved:
+            # What they remember of an earlier stay would be told as damage.
+            self._nftables = NftablesBackend(self._runner)
+            self._nftables_gates = NftablesBackend(self._runner, gates_only=True)
         if side is Side.NFTABLES:
             outcome = self._apply_to_nftables(desired, thorough=thorough or moved, moved=moved)
         else:
@@ -119,7 +123,10 @@ class Netfilter:
 
     def _apply_to_nftables(self, desired: Desired, *, thorough: bool, moved: bool) -> Outcome:
         outcome = self._nftables.apply(desired, thorough=thorough)
-        gates = self._legacy_gates.keep(desired.families, desired.mark, thorough=thorough)
+        try:
+            gates = self._legacy_gates.keep(desired.families, desired.mark, thorough=thorough)
+        except PortfwdError as error:
+            gates = Outcome(faults=(f"no gate in the legacy FORWARD chains: {error}",))
         if moved:
             self._legacy.remove()
         return joined(outcome, gates)

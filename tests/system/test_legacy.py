@@ -118,8 +118,12 @@ def test_rules_follow_libvirt_from_side_to_side(movable_host: Host) -> None:
             )
             assert other.goes_on()
             assert host.outside.fetch(URL).text == f"web {CLIENT4}"
-        daemon.wait_log("^rules are in the legacy iptables tables: ")
-        assert len(re.findall("^rules are in nftables: ", daemon.process.text(), re.MULTILINE)) == 2
+        moves = ["nftables", "the legacy iptables tables", "nftables"]
+        wait_until(
+            lambda: re.findall("^rules are in (.*): ", daemon.process.text(), re.MULTILINE) == moves,
+            "each move is told",
+        )
+        assert "restored web" not in daemon.process.text()
         other.close()
         assert daemon.terminate() == 0
         host.run(host.python, "-m", "fwdaemon", "flush")
