@@ -5,8 +5,10 @@ import re
 import pytest
 
 from tests.conftest import MakeLxcGuest, MakeNetwork, StartDaemon
+from tests.lab.daemon import Daemon
 from tests.lab.domain import Link
 from tests.lab.host import CLIENT4, PUBLIC4, Host
+from tests.lab.lxc import LxcGuest
 from tests.lab.place import wait_until
 from tests.lab.release import LibvirtFirewall
 from tests.system.conftest import HEAD
@@ -27,11 +29,16 @@ def entries(guest: int) -> str:
     return f'[[forward]]\ndomain = "{name(guest)}"\naddress = "192.168.122.{10 + guest}"\nports = [{ports}]\n'
 
 
-@pytest.mark.on(LibvirtFirewall.IPTABLES, LibvirtFirewall.NFTABLES)
-def test_a_thousand_forwards(host: Host, network: MakeNetwork, lxc_guest: MakeLxcGuest, daemon: StartDaemon) -> None:
+@pytest.fixture
+def guests(host: Host, network: MakeNetwork, lxc_guest: MakeLxcGuest) -> list[LxcGuest]:
+    """Fifty running guests on one network."""
+    del host
     network("default", "192.168.122.0/24")
-    guests = [lxc_guest(name(guest), Link("default", (f"192.168.122.{10 + guest}/24",))) for guest in range(GUESTS)]
-    running = daemon(HEAD + "".join(entries(guest) for guest in range(GUESTS)))
+    return [lxc_guest(name(guest), Link("default", (f"192.168.122.{10 + guest}/24",))) for guest in range(GUESTS)]
+
+
+def all_answer(host: Host, running: Daemon) -> None:
+    """Every forward is told of, and the first and last of each guest answer with that guest's name."""
     added = [line for line in running.log_lines() if line.text.startswith("added guest")]
     assert len(added) == GUESTS * PORTS
     for guest in range(GUESTS):
@@ -39,22 +46,34 @@ def test_a_thousand_forwards(host: Host, network: MakeNetwork, lxc_guest: MakeLx
             answer = host.outside.fetch(f"http://{PUBLIC4}:{port(guest, index)}/")
             assert answer.text == f"{name(guest)} {CLIENT4}"
 
+
+@pytest.mark.on(LibvirtFirewall.IPTABLES, LibvirtFirewall.NFTABLES)
+def test_one_of_fifty_guests_stops_in_one_small_transaction(
+    host: Host, guests: list[LxcGuest], daemon: StartDaemon
+) -> None:
+    running = daemon(HEAD + "".join(entries(guest) for guest in range(GUESTS)))
+    all_answer(host, running)
     monitor = host.popen("nft", "monitor")
     guests[7].stop()
     running.wait_log(f"^removed {name(7)}: tcp .*:{port(7, PORTS - 1)} ", timeout=20)
     wait_until(lambda: "new generation" in monitor.text(), "the transaction is seen")
     monitor.stop()
-    changes = [line.text for line in monitor.lines() if not line.text.startswith("#")]
-    ours = [line for line in changes if "kvm_portfwd" in line]
-    mine = {port(7, index) for index in range(PORTS)}
-    touched = {
-        int(number)
-        for line in ours
-        for number in re.findall(r"tcp\.(\d+)|tcp \. (\d+)", line)
-        for number in number
-        if number
-    }
-    assert touched == mine
+    lines = [line.text for line in monitor.lines()]
+    ours = [line for line in lines if "kvm_portfwd" in line and not line.startswith("#")]
+    touched = {int(number) for line in ours for number in re.findall(r"tcp(?:\.| \. )(\d+)", line)}
+    assert touched == {port(7, index) for index in range(PORTS)}
     assert all(line.startswith("delete ") for line in ours)
-    commits = [line.text for line in monitor.lines() if line.text.startswith("# new generation") and "nft" in line.text]
-    assert len(commits) == 1
+    assert len([line for line in lines if line.startswith("# new generation") and "nft" in line]) == 1
+
+
+@pytest.mark.on(LibvirtFirewall.LEGACY)
+def test_one_of_fifty_guests_stops_and_no_other_rule_changes(
+    host: Host, guests: list[LxcGuest], daemon: StartDaemon
+) -> None:
+    running = daemon(HEAD + "".join(entries(guest) for guest in range(GUESTS)))
+    all_answer(host, running)
+    before = host.own_rules().splitlines()
+    guests[7].stop()
+    running.wait_log(f"^removed {name(7)}: tcp .*:{port(7, PORTS - 1)} ", timeout=20)
+    wait_until(lambda: name(7) not in host.own_rules(), "the guest's rules are gone")
+    assert host.own_rules().splitlines() == [line for line in before if name(7) not in line]
