@@ -12,7 +12,7 @@ from fwdaemon.model import Family
 from fwdaemon.nftables.backend import NftablesBackend
 from fwdaemon.nftables.generation import current_generation
 from fwdaemon.process import SystemRunner
-from tests.unit.forwards import forward
+from tests.unit.forwards import forward, some_forwards
 
 WEB = forward("tcp *:80", "192.168.122.50:80")
 MAIL = forward("tcp 198.51.100.7:25", "192.168.122.51:25", domain="mail")
@@ -157,27 +157,8 @@ def test_what_an_earlier_run_left_is_adopted_or_taken_away(backend: NftablesBack
     assert outcome.stale == {"ip kvm_portfwd any.tcp.80"}
 
 
-_links = st.sampled_from([None, "eth0", "eth1"])
-_forwards = st.builds(
-    lambda protocol, listen, first, width, shift, guest, link, sources: forward(
-        f"{protocol} {listen}:{first}-{first + width}",
-        f"192.168.122.{guest}:{first + shift}-{first + shift + width}",
-        interface=link,
-        sources=sources,
-    ),
-    st.sampled_from(["tcp", "udp", "sctp"]),
-    st.sampled_from(["*", "198.51.100.7"]),
-    st.integers(1, 40),
-    st.integers(0, 9),
-    st.sampled_from([0, 0, 100]),
-    st.integers(50, 52),
-    _links,
-    st.sampled_from([(), ("203.0.113.0/24", "203.0.113.7/32"), ("192.0.2.1/32",)]),
-)
-
-
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.lists(st.frozensets(_forwards, max_size=8), min_size=1, max_size=4))
+@given(st.lists(st.frozensets(some_forwards(), max_size=8), min_size=1, max_size=4))
 def test_any_sequence_of_states_is_reached_and_holds(
     backend: NftablesBackend, states: list[frozenset[Forward]]
 ) -> None:

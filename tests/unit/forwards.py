@@ -1,6 +1,8 @@
-"""Short ways to write forwards in tests."""
+"""Short ways to write forwards in tests, and to make up any."""
 
 from ipaddress import ip_address, ip_network
+
+from hypothesis import strategies as st
 
 from fwdaemon.desired import Forward
 from fwdaemon.model import Address, PortRange, Protocol
@@ -31,4 +33,24 @@ def forward(
         target_ports=ports(guest_ports),
         interface=interface,
         sources=tuple(ip_network(source) for source in sources),
+    )
+
+
+def some_forwards() -> st.SearchStrategy[Forward]:
+    """Any forward of IPv4, on few ports, so that many of them overlap."""
+    return st.builds(
+        lambda protocol, listen, first, width, shift, guest, link, sources: forward(
+            f"{protocol} {listen}:{first}-{first + width}",
+            f"{guest}:{first + shift}-{first + shift + width}",
+            interface=link,
+            sources=sources,
+        ),
+        st.sampled_from(["tcp", "udp", "sctp"]),
+        st.sampled_from(["*", "198.51.100.7"]),
+        st.integers(1, 40),
+        st.integers(0, 9),
+        st.sampled_from([0, 0, 100]),
+        st.sampled_from(["192.168.122.50", "192.168.122.51", "192.168.122.52"]),
+        st.sampled_from([None, "eth0", "eth1"]),
+        st.sampled_from([(), ("203.0.113.0/24", "203.0.113.7/32"), ("192.0.2.1/32",)]),
     )

@@ -1,0 +1,101 @@
+"""Gates in the legacy FORWARD chains, and noticing that somebody changed the tables."""
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from fwdaemon.legacy.backend import LegacyBackend
+from fwdaemon.legacy.gates import LegacyGates
+from fwdaemon.legacy.info import chain_names, existing_tables, table_info
+from fwdaemon.legacy.model import TableName
+from fwdaemon.legacy.monitor import LegacyMonitor
+from fwdaemon.model import Family
+from tests.kernel.legacy import foreign, iptables, own, saved
+from tests.kernel.test_nftables import ALL
+
+
+@pytest.fixture
+def gates(lock_file: Path) -> Iterator[LegacyGates]:
+    del lock_file
+    gates = LegacyGates()
+    yield gates
+    gates.close()
+
+
+def test_no_gate_where_there_is_no_legacy_table(gates: LegacyGates) -> None:
+    assert not gates.keep(frozenset(Family), 0x02000000, thorough=True).changed
+    assert existing_tables(Family.IPV4) == existing_tables(Family.IPV6) == frozenset()
+
+
+@pytest.mark.parametrize("refusal", ["-A FORWARD -j DROP", "-P FORWARD DROP"])
+def test_a_gate_is_opened_where_connections_could_be_refused(gates: LegacyGates, refusal: str) -> None:
+    iptables(*refusal.split())
+    before = foreign()
+    (change,) = gates.keep(frozenset(Family), 0x02000000, thorough=False).gates
+    assert (str(change.gate), change.restored) == ("ip filter FORWARD", False)
+    assert not gates.keep(frozenset(Family), 0x02000000, thorough=True).changed
+    iptables("-I", "FORWARD", "-j", "DROP")
+    (change,) = gates.keep(frozenset(Family), 0x02000000, thorough=False).gates
+    assert (change.restored, change.fault) == (True, "another rule was ahead of it")
+    rules = [line for line in saved().splitlines() if line.startswith("-A FORWARD")]
+    assert rules[0] == ("-A FORWARD -m connmark --mark 0x2000000/0x2000000 -m comment --comment kvm-portfwd -j ACCEPT")
+    gates.keep((), 0x02000000, thorough=False)
+    iptables("-D", "FORWARD", "1")
+    assert own() == ""
+    assert foreign() == before
+
+
+def test_a_gate_leaves_the_chains_of_the_backend_alone(gates: LegacyGates, backend: LegacyBackend) -> None:
+    iptables("-A", "FORWARD", "-j", "DROP")
+    gates.keep({Family.IPV4}, 0x02000000, thorough=True)
+    assert backend.apply(ALL, thorough=True).changed
+    assert not gates.keep({Family.IPV4}, 0x02000000, thorough=True).changed
+    assert not backend.apply(ALL, thorough=True).changed
+    gates.remove()
+    assert not backend.apply(ALL, thorough=True).changed
+
+
+# --- noticing --------------------------------------------------------------------------------------------------------
+
+
+def test_a_table_tells_its_size_and_chains(lock_file: Path) -> None:
+    del lock_file
+    for family in Family:
+        assert chain_names(family, TableName.FILTER) == frozenset()
+        iptables("-N", "LIBVIRT_FWX", family=family)
+        assert chain_names(family, TableName.FILTER) == {"LIBVIRT_FWX"}
+        before = table_info(family, TableName.FILTER)
+        iptables("-A", "FORWARD", "-j", "LIBVIRT_FWX", family=family)
+        after = table_info(family, TableName.FILTER)
+        assert (before.forwards, after.forwards) == (False, True)
+        assert after.entries == before.entries + 1
+
+
+@pytest.mark.parametrize("hidden", [False, True], ids=["with the lock", "without the lock"])
+def test_a_change_is_noticed(lock_file: Path, monkeypatch: pytest.MonkeyPatch, *, hidden: bool) -> None:
+    iptables("-A", "FORWARD", "-j", "ACCEPT")
+
+    async def notice() -> None:
+        heard = asyncio.Event()
+
+        def changed(meddler: str, *, thorough: bool) -> None:
+            assert (meddler, thorough) == ("somebody, in the legacy tables", True)
+            heard.set()
+
+        monitor = LegacyMonitor(changed, poll=0.3)
+        monitor.start()
+        await asyncio.sleep(0.4)
+        assert not heard.is_set()
+        if hidden:
+            monkeypatch.setenv("XTABLES_LOCKFILE", f"{lock_file}.other")
+        iptables("-A", "FORWARD", "-j", "DROP")
+        monkeypatch.setenv("XTABLES_LOCKFILE", str(lock_file))
+        await asyncio.wait_for(heard.wait(), 10)
+        monitor.close()
+
+    asyncio.run(notice())
+
+
+# --- everybody at once -----------------------------------------------------------------------------------------------

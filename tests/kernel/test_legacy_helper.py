@@ -1,0 +1,115 @@
+"""The helpers that change the legacy tables: what refuses, dies, or is missing."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from fwdaemon.errors import KernelError
+from fwdaemon.legacy.backend import LegacyBackend
+from fwdaemon.legacy.client import HelperClient, UnusableError
+from fwdaemon.legacy.difference import Change, Edit
+from fwdaemon.legacy.model import FWD, PRE, Rule, TableName
+from fwdaemon.legacy.ruleset import links
+from fwdaemon.model import Family
+from tests.kernel.legacy import commit, helpers, iptables, own
+from tests.kernel.test_nftables import ALL
+from tests.lab.command import run
+
+IPV4 = frozenset(item for item in ALL.forwards if item.family is Family.IPV4)
+
+
+def test_a_helper_that_dies_is_an_error_once(backend: LegacyBackend) -> None:
+    backend.apply(ALL, thorough=False)
+    client = HelperClient(Family.IPV4)
+    with client.locked() as session:
+        session.observe({TableName.NAT: links(TableName.NAT)})
+    assert client.pid
+    os.kill(client.pid, signal.SIGKILL)
+    with pytest.raises(KernelError, match="ended unexpectedly"), client.locked() as session:
+        session.observe({TableName.NAT: links(TableName.NAT)})
+    with client.locked() as session:
+        assert PRE in session.observe({TableName.NAT: links(TableName.NAT)})[TableName.NAT].chains
+    client.close()
+
+
+def test_the_backend_goes_on_after_its_helpers_died(backend: LegacyBackend) -> None:
+    backend.apply(ALL, thorough=False)
+    for pid in helpers():
+        os.kill(pid, signal.SIGKILL)
+    iptables("-F")
+    assert backend.apply(ALL, thorough=True).damaged == IPV4
+
+
+def test_signals_meant_for_the_daemon_do_not_end_a_helper(backend: LegacyBackend) -> None:
+    backend.apply(ALL, thorough=False)
+    pids = helpers()
+    assert len(pids) == 2
+    for pid in pids:
+        os.kill(pid, signal.SIGTERM)
+        os.kill(pid, signal.SIGINT)
+    iptables("-F")
+    assert backend.apply(ALL, thorough=False).changed
+    assert helpers() == pids
+
+
+def test_what_the_kernel_refuses_is_named_and_changes_nothing(lock_file: Path) -> None:
+    del lock_file
+    client = HelperClient(Family.IPV4)
+    good = Rule.of("-p tcp", "ACCEPT", "good")
+    bad = Rule.of("", "REJECT --reject-with tcp-reset", "bad")  # for TCP only, which nobody says here
+    change = Change(create=(FWD,), edits=(Edit(FWD, (), ((0, good), (1, bad))),))
+    with pytest.raises(KernelError, match=r"legacy table filter .* REJECT"):
+        commit(client, change)
+    assert own() == ""
+    client.close()
+
+
+def test_what_the_library_refuses_is_named_and_changes_nothing(lock_file: Path) -> None:
+    del lock_file
+    client = HelperClient(Family.IPV6)
+    bad = Rule.of("-p tcp -m tcp --dport nonsense", "ACCEPT", "bad")
+    with pytest.raises(KernelError, match=r"refused a rule.*nonsense"):
+        commit(client, Change(create=(FWD,), edits=(Edit(FWD, (), ((0, bad),)),)))
+    assert own() == ""
+    with client.locked() as session:
+        assert session.observe({TableName.FILTER: {}})
+    client.close()
+
+
+def test_what_is_missing_is_said_plainly(lock_file: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    del lock_file
+    monkeypatch.setenv("XTABLES_LIBDIR", str(tmp_path))
+    with pytest.raises((KernelError, UnusableError), match="addrtype"), HelperClient(Family.IPV4).locked():
+        pass
+
+
+def test_iptables_waits_for_us_and_we_for_iptables(lock_file: Path) -> None:
+    client = HelperClient(Family.IPV4)
+    with client.locked() as session:
+        session.observe({TableName.FILTER: links(TableName.FILTER)})
+        waiting = subprocess.Popen(["iptables-legacy", "-w", "-A", "FORWARD", "-j", "ACCEPT"])  # noqa: S607
+        time.sleep(0.2)
+        assert waiting.poll() is None
+    assert waiting.wait(5) == 0
+    holder = subprocess.Popen(["flock", str(lock_file), "sleep", "0.5"])  # noqa: S603, S607
+    time.sleep(0.2)
+    before = time.monotonic()
+    with client.locked() as session:
+        assert session.observe({TableName.FILTER: links(TableName.FILTER)})[TableName.FILTER].heads["FORWARD"].foreign
+    assert time.monotonic() - before > 0.1
+    holder.wait()
+    client.close()
+
+
+def test_the_daemon_never_loads_the_library() -> None:
+    loaded = "import fwdaemon.daemon, fwdaemon.legacy.backend, fwdaemon.legacy.gates, fwdaemon.legacy.monitor, sys"
+    program = f"{loaded}; sys.exit('iptc' in sys.modules)"
+    assert run([sys.executable, "-c", program], env={**os.environ, "PYTHONPATH": str(Path.cwd())}).returncode == 0
+
+
+# --- gates for rules that live elsewhere -----------------------------------------------------------------------------
