@@ -96,6 +96,3 @@ def test_a_change_is_noticed(lock_file: Path, monkeypatch: pytest.MonkeyPatch, *
         monitor.close()
 
     asyncio.run(notice())
-
-
-# --- everybody at once -----------------------------------------------------------------------------------------------

@@ -110,6 +110,3 @@ def test_the_daemon_never_loads_the_library() -> None:
     loaded = "import fwdaemon.daemon, fwdaemon.legacy.backend, fwdaemon.legacy.gates, fwdaemon.legacy.monitor, sys"
     program = f"{loaded}; sys.exit('iptc' in sys.modules)"
     assert run([sys.executable, "-c", program], env={**os.environ, "PYTHONPATH": str(Path.cwd())}).returncode == 0
-
-
-# --- gates for rules that live elsewhere -----------------------------------------------------------------------------
