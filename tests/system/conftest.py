@@ -1,6 +1,7 @@
 """A scene most behaviour plays in: two libvirt networks, two guests on one and one on the other, all dual stack."""
 
 import contextlib
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -35,6 +36,25 @@ class Conversation:
             return self._stream.readline() == said
         except OSError:
             return False
+
+    @contextmanager
+    def never_pausing(self) -> Iterator[None]:
+        """Keep talking in the background; whatever was said in the meantime must have come back."""
+        over, answered = threading.Event(), []
+
+        def talk() -> None:
+            while not over.is_set():
+                answered.append(self.goes_on())
+
+        talking = threading.Thread(target=talk, daemon=True)
+        talking.start()
+        try:
+            yield
+        finally:
+            over.set()
+            talking.join(10)
+        assert answered
+        assert all(answered)
 
     def close(self) -> None:
         """Hang up."""

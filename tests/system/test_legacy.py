@@ -111,12 +111,10 @@ def test_rules_follow_libvirt_from_side_to_side(movable_host: Host) -> None:
         wait_until(lambda: host.outside.fetch(URL).text == f"web {CLIENT4}", "the guest answers")
         other = Conversation(host.outside, PUBLIC4, 9000)
         for firewall in (LibvirtFirewall.LEGACY, host.flavour.firewall):
-            host.libvirt.move_to(firewall)
-            wait_until(lambda: host.outside.fetch(URL).answered, "new connections work", timeout=2)
-            wait_until(
-                partial(_only_on, host, firewall), f"our rules are where {firewall} is, and only there", timeout=5
-            )
-            assert other.goes_on()
+            with other.never_pausing():
+                host.libvirt.move_to(firewall)
+                wait_until(lambda: host.outside.fetch(URL).answered, "new connections work", timeout=2)
+                wait_until(partial(_only_on, host, firewall), f"our rules are where {firewall} is, and only there")
             assert host.outside.fetch(URL).text == f"web {CLIENT4}"
         moves = ["nftables", "the legacy iptables tables", "nftables"]
         wait_until(
