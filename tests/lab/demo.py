@@ -87,6 +87,8 @@ class Demo:
         self._guest.stop()
         wait_until(lambda: not self._host.outside.fetch(_URL, timeout=0.5).answered, "the port is closed")
         wait_until(lambda: "8000" not in self._host.own_rules(), "the rule is gone")
+        if self._daemon is not None:
+            self._daemon.wait_log("^removed web1: ")
         return str(self._host.outside.fetch(_URL).outcome)
 
     def log(self) -> str:
