@@ -1,6 +1,7 @@
 """The libvirtd of a lab host: its configuration, its life and its networks."""
 
 import signal
+import subprocess
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from tests.lab.place import Place, Process, wait_until
 from tests.lab.release import LibvirtFirewall
 
 _SOCKET = "run/libvirt/libvirt-sock"
+_STOP_TIMEOUT = 5.0
 # A lab host has no polkit to ask, no virtlogd to log through, and no AppArmor or SELinux of its own.
 _FILES = {
     "libvirtd.conf": 'auth_unix_rw = "none"\nauth_unix_ro = "none"\n',
@@ -111,8 +113,14 @@ class Libvirt:
         wait_until(self._answers, "libvirtd answers", timeout=30, interval=0.02)
 
     def stop(self) -> None:
-        """SIGTERM, as systemd would. Guests and networks stay."""
-        self.process.stop()
+        """SIGTERM, and SIGKILL if it hangs then, as systemd would. Guests and networks stay.
+
+        libvirtd 11.3 now and then hangs at its end, its socket already gone.
+        """
+        try:
+            self.process.stop(timeout=_STOP_TIMEOUT)
+        except subprocess.TimeoutExpired:
+            self.kill()
 
     def kill(self) -> None:
         """SIGKILL: a crash. Guests and networks stay."""
