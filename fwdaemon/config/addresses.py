@@ -1,23 +1,38 @@
 """Addresses and networks as the configuration writes them.
 
-An address that no packet of a forward can have is refused here, with the reason, rather than waiting for ever.
+An address that can lead nobody to a guest is refused here, with the reason, rather than waiting for ever.
 """
 
 import re
 from collections.abc import Callable
-from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address, ip_network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import Final
 
 from fwdaemon.config.text import GrammarError, quote
-from fwdaemon.model import Address, Subnet
+from fwdaemon.model import Address, Family, Subnet
 
 _MAPPED: Final = IPv6Network("::ffff:0:0/96")
 _BROADCAST: Final = IPv4Address("255.255.255.255")
 _UNUSABLE: Final[tuple[tuple[str, Callable[[Address], bool]], ...]] = (
-    ("a multicast address", lambda address: address.is_multicast),
-    ("the broadcast address", lambda address: address == _BROADCAST),
-    ("a link-local address", lambda address: address.is_link_local),
+    ("a multicast address, which belongs to no one host", lambda address: address.is_multicast),
+    ("the broadcast address, which belongs to no one host", lambda address: address == _BROADCAST),
+    ("a link-local address, which is known on one link only", lambda address: address.is_link_local),
 )
+# RFC 6890, with the IPv6 ranges of RFC 4291: what no router may pass on, or what no host may have.
+_UNROUTABLE: Final[tuple[tuple[str, Subnet], ...]] = (
+    ('the addresses of "this network"', IPv4Network("0.0.0.0/8")),
+    ("the loopback addresses", IPv4Network("127.0.0.0/8")),
+    ("the link-local addresses", IPv4Network("169.254.0.0/16")),
+    ("the multicast addresses", IPv4Network("224.0.0.0/4")),
+    ("the broadcast address", IPv4Network(_BROADCAST)),
+    ("the unspecified address", IPv6Network("::/128")),
+    ("the loopback address", IPv6Network("::1/128")),
+    ("IPv4 mapped into IPv6", _MAPPED),
+    ("the link-local addresses", IPv6Network("fe80::/10")),
+    ("the multicast addresses", IPv6Network("ff00::/8")),
+)
+# The widest that registries have given to one network.
+_WIDEST_ROUTED: Final = {Family.IPV4: 8, Family.IPV6: 16}
 
 
 def parse_listen(text: str) -> Address:
@@ -36,29 +51,74 @@ def parse_listen(text: str) -> Address:
 
 def parse_guest(text: str) -> Address:
     """Read the address of a guest; raise `GrammarError` if no guest can have it."""
-    remedy = 'write the guest\'s own address such as "192.168.122.50", or leave it out to ask libvirt'
+    return _parse_host(text, 'write the guest\'s own address such as "192.168.122.50", or leave it out to ask libvirt')
+
+
+def parse_served(text: str) -> Address:
+    """Read an address of the host on which this program may listen, loopback or every one; else `GrammarError`."""
+    remedy = 'write an address of this host such as "127.0.0.1", or "0.0.0.0" for every one of IPv4'
+    address = _parse_address(text, remedy)
+    _refuse_unusable(text, address, remedy)
+    return address
+
+
+def parse_public(text: str) -> Address:
+    """Read the address that is to be a guest's to the outside; raise `GrammarError` if it cannot be."""
+    return _parse_host(text, 'write the one address that is to lead to the guest, such as "198.51.100.8"')
+
+
+def parse_source(text: str) -> Subnet:
+    """Read a network, or one address, from which connections may come; raise `GrammarError` if it is neither."""
+    network = _parse_network(text, 'write a network such as "203.0.113.0/24" or "2001:db8:9::/48"')
+    if network.network_address.is_unspecified and network.prefixlen == network.max_prefixlen:
+        raise GrammarError(f'{quote(text)} is no one\'s address; write "{network.network_address}/0" for everyone')
+    if network.is_multicast:
+        raise GrammarError(f"{quote(text)} is multicast, from which no connection comes; write the clients' network")
+    return network
+
+
+def parse_routed(text: str) -> Subnet:
+    """Read a subnet, or one address, that a route may lead to a libvirt network; raise `GrammarError` if none may."""
+    remedy = 'write what is routed to this host, such as "203.0.113.64/29" or "2001:db8:1::/64"'
+    network = _parse_network(text, remedy)
+    widest = _WIDEST_ROUTED[Family.of(network)]
+    if network.prefixlen < widest:
+        reason = f"is wider than /{widest}, as nobody's network is, and would lead others' addresses to the guests"
+        raise GrammarError(f"{quote(text)} {reason}; {remedy}")
+    for what, special in _UNROUTABLE:
+        if network.overlaps(special):
+            within = show_relation(network, special)
+            raise GrammarError(f"{quote(text)} {within} {special}, {what}, which cannot be routed; {remedy}")
+    return network
+
+
+def show_relation(one: Subnet, other: Subnet) -> str:
+    """Say how one subnet relates to another that it overlaps: `is`, `is in` or `contains`."""
+    if one.prefixlen == other.prefixlen:
+        return "is"
+    return "is in" if one.prefixlen > other.prefixlen else "contains"
+
+
+def _parse_host(text: str, remedy: str) -> Address:
+    """Read an address that a single host can have and others can reach."""
     address = _parse_address(text, remedy)
     if address.is_unspecified:
-        raise GrammarError(f"{quote(text)} is no guest's address; {remedy}")
+        raise GrammarError(f"{quote(text)} is no host's address; {remedy}")
     if address.is_loopback:
         raise GrammarError(f"{quote(text)} is a loopback address, which leads to the host itself; {remedy}")
     _refuse_unusable(text, address, remedy)
     return address
 
 
-def parse_source(text: str) -> Subnet:
-    """Read a network, or one address, from which connections may come; raise `GrammarError` if it is neither."""
+def _parse_network(text: str, remedy: str) -> Subnet:
+    """Read a network, or one address as a network of its own."""
     base, slash, prefix = text.partition("/")
-    address = _parse_address(base, 'write a network such as "203.0.113.0/24" or "2001:db8:9::/48"')
+    address = _parse_address(base, remedy)
     length = _parse_prefix(text, address, prefix) if slash else address.max_prefixlen
-    if address.is_unspecified and length == address.max_prefixlen:
-        raise GrammarError(f'{quote(text)} is no one\'s address; write "{address}/0" for everyone')
     network = ip_network(f"{address}/{length}", strict=False)
     if network.network_address != address:
         whole, single = f'"{network}" for the network', f'"{address}/{address.max_prefixlen}" for the one address'
         raise GrammarError(f"{quote(text)} has bits set after the prefix; write {whole} or {single}")
-    if network.is_multicast:
-        raise GrammarError(f"{quote(text)} is multicast, from which no connection comes; write the clients' network")
     return network
 
 
@@ -72,7 +132,7 @@ def _parse_prefix(text: str, address: Address, prefix: str) -> int:
 def _parse_address(text: str, remedy: str) -> Address:
     """Read any address but one that is tied to an interface or is IPv4 in the clothes of IPv6."""
     if "%" in text:
-        raise GrammarError(f'{quote(text)} names an interface after "%", which no forward can have; {remedy}')
+        raise GrammarError(f'{quote(text)} names an interface after "%", which no address here can have; {remedy}')
     if "/" in text:
         raise GrammarError(f"{quote(text)} is a network; {remedy}")
     try:
@@ -87,7 +147,7 @@ def _parse_address(text: str, remedy: str) -> Address:
 def _refuse_unusable(text: str, address: Address, remedy: str) -> None:
     for what, applies in _UNUSABLE:
         if applies(address):
-            raise GrammarError(f"{quote(text)} is {what}, which no forward can have; {remedy}")
+            raise GrammarError(f"{quote(text)} is {what}; {remedy}")
 
 
 def _loopback_listen(text: str) -> GrammarError:

@@ -10,7 +10,6 @@ from fwdaemon.config.model import BackendChoice, DaemonSettings, Gate, OnStop
 from fwdaemon.config.names import parse_gate, parse_uri
 from fwdaemon.config.node import Node, read_distinct
 from fwdaemon.config.text import GrammarError, quote, show, suggest
-from fwdaemon.config.unsupported import refuse_values
 
 _DEFAULTS: Final = DaemonSettings()
 KEYS: Final = ("backend", "gates", "ip_forward", "libvirt", "localhost", "mark", "on_stop", "resync")
@@ -31,15 +30,13 @@ E = TypeVar("E", bound=StrEnum)
 def read_daemon(node: Node) -> DaemonSettings:
     """Read the `[daemon]` table; a value that is wrong is recorded and stands as its default."""
     fields = node.fields(KEYS)
-    refuse_values(fields)
-    if "localhost" in fields:
-        fields["localhost"].flag(default=False)
     return DaemonSettings(
         libvirt=_read_libvirt(fields["libvirt"]) if "libvirt" in fields else _DEFAULTS.libvirt,
         backend=_read(fields, "backend", _choice_of(BackendChoice), _DEFAULTS.backend, "auto"),
         resync=_read(fields, "resync", parse_resync, _DEFAULTS.resync, "30s"),
         on_stop=_read(fields, "on_stop", _choice_of(OnStop), _DEFAULTS.on_stop, "keep"),
-        ip_forward=fields["ip_forward"].flag(default=True) if "ip_forward" in fields else _DEFAULTS.ip_forward,
+        ip_forward=_read_flag(fields, "ip_forward", default=_DEFAULTS.ip_forward),
+        localhost=_read_flag(fields, "localhost", default=_DEFAULTS.localhost),
         mark=_read_mark(fields["mark"]) if "mark" in fields else _DEFAULTS.mark,
         gates=_read_gates(fields["gates"]) if "gates" in fields else _DEFAULTS.gates,
     )
@@ -59,6 +56,10 @@ def parse_resync(text: str) -> timedelta:
 def _read(fields: Mapping[str, Node], key: str, parse: Callable[[str], T], default: T, example: str) -> T:
     value = fields[key].text(parse, example) if key in fields else None
     return default if value is None else value
+
+
+def _read_flag(fields: Mapping[str, Node], key: str, *, default: bool) -> bool:
+    return fields[key].flag(default=default) if key in fields else default
 
 
 def _choice_of(choices: type[E]) -> Callable[[str], E]:

@@ -1,65 +1,89 @@
 """One configuration file: from what was read to its settings and entries."""
 
 import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 import tomli
 
+from fwdaemon.config.control import read_control
 from fwdaemon.config.daemon import read_daemon
 from fwdaemon.config.forward import read_forward
 from fwdaemon.config.lines import LineIndex
-from fwdaemon.config.model import DaemonSettings, ForwardEntry
+from fwdaemon.config.metrics import read_metrics
+from fwdaemon.config.model import ControlSettings, DaemonSettings, ForwardEntry, MetricsSettings, NatEntry, RouteEntry
+from fwdaemon.config.nat import read_nat
 from fwdaemon.config.node import Document, Node
+from fwdaemon.config.route import read_routes
 from fwdaemon.config.text import quote, show, suggest
-from fwdaemon.config.unsupported import TABLES, refuse_table
 from fwdaemon.errors import Problem
 
-_TABLES: Final = ("daemon", "forward")
+_TABLES: Final = ("control", "daemon", "forward", "metrics", "nat", "route")
 _POSITION: Final = re.compile(r" \(at (?:line (?P<line>\d+), column (?P<column>\d+)|end of document)\)$")
 
 
-def read_document(
-    file: Path, source: bytes | str, problems: list[Problem], *, is_main: bool
-) -> tuple[DaemonSettings | None, list[ForwardEntry]]:
-    """Read one file, adding what is wrong to `problems`.
+T = TypeVar("T")
 
-    Returns its settings, `None` without a `[daemon]`, and the entries sound enough to be compared with others.
-    """
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """What one file says: its settings, `None` where it has no such table, and the entries fit to be compared."""
+
+    daemon: DaemonSettings | None = None
+    control: ControlSettings | None = None
+    metrics: MetricsSettings | None = None
+    forwards: tuple[ForwardEntry, ...] = ()
+    nats: tuple[NatEntry, ...] = ()
+    routes: tuple[RouteEntry, ...] = ()
+
+
+def read_document(file: Path, source: bytes | str, problems: list[Problem], *, is_main: bool) -> Contents:
+    """Read one file, adding what is wrong to `problems`."""
     parsed = _parse_toml(file, source)
     if isinstance(parsed, Problem):
         problems.append(parsed)
-        return None, []
+        return Contents()
     values, text = parsed
     document = Document(file, LineIndex.of(text), problems)
     tables = {key: Node(value, (key,), document) for key, value in values.items()}
     _refuse_strange_tables(tables)
-    settings = _read_daemon(tables["daemon"], is_main=is_main) if "daemon" in tables else None
-    return settings, _read_forwards(tables["forward"]) if "forward" in tables else []
+    return Contents(
+        daemon=_read_settings(tables, "daemon", read_daemon, is_main=is_main),
+        control=_read_settings(tables, "control", read_control, is_main=is_main),
+        metrics=_read_settings(tables, "metrics", read_metrics, is_main=is_main),
+        forwards=tuple(entry for entry in _read_entries(tables, "forward", read_forward) if entry is not None),
+        nats=tuple(entry for entry in _read_entries(tables, "nat", read_nat) if entry is not None),
+        routes=tuple(chain.from_iterable(_read_entries(tables, "route", read_routes))),
+    )
 
 
 def _refuse_strange_tables(tables: dict[str, Node]) -> None:
     for key, node in tables.items():
-        if key in TABLES:
-            refuse_table(node)
-        elif key not in _TABLES:
+        if key not in _TABLES:
             what = "table" if isinstance(node.value, dict | list) else "key"
             node.refuse_key(f"unknown {what} {quote(key)}; {suggest(key, _TABLES)}")
 
 
-def _read_daemon(node: Node, *, is_main: bool) -> DaemonSettings | None:
+def _read_settings(tables: Mapping[str, Node], key: str, read: Callable[[Node], T], *, is_main: bool) -> T | None:
+    if key not in tables:
+        return None
     if is_main:
-        return read_daemon(node)
-    node.refuse_key("[daemon] does not belong in a drop-in file; move its keys to the main file")
+        return read(tables[key])
+    tables[key].refuse_key(f"[{key}] does not belong in a drop-in file; move its keys to the main file")
     return None
 
 
-def _read_forwards(node: Node) -> list[ForwardEntry]:
+def _read_entries(tables: Mapping[str, Node], key: str, read: Callable[[Node], T]) -> Iterable[T]:
+    if key not in tables:
+        return ()
+    node = tables[key]
     if not isinstance(node.value, list):
-        node.refuse(f"must be entries, not {show(node.value)}; write [[forward]] in double brackets")
-        return []
-    entries = map(read_forward, node.elements("[[forward]]"))
-    return [entry for entry in entries if entry is not None]
+        node.refuse(f"must be entries, not {show(node.value)}; write [[{key}]] in double brackets")
+        return ()
+    return map(read, node.elements(f"[[{key}]]"))
 
 
 def _parse_toml(file: Path, source: bytes | str) -> tuple[dict[str, object], str] | Problem:

@@ -4,10 +4,11 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Final, TypeVar
 
-from fwdaemon.config.addresses import parse_guest, parse_listen, parse_source
+from fwdaemon.config.addresses import parse_listen, parse_source
 from fwdaemon.config.contradictions import refuse_contradictions, refuse_port_contradictions
+from fwdaemon.config.entry import read_guest, read_key, require
 from fwdaemon.config.model import ForwardEntry, PortMapping
-from fwdaemon.config.names import parse_interface, parse_mac, parse_name
+from fwdaemon.config.names import parse_interface
 from fwdaemon.config.node import Node, read_distinct
 from fwdaemon.config.ports import LAST_PORT, PortSpec, parse_ports
 
@@ -36,23 +37,14 @@ def read_forward(node: Node) -> ForwardEntry | None:
 
 
 def _read_without_ports(node: Node, fields: Mapping[str, Node]) -> ForwardEntry:
-    if "domain" not in fields and isinstance(node.value, dict):
-        node.refuse('has no domain; write domain = "…" with the name or UUID that virsh shows')
     return ForwardEntry(
-        domain=_read(fields, "domain", parse_name, "web1") or "",
         mappings=(),
         origin=node.origin,
         listen=_read_many(fields, "listen", parse_listen, "198.51.100.7"),
-        interface=_read(fields, "interface", parse_interface, "eth0"),
+        interface=read_key(fields, "interface", parse_interface, "eth0"),
         sources=_read_many(fields, "sources", parse_source, "203.0.113.0/24"),
-        address=_read(fields, "address", parse_guest, "192.168.122.50"),
-        network=_read(fields, "network", parse_name, "default"),
-        mac=_read(fields, "mac", parse_mac, "52:54:00:12:34:56"),
+        **read_guest(node, fields),
     )
-
-
-def _read(fields: Mapping[str, Node], key: str, parse: Callable[[str], T], example: str) -> T | None:
-    return fields[key].text(parse, example) if key in fields else None
 
 
 def _read_many(fields: Mapping[str, Node], key: str, parse: Callable[[str], T], example: str) -> tuple[T, ...]:
@@ -66,9 +58,8 @@ def _read_many(fields: Mapping[str, Node], key: str, parse: Callable[[str], T], 
 
 def _read_ports(node: Node, fields: Mapping[str, Node]) -> list[tuple[Node, PortSpec]]:
     """Read `ports`, each element with its place; those which are wrong are left out."""
+    require(node, fields, "ports", 'for example ports = ["80", "2222:22"]')
     if "ports" not in fields:
-        if isinstance(node.value, dict):
-            node.refuse('has no ports; write for example ports = ["80", "2222:22"]')
         return []
     ports = fields["ports"]
     if not isinstance(ports.value, list) or not ports.value:

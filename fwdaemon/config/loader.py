@@ -7,9 +7,10 @@ directory beside the main file, `/etc/portfwd.d` for `/etc/portfwd.toml`, in nam
 from collections.abc import Mapping
 from pathlib import Path
 
-from fwdaemon.config.document import read_document
-from fwdaemon.config.model import Config, DaemonSettings, ForwardEntry
+from fwdaemon.config.document import Contents, read_document
+from fwdaemon.config.model import Config, ControlSettings, DaemonSettings, MetricsSettings
 from fwdaemon.config.overlap import find_conflicts
+from fwdaemon.config.public import PublicEntry, find_public_conflicts
 from fwdaemon.errors import ConfigError, Problem
 
 
@@ -31,16 +32,25 @@ def parse(sources: Mapping[Path, bytes | str]) -> Config:
 
 
 def _build(main: Path, sources: Mapping[Path, bytes | str], problems: list[Problem]) -> Config:
-    daemon: DaemonSettings | None = None
-    forwards: list[ForwardEntry] = []
-    for file, source in sources.items():
-        settings, entries = read_document(file, source, problems, is_main=file == main)
-        daemon = settings or daemon
-        forwards += entries
-    problems += find_conflicts(forwards)
+    files = [read_document(file, source, problems, is_main=file == main) for file, source in sources.items()]
+    config = Config(
+        next((contents.daemon for contents in files if contents.daemon), DaemonSettings()),
+        tuple(entry for contents in files for entry in contents.forwards),
+        tuple(entry for contents in files for entry in contents.nats),
+        tuple(entry for contents in files for entry in contents.routes),
+        next((contents.control for contents in files if contents.control), ControlSettings()),
+        next((contents.metrics for contents in files if contents.metrics), MetricsSettings()),
+    )
+    problems += find_conflicts(config.forwards)
+    problems += find_public_conflicts([entry for contents in files for entry in _in_order(contents)])
     if problems:
         raise ConfigError(sorted(problems, key=lambda problem: (problem.file != main, problem.file, problem.line)))
-    return Config(daemon or DaemonSettings(), tuple(forwards))
+    return config
+
+
+def _in_order(contents: Contents) -> list[PublicEntry]:
+    """Put a file's claims on public addresses in the order in which they are written."""
+    return sorted([*contents.nats, *contents.routes], key=lambda entry: entry.origin.line)
 
 
 def _find_drop_ins(path: Path, problems: list[Problem]) -> list[Path]:

@@ -3,12 +3,12 @@
 Parsing and checking are in the modules beside this one; whoever holds a `Config` may rely on every rule of the grammar.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from enum import StrEnum
 from pathlib import Path
 
-from fwdaemon.model import Address, PortRange, Protocol, Subnet
+from fwdaemon.model import Address, PortRange, Protocol, Subnet, show_endpoint
 
 
 class BackendChoice(StrEnum):
@@ -58,8 +58,39 @@ class DaemonSettings:
     resync: timedelta = timedelta(seconds=30)
     on_stop: OnStop = OnStop.KEEP
     ip_forward: bool = True
+    localhost: bool = False
     mark: int = 0x02000000
     gates: tuple[Gate, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ControlSettings:
+    """The `[control]` table, defaults filled in. `group` names whose members may read the status, besides root."""
+
+    group: str = "libvirt"
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """An address of the host and a TCP port; an unspecified address stands for every one."""
+
+    address: Address
+    port: int
+
+    def __str__(self) -> str:
+        return show_endpoint(self.address, PortRange(self.port, self.port))
+
+
+@dataclass(frozen=True, slots=True)
+class MetricsSettings:
+    """The `[metrics]` table; nothing is measured for others where both keys are left out.
+
+    `textfile` is a file for the textfile collector of Prometheus' node exporter, `listen` is where HTTP is served.
+    """
+
+    textfile: Path | None = None
+    listen: Endpoint | None = None
+    origin: Origin | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +129,43 @@ class ForwardEntry:
 
 
 @dataclass(frozen=True, slots=True)
+class NatEntry:
+    """One `[[nat]]`: the address `public` is a guest, in and out.
+
+    `domain`, `address`, `network` and `mac` are as in `ForwardEntry`; `address` has the family of `public`. `assign` is
+    the interface that is to hold `public` while the guest runs.
+    """
+
+    domain: str
+    public: Address
+    origin: Origin
+    assign: str | None = None
+    address: Address | None = None
+    network: str | None = None
+    mac: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RouteEntry:
+    """One element of `addresses` in a `[[route]]`; `subnet` of a single address has the full prefix length.
+
+    `network` is a libvirt network's name, exactly as written. `proxy` is the interface on which the host is to answer
+    ARP or neighbour discovery for these addresses.
+    """
+
+    network: str
+    subnet: Subnet
+    origin: Origin
+    proxy: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     """The whole configuration: the main file and its drop-ins, in name order."""
 
     daemon: DaemonSettings
     forwards: tuple[ForwardEntry, ...]
+    nats: tuple[NatEntry, ...] = ()
+    routes: tuple[RouteEntry, ...] = ()
+    control: ControlSettings = ControlSettings()
+    metrics: MetricsSettings = MetricsSettings()

@@ -8,16 +8,15 @@ What that costs grows with the conflicts, not with the square of the claims.
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import Final, TypeAlias
 
+from fwdaemon.config.conflicts import cut_short
 from fwdaemon.config.contradictions import families_of_entry
 from fwdaemon.config.model import ForwardEntry, PortMapping
 from fwdaemon.config.text import quote
 from fwdaemon.errors import Problem
 from fwdaemon.model import Address, Family, PortRange, Protocol, show_endpoint
 
-MOST_CONFLICTS: Final = 100
 _BITS: Final = {Family.IPV4: 32, Family.IPV6: 128}
 
 # A network as its prefix length and the bits of its prefix; the parents of a network are shifts of it.
@@ -57,17 +56,8 @@ _Pair: TypeAlias = tuple[_Claim, _Claim]
 
 
 def find_conflicts(entries: Sequence[ForwardEntry]) -> list[Problem]:
-    """Return a problem for each pair of port strings that claim the same, at the later one; at most `MOST_CONFLICTS`.
-
-    Where there are more, the last problem says so.
-    """
-    pairs = list(islice(_distinct(_find_pairs(_claims(entries))), MOST_CONFLICTS + 1))
-    problems = [_describe(*pair) for pair in pairs[:MOST_CONFLICTS]]
-    if len(pairs) > MOST_CONFLICTS:
-        last = problems[-1]
-        text = f"there are more than {MOST_CONFLICTS} conflicts; mend those listed, and the others will be shown"
-        problems.append(Problem(last.file, last.line, text))
-    return problems
+    """Return a problem for each pair of port strings that claim the same, at the later one, `cut_short`."""
+    return cut_short(_describe(*pair) for pair in _distinct(_find_pairs(_claims(entries))))
 
 
 def _claims(entries: Iterable[ForwardEntry]) -> Iterator[_Claim]:

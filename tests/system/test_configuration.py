@@ -79,7 +79,7 @@ def test_check_tells_every_error_with_its_line(shared_scene: Scene) -> None:
     assert (status, out) == (78, "")
     assert [line.split(": ")[0] for line in errors.splitlines()] == ["/etc/portfwd.toml:11", "/etc/portfwd.toml:13"]
     host.write("/etc/portfwd.toml", HEAD + WEB)
-    assert command(host, "check") == (0, "/etc/portfwd.toml: fine; 1 entries, 1 forwards\n", "")
+    assert command(host, "check") == (0, "/etc/portfwd.toml: fine; 1 forward\n", "")
 
 
 def test_the_daemon_refuses_to_start_on_a_wrong_file(shared_scene: Scene) -> None:

@@ -5,14 +5,17 @@ from pathlib import Path
 from typing import Final
 
 import pytest
+import tomli
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fwdaemon.config import load, parse
+from fwdaemon.config import forward as forward_module
+from fwdaemon.config import load, nat, parse, route
 from fwdaemon.config.model import Config, DaemonSettings
 from fwdaemon.errors import ConfigError, Problem
 from tests.unit.test_config_support import MAIN, forward
 
+KEYS: Final = {"forward": forward_module.KEYS, "nat": nat.KEYS, "route": route.KEYS}
 DEFAULT: Final = Path(__file__).parents[2] / "etc" / "portfwd.toml"
 
 
@@ -36,10 +39,12 @@ def test_the_default_file_is_the_default() -> None:
 
 def test_the_default_file_shows_every_key_as_it_may_be_written() -> None:
     lines = DEFAULT.read_text().splitlines()
-    commented = [line[2:] for line in lines if line.startswith("# ") and (" = " in line or "[[" in line)]
-    text = "\n".join(line for line in commented if not line.startswith("mac "))
-    (entry,) = parse({MAIN: text.replace(', "198.51.100.7:443"', "")}).forwards
-    assert entry.domain == "web1"
+    text = "\n".join(line[2:] for line in lines if line.startswith("# ") and (" = " in line or "[[" in line))
+    shown = {name: {key for entry in entries for key in entry} for name, entries in tomli.loads(text).items()}
+    assert shown == {name: set(keys) for name, keys in KEYS.items()}
+    without_mac = "\n".join(line for line in text.splitlines() if not line.startswith("mac "))
+    config = parse({MAIN: without_mac.replace(', "198.51.100.7:443"', "")})
+    assert [len(entries) for entries in (config.forwards, config.nats, config.routes)] == [1, 1, 3]
 
 
 def test_drop_ins_come_in_name_order(main: Path) -> None:
@@ -61,7 +66,7 @@ def test_missing_main_file_does_not_hide_other_problems(main: Path) -> None:
             "/portfwd.toml:1: cannot be read: No such file or directory;"
             " create it, an empty file will do, or name another with --config"
         ),
-        '/portfwd.d/a.toml:2: unknown key "x"; write one of daemon, forward',
+        '/portfwd.d/a.toml:2: unknown key "x"; write one of control, daemon, forward, nat, route',
     ]
 
 
@@ -90,9 +95,10 @@ def test_strange_paths_are_refused(path: str) -> None:
 
 
 WORDS: Final = (
-    *("[[forward]]", "[daemon]", "[[nat]]", "forward", "domain", "ports", "listen", "sources", "address", "mark"),
+    *("[[forward]]", "[daemon]", "[[nat]]", "[[route]]", "[[metrics]]", "forward", "domain", "ports", "listen"),
+    *("sources", "address", "mark", "public", "assign", "network", "addresses", "proxy"),
     *("=", " ", "\n", "[", "]", "{", "}", ",", ".", '"', "'", '"""', "#", "\\", "80", "0x", "1e9", "nan", "true"),
-    *('"80:81/udp"', '"[::1]:80"', '"198.51.100.7"', "\r\n", "\0", "é", "1979-05-27"),
+    *('"80:81/udp"', '"[::1]:80"', '"198.51.100.7"', '"198.51.100.0/24"', "\r\n", "\0", "é", "1979-05-27"),
 )
 
 
@@ -114,11 +120,13 @@ def test_any_text_is_read_or_refused(source: str | bytes) -> None:
 
 
 TEXTS = st.text(max_size=5) | st.sampled_from(
-    ["80", "80-90:1-11/udp", "198.51.100.7", "2001:db8::1", "192.0.2.0/24", "::/0", "eth0", "52:54:00:12:34:56", "30s"]
+    [
+        *("80", "80-90:1-11/udp", "198.51.100.7", "2001:db8::1", "192.0.2.0/24", "198.51.0.0/16", "2001:db8::/32"),
+        *("::/0", "eth0", "52:54:00:12:34:56", "30s"),
+    ]
 )
 LEAVES = TEXTS | st.integers() | st.booleans() | st.floats()
 VALUES = LEAVES | st.lists(LEAVES, max_size=3) | st.dictionaries(TEXTS, LEAVES, max_size=2)
-FORWARD_KEYS = st.sampled_from(["domain", "ports", "listen", "interface", "sources", "address", "network", "mac", "x"])
 DAEMON_KEYS = st.sampled_from(["libvirt", "backend", "resync", "on_stop", "ip_forward", "localhost", "mark", "gates"])
 
 
@@ -138,11 +146,14 @@ def write(value: object) -> str:
             raise AssertionError(value)
 
 
-@given(
-    st.dictionaries(DAEMON_KEYS, VALUES),
-    st.lists(st.dictionaries(FORWARD_KEYS, VALUES), max_size=4),
-)
-def test_any_structure_is_read_or_refused(daemon: dict[str, object], forwards: list[dict[str, object]]) -> None:
-    tables = [("[daemon]", daemon), *(("[[forward]]", entry) for entry in forwards)]
+def entry_of(name: str) -> st.SearchStrategy[tuple[str, dict[str, object]]]:
+    return st.tuples(st.just(f"[[{name}]]"), st.dictionaries(st.sampled_from([*KEYS[name], "x"]), VALUES))
+
+
+@given(st.dictionaries(DAEMON_KEYS, VALUES), st.lists(st.sampled_from(sorted(KEYS)).flatmap(entry_of), max_size=4))
+def test_any_structure_is_read_or_refused(
+    daemon: dict[str, object], entries: list[tuple[str, dict[str, object]]]
+) -> None:
+    tables = [("[daemon]", daemon), *entries]
     lines = [[header, *(f"{key} = {write(item)}" for key, item in table.items())] for header, table in tables]
     check("\n".join(line for group in lines for line in group))

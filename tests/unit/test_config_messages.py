@@ -32,7 +32,7 @@ def test_every_daemon_key() -> None:
     resync = "1500ms"
     on_stop = "remove"
     ip_forward = false
-    localhost = false
+    localhost = true
     mark = 0x80000000
     gates = ["inet filter forward", "ip6 _a-b c.d/e"]
     """
@@ -42,9 +42,29 @@ def test_every_daemon_key() -> None:
         resync=timedelta(milliseconds=1500),
         on_stop=OnStop.REMOVE,
         ip_forward=False,
+        localhost=True,
         mark=1 << 31,
         gates=(Gate("inet", "filter", "forward"), Gate("ip6", "_a-b", "c.d/e")),
     )
+
+
+def test_the_control_table() -> None:
+    assert read("").control.group == "libvirt"
+    assert read('[control]\ngroup = "virt admins"').control.group == "virt admins"
+
+
+@pytest.mark.parametrize(
+    ("lines", "problem"),
+    [
+        ('group = ""', 'group: "" is empty; write the name of a group, or "root" for nobody else'),
+        ('group = "a:b"', 'group: "a:b" is no name of a group; write one that "getent group" shows'),
+        ('group = "a\\nb"', 'group: "a\\nb" is no name of a group; write one that "getent group" shows'),
+        ("group = 0", 'group: must be a string, not 0; write "libvirt"'),
+        ("groups = 0", 'unknown key "groups"; did you mean "group"?'),
+    ],
+)
+def test_the_control_table_refused(lines: str, problem: str) -> None:
+    assert problems_of(f"[control]\n{lines}") == [f"portfwd.toml:2: control: {problem}"]
 
 
 def test_every_forward_key() -> None:
@@ -134,7 +154,7 @@ MARK = "write one bit such as 0x02000000, without quotes"
             'gates = ["ip kvm_portfwd x"]',
             "gates[1]: \"ip kvm_portfwd x\" is a chain of this program's own table; write another program's, or none",
         ),
-        ("localhost = true", "localhost: true is not supported by this version; write localhost = false"),
+        ('localhost = "true"', 'localhost: must be true or false, not "true"; write false without quotes'),
     ],
 )
 def test_daemon_refused(line: str, message: str) -> None:

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fwdaemon.config.conflicts import MOST_CONFLICTS
 from fwdaemon.config.model import ForwardEntry, Origin, PortMapping
-from fwdaemon.config.overlap import MOST_CONFLICTS, find_conflicts
+from fwdaemon.config.overlap import find_conflicts
 from fwdaemon.model import Address, Family, PortRange, Protocol, Subnet
 from tests.unit.test_config_support import forward, problems_of
 

@@ -9,10 +9,12 @@ import tomli
 from jsonschema import Draft202012Validator
 
 import fwdaemon.config
-from fwdaemon.config import daemon, forward
+from fwdaemon.config import control, daemon, forward, nat, route
 from fwdaemon.config.model import DaemonSettings
 from tests.unit.test_config_support import forward as entry
+from tests.unit.test_config_support import nat as nat_entry
 from tests.unit.test_config_support import problems_of
+from tests.unit.test_config_support import route as route_entry
 
 SCHEMA: Final[dict[str, Any]] = json.loads((Path(fwdaemon.config.__file__).parent / "schema.json").read_text())
 VALIDATOR: Final = Draft202012Validator(SCHEMA)
@@ -26,22 +28,30 @@ def test_is_a_schema() -> None:
 def test_the_default_file_is_valid_and_holds_the_defaults() -> None:
     values = tomli.loads(DEFAULT.read_text())
     VALIDATOR.validate(values)
-    described = SCHEMA["$defs"]["daemon"]["properties"]
-    assert {key: item["default"] for key, item in described.items()} == values["daemon"]
+    for table in ("daemon", "control"):
+        described = SCHEMA["$defs"][table]["properties"]
+        assert {key: item["default"] for key, item in described.items()} == values[table]
     assert values["daemon"]["mark"] == DaemonSettings().mark
 
 
 def test_knows_the_same_keys_and_describes_each() -> None:
-    for name, keys in (("daemon", daemon.KEYS), ("forward", forward.KEYS)):
+    for name, module in (
+        ("control", control),
+        ("daemon", daemon),
+        ("forward", forward),
+        ("nat", nat),
+        ("route", route),
+    ):
         described = SCHEMA["$defs"][name]["properties"]
-        assert sorted(described) == sorted(keys)
+        assert sorted(described) == sorted(module.KEYS)
         assert all(item["description"] for item in described.values())
 
 
 ACCEPTED: Final = (
     "",
     '[daemon]\nlibvirt = "lxc:///"\nresync = "5m"\nmark = 1\ngates = ["inet filter forward"]',
-    '[daemon]\nbackend = "nftables"\non_stop = "remove"\nip_forward = false\nlocalhost = false',
+    '[control]\ngroup = "virt admins"',
+    '[daemon]\nbackend = "nftables"\non_stop = "remove"\nip_forward = false\nlocalhost = true',
     '[[forward]]\ndomain = "web1"\nports = ["80", "443", "2222:22", "5353:53/udp", "198.51.100.7:8443:443"]',
     entry(
         'listen = ["198.51.100.7", "2001:db8::1"]\ninterface = "eth0"\nsources = ["203.0.113.0/24", "2001:db8::/32"]',
@@ -51,19 +61,32 @@ ACCEPTED: Final = (
         "192.168.122.50", "2001:db8::50"
     ),
     entry('mac = "52-54-00-AB-CD-EF"\nsources = "192.0.2.1"'),
+    nat_entry(),
+    nat_entry("2001:db8::8", 'assign = "eth0"\naddress = "2001:db8:1::2"\nmac = "52:54:00:12:34:56"'),
+    nat_entry(lines='address = "192.168.122.51"\nnetwork = "default"'),
+    route_entry(),
+    route_entry('["203.0.113.64/29", "203.0.113.80", "2001:db8:1::/64"]', 'proxy = "eth0"'),
+    route_entry('"203.0.113.64/29"'),
 )
 
 REFUSED_BY_BOTH: Final = (
     "x = 1",
-    "[[nat]]",
     "[metrics]",
     "[forward]",
+    "[nat]",
+    "[route]",
+    "[[nat]]",
+    "[[route]]",
     "[[forward]]",
     '[[forward]]\ndomain = "a"',
     '[[forward]]\nports = ["80"]',
     '[[forward]]\ndomain = ""\nports = ["80"]',
+    "[control]\nx = 1",
+    '[control]\ngroup = ""',
+    '[control]\ngroup = "a:b"',
+    "[control]\ngroup = 7",
     "[daemon]\nx = 1",
-    "[daemon]\nlocalhost = true",
+    '[daemon]\nlocalhost = "true"',
     '[daemon]\nbackend = "legacy"',
     "[daemon]\nmark = 3",
     "[daemon]\nmark = 0",
@@ -94,6 +117,21 @@ REFUSED_BY_BOTH: Final = (
     entry('mac = "52:54"'),
     entry('mac = "52:54:00:12:34:56"\nnetwork = "a"'),
     *(entry(f"interface = '{name}'") for name in ("", "eth*", "eth+", "a b", "a/b", "..", 'e"', "e\\", "a" * 16, "-i")),
+    '[[nat]]\ndomain = "a"',
+    '[[nat]]\npublic = "198.51.100.8"',
+    nat_entry("eth0"),
+    nat_entry("198.51.100.0/24"),
+    nat_entry(lines='assign = "eth*"'),
+    nat_entry(lines='ports = ["80"]'),
+    nat_entry(lines='mac = "52:54:00:12:34:56"\nnetwork = "a"'),
+    '[[route]]\nnetwork = "a"',
+    '[[route]]\naddresses = ["203.0.113.64/29"]',
+    route_entry("[]"),
+    route_entry("[1]"),
+    route_entry('["203.0.113.64/255.255.255.248"]'),
+    route_entry('["203.0.113.64/29", "203.0.113.64/29"]'),
+    route_entry(lines='proxy = "a/b"'),
+    route_entry(lines='domain = "a"'),
 )
 
 REFUSED_BY_THE_PARSER_ALONE: Final = (
@@ -106,6 +144,13 @@ REFUSED_BY_THE_PARSER_ALONE: Final = (
     entry('listen = "198.51.100.7"\naddress = "2001:db8::1"'),
     entry('listen = "198.51.100.7"', ports='["198.51.100.8:80"]'),
     '[daemon]\nresync = "500ms"',
+    nat_entry("127.0.0.1"),
+    nat_entry(lines='address = "2001:db8::1"'),
+    nat_entry() + nat_entry(),
+    route_entry('["0.0.0.0/0"]'),
+    route_entry('["203.0.113.65/29"]'),
+    route_entry('["203.0.64.0/21"]', 'proxy = "eth0"'),
+    route_entry('["203.0.113.64/29", "203.0.113.65"]'),
 )
 
 

@@ -25,3 +25,11 @@ def problems_of(*texts: str | bytes) -> list[str]:
 
 def forward(lines: str = "", ports: str = '["80"]') -> str:
     return f'[[forward]]\ndomain = "web1"\nports = {ports}\n{lines}\n'
+
+
+def nat(public: str = "198.51.100.8", lines: str = "") -> str:
+    return f'[[nat]]\ndomain = "mail"\npublic = "{public}"\n{lines}\n'
+
+
+def route(addresses: str = '["203.0.113.64/29"]', lines: str = "") -> str:
+    return f'[[route]]\nnetwork = "public"\naddresses = {addresses}\n{lines}\n'

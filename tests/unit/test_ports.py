@@ -106,12 +106,15 @@ PORT_REMEDY = "write a number from 1 to 65535"
                 f" {HOST_REMEDY}, or leave it out to listen everywhere"
             ),
         ),
-        ("224.0.0.1:80", f'"224.0.0.1" is a multicast address, which no forward can have; {HOST_REMEDY}'),
-        ("255.255.255.255:80", f'"255.255.255.255" is the broadcast address, which no forward can have; {HOST_REMEDY}'),
-        ("169.254.1.1:80", f'"169.254.1.1" is a link-local address, which no forward can have; {HOST_REMEDY}'),
+        ("224.0.0.1:80", f'"224.0.0.1" is a multicast address, which belongs to no one host; {HOST_REMEDY}'),
+        (
+            "255.255.255.255:80",
+            f'"255.255.255.255" is the broadcast address, which belongs to no one host; {HOST_REMEDY}',
+        ),
+        ("169.254.1.1:80", f'"169.254.1.1" is a link-local address, which is known on one link only; {HOST_REMEDY}'),
         (
             "[fe80::1%eth0]:80",
-            f'"fe80::1%eth0" names an interface after "%", which no forward can have; {HOST_REMEDY}',
+            f'"fe80::1%eth0" names an interface after "%", which no address here can have; {HOST_REMEDY}',
         ),
         ("[::ffff:192.0.2.1]:80", '"::ffff:192.0.2.1" is IPv4 mapped into IPv6; write "192.0.2.1"'),
     ],

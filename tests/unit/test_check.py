@@ -1,0 +1,66 @@
+"""What `kvm-portfwd check` says of a configuration that is right."""
+
+from pathlib import Path
+
+import pytest
+
+from fwdaemon.cli import main
+from tests.unit.test_config_support import forward, nat, route
+
+ON = "[daemon]\nlocalhost = true\n"
+ANSWERS = (
+    "localhost = true: forwards that listen on every address answer on 127.0.0.1 of this host too,"
+    " but not on ::1, since the kernel has no way to do that by DNAT"
+)
+NOTHING = (
+    "localhost = true, but nothing answers on 127.0.0.1: no IPv4 forward is there for every address, every"
+    " interface and 127.0.0.1 as a source; on ::1 none could answer, since the kernel has no way to do that by DNAT"
+)
+
+
+def check(path: Path, text: str, capsys: pytest.CaptureFixture[str]) -> list[str]:
+    path.write_text(text)
+    assert main(["check", str(path)]) == 0
+    said = capsys.readouterr()
+    assert said.err == ""
+    return [line.replace(str(path), "FILE") for line in said.out.splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [
+        ("", "nothing is forwarded yet"),
+        (forward(), "1 forward"),
+        (forward(ports='["80", "53/tcp+udp"]'), "3 forwards"),
+        (nat(), "1 address 1:1"),
+        (nat() + nat("198.51.100.9"), "2 addresses 1:1"),
+        (route(), "1 route"),
+        (forward() + nat() + route('["203.0.113.64/29", "2001:db8:1::/64"]'), "1 forward, 1 address 1:1, 2 routes"),
+    ],
+)
+def test_counts_what_there_is(tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, count: str) -> None:
+    assert check(tmp_path / "x.toml", text, capsys) == [f"FILE: fine; {count}"]
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        (forward(), ANSWERS),
+        (forward(ports='["198.51.100.7:80", "81"]'), ANSWERS),
+        (forward('listen = "198.51.100.7"') + forward(), ANSWERS),
+        (forward('sources = ["203.0.113.0/24", "127.0.0.0/8"]'), ANSWERS),
+        (forward('sources = ["0.0.0.0/0", "::/0"]'), ANSWERS),
+        ("", NOTHING),
+        (nat() + route(), NOTHING),
+        (forward('listen = "198.51.100.7"'), NOTHING),
+        (forward(ports='["198.51.100.7:80"]'), NOTHING),
+        (forward('interface = "eth0"'), NOTHING),
+        (forward('address = "2001:db8::1"'), NOTHING),
+        (forward('sources = "2001:db8::/32"'), NOTHING),
+        (forward('sources = "203.0.113.0/24"'), NOTHING),
+    ],
+)
+def test_says_what_localhost_comes_to(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, sentence: str
+) -> None:
+    assert check(tmp_path / "x.toml", ON + text, capsys)[1:] == [sentence]
