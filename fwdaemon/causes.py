@@ -1,13 +1,13 @@
 """Which of the things that were heard explains a change, for the audit. Pure.
 
 Events arrive in bursts and in any order: the kernel may tell that a guest's neighbour entry came before libvirt tells
-that the domain started. So a reason that names the domain is preferred, then what the state itself says, then all
+that the domain started. So a reason that names the owner is preferred, then what the state itself says, then all
 that was heard.
 """
 
 from collections.abc import Iterable
 
-from fwdaemon.desired import Desired, Forward
+from fwdaemon.desired import Desired, Opening, Owner
 from fwdaemon.naming import shown
 
 AT_A_COMPARISON = "found at a regular comparison"
@@ -21,21 +21,29 @@ def told(reasons: Iterable[str]) -> str:
     return "; ".join([*every[:_MOST], *more]) or AT_A_COMPARISON
 
 
-def of_start(forward: Forward, before: Desired, reasons: Iterable[str]) -> str:
-    """Tell why a forward is live now that was not in the state `before`."""
+def of_start(opening: Opening, before: Desired, reasons: Iterable[str]) -> str:
+    """Tell why an opening is live now that was not in the state `before`."""
+    heard, owner = list(reasons), opening.owner
+    stopped = any(entry.stopped and entry.owner == owner for entry in before.waiting)
+    now = [f"{owner.kind} {shown(owner.name)} is running now"] if stopped else heard
+    return told(_naming(owner, heard) or now)
+
+
+def of_end(opening: Opening, after: Desired, reasons: Iterable[str]) -> str:
+    """Tell why an opening is not in the state `after` any more."""
+    heard, owner = list(reasons), opening.owner
+    waiting = [entry.reason for entry in after.waiting if entry.owner == owner and not entry.stopped]
+    return told(_naming(owner, heard) or dict.fromkeys(waiting) or heard)
+
+
+def of_loss(opening: Opening, reasons: Iterable[str], meddler: str) -> str:
+    """Tell why something that was in place had to be put back; `meddler` is who changed rules or routes, if anybody."""
     heard = list(reasons)
-    stopped = any(entry.stopped and entry.domain == forward.domain for entry in before.waiting)
-    now = [f"domain {shown(forward.domain)} is running now"] if stopped else heard
-    return told(_naming(forward.domain, heard) or now)
+    if meddler != AT_A_COMPARISON:
+        return meddler
+    return told(_naming(opening.owner, heard) or heard)
 
 
-def of_end(forward: Forward, after: Desired, reasons: Iterable[str]) -> str:
-    """Tell why a forward is not in the state `after` any more."""
-    heard = list(reasons)
-    waiting = [entry.reason for entry in after.waiting if entry.domain == forward.domain and not entry.stopped]
-    return told(_naming(forward.domain, heard) or dict.fromkeys(waiting) or heard)
-
-
-def _naming(domain: str, reasons: Iterable[str]) -> list[str]:
-    name = f" domain {shown(domain)} "
+def _naming(owner: Owner, reasons: Iterable[str]) -> list[str]:
+    name = f" {owner.kind} {shown(owner.name)} "
     return [reason for reason in reasons if name in f" {reason} "]

@@ -1,14 +1,24 @@
-"""The desired state as plain data: which forwards are to be live now, and why the others wait.
+"""The desired state as plain data: what is to be reachable now, and why the rest waits.
 
-How it follows from configuration and inventory is in `fwdaemon.placing`; how a forward becomes rules is the backends'
-business.
+Whatever makes something reachable is an *opening*: a port forward, a 1:1 NAT, a route. How openings follow from
+configuration and inventory is in `fwdaemon.placing`; how they become rules is the backends' business.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from itertools import chain
+from typing import TypeAlias
 
 from fwdaemon.config.model import Gate, Origin
 from fwdaemon.model import Address, Family, PortRange, Protocol, Subnet, show_endpoint
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Owner:
+    """Whose an opening is: a `domain` or a libvirt `network`; `name` is any text."""
+
+    name: str
+    kind: str = "domain"
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,8 +26,8 @@ class Forward:
     """One live forward of one family: packets to `listen` and `ports` go to `target` and `target_ports`.
 
     `listen` is `None` for every local address. Empty `sources` let anyone in; otherwise all are of this forward's
-    family. `domain` is the name libvirt knows, any text. `bridge_port` is the host's side of the guest's interface;
-    another one, as after a reboot, does not make it another forward.
+    family. `domain` is the name libvirt knows, any text. `bridge` is where the guest is plugged in, and `bridge_port`
+    the host's side of its interface; others, as after a reboot, do not make it another forward.
     """
 
     domain: str
@@ -28,6 +38,7 @@ class Forward:
     target_ports: PortRange
     interface: str | None = None
     sources: tuple[Subnet, ...] = ()
+    bridge: str | None = field(default=None, compare=False)
     bridge_port: str | None = field(default=None, compare=False)
     origin: Origin | None = field(default=None, compare=False)
 
@@ -35,6 +46,11 @@ class Forward:
     def family(self) -> Family:
         """The family of both sides."""
         return Family.of(self.target)
+
+    @property
+    def owner(self) -> Owner:
+        """The domain it leads to."""
+        return Owner(self.domain)
 
     def listens_at(self) -> str:
         """Where it listens, for people and the audit: `tcp 198.51.100.7:8443`."""
@@ -46,13 +62,82 @@ class Forward:
 
 
 @dataclass(frozen=True, slots=True)
+class Nat:
+    """One live 1:1 NAT: `public` is the guest at `target`, every protocol and port, in and out.
+
+    `assign` is the interface of the host that is to hold `public`. The rest is as in `Forward`.
+    """
+
+    domain: str
+    public: Address
+    target: Address
+    assign: str | None = None
+    bridge: str | None = field(default=None, compare=False)
+    bridge_port: str | None = field(default=None, compare=False)
+    origin: Origin | None = field(default=None, compare=False)
+
+    @property
+    def family(self) -> Family:
+        """The family of both sides."""
+        return Family.of(self.target)
+
+    @property
+    def owner(self) -> Owner:
+        """The domain it leads to."""
+        return Owner(self.domain)
+
+    def listens_at(self) -> str:
+        """Where it listens, for people and the audit."""
+        return f"all of {self.public}"
+
+    def leads_to(self) -> str:
+        """Where it leads, for people and the audit."""
+        return str(self.target)
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One live route: `subnet` lies behind `bridge`, which belongs to the libvirt network `network`.
+
+    `proxy` is the interface on which the host is to answer for these addresses.
+    """
+
+    network: str
+    subnet: Subnet
+    bridge: str
+    proxy: str | None = None
+    origin: Origin | None = field(default=None, compare=False)
+
+    @property
+    def family(self) -> Family:
+        """The family of its addresses."""
+        return Family.of(self.subnet)
+
+    @property
+    def owner(self) -> Owner:
+        """The network it leads to."""
+        return Owner(self.network, "network")
+
+    def listens_at(self) -> str:
+        """What is routed, for people and the audit."""
+        return f"route {self.subnet}"
+
+    def leads_to(self) -> str:
+        """Where it leads, for people and the audit."""
+        return self.bridge
+
+
+Opening: TypeAlias = Forward | Nat | Route
+
+
+@dataclass(frozen=True, slots=True)
 class Waiting:
-    """An entry, or one family of it, that has no live forward, with the reason as a short sentence.
+    """An entry, or one family of it, that has no live opening, with the reason as a short sentence.
 
     `stopped` says that the reason is the domain not running.
     """
 
-    domain: str
+    owner: Owner
     reason: str
     origin: Origin = field(compare=False)
     stopped: bool = False
@@ -62,17 +147,38 @@ class Waiting:
 class Desired:
     """Everything the kernel is to do for us.
 
-    `guest_subnets` are where hairpin connections may come from and go to; `gates` are the foreign chains, besides
-    those we know, that are to let marked connections through. `kept` are families that had forwards before: their
-    tables stay, to go on refusing what is left of connections that were ended.
+    `guest_subnets` are where hairpin connections may come from and go to. `outer` are the interfaces that lead away
+    from the host, and not to guests or containers on it: only there do routed and 1:1 guests open connections by
+    themselves. `localhost` has IPv4 forwards on every address answer on 127.0.0.1 too. `gates` are the foreign
+    chains, besides those we know, that are to let marked connections through. `kept` are families that had openings
+    before: their tables stay, to go on refusing what is left of connections that were ended.
     """
 
     forwards: frozenset[Forward] = frozenset()
+    nats: frozenset[Nat] = frozenset()
+    routes: frozenset[Route] = frozenset()
     waiting: tuple[Waiting, ...] = ()
     guest_subnets: frozenset[Subnet] = frozenset()
+    outer: frozenset[str] = frozenset()
+    localhost: bool = False
     mark: int = 0x02000000
     gates: tuple[Gate, ...] = ()
     kept: frozenset[Family] = frozenset()
+
+    @property
+    def openings(self) -> frozenset[Opening]:
+        """Everything that is to be live."""
+        return frozenset(chain(self.forwards, self.nats, self.routes))
+
+    def having(self, held: Iterable[Opening]) -> "Desired":
+        """Give the same state with more openings."""
+        held = frozenset(held)
+        return replace(
+            self,
+            forwards=self.forwards.union(item for item in held if isinstance(item, Forward)),
+            nats=self.nats.union(item for item in held if isinstance(item, Nat)),
+            routes=self.routes.union(item for item in held if isinstance(item, Route)),
+        )
 
     def of_family(self, family: Family) -> Iterator[Forward]:
         """The forwards of one family, in no particular order."""
@@ -81,4 +187,13 @@ class Desired:
     @property
     def families(self) -> frozenset[Family]:
         """The families that need anything in the kernel."""
-        return self.kept.union(forward.family for forward in self.forwards)
+        every: Iterable[Opening] = chain(self.forwards, self.nats, self.routes)
+        return self.kept.union(opening.family for opening in every)
+
+    @property
+    def local_bridges(self) -> frozenset[str]:
+        """The bridges of the guests that are to be reached from 127.0.0.1."""
+        if not self.localhost:
+            return frozenset()
+        answering = (item for item in self.of_family(Family.IPV4) if item.listen is None and item.interface is None)
+        return frozenset(item.bridge for item in answering if item.bridge is not None)

@@ -1,15 +1,15 @@
-"""Which open connections a change of the forwards invalidates. Pure; `fwdaemon.conntrack` reads and ends them.
+"""Which open connections a change of the openings invalidates. Pure; `fwdaemon.conntrack` reads and ends them.
 
-NAT decides on a connection's first packet, and the kernel remembers. A connection of a forward that went, or leads
-elsewhere now, would go on with the old answer, so it is ended. So is a UDP flow that was open to the host itself before
-a forward took its port: unlike TCP it has no end of its own, and its client would never reach the guest.
+NAT decides on a connection's first packet, and the kernel remembers. A connection of an opening that went, or leads
+elsewhere now, would go on with the old answer, so it is ended. So is a flow without an end of its own (UDP, pings) that
+was open to the host itself before an opening took its port: its client would never reach the guest.
 """
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
-from fwdaemon.desired import Forward
+from fwdaemon.desired import Forward, Nat, Opening, Route
 from fwdaemon.model import Address, Family, Protocol
 
 
@@ -17,10 +17,11 @@ from fwdaemon.model import Address, Family, Protocol
 class Flow:
     """A tracked connection: who sent its first packet where, and who answers to whom.
 
-    Without NAT, the `server` is the destination and the `client` the source.
+    Without NAT, the `server` is the destination and the `client` the source. `protocol` is `None`, and ports are 0,
+    where a protocol has no ports that a forward could name.
     """
 
-    protocol: Protocol
+    protocol: Protocol | None
     source: Address
     destination: Address
     destination_port: int
@@ -41,37 +42,79 @@ class Flow:
 
 
 class Carriers:
-    """Finds the live forward that carries a flow, in a time that does not grow with their number."""
+    """Finds the live opening that carries a flow, in a time that does not grow with the number of openings."""
 
-    def __init__(self, live: Iterable[Forward]) -> None:
+    def __init__(self, live: Iterable[Opening]) -> None:
         self._exact: defaultdict[tuple[Protocol, Address, int], list[Forward]] = defaultdict(list)
         self._ranges: defaultdict[tuple[Protocol, Address], list[Forward]] = defaultdict(list)
-        for forward in live:
-            if forward.ports.width == 1:
-                self._exact[forward.protocol, forward.target, forward.target_ports.first].append(forward)
-            else:
-                self._ranges[forward.protocol, forward.target].append(forward)
+        self._nats: dict[tuple[Address, Address], Nat] = {}
+        self._prefixes: defaultdict[tuple[Family, int], dict[int, Route]] = defaultdict(dict)
+        for opening in live:
+            self._add(opening)
 
-    def carry(self, flow: Flow) -> bool:
-        """Whether some live forward sends the flow's client where the flow goes."""
+    def _add(self, opening: Opening) -> None:
+        match opening:
+            case Nat():
+                self._nats[opening.target, opening.public] = opening
+            case Route(subnet=subnet):
+                shift = subnet.max_prefixlen - subnet.prefixlen
+                self._prefixes[opening.family, shift][int(subnet.network_address) >> shift] = opening
+            case Forward() if opening.ports.width == 1:
+                self._exact[opening.protocol, opening.target, opening.target_ports.first].append(opening)
+            case Forward():
+                self._ranges[opening.protocol, opening.target].append(opening)
+
+    def carrier(self, flow: Flow) -> Opening | None:
+        """Give the live opening that sends the flow's packets where they go, or lets its guest send them."""
+        if not flow.translated:
+            return self._leads_out(flow) or self._routed(flow.destination)
+        if nat := self._is_to_public(flow):
+            return nat
+        if flow.protocol is None:
+            return None
         exact = self._exact.get((flow.protocol, flow.server, flow.server_port), [])
         ranges = self._ranges.get((flow.protocol, flow.server), [])
-        return any(_carries(forward, flow) for forward in [*exact, *ranges])
+        return next((forward for forward in [*exact, *ranges] if _carries(forward, flow)), None)
+
+    def _is_to_public(self, flow: Flow) -> Nat | None:
+        return self._nats.get((flow.server, flow.destination)) if flow.destination_port == flow.server_port else None
+
+    def _leads_out(self, flow: Flow) -> Opening | None:
+        """A guest opened it, under its public address or from a routed one."""
+        return self._nats.get((flow.source, flow.client)) or self._routed(flow.source)
+
+    def _routed(self, address: Address) -> Route | None:
+        found = (
+            networks.get(int(address) >> shift)
+            for (family, shift), networks in self._prefixes.items()
+            if family is Family.of(address)
+        )
+        return next((route for route in found if route is not None), None)
 
 
-def is_outdated(flow: Flow, carriers: Carriers) -> bool:
-    """Whether a flow with our mark was led elsewhere by a forward that is not live any more."""
-    return flow.translated and not carriers.carry(flow)
+def is_outdated(flow: Flow, carriers: Carriers, local: Collection[Address]) -> bool:
+    """Whether a flow with our mark belongs to an opening that is not live any more; `local` are the host's addresses.
+
+    Without DNAT, we mark only what passes through the host, so a flow of the host itself is not ours.
+    """
+    of_host = not flow.translated and (flow.source in local or flow.destination in local)
+    return not of_host and carriers.carrier(flow) is None
 
 
-def is_claimed(flow: Flow, added: Iterable[Forward], local: Collection[Address]) -> bool:
-    """Whether a UDP flow ends at the host itself, on a port that an added forward takes; `local` are its addresses."""
+def is_claimed(flow: Flow, added: Iterable[Forward | Nat], local: Collection[Address]) -> bool:
+    """Whether a flow ends at the host itself, where an added opening takes it; `local` are the host's addresses."""
     return not flow.translated and any(
-        _admits(forward, flow)
+        opening.public == flow.destination if isinstance(opening, Nat) else _claims(opening, flow, local)
+        for opening in added
+    )
+
+
+def _claims(forward: Forward, flow: Flow, local: Collection[Address]) -> bool:
+    return (
+        forward.protocol is flow.protocol
+        and _admits(forward, flow)
         and flow.destination_port in forward.ports
         and (flow.destination in local if forward.listen is None else flow.destination == forward.listen)
-        for forward in added
-        if forward.protocol is flow.protocol
     )
 
 

@@ -1,13 +1,13 @@
-"""A short grace for forwards whose domain has just stopped.
+"""A short grace for openings whose domain has just stopped.
 
-A reboot can reach us as a stop followed by a start. Taking the forwards away in between would end their connections for
+A reboot can reach us as a stop followed by a start. Taking the openings away in between would end their connections for
 nothing, so the removal waits for a moment, unless somebody else has the address by then. Pure; the time is given.
 """
 
 from collections.abc import Collection
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from fwdaemon.desired import Desired, Forward
+from fwdaemon.desired import Desired, Opening, Route
 from fwdaemon.model import Address
 
 GRACE = 1.0
@@ -15,7 +15,7 @@ GRACE = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """When a forward's domain was found stopped, by the clock that was given, and all that was heard since."""
+    """When an opening's domain was found stopped, by the clock that was given, and all that was heard since."""
 
     at: float
     reasons: tuple[str, ...]
@@ -26,34 +26,40 @@ class Stop:
 
 
 class Grace:
-    """Remembers the stops of the last moments; a forward is held for `seconds`, counted from its own."""
+    """Remembers the stops of the last moments; an opening is held for `seconds`, counted from its own."""
 
     def __init__(self, seconds: float = GRACE) -> None:
         self._seconds = seconds
-        self._stops: dict[Forward, Stop] = {}
+        self._stops: dict[Opening, Stop] = {}
 
-    def extend(self, desired: Desired, live: Collection[Forward], taken: Collection[Address], stop: Stop) -> Desired:
-        """Add to `desired` the live forwards that are not to go yet.
+    def extend(self, desired: Desired, live: Collection[Opening], taken: Collection[Address], stop: Stop) -> Desired:
+        """Add to `desired` the live openings that are not to go yet.
 
         `taken` are the addresses of running guests; `stop` is now, and what was heard.
         """
-        stopped = {entry.domain for entry in desired.waiting if entry.stopped}
-        gone = [forward for forward in live if forward.domain in stopped and forward not in desired.forwards]
+        stopped = {entry.owner for entry in desired.waiting if entry.stopped}
+        wanted = desired.openings if stopped else ()
+        gone = [opening for opening in live if opening.owner in stopped and opening not in wanted]
         known = self._stops
-        self._stops = {forward: known[forward].then(stop) if forward in known else stop for forward in gone}
+        self._stops = {opening: known[opening].then(stop) if opening in known else stop for opening in gone}
         held = [
-            forward
-            for forward, stopped_at in self._stops.items()
-            if stop.at < stopped_at.at + self._seconds and forward.target not in taken
+            opening
+            for opening, stopped_at in self._stops.items()
+            if stop.at < stopped_at.at + self._seconds and not _is_taken(opening, taken)
         ]
-        return replace(desired, forwards=desired.forwards.union(held)) if held else desired
+        return desired.having(held) if held else desired
 
-    def reasons(self, forward: Forward, otherwise: tuple[str, ...]) -> tuple[str, ...]:
-        """Give what was heard since the forward's domain stopped."""
-        stop = self._stops.get(forward)
+    def reasons(self, opening: Opening, otherwise: tuple[str, ...]) -> tuple[str, ...]:
+        """Give what was heard since the opening's domain stopped."""
+        stop = self._stops.get(opening)
         return stop.reasons if stop else otherwise
 
     @property
     def ends(self) -> float | None:
-        """When the next held forward goes, by the clock that was given; `None` when none is held."""
+        """When the next held opening goes, by the clock that was given; `None` when none is held."""
         return min((stop.at + self._seconds for stop in self._stops.values()), default=None)
+
+
+def _is_taken(opening: Opening, taken: Collection[Address]) -> bool:
+    """Whether holding an opening would lead to somebody else; a route leads to a bridge, which has gone by then."""
+    return isinstance(opening, Route) or opening.target in taken

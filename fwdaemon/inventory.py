@@ -88,11 +88,12 @@ class HostAddress:
 
 @dataclass(frozen=True, slots=True)
 class Inventory:
-    """Everything above, of one moment."""
+    """Everything above, of one moment. `outer` names the interfaces that lead away from the host; see `Desired`."""
 
     domains: tuple[Domain, ...] = ()
     networks: tuple[Network, ...] = ()
     host_addresses: tuple[HostAddress, ...] = ()
+    outer: frozenset[str] = frozenset()
 
     @property
     def guest_addresses(self) -> frozenset[Address]:

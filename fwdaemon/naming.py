@@ -9,6 +9,8 @@ import re
 _LABEL_LENGTH = 40
 _SHOWN_LENGTH = 80
 _UNSAFE = re.compile(r"[^A-Za-z0-9_.]")
+# At most 15 bytes: the kernel's IFNAMSIZ less the final NUL. A trailing "+" or "*" would be a wildcard in a rule.
+_INTERFACE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,14}")
 
 
 def label(name: str) -> str:
@@ -18,5 +20,15 @@ def label(name: str) -> str:
 
 def shown(name: str) -> str:
     """Give the name for one line of text, at most 80 characters; what could not be printed there is escaped."""
-    visible = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in name)
+    visible = printable(name)
     return visible if len(visible) <= _SHOWN_LENGTH else visible[: _SHOWN_LENGTH - 1] + "…"
+
+
+def printable(text: str) -> str:
+    """Give a text of any length for one line; what could not be printed there is escaped."""
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+
+
+def is_interface_name(name: str) -> bool:
+    """Whether a name that libvirt or the kernel told may stand in a rule of any language as one plain interface."""
+    return _INTERFACE.fullmatch(name) is not None

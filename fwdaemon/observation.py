@@ -58,8 +58,12 @@ class Neighbour:
 
 @dataclass(frozen=True, slots=True)
 class HostObservation:
-    """What the kernel knows; `bridges` gives the bridge of those devices that were asked for and have one."""
+    """What the kernel knows; `bridges` gives the bridge of those devices that were asked for and have one.
+
+    `outer` names the interfaces that lead away from the host; see `fwdaemon.desired.Desired`.
+    """
 
     addresses: tuple[HostAddress, ...] = ()
     neighbours: tuple[Neighbour, ...] = ()
     bridges: Mapping[str, str] = field(default_factory=dict)
+    outer: frozenset[str] = frozenset()

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from fwdaemon.config.model import Gate
-from fwdaemon.desired import Forward
+from fwdaemon.desired import Opening
 
 
 class RulesChanged(Protocol):
@@ -28,14 +28,14 @@ class GateChange:
 class Outcome:
     """One reconcile of the kernel's rules.
 
-    `mended` are forwards that did not work before and do now; `damaged` are those of them that we had made work.
-    `stale` names chains of forwards nobody asks for. `faults` are sentences about what could not be done. `changed`
+    `mended` are openings that did not work before and do now; `damaged` are those of them that we had made work.
+    `stale` names chains of openings nobody asks for. `faults` are sentences about what could not be done. `changed`
     says whether anything was committed, `script` what of it went through `nft`. `moved` tells in which rule system the
     rules are, and why, when that is another one than before.
     """
 
-    mended: frozenset[Forward] = frozenset()
-    damaged: frozenset[Forward] = frozenset()
+    mended: frozenset[Opening] = frozenset()
+    damaged: frozenset[Opening] = frozenset()
     stale: frozenset[str] = frozenset()
     gates: tuple[GateChange, ...] = ()
     faults: tuple[str, ...] = ()

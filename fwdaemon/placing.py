@@ -1,154 +1,139 @@
 """From configuration and inventory to the desired state. Pure.
 
-Every entry is placed in each family it can exist in: its domain must run, one of its interfaces must be meant, and an
-address of that interface must be believed (`fwdaemon.addresses`). What is missing becomes a reason to wait.
+Every forward and 1:1 address is placed in each family it can exist in: its domain must run, one of its interfaces must
+be meant, and an address of that interface must be believed (`fwdaemon.guests`). A route needs its network to be active.
+What is missing becomes a reason to wait.
 """
 
-from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from uuid import UUID
 
-from fwdaemon.addresses import AddressBook, ConfiguredAddress, Refusal, SubnetIndex
-from fwdaemon.config.model import Config, ForwardEntry, PortMapping
-from fwdaemon.desired import Desired, Forward, Waiting
-from fwdaemon.inventory import Domain, GuestInterface, Inventory
+from fwdaemon.addresses import Refusal
+from fwdaemon.config.model import Config, ForwardEntry, NatEntry, PortMapping, RouteEntry
+from fwdaemon.desired import Desired, Forward, Nat, Opening, Owner, Route, Waiting
+from fwdaemon.guests import Absence, Guest, GuestEntry, GuestFinder
+from fwdaemon.inventory import Domain, Inventory, Network
 from fwdaemon.model import Address, Family, Subnet
+from fwdaemon.naming import is_interface_name
 
 
 def desired_state(config: Config, inventory: Inventory) -> Desired:
-    """Tell which forwards are to be live on a host like `inventory`."""
+    """Tell what is to be live on a host like `inventory`."""
     placer = _Placer(config, inventory)
-    placed = [placer.place(entry) for entry in config.forwards]
-    return Desired(
-        forwards=frozenset(forward for entry in placed for forward in entry.forwards),
+    placed = [
+        *map(placer.forward, config.forwards),
+        *map(placer.nat, config.nats),
+        *map(placer.route, config.routes),
+    ]
+    state = Desired(
         waiting=tuple(waiting for entry in placed for waiting in entry.waiting),
         guest_subnets=placer.guest_subnets,
+        outer=inventory.outer if config.nats or config.routes else frozenset(),
+        localhost=config.daemon.localhost,
         mark=config.daemon.mark,
         gates=config.daemon.gates,
     )
+    return state.having(opening for entry in placed for opening in entry.openings)
 
 
 @dataclass(frozen=True, slots=True)
 class _Placed:
-    forwards: tuple[Forward, ...] = ()
+    openings: tuple[Opening, ...] = ()
     waiting: tuple[Waiting, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class _Guest:
-    """Where an entry leads in one family."""
-
-    domain: Domain
-    interface: GuestInterface
-    address: Address
 
 
 class _Placer:
     """Places the entries of one configuration on one inventory."""
 
     def __init__(self, config: Config, inventory: Inventory) -> None:
-        self._by_name: defaultdict[str, list[Domain]] = defaultdict(list)
-        for domain in inventory.domains:
-            self._by_name[domain.name].append(domain)
-        self._by_uuid = {domain.uuid: domain for domain in inventory.domains}
-        # Whose an address is depends on what the configuration says of all guests, so that is gathered first.
-        self._book = AddressBook(inventory)
-        self._book = AddressBook(inventory, self._configured(config.forwards))
-        self._subnets = SubnetIndex(inventory)
+        self._guests = GuestFinder(inventory, [*config.forwards, *config.nats])
+        self._networks = {network.name: network for network in inventory.networks}
         self.guest_subnets: frozenset[Subnet] = frozenset(
             subnet for network in inventory.networks if network.active for subnet in network.subnets
         )
 
-    def place(self, entry: ForwardEntry) -> _Placed:
+    def forward(self, entry: ForwardEntry) -> _Placed:
         """Give the live forwards of an entry, or the reasons why there are none."""
-        if len(self._by_name.get(entry.domain, ())) > 1:
-            return _waits(entry, entry.domain, "several domains have this name: write the UUID", stopped=False)
-        domain = self._domain(entry)
-        if domain is None:
-            return _waits(entry, entry.domain, "libvirt knows no such domain", stopped=True)
-        if not domain.running:
-            return _waits(entry, domain.name, "the domain is not running", stopped=True)
-        located = {family: self._locate(entry, domain, family) for family in _families(entry)}
-        forwards = [
-            forward
-            for guest in located.values()
-            if isinstance(guest, _Guest)
-            for forward in self._forwards(entry, guest)
-        ]
-        return _Placed(tuple(forwards), tuple(self._reasons(entry, domain, located)))
+        domain = self._guests.running(entry)
+        if isinstance(domain, Absence):
+            return _absent(entry, domain)
+        located = {family: self._guests.locate(entry, domain, family) for family in _families(entry)}
+        guests = [guest for guest in located.values() if isinstance(guest, Guest)]
+        self._reach(guests)
+        forwards = tuple(forward for guest in guests for forward in _forwards(entry, guest))
+        return _Placed(forwards, tuple(self._reasons(entry, domain, located)))
 
-    def _domain(self, entry: ForwardEntry) -> Domain | None:
-        """Find the domain by its name, or else by its UUID: a name may look like somebody else's UUID."""
-        if named := self._by_name.get(entry.domain):
-            return named[0]
-        try:
-            return self._by_uuid.get(UUID(entry.domain))
-        except ValueError:
-            return None
-
-    def _locate(self, entry: ForwardEntry, domain: Domain, family: Family) -> _Guest | Refusal:
-        interface = self._interface(entry, domain, family)
-        if isinstance(interface, Refusal):
-            return interface
-        found = self._book.believed(domain, interface, family, entry.address)
-        return found if isinstance(found, Refusal) else _Guest(domain, interface, found.address)
-
-    def _interface(self, entry: ForwardEntry, domain: Domain, family: Family) -> GuestInterface | Refusal:
-        return self._book.select_interface(
-            domain, family, network=entry.network, mac=entry.mac, configured=entry.address
+    def nat(self, entry: NatEntry) -> _Placed:
+        """Give an entry's 1:1 NAT, or the reason why there is none."""
+        domain = self._guests.running(entry)
+        if isinstance(domain, Absence):
+            return _absent(entry, domain)
+        guest = self._guests.locate(entry, domain, Family.of(entry.public))
+        if isinstance(guest, Refusal):
+            return _Placed(waiting=(Waiting(Owner(domain.name), guest.reason, entry.origin),))
+        self._reach([guest])
+        nat = Nat(
+            domain.name, entry.public, guest.address, entry.assign, guest.bridge, guest.bridge_port, entry.origin
         )
+        return _Placed((nat,))
 
-    def _forwards(self, entry: ForwardEntry, guest: _Guest) -> Iterator[Forward]:
-        self.guest_subnets |= frozenset(self._subnets.of(guest.interface))
-        family = Family.of(guest.address)
-        sources = tuple(subnet for subnet in entry.sources if Family.of(subnet) is family)
-        for mapping in entry.mappings:
-            for listen in _listens(entry, mapping, family):
-                yield Forward(
-                    domain=guest.domain.name,
-                    protocol=mapping.protocol,
-                    listen=listen,
-                    ports=mapping.host,
-                    target=guest.address,
-                    target_ports=mapping.guest,
-                    interface=entry.interface,
-                    sources=sources,
-                    bridge_port=guest.interface.device if guest.interface.bridge else None,
-                    origin=mapping.origin,
-                )
+    def route(self, entry: RouteEntry) -> _Placed:
+        """Give an entry's route, or the reason why there is none."""
+        owner = Owner(entry.network, "network")
+        bridge = _bridge_of(self._networks.get(entry.network))
+        if isinstance(bridge, Absence):
+            return _Placed(waiting=(Waiting(owner, bridge.reason, entry.origin, bridge.stopped),))
+        return _Placed((Route(entry.network, entry.subnet, bridge, entry.proxy, entry.origin),))
+
+    def _reach(self, guests: Iterable[Guest]) -> None:
+        """Count the guests' own subnets among those from which hairpin connections come."""
+        self.guest_subnets |= {subnet for guest in guests for subnet in self._guests.subnets(guest)}
 
     def _reasons(
-        self, entry: ForwardEntry, domain: Domain, located: dict[Family, _Guest | Refusal]
+        self, entry: ForwardEntry, domain: Domain, located: dict[Family, Guest | Refusal]
     ) -> Iterator[Waiting]:
         """Give a reason for each family that was asked for, or one for all if none was and none works."""
         refused = {family: guest.reason for family, guest in located.items() if isinstance(guest, Refusal)}
         named = [family for family in refused if _is_named(entry, family)]
         if refused and not named and len(refused) == len(located):
-            named = [self._likeliest(entry, domain, list(refused))]
+            named = [self._guests.likeliest(entry, domain, list(refused))]
         for family in named:
-            yield Waiting(domain.name, refused[family], entry.origin)
-
-    def _likeliest(self, entry: ForwardEntry, domain: Domain, refused: list[Family]) -> Family:
-        """Choose the family whose reason helps: one that the guest's network has."""
-        for family in refused:
-            interface = self._interface(entry, domain, family)
-            if not isinstance(interface, Refusal) and family in self._book.families(interface):
-                return family
-        return refused[0]
-
-    def _configured(self, entries: Iterable[ForwardEntry]) -> Iterator[ConfiguredAddress]:
-        for entry in entries:
-            domain = self._domain(entry)
-            if entry.address is None or domain is None or not domain.running:
-                continue
-            interface = self._interface(entry, domain, Family.of(entry.address))
-            if not isinstance(interface, Refusal):
-                yield ConfiguredAddress(domain, interface, entry.address)
+            yield Waiting(Owner(domain.name), refused[family], entry.origin)
 
 
-def _waits(entry: ForwardEntry, name: str, reason: str, *, stopped: bool) -> _Placed:
-    return _Placed(waiting=(Waiting(name, reason, entry.origin, stopped),))
+def _absent(entry: GuestEntry, absence: Absence) -> _Placed:
+    return _Placed(waiting=(Waiting(Owner(absence.name), absence.reason, entry.origin, absence.stopped),))
+
+
+def _bridge_of(network: Network | None) -> str | Absence:
+    if network is None:
+        return Absence("", "libvirt knows no such network", stopped=True)
+    if not network.active:
+        return Absence(network.name, "the network is not active", stopped=True)
+    if network.bridge is None:
+        return Absence(network.name, "the network has no bridge to route to", stopped=False)
+    if not is_interface_name(network.bridge):
+        return Absence(network.name, "its bridge has a name that no rule can hold", stopped=False)
+    return network.bridge
+
+
+def _forwards(entry: ForwardEntry, guest: Guest) -> Iterator[Forward]:
+    family = Family.of(guest.address)
+    for mapping in entry.mappings:
+        for listen in _listens(entry, mapping, family):
+            yield Forward(
+                domain=guest.domain.name,
+                protocol=mapping.protocol,
+                listen=listen,
+                ports=mapping.host,
+                target=guest.address,
+                target_ports=mapping.guest,
+                interface=entry.interface,
+                sources=tuple(subnet for subnet in entry.sources if Family.of(subnet) is family),
+                bridge=guest.bridge,
+                bridge_port=guest.bridge_port,
+                origin=mapping.origin,
+            )
 
 
 def _families(entry: ForwardEntry) -> list[Family]:

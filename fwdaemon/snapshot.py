@@ -6,8 +6,7 @@ decided in `fwdaemon.addresses`.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from collections.abc import Set as AbstractSet
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 from uuid import UUID
@@ -15,7 +14,7 @@ from uuid import UUID
 from fwdaemon.addresses import SubnetIndex
 from fwdaemon.inventory import AddressSource, Domain, GuestInterface, Inventory, LearnedAddress, Network
 from fwdaemon.model import Address, Family
-from fwdaemon.observation import HostObservation, LibvirtObservation, MacClaim, Neighbour, ObservedDomain
+from fwdaemon.observation import HostObservation, LibvirtObservation, MacClaim, ObservedDomain
 
 AgentAnswers: TypeAlias = Mapping[UUID, tuple[MacClaim, ...]]
 Place: TypeAlias = tuple[str, str]
@@ -34,7 +33,7 @@ def merge(observations: Iterable[LibvirtObservation], host: HostObservation, age
     networks = [seen.network for observation in observations for seen in observation.networks]
     # libvirt lists in no order at all, and two inventories that say the same are to be equal.
     in_order = tuple(sorted(domains.values(), key=lambda domain: (domain.name, domain.uuid)))
-    return Inventory(in_order, _distinct(networks), host.addresses)
+    return Inventory(in_order, _distinct(networks), host.addresses, host.outer)
 
 
 def devices_without_bridge(observations: Iterable[LibvirtObservation]) -> frozenset[str]:
@@ -58,19 +57,6 @@ def guest_macs(observations: Iterable[LibvirtObservation]) -> frozenset[str]:
     )
 
 
-def remembered(before: Iterable[Neighbour], now: Sequence[Neighbour], macs: AbstractSet[str]) -> tuple[Neighbour, ...]:
-    """Add to the neighbour table what it knew before of guests that still run.
-
-    The kernel drops entries of those it has not talked to for long, and no packet reaches a guest whose forward went
-    with its entry, so it would never come back. An old entry counts no more once another MAC address has the address,
-    or the guest another address of that family.
-    """
-    taken = {neighbour.address for neighbour in now}
-    moved = {_spot(neighbour) for neighbour in now}
-    kept = (old for old in before if old.mac in macs and old.address not in taken and _spot(old) not in moved)
-    return (*now, *kept)
-
-
 def wants_agent(inventory: Inventory, observation: LibvirtObservation) -> tuple[ObservedDomain, ...]:
     """Give the domains worth asking their agent: it is there, and no better source names an address in each subnet."""
     connected = {seen.domain.uuid: seen for seen in observation.domains if seen.agent_connected}
@@ -91,14 +77,18 @@ class _Witnesses:
     bridges: Mapping[str, str]
 
     def learned(self, domain: Domain, interface: GuestInterface) -> tuple[LearnedAddress, ...]:
-        """Give every claim for an interface once, by precedence; link-local addresses never count."""
+        """Give every claim for an interface once, by precedence; link-local addresses never count.
+
+        A lease is what the guest was given, a reservation what it will be given when it asks next. So the lease goes
+        first here, while between two domains the reservation is the better evidence.
+        """
         claims = [
             *self.networks.get((interface.network or "", interface.mac), ()),
             *(claim.learned for claim in self.agents.get(domain.uuid, ()) if claim.mac == interface.mac),
             *self.neighbours.get((interface.bridge or "", interface.mac), ()),
         ]
         routable = dict.fromkeys(claim for claim in claims if not claim.address.is_link_local)
-        return tuple(sorted(routable, key=lambda claim: (claim.source, not _is_stable(claim.address, interface.mac))))
+        return tuple(sorted(routable, key=lambda claim: _precedence(claim, interface.mac)))
 
 
 def _domains(observation: LibvirtObservation, witnesses: _Witnesses) -> Iterator[ObservedDomain]:
@@ -130,10 +120,6 @@ def _by_place(claims: Iterable[tuple[str, MacClaim]]) -> Mapping[Place, list[Lea
     return index
 
 
-def _spot(neighbour: Neighbour) -> tuple[str, str, Family]:
-    return neighbour.device, neighbour.mac, Family.of(neighbour.address)
-
-
 def _neighbour(address: Address) -> LearnedAddress:
     return LearnedAddress(address, AddressSource.NEIGHBOUR)
 
@@ -154,6 +140,10 @@ def _lacks_address(domain: Domain, subnets: SubnetIndex) -> bool:
         for interface in domain.interfaces
         for subnet in subnets.of(interface)
     )
+
+
+def _precedence(claim: LearnedAddress, mac: str) -> tuple[bool, AddressSource, bool]:
+    return claim.source is not AddressSource.LEASE, claim.source, not _is_stable(claim.address, mac)
 
 
 def _is_stable(address: Address, mac: str) -> bool:

@@ -1,11 +1,12 @@
-"""Short ways to write forwards in tests, and to make up any."""
+"""Short ways to write forwards, 1:1 NATs and routes in tests, and to make up any."""
 
+from dataclasses import replace
 from ipaddress import ip_address, ip_network
 
 from hypothesis import strategies as st
 
-from fwdaemon.desired import Forward
-from fwdaemon.model import Address, PortRange, Protocol
+from fwdaemon.desired import Desired, Forward, Nat, Route
+from fwdaemon.model import Address, PortRange, Protocol, Subnet
 
 
 def address(text: str) -> Address:
@@ -15,6 +16,10 @@ def address(text: str) -> Address:
 def ports(text: str) -> PortRange:
     first, _, last = text.partition("-")
     return PortRange(int(first), int(last or first))
+
+
+def subnets(*texts: str) -> frozenset[Subnet]:
+    return frozenset(map(ip_network, texts))
 
 
 def forward(
@@ -36,6 +41,16 @@ def forward(
     )
 
 
+def nat(public: str, target: str, *, domain: str = "mail", assign: str | None = None, bridge: str | None = None) -> Nat:
+    """Write `198.51.100.8` for the host's side, `192.168.122.51` for the guest's."""
+    return Nat(domain, ip_address(public), ip_address(target), assign, bridge)
+
+
+def route(subnet: str, bridge: str = "virbr1", *, network: str = "public", proxy: str | None = None) -> Route:
+    """Write `203.0.113.64/29`."""
+    return Route(network, ip_network(subnet), bridge, proxy)
+
+
 def some_forwards() -> st.SearchStrategy[Forward]:
     """Any forward of IPv4, on few ports, so that many of them overlap."""
     return st.builds(
@@ -53,4 +68,52 @@ def some_forwards() -> st.SearchStrategy[Forward]:
         st.sampled_from(["192.168.122.50", "192.168.122.51", "192.168.122.52"]),
         st.sampled_from([None, "eth0", "eth1"]),
         st.sampled_from([(), ("203.0.113.0/24", "203.0.113.7/32"), ("192.0.2.1/32",)]),
+    )
+
+
+def some_nats() -> st.SearchStrategy[frozenset[Nat]]:
+    """Any 1:1 NATs of IPv4: no public address twice, but one guest may have several, and one that is routed to it."""
+    publics = ["198.51.100.7", "198.51.100.8", "198.51.100.9"]
+    guests = ["192.168.122.50", "192.168.122.51", "203.0.113.66"]
+    return st.dictionaries(st.sampled_from(publics), st.sampled_from(guests)).map(
+        lambda pairs: frozenset(nat(public, guest) for public, guest in pairs.items())
+    )
+
+
+def some_routes() -> st.SearchStrategy[frozenset[Route]]:
+    """Any routes of IPv4: side by side, never one in another."""
+    subnets = ["203.0.113.64/29", "203.0.113.72/29", "203.0.113.80/32"]
+    return st.dictionaries(st.sampled_from(subnets), st.sampled_from(["virbr1", "virbr2"])).map(
+        lambda pairs: frozenset(route(subnet, bridge) for subnet, bridge in pairs.items())
+    )
+
+
+def some_states() -> st.SearchStrategy[Desired]:
+    """Any state of IPv4, of few openings of every kind."""
+    return st.builds(
+        Desired,
+        forwards=st.frozensets(some_forwards(), max_size=8),
+        nats=some_nats(),
+        routes=some_routes(),
+        outer=st.frozensets(st.sampled_from(["eth0", "eth1"])),
+        localhost=st.booleans(),
+    )
+
+
+def in_ipv6(desired: Desired) -> Desired:
+    """Give the same state with each address of NATs and routes in 2001:db8::/96."""
+
+    def longer(item: Address) -> Address:
+        return ip_address("2001:db8::") + int(item)
+
+    return replace(
+        desired,
+        nats=frozenset(replace(nat, public=longer(nat.public), target=longer(nat.target)) for nat in desired.nats),
+        routes=frozenset(
+            replace(
+                route,
+                subnet=ip_network((longer(route.subnet.network_address), 96 + route.subnet.prefixlen)),
+            )
+            for route in desired.routes
+        ),
     )

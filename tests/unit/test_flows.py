@@ -4,14 +4,14 @@ import pytest
 
 from fwdaemon.flows import Carriers, Flow, is_claimed, is_outdated
 from fwdaemon.model import Protocol
-from tests.unit.forwards import forward
+from tests.unit.forwards import forward, nat, route
 
 
-def flow(sent_to: str, answered_from: str, *, source: str = "203.0.113.9", protocol: str = "tcp") -> Flow:
+def flow(sent_to: str, answered_from: str, *, source: str = "203.0.113.9", protocol: str | None = "tcp") -> Flow:
     destination, _, port = sent_to.rpartition(":")
     answers, _, answers_port = answered_from.rpartition(":")
     return Flow(
-        Protocol(protocol),
+        Protocol(protocol) if protocol else None,
         ip_address(source),
         ip_address(destination),
         int(port),
@@ -22,6 +22,13 @@ def flow(sent_to: str, answered_from: str, *, source: str = "203.0.113.9", proto
     )
 
 
+def opened(guest: str, known_as: str) -> Flow:
+    """A connection that a guest opened to the outside, which knows it under another address."""
+    outside = ip_address("192.0.2.9")
+    return Flow(Protocol.TCP, ip_address(guest), outside, 443, outside, 443, ip_address(known_as), 12345)
+
+
+LOCAL = {ip_address("198.51.100.1")}
 WEB = forward("tcp *:80", "192.168.122.50:8080")
 RANGE = forward("tcp 198.51.100.7:100-109", "192.168.122.50:200-209")
 FENCED = forward("tcp *:81", "192.168.122.50:81", sources=("203.0.113.0/24",))
@@ -40,15 +47,39 @@ FENCED = forward("tcp *:81", "192.168.122.50:81", sources=("203.0.113.0/24",))
         pytest.param(
             flow("198.51.100.1:81", "192.168.122.50:81", source="192.0.2.1"), True, id="from a source not allowed"
         ),
-        pytest.param(flow("198.51.100.1:22", "198.51.100.1:22"), False, id="not translated, so not ours to judge"),
+        pytest.param(flow("198.51.100.1:22", "198.51.100.1:22"), False, id="of the host itself, so not ours"),
     ],
 )
 def test_a_marked_flow_is_outdated_when_no_live_forward_carries_it(seen: Flow, *, outdated: bool) -> None:
-    assert is_outdated(seen, Carriers([WEB, RANGE, FENCED])) is outdated
+    assert is_outdated(seen, Carriers([WEB, RANGE, FENCED]), LOCAL) is outdated
+
+
+MAIL = nat("198.51.100.8", "192.168.122.60")
+ROUTED = route("203.0.113.64/29", "virbr0")
+
+
+@pytest.mark.parametrize(
+    ("seen", "outdated"),
+    [
+        pytest.param(flow("198.51.100.8:25", "192.168.122.60:25"), False, id="to the public address"),
+        pytest.param(flow("198.51.100.8:0", "192.168.122.60:0", protocol=None), False, id="a ping"),
+        pytest.param(flow("198.51.100.8:25", "192.168.122.61:25"), True, id="to another guest"),
+        pytest.param(flow("198.51.100.8:25", "192.168.122.60:26"), True, id="to another port"),
+        pytest.param(flow("198.51.100.9:25", "192.168.122.60:25"), True, id="to another public address"),
+        pytest.param(opened("192.168.122.60", "198.51.100.8"), False, id="opened by the guest, under its address"),
+        pytest.param(opened("192.168.122.60", "198.51.100.9"), True, id="opened by the guest, under another address"),
+        pytest.param(opened("192.168.122.61", "198.51.100.8"), True, id="opened by another guest"),
+        pytest.param(opened("203.0.113.66", "203.0.113.66"), False, id="opened from a routed address"),
+        pytest.param(flow("203.0.113.71:80", "203.0.113.71:80", source="192.0.2.9"), False, id="to a routed address"),
+        pytest.param(flow("203.0.113.72:80", "203.0.113.72:80", source="192.0.2.9"), True, id="beyond what is routed"),
+        pytest.param(flow("198.51.100.1:22", "198.51.100.1:22"), False, id="of the host itself, so not ours"),
+    ],
+)
+def test_flows_of_public_and_routed_addresses(seen: Flow, *, outdated: bool) -> None:
+    assert is_outdated(seen, Carriers([MAIL, ROUTED]), LOCAL) is outdated
 
 
 DNS = forward("udp *:53", "192.168.122.50:53", sources=("203.0.113.0/24",))
-LOCAL = {ip_address("198.51.100.1")}
 
 
 @pytest.mark.parametrize(
@@ -66,3 +97,9 @@ LOCAL = {ip_address("198.51.100.1")}
 )
 def test_a_new_forward_claims_udp_flows_to_the_host_itself(seen: Flow, *, claimed: bool) -> None:
     assert is_claimed(seen, [DNS], LOCAL) is claimed
+
+
+def test_a_new_public_address_claims_all_flows_to_it() -> None:
+    assert is_claimed(flow("198.51.100.8:0", "198.51.100.8:0", protocol=None), [MAIL], LOCAL)
+    assert is_claimed(flow("198.51.100.8:53", "198.51.100.8:53", protocol="udp"), [MAIL], LOCAL)
+    assert not is_claimed(flow("198.51.100.1:53", "198.51.100.1:53", protocol="udp"), [MAIL], LOCAL)

@@ -2,14 +2,14 @@ from ipaddress import ip_address
 from pathlib import Path
 
 from fwdaemon.config.model import Origin
-from fwdaemon.desired import Desired, Waiting
+from fwdaemon.desired import Desired, Owner, Waiting
 from fwdaemon.grace import Grace, Stop
 from tests.unit.forwards import forward
 
 WEB = forward("tcp *:80", "192.168.122.50:80")
 ORIGIN = Origin(Path("portfwd.toml"), 1)
-STOPPED = Desired(waiting=(Waiting("web1", "the domain is not running", ORIGIN, stopped=True),))
-UNPLUGGED = Desired(waiting=(Waiting("web1", "no address yet", ORIGIN),))
+STOPPED = Desired(waiting=(Waiting(Owner("web1"), "the domain is not running", ORIGIN, stopped=True),))
+UNPLUGGED = Desired(waiting=(Waiting(Owner("web1"), "no address yet", ORIGIN),))
 
 
 def test_a_forward_outlives_its_domain_by_the_grace() -> None:

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fwdaemon.naming import label, shown
+from fwdaemon.naming import is_interface_name, label, shown
 
 
 @given(st.text())
@@ -23,3 +23,15 @@ def test_a_shown_name_is_one_short_printable_line(name: str) -> None:
 )
 def test_what_cannot_be_printed_is_escaped(name: str, expected: str) -> None:
     assert shown(name) == expected
+
+
+@pytest.mark.parametrize("name", ["eth0", "virbr0-nic", "eth0.100", "br_lan", "0", "enx0123456789ab"])
+def test_usual_interfaces_have_plain_names(name: str) -> None:
+    assert is_interface_name(name)
+
+
+@pytest.mark.parametrize(
+    "name", ["", "eth+", "eth*", "!eth0", "-eth0", ".", "e h", "eth0\n", 'e"', "enx0123456789abc", "ü"]
+)
+def test_no_other_interface_has(name: str) -> None:
+    assert not is_interface_name(name)

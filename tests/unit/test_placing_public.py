@@ -1,0 +1,110 @@
+"""1:1 addresses, routes and localhost: from configuration and inventory to the desired state."""
+
+from dataclasses import replace
+from ipaddress import ip_address
+from pathlib import Path
+
+import pytest
+
+from fwdaemon import config as configuration
+from fwdaemon.desired import Desired, Nat, Owner, Route
+from fwdaemon.inventory import Inventory, Network
+from fwdaemon.placing import desired_state
+from tests.unit.test_placing import DEFAULT, host, lines, nic, reasons, web
+
+GUEST = host(web(nic("192.168.122.50", "2001:db8:122::50")))
+
+
+def placed(text: str, inventory: Inventory = GUEST) -> Desired:
+    return desired_state(configuration.parse({Path("portfwd.toml"): text}), inventory)
+
+
+def nat(more: str = "", public: str = "198.51.100.8") -> str:
+    return f'[[nat]]\ndomain = "web"\npublic = "{public}"\n{more}\n'
+
+
+def route(network: str = "default", more: str = "") -> str:
+    return f'[[route]]\nnetwork = "{network}"\naddresses = ["203.0.113.64/29"]\n{more}\n'
+
+
+@pytest.mark.parametrize(
+    ("public", "target"), [("198.51.100.8", "192.168.122.50"), ("2001:db8::8", "2001:db8:122::50")]
+)
+def test_a_public_address_leads_to_the_guest_s_of_its_family(public: str, target: str) -> None:
+    desired = placed(nat('assign = "eth0"', public))
+    assert desired.nats == {Nat("web", ip_address(public), ip_address(target), "eth0")}
+    assert reasons(desired) == []
+
+
+@pytest.mark.parametrize(
+    ("inventory", "expected"),
+    [
+        pytest.param(host(), "libvirt knows no such domain", id="unknown"),
+        pytest.param(host(web(running=False)), "the domain is not running", id="stopped"),
+        pytest.param(host(web(nic())), "no address yet: no lease, agent or neighbour names one", id="no address"),
+        pytest.param(host(web(nic("192.168.122.1"))), "192.168.122.1 belongs to the host", id="the gateway's"),
+    ],
+)
+def test_a_public_address_waits_for_its_guest(inventory: Inventory, expected: str) -> None:
+    desired = placed(nat(), inventory)
+    assert desired.nats == set()
+    assert reasons(desired) == [expected]
+    assert [waiting.owner for waiting in desired.waiting] == [Owner("web")]
+
+
+def test_a_route_leads_to_the_bridge_of_its_network() -> None:
+    desired = placed(route(more='proxy = "eth0"'))
+    (found,) = desired.routes
+    assert (str(found.subnet), found.bridge, found.proxy) == ("203.0.113.64/29", "virbr0", "eth0")
+    assert desired.families == {4}
+
+
+@pytest.mark.parametrize(
+    ("network", "expected"),
+    [
+        pytest.param(None, "libvirt knows no such network", id="unknown"),
+        pytest.param(replace(DEFAULT, active=False), "the network is not active", id="inactive"),
+        pytest.param(replace(DEFAULT, bridge=None), "the network has no bridge to route to", id="no bridge"),
+        pytest.param(
+            replace(DEFAULT, bridge='br" accept'), "its bridge has a name that no rule can hold", id="a hostile bridge"
+        ),
+    ],
+)
+def test_a_route_waits_for_its_network(network: Network | None, expected: str) -> None:
+    desired = placed(route(), host(networks=(network,) if network else ()))
+    assert desired.routes == set()
+    assert reasons(desired) == [expected]
+    assert [waiting.owner for waiting in desired.waiting] == [Owner("default", "network")]
+
+
+def test_a_network_s_name_is_not_a_domain_s() -> None:
+    desired = placed('[[forward]]\ndomain = "default"\nports = ["80"]\n' + route(), host(networks=()))
+    assert {waiting.owner.kind for waiting in desired.waiting} == {"domain", "network"}
+
+
+def test_interfaces_matter_only_where_guests_lead_out_by_themselves() -> None:
+    inventory = replace(GUEST, outer=frozenset({"eth0"}))
+    assert placed(nat(), inventory).outer == placed(route(), inventory).outer == {"eth0"}
+    assert placed('[[forward]]\ndomain = "web"\nports = ["80"]\n', inventory).outer == set()
+
+
+def test_the_subnet_of_a_guest_with_a_public_address_takes_part_in_hairpin() -> None:
+    assert "192.168.122.0/24" in set(map(str, placed(nat()).guest_subnets))
+
+
+@pytest.mark.parametrize(
+    ("more", "bridges"), [("", {"virbr0"}), ('listen = "198.51.100.7"', set()), ('interface = "eth0"', set())]
+)
+def test_localhost_concerns_the_bridges_of_forwards_on_every_address(more: str, bridges: set[str]) -> None:
+    forward = f'[[forward]]\ndomain = "web"\nports = ["80"]\n{more}\n'
+    assert placed(f"[daemon]\nlocalhost = true\n{forward}").local_bridges == bridges
+    assert placed(forward).local_bridges == set()
+    assert lines(placed(forward))
+
+
+def test_what_is_held_joins_what_is_wanted() -> None:
+    wanted, held = placed(nat()), placed(route())
+    both = wanted.having(held.openings)
+    assert both.nats == wanted.nats
+    assert both.routes == {Route("default", *next((item.subnet, item.bridge) for item in held.routes))}
+    assert both.openings == wanted.openings | held.openings
