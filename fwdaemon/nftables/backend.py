@@ -61,9 +61,24 @@ class NftablesBackend:
         """See `Backend.render`."""
         return "\n\n".join(creation(table) for table in tables(desired).values())
 
+    def preview(self, desired: Desired) -> Outcome:
+        """See `Backend.preview`."""
+        # A running daemon keeps the table of a family, empty as it may be: that is nothing to tell.
+        there = self._look(desired, thorough=True).tables
+        desired = replace(desired, kept=frozenset(there) if not self._gates_only else frozenset())
+        observed = self._look(desired, thorough=True)
+        plan = Plan.of(desired, self._tables(desired), observed, {})
+        gates = tuple(GateChange(state.gate, restored=False, fault=state.fault) for state in plan.shut)
+        programs = [*((state, desired.mark) for state in plan.shut), *((state, None) for state in plan.strays)]
+        scripts = [iptables_script(state, mark) for state, mark in programs if is_iptables(state.gate)]
+        script = plan.script + "".join(scripts)
+        return Outcome(
+            plan.mended, stale=plan.stale, gates=gates, faults=observed.faults, script=script, changed=not plan.empty
+        )
+
     def refuse(self, flows: Collection[Flow]) -> None:
         """See `Backend.refuse`."""
-        # A family whose table is not there any more has no forwards, and nobody left to refuse.
+        # A family whose table is not there any more has no openings, and nobody left to refuse.
         script = refusal_script(flow for flow in flows if flow.family in self._committed)
         if script:
             self._runner.run("nft", "-f", "-", stdin=script)
@@ -89,8 +104,7 @@ class NftablesBackend:
     def _reconcile(self, desired: Desired, observed: Observed) -> Outcome:
         if self._settled is not None and desired is self._settled[0] and observed is self._settled[1]:
             return Outcome(faults=self._settled[2])
-        wanted = {} if self._gates_only else tables(desired)
-        plan = Plan.of(desired, wanted, observed, self._committed)
+        plan = Plan.of(desired, self._tables(desired), observed, self._committed)
         faults = [*observed.faults, *self._missing_libvirt(observed)]
         if plan.empty:
             self._settled = (desired, observed, tuple(faults))
@@ -102,8 +116,11 @@ class NftablesBackend:
         self._opened.update(state.gate for state in observed.gates)
         return Outcome(plan.mended, plan.damaged, plan.stale, gates, tuple(faults), plan.script, changed=not plan.empty)
 
+    def _tables(self, desired: Desired) -> dict[Family, Table]:
+        return {} if self._gates_only else tables(desired)
+
     def _missing_libvirt(self, observed: Observed) -> list[str]:
-        """Tell when libvirt's rules were wiped: libvirt itself does not notice. Without forwards nobody looks there."""
+        """Tell when libvirt's rules were wiped: libvirt itself does not notice. Without openings nobody looks there."""
         self._seen_libvirt = self._seen_libvirt or observed.libvirt
         missing = self._committed and self._seen_libvirt and not observed.libvirt
         return [_LIBVIRT_MISSING] if missing else []

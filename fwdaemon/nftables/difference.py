@@ -18,7 +18,7 @@ _ELEMENTS_A_LINE = 200
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """The commands for one table, and the chains whose forwards did not work before them."""
+    """The commands for one table, and the chains whose openings did not work before them."""
 
     script: tuple[str, ...] = ()
     mended: frozenset[str] = frozenset()
@@ -55,10 +55,10 @@ def _replace(table: Table) -> Iterator[str]:
 
 
 def _same_frame(desired: Table, observed: Table) -> bool:
-    """Whether hooks and set types agree, which cannot be changed in place."""
-    hooks = {name: chain.hook for name, chain in desired.chains.items() if chain.hook}
-    observed_hooks = {name: chain.hook for name, chain in observed.chains.items() if chain.hook}
-    return hooks == observed_hooks and _types(desired) == _types(observed)
+    """Whether hooks and set types agree, which cannot be changed in place; chains may come and go."""
+    common = desired.chains.keys() & observed.chains.keys()
+    hooks_agree = all(desired.chains[name].hook == observed.chains[name].hook for name in common)
+    return hooks_agree and _types(desired) == _types(observed)
 
 
 def _types(table: Table) -> dict[str, object]:
@@ -77,7 +77,8 @@ def _changes(desired: Table, observed: Table) -> Iterator[str]:
 
 
 def _fill(table: str, name: str, chain: Chain, *, existing: bool) -> Iterator[str]:
-    yield f"{'flush' if existing else 'add'} chain {table} {name}"
+    hook = f" {{ {chain.hook} }}" if chain.hook else ""
+    yield f"flush chain {table} {name}" if existing else f"add chain {table} {name}{hook}"
     for rule in chain.rules:
         yield f"add rule {table} {name} {rule}"
 

@@ -29,7 +29,7 @@ class Observed:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What to look for: gates of the families that have forwards, with this mark, in these further chains too."""
+    """What to look for: gates of the families that have openings, with this mark, in these further chains too."""
 
     families: frozenset[Family]
     configured: tuple[Gate, ...]

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from fwdaemon.desired import Desired, Forward
+from fwdaemon.desired import Desired, Opening
 from fwdaemon.model import Family
 from fwdaemon.nftables.difference import Difference, tables_difference
 from fwdaemon.nftables.gates import GateState, closing_script, is_iptables, opening_script
@@ -16,16 +16,16 @@ from fwdaemon.nftables.ruleset import chains_of
 class Plan:
     """One commit. `script` is for `nft -f`; gates of iptables-nft in `shut` and `strays` go through that program.
 
-    `mended` are the forwards that do not work before it, `damaged` those of them whose rules differ from what was
-    `committed` last; `stale` are the chains of forwards nobody asks for.
+    `mended` are the openings that do not work before it, `damaged` those of them whose rules differ from what was
+    `committed` last; `stale` are the chains of openings nobody asks for.
     """
 
     tables: dict[Family, Table]
     script: str
     shut: tuple[GateState, ...]
     strays: tuple[GateState, ...]
-    mended: frozenset[Forward]
-    damaged: frozenset[Forward]
+    mended: frozenset[Opening]
+    damaged: frozenset[Opening]
     stale: frozenset[str]
 
     @classmethod
@@ -60,16 +60,16 @@ class Plan:
         return not (self.script or self.shut or self.strays)
 
 
-def _served(desired: Desired, changes: Mapping[Family, Difference]) -> frozenset[Forward]:
-    """Name the forwards whose chains a difference mends."""
+def _served(desired: Desired, changes: Mapping[Family, Difference]) -> frozenset[Opening]:
+    """Name the openings whose chains a difference mends."""
     if not any(change.mended for change in changes.values()):
         return frozenset()
     served = chains_of(desired).items()
     return frozenset(
-        forward
-        for (family, chain), forwards in served
+        opening
+        for (family, chain), openings in served
         if family in changes and chain in changes[family].mended
-        for forward in forwards
+        for opening in openings
     )
 
 

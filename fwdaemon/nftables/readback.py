@@ -17,6 +17,8 @@ from fwdaemon.nftables.model import Chain, Hook, Rule, Set, SetType, Table
 # nft prints a protocol's number where /etc/protocols does not name it.
 _PROTOCOL_NAMES = {6: "tcp", 17: "udp", 132: "sctp"}
 
+_ADDRESS_TYPES = ("ipv4_addr", "ipv6_addr")
+
 Item = Mapping[str, Any]
 
 
@@ -57,23 +59,28 @@ def _set(item: Item, *, verdict: bool) -> Set:
     key = item["type"] if isinstance(item["type"], str) else " . ".join(item["type"])
     timeout_s = item.get("timeout", 0)
     set_type = SetType(key, verdict, "interval" in item.get("flags", ()), timeout_s)
-    return Set(set_type, {} if timeout_s else dict(_elements(item.get("elem", ()), verdict=verdict)))
+    return Set(set_type, {} if timeout_s else dict(_elements(item.get("elem", ()), set_type)))
 
 
-def _elements(elements: Iterable[Any], *, verdict: bool) -> Iterator[tuple[str, str | None]]:
+def _elements(elements: Iterable[Any], set_type: SetType) -> Iterator[tuple[str, str | None]]:
     for element in elements:
-        key, target = element if verdict else (element, None)
-        yield _key(key), target.get("jump", {}).get("target", "") if target is not None else None
+        key, target = element if set_type.verdict else (element, None)
+        yield _key(key, set_type), target.get("jump", {}).get("target", "") if target is not None else None
 
 
-def _key(key: Any) -> str:
+def _key(key: Any, set_type: SetType) -> str:
     match key:
         case {"elem": {"val": inner}}:
-            return _key(inner)
+            return _key(inner, set_type)
         case {"concat": [*parts]}:
             return " . ".join(map(_part, parts, range(3 - len(parts), 3)))
+        case {"prefix": {"addr": address, "len": length}}:
+            return str(ip_network((address, length)))
+        case str() if set_type.key in _ADDRESS_TYPES:
+            return str(ip_network(key) if set_type.interval else ip_address(key))
         case _:
-            return _subnet(key)
+            # In quotes, as we write interfaces.
+            return json.dumps(key)
 
 
 def _part(part: Any, position: int) -> str:
@@ -87,13 +94,3 @@ def _part(part: Any, position: int) -> str:
             return str(ip_address(part))
         case _:
             return str(part)
-
-
-def _subnet(key: Any) -> str:
-    match key:
-        case {"prefix": {"addr": address, "len": length}}:
-            return str(ip_network((address, length)))
-        case str():
-            return str(ip_network(key))
-        case _:
-            return json.dumps(key)

@@ -1,78 +1,114 @@
 """From the desired state to the tables that do it.
 
-Every packet of a new connection walks four lookups, from the most specific claim to the least: its address and port
-in a hash, its address and port in ranges, then the same two for every local address. What it finds is the chain of
-one *slot* (`fwdaemon.slots`), which holds a rule for each forward that may take the packet. A packet no rule takes
-goes on as if we were not there.
+The frame of a table, which is its hooks, maps and sets, is the same whatever is open; only the parts for 127.0.0.1 come
+and go. What is open are branches (`fwdaemon.nftables.branches`).
+
+Every packet of a new connection walks five lookups, from the most specific claim to the least: its address and port in
+a hash, its address and port in ranges, then the same two for every local address, then its address alone. What it finds
+is the chain of one *slot* (`fwdaemon.slots`), which holds a rule for each forward that may take the packet, or that of
+a 1:1 NAT. A packet no rule takes goes on as if we were not there.
 """
 
 from collections.abc import Iterable
-from ipaddress import IPv6Address
 
-from fwdaemon.desired import Desired, Forward
-from fwdaemon.model import Address, Family, PortRange, collapse
-from fwdaemon.naming import label
+from fwdaemon.desired import Desired, Opening
+from fwdaemon.model import Family, collapse
+from fwdaemon.naming import is_interface_name
+from fwdaemon.nftables.branches import (
+    ENTERING,
+    EVERY_ADDRESS,
+    LEAVING,
+    LEAVING_AS,
+    ONE_ADDRESS,
+    ONE_TO_ONE,
+    ONE_TO_ONE_LEAVING,
+    OUTER,
+    Branch,
+    branches,
+    marked,
+)
 from fwdaemon.nftables.model import ENDED, Chain, Hook, Rule, Set, SetType, Table, family_name
-from fwdaemon.slots import Slot, slots
 
 # Just before Docker's and libvirt's own NAT chains (dstnat is -100, srcnat 100: netfilter_ipv4.h).
 _BEFORE_DSTNAT = -105
 _BEFORE_SRCNAT = 95
 _BEFORE_FILTER = -10
+# Before connections are tracked, and so before any NAT (NF_IP_PRI_RAW in netfilter_ipv4.h).
+_FIRST = -300
 
 # How long an ended connection is remembered: longer than a guest that has something to send waits to try again.
 _REFUSED_FOR_S = 120
 
 _ADDRESS_TYPES = {Family.IPV4: "ipv4_addr", Family.IPV6: "ipv6_addr"}
+_PORT_TYPE = "inet_proto . inet_service"
 
 # Never "every local address": a loopback address is not reachable from elsewhere, a link-local one means another host
 # on each link.
 _NOT_ANYWHERE = {Family.IPV4: "127.0.0.0/8, 169.254.0.0/16", Family.IPV6: "::1, fe80::/10"}
-
-# The maps a packet is looked up in, in this order.
-_ONE_ADDRESS = ("one_address", "one_address_ranges")
-_EVERY_ADDRESS = ("every_address", "every_address_ranges")
+_LOOPBACK = "127.0.0.0/8"
+# The rest of 127.0.0.0/8 is the host's own, as systemd-resolved's 127.0.0.53 is.
+_LOCALHOST = "127.0.0.1"
 
 
 def tables(desired: Desired) -> dict[Family, Table]:
     """Make the table of each family that needs one."""
-    return {family: _table(family, tuple(desired.of_family(family)), desired) for family in sorted(desired.families)}
+    return {family: _table(family, tuple(branches(family, desired)), desired) for family in sorted(desired.families)}
 
 
-def chains_of(desired: Desired) -> dict[tuple[Family, str], tuple[Forward, ...]]:
-    """Tell which forwards each slot's chain serves, for the audit."""
-    return {
-        (family, _chain_name(slot)): slot.forwards for family in Family for slot in slots(desired.of_family(family))
-    }
+def chains_of(desired: Desired) -> dict[tuple[Family, str], tuple[Opening, ...]]:
+    """Tell which openings each branch's chain serves, for the audit."""
+    return {(family, branch.chain): branch.openings for family in Family for branch in branches(family, desired)}
 
 
-def _table(family: Family, forwards: Iterable[Forward], desired: Desired) -> Table:
-    found = slots(forwards)
-    chains = {
-        "forwards": Chain(_dispatch(family)),
-        "prerouting": Chain((Rule.of("jump forwards", "all"),), Hook("nat", "prerouting", _BEFORE_DSTNAT)),
-        "output": Chain((Rule.of("jump forwards", "all"),), Hook("nat", "output", _BEFORE_DSTNAT)),
-        "postrouting": Chain((_hairpin(family, desired.mark),), Hook("nat", "postrouting", _BEFORE_SRCNAT)),
-        "forward": Chain(_refusal(family), Hook("filter", "forward", _BEFORE_FILTER)),
-    }
-    chains |= {_chain_name(slot): Chain(_rules(slot, desired.mark)) for slot in found}
-    sets = {"guest_subnets": _guest_subnets(family, desired), ENDED: Set(_ended_type(family))}
+def _table(family: Family, found: Iterable[Branch], desired: Desired) -> Table:
+    localhost = desired.localhost and family is Family.IPV4
+    chains = _frame(family, desired.mark, localhost=localhost)
+    chains |= {branch.chain: Chain(branch.rules) for branch in found}
+    sets = {"guest_subnets": _guest_subnets(family, desired), OUTER: _outer(desired), ENDED: Set(_ended_type(family))}
     return Table(family, chains, _maps(family, found) | sets)
+
+
+# --- hooks -----------------------------------------------------------------------------------------------------------
+
+
+def _frame(family: Family, mark: int, *, localhost: bool) -> dict[str, Chain]:
+    output = (_jump(), *_from_localhost()) if localhost else (_jump(),)
+    postrouting = (_localhost_returns(mark),) if localhost else ()
+    frame = {
+        "forwards": Chain(_dispatch(family)),
+        "prerouting": Chain((_jump(),), Hook("nat", "prerouting", _BEFORE_DSTNAT)),
+        "output": Chain(output, Hook("nat", "output", _BEFORE_DSTNAT)),
+        "postrouting": Chain(postrouting + _source(family, mark), Hook("nat", "postrouting", _BEFORE_SRCNAT)),
+        "forward": Chain(_refusal(family) + _passage(family), Hook("filter", "forward", _BEFORE_FILTER)),
+    }
+    return frame | ({"guard": Chain(_guard(), Hook("filter", "prerouting", _FIRST))} if localhost else {})
+
+
+def _jump() -> Rule:
+    return Rule.of("jump forwards", "all")
 
 
 def _dispatch(family: Family) -> tuple[Rule, ...]:
     ip = family_name(family)
     anywhere = f"{ip} daddr != {{ {_NOT_ANYWHERE[family]} }} fib daddr type local "
-    lookups = [f"{ip} daddr . meta l4proto . th dport vmap @{name}" for name in _ONE_ADDRESS]
-    lookups += [f"{anywhere}meta l4proto . th dport vmap @{name}" for name in _EVERY_ADDRESS]
+    lookups = [f"{ip} daddr . meta l4proto . th dport vmap @{name}" for name in ONE_ADDRESS]
+    lookups += [f"{anywhere}meta l4proto . th dport vmap @{name}" for name in EVERY_ADDRESS]
+    lookups.append(f"{ip} daddr vmap @{ONE_TO_ONE}")
     return tuple(Rule.of(lookup, "all") for lookup in lookups)
 
 
-def _hairpin(family: Family, mark: int) -> Rule:
-    """Make a guest that is reached from a guest answer through the host, which alone knows both addresses."""
+def _source(family: Family, mark: int) -> tuple[Rule, ...]:
+    """Give 1:1 guests their public address, and make guests that are reached from guests answer through the host.
+
+    The host alone knows both addresses of such a connection.
+    """
     ip = family_name(family)
-    ours = f"ct mark and {mark:#010x} == {mark:#010x} ct status dnat"
-    return Rule.of(f"{ours} {ip} saddr @guest_subnets {ip} daddr @guest_subnets masquerade", "hairpin")
+    ours = f"{marked(mark)} ct status dnat"
+    return (
+        Rule.of(f"oifname @{OUTER} {ip} saddr vmap @{LEAVING_AS}", "outbound"),
+        Rule.of(f"{ours} {ip} daddr @guest_subnets {ip} saddr vmap @{LEAVING_AS}", "hairpin"),
+        Rule.of(f"{ours} {ip} saddr @guest_subnets {ip} daddr @guest_subnets masquerade", "hairpin"),
+    )
 
 
 def _refusal(family: Family) -> tuple[Rule, ...]:
@@ -87,29 +123,53 @@ def _refusal(family: Family) -> tuple[Rule, ...]:
     return reset, Rule.of(f"{ended} reject", "ended")
 
 
+def _passage(family: Family) -> tuple[Rule, ...]:
+    """Mark new connections of routes, and from 1:1 guests, before any filter could refuse them."""
+    ip = family_name(family)
+    lookups = (f"daddr vmap @{ENTERING}", f"saddr vmap @{LEAVING}", f"saddr vmap @{ONE_TO_ONE_LEAVING}")
+    return tuple(Rule.of(f"ct state new {ip} {lookup}", "all") for lookup in lookups)
+
+
+# --- 127.0.0.1 -------------------------------------------------------------------------------------------------------
+
+
+def _from_localhost() -> tuple[Rule, ...]:
+    """Take what the host itself sends to 127.0.0.1; a rule for one interface cannot match there."""
+    lookups = (f"ip daddr {_LOCALHOST} meta l4proto . th dport vmap @{name}" for name in EVERY_ADDRESS)
+    return tuple(Rule.of(lookup, "localhost") for lookup in lookups)
+
+
+def _localhost_returns(mark: int) -> Rule:
+    """Make the guest answer to the host's address on its network, as it could not to 127.0.0.1."""
+    return Rule.of(f"{marked(mark)} ct status dnat ip saddr {_LOOPBACK} masquerade", "localhost")
+
+
+def _guard() -> tuple[Rule, ...]:
+    """Drop what comes from elsewhere to or from 127.0.0.0/8, as the kernel itself does without `route_localnet`."""
+    return tuple(Rule.of(f'iifname != "lo" ip {end} {_LOOPBACK} drop', "localhost") for end in ("daddr", "saddr"))
+
+
+# --- maps and sets ---------------------------------------------------------------------------------------------------
+
+
+def _maps(family: Family, found: Iterable[Branch]) -> dict[str, Set]:
+    elements: dict[str, dict[str, str | None]] = {name: {} for name in _map_types(family)}
+    for branch in found:
+        elements[branch.map][branch.key] = branch.chain
+    return {name: Set(set_type, elements[name]) for name, set_type in _map_types(family).items()}
+
+
+def _map_types(family: Family) -> dict[str, SetType]:
+    address = _ADDRESS_TYPES[family]
+    keys = dict.fromkeys(ONE_ADDRESS, f"{address} . {_PORT_TYPE}") | dict.fromkeys(EVERY_ADDRESS, _PORT_TYPE)
+    keys |= dict.fromkeys((ONE_TO_ONE, ONE_TO_ONE_LEAVING, LEAVING_AS, ENTERING, LEAVING), address)
+    intervals = (ONE_ADDRESS[1], EVERY_ADDRESS[1], ENTERING, LEAVING)
+    return {name: SetType(key, verdict=True, interval=name in intervals) for name, key in keys.items()}
+
+
 def _ended_type(family: Family) -> SetType:
     address = _ADDRESS_TYPES[family]
-    return SetType(f"{address} . inet_proto . inet_service . {address} . inet_service", timeout_s=_REFUSED_FOR_S)
-
-
-def _maps(family: Family, found: Iterable[Slot]) -> dict[str, Set]:
-    elements: dict[str, dict[str, str | None]] = {name: {} for name in (*_ONE_ADDRESS, *_EVERY_ADDRESS)}
-    for slot in found:
-        exact, ranges = _EVERY_ADDRESS if slot.listen is None else _ONE_ADDRESS
-        elements[exact if slot.ports.width == 1 else ranges][_key(slot)] = _chain_name(slot)
-    return {
-        name: Set(
-            SetType(
-                f"{_ADDRESS_TYPES[family]} . inet_proto . inet_service"
-                if name in _ONE_ADDRESS
-                else "inet_proto . inet_service",
-                verdict=True,
-                interval=name.endswith("_ranges"),
-            ),
-            found_elements,
-        )
-        for name, found_elements in elements.items()
-    }
+    return SetType(f"{address} . {_PORT_TYPE} . {address} . inet_service", timeout_s=_REFUSED_FOR_S)
 
 
 def _guest_subnets(family: Family, desired: Desired) -> Set:
@@ -117,43 +177,7 @@ def _guest_subnets(family: Family, desired: Desired) -> Set:
     return Set(SetType(_ADDRESS_TYPES[family], interval=True), dict.fromkeys(collapse(subnets)))
 
 
-def _key(slot: Slot) -> str:
-    parts = [] if slot.listen is None else [str(slot.listen)]
-    return " . ".join([*parts, str(slot.protocol), str(slot.ports)])
-
-
-def _chain_name(slot: Slot) -> str:
-    """Name a chain for what it serves: `any.tcp.80`, `on.198.51.100.7.udp.27015_27030`."""
-    where = "any" if slot.listen is None else f"on.{slot.listen}".replace(":", "_")
-    return f"{where}.{slot.protocol}.{slot.ports}".replace("-", "_")
-
-
-def _rules(slot: Slot, mark: int) -> tuple[Rule, ...]:
-    ordered = sorted(slot.forwards, key=lambda forward: (forward.interface or "", forward.sources, str(forward.target)))
-    return tuple(Rule.of(_expression(forward, slot.ports, mark), label(forward.domain)) for forward in ordered)
-
-
-def _expression(forward: Forward, ports: PortRange, mark: int) -> str:
-    ip = family_name(forward.family)
-    parts = [f"meta l4proto {forward.protocol}"]
-    if forward.interface is not None:
-        parts.append(f'iifname "{forward.interface}"')
-    if forward.sources:
-        parts.append(f"{ip} saddr {{ {', '.join(collapse(forward.sources))} }}")
-    parts.append(f"ct mark set ct mark or {mark:#010x} counter {_dnat(forward, ports)}")
-    return " ".join(parts)
-
-
-def _dnat(forward: Forward, ports: PortRange) -> str:
-    """Write the DNAT; nft cannot shift a range of ports, so a shifted one is spelled out as a map."""
-    shift = forward.target_ports.first - forward.ports.first
-    if ports.width == 1:
-        return f"dnat to {_with_port(forward.target, ports.first + shift)}"
-    if shift == 0:
-        return f"dnat to {forward.target}"
-    pairs = ", ".join(f"{port} : {port + shift}" for port in ports)
-    return f"dnat to {forward.target} : {forward.protocol} dport map {{ {pairs} }}"
-
-
-def _with_port(address: Address, port: int) -> str:
-    return f"[{address}]:{port}" if isinstance(address, IPv6Address) else f"{address}:{port}"
+def _outer(desired: Desired) -> Set:
+    """Name the interfaces that lead away; one with a name that could be syntax leads nowhere for us."""
+    names = sorted(filter(is_interface_name, desired.outer))
+    return Set(SetType("ifname"), {f'"{name}"': None for name in names})

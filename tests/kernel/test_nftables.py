@@ -7,12 +7,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fwdaemon.config.model import Gate
-from fwdaemon.desired import Desired, Forward
-from fwdaemon.model import Family
+from fwdaemon.desired import Desired, Opening
+from fwdaemon.flows import Flow
+from fwdaemon.model import Family, Protocol
 from fwdaemon.nftables.backend import NftablesBackend
 from fwdaemon.nftables.generation import current_generation
 from fwdaemon.process import SystemRunner
-from tests.unit.forwards import forward, some_forwards
+from tests.unit.forwards import address, forward, in_ipv6, nat, route, some_states
 
 WEB = forward("tcp *:80", "192.168.122.50:80")
 MAIL = forward("tcp 198.51.100.7:25", "192.168.122.51:25", domain="mail")
@@ -24,6 +25,28 @@ SIX = forward("tcp [2001:db8::7]:443", "[2001:db8:5::5]:8443", domain="six")
 SIX_SHIFTED = forward("tcp *:500-503", "[2001:db8:5::5]:600-603", domain="six", sources=("2001:db8:9::/48",))
 HOSTILE = forward("tcp *:81", "192.168.122.53:81", domain='"; } flush ruleset; {\n--comment' + "x" * 200)
 ALL = Desired(frozenset({WEB, MAIL, GAME, SHIFTED, SIX, SIX_SHIFTED, HOSTILE}))
+
+POST = nat("198.51.100.8", "192.168.122.51")
+POST_TOO = nat("198.51.100.9", "192.168.122.51")
+POST_SIX = nat("2001:db8::8", "2001:db8:5::51")
+NET = route("203.0.113.64/29")
+NET_OF_ONE = route("203.0.113.72/32", "virbr2")
+NET_SIX = route("2001:db8:1::/64")
+EVERYTHING = replace(ALL, outer=frozenset({"eth0", "wg0"}), localhost=True).having(
+    [POST, POST_TOO, POST_SIX, NET, NET_OF_ONE, NET_SIX]
+)
+IPV4 = {opening for opening in EVERYTHING.openings if opening.family is Family.IPV4}
+
+FLOW = Flow(
+    Protocol.TCP,
+    address("198.51.100.2"),
+    address("198.51.100.1"),
+    80,
+    address("192.168.122.50"),
+    80,
+    address("198.51.100.2"),
+    40000,
+)
 
 LIBVIRT = """
 table ip libvirt_network {
@@ -49,15 +72,15 @@ def foreign(runner: SystemRunner) -> str:
 
 
 def test_what_is_written_comes_back_equal(backend: NftablesBackend, runner: SystemRunner) -> None:
-    assert backend.apply(ALL, thorough=False).mended == ALL.forwards
-    assert not NftablesBackend(runner).apply(ALL, thorough=True).changed
+    assert backend.apply(EVERYTHING, thorough=False).mended == EVERYTHING.openings
+    assert not NftablesBackend(runner).apply(EVERYTHING, thorough=True).changed
 
 
 def test_nothing_is_written_when_nothing_changed(backend: NftablesBackend) -> None:
-    backend.apply(ALL, thorough=False)
+    backend.apply(EVERYTHING, thorough=False)
     generation = current_generation()
-    assert not backend.apply(ALL, thorough=False).changed
-    assert not backend.apply(ALL, thorough=True).changed
+    assert not backend.apply(EVERYTHING, thorough=False).changed
+    assert not backend.apply(EVERYTHING, thorough=True).changed
     assert current_generation() == generation
 
 
@@ -77,29 +100,71 @@ def test_a_change_is_one_commit(backend: NftablesBackend) -> None:
 @pytest.mark.parametrize(
     ("bend", "damaged"),
     [
-        ("flush ruleset", ALL.forwards),
-        ("delete table ip kvm_portfwd", {item for item in ALL.forwards if item.family is Family.IPV4}),
+        ("flush ruleset", EVERYTHING.openings),
+        ("delete table ip kvm_portfwd", IPV4),
         ("flush chain ip kvm_portfwd any.tcp.80", {WEB}),
-        ("flush chain ip kvm_portfwd prerouting", {item for item in ALL.forwards if item.family is Family.IPV4}),
+        ("flush chain ip kvm_portfwd prerouting", IPV4),
         ("insert rule ip kvm_portfwd any.tcp.80 drop", {WEB}),
         ("delete element ip6 kvm_portfwd one_address { 2001:db8::7 . tcp . 443 }", {SIX}),
         ("flush map ip kvm_portfwd one_address_ranges", {SHIFTED}),
         ("add element ip kvm_portfwd every_address { tcp . 22 : jump any.tcp.80 }", set()),
-        ("add chain ip kvm_portfwd strange { type filter hook input priority 0; policy drop; }", ALL.forwards),
+        ("flush chain ip kvm_portfwd nat.198.51.100.8", {POST}),
+        ("delete element ip kvm_portfwd one_to_one { 198.51.100.9 }", {POST_TOO}),
+        ("flush map ip kvm_portfwd leaving_as", {POST}),
+        ("insert rule ip6 kvm_portfwd from.2001_db8_5__51 accept", {POST_SIX}),
+        ("flush map ip kvm_portfwd entering", {NET, NET_OF_ONE}),
+        ("delete element ip6 kvm_portfwd leaving { 2001:db8:1::/64 }", {NET_SIX}),
+        ("flush chain ip kvm_portfwd from.203.0.113.64/29", {NET}),
+        ('delete element ip kvm_portfwd outer { "wg0" }', set()),
+        ("flush chain ip kvm_portfwd guard", IPV4),
+        ("delete chain ip kvm_portfwd guard", IPV4),
+        ("add chain ip kvm_portfwd strange { type filter hook input priority 0; policy drop; }", set()),
+        ('add set ip kvm_portfwd strange { type ifname; elements = { "lo" }; }', IPV4),
     ],
 )
 def test_whatever_is_bent_is_mended(
-    backend: NftablesBackend, runner: SystemRunner, bend: str, damaged: frozenset[Forward]
+    backend: NftablesBackend, runner: SystemRunner, bend: str, damaged: frozenset[Opening]
 ) -> None:
-    backend.apply(ALL, thorough=False)
+    backend.apply(EVERYTHING, thorough=False)
     before = runner.run("nft", "-s", "list", "ruleset").stdout
     runner.run("nft", "-f", "-", stdin=bend)
-    outcome = backend.apply(ALL, thorough=False)
+    outcome = backend.apply(EVERYTHING, thorough=False)
     assert outcome.changed
-    if "strange" not in bend:
-        assert outcome.damaged == damaged
+    assert outcome.damaged == damaged
     assert sorted(runner.run("nft", "-s", "list", "ruleset").stdout.splitlines()) == sorted(before.splitlines())
-    assert not backend.apply(ALL, thorough=True).changed
+    assert not backend.apply(EVERYTHING, thorough=True).changed
+
+
+@pytest.mark.parametrize(
+    "before",
+    [Desired(frozenset({WEB})), replace(EVERYTHING, localhost=False), replace(EVERYTHING, forwards=frozenset({WEB}))],
+)
+def test_ended_connections_are_refused_on_when_something_else_opens(
+    backend: NftablesBackend, runner: SystemRunner, before: Desired
+) -> None:
+    backend.apply(before, thorough=False)
+    backend.refuse([FLOW])
+    backend.apply(EVERYTHING, thorough=False)
+    assert "192.168.122.50 . tcp . 80 . 198.51.100.2 . 40000" in runner.run("nft", "list", "ruleset").stdout
+    assert not backend.apply(EVERYTHING, thorough=True).changed
+
+
+def test_a_table_may_be_there_for_routes_alone(backend: NftablesBackend) -> None:
+    assert backend.apply(Desired().having([NET_SIX]), thorough=True).mended == {NET_SIX}
+    outcome = NftablesBackend(SystemRunner()).apply(Desired().having([NET]), thorough=True)
+    assert outcome.mended == {NET}
+    assert outcome.script.startswith("add table ip kvm_portfwd\n")
+    assert outcome.script.endswith("delete table ip6 kvm_portfwd\n")
+
+
+def test_a_guest_that_moves_keeps_its_chains(backend: NftablesBackend, runner: SystemRunner) -> None:
+    desired = Desired().having([POST, NET])
+    backend.apply(desired, thorough=False)
+    moved = replace(POST, target=address("192.168.122.52")), replace(NET, bridge="virbr9")
+    generation = current_generation()
+    assert backend.apply(Desired().having(moved), thorough=False).damaged == frozenset()
+    assert current_generation() == generation + 1
+    assert not NftablesBackend(runner).apply(Desired().having(moved), thorough=True).changed
 
 
 def test_gates_are_opened_first_kept_first_and_closed(backend: NftablesBackend, runner: SystemRunner) -> None:
@@ -158,11 +223,8 @@ def test_what_an_earlier_run_left_is_adopted_or_taken_away(backend: NftablesBack
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.lists(st.frozensets(some_forwards(), max_size=8), min_size=1, max_size=4))
-def test_any_sequence_of_states_is_reached_and_holds(
-    backend: NftablesBackend, states: list[frozenset[Forward]]
-) -> None:
-    for forwards in states:
-        desired = Desired(forwards)
+@given(st.lists(st.one_of(some_states(), some_states().map(in_ipv6)), min_size=1, max_size=4))
+def test_any_sequence_of_states_is_reached_and_holds(backend: NftablesBackend, states: list[Desired]) -> None:
+    for desired in states:
         backend.apply(desired, thorough=False)
         assert not backend.apply(desired, thorough=True).changed

@@ -4,22 +4,27 @@ import re
 from dataclasses import replace
 
 from hypothesis import given
-from hypothesis import strategies as st
 
-from fwdaemon.desired import Desired, Forward
+from fwdaemon.desired import Desired, Opening
 from fwdaemon.model import Family
 from fwdaemon.nftables.difference import difference
-from fwdaemon.nftables.model import Chain, Rule, Table
-from fwdaemon.nftables.ruleset import tables
-from tests.unit.forwards import forward
+from fwdaemon.nftables.model import Chain, Hook, Rule, Table
+from fwdaemon.nftables.ruleset import chains_of, tables
+from tests.unit.forwards import forward, nat, route, some_states
 
 WEB = forward("tcp *:80", "192.168.122.50:80")
 MAIL = forward("tcp 198.51.100.7:25", "192.168.122.51:25", domain="mail")
 GAME = forward("udp *:100-109", "192.168.122.52:200-209", domain="game")
+POST = nat("198.51.100.8", "192.168.122.53", domain="post")
+NET = route("203.0.113.64/29")
 
 
-def table(*forwards: Forward) -> Table:
-    return tables(Desired(frozenset(forwards)))[Family.IPV4]
+def table(*openings: Opening, localhost: bool = False) -> Table:
+    return table_of(Desired(localhost=localhost).having(openings))
+
+
+def table_of(desired: Desired) -> Table:
+    return tables(replace(desired, kept=frozenset({Family.IPV4})))[Family.IPV4]
 
 
 def test_nothing_to_do_makes_an_empty_script() -> None:
@@ -79,10 +84,58 @@ def test_a_rule_somebody_added_or_replaced_is_undone() -> None:
     assert change.mended == {"any.tcp.80"}
 
 
-def test_damage_to_the_dispatch_concerns_every_forward() -> None:
-    good = table(WEB, MAIL)
+def test_damage_to_the_dispatch_concerns_every_opening() -> None:
+    good = table(WEB, MAIL, POST, NET)
     bent = replace(good, chains={**good.chains, "forwards": Chain(())})
-    assert difference(Family.IPV4, good, bent).mended >= {"any.tcp.80", "on.198.51.100.7.tcp.25"}
+    branches = {chain for _, chain in chains_of(Desired().having([WEB, MAIL, POST, NET]))}
+    assert len(branches) == 7
+    assert difference(Family.IPV4, good, bent).mended >= branches
+
+
+def test_a_guest_with_another_address_keeps_its_public_one_in_one_step() -> None:
+    moved = replace(POST, target=MAIL.target)
+    (to,), (through,) = (table(moved).chains[name].rules for name in ("nat.198.51.100.8", "from.192.168.122.51"))
+    change = difference(Family.IPV4, table(moved, NET), table(POST, NET))
+    assert change.script == (
+        "flush chain ip kvm_portfwd nat.198.51.100.8",
+        f"add rule ip kvm_portfwd nat.198.51.100.8 {to}",
+        "add chain ip kvm_portfwd from.192.168.122.51",
+        f"add rule ip kvm_portfwd from.192.168.122.51 {through}",
+        "delete element ip kvm_portfwd one_to_one_leaving { 192.168.122.53 }",
+        "add element ip kvm_portfwd one_to_one_leaving { 192.168.122.51 : jump from.192.168.122.51 }",
+        "delete element ip kvm_portfwd leaving_as { 192.168.122.53 }",
+        "add element ip kvm_portfwd leaving_as { 192.168.122.51 : jump as.198.51.100.8 }",
+        "delete chain ip kvm_portfwd from.192.168.122.53",
+    )
+    assert change.mended == {"nat.198.51.100.8", "from.192.168.122.51", "as.198.51.100.8"}
+
+
+def test_a_guest_with_two_public_addresses_leaves_with_the_first() -> None:
+    later, first = nat("198.51.100.10", "192.168.122.53"), nat("198.51.100.9", "192.168.122.53")
+    for one, other in [(later, first), (first, later)]:
+        assert table(one, other).sets["leaving_as"].elements == {"192.168.122.53": "as.198.51.100.9"}
+    assert chains_of(Desired().having([later, first]))[Family.IPV4, "from.192.168.122.53"] == (first,)
+
+
+def test_another_bridge_rewrites_the_chains_of_a_route_and_no_element() -> None:
+    change = difference(Family.IPV4, table(replace(NET, bridge="virbr7")), table(NET))
+    assert [line.split(" ")[:2] for line in change.script] == [["flush", "chain"], ["add", "rule"]] * 2
+    assert change.mended == {"to.203.0.113.64/29", "from.203.0.113.64/29"}
+
+
+def test_localhost_comes_and_goes_in_place() -> None:
+    without, within = table(WEB), table(WEB, localhost=True)
+    added = difference(Family.IPV4, within, without).script
+    assert "add chain ip kvm_portfwd guard { type filter hook prerouting priority -300; policy accept; }" in added
+    removed = difference(Family.IPV4, without, within).script
+    assert removed[-1] == "delete chain ip kvm_portfwd guard"
+    assert not any(" table " in line or "any.tcp.80" in line for line in added + removed)
+
+
+def test_a_base_chain_that_is_not_ours_is_taken_away() -> None:
+    good = table(WEB)
+    bent = replace(good, chains={**good.chains, "strange": Chain((), Hook("refusing", "input", 0))})
+    assert difference(Family.IPV4, good, bent).script == ("delete chain ip kvm_portfwd strange",)
 
 
 # --- apply(difference(a, b), a) == b ---------------------------------------------------------------------------------
@@ -106,13 +159,15 @@ def _command(words: list[str], line: str, state: Table | None) -> Table | None:
     name = words[4]
     chains, sets = dict(state.chains), dict(state.sets)
     match verb, kind:
-        case (("add" | "flush"), "chain"):
-            chains[name] = Chain(())
+        case "add", "chain":
+            chains[name] = Chain((), _hook(line))
+        case "flush", "chain":
+            chains[name] = replace(chains[name], rules=())
         case "delete", "chain":
             del chains[name]
         case "add", "rule":
             comment = re.findall('comment "([^"]*)"$', line)[0]
-            chains[name] = Chain((*chains[name].rules, Rule("", comment)))
+            chains[name] = replace(chains[name], rules=(*chains[name].rules, Rule("", comment)))
         case _, "element":
             inside = line[line.index("{") + 2 : -2].split(", ")
             elements = dict(sets[name].elements)
@@ -129,25 +184,21 @@ def _command(words: list[str], line: str, state: Table | None) -> Table | None:
     return replace(state, chains=chains, sets=sets)
 
 
-_pieces = st.sampled_from(["80", "81", "100-109", "105-119", "200-203"])
-_forwards = st.builds(
-    lambda protocol, listen, port, guest, link: forward(
-        f"{protocol} {listen}:{port}", f"192.168.122.{guest}:{port}", interface=link
-    ),
-    st.sampled_from(["tcp", "udp"]),
-    st.sampled_from(["*", "198.51.100.7"]),
-    _pieces,
-    st.integers(50, 52),
-    st.sampled_from([None, "eth0", "eth1"]),
-)
-_states = st.frozensets(_forwards, max_size=10).filter(bool)
+def _hook(line: str) -> Hook | None:
+    found = re.search(r"\{ type (\S+) hook (\S+) priority (\S+); policy accept; \}$", line)
+    return Hook(found[1], found[2], int(found[3])) if found else None
 
 
-@given(_states, _states)
-def test_the_difference_leads_from_any_state_to_any_other(
-    before: frozenset[Forward], after: frozenset[Forward]
-) -> None:
-    old, new = table(*before), table(*after)
+@given(some_states(), some_states())
+def test_the_difference_leads_from_any_state_to_any_other(before: Desired, after: Desired) -> None:
+    old, new = table_of(before), table_of(after)
     script = difference(Family.IPV4, new, old).script
     assert applied(script, old) == new
     assert difference(Family.IPV4, new, applied(script, old)).script == ()
+
+
+@given(some_states())
+def test_every_branch_is_accounted_to_its_openings(desired: Desired) -> None:
+    served = chains_of(desired)
+    assert {chain for _, chain in served} == {name for name in table_of(desired).chains if "." in name}
+    assert {opening for openings in served.values() for opening in openings} == desired.openings

@@ -9,44 +9,58 @@ from pathlib import Path
 
 import pytest
 
-from fwdaemon.desired import Desired, Forward
+from fwdaemon.desired import Desired, Opening
+from fwdaemon.model import Family
 from fwdaemon.nftables.difference import creation
 from fwdaemon.nftables.ruleset import tables
-from tests.unit.forwards import forward
+from tests.unit.forwards import forward, nat, route
 
 GOLDEN = Path(__file__).parent / "golden"
 SUBNETS = frozenset({ip_network("192.168.122.0/24"), ip_network("192.168.123.0/24"), ip_network("2001:db8:5::/64")})
+OUTER = frozenset({"eth0", "wg0"})
 WEB, DB = "192.168.122.50", "192.168.123.60"
 
-CASES: dict[str, list[Forward]] = {
-    "one-port-on-every-address": [forward("tcp *:80", f"{WEB}:80")],
-    "another-port": [forward("tcp *:2222", f"{WEB}:22")],
-    "one-address": [forward("tcp 198.51.100.7:8443", f"{WEB}:443")],
-    "one-address-before-every-address": [
+
+def state(*openings: Opening, localhost: bool = False) -> Desired:
+    return Desired(guest_subnets=SUBNETS, outer=OUTER, localhost=localhost).having(openings)
+
+
+CASES: dict[str, Desired] = {
+    "one-port-on-every-address": state(forward("tcp *:80", f"{WEB}:80")),
+    "another-port": state(forward("tcp *:2222", f"{WEB}:22")),
+    "one-address": state(forward("tcp 198.51.100.7:8443", f"{WEB}:443")),
+    "one-address-before-every-address": state(
         forward("tcp *:80", f"{WEB}:80"),
         forward("tcp 198.51.100.7:80", f"{DB}:80", domain="db"),
-    ],
-    "ipv6": [forward("tcp *:80", "[2001:db8:5::50]:80"), forward("tcp [2001:db8::7]:443", "[2001:db8:5::50]:8443")],
-    "tcp-udp-and-sctp": [forward(f"{protocol} *:53", f"{WEB}:53") for protocol in ("tcp", "udp", "sctp")],
-    "range": [forward("udp *:27015-27030", f"{WEB}:27015-27030", domain="game")],
-    "range-shifted": [forward("tcp *:30000-30003", f"{WEB}:40000-40003")],
-    "ranges-that-overlap-by-interface": [
+    ),
+    "ipv6": state(
+        forward("tcp *:80", "[2001:db8:5::50]:80"), forward("tcp [2001:db8::7]:443", "[2001:db8:5::50]:8443")
+    ),
+    "tcp-udp-and-sctp": state(*(forward(f"{protocol} *:53", f"{WEB}:53") for protocol in ("tcp", "udp", "sctp"))),
+    "range": state(forward("udp *:27015-27030", f"{WEB}:27015-27030", domain="game")),
+    "range-shifted": state(forward("tcp *:30000-30003", f"{WEB}:40000-40003")),
+    "ranges-that-overlap-by-interface": state(
         forward("udp *:100-109", f"{WEB}:100-109", interface="eth0"),
         forward("udp *:105-119", f"{DB}:105-119", interface="eth1", domain="db"),
-    ],
-    "interface": [forward("tcp *:80", f"{WEB}:80", interface="eth0")],
-    "sources": [forward("tcp *:22", f"{WEB}:22", sources=("203.0.113.0/24", "203.0.113.7/32", "192.0.2.1/32"))],
-    "two-guests-by-source": [
+    ),
+    "interface": state(forward("tcp *:80", f"{WEB}:80", interface="eth0")),
+    "sources": state(forward("tcp *:22", f"{WEB}:22", sources=("203.0.113.0/24", "203.0.113.7/32", "192.0.2.1/32"))),
+    "two-guests-by-source": state(
         forward("tcp *:22", f"{WEB}:22", sources=("203.0.113.0/24",)),
         forward("tcp *:22", f"{DB}:22", sources=("192.0.2.0/24",), domain="db"),
-    ],
-    "hostile-name": [forward("tcp *:80", f"{WEB}:80", domain='"; } flush ruleset; --comment\n' + "x" * 200)],
+    ),
+    "hostile-name": state(forward("tcp *:80", f"{WEB}:80", domain='"; } flush ruleset; --comment\n' + "x" * 200)),
+    "localhost": state(forward("tcp *:80", f"{WEB}:80"), forward("tcp *:80", "[2001:db8:5::50]:80"), localhost=True),
+    "one-to-one": state(nat("198.51.100.8", WEB, bridge="virbr0"), nat("2001:db8::8", "2001:db8:5::50")),
+    "one-to-one-beside-a-forward": state(nat("198.51.100.8", WEB), forward("tcp 198.51.100.8:80", f"{DB}:80")),
+    "one-to-one-two-addresses-of-one-guest": state(nat("198.51.100.10", WEB), nat("198.51.100.9", WEB)),
+    "route": state(route("203.0.113.64/29"), route("203.0.113.80/32", "virbr2"), route("2001:db8:1::/64")),
+    "route-and-a-one-to-one-guest-in-it": state(route("203.0.113.64/29"), nat("198.51.100.8", "203.0.113.66")),
 }
 
 
-def written(forwards: list[Forward]) -> str:
-    found = tables(Desired(frozenset(forwards), guest_subnets=SUBNETS)).values()
-    return "\n\n".join(map(creation, found)) + "\n"
+def written(desired: Desired) -> str:
+    return "\n\n".join(map(creation, tables(desired).values())) + "\n"
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -59,3 +73,13 @@ def test_rules_are_as_reviewed(name: str, request: pytest.FixtureRequest) -> Non
 
 def test_every_reviewed_file_has_its_case() -> None:
     assert {path.stem for path in GOLDEN.glob("*.nft")} == set(CASES)
+
+
+@pytest.mark.parametrize(
+    "name", ['eth0" accept', "eth*", "eth+", "@outer", "-eth0", "", "e th0", "eth0\n", "ethernet0123456789"]
+)
+def test_an_interface_with_a_name_that_could_be_syntax_is_left_out(name: str) -> None:
+    opened = Desired(outer=frozenset({"eth0", name})).having([nat("198.51.100.8", WEB), route("203.0.113.64/29", name)])
+    table = tables(opened)[Family.IPV4]
+    assert list(table.sets["outer"].elements) == ['"eth0"']
+    assert [chain for chain in table.chains if "203.0.113.64" in chain] == []
