@@ -5,8 +5,9 @@ are, since an accept in one rule system does not stop a refusal in the other. Wh
 kernel, not told from versions: it can change with a restart of libvirtd.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from enum import StrEnum
+from functools import reduce
 from typing import Protocol
 
 from fwdaemon.config.model import BackendChoice
@@ -16,7 +17,7 @@ from fwdaemon.flows import Flow
 from fwdaemon.legacy.backend import LegacyBackend
 from fwdaemon.legacy.gates import LegacyGates
 from fwdaemon.legacy.info import chain_names, existing_tables, table_info
-from fwdaemon.legacy.model import TableName
+from fwdaemon.legacy.model import PRE, TableName
 from fwdaemon.model import Family
 from fwdaemon.nftables.backend import NftablesBackend
 from fwdaemon.nftables.gates import LIBVIRT_CHAIN, LIBVIRT_TABLE
@@ -34,6 +35,15 @@ class Backend(Protocol):
 
         Raises:
             PortfwdError: the kernel refused; what it held before is still there, whole.
+
+        """
+        ...
+
+    def preview(self, desired: Desired) -> Outcome:
+        """Tell what `apply` would find and do now, touching nothing; `script` holds all of it as native text.
+
+        Raises:
+            PortfwdError: the kernel does not tell what it holds.
 
         """
         ...
@@ -73,6 +83,7 @@ class Netfilter:
         self._legacy = LegacyBackend()
         self._legacy_gates = LegacyGates()
         self._side: Side | None = None
+        self._reason = ""
 
     def apply(self, desired: Desired, *, thorough: bool) -> Outcome:
         """See `Backend.apply`."""
@@ -86,9 +97,36 @@ class Netfilter:
             outcome = self._apply_to_nftables(desired, thorough=thorough or moved, moved=moved)
         else:
             outcome = self._apply_to_legacy(desired, thorough=thorough or moved)
-        self._side = side
+        self._side, self._reason = side, reason
         self._locator.settle()
         return joined(outcome, Outcome(moved=f"rules are in {side}: {reason}")) if moved else outcome
+
+    def preview(self, desired: Desired) -> Outcome:
+        """See `Backend.preview`."""
+        side, reason = self._chosen(thorough=True)
+        if side is Side.NFTABLES:
+            parts = [
+                self._nftables.preview(desired),
+                *([self._legacy.preview(Desired())] if _left_in_legacy() else []),
+                self._legacy_gates.preview(desired.families, desired.mark),
+            ]
+        else:
+            parts = [self._legacy.preview(desired), self._nftables_gates.preview(desired)]
+        return reduce(joined, parts, Outcome(moved=f"rules belong in {side}: {reason}"))
+
+    def locate(self) -> tuple[Side, str]:
+        """Tell where rules belong now, and why."""
+        return self._chosen(thorough=True)
+
+    @property
+    def standing(self) -> tuple[Side | None, str]:
+        """Where the rules are, `None` before the first of them, and why there."""
+        return self._side, self._reason
+
+    @property
+    def unusable(self) -> Mapping[Family, str]:
+        """Tell why families cannot be served where the rules are."""
+        return self._legacy.unusable if self._side is Side.LEGACY else {}
 
     def render(self, desired: Desired) -> str:
         """See `Backend.render`."""
@@ -136,6 +174,11 @@ class Netfilter:
         # This also takes our tables away where they are left.
         gates = self._nftables_gates.apply(desired, thorough=thorough)
         return joined(outcome, Outcome(gates=gates.gates, faults=gates.faults, changed=gates.changed))
+
+
+def _left_in_legacy() -> bool:
+    """Whether chains of ours are in the legacy tables."""
+    return any(PRE in chain_names(family, table) for family in Family for table in existing_tables(family))
 
 
 class Locator:

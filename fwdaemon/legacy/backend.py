@@ -11,10 +11,10 @@ from fwdaemon.errors import KernelError
 from fwdaemon.flows import Flow
 from fwdaemon.legacy.client import HelperClient, UnusableError
 from fwdaemon.legacy.info import TableInfo, existing_tables, table_info
-from fwdaemon.legacy.model import Table, TableName
+from fwdaemon.legacy.model import Head, ObservedTable, Table, TableName
 from fwdaemon.legacy.plan import Plan
 from fwdaemon.legacy.ruleset import links, tables
-from fwdaemon.legacy.text import restore_text
+from fwdaemon.legacy.text import change_text, restore_text
 from fwdaemon.model import Family
 from fwdaemon.outcome import GateChange, Outcome, joined
 
@@ -41,6 +41,11 @@ class LegacyBackend:
         self._linked: set[Gate] = set()
         self._unusable: dict[Family, str] = {}
 
+    @property
+    def unusable(self) -> Mapping[Family, str]:
+        """Tell which families cannot be served, and why."""
+        return dict(self._unusable)
+
     def apply(self, desired: Desired, *, thorough: bool) -> Outcome:
         """See `Backend.apply`."""
         now = time.monotonic()
@@ -55,6 +60,11 @@ class LegacyBackend:
     def render(self, desired: Desired) -> str:
         """See `Backend.render`."""
         return "\n".join(restore_text(family, wanted) for family, wanted in tables(desired).items())
+
+    def preview(self, desired: Desired) -> Outcome:
+        """See `Backend.preview`."""
+        every = tables(desired)
+        return reduce(joined, (self._preview(family, every.get(family, {}), desired) for family in Family), Outcome())
 
     def refuse(self, flows: Collection[Flow]) -> None:
         """See `Backend.refuse`."""
@@ -74,6 +84,18 @@ class LegacyBackend:
         """End the helpers; the rules stay."""
         for helper in self._helpers.values():
             helper.close()
+
+    def _preview(self, family: Family, wanted: Mapping[TableName, Table], desired: Desired) -> Outcome:
+        there = existing_tables(family)
+        observed = {table: ObservedTable(heads=dict.fromkeys(links(table), Head())) for table in wanted}
+        if there:
+            # To look at a table that is not there would make it.
+            with self._helpers[family].locked() as session:
+                observed |= session.observe({table: links(table) for table in sorted(there)})
+        plan = Plan.of(family, wanted, observed, desired, {})
+        gates = tuple(GateChange(gate, restored=False, fault=head.fault) for gate, head in plan.moved)
+        script = "".join(change_text(family, table, change) for table, change in plan.changes)
+        return Outcome(plan.mended, stale=plan.stale, gates=gates, script=script, changed=bool(plan.changes))
 
     def _apply(self, desired: Desired) -> Outcome:
         every = tables(desired, self._ended)
@@ -119,7 +141,8 @@ class LegacyBackend:
 
     def _commit(self, family: Family, wanted: Mapping[TableName, Table], desired: Desired) -> Plan:
         """Make one family's tables hold what is wanted, all of it under the lock."""
-        looked_at = wanted.keys() or existing_tables(family)
+        # A table that is there and wanted no more may still hold something of ours.
+        looked_at = sorted(wanted.keys() | existing_tables(family))
         self._clean.pop(family, None)
         if not looked_at:
             self._clean[family] = {}

@@ -4,7 +4,7 @@ Rules that stay are not touched, so their counters go on.
 """
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from fwdaemon.legacy.model import Head, ObservedTable, Rule, Table
@@ -28,15 +28,15 @@ class Edit:
 class Change:
     """The changes of one table, and what they say of the time before them.
 
-    `create` and `drop` are chains of ours. `placed` are the comments of rules that were missing; `broken` says that
-    something was wrong which concerns every forward.
+    `create` and `drop` are chains of ours. `placed` are the comments of rules that were missing; `broken` are chains of
+    ours with something wrong that concerns everything relying on them.
     """
 
     create: tuple[str, ...] = ()
     edits: tuple[Edit, ...] = ()
     drop: tuple[str, ...] = ()
     placed: frozenset[str] = frozenset()
-    broken: bool = False
+    broken: frozenset[str] = frozenset()
 
     @property
     def empty(self) -> bool:
@@ -45,16 +45,15 @@ class Change:
 
 
 def difference(desired: Table, observed: ObservedTable, framework: Collection[str] = ()) -> Change:
-    """Tell what makes `observed` become `desired`; `framework` are comments of rules that concern every forward."""
+    """Tell what makes `observed` become `desired`; `framework` are comments of rules for all of a chain."""
     heads = [_head_edit(chain, desired.heads.get(chain), head) for chain, head in observed.heads.items()]
     chains = [_chain_edit(chain, rules, observed.chains.get(chain, ())) for chain, rules in desired.chains.items()]
-    placed = frozenset(rule.comment for edit in chains for _, rule in edit.insert)
     return Change(
         tuple(name for name in desired.chains if name not in observed.chains),
         tuple(edit for edit in [*chains, *heads] if edit.delete or edit.insert),
         tuple(name for name in observed.chains if name not in desired.chains),
-        placed,
-        _unlinked(desired, observed) or _is_strange(chains, observed.chains) or not placed.isdisjoint(framework),
+        frozenset(rule.comment for edit in chains for _, rule in edit.insert),
+        _unlinked(desired, observed) | _bent(chains, observed, framework),
     )
 
 
@@ -76,17 +75,24 @@ def _chain_edit(chain: str, wanted: Sequence[Rule], observed: Sequence[str]) -> 
     return Edit(chain, gone, tuple((number, rule) for number, rule in enumerate(wanted) if rule.comment not in kept))
 
 
-def _unlinked(desired: Table, observed: ObservedTable) -> bool:
-    """Whether nothing led to our chains, or something wrong."""
-    return any(not observed.heads[chain].good for chain in desired.heads if chain in observed.heads)
+def _unlinked(desired: Table, observed: ObservedTable) -> frozenset[str]:
+    """Name the chains of ours to which nothing led, or something wrong."""
+    heads = ((rule.target, observed.heads.get(chain)) for chain, rule in desired.heads.items())
+    return frozenset(chain for chain, head in heads if head is not None and not head.good)
 
 
-def _is_strange(edits: Sequence[Edit], observed: Mapping[str, Sequence[str]]) -> bool:
+def _bent(edits: Iterable[Edit], observed: ObservedTable, framework: Collection[str]) -> frozenset[str]:
+    """Name the chains that did not do what they are for: one rule of all that was missing is enough."""
+    return frozenset(
+        edit.chain
+        for edit in edits
+        if _is_strange(edit, observed.chains.get(edit.chain, ()))
+        or any(rule.comment in framework for _, rule in edit.insert)
+    )
+
+
+def _is_strange(edit: Edit, observed: Sequence[str]) -> bool:
     """Whether rules that we never wrote were among ours, or ours were out of order."""
-    for edit in edits:
-        gone = {observed[edit.chain][position] for position in edit.delete}
-        if not all(_OWN_COMMENT.fullmatch(comment) for comment in gone):
-            return True
-        if not gone.isdisjoint(rule.comment for _, rule in edit.insert):
-            return True
-    return False
+    gone = {observed[position] for position in edit.delete}
+    unknown = any(_OWN_COMMENT.fullmatch(comment) is None for comment in gone)
+    return unknown or not gone.isdisjoint(rule.comment for _, rule in edit.insert)

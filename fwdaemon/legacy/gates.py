@@ -6,15 +6,17 @@ are never brought into being here.
 """
 
 from collections.abc import Collection
+from functools import reduce
 
 from fwdaemon.config.model import Gate
 from fwdaemon.legacy.client import HelperClient, Session, UnusableError
-from fwdaemon.legacy.difference import difference
+from fwdaemon.legacy.difference import Change, difference
 from fwdaemon.legacy.info import TableInfo, existing_tables, table_info
 from fwdaemon.legacy.model import Head, ObservedTable, Table, TableName, family_name
 from fwdaemon.legacy.ruleset import gate
+from fwdaemon.legacy.text import change_text
 from fwdaemon.model import Family
-from fwdaemon.outcome import GateChange, Outcome
+from fwdaemon.outcome import GateChange, Outcome, joined
 
 _CHAIN = "FORWARD"
 
@@ -54,6 +56,20 @@ class LegacyGates:
                 self._opened.add(family)
         return Outcome(gates=tuple(changes), faults=tuple(faults), changed=changed)
 
+    def preview(self, families: Collection[Family], mark: int) -> Outcome:
+        """Tell what `keep` would do now."""
+        outcomes = []
+        for family in Family:
+            if TableName.FILTER in existing_tables(family):
+                with self._helpers[family].locked() as session:
+                    head, _, change = _compare(session, mark if family in families else None)
+                if not change.empty:
+                    where = Gate(family_name(family), TableName.FILTER, _CHAIN)
+                    gate_change = GateChange(where, restored=False, fault=head.fault)
+                    text = change_text(family, TableName.FILTER, change)
+                    outcomes.append(Outcome(gates=(gate_change,), script=text, changed=True))
+        return reduce(joined, outcomes, Outcome())
+
     def remove(self) -> None:
         """Close every gate, whoever opened it, and end the helpers."""
         self.keep((), 1, thorough=True)
@@ -79,12 +95,17 @@ class LegacyGates:
 
 def _mend(session: Session, mark: int | None) -> tuple[Head | None, bool]:
     """Open or close one gate: what it was if it had to be changed, and whether one is needed."""
-    rule = gate(mark or 1)
-    head = session.observe({TableName.FILTER: {_CHAIN: rule}})[TableName.FILTER].heads[_CHAIN]
-    needed = mark is not None and (head.foreign > 0 or head.policy != "ACCEPT")
-    # Chains of ours that are there are somebody else's business.
-    change = difference(Table(heads={_CHAIN: rule} if needed else {}), ObservedTable(heads={_CHAIN: head}))
+    head, needed, change = _compare(session, mark)
     if change.empty:
         return None, needed
     session.commit(TableName.FILTER, change)
     return head, needed
+
+
+def _compare(session: Session, mark: int | None) -> tuple[Head, bool, Change]:
+    """Look at one gate: how it is, whether one is needed, and what has to change."""
+    rule = gate(mark or 1)
+    head = session.observe({TableName.FILTER: {_CHAIN: rule}})[TableName.FILTER].heads[_CHAIN]
+    needed = mark is not None and (head.foreign > 0 or head.policy != "ACCEPT")
+    # Chains of ours that are there are somebody else's business.
+    return head, needed, difference(Table(heads={_CHAIN: rule} if needed else {}), ObservedTable(heads={_CHAIN: head}))

@@ -85,13 +85,23 @@ def chain_names(family: Family, table: TableName) -> frozenset[str]:
         KernelError: the kernel does not tell.
 
     """
+    return frozenset(_chains(family, table_entries(family, table)))
+
+
+def table_entries(family: Family, table: TableName) -> bytes:
+    """Read a table's entries as the kernel holds them; none where the table is not there.
+
+    Raises:
+        KernelError: the kernel does not tell.
+
+    """
     if table not in existing_tables(family):
-        return frozenset()
+        return b""
     for _ in range(_TRIES):
         size = _get_info(family, table).size
         buffer = ctypes.create_string_buffer(struct.pack("=32sI", table.value.encode(), size), _ENTRIES_HEADER + size)
         if _ask(family, _GET_ENTRIES, buffer) != errno.EAGAIN:
-            return frozenset(_chains(family, buffer.raw[_ENTRIES_HEADER:]))
+            return buffer.raw[_ENTRIES_HEADER:]
     raise KernelError(f"the legacy table {table} of IPv{family} changes all the time")
 
 

@@ -31,6 +31,9 @@ from fwdaemon.model import Family
 _MATCH = struct.Struct("=H29sB")
 # How many rules in the kernel's form are kept, of about 1 kB each.
 _REMEMBERED = 20_000
+# The parts of a rule's header that hold an interface: the name, its mask, and the bit that turns the match around; the
+# bits are IPT_INV_VIA_IN and IPT_INV_VIA_OUT of linux/netfilter_ipv4/ip_tables.h, and the same for IPv6.
+_INTERFACES = {"in_interface": ("iniface", "iniface_mask", 1), "out_interface": ("outiface", "outiface_mask", 2)}
 # Further than this apart, two words are no neighbours in one library's strings.
 _NEAR = 1 << 20
 
@@ -85,8 +88,8 @@ class Compiler:
         words = parse(rule)
         made = self._rule()
         for name, value in words.header:
-            if name == "interface":
-                _bind_interface(made, value)
+            if name in _INTERFACES:
+                _bind_interface(made, _INTERFACES[name], value)
             else:
                 setattr(made, name, value)
         for extension in words.matches:
@@ -218,11 +221,14 @@ def _set_options(module: Any, extension: Extension) -> None:
     module._final_check()  # noqa: SLF001
 
 
-def _bind_interface(made: Any, name: str) -> None:
-    """Match packets that came in through the interface of exactly this name."""
-    header = made.get_ip()
-    header.iniface = name.encode()
-    header.iniface_mask = b"\xff" * (len(name.encode()) + 1)
+def _bind_interface(made: Any, parts: tuple[str, str, int], value: str) -> None:
+    """Match packets of the interface of exactly this name, or after `!` those of all others."""
+    name_part, mask_part, inverted = parts
+    header, name = made.get_ip(), value.removeprefix("!").encode()
+    setattr(header, name_part, name)
+    setattr(header, mask_part, b"\xff" * (len(name) + 1))
+    if value.startswith("!"):
+        header.invflags |= inverted
 
 
 def _plain(error: IPTCError) -> str:

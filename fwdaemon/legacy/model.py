@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from hashlib import blake2s
 
-from fwdaemon.model import Family
+from fwdaemon.model import Address, Family
 
 # What every rule of ours in a chain that is not ours says of itself.
 COMMENT = "kvm-portfwd"
@@ -14,9 +14,10 @@ PRE, OUT, POST, FWD = "KVMPF_PRE", "KVMPF_OUT", "KVMPF_POST", "KVMPF_FWD"
 
 
 class TableName(StrEnum):
-    """The two legacy tables we use; the value is iptables' name."""
+    """The legacy tables we use; the value is iptables' name."""
 
     FILTER = "filter"
+    MANGLE = "mangle"
     NAT = "nat"
 
 
@@ -85,6 +86,21 @@ class ObservedTable:
 
     chains: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     heads: Mapping[str, Head] = field(default_factory=dict)
+
+
+def host(address: Address) -> str:
+    """Write one address the way listings do."""
+    return f"{address}/{address.max_prefixlen}"
+
+
+def masked(mark: int) -> str:
+    """Write the one bit of the connection mark that is ours."""
+    return f"{mark:#x}/{mark:#x}"
+
+
+def set_mark(mark: int) -> str:
+    """Write the target that sets our bit, and leaves all others as they are."""
+    return f"CONNMARK --set-xmark {masked(mark)}"
 
 
 def family_name(family: Family) -> str:

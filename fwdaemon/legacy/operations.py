@@ -22,12 +22,21 @@ _SAMPLES = (
     Rule("-m conntrack --ctstate DNAT", "ACCEPT", COMMENT),
     Rule("", "CONNMARK --set-xmark 0x1/0x1", COMMENT),
     Rule("", "MASQUERADE", COMMENT),
+    Rule("! -i lo", "DROP", COMMENT),
     Rule("-p tcp", "REJECT --reject-with tcp-reset", COMMENT),
     Rule("", FWD, COMMENT),
 )
-_DNAT_SAMPLES = {
-    Family.IPV4: Rule("-p tcp", "DNAT --to-destination 192.0.2.1:3-4/1", COMMENT),
-    Family.IPV6: Rule("-p tcp", "DNAT --to-destination [2001:db8::1]:3-4/1", COMMENT),
+_NAT_SAMPLES = {
+    Family.IPV4: (
+        Rule("-p tcp", "DNAT --to-destination 192.0.2.1:3-4/1", COMMENT),
+        Rule("", "DNAT --to-destination 192.0.2.1", COMMENT),
+        Rule("-o lo", "SNAT --to-source 192.0.2.1", COMMENT),
+    ),
+    Family.IPV6: (
+        Rule("-p tcp", "DNAT --to-destination [2001:db8::1]:3-4/1", COMMENT),
+        Rule("", "DNAT --to-destination 2001:db8::1", COMMENT),
+        Rule("-o lo", "SNAT --to-source 2001:db8::1", COMMENT),
+    ),
 }
 
 
@@ -59,7 +68,7 @@ class Operations:
 
     def self_test(self) -> list[str]:
         """Tell in a sentence each what does not work."""
-        samples = (*_SAMPLES, _DNAT_SAMPLES[self._family])
+        samples = (*_SAMPLES, *_NAT_SAMPLES[self._family])
         return [sentence for sentence in map(self._tried, samples) if sentence]
 
     def observe(self, heads: wire.Heads) -> dict[str, Any]:

@@ -4,44 +4,49 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from fwdaemon.config.model import Gate
-from fwdaemon.desired import Desired, Forward
+from fwdaemon.desired import Desired, Opening
 from fwdaemon.legacy.difference import Change, difference
-from fwdaemon.legacy.model import PRE, Head, ObservedTable, Table, TableName, family_name
-from fwdaemon.legacy.ruleset import EVERY_ADDRESS, forwards_of
+from fwdaemon.legacy.model import FWD, PRE, Head, ObservedTable, Table, TableName, family_name
+from fwdaemon.legacy.ruleset import openings_of, relying_on
+from fwdaemon.legacy.translation import EVERY_ADDRESS
 from fwdaemon.model import Family
 
 Tables = Mapping[TableName, Table]
 Observed = Mapping[TableName, ObservedTable]
+
+# The chains whose rules serve one opening each, most of them.
+_SERVING = ((TableName.NAT, PRE), (TableName.MANGLE, FWD))
+_FRAMEWORK_LABELS = frozenset({EVERY_ADDRESS, "all", ""})
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
     """The changes of one family's tables, in the order in which they are to be committed.
 
-    `mended` are the forwards that do not work before it, `damaged` those of them whose rules differ from what was
-    committed last; `stale` names what holds rules of forwards nobody asks for. `moved` are links that are not as they
+    `mended` are the openings that do not work before it, `damaged` those of them whose rules differ from what was
+    committed last; `stale` names what holds rules of openings nobody asks for. `moved` are links that are not as they
     should be.
     """
 
     changes: tuple[tuple[TableName, Change], ...]
-    mended: frozenset[Forward]
-    damaged: frozenset[Forward]
+    mended: frozenset[Opening]
+    damaged: frozenset[Opening]
     stale: frozenset[str]
     moved: tuple[tuple[Gate, Head], ...]
 
     @classmethod
     def of(cls, family: Family, wanted: Tables, observed: Observed, desired: Desired, committed: Tables) -> "Plan":
         """Compare what shall be with what is, and what is with what we committed last."""
-        served = forwards_of(desired, family)
+        served = openings_of(desired, family)
         changes = _differences(wanted, observed, served)
         damage = (
             _differences(committed, observed, served) if any(not change.empty for change in changes.values()) else {}
         )
-        mended = _concerned(changes, served)
+        mended = _concerned(changes, served, desired, family)
         return cls(
             tuple((table, changes[table]) for table in _order(wanted) if table in changes and not changes[table].empty),
             mended,
-            mended & _concerned(damage, served),
+            mended & _concerned(damage, served, desired, family),
             _stale(family, wanted, observed),
             tuple(_moved(family, wanted, observed)),
         )
@@ -49,10 +54,11 @@ class Plan:
 
 def _order(wanted: Tables) -> tuple[TableName, ...]:
     """Open the way before anything takes it, and close it after."""
-    return (TableName.FILTER, TableName.NAT) if wanted else (TableName.NAT, TableName.FILTER)
+    order = (TableName.FILTER, TableName.MANGLE, TableName.NAT)
+    return order if wanted else order[::-1]
 
 
-def _differences(wanted: Tables, observed: Observed, served: Mapping[str, Forward]) -> dict[TableName, Change]:
+def _differences(wanted: Tables, observed: Observed, served: Mapping[str, Opening]) -> dict[TableName, Change]:
     found = {}
     for table, seen in observed.items():
         rules = wanted.get(table, Table())
@@ -61,20 +67,24 @@ def _differences(wanted: Tables, observed: Observed, served: Mapping[str, Forwar
     return found
 
 
-def _concerned(changes: Mapping[TableName, Change], served: Mapping[str, Forward]) -> frozenset[Forward]:
-    """Name the forwards that did not work before the changes."""
-    if any(change.broken for change in changes.values()):
-        return frozenset(served.values())
+def _concerned(
+    changes: Mapping[TableName, Change], served: Mapping[str, Opening], desired: Desired, family: Family
+) -> frozenset[Opening]:
+    """Name the openings that did not work before the changes."""
+    broken = (relying_on(table, chain, desired, family) for table, change in changes.items() for chain in change.broken)
     placed = frozenset().union(*(change.placed for change in changes.values()))
-    return frozenset(served[comment] for comment in placed if comment in served)
+    return frozenset(served[comment] for comment in placed if comment in served).union(*broken)
 
 
 def _stale(family: Family, wanted: Tables, observed: Observed) -> frozenset[str]:
-    """Name the domains whose rules are there for nothing, as far as their comments tell."""
-    seen = observed[TableName.NAT].chains.get(PRE, ()) if TableName.NAT in observed else ()
-    asked_for = {rule.comment for rule in wanted.get(TableName.NAT, Table()).chains.get(PRE, ())}
-    labels = {comment.partition(" ")[0] for comment in seen if comment not in asked_for}
-    return frozenset(f"{family_name(family)} {TableName.NAT} {PRE} {label}" for label in labels - {EVERY_ADDRESS, ""})
+    """Name the owners whose rules are there for nothing, as far as their comments tell."""
+    found = set()
+    for table, chain in _SERVING:
+        seen = observed[table].chains.get(chain, ()) if table in observed else ()
+        asked_for = {rule.comment for rule in wanted.get(table, Table()).chains.get(chain, ())}
+        labels = {comment.partition(" ")[0] for comment in seen if comment not in asked_for} - _FRAMEWORK_LABELS
+        found |= {f"{family_name(family)} {table} {chain} {label}" for label in labels}
+    return frozenset(found)
 
 
 def _moved(family: Family, wanted: Tables, observed: Observed) -> list[tuple[Gate, Head]]:

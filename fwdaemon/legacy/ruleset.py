@@ -1,49 +1,77 @@
 """From the desired state to the rules that do it.
 
-A new connection's first packet walks KVMPF_PRE, from the most specific claim to the least: forwards on one address,
-then, behind three rules that send everything else back, those on every local address. What a forward takes is marked
-and translated by two rules with the same match. KVMPF_OUT only leads there: a connection the host itself opens has come
-in through no interface, so a forward bound to one does not take it.
+The nat table (`fwdaemon.legacy.translation`) marks and translates a connection's first packet. What needs no
+translation is marked in the mangle table, on its way through FORWARD: it is there only while something needs it. In the
+filter table one rule lets through what is marked. For a packet that is forwarded, mangle (-150) comes before every
+filter chain (0), those of nftables included: netfilter_ipv4.h. So a gate there sees these marks as well.
 """
 
 from collections.abc import Iterable, Iterator
 
-from fwdaemon.desired import Desired, Forward
+from fwdaemon.desired import Desired, Forward, Nat, Opening, Route
 from fwdaemon.flows import Flow
-from fwdaemon.legacy.model import COMMENT, FWD, OUT, POST, PRE, Rule, Table, TableName
-from fwdaemon.model import Address, Family, PortRange, Protocol, collapse, show_endpoint
-from fwdaemon.naming import label
-from fwdaemon.slots import Slot, slots
+from fwdaemon.legacy.model import COMMENT, FWD, OUT, POST, PRE, Rule, Table, TableName, host, masked, set_mark
+from fwdaemon.legacy.translation import (
+    LOOPBACK,
+    Serving,
+    leaving,
+    on_localhost,
+    outer,
+    output,
+    postrouting,
+    prerouting,
+)
+from fwdaemon.model import Family, Protocol
+from fwdaemon.naming import is_interface_name, label
 
-# Never "every local address": a loopback address is not reachable from elsewhere, a link-local one means another host
-# on each link.
-_NOT_ANYWHERE = {Family.IPV4: ("127.0.0.0/8", "169.254.0.0/16"), Family.IPV6: ("::1/128", "fe80::/10")}
 _UNREACHABLE = {Family.IPV4: "icmp-port-unreachable", Family.IPV6: "icmp6-port-unreachable"}
 
-# What the rules that let only packets for the host's own addresses go on call themselves.
-EVERY_ADDRESS = "every_address"
-
 _LINKS = {
-    TableName.NAT: {"PREROUTING": PRE, "OUTPUT": OUT, "POSTROUTING": POST},
     TableName.FILTER: {"FORWARD": FWD},
+    TableName.MANGLE: {"PREROUTING": PRE, "FORWARD": FWD},
+    TableName.NAT: {"PREROUTING": PRE, "OUTPUT": OUT, "POSTROUTING": POST},
+}
+
+# What needs a table, apart from the guard of 127.0.0.0/8.
+_RELYING = {
+    TableName.FILTER: (Forward, Nat, Route),
+    TableName.MANGLE: (Nat, Route),
+    TableName.NAT: (Forward, Nat),
 }
 
 Tables = dict[TableName, Table]
+_Chains = dict[TableName, dict[str, list[Serving]]]
 
 
 def tables(desired: Desired, ended: Iterable[Flow] = ()) -> dict[Family, Tables]:
     """Make the tables of each family that needs any; `ended` are connections whose guests are to be refused."""
     flows = tuple(ended)
     return {
-        family: _tables(family, desired, [flow for flow in flows if flow.family is family])
+        family: {
+            table: _table(table, chains)
+            for table, chains in _chains(family, desired, [flow for flow in flows if flow.family is family]).items()
+        }
         for family in sorted(desired.families)
     }
 
 
-def forwards_of(desired: Desired, family: Family) -> dict[str, Forward]:
-    """Tell which forward each rule serves, by the rule's comment."""
-    found = slots(desired.of_family(family))
-    return {rule.comment: forward for slot in found for forward, rule in _claims(slot, desired.mark)}
+def openings_of(desired: Desired, family: Family) -> dict[str, Opening]:
+    """Tell which opening each rule serves, by the rule's comment; rules that are not named serve all."""
+    return {rule.comment: opening for _, _, opening, rule in rules_of(desired, family)}
+
+
+def rules_of(desired: Desired, family: Family) -> Iterator[tuple[TableName, str, Opening, Rule]]:
+    """Give the rules that an opening has for itself, with their tables and chains."""
+    for table, chains in _chains(family, desired, ()).items():
+        for chain, servings in chains.items():
+            yield from ((table, chain, opening, rule) for opening, rule in servings if opening is not None)
+
+
+def relying_on(table: TableName, chain: str, desired: Desired, family: Family) -> frozenset[Opening]:
+    """Tell which openings do not work, or not as they should, while a chain of ours does not."""
+    if table is TableName.MANGLE and chain == PRE:
+        return frozenset(on_localhost(family, desired))
+    return frozenset(item for item in desired.openings if item.family is family and isinstance(item, _RELYING[table]))
 
 
 def gate(mark: int) -> Rule:
@@ -52,21 +80,13 @@ def gate(mark: int) -> Rule:
 
 
 def links(table: TableName) -> dict[str, Rule]:
-    """Make the rules that lead from the kernel's own chains to ours."""
+    """Make the rules that lead from the kernel's own chains to those ours that a table may have."""
     return {chain: Rule("", ours, COMMENT) for chain, ours in _LINKS[table].items()}
 
 
-def _tables(family: Family, desired: Desired, ended: Iterable[Flow]) -> Tables:
-    nat = {
-        PRE: _unique(_prerouting(family, desired)),
-        OUT: (Rule.of("", PRE, "all"),),
-        POST: _unique(_hairpin(family, desired)),
-    }
-    forward = {FWD: _unique(_forward(desired.mark, ended))}
-    return {
-        TableName.FILTER: Table(forward, links(TableName.FILTER)),
-        TableName.NAT: Table(nat, links(TableName.NAT)),
-    }
+def _table(name: TableName, chains: dict[str, list[Serving]]) -> Table:
+    heads = {chain: link for chain, link in links(name).items() if link.target in chains}
+    return Table({chain: _unique(rule for _, rule in servings) for chain, servings in chains.items()}, heads)
 
 
 def _unique(rules: Iterable[Rule]) -> tuple[Rule, ...]:
@@ -74,75 +94,78 @@ def _unique(rules: Iterable[Rule]) -> tuple[Rule, ...]:
     return tuple({rule.comment: rule for rule in rules}.values())
 
 
-def _prerouting(family: Family, desired: Desired) -> Iterator[Rule]:
-    ordered = sorted(slots(desired.of_family(family)), key=_most_specific_first)
-    for slot in ordered:
-        if slot.listen is not None:
-            yield from (rule for _, rule in _claims(slot, desired.mark))
-    if any(slot.listen is None for slot in ordered):
-        for subnet in _NOT_ANYWHERE[family]:
-            yield Rule.of(f"-d {subnet}", "RETURN", EVERY_ADDRESS)
-        yield Rule.of("-m addrtype ! --dst-type LOCAL", "RETURN", EVERY_ADDRESS)
-    for slot in ordered:
-        if slot.listen is None:
-            yield from (rule for _, rule in _claims(slot, desired.mark))
+def _chains(family: Family, desired: Desired, ended: Iterable[Flow]) -> _Chains:
+    mangle = {PRE: list(_guard(family, desired)), FWD: list(_marking(family, desired))}
+    found: _Chains = {
+        TableName.FILTER: {FWD: [(None, rule) for rule in _forward(desired.mark, ended)]},
+        TableName.MANGLE: {chain: servings for chain, servings in mangle.items() if servings},
+        TableName.NAT: {
+            PRE: list(prerouting(family, desired)),
+            OUT: list(output(family, desired)),
+            POST: list(postrouting(family, desired)),
+        },
+    }
+    return {table: chains for table, chains in found.items() if chains}
 
 
-def _most_specific_first(slot: Slot) -> tuple[bool, int, Protocol, PortRange]:
-    return slot.listen is None, int(slot.listen or 0), slot.protocol, slot.ports
+def _guard(family: Family, desired: Desired) -> Iterator[Serving]:
+    """Keep 127.0.0.0/8 the host's own where the kernel, for `localhost`, is told to route it."""
+    if desired.localhost and family is Family.IPV4:
+        for end in ("-s", "-d"):
+            yield None, Rule.of(f"{end} {LOOPBACK} ! -i lo", "DROP", "guard")
 
 
-def _claims(slot: Slot, mark: int) -> Iterator[tuple[Forward, Rule]]:
-    """Write the rules of a slot: for each forward and source, one that marks and one that translates."""
-    for forward in sorted(slot.forwards, key=_narrowest_first):
-        name = label(forward.domain)
-        for source in collapse(forward.sources) or [""]:
-            matches = _matches(forward, slot.ports, source)
-            yield forward, Rule.of(matches, f"CONNMARK --set-xmark {_masked(mark)}", name)
-            yield forward, Rule.of(matches, f"DNAT --to-destination {_destination(forward, slot.ports)}", name)
+def _marking(family: Family, desired: Desired) -> Iterator[Serving]:
+    """Mark new connections to and from guests that nobody translates on the way in: those of routes, and out of 1:1.
 
-
-def _narrowest_first(forward: Forward) -> tuple[bool, str, bool, list[str], str]:
-    sources = [str(source) for source in forward.sources]
-    return forward.interface is None, forward.interface or "", not sources, sources, str(forward.target)
-
-
-def _matches(forward: Forward, ports: PortRange, source: str) -> str:
-    parts = [f"-s {source}"] if source else []
-    if forward.listen is not None:
-        parts.append(f"-d {_host(forward.listen)}")
-    if forward.interface is not None:
-        parts.append(f"-i {forward.interface}")
-    between = str(ports).replace("-", ":")
-    return " ".join([*parts, f"-p {forward.protocol} -m {forward.protocol} --dport {between}"])
-
-
-def _destination(forward: Forward, ports: PortRange) -> str:
-    """Write where `ports`, a piece of the forward's own, lead; the number after the slash is what is counted from."""
-    shift = forward.target_ports.first - forward.ports.first
-    if ports.width > 1 and shift == 0:
-        return str(forward.target)
-    there = show_endpoint(forward.target, PortRange(ports.first + shift, ports.last + shift))
-    return there if ports.width == 1 else f"{there}/{ports.first}"
-
-
-def _hairpin(family: Family, desired: Desired) -> Iterator[Rule]:
-    """Make a guest that is reached from a guest answer through the host, which alone knows both addresses.
-
-    Our connections go to guests, most of them in known subnets. The few targets outside are sent back first, so that
-    one rule for each subnet is enough.
+    Only what leaves through an outer interface may leave, so no route leads into another guest network.
     """
-    subnets = [subnet for subnet in desired.guest_subnets if Family.of(subnet) is family]
-    if not subnets:
+    routes = sorted((route for route in desired.routes if _is_marked(route, family)), key=_first_address)
+    nats = leaving(family, desired)
+    if not routes and not nats:
         return
-    yield Rule.of(f"-m connmark ! --mark {_masked(desired.mark)}", "RETURN", "hairpin")
-    yield Rule.of("-m conntrack ! --ctstate DNAT", "RETURN", "hairpin")
-    targets = {forward.target for forward in desired.of_family(family)}
-    for target in sorted(targets, key=int):
-        if not any(target in subnet for subnet in subnets):
-            yield Rule.of(f"-d {_host(target)}", "RETURN", "hairpin")
-    for source in collapse(subnets):
-        yield Rule.of(f"-s {source}", "MASQUERADE", "hairpin")
+    yield None, Rule.of("-m conntrack ! --ctstate NEW", "RETURN", "all")
+    for route in routes:
+        ways = [f"-s {route.subnet} -i {route.bridge} -o {interface}" for interface in outer(desired)]
+        for way in [f"-d {route.subnet} -o {route.bridge}", *ways]:
+            yield route, Rule.of(way, set_mark(desired.mark), label(route.network))
+    yield from _marking_guests(nats, desired)
+
+
+def _marking_guests(nats: Iterable[Nat], desired: Desired) -> Iterator[Serving]:
+    """Mark what 1:1 guests open: it came in by the guest's bridge or, where that is not known, from within the host.
+
+    Anybody could give a guest's address as his own.
+    """
+    plugged = [nat for nat in nats if _is_plugged(nat)]
+    others = [nat for nat in nats if not _is_plugged(nat)]
+    for nat in plugged:
+        yield from _marking_guest(nat, f" -i {nat.bridge}", desired)
+    if others:
+        for interface in outer(desired):
+            yield None, Rule.of(f"-i {interface}", "RETURN", "all")
+    for nat in others:
+        yield from _marking_guest(nat, "", desired)
+
+
+def _marking_guest(nat: Nat, origin: str, desired: Desired) -> Iterator[Serving]:
+    for interface in outer(desired):
+        way = f"-s {host(nat.target)}{origin} -o {interface}"
+        yield nat, Rule.of(way, set_mark(desired.mark), label(nat.domain))
+
+
+def _is_plugged(nat: Nat) -> bool:
+    """Whether it is known where a 1:1 guest is plugged in, under a name that could be read as nothing else."""
+    return nat.bridge is not None and is_interface_name(nat.bridge)
+
+
+def _is_marked(route: Route, family: Family) -> bool:
+    """Whether rules can be written for a route: not for a bridge with a name that could be read as anything else."""
+    return route.family is family and is_interface_name(route.bridge)
+
+
+def _first_address(route: Route) -> tuple[int, int, str]:
+    return int(route.subnet.network_address), route.subnet.prefixlen, route.bridge
 
 
 def _forward(mark: int, ended: Iterable[Flow]) -> Iterator[Rule]:
@@ -151,15 +174,17 @@ def _forward(mark: int, ended: Iterable[Flow]) -> Iterator[Rule]:
     Once a connection is forgotten, its guest's next packet looks like the first of a connection to its client;
     masqueraded to the address and port that the client knows, it would go on as if nothing had happened.
     """
-    yield Rule.of(_marked(mark), "ACCEPT", "all")
     rules = [Rule.of(_ended(flow), f"REJECT --reject-with {_refusal(flow)}", "ended") for flow in ended]
     if rules:
+        # A 1:1 guest's packet is marked by now; what goes on is led past the rules that may be many.
+        yield Rule.of(f"{_marked(mark)} -m conntrack ! --ctstate NEW", "ACCEPT", "ended")
         yield Rule.of("-m conntrack ! --ctstate NEW", "RETURN", "ended")
         yield from sorted(rules, key=str)
+    yield Rule.of(_marked(mark), "ACCEPT", "all")
 
 
 def _ended(flow: Flow) -> str:
-    ends = f"-s {_host(flow.server)} -d {_host(flow.client)}"
+    ends = f"-s {host(flow.server)} -d {host(flow.client)}"
     return f"{ends} -p {flow.protocol} -m {flow.protocol} --sport {flow.server_port} --dport {flow.client_port}"
 
 
@@ -168,12 +193,4 @@ def _refusal(flow: Flow) -> str:
 
 
 def _marked(mark: int) -> str:
-    return f"-m connmark --mark {_masked(mark)}"
-
-
-def _masked(mark: int) -> str:
-    return f"{mark:#x}/{mark:#x}"
-
-
-def _host(address: Address) -> str:
-    return f"{address}/{address.max_prefixlen}"
+    return f"-m connmark --mark {masked(mark)}"

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from fwdaemon.legacy.model import Rule
 
-_HEADER = {"-s": "src", "-d": "dst", "-i": "interface", "-p": "protocol"}
+_HEADER = {"-s": "src", "-d": "dst", "-i": "in_interface", "-o": "out_interface", "-p": "protocol"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +18,10 @@ class Extension:
 
 @dataclass(frozen=True, slots=True)
 class Words:
-    """A rule taken apart; `header` holds `src`, `dst`, `interface` and `protocol` where the rule names them."""
+    """A rule taken apart; `header` holds what the rule says of addresses, interfaces and protocol.
+
+    Its names are those of python-iptables, its values are as in an `Extension`.
+    """
 
     header: tuple[tuple[str, str], ...]
     matches: tuple[Extension, ...]

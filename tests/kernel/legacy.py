@@ -2,14 +2,37 @@
 
 import os
 import threading
+from dataclasses import replace
+from ipaddress import ip_network
 from pathlib import Path
 
+from fwdaemon.desired import Opening
 from fwdaemon.legacy.client import HelperClient
 from fwdaemon.legacy.difference import Change
 from fwdaemon.legacy.model import TableName
 from fwdaemon.model import Family
+from tests.kernel.test_nftables import ALL
 from tests.lab.command import run
 from tests.lab.rules import foreign_rules, own_rules
+from tests.unit.forwards import nat, route
+
+MAIL = nat("198.51.100.8", "192.168.122.51")
+SECOND = nat("198.51.100.9", "192.168.122.51")
+SIX_MAIL = nat("2001:db8::8", "2001:db8:5::51", domain="six")
+ROUTED = route("203.0.113.64/29")
+SIX_ROUTED = route("2001:db8:1::/64")
+# Openings of every kind, and all that goes with them.
+EVERYTHING = replace(
+    ALL.having([MAIL, SECOND, SIX_MAIL, ROUTED, SIX_ROUTED]),
+    guest_subnets=frozenset({ip_network("192.168.122.0/24"), ip_network("2001:db8:5::/64")}),
+    outer=frozenset({"eth0", "wg0"}),
+    localhost=True,
+)
+
+
+def of_ipv4(*kinds: type[Opening]) -> frozenset[Opening]:
+    """Name the openings of some kinds in `EVERYTHING`."""
+    return frozenset(item for item in EVERYTHING.openings if item.family is Family.IPV4 and isinstance(item, kinds))
 
 
 def helpers() -> list[int]:

@@ -1,19 +1,18 @@
 """The iptables backend on the real kernel: what is written comes back equal, and whatever is bent is mended."""
 
-import os
 import shlex
 import subprocess
 import sys
 import time
 from dataclasses import replace
-from ipaddress import ip_address, ip_network
+from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fwdaemon.desired import Desired, Forward
+from fwdaemon.desired import Desired, Forward, Nat, Opening, Route
 from fwdaemon.flows import Flow
 from fwdaemon.legacy.backend import LegacyBackend
 from fwdaemon.legacy.info import existing_tables
@@ -21,13 +20,15 @@ from fwdaemon.legacy.model import PRE
 from fwdaemon.legacy.ruleset import tables
 from fwdaemon.legacy.text import restore_text
 from fwdaemon.model import Family, Protocol
-from tests.kernel.legacy import foreign, helpers, iptables, own, saved
-from tests.kernel.test_nftables import ALL, GAME, SHIFTED, SIX, WEB
+from tests.kernel.legacy import EVERYTHING, MAIL, ROUTED, foreign, helpers, iptables, of_ipv4, own, saved
+from tests.kernel.test_nftables import ALL, GAME, HOSTILE, SHIFTED, SIX, WEB
 from tests.lab.command import run
-from tests.unit.forwards import forward, some_forwards
+from tests.unit.forwards import forward, some_states
 
-IPV4 = frozenset(item for item in ALL.forwards if item.family is Family.IPV4)
-GUESTS = replace(ALL, guest_subnets=frozenset({ip_network("192.168.122.0/24"), ip_network("2001:db8:5::/64")}))
+IPV4 = of_ipv4(Forward, Nat, Route)
+TRANSLATED, MARKED = of_ipv4(Forward, Nat), of_ipv4(Nat, Route)
+# Those that answer on 127.0.0.1, and need the guard.
+LOCAL = {WEB, HOSTILE}
 FLOW = Flow(
     Protocol.TCP,
     ip_address("198.51.100.2"),
@@ -41,18 +42,18 @@ FLOW = Flow(
 
 
 def test_the_kernel_holds_what_is_rendered(backend: LegacyBackend) -> None:
-    assert backend.apply(GUESTS, thorough=False).mended == ALL.forwards
-    rendered = [line for line in backend.render(GUESTS).splitlines() if line.startswith("-A")]
+    assert backend.apply(EVERYTHING, thorough=False).mended == EVERYTHING.openings
+    rendered = [line for line in backend.render(EVERYTHING).splitlines() if line.startswith("-A")]
     held = [line for line in own().splitlines() if line.startswith("-A KVMPF")]
     assert sorted(held) == sorted(rendered)
-    assert "-A FORWARD -m comment --comment kvm-portfwd -j KVMPF_FWD" in own()
+    assert own().count("-A FORWARD -m comment --comment kvm-portfwd -j KVMPF_FWD") == 4
 
 
 @pytest.mark.parametrize("family", Family)
 def test_a_rule_is_what_iptables_itself_would_make_of_it(backend: LegacyBackend, family: Family) -> None:
     """Listings do not show everything, such as which letters of an interface's name count."""
     bound = forward("tcp *:90", "[2001:db8:5::5]:90", interface="eth0")
-    desired = replace(GUESTS, forwards=GUESTS.forwards | {bound})
+    desired = EVERYTHING.having([bound])
     backend.apply(desired, thorough=False)
     table = ""
     for line in restore_text(family, tables(desired)[family]).splitlines():
@@ -63,27 +64,30 @@ def test_a_rule_is_what_iptables_itself_would_make_of_it(backend: LegacyBackend,
 
 
 def test_what_is_written_comes_back_equal(backend: LegacyBackend) -> None:
-    backend.apply(GUESTS, thorough=False)
+    backend.apply(EVERYTHING, thorough=False)
     later = LegacyBackend()
-    assert not later.apply(GUESTS, thorough=True).changed
+    assert not later.apply(EVERYTHING, thorough=True).changed
     later.close()
 
 
 def test_nothing_is_done_when_nothing_changed(backend: LegacyBackend) -> None:
-    backend.apply(ALL, thorough=False)
+    backend.apply(EVERYTHING, thorough=False)
     before = saved()
     pids = helpers()
-    assert not backend.apply(ALL, thorough=False).changed
-    assert not backend.apply(ALL, thorough=True).changed
+    assert not backend.apply(EVERYTHING, thorough=False).changed
+    assert not backend.apply(EVERYTHING, thorough=True).changed
     assert helpers() == pids
     assert [line for line in saved().splitlines() if line[0] != "#"] == [
         line for line in before.splitlines() if line[0] != "#"
     ]
 
 
-def test_no_table_is_brought_into_being_but_the_two_that_are_needed(backend: LegacyBackend) -> None:
+def test_no_table_is_brought_into_being_but_those_that_are_needed(backend: LegacyBackend) -> None:
     backend.apply(Desired(frozenset({WEB})), thorough=True)
-    assert Path("/proc/thread-self/net/ip_tables_names").read_text(encoding="ascii").split() == ["nat", "filter"]
+    names = Path("/proc/thread-self/net/ip_tables_names")
+    assert names.read_text(encoding="ascii").split() == ["nat", "filter"]
+    backend.apply(Desired(frozenset({WEB}), frozenset({MAIL})), thorough=True)
+    assert set(names.read_text(encoding="ascii").split()) == {"nat", "filter", "mangle"}
     assert existing_tables(Family.IPV6) == frozenset()
     backend.remove()
     assert existing_tables(Family.IPV6) == frozenset()
@@ -103,54 +107,64 @@ def test_counters_of_forwards_that_stay_go_on(backend: LegacyBackend) -> None:
     ("bend", "damaged"),
     [
         ("-F", IPV4),
-        ("-t nat -F", IPV4),
-        ("-t nat -F PREROUTING", IPV4),
-        ("-t nat -F KVMPF_PRE", IPV4),
+        ("-t nat -F", TRANSLATED),
+        ("-t nat -F PREROUTING", TRANSLATED),
+        ("-t nat -F KVMPF_PRE", TRANSLATED),
         ("-F KVMPF_FWD", IPV4),
         ("-t nat -D KVMPF_PRE 1", {SHIFTED}),
-        ("-t nat -I KVMPF_PRE -j ACCEPT", IPV4),
-        ("-t nat -A KVMPF_PRE -j RETURN", IPV4),
-        ("-t nat -R KVMPF_PRE 4 -p tcp --dport 25 -j DNAT --to-destination 192.0.2.1", IPV4),
-        ("-t nat -I PREROUTING -m comment --comment kvm-portfwd -j KVMPF_PRE", IPV4),
-        ("-t nat -I PREROUTING -p tcp -m comment --comment kvm-portfwd -j KVMPF_PRE", IPV4),
-        ("-t nat -I PREROUTING -j KVMPF_PRE", IPV4),
+        ("-t nat -I KVMPF_PRE -j ACCEPT", TRANSLATED),
+        ("-t nat -A KVMPF_PRE -j RETURN", TRANSLATED),
+        ("-t nat -R KVMPF_PRE 4 -p tcp --dport 25 -j DNAT --to-destination 192.0.2.1", TRANSLATED),
+        ("-t nat -D KVMPF_POST 1", {MAIL}),
+        ("-t nat -I PREROUTING -m comment --comment kvm-portfwd -j KVMPF_PRE", TRANSLATED),
+        ("-t nat -I PREROUTING -p tcp -m comment --comment kvm-portfwd -j KVMPF_PRE", TRANSLATED),
+        ("-t nat -I PREROUTING -j KVMPF_PRE", TRANSLATED),
         ("-t nat -N KVMPF_OLD", set()),
+        ("-t mangle -F", MARKED | LOCAL),
+        ("-t mangle -F KVMPF_FWD", MARKED),
+        ("-t mangle -D KVMPF_FWD 2", {ROUTED}),
+        ("-t mangle -D KVMPF_PRE 1", LOCAL),
+        ("-t mangle -R KVMPF_PRE 2 -j ACCEPT", LOCAL),
     ],
 )
-def test_whatever_is_bent_is_mended(backend: LegacyBackend, bend: str, damaged: frozenset[Forward]) -> None:
-    backend.apply(GUESTS, thorough=False)
+def test_whatever_is_bent_is_mended(backend: LegacyBackend, bend: str, damaged: frozenset[Opening]) -> None:
+    backend.apply(EVERYTHING, thorough=False)
     before = foreign(), own()
     iptables(*bend.split())
     # A rule that was replaced by one as large shows only in a comparison.
-    outcome = backend.apply(GUESTS, thorough=True)
+    outcome = backend.apply(EVERYTHING, thorough=True)
     assert outcome.changed
     assert outcome.damaged == damaged
     assert (foreign(), own()) == before
-    assert not backend.apply(GUESTS, thorough=True).changed
+    assert not backend.apply(EVERYTHING, thorough=True).changed
 
 
 def test_a_deleted_chain_comes_back(backend: LegacyBackend) -> None:
-    backend.apply(ALL, thorough=False)
+    backend.apply(EVERYTHING, thorough=False)
     before = own()
     for family in Family:
-        for words in ("-F", "-X", "-t nat -F", "-t nat -X"):
+        for words in ("-F", "-X", "-t mangle -F", "-t mangle -X", "-t nat -F", "-t nat -X"):
             iptables(*words.split(), family=family)
-    assert backend.apply(ALL, thorough=False).damaged == ALL.forwards
+    assert backend.apply(EVERYTHING, thorough=False).damaged == EVERYTHING.openings
     assert own() == before
 
 
-@pytest.mark.parametrize("table", ["nat PREROUTING", "nat OUTPUT", "nat POSTROUTING", "filter FORWARD"])
+@pytest.mark.parametrize(
+    "table",
+    ["nat PREROUTING", "nat OUTPUT", "nat POSTROUTING", "filter FORWARD", "mangle FORWARD", "mangle PREROUTING"],
+)
 def test_a_link_goes_back_to_the_head(backend: LegacyBackend, table: str) -> None:
-    backend.apply(ALL, thorough=False)
+    backend.apply(EVERYTHING, thorough=False)
     name, chain = table.split(" ")
     iptables("-t", name, "-I", chain, "-m", "comment", "--comment", "theirs", "-j", "ACCEPT")
-    outcome = backend.apply(ALL, thorough=False)
+    outcome = backend.apply(EVERYTHING, thorough=False)
     (change,) = outcome.gates
     assert (str(change.gate), change.restored) == (f"ip {table}", True)
     assert change.fault == "another rule was ahead of it"
-    lines = [line for line in saved().splitlines() if line.startswith(f"-A {chain}")]
+    listing = saved().partition(f"*{name}\n")[2].partition("COMMIT")[0]
+    lines = [line for line in listing.splitlines() if line.startswith(f"-A {chain}")]
     assert [("kvm-portfwd" in line, "theirs" in line) for line in lines[:2]] == [(True, False), (False, True)]
-    assert not backend.apply(ALL, thorough=True).changed
+    assert not backend.apply(EVERYTHING, thorough=True).changed
 
 
 def test_foreign_rules_come_through_byte_for_byte(backend: LegacyBackend) -> None:
@@ -161,20 +175,39 @@ def test_foreign_rules_come_through_byte_for_byte(backend: LegacyBackend) -> Non
         iptables("-t", "nat", "-A", "POSTROUTING", "-o", "eth0", "-j", "MASQUERADE", family=family)
         iptables("-t", "mangle", "-A", "FORWARD", "-j", "CONNMARK", "--save-mark", family=family)
     before = foreign()
-    backend.apply(ALL, thorough=False)
+    backend.apply(EVERYTHING, thorough=False)
     assert foreign() == before
     backend.apply(replace(ALL, forwards=frozenset({WEB})), thorough=False)
+    assert foreign() == before
     backend.remove()
     assert foreign() == before
     assert own() == ""
 
 
-def test_what_an_earlier_run_left_is_adopted_or_taken_away(backend: LegacyBackend) -> None:
+def test_what_nobody_needs_any_more_goes_from_the_mangle_table(backend: LegacyBackend) -> None:
     backend.apply(ALL, thorough=False)
+    before = own()
+    backend.apply(EVERYTHING, thorough=False)
+    # As by a daemon that was started anew.
     later = LegacyBackend()
-    outcome = later.apply(replace(ALL, forwards=ALL.forwards - {WEB, SIX}), thorough=False)
+    assert later.apply(ALL, thorough=False).mended == frozenset()
+    later.close()
+    assert own() == before
+
+
+def test_what_an_earlier_run_left_is_adopted_or_taken_away(backend: LegacyBackend) -> None:
+    backend.apply(EVERYTHING, thorough=False)
+    later = LegacyBackend()
+    fewer = replace(EVERYTHING, forwards=ALL.forwards - {WEB, SIX}, nats=frozenset({MAIL}), routes=frozenset())
+    outcome = later.apply(fewer, thorough=False)
     assert outcome.mended == frozenset()
-    assert outcome.stale == {"ip nat KVMPF_PRE web1", "ip6 nat KVMPF_PRE six"}
+    assert outcome.stale == {
+        "ip nat KVMPF_PRE web1",
+        "ip6 nat KVMPF_PRE six",
+        "ip6 mangle KVMPF_FWD six",
+        *(f"{family} mangle KVMPF_FWD public" for family in ("ip", "ip6")),
+        "ip nat KVMPF_PRE mail",
+    }
     assert LegacyBackend().remove().changed
     assert own() == ""
     later.close()
@@ -193,45 +226,45 @@ def test_ended_connections_are_refused_for_a_while(backend: LegacyBackend, monke
 
 
 _STORM = """
-import os, random, subprocess, sys, time
-number, until = sys.argv[1], time.monotonic() + float(sys.argv[2])
-table, chain = random.choice([("nat", "PREROUTING"), ("filter", "FORWARD"), ("nat", "POSTROUTING")])
+import os, random, subprocess, sys
+number, storming = sys.argv[1], sys.argv[2]
+table, chain = random.choice([("nat", "PREROUTING"), ("filter", "FORWARD"), ("mangle", "FORWARD")])
 rule = ["-m", "comment", "--comment", "storm-" + number, "-j", "RETURN"]
 there = False
-while time.monotonic() < until or not there:
+while os.path.exists(storming) or not there:
     verb = "-D" if there else random.choice(["-A", "-I"])
     subprocess.run(["iptables-legacy", "-w", "-t", table, verb, chain, *rule], check=True)
     there = not there
 """
 
 
-def test_nobody_loses_a_rule_when_everybody_writes(backend: LegacyBackend) -> None:
+def test_nobody_loses_a_rule_when_everybody_writes(backend: LegacyBackend, tmp_path: Path) -> None:
+    storming = tmp_path / "storming"
+    storming.touch()
     processes = [
-        subprocess.Popen([sys.executable, "-c", _STORM, str(number), "8"], env=dict(os.environ))  # noqa: S603
+        subprocess.Popen([sys.executable, "-c", _STORM, str(number), str(storming)])  # noqa: S603
         for number in range(12)
     ]
-    states = [ALL, replace(ALL, forwards=frozenset({WEB, GAME})), replace(ALL, forwards=ALL.forwards - {WEB})]
-    applied = 0
-    while any(process.poll() is None for process in processes):
-        backend.apply(states[applied % 3], thorough=True)
-        applied += 1
+    states = [EVERYTHING, replace(ALL, forwards=frozenset({WEB, GAME})), replace(EVERYTHING, routes=frozenset())]
+    for desired in states * 3:
+        backend.apply(desired, thorough=True)
+    storming.unlink()
     assert [process.wait() for process in processes] == [0] * len(processes)
-    assert applied > 10
-    backend.apply(ALL, thorough=True)
+    backend.apply(EVERYTHING, thorough=True)
     listing = saved()
     assert [listing.count(f"storm-{number} ") for number in range(12)] == [1] * 12
     for chain in ("PREROUTING", "OUTPUT", "POSTROUTING", "FORWARD"):
         (first, *others) = [line for line in listing.splitlines() if line.startswith(f"-A {chain} ")][:20]
         assert "kvm-portfwd" in first
         assert not any("kvm-portfwd" in line and "storm" in line for line in others)
-    assert not backend.apply(ALL, thorough=True).changed
+    assert not backend.apply(EVERYTHING, thorough=True).changed
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.lists(st.frozensets(some_forwards(), max_size=8), min_size=1, max_size=4))
-def test_any_sequence_of_states_is_reached_and_holds(backend: LegacyBackend, states: list[frozenset[Forward]]) -> None:
-    for forwards in states:
-        desired = Desired(forwards, kept=frozenset({Family.IPV4}))
+@given(st.lists(some_states(), min_size=1, max_size=4))
+def test_any_sequence_of_states_is_reached_and_holds(backend: LegacyBackend, states: list[Desired]) -> None:
+    for state in states:
+        desired = replace(state, kept=frozenset({Family.IPV4}))
         backend.apply(desired, thorough=False)
         assert not backend.apply(desired, thorough=True).changed
         rendered = sorted(line for line in backend.render(desired).splitlines() if line.startswith("-A"))

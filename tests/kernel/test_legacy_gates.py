@@ -73,9 +73,12 @@ def test_a_table_tells_its_size_and_chains(lock_file: Path) -> None:
         assert after.entries == before.entries + 1
 
 
+@pytest.mark.parametrize("table", TableName)
 @pytest.mark.parametrize("hidden", [False, True], ids=["with the lock", "without the lock"])
-def test_a_change_is_noticed(lock_file: Path, monkeypatch: pytest.MonkeyPatch, *, hidden: bool) -> None:
-    iptables("-A", "FORWARD", "-j", "ACCEPT")
+def test_a_change_is_noticed(
+    lock_file: Path, monkeypatch: pytest.MonkeyPatch, table: TableName, *, hidden: bool
+) -> None:
+    iptables("-t", table, "-A", "OUTPUT", "-j", "ACCEPT")
 
     async def notice() -> None:
         heard = asyncio.Event()
@@ -90,7 +93,7 @@ def test_a_change_is_noticed(lock_file: Path, monkeypatch: pytest.MonkeyPatch, *
         assert not heard.is_set()
         if hidden:
             monkeypatch.setenv("XTABLES_LOCKFILE", f"{lock_file}.other")
-        iptables("-A", "FORWARD", "-j", "DROP")
+        iptables("-t", table, "-A", "OUTPUT", "-j", "RETURN")
         monkeypatch.setenv("XTABLES_LOCKFILE", str(lock_file))
         await asyncio.wait_for(heard.wait(), 10)
         monitor.close()

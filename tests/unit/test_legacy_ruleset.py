@@ -7,7 +7,7 @@ from fwdaemon.desired import Desired, Forward
 from fwdaemon.flows import Flow
 from fwdaemon.legacy.backend import LegacyBackend
 from fwdaemon.legacy.model import FWD, POST, PRE, Rule, TableName
-from fwdaemon.legacy.ruleset import forwards_of, tables
+from fwdaemon.legacy.ruleset import openings_of, tables
 from fwdaemon.legacy.syntax import Extension, parse
 from fwdaemon.model import Family, Protocol
 from fwdaemon.netfilter import Backend
@@ -110,10 +110,12 @@ def test_marked_connections_are_let_through_and_ended_ones_refused() -> None:
     udp = replace(tcp, protocol=Protocol.UDP)
     ends = "-s 192.168.122.50/32 -d 198.51.100.2/32"
     assert rules(FWD, WEB) == ["-m connmark --mark 0x2000000/0x2000000 -j ACCEPT"]
-    assert rules(FWD, WEB, ended=(udp, tcp))[1:] == [
+    assert rules(FWD, WEB, ended=(udp, tcp)) == [
+        "-m connmark --mark 0x2000000/0x2000000 -m conntrack ! --ctstate NEW -j ACCEPT",
         "-m conntrack ! --ctstate NEW -j RETURN",
         f"{ends} -p tcp -m tcp --sport 80 --dport 40000 -j REJECT --reject-with tcp-reset",
         f"{ends} -p udp -m udp --sport 80 --dport 40000 -j REJECT --reject-with icmp-port-unreachable",
+        "-m connmark --mark 0x2000000/0x2000000 -j ACCEPT",
     ]
 
 
@@ -122,10 +124,10 @@ def test_a_family_without_forwards_needs_nothing() -> None:
     assert tables(Desired(kept=frozenset({Family.IPV6}))).keys() == {Family.IPV6}
 
 
-def test_a_rule_tells_which_forward_it_serves() -> None:
+def test_a_rule_tells_which_opening_it_serves() -> None:
     desired = Desired(frozenset({WEB}))
     pre = tables(desired)[Family.IPV4][TableName.NAT].chains[PRE]
-    served = forwards_of(desired, Family.IPV4)
+    served = openings_of(desired, Family.IPV4)
     assert [served.get(rule.comment) for rule in pre] == [None, None, None, WEB, WEB]
 
 
@@ -140,8 +142,8 @@ def test_a_hostile_name_is_no_syntax() -> None:
 def test_another_body_is_another_digest() -> None:
     moved = replace(WEB, target=ip_address("192.168.122.51"))
     assert (
-        not forwards_of(Desired(frozenset({WEB})), Family.IPV4).keys()
-        >= forwards_of(Desired(frozenset({moved})), Family.IPV4).keys()
+        not openings_of(Desired(frozenset({WEB})), Family.IPV4).keys()
+        >= openings_of(Desired(frozenset({moved})), Family.IPV4).keys()
     )
 
 
@@ -167,13 +169,18 @@ def test_a_rule_is_taken_apart() -> None:
     words = parse(
         Rule("-s 192.0.2.0/24 -i eth0 -p tcp -m tcp --dport 1:2 -m conntrack ! --ctstate NEW", "RETURN", "a b")
     )
-    assert words.header == (("src", "192.0.2.0/24"), ("interface", "eth0"), ("protocol", "tcp"))
+    assert words.header == (("src", "192.0.2.0/24"), ("in_interface", "eth0"), ("protocol", "tcp"))
     assert words.matches == (
         Extension("tcp", (("dport", "1:2"),)),
         Extension("conntrack", (("ctstate", "!NEW"),)),
         Extension("comment", (("comment", "a b"),)),
     )
     assert words.target == Extension("RETURN", ())
+    assert parse(Rule("-d 127.0.0.0/8 ! -i lo -o eth0", "DROP", "a b")).header == (
+        ("dst", "127.0.0.0/8"),
+        ("in_interface", "!lo"),
+        ("out_interface", "eth0"),
+    )
     assert parse(Rule("", "DNAT --to-destination 192.0.2.1:3-4/1", "")).target.options == (
         ("to-destination", "192.0.2.1:3-4/1"),
     )

@@ -1,0 +1,49 @@
+"""Real packets through openings of several kinds at once, and through bridges whose frames pass through netfilter."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.kernel.conftest import Open
+from tests.kernel.scene import Plan, answers
+from tests.kernel.topology import PORT, Topology
+from tests.unit.forwards import forward, nat, route
+
+
+def test_a_forward_on_every_address_is_not_for_one_that_is_not_the_hosts(
+    machines: Topology, opened: Open, plan: Plan
+) -> None:
+    opened(nat(plan.elsewhere, plan.mail), forward(f"tcp *:{PORT}", f"[{plan.peer}]:{PORT}"))
+    answers(machines.outside, plan.elsewhere, f"mail {plan.outside}")
+    assert machines.outside.tcp(plan.public, PORT).text == f"peer {plan.outside}"
+
+
+def test_a_one_to_one_guest_keeps_its_own_address_where_it_does_not_leave_the_host(
+    machines: Topology, opened: Open, plan: Plan
+) -> None:
+    opened(nat(plan.public, plan.mail), route(plan.subnet))
+    answers(machines.mail, plan.routed, f"routed {plan.mail}")
+
+
+@pytest.fixture
+def filtered_bridges(machines: Topology) -> Iterator[Topology]:
+    """Let bridged frames pass through netfilter, and guests reach themselves, as the daemon does."""
+    _filter_bridges(machines, filtering=1, hairpin="on")
+    yield machines
+    _filter_bridges(machines, filtering=0, hairpin="off")
+
+
+def _filter_bridges(machines: Topology, filtering: int, hairpin: str) -> None:
+    machines.host.sysctl(*(f"bridge.bridge-nf-call-{name}={filtering}" for name in ("iptables", "ip6tables")))
+    for guest in (machines.mail, machines.peer):
+        machines.host.run("bridge", "link", "set", "dev", guest.name, "hairpin", hairpin)
+
+
+def test_guests_keep_their_public_addresses_where_bridges_are_filtered(
+    filtered_bridges: Topology, opened: Open, plan: Plan
+) -> None:
+    mail, peer = filtered_bridges.mail, filtered_bridges.peer
+    opened(nat(plan.public, plan.mail), nat(plan.other, plan.peer), forward("tcp *:8080", f"[{plan.mail}]:{PORT}"))
+    answers(peer, plan.public, f"mail {plan.other}")
+    answers(mail, plan.public, f"mail {plan.public}")
+    assert peer.tcp(plan.public, 8080).text == f"mail {plan.other}"

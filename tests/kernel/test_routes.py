@@ -1,0 +1,196 @@
+"""Routes to libvirt networks, on the real kernel."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from fwdaemon import routes as module
+from fwdaemon.desired import Route
+from fwdaemon.ipv6_bridges import Ipv6Bridges
+from fwdaemon.ledger import Ledger
+from fwdaemon.outcome import Outcome
+from fwdaemon.routes import RouteKeeper
+from tests.kernel.links import Links, linked
+from tests.lab.place import wait_until
+from tests.unit.forwards import route
+
+OURS = "203.0.113.64/29"
+OURS6 = "2001:db8:1::/64"
+NOTHING: frozenset[Route] = frozenset()
+BOTH = frozenset({route(OURS), route(OURS6)})
+
+
+@pytest.fixture
+def links(lab: None) -> Iterator[Links]:
+    del lab
+    with linked() as links:
+        yield links
+
+
+def keeper(directory: Path) -> RouteKeeper:
+    return RouteKeeper(Ipv6Bridges(Ledger("disable-ipv6", directory), Ledger("addr-gen-mode", directory)))
+
+
+def shown(links: Links) -> str:
+    return links.told("-details", "route", "show", "table", "all") + links.told("-6", "route", "show", "table", "all")
+
+
+def is_off(links: Links, setting: str = "disable_ipv6") -> str:
+    return links.host.run("sysctl", "-n", f"net.ipv6.conf.virbr1.{setting}").strip()
+
+
+def test_routes_come_and_go(links: Links, tmp_path: Path) -> None:
+    links.guest.ip("address add 203.0.113.66/32 dev eth0", "address add 2001:db8:1::66/128 dev eth0")
+    before, kept = shown(links), keeper(tmp_path)
+    assert kept.keep(BOTH) == Outcome(mended=BOTH, changed=True)
+    assert "203.0.113.64/29 dev virbr1 " in links.told("route", "show", "proto", "107")
+    assert links.host.pings("203.0.113.66")
+    assert links.host.pings("2001:db8:1::66")
+    assert kept.keep(BOTH) == Outcome()
+    assert kept.keep(NOTHING) == Outcome(changed=True)
+    assert shown(links) == before
+
+
+def test_nothing_is_asked_while_nothing_is_wanted(
+    links: Links, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    del links
+    kept = keeper(tmp_path)
+    kept.keep(NOTHING)
+    monkeypatch.setattr(module, "Rtnetlink", None)
+    assert kept.keep(NOTHING) == Outcome()
+
+
+def test_a_flush_is_mended(links: Links, tmp_path: Path) -> None:
+    kept = keeper(tmp_path)
+    kept.keep(BOTH)
+    links.host.run("ip", "route", "flush", "proto", "107")
+    damaged = frozenset({route(OURS)})
+    assert kept.keep(BOTH) == Outcome(mended=damaged, damaged=damaged, changed=True)
+    assert kept.keep(BOTH) == Outcome()
+
+
+def test_what_an_earlier_run_left_goes_and_what_is_wanted_stays(links: Links, tmp_path: Path) -> None:
+    before = shown(links)
+    keeper(tmp_path).keep(BOTH)
+    later = keeper(tmp_path)
+    left = frozenset({f"route {OURS6}"})
+    assert later.keep(frozenset({route(OURS)})) == Outcome(stale=left, changed=True)
+    assert keeper(tmp_path).keep(NOTHING) == Outcome(stale=frozenset({f"route {OURS}"}), changed=True)
+    assert shown(links) == before
+
+
+def test_a_network_with_another_bridge(links: Links, tmp_path: Path) -> None:
+    links.host.ip("link add virbr2 type bridge", "link set virbr2 up")
+    kept = keeper(tmp_path)
+    kept.keep(frozenset({route(OURS)}))
+    moved = frozenset({route(OURS, "virbr2")})
+    assert kept.keep(moved) == Outcome(mended=moved, changed=True)
+    assert "dev virbr2" in links.told("route", "show", OURS)
+
+
+@pytest.mark.parametrize("subnet", [OURS, OURS6])
+@pytest.mark.parametrize("metric", ["", "metric 5", "metric 5000"])
+def test_a_route_of_somebody_else_is_left_and_told(links: Links, tmp_path: Path, subnet: str, metric: str) -> None:
+    links.host.ip(f"route add {subnet} dev eth0 proto static {metric}")
+    before, kept = shown(links), keeper(tmp_path)
+    outcome = kept.keep(frozenset({route(subnet)}))
+    assert outcome == Outcome(faults=outcome.faults)
+    assert outcome.faults == (
+        f"{subnet} is not routed to network public: it is already routed to eth0 by somebody else (protocol static):"
+        " remove that route",
+    )
+    assert kept.keep(NOTHING) == Outcome()
+    assert shown(links) == before
+    links.host.ip(f"route del {subnet} dev eth0")
+    assert kept.keep(frozenset({route(subnet)})).changed
+
+
+def test_a_subnet_that_somebody_refuses_is_left_so(links: Links, tmp_path: Path) -> None:
+    links.host.ip(f"route add blackhole {OURS}", f"route add unreachable {OURS6}")
+    before, kept = shown(links), keeper(tmp_path)
+    faults = kept.keep(BOTH).faults
+    assert [fault.split()[0] for fault in faults] == [OURS6, OURS]
+    assert all("remove that" in fault for fault in faults)
+    kept.keep(NOTHING)
+    assert shown(links) == before
+
+
+@pytest.mark.parametrize("subnet", [OURS, OURS6])
+def test_a_route_of_somebody_else_to_the_same_bridge_will_do(links: Links, tmp_path: Path, subnet: str) -> None:
+    links.host.ip(f"route add {subnet} dev virbr1")
+    before, kept, wanted = shown(links), keeper(tmp_path), frozenset({route(subnet)})
+    assert kept.keep(wanted) == Outcome()
+    assert shown(links) == before
+    links.host.ip(f"route del {subnet} dev virbr1")
+    assert kept.keep(wanted) == Outcome(mended=wanted, changed=True)
+
+
+def test_an_address_of_the_host_itself_is_no_route(links: Links, tmp_path: Path) -> None:
+    (fault,) = keeper(tmp_path).keep(frozenset({route("198.51.100.1/32")})).faults
+    assert fault == "198.51.100.1/32 is not routed to network public: it is an address of this host"
+    assert "proto 107" not in shown(links)
+
+
+def test_a_bridge_that_is_not_there_or_down_is_told_and_its_return_mends(links: Links, tmp_path: Path) -> None:
+    kept = keeper(tmp_path)
+    kept.keep(BOTH)
+    links.host.ip("link set virbr1 down")
+    assert [fault.split(":")[-1] for fault in kept.keep(frozenset({route(OURS)})).faults] == [" Device for nexthop is not up"]
+    links.host.ip("link del virbr1")
+    assert all(fault.endswith("there is no bridge virbr1") for fault in kept.keep(BOTH).faults)
+    links.host.ip("link add virbr1 type bridge", "link set virbr1 up")
+    assert kept.keep(BOTH) == Outcome(mended=BOTH, changed=True)
+
+
+@pytest.mark.parametrize("bridge", ["", "..", "../eth0", "all", "a b", "x" * 300, "nul\0", "--help", "virbr\n1"])
+def test_a_hostile_bridge_is_a_fault(links: Links, tmp_path: Path, bridge: str) -> None:
+    before, kept = shown(links), keeper(tmp_path)
+    outcome = kept.keep(frozenset({route(OURS6, bridge), route(OURS)}))
+    assert outcome.mended == {route(OURS)}
+    assert outcome.faults
+    assert all(fault.isprintable() for fault in outcome.faults)
+    kept.keep(NOTHING)
+    assert shown(links) == before
+
+
+def test_ipv6_is_switched_on_for_a_bridge_that_has_none(links: Links, tmp_path: Path) -> None:
+    links.host.sysctl("ipv6.conf.virbr1.disable_ipv6=1")
+    links.guest.ip("address add 2001:db8:1::66/128 dev eth0")
+    kept = keeper(tmp_path)
+    assert kept.keep(BOTH).faults == ()
+    assert is_off(links) == "0"
+    wait_until(lambda: links.host.pings("2001:db8:1::66"), "the bridge can use its new address, and the guest answers")
+    # Only the route of IPv6 needs it, and a later run knows that it was off.
+    assert keeper(tmp_path).keep(frozenset({route(OURS)})).changed
+    assert is_off(links) == "1"
+
+
+def test_ipv6_is_switched_on_again(links: Links, tmp_path: Path) -> None:
+    links.host.sysctl("ipv6.conf.virbr1.disable_ipv6=1")
+    kept = keeper(tmp_path)
+    kept.keep(BOTH)
+    links.host.sysctl("ipv6.conf.virbr1.disable_ipv6=1")
+    lost = frozenset({route(OURS6)})
+    assert kept.keep(BOTH) == Outcome(mended=lost, damaged=lost, changed=True)
+    kept.keep(NOTHING)
+    assert is_off(links) == "1"
+
+
+def test_ipv6_that_is_on_stays_on(links: Links, tmp_path: Path) -> None:
+    kept = keeper(tmp_path)
+    kept.keep(BOTH)
+    kept.keep(NOTHING)
+    assert is_off(links) == "0"
+
+
+def test_a_bridge_gets_a_link_local_address(links: Links, tmp_path: Path) -> None:
+    links.host.sysctl("ipv6.conf.virbr1.addr_gen_mode=1", "ipv6.conf.virbr1.disable_ipv6=1")
+    kept = keeper(tmp_path)
+    kept.keep(BOTH)
+    kept.keep(BOTH)
+    assert "inet6 fe80::" in links.told("address", "show", "virbr1")
+    kept.keep(NOTHING)
+    assert is_off(links, "addr_gen_mode") == "1"
+    assert "inet6" not in links.told("address", "show", "virbr1")
