@@ -1,65 +1,136 @@
 """The audit: one line for each change, which a person can read months later.
 
-It says what happened (`added`, `removed`, `restored`, …), to which domain, from where to where, and why. Names of
-domains and processes are anybody's text and are escaped. Nothing is written when nothing changed.
+It says what happened (`added`, `removed`, `restored`, …), to which domain or network, from where to where, and why.
+Names of domains and processes are anybody's text and are escaped in it. Nothing is written when nothing changed.
+
+Each line carries the same as fields for the journal, in `record.journal`: `PORTFWD_ACTION`, `PORTFWD_DOMAIN` or
+`PORTFWD_NETWORK`, `PORTFWD_LISTEN`, `PORTFWD_TARGET`, `PORTFWD_CAUSE`, and a `MESSAGE_ID`, by which the catalog
+(`systemd/kvm-portfwd.catalog`) explains it. The fields hold names as they are.
 """
 
 import logging
 from collections.abc import Iterable
+from pathlib import Path
+from typing import Final, TypeAlias
 
-from fwdaemon.desired import Forward, Waiting
+from fwdaemon.desired import Opening, Owner, Waiting
+from fwdaemon.errors import Problem
+from fwdaemon.flapping import Flapped
 from fwdaemon.naming import shown
 from fwdaemon.outcome import GateChange
 
 _log = logging.getLogger("fwdaemon.audit")
 
+Fields: TypeAlias = dict[str, str]
 
-def forward(action: str, changed: Forward, cause: str) -> None:
-    """Write that a forward was `added`, `removed` or `restored`."""
-    name = shown(changed.domain)
-    _log.info("%s %s: %s -> %s (%s)", action, name, changed.listens_at(), changed.leads_to(), cause)
+# Made once with uuid4 and never changed, as people search for them (sd_journal_print(3)).
+MESSAGE_IDS: Final = {
+    "added": "ca77a81aa3554599add0708efd079551",
+    "removed": "5f6741e7993842329d5a0ceff56415bb",
+    "restored": "cb5edc2f5ce24856ae3c8759d69ef7be",
+    "waiting": "7d2f4c60768140a8b03280356192e5bb",
+    "adopted": "4d567da7df8f4466bbe096a3db8b9bba",
+    "ended": "fef759c7ba8842fd8f3ec266c2456a74",
+    "moved": "16db21cce5354404be20362ba5644dc9",
+    "flapping": "aa4a0229053346a49ef5ae865bb34af3",
+    "problem": "6907d2a132474a41893de37aaff2dd8e",
+    "loaded": "4332fb5b140f43c3b02a53f9aaf05eb9",
+    "refused": "7e462be721144e0ca69bdf49dd7177dd",
+}
+
+
+def opening(action: str, changed: Opening, cause: str) -> None:
+    """Write that an opening was `added`, `removed` or `restored`."""
+    text = f"{action} {_who(changed.owner)}: {changed.listens_at()} -> {changed.leads_to()} ({cause})"
+    _write(action, text, _fields(changed, cause))
+
+
+def flapped(entries: Iterable[Flapped]) -> None:
+    """Say how often something changed whose changes were not written one by one."""
+    for entry in entries:
+        changed = entry.opening
+        times = f"{entry.number} more changes in {entry.seconds:.0f} s, the last: {entry.action} ({entry.cause})"
+        text = f"flapping {_who(changed.owner)}: {changed.listens_at()} -> {changed.leads_to()}: {times}"
+        _write("flapping", text, _fields(changed, entry.cause), logging.WARNING)
 
 
 def gates(changed: Iterable[GateChange], cause: str) -> None:
     """Write a line for each gate that was made, or put back to the head of its chain."""
     for change in changed:
         action = "restored" if change.restored else "added"
-        _log.info("%s gate in %s: %s (%s)", action, change.gate, change.fault, cause)
+        text = f"{action} gate in {change.gate}: {change.fault} ({cause})"
+        _write(action, text, {"PORTFWD_GATE": str(change.gate), "PORTFWD_CAUSE": cause})
 
 
 def waiting(entries: Iterable[Waiting]) -> None:
-    """Write a line for each entry that has no live forward, with the reason."""
+    """Write a line for each entry that has no live opening, with the reason."""
     for entry in entries:
-        _log.info("waiting %s: %s (%s)", shown(entry.domain), entry.reason, entry.origin)
+        text = f"waiting {_who(entry.owner)}: {entry.reason} ({entry.origin})"
+        _write("waiting", text, _owner_field(entry.owner) | {"PORTFWD_CAUSE": entry.reason})
 
 
 def moved(text: str) -> None:
     """Say in which of the kernel's rule systems the rules are now, and why."""
-    _log.info("%s", text)
+    _write("moved", text)
 
 
 def adopted(number: int) -> None:
-    """Say how many forwards of an earlier run were found in good order."""
-    _log.info("adopted %d forwards that an earlier run left in the kernel", number)
+    """Say how many forwards, 1:1 addresses and routes of an earlier run were found in good order."""
+    _write("adopted", f"adopted {number} forwards that an earlier run left in the kernel")
 
 
 def leftovers(names: Iterable[str]) -> None:
     """Write a line for all that is left of an earlier run and nobody asks for any more, by the kernel's own names."""
     for name in sorted(names):
-        _log.info("removed %s, left by an earlier run (no longer wanted)", name)
+        _write("removed", f"removed {name}, left by an earlier run (no longer wanted)")
 
 
 def connections_ended(number: int) -> None:
     """Say how many connections of forwards that went, or lead elsewhere now, were ended."""
-    _log.info("ended %d connections of forwards that changed", number)
+    _write("ended", f"ended {number} connections of forwards that changed")
 
 
 def forwarding_turned_on(sysctl: str) -> None:
     """Say that a sysctl was written."""
-    _log.info("turned on %s: forwards need it", sysctl)
+    _write("added", f"turned on {sysctl}: forwards need it")
 
 
 def problems(texts: Iterable[str]) -> None:
     """Say what could not be done, or what is wrong."""
     for text in texts:
-        _log.warning("%s", text)
+        _write("problem", text, level=logging.WARNING)
+
+
+def configuration_loaded(path: Path) -> None:
+    """Say that a configuration is in force."""
+    _write("loaded", f"configuration {path} loaded")
+
+
+def configuration_refused(found: Iterable[Problem]) -> None:
+    """Say what is wrong with a new configuration, and that it changes nothing."""
+    for problem in found:
+        _write("refused", str(problem), level=logging.ERROR)
+    _write("refused", "configuration refused; the old one stays in force", level=logging.ERROR)
+
+
+def _write(action: str, text: str, fields: Fields | None = None, level: int = logging.INFO) -> None:
+    common = {"MESSAGE_ID": MESSAGE_IDS[action], "PORTFWD_ACTION": action}
+    _log.log(level, "%s", text, extra={"journal": common | (fields or {})})
+
+
+def _fields(changed: Opening, cause: str) -> Fields:
+    ends = {
+        "PORTFWD_LISTEN": changed.listens_at(),
+        "PORTFWD_TARGET": changed.leads_to(),
+        "PORTFWD_CAUSE": cause,
+    }
+    return _owner_field(changed.owner) | ends
+
+
+def _owner_field(owner: Owner) -> Fields:
+    return {f"PORTFWD_{owner.kind.upper()}": owner.name}
+
+
+def _who(owner: Owner) -> str:
+    """Name a domain by its name alone: most lines are about one."""
+    return shown(owner.name) if owner.kind == "domain" else f"{owner.kind} {shown(owner.name)}"

@@ -1,0 +1,68 @@
+"""The journal tells a guest's whole story, by fields as well as by lines."""
+
+import json
+from collections.abc import Iterator
+
+import pytest
+
+from fwdaemon.audit import MESSAGE_IDS
+from tests.conftest import MakeLxcGuest, MakeNetwork
+from tests.lab.domain import Link
+from tests.lab.host import SOURCE, Host
+from tests.lab.place import wait_until
+from tests.system.conftest import HEAD, entry
+
+NAME = 'web "1"\t--comment'
+JOURNALED = str(SOURCE / "tests/lab/journaled.py")
+
+
+def entries(host: Host, *matches: str) -> list[dict[str, str]]:
+    """What the journal holds of us, the oldest first."""
+    listed = host.run("journalctl", "--output=json", "--no-pager", "-t", "kvm-portfwd", *matches).stdout
+    return [json.loads(line) for line in listed.splitlines()]
+
+
+def actions(host: Host, *matches: str) -> list[str]:
+    return [item.get("PORTFWD_ACTION", "") for item in entries(host, *matches)]
+
+
+@pytest.fixture
+def journald(host: Host) -> Iterator[None]:
+    """A journal of the host's own; the kernel's messages are the machine's."""
+    host.write("/run/systemd/journald.conf.d/lab.conf", "[Journal]\nReadKMsg=no\nStorage=volatile\n")
+    host.run("mkdir", "-p", "/run/systemd/journal")
+    running = host.popen("/usr/lib/systemd/systemd-journald")
+    wait_until(lambda: host.run("test", "-S", "/run/systemd/journal/stdout", check=False).returncode == 0, "journald")
+    yield
+    running.stop()
+
+
+@pytest.mark.usefixtures("journald")
+def test_the_journal_tells_a_guest_s_story(host: Host, network: MakeNetwork, lxc_guest: MakeLxcGuest) -> None:
+    network("default", "192.168.122.0/24")
+    guest = lxc_guest(NAME, Link("default", ("192.168.122.10/24",)))
+    config = (
+        HEAD + 'on_stop = "remove"\n' + entry("NAME", "8000:80", "192.168.122.10").replace('"NAME"', json.dumps(NAME))
+    )
+    host.write("/etc/portfwd.toml", config)
+    daemon = host.popen(host.python, JOURNALED, host.python, "-m", "fwdaemon", "run")
+    of_guest = f"PORTFWD_DOMAIN={NAME}"
+    try:
+        wait_until(lambda: actions(host, of_guest) == ["added"], "the start is in the journal")
+        guest.stop()
+        wait_until(lambda: actions(host, of_guest) == ["added", "removed"], "the end is in the journal")
+        host.write("/etc/portfwd.toml", "[daemon]\nresync = 1\n")
+        host.run("pkill", "-HUP", "-f", "--", "-m fwdaemon run")
+        wait_until(lambda: "refused" in actions(host), "the refusal is in the journal")
+    finally:
+        daemon.stop()
+    added, removed = entries(host, of_guest)
+    assert added["MESSAGE_ID"] == MESSAGE_IDS["added"]
+    assert (added["PORTFWD_LISTEN"], added["PORTFWD_TARGET"]) == ("tcp *:8000", "192.168.122.10:80")
+    assert added["PRIORITY"] == "6"
+    assert removed["PORTFWD_CAUSE"] in removed["MESSAGE"]
+    assert "stopped (destroyed)" in removed["PORTFWD_CAUSE"]
+    assert all(item["MESSAGE"].isprintable() for item in (added, removed))
+    problem, _ = entries(host, f"MESSAGE_ID={MESSAGE_IDS['refused']}")
+    assert problem["PRIORITY"] == "3"
+    assert problem["MESSAGE"].startswith("/etc/portfwd.toml:2: ")

@@ -1,0 +1,46 @@
+from pathlib import Path
+
+from fwdaemon.complaints import Complaints
+from fwdaemon.config.model import Origin
+from fwdaemon.desired import Owner, Waiting
+
+ORIGIN = Origin(Path("portfwd.toml"), 1)
+NO_ADDRESS = Waiting(Owner("web1"), "no address yet", ORIGIN)
+STOPPED = Waiting(Owner("web1"), "the domain is not running", ORIGIN, stopped=True)
+
+
+def test_what_waits_is_said_once_and_again_when_it_comes_back() -> None:
+    complaints = Complaints()
+    assert complaints.of_waiting([NO_ADDRESS, NO_ADDRESS], everything=False) == [NO_ADDRESS]
+    assert complaints.of_waiting([NO_ADDRESS], everything=False) == []
+    assert complaints.of_waiting([], everything=False) == []
+    assert complaints.of_waiting([NO_ADDRESS], everything=False) == [NO_ADDRESS]
+
+
+def test_that_a_domain_stopped_is_said_at_start_and_reload_only() -> None:
+    complaints = Complaints()
+    assert complaints.of_waiting([STOPPED], everything=False) == []
+    assert Complaints().of_waiting([STOPPED], everything=True) == [STOPPED]
+
+
+def test_a_fault_is_said_once_it_has_lasted() -> None:
+    complaints = Complaints(1.0)
+    assert complaints.of_faults(["no bridge"], 10.0, everything=False) == []
+    due = complaints.ends
+    assert due == 11.0
+    assert complaints.of_faults(["no bridge"], 11.0, everything=False) == ["no bridge"]
+    assert complaints.of_faults(["no bridge"], 12.0, everything=False) == []
+    assert (complaints.ends, complaints.of_faults([], 13.0, everything=False)) == (None, [])
+
+
+def test_a_fault_that_passes_is_never_said() -> None:
+    complaints = Complaints(1.0)
+    complaints.of_faults(["no bridge"], 10.0, everything=False)
+    complaints.of_faults([], 10.5, everything=False)
+    assert complaints.of_faults(["no bridge"], 11.0, everything=False) == []
+
+
+def test_a_fault_of_the_start_is_said_at_once() -> None:
+    complaints = Complaints(1.0)
+    assert complaints.of_faults(["forwarding is off"], 10.0, everything=True) == ["forwarding is off"]
+    assert complaints.of_faults(["forwarding is off"], 10.1, everything=True) == []
