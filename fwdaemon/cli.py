@@ -4,9 +4,11 @@ Every error of ours ends as one line on standard error and an exit code; a trace
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from keyword import iskeyword
 from pathlib import Path
 
 from fwdaemon import __version__
@@ -16,12 +18,19 @@ _CONFIG = Path("/etc/portfwd.toml")
 _FAILED = 1
 # EX_CONFIG of sysexits.h: the unit does not start us again after it.
 _CONFIG_REFUSED = 78
+# What shells tell of a program that SIGINT ended.
+_INTERRUPTED = 130
 
 _COMMANDS = {
     "run": "be the daemon, in the foreground",
     "check": "say whether the configuration is right, and everything that is wrong if not",
+    "plan": "tell what would change in the kernel now, touching nothing",
+    "status": "show what is reachable, what is not and why, and how the daemon is",
+    "reload": "have the daemon read its configuration again, and tell what came of it",
     "rules": "print the rules that would be written now, touching nothing",
-    "flush": "take away every rule that is ours, in every family",
+    "explain": "follow one connection through the host, and say where it stops and why",
+    "import": "turn the files of older tools into configuration, on standard output",
+    "flush": "take away every rule, route and address that is ours",
 }
 
 
@@ -29,14 +38,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and give its exit code; wrong usage exits with 2."""
     options = _parser().parse_args(arguments)
     try:
-        code: int = import_module(f"fwdaemon.commands.{options.command}").run(options)
+        code: int = import_module(_module(options.command)).run(options)
+        sys.stdout.flush()
     except ConfigError as error:
         print(error, file=sys.stderr)
         return _CONFIG_REFUSED
     except PortfwdError as error:
         print(f"kvm-portfwd: {error}", file=sys.stderr)
         return _FAILED
+    except KeyboardInterrupt:
+        return _INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read it has seen enough; at the end, Python would try again to write the rest.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _FAILED
     return code
+
+
+def _module(command: str) -> str:
+    """Name a command's module; a word of Python's own cannot be one, so it has `_` at its end."""
+    return f"fwdaemon.commands.{command}{'_' if iskeyword(command) else ''}"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -46,6 +67,22 @@ def _parser() -> argparse.ArgumentParser:
     for name, text in _COMMANDS.items():
         command = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
         command.add_argument("--config", type=Path, default=_CONFIG, metavar="FILE", help=f"default: {_CONFIG}")
+        if name == "plan":
+            command.add_argument("--exit-code", action="store_true", help="exit with 3 if anything would change")
+            command.add_argument("--json", action="store_true", help="print JSON")
+        if name == "explain":
+            command.add_argument(
+                "connection", metavar="ADDRESS:PORT[/PROTOCOL]", help="or a port alone; tcp by default"
+            )
+            command.add_argument(
+                "--from", dest="source", metavar="SOURCE", help="who connects; default: somebody outside"
+            )
+            command.add_argument("--json", action="store_true", help="print JSON")
+        if name == "import":
+            command.add_argument("files", nargs="+", type=Path, metavar="FILE", help="to read; - is standard input")
+        if name == "status":
+            command.add_argument("--json", action="store_true", help="as JSON, for programs")
+            command.add_argument("--watch", action="store_true", help="show it again whenever it changes")
         if name == "check":
             command.add_argument("file", nargs="?", type=Path, metavar="FILE", help="instead of the one of --config")
     return parser

@@ -1,4 +1,4 @@
-"""What the lab downloads once and keeps in a cache: a Debian of the other release, and a kernel for QEMU guests.
+"""What the lab downloads once and keeps in a cache: a Debian of the other release, kernel and agent of QEMU guests.
 
 An image is built in a temporary directory and renamed when it is whole, so an interrupted build never counts. Its name
 holds a hash of what went into it; a changed package list makes a new image. Everything comes from the mirror the
@@ -9,6 +9,7 @@ import fcntl
 import hashlib
 import lzma
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,16 +22,21 @@ CACHE = Path(os.environ.get("KVM_PORTFWD_LAB_CACHE", "/var/cache/kvm-portfwd-lab
 _DEFAULT_MIRROR = "http://deb.debian.org/debian"
 _CERTIFICATES = Path("etc/ssl/certs/ca-certificates.crt")
 _KERNEL_PACKAGE = "linux-image-cloud-amd64"
+_AGENT_PACKAGE = "qemu-guest-agent"
 
 _PACKAGE_LIST = Path(__file__).with_name("packages.txt")
 # The daemon's libraries as Debian ships them: the oldest versions it supports are tested through these.
 PYTHON_PACKAGES = (
     "python3",
     "python3-iptables",
+    "python3-json5",
     "python3-libvirt",
+    "python3-prometheus-client",
     "python3-pyroute2",
+    "python3-rich",
     "python3-systemd",
     "python3-tomli",
+    "python3-tomlkit",
     "python3-watchdog",
 )
 
@@ -52,7 +58,13 @@ def release_root(release: Release) -> Path:
 def guest_kernel() -> Path:
     """A directory with `vmlinuz` and the uncompressed modules of Debian's cloud kernel."""
     versioned = _kernel_package()
-    return _cached(f"kernel-{_key(versioned)}", lambda target: _build_kernel(target, versioned))
+    return _cached(f"kernel-{_key(versioned, *MODULES)}", lambda target: _build_kernel(target, versioned))
+
+
+def guest_agent() -> Path:
+    """A directory to be laid over a guest's root: Debian's QEMU guest agent, and the libraries it needs."""
+    version = run(["apt-cache", "show", "--no-all-versions", _AGENT_PACKAGE]).stdout
+    return _cached(f"agent-{_key(version)}", _build_agent)
 
 
 def _key(*parts: str) -> str:
@@ -136,16 +148,34 @@ def _kernel_package() -> str:
 
 
 def _build_kernel(target: Path, package: str) -> None:
+    with _unpacked(package, target) as unpacked:
+        (image,) = (unpacked / "boot").glob("vmlinuz-*")
+        image.rename(target / "vmlinuz")
+        for module in unpacked.glob("**/modules/*/kernel/**/*.ko*"):
+            _keep_module(module, target)
+
+
+def _build_agent(target: Path) -> None:
+    with _unpacked(_AGENT_PACKAGE, target) as unpacked:
+        (target / "bin").mkdir()
+        (unpacked / "usr/sbin/qemu-ga").rename(target / "bin/qemu-ga")
+    # The machine has them: QEMU itself needs more.
+    for library in re.findall(r"/\S+", run(["ldd", target / "bin/qemu-ga"]).stdout):
+        place = target / library.lstrip("/")
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(library, place)
+
+
+@contextmanager
+def _unpacked(package: str, target: Path) -> Iterator[Path]:
+    """A Debian package's files, below `target` for as long as they are needed."""
     # Only this one user may read root's directories, so apt must not drop to its own user for the download.
     apt_get = ["apt-get", "-q", "-o", "APT::Sandbox::User=root"]
     run(["env", "-C", target, *apt_get, "download", package], timeout=600)
     (archive,) = target.glob("*.deb")
     unpacked = target / "unpacked"
     run(["dpkg", "-x", archive, unpacked], timeout=300)
-    (image,) = (unpacked / "boot").glob("vmlinuz-*")
-    image.rename(target / "vmlinuz")
-    for module in unpacked.glob("**/modules/*/kernel/**/*.ko*"):
-        _keep_module(module, target)
+    yield unpacked
     shutil.rmtree(unpacked)
     archive.unlink()
 
@@ -170,4 +200,5 @@ MODULES = (
     "failover",
     "net_failover",
     "virtio_net",
+    "virtio_console",
 )
