@@ -1,22 +1,22 @@
-"""Turns on IP forwarding when a forward needs it; the only module that writes a sysctl.
+"""Turns on IP forwarding when a forward needs it.
 
 It is never turned off again: others on the host may rely on it by then, and nobody can tell.
 """
 
 from pathlib import Path
 
+from fwdaemon import sysctl
 from fwdaemon.errors import KernelError
 from fwdaemon.model import Family
 
-_SYSCTL = Path("/proc/sys")
-_SWITCHES = {Family.IPV4: "net/ipv4/ip_forward", Family.IPV6: "net/ipv6/conf/all/forwarding"}
+_SWITCHES = {Family.IPV4: "net.ipv4.ip_forward", Family.IPV6: "net.ipv6.conf.all.forwarding"}
 _ROUTES = Path("/proc/net/ipv6_route")
 _RTF_ADDRCONF = 0x00040000  # linux/ipv6_route.h: the route came with a router advertisement
 
 
 def is_on(family: Family) -> bool:
     """Whether the host forwards packets of a family."""
-    return _read(_SYSCTL / _SWITCHES[family]) == "1"
+    return sysctl.read(_SWITCHES[family]) == "1"
 
 
 def turn_on(family: Family) -> str:
@@ -30,14 +30,10 @@ def turn_on(family: Family) -> str:
     if family is Family.IPV6 and (links := _links_that_would_lose_their_route()):
         raise KernelError(
             f"IPv6 forwarding stays off: it would take away the default route that {', '.join(links)} learned from a"
-            f" router; set net.ipv6.conf.{links[0]}.accept_ra = 2 first"
+            f" router; set {_accept_ra(links[0])} = 2 first"
         )
-    name = _SWITCHES[family].replace("/", ".")
-    try:
-        (_SYSCTL / _SWITCHES[family]).write_text("1\n")
-    except OSError as error:
-        raise KernelError(f"cannot turn on {name}: {error.strerror}; turn it on with sysctl") from error
-    return name
+    sysctl.write(_SWITCHES[family], "1")
+    return _SWITCHES[family]
 
 
 def _links_that_would_lose_their_route() -> list[str]:
@@ -48,11 +44,8 @@ def _links_that_would_lose_their_route() -> list[str]:
         return []
     # Destination, its prefix length, …, flags, device: all but the device in hexadecimal (net/ipv6/route.c).
     learned = {route[9] for route in routes if route[1] == "00" and int(route[8], 16) & _RTF_ADDRCONF}
-    return sorted(link for link in learned if _read(_SYSCTL / "net/ipv6/conf" / link / "accept_ra") == "1")
+    return sorted(link for link in learned if sysctl.read(_accept_ra(link)) == "1")
 
 
-def _read(path: Path) -> str:
-    try:
-        return path.read_text().strip()
-    except OSError:
-        return ""
+def _accept_ra(link: str) -> str:
+    return sysctl.of_interface(Family.IPV6, link, "accept_ra")

@@ -9,17 +9,18 @@ import logging
 from collections.abc import Collection
 from pathlib import Path
 
-from fwdaemon.desired import Forward
+from fwdaemon import sysctl
+from fwdaemon.desired import Forward, Nat
+from fwdaemon.ledger import Ledger
 from fwdaemon.model import Family
 
 _log = logging.getLogger(__name__)
 
 _SWITCHES = {
-    Family.IPV4: Path("/proc/sys/net/bridge/bridge-nf-call-iptables"),
-    Family.IPV6: Path("/proc/sys/net/bridge/bridge-nf-call-ip6tables"),
+    Family.IPV4: "net.bridge.bridge-nf-call-iptables",
+    Family.IPV6: "net.bridge.bridge-nf-call-ip6tables",
 }
 _LINKS = Path("/sys/class/net")
-_RECORD = Path("/run/kvm-portfwd/hairpin-ports")
 
 
 class HairpinPorts:
@@ -28,53 +29,27 @@ class HairpinPorts:
     The ports we switched are written down, since nothing else would tell a later run whose doing that was.
     """
 
-    def __init__(self, record: Path = _RECORD) -> None:
-        self._record = record
-        self._ours = _read(record)
+    def __init__(self, ledger: Ledger | None = None) -> None:
+        self._ledger = ledger or Ledger("hairpin-ports")
 
-    def keep(self, forwards: Collection[Forward]) -> None:
-        """Set what `forwards` need; reset what we set before and nobody needs now. Does nothing when all is well."""
-        through_netfilter = {family for family, switch in _SWITCHES.items() if _is_on(switch)}
-        ports = {forward.bridge_port for forward in forwards if forward.family in through_netfilter}
-        needed = {port for port in ports if port is not None}
-        if needed == self._ours:
+    def keep(self, openings: Collection[Forward | Nat]) -> None:
+        """Set what `openings` need; reset what we set before and nobody needs now. Does nothing when all is well."""
+        through_netfilter = {family for family, switch in _SWITCHES.items() if sysctl.read(switch) == "1"}
+        ports = {opening.bridge_port for opening in openings if opening.family in through_netfilter}
+        needed, ours = {port for port in ports if port is not None}, self._ledger.lines
+        if needed == ours:
             return
-        changed = {port for port in needed - self._ours if _set(port, hairpin=True)}
-        for port in self._ours - needed:
+        changed = {port for port in needed - ours if _set(port, hairpin=True)}
+        for port in ours - needed:
             _set(port, hairpin=False)
-        self._remember((self._ours & needed) | changed)
-
-    def _remember(self, ports: set[str]) -> None:
-        if ports == self._ours:
-            return
-        self._ours = ports
-        try:
-            self._record.parent.mkdir(mode=0o755, exist_ok=True)
-            self._record.write_text("".join(f"{port}\n" for port in sorted(ports)))
-        except OSError as error:
-            _log.warning("cannot write %s (%s): ports in hairpin mode may stay so", self._record, error.strerror)
-
-
-def _read(record: Path) -> set[str]:
-    try:
-        return set(record.read_text().split())
-    except OSError:
-        return set()
-
-
-def _is_on(switch: Path) -> bool:
-    """Whether a switch in /proc or /sys is 1; one that does not exist is off."""
-    try:
-        return switch.read_text().strip() == "1"
-    except OSError:
-        return False
+        self._ledger.write((ours & needed) | changed)
 
 
 def _set(port: str, *, hairpin: bool) -> bool:
     """Switch a port; `False` where there is nothing to switch, since it is gone or somebody has done so before."""
     from pyroute2 import IPRoute, NetlinkError  # noqa: PLC0415  takes 150 ms to import
 
-    if _is_on(_LINKS / port / "brport/hairpin_mode") == hairpin:
+    if _is_in_hairpin_mode(port) == hairpin:
         return False
     with IPRoute() as route:
         try:
@@ -84,3 +59,11 @@ def _set(port: str, *, hairpin: bool) -> bool:
             _log.debug("bridge port %s has no hairpin mode to set: %s", port, error)
             return False
     return True
+
+
+def _is_in_hairpin_mode(port: str) -> bool:
+    """Whether a port is in hairpin mode; what is not there, or no bridge port, is not."""
+    try:
+        return (_LINKS / port / "brport/hairpin_mode").read_text().strip() == "1"
+    except OSError:
+        return False

@@ -1,7 +1,7 @@
 """The seam to rtnetlink: the host's own addresses, its neighbour table, which bridge a tap is plugged into.
 
-Everything is read afresh, through one short-lived socket, and nothing is ever changed here. pyroute2 is imported at the
-first use, as that takes 150 ms.
+Everything is read afresh, through one short-lived socket. The only change made here is to have the kernel ask a
+neighbour again. pyroute2 is imported at the first use, as that takes 150 ms.
 """
 
 import socket
@@ -14,9 +14,12 @@ from fwdaemon.errors import KernelError
 from fwdaemon.inventory import HostAddress
 from fwdaemon.libvirt_xml import guest_address, normal_mac
 from fwdaemon.observation import HostObservation, Neighbour
+from fwdaemon.outer import outer_interfaces
 
 # linux/neighbour.h: REACHABLE, STALE, DELAY, PROBE, PERMANENT. In the others nobody answered, or was asked.
 USABLE_NEIGHBOUR_STATES: Final = 0x02 | 0x04 | 0x08 | 0x10 | 0x80
+
+_NUD_PROBE: Final = 0x10
 
 
 def observe_host(devices_without_bridge: Collection[str] = ()) -> HostObservation:
@@ -36,12 +39,40 @@ def observe_host(devices_without_bridge: Collection[str] = ()) -> HostObservatio
         raise KernelError(f"the kernel did not tell its addresses and neighbours: {error}") from error
 
 
+def ask_again(neighbours: Collection[Neighbour]) -> None:
+    """Have the kernel ask these whether they are there, and hold that they are until they fail to answer, in 3 s.
+
+    Raises:
+        KernelError: the kernel did not answer.
+
+    """
+    if not neighbours:
+        return
+    from pyroute2 import IPRoute  # noqa: PLC0415 - 150 ms
+
+    try:
+        with IPRoute() as rtnetlink:
+            for neighbour in neighbours:
+                _ask_again(rtnetlink, neighbour)
+    except OSError as error:
+        raise KernelError(f"the kernel did not ask neighbours again: {error}") from error
+
+
+def _ask_again(rtnetlink: Any, neighbour: Neighbour) -> None:
+    from pyroute2.netlink.exceptions import NetlinkError  # noqa: PLC0415 - 150 ms
+
+    with suppress(NetlinkError, OSError):  # the entry, or its interface, went meanwhile
+        index = socket.if_nametoindex(neighbour.device)
+        rtnetlink.neigh("change", dst=str(neighbour.address), lladdr=neighbour.mac, ifindex=index, state=_NUD_PROBE)
+
+
 def _observe(rtnetlink: Any, devices_without_bridge: Collection[str]) -> HostObservation:
     names = dict(socket.if_nameindex())
     return HostObservation(
         addresses=tuple(_addresses(rtnetlink.get_addr(), names)),
         neighbours=tuple(_neighbours(rtnetlink.get_neighbours(), names)),
         bridges=dict(_bridges(rtnetlink.get_links, devices_without_bridge, names)),
+        outer=outer_interfaces(),
     )
 
 

@@ -1,17 +1,19 @@
-"""`kvm-portfwd flush`: take away every rule that is ours, in every family, and put bridge ports back."""
+"""`kvm-portfwd flush`: take away every rule that is ours, in every family, and every route, address and setting that we made."""
 
 import argparse
 import sys
 
-from fwdaemon.hairpin import HairpinPorts
+from fwdaemon.hostside import HostSide
 from fwdaemon.netfilter import Netfilter
+from fwdaemon.outcome import joined
 from fwdaemon.process import SystemRunner
 
 
 def run(options: argparse.Namespace) -> int:
     """Remove; no configuration is needed, since whatever carries our name is ours."""
     del options
-    for fault in Netfilter(SystemRunner()).remove().faults:
+    # The host's side goes first: without the rules, an address or setting of ours could lead to the host itself.
+    outcome = joined(HostSide().remove(), Netfilter(SystemRunner()).remove())
+    for fault in outcome.faults:
         print(f"kvm-portfwd: {fault}", file=sys.stderr)
-    HairpinPorts().keep(())
     return 0

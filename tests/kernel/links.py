@@ -17,7 +17,7 @@ BRIDGE_LINK_LOCAL = "fe80::5054:ff:fe00:1"
 
 @dataclass(frozen=True, slots=True)
 class Links:
-    """This thread is on `host`, whose `eth0` leads to `neighbour`, and whose `virbr1` to `guest`.
+    """The machines: this thread is on `host`, whose `eth0` leads to `neighbour`, and whose `virbr1` to `guest`.
 
     The guest sends everything to the bridge.
     """

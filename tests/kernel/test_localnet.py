@@ -72,7 +72,9 @@ def test_a_name_with_dots_is_a_name(links: Links, tmp_path: Path) -> None:
     assert on(links) == []
 
 
-@pytest.mark.parametrize("bridge", ["gone", "", ".", "..", "all", "default", "../../kernel", "a b", "x" * 300, "n\0", "n\n"])
+@pytest.mark.parametrize(
+    "bridge", ["gone", "", ".", "..", "all", "default", "../../kernel", "a b", "x" * 300, "n\0", "n\n"]
+)
 def test_a_bridge_that_is_not_there_is_a_fault(links: Links, tmp_path: Path, bridge: str) -> None:
     kept = localnet(tmp_path)
     outcome = kept.keep({bridge, "virbr1"})

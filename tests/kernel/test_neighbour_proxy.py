@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from fwdaemon import neighbour_proxy as module
 from fwdaemon import nd_responder
+from fwdaemon import neighbour_proxy as module
 from fwdaemon.desired import Route
 from fwdaemon.ledger import Ledger
 from fwdaemon.neighbour_proxy import NeighbourProxies
@@ -25,6 +25,7 @@ from tests.unit.nd_packets import group, is_sound, solicitation, source_option
 NARROW, NARROW6, WIDE = "203.0.113.64/29", "2001:db8:5::40/125", "2001:db8:1::/64"
 GUEST, GUEST6, GUEST_IN_WIDE = "203.0.113.66", "2001:db8:5::42", "2001:db8:1::66"
 TARGET = "2001:db8:1::7"
+OTHER = "2001:db8:9::/64"
 PROBE = "::"
 NOTHING: frozenset[Route] = frozenset()
 ALL = frozenset(route(subnet, proxy="eth0") for subnet in (NARROW, NARROW6, WIDE))
@@ -38,6 +39,7 @@ Make = Callable[[], NeighbourProxies]
 def links(lab: None) -> Iterator[Links]:
     del lab
     with linked() as links:
+        links.host.ip(*(f"route add {subnet} dev virbr1" for subnet in (NARROW, NARROW6, WIDE)))
         yield links
 
 
@@ -103,7 +105,6 @@ def fields(answer: bytes) -> tuple[str, str, int, str]:
 
 def test_guests_are_reached_by_a_neighbour_that_thinks_them_on_its_link(links: Links, make: Make) -> None:
     links.guest.ip(*(f"address add {address} dev eth0" for address in (GUEST, GUEST6, GUEST_IN_WIDE)))
-    links.host.ip(*(f"route add {one.subnet} dev virbr1" for one in ALL))
     links.neighbour.ip(*(f"route add {one.subnet} dev eth0" for one in ALL))
     assert not links.neighbour.pings(GUEST_IN_WIDE)
     before, kept = shown(links), make()
@@ -183,7 +184,8 @@ def test_an_interface_that_is_not_there_is_a_fault(links: Links, make: Make, int
     outcome = kept.keep(good | {route(subnet, proxy=interface)})
     assert outcome.mended == good
     (fault,) = outcome.faults
-    assert fault.startswith(f"nobody answers for {subnet}: there is no interface")
+    assert fault.startswith(f"nobody answers for {subnet} on ")
+    assert fault.endswith("there is no such interface")
     assert fault.isprintable()
     kept.keep(NOTHING)
     assert shown(links) == before
@@ -195,11 +197,15 @@ def test_an_interface_without_ipv6_is_a_fault(links: Links, make: Make) -> None:
     assert kept.keep(ONLY_WIDE).faults == (f"nobody answers for {WIDE} on eth0: it has no IPv6 address",)
     links.host.sysctl("ipv6.conf.eth0.disable_ipv6=0")
     assert kept.keep(ONLY_WIDE) == Outcome(mended=ONLY_WIDE, changed=True)
+    links.host.sysctl("ipv6.conf.eth0.disable_ipv6=1")
+    assert kept.keep(ONLY_WIDE).faults
+    assert "allmulti 0" in shown(links)
 
 
-@pytest.mark.parametrize("prefix", [WIDE, "2001:db8:1::/48", "2001:db8:1::/100", "2001:db8:1::/117", "::/0"])
+@pytest.mark.parametrize("prefix", [WIDE, "2001:db8:1::/48", "2001:db8:1::/100", "2001:db8:1::/117"])
 def test_a_solicitation_is_answered(links: Links, make: Make, asker: Asker, prefix: str) -> None:
-    make().keep(frozenset({route("2001:db8:9::/64", proxy="eth0"), route(prefix, proxy="eth0")}))
+    links.host.ip(f"route replace {prefix} dev virbr1", f"route add {OTHER} dev virbr1")
+    make().keep(frozenset({route(OTHER, proxy="eth0"), route(prefix, proxy="eth0")}))
     asker.solicit(solicitation(TARGET, options=source_option(asker.own)))
     answer = asker.answer()
     # To who asked, as a router, solicited, and without override.
@@ -288,13 +294,13 @@ def test_who_floods_the_link_is_answered_only_so_often(
 
 
 def test_other_prefixes_take_the_place_of_the_first(links: Links, make: Make, asker: Asker) -> None:
-    kept, other = make(), frozenset({route("2001:db8:9::/64", proxy="eth0")})
+    links.host.ip(f"route add {OTHER} dev virbr1")
+    kept, other = make(), frozenset({route(OTHER, proxy="eth0")})
     kept.keep(ONLY_WIDE)
     assert kept.keep(other) == Outcome(mended=other, changed=True)
     asker.solicit(solicitation(TARGET))
     asker.solicit(solicitation("2001:db8:9::9"))
     assert fields(asker.answer())[1] == "2001:db8:9::9"
-    del links
 
 
 def test_an_interface_that_is_made_anew_is_answered_on(links: Links, make: Make) -> None:
@@ -335,6 +341,14 @@ def test_a_vlan_of_the_link_is_another_link(links: Links, make: Make, asker: Ask
     assert fields(asker.answer())[1] == TARGET
 
 
+def test_an_interface_on_the_link_is_another_link(links: Links, make: Make, asker: Asker) -> None:
+    links.host.ip("link add mac0 link eth0 type macvlan mode bridge", "link set mac0 up")
+    make().keep(ONLY_WIDE)
+    asker.solicit(solicitation("2001:db8:1::bad", destination="2001:db8:1::bad"), to=links.mac(links.host, "mac0"))
+    asker.solicit(solicitation(TARGET))
+    assert fields(asker.answer())[1] == TARGET
+
+
 def test_a_responder_leaves_no_trace(links: Links, make: Make) -> None:
     before, threads, kept = shown(links), threading.active_count(), make()
     kept.keep(ONLY_WIDE)
@@ -344,7 +358,33 @@ def test_a_responder_leaves_no_trace(links: Links, make: Make) -> None:
     assert shown(links) == before
 
 
-def test_too_many_prefixes_are_a_fault(make: Make) -> None:
-    many = frozenset(route(f"2001:db8:{number:x}::/64", proxy="eth0") for number in range(1000))
-    (fault,) = make().keep(many).faults
+def test_too_many_prefixes_are_a_fault(links: Links, make: Make) -> None:
+    subnets = [f"2001:db8:9:{number:x}::/64" for number in range(1000)]
+    links.host.ip(*(f"route add {subnet} dev virbr1" for subnet in subnets))
+    (fault,) = make().keep(frozenset(route(subnet, proxy="eth0") for subnet in subnets)).faults
     assert fault.startswith("nobody answers for ")
+
+
+def test_nobody_has_mac_addresses_on_a_tunnel(links: Links, make: Make) -> None:
+    links.host.ip("tuntap add tun0 mode tun", "link set tun0 up", "address add 2001:db8:7::1/64 dev tun0")
+    (fault,) = make().keep(frozenset({route(WIDE, proxy="tun0")})).faults
+    assert fault == f"nobody answers for {WIDE} on tun0: nobody there has a MAC address"
+
+
+def test_only_what_is_routed_to_the_network_is_answered_for(links: Links, make: Make, asker: Asker) -> None:
+    # As where a provider has the whole prefix on the link, with a router of its own that has an address in it.
+    before, kept = shown(links), make()
+    assert kept.keep(ALL).mended == ALL
+    links.host.ip("address add 2001:db8:1::2/64 dev eth0", "address add 2001:db8:5::41/125 dev eth0")
+    links.host.ip(f"route replace {NARROW} dev eth0")
+    faults = kept.keep(ALL).faults
+    assert faults == tuple(
+        f"nobody answers for {subnet} on eth0: its addresses are not routed to virbr1"
+        for subnet in sorted((NARROW, NARROW6, WIDE))
+    )
+    assert "proxy" not in links.told("neighbour", "show", "proxy")
+    links.host.ip("address del 2001:db8:1::2/64 dev eth0", "address del 2001:db8:5::41/125 dev eth0")
+    assert shown(links) == before
+    assert kept.keep(frozenset({route(WIDE, proxy="eth0")})).damaged == ONLY_WIDE
+    asker.solicit(solicitation(TARGET))
+    assert fields(asker.answer())[1] == TARGET

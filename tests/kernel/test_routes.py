@@ -1,6 +1,7 @@
 """Routes to libvirt networks, on the real kernel."""
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -29,15 +30,15 @@ def links(lab: None) -> Iterator[Links]:
 
 
 def keeper(directory: Path) -> RouteKeeper:
-    return RouteKeeper(Ipv6Bridges(Ledger("disable-ipv6", directory), Ledger("addr-gen-mode", directory)))
+    return RouteKeeper(Ipv6Bridges(partial(Ledger, directory=directory)))
 
 
 def shown(links: Links) -> str:
     return links.told("-details", "route", "show", "table", "all") + links.told("-6", "route", "show", "table", "all")
 
 
-def is_off(links: Links, setting: str = "disable_ipv6") -> str:
-    return links.host.run("sysctl", "-n", f"net.ipv6.conf.virbr1.{setting}").strip()
+def setting(links: Links, name: str) -> str:
+    return links.host.run("sysctl", "-n", f"net.ipv6.conf.virbr1.{name}").strip()
 
 
 def test_routes_come_and_go(links: Links, tmp_path: Path) -> None:
@@ -50,6 +51,13 @@ def test_routes_come_and_go(links: Links, tmp_path: Path) -> None:
     assert kept.keep(BOTH) == Outcome()
     assert kept.keep(NOTHING) == Outcome(changed=True)
     assert shown(links) == before
+
+
+def test_a_bridge_needs_no_guest(links: Links, tmp_path: Path) -> None:
+    links.host.ip("link del vnet0")
+    kept = keeper(tmp_path)
+    assert kept.keep(BOTH) == Outcome(mended=BOTH, changed=True)
+    assert kept.keep(BOTH) == Outcome()
 
 
 def test_nothing_is_asked_while_nothing_is_wanted(
@@ -97,10 +105,9 @@ def test_a_route_of_somebody_else_is_left_and_told(links: Links, tmp_path: Path,
     before, kept = shown(links), keeper(tmp_path)
     outcome = kept.keep(frozenset({route(subnet)}))
     assert outcome == Outcome(faults=outcome.faults)
-    assert outcome.faults == (
-        f"{subnet} is not routed to network public: it is already routed to eth0 by somebody else (protocol static):"
-        " remove that route",
-    )
+    (fault,) = outcome.faults
+    assert fault.startswith(f"{subnet} is not routed to network public: it is already routed to eth0 by somebody else")
+    assert fault.endswith("(protocol static): remove that route")
     assert kept.keep(NOTHING) == Outcome()
     assert shown(links) == before
     links.host.ip(f"route del {subnet} dev eth0")
@@ -127,6 +134,33 @@ def test_a_route_of_somebody_else_to_the_same_bridge_will_do(links: Links, tmp_p
     assert kept.keep(wanted) == Outcome(mended=wanted, changed=True)
 
 
+@pytest.mark.parametrize(("subnet", "address"), [(OURS, "203.0.113.65/29"), (OURS6, "2001:db8:1::2/64")])
+def test_a_subnet_that_is_on_another_link_is_told(links: Links, tmp_path: Path, subnet: str, address: str) -> None:
+    links.host.ip(f"address add {address} dev eth0")
+    before, kept = shown(links), keeper(tmp_path)
+    (fault,) = kept.keep(frozenset({route(subnet)})).faults
+    assert "already routed to eth0 by somebody else (protocol kernel)" in fault
+    assert shown(links) == before
+
+
+@pytest.mark.parametrize(("subnet", "address"), [(OURS, "203.0.113.65/29"), (OURS6, "2001:db8:1::1/64")])
+def test_a_subnet_of_the_bridge_itself_needs_no_route(links: Links, tmp_path: Path, subnet: str, address: str) -> None:
+    links.host.ip(f"address add {address} dev virbr1")
+    before, kept = shown(links), keeper(tmp_path)
+    assert kept.keep(frozenset({route(subnet)})) == Outcome()
+    assert shown(links) == before
+
+
+def test_a_route_of_somebody_else_that_comes_first_is_told(links: Links, tmp_path: Path) -> None:
+    kept, wanted = keeper(tmp_path), frozenset({route(OURS6)})
+    kept.keep(wanted)
+    links.host.ip(f"route add {OURS6} dev eth0 metric 5")
+    (fault,) = kept.keep(wanted).faults
+    assert "already routed to eth0 by somebody else (protocol boot)" in fault
+    links.host.ip(f"route del {OURS6} dev eth0 metric 5")
+    assert kept.keep(wanted) == Outcome()
+
+
 def test_an_address_of_the_host_itself_is_no_route(links: Links, tmp_path: Path) -> None:
     (fault,) = keeper(tmp_path).keep(frozenset({route("198.51.100.1/32")})).faults
     assert fault == "198.51.100.1/32 is not routed to network public: it is an address of this host"
@@ -137,7 +171,9 @@ def test_a_bridge_that_is_not_there_or_down_is_told_and_its_return_mends(links: 
     kept = keeper(tmp_path)
     kept.keep(BOTH)
     links.host.ip("link set virbr1 down")
-    assert [fault.split(":")[-1] for fault in kept.keep(frozenset({route(OURS)})).faults] == [" Device for nexthop is not up"]
+    assert [fault.split(":")[-1] for fault in kept.keep(frozenset({route(OURS)})).faults] == [
+        " Device for nexthop is not up"
+    ]
     links.host.ip("link del virbr1")
     assert all(fault.endswith("there is no bridge virbr1") for fault in kept.keep(BOTH).faults)
     links.host.ip("link add virbr1 type bridge", "link set virbr1 up")
@@ -160,11 +196,11 @@ def test_ipv6_is_switched_on_for_a_bridge_that_has_none(links: Links, tmp_path: 
     links.guest.ip("address add 2001:db8:1::66/128 dev eth0")
     kept = keeper(tmp_path)
     assert kept.keep(BOTH).faults == ()
-    assert is_off(links) == "0"
+    assert setting(links, "disable_ipv6") == "0"
     wait_until(lambda: links.host.pings("2001:db8:1::66"), "the bridge can use its new address, and the guest answers")
     # Only the route of IPv6 needs it, and a later run knows that it was off.
     assert keeper(tmp_path).keep(frozenset({route(OURS)})).changed
-    assert is_off(links) == "1"
+    assert setting(links, "disable_ipv6") == "1"
 
 
 def test_ipv6_is_switched_on_again(links: Links, tmp_path: Path) -> None:
@@ -175,14 +211,25 @@ def test_ipv6_is_switched_on_again(links: Links, tmp_path: Path) -> None:
     lost = frozenset({route(OURS6)})
     assert kept.keep(BOTH) == Outcome(mended=lost, damaged=lost, changed=True)
     kept.keep(NOTHING)
-    assert is_off(links) == "1"
+    assert setting(links, "disable_ipv6") == "1"
 
 
-def test_ipv6_that_is_on_stays_on(links: Links, tmp_path: Path) -> None:
+def test_guests_on_it_are_heard_as_routers_no_more_than_before(links: Links, tmp_path: Path) -> None:
+    links.host.sysctl("ipv6.conf.virbr1.accept_ra=2", "ipv6.conf.virbr1.disable_ipv6=1")
     kept = keeper(tmp_path)
     kept.keep(BOTH)
+    assert setting(links, "accept_ra") == "0"
     kept.keep(NOTHING)
-    assert is_off(links) == "0"
+    assert setting(links, "accept_ra") == "2"
+
+
+def test_ipv6_that_is_on_stays_as_it_is(links: Links, tmp_path: Path) -> None:
+    links.host.sysctl("ipv6.conf.virbr1.accept_ra=2")
+    kept = keeper(tmp_path)
+    kept.keep(BOTH)
+    assert setting(links, "accept_ra") == "2"
+    kept.keep(NOTHING)
+    assert setting(links, "disable_ipv6") == "0"
 
 
 def test_a_bridge_gets_a_link_local_address(links: Links, tmp_path: Path) -> None:
@@ -192,5 +239,5 @@ def test_a_bridge_gets_a_link_local_address(links: Links, tmp_path: Path) -> Non
     kept.keep(BOTH)
     assert "inet6 fe80::" in links.told("address", "show", "virbr1")
     kept.keep(NOTHING)
-    assert is_off(links, "addr_gen_mode") == "1"
+    assert setting(links, "addr_gen_mode") == "1"
     assert "inet6" not in links.told("address", "show", "virbr1")

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from fwdaemon import forwarding
+from fwdaemon import forwarding, sysctl
 from fwdaemon.errors import KernelError
 from fwdaemon.model import Family
 
@@ -21,7 +21,7 @@ def kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("0\n")
     (tmp_path / "routes").write_text(ROUTES)
-    monkeypatch.setattr(forwarding, "_SYSCTL", tmp_path)
+    monkeypatch.setattr(sysctl, "_ROOT", tmp_path)
     monkeypatch.setattr(forwarding, "_ROUTES", tmp_path / "routes")
     return tmp_path
 
@@ -47,5 +47,5 @@ def test_a_default_route_by_router_advertisement_is_not_lost(kernel: Path, accep
 def test_a_sysctl_that_cannot_be_written_is_an_error(kernel: Path) -> None:
     (kernel / "net/ipv4/ip_forward").unlink()
     (kernel / "net/ipv4/ip_forward").mkdir()
-    with pytest.raises(KernelError, match=r"cannot turn on net\.ipv4\.ip_forward"):
+    with pytest.raises(KernelError, match=r"cannot set net\.ipv4\.ip_forward to 1"):
         forwarding.turn_on(Family.IPV4)

@@ -1,0 +1,75 @@
+"""`kvm-portfwd plan`: tell what would change in the kernel now, touching nothing."""
+
+import argparse
+import asyncio
+import json
+from collections.abc import Iterator
+
+from fwdaemon import config as configuration
+from fwdaemon.desired import Desired, Opening
+from fwdaemon.events import take_inventory
+from fwdaemon.hostside import HostSide
+from fwdaemon.naming import shown
+from fwdaemon.netfilter import Netfilter
+from fwdaemon.outcome import Outcome, joined
+from fwdaemon.placing import desired_state
+from fwdaemon.process import SystemRunner
+
+SCHEMA_VERSION = 1
+_CHANGES = 3
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print the changes forward by forward, then as native text; 3 with `--exit-code` if there are any."""
+    config = configuration.load(options.config)
+    desired = desired_state(config, asyncio.run(take_inventory(config.daemon.libvirt)))
+    rules = Netfilter(SystemRunner(), config.daemon.backend)
+    try:
+        outcome = joined(rules.preview(desired), HostSide().preview(desired))
+    finally:
+        rules.close()
+    print(json.dumps(as_json(outcome), indent=2) if options.json else as_text(outcome, desired))
+    return _CHANGES if options.exit_code and outcome.changed else 0
+
+
+def as_text(outcome: Outcome, desired: Desired) -> str:
+    """Write an outcome for people."""
+    right = len(desired.openings - outcome.mended)
+    summary = f"{right} of {len(desired.openings)} are as they shall be"
+    if not outcome.changed:
+        return "\n".join([*_faults(outcome), f"nothing to change: {summary}"])
+    lines = [*sorted(map(_added, outcome.mended)), *sorted(map(_removed, outcome.stale))]
+    lines += [f"~ gate in {change.gate}: {change.fault}" for change in outcome.gates]
+    script = ["", outcome.script.rstrip()] if outcome.script else []
+    return "\n".join([outcome.moved, *_faults(outcome), *lines, f"  {summary}", *script])
+
+
+def as_json(outcome: Outcome) -> dict[str, object]:
+    """Give an outcome with stable keys; names are as libvirt has them."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "changes": outcome.changed,
+        "backend": outcome.moved,
+        "add": [_described(opening) for opening in sorted(outcome.mended, key=_added)],
+        "remove": sorted(outcome.stale),
+        "gates": [{"chain": str(change.gate), "reason": change.fault} for change in outcome.gates],
+        "problems": list(outcome.faults),
+        "script": outcome.script,
+    }
+
+
+def _faults(outcome: Outcome) -> Iterator[str]:
+    return (f"! {fault}" for fault in outcome.faults)
+
+
+def _added(opening: Opening) -> str:
+    return f"+ {shown(opening.owner.name)}: {opening.listens_at()} -> {opening.leads_to()}"
+
+
+def _removed(name: str) -> str:
+    return f"- {name}"
+
+
+def _described(opening: Opening) -> dict[str, str]:
+    owner = opening.owner
+    return {owner.kind: owner.name, "listen": opening.listens_at(), "target": opening.leads_to()}

@@ -1,0 +1,319 @@
+"""What listens and what translates, as the real kernel tells it."""
+
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from fwdaemon.clashes.foreign import ForeignRules
+from fwdaemon.clashes.rivals import Standing
+from fwdaemon.clashes.translation import Translation
+from fwdaemon.clashes.watch import ClashWatch, clashes_if_running
+from fwdaemon.config.loader import parse
+from fwdaemon.desired import Desired
+from fwdaemon.explain.packet import System
+from fwdaemon.legacy.backend import LegacyBackend
+from fwdaemon.model import Address, Family, Protocol
+from fwdaemon.nftables.backend import NftablesBackend
+from fwdaemon.process import Finished, SystemRunner
+from fwdaemon.sockets.holders import Holders
+from fwdaemon.sockets.listing import listeners
+from fwdaemon.sockets.model import Listener
+from tests.lab.command import run
+from tests.unit.forwards import address, forward
+
+PUBLIC = "198.51.100.1"
+LOCAL: frozenset[Address] = frozenset({address(PUBLIC), address("127.0.0.1")})
+WEB = forward("tcp *:80", "192.168.122.50:80")
+STATE = Desired().having([WEB])
+NATIVE = """
+table inet fw {
+    map published { type inet_service : ipv4_addr; elements = { 80 : 10.0.0.1, 443 : 10.0.0.2 } }
+    set games { type inet_service; flags interval; elements = { 1000-1010, 25 } }
+    chain first {
+        type nat hook prerouting priority -110; policy accept;
+        ip daddr 198.51.100.1 dnat ip to tcp dport map @published
+        meta l4proto { tcp, udp, icmp } th dport @games iifname "eth*" jump below
+        udp dport vmap { 53 : jump below, 54 : accept }
+        ip saddr 203.0.113.0-203.0.113.2 tcp dport 7 redirect to :99
+        tcp dport 8 accept
+        ip protocol icmp dnat ip to 10.0.0.3
+    }
+    chain below {
+        meta l4proto tcp dnat ip to 10.0.0.3:5
+        udp dport 53 dnat ip to 10.0.0.3:53
+    }
+    chain unused {
+        tcp dport 9 dnat ip to 10.0.0.3
+    }
+}
+table ip later {
+    chain pre {
+        type nat hook prerouting priority -90; policy accept;
+        ip daddr . tcp dport vmap { 198.51.100.8 . 22 : jump web, 192.0.2.4 . 25-26 : goto web }
+        ip daddr . meta l4proto . th dport { 192.0.2.5 . udp . 53 } dnat to 10.0.0.9
+    }
+    chain web {
+        dnat to 10.0.0.9
+    }
+    chain output {
+        type nat hook output priority -90; policy accept;
+        tcp dport 10 dnat to 10.0.0.9
+    }
+}
+"""
+IPTABLES = """*nat
+:PREROUTING ACCEPT [0:0]
+:DOCKER - [0:0]
+-A PREROUTING -m addrtype --dst-type LOCAL -j DOCKER
+-A DOCKER ! -i docker0 -p tcp -m tcp --dport {port} -m comment --comment "\\"-j" -j DNAT --to-destination 172.17.0.2:80
+COMMIT
+"""
+THREE = ["203.0.113.0/31", "203.0.113.2/32"]
+
+
+def nft(text: str) -> None:
+    run(["nft", "-f", "-"], stdin=text)
+
+
+def restore(program: str, port: int = 80) -> None:
+    run([f"{program}-restore"], stdin=IPTABLES.format(port=port), env=dict(os.environ))
+
+
+def described(found: Translation) -> tuple[str, int, dict[str, list[str]]]:
+    """A translation in words: its chain, its priority, and what it asks."""
+    return found.place.chain, found.priority, {field: sorted(map(str, found.scope[field])) for field in found.scope}
+
+
+# --- sockets ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def at_end() -> Iterator[ExitStack]:
+    with ExitStack() as stack:
+        yield stack
+
+
+def listening(at_end: ExitStack, kind: int, endpoint: tuple[str, int], *options: tuple[int, int, int | bytes]) -> int:
+    """Have a socket wait, and give its inode."""
+    family = socket.AF_INET6 if ":" in endpoint[0] else socket.AF_INET
+    opened = at_end.enter_context(socket.socket(family, kind))
+    for level, name, value in options:
+        opened.setsockopt(level, name, value)
+    opened.bind(endpoint)
+    if kind == socket.SOCK_STREAM:
+        opened.listen()
+    return os.fstat(opened.fileno()).st_ino
+
+
+@pytest.mark.usefixtures("namespace")
+def test_the_kernel_tells_who_waits_for_what(at_end: ExitStack) -> None:
+    run(["ip", "link", "set", "lo", "up"])
+    stream, datagram = socket.SOCK_STREAM, socket.SOCK_DGRAM
+    only_six = (socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+    both, four, six = frozenset(Family), frozenset({Family.IPV4}), frozenset({Family.IPV6})
+    expected = {
+        Listener(Protocol.TCP, four, None, 22, None, listening(at_end, stream, ("0.0.0.0", 22))),  # noqa: S104  a namespace
+        Listener(Protocol.TCP, six, None, 22, None, listening(at_end, stream, ("::", 22), only_six)),
+        Listener(Protocol.TCP, both, None, 23, None, listening(at_end, stream, ("::", 23))),
+        Listener(Protocol.TCP, six, address("::1"), 24, None, listening(at_end, stream, ("::1", 24))),
+        Listener(
+            Protocol.TCP, four, address("127.0.0.1"), 25, None, listening(at_end, stream, ("::ffff:127.0.0.1", 25))
+        ),
+        Listener(Protocol.UDP, four, address("127.0.0.1"), 53, None, listening(at_end, datagram, ("127.0.0.1", 53))),
+        Listener(
+            Protocol.UDP,
+            six,
+            None,
+            67,
+            "lo",
+            listening(at_end, datagram, ("::", 67), only_six, (socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"lo")),
+        ),
+    }
+    listening(at_end, datagram, ("127.0.0.1", 9))
+    client = at_end.enter_context(socket.create_connection(("127.0.0.1", 25)))
+    with socket.socket(socket.AF_INET, datagram) as fixed:
+        fixed.connect(("127.0.0.1", 53))
+        found = {replace(item, cgroup=0) for item in listeners()}
+    assert client.fileno() >= 0
+    assert {item for item in found if item.port != 9} == expected
+
+
+@pytest.mark.usefixtures("namespace")
+def test_a_socket_is_called_after_its_process(at_end: ExitStack) -> None:
+    inode = listening(at_end, socket.SOCK_STREAM, ("127.0.0.1", 22))
+    holders = Holders()
+    own = f"{Path('/proc/self/comm').read_text().strip()} (pid {os.getpid()})"
+    assert holders.name(listeners()) == {inode: own}
+    at_end.close()
+    assert holders.name(listeners()) == {}
+
+
+@pytest.fixture
+def unit(lab: None) -> Iterator[Path]:
+    """A control group such as systemd makes for a service."""
+    del lab
+    mounts = [line.split() for line in Path("/proc/self/mounts").read_text().splitlines()]
+    roots = [Path(where) for _, where, kind, *_ in mounts if kind == "cgroup2"]
+    if not roots:
+        pytest.skip("there are no control groups of version 2 here")
+    group = roots[0] / f"kvm-portfwd-{os.getpid()}.service"
+    group.mkdir()
+    yield group
+    group.rmdir()
+
+
+LISTEN = """
+import pathlib, socket, sys
+pathlib.Path(sys.argv[1], "cgroup.procs").write_text("0")
+opened = socket.create_server(("127.0.0.1", 22))
+print("ready", flush=True)
+sys.stdin.read()
+"""
+NAME = """
+import json
+from fwdaemon.sockets.holders import Holders
+from fwdaemon.sockets.listing import listeners
+found = listeners()
+names = Holders().name(found)
+print(json.dumps([names.get(item.inode) for item in found]))
+"""
+
+
+@pytest.mark.usefixtures("namespace")
+def test_the_service_which_may_not_look_into_processes_tells_the_unit(unit: Path) -> None:
+    # As in the unit: root, with no power but those over the network.
+    service = ["setpriv", "--bounding-set=-all,+net_admin,+net_raw", sys.executable, "-c", NAME]
+    server = subprocess.Popen(  # noqa: S603  every word is ours
+        [sys.executable, "-c", LISTEN, str(unit)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    with server:
+        assert server.stdout is not None
+        assert server.stdout.readline() == "ready\n"
+        assert json.loads(run(service).stdout) == [unit.name]
+
+
+# --- rules of others --------------------------------------------------------------------------------------------------
+
+
+def test_native_rules_are_read_along_their_jumps(runner: SystemRunner) -> None:
+    nft(NATIVE)
+    tcp, udp, ports, wild = ["tcp"], ["udp"], ["1000-1010", "25"], ["eth*"]
+    assert [described(found) for found in ForeignRules(runner).read().translations] == [
+        ("first", -110, {"destination": [f"{PUBLIC}/32"], "protocol": tcp, "port": ["80"]}),
+        ("first", -110, {"destination": [f"{PUBLIC}/32"], "protocol": tcp, "port": ["443"]}),
+        ("below", -110, {"protocol": tcp, "port": ports, "interface": wild}),
+        ("below", -110, {"protocol": udp, "port": ["53"]}),
+        ("first", -110, {"source": THREE, "protocol": tcp, "port": ["7"]}),
+        ("web", -90, {"destination": ["198.51.100.8/32"], "protocol": tcp, "port": ["22"]}),
+        ("web", -90, {"destination": ["192.0.2.4/32"], "protocol": tcp, "port": ["25-26"]}),
+        ("pre", -90, {"destination": ["192.0.2.5/32"], "protocol": udp, "port": ["53"]}),
+    ]
+
+
+@pytest.mark.usefixtures("lock_file")
+@pytest.mark.parametrize("kind", ["nft", "legacy"])
+@pytest.mark.parametrize("family", Family)
+def test_rules_of_iptables_are_read_wherever_it_writes(runner: SystemRunner, kind: str, family: Family) -> None:
+    program = f"{'iptables' if family is Family.IPV4 else 'ip6tables'}-{kind}"
+    text = IPTABLES.format(port=80)
+    run([f"{program}-restore"], stdin=text if family is Family.IPV4 else text.replace("172.17.0.2", "[2001:db8::2]"))
+    (found,) = ForeignRules(runner).read().translations
+    assert described(found) == ("DOCKER", -100, {"protocol": ["tcp"], "port": ["80"]})
+    assert found.place.family == ("ip" if family is Family.IPV4 else "ip6")
+    assert found.place.system is (System.LEGACY if kind == "legacy" else System.IPTABLES_NFT)
+
+
+def test_our_own_rules_are_nobody_elses(runner: SystemRunner, backend: LegacyBackend) -> None:
+    native = NftablesBackend(runner)
+    native.apply(STATE, thorough=False)
+    assert (ForeignRules(runner).read().translations, ForeignRules(runner).read().ours) == (
+        (),
+        Standing(System.NFTABLES, -105),
+    )
+    native.remove()
+    backend.apply(STATE, thorough=False)
+    found = ForeignRules(runner).read()
+    assert (found.translations, found.ours) == ((), Standing(System.LEGACY, -100))
+
+
+@pytest.mark.usefixtures("lock_file")
+def test_a_table_of_iptables_that_its_own_program_cannot_read_hides_nothing_else(runner: SystemRunner) -> None:
+    restore("iptables-nft")
+    nft("add rule ip nat PREROUTING tcp dport vmap { 5 : accept }")
+    nft(NATIVE)
+    assert {found.place.table for found in ForeignRules(runner).read().translations} >= {"fw", "later"}
+
+
+# --- the daemon's look ------------------------------------------------------------------------------------------------
+
+
+class CountingRunner(SystemRunner):
+    """Counts what it runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.number = 0
+
+    def run(self, *argv: str, stdin: str = "") -> Finished:
+        """Count, and run."""
+        self.number += 1
+        return super().run(*argv, stdin=stdin)
+
+
+@pytest.mark.usefixtures("lock_file")
+def test_rules_are_read_again_only_where_they_changed(at_end: ExitStack) -> None:
+    runner = CountingRunner()
+    watch = ClashWatch(runner)
+
+    def look(*, thorough: bool = False, reloaded: bool = False, state: Desired = STATE) -> tuple[list[str], int]:
+        before = runner.number
+        found = watch.look(state, LOCAL, thorough=thorough, reloaded=reloaded)
+        return [line.partition(" ")[0] + line.partition(":")[2][:7] for line in found], runner.number - before
+
+    assert look() == ([], 1)
+    assert look(thorough=True) == ([], 0)
+    restore("iptables-legacy")
+    assert look() == ([], 0)
+    assert look(thorough=True) == (["port Docker"], 2)
+    assert look(thorough=True) == (["port Docker"], 0)
+    assert look(reloaded=True) == (["port Docker"], 2)
+    listening(at_end, socket.SOCK_STREAM, ("0.0.0.0", 80))  # noqa: S104  a namespace
+    assert look() == (["port Docker"], 0)
+    assert look(thorough=True)[1] == 0
+    assert len(watch.look(STATE, LOCAL, thorough=False)) == 2
+    at_end.close()
+    other = Desired().having([WEB, forward("tcp *:81", "192.168.122.50:80")])
+    assert look(state=other) == (["port Docker"], 0)
+    assert look(state=Desired()) == ([], 0)
+
+
+@pytest.mark.usefixtures("namespace")
+def test_a_journal_is_spared_a_long_list(at_end: ExitStack) -> None:
+    many = [forward(f"tcp *:{port}", f"192.168.122.50:{port}") for port in range(1000, 1030)]
+    for item in many:
+        listening(at_end, socket.SOCK_STREAM, ("0.0.0.0", item.ports.first))  # noqa: S104  a namespace
+    found = ClashWatch(SystemRunner()).look(Desired().having(many), LOCAL, thorough=True)
+    assert len(found) == 21
+    assert found[-1].startswith("10 more ports clash with processes or rules of the host")
+
+
+@pytest.mark.usefixtures("namespace")
+def test_who_may_not_see_everything_is_told_what_was_left_out(at_end: ExitStack) -> None:
+    listening(at_end, socket.SOCK_STREAM, ("0.0.0.0", 22))  # noqa: S104  a namespace
+    config = 'import sys\nfrom fwdaemon.cli import main\nsys.exit(main(["check", "/dev/stdin"]))'
+    text = '[[forward]]\ndomain = "web1"\nports = ["22"]\n'
+    checked = run(["setpriv", "--bounding-set=-all", sys.executable, "-c", config], stdin=text)
+    assert checked.stdout == "/dev/stdin: fine; 1 forward\n"
+    warning, hint = checked.stderr.splitlines()
+    assert re.match(r"warning: port 22/tcp: .+ of the host listens there; connections from outside will reach", warning)
+    assert hint.startswith("hint: not compared with the rules of other tools: nft -j list chains failed")
+    assert clashes_if_running(parse({Path("/etc/portfwd.toml"): ""}), SystemRunner()) == ([], "")
