@@ -12,18 +12,20 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
+from fwdaemon import audit
 from fwdaemon.agents import AgentRounds
 from fwdaemon.errors import LibvirtUnavailableError
-from fwdaemon.host import observe_host
+from fwdaemon.host import ask_again, observe_host
 from fwdaemon.hypervisor.agent import AgentConnection
 from fwdaemon.hypervisor.connection import LibvirtConnection
 from fwdaemon.hypervisor.event_loop import EventLoop
 from fwdaemon.inventory import Inventory
 from fwdaemon.lease_watch import DNSMASQ_DIRECTORY, LeaseWatch
 from fwdaemon.libvirt_link import Connect, ConnectionState, LibvirtLink
+from fwdaemon.neighbours import in_doubt, remembered, usurped
 from fwdaemon.netlink_watch import NetlinkWatch
 from fwdaemon.observation import LibvirtObservation, Neighbour
-from fwdaemon.snapshot import AgentAnswers, devices_without_bridge, guest_macs, merge, remembered, wants_agent
+from fwdaemon.snapshot import AgentAnswers, devices_without_bridge, guest_macs, merge, wants_agent
 from fwdaemon.worker import Worker
 
 __all__ = ["ConnectionState", "InventoryKeeper", "take_inventory"]
@@ -53,6 +55,7 @@ class InventoryKeeper:
         self._leases = LeaseWatch(look_again, leases)
         self._kernel = Worker("kernel observer")
         self._neighbours: tuple[Neighbour, ...] = ()
+        self._stories: frozenset[str] = frozenset()
 
     async def start(self) -> None:
         """Begin to watch; connections are opened in the background.
@@ -104,9 +107,14 @@ class InventoryKeeper:
 
     def _with_kernel(self, observations: Sequence[LibvirtObservation], said: AgentAnswers) -> Inventory:
         """Add what the kernel knows; on the kernel's worker, as it takes a while with many guests."""
-        host = observe_host(devices_without_bridge(observations))
-        self._neighbours = remembered(self._neighbours, host.neighbours, guest_macs(observations))
-        return merge(observations, replace(host, neighbours=self._neighbours), said)
+        host, macs = observe_host(devices_without_bridge(observations)), guest_macs(observations)
+        before, self._neighbours = self._neighbours, remembered(self._neighbours, host.neighbours, macs)
+        inventory = merge(observations, replace(host, neighbours=self._neighbours), said)
+        wrong = usurped(inventory, before, host.neighbours)
+        ask_again([*in_doubt(before, host.neighbours, macs), *(item.rightful for item in wrong)])
+        audit.problems(item.story for item in wrong if item.story not in self._stories)
+        self._stories |= {item.story for item in wrong}
+        return inventory
 
 
 async def take_inventory(uris: Sequence[str]) -> Inventory:

@@ -18,18 +18,31 @@ _LIFECYCLE = (
     "suspended by its guest",
     "crashed",
 )
-_STOPPED = 5
-_STOPPED_DETAIL = ("shut down", "destroyed", "crashed", "migrated away", "saved", "failed", "reverted to a snapshot")
+_DEFINED, _UNDEFINED, _STARTED, _STOPPED = 0, 1, 2, 5
+# Those that say more than the event itself. A rename is told as the end of one name, then as the begin of another.
+_DETAILS: dict[int, dict[int, str]] = {
+    _DEFINED: {2: "renamed"},
+    _UNDEFINED: {1: "renamed"},
+    _STARTED: {1: "migrated here", 2: "restored", 3: "from a snapshot"},
+    _STOPPED: {
+        0: "shut down",
+        1: "destroyed",
+        2: "crashed",
+        3: "migrated away",
+        4: "saved",
+        5: "failed",
+        6: "reverted to a snapshot",
+    },
+}
 _NETWORK_LIFECYCLE = ("defined", "undefined", "started", "stopped")
 _AGENT_STATE = {1: "connected", 2: "disconnected"}
 _CLOSE_REASON = ("an input/output error", "the end of the stream", "no answer to keepalive messages", "our own request")
 
 
 def domain_lifecycle(name: str, event: int, detail: int) -> str:
-    """Tell a domain's lifecycle event, with `detail` where it says why a domain stopped."""
-    what = _word(_LIFECYCLE, event)
-    why = f" ({_word(_STOPPED_DETAIL, detail)})" if event == _STOPPED else ""
-    return f"domain {shown(name)} {what}{why}"
+    """Tell a domain's lifecycle event, with `detail` where it says more, as why a domain stopped."""
+    why = _DETAILS.get(event, {}).get(detail)
+    return f"domain {shown(name)} {_word(_LIFECYCLE, event)}{f' ({why})' if why else ''}"
 
 
 def domain_rebooted(name: str) -> str:

@@ -37,6 +37,7 @@ _NEIGHBOUR_CAME, _NEIGHBOUR_WENT = 28, 29
 _IFA_ADDRESS, _IFA_LOCAL = 1, 2
 _NDA_DST, _NDA_LLADDR = 1, 2
 
+_NUD_FAILED: Final = 0x20
 _SCOPE_LINK: Final = 253  # RT_SCOPE_LINK
 _AF_BRIDGE: Final = 7  # what a bridge says of its ports and of the MAC addresses behind them
 
@@ -78,16 +79,20 @@ class KernelChanges:
         yield f"host address {_shown_address(address)} {'appeared' if came else 'disappeared'}"
 
     def _neighbour(self, body: bytes, *, came: bool) -> Iterator[str]:
-        """A vanished entry is no news: nobody answering for a while does not mean that the guest moved."""
+        """A vanished entry is no news: nobody answering for a while does not mean that the guest moved.
+
+        One that failed, because nobody answered who was asked, is: the guest may have another address by now.
+        """
         _family, index, state, _flags, _type = _NEIGHBOUR.unpack_from(body)
         attributes = _attributes(body[_NEIGHBOUR.size :])
         address, mac = attributes.get(_NDA_DST, b""), attributes.get(_NDA_LLADDR, b"")
-        if not came or not state & USABLE_NEIGHBOUR_STATES:
-            self._neighbours.pop((index, address), None)
-        elif self._neighbours.get((index, address)) != mac:
+        before = self._neighbours.pop((index, address), b"")
+        if came and state & USABLE_NEIGHBOUR_STATES:
             self._neighbours[index, address] = mac
-            if mac.hex(":") in self.macs:
+            if mac != before and not self.macs.isdisjoint((mac.hex(":"), before.hex(":"))):
                 yield f"neighbour {_shown_address(address)} answered from {mac.hex(':')}"
+        elif came and state & _NUD_FAILED and before.hex(":") in self.macs:
+            yield f"neighbour {_shown_address(address)} does not answer"
 
 
 class NetlinkWatch:

@@ -127,8 +127,10 @@ class LibvirtConnection:
         def devices(_connection: object, domain: libvirt.virDomain, *_details: object) -> None:
             self._trigger(libvirt_events.domain_devices_changed(domain.name()))
 
-        def agent(_connection: object, domain: libvirt.virDomain, state: int, *_details: object) -> None:
-            self._trigger(libvirt_events.agent_lifecycle(domain.name(), state))
+        def agent(_connection: object, domain: libvirt.virDomain, state: int, reason: int, _opaque: object) -> None:
+            # That it is not there when its domain starts goes without saying, and ahead of the start itself.
+            if reason != libvirt.VIR_CONNECT_DOMAIN_EVENT_AGENT_LIFECYCLE_REASON_DOMAIN_STARTED:
+                self._trigger(libvirt_events.agent_lifecycle(domain.name(), state))
 
         self._watch_domain_event(connection, libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, lifecycle)
         self._watch_domain_event(connection, libvirt.VIR_DOMAIN_EVENT_ID_REBOOT, rebooted)

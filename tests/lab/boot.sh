@@ -20,8 +20,11 @@ mount -t proc proc $root/proc
 mount -t sysfs sysfs $root/sys
 mount --rbind /dev $root/dev
 mount -t tmpfs tmpfs $root/dev/shm
-# Guests are emulated in software, the same on a machine without /dev/kvm as on one where it does not work.
-[ ! -e $root/dev/kvm ] || mount --bind /dev/null $root/dev/kvm
+# Guests are emulated in software, the same on a machine without /dev/kvm as on one where it does not work. The
+# emulator's user must not even be able to open it, or libvirt asks the emulator again and again what it can do.
+: >/mnt/no-kvm
+chmod 0 /mnt/no-kvm
+[ ! -e $root/dev/kvm ] || mount --bind /mnt/no-kvm $root/dev/kvm
 mount -t tmpfs -o mode=0755 tmpfs $root/run
 mount -t tmpfs -o mode=1777 tmpfs $root/tmp
 mkdir $root/run/lock

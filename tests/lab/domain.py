@@ -2,7 +2,7 @@
 
 import hashlib
 import xml.etree.ElementTree as ET
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from ipaddress import ip_interface
@@ -22,11 +22,15 @@ def mac_of(name: str, index: int = 0) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """A guest's interface: the network it is plugged into, its addresses with prefix (`192.168.122.10/24`), or DHCP."""
+    """A guest's interface: the network it is plugged into, its addresses with prefix (`192.168.122.10/24`), or DHCP.
+
+    With `bridge`, it is plugged into that bridge of the host, past libvirt's networks, and `network` means nothing.
+    """
 
     network: str
     addresses: tuple[str, ...] = ()
     dhcp: bool = False
+    bridge: str | None = None
 
     @property
     def word(self) -> str:
@@ -39,6 +43,7 @@ class Guest:
     """A domain; subclasses know how it boots. Not running until `start`."""
 
     driver: ClassVar[str]
+    undefine_flags: ClassVar[int] = 0
 
     def __init__(self, host: Host, name: str, *links: Link) -> None:
         self.host = host
@@ -57,11 +62,15 @@ class Guest:
         ET.SubElement(domain, "name").text = self.name
         ET.SubElement(domain, "memory", unit="MiB").text = str(memory)
         devices = ET.SubElement(domain, "devices")
-        for index, link in enumerate(self.links):
-            interface = ET.SubElement(devices, "interface", type="network")
-            ET.SubElement(interface, "source", network=link.network)
-            ET.SubElement(interface, "mac", address=self.mac(index))
+        devices.extend(self._interface(link, self.mac(index)) for index, link in enumerate(self.links))
         return domain, devices
+
+    def _interface(self, link: Link, mac: str) -> ET.Element:
+        interface = ET.Element("interface", type="bridge" if link.bridge else "network")
+        source = {"bridge": link.bridge} if link.bridge else {"network": link.network}
+        ET.SubElement(interface, "source", source)
+        ET.SubElement(interface, "mac", address=mac)
+        return interface
 
     @contextmanager
     def domain(self) -> Iterator[libvirt.virDomain]:
@@ -98,6 +107,19 @@ class Guest:
         with self.domain() as domain:
             domain.resume()
 
+    def plug_in(self, link: Link, index: int) -> None:
+        """Give it one more interface while it runs; setting it up inside is the caller's business."""
+        self._change_device(libvirt.virDomain.attachDeviceFlags, link, index)
+
+    def unplug(self, link: Link, index: int) -> None:
+        """Take an interface away while it runs."""
+        self._change_device(libvirt.virDomain.detachDeviceFlags, link, index)
+
+    def _change_device(self, change: Callable[[libvirt.virDomain, str, int], int], link: Link, index: int) -> None:
+        document = ET.tostring(self._interface(link, self.mac(index)), encoding="unicode")
+        with self.domain() as domain:
+            change(domain, document, libvirt.VIR_DOMAIN_AFFECT_LIVE)
+
     def remove(self) -> None:
         """Stop it if it runs, and forget it; nothing to do if libvirt does not know it."""
         if not self.defined:
@@ -107,7 +129,7 @@ class Guest:
             if domain.isActive():
                 domain.destroy()
             if persistent:
-                domain.undefine()
+                domain.undefineFlags(self.undefine_flags)
 
     @property
     def uuid(self) -> str:

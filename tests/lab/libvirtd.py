@@ -18,10 +18,11 @@ from tests.lab.release import LibvirtFirewall
 
 _SOCKET = "run/libvirt/libvirt-sock"
 _STOP_TIMEOUT = 5.0
-# A lab host has no polkit to ask, no virtlogd to log through, and no AppArmor or SELinux of its own.
+# A lab host has no polkit to ask, no virtlogd to log through, and no AppArmor or SELinux of its own. It is apart enough
+# for emulators to share its /dev.
 _FILES = {
     "libvirtd.conf": 'auth_unix_rw = "none"\nauth_unix_ro = "none"\n',
-    "qemu.conf": 'security_driver = "none"\nstdio_handler = "file"\n',
+    "qemu.conf": 'security_driver = "none"\nstdio_handler = "file"\nnamespaces = []\n',
     "lxc.conf": 'security_driver = "none"\n',
 }
 # This kernel may lack the checksum action libvirt's nftables backend asks `tc` for; no guest of the lab needs it.
@@ -189,6 +190,15 @@ class Libvirt:
             if network.isActive():
                 network.destroy()
             network.undefine()
+
+    def reserve(self, network: str, reservation: Reservation) -> None:
+        """Change the address that a running network keeps for a MAC address."""
+        host = ET.Element("host", mac=reservation.mac, ip=reservation.address)
+        document = ET.tostring(host, encoding="unicode")
+        modify, section = libvirt.VIR_NETWORK_UPDATE_COMMAND_MODIFY, libvirt.VIR_NETWORK_SECTION_IP_DHCP_HOST
+        with self.connection() as connection:
+            changed = connection.networkLookupByName(network)
+            changed.update(modify, section, -1, document, libvirt.VIR_NETWORK_UPDATE_AFFECT_LIVE)
 
     def bridge(self, network: str) -> str:
         """The name of an active network's bridge."""

@@ -78,9 +78,20 @@ class LxcGuest(Guest):
             raise
         return True
 
+    def speak(self, to: str, *, as_address: str | None = None) -> None:
+        """Ask by ARP who has an address, and say what the guest's own is, as any packet to its neighbours would."""
+        own = ["-s", as_address] if as_address else []
+        self.run("busybox", "arping", "-c", "1", "-w", "1", "-I", "eth0", *own, to, check=False)
+
     def crash(self) -> None:
         """Kill its PID 1, so that it ends without libvirt having asked."""
         self.host.run("kill", "-KILL", str(self.init_pid))
+        wait_until(lambda: not self.running, f"{self.name} is gone")
+
+    def crash_controller(self) -> None:
+        """Kill libvirt's own process for it, and all in it."""
+        with self.domain() as domain:
+            self.host.run("kill", "-KILL", str(domain.ID()))
         wait_until(lambda: not self.running, f"{self.name} is gone")
 
     @property
@@ -100,6 +111,12 @@ class LxcGuest(Guest):
     def place(self) -> Place:
         """The guest's network, for programs of the host and for probes; another one after each start."""
         return self.host.guest_place(self.init_pid)
+
+    def take_lease(self, *more: str) -> None:
+        """Ask for an address by DHCP, and set it; `more` are words for udhcpc."""
+        self.run(
+            "busybox", "udhcpc", "-i", "eth0", "-s", f"{_ROOT}/dhcp", "-T", "1", "-t", "10", "-n", "-q", "-f", *more
+        )
 
     def run(self, *argv: str, check: bool = True, timeout: float = 60) -> Completed:
         """Run a program of the host in the guest's network."""

@@ -64,6 +64,8 @@ class Conversation:
 
 
 HEAD = '[daemon]\nlibvirt = ["lxc:///system"]\n'
+# For what libvirt tells and whom we believe, which does not depend on the firewall: a host of each version of libvirt.
+each_libvirt = pytest.mark.on(LibvirtFirewall.IPTABLES, LibvirtFirewall.NFTABLES)
 
 
 @dataclass(frozen=True, slots=True)

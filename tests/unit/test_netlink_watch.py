@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from fwdaemon.netlink_watch import KernelChanges, NetlinkWatch
 
+GUEST = "192.168.122.50"
 MAC = bytes.fromhex("525400000001")
 REACHABLE, STALE, FAILED = 0x02, 0x04, 0x20
 AF_BRIDGE = 7
@@ -23,7 +24,7 @@ def message(kind: int, fixed: bytes, *attributes: tuple[int, bytes]) -> bytes:
 
 
 def neighbour(
-    state: int, *, kind: int = 28, mac: bytes = MAC, address: str = "192.168.122.50", family: int = socket.AF_INET
+    state: int, *, kind: int = 28, mac: bytes = MAC, address: str = GUEST, family: int = socket.AF_INET
 ) -> bytes:
     fixed = struct.pack("=BxxxiHBB", family, 4, state, 0, 0)
     return message(kind, fixed, (1, ip_address(address).packed), (2, mac))
@@ -47,7 +48,7 @@ def changes() -> KernelChanges:
 
 def test_neighbour_is_news_once() -> None:
     known = changes()
-    assert list(known.news(neighbour(REACHABLE))) == ["neighbour 192.168.122.50 answered from 52:54:00:00:00:01"]
+    assert list(known.news(neighbour(REACHABLE))) == [f"neighbour {GUEST} answered from 52:54:00:00:00:01"]
     assert list(known.news(neighbour(STALE) + neighbour(REACHABLE))) == []
 
 
@@ -56,11 +57,15 @@ def test_neighbour_with_another_mac_is_news() -> None:
     stranger = bytes.fromhex("525400000099")
     assert list(known.news(neighbour(REACHABLE, mac=stranger))) == []
     assert len(list(known.news(neighbour(REACHABLE)))) == 1
+    assert list(known.news(neighbour(REACHABLE, mac=stranger))) == [
+        f"neighbour {GUEST} answered from 52:54:00:00:00:99"
+    ]
 
 
 def test_neighbour_that_failed_and_came_back_is_news() -> None:
     known = changes()
     list(known.news(neighbour(REACHABLE)))
+    assert list(known.news(neighbour(FAILED))) == [f"neighbour {GUEST} does not answer"]
     assert list(known.news(neighbour(FAILED))) == []
     assert len(list(known.news(neighbour(REACHABLE)))) == 1
     assert list(known.news(neighbour(REACHABLE, kind=29))) == []

@@ -24,7 +24,7 @@ from fwdaemon.observation import (
     ObservedDomain,
     ObservedNetwork,
 )
-from fwdaemon.snapshot import devices_without_bridge, guest_macs, merge, remembered, wants_agent
+from fwdaemon.snapshot import devices_without_bridge, guest_macs, merge, wants_agent
 
 MAC = "52:54:00:00:00:01"
 WEB1 = UUID(int=1)
@@ -60,9 +60,9 @@ def test_claims_are_sorted_by_precedence() -> None:
     host = HostObservation(neighbours=(neighbour("192.168.122.11"), neighbour("192.168.122.9")))
     agents = {WEB1: (claim("192.168.122.13", AddressSource.AGENT),)}
     assert learned(merge([seen], host, agents)) == [
-        "192.168.122.12 DHCP reservation",
         "192.168.122.11 DHCP lease",
         "192.168.122.10 DHCP lease",
+        "192.168.122.12 DHCP reservation",
         "192.168.122.13 guest agent",
         "192.168.122.11 neighbour table",
         "192.168.122.9 neighbour table",
@@ -148,20 +148,6 @@ def test_agent_is_asked_for_the_family_that_is_missing() -> None:
     assert wants_agent(merge([seen], HostObservation(), {}), seen) == seen.domains
 
 
-def test_forgotten_neighbour_is_remembered_while_its_guest_runs() -> None:
-    before = (neighbour("192.168.122.9"),)
-    assert remembered(before, (), {MAC}) == before
-    assert remembered(before, (), frozenset()) == ()
-
-
-def test_neighbour_that_moved_is_not_remembered() -> None:
-    before = (neighbour("192.168.122.9"),)
-    stolen = (neighbour("192.168.122.9", mac="52:54:00:00:00:02"),)
-    renumbered = (neighbour("192.168.122.10"),)
-    assert remembered(before, stolen, {MAC}) == stolen
-    assert remembered(before, renumbered, {MAC}) == renumbered
-
-
 def test_guest_macs() -> None:
     assert guest_macs([observation(), LibvirtObservation()]) == {MAC}
 
@@ -170,6 +156,9 @@ def test_guest_macs() -> None:
 def test_learned_is_sorted_and_without_repetition(claims: list[tuple[object, AddressSource]]) -> None:
     said = tuple(claim(str(address), source) for address, source in claims)
     found = merge([observation()], HostObservation(), {WEB1: said}).domains[0].interfaces[0].learned
-    assert [item.source for item in found] == sorted(item.source for item in found)
+    by_precedence = sorted(
+        (item.source for item in found), key=lambda source: (source is not AddressSource.LEASE, source)
+    )
+    assert [item.source for item in found] == by_precedence
     assert len(set(found)) == len(found)
     assert set(found) == {item.learned for item in said if not item.learned.address.is_link_local}

@@ -1,0 +1,195 @@
+"""Guests whose address changes, or is where libvirt knows of none: the new one is found, and the old one goes."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from tests.conftest import MakeLxcGuest, MakeNetwork, MakeQemuGuest, StartDaemon
+from tests.lab.domain import Link, mac_of
+from tests.lab.host import CLIENT4, CLIENT4_OTHER_LINK, OTHER_LINK4, PUBLIC4, Host
+from tests.lab.libvirtd import Reservation
+from tests.lab.place import wait_until
+from tests.lab.qemu import ECHO_PORT
+from tests.system.conftest import Conversation, each_libvirt
+
+URL, SECOND_URL = f"http://{PUBLIC4}:8000/", f"http://{PUBLIC4}:8001/"
+HEAD = '[daemon]\nlibvirt = ["qemu:///system", "lxc:///system"]\n'
+BRIDGE, BRIDGE4 = "br7", "192.168.140.1"
+
+
+def entry(domain: str, *ports: str, more: str = "") -> str:
+    listed = ", ".join(f'"{port}"' for port in ports)
+    return f'[[forward]]\ndomain = "{domain}"\nports = [{listed}]\n{more}\n'
+
+
+def answers(host: Host, text: str, url: str = URL, timeout: float = 10) -> None:
+    wait_until(lambda: host.outside.fetch(url).text == text, f"{url} answers {text!r}", timeout=timeout)
+
+
+@contextmanager
+def plain_bridge(host: Host, *addresses: str) -> Iterator[None]:
+    """A bridge of the administrator's own, which libvirt knows nothing of."""
+    host.run("ip", "link", "add", BRIDGE, "type", "bridge")
+    try:
+        for address in addresses:
+            host.run("ip", "address", "add", address, "dev", BRIDGE)
+        host.run("ip", "link", "set", BRIDGE, "up")
+        yield
+    finally:
+        host.run("ip", "link", "delete", BRIDGE)
+
+
+@pytest.fixture
+def bridge(host: Host) -> Iterator[None]:
+    """A plain bridge on which the host has an address."""
+    with plain_bridge(host, f"{BRIDGE4}/24"):
+        yield
+
+
+@pytest.fixture
+def lan(host: Host) -> Iterator[None]:
+    """A bridge with one of the host's own links in it, so that guests are in the same network as others outside."""
+    with plain_bridge(host, f"{OTHER_LINK4}/24"):
+        host.run("ip", "address", "delete", f"{OTHER_LINK4}/24", "dev", "eth1")
+        host.run("ip", "link", "set", "eth1", "master", BRIDGE)
+        yield
+        host.run("ip", "link", "set", "eth1", "nomaster")
+        host.run("ip", "address", "add", f"{OTHER_LINK4}/24", "dev", "eth1")
+
+
+def test_a_dhcp_guest_gets_another_address(
+    host: Host, network: MakeNetwork, lxc_guest: MakeLxcGuest, daemon: StartDaemon
+) -> None:
+    network("default", "192.168.122.0/24", dhcp=True, reservations=[Reservation(mac_of("web"), "192.168.122.77")])
+    guest = lxc_guest("web", Link("default", dhcp=True))
+    assert guest.lease() == "192.168.122.77"
+    running = daemon(HEAD + entry("web", "8000:80", "9000"))
+    answers(host, f"web {CLIENT4}")
+    guest.serve_tcp(9000)
+    conversation = Conversation(host.outside, PUBLIC4, 9000)
+    host.libvirt.reserve("default", Reservation(guest.mac(), "192.168.122.78"))
+    answers(host, f"web {CLIENT4}")
+    guest.take_lease()
+    # What the guest will be given when it asks again was not yet where it is; whichever of two sees it first.
+    seen = r"\(.*(DHCP leases on virbr\d+ changed|neighbour 192\.168\.122\.78 answered from)"
+    running.wait_log(rf"^removed web: tcp \*:8000 -> 192\.168\.122\.77:80 {seen}")
+    running.wait_log(rf"^added web: tcp \*:8000 -> 192\.168\.122\.78:80 {seen}")
+    running.wait_log(r"^ended [1-9]\d* connections")
+    # It could go on: the guest has the old address too, and the server still waits.
+    guest.run("ip", "address", "add", "192.168.122.77/24", "dev", "eth0")
+    assert not conversation.goes_on()
+    conversation.close()
+    answers(host, f"web {CLIENT4}")
+
+
+@each_libvirt
+def test_a_fixed_address_changes(
+    host: Host, network: MakeNetwork, lxc_guest: MakeLxcGuest, daemon: StartDaemon
+) -> None:
+    """Two entries of the neighbour table name the guest; the old one counts until nobody answers there."""
+    network("default", "192.168.122.0/24")
+    guest = lxc_guest("web", Link("default", ("192.168.122.10/24",)))
+    guest.speak("192.168.122.1")
+    host.place.fetch("http://192.168.122.10/")
+    running = daemon(HEAD + entry("web", "8000:80"))
+    answers(host, f"web {CLIENT4}")
+    guest.run("ip", "address", "add", "192.168.122.12/24", "dev", "eth0")
+    host.place.fetch("http://192.168.122.12/")
+    answers(host, f"web {CLIENT4}")
+    guest.run("ip", "address", "flush", "dev", "eth0", "scope", "global")
+    guest.run("ip", "address", "add", "192.168.122.13/24", "dev", "eth0")
+    guest.run("ip", "route", "add", "default", "via", "192.168.122.1")
+    host.place.fetch("http://192.168.122.13/")
+    removed = running.wait_log(r"^removed web: tcp \*:8000 -> 192\.168\.122\.10:80 ")
+    assert "neighbour 192.168.122.10 does not answer" in removed.text
+    running.wait_log(r"^added web: tcp \*:8000 -> 192\.168\.122\.13:80 ")
+    answers(host, f"web {CLIENT4}")
+
+
+@each_libvirt
+def test_two_interfaces_on_two_networks(
+    host: Host, network: MakeNetwork, lxc_guest: MakeLxcGuest, daemon: StartDaemon
+) -> None:
+    network("default", "192.168.122.0/24")
+    network("other", "192.168.123.0/24")
+    guest = lxc_guest("web", Link("default", ("192.168.122.10/24",)), Link("other", ("192.168.123.10/24",)))
+    running = daemon(HEAD + entry("web", "8000:80"))
+    places = rf"{guest.mac(0)} on network default, {guest.mac(1)} on network other"
+    running.wait_log(rf"^waiting web: has 2 interfaces \({places}\): write network = … or mac = … \(.*portfwd.toml:3\)")
+    assert not host.outside.fetch(URL).answered
+    for address in ("192.168.122.10", "192.168.123.10"):
+        host.place.fetch(f"http://{address}/")
+    by_mac = entry("web", "8000:80", more=f'mac = "{guest.mac(0)}"')
+    running.reload_with(HEAD + by_mac + entry("web", "8001:80", more='network = "other"'))
+    running.wait_log(r"^added web: tcp \*:8000 -> 192\.168\.122\.10:80 ")
+    running.wait_log(r"^added web: tcp \*:8001 -> 192\.168\.123\.10:80 ")
+    for url in (URL, SECOND_URL):
+        answers(host, f"web {CLIENT4}", url)
+
+
+@each_libvirt
+@pytest.mark.usefixtures("bridge")
+def test_a_plain_bridge_and_the_neighbour_table(host: Host, lxc_guest: MakeLxcGuest, daemon: StartDaemon) -> None:
+    running = daemon(HEAD + entry("web", "8000:80"))
+    guest = lxc_guest("web", Link("", ("192.168.140.10/24",), bridge=BRIDGE))
+    running.wait_log("^waiting web: no address yet: no lease, agent or neighbour names one")
+    assert not host.outside.fetch(URL).answered
+    guest.speak(BRIDGE4)
+    seen = r"(neighbour 192\.168\.140\.10 answered from |domain web started)"
+    running.wait_log(rf"^added web: tcp \*:8000 -> 192\.168\.140\.10:80 \({seen}")
+    answers(host, f"web {CLIENT4}")
+    guest.stop()
+    running.wait_log("^removed web: tcp .*domain web stopped")
+    assert not host.outside.fetch(URL).answered
+
+
+@pytest.mark.usefixtures("lan")
+def test_a_bridge_with_others_in_it(host: Host, lxc_guest: MakeLxcGuest, daemon: StartDaemon) -> None:
+    """The guest would answer a client of its own network past the host; so to the guest it is the host that asks."""
+    guest = lxc_guest("web", Link("", ("198.51.101.50/24",), bridge=BRIDGE))
+    guest.speak(OTHER_LINK4)
+    daemon(HEAD + entry("web", "8000:80"))
+    answers(host, f"web {CLIENT4}")
+    url = f"http://{OTHER_LINK4}:8000/"
+    answers(host, f"web {OTHER_LINK4}", url)
+    assert host.outside.fetch("http://198.51.101.50/").text == f"web {CLIENT4_OTHER_LINK}"
+    # No guest of ours has it any more when somebody else in that network answers.
+    guest.stop()
+    wait_until(lambda: not host.outside.fetch(url).answered, "the port is closed")
+
+
+@each_libvirt
+def test_a_bridge_without_an_address_of_the_host(host: Host, lxc_guest: MakeLxcGuest, daemon: StartDaemon) -> None:
+    with plain_bridge(host):
+        guest = lxc_guest("web", Link("", ("192.168.140.10/24",), bridge=BRIDGE))
+        running = daemon(HEAD + entry("web", "8000:80"))
+        running.wait_log(f"^waiting web: nothing tells which addresses belong to bridge {BRIDGE}: write address = … ")
+        host.run("ip", "address", "add", f"{BRIDGE4}/24", "dev", BRIDGE)
+        guest.speak(BRIDGE4)
+        running.wait_log(r"^added web: tcp \*:8000 -> 192\.168\.140\.10:80 ")
+        answers(host, f"web {CLIENT4}")
+        guest.remove()
+
+
+@each_libvirt
+@pytest.mark.usefixtures("bridge")
+def test_a_plain_bridge_and_the_guest_agent(host: Host, qemu_guest: MakeQemuGuest, daemon: StartDaemon) -> None:
+    """The agent may say anything; it is asked again as soon as it comes back, as after its update."""
+    guest = qemu_guest("vm", Link("", (f"{BRIDGE4}/24",), bridge=BRIDGE))
+    running = daemon(HEAD + entry("vm", "8000:80", f"9000:{ECHO_PORT}"))
+    guest.wait_up()
+    running.wait_log(rf"^waiting vm: {BRIDGE4} belongs to the host ", timeout=30)
+    assert not host.outside.fetch(URL).answered
+    guest.renumber("192.168.140.50/24", gateway=BRIDGE4)
+    told = r"\(.*guest agent of domain vm told its addresses"
+    running.wait_log(rf"^added vm: tcp \*:8000 -> 192\.168\.140\.50:80 {told}", timeout=30)
+    answers(host, f"vm {CLIENT4}")
+    conversation = Conversation(host.outside, PUBLIC4, 9000)
+    assert conversation.greeting == "vm"
+    guest.renumber("192.168.140.51/24", gateway=BRIDGE4)
+    running.wait_log(rf"^removed vm: tcp \*:9000 -> 192\.168\.140\.50:{ECHO_PORT} {told}", timeout=30)
+    running.wait_log(r"^added vm: tcp \*:8000 -> 192\.168\.140\.51:80 ")
+    running.wait_log(r"^ended [1-9]\d* connections")
+    conversation.close()
+    answers(host, f"vm {CLIENT4}")
