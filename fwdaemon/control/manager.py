@@ -1,0 +1,171 @@
+"""The methods of `kvm.portfwd.Manager`.
+
+A status is made only when somebody asks, by a thread of its own, from references to what never changes: so neither the
+loop nor a reconcile waits for it. What many ask for at a time is made once. A change is always told; figures may be a
+second old, or more where there is much to count.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime
+from functools import partial
+from typing import Any, Final
+
+from fwdaemon.account import Change
+from fwdaemon.control.feed import Feed, Subscription
+from fwdaemon.control.interface import Method, Parameters, Send, Service, encoded
+from fwdaemon.control.protocol import CONFIGURATION_REFUSED, MANAGER, CallError
+from fwdaemon.desired import Desired
+from fwdaemon.libvirt_link import ConnectionState
+from fwdaemon.netfilter import Side
+from fwdaemon.records import Records
+from fwdaemon.reloads import Reloaded
+from fwdaemon.status import LibvirtState, Status, counts, problem_as_json, time_as_json
+from fwdaemon.status_rows import Facts, Readings, rows
+from fwdaemon.worker import Worker
+
+# How long a status is good for: a second, or so much longer than it took to make it. So whoever asks without end costs
+# us a fifth of a processor at most.
+_FRESH_S: Final = 1.0
+_REST: Final = 4
+# The counters of ten thousand forwards take less; without them a status is still worth having.
+_COUNTING_S: Final = 5.0
+# Whoever watches hears of a burst once, and of a connection to libvirt within a second: that it is lost wakes nobody.
+_BURST_S: Final = 0.1
+_LIBVIRT_S: Final = 1.0
+_CLOSE_S: Final = 2.0
+
+Connections = tuple[LibvirtState, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """A status that is being made or was, of what was known then."""
+
+    known: tuple[int, Connections]
+    at: float
+    encoded: "asyncio.Future[bytes]"
+
+
+class Manager:
+    """Answers from `records`; `connections` tells how libvirt is, and `reload` has the configuration read again.
+
+    `count` reads the figures of what the kernel holds; it may take its time, in a thread of its own.
+    """
+
+    def __init__(
+        self,
+        records: Records,
+        feed: Feed,
+        connections: Callable[[], tuple[ConnectionState, ...]],
+        reload: Callable[[], Awaitable[Reloaded]],
+        count: Callable[[Desired, Side], Readings],
+    ) -> None:
+        self._records = records
+        self._feed = feed
+        self._connections = connections
+        self._reload = reload
+        self._read_count = count
+        self._counter, self._writer = Worker("status counters"), Worker("status")
+        self._made: _Made | None = None
+        self._counting: asyncio.Future[Readings] | None = None
+        self._readings, self._readings_at = Readings(), -_FRESH_S
+        self._fresh_s = _FRESH_S
+
+    def service(self) -> Service:
+        """Give what can be called."""
+        methods = {
+            "Status": Method(self._status),
+            "Reload": Method(self._reloaded, for_root=True),
+            "Watch": Method(stream=self._watch),
+        }
+        return Service({MANAGER: methods})
+
+    async def status(self) -> Status:
+        """Tell how things are; the figures may be a second old, or more where there is much to count."""
+        facts, header = self._records.facts(), self._records.header(self._libvirt())
+        readings = await self._count(facts)
+        return await self._writer.submit(lambda: Status(header, rows(facts, readings)))
+
+    async def close(self) -> None:
+        """End the threads."""
+        await asyncio.gather(self._counter.close(_CLOSE_S), self._writer.close(_CLOSE_S))
+
+    async def _status(self, _parameters: Parameters) -> bytes:
+        known, now = (self._feed.revision, self._libvirt()), asyncio.get_running_loop().time()
+        if self._made is None or self._made.known != known or now >= self._made.at + self._fresh_s:
+            self._made = _Made(known, now, asyncio.ensure_future(self._make()))
+        # Others may wait for the same.
+        return await asyncio.shield(self._made.encoded)
+
+    async def _make(self) -> bytes:
+        clock = asyncio.get_running_loop().time
+        began = clock()
+        written = await self._writer.submit((await self.status()).encode)
+        self._fresh_s = max(_FRESH_S, _REST * (clock() - began))
+        return written
+
+    async def _count(self, facts: Facts) -> Readings:
+        """Give figures that are fresh enough, or what there is where it takes too long to get them."""
+        now = asyncio.get_running_loop().time()
+        if self._counting is None and now >= self._readings_at + self._fresh_s and facts.held and self._records.side:
+            self._readings_at = now
+            self._counting = self._counter.submit(partial(self._read_count, facts.held, self._records.side))
+            self._counting.add_done_callback(self._take_count)
+        if self._counting is not None:
+            await asyncio.wait({self._counting}, timeout=_COUNTING_S)
+        return self._readings
+
+    def _take_count(self, counting: "asyncio.Future[Readings]") -> None:
+        self._counting = None
+        if not counting.cancelled():
+            self._readings = counting.result()
+
+    async def _reloaded(self, _parameters: Parameters) -> bytes:
+        outcome = await self._reload()
+        if outcome.problems:
+            problems = [problem_as_json(problem) for problem in outcome.problems]
+            raise CallError(CONFIGURATION_REFUSED, {"problems": problems})
+        facts, header = self._records.facts(), self._records.header(())
+        found = await self._writer.submit(lambda: counts(rows(facts, self._readings)))
+        return encoded(file=str(header.configuration.file), counts=found, failure=outcome.failure or None)
+
+    async def _watch(self, send: Send) -> None:
+        subscription = self._feed.subscribe()
+        try:
+            while True:
+                changes, missed = subscription.take()
+                libvirt = self._libvirt()
+                await send(encoded(changes=[_change(*change) for change in changes], missed=missed))
+                await asyncio.sleep(_BURST_S)
+                await self._news(subscription, libvirt)
+        finally:
+            self._feed.leave(subscription)
+
+    async def _news(self, subscription: Subscription, libvirt: Connections) -> None:
+        """Wait until something is other than it was."""
+        while self._libvirt() == libvirt:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_LIBVIRT_S):
+                    await subscription.wait()
+                    return
+
+    def _libvirt(self) -> Connections:
+        return tuple(
+            LibvirtState(state.uri, state.connected, state.since, state.last_error) for state in self._connections()
+        )
+
+
+def _change(at: datetime, change: Change) -> dict[str, Any]:
+    opening = change.opening
+    return {
+        "at": time_as_json(at),
+        "action": change.action,
+        "owner": opening.owner.name,
+        "owner_kind": opening.owner.kind,
+        "listens": opening.listens_at(),
+        "leads_to": opening.leads_to(),
+        "cause": change.cause,
+    }

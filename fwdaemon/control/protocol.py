@@ -1,0 +1,125 @@
+"""Varlink's messages, to and from bytes. Pure; the form is in https://varlink.org/Method-Call and /Service."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, NoReturn
+
+from fwdaemon.errors import PortfwdError
+
+END: Final = b"\0"
+SERVICE: Final = "org.varlink.service"
+MANAGER: Final = "kvm.portfwd.Manager"
+
+INTERFACE_NOT_FOUND: Final = f"{SERVICE}.InterfaceNotFound"
+METHOD_NOT_FOUND: Final = f"{SERVICE}.MethodNotFound"
+INVALID_PARAMETER: Final = f"{SERVICE}.InvalidParameter"
+PERMISSION_DENIED: Final = f"{SERVICE}.PermissionDenied"
+EXPECTED_MORE: Final = f"{SERVICE}.ExpectedMore"
+CONFIGURATION_REFUSED: Final = f"{MANAGER}.ConfigurationRefused"
+
+_NOTHING: Final[Mapping[str, Any]] = {}
+
+
+class MalformedError(PortfwdError):
+    """What came is no message of Varlink's."""
+
+
+class CallError(PortfwdError):
+    """A call that is answered with an error; `name` is its full name."""
+
+    def __init__(self, name: str, parameters: Mapping[str, Any] = _NOTHING) -> None:
+        self.name = name
+        self.parameters = parameters
+        super().__init__(f"{name} {json.dumps(parameters) if parameters else ''}".rstrip())
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A method call: `more` takes several replies, `oneway` none."""
+
+    method: str
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    more: bool = False
+    oneway: bool = False
+
+    def encode(self) -> bytes:
+        """Write it, with its end."""
+        flags = {name: True for name in ("more", "oneway") if getattr(self, name)}
+        return _encoded({"method": self.method, "parameters": self.parameters} | flags)
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What a call is answered with; `continues` says that another one follows."""
+
+    parameters: Mapping[str, Any]
+    continues: bool = False
+
+
+def read_call(message: bytes) -> Call:
+    """Read a call, without its end.
+
+    Raises:
+        MalformedError: it is none.
+
+    """
+    content = _decoded(message)
+    if not isinstance(content, dict) or not isinstance(content.get("method"), str):
+        raise MalformedError("no method is called")
+    parameters = _given(content, "parameters", {})
+    flags = [_given(content, name, otherwise=False) for name in ("more", "oneway", "upgrade")]
+    if not isinstance(parameters, dict) or not all(isinstance(flag, bool) for flag in flags):
+        raise MalformedError("a call has parameters or a flag of the wrong type")
+    more, oneway, upgrade = flags
+    if upgrade:
+        raise MalformedError("another protocol is asked for")
+    return Call(content["method"], parameters, more, oneway)
+
+
+def read_reply(message: bytes) -> Reply:
+    """Read a reply, without its end.
+
+    Raises:
+        MalformedError: it is none.
+        CallError: it is an error.
+
+    """
+    content = _decoded(message)
+    if not isinstance(content, dict) or not isinstance(parameters := _given(content, "parameters", {}), dict):
+        raise MalformedError("the answer is no reply of Varlink's")
+    if isinstance(name := content.get("error"), str):
+        raise CallError(name, parameters)
+    return Reply(parameters, content.get("continues") is True)
+
+
+def reply(parameters: bytes, *, continues: bool = False) -> bytes:
+    """Write a reply, with its end; its parameters are a JSON object already."""
+    return b'{"parameters": ' + parameters + (b', "continues": true}' if continues else b"}") + END
+
+
+def error_reply(error: CallError) -> bytes:
+    """Write a reply that is an error."""
+    return _encoded({"error": error.name, "parameters": error.parameters})
+
+
+def _encoded(content: Mapping[str, Any]) -> bytes:
+    return json.dumps(content).encode("ascii") + END
+
+
+def _decoded(message: bytes) -> Any:
+    """Read JSON, and nothing that only Python takes for it."""
+    try:
+        return json.loads(message.decode(), parse_constant=_refuse)
+    except (ValueError, RecursionError) as error:
+        raise MalformedError("a message is no JSON") from error
+
+
+def _given(content: Mapping[str, Any], name: str, otherwise: object) -> Any:
+    """Give a member; null says the same as leaving it out."""
+    value = content.get(name)
+    return otherwise if value is None else value
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(constant)

@@ -1,0 +1,100 @@
+"""A status with a bit of everything, for the tests of its forms."""
+
+import json
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from fwdaemon import config as configuration
+from fwdaemon.config.model import Config, Origin
+from fwdaemon.desired import Desired, Owner, Waiting
+from fwdaemon.errors import Problem
+from fwdaemon.model import Family
+from fwdaemon.status import Configuration, Header, LibvirtState, Look, Process, RefusedReload, Restored, Rules, Status
+from fwdaemon.status_rows import Facts, Readings, rows
+from tests.unit.forwards import forward, nat, route
+
+MAIN = Path("/etc/portfwd.toml")
+HOSTILE = 'web"\x1b[2J[red]\n\u202e' + "x" * 40
+BEGAN = datetime(2026, 3, 1, 8, 0, tzinfo=UTC)
+
+WAITING = f"""
+[[forward]]
+domain = "db.internal.example.net"
+listen = ["198.51.100.7", "2001:db8::7"]
+ports = ["5432", "6000-6009:7000-7009/udp"]
+
+[[forward]]
+domain = {json.dumps(HOSTILE)}
+interface = "eth0"
+sources = ["203.0.113.0/24", "192.0.2.0/24"]
+ports = ["7"]
+
+[[nat]]
+domain = "mail"
+public = "198.51.100.8"
+
+[[route]]
+network = "public"
+addresses = ["203.0.113.64/29"]
+"""
+
+WEB = forward("tcp *:80", "192.168.122.10:80")
+WEB6 = forward("tcp *:80", "[2001:db8:122::10]:80")
+GAME = forward("udp 198.51.100.7:27015-27030", "192.168.122.50:27015-27030", domain="game", interface="eth0")
+NAT = nat("198.51.100.9", "192.168.122.51", domain="post")
+ROUTE = route("2001:db8:1::/64", "virbr2", network="lab")
+LIVE = Desired().having([WEB, WEB6, GAME, NAT, ROUTE])
+
+
+def read(text: str = WAITING) -> Config:
+    return configuration.parse({MAIN: text})
+
+
+def waiting(config: Config, **reasons: str) -> tuple[Waiting, ...]:
+    """Let each domain wait for its reason; `network` is for networks."""
+    entries = [(entry.domain, entry.origin) for entry in config.forwards]
+    entries += [(entry.domain, entry.origin) for entry in config.nats]
+    found = [Waiting(Owner(name), reasons.get(name, "domain is not running"), origin) for name, origin in entries]
+    return (*found, *(Waiting(Owner(item.network, "network"), "is not active", item.origin) for item in config.routes))
+
+
+def status() -> Status:
+    config = read()
+    wanted = Desired(waiting=waiting(config)).having(LIVE.openings)
+    facts = Facts(
+        config,
+        wanted,
+        wanted,
+        refused={Family.IPV6: "IPv6 forwarding is off on this host"},
+        since={WEB: BEGAN, GAME: BEGAN + timedelta(hours=1)},
+    )
+    counted = Readings({WEB: 1234, GAME: 0, NAT: 7}, {WEB: (12, 98765), NAT: (1, None)})
+    return Status(header(), rows(facts, counted))
+
+
+def header() -> Header:
+    problems = (
+        Problem(MAIN, 12, 'forward 3: ports[1]: "99999" is no port; write 1 to 65535'),
+        Problem(Path("/etc/portfwd.d/50-lab.toml"), 1, "unknown key"),
+    )
+    return Header(
+        "0.1.0",
+        Configuration(MAIN, BEGAN, RefusedReload(BEGAN + timedelta(hours=2), problems)),
+        Process(812, BEGAN),
+        Rules("nftables", "libvirt's rules are in its table libvirt_network"),
+        (
+            LibvirtState("qemu:///system", connected=True, since=BEGAN),
+            LibvirtState("lxc:///system", connected=False, since=BEGAN, last_error="Failed to connect: \x1b[31mno"),
+        ),
+        Look(BEGAN + timedelta(hours=3), 0.0123456, changed=True),
+        (
+            Restored(
+                BEGAN + timedelta(hours=3), f"{HOSTILE}: tcp *:80 -> 192.168.122.10:80", 3, "changed by nft, pid 9"
+            ),
+        ),
+        ("no gate in ip filter FORWARD: iptables-nft refuses it",),
+    )
+
+
+def origin(line: int) -> Origin:
+    return Origin(MAIN, line)

@@ -1,0 +1,317 @@
+"""The methods of the control socket: made once for many, never by those who do not ask, and told when it changes."""
+
+import asyncio
+import json
+import threading
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fwdaemon.account import Account, Change
+from fwdaemon.config.model import Gate
+from fwdaemon.control.feed import Feed
+from fwdaemon.control.manager import Manager
+from fwdaemon.control.protocol import CONFIGURATION_REFUSED, MANAGER, CallError
+from fwdaemon.desired import Desired
+from fwdaemon.errors import Problem
+from fwdaemon.libvirt_link import ConnectionState
+from fwdaemon.model import Family
+from fwdaemon.netfilter import Side
+from fwdaemon.outcome import GateChange, Outcome
+from fwdaemon.records import Records
+from fwdaemon.reloads import Reloaded
+from fwdaemon.status_rows import Readings
+from tests.unit.statuses import GAME, LIVE, MAIN, NAT, WEB, read, waiting
+from tests.unit.varlink_types import Interface
+
+INTERFACE = Interface(MANAGER)
+CONNECTED = ConnectionState("lxc:///system", connected=True, since=datetime(2026, 3, 1, tzinfo=UTC))
+
+
+def account(*changes: Change, desired: Desired = LIVE, **outcome: Any) -> Account:
+    return Account(desired, Outcome(**outcome), changes, "changed by nft, pid 9")
+
+
+@dataclass
+class Bench:
+    """A manager, and everything it is told or asks."""
+
+    feed: Feed = field(default_factory=Feed)
+    connections: tuple[ConnectionState, ...] = (CONNECTED,)
+    outcome: Reloaded = field(default_factory=Reloaded)
+    counts: int = 0
+    counting: threading.Event = field(default_factory=threading.Event)
+    may_count: threading.Event = field(default_factory=threading.Event)
+    records: Records = field(init=False)
+    manager: Manager = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.records = Records(MAIN, read(), self.feed.publish)
+        self.manager = Manager(self.records, self.feed, lambda: self.connections, self._reload, self._count)
+        self.may_count.set()
+
+    async def _reload(self) -> Reloaded:
+        return self.outcome
+
+    def _count(self, _desired: Desired, _side: Side) -> Readings:
+        self.counts += 1
+        self.counting.set()
+        self.may_count.wait(10)
+        return Readings({WEB: self.counts})
+
+    async def call(self, method: str) -> dict[str, Any]:
+        answer = self.manager.service().method(f"{MANAGER}.{method}").answer
+        assert answer is not None
+        content: dict[str, Any] = json.loads(await answer({}))
+        assert list(INTERFACE.faults(INTERFACE.replies[method], content)) == []
+        return content
+
+    def watching(self, heard: "asyncio.Queue[dict[str, Any]]") -> "asyncio.Task[None]":
+        stream = self.manager.service().method(f"{MANAGER}.Watch").stream
+        assert stream is not None
+
+        async def hear(sent: bytes) -> None:
+            content = json.loads(sent)
+            assert list(INTERFACE.faults(INTERFACE.replies["Watch"], content)) == []
+            await heard.put(content)
+
+        return asyncio.ensure_future(stream(hear))
+
+
+def on_bench(play: Callable[[Bench], Awaitable[None]]) -> None:
+    async def scene() -> None:
+        there = Bench()
+        await play(there)
+        there.may_count.set()
+        await there.manager.close()
+
+    asyncio.run(scene())
+
+
+def test_before_libvirt_has_answered_everything_waits() -> None:
+    async def play(there: Bench) -> None:
+        status = await there.call("Status")
+        assert status["counts"] == {"active": 0, "waiting": 7, "refused": 0}
+        assert status["backend"] is None
+        assert status["last_look"] is None
+        assert status["daemon"]["pid"]
+        assert there.counts == 0
+
+    on_bench(play)
+
+
+def test_a_status_tells_what_was_remembered() -> None:
+    async def play(there: Bench) -> None:
+        problem = Problem(Path("/etc/portfwd.toml"), 3, "unknown key")
+        there.records.placed(Side.LEGACY, "libvirt's chains are there", {Family.IPV6: "it lacks a match"})
+        there.records.looked(account(mended=frozenset({WEB}), changed=True, faults=("a fault",)), 0.5)
+        there.records.configuration_refused([problem])
+        status = await there.call("Status")
+        assert status["backend"] == {"name": "iptables", "reason": "libvirt's chains are there"}
+        assert status["problems"] == ["a fault"]
+        assert (status["last_look"]["seconds"], status["last_look"]["changed"]) == (0.5, True)
+        refused = status["configuration"]["refused_problems"]
+        assert refused == [{"file": "/etc/portfwd.toml", "line": 3, "text": "unknown key"}]
+        rows = {(row["owner"], row["family"]): row for row in status["openings"]}
+        assert rows["web1", 4]["connections"] == 1
+        assert rows["web1", 4]["connections_since"] is not None
+        assert rows["game", 4]["connections_since"] is None
+        assert rows["web1", 6]["state"] == "refused"
+        there.records.configuration_loaded(read())
+        assert (await there.call("Status"))["configuration"]["refused_at"] is None
+
+    on_bench(play)
+
+
+def test_what_the_kernel_refused_is_told_of_those_it_refused_it_to() -> None:
+    async def play(there: Bench) -> None:
+        there.records.looked(account(refused=((NAT, "there is no such interface"),)), 0.1)
+        rows = {row["owner"]: row for row in (await there.call("Status"))["openings"]}
+        assert (rows["post"]["state"], rows["post"]["reason"]) == ("refused", "there is no such interface")
+        assert rows["game"]["state"] == "active"
+        there.records.looked(account(), 0.1)
+        assert (await there.call("Status"))["counts"]["refused"] == 0
+
+    on_bench(play)
+
+
+def test_a_failed_look_is_told_until_one_goes_well() -> None:
+    async def play(there: Bench) -> None:
+        there.records.looked(account(desired=Desired().having([NAT])), 0.1)
+        there.records.failed(LIVE, "nft failed", 0.2)
+        status = await there.call("Status")
+        assert status["last_look"]["error"] == "nft failed"
+        assert status["counts"] == {"active": 1, "waiting": 0, "refused": 4}
+        there.records.looked(account(), 0.1)
+        status = await there.call("Status")
+        assert status["last_look"]["error"] is None
+        assert status["counts"] == {"active": 5, "waiting": 0, "refused": 0}
+
+    on_bench(play)
+
+
+def test_what_was_restored_is_told_by_cause_the_newest_first_and_only_the_last() -> None:
+    async def play(there: Bench) -> None:
+        lost = [Change("restored", opening, "changed by nft, pid 9") for opening in (WEB, GAME)]
+        there.records.looked(account(*lost, Change("added", NAT, "it started")), 0.1)
+        gate = GateChange(Gate("ip", "filter", "FORWARD"), restored=True, fault="another rule was ahead of it")
+        there.records.looked(account(gates=(gate,)), 0.1)
+        restored = (await there.call("Status"))["restored"]
+        assert [(entry["what"], entry["more"], entry["cause"]) for entry in restored] == [
+            ("gate in ip filter FORWARD", 0, "another rule was ahead of it; changed by nft, pid 9"),
+            ("web1: tcp *:80 -> 192.168.122.10:80", 1, "changed by nft, pid 9"),
+        ]
+        for _ in range(10):
+            there.records.looked(account(*lost), 0.1)
+        assert len((await there.call("Status"))["restored"]) == 5
+
+    on_bench(play)
+
+
+def test_many_who_ask_at_once_are_given_one_status() -> None:
+    async def play(there: Bench) -> None:
+        there.records.placed(Side.NFTABLES, "", {})
+        there.records.looked(account(), 0.1)
+        statuses = await asyncio.gather(*(there.call("Status") for _ in range(50)))
+        assert there.counts == 1
+        assert all(status == statuses[0] for status in statuses)
+
+    on_bench(play)
+
+
+def test_one_who_asks_after_a_change_is_told_of_it_with_counters_a_second_old() -> None:
+    async def play(there: Bench) -> None:
+        there.records.placed(Side.NFTABLES, "", {})
+        there.records.looked(account(), 0.1)
+        await there.call("Status")
+        there.records.looked(account(Change("removed", GAME, "stopped"), desired=Desired().having([WEB])), 0.1)
+        status = await there.call("Status")
+        assert status["counts"]["active"] == 1
+        assert status["openings"][0]["connections"] == 1
+        assert there.counts == 1
+
+    on_bench(play)
+
+
+def test_counters_that_take_too_long_are_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fwdaemon.control.manager._COUNTING_S", 0.01)
+
+    async def play(there: Bench) -> None:
+        there.may_count.clear()
+        there.records.placed(Side.NFTABLES, "", {})
+        there.records.looked(account(), 0.1)
+        status = await there.call("Status")
+        assert status["counts"]["active"] == 5
+        assert {row["connections"] for row in status["openings"]} == {None}
+
+    on_bench(play)
+
+
+def test_one_who_leaves_takes_no_status_from_others() -> None:
+    async def play(there: Bench) -> None:
+        there.may_count.clear()
+        there.records.placed(Side.NFTABLES, "", {})
+        there.records.looked(account(), 0.1)
+        leaving = asyncio.ensure_future(there.call("Status"))
+        staying = asyncio.ensure_future(there.call("Status"))
+        assert await asyncio.to_thread(there.counting.wait, 10)
+        leaving.cancel()
+        there.may_count.set()
+        assert (await staying)["counts"]["active"] == 5
+
+    on_bench(play)
+
+
+def test_reload_tells_what_came_of_it() -> None:
+    async def play(there: Bench) -> None:
+        there.records.looked(account(), 0.1)
+        outcome = await there.call("Reload")
+        counts = {"active": 5, "waiting": 0, "refused": 0}
+        assert outcome == {"file": "/etc/portfwd.toml", "counts": counts, "failure": None}
+        there.outcome = Reloaded(failure="nft failed")
+        assert (await there.call("Reload"))["failure"] == "nft failed"
+        there.outcome = Reloaded(problems=(Problem(MAIN, 3, "unknown key"),))
+        with pytest.raises(CallError) as raised:
+            await there.call("Reload")
+        assert raised.value.name == CONFIGURATION_REFUSED
+        shape = INTERFACE.errors["ConfigurationRefused"]
+        assert list(INTERFACE.faults(shape, raised.value.parameters)) == []
+
+    on_bench(play)
+
+
+def test_only_root_may_reload() -> None:
+    async def play(there: Bench) -> None:
+        service = there.manager.service()
+        assert service.method(f"{MANAGER}.Reload").for_root
+        assert not service.method(f"{MANAGER}.Status").for_root
+        assert not service.method(f"{MANAGER}.Watch").for_root
+
+    on_bench(play)
+
+
+def test_who_watches_hears_of_changes_at_once_and_of_nothing_else() -> None:
+    async def play(there: Bench) -> None:
+        heard: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+        watching = there.watching(heard)
+        assert await heard.get() == {"changes": [], "missed": 0}
+        there.records.looked(account(Change("added", WEB, "it started")), 0.1)
+        (change,) = (await heard.get())["changes"]
+        assert (change["action"], change["owner"], change["listens"]) == ("added", "web1", "tcp *:80")
+        assert (change["leads_to"], change["cause"]) == ("192.168.122.10:80", "it started")
+        revision = there.feed.revision
+        for _ in range(3):
+            there.records.looked(account(), 0.1)
+        assert there.feed.revision == revision
+        there.records.looked(account(faults=("a fault",)), 0.1)
+        assert await heard.get() == {"changes": [], "missed": 0}
+        watching.cancel()
+
+    on_bench(play)
+
+
+def test_who_watches_hears_that_a_connection_was_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fwdaemon.control.manager._LIBVIRT_S", 0.01)
+
+    async def play(there: Bench) -> None:
+        heard: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+        watching = there.watching(heard)
+        await heard.get()
+        there.connections = (replace(CONNECTED, connected=False),)
+        assert await heard.get() == {"changes": [], "missed": 0}
+        assert (await there.call("Status"))["libvirt"][0]["connected"] is False
+        watching.cancel()
+
+    on_bench(play)
+
+
+def test_who_does_not_listen_loses_the_oldest_changes() -> None:
+    feed = Feed()
+    subscription = feed.subscribe()
+    at = datetime.now(UTC)
+    for number in range(3):
+        feed.publish(at, [Change("added", WEB, str(number))] * 100)
+    changes, missed = subscription.take()
+    assert (len(changes), missed) == (256, 44)
+    assert changes[-1][1].cause == "2"
+    feed.publish(at, [Change("added", WEB, str(number)) for number in range(1000)])
+    changes, missed = subscription.take()
+    assert (len(changes), missed, changes[-1][1].cause) == (256, 744, "999")
+    feed.leave(subscription)
+    feed.publish(at, [Change("added", WEB, "")])
+    assert subscription.take() == ([], 0)
+
+
+def test_what_waits_is_no_news_while_it_stays_the_same() -> None:
+    told: list[int] = []
+    config = read()
+    records = Records(MAIN, config, lambda _at, changes: told.append(len(changes)))
+    for state in (Desired(waiting=waiting(config)), Desired(waiting=waiting(config))):
+        records.looked(account(desired=state), 0.1)
+    assert told == [0]
+    records.looked(account(desired=Desired(waiting=waiting(config)[1:])), 0.1)
+    assert told == [0, 0]

@@ -1,0 +1,84 @@
+"""How `status` looks, as texts for a reader to review; `--refresh-golden` writes them anew."""
+
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from fwdaemon import status_view
+from fwdaemon.status import Status
+from tests.unit.statuses import HOSTILE, header, status
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+@pytest.fixture(autouse=True)
+def utc(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Show times as on a host whose clock shows UTC."""
+    import time  # noqa: PLC0415  only for this
+
+    monkeypatch.setenv("TZ", "UTC")
+    time.tzset()
+    yield
+    monkeypatch.undo()
+    time.tzset()
+
+
+def drawn(width: int, *, colour: bool = False) -> str:
+    output = io.StringIO()
+    console = Console(file=output, width=width, force_terminal=colour, color_system="standard" if colour else None)
+    status_view.draw(json.loads(status().encode()), console)
+    return output.getvalue()
+
+
+def agrees(name: str, text: str, request: pytest.FixtureRequest) -> None:
+    lines = "".join(f"{line.rstrip()}\n" for line in text.splitlines())
+    if request.config.getoption("refresh_golden"):
+        (GOLDEN / name).write_text(lines, encoding="utf-8")
+    assert lines == (GOLDEN / name).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("width", [80, 200])
+def test_on_a_terminal(width: int, request: pytest.FixtureRequest) -> None:
+    text = drawn(width)
+    assert max(map(len, text.splitlines())) <= width
+    agrees(f"status-{width}.txt", text, request)
+
+
+def test_elsewhere(request: pytest.FixtureRequest) -> None:
+    agrees("status-plain.txt", status_view.as_text(json.loads(status().encode())), request)
+
+
+@pytest.mark.parametrize("width", [72, 80, 200])
+def test_what_matters_most_is_whole_at_any_width(width: int) -> None:
+    """However narrow: where each opening listens, and where it leads or why it does not, are wrapped and never cut."""
+    lines = drawn(width).partition("\nSTATE")[2].splitlines()
+    heading = f"STATE{lines[0]}"
+    starts = [heading.index(title) for title in ("LISTENS", "TARGET", "CONNS")]
+    for row in status().rows:
+        for start, end, text in zip(starts, starts[1:], (row.listens, row.reason or row.leads), strict=False):
+            column = "".join(line[start:end].replace(" ", "") for line in lines[1:])
+            assert text.replace(" ", "") in column
+
+
+def test_names_are_no_markup_and_reach_no_terminal() -> None:
+    text = drawn(200)
+    assert "[red]" in text
+    assert "\x1b" not in text
+    assert "\u202e" not in text
+    assert "connect: \\x1b[31mno" in text
+    assert HOSTILE in {row["owner"] for row in json.loads(status().encode())["openings"]}
+
+
+def test_states_have_colours() -> None:
+    assert "\x1b[32mactive" in drawn(80, colour=True)
+    assert "\x1b[33mwaiting" in drawn(80, colour=True)
+    assert "\x1b[31mrefused" in drawn(80, colour=True)
+
+
+def test_with_nothing_to_show_there_is_no_table() -> None:
+    text = status_view.as_text(json.loads(Status(header(), ()).encode()))
+    assert text.splitlines()[-1] == "openings       0 active, 0 waiting, 0 refused"
