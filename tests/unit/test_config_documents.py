@@ -15,7 +15,7 @@ from tests.unit.test_config_support import forward, problems_of
         ("\nx = " + "9" * 5000, ["2: has a number with too many digits; write a shorter one"]),
         ("x = " + "[" * 5000, ["1: nests brackets too deeply; write plain arrays of strings"]),
         ("[foward]", ['1: unknown table "foward"; did you mean "forward"?']),
-        ("domain = 1", ['1: unknown key "domain"; write one of control, daemon, forward, nat, route']),
+        ("domain = 1", ['1: unknown key "domain"; write one of control, daemon, forward, metrics, nat, route']),
         ("[forward]", ["1: forward: must be entries, not a table; write [[forward]] in double brackets"]),
         ("[nat]", ["1: nat: must be entries, not a table; write [[nat]] in double brackets"]),
         ("route = 1", ["1: route: must be entries, not 1; write [[route]] in double brackets"]),
@@ -23,10 +23,10 @@ from tests.unit.test_config_support import forward, problems_of
         ("forward = [1]", ["1: forward 1: must be a table, not 1; write its keys on lines of their own"]),
         ("daemon = 1", ["1: daemon: must be a table, not 1; write its keys on lines of their own"]),
         (
-            "[metrics]\nx = 1\n[[control]]",
+            "[[metrics]]\n[[control]]",
             [
-                "1: [metrics] is not supported by this version; remove it",
-                "3: control: must be a table, not an array; write its keys on lines of their own",
+                "1: metrics: must be a table, not an array; write its keys on lines of their own",
+                "2: control: must be a table, not an array; write its keys on lines of their own",
             ],
         ),
     ],
@@ -47,7 +47,8 @@ def test_everything_at_once_in_the_order_of_file_and_line() -> None:
 
 
 def test_a_drop_in_has_entries_only() -> None:
-    assert problems_of("", forward() + "[daemon]\n[control]") == [
+    assert problems_of("", forward() + "[daemon]\n[control]\n[metrics]") == [
         "a.toml:5: [daemon] does not belong in a drop-in file; move its keys to the main file",
         "a.toml:6: [control] does not belong in a drop-in file; move its keys to the main file",
+        "a.toml:7: [metrics] does not belong in a drop-in file; move its keys to the main file",
     ]

@@ -2,6 +2,7 @@
 
 from datetime import timedelta
 from ipaddress import ip_address, ip_network
+from pathlib import Path
 
 import pytest
 
@@ -10,8 +11,10 @@ from fwdaemon.config.model import (
     BackendChoice,
     Config,
     DaemonSettings,
+    Endpoint,
     ForwardEntry,
     Gate,
+    MetricsSettings,
     OnStop,
     Origin,
     PortMapping,
@@ -65,6 +68,56 @@ def test_the_control_table() -> None:
 )
 def test_the_control_table_refused(lines: str, problem: str) -> None:
     assert problems_of(f"[control]\n{lines}") == [f"portfwd.toml:2: control: {problem}"]
+
+
+ANY_FILE = 'write one such as "/var/lib/prometheus/node-exporter/kvm_portfwd.prom"'
+ANY_ADDRESS = 'write an address of this host such as "127.0.0.1", or "0.0.0.0" for every one of IPv4'
+
+
+def test_the_metrics_table() -> None:
+    assert read("").metrics == read("[metrics]").metrics == MetricsSettings()
+    found = read('[metrics]\ntextfile = "/run/a.prom"\nlisten = "[::1]:9750"').metrics
+    assert found == MetricsSettings(Path("/run/a.prom"), Endpoint(ip_address("::1"), 9750))
+    assert (found.origin, str(found.listen)) == (Origin(MAIN, 1), "[::1]:9750")
+
+
+@pytest.mark.parametrize(
+    ("lines", "problem"),
+    [
+        (
+            'textfile = "a.prom"',
+            f'textfile: "a.prom" is no absolute path of plain characters; {ANY_FILE}',
+        ),
+        (
+            'textfile = "/run/a.txt"',
+            f'textfile: "/run/a.txt" does not end in .prom, so no node exporter would read it; {ANY_FILE}',
+        ),
+        ("listen = 9750", 'listen: must be a string, not 9750; write "127.0.0.1:9750"'),
+        (
+            'listen = "::1:9750"',
+            'listen: "::1:9750" is no address and port; write "127.0.0.1:9750" or "[::1]:9750"',
+        ),
+        (
+            'listen = "127.0.0.1:65536"',
+            'listen: "127.0.0.1:65536" is no address and port; write "127.0.0.1:9750" or "[::1]:9750"',
+        ),
+        (
+            'listen = "[127.0.0.1]:9750"',
+            'listen: "[127.0.0.1]:9750" has brackets around IPv4, where only IPv6 has them; write "127.0.0.1:9750"',
+        ),
+        (
+            'listen = "localhost:9750"',
+            f'listen: "localhost" is not an IP address; {ANY_ADDRESS}',
+        ),
+        (
+            'listen = "224.0.0.1:9750"',
+            f'listen: "224.0.0.1" is a multicast address, which belongs to no one host; {ANY_ADDRESS}',
+        ),
+        ("listens = 0", 'unknown key "listens"; did you mean "listen"?'),
+    ],
+)
+def test_the_metrics_table_refused(lines: str, problem: str) -> None:
+    assert problems_of(f"[metrics]\n{lines}") == [f"portfwd.toml:2: metrics: {problem}"]
 
 
 def test_every_forward_key() -> None:

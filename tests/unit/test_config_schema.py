@@ -9,7 +9,7 @@ import tomli
 from jsonschema import Draft202012Validator
 
 import fwdaemon.config
-from fwdaemon.config import control, daemon, forward, nat, route
+from fwdaemon.config import control, daemon, forward, metrics, nat, route
 from fwdaemon.config.model import DaemonSettings
 from tests.unit.test_config_support import forward as entry
 from tests.unit.test_config_support import nat as nat_entry
@@ -39,6 +39,7 @@ def test_knows_the_same_keys_and_describes_each() -> None:
         ("control", control),
         ("daemon", daemon),
         ("forward", forward),
+        ("metrics", metrics),
         ("nat", nat),
         ("route", route),
     ):
@@ -51,6 +52,9 @@ ACCEPTED: Final = (
     "",
     '[daemon]\nlibvirt = "lxc:///"\nresync = "5m"\nmark = 1\ngates = ["inet filter forward"]',
     '[control]\ngroup = "virt admins"',
+    "[metrics]",
+    '[metrics]\ntextfile = "/var/lib/prometheus/node exporter/kvm_portfwd.prom"\nlisten = "127.0.0.1:9750"',
+    *(f'[metrics]\nlisten = "{listen}"' for listen in ("0.0.0.0:1", "[::]:65535", "192.0.2.1:9750", "[::1]:9750")),
     '[daemon]\nbackend = "nftables"\non_stop = "remove"\nip_forward = false\nlocalhost = true',
     '[[forward]]\ndomain = "web1"\nports = ["80", "443", "2222:22", "5353:53/udp", "198.51.100.7:8443:443"]',
     entry(
@@ -71,7 +75,15 @@ ACCEPTED: Final = (
 
 REFUSED_BY_BOTH: Final = (
     "x = 1",
-    "[metrics]",
+    "[[metrics]]",
+    "[metrics]\nx = 1",
+    '[metrics]\ntextfile = "kvm_portfwd.prom"',
+    '[metrics]\ntextfile = "/var/lib/kvm_portfwd.txt"',
+    '[metrics]\ntextfile = "/var/lib/.prom"',
+    '[metrics]\ntextfile = "/a\\nb.prom"',
+    *(f"[metrics]\nlisten = '{listen}'" for listen in ("", ":9750", "127.0.0.1", "::1:9750", "[127.0.0.1]:9750")),
+    *(f"[metrics]\nlisten = '{listen}'" for listen in ("localhost:9750", "127.0.0.1:0", "127.0.0.1:09", "[::1]9750")),
+    "[metrics]\nlisten = 9750",
     "[forward]",
     "[nat]",
     "[route]",

@@ -1,0 +1,195 @@
+"""From a status and a tally to metrics, as plain data. Pure.
+
+Names and units follow Prometheus' rules (https://prometheus.io/docs/practices/naming/). Every value of a label that is
+known beforehand has its sample from the start, so that a first event is seen as a rise.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from itertools import product
+from typing import Final, TypeAlias
+
+from fwdaemon.metrics.tally import BOUNDS_S, Tally
+from fwdaemon.status import Configuration, Header, Kind, Row, State, Status, Usage
+
+PREFIX: Final = "kvm_portfwd_"
+_UNUSED: Final = Usage()
+
+_Labels: TypeAlias = tuple[tuple[str, str], ...]
+_Used: TypeAlias = Iterable[tuple[_Labels, Usage]]
+
+
+class Type(StrEnum):
+    """What a metric is, in Prometheus' words."""
+
+    COUNTER = "counter"
+    GAUGE = "gauge"
+    HISTOGRAM = "histogram"
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One value; the sample's name is the metric's followed by `suffix`."""
+
+    value: float
+    labels: Mapping[str, str]
+    suffix: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """A metric with its samples; the name of a counter lacks `_total`, which its samples have as their suffix."""
+
+    name: str
+    type: Type
+    help: str
+    samples: tuple[Sample, ...]
+
+
+def metrics_of(status: Status, tally: Tally, now: datetime) -> tuple[Metric, ...]:
+    """Give all metrics; `now` is when they are written."""
+    return (
+        *_own(status.header, now),
+        *_openings(status.rows),
+        *_work(tally),
+        *_configuration(status.header.configuration),
+    )
+
+
+def _own(header: Header, now: datetime) -> Iterator[Metric]:
+    yield _gauge("build_info", "1, with the version that runs.", {"version": header.version})
+    yield _gauge("metrics_timestamp_seconds", "When these metrics were written.", value=now.timestamp())
+    yield Metric(
+        f"{PREFIX}libvirt_connected",
+        Type.GAUGE,
+        "Whether the connection to a libvirt URI stands.",
+        tuple(Sample(state.connected, {"uri": state.uri}) for state in header.libvirt),
+    )
+    yield _gauge("problems", "Things that could not be done at the last reconcile.", value=len(header.problems))
+
+
+# --- openings --------------------------------------------------------------------------------------------------------
+
+
+def _openings(rows: Iterable[Row]) -> Iterator[Metric]:
+    every = list(rows)
+    used = [(tuple(_identity(row).items()), row.usage) for row in every if row.usage != _UNUSED]
+    found = Counter((row.claim.kind, row.state) for row in every)
+    yield Metric(
+        f"{PREFIX}openings",
+        Type.GAUGE,
+        "Port forwards, 1:1 addresses and routes by their state.",
+        tuple(Sample(found[pair], _labels(kind=pair[0], state=pair[1])) for pair in product(Kind, State)),
+    )
+    yield _summed(
+        "connections",
+        Type.COUNTER,
+        "Connections that came in, or left by a 1:1 address, since its rules were made.",
+        used,
+        lambda usage: usage.connections,
+    )
+    yield _summed("open_connections", Type.GAUGE, "Connections open now.", used, lambda usage: usage.open)
+    yield _summed(
+        "open_connections_bytes",
+        Type.GAUGE,
+        "Bytes that the connections open now have carried, where the kernel counts them (nf_conntrack_acct).",
+        used,
+        lambda usage: usage.open_bytes,
+    )
+
+
+def _summed(name: str, kind: Type, text: str, used: _Used, value: Callable[[Usage], int | None]) -> Metric:
+    """Give a sample for each opening that has a value; those with the same labels differ in their sources only."""
+    sums = Counter[_Labels]()
+    for labels, usage in used:
+        if (number := value(usage)) is not None:
+            sums[labels] += number
+    suffix = "_total" if kind is Type.COUNTER else ""
+    return Metric(f"{PREFIX}{name}", kind, text, tuple(Sample(sums[key], dict(key), suffix) for key in sums))
+
+
+def _identity(row: Row) -> Mapping[str, str]:
+    claim = row.claim
+    return _labels(
+        domain=row.owner.name if row.owner.kind == "domain" else "",
+        network=row.owner.name if row.owner.kind == "network" else "",
+        kind=claim.kind,
+        family=claim.family,
+        protocol=claim.protocol,
+        address=claim.subnet or claim.address or "*",
+        ports=claim.ports,
+        interface=claim.interface,
+    )
+
+
+# --- work ------------------------------------------------------------------------------------------------------------
+
+
+def _work(tally: Tally) -> Iterator[Metric]:
+    yield Metric(
+        f"{PREFIX}reconciles",
+        Type.COUNTER,
+        "Comparisons of the kernel with what it shall hold, by how they ended.",
+        tuple(Sample(number, _labels(result=result), "_total") for result, number in tally.reconciles.items()),
+    )
+    yield Metric(
+        f"{PREFIX}reconcile_duration_seconds",
+        Type.HISTOGRAM,
+        "How long they took.",
+        tuple(_distribution(tally)),
+    )
+    yield Metric(
+        f"{PREFIX}restores",
+        Type.COUNTER,
+        "Reconciles that put back what somebody had taken away, by who that was.",
+        tuple(Sample(number, _labels(cause=cause), "_total") for cause, number in tally.restores.items()),
+    )
+    yield Metric(
+        f"{PREFIX}ended_connections",
+        Type.COUNTER,
+        "Connections ended because their forward went or leads elsewhere.",
+        (Sample(tally.ended, {}, "_total"),),
+    )
+
+
+def _distribution(tally: Tally) -> Iterator[Sample]:
+    every = sum(tally.reconciles.values())
+    for bound, number in zip((*BOUNDS_S, "+Inf"), (*tally.within, every), strict=True):
+        yield Sample(number, {"le": str(bound)}, "_bucket")
+    yield Sample(every, {}, "_count")
+    yield Sample(tally.seconds, {}, "_sum")
+
+
+# --- configuration ---------------------------------------------------------------------------------------------------
+
+
+def _configuration(configuration: Configuration) -> Iterator[Metric]:
+    refused, loaded_at = configuration.refused, configuration.loaded_at
+    yield _gauge(
+        "config_last_reload_successful",
+        "Whether the configuration was taken up when it was last read.",
+        value=refused is None,
+    )
+    if loaded_at is not None:
+        yield _gauge(
+            "config_last_reload_success_timestamp_seconds",
+            "When the configuration in force was read.",
+            value=loaded_at.timestamp(),
+        )
+    yield _gauge(
+        "config_problems",
+        "What is wrong with the configuration that was last read.",
+        value=0 if refused is None else len(refused.problems),
+    )
+
+
+def _gauge(name: str, text: str, labels: Mapping[str, str] | None = None, *, value: float = 1) -> Metric:
+    return Metric(f"{PREFIX}{name}", Type.GAUGE, text, (Sample(value, labels or {}),))
+
+
+def _labels(**values: object) -> Mapping[str, str]:
+    """Write values of labels; an empty one is the same as none to Prometheus."""
+    return {name: "" if value is None else str(value) for name, value in values.items()}

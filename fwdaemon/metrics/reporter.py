@@ -1,0 +1,128 @@
+"""Metrics as a part of the daemon: counts its reconciles, keeps the file fresh and the listener open.
+
+What takes long, counting connections and writing text, is done by threads that nothing else waits for.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from datetime import UTC, datetime
+from functools import partial
+from typing import Final
+
+from fwdaemon.account import Account
+from fwdaemon.config.model import Config, MetricsSettings
+from fwdaemon.control.feed import Feed
+from fwdaemon.metrics.exposition import text_of
+from fwdaemon.metrics.figures import metrics_of
+from fwdaemon.metrics.listener import Listener
+from fwdaemon.metrics.tally import Tally
+from fwdaemon.metrics.textfile import Textfile
+from fwdaemon.status import Status
+from fwdaemon.worker import Worker
+
+_log = logging.getLogger(__name__)
+
+# How long a text is good, for clients and the file: this, and longer where it takes long to make, so that metrics
+# never take more than a tenth of the interpreter's time, however many ask for them.
+_FRESH_S: Final = 1.0
+_TIMES: Final = 10
+# A file system may hang.
+_PATIENCE_S: Final = 2.0
+
+
+class Reporter:
+    """Reports what `status` gives and what was counted; `feed` tells when something changed. On the loop's thread."""
+
+    def __init__(self, status: Callable[[], Awaitable[Status]], feed: Feed) -> None:
+        self._status = status
+        self._feed = feed
+        self._tally = Tally()
+        self._worker = Worker("metrics")
+        self._wanted = MetricsSettings(), 0.0
+        self._keeping: asyncio.Task[None] | None = None
+        self._made: asyncio.Future[bytes] | None = None
+        self._good_until = 0.0
+
+    def looked(self, account: Account, seconds: float) -> None:
+        """Count a reconcile that ended well and took so long."""
+        self._tally = self._tally.looked(account, seconds)
+
+    def failed(self, seconds: float) -> None:
+        """Count one that did not."""
+        self._tally = self._tally.failed(seconds)
+
+    async def set_up(self, config: Config) -> None:
+        """Report as this configuration says."""
+        wanted = config.metrics, config.daemon.resync.total_seconds()
+        if wanted != self._wanted:
+            await self._end()
+            self._wanted = wanted
+            if config.metrics.textfile or config.metrics.listen:
+                self._keeping = asyncio.create_task(self._keep(*wanted))
+
+    async def close(self) -> None:
+        """Report no more; the file goes."""
+        await self._end()
+        await self._worker.close(_PATIENCE_S)
+
+    async def _end(self) -> None:
+        if self._keeping is not None:
+            self._keeping.cancel()
+            await asyncio.gather(self._keeping, return_exceptions=True)
+            self._keeping = None
+
+    async def _keep(self, settings: MetricsSettings, period: float) -> None:
+        """Serve and write until cancelled: whenever something changed, and after `period` seconds at the latest."""
+        listener = Listener(settings.listen, self._fresh) if settings.listen else None
+        textfile = Textfile(settings.textfile) if settings.textfile else None
+        changes = self._feed.subscribe()
+        try:
+            while True:
+                changes.take()
+                if listener is not None:
+                    listener.open()
+                if textfile is not None:
+                    await self._write(textfile)
+                await asyncio.sleep(max(_FRESH_S, self._good_until - asyncio.get_running_loop().time()))
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(period):
+                        await changes.wait()
+        finally:
+            self._feed.leave(changes)
+            if listener is not None:
+                await listener.close()
+            if textfile is not None:
+                await asyncio.wait({self._worker.submit(textfile.remove)}, timeout=_PATIENCE_S)
+
+    async def _write(self, textfile: Textfile) -> None:
+        if self._made is not None:
+            # One that was begun before the change would not tell of it.
+            await asyncio.wait({self._made})
+        try:
+            text = await self._begin()
+        except Exception:  # noqa: BLE001 - it is told, and the next time may be better
+            _log.exception("no metrics are written: this is a mistake in kvm-portfwd")
+        else:
+            await self._worker.submit(partial(textfile.write, text))
+
+    async def _fresh(self) -> bytes:
+        """Give the last text while it is good, or the one that is being made; others may wait for it too."""
+        is_stale = asyncio.get_running_loop().time() >= self._good_until
+        if self._made is None or (self._made.done() and is_stale):
+            return await self._begin()
+        return await asyncio.shield(self._made)
+
+    def _begin(self) -> Awaitable[bytes]:
+        self._made = asyncio.ensure_future(self._make())
+        return asyncio.shield(self._made)
+
+    async def _make(self) -> bytes:
+        clock = asyncio.get_running_loop().time
+        began = clock()
+        try:
+            status, tally, now = await self._status(), self._tally, datetime.now(UTC)
+            return await self._worker.submit(lambda: text_of(metrics_of(status, tally, now)))
+        finally:
+            self._good_until = clock() + max(_FRESH_S, _TIMES * (clock() - began))

@@ -1,0 +1,245 @@
+"""The metrics by HTTP, on a real socket: what is answered, and what ends a client and nothing else."""
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from ipaddress import ip_address
+
+import pytest
+
+from fwdaemon.config.model import Endpoint
+from fwdaemon.metrics import listener as module
+from fwdaemon.metrics.listener import Listener
+
+GET = b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n"
+LARGE = 8 << 20
+
+pytestmark = pytest.mark.filterwarnings("error")
+
+
+def free_endpoint(address: str = "127.0.0.1") -> Endpoint:
+    """Give a port that nobody listens on."""
+    found = ip_address(address)
+    with socket.socket(socket.AF_INET6 if found.version == 6 else socket.AF_INET) as probe:
+        probe.bind((address, 0))
+        return Endpoint(found, probe.getsockname()[1])
+
+
+class Bench:
+    """A listener, what it gives, and clients."""
+
+    def __init__(self, address: str = "127.0.0.1") -> None:
+        self.endpoint = free_endpoint(address)
+        self.body = b"x 1.0\n"
+        self.asked = 0
+        self.listener = Listener(self.endpoint, self._text)
+
+    async def _text(self) -> bytes:
+        self.asked += 1
+        return self.body
+
+    async def connect(self, address: str | None = None) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        return await asyncio.open_connection(address or str(self.endpoint.address), self.endpoint.port)
+
+    async def ask(self, request: bytes, address: str | None = None) -> tuple[str, bytes]:
+        """Give the first line of the answer, and what follows its head."""
+        reader, writer = await self.connect(address)
+        writer.write(request)
+        head, _, body = (await ended(reader)).partition(b"\r\n\r\n")
+        await hang_up(writer)
+        return head.split(b"\r\n")[0].decode(), body
+
+
+async def ended(reader: asyncio.StreamReader) -> bytes:
+    """Wait until the listener has hung up, and give what it had said."""
+    async with asyncio.timeout(20):
+        with suppress(ConnectionResetError):
+            return await reader.read()
+    return b""
+
+
+async def hang_up(writer: asyncio.StreamWriter) -> None:
+    writer.close()
+    with suppress(OSError):
+        await writer.wait_closed()
+
+
+@asynccontextmanager
+async def opened(bench: Bench) -> AsyncIterator[Bench]:
+    bench.listener.open()
+    try:
+        yield bench
+    finally:
+        await bench.listener.close()
+
+
+def on_bench(play: Callable[[Bench], Awaitable[None]], address: str = "127.0.0.1") -> None:
+    async def scene() -> None:
+        async with opened(Bench(address)) as bench:
+            await play(bench)
+            assert await bench.ask(GET) == ("HTTP/1.1 200 OK", bench.body)
+
+    asyncio.run(scene())
+
+
+@pytest.mark.parametrize(
+    ("request_", "status"),
+    [
+        (GET, "200 OK"),
+        (b"GET /metrics?name[]=up HTTP/1.0\r\n\r\n", "200 OK"),
+        (b"GET / HTTP/1.1\r\n\r\n", "404 Not Found"),
+        (b"GET /metrics/ HTTP/1.1\r\n\r\n", "404 Not Found"),
+        (b"GET /../metrics HTTP/1.1\r\n\r\n", "404 Not Found"),
+        (b"POST /metrics HTTP/1.1\r\n\r\n", "405 Method Not Allowed"),
+        (b"HEAD /metrics HTTP/1.1\r\n\r\n", "405 Method Not Allowed"),
+        (b"GET /metrics\r\n\r\n", "400 Bad Request"),
+        (b"GET /metrics HTTP/2.0\r\n\r\n", "400 Bad Request"),
+        (b"\x16\x03\x01\0\xff\r\n\r\n", "400 Bad Request"),
+        (b"GET /metrics HTTP/1.1\r\nX: ".ljust(1 << 13, b"x"), "400 Bad Request"),
+    ],
+)
+def test_only_one_thing_is_answered(request_: bytes, status: str) -> None:
+    async def play(bench: Bench) -> None:
+        answer, body = await bench.ask(request_)
+        assert answer == f"HTTP/1.1 {status}"
+        assert (body == bench.body) == (bench.asked == 1) == (status == "200 OK")
+
+    on_bench(play)
+
+
+def test_an_answer_is_plain_text_of_a_length_that_is_told() -> None:
+    async def play(bench: Bench) -> None:
+        reader, writer = await bench.connect()
+        writer.write(GET)
+        head = (await ended(reader)).partition(b"\r\n\r\n")[0].decode().split("\r\n")[1:]
+        assert head == [
+            "Content-Type: text/plain; version=0.0.4; charset=utf-8",
+            "Content-Length: 6",
+            "Connection: close",
+        ]
+        await hang_up(writer)
+
+    on_bench(play)
+
+
+def test_a_request_may_come_in_pieces() -> None:
+    async def play(bench: Bench) -> None:
+        reader, writer = await bench.connect()
+        for piece in (GET[:5], GET[5:-2], GET[-2:]):
+            writer.write(piece)
+            await writer.drain()
+            await asyncio.sleep(0)
+        assert (await ended(reader)).endswith(bench.body)
+        await hang_up(writer)
+
+    on_bench(play)
+
+
+def test_who_says_nothing_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_ASK_S", 0.1)
+
+    async def play(bench: Bench) -> None:
+        for said in (b"", GET[:5]):
+            reader, writer = await bench.connect()
+            writer.write(said)
+            assert await ended(reader) == b""
+            await hang_up(writer)
+
+    on_bench(play)
+
+
+def test_who_takes_nothing_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_TAKE_S", 0.1)
+    # So the next one has to wait for that.
+    monkeypatch.setattr(module, "_MOST_CLIENTS", 1)
+
+    async def play(bench: Bench) -> None:
+        bench.body = b"x" * LARGE
+        with socket.create_connection((str(bench.endpoint.address), bench.endpoint.port)) as client:
+            client.send(GET)
+            reader, writer = await bench.connect()
+            writer.write(GET[:-2])
+            await until(lambda: bench.asked == 1)
+            bench.body = b"x 2.0\n"
+            writer.write(GET[-2:])
+            assert (await ended(reader)).endswith(bench.body)
+            await hang_up(writer)
+
+    on_bench(play)
+
+
+def test_who_finds_no_place_waits_for_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_MOST_CLIENTS", 2)
+
+    async def play(bench: Bench) -> None:
+        silent = [await bench.connect() for _ in range(2)]
+        asking = asyncio.create_task(bench.ask(GET))
+        await asyncio.wait({asking}, timeout=0.2)
+        assert not asking.done()
+        await hang_up(silent[0][1])
+        assert await asking == ("HTTP/1.1 200 OK", bench.body)
+        await hang_up(silent[1][1])
+
+    on_bench(play)
+
+
+def test_a_crowd_that_says_nothing_keeps_nobody_out_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_ASK_S", 0.2)
+
+    async def play(bench: Bench) -> None:
+        crowd = [await bench.connect() for _ in range(24)]
+        assert await bench.ask(GET) == ("HTTP/1.1 200 OK", bench.body)
+        for _, writer in crowd:
+            await hang_up(writer)
+
+    on_bench(play)
+
+
+def test_an_end_lets_go_of_everybody() -> None:
+    async def scene() -> None:
+        bench = Bench()
+        async with opened(bench):
+            reader, writer = await bench.connect()
+            # They are taken in order.
+            await bench.ask(GET)
+        assert await ended(reader) == b""
+        await hang_up(writer)
+        with pytest.raises(ConnectionRefusedError):
+            await bench.connect()
+
+    asyncio.run(scene())
+
+
+def test_ipv6_and_every_address_of_both_families() -> None:
+    async def play(bench: Bench) -> None:
+        assert await bench.ask(GET, "::1") == ("HTTP/1.1 200 OK", bench.body)
+        if bench.endpoint.address.is_unspecified:
+            assert await bench.ask(GET, "127.0.0.1") == ("HTTP/1.1 200 OK", bench.body)
+        else:
+            with pytest.raises(ConnectionRefusedError):
+                await bench.connect("127.0.0.1")
+
+    on_bench(play, "::1")
+    on_bench(play, "::")
+
+
+def test_a_port_that_is_taken_is_told_once_and_tried_again(caplog: pytest.LogCaptureFixture) -> None:
+    async def scene() -> None:
+        bench = Bench()
+        with socket.create_server((str(bench.endpoint.address), bench.endpoint.port)):
+            bench.listener.open()
+            bench.listener.open()
+        async with opened(bench):
+            assert await bench.ask(GET) == ("HTTP/1.1 200 OK", bench.body)
+        (record,) = caplog.records
+        assert record.message.startswith(f"metrics are not served on {bench.endpoint}, trying again: ")
+        assert "Address already in use" in record.message
+
+    asyncio.run(scene())
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110  what is waited for tells nobody
+            await asyncio.sleep(0.01)
