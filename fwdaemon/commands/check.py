@@ -1,14 +1,17 @@
 """`kvm-portfwd check`: say whether the configuration is right, and everything that is wrong if not."""
 
 import argparse
+import sys
 from ipaddress import IPv4Network
 from typing import Final
 
 from fwdaemon import config as configuration
+from fwdaemon.clashes.watch import clashes_if_running
 from fwdaemon.config.contradictions import families_of_entry
 from fwdaemon.config.model import Config, ForwardEntry
 from fwdaemon.metrics.requirement import satisfied
 from fwdaemon.model import Family
+from fwdaemon.process import SystemRunner
 
 _LOOPBACK: Final = IPv4Network("127.0.0.0/8")
 
@@ -20,7 +23,17 @@ def run(options: argparse.Namespace) -> int:
     print(f"{path}: fine; {_count(config)}")
     if config.daemon.localhost:
         print(_explain_localhost(config))
+    _warn(config)
     return 0
+
+
+def _warn(config: Config) -> None:
+    """Tell what on this host clashes with it; people do that on purpose, so it is no reason to refuse."""
+    clashes, missing = clashes_if_running(config, SystemRunner())
+    for clash in clashes:
+        print(f"warning: {clash}", file=sys.stderr)
+    if missing:
+        print(f"hint: {missing}", file=sys.stderr)
 
 
 def _count(config: Config) -> str:

@@ -18,6 +18,15 @@ NOTHING = (
 )
 
 
+CLASHES = "fwdaemon.commands.check.clashes_if_running"
+
+
+@pytest.fixture(autouse=True)
+def quiet_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever else this machine does."""
+    monkeypatch.setattr(CLASHES, lambda *_: ([], ""))
+
+
 def check(path: Path, text: str, capsys: pytest.CaptureFixture[str]) -> list[str]:
     path.write_text(text)
     assert main(["check", str(path)]) == 0
@@ -64,3 +73,16 @@ def test_says_what_localhost_comes_to(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, sentence: str
 ) -> None:
     assert check(tmp_path / "x.toml", ON + text, capsys)[1:] == [sentence]
+
+
+def test_warns_of_clashes_with_this_host(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(CLASHES, lambda *_: (["port 22/tcp: sshd", "port 80/tcp: Docker"], "not compared with all"))
+    path = tmp_path / "x.toml"
+    path.write_text(forward())
+    assert main(["check", str(path)]) == 0
+    said = capsys.readouterr()
+    assert said.out == f"{path}: fine; 1 forward\n"
+    warnings = ["warning: port 22/tcp: sshd", "warning: port 80/tcp: Docker", "hint: not compared with all"]
+    assert said.err.splitlines() == warnings

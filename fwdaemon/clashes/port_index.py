@@ -1,0 +1,34 @@
+"""Finds what has to do with a range of ports without looking at everything. Pure."""
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Iterator
+from operator import itemgetter
+from typing import Final, Generic, TypeVar
+
+from fwdaemon.model import PortRange
+
+_T = TypeVar("_T")
+
+# What has more ports than this is looked at each time: else it would have to be looked for far below each port.
+_WIDE: Final = 64
+
+
+class PortIndex(Generic[_T]):
+    """Items by the ports that each of them has."""
+
+    def __init__(self, items: Iterable[tuple[PortRange, _T]]) -> None:
+        ordered = sorted(items, key=itemgetter(0))
+        self._wide = [item for item in ordered if item[0].width > _WIDE]
+        self._narrow = [item for item in ordered if item[0].width <= _WIDE]
+        self._firsts = [ports.first for ports, _ in self._narrow]
+
+    def meeting(self, ports: PortRange) -> Iterator[_T]:
+        """Give the items that have any of these ports."""
+        begin = bisect_left(self._firsts, ports.first - _WIDE + 1)
+        end = bisect_right(self._firsts, ports.last)
+        for found, item in self._narrow[begin:end]:
+            if found.last >= ports.first:
+                yield item
+        for found, item in self._wide:
+            if found.overlaps(ports):
+                yield item
