@@ -4,6 +4,7 @@ Every error of ours ends as one line on standard error and an exit code; a trace
 """
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -37,6 +38,9 @@ _COMMANDS = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and give its exit code; wrong usage exits with 2."""
     options = _parser().parse_args(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # Names are anybody's text, and may hold what this terminal's encoding has no bytes for.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         code: int = import_module(_module(options.command)).run(options)
         sys.stdout.flush()
@@ -83,6 +87,7 @@ def _parser() -> argparse.ArgumentParser:
         if name == "status":
             command.add_argument("--json", action="store_true", help="as JSON, for programs")
             command.add_argument("--watch", action="store_true", help="show it again whenever it changes")
+            command.add_argument("names", nargs="*", metavar="DOMAIN", help="only of these domains and networks")
         if name == "check":
             command.add_argument("file", nargs="?", type=Path, metavar="FILE", help="instead of the one of --config")
     return parser

@@ -4,9 +4,9 @@ What waits, and why, is said once. A fault is said once it has lasted for a mome
 the kernel tells that a bridge went before libvirt tells that the network did.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
-from fwdaemon.desired import Waiting
+from fwdaemon.desired import Owner, Waiting
 
 LASTING_S = 1.0
 
@@ -20,10 +20,14 @@ class Complaints:
         self._faults: dict[str, float] = {}
         self._said: frozenset[str] = frozenset()
 
-    def of_waiting(self, entries: Iterable[Waiting], *, everything: bool) -> list[Waiting]:
-        """Give the new entries; that a domain or network stopped was said when its openings went."""
+    def of_waiting(self, entries: Iterable[Waiting], live: Collection[Owner], *, everything: bool) -> list[Waiting]:
+        """Give the new entries; `live` are those who had openings just before.
+
+        That one of these stopped is said with its openings.
+        """
         present = dict.fromkeys(entries)
-        new = [entry for entry in present if entry not in self._waiting and (everything or not entry.stopped)]
+        unsaid = [entry for entry in present if entry not in self._waiting]
+        new = [entry for entry in unsaid if everything or not (entry.stopped and entry.owner in live)]
         self._waiting = frozenset(present)
         return new
 

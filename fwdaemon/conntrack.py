@@ -38,7 +38,8 @@ def end_outdated(
 ) -> int:
     """End the flows with our mark that no live opening carries, and give their number.
 
-    `local` are the host's own addresses. `refuse` is told of them just before: what a guest sends on a forgotten flow would begin it anew.
+    `local` are the host's own addresses. `refuse` is told of them just before: what a guest sends on a forgotten flow
+    would begin it anew.
     """
     carriers = Carriers(live)
     ended = 0

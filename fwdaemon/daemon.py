@@ -11,20 +11,30 @@ import signal
 import time
 from pathlib import Path
 
+from fwdaemon import audit, notify
 from fwdaemon import config as configuration
-from fwdaemon import notify
+from fwdaemon.clashes.watch import ClashWatch
 from fwdaemon.config.model import Config, OnStop
+from fwdaemon.control.control_socket import ControlSocket
+from fwdaemon.control.feed import Feed
+from fwdaemon.control.manager import Manager
 from fwdaemon.desired import Desired
 from fwdaemon.errors import ConfigError, PortfwdError
-from fwdaemon.events import InventoryKeeper
+from fwdaemon.events import ConnectionState, InventoryKeeper
 from fwdaemon.hearing import Heard, Hearing
 from fwdaemon.inventory import Inventory
 from fwdaemon.legacy.monitor import LegacyMonitor
+from fwdaemon.metrics.reporter import Reporter
+from fwdaemon.metrics.requirement import satisfied
 from fwdaemon.netfilter import Netfilter
 from fwdaemon.nftables.monitor import RulesMonitor
 from fwdaemon.placing import desired_state
 from fwdaemon.process import SystemRunner
 from fwdaemon.reconcile import Occasion, Reconciler
+from fwdaemon.records import Records
+from fwdaemon.reloads import Reloads
+from fwdaemon.route_watch import RouteWatch
+from fwdaemon.usage import UsageReader
 from fwdaemon.worker import Worker
 
 _log = logging.getLogger(__name__)
@@ -54,10 +64,17 @@ class Daemon:
         self._hearing = Hearing()
         runner = SystemRunner()
         self._netfilter = Netfilter(runner, config.daemon.backend)
-        self._reconciler = Reconciler(self._netfilter)
-        self._monitors = RulesMonitor(runner, self._hearing.rules_changed), LegacyMonitor(self._hearing.rules_changed)
+        self._reconciler = Reconciler(self._netfilter, ClashWatch(runner))
+        changed = self._hearing.rules_changed
+        self._monitors = RulesMonitor(runner, changed), LegacyMonitor(changed), RouteWatch(changed)
         self._keeper = InventoryKeeper(config.daemon.libvirt, self._hearing.inventory_changed)
         self._worker = Worker("reconcile")
+        self._reloads, feed = Reloads(self._hearing.reload), Feed()
+        self._records = Records(path, config, feed.publish)
+        count = UsageReader(SystemRunner()).read
+        manager = Manager(self._records, feed, self._connections, self._reloads.ask, count)
+        self._control = ControlSocket(manager)
+        self._reporter = Reporter(manager.status, feed)
         self._first_look = asyncio.Event()
         self._inventory: Inventory | None = None
         self._refreshing: asyncio.Task[None] | None = None
@@ -67,7 +84,14 @@ class Daemon:
         self._pause = _PAUSE
 
     async def run(self) -> None:
-        """Work until told to stop, then leave the rules as the configuration says."""
+        """Work until told to stop, then leave the rules as the configuration says.
+
+        Raises:
+            AlreadyRunningError: another daemon runs on this host.
+
+        """
+        await self._control.open(self._config.control.group)
+        await self._reporter.set_up(self._config)
         for number, action in {
             signal.SIGHUP: self._hearing.reload,
             signal.SIGTERM: self._hearing.stop,
@@ -123,17 +147,17 @@ class Daemon:
             self._hearing.end_inventory(covered)
 
     async def _look(self, inventory: Inventory) -> None:
-        heard = self._hearing.take()
+        heard, began = self._hearing.take(), time.monotonic()
         try:
             changed = await self._worker.submit(lambda: self._reconcile(inventory, heard))
         except PortfwdError as error:
             _log.error("%s; trying again in %.0f s", error, self._retry)
-            self._try_again()
+            self._try_again(str(error), began)
         except Exception:  # noqa: BLE001 - the daemon outlives a mistake of its own, and shows where it is
             _log.exception("this is a mistake in kvm-portfwd; trying again in %.0f s", self._retry)
-            self._try_again()
+            self._try_again("a mistake in kvm-portfwd, see the journal", began)
         else:
-            self._settle(changed=changed)
+            self._settle(began, changed=changed)
 
     def _reconcile(self, inventory: Inventory, heard: Heard) -> bool:
         desired = self._desired(inventory)
@@ -155,7 +179,13 @@ class Daemon:
             self._placed = (self._config, inventory, desired_state(self._config, inventory))
         return self._placed[2]
 
-    def _settle(self, *, changed: bool) -> None:
+    def _settle(self, began: float, *, changed: bool) -> None:
+        self._records.placed(*self._netfilter.standing, self._netfilter.unusable)
+        if (account := self._reconciler.account) is not None:
+            seconds = time.monotonic() - began
+            self._records.looked(account, seconds)
+            self._reporter.looked(account, seconds)
+        self._reloads.looked()
         self._first_look.set()
         self._reloaded = False
         self._retry = _RETRY
@@ -165,7 +195,11 @@ class Daemon:
         if (due := self._reconciler.look_again_at) is not None:
             self._look_in(due - time.monotonic())
 
-    def _try_again(self) -> None:
+    def _try_again(self, failure: str, began: float) -> None:
+        seconds = time.monotonic() - began
+        self._records.failed(self._placed[2] if self._placed else None, failure, seconds)
+        self._reporter.failed(seconds)
+        self._reloads.looked(failure)
         self._look_in(self._retry)
         self._retry = min(2 * self._retry, _RETRY_AT_MOST)
 
@@ -175,12 +209,13 @@ class Daemon:
     async def _reload(self) -> None:
         """Read the configuration; a wrong one changes nothing."""
         notify.reloading()
+        self._reloads.begin()
         try:
-            config = await self._worker.submit(lambda: configuration.load(self._path))
+            config = await self._worker.submit(lambda: satisfied(configuration.load(self._path)))
         except ConfigError as error:
-            for problem in error.problems:
-                _log.error("%s", problem)
-            _log.error("configuration refused; the old one stays in force")
+            audit.configuration_refused(error.problems)
+            self._records.configuration_refused(error.problems)
+            self._reloads.refused(error.problems)
             notify.ready("configuration refused; the old one stays in force")
             return
         if config.daemon.libvirt != self._config.daemon.libvirt:
@@ -188,9 +223,17 @@ class Daemon:
         self._config = config
         self._netfilter.choice = config.daemon.backend
         self._reloaded = True
-        _log.info("configuration %s loaded", self._path)
+        audit.configuration_loaded(self._path)
+        self._records.configuration_loaded(config)
+        self._control.admit(config.control.group)
+        await self._reporter.set_up(config)
+        if self._inventory is None:
+            self._reloads.looked("libvirt has not answered yet")
         self._hearing.configuration_changed(f"configuration {self._path} loaded again")
         notify.ready("running")
+
+    def _connections(self) -> tuple[ConnectionState, ...]:
+        return self._keeper.connections()
 
     async def _change_connections(self, config: Config) -> None:
         await self._keeper.close()
@@ -199,6 +242,8 @@ class Daemon:
 
     async def _stop(self) -> None:
         notify.stopping()
+        await self._reporter.close()
+        await self._control.close()
         if self._refreshing is not None:
             self._refreshing.cancel()
         for monitor in self._monitors:
@@ -206,5 +251,6 @@ class Daemon:
         await self._keeper.close()
         if self._config.daemon.on_stop is OnStop.REMOVE:
             await self._worker.submit(lambda: self._reconciler.remove("the daemon stops, on_stop = remove"))
+        await self._worker.submit(self._reconciler.close)
         await self._worker.submit(self._netfilter.close)
         await self._worker.close(_PATIENCE)

@@ -19,7 +19,7 @@ GuestEntry: TypeAlias = ForwardEntry | NatEntry
 
 @dataclass(frozen=True, slots=True)
 class Absence:
-    """There is no guest, or no network, now; `stopped` says that it is because nothing runs, and not because it is unclear."""
+    """There is no guest, or no network, now; `stopped` says that nothing runs, and not that something is unclear."""
 
     name: str
     reason: str

@@ -72,9 +72,7 @@ class _Placer:
         if isinstance(guest, Refusal):
             return _Placed(waiting=(Waiting(Owner(domain.name), guest.reason, entry.origin),))
         self._reach([guest])
-        nat = Nat(
-            domain.name, entry.public, guest.address, entry.assign, guest.bridge, guest.bridge_port, entry.origin
-        )
+        nat = Nat(domain.name, entry.public, guest.address, entry.assign, guest.bridge, guest.bridge_port, entry.origin)
         return _Placed((nat,))
 
     def route(self, entry: RouteEntry) -> _Placed:

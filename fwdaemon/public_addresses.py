@@ -46,14 +46,15 @@ class PublicAddresses:
         with Rtnetlink() as kernel:
             for place in superfluous:
                 self._remove(kernel, place)
-            added, faults = self._added(kernel, _missing(kernel, wanted))
+            added, refused = self._added(kernel, _missing(kernel, wanted))
         damaged, self._held = added & self._held, frozenset(nat for place, nat in wanted.items() if place in self._ours)
         return Outcome(
             mended=added,
             damaged=damaged,
             stale=frozenset(f"{address} on {shown(interface)}" for interface, address in superfluous if first),
-            faults=tuple(faults),
+            faults=tuple(refused.values()),
             changed=bool(added or superfluous),
+            refused=tuple(refused.items()),
         )
 
     def preview(self, nats: frozenset[Nat]) -> Outcome:
@@ -70,16 +71,16 @@ class PublicAddresses:
         stale = frozenset(f"{address} on {shown(interface)}" for interface, address in superfluous)
         return Outcome(mended=missing, stale=stale, changed=bool(missing or superfluous))
 
-    def _added(self, kernel: Rtnetlink, missing: Mapping[_Place, Nat]) -> tuple[frozenset[Nat], list[str]]:
+    def _added(self, kernel: Rtnetlink, missing: Mapping[_Place, Nat]) -> tuple[frozenset[Nat], dict[Nat, str]]:
         """Add addresses, and tell which were, and what is wrong with the others."""
-        added, faults = set(), []
+        added, refused = set(), {}
         for place, nat in sorted(missing.items(), key=str):
             try:
                 self._add(kernel, place)
                 added.add(nat)
             except KernelError as error:
-                faults.append(f"{nat.public} is not assigned to {shown(place[0])}: {error}")
-        return frozenset(added), faults
+                refused[nat] = f"{nat.public} is not assigned to {shown(place[0])}: {error}"
+        return frozenset(added), refused
 
     def _add(self, kernel: Rtnetlink, place: _Place) -> None:
         """Add one address and announce it.

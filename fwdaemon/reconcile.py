@@ -8,21 +8,25 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from fwdaemon import audit, causes, conntrack, forwarding
-from fwdaemon.desired import Desired, Forward, Waiting
-from fwdaemon.errors import KernelError, PortfwdError
+from fwdaemon import audit, causes, conntrack
+from fwdaemon.account import Account, Change
+from fwdaemon.clashes.watch import ClashWatch
+from fwdaemon.complaints import Complaints
+from fwdaemon.desired import Desired, Opening, Owner
+from fwdaemon.errors import PortfwdError
+from fwdaemon.flapping import Flapping
 from fwdaemon.grace import Grace, Stop
-from fwdaemon.hairpin import HairpinPorts
+from fwdaemon.hostside import HostSide
 from fwdaemon.model import Address, Family
 from fwdaemon.netfilter import Backend
-from fwdaemon.outcome import Outcome
+from fwdaemon.outcome import Outcome, joined
 
 
 @dataclass(frozen=True, slots=True)
 class Occasion:
     """Why we look again, and what is known besides the desired state.
 
-    `reasons` are for forwards that come and go, `meddler` is for those found missing. `now` is a monotonic time in
+    `reasons` are for openings that come and go, `meddler` is for those found missing. `now` is a monotonic time in
     seconds. `local` are the host's own addresses, `taken` those of running guests. `ip_forward` allows to turn on
     forwarding, `reloaded` says that the configuration is new, `thorough` asks for a comparison even of what seems
     unchanged.
@@ -39,22 +43,29 @@ class Occasion:
 
 
 class Reconciler:
-    """Keeps the kernel at the desired state."""
+    """Keeps the kernel at the desired state; `account` tells of the last time that went well."""
 
-    def __init__(self, backend: Backend) -> None:
+    def __init__(self, backend: Backend, clashes: ClashWatch) -> None:
         self._backend = backend
+        self._clashes = clashes
         self._grace = Grace()
-        self._hairpin = HairpinPorts()
-        self._live: frozenset[Forward] | None = None
+        self._flapping = Flapping()
+        self._host = HostSide()
+        self._live: frozenset[Opening] | None = None
+        self._applied = Desired()
         self._kept: frozenset[Family] = frozenset()
         self._known = (Desired(), Desired())
         self._before = Desired()
-        self._said: frozenset[str | Waiting] = frozenset()
+        self._complaints = Complaints()
+        self._changes: list[Change] = []
+        self._ended = 0
+        self.account: Account | None = None
 
     @property
     def look_again_at(self) -> float | None:
-        """When a held removal is due, by the same clock as `Occasion.now`."""
-        return self._grace.ends
+        """When something held back is due, a removal or a line, by the same clock as `Occasion.now`."""
+        every = (self._grace.ends, self._flapping.ends, self._complaints.ends)
+        return min((due for due in every if due is not None), default=None)
 
     def reconcile(self, desired: Desired, occasion: Occasion) -> bool:
         """Make the kernel hold `desired`, and tell whether anything had to be changed.
@@ -63,33 +74,38 @@ class Reconciler:
             PortfwdError: the kernel refused; what was live before still is.
 
         """
+        self._changes, self._ended = [], 0
         extended = self._extended(desired, occasion)
+        self._host.release(extended)
         outcome = self._backend.apply(extended, thorough=occasion.thorough)
-        faults = [*outcome.faults, *self._forwarding_faults(extended, occasion)]
-        self._hairpin.keep(extended.forwards)
+        outcome = joined(outcome, self._host.keep(extended, ip_forward=occasion.ip_forward))
+        outcome = joined(outcome, Outcome(faults=self._clashing(extended, occasion)))
         if outcome.moved:
             audit.moved(outcome.moved)
-        live, self._live = self._live, extended.forwards
-        if live is None:
-            self._account_for_first(extended, outcome, occasion)
-        elif outcome.changed or live is not extended.forwards:
-            self._account(live, extended, outcome, occasion)
-        self._say_once(extended, faults, everything=occasion.reloaded or live is None)
+        self._account_for(extended, outcome, occasion)
         self._before = desired
+        self.account = Account(extended, outcome, tuple(self._changes), occasion.meddler, self._ended)
         return outcome.changed
 
     def remove(self, cause: str) -> None:
         """Take away everything that is ours."""
+        self._host.remove()
         self._backend.remove()
-        self._hairpin.keep(())
-        for forward in sorted(self._live or (), key=_order):
-            audit.forward("removed", forward, cause)
+        for opening in sorted(self._live or (), key=_order):
+            audit.opening("removed", opening, cause)
         self._live = frozenset()
+
+    def close(self) -> None:
+        """End what runs beside us; what the kernel holds stays."""
+        self._host.close()
 
     def _extended(self, desired: Desired, occasion: Occasion) -> Desired:
         live = frozenset() if occasion.reloaded or self._live is None else self._live
         extended = self._grace.extend(desired, live, occasion.taken, Stop(occasion.now, occasion.reasons))
         return self._with_kept(extended)
+
+    def _clashing(self, desired: Desired, occasion: Occasion) -> tuple[str, ...]:
+        return self._clashes.look(desired, occasion.local, thorough=occasion.thorough, reloaded=occasion.reloaded)
 
     def _with_kept(self, desired: Desired) -> Desired:
         """Add the families that had forwards before; an unchanged state stays the same object, which backends know."""
@@ -98,15 +114,31 @@ class Reconciler:
             self._known = (desired, replace(desired, kept=self._kept))
         return self._known[1]
 
-    def _account(self, live: frozenset[Forward], desired: Desired, outcome: Outcome, occasion: Occasion) -> None:
-        added, removed = desired.forwards - live, live - desired.forwards
-        for forward in sorted(removed, key=_order):
-            reasons = self._grace.reasons(forward, occasion.reasons)
-            audit.forward("removed", forward, causes.of_end(forward, desired, reasons))
-        for forward in sorted(added, key=_order):
-            audit.forward("added", forward, causes.of_start(forward, self._before, occasion.reasons))
-        for forward in sorted(outcome.damaged & live, key=_order):
-            audit.forward("restored", forward, occasion.meddler)
+    def _account_for(self, desired: Desired, outcome: Outcome, occasion: Occasion) -> None:
+        """Tell what changed; nothing where the state is the very one of the last time and all was well."""
+        live = self._live
+        audit.flapped(self._flapping.due(occasion.now))
+        if live is None:
+            self._live = desired.openings
+            self._account_for_first(desired, outcome, occasion)
+        elif outcome.changed or desired is not self._applied:
+            self._live = desired.openings
+            self._account(live, desired, outcome, occasion)
+        self._applied = desired
+        self._complain(desired, outcome.faults, occasion, live)
+
+    def _account(self, live: frozenset[Opening], desired: Desired, outcome: Outcome, occasion: Occasion) -> None:
+        now = desired.openings
+        added, removed = now - live, live - now
+        for opening in sorted(removed, key=_order):
+            reasons = self._grace.reasons(opening, occasion.reasons)
+            self._tell("removed", opening, causes.of_end(opening, desired, reasons), occasion)
+        for opening in sorted(added, key=_order):
+            cause = causes.of_start(opening, self._before, occasion.reasons)
+            self._tell("added", opening, cause, occasion)
+        for opening in sorted(outcome.damaged & live & now, key=_order):
+            cause = causes.of_loss(opening, occasion.reasons, occasion.meddler)
+            self._tell("restored", opening, cause, occasion)
         audit.gates((change for change in outcome.gates if not change.restored), causes.told(occasion.reasons))
         audit.gates((change for change in outcome.gates if change.restored), occasion.meddler)
         self._end_connections(desired, added, occasion, outdated=bool(removed))
@@ -114,47 +146,42 @@ class Reconciler:
     def _account_for_first(self, desired: Desired, outcome: Outcome, occasion: Occasion) -> None:
         """Tell what was found of an earlier run, and what was not."""
         cause = causes.told(occasion.reasons)
-        if found := len(desired.forwards - outcome.mended):
+        if found := len(desired.openings - outcome.mended):
             audit.adopted(found)
         audit.leftovers(outcome.stale)
-        for forward in sorted(outcome.mended, key=_order):
-            audit.forward("added", forward, cause)
+        for opening in sorted(outcome.mended, key=_order):
+            self._changes.append(Change("added", opening, cause))
+            audit.opening("added", opening, cause)
         audit.gates(outcome.gates, cause)
         self._end_connections(desired, outcome.mended, occasion, outdated=True)
 
     def _end_connections(
-        self, desired: Desired, added: frozenset[Forward], occasion: Occasion, *, outdated: bool
+        self, desired: Desired, added: frozenset[Opening], occasion: Occasion, *, outdated: bool
     ) -> None:
         try:
-            ended = conntrack.end_outdated(desired.forwards, desired.mark, self._backend.refuse) if outdated else 0
-            ended += conntrack.end_claimed(added, occasion.local)
+            live, local = desired.openings, occasion.local
+            ended = conntrack.end_outdated(live, desired.mark, local, self._backend.refuse) if outdated else 0
+            ended += conntrack.end_claimed(added, local)
         except PortfwdError as error:
             audit.problems([f"open connections of forwards that went may go on: {error}"])
             return
+        self._ended = ended
         if ended:
             audit.connections_ended(ended)
 
-    def _forwarding_faults(self, desired: Desired, occasion: Occasion) -> list[str]:
-        faults = []
-        for family in sorted(desired.families):
-            if forwarding.is_on(family):
-                continue
-            if not occasion.ip_forward:
-                faults.append(f"IPv{family} forwarding is off, and [daemon] ip_forward = false leaves it to you")
-                continue
-            try:
-                audit.forwarding_turned_on(forwarding.turn_on(family))
-            except KernelError as error:
-                faults.append(str(error))
-        return faults
+    def _tell(self, action: str, opening: Opening, cause: str, occasion: Occasion) -> None:
+        self._changes.append(Change(action, opening, cause))
+        if self._flapping.admit(opening, action, cause, occasion.now):
+            audit.opening(action, opening, cause)
 
-    def _say_once(self, desired: Desired, faults: Iterable[str], *, everything: bool) -> None:
-        """Say what is new of what is wrong; that a domain stopped was said when its forwards went."""
-        new = [entry for entry in desired.waiting if entry not in self._said and (everything or not entry.stopped)]
-        audit.waiting(new)
-        audit.problems(fault for fault in faults if fault not in self._said)
-        self._said = frozenset([*desired.waiting, *faults])
+    def _complain(
+        self, desired: Desired, faults: Iterable[str], occasion: Occasion, live: frozenset[Opening] | None
+    ) -> None:
+        everything = occasion.reloaded or live is None
+        owners = {opening.owner for opening in live or ()} if desired.waiting else ()
+        audit.waiting(self._complaints.of_waiting(desired.waiting, owners, everything=everything))
+        audit.problems(self._complaints.of_faults(faults, occasion.now, everything=everything))
 
 
-def _order(forward: Forward) -> tuple[str, str]:
-    return forward.domain, forward.listens_at()
+def _order(opening: Opening) -> tuple[Owner, str]:
+    return opening.owner, opening.listens_at()

@@ -64,8 +64,9 @@ class RouteKeeper:
             mended=added,
             damaged=damaged,
             stale=frozenset(f"route {entry.subnet}" for entry in superfluous if first),
-            faults=(*faults, *refused),
+            faults=(*faults, *refused.values()),
             changed=bool(added or superfluous),
+            refused=tuple(refused.items()),
         )
 
     def preview(self, routes: frozenset[Route]) -> Outcome:
@@ -110,9 +111,9 @@ def _sorted_out(kernel: Rtnetlink, routes: Iterable[Route]) -> tuple[frozenset[R
 
 def _added(
     kernel: Rtnetlink, routes: Iterable[Route], present: Collection[Route]
-) -> tuple[frozenset[Route], list[str]]:
+) -> tuple[frozenset[Route], dict[Route, str]]:
     """Add routes that are not present, and tell which were added, and what is wrong with others."""
-    added, faults = set(), []
+    added, refused = set(), {}
     for route in sorted(routes, key=Route.listens_at):
         try:
             index = _bridge_index(route)
@@ -120,8 +121,8 @@ def _added(
                 _add(kernel, route.subnet, index)
                 added.add(route)
         except KernelError as error:
-            faults.append(f"{route.subnet} is not routed to network {shown(route.network)}: {error}")
-    return frozenset(added), faults
+            refused[route] = f"{route.subnet} is not routed to network {shown(route.network)}: {error}"
+    return frozenset(added), refused
 
 
 def _bridge_index(route: Route) -> int:

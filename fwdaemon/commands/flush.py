@@ -1,4 +1,4 @@
-"""`kvm-portfwd flush`: take away every rule that is ours, in every family, and every route, address and setting that we made."""
+"""`kvm-portfwd flush`: take away every rule, route and address that is ours, and put back what we switched."""
 
 import argparse
 import sys

@@ -1,6 +1,7 @@
 """Network namespaces, so that the real kernel can be used without a trace: one for each test, or a wired host."""
 
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -36,6 +37,13 @@ def runner(namespace: None) -> SystemRunner:
     """Give a runner whose programs work in the namespace."""
     del namespace
     return SystemRunner()
+
+
+@pytest.fixture
+def at_end() -> Iterator[ExitStack]:
+    """Take what is to be undone when the test ends."""
+    with ExitStack() as stack:
+        yield stack
 
 
 @pytest.fixture

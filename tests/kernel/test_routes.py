@@ -104,8 +104,8 @@ def test_a_route_of_somebody_else_is_left_and_told(links: Links, tmp_path: Path,
     links.host.ip(f"route add {subnet} dev eth0 proto static {metric}")
     before, kept = shown(links), keeper(tmp_path)
     outcome = kept.keep(frozenset({route(subnet)}))
-    assert outcome == Outcome(faults=outcome.faults)
     (fault,) = outcome.faults
+    assert outcome == Outcome(faults=(fault,), refused=((route(subnet), fault),))
     assert fault.startswith(f"{subnet} is not routed to network public: it is already routed to eth0 by somebody else")
     assert fault.endswith("(protocol static): remove that route")
     assert kept.keep(NOTHING) == Outcome()

@@ -142,8 +142,8 @@ def test_the_host_answers_for_them_on_the_outer_link(host: Host, guest: LxcGuest
     assert not host.outside.fetch(url(ROUTED4, 80), timeout=0.3).answered
 
 
-@pytest.mark.usefixtures("upstream")
-def test_restarts_change_nothing_for_long(host: Host, guest: LxcGuest, daemon: StartDaemon) -> None:
+@pytest.mark.usefixtures("upstream", "guest")
+def test_restarts_change_nothing_for_long(host: Host, daemon: StartDaemon) -> None:
     def probe() -> Answer:
         return host.outside.fetch(url(ROUTED4, 80), timeout=0.2)
 

@@ -11,16 +11,16 @@ STOPPED = Waiting(Owner("web1"), "the domain is not running", ORIGIN, stopped=Tr
 
 def test_what_waits_is_said_once_and_again_when_it_comes_back() -> None:
     complaints = Complaints()
-    assert complaints.of_waiting([NO_ADDRESS, NO_ADDRESS], everything=False) == [NO_ADDRESS]
-    assert complaints.of_waiting([NO_ADDRESS], everything=False) == []
-    assert complaints.of_waiting([], everything=False) == []
-    assert complaints.of_waiting([NO_ADDRESS], everything=False) == [NO_ADDRESS]
+    assert complaints.of_waiting([NO_ADDRESS, NO_ADDRESS], (), everything=False) == [NO_ADDRESS]
+    assert complaints.of_waiting([NO_ADDRESS], (), everything=False) == []
+    assert complaints.of_waiting([], (), everything=False) == []
+    assert complaints.of_waiting([NO_ADDRESS], (), everything=False) == [NO_ADDRESS]
 
 
-def test_that_a_domain_stopped_is_said_at_start_and_reload_only() -> None:
-    complaints = Complaints()
-    assert complaints.of_waiting([STOPPED], everything=False) == []
-    assert Complaints().of_waiting([STOPPED], everything=True) == [STOPPED]
+def test_that_a_domain_stopped_is_said_unless_its_openings_go_with_it() -> None:
+    assert Complaints().of_waiting([STOPPED], [STOPPED.owner], everything=False) == []
+    assert Complaints().of_waiting([STOPPED], [], everything=False) == [STOPPED]
+    assert Complaints().of_waiting([STOPPED], [STOPPED.owner], everything=True) == [STOPPED]
 
 
 def test_a_fault_is_said_once_it_has_lasted() -> None:

@@ -1,0 +1,195 @@
+"""Asks the host: the kernel, its rule systems, its processes. Whoever runs it should be root."""
+
+import errno
+import socket
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from ipaddress import ip_address, ip_network
+from pathlib import Path
+from typing import Any, Final
+
+from fwdaemon import sysctl
+from fwdaemon.errors import KernelError, ProcessError
+from fwdaemon.explain import nft_listing, xt_listing
+from fwdaemon.explain.facts import MAIN_TABLE, GuestAnswer, RouteAnswer
+from fwdaemon.explain.packet import System
+from fwdaemon.explain.rules import BaseChain
+from fwdaemon.host import observe_host
+from fwdaemon.inventory import HostAddress
+from fwdaemon.model import Address, Family
+from fwdaemon.process import Runner
+from fwdaemon.sockets.holders import Holders
+from fwdaemon.sockets.listing import listeners
+from fwdaemon.sockets.model import Listener
+
+_PROC: Final = Path("/proc")
+# Of this thread, since a network namespace is a thread's.
+_OWN: Final = _PROC / "thread-self"
+_LINKS: Final = Path("/sys/class/net")
+_IFF_UP: Final = 0x1  # net/if.h
+# linux/rtnetlink.h: tell the route that decides, and the table it is in.
+_TELL_ROUTE: Final = 0x2000 | 0x1000
+_RTN_LOCAL: Final = 2
+# RTN_BLACKHOLE and its like, linux/rtnetlink.h, as ip-route(8) calls them.
+_DEAD_ENDS: Final = {6: "blackhole", 7: "unreachable", 8: "prohibit"}
+_AF: Final = {Family.IPV4: socket.AF_INET, Family.IPV6: socket.AF_INET6}
+_PATIENCE_S: Final = 2.0
+_UNREACHABLE: Final = frozenset({errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN})
+
+
+class Kernel:
+    """The host this program runs on; see `facts.World`. What is listed whole is listed once."""
+
+    def __init__(self, runner: Runner) -> None:
+        self._runner = runner
+
+    def addresses(self) -> tuple[HostAddress, ...]:
+        """See `World.addresses`."""
+        return self._addresses
+
+    def chains(self) -> Sequence[BaseChain]:
+        """See `World.chains`."""
+        return self._chains
+
+    def route(self, to: Address, source: Address | None = None, came_in: str | None = None) -> RouteAnswer:
+        """See `World.route`."""
+        from pyroute2 import IPRoute  # noqa: PLC0415  takes 150 ms to import
+        from pyroute2.netlink.exceptions import NetlinkError  # noqa: PLC0415  the same
+
+        names = dict(socket.if_nameindex())
+        asked: dict[str, Any] = {"dst": str(to)}
+        if source is not None and came_in is not None:
+            indices = {name: index for index, name in names.items()}
+            if came_in not in indices:
+                return RouteAnswer(None)
+            asked |= {"src": str(source), "iif": indices[came_in]}
+        else:
+            asked["flags"] = _TELL_ROUTE
+        with IPRoute() as rtnetlink:
+            try:
+                answers = list(rtnetlink.route("get", **asked))
+            except NetlinkError:  # the ways to say that there is no way are many
+                return _dead_end(rtnetlink.get_routes(family=_AF[Family.of(to)]), to)
+        return _route_answer(answers[0], names, to)
+
+    def listeners(self) -> Sequence[Listener]:
+        """See `World.listeners`."""
+        return listeners()
+
+    def holder(self, listener: Listener) -> str | None:
+        """See `World.holder`."""
+        return Holders().name([listener]).get(listener.inode)
+
+    def sysctl(self, name: str) -> str:
+        """See `World.sysctl`."""
+        return sysctl.read(name)
+
+    def bridge_of(self, device: str) -> str | None:
+        """See `World.bridge_of`."""
+        try:
+            return (_LINKS / device / "master").readlink().name
+        except OSError:
+            return None
+
+    def in_hairpin_mode(self, device: str) -> bool:
+        """See `World.in_hairpin_mode`."""
+        return _read(_LINKS / device / "brport/hairpin_mode") == "1"
+
+    def is_up(self, device: str) -> bool | None:
+        """See `World.is_up`."""
+        flags = _read(_LINKS / device / "flags")
+        return None if flags is None else bool(int(flags, 16) & _IFF_UP)
+
+    def daemon(self) -> int | None:
+        """See `World.daemon`."""
+        return next((int(entry.name) for entry in _PROC.iterdir() if entry.name.isdigit() and _is_daemon(entry)), None)
+
+    def ask_guest(self, address: Address, port: int) -> GuestAnswer:
+        """See `World.ask_guest`."""
+        try:
+            with socket.create_connection((str(address), port), timeout=_PATIENCE_S):
+                return GuestAnswer.ANSWERS
+        except TimeoutError:
+            return GuestAnswer.SILENT if self._is_there(address) else GuestAnswer.UNREACHABLE
+        except OSError as error:
+            return GuestAnswer.UNREACHABLE if error.errno in _UNREACHABLE else GuestAnswer.REFUSES
+
+    def _is_there(self, address: Address) -> bool:
+        """Whether somebody on the link answers for an address; the kernel asks for some seconds before it gives up."""
+        on_link = self.route(address).gateway is None
+        return not on_link or any(neighbour.address == address for neighbour in observe_host().neighbours)
+
+    @cached_property
+    def _addresses(self) -> tuple[HostAddress, ...]:
+        return observe_host().addresses
+
+    @cached_property
+    def _chains(self) -> Sequence[BaseChain]:
+        try:
+            listing = self._runner.run("nft", "-j", "list", "ruleset").stdout
+        except ProcessError as error:
+            raise KernelError(f"the rules cannot be listed, run it as root: {error}") from error
+        texts = nft_listing.rule_texts(self._runner.run("nft", "-s", "-a", "list", "ruleset").stdout)
+        native = nft_listing.base_chains(listing, texts)
+        written = [chain for family in Family for chain in self._iptables(family, System.IPTABLES_NFT)]
+        tables = nft_listing.iptables_tables(listing) & {(chain.family, chain.table) for chain in written}
+        # iptables shows chains that are not there as empty ones.
+        there = {str(chain) for chain in native if (chain.family, chain.table) in tables}
+        return [
+            *(chain for chain in native if str(chain) not in there),
+            *(chain for chain in written if str(chain) in there),
+            *(chain for family in Family for chain in self._iptables(family, System.LEGACY)),
+        ]
+
+    def _iptables(self, family: Family, system: System) -> list[BaseChain]:
+        """List what one variant of iptables wrote; nothing where it is not installed, or never wrote anything."""
+        names = "ip_tables_names" if family is Family.IPV4 else "ip6_tables_names"
+        if system is System.LEGACY and not _read(_OWN / "net" / names):
+            return []
+        program = f"{'iptables' if family is Family.IPV4 else 'ip6tables'}-{system.removeprefix('iptables-')}-save"
+        try:
+            return xt_listing.base_chains(self._runner.run(program).stdout, system, family)
+        except ProcessError:
+            return []
+
+
+def _route_answer(message: Any, names: dict[int, str], to: Address) -> RouteAnswer:
+    gateway, found = message.get_attr("RTA_GATEWAY"), message.get_attr("RTA_DST")
+    length = message["dst_len"]
+    # Only a default route has no destination.
+    subnet = ip_network(f"{found}/{length}" if found else f"{to}/0", strict=False)
+    return RouteAnswer(
+        device=names.get(message.get_attr("RTA_OIF") or 0),
+        gateway=ip_address(gateway) if gateway else None,
+        local=message["type"] == _RTN_LOCAL,
+        subnet=subnet,
+        table=message.get_attr("RTA_TABLE") or MAIN_TABLE,
+        kind=_DEAD_ENDS.get(message["type"], ""),
+    )
+
+
+def _dead_end(messages: Iterable[Any], to: Address) -> RouteAnswer:
+    """Give the route that is there to lead nowhere, if there is one; the kernel only says that it leads nowhere."""
+    found = (_route_answer(message, {}, to) for message in messages if message["type"] in _DEAD_ENDS)
+    covering = [answer for answer in found if answer.subnet is not None and to in answer.subnet]
+    return max(covering, key=lambda answer: answer.subnet.prefixlen if answer.subnet else 0, default=RouteAnswer(None))
+
+
+def _is_daemon(process: Path) -> bool:
+    """Whether a process is the daemon, in this network namespace: that of a guest may run one of its own."""
+    try:
+        words = (process / "cmdline").read_bytes().decode(errors="replace").split("\0")
+        elsewhere = (process / "ns/net").readlink() != (_OWN / "ns/net").readlink()
+    except OSError:
+        return False
+    if elsewhere or "run" not in words:
+        return False
+    before = words[: words.index("run")]
+    return before[-2:] == ["-m", "fwdaemon"] or (bool(before) and Path(before[-1]).name == "kvm-portfwd")
+
+
+def _read(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        return None

@@ -1,0 +1,166 @@
+"""The steps that libvirt is asked about: the domain, its address and who told it, where it is plugged in. Pure."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from uuid import UUID
+
+from fwdaemon.addresses import Refusal, SubnetIndex
+from fwdaemon.config.model import Config, ForwardEntry, NatEntry, RouteEntry
+from fwdaemon.explain import remedies
+from fwdaemon.explain.facts import World
+from fwdaemon.explain.report import Cause, Step, fine, unknown, wrong
+from fwdaemon.guests import Absence, Guest, GuestEntry, GuestFinder
+from fwdaemon.inventory import Domain, GuestInterface, Inventory, Network
+from fwdaemon.model import Family
+from fwdaemon.naming import shown
+
+
+@dataclass(frozen=True, slots=True)
+class Libvirt:
+    """What libvirt said: an inventory, or why there is none. `homes` gives the URI that knows a domain."""
+
+    inventory: Inventory | None
+    fault: str = ""
+    homes: Mapping[UUID, str] = field(default_factory=dict)
+
+    @property
+    def bridges(self) -> frozenset[str]:
+        """The bridges that guests are plugged into."""
+        if self.inventory is None:
+            return frozenset()
+        networks = {network.bridge for network in self.inventory.networks}
+        plugged = {item.bridge for domain in self.inventory.domains for item in domain.interfaces}
+        return frozenset(bridge for bridge in networks | plugged if bridge is not None)
+
+
+class GuestWalk:
+    """The steps of one entry in one family; `guest` is there once they found one."""
+
+    def __init__(self, config: Config, libvirt: Libvirt, inventory: Inventory, family: Family, world: World) -> None:
+        self._config = config
+        self._homes = libvirt.homes
+        self._inventory = inventory
+        self._family = family
+        self._world = world
+        self._finder = GuestFinder(inventory, [*config.forwards, *config.nats])
+        self._networks = {network.name: network for network in inventory.networks}
+        self.guest: Guest | None = None
+
+    def of_guest(self, entry: GuestEntry) -> Iterator[Step]:
+        """Look for the entry's guest."""
+        domain = self._finder.running(entry)
+        if isinstance(domain, Absence):
+            yield self._absent(entry, domain)
+            return
+        yield fine("domain", f"{shown(domain.name)} runs")
+        found = self._finder.locate(entry, domain, self._family)
+        if isinstance(found, Refusal):
+            yield self._refused(entry, domain, found)
+            return
+        self.guest = found
+        yield fine("guest", f"{found.address} is its address, from {_how_learned(entry, found)}")
+        yield from self._plugged(found.interface)
+
+    def of_network(self, entry: RouteEntry) -> Iterator[Step]:
+        """Look for the network of a route."""
+        network = self._networks.get(entry.network)
+        if network is None:
+            names = ", ".join(shown(name) for name in sorted(self._networks)) or "none"
+            remedy = f"Write a network that libvirt has ({names}) in {entry.origin}, and {remedies.RELOAD}."
+            yield wrong("network", f"libvirt knows no network {shown(entry.network)}", Cause.NO_SUCH_NETWORK, remedy)
+        elif not network.active:
+            yield self._inactive(network, ())
+        else:
+            yield fine("network", f"{shown(network.name)} is active, on bridge {shown(network.bridge or 'none')}")
+
+    def _absent(self, entry: GuestEntry, absence: Absence) -> Step:
+        named = [domain for domain in self._inventory.domains if domain.name == entry.domain]
+        text = f"{shown(absence.name)}: {absence.reason}"
+        if len(named) > 1:
+            return wrong("domain", text, Cause.AMBIGUOUS_DOMAIN, remedies.choose_domain(entry, self._likeliest(named)))
+        known = {str(domain.uuid): domain for domain in self._inventory.domains}
+        domain = named[0] if named else known.get(entry.domain.lower())
+        if domain is None:
+            names = (other.name for other in self._inventory.domains)
+            return wrong("domain", text, Cause.NO_SUCH_DOMAIN, remedies.name_domain(entry, names))
+        return wrong("domain", text, Cause.DOMAIN_NOT_RUNNING, remedies.start_domain(domain, self._home(domain)))
+
+    def _likeliest(self, domains: list[Domain]) -> Domain:
+        """Choose among domains of one name: one whose interfaces the kernel knows, or at least one that runs."""
+
+        def lacks(domain: Domain) -> tuple[bool, bool]:
+            return not any(map(self._is_plugged, domain.interfaces)), not domain.running
+
+        return min(domains, key=lacks)
+
+    def _refused(self, entry: GuestEntry, domain: Domain, refusal: Refusal) -> Step:
+        """Say why no address is believed, and what would change that."""
+        text = f"{shown(domain.name)}: {refusal.reason}"
+        interface = self._meant(entry, domain)
+        network = self._networks.get(interface.network or "") if interface is not None else None
+        if network is not None and not network.active:
+            plugs = [(interface.device, network.bridge)] if interface and interface.device and network.bridge else []
+            return self._inactive(network, plugs)
+        if entry.address is not None:
+            return self._configured_wrong(entry, text)
+        if interface is None:
+            return wrong("guest", text, Cause.ADDRESS_REFUSED, f"Mend {entry.origin}, and {remedies.RELOAD}: {text}.")
+        if any(Family.of(claim.address) is self._family for claim in interface.learned):
+            remedy = f"Give the guest an address of its own network, or write address = … in {entry.origin}: {text}."
+            return wrong("guest", text, Cause.ADDRESS_REFUSED, remedy)
+        return self._silent(entry, interface, text)
+
+    def _configured_wrong(self, entry: GuestEntry, text: str) -> Step:
+        remedy = f"Write the guest's own address instead of {entry.address} in {entry.origin}, and {remedies.RELOAD}."
+        return wrong("guest", text, Cause.ADDRESS_REFUSED, remedy)
+
+    def _silent(self, entry: GuestEntry, interface: GuestInterface, text: str) -> Step:
+        subnets = SubnetIndex(self._inventory).of(interface)
+        if subnets and all(Family.of(subnet) is not self._family for subnet in subnets):
+            where = shown(interface.network or interface.bridge or interface.mac)
+            remedy = f"Give network {where} an IPv{self._family} subnet, and the guest an address in it."
+            return wrong("guest", text, Cause.WRONG_FAMILY, remedy)
+        remedy = (
+            f"Let the guest take an address by DHCP, or write its address = … in {entry.origin} and {remedies.RELOAD}."
+        )
+        return wrong("guest", text, Cause.NO_ADDRESS, remedy)
+
+    def _meant(self, entry: GuestEntry, domain: Domain) -> GuestInterface | None:
+        """Give the interface an entry means, where that is clear whatever the networks are like."""
+        named = [
+            item
+            for item in domain.interfaces
+            if entry.network in (None, item.network) and entry.mac in (None, item.mac)
+        ]
+        return named[0] if len(named) == 1 else None
+
+    def _inactive(self, network: Network, plugs: list[tuple[str, str]] | tuple[()]) -> Step:
+        uri = self._config.daemon.libvirt[0]
+        text = f"network {shown(network.name)} is not active"
+        return wrong("network", text, Cause.NETWORK_NOT_ACTIVE, remedies.start_network(network.name, uri, plugs))
+
+    def _plugged(self, interface: GuestInterface) -> Iterator[Step]:
+        device, bridge = interface.device, interface.bridge
+        if device is None or bridge is None:
+            yield unknown("plugged in", "libvirt names no bridge that the guest is plugged into")
+        elif not self._is_plugged(interface):
+            text = f"{shown(device)}, the guest's interface, is not plugged into {shown(bridge)}"
+            yield wrong("plugged in", text, Cause.UNPLUGGED, remedies.plug_in(device, bridge))
+        else:
+            yield fine("plugged in", f"{shown(device)} is a port of {shown(bridge)}")
+
+    def _is_plugged(self, interface: GuestInterface) -> bool:
+        """Whether the kernel has the guest's interface where libvirt put it."""
+        if interface.device is None or interface.bridge is None:
+            return False
+        return self._world.bridge_of(interface.device) == interface.bridge
+
+    def _home(self, domain: Domain) -> str:
+        return self._homes.get(domain.uuid, self._config.daemon.libvirt[0])
+
+
+def _how_learned(entry: ForwardEntry | NatEntry, guest: Guest) -> str:
+    if entry.address is not None:
+        return f"the configuration, {entry.origin}"
+    source = next(claim.source for claim in guest.interface.learned if claim.address == guest.address)
+    return f"the {source}"

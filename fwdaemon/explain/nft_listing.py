@@ -1,0 +1,91 @@
+"""Every base chain of nftables, from the listings of `nft`. Pure; the schema is libnftables-json(5)."""
+
+import re
+from collections import defaultdict
+from collections.abc import Mapping
+
+from fwdaemon.explain.nft_rules import statements_of
+from fwdaemon.explain.nft_values import Json
+from fwdaemon.explain.packet import Place, System
+from fwdaemon.explain.rules import BaseChain, Rule
+from fwdaemon.nftables.readback import items
+
+# Tables that iptables-nft writes, known by a base chain with one of its names; iptables-nft lists those better.
+_IPTABLES_TABLES = frozenset({"filter", "nat", "mangle", "raw", "security"})
+_IPTABLES_CHAINS = frozenset({"PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"})
+
+_TABLE_LINE = re.compile(r"table (\w+) (\S+) \{")
+_RULE_LINE = re.compile(r"\t\t(.*) # handle (\d+)")
+
+TableName = tuple[str, str]
+"""A family and a table of it."""
+Texts = Mapping[tuple[str, str, int], str]
+"""The text of each rule, by family, table and handle."""
+
+
+def iptables_tables(listing: str) -> frozenset[TableName]:
+    """Tell which tables are iptables-nft's."""
+    return frozenset(
+        (chain["family"], chain["table"])
+        for chain in items(listing, "chain")
+        if chain["family"] in ("ip", "ip6")
+        and chain["table"] in _IPTABLES_TABLES
+        and chain["name"] in _IPTABLES_CHAINS
+        and "hook" in chain
+    )
+
+
+def rule_texts(listing: str) -> Texts:
+    """Read the texts of rules in `nft -a list ruleset`."""
+    found: dict[tuple[str, str, int], str] = {}
+    family = table = ""
+    for line in listing.splitlines():
+        if (head := _TABLE_LINE.match(line)) is not None:
+            family, table = head[1], head[2]
+        elif (rule := _RULE_LINE.fullmatch(line)) is not None:
+            found[family, table, int(rule[2])] = rule[1]
+    return found
+
+
+def base_chains(listing: str, texts: Texts) -> list[BaseChain]:
+    """Read all base chains in `nft -j list ruleset`, with the rules they lead to.
+
+    Raises:
+        KernelError: the listing is not what libnftables-json(5) describes.
+
+    """
+    sets: defaultdict[TableName, dict[str, list[Json]]] = defaultdict(dict)
+    for kind in ("set", "map"):
+        for item in items(listing, kind):
+            sets[item["family"], item["table"]][item["name"]] = item.get("elem", [])
+    chains: defaultdict[TableName, defaultdict[str, list[Rule]]] = defaultdict(lambda: defaultdict(list))
+    for item in items(listing, "rule"):
+        name = item["family"], item["table"]
+        chains[name][item["chain"]].append(Rule(_place(item, texts), statements_of(item["expr"], sets[name])))
+    finished = {name: {chain: tuple(rules) for chain, rules in found.items()} for name, found in chains.items()}
+    return [
+        _base_chain(item, finished.get((item["family"], item["table"]), {}))
+        for item in items(listing, "chain")
+        if "hook" in item
+    ]
+
+
+def _place(rule: Mapping[str, Json], texts: Texts) -> Place:
+    text = texts.get((rule["family"], rule["table"], rule["handle"]), "")
+    return Place(System.NFTABLES, rule["family"], rule["table"], rule["chain"], rule["handle"], text)
+
+
+def _base_chain(chain: Mapping[str, Json], chains: Mapping[str, tuple[Rule, ...]]) -> BaseChain:
+    devices = chain.get("dev", ())
+    return BaseChain(
+        System.NFTABLES,
+        chain["family"],
+        chain["table"],
+        chain["name"],
+        chain["type"],
+        chain["hook"],
+        chain["prio"],
+        chain.get("policy", "accept") == "accept",
+        chains,
+        frozenset([devices] if isinstance(devices, str) else devices),
+    )

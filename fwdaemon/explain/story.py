@@ -1,0 +1,249 @@
+"""Tells the whole way of a connection, step by step. Pure, but for the `World` it asks."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain, islice
+from typing import Final
+
+from fwdaemon.config.model import Config, RouteEntry
+from fwdaemon.desired import Desired
+from fwdaemon.errors import ConfigError
+from fwdaemon.explain import remedies
+from fwdaemon.explain.arrival import Arrival, arrive, device_of, facing
+from fwdaemon.explain.chain_steps import Judge
+from fwdaemon.explain.claims import Claim, claims_on, endpoint, nearest, opening_of, preferred_addresses
+from fwdaemon.explain.delivery import Delivery
+from fwdaemon.explain.entrance import Entrance
+from fwdaemon.explain.facts import GuestAnswer, World
+from fwdaemon.explain.ground import Ground, Target
+from fwdaemon.explain.guest import GuestWalk, Libvirt
+from fwdaemon.explain.report import Cause, Report, Step, command, fine, unknown, wrong
+from fwdaemon.explain.request import Request
+from fwdaemon.guests import Guest
+from fwdaemon.inventory import HostAddress, Inventory
+from fwdaemon.model import Address, Family, Protocol, Subnet
+from fwdaemon.naming import shown
+from fwdaemon.placing import desired_state
+
+_NOBODY: Final = Inventory()
+_MOST_PROBLEMS: Final = 3
+
+
+def refused(request: Request, error: ConfigError) -> Report:
+    """Tell of a connection under a configuration that is refused; what the daemon goes by is an older one."""
+    problems = "; ".join(map(str, error.problems[:_MOST_PROBLEMS]))
+    more = len(error.problems) - _MOST_PROBLEMS
+    told = f"{problems}; and {more} more, see {command('kvm-portfwd check')}" if more > 0 else problems
+    step = wrong("configuration", "it is refused", Cause.CONFIGURATION_REFUSED, f"Mend {told}; and {remedies.RELOAD}.")
+    return Report(str(request), (step,), "")
+
+
+def explain(request: Request, config: Config, libvirt: Libvirt, world: World, main: str) -> Report:
+    """Follow a connection through the host; `main` is the main file of the configuration, for remedies.
+
+    Raises:
+        PortfwdError: the kernel could not be asked.
+
+    """
+    held = world.addresses()
+    arrival = arrive(request, preferred_addresses(config, request, held), libvirt.bridges, world)
+    story = _Story(config, libvirt, world, main, held)
+    return story.tell(arrival)
+
+
+@dataclass(frozen=True, slots=True)
+class _Story:
+    config: Config
+    libvirt: Libvirt
+    world: World
+    main: str
+    held: Sequence[HostAddress]
+
+    def tell(self, arrival: Arrival) -> Report:
+        desired = desired_state(self.config, self.libvirt.inventory or _NOBODY)
+        claims = claims_on(self.config, arrival)
+        claim = _chosen(claims, desired, arrival)
+        if claim is not None and arrival.source is None and claim.sources:
+            arrival = self._as_admitted(claim, arrival)
+        daemon = self.world.daemon()
+        judge = Judge(arrival, self.config.daemon, daemon is not None, self.main)
+        ground = Ground.of(arrival, self.world, judge)
+        entrance = Entrance(ground)
+        steps = [self._address(arrival, claim), *self._sockets(arrival, claim)]
+        if claim is None:
+            steps += [self._unclaimed(arrival), *entrance.enter(), *entrance.into_host()]
+            return Report(f"{arrival} from {arrival.client}", steps, "")
+        steps += [self._entry(claim, arrival), self._daemon(daemon)]
+        inside = list(entrance.enter())
+        guest_steps, target = self._target(claim, desired, arrival, entrance.led_to())
+        steps += [*guest_steps, *inside]
+        if target is not None:
+            if claim.admits(arrival) and claim.takes_from(arrival):
+                steps.append(entrance.translation(target))
+            steps += Delivery(ground, entrance.arrived).leave(target, self.config.daemon.mark)
+            steps.append(self._answer(arrival, target, believed=self.libvirt.inventory is not None))
+        leads = f"{arrival} leads to {shown(_owner(claim))}" + (f", {target}" if target is not None else "")
+        return Report(f"{arrival} from {arrival.client}", steps, leads)
+
+    # --- the host --------------------------------------------------------------------------------------------------
+
+    def _address(self, arrival: Arrival, claim: Claim | None) -> Step:
+        address = arrival.address
+        device = device_of(address, self.held)
+        if address.is_loopback:
+            return self._loopback(arrival, claim)
+        if device is not None:
+            return fine("address", f"{address} is an address of this host, on {device}")
+        if claim is not None and isinstance(claim.entry, RouteEntry):
+            return fine("address", f"{address} is no address of this host, which routes it to a guest")
+        own = facing(address, self.held)
+        if (claim is not None and not claim.everywhere and own is None) or arrival.from_host:
+            doubt = f"{address} has to be routed to this host by whoever is upstream"
+            return unknown("address", f"{address} is no address of this host, nor of a network it is on", doubt)
+        return self._not_ours(arrival, own)
+
+    def _not_ours(self, arrival: Arrival, own: HostAddress | None) -> Step:
+        here = self._own_address(arrival.family)
+        other = str(here) if here is not None else "one of its own"
+        device = own.device if own is not None else arrival.came_in
+        remedy = remedies.hold_address(arrival.address, own.subnet if own else None, device, other)
+        text = f"{arrival.address} is no address of this host, so nobody brings it packets for it"
+        return wrong("address", text, Cause.NOT_OUR_ADDRESS, remedy)
+
+    def _loopback(self, arrival: Arrival, claim: Claim | None) -> Step:
+        here = self._own_address(arrival.family)
+        if arrival.family is Family.IPV6:
+            remedy = f"Connect to {here or 'another address of this host'} instead."
+            text = "the kernel has no way to lead ::1 to a guest"
+            return wrong("address", text, Cause.LOCALHOST_IMPOSSIBLE, remedy)
+        if not arrival.from_host:
+            remedy = f"Connect to {here or 'another address of this host'} instead."
+            return wrong("address", f"{arrival.address} is reached from this host only", Cause.ONLY_FROM_HOST, remedy)
+        if claim is not None and not self.config.daemon.localhost:
+            remedy = f"Write localhost = true under [daemon] in {self.main}, and {remedies.RELOAD}."
+            text = f"forwards do not answer on {arrival.address} unless localhost = true"
+            return wrong("address", text, Cause.LOCALHOST_OFF, remedy)
+        return fine("address", f"{arrival.address} is this host itself")
+
+    def _own_address(self, family: Family) -> Address | None:
+        usable = (own.address for own in self.held if Family.of(own.address) is family)
+        return next((item for item in usable if not (item.is_loopback or item.is_link_local)), None)
+
+    def _sockets(self, arrival: Arrival, claim: Claim | None) -> Iterator[Step]:
+        """Tell of a process of the host that listens there; a forward goes before it."""
+        for listener in self.world.listeners():
+            listens = arrival.family in listener.families and listener.address in (None, arrival.address)
+            if listens and (listener.protocol, listener.port) == (arrival.protocol, arrival.port):
+                who = shown(self.world.holder(listener) or "a process")
+                ahead = "; the forward goes before it" if claim is not None else ""
+                yield fine("host socket", f"{who} of this host listens there itself{ahead}")
+                return
+        yield fine("host socket", "no process of this host listens there")
+
+    def _daemon(self, daemon: int | None) -> Step:
+        if daemon is not None:
+            return fine("daemon", f"it runs, process {daemon}")
+        doubt = f"the daemon does not run, so nothing will follow what changes: {remedies.START_COMMAND}"
+        return unknown("daemon", "it does not run", doubt)
+
+    def _as_admitted(self, claim: Claim, arrival: Arrival) -> Arrival:
+        """Take a client that may connect, where the user named none."""
+        taken = {own.address for own in self.held}
+        subnets = (subnet for subnet in claim.sources if Family.of(subnet) is arrival.family)
+        hosts = chain.from_iterable(_first_hosts(subnet, len(taken) + 1) for subnet in subnets)
+        client = next((address for address in hosts if address not in taken), None)
+        return arrival if client is None else arrival.as_from(client)
+
+    # --- the configuration -----------------------------------------------------------------------------------------
+
+    def _unclaimed(self, arrival: Arrival) -> Step:
+        remedy = remedies.claim_port(nearest(self.config, arrival), arrival, self.main)
+        return wrong("entry", f"no entry of {self.main} claims it", Cause.UNCLAIMED, remedy)
+
+    def _entry(self, claim: Claim, arrival: Arrival) -> Step:
+        text = f"{claim.origin} {claim}"
+        if not claim.fits(arrival):
+            remedy = f"Write another [[forward]] with the guest's IPv{arrival.family} address, and {remedies.RELOAD}."
+            return wrong("entry", f"{text}, at an address of the other family", Cause.WRONG_FAMILY, remedy)
+        if not claim.takes_from(arrival):
+            text += f", but only what comes in by {claim.interface}"
+            return wrong("entry", text, Cause.WRONG_INTERFACE, remedies.other_interface(claim, arrival))
+        if not claim.admits(arrival):
+            listed = ", ".join(map(str, claim.sources))
+            text += f", but only from {listed}"
+            source = arrival.source or arrival.stand_in
+            return wrong("entry", text, Cause.SOURCE_REFUSED, remedies.admit(claim, source))
+        return fine("entry", f"{text}, from {', '.join(map(str, claim.sources)) or 'anywhere'}")
+
+    # --- the guest -------------------------------------------------------------------------------------------------
+
+    def _target(
+        self, claim: Claim, desired: Desired, arrival: Arrival, led: tuple[Address, int] | None
+    ) -> tuple[list[Step], Target | None]:
+        """Tell of the guest, and where the connection has to go; `led` is where our rules in the kernel send it."""
+        if self.libvirt.inventory is None:
+            return [self._no_libvirt(led)], Target(*led) if led is not None else None
+        walk = GuestWalk(self.config, self.libvirt, self.libvirt.inventory, arrival.family, self.world)
+        if isinstance(claim.entry, RouteEntry):
+            steps = list(walk.of_network(claim.entry))
+        else:
+            steps = list(walk.of_guest(claim.entry))
+        opening = opening_of(claim, desired, arrival)
+        if opening is not None:
+            bridge = getattr(opening, "bridge", None)
+            return steps, self._placed(endpoint(opening, arrival), bridge, walk.guest, claim)
+        if led is not None and steps[-1].cause is Cause.NO_ADDRESS:
+            # The daemon also asks agents, and remembers neighbours.
+            steps[-1] = unknown("guest", f"{steps[-1].text}; but our rules, made earlier, lead to {led[0]}")
+            return steps, Target(*led)
+        return steps, None
+
+    def _placed(self, to: tuple[Address, int], bridge: str | None, guest: Guest | None, claim: Claim) -> Target:
+        translated = not isinstance(claim.entry, RouteEntry)
+        if guest is None:
+            return Target(*to, translated=translated, bridge=bridge)
+        subnet = next((own.subnet for own in self.held if to[0] in own.subnet and own.device == guest.bridge), None)
+        return Target(*to, translated, guest.bridge, guest.bridge_port, subnet)
+
+    def _no_libvirt(self, led: tuple[Address, int] | None) -> Step:
+        if led is not None:
+            return unknown("libvirt", f"{self.libvirt.fault}; rules made earlier stay", remedies.START_LIBVIRT)
+        remedy = f"{remedies.START_LIBVIRT[0].upper()}{remedies.START_LIBVIRT[1:]}."
+        return wrong("libvirt", self.libvirt.fault, Cause.LIBVIRT_UNREACHABLE, remedy)
+
+    def _answer(self, arrival: Arrival, target: Target, *, believed: bool) -> Step:
+        """Ask the guest itself, where that can be done: by TCP, at an address that is believed."""
+        where = f"{arrival.protocol} port {target.number} of {target.address}"
+        if arrival.protocol is not Protocol.TCP or not believed or not target.translated:
+            return unknown("answer", f"nobody can tell from here whether {where} answers", f"{where} was not asked")
+        match self.world.ask_guest(target.address, target.number):
+            case GuestAnswer.ANSWERS:
+                return fine("answer", f"{where} answers")
+            case GuestAnswer.REFUSES:
+                remedy = f"Start the service in the guest: nothing listens on {where}."
+                return wrong("answer", f"{where} refuses", Cause.GUEST_REFUSES, remedy)
+            case GuestAnswer.SILENT:
+                remedy = f"Have the guest's own firewall admit {where}, if it still has that address."
+                return wrong("answer", f"{where} does not answer", Cause.GUEST_SILENT, remedy)
+        remedy = f"Give the guest the address {target.address}, or mend its network: nobody answers for it on the link."
+        return wrong("answer", f"{target.address} is not there", Cause.GUEST_UNREACHABLE, remedy)
+
+
+def _chosen(claims: list[Claim], desired: Desired, arrival: Arrival) -> Claim | None:
+    """Choose the claim that takes the connection: one that is live, or else the one that comes nearest to it."""
+    if arrival.address.is_loopback:
+        claims = [claim for claim in claims if claim.everywhere and claim.interface is None]
+
+    def lacks(claim: Claim) -> tuple[bool, bool, bool]:
+        admitted = claim.takes_from(arrival) and claim.admits(arrival)
+        return not claim.fits(arrival), not admitted, opening_of(claim, desired, arrival) is None
+
+    return min(claims, key=lacks, default=None)
+
+
+def _first_hosts(subnet: Subnet, count: int) -> Iterator[Address]:
+    yield from islice(subnet.hosts(), count)
+
+
+def _owner(claim: Claim) -> str:
+    return claim.entry.network if isinstance(claim.entry, RouteEntry) else claim.entry.domain

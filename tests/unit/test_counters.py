@@ -1,0 +1,86 @@
+"""What the kernel says of our rules and connections: nftables' counters, and the list of connections."""
+
+import struct
+
+import pytest
+
+from fwdaemon.conntrack_listing import listing_request, read_listing
+from fwdaemon.desired import Desired
+from fwdaemon.model import Family
+from fwdaemon.nftables.counters import counting_rules, read_packets
+from tests.unit.forwards import forward, nat, route
+
+LISTING = """table ip kvm_portfwd {
+	map every_address {
+		type inet_proto . inet_service : verdict
+	}
+
+	chain forwards {
+		ip daddr . meta l4proto . th dport vmap @one_address comment "all 0119cbc0cd77"
+	}
+
+	chain any.tcp.80 {
+		meta l4proto tcp iifname "counter" ct mark set ct mark | 0x2 counter packets 5 bytes 300 dnat to 192.0.2.1:80 comment "web counter packets 7 bytes 8"
+		meta l4proto tcp counter packets 18446744073709551615 bytes 1 dnat to 192.0.2.1 : tcp dport map { 80 : 81 } comment "x"
+		counter packets 9 bytes 9
+	}
+
+	chain as.2001_db8__8 {
+		counter packets 0 bytes 0 snat to 192.0.2.9 comment "mail 01"
+	}
+}
+"""  # noqa: E501  nft's own lines
+
+
+def test_packets_are_read_by_chain_and_comment() -> None:
+    assert dict(read_packets(Family.IPV4, LISTING)) == {
+        ("ip", "any.tcp.80", "web counter packets 7 bytes 8"): 5,
+        ("ip", "any.tcp.80", "x"): (1 << 64) - 1,
+        ("ip", "as.2001_db8__8", "mail 01"): 0,
+    }
+
+
+def test_only_rules_that_translate_count_connections() -> None:
+    web, mail, routed = (
+        forward("tcp *:80-81", "192.0.2.1:80-81"),
+        nat("198.51.100.8", "192.0.2.2"),
+        route("203.0.113.64/29"),
+    )
+    rules = counting_rules(Desired(outer=frozenset({"eth0"})).having([web, mail, routed]))
+    assert sorted(chain for _, chain, _ in rules) == ["any.tcp.80_81", "as.198.51.100.8", "nat.198.51.100.8"]
+    assert set(rules.values()) == {web, mail}
+
+
+def test_forwards_that_share_ports_have_rules_of_their_own() -> None:
+    """Whatever the order they come in: a slot's rules and its forwards are told apart by what they match."""
+    first = forward("tcp *:22", "192.0.2.1:22", sources=("203.0.113.0/24",), domain="a")
+    second = forward("tcp *:22", "192.0.2.2:22", sources=("192.0.2.0/24",), domain="b")
+    rules = counting_rules(Desired().having([second, first]))
+    assert {comment.split()[0]: opening for (_, _, comment), opening in rules.items()} == {"a": first, "b": second}
+
+
+def message(kind: int, body: bytes) -> bytes:
+    return struct.pack("=IHHII", 16 + len(body), kind, 0, 1, 0) + body
+
+
+@pytest.mark.parametrize(
+    ("datagram", "ended"),
+    [
+        (b"", None),
+        (message(3, struct.pack("=i", 0)), 0),
+        (message(3, b""), 0),
+        (message(2, struct.pack("=i", -1)), 1),
+        (message(77, b"xyz"), None),
+        (message(1, b""), None),
+    ],
+    ids=["nothing", "done", "done without a code", "an error", "something else", "no operation"],
+)
+def test_what_is_no_connection(datagram: bytes, ended: int | None) -> None:
+    assert read_listing(datagram) == ([], ended)
+
+
+def test_the_request_asks_the_kernel_to_choose_by_mark() -> None:
+    request = listing_request(2, 0x02000000)
+    assert struct.unpack("=IHHII", request[:16]) == (len(request), 0x101, 0x301, 1, 0)
+    marks = [(kind, int.from_bytes(mark)) for _, kind, mark in struct.iter_unpack("=HH4s", request[20:])]
+    assert marks == [(8, 0x02000000), (21, 0x02000000)]

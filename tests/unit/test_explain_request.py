@@ -1,0 +1,65 @@
+"""What people may ask about, and from where."""
+
+import pytest
+
+from fwdaemon.explain.request import Request, UsageError, parse_request
+from fwdaemon.model import Protocol
+from tests.unit.forwards import address
+
+TCP, UDP, SCTP = Protocol.TCP, Protocol.UDP, Protocol.SCTP
+
+
+@pytest.mark.parametrize(
+    ("text", "request_"),
+    [
+        ("198.51.100.7:443", Request(TCP, 443, address("198.51.100.7"))),
+        ("198.51.100.7:53/udp", Request(UDP, 53, address("198.51.100.7"))),
+        ("[2001:db8::1]:80/sctp", Request(SCTP, 80, address("2001:db8::1"))),
+        (":80", Request(TCP, 80)),
+        ("80", Request(TCP, 80)),
+        ("80/tcp", Request(TCP, 80)),
+    ],
+)
+def test_what_can_be_asked(text: str, request_: Request) -> None:
+    assert parse_request(text) == request_
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "web:80",
+        "198.51.100.7",
+        "198.51.100.7:0",
+        "198.51.100.7:65536",
+        "198.51.100.7:80/",
+        "198.51.100.777:80",
+        "[198.51.100.7]:80",
+        "2001:db8::1:80",
+        "[]:80x",
+        "[fe80::1%eth0;x]:8 0",
+        "80:",
+        "*:80",
+        "80/icmp",
+        "80\n",
+        "٨٠",
+    ],
+)
+def test_what_cannot_be_asked(text: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse_request(text)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [("203.0.113.9", "203.0.113.9"), ("203.0.113.0/24", "203.0.113.1"), ("203.0.113.9/32", "203.0.113.9")],
+)
+def test_a_source_may_be_a_network(source: str, found: str) -> None:
+    assert parse_request(":80", source).source == address(found)
+
+
+@pytest.mark.parametrize("source", ["somebody", "203.0.113.0/33", "2001:db8::9"])
+def test_a_source_that_cannot_be(source: str) -> None:
+    with pytest.raises(UsageError):
+        parse_request("198.51.100.7:80", source)
