@@ -45,7 +45,7 @@ def owner_of(place: Place) -> str:
 
 
 def owners_of(chain: BaseChain) -> str:
-    """Name everybody who has rules in a base chain; one of iptables is shared, so its rules tell; `nobody` has any in an empty one."""
+    """Name everybody who has rules in a base chain, or `nobody`; one of iptables is shared, so its rules tell."""
     owner = owner_of(chain.policy)
     if chain.system is System.NFTABLES:
         return owner

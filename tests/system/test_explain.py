@@ -291,8 +291,9 @@ def test_the_answer_would_leave_by_another_interface(patient: Patient) -> None:
     patient.is_cured_of("reverse-path", *asked, probe=lambda: patient.fetch(OTHER_LINK4, source=CLIENT4_SECOND))
 
 
-def test_a_route_that_leads_elsewhere(patient: Patient) -> None:
-    patient.host.run("ip", "route", "add", f"{WEB4}/32", "via", CLIENT4)
+@pytest.mark.parametrize("route", [(f"{WEB4}/32", "via", CLIENT4), ("prohibit", f"{WEB4}/32")])
+def test_a_route_that_leads_elsewhere(patient: Patient, route: tuple[str, ...]) -> None:
+    patient.host.run("ip", "route", "add", *route)
     patient.is_cured_of("route-astray")
 
 

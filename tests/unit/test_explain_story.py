@@ -490,4 +490,4 @@ def test_the_keys_of_json() -> None:
 
 def test_a_connection_that_cannot_be_understood_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["explain", "web:80"]) == 2
-    assert capsys.readouterr().err.startswith("kvm-portfwd: 'web:80' is not ")
+    assert capsys.readouterr().err.startswith("kvm-portfwd: 'web' is not an IP address")
