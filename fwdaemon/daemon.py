@@ -75,6 +75,7 @@ class Daemon:
         manager = Manager(self._records, feed, self._connections, self._reloads.ask, count)
         self._control = ControlSocket(manager)
         self._reporter = Reporter(manager.status, feed)
+        manager.metrics = self._reporter.text
         self._first_look = asyncio.Event()
         self._inventory: Inventory | None = None
         self._refreshing: asyncio.Task[None] | None = None

@@ -16,7 +16,7 @@ from typing import Any, Final
 from fwdaemon.account import Change
 from fwdaemon.control.feed import Feed, Subscription
 from fwdaemon.control.interface import Method, Parameters, Send, Service, encoded
-from fwdaemon.control.protocol import CONFIGURATION_REFUSED, MANAGER, CallError
+from fwdaemon.control.protocol import CONFIGURATION_REFUSED, MANAGER, METRICS_UNAVAILABLE, CallError
 from fwdaemon.desired import Desired
 from fwdaemon.libvirt_link import ConnectionState
 from fwdaemon.netfilter import Side
@@ -52,7 +52,8 @@ class _Made:
 class Manager:
     """Answers from `records`; `connections` tells how libvirt is, and `reload` has the configuration read again.
 
-    `count` reads the figures of what the kernel holds; it may take its time, in a thread of its own.
+    `count` reads the figures of what the kernel holds; it may take its time, in a thread of its own. `metrics`, to be
+    set once there is somebody who makes them, gives them as text; `ImportError` says that their library is not there.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class Manager:
         self._connections = connections
         self._reload = reload
         self._read_count = count
+        self.metrics: Callable[[], Awaitable[bytes]] = _no_metrics
         self._counter, self._writer = Worker("status counters"), Worker("status")
         self._made: _Made | None = None
         self._counting: asyncio.Future[Readings] | None = None
@@ -78,6 +80,7 @@ class Manager:
         """Give what can be called."""
         methods = {
             "Status": Method(self._status),
+            "Metrics": Method(self._tell_metrics),
             "Reload": Method(self._reloaded, for_root=True),
             "Watch": Method(stream=self._watch),
         }
@@ -123,6 +126,13 @@ class Manager:
         if not counting.cancelled():
             self._readings = counting.result()
 
+    async def _tell_metrics(self, _parameters: Parameters) -> bytes:
+        try:
+            text = await self.metrics()
+        except ImportError as error:
+            raise CallError(METRICS_UNAVAILABLE, {"reason": str(error)}) from error
+        return encoded(text=text.decode())
+
     async def _reloaded(self, _parameters: Parameters) -> bytes:
         outcome = await self._reload()
         if outcome.problems:
@@ -156,6 +166,10 @@ class Manager:
         return tuple(
             LibvirtState(state.uri, state.connected, state.since, state.last_error) for state in self._connections()
         )
+
+
+async def _no_metrics() -> bytes:
+    return b""
 
 
 def _change(at: datetime, change: Change) -> dict[str, Any]:

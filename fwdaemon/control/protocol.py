@@ -17,6 +17,7 @@ INVALID_PARAMETER: Final = f"{SERVICE}.InvalidParameter"
 PERMISSION_DENIED: Final = f"{SERVICE}.PermissionDenied"
 EXPECTED_MORE: Final = f"{SERVICE}.ExpectedMore"
 CONFIGURATION_REFUSED: Final = f"{MANAGER}.ConfigurationRefused"
+METRICS_UNAVAILABLE: Final = f"{MANAGER}.MetricsUnavailable"
 
 _NOTHING: Final[Mapping[str, Any]] = {}
 

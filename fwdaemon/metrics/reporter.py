@@ -75,7 +75,7 @@ class Reporter:
 
     async def _keep(self, settings: MetricsSettings, period: float) -> None:
         """Serve and write until cancelled: whenever something changed, and after `period` seconds at the latest."""
-        listener = Listener(settings.listen, self._fresh) if settings.listen else None
+        listener = Listener(settings.listen, self.text) if settings.listen else None
         textfile = Textfile(settings.textfile) if settings.textfile else None
         changes = self._feed.subscribe()
         try:
@@ -107,8 +107,13 @@ class Reporter:
         else:
             await self._worker.submit(partial(textfile.write, text))
 
-    async def _fresh(self) -> bytes:
-        """Give the last text while it is good, or the one that is being made; others may wait for it too."""
+    async def text(self) -> bytes:
+        """Give the last text while it is good, or the one that is being made; others may wait for it too.
+
+        Raises:
+            ImportError: the library for metrics is not installed.
+
+        """
         is_stale = asyncio.get_running_loop().time() >= self._good_until
         if self._made is None or (self._made.done() and is_stale):
             return await self._begin()

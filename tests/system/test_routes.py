@@ -152,13 +152,13 @@ def test_restarts_change_nothing_for_long(host: Host, daemon: StartDaemon) -> No
     with never_silent_for(PATIENCE_S, probe):
         host.libvirt.restart()
         running.wait_log("answers again", timeout=20)
-    host.libvirt.destroy_network("public")
-    running.wait_log(f"^removed network public: route {PREFIX4}")
-    host.libvirt.start_network("public")
-    # libvirt gives running containers no place on the new bridge.
     tap = host.libvirt.virsh("domiflist", "routed").split()[0]
-    host.run("ip", "link", "set", tap, "master", host.libvirt.bridge("public"))
-    running.wait_log(f"^added network public: route {PREFIX4} -> ")
+    with never_silent_for(PATIENCE_S, probe):
+        host.libvirt.destroy_network("public")
+        host.libvirt.start_network("public")
+        # libvirt gives running containers no place on the new bridge.
+        host.run("ip", "link", "set", tap, "master", host.libvirt.bridge("public"))
+    running.wait_log(f"^(added|restored) network public: route {PREFIX4} -> ", start=3)
     answers(probe, f"routed {CLIENT4}")
 
 

@@ -226,6 +226,25 @@ def test_one_who_leaves_takes_no_status_from_others() -> None:
     on_bench(play)
 
 
+def test_metrics_are_told_as_text_or_why_not() -> None:
+    async def play(there: Bench) -> None:
+        assert await there.call("Metrics") == {"text": ""}
+
+        async def made() -> bytes:
+            return b"a 1\n"
+
+        async def missing() -> bytes:
+            raise ImportError("no prometheus_client")
+
+        there.manager.metrics = made
+        assert await there.call("Metrics") == {"text": "a 1\n"}
+        there.manager.metrics = missing
+        with pytest.raises(CallError, match="MetricsUnavailable"):
+            await there.call("Metrics")
+
+    on_bench(play)
+
+
 def test_reload_tells_what_came_of_it() -> None:
     async def play(there: Bench) -> None:
         there.records.looked(account(), 0.1)
