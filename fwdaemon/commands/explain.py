@@ -37,11 +37,12 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _report(request: Request, path: Path) -> Report:
+    kernel = Kernel(SystemRunner())
     try:
         config = configuration.load(path)
     except ConfigError as error:
-        return refused(request, error)
-    return explain(request, config, asyncio.run(_ask_libvirt(config.daemon.libvirt)), Kernel(SystemRunner()), str(path))
+        return refused(request, error, kernel)
+    return explain(request, config, asyncio.run(_ask_libvirt(config.daemon.libvirt)), kernel, str(path))
 
 
 async def _ask_libvirt(uris: Sequence[str]) -> Libvirt:

@@ -9,9 +9,9 @@ from fwdaemon.explain.arrival import Arrival
 from fwdaemon.explain.evaluation import Judgement, Passage
 from fwdaemon.explain.owners import OURS, owner_of, owners_of
 from fwdaemon.explain.packet import Place, System
-from fwdaemon.explain.report import Cause, Standing, Step, command
+from fwdaemon.explain.report import Cause, Standing, Step, command, wrong
 from fwdaemon.explain.rules import BaseChain
-from fwdaemon.model import Address, Family
+from fwdaemon.model import Family
 from fwdaemon.naming import shown
 from fwdaemon.nftables.gates import wanted_gates
 
@@ -28,18 +28,18 @@ class Judge:
     daemon_runs: bool
     main: str
 
-    def steps(self, passages: Iterable[Passage], to: tuple[Address, int]) -> Iterator[Step]:
-        """Give a step for each chain; `to` is where the packet is sent when it passes there."""
+    def steps(self, passages: Iterable[Passage], end: remedies.End) -> Iterator[Step]:
+        """Give a step for each chain; `end` tells the packets of this connection from others there."""
         for passage in passages:
-            yield self._step(passage, to)
+            yield self._step(passage, end)
 
-    def _step(self, passage: Passage, to: tuple[Address, int]) -> Step:
+    def _step(self, passage: Passage, end: remedies.End) -> Step:
         chain = passage.chain
         policy = "accept" if chain.accepts else "drop"
         text = f"{describe(chain)} ({chain.priority}, policy {policy}, {owners_of(chain)})"
         match passage.judgement, passage.culprit:
             case Judgement.REFUSES, Place() as culprit:
-                cause, remedy = self._remedy(chain, to)
+                cause, remedy = self._remedy(chain, end)
                 said = f"{text} refuses: {_told(culprit)}"
                 return Step(chain.hook, Standing.WRONG, said, cause, remedy, passage)
             case Judgement.MAY_REFUSE, Place() as culprit:
@@ -48,13 +48,22 @@ class Judge:
                 return Step(chain.hook, Standing.UNKNOWN, said, None, doubt, passage)
         return Step(chain.hook, Standing.FINE, text, passage=passage)
 
-    def _remedy(self, chain: BaseChain, to: tuple[Address, int]) -> tuple[Cause, str]:
+    def _remedy(self, chain: BaseChain, end: remedies.End) -> tuple[Cause, str]:
         if self._is_gated(chain):
             return Cause.GATE_SHUT, self.mend_ours()
         if chain.hook == "forward" and remedies.can_have_gate(chain):
             return Cause.REFUSED, remedies.open_gate(chain, self.settings.gates, self.main)
         cause = Cause.REFUSED_EARLY if chain.hook in ("ingress", "prerouting", "output") else Cause.REFUSED
-        return cause, remedies.except_from(chain, to[0], self.arrival, to[1])
+        return cause, remedies.except_from(chain, end, self.arrival.protocol)
+
+    def missing(self, name: str, text: str) -> Step:
+        """Give the step at which something is missing that the daemon should have made."""
+        if not self.daemon_runs:
+            return wrong(
+                name, f"{text}, and the daemon is not running", Cause.DAEMON_NOT_RUNNING, remedies.START_SERVICE
+            )
+        remedy = f"Have the daemon read its configuration again: {command('kvm-portfwd reload')}."
+        return wrong(name, f"{text}, though the daemon runs", Cause.NOT_LOADED, remedy)
 
     def mend_ours(self) -> str:
         """Tell how to have rules of ours made again."""

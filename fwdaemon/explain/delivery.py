@@ -2,17 +2,18 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from ipaddress import ip_network
 from typing import Final
 
 from fwdaemon.explain import remedies
+from fwdaemon.explain.entrance import Entrance
 from fwdaemon.explain.evaluation import Judgement
 from fwdaemon.explain.facts import MAIN_TABLE, RouteAnswer
 from fwdaemon.explain.ground import Ground, Target, leads_to
 from fwdaemon.explain.hooks import Way, through
 from fwdaemon.explain.packet import Packet, Place, State, System
 from fwdaemon.explain.report import Cause, Standing, Step, fine, unknown, wrong
-from fwdaemon.explain.rules import BaseChain
-from fwdaemon.model import Address, Family, Subnet
+from fwdaemon.model import Family, Subnet
 from fwdaemon.naming import shown
 from fwdaemon.sysctl import of_interface
 
@@ -23,10 +24,10 @@ _ABSENT: Final = Place(System.NFTABLES, "", "kvm_portfwd", "", 0)
 class Delivery:
     """Follows a connection from where it arrived; where it was not sent to its target, as if it had been."""
 
-    def __init__(self, ground: Ground, arrived: frozenset[Packet]) -> None:
+    def __init__(self, ground: Ground, entrance: Entrance) -> None:
         self._ground = ground
-        self._arrived = arrived
-        self._suspects: set[BaseChain] = set()
+        self._arrived = entrance.arrived
+        self._suspects = {passage.chain for passage in entrance.passages if passage.judgement is not Judgement.ACCEPTS}
 
     def leave(self, target: Target, mark: int) -> Iterator[Step]:
         """Give the steps from the routing decision to the guest's interface, and back."""
@@ -36,21 +37,21 @@ class Delivery:
         device = route.device or target.bridge
         if device is None:
             return
-        to = target.address, target.number
+        end = remedies.End(target.address, target.number)
         packets = frozenset(replace(packet, goes_out=device) for packet in self._led(target, mark))
         if not self._ground.arrival.from_host:
             way = through(self._ground.chains, "forward", packets, self._ground.around)
-            yield from self._tell(way, to)
+            yield from self._tell(way, end)
             packets = way.packets
         way = through(self._ground.chains, "postrouting", packets, self._ground.around)
-        yield from self._tell(way, to)
+        yield from self._tell(way, end)
         yield from self._bridge(target, way.packets, device)
         yield from self._back(target, way.packets, device)
 
-    def _tell(self, way: Way, to: tuple[Address, int]) -> Iterator[Step]:
+    def _tell(self, way: Way, end: remedies.End) -> Iterator[Step]:
         """Give a step for each chain, and remember those that do not let the packet through."""
         self._suspects |= {passage.chain for passage in way.passages if passage.judgement is not Judgement.ACCEPTS}
-        yield from self._ground.judge.steps(way.passages, to)
+        yield from self._ground.judge.steps(way.passages, end)
 
     def _led(self, target: Target, mark: int) -> frozenset[Packet]:
         """Give the packets that go to the target; where none does, one as our rules would send it."""
@@ -75,9 +76,11 @@ class Delivery:
     def _astray(self, target: Target, route: RouteAnswer) -> Step:
         where = "to no interface at all" if route.device is None else f"to {shown(route.device)}"
         text = f"the route to {target.address} leads {where}, not to {shown(target.bridge or 'the guest')}"
-        remedy = remedies.drop_route(route)
-        if target.subnet is not None and target.bridge is not None and _is_fallback(route, target.subnet):
-            remedy = remedies.add_route(target.subnet, target.bridge)
+        if not _is_fallback(route, target.subnet):
+            return wrong("route", text, Cause.ROUTE_ASTRAY, remedies.drop_route(route))
+        if not target.translated:
+            return self._ground.judge.missing("route", text)
+        remedy = remedies.add_route(target.subnet or ip_network(target.address), target.bridge)
         return wrong("route", text, Cause.ROUTE_ASTRAY, remedy)
 
     def _forwarding(self, target: Target) -> Iterator[Step]:
@@ -116,7 +119,7 @@ class Delivery:
         inside = [replace(packet, came_in="", goes_out=target.port or "") for packet in packets]
         for hook in ("output", "postrouting"):
             way = through(self._ground.chains, hook, inside, self._ground.around, link=device)
-            yield from self._ground.judge.steps(way.passages, (target.address, target.number))
+            yield from self._ground.judge.steps(way.passages, remedies.End(target.address, target.number))
         if self._ground.arrival.source == target.address and target.port is not None:
             yield self._hairpin(target.port)
 
@@ -134,15 +137,15 @@ class Delivery:
     def _back(self, target: Target, packets: frozenset[Packet], device: str) -> Iterator[Step]:
         """Follow the answer; only chains that let the question through, but not the answer, are told."""
         answers = frozenset(self._answer(target, packet, device) for packet in packets)
-        to = self._ground.arrival.stand_in, target.number
+        end = remedies.End(target.address, target.number, back=True)
         for hook in (
             ("prerouting", "input") if self._ground.arrival.from_host else ("prerouting", "forward", "postrouting")
         ):
             way = through(self._ground.chains, hook, answers, self._ground.around)
             new = [passage for passage in way.passages if passage.chain not in self._suspects]
-            for step in self._ground.judge.steps(new, to):
+            for step in self._ground.judge.steps(new, end):
                 if step.standing is not Standing.FINE:
-                    yield replace(step, name=f"{hook}, back")
+                    yield replace(step, name="answer back")
             # From here on it is for the client itself, under whatever address it was asked.
             answers = frozenset(replace(answer, destination=self._ground.arrival.source) for answer in way.packets)
 
@@ -163,8 +166,8 @@ class Delivery:
         )
 
 
-def _is_fallback(route: RouteAnswer, subnet: Subnet) -> bool:
-    """Whether a route is only taken for want of the one to a subnet."""
+def _is_fallback(route: RouteAnswer, subnet: Subnet | None) -> bool:
+    """Whether a route is only taken for want of the one to a subnet; a default route is never more than that."""
     if route.subnet is None:
         return True
-    return route.table == MAIN_TABLE and route.subnet.prefixlen < subnet.prefixlen
+    return route.table == MAIN_TABLE and route.subnet.prefixlen < (subnet.prefixlen if subnet is not None else 1)

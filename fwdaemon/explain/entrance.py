@@ -10,7 +10,7 @@ from fwdaemon.explain.ground import Ground, Target, is_ours, leads_to
 from fwdaemon.explain.hooks import Way, through, translations
 from fwdaemon.explain.owners import owner_of
 from fwdaemon.explain.packet import Packet, Place
-from fwdaemon.explain.report import Cause, Step, command, fine, unknown, wrong
+from fwdaemon.explain.report import Cause, Step, fine, unknown, wrong
 from fwdaemon.model import Address, Family
 from fwdaemon.naming import shown
 from fwdaemon.sysctl import of_interface
@@ -24,6 +24,7 @@ class Entrance:
     def __init__(self, ground: Ground) -> None:
         self._ground = ground
         self._entering: Way | None = None
+        self._end = remedies.End(ground.arrival.address, ground.arrival.port)
         self.arrived: frozenset[Packet] = frozenset()
 
     def enter(self) -> Iterator[Step]:
@@ -31,21 +32,20 @@ class Entrance:
         yield from self._reverse_path()
         arrival = self._ground.arrival
         packets = frozenset([arrival.packet()])
-        to = arrival.address, arrival.port
         if arrival.from_host:
             self._entering = through(self._ground.chains, "output", packets, self._ground.around)
         else:
             ingress = through(self._ground.chains, "ingress", packets, self._ground.around, link=arrival.came_in)
-            yield from self._ground.judge.steps(ingress.passages, to)
+            yield from self._ground.judge.steps(ingress.passages, self._end)
             self._entering = through(self._ground.chains, "prerouting", ingress.packets, self._ground.around)
-        yield from self._ground.judge.steps(self._entering.passages, to)
+        yield from self._ground.judge.steps(self._entering.passages, self._end)
         self.arrived = self._entering.packets
 
     def into_host(self) -> Iterator[Step]:
         """Give the steps of a connection that stays on the host."""
         if not self._ground.arrival.from_host:
             way = through(self._ground.chains, "input", self.arrived, self._ground.around)
-            yield from self._ground.judge.steps(way.passages, (self._ground.arrival.address, self._ground.arrival.port))
+            yield from self._ground.judge.steps(way.passages, self._end)
 
     def led_to(self) -> tuple[Address, int] | None:
         """Give the address and port that rules of ours in the kernel send the connection to, if they do."""
@@ -70,9 +70,7 @@ class Entrance:
             return unknown("translation", f"our rules send it to {target}, unless what may refuse it does")
         untracked = self._entering.untracked_by if self._entering is not None else None
         if untracked is not None:
-            remedy = remedies.except_from(
-                untracked, self._ground.arrival.address, self._ground.arrival, self._ground.arrival.port
-            )
+            remedy = remedies.except_from(untracked, self._end, self._ground.arrival.protocol)
             text = f"{describe(untracked)} takes it out of connection tracking, so nothing can translate it"
             return wrong("translation", text, Cause.UNTRACKED, remedy)
         return self._missing(target)
@@ -84,7 +82,7 @@ class Entrance:
         return fine("translation", f"none is needed: {target.address} is routed")
 
     def _taken(self, place: Place, *, certainly: bool) -> Step:
-        chain = next(passage.chain for passage in self._passages() if _translates(passage, place))
+        chain = next(passage.chain for passage in self.passages if _translates(passage, place))
         where = next(packet for packet in self.arrived if packet.translated_by == place)
         to = "elsewhere" if where.destination is None else str(where.destination)
         text = f"{describe(chain)} ({owner_of(place)}) sends it to {to} before our rules: {shown(place.text)}"
@@ -93,9 +91,7 @@ class Entrance:
         if any(name.startswith("KVMPF_") for name in chain.chains):
             # An exception in there would end the table, and our chain with it.
             return wrong("translation", text, Cause.TAKEN, self._ground.judge.mend_ours())
-        remedy = remedies.except_from(
-            chain, self._ground.arrival.address, self._ground.arrival, self._ground.arrival.port
-        )
+        remedy = remedies.except_from(chain, self._end, self._ground.arrival.protocol)
         return wrong("translation", text, Cause.TAKEN, remedy)
 
     def _missing(self, target: Target) -> Step:
@@ -103,13 +99,11 @@ class Entrance:
         text = (
             "no rule of ours in the kernel takes it" if led is None else f"our rules send it to {led[0]}, not {target}"
         )
-        if not self._ground.judge.daemon_runs:
-            text += ", and the daemon is not running"
-            return wrong("translation", text, Cause.DAEMON_NOT_RUNNING, remedies.START_SERVICE)
-        remedy = f"Have the daemon read its configuration again: {command('kvm-portfwd reload')}."
-        return wrong("translation", f"{text}, though the daemon runs", Cause.NOT_LOADED, remedy)
+        return self._ground.judge.missing("translation", text)
 
-    def _passages(self) -> Sequence[Passage]:
+    @property
+    def passages(self) -> Sequence[Passage]:
+        """The packet's way through every chain it met so far, those of one interface aside."""
         return self._entering.passages if self._entering is not None else ()
 
     def _reverse_path(self) -> Iterator[Step]:

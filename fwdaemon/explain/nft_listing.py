@@ -1,9 +1,11 @@
 """Every base chain of nftables, from the listings of `nft`. Pure; the schema is libnftables-json(5)."""
 
+import json
 import re
 from collections import defaultdict
 from collections.abc import Mapping
 
+from fwdaemon.errors import KernelError
 from fwdaemon.explain.nft_rules import statements_of
 from fwdaemon.explain.nft_values import Json
 from fwdaemon.explain.packet import Place, System
@@ -54,20 +56,32 @@ def base_chains(listing: str, texts: Texts) -> list[BaseChain]:
         KernelError: the listing is not what libnftables-json(5) describes.
 
     """
+    objects = _by_kind(listing)
     sets: defaultdict[TableName, dict[str, list[Json]]] = defaultdict(dict)
-    for kind in ("set", "map"):
-        for item in items(listing, kind):
-            sets[item["family"], item["table"]][item["name"]] = item.get("elem", [])
+    for item in (*objects["set"], *objects["map"]):
+        sets[item["family"], item["table"]][item["name"]] = item.get("elem", [])
     chains: defaultdict[TableName, defaultdict[str, list[Rule]]] = defaultdict(lambda: defaultdict(list))
-    for item in items(listing, "rule"):
+    for item in objects["rule"]:
         name = item["family"], item["table"]
         chains[name][item["chain"]].append(Rule(_place(item, texts), statements_of(item["expr"], sets[name])))
     finished = {name: {chain: tuple(rules) for chain, rules in found.items()} for name, found in chains.items()}
     return [
         _base_chain(item, finished.get((item["family"], item["table"]), {}))
-        for item in items(listing, "chain")
+        for item in objects["chain"]
         if "hook" in item
     ]
+
+
+def _by_kind(listing: str) -> Mapping[str, list[Json]]:
+    """Part a listing into tables, chains, rules and so on; it may be large, so it is read only once."""
+    found: defaultdict[str, list[Json]] = defaultdict(list)
+    try:
+        for item in json.loads(listing)["nftables"]:
+            for kind, body in item.items():
+                found[kind].append(body)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise KernelError(f"nft printed a listing that cannot be read ({error})") from error
+    return found
 
 
 def _place(rule: Mapping[str, Json], texts: Texts) -> Place:

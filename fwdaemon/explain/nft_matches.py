@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 
 from fwdaemon.explain.nft_values import PROTOCOL_NAMES, Flags, Json, Special, Value, flags_of, value_of
-from fwdaemon.explain.packet import Packet, Surroundings
+from fwdaemon.explain.packet import CLIENT_PORTS, Packet, Surroundings, among_client_ports
 from fwdaemon.explain.truth import Truth, all_of, any_of, negated, told
 
 Sets = Mapping[str, Sequence[Json]]
@@ -27,8 +27,7 @@ def passes(match: Mapping[str, Json], sets: Sets, packet: Packet, surroundings: 
     if left is Special.ABSENT:
         return Truth.NO
     if op in _ORDERINGS:
-        known = isinstance(left, int) and isinstance(right, int)
-        return told(_ORDERINGS[op](left, right)) if known else Truth.UNKNOWN  # type: ignore[arg-type]  # just asked
+        return _ordered(op, left, right)
     if isinstance(left, Flags) and not _is_set(right):
         return _compare_flags(op, left, flags_of(right))
     found = contains(right, left, sets, surroundings)
@@ -63,6 +62,22 @@ def _exists(left: Value, op: str, *, wanted: bool) -> Truth:
     return told((left is not Special.ABSENT) == (wanted == (op != "!=")))
 
 
+def _ordered(op: str, left: Value, right: Json) -> Truth:
+    if not isinstance(right, int):
+        return Truth.UNKNOWN
+    if isinstance(left, int):
+        return told(_ORDERINGS[op](left, right))
+    if left is Special.CLIENT_PORT:
+        return told(_ORDERINGS[op](CLIENT_PORTS[0], right)) if _agree(op, right) else Truth.UNKNOWN
+    return Truth.UNKNOWN
+
+
+def _agree(op: str, right: int) -> bool:
+    """Whether an ordering holds for all ports of clients alike."""
+    first, last = CLIENT_PORTS
+    return _ORDERINGS[op](first, right) == _ORDERINGS[op](last, right)
+
+
 def _compare_flags(op: str, left: Flags, names: frozenset[str] | None) -> Truth:
     if names is None:
         return Truth.UNKNOWN
@@ -86,7 +101,7 @@ def _equals(element: Json, value: Value, surroundings: Surroundings) -> Truth:
     if isinstance(value, str):
         return told(_is_named(PROTOCOL_NAMES.get(element, element), value))
     try:
-        if isinstance(value, int):
+        if isinstance(value, int) or value is Special.CLIENT_PORT:
             return _holds_number(element, value)
         return _holds_address(element, None if isinstance(value, Special) else value, surroundings)
     except ValueError:
@@ -100,13 +115,15 @@ def _is_named(pattern: Json, value: str) -> bool:
     return bool(pattern == value)
 
 
-def _holds_number(element: Json, value: int) -> Truth:
+def _holds_number(element: Json, value: Value) -> Truth:
     match element:
         case {"range": [first, last]}:
-            return told(int(first) <= value <= int(last))
+            ends = int(first), int(last)
         case int() | str():
-            return told(int(element) == value)
-    return Truth.UNKNOWN
+            ends = int(element), int(element)
+        case _:
+            return Truth.UNKNOWN
+    return told(ends[0] <= value <= ends[1]) if isinstance(value, int) else among_client_ports(*ends)
 
 
 def _holds_address(element: Json, value: IPv4Address | IPv6Address | None, surroundings: Surroundings) -> Truth:

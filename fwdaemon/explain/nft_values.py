@@ -15,12 +15,13 @@ class Special(Enum):
     """What is no plain value.
 
     `UNKNOWN` cannot be told. `ABSENT` is what the packet does not have, which ends a rule whatever it is compared
-    with. `OUTSIDE` is the address of a client somewhere outside.
+    with. `OUTSIDE` is the address of a client somewhere outside, `CLIENT_PORT` a port that some client chose.
     """
 
     UNKNOWN = "unknown"
     ABSENT = "absent"
     OUTSIDE = "outside"
+    CLIENT_PORT = "client's port"
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +122,10 @@ def _transport(protocol: str, field: str, packet: Packet) -> Value:
         return Special.ABSENT
     if protocol not in _PORTS:
         return Special.UNKNOWN
-    known: dict[str, Value] = {"sport": _or_unknown(packet.source_port), "dport": _or_unknown(packet.port)}
+    known: dict[str, Value] = {
+        "sport": Special.CLIENT_PORT if packet.source_port is None else packet.source_port,
+        "dport": Special.CLIENT_PORT if packet.to_client else _or_unknown(packet.port),
+    }
     if packet.protocol is Protocol.TCP:
         known["flags"] = Flags(tcp_flags(packet))
     return known.get(field, Special.UNKNOWN)

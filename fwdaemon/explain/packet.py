@@ -3,9 +3,13 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from typing import Final
 
 from fwdaemon.explain.truth import Truth, told
 from fwdaemon.model import Address, Family, Protocol, Subnet
+
+# Programs that do not ask for one get no port below 1024 (ip-sysctl.rst, ip_local_port_range), nor does NAT give one.
+CLIENT_PORTS: Final = (1024, 65535)
 
 
 class System(StrEnum):
@@ -71,6 +75,11 @@ class Packet:
         """Whether connection tracking knows a connection it belongs to."""
         return self.state in (State.NEW, State.ESTABLISHED)
 
+    @property
+    def to_client(self) -> bool:
+        """Whether its port is one that a client chose, and nobody knows."""
+        return self.state is State.ESTABLISHED and self.port is None
+
     def sent_to(self, destination: Address | None, port: int | None, by: Place) -> "Packet":
         """Give the packet as a DNAT makes it."""
         return replace(self, destination=destination, port=port, translated_by=by)
@@ -110,3 +119,10 @@ def _lies_within(subnet: Subnet, others: Iterable[Subnet]) -> bool:
         subnet.version == other.version and subnet.subnet_of(other)  # type: ignore[arg-type]  # the family is one
         for other in others
     )
+
+
+def among_client_ports(first: int, last: int) -> Truth:
+    """Tell whether a port that some client chose is in a range."""
+    if first <= CLIENT_PORTS[0] and last >= CLIENT_PORTS[1]:
+        return Truth.YES
+    return Truth.NO if last < CLIENT_PORTS[0] else Truth.UNKNOWN

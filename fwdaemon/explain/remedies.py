@@ -6,6 +6,7 @@ Commands are set off by `report.command`. A name from outside is in one only whe
 import re
 import shlex
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Final
 
@@ -21,13 +22,18 @@ from fwdaemon.inventory import Domain
 from fwdaemon.model import Address, Family, Protocol, Subnet
 from fwdaemon.naming import is_interface_name, shown
 
-RELOAD: Final = f"run {command('kvm-portfwd reload')}"
+_RELOAD_COMMAND: Final = command("kvm-portfwd reload")
+RELOAD: Final = f"run {_RELOAD_COMMAND}"
 START_COMMAND: Final = command("systemctl enable --now kvm-portfwd")
 START_SERVICE: Final = f"Start the service: {START_COMMAND}."
 START_LIBVIRT: Final = f"start libvirt, {command('systemctl start libvirtd')}"
 
 _PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
-_NO_COMMAND: Final = "its name cannot stand in a command"
+
+
+def in_force(remedy: str, *, daemon_runs: bool) -> str:
+    """Have a change of the configuration take effect: by a daemon that does not run, when it starts."""
+    return remedy if daemon_runs else remedy.replace(_RELOAD_COMMAND, START_COMMAND)
 
 
 # --- the configuration -----------------------------------------------------------------------------------------------
@@ -152,8 +158,10 @@ def drop_route(route: RouteAnswer) -> str:
     return f"Take that route away: {command(f'{_ip(route.subnet)} route del {kind}{route.subnet}{via}{out}{there}')}."
 
 
-def add_route(subnet: Subnet, bridge: str) -> str:
+def add_route(subnet: Subnet, bridge: str | None) -> str:
     """Tell how to add the route that a guest network lost."""
+    if bridge is None or not is_interface_name(bridge):
+        return f"Add a route to {subnet} through the interface that leads to the guest."
     return f"Add the network's own route again: {command(f'{_ip(subnet)} route add {subnet} dev {bridge}')}."
 
 
@@ -183,23 +191,34 @@ def can_have_gate(chain: BaseChain) -> bool:
     return chain.system is System.NFTABLES and chain.hook == "forward" and chain.family != "bridge" and plain
 
 
-def except_from(chain: BaseChain, address: Address, arrival: Arrival, port: int) -> str:
+@dataclass(frozen=True, slots=True)
+class End:
+    """The address and port that packets go to at some place; with `back`, those that the answer comes from."""
+
+    address: Address
+    port: int
+    back: bool = False
+
+
+def except_from(chain: BaseChain, end: End, protocol: Protocol) -> str:
     """Tell how to have a chain leave a connection alone, by a rule at its head."""
     if not all(_PLAIN.fullmatch(name) for name in (chain.table, chain.name)):
-        return f"Have chain {shown(str(chain))} accept {arrival.protocol} to {address} port {port}; {_NO_COMMAND}."
+        which = "from" if end.back else "to"
+        return f"Have chain {shown(str(chain))} accept {protocol} {which} {end.address} port {end.port}."
     exception = _native_exception if chain.system is System.NFTABLES else _iptables_exception
-    return f"Have it make an exception: {command(exception(chain, address, arrival, port))}."
+    return f"Have it make an exception: {command(exception(chain, end, protocol))}."
 
 
-def _native_exception(chain: BaseChain, address: Address, arrival: Arrival, port: int) -> str:
-    ip = "ip" if arrival.family is Family.IPV4 else "ip6"
-    return f"nft insert rule {chain} {ip} daddr {address} {arrival.protocol} dport {port} accept"
+def _native_exception(chain: BaseChain, end: End, protocol: Protocol) -> str:
+    ip = "ip" if Family.of(end.address) is Family.IPV4 else "ip6"
+    address, port = ("saddr", "sport") if end.back else ("daddr", "dport")
+    return f"nft insert rule {chain} {ip} {address} {end.address} {protocol} {port} {end.port} accept"
 
 
-def _iptables_exception(chain: BaseChain, address: Address, arrival: Arrival, port: int) -> str:
-    program = iptables_program(chain.policy)
-    match = f"-d {address} -p {arrival.protocol} --dport {port}"
-    return f"{program} -w -t {chain.table} -I {chain.name} {match} -j ACCEPT"
+def _iptables_exception(chain: BaseChain, end: End, protocol: Protocol) -> str:
+    address, port = ("-s", "--sport") if end.back else ("-d", "--dport")
+    match = f"{address} {end.address} -p {protocol} {port} {end.port}"
+    return f"{iptables_program(chain.policy)} -w -t {chain.table} -I {chain.name} {match} -j ACCEPT"
 
 
 def iptables_program(place: Place) -> str:

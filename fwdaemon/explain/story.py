@@ -1,7 +1,7 @@
 """Tells the whole way of a connection, step by step. Pure, but for the `World` it asks."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, islice
 from typing import Final
 
@@ -29,12 +29,13 @@ _NOBODY: Final = Inventory()
 _MOST_PROBLEMS: Final = 3
 
 
-def refused(request: Request, error: ConfigError) -> Report:
+def refused(request: Request, error: ConfigError, world: World) -> Report:
     """Tell of a connection under a configuration that is refused; what the daemon goes by is an older one."""
     problems = "; ".join(map(str, error.problems[:_MOST_PROBLEMS]))
     more = len(error.problems) - _MOST_PROBLEMS
     told = f"{problems}; and {more} more, see {command('kvm-portfwd check')}" if more > 0 else problems
-    step = wrong("configuration", "it is refused", Cause.CONFIGURATION_REFUSED, f"Mend {told}; and {remedies.RELOAD}.")
+    remedy = remedies.in_force(f"Mend {told}; and {remedies.RELOAD}.", daemon_runs=world.daemon() is not None)
+    step = wrong("configuration", "it is refused", Cause.CONFIGURATION_REFUSED, remedy)
     return Report(str(request), (step,), "")
 
 
@@ -47,8 +48,10 @@ def explain(request: Request, config: Config, libvirt: Libvirt, world: World, ma
     """
     held = world.addresses()
     arrival = arrive(request, preferred_addresses(config, request, held), libvirt.bridges, world)
-    story = _Story(config, libvirt, world, main, held)
-    return story.tell(arrival)
+    report = _Story(config, libvirt, world, main, held).tell(arrival)
+    runs = world.daemon() is not None
+    steps = [replace(step, remedy=remedies.in_force(step.remedy, daemon_runs=runs)) for step in report.steps]
+    return replace(report, steps=steps)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +83,7 @@ class _Story:
         if target is not None:
             if claim.admits(arrival) and claim.takes_from(arrival):
                 steps.append(entrance.translation(target))
-            steps += Delivery(ground, entrance.arrived).leave(target, self.config.daemon.mark)
+            steps += Delivery(ground, entrance).leave(target, self.config.daemon.mark)
             steps.append(self._answer(arrival, target, believed=self.libvirt.inventory is not None))
         leads = f"{arrival} leads to {shown(_owner(claim))}" + (f", {target}" if target is not None else "")
         return Report(f"{arrival} from {arrival.client}", steps, leads)
@@ -199,11 +202,12 @@ class _Story:
         return steps, None
 
     def _placed(self, to: tuple[Address, int], bridge: str | None, guest: Guest | None, claim: Claim) -> Target:
-        translated = not isinstance(claim.entry, RouteEntry)
+        if isinstance(claim.entry, RouteEntry):
+            return Target(*to, translated=False, bridge=bridge, subnet=claim.entry.subnet)
         if guest is None:
-            return Target(*to, translated=translated, bridge=bridge)
+            return Target(*to, bridge=bridge)
         subnet = next((own.subnet for own in self.held if to[0] in own.subnet and own.device == guest.bridge), None)
-        return Target(*to, translated, guest.bridge, guest.bridge_port, subnet)
+        return Target(*to, bridge=guest.bridge, port=guest.bridge_port, subnet=subnet)
 
     def _no_libvirt(self, led: tuple[Address, int] | None) -> Step:
         if led is not None:

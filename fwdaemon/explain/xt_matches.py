@@ -9,7 +9,7 @@ from ipaddress import ip_address, ip_network
 from typing import Final, TypeAlias
 
 from fwdaemon.explain.nft_values import PROTOCOL_NAMES, tcp_flags
-from fwdaemon.explain.packet import Packet, State, Surroundings
+from fwdaemon.explain.packet import Packet, State, Surroundings, among_client_ports
 from fwdaemon.explain.truth import Truth, any_of, negated, told
 from fwdaemon.model import Address, Protocol, Subnet
 
@@ -134,17 +134,17 @@ def _protocol(text: str) -> Test:
 
 def _destination_ports(text: str) -> Test:
     ranges = list(map(_range, text.split(",")))
-    return lambda packet, _: _in_ranges(packet.port, ranges)
+    return lambda packet, _: _to_ports(packet, ranges)
 
 
 def _source_ports(text: str) -> Test:
     ranges = list(map(_range, text.split(",")))
-    return lambda packet, _: _in_ranges(packet.source_port, ranges)
+    return lambda packet, _: _from_ports(packet, ranges)
 
 
 def _either_ports(text: str) -> Test:
     ranges = list(map(_range, text.split(",")))
-    return lambda packet, _: any_of(_in_ranges(port, ranges) for port in (packet.port, packet.source_port))
+    return lambda packet, _: max(_to_ports(packet, ranges), _from_ports(packet, ranges))
 
 
 def _range(text: str) -> tuple[int, int]:
@@ -154,9 +154,20 @@ def _range(text: str) -> tuple[int, int]:
     return int(first or 0), int(last or _LAST_PORT)
 
 
+def _to_ports(packet: Packet, ranges: Sequence[tuple[int, int]]) -> Truth:
+    if packet.port is None and not packet.to_client:
+        return Truth.UNKNOWN
+    return _in_ranges(packet.port, ranges)
+
+
+def _from_ports(packet: Packet, ranges: Sequence[tuple[int, int]]) -> Truth:
+    return _in_ranges(packet.source_port, ranges)
+
+
 def _in_ranges(port: int | None, ranges: Sequence[tuple[int, int]]) -> Truth:
+    """Tell whether a port, or one that some client chose, is in one of several ranges."""
     if port is None:
-        return Truth.YES if (0, _LAST_PORT) in ranges else Truth.UNKNOWN
+        return any_of(among_client_ports(first, last) for first, last in ranges)
     return told(any(first <= port <= last for first, last in ranges))
 
 

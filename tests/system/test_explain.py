@@ -20,6 +20,9 @@ from tests.lab.release import LibvirtFirewall
 from tests.system.conftest import FAR4, HEAD, NEIGHBOUR4, WEB4, entry, filled
 from tests.system.explained import ASKED, WEB, Patient, admitted
 
+# Where no rule decides, one kind of host is enough.
+rules_have_no_part = pytest.mark.on(LibvirtFirewall.NFTABLES)
+
 _Guests = tuple[LxcGuest, LxcGuest, LxcGuest]
 
 
@@ -91,26 +94,31 @@ def test_an_address_that_is_not_the_hosts(patient: Patient) -> None:
     patient.is_cured_of("not-our-address", "198.51.100.99:8000", probe=lambda: patient.fetch("198.51.100.99"))
 
 
+@rules_have_no_part
 def test_a_port_nobody_claims(patient: Patient) -> None:
     patient.is_cured_of("unclaimed", f"{PUBLIC4}:8001", probe=lambda: patient.fetch(port=8001))
 
 
+@rules_have_no_part
 def test_a_source_that_is_not_allowed(patient: Patient) -> None:
     patient.load(WEB.replace("ports", f'sources = ["{CLIENT4_SECOND}/32"]\nports'))
     assert patient.explain(ASKED)["works"]
     patient.is_cured_of("source-refused", ASKED, "--from", CLIENT4)
 
 
+@rules_have_no_part
 def test_another_interface(patient: Patient) -> None:
     patient.load(entry("web", "8000:80", "WEB4", 'interface = "eth1"'))
     patient.is_cured_of("wrong-interface")
 
 
+@rules_have_no_part
 def test_a_domain_that_does_not_exist(patient: Patient) -> None:
     patient.load(WEB.replace("web", "wed"))
     patient.is_cured_of("no-such-domain")
 
 
+@rules_have_no_part
 def test_a_domain_whose_name_is_not_unique(patient: Patient) -> None:
     twin = LxcGuest(patient.host, "test", Link("default", ("192.168.122.12/24",)))
     patient.mend.callback(twin.remove)
@@ -120,15 +128,18 @@ def test_a_domain_whose_name_is_not_unique(patient: Patient) -> None:
     patient.is_cured_of("ambiguous-domain")
 
 
+@rules_have_no_part
 def test_an_address_that_is_the_gateways(patient: Patient) -> None:
     patient.load(WEB.replace("WEB4", "192.168.122.1"))
     patient.is_cured_of("address-refused")
 
 
+@rules_have_no_part
 def test_the_other_family(patient: Patient) -> None:
     patient.is_cured_of("wrong-family", f"[{PUBLIC6}]:8000", probe=lambda: patient.fetch(PUBLIC6))
 
 
+@rules_have_no_part
 def test_a_configuration_that_is_refused(patient: Patient) -> None:
     patient.load("")
     patient.write(WEB.replace("ports", "prots"))
@@ -315,3 +326,19 @@ def test_a_public_address_that_is_one_guest(patient: Patient) -> None:
     patient.load(filled('[[nat]]\ndomain = "web"\naddress = "WEB4"\npublic = "198.51.100.8"\n'))
     patient.mend.callback(patient.host.run, "ip", "address", "del", "198.51.100.8/24", "dev", "eth0")
     patient.is_cured_of("not-our-address", "198.51.100.8:80", probe=lambda: patient.fetch("198.51.100.8", 80))
+
+
+def test_a_routed_address(patient: Patient) -> None:
+    host = patient.host
+    host.libvirt.define_network("public", "192.168.130.0/24")
+    patient.mend.callback(host.libvirt.remove_network, "public")
+    routed = LxcGuest(host, "routed", Link("public", ("192.168.130.10/24",)))
+    patient.mend.callback(routed.remove)
+    routed.start().run("ip", "address", "add", "203.0.113.66/32", "dev", "eth0")
+    host.outside.run(["ip", "route", "add", "203.0.113.64/29", "via", PUBLIC4])
+    patient.mend.callback(host.outside.run, ["ip", "route", "del", "203.0.113.64/29"])
+    patient.load('[[route]]\nnetwork = "public"\naddresses = ["203.0.113.64/29"]\n')
+    assert patient.explain("203.0.113.66:80")["works"]
+    patient.stop()
+    patient.command("flush")
+    patient.is_cured_of("daemon-not-running", "203.0.113.66:80", probe=partial(patient.fetch, "203.0.113.66", 80))

@@ -16,6 +16,7 @@ ACCEPTS, REFUSES, MAY = Judgement.ACCEPTS, Judgement.REFUSES, Judgement.MAY_REFU
 SADDR = {"payload": {"protocol": "ip", "field": "saddr"}}
 DADDR = {"payload": {"protocol": "ip", "field": "daddr"}}
 DPORT = {"payload": {"protocol": "tcp", "field": "dport"}}
+SPORT = {"payload": {"protocol": "tcp", "field": "sport"}}
 PROTO = {"meta": {"key": "l4proto"}}
 MARK = {"ct": {"key": "mark"}}
 STATE = {"ct": {"key": "state"}}
@@ -45,6 +46,10 @@ def prefix(address: str, length: int) -> Any:
         (is_(DPORT, 80), REFUSES),
         (is_(DPORT, {"range": [1, 79]}), ACCEPTS),
         (is_(DPORT, 79, ">"), REFUSES),
+        (is_(SPORT, 1024, ">="), REFUSES),
+        (is_(SPORT, 32768, ">="), MAY),
+        (is_(SPORT, {"range": [1, 1023]}), ACCEPTS),
+        (is_(SPORT, 40000), MAY),
         (is_({"payload": {"protocol": "th", "field": "dport"}}, {"set": [22, 80]}), REFUSES),
         (is_({"payload": {"protocol": "udp", "field": "dport"}}, 80, "!="), ACCEPTS),
         (is_({"payload": {"protocol": "tcp", "field": "flags"}}, "syn"), REFUSES),

@@ -44,6 +44,7 @@ HELD = (own("127.0.0.1/8", "lo"), own("198.51.100.1/24", "eth0"), own("192.168.1
 HELD6 = (own("::1/128", "lo"), own("2001:db8::1/64", "eth0"))
 SETTINGS = {"net.ipv4.ip_forward": "1", "net.ipv4.conf.eth0.forwarding": "1", "net.ipv6.conf.all.forwarding": "1"}
 HOST_ROUTE = next(iter(subnets("192.168.122.10/32")))
+DEFAULT = RouteAnswer("eth0", address("198.51.100.2"), subnet=next(iter(subnets("0.0.0.0/0"))))
 FORWARD = '[[forward]]\ndomain = "web"\nports = ["8000:80"]\n'
 
 DADDR = {"payload": {"protocol": "ip", "field": "daddr"}}
@@ -151,6 +152,11 @@ def test_causes_in_the_configuration(asked: str, text: str, expected: Cause, sen
     report = told(asked, text=text)
     assert cause(report) is expected
     assert re.search(sentence, report.sentence), report.sentence
+
+
+def test_a_daemon_that_does_not_run_is_not_asked_to_reload() -> None:
+    report = told("198.51.100.1:8001", world=host(daemon_pid=None))
+    assert report.commands == ["systemctl enable --now kvm-portfwd"]
 
 
 def test_localhost_is_for_the_host_itself() -> None:
@@ -266,6 +272,11 @@ def test_without_libvirt_the_kernels_rules_tell() -> None:
             "`ip route del 0.0.0.0/0 via 10.0.0.1 dev tun0 table 77`",
         ),
         (
+            {"held": HELD[:2], "routes": {"192.168.122.10": DEFAULT}},
+            Cause.ROUTE_ASTRAY,
+            "`ip route add 192.168.122.10/32 dev virbr0`",
+        ),
+        (
             {"routes": {"192.168.122.10": RouteAnswer(None)}},
             Cause.ROUTE_ASTRAY,
             "`ip route add 192.168.122.0/24 dev virbr0`",
@@ -369,6 +380,28 @@ def test_rules_of_others(chain: object, expected: Cause | None, sentence: str) -
     assert sentence in report.sentence
 
 
+FROM_GUEST = {"match": {"op": "==", "left": {"meta": {"key": "iifname"}}, "right": "virbr0"}}
+
+
+@pytest.mark.parametrize(
+    ("chain", "expected", "sentence"),
+    [
+        (forward_chain([FROM_GUEST, {"drop": None}]), Cause.REFUSED, 'Write gates = ["inet t c"]'),
+        (forward_chain(GATE, [FROM_GUEST, {"drop": None}]), None, "It works"),
+        (
+            native([FROM_GUEST, {"drop": None}], prio=-300),
+            Cause.REFUSED_EARLY,
+            "`nft insert rule inet t c ip saddr 192.168.122.10 tcp sport 80 accept`",
+        ),
+    ],
+)
+def test_the_answer_has_to_come_back(chain: BaseChain, expected: Cause | None, sentence: str) -> None:
+    report = told(world=host(rules=[*ours(), chain]))
+    assert cause(report) is expected
+    assert sentence in report.sentence
+    assert expected is None or "answer back" in {step.name for step in report.steps}
+
+
 def test_a_gate_that_the_daemon_would_keep() -> None:
     chain = forward_chain(policy="drop")
     text = '[daemon]\ngates = ["inet t c"]\n' + FORWARD
@@ -414,7 +447,9 @@ def test_a_route_needs_no_translation() -> None:
     report = told("203.0.113.66:25", text=ROUTE, world=world)
     assert report.works
     assert world.asked == []
-    assert cause(told("203.0.113.66:25", text=ROUTE, world=host(rules=[]))) is Cause.ROUTE_ASTRAY
+    report = told("203.0.113.66:25", text=ROUTE, world=host(rules=[], routes={"203.0.113.66": DEFAULT}))
+    assert cause(report) is Cause.NOT_LOADED
+    assert report.commands == ["kvm-portfwd reload"]
 
 
 @pytest.mark.parametrize(
@@ -456,8 +491,11 @@ def test_a_guest_that_reaches_itself(hairpin: frozenset[str], through_netfilter:
 def test_a_configuration_that_is_refused() -> None:
     with pytest.raises(ConfigError) as caught:
         config("nonsense = 1\n[[forward]]\n")
-    report = refused(parse_request(":80"), caught.value)
+    report = refused(parse_request(":80"), caught.value, host())
     assert cause(report) is Cause.CONFIGURATION_REFUSED
+    assert report.commands == ["kvm-portfwd reload"]
+    off = refused(parse_request(":80"), caught.value, host(daemon_pid=None))
+    assert off.commands == ["systemctl enable --now kvm-portfwd"]
     assert report.sentence.startswith(f"Mend {MAIN}:1: ")
 
 
