@@ -11,7 +11,7 @@ import signal
 import time
 from pathlib import Path
 
-from fwdaemon import audit, notify
+from fwdaemon import audit, causes, notify
 from fwdaemon import config as configuration
 from fwdaemon.clashes.watch import ClashWatch
 from fwdaemon.config.model import Config, OnStop
@@ -171,8 +171,22 @@ class Daemon:
             ip_forward=self._config.daemon.ip_forward,
             reloaded=self._reloaded,
             thorough=heard.thorough,
+            overheard=self._overheard,
         )
         return self._reconciler.reconcile(desired, occasion)
+
+    def _overheard(self) -> str:
+        """Ask the loop, from the worker, who changed rules since the look began: the kernel may have told by now."""
+        try:
+            return asyncio.run_coroutine_threadsafe(self._listen(), self._loop).result(_PATIENCE)
+        except TimeoutError:
+            return causes.AT_A_COMPARISON
+
+    async def _listen(self) -> str:
+        # What is there to be read is read in one turn of the loop; the next comes after that.
+        for _ in range(2):
+            await asyncio.sleep(0)
+        return self._hearing.meddler
 
     def _desired(self, inventory: Inventory) -> Desired:
         """Place the configuration on an inventory, unless nothing differs from the last time."""

@@ -91,11 +91,16 @@ class Hearing:
         self.wants_look = True
         self._wake.set()
 
+    @property
+    def meddler(self) -> str:
+        """Who changed rules since the last look, as far as was heard."""
+        return f"changed by {causes.told(self._meddlers)}" if self._meddlers else causes.AT_A_COMPARISON
+
     def take(self) -> Heard:
         """Give what has been heard for the look that begins now, and forget it."""
         heard = Heard(
             tuple(self._settled),
-            f"changed by {causes.told(self._meddlers)}" if self._meddlers else causes.AT_A_COMPARISON,
+            self.meddler,
             self._thorough,
         )
         self._settled, self._meddlers = {}, {}

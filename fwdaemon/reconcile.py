@@ -5,8 +5,8 @@
 `fwdaemon.daemon`.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
 
 from fwdaemon import audit, causes, conntrack
 from fwdaemon.account import Account, Change
@@ -26,10 +26,10 @@ from fwdaemon.outcome import Outcome, joined
 class Occasion:
     """Why we look again, and what is known besides the desired state.
 
-    `reasons` are for openings that come and go, `meddler` is for those found missing. `now` is a monotonic time in
-    seconds. `local` are the host's own addresses, `taken` those of running guests. `ip_forward` allows to turn on
-    forwarding, `reloaded` says that the configuration is new, `thorough` asks for a comparison even of what seems
-    unchanged.
+    `reasons` are for openings that come and go, `meddler` is for those found missing; `overheard` asks once more who
+    that was, where the look began before it was heard. `now` is a monotonic time in seconds. `local` are the host's own
+    addresses, `taken` those of running guests. `ip_forward` allows to turn on forwarding, `reloaded` says that the
+    configuration is new, `thorough` asks for a comparison even of what seems unchanged.
     """
 
     reasons: tuple[str, ...]
@@ -40,6 +40,7 @@ class Occasion:
     ip_forward: bool = True
     reloaded: bool = False
     thorough: bool = False
+    overheard: Callable[[], str] = field(default=lambda: causes.AT_A_COMPARISON)
 
 
 class Reconciler:
@@ -82,6 +83,8 @@ class Reconciler:
         outcome = joined(outcome, Outcome(faults=self._clashing(extended, occasion)))
         if outcome.moved:
             audit.moved(outcome.moved)
+        if occasion.meddler == causes.AT_A_COMPARISON and (outcome.damaged or any(g.restored for g in outcome.gates)):
+            occasion = replace(occasion, meddler=occasion.overheard())
         self._account_for(extended, outcome, occasion)
         self._before = desired
         self.account = Account(extended, outcome, tuple(self._changes), occasion.meddler, self._ended)

@@ -34,9 +34,15 @@ class Daemon:
 
     def told(self) -> list[str]:
         """Every line told through the notification socket so far: `READY=1`, `STATUS=…`."""
-        while select.select([self._socket], [], [], 0)[0]:
+        while self._has_told(0):
             self._told += self._socket.recv(65536).decode(errors="replace").splitlines()
         return list(self._told)
+
+    def _has_told(self, within: float) -> bool:
+        # Unlike select(2), poll(2) takes any descriptor.
+        told = select.poll()
+        told.register(self._socket, select.POLLIN)
+        return bool(told.poll(within * 1000))
 
     def wait_told(self, pattern: str, timeout: float = 15, *, start: int = 0) -> None:
         """Wait for a notification, from number `start` on."""
@@ -44,7 +50,7 @@ class Daemon:
         while not any(re.search(pattern, line) for line in self.told()[start:]):
             if time.monotonic() > deadline or not self.process.running:
                 raise LabError(f"the daemon did not tell {pattern!r}; it printed:\n{self.process.text()}")
-            select.select([self._socket], [], [], 0.02)
+            self._has_told(0.02)
 
     def wait_ready(self, timeout: float = 15) -> None:
         """Wait for the first `READY=1`."""

@@ -155,7 +155,9 @@ class Host:
 def _wait_ready(keeper: "subprocess.Popen[str]") -> int:
     assert keeper.stdout is not None
     deadline = time.monotonic() + _BOOT_TIMEOUT
-    while select.select([keeper.stdout], [], [], max(0.0, deadline - time.monotonic()))[0]:
+    output = select.poll()
+    output.register(keeper.stdout, select.POLLIN | select.POLLHUP)
+    while output.poll(1000 * max(0.0, deadline - time.monotonic())):
         line = keeper.stdout.readline()
         if found := re.fullmatch(r"ready (\d+)\n", line):
             return int(found[1])

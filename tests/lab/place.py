@@ -62,8 +62,9 @@ class Process:
 
     def _read(self) -> None:
         assert self._entering.stdout is not None
-        for raw in self._entering.stdout:
-            self._lines.append(Line(time.monotonic(), raw.decode(errors="replace").rstrip("\n")))
+        with self._entering.stdout as output:
+            for raw in output:
+                self._lines.append(Line(time.monotonic(), raw.decode(errors="replace").rstrip("\n")))
 
     @property
     def pid(self) -> int:
