@@ -16,7 +16,7 @@ from tests.lab.host import (
     Host,
 )
 from tests.lab.place import wait_until
-from tests.system.conftest import FAR4, HEAD, NEIGHBOUR4, Scene, entry
+from tests.host.conftest import FAR4, HEAD, NEIGHBOUR4, Scene, entry
 
 THEIRS = """
 table ip theirs {

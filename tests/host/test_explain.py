@@ -17,8 +17,8 @@ from tests.lab.host import (
 from tests.lab.lxc import LxcGuest
 from tests.lab.place import wait_until
 from tests.lab.release import LibvirtFirewall
-from tests.system.conftest import FAR4, HEAD, NEIGHBOUR4, WEB4, entry, filled
-from tests.system.explained import ASKED, WEB, Patient, admitted
+from tests.host.conftest import FAR4, HEAD, NEIGHBOUR4, WEB4, entry, filled
+from tests.host.explained import ASKED, WEB, Patient, admitted
 
 # Where no rule decides, one kind of host is enough.
 rules_have_no_part = pytest.mark.on(LibvirtFirewall.NFTABLES)

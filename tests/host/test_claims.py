@@ -7,7 +7,7 @@ from tests.lab.host import CLIENT4, PUBLIC4, Host
 from tests.lab.libvirtd import Reservation
 from tests.lab.lxc import LxcGuest
 from tests.lab.place import wait_until
-from tests.system.conftest import HEAD, each_libvirt
+from tests.host.conftest import HEAD, each_libvirt
 
 URL, THIEF_URL = f"http://{PUBLIC4}:8000/", f"http://{PUBLIC4}:8001/"
 GATEWAY4, RESERVED4, STATIC4 = "192.168.122.1", "192.168.122.77", "192.168.122.10"

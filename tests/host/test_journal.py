@@ -10,7 +10,7 @@ from tests.conftest import MakeLxcGuest, MakeNetwork
 from tests.lab.domain import Link
 from tests.lab.host import SOURCE, Host
 from tests.lab.place import wait_until
-from tests.system.conftest import HEAD, entry
+from tests.host.conftest import HEAD, entry
 
 NAME = 'web "1"\t--comment'
 JOURNALED = str(SOURCE / "tests/lab/journaled.py")

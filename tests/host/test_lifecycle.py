@@ -4,7 +4,7 @@ import time
 
 from tests.lab.host import CLIENT4, PUBLIC4
 from tests.lab.place import wait_until
-from tests.system.conftest import HEAD, Scene, entry
+from tests.host.conftest import HEAD, Scene, entry
 
 URL = f"http://{PUBLIC4}:8000/"
 WEB = entry("web", "8000:80", "WEB4")

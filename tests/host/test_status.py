@@ -13,7 +13,7 @@ from tests.lab.command import Completed
 from tests.lab.host import CLIENT4, PUBLIC4, Host
 from tests.lab.place import wait_until
 from tests.lab.release import LibvirtFirewall
-from tests.system.conftest import HEAD, Scene, entry, filled
+from tests.host.conftest import HEAD, Scene, entry, filled
 
 URL = f"http://{PUBLIC4}:8000/"
 WEB = entry("web", "8000:80", "WEB4")

@@ -10,8 +10,8 @@ from tests.lab.host import CLIENT4, PUBLIC4, SOURCE, Host
 from tests.lab.libvirtd import Reservation
 from tests.lab.lxc import LxcGuest
 from tests.lab.place import wait_until
-from tests.system.conftest import HEAD
-from tests.system.test_reach import url
+from tests.host.conftest import HEAD
+from tests.host.test_reach import url
 
 SHOP4, MAIL4 = "198.51.100.8", "198.51.100.9"
 

@@ -3,7 +3,7 @@
 from tests.lab.host import CLIENT4, PUBLIC4, Host
 from tests.lab.place import wait_until
 from tests.lab.release import LibvirtFirewall
-from tests.system.conftest import HEAD, Scene, entry, filled
+from tests.host.conftest import HEAD, Scene, entry, filled
 
 THEIRS = """
 table inet theirs {

@@ -8,7 +8,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.lab.host import CLIENT4, PUBLIC4, Host
 from tests.lab.place import wait_until
 from tests.lab.release import LibvirtFirewall
-from tests.system.conftest import HEAD, Scene, entry, filled
+from tests.host.conftest import HEAD, Scene, entry, filled
 
 DIRECTORY = "/run/node-exporter"
 TEXTFILE = f"{DIRECTORY}/kvm_portfwd.prom"

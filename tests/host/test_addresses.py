@@ -11,7 +11,7 @@ from tests.lab.host import CLIENT4, CLIENT4_OTHER_LINK, OTHER_LINK4, PUBLIC4, Ho
 from tests.lab.libvirtd import Reservation
 from tests.lab.place import wait_until
 from tests.lab.qemu import ECHO_PORT
-from tests.system.conftest import Conversation, each_libvirt
+from tests.host.conftest import Conversation, each_libvirt
 
 URL, SECOND_URL = f"http://{PUBLIC4}:8000/", f"http://{PUBLIC4}:8001/"
 HEAD = '[daemon]\nlibvirt = ["qemu:///system", "lxc:///system"]\n'

@@ -4,8 +4,8 @@ import pytest
 
 from tests.lab.host import CLIENT4, PUBLIC4, Host
 from tests.lab.place import wait_until
-from tests.system.conftest import HEAD, Scene, entry
-from tests.system.test_reach import url
+from tests.host.conftest import HEAD, Scene, entry
+from tests.host.test_reach import url
 
 LOCAL = HEAD + "localhost = true\n"
 

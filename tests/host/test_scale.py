@@ -11,7 +11,7 @@ from tests.lab.host import CLIENT4, PUBLIC4, Host
 from tests.lab.lxc import LxcGuest
 from tests.lab.place import wait_until
 from tests.lab.release import LibvirtFirewall
-from tests.system.conftest import HEAD
+from tests.host.conftest import HEAD
 
 GUESTS, PORTS = 50, 20
 

@@ -13,7 +13,7 @@ from tests.lab.host import CLIENT4, PUBLIC4, Host
 from tests.lab.libvirtd import Reservation
 from tests.lab.place import wait_until
 from tests.lab.qemu import ECHO_PORT, QemuGuest
-from tests.system.conftest import Conversation, Scene, each_libvirt, entry
+from tests.host.conftest import Conversation, Scene, each_libvirt, entry
 
 URL, SECOND_URL = f"http://{PUBLIC4}:8000/", f"http://{PUBLIC4}:8001/"
 QEMU_HEAD = '[daemon]\nlibvirt = ["qemu:///system"]\n'

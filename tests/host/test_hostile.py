@@ -8,7 +8,7 @@ from tests.conftest import MakeLxcGuest, MakeNetwork, StartDaemon
 from tests.lab.domain import Link
 from tests.lab.host import CLIENT4, PUBLIC4, Host
 from tests.lab.place import wait_until
-from tests.system.conftest import HEAD, entry
+from tests.host.conftest import HEAD, entry
 
 URL = f"http://{PUBLIC4}:8000/"
 
