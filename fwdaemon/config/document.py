@@ -12,7 +12,7 @@ import tomli
 from fwdaemon.config.control import read_control
 from fwdaemon.config.daemon import read_daemon
 from fwdaemon.config.forward import read_forward
-from fwdaemon.config.lines import LineIndex
+from fwdaemon.config.lines import toml_lines
 from fwdaemon.config.metrics import read_metrics
 from fwdaemon.config.model import ControlSettings, DaemonSettings, ForwardEntry, MetricsSettings, NatEntry, RouteEntry
 from fwdaemon.config.nat import read_nat
@@ -47,7 +47,7 @@ def read_document(file: Path, source: bytes | str, problems: list[Problem], *, i
         problems.append(parsed)
         return Contents()
     values, text = parsed
-    document = Document(file, LineIndex.of(text), problems)
+    document = Document(file, toml_lines(text), problems)
     tables = {key: Node(value, (key,), document) for key, value in values.items()}
     _refuse_strange_tables(tables)
     return Contents(

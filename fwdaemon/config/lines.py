@@ -5,13 +5,12 @@ it reads only texts which the parser has accepted, so it follows keys and bracke
 """
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Final, TypeAlias
+from typing import Final
 
 import tomli
 
-KeyPath: TypeAlias = tuple[str | int, ...]
+from fwdaemon.config.line_index import KeyPath, LineIndex, lexemes
 
 # Unrolled loops, in which no two branches begin alike: a text of any length is read in one pass.
 _TOKEN: Final = re.compile(
@@ -27,25 +26,13 @@ _TOKEN: Final = re.compile(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class LineIndex:
-    """The lines of one text, counted from 1, by path: `("forward", 2, "ports", 1)`."""
-
-    lines: dict[KeyPath, int]
-
-    @classmethod
-    def of(cls, text: str) -> "LineIndex":
-        """Index a text that the TOML parser has accepted."""
-        walk = _Walk()
-        for kind, lexeme, line in _tokens(text):
+def toml_lines(text: str) -> LineIndex:
+    """Index a text that the TOML parser has accepted."""
+    walk = _Walk()
+    for kind, lexeme, line in lexemes(_TOKEN, text):
+        if kind != "comment":
             walk.take(kind, lexeme, line)
-        return cls(walk.lines)
-
-    def line_of(self, path: KeyPath) -> int:
-        """Return the line of a value, or else of the nearest thing around it."""
-        while path and path not in self.lines:
-            path = path[:-1]
-        return self.lines.get(path, 1)
+    return LineIndex(walk.lines)
 
 
 @dataclass(slots=True)
@@ -159,15 +146,6 @@ class _Walk:
 
     def _note(self, path: KeyPath, line: int) -> None:
         self.lines.setdefault(path, line)
-
-
-def _tokens(text: str) -> Iterator[tuple[str, str, int]]:
-    line = 1
-    for match in _TOKEN.finditer(text):
-        lexeme = match.group()
-        if match.lastgroup != "comment":
-            yield match.lastgroup or "", lexeme, line
-        line += lexeme.count("\n")
 
 
 def _key(lexeme: str) -> str:

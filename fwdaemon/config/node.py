@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from fwdaemon.config.lines import KeyPath, LineIndex
+from fwdaemon.config.line_index import KeyPath, LineIndex
 from fwdaemon.config.model import Origin
 from fwdaemon.config.text import GrammarError, quote, show, suggest
 from fwdaemon.errors import Problem

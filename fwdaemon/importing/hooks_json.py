@@ -14,9 +14,10 @@ from typing import Any, Final, TypeAlias
 import json5
 
 from fwdaemon.config.addresses import parse_guest
+from fwdaemon.config.line_index import KeyPath, LineIndex
 from fwdaemon.config.text import GrammarError, quote, show
 from fwdaemon.importing.findings import BrokenFileError, Findings, Forward
-from fwdaemon.importing.json_lines import JsonLines, KeyPath
+from fwdaemon.importing.json_lines import json_lines
 from fwdaemon.importing.recognise import Kind
 from fwdaemon.importing.values import port_range, printable, read_listen, read_name, read_port, read_sources
 from fwdaemon.model import Address, PortRange, Protocol, Subnet
@@ -42,7 +43,7 @@ def parse(file: Path, text: str, default_listen: Address | None) -> Findings:
     values = _load(file, text)
     if not isinstance(values, dict):
         raise BrokenFileError(file, 1, "is JSON, but no object of domains; give libvirt-hook-qemu's hooks.json")
-    reader = _Reader(Findings(file, Kind.HOOKS_JSON), JsonLines.of(text), default_listen)
+    reader = _Reader(Findings(file, Kind.HOOKS_JSON), json_lines(text), default_listen)
     for name, value in values.items():
         reader.read_domain(name, value)
     return reader.findings
@@ -66,7 +67,7 @@ class _Reader:
     """What is known while the file is read."""
 
     findings: Findings
-    lines: JsonLines
+    lines: LineIndex
     default_listen: Address | None
 
     def read_domain(self, name: str, value: object) -> None:
@@ -74,7 +75,7 @@ class _Reader:
         try:
             domain = read_name(name)
         except GrammarError as error:
-            self.findings.warn(self.lines.line_of(name), f"left out: {error}")
+            self.findings.warn(self.lines.line_of((name,)), f"left out: {error}")
             return
         if isinstance(value, list):
             for index, item in enumerate(value):
@@ -203,7 +204,7 @@ class _Section:
         findings.forwards.append(replace(forward, sources=common.sources))
 
     def _line(self, *at: str | int) -> int:
-        return self.reader.lines.line_of(*self.path, *at)
+        return self.reader.lines.line_of((*self.path, *at))
 
     def _warn(self, text: str, *shown: object, at: KeyPath = ()) -> None:
         self.reader.findings.warn(self._line(*at), self._said(text, *shown))

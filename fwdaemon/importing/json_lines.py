@@ -5,13 +5,12 @@ stands twice, the later one counts, as it does for the reader.
 """
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Final, TypeAlias
+from typing import Final
 
 import json5
 
-KeyPath: TypeAlias = tuple[str | int, ...]
+from fwdaemon.config.line_index import KeyPath, LineIndex, lexemes
 
 _TOKEN: Final = re.compile(
     r"(?P<newline>\n)"
@@ -24,25 +23,13 @@ _TOKEN: Final = re.compile(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class JsonLines:
-    """The lines of one text, counted from 1, by path: `("web1", "port_map", "tcp", 0)`."""
-
-    lines: dict[KeyPath, int]
-
-    @classmethod
-    def of(cls, text: str) -> "JsonLines":
-        """Index a text that the JSON reader has accepted."""
-        walk = _Walk()
-        for kind, lexeme, line in _tokens(text):
+def json_lines(text: str) -> LineIndex:
+    """Index a text that the JSON reader has accepted."""
+    walk = _Walk()
+    for kind, lexeme, line in lexemes(_TOKEN, text):
+        if kind in {"word", "mark"}:
             walk.take(kind, lexeme, line)
-        return cls(walk.lines)
-
-    def line_of(self, *path: str | int) -> int:
-        """Give the line of a value, or else of the nearest thing around it."""
-        while path and path not in self.lines:
-            path = path[:-1]
-        return self.lines.get(path, 1)
+    return LineIndex(walk.lines)
 
 
 @dataclass(slots=True)
@@ -82,15 +69,6 @@ class _Walk:
             self.frames.append(_Frame(path, is_array=False, step=None))
         elif lexeme == "[":
             self.frames.append(_Frame(path, is_array=True, step=0))
-
-
-def _tokens(text: str) -> Iterator[tuple[str, str, int]]:
-    line = 1
-    for match in _TOKEN.finditer(text):
-        lexeme = match.group()
-        if match.lastgroup in {"word", "mark"}:
-            yield match.lastgroup, lexeme, line
-        line += lexeme.count("\n")
 
 
 def _key(lexeme: str) -> str:

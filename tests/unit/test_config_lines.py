@@ -7,7 +7,8 @@ import tomli
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fwdaemon.config.lines import KeyPath, LineIndex
+from fwdaemon.config.line_index import KeyPath
+from fwdaemon.config.lines import toml_lines
 
 TEXT = '''# [[forward]] in a comment
 title = "a # [[forward]] \\" = {" # comment
@@ -73,11 +74,11 @@ key = 2
 )
 def test_finds_the_line(path: KeyPath, line: int) -> None:
     tomli.loads(TEXT)
-    assert LineIndex.of(TEXT).line_of(path) == line
+    assert toml_lines(TEXT).line_of(path) == line
 
 
 def test_inline_array_of_entries() -> None:
-    index = LineIndex.of('forward = [\r\n {domain="a", ports=["80"]},\r\n {domain="b",\r\n ports=["81"]} ]')
+    index = toml_lines('forward = [\r\n {domain="a", ports=["80"]},\r\n {domain="b",\r\n ports=["81"]} ]')
     assert [index.line_of(("forward", 1, key)) for key in ("domain", "ports")] == [3, 4]
     assert index.line_of(("forward", 0, "ports", 0)) == 2
 
@@ -162,5 +163,5 @@ def test_finds_every_line_of_a_written_document(data: st.DataObject, entries: li
         writer.put("[[forward]]\n")
         writer.table(entry, ("forward", index))
     tomli.loads(writer.text)
-    found = LineIndex.of(writer.text)
+    found = toml_lines(writer.text)
     assert {path: found.line_of(path) for path in writer.lines} == writer.lines
