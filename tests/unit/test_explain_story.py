@@ -1,105 +1,32 @@
 """The whole walk on hosts made up of plain data: which cause is named, and what the last sentence says."""
 
-import json
 import re
-from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 from uuid import UUID
 
 import pytest
 
-from fwdaemon.cli import main
-from fwdaemon.config import parse
-from fwdaemon.config.model import Config
-from fwdaemon.errors import ConfigError
 from fwdaemon.explain.facts import GuestAnswer, RouteAnswer
 from fwdaemon.explain.guest import Libvirt
-from fwdaemon.explain.nft_listing import base_chains
-from fwdaemon.explain.report import Cause, Report, Standing
-from fwdaemon.explain.request import parse_request
-from fwdaemon.explain.rules import BaseChain
-from fwdaemon.explain.show import as_json, as_text
-from fwdaemon.explain.story import explain, refused
-from fwdaemon.inventory import AddressSource, Domain, GuestInterface, Inventory, LearnedAddress, Network
-from fwdaemon.model import Family, Protocol
-from fwdaemon.sockets.model import Listener
-from tests.unit.explaining import PlainHost, native, own
+from fwdaemon.explain.report import Cause, Standing
+from fwdaemon.inventory import AddressSource, Domain, LearnedAddress
+from tests.unit.explaining import own
 from tests.unit.forwards import address, subnets
-
-MAIN = "/etc/portfwd.toml"
-MAC = "52:54:00:00:00:01"
-GUEST = LearnedAddress(address("192.168.122.10"), AddressSource.LEASE)
-INTERFACE = GuestInterface(MAC, "default", "virbr0", "vnet0", (GUEST,))
-WEB = Domain("web", UUID(int=1), running=True, interfaces=(INTERFACE,))
-NETWORK = Network(
-    "default",
-    active=True,
-    bridge="virbr0",
-    subnets=tuple(subnets("192.168.122.0/24")),
-    gateways=(address("192.168.122.1"),),
+from tests.unit.story_scene import (
+    DEFAULT,
+    FORWARD,
+    HELD,
+    HOST_ROUTE,
+    INTERFACE,
+    NETWORK,
+    SETTINGS,
+    WEB,
+    cause,
+    host,
+    libvirt,
+    ours,
+    told,
 )
-HELD = (own("127.0.0.1/8", "lo"), own("198.51.100.1/24", "eth0"), own("192.168.122.1/24", "virbr0"))
-HELD6 = (own("::1/128", "lo"), own("2001:db8::1/64", "eth0"))
-SETTINGS = {"net.ipv4.ip_forward": "1", "net.ipv4.conf.eth0.forwarding": "1", "net.ipv6.conf.all.forwarding": "1"}
-HOST_ROUTE = next(iter(subnets("192.168.122.10/32")))
-DEFAULT = RouteAnswer("eth0", address("198.51.100.2"), subnet=next(iter(subnets("0.0.0.0/0"))))
-FORWARD = '[[forward]]\ndomain = "web"\nports = ["8000:80"]\n'
-
-DADDR = {"payload": {"protocol": "ip", "field": "daddr"}}
-DPORT = {"payload": {"protocol": "tcp", "field": "dport"}}
-MARK = {"ct": {"key": "mark"}}
-GATE = [{"match": {"op": "==", "left": {"&": [MARK, 0x02000000]}, "right": 0x02000000}}, {"accept": None}]
-
-
-def ours(to: str = "192.168.122.10", *, public: str | None = None) -> Sequence[BaseChain]:
-    """Our own rule for port 8000, or for a public address, as nft lists it."""
-    table = {"family": "ip", "table": "kvm_portfwd"}
-    match: Mapping[str, object] = {"op": "==", "left": DPORT, "right": 8000}
-    if public is not None:
-        match = {"op": "==", "left": DADDR, "right": public}
-    expressions = [
-        {"match": match},
-        {"mangle": {"key": MARK, "value": {"|": [MARK, 0x02000000]}}},
-        {"dnat": {"addr": to} if public else {"addr": to, "port": 80}},
-    ]
-    chain = {"name": "prerouting", "type": "nat", "hook": "prerouting", "prio": -105, "policy": "accept", "handle": 1}
-    rule = {"chain": "prerouting", "handle": 2, "expr": expressions}
-    return base_chains(json.dumps({"nftables": [{"chain": table | chain}, {"rule": table | rule}]}), {})
-
-
-def config(text: str = FORWARD) -> Config:
-    return parse({Path(MAIN): text})
-
-
-def libvirt(*domains: Domain, networks: Sequence[Network] = (NETWORK,)) -> Libvirt:
-    return Libvirt(Inventory(domains or (WEB,), tuple(networks), HELD))
-
-
-def host(**changes: object) -> PlainHost:
-    world = PlainHost(
-        held=(*HELD, *HELD6),
-        rules=ours(),
-        settings=dict(SETTINGS),
-        masters={"vnet0": "virbr0"},
-    )
-    return replace(world, **changes)  # type: ignore[arg-type]  # a test's own words
-
-
-def told(
-    asked: str = "198.51.100.1:8000",
-    source: str | None = None,
-    *,
-    text: str = FORWARD,
-    said: Libvirt | None = None,
-    world: PlainHost | None = None,
-) -> Report:
-    return explain(parse_request(asked, source), config(text), said or libvirt(), world or host(), MAIN)
-
-
-def cause(report: Report) -> Cause | None:
-    return report.failure.cause if report.failure is not None else None
 
 
 def test_it_works() -> None:
@@ -311,221 +238,3 @@ def test_an_interface_with_a_dot_in_its_name() -> None:
     held = (HELD[0], own("198.51.100.1/24", "eth0.7"), HELD[2])
     off = {"net.ipv4.conf.eth0/7.forwarding": "0", "net.ipv4.ip_forward": "1"}
     assert "`sysctl -w net.ipv4.conf.eth0/7.forwarding=1`" in told(world=host(held=held, settings=off)).sentence
-
-
-# --- rules of others -------------------------------------------------------------------------------------------------
-
-
-def forward_chain(*rules: Sequence[object], **base: Any) -> BaseChain:
-    return native(*rules, **{"hook": "forward", **base})
-
-
-@pytest.mark.parametrize(
-    ("chain", "expected", "sentence"),
-    [
-        (
-            forward_chain(policy="drop"),
-            Cause.REFUSED,
-            'Write gates = ["inet t c"] under [daemon] in /etc/portfwd.toml, and run `kvm-portfwd reload`.',
-        ),
-        (forward_chain(GATE, policy="drop"), None, "It works"),
-        (forward_chain([{"limit": {}}, {"drop": None}]), None, "inet t c may refuse it"),
-        (
-            native([{"match": {"op": "==", "left": DPORT, "right": 8000}}, {"drop": None}], prio=-300),
-            Cause.REFUSED_EARLY,
-            "`nft insert rule inet t c ip daddr 198.51.100.1 tcp dport 8000 accept`",
-        ),
-        (
-            native([{"notrack": None}], prio=-300),
-            Cause.UNTRACKED,
-            "`nft insert rule inet t c ip daddr 198.51.100.1 tcp dport 8000 accept`",
-        ),
-        (
-            native([{"dnat": {"addr": "10.0.0.1"}}], type="nat", prio=-110),
-            Cause.TAKEN,
-            "`nft insert rule inet t c ip daddr 198.51.100.1 tcp dport 8000 accept`",
-        ),
-        (native([{"limit": {}}, {"dnat": {"addr": "10.0.0.1"}}], type="nat", prio=-110), None, "inet t c may take it"),
-        (native([{"dnat": {"addr": "10.0.0.1"}}], type="nat", prio=-100), None, "It works"),
-        (
-            native([{"drop": None}], hook="postrouting"),
-            Cause.REFUSED,
-            "`nft insert rule inet t c ip daddr 192.168.122.10 tcp dport 80 accept`",
-        ),
-        (
-            native([{"drop": None}], family="netdev", hook="ingress", dev="eth0"),
-            Cause.REFUSED_EARLY,
-            "`nft insert rule netdev t c ip daddr 198.51.100.1 tcp dport 8000 accept`",
-        ),
-        (native([{"drop": None}], family="netdev", hook="ingress", dev="eth1"), None, "It works"),
-        (
-            native([{"drop": None}], family="bridge", hook="postrouting"),
-            Cause.REFUSED,
-            "`nft insert rule bridge t c ip daddr 192.168.122.10 tcp dport 80 accept`",
-        ),
-        (native([{"drop": None}], hook="input"), None, "It works"),
-        (
-            forward_chain(
-                [{"match": {"op": "in", "left": {"ct": {"key": "state"}}, "right": "new"}}, {"accept": None}],
-                policy="drop",
-            ),
-            Cause.REFUSED,
-            'Write gates = ["inet t c"]',
-        ),
-    ],
-)
-def test_rules_of_others(chain: object, expected: Cause | None, sentence: str) -> None:
-    report = told(world=host(rules=[*ours(), chain]))
-    assert cause(report) is expected
-    assert sentence in report.sentence
-
-
-FROM_GUEST = {"match": {"op": "==", "left": {"meta": {"key": "iifname"}}, "right": "virbr0"}}
-
-
-@pytest.mark.parametrize(
-    ("chain", "expected", "sentence"),
-    [
-        (forward_chain([FROM_GUEST, {"drop": None}]), Cause.REFUSED, 'Write gates = ["inet t c"]'),
-        (forward_chain(GATE, [FROM_GUEST, {"drop": None}]), None, "It works"),
-        (
-            native([FROM_GUEST, {"drop": None}], prio=-300),
-            Cause.REFUSED_EARLY,
-            "`nft insert rule inet t c ip saddr 192.168.122.10 tcp sport 80 accept`",
-        ),
-    ],
-)
-def test_the_answer_has_to_come_back(chain: BaseChain, expected: Cause | None, sentence: str) -> None:
-    report = told(world=host(rules=[*ours(), chain]))
-    assert cause(report) is expected
-    assert sentence in report.sentence
-    assert expected is None or "answer back" in {step.name for step in report.steps}
-
-
-def test_a_gate_that_the_daemon_would_keep() -> None:
-    chain = forward_chain(policy="drop")
-    text = '[daemon]\ngates = ["inet t c"]\n' + FORWARD
-    report = told(text=text, world=host(rules=[*ours(), chain], daemon_pid=None))
-    assert cause(report) is Cause.GATE_SHUT
-    assert report.sentence == "Start the service: `systemctl enable --now kvm-portfwd`."
-    report = told(text=text, world=host(rules=[*ours(), chain]))
-    assert report.sentence == "Mend our rules: `systemctl restart kvm-portfwd`."
-
-
-def test_the_first_certain_cause_has_the_last_word_and_others_are_listed() -> None:
-    chain = forward_chain(policy="drop")
-    report = told(world=host(rules=[*ours(), chain], guest=GuestAnswer.REFUSES, settings={"net.ipv4.ip_forward": "0"}))
-    found = [step.cause for step in report.steps if step.standing is Standing.WRONG]
-    assert found == [Cause.REFUSED, Cause.GUEST_REFUSES]
-    assert report.sentence.startswith("Write gates")
-
-
-def test_a_name_from_outside_is_no_command() -> None:
-    chain = replace(native([{"drop": None}], prio=-300), table="a`; `reboot`")
-    report = told(world=host(rules=[*ours(), chain]))
-    assert cause(report) is Cause.REFUSED_EARLY
-    assert report.commands == []
-    assert "`" not in report.sentence
-
-
-# --- 1:1 addresses, routes, the host itself --------------------------------------------------------------------------
-
-
-NAT = '[[nat]]\ndomain = "web"\npublic = "203.0.113.8"\n'
-ROUTE = '[[route]]\nnetwork = "default"\naddresses = ["203.0.113.64/29"]\n'
-
-
-def test_a_public_address_that_has_to_be_routed_here() -> None:
-    report = told("203.0.113.8:25", text=NAT, world=host(rules=ours(public="203.0.113.8")))
-    assert report.works
-    assert "203.0.113.8 has to be routed to this host by whoever is upstream" in report.sentence
-
-
-def test_a_route_needs_no_translation() -> None:
-    routes = {"203.0.113.66": RouteAnswer("virbr0", subnet=next(iter(subnets("203.0.113.64/29"))))}
-    world = host(rules=[], routes=routes)
-    report = told("203.0.113.66:25", text=ROUTE, world=world)
-    assert report.works
-    assert world.asked == []
-    report = told("203.0.113.66:25", text=ROUTE, world=host(rules=[], routes={"203.0.113.66": DEFAULT}))
-    assert cause(report) is Cause.NOT_LOADED
-    assert report.commands == ["kvm-portfwd reload"]
-
-
-@pytest.mark.parametrize(
-    ("networks", "expected", "sentence"),
-    [
-        ((), Cause.NO_SUCH_NETWORK, "Write a network that libvirt has (none) in /etc/portfwd.toml:"),
-        ((replace(NETWORK, active=False),), Cause.NETWORK_NOT_ACTIVE, "`virsh -c qemu:///system net-start default`"),
-    ],
-)
-def test_a_route_needs_its_network(networks: tuple[Network, ...], expected: Cause, sentence: str) -> None:
-    report = told("203.0.113.66:25", text=ROUTE, said=libvirt(networks=networks))
-    assert cause(report) is expected
-    assert sentence in report.sentence
-
-
-def test_a_process_of_the_host_that_listens_there() -> None:
-    sockets = [Listener(Protocol.TCP, frozenset(Family), None, port) for port in (22, 8000)]
-    steps = told(world=host(sockets=sockets)).steps
-    text = next(step.text for step in steps if step.name == "host socket")
-    assert text == "holder of 8000 of this host listens there itself; the forward goes before it"
-    report = told("198.51.100.1:22", world=host(sockets=sockets, rules=[native(hook="input")]))
-    assert cause(report) is Cause.UNCLAIMED
-    assert "input" in {step.name for step in report.steps}
-
-
-@pytest.mark.parametrize(
-    ("hairpin", "through_netfilter", "expected"),
-    [(frozenset(), "1", Cause.HAIRPIN_OFF), (frozenset({"vnet0"}), "1", None), (frozenset(), "0", None)],
-)
-def test_a_guest_that_reaches_itself(hairpin: frozenset[str], through_netfilter: str, expected: Cause | None) -> None:
-    settings = SETTINGS | {"net.bridge.bridge-nf-call-iptables": through_netfilter}
-    report = told(source="192.168.122.10", world=host(hairpin=hairpin, settings=settings))
-    assert cause(report) is expected
-
-
-# --- how it is told --------------------------------------------------------------------------------------------------
-
-
-def test_a_configuration_that_is_refused() -> None:
-    with pytest.raises(ConfigError) as caught:
-        config("nonsense = 1\n[[forward]]\n")
-    report = refused(parse_request(":80"), caught.value, host())
-    assert cause(report) is Cause.CONFIGURATION_REFUSED
-    assert report.commands == ["kvm-portfwd reload"]
-    off = refused(parse_request(":80"), caught.value, host(daemon_pid=None))
-    assert off.commands == ["systemctl enable --now kvm-portfwd"]
-    assert report.sentence.startswith(f"Mend {MAIN}:1: ")
-
-
-HOSTILE = 'x"; `reboot` \x1b[31m\n' + "y" * 200
-
-
-def test_on_a_terminal_it_fits_and_commands_stay_whole() -> None:
-    domain = replace(WEB, name=HOSTILE, running=False, interfaces=())
-    held = (HELD[0], own("198.51.100.1/24", "eth\x1b0"), HELD[2])
-    world = host(rules=[], held=held)
-    report = told(text=FORWARD.replace('"web"', json.dumps(HOSTILE)), said=libvirt(domain), world=world)
-    text = as_text(report, terminal=True, unicode=True)
-    assert all(len(line) <= 80 or "`" in line for line in text.splitlines())
-    assert all(character.isprintable() for character in text.replace("\n", ""))
-    assert f"`virsh -c qemu:///system start {WEB.uuid}`" in text
-    assert "✗ domain" in text
-    assert "NO domain" in as_text(report, terminal=True, unicode=False)
-    assert as_text(report, terminal=False, unicode=True).splitlines()[-1] == report.sentence
-
-
-def test_the_keys_of_json() -> None:
-    found = json.loads(as_json(told(world=host(rules=[*ours(), forward_chain(policy="drop")]))))
-    assert found.keys() == {"schema_version", "connection", "works", "cause", "sentence", "commands", "steps"}
-    assert found["cause"] == "refused"
-    assert found["commands"] == ["kvm-portfwd reload"]
-    chain = next(step["chain"] for step in found["steps"] if step["state"] == "no")
-    assert chain["verdict"] == "refuses"
-    assert (chain["family"], chain["table"], chain["name"], chain["policy"]) == ("inet", "t", "c", "drop")
-
-
-def test_a_connection_that_cannot_be_understood_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["explain", "web:80"]) == 2
-    assert capsys.readouterr().err.startswith("kvm-portfwd: 'web' is not an IP address")
