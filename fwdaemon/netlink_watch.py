@@ -9,7 +9,6 @@ Messages are taken apart here and not by pyroute2: we need two attributes each o
 and decoding the whole of a message costs a hundred times as much.
 """
 
-import asyncio
 import errno
 import logging
 import socket
@@ -21,14 +20,14 @@ from typing import Final
 
 from fwdaemon.errors import KernelError
 from fwdaemon.host import USABLE_NEIGHBOUR_STATES
+from fwdaemon.rtnetlink.wire import attributes, messages
+from fwdaemon.subscription import Subscription
 
 _log = logging.getLogger(__name__)
 
 _GROUPS: Final = 0x4 | 0x10 | 0x100  # RTMGRP_NEIGH, _IPV4_IFADDR, _IPV6_IFADDR
 _DATAGRAM_SIZE: Final = 65536
 
-_HEADER: Final = struct.Struct("=IHHII")  # nlmsghdr: length, type, flags, sequence, port
-_ATTRIBUTE: Final = struct.Struct("=HH")  # rtattr: length, type
 _ADDRESS: Final = struct.Struct("=BBBBI")  # ifaddrmsg: family, prefix length, flags, scope, index
 _NEIGHBOUR: Final = struct.Struct("=BxxxiHBB")  # ndmsg: family, index, state, flags, type
 
@@ -57,7 +56,8 @@ class KernelChanges:
 
     def news(self, datagram: bytes) -> Iterator[str]:
         """Give a sentence for each message of a datagram that is news."""
-        for kind, body in _messages(datagram):
+        for message in messages(datagram):
+            kind, body = message.kind, message.body
             if body[:1] == bytes([_AF_BRIDGE]):
                 continue
             if kind in (_ADDRESS_CAME, _ADDRESS_WENT):
@@ -68,8 +68,8 @@ class KernelChanges:
     def _address(self, body: bytes, *, came: bool) -> Iterator[str]:
         """Link-local addresses are no news: every interface gets one, and nothing is ever forwarded to it."""
         *_rest, scope, index = _ADDRESS.unpack_from(body)
-        attributes = _attributes(body[_ADDRESS.size :])
-        address = attributes.get(_IFA_LOCAL) or attributes.get(_IFA_ADDRESS, b"")
+        found = attributes(body[_ADDRESS.size :])
+        address = found.get(_IFA_LOCAL) or found.get(_IFA_ADDRESS, b"")
         if scope == _SCOPE_LINK or (came and (index, address) in self._addresses):
             return
         if came:
@@ -84,8 +84,8 @@ class KernelChanges:
         One that failed, because nobody answered who was asked, is: the guest may have another address by now.
         """
         _family, index, state, _flags, _type = _NEIGHBOUR.unpack_from(body)
-        attributes = _attributes(body[_NEIGHBOUR.size :])
-        address, mac = attributes.get(_NDA_DST, b""), attributes.get(_NDA_LLADDR, b"")
+        found = attributes(body[_NEIGHBOUR.size :])
+        address, mac = found.get(_NDA_DST, b""), found.get(_NDA_LLADDR, b"")
         before = self._neighbours.pop((index, address), b"")
         if came and state & USABLE_NEIGHBOUR_STATES:
             self._neighbours[index, address] = mac
@@ -101,7 +101,7 @@ class NetlinkWatch:
     def __init__(self, look_again: Callable[[str], None]) -> None:
         self._look_again = look_again
         self._changes = KernelChanges()
-        self._socket: socket.socket | None = None
+        self._subscription = Subscription(_opened, self._read)
 
     def start(self) -> None:
         """Subscribe, in the network namespace of this thread.
@@ -111,13 +111,9 @@ class NetlinkWatch:
 
         """
         try:
-            self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
-            self._socket.setblocking(False)  # noqa: FBT003 - the standard library's way
-            self._socket.bind((0, _GROUPS))
+            self._subscription.start()
         except OSError as error:
-            self.close()
             raise KernelError(f"the kernel does not tell of changes to addresses: {error}") from error
-        asyncio.get_running_loop().add_reader(self._socket, self._read, self._socket)
 
     def watch_macs(self, macs: AbstractSet[str]) -> None:
         """Say which MAC addresses guests have; those of everybody else are of no interest."""
@@ -125,10 +121,7 @@ class NetlinkWatch:
 
     def close(self) -> None:
         """Unsubscribe; does nothing if not subscribed."""
-        if self._socket is not None:
-            asyncio.get_running_loop().remove_reader(self._socket)
-            self._socket.close()
-            self._socket = None
+        self._subscription.close()
 
     def _read(self, source: socket.socket) -> None:
         try:
@@ -146,31 +139,15 @@ class NetlinkWatch:
             self._look_again(reason)
 
 
-def _messages(datagram: bytes) -> Iterator[tuple[int, bytes]]:
-    """Split a datagram into the type and body of its messages (netlink(7))."""
-    offset = 0
-    while offset + _HEADER.size <= len(datagram):
-        length, kind, *_rest = _HEADER.unpack_from(datagram, offset)
-        if length < _HEADER.size:
-            return
-        yield kind, datagram[offset + _HEADER.size : offset + length]
-        offset += _aligned(length)
-
-
-def _attributes(data: bytes) -> dict[int, bytes]:
-    """Split the attributes after a message's fixed part."""
-    found, offset = {}, 0
-    while offset + _ATTRIBUTE.size <= len(data):
-        length, kind = _ATTRIBUTE.unpack_from(data, offset)
-        if length < _ATTRIBUTE.size:
-            break
-        found[kind] = data[offset + _ATTRIBUTE.size : offset + length]
-        offset += _aligned(length)
-    return found
-
-
-def _aligned(length: int) -> int:
-    return (length + 3) & ~3
+def _opened() -> socket.socket:
+    kind = socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
+    hearing = socket.socket(socket.AF_NETLINK, kind, socket.NETLINK_ROUTE)
+    try:
+        hearing.bind((0, _GROUPS))
+    except OSError:
+        hearing.close()
+        raise
+    return hearing
 
 
 def _shown_address(packed: bytes) -> str:

@@ -4,7 +4,6 @@ The kernel says nothing of IPv4 routes that go with their link, so links are lis
 rest from us: a router of the Internet changes thousands of routes a minute.
 """
 
-import asyncio
 import logging
 import socket
 import struct
@@ -17,6 +16,7 @@ from fwdaemon.rtnetlink.client import is_ours
 from fwdaemon.rtnetlink.route import PROTOCOL
 from fwdaemon.rtnetlink.wire import Message, attributes, messages
 from fwdaemon.socket_filter import Field, attach, native
+from fwdaemon.subscription import Subscription
 
 _log = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ class RouteWatch:
 
     def __init__(self, rules_changed: RulesChanged) -> None:
         self._rules_changed = rules_changed
-        self._socket: socket.socket | None = None
+        self._subscription = Subscription(_opened, self._read)
 
     def start(self) -> None:
         """Begin to listen, in the network namespace of this thread.
@@ -52,17 +52,13 @@ class RouteWatch:
 
         """
         try:
-            self._socket = _opened()
+            self._subscription.start()
         except OSError as error:
             raise KernelError(f"the kernel does not tell of changes to routes: {error}") from error
-        asyncio.get_running_loop().add_reader(self._socket, self._read, self._socket)
 
     def close(self) -> None:
         """Stop listening; does nothing if not listening."""
-        if self._socket is not None:
-            asyncio.get_running_loop().remove_reader(self._socket)
-            self._socket.close()
-            self._socket = None
+        self._subscription.close()
 
     def _read(self, source: socket.socket) -> None:
         try:

@@ -1,6 +1,5 @@
 """Hears of every change to nftables in this network namespace, and tells who made it, unless we did."""
 
-import asyncio
 import logging
 import socket
 
@@ -9,6 +8,7 @@ from fwdaemon.naming import shown
 from fwdaemon.nftables.generation import Generation, open_monitor, receive
 from fwdaemon.outcome import RulesChanged
 from fwdaemon.process import Runner
+from fwdaemon.subscription import Subscription
 
 _log = logging.getLogger(__name__)
 
@@ -22,7 +22,7 @@ class RulesMonitor:
     def __init__(self, runner: Runner, changed: RulesChanged) -> None:
         self._runner = runner
         self._changed = changed
-        self._socket: socket.socket | None = None
+        self._subscription = Subscription(open_monitor, self._read)
 
     def start(self) -> None:
         """Begin to listen.
@@ -32,19 +32,15 @@ class RulesMonitor:
 
         """
         try:
-            self._socket = open_monitor()
+            self._subscription.start()
         except OSError as error:
             raise KernelError(
                 f"the kernel does not let us listen to nftables ({error.strerror}); are we root?"
             ) from error
-        asyncio.get_running_loop().add_reader(self._socket, self._read, self._socket)
 
     def close(self) -> None:
         """Stop listening."""
-        if self._socket is not None:
-            asyncio.get_running_loop().remove_reader(self._socket)
-            self._socket.close()
-            self._socket = None
+        self._subscription.close()
 
     def _read(self, monitor: socket.socket) -> None:
         try:
