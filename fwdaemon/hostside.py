@@ -4,7 +4,6 @@ Each has its keeper, which makes the host hold what is wanted, puts back what so
 what it made itself. What one of them cannot do is told as a fault, and no reason to leave the others undone.
 """
 
-from collections.abc import Callable
 from functools import reduce
 
 from fwdaemon import audit, forwarding
@@ -13,7 +12,7 @@ from fwdaemon.errors import PortfwdError
 from fwdaemon.hairpin import HairpinPorts
 from fwdaemon.localnet import LocalNet
 from fwdaemon.neighbour_proxy import NeighbourProxies
-from fwdaemon.outcome import Outcome, joined
+from fwdaemon.outcome import Outcome, joined, tried
 from fwdaemon.public_addresses import PublicAddresses
 from fwdaemon.routes import RouteKeeper
 
@@ -41,22 +40,22 @@ class HostSide:
         outcome = reduce(
             joined,
             [
-                _tried(lambda: _turn_on_forwarding(desired, allowed=ip_forward)),
-                _tried(lambda: self._routes.keep(desired.routes)),
-                _tried(lambda: self._proxies.keep(desired.routes)),
-                _tried(lambda: self._addresses.keep(desired.nats)),
-                _tried(lambda: self._localnet.keep(desired.local_bridges)),
+                tried(lambda: _turn_on_forwarding(desired, allowed=ip_forward)),
+                tried(lambda: self._routes.keep(desired.routes)),
+                tried(lambda: self._proxies.keep(desired.routes)),
+                tried(lambda: self._addresses.keep(desired.nats)),
+                tried(lambda: self._localnet.keep(desired.local_bridges)),
             ],
         )
         self._held = desired.nats
-        self._hairpin.keep([*desired.forwards, *desired.nats])
+        self._hairpin.keep(desired)
         return outcome
 
     def preview(self, desired: Desired) -> Outcome:
         """Tell which routes and addresses `keep` would add or remove, touching nothing."""
         return joined(
-            _tried(lambda: self._routes.preview(desired.routes)),
-            _tried(lambda: self._addresses.preview(desired.nats)),
+            tried(lambda: self._routes.preview(desired.routes)),
+            tried(lambda: self._addresses.preview(desired.nats)),
         )
 
     def remove(self) -> Outcome:
@@ -67,13 +66,6 @@ class HostSide:
     def close(self) -> None:
         """End what runs beside us; what the kernel holds stays."""
         self._proxies.close()
-
-
-def _tried(keep: Callable[[], Outcome]) -> Outcome:
-    try:
-        return keep()
-    except PortfwdError as error:
-        return Outcome(faults=(str(error),))
 
 
 def _turn_on_forwarding(desired: Desired, *, allowed: bool) -> Outcome:

@@ -23,7 +23,7 @@ from fwdaemon.nftables.backend import NftablesBackend
 from fwdaemon.nftables.gates import LIBVIRT_CHAIN, LIBVIRT_TABLE
 from fwdaemon.nftables.generation import current_generation
 from fwdaemon.nftables.readback import items
-from fwdaemon.outcome import Outcome, joined
+from fwdaemon.outcome import Outcome, joined, tried
 from fwdaemon.process import Runner
 
 
@@ -138,9 +138,9 @@ class Netfilter:
             self._backend(self._side).refuse(flows)
 
     def remove(self) -> Outcome:
-        """See `Backend.remove`."""
-        self._legacy_gates.remove()
-        return joined(self._nftables.remove(), self._legacy.remove())
+        """See `Backend.remove`; what one rule system refuses is a fault."""
+        parts = self._legacy_gates.remove, self._nftables.remove, self._legacy.remove
+        return reduce(joined, map(tried, parts))
 
     def close(self) -> None:
         """End what runs beside us; the rules stay."""

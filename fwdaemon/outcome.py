@@ -1,10 +1,12 @@
 """What a backend hears, finds and does, as the rest of the program is told of it."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 from fwdaemon.config.model import Gate
 from fwdaemon.desired import Opening
+from fwdaemon.errors import PortfwdError
 
 
 class RulesChanged(Protocol):
@@ -59,3 +61,11 @@ def joined(one: Outcome, other: Outcome) -> Outcome:
         one.moved or other.moved,
         one.refused + other.refused,
     )
+
+
+def tried(act: Callable[[], Outcome]) -> Outcome:
+    """Do something; that it failed is a fault, and no reason to leave the rest undone."""
+    try:
+        return act()
+    except PortfwdError as error:
+        return Outcome(faults=(str(error),))

@@ -10,10 +10,10 @@ from fwdaemon.process import SystemRunner
 
 
 def run(options: argparse.Namespace) -> int:
-    """Remove; no configuration is needed, since whatever carries our name is ours."""
+    """Remove; no configuration is needed, since whatever carries our name is ours. 1 if anything may be left."""
     del options
     # The host's side goes first: without the rules, an address or setting of ours could lead to the host itself.
     outcome = joined(HostSide().remove(), Netfilter(SystemRunner()).remove())
     for fault in outcome.faults:
         print(f"kvm-portfwd: {fault}", file=sys.stderr)
-    return 0
+    return int(bool(outcome.faults))

@@ -70,10 +70,11 @@ class LegacyGates:
                     outcomes.append(Outcome(gates=(gate_change,), script=text, changed=True))
         return reduce(joined, outcomes, Outcome())
 
-    def remove(self) -> None:
+    def remove(self) -> Outcome:
         """Close every gate, whoever opened it, and end the helpers."""
-        self.keep((), 1, thorough=True)
+        outcome = self.keep((), 1, thorough=True)
         self.close()
+        return outcome
 
     def close(self) -> None:
         """End the helpers; the gates stay."""
