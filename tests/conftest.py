@@ -52,7 +52,7 @@ def _is_elsewhere(item: pytest.Item) -> bool:
     return marker is not None and call is not None and call.params["flavour"].firewall not in marker.args
 
 
-def _give_up(reason: str) -> None:
+def give_up(reason: str) -> None:
     """Skip on somebody's own machine, fail where everything has to run."""
     if os.environ.get("CI"):
         pytest.fail(reason)
@@ -63,10 +63,10 @@ def _give_up(reason: str) -> None:
 def lab() -> None:
     """What a lab host needs of the machine."""
     if os.geteuid() != 0:
-        _give_up("lab hosts need root: sudo scripts/test")
+        give_up("lab hosts need root: sudo scripts/test")
     missing = [program for program in _PROGRAMS if shutil.which(program) is None]
     if missing:
-        _give_up(f"missing {', '.join(missing)} (of {', '.join(host_packages())}): sudo scripts/test installs them")
+        give_up(f"missing {', '.join(missing)} (of {', '.join(host_packages())}): sudo scripts/test installs them")
 
 
 @pytest.fixture(scope="module", params=FLAVOURS, ids=str)

@@ -8,7 +8,7 @@ import pytest
 from tests.conftest import MakeLxcGuest, MakeNetwork, MakeQemuGuest, StartDaemon
 from tests.lab.domain import Link, mac_of
 from tests.lab.host import CLIENT4, CLIENT4_OTHER_LINK, OTHER_LINK4, PUBLIC4, Host
-from tests.lab.libvirtd import Reservation
+from tests.lab.libvirt_client import Reservation
 from tests.lab.place import wait_until
 from tests.lab.qemu import ECHO_PORT
 from tests.host.conftest import Conversation, each_libvirt

@@ -10,7 +10,7 @@ from tests.conftest import MakeNetwork, MakeQemuGuest, StartDaemon
 from tests.lab.daemon import Daemon
 from tests.lab.domain import Link, mac_of
 from tests.lab.host import CLIENT4, PUBLIC4, Host
-from tests.lab.libvirtd import Reservation
+from tests.lab.libvirt_client import Reservation
 from tests.lab.place import wait_until
 from tests.lab.qemu import ECHO_PORT, QemuGuest
 from tests.host.conftest import Conversation, Scene, each_libvirt, entry

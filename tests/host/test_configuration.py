@@ -1,9 +1,9 @@
 """The configuration as its user meets it: reload, errors, drop-ins, what happens at the end."""
 
+from tests.host.conftest import HEAD, Scene, entry, filled
 from tests.lab.host import CLIENT4, PUBLIC4, Host
 from tests.lab.place import wait_until
 from tests.lab.release import LibvirtFirewall
-from tests.host.conftest import HEAD, Scene, entry, filled
 
 THEIRS = """
 table inet theirs {
@@ -65,6 +65,21 @@ def test_the_rules_stay_when_the_daemon_stops_unless_told_otherwise(shared_scene
     assert removing.terminate() == 0
     assert scene.host.own_rules() == ""
     assert "removed web: tcp *:8000 -> 192.168.122.10:80 (the daemon stops" in removing.process.text()
+
+
+def test_an_upgrade_takes_no_rules_away_and_cuts_no_connection(shared_scene: Scene) -> None:
+    scene = shared_scene
+    scene.far.serve_tcp(9000)
+    old = scene.daemon(FAR, HEAD + 'on_stop = "remove"\n')
+    conversation = scene.converse(9000)
+    before = scene.host.own_rules()
+    scene.host.write("/run/kvm-portfwd/upgrade", "")
+    try:
+        assert old.terminate() == 0
+        assert scene.host.own_rules() == before
+        assert conversation.goes_on()
+    finally:
+        scene.host.run("rm", "/run/kvm-portfwd/upgrade")
 
 
 def command(host: Host, *words: str) -> tuple[int, str, str]:

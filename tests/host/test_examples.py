@@ -7,7 +7,7 @@ import pytest
 from tests.conftest import MakeLxcGuest, MakeNetwork, StartDaemon
 from tests.lab.domain import Link, mac_of
 from tests.lab.host import CLIENT4, PUBLIC4, SOURCE, Host
-from tests.lab.libvirtd import Reservation
+from tests.lab.libvirt_client import Reservation
 from tests.lab.lxc import LxcGuest
 from tests.lab.place import wait_until
 from tests.host.conftest import HEAD

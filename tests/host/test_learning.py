@@ -3,7 +3,7 @@
 from tests.conftest import MakeLxcGuest, MakeNetwork, MakeQemuGuest, StartDaemon
 from tests.lab.domain import Link, mac_of
 from tests.lab.host import CLIENT4, PUBLIC4, Host
-from tests.lab.libvirtd import Reservation
+from tests.lab.libvirt_client import Reservation
 from tests.lab.place import wait_until
 
 URL = f"http://{PUBLIC4}:8000/"

@@ -10,7 +10,7 @@ from typing import ClassVar, Self
 
 import libvirt
 
-from tests.lab.host import Host
+from tests.lab.computer import Computer
 from tests.lab.place import wait_until
 
 
@@ -45,7 +45,7 @@ class Guest:
     driver: ClassVar[str]
     undefine_flags: ClassVar[int] = 0
 
-    def __init__(self, host: Host, name: str, *links: Link) -> None:
+    def __init__(self, host: Computer, name: str, *links: Link) -> None:
         self.host = host
         self.name = name
         self.links: Sequence[Link] = links

@@ -1,4 +1,4 @@
-"""What the lab downloads once and keeps in a cache: a Debian of the other release, kernel and agent of QEMU guests.
+"""What the lab downloads once and keeps in a cache: Debians for hosts and for whole machines, what QEMU guests run.
 
 An image is built in a temporary directory and renamed when it is whole, so an interrupted build never counts. Its name
 holds a hash of what went into it; a changed package list makes a new image. Everything comes from the mirror the
@@ -25,6 +25,7 @@ _KERNEL_PACKAGE = "linux-image-cloud-amd64"
 _AGENT_PACKAGE = "qemu-guest-agent"
 
 _PACKAGE_LIST = Path(__file__).with_name("packages.txt")
+_MACHINE = Path(__file__).with_name("machine")
 # The daemon's libraries as Debian ships them: the oldest versions it supports are tested through these.
 PYTHON_PACKAGES = (
     "python3",
@@ -43,8 +44,11 @@ PYTHON_PACKAGES = (
 
 def host_packages() -> list[str]:
     """What a lab host needs from Debian."""
-    lines = _PACKAGE_LIST.read_text(encoding="utf-8").splitlines()
-    return [line for line in lines if not line.startswith("#")]
+    return _listed(_PACKAGE_LIST)
+
+
+def _listed(packages: Path) -> list[str]:
+    return [line for line in packages.read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
 
 
 def release_root(release: Release) -> Path:
@@ -53,6 +57,13 @@ def release_root(release: Release) -> Path:
         return Path("/")
     packages = (*host_packages(), *PYTHON_PACKAGES)
     return _cached(f"{release.directory}-{_key(*packages)}", lambda target: _build_root(target, release, packages))
+
+
+def machine_root(release: Release) -> Path:
+    """The root directory of a whole machine with systemd, the daemon's libraries, and the firewalls users run."""
+    packages = (*host_packages(), *PYTHON_PACKAGES, *_listed(_MACHINE / "packages.txt"))
+    key = _key(*packages, (_MACHINE / "setup.sh").read_text(encoding="utf-8"))
+    return _cached(f"machine-{release.directory}-{key}", lambda target: _build_machine(target, release, packages))
 
 
 def guest_kernel() -> Path:
@@ -113,6 +124,11 @@ def _build_root(target: Path, release: Release, packages: tuple[str, ...]) -> No
         _apt(target, "update")
         _apt(target, "install", "--yes", "--no-install-recommends", *packages)
         _apt(target, "clean")
+
+
+def _build_machine(target: Path, release: Release, packages: tuple[str, ...]) -> None:
+    _build_root(target, release, packages)
+    run(["chroot", target, "sh", "-s"], stdin=(_MACHINE / "setup.sh").read_text(encoding="utf-8"), timeout=300)
 
 
 @contextmanager

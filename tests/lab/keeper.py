@@ -9,6 +9,7 @@ then are swept by the next keeper.
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -28,8 +29,9 @@ def hierarchies() -> Iterator[tuple[str, Path]]:
         return
     for line in Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines():
         _, names, group = line.split(":", 2)
-        base = _CGROUPS / names.removeprefix("name=")
-        if names and base.is_dir():
+        # Version 2 without controllers stands beside version 1 for systemd's own use, in a directory of this name.
+        base = _CGROUPS / (names.removeprefix("name=") or "unified")
+        if base.is_dir():
             yield names, base / group.lstrip("/")
 
 
@@ -109,17 +111,35 @@ def first_child(pid: int) -> int:
     return 0
 
 
-def end_entrances(init: int) -> None:
-    """End each nsenter that still waits for a program of this host.
+def entrances(init: int) -> Iterator[int]:
+    """Each nsenter that still waits for a program of this host, or of the machine within.
 
     They are outside of the host's process namespace. One whose program was stopped has stopped itself too; it would
     never take note of that program's end, and the namespace waits until somebody does.
     """
-    wanted = [b"nsenter", f"--target={init}".encode()]
     for command in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):
-            if command.read_bytes().split(b"\0")[:2] == wanted:
-                os.kill(int(command.parent.name), signal.SIGKILL)
+            found = re.match(rb"nsenter\0--target=(\d+)\0", command.read_bytes())
+            if found and _descends(int(found[1]), init):
+                yield int(command.parent.name)
+
+
+def _descends(pid: int, ancestor: int) -> bool:
+    while pid not in (0, ancestor):
+        pid = parent_of(pid)
+    return pid == ancestor
+
+
+def parent_of(pid: int) -> int:
+    """The process that started it. proc(5): the name before, which may hold anything, stands in parentheses."""
+    return int(Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[1])
+
+
+def signal_entrances(init: int, number: signal.Signals) -> None:
+    """End them with SIGKILL, or wake them with SIGCONT so that they hear of their program's end."""
+    for pid in entrances(init):
+        with contextlib.suppress(OSError):
+            os.kill(pid, number)
 
 
 def main() -> int:
@@ -132,7 +152,7 @@ def main() -> int:
         sys.stdin.buffer.read()
         thaw(groups)
         while host.poll() is None:
-            end_entrances(init)
+            signal_entrances(init, signal.SIGKILL)
             time.sleep(0.01)
         return host.returncode
     finally:

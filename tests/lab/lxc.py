@@ -7,8 +7,8 @@ from typing import ClassVar, Self
 import libvirt
 
 from tests.lab.command import Completed, LabError
+from tests.lab.computer import SOURCE
 from tests.lab.domain import Guest
-from tests.lab.host import SOURCE
 from tests.lab.place import Place, Process, child_of, wait_until
 
 _ROOT = "/var/lib/lab-guest"

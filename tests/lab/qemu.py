@@ -10,8 +10,8 @@ import libvirt_qemu
 
 from tests.lab import image
 from tests.lab.command import LabError
+from tests.lab.computer import SOURCE, Computer
 from tests.lab.domain import Guest, Link
-from tests.lab.host import SOURCE, Host
 from tests.lab.place import wait_until
 
 _INITRAMFS = "/var/lib/lab-guest.cpio.gz"
@@ -88,7 +88,7 @@ class QemuGuest(Guest):
         self.host.run("kill", "-KILL", self.host.read(f"/run/libvirt/qemu/{self.name}.pid").strip())
         wait_until(lambda: not self.running, f"{self.name} is gone")
 
-    def migrate(self, to: Host, address: str) -> None:
+    def migrate(self, to: Computer, address: str) -> None:
         """Move it, as it runs, to another host, which has this address for the one it is on."""
         QemuGuest(to, self.name).prepare()
         flags = libvirt.VIR_MIGRATE_LIVE | libvirt.VIR_MIGRATE_PERSIST_DEST | libvirt.VIR_MIGRATE_UNDEFINE_SOURCE

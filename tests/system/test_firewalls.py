@@ -1,0 +1,189 @@
+"""The service beside other people's firewalls: firewalld, ufw, Docker's rules, and libvirt on any of its own."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from tests.lab.computer import CLIENT4, PUBLIC4, PUBLIC6
+from tests.lab.domain import Link
+from tests.lab.lxc import LxcGuest
+from tests.lab.machine import Machine
+from tests.lab.place import wait_until
+from tests.lab.probe import Outcome
+from tests.lab.release import DEBIAN13_NFTABLES, LibvirtFirewall
+from tests.system.sandbox import HEAD, PREFIX4, ROUTED4, WEB, Sandbox
+
+pytestmark = pytest.mark.on(LibvirtFirewall.IPTABLES, LibvirtFirewall.NFTABLES)
+
+PAGES = (f"http://{PUBLIC4}:8080/", f"http://[{PUBLIC6}]:8080/")
+# A network of libvirt's mode `route`, which libvirt puts into firewalld's zone `libvirt-routed`; `public` is in `libvirt`.
+APART4, PREFIX_APART4 = "203.0.113.74", "203.0.113.72/29"
+ROUTES = f"""{WEB}
+[[route]]
+network = "public"
+addresses = ["{PREFIX4}"]
+proxy = "eth0"
+
+[[route]]
+network = "apart"
+addresses = ["{PREFIX_APART4}"]
+proxy = "eth0"
+"""
+FIREWALLD = "/etc/firewalld/firewalld.conf"
+GATE = 'gates = ["inet firewalld filter_FORWARD"]\n'
+
+# What dockerd 28 writes for a container that publishes port 9000, as iptables-save prints it.
+DOCKER = """*filter
+:FORWARD DROP [0:0]
+:DOCKER - [0:0]
+:DOCKER-BRIDGE - [0:0]
+:DOCKER-CT - [0:0]
+:DOCKER-FORWARD - [0:0]
+:DOCKER-ISOLATION-STAGE-1 - [0:0]
+:DOCKER-ISOLATION-STAGE-2 - [0:0]
+:DOCKER-USER - [0:0]
+-I FORWARD 1 -j DOCKER-USER
+-I FORWARD 2 -j DOCKER-FORWARD
+-A DOCKER -d 172.17.0.2/32 ! -i docker0 -o docker0 -p tcp -m tcp --dport 80 -j ACCEPT
+-A DOCKER ! -i docker0 -o docker0 -j DROP
+-A DOCKER-BRIDGE -o docker0 -j DOCKER
+-A DOCKER-CT -o docker0 -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
+-A DOCKER-FORWARD -j DOCKER-CT
+-A DOCKER-FORWARD -j DOCKER-ISOLATION-STAGE-1
+-A DOCKER-FORWARD -j DOCKER-BRIDGE
+-A DOCKER-FORWARD -i docker0 -j ACCEPT
+-A DOCKER-ISOLATION-STAGE-1 -i docker0 ! -o docker0 -j DOCKER-ISOLATION-STAGE-2
+-A DOCKER-ISOLATION-STAGE-2 -o docker0 -j DROP
+COMMIT
+*nat
+:DOCKER - [0:0]
+-A PREROUTING -m addrtype --dst-type LOCAL -j DOCKER
+-A OUTPUT ! -d 127.0.0.0/8 -m addrtype --dst-type LOCAL -j DOCKER
+-A POSTROUTING -s 172.17.0.0/16 ! -o docker0 -j MASQUERADE
+-A DOCKER ! -i docker0 -p tcp -m tcp --dport 9000 -j DNAT --to-destination 192.168.122.10:80
+COMMIT
+"""
+
+
+def answers_everywhere(service: Sandbox) -> None:
+    """Wait until the forwards of `web` answer in both families."""
+    for page in PAGES:
+        wait_until(lambda page=page: service.machine.outside.fetch(page).answered, page, timeout=20)
+
+
+def routed(service: Sandbox, address: str, guest: str) -> None:
+    """Wait until a routed address is that guest."""
+    service.answers(lambda: service.machine.outside.fetch(f"http://{address}/"), f"{guest} {CLIENT4}")
+
+
+@contextmanager
+def apart(machine: Machine) -> Iterator[None]:
+    """A network of mode `route`, with a guest that has a routed address."""
+    machine.libvirt.define_network("apart", "192.168.140.0/24", mode="route")
+    guest = LxcGuest(machine, "apart", Link("apart", ("192.168.140.10/24",)))
+    try:
+        guest.start()
+        guest.run("ip", "address", "add", f"{APART4}/32", "dev", "eth0")
+        machine.outside.run(["ip", "route", "replace", PREFIX_APART4, "dev", "eth0"])
+        yield
+    finally:
+        guest.remove()
+        machine.libvirt.remove_network("apart")
+
+
+@contextmanager
+def running(machine: Machine, unit: str) -> Iterator[None]:
+    """Start a service, and stop it at the end."""
+    machine.systemctl("start", unit)
+    try:
+        yield
+    finally:
+        machine.systemctl("stop", unit)
+
+
+@pytest.fixture
+def firewalld(service: Sandbox) -> Iterator[Sandbox]:
+    """firewalld in force, and libvirt's bridges in its zones."""
+    machine = service.machine
+    with running(machine, "firewalld.service"), apart(machine):
+        # libvirt tells firewalld of its bridges when it starts them; those that were there before, when it starts.
+        machine.libvirt.restart()
+        yield service
+    # Its stop takes all rules of iptables' with it.
+    machine.libvirt.restart()
+
+
+def test_firewalld_with_its_zones_and_its_reload(firewalld: Sandbox) -> None:
+    machine = firewalld.machine
+    firewalld.configure(HEAD + ROUTES)
+    answers_everywhere(firewalld)
+    routed(firewalld, APART4, "apart")
+    # firewalld lets nobody into libvirt's zone for networks behind NAT, and says so.
+    assert machine.outside.fetch(f"http://{ROUTED4}/").outcome is Outcome.REFUSED
+    machine.run("firewall-cmd", "--reload")
+    answers_everywhere(firewalld)
+    routed(firewalld, APART4, "apart")
+
+
+def test_a_gate_in_firewalld_opens_its_zone_for_routes(firewalld: Sandbox) -> None:
+    machine = firewalld.machine
+    shared = machine.read(FIREWALLD).replace("NftablesTableOwner=yes", "NftablesTableOwner=no")
+    machine.write(FIREWALLD, shared)
+    machine.systemctl("restart", "firewalld.service")
+    machine.libvirt.restart()
+    firewalld.configure(HEAD.replace("\n", f"\n{GATE}", 1) + ROUTES)
+    routed(firewalld, ROUTED4, "routed")
+    machine.run("firewall-cmd", "--reload")
+    routed(firewalld, ROUTED4, "routed")
+    answers_everywhere(firewalld)
+    machine.write(FIREWALLD, shared.replace("NftablesTableOwner=no", "NftablesTableOwner=yes"))
+
+
+def test_a_table_that_firewalld_keeps_to_itself_stops_nothing_else(firewalld: Sandbox) -> None:
+    if firewalld.machine.flavour != DEBIAN13_NFTABLES:
+        pytest.skip("Debian 12's firewalld shares its table")
+    firewalld.configure(HEAD.replace("\n", f"\n{GATE}", 1) + ROUTES)
+    answers_everywhere(firewalld)
+    routed(firewalld, APART4, "apart")
+    firewalld.says("the gate in inet firewalld filter_FORWARD could not be changed: ")
+
+
+def test_ufw_enabled_reloaded_and_disabled(service: Sandbox) -> None:
+    machine = service.machine
+    try:
+        for words in (("--force", "enable"), ("reload",), ("allow", "9999/tcp"), ("disable",)):
+            machine.run("ufw", *words)
+            answers_everywhere(service)
+            assert not machine.outside.fetch(f"http://{PUBLIC4}:9/").answered
+    finally:
+        machine.run("ufw", "--force", "reset")
+    machine.libvirt.restart()
+
+
+def test_docker_with_a_forward_policy_of_drop(service: Sandbox) -> None:
+    machine = service.machine
+    saved = {program: machine.run(f"{program}-save").stdout for program in ("iptables",)}
+    machine.run("iptables-restore", "--noflush", stdin=DOCKER)
+    docker = "".join(line for line in machine.snapshot_foreign().splitlines(keepends=True) if "DOCKER" in line)
+    answers_everywhere(service)
+    # What Docker's own DNAT leads to is not let in by us.
+    assert not machine.outside.fetch(f"http://{PUBLIC4}:9000/").answered
+    machine.systemctl("restart", "kvm-portfwd.service")
+    answers_everywhere(service)
+    after = "".join(line for line in machine.snapshot_foreign().splitlines(keepends=True) if "DOCKER" in line)
+    assert after == docker
+    machine.run("iptables-restore", stdin=saved["iptables"])
+    answers_everywhere(service)
+
+
+def test_libvirt_moves_from_firewall_to_firewall(service: Sandbox) -> None:
+    machine = service.machine
+    newer = machine.flavour == DEBIAN13_NFTABLES
+    ways = [LibvirtFirewall.LEGACY, LibvirtFirewall.IPTABLES, *([LibvirtFirewall.NFTABLES] if newer else [])]
+    for firewall in ways:
+        machine.libvirt.move_to(firewall)
+        answers_everywhere(service)
+        where = "the legacy iptables tables" if firewall is LibvirtFirewall.LEGACY else "nftables"
+        service.says(f"rules are in {where}: ")
+        assert len(set(service.lines().split("\n"))) > 1

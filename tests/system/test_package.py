@@ -1,0 +1,129 @@
+"""The package's life on whole machines: installed, upgraded under traffic, removed without a trace."""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import pytest
+
+from tests.host.conftest import Conversation
+from tests.lab.command import run
+from tests.lab.computer import CLIENT4, PUBLIC4
+from tests.lab.machine import Machine
+from tests.lab.release import LibvirtFirewall
+from tests.system.conftest import PAGE
+from tests.system.sandbox import CONFIG, EVERYTHING, HEAD, MAIL4, WEB, Sandbox, guests_on
+
+# One machine of each release is enough: dpkg does not care where libvirt's rules are.
+pytestmark = pytest.mark.on(LibvirtFirewall.IPTABLES, LibvirtFirewall.NFTABLES)
+
+NEWER = "9.0.0"
+# What a package may leave: records of dpkg and of the journal, what libvirt and the lab write, caches.
+_FILES = """
+find / -xdev -path /var/lib/dpkg -prune -o -path /var/log -prune -o -path /var/cache -prune \\
+    -o -path /var/lib/libvirt -prune -o -print
+find /run -name '*portfwd*'
+cat /etc/passwd /etc/group
+"""
+# Whatever in the kernel could be ours beside rules: routes, addresses, proxies, bridge ports.
+_KERNEL = """
+ip route show table all; ip -6 route show table all
+ip -brief address
+ip neighbour show proxy; ip -6 neighbour show proxy
+bridge -details link
+"""
+_SETTINGS = r"net\.ipv[46]\.(ip_forward|conf\..*\.(forwarding|route_localnet|proxy_arp|proxy_ndp))"
+# Somebody else's, beside libvirt's own.
+_FOREIGN = """
+nft add table inet others
+nft 'add chain inet others forward { type filter hook forward priority 10; policy accept; }'
+nft add rule inet others forward ip daddr 192.0.2.1 counter drop comment '"not ours"'
+iptables-legacy -A FORWARD -d 192.0.2.1 -j DROP
+ip6tables-legacy -t nat -A PREROUTING -d 2001:db8:ffff::1 -j RETURN
+"""
+
+
+@pytest.fixture(scope="module")
+def newer(package: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same package with a higher version, also of the program."""
+    work = tmp_path_factory.mktemp("newer")
+    run(["dpkg-deb", "--raw-extract", package, work / "raw"])
+    control, module = work / "raw/DEBIAN/control", work / "raw/usr/lib/python3/dist-packages/fwdaemon/__init__.py"
+    for file, key, value in ((control, "Version: ", f"{NEWER}-1"), (module, "__version__ = ", f'"{NEWER}"')):
+        lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
+        file.write_text(
+            "".join(f"{key}{value}\n" if line.startswith(key) else line for line in lines), encoding="utf-8"
+        )
+    target = work / f"kvm-portfwd_{NEWER}-1_all.deb"
+    run(["dpkg-deb", "--build", work / "raw", target])
+    shutil.rmtree(work / "raw")
+    return target
+
+
+@dataclass(frozen=True, slots=True)
+class Traces:
+    """What there is on a machine that this project could have left, or spoilt."""
+
+    rules: str
+    kernel: list[str]
+    files: list[str]
+
+    @classmethod
+    def of(cls, machine: Machine) -> Self:
+        """Look at a machine."""
+        kernel = machine.run("sh", "-c", _KERNEL).stdout
+        settings = machine.run("sysctl", "--all", "--pattern", _SETTINGS).stdout
+        files = machine.run("sh", "-c", _FILES).stdout
+        return cls(machine.snapshot_foreign(), sorted((kernel + settings).splitlines()), sorted(files.splitlines()))
+
+
+def beyond(now: list[str], before: list[str]) -> list[str]:
+    """What differs, for the comparison to name it."""
+    return sorted(set(now) ^ set(before))
+
+
+def test_it_is_removed_without_a_trace_and_its_configuration_goes_when_purged(machine: Machine, package: Path) -> None:
+    with guests_on(machine) as guests:
+        machine.run("sh", "-ec", _FOREIGN)
+        before = Traces.of(machine)
+        machine.install(package)
+        guests.configure(EVERYTHING)
+        guests.answers(lambda: machine.outside.fetch(PAGE), f"web {CLIENT4}")
+        guests.answers(lambda: machine.outside.fetch(f"http://{MAIL4}/"), f"mail {CLIENT4}")
+        assert beyond(Traces.of(machine).kernel, before.kernel), "it did something"
+
+        machine.run("dpkg", "--remove", "kvm-portfwd")
+        removed = Traces.of(machine)
+        assert machine.own_rules() == ""
+        assert not machine.outside.fetch(PAGE).answered
+        assert removed.rules == before.rules
+        assert beyond(removed.kernel, before.kernel) == []
+        assert CONFIG in removed.files
+        assert machine.read(CONFIG) == EVERYTHING
+
+        machine.run("dpkg", "--purge", "kvm-portfwd")
+        purged = Traces.of(machine)
+        assert beyond(purged.files, before.files) == []
+        assert (purged.rules, purged.kernel) == (before.rules, before.kernel)
+
+
+@pytest.mark.parametrize("on_stop", ["keep", "remove"])
+def test_an_upgrade_cuts_no_connection(service: Sandbox, package: Path, newer: Path, on_stop: str) -> None:
+    machine = service.machine
+    config = HEAD.replace("[daemon]\n", f'[daemon]\non_stop = "{on_stop}"\n') + WEB
+    service.configure(config)
+    rules = machine.own_rules()
+    client = Conversation(machine.outside, PUBLIC4, 7000)
+    before = machine.property("MainPID")
+    with client.never_pausing():
+        machine.install(newer)
+        assert machine.property("ActiveState") == "active"
+        assert machine.property("MainPID") not in ("0", before)
+    assert NEWER in machine.run("kvm-portfwd", "--version").stdout
+    assert machine.own_rules() == rules
+    assert machine.read(CONFIG) == config
+    with client.never_pausing():
+        machine.install(package)
+    client.close()
+    assert NEWER not in machine.run("kvm-portfwd", "--version").stdout

@@ -1,0 +1,201 @@
+"""Everything that the daemon can do, it can do in the unit's sandbox: on nftables, and on the legacy tables."""
+
+from collections.abc import Iterator
+from ipaddress import ip_address
+from pathlib import Path
+
+import pytest
+
+from tests.host.conftest import Conversation
+from tests.lab.computer import CLIENT4, CLIENT6, PUBLIC4, PUBLIC6
+from tests.lab.domain import Link
+from tests.lab.machine import UNIT, Machine
+from tests.lab.place import wait_until
+from tests.lab.qemu import QemuGuest
+from tests.lab.release import LibvirtFirewall
+from tests.system.sandbox import (
+    CONFIG,
+    EVERYTHING,
+    MAIL4,
+    MAIL6,
+    METRICS_PORT,
+    ROUTED4,
+    ROUTED6,
+    TEXTFILE,
+    WEB4,
+    Sandbox,
+    guests_on,
+)
+
+OWN_NETWORK = "192.168.122.1"
+
+
+@pytest.fixture(scope="module")
+def sandbox(module_machine: Machine, package: Path) -> Iterator[Sandbox]:
+    """A machine with everything configured and in force."""
+    machine = module_machine
+    machine.run("mkdir", "-p", str(Path(TEXTFILE).parent))
+    # Guests reach themselves through the host only in hairpin mode then.
+    for family in ("", "6"):
+        machine.run("sysctl", "-w", f"net.bridge.bridge-nf-call-ip{family}tables=1")
+    machine.install(package)
+    with guests_on(machine) as made:
+        machine.write(CONFIG, EVERYTHING)
+        machine.systemctl("restart", UNIT)
+        yield made
+
+
+def url(address: str, port: int, path: str = "") -> str:
+    host = f"[{address}]" if ip_address(address).version == 6 else address
+    return f"http://{host}:{port}/{path}"
+
+
+def test_forwards_lead_to_guests_and_the_host_forwards_packets(sandbox: Sandbox) -> None:
+    outside = sandbox.machine.outside
+    server = sandbox.web.serve_udp(53)
+    sandbox.answers(lambda: outside.fetch(url(PUBLIC4, 8080)), f"web {CLIENT4}")
+    sandbox.answers(lambda: outside.fetch(url(PUBLIC6, 8080)), f"web {CLIENT6}")
+    sandbox.answers(lambda: outside.udp(PUBLIC4, 5300), f"web {CLIENT4}")
+    server.stop()
+    # libvirt has turned it on already, for its networks.
+    for setting in ("net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding"):
+        sandbox.machine.run("sysctl", "-w", f"{setting}=0")
+        sandbox.machine.run("kvm-portfwd", "reload")
+        sandbox.says(f"turned on {setting}: forwards need it")
+    sandbox.answers(lambda: outside.fetch(url(PUBLIC6, 8080)), f"web {CLIENT6}")
+
+
+def test_guests_reach_themselves_through_the_host(sandbox: Sandbox) -> None:
+    sandbox.answers(lambda: sandbox.web.place.fetch(url(PUBLIC4, 8080)), f"web {OWN_NETWORK}")
+    sandbox.answers(lambda: sandbox.mail.place.fetch(url(PUBLIC4, 8080)), f"web {MAIL4}")
+
+
+def test_forwards_answer_on_127_0_0_1(sandbox: Sandbox) -> None:
+    sandbox.answers(lambda: sandbox.machine.place.fetch(url("127.0.0.1", 8080)), f"web {OWN_NETWORK}")
+
+
+def test_a_public_address_is_assigned_and_the_neighbours_are_told(sandbox: Sandbox) -> None:
+    outside, strange = sandbox.machine.outside, "02:00:00:00:00:99"
+    for address in (MAIL4, MAIL6):
+        outside.run(["ip", "neighbour", "replace", address, "lladdr", strange, "dev", "eth0", "nud", "reachable"])
+        sandbox.machine.run("ip", "address", "flush", "dev", "eth0", "to", address)
+    sandbox.answers(lambda: outside.fetch(url(MAIL4, 80)), f"mail {CLIENT4}")
+    sandbox.answers(lambda: outside.fetch(url(MAIL6, 80)), f"mail {CLIENT6}")
+    sandbox.says(f"restored mail: all of {MAIL4}")
+
+
+def test_routed_addresses_are_answered_for_on_the_link_outside(sandbox: Sandbox) -> None:
+    outside = sandbox.machine.outside
+    outside.run(["ip", "neighbour", "flush", "dev", "eth0"])
+    sandbox.answers(lambda: outside.fetch(url(ROUTED4, 80)), f"routed {CLIENT4}")
+
+    # A whole prefix is more than the kernel's own proxies can answer for.
+    def is_known() -> bool:
+        outside.fetch(url(ROUTED6, 80), timeout=0.2)
+        return "lladdr" in outside.run(["ip", "neighbour", "show", ROUTED6, "dev", "eth0"]).stdout
+
+    wait_until(is_known, f"somebody answers for {ROUTED6}", timeout=15)
+
+
+def test_what_was_wiped_is_put_back(sandbox: Sandbox) -> None:
+    machine = sandbox.machine
+    if machine.flavour.firewall is LibvirtFirewall.LEGACY:
+        machine.run("iptables-legacy", "-w", "-t", "nat", "-F")
+        sandbox.says("restored web: tcp *:8080")
+    else:
+        machine.run("nft", "delete", "table", "ip", "kvm_portfwd")
+        # The kernel names who it was; the unit may not look into /proc of others.
+        sandbox.says("changed by nft, pid ")
+    sandbox.answers(lambda: machine.outside.fetch(url(PUBLIC4, 8080)), f"web {CLIENT4}")
+
+
+def test_a_lease_makes_a_forward_live_and_the_files_of_the_dhcp_server_are_watched(sandbox: Sandbox) -> None:
+    machine = sandbox.machine
+    sandbox.leased.take_lease()
+    sandbox.answers(lambda: machine.outside.fetch(url(PUBLIC4, 8081)), f"leased {CLIENT4}")
+    # The guest's first packet tells of its address as well, so the watch is looked for itself: proc_pid_fdinfo(5).
+    directory = int(machine.run("stat", "--format=%i", "/var/lib/libvirt/dnsmasq").stdout)
+    # Other descriptors come and go meanwhile.
+    read = ["sh", "-c", 'cat /proc/"$1"/fdinfo/*', "sh", machine.property("MainPID")]
+    assert f" ino:{directory:x} " in machine.run(*read, check=False).stdout
+
+
+@pytest.mark.on(LibvirtFirewall.NFTABLES)  # one QEMU guest is enough: agents are asked through libvirt
+def test_a_guests_agent_is_asked(sandbox: Sandbox) -> None:
+    machine, bridge = sandbox.machine, "br0"
+    machine.run("ip", "link", "add", bridge, "type", "bridge")
+    machine.run("ip", "address", "add", "192.168.140.1/24", "dev", bridge)
+    machine.run("ip", "link", "set", bridge, "up")
+    vm = QemuGuest(machine, "vm", Link("", ("192.168.140.50/24",), bridge=bridge)).start()
+    entry = '[[forward]]\ndomain = "vm"\nports = ["8082:80"]\n'
+    sandbox.configure(EVERYTHING.replace('"lxc:', '"qemu:///system", "lxc:') + entry)
+    wait_until(
+        lambda: "guest agent of domain vm told its addresses" in sandbox.lines(), "the agent is asked", timeout=60
+    )
+    vm.remove()
+    machine.run("ip", "link", "delete", bridge)
+    sandbox.configure(EVERYTHING)
+
+
+def test_a_reload_ends_the_connections_of_what_went_and_no_others(sandbox: Sandbox) -> None:
+    server = sandbox.web.serve_tcp(7000)
+    other = sandbox.mail.serve_tcp(7001)
+    ended, kept = (Conversation(sandbox.machine.outside, *where) for where in ((PUBLIC4, 7000), (MAIL4, 7001)))
+    sandbox.configure(EVERYTHING.replace(', "7000"', ""))
+    assert not ended.goes_on()
+    assert kept.goes_on()
+    sandbox.configure(EVERYTHING)
+    ended.close()
+    kept.close()
+    server.stop()
+    other.stop()
+
+
+def test_members_of_the_group_may_ask_and_nobody_else(sandbox: Sandbox) -> None:
+    def ask(group: str) -> str:
+        words = ["setpriv", "--reuid=nobody", "--regid=nogroup", f"--groups={group}", "kvm-portfwd", "status"]
+        return sandbox.machine.run(*words, check=False).stderr
+
+    wait_until(lambda: ask("libvirt") == "", "a member may ask")
+    assert "is not for this user" in ask("nogroup")
+
+
+def test_explain_walks_through_the_host_from_outside_the_unit(sandbox: Sandbox) -> None:
+    told = sandbox.machine.run("kvm-portfwd", "explain", f"{PUBLIC4}:8080", check=False)
+    assert (told.returncode, told.stderr) == (0, "")
+    assert f"{WEB4}:80" in told.stdout
+
+
+def test_a_service_on_a_forwarded_port_is_named(sandbox: Sandbox) -> None:
+    serve = Path(__file__).parents[1] / "lab/serve.py"
+    words = ["systemd-run", "--quiet", "--unit=rival", "/usr/bin/python3", str(serve), "rival", "tcp", "8080"]
+    sandbox.machine.run(*words)
+    try:
+        wait_until(lambda: ":8080 " in sandbox.machine.run("ss", "-Hltn").stdout, "it listens")
+        sandbox.machine.run("kvm-portfwd", "reload")
+        sandbox.says("port 8080/tcp: rival.service")
+    finally:
+        sandbox.machine.systemctl("stop", "rival.service")
+
+
+def test_metrics_are_in_the_collectors_directory_and_for_this_host(sandbox: Sandbox) -> None:
+    metric = "kvm_portfwd_build_info"
+    wait_until(lambda: metric in sandbox.machine.run("cat", TEXTFILE, check=False).stdout, "the file is there")
+    local = sandbox.machine.place
+    wait_until(lambda: metric in local.fetch(url("127.0.0.1", METRICS_PORT, "metrics")).text, "metrics are served")
+
+
+def test_what_metrics_need_beyond_that_is_named_and_a_drop_in_gives_it(sandbox: Sandbox) -> None:
+    machine, directory = sandbox.machine, "/srv/metrics"
+    page = url(PUBLIC4, METRICS_PORT, "metrics")
+    machine.run("mkdir", "-p", directory)
+    assert sandbox.web.place.fetch(url(OWN_NETWORK, METRICS_PORT, "metrics")).answered, "a private network"
+    assert not machine.outside.fetch(page, timeout=0.5).answered, "everybody"
+    sandbox.says(f"metrics are served on 0.0.0.0:{METRICS_PORT}, to whom IPAddressAllow= of the service lets in")
+    sandbox.configure(EVERYTHING.replace(str(Path(TEXTFILE).parent), directory))
+    sandbox.says(f'once "systemctl edit kvm-portfwd" adds "[Service]" and "ReadWritePaths=-{directory}"')
+    with sandbox.drop_in(f"ReadWritePaths=-{directory}", "IPAddressAllow=198.51.100.0/24"):
+        wait_until(lambda: machine.outside.fetch(page).answered, "the collector is let in")
+        file = f"{directory}/{Path(TEXTFILE).name}"
+        wait_until(lambda: machine.run("test", "-s", file, check=False).returncode == 0, "the file is there")
+        machine.write(CONFIG, EVERYTHING)

@@ -1,0 +1,124 @@
+"""The service's life on a whole machine: it starts, is ended in every way and is there again, as is libvirtd."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from fwdaemon.audit import MESSAGE_IDS
+from tests.host.conftest import Conversation
+from tests.lab.computer import CLIENT4, PUBLIC4
+from tests.lab.machine import UNIT, Machine
+from tests.lab.place import wait_until
+from tests.lab.release import LibvirtFirewall
+from tests.system.conftest import PAGE
+from tests.system.sandbox import CONFIG, HEAD, WEB, Sandbox
+
+# One machine of each release is enough: systemd does not care where libvirt's rules are.
+pytestmark = pytest.mark.on(LibvirtFirewall.IPTABLES, LibvirtFirewall.NFTABLES)
+
+
+@pytest.fixture
+def conversation(service: Sandbox) -> Iterator[Conversation]:
+    """A connection through a forward, which has to be there at the end still."""
+    client = Conversation(service.machine.outside, PUBLIC4, 7000)
+    yield client
+    assert client.goes_on()
+    client.close()
+
+
+def since(machine: Machine, *words: str) -> list[str]:
+    """What the service's present run wrote of its actions."""
+    run = machine.property("InvocationID")
+    entries = machine.journal(f"_SYSTEMD_INVOCATION_ID={run}", *words)
+    return [entry["PORTFWD_ACTION"] for entry in entries if "PORTFWD_ACTION" in entry]
+
+
+def test_enabling_it_returns_when_the_forwards_are_in_force(service: Sandbox) -> None:
+    machine = service.machine
+    machine.systemctl("disable", "--now", UNIT)
+    machine.run("kvm-portfwd", "flush")
+    assert machine.systemctl("is-enabled", UNIT, check=False) == "disabled"
+    assert not machine.outside.fetch(PAGE).answered
+    machine.systemctl("enable", "--now", UNIT)
+    assert machine.outside.fetch(PAGE).text == f"web {CLIENT4}"
+    assert machine.systemctl("is-enabled", UNIT) == "enabled"
+
+
+def test_the_journal_has_every_change_with_its_fields(service: Sandbox) -> None:
+    machine = service.machine
+    machine.systemctl("stop", UNIT)
+    machine.run("kvm-portfwd", "flush")
+    machine.systemctl("start", UNIT)
+    match = f"MESSAGE_ID={MESSAGE_IDS['added']}"
+    run = f"_SYSTEMD_INVOCATION_ID={machine.property('InvocationID')}"
+    added = {entry["PORTFWD_TARGET"]: entry for entry in machine.journal(run, match, "PORTFWD_DOMAIN=web")}
+    page = added["192.168.122.10:80"]
+    assert (page["PORTFWD_ACTION"], page["PORTFWD_LISTEN"]) == ("added", "tcp *:8080")
+    assert page["PORTFWD_CAUSE"] in page["MESSAGE"]
+    assert (page["_SYSTEMD_UNIT"], page["SYSLOG_IDENTIFIER"], page["PRIORITY"]) == (UNIT, "kvm-portfwd", "6")
+
+
+def test_the_journal_explains_every_kind_of_line(service: Sandbox) -> None:
+    machine = service.machine
+    listed = machine.run("journalctl", "--list-catalog", *MESSAGE_IDS.values()).stdout
+    assert all(f"{number} kvm-portfwd: " in listed for number in MESSAGE_IDS.values()), listed
+    explained = machine.run("journalctl", "--catalog", "--no-pager", f"MESSAGE_ID={MESSAGE_IDS['added']}").stdout
+    assert "░░ Subject: Something became reachable" in explained
+    assert "@PORTFWD_" not in explained
+
+
+def test_a_killed_daemon_comes_back_and_adopts_its_rules(service: Sandbox, conversation: Conversation) -> None:
+    machine = service.machine
+    before, rules = machine.property("MainPID"), machine.own_rules()
+    with conversation.never_pausing():
+        machine.run("kill", "-KILL", before)
+        wait_until(lambda: machine.property("MainPID") not in ("0", before), "systemd starts it again", timeout=30)
+        wait_until(lambda: machine.property("ActiveState") == "active", "it is ready", timeout=30)
+    assert since(machine) == ["moved", "adopted"]
+    assert machine.own_rules() == rules
+
+
+def test_a_hung_daemon_is_ended_and_started_again(service: Sandbox, conversation: Conversation) -> None:
+    machine = service.machine
+    with service.drop_in("WatchdogSec=1s"), conversation.never_pausing():
+        hung = machine.property("MainPID")
+        machine.run("kill", "-STOP", hung)
+        wait_until(lambda: machine.property("MainPID") not in ("0", hung), "systemd starts it again", timeout=60)
+        service.says("Watchdog timeout")
+        wait_until(lambda: machine.property("ActiveState") == "active", "it is ready", timeout=30)
+
+
+def test_stopping_it_keeps_the_rules_or_removes_them(service: Sandbox, conversation: Conversation) -> None:
+    machine = service.machine
+    rules = machine.own_rules()
+    machine.systemctl("stop", UNIT)
+    assert machine.own_rules() == rules
+    assert machine.outside.fetch(PAGE).text == f"web {CLIENT4}"
+    assert conversation.goes_on()
+    machine.systemctl("start", UNIT)
+    assert since(machine) == ["moved", "adopted"]
+    machine.write(CONFIG, HEAD.replace("[daemon]\n", '[daemon]\non_stop = "remove"\n') + WEB)
+    machine.systemctl("reload", UNIT)
+    wait_until(lambda: "loaded" in since(machine), "the configuration is in force")
+    machine.systemctl("stop", UNIT)
+    assert machine.own_rules() == ""
+
+
+def test_forwards_outlast_libvirtd_however_it_ends(service: Sandbox, conversation: Conversation) -> None:
+    machine = service.machine
+    with conversation.never_pausing():
+        machine.libvirt.restart()
+        machine.libvirt.stop()
+        service.says("lost libvirt at lxc:///system")
+        assert machine.outside.fetch(PAGE).text == f"web {CLIENT4}"
+        machine.libvirt.start()
+        crashed = machine.property("MainPID", "libvirtd.service")
+        machine.libvirt.kill()
+        wait_until(
+            lambda: machine.property("MainPID", "libvirtd.service") not in ("0", crashed),
+            "libvirtd is back",
+            timeout=30,
+        )
+        wait_until(lambda: "libvirt answers" in machine.property("StatusText"), "it is heard again", timeout=60)
+        assert machine.outside.fetch(PAGE).text == f"web {CLIENT4}"
+    assert "removed" not in since(machine)
