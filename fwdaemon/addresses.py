@@ -7,7 +7,7 @@ for a person.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from heapq import nsmallest
 from uuid import UUID
@@ -69,8 +69,26 @@ class AddressBook:
         self._subnets = SubnetIndex(inventory)
         self._active = {network.name: network.active for network in inventory.networks}
         gateways = {gateway for network in inventory.networks if network.active for gateway in network.gateways}
-        self._host = gateways | {host.address for host in inventory.host_addresses}
-        self._holders = self._index(inventory, configured)
+        self._host = gateways | {host.address for host in inventory.host_addresses if not host.address.is_link_local}
+        self._claimed: dict[UUID, dict[Address, _Holder]] = {}
+        self._holders: defaultdict[Address, dict[UUID, _Holder]] = defaultdict(dict)
+        self._strongest: dict[Address, list[_Holder]] = {}
+        written: defaultdict[UUID, list[ConfiguredAddress]] = defaultdict(list)
+        for item in configured:
+            written[item.domain.uuid].append(item)
+        for domain in inventory.domains:
+            self._note(domain.uuid, self._credible(domain, written.get(domain.uuid, ())))
+
+    def change(self, uuid: UUID, domain: Domain | None, configured: Iterable[ConfiguredAddress] = ()) -> set[UUID]:
+        """Replace all that is claimed for a domain, and give those about whose addresses the answer may be another."""
+        before, after = self._claimed.pop(uuid, {}), self._credible(domain, configured) if domain is not None else {}
+        differing = [item for item in before.keys() | after.keys() if before.get(item) != after.get(item)]
+        for address in before:
+            self._forget(address, uuid)
+        self._note(uuid, after)
+        for address in differing:
+            self._strongest.pop(address, None)
+        return {other for address in differing for other in self._holders.get(address, ())}
 
     def families(self, interface: GuestInterface) -> frozenset[Family]:
         """Give the families in which the interface's subnets are known; none for a bridge nobody described."""
@@ -116,17 +134,31 @@ class AddressBook:
             case _:
                 return _ambiguous(possible)
 
-    def _index(
-        self, inventory: Inventory, configured: Iterable[ConfiguredAddress]
-    ) -> Mapping[Address, tuple[_Holder, ...]]:
-        """Index credible claims only, or a guest could spoil any other's address by claiming it from elsewhere."""
-        best: defaultdict[Address, dict[UUID, _Holder]] = defaultdict(dict)
-        for domain, interface, claim in _all_claims(inventory, configured):
+    def _credible(self, domain: Domain, configured: Iterable[ConfiguredAddress]) -> dict[Address, _Holder]:
+        """Give credible claims only, or a guest could spoil any other's address by claiming it from elsewhere."""
+        best: dict[Address, _Holder] = {}
+        for interface, claim in _claims(domain, configured):
             if self._incredible(interface, claim) is None:
                 holder = _Holder(claim.source, domain.name, domain.uuid)
-                best[claim.address][domain.uuid] = min(best[claim.address].get(domain.uuid, holder), holder)
-        # Two are enough: whoever asks is at most one of them, and the other is the strongest rival.
-        return {address: tuple(nsmallest(2, holders.values())) for address, holders in best.items()}
+                best[claim.address] = min(best.get(claim.address, holder), holder)
+        return best
+
+    def _note(self, uuid: UUID, claimed: dict[Address, _Holder]) -> None:
+        if claimed:
+            self._claimed[uuid] = claimed
+        for address, holder in claimed.items():
+            self._holders[address][uuid] = holder
+
+    def _forget(self, address: Address, uuid: UUID) -> None:
+        del self._holders[address][uuid]
+        if not self._holders[address]:
+            del self._holders[address]
+
+    def _two_strongest(self, address: Address) -> list[_Holder]:
+        """Give those with the best evidence. Two are enough: whoever asks is at most one of them."""
+        if address not in self._strongest:
+            self._strongest[address] = nsmallest(2, self._holders.get(address, {}).values())
+        return self._strongest[address]
 
     def _judged(self, domain: Domain, interface: GuestInterface, claim: LearnedAddress) -> LearnedAddress | Refusal:
         reason = self._incredible(interface, claim) or self._contested(domain, claim)
@@ -155,7 +187,7 @@ class AddressBook:
         return self._silence(interface, Family.of(claim.address)).reason
 
     def _contested(self, domain: Domain, claim: LearnedAddress) -> str | None:
-        rival = next((item for item in self._holders.get(claim.address, ()) if item.domain != domain.uuid), None)
+        rival = next((item for item in self._two_strongest(claim.address) if item.domain != domain.uuid), None)
         if rival is None or rival.source > claim.source:
             return None
         if rival.source < claim.source:
@@ -190,15 +222,12 @@ class AddressBook:
         return any(Family.of(subnet) is family for subnet in subnets)
 
 
-def _all_claims(
-    inventory: Inventory, configured: Iterable[ConfiguredAddress]
-) -> Iterable[tuple[Domain, GuestInterface, LearnedAddress]]:
-    for domain in inventory.domains:
-        for interface in domain.interfaces if domain.running else ():
-            for claim in interface.learned:
-                yield domain, interface, claim
+def _claims(domain: Domain, configured: Iterable[ConfiguredAddress]) -> Iterator[tuple[GuestInterface, LearnedAddress]]:
+    for interface in domain.interfaces if domain.running else ():
+        for claim in interface.learned:
+            yield interface, claim
     for item in configured:
-        yield item.domain, item.interface, LearnedAddress(item.address, AddressSource.CONFIGURATION)
+        yield item.interface, LearnedAddress(item.address, AddressSource.CONFIGURATION)
 
 
 def _is_special(address: Address) -> bool:

@@ -24,16 +24,14 @@ def told(reasons: Iterable[str]) -> str:
 def of_start(opening: Opening, before: Desired, reasons: Iterable[str]) -> str:
     """Tell why an opening is live now that was not in the state `before`."""
     heard, owner = list(reasons), opening.owner
-    stopped = any(entry.stopped and entry.owner == owner for entry in before.waiting)
-    now = [f"{owner.kind} {shown(owner.name)} is running now"] if stopped else heard
+    now = [f"{owner.kind} {shown(owner.name)} is running now"] if owner in before.stopped else heard
     return told(_naming(owner, heard) or now)
 
 
 def of_end(opening: Opening, after: Desired, reasons: Iterable[str]) -> str:
     """Tell why an opening is not in the state `after` any more."""
     heard, owner = list(reasons), opening.owner
-    waiting = [entry.reason for entry in after.waiting if entry.owner == owner and not entry.stopped]
-    return told(_naming(owner, heard) or dict.fromkeys(waiting) or heard)
+    return told(_naming(owner, heard) or dict.fromkeys(after.hindrances.get(owner, ())) or heard)
 
 
 def of_loss(opening: Opening, reasons: Iterable[str], meddler: str) -> str:

@@ -1,4 +1,4 @@
-"""The kernel's listing of tracked connections, read as it comes. Pure.
+"""The kernel's messages about tracked connections: listings, read as they come, and requests. Pure.
 
 A busy host tracks tens of thousands. A netlink library makes an object of each attribute of each of them, which takes
 ten times as long as reading only what is needed. Sources: linux/netlink.h, linux/netfilter/nfnetlink.h and
@@ -6,11 +6,12 @@ nfnetlink_conntrack.h.
 """
 
 import struct
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from ipaddress import ip_address
-from typing import Final
+from typing import Final, TypeVar
 
 from fwdaemon.flows import Flow
 from fwdaemon.model import Address, Protocol
@@ -21,13 +22,19 @@ _ATTRIBUTE: Final = struct.Struct("=HH")
 _NUMBER: Final = struct.Struct("!I")
 _PORT: Final = struct.Struct("!H")
 _COUNT: Final = struct.Struct("!Q")
+_CODE: Final = struct.Struct("=i")
 _TYPE_MASK: Final = 0x3FFF
 
 # Types of messages: errors, the end of a listing, and NFNL_SUBSYS_CTNETLINK with IPCTNL_MSG_CT_GET and _NEW.
 _ERROR, _DONE, _GET, _NEW = 2, 3, 0x101, 0x100
-_REQUEST_DUMP: Final = 0x301
+_DELETE: Final = 0x102
+_REQUEST_DUMP, _REQUEST_ACK = 0x301, 0x5
 # enum ctattr_type, and inside of a tuple, an address pair, a protocol, and counters.
 _ORIGINAL, _REPLY, _STATE, _MARK, _COUNTED_ORIGINAL, _COUNTED_REPLY, _MARK_MASK = 1, 2, 4, 8, 9, 10, 21
+_ID, _ZONE, _FILTER = 12, 18, 25
+# Which parts of a tuple a listing is filtered by: bits of nf_internals.h in the machine's order.
+_FILTER_ORIGINAL, _BY_PROTOCOL = 1, (1 << 3).to_bytes(4, sys.byteorder)
+_NESTED: Final = 0x8000
 _IP, _PROTO = 1, 2
 _SOURCES, _DESTINATIONS = (1, 3), (2, 4)
 _PROTO_NUMBER, _SOURCE_PORT, _DESTINATION_PORT = 1, 2, 3
@@ -39,6 +46,7 @@ _OPEN: Final = {1: range(2, 6), 3: range(4, 7)}
 _PROTOCOLS: Final = {6: Protocol.TCP, 17: Protocol.UDP, 132: Protocol.SCTP}
 
 _Attributes = dict[int, bytes]
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,13 +57,30 @@ class OpenFlow:
     size: int | None
 
 
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A tracked connection, open or not; `key` is what names it to the kernel."""
+
+    flow: Flow
+    key: bytes
+
+
 def listing_request(family: int, mark: int) -> bytes:
     """Write the request for all connections of an address family (AF_INET…) that have the bit `mark`."""
-    attributes = b"".join(
-        _ATTRIBUTE.pack(_ATTRIBUTE.size + _NUMBER.size, kind) + _NUMBER.pack(mark) for kind in (_MARK, _MARK_MASK)
+    return _request(
+        _GET, _REQUEST_DUMP, family, *(_attribute(kind, _NUMBER.pack(mark)) for kind in (_MARK, _MARK_MASK))
     )
-    body = _GENERIC.pack(family, 0, 0) + attributes
-    return _HEADER.pack(_HEADER.size + len(body), _GET, _REQUEST_DUMP, 1, 0) + body
+
+
+def protocol_request(family: int, protocol: int) -> bytes:
+    """Write the request for those of one protocol (IPPROTO_UDP…); before Linux 5.8 the kernel lists all the same."""
+    picked = _nested(_ORIGINAL, _nested(_PROTO, _attribute(_PROTO_NUMBER, bytes([protocol]))))
+    return _request(_GET, _REQUEST_DUMP, family, picked, _nested(_FILTER, _attribute(_FILTER_ORIGINAL, _BY_PROTOCOL)))
+
+
+def ending_request(family: int, entry: Entry) -> bytes:
+    """Write the request to forget a connection, which the kernel answers with an errno."""
+    return _request(_DELETE, _REQUEST_ACK, family, entry.key)
 
 
 def read_listing(datagram: bytes) -> tuple[list[OpenFlow], int | None]:
@@ -64,14 +89,38 @@ def read_listing(datagram: bytes) -> tuple[list[OpenFlow], int | None]:
     That is 0 for the end of the listing, and `None` where more is to come. A connection of a protocol that has no end
     is open as long as the kernel tracks it.
     """
-    flows: list[OpenFlow] = []
+    return _read_all(datagram, _open_flow)
+
+
+def read_entries(datagram: bytes) -> tuple[list[Entry], int | None]:
+    """Read all connections in one datagram, open or not, and the errno it ends with."""
+    return _read_all(datagram, _entry)
+
+
+def _read_all(datagram: bytes, read: Callable[[_Attributes], _T | None]) -> tuple[list[_T], int | None]:
+    found: list[_T] = []
     for kind, body in _messages(datagram):
         if kind in (_ERROR, _DONE):
-            code = struct.unpack_from("=i", body)[0] if body else 0
-            return flows, -code
-        if kind == _NEW and _is_open(entry := _attributes(body[_GENERIC.size :])):
-            flows.append(_read(entry))
-    return flows, None
+            return found, -_CODE.unpack_from(body)[0] if len(body) >= _CODE.size else 0
+        if kind == _NEW and (item := read(_attributes(body[_GENERIC.size :]))) is not None:
+            found.append(item)
+    return found, None
+
+
+def _entry(entry: Mapping[int, bytes]) -> Entry | None:
+    try:
+        flow = _flow(entry)
+    except (LookupError, StopIteration, ValueError, struct.error):
+        return None
+    return Entry(flow, b"".join(_attribute(kind, entry[kind]) for kind in (_ORIGINAL, _ZONE, _ID) if kind in entry))
+
+
+def _open_flow(entry: Mapping[int, bytes]) -> OpenFlow | None:
+    """Read a connection; `None` is one that is not open, or is written in no form that is known here."""
+    try:
+        return _read(entry) if _is_open(entry) else None
+    except (LookupError, StopIteration, ValueError, struct.error):
+        return None
 
 
 def _messages(datagram: bytes) -> Iterator[tuple[int, bytes]]:
@@ -88,8 +137,14 @@ def _is_open(entry: Mapping[int, bytes]) -> bool:
 
 
 def _read(entry: Mapping[int, bytes]) -> OpenFlow:
+    counted = [entry[kind] for kind in (_COUNTED_ORIGINAL, _COUNTED_REPLY) if kind in entry]
+    sizes = [_COUNT.unpack(_attributes(counters)[_BYTES])[0] for counters in counted]
+    return OpenFlow(_flow(entry), sum(sizes) if sizes else None)
+
+
+def _flow(entry: Mapping[int, bytes]) -> Flow:
     sent, answered = _tuple(entry[_ORIGINAL]), _tuple(entry[_REPLY])
-    flow = Flow(
+    return Flow(
         sent.protocol,
         sent.source,
         sent.destination,
@@ -99,9 +154,6 @@ def _read(entry: Mapping[int, bytes]) -> OpenFlow:
         answered.destination,
         answered.destination_port,
     )
-    counted = [entry[kind] for kind in (_COUNTED_ORIGINAL, _COUNTED_REPLY) if kind in entry]
-    sizes = [_COUNT.unpack(_attributes(counters)[_BYTES])[0] for counters in counted]
-    return OpenFlow(flow, sum(sizes) if sizes else None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +188,20 @@ def _port(proto: Mapping[int, bytes], kind: int) -> int:
 @lru_cache(maxsize=4096)
 def _address(packed: bytes) -> Address:
     return ip_address(packed)
+
+
+def _request(kind: int, flags: int, family: int, *attributes: bytes) -> bytes:
+    body = _GENERIC.pack(family, 0, 0) + b"".join(attributes)
+    return _HEADER.pack(_HEADER.size + len(body), kind, flags, 1, 0) + body
+
+
+def _nested(kind: int, value: bytes) -> bytes:
+    return _attribute(kind | _NESTED, value)
+
+
+def _attribute(kind: int, value: bytes) -> bytes:
+    size = _ATTRIBUTE.size + len(value)
+    return _ATTRIBUTE.pack(size, kind) + value + bytes(_aligned(size) - size)
 
 
 def _attributes(body: bytes) -> _Attributes:

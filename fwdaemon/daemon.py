@@ -11,7 +11,7 @@ import signal
 import time
 from pathlib import Path
 
-from fwdaemon import audit, causes, notify
+from fwdaemon import audit, causes, memory
 from fwdaemon import config as configuration
 from fwdaemon.clashes.watch import ClashWatch
 from fwdaemon.config.model import Config, OnStop
@@ -28,12 +28,14 @@ from fwdaemon.metrics.reporter import Reporter
 from fwdaemon.metrics.requirement import satisfied
 from fwdaemon.netfilter import Netfilter
 from fwdaemon.nftables.monitor import RulesMonitor
-from fwdaemon.placing import desired_state
+from fwdaemon.notify import Pulse
+from fwdaemon.placing import Placement
 from fwdaemon.process import SystemRunner
 from fwdaemon.reconcile import Occasion, Reconciler
 from fwdaemon.records import Records
 from fwdaemon.reloads import Reloads
 from fwdaemon.route_watch import RouteWatch
+from fwdaemon.summary import summary
 from fwdaemon.usage import UsageReader
 from fwdaemon.worker import Worker
 
@@ -52,6 +54,8 @@ _RETRY_AT_MOST = 30.0
 _READY_WITHIN = 5.0
 # A call that hangs in the kernel must not keep us from ending.
 _PATIENCE = 5.0
+# A package makes this file while an upgrade restarts us: whoever comes after us wants the rules.
+_UPGRADE = Path("/run/kvm-portfwd/upgrade")
 
 
 class Daemon:
@@ -62,6 +66,7 @@ class Daemon:
         self._config = config
         self._loop = asyncio.get_running_loop()
         self._hearing = Hearing()
+        self._pulse = Pulse(self._summary)
         runner = SystemRunner()
         self._netfilter = Netfilter(runner, config.daemon.backend)
         self._reconciler = Reconciler(self._netfilter, ClashWatch(runner))
@@ -79,7 +84,7 @@ class Daemon:
         self._first_look = asyncio.Event()
         self._inventory: Inventory | None = None
         self._refreshing: asyncio.Task[None] | None = None
-        self._placed: tuple[Config, Inventory, Desired] | None = None
+        self._placement: Placement | None = None
         self._reloaded = False
         self._retry = _RETRY
         self._pause = _PAUSE
@@ -103,6 +108,7 @@ class Daemon:
             monitor.start()
         await self._keeper.start()
         announcing = asyncio.create_task(self._announce())
+        self._pulse.begin()
         self._resync()
         try:
             while not self._hearing.stopping:
@@ -128,10 +134,16 @@ class Daemon:
         except TimeoutError:
             if self._inventory is None:
                 _log.warning("libvirt has not answered yet: what the kernel holds stays as it is until it does")
-        notify.ready("running")
+        self._pulse.ready()
+
+    def _summary(self) -> str:
+        account = self._reconciler.account
+        silent = [state.uri for state in self._connections() if not state.connected]
+        return summary(account.desired if account else None, self._records.header(()), silent)
 
     def _resync(self) -> None:
         """Look at everything now and then, whatever is heard: an event may be lost."""
+        self._keeper.doubt()
         self._hearing.wants_inventory = True
         self._hearing.time_passed(thorough=True)
         self._loop.call_later(self._config.daemon.resync.total_seconds(), self._resync)
@@ -140,7 +152,8 @@ class Daemon:
         """Take an inventory; what is heard meanwhile asks for another."""
         covered = self._hearing.begin_inventory()
         try:
-            self._inventory = await self._keeper.refresh() or self._inventory
+            with self._pulse.watchdog.bounded("an inventory"):
+                self._inventory = await self._keeper.refresh() or self._inventory
         except PortfwdError as error:
             _log.error("no new inventory: %s", error)
         finally:
@@ -150,7 +163,8 @@ class Daemon:
     async def _look(self, inventory: Inventory) -> None:
         heard, began = self._hearing.take(), time.monotonic()
         try:
-            changed = await self._worker.submit(lambda: self._reconcile(inventory, heard))
+            with self._pulse.watchdog.bounded("a comparison with the kernel"):
+                changed = await self._worker.submit(lambda: self._reconcile(inventory, heard))
         except PortfwdError as error:
             _log.error("%s; trying again in %.0f s", error, self._retry)
             self._try_again(str(error), began)
@@ -173,7 +187,11 @@ class Daemon:
             thorough=heard.thorough,
             overheard=self._overheard,
         )
-        return self._reconciler.reconcile(desired, occasion)
+        changed = self._reconciler.reconcile(desired, occasion)
+        if heard.thorough:
+            # A listing of many forwards takes several times what is kept of it.
+            memory.give_back()
+        return changed
 
     def _overheard(self) -> str:
         """Ask the loop, from the worker, who changed rules since the look began: the kernel may have told by now."""
@@ -189,10 +207,13 @@ class Daemon:
         return self._hearing.meddler
 
     def _desired(self, inventory: Inventory) -> Desired:
-        """Place the configuration on an inventory, unless nothing differs from the last time."""
-        if self._placed is None or self._placed[:2] != (self._config, inventory):
-            self._placed = (self._config, inventory, desired_state(self._config, inventory))
-        return self._placed[2]
+        """Place the configuration on an inventory; a mistake on the way leaves nothing for the next time."""
+        placement, self._placement = self._placement, None
+        if placement is None or placement.config is not self._config:
+            placement = Placement(self._config, inventory)
+        desired = placement.move(inventory)
+        self._placement = placement
+        return desired
 
     def _settle(self, began: float, *, changed: bool) -> None:
         self._records.placed(*self._netfilter.standing, self._netfilter.unusable)
@@ -212,7 +233,7 @@ class Daemon:
 
     def _try_again(self, failure: str, began: float) -> None:
         seconds = time.monotonic() - began
-        self._records.failed(self._placed[2] if self._placed else None, failure, seconds)
+        self._records.failed(self._placement.desired if self._placement else None, failure, seconds)
         self._reporter.failed(seconds)
         self._reloads.looked(failure)
         self._look_in(self._retry)
@@ -223,15 +244,16 @@ class Daemon:
 
     async def _reload(self) -> None:
         """Read the configuration; a wrong one changes nothing."""
-        notify.reloading()
+        self._pulse.notifier.reloading()
         self._reloads.begin()
         try:
-            config = await self._worker.submit(lambda: satisfied(configuration.load(self._path)))
+            with self._pulse.watchdog.bounded("reading the configuration"):
+                config = await self._worker.submit(lambda: satisfied(configuration.load(self._path)))
         except ConfigError as error:
             audit.configuration_refused(error.problems)
             self._records.configuration_refused(error.problems)
             self._reloads.refused(error.problems)
-            notify.ready("configuration refused; the old one stays in force")
+            self._pulse.ready()
             return
         if config.daemon.libvirt != self._config.daemon.libvirt:
             await self._change_connections(config)
@@ -245,7 +267,7 @@ class Daemon:
         if self._inventory is None:
             self._reloads.looked("libvirt has not answered yet")
         self._hearing.configuration_changed(f"configuration {self._path} loaded again")
-        notify.ready("running")
+        self._pulse.ready()
 
     def _connections(self) -> tuple[ConnectionState, ...]:
         return self._keeper.connections()
@@ -256,7 +278,7 @@ class Daemon:
         await self._keeper.start()
 
     async def _stop(self) -> None:
-        notify.stopping()
+        self._pulse.notifier.stopping()
         await self._reporter.close()
         await self._control.close()
         if self._refreshing is not None:
@@ -265,7 +287,12 @@ class Daemon:
             monitor.close()
         await self._keeper.close()
         if self._config.daemon.on_stop is OnStop.REMOVE:
-            await self._worker.submit(lambda: self._reconciler.remove("the daemon stops, on_stop = remove"))
+            await self._worker.submit(self._remove)
         await self._worker.submit(self._reconciler.close)
         await self._worker.submit(self._netfilter.close)
         await self._worker.close(_PATIENCE)
+        self._pulse.end()
+
+    def _remove(self) -> None:
+        if not _UPGRADE.exists():
+            self._reconciler.remove("the daemon stops, on_stop = remove")

@@ -4,17 +4,18 @@ Whatever makes something reachable is an *opening*: a port forward, a 1:1 NAT, a
 configuration and inventory is in `fwdaemon.placing`; how they become rules is the backends' business.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import chain
-from typing import TypeAlias
+from operator import attrgetter
+from typing import NamedTuple, TypeAlias
 
 from fwdaemon.config.model import Gate, Origin
 from fwdaemon.model import Address, Family, PortRange, Protocol, Subnet, show_endpoint
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Owner:
+class Owner(NamedTuple):
     """Whose an opening is: a `domain` or a libvirt `network`; `name` is any text."""
 
     name: str
@@ -143,7 +144,7 @@ class Waiting:
     stopped: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Desired:
     """Everything the kernel is to do for us.
 
@@ -152,6 +153,9 @@ class Desired:
     themselves. `localhost` has IPv4 forwards on every address answer on 127.0.0.1 too. `gates` are the foreign
     chains, besides those we know, that are to let marked connections through. `kept` are families that had openings
     before: their tables stay, to go on refusing what is left of connections that were ended.
+
+    Two states that follow each other share nearly all openings, as the same objects in sets. So they are compared by
+    operations of sets, which neither hash nor compare them anew; and what follows from all of them is worked out once.
     """
 
     forwards: frozenset[Forward] = frozenset()
@@ -165,10 +169,12 @@ class Desired:
     gates: tuple[Gate, ...] = ()
     kept: frozenset[Family] = frozenset()
 
-    @property
+    @cached_property
     def openings(self) -> frozenset[Opening]:
         """Everything that is to be live."""
-        return frozenset(chain(self.forwards, self.nats, self.routes))
+        # A set united with nothing is the same set, and takes no more memory.
+        openings: frozenset[Opening] = self.forwards
+        return openings.union(self.nats, self.routes) if self.nats or self.routes else openings
 
     def having(self, held: Iterable[Opening]) -> "Desired":
         """Give the same state with more openings."""
@@ -184,13 +190,42 @@ class Desired:
         """The forwards of one family, in no particular order."""
         return (forward for forward in self.forwards if forward.family is family)
 
-    @property
+    @cached_property
     def families(self) -> frozenset[Family]:
         """The families that need anything in the kernel."""
-        every: Iterable[Opening] = chain(self.forwards, self.nats, self.routes)
-        return self.kept.union(opening.family for opening in every)
+        targets = map(attrgetter("target"), chain(self.forwards, self.nats))
+        # One address of each class tells its family; there are at most two, however many forwards there are.
+        examples = {type(address): address for address in targets}.values()
+        return self.kept.union(map(Family.of, examples), (route.family for route in self.routes))
 
-    @property
+    @cached_property
+    def stopped(self) -> frozenset[Owner]:
+        """Those who have no opening because they do not run."""
+        return frozenset(entry.owner for entry in self.waiting if entry.stopped)
+
+    @cached_property
+    def hindrances(self) -> Mapping[Owner, tuple[str, ...]]:
+        """Why those who run have no opening, or not in each family."""
+        found: dict[Owner, tuple[str, ...]] = {}
+        for entry in self.waiting:
+            if not entry.stopped:
+                found[entry.owner] = (*found.get(entry.owner, ()), entry.reason)
+        return found
+
+    @cached_property
+    def owners(self) -> frozenset[Owner]:
+        """Those who have an opening."""
+        domains = set(map(attrgetter("domain"), chain(self.forwards, self.nats)))
+        return frozenset(map(Owner, domains)).union(route.owner for route in self.routes)
+
+    @cached_property
+    def bridge_ports(self) -> frozenset[tuple[Family, str]]:
+        """The bridge ports of the guests that are reached by translation, each with the family it is reached in."""
+        plugged: Iterable[Forward | Nat] = chain(self.forwards, self.nats)
+        ports = set(map(attrgetter("bridge_port", "target.version"), plugged))
+        return frozenset((Family(version), port) for port, version in ports if port is not None)
+
+    @cached_property
     def local_bridges(self) -> frozenset[str]:
         """The bridges of the guests that are to be reached from 127.0.0.1."""
         if not self.localhost:

@@ -93,6 +93,11 @@ class InventoryKeeper:
             agents.want(wants_agent(inventory, observation))
         return inventory
 
+    def doubt(self) -> None:
+        """Have the next inventory ask for everything, also for what no event was about."""
+        for link in self._links:
+            link.doubt()
+
     def connections(self) -> tuple[ConnectionState, ...]:
         """Tell how each connection is, in the order of the URIs."""
         return tuple(link.state for link in self._links)

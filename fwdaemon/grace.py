@@ -5,6 +5,7 @@ nothing, so the removal waits for a moment, unless somebody else has the address
 """
 
 from collections.abc import Collection
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
 from fwdaemon.desired import Desired, Opening, Route
@@ -32,14 +33,12 @@ class Grace:
         self._seconds = seconds
         self._stops: dict[Opening, Stop] = {}
 
-    def extend(self, desired: Desired, live: Collection[Opening], taken: Collection[Address], stop: Stop) -> Desired:
+    def extend(self, desired: Desired, live: AbstractSet[Opening], taken: Collection[Address], stop: Stop) -> Desired:
         """Add to `desired` the live openings that are not to go yet.
 
         `taken` are the addresses of running guests; `stop` is now, and what was heard.
         """
-        stopped = {entry.owner for entry in desired.waiting if entry.stopped}
-        wanted = desired.openings if stopped else ()
-        gone = [opening for opening in live if opening.owner in stopped and opening not in wanted]
+        gone = [opening for opening in live - desired.openings if opening.owner in desired.stopped]
         known = self._stops
         self._stops = {opening: known[opening].then(stop) if opening in known else stop for opening in gone}
         held = [

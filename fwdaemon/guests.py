@@ -4,7 +4,7 @@ Pure. Which claim about an address is believed is decided in `fwdaemon.addresses
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TypeAlias
 from uuid import UUID
@@ -49,20 +49,35 @@ class GuestFinder:
     """Finds the guests of one inventory for `entries`, all entries of one configuration."""
 
     def __init__(self, inventory: Inventory, entries: Iterable[GuestEntry]) -> None:
-        self._by_name: defaultdict[str, list[Domain]] = defaultdict(list)
-        for domain in inventory.domains:
-            self._by_name[domain.name].append(domain)
-        self._by_uuid = {domain.uuid: domain for domain in inventory.domains}
-        # Whose an address is depends on what the configuration says of all guests, so that is gathered first.
-        self._book = AddressBook(inventory)
-        self._book = AddressBook(inventory, self._configured(entries))
-        self._subnets = SubnetIndex(inventory)
+        self._entries: defaultdict[str, list[GuestEntry]] = defaultdict(list)
+        for entry in entries:
+            self._entries[entry.domain].append(entry)
+        self._spelled: defaultdict[UUID, list[str]] = defaultdict(list)
+        for spelling in self._entries:
+            if (uuid := _as_uuid(spelling)) is not None:
+                self._spelled[uuid].append(spelling)
+        self._stand_on(inventory)
+
+    def follow(self, inventory: Inventory) -> Collection[str]:
+        """Go on to another inventory; tell, by what entries call them, about which domains answers may be others."""
+        if _ground(inventory) != self._ground:
+            self._stand_on(inventory)
+            return self._entries.keys()
+        before, now = self._by_uuid, {domain.uuid: domain for domain in inventory.domains}
+        self._index(inventory.domains)
+        differing = [uuid for uuid in before.keys() | now.keys() if before.get(uuid) != now.get(uuid)]
+        names = {domain.name for seen in (before, now) for uuid in differing if (domain := seen.get(uuid))}
+        concerned = self._meant_by(names).union(differing)
+        for uuid in list(concerned):
+            domain = now.get(uuid)
+            concerned |= self._book.change(uuid, domain, self._configured(domain) if domain else ())
+        return names | {spelling for uuid in concerned for spelling in self._spellings(uuid)}
 
     def running(self, entry: GuestEntry) -> Domain | Absence:
         """Give the entry's domain if it runs."""
         if len(self._by_name.get(entry.domain, ())) > 1:
             return Absence(entry.domain, "several domains have this name: write the UUID", stopped=False)
-        domain = self._domain(entry)
+        domain = self._domain(entry.domain)
         if domain is None:
             return Absence(entry.domain, "libvirt knows no such domain", stopped=True)
         return domain if domain.running else Absence(domain.name, "the domain is not running", stopped=True)
@@ -87,25 +102,64 @@ class GuestFinder:
         """Give the subnets of the guest's network."""
         return self._subnets.of(guest.interface)
 
-    def _domain(self, entry: GuestEntry) -> Domain | None:
-        """Find the domain by its name, or else by its UUID: a name may look like somebody else's UUID."""
-        if named := self._by_name.get(entry.domain):
+    def _stand_on(self, inventory: Inventory) -> None:
+        """Begin anew with an inventory."""
+        self._ground = _ground(inventory)
+        self._index(inventory.domains)
+        self._subnets = SubnetIndex(inventory)
+        # Whose an address is depends on what the configuration says of all guests, so that is gathered first.
+        self._book = AddressBook(inventory)
+        configured = [item for domain in inventory.domains for item in self._configured(domain)]
+        self._book = AddressBook(inventory, configured)
+
+    def _index(self, domains: Iterable[Domain]) -> None:
+        self._by_name: defaultdict[str, list[Domain]] = defaultdict(list)
+        for domain in domains:
+            self._by_name[domain.name].append(domain)
+        self._by_uuid = {domain.uuid: domain for domain in domains}
+
+    def _domain(self, spelling: str) -> Domain | None:
+        """Find a domain by its name, or else by its UUID: a name may look like somebody else's UUID."""
+        if named := self._by_name.get(spelling):
             return named[0]
-        try:
-            return self._by_uuid.get(UUID(entry.domain))
-        except ValueError:
-            return None
+        uuid = _as_uuid(spelling)
+        return self._by_uuid.get(uuid) if uuid is not None else None
+
+    def _meant_by(self, names: Iterable[str]) -> set[UUID]:
+        """Give all domains that these may be names or UUIDs of."""
+        known = [name for name in names if name in self._entries]
+        uuids = {uuid for name in known if (uuid := _as_uuid(name)) is not None}
+        return uuids.union(domain.uuid for name in known for domain in self._by_name.get(name, ()))
+
+    def _spellings(self, uuid: UUID) -> Iterator[str]:
+        """Give what entries may call a domain."""
+        yield from self._spelled.get(uuid, ())
+        if (domain := self._by_uuid.get(uuid)) is not None:
+            yield domain.name
 
     def _interface(self, entry: GuestEntry, domain: Domain, family: Family) -> GuestInterface | Refusal:
         return self._book.select_interface(
             domain, family, network=entry.network, mac=entry.mac, configured=entry.address
         )
 
-    def _configured(self, entries: Iterable[GuestEntry]) -> Iterator[ConfiguredAddress]:
-        for entry in entries:
-            domain = self._domain(entry)
-            if entry.address is None or domain is None or not domain.running:
+    def _configured(self, domain: Domain) -> Iterator[ConfiguredAddress]:
+        """Give the addresses that entries write for a domain; they count while it runs."""
+        spellings = [spelling for spelling in self._spellings(domain.uuid) if self._domain(spelling) is domain]
+        for entry in (entry for spelling in dict.fromkeys(spellings) for entry in self._entries.get(spelling, ())):
+            if entry.address is None or not domain.running:
                 continue
             interface = self._interface(entry, domain, Family.of(entry.address))
             if not isinstance(interface, Refusal):
                 yield ConfiguredAddress(domain, interface, entry.address)
+
+
+def _as_uuid(spelling: str) -> UUID | None:
+    try:
+        return UUID(spelling)
+    except ValueError:
+        return None
+
+
+def _ground(inventory: Inventory) -> tuple[object, ...]:
+    """Give what answers about all guests rest on: networks, and the addresses of the host that a guest could claim."""
+    return inventory.networks, [host for host in inventory.host_addresses if not host.address.is_link_local]

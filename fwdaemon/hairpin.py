@@ -6,13 +6,14 @@ of the port it came from, unless that port is in hairpin mode. Others rely on th
 """
 
 import logging
-from collections.abc import Collection
 from pathlib import Path
 
 from fwdaemon import sysctl
-from fwdaemon.desired import Forward, Nat
+from fwdaemon.desired import Desired
 from fwdaemon.ledger import Ledger
 from fwdaemon.model import Family
+from fwdaemon.rtnetlink.client import RefusedError, Rtnetlink, interface_index
+from fwdaemon.rtnetlink.link import set_hairpin_mode
 
 _log = logging.getLogger(__name__)
 
@@ -32,11 +33,11 @@ class HairpinPorts:
     def __init__(self, ledger: Ledger | None = None) -> None:
         self._ledger = ledger or Ledger("hairpin-ports")
 
-    def keep(self, openings: Collection[Forward | Nat]) -> None:
-        """Set what `openings` need; reset what we set before and nobody needs now. Does nothing when all is well."""
+    def keep(self, desired: Desired) -> None:
+        """Set what openings need; reset what we set before and nobody needs now. Does nothing when all is well."""
         through_netfilter = {family for family, switch in _SWITCHES.items() if sysctl.read(switch) == "1"}
-        ports = {opening.bridge_port for opening in openings if opening.family in through_netfilter}
-        needed, ours = {port for port in ports if port is not None}, self._ledger.lines
+        ports = desired.bridge_ports if through_netfilter else ()
+        needed, ours = {port for family, port in ports if family in through_netfilter}, self._ledger.lines
         if needed == ours:
             return
         changed = {port for port in needed - ours if _set(port, hairpin=True)}
@@ -47,17 +48,15 @@ class HairpinPorts:
 
 def _set(port: str, *, hairpin: bool) -> bool:
     """Switch a port; `False` where there is nothing to switch, since it is gone or somebody has done so before."""
-    from pyroute2 import IPRoute, NetlinkError  # noqa: PLC0415  takes 150 ms to import
-
-    if _is_in_hairpin_mode(port) == hairpin:
+    index = interface_index(port)
+    if index is None or _is_in_hairpin_mode(port) == hairpin:
         return False
-    with IPRoute() as route:
-        try:
-            index = route.link_lookup(ifname=port)[0]
-            route.brport("set", index=index, mode=int(hairpin))
-        except (IndexError, NetlinkError) as error:
-            _log.debug("bridge port %s has no hairpin mode to set: %s", port, error)
-            return False
+    try:
+        with Rtnetlink() as kernel:
+            set_hairpin_mode(kernel, index, hairpin=hairpin)
+    except RefusedError as error:
+        _log.debug("bridge port %s has no hairpin mode to set: %s", port, error)
+        return False
     return True
 
 

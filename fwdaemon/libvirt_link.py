@@ -46,6 +46,9 @@ class Connection(Protocol):
     def observe(self) -> LibvirtObservation:
         """Take a fresh observation. Raises `LibvirtUnavailableError`."""
 
+    def doubt(self) -> None:
+        """Have the next observation ask for everything, also for what no event was about. Does not block."""
+
     def close(self) -> None:
         """Close; does nothing if it is closed already."""
 
@@ -85,6 +88,11 @@ class LibvirtLink:
             self._frozen = True
             self._down(f"it has not answered for {_PATIENCE_S:.0f} s")
         return self._last
+
+    def doubt(self) -> None:
+        """Have the next observation ask for everything: an event may have been lost."""
+        if self._connection is not None:
+            self._connection.doubt()
 
     async def close(self) -> None:
         """Close the connection and end thread and task. A frozen libvirt may keep the thread until it answers."""

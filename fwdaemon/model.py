@@ -22,7 +22,10 @@ class Family(IntEnum):
     @classmethod
     def of(cls, item: Address | Subnet) -> "Family":
         """The family of an address or a subnet."""
-        return cls(item.version)
+        return _FAMILIES[item.version]
+
+
+_FAMILIES = {family.value: family for family in Family}
 
 
 class Protocol(StrEnum):

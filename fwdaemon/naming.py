@@ -5,12 +5,15 @@ terminal or a log line as syntax.
 """
 
 import re
+from collections.abc import Iterator
 
 _LABEL_LENGTH = 40
 _SHOWN_LENGTH = 80
 _UNSAFE = re.compile(r"[^A-Za-z0-9_.]")
 # At most 15 bytes: the kernel's IFNAMSIZ less the final NUL. A trailing "+" or "*" would be a wildcard in a rule.
 _INTERFACE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,14}")
+_ESCAPED = re.compile(r"\\.")
+_QUOTED = re.compile(r'"(?:[^"\\]|\\.)*+"', re.DOTALL)
 
 
 def label(name: str) -> str:
@@ -32,3 +35,26 @@ def printable(text: str) -> str:
 def is_interface_name(name: str) -> bool:
     """Whether a name that libvirt or the kernel told may stand in a rule of any language as one plain interface."""
     return _INTERFACE.fullmatch(name) is not None
+
+
+def rule_lines(save: str) -> Iterator[str]:
+    """Give the lines that `iptables-save` prints: a line break inside quotes is one of a comment, and ends no rule.
+
+    iptables escapes quotes and backslashes in a comment, and nothing else (xtables_save_string). Where the quotes never
+    close, as iptables would not write it, each line is one.
+    """
+    held: list[str] = []
+    is_open = False
+    for line in save.split("\n"):
+        held.append(line)
+        if is_open or not line.startswith("#"):
+            is_open ^= _ESCAPED.sub("", line).count('"') % 2 == 1
+        if not is_open:
+            yield "\n".join(held)
+            held = []
+    yield from held
+
+
+def unquoted(rule: str) -> str:
+    """Give a rule that `iptables-save` printed with nothing in its quotes, where all is somebody's own text."""
+    return _QUOTED.sub('""', rule)

@@ -19,7 +19,7 @@ from ipaddress import ip_address
 from typing import Final
 
 from fwdaemon.errors import KernelError
-from fwdaemon.host import USABLE_NEIGHBOUR_STATES
+from fwdaemon.rtnetlink.neighbour import USABLE_STATES
 from fwdaemon.rtnetlink.wire import attributes, messages
 from fwdaemon.subscription import Subscription
 
@@ -60,9 +60,10 @@ class KernelChanges:
             kind, body = message.kind, message.body
             if body[:1] == bytes([_AF_BRIDGE]):
                 continue
-            if kind in (_ADDRESS_CAME, _ADDRESS_WENT):
+            # What is too short to be either is no news.
+            if kind in (_ADDRESS_CAME, _ADDRESS_WENT) and len(body) >= _ADDRESS.size:
                 yield from self._address(body, came=kind == _ADDRESS_CAME)
-            elif kind in (_NEIGHBOUR_CAME, _NEIGHBOUR_WENT):
+            elif kind in (_NEIGHBOUR_CAME, _NEIGHBOUR_WENT) and len(body) >= _NEIGHBOUR.size:
                 yield from self._neighbour(body, came=kind == _NEIGHBOUR_CAME)
 
     def _address(self, body: bytes, *, came: bool) -> Iterator[str]:
@@ -87,7 +88,7 @@ class KernelChanges:
         found = attributes(body[_NEIGHBOUR.size :])
         address, mac = found.get(_NDA_DST, b""), found.get(_NDA_LLADDR, b"")
         before = self._neighbours.pop((index, address), b"")
-        if came and state & USABLE_NEIGHBOUR_STATES:
+        if came and state & USABLE_STATES:
             self._neighbours[index, address] = mac
             if mac != before and not self.macs.isdisjoint((mac.hex(":"), before.hex(":"))):
                 yield f"neighbour {_shown_address(address)} answered from {mac.hex(':')}"

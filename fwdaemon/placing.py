@@ -5,87 +5,109 @@ be meant, and an address of that interface must be believed (`fwdaemon.guests`).
 What is missing becomes a reason to wait.
 """
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
+from typing import TypeVar
 
 from fwdaemon.addresses import Refusal
 from fwdaemon.config.model import Config, ForwardEntry, NatEntry, PortMapping, RouteEntry
-from fwdaemon.desired import Desired, Forward, Nat, Opening, Owner, Route, Waiting
+from fwdaemon.desired import Desired, Forward, Nat, Owner, Route, Waiting
 from fwdaemon.guests import Absence, Guest, GuestEntry, GuestFinder
 from fwdaemon.inventory import Domain, Inventory, Network
 from fwdaemon.model import Address, Family, Subnet
 from fwdaemon.naming import is_interface_name
 
+_T = TypeVar("_T")
+
 
 def desired_state(config: Config, inventory: Inventory) -> Desired:
     """Tell what is to be live on a host like `inventory`."""
-    placer = _Placer(config, inventory)
-    placed = [
-        *map(placer.forward, config.forwards),
-        *map(placer.nat, config.nats),
-        *map(placer.route, config.routes),
-    ]
-    state = Desired(
-        waiting=tuple(waiting for entry in placed for waiting in entry.waiting),
-        guest_subnets=placer.guest_subnets,
-        outer=inventory.outer if config.nats or config.routes else frozenset(),
-        localhost=config.daemon.localhost,
-        mark=config.daemon.mark,
-        gates=config.daemon.gates,
-    )
-    return state.having(opening for entry in placed for opening in entry.openings)
+    return Placement(config, inventory).desired
 
 
 @dataclass(frozen=True, slots=True)
 class _Placed:
-    openings: tuple[Opening, ...] = ()
+    """What came of one entry; `subnets` are those of its guests, from which hairpin connections may come."""
+
+    forwards: frozenset[Forward] = frozenset()
+    nats: frozenset[Nat] = frozenset()
+    routes: frozenset[Route] = frozenset()
     waiting: tuple[Waiting, ...] = ()
+    subnets: frozenset[Subnet] = frozenset()
 
 
-class _Placer:
-    """Places the entries of one configuration on one inventory."""
+class Placement:
+    """One configuration, placed on one inventory after another.
+
+    What came of an entry is kept while nothing changed that it follows from; so most openings of a state are the very
+    objects of the state before it.
+    """
 
     def __init__(self, config: Config, inventory: Inventory) -> None:
-        self._guests = GuestFinder(inventory, [*config.forwards, *config.nats])
-        self._networks = {network.name: network for network in inventory.networks}
-        self.guest_subnets: frozenset[Subnet] = frozenset(
-            subnet for network in inventory.networks if network.active for subnet in network.subnets
+        self.config = config
+        self._entries: list[GuestEntry] = [*config.forwards, *config.nats]
+        self._numbers: defaultdict[str, list[int]] = defaultdict(list)
+        for number, entry in enumerate(self._entries):
+            self._numbers[entry.domain].append(number)
+        self._guests = GuestFinder(inventory, self._entries)
+        self._placed = [self._place(entry) for entry in self._entries]
+        self.inventory = inventory
+        self.desired = self._state()
+
+    def move(self, inventory: Inventory) -> Desired:
+        """Place the configuration on another inventory; where nothing differs, the state is the same object."""
+        if inventory == self.inventory:
+            return self.desired
+        for called in self._guests.follow(inventory):
+            for number in self._numbers.get(called, ()):
+                self._placed[number] = self._place(self._entries[number])
+        self.inventory = inventory
+        self.desired = self._state()
+        return self.desired
+
+    def _state(self) -> Desired:
+        config, inventory = self.config, self.inventory
+        networks = {network.name: network for network in inventory.networks}
+        placed = [*self._placed, *(_route(entry, networks.get(entry.network)) for entry in config.routes)]
+        known = (network.subnets for network in inventory.networks if network.active)
+        return Desired(
+            _united(entry.forwards for entry in placed),
+            _united(entry.nats for entry in placed),
+            _united(entry.routes for entry in placed),
+            tuple(chain.from_iterable(entry.waiting for entry in placed)),
+            guest_subnets=_united(entry.subnets for entry in placed).union(*known),
+            outer=inventory.outer if config.nats or config.routes else frozenset(),
+            localhost=config.daemon.localhost,
+            mark=config.daemon.mark,
+            gates=config.daemon.gates,
         )
 
-    def forward(self, entry: ForwardEntry) -> _Placed:
-        """Give the live forwards of an entry, or the reasons why there are none."""
+    def _place(self, entry: GuestEntry) -> _Placed:
         domain = self._guests.running(entry)
         if isinstance(domain, Absence):
-            return _absent(entry, domain)
+            return _waiting(Waiting(Owner(domain.name), domain.reason, entry.origin, domain.stopped))
+        return self._forward(entry, domain) if isinstance(entry, ForwardEntry) else self._nat(entry, domain)
+
+    def _forward(self, entry: ForwardEntry, domain: Domain) -> _Placed:
+        """Give the live forwards of an entry, or the reasons why there are none."""
         located = {family: self._guests.locate(entry, domain, family) for family in _families(entry)}
         guests = [guest for guest in located.values() if isinstance(guest, Guest)]
-        self._reach(guests)
-        forwards = tuple(forward for guest in guests for forward in _forwards(entry, guest))
-        return _Placed(forwards, tuple(self._reasons(entry, domain, located)))
+        forwards = frozenset(forward for guest in guests for forward in _forwards(entry, guest))
+        reasons = tuple(self._reasons(entry, domain, located))
+        return _Placed(forwards, waiting=reasons, subnets=self._subnets(guests))
 
-    def nat(self, entry: NatEntry) -> _Placed:
+    def _nat(self, entry: NatEntry, domain: Domain) -> _Placed:
         """Give an entry's 1:1 NAT, or the reason why there is none."""
-        domain = self._guests.running(entry)
-        if isinstance(domain, Absence):
-            return _absent(entry, domain)
         guest = self._guests.locate(entry, domain, Family.of(entry.public))
         if isinstance(guest, Refusal):
-            return _Placed(waiting=(Waiting(Owner(domain.name), guest.reason, entry.origin),))
-        self._reach([guest])
+            return _waiting(Waiting(Owner(domain.name), guest.reason, entry.origin))
         nat = Nat(domain.name, entry.public, guest.address, entry.assign, guest.bridge, guest.bridge_port, entry.origin)
-        return _Placed((nat,))
+        return _Placed(nats=frozenset({nat}), subnets=self._subnets([guest]))
 
-    def route(self, entry: RouteEntry) -> _Placed:
-        """Give an entry's route, or the reason why there is none."""
-        owner = Owner(entry.network, "network")
-        bridge = _bridge_of(self._networks.get(entry.network))
-        if isinstance(bridge, Absence):
-            return _Placed(waiting=(Waiting(owner, bridge.reason, entry.origin, bridge.stopped),))
-        return _Placed((Route(entry.network, entry.subnet, bridge, entry.proxy, entry.origin),))
-
-    def _reach(self, guests: Iterable[Guest]) -> None:
-        """Count the guests' own subnets among those from which hairpin connections come."""
-        self.guest_subnets |= {subnet for guest in guests for subnet in self._guests.subnets(guest)}
+    def _subnets(self, guests: Iterable[Guest]) -> frozenset[Subnet]:
+        return frozenset(subnet for guest in guests for subnet in self._guests.subnets(guest))
 
     def _reasons(
         self, entry: ForwardEntry, domain: Domain, located: dict[Family, Guest | Refusal]
@@ -99,8 +121,20 @@ class _Placer:
             yield Waiting(Owner(domain.name), refused[family], entry.origin)
 
 
-def _absent(entry: GuestEntry, absence: Absence) -> _Placed:
-    return _Placed(waiting=(Waiting(Owner(absence.name), absence.reason, entry.origin, absence.stopped),))
+def _route(entry: RouteEntry, network: Network | None) -> _Placed:
+    """Give an entry's route, or the reason why there is none."""
+    bridge = _bridge_of(network)
+    if isinstance(bridge, Absence):
+        return _waiting(Waiting(Owner(entry.network, "network"), bridge.reason, entry.origin, bridge.stopped))
+    return _Placed(routes=frozenset({Route(entry.network, entry.subnet, bridge, entry.proxy, entry.origin)}))
+
+
+def _waiting(reason: Waiting) -> _Placed:
+    return _Placed(waiting=(reason,))
+
+
+def _united(sets: Iterable[frozenset[_T]]) -> frozenset[_T]:
+    return frozenset[_T]().union(*sets)
 
 
 def _bridge_of(network: Network | None) -> str | Absence:

@@ -5,7 +5,7 @@
 `fwdaemon.daemon`.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from fwdaemon import audit, causes, conntrack
@@ -119,7 +119,7 @@ class Reconciler:
 
     def _account_for(self, desired: Desired, outcome: Outcome, occasion: Occasion) -> None:
         """Tell what changed; nothing where the state is the very one of the last time and all was well."""
-        live = self._live
+        live, before = self._live, self._applied
         audit.flapped(self._flapping.due(occasion.now))
         if live is None:
             self._live = desired.openings
@@ -128,7 +128,10 @@ class Reconciler:
             self._live = desired.openings
             self._account(live, desired, outcome, occasion)
         self._applied = desired
-        self._complain(desired, outcome.faults, occasion, live)
+        everything = occasion.reloaded or live is None
+        if everything or desired.waiting != before.waiting:
+            audit.waiting(self._complaints.of_waiting(desired.waiting, before.owners, everything=everything))
+        audit.problems(self._complaints.of_faults(outcome.faults, occasion.now, everything=everything))
 
     def _account(self, live: frozenset[Opening], desired: Desired, outcome: Outcome, occasion: Occasion) -> None:
         now = desired.openings
@@ -176,14 +179,6 @@ class Reconciler:
         self._changes.append(Change(action, opening, cause))
         if self._flapping.admit(opening, action, cause, occasion.now):
             audit.opening(action, opening, cause)
-
-    def _complain(
-        self, desired: Desired, faults: Iterable[str], occasion: Occasion, live: frozenset[Opening] | None
-    ) -> None:
-        everything = occasion.reloaded or live is None
-        owners = {opening.owner for opening in live or ()} if desired.waiting else ()
-        audit.waiting(self._complaints.of_waiting(desired.waiting, owners, everything=everything))
-        audit.problems(self._complaints.of_faults(faults, occasion.now, everything=everything))
 
 
 def _order(opening: Opening) -> tuple[Owner, str]:

@@ -6,13 +6,18 @@ at every edge, and each piece knows all forwards that may take its packets. With
 forward.
 """
 
+from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import TypeAlias
 
 from fwdaemon.desired import Forward
 from fwdaemon.model import Address, PortRange, Protocol
+
+Place: TypeAlias = tuple[Address | None, Protocol]
+"""Where forwards listen, apart from their ports."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,34 +30,92 @@ class Slot:
     forwards: tuple[Forward, ...]
 
 
+Run: TypeAlias = tuple[Forward, ...]
+"""Claims on one place that hang together: each overlaps another of them, and none that is not among them."""
+
+
 def slots(forwards: Iterable[Forward]) -> tuple[Slot, ...]:
     """Cut the forwards of one family into slots; none of them share a packet's address, protocol and port."""
-    claims: defaultdict[tuple[Address | None, Protocol], list[Forward]] = defaultdict(list)
+    places = sorted(_by_place(forwards).items(), key=lambda claim: tuple(map(str, claim[0])))
+    return tuple(slot for place, claimed in places for run in _runs(claimed) for slot in _cut(place, run))
+
+
+class SlotIndex:
+    """The slots of one family, kept while forwards come and go: only runs that are touched are cut anew."""
+
+    def __init__(self) -> None:
+        self._runs: defaultdict[Place, list[Run]] = defaultdict(list)
+
+    def change(self, gone: Iterable[Forward], come: Iterable[Forward]) -> tuple[list[Slot], list[Slot]]:
+        """Give the slots that there are no more, and the new ones."""
+        leaving, coming = _by_place(gone), _by_place(come)
+        before: list[Slot] = []
+        after: list[Slot] = []
+        for place in leaving.keys() | coming.keys():
+            left, came = leaving.get(place, []), coming.get(place, [])
+            touched = _touched(self._runs[place], [*left, *came])
+            staying = {forward for run in touched for forward in run}.difference(left)
+            fresh = list(_runs(staying.union(came)))
+            self._runs[place] = _replaced(self._runs[place], touched, fresh)
+            before += (slot for run in touched for slot in _cut(place, run))
+            after += (slot for run in fresh for slot in _cut(place, run))
+        return before, after
+
+
+def _by_place(forwards: Iterable[Forward]) -> dict[Place, list[Forward]]:
+    claims: defaultdict[Place, list[Forward]] = defaultdict(list)
     for forward in forwards:
         claims[forward.listen, forward.protocol].append(forward)
-    return tuple(
-        Slot(listen, protocol, ports, owners)
-        for (listen, protocol), claimed in sorted(claims.items(), key=lambda claim: tuple(map(str, claim[0])))
-        for ports, owners in _pieces(sorted(claimed, key=lambda forward: forward.ports))
-    )
+    return claims
 
 
-def _pieces(claimed: list[Forward]) -> Iterator[tuple[PortRange, tuple[Forward, ...]]]:
-    """Sweep over claims sorted by their first port; a run of overlapping ones is cut at its edges."""
+def _touched(runs: list[Run], changed: Iterable[Forward]) -> list[Run]:
+    """Find the runs that share a port with any of these forwards."""
+    if not runs:
+        return []
+    found: dict[int, Run] = {}
+    for ports in {forward.ports for forward in changed}:
+        number = bisect_left(runs, ports.first, key=_last_port)
+        while number < len(runs) and _first_port(runs[number]) <= ports.last:
+            found[number] = runs[number]
+            number += 1
+    return list(found.values())
+
+
+def _replaced(runs: list[Run], old: Collection[Run], new: list[Run]) -> list[Run]:
+    """Keep runs in the order of their ports."""
+    gone = set(map(_first_port, old))
+    return sorted([*(run for run in runs if run[0].ports.first not in gone), *new], key=_first_port)
+
+
+def _first_port(run: Run) -> int:
+    return run[0].ports.first
+
+
+def _last_port(run: Run) -> int:
+    return run[0].ports.last if len(run) == 1 else max(forward.ports.last for forward in run)
+
+
+def _runs(claimed: Iterable[Forward]) -> Iterator[Run]:
+    """Sweep over the claims on one place in the order of their ports."""
     run: list[Forward] = []
     reach = 0
-    for forward in claimed:
+    for forward in sorted(claimed, key=lambda forward: (forward.ports.first, forward.ports.last)):
         if run and forward.ports.first > reach:
-            yield from _cut(run)
+            yield tuple(run)
             run = []
         run.append(forward)
         reach = max(reach, forward.ports.last)
     if run:
-        yield from _cut(run)
+        yield tuple(run)
 
 
-def _cut(run: list[Forward]) -> Iterator[tuple[PortRange, tuple[Forward, ...]]]:
+def _cut(place: Place, run: Run) -> Iterator[Slot]:
+    """Cut a run at all edges of its claims."""
+    if len(run) == 1:
+        yield Slot(*place, run[0].ports, run)
+        return
     edges = sorted({forward.ports.first for forward in run} | {forward.ports.last + 1 for forward in run})
     for first, after in pairwise(edges):
         piece = PortRange(first, after - 1)
-        yield piece, tuple(forward for forward in run if forward.ports.overlaps(piece))
+        yield Slot(*place, piece, tuple(forward for forward in run if forward.ports.overlaps(piece)))

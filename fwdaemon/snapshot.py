@@ -33,7 +33,18 @@ def merge(observations: Iterable[LibvirtObservation], host: HostObservation, age
     networks = [seen.network for observation in observations for seen in observation.networks]
     # libvirt lists in no order at all, and two inventories that say the same are to be equal.
     in_order = tuple(sorted(domains.values(), key=lambda domain: (domain.name, domain.uuid)))
-    return Inventory(in_order, _distinct(networks), host.addresses, host.outer)
+    return Inventory(in_order, _distinct(networks), host.addresses, host.outer - _guest_devices(observations))
+
+
+def _guest_devices(observations: Iterable[LibvirtObservation]) -> frozenset[str]:
+    """Give the host's side of every guest's interface: when its bridge goes, a container's stands alone like a card."""
+    return frozenset(
+        interface.device
+        for observation in observations
+        for seen in observation.domains
+        for interface in seen.domain.interfaces
+        if interface.device is not None
+    )
 
 
 def devices_without_bridge(observations: Iterable[LibvirtObservation]) -> frozenset[str]:

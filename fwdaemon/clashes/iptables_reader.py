@@ -1,6 +1,5 @@
 """The table nat of iptables as steps, from `iptables-save`. Pure; the words are those of iptables-extensions(8)."""
 
-import re
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from ipaddress import ip_network
@@ -12,22 +11,21 @@ from fwdaemon.clashes.translation import Chains, Step
 from fwdaemon.explain.packet import Place, System
 from fwdaemon.legacy.model import OWN_PREFIX
 from fwdaemon.model import Family, PortRange, Protocol
+from fwdaemon.naming import rule_lines, unquoted
 
 PREROUTING: Final = "PREROUTING"
 
 _TRANSLATES: Final = frozenset({"DNAT", "REDIRECT", "NETMAP"})
-# What somebody else wrote, and what might look like options of a rule.
-_QUOTED: Final = re.compile(r'"(?:[^"\\]|\\.)*"')
 
 
 def read_chains(save: str, system: System, family: Family) -> Chains:
     """Read all chains but ours; a match that is not known here counts as passed."""
-    lines = [line for line in save.splitlines() if OWN_PREFIX not in line]
+    lines = [line for line in map(unquoted, rule_lines(save)) if OWN_PREFIX not in line]
     own_chains = {line[1:].split()[0] for line in lines if line.startswith(":")}
     chains = defaultdict[str, list[Step]](list)
     for line in lines:
         if line.startswith("-A "):
-            _, chain, *words = _QUOTED.sub('""', line).split()
+            _, chain, *words = line.split()
             place = Place(system, "ip" if family is Family.IPV4 else "ip6", "nat", chain, 0)
             chains[chain] += _steps(place, words, own_chains)
     return chains

@@ -11,6 +11,7 @@ _T = TypeVar("_T")
 
 # What has more ports than this is looked at each time: else it would have to be looked for far below each port.
 _WIDE: Final = 64
+_HIGHEST: Final = 65535
 
 
 class PortIndex(Generic[_T]):
@@ -32,3 +33,16 @@ class PortIndex(Generic[_T]):
         for found, item in self._wide:
             if found.overlaps(ports):
                 yield item
+
+
+class PortSet:
+    """Ports by their numbers; whether a range has one of them is told at once, however wide it is."""
+
+    def __init__(self, ranges: Iterable[PortRange]) -> None:
+        self._marks = bytearray(_HIGHEST + 1)
+        for ports in ranges:
+            self._marks[ports.first : ports.last + 1] = b"\1" * ports.width
+
+    def meets(self, ports: PortRange) -> bool:
+        """Whether any of these is among them."""
+        return self._marks.find(1, ports.first, ports.last + 1) >= 0

@@ -58,7 +58,7 @@ def sentences(
     takings: Iterable[Taking], others: Sequence[Translation], ours: Standing, local: Collection[Address]
 ) -> Iterator[str]:
     """Tell of each opening and each other tool that translates what it takes; `local` are the host's addresses."""
-    index = PortIndex((ports, other) for other in others for ports in _ports(other.scope))
+    index = PortIndex((ports, other) for other in others for ports in ports_of(other.scope))
     here = {family: tuple(_subnets(local, family)) for family in Family}
     found: dict[tuple[Entry, str, Order], _Rivalry] = {}
     for taking in takings:
@@ -103,14 +103,15 @@ def _scope(taking: Taking, here: tuple[Value, ...]) -> Scope:
     return scope
 
 
-def _ports(scope: Scope) -> Sequence[PortRange]:
+def ports_of(scope: Scope) -> Sequence[PortRange]:
+    """Give the ports that a scope has, which are all where it names none."""
     found = scope.get(Field.PORT, (EVERY_PORT,))
     return [ports for ports in found if isinstance(ports, PortRange)]
 
 
 def _ports_in_question(taking: Taking, shared: Scope) -> set[tuple[PortRange, str]]:
     several = shared.get(Field.PROTOCOL, ()) if taking.protocol is None else ()
-    return {(ports, str(protocol)) for protocol in several or [""] for ports in _ports(shared)}
+    return {(ports, str(protocol)) for protocol in several or [""] for ports in ports_of(shared)}
 
 
 # --- in words --------------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 from typing import Final, TypeAlias
 
+from fwdaemon.clashes.port_index import PortSet
 from fwdaemon.config.contradictions import families_of, families_of_entry
 from fwdaemon.config.model import Config, ForwardEntry, Origin
 from fwdaemon.desired import Desired, Forward, Nat
@@ -13,6 +14,7 @@ from fwdaemon.naming import shown
 
 LOCALHOST: Final = IPv4Address("127.0.0.1")
 EVERY_PORT: Final = PortRange(1, 65535)
+_ALL: Final = PortSet([EVERY_PORT])
 _UNKNOWN: Final[dict[Family, Address]] = {Family.IPV4: IPv4Address(0), Family.IPV6: IPv6Address(0)}
 
 Entry: TypeAlias = tuple[str, Origin | None, Protocol | None, Address | None, PortRange, str | None]
@@ -83,10 +85,13 @@ class Taking:
         return ports if self.address is None else f"{ports} of {self.address}"
 
 
-def takings(desired: Desired, local: Collection[Address]) -> Iterator[Taking]:
-    """Give what is taken; `local` are the host's addresses. A route takes nothing that would be the host's."""
+def takings(desired: Desired, local: Collection[Address], watched: PortSet = _ALL) -> Iterator[Taking]:
+    """Give what is taken of the ports in `watched`, and what has every port; `local` are the host's addresses.
+
+    A route takes nothing that would be the host's.
+    """
     own = frozenset(local) - {nat.public for nat in desired.nats if nat.assign is not None}
-    for forward in desired.forwards:
+    for forward in filter(lambda forward: watched.meets(forward.ports), desired.forwards):
         yield Taking(
             forward.domain,
             forward.origin,

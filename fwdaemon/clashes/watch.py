@@ -2,11 +2,13 @@
 
 import logging
 from collections.abc import Collection, Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Final, TypeAlias
 
 from fwdaemon.clashes import listening, rivals
 from fwdaemon.clashes.foreign import Foreign, ForeignRules
+from fwdaemon.clashes.port_index import PortSet
 from fwdaemon.clashes.taking import as_if_running, takings
 from fwdaemon.config.model import Config
 from fwdaemon.desired import Desired
@@ -102,7 +104,14 @@ def _rules_if_allowed(runner: Runner) -> tuple[Foreign, str]:
 def _sentences(
     desired: Desired, local: Collection[Address], sockets: Collection[Listener], foreign: Foreign, holders: Holders
 ) -> Iterator[str]:
-    taken = list(takings(desired, local))
+    # Most forwards are on ports that nobody else has anything to do with.
+    watched = PortSet(
+        chain(
+            (PortRange(socket.port, socket.port) for socket in sockets),
+            (ports for other in foreign.translations for ports in rivals.ports_of(other.scope)),
+        )
+    )
+    taken = list(takings(desired, local, watched))
     found = listening.overheard(taken, sockets, _client_ports(), desired.guest_subnets)
     names = holders.name({socket for item in found for socket in item.sockets})
     yield from listening.sentences(found, names)

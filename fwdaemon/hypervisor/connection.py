@@ -4,9 +4,9 @@ The two are one unit: when either is lost, both are closed, and whoever owns thi
 connection of their own because, with the modular daemons, network events asked for at the hypervisor's daemon stop
 silently when virtnetworkd restarts.
 
-Callbacks run in libvirt's event loop and do nothing but pass a sentence on; they ask libvirt nothing (the name comes
-with the event). Events that cannot matter to an address are not registered for: a change of a network's metadata, say.
-A change of its reservations sends none at all; the watch on dnsmasq's files sees it.
+Callbacks run in libvirt's event loop and do nothing but pass a sentence on, and say what is in doubt; they ask libvirt
+nothing (name and UUID come with the event). Events that cannot matter to an address are not registered for: a change of
+a network's metadata, say. A change of its reservations sends none at all; the watch on dnsmasq's files sees it.
 """
 
 import logging
@@ -22,12 +22,15 @@ from fwdaemon.errors import LibvirtUnavailableError
 from fwdaemon.hypervisor.failure import is_unsupported, unavailable
 from fwdaemon.hypervisor.reader import Reader
 from fwdaemon.observation import LibvirtObservation
+from fwdaemon.process import find_program
 
 _log = logging.getLogger(__name__)
 
 _KEEPALIVE_INTERVAL_S = 5
 _KEEPALIVE_COUNT = 3
 
+# Where it is not installed, the hypervisor's daemon has the networks, or nobody has.
+_NETWORK_DAEMON = "virtnetworkd"
 _SCHEMES_WITH_NETWORK_DAEMON = frozenset({"qemu", "lxc", "xen"})
 
 Callback = Callable[..., None]
@@ -88,6 +91,10 @@ class LibvirtConnection:
         except libvirt.libvirtError as error:
             raise unavailable(self.uri, error) from error
 
+    def doubt(self) -> None:
+        """Have the next observation ask for everything, also for what no event was about."""
+        self._reader.doubt()
+
     def close(self) -> None:
         """Deregister from everything and close; does nothing if it is closed already."""
         for deregister in reversed(self._deregister):
@@ -107,6 +114,9 @@ class LibvirtConnection:
         try:
             return open_with_keepalive(uri)
         except libvirt.libvirtError as error:
+            # A daemon of the networks that is away has not said that there are none.
+            if find_program(_NETWORK_DAEMON) is not None and not is_unsupported(error):
+                raise
             _log.info("%s cannot be opened, so networks are asked for at %s: %s", uri, self.uri, error)
             return hypervisor
 
@@ -119,24 +129,28 @@ class LibvirtConnection:
 
     def _watch_domains(self, connection: libvirt.virConnect) -> None:
         def lifecycle(_connection: object, domain: libvirt.virDomain, event: int, detail: int, _opaque: object) -> None:
-            self._trigger(libvirt_events.domain_lifecycle(domain.name(), event, detail))
+            self._news(domain, libvirt_events.domain_lifecycle(domain.name(), event, detail))
 
         def rebooted(_connection: object, domain: libvirt.virDomain, _opaque: object) -> None:
-            self._trigger(libvirt_events.domain_rebooted(domain.name()))
+            self._news(domain, libvirt_events.domain_rebooted(domain.name()))
 
         def devices(_connection: object, domain: libvirt.virDomain, *_details: object) -> None:
-            self._trigger(libvirt_events.domain_devices_changed(domain.name()))
+            self._news(domain, libvirt_events.domain_devices_changed(domain.name()))
 
         def agent(_connection: object, domain: libvirt.virDomain, state: int, reason: int, _opaque: object) -> None:
             # That it is not there when its domain starts goes without saying, and ahead of the start itself.
             if reason != libvirt.VIR_CONNECT_DOMAIN_EVENT_AGENT_LIFECYCLE_REASON_DOMAIN_STARTED:
-                self._trigger(libvirt_events.agent_lifecycle(domain.name(), state))
+                self._news(domain, libvirt_events.agent_lifecycle(domain.name(), state))
 
         self._watch_domain_event(connection, libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, lifecycle)
         self._watch_domain_event(connection, libvirt.VIR_DOMAIN_EVENT_ID_REBOOT, rebooted)
         self._watch_domain_event(connection, libvirt.VIR_DOMAIN_EVENT_ID_DEVICE_ADDED, devices)
         self._watch_domain_event(connection, libvirt.VIR_DOMAIN_EVENT_ID_DEVICE_REMOVED, devices)
         self._watch_domain_event(connection, libvirt.VIR_DOMAIN_EVENT_ID_AGENT_LIFECYCLE, agent)
+
+    def _news(self, domain: libvirt.virDomain, reason: str) -> None:
+        self._reader.doubt(domain.UUIDString())
+        self._trigger(reason)
 
     def _watch_domain_event(self, connection: libvirt.virConnect, event: int, callback: Callback) -> None:
         number = if_supported(connection.domainEventRegisterAny, None, event, callback, None)
@@ -145,6 +159,7 @@ class LibvirtConnection:
 
     def _watch_networks(self, connection: libvirt.virConnect) -> None:
         def lifecycle(_connection: object, network: libvirt.virNetwork, event: int, *_details: object) -> None:
+            self._reader.doubt()
             self._trigger(libvirt_events.network_lifecycle(network.name(), event))
 
         number = if_supported(

@@ -1,6 +1,7 @@
 """Takes the observation: what libvirt says of all domains and networks, in as few calls as it can be had.
 
-Four calls list everything; then one for each running domain and each network, and one more for each active network.
+Four calls list everything; then one for each network, one more for each active network, and one for each running domain
+that is new or in doubt. After each event about it a domain is in doubt, and now and then all are.
 Domains and networks that go away in the middle are normal, and simply not there. If libvirt stays, but cannot answer
 for one of them (a lease file it cannot read, a domain whose lock is held), or not so that we understand it, what it
 said the last time stands in: one broken guest must not blind us to the others.
@@ -8,6 +9,7 @@ said the last time stands in: one broken guest must not blind us to the others.
 
 import logging
 from collections.abc import Callable
+from queue import SimpleQueue
 from typing import Any, TypeVar
 from uuid import UUID
 from xml.etree.ElementTree import ParseError
@@ -27,16 +29,23 @@ Key = tuple[str, str]
 
 
 class Reader:
-    """Reads one connection; it remembers the last good answer about each domain and network, and nothing else."""
+    """Reads one connection; it remembers the last good answer about each domain and network, and what is in doubt."""
 
     def __init__(self, uri: str) -> None:
         self._uri = uri
         self._answers: dict[Key, Any] = {}
         self._asked: dict[Key, Any] = {}
         self._silent: set[Key] = set()
+        self._known: dict[str, ObservedDomain] = {}
+        self._doubts: SimpleQueue[str | None] = SimpleQueue()
+
+    def doubt(self, uuid: str | None = None) -> None:
+        """Have a domain asked again the next time, or all of them. May be called from any thread."""
+        self._doubts.put(uuid)
 
     def observe(self, hypervisor: libvirt.virConnect, networks: libvirt.virConnect) -> LibvirtObservation:
         """Take one observation. Raises `libvirt.libvirtError` when libvirt does not answer."""
+        self._forget_doubtful()
         self._asked = {}
         observation = LibvirtObservation(tuple(self._domains(hypervisor)), tuple(self._networks(networks)))
         self._answers = self._asked
@@ -47,20 +56,37 @@ class Reader:
         domains = connection.listAllDomains()
         other = connection.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_OTHER)
         crashed = {domain.UUIDString() for domain in other if self._is_crashed(domain)}
-        observed = (self._domain(domain, crashed=domain.UUIDString() in crashed) for domain in domains)
-        return [domain for domain in observed if domain is not None]
+        observed: dict[str, ObservedDomain] = {}
+        for domain in domains:
+            uuid = domain.UUIDString()
+            if (seen := self._domain(domain, uuid, crashed=uuid in crashed)) is not None:
+                observed[uuid] = seen
+        self._known = {uuid: seen for uuid, seen in observed.items() if _devices(uuid) not in self._silent}
+        return list(observed.values())
+
+    def _forget_doubtful(self) -> None:
+        while not self._doubts.empty():
+            uuid = self._doubts.get()
+            if uuid is None:
+                self._known.clear()
+            else:
+                self._known.pop(uuid, None)
 
     def _is_crashed(self, domain: libvirt.virDomain) -> bool:
         """Tell whether a domain crashed and was kept for a post-mortem; libvirt still counts it as active."""
         state: Any = self._ask(("state", domain.UUIDString()), domain, domain.state)
         return state is not None and state[0] == libvirt.VIR_DOMAIN_CRASHED
 
-    def _domain(self, domain: libvirt.virDomain, *, crashed: bool) -> ObservedDomain | None:
+    def _domain(self, domain: libvirt.virDomain, uuid: str, *, crashed: bool) -> ObservedDomain | None:
         """Observe one domain; its number, name and UUID came with the list and cost no call."""
-        name, uuid, instance = domain.name(), domain.UUIDString(), domain.ID()
+        name, instance, key = domain.name(), domain.ID(), _devices(uuid)
+        known = self._known.get(uuid)
+        if known is not None and not crashed and (known.domain.name, known.instance) == (name, instance):
+            self._asked[key] = self._answers.get(key)
+            return known
         if crashed or instance < 0:
             return ObservedDomain(Domain(name, UUID(uuid), running=False))
-        devices = self._ask(("devices", uuid), domain, lambda: parse_domain(domain.XMLDesc()))
+        devices = self._ask(key, domain, lambda: parse_domain(domain.XMLDesc()))
         if devices is None:
             return None
         observed = Domain(name, UUID(uuid), running=True, interfaces=devices.interfaces)
@@ -108,6 +134,10 @@ class Reader:
             self._silent.add(key)
             _log.warning("libvirt at %s does not tell the %s of %s: %s", self._uri, key[0], shown(name), error)
         return self._answers.get(key)
+
+
+def _devices(uuid: str) -> Key:
+    return "devices", uuid
 
 
 def _is_alive(subject: libvirt.virDomain | libvirt.virNetwork) -> bool:

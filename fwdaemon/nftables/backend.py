@@ -1,11 +1,11 @@
 """The backend itself: look, compare, commit."""
 
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 
 from fwdaemon.config.model import Gate
-from fwdaemon.desired import Desired
+from fwdaemon.desired import Desired, Opening
 from fwdaemon.errors import ProcessError
 from fwdaemon.flows import Flow
 from fwdaemon.model import Family
@@ -15,7 +15,8 @@ from fwdaemon.nftables.generation import current_generation
 from fwdaemon.nftables.look import Observer, iptables_program
 from fwdaemon.nftables.model import Table
 from fwdaemon.nftables.observed import Observed, Wanted
-from fwdaemon.nftables.plan import Plan
+from fwdaemon.nftables.plan import Chains, Plan, stale
+from fwdaemon.nftables.rulebook import Rulebook
 from fwdaemon.nftables.ruleset import tables
 from fwdaemon.outcome import GateChange, Outcome
 from fwdaemon.process import Runner
@@ -40,6 +41,7 @@ class NftablesBackend:
         self._runner = runner
         self._gates_only = gates_only
         self._observer = Observer(runner)
+        self._rulebook = Rulebook()
         self._wanted: Wanted | None = None
         self._observed: Observed | None = None
         self._committed: Mapping[Family, Table] = {}
@@ -67,13 +69,19 @@ class NftablesBackend:
         there = self._look(desired, thorough=True).tables
         desired = replace(desired, kept=frozenset(there) if not self._gates_only else frozenset())
         observed = self._look(desired, thorough=True)
-        plan = Plan.of(desired, self._tables(desired), observed, {})
+        rulebook = Rulebook()
+        plan = Plan.of(self._tables(rulebook, desired), observed, desired.mark)
         gates = tuple(GateChange(state.gate, restored=False, fault=state.fault) for state in plan.shut)
         programs = [*((state, desired.mark) for state in plan.shut), *((state, None) for state in plan.strays)]
         scripts = [iptables_script(state, mark) for state, mark in programs if is_iptables(state.gate)]
         script = plan.script + "".join(scripts)
         return Outcome(
-            plan.mended, stale=plan.stale, gates=gates, faults=observed.faults, script=script, changed=not plan.empty
+            _served(rulebook, plan.mended),
+            stale=stale(plan.tables, observed.tables),
+            gates=gates,
+            faults=observed.faults,
+            script=script,
+            changed=not plan.empty,
         )
 
     def refuse(self, flows: Collection[Flow]) -> None:
@@ -97,27 +105,40 @@ class NftablesBackend:
         known = self._observed
         if known and known.generation == generation and wanted == self._wanted and (known.listed or not thorough):
             return known
-        observed = self._observer.look(generation, wanted, everywhere=wanted != self._wanted)
+        observed = self._observer.look(generation, wanted, self._committed, everywhere=wanted != self._wanted)
         self._observed, self._wanted = observed, wanted
         return observed
 
     def _reconcile(self, desired: Desired, observed: Observed) -> Outcome:
         if self._settled is not None and desired is self._settled[0] and observed is self._settled[1]:
             return Outcome(faults=self._settled[2])
-        plan = Plan.of(desired, self._tables(desired), observed, self._committed)
+        plan = Plan.of(self._tables(self._rulebook, desired), observed, desired.mark)
         faults = [*observed.faults, *self._missing_libvirt(observed)]
         if plan.empty:
             self._settled = (desired, observed, tuple(faults))
         else:
             faults += self._commit(plan, desired.mark)
             self._remember(plan, observed)
+        return self._outcome(plan, observed, faults)
+
+    def _outcome(self, plan: Plan, observed: Observed, faults: Iterable[str]) -> Outcome:
+        """Tell what was done. It takes time where it was much, so it comes after the commit."""
+        damaged = plan.damaged(self._committed, observed)
         self._committed = plan.tables
         gates = tuple(GateChange(state.gate, state.gate in self._opened, state.fault) for state in plan.shut)
         self._opened.update(state.gate for state in observed.gates)
-        return Outcome(plan.mended, plan.damaged, plan.stale, gates, tuple(faults), plan.script, changed=not plan.empty)
+        return Outcome(
+            _served(self._rulebook, plan.mended),
+            _served(self._rulebook, damaged),
+            stale(plan.tables, observed.tables),
+            gates,
+            tuple(faults),
+            plan.script,
+            changed=not plan.empty,
+        )
 
-    def _tables(self, desired: Desired) -> dict[Family, Table]:
-        return {} if self._gates_only else tables(desired)
+    def _tables(self, rulebook: Rulebook, desired: Desired) -> dict[Family, Table]:
+        return {} if self._gates_only else rulebook.tables(desired)
 
     def _missing_libvirt(self, observed: Observed) -> list[str]:
         """Tell when libvirt's rules were wiped: libvirt itself does not notice. Without openings nobody looks there."""
@@ -155,3 +176,10 @@ class NftablesBackend:
         generation = (observed.generation + 1) & 0xFFFFFFFF
         alone = current_generation() == generation
         self._observed = replace(observed, generation=generation, listed=listed) if alone else None
+
+
+def _served(rulebook: Rulebook, chains: Chains) -> frozenset[Opening]:
+    """Name the openings that chains serve."""
+    return frozenset(
+        opening for family, names in chains.items() for chain in names for opening in rulebook.openings(family, chain)
+    )

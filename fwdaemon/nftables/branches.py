@@ -48,7 +48,12 @@ def branches(family: Family, desired: Desired) -> Iterator[Branch]:
     The configuration sees to it for public addresses and subnets: none may be claimed twice.
     """
     for slot in slots(desired.of_family(family)):
-        yield _of_slot(slot, desired.mark)
+        yield of_slot(slot, desired.mark)
+    yield from of_addresses(family, desired)
+
+
+def of_addresses(family: Family, desired: Desired) -> Iterator[Branch]:
+    """Give the branches of all openings that are not forwards, of which there are few."""
     nats = sorted((nat for nat in desired.nats if nat.family is family), key=lambda nat: nat.public)
     for nat in nats:
         yield _of_nat(nat, desired.mark)
@@ -73,10 +78,11 @@ def _marking(mark: int) -> str:
 # --- forwards --------------------------------------------------------------------------------------------------------
 
 
-def _of_slot(slot: Slot, mark: int) -> Branch:
+def of_slot(slot: Slot, mark: int) -> Branch:
+    """Give the branch of a piece of ports."""
     exact, ranges = EVERY_ADDRESS if slot.listen is None else ONE_ADDRESS
     parts = [] if slot.listen is None else [str(slot.listen)]
-    ordered = tuple(sorted(slot.forwards, key=_place_in_slot))
+    ordered = slot.forwards if len(slot.forwards) == 1 else tuple(sorted(slot.forwards, key=_place_in_slot))
     return Branch(
         exact if slot.ports.width == 1 else ranges,
         " . ".join([*parts, str(slot.protocol), str(slot.ports)]),

@@ -6,6 +6,7 @@
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Final, TypeVar
 
 from fwdaemon.flows import Flow
 from fwdaemon.model import Family
@@ -14,6 +15,9 @@ from fwdaemon.nftables.model import ENDED, Chain, Set, Table, table_name
 # The kernel takes a netlink batch of any size, but a line of script is easier to read, and to find an error in, when it
 # is not megabytes long.
 _ELEMENTS_A_LINE = 200
+
+_T = TypeVar("_T")
+_MISSING: Final = object()
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,11 +30,22 @@ class Difference:
 
 def difference(family: Family, desired: Table | None, observed: Table | None) -> Difference:
     """Tell what makes `observed` become `desired`; `None` stands for a table that is not there."""
+    if desired is observed:
+        return Difference()
     if desired is None:
-        return Difference() if observed is None else Difference((f"delete table {table_name(family)}",))
+        return Difference((f"delete table {table_name(family)}",))
     if observed is None or not _same_frame(desired, observed):
         return Difference(tuple(_replace(desired)), frozenset(desired.chains))
     return Difference(tuple(_changes(desired, observed)), _mended(desired, observed))
+
+
+def mended(desired: Table | None, observed: Table | None) -> frozenset[str]:
+    """Name the chains of `desired` whose openings do not work with `observed`."""
+    if desired is None or desired is observed:
+        return frozenset()
+    if observed is None or not _same_frame(desired, observed):
+        return frozenset(desired.chains)
+    return _mended(desired, observed)
 
 
 def creation(table: Table) -> str:
@@ -56,9 +71,10 @@ def _replace(table: Table) -> Iterator[str]:
 
 def _same_frame(desired: Table, observed: Table) -> bool:
     """Whether hooks and set types agree, which cannot be changed in place; chains may come and go."""
-    common = desired.chains.keys() & observed.chains.keys()
-    hooks_agree = all(desired.chains[name].hook == observed.chains[name].hook for name in common)
-    return hooks_agree and _types(desired) == _types(observed)
+    return _types(desired) == _types(observed) and not any(
+        name in observed.chains and observed.chains[name].hook != chain.hook
+        for name, chain in _differing(desired.chains, observed.chains).items()
+    )
 
 
 def _types(table: Table) -> dict[str, object]:
@@ -67,9 +83,8 @@ def _types(table: Table) -> dict[str, object]:
 
 def _changes(desired: Table, observed: Table) -> Iterator[str]:
     # Chains first, since elements name them; what is no longer named goes last.
-    for name, chain in desired.chains.items():
-        if chain != observed.chains.get(name):
-            yield from _fill(desired.name, name, chain, existing=name in observed.chains)
+    for name, chain in _differing(desired.chains, observed.chains).items():
+        yield from _fill(desired.name, name, chain, existing=name in observed.chains)
     for name, content in desired.sets.items():
         yield from _set_changes(f"{desired.name} {name}", content, observed.sets[name])
     for name in observed.chains.keys() - desired.chains.keys():
@@ -84,8 +99,8 @@ def _fill(table: str, name: str, chain: Chain, *, existing: bool) -> Iterator[st
 
 
 def _set_changes(where: str, desired: Set, observed: Set) -> Iterator[str]:
-    gone = observed.elements.items() - desired.elements.items()
-    new = desired.elements.items() - observed.elements.items()
+    gone = _differing(observed.elements, desired.elements).items()
+    new = _differing(desired.elements, observed.elements).items()
     # Only the key of an element may be named when it is deleted from a verdict map.
     yield from _elements("delete", where, [key for key, _ in sorted(gone)])
     yield from _elements("add", where, [_element(element) for element in sorted(new)])
@@ -113,12 +128,24 @@ def _element(element: tuple[str, str | None]) -> str:
 
 def _mended(desired: Table, observed: Table) -> frozenset[str]:
     """Name the chains that were not reached, or not right, in `observed`."""
-    wrong = {name for name, chain in desired.chains.items() if chain != observed.chains.get(name)}
-    for name, content in desired.sets.items():
-        added = content.elements.items() - observed.sets[name].elements.items()
-        wrong |= {chain for _, chain in added if chain is not None}
-    framework = {name for name, chain in desired.chains.items() if chain.hook} | {"forwards"}
-    return frozenset(desired.chains if wrong & framework else wrong)
+    wrong = _differing(desired.chains, observed.chains)
+    if "forwards" in wrong or any(chain.hook for chain in wrong.values()):
+        return frozenset(desired.chains)
+    added = (
+        chain
+        for name, content in desired.sets.items()
+        for chain in _differing(content.elements, observed.sets[name].elements).values()
+    )
+    return frozenset(wrong).union(chain for chain in added if chain is not None)
+
+
+def _differing(these: Mapping[str, _T], those: Mapping[str, _T]) -> dict[str, _T]:
+    """Give those of `these` that are not among `those`, or another there; what is the same object is not compared."""
+    if these is those:
+        return {}
+    return {
+        name: item for name, item in these.items() if (other := those.get(name, _MISSING)) is not item and other != item
+    }
 
 
 def tables_difference(desired: Mapping[Family, Table], observed: Mapping[Family, Table]) -> dict[Family, Difference]:

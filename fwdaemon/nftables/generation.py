@@ -7,11 +7,11 @@ linux/netfilter/nf_tables.h.
 
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from fwdaemon.errors import KernelError
+from fwdaemon.rtnetlink.wire import attributes, messages, packed
 
 _NETLINK_NETFILTER = 12
 _NFNLGRP_NFTABLES = 7
@@ -19,7 +19,7 @@ _SUBSYSTEM = 10 << 8
 _NEWGEN = _SUBSYSTEM | 15
 _GETGEN = _SUBSYSTEM | 16
 _NLM_F_REQUEST = 1
-_HEADER = struct.Struct("=IHHII")
+_ID, _PROCESS_ID, _PROCESS_NAME = 1, 2, 3
 _NFGENMSG = struct.pack("!BBH", 0, 0, 0)
 _BUFFER = 1 << 16
 # A transaction of 10,000 forwards announces each rule; what overflows even so is told as ENOBUFS.
@@ -50,7 +50,7 @@ def current_generation() -> int:
     try:
         with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER) as asking:
             asking.settimeout(_TIMEOUT)
-            asking.send(_HEADER.pack(_HEADER.size + len(_NFGENMSG), _GETGEN, _NLM_F_REQUEST, 0, 0) + _NFGENMSG)
+            asking.send(packed(_GETGEN, _NLM_F_REQUEST, 0, _NFGENMSG))
             found = next(generations(asking.recv(_BUFFER)), None)
     except OSError as error:
         raise KernelError(f"the kernel does not tell its nftables generation ({error}); is nf_tables there?") from error
@@ -90,24 +90,15 @@ def receive(monitor: socket.socket) -> tuple[Generation, ...]:
 
 def generations(datagram: bytes) -> Iterator[Generation]:
     """Decode the new generations in a netlink datagram; other messages are passed over."""
-    from pyroute2.netlink.nfnetlink.nftsocket import nft_gen_msg  # noqa: PLC0415  takes 150 ms to import
-
-    offset = 0
-    while offset + _HEADER.size <= len(datagram):
-        length, kind, _, _, port = _HEADER.unpack_from(datagram, offset)
-        if length < _HEADER.size:
-            return
-        if kind == _NEWGEN:
-            message: Any = nft_gen_msg(datagram[offset : offset + length])
-            message.decode()
-            yield _generation(message, port)
-        offset += (length + 3) & ~3
+    for message in messages(datagram):
+        if message.kind == _NEWGEN:
+            yield _generation(attributes(message.body[len(_NFGENMSG) :]), message.port)
 
 
-def _generation(message: Any, port: int) -> Generation:
-    name = message.get_attr("NFTA_GEN_PROC_NAME") or "unknown"
-    pid = message.get_attr("NFTA_GEN_PROC_PID") or 0
-    return Generation(message.get_attr("NFTA_GEN_ID"), port, pid, name)
+def _generation(found: Mapping[int, bytes], port: int) -> Generation:
+    name = found.get(_PROCESS_NAME, b"").rstrip(b"\0").decode(errors="replace") or "unknown"
+    number, pid = (int.from_bytes(found.get(kind, b""), "big") for kind in (_ID, _PROCESS_ID))
+    return Generation(number, port, pid, name)
 
 
 def _enlarge(monitor: socket.socket) -> None:

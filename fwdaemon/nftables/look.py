@@ -1,5 +1,7 @@
 """Reads what the kernel holds: our tables, the gates, and rules of ours where none should be."""
 
+from collections.abc import Mapping
+
 from fwdaemon.config.model import Gate
 from fwdaemon.errors import ProcessError
 from fwdaemon.model import Family
@@ -27,8 +29,10 @@ class Observer:
         self._faults: list[str] = []
         self._libvirt = False
 
-    def look(self, generation: int, wanted: Wanted, *, everywhere: bool) -> Observed:
+    def look(self, generation: int, wanted: Wanted, known: Mapping[Family, Table], *, everywhere: bool) -> Observed:
         """Read our tables and the wanted gates; `everywhere` looks for gates that are not wanted, too.
+
+        What is found equal to `known` is given as the same object.
 
         Raises:
             ProcessError: `nft` could not list what is there.
@@ -39,7 +43,11 @@ class Observer:
         self._libvirt = any(table == LIBVIRT_TABLE for _, table in there)
         named = wanted_gates(sorted(wanted.families), wanted.configured)
         gates = [gate for gate in named if (gate.family, gate.table) in there]
-        tables = {family: self._table(family) for family in Family if (family_name(family), TABLE_NAME) in there}
+        tables = {
+            family: self._table(family, known.get(family))
+            for family in Family
+            if (family_name(family), TABLE_NAME) in there
+        }
         states = tuple(state for gate in gates if (state := self._gate(gate, wanted.mark)))
         strays = self._strays(there, gates, wanted.mark) if everywhere else ()
         return Observed(generation, tables, states, strays, tuple(self._faults), libvirt=self._libvirt)
@@ -48,10 +56,9 @@ class Observer:
         listing = self._runner.run("nft", "-j", "list", "tables").stdout
         return frozenset((item["family"], item["name"]) for item in items(listing, "table"))
 
-    def _table(self, family: Family) -> Table:
-        return read_table(
-            family, self._runner.run("nft", "-j", "list", "table", family_name(family), TABLE_NAME).stdout
-        )
+    def _table(self, family: Family, known: Table | None) -> Table:
+        listing = self._runner.run("nft", "-j", "list", "table", family_name(family), TABLE_NAME).stdout
+        return read_table(family, listing, known)
 
     def _gate(self, gate: Gate, mark: int) -> GateState | None:
         """Read a gate; `None` where the table has no such chain, or cannot be changed safely."""

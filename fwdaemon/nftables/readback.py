@@ -5,10 +5,11 @@ with it, so that the difference takes it away.
 """
 
 import json
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from ipaddress import ip_address, ip_network
-from typing import Any
+from typing import Any, TypeVar
 
 from fwdaemon.errors import KernelError
 from fwdaemon.model import Family
@@ -20,6 +21,13 @@ _PROTOCOL_NAMES = {6: "tcp", 17: "udp", 132: "sctp"}
 _ADDRESS_TYPES = ("ipv4_addr", "ipv6_addr")
 
 Item = Mapping[str, Any]
+_T = TypeVar("_T")
+
+# What is around the items of a listing, and between them.
+_BEGIN = re.compile(r'\s*\{\s*"nftables"\s*:\s*\[\s*')
+_COMMA = re.compile(r"\s*,\s*")
+_END = re.compile(r"\s*\]\s*\}\s*$")
+_DECODER = json.JSONDecoder()
 
 
 def items(listing: str, kind: str) -> Iterator[Item]:
@@ -29,22 +37,54 @@ def items(listing: str, kind: str) -> Iterator[Item]:
         KernelError: the listing is not what libnftables-json(5) describes.
 
     """
-    try:
-        everything = json.loads(listing)["nftables"]
-        return iter([item[kind] for item in everything if kind in item])
-    except (ValueError, KeyError, TypeError) as error:
-        raise KernelError(f"nft printed a listing that cannot be read ({error})") from error
+    return (item for found, item in every_item(listing) if found == kind)
 
 
-def read_table(family: Family, listing: str) -> Table:
-    """Read the listing of our table."""
+def every_item(listing: str) -> Iterator[tuple[str, Item]]:
+    """Give all objects with their kinds, one after the other: thousands of forwards make megabytes of listing.
+
+    Raises:
+        KernelError: the listing is not what libnftables-json(5) describes.
+
+    """
+    begin = _BEGIN.match(listing)
+    position = begin.end() if begin else 0
+    more = begin is not None and not _END.match(listing, position)
+    while more:
+        try:
+            item, position = _DECODER.raw_decode(listing, position)
+            yield from item.items()
+        except (ValueError, AttributeError) as error:
+            raise KernelError(f"nft printed a listing that cannot be read ({error})") from error
+        comma = _COMMA.match(listing, position)
+        position, more = comma.end() if comma else position, comma is not None
+    if begin is None or not _END.match(listing, position):
+        raise KernelError("nft printed a listing that cannot be read (it does not end as it should)")
+
+
+def read_table(family: Family, listing: str, known: Table | None = None) -> Table:
+    """Read the listing of our table; what is equal in `known` is given as the same object."""
     rules: defaultdict[str, list[Rule]] = defaultdict(list)
-    for item in items(listing, "rule"):
-        rules[item["chain"]].append(Rule("", item.get("comment", "")))
-    chains = {item["name"]: Chain(tuple(rules[item["name"]]), _hook(item)) for item in items(listing, "chain")}
-    sets = {item["name"]: _set(item, verdict=False) for item in items(listing, "set")}
-    maps = {item["name"]: _set(item, verdict=True) for item in items(listing, "map")}
-    return Table(family, chains, sets | maps)
+    hooks: dict[str, Hook | None] = {}
+    sets: dict[str, Set] = {}
+    for kind, item in every_item(listing):
+        match kind:
+            case "rule":
+                rules[item["chain"]].append(Rule("", item.get("comment", "")))
+            case "chain":
+                hooks[item["name"]] = _hook(item)
+            case "set" | "map":
+                sets[item["name"]] = _set(item, verdict=kind == "map")
+    chains = {name: Chain(tuple(rules.get(name, ())), hook) for name, hook in hooks.items()}
+    if known is None:
+        return Table(family, chains, sets)
+    return Table(family, _shared(chains, known.chains), _shared(sets, known.sets))
+
+
+def _shared(these: Mapping[str, _T], known: Mapping[str, _T]) -> Mapping[str, _T]:
+    """Give what is equal as the same objects, keys and all: most of the time nothing is left of a listing."""
+    shared = {name: known[name] if known.get(name) == item else item for name, item in these.items()}
+    return known if shared == known else shared
 
 
 def _hook(chain: Item) -> Hook | None:

@@ -1,7 +1,8 @@
 """From the desired state to the tables that do it.
 
 The frame of a table, which is its hooks, maps and sets, is the same whatever is open; only the parts for 127.0.0.1 come
-and go. What is open are branches (`fwdaemon.nftables.branches`).
+and go. What is open are branches (`fwdaemon.nftables.branches`). Here tables are made whole;
+`fwdaemon.nftables.rulebook` brings those of one state up to date for the next.
 
 Every packet of a new connection walks five lookups, from the most specific claim to the least: its address and port in
 a hash, its address and port in ranges, then the same two for every local address, then its address alone. What it finds
@@ -9,7 +10,8 @@ is the chain of one *slot* (`fwdaemon.slots`), which holds a rule for each forwa
 a 1:1 NAT. A packet no rule takes goes on as if we were not there.
 """
 
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
 
 from fwdaemon.desired import Desired, Opening
 from fwdaemon.model import Family, collapse
@@ -52,7 +54,7 @@ _LOCALHOST = "127.0.0.1"
 
 def tables(desired: Desired) -> dict[Family, Table]:
     """Make the table of each family that needs one."""
-    return {family: _table(family, tuple(branches(family, desired)), desired) for family in sorted(desired.families)}
+    return {family: _table(family, branches(family, desired), desired) for family in sorted(desired.families)}
 
 
 def chains_of(desired: Desired) -> dict[tuple[Family, str], tuple[Opening, ...]]:
@@ -60,12 +62,27 @@ def chains_of(desired: Desired) -> dict[tuple[Family, str], tuple[Opening, ...]]
     return {(family, branch.chain): branch.openings for family in Family for branch in branches(family, desired)}
 
 
-def _table(family: Family, found: Iterable[Branch], desired: Desired) -> Table:
+def frame(family: Family, desired: Desired) -> Table:
+    """Make the table that is there whatever is open."""
     localhost = desired.localhost and family is Family.IPV4
     chains = _frame(family, desired.mark, localhost=localhost)
-    chains |= {branch.chain: Chain(branch.rules) for branch in found}
+    maps = {name: Set(set_type) for name, set_type in _map_types(family).items()}
     sets = {"guest_subnets": _guest_subnets(family, desired), OUTER: _outer(desired), ENDED: Set(_ended_type(family))}
-    return Table(family, chains, _maps(family, found) | sets)
+    return Table(family, chains, maps | sets)
+
+
+def with_elements(bare: Table, chains: Mapping[str, Chain], elements: Mapping[str, Mapping[str, str | None]]) -> Table:
+    """Add branches to a frame: their chains, and by map the elements that lead to them."""
+    maps = {name: Set(bare.sets[name].type, found) for name, found in elements.items()}
+    return Table(bare.family, {**bare.chains, **chains}, {**bare.sets, **maps})
+
+
+def _table(family: Family, found: Iterable[Branch], desired: Desired) -> Table:
+    chains, elements = {}, defaultdict[str, dict[str, str | None]](dict)
+    for branch in found:
+        chains[branch.chain] = Chain(branch.rules)
+        elements[branch.map][branch.key] = branch.chain
+    return with_elements(frame(family, desired), chains, elements)
 
 
 # --- hooks -----------------------------------------------------------------------------------------------------------
@@ -150,13 +167,6 @@ def _guard() -> tuple[Rule, ...]:
 
 
 # --- maps and sets ---------------------------------------------------------------------------------------------------
-
-
-def _maps(family: Family, found: Iterable[Branch]) -> dict[str, Set]:
-    elements: dict[str, dict[str, str | None]] = {name: {} for name in _map_types(family)}
-    for branch in found:
-        elements[branch.map][branch.key] = branch.chain
-    return {name: Set(set_type, elements[name]) for name, set_type in _map_types(family).items()}
 
 
 def _map_types(family: Family) -> dict[str, SetType]:

@@ -2,10 +2,10 @@
 
 import struct
 from dataclasses import dataclass
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from typing import Final
 
-from fwdaemon.model import Address, Family
+from fwdaemon.model import Address, Family, Subnet
 from fwdaemon.rtnetlink.client import FAMILIES, Rtnetlink
 from fwdaemon.rtnetlink.wire import attribute, attributes
 
@@ -31,6 +31,12 @@ def addresses(kernel: Rtnetlink, family: Family, index: int = 0) -> list[KernelA
     """Give the addresses of one interface, or of all."""
     listed = kernel.entries(_GET, _FIXED.pack(FAMILIES[family], 0, 0, 0, index))
     return [entry for entry in map(_read, listed) if Family.of(entry.address) is family]
+
+
+def subnets(kernel: Rtnetlink) -> list[tuple[KernelAddress, Subnet]]:
+    """Give all addresses of the host, each with the subnet it is configured with."""
+    listed = [body for family in Family for body in kernel.entries(_GET, _FIXED.pack(FAMILIES[family], 0, 0, 0, 0))]
+    return [(_read(body), _subnet(body)) for body in listed]
 
 
 def add_address(kernel: Rtnetlink, entry: KernelAddress) -> None:
@@ -64,3 +70,8 @@ def _read(body: bytes) -> KernelAddress:
     found = attributes(body[_FIXED.size :])
     # On a point-to-point link IFA_ADDRESS is the other end.
     return KernelAddress(ip_address(found.get(_LOCAL) or found[_ADDRESS]), index)
+
+
+def _subnet(body: bytes) -> Subnet:
+    _family, prefix_length, *_rest = _FIXED.unpack_from(body)
+    return ip_network((attributes(body[_FIXED.size :])[_ADDRESS], prefix_length), strict=False)

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
-from time import perf_counter
+from time import process_time
 from uuid import UUID, uuid5
 
 import pytest
@@ -269,8 +269,8 @@ def test_many_claims_on_one_address_cost_no_more() -> None:
     """1,000 guests that all claim the same 50 addresses: seconds, were every claim compared with every other."""
     claims = tuple((f"192.168.122.{octet}", AGENT) for octet in range(10, 60))
     domains = [guest(f"web{number}", nic(*claims, number=number % 256)) for number in range(1000)]
-    begun = perf_counter()
+    begun = process_time()
     book = AddressBook(inventory(*domains))
     for domain in domains:
         assert isinstance(book.believed(domain, domain.interfaces[0], Family.IPV4), Refusal)
-    assert perf_counter() - begun < 5
+    assert process_time() - begun < 5

@@ -155,6 +155,39 @@ def test_hostile_domain_name(tmp_path: Path, driver: libvirt.virConnect) -> None
     asyncio.run(scenario())
 
 
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Note whose XML is asked for from now on."""
+    names: list[str] = []
+    question = libvirt.virDomain.XMLDesc
+
+    def noted(domain: libvirt.virDomain, flags: int = 0) -> str:
+        names.append(domain.name())
+        return question(domain, flags)
+
+    monkeypatch.setattr(libvirt.virDomain, "XMLDesc", noted)
+    return names
+
+
+def test_only_a_domain_in_doubt_is_asked_again(
+    tmp_path: Path, driver: libvirt.virConnect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario() -> None:
+        async with bench(tmp_path) as keeping:
+            await keeping.until("answers")
+            names = asked(monkeypatch)
+            assert await keeping.running() == {"test"}
+            assert names == []
+            driver.createXML(WEB1)
+            await keeping.until("domain web1 started")
+            assert await keeping.running() == {"test", "web1"}
+            assert names == ["web1"]
+            keeping.keeper.doubt()
+            assert await keeping.running() == {"test", "web1"}
+            assert sorted(names) == ["test", "web1", "web1"]
+
+    asyncio.run(scenario())
+
+
 class Unreliable(LibvirtConnection):
     """The real connection, with a made-up failure on demand."""
 

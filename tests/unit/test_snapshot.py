@@ -51,6 +51,11 @@ def learned(inventory: Inventory) -> list[str]:
     return [f"{item.address} {item.source}" for item in inventory.domains[0].interfaces[0].learned]
 
 
+def test_what_leads_to_a_guest_leads_nowhere_else_even_when_its_bridge_is_gone() -> None:
+    host = HostObservation(outer=frozenset({"eth0", "vnet0"}))
+    assert merge([observation()], host, {}).outer == {"eth0"}
+
+
 def test_claims_are_sorted_by_precedence() -> None:
     seen = observation(
         claim("192.168.122.12", AddressSource.RESERVATION),
