@@ -10,7 +10,7 @@ from fwdaemon.errors import ProcessError
 from fwdaemon.flows import Flow
 from fwdaemon.model import Family
 from fwdaemon.nftables.difference import creation, refusal_script
-from fwdaemon.nftables.gates import GateState, iptables_script, is_iptables
+from fwdaemon.nftables.gates import GateState, gate_script, is_iptables
 from fwdaemon.nftables.generation import current_generation
 from fwdaemon.nftables.look import Observer, iptables_program
 from fwdaemon.nftables.model import Table
@@ -70,11 +70,10 @@ class NftablesBackend:
         desired = replace(desired, kept=frozenset(there) if not self._gates_only else frozenset())
         observed = self._look(desired, thorough=True)
         rulebook = Rulebook()
-        plan = Plan.of(self._tables(rulebook, desired), observed, desired.mark)
+        plan = Plan.of(self._tables(rulebook, desired), observed)
         gates = tuple(GateChange(state.gate, restored=False, fault=state.fault) for state in plan.shut)
-        programs = [*((state, desired.mark) for state in plan.shut), *((state, None) for state in plan.strays)]
-        scripts = [iptables_script(state, mark) for state, mark in programs if is_iptables(state.gate)]
-        script = plan.script + "".join(scripts)
+        opened = [gate_script(state, desired.mark) for state in plan.shut]
+        script = "".join([plan.script, *opened, *(gate_script(state, None) for state in plan.strays)])
         return Outcome(
             _served(rulebook, plan.mended),
             stale=stale(plan.tables, observed.tables),
@@ -112,21 +111,24 @@ class NftablesBackend:
     def _reconcile(self, desired: Desired, observed: Observed) -> Outcome:
         if self._settled is not None and desired is self._settled[0] and observed is self._settled[1]:
             return Outcome(faults=self._settled[2])
-        plan = Plan.of(self._tables(self._rulebook, desired), observed, desired.mark)
+        plan = Plan.of(self._tables(self._rulebook, desired), observed)
         faults = [*observed.faults, *self._missing_libvirt(observed)]
+        refused: Mapping[Gate, str] = {}
         if plan.empty:
             self._settled = (desired, observed, tuple(faults))
         else:
-            faults += self._commit(plan, desired.mark)
+            refused = self._commit(plan, desired.mark)
             self._remember(plan, observed)
-        return self._outcome(plan, observed, faults)
+        return self._outcome(plan, observed, refused, [*faults, *refused.values()])
 
-    def _outcome(self, plan: Plan, observed: Observed, faults: Iterable[str]) -> Outcome:
+    def _outcome(self, plan: Plan, observed: Observed, refused: Collection[Gate], faults: Iterable[str]) -> Outcome:
         """Tell what was done. It takes time where it was much, so it comes after the commit."""
         damaged = plan.damaged(self._committed, observed)
         self._committed = plan.tables
-        gates = tuple(GateChange(state.gate, state.gate in self._opened, state.fault) for state in plan.shut)
-        self._opened.update(state.gate for state in observed.gates)
+        moved = [state for state in plan.shut if state.gate not in refused]
+        gates = tuple(GateChange(state.gate, state.gate in self._opened, state.fault) for state in moved)
+        self._opened.update(state.gate for state in observed.gates if state.gate not in refused)
+        closed = any(state.gate not in refused for state in plan.strays)
         return Outcome(
             _served(self._rulebook, plan.mended),
             _served(self._rulebook, damaged),
@@ -134,7 +136,7 @@ class NftablesBackend:
             gates,
             tuple(faults),
             plan.script,
-            changed=not plan.empty,
+            changed=bool(plan.script or moved or closed),
         )
 
     def _tables(self, rulebook: Rulebook, desired: Desired) -> dict[Family, Table]:
@@ -146,23 +148,29 @@ class NftablesBackend:
         missing = self._committed and self._seen_libvirt and not observed.libvirt
         return [_LIBVIRT_MISSING] if missing else []
 
-    def _commit(self, plan: Plan, mark: int) -> list[str]:
+    def _commit(self, plan: Plan, mark: int) -> dict[Gate, str]:
         """Commit, and tell which gates could not be moved: one that cannot is no reason to leave the rest undone."""
         # A gate that opens early lets nothing through that is not marked; one that opens late refuses what is.
-        faults = [self._restore(state, iptables_script(state, mark)) for state in plan.shut if is_iptables(state.gate)]
+        faults = {state.gate: self._move(state, mark) for state in plan.shut}
         if plan.script:
             self._runner.run("nft", "-f", "-", stdin=plan.script)
-        faults += [
-            self._restore(state, iptables_script(state, None)) for state in plan.strays if is_iptables(state.gate)
-        ]
-        return [fault for fault in faults if fault]
+        faults |= {state.gate: self._move(state, None) for state in plan.strays}
+        return {gate: fault for gate, fault in faults.items() if fault}
 
-    def _restore(self, state: GateState, script: str) -> str:
+    def _move(self, state: GateState, mark: int | None) -> str:
+        """Make or move a gate, or without a `mark` close it; gives what is wrong where that is refused."""
         try:
-            self._runner.run(iptables_program(state.gate, "-restore"), "--noflush", "--wait", stdin=script)
+            self._change(state, mark)
         except ProcessError as error:
-            return f"the gate in {state.gate} could not be changed: {error}"
+            return f"the gate in {state.gate} could not be changed: {error}{_hint(state.gate, error)}"
         return ""
+
+    def _change(self, state: GateState, mark: int | None) -> None:
+        script = gate_script(state, mark)
+        if is_iptables(state.gate):
+            self._runner.run(iptables_program(state.gate, "-restore"), "--noflush", "--wait", stdin=script)
+        else:
+            self._runner.run("nft", "-f", "-", stdin=script)
 
     def _remember(self, plan: Plan, observed: Observed) -> None:
         """Know what is there after a commit of tables alone; gates want a fresh look."""
@@ -176,6 +184,13 @@ class NftablesBackend:
         generation = (observed.generation + 1) & 0xFFFFFFFF
         alone = current_generation() == generation
         self._observed = replace(observed, generation=generation, listed=listed) if alone else None
+
+
+def _hint(gate: Gate, error: ProcessError) -> str:
+    owned = not is_iptables(gate) and "Operation not permitted" in str(error)
+    return (
+        "; a running program may own that table alone, as firewalld does unless NftablesTableOwner=no" if owned else ""
+    )
 
 
 def _served(rulebook: Rulebook, chains: Chains) -> frozenset[Opening]:

@@ -6,6 +6,7 @@ returns, and the packet goes on to the next lookup.
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 from fwdaemon.desired import Desired, Forward, Nat, Opening, Route
 from fwdaemon.model import Address, Family, PortRange, Subnet, collapse
@@ -118,13 +119,19 @@ def _dnat(forward: Forward, ports: PortRange) -> str:
     if ports.width == 1:
         return f"dnat to {_with_port(forward.target, ports.first + shift)}"
     if shift == 0:
-        return f"dnat to {forward.target}"
+        return f"dnat to {_text(forward.target)}"
     pairs = ", ".join(f"{port} : {port + shift}" for port in ports)
-    return f"dnat to {forward.target} : {forward.protocol} dport map {{ {pairs} }}"
+    return f"dnat to {_text(forward.target)} : {forward.protocol} dport map {{ {pairs} }}"
 
 
 def _with_port(address: Address, port: int) -> str:
-    return f"[{address}]:{port}" if Family.of(address) is Family.IPV6 else f"{address}:{port}"
+    return f"[{_text(address)}]:{port}" if Family.of(address) is Family.IPV6 else f"{_text(address)}:{port}"
+
+
+@lru_cache(maxsize=256)
+def _text(address: Address) -> str:
+    """Write an address; a guest has many forwards, one after the other."""
+    return str(address)
 
 
 # --- 1:1 NATs --------------------------------------------------------------------------------------------------------

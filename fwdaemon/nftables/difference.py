@@ -6,17 +6,20 @@
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Final, TypeVar
+from itertools import compress, repeat
+from operator import is_not
+from typing import Final, TypeAlias, TypeVar
 
 from fwdaemon.flows import Flow
 from fwdaemon.model import Family
-from fwdaemon.nftables.model import ENDED, Chain, Set, Table, table_name
+from fwdaemon.nftables.model import ENDED, Chain, Table, table_name
 
 # The kernel takes a netlink batch of any size, but a line of script is easier to read, and to find an error in, when it
 # is not megabytes long.
 _ELEMENTS_A_LINE = 200
 
 _T = TypeVar("_T")
+_Elements: TypeAlias = Mapping[str, str | None]
 _MISSING: Final = object()
 
 
@@ -34,18 +37,23 @@ def difference(family: Family, desired: Table | None, observed: Table | None) ->
         return Difference()
     if desired is None:
         return Difference((f"delete table {table_name(family)}",))
-    if observed is None or not _same_frame(desired, observed):
+    if observed is None:
         return Difference(tuple(_replace(desired)), frozenset(desired.chains))
-    return Difference(tuple(_changes(desired, observed)), _mended(desired, observed))
+    chains = _differing(desired.chains, observed.chains)
+    if not _same_frame(desired, observed, chains):
+        return Difference(tuple(_replace(desired)), frozenset(desired.chains))
+    elements = _new_elements(desired, observed)
+    return Difference(tuple(_changes(desired, observed, chains, elements)), _mended(desired, chains, elements))
 
 
 def mended(desired: Table | None, observed: Table | None) -> frozenset[str]:
     """Name the chains of `desired` whose openings do not work with `observed`."""
     if desired is None or desired is observed:
         return frozenset()
-    if observed is None or not _same_frame(desired, observed):
+    chains = _differing(desired.chains, observed.chains) if observed is not None else {}
+    if observed is None or not _same_frame(desired, observed, chains):
         return frozenset(desired.chains)
-    return _mended(desired, observed)
+    return _mended(desired, chains, _new_elements(desired, observed))
 
 
 def creation(table: Table) -> str:
@@ -69,11 +77,10 @@ def _replace(table: Table) -> Iterator[str]:
     yield creation(table)
 
 
-def _same_frame(desired: Table, observed: Table) -> bool:
+def _same_frame(desired: Table, observed: Table, differing: Mapping[str, Chain]) -> bool:
     """Whether hooks and set types agree, which cannot be changed in place; chains may come and go."""
     return _types(desired) == _types(observed) and not any(
-        name in observed.chains and observed.chains[name].hook != chain.hook
-        for name, chain in _differing(desired.chains, observed.chains).items()
+        name in observed.chains and observed.chains[name].hook != chain.hook for name, chain in differing.items()
     )
 
 
@@ -81,14 +88,23 @@ def _types(table: Table) -> dict[str, object]:
     return {name: content.type for name, content in table.sets.items()}
 
 
-def _changes(desired: Table, observed: Table) -> Iterator[str]:
+def _new_elements(desired: Table, observed: Table) -> dict[str, _Elements]:
+    """Give the elements of each set that are not there, or lead elsewhere."""
+    return {name: _differing(content.elements, observed.sets[name].elements) for name, content in desired.sets.items()}
+
+
+def _changes(
+    desired: Table, observed: Table, chains: Mapping[str, Chain], elements: Mapping[str, _Elements]
+) -> Iterator[str]:
     # Chains first, since elements name them; what is no longer named goes last.
-    for name, chain in _differing(desired.chains, observed.chains).items():
+    for name, chain in chains.items():
         yield from _fill(desired.name, name, chain, existing=name in observed.chains)
-    for name, content in desired.sets.items():
-        yield from _set_changes(f"{desired.name} {name}", content, observed.sets[name])
-    for name in observed.chains.keys() - desired.chains.keys():
-        yield f"delete chain {desired.name} {name}"
+    for name, new in elements.items():
+        gone = _differing(observed.sets[name].elements, desired.sets[name].elements)
+        yield from _set_changes(f"{desired.name} {name}", gone, new)
+    for name in _differing(observed.chains, desired.chains):
+        if name not in desired.chains:
+            yield f"delete chain {desired.name} {name}"
 
 
 def _fill(table: str, name: str, chain: Chain, *, existing: bool) -> Iterator[str]:
@@ -98,12 +114,10 @@ def _fill(table: str, name: str, chain: Chain, *, existing: bool) -> Iterator[st
         yield f"add rule {table} {name} {rule}"
 
 
-def _set_changes(where: str, desired: Set, observed: Set) -> Iterator[str]:
-    gone = _differing(observed.elements, desired.elements).items()
-    new = _differing(desired.elements, observed.elements).items()
+def _set_changes(where: str, gone: _Elements, new: _Elements) -> Iterator[str]:
     # Only the key of an element may be named when it is deleted from a verdict map.
-    yield from _elements("delete", where, [key for key, _ in sorted(gone)])
-    yield from _elements("add", where, [_element(element) for element in sorted(new)])
+    yield from _elements("delete", where, sorted(gone))
+    yield from _elements("add", where, [_element(element) for element in sorted(new.items())])
 
 
 def refusal_script(flows: Iterable[Flow]) -> str:
@@ -126,26 +140,24 @@ def _element(element: tuple[str, str | None]) -> str:
     return key if chain is None else f"{key} : jump {chain}"
 
 
-def _mended(desired: Table, observed: Table) -> frozenset[str]:
-    """Name the chains that were not reached, or not right, in `observed`."""
-    wrong = _differing(desired.chains, observed.chains)
-    if "forwards" in wrong or any(chain.hook for chain in wrong.values()):
+def _mended(desired: Table, chains: Mapping[str, Chain], elements: Mapping[str, _Elements]) -> frozenset[str]:
+    """Name the chains that were not reached, or not right: these chains differed, and these elements."""
+    if "forwards" in chains or any(chain.hook for chain in chains.values()):
         return frozenset(desired.chains)
-    added = (
-        chain
-        for name, content in desired.sets.items()
-        for chain in _differing(content.elements, observed.sets[name].elements).values()
-    )
-    return frozenset(wrong).union(chain for chain in added if chain is not None)
+    reached = (chain for new in elements.values() for chain in new.values() if chain is not None)
+    return frozenset(chains).union(reached)
 
 
 def _differing(these: Mapping[str, _T], those: Mapping[str, _T]) -> dict[str, _T]:
-    """Give those of `these` that are not among `those`, or another there; what is the same object is not compared."""
+    """Give those of `these` that are not among `those`, or another there; what is the same object is not compared.
+
+    Of thousands nearly all are the same, so they are passed over without a line of Python for each.
+    """
     if these is those:
         return {}
-    return {
-        name: item for name, item in these.items() if (other := those.get(name, _MISSING)) is not item and other != item
-    }
+    others = map(those.get, these, repeat(_MISSING))
+    differing = compress(these.items(), map(is_not, these.values(), others))
+    return {name: item for name, item in differing if those.get(name, _MISSING) != item}
 
 
 def tables_difference(desired: Mapping[Family, Table], observed: Mapping[Family, Table]) -> dict[Family, Difference]:

@@ -7,11 +7,13 @@ A chain of iptables-nft is changed through iptables-nft alone, since a native ru
 whole table. Chains are never created here.
 """
 
+import re
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from fwdaemon.config.model import Gate
 from fwdaemon.model import Family
+from fwdaemon.naming import rule_lines
 from fwdaemon.nftables.model import family_name
 from fwdaemon.nftables.readback import Item, items
 
@@ -19,6 +21,7 @@ COMMENT = "kvm-portfwd"
 # Where libvirt writes its rules: a table of its own, or a chain linked from iptables' FORWARD.
 LIBVIRT_TABLE = "libvirt_network"
 LIBVIRT_CHAIN = "LIBVIRT_FWI"
+_QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
 _KNOWN_CHAINS = ((LIBVIRT_TABLE, "forward"), ("filter", "FORWARD"))
 
 
@@ -68,8 +71,10 @@ def read_native(gate: Gate, listing: str, mark: int) -> GateState:
 
 def read_iptables(gate: Gate, listing: str, mark: int) -> GateState:
     """Read `iptables-nft -S FORWARD`."""
-    rules = [line.removeprefix("-A FORWARD ") for line in listing.splitlines() if line.startswith("-A FORWARD ")]
-    ours = tuple(rule for rule in rules if f"--comment {COMMENT} " in rule)
+    lines = rule_lines(listing)
+    rules = [line.removeprefix("-A FORWARD ") for line in lines if line.startswith("-A FORWARD ")]
+    # What stands inside quotes is somebody's text, ours needs none.
+    ours = tuple(rule for rule in rules if f"--comment {COMMENT} " in _QUOTED.sub('""', rule))
     return GateState(gate, ours, first=bool(rules) and rules[0] == _iptables_rule(mark))
 
 
@@ -97,6 +102,14 @@ def iptables_script(state: GateState, mark: int | None) -> str:
     if mark is not None:
         lines.append(f"-I FORWARD 1 {_iptables_rule(mark)}")
     return "\n".join(["*filter", *lines, "COMMIT", ""])
+
+
+def gate_script(state: GateState, mark: int | None) -> str:
+    """Write what makes or moves a gate, or without a `mark` closes it, for the program that changes its chain."""
+    if is_iptables(state.gate):
+        return iptables_script(state, mark)
+    lines = closing_script(state) if mark is None else opening_script(state, mark)
+    return "".join(f"{line}\n" for line in lines)
 
 
 def _iptables_rule(mark: int) -> str:

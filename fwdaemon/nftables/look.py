@@ -48,7 +48,7 @@ class Observer:
             for family in Family
             if (family_name(family), TABLE_NAME) in there
         }
-        states = tuple(state for gate in gates if (state := self._gate(gate, wanted.mark)))
+        states = tuple(state for gate in gates if (state := self.gate(gate, wanted.mark)))
         strays = self._strays(there, gates, wanted.mark) if everywhere else ()
         return Observed(generation, tables, states, strays, tuple(self._faults), libvirt=self._libvirt)
 
@@ -60,7 +60,7 @@ class Observer:
         listing = self._runner.run("nft", "-j", "list", "table", family_name(family), TABLE_NAME).stdout
         return read_table(family, listing, known)
 
-    def _gate(self, gate: Gate, mark: int) -> GateState | None:
+    def gate(self, gate: Gate, mark: int) -> GateState | None:
         """Read a gate; `None` where the table has no such chain, or cannot be changed safely."""
         if is_iptables(gate):
             return self._iptables_gate(gate, mark)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from fwdaemon.model import Family
 from fwdaemon.nftables.difference import Difference, mended, tables_difference
-from fwdaemon.nftables.gates import GateState, closing_script, is_iptables, opening_script
+from fwdaemon.nftables.gates import GateState
 from fwdaemon.nftables.model import Table
 from fwdaemon.nftables.observed import Observed
 
@@ -15,9 +15,10 @@ Chains = Mapping[Family, frozenset[str]]
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """One commit. `script` is for `nft -f`; gates of iptables-nft in `shut` and `strays` go through that program.
+    """One commit, which is `script` for `nft -f`, and the gates to be opened (`shut`) or closed (`strays`).
 
-    `tables` are what our tables will be, `mended` their chains that do not do their work before it.
+    Each gate is changed by itself: it stands in a table of others, who may refuse it. `tables` are what our tables will
+    be, `mended` their chains that do not do their work before it.
     """
 
     tables: dict[Family, Table]
@@ -27,14 +28,12 @@ class Plan:
     mended: Chains
 
     @classmethod
-    def of(cls, wanted: dict[Family, Table], observed: Observed, mark: int) -> "Plan":
+    def of(cls, wanted: dict[Family, Table], observed: Observed) -> "Plan":
         """Compare what shall be with what is."""
         changes = tables_difference(wanted, observed.tables)
         shut = tuple(state for state in observed.gates if not state.open)
-        lines = [line for change in changes.values() for line in change.script]
-        lines += [line for state in shut if not is_iptables(state.gate) for line in opening_script(state, mark)]
-        lines += [line for state in observed.strays if not is_iptables(state.gate) for line in closing_script(state)]
-        return cls(wanted, "".join(f"{line}\n" for line in lines), shut, observed.strays, _mended(changes))
+        script = "".join(f"{line}\n" for change in changes.values() for line in change.script)
+        return cls(wanted, script, shut, observed.strays, _mended(changes))
 
     @property
     def empty(self) -> bool:

@@ -1,5 +1,6 @@
 """The nftables backend on the real kernel: what is written comes back equal, and whatever is bent is mended."""
 
+import subprocess
 from dataclasses import replace
 
 import pytest
@@ -13,6 +14,7 @@ from fwdaemon.model import Family, Protocol
 from fwdaemon.nftables.backend import NftablesBackend
 from fwdaemon.nftables.generation import current_generation
 from fwdaemon.process import SystemRunner
+from tests.lab.place import wait_until
 from tests.unit.forwards import address, forward, in_ipv6, nat, route, some_states
 
 WEB = forward("tcp *:80", "192.168.122.50:80")
@@ -192,8 +194,9 @@ def test_gates_are_opened_first_kept_first_and_closed(backend: NftablesBackend, 
 
     runner.run("iptables-nft", "-D", "FORWARD", "1")
     runner.run("iptables-nft", "-D", "FORWARD", "1")
-    closed = backend.apply(replace(desired, gates=()), thorough=False)
-    assert "delete rule inet theirs forward" in closed.script
+    assert "kvm-portfwd" in runner.run("nft", "list", "chain", "inet", "theirs", "forward").stdout
+    backend.apply(replace(desired, gates=()), thorough=False)
+    assert "kvm-portfwd" not in runner.run("nft", "list", "chain", "inet", "theirs", "forward").stdout
     backend.remove()
     runner.run("iptables-nft", "-I", "FORWARD", "-j", "DROP")
     runner.run("iptables-nft", "-D", "FORWARD", "1")
@@ -202,6 +205,24 @@ def test_gates_are_opened_first_kept_first_and_closed(backend: NftablesBackend, 
     assert [line for line in before.splitlines() if "drop" not in line] == [
         line for line in after.splitlines() if "drop" not in line
     ]
+
+
+def test_a_gate_that_is_refused_stops_nothing_else(backend: NftablesBackend, runner: SystemRunner) -> None:
+    table = "add table inet theirs { flags owner; }"
+    chain = "add chain inet theirs forward { type filter hook forward priority 0; }"
+    owner = subprocess.Popen(["nft", "-i"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)  # noqa: S607
+    with owner:
+        assert owner.stdin is not None
+        owner.stdin.write(f"{table}\n{chain}\n")
+        owner.stdin.flush()
+        wait_until(lambda: "hook forward" in runner.run("nft", "list", "ruleset").stdout, "the owned table")
+        desired = replace(ALL, gates=(Gate("inet", "theirs", "forward"),))
+        outcome = backend.apply(desired, thorough=False)
+        assert outcome.mended == ALL.forwards
+        assert ["may own that table alone" in fault for fault in outcome.faults] == [True]
+        assert outcome.gates == ()
+        assert not backend.apply(desired, thorough=True).changed
+        owner.stdin.close()
 
 
 def test_foreign_rules_come_through_byte_for_byte(backend: NftablesBackend, runner: SystemRunner) -> None:

@@ -80,6 +80,12 @@ def test_the_gate_of_iptables_is_open_only_at_the_head(found: str, *, is_open: b
     assert read_iptables(FORWARD, found, MARK).open is is_open
 
 
+@pytest.mark.parametrize("text", ["x --comment kvm-portfwd y", "x\n-A FORWARD -m comment --comment kvm-portfwd y"])
+def test_a_comment_that_quotes_ours_makes_no_rule_ours(text: str) -> None:
+    found = f'-A FORWARD -s 192.0.2.1/32 -m comment --comment "{text}" -j DROP\n'
+    assert read_iptables(FORWARD, found, MARK).ours == ()
+
+
 def test_the_gate_of_iptables_is_moved_in_one_restore() -> None:
     state = read_iptables(FORWARD, f"-A FORWARD -j DROP\n{OURS}\n", MARK)
     rule = OURS.removeprefix("-A FORWARD ")
