@@ -2,10 +2,11 @@
 
 import argparse
 import asyncio
+import faulthandler
 from pathlib import Path
 
 from fwdaemon import config as configuration
-from fwdaemon import journal
+from fwdaemon import journal, memory
 from fwdaemon.config.model import Config
 from fwdaemon.daemon import Daemon
 from fwdaemon.metrics.requirement import satisfied
@@ -14,6 +15,8 @@ from fwdaemon.metrics.requirement import satisfied
 def run(options: argparse.Namespace) -> int:
     """Run until told to stop."""
     journal.set_up()
+    faulthandler.enable()  # systemd's watchdog ends us by SIGABRT: the journal then tells where each thread was
+    memory.be_frugal()
     asyncio.run(_work(options.config, satisfied(configuration.load(options.config))))
     return 0
 

@@ -2,11 +2,15 @@
 
 The lock is held as long as its holder lives, however that ends. Who has it may take away a socket that is left there:
 nobody listens on it any more.
+
+The group that may connect is named in an access control list, as the file's owner may write one; to give the file away
+would take CAP_CHOWN, and with it the power over every file there is.
 """
 
 import fcntl
 import os
 import socket
+import struct
 from pathlib import Path
 from typing import Final
 
@@ -16,7 +20,14 @@ SOCKET: Final = Path("/run/kvm-portfwd/control.sock")
 
 _BACKLOG: Final = 16
 _FOR_OWNER: Final = 0o600
-_FOR_GROUP: Final = 0o660
+
+# linux/posix_acl_xattr.h and linux/posix_acl.h: a version, then entries of tag, permissions and number, in this order.
+_ACCESS_LIST: Final = "system.posix_acl_access"
+_VERSION: Final = struct.pack("<I", 2)
+_ENTRY: Final = struct.Struct("<HHI")
+_OWNER, _OWNING_GROUP, _GROUP, _MASK, _OTHERS = 0x01, 0x04, 0x08, 0x10, 0x20
+_NOTHING, _READ_AND_WRITE = 0, 6
+_NOBODY: Final = 0xFFFFFFFF
 
 
 class AlreadyRunningError(PortfwdError):
@@ -67,10 +78,10 @@ class Listener:
 
     def admit(self, group: int | None) -> None:
         """Let the members of a group connect, or root alone. Raises OSError when that cannot be done."""
-        # Nobody of one group while it becomes the other's.
-        self._path.chmod(_FOR_OWNER)
-        os.chown(self._path, 0, group or 0)
-        self._path.chmod(_FOR_OWNER if group is None else _FOR_GROUP)
+        if group is None:
+            self._path.chmod(_FOR_OWNER)  # closes the list's mask too: acl(5)
+        else:
+            os.setxattr(self._path, _ACCESS_LIST, _access_list(group))
 
     def close(self) -> None:
         """Take the socket away and give the lock back."""
@@ -80,3 +91,15 @@ class Listener:
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
+
+
+def _access_list(group: int) -> bytes:
+    """Give the list that lets the owner and the members of a group connect, and nobody else."""
+    entries = (
+        (_OWNER, _READ_AND_WRITE, _NOBODY),
+        (_OWNING_GROUP, _NOTHING, _NOBODY),
+        (_GROUP, _READ_AND_WRITE, group),
+        (_MASK, _READ_AND_WRITE, _NOBODY),
+        (_OTHERS, _NOTHING, _NOBODY),
+    )
+    return _VERSION + b"".join(_ENTRY.pack(*entry) for entry in entries)

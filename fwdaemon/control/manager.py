@@ -19,6 +19,7 @@ from fwdaemon.control.interface import Method, Parameters, Send, Service, encode
 from fwdaemon.control.protocol import CONFIGURATION_REFUSED, MANAGER, METRICS_UNAVAILABLE, CallError
 from fwdaemon.desired import Desired
 from fwdaemon.libvirt_link import ConnectionState
+from fwdaemon.memory import give_back
 from fwdaemon.netfilter import Side
 from fwdaemon.records import Records
 from fwdaemon.reloads import Reloaded
@@ -32,6 +33,8 @@ _FRESH_S: Final = 1.0
 _REST: Final = 4
 # The counters of ten thousand forwards take less; without them a status is still worth having.
 _COUNTING_S: Final = 5.0
+# How long one is kept in any case.
+_KEPT_S: Final = 5.0
 # Whoever watches hears of a burst once, and of a connection to libvirt within a second: that it is lost wakes nobody.
 _BURST_S: Final = 0.1
 _LIBVIRT_S: Final = 1.0
@@ -100,8 +103,15 @@ class Manager:
         known, now = (self._feed.revision, self._libvirt()), asyncio.get_running_loop().time()
         if self._made is None or self._made.known != known or now >= self._made.at + self._fresh_s:
             self._made = _Made(known, now, asyncio.ensure_future(self._make()))
+            asyncio.get_running_loop().call_later(_KEPT_S, self._forget, self._made)
         # Others may wait for the same.
         return await asyncio.shield(self._made.encoded)
+
+    def _forget(self, made: _Made) -> None:
+        """Forget a status that is not asked for any more; that of many forwards is megabytes long."""
+        if self._made is made and made.encoded.done():
+            self._made = None
+        self._writer.submit(give_back)
 
     async def _make(self) -> bytes:
         clock = asyncio.get_running_loop().time

@@ -55,6 +55,9 @@ class Listener:
             self._warning.warn(f"metrics are not served on {self._endpoint}, trying again: {error}")
         else:
             self._warning.settle()
+            if not self._endpoint.address.is_loopback:
+                # Nobody notices a packet that systemd.resource-control(5) keeps from us.
+                _log.info("metrics are served on %s, to whom IPAddressAllow= of the service lets in", self._endpoint)
             self._begin(self._accept(self._listening))
 
     async def close(self) -> None:
