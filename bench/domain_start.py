@@ -1,0 +1,104 @@
+"""Figure: one domain starts."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Final
+
+from bench.figure import Figure, Series, Unit, Want, ratio
+from bench.forwards import LAST, PUBLIC, config, last_port
+from bench.processes import wait_quiet
+from bench.scene import Scene
+from bench.setting import Setting, inside, take_turns
+from tests.lab.daemon import Daemon
+from tests.lab.place import Process
+
+_RUNS: Final = {10: 9, 1000: 9, 10000: 9}
+_QUICK_RUNS: Final = {10: 2, 100: 2}
+_ALONE_RUNS, _QUICK_ALONE_RUNS = 7, 2
+_FEW, _MANY = 10, 10000
+_PATIENCE_S = 60.0
+_NOTES = """\
+A domain with one forward starts on a host where N - 1 other forwards lead to ten guests. The time is from libvirt's
+event, as a program of its own that listens on the same host hears it, to the first connection answered to a client
+outside, which tries again half a millisecond after each refusal. The forward leads to a server that already listens.
+Each number of forwards has a host of its own, and the hosts take turns. Below that, the reconcile alone, without
+libvirt and events, and the part of it that programs take which change rules, measured where no daemon runs."""
+
+
+def measure(setting: Setting) -> Figure:
+    """Measure on one host for each number of forwards."""
+    runs = setting.runs(_RUNS, _QUICK_RUNS)
+    alone_runs = _QUICK_ALONE_RUNS if setting.quick else _ALONE_RUNS
+    with ExitStack() as at_end:
+        scenes = {size: at_end.enter_context(setting.scene()) for size in runs}
+        alone = {size: _alone(scene, size, alone_runs) for size, scene in scenes.items()}
+        starting = {size: at_end.enter_context(_ready(scene, size)) for size, scene in scenes.items()}
+        answered = Series(
+            "event to first answer", Unit.SECONDS, take_turns(runs, lambda size: starting[size].start_once())
+        )
+    series = answered, *_alone_series(alone, setting)
+    title = "One domain starts on a host with N forwards"
+    return Figure("domain-start", title, str(setting.flavour), _NOTES, series, _wants(answered))
+
+
+def _alone_series(alone: Mapping[int, Mapping[str, Sequence[float]]], setting: Setting) -> Iterator[Series]:
+    # The helpers that write to the legacy tables are not among the programs, nor their CPU time among ours.
+    labels = {"ours": "the reconcile alone"}
+    if not setting.legacy:
+        labels |= {"programs": "of which programs", "cpu": "CPU of the reconcile"}
+    for key, label in labels.items():
+        yield Series(label, Unit.SECONDS, {size: told[key] for size, told in alone.items()})
+
+
+def _alone(scene: Scene, size: int, runs: int) -> dict[str, list[float]]:
+    told: dict[str, list[float]] = json.loads(inside(scene.host, "reconciling", "change", str(size), str(runs)))
+    return told
+
+
+class Starting:
+    """One host whose last domain stops and starts."""
+
+    def __init__(self, scene: Scene, daemon: Daemon, listening: Process, port: int) -> None:
+        self._scene = scene
+        self._daemon = daemon
+        self._listening = listening
+        self._port = port
+
+    def start_once(self) -> float:
+        """Stop the domain, then start it; the seconds from its event to the first answer."""
+        domain = self._scene.last
+        with self._scene.traffic.knocking(PUBLIC, self._port) as knocking:
+            domain.stop()
+            knocking.wait("down", _PATIENCE_S)
+        wait_quiet(self._daemon.pid)
+        heard = len(self._listening.lines())
+        with self._scene.traffic.knocking(PUBLIC, self._port) as knocking:
+            with domain.domain() as started:
+                started.create()
+            _, at = knocking.wait("up", _PATIENCE_S)
+        event = self._listening.wait_line(f"^started {LAST} ", start=heard)
+        wait_quiet(self._daemon.pid)
+        return at - float(event.text.split()[2])
+
+
+@contextmanager
+def _ready(scene: Scene, size: int) -> Iterator[Starting]:
+    listening = scene.host.popen(scene.host.python, "-m", "bench.listening", "lxc:///system")
+    try:
+        listening.wait_line("^ready$")
+        yield Starting(scene, scene.daemon(config(size, resync="1h")), listening, last_port(size))
+    finally:
+        listening.stop()
+
+
+def _wants(answered: Series) -> tuple[Want, ...]:
+    if _MANY not in answered.samples:
+        return ()
+    milliseconds = 1000 * answered.median(_MANY)
+    return (
+        Want(
+            f"at {_MANY:,}, at most 1.5 times the time at {_FEW}", ratio(answered, _MANY, answered, _FEW), 1.5, " times"
+        ),
+        Want(f"at {_MANY:,}, less than 30 ms", milliseconds, 30, " ms"),
+    )

@@ -1,0 +1,102 @@
+"""What a figure of the benchmark is: series of samples, and what we want of them. Pure."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from statistics import median, quantiles
+
+# Where a series does not depend on how many forwards there are.
+NONE = 0
+
+
+class Unit(StrEnum):
+    """What a sample counts; the value is how it is written behind a number."""
+
+    SECONDS = "s"
+    PER_SECOND = "/s"
+    BITS_PER_SECOND = "bit/s"
+    BYTES = "B"
+    PERCENT_OF_A_CORE = "% of a core"
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """The median of samples, and the quartiles below and above it."""
+
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, samples: Sequence[float]) -> "Spread":
+        """Of one sample or more; quartiles as Python's `statistics` has them for a whole population."""
+        if len(samples) == 1:
+            return cls(samples[0], samples[0], samples[0])
+        low, _, high = quantiles(samples, n=4, method="inclusive")
+        return cls(median(samples), low, high)
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """Samples of one thing by the number of forwards, `NONE` where none are involved."""
+
+    label: str
+    unit: Unit
+    samples: Mapping[int, Sequence[float]]
+
+    def median(self, size: int) -> float:
+        """The median at one number of forwards."""
+        return median(self.samples[size])
+
+
+@dataclass(frozen=True, slots=True)
+class Want:
+    """What we want of a figure: that `value` is at most `limit`, or at least; both in what is printed as `unit`."""
+
+    text: str
+    value: float
+    limit: float
+    unit: str = ""
+    at_least: bool = False
+
+    @property
+    def met(self) -> bool:
+        """Whether it came true."""
+        return self.value >= self.limit if self.at_least else self.value <= self.limit
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """One figure of the benchmark. `notes` say how it was measured and what limits it."""
+
+    name: str
+    title: str
+    host: str
+    notes: str
+    series: tuple[Series, ...]
+    wants: tuple[Want, ...] = ()
+
+    @property
+    def sizes(self) -> list[int]:
+        """Every number of forwards in it, in order."""
+        return sorted({size for series in self.series for size in series.samples})
+
+    @property
+    def full_name(self) -> str:
+        """Its name, with that of the host."""
+        return f"{self.name}-{self.host}"
+
+
+def ratio(series: Series, size: int, base: Series, base_size: int | None = None) -> float:
+    """How many times the median of `series` is that of `base`."""
+    return series.median(size) / base.median(size if base_size is None else base_size)
+
+
+def interleaved_ratio(series: Sequence[float], base: Sequence[float]) -> float:
+    """The median of the ratios of samples that were taken right after each other, whatever else slowed the machine.
+
+    Raises:
+        ValueError: not every sample has its partner.
+
+    """
+    return median(sample / partner for sample, partner in zip(series, base, strict=True))

@@ -1,0 +1,92 @@
+"""What a process and all below it cost: CPU time and memory, as proc(5) tells them."""
+
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+_TICK = 1 / os.sysconf("SC_CLK_TCK")
+_KIB = 1024
+# Nothing goes on any more when a process takes a tick at most in each of these steps, and does not wait for a processor
+# at their ends, for longer than the daemon waits before it looks whether the kernel holds what it wrote.
+_STEP_S, _QUIET_S, _WITHIN_S = 0.25, 1.25, 180.0
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Bytes resident, and resident with what is shared divided among those who share it."""
+
+    rss: int
+    pss: int
+
+
+def cpu_seconds(pid: int) -> float:
+    """User and system time of a process and all below it, also of those that ended and were waited for."""
+    return sum(_own_and_ended(process) for process in tree(pid))
+
+
+def memory(pid: int) -> Memory:
+    """Memory of a process and all below it that run now."""
+    rollups = [_rollup(process) for process in tree(pid)]
+    return Memory(sum(rollup["Rss"] for rollup in rollups), sum(rollup["Pss"] for rollup in rollups))
+
+
+def wait_quiet(pid: int, within: float = _WITHIN_S) -> None:
+    """Wait until a process and all below it have nothing to do.
+
+    Raises:
+        TimeoutError: they still work after `within` seconds.
+
+    """
+    begun = quiet_since = time.monotonic()
+    before = cpu_seconds(pid)
+    while (now := time.monotonic()) < quiet_since + _QUIET_S:
+        if now > begun + within:
+            raise TimeoutError(f"process {pid} is still busy after {within:.0f} s")
+        time.sleep(_STEP_S)
+        before, last = cpu_seconds(pid), before
+        if before - last > _TICK * 1.5 or any(map(_wants_to_run, tree(pid))):
+            quiet_since = time.monotonic()
+
+
+def tree(pid: int) -> Iterator[int]:
+    """The process and all below it."""
+    yield pid
+    for thread in Path(f"/proc/{pid}/task").iterdir():
+        for child in (thread / "children").read_text(encoding="ascii").split():
+            yield from _while_there(int(child))
+
+
+def _while_there(pid: int) -> list[int]:
+    try:
+        return list(tree(pid))
+    except FileNotFoundError:
+        return []
+
+
+def _own_and_ended(pid: int) -> float:
+    # utime, stime, cutime and cstime are fields 14 to 17.
+    return sum(map(int, _fields(Path(f"/proc/{pid}/stat"))[11:15])) * _TICK
+
+
+def _wants_to_run(pid: int) -> bool:
+    """Whether a thread of it runs, or would if it were given a processor or a disk."""
+    states = (_fields(stat)[0] for stat in Path(f"/proc/{pid}/task").glob("*/stat"))
+    return not {"R", "D"}.isdisjoint(states)
+
+
+def _fields(stat: Path) -> list[str]:
+    """From its state, the third, on; the name before it, in parentheses, may hold anything. Zeros if it has gone."""
+    try:
+        return stat.read_text(encoding="utf-8").rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return ["0"] * 15
+
+
+def _rollup(pid: int) -> dict[str, int]:
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii").splitlines()[1:]
+    except (FileNotFoundError, ProcessLookupError):
+        return {"Rss": 0, "Pss": 0}
+    return {name: int(value.split()[0]) * _KIB for name, _, value in (line.partition(":") for line in lines)}

@@ -1,0 +1,82 @@
+"""Figures as Markdown. Pure."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+from bench.figure import NONE, Figure, Series, Spread, Unit, Want
+
+_PREFACE = """\
+Written by `sudo scripts/bench`. A cell is the median of several runs, with the lower and the upper quartile in
+parentheses. What is compared was measured in turn, on real hosts in namespaces; where a ratio is wanted of figures that
+were taken right after each other, it is the median of the ratios, which a machine that is busy now and then moves less
+than the medians."""
+_BINARY = 1024
+_SMALL = {Unit.SECONDS: ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"))}
+_LARGE = {
+    Unit.PER_SECOND: ((1.0, "/s"),),
+    Unit.BITS_PER_SECOND: ((1e9, "Gbit/s"), (1e6, "Mbit/s"), (1.0, "bit/s")),
+    Unit.BYTES: ((_BINARY**2, "MiB"), (_BINARY, "KiB"), (1.0, "B")),
+    Unit.PERCENT_OF_A_CORE: ((1.0, "% of a core"),),
+}
+_SCALES = {**_SMALL, **_LARGE}
+
+
+def document(figures: Iterable[Figure], machine: Mapping[str, str], plots: Mapping[str, str]) -> str:
+    """The whole page; `plots` are the names of the image files by the figures' full names."""
+    parts = [
+        "# Benchmark",
+        _PREFACE,
+        rows(["machine", ""], machine.items()),
+        *(section(figure, plots.get(figure.full_name)) for figure in figures),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def section(figure: Figure, plot: str | None = None) -> str:
+    """One figure with its title."""
+    parts = [f"## {figure.title}, {figure.host}", figure.notes, _table(figure)]
+    if plot:
+        parts.append(f"![{figure.title}]({plot})")
+    if figure.wants:
+        parts.append(rows(["wanted", "measured", ""], map(_want, figure.wants)))
+    return "\n\n".join(parts)
+
+
+def _table(figure: Figure) -> str:
+    head = ["forwards", *("none" if size == NONE else f"{size:,}" for size in figure.sizes)]
+    return rows(head, ([series.label, *_cells(series, figure.sizes)] for series in figure.series))
+
+
+def _cells(series: Series, sizes: Sequence[int]) -> Iterator[str]:
+    for size in sizes:
+        samples = series.samples.get(size)
+        yield cell(Spread.of(samples), series.unit) if samples else ""
+
+
+def _want(want: Want) -> tuple[str, str, str]:
+    return want.text, f"{number(want.value)}{want.unit}", "met" if want.met else "**missed**"
+
+
+def rows(head: Sequence[str], body: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown; a vertical line in a cell stays one."""
+    lines = [head, ["---"] * len(head), *body]
+    return "\n".join(f"| {' | '.join(word.replace('|', '&#124;') for word in line)} |" for line in lines)
+
+
+def cell(spread: Spread, unit: Unit) -> str:
+    """`12.3 ms (11.9 to 13.0)`, in the unit that suits the median."""
+    factor, name = _scale(spread.median, unit)
+    middle, low, high = (number(value / factor) for value in (spread.median, spread.low, spread.high))
+    gap = "" if name.startswith(("/", "%")) else " "
+    return f"{middle}{gap}{name} ({low} to {high})"
+
+
+def _scale(value: float, unit: Unit) -> tuple[float, str]:
+    scales = _SCALES[unit]
+    return next((scale for scale in scales if abs(value) >= scale[0]), scales[-1])
+
+
+def number(value: float) -> str:
+    """With three figures that count: `0.0123`, `1.23`, `12.3`, `12,345`."""
+    if round(abs(value), 1) >= 100:  # noqa: PLR2004  from here on, three figures are before the point
+        return f"{value:,.0f}"
+    return f"{value:.3g}" if abs(value) < 1 else f"{value:#.3g}"
