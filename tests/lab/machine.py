@@ -19,7 +19,9 @@ from tests.lab.release import DEBIAN12_IPTABLES, DEBIAN13_NFTABLES, Flavour
 AS_INSTALLED = (DEBIAN12_IPTABLES, DEBIAN13_NFTABLES)
 UNIT = "kvm-portfwd.service"
 _BOOT_TIMEOUT = 60.0
-_SHUTDOWN_TIMEOUT = 60.0
+_SHUTDOWN_TIMEOUT = 120.0
+# systemd gives up on a service that does not start or stop after one and a half minutes, and tells why.
+_JOB_TIMEOUT = 200.0
 
 Entry = dict[str, str]
 
@@ -29,17 +31,17 @@ class MachineLibvirt(LibvirtClient):
 
     def start(self) -> None:
         """Start it, and wait until it answers."""
-        self._place.run(["systemctl", "start", "libvirtd.service"])
+        self._place.run(["systemctl", "start", "libvirtd.service"], timeout=_JOB_TIMEOUT)
         self._wait()
 
     def stop(self) -> None:
         """Stop it with its sockets, so that nobody starts it by asking. Guests and networks stay."""
         sockets = [f"libvirtd{kind}.socket" for kind in ("", "-ro", "-admin")]
-        self._place.run(["systemctl", "stop", "libvirtd.service", *sockets])
+        self._place.run(["systemctl", "stop", "libvirtd.service", *sockets], timeout=_JOB_TIMEOUT)
 
     def restart(self) -> None:
         """Stop it and start it again, and wait until it answers."""
-        self._place.run(["systemctl", "restart", "libvirtd.service"])
+        self._place.run(["systemctl", "restart", "libvirtd.service"], timeout=_JOB_TIMEOUT)
         self._wait()
 
     def kill(self) -> None:
@@ -47,7 +49,7 @@ class MachineLibvirt(LibvirtClient):
         self._place.run(["systemctl", "kill", "--kill-whom=main", "--signal=KILL", "libvirtd.service"])
 
     def _wait(self) -> None:
-        wait_until(lambda: self.answers, "libvirtd answers", timeout=30)
+        wait_until(lambda: self.answers, "libvirtd answers", timeout=60)
 
 
 class Machine(Computer):
@@ -97,7 +99,7 @@ class Machine(Computer):
 
     def systemctl(self, *words: str, check: bool = True) -> str:
         """What systemctl prints, without the white space around it."""
-        return self.run("systemctl", *words, check=check).stdout.strip()
+        return self.run("systemctl", *words, check=check, timeout=_JOB_TIMEOUT).stdout.strip()
 
     def property(self, name: str, unit: str = UNIT) -> str:
         """A property of a unit, such as MainPID, NRestarts, Result or ActiveState."""
@@ -117,4 +119,5 @@ class Machine(Computer):
         """Install a .deb over what is there, as `apt install ./FILE` would: questions are answered with what is."""
         target = f"/var/cache/apt/archives/{package.name}"
         shutil.copyfile(package, f"/proc/{self.init}/root{target}")
-        return self.run("env", "DEBIAN_FRONTEND=noninteractive", "dpkg", "--force-confold", "--install", target)
+        words = ["env", "DEBIAN_FRONTEND=noninteractive", "dpkg", "--force-confold", "--install", target]
+        return self.run(*words, timeout=_JOB_TIMEOUT)

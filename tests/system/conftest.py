@@ -17,6 +17,7 @@ from tests.lab.command import run
 from tests.lab.computer import CLIENT4, PUBLIC4, SOURCE
 from tests.lab.leftovers import Leftovers
 from tests.lab.machine import UNIT, Machine
+from tests.lab.place import wait_until
 from tests.lab.release import Flavour
 from tests.system.sandbox import CONFIG, HEAD, WEB, Sandbox, guests_on
 
@@ -68,7 +69,15 @@ def machine(module_machine: Machine) -> Iterator[Machine]:
         pytest.fail(f"the test left behind: {left}")
 
 
+def page(machine: Machine) -> str:
+    """What the forwarded page says to somebody outside who is patient; empty when it is not there."""
+    return machine.outside.fetch(PAGE, timeout=10).text
+
+
 def _leftovers(machine: Machine) -> Leftovers:
+    if not machine.libvirt.answers:
+        # A test that fails half-way may leave it stopped; the next one gets it back.
+        machine.libvirt.start()
     failed = machine.systemctl("--failed", "--plain", "--no-legend").splitlines()
     # The service may run on, with its rules.
     runs = machine.property("ActiveState") == "active"
@@ -85,5 +94,5 @@ def service(module_service: Sandbox, machine: Machine) -> Sandbox:
     """The service with forwards of `web` in force."""
     machine.write(CONFIG, HEAD + WEB)
     machine.systemctl("restart", UNIT)
-    module_service.answers(lambda: machine.outside.fetch(PAGE), f"web {CLIENT4}")
+    wait_until(lambda: page(machine) == f"web {CLIENT4}", "the page", timeout=60)
     return module_service

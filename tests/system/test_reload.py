@@ -9,7 +9,7 @@ from tests.host.conftest import Conversation
 from tests.lab.computer import CLIENT4, PUBLIC4
 from tests.lab.machine import UNIT, Machine
 from tests.lab.release import LibvirtFirewall
-from tests.system.conftest import PAGE
+from tests.system.conftest import page
 from tests.system.sandbox import CONFIG, HEAD, WEB, WEB4, Sandbox
 
 # One machine of each release is enough: systemd does not care where libvirt's rules are.
@@ -59,7 +59,7 @@ def test_a_wrong_configuration_at_a_reload_leaves_the_old_one_in_force(service: 
     assert REFUSED in machine.run("kvm-portfwd", "reload", check=False).stderr
     assert REFUSED in machine.run("kvm-portfwd", "status").stdout
     assert machine.own_rules() == rules
-    assert machine.outside.fetch(PAGE).text == f"web {CLIENT4}"
+    assert page(machine) == f"web {CLIENT4}"
     assert (machine.property("ActiveState"), machine.property("MainPID")) == ("active", daemon)
 
 
@@ -76,4 +76,4 @@ def test_a_wrong_configuration_at_a_start_is_told_once_and_not_tried_again(servi
     assert machine.own_rules() == rules, "what an earlier run left stays"
     machine.write(CONFIG, HEAD + WEB)
     machine.systemctl("start", UNIT)
-    assert machine.outside.fetch(PAGE).text == f"web {CLIENT4}"
+    assert page(machine) == f"web {CLIENT4}"

@@ -10,7 +10,7 @@ from tests.lab.computer import CLIENT4, PUBLIC4
 from tests.lab.machine import UNIT, Machine
 from tests.lab.place import wait_until
 from tests.lab.release import LibvirtFirewall
-from tests.system.conftest import PAGE
+from tests.system.conftest import PAGE, page
 from tests.system.sandbox import CONFIG, HEAD, WEB, Sandbox
 
 # One machine of each release is enough: systemd does not care where libvirt's rules are.
@@ -40,7 +40,7 @@ def test_enabling_it_returns_when_the_forwards_are_in_force(service: Sandbox) ->
     assert machine.systemctl("is-enabled", UNIT, check=False) == "disabled"
     assert not machine.outside.fetch(PAGE).answered
     machine.systemctl("enable", "--now", UNIT)
-    assert machine.outside.fetch(PAGE).text == f"web {CLIENT4}"
+    assert page(machine) == f"web {CLIENT4}"
     assert machine.systemctl("is-enabled", UNIT) == "enabled"
 
 
@@ -52,10 +52,10 @@ def test_the_journal_has_every_change_with_its_fields(service: Sandbox) -> None:
     match = f"MESSAGE_ID={MESSAGE_IDS['added']}"
     run = f"_SYSTEMD_INVOCATION_ID={machine.property('InvocationID')}"
     added = {entry["PORTFWD_TARGET"]: entry for entry in machine.journal(run, match, "PORTFWD_DOMAIN=web")}
-    page = added["192.168.122.10:80"]
-    assert (page["PORTFWD_ACTION"], page["PORTFWD_LISTEN"]) == ("added", "tcp *:8080")
-    assert page["PORTFWD_CAUSE"] in page["MESSAGE"]
-    assert (page["_SYSTEMD_UNIT"], page["SYSLOG_IDENTIFIER"], page["PRIORITY"]) == (UNIT, "kvm-portfwd", "6")
+    line = added["192.168.122.10:80"]
+    assert (line["PORTFWD_ACTION"], line["PORTFWD_LISTEN"]) == ("added", "tcp *:8080")
+    assert line["PORTFWD_CAUSE"] in line["MESSAGE"]
+    assert (line["_SYSTEMD_UNIT"], line["SYSLOG_IDENTIFIER"], line["PRIORITY"]) == (UNIT, "kvm-portfwd", "6")
 
 
 def test_the_journal_explains_every_kind_of_line(service: Sandbox) -> None:
@@ -93,7 +93,7 @@ def test_stopping_it_keeps_the_rules_or_removes_them(service: Sandbox, conversat
     rules = machine.own_rules()
     machine.systemctl("stop", UNIT)
     assert machine.own_rules() == rules
-    assert machine.outside.fetch(PAGE).text == f"web {CLIENT4}"
+    assert page(machine) == f"web {CLIENT4}"
     assert conversation.goes_on()
     machine.systemctl("start", UNIT)
     assert since(machine) == ["moved", "adopted"]
@@ -110,7 +110,7 @@ def test_forwards_outlast_libvirtd_however_it_ends(service: Sandbox, conversatio
         machine.libvirt.restart()
         machine.libvirt.stop()
         service.says("lost libvirt at lxc:///system")
-        assert machine.outside.fetch(PAGE).text == f"web {CLIENT4}"
+        assert page(machine) == f"web {CLIENT4}"
         machine.libvirt.start()
         crashed = machine.property("MainPID", "libvirtd.service")
         machine.libvirt.kill()
@@ -120,5 +120,5 @@ def test_forwards_outlast_libvirtd_however_it_ends(service: Sandbox, conversatio
             timeout=30,
         )
         wait_until(lambda: "libvirt answers" in machine.property("StatusText"), "it is heard again", timeout=60)
-        assert machine.outside.fetch(PAGE).text == f"web {CLIENT4}"
+        assert page(machine) == f"web {CLIENT4}"
     assert "removed" not in since(machine)
