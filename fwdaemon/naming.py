@@ -6,6 +6,7 @@ terminal or a log line as syntax.
 
 import re
 from collections.abc import Iterator
+from functools import lru_cache
 
 _LABEL_LENGTH = 40
 _SHOWN_LENGTH = 80
@@ -21,6 +22,7 @@ def label(name: str) -> str:
     return _UNSAFE.sub("_", name)[:_LABEL_LENGTH]
 
 
+@lru_cache(maxsize=256)  # a guest's name is in the lines of all its forwards
 def shown(name: str) -> str:
     """Give the name for one line of text, at most 80 characters; what could not be printed there is escaped."""
     visible = printable(name)

@@ -6,6 +6,7 @@ from typing import Final
 
 from fwdaemon.explain.packet import Place, System
 from fwdaemon.explain.rules import BaseChain, Jump, Rule
+from fwdaemon.naming import unquoted
 from fwdaemon.nftables.gates import COMMENT
 
 OURS: Final = "kvm-portfwd"
@@ -54,7 +55,7 @@ def owners_of(chain: BaseChain) -> str:
 
 def _owner_of_rule(rule: Rule) -> str:
     targets = [statement.chain for statement in rule.statements if isinstance(statement, Jump)]
-    if COMMENT in rule.place.text.split():
+    if COMMENT in unquoted(rule.place.text).split():
         return OURS
     return owner_of(replace(rule.place, chain=targets[0])) if targets else owner_of(rule.place)
 

@@ -12,6 +12,7 @@ from fwdaemon.explain.rules import BaseChain, Change, End, Jump, Match, Return, 
 from fwdaemon.explain.truth import Truth
 from fwdaemon.explain.xt_matches import Option, tests_of
 from fwdaemon.model import Address, Family
+from fwdaemon.naming import rule_lines
 
 _FULL: Final = 0xFFFFFFFF
 _HOOKS: Final = {
@@ -69,7 +70,7 @@ def _priority(table: str, chain: str) -> int:
 
 def _tables(save: str, system: System, family: str) -> Iterator[_Table]:
     table = _Table("")
-    for line in save.splitlines():
+    for line in rule_lines(save):
         if line.startswith("*"):
             table = _Table(line[1:])
         elif line.startswith(":"):

@@ -16,10 +16,12 @@ from fwdaemon.importing.findings import Findings, Forward
 from fwdaemon.importing.iptables_rule import Rule
 from fwdaemon.importing.recognise import Kind
 from fwdaemon.model import Family, Subnet
+from fwdaemon.naming import rule_lines, unquoted
 
 _LINE: Final = re.compile(
     r"(?P<comment>#.*|)|\*(?P<table>[a-z]+)|:(?P<chain>\S+) .*|COMMIT"
-    r"|(?:\[\d+:\d+\] )?(?P<rule>-A (?P<of>\S+)(?P<rest> .*)?)"
+    r"|(?:\[\d+:\d+\] )?(?P<rule>-A (?P<of>\S+)(?P<rest> .*)?)",
+    re.DOTALL,
 )
 _TARGET: Final = re.compile(r" -[jg] (?P<target>\S+)")
 _VERDICTS: Final = ("ACCEPT", "DROP", "REJECT")
@@ -40,8 +42,10 @@ class _Table:
 def parse(file: Path, text: str) -> Findings:
     """Read the file, which may be several outputs one after the other."""
     reader = _Reader(Findings(file, Kind.IPTABLES_SAVE))
-    for number, line in enumerate(text.split("\n"), 1):
+    number = 1
+    for line in rule_lines(text):
         reader.read_line(number, line.strip())
+        number += line.count("\n") + 1
     reader.end_table()
     return reader.findings
 
@@ -65,7 +69,7 @@ class _Reader:
         elif match["chain"]:
             self.table.chains.add(match["chain"])
         elif match["rule"]:
-            target = _TARGET.search(match["rule"])
+            target = _TARGET.search(unquoted(match["rule"]))
             self._read_rule(number, match["rule"], match["of"], "" if target is None else target["target"])
 
     def end_table(self) -> None:

@@ -105,7 +105,16 @@ def _set(item: Item, *, verdict: bool) -> Set:
 def _elements(elements: Iterable[Any], set_type: SetType) -> Iterator[tuple[str, str | None]]:
     for element in elements:
         key, target = element if set_type.verdict else (element, None)
-        yield _key(key, set_type), target.get("jump", {}).get("target", "") if target is not None else None
+        yield _key(key, set_type), _chain(target) if set_type.verdict else None
+
+
+def _chain(target: Any) -> str:
+    """Give the chain that an element leads to; empty where it is anything else, as in a map of somebody's own."""
+    match target:
+        case {"jump": {"target": str(chain)}}:
+            return chain
+        case _:
+            return ""
 
 
 def _key(key: Any, set_type: SetType) -> str:

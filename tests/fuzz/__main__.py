@@ -1,0 +1,95 @@
+"""Fuzzes each target for its share of the time: `scripts/fuzz [--seconds N] [--keep] [TARGET…]`.
+
+The inputs that libFuzzer finds worth keeping go to `.fuzz`, and serve the next run; `--keep` adds the fewest of them
+that reach what the reviewed ones in tests/fuzz/corpus do not. What breaks a target is left in `.fuzz/findings`, with
+its traceback in the output; copied to the corpus, it becomes a regression test.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from tests.fuzz.targets import CORPUS, TARGETS
+
+_WORK: Final = Path(__file__).parents[2] / ".fuzz"
+_HOUR_S: Final = 3600
+# For one input, and for the whole process: a reader that needs more has gone wrong.
+_TIMEOUT_S: Final = 10
+_MEMORY_MB: Final = 1024
+# A reader that goes wrong does so on short inputs, and a corpus is to be read by people.
+_LONGEST: Final = 2048
+_NICE: Final = 10
+
+
+def main() -> int:
+    """Give 1 if anything was found."""
+    options = _options()
+    names = options.targets or list(TARGETS)
+    _WORK.mkdir(exist_ok=True)
+    (_WORK / ".gitignore").write_text("*\n", encoding="ascii")
+    (_WORK / "findings").mkdir(exist_ok=True)
+    broken = [name for name in names if not _fuzzed(name, max(1, options.seconds // len(names)))]
+    if options.keep:
+        for name in names:
+            _keep(name)
+    for name in broken:
+        _say(f"{name}: broken; see {_WORK / 'findings'}")
+    _say(f"{len(names)} targets, {len(broken)} broken")
+    return 1 if broken else 0
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="scripts/fuzz", description="Fuzzes everything that reads what others wrote.")
+    parser.add_argument("--seconds", type=int, default=_HOUR_S, help="for all targets together (default: an hour)")
+    parser.add_argument("--keep", action="store_true", help="add what reaches more to the reviewed corpus")
+    parser.add_argument("targets", nargs="*", metavar="TARGET", help=", ".join(TARGETS))
+    options = parser.parse_args()
+    if unknown := set(options.targets) - set(TARGETS):
+        parser.error(f"no target: {', '.join(sorted(unknown))}")
+    return options
+
+
+def _fuzzed(name: str, seconds: int) -> bool:
+    """Fuzz one target; whether nothing was found."""
+    work = _WORK / name
+    work.mkdir(exist_ok=True)
+    _say(f"{name}: {seconds} s")
+    limits = [f"-max_total_time={seconds}", f"-timeout={_TIMEOUT_S}", f"-rss_limit_mb={_MEMORY_MB}"]
+    more = [f"-max_len={_LONGEST}", f"-artifact_prefix={_WORK / 'findings' / name}-", "-print_final_stats=1"]
+    return _engine(name, [*limits, *more, "-verbosity=0", str(work), *_reviewed(name)])
+
+
+def _keep(name: str) -> None:
+    """Merge what was found into the corpus: libFuzzer adds the smallest inputs that reach anything new."""
+    CORPUS.joinpath(name).mkdir(parents=True, exist_ok=True)
+    _engine(name, ["-merge=1", f"-max_len={_LONGEST}", "-verbosity=0", str(CORPUS / name), str(_WORK / name)])
+
+
+def _reviewed(name: str) -> list[str]:
+    return [str(CORPUS / name)] if (CORPUS / name).is_dir() else []
+
+
+def _engine(name: str, arguments: Sequence[str]) -> bool:
+    command = [sys.executable, "-m", "tests.fuzz.engine", name, *arguments]
+    with tempfile.TemporaryDirectory(prefix="kvm-portfwd-fuzz-") as own:
+        ended = subprocess.run(  # noqa: S603  the words are ours
+            command, env={**os.environ, "TMPDIR": own}, preexec_fn=_be_nice, check=False
+        )
+    return ended.returncode == 0
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)  # noqa: T201  what it prints is its result
+
+
+def _be_nice() -> None:
+    os.nice(_NICE)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,112 @@
+"""What clients of the control socket and of the metrics send, to the real servers on real sockets.
+
+The servers run on a loop of their own for as long as the process; a client that has said everything hangs up.
+"""
+
+import asyncio
+import logging
+import socket
+import tempfile
+from contextlib import suppress
+from functools import cache
+from ipaddress import ip_address
+from pathlib import Path
+
+from fwdaemon.config.model import Endpoint
+from fwdaemon.control import server as control
+from fwdaemon.control.interface import Method, Parameters, Send, Service, encoded
+from fwdaemon.control.listener import Listener as ControlListener
+from fwdaemon.control.protocol import CallError, MalformedError, read_call, read_reply
+from fwdaemon.control.server import ControlServer
+from fwdaemon.metrics import listener as metrics
+from fwdaemon.metrics.listener import Listener as MetricsListener
+from tests.fuzz.choices import Choices
+
+_PATIENCE_S = 10.0
+_LONGEST_ANSWER = 1 << 20
+
+
+def call(data: bytes) -> None:
+    """Read a call and a reply."""
+    with suppress(MalformedError):
+        assert read_call(read_call(data).encode()[:-1]) == read_call(data)
+    with suppress(MalformedError, CallError):
+        read_reply(data)
+
+
+def control_client(data: bytes) -> None:
+    """Send anything to the control socket, in pieces."""
+    _Servers.running().talk(socket.AF_UNIX, data)
+
+
+def metrics_client(data: bytes) -> None:
+    """Send anything to the metrics."""
+    _Servers.running().talk(socket.AF_INET, data)
+
+
+class _Servers:
+    """Both servers, and what went wrong in them."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._wrong: list[object] = []
+        self._loop.set_exception_handler(lambda _loop, context: self._wrong.append(context))
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+        # Nobody waits here: what the pauses are for is shown in tests/unit.
+        control._PAUSE_S = 0.0  # type: ignore[misc]  # noqa: SLF001  a constant of the module's own
+        metrics._PAUSE_S = 0.0  # type: ignore[misc]  # noqa: SLF001  the same
+        self._directory = tempfile.TemporaryDirectory(prefix="kvm-portfwd-fuzz-")
+        self._path = str(Path(self._directory.name, "control.sock"))
+        with socket.create_server(("127.0.0.1", 0)) as probe:
+            self._port: int = probe.getsockname()[1]
+        self._control = ControlServer(Service({"test.a": {"Ping": Method(_ping, takes=("text",)), "Watch": _WATCH}}))
+        self._metrics = MetricsListener(Endpoint(ip_address("127.0.0.1"), self._port), _text)
+        self._loop.run_until_complete(self._start())
+
+    @staticmethod
+    @cache
+    def running() -> "_Servers":
+        """Give the servers of this process."""
+        return _Servers()
+
+    async def _start(self) -> None:
+        await self._control.start(ControlListener(Path(self._path)).listen())
+        self._metrics.open()
+
+    def talk(self, family: socket.AddressFamily, data: bytes) -> None:
+        """Send bytes as one client, and wait until the server has let go of it."""
+        self._loop.run_until_complete(self._talk(family, data))
+        assert not self._wrong, self._wrong
+
+    async def _talk(self, family: socket.AddressFamily, data: bytes) -> None:
+        choices = Choices(data)
+        pieces = [choices.taken(choices.number(64)) for _ in range(choices.number(4))] + [choices.rest()]
+        async with asyncio.timeout(_PATIENCE_S):
+            if family == socket.AF_UNIX:
+                reader, writer = await asyncio.open_unix_connection(self._path)
+            else:
+                reader, writer = await asyncio.open_connection("127.0.0.1", self._port)
+            with suppress(ConnectionError):
+                for piece in pieces:
+                    writer.write(piece)
+                    await writer.drain()
+                writer.write_eof()
+                assert len(await reader.read()) < _LONGEST_ANSWER
+            writer.close()
+            with suppress(ConnectionError):
+                await writer.wait_closed()
+
+
+async def _ping(parameters: Parameters) -> bytes:
+    return encoded(text=parameters["text"])
+
+
+async def _watch(send: Send) -> None:
+    await send(encoded(number=1))
+
+
+async def _text() -> bytes:
+    return b"x 1.0\n"
+
+
+_WATCH = Method(stream=_watch)

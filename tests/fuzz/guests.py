@@ -1,0 +1,210 @@
+"""What a guest, or whoever named one, can say: XML, leases, its agent, neighbour discovery, the kernel's messages."""
+
+import socket
+from ipaddress import IPv6Address, ip_network
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+from xml.etree.ElementTree import ParseError
+from xml.sax.saxutils import quoteattr
+
+from fwdaemon import config, ndp, placing
+from fwdaemon.conntrack_listing import read_entries, read_listing
+from fwdaemon.hypervisor.agent import agent_claims
+from fwdaemon.inventory import AddressSource, Domain, GuestInterface, LearnedAddress, Network
+from fwdaemon.libvirt_xml import guest_address, parse_domain, parse_network
+from fwdaemon.model import Family, Protocol
+from fwdaemon.netlink_watch import KernelChanges
+from fwdaemon.nftables import ruleset
+from fwdaemon.nftables.difference import creation
+from fwdaemon.nftables.generation import generations
+from fwdaemon.observation import HostObservation, LibvirtObservation, MacClaim, ObservedDomain, ObservedNetwork
+from fwdaemon.rtnetlink import address, neighbour, proxy, route
+from fwdaemon.rtnetlink.wire import attribute, attributes, messages, packed
+from fwdaemon.snapshot import merge
+from fwdaemon.sockets import diag
+from tests.fuzz.choices import Choices
+from tests.unit.nd_packets import solicitation as solicitation_packet
+
+_MAC = "52:54:00:00:00:01"
+_UUID = UUID(int=1)
+_NEW_GENERATION = 10 << 8 | 15
+# More addresses than this no agent is believed.
+_MOST = 64
+
+
+def domain_xml(data: bytes) -> None:
+    """Read a domain's XML. What is no XML, or has no sense, is told by the two errors that its reader expects."""
+    try:
+        parse_domain(data.decode("utf-8", "replace"))
+    except (ParseError, ValueError):
+        return
+
+
+def network_xml(data: bytes) -> None:
+    """Read a network's XML."""
+    try:
+        parse_network(data.decode("utf-8", "replace"), active=True)
+    except (ParseError, ValueError):
+        return
+
+
+def names(data: bytes) -> None:
+    """Carry hostile names of a domain, its network, bridge and interface to the text of rules."""
+    choices = Choices(data)
+    domain, network, bridge, device = (_xml_text(choices) for _ in range(4))
+    xml = (
+        f"<domain><devices><interface type='network'><mac address='{_MAC}'/>"
+        f"<source network={quoteattr(network)} bridge={quoteattr(bridge)}/><target dev={quoteattr(device)}/>"
+        "</interface></devices></domain>"
+    )
+    defined = (
+        f"<network><name>{network.replace('&', '&amp;').replace('<', '&lt;')}</name><bridge name={quoteattr(bridge)}/>"
+        "<ip address='192.168.122.1' prefix='24'/></network>"
+    )
+    seen = ObservedDomain(Domain(domain, _UUID, running=True, interfaces=parse_domain(xml).interfaces), instance=1)
+    leases = (MacClaim(_MAC, LearnedAddress(_address("192.168.122.50"), AddressSource.LEASE)),)
+    observed = LibvirtObservation((seen,), (ObservedNetwork(parse_network(defined, active=True).network, leases),))
+    written = config.parse({Path("/etc/portfwd.toml"): _CONFIGURATION})
+    desired = placing.desired_state(written, merge([observed], HostObservation(), {}))
+    assert len(desired.openings) == 2
+    for table in ruleset.tables(desired).values():
+        text = creation(table)
+        assert text.isascii()
+        assert all(line.isprintable() for line in text.replace("\t", " ").split("\n"))
+        assert text.count('"') % 2 == 0
+
+
+_CONFIGURATION = f"""
+[[forward]]
+domain = "{_UUID}"
+ports = ["80"]
+[[nat]]
+domain = "{_UUID}"
+public = "198.51.100.8"
+"""
+
+
+def _xml_text(choices: Choices) -> str:
+    """Give a text that XML can hold (https://www.w3.org/TR/xml/#charsets), as all of libvirt's names are."""
+    return "".join(letter for letter in choices.text() if letter in "\t\n" or " " <= letter < "\ud800")
+
+
+def agent(data: bytes) -> None:
+    """Read what a guest's agent said, in the shape libvirt gives it."""
+    choices, answer = Choices(data), dict[str, dict[str, Any]]()
+    while not choices.over:
+        entries = [_spoken(choices) for _ in range(choices.number(200))]
+        hwaddr = choices.one_of((_MAC, "52-54-00-00-00-01", "", None, choices.text()))
+        answer[choices.text()] = {"hwaddr": hwaddr, "addrs": choices.one_of((entries, None))}
+    claims = agent_claims(answer)
+    assert len(claims) <= _MOST
+    believed(claims)
+
+
+def _spoken(choices: Choices) -> dict[str, Any]:
+    text = choices.one_of(("192.168.122.50", "192.168.122.1", "::ffff:192.168.122.50", "fe80::1%eth0", "0.0.0.0"))  # noqa: S104  an address a guest may name
+    packed = ".".join(map(str, choices.taken(4)))
+    return {"addr": choices.one_of((text, packed, choices.text(), None)), "prefix": choices.number(256), "type": 0}
+
+
+def leases(data: bytes) -> None:
+    """Read leases: whatever is in them, no guest gets an address that is not one of its network's."""
+    choices, claims = Choices(data), list[MacClaim]()
+    while not choices.over:
+        found = guest_address(choices.one_of((".".join(map(str, choices.taken(4))), choices.text())))
+        if found is not None:
+            claims.append(MacClaim(_MAC, LearnedAddress(found, choices.one_of(list(AddressSource)[1:]))))
+    believed(tuple(claims))
+
+
+def believed(claims: tuple[MacClaim, ...]) -> None:
+    """See that a guest with these claims gets a forward to an address of its own network, or none."""
+    interface = GuestInterface(_MAC, "default", "virbr0", "vnet0")
+    seen = ObservedDomain(Domain("web", _UUID, running=True, interfaces=(interface,)), instance=1)
+    gateway = _address("192.168.122.1")
+    network = Network("default", active=True, bridge="virbr0", subnets=_SUBNETS, gateways=(gateway,))
+    observed = LibvirtObservation((seen,), (ObservedNetwork(network, claims),))
+    inventory = merge([observed], HostObservation(), {_UUID: claims})
+    written = config.parse({Path("/etc/portfwd.toml"): _CONFIGURATION})
+    for opening in placing.desired_state(written, inventory).openings:
+        target = getattr(opening, "target")  # noqa: B009  there are no routes in this configuration
+        assert any(target in subnet and target != subnet[0] and target != subnet[-1] for subnet in _SUBNETS)
+        assert target != gateway
+
+
+_SUBNETS = (parse_network("<network><ip address='192.168.122.1'/></network>", active=True).network.subnets[0],)
+
+
+def _address(text: str) -> Any:
+    return guest_address(text)
+
+
+def solicitation(data: bytes) -> None:
+    """Read a packet of neighbour discovery, also with its checksum put right, which no fuzzer finds."""
+    ndp.read_solicitation(data)
+    choices = Choices(data)
+    target, source = (str(IPv6Address(choices.taken(16))) for _ in range(2))
+    asked = ndp.read_solicitation(solicitation_packet(target, source=source, options=choices.rest()))
+    assert asked is None or asked.target == IPv6Address(target)
+
+
+def netlink(data: bytes) -> None:
+    """Read datagrams of rtnetlink as bytes of any kind, and what nftables' monitor hears."""
+    changes = KernelChanges()
+    changes.macs = frozenset({_MAC})
+    for _ in range(2):
+        list(changes.news(data))
+    for message in messages(data):
+        attributes(message.body)
+    list(generations(packed(_NEW_GENERATION, 0, 0, _generation(Choices(data))) + data[:8]))
+
+
+def _generation(choices: Choices) -> bytes:
+    """Write a commit as the kernel does: it always writes whole attributes, of the widths that they have."""
+    words = attribute(1, choices.taken(4)) + attribute(2, choices.taken(4))
+    name = choices.taken(choices.number(16)).replace(b"\0", b"") + b"\0"
+    return bytes(4) + choices.one_of((words + attribute(3, name), words))
+
+
+def conntrack(data: bytes) -> None:
+    """Read a datagram of the kernel's listing of connections."""
+    read_listing(data)
+    read_entries(data)
+
+
+class _Kernel:
+    """Answers with one entry, whose addresses have the length of its family and fit their prefix, as the kernel's."""
+
+    def __init__(self, choices: Choices) -> None:
+        self._choices = choices
+
+    def entries(self, _kind: int, body: bytes) -> list[bytes]:
+        """Give the entry; the fixed part is as long as that of the question, and begins with the same family."""
+        choices, family = self._choices, body[0]
+        size = 4 if family == socket.AF_INET else 16
+        length = choices.number(8 * size + 1)
+        fixed = bytes([family, length, *choices.taken(len(body) - 2)])
+        subnet = ip_network((choices.taken(size), length), strict=False)
+        addresses = [attribute(kind, subnet.network_address.packed) for kind in (1, 2)]
+        others = [attribute(choices.number(64), choices.taken(4)) for _ in range(choices.number(3))]
+        return [fixed + b"".join([*others, *addresses, attribute(4, choices.taken(4))])]
+
+
+def rtnetlink(data: bytes) -> None:
+    """Read listings of neighbours, addresses, routes and proxy entries."""
+    kernel: Any = _Kernel(Choices(data))
+    list(neighbour.neighbours(kernel))
+    for family in Family:
+        address.addresses(kernel, family)
+        route.our_routes(kernel, family)
+        proxy.proxy_entries(kernel, family)
+    address.subnets(kernel)
+
+
+def sockets(data: bytes) -> None:
+    """Read an answer of sock_diag, whose fixed part the kernel always writes whole."""
+    choices = Choices(data)
+    fixed = bytes([choices.one_of((2, 10)), *choices.taken(71)])
+    more = b"".join(attribute(choices.number(32), choices.taken(choices.number(9))) for _ in range(choices.number(4)))
+    diag.read(choices.one_of(list(Protocol)), fixed + more, {1: "eth0"})

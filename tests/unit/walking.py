@@ -1,0 +1,184 @@
+"""Who takes a packet, three ways that know nothing of one another: the configuration, nftables' text, and iptables'.
+
+Each gives where the first packet of a connection goes, or `None`. The two that walk rules understand the text of our
+own rules only, and take a word they do not know for a mistake.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from ipaddress import ip_address, ip_network
+from typing import TypeAlias
+
+from fwdaemon.config.model import Config, ForwardEntry, PortMapping
+from fwdaemon.legacy.model import Table as LegacyTable
+from fwdaemon.legacy.model import TableName
+from fwdaemon.model import Address, Family
+from fwdaemon.nftables.model import Table
+from tests.unit.configurations import NAMES, leased
+
+Target: TypeAlias = tuple[Address, int] | None
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """The first packet of a connection, as it came in; `local` says whether `to` is an address of the host."""
+
+    protocol: str
+    source: Address
+    to: Address
+    port: int
+    came_in: str
+    local: bool
+
+    @property
+    def reaches_host(self) -> bool:
+        """Whether it is for an address at which the host can be reached from elsewhere."""
+        return self.local and not self.to.is_loopback and not self.to.is_link_local
+
+
+# --- by the configuration --------------------------------------------------------------------------------------------
+
+
+def by_configuration(found: Config, packet: Arrival) -> Target:
+    """Decide as the documentation says: one address before every address, and any forward before a 1:1 NAT."""
+    claims = list(_claims(found, packet))
+    for exact in (True, False):
+        takers = [target for is_exact, target in claims if is_exact is exact]
+        assert len(takers) <= 1, f"{takers} all claim {packet}"
+        if takers:
+            return takers[0]
+    for nat in found.nats:
+        if nat.public == packet.to:
+            return _guest(nat.domain, packet), packet.port
+    return None
+
+
+def _claims(found: Config, packet: Arrival) -> Iterator[tuple[bool, Target]]:
+    for entry in found.forwards:
+        if entry.address is not None and entry.address.version != packet.to.version:
+            continue
+        if entry.interface not in (None, packet.came_in):
+            continue
+        if entry.sources and not any(
+            packet.source in subnet for subnet in entry.sources if subnet.version == packet.source.version
+        ):
+            continue
+        for mapping in entry.mappings:
+            if mapping.protocol == packet.protocol and packet.port in mapping.host:
+                yield from _claim(entry, mapping, packet)
+
+
+def _claim(entry: ForwardEntry, mapping: PortMapping, packet: Arrival) -> Iterator[tuple[bool, Target]]:
+    target = (
+        entry.address or _guest(entry.domain, packet),
+        mapping.guest.first + packet.port - mapping.host.first,
+    )
+    listens = [mapping.listen] if mapping.listen else list(entry.listen)
+    if packet.to in listens:
+        yield True, target
+    if not listens and packet.reaches_host:
+        yield False, target
+
+
+def _guest(domain: str, packet: Arrival) -> Address:
+    return ip_address(leased(NAMES.index(domain))[Family.of(packet.to) is Family.IPV6])
+
+
+# --- by the rules of nftables ----------------------------------------------------------------------------------------
+
+_LOOKUP = re.compile(
+    r"(?P<anywhere>ip6? daddr != \{ (?P<never>[^}]*) \} fib daddr type local )?"
+    r"(?P<key>(?:ip6? daddr)?(?: \. )?(?:meta l4proto \. th dport)?) vmap @(?P<map>\w+)"
+)
+_RULE = re.compile(
+    r'(?:meta l4proto (?P<protocol>\w+) )?(?:iifname "(?P<interface>[^"]*)" )?(?:ip6? saddr \{ (?P<sources>[^}]*) \} )?'
+    r"ct mark set ct mark or 0x[0-9a-f]{8} counter dnat to (?P<address>\[[^]]*\]|[0-9a-f.:]+?)"
+    r"(?P<port>:\d+)?(?: : \w+ dport map \{ (?P<pairs>[^}]*) \})?"
+)
+
+
+def by_nftables(table: Table, packet: Arrival) -> Target:
+    """Walk the chain `forwards`, and the branches that its maps lead to."""
+    for rule in table.chains["forwards"].rules:
+        lookup = _LOOKUP.fullmatch(rule.expression)
+        assert lookup, rule.expression
+        if lookup["anywhere"] and not (packet.local and not _among(packet.to, lookup["never"])):
+            continue
+        for key, chain in table.sets[lookup["map"]].elements.items():
+            if _is_key(key, packet, with_address="daddr" in lookup["key"]):
+                assert chain is not None
+                takers = [target for rule in table.chains[chain].rules if (target := _taken(rule.expression, packet))]
+                assert len(takers) <= 1, f"{takers} all take {packet}"
+                if takers:
+                    return takers[0]
+    return None
+
+
+def _is_key(key: str, packet: Arrival, *, with_address: bool) -> bool:
+    parts = key.split(" . ")
+    if with_address and ip_address(parts.pop(0)) != packet.to:
+        return False
+    return not parts or (parts[0] == packet.protocol and _in_range(packet.port, parts[1], "-"))
+
+
+def _taken(expression: str, packet: Arrival) -> Target:
+    rule = _RULE.fullmatch(expression)
+    assert rule, expression
+    if rule["protocol"] not in (None, packet.protocol) or rule["interface"] not in (None, packet.came_in):
+        return None
+    if rule["sources"] and not _among(packet.source, rule["sources"]):
+        return None
+    pairs = dict(pair.split(" : ") for pair in rule["pairs"].split(", ")) if rule["pairs"] else {}
+    port = rule["port"][1:] if rule["port"] else pairs.get(str(packet.port), str(packet.port))
+    return ip_address(rule["address"].strip("[]")), int(port)
+
+
+def _among(address: Address, subnets: str) -> bool:
+    return any(address in ip_network(subnet) for subnet in subnets.split(", "))
+
+
+def _in_range(port: int, text: str, separator: str) -> bool:
+    first, _, last = text.partition(separator)
+    return int(first) <= port <= int(last or first)
+
+
+# --- by the rules of iptables ----------------------------------------------------------------------------------------
+
+
+def by_iptables(tables: Mapping[TableName, LegacyTable], packet: Arrival) -> Target:
+    """Walk KVMPF_PRE of the table nat, in which the first DNAT that matches takes the packet."""
+    table = tables.get(TableName.NAT)
+    for rule in table.chains["KVMPF_PRE"] if table else ():
+        if not _matches(rule.matches.split(), packet):
+            continue
+        target, _, destination = rule.target.partition(" --to-destination ")
+        if target == "RETURN":
+            return None
+        if destination:
+            return _translated(destination, packet.port)
+        assert target.startswith("CONNMARK "), rule
+    return None
+
+
+def _matches(words: list[str], packet: Arrival) -> bool:
+    text = " ".join(words).replace(" -m addrtype ! --dst-type LOCAL", "").replace("-m addrtype ! --dst-type LOCAL", "")
+    if len(text) < len(" ".join(words)) and packet.local:
+        return False
+    options = dict(zip(*[iter(text.replace(f"-m {packet.protocol} ", "").split())] * 2, strict=True))
+    tests: dict[str, Callable[[str], bool]] = {
+        "-s": lambda value: packet.source in ip_network(value),
+        "-d": lambda value: packet.to in ip_network(value),
+        "-i": lambda value: packet.came_in == value,
+        "-p": lambda value: packet.protocol == value,
+        "-m": lambda _value: False,  # that of another protocol
+        "--dport": lambda value: _in_range(packet.port, value, ":"),
+    }
+    return all(tests[option](value) for option, value in options.items())
+
+
+def _translated(destination: str, port: int) -> Target:
+    there, _, base = destination.partition("/")
+    address, _, ports = there.rpartition(":") if ("]:" in there or "." in there) and ":" in there else (there, "", "")
+    first = int(ports.partition("-")[0]) if ports else port
+    return ip_address(address.strip("[]")), first + (port - int(base) if base else 0)
