@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab.computer import CLIENT4, SOURCE
+from tests.lab.computer import CLIENT4
 from tests.lab.machine import UNIT
 from tests.lab.place import wait_until
 from tests.lab.release import LibvirtFirewall
@@ -17,7 +17,6 @@ from tests.system.sandbox import CONFIG, EVERYTHING, HEAD, WEB, Sandbox
 pytestmark = pytest.mark.on(LibvirtFirewall.IPTABLES, LibvirtFirewall.NFTABLES)
 
 FREEZE = Path(__file__).with_name("freeze.py")
-BACKOFF = SOURCE / "systemd/kvm-portfwd-backoff.conf"
 MOST_EXPOSED = 2.0
 # What the daemon's threads may take is five times the watchdog's time; that has to be more than libvirt may take.
 WATCHDOG_S, LIBVIRT_MAY_TAKE_S = 1.5, 5.0
@@ -31,13 +30,8 @@ def test_systemd_finds_nothing_wrong_with_it(service: Sandbox) -> None:
 
 @pytest.mark.on(LibvirtFirewall.NFTABLES)  # on Debian 13: older ones do not know the words
 def test_the_pauses_between_starts_grow_where_systemd_knows_how(service: Sandbox) -> None:
-    machine, path = service.machine, f"/etc/systemd/system/{UNIT}.d/backoff.conf"
-    machine.write(path, BACKOFF.read_text(encoding="utf-8"))
-    machine.systemctl("daemon-reload")
-    verified = machine.run("systemd-analyze", "verify", UNIT)
-    assert (verified.stdout, verified.stderr, machine.property("RestartSteps")) == ("", "", "6")
-    machine.run("rm", path)
-    machine.systemctl("daemon-reload")
+    assert service.machine.property("RestartSteps") == "6"
+    assert service.machine.property("RestartMaxDelayUSec") == "1min"
 
 
 def test_it_is_exposed_as_little_as_promised(service: Sandbox) -> None:
