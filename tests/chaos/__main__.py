@@ -1,0 +1,74 @@
+"""The chaos test for long: `sudo scripts/chaos [--rounds N] [--seed S] [--side nftables|iptables|legacy]`."""
+
+import argparse
+import random
+import sys
+import tempfile
+from pathlib import Path
+
+from tests.chaos import run
+from tests.chaos.actions import Action
+from tests.chaos.figures import write_section
+from tests.lab.host import SOURCE
+from tests.lab.release import DEBIAN12_IPTABLES, DEBIAN12_LEGACY, DEBIAN13_LEGACY, DEBIAN13_NFTABLES, Flavour
+
+_SIDES = {
+    "nftables": DEBIAN13_NFTABLES,
+    "iptables": DEBIAN12_IPTABLES,
+    "legacy": DEBIAN12_LEGACY,
+    "debian13-legacy": DEBIAN13_LEGACY,
+}
+_TITLES = {
+    "nftables": "libvirt on nftables",
+    "iptables": "libvirt on iptables-nft",
+    "legacy": "libvirt on the legacy tables",
+    "debian13-legacy": "libvirt on the legacy tables, Debian 13",
+}
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)  # noqa: T201  telling is what a command is for
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="scripts/chaos", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=1000, help="how many faults (default: 1000)")
+    parser.add_argument("--seed", type=int, default=None, help="what is drawn; the same seed draws the same")
+    parser.add_argument("--side", choices=list(_SIDES), default="nftables", help="where libvirt writes its rules")
+    parser.add_argument("--replay", type=Path, help="play the actions in this file, one in a line, and draw none")
+    parser.add_argument("--shorten", type=float, default=600.0, help="seconds for shortening what failed; 0 for none")
+    parser.add_argument("--page", type=Path, help="write the figures into this page: docs/robustness.md")
+    return parser.parse_args()
+
+
+def _fail(flavour: Flavour, side: str, seed: int, result: run.Result, seconds: float) -> None:
+    actions = run.shortened(flavour, seed, result.played, seconds, _say) if seconds else result.played
+    file = Path(tempfile.gettempdir()) / f"chaos-{side}-{seed}.txt"
+    file.write_text("".join(f"{action}\n" for action in actions), encoding="utf-8")
+    _say(f"\nFAILED in round {result.figures.rounds}, seed {seed}:\n{result.failure}\n")
+    _say(f"{len(actions)} actions that fail: sudo scripts/chaos --side {side} --seed {seed} --replay {file}")
+    _say("\n".join(f"    {action}" for action in actions))
+
+
+def main() -> int:
+    """Run; 0 if all was right."""
+    options = _options()
+    side: str = options.side
+    flavour, seed = _SIDES[side], options.seed if options.seed is not None else random.randrange(10**6)  # noqa: S311
+    _say(f"{flavour}, seed {seed}")
+    if options.replay:
+        actions = [Action.parse(line) for line in options.replay.read_text(encoding="utf-8").splitlines()]
+        result = run.replayed(flavour, seed, actions, _say)
+    else:
+        result = run.drawn(flavour, options.rounds, seed, _say)
+    section = result.figures.table(_TITLES[side], seed, result.versions)
+    _say(section)
+    if options.page:
+        write_section(SOURCE / options.page, side, section)
+    if result.failure:
+        _fail(flavour, side, seed, result, options.shorten)
+    return 1 if result.failure else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

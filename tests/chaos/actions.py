@@ -1,0 +1,148 @@
+"""Which faults there are, whether one is possible now, and how one is drawn. Pure.
+
+An action is a few words, so that any sequence of them can be written down and played again. One that is not possible
+when its turn comes, because another before it was left out, does nothing.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from random import Random
+
+from tests.chaos.model import ALWAYS, ENTRIES, NETWORKS, STEADY, STILL, Domain, World
+from tests.chaos.rule_faults import RULE_FAULTS
+from tests.lab.release import LibvirtFirewall
+
+_TOUCHED = ("a", "b", "c", "d")
+_TOUCHED_NETWORKS = tuple(sorted(NETWORKS.keys() - {STILL}))
+_ALWAYS = frozenset(ALWAYS)
+WRONG = ("syntax", "unknown-key", "claimed-twice", "empty-name", "no-such-port")
+FLOODS = ("commits", "neighbours", "leases", "pauses", "hangups", "links")
+
+
+@dataclass(frozen=True, slots=True)
+class Action:
+    """A fault: its kind, and what it is about."""
+
+    kind: str
+    words: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return " ".join((self.kind, *self.words))
+
+    @classmethod
+    def parse(cls, text: str) -> "Action":
+        """Read what `str` wrote."""
+        kind, *words = text.split()
+        return cls(kind, tuple(words))
+
+    @property
+    def label(self) -> str:
+        """What it is counted as."""
+        if self.kind == "rules":
+            return f"rules: {self.words[0]}"
+        return f"{self.kind} {self.words[0]}" if self.kind in {"wrong-configuration", "flood"} else self.kind
+
+
+def is_possible(action: Action, world: World, firewall: LibvirtFirewall) -> bool:
+    """Whether it can be done to the host as it is."""
+    return _POSSIBLE[action.kind](world, *action.words) and (
+        action.kind != "rules" or firewall in RULE_FAULTS[action.words[0]].on
+    )
+
+
+def _libvirt_works(world: World) -> bool:
+    """Whether libvirt can be asked to do anything; it writes to /run and, for networks, calls nft."""
+    return world.libvirtd and not world.run_full
+
+
+def _domain(test: Callable[[World, Domain], bool]) -> Callable[..., bool]:
+    return lambda world, key: _libvirt_works(world) and test(world, world.domains[key])
+
+
+def _network(*, active: bool) -> Callable[..., bool]:
+    return lambda world, name: _libvirt_works(world) and not world.nft_away and world.networks[name] is active
+
+
+def _rules(world: World, name: str, _number: str) -> bool:
+    # What libvirt loses is put back by restarting it.
+    return RULE_FAULTS[name].wipes is None or (_libvirt_works(world) and not world.nft_away)
+
+
+_POSSIBLE: dict[str, Callable[..., bool]] = {
+    "start": _domain(lambda world, domain: domain.defined and not domain.running and world.networks[domain.network]),
+    "stop": _domain(lambda _, domain: domain.running),
+    "crash": _domain(lambda _, domain: domain.running),
+    "reboot": _domain(lambda world, domain: domain.running and domain.defined and _is_well(world, domain)),
+    "undefine": _domain(lambda _, domain: domain.defined),
+    "define": _domain(lambda _, domain: not domain.defined),
+    "rename": _domain(lambda _, domain: domain.defined and not domain.running),
+    "readdress": _domain(lambda world, domain: domain.running and domain.defined and _is_well(world, domain)),
+    "network-destroy": _network(active=True),
+    "network-start": _network(active=False),
+    "network-redefine": _network(active=True),
+    "libvirtd-stop": lambda world: _libvirt_works(world) and not world.nft_away,
+    "libvirtd-kill": lambda world: _libvirt_works(world) and not world.nft_away,
+    "libvirtd-restart": lambda world: _libvirt_works(world) and not world.nft_away,
+    "libvirtd-start": lambda world: not world.libvirtd and not world.run_full and not world.nft_away,
+    "rules": _rules,
+    "configuration": lambda _world, *_: True,
+    "wrong-configuration": lambda world, _kind: world.daemon != "down",
+    "daemon-kill": lambda world: world.daemon == "up",
+    "daemon-start": lambda world: world.daemon == "down" and not world.nft_away,
+    "daemon-pause": lambda world: world.daemon == "up",
+    "daemon-resume": lambda world: world.daemon == "paused",
+    "run-fill": lambda world: not world.run_full,
+    "run-free": lambda world: world.run_full,
+    "nft-take": lambda world: not world.nft_away and world.libvirtd and world.daemon == "up",
+    "nft-give-back": lambda world: world.nft_away,
+    "flood": lambda world, kind: kind != "pauses" or (_libvirt_works(world) and _can_flutter(world.domains["a"])),
+}
+
+
+def _is_well(world: World, domain: Domain) -> bool:
+    return domain.plugged and world.networks[domain.network]
+
+
+def _can_flutter(domain: Domain) -> bool:
+    return domain.running
+
+
+# How often each kind is drawn, if it is possible. What ends a state in which little can be seen is drawn more often.
+_WEIGHTS = {
+    "start": 40, "stop": 14, "crash": 7, "reboot": 5, "undefine": 2, "define": 15, "rename": 12, "readdress": 7,
+    "network-destroy": 1, "network-start": 15, "network-redefine": 1,
+    "libvirtd-stop": 2, "libvirtd-kill": 2, "libvirtd-restart": 2, "libvirtd-start": 40,
+    "rules": 40, "configuration": 8, "wrong-configuration": 2,
+    "daemon-kill": 3, "daemon-start": 80, "daemon-pause": 3, "daemon-resume": 80,
+    "run-fill": 2, "run-free": 30, "nft-take": 2, "nft-give-back": 80, "flood": 6,
+}  # fmt: skip
+
+
+def draw(random: Random, world: World, firewall: LibvirtFirewall) -> Action:
+    """Draw one that is possible."""
+    while True:
+        kind = random.choices(list(_WEIGHTS), list(_WEIGHTS.values()))[0]
+        action = Action(kind, tuple(_drawn_words(random, kind, firewall)))
+        if is_possible(action, world, firewall):
+            return action
+
+
+def _drawn_words(random: Random, kind: str, firewall: LibvirtFirewall) -> Iterator[str]:
+    if kind in {"start", "stop", "crash", "reboot", "undefine", "define", "readdress"}:
+        yield random.choice(_TOUCHED)
+    elif kind == "rename":
+        yield "d"
+    elif kind.startswith("network-"):
+        yield random.choice(_TOUCHED_NETWORKS)
+    elif kind == "rules":
+        yield random.choice([name for name, fault in RULE_FAULTS.items() if firewall in fault.on])
+        yield str(random.randrange(10**6))
+    elif kind == "configuration":
+        yield from (name for name in ENTRIES if name in _ALWAYS or random.random() < 0.7)
+    elif kind == "wrong-configuration":
+        yield random.choice(WRONG)
+    elif kind == "flood":
+        yield random.choice(FLOODS)
+
+
+assert STEADY not in _TOUCHED

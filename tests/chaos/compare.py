@@ -1,0 +1,100 @@
+"""Comparing the kernel with the truth: our rules, the gates, the host's addresses. Pure, on one listing."""
+
+import re
+from collections.abc import Iterator
+
+from tests.chaos import legacy_rules, nft_rules
+from tests.chaos.commands import FAMILIES
+from tests.chaos.foreign import changed_lines
+from tests.chaos.legacy_rules import LegacyRules
+from tests.chaos.listing import Listing
+from tests.chaos.model import World
+from tests.chaos.nft_rules import NftTable
+from tests.chaos.truth import guest_subnets, live_openings, public_addresses
+from tests.lab.release import LibvirtFirewall
+
+_VERSIONS = {"ip": 4, "ip6": 6}
+# What a 1:1 guest has besides its translation: branches for what it sends; rules for that on two links, and hairpin.
+_GUEST_RULES = {"nftables": 2, "legacy": 5}
+_OUTER = frozenset({"eth0", "eth1"})
+_GATE = re.compile(
+    re.escape("-A FORWARD -m connmark --mark 0x2000000/0x2000000 -m comment --comment kvm-portfwd -j ACCEPT")
+)
+_NATIVE_GATE = re.compile(r"\s*ct mark (?:and|&) 0x0*2000000 == 0x0*2000000 accept comment \"kvm-portfwd\"")
+_LINK = re.compile(r"-A \S+ -m comment --comment kvm-portfwd -j KVMPF_\S+")
+# Where our chains are linked; in mangle because a 1:1 guest is always there.
+_NAT = tuple(("nat", chain) for chain in ("PREROUTING", "OUTPUT", "POSTROUTING"))
+_LINKED = (("filter", "FORWARD"), ("mangle", "FORWARD"), *_NAT)
+
+
+class Comparison:
+    """Compares listings of one host; `frames` are what of our rules stays the same, as they were at the start."""
+
+    def __init__(self, firewall: LibvirtFirewall, frames: Listing) -> None:
+        self._legacy = firewall is LibvirtFirewall.LEGACY
+        self._frames = {family: self._frame(family, frames) for family in FAMILIES}
+
+    def differences(self, world: World, listing: Listing) -> list[str]:
+        """Say what is not as it must be; nothing where all is well."""
+        found = [line for family in FAMILIES for line in self._of_family(world, listing, family)]
+        return [*found, *self._elsewhere(listing), *self._gates(listing), *_addresses(world, listing)]
+
+    def _read(self, family: str, listing: Listing) -> NftTable | LegacyRules | None:
+        if self._legacy:
+            return legacy_rules.read_family(_VERSIONS[family], listing)
+        return nft_rules.read_table(_VERSIONS[family], listing[f"own-{family}"])
+
+    def _frame(self, family: str, listing: Listing) -> str:
+        found = self._read(family, listing)
+        return found.frame if found else ""
+
+    def _of_family(self, world: World, listing: Listing, family: str) -> Iterator[str]:
+        version, found = _VERSIONS[family], self._read(family, listing)
+        if found is None:
+            yield f"{family}: our table is not there"
+            return
+        wanted = {opening for opening in live_openings(world) if opening.version == version}
+        yield from (f"{family}: missing {opening}" for opening in sorted(wanted - found.openings))
+        yield from (f"{family}: too many {opening}" for opening in sorted(found.openings - wanted))
+        yield from (f"{family}: {oddity}" for oddity in found.oddities)
+        subnets = guest_subnets(world, version)
+        if wanted and found.subnets != subnets:
+            yield f"{family}: guest subnets {sorted(found.subnets)}, not {sorted(subnets)}"
+        if isinstance(found, NftTable) and found.outer != _OUTER:
+            yield f"{family}: {sorted(found.outer)} are to lead away from the host, not {sorted(_OUTER)}"
+        guests = sum(not opening.protocol for opening in wanted)
+        if found.guests != guests * _GUEST_RULES["legacy" if self._legacy else "nftables"]:
+            yield f"{family}: {found.guests} rules of what {guests} 1:1 guests send"
+        frame = changed_lines(self._frames[family].splitlines(), found.frame.splitlines())
+        yield from (f"{family}: the frame differs: {line}" for line in frame)
+
+    def _elsewhere(self, listing: Listing) -> Iterator[str]:
+        """On the side where our rules do not belong there are none."""
+        for family in FAMILIES:
+            if self._legacy and listing[f"own-{family}"]:
+                yield f"{family}: a table of ours beside the legacy ones"
+            if not self._legacy and "KVMPF_" in listing[f"legacy-{family}"]:
+                yield f"{family}: legacy chains of ours beside the table"
+
+    def _gates(self, listing: Listing) -> Iterator[str]:
+        for family in FAMILIES:
+            native = [line for line in listing[f"libvirt-{family}"].splitlines() if line.startswith("\t\t")][1:]
+            yield from _at_head(f"{family} libvirt_network", native, _NATIVE_GATE)
+            rules = [line for line in listing[f"iptables-{family}"].splitlines() if line.startswith("-A ")]
+            yield from _at_head(f"{family} iptables-nft", rules, _GATE)
+            for table, chain in _LINKED if self._legacy else (("filter", "FORWARD"),):
+                legacy = [line for line in listing.legacy(family, table) if line.startswith(f"-A {chain} ")]
+                yield from _at_head(f"{family} legacy {table} {chain}", legacy, _LINK if self._legacy else _GATE)
+
+
+def _at_head(where: str, rules: list[str], gate: re.Pattern[str]) -> Iterator[str]:
+    """A chain in which nobody else has a rule needs no gate."""
+    ours = [number for number, rule in enumerate(rules) if gate.fullmatch(rule)]
+    if ours != [0] and (len(ours) > 1 or len(rules) > len(ours)):
+        yield f"{where}: our rules are at {ours} of {len(rules)}, not at 0"
+
+
+def _addresses(world: World, listing: Listing) -> Iterator[str]:
+    held = {f"198.51.100.{number}" for number in (8, 9) if f"inet 198.51.100.{number}/32 " in listing["addresses"]}
+    if held != public_addresses(world):
+        yield f"the host holds {sorted(held)}, not {sorted(public_addresses(world))}"

@@ -1,0 +1,155 @@
+"""What is the case on the host, as far as it was us who brought it about: domains, networks, configuration, faults.
+
+Everything that must follow from it is in `tests.chaos.truth`.
+"""
+
+from dataclasses import dataclass, field
+from uuid import NAMESPACE_DNS, uuid5
+
+from tests.lab.host import PUBLIC4_SECOND
+
+STEADY, STILL = "steady", "still"
+# The host part of the addresses: what a guest has first, and how many more it may take in turn.
+_FIRST_NUMBER = {"a": 10, "b": 20, "c": 30, "d": 40, STEADY: 50}
+_NUMBERS = 5
+NETWORKS = {"default": 122, "other": 123, STILL: 121}
+PLACES = {"a": "default", "b": "default", "c": "other", "d": "other", STEADY: STILL}
+# A name is any text; none of it may become syntax.
+RENAMED = 'd "renamed" --jump'
+
+
+@dataclass(slots=True)
+class Domain:
+    """One guest. `plugged` says that its interface is on its network's present bridge; `turn` counts its addresses."""
+
+    key: str
+    name: str
+    turn: int = 0
+    defined: bool = True
+    running: bool = True
+    plugged: bool = True
+
+    @property
+    def network(self) -> str:
+        """The network it is plugged into."""
+        return PLACES[self.key]
+
+    @property
+    def uuid(self) -> str:
+        """Its UUID, which a new name does not change."""
+        return str(uuid5(NAMESPACE_DNS, self.key))
+
+    @property
+    def address4(self) -> str:
+        """The IPv4 address it has now."""
+        return f"192.168.{NETWORKS[self.network]}.{self._number}"
+
+    @property
+    def address6(self) -> str:
+        """The IPv6 address it has now."""
+        return f"2001:db8:{NETWORKS[self.network]}::{self._number}"
+
+    @property
+    def _number(self) -> int:
+        return _FIRST_NUMBER[self.key] + self.turn % _NUMBERS
+
+    def address(self, version: int) -> str:
+        """The address of one family."""
+        return self.address4 if version == 4 else self.address6
+
+
+@dataclass(frozen=True, slots=True)
+class Port:
+    """Ports of the host, of one protocol, on one address or all, that lead to as many ports of a guest from `guest`."""
+
+    first: int
+    guest: int
+    protocol: str = "tcp"
+    listen: str | None = None
+    width: int = 1
+
+    @property
+    def word(self) -> str:
+        """How the configuration writes it."""
+        host, guest = (f"{start}-{start + self.width - 1}" if self.width > 1 else f"{start}" for start in self._starts)
+        return f"{f'{self.listen}:' if self.listen else ''}{host}:{guest}/{self.protocol}"
+
+    @property
+    def _starts(self) -> tuple[int, int]:
+        return self.first, self.guest
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A `[[forward]]`, or with `public` a `[[nat]]`. `reserved` leaves it to libvirt to know the address."""
+
+    domain: str
+    ports: tuple[Port, ...] = ()
+    version: int = 4
+    reserved: bool = False
+    by_uuid: bool = False
+    source: str | None = None
+    public: str | None = None
+
+    def toml(self, domain: Domain) -> str:
+        """Write it for the configuration."""
+        lines = [f"[[{'nat' if self.public else 'forward'}]]"]
+        lines.append(f'domain = "{domain.uuid if self.by_uuid else self.domain}"')
+        if not self.reserved:
+            lines.append(f'address = "{domain.address(self.version)}"')
+        if self.public:
+            lines.append(f'public = "{self.public}"\nassign = "eth0"')
+        else:
+            lines.append(f"ports = [{', '.join(f'{chr(34)}{port.word}{chr(34)}' for port in self.ports)}]")
+        if self.source:
+            lines.append(f'sources = ["{self.source}"]')
+        return "\n".join([*lines, ""])
+
+
+# Any choice of them is valid. The first three are always chosen, and no round touches what they lead to.
+ENTRIES = {
+    "steady": Entry(STEADY, (Port(9000, 9000), Port(9001, 9001, "udp"))),
+    "steady6": Entry(STEADY, (Port(9000, 9000),), version=6),
+    "steady-nat": Entry(STEADY, public="198.51.100.9"),
+    "a-learned": Entry("a", (Port(8000, 80),), reserved=True),
+    "a-sources": Entry("a", (Port(8003, 80),), reserved=True, source="203.0.113.0/24"),
+    "b-configured": Entry("b", (Port(8001, 80), Port(5300, 9001, "udp"))),
+    "b-ipv6": Entry("b", (Port(8001, 80),), version=6),
+    "b-before-a": Entry("b", (Port(8000, 80, listen=PUBLIC4_SECOND),)),
+    "c-one-address": Entry("c", (Port(8002, 443, listen=PUBLIC4_SECOND),)),
+    "c-range": Entry("c", (Port(8079, 79, width=3),)),
+    "c-nat": Entry("c", public="198.51.100.8"),
+    "d-name": Entry("d", (Port(8004, 80),)),
+    "d-uuid": Entry("d", (Port(8005, 80),), by_uuid=True),
+}
+ALWAYS = ("steady", "steady6", "steady-nat")
+_HEAD = '[daemon]\nlibvirt = ["lxc:///system"]\nresync = "1h"\n'
+
+
+@dataclass(slots=True)
+class World:
+    """The model. `daemon` is up, paused or down; `knows` says that it has had an answer from libvirt."""
+
+    domains: dict[str, Domain] = field(default_factory=lambda: {key: Domain(key, key) for key in PLACES})
+    networks: dict[str, bool] = field(default_factory=lambda: dict.fromkeys(NETWORKS, True))
+    entries: tuple[str, ...] = tuple(ENTRIES)
+    libvirtd: bool = True
+    daemon: str = "up"
+    knows: bool = True
+    run_full: bool = False
+    nft_away: bool = False
+
+    def config(self) -> str:
+        """The configuration in force, as text."""
+        chosen = ((ENTRIES[name], self.domains[ENTRIES[name].domain]) for name in self.entries)
+        return _HEAD + "".join(entry.toml(domain) for entry, domain in chosen)
+
+    @property
+    def active_networks(self) -> frozenset[str]:
+        """The networks that are active."""
+        return frozenset(name for name, active in self.networks.items() if active)
+
+    @property
+    def can_settle(self) -> bool:
+        """Whether the daemon has all it needs to make the truth true."""
+        return self.daemon == "up" and self.knows and not self.nft_away

@@ -1,0 +1,124 @@
+"""Our tables in nftables, read back from nft's JSON: which openings they hold, and whether anything else is in them."""
+
+import json
+from dataclasses import dataclass
+from ipaddress import ip_address, summarize_address_range
+from typing import Any
+
+from tests.chaos.truth import ANY, Opening, collapsed
+
+Item = dict[str, Any]
+# The chains every packet meets; all others are branches that a map leads to.
+_FRAME = frozenset({"forwards", "prerouting", "output", "postrouting", "forward", "guard"})
+# What a 1:1 guest sends: branches with one rule each, and how they begin.
+_OF_GUEST = ("from.", "as.")
+
+
+@dataclass(frozen=True, slots=True)
+class NftTable:
+    """One family's table. `frame` is all of it that does not depend on what is open, as text."""
+
+    openings: frozenset[Opening]
+    subnets: frozenset[str]
+    outer: frozenset[str]
+    guests: int
+    frame: str
+    oddities: tuple[str, ...]
+
+
+def read_table(version: int, listing: str) -> NftTable | None:
+    """Read `nft -j list table`; `None` where there is no such table."""
+    if not listing:
+        return None
+    items: list[Item] = json.loads(listing)["nftables"]
+    rules = [item["rule"] for item in items if "rule" in item]
+    chains = {item["chain"]["name"] for item in items if "chain" in item} - _FRAME
+    elements = [pair for item in items if "map" in item for pair in item["map"].get("elem", ())]
+    led_to = {verdict["jump"]["target"] for _, verdict in elements}
+    oddities = [f"chain {name} that no map leads to" for name in sorted(chains - led_to)]
+    openings: set[Opening] = set()
+    for key, verdict in elements:
+        branch = [rule for rule in rules if rule["chain"] == verdict["jump"]["target"]]
+        found = _openings(version, key, branch)
+        oddities += [f"{key}: {len(branch)} rules, {len(found)} translations"] * (len(found) != len(branch))
+        openings |= found
+    ours = frozenset(opening for opening in openings if opening.target)
+    return NftTable(
+        ours,
+        _subnets(items),
+        frozenset(_elements(items, "outer")),
+        len(openings) - len(ours),
+        _frame(items),
+        tuple(oddities),
+    )
+
+
+def _openings(version: int, key: Any, branch: list[Item]) -> set[Opening]:
+    """Read the rules of a branch; what only marks or changes the source has no target."""
+    if branch and branch[0]["chain"].startswith(_OF_GUEST):
+        return {Opening(version, "", rule["chain"], 0, 0, ANY, "", 0) for rule in branch[:1]}
+    found = (_opening(version, key, rule) for rule in branch)
+    return {opening for opening in found if opening is not None}
+
+
+def _opening(version: int, key: Any, rule: Item) -> Opening | None:
+    dnat = next((part["dnat"] for part in rule["expr"] if "dnat" in part), None)
+    if dnat is None or not any("mangle" in part for part in rule["expr"]):
+        return None
+    parts = key["concat"] if isinstance(key, dict) else [key, "", 0]
+    listen, protocol, ports = parts if len(parts) == 3 else (ANY, *parts)
+    first, last = ports["range"] if isinstance(ports, dict) else (ports, ports)
+    width = last - first + 1 if protocol else 0
+    return Opening(version, protocol, listen, first, width, _source(rule), dnat["addr"], _first_port(dnat))
+
+
+def _first_port(dnat: Item) -> int:
+    """Read the port, or the first one of a map from port to port."""
+    port = dnat.get("port", 0)
+    if isinstance(port, int):
+        return port
+    first: int = min(pair[1] for pair in port["map"]["data"]["set"])
+    return first
+
+
+def _source(rule: Item) -> str:
+    for part in rule["expr"]:
+        match part:
+            case {"match": {"left": {"payload": {"field": "saddr"}}, "right": right}}:
+                return _subnet(right["set"][0] if "set" in right else right)
+    return ANY
+
+
+def _subnet(value: Item) -> str:
+    return f"{value['prefix']['addr']}/{value['prefix']['len']}"
+
+
+def _subnets(items: list[Item]) -> frozenset[str]:
+    """Read the subnets of guests; nft may show two that touch as one, or as a range."""
+    return collapsed(subnet for element in _elements(items, "guest_subnets") for subnet in _spanned(element))
+
+
+def _elements(items: list[Item], name: str) -> list[Any]:
+    listed = [item["set"] for item in items if "set" in item and item["set"]["name"] == name]
+    return [element for found in listed for element in found.get("elem", ())]
+
+
+def _spanned(element: Item) -> list[str]:
+    if "prefix" in element:
+        return [_subnet(element)]
+    first, last = map(ip_address, element["range"])
+    return [str(subnet) for subnet in summarize_address_range(first, last)]
+
+
+def _frame(items: list[Item]) -> str:
+    """Everything but elements, branches and handles."""
+    lines = []
+    for item in items:
+        ((kind, body),) = item.items()
+        if kind in {"map", "set"}:
+            body = {name: value for name, value in body.items() if name != "elem"}
+        elif kind == "metainfo" or (kind != "table" and body.get("chain", body.get("name")) not in _FRAME):
+            continue
+        kept = {name: value for name, value in body.items() if name != "handle"}
+        lines.append(f"{kind} {json.dumps(kept, sort_keys=True)}")
+    return "\n".join(lines)

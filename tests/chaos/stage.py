@@ -1,0 +1,139 @@
+"""The host as it is set up before anything goes wrong: networks, guests, a bystander's rules, the daemon."""
+
+import signal
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from itertools import combinations
+from xml.etree import ElementTree as ET
+
+import libvirt
+
+from tests.chaos.foreign import install_bystander, lines_of
+from tests.chaos.guests import ChaosGuest
+from tests.chaos.listing import Listing, copy_nft
+from tests.chaos.model import NETWORKS, STEADY, STILL, World
+from tests.chaos.server import TCP_PORT, UDP_PORT
+from tests.chaos.steady import Steady, transfers
+from tests.lab.daemon import Daemon
+from tests.lab.domain import mac_of
+from tests.lab.host import PUBLIC4, PUBLIC6, Host
+from tests.lab.libvirt_client import Reservation
+from tests.lab.probe import Prober
+from tests.lab.release import Flavour
+
+_CHANGED = libvirt.VIR_NETWORK_UPDATE_AFFECT_LIVE | libvirt.VIR_NETWORK_UPDATE_AFFECT_CONFIG
+
+_LINES = 80
+# What the kernel knows of the connections that must not notice.
+_TOLD_AT_THE_END = (
+    "conntrack -L -f ipv4 2>/dev/null | grep -E 'port=900[01] '; conntrack -L -f ipv6 2>/dev/null | grep 'port=9000 '",
+    "ip neigh",
+    "conntrack -S",
+)
+_READY_WITHIN_S = 60.0
+
+
+class Stage:
+    """A host, its guests, the model of all of it, and the connections that must not notice."""
+
+    def __init__(self, host: Host) -> None:
+        self.host = host
+        self.world = World()
+        self.guests = {key: ChaosGuest(host, domain) for key, domain in self.world.domains.items()}
+        self.references: dict[frozenset[str], list[str]] = {}
+        # Where probes start.
+        self.origins: dict[str, Prober] = {"outside": host.outside, "host": host.place}
+        self._daemon: Daemon | None = None
+        self.steady: Steady
+
+    @classmethod
+    @contextmanager
+    def set_up(cls, flavour: Flavour) -> Iterator["Stage"]:
+        """Boot a host and bring everything up; it is gone after the block."""
+        with Host.boot(flavour) as host, ExitStack() as at_end:
+            host.libvirt.start()
+            copy_nft(host)
+            stage = cls(host)
+            stage._define()
+            stage.references = dict(stage._seen_foreign())
+            for guest in stage.guests.values():
+                guest.start()
+            stage.origins[STEADY] = stage.guests[STEADY].place
+            stage.start_daemon()
+            stage.steady = at_end.enter_context(stage._transfers())
+            yield stage
+
+    def _define(self) -> None:
+        for name, third in NETWORKS.items():
+            kept = [Reservation(mac_of("a"), self.world.domains["a"].address4)] if name == "default" else []
+            subnets = f"192.168.{third}.0/24", f"2001:db8:{third}::/64"
+            self.host.libvirt.define_network(name, *subnets, dhcp=True, reservations=kept)
+        install_bystander(self.host)
+        # A guest's own address must not answer outside, also where somebody knows the way.
+        for third in NETWORKS.values():
+            self.host.outside.run(["ip", "route", "add", f"192.168.{third}.0/24", "via", PUBLIC4])
+            self.host.outside.run(["ip", "route", "add", f"2001:db8:{third}::/64", "via", PUBLIC6])
+
+    def _seen_foreign(self) -> Iterator[tuple[frozenset[str], list[str]]]:
+        """What libvirt and the bystander have for each choice of active networks, while there is no daemon."""
+        touched = sorted(NETWORKS.keys() - {STILL})
+        for count in range(len(touched) + 1):
+            for down in combinations(touched, count):
+                for name in down:
+                    self.host.libvirt.destroy_network(name)
+                yield frozenset(NETWORKS.keys() - set(down)), lines_of(Listing.of(self.host).foreign)
+                for name in down:
+                    self.host.libvirt.start_network(name)
+
+    @contextmanager
+    def _transfers(self) -> Iterator[Steady]:
+        streams = [(PUBLIC4, TCP_PORT), (PUBLIC6, TCP_PORT), ("198.51.100.9", TCP_PORT)]
+        with transfers(self.host.outside, streams, (PUBLIC4, UDP_PORT), "steady") as steady:
+            yield steady
+
+    @property
+    def daemon(self) -> Daemon:
+        """The running daemon."""
+        assert self._daemon is not None
+        return self._daemon
+
+    @property
+    def log(self) -> str:
+        """What the daemon said last."""
+        return "\n".join(line.text for line in self._daemon.log_lines()[-_LINES:]) if self._daemon else ""
+
+    def autopsy(self) -> str:
+        """Abort a daemon that runs, and tell what it said last, with where each thread was if Python tells."""
+        if self._daemon and self._daemon.process.running:
+            self._daemon.process.stop(signal.SIGABRT)
+        seen = [self.host.run("sh", "-c", command, check=False).stdout for command in _TOLD_AT_THE_END]
+        return "\n".join([self.log, *seen])
+
+    def start_daemon(self) -> None:
+        """Start the daemon on the model's configuration, and wait until it is ready."""
+        self._daemon = self.host.daemon(self.world.config(), wait=False)
+        self._daemon.wait_ready(_READY_WITHIN_S)
+
+    def signal_daemon(self, number: signal.Signals) -> None:
+        """Stop or continue the daemon."""
+        self.daemon.process.send(number)
+
+    def kill_daemon(self) -> None:
+        """SIGKILL."""
+        self.daemon.close()
+
+    def configure(self, text: str) -> None:
+        """Write the configuration, and let the daemon read it if it is there."""
+        self.host.write("/etc/portfwd.toml", text)
+        if self.world.daemon != "down":
+            self.daemon.sighup()
+
+    def reserve(self) -> None:
+        """Let libvirt know the present address of the guest whose address is learned, for now and for later."""
+        domain = self.world.domains["a"]
+        element = ET.Element("host", mac=mac_of("a"), ip=domain.address4)
+        modify, section = libvirt.VIR_NETWORK_UPDATE_COMMAND_MODIFY, libvirt.VIR_NETWORK_SECTION_IP_DHCP_HOST
+        with self.host.libvirt.connection() as connection:
+            network = connection.networkLookupByName(domain.network)
+            flags = _CHANGED if network.isActive() else libvirt.VIR_NETWORK_UPDATE_AFFECT_CONFIG
+            network.update(modify, section, -1, ET.tostring(element, encoding="unicode"), flags)

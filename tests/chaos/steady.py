@@ -1,0 +1,163 @@
+"""Connections that must not notice: streams whose every byte is checked, and numbered datagrams, round after round.
+
+Some faults cut them by right: when the last NAT rule of a family goes, the kernel stops translating what it translated
+so far (nf_nat_unregister_fn, net/netfilter/nf_nat_core.c), and a foreign rule that refuses everything does so until the
+gate is ahead of it again. Through those they rest: nothing is under way, and the very same connection has to go on
+afterwards.
+"""
+
+import hashlib
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from tests.lab.place import wait_until
+from tests.lab.probe import Prober
+
+_STALLED_S = 20.0
+_LOST_AFTER_S = 3.0
+_PAUSE_S = 0.02
+
+
+def _chunk(number: int) -> bytes:
+    """Bytes that no other number has."""
+    return hashlib.sha256(str(number).encode()).digest() * 32
+
+
+class Transfer:
+    """One connection in a thread of its own; `exchange` sends and checks one piece and raises when it does not come."""
+
+    def __init__(self, what: str, exchange: Callable[[int], int]) -> None:
+        self.what = what
+        self.bytes = self.pieces = 0
+        self.broken: str | None = None
+        self._exchange = exchange
+        self._may_go, self._is_resting, self._over = threading.Event(), threading.Event(), threading.Event()
+        self._may_go.set()
+        self._thread = threading.Thread(target=self._run, name=f"steady-{what}", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        while not self._over.wait(_PAUSE_S) and self.broken is None:
+            if not self._may_go.is_set():
+                self._is_resting.set()
+                self._may_go.wait()
+            try:
+                self.bytes += self._exchange(self.pieces)
+                self.pieces += 1
+            except OSError as error:
+                self.broken = f"{self.what}: piece {self.pieces}: {type(error).__name__} {error}"
+        self._is_resting.set()
+
+    def rest(self) -> None:
+        """Return when nothing is under way."""
+        self._is_resting.clear()
+        self._may_go.clear()
+        self._is_resting.wait(_STALLED_S)
+
+    def go_on(self) -> None:
+        """End the rest."""
+        self._may_go.set()
+
+    def close(self) -> None:
+        """End it."""
+        self._over.set()
+        self._may_go.set()
+        self._thread.join(_STALLED_S)
+
+
+def _stream(connection: socket.socket) -> Callable[[int], int]:
+    connection.settimeout(_STALLED_S)
+
+    def exchange(number: int) -> int:
+        chunk, back = _chunk(number), b""
+        connection.sendall(chunk)
+        while len(back) < len(chunk):
+            part = connection.recv(65536)
+            if not part:
+                raise ConnectionError("the other side closed the connection")
+            back += part
+        if back != chunk:
+            raise ConnectionError("other bytes came back than were sent")
+        return len(chunk)
+
+    return exchange
+
+
+def _datagrams(connection: socket.socket, name: str) -> Callable[[int], int]:
+    connection.settimeout(_LOST_AFTER_S)
+
+    def exchange(number: int) -> int:
+        sent = str(number).encode()
+        connection.send(sent)
+        back = connection.recv(65536)
+        if back != name.encode() + b" " + sent:
+            raise ConnectionError(f"{back!r} came back for number {number}")
+        return len(sent)
+
+    return exchange
+
+
+def _can_connect(client: Prober, address: str, port: int) -> bool:
+    try:
+        client.connect(address, port).close()
+    except OSError:
+        return False
+    return True
+
+
+@contextmanager
+def transfers(
+    client: Prober, streams: list[tuple[str, int]], datagrams: tuple[str, int], name: str
+) -> "Iterator[Steady]":
+    """Begin a stream to each of these and datagrams to the last, once all can be had; they end with the block."""
+    for address, port in streams:
+        wait_until(lambda: _can_connect(client, address, port), f"{address} port {port} answers", timeout=30)  # noqa: B023  it is asked before the next turn
+    running = [
+        Transfer(f"tcp {address} port {port}", _stream(client.connect(address, port, timeout=5)))
+        for address, port in streams
+    ]
+    with client.flow(*datagrams) as flow:
+        running.append(Transfer(f"udp {datagrams[0]} port {datagrams[1]}", _datagrams(flow.connection, name)))
+        try:
+            yield Steady(running)
+        finally:
+            for transfer in running:
+                transfer.close()
+
+
+class Steady:
+    """All of them."""
+
+    def __init__(self, running: list[Transfer]) -> None:
+        self._running = running
+        self.resting = False
+
+    def rest(self) -> None:
+        """Let all of them rest."""
+        if not self.resting:
+            for transfer in self._running:
+                transfer.rest()
+        self.resting = True
+
+    def go_on(self) -> None:
+        """Let all go on over the same connections, and return when each has exchanged something."""
+        if self.resting:
+            self.resting = False
+            for transfer in self._running:
+                transfer.go_on()
+        before = [(transfer, transfer.pieces) for transfer in self._running]
+        deadline = time.monotonic() + _STALLED_S
+        while time.monotonic() < deadline and any(one.pieces <= was and not one.broken for one, was in before):
+            time.sleep(_PAUSE_S)
+
+    def losses(self) -> list[str]:
+        """What was lost or changed so far."""
+        return [transfer.broken for transfer in self._running if transfer.broken is not None]
+
+    def volume(self) -> tuple[int, int]:
+        """How many bytes went through the streams, and how many datagrams through the others."""
+        streams, others = self._running[:-1], self._running[-1:]
+        return sum(transfer.bytes for transfer in streams), sum(transfer.pieces for transfer in others)

@@ -1,0 +1,90 @@
+"""What must be true on the host, worked out from the model alone. Pure.
+
+This knows nothing of how the product places forwards: it says in its own words what the contract with the user says.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from ipaddress import collapse_addresses, ip_network
+
+from tests.chaos.model import ENTRIES, NETWORKS, Domain, Entry, World
+
+ANY = "*"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Opening:
+    """One translation the kernel must hold; `protocol` and ports are empty and 0 for a whole address."""
+
+    version: int
+    protocol: str
+    listen: str
+    first: int
+    width: int
+    source: str
+    target: str
+    target_port: int
+
+
+def live_openings(world: World) -> frozenset[Opening]:
+    """Every translation that must be there, and there must be no other."""
+    return frozenset(
+        opening
+        for name in world.entries
+        if _is_live(ENTRIES[name], world)
+        for opening in _openings(ENTRIES[name], world.domains[ENTRIES[name].domain])
+    )
+
+
+def _is_live(entry: Entry, world: World) -> bool:
+    domain = world.domains[entry.domain]
+    return domain.running and world.networks[domain.network] and (entry.by_uuid or domain.name == entry.domain)
+
+
+def _openings(entry: Entry, domain: Domain) -> Iterator[Opening]:
+    target, source = domain.address(entry.version), entry.source or ANY
+    if entry.public:
+        yield Opening(entry.version, "", entry.public, 0, 0, source, target, 0)
+    for port in entry.ports:
+        yield Opening(
+            entry.version, port.protocol, port.listen or ANY, port.first, port.width, source, target, port.guest
+        )
+
+
+def public_addresses(world: World) -> frozenset[str]:
+    """The addresses that the host must hold for 1:1 guests, and no others of them."""
+    return frozenset(opening.listen for opening in live_openings(world) if not opening.protocol)
+
+
+def guest_subnets(world: World, version: int) -> frozenset[str]:
+    """Where connections that turn back into a guest network come from and go to."""
+    thirds = [NETWORKS[name] for name in world.active_networks]
+    return collapsed(f"192.168.{third}.0/24" if version == 4 else f"2001:db8:{third}::/64" for third in thirds)
+
+
+def collapsed(subnets: Iterable[str]) -> frozenset[str]:
+    """Write the same addresses with as few subnets as possible."""
+    return frozenset(str(subnet) for subnet in collapse_addresses(ip_network(subnet) for subnet in subnets))  # type: ignore[type-var]  # of one family
+
+
+def answering(world: World, protocol: str, address: str, port: int, source: str) -> tuple[Domain, int] | None:
+    """Who must answer a client at `source`, and on which port: the most specific live claim that admits it."""
+    version = 6 if ":" in address else 4
+    claims = [opening for opening in live_openings(world) if opening.version == version and _admits(opening, source)]
+    for listen in (address, ANY):
+        for claim in claims:
+            # Of a 1:1 address every port is the guest's; a forward on every address goes before it.
+            ports = range(claim.first, claim.first + claim.width)
+            if (claim.protocol, claim.listen) == (protocol, listen) and port in ports:
+                return _holder(world, claim.target), claim.target_port + port - claim.first
+    whole = next((claim for claim in claims if not claim.protocol and claim.listen == address), None)
+    return (_holder(world, whole.target), port) if whole else None
+
+
+def _admits(opening: Opening, source: str) -> bool:
+    # The only restriction any entry has is the first three bytes of an address.
+    return opening.source == ANY or source.rpartition(".")[0] == opening.source.rpartition(".")[0]
+
+
+def _holder(world: World, target: str) -> Domain:
+    return next(domain for domain in world.domains.values() if target in (domain.address4, domain.address6))
