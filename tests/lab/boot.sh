@@ -11,6 +11,7 @@ set -eu
 read -r pid _ </proc/self/stat
 lower=$1
 shift
+links=${0%/*}
 root=/mnt/root
 
 mount -t tmpfs -o mode=0755 lab /mnt
@@ -71,34 +72,14 @@ for scope in all default; do
 done
 ip netns add outside
 ip netns exec outside sh -c 'echo 0 >/proc/sys/net/ipv6/conf/default/accept_dad'
-ip -batch - <<LINKS
-link set lo up
-link add eth0 type veth peer name eth0 netns outside
-link add eth1 type veth peer name eth1 netns outside
-link set eth0 up
-link set eth1 up
-address add 198.51.100.1/24 dev eth0
-address add 198.51.100.7/24 dev eth0
-address add 2001:db8::1/64 dev eth0 nodad
-address add 2001:db8::7/64 dev eth0 nodad
-address add 198.51.101.1/24 dev eth1
-address add 2001:db8:101::1/64 dev eth1 nodad
-LINKS
-ip -n outside -batch - <<LINKS
-link set lo up
-link set eth0 up
-link set eth1 up
-address add 198.51.100.2/24 dev eth0
-address add 203.0.113.9/32 dev eth0
-address add 2001:db8::2/64 dev eth0 nodad
-address add 2001:db8:9::9/128 dev eth0 nodad
-address add 198.51.101.2/24 dev eth1
-address add 2001:db8:101::2/64 dev eth1 nodad
-LINKS
-ip -batch - <<ROUTES
-route add default via 198.51.100.2
-route add default via 2001:db8::2
-ROUTES
+for link in eth0 eth1; do
+    ip link add $link type veth peer name $link netns outside
+done
+ip -batch "$links/links.host"
+ip -n outside -batch "$links/links.outside"
+# Once the way there is up.
+ip route add default via 198.51.100.2
+ip route add default via 2001:db8::2
 
 echo "ready $pid"
 # The kernel reaps orphans while their end is ignored here (a shell cannot be told to: it needs to hear of its own

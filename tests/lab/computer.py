@@ -22,7 +22,7 @@ LAB = SOURCE / "tests/lab"
 _BOOT_TIMEOUT = 20.0
 _POLL_MS = 200
 
-# Fixed by boot.sh and machine/world.sh.
+# Fixed by links.host and links.outside.
 PUBLIC4, PUBLIC4_SECOND = "198.51.100.1", "198.51.100.7"
 PUBLIC6, PUBLIC6_SECOND = "2001:db8::1", "2001:db8::7"
 OTHER_LINK4, OTHER_LINK6 = "198.51.101.1", "2001:db8:101::1"

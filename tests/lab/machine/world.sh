@@ -9,6 +9,7 @@
 set -eu
 
 boot=${0%/*}/boot.sh
+links=${0%/*}/..
 mount -t tmpfs -o mode=0755 lab /mnt
 mkdir /mnt/upper /mnt/work /mnt/root /mnt/groups
 : >/mnt/console
@@ -26,36 +27,18 @@ done
 
 # Duplicate address detection would hold every IPv6 address back for a second or two.
 echo 0 >/proc/sys/net/ipv6/conf/default/accept_dad
-ip link set lo up
 
 connect() {
     ip netns add machine
     ip netns exec machine sh -c 'for scope in all default; do echo 0 >/proc/sys/net/ipv6/conf/$scope/accept_dad; done'
-    ip -batch - <<OUTSIDE
-link add eth0 type veth peer name eth0 netns machine
-link add eth1 type veth peer name eth1 netns machine
-link set eth0 up
-link set eth1 up
-address add 198.51.100.2/24 dev eth0
-address add 203.0.113.9/32 dev eth0
-address add 2001:db8::2/64 dev eth0 nodad
-address add 2001:db8:9::9/128 dev eth0 nodad
-address add 198.51.101.2/24 dev eth1
-address add 2001:db8:101::2/64 dev eth1 nodad
-OUTSIDE
-    ip -n machine -batch - <<MACHINE
-link set lo up
-link set eth0 up
-link set eth1 up
-address add 198.51.100.1/24 dev eth0
-address add 198.51.100.7/24 dev eth0
-address add 2001:db8::1/64 dev eth0 nodad
-address add 2001:db8::7/64 dev eth0 nodad
-address add 198.51.101.1/24 dev eth1
-address add 2001:db8:101::1/64 dev eth1 nodad
-route add default via 198.51.100.2
-route add default via 2001:db8::2
-MACHINE
+    for link in eth0 eth1; do
+        ip link add $link type veth peer name $link netns machine
+    done
+    ip -batch "$links/links.outside"
+    ip -n machine -batch "$links/links.host"
+    # Once the way there is up.
+    ip -n machine route add default via 198.51.100.2
+    ip -n machine route add default via 2001:db8::2
 }
 
 disconnect() {
