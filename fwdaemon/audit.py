@@ -41,8 +41,9 @@ MESSAGE_IDS: Final = {
 
 def opening(action: str, changed: Opening, cause: str) -> None:
     """Write that an opening was `added`, `removed` or `restored`."""
-    text = f"{action} {_who(changed.owner)}: {changed.listens_at()} -> {changed.leads_to()} ({cause})"
-    _write(action, text, _fields(changed, cause))
+    fields = _fields(changed, cause)
+    text = f"{action} {_who(changed.owner)}: {fields['PORTFWD_LISTEN']} -> {fields['PORTFWD_TARGET']} ({cause})"
+    _write(action, text, fields)
 
 
 def flapped(entries: Iterable[Flapped]) -> None:

@@ -8,7 +8,7 @@ kernel, not told from versions: it can change with a restart of libvirtd.
 from collections.abc import Collection, Mapping
 from enum import StrEnum
 from functools import reduce
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from fwdaemon.config.model import BackendChoice
 from fwdaemon.desired import Desired
@@ -187,11 +187,13 @@ class Locator:
     def __init__(self, runner: Runner) -> None:
         self._runner = runner
         self._known: tuple[Side, str] | None = None
-        self._seen: object = None
+        self._seen: _State | None = None
 
     def locate(self, before: Side | None, *, thorough: bool) -> tuple[Side, str]:
         """Give the side and the reason for it; `before` is where our rules are now."""
-        if self._known is None or thorough or self._seen != _state():
+        state = _state()
+        # Legacy tables may be changed without it; nftables cannot.
+        if self._known is None or self._seen != state or (thorough and state.legacy):
             self._known = self._locate(before)
         return self._known
 
@@ -225,7 +227,13 @@ class Locator:
         return "(legacy)" in self._runner.run("iptables", "--version").stdout
 
 
-def _state() -> object:
-    """Everything that changes when somebody writes rules, on either side."""
+class _State(NamedTuple):
+    """What changes when somebody writes rules, on either side."""
+
+    generation: int
+    legacy: tuple[object, ...]
+
+
+def _state() -> _State:
     infos = [(family, name, table_info(family, name)) for family in Family for name in sorted(existing_tables(family))]
-    return current_generation(), infos
+    return _State(current_generation(), tuple(infos))

@@ -6,15 +6,18 @@ at every edge, and each piece knows all forwards that may take its packets. With
 forward.
 """
 
-from bisect import bisect_left
+from bisect import bisect_left, insort
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
+from operator import attrgetter
 from typing import TypeAlias
 
 from fwdaemon.desired import Forward
 from fwdaemon.model import Address, PortRange, Protocol
+
+_first_and_last = attrgetter("ports.first", "ports.last")
 
 Place: TypeAlias = tuple[Address | None, Protocol]
 """Where forwards listen, apart from their ports."""
@@ -55,8 +58,8 @@ class SlotIndex:
             left, came = leaving.get(place, []), coming.get(place, [])
             touched = _touched(self._runs[place], [*left, *came])
             staying = {forward for run in touched for forward in run}.difference(left)
-            fresh = list(_runs(staying.union(came)))
-            self._runs[place] = _replaced(self._runs[place], touched, fresh)
+            fresh = list(_runs([*staying, *came]))
+            _replace(self._runs[place], touched, fresh)
             before += (slot for run in touched for slot in _cut(place, run))
             after += (slot for run in fresh for slot in _cut(place, run))
         return before, after
@@ -82,10 +85,15 @@ def _touched(runs: list[Run], changed: Iterable[Forward]) -> list[Run]:
     return list(found.values())
 
 
-def _replaced(runs: list[Run], old: Collection[Run], new: list[Run]) -> list[Run]:
+def _replace(runs: list[Run], old: Iterable[Run], new: list[Run]) -> None:
     """Keep runs in the order of their ports."""
-    gone = set(map(_first_port, old))
-    return sorted([*(run for run in runs if run[0].ports.first not in gone), *new], key=_first_port)
+    for run in old:
+        del runs[bisect_left(runs, _first_port(run), key=_first_port)]
+    if not runs:
+        runs += new
+        return
+    for run in new:
+        insort(runs, run, key=_first_port)
 
 
 def _first_port(run: Run) -> int:
@@ -100,7 +108,7 @@ def _runs(claimed: Iterable[Forward]) -> Iterator[Run]:
     """Sweep over the claims on one place in the order of their ports."""
     run: list[Forward] = []
     reach = 0
-    for forward in sorted(claimed, key=lambda forward: (forward.ports.first, forward.ports.last)):
+    for forward in sorted(claimed, key=_first_and_last):
         if run and forward.ports.first > reach:
             yield tuple(run)
             run = []

@@ -45,4 +45,5 @@ class PortSet:
 
     def meets(self, ports: PortRange) -> bool:
         """Whether any of these is among them."""
-        return self._marks.find(1, ports.first, ports.last + 1) >= 0
+        first, last = ports.first, ports.last
+        return bool(self._marks[first]) if first == last else self._marks.find(1, first, last + 1) >= 0

@@ -3,6 +3,8 @@
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
+from itertools import compress
+from operator import attrgetter
 from typing import Final, TypeAlias
 
 from fwdaemon.clashes.port_index import PortSet
@@ -91,7 +93,8 @@ def takings(desired: Desired, local: Collection[Address], watched: PortSet = _AL
     A route takes nothing that would be the host's.
     """
     own = frozenset(local) - {nat.public for nat in desired.nats if nat.assign is not None}
-    for forward in filter(lambda forward: watched.meets(forward.ports), desired.forwards):
+    meeting = map(watched.meets, map(attrgetter("ports"), desired.forwards))
+    for forward in compress(desired.forwards, meeting):
         yield Taking(
             forward.domain,
             forward.origin,

@@ -13,7 +13,7 @@ from fwdaemon.legacy.client import HelperClient, UnusableError
 from fwdaemon.legacy.info import TableInfo, existing_tables, table_info
 from fwdaemon.legacy.model import Head, ObservedTable, Table, TableName
 from fwdaemon.legacy.plan import Plan
-from fwdaemon.legacy.ruleset import links, tables
+from fwdaemon.legacy.ruleset import Tables, links, tables
 from fwdaemon.legacy.text import change_text, restore_text
 from fwdaemon.model import Family
 from fwdaemon.outcome import GateChange, Outcome, joined
@@ -35,6 +35,7 @@ class LegacyBackend:
         self._helpers = {family: HelperClient(family) for family in Family}
         self._desired: Desired | None = None
         self._ended: dict[Flow, float] = {}
+        self._made: tuple[Desired, list[Flow], dict[Family, Tables]] | None = None
         self._committed: dict[Family, Mapping[TableName, Table]] = {}
         self._settled: dict[Family, _Infos] = {}
         self._clean: dict[Family, _Infos] = {}
@@ -98,7 +99,7 @@ class LegacyBackend:
         return Outcome(plan.mended, stale=plan.stale, gates=gates, script=script, changed=bool(plan.changes))
 
     def _apply(self, desired: Desired) -> Outcome:
-        every = tables(desired, self._ended)
+        every = self._tables(desired)
         outcomes, refused = [], []
         for family in Family:
             wanted = every.get(family, {})
@@ -114,6 +115,13 @@ class LegacyBackend:
         if refused or (every and every.keys() <= self._unusable.keys()):
             raise KernelError("; ".join([*refused, *faults]))
         return reduce(joined, outcomes, Outcome(faults=faults))
+
+    def _tables(self, desired: Desired) -> dict[Family, Tables]:
+        """Make the tables, unless nothing is asked for but what was the last time."""
+        ended = list(self._ended)
+        if self._made is None or self._made[0] is not desired or self._made[1] != ended:
+            self._made = (desired, ended, tables(desired, ended))
+        return self._made[2]
 
     def _is_settled(self, family: Family, wanted: Mapping[TableName, Table]) -> bool:
         """Whether nothing has changed; where nothing is wanted and nothing was found, no helper is worth starting."""

@@ -3,7 +3,7 @@
 import re
 from dataclasses import replace
 
-from hypothesis import given
+from hypothesis import given, settings
 
 from fwdaemon.desired import Desired, Opening
 from fwdaemon.model import Family
@@ -189,6 +189,7 @@ def _hook(line: str) -> Hook | None:
     return Hook(found[1], found[2], int(found[3])) if found else None
 
 
+@settings(deadline=None)  # a busy machine may take a second
 @given(some_states(), some_states())
 def test_the_difference_leads_from_any_state_to_any_other(before: Desired, after: Desired) -> None:
     old, new = table_of(before), table_of(after)
@@ -197,6 +198,7 @@ def test_the_difference_leads_from_any_state_to_any_other(before: Desired, after
     assert difference(Family.IPV4, new, applied(script, old)).script == ()
 
 
+@settings(deadline=None)  # a busy machine may take a second
 @given(some_states())
 def test_every_branch_is_accounted_to_its_openings(desired: Desired) -> None:
     served = chains_of(desired)

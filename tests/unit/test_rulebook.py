@@ -1,0 +1,191 @@
+"""What is brought up to date is what would have been made anew: placing, slots, and the tables of nftables."""
+
+from collections.abc import Collection, Iterable
+from dataclasses import replace
+from ipaddress import ip_address, ip_network
+from pathlib import Path
+from uuid import UUID
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fwdaemon.config.model import Config, DaemonSettings, ForwardEntry, NatEntry, Origin, PortMapping, RouteEntry
+from fwdaemon.desired import Desired, Forward
+from fwdaemon.inventory import (
+    AddressSource,
+    Domain,
+    GuestInterface,
+    HostAddress,
+    Inventory,
+    LearnedAddress,
+    Network,
+)
+from fwdaemon.model import Address, Family, PortRange, Protocol
+from fwdaemon.nftables.difference import tables_difference
+from fwdaemon.nftables.rulebook import Rulebook
+from fwdaemon.nftables.ruleset import chains_of, tables
+from fwdaemon.placing import Placement, desired_state
+from fwdaemon.slots import Slot, SlotIndex, slots
+from tests.unit.forwards import forward, some_forwards, some_states
+
+ORIGIN = Origin(Path("portfwd.toml"), 1)
+NAMES = ("web", "mail", "00000000-0000-0000-0000-000000000001")
+UUIDS = (UUID(int=1), UUID(int=2), UUID(int=3))
+ADDRESSES = (*map(ip_address, ("192.168.122.1", "192.168.122.2", "192.168.122.3")), ip_address("10.0.0.9"))
+
+
+# --- slots -----------------------------------------------------------------------------------------------------------
+
+
+def as_set(found: Iterable[Slot]) -> set[tuple[object, ...]]:
+    return {(slot.listen, slot.protocol, slot.ports, frozenset(slot.forwards)) for slot in found}
+
+
+@settings(deadline=None)  # a busy machine may take a second
+@given(st.lists(st.frozensets(some_forwards(), max_size=10), max_size=6))
+def test_slots_that_are_kept_are_those_that_would_be_cut_anew(states: list[frozenset[Forward]]) -> None:
+    index, kept, before = SlotIndex(), set[tuple[object, ...]](), frozenset[Forward]()
+    for state in states:
+        gone, new = map(as_set, index.change(before - state, state - before))
+        assert gone <= kept
+        kept, before = (kept - gone) | new, state
+        assert kept == as_set(slots(state))
+
+
+def test_a_change_touches_the_slots_that_share_its_ports_and_no_others() -> None:
+    near = forward("tcp *:100-109", "192.168.122.50:100-109")
+    far = forward("tcp *:200-209", "192.168.122.50:200-209")
+    index = SlotIndex()
+    index.change([], [near, far])
+    added = forward("tcp *:105", "192.168.122.51:105", interface="eth0")
+    gone, new = index.change([], [added])
+    assert [slot.ports for slot in gone] == [near.ports]
+    assert [str(slot.ports) for slot in new] == ["100-104", "105", "106-109"]
+
+
+# --- tables ----------------------------------------------------------------------------------------------------------
+
+
+@settings(deadline=None)  # a busy machine may take a second
+@given(st.lists(some_states(), min_size=1, max_size=6), st.sampled_from([0x02000000, 0x1]))
+def test_tables_that_are_kept_are_those_that_would_be_made_anew(states: list[Desired], mark: int) -> None:
+    book = Rulebook()
+    for number, state in enumerate(states):
+        desired = replace(state, mark=mark) if number % 3 == 2 else state
+        kept, whole = book.tables(desired), tables(desired)
+        assert kept == whole
+        assert {name: book.openings(*name) for name in chains_of(desired)} == chains_of(desired)
+
+
+@settings(deadline=None)  # a busy machine may take a second
+@given(some_states(), some_states())
+def test_what_stays_is_the_same_object(before: Desired, after: Desired) -> None:
+    book = Rulebook()
+    old, new = book.tables(before), book.tables(after)
+    for family in old.keys() & new.keys():
+        changed = {slot.ports for slot in slots(before.forwards ^ after.forwards)}
+        for name in old[family].chains.keys() & new[family].chains.keys():
+            ports = {item.ports for item in book.openings(family, name) if isinstance(item, Forward)}
+            if ports and not any(port.overlaps(other) for port in ports for other in changed):
+                assert old[family].chains[name] is new[family].chains[name]
+    assert book.tables(after) is new
+    assert tables_difference(new, book.tables(after)) == {}
+
+
+# --- placing ---------------------------------------------------------------------------------------------------------
+
+
+def some_interfaces() -> st.SearchStrategy[tuple[GuestInterface, ...]]:
+    learned = st.lists(
+        st.builds(LearnedAddress, st.sampled_from(ADDRESSES), st.sampled_from(list(AddressSource)[1:])), max_size=2
+    )
+    interface = st.builds(
+        lambda number, network, claims: GuestInterface(f"52:54:00:00:00:0{number}", network, "virbr0", None, claims),
+        st.integers(0, 3),
+        st.sampled_from(["default", "default", "default", "absent"]),
+        learned.map(tuple),
+    )
+    return st.lists(interface, max_size=2).map(tuple)
+
+
+def some_domains() -> st.SearchStrategy[tuple[Domain, ...]]:
+    """Any domains; names pass from one to another, are taken twice, and look like the UUIDs of others."""
+    domain = st.builds(
+        lambda name, running, interfaces: (name, running, interfaces if running else ()),
+        st.sampled_from(NAMES),
+        st.booleans(),
+        some_interfaces(),
+    )
+    return st.dictionaries(st.sampled_from(UUIDS), domain).map(
+        lambda found: tuple(
+            Domain(name, uuid, running, interfaces) for uuid, (name, running, interfaces) in sorted(found.items())
+        )
+    )
+
+
+def some_inventories() -> st.SearchStrategy[Inventory]:
+    here = HostAddress(ip_address("192.168.122.3"), ip_network("192.168.122.0/24"), "virbr0")
+    own = HostAddress(ip_address("fe80::1"), ip_network("fe80::/64"), "vnet0")
+    return st.builds(
+        lambda domains, active, host: Inventory(
+            domains, (Network("default", active, "virbr0", (ip_network("192.168.122.0/24"),)),), host, frozenset()
+        ),
+        some_domains(),
+        st.sampled_from([True, True, True, False]),
+        st.sampled_from([(), (), (own,), (here,)]),
+    )
+
+
+def entry(domain: str, port: int, written: Address | None) -> ForwardEntry:
+    mapping = PortMapping(PortRange(port, port), PortRange(80, 80), Protocol.TCP, None, ORIGIN)
+    return ForwardEntry(domain, (mapping,), ORIGIN, address=written)
+
+
+def some_configurations() -> st.SearchStrategy[Config]:
+    domains, written = st.sampled_from([*NAMES, NAMES[2].upper().replace("-", "")]), st.sampled_from([None, *ADDRESSES])
+    return st.builds(
+        lambda forwards, nat, route: Config(
+            DaemonSettings(),
+            tuple(entry(domain, 1000 + number, address) for number, (domain, address) in enumerate(forwards)),
+            (NatEntry(nat[0], ip_address("198.51.100.8"), ORIGIN, address=nat[1]),) if nat else (),
+            (RouteEntry("default", ip_network("203.0.113.64/29"), ORIGIN),) if route else (),
+        ),
+        st.lists(st.tuples(domains, written), max_size=5),
+        st.none() | st.tuples(domains, written),
+        st.booleans(),
+    )
+
+
+def told(desired: Desired) -> tuple[Desired, Collection[object]]:
+    """Give all of a state, also what two equal openings may differ in."""
+    return desired, sorted((str(item), item.bridge) for item in desired.openings)
+
+
+@settings(deadline=None)  # a busy machine may take a second
+@given(some_configurations(), st.lists(some_inventories(), min_size=1, max_size=6))
+def test_what_is_placed_again_is_what_would_be_placed_anew(config: Config, inventories: list[Inventory]) -> None:
+    placement = Placement(config, inventories[0])
+    for inventory in inventories:
+        assert told(placement.move(inventory)) == told(desired_state(config, inventory))
+
+
+def test_a_domain_that_starts_leaves_the_forwards_of_others_the_same_objects() -> None:
+    def inventory(*, running: bool) -> Inventory:
+        nics = [
+            GuestInterface(f"52:54:00:00:00:0{number}", None, "br0", None, (LearnedAddress(item, AddressSource.LEASE),))
+            for number, item in enumerate(ADDRESSES[:2])
+        ]
+        domains = (
+            Domain("mail", UUIDS[1], running=running, interfaces=(nics[0],) if running else ()),
+            Domain("web", UUIDS[2], running=True, interfaces=(nics[1],)),
+        )
+        return Inventory(domains, (), (HostAddress(ADDRESSES[2], ip_network("192.168.122.0/24"), "br0"),))
+
+    config = Config(DaemonSettings(), (entry("web", 80, None), entry("mail", 25, None)))
+    placement = Placement(config, inventory(running=False))
+    (before,) = placement.desired.forwards
+    after = placement.move(inventory(running=True))
+    assert {item.domain for item in after.forwards} == {"web", "mail"}
+    assert any(item is before for item in after.forwards)
+    assert placement.move(inventory(running=True)) is after
+    assert Family.IPV4 in after.families
