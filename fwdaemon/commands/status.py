@@ -10,6 +10,7 @@ from typing import Any, Final
 from fwdaemon import status_view
 from fwdaemon.control import client
 from fwdaemon.errors import PortfwdError
+from fwdaemon.naming import shown
 from fwdaemon.status import SCHEMA_VERSION
 
 # Counting the connections of ten thousand forwards takes a second.
@@ -21,7 +22,8 @@ def run(options: argparse.Namespace) -> int:
     if options.watch:
         return _watch(options)
     try:
-        _show(_ask(), options)
+        status = _ask()
+        _show(status, options)
     except client.NotRunningError as error:
         if os.geteuid() != 0:
             raise  # the kernel and libvirt answer root only
@@ -30,7 +32,15 @@ def run(options: argparse.Namespace) -> int:
 
         _show(json.loads(status_without_daemon(options.config).encode()), options)
         return 1
-    return 0
+    return _missed(status, options.names)
+
+
+def _missed(status: Mapping[str, Any], names: Collection[str]) -> int:
+    """Say which names have no opening; 1 if there are any."""
+    missed = sorted(set(names) - {opening["owner"] for opening in status["openings"]})
+    for name in missed:
+        print(f"kvm-portfwd: nothing of the configuration is for {shown(name)}", file=sys.stderr)
+    return int(bool(missed))
 
 
 def _watch(options: argparse.Namespace) -> int:

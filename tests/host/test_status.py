@@ -72,6 +72,11 @@ def test_what_status_shows(shared_scene: Scene) -> None:
     assert rows["tcp *:8000"]["connections_since"]
     assert (rows["tcp *:70"]["state"], rows["tcp *:70"]["reason"]) == ("waiting", "libvirt knows no such domain")
 
+    assert command(host, "status", "nobody").stdout.count(" tcp ") == 1
+    missed = command(host, "status", "web", "some\nbody")
+    assert (missed.returncode, missed.stdout.count(" tcp ")) == (1, 1)
+    assert missed.stderr == "kvm-portfwd: nothing of the configuration is for some\\nbody\n"
+
     scene.wipe()
     daemon.wait_log("^restored web: tcp")
     wait_until(lambda: bool(status(host)["restored"]), "it is remembered")
