@@ -12,12 +12,12 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from tests.host.conftest import HEAD, WEB4, entry, filled
 from tests.lab.daemon import CONFIG, Daemon
 from tests.lab.host import PUBLIC4, Host
 from tests.lab.lxc import LxcGuest
 from tests.lab.place import wait_until
 from tests.lab.probe import Answer
-from tests.host.conftest import HEAD, WEB4, entry, filled
 
 WEB = entry("web", "8000:80", "WEB4")
 ASKED = f"{PUBLIC4}:8000"

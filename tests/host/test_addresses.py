@@ -6,12 +6,12 @@ from contextlib import contextmanager
 import pytest
 
 from tests.conftest import MakeLxcGuest, MakeNetwork, MakeQemuGuest, StartDaemon
+from tests.host.conftest import Conversation, each_libvirt
 from tests.lab.domain import Link, mac_of
 from tests.lab.host import CLIENT4, CLIENT4_OTHER_LINK, OTHER_LINK4, PUBLIC4, Host
 from tests.lab.libvirt_client import Reservation
 from tests.lab.place import wait_until
 from tests.lab.qemu import ECHO_PORT
-from tests.host.conftest import Conversation, each_libvirt
 
 URL, SECOND_URL = f"http://{PUBLIC4}:8000/", f"http://{PUBLIC4}:8001/"
 HEAD = '[daemon]\nlibvirt = ["qemu:///system", "lxc:///system"]\n'

@@ -7,13 +7,13 @@ from contextlib import contextmanager
 import pytest
 
 from tests.conftest import MakeNetwork, MakeQemuGuest, StartDaemon
+from tests.host.conftest import Conversation, Scene, each_libvirt, entry
 from tests.lab.daemon import Daemon
 from tests.lab.domain import Link, mac_of
 from tests.lab.host import CLIENT4, PUBLIC4, Host
 from tests.lab.libvirt_client import Reservation
 from tests.lab.place import wait_until
 from tests.lab.qemu import ECHO_PORT, QemuGuest
-from tests.host.conftest import Conversation, Scene, each_libvirt, entry
 
 URL, SECOND_URL = f"http://{PUBLIC4}:8000/", f"http://{PUBLIC4}:8001/"
 QEMU_HEAD = '[daemon]\nlibvirt = ["qemu:///system"]\n'

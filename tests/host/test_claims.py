@@ -1,13 +1,13 @@
 """A guest that claims an address which is not its own gets nothing, and the journal says so."""
 
 from tests.conftest import MakeLxcGuest, MakeNetwork, StartDaemon
+from tests.host.conftest import HEAD, each_libvirt
 from tests.lab.daemon import Daemon
 from tests.lab.domain import Link, mac_of
 from tests.lab.host import CLIENT4, PUBLIC4, Host
 from tests.lab.libvirt_client import Reservation
 from tests.lab.lxc import LxcGuest
 from tests.lab.place import wait_until
-from tests.host.conftest import HEAD, each_libvirt
 
 URL, THIEF_URL = f"http://{PUBLIC4}:8000/", f"http://{PUBLIC4}:8001/"
 GATEWAY4, RESERVED4, STATIC4 = "192.168.122.1", "192.168.122.77", "192.168.122.10"

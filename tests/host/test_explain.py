@@ -5,6 +5,8 @@ from functools import partial
 
 import pytest
 
+from tests.host.conftest import FAR4, HEAD, NEIGHBOUR4, WEB4, entry, filled
+from tests.host.explained import ASKED, WEB, Patient, admitted
 from tests.lab.domain import Link
 from tests.lab.host import (
     CLIENT4,
@@ -17,8 +19,6 @@ from tests.lab.host import (
 from tests.lab.lxc import LxcGuest
 from tests.lab.place import wait_until
 from tests.lab.release import LibvirtFirewall
-from tests.host.conftest import FAR4, HEAD, NEIGHBOUR4, WEB4, entry, filled
-from tests.host.explained import ASKED, WEB, Patient, admitted
 
 # Where no rule decides, one kind of host is enough.
 rules_have_no_part = pytest.mark.on(LibvirtFirewall.NFTABLES)

@@ -4,10 +4,10 @@ from collections.abc import Callable
 
 import pytest
 
+from tests.host.conftest import Scene, entry
 from tests.lab.host import CLIENT4, PUBLIC4, Host
 from tests.lab.place import wait_until
 from tests.lab.release import LibvirtFirewall
-from tests.host.conftest import Scene, entry
 
 URL = f"http://{PUBLIC4}:8000/"
 WEB = entry("web", "8000:80", "WEB4") + entry("web", "8000:80", "WEB6")

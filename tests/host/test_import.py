@@ -11,12 +11,12 @@ from dataclasses import dataclass
 import pytest
 
 from tests.conftest import MakeLxcGuest, MakeNetwork, StartDaemon
+from tests.host.conftest import FAR4, HEAD, WEB4, WEB6, Scene
+from tests.host.old_tools import hook_rules, undone
 from tests.lab.domain import Link
 from tests.lab.host import CLIENT4_SECOND, CLIENT6_SECOND, OTHER_LINK4, PUBLIC4, PUBLIC4_SECOND, PUBLIC6, Host
 from tests.lab.place import wait_until
 from tests.lab.release import LibvirtFirewall
-from tests.host.conftest import FAR4, HEAD, WEB4, WEB6, Scene
-from tests.host.old_tools import hook_rules, undone
 
 pytestmark = pytest.mark.on(LibvirtFirewall.IPTABLES)
 ROUTED4, ROUTED6, OTHERS4 = "203.0.113.66", "2001:db8:5::66", "203.0.113.67"

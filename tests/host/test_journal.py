@@ -7,10 +7,10 @@ import pytest
 
 from fwdaemon.audit import MESSAGE_IDS
 from tests.conftest import MakeLxcGuest, MakeNetwork
+from tests.host.conftest import HEAD, entry
 from tests.lab.domain import Link
 from tests.lab.host import SOURCE, Host
 from tests.lab.place import wait_until
-from tests.host.conftest import HEAD, entry
 
 NAME = 'web "1"\t--comment'
 JOURNALED = str(SOURCE / "tests/lab/journaled.py")

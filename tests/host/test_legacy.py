@@ -7,11 +7,11 @@ from functools import partial
 
 import pytest
 
+from tests.host.conftest import HEAD, Conversation, Scene, entry, filled, scene_on
 from tests.lab.crowd import KEPT, source
 from tests.lab.host import CLIENT4, PUBLIC4, SOURCE, Host
 from tests.lab.place import wait_until
 from tests.lab.release import DEBIAN12_IPTABLES, DEBIAN13_NFTABLES, Flavour, LibvirtFirewall
-from tests.host.conftest import HEAD, Conversation, Scene, entry, filled, scene_on
 
 URL = f"http://{PUBLIC4}:8000/"
 WEB = entry("web", "8000:80", "WEB4")

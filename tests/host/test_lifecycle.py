@@ -2,9 +2,9 @@
 
 import time
 
+from tests.host.conftest import HEAD, Scene, entry
 from tests.lab.host import CLIENT4, PUBLIC4
 from tests.lab.place import wait_until
-from tests.host.conftest import HEAD, Scene, entry
 
 URL = f"http://{PUBLIC4}:8000/"
 WEB = entry("web", "8000:80", "WEB4")

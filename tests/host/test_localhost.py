@@ -2,10 +2,10 @@
 
 import pytest
 
-from tests.lab.host import CLIENT4, PUBLIC4, Host
-from tests.lab.place import wait_until
 from tests.host.conftest import HEAD, Scene, entry
 from tests.host.test_reach import url
+from tests.lab.host import CLIENT4, PUBLIC4, Host
+from tests.lab.place import wait_until
 
 LOCAL = HEAD + "localhost = true\n"
 

@@ -5,10 +5,10 @@ from collections.abc import Iterator
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.host.conftest import HEAD, Scene, entry, filled
 from tests.lab.host import CLIENT4, PUBLIC4, Host
 from tests.lab.place import wait_until
 from tests.lab.release import LibvirtFirewall
-from tests.host.conftest import HEAD, Scene, entry, filled
 
 DIRECTORY = "/run/node-exporter"
 TEXTFILE = f"{DIRECTORY}/kvm_portfwd.prom"

@@ -8,13 +8,13 @@ from contextlib import ExitStack, contextmanager, nullcontext
 import pytest
 
 from tests.conftest import StartDaemon
+from tests.host.conftest import HEAD, WEB4, Scene
+from tests.host.old_tools import hook_rules, hook_script
 from tests.lab.daemon import Daemon
 from tests.lab.host import CLIENT4, PUBLIC4, SOURCE, Host
 from tests.lab.place import wait_until
 from tests.lab.probe import Answer
 from tests.lab.release import LibvirtFirewall
-from tests.host.conftest import HEAD, WEB4, Scene
-from tests.host.old_tools import hook_rules, hook_script
 
 STEPS = re.findall(r"^```sh\n(.*?)^```$", (SOURCE / "docs/migration.md").read_text(), re.DOTALL | re.MULTILINE)
 HOOKS = "/etc/libvirt/hooks"

@@ -2,10 +2,10 @@
 
 import json
 
+from tests.host.conftest import HEAD, Scene, entry, filled
 from tests.lab.command import Completed
 from tests.lab.host import Host
 from tests.lab.release import LibvirtFirewall
-from tests.host.conftest import HEAD, Scene, entry, filled
 
 ENTRIES = filled(
     entry("web", "8000:80", "WEB4")

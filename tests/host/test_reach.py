@@ -2,6 +2,7 @@
 
 import pytest
 
+from tests.host.conftest import FAR4, HEAD, NEIGHBOUR4, Scene, entry
 from tests.lab.host import (
     CLIENT4,
     CLIENT4_OTHER_LINK,
@@ -16,7 +17,6 @@ from tests.lab.host import (
     Host,
 )
 from tests.lab.place import wait_until
-from tests.host.conftest import FAR4, HEAD, NEIGHBOUR4, Scene, entry
 
 THEIRS = """
 table ip theirs {

@@ -9,13 +9,13 @@ from itertools import pairwise
 import pytest
 
 from tests.conftest import MakeLxcGuest, MakeNetwork, StartDaemon
+from tests.host.conftest import HEAD
+from tests.host.test_reach import url
 from tests.lab.domain import Link
 from tests.lab.host import CLIENT4, CLIENT6, PUBLIC4, PUBLIC6, Host
 from tests.lab.lxc import LxcGuest
 from tests.lab.place import wait_until
 from tests.lab.probe import Answer
-from tests.host.conftest import HEAD
-from tests.host.test_reach import url
 
 PREFIX4, PREFIX6 = "203.0.113.64/29", "2001:db8:64::/64"
 ROUTED4, ROUTED6 = "203.0.113.66", "2001:db8:64::66"

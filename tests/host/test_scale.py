@@ -5,13 +5,13 @@ import re
 import pytest
 
 from tests.conftest import MakeLxcGuest, MakeNetwork, StartDaemon
+from tests.host.conftest import HEAD
 from tests.lab.daemon import Daemon
 from tests.lab.domain import Link
 from tests.lab.host import CLIENT4, PUBLIC4, Host
 from tests.lab.lxc import LxcGuest
 from tests.lab.place import wait_until
 from tests.lab.release import LibvirtFirewall
-from tests.host.conftest import HEAD
 
 GUESTS, PORTS = 50, 20
 
