@@ -92,8 +92,7 @@ class Reconciler:
 
     def remove(self, cause: str) -> None:
         """Take away everything that is ours."""
-        self._host.remove()
-        self._backend.remove()
+        audit.problems(joined(self._host.remove(), self._backend.remove()).faults)
         for opening in sorted(self._live or (), key=_order):
             audit.opening("removed", opening, cause)
         self._live = frozenset()
