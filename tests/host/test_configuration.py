@@ -22,7 +22,7 @@ def url(port: int) -> str:
 
 def test_a_wrong_file_changes_nothing_and_a_corrected_one_takes_effect(shared_scene: Scene) -> None:
     scene = shared_scene
-    scene.far.serve_tcp(9000)
+    server = scene.far.serve_tcp(9000)
     daemon = scene.daemon(WEB + FAR)
     other = scene.converse(9000)
     before = scene.host.own_rules()
@@ -37,6 +37,7 @@ def test_a_wrong_file_changes_nothing_and_a_corrected_one_takes_effect(shared_sc
     scene.answers(lambda: scene.host.outside.fetch(url(8001)), f"web {CLIENT4}")
     scene.refused(lambda: scene.host.outside.fetch(url(8000)))
     assert other.goes_on()
+    server.stop()
 
 
 def test_drop_ins_add_entries(shared_scene: Scene) -> None:
@@ -69,7 +70,7 @@ def test_the_rules_stay_when_the_daemon_stops_unless_told_otherwise(shared_scene
 
 def test_an_upgrade_takes_no_rules_away_and_cuts_no_connection(shared_scene: Scene) -> None:
     scene = shared_scene
-    scene.far.serve_tcp(9000)
+    server = scene.far.serve_tcp(9000)
     old = scene.daemon(FAR, HEAD + 'on_stop = "remove"\n')
     conversation = scene.converse(9000)
     before = scene.host.own_rules()
@@ -80,6 +81,7 @@ def test_an_upgrade_takes_no_rules_away_and_cuts_no_connection(shared_scene: Sce
         assert conversation.goes_on()
     finally:
         scene.host.run("rm", "/run/kvm-portfwd/upgrade")
+        server.stop()
 
 
 def command(host: Host, *words: str) -> tuple[int, str, str]:
