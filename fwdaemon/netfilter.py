@@ -212,7 +212,7 @@ class Locator:
             return side, "libvirt's chains are in both rule systems, and this is the one that iptables writes to"
         if nftables or legacy:
             return (Side.LEGACY if legacy else Side.NFTABLES), "libvirt's chains are there"
-        return before or Side.NFTABLES, "libvirt has no rules yet"
+        return before or Side.NFTABLES, "libvirt has no rules of its own"
 
     def _has_rules(self, table: str, chain: str) -> bool:
         """Whether a chain is there and not empty."""
