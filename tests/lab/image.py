@@ -19,7 +19,6 @@ from tests.lab.command import LabError, run
 from tests.lab.release import Release, own_release
 
 CACHE = Path(os.environ.get("KVM_PORTFWD_LAB_CACHE", "/var/cache/kvm-portfwd-lab"))
-_DEFAULT_MIRROR = "http://deb.debian.org/debian"
 _CERTIFICATES = Path("etc/ssl/certs/ca-certificates.crt")
 _KERNEL_PACKAGE = "linux-image-cloud-amd64"
 _AGENT_PACKAGE = "qemu-guest-agent"
@@ -104,20 +103,20 @@ def _lock(name: str) -> Iterator[None]:
         yield
 
 
-def mirror() -> str:
-    """The http mirror of the machine's own apt; Debian's usual one if apt uses none debootstrap understands."""
+def mirror() -> list[str]:
+    """The http mirror of the machine's own apt; empty, to let debootstrap choose, where it has none it understands."""
     listed = run(["apt-get", "indextargets", "--format", "$(REPO_URI) $(RELEASE)", "Created-By: Packages"]).stdout
     for line in listed.splitlines():
         uri, _, release = line.partition(" ")
         if release == own_release() and uri.startswith(("http://", "https://")):
-            return uri.rstrip("/")
-    return _DEFAULT_MIRROR
+            return [uri.rstrip("/")]
+    return []
 
 
 def _build_root(target: Path, release: Release, packages: tuple[str, ...]) -> None:
     # In a mount namespace of its own, so that nothing stays mounted below `target` whatever happens.
     # --include of the rest fails: debootstrap cannot order libvirt's post-installation scripts.
-    base = ["--variant=minbase", "--include=ca-certificates", release, str(target), mirror()]
+    base = ["--variant=minbase", "--include=ca-certificates", release, str(target), *mirror()]
     run(["unshare", "-m", "-p", "-f", "--kill-child", "debootstrap", *base], timeout=1200)
     shutil.copy(Path("/") / _CERTIFICATES, target / _CERTIFICATES)
     with _apt_settings(target):
