@@ -7,7 +7,7 @@ nfnetlink_conntrack.h.
 
 import struct
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from ipaddress import ip_address
@@ -15,15 +15,13 @@ from typing import Final, TypeVar
 
 from fwdaemon.flows import Flow
 from fwdaemon.model import Address, Protocol
+from fwdaemon.netlink import attribute, attributes, messages, packed
 
-_HEADER: Final = struct.Struct("=IHHII")
 _GENERIC: Final = struct.Struct("!BBH")
-_ATTRIBUTE: Final = struct.Struct("=HH")
 _NUMBER: Final = struct.Struct("!I")
 _PORT: Final = struct.Struct("!H")
 _COUNT: Final = struct.Struct("!Q")
 _CODE: Final = struct.Struct("=i")
-_TYPE_MASK: Final = 0x3FFF
 
 # Types of messages: errors, the end of a listing, and NFNL_SUBSYS_CTNETLINK with IPCTNL_MSG_CT_GET and _NEW.
 _ERROR, _DONE, _GET, _NEW = 2, 3, 0x101, 0x100
@@ -67,15 +65,13 @@ class Entry:
 
 def listing_request(family: int, mark: int) -> bytes:
     """Write the request for all connections of an address family (AF_INET…) that have the bit `mark`."""
-    return _request(
-        _GET, _REQUEST_DUMP, family, *(_attribute(kind, _NUMBER.pack(mark)) for kind in (_MARK, _MARK_MASK))
-    )
+    return _request(_GET, _REQUEST_DUMP, family, *(attribute(kind, _NUMBER.pack(mark)) for kind in (_MARK, _MARK_MASK)))
 
 
 def protocol_request(family: int, protocol: int) -> bytes:
     """Write the request for those of one protocol (IPPROTO_UDP…); before Linux 5.8 the kernel lists all the same."""
-    picked = _nested(_ORIGINAL, _nested(_PROTO, _attribute(_PROTO_NUMBER, bytes([protocol]))))
-    return _request(_GET, _REQUEST_DUMP, family, picked, _nested(_FILTER, _attribute(_FILTER_ORIGINAL, _BY_PROTOCOL)))
+    picked = _nested(_ORIGINAL, _nested(_PROTO, attribute(_PROTO_NUMBER, bytes([protocol]))))
+    return _request(_GET, _REQUEST_DUMP, family, picked, _nested(_FILTER, attribute(_FILTER_ORIGINAL, _BY_PROTOCOL)))
 
 
 def ending_request(family: int, entry: Entry) -> bytes:
@@ -99,10 +95,11 @@ def read_entries(datagram: bytes) -> tuple[list[Entry], int | None]:
 
 def _read_all(datagram: bytes, read: Callable[[_Attributes], _T | None]) -> tuple[list[_T], int | None]:
     found: list[_T] = []
-    for kind, body in _messages(datagram):
+    for message in messages(datagram):
+        kind, body = message.kind, message.body
         if kind in (_ERROR, _DONE):
             return found, -_CODE.unpack_from(body)[0] if len(body) >= _CODE.size else 0
-        if kind == _NEW and (item := read(_attributes(body[_GENERIC.size :]))) is not None:
+        if kind == _NEW and (item := read(attributes(body[_GENERIC.size :]))) is not None:
             found.append(item)
     return found, None
 
@@ -112,7 +109,7 @@ def _entry(entry: Mapping[int, bytes]) -> Entry | None:
         flow = _flow(entry)
     except (LookupError, StopIteration, ValueError, struct.error):
         return None
-    return Entry(flow, b"".join(_attribute(kind, entry[kind]) for kind in (_ORIGINAL, _ZONE, _ID) if kind in entry))
+    return Entry(flow, b"".join(attribute(kind, entry[kind]) for kind in (_ORIGINAL, _ZONE, _ID) if kind in entry))
 
 
 def _open_flow(entry: Mapping[int, bytes]) -> OpenFlow | None:
@@ -123,22 +120,14 @@ def _open_flow(entry: Mapping[int, bytes]) -> OpenFlow | None:
         return None
 
 
-def _messages(datagram: bytes) -> Iterator[tuple[int, bytes]]:
-    start = 0
-    while start + _HEADER.size <= len(datagram):
-        size, kind, *_ = _HEADER.unpack_from(datagram, start)
-        yield kind, datagram[start + _HEADER.size : start + size]
-        start += _aligned(max(size, _HEADER.size))
-
-
 def _is_open(entry: Mapping[int, bytes]) -> bool:
-    states = _attributes(entry[_STATE]) if _STATE in entry else {}
-    return all(_attributes(states[kind])[1][0] in _OPEN[kind] for kind in states.keys() & _OPEN.keys())
+    states = attributes(entry[_STATE]) if _STATE in entry else {}
+    return all(attributes(states[kind])[1][0] in _OPEN[kind] for kind in states.keys() & _OPEN.keys())
 
 
 def _read(entry: Mapping[int, bytes]) -> OpenFlow:
     counted = [entry[kind] for kind in (_COUNTED_ORIGINAL, _COUNTED_REPLY) if kind in entry]
-    sizes = [_COUNT.unpack(_attributes(counters)[_BYTES])[0] for counters in counted]
+    sizes = [_COUNT.unpack(attributes(counters)[_BYTES])[0] for counters in counted]
     return OpenFlow(_flow(entry), sum(sizes) if sizes else None)
 
 
@@ -168,8 +157,8 @@ class _Tuple:
 
 
 def _tuple(nested: bytes) -> _Tuple:
-    parts = _attributes(nested)
-    addresses, proto = _attributes(parts[_IP]), _attributes(parts[_PROTO])
+    parts = attributes(nested)
+    addresses, proto = attributes(parts[_IP]), attributes(parts[_PROTO])
     protocol = _PROTOCOLS.get(proto[_PROTO_NUMBER][0])
     return _Tuple(
         protocol,
@@ -186,32 +175,13 @@ def _port(proto: Mapping[int, bytes], kind: int) -> int:
 
 
 @lru_cache(maxsize=4096)
-def _address(packed: bytes) -> Address:
-    return ip_address(packed)
+def _address(written: bytes) -> Address:
+    return ip_address(written)
 
 
-def _request(kind: int, flags: int, family: int, *attributes: bytes) -> bytes:
-    body = _GENERIC.pack(family, 0, 0) + b"".join(attributes)
-    return _HEADER.pack(_HEADER.size + len(body), kind, flags, 1, 0) + body
+def _request(kind: int, flags: int, family: int, *found: bytes) -> bytes:
+    return packed(kind, flags, 1, _GENERIC.pack(family, 0, 0) + b"".join(found))
 
 
 def _nested(kind: int, value: bytes) -> bytes:
-    return _attribute(kind | _NESTED, value)
-
-
-def _attribute(kind: int, value: bytes) -> bytes:
-    size = _ATTRIBUTE.size + len(value)
-    return _ATTRIBUTE.pack(size, kind) + value + bytes(_aligned(size) - size)
-
-
-def _attributes(body: bytes) -> _Attributes:
-    found, start = {}, 0
-    while start + _ATTRIBUTE.size <= len(body):
-        size, kind = _ATTRIBUTE.unpack_from(body, start)
-        found[kind & _TYPE_MASK] = body[start + _ATTRIBUTE.size : start + size]
-        start += _aligned(max(size, _ATTRIBUTE.size))
-    return found
-
-
-def _aligned(size: int) -> int:
-    return (size + 3) & ~3
+    return attribute(kind | _NESTED, value)

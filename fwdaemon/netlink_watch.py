@@ -19,8 +19,8 @@ from ipaddress import ip_address
 from typing import Final
 
 from fwdaemon.errors import KernelError
+from fwdaemon.netlink import attributes, messages
 from fwdaemon.rtnetlink.neighbour import USABLE_STATES
-from fwdaemon.rtnetlink.wire import attributes, messages
 from fwdaemon.subscription import Subscription
 
 _log = logging.getLogger(__name__)

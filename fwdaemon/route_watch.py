@@ -11,10 +11,10 @@ from typing import Final
 
 from fwdaemon.errors import KernelError
 from fwdaemon.naming import shown
+from fwdaemon.netlink import Message, attributes, messages
 from fwdaemon.outcome import RulesChanged
 from fwdaemon.rtnetlink.client import is_ours
 from fwdaemon.rtnetlink.route import PROTOCOL
-from fwdaemon.rtnetlink.wire import Message, attributes, messages
 from fwdaemon.socket_filter import Field, attach, native
 from fwdaemon.subscription import Subscription
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from fwdaemon.errors import KernelError
-from fwdaemon.rtnetlink.wire import attributes, messages, packed
+from fwdaemon.netlink import attributes, messages, packed
 
 _NETLINK_NETFILTER = 12
 _NFNLGRP_NFTABLES = 7

@@ -6,8 +6,8 @@ from ipaddress import ip_address, ip_network
 from typing import Final
 
 from fwdaemon.model import Address, Family, Subnet
+from fwdaemon.netlink import attribute, attributes
 from fwdaemon.rtnetlink.client import FAMILIES, Rtnetlink
-from fwdaemon.rtnetlink.wire import attribute, attributes
 
 _NEW, _DELETE, _GET = 20, 21, 22  # RTM_NEWADDR, …
 _CREATE, _EXCLUSIVE = 0x400, 0x200

@@ -15,7 +15,7 @@ from typing import Final, Self
 from fwdaemon.errors import KernelError
 from fwdaemon.model import Family
 from fwdaemon.naming import shown
-from fwdaemon.rtnetlink.wire import Message, attributes, messages, packed
+from fwdaemon.netlink import Message, attributes, messages, packed
 
 FAMILIES: Final = {Family.IPV4: socket.AF_INET, Family.IPV6: socket.AF_INET6}
 

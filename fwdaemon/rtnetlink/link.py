@@ -2,8 +2,8 @@
 
 import struct
 
+from fwdaemon.netlink import attribute, attributes, number
 from fwdaemon.rtnetlink.client import Rtnetlink
-from fwdaemon.rtnetlink.wire import attribute, attributes, number
 
 _GET, _SET = 18, 19  # RTM_GETLINK, RTM_SETLINK
 _FIXED = struct.Struct("=BxHiII")  # ifinfomsg: family, type, index, flags, which flags change

@@ -7,8 +7,8 @@ from ipaddress import ip_address
 from typing import Final
 
 from fwdaemon.model import Address, Family
+from fwdaemon.netlink import attribute, attributes
 from fwdaemon.rtnetlink.client import FAMILIES, Rtnetlink
-from fwdaemon.rtnetlink.wire import attribute, attributes
 
 _NEW, _GET = 28, 30  # RTM_NEWNEIGH, …
 _REPLACE = 0x100

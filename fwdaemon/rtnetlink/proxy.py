@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 
 from fwdaemon.model import Address, Family
+from fwdaemon.netlink import attribute, attributes
 from fwdaemon.rtnetlink.client import FAMILIES, Rtnetlink
 from fwdaemon.rtnetlink.route import PROTOCOL
-from fwdaemon.rtnetlink.wire import attribute, attributes
 
 _NEW, _DELETE, _GET = 28, 29, 30  # RTM_NEWNEIGH, …
 _CREATE, _EXCLUSIVE = 0x400, 0x200

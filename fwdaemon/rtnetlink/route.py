@@ -7,8 +7,8 @@ from ipaddress import ip_network
 from typing import Final
 
 from fwdaemon.model import Address, Family, Subnet
+from fwdaemon.netlink import attribute, attributes, number
 from fwdaemon.rtnetlink.client import FAMILIES, Rtnetlink
-from fwdaemon.rtnetlink.wire import attribute, attributes, number
 
 # What marks a route as ours: none of linux/rtnetlink.h or iproute2's rt_protos.
 PROTOCOL: Final = 107

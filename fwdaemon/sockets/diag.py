@@ -12,7 +12,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Final
 
 from fwdaemon.model import Address, Family, Protocol
-from fwdaemon.rtnetlink.wire import attributes
+from fwdaemon.netlink import attributes
 from fwdaemon.sockets.model import Listener
 
 BY_FAMILY: Final = 20  # SOCK_DIAG_BY_FAMILY

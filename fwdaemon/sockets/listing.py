@@ -10,7 +10,7 @@ from typing import Final
 
 from fwdaemon.errors import KernelError
 from fwdaemon.model import Family, Protocol
-from fwdaemon.rtnetlink.wire import Message, messages, packed
+from fwdaemon.netlink import Message, messages, packed
 from fwdaemon.sockets import diag
 from fwdaemon.sockets.model import Listener
 

@@ -14,13 +14,13 @@ from fwdaemon.hypervisor.agent import agent_claims
 from fwdaemon.inventory import AddressSource, Domain, GuestInterface, LearnedAddress, Network
 from fwdaemon.libvirt_xml import guest_address, parse_domain, parse_network
 from fwdaemon.model import Family, Protocol
+from fwdaemon.netlink import attribute, attributes, messages, packed
 from fwdaemon.netlink_watch import KernelChanges
 from fwdaemon.nftables import ruleset
 from fwdaemon.nftables.difference import creation
 from fwdaemon.nftables.generation import generations
 from fwdaemon.observation import HostObservation, LibvirtObservation, MacClaim, ObservedDomain, ObservedNetwork
 from fwdaemon.rtnetlink import address, neighbour, proxy, route
-from fwdaemon.rtnetlink.wire import attribute, attributes, messages, packed
 from fwdaemon.snapshot import merge
 from fwdaemon.sockets import diag
 from tests.fuzz.choices import Choices

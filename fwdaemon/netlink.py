@@ -1,4 +1,4 @@
-"""Messages and attributes of netlink(7) and rtnetlink(7). Pure."""
+"""Messages and attributes of netlink(7), taken apart and put together. Pure."""
 
 import struct
 import sys
