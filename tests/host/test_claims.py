@@ -69,15 +69,23 @@ def test_an_address_that_another_guest_showed_first(
     gets_nothing(running, host)
 
 
-@each_libvirt
-def test_an_address_that_is_reserved_for_another_guest(
+def beside_a_reservation(
     host: Host, network: MakeNetwork, lxc_guest: MakeLxcGuest, daemon: StartDaemon
-) -> None:
+) -> tuple[LxcGuest, Daemon]:
+    """Give a thief on the network where `web` has a reserved address and answers."""
     network("default", "192.168.122.0/24", dhcp=True, reservations=[Reservation(mac_of("web"), RESERVED4)])
     lxc_guest("web", Link("default", dhcp=True)).lease()
     thief = lxc_guest("thief", Link("default"))
     running = daemon(HEAD + WEB + THIEF)
     wait_until(lambda: host.outside.fetch(URL).text == f"web {CLIENT4}", "the guest answers")
+    return thief, running
+
+
+@each_libvirt
+def test_an_address_that_is_reserved_for_another_guest(
+    host: Host, network: MakeNetwork, lxc_guest: MakeLxcGuest, daemon: StartDaemon
+) -> None:
+    thief, running = beside_a_reservation(host, network, lxc_guest, daemon)
     claim(thief, RESERVED4)
     running.wait_log(r"^waiting thief: 192\.168\.122\.77 belongs to domain web \(DHCP reservation\)")
     running.wait_log(r"^warning: domain thief answered for 192\.168\.122\.77, which is the address of domain web: ")
@@ -92,11 +100,7 @@ def test_an_address_that_is_reserved_for_another_guest(
 def test_a_dhcp_client_that_asks_for_the_address_of_another(
     host: Host, network: MakeNetwork, lxc_guest: MakeLxcGuest, daemon: StartDaemon
 ) -> None:
-    network("default", "192.168.122.0/24", dhcp=True, reservations=[Reservation(mac_of("web"), RESERVED4)])
-    lxc_guest("web", Link("default", dhcp=True)).lease()
-    thief = lxc_guest("thief", Link("default"))
-    running = daemon(HEAD + WEB + THIEF)
-    wait_until(lambda: host.outside.fetch(URL).text == f"web {CLIENT4}", "the guest answers")
+    thief, running = beside_a_reservation(host, network, lxc_guest, daemon)
     for wanted in (RESERVED4, GATEWAY4):
         thief.take_lease("-r", wanted)
     own = thief.lease()

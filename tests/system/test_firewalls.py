@@ -156,13 +156,20 @@ def test_a_table_that_firewalld_keeps_to_itself_stops_nothing_else(firewalld: Sa
 
 def test_ufw_enabled_reloaded_and_disabled(service: Sandbox) -> None:
     machine = service.machine
+    machine.run("systemd-run", "--unit=lab-page", "python3", "-m", "http.server", "8099")
+    own = f"http://{PUBLIC4}:8099/"
+    wait_until(partial(_is_answered, service, own), "a page of the host itself")
     try:
-        for words in (("--force", "enable"), ("reload",), ("allow", "9999/tcp"), ("disable",)):
+        for words in (("--force", "enable"), ("reload",), ("allow", "9999/tcp")):
             machine.run("ufw", *words)
             answers_everywhere(service)
-            assert not machine.outside.fetch(f"http://{PUBLIC4}:9/").answered
+            assert not _is_answered(service, own), "ufw refuses nothing"
+        machine.run("ufw", "disable")
+        answers_everywhere(service)
+        assert _is_answered(service, own)
     finally:
         machine.run("ufw", "--force", "reset")
+        machine.systemctl("stop", "lab-page.service")
     machine.libvirt.restart()
 
 
