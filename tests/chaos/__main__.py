@@ -42,10 +42,10 @@ def _options() -> argparse.Namespace:
 
 
 def _fail(flavour: Flavour, side: str, seed: int, result: run.Result, seconds: float) -> None:
+    _say(f"\nFAILED in round {result.figures.rounds}, seed {seed}:\n{result.failure}\n")
     actions = run.shortened(flavour, seed, result.played, seconds, _say) if seconds else result.played
     file = Path(tempfile.gettempdir()) / f"chaos-{side}-{seed}.txt"
     file.write_text("".join(f"{action}\n" for action in actions), encoding="utf-8")
-    _say(f"\nFAILED in round {result.figures.rounds}, seed {seed}:\n{result.failure}\n")
     _say(f"{len(actions)} actions that fail: sudo scripts/chaos --side {side} --seed {seed} --replay {file}")
     _say("\n".join(f"    {action}" for action in actions))
 

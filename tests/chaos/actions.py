@@ -63,6 +63,11 @@ def _network(*, active: bool) -> Callable[..., bool]:
     return lambda world, name: _libvirt_works(world) and not world.nft_away and world.networks[name] is active
 
 
+def _libvirtd_may_go(world: World) -> bool:
+    # What happened while the daemon was paused nobody could tell it any more.
+    return _libvirt_works(world) and not world.nft_away and world.daemon != "paused"
+
+
 def _rules(world: World, name: str, _number: str) -> bool:
     # What libvirt loses is put back by restarting it.
     return RULE_FAULTS[name].wipes is None or (_libvirt_works(world) and not world.nft_away)
@@ -80,8 +85,8 @@ _POSSIBLE: dict[str, Callable[..., bool]] = {
     "network-destroy": _network(active=True),
     "network-start": _network(active=False),
     "network-redefine": _network(active=True),
-    "libvirtd-stop": lambda world: _libvirt_works(world) and not world.nft_away,
-    "libvirtd-kill": lambda world: _libvirt_works(world) and not world.nft_away,
+    "libvirtd-stop": lambda world: _libvirtd_may_go(world),
+    "libvirtd-kill": lambda world: _libvirtd_may_go(world),
     "libvirtd-restart": lambda world: _libvirt_works(world) and not world.nft_away,
     "libvirtd-start": lambda world: not world.libvirtd and not world.run_full and not world.nft_away,
     "rules": _rules,
