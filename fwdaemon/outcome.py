@@ -31,10 +31,10 @@ class Outcome:
     """One reconcile of the kernel's rules.
 
     `mended` are openings that did not work before and do now; `damaged` are those of them that we had made work.
-    `stale` names chains of openings nobody asks for. `faults` are sentences about what could not be done, and `refused`
-    names the openings that do not work for one of them. `changed` says whether anything was committed, `script` what of
-    it went through `nft`. `moved` tells in which rule system the rules are, and why, when that is another one than
-    before.
+    `stale` names, as the kernel does, where openings are that nobody asks for. `faults` are sentences about what could
+    not be done, and `refused` names the openings that do not work for one of them. `changed` says whether anything was
+    committed, `script` what of it went through `nft`. `moved` tells in which rule system the rules are, and why, when
+    that is another one than before.
     """
 
     mended: frozenset[Opening] = frozenset()

@@ -52,7 +52,7 @@ class UsageReader:
 
     def _nftables_packets(self, family: Family) -> Iterator[tuple[tuple[str, str, str], int]]:
         try:
-            listing = self._runner.run("nft", "--terse", "list", "table", *table_name(family).split()).stdout
+            listing = self._runner.run("nft", "list", "table", *table_name(family).split()).stdout
         except ProcessError:
             return iter(())
         return nftables.read_packets(family, listing)

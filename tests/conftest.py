@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from typing import TypeVar
 
 import pytest
+from hypothesis import settings
 
 from tests.lab.daemon import Daemon
 from tests.lab.domain import Guest, Link
@@ -20,6 +21,10 @@ from tests.lab.leftovers import Leftovers
 from tests.lab.lxc import LxcGuest
 from tests.lab.qemu import QemuGuest
 from tests.lab.release import FLAVOURS, Flavour
+
+# How long an example takes says more of the machine than of us.
+settings.register_profile("any machine", deadline=None)
+settings.load_profile("any machine")
 
 _PROGRAMS = ("busybox", "conntrack", "debootstrap", "dnsmasq", "ip", "iptables", "libvirtd", "nft", "nsenter", "virsh")
 

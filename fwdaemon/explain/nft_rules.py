@@ -120,8 +120,12 @@ def _set_update(body: Json, sets: Sets) -> Iterator[Statement]:
 
 def _dnat(body: Json, sets: Sets) -> Iterator[Statement]:
     def translate(packet: Packet, place: Place) -> Packet:
-        address, port = body.get("addr"), body.get("port")
-        destination = packet.destination if address is None else _address(_looked_up(address, packet, sets))
+        address, port = _looked_up(body.get("addr"), packet, sets), body.get("port")
+        match address:
+            # A map from a key to address and port.
+            case {"concat": [address, port]}:
+                pass
+        destination = packet.destination if "addr" not in body else _address(address)
         number = packet.port if port is None else _port(_looked_up(port, packet, sets))
         return packet.sent_to(destination, number, place)
 

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
+from itertools import chain
 
 from fwdaemon.config.model import Gate
 from fwdaemon.desired import Desired, Opening
@@ -15,7 +16,7 @@ from fwdaemon.nftables.generation import current_generation
 from fwdaemon.nftables.look import Observer, iptables_program
 from fwdaemon.nftables.model import Table
 from fwdaemon.nftables.observed import Observed, Wanted
-from fwdaemon.nftables.plan import Chains, Plan, stale
+from fwdaemon.nftables.plan import Plan, WithPlaces, stale
 from fwdaemon.nftables.rulebook import Rulebook
 from fwdaemon.nftables.ruleset import tables
 from fwdaemon.outcome import GateChange, Outcome
@@ -193,8 +194,6 @@ def _hint(gate: Gate, error: ProcessError) -> str:
     )
 
 
-def _served(rulebook: Rulebook, chains: Chains) -> frozenset[Opening]:
-    """Name the openings that chains serve."""
-    return frozenset(
-        opening for family, names in chains.items() for chain in names for opening in rulebook.openings(family, chain)
-    )
+def _served(rulebook: Rulebook, found: WithPlaces) -> frozenset[Opening]:
+    """Name the openings that are in these places."""
+    return frozenset(chain.from_iterable(rulebook.openings(family, places) for family, places in found.items()))

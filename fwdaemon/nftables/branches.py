@@ -1,22 +1,32 @@
-"""Branches: the chains that openings have, and the verdict maps through which packets come to them. Pure.
+"""Branches: what openings have in the kernel, and the verdict maps through which packets come to it. Pure.
 
 A verdict map sends a packet to one branch with a single lookup, however many there are. A branch that gives no verdict
 returns, and the packet goes on to the next lookup.
+
+Most branches are a chain. Those of *plain* forwards, which are one port for anyone on any interface, share one chain
+that looks their target up in a map: `nft` reads all chains of the host before it changes any, so thousands of them
+would make each change slow.
 """
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Final
 
 from fwdaemon.desired import Desired, Forward, Nat, Opening, Route
 from fwdaemon.model import Address, Family, PortRange, Subnet, collapse
 from fwdaemon.naming import is_interface_name, label
-from fwdaemon.nftables.model import Rule, family_name
+from fwdaemon.nftables.model import Rule, Target, family_name
+from fwdaemon.nftables.places import Place
 from fwdaemon.slots import Slot, slots
 
 # The maps of forwards, in the order a packet is looked up in them.
 ONE_ADDRESS = ("one_address", "one_address_ranges")
 EVERY_ADDRESS = ("every_address", "every_address_ranges")
+
+# The maps of plain forwards' targets, and the chains that look there, by the verdict map that leads to these.
+TARGETS: Final = {name: f"{name}_targets" for name in (ONE_ADDRESS[0], EVERY_ADDRESS[0])}
+PLAIN: Final = {name: f"{name}_plain" for name in TARGETS}
 
 # The maps of 1:1 NATs: by public address on the way in; by the guest's on the way out, to be let through, and to be
 # given its public address.
@@ -34,17 +44,26 @@ OUTER = "outer"
 
 @dataclass(frozen=True, slots=True)
 class Branch:
-    """A chain, the map and key that lead to it, and the openings it serves, one for each rule."""
+    """A chain, the map and key that lead to it, and the openings it serves, one for each rule.
+
+    A plain forward has a `target` instead, and no rules, as the chain is there for all of them.
+    """
 
     map: str
     key: str
     chain: str
     rules: tuple[Rule, ...]
     openings: tuple[Opening, ...]
+    target: Target | None = None
+
+    @property
+    def place(self) -> Place:
+        """Where its openings are."""
+        return self.map, self.key
 
 
 def branches(family: Family, desired: Desired) -> Iterator[Branch]:
-    """Give all branches of one family; no two have the same chain, and no two keys in a map overlap.
+    """Give all branches of one family; no two have rules in the same chain, and no two keys in a map overlap.
 
     The configuration sees to it for public addresses and subnets: none may be claimed twice.
     """
@@ -72,8 +91,13 @@ def marked(mark: int) -> str:
     return f"ct mark and {mark:#010x} == {mark:#010x}"
 
 
-def _marking(mark: int) -> str:
-    return f"ct mark set ct mark or {mark:#010x} counter"
+def marking(mark: int) -> str:
+    """Write what marks a connection that our rules let in."""
+    return f"ct mark set ct mark or {mark:#010x}"
+
+
+def _counting(mark: int) -> str:
+    return f"{marking(mark)} counter"
 
 
 # --- forwards --------------------------------------------------------------------------------------------------------
@@ -82,15 +106,35 @@ def _marking(mark: int) -> str:
 def of_slot(slot: Slot, mark: int) -> Branch:
     """Give the branch of a piece of ports."""
     exact, ranges = EVERY_ADDRESS if slot.listen is None else ONE_ADDRESS
-    parts = [] if slot.listen is None else [str(slot.listen)]
+    if is_plain(slot):
+        target = _target(slot.forwards[0], slot.ports.first)
+        return Branch(exact, _key(slot), PLAIN[exact], (), slot.forwards, target)
     ordered = slot.forwards if len(slot.forwards) == 1 else tuple(sorted(slot.forwards, key=_place_in_slot))
     return Branch(
         exact if slot.ports.width == 1 else ranges,
-        " . ".join([*parts, str(slot.protocol), str(slot.ports)]),
+        _key(slot),
         _slot_chain(slot),
         tuple(Rule.of(_expression(forward, slot.ports, mark), label(forward.domain)) for forward in ordered),
         ordered,
     )
+
+
+def is_plain(slot: Slot) -> bool:
+    """Whether a slot is one port of one forward that takes packets from anyone and by any interface."""
+    if slot.ports.width > 1 or len(slot.forwards) > 1:
+        return False
+    (forward,) = slot.forwards
+    return not forward.sources and forward.interface is None
+
+
+def _key(slot: Slot) -> str:
+    listen = "" if slot.listen is None else f"{_text(slot.listen)} . "
+    return f"{listen}{slot.protocol} . {slot.ports}"
+
+
+def _target(forward: Forward, port: int) -> Target:
+    port += forward.target_ports.first - forward.ports.first
+    return Target(f"{_text(forward.target)} . {port}", label(forward.domain))
 
 
 def _slot_chain(slot: Slot) -> str:
@@ -109,7 +153,7 @@ def _expression(forward: Forward, ports: PortRange, mark: int) -> str:
         parts.append(f'iifname "{forward.interface}"')
     if forward.sources:
         parts.append(f"{family_name(forward.family)} saddr {{ {', '.join(collapse(forward.sources))} }}")
-    parts.append(f"{_marking(mark)} {_dnat(forward, ports)}")
+    parts.append(f"{_counting(mark)} {_dnat(forward, ports)}")
     return " ".join(parts)
 
 
@@ -138,7 +182,7 @@ def _text(address: Address) -> str:
 
 
 def _of_nat(nat: Nat, mark: int) -> Branch:
-    rule = Rule.of(f"{_marking(mark)} dnat to {nat.target}", label(nat.domain))
+    rule = Rule.of(f"{_counting(mark)} dnat to {nat.target}", label(nat.domain))
     return Branch(ONE_TO_ONE, str(nat.public), _chain("nat", nat.public), (rule,), (nat,))
 
 
@@ -155,7 +199,7 @@ def _of_leaving_nat(nat: Nat, mark: int) -> Iterator[Branch]:
     # Whoever is elsewhere may give any source address.
     known = nat.bridge is not None and is_interface_name(nat.bridge)
     came_in = f'iifname "{nat.bridge}"' if known else f"iifname != @{OUTER}"
-    through = Rule.of(f"{came_in} oifname @{OUTER} {_marking(mark)}", name)
+    through = Rule.of(f"{came_in} oifname @{OUTER} {_counting(mark)}", name)
     yield Branch(ONE_TO_ONE_LEAVING, target, _chain("from", nat.target), (through,), (nat,))
     renamed = Rule.of(f"counter snat to {nat.public}", name)
     yield Branch(LEAVING_AS, target, _chain("as", nat.public), (renamed,), (nat,))
@@ -166,9 +210,9 @@ def _of_leaving_nat(nat: Nat, mark: int) -> Iterator[Branch]:
 
 def _of_route(route: Route, mark: int) -> Iterator[Branch]:
     name, subnet = label(route.network), str(route.subnet)
-    to = Rule.of(f'oifname "{route.bridge}" {_marking(mark)}', name)
+    to = Rule.of(f'oifname "{route.bridge}" {_counting(mark)}', name)
     yield Branch(ENTERING, subnet, _chain("to", route.subnet), (to,), (route,))
-    away = Rule.of(f'iifname "{route.bridge}" oifname @{OUTER} {_marking(mark)}', name)
+    away = Rule.of(f'iifname "{route.bridge}" oifname @{OUTER} {_counting(mark)}', name)
     yield Branch(LEAVING, subnet, _chain("from", route.subnet), (away,), (route,))
 
 

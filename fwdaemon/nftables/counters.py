@@ -1,4 +1,4 @@
-"""Which rules count connections, and what they have counted. Pure.
+"""Which rules and elements count connections, and what they have counted. Pure.
 
 A rule that translates sees the first packet of each connection only, so its packets are connections; the bytes are
 those of first packets, and no use to anybody. Rules that only mark see every packet of a flow that nobody has answered
@@ -7,37 +7,55 @@ yet, so they count nothing worth telling.
 
 import re
 from collections.abc import Iterator, Mapping
+from ipaddress import ip_address
 from typing import TypeAlias
 
 from fwdaemon.desired import Desired, Opening
 from fwdaemon.model import Family
-from fwdaemon.nftables.branches import EVERY_ADDRESS, LEAVING_AS, ONE_ADDRESS, ONE_TO_ONE, branches
+from fwdaemon.nftables.branches import EVERY_ADDRESS, LEAVING_AS, ONE_ADDRESS, ONE_TO_ONE, TARGETS, Branch, branches
 from fwdaemon.nftables.model import family_name
+from fwdaemon.nftables.readback import PROTOCOL_NAMES
 
-# A rule: the family of its table, its chain, its comment.
-Place: TypeAlias = tuple[str, str, str]
+Counter: TypeAlias = tuple[str, str, str]
+"""The family of a table, and a chain and a rule's comment, or a map and an element's key."""
 
 _TRANSLATING = {*ONE_ADDRESS, *EVERY_ADDRESS, ONE_TO_ONE, LEAVING_AS}
-_CHAIN = re.compile(r"\tchain (\S+) \{")
+_BLOCK = re.compile(r"\t(?:chain|map) (\S+) \{")
 _RULE = re.compile(r'\bcounter packets (\d+) bytes \d+ .*comment "([^"]*)"$')
+_ELEMENT = re.compile(r'(?:([0-9a-f.:]+) \. )?(\w+) \. (\d+) counter packets (\d+) bytes \d+ comment "[^"]*" : ')
 
 
-def counting_rules(desired: Desired) -> Mapping[Place, Opening]:
-    """Give the rules that count connections, each with its opening."""
+def counting_rules(desired: Desired) -> Mapping[Counter, Opening]:
+    """Give what counts connections, each with its opening."""
     return {
-        (family_name(family), branch.chain, rule.comment): opening
+        (family_name(family), *counter): opening
         for family in Family
         for branch in branches(family, desired)
         if branch.map in _TRANSLATING
-        for rule, opening in zip(branch.rules, branch.openings, strict=True)
+        for counter, opening in zip(_counters(branch), branch.openings, strict=True)
     }
 
 
-def read_packets(family: Family, listing: str) -> Iterator[tuple[Place, int]]:
-    """Read the packets of each rule that counts any from `nft --terse list table`."""
-    chain = ""
+def _counters(branch: Branch) -> Iterator[tuple[str, str]]:
+    if branch.target is not None:
+        yield TARGETS[branch.map], branch.key
+    yield from ((branch.chain, rule.comment) for rule in branch.rules)
+
+
+def read_packets(family: Family, listing: str) -> Iterator[tuple[Counter, int]]:
+    """Read the packets of each rule and element that counts any from `nft list table`."""
+    block, name = "", family_name(family)
     for line in listing.splitlines():
-        if found := _CHAIN.match(line):
-            chain = found[1]
+        if found := _BLOCK.match(line):
+            block = found[1]
+        elif elements := list(_ELEMENT.finditer(line)):
+            yield from (((name, block, _key(element)), int(element[4])) for element in elements)
         elif found := _RULE.search(line):
-            yield (family_name(family), chain, found[2]), int(found[1])
+            yield (name, block, found[2]), int(found[1])
+
+
+def _key(element: re.Match[str]) -> str:
+    """Write the key as we do."""
+    address, protocol, port = element.group(1, 2, 3)
+    known = PROTOCOL_NAMES.get(int(protocol), protocol) if protocol.isdecimal() else protocol
+    return " . ".join([*([str(ip_address(address))] if address else []), known, port])

@@ -4,31 +4,33 @@
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import compress, repeat
 from operator import is_not
-from typing import Final, TypeAlias, TypeVar
+from typing import Final, TypeVar
 
 from fwdaemon.flows import Flow
 from fwdaemon.model import Family
-from fwdaemon.nftables.model import ENDED, Chain, Table, table_name
+from fwdaemon.nftables.branches import TARGETS
+from fwdaemon.nftables.model import ENDED, Chain, Elements, Table, Target, table_name
+from fwdaemon.nftables.places import EVERYWHERE, NOWHERE, Places
 
 # The kernel takes a netlink batch of any size, but a line of script is easier to read, and to find an error in, when it
 # is not megabytes long.
 _ELEMENTS_A_LINE = 200
 
 _T = TypeVar("_T")
-_Elements: TypeAlias = Mapping[str, str | None]
 _MISSING: Final = object()
+_LEADING_TO: Final = {targets: name for name, targets in TARGETS.items()}
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """The commands for one table, and the chains whose openings did not work before them."""
+    """The commands for one table, and the places whose openings did not work before them."""
 
     script: tuple[str, ...] = ()
-    mended: frozenset[str] = frozenset()
+    mended: Places = NOWHERE
 
 
 def difference(family: Family, desired: Table | None, observed: Table | None) -> Difference:
@@ -38,22 +40,23 @@ def difference(family: Family, desired: Table | None, observed: Table | None) ->
     if desired is None:
         return Difference((f"delete table {table_name(family)}",))
     if observed is None:
-        return Difference(tuple(_replace(desired)), frozenset(desired.chains))
+        return Difference(tuple(_replace(desired)), EVERYWHERE)
     chains = _differing(desired.chains, observed.chains)
     if not _same_frame(desired, observed, chains):
-        return Difference(tuple(_replace(desired)), frozenset(desired.chains))
+        return Difference(tuple(_replace(desired)), EVERYWHERE)
     elements = _new_elements(desired, observed)
-    return Difference(tuple(_changes(desired, observed, chains, elements)), _mended(desired, chains, elements))
+    places = _mended(desired, observed, chains, elements)
+    return Difference(tuple(_changes(desired, observed, chains, elements)), places)
 
 
-def mended(desired: Table | None, observed: Table | None) -> frozenset[str]:
-    """Name the chains of `desired` whose openings do not work with `observed`."""
+def mended(desired: Table | None, observed: Table | None) -> Places:
+    """Name the places of `desired` whose openings do not work with `observed`."""
     if desired is None or desired is observed:
-        return frozenset()
+        return NOWHERE
     chains = _differing(desired.chains, observed.chains) if observed is not None else {}
     if observed is None or not _same_frame(desired, observed, chains):
-        return frozenset(desired.chains)
-    return _mended(desired, chains, _new_elements(desired, observed))
+        return EVERYWHERE
+    return _mended(desired, observed, chains, _new_elements(desired, observed))
 
 
 def creation(table: Table) -> str:
@@ -61,7 +64,7 @@ def creation(table: Table) -> str:
     lines = [f"table {table.name} {{"]
     for name, content in table.sets.items():
         elements = f" elements = {{ {', '.join(map(_element, content.elements.items()))} }}" if content.elements else ""
-        kind = "map" if content.type.verdict else "set"
+        kind = "map" if content.type.data else "set"
         lines.append(f"\t{kind} {name} {{ {content.type}{elements} }}")
     for name, chain in table.chains.items():
         lines.append(f"\tchain {name} {{")
@@ -88,13 +91,13 @@ def _types(table: Table) -> dict[str, object]:
     return {name: content.type for name, content in table.sets.items()}
 
 
-def _new_elements(desired: Table, observed: Table) -> dict[str, _Elements]:
+def _new_elements(desired: Table, observed: Table) -> dict[str, Elements]:
     """Give the elements of each set that are not there, or lead elsewhere."""
     return {name: _differing(content.elements, observed.sets[name].elements) for name, content in desired.sets.items()}
 
 
 def _changes(
-    desired: Table, observed: Table, chains: Mapping[str, Chain], elements: Mapping[str, _Elements]
+    desired: Table, observed: Table, chains: Mapping[str, Chain], elements: Mapping[str, Elements]
 ) -> Iterator[str]:
     # Chains first, since elements name them; what is no longer named goes last.
     for name, chain in chains.items():
@@ -114,8 +117,8 @@ def _fill(table: str, name: str, chain: Chain, *, existing: bool) -> Iterator[st
         yield f"add rule {table} {name} {rule}"
 
 
-def _set_changes(where: str, gone: _Elements, new: _Elements) -> Iterator[str]:
-    # Only the key of an element may be named when it is deleted from a verdict map.
+def _set_changes(where: str, gone: Elements, new: Elements) -> Iterator[str]:
+    # Only the key of an element may be named when it is deleted from a map.
     yield from _elements("delete", where, sorted(gone))
     yield from _elements("add", where, [_element(element) for element in sorted(new.items())])
 
@@ -135,17 +138,29 @@ def _elements(verb: str, where: str, texts: list[str]) -> Iterator[str]:
         yield f"{verb} element {where} {{ {', '.join(texts[start : start + _ELEMENTS_A_LINE])} }}"
 
 
-def _element(element: tuple[str, str | None]) -> str:
-    key, chain = element
-    return key if chain is None else f"{key} : jump {chain}"
+def _element(element: tuple[str, str | Target | None]) -> str:
+    match element:
+        case key, None:
+            return key
+        case key, Target(data, comment):
+            return f'{key} comment "{comment}" : {data}'
+        case key, chain:
+            return f"{key} : jump {chain}"
 
 
-def _mended(desired: Table, chains: Mapping[str, Chain], elements: Mapping[str, _Elements]) -> frozenset[str]:
-    """Name the chains that were not reached, or not right: these chains differed, and these elements."""
+def _mended(desired: Table, observed: Table, chains: Mapping[str, Chain], elements: Mapping[str, Elements]) -> Places:
+    """Name the places that were not reached, or not right: these chains differed, and these elements."""
     if "forwards" in chains or any(chain.hook for chain in chains.values()):
-        return frozenset(desired.chains)
-    reached = (chain for new in elements.values() for chain in new.values() if chain is not None)
-    return frozenset(chains).union(reached)
+        return EVERYWHERE
+    places = {(_LEADING_TO.get(name, name), key) for name, new in elements.items() for key in new}
+    # What leads to a chain that was not there is new, too.
+    if known := chains.keys() & observed.chains.keys():
+        places |= {(name, key) for name, content in desired.sets.items() for key in _leading(content.elements, known)}
+    return Places(frozenset(places))
+
+
+def _leading(elements: Elements, chains: Collection[str]) -> Iterator[str]:
+    return (key for key, chain in elements.items() if chain in chains)
 
 
 def _differing(these: Mapping[str, _T], those: Mapping[str, _T]) -> dict[str, _T]:

@@ -7,6 +7,7 @@ chains are equal when their rules' comments are.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from hashlib import blake2s
+from typing import Final, NamedTuple, TypeAlias
 
 from fwdaemon.model import Family
 
@@ -14,6 +15,9 @@ TABLE_NAME = "kvm_portfwd"
 
 # The set of connections that were ended, as the packets of their guests show them.
 ENDED = "ended"
+
+# What an element of a map leads to, where that is a chain.
+VERDICT: Final = "verdict"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,29 +59,44 @@ class Chain:
 
 @dataclass(frozen=True, slots=True)
 class SetType:
-    """The declaration of a set, or of a verdict map; `key` is nft's type, parts joined by ` . `.
+    """The declaration of a set, or of a map; `key` and `data` are nft's types, parts joined by ` . `.
 
-    With `timeout_s`, elements vanish after so many seconds, and are no part of the state that is compared.
+    `data` is empty for a set, and `VERDICT` for a map that leads to chains. With `counter`, each element counts the
+    packets that it was found for. With `timeout_s`, elements vanish after so many seconds, and are no part of the state
+    that is compared.
     """
 
     key: str
-    verdict: bool = False
+    data: str = ""
     interval: bool = False
+    counter: bool = False
     timeout_s: int = 0
 
     def __str__(self) -> str:
-        verdict = " : verdict" if self.verdict else ""
+        data = f" : {self.data}" if self.data else ""
         interval = " flags interval;" if self.interval else ""
+        counter = " counter;" if self.counter else ""
         timeout = f" flags timeout; timeout {self.timeout_s}s;" if self.timeout_s else ""
-        return f"type {self.key}{verdict};{interval}{timeout}"
+        return f"type {self.key}{data};{interval}{counter}{timeout}"
+
+
+class Target(NamedTuple):
+    """What an element of a map holds that is not a verdict: its data as nft writes them, and the element's comment."""
+
+    data: str
+    comment: str
+
+
+Elements: TypeAlias = Mapping[str, str | Target | None]
+"""By key: the chain that an element of a verdict map jumps to, the target in another map, in a set `None`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Set:
-    """A set or verdict map. `elements` maps each key to the chain it jumps to; in a plain set to `None`."""
+    """A set or map."""
 
     type: SetType
-    elements: Mapping[str, str | None] = field(default_factory=dict)
+    elements: Elements = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

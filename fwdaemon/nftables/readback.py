@@ -13,12 +13,13 @@ from typing import Any, TypeVar
 
 from fwdaemon.errors import KernelError
 from fwdaemon.model import Family
-from fwdaemon.nftables.model import Chain, Hook, Rule, Set, SetType, Table
+from fwdaemon.nftables.model import VERDICT, Chain, Hook, Rule, Set, SetType, Table, Target
 
 # nft prints a protocol's number where /etc/protocols does not name it.
-_PROTOCOL_NAMES = {6: "tcp", 17: "udp", 132: "sctp"}
+PROTOCOL_NAMES = {6: "tcp", 17: "udp", 132: "sctp"}
 
 _ADDRESS_TYPES = ("ipv4_addr", "ipv6_addr")
+_TARGET_TYPES = tuple(f"{address} . inet_service" for address in _ADDRESS_TYPES)
 
 Item = Mapping[str, Any]
 _T = TypeVar("_T")
@@ -74,7 +75,7 @@ def read_table(family: Family, listing: str, known: Table | None = None) -> Tabl
             case "chain":
                 hooks[item["name"]] = _hook(item)
             case "set" | "map":
-                sets[item["name"]] = _set(item, verdict=kind == "map")
+                sets[item["name"]] = _set(item)
     chains = {name: Chain(tuple(rules.get(name, ())), hook) for name, hook in hooks.items()}
     if known is None:
         return Table(family, chains, sets)
@@ -95,24 +96,39 @@ def _hook(chain: Item) -> Hook | None:
     return Hook(kind, chain["hook"], chain["prio"])
 
 
-def _set(item: Item, *, verdict: bool) -> Set:
-    key = item["type"] if isinstance(item["type"], str) else " . ".join(item["type"])
+def _set(item: Item) -> Set:
     timeout_s = item.get("timeout", 0)
-    set_type = SetType(key, verdict, "interval" in item.get("flags", ()), timeout_s)
+    set_type = SetType(
+        _type(item["type"]),
+        _type(item.get("map", "")),
+        interval="interval" in item.get("flags", ()),
+        counter={"counter": None} in item.get("stmt", ()),
+        timeout_s=timeout_s,
+    )
     return Set(set_type, {} if timeout_s else dict(_elements(item.get("elem", ()), set_type)))
 
 
-def _elements(elements: Iterable[Any], set_type: SetType) -> Iterator[tuple[str, str | None]]:
+def _type(found: str | Iterable[str]) -> str:
+    """Read a type; nft 1.0.6 lists that of a map's data as a string, and later ones as its parts."""
+    return found if isinstance(found, str) else " . ".join(found)
+
+
+def _elements(elements: Iterable[Any], set_type: SetType) -> Iterator[tuple[str, str | Target | None]]:
     for element in elements:
-        key, target = element if set_type.verdict else (element, None)
-        yield _key(key, set_type), _chain(target) if set_type.verdict else None
+        key, data = element if set_type.data else (element, None)
+        yield _key(key, set_type), _led_to(key, data, set_type)
 
 
-def _chain(target: Any) -> str:
-    """Give the chain that an element leads to; empty where it is anything else, as in a map of somebody's own."""
-    match target:
-        case {"jump": {"target": str(chain)}}:
+def _led_to(key: Any, data: Any, set_type: SetType) -> str | Target | None:
+    """Read what an element leads to; empty where it is nothing we would write, as in a map of somebody's own."""
+    match data:
+        case None:
+            return None
+        case {"jump": {"target": str(chain)}} if set_type.data == VERDICT:
             return chain
+        case {"concat": [str(address), int(port)]} if set_type.data in _TARGET_TYPES:
+            comment = key["elem"].get("comment", "") if isinstance(key, dict) and "elem" in key else ""
+            return Target(f"{ip_address(address)} . {port}", comment)
         case _:
             return ""
 
@@ -138,7 +154,7 @@ def _part(part: Any, position: int) -> str:
         case {"range": [first, last]}:
             return f"{first}-{last}"
         case int() if position == 1:
-            return _PROTOCOL_NAMES.get(part, str(part))
+            return PROTOCOL_NAMES.get(part, str(part))
         case str() if position == 0:
             return str(ip_address(part))
         case _:

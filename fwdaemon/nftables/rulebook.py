@@ -5,12 +5,14 @@ branches. Everything else in the new table is the same object as in the old one,
 """
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
+from itertools import chain
 
 from fwdaemon.desired import Desired, Forward, Opening
 from fwdaemon.model import Family
-from fwdaemon.nftables.branches import Branch, of_addresses, of_slot
-from fwdaemon.nftables.model import Chain, Table
+from fwdaemon.nftables.branches import TARGETS, Branch, of_addresses, of_slot
+from fwdaemon.nftables.model import Chain, Table, Target
+from fwdaemon.nftables.places import Place, Places
 from fwdaemon.nftables.ruleset import frame, with_elements
 from fwdaemon.slots import SlotIndex
 
@@ -35,22 +37,24 @@ class Rulebook:
             self._desired, self._pages = desired, pages
         return self._tables
 
-    def openings(self, family: Family, chain: str) -> tuple[Opening, ...]:
-        """Tell which openings a chain serves; none where it is there for all of them."""
+    def openings(self, family: Family, places: Places) -> Iterator[Opening]:
+        """Tell which openings are in these places; a place of the kernel's that we do not want has none."""
         page = self._pages.get(family)
-        return page.openings.get(chain, ()) if page else ()
+        known = page.openings if page else {}
+        served = known.values() if places.every else (known.get(place, ()) for place in places.named)
+        return chain.from_iterable(served)
 
 
 class _Page:
-    """One family: its slots, and what its branches are in the table. `openings` are those of each chain."""
+    """One family: its slots, and what its branches are in the table. `openings` are those of each place."""
 
     def __init__(self, family: Family) -> None:
-        self.openings: dict[str, tuple[Opening, ...]] = {}
+        self.openings: dict[Place, tuple[Opening, ...]] = {}
         self._family = family
         self._slots = SlotIndex()
         self._addresses: list[Branch] = []
         self._chains: dict[str, Chain] = {}
-        self._elements: dict[str, dict[str, str | None]] = {}
+        self._elements: defaultdict[str, dict[str, str | Target | None]] = defaultdict(dict)
 
     def change(self, gone: Collection[Forward], come: Collection[Forward], desired: Desired) -> None:
         """Take out and put in what is different."""
@@ -71,13 +75,26 @@ class _Page:
     def _replace(self, old: Iterable[Branch], new: Iterable[Branch]) -> None:
         """Change copies: tables that were given hold what is there now."""
         self._chains = dict(self._chains)
-        self._elements = {name: dict(elements) for name, elements in self._elements.items()}
+        self._elements = defaultdict(dict, {name: dict(elements) for name, elements in self._elements.items()})
         for branch in old:
-            del self.openings[branch.chain], self._chains[branch.chain], self._elements[branch.map][branch.key]
+            self._take_out(branch)
         for branch in new:
-            self.openings[branch.chain] = branch.openings
+            self._put_in(branch)
+
+    def _take_out(self, branch: Branch) -> None:
+        del self.openings[branch.place], self._elements[branch.map][branch.key]
+        if branch.target is None:
+            del self._chains[branch.chain]
+        else:
+            del self._elements[TARGETS[branch.map]][branch.key]
+
+    def _put_in(self, branch: Branch) -> None:
+        self.openings[branch.place] = branch.openings
+        self._elements[branch.map][branch.key] = branch.chain
+        if branch.target is None:
             self._chains[branch.chain] = Chain(branch.rules)
-            self._elements.setdefault(branch.map, {})[branch.key] = branch.chain
+        else:
+            self._elements[TARGETS[branch.map]][branch.key] = branch.target
 
 
 def _turned(pages: dict[Family, _Page], before: Desired, desired: Desired) -> dict[Family, Table]:

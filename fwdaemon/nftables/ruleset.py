@@ -25,11 +25,27 @@ from fwdaemon.nftables.branches import (
     ONE_TO_ONE,
     ONE_TO_ONE_LEAVING,
     OUTER,
+    PLAIN,
+    TARGETS,
     Branch,
     branches,
     marked,
+    marking,
 )
-from fwdaemon.nftables.model import ENDED, Chain, Hook, Rule, Set, SetType, Table, family_name
+from fwdaemon.nftables.model import (
+    ENDED,
+    VERDICT,
+    Chain,
+    Elements,
+    Hook,
+    Rule,
+    Set,
+    SetType,
+    Table,
+    Target,
+    family_name,
+)
+from fwdaemon.nftables.places import Place
 
 # Just before Docker's and libvirt's own NAT chains (dstnat is -100, srcnat 100: netfilter_ipv4.h).
 _BEFORE_DSTNAT = -105
@@ -43,6 +59,7 @@ _REFUSED_FOR_S = 120
 
 _ADDRESS_TYPES = {Family.IPV4: "ipv4_addr", Family.IPV6: "ipv6_addr"}
 _PORT_TYPE = "inet_proto . inet_service"
+_PORT = "meta l4proto . th dport"
 
 # Never "every local address": a loopback address is not reachable from elsewhere, a link-local one means another host
 # on each link.
@@ -57,9 +74,9 @@ def tables(desired: Desired) -> dict[Family, Table]:
     return {family: _table(family, branches(family, desired), desired) for family in sorted(desired.families)}
 
 
-def chains_of(desired: Desired) -> dict[tuple[Family, str], tuple[Opening, ...]]:
-    """Tell which openings each branch's chain serves, for the audit."""
-    return {(family, branch.chain): branch.openings for family in Family for branch in branches(family, desired)}
+def places_of(desired: Desired) -> dict[tuple[Family, Place], tuple[Opening, ...]]:
+    """Tell which openings each place serves, for the audit."""
+    return {(family, branch.place): branch.openings for family in Family for branch in branches(family, desired)}
 
 
 def frame(family: Family, desired: Desired) -> Table:
@@ -71,17 +88,20 @@ def frame(family: Family, desired: Desired) -> Table:
     return Table(family, chains, maps | sets)
 
 
-def with_elements(bare: Table, chains: Mapping[str, Chain], elements: Mapping[str, Mapping[str, str | None]]) -> Table:
+def with_elements(bare: Table, chains: Mapping[str, Chain], elements: Mapping[str, Elements]) -> Table:
     """Add branches to a frame: their chains, and by map the elements that lead to them."""
     maps = {name: Set(bare.sets[name].type, found) for name, found in elements.items()}
     return Table(bare.family, {**bare.chains, **chains}, {**bare.sets, **maps})
 
 
 def _table(family: Family, found: Iterable[Branch], desired: Desired) -> Table:
-    chains, elements = {}, defaultdict[str, dict[str, str | None]](dict)
+    chains, elements = {}, defaultdict[str, dict[str, str | Target | None]](dict)
     for branch in found:
-        chains[branch.chain] = Chain(branch.rules)
         elements[branch.map][branch.key] = branch.chain
+        if branch.target is None:
+            chains[branch.chain] = Chain(branch.rules)
+        else:
+            elements[TARGETS[branch.map]][branch.key] = branch.target
     return with_elements(frame(family, desired), chains, elements)
 
 
@@ -93,6 +113,7 @@ def _frame(family: Family, mark: int, *, localhost: bool) -> dict[str, Chain]:
     postrouting = (_localhost_returns(mark),) if localhost else ()
     frame = {
         "forwards": Chain(_dispatch(family)),
+        **{chain: Chain(_plain(family, name, mark)) for name, chain in PLAIN.items()},
         "prerouting": Chain((_jump(),), Hook("nat", "prerouting", _BEFORE_DSTNAT)),
         "output": Chain(output, Hook("nat", "output", _BEFORE_DSTNAT)),
         "postrouting": Chain(postrouting + _source(family, mark), Hook("nat", "postrouting", _BEFORE_SRCNAT)),
@@ -108,10 +129,25 @@ def _jump() -> Rule:
 def _dispatch(family: Family) -> tuple[Rule, ...]:
     ip = family_name(family)
     anywhere = f"{ip} daddr != {{ {_NOT_ANYWHERE[family]} }} fib daddr type local "
-    lookups = [f"{ip} daddr . meta l4proto . th dport vmap @{name}" for name in ONE_ADDRESS]
-    lookups += [f"{anywhere}meta l4proto . th dport vmap @{name}" for name in EVERY_ADDRESS]
+    lookups = [f"{_asked(family, name)} vmap @{name}" for name in ONE_ADDRESS]
+    lookups += [f"{anywhere}{_asked(family, name)} vmap @{name}" for name in EVERY_ADDRESS]
     lookups.append(f"{ip} daddr vmap @{ONE_TO_ONE}")
     return tuple(Rule.of(lookup, "all") for lookup in lookups)
+
+
+def _asked(family: Family, name: str) -> str:
+    """Write what a packet is looked up by in a map of forwards."""
+    return f"{family_name(family)} daddr . {_PORT}" if name in ONE_ADDRESS else _PORT
+
+
+def _plain(family: Family, name: str, mark: int) -> tuple[Rule, ...]:
+    """Translate what a map of plain forwards has a target for.
+
+    Where somebody took the target away, the first rule ends after its mark, and the second takes that back.
+    """
+    target = f"{_asked(family, name)} map @{TARGETS[name]}"
+    translation = Rule.of(f"{marking(mark)} dnat {family_name(family)} to {target}", "all")
+    return translation, Rule.of(f"ct mark set ct mark and {mark ^ 0xFFFFFFFF:#010x}", "all")
 
 
 def _source(family: Family, mark: int) -> tuple[Rule, ...]:
@@ -152,7 +188,7 @@ def _passage(family: Family) -> tuple[Rule, ...]:
 
 def _from_localhost() -> tuple[Rule, ...]:
     """Take what the host itself sends to 127.0.0.1; a rule for one interface cannot match there."""
-    lookups = (f"ip daddr {_LOCALHOST} meta l4proto . th dport vmap @{name}" for name in EVERY_ADDRESS)
+    lookups = (f"ip daddr {_LOCALHOST} {_PORT} vmap @{name}" for name in EVERY_ADDRESS)
     return tuple(Rule.of(lookup, "localhost") for lookup in lookups)
 
 
@@ -174,7 +210,8 @@ def _map_types(family: Family) -> dict[str, SetType]:
     keys = dict.fromkeys(ONE_ADDRESS, f"{address} . {_PORT_TYPE}") | dict.fromkeys(EVERY_ADDRESS, _PORT_TYPE)
     keys |= dict.fromkeys((ONE_TO_ONE, ONE_TO_ONE_LEAVING, LEAVING_AS, ENTERING, LEAVING), address)
     intervals = (ONE_ADDRESS[1], EVERY_ADDRESS[1], ENTERING, LEAVING)
-    return {name: SetType(key, verdict=True, interval=name in intervals) for name, key in keys.items()}
+    targets = {TARGETS[name]: SetType(keys[name], f"{address} . inet_service", counter=True) for name in TARGETS}
+    return {name: SetType(key, VERDICT, interval=name in intervals) for name, key in keys.items()} | targets
 
 
 def _ended_type(family: Family) -> SetType:

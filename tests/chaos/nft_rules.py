@@ -8,8 +8,10 @@ from typing import Any
 from tests.chaos.truth import ANY, Opening, collapsed
 
 Item = dict[str, Any]
-# The chains every packet meets; all others are branches that a map leads to.
-_FRAME = frozenset({"forwards", "prerouting", "output", "postrouting", "forward", "guard"})
+# Chains of forwards that are one port for anyone, and the maps in which they find its target.
+_PLAIN = {f"{name}_plain": f"{name}_targets" for name in ("one_address", "every_address")}
+# The chains that are there whatever is open; all others are branches that a map leads to.
+_FRAME = frozenset({"forwards", "prerouting", "output", "postrouting", "forward", "guard", *_PLAIN})
 # What a 1:1 guest sends: branches with one rule each, and how they begin.
 _OF_GUEST = ("from.", "as.")
 
@@ -33,15 +35,21 @@ def read_table(version: int, listing: str) -> NftTable | None:
     items: list[Item] = json.loads(listing)["nftables"]
     rules = [item["rule"] for item in items if "rule" in item]
     chains = {item["chain"]["name"] for item in items if "chain" in item} - _FRAME
-    elements = [pair for item in items if "map" in item for pair in item["map"].get("elem", ())]
-    led_to = {verdict["jump"]["target"] for _, verdict in elements}
-    oddities = [f"chain {name} that no map leads to" for name in sorted(chains - led_to)]
+    maps = {item["map"]["name"]: item["map"].get("elem", []) for item in items if "map" in item}
+    targets = {chain: _by_key(maps.pop(name, [])) for chain, name in _PLAIN.items()}
+    elements = [(key, verdict["jump"]["target"]) for found in maps.values() for key, verdict in found]
+    oddities = [f"chain {name} that no map leads to" for name in sorted(chains - {chain for _, chain in elements})]
     openings: set[Opening] = set()
-    for key, verdict in elements:
-        branch = [rule for rule in rules if rule["chain"] == verdict["jump"]["target"]]
-        found = _openings(version, key, branch)
-        oddities += [f"{key}: {len(branch)} rules, {len(found)} translations"] * (len(found) != len(branch))
+    for key, chain in elements:
+        if chain in _PLAIN:
+            found = _plain_opening(version, key, targets[chain].pop(str(key), None))
+            oddities += [f"{key} has no target"] * (not found)
+        else:
+            branch = [rule for rule in rules if rule["chain"] == chain]
+            found = _openings(version, key, branch)
+            oddities += [f"{key}: {len(branch)} rules, {len(found)} translations"] * (len(found) != len(branch))
         openings |= found
+    oddities += [f"{key} has a target, and nothing leads there" for found in targets.values() for key in found]
     ours = frozenset(opening for opening in openings if opening.target)
     return NftTable(
         ours,
@@ -51,6 +59,18 @@ def read_table(version: int, listing: str) -> NftTable | None:
         _frame(items),
         tuple(oddities),
     )
+
+
+def _by_key(elements: list[Any]) -> dict[str, Any]:
+    """Read a map of targets; its keys are `{"elem": {"val": key, …}}`, as its elements count."""
+    return {str(key["elem"]["val"]): target["concat"] for key, target in elements}
+
+
+def _plain_opening(version: int, key: Any, target: Any) -> set[Opening]:
+    if target is None:
+        return set()
+    listen, protocol, port = _listened(key)
+    return {Opening(version, protocol, listen, port, 1, ANY, *target)}
 
 
 def _openings(version: int, key: Any, branch: list[Item]) -> set[Opening]:
@@ -65,11 +85,17 @@ def _opening(version: int, key: Any, rule: Item) -> Opening | None:
     dnat = next((part["dnat"] for part in rule["expr"] if "dnat" in part), None)
     if dnat is None or not any("mangle" in part for part in rule["expr"]):
         return None
-    parts = key["concat"] if isinstance(key, dict) else [key, "", 0]
-    listen, protocol, ports = parts if len(parts) == 3 else (ANY, *parts)
+    listen, protocol, ports = _listened(key)
     first, last = ports["range"] if isinstance(ports, dict) else (ports, ports)
     width = last - first + 1 if protocol else 0
     return Opening(version, protocol, listen, first, width, _source(rule), dnat["addr"], _first_port(dnat))
+
+
+def _listened(key: Any) -> tuple[str, str, Any]:
+    """Read a key of a verdict map: address, protocol and port or range of ports."""
+    parts = key["concat"] if isinstance(key, dict) else [key, "", 0]
+    listen, protocol, ports = parts if len(parts) == 3 else (ANY, *parts)
+    return listen, protocol, ports
 
 
 def _first_port(dnat: Item) -> int:

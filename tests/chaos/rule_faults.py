@@ -81,6 +81,7 @@ RULE_FAULTS: dict[str, RuleFault] = {
     "nft-flush-table": RuleFault(nft("flush table ip kvm_portfwd"), _ON_NFT),
     "nft-flush-chain": RuleFault(nft("flush chain ip kvm_portfwd forwards"), _ON_NFT),
     "nft-flush-map": RuleFault(nft("flush map ip kvm_portfwd every_address"), _ON_NFT),
+    "nft-flush-targets": RuleFault(nft("flush map ip kvm_portfwd every_address_targets"), _ON_NFT),
     "nft-flush-set": RuleFault(nft("flush set ip kvm_portfwd guest_subnets"), _ON_NFT),
     "nft-stray-chain": RuleFault(nft("add chain ip kvm_portfwd stray"), _ON_NFT),
     "nft-stray-table": RuleFault(nft("add table ip kvm_portfwd", "add chain ip kvm_portfwd stray"), _ON_LEGACY),

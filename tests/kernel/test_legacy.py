@@ -21,14 +21,14 @@ from fwdaemon.legacy.ruleset import tables
 from fwdaemon.legacy.text import restore_text
 from fwdaemon.model import Family, Protocol
 from tests.kernel.legacy import EVERYTHING, MAIL, ROUTED, foreign, helpers, iptables, of_ipv4, own, saved
-from tests.kernel.test_nftables import ALL, GAME, HOSTILE, SHIFTED, SIX, WEB
+from tests.kernel.test_nftables import ALL, GAME, HOSTILE, NARROW, SHIFTED, SIX, WEB
 from tests.lab.command import run
 from tests.unit.forwards import forward, some_states
 
 IPV4 = of_ipv4(Forward, Nat, Route)
 TRANSLATED, MARKED = of_ipv4(Forward, Nat), of_ipv4(Nat, Route)
 # Those that answer on 127.0.0.1, and need the guard.
-LOCAL = {WEB, HOSTILE}
+LOCAL = {WEB, HOSTILE, NARROW}
 FLOW = Flow(
     Protocol.TCP,
     ip_address("198.51.100.2"),
@@ -260,7 +260,7 @@ def test_nobody_loses_a_rule_when_everybody_writes(backend: LegacyBackend, tmp_p
     assert not backend.apply(EVERYTHING, thorough=True).changed
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(some_states(), min_size=1, max_size=4))
 def test_any_sequence_of_states_is_reached_and_holds(backend: LegacyBackend, states: list[Desired]) -> None:
     for state in states:

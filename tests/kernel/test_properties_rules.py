@@ -42,13 +42,13 @@ def taken(backend: Backend, again: Backend, desired: Desired) -> None:
     assert not second.changed
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(some_entries(), some_heads())
 def test_nftables_takes_what_check_accepts(runner: SystemRunner, entries: list[str], head: str) -> None:
     taken(NftablesBackend(runner), NftablesBackend(runner), wanted(entries, head))
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(some_entries(), some_heads())
 def test_the_legacy_tables_take_what_check_accepts(backend: LegacyBackend, entries: list[str], head: str) -> None:
     taken(backend, backend, wanted(entries, head))

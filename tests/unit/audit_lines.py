@@ -36,7 +36,7 @@ def _write() -> None:
         audit.gates([GateChange(Gate("inet", "filter", "forward"), restored, "it was not there")], "a cause")
     audit.moved("rules are in nftables: libvirt's chains are there")
     audit.adopted(3)
-    audit.leftovers(["any.tcp.80"])
+    audit.leftovers(["ip kvm_portfwd every_address { tcp . 80 }"])
     audit.connections_ended(2)
     audit.forwarding_turned_on("net.ipv4.ip_forward")
     audit.problems(["something is wrong"])

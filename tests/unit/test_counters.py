@@ -13,6 +13,14 @@ from tests.unit.forwards import forward, nat, route
 LISTING = """table ip kvm_portfwd {
 	map every_address {
 		type inet_proto . inet_service : verdict
+		elements = { tcp . 80 : jump any.tcp.80 }
+	}
+
+	map every_address_targets {
+		type inet_proto . inet_service : ipv4_addr . inet_service
+		counter
+		elements = { tcp . 81 counter packets 3 bytes 180 comment "counter_packets_8" : 192.0.2.1 . 81,
+			     132 . 82 counter packets 4 bytes 240 comment "x" : 192.0.2.1 . 82 }
 	}
 
 	chain forwards {
@@ -29,26 +37,35 @@ LISTING = """table ip kvm_portfwd {
 		counter packets 0 bytes 0 snat to 192.0.2.9 comment "mail 01"
 	}
 }
-"""  # noqa: E501  nft's own lines
+"""  # noqa: E101, E501  nft's own lines
 
 
-def test_packets_are_read_by_chain_and_comment() -> None:
+def test_packets_are_read_by_chain_and_comment_or_map_and_key() -> None:
     assert dict(read_packets(Family.IPV4, LISTING)) == {
         ("ip", "any.tcp.80", "web counter packets 7 bytes 8"): 5,
         ("ip", "any.tcp.80", "x"): (1 << 64) - 1,
         ("ip", "as.2001_db8__8", "mail 01"): 0,
+        ("ip", "every_address_targets", "tcp . 81"): 3,
+        ("ip", "every_address_targets", "sctp . 82"): 4,
     }
 
 
-def test_only_rules_that_translate_count_connections() -> None:
-    web, mail, routed = (
+def test_only_what_translates_counts_connections() -> None:
+    web, ssh, mail, routed = (
         forward("tcp *:80-81", "192.0.2.1:80-81"),
+        forward("tcp [2001:db8::7]:22", "[2001:db8:5::5]:22"),
         nat("198.51.100.8", "192.0.2.2"),
         route("203.0.113.64/29"),
     )
-    rules = counting_rules(Desired(outer=frozenset({"eth0"})).having([web, mail, routed]))
-    assert sorted(chain for _, chain, _ in rules) == ["any.tcp.80_81", "as.198.51.100.8", "nat.198.51.100.8"]
-    assert set(rules.values()) == {web, mail}
+    rules = counting_rules(Desired(outer=frozenset({"eth0"})).having([web, ssh, mail, routed]))
+    assert sorted(where for _, where, _ in rules) == [
+        "any.tcp.80_81",
+        "as.198.51.100.8",
+        "nat.198.51.100.8",
+        "one_address_targets",
+    ]
+    assert rules["ip6", "one_address_targets", "2001:db8::7 . tcp . 22"] == ssh
+    assert set(rules.values()) == {web, ssh, mail}
 
 
 def test_forwards_that_share_ports_have_rules_of_their_own() -> None:

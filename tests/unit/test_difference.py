@@ -3,17 +3,20 @@
 import re
 from dataclasses import replace
 
-from hypothesis import given, settings
+from hypothesis import given
 
 from fwdaemon.desired import Desired, Opening
 from fwdaemon.model import Family
 from fwdaemon.nftables.difference import difference
-from fwdaemon.nftables.model import Chain, Hook, Rule, Table
-from fwdaemon.nftables.ruleset import chains_of, tables
+from fwdaemon.nftables.model import VERDICT, Chain, Elements, Hook, Rule, Table, Target
+from fwdaemon.nftables.places import EVERYWHERE, Place, Places
+from fwdaemon.nftables.ruleset import places_of, tables
 from tests.unit.forwards import forward, nat, route, some_states
 
 WEB = forward("tcp *:80", "192.168.122.50:80")
 MAIL = forward("tcp 198.51.100.7:25", "192.168.122.51:25", domain="mail")
+TO_MAIL = "198.51.100.7 . tcp . 25"
+SSH = forward("tcp *:22", "192.168.122.50:22", sources=("203.0.113.0/24",))
 GAME = forward("udp *:100-109", "192.168.122.52:200-209", domain="game")
 POST = nat("198.51.100.8", "192.168.122.53", domain="post")
 NET = route("203.0.113.64/29")
@@ -27,16 +30,29 @@ def table_of(desired: Desired) -> Table:
     return tables(replace(desired, kept=frozenset({Family.IPV4})))[Family.IPV4]
 
 
+def places(*these: Place) -> Places:
+    return Places(frozenset(these))
+
+
 def test_nothing_to_do_makes_an_empty_script() -> None:
     assert difference(Family.IPV4, table(WEB, GAME), table(GAME, WEB)).script == ()
 
 
-def test_a_new_forward_is_a_chain_its_rule_and_one_element() -> None:
-    (rule,) = table(WEB, MAIL).chains["on.198.51.100.7.tcp.25"].rules
-    assert difference(Family.IPV4, table(WEB, MAIL), table(WEB)).script == (
-        "add chain ip kvm_portfwd on.198.51.100.7.tcp.25",
-        f"add rule ip kvm_portfwd on.198.51.100.7.tcp.25 {rule}",
-        "add element ip kvm_portfwd one_address { 198.51.100.7 . tcp . 25 : jump on.198.51.100.7.tcp.25 }",
+def test_a_new_plain_forward_is_two_elements() -> None:
+    change = difference(Family.IPV4, table(WEB, MAIL), table(WEB))
+    assert change.script == (
+        "add element ip kvm_portfwd one_address { 198.51.100.7 . tcp . 25 : jump one_address_plain }",
+        f'add element ip kvm_portfwd one_address_targets {{ {TO_MAIL} comment "mail" : 192.168.122.51 . 25 }}',
+    )
+    assert change.mended == places(("one_address", "198.51.100.7 . tcp . 25"))
+
+
+def test_any_other_new_forward_is_a_chain_its_rule_and_one_element() -> None:
+    (rule,) = table(WEB, SSH).chains["any.tcp.22"].rules
+    assert difference(Family.IPV4, table(WEB, SSH), table(WEB)).script == (
+        "add chain ip kvm_portfwd any.tcp.22",
+        f"add rule ip kvm_portfwd any.tcp.22 {rule}",
+        "add element ip kvm_portfwd every_address { tcp . 22 : jump any.tcp.22 }",
     )
 
 
@@ -47,20 +63,42 @@ def test_a_forward_that_goes_takes_its_element_before_its_chain() -> None:
     )
 
 
-def test_another_target_rewrites_one_chain_and_no_element() -> None:
+def test_another_target_replaces_one_element() -> None:
     moved = replace(WEB, target=MAIL.target)
     change = difference(Family.IPV4, table(moved, GAME), table(WEB, GAME))
+    assert change.script == (
+        "delete element ip kvm_portfwd every_address_targets { tcp . 80 }",
+        'add element ip kvm_portfwd every_address_targets { tcp . 80 comment "web1" : 192.168.122.51 . 80 }',
+    )
+    assert change.mended == places(("every_address", "tcp . 80"))
+
+
+def test_another_target_of_a_chain_rewrites_it_and_no_element() -> None:
+    moved = replace(SSH, target=MAIL.target)
+    change = difference(Family.IPV4, table(moved, GAME), table(SSH, GAME))
     assert [line.split(" meta ")[0] for line in change.script] == [
-        "flush chain ip kvm_portfwd any.tcp.80",
-        "add rule ip kvm_portfwd any.tcp.80",
+        "flush chain ip kvm_portfwd any.tcp.22",
+        "add rule ip kvm_portfwd any.tcp.22",
     ]
-    assert change.mended == {"any.tcp.80"}
+    assert change.mended == places(("every_address", "tcp . 22"))
+
+
+def test_a_forward_that_is_plain_no_more_moves_to_a_chain_in_one_step() -> None:
+    change = difference(Family.IPV4, table(replace(WEB, interface="eth0")), table(WEB))
+    assert [line.split(" meta ")[0] for line in change.script] == [
+        "add chain ip kvm_portfwd any.tcp.80",
+        "add rule ip kvm_portfwd any.tcp.80",
+        "delete element ip kvm_portfwd every_address { tcp . 80 }",
+        "add element ip kvm_portfwd every_address { tcp . 80 : jump any.tcp.80 }",
+        "delete element ip kvm_portfwd every_address_targets { tcp . 80 }",
+    ]
+    assert change.mended == places(("every_address", "tcp . 80"))
 
 
 def test_a_table_that_is_gone_is_created_whole_and_mends_all() -> None:
     change = difference(Family.IPV4, table(WEB), None)
     assert change.script[:2] == ("add table ip kvm_portfwd", "delete table ip kvm_portfwd")
-    assert "any.tcp.80" in change.mended
+    assert change.mended == EVERYWHERE
 
 
 def test_a_table_nobody_wants_is_deleted() -> None:
@@ -77,19 +115,23 @@ def test_a_base_chain_that_hooks_in_elsewhere_replaces_the_table() -> None:
 
 
 def test_a_rule_somebody_added_or_replaced_is_undone() -> None:
-    good = table(WEB)
-    bent = replace(good, chains={**good.chains, "any.tcp.80": Chain((*good.chains["any.tcp.80"].rules, Rule("", "")))})
+    good = table(WEB, SSH)
+    bent = replace(good, chains={**good.chains, "any.tcp.22": Chain((*good.chains["any.tcp.22"].rules, Rule("", "")))})
     change = difference(Family.IPV4, good, bent)
-    assert change.script[0] == "flush chain ip kvm_portfwd any.tcp.80"
-    assert change.mended == {"any.tcp.80"}
+    assert change.script[0] == "flush chain ip kvm_portfwd any.tcp.22"
+    assert change.mended == places(("every_address", "tcp . 22"))
+
+
+def test_damage_to_the_chain_of_plain_forwards_concerns_all_that_come_to_it() -> None:
+    good = table(WEB, MAIL, SSH, GAME)
+    bent = replace(good, chains={**good.chains, "every_address_plain": Chain(())})
+    assert difference(Family.IPV4, good, bent).mended == places(("every_address", "tcp . 80"))
 
 
 def test_damage_to_the_dispatch_concerns_every_opening() -> None:
     good = table(WEB, MAIL, POST, NET)
     bent = replace(good, chains={**good.chains, "forwards": Chain(())})
-    branches = {chain for _, chain in chains_of(Desired().having([WEB, MAIL, POST, NET]))}
-    assert len(branches) == 7
-    assert difference(Family.IPV4, good, bent).mended >= branches
+    assert difference(Family.IPV4, good, bent).mended == EVERYWHERE
 
 
 def test_a_guest_with_another_address_keeps_its_public_one_in_one_step() -> None:
@@ -107,20 +149,22 @@ def test_a_guest_with_another_address_keeps_its_public_one_in_one_step() -> None
         "add element ip kvm_portfwd leaving_as { 192.168.122.51 : jump as.198.51.100.8 }",
         "delete chain ip kvm_portfwd from.192.168.122.53",
     )
-    assert change.mended == {"nat.198.51.100.8", "from.192.168.122.51", "as.198.51.100.8"}
+    guest = "192.168.122.51"
+    assert change.mended == places(("one_to_one", "198.51.100.8"), ("one_to_one_leaving", guest), ("leaving_as", guest))
 
 
 def test_a_guest_with_two_public_addresses_leaves_with_the_first() -> None:
     later, first = nat("198.51.100.10", "192.168.122.53"), nat("198.51.100.9", "192.168.122.53")
     for one, other in [(later, first), (first, later)]:
         assert table(one, other).sets["leaving_as"].elements == {"192.168.122.53": "as.198.51.100.9"}
-    assert chains_of(Desired().having([later, first]))[Family.IPV4, "from.192.168.122.53"] == (first,)
+    served = places_of(Desired().having([later, first]))
+    assert served[Family.IPV4, ("one_to_one_leaving", "192.168.122.53")] == (first,)
 
 
 def test_another_bridge_rewrites_the_chains_of_a_route_and_no_element() -> None:
     change = difference(Family.IPV4, table(replace(NET, bridge="virbr7")), table(NET))
     assert [line.split(" ")[:2] for line in change.script] == [["flush", "chain"], ["add", "rule"]] * 2
-    assert change.mended == {"to.203.0.113.64/29", "from.203.0.113.64/29"}
+    assert change.mended == places(("entering", "203.0.113.64/29"), ("leaving", "203.0.113.64/29"))
 
 
 def test_localhost_comes_and_goes_in_place() -> None:
@@ -170,18 +214,26 @@ def _command(words: list[str], line: str, state: Table | None) -> Table | None:
             chains[name] = replace(chains[name], rules=(*chains[name].rules, Rule("", comment)))
         case _, "element":
             inside = line[line.index("{") + 2 : -2].split(", ")
-            elements = dict(sets[name].elements)
-            for element in inside:
-                key, _, chain = element.partition(" : jump ")
-                if verb == "delete":
-                    del elements[key]
-                else:
-                    assert key not in elements
-                    elements[key] = chain or None
-            sets[name] = replace(sets[name], elements=elements)
+            sets[name] = replace(sets[name], elements=_elements(verb, sets[name].elements, inside))
         case _:
             raise AssertionError(line)
     return replace(state, chains=chains, sets=sets)
+
+
+_ELEMENT = re.compile(r'(?P<key>.*?)(?: : jump (?P<chain>\S+)| comment "(?P<comment>[^"]*)" : (?P<data>.*))?')
+
+
+def _elements(verb: str, before: Elements, texts: list[str]) -> Elements:
+    elements = dict(before)
+    for text in texts:
+        found = _ELEMENT.fullmatch(text)
+        assert found
+        if verb == "delete":
+            del elements[text]
+        else:
+            assert found["key"] not in elements
+            elements[found["key"]] = Target(found["data"], found["comment"]) if found["data"] else found["chain"]
+    return elements
 
 
 def _hook(line: str) -> Hook | None:
@@ -189,7 +241,6 @@ def _hook(line: str) -> Hook | None:
     return Hook(found[1], found[2], int(found[3])) if found else None
 
 
-@settings(deadline=None)  # a busy machine may take a second
 @given(some_states(), some_states())
 def test_the_difference_leads_from_any_state_to_any_other(before: Desired, after: Desired) -> None:
     old, new = table_of(before), table_of(after)
@@ -198,9 +249,9 @@ def test_the_difference_leads_from_any_state_to_any_other(before: Desired, after
     assert difference(Family.IPV4, new, applied(script, old)).script == ()
 
 
-@settings(deadline=None)  # a busy machine may take a second
 @given(some_states())
 def test_every_branch_is_accounted_to_its_openings(desired: Desired) -> None:
-    served = chains_of(desired)
-    assert {chain for _, chain in served} == {name for name in table_of(desired).chains if "." in name}
+    served, sets = places_of(desired), table_of(desired).sets
+    leading = {(name, key) for name, found in sets.items() if found.type.data == VERDICT for key in found.elements}
+    assert {place for _, place in served} == leading
     assert {opening for openings in served.values() for opening in openings} == desired.openings

@@ -4,7 +4,7 @@ import json
 from ipaddress import IPv4Address
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fwdaemon.importing.findings import BrokenFileError, Findings
@@ -214,13 +214,11 @@ KEY = st.sampled_from(["private_ip", "public_ip", "source_ip", "port_map", "port
 SECTION = st.dictionaries(KEY, VALUE, max_size=5) | JSON
 
 
-@settings(deadline=None)
 @given(st.dictionaries(st.text(max_size=9), SECTION | st.lists(SECTION, max_size=2), max_size=3))
 def test_any_structure_gives_a_configuration_that_is_accepted(values: dict[str, object]) -> None:
     accepted([found(json.dumps(values))])
 
 
-@settings(deadline=None)
 @given(st.text(alphabet='{}[]:,"\\/*ab1 \n', max_size=40))
 def test_any_text_is_read_or_refused(text: str) -> None:
     try:

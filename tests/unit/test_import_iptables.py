@@ -1,7 +1,7 @@
 """`iptables-save`: DNAT rules of nat PREROUTING as people write them; whatever narrows a rule unseen leaves it out."""
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fwdaemon.importing.findings import Findings
@@ -225,7 +225,6 @@ RULE = st.lists(WORD | st.text(max_size=4), max_size=8).map(
 FULL = st.lists(WORD, max_size=8).map(lambda words: rule(" ".join(["-p tcp", *words])))
 
 
-@settings(deadline=None)
 @given(st.lists(RULE | FULL | st.text(max_size=20), max_size=6))
 def test_any_text_gives_a_configuration_that_is_accepted(lines: list[str]) -> None:
     accepted([parse(FILE, "*nat\n" + "\n".join(lines))])

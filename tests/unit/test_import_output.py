@@ -7,7 +7,7 @@ from pathlib import Path
 from uuid import UUID
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fwdaemon import config
@@ -213,7 +213,6 @@ def test_another_kind_is_refused(text: str) -> None:
         recognise(FILE, text)
 
 
-@settings(deadline=None)
 @given(st.text(alphabet="/*{[# \n*natPORTS=1.:ab", max_size=30))
 def test_any_text_has_a_kind_or_is_refused(text: str) -> None:
     with contextlib.suppress(BrokenFileError):
@@ -241,7 +240,6 @@ def any_forward(draw: st.DrawFn) -> Forward:
     )
 
 
-@settings(deadline=None)
 @given(st.lists(any_forward(), max_size=12))
 def test_whatever_was_found_gives_a_configuration_that_is_accepted(forwards: list[Forward]) -> None:
     accepted([found(*forwards)])

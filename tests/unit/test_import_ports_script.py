@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fwdaemon.importing.findings import Findings
@@ -92,7 +92,6 @@ PART = st.sampled_from(
 )
 
 
-@settings(deadline=None)
 @given(st.lists(PART | st.text(max_size=5), max_size=20).map("".join), st.none() | st.text(max_size=9))
 def test_any_text_gives_a_configuration_that_is_accepted(text: str, name: str | None) -> None:
     accepted([found(text, name)])

@@ -1,7 +1,7 @@
 """`routed-ips`: each line is a route, also those the old hook passed over without a word."""
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fwdaemon.importing.routed_ips import parse
@@ -62,7 +62,6 @@ def test_one_address_for_two_networks_goes_to_the_first() -> None:
 LINE = st.text(alphabet="0123456789.:/# abx\r\"'\x00\x1b", max_size=30)
 
 
-@settings(deadline=None)
 @given(st.lists(LINE | st.text(max_size=30) | st.just("203.0.113.66 x"), max_size=6).map("\n".join))
 def test_any_text_gives_a_configuration_that_is_accepted(text: str) -> None:
     accepted([parse(FILE, text)])

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fwdaemon.clashes import iptables_reader
@@ -44,7 +44,6 @@ def _comment(text: str) -> str:
     return f'-m comment --comment "{escaped}" '
 
 
-@settings(deadline=None)
 @given(st.lists(comments(), max_size=5))
 def test_a_rule_is_a_line_whatever_its_comment_says(texts: list[str]) -> None:
     lines = list(rule_lines(saved(texts)))
@@ -53,7 +52,6 @@ def test_a_rule_is_a_line_whatever_its_comment_says(texts: list[str]) -> None:
     assert len([line for line in lines if line.startswith("-A ")]) == len(texts)
 
 
-@settings(deadline=None)
 @given(st.lists(comments(), max_size=5))
 def test_every_reader_finds_the_rules_and_no_more(texts: list[str]) -> None:
     save = saved(texts)

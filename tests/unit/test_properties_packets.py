@@ -49,7 +49,7 @@ PACKETS = tuple(
 )
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(some_entries(), some_heads())
 def test_a_packet_goes_where_the_configuration_says(entries: list[str], head: str) -> None:
     found, _ = accepted(entries, head)
@@ -62,7 +62,7 @@ def test_a_packet_goes_where_the_configuration_says(entries: list[str], head: st
         assert by_iptables(old.get(family, {}), packet) == meant
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(some_entries(), st.randoms(use_true_random=False))
 def test_the_order_of_entries_and_guests_does_not_matter(entries: list[str], order: Random) -> None:
     _, kept = accepted(entries)

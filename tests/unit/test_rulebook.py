@@ -6,11 +6,11 @@ from ipaddress import ip_address, ip_network
 from pathlib import Path
 from uuid import UUID
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fwdaemon.config.model import Config, DaemonSettings, ForwardEntry, NatEntry, Origin, PortMapping, RouteEntry
-from fwdaemon.desired import Desired, Forward
+from fwdaemon.desired import Desired, Forward, Opening
 from fwdaemon.inventory import (
     AddressSource,
     Domain,
@@ -21,9 +21,12 @@ from fwdaemon.inventory import (
     Network,
 )
 from fwdaemon.model import Address, Family, PortRange, Protocol
+from fwdaemon.nftables.branches import PLAIN, TARGETS
 from fwdaemon.nftables.difference import tables_difference
+from fwdaemon.nftables.model import VERDICT, Table
+from fwdaemon.nftables.places import EVERYWHERE, Place, Places
 from fwdaemon.nftables.rulebook import Rulebook
-from fwdaemon.nftables.ruleset import chains_of, tables
+from fwdaemon.nftables.ruleset import places_of, tables
 from fwdaemon.placing import Placement, desired_state
 from fwdaemon.slots import Slot, SlotIndex, slots
 from tests.unit.forwards import forward, some_forwards, some_states
@@ -41,7 +44,6 @@ def as_set(found: Iterable[Slot]) -> set[tuple[object, ...]]:
     return {(slot.listen, slot.protocol, slot.ports, frozenset(slot.forwards)) for slot in found}
 
 
-@settings(deadline=None)  # a busy machine may take a second
 @given(st.lists(st.frozensets(some_forwards(), max_size=10), max_size=6))
 def test_slots_that_are_kept_are_those_that_would_be_cut_anew(states: list[frozenset[Forward]]) -> None:
     index, kept, before = SlotIndex(), set[tuple[object, ...]](), frozenset[Forward]()
@@ -66,7 +68,21 @@ def test_a_change_touches_the_slots_that_share_its_ports_and_no_others() -> None
 # --- tables ----------------------------------------------------------------------------------------------------------
 
 
-@settings(deadline=None)  # a busy machine may take a second
+def opened(book: Rulebook, family: Family, place: Place) -> tuple[Opening, ...]:
+    return tuple(book.openings(family, Places(frozenset({place}))))
+
+
+def leading(table: Table) -> set[Place]:
+    return {(name, key) for name, found in table.sets.items() if found.type.data == VERDICT for key in found.elements}
+
+
+def led_to(table: Table, place: Place) -> object:
+    """The target of a plain forward, the chain of any other opening."""
+    name, key = place
+    chain = table.sets[name].elements[key]
+    return table.sets[TARGETS[name]].elements[key] if chain == PLAIN.get(name) else table.chains[str(chain)]
+
+
 @given(st.lists(some_states(), min_size=1, max_size=6), st.sampled_from([0x02000000, 0x1]))
 def test_tables_that_are_kept_are_those_that_would_be_made_anew(states: list[Desired], mark: int) -> None:
     book = Rulebook()
@@ -74,20 +90,23 @@ def test_tables_that_are_kept_are_those_that_would_be_made_anew(states: list[Des
         desired = replace(state, mark=mark) if number % 3 == 2 else state
         kept, whole = book.tables(desired), tables(desired)
         assert kept == whole
-        assert {name: book.openings(*name) for name in chains_of(desired)} == chains_of(desired)
+        served = places_of(desired)
+        assert {(family, place): opened(book, family, place) for family, place in served} == served
+        for family in Family:
+            every = {opening for (other, _), openings in served.items() if other is family for opening in openings}
+            assert set(book.openings(family, EVERYWHERE)) == every
 
 
-@settings(deadline=None)  # a busy machine may take a second
 @given(some_states(), some_states())
 def test_what_stays_is_the_same_object(before: Desired, after: Desired) -> None:
     book = Rulebook()
     old, new = book.tables(before), book.tables(after)
     for family in old.keys() & new.keys():
         changed = {slot.ports for slot in slots(before.forwards ^ after.forwards)}
-        for name in old[family].chains.keys() & new[family].chains.keys():
-            ports = {item.ports for item in book.openings(family, name) if isinstance(item, Forward)}
+        for place in leading(old[family]) & leading(new[family]):
+            ports = {item.ports for item in opened(book, family, place) if isinstance(item, Forward)}
             if ports and not any(port.overlaps(other) for port in ports for other in changed):
-                assert old[family].chains[name] is new[family].chains[name]
+                assert led_to(old[family], place) is led_to(new[family], place)
     assert book.tables(after) is new
     assert tables_difference(new, book.tables(after)) == {}
 
@@ -161,7 +180,6 @@ def told(desired: Desired) -> tuple[Desired, Collection[object]]:
     return desired, sorted((str(item), item.bridge) for item in desired.openings)
 
 
-@settings(deadline=None)  # a busy machine may take a second
 @given(some_configurations(), st.lists(some_inventories(), min_size=1, max_size=6))
 def test_what_is_placed_again_is_what_would_be_placed_anew(config: Config, inventories: list[Inventory]) -> None:
     placement = Placement(config, inventories[0])

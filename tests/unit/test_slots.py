@@ -1,4 +1,4 @@
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fwdaemon.desired import Forward
@@ -28,7 +28,6 @@ def test_one_address_and_every_address_do_not_share_a_slot() -> None:
 _ranges = st.tuples(st.integers(1, 60), st.integers(0, 20)).map(lambda pair: f"{pair[0]}-{pair[0] + pair[1]}")
 
 
-@settings(deadline=None)  # a busy machine may take a second
 @given(st.lists(st.tuples(_ranges, st.sampled_from(["eth0", "eth1", "eth2"])), max_size=12))
 def test_slots_are_disjoint_and_cover_exactly_what_is_claimed(claims: list[tuple[str, str]]) -> None:
     forwards = {forward(f"tcp *:{ports}", f"192.168.122.50:{ports}", interface=link) for ports, link in claims}

@@ -14,7 +14,9 @@ from fwdaemon.config.model import Config, ForwardEntry, PortMapping
 from fwdaemon.legacy.model import Table as LegacyTable
 from fwdaemon.legacy.model import TableName
 from fwdaemon.model import Address, Family
+from fwdaemon.nftables.branches import PLAIN
 from fwdaemon.nftables.model import Table
+from fwdaemon.nftables.model import Target as MapTarget
 from tests.unit.configurations import NAMES, leased
 
 Target: TypeAlias = tuple[Address, int] | None
@@ -96,6 +98,10 @@ _RULE = re.compile(
     r"ct mark set ct mark or 0x[0-9a-f]{8} counter dnat to (?P<address>\[[^]]*\]|[0-9a-f.:]+?)"
     r"(?P<port>:\d+)?(?: : \w+ dport map \{ (?P<pairs>[^}]*) \})?"
 )
+_PLAIN = re.compile(
+    r"ct mark set ct mark or 0x[0-9a-f]{8} dnat ip6? to (?P<key>(?:ip6? daddr \. )?meta l4proto \. th dport)"
+    r" map @(?P<map>\w+)"
+)
 
 
 def by_nftables(table: Table, packet: Arrival) -> Target:
@@ -107,12 +113,24 @@ def by_nftables(table: Table, packet: Arrival) -> Target:
             continue
         for key, chain in table.sets[lookup["map"]].elements.items():
             if _is_key(key, packet, with_address="daddr" in lookup["key"]):
-                assert chain is not None
-                takers = [target for rule in table.chains[chain].rules if (target := _taken(rule.expression, packet))]
+                if chain in PLAIN.values():
+                    return _plain(table, str(chain), key)
+                rules = table.chains[str(chain)].rules
+                takers = [target for rule in rules if (target := _taken(rule.expression, packet))]
                 assert len(takers) <= 1, f"{takers} all take {packet}"
                 if takers:
                     return takers[0]
     return None
+
+
+def _plain(table: Table, chain: str, key: str) -> Target:
+    """Look the target up that a packet has which was found under this key."""
+    rule = _PLAIN.fullmatch(table.chains[chain].rules[0].expression)
+    assert rule, chain
+    target = table.sets[rule["map"]].elements[key]
+    assert isinstance(target, MapTarget)
+    address, _, port = target.data.partition(" . ")
+    return ip_address(address), int(port)
 
 
 def _is_key(key: str, packet: Arrival, *, with_address: bool) -> bool:
