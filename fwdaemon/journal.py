@@ -20,9 +20,19 @@ _RESET = "\033[0m"
 
 def set_up() -> None:
     """Send all log lines of this program where its standard error leads."""
+    _leave_out_what_nobody_reads()
     root = logging.getLogger()
     root.addHandler(JournalHandler() if _leads_to_journal(sys.stderr) else _to_stream(sys.stderr))
     root.setLevel(logging.INFO)
+
+
+def _leave_out_what_nobody_reads() -> None:
+    """Spare each line the search for the place that wrote it, and the like: a configuration may make thousands.
+
+    As "Optimization" in Python's logging HOWTO has it.
+    """
+    logging._srcfile = None  # noqa: SLF001  so says the HOWTO
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
 
 
 class JournalHandler(logging.Handler):
@@ -30,14 +40,15 @@ class JournalHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write one record."""
-        fields = {name: _encodable(value) for name, value in getattr(record, "journal", {}).items()}
+        fields = {
+            "MESSAGE": self.format(record),
+            "PRIORITY": str(_PRIORITIES.get(record.levelno, 6)),
+            "SYSLOG_IDENTIFIER": _IDENTIFIER,
+            **getattr(record, "journal", {}),
+        }
         try:
-            systemd.journal.send(
-                _encodable(self.format(record)),
-                PRIORITY=str(_PRIORITIES.get(record.levelno, 6)),
-                SYSLOG_IDENTIFIER=_IDENTIFIER,
-                **fields,
-            )
+            # `send` would look at the stack for the place that called it.
+            systemd.journal.sendv(*(_encodable(f"{name}={value}") for name, value in fields.items()))
         except Exception:  # noqa: BLE001  a line that is lost must not end what it tells of (logging's own rule)
             self.handleError(record)
 

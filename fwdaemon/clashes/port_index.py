@@ -2,7 +2,7 @@
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator
-from operator import itemgetter
+from operator import attrgetter, itemgetter
 from typing import Final, Generic, TypeVar
 
 from fwdaemon.model import PortRange
@@ -36,14 +36,14 @@ class PortIndex(Generic[_T]):
 
 
 class PortSet:
-    """Ports by their numbers; whether a range has one of them is told at once, however wide it is."""
+    """Ports by their numbers; whether a range has one of them is told without looking at each, however wide it is."""
 
     def __init__(self, ranges: Iterable[PortRange]) -> None:
         self._marks = bytearray(_HIGHEST + 1)
         for ports in ranges:
             self._marks[ports.first : ports.last + 1] = b"\1" * ports.width
 
-    def meets(self, ports: PortRange) -> bool:
-        """Whether any of these is among them."""
-        first, last = ports.first, ports.last
-        return bool(self._marks[first]) if first == last else self._marks.find(1, first, last + 1) >= 0
+    def met_by(self, ranges: Iterable[PortRange]) -> list[bool]:
+        """Tell of each range whether it has one of them; there may be thousands, nearly all of one port."""
+        marks, ends = self._marks, map(attrgetter("first", "last"), ranges)
+        return [marks[first] > 0 if first == last else marks.find(1, first, last + 1) >= 0 for first, last in ends]

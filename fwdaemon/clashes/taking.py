@@ -93,7 +93,7 @@ def takings(desired: Desired, local: Collection[Address], watched: PortSet = _AL
     A route takes nothing that would be the host's.
     """
     own = frozenset(local) - {nat.public for nat in desired.nats if nat.assign is not None}
-    meeting = map(watched.meets, map(attrgetter("ports"), desired.forwards))
+    meeting = watched.met_by(map(attrgetter("ports"), desired.forwards))
     for forward in compress(desired.forwards, meeting):
         yield Taking(
             forward.domain,
