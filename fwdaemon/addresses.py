@@ -21,9 +21,13 @@ _FAMILY_NAMES = {Family.IPV4: "IPv4", Family.IPV6: "IPv6"}
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Nothing can be believed or chosen; `reason` is a short sentence without a full stop."""
+    """Nothing can be believed or chosen; `reason` is a short sentence without a full stop.
+
+    `claimed` says that an address was named, and is not believed: it tells more than that there is none.
+    """
 
     reason: str
+    claimed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,39 +165,40 @@ class AddressBook:
         return self._strongest[address]
 
     def _judged(self, domain: Domain, interface: GuestInterface, claim: LearnedAddress) -> LearnedAddress | Refusal:
-        reason = self._incredible(interface, claim) or self._contested(domain, claim)
-        return claim if reason is None else Refusal(reason)
+        return self._incredible(interface, claim) or self._contested(domain, claim) or claim
 
-    def _incredible(self, interface: GuestInterface, claim: LearnedAddress) -> str | None:
+    def _incredible(self, interface: GuestInterface, claim: LearnedAddress) -> Refusal | None:
         """Tell why nobody on this interface could have the address, whoever else claims it."""
         address = claim.address
         if address in self._host:
-            return f"{address} belongs to the host"
+            return _refused(f"{address} belongs to the host")
         if _is_special(address):
-            return f"{address} ({claim.source}) is no address a guest can be reached at"
+            return _refused(f"{address} ({claim.source}) is no address a guest can be reached at")
         subnets = [subnet for subnet in self._subnets.of(interface) if subnet.version == address.version]
         if not subnets:
             return self._without_subnet(interface, claim)
         inside = next((subnet for subnet in subnets if address in subnet), None)
         if inside is None:
-            return f"{address} ({claim.source}) is outside {_listed(subnets)}, the guest's own network"
-        return f"{address} is not a guest's address but that of {inside} itself" if _names(inside, address) else None
+            return _refused(f"{address} ({claim.source}) is outside {_listed(subnets)}, the guest's own network")
+        if _names(inside, address):
+            return _refused(f"{address} is not a guest's address but that of {inside} itself")
+        return None
 
-    def _without_subnet(self, interface: GuestInterface, claim: LearnedAddress) -> str | None:
+    def _without_subnet(self, interface: GuestInterface, claim: LearnedAddress) -> Refusal | None:
         """Believe only the configuration where nothing tells the subnets, no one where only the family is missing."""
         known = self._subnets.of(interface)
         if not known and claim.source is AddressSource.CONFIGURATION:
             return None
-        return self._silence(interface, Family.of(claim.address)).reason
+        return self._silence(interface, Family.of(claim.address))
 
-    def _contested(self, domain: Domain, claim: LearnedAddress) -> str | None:
+    def _contested(self, domain: Domain, claim: LearnedAddress) -> Refusal | None:
         rival = next((item for item in self._two_strongest(claim.address) if item.domain != domain.uuid), None)
         if rival is None or rival.source > claim.source:
             return None
         if rival.source < claim.source:
-            return f"{claim.address} belongs to domain {shown(rival.name)} ({rival.source})"
+            return _refused(f"{claim.address} belongs to domain {shown(rival.name)} ({rival.source})")
         names = " and ".join(sorted((shown(domain.name), shown(rival.name))))
-        return f"{claim.address} is claimed by both {names} ({claim.source})"
+        return _refused(f"{claim.address} is claimed by both {names} ({claim.source})")
 
     def _absent_network(self, interface: GuestInterface) -> Refusal | None:
         if interface.network is None or self._active.get(interface.network, False):
@@ -228,6 +233,10 @@ def _claims(domain: Domain, configured: Iterable[ConfiguredAddress]) -> Iterator
             yield interface, claim
     for item in configured:
         yield item.interface, LearnedAddress(item.address, AddressSource.CONFIGURATION)
+
+
+def _refused(reason: str) -> Refusal:
+    return Refusal(reason, claimed=True)
 
 
 def _is_special(address: Address) -> bool:

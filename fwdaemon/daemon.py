@@ -72,7 +72,7 @@ class Daemon:
         self._reconciler = Reconciler(self._netfilter, ClashWatch(runner))
         changed = self._hearing.rules_changed
         self._monitors = RulesMonitor(runner, changed), LegacyMonitor(changed), RouteWatch(changed)
-        self._keeper = InventoryKeeper(config.daemon.libvirt, self._hearing.inventory_changed)
+        self._keeper = InventoryKeeper(config, self._hearing.inventory_changed)
         self._worker = Worker("reconcile")
         self._reloads, feed = Reloads(self._hearing.reload), Feed()
         self._records = Records(path, config, feed.publish)
@@ -257,6 +257,7 @@ class Daemon:
             return
         if config.daemon.libvirt != self._config.daemon.libvirt:
             await self._change_connections(config)
+        self._keeper.configure(config)
         self._config = config
         self._netfilter.choice = config.daemon.backend
         self._reloaded = True
@@ -274,7 +275,7 @@ class Daemon:
 
     async def _change_connections(self, config: Config) -> None:
         await self._keeper.close()
-        self._keeper = InventoryKeeper(config.daemon.libvirt, self._hearing.inventory_changed)
+        self._keeper = InventoryKeeper(config, self._hearing.inventory_changed)
         await self._keeper.start()
 
     async def _stop(self) -> None:

@@ -14,7 +14,9 @@ from typing import Final
 
 from fwdaemon import audit
 from fwdaemon.agents import AgentRounds
+from fwdaemon.config.model import Config
 from fwdaemon.errors import LibvirtUnavailableError
+from fwdaemon.guests import GuestEntry, GuestFinder
 from fwdaemon.host import ask_again, observe_host
 from fwdaemon.hypervisor.agent import AgentConnection
 from fwdaemon.hypervisor.connection import LibvirtConnection
@@ -22,7 +24,7 @@ from fwdaemon.hypervisor.event_loop import EventLoop
 from fwdaemon.inventory import Inventory
 from fwdaemon.lease_watch import DNSMASQ_DIRECTORY, LeaseWatch
 from fwdaemon.libvirt_link import Connect, ConnectionState, LibvirtLink
-from fwdaemon.neighbours import in_doubt, remembered, usurped
+from fwdaemon.neighbours import Usurped, changed_hands, in_doubt, remembered, usurped
 from fwdaemon.netlink_watch import NetlinkWatch
 from fwdaemon.observation import LibvirtObservation, Neighbour
 from fwdaemon.snapshot import AgentAnswers, devices_without_bridge, guest_macs, merge, wants_agent
@@ -32,23 +34,28 @@ __all__ = ["ConnectionState", "InventoryKeeper", "take_inventory"]
 
 _CLOSE_S: Final = 2.0
 _ONCE_S: Final = 10.0
+# How soon after an address was put back its entry is looked at again: where two changes come at once, the kernel may
+# tell of the second only, twice.
+_VERIFY_S: Final = 1.0
 
 
 class InventoryKeeper:
     """Watches the sources and takes inventories. `look_again` is called with a reason, on the asyncio loop's thread.
 
+    The URIs of a configuration hold for good; the addresses it gives to guests may be told anew with `configure`.
     `connect` and `leases` are for tests: how a connection is made, and where the DHCP servers' files are.
     """
 
     def __init__(
         self,
-        uris: Sequence[str],
+        config: Config,
         look_again: Callable[[str], None],
         *,
         connect: Connect = LibvirtConnection,
         leases: Path = DNSMASQ_DIRECTORY,
     ) -> None:
-        self._event_loop = EventLoop()
+        self._event_loop, uris = EventLoop(), config.daemon.libvirt
+        self._look_again = look_again
         self._links = tuple(LibvirtLink(uri, connect, look_again) for uri in uris)
         self._agents = tuple(AgentRounds(uri, AgentConnection(uri), look_again) for uri in uris)
         self._netlink = NetlinkWatch(look_again)
@@ -56,6 +63,15 @@ class InventoryKeeper:
         self._kernel = Worker("kernel observer")
         self._neighbours: tuple[Neighbour, ...] = ()
         self._stories: frozenset[str] = frozenset()
+        self._put_back = False
+        self._verifying: asyncio.TimerHandle | None = None
+        self.configure(config)
+
+    def configure(self, config: Config) -> None:
+        """Say which addresses the configuration gives to guests: whoever takes one over is to give it back."""
+        entries: tuple[GuestEntry, ...] = (*config.forwards, *config.nats)
+        self._given = tuple(entry for entry in entries if entry.address is not None)
+        self._netlink.watch_addresses({entry.address for entry in entries if entry.address is not None})
 
     async def start(self) -> None:
         """Begin to watch; connections are opened in the background.
@@ -91,6 +107,8 @@ class InventoryKeeper:
         inventory = await self._kernel.submit(partial(self._with_kernel, observations, said))
         for agents, observation in zip(self._agents, observations, strict=True):
             agents.want(wants_agent(inventory, observation))
+        if self._put_back:
+            self._verify()
         return inventory
 
     def doubt(self) -> None:
@@ -104,6 +122,8 @@ class InventoryKeeper:
 
     async def close(self) -> None:
         """Stop watching and close everything, also after a `start` that failed."""
+        if self._verifying is not None:
+            self._verifying.cancel()
         self._netlink.close()
         self._leases.close()
         await asyncio.gather(*(agents.close() for agents in self._agents), *(link.close() for link in self._links))
@@ -115,11 +135,34 @@ class InventoryKeeper:
         host, macs = observe_host(devices_without_bridge(observations)), guest_macs(observations)
         before, self._neighbours = self._neighbours, remembered(self._neighbours, host.neighbours, macs)
         inventory = merge(observations, replace(host, neighbours=self._neighbours), said)
-        wrong = usurped(inventory, before, host.neighbours)
+        wrong = self._usurped(inventory, before, host.neighbours)
         ask_again([*in_doubt(before, host.neighbours, macs), *(item.rightful for item in wrong)])
+        self._put_back = bool(wrong)
+        # What is put back counts as seen, or who took it twice between two looks could keep it.
+        self._neighbours += tuple({item.rightful for item in wrong}.difference(self._neighbours))
         audit.problems(item.story for item in wrong if item.story not in self._stories)
         self._stories |= {item.story for item in wrong}
         return inventory
+
+    def _verify(self) -> None:
+        if self._verifying is not None:
+            self._verifying.cancel()
+        loop = asyncio.get_running_loop()
+        self._verifying = loop.call_later(_VERIFY_S, self._look_again, "an address that was taken over was put back")
+
+    def _usurped(
+        self, inventory: Inventory, before: Sequence[Neighbour], now: Sequence[Neighbour]
+    ) -> tuple[Usurped, ...]:
+        """Give the addresses to be put back.
+
+        One of the configuration is not, where its guest did not answer: it may have handed the address over.
+        """
+        if not changed_hands(before, now):
+            return ()
+        # To find these takes a look at all guests.
+        configured = GuestFinder(inventory, self._given).settled()
+        held = [item for item in configured if self._netlink.answers(item.address, item.interface.mac)]
+        return usurped(inventory, before, now, held)
 
 
 async def take_inventory(uris: Sequence[str]) -> Inventory:

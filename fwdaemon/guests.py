@@ -4,7 +4,7 @@ Pure. Which claim about an address is believed is decided in `fwdaemon.addresses
 """
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 from uuid import UUID
@@ -90,17 +90,24 @@ class GuestFinder:
         found = self._book.believed(domain, interface, family, entry.address)
         return found if isinstance(found, Refusal) else Guest(domain, interface, found.address)
 
-    def likeliest(self, entry: GuestEntry, domain: Domain, families: list[Family]) -> Family:
-        """Choose the family whose reason to wait helps: one that the guest's network has."""
-        for family in families:
+    def likeliest(self, entry: GuestEntry, domain: Domain, refused: Mapping[Family, Refusal]) -> Family:
+        """Choose the family whose reason to wait helps: one with a claim that is refused, or that its network has."""
+        for family, refusal in refused.items():
+            if refusal.claimed:
+                return family
+        for family in refused:
             interface = self._interface(entry, domain, family)
             if not isinstance(interface, Refusal) and family in self._book.families(interface):
                 return family
-        return families[0]
+        return next(iter(refused))
 
     def subnets(self, guest: Guest) -> tuple[Subnet, ...]:
         """Give the subnets of the guest's network."""
         return self._subnets.of(guest.interface)
+
+    def settled(self) -> tuple[ConfiguredAddress, ...]:
+        """Give the addresses that entries write and that are believed, each with the interface it is at."""
+        return tuple(item for item in self._all_configured() if self._is_believed(item))
 
     def _stand_on(self, inventory: Inventory) -> None:
         """Begin anew with an inventory."""
@@ -109,8 +116,7 @@ class GuestFinder:
         self._subnets = SubnetIndex(inventory)
         # Whose an address is depends on what the configuration says of all guests, so that is gathered first.
         self._book = AddressBook(inventory)
-        configured = [item for domain in inventory.domains for item in self._configured(domain)]
-        self._book = AddressBook(inventory, configured)
+        self._book = AddressBook(inventory, self._all_configured())
 
     def _index(self, domains: Iterable[Domain]) -> None:
         self._by_name: defaultdict[str, list[Domain]] = defaultdict(list)
@@ -141,6 +147,13 @@ class GuestFinder:
         return self._book.select_interface(
             domain, family, network=entry.network, mac=entry.mac, configured=entry.address
         )
+
+    def _all_configured(self) -> Iterator[ConfiguredAddress]:
+        return (item for domain in self._by_uuid.values() for item in self._configured(domain))
+
+    def _is_believed(self, item: ConfiguredAddress) -> bool:
+        believed = self._book.believed(item.domain, item.interface, Family.of(item.address), item.address)
+        return not isinstance(believed, Refusal)
 
     def _configured(self, domain: Domain) -> Iterator[ConfiguredAddress]:
         """Give the addresses that entries write for a domain; they count while it runs."""

@@ -30,6 +30,10 @@ _REASONS: Final = {
 }
 
 
+# Up to its version 6, watchdog remembers each rename for as long as it watches: it begins anew after so many changes.
+_RENEWED_AFTER: Final = 256
+
+
 class LeaseWatch:
     """Calls `look_again` with a reason, on the loop's thread, when leases or reservations change.
 
@@ -41,6 +45,7 @@ class LeaseWatch:
         self._directory = directory
         self._observer: Any = None  # watchdog's Observer is a variable, not a type
         self._watched: Path | None = None
+        self._heard = 0
 
     def start(self) -> None:
         """Watch. Where the kernel has no inotify watch left, it says so once, and we live without."""
@@ -76,6 +81,15 @@ class LeaseWatch:
                 self._look_again(_REASONS[path.suffix].format(shown(path.stem)))
         elif self._aim() and self._watched == self._directory:
             self._look_again(f"{self._directory} appeared")
+        self._heard += 1
+        if self._heard >= _RENEWED_AFTER:
+            self._renew()
+
+    def _renew(self) -> None:
+        """Watch anew. What changes between the two watches is heard by neither."""
+        self._heard, self._watched = 0, None
+        self._aim()
+        self._look_again("DHCP leases are watched anew")
 
     def _aim(self) -> bool:
         """Watch the directory, or the nearest above it; whether that changed. Repeated until nothing more appears."""

@@ -9,7 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
-from fwdaemon.inventory import AddressSource, Inventory
+from fwdaemon.addresses import ConfiguredAddress
+from fwdaemon.inventory import AddressSource, Domain, Inventory
 from fwdaemon.model import Address, Family
 from fwdaemon.naming import shown
 from fwdaemon.observation import Neighbour
@@ -19,7 +20,7 @@ _GIVEN = (AddressSource.LEASE, AddressSource.RESERVATION)
 
 @dataclass(frozen=True, slots=True)
 class Usurped:
-    """An address that a DHCP server gave to one guest, and that somebody else answers for.
+    """An address that the configuration or a DHCP server gave to one guest, and that somebody else answers for.
 
     `rightful` is the entry as it was before; `story` tells a person, and is the same each time.
     """
@@ -58,41 +59,59 @@ def in_doubt(before: Iterable[Neighbour], now: Sequence[Neighbour], macs: Abstra
     return tuple(item for item in now if item.mac in macs and count[_spot(item)] > 1 and _spot(item) in renewed)
 
 
-def usurped(inventory: Inventory, before: Iterable[Neighbour], now: Iterable[Neighbour]) -> tuple[Usurped, ...]:
-    """Give the addresses that were seen at the guest a DHCP server gave them to, and are now seen elsewhere."""
-    owners, names = _owners(inventory), _names(inventory)
+def changed_hands(before: Iterable[Neighbour], now: Iterable[Neighbour]) -> bool:
+    """Tell whether an address that was seen is seen elsewhere now, so that it could be usurped."""
+    holders = {(neighbour.device, neighbour.address): neighbour.mac for neighbour in now}
+    return any(holders.get((old.device, old.address), old.mac) != old.mac for old in before)
+
+
+def usurped(
+    inventory: Inventory,
+    before: Iterable[Neighbour],
+    now: Iterable[Neighbour],
+    configured: Iterable[ConfiguredAddress] = (),
+) -> tuple[Usurped, ...]:
+    """Give the addresses that were seen at the guest they were given to, and are now seen elsewhere.
+
+    `configured` are those that the configuration gives.
+    """
+    owners, guests = _owners(inventory, configured), _guests(inventory)
     known = set(before)
     found = []
     for neighbour in now:
         mac = owners.get((neighbour.device, neighbour.address), neighbour.mac)
-        rightful = Neighbour(neighbour.device, mac, neighbour.address)
-        if rightful != neighbour and rightful in known:
-            taker = names.get(neighbour.mac, f"somebody on bridge {shown(neighbour.device)}")
-            found.append(Usurped(rightful, _story(neighbour.address, names[mac], taker)))
+        rightful, taker = Neighbour(neighbour.device, mac, neighbour.address), guests.get(neighbour.mac)
+        # A guest with two interfaces on one bridge answers on both, as Linux does, and takes nothing from itself.
+        if rightful != neighbour and rightful in known and taker is not guests[mac]:
+            found.append(Usurped(rightful, _story(neighbour, guests[mac], taker)))
     return tuple(found)
 
 
-def _owners(inventory: Inventory) -> Mapping[tuple[str, Address], str]:
-    """Give the MAC address that each address was given to; a reservation counts more than a lease not yet ended."""
+def _owners(inventory: Inventory, configured: Iterable[ConfiguredAddress]) -> Mapping[tuple[str | None, Address], str]:
+    """Give the MAC address that each address was given to.
+
+    The configuration counts more than a reservation, and that more than a lease not yet ended.
+    """
     claims = [
-        (claim.source, interface.bridge, claim.address, interface.mac)
+        (claim.source, (interface.bridge, claim.address), interface.mac)
         for domain in inventory.domains
         for interface in domain.interfaces
         for claim in interface.learned
-        if claim.source in _GIVEN and interface.bridge is not None
+        if claim.source in _GIVEN
     ]
-    return {(bridge, address): mac for source, bridge, address, mac in sorted(claims, key=lambda claim: -claim[0])}
+    owners = {place: mac for _source, place, mac in sorted(claims, key=lambda claim: -claim[0])}
+    return owners | {(item.interface.bridge, item.address): item.interface.mac for item in configured}
 
 
-def _names(inventory: Inventory) -> Mapping[str, str]:
-    return {
-        interface.mac: f"domain {shown(domain.name)}" for domain in inventory.domains for interface in domain.interfaces
-    }
+def _guests(inventory: Inventory) -> Mapping[str, Domain]:
+    return {interface.mac: domain for domain in inventory.domains for interface in domain.interfaces}
 
 
-def _story(address: Address, owner: str, taker: str) -> str:
+def _story(taken: Neighbour, owner: Domain, taker: Domain | None) -> str:
+    whose = f"domain {shown(owner.name)}"
+    who = f"domain {shown(taker.name)}" if taker is not None else f"somebody on bridge {shown(taken.device)}"
     return (
-        f"{taker} answered for {address}, which is the address of {owner}: it leads to {owner} again, "
+        f"{who} answered for {taken.address}, which is the address of {whose}: it leads to {whose} again, "
         "and libvirt's network filter clean-traffic keeps guests from such"
     )
 

@@ -13,12 +13,13 @@ import errno
 import logging
 import socket
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Set as AbstractSet
 from ipaddress import ip_address
 from typing import Final
 
 from fwdaemon.errors import KernelError
+from fwdaemon.model import Address
 from fwdaemon.netlink import attributes, messages
 from fwdaemon.rtnetlink.neighbour import USABLE_STATES
 from fwdaemon.subscription import Subscription
@@ -36,23 +37,43 @@ _NEIGHBOUR_CAME, _NEIGHBOUR_WENT = 28, 29
 _IFA_ADDRESS, _IFA_LOCAL = 1, 2
 _NDA_DST, _NDA_LLADDR = 1, 2
 
+_NUD_PROBE: Final = 0x10
 _NUD_FAILED: Final = 0x20
 _SCOPE_LINK: Final = 253  # RT_SCOPE_LINK
 _AF_BRIDGE: Final = 7  # what a bridge says of its ports and of the MAC addresses behind them
 
 
 class KernelChanges:
-    """Tells news from repetition, purely; neighbour entries are news for the MAC addresses in `macs` only."""
+    """Tells news from repetition, purely; neighbour entries are news for the MAC addresses of guests only."""
 
     def __init__(self) -> None:
-        self.macs: AbstractSet[str] = frozenset()
+        self._macs: AbstractSet[str] = frozenset()
+        self._configured: AbstractSet[bytes] = frozenset()
+        # Configured addresses, each with the guest's MAC address that was asked and did not answer. The set is replaced
+        # and never changed, as it is read on another thread.
+        self._silent: frozenset[tuple[bytes, bytes]] = frozenset()
         self._addresses: set[tuple[int, bytes]] = set()
         self._neighbours: dict[tuple[int, bytes], bytes] = {}
+
+    def watch_macs(self, macs: AbstractSet[str]) -> None:
+        """Say which MAC addresses guests have."""
+        self._macs = macs
+        self._silent = frozenset(item for item in self._silent if item[1].hex(":") in macs)
+
+    def watch_addresses(self, configured: Iterable[Address]) -> None:
+        """Say which addresses the configuration gives to guests."""
+        self._configured = {address.packed for address in configured}
+        self._silent = frozenset()
+
+    def answers(self, address: Address, mac: str) -> bool:
+        """Tell whether a guest may be at its configured address: it has not failed to answer. From any thread."""
+        return (address.packed, bytes.fromhex(mac.replace(":", ""))) not in self._silent
 
     def forget(self) -> None:
         """Messages were lost: anything may be news again."""
         self._addresses.clear()
         self._neighbours.clear()
+        self._silent = frozenset()
 
     def news(self, datagram: bytes) -> Iterator[str]:
         """Give a sentence for each message of a datagram that is news."""
@@ -90,9 +111,13 @@ class KernelChanges:
         before = self._neighbours.pop((index, address), b"")
         if came and state & USABLE_STATES:
             self._neighbours[index, address] = mac
-            if mac != before and not self.macs.isdisjoint((mac.hex(":"), before.hex(":"))):
+            if state != _NUD_PROBE and (address, mac) in self._silent:  # while it is asked, it has not answered
+                self._silent -= {(address, mac)}
+            if mac != before and not self._macs.isdisjoint((mac.hex(":"), before.hex(":"))):
                 yield f"neighbour {_shown_address(address)} answered from {mac.hex(':')}"
-        elif came and state & _NUD_FAILED and before.hex(":") in self.macs:
+        elif came and state & _NUD_FAILED and before.hex(":") in self._macs:
+            if address in self._configured:
+                self._silent |= {(address, before)}
             yield f"neighbour {_shown_address(address)} does not answer"
 
 
@@ -118,7 +143,15 @@ class NetlinkWatch:
 
     def watch_macs(self, macs: AbstractSet[str]) -> None:
         """Say which MAC addresses guests have; those of everybody else are of no interest."""
-        self._changes.macs = macs
+        self._changes.watch_macs(macs)
+
+    def watch_addresses(self, configured: Iterable[Address]) -> None:
+        """Say which addresses the configuration gives to guests, so that `answers` can tell of them."""
+        self._changes.watch_addresses(configured)
+
+    def answers(self, address: Address, mac: str) -> bool:
+        """Tell whether a guest may be at its configured address: it has not failed to answer. From any thread."""
+        return self._changes.answers(address, mac)
 
     def close(self) -> None:
         """Unsubscribe; does nothing if not subscribed."""

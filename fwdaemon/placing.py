@@ -113,12 +113,12 @@ class Placement:
         self, entry: ForwardEntry, domain: Domain, located: dict[Family, Guest | Refusal]
     ) -> Iterator[Waiting]:
         """Give a reason for each family that was asked for, or one for all if none was and none works."""
-        refused = {family: guest.reason for family, guest in located.items() if isinstance(guest, Refusal)}
+        refused = {family: guest for family, guest in located.items() if isinstance(guest, Refusal)}
         named = [family for family in refused if _is_named(entry, family)]
         if refused and not named and len(refused) == len(located):
-            named = [self._guests.likeliest(entry, domain, list(refused))]
+            named = [self._guests.likeliest(entry, domain, refused)]
         for family in named:
-            yield Waiting(Owner(domain.name), refused[family], entry.origin)
+            yield Waiting(Owner(domain.name), refused[family].reason, entry.origin)
 
 
 def _route(entry: RouteEntry, network: Network | None) -> _Placed:

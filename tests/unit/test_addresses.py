@@ -188,7 +188,7 @@ def test_configuration_of_another_domain_wins() -> None:
     web1, web2 = guest("web1", nic((ADDRESS, LEASE))), guest("web2", nic(number=2))
     configured = ConfiguredAddress(web2, web2.interfaces[0], ip_address(ADDRESS))
     book = AddressBook(inventory(web1, web2), [configured])
-    refusal = Refusal(f"{ADDRESS} belongs to domain web2 (configuration)")
+    refusal = Refusal(f"{ADDRESS} belongs to domain web2 (configuration)", claimed=True)
     assert book.believed(web1, web1.interfaces[0], Family.IPV4) == refusal
 
 

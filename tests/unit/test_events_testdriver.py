@@ -12,6 +12,7 @@ import libvirt
 import pytest
 
 from fwdaemon import libvirt_link
+from fwdaemon.config.model import Config, DaemonSettings
 from fwdaemon.errors import LibvirtUnavailableError
 from fwdaemon.events import InventoryKeeper, take_inventory
 from fwdaemon.hypervisor.connection import LibvirtConnection, network_uri
@@ -51,10 +52,14 @@ class Bench:
         return {domain.name for domain in (await self.inventory()).domains if domain.running}
 
 
+def watching(*uris: str) -> Config:
+    return Config(DaemonSettings(libvirt=uris), ())
+
+
 @asynccontextmanager
 async def bench(tmp_path: Path, connect: libvirt_link.Connect = LibvirtConnection) -> AsyncIterator[Bench]:
     reasons: list[str] = []
-    keeper = InventoryKeeper([URI], reasons.append, connect=connect, leases=tmp_path)
+    keeper = InventoryKeeper(watching(URI), reasons.append, connect=connect, leases=tmp_path)
     await keeper.start()
     try:
         yield Bench(keeper, reasons)
@@ -290,7 +295,7 @@ def test_frozen_libvirt(
 
 def test_uri_that_nobody_serves(tmp_path: Path) -> None:
     async def scenario() -> None:
-        keeper = InventoryKeeper([URI, NOBODY], lambda _reason: None, leases=tmp_path)
+        keeper = InventoryKeeper(watching(URI, NOBODY), lambda _reason: None, leases=tmp_path)
         await keeper.start()
         await asyncio.sleep(0.3)
         assert await keeper.refresh() is None

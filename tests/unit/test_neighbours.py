@@ -3,8 +3,9 @@
 from ipaddress import ip_address
 from uuid import UUID
 
+from fwdaemon.addresses import ConfiguredAddress
 from fwdaemon.inventory import AddressSource, Domain, GuestInterface, Inventory, LearnedAddress
-from fwdaemon.neighbours import in_doubt, remembered, usurped
+from fwdaemon.neighbours import changed_hands, in_doubt, remembered, usurped
 from fwdaemon.observation import Neighbour
 
 MAC, OTHER_MAC, STRANGER = "52:54:00:00:00:01", "52:54:00:00:00:02", "52:54:00:00:00:99"
@@ -85,6 +86,50 @@ def test_a_reservation_goes_before_a_lease_that_has_not_ended() -> None:
     for domains in ((leased, reserved), (reserved, leased)):
         assert usurped(Inventory(domains), [OWN, STOLEN], [STOLEN]) == ()
         assert [item.rightful for item in usurped(Inventory(domains), [OWN, STOLEN], [OWN])] == [STOLEN]
+
+
+def configured(guest: Domain, address: str = "192.168.122.9") -> ConfiguredAddress:
+    return ConfiguredAddress(guest, guest.interfaces[0], ip_address(address))
+
+
+def test_a_configured_address_that_somebody_else_answers_for_is_usurped() -> None:
+    web, thief = domain("web", MAC), domain("thief", OTHER_MAC)
+    inventory = Inventory((web, thief))
+    (found,) = usurped(inventory, [OWN], [STOLEN], [configured(web)])
+    assert found.rightful == OWN
+    assert found.story.startswith("domain thief answered for 192.168.122.9, which is the address of domain web: ")
+    assert usurped(inventory, [OWN], [OWN], [configured(web)]) == ()
+    assert usurped(inventory, [OWN], [neighbour("192.168.122.9", OTHER_MAC, "virbr1")], [configured(web)]) == ()
+    # Its guest may answer with another MAC address: as a router that others stand in for, or for a guest of its own.
+    assert usurped(inventory, [], [STOLEN], [configured(web)]) == ()
+    assert usurped(inventory, [STOLEN], [neighbour("192.168.122.9", STRANGER)], [configured(web)]) == ()
+
+
+def test_the_configuration_goes_before_what_a_dhcp_server_gave() -> None:
+    web = domain("web", MAC)
+    reserved = domain("reserved", OTHER_MAC, ("192.168.122.9", AddressSource.RESERVATION))
+    inventory = Inventory((web, reserved))
+    assert [item.rightful for item in usurped(inventory, [OWN, STOLEN], [STOLEN], [configured(web)])] == [OWN]
+    assert usurped(inventory, [OWN, STOLEN], [OWN], [configured(web)]) == ()
+
+
+def test_a_guest_takes_nothing_from_itself() -> None:
+    """Linux answers for all its addresses on each interface."""
+    first, second = (GuestInterface(mac, "default", "virbr0", None) for mac in (MAC, OTHER_MAC))
+    web = Domain("web", UUID(int=1), running=True, interfaces=(first, second))
+    assert usurped(Inventory((web,)), [OWN], [STOLEN], [configured(web)]) == ()
+    # Another domain of that name is another guest.
+    namesake = Domain("web", UUID(int=2), running=True, interfaces=(second,))
+    inventory = Inventory((Domain("web", UUID(int=1), running=True, interfaces=(first,)), namesake))
+    assert len(usurped(inventory, [OWN], [STOLEN], [configured(web)])) == 1
+
+
+def test_only_what_is_seen_elsewhere_changed_hands() -> None:
+    assert changed_hands([OWN], [STOLEN])
+    assert changed_hands([OWN, STOLEN], [OWN])
+    assert not changed_hands([OWN], [OWN, neighbour("192.168.122.8")])
+    assert not changed_hands([OWN], [])
+    assert not changed_hands([OWN], [neighbour("192.168.122.9", OTHER_MAC, "virbr1")])
 
 
 def test_a_hostile_name_stays_one_line() -> None:

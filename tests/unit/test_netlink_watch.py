@@ -12,7 +12,7 @@ from fwdaemon.netlink_watch import KernelChanges, NetlinkWatch
 
 GUEST = "192.168.122.50"
 MAC = bytes.fromhex("525400000001")
-REACHABLE, STALE, FAILED = 0x02, 0x04, 0x20
+REACHABLE, STALE, PROBE, FAILED = 0x02, 0x04, 0x10, 0x20
 AF_BRIDGE = 7
 
 
@@ -42,8 +42,12 @@ def link(kind: int, *, master: int = 0, family: int = 0) -> bytes:
 
 def changes() -> KernelChanges:
     known = KernelChanges()
-    known.macs = {MAC.hex(":")}
+    known.watch_macs({MAC.hex(":")})
     return known
+
+
+def answers(known: KernelChanges) -> bool:
+    return known.answers(ip_address(GUEST), MAC.hex(":"))
 
 
 def test_neighbour_is_news_once() -> None:
@@ -70,6 +74,45 @@ def test_neighbour_that_failed_and_came_back_is_news() -> None:
     assert len(list(known.news(neighbour(REACHABLE)))) == 1
     assert list(known.news(neighbour(REACHABLE, kind=29))) == []
     assert len(list(known.news(neighbour(REACHABLE, address="2001:db8::5") + neighbour(STALE)))) == 2
+
+
+def silent() -> KernelChanges:
+    """A guest was asked at its configured address, and has not answered."""
+    known = changes()
+    known.watch_addresses([ip_address(GUEST)])
+    list(known.news(neighbour(PROBE)))
+    assert answers(known)
+    list(known.news(neighbour(FAILED)))
+    assert not answers(known)
+    return known
+
+
+def test_who_did_not_answer_is_silent_until_it_speaks() -> None:
+    known = silent()
+    list(known.news(neighbour(REACHABLE, mac=bytes(6)) + neighbour(PROBE)))
+    assert not answers(known)
+    list(known.news(neighbour(STALE)))
+    assert answers(known)
+
+
+def test_who_is_silent_is_forgotten_with_its_guest_the_configuration_and_all_else() -> None:
+    for forget in (
+        lambda known: known.watch_macs(set()),
+        lambda known: known.watch_addresses([ip_address(GUEST)]),
+        KernelChanges.forget,
+    ):
+        known = silent()
+        forget(known)
+        assert answers(known)
+    known = silent()
+    known.watch_macs({MAC.hex(":"), "52:54:00:00:00:02"})
+    assert not answers(known)
+
+
+def test_a_guest_that_claims_address_after_address_is_not_remembered_for_each() -> None:
+    known = changes()
+    list(known.news(neighbour(REACHABLE) + neighbour(FAILED)))
+    assert answers(known)
 
 
 def test_what_a_bridge_learns_is_no_news() -> None:

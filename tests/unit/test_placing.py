@@ -137,6 +137,41 @@ def test_nobody_believes_two_guests_that_claim_one_address() -> None:
     assert reasons(desired) == ["192.168.122.50 is claimed by both db and web (DHCP lease)"]
 
 
+@pytest.mark.parametrize(
+    ("claimed", "by_another", "expected"),
+    [
+        pytest.param(
+            ["2001:db8:122::50"],
+            ["2001:db8:122::50"],
+            "2001:db8:122::50 is claimed by both db and web (DHCP lease)",
+            id="contested",
+        ),
+        pytest.param(["2001:db8:122::1"], [], "2001:db8:122::1 belongs to the host", id="the host's"),
+        pytest.param(
+            ["2001:db8:9::50"],
+            [],
+            "2001:db8:9::50 (DHCP lease) is outside 2001:db8:122::/64, the guest's own network",
+            id="outside",
+        ),
+        pytest.param(
+            ["192.168.122.1", "2001:db8:122::1"], [], "192.168.122.1 belongs to the host", id="in each family"
+        ),
+    ],
+)
+def test_a_claim_that_is_refused_says_more_than_silence_in_another_family(
+    claimed: list[str], by_another: list[str], expected: str
+) -> None:
+    other = Domain("db", DB, running=True, interfaces=(nic(*by_another, mac="52:54:00:00:00:02"),))
+    desired = placed('ports = ["80"]', host(web(nic(*claimed)), other))
+    assert lines(desired) == []
+    assert reasons(desired) == [expected]
+
+
+def test_a_claim_in_a_family_that_the_network_does_not_have_says_nothing() -> None:
+    guest = web(nic("2001:db8:122::50", network="inner"))
+    assert reasons(placed('ports = ["80"]', host(guest))) == ["no address yet: no lease, agent or neighbour names one"]
+
+
 def test_a_second_network_is_ambiguous_until_the_entry_names_one() -> None:
     guest = web(nic("192.168.122.50"), nic("192.168.123.50", network="inner", mac="52:54:00:00:00:02"))
     assert reasons(placed('ports = ["80"]\nlisten = "198.51.100.7"', host(guest)))[0].startswith("has 2 interfaces")

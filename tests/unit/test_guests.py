@@ -1,0 +1,50 @@
+"""Which addresses the configuration settles; what else is found of guests is in test_placing.py."""
+
+from ipaddress import ip_address, ip_network
+from pathlib import Path
+from uuid import UUID
+
+import pytest
+
+from fwdaemon import config as configuration
+from fwdaemon.guests import GuestFinder
+from fwdaemon.inventory import Domain, GuestInterface, HostAddress, Inventory, Network
+
+MAC, OTHER_MAC = "52:54:00:00:00:01", "52:54:00:00:00:02"
+WEB = Domain("web", UUID(int=1), running=True, interfaces=(GuestInterface(MAC, "default", "virbr0", "vnet0"),))
+DB = Domain("db", UUID(int=2), running=True, interfaces=(GuestInterface(OTHER_MAC, "default", "virbr0", "vnet1"),))
+STOPPED = Domain("web", UUID(int=1), running=False)
+DEFAULT = Network("default", active=True, bridge="virbr0", subnets=(ip_network("192.168.122.0/24"),))
+HOST = HostAddress(ip_address("192.168.122.1"), ip_network("192.168.122.0/24"), "virbr0")
+
+
+def settled(entries: str, *domains: Domain) -> list[str]:
+    config = configuration.parse({Path("portfwd.toml"): entries})
+    finder = GuestFinder(Inventory(domains, (DEFAULT,), (HOST,)), (*config.forwards, *config.nats))
+    return [f"{item.address} at {item.interface.mac}" for item in finder.settled()]
+
+
+def forward(domain: str, port: int, address: str) -> str:
+    return f'[[forward]]\ndomain = "{domain}"\nports = ["{port}"]\naddress = "{address}"\n'
+
+
+def test_an_address_of_a_running_guest_is_settled() -> None:
+    assert settled(forward("web", 80, "192.168.122.50"), WEB, DB) == ["192.168.122.50 at 52:54:00:00:00:01"]
+    by_uuid = '[[nat]]\ndomain = "00000000-0000-0000-0000-000000000002"\npublic = "198.51.100.8"\n'
+    assert settled(by_uuid + 'address = "192.168.122.51"\n', WEB, DB) == ["192.168.122.51 at 52:54:00:00:00:02"]
+
+
+@pytest.mark.parametrize(
+    ("entries", "domains"),
+    [
+        pytest.param(forward("web", 80, "192.168.122.50"), [STOPPED], id="a guest that does not run"),
+        pytest.param(forward("web", 80, "192.168.122.1"), [WEB], id="an address of the host"),
+        pytest.param(forward("web", 80, "10.0.0.1"), [WEB], id="an address of another network"),
+        pytest.param(
+            forward("web", 80, "192.168.122.50") + forward("db", 81, "192.168.122.50"), [WEB, DB], id="two guests"
+        ),
+        pytest.param('[[forward]]\ndomain = "web"\nports = ["80"]\n', [WEB], id="none is written"),
+    ],
+)
+def test_what_is_not_believed_is_not_settled(entries: str, domains: list[Domain]) -> None:
+    assert settled(entries, *domains) == []
