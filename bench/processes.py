@@ -54,8 +54,16 @@ def tree(pid: int) -> Iterator[int]:
     """The process and all below it."""
     yield pid
     for thread in Path(f"/proc/{pid}/task").iterdir():
-        for child in (thread / "children").read_text(encoding="ascii").split():
-            yield from _while_there(int(child))
+        for child in _children(thread):
+            yield from _while_there(child)
+
+
+def _children(thread: Path) -> list[int]:
+    """The processes that a thread started; none if it has ended meanwhile."""
+    try:
+        return [int(word) for word in (thread / "children").read_text(encoding="ascii").split()]
+    except (FileNotFoundError, ProcessLookupError):
+        return []
 
 
 def _while_there(pid: int) -> list[int]:

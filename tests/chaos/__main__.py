@@ -8,22 +8,11 @@ from pathlib import Path
 
 from tests.chaos import run
 from tests.chaos.actions import Action
-from tests.chaos.figures import write_section
+from tests.chaos.figures import section
 from tests.lab.host import SOURCE
-from tests.lab.release import DEBIAN12_IPTABLES, DEBIAN12_LEGACY, DEBIAN13_LEGACY, DEBIAN13_NFTABLES, Flavour
-
-_SIDES = {
-    "nftables": DEBIAN13_NFTABLES,
-    "iptables": DEBIAN12_IPTABLES,
-    "legacy": DEBIAN12_LEGACY,
-    "debian13-legacy": DEBIAN13_LEGACY,
-}
-_TITLES = {
-    "nftables": "libvirt on nftables",
-    "iptables": "libvirt on iptables-nft",
-    "legacy": "libvirt on the legacy tables",
-    "debian13-legacy": "libvirt on the legacy tables, Debian 13",
-}
+from tests.lab.release import SIDES, Flavour
+from tests.robustness.page import store
+from tests.robustness.record import Record, Stamp
 
 
 def _say(text: str) -> None:
@@ -34,7 +23,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="scripts/chaos", description=__doc__)
     parser.add_argument("--rounds", type=int, default=1000, help="how many faults (default: 1000)")
     parser.add_argument("--seed", type=int, default=None, help="what is drawn; the same seed draws the same")
-    parser.add_argument("--side", choices=list(_SIDES), default="nftables", help="where libvirt writes its rules")
+    parser.add_argument("--side", choices=list(SIDES), default="nftables", help="where libvirt writes its rules")
     parser.add_argument("--replay", type=Path, help="play the actions in this file, one in a line, and draw none")
     parser.add_argument("--shorten", type=float, default=600.0, help="seconds for shortening what failed; 0 for none")
     parser.add_argument("--page", type=Path, help="write the figures into this page: docs/robustness.md")
@@ -54,17 +43,18 @@ def main() -> int:
     """Run; 0 if all was right."""
     options = _options()
     side: str = options.side
-    flavour, seed = _SIDES[side], options.seed if options.seed is not None else random.randrange(10**6)  # noqa: S311
-    _say(f"{flavour}, seed {seed}")
+    flavour, seed = SIDES[side], options.seed if options.seed is not None else random.randrange(10**6)  # noqa: S311
+    stamp = Stamp.now()
+    _say(f"{flavour}, seed {seed}; commit {stamp.commit}")
     if options.replay:
         actions = [Action.parse(line) for line in options.replay.read_text(encoding="utf-8").splitlines()]
         result = run.replayed(flavour, seed, actions, _say)
     else:
         result = run.drawn(flavour, options.rounds, seed, _say)
-    section = result.figures.table(_TITLES[side], seed, result.versions)
-    _say(section)
+    record = Record("chaos", side, stamp, result.versions, result.figures.record(seed))
+    _say("\n".join(section(record.figures)))
     if options.page:
-        write_section(SOURCE / options.page, side, section)
+        store(SOURCE / options.page, record)
     if result.failure:
         _fail(flavour, side, seed, result, options.shorten)
     return 1 if result.failure else 0

@@ -1,21 +1,19 @@
-"""What a run is counted as, and the table that is made of it."""
+"""What a run is counted as, and the section of the page that is made of it."""
 
 import os
 import platform
 from collections import Counter, defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
+from typing import Any
 
 from tests.chaos.actions import Action
 from tests.lab.host import Host
 
-_INTRODUCTION = """\
-# Robustness
-
-Written by `sudo scripts/chaos`: on a real host in namespaces, with libvirtd, guests and packets, a fault is drawn by
-lot, round after round. After each one the whole truth is compared: what must answer and what must not, our rules as
-`nft` and `iptables-legacy-save` list them, everybody else's rules byte for byte (line by line where libvirt itself has
-just written its own anew), the daemon's descriptors, threads and children.
+INTRODUCTION = """\
+A fault is drawn by lot, round after round. After each one the whole truth is compared: what must answer and what must
+not, our rules as `nft` and `iptables-legacy-save` list them, everybody else's rules byte for byte (line by line where
+libvirt itself has just written its own anew), the daemon's descriptors, threads and children.
 
 Meanwhile three TCP streams and one of numbered datagrams go through forwards that no round touches, and may lose
 nothing. They rest where nobody could carry them: when `nft flush ruleset` takes the last NAT rule, when a foreign rule
@@ -45,21 +43,34 @@ class Figures:
         """Count how long it took until all was right."""
         self.worst[action.label] = max(self.worst[action.label], seconds)
 
-    def table(self, title: str, seed: int, on: str) -> str:
-        """One section of Markdown."""
-        rows = (f"| {label} | {count} | {self._worst(label)} |" for label, count in sorted(self.counts.items()))
-        head = ["| fault | times | worst |", "| --- | ---: | ---: |"]
-        return "\n".join([f"## {title}", "", f"{on}.", "", self._summary(seed), "", *head, *rows, ""])
+    def record(self, seed: int) -> dict[str, Any]:
+        """All of it for JSON."""
+        names = ("rounds", "probes", "bytes", "datagrams", "failures", "lost")
+        counted = {"seconds": round(self.seconds), "counts": dict(self.counts), "worst": dict(self.worst)}
+        return {name: getattr(self, name) for name in names} | counted | {"seed": seed}
 
-    def _summary(self, seed: int) -> str:
-        streams, lost = f"{self.bytes / 1e6:.0f} MB in streams", "broken" if self.lost else "nothing lost"
-        return (
-            f"{self.rounds} rounds (seed {seed}) in {self.seconds:.0f} s, {self.probes} probes,"
-            f" {self.failures} failures; {streams} and {self.datagrams} datagrams, {lost}."
-        )
 
-    def _worst(self, label: str) -> str:
-        return f"{self.worst[label]:.2f} s" if label in self.worst else "not asked"
+def row(figures: dict[str, Any]) -> tuple[str, str, str, str]:
+    """Give the summary: what was pressed, probes, failures, worst time."""
+    pressed = f"{figures['rounds']:,} faults of {len(figures['counts'])} kinds"
+    worst = max(figures["worst"].values(), default=0.0)
+    return pressed, f"{figures['probes']:,}", f"{figures['failures']}", f"{worst:.1f} s"
+
+
+def section(figures: dict[str, Any]) -> Iterator[str]:
+    """Lines of Markdown below the heading."""
+    carried = f"{figures['bytes'] / 1e6:.0f} MB in streams and {figures['datagrams']:,} datagrams"
+    lost = "broken" if figures["lost"] else "nothing lost"
+    yield (
+        f"{figures['rounds']:,} rounds (seed {figures['seed']}) in {figures['seconds']} s,"
+        f" {figures['probes']:,} probes, {figures['failures']} failures; {carried}, {lost}."
+    )
+    yield ""
+    yield "| fault | times | worst |"
+    yield "| --- | ---: | ---: |"
+    worst = figures["worst"]
+    for label, count in sorted(figures["counts"].items()):
+        yield f"| {label} | {count} | {f'{worst[label]:.2f} s' if label in worst else 'not asked'} |"
 
 
 def versions(host: Host) -> str:
@@ -67,12 +78,3 @@ def versions(host: Host) -> str:
     asked = (("libvirtd", "--version"), ("nft", "--version"), ("iptables", "--version"))
     programs = [host.run(*words).stdout.strip() for words in asked]
     return "; ".join([f"Linux {platform.release()}, {os.cpu_count()} processors", f"{host.flavour}", *programs])
-
-
-def write_section(path: Path, name: str, section: str) -> None:
-    """Put a section into the page in place of the one of that name."""
-    begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->\n"
-    page = path.read_text(encoding="utf-8") if path.exists() else _INTRODUCTION
-    head, found, rest = page.partition(begin)
-    tail = rest.partition(end)[2] if found else ""
-    path.write_text(f"{head if found else page.rstrip() + chr(10) * 2}{begin}{section}{end}{tail}", encoding="utf-8")

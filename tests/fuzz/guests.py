@@ -152,7 +152,7 @@ def solicitation(data: bytes) -> None:
 def netlink(data: bytes) -> None:
     """Read datagrams of rtnetlink as bytes of any kind, and what nftables' monitor hears."""
     changes = KernelChanges()
-    changes.macs = frozenset({_MAC})
+    changes.watch_macs(frozenset({_MAC}))
     for _ in range(2):
         list(changes.news(data))
     for message in messages(data):

@@ -71,6 +71,12 @@ class Daemon:
         """What it wrote to standard error so far."""
         return self.process.lines()
 
+    def take(self) -> list[Line]:
+        """Give what it logged since the last call; forget that, and what it told, as a run of hours has to."""
+        self.told()
+        self._told.clear()
+        return self.process.take_lines()
+
     def wait_log(self, pattern: str, timeout: float = 10, *, start: int = 0) -> Line:
         """The first log line from number `start` on that the pattern is found in."""
         return self.process.wait_line(pattern, timeout, start=start)

@@ -88,6 +88,12 @@ class Process:
         """The same as one text."""
         return "\n".join(line.text for line in self.lines())
 
+    def take_lines(self) -> list[Line]:
+        """Give everything printed since the last call, and forget it: hours of it would fill the memory."""
+        taken = self.lines()
+        del self._lines[: len(taken)]
+        return taken
+
     def wait_line(self, pattern: str, timeout: float = 10, *, start: int = 0) -> Line:
         """The first line from number `start` on that the pattern is found in; waits for it."""
         deadline = time.monotonic() + timeout

@@ -41,6 +41,13 @@ DEBIAN12_IPTABLES = Flavour(Release.BOOKWORM, LibvirtFirewall.IPTABLES)
 DEBIAN13_NFTABLES = Flavour(Release.TRIXIE, LibvirtFirewall.NFTABLES)
 DEBIAN12_LEGACY = Flavour(Release.BOOKWORM, LibvirtFirewall.LEGACY)
 DEBIAN13_LEGACY = Flavour(Release.TRIXIE, LibvirtFirewall.LEGACY)
+# What long runs call them, after what libvirt writes its rules with.
+SIDES = {
+    "nftables": DEBIAN13_NFTABLES,
+    "iptables": DEBIAN12_IPTABLES,
+    "legacy": DEBIAN12_LEGACY,
+    "debian13-legacy": DEBIAN13_LEGACY,
+}
 FLAVOURS = (DEBIAN12_IPTABLES, DEBIAN13_NFTABLES, DEBIAN12_LEGACY, DEBIAN13_LEGACY)
 
 

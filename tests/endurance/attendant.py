@@ -1,0 +1,44 @@
+"""Takes what the daemon says, counts it by its first word, and keeps the last of it only: an hour of it is much."""
+
+import threading
+from collections import Counter, deque
+from typing import Self
+
+from tests.lab.daemon import Daemon
+
+_EVERY_S = 0.2
+_KEPT = 80
+_MISTAKE = "mistake in kvm-portfwd"
+
+
+class Attendant:
+    """A thread beside the run. The daemon would wait for whoever reads its notifications."""
+
+    def __init__(self, daemon: Daemon) -> None:
+        self._daemon = daemon
+        self._last: deque[str] = deque(maxlen=_KEPT)
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._attend, name="attendant")
+        self.said: Counter[str] = Counter()
+        self.mistakes = ""
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    @property
+    def last(self) -> str:
+        """What it said last."""
+        return "\n".join(self._last)
+
+    def _attend(self) -> None:
+        while not self._over.wait(_EVERY_S):
+            for line in self._daemon.take():
+                self.said[line.text.partition(" ")[0]] += 1
+                self._last.append(line.text)
+                if _MISTAKE in line.text:
+                    self.mistakes = self.mistakes or line.text

@@ -1,0 +1,102 @@
+"""What the long run calls a failure, how its workers keep in step, and the page of all figures."""
+
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.endurance.figures import MIB, Figures, Part, Rest
+from tests.endurance.pace import Pace
+from tests.fuzz import figures as fuzz
+from tests.fuzz.figures import Fuzzed
+from tests.robustness.__main__ import Length, commands
+from tests.robustness.page import store
+from tests.robustness.record import Record, Stamp
+
+_HELD = {"socket": 9, "threads": 9}
+_STAMP = Stamp("2026-11-21", "0123456789ab")
+
+
+def rest(mib: float = 40, **held: int) -> Rest:
+    return Rest(int(mib * MIB), int(mib * MIB), _HELD | held)
+
+
+def part(effort: float = 1.0) -> Part:
+    return Part(healed=[0.1] * 100, cpu=[0.05], effort=[effort])
+
+
+def figures(after: Rest, last: Part) -> Figures:
+    return Figures(rest=[rest(), after], calm=[part(), last], tenths=[part(), part()])
+
+
+@pytest.mark.parametrize(
+    ("after", "last", "told"),
+    [
+        (rest(41.9), part(1.09), ""),
+        (rest(42.1), part(), "memory: +2.1 MiB, not within 2 MiB"),
+        (rest(37.9), part(), "memory: -2.1 MiB, not within 2 MiB"),
+        (rest(socket=10), part(), "socket: 9 before, 10 after"),
+        (rest(pipe=1), part(), "pipe: 0 before, 1 after"),
+        (rest(), part(1.2), "at rest: 1.20 times as much CPU for a wipe at the end, not 1.1 at most"),
+    ],
+)
+def test_what_is_more_or_slower_at_the_end_is_a_failure(after: Rest, last: Part, told: str) -> None:
+    assert figures(after, last).faults() == ([told] if told else [])
+
+
+def test_a_run_that_broke_off_is_a_failure() -> None:
+    assert Figures(failure="the daemon ended").faults() == ["the daemon ended", "the run did not come to its end"]
+
+
+def test_fewer_wipes_than_asked_for_are_a_failure() -> None:
+    counted = figures(rest(), part())
+    counted.asked, counted.wipes = {"wipes": 3}, {"nft-flush-map": 2}
+    assert counted.faults() == ["2 wipes in the time there was, not 3"]
+
+
+def test_who_is_ahead_waits_for_who_is_behind() -> None:
+    pace = Pace({"wipes": 2, "events": 4}, time.monotonic() + 60)
+    turns: list[str] = []
+
+    def work(worker: str) -> None:
+        while pace.next(worker):
+            turns.append(worker)
+            pace.done(worker)
+
+    threads = [threading.Thread(target=work, args=(worker,)) for worker in ("wipes", "events")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+    assert sorted(turns) == ["events"] * 4 + ["wipes"] * 2
+    assert turns.index("wipes", turns.index("wipes") + 1) > turns.index("events", turns.index("events") + 1)
+
+
+def test_all_that_was_run_is_on_one_page_and_the_newest_of_each(tmp_path: Path) -> None:
+    page = tmp_path / "robustness.md"
+    for inputs in (10, 2000):
+        told = fuzz.record([Fuzzed("names", 60, inputs, broken=True)])
+        store(page, Record("fuzz", "all", _STAMP, "Linux", told))
+    told = figures(rest(), part()).record(seed=1)
+    store(page, Record("endurance", "nftables", _STAMP, "Linux", told))
+    text = page.read_text(encoding="utf-8")
+    assert "| Fuzzing: Everything that reads what others wrote | 2,000 inputs in 1 min | 1 targets | 1 |" in text
+    assert text.index("### libvirt on nftables") < text.index("| names | 60 s | 2,000 | 1 |")
+    assert "2026-11-21, commit 0123456789ab; Linux." in text
+    assert {file.name for file in (tmp_path / "robustness").iterdir()} == {"endurance-nftables.json", "fuzz-all.json"}
+
+
+def test_one_command_runs_everything_unless_less_is_asked_for() -> None:
+    length = Length(rounds=5, events=6, wipes=7, fuzz_seconds=8)
+    every = [" ".join(command[2:]) for command in commands(["chaos", "endurance"], [], length)]
+    assert every == [
+        "tests.chaos --rounds=5 --side=nftables",
+        "tests.chaos --rounds=5 --side=iptables",
+        "tests.chaos --rounds=5 --side=legacy",
+        "tests.endurance --events=6 --wipes=7 --side=nftables",
+    ]
+    assert [command[-1] for command in commands(["chaos", "fuzz"], ["legacy"], length)] == [
+        "--side=legacy",
+        "--seconds=8",
+    ]
