@@ -8,7 +8,7 @@ from tests.chaos.actions import Action
 from tests.chaos.commands import Commands
 from tests.chaos.foreign import install_bystander
 from tests.chaos.guests import is_running
-from tests.chaos.listing import Listing
+from tests.chaos.listing import NFT, Listing
 from tests.chaos.model import RENAMED
 from tests.chaos.rule_faults import RULE_FAULTS
 from tests.chaos.stage import Stage
@@ -22,7 +22,8 @@ _WRONG = {
     "no-such-port": '[[forward]]\ndomain = "a"\nports = ["65536"]\n',
 }
 _FLOODS = {
-    "commits": "for n in $(seq 150); do printf 'add table inet flood\\ndelete table inet flood\\n' | nft -f - ; done",
+    # By a copy of nft, as its own may have been taken away.
+    "commits": f"for n in $(seq 150); do printf 'add table inet flood\\ndelete table inet flood\\n' | {NFT} -f -; done",
     "neighbours": "for n in $(seq 2000); do echo neigh replace 198.51.101.$((n % 200 + 10)) lladdr"
     " 02:00:00:00:$((n % 80 + 10)):$((n / 80 + 10)) nud reachable dev eth1; done | ip -batch - ;"
     " ip neigh flush dev eth1",

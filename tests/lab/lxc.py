@@ -61,10 +61,11 @@ class LxcGuest(Guest):
         before = self.init_pid
         try:
             wait_until(self._asked_to_reboot, f"libvirt knows the init of {self.name}", timeout=3)
+            wait_until(lambda: self._init_pid() != before, f"{self.name} goes down")
         except LabError:
-            # libvirt may have missed the controller's word for good; the guest can do it by itself.
+            # libvirt may have missed the controller's word for good, or the init its signal.
             self.run("busybox", "reboot", "-f", check=False)
-        wait_until(lambda: self._init_pid() not in (None, before), f"{self.name} reboots")
+        wait_until(lambda: self._init_pid() not in (None, before), f"{self.name} reboots", timeout=30)
         self.wait_up()
 
     def _asked_to_reboot(self) -> bool:
