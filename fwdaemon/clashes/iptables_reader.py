@@ -21,13 +21,13 @@ _TRANSLATES: Final = frozenset({"DNAT", "REDIRECT", "NETMAP"})
 def read_chains(save: str, system: System, family: Family) -> Chains:
     """Read all chains but ours; a match that is not known here counts as passed."""
     lines = [line for line in map(unquoted, rule_lines(save)) if OWN_PREFIX not in line]
-    own_chains = {line[1:].split()[0] for line in lines if line.startswith(":")}
+    own_chains = {name for line in lines if line.startswith(":") for name in line[1:].split(maxsplit=1)[:1]}
     chains = defaultdict[str, list[Step]](list)
     for line in lines:
-        if line.startswith("-A "):
-            _, chain, *words = line.split()
-            place = Place(system, "ip" if family is Family.IPV4 else "ip6", "nat", chain, 0)
-            chains[chain] += _steps(place, words, own_chains)
+        match line.split():
+            case ["-A", chain, *words]:
+                place = Place(system, "ip" if family is Family.IPV4 else "ip6", "nat", chain, 0)
+                chains[chain] += _steps(place, words, own_chains)
     return chains
 
 

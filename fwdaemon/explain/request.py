@@ -63,6 +63,8 @@ def _protocol(text: str | None) -> Protocol:
 
 def _source(text: str) -> Address:
     """Read an address; of a network, take the first one that a client could have."""
+    if "%" in text:
+        raise UsageError(f'--from {text!r} names an interface after "%"; --from takes an address that all links know')
     try:
         if "/" not in text:
             return ip_address(text)

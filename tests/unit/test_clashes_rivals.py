@@ -178,6 +178,11 @@ def test_what_iptables_asks_on_the_way_is_put_together() -> None:
     ]
 
 
+@pytest.mark.parametrize("line", [":", ": ", "-A", "-A ", "-A\t"])
+def test_a_line_that_was_cut_short_is_nobodys_rule(line: str) -> None:
+    assert read_chains(f"*nat\n{line}\nCOMMIT\n", System.LEGACY, Family.IPV4) == {}
+
+
 def test_what_passes_two_tests_passes_both() -> None:
     one: Scope = {Field.PORT: (PortRange(1, 100), PortRange(200, 300)), Field.SOURCE: (ip_network("10.0.0.0/8"),)}
     other: Scope = {Field.PORT: (PortRange(90, 210),), Field.SOURCE: (ip_network("10.1.0.0/16"), ip_network("::/0"))}

@@ -59,7 +59,8 @@ def test_a_source_may_be_a_network(source: str, found: str) -> None:
     assert parse_request(":80", source).source == address(found)
 
 
-@pytest.mark.parametrize("source", ["somebody", "203.0.113.0/33", "2001:db8::9"])
+@pytest.mark.parametrize("source", ["somebody", "203.0.113.0/33", "2001:db8::9", "fe80::1%eth0", "::%\n\x1b[2J"])
 def test_a_source_that_cannot_be(source: str) -> None:
-    with pytest.raises(UsageError):
+    with pytest.raises(UsageError) as caught:
         parse_request("198.51.100.7:80", source)
+    assert str(caught.value).isprintable()
