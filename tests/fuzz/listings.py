@@ -20,6 +20,7 @@ from fwdaemon.explain.evaluation import pass_through
 from fwdaemon.explain.packet import Packet, Surroundings, System
 from fwdaemon.explain.rules import BaseChain
 from fwdaemon.model import Family, Protocol
+from fwdaemon.naming import rule_lines
 from fwdaemon.nftables.gates import read_iptables, read_native, read_strays
 from fwdaemon.nftables.readback import items, read_table
 from tests.fuzz.choices import Choices
@@ -110,7 +111,8 @@ def written_by_iptables(data: bytes) -> None:
     choices = Choices(data)
     quoted = choices.text().replace("\\", "\\\\").replace('"', '\\"').replace("'", "\\'").replace("\0", "")
     save = _SAVE.replace('"a b "', f'"{quoted[:29]} "').replace("kvm-portfwd", f'"{quoted} "')
-    lines = save.split("\n")
+    # A line break in a comment ends no rule.
+    lines = list(rule_lines(save))
     for _ in range(choices.number(4)):
         place = choices.number(len(lines))
         if lines[place].startswith("-A "):
