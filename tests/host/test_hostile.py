@@ -2,20 +2,20 @@
 
 import json
 import re
+from collections.abc import Iterator
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from fwdaemon.naming import shown
+from fwdaemon.naming import label, shown
 from tests.conftest import MakeLxcGuest, MakeNetwork, StartDaemon
 from tests.host.conftest import HEAD, entry
+from tests.host.hostile import LISTEN, METRICS, everything_told, is_sound, said
 from tests.lab.domain import Link
-from tests.lab.host import CLIENT4, PUBLIC4, Host
+from tests.lab.host import CLIENT4, PUBLIC4, PUBLIC4_SECOND, Host
 from tests.lab.place import wait_until
 from tests.lab.release import LibvirtFirewall
 
-METRICS = "http://127.0.0.1:9750/metrics"
-LISTEN = '[metrics]\nlisten = "127.0.0.1:9750"\n'
 # libvirt takes every name but one with a slash or a line break, and these hold all else that is syntax somewhere.
 NAMES = [
     """a"; } flush ruleset # --comment '$(reboot)""",
@@ -25,16 +25,8 @@ NAMES = [
     "\u202eweb \x85",
     '[red]a{domain="b"} 1\t%s',
 ]
+BRIDGE = 'b";}\u202e$(x)*'
 NETWORK = """n"; } --comment '$(reboot)\\ \u202e"""
-
-
-def said(host: Host, *words: str) -> str:
-    """What a command prints; each line has to be one that a terminal shows as it is."""
-    done = host.run(host.python, "-m", "fwdaemon", *words, check=False)
-    assert done.stderr == ""
-    # str.splitlines knows line breaks that no file of ours may have.
-    assert all(line.isprintable() for line in done.stdout.split("\n")), done.stdout
-    return done.stdout
 
 
 def test_a_hostile_name_is_only_a_name(
@@ -77,23 +69,70 @@ def is_told_whole(host: Host) -> None:
     last = f"{PUBLIC4}:{8000 + len(NAMES) - 1}"
     assert shown(NAMES[-1]) in said(host, "explain", last)
     json.loads(said(host, "explain", "--json", last))
-    domains = {
-        sample.labels["domain"]
+    assert in_metrics(host, "domain") == set(NAMES)
+    for rules in (host.own_rules(), said(host, "rules")):
+        assert [name for name in NAMES if label(name) not in rules] == []
+
+
+def in_metrics(host: Host, label: str) -> set[str]:
+    """What a Prometheus reads for this label."""
+    return {
+        sample.labels[label]
         for metric in text_string_to_metric_families(host.place.fetch(METRICS).text + "\n")
         for sample in metric.samples
-        if "domain" in sample.labels
+        if label in sample.labels
     }
-    assert domains == set(NAMES)
 
 
 @pytest.mark.on(LibvirtFirewall.NFTABLES, LibvirtFirewall.LEGACY)
-def test_a_network_with_a_hostile_name_is_only_a_name(host: Host, network: MakeNetwork, daemon: StartDaemon) -> None:
+def test_a_network_with_a_hostile_name_is_only_a_name(
+    host: Host, network: MakeNetwork, lxc_guest: MakeLxcGuest, daemon: StartDaemon
+) -> None:
     network(NETWORK, "192.168.122.0/24")
+    network("other", "192.168.123.0/24")
+    lxc_guest("plain", Link("other"))
+    called = f"network = {json.dumps(NETWORK)}\n"
     foreign = host.snapshot_foreign()
-    running = daemon(f'{HEAD}[[route]]\nnetwork = {json.dumps(NETWORK)}\naddresses = ["203.0.113.64/29"]\n')
-    added = running.wait_log(r"^added .*route 203\.0\.113\.64/29", timeout=30)
-    assert added.text.isprintable()
-    assert shown(NETWORK) in said(host, "status")
-    (row,) = json.loads(said(host, "status", "--json"))["openings"]
-    assert (row["owner"], row["state"]) == (NETWORK, "active")
+    running = daemon(
+        f'{HEAD}{LISTEN}[[route]]\n{called}addresses = ["203.0.113.64/29"]\n'
+        f'[[forward]]\ndomain = "plain"\nports = ["8000:80"]\n{called}'
+    )
+    running.wait_log(r"^added .*route 203\.0\.113\.64/29", timeout=30)
+    reason = f"has no interface on network {shown(NETWORK)}"
+    running.wait_log(f"^waiting plain: {re.escape(reason)} ")
+    is_sound(host, running)
+    routed, waiting = json.loads(said(host, "status", "--json"))["openings"]
+    assert (routed["owner"], routed["state"]) == (NETWORK, "active")
+    assert waiting["reason"] == reason
+    for words in (["status"], ["explain", "203.0.113.66:80"], ["explain", f"{PUBLIC4}:8000"]):
+        assert shown(NETWORK) in said(host, *words)
+    assert in_metrics(host, "network") == {NETWORK}
+    assert label(NETWORK) in host.own_rules()
+    assert label(NETWORK) in said(host, "rules")
+    said(host, "plan")
     assert host.snapshot_foreign() == foreign
+
+
+@pytest.fixture
+def bridge(host: Host) -> Iterator[str]:
+    """A bridge of the host's own; the kernel takes names without white space, colons and slashes, of 15 bytes."""
+    host.run("ip", "link", "add", "name", BRIDGE, "type", "bridge")
+    host.run("ip", "link", "set", "dev", BRIDGE, "up")
+    host.run("ip", "address", "add", "10.7.0.1/24", "dev", BRIDGE)
+    yield BRIDGE
+    host.run("ip", "link", "delete", "dev", BRIDGE)
+
+
+@pytest.mark.on(LibvirtFirewall.NFTABLES)
+def test_a_bridge_with_a_hostile_name_is_only_a_name(
+    host: Host, bridge: str, lxc_guest: MakeLxcGuest, daemon: StartDaemon
+) -> None:
+    web = lxc_guest("web", Link("", ("10.7.0.10/24",), bridge=bridge))
+    running = daemon(
+        f"{HEAD}{LISTEN}{entry('web', '8000:80', '10.7.0.10')}"
+        f'[[nat]]\ndomain = "web"\npublic = "{PUBLIC4_SECOND}"\naddress = "10.7.0.10"\n'
+    )
+    answers(host, 8000, "web")
+    # Through the bridge and back, for which rules and settings of bridge ports are needed.
+    assert web.place.fetch(f"http://{PUBLIC4}:8000/").text == f"web {PUBLIC4_SECOND}"
+    assert f"is reached through {shown(bridge)}\n" in everything_told(host, running)

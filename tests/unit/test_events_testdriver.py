@@ -6,18 +6,20 @@ import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from ipaddress import ip_address
 from pathlib import Path
 
 import libvirt
 import pytest
 
-from fwdaemon import libvirt_link
+from fwdaemon import events, libvirt_link
 from fwdaemon.config.model import Config, DaemonSettings
 from fwdaemon.errors import LibvirtUnavailableError
 from fwdaemon.events import InventoryKeeper, take_inventory
 from fwdaemon.hypervisor.connection import LibvirtConnection, network_uri
 from fwdaemon.inventory import Inventory
-from fwdaemon.observation import LibvirtObservation
+from fwdaemon.neighbours import Usurped
+from fwdaemon.observation import LibvirtObservation, Neighbour
 
 URI = "test:///default"
 NOBODY = "qemu:///system?socket=/no/such/socket"
@@ -106,6 +108,23 @@ def test_close_at_once_leaves_nothing(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with bench(tmp_path) as keeping:
             assert await keeping.keeper.refresh() is None
+
+    settled(scenario)
+
+
+def test_what_was_put_back_is_looked_at_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel may not tell when it is taken at the same moment once more."""
+    found = Usurped(Neighbour("virbr9", "52:54:00:00:00:01", ip_address("192.168.122.9")), "it was taken")
+    monkeypatch.setattr(events, "changed_hands", lambda *_: True)
+    monkeypatch.setattr(events, "usurped", lambda *_: (found,))
+    monkeypatch.setattr(events, "_VERIFY_S", 0.01)
+
+    async def scenario() -> None:
+        async with bench(tmp_path) as keeping:
+            await keeping.until("answers")
+            await keeping.inventory()
+            await keeping.until("an address that was taken over was put back")
+            await keeping.inventory()
 
     settled(scenario)
 
