@@ -2,21 +2,28 @@
 
 Events arrive in bursts and in any order: the kernel may tell that a guest's neighbour entry came before libvirt tells
 that the domain started. So a reason that names the owner is preferred, then what the state itself says, then all
-that was heard.
+that was heard, a new configuration first.
 """
 
 from collections.abc import Iterable
+from pathlib import Path
 
 from fwdaemon.desired import Desired, Opening, Owner
 from fwdaemon.naming import shown
 
 AT_A_COMPARISON = "found at a regular comparison"
 _MOST = 3
+_CONFIGURATION = "configuration "
+
+
+def loaded_again(path: Path) -> str:
+    """Tell of a new configuration."""
+    return f"{_CONFIGURATION}{path} loaded again"
 
 
 def told(reasons: Iterable[str]) -> str:
     """Tell the first reasons; after a burst the rest would not help a reader."""
-    every = list(reasons)
+    every = sorted(reasons, key=lambda reason: not reason.startswith(_CONFIGURATION))
     more = [f"and {len(every) - _MOST} more"] if len(every) > _MOST else []
     return "; ".join([*every[:_MOST], *more]) or AT_A_COMPARISON
 

@@ -267,7 +267,7 @@ class Daemon:
         await self._reporter.set_up(config)
         if self._inventory is None:
             self._reloads.looked("libvirt has not answered yet")
-        self._hearing.configuration_changed(f"configuration {self._path} loaded again")
+        self._hearing.configuration_changed(causes.loaded_again(self._path))
         self._pulse.ready()
 
     def _connections(self) -> tuple[ConnectionState, ...]:
