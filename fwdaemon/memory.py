@@ -1,6 +1,7 @@
 """Keeps the program small: what thousands of forwards take for a moment, the C library would keep for later."""
 
 import ctypes
+from functools import cache
 from typing import Any
 
 # glibc's <malloc.h>; see mallopt(3).
@@ -25,5 +26,6 @@ def give_back() -> None:
         trim(0)
 
 
+@cache  # each time the library is opened, ctypes makes a class anew
 def _function(name: str) -> Any:
     return getattr(ctypes.CDLL(None), name, None)
