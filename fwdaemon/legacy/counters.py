@@ -15,8 +15,8 @@ from fwdaemon.legacy.model import OWN_PREFIX, TableName, family_name
 from fwdaemon.legacy.ruleset import rules_of
 from fwdaemon.model import Family
 
-# A rule: the family and name of its table, its chain, its comment.
-Place: TypeAlias = tuple[str, str, str]
+Counter: TypeAlias = tuple[str, str, str]
+"""A rule: the family and name of its table, its chain, its comment."""
 
 _TRANSLATIONS: Final = ("DNAT ", "SNAT ")
 # After what is matched: the offsets of the target and of the next entry, where it came from, packets and bytes. The
@@ -27,7 +27,7 @@ _MATCH: Final = struct.Struct("=H29sB")
 _ERROR: Final = struct.Struct("=H29sB30s")
 
 
-def counting_rules(desired: Desired) -> Mapping[Place, Opening]:
+def counting_rules(desired: Desired) -> Mapping[Counter, Opening]:
     """Give the rules that count connections, each with its opening."""
     return {
         (_table(family, table), chain, rule.comment): opening
@@ -37,7 +37,7 @@ def counting_rules(desired: Desired) -> Mapping[Place, Opening]:
     }
 
 
-def packets(family: Family) -> Iterator[tuple[Place, int]]:
+def packets(family: Family) -> Iterator[tuple[Counter, int]]:
     """Read the packets of each translating rule in chains of ours.
 
     Raises:
@@ -47,7 +47,7 @@ def packets(family: Family) -> Iterator[tuple[Place, int]]:
     yield from read_packets(family, TableName.NAT, table_entries(family, TableName.NAT))
 
 
-def read_packets(family: Family, table: TableName, entries: bytes) -> Iterator[tuple[Place, int]]:
+def read_packets(family: Family, table: TableName, entries: bytes) -> Iterator[tuple[Counter, int]]:
     """Read them from one table's entries."""
     layout, chain, start = _ENTRY[family], "", 0
     while start < len(entries):

@@ -106,7 +106,7 @@ def _counting(mark: int) -> str:
 def of_slot(slot: Slot, mark: int) -> Branch:
     """Give the branch of a piece of ports."""
     exact, ranges = EVERY_ADDRESS if slot.listen is None else ONE_ADDRESS
-    if is_plain(slot):
+    if _is_plain(slot):
         target = _target(slot.forwards[0], slot.ports.first)
         return Branch(exact, _key(slot), PLAIN[exact], (), slot.forwards, target)
     ordered = slot.forwards if len(slot.forwards) == 1 else tuple(sorted(slot.forwards, key=_place_in_slot))
@@ -119,7 +119,7 @@ def of_slot(slot: Slot, mark: int) -> Branch:
     )
 
 
-def is_plain(slot: Slot) -> bool:
+def _is_plain(slot: Slot) -> bool:
     """Whether a slot is one port of one forward that takes packets from anyone and by any interface."""
     if slot.ports.width > 1 or len(slot.forwards) > 1:
         return False

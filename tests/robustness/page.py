@@ -13,8 +13,8 @@ from tests.robustness.record import Figures, Record
 _HEAD = """\
 # Robustness
 
-Written by `sudo scripts/robustness`, which takes about six hours; the figures are in [robustness](robustness) as
-JSON, too. Everything runs on real hosts in namespaces, with libvirtd, guests and packets.
+Written by `sudo scripts/robustness`, which takes hours; the figures are in [robustness](robustness) as JSON, too.
+Everything runs on real hosts in namespaces, with libvirtd, guests and packets.
 """
 _COLUMNS = ("what", "pressed", "probes", "failures", "worst time to converge")
 
