@@ -1,7 +1,5 @@
 """What a run is counted as, and the section of the page that is made of it."""
 
-import os
-import platform
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -9,6 +7,7 @@ from typing import Any
 
 from tests.chaos.actions import Action
 from tests.lab.host import Host
+from tests.robustness.record import machine
 
 INTRODUCTION = """\
 A fault is drawn by lot, round after round. After each one the whole truth is compared: what must answer and what must
@@ -77,4 +76,4 @@ def versions(host: Host) -> str:
     """Name what it ran on."""
     asked = (("libvirtd", "--version"), ("nft", "--version"), ("iptables", "--version"))
     programs = [host.run(*words).stdout.strip() for words in asked]
-    return "; ".join([f"Linux {platform.release()}, {os.cpu_count()} processors", f"{host.flavour}", *programs])
+    return "; ".join([machine(), f"{host.flavour}", *programs])

@@ -47,3 +47,26 @@ def test_guests_keep_their_public_addresses_where_bridges_are_filtered(
     answers(peer, plan.public, f"mail {plan.other}")
     answers(mail, plan.public, f"mail {plan.public}")
     assert peer.tcp(plan.public, 8080).text == f"mail {plan.other}"
+
+
+@pytest.mark.parametrize("legacy", [False], indirect=True, ids=["nftables"])
+def test_where_the_target_was_taken_away_nothing_is_marked(machines: Topology, opened: Open, plan: Plan) -> None:
+    """The gates let through whatever has the mark."""
+    opened(forward(f"tcp {shown(plan.public)}:{PORT}", f"{shown(plan.mail)}:{PORT}"))
+    assert machines.outside.tcp(plan.public, PORT).text == f"mail {plan.outside}"
+    assert marked(machines) == 1
+    family = "ip6" if ":" in plan.public else "ip"
+    machines.host.run("nft", "flush", "map", family, "kvm_portfwd", "one_address_targets")
+    machines.host.run("conntrack", "--flush")
+    assert machines.outside.tcp(plan.public, PORT).text == f"host {plan.outside}"
+    assert marked(machines) == 0
+
+
+def shown(address: str) -> str:
+    return f"[{address}]" if ":" in address else address
+
+
+def marked(machines: Topology) -> int:
+    """How many connections have our bit, in either family."""
+    listed = [machines.host.run("conntrack", "-L", "-f", family) for family in ("ipv4", "ipv6")]
+    return sum(f"mark={0x02000000} " in line for text in listed for line in text.splitlines())

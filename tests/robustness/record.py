@@ -1,6 +1,7 @@
 """The figures of one run as they are kept beside the page: JSON, with what they were measured on and when."""
 
 import json
+import os
 import platform
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -44,7 +45,7 @@ class Record:
 
 def machine() -> str:
     """Name the machine's kernel and its size."""
-    return f"Linux {platform.release()}"
+    return f"Linux {platform.release()}, {os.cpu_count()} processors"
 
 
 def read(directory: Path) -> list[Record]:

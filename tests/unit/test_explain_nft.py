@@ -163,6 +163,10 @@ def test_a_program_that_decides_leaves_a_doubt() -> None:
             ("192.168.122.10", 81),
         ),
         (
+            {"addr": {"map": {"key": DPORT, "data": {"set": [[80, {"concat": ["192.168.122.10", 8080]}]]}}}},
+            ("192.168.122.10", 8080),
+        ),
+        (
             {"addr": {"map": {"key": {"numgen": {"mode": "inc", "mod": 2}}, "data": {"set": [[0, "10.0.0.1"]]}}}},
             (None, 80),
         ),
