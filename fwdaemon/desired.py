@@ -195,6 +195,12 @@ class Desired:
             routes=self.routes.union(item for item in held if isinstance(item, Route)),
         )
 
+    def knowing(self, families: frozenset[Family], bridge_ports: frozenset[tuple[Family, str]]) -> "Desired":
+        """Say what follows from these openings, where that is known without going through all of them."""
+        # Where `cached_property` keeps its value; a state that is made of this one with `replace` does not inherit it.
+        vars(self).update(families=self.kept | families, bridge_ports=bridge_ports)
+        return self
+
     def of_family(self, family: Family) -> Iterator[Forward]:
         """The forwards of one family, in no particular order."""
         return (forward for forward in self.forwards if forward.family is family)

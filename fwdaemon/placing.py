@@ -6,7 +6,7 @@ What is missing becomes a reason to wait.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 from typing import TypeVar
@@ -29,13 +29,18 @@ def desired_state(config: Config, inventory: Inventory) -> Desired:
 
 @dataclass(frozen=True, slots=True)
 class _Placed:
-    """What came of one entry; `subnets` are those of its guests, from which hairpin connections may come."""
+    """What came of one entry; `subnets` are those of its guests, from which hairpin connections may come.
+
+    `families` are those of its openings, `bridge_ports` as in `Desired`.
+    """
 
     forwards: frozenset[Forward] = frozenset()
     nats: frozenset[Nat] = frozenset()
     routes: frozenset[Route] = frozenset()
     waiting: tuple[Waiting, ...] = ()
     subnets: frozenset[Subnet] = frozenset()
+    families: frozenset[Family] = frozenset()
+    bridge_ports: frozenset[tuple[Family, str]] = frozenset()
 
 
 class Placement:
@@ -72,7 +77,7 @@ class Placement:
         networks = {network.name: network for network in inventory.networks}
         placed = [*self._placed, *(_route(entry, networks.get(entry.network)) for entry in config.routes)]
         known = (network.subnets for network in inventory.networks if network.active)
-        return Desired(
+        state = Desired(
             _united(entry.forwards for entry in placed),
             _united(entry.nats for entry in placed),
             _united(entry.routes for entry in placed),
@@ -82,6 +87,9 @@ class Placement:
             localhost=config.daemon.localhost,
             mark=config.daemon.mark,
             gates=config.daemon.gates,
+        )
+        return state.knowing(
+            _united(entry.families for entry in placed), _united(entry.bridge_ports for entry in placed)
         )
 
     def _place(self, entry: GuestEntry) -> _Placed:
@@ -96,7 +104,7 @@ class Placement:
         guests = [guest for guest in located.values() if isinstance(guest, Guest)]
         forwards = frozenset(forward for guest in guests for forward in _forwards(entry, guest))
         reasons = tuple(self._reasons(entry, domain, located))
-        return _Placed(forwards, waiting=reasons, subnets=self._subnets(guests))
+        return self._translated(guests, forwards=forwards, waiting=reasons)
 
     def _nat(self, entry: NatEntry, domain: Domain) -> _Placed:
         """Give an entry's 1:1 NAT, or the reason why there is none."""
@@ -104,10 +112,26 @@ class Placement:
         if isinstance(guest, Refusal):
             return _waiting(Waiting(Owner(domain.name), guest.reason, entry.origin))
         nat = Nat(domain.name, entry.public, guest.address, entry.assign, guest.bridge, guest.bridge_port, entry.origin)
-        return _Placed(nats=frozenset({nat}), subnets=self._subnets([guest]))
+        return self._translated([guest], nats=frozenset({nat}))
 
-    def _subnets(self, guests: Iterable[Guest]) -> frozenset[Subnet]:
-        return frozenset(subnet for guest in guests for subnet in self._guests.subnets(guest))
+    def _translated(
+        self,
+        guests: Collection[Guest],
+        *,
+        forwards: frozenset[Forward] = frozenset(),
+        nats: frozenset[Nat] = frozenset(),
+        waiting: tuple[Waiting, ...] = (),
+    ) -> _Placed:
+        """Add to the openings of an entry what follows from its guests, one for each family."""
+        ports = {Family.of(guest.address): guest.bridge_port for guest in guests}
+        return _Placed(
+            forwards,
+            nats,
+            waiting=waiting,
+            subnets=frozenset(subnet for guest in guests for subnet in self._guests.subnets(guest)),
+            families=frozenset(ports),
+            bridge_ports=frozenset((family, port) for family, port in ports.items() if port is not None),
+        )
 
     def _reasons(
         self, entry: ForwardEntry, domain: Domain, located: dict[Family, Guest | Refusal]
@@ -126,7 +150,8 @@ def _route(entry: RouteEntry, network: Network | None) -> _Placed:
     bridge = _bridge_of(network)
     if isinstance(bridge, Absence):
         return _waiting(Waiting(Owner(entry.network, "network"), bridge.reason, entry.origin, bridge.stopped))
-    return _Placed(routes=frozenset({Route(entry.network, entry.subnet, bridge, entry.proxy, entry.origin)}))
+    route = Route(entry.network, entry.subnet, bridge, entry.proxy, entry.origin)
+    return _Placed(routes=frozenset({route}), families=frozenset({route.family}))
 
 
 def _waiting(reason: Waiting) -> _Placed:

@@ -112,6 +112,8 @@ class Reconciler:
     def _with_kept(self, desired: Desired) -> Desired:
         """Add the families that had forwards before; an unchanged state stays the same object, which backends know."""
         self._kept |= desired.families
+        if self._kept == desired.families:
+            return desired
         if self._known[0] is not desired or self._known[1].kept != self._kept:
             self._known = (desired, replace(desired, kept=self._kept))
         return self._known[1]

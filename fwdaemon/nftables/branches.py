@@ -61,6 +61,12 @@ class Branch:
         """Where its openings are."""
         return self.map, self.key
 
+    @property
+    def elements(self) -> tuple[tuple[str, str | Target], ...]:
+        """What its key leads to, by map."""
+        leading = self.map, self.chain
+        return (leading,) if self.target is None else (leading, (TARGETS[self.map], self.target))
+
 
 def branches(family: Family, desired: Desired) -> Iterator[Branch]:
     """Give all branches of one family; no two have rules in the same chain, and no two keys in a map overlap.

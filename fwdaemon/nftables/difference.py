@@ -6,6 +6,7 @@
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import compress, repeat
 from operator import is_not
 from typing import Final, TypeVar
@@ -41,22 +42,19 @@ def difference(family: Family, desired: Table | None, observed: Table | None) ->
         return Difference((f"delete table {table_name(family)}",))
     if observed is None:
         return Difference(tuple(_replace(desired)), EVERYWHERE)
-    chains = _differing(desired.chains, observed.chains)
-    if not _same_frame(desired, observed, chains):
+    comparison = _Comparison(desired, observed)
+    if not comparison.same_frame:
         return Difference(tuple(_replace(desired)), EVERYWHERE)
-    elements = _new_elements(desired, observed)
-    places = _mended(desired, observed, chains, elements)
-    return Difference(tuple(_changes(desired, observed, chains, elements)), places)
+    return Difference(tuple(comparison.script()), comparison.mended())
 
 
 def mended(desired: Table | None, observed: Table | None) -> Places:
     """Name the places of `desired` whose openings do not work with `observed`."""
     if desired is None or desired is observed:
         return NOWHERE
-    chains = _differing(desired.chains, observed.chains) if observed is not None else {}
-    if observed is None or not _same_frame(desired, observed, chains):
+    if observed is None or not (comparison := _Comparison(desired, observed)).same_frame:
         return EVERYWHERE
-    return _mended(desired, observed, chains, _new_elements(desired, observed))
+    return comparison.mended()
 
 
 def creation(table: Table) -> str:
@@ -80,34 +78,65 @@ def _replace(table: Table) -> Iterator[str]:
     yield creation(table)
 
 
-def _same_frame(desired: Table, observed: Table, differing: Mapping[str, Chain]) -> bool:
-    """Whether hooks and set types agree, which cannot be changed in place; chains may come and go."""
-    return _types(desired) == _types(observed) and not any(
-        name in observed.chains and observed.chains[name].hook != chain.hook for name, chain in differing.items()
-    )
+class _Comparison:
+    """What differs between two tables whose frames are the same; where one was made of the other, that alone is read.
+
+    `chains` and `new` are those of `desired` that are not there, or not so; `gone` are elements that are not wanted, or
+    not so.
+    """
+
+    def __init__(self, desired: Table, observed: Table) -> None:
+        self._desired, self._observed = desired, observed
+        self._step = desired.step_from(observed)
+        among = self._step.chains if self._step else None
+        self.chains = _differing(desired.chains, observed.chains, among)
+        self._gone_chains = _differing(observed.chains, desired.chains, among).keys() - desired.chains.keys()
+
+    @property
+    def same_frame(self) -> bool:
+        """Whether hooks and set types agree, which cannot be changed in place; chains may come and go."""
+        there = self._observed.chains
+        hooks = all(name not in there or there[name].hook == chain.hook for name, chain in self.chains.items())
+        return hooks and _types(self._desired) == _types(self._observed)
+
+    @cached_property
+    def new(self) -> dict[str, Elements]:
+        """By set, the elements that are not there, or lead elsewhere."""
+        return self._elements(self._desired, self._observed)
+
+    def script(self) -> Iterator[str]:
+        """Give the commands that make one table the other."""
+        table = self._desired.name
+        # Chains first, since elements name them; what is no longer named goes last.
+        for name, chain in self.chains.items():
+            yield from _fill(table, name, chain, existing=name in self._observed.chains)
+        gone = self._elements(self._observed, self._desired)
+        for name, new in self.new.items():
+            yield from _set_changes(f"{table} {name}", gone[name], new)
+        yield from (f"delete chain {table} {name}" for name in sorted(self._gone_chains))
+
+    def mended(self) -> Places:
+        """Name the places that were not reached, or not right: these chains differed, and these elements."""
+        if "forwards" in self.chains or any(chain.hook for chain in self.chains.values()):
+            return EVERYWHERE
+        places = {(_LEADING_TO.get(name, name), key) for name, new in self.new.items() for key in new}
+        # What leads to a chain that was not there is new, too.
+        if known := self.chains.keys() & self._observed.chains.keys():
+            sets = self._desired.sets.items()
+            places |= {(name, key) for name, content in sets for key in _leading(content.elements, known)}
+        return Places(frozenset(places))
+
+    def _elements(self, those: Table, others: Table) -> dict[str, Elements]:
+        """By set, the elements of one table that are not in the other, or lead elsewhere there."""
+        step = self._step.elements if self._step else {}
+        return {
+            name: _differing(content.elements, others.sets[name].elements, step.get(name))
+            for name, content in those.sets.items()
+        }
 
 
 def _types(table: Table) -> dict[str, object]:
     return {name: content.type for name, content in table.sets.items()}
-
-
-def _new_elements(desired: Table, observed: Table) -> dict[str, Elements]:
-    """Give the elements of each set that are not there, or lead elsewhere."""
-    return {name: _differing(content.elements, observed.sets[name].elements) for name, content in desired.sets.items()}
-
-
-def _changes(
-    desired: Table, observed: Table, chains: Mapping[str, Chain], elements: Mapping[str, Elements]
-) -> Iterator[str]:
-    # Chains first, since elements name them; what is no longer named goes last.
-    for name, chain in chains.items():
-        yield from _fill(desired.name, name, chain, existing=name in observed.chains)
-    for name, new in elements.items():
-        gone = _differing(observed.sets[name].elements, desired.sets[name].elements)
-        yield from _set_changes(f"{desired.name} {name}", gone, new)
-    for name in _differing(observed.chains, desired.chains):
-        if name not in desired.chains:
-            yield f"delete chain {desired.name} {name}"
 
 
 def _fill(table: str, name: str, chain: Chain, *, existing: bool) -> Iterator[str]:
@@ -148,28 +177,19 @@ def _element(element: tuple[str, str | Target | None]) -> str:
             return f"{key} : jump {chain}"
 
 
-def _mended(desired: Table, observed: Table, chains: Mapping[str, Chain], elements: Mapping[str, Elements]) -> Places:
-    """Name the places that were not reached, or not right: these chains differed, and these elements."""
-    if "forwards" in chains or any(chain.hook for chain in chains.values()):
-        return EVERYWHERE
-    places = {(_LEADING_TO.get(name, name), key) for name, new in elements.items() for key in new}
-    # What leads to a chain that was not there is new, too.
-    if known := chains.keys() & observed.chains.keys():
-        places |= {(name, key) for name, content in desired.sets.items() for key in _leading(content.elements, known)}
-    return Places(frozenset(places))
-
-
 def _leading(elements: Elements, chains: Collection[str]) -> Iterator[str]:
     return (key for key, chain in elements.items() if chain in chains)
 
 
-def _differing(these: Mapping[str, _T], those: Mapping[str, _T]) -> dict[str, _T]:
-    """Give those of `these` that are not among `those`, or another there; what is the same object is not compared.
-
-    Of thousands nearly all are the same, so they are passed over without a line of Python for each.
-    """
+def _differing(these: Mapping[str, _T], those: Mapping[str, _T], among: Collection[str] | None = None) -> dict[str, _T]:
+    """Give those of `these` that are not among `those`, or another there; only `among` these names, if given."""
     if these is those:
         return {}
+    if among is not None:
+        return {
+            name: these[name] for name in sorted(among) if name in these and those.get(name, _MISSING) != these[name]
+        }
+    # Of thousands nearly all are the same object, so those are passed over without a line of Python for each.
     others = map(those.get, these, repeat(_MISSING))
     differing = compress(these.items(), map(is_not, these.values(), others))
     return {name: item for name, item in differing if those.get(name, _MISSING) != item}

@@ -4,10 +4,11 @@ The same `Table` describes what shall be and what is. A rule that was read back 
 chains are equal when their rules' comments are.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from hashlib import blake2s
 from typing import Final, NamedTuple, TypeAlias
+from weakref import ReferenceType
 
 from fwdaemon.model import Family
 
@@ -99,18 +100,35 @@ class Set:
     elements: Elements = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True)
 class Table:
-    """One of our two tables."""
+    """One of our two tables; where it was made of another, `step` tells what may be different."""
 
     family: Family
     chains: Mapping[str, Chain]
     sets: Mapping[str, Set]
+    step: "Step | None" = field(default=None, compare=False, repr=False)
+
+    def step_from(self, other: "Table") -> "Step | None":
+        """Give the step from another table to this one, if it was made of that."""
+        return self.step if self.step is not None and self.step.before() is other else None
 
     @property
     def name(self) -> str:
         """The name as `nft` wants it, `ip kvm_portfwd`."""
         return table_name(self.family)
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What may be different between a table and the one `before` it, so that thousands of elements need no comparison.
+
+    `chains` are names, `elements` keys by map; the elements of sets that are not there are all to be compared.
+    """
+
+    before: ReferenceType[Table]
+    chains: Collection[str]
+    elements: Mapping[str, Collection[str]]
 
 
 def family_name(family: Family) -> str:

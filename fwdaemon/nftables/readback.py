@@ -64,7 +64,7 @@ def every_item(listing: str) -> Iterator[tuple[str, Item]]:
 
 
 def read_table(family: Family, listing: str, known: Table | None = None) -> Table:
-    """Read the listing of our table; what is equal in `known` is given as the same object."""
+    """Read the listing of our table; `known` itself, or what of it is equal, is given as the same object."""
     rules: defaultdict[str, list[Rule]] = defaultdict(list)
     hooks: dict[str, Hook | None] = {}
     sets: dict[str, Set] = {}
@@ -79,7 +79,8 @@ def read_table(family: Family, listing: str, known: Table | None = None) -> Tabl
     chains = {name: Chain(tuple(rules.get(name, ())), hook) for name, hook in hooks.items()}
     if known is None:
         return Table(family, chains, sets)
-    return Table(family, _shared(chains, known.chains), _shared(sets, known.sets))
+    found = Table(family, _shared(chains, known.chains), _shared(sets, known.sets))
+    return known if found == known else found
 
 
 def _shared(these: Mapping[str, _T], known: Mapping[str, _T]) -> Mapping[str, _T]:

@@ -1,17 +1,19 @@
 """The tables of the state that was asked for last, brought up to date by what is different in the next. Pure.
 
 What `ruleset.tables` makes whole, this makes of what it made before: only slots whose forwards came or went get new
-branches. Everything else in the new table is the same object as in the old one, by which `difference` passes it over.
+branches. Everything else in the new table is the same object as in the old one, and need not be compared with it.
 """
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator
+from dataclasses import replace
 from itertools import chain
+from weakref import ref
 
 from fwdaemon.desired import Desired, Forward, Opening
 from fwdaemon.model import Family
-from fwdaemon.nftables.branches import TARGETS, Branch, of_addresses, of_slot
-from fwdaemon.nftables.model import Chain, Table, Target
+from fwdaemon.nftables.branches import Branch, of_addresses, of_slot
+from fwdaemon.nftables.model import Chain, Step, Table, Target
 from fwdaemon.nftables.places import Place, Places
 from fwdaemon.nftables.ruleset import frame, with_elements
 from fwdaemon.slots import SlotIndex
@@ -55,6 +57,8 @@ class _Page:
         self._addresses: list[Branch] = []
         self._chains: dict[str, Chain] = {}
         self._elements: defaultdict[str, dict[str, str | Target | None]] = defaultdict(dict)
+        self._touched: list[Branch] = []
+        self._last: tuple[Table, Table] | None = None
 
     def change(self, gone: Collection[Forward], come: Collection[Forward], desired: Desired) -> None:
         """Take out and put in what is different."""
@@ -70,31 +74,47 @@ class _Page:
 
     def table(self, desired: Desired) -> Table:
         """Give the table as it is now; what is changed later does not change it."""
-        return with_elements(frame(self._family, desired), self._chains, self._elements)
+        bare = frame(self._family, desired)
+        table = with_elements(bare, self._chains, self._elements)
+        if self._last is not None:
+            last_bare, last = self._last
+            table = replace(table, step=self._step(last, {*last_bare.chains, *bare.chains}))
+        self._last, self._touched = (bare, table), []
+        return table
 
-    def _replace(self, old: Iterable[Branch], new: Iterable[Branch]) -> None:
+    def _step(self, before: Table, frames: set[str]) -> Step:
+        """Tell what may be different from the table `before`: the chains of both frames, and what was touched."""
+        keys: dict[str, set[str]] = {name: set() for name in self._elements}
+        for branch in self._touched:
+            for name, _ in branch.elements:
+                keys[name].add(branch.key)
+        return Step(ref(before), frames.union(branch.chain for branch in self._touched), keys)
+
+    def _replace(self, old: Collection[Branch], new: Collection[Branch]) -> None:
         """Change copies: tables that were given hold what is there now."""
+        touched = [*old, *new]
+        self._touched += touched
         self._chains = dict(self._chains)
-        self._elements = defaultdict(dict, {name: dict(elements) for name, elements in self._elements.items()})
+        for name in {name for branch in touched for name, _ in branch.elements}:
+            self._elements[name] = dict(self._elements[name])
         for branch in old:
             self._take_out(branch)
         for branch in new:
             self._put_in(branch)
 
     def _take_out(self, branch: Branch) -> None:
-        del self.openings[branch.place], self._elements[branch.map][branch.key]
+        del self.openings[branch.place]
+        for name, _ in branch.elements:
+            del self._elements[name][branch.key]
         if branch.target is None:
             del self._chains[branch.chain]
-        else:
-            del self._elements[TARGETS[branch.map]][branch.key]
 
     def _put_in(self, branch: Branch) -> None:
         self.openings[branch.place] = branch.openings
-        self._elements[branch.map][branch.key] = branch.chain
+        for name, content in branch.elements:
+            self._elements[name][branch.key] = content
         if branch.target is None:
             self._chains[branch.chain] = Chain(branch.rules)
-        else:
-            self._elements[TARGETS[branch.map]][branch.key] = branch.target
 
 
 def _turned(pages: dict[Family, _Page], before: Desired, desired: Desired) -> dict[Family, Table]:

@@ -97,11 +97,10 @@ def with_elements(bare: Table, chains: Mapping[str, Chain], elements: Mapping[st
 def _table(family: Family, found: Iterable[Branch], desired: Desired) -> Table:
     chains, elements = {}, defaultdict[str, dict[str, str | Target | None]](dict)
     for branch in found:
-        elements[branch.map][branch.key] = branch.chain
+        for name, content in branch.elements:
+            elements[name][branch.key] = content
         if branch.target is None:
             chains[branch.chain] = Chain(branch.rules)
-        else:
-            elements[TARGETS[branch.map]][branch.key] = branch.target
     return with_elements(frame(family, desired), chains, elements)
 
 

@@ -13,6 +13,9 @@ from fwdaemon.flows import Flow
 from fwdaemon.model import Family, Protocol
 from fwdaemon.nftables.backend import NftablesBackend
 from fwdaemon.nftables.generation import current_generation
+from fwdaemon.nftables.model import Table
+from fwdaemon.nftables.readback import read_table
+from fwdaemon.nftables.ruleset import tables
 from fwdaemon.process import SystemRunner
 from tests.lab.place import wait_until
 from tests.unit.forwards import address, forward, in_ipv6, nat, route, some_states
@@ -65,6 +68,23 @@ table inet theirs {
 @pytest.fixture
 def backend(runner: SystemRunner) -> NftablesBackend:
     return NftablesBackend(runner)
+
+
+def test_what_the_kernel_lists_as_we_made_it_is_kept_as_the_very_table(
+    backend: NftablesBackend, runner: SystemRunner
+) -> None:
+    made = tables(EVERYTHING)[Family.IPV4]
+    backend.apply(EVERYTHING, thorough=False)
+    assert listed(runner, made) is made
+    runner.run("nft", "delete", "element", "ip", "kvm_portfwd", "every_address_targets", "{ tcp . 80 }")
+    bent = listed(runner, made)
+    assert {name for name, found in bent.sets.items() if found is not made.sets[name]} == {"every_address_targets"}
+    assert bent.chains is made.chains
+
+
+def listed(runner: SystemRunner, known: Table) -> Table:
+    listing = runner.run("nft", "-j", "list", "table", "ip", "kvm_portfwd").stdout
+    return read_table(Family.IPV4, listing, known)
 
 
 def foreign(runner: SystemRunner) -> str:

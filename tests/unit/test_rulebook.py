@@ -22,7 +22,7 @@ from fwdaemon.inventory import (
 )
 from fwdaemon.model import Address, Family, PortRange, Protocol
 from fwdaemon.nftables.branches import PLAIN, TARGETS
-from fwdaemon.nftables.difference import tables_difference
+from fwdaemon.nftables.difference import difference, tables_difference
 from fwdaemon.nftables.model import VERDICT, Table
 from fwdaemon.nftables.places import EVERYWHERE, Place, Places
 from fwdaemon.nftables.rulebook import Rulebook
@@ -111,6 +111,37 @@ def test_what_stays_is_the_same_object(before: Desired, after: Desired) -> None:
     assert tables_difference(new, book.tables(after)) == {}
 
 
+@given(st.lists(some_states(), min_size=2, max_size=6))
+def test_what_a_table_knows_of_the_one_before_it_is_all_that_differs(states: list[Desired]) -> None:
+    book = Rulebook()
+    before: dict[Family, Table] = {}
+    for state in states:
+        now = book.tables(state)
+        for family in before.keys() & now.keys():
+            # A copy is another object, of which nothing is known.
+            known, compared = (
+                difference(family, now[family], old) for old in (before[family], replace(before[family]))
+            )
+            assert (sorted(known.script), known.mended) == (sorted(compared.script), compared.mended)
+        before = now
+
+
+def test_a_table_knows_only_the_one_it_was_made_of() -> None:
+    book = Rulebook()
+    first, second, third = (
+        book.tables(Desired(frozenset(forward(f"tcp *:{port}", f"192.168.122.50:{port}") for port in ports)))[
+            Family.IPV4
+        ]
+        for ports in ((80,), (80, 81), (80, 81, 82))
+    )
+    assert third.step_from(second) is third.step is not None
+    assert second.step_from(first) is not None
+    assert third.step_from(first) is None
+    assert third.step.elements["every_address"] == {"tcp . 82"}
+    (commands,) = [line for line in difference(Family.IPV4, third, second).script if "every_address {" in line]
+    assert commands == "add element ip kvm_portfwd every_address { tcp . 82 : jump every_address_plain }"
+
+
 # --- placing ---------------------------------------------------------------------------------------------------------
 
 
@@ -119,9 +150,12 @@ def some_interfaces() -> st.SearchStrategy[tuple[GuestInterface, ...]]:
         st.builds(LearnedAddress, st.sampled_from(ADDRESSES), st.sampled_from(list(AddressSource)[1:])), max_size=2
     )
     interface = st.builds(
-        lambda number, network, claims: GuestInterface(f"52:54:00:00:00:0{number}", network, "virbr0", None, claims),
+        lambda number, network, device, claims: GuestInterface(
+            f"52:54:00:00:00:0{number}", network, "virbr0", device, claims
+        ),
         st.integers(0, 3),
         st.sampled_from(["default", "default", "default", "absent"]),
+        st.sampled_from([None, "vnet0", "vnet1"]),
         learned.map(tuple),
     )
     return st.lists(interface, max_size=2).map(tuple)
@@ -184,7 +218,11 @@ def told(desired: Desired) -> tuple[Desired, Collection[object]]:
 def test_what_is_placed_again_is_what_would_be_placed_anew(config: Config, inventories: list[Inventory]) -> None:
     placement = Placement(config, inventories[0])
     for inventory in inventories:
-        assert told(placement.move(inventory)) == told(desired_state(config, inventory))
+        desired = placement.move(inventory)
+        assert told(desired) == told(desired_state(config, inventory))
+        # A copy finds out by itself what the state was told of its openings.
+        found = replace(desired)
+        assert (desired.families, desired.bridge_ports) == (found.families, found.bridge_ports)
 
 
 def test_a_domain_that_starts_leaves_the_forwards_of_others_the_same_objects() -> None:
