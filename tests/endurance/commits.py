@@ -1,5 +1,6 @@
 """Hears when anything was committed to nftables on a host, so that a healed wipe is seen at once."""
 
+import errno
 import select
 import socket
 import sys
@@ -58,9 +59,10 @@ class Commits:
                 yield self._socket.recv(_BUFFER)
             except BlockingIOError:
                 return
-            except OSError:
-                # ENOBUFS: more was committed than fits; the last is still to come.
-                continue
+            except OSError as error:
+                # More was committed than fits; the last is still to come.
+                if error.errno != errno.ENOBUFS:
+                    raise
 
 
 def _is_of_others(datagram: bytes) -> bool:

@@ -18,6 +18,7 @@ _LIVES, _PAUSES = 6, 14
 _REFUSED_PAUSE_S = 0.1
 # All guests run when nobody had to be started in so many looks.
 _STILL, _STILL_S = 3, 0.3
+_SETTLED_WITHIN_S = 120.0
 
 
 def shares(events: int) -> dict[str, int]:
@@ -62,12 +63,13 @@ class Events:
     def _live(self, connection: libvirt.virConnect) -> Iterator[Callable[[], object]]:
         """Start those that are down and stop those that are up, in turn: each is away for longer than the grace."""
         for guest in itertools.cycle(self._scene.passing):
-            domain = connection.lookupByName(guest.name)
-            yield domain.destroy if domain.isActive() else domain.create
+            yield partial(_turn_over, connection, guest.name)
 
     def _pause(self, connection: libvirt.virConnect) -> Iterator[Callable[[], object]]:
-        domain = connection.lookupByName(self._scene.pausing.name)
-        return itertools.cycle((domain.suspend, domain.resume))
+        name = self._scene.pausing.name
+        return itertools.cycle(
+            (lambda: connection.lookupByName(name).suspend(), lambda: connection.lookupByName(name).resume())
+        )
 
     def _define(self, connection: libvirt.virConnect) -> Iterator[Callable[[], object]]:
         """Define, define again and undefine one domain after the other."""
@@ -86,8 +88,10 @@ class Events:
                     domain.undefine()
                 elif int(domain.state()[0]) == libvirt.VIR_DOMAIN_PAUSED:
                     domain.resume()
-            still = 0
+            still, deadline = 0, time.monotonic() + _SETTLED_WITHIN_S
             while still < _STILL:
+                if time.monotonic() > deadline:
+                    raise TimeoutError(f"after {_SETTLED_WITHIN_S:g} s guests still end by themselves")
                 time.sleep(_STILL_S)
                 still = 0 if _started(connection) else still + 1
 
@@ -98,6 +102,11 @@ def _started(connection: libvirt.virConnect) -> int:
     for domain in ended:
         domain.create()
     return len(ended)
+
+
+def _turn_over(connection: libvirt.virConnect, name: str) -> None:
+    domain = connection.lookupByName(name)
+    (domain.destroy if domain.isActive() else domain.create)()
 
 
 def _undefine(connection: libvirt.virConnect, name: str) -> None:

@@ -47,8 +47,8 @@ class Pace:
         return self._over
 
     def _is_turn(self, worker: str) -> bool:
-        slowest = min(self._part(other) for other in self._work)
-        return self._part(worker) in {1.0, slowest} or self._part(worker) <= slowest + _SLACK
+        part = self._part(worker)
+        return part == 1.0 or part <= min(map(self._part, self._work)) + _SLACK
 
     def _part(self, worker: str) -> float:
         return self._done[worker] / self._work[worker] if self._work[worker] else 1.0

@@ -65,6 +65,7 @@ def endured(flavour: Flavour, length: Length, seed: int, say: Say) -> Result:
         except (WrongError, LabError, OSError, TimeoutError, libvirt.libvirtError) as error:
             run.figures.failure = f"{type(error).__name__}: {error}\nthe daemon said last:\n{attendant.last}"
         figures = run.figures
+        scene.steady.go_on()
         figures.bytes, figures.datagrams = scene.steady.volume()
         figures.lost, figures.failure = bool(scene.steady.losses()), figures.failure or attendant.mistakes
         return Result(figures, on)
@@ -153,7 +154,7 @@ class _Run:
         return part
 
     def _block(self, pace: Pace, part: Part, wipes: int) -> None:
-        cpu, done = cpu_seconds(self._scene.daemon.pid), len(part.healed)
+        yards, cpu, done = yardstick.cpu_seconds(), cpu_seconds(self._scene.daemon.pid), len(part.healed)
         for _ in range(wipes):
             if not pace.next(_WIPES):
                 break
@@ -163,7 +164,7 @@ class _Run:
             self._wipes[healed.kind] += 1
         if done < len(part.healed):
             part.cpu.append((cpu_seconds(self._scene.daemon.pid) - cpu) / (len(part.healed) - done))
-            part.effort.append(part.cpu[-1] / yardstick.cpu_seconds())
+            part.effort.append(2 * part.cpu[-1] / (yards + yardstick.cpu_seconds()))
         if lost := self._scene.steady.losses():
             raise WrongError("\n".join(lost))
 

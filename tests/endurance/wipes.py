@@ -21,6 +21,7 @@ _ON_NFT = (
     "nft-flush-table",
     "nft-flush-chain",
     "nft-flush-map",
+    "nft-flush-targets",
     "nft-flush-set",
     "nft-delete-rule",
     "nft-delete-element",
@@ -75,6 +76,8 @@ class Wiper:
             time.sleep(_BREATH_S)
         kind = self._drawn()
         commands = self._commands(kind)
+        if not commands:
+            raise WrongError(f"{kind}: there is nothing to wipe")
         self._heard.forget()
         for command in commands:
             self._host.run(*command.argv, stdin=command.stdin)

@@ -22,12 +22,12 @@ def rest(mib: float = 40, **held: int) -> Rest:
     return Rest(int(mib * MIB), int(mib * MIB), _HELD | held)
 
 
-def part(effort: float = 1.0) -> Part:
-    return Part(healed=[0.1] * 100, cpu=[0.05], effort=[effort])
+def part(effort: float = 1.0, seconds: float = 0.1) -> Part:
+    return Part(healed=[seconds] * 100, cpu=[0.05], effort=[effort])
 
 
 def figures(after: Rest, last: Part) -> Figures:
-    return Figures(rest=[rest(), after], calm=[part(), last], tenths=[part(), part()])
+    return Figures(rest=[rest(), after], calm=[part(), last], tenths=[part(), part()], opened=1, closed=1)
 
 
 @pytest.mark.parametrize(
@@ -38,6 +38,7 @@ def figures(after: Rest, last: Part) -> Figures:
         (rest(37.9), part(), "memory: -2.1 MiB, not within 2 MiB"),
         (rest(socket=10), part(), "socket: 9 before, 10 after"),
         (rest(pipe=1), part(), "pipe: 0 before, 1 after"),
+        (rest(), part(seconds=0.16), "at rest: 1.60 times as long to heal at the end, not 1.5 at most"),
         (rest(), part(1.2), "at rest: 1.20 times as much CPU for a wipe at the end, not 1.1 at most"),
     ],
 )
@@ -53,6 +54,12 @@ def test_fewer_wipes_than_asked_for_are_a_failure() -> None:
     counted = figures(rest(), part())
     counted.asked, counted.wipes = {"wipes": 3}, {"nft-flush-map": 2}
     assert counted.faults() == ["2 wipes in the time there was, not 3"]
+
+
+def test_a_run_in_which_nobody_came_or_went_is_a_failure() -> None:
+    counted = figures(rest(), part())
+    counted.closed = 0
+    assert counted.faults() == ["of guests that come and go 1 rules were seen to come and 0 to go"]
 
 
 def test_who_is_ahead_waits_for_who_is_behind() -> None:
