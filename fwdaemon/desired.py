@@ -196,10 +196,15 @@ class Desired:
         )
 
     def knowing(self, families: frozenset[Family], bridge_ports: frozenset[tuple[Family, str]]) -> "Desired":
-        """Say what follows from these openings, where that is known without going through all of them."""
-        # Where `cached_property` keeps its value; a state that is made of this one with `replace` does not inherit it.
-        vars(self).update(families=self.kept | families, bridge_ports=bridge_ports)
-        return self
+        """Give the same state, told what follows from its openings, where that is known without reading all of them."""
+        told = replace(self)
+        # Where `cached_property` keeps its value; what is made of this state with `replace` does not inherit it.
+        vars(told).update(families=self.kept | families, bridge_ports=bridge_ports)
+        return told
+
+    def keeping(self, families: frozenset[Family]) -> "Desired":
+        """Give the same state with these families kept."""
+        return replace(self, kept=families).knowing(self.families, self.bridge_ports)
 
     def of_family(self, family: Family) -> Iterator[Forward]:
         """The forwards of one family, in no particular order."""

@@ -8,6 +8,7 @@ What is missing becomes a reason to wait.
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import chain
 from typing import TypeVar
 
@@ -129,8 +130,8 @@ class Placement:
             nats,
             waiting=waiting,
             subnets=frozenset(subnet for guest in guests for subnet in self._guests.subnets(guest)),
-            families=frozenset(ports),
-            bridge_ports=frozenset((family, port) for family, port in ports.items() if port is not None),
+            families=_the_same(frozenset(ports)),
+            bridge_ports=_the_same(frozenset((family, port) for family, port in ports.items() if port is not None)),
         )
 
     def _reasons(
@@ -152,6 +153,12 @@ def _route(entry: RouteEntry, network: Network | None) -> _Placed:
         return _waiting(Waiting(Owner(entry.network, "network"), bridge.reason, entry.origin, bridge.stopped))
     route = Route(entry.network, entry.subnet, bridge, entry.proxy, entry.origin)
     return _Placed(routes=frozenset({route}), families=frozenset({route.family}))
+
+
+@lru_cache(maxsize=1024)
+def _the_same(found: frozenset[_T]) -> frozenset[_T]:
+    """Give the one of all equal sets: thousands of entries have the same few."""
+    return found
 
 
 def _waiting(reason: Waiting) -> _Placed:

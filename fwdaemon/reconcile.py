@@ -112,10 +112,9 @@ class Reconciler:
     def _with_kept(self, desired: Desired) -> Desired:
         """Add the families that had forwards before; an unchanged state stays the same object, which backends know."""
         self._kept |= desired.families
-        if self._kept == desired.families:
-            return desired
-        if self._known[0] is not desired or self._known[1].kept != self._kept:
-            self._known = (desired, replace(desired, kept=self._kept))
+        if self._known[0] is not desired or self._known[1].families != self._kept:
+            same = desired.families == self._kept
+            self._known = (desired, desired if same else desired.keeping(self._kept))
         return self._known[1]
 
     def _account_for(self, desired: Desired, outcome: Outcome, occasion: Occasion) -> None:

@@ -1,7 +1,7 @@
 """The backend itself: look, compare, commit."""
 
 import logging
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from itertools import chain
 
@@ -46,7 +46,7 @@ class NftablesBackend:
         self._wanted: Wanted | None = None
         self._observed: Observed | None = None
         self._committed: Mapping[Family, Table] = {}
-        self._opened: set[Gate] = set()
+        self._opened: set[tuple[Gate, int]] = set()
         self._seen_libvirt = False
         self._settled: tuple[Desired, Observed, tuple[str, ...]] | None = None
 
@@ -57,7 +57,8 @@ class NftablesBackend:
                 return self._reconcile(desired, self._look(desired, thorough=thorough))
             except ProcessError as error:
                 _log.debug("looking again after: %s", error)
-                self._observed = None
+                # Also for gates that are not wanted any more: nothing of what was seen has been done.
+                self._observed = self._wanted = None
         return self._reconcile(desired, replace(self._look(desired, thorough=True), tables={}))
 
     def render(self, desired: Desired) -> str:
@@ -115,30 +116,32 @@ class NftablesBackend:
         plan = Plan.of(self._tables(self._rulebook, desired), observed)
         faults = [*observed.faults, *self._missing_libvirt(observed)]
         refused: Mapping[Gate, str] = {}
+        committed = self._committed
         if plan.empty:
             self._settled = (desired, observed, tuple(faults))
         else:
             refused = self._commit(plan, desired.mark)
-            self._remember(plan, observed)
-        return self._outcome(plan, observed, refused, [*faults, *refused.values()])
-
-    def _outcome(self, plan: Plan, observed: Observed, refused: Collection[Gate], faults: Iterable[str]) -> Outcome:
-        """Tell what was done. It takes time where it was much, so it comes after the commit."""
-        damaged = plan.damaged(self._committed, observed)
-        self._committed = plan.tables
-        moved = [state for state in plan.shut if state.gate not in refused]
-        gates = tuple(GateChange(state.gate, state.gate in self._opened, state.fault) for state in moved)
-        self._opened.update(state.gate for state in observed.gates if state.gate not in refused)
-        closed = any(state.gate not in refused for state in plan.strays)
+        self._remember(plan, observed, refused)
+        # What was done is told after the commit: where it was much, that takes time.
+        gates = self._moved(plan, observed, refused, desired.mark)
         return Outcome(
             _served(self._rulebook, plan.mended),
-            _served(self._rulebook, damaged),
+            _served(self._rulebook, plan.damaged(committed, observed)),
             stale(plan.tables, observed.tables),
             gates,
-            tuple(faults),
+            (*faults, *refused.values()),
             plan.script,
-            changed=bool(plan.script or moved or closed),
+            changed=bool(plan.script or gates or any(state.gate not in refused for state in plan.strays)),
         )
+
+    def _moved(self, plan: Plan, observed: Observed, refused: Collection[Gate], mark: int) -> tuple[GateChange, ...]:
+        """Tell which gates were opened, and which of them we had opened before and not closed ourselves."""
+        opened = [state for state in plan.shut if state.gate not in refused]
+        told = tuple(GateChange(state.gate, (state.gate, mark) in self._opened, state.fault) for state in opened)
+        closed = {state.gate for state in plan.strays}
+        self._opened = {(gate, other) for gate, other in self._opened if other == mark and gate not in closed}
+        self._opened |= {(state.gate, mark) for state in observed.gates if state.gate not in refused}
+        return told
 
     def _tables(self, rulebook: Rulebook, desired: Desired) -> dict[Family, Table]:
         return {} if self._gates_only else rulebook.tables(desired)
@@ -173,11 +176,15 @@ class NftablesBackend:
         else:
             self._runner.run("nft", "-f", "-", stdin=script)
 
-    def _remember(self, plan: Plan, observed: Observed) -> None:
+    def _remember(self, plan: Plan, observed: Observed, refused: Collection[Gate]) -> None:
         """Know what is there after a commit of tables alone; gates want a fresh look."""
+        self._committed = plan.tables
         if plan.shut or plan.strays:
             self._observed = None
-        else:
+            if any(state.gate in refused for state in plan.strays):
+                # The next look is to find it again.
+                self._wanted = None
+        elif plan.script:
             self._advance(replace(observed, tables=plan.tables), listed=False)
 
     def _advance(self, observed: Observed, *, listed: bool) -> None:

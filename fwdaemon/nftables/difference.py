@@ -42,8 +42,8 @@ def difference(family: Family, desired: Table | None, observed: Table | None) ->
         return Difference((f"delete table {table_name(family)}",))
     if observed is None:
         return Difference(tuple(_replace(desired)), EVERYWHERE)
-    comparison = _Comparison(desired, observed)
-    if not comparison.same_frame:
+    comparison = _Comparison.of(desired, observed)
+    if comparison is None:
         return Difference(tuple(_replace(desired)), EVERYWHERE)
     return Difference(tuple(comparison.script()), comparison.mended())
 
@@ -52,9 +52,8 @@ def mended(desired: Table | None, observed: Table | None) -> Places:
     """Name the places of `desired` whose openings do not work with `observed`."""
     if desired is None or desired is observed:
         return NOWHERE
-    if observed is None or not (comparison := _Comparison(desired, observed)).same_frame:
-        return EVERYWHERE
-    return comparison.mended()
+    comparison = _Comparison.of(desired, observed) if observed is not None else None
+    return EVERYWHERE if comparison is None else comparison.mended()
 
 
 def creation(table: Table) -> str:
@@ -79,58 +78,57 @@ def _replace(table: Table) -> Iterator[str]:
 
 
 class _Comparison:
-    """What differs between two tables whose frames are the same; where one was made of the other, that alone is read.
-
-    `chains` and `new` are those of `desired` that are not there, or not so; `gone` are elements that are not wanted, or
-    not so.
-    """
+    """What differs between two tables of one frame; where one was made of the other, nothing else is read."""
 
     def __init__(self, desired: Table, observed: Table) -> None:
         self._desired, self._observed = desired, observed
         self._step = desired.step_from(observed)
         among = self._step.chains if self._step else None
-        self.chains = _differing(desired.chains, observed.chains, among)
+        self._chains = _differing(desired.chains, observed.chains, among)
         self._gone_chains = _differing(observed.chains, desired.chains, among).keys() - desired.chains.keys()
 
-    @property
-    def same_frame(self) -> bool:
-        """Whether hooks and set types agree, which cannot be changed in place; chains may come and go."""
-        there = self._observed.chains
-        hooks = all(name not in there or there[name].hook == chain.hook for name, chain in self.chains.items())
-        return hooks and _types(self._desired) == _types(self._observed)
+    @classmethod
+    def of(cls, desired: Table, observed: Table) -> "_Comparison | None":
+        """Compare; `None` where hooks, flags or set types differ, which cannot be changed in place."""
+        found = cls(desired, observed)
+        there = observed.chains
+        hooks = all(name not in there or there[name].hook == chain.hook for name, chain in found._chains.items())
+        same = hooks and desired.flags == observed.flags and _types(desired) == _types(observed)
+        return found if same else None
 
     @cached_property
-    def new(self) -> dict[str, Elements]:
-        """By set, the elements that are not there, or lead elsewhere."""
-        return self._elements(self._desired, self._observed)
+    def _new(self) -> dict[str, Elements]:
+        return self._differing_elements(self._desired, self._observed)
 
     def script(self) -> Iterator[str]:
         """Give the commands that make one table the other."""
         table = self._desired.name
         # Chains first, since elements name them; what is no longer named goes last.
-        for name, chain in self.chains.items():
+        for name, chain in self._chains.items():
             yield from _fill(table, name, chain, existing=name in self._observed.chains)
-        gone = self._elements(self._observed, self._desired)
-        for name, new in self.new.items():
+        gone = self._differing_elements(self._observed, self._desired)
+        for name, new in self._new.items():
             yield from _set_changes(f"{table} {name}", gone[name], new)
-        yield from (f"delete chain {table} {name}" for name in sorted(self._gone_chains))
+        # Chains that somebody else made may lead to each other.
+        for verb in ("flush", "delete") if len(self._gone_chains) > 1 else ("delete",):
+            yield from (f"{verb} chain {table} {name}" for name in sorted(self._gone_chains))
 
     def mended(self) -> Places:
         """Name the places that were not reached, or not right: these chains differed, and these elements."""
-        if "forwards" in self.chains or any(chain.hook for chain in self.chains.values()):
+        if "forwards" in self._chains or any(chain.hook for chain in self._chains.values()):
             return EVERYWHERE
-        places = {(_LEADING_TO.get(name, name), key) for name, new in self.new.items() for key in new}
+        places = {(_LEADING_TO.get(name, name), key) for name, new in self._new.items() for key in new}
         # What leads to a chain that was not there is new, too.
-        if known := self.chains.keys() & self._observed.chains.keys():
+        if known := self._chains.keys() & self._observed.chains.keys():
             sets = self._desired.sets.items()
             places |= {(name, key) for name, content in sets for key in _leading(content.elements, known)}
         return Places(frozenset(places))
 
-    def _elements(self, those: Table, others: Table) -> dict[str, Elements]:
+    def _differing_elements(self, those: Table, others: Table) -> dict[str, Elements]:
         """By set, the elements of one table that are not in the other, or lead elsewhere there."""
-        step = self._step.elements if self._step else {}
+        among = self._step.elements if self._step else {}
         return {
-            name: _differing(content.elements, others.sets[name].elements, step.get(name))
+            name: _differing(content.elements, others.sets[name].elements, among.get(name))
             for name, content in those.sets.items()
         }
 

@@ -102,11 +102,15 @@ class Set:
 
 @dataclass(frozen=True, slots=True, weakref_slot=True)
 class Table:
-    """One of our two tables; where it was made of another, `step` tells what may be different."""
+    """One of our two tables; where it was made of another, `step` tells what may be different.
+
+    `flags` are what nft lists of a table as such: ours has none, and one that is `dormant` does nothing.
+    """
 
     family: Family
     chains: Mapping[str, Chain]
     sets: Mapping[str, Set]
+    flags: str = ""
     step: "Step | None" = field(default=None, compare=False, repr=False)
 
     def step_from(self, other: "Table") -> "Step | None":

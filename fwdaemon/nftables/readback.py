@@ -68,8 +68,12 @@ def read_table(family: Family, listing: str, known: Table | None = None) -> Tabl
     rules: defaultdict[str, list[Rule]] = defaultdict(list)
     hooks: dict[str, Hook | None] = {}
     sets: dict[str, Set] = {}
+    flags = ""
     for kind, item in every_item(listing):
         match kind:
+            case "table":
+                # nft 1.0.6 calls the first flag by a wrong name; any is one too many.
+                flags = str(item.get("flags", ""))
             case "rule":
                 rules[item["chain"]].append(Rule("", item.get("comment", "")))
             case "chain":
@@ -78,8 +82,8 @@ def read_table(family: Family, listing: str, known: Table | None = None) -> Tabl
                 sets[item["name"]] = _set(item)
     chains = {name: Chain(tuple(rules.get(name, ())), hook) for name, hook in hooks.items()}
     if known is None:
-        return Table(family, chains, sets)
-    found = Table(family, _shared(chains, known.chains), _shared(sets, known.sets))
+        return Table(family, chains, sets, flags)
+    found = Table(family, _shared(chains, known.chains), _shared(sets, known.sets), flags)
     return known if found == known else found
 
 

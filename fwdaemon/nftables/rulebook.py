@@ -6,8 +6,8 @@ branches. Everything else in the new table is the same object as in the old one,
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator
-from dataclasses import replace
 from itertools import chain
+from typing import NamedTuple
 from weakref import ref
 
 from fwdaemon.desired import Desired, Forward, Opening
@@ -47,6 +47,13 @@ class Rulebook:
         return chain.from_iterable(served)
 
 
+class _Made(NamedTuple):
+    """A table, and the frame it was made with."""
+
+    frame: Table
+    table: Table
+
+
 class _Page:
     """One family: its slots, and what its branches are in the table. `openings` are those of each place."""
 
@@ -58,7 +65,7 @@ class _Page:
         self._chains: dict[str, Chain] = {}
         self._elements: defaultdict[str, dict[str, str | Target | None]] = defaultdict(dict)
         self._touched: list[Branch] = []
-        self._last: tuple[Table, Table] | None = None
+        self._last: _Made | None = None
 
     def change(self, gone: Collection[Forward], come: Collection[Forward], desired: Desired) -> None:
         """Take out and put in what is different."""
@@ -73,22 +80,23 @@ class _Page:
             self._replace(old, new)
 
     def table(self, desired: Desired) -> Table:
-        """Give the table as it is now; what is changed later does not change it."""
+        """Give the table as it is now, the very same where nothing is new; what changes later does not change it."""
         bare = frame(self._family, desired)
-        table = with_elements(bare, self._chains, self._elements)
-        if self._last is not None:
-            last_bare, last = self._last
-            table = replace(table, step=self._step(last, {*last_bare.chains, *bare.chains}))
-        self._last, self._touched = (bare, table), []
-        return table
+        if self._last is None or self._touched or bare != self._last.frame:
+            self._last = _Made(bare, with_elements(bare, self._chains, self._elements, self._step(bare)))
+            self._touched = []
+        return self._last.table
 
-    def _step(self, before: Table, frames: set[str]) -> Step:
-        """Tell what may be different from the table `before`: the chains of both frames, and what was touched."""
+    def _step(self, bare: Table) -> Step | None:
+        """Tell what is new since the last table: in both frames, and what was touched; `None` where that is no less."""
+        if self._last is None or len(self._touched) >= len(self.openings):
+            return None
         keys: dict[str, set[str]] = {name: set() for name in self._elements}
         for branch in self._touched:
             for name, _ in branch.elements:
                 keys[name].add(branch.key)
-        return Step(ref(before), frames.union(branch.chain for branch in self._touched), keys)
+        chains = {*self._last.frame.chains, *bare.chains, *(branch.chain for branch in self._touched)}
+        return Step(ref(self._last.table), chains, keys)
 
     def _replace(self, old: Collection[Branch], new: Collection[Branch]) -> None:
         """Change copies: tables that were given hold what is there now."""

@@ -41,6 +41,7 @@ from fwdaemon.nftables.model import (
     Rule,
     Set,
     SetType,
+    Step,
     Table,
     Target,
     family_name,
@@ -88,10 +89,12 @@ def frame(family: Family, desired: Desired) -> Table:
     return Table(family, chains, maps | sets)
 
 
-def with_elements(bare: Table, chains: Mapping[str, Chain], elements: Mapping[str, Elements]) -> Table:
+def with_elements(
+    bare: Table, chains: Mapping[str, Chain], elements: Mapping[str, Elements], step: Step | None = None
+) -> Table:
     """Add branches to a frame: their chains, and by map the elements that lead to them."""
     maps = {name: Set(bare.sets[name].type, found) for name, found in elements.items()}
-    return Table(bare.family, {**bare.chains, **chains}, {**bare.sets, **maps})
+    return Table(bare.family, {**bare.chains, **chains}, {**bare.sets, **maps}, step=step)
 
 
 def _table(family: Family, found: Iterable[Branch], desired: Desired) -> Table:

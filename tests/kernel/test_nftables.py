@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from fwdaemon.config.model import Gate
 from fwdaemon.desired import Desired, Opening
+from fwdaemon.errors import ProcessError
 from fwdaemon.flows import Flow
 from fwdaemon.model import Family, Protocol
 from fwdaemon.nftables.backend import NftablesBackend
@@ -16,7 +17,7 @@ from fwdaemon.nftables.generation import current_generation
 from fwdaemon.nftables.model import Table
 from fwdaemon.nftables.readback import read_table
 from fwdaemon.nftables.ruleset import tables
-from fwdaemon.process import SystemRunner
+from fwdaemon.process import Finished, SystemRunner
 from tests.lab.place import wait_until
 from tests.unit.forwards import address, forward, in_ipv6, nat, route, some_states
 
@@ -80,6 +81,70 @@ def test_what_the_kernel_lists_as_we_made_it_is_kept_as_the_very_table(
     bent = listed(runner, made)
     assert {name for name, found in bent.sets.items() if found is not made.sets[name]} == {"every_address_targets"}
     assert bent.chains is made.chains
+
+
+def test_a_table_that_somebody_put_to_sleep_is_made_anew(backend: NftablesBackend, runner: SystemRunner) -> None:
+    backend.apply(ALL, thorough=False)
+    runner.run("nft", "add", "table", "ip", "kvm_portfwd", "{ flags dormant; }")
+    outcome = backend.apply(ALL, thorough=False)
+    assert outcome.damaged == {opening for opening in ALL.openings if opening.family is Family.IPV4}
+    assert "dormant" not in runner.run("nft", "list", "table", "ip", "kvm_portfwd").stdout
+    assert not backend.apply(ALL, thorough=True).changed
+
+
+def test_chains_in_our_table_that_lead_to_each_other_go_without_harm(
+    backend: NftablesBackend, runner: SystemRunner
+) -> None:
+    backend.apply(ALL, thorough=False)
+    chains = "add chain ip kvm_portfwd aa\nadd chain ip kvm_portfwd bb\nadd rule ip kvm_portfwd bb jump aa\n"
+    runner.run("nft", "-f", "-", stdin=chains)
+    outcome = backend.apply(ALL, thorough=False)
+    assert not outcome.damaged
+    assert outcome.script.splitlines() == [
+        f"{verb} chain ip kvm_portfwd {name}" for verb in ("flush", "delete") for name in ("aa", "bb")
+    ]
+    assert not backend.apply(ALL, thorough=True).changed
+
+
+class Refusing(SystemRunner):
+    """Refuses scripts that hold a text, so often, as the kernel does when somebody else was first."""
+
+    def __init__(self, text: str, times: int = 1) -> None:
+        super().__init__()
+        self.text, self.times = text, times
+
+    def run(self, *argv: str, stdin: str = "") -> Finished:
+        if self.times and self.text in stdin:
+            self.times -= 1
+            raise ProcessError(argv, stdin, 1, "somebody was first")
+        return super().run(*argv, stdin=stdin)
+
+
+@pytest.mark.parametrize("refused", ["every_address", "delete rule inet theirs"])
+def test_a_gate_that_is_not_wanted_any_more_goes_also_after_a_refusal(runner: SystemRunner, refused: str) -> None:
+    runner.run("nft", "-f", "-", stdin=LIBVIRT)
+    gated = Desired(frozenset({WEB}), gates=(Gate("inet", "theirs", "forward"),))
+    NftablesBackend(runner).apply(gated, thorough=False)
+    refusing = Refusing("nothing")
+    backend = NftablesBackend(refusing)
+    backend.apply(gated, thorough=False)
+    refusing.text = refused
+    for thorough in (False, True):
+        backend.apply(Desired(frozenset({WEB, MAIL, HOSTILE})), thorough=thorough)
+    assert not refusing.times
+    assert "kvm-portfwd" not in runner.run("nft", "list", "table", "inet", "theirs").stdout
+
+
+def test_what_we_changed_at_a_gate_ourselves_is_not_told_as_put_back(
+    backend: NftablesBackend, runner: SystemRunner
+) -> None:
+    runner.run("nft", "-f", "-", stdin=LIBVIRT)
+    gated = Desired(frozenset({WEB}), gates=(Gate("inet", "theirs", "forward"),))
+    bare = replace(gated, gates=())
+    told = [backend.apply(state, thorough=False).gates for state in (gated, replace(gated, mark=1), bare, gated)]
+    assert [any(change.restored for change in gates) for gates in told] == [False] * len(told)
+    runner.run("nft", "flush", "chain", "inet", "theirs", "forward")
+    assert [change.restored for change in backend.apply(gated, thorough=False).gates] == [True]
 
 
 def listed(runner: SystemRunner, known: Table) -> Table:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fwdaemon.config.model import Config, DaemonSettings, ForwardEntry, NatEntry, Origin, PortMapping, RouteEntry
-from fwdaemon.desired import Desired, Forward, Opening
+from fwdaemon.desired import Desired, Forward, Opening, Owner, Waiting
 from fwdaemon.inventory import (
     AddressSource,
     Domain,
@@ -126,6 +126,23 @@ def test_what_a_table_knows_of_the_one_before_it_is_all_that_differs(states: lis
         before = now
 
 
+def test_a_state_that_changes_no_table_gives_the_very_same_one() -> None:
+    book = Rulebook()
+    first = Desired(frozenset({forward("tcp *:80", "192.168.122.50:80")}))
+    before = book.tables(first)[Family.IPV4]
+    assert book.tables(replace(first, waiting=(Waiting(Owner("mail"), "it sleeps", ORIGIN),)))[Family.IPV4] is before
+    mended = book.tables(replace(first, guest_subnets=frozenset({ip_network("192.168.122.0/24")})))[Family.IPV4]
+    assert mended is not before
+    assert mended.step_from(before) is not None
+
+
+def test_a_table_keeps_no_list_of_all_that_is_in_it() -> None:
+    book = Rulebook()
+    book.tables(Desired(kept=frozenset({Family.IPV4})))
+    every = frozenset(forward(f"tcp *:{port}", "192.168.122.50:80") for port in range(1000, 1020))
+    assert book.tables(Desired(every))[Family.IPV4].step is None
+
+
 def test_a_table_knows_only_the_one_it_was_made_of() -> None:
     book = Rulebook()
     first, second, third = (
@@ -221,8 +238,9 @@ def test_what_is_placed_again_is_what_would_be_placed_anew(config: Config, inven
         desired = placement.move(inventory)
         assert told(desired) == told(desired_state(config, inventory))
         # A copy finds out by itself what the state was told of its openings.
-        found = replace(desired)
-        assert (desired.families, desired.bridge_ports) == (found.families, found.bridge_ports)
+        for told_so in (desired, desired.keeping(frozenset({Family.IPV6}))):
+            found = replace(told_so)
+            assert (told_so.families, told_so.bridge_ports) == (found.families, found.bridge_ports)
 
 
 def test_a_domain_that_starts_leaves_the_forwards_of_others_the_same_objects() -> None:
