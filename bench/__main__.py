@@ -16,13 +16,16 @@ from bench import apply, daemon_start, data_path, domain_start, healing, idle, p
 from bench.figure import Figure
 from bench.machine import facts
 from bench.setting import Setting
-from bench.table import document, section
+from bench.table import document, replaced, section, summary
 from bench.traffic import compiled
 from tests.lab.host import SOURCE
 from tests.lab.release import FLAVOURS, Flavour, LibvirtFirewall, own_flavour
 
 _DOCS = SOURCE / "docs"
 _PAGE = "benchmark.md"
+# What the reader of README sees of it: all that was wanted, and the plot of this one.
+_README = SOURCE / "README.md"
+_SHOWN = "apply"
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +101,15 @@ def _write(directory: Path, figures: Sequence[Figure], machine: dict[str, str]) 
     (directory / _PAGE).write_text(document(figures, machine, plots), encoding="utf-8")
 
 
+def _write_readme(figures: Sequence[Figure], machine: dict[str, str]) -> None:
+    shown = next(figure for figure in figures if figure.name == _SHOWN)
+    plotted = f"![{shown.title}](docs/benchmark-{shown.full_name}.svg)"
+    taken = f"Measured on {machine['when']}: {machine['processor']}, kernel {machine['kernel']}."
+    more = f"All figures, how each was taken, and why some wants are missed: [docs/{_PAGE}](docs/{_PAGE})."
+    text = "\n\n".join([taken, summary(figures), plotted, more])
+    _README.write_text(replaced(_README.read_text(encoding="utf-8"), "benchmark", text), encoding="utf-8")
+
+
 def _interrupt(_number: int, _frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
@@ -125,6 +137,8 @@ def main() -> int:
         print(document(figures, machine, {}))  # noqa: T201  the result
     if directory := _directory(options):
         _write(directory, figures, machine)
+        if directory == _DOCS:
+            _write_readme(figures, machine)
     return 0
 
 

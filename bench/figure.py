@@ -51,13 +51,17 @@ class Series:
 
 @dataclass(frozen=True, slots=True)
 class Want:
-    """What we want of a figure: that `value` is at most `limit`, or at least; both in what is printed as `unit`."""
+    """What we want of a figure: that `value` is at most `limit`, or at least; both in what is printed as `unit`.
+
+    `because` is what the measurement says of the reason, for the reader who finds the want missed.
+    """
 
     text: str
     value: float
     limit: float
     unit: str = ""
     at_least: bool = False
+    because: str = ""
 
     @property
     def met(self) -> bool:

@@ -53,12 +53,17 @@ def wait_quiet(pid: int, within: float = _WITHIN_S) -> None:
 def tree(pid: int) -> Iterator[int]:
     """The process and all below it."""
     yield pid
+    for child in children(pid):
+        yield from _while_there(child)
+
+
+def children(pid: int) -> Iterator[int]:
+    """The processes that a process started and that still run."""
     for thread in Path(f"/proc/{pid}/task").iterdir():
-        for child in _children(thread):
-            yield from _while_there(child)
+        yield from _started_by(thread)
 
 
-def _children(thread: Path) -> list[int]:
+def _started_by(thread: Path) -> list[int]:
     """The processes that a thread started; none if it has ended meanwhile."""
     try:
         return [int(word) for word in (thread / "children").read_text(encoding="ascii").split()]

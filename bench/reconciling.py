@@ -7,6 +7,7 @@ the last domain stop and start. The inventory is taken before; what shall be is 
 
 import asyncio
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -14,12 +15,13 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Final
 
 from bench.forwards import FIRST_PORT, LAST, config, hook_forwards
 from bench.hook_scripts import chains, commands, no_chains
+from bench.processes import children, cpu_seconds
 from bench.timed import seconds_of
 from fwdaemon import config as configuration
 from fwdaemon import journal
@@ -29,6 +31,7 @@ from fwdaemon.desired import Desired
 from fwdaemon.events import take_inventory
 from fwdaemon.inventory import Inventory
 from fwdaemon.netfilter import Netfilter, Side
+from fwdaemon.outcome import Outcome
 from fwdaemon.placing import Placement, desired_state
 from fwdaemon.process import Finished, SystemRunner
 from fwdaemon.reconcile import Occasion, Reconciler
@@ -44,11 +47,16 @@ _LATER_S = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Seconds: all of them, those of programs that change rules, and those of processors, programs included."""
+    """Seconds: all of them, those until the rules were in the kernel, and those of programs that change rules.
+
+    And those of processors: `cpu` with programs, `helpers` of those who write to the legacy tables.
+    """
 
     whole: float
+    committed: float
     programs: float
     cpu: float
+    helpers: float
 
 
 class TimedRunner(SystemRunner):
@@ -67,6 +75,18 @@ class TimedRunner(SystemRunner):
             self.seconds += time.monotonic() - begun if stdin else 0.0
 
 
+class TimedNetfilter(Netfilter):
+    """Remembers when the kernel held what it shall."""
+
+    done = 0.0
+
+    def apply(self, desired: Desired, *, thorough: bool) -> Outcome:
+        """See `Backend.apply`."""
+        outcome = super().apply(desired, thorough=thorough)
+        self.done = time.monotonic()
+        return outcome
+
+
 class Subject:
     """What is measured: the product from inventory to audit, without its loop and its events."""
 
@@ -74,7 +94,7 @@ class Subject:
         self._runner = TimedRunner()
         self._now = 0.0
         self.inventory = inventory
-        self.netfilter = Netfilter(self._runner)
+        self.netfilter = TimedNetfilter(self._runner)
         self.legacy = self.netfilter.locate()[0] is Side.LEGACY
         self._blank = _run("iptables-legacy-save") if self.legacy else ""
         self.forget()
@@ -86,13 +106,19 @@ class Subject:
 
     def reconcile(self, config: Config, inventory: Inventory) -> Cost:
         """Reconcile once, as the daemon does."""
-        self._runner.seconds, begun, cpu = 0.0, time.monotonic(), _cpu_seconds()
+        self._runner.seconds, begun, cpu, helpers = 0.0, time.monotonic(), _cpu_seconds(), _cpu_of_helpers()
         # The clock of holding back is put forward, so that whatever was held is due.
         self._now += _LATER_S
         local = frozenset(address.address for address in inventory.host_addresses)
         occasion = Occasion(("benchmark",), "", self._now, local=local, taken=inventory.guest_addresses)
         self._reconciler.reconcile(self._placed(config, inventory), occasion)
-        return Cost(time.monotonic() - begun, self._runner.seconds, _cpu_seconds() - cpu)
+        return Cost(
+            time.monotonic() - begun,
+            self.netfilter.done - begun,
+            self._runner.seconds,
+            _cpu_seconds() - cpu,
+            _cpu_of_helpers() - helpers,
+        )
 
     def _placed(self, config: Config, inventory: Inventory) -> Desired:
         if self._placement is None or self._placement.config is not config:
@@ -131,7 +157,7 @@ class Subject:
 
 def apply(subject: Subject, directory: Path, size: int, runs: int, hook_runs: int) -> Seconds:
     """Everything from nothing, three ways in turn; the first turn warms up and is checked, and does not count."""
-    told: Seconds = {"ours": [], "programs": [], "cpu": [], "native": [], "native cpu": [], "hooks": []}
+    told: Seconds = {"native": [], "native cpu": [], "hooks": []}
     for run in range(runs + 1):
         config = _configuration(directory, size, run)
         subject.forget()
@@ -155,7 +181,7 @@ def change(subject: Subject, directory: Path, size: int, runs: int) -> Seconds:
     """The last domain starts, again and again; the first time does not count."""
     config = _configuration(directory, size, 0)
     stopped = _without_last(subject.inventory)
-    told: Seconds = {"ours": [], "programs": [], "cpu": []}
+    told: Seconds = {}
     for run in range(runs + 1):
         # Twice: what is gone is held at first.
         subject.reconcile(config, stopped)
@@ -167,19 +193,24 @@ def change(subject: Subject, directory: Path, size: int, runs: int) -> Seconds:
 
 
 def _ours(cost: Cost) -> Seconds:
-    return {"ours": [cost.whole], "programs": [cost.programs], "cpu": [cost.cpu]}
+    return {name: [seconds] for name, seconds in asdict(cost).items()}
 
 
 def _add(told: Seconds, *parts: Seconds) -> None:
     for part in parts:
         for name, values in part.items():
-            told[name] += values
+            told.setdefault(name, []).extend(values)
 
 
 def _cpu_seconds() -> float:
     """Of this process and all it waited for; helpers that still run are not among them."""
     every = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return sum(usage.ru_utime + usage.ru_stime for usage in every)
+
+
+def _cpu_of_helpers() -> float:
+    """Of those that run now; in steps of a hundredth of a second."""
+    return sum(cpu_seconds(pid) for pid in children(os.getpid()))
 
 
 def _configuration(directory: Path, size: int, run: int) -> Config:

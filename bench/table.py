@@ -31,6 +31,27 @@ def document(figures: Iterable[Figure], machine: Mapping[str, str], plots: Mappi
     return "\n\n".join(parts) + "\n"
 
 
+def summary(figures: Iterable[Figure]) -> str:
+    """What was wanted of all figures, and what came of it, in one table."""
+    wanted = ((f"{figure.title}, {figure.host}", *_want(want)) for figure in figures for want in figure.wants)
+    return rows(["figure", "wanted", "measured", ""], wanted)
+
+
+def replaced(page: str, mark: str, text: str) -> str:
+    """Put a text between the two comments of a page that hold this mark.
+
+    Raises:
+        ValueError: the page has no such place.
+
+    """
+    begin, end = f"<!-- {mark} -->\n", f"<!-- end of {mark} -->"
+    head, found, rest = page.partition(begin)
+    _, closed, tail = rest.partition(end)
+    if not (found and closed):
+        raise ValueError(f"there is no {begin.strip()} … {end} in the page")
+    return f"{head}{begin}{text}\n{end}{tail}"
+
+
 def section(figure: Figure, plot: str | None = None) -> str:
     """One figure with its title."""
     parts = [f"## {figure.title}, {figure.host}", figure.notes, _table(figure)]
@@ -38,6 +59,7 @@ def section(figure: Figure, plot: str | None = None) -> str:
         parts.append(f"![{figure.title}]({plot})")
     if figure.wants:
         parts.append(rows(["wanted", "measured", ""], map(_want, figure.wants)))
+    parts += _reasons(figure.wants)
     return "\n\n".join(parts)
 
 
@@ -54,6 +76,16 @@ def _cells(series: Series, sizes: Sequence[int]) -> Iterator[str]:
 
 def _want(want: Want) -> tuple[str, str, str]:
     return want.text, f"{number(want.value)}{want.unit}", "met" if want.met else "**missed**"
+
+
+def _reasons(wants: Iterable[Want]) -> Iterator[str]:
+    """Why wants were missed, each reason once."""
+    missed: dict[str, list[str]] = {}
+    for want in wants:
+        if want.because and not want.met:
+            missed.setdefault(want.because, []).append(want.text)
+    for because, texts in missed.items():
+        yield f"Missed: {'; '.join(texts)}. {because}"
 
 
 def rows(head: Sequence[str], body: Iterable[Sequence[str]]) -> str:

@@ -83,6 +83,7 @@ RULE_FAULTS: dict[str, RuleFault] = {
     "nft-flush-map": RuleFault(nft("flush map ip kvm_portfwd every_address"), _ON_NFT),
     "nft-flush-targets": RuleFault(nft("flush map ip kvm_portfwd every_address_targets"), _ON_NFT),
     "nft-flush-set": RuleFault(nft("flush set ip kvm_portfwd guest_subnets"), _ON_NFT),
+    "nft-dormant-table": RuleFault(nft("add table ip kvm_portfwd { flags dormant; }"), _ON_NFT),
     "nft-stray-chain": RuleFault(nft("add chain ip kvm_portfwd stray"), _ON_NFT),
     "nft-stray-table": RuleFault(nft("add table ip kvm_portfwd", "add chain ip kvm_portfwd stray"), _ON_LEGACY),
     "nft-stray-drop": RuleFault(nft("insert rule ip kvm_portfwd forward counter drop"), _ON_NFT, rests=True),

@@ -4,7 +4,7 @@ import pytest
 
 from bench.figure import NONE, Figure, Series, Spread, Unit, Want, interleaved_ratio, ratio
 from bench.setting import take_turns
-from bench.table import cell, document, number, rows, section
+from bench.table import cell, document, number, replaced, rows, section, summary
 
 FASTER = Series("ours", Unit.SECONDS, {10: [0.011, 0.010, 0.030], 1000: [0.020, 0.022, 0.024]})
 PLAIN = Series("plain", Unit.SECONDS, {NONE: [0.005]})
@@ -102,6 +102,32 @@ def test_the_page_tells_the_machine_and_shows_the_plots_there_are() -> None:
     assert "| kernel | 6.18 |" in page
     assert page.count("![") == 1
     assert "![From nothing](apply.svg)" in page
+
+
+def test_each_reason_stands_once_below_what_was_missed_for_it() -> None:
+    wants = (
+        Want("fast", 2.0, 1.0, because="Python."),
+        Want("faster", 3.0, 1.0, because="Python."),
+        Want("small", 1.0, 2.0, because="Not told, as it is met."),
+        Want("bare", 2.0, 1.0),
+    )
+    text = section(Figure("apply", "N forwards", "a-host", "", (FASTER,), wants))
+    assert text.endswith("| **missed** |\n\nMissed: fast; faster. Python.")
+
+
+def test_a_summary_has_a_row_for_each_want() -> None:
+    figure = Figure("apply", "N forwards", "a-host", "", (), (Want("fast", 2.0, 1.3, " times"), Want("small", 1, 2)))
+    assert summary([figure]).splitlines()[2:] == [
+        "| N forwards, a-host | fast | 2.00 times | **missed** |",
+        "| N forwards, a-host | small | 1.00 | met |",
+    ]
+
+
+def test_only_what_is_between_the_marks_is_replaced() -> None:
+    page = "before\n<!-- x -->\nold\n<!-- end of x -->\nafter\n"
+    assert replaced(page, "x", "new") == "before\n<!-- x -->\nnew\n<!-- end of x -->\nafter\n"
+    with pytest.raises(ValueError, match="<!-- y -->"):
+        replaced(page, "y", "new")
 
 
 def test_hosts_take_turns_and_the_first_turn_does_not_count() -> None:
