@@ -48,16 +48,13 @@ def end_outdated(
         KernelError: the kernel does not list its connections.
 
     """
-    ended = 0
-    for family in Family:
-        with _asking() as asking:
-            entries = list(_listed(asking, listing_request(_FAMILIES[family], mark), read_entries))
-            carriers = Carriers(reaching(live, [entry.flow for entry in entries]))
-            outdated = [entry for entry in entries if is_outdated(entry.flow, carriers, local)]
-            if ported := [entry.flow for entry in outdated if entry.flow.protocol is not None]:
-                refuse(ported)
-            ended += sum(_end(asking, family, entry) for entry in outdated)
-    return ended
+    with _asking() as asking:
+        entries = list(_listed(asking, listing_request(mark), read_entries))
+        carriers = Carriers(reaching(live, [entry.flow for entry in entries]))
+        outdated = [entry for entry in entries if is_outdated(entry.flow, carriers, local)]
+        if ported := [entry.flow for entry in outdated if entry.flow.protocol is not None]:
+            refuse(ported)
+        return sum(_end(asking, entry) for entry in outdated)
 
 
 def end_claimed(added: Collection[Opening], local: Collection[Address]) -> int:
@@ -80,9 +77,8 @@ def open_flows(mark: int) -> Iterator[OpenFlow]:
         KernelError: the kernel does not list them.
 
     """
-    for family in Family:
-        with _asking() as asking:
-            yield from _listed(asking, listing_request(_FAMILIES[family], mark), read_listing)
+    with _asking() as asking:
+        yield from _listed(asking, listing_request(mark), read_listing)
 
 
 def _end_claimed(family: Family, taken: Collection[Forward | Nat], local: Collection[Address]) -> int:
@@ -91,7 +87,7 @@ def _end_claimed(family: Family, taken: Collection[Forward | Nat], local: Collec
         with _asking() as asking:
             entries = list(_listed(asking, protocol_request(_FAMILIES[family], protocol), read_entries))
             claimed = [entry for entry in entries if is_claimed(entry.flow, taken, local)]
-            ended += sum(_end(asking, family, entry) for entry in claimed)
+            ended += sum(_end(asking, entry) for entry in claimed)
     return ended
 
 
@@ -124,8 +120,8 @@ def _listed(
         raise OSError(ended, os.strerror(ended))
 
 
-def _end(asking: socket.socket, family: Family, entry: Entry) -> bool:
-    asking.send(ending_request(_FAMILIES[family], entry))
+def _end(asking: socket.socket, entry: Entry) -> bool:
+    asking.send(ending_request(_FAMILIES[entry.flow.family], entry))
     _, refused = read_entries(asking.recv(_DATAGRAM))
     if refused and refused != errno.ENOENT:  # it may have ended by itself
         _log.warning("cannot end the connection %s: %s", entry.flow, os.strerror(refused))

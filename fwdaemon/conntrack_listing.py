@@ -27,6 +27,7 @@ _CODE: Final = struct.Struct("=i")
 _ERROR, _DONE, _GET, _NEW = 2, 3, 0x101, 0x100
 _DELETE: Final = 0x102
 _REQUEST_DUMP, _REQUEST_ACK = 0x301, 0x5
+_EVERY_FAMILY: Final = 0  # AF_UNSPEC
 # enum ctattr_type, and inside of a tuple, an address pair, a protocol, and counters.
 _ORIGINAL, _REPLY, _STATE, _MARK, _COUNTED_ORIGINAL, _COUNTED_REPLY, _MARK_MASK = 1, 2, 4, 8, 9, 10, 21
 _ID, _ZONE, _FILTER = 12, 18, 25
@@ -63,9 +64,13 @@ class Entry:
     key: bytes
 
 
-def listing_request(family: int, mark: int) -> bytes:
-    """Write the request for all connections of an address family (AF_INET…) that have the bit `mark`."""
-    return _request(_GET, _REQUEST_DUMP, family, *(attribute(kind, _NUMBER.pack(mark)) for kind in (_MARK, _MARK_MASK)))
+def listing_request(mark: int) -> bytes:
+    """Write the request for all connections, of any address family, that have the bit `mark`.
+
+    The kernel walks through its whole table for each listing, which takes ten milliseconds where that is large.
+    """
+    marked = (attribute(kind, _NUMBER.pack(mark)) for kind in (_MARK, _MARK_MASK))
+    return _request(_GET, _REQUEST_DUMP, _EVERY_FAMILY, *marked)
 
 
 def protocol_request(family: int, protocol: int) -> bytes:

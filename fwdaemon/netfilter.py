@@ -20,6 +20,7 @@ from fwdaemon.legacy.info import chain_names, existing_tables, table_info
 from fwdaemon.legacy.model import PRE, TableName
 from fwdaemon.model import Family
 from fwdaemon.nftables.backend import NftablesBackend
+from fwdaemon.nftables.existing import existing_tables as nftables_tables
 from fwdaemon.nftables.gates import LIBVIRT_CHAIN, LIBVIRT_TABLE
 from fwdaemon.nftables.generation import current_generation
 from fwdaemon.nftables.readback import items
@@ -202,10 +203,11 @@ class Locator:
         self._seen = _state()
 
     def _locate(self, before: Side | None) -> tuple[Side, str]:
+        there = nftables_tables()
         # libvirt leaves its table behind when it moves, but empty.
-        if self._has_rules(LIBVIRT_TABLE, "guest_input"):
+        if ("ip", LIBVIRT_TABLE) in there and self._has_rules(LIBVIRT_TABLE, "guest_input"):
             return Side.NFTABLES, f"libvirt's rules are in its table {LIBVIRT_TABLE}"
-        nftables = self._has_rules("filter", LIBVIRT_CHAIN)
+        nftables = ("ip", "filter") in there and self._has_rules("filter", LIBVIRT_CHAIN)
         legacy = LIBVIRT_CHAIN in chain_names(Family.IPV4, TableName.FILTER)
         if nftables and legacy:
             side = Side.LEGACY if self._iptables_is_legacy() else Side.NFTABLES

@@ -59,7 +59,7 @@ class NftablesBackend:
                 _log.debug("looking again after: %s", error)
                 # Also for gates that are not wanted any more: nothing of what was seen has been done.
                 self._observed = self._wanted = None
-        return self._reconcile(desired, replace(self._look(desired, thorough=True), tables={}))
+        return self._reconcile(desired, self._strange(desired))
 
     def render(self, desired: Desired) -> str:
         """See `Backend.render`."""
@@ -109,6 +109,12 @@ class NftablesBackend:
         observed = self._observer.look(generation, wanted, self._committed, everywhere=wanted != self._wanted)
         self._observed, self._wanted = observed, wanted
         return observed
+
+    def _strange(self, desired: Desired) -> Observed:
+        """Look once more, and take our tables for others of the same name, which are replaced whole."""
+        observed = self._look(desired, thorough=True)
+        families = self._tables(self._rulebook, desired).keys() | observed.tables.keys()
+        return replace(observed, tables={family: Table(family, {}, {}) for family in families})
 
     def _reconcile(self, desired: Desired, observed: Observed) -> Outcome:
         if self._settled is not None and desired is self._settled[0] and observed is self._settled[1]:

@@ -41,7 +41,7 @@ def difference(family: Family, desired: Table | None, observed: Table | None) ->
     if desired is None:
         return Difference((f"delete table {table_name(family)}",))
     if observed is None:
-        return Difference(tuple(_replace(desired)), EVERYWHERE)
+        return Difference(tuple(_make(desired)), EVERYWHERE)
     comparison = _Comparison.of(desired, observed)
     if comparison is None:
         return Difference(tuple(_replace(desired)), EVERYWHERE)
@@ -70,8 +70,17 @@ def creation(table: Table) -> str:
     return "\n".join([*lines, "}"])
 
 
+def _make(table: Table) -> Iterator[str]:
+    """Make what is not there; the first line is refused if by now it is."""
+    yield f"create table {table.name}"
+    yield creation(table)
+
+
 def _replace(table: Table) -> Iterator[str]:
-    """Delete and create in one transaction; the first line makes the deletion succeed where there is nothing yet."""
+    """Delete and make in one transaction; the first line lets the deletion succeed where there is nothing any more.
+
+    The kernel waits for all processors before it lets go of a table, which takes longer than all the rest of it.
+    """
     yield f"add table {table.name}"
     yield f"delete table {table.name}"
     yield creation(table)

@@ -1,10 +1,12 @@
 """Reads what the kernel holds: our tables, the gates, and rules of ours where none should be."""
 
+import signal
 from collections.abc import Mapping
 
 from fwdaemon.config.model import Gate
 from fwdaemon.errors import ProcessError
 from fwdaemon.model import Family
+from fwdaemon.nftables.existing import existing_tables
 from fwdaemon.nftables.gates import (
     LIBVIRT_CHAIN,
     LIBVIRT_TABLE,
@@ -17,7 +19,7 @@ from fwdaemon.nftables.gates import (
 )
 from fwdaemon.nftables.model import TABLE_NAME, Table, family_name
 from fwdaemon.nftables.observed import Observed, Wanted
-from fwdaemon.nftables.readback import items, read_table
+from fwdaemon.nftables.readback import read_table
 from fwdaemon.process import Runner
 
 
@@ -36,10 +38,11 @@ class Observer:
 
         Raises:
             ProcessError: `nft` could not list what is there.
+            KernelError: the kernel could not.
 
         """
         self._faults = []
-        there = self._tables()
+        there = existing_tables()
         self._libvirt = any(table == LIBVIRT_TABLE for _, table in there)
         named = wanted_gates(sorted(wanted.families), wanted.configured)
         gates = [gate for gate in named if (gate.family, gate.table) in there]
@@ -52,12 +55,14 @@ class Observer:
         strays = self._strays(there, gates, wanted.mark) if everywhere else ()
         return Observed(generation, tables, states, strays, tuple(self._faults), libvirt=self._libvirt)
 
-    def _tables(self) -> frozenset[tuple[str, str]]:
-        listing = self._runner.run("nft", "-j", "list", "tables").stdout
-        return frozenset((item["family"], item["name"]) for item in items(listing, "table"))
-
     def _table(self, family: Family, known: Table | None) -> Table:
-        listing = self._runner.run("nft", "-j", "list", "table", family_name(family), TABLE_NAME).stdout
+        try:
+            listing = self._runner.run("nft", "-j", "list", "table", family_name(family), TABLE_NAME).stdout
+        except ProcessError as error:
+            if error.returncode != -signal.SIGABRT:
+                raise
+            # nft ends where somebody gave a chain or set a name that is no text: what holds one is not our table.
+            return Table(family, {}, {})
         return read_table(family, listing, known)
 
     def gate(self, gate: Gate, mark: int) -> GateState | None:
@@ -80,10 +85,19 @@ class Observer:
         return read_iptables(gate, listing, mark)
 
     def _strays(self, there: frozenset[tuple[str, str]], gates: list[Gate], mark: int) -> tuple[GateState, ...]:
-        native = read_strays(self._runner.run("nft", "-j", "list", "ruleset").stdout, gates)
+        native = self._native_strays(gates)
         forgotten = [gate for gate in wanted_gates(Family, ()) if is_iptables(gate) and gate not in gates]
         iptables = [self._iptables_gate(gate, mark) for gate in forgotten if (gate.family, gate.table) in there]
         return native + tuple(state for state in iptables if state and state.ours)
+
+    def _native_strays(self, gates: list[Gate]) -> tuple[GateState, ...]:
+        try:
+            # Rules are wanted, and not the thousands of elements in sets.
+            return read_strays(self._runner.run("nft", "-j", "-t", "list", "ruleset").stdout, gates)
+        except ProcessError as error:
+            # nft ends where somebody gave a chain a name that is no text.
+            self._faults.append(f"rules of ours in other chains than the wanted ones are not looked for: {error}")
+            return ()
 
 
 def iptables_program(gate: Gate, suffix: str = "") -> str:

@@ -1,5 +1,6 @@
 """The nftables backend on the real kernel: what is written comes back equal, and whatever is bent is mended."""
 
+import signal
 import subprocess
 from dataclasses import replace
 
@@ -13,12 +14,14 @@ from fwdaemon.errors import ProcessError
 from fwdaemon.flows import Flow
 from fwdaemon.model import Family, Protocol
 from fwdaemon.nftables.backend import NftablesBackend
+from fwdaemon.nftables.existing import existing_tables
 from fwdaemon.nftables.generation import current_generation
 from fwdaemon.nftables.model import Table
 from fwdaemon.nftables.readback import read_table
 from fwdaemon.nftables.ruleset import tables
 from fwdaemon.process import Finished, SystemRunner
 from tests.lab.place import wait_until
+from tests.lab.rules import foreign_rules
 from tests.unit.forwards import address, forward, in_ipv6, nat, route, some_states
 
 WEB = forward("tcp *:80", "192.168.122.50:80")
@@ -244,7 +247,7 @@ def test_a_table_may_be_there_for_routes_alone(backend: NftablesBackend) -> None
     assert backend.apply(Desired().having([NET_SIX]), thorough=True).mended == {NET_SIX}
     outcome = NftablesBackend(SystemRunner()).apply(Desired().having([NET]), thorough=True)
     assert outcome.mended == {NET}
-    assert outcome.script.startswith("add table ip kvm_portfwd\n")
+    assert outcome.script.startswith("create table ip kvm_portfwd\n")
     assert outcome.script.endswith("delete table ip6 kvm_portfwd\n")
 
 
@@ -318,8 +321,10 @@ def test_foreign_rules_come_through_byte_for_byte(backend: NftablesBackend, runn
     runner.run("nft", "-f", "-", stdin=LIBVIRT)
     runner.run("iptables-nft", "-A", "FORWARD", "-m", "comment", "--comment", "not kvm-portfwd", "-j", "DROP")
     before = foreign(runner)
-    backend.apply(ALL, thorough=False)
-    backend.apply(replace(ALL, forwards=frozenset({WEB})), thorough=False)
+    for desired in (ALL, replace(ALL, forwards=frozenset({WEB}))):
+        backend.apply(desired, thorough=False)
+        assert foreign(runner) != before, "there are gates"
+        assert foreign_rules(foreign(runner), "").splitlines() == before.splitlines()
     backend.remove()
     assert foreign(runner) == before
 
@@ -338,3 +343,70 @@ def test_any_sequence_of_states_is_reached_and_holds(backend: NftablesBackend, s
     for desired in states:
         backend.apply(desired, thorough=False)
         assert not backend.apply(desired, thorough=True).changed
+
+
+def test_the_kernel_lists_the_tables_that_nft_lists(runner: SystemRunner) -> None:
+    assert existing_tables() == frozenset()
+    families = ("ip", "ip6", "inet", "arp", "bridge", "netdev")
+    # More than fit into one datagram.
+    made = {(family, f"table{number}") for family in families for number in range(200)}
+    runner.run("nft", "-f", "-", stdin="".join(f"add table {family} {name}\n" for family, name in made))
+    assert existing_tables() == made
+
+
+def test_a_table_that_came_between_look_and_commit_is_replaced(runner: SystemRunner) -> None:
+    class Late(SystemRunner):
+        made = False
+
+        def run(self, *argv: str, stdin: str = "") -> Finished:
+            if stdin and not self.made:
+                self.made = True
+                super().run("nft", "-f", "-", stdin="table ip kvm_portfwd { chain theirs { }; }\n")
+            return super().run(*argv, stdin=stdin)
+
+    backend = NftablesBackend(Late())
+    assert backend.apply(ALL, thorough=False).mended == ALL.openings
+    assert "theirs" not in runner.run("nft", "list", "table", "ip", "kvm_portfwd").stdout
+    assert not backend.apply(ALL, thorough=True).changed
+
+
+# What iptables-nft takes for a chain's name, and `nft -j` ends at.
+NO_TEXT = b"c\xff"
+
+
+def iptables_nft(program: str, *words: str | bytes) -> list[bytes]:
+    """What a program prints, without its comments, which tell the time."""
+    done = subprocess.run([f"/usr/sbin/{program}", *words], check=True, capture_output=True)  # noqa: S603  words of ours
+    return [line for line in done.stdout.splitlines() if not line.startswith(b"#")]
+
+
+def test_a_chain_of_others_whose_name_is_no_text_stops_nobody(backend: NftablesBackend) -> None:
+    for table in ("filter", "nat"):
+        iptables_nft("iptables-nft", "-t", table, "-N", NO_TEXT)
+    iptables_nft("iptables-nft", "-A", "FORWARD", "-j", NO_TEXT)
+    before = iptables_nft("iptables-nft-save")
+    outcome = backend.apply(ALL, thorough=False)
+    assert outcome.mended == ALL.openings
+    assert any("are not looked for" in fault for fault in outcome.faults)
+    assert [change.gate.chain for change in outcome.gates] == ["FORWARD"]
+    assert not backend.apply(ALL, thorough=True).changed
+    backend.remove()
+    assert iptables_nft("iptables-nft-save") == before
+
+
+def test_a_table_of_ours_that_nft_cannot_print_is_made_anew(runner: SystemRunner) -> None:
+    class Ending(SystemRunner):
+        """Ends as nft does at such a name in our table, which nft itself cannot be made to write there."""
+
+        def run(self, *argv: str, stdin: str = "") -> Finished:
+            done = super().run(*argv, stdin=stdin)
+            if "chain strange" in done.stdout or '"strange"' in done.stdout:
+                raise ProcessError(argv, stdin, -signal.SIGABRT, "Assertion failed")
+            return done
+
+    backend = NftablesBackend(Ending())
+    backend.apply(ALL, thorough=False)
+    runner.run("nft", "add", "chain", "ip", "kvm_portfwd", "strange")
+    backend.apply(ALL, thorough=False)
+    assert "strange" not in runner.run("nft", "list", "ruleset").stdout
+    assert not backend.apply(ALL, thorough=True).changed

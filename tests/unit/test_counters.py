@@ -97,7 +97,8 @@ def test_what_is_no_connection(datagram: bytes, ended: int | None) -> None:
 
 
 def test_the_request_asks_the_kernel_to_choose_by_mark() -> None:
-    request = listing_request(2, 0x02000000)
+    request = listing_request(0x02000000)
     assert struct.unpack("=IHHII", request[:16]) == (len(request), 0x101, 0x301, 1, 0)
+    assert request[16:20] == bytes(4), "of every family"
     marks = [(kind, int.from_bytes(mark)) for _, kind, mark in struct.iter_unpack("=HH4s", request[20:])]
     assert marks == [(8, 0x02000000), (21, 0x02000000)]
