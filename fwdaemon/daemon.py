@@ -216,6 +216,7 @@ class Daemon:
         return desired
 
     def _settle(self, began: float, *, changed: bool) -> None:
+        self._pulse.soon()
         self._records.placed(*self._netfilter.standing, self._netfilter.unusable)
         if (account := self._reconciler.account) is not None:
             seconds = time.monotonic() - began
@@ -232,6 +233,7 @@ class Daemon:
             self._look_in(due - time.monotonic())
 
     def _try_again(self, failure: str, began: float) -> None:
+        self._pulse.soon()
         seconds = time.monotonic() - began
         self._records.failed(self._placement.desired if self._placement else None, failure, seconds)
         self._reporter.failed(seconds)

@@ -23,8 +23,9 @@ _FEEDS: Final = 4
 # What runs in another thread may take so many times longer than the loop may take for a turn: ten thousand forwards in
 # the legacy tables are legitimate work, and each program that is started has its own limit.
 _LENIENCE: Final = 5
-# How often the status is compared with what was told of it.
-_PULSE_S: Final = 1.0
+# How often the status is compared with what was told of it, and how soon after something that may have changed it.
+_PULSE_S: Final = 5.0
+_SOON_S: Final = 1.0
 
 
 class Notifier:
@@ -152,6 +153,13 @@ class Pulse:
         self.watchdog.feed()
         self.notifier.status(self._status())
         self._next = asyncio.get_running_loop().call_later(min(_PULSE_S, self.watchdog.period), self.begin)
+
+    def soon(self) -> None:
+        """Compare the status within a second: something was done."""
+        loop = asyncio.get_running_loop()
+        if self._next is not None and self._next.when() > loop.time() + _SOON_S:
+            self._next.cancel()
+            self._next = loop.call_later(_SOON_S, self.begin)
 
     def ready(self) -> None:
         """Say that start or reload is done, and how we are now."""

@@ -1,7 +1,8 @@
 """Notices that somebody changed the legacy tables, of which the kernel tells nobody.
 
-Once a second the kernel is asked how large the tables are, which costs microseconds. And iptables' programs lock a
-file, so when one of them lets go of it, that is a reason to look. Nobody tells who it was.
+Once a second the kernel is asked how large the tables are, and where there are none, more seldom: that costs
+microseconds, but to wake up costs more. And iptables' programs lock a file, so when one of them lets go of it, that is
+a reason to look. Nobody tells who it was.
 """
 
 import asyncio
@@ -21,6 +22,8 @@ _log = logging.getLogger(__name__)
 # The kernel does not tell who.
 _SOMEBODY = "somebody, in the legacy tables"
 POLL = 1.0
+# How many times longer the pause is while no legacy tables are there.
+_LONGER = 3
 # Programs that change tables come in bursts.
 _PAUSE = 0.05
 _CLOSED = 0x18  # IN_CLOSE_WRITE and IN_CLOSE_NOWRITE, inotify(7)
@@ -60,11 +63,12 @@ class LegacyMonitor:
             self._inotify = -1
 
     def _poll(self) -> None:
-        self._polling = asyncio.get_running_loop().call_later(self._poll_every, self._poll)
         if self._inotify >= 0:
             # Does nothing while the file is the same; it may not be there yet, or somebody may have replaced it.
             self._libc.inotify_add_watch(self._inotify, lock_path().encode(), _CLOSED)
         sizes = _sizes()
+        pause = self._poll_every if sizes else self._poll_every * _LONGER
+        self._polling = asyncio.get_running_loop().call_later(pause, self._poll)
         if sizes != self._seen:
             self._seen = sizes
             self._changed(_SOMEBODY, thorough=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from fwdaemon import notify
 from fwdaemon.notify import Notifier, Pulse, Watchdog
 from tests.lab.place import wait_until
 
@@ -194,6 +195,29 @@ def test_the_pulse_tells_what_is_new_and_that_we_are_alive(
         "STATUS=2 forwards",
         "READY=1",
     ]
+
+
+def test_after_something_was_done_the_status_is_told_before_the_next_pulse(
+    systemd: Systemd, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NOTIFY_SOCKET", environment["NOTIFY_SOCKET"])
+    monkeypatch.setattr(notify, "_PULSE_S", 1000.0)
+    monkeypatch.setattr(notify, "_SOON_S", 0.01)
+
+    async def scene() -> list[str]:
+        status, told = "1 forward", list[str]()
+        pulse = Pulse(lambda: status)
+        pulse.begin()
+        status = "2 forwards"
+        pulse.soon()
+        pulse.soon()
+        while "STATUS=2 forwards" not in told:
+            await asyncio.sleep(0.01)
+            told += systemd.told()
+        pulse.end()
+        return told
+
+    assert asyncio.run(asyncio.wait_for(scene(), 10)) == ["STATUS=1 forward", "STATUS=2 forwards"]
 
 
 def _fed(watchdog: Watchdog, systemd: Systemd) -> bool:
