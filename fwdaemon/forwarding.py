@@ -3,11 +3,13 @@
 It is never turned off again: others on the host may rely on it by then, and nobody can tell.
 """
 
+import os
 from pathlib import Path
 
 from fwdaemon import sysctl
 from fwdaemon.errors import KernelError
 from fwdaemon.model import Family
+from fwdaemon.naming import shown
 
 _SWITCHES = {Family.IPV4: "net.ipv4.ip_forward", Family.IPV6: "net.ipv6.conf.all.forwarding"}
 _ROUTES = Path("/proc/net/ipv6_route")
@@ -29,8 +31,8 @@ def turn_on(family: Family) -> str:
     """
     if family is Family.IPV6 and (links := _links_that_would_lose_their_route()):
         raise KernelError(
-            f"IPv6 forwarding stays off: it would take away the default route that {', '.join(links)} learned from a"
-            f" router; set {_accept_ra(links[0])} = 2 first"
+            "IPv6 forwarding stays off: it would take away the default route that"
+            f" {', '.join(map(shown, links))} learned from a router; set {shown(_accept_ra(links[0]))} = 2 first"
         )
     sysctl.write(_SWITCHES[family], "1")
     return _SWITCHES[family]
@@ -39,11 +41,12 @@ def turn_on(family: Family) -> str:
 def _links_that_would_lose_their_route() -> list[str]:
     """Find links with a default route from a router advertisement, and accept_ra at 1."""
     try:
-        routes = [line.split() for line in _ROUTES.read_text().splitlines()]
+        # Bytes are parted at blanks of ASCII alone, and those no link can have in its name (dev_valid_name).
+        routes = [line.split() for line in _ROUTES.read_bytes().splitlines()]
     except OSError:
         return []
     # Destination, its prefix length, …, flags, device: all but the device in hexadecimal (net/ipv6/route.c).
-    learned = {route[9] for route in routes if route[1] == "00" and int(route[8], 16) & _RTF_ADDRCONF}
+    learned = {os.fsdecode(route[9]) for route in routes if route[1] == b"00" and int(route[8], 16) & _RTF_ADDRCONF}
     return sorted(link for link in learned if sysctl.read(_accept_ra(link)) == "1")
 
 

@@ -89,13 +89,13 @@ def _opened() -> socket.socket:
 def _meddler(message: Message) -> str | None:
     """Say who did what; the number of a netlink port is, as a rule, that of the process."""
     if message.kind == _NEW_LINK:
-        return _who_took_link(message.body)
+        return who_took_link(message.body)
     did = "added" if message.kind == _NEW_ROUTE else "removed"
     return f"somebody who {did} a route (netlink port {message.port})" if message.port else "the kernel itself"
 
 
-def _who_took_link(body: bytes) -> str | None:
-    """Say so, unless it is the port of a bridge, as guests are, where there are no routes."""
+def who_took_link(body: bytes) -> str | None:
+    """Say who took a link up or down, unless it is the port of a bridge, as guests are, where there are no routes."""
     *_rest, flags, _changes = _LINK.unpack_from(body)
     found = attributes(body[_LINK.size :])
     if _MASTER in found:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import isfinite
 from typing import Any, Final, NoReturn
 
 from fwdaemon.errors import PortfwdError
@@ -111,7 +112,7 @@ def _encoded(content: Mapping[str, Any]) -> bytes:
 def _decoded(message: bytes) -> Any:
     """Read JSON, and nothing that only Python takes for it."""
     try:
-        return json.loads(message.decode(), parse_constant=_refuse)
+        return json.loads(message.decode(), parse_constant=_refuse, parse_float=_finite)
     except (ValueError, RecursionError) as error:
         raise MalformedError("a message is no JSON") from error
 
@@ -120,6 +121,12 @@ def _given(content: Mapping[str, Any], name: str, otherwise: object) -> Any:
     """Give a member; null says the same as leaving it out."""
     value = content.get(name)
     return otherwise if value is None else value
+
+
+def _finite(number: str) -> float:
+    """Read a number, but none too large for a float: as infinity it could not be written again (RFC 8259)."""
+    value = float(number)
+    return value if isfinite(value) else _refuse(number)
 
 
 def _refuse(constant: str) -> NoReturn:

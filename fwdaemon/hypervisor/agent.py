@@ -20,7 +20,7 @@ from fwdaemon.libvirt_xml import guest_address, normal_mac
 from fwdaemon.observation import MacClaim
 
 _TIMEOUT_S = 5
-_MAX_ADDRESSES = 64
+MAX_ADDRESSES = 64
 
 
 class AgentConnection:
@@ -77,6 +77,6 @@ def agent_claims(answer: dict[str, dict[str, Any]]) -> tuple[MacClaim, ...]:
     }
     return tuple(
         sorted(claims, key=lambda claim: (claim.mac, claim.learned.address.version, claim.learned.address.packed))[
-            :_MAX_ADDRESSES
+            :MAX_ADDRESSES
         ]
     )

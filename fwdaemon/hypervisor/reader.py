@@ -147,8 +147,12 @@ def _is_alive(subject: libvirt.virDomain | libvirt.virNetwork) -> bool:
 
 
 def _leases(network: libvirt.virNetwork) -> tuple[MacClaim, ...]:
-    """Ask for the leases of an active network, the newest first: a MAC address can have several, one per client ID."""
     leases: Any = network.DHCPLeases()
+    return lease_claims(leases)
+
+
+def lease_claims(leases: list[dict[str, Any]]) -> tuple[MacClaim, ...]:
+    """Read the leases of an active network, the newest first: a MAC address can have several, one per client ID."""
     claims = (_lease(lease) for lease in sorted(leases, key=_expiry, reverse=True))
     return tuple(claim for claim in claims if claim is not None)
 

@@ -1,8 +1,8 @@
 """Whether a legacy table is there, how large it is and which chains it has, without bringing it into being.
 
 Asking the kernel for a table makes it where it was not, with hooks that every packet passes from then on. So the list
-of tables comes first. Sources: `struct ipt_getinfo`, `ipt_get_entries` and `ipt_entry` in
-linux/netfilter_ipv4/ip_tables.h, and their IPv6 sisters.
+of tables comes first. Sources: `struct ipt_getinfo` and `ipt_get_entries` in linux/netfilter_ipv4/ip_tables.h, and
+their IPv6 sisters.
 """
 
 import ctypes
@@ -12,10 +12,10 @@ import socket
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from fwdaemon.errors import KernelError
+from fwdaemon.legacy.entry import LAYOUT, begun_chain
 from fwdaemon.legacy.model import TableName
 from fwdaemon.model import Family
 
@@ -23,18 +23,15 @@ _HOOKS = 5
 _FORWARD = 2  # NF_INET_FORWARD
 # IPT_SO_GET_INFO and IPT_SO_GET_ENTRIES; the IPv6 ones have the same numbers.
 _GET_INFO, _GET_ENTRIES = 64, 65
-# Where an entry says how far away its target and the next entry are.
-_OFFSETS = {Family.IPV4: 88, Family.IPV6: 140}
-# A chain of somebody's begins with an entry whose target is named ERROR, and holds the chain's name.
-_TARGET = struct.Struct("=H29sB30s")
 _ENTRIES_HEADER = 40
 _TRIES = 10
 _SOCKETS = {Family.IPV4: (socket.AF_INET, socket.IPPROTO_IP), Family.IPV6: (socket.AF_INET6, socket.IPPROTO_IPV6)}
 # Of this thread, since a network namespace is a thread's.
 _LISTS = {
-    Family.IPV4: Path("/proc/thread-self/net/ip_tables_names"),
-    Family.IPV6: Path("/proc/thread-self/net/ip6_tables_names"),
+    Family.IPV4: "/proc/thread-self/net/ip_tables_names",
+    Family.IPV6: "/proc/thread-self/net/ip6_tables_names",
 }
+_LONGEST_LIST = 4096
 
 
 class _GetInfo(ctypes.Structure):
@@ -60,10 +57,19 @@ class TableInfo:
 def existing_tables(family: Family) -> frozenset[TableName]:
     """Tell which of the tables we use are there in this network namespace."""
     try:
-        names = _LISTS[family].read_text(encoding="ascii").split()
+        names = _read(_LISTS[family]).split()
     except OSError:  # the kernel knows no legacy tables, or none of this family
         return frozenset()
-    return frozenset(table for table in TableName if table.value in names)
+    return frozenset(table for table in TableName if table.value.encode() in names)
+
+
+def _read(path: str) -> bytes:
+    """Read a short file of the kernel's; once a second, so without what Python puts around a file."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.read(descriptor, _LONGEST_LIST)
+    finally:
+        os.close(descriptor)
 
 
 def table_info(family: Family, table: TableName) -> TableInfo:
@@ -85,7 +91,7 @@ def chain_names(family: Family, table: TableName) -> frozenset[str]:
         KernelError: the kernel does not tell.
 
     """
-    return frozenset(_chains(family, table_entries(family, table)))
+    return frozenset(read_chains(family, table_entries(family, table)))
 
 
 def table_entries(family: Family, table: TableName) -> bytes:
@@ -105,16 +111,16 @@ def table_entries(family: Family, table: TableName) -> bytes:
     raise KernelError(f"the legacy table {table} of IPv{family} changes all the time")
 
 
-def _chains(family: Family, entries: bytes) -> Iterator[str]:
+def read_chains(family: Family, entries: bytes) -> Iterator[str]:
+    """Name the chains that somebody added, from a table's entries."""
     start = 0
     while start < len(entries):
-        target, following = struct.unpack_from("=HH", entries, start + _OFFSETS[family])
-        if following - target >= _TARGET.size:
-            _, kind, _, name = _TARGET.unpack_from(entries, start + target)
-            # The table's last entry is like that, too, and its name is the same word.
-            if kind.startswith(b"ERROR\0") and start + following < len(entries):
-                yield name.split(b"\0", 1)[0].decode(errors="replace")
+        target, following, *_ = LAYOUT[family].unpack_from(entries, start)
+        name = begun_chain(entries, start + target, following - target)
         start += following
+        # That of the last entry is no chain.
+        if name and start < len(entries):
+            yield name
 
 
 def _get_info(family: Family, table: TableName) -> _GetInfo:

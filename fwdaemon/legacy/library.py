@@ -5,6 +5,7 @@
 - `final_check` reads a rule back through a redirected standard output, and may wait forever: only what it does last is
   used, the extension's own check.
 - From 1.8.10 on, iptables' option descriptions are larger than the library thinks (`_mend_options`).
+- A name that is not UTF-8 raises, so chains are listed here (`OpenTable._own_chains`).
 - For IPv6 it writes an interface's mask so that one bit of each letter counts: `_bind_interface` writes it.
 """
 
@@ -12,9 +13,7 @@ import ctypes
 import errno
 import os
 import re
-import struct
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
@@ -22,13 +21,12 @@ import iptc
 from iptc.ip4tc import IPTCError
 from iptc.xtables import NFPROTO_IPV4, XTablesError, xt_option_entry, xtables
 
+from fwdaemon.legacy.entry import Entry, decode
 from fwdaemon.legacy.errors import LibraryError, NoTableError, RefusedError, TableError
 from fwdaemon.legacy.model import COMMENT, OWN_PREFIX, Head, ObservedTable, Rule, TableName
 from fwdaemon.legacy.syntax import Extension, parse
 from fwdaemon.model import Family
 
-# struct xt_entry_match: its size, name and revision, then its data.
-_MATCH = struct.Struct("=H29sB")
 # How many rules in the kernel's form are kept, of about 1 kB each.
 _REMEMBERED = 20_000
 # The parts of a rule's header that hold an interface: the name, its mask, and the bit that turns the match around; the
@@ -44,20 +42,6 @@ class _Rule4(iptc.Rule):  # type: ignore[misc]  # the library is not typed
 
 class _Rule6(iptc.Rule6):  # type: ignore[misc]
     tables = ()
-
-
-@dataclass(frozen=True, slots=True)
-class _Entry:
-    """A rule as the kernel holds it: its addresses and protocol, its matches by name, and its target."""
-
-    header: bytes
-    matches: Mapping[bytes, tuple[int, bytes]]
-    target: str
-
-    @property
-    def comment(self) -> str:
-        _, data = self.matches.get(b"comment", (0, b""))
-        return data.split(b"\0", 1)[0].decode(errors="replace")
 
 
 class Compiler:
@@ -124,9 +108,8 @@ class OpenTable:
 
     def observe(self, heads: Mapping[str, Any]) -> ObservedTable:
         """Read what is ours; `heads` are the compiled rules that are looked for, by the kernel's chains."""
-        chains = [chain.name for chain in self._table.chains if chain.name.startswith(OWN_PREFIX)]
         return ObservedTable(
-            {name: tuple(entry.comment for entry in self._entries(name)) for name in chains},
+            {name: tuple(entry.comment for entry in self._entries(name)) for name in self._own_chains()},
             {name: self._head(name, compiled) for name, compiled in heads.items()},
         )
 
@@ -168,22 +151,25 @@ class OpenTable:
             text = _plain(error)
             raise TableError(text, again=os.strerror(errno.EAGAIN) in text) from error
 
-    def _entries(self, chain: str) -> Iterator[_Entry]:
+    def _own_chains(self) -> list[str]:
+        # The library's list wants each name to be UTF-8, and somebody's may be any bytes; ours are plain ASCII.
+        functions, handle = self._table._iptc, self._table._handle  # noqa: SLF001
+        names = [functions.iptc_first_chain(handle), *iter(lambda: functions.iptc_next_chain(handle), None)]
+        return [name.decode() for name in names if name.startswith(OWN_PREFIX.encode()) and name.isascii()]
+
+    def _entries(self, chain: str) -> Iterator[Entry]:
         entry = self._table.first_rule(chain)
         while entry:
             yield self._read(entry)
             entry = self._table.next_rule(entry)
 
-    def _read(self, entry: Any) -> _Entry:
-        target = self._table.get_target(entry)
-        name = target.decode() if target else ""
-        return _decode(ctypes.string_at(ctypes.addressof(entry), entry.next_offset), type(entry), name)
+    def _read(self, entry: Any) -> Entry:
+        raw = ctypes.string_at(ctypes.addressof(entry), entry.next_offset)
+        return decode(self._family, raw, self._table.get_target(entry) or b"")
 
     def _head(self, chain: str, compiled: Any) -> Head:
         entries = list(self._entries(chain))
-        wanted = _decode(
-            bytes(compiled), iptc.ip4tc.ipt_entry if self._family is Family.IPV4 else iptc.ip6tc.ip6t_entry
-        )
+        wanted = decode(self._family, bytes(compiled))
         ours = tuple(
             number
             for number, entry in enumerate(entries)
@@ -197,21 +183,6 @@ class OpenTable:
             foreign=sum(entry.comment != COMMENT for entry in entries),
             policy=self._table.get_policy(chain)[0].name,
         )
-
-
-def _decode(raw: bytes, layout: Any, target: str | None = None) -> _Entry:
-    """Read `struct ipt_entry`, or its IPv6 sister; of a compiled rule, the target's name is in the rule itself."""
-    header_size = layout.nfcache.offset
-    target_at = struct.unpack_from("=H", raw, layout.target_offset.offset)[0]
-    offset = ctypes.sizeof(layout)
-    matches: dict[bytes, tuple[int, bytes]] = {}
-    while offset < target_at:
-        size, name, revision = _MATCH.unpack_from(raw, offset)
-        matches[name.split(b"\0", 1)[0]] = (revision, raw[offset + _MATCH.size : offset + size])
-        offset += size
-    if not target:
-        target = _MATCH.unpack_from(raw, target_at)[1].split(b"\0", 1)[0].decode()
-    return _Entry(raw[:header_size], matches, target)
 
 
 def _set_options(module: Any, extension: Extension) -> None:

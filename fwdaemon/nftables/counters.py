@@ -58,4 +58,12 @@ def _key(element: re.Match[str]) -> str:
     """Write the key as we do."""
     address, protocol, port = element.group(1, 2, 3)
     known = PROTOCOL_NAMES.get(int(protocol), protocol) if protocol.isdecimal() else protocol
-    return " . ".join([*([str(ip_address(address))] if address else []), known, port])
+    return " . ".join([*([_plain(address)] if address else []), known, port])
+
+
+def _plain(address: str) -> str:
+    """Write an address as we do; what is none stands in somebody's comment, and is nobody's key."""
+    try:
+        return str(ip_address(address))
+    except ValueError:
+        return address

@@ -7,7 +7,7 @@ those after its units.
 
 import os
 from collections import deque
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from pathlib import Path
 from typing import Final
 
@@ -92,13 +92,21 @@ def _units_of(groups: set[int]) -> dict[int, str]:
     return found
 
 
-def _hierarchies() -> Iterator[str]:
-    """Give where control groups of version 2 are."""
+def _hierarchies() -> list[str]:
     try:
-        mounts = [line.split() for line in _MOUNTS.read_text(errors="replace").splitlines()]
+        return hierarchies(_MOUNTS.read_bytes())
     except OSError:
-        return iter(())
-    return (where for _, where, kind, *_ in mounts if kind == "cgroup2")
+        return []
+
+
+def hierarchies(mounts: bytes) -> list[str]:
+    """Give where control groups of version 2 are, from /proc/self/mounts.
+
+    Names in it are anybody's who may mount. The kernel writes blanks, tabs and line breaks in them as numbers, but none
+    of the other characters at which Python parts lines and words.
+    """
+    parted = (line.split(" ") for line in os.fsdecode(mounts).split("\n"))
+    return [words[1] for words in parted if words[2:3] == ["cgroup2"]]
 
 
 def _subdirectories(path: str) -> list[tuple[str, int]]:

@@ -37,19 +37,19 @@ _NICE: Final = 10
 
 def main() -> int:
     """Give 1 if anything was found."""
-    options = _options()
+    options = read_options()
     names = options.targets or list(TARGETS)
     _WORK.mkdir(exist_ok=True)
     (_WORK / ".gitignore").write_text("*\n", encoding="ascii")
     (_WORK / "findings").mkdir(exist_ok=True)
     stamp = Stamp.now()
     fuzzed = [_fuzzed(name, max(1, options.seconds // len(names))) for name in names]
-    broken = [one.target for one in fuzzed if one.broken]
+    broken = [one for one in fuzzed if one.broken]
     if options.keep:
         for name in names:
             _keep(name)
-    for name in broken:
-        _say(f"{name}: broken; see {_WORK / 'findings'}")
+    for one in broken:
+        _say(f"{one.target}: broken after {one.inputs} inputs; see {_WORK / 'findings'}")
     figures = record(fuzzed)
     _say("\n".join(section(figures)))
     if options.page:
@@ -57,15 +57,18 @@ def main() -> int:
     return 1 if broken else 0
 
 
-def _options() -> argparse.Namespace:
+def read_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
     parser = argparse.ArgumentParser(prog="scripts/fuzz", description="Fuzzes everything that reads what others wrote.")
     parser.add_argument("--seconds", type=int, default=_HOUR_S, help="for all targets together (default: an hour)")
     parser.add_argument("--keep", action="store_true", help="add what reaches more to the reviewed corpus")
     parser.add_argument("--page", type=Path, help="write the figures into this page: docs/robustness.md")
     parser.add_argument("targets", nargs="*", metavar="TARGET", help=", ".join(TARGETS))
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     if unknown := set(options.targets) - set(TARGETS):
         parser.error(f"no target: {', '.join(sorted(unknown))}")
+    if options.page and options.targets:
+        parser.error("a page holds the figures of all targets, so none can be named")
     return options
 
 
@@ -77,7 +80,7 @@ def _fuzzed(name: str, seconds: int) -> Fuzzed:
     limits = [f"-max_total_time={seconds}", f"-timeout={_TIMEOUT_S}", f"-rss_limit_mb={_MEMORY_MB}"]
     more = [f"-max_len={_LONGEST}", f"-artifact_prefix={_WORK / 'findings' / name}-", "-print_final_stats=1"]
     status, inputs = _engine(name, [*limits, *more, "-verbosity=0", str(work), *_reviewed(name)])
-    return Fuzzed(name, seconds, inputs, status != 0)
+    return Fuzzed.of(name, seconds, status, inputs)
 
 
 def _keep(name: str) -> None:

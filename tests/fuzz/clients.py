@@ -1,16 +1,17 @@
 """What clients of the control socket and of the metrics send, to the real servers on real sockets.
 
-The servers run on a loop of their own for as long as the process; a client that has said everything hangs up.
+The servers run on a loop of their own, from the first client to `close`; a client that has said everything hangs up.
 """
 
 import asyncio
 import logging
 import socket
 import tempfile
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from functools import cache
 from ipaddress import ip_address
 from pathlib import Path
+from unittest.mock import patch
 
 from fwdaemon.config.model import Endpoint
 from fwdaemon.control import server as control
@@ -27,9 +28,13 @@ _LONGEST_ANSWER = 1 << 20
 
 
 def call(data: bytes) -> None:
-    """Read a call and a reply."""
-    with suppress(MalformedError):
-        assert read_call(read_call(data).encode()[:-1]) == read_call(data)
+    """Read a call and a reply; what is a call is the same one when it is written again."""
+    try:
+        read = read_call(data)
+    except MalformedError:
+        pass
+    else:
+        assert read_call(read.encode()[:-1]) == read
     with suppress(MalformedError, CallError):
         read_reply(data)
 
@@ -44,19 +49,30 @@ def metrics_client(data: bytes) -> None:
     _Servers.running().talk(socket.AF_INET, data)
 
 
+def close() -> None:
+    """Close the servers, if there are any, and leave this process as it was before them."""
+    if _Servers.running.cache_info().currsize:
+        _Servers.running().close()
+        _Servers.running.cache_clear()
+
+
 class _Servers:
     """Both servers, and what went wrong in them."""
 
     def __init__(self) -> None:
+        self._at_end = ExitStack()
         self._loop = asyncio.new_event_loop()
+        self._at_end.callback(self._loop.close)
         self._wrong: list[object] = []
         self._loop.set_exception_handler(lambda _loop, context: self._wrong.append(context))
-        logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+        asyncio_log = logging.getLogger("asyncio")
+        self._at_end.callback(asyncio_log.setLevel, asyncio_log.level)
+        asyncio_log.setLevel(logging.CRITICAL)
         # Nobody waits here: what the pauses are for is shown in tests/unit.
-        control._PAUSE_S = 0.0  # type: ignore[misc]  # noqa: SLF001  a constant of the module's own
-        metrics._PAUSE_S = 0.0  # type: ignore[misc]  # noqa: SLF001  the same
-        self._directory = tempfile.TemporaryDirectory(prefix="kvm-portfwd-fuzz-")
-        self._path = str(Path(self._directory.name, "control.sock"))
+        for module in (control, metrics):
+            self._at_end.enter_context(patch.object(module, "_PAUSE_S", 0.0))
+        directory = self._at_end.enter_context(tempfile.TemporaryDirectory(prefix="kvm-portfwd-fuzz-"))
+        self._path = Path(directory, "control.sock")
         with socket.create_server(("127.0.0.1", 0)) as probe:
             self._port: int = probe.getsockname()[1]
         self._control = ControlServer(Service({"test.a": {"Ping": Method(_ping, takes=("text",)), "Watch": _WATCH}}))
@@ -70,8 +86,17 @@ class _Servers:
         return _Servers()
 
     async def _start(self) -> None:
-        await self._control.start(ControlListener(Path(self._path)).listen())
+        await self._control.start(ControlListener(self._path).listen())
         self._metrics.open()
+
+    def close(self) -> None:
+        """Let go of all of it."""
+        with self._at_end:
+            self._loop.run_until_complete(asyncio.wait_for(self._end(), _PATIENCE_S))
+
+    async def _end(self) -> None:
+        await self._control.close()
+        await self._metrics.close()
 
     def talk(self, family: socket.AddressFamily, data: bytes) -> None:
         """Send bytes as one client, and wait until the server has let go of it."""

@@ -20,6 +20,11 @@ class Fuzzed:
     inputs: int
     broken: bool
 
+    @classmethod
+    def of(cls, target: str, seconds: int, status: int, inputs: int) -> "Fuzzed":
+        """Judge by the exit status of the engine; one that ran no input shows nothing, whatever it says."""
+        return cls(target, seconds, inputs, broken=status != 0 or inputs == 0)
+
 
 def record(all_of_them: list[Fuzzed]) -> dict[str, Any]:
     """All of it for JSON."""

@@ -1,7 +1,7 @@
 """What a guest, or whoever named one, can say: XML, leases, its agent, neighbour discovery, the kernel's messages."""
 
 import socket
-from ipaddress import IPv6Address, ip_network
+from ipaddress import IPv6Address, ip_address, ip_network
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -10,7 +10,8 @@ from xml.sax.saxutils import quoteattr
 
 from fwdaemon import config, ndp, placing
 from fwdaemon.conntrack_listing import read_entries, read_listing
-from fwdaemon.hypervisor.agent import agent_claims
+from fwdaemon.desired import Forward, Nat
+from fwdaemon.hypervisor.agent import MAX_ADDRESSES, agent_claims
 from fwdaemon.inventory import AddressSource, Domain, GuestInterface, LearnedAddress, Network
 from fwdaemon.libvirt_xml import guest_address, parse_domain, parse_network
 from fwdaemon.model import Family, Protocol
@@ -18,6 +19,7 @@ from fwdaemon.netlink import attribute, attributes, messages, packed
 from fwdaemon.netlink_watch import KernelChanges
 from fwdaemon.nftables import ruleset
 from fwdaemon.nftables.difference import creation
+from fwdaemon.nftables.existing import read_tables
 from fwdaemon.nftables.generation import generations
 from fwdaemon.observation import HostObservation, LibvirtObservation, MacClaim, ObservedDomain, ObservedNetwork
 from fwdaemon.rtnetlink import address, neighbour, proxy, route
@@ -26,11 +28,9 @@ from fwdaemon.sockets import diag
 from tests.fuzz.choices import Choices
 from tests.unit.nd_packets import solicitation as solicitation_packet
 
-_MAC = "52:54:00:00:00:01"
+MAC = "52:54:00:00:00:01"
 _UUID = UUID(int=1)
 _NEW_GENERATION = 10 << 8 | 15
-# More addresses than this no agent is believed.
-_MOST = 64
 
 
 def domain_xml(data: bytes) -> None:
@@ -54,7 +54,7 @@ def names(data: bytes) -> None:
     choices = Choices(data)
     domain, network, bridge, device = (_xml_text(choices) for _ in range(4))
     xml = (
-        f"<domain><devices><interface type='network'><mac address='{_MAC}'/>"
+        f"<domain><devices><interface type='network'><mac address='{MAC}'/>"
         f"<source network={quoteattr(network)} bridge={quoteattr(bridge)}/><target dev={quoteattr(device)}/>"
         "</interface></devices></domain>"
     )
@@ -63,7 +63,7 @@ def names(data: bytes) -> None:
         "<ip address='192.168.122.1' prefix='24'/></network>"
     )
     seen = ObservedDomain(Domain(domain, _UUID, running=True, interfaces=parse_domain(xml).interfaces), instance=1)
-    leases = (MacClaim(_MAC, LearnedAddress(_address("192.168.122.50"), AddressSource.LEASE)),)
+    leases = (MacClaim(MAC, LearnedAddress(ip_address("192.168.122.50"), AddressSource.LEASE)),)
     observed = LibvirtObservation((seen,), (ObservedNetwork(parse_network(defined, active=True).network, leases),))
     written = config.parse({Path("/etc/portfwd.toml"): _CONFIGURATION})
     desired = placing.desired_state(written, merge([observed], HostObservation(), {}))
@@ -95,10 +95,10 @@ def agent(data: bytes) -> None:
     choices, answer = Choices(data), dict[str, dict[str, Any]]()
     while not choices.over:
         entries = [_spoken(choices) for _ in range(choices.number(200))]
-        hwaddr = choices.one_of((_MAC, "52-54-00-00-00-01", "", None, choices.text()))
+        hwaddr = choices.one_of((MAC, "52-54-00-00-00-01", "", None, choices.text()))
         answer[choices.text()] = {"hwaddr": hwaddr, "addrs": choices.one_of((entries, None))}
     claims = agent_claims(answer)
-    assert len(claims) <= _MOST
+    assert len(claims) <= MAX_ADDRESSES
     believed(claims)
 
 
@@ -114,30 +114,27 @@ def leases(data: bytes) -> None:
     while not choices.over:
         found = guest_address(choices.one_of((".".join(map(str, choices.taken(4))), choices.text())))
         if found is not None:
-            claims.append(MacClaim(_MAC, LearnedAddress(found, choices.one_of(list(AddressSource)[1:]))))
+            claims.append(MacClaim(MAC, LearnedAddress(found, choices.one_of(list(AddressSource)[1:]))))
     believed(tuple(claims))
 
 
 def believed(claims: tuple[MacClaim, ...]) -> None:
     """See that a guest with these claims gets a forward to an address of its own network, or none."""
-    interface = GuestInterface(_MAC, "default", "virbr0", "vnet0")
+    interface = GuestInterface(MAC, "default", "virbr0", "vnet0")
     seen = ObservedDomain(Domain("web", _UUID, running=True, interfaces=(interface,)), instance=1)
-    gateway = _address("192.168.122.1")
+    gateway = ip_address("192.168.122.1")
     network = Network("default", active=True, bridge="virbr0", subnets=_SUBNETS, gateways=(gateway,))
     observed = LibvirtObservation((seen,), (ObservedNetwork(network, claims),))
     inventory = merge([observed], HostObservation(), {_UUID: claims})
     written = config.parse({Path("/etc/portfwd.toml"): _CONFIGURATION})
     for opening in placing.desired_state(written, inventory).openings:
-        target = getattr(opening, "target")  # noqa: B009  there are no routes in this configuration
+        assert isinstance(opening, Forward | Nat)
+        target = opening.target
         assert any(target in subnet and target != subnet[0] and target != subnet[-1] for subnet in _SUBNETS)
         assert target != gateway
 
 
 _SUBNETS = (parse_network("<network><ip address='192.168.122.1'/></network>", active=True).network.subnets[0],)
-
-
-def _address(text: str) -> Any:
-    return guest_address(text)
 
 
 def solicitation(data: bytes) -> None:
@@ -152,7 +149,7 @@ def solicitation(data: bytes) -> None:
 def netlink(data: bytes) -> None:
     """Read datagrams of rtnetlink as bytes of any kind, and what nftables' monitor hears."""
     changes = KernelChanges()
-    changes.watch_macs(frozenset({_MAC}))
+    changes.watch_macs(frozenset({MAC}))
     for _ in range(2):
         list(changes.news(data))
     for message in messages(data):
@@ -171,6 +168,7 @@ def conntrack(data: bytes) -> None:
     """Read a datagram of the kernel's listing of connections."""
     read_listing(data)
     read_entries(data)
+    read_tables(data)
 
 
 class _Kernel:

@@ -21,7 +21,7 @@ from fwdaemon.explain.packet import Packet, Surroundings, System
 from fwdaemon.explain.rules import BaseChain
 from fwdaemon.model import Family, Protocol
 from fwdaemon.naming import rule_lines
-from fwdaemon.nftables.gates import read_iptables, read_native, read_strays
+from fwdaemon.nftables.gates import GateState, read_iptables, read_native, read_strays
 from fwdaemon.nftables.readback import items, read_table
 from tests.fuzz.choices import Choices
 
@@ -110,7 +110,7 @@ def written_by_iptables(data: bytes) -> None:
     """Read `iptables-save` with a comment and an interface of anybody's, as all readers do."""
     choices = Choices(data)
     quoted = choices.text().replace("\\", "\\\\").replace('"', '\\"').replace("'", "\\'").replace("\0", "")
-    save = _SAVE.replace('"a b "', f'"{quoted[:29]} "').replace("kvm-portfwd", f'"{quoted} "')
+    save = _SAVE.replace("kvm-portfwd", f'"{quoted} "').replace('"a b "', f'"{quoted[:29]} "')
     # A line break in a comment ends no rule.
     lines = list(rule_lines(save))
     for _ in range(choices.number(4)):
@@ -122,9 +122,13 @@ def written_by_iptables(data: bytes) -> None:
         chains = iptables_reader.read_chains(save, System.LEGACY, family)
         list(translations(chains, iptables_reader.PREROUTING, -100))
     _follow(xt_listing.base_chains(save, System.LEGACY, Family.IPV4))
-    state = read_iptables(Gate("ip", "filter", "FORWARD"), save, _MARK)
-    # Only a comment that is ours to the letter makes a rule ours.
-    assert quoted.startswith("kvm-portfwd") or not state.ours
+    # Only a comment that is ours to the letter makes a rule ours, and after each of these there is a blank.
+    assert not gate_in(save).ours
+
+
+def gate_in(save: str = _SAVE) -> GateState:
+    """Read the gate in `iptables-save`; that of the unchanged text is ours."""
+    return read_iptables(Gate("ip", "filter", "FORWARD"), save, _MARK)
 
 
 def _follow(chains: list[BaseChain]) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
-from tests.fuzz import clients, guests, listings, words
+from tests.fuzz import clients, guests, host, listings, words
 
 CORPUS: Final = Path(__file__).parent / "corpus"
 
@@ -28,6 +28,7 @@ TARGETS: Final[Mapping[str, Callable[[bytes], None]]] = {
     "control-client": clients.control_client,
     "metrics-client": clients.metrics_client,
     **listings.READERS,
+    **host.READERS,
 }
 
 

@@ -4,15 +4,25 @@
 """
 
 import faulthandler
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.fuzz import clients
+from tests.fuzz.listings import gate_in
 from tests.fuzz.targets import CORPUS, TARGETS, corpus
 
 # Far beyond what any input takes, so that only one without end is ended.
 _HANG_S = 120
 _MOST_BYTES = 300_000
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _servers() -> Iterator[None]:
+    """Leave no server behind for the tests that follow."""
+    yield
+    clients.close()
 
 
 @pytest.mark.parametrize("name", TARGETS)
@@ -41,3 +51,7 @@ def test_every_reviewed_input_has_its_target() -> None:
 
 def test_the_corpus_is_small_enough_to_be_read() -> None:
     assert sum(path.stat().st_size for path in CORPUS.rglob("*") if path.is_file()) < _MOST_BYTES
+
+
+def test_a_gate_of_ours_would_be_seen_if_a_target_forged_one() -> None:
+    assert gate_in().ours

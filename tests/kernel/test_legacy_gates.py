@@ -47,6 +47,17 @@ def test_a_gate_is_opened_where_connections_could_be_refused(gates: LegacyGates,
     assert foreign() == before
 
 
+def test_a_gate_that_matches_twice_is_mended(gates: LegacyGates) -> None:
+    iptables("-A", "FORWARD", "-j", "DROP")
+    narrowed = "-m connmark --mark 0x1/0x1 -m connmark --mark 0x2000000/0x2000000 -m comment --comment kvm-portfwd"
+    iptables("-I", "FORWARD", *narrowed.split(), "-j", "ACCEPT")
+    (change,) = gates.keep({Family.IPV4}, 0x02000000, thorough=True).gates
+    assert change.fault == "it was not as we made it"
+    assert own().splitlines() == [
+        "-A FORWARD -m connmark --mark 0x2000000/0x2000000 -m comment --comment kvm-portfwd -j ACCEPT"
+    ]
+
+
 def test_a_gate_leaves_the_chains_of_the_backend_alone(gates: LegacyGates, backend: LegacyBackend) -> None:
     iptables("-A", "FORWARD", "-j", "DROP")
     gates.keep({Family.IPV4}, 0x02000000, thorough=True)

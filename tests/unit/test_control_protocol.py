@@ -49,6 +49,8 @@ def test_what_is_written_is_read(call: Call) -> None:
         b'{"method": "a.B", "more": 1}',
         b'{"method": "a.B", "upgrade": true}',
         b'{"method": "a.B", "parameters": {"x": NaN}}',
+        b'{"method": "a.B", "parameters": {"x": 1e400}}',
+        b'{"method": "a.B", "parameters": {"x": [-1e400]}}',
         b'{"method": "a.B"} {}',
         b'{"method": "\xff"}',
         b"[" * 60000,
@@ -91,7 +93,7 @@ def test_errors() -> None:
     assert (raised.value.name, raised.value.parameters) == ("a.B", {"x": 1})
 
 
-@pytest.mark.parametrize("message", [b"", b"[]", b'{"parameters": 1}'])
+@pytest.mark.parametrize("message", [b"", b"[]", b'{"parameters": 1}', b'{"parameters": {"x": 1e400}}'])
 def test_what_is_no_reply(message: bytes) -> None:
     with pytest.raises(MalformedError):
         read_reply(message)

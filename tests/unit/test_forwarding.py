@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,15 @@ def test_a_default_route_by_router_advertisement_is_not_lost(kernel: Path, accep
     else:
         forwarding.turn_on(Family.IPV6)
     assert forwarding.is_on(Family.IPV6) is not stays_off
+
+
+@pytest.mark.parametrize("name", [b"e\xff", b"e\x1c", "e\x85".encode()], ids=repr)
+def test_a_link_may_have_any_name(kernel: Path, name: bytes) -> None:
+    (kernel / "routes").write_bytes(ROUTES.encode().replace(b"eth0", name))
+    (kernel / "net/ipv6/conf" / os.fsdecode(name)).mkdir()
+    (kernel / "net/ipv6/conf" / os.fsdecode(name) / "accept_ra").write_text("1")
+    with pytest.raises(KernelError, match=r"that e\\\w+ learned .* set net\.ipv6\.conf\.e\\\w+\.accept_ra = 2 first"):
+        forwarding.turn_on(Family.IPV6)
 
 
 def test_a_sysctl_that_cannot_be_written_is_an_error(kernel: Path) -> None:

@@ -1,0 +1,89 @@
+"""Chains of others in the legacy tables, whose names are any bytes: read by nobody as text, and never touched."""
+
+import os
+import re
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from fwdaemon.legacy.backend import LegacyBackend
+from fwdaemon.legacy.counters import counting_rules, packets
+from fwdaemon.legacy.gates import LegacyGates
+from fwdaemon.legacy.info import chain_names
+from fwdaemon.legacy.model import TableName
+from fwdaemon.model import Family
+from tests.kernel.legacy import EVERYTHING, iptables
+from tests.kernel.test_nftables import ALL, WEB
+
+MARK = 0x02000000
+# Neither is UTF-8, and the second looks like one of ours.
+NAMES = tuple(map(os.fsdecode, (b"c\xff", b"KVMPF_\xff")))
+_OURS = re.compile(rb"KVMPF_[A-Z]|kvm-portfwd")
+
+
+@pytest.fixture(autouse=True)
+def _theirs(lock_file: Path) -> None:
+    """Give each table such chains, with rules in them and rules that lead to them."""
+    del lock_file
+    said = ("-m", "comment", "--comment", os.fsdecode(b"\xfe"))
+    for family in Family:
+        for table in TableName:
+            hook = "PREROUTING" if table is TableName.NAT else "FORWARD"
+            for name in NAMES:
+                iptables("-t", table, "-N", name, family=family)
+                iptables("-t", table, "-A", name, "-i", os.fsdecode(b"e\xff"), *said, "-j", "RETURN", family=family)
+                iptables("-t", table, "-A", hook, *said, "-j", name, family=family)
+
+
+def theirs() -> list[bytes]:
+    return [line for line in _lines() if not _OURS.search(line)]
+
+
+def ours() -> list[bytes]:
+    return [line for line in _lines() if _OURS.search(line)]
+
+
+def _lines() -> list[bytes]:
+    programs = ("iptables-legacy-save", "ip6tables-legacy-save")
+    saves = [subprocess.run([program], capture_output=True, check=True).stdout for program in programs]  # noqa: S603  ours
+    return [line for save in saves for line in save.splitlines() if not line.startswith(b"#")]
+
+
+def test_the_backend_leaves_them_byte_for_byte(backend: LegacyBackend) -> None:
+    before = theirs()
+    assert sum(b"\xff" in line for line in before) == 2 * 3 * 2 * 3
+    assert backend.preview(EVERYTHING).changed
+    assert backend.apply(EVERYTHING, thorough=True).mended == EVERYTHING.openings
+    assert theirs() == before
+    assert not backend.preview(EVERYTHING).changed
+    assert not backend.apply(EVERYTHING, thorough=True).changed
+    assert backend.apply(replace(ALL, forwards=frozenset({WEB})), thorough=False).changed
+    assert theirs() == before
+    assert backend.remove().changed
+    assert theirs() == before
+    assert not ours()
+
+
+def test_gates_are_opened_and_closed_beside_them(lock_file: Path) -> None:
+    del lock_file
+    before, gates = theirs(), LegacyGates()
+    assert len(gates.preview(frozenset(Family), MARK).gates) == 2
+    assert [change.fault for change in gates.keep(frozenset(Family), MARK, thorough=True).gates] == [
+        "it was not there",
+        "it was not there",
+    ]
+    assert not gates.keep(frozenset(Family), MARK, thorough=True).changed
+    assert theirs() == before
+    assert gates.remove().changed
+    assert theirs() == before
+
+
+@pytest.mark.parametrize("family", Family)
+def test_connections_are_counted_beside_them(backend: LegacyBackend, family: Family) -> None:
+    backend.apply(EVERYTHING, thorough=True)
+    counted = dict(packets(family))
+    word = "ip" if family is Family.IPV4 else "ip6"
+    assert {counter for counter in counting_rules(EVERYTHING) if counter[0].split()[0] == word} <= counted.keys()
+    assert chain_names(family, TableName.FILTER) == {"c\ufffd", "KVMPF_\ufffd", "KVMPF_FWD"}
