@@ -4,7 +4,7 @@ import time
 
 from bench.figure import Figure, Series, Unit, Want
 from bench.forwards import config
-from bench.processes import cpu_seconds, memory
+from bench.processes import fine_cpu_seconds, memory, tree
 from bench.setting import Setting
 
 _SIZE, _QUICK_SIZE = 10000, 100
@@ -40,6 +40,6 @@ def measure(setting: Setting) -> Figure:
 
 
 def _share_of_a_core(pid: int, seconds: float) -> float:
-    before, begun = cpu_seconds(pid), time.monotonic()
+    before, begun = sum(map(fine_cpu_seconds, tree(pid))), time.monotonic()
     time.sleep(seconds)
-    return (cpu_seconds(pid) - before) / (time.monotonic() - begun)
+    return (sum(map(fine_cpu_seconds, tree(pid))) - before) / (time.monotonic() - begun)

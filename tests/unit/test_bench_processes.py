@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from bench.processes import cpu_seconds, memory, tree, wait_quiet
+from bench.processes import cpu_seconds, fine_cpu_seconds, memory, tree, wait_quiet
 
 # Burns a tenth of a second of CPU time, says so, and waits to be told to end.
 _WORK = "import sys, time\nwhile time.process_time() < 0.1: pass\nprint('done', flush=True)\nsys.stdin.read()"
@@ -39,6 +39,7 @@ def test_the_tree_is_the_process_and_all_below_it() -> None:
 def test_cpu_time_is_counted(program: str) -> None:
     with running(program) as pid:
         assert cpu_seconds(pid) >= _BURNT
+        assert sum(map(fine_cpu_seconds, tree(pid))) == pytest.approx(cpu_seconds(pid), abs=0.05)
 
 
 def test_cpu_time_of_a_child_that_ended_still_counts() -> None:
