@@ -14,8 +14,7 @@ class Observed:
 
     `gates` are the foreign chains that exist and are to have a gate, `strays` those that hold a rule of ours without
     reason. `faults` are sentences about what could not be read. `libvirt` says whether libvirt's own rules were seen,
-    `listed` is false where it follows from what we
-    committed since the last listing.
+    `listed` is false where it follows from what we committed since the last listing.
     """
 
     generation: int
