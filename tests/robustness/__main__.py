@@ -29,7 +29,7 @@ class Length:
 
 
 _FULL: Final = Length(rounds=1000, events=100_000, wipes=10_000, fuzz_seconds=3600)
-_QUICK: Final = Length(rounds=10, events=300, wipes=40, fuzz_seconds=66)
+_QUICK: Final = Length(rounds=10, events=300, wipes=40, fuzz_seconds=81)
 
 
 def commands(what: list[str], sides: list[str], length: Length) -> Iterator[list[str]]:
