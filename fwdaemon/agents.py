@@ -43,9 +43,9 @@ class _Record:
 
     domain: ObservedDomain
     retry: float
+    due: float
     wanted: bool = False
     claims: tuple[MacClaim, ...] = ()
-    due: float = 0.0
 
 
 class AgentRounds:
@@ -67,14 +67,16 @@ class AgentRounds:
     def update(self, domains: Iterable[ObservedDomain]) -> None:
         """Learn of the present domains; what those that ended or began anew said is forgotten."""
         before, self._records = self._records, {}
+        now = asyncio.get_running_loop().time()
         for seen in domains:
             if seen.instance < 0:
                 continue
             record = before.get(seen.domain.uuid)
             if record is None or record.domain.instance != seen.instance:
-                record = _Record(seen, FIRST_RETRY_S)
+                record = _Record(seen, FIRST_RETRY_S, now)
             elif seen.agent_connected and not record.domain.agent_connected:
-                record.due, record.retry = 0.0, FIRST_RETRY_S
+                # Not ahead of those that wait, or two that hang and return by turns would be the only ones asked.
+                record.due, record.retry = min(record.due, now), FIRST_RETRY_S
             record.domain = seen
             self._records[seen.domain.uuid] = record
 

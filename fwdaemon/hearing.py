@@ -80,8 +80,12 @@ class Hearing:
         self._wake.set()
 
     def configuration_changed(self, reason: str) -> None:
-        """A new configuration is in force, on the inventory we have."""
+        """A new configuration is in force, on the inventory we have.
+
+        Another is to be taken: an address that it gives to a guest from now on may be in the hands of somebody else.
+        """
         self._settled[reason] = None
+        self.wants_inventory = True
         self.wants_look = True
         self._wake.set()
 

@@ -9,6 +9,7 @@ said the last time stands in: one broken guest must not blind us to the others.
 
 import logging
 from collections.abc import Callable
+from collections.abc import Set as AbstractSet
 from queue import SimpleQueue
 from typing import Any, TypeVar
 from uuid import UUID
@@ -47,7 +48,9 @@ class Reader:
         """Take one observation. Raises `libvirt.libvirtError` when libvirt does not answer."""
         self._forget_doubtful()
         self._asked = {}
-        observation = LibvirtObservation(tuple(self._domains(hypervisor)), tuple(self._networks(networks)))
+        domains = tuple(self._domains(hypervisor))
+        macs = {interface.mac for seen in domains for interface in seen.domain.interfaces}
+        observation = LibvirtObservation(domains, tuple(self._networks(networks, macs)))
         self._answers = self._asked
         self._silent &= self._asked.keys()
         return observation
@@ -92,7 +95,7 @@ class Reader:
         observed = Domain(name, UUID(uuid), running=True, interfaces=devices.interfaces)
         return ObservedDomain(observed, instance, devices.agent_connected)
 
-    def _networks(self, connection: libvirt.virConnect) -> list[ObservedNetwork]:
+    def _networks(self, connection: libvirt.virConnect, macs: AbstractSet[str]) -> list[ObservedNetwork]:
         try:
             networks = connection.listAllNetworks()
             active = {n.UUIDString() for n in connection.listAllNetworks(libvirt.VIR_CONNECT_LIST_NETWORKS_ACTIVE)}
@@ -100,15 +103,15 @@ class Reader:
             if is_unsupported(error):
                 return []
             raise
-        observed = (self._network(network, active=network.UUIDString() in active) for network in networks)
+        observed = (self._network(network, macs, active=network.UUIDString() in active) for network in networks)
         return [network for network in observed if network is not None]
 
-    def _network(self, network: libvirt.virNetwork, *, active: bool) -> ObservedNetwork | None:
+    def _network(self, network: libvirt.virNetwork, macs: AbstractSet[str], *, active: bool) -> ObservedNetwork | None:
         uuid = network.UUIDString()
         definition = self._ask(("network", uuid), network, lambda: parse_network(network.XMLDesc(), active=active))
         if definition is None:
             return None
-        leases = self._ask(("leases", uuid), network, lambda: _leases(network)) if active else None
+        leases = self._ask(("leases", uuid), network, lambda: _leases(network, macs)) if active else None
         return ObservedNetwork(definition.network, definition.reservations + (leases or ()))
 
     def _ask(self, key: Key, subject: libvirt.virDomain | libvirt.virNetwork, question: Callable[[], T]) -> T | None:
@@ -146,14 +149,18 @@ def _is_alive(subject: libvirt.virDomain | libvirt.virNetwork) -> bool:
     return bool(connection.isAlive())
 
 
-def _leases(network: libvirt.virNetwork) -> tuple[MacClaim, ...]:
+def _leases(network: libvirt.virNetwork, macs: AbstractSet[str]) -> tuple[MacClaim, ...]:
     leases: Any = network.DHCPLeases()
-    return lease_claims(leases)
+    return lease_claims(leases, macs)
 
 
-def lease_claims(leases: list[dict[str, Any]]) -> tuple[MacClaim, ...]:
-    """Read the leases of an active network, the newest first: a MAC address can have several, one per client ID."""
-    claims = (_lease(lease) for lease in sorted(leases, key=_expiry, reverse=True))
+def lease_claims(leases: list[dict[str, Any]], macs: AbstractSet[str]) -> tuple[MacClaim, ...]:
+    """Read the leases of an active network that these MAC addresses have, the newest first.
+
+    A MAC address can have several, one per client ID. Those of others are not kept: who sends from many MAC addresses
+    can have as many as the network has addresses.
+    """
+    claims = (_lease(lease, macs) for lease in sorted(leases, key=_expiry, reverse=True))
     return tuple(claim for claim in claims if claim is not None)
 
 
@@ -162,8 +169,8 @@ def _expiry(lease: dict[str, Any]) -> float:
     return lease["expirytime"] or float("inf")
 
 
-def _lease(lease: dict[str, Any]) -> MacClaim | None:
+def _lease(lease: dict[str, Any], macs: AbstractSet[str]) -> MacClaim | None:
     mac, address = normal_mac(lease["mac"]), guest_address(lease["ipaddr"])
-    if mac is None or address is None:
+    if mac is None or mac not in macs or address is None:
         return None
     return MacClaim(mac, LearnedAddress(address, AddressSource.LEASE))

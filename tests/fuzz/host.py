@@ -134,7 +134,7 @@ def lease_list(data: bytes) -> None:
         address = choices.one_of((".".join(map(str, choices.taken(4))), choices.text(), None))
         mac = choices.one_of((MAC, MAC.upper(), choices.text(), None))
         leases.append({"mac": mac, "ipaddr": address, "expirytime": choices.one_of((0, 1, 1 << 62, choices.number(9)))})
-    believed(lease_claims(leases))
+    believed(lease_claims(leases, {MAC}))
 
 
 def link_change(data: bytes) -> None:

@@ -4,6 +4,7 @@ import json
 
 from tests.lab.daemon import Daemon
 from tests.lab.host import CLIENT4, PUBLIC4, Host
+from tests.lab.lxc import LxcGuest
 
 URL, THIEF_URL = f"http://{PUBLIC4}:8000/", f"http://{PUBLIC4}:8001/"
 WEB = '[[forward]]\ndomain = "web"\nports = ["8000:80"]\n'
@@ -55,6 +56,16 @@ def everything_told(host: Host, running: Daemon) -> str:
     return "\n".join(
         [running.process.text(), metrics.text, host.own_rules(), *(said(host, *words) for words in commands)]
     )
+
+
+def leave_it_to_the_daemon(host: Host, guest: LxcGuest) -> None:
+    """Have the kernels of both ask nobody for long whether an entry is still right, which they do after five seconds.
+
+    The host's would drop a wrong entry then, and a guest that asks tells where its own address is.
+    """
+    for there, device in ((host, host.libvirt.bridge("default")), (guest, "eth0")):
+        for family in ("ipv4", "ipv6"):
+            there.run("sysctl", "-w", f"net.{family}.neigh.{device}.delay_first_probe_time=600")
 
 
 def as_web_or_nothing(host: Host) -> bool:

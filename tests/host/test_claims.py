@@ -1,18 +1,18 @@
 """A guest that claims an address which is not its own gets nothing, and the journal says so."""
 
+import re
+
+import pytest
+
 from tests.conftest import MakeLxcGuest, MakeNetwork, StartDaemon
-from tests.host.conftest import HEAD, each_libvirt
+from tests.host.conftest import HEAD, WEB4, each_libvirt
+from tests.host.hostile import GATEWAY4, RESERVED4, THIEF, THIEF_URL, URL, WEB, added
 from tests.lab.daemon import Daemon
 from tests.lab.domain import Link, mac_of
 from tests.lab.host import CLIENT4, PUBLIC4, Host
 from tests.lab.libvirt_client import Reservation
 from tests.lab.lxc import LxcGuest
 from tests.lab.place import wait_until
-
-URL, THIEF_URL = f"http://{PUBLIC4}:8000/", f"http://{PUBLIC4}:8001/"
-GATEWAY4, RESERVED4, STATIC4 = "192.168.122.1", "192.168.122.77", "192.168.122.10"
-WEB = '[[forward]]\ndomain = "web"\nports = ["8000:80"]\n'
-THIEF = '[[forward]]\ndomain = "thief"\nports = ["8001:80"]\n'
 
 
 def claim(thief: LxcGuest, address: str) -> None:
@@ -24,7 +24,7 @@ def claim(thief: LxcGuest, address: str) -> None:
 
 def gets_nothing(running: Daemon, host: Host) -> None:
     assert not host.outside.fetch(THIEF_URL).answered
-    assert not [line.text for line in running.log_lines() if line.text.startswith("added thief")]
+    assert not added(running, "thief")
 
 
 @each_libvirt
@@ -51,47 +51,49 @@ def test_an_address_that_another_guest_showed_first(
 ) -> None:
     """Nothing tells which of the two is right, so neither is believed; a written address settles it."""
     network("default", "192.168.122.0/24")
-    lxc_guest("web", Link("default", (f"{STATIC4}/24",))).speak(GATEWAY4)
-    host.place.fetch(f"http://{STATIC4}/")
+    lxc_guest("web", Link("default", (f"{WEB4}/24",))).speak(GATEWAY4)
+    host.place.fetch(f"http://{WEB4}/")
     thief = lxc_guest("thief", Link("default"))
     running = daemon(HEAD + WEB + THIEF)
     wait_until(lambda: host.outside.fetch(URL).text == f"web {CLIENT4}", "the guest answers")
-    claim(thief, STATIC4)
+    claim(thief, WEB4)
     contested = r"192\.168\.122\.10 is claimed by both thief and web \(neighbour table\)"
     running.wait_log(f"^removed web: tcp .*{contested}|^removed web: tcp .*neighbour 192.168.122.10 answered from")
     running.wait_log(f"^waiting web: {contested}")
     running.wait_log(f"^waiting thief: {contested}")
     wait_until(lambda: not host.outside.fetch(URL).answered, "the port is closed")
     gets_nothing(running, host)
-    running.reload_with(HEAD + WEB + f'address = "{STATIC4}"\n' + THIEF)
+    running.reload_with(HEAD + WEB + f'address = "{WEB4}"\n' + THIEF)
     running.wait_log(r"^added web: tcp \*:8000 -> 192\.168\.122\.10:80 ")
     running.wait_log(r"^waiting thief: 192\.168\.122\.10 belongs to domain web \(configuration\)")
     gets_nothing(running, host)
 
 
-def beside_a_reservation(
-    host: Host, network: MakeNetwork, lxc_guest: MakeLxcGuest, daemon: StartDaemon
-) -> tuple[LxcGuest, Daemon]:
-    """Give a thief on the network where `web` has a reserved address and answers."""
-    network("default", "192.168.122.0/24", dhcp=True, reservations=[Reservation(mac_of("web"), RESERVED4)])
-    lxc_guest("web", Link("default", dhcp=True)).lease()
+def beside_a_lease(
+    host: Host, network: MakeNetwork, lxc_guest: MakeLxcGuest, daemon: StartDaemon, *reserved: Reservation
+) -> tuple[str, LxcGuest, Daemon]:
+    """Give a thief on the network where `web` has an address by DHCP and answers, and that address."""
+    network("default", "192.168.122.0/24", dhcp=True, reservations=reserved)
+    address = lxc_guest("web", Link("default", dhcp=True)).lease()
     thief = lxc_guest("thief", Link("default"))
     running = daemon(HEAD + WEB + THIEF)
     wait_until(lambda: host.outside.fetch(URL).text == f"web {CLIENT4}", "the guest answers")
-    return thief, running
+    return address, thief, running
 
 
 @each_libvirt
-def test_an_address_that_is_reserved_for_another_guest(
-    host: Host, network: MakeNetwork, lxc_guest: MakeLxcGuest, daemon: StartDaemon
+@pytest.mark.parametrize("reserved", [(Reservation(mac_of("web"), RESERVED4),), ()], ids=["reserved", "leased"])
+def test_an_address_that_is_reserved_for_another_guest_or_leased_to_it(
+    host: Host, network: MakeNetwork, lxc_guest: MakeLxcGuest, daemon: StartDaemon, reserved: tuple[Reservation, ...]
 ) -> None:
-    thief, running = beside_a_reservation(host, network, lxc_guest, daemon)
-    claim(thief, RESERVED4)
-    running.wait_log(r"^waiting thief: 192\.168\.122\.77 belongs to domain web \(DHCP reservation\)")
-    running.wait_log(r"^warning: domain thief answered for 192\.168\.122\.77, which is the address of domain web: ")
+    address, thief, running = beside_a_lease(host, network, lxc_guest, daemon, *reserved)
+    given = "DHCP reservation" if reserved else "DHCP lease"
+    claim(thief, address)
+    running.wait_log(rf"^waiting thief: {re.escape(address)} belongs to domain web \({given}\)")
+    running.wait_log(rf"^warning: domain thief answered for {address}, which is the address of domain web: ")
     gets_nothing(running, host)
     wait_until(lambda: host.outside.fetch(URL).text == f"web {CLIENT4}", "the guest answers all the same")
-    thief.speak(RESERVED4, as_address=RESERVED4)
+    thief.speak(address, as_address=address)
     wait_until(lambda: host.outside.fetch(URL).text == f"web {CLIENT4}", "the guest answers the next time too")
     assert not [line.text for line in running.log_lines() if line.text.startswith("removed")]
 
@@ -100,7 +102,8 @@ def test_an_address_that_is_reserved_for_another_guest(
 def test_a_dhcp_client_that_asks_for_the_address_of_another(
     host: Host, network: MakeNetwork, lxc_guest: MakeLxcGuest, daemon: StartDaemon
 ) -> None:
-    thief, running = beside_a_reservation(host, network, lxc_guest, daemon)
+    reserved, thief, running = beside_a_lease(host, network, lxc_guest, daemon, Reservation(mac_of("web"), RESERVED4))
+    assert reserved == RESERVED4
     for wanted in (RESERVED4, GATEWAY4):
         thief.take_lease("-r", wanted)
     own = thief.lease()

@@ -117,10 +117,12 @@ def test_a_network_with_a_hostile_name_is_only_a_name(
 def bridge(host: Host) -> Iterator[str]:
     """A bridge of the host's own; the kernel takes names without white space, colons and slashes, of 15 bytes."""
     host.run("ip", "link", "add", "name", BRIDGE, "type", "bridge")
-    host.run("ip", "link", "set", "dev", BRIDGE, "up")
-    host.run("ip", "address", "add", "10.7.0.1/24", "dev", BRIDGE)
-    yield BRIDGE
-    host.run("ip", "link", "delete", "dev", BRIDGE)
+    try:
+        host.run("ip", "link", "set", "dev", BRIDGE, "up")
+        host.run("ip", "address", "add", "10.7.0.1/24", "dev", BRIDGE)
+        yield BRIDGE
+    finally:
+        host.run("ip", "link", "delete", "dev", BRIDGE)
 
 
 @pytest.mark.on(LibvirtFirewall.NFTABLES)

@@ -26,11 +26,13 @@ from tests.lab.qemu import QemuGuest
 from tests.lab.release import LibvirtFirewall
 
 HEAD = '[daemon]\nlibvirt = ["qemu:///system", "lxc:///system"]\n'
-# An address that is told of other MAC addresses, and of what is none.
+# A guest that shows no address of its own, and one that is told of its MAC address, and of what is none.
+MUTE = '[[forward]]\ndomain = "mute"\nports = ["8002:80"]\n'
 NOBODYS4 = "192.168.122.55"
 NO_MACS = ("zz:zz", "", "ff:ff:ff:ff:ff:ff", "\x1b[2J", "52:54:00:\n00:00:01", "x" * 200)
 # An agent in the guest's shell: it takes up libvirt's number, and answers the question for interfaces with the next of
-# the files in /lies. Then it ends, and is started again, as the one it took the place of would be.
+# the files in /lies. Then it ends, and is started again, as the one it took the place of would be. With nothing in the
+# file it says nothing and stays, so that only libvirt can end the wait for its answer.
 AGENT = """#!/bin/sh
 exec 3<>"$4"
 while :; do
@@ -43,6 +45,7 @@ while :; do
         [ -n "$lie" ] || continue
         mv "/lies/$lie" /told
         echo "lie $lie" >/dev/console
+        [ -s /told ] || continue
         sh /told >&3
         exit ;;
     *) echo '{"return": {}}' >&3 ;;
@@ -87,9 +90,9 @@ def listing(*interfaces: tuple[str, str, Iterable[str]]) -> str:
 
 
 def lies(mac: str) -> list[str]:
-    """Scripts that print what an agent tells, one after the other; the last one never ends."""
+    """Scripts that print what an agent tells, one after the other: nothing at first; the last one never ends."""
     named = [(name, mac, ["10.9.9.9"]) for name in NAMES]
-    foreign = [(f"a{number}", other, [NOBODYS4]) for number, other in enumerate((mac_of("web"), *NO_MACS))]
+    foreign = [(f"a{number}", other, [NOBODYS4]) for number, other in enumerate((mac_of("mute"), *NO_MACS))]
     listings = [
         listing(*named),
         listing(("a", mac, ["zz", "192.168.122.999", "fe80::1", GATEWAY4])),
@@ -98,6 +101,7 @@ def lies(mac: str) -> list[str]:
         listing(*foreign),
     ]
     return [
+        "",
         *(f"cat <<'END'\n{text}\nEND" for text in listings),
         "cat /crowd",
         """printf '{"return": [{"name": "'; yes | tr -d '\\n'""",
@@ -110,7 +114,7 @@ def liar(guest: QemuGuest) -> int:
     guest.run("sh", "-c", f"awk '{CROWD.replace('MAC', guest.mac())}' >/crowd")
     scripts = lies(guest.mac())
     for path, text in (("/liar", AGENT), *((f"/lies/{number}", text) for number, text in enumerate(scripts))):
-        guest.run("sh", "-c", 'printf "%s\\n" "$2" >"$1"; chmod 755 "$1"', "sh", path, text)
+        guest.run("sh", "-c", 'printf %s "$2" >"$1"; chmod 755 "$1"', "sh", path, text)
     guest.run("sh", "-c", "mv /liar $(which qemu-ga); (sleep 0.1; killall qemu-ga) >/dev/null 2>&1 </dev/null &")
     return len(scripts)
 
@@ -122,17 +126,18 @@ def test_an_agent_that_lies(
     """An agent tells what its guest's interfaces have, and that is whatever the guest's root likes."""
     network("default", "192.168.122.0/24", reservations=[Reservation(mac_of("web"), RESERVED4)], dhcp=True)
     web = lxc_guest("web", Link("default", (f"{RESERVED4}/24",)))
+    lxc_guest("mute", Link("default"))
     thief = qemu_guest("thief", Link("default"))
     thief.wait_up()
     number = liar(thief)
-    running = daemon(HEAD + LISTEN + WEB + THIEF)
+    running = daemon(HEAD + LISTEN + WEB + MUTE + THIEF)
     for reason in REASONS:
         running.wait_log(f"^waiting thief: {reason}", timeout=30)
     wait_until(lambda: f"lie {number - 1}" in thief.console(), "the endless answer has begun", timeout=30)
     wait_until(lambda: as_web_or_nothing(host), "the guest answers")
     web.stop()
     running.wait_log("^removed web: ")
-    assert not added(running, "thief")
+    assert not added(running, "thief") + added(running, "mute")
     told = everything_told(host, running)
     assert WORD not in told
     assert NOBODYS4 not in told

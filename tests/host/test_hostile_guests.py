@@ -5,15 +5,27 @@ on. What a guest may gain by being first is in test_claims.py, by taking over an
 agents and in leases have modules of their own.
 """
 
+import re
+
 from tests.conftest import MakeLxcGuest, MakeNetwork, StartDaemon
 from tests.host.conftest import HEAD, WEB6, each_libvirt
-from tests.host.hostile import GATEWAY6, NAMES, THIEF, THIEF_URL, WEB, added, as_web_or_nothing, is_sound
+from tests.host.hostile import (
+    GATEWAY6,
+    NAMES,
+    THIEF,
+    THIEF_URL,
+    WEB,
+    added,
+    as_web_or_nothing,
+    is_sound,
+    leave_it_to_the_daemon,
+)
 from tests.lab.domain import Link, mac_of
 from tests.lab.host import CLIENT4, CLIENT6, PUBLIC6, Host
 from tests.lab.lxc import LxcGuest
 from tests.lab.place import wait_until
 
-URL6 = f"http://[{PUBLIC6}]:8000/"
+URL6, THIEF_URL6 = f"http://[{PUBLIC6}]:8000/", f"http://[{PUBLIC6}]:8001/"
 
 
 @each_libvirt
@@ -23,13 +35,13 @@ def test_a_dhcp_client_that_calls_itself_by_the_name_and_number_of_another(
     """A DHCP server knows clients by what they call themselves, so it may give the address of one to another."""
     network("default", "192.168.122.0/24", dhcp=True)
     web = lxc_guest("web", Link("default", dhcp=True))
-    web.lease()
+    address = web.lease()
     thief = lxc_guest("thief", Link("default"))
     running = daemon(HEAD + WEB + THIEF)
     wait_until(lambda: as_web_or_nothing(host), "the guest answers")
     number = f"0x3d:01{mac_of('web').replace(':', '')}"
     thief.take_lease("-C", "-x", number, "-x", "hostname:web")
-    running.wait_log("^added thief: tcp")
+    running.wait_log(rf"^added thief: tcp .* -> {re.escape(address)}:80 ")
     as_web_or_nothing(host)
     web.take_lease()
     wait_until(lambda: as_web_or_nothing(host), "the guest answers once it has an address again")
@@ -64,13 +76,15 @@ def claim6(thief: LxcGuest, address: str, asked: str = GATEWAY6) -> None:
 def test_addresses_of_ipv6_that_belong_to_the_host_or_elsewhere(
     host: Host, network: MakeNetwork, lxc_guest: MakeLxcGuest, daemon: StartDaemon
 ) -> None:
+    """The kernel listens to no claim on an address of its own, so only the one from elsewhere could be believed."""
     network("default", None, "2001:db8:122::/64")
     thief = lxc_guest("thief", Link("default"))
     running = daemon(HEAD + THIEF)
     for address, asked in ((CLIENT6, GATEWAY6), (PUBLIC6, GATEWAY6), (GATEWAY6, f"{GATEWAY6}0")):
         claim6(thief, address, asked)
-        assert not host.outside.fetch(f"http://[{PUBLIC6}]:8001/").answered
+        assert not host.outside.fetch(THIEF_URL6).answered
     running.wait_log(rf"^waiting thief: {CLIENT6} \(neighbour table\) is outside 2001:db8:122::/64")
+    assert not host.outside.fetch(THIEF_URL6).answered
     assert not added(running, "thief")
     is_sound(host, running)
 
@@ -81,6 +95,7 @@ def test_an_address_of_ipv6_that_another_guest_showed_first(
 ) -> None:
     network("default", None, "2001:db8:122::/64")
     web = lxc_guest("web", Link("default", (f"{WEB6}/64",)))
+    leave_it_to_the_daemon(host, web)
     host.place.fetch(f"http://[{WEB6}]/")
     thief = lxc_guest("thief", Link("default"))
     running = daemon(HEAD + WEB + THIEF)
@@ -91,5 +106,5 @@ def test_an_address_of_ipv6_that_another_guest_showed_first(
     assert not added(running, "thief")
     running.reload_with(HEAD + WEB + f'address = "{WEB6}"\n' + THIEF)
     running.wait_log(rf"^waiting thief: {WEB6} belongs to domain web \(configuration\)")
-    assert web.running
+    wait_until(lambda: host.outside.fetch(URL6).text == f"web {CLIENT6}", "the address leads to it again")
     is_sound(host, running)

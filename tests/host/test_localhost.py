@@ -32,6 +32,9 @@ def test_forwards_answer_on_127_0_0_1_and_nobody_else_gets_there(shared_scene: S
         guest.run("sh", "-c", "echo 1 >/proc/sys/net/ipv4/conf/all/route_localnet")
         assert not guest.place.tcp("127.0.0.1", 7777, source="192.168.122.11", timeout=0.5).answered
     finally:
+        # Others share it: started anew, it has its own routes and settings again.
+        scene.neighbour.stop()
+        scene.neighbour.start()
         secret.stop()
 
 

@@ -15,6 +15,7 @@ from fwdaemon.announce import gratuitous_arps, unsolicited_advertisement
 from fwdaemon.model import Address
 from tests.conftest import MakeLxcGuest, MakeNetwork, StartDaemon
 from tests.host.conftest import HEAD, NEIGHBOUR4, NEIGHBOUR6, WEB4, WEB6, entry
+from tests.host.hostile import GATEWAY4, GATEWAY6, leave_it_to_the_daemon
 from tests.lab.daemon import Daemon
 from tests.lab.domain import Link
 from tests.lab.host import CLIENT4, CLIENT6, PUBLIC4, PUBLIC6, Host
@@ -26,9 +27,11 @@ from tests.lab.release import LibvirtFirewall
 ENTRIES = entry("web", "8000:80", WEB4) + entry("web", "8000:80", WEB6)
 URLS = {WEB4: f"http://{PUBLIC4}:8000/", WEB6: f"http://[{PUBLIC6}]:8000/"}
 CLIENTS = {WEB4: CLIENT4, WEB6: CLIENT6}
+GATEWAYS = {WEB4: GATEWAY4, WEB6: GATEWAY6}
 STRANGER = "52:54:00:5a:5a:5a"
 # In which the daemon looks several times, each time after the address was taken again.
 A_WHILE_S = 0.5
+IN_A_ROW = 20
 # The kernel gives up a neighbour that does not answer after three questions, a second apart.
 LONGER_THAN_IT_ASKS_S = 4
 
@@ -55,21 +58,31 @@ def _packets(address: Address, mac: bytes) -> list[tuple[int, bytes]]:
 
 def take(guest: LxcGuest, address: str) -> None:
     """Answer for an address from now on, and announce it."""
-    guest.run("ip", "address", "replace", f"{address}/{24 if '.' in address else 64}", "dev", "eth0")
+    guest.run("ip", "address", "replace", with_prefix(address), "dev", "eth0")
     announce(guest, address, guest.mac())
 
 
+def with_prefix(address: str) -> str:
+    """An address as it is set on an interface."""
+    return f"{address}/{24 if '.' in address else 64}"
+
+
+def answers(host: Host, name: str, address: str) -> bool:
+    """Whether a client outside gets this guest's answer."""
+    return host.outside.fetch(URLS[address]).text == f"{name} {CLIENTS[address]}"
+
+
 def leads_to(host: Host, name: str, address: str) -> None:
-    """Wait until a client outside gets this guest's answer."""
-    expected = f"{name} {CLIENTS[address]}"
-    wait_until(lambda: host.outside.fetch(URLS[address]).text == expected, f"{name} answers for {address}")
+    """Wait until a client outside gets this guest's answer, and see that it gets no other from then on."""
+    wait_until(lambda: answers(host, name, address), f"{name} answers for {address}")
+    assert [answers(host, name, address) for _ in range(IN_A_ROW)] == [True] * IN_A_ROW
 
 
-def goes_on_answering(host: Host, text: str) -> bool:
-    """Whether a client outside gets this answer each time, for longer than a guest would be asked."""
+def goes_on_answering(host: Host, name: str) -> bool:
+    """Whether a client outside gets this guest's answers each time, for longer than a guest would be asked."""
     began = time.monotonic()
     while time.monotonic() < began + LONGER_THAN_IT_ASKS_S:
-        if host.outside.fetch(URLS[WEB4]).text != text:
+        if not all(answers(host, name, address) for address in URLS):
             return False
     return True
 
@@ -90,7 +103,8 @@ def begun(
 def test_a_configured_address_leads_to_its_guest_again(
     host: Host, network: MakeNetwork, lxc_guest: MakeLxcGuest, daemon: StartDaemon
 ) -> None:
-    _, thief, running = begun(host, network, lxc_guest, daemon, "thief")
+    web, thief, running = begun(host, network, lxc_guest, daemon, "thief")
+    leave_it_to_the_daemon(host, web)
     for address in (WEB4, WEB6):
         leads_to(host, "web", address)
         take(thief, address)
@@ -110,15 +124,17 @@ def test_a_configured_address_that_its_guest_hands_over_is_not_taken_back(
 ) -> None:
     """As high availability does: whoever had it does not answer for it any more."""
     web, spare, running = begun(host, network, lxc_guest, daemon, "spare")
-    leads_to(host, "web", WEB4)
-    web.run("ip", "address", "delete", f"{WEB4}/24", "dev", "eth0")
-    take(spare, WEB4)
-    # Now it is put back, so that `web` is asked.
-    running.wait_log(f"^warning: domain spare answered for {WEB4}")
-    wait_until(lambda: goes_on_answering(host, f"spare {CLIENT4}"), "spare answers and goes on", timeout=40)
-    take(web, WEB4)
-    web.run("ip", "route", "replace", "default", "via", "192.168.122.1")
-    leads_to(host, "web", WEB4)
-    # From now on it is to be kept again.
-    announce(spare, WEB4, spare.mac(), A_WHILE_S)
-    leads_to(host, "web", WEB4)
+    for address in URLS:
+        leads_to(host, "web", address)
+        web.run("ip", "address", "delete", with_prefix(address), "dev", "eth0")
+        take(spare, address)
+        # Now it is put back, so that `web` is asked.
+        running.wait_log(f"^warning: domain spare answered for {address}")
+    wait_until(lambda: goes_on_answering(host, "spare"), "spare answers and goes on", timeout=40)
+    for address, gateway in GATEWAYS.items():
+        take(web, address)
+        web.run("ip", "route", "replace", "default", "via", gateway)
+        leads_to(host, "web", address)
+        # From now on it is to be kept again.
+        announce(spare, address, spare.mac(), A_WHILE_S)
+        leads_to(host, "web", address)

@@ -2,7 +2,8 @@
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from ipaddress import ip_address
@@ -21,22 +22,40 @@ from fwdaemon.observation import MacClaim, ObservedDomain
 MAC = "52:54:00:00:00:01"
 WEB1 = ObservedDomain(Domain("web1", UUID(int=1), running=True), instance=7, agent_connected=True)
 WEB2 = ObservedDomain(Domain("web2", UUID(int=2), running=True), instance=8, agent_connected=True)
+WEB3 = ObservedDomain(Domain("web3", UUID(int=3), running=True), instance=9, agent_connected=True)
 
 
 def claims(address: str) -> tuple[MacClaim, ...]:
     return (MacClaim(MAC, LearnedAddress(ip_address(address), AddressSource.AGENT)),)
 
 
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(5):
+        while not condition():  # noqa: ASYNC110  it is another thread that makes it true
+            await asyncio.sleep(0.001)
+
+
 class Guests:
-    """Agents whose answers a test decides; `None` is no answer."""
+    """Agents whose answers a test decides; `None` is no answer. One of `hanging` is waited for until its event."""
 
     def __init__(self) -> None:
         self.answer: dict[UUID, tuple[MacClaim, ...] | None] = {}
+        self.hanging: dict[UUID, threading.Event] = {}
         self.asked: list[UUID] = []
         self.closed = False
 
+    def hang(self, domain: ObservedDomain) -> threading.Event:
+        return self.hanging.setdefault(domain.domain.uuid, threading.Event())
+
+    async def wait_asked(self, *domains: ObservedDomain) -> None:
+        """Wait until these, and no others, have been asked, in this order."""
+        await until(lambda: self.asked == [seen.domain.uuid for seen in domains])
+
     def addresses(self, domain: UUID) -> tuple[MacClaim, ...]:
         self.asked.append(domain)
+        if domain in self.hanging:
+            # Whoever waits for it on the thread of the test never sees the event.
+            assert self.hanging[domain].wait(10)
         answer = self.answer.get(domain)
         if answer is None:
             raise LibvirtUnavailableError("the guest agent did not answer")
@@ -111,19 +130,69 @@ def test_an_agent_that_returns_is_asked_at_once() -> None:
     asyncio.run(scenario())
 
 
-def test_a_silent_agent_is_asked_again_and_delays_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(agents, "FIRST_RETRY_S", 0.02)
+def test_an_agent_that_hangs_delays_other_agents_and_nobody_else() -> None:
+    """For how long is up to libvirt, which ends the wait."""
 
     async def scenario() -> None:
         guests = Guests()
+        given_up = guests.hang(WEB1)
+        guests.answer[WEB2.domain.uuid] = claims("192.168.122.51")
+        async with asking(guests) as (rounds, reasons):
+            rounds.update([WEB1, WEB2])
+            rounds.want([WEB1, WEB2])
+            await guests.wait_asked(WEB1)
+            rounds.update([WEB1, WEB2, WEB3])
+            rounds.want([WEB1, WEB2])
+            assert set(rounds.answers().values()) == {()}
+            assert reasons.empty()
+            given_up.set()
+            assert await asyncio.wait_for(reasons.get(), 5) == "guest agent of domain web2 told its addresses"
+            assert guests.asked == [WEB1.domain.uuid, WEB2.domain.uuid]
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    "again",
+    [(replace(WEB1, agent_connected=False), WEB1), (replace(WEB1, instance=70),)],
+    ids=["its agent", "the guest itself"],
+)
+def test_who_hangs_and_begins_anew_goes_behind_those_that_wait(again: tuple[ObservedDomain, ...]) -> None:
+    """Or two guests that do so by turns would keep all others from being asked."""
+
+    async def scenario() -> None:
+        guests = Guests()
+        first, second = guests.hang(WEB1), guests.hang(WEB2)
+        guests.answer[WEB3.domain.uuid] = claims("192.168.122.52")
+        async with asking(guests) as (rounds, reasons):
+            rounds.update([WEB1, WEB2, WEB3])
+            rounds.want([WEB1, WEB2, WEB3])
+            await guests.wait_asked(WEB1)
+            first.set()
+            await guests.wait_asked(WEB1, WEB2)
+            for seen in again:
+                rounds.update([seen, WEB2, WEB3])
+            rounds.want([WEB1, WEB2, WEB3])
+            second.set()
+            assert await asyncio.wait_for(reasons.get(), 5) == "guest agent of domain web3 told its addresses"
+            assert guests.asked[:3] == [WEB1.domain.uuid, WEB2.domain.uuid, WEB3.domain.uuid]
+
+    asyncio.run(scenario())
+
+
+def test_a_silent_agent_is_asked_again_and_ever_more_seldom(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(agents, "FIRST_RETRY_S", 0.02)
+
+    async def scenario() -> None:
+        guests, began = Guests(), time.monotonic()
         guests.answer[WEB2.domain.uuid] = claims("192.168.122.51")
         async with asking(guests) as (rounds, reasons):
             rounds.update([WEB1, WEB2])
             rounds.want([WEB1, WEB2])
             assert await asyncio.wait_for(reasons.get(), 5) == "guest agent of domain web2 told its addresses"
-            await asyncio.sleep(0.3)
+            await until(lambda: guests.asked.count(WEB1.domain.uuid) >= 4)
+            assert time.monotonic() >= began + 0.02 + 0.04 + 0.08, "the pauses double"
             assert guests.asked.count(WEB2.domain.uuid) == 1
-            assert 3 <= guests.asked.count(WEB1.domain.uuid) <= 6, "the pauses double"
 
     asyncio.run(scenario())
 

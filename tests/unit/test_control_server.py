@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import socket
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -258,6 +259,23 @@ def test_who_calls_without_end_is_not_served_before_others(tmp_path: Path) -> No
     on_bench(tmp_path, play)
 
 
+@pytest.mark.parametrize(
+    ("first", "seconds"), [([PING] * 10, 10 * 0.02), ([Call("test.a.Large")], LARGE / 20_000_000)], ids=["many", "much"]
+)
+def test_who_asks_for_much_waits_before_the_next_call(tmp_path: Path, first: list[Call], seconds: float) -> None:
+    """50 answers a second, and 20 megabytes: a slow machine is slower still."""
+
+    async def play(there: Bench) -> None:
+        client, began = await there.client(), time.monotonic()
+        for call in (*first, PING):
+            client.say(call)
+        for _ in (*first, PING):
+            await client.hear()
+        assert time.monotonic() >= began + seconds
+
+    on_bench(tmp_path, play)
+
+
 def test_there_are_never_too_many_clients(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_MOST_CLIENTS", 2)
 
@@ -269,6 +287,24 @@ def test_there_are_never_too_many_clients(tmp_path: Path, monkeypatch: pytest.Mo
         async with asyncio.timeout(10):
             while not await is_served(there):
                 pass
+
+    on_bench(tmp_path, play)
+
+
+def test_one_user_takes_its_share_of_the_places_and_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Root is not bounded so, or the others could keep it out."""
+    member, other, root = 1000, 1001, 0
+    users = iter([*[member] * 9, other, *[root] * 9, member])
+    monkeypatch.setattr(Peer, "of", lambda _connection: Peer(1, next(users), frozenset({os.getgid()})))
+
+    async def play(there: Bench) -> None:
+        for _ in range(8):
+            assert await (await there.client()).ask(PING) == {"parameters": {"pong": True}}
+        assert not await is_served(there)
+        assert await is_served(there), "another user"
+        for _ in range(9):
+            assert await (await there.client()).ask(PING) == {"parameters": {"pong": True}}
+        assert not await is_served(there)
 
     on_bench(tmp_path, play)
 

@@ -26,3 +26,13 @@ def test_lost_messages_ask_for_a_thorough_look() -> None:
     hearing.rules_changed("somebody", thorough=True)
     assert hearing.take().thorough
     assert not hearing.take().thorough
+
+
+def test_a_new_configuration_asks_for_a_look_now_and_for_an_inventory() -> None:
+    hearing = Hearing()
+    hearing.end_inventory(hearing.begin_inventory())
+    hearing.take()
+    hearing.configuration_changed("loaded again")
+    assert hearing.wants_look
+    assert hearing.wants_inventory
+    assert hearing.take().reasons == ("loaded again",)
