@@ -1,6 +1,5 @@
 """The nftables backend on the real kernel: what is written comes back equal, and whatever is bent is mended."""
 
-import signal
 import subprocess
 from dataclasses import replace
 
@@ -10,7 +9,6 @@ from hypothesis import strategies as st
 
 from fwdaemon.config.model import Gate
 from fwdaemon.desired import Desired, Opening
-from fwdaemon.errors import ProcessError
 from fwdaemon.flows import Flow
 from fwdaemon.model import Family, Protocol
 from fwdaemon.nftables.backend import NftablesBackend
@@ -19,7 +17,7 @@ from fwdaemon.nftables.generation import current_generation
 from fwdaemon.nftables.model import Table
 from fwdaemon.nftables.readback import read_table
 from fwdaemon.nftables.ruleset import tables
-from fwdaemon.process import Finished, SystemRunner
+from fwdaemon.process import SystemRunner
 from tests.lab.place import wait_until
 from tests.lab.rules import foreign_rules
 from tests.unit.forwards import address, forward, in_ipv6, nat, route, some_states
@@ -84,70 +82,6 @@ def test_what_the_kernel_lists_as_we_made_it_is_kept_as_the_very_table(
     bent = listed(runner, made)
     assert {name for name, found in bent.sets.items() if found is not made.sets[name]} == {"every_address_targets"}
     assert bent.chains is made.chains
-
-
-def test_a_table_that_somebody_put_to_sleep_is_made_anew(backend: NftablesBackend, runner: SystemRunner) -> None:
-    backend.apply(ALL, thorough=False)
-    runner.run("nft", "add", "table", "ip", "kvm_portfwd", "{ flags dormant; }")
-    outcome = backend.apply(ALL, thorough=False)
-    assert outcome.damaged == {opening for opening in ALL.openings if opening.family is Family.IPV4}
-    assert "dormant" not in runner.run("nft", "list", "table", "ip", "kvm_portfwd").stdout
-    assert not backend.apply(ALL, thorough=True).changed
-
-
-def test_chains_in_our_table_that_lead_to_each_other_go_without_harm(
-    backend: NftablesBackend, runner: SystemRunner
-) -> None:
-    backend.apply(ALL, thorough=False)
-    chains = "add chain ip kvm_portfwd aa\nadd chain ip kvm_portfwd bb\nadd rule ip kvm_portfwd bb jump aa\n"
-    runner.run("nft", "-f", "-", stdin=chains)
-    outcome = backend.apply(ALL, thorough=False)
-    assert not outcome.damaged
-    assert outcome.script.splitlines() == [
-        f"{verb} chain ip kvm_portfwd {name}" for verb in ("flush", "delete") for name in ("aa", "bb")
-    ]
-    assert not backend.apply(ALL, thorough=True).changed
-
-
-class Refusing(SystemRunner):
-    """Refuses scripts that hold a text, so often, as the kernel does when somebody else was first."""
-
-    def __init__(self, text: str, times: int = 1) -> None:
-        super().__init__()
-        self.text, self.times = text, times
-
-    def run(self, *argv: str, stdin: str = "") -> Finished:
-        if self.times and self.text in stdin:
-            self.times -= 1
-            raise ProcessError(argv, stdin, 1, "somebody was first")
-        return super().run(*argv, stdin=stdin)
-
-
-@pytest.mark.parametrize("refused", ["every_address", "delete rule inet theirs"])
-def test_a_gate_that_is_not_wanted_any_more_goes_also_after_a_refusal(runner: SystemRunner, refused: str) -> None:
-    runner.run("nft", "-f", "-", stdin=LIBVIRT)
-    gated = Desired(frozenset({WEB}), gates=(Gate("inet", "theirs", "forward"),))
-    NftablesBackend(runner).apply(gated, thorough=False)
-    refusing = Refusing("nothing")
-    backend = NftablesBackend(refusing)
-    backend.apply(gated, thorough=False)
-    refusing.text = refused
-    for thorough in (False, True):
-        backend.apply(Desired(frozenset({WEB, MAIL, HOSTILE})), thorough=thorough)
-    assert not refusing.times
-    assert "kvm-portfwd" not in runner.run("nft", "list", "table", "inet", "theirs").stdout
-
-
-def test_what_we_changed_at_a_gate_ourselves_is_not_told_as_put_back(
-    backend: NftablesBackend, runner: SystemRunner
-) -> None:
-    runner.run("nft", "-f", "-", stdin=LIBVIRT)
-    gated = Desired(frozenset({WEB}), gates=(Gate("inet", "theirs", "forward"),))
-    bare = replace(gated, gates=())
-    told = [backend.apply(state, thorough=False).gates for state in (gated, replace(gated, mark=1), bare, gated)]
-    assert [any(change.restored for change in gates) for gates in told] == [False] * len(told)
-    runner.run("nft", "flush", "chain", "inet", "theirs", "forward")
-    assert [change.restored for change in backend.apply(gated, thorough=False).gates] == [True]
 
 
 def listed(runner: SystemRunner, known: Table) -> Table:
@@ -352,61 +286,3 @@ def test_the_kernel_lists_the_tables_that_nft_lists(runner: SystemRunner) -> Non
     made = {(family, f"table{number}") for family in families for number in range(200)}
     runner.run("nft", "-f", "-", stdin="".join(f"add table {family} {name}\n" for family, name in made))
     assert existing_tables() == made
-
-
-def test_a_table_that_came_between_look_and_commit_is_replaced(runner: SystemRunner) -> None:
-    class Late(SystemRunner):
-        made = False
-
-        def run(self, *argv: str, stdin: str = "") -> Finished:
-            if stdin and not self.made:
-                self.made = True
-                super().run("nft", "-f", "-", stdin="table ip kvm_portfwd { chain theirs { }; }\n")
-            return super().run(*argv, stdin=stdin)
-
-    backend = NftablesBackend(Late())
-    assert backend.apply(ALL, thorough=False).mended == ALL.openings
-    assert "theirs" not in runner.run("nft", "list", "table", "ip", "kvm_portfwd").stdout
-    assert not backend.apply(ALL, thorough=True).changed
-
-
-# What iptables-nft takes for a chain's name, and `nft -j` ends at.
-NO_TEXT = b"c\xff"
-
-
-def iptables_nft(program: str, *words: str | bytes) -> list[bytes]:
-    """What a program prints, without its comments, which tell the time."""
-    done = subprocess.run([f"/usr/sbin/{program}", *words], check=True, capture_output=True)  # noqa: S603  words of ours
-    return [line for line in done.stdout.splitlines() if not line.startswith(b"#")]
-
-
-def test_a_chain_of_others_whose_name_is_no_text_stops_nobody(backend: NftablesBackend) -> None:
-    for table in ("filter", "nat"):
-        iptables_nft("iptables-nft", "-t", table, "-N", NO_TEXT)
-    iptables_nft("iptables-nft", "-A", "FORWARD", "-j", NO_TEXT)
-    before = iptables_nft("iptables-nft-save")
-    outcome = backend.apply(ALL, thorough=False)
-    assert outcome.mended == ALL.openings
-    assert any("are not looked for" in fault for fault in outcome.faults)
-    assert [change.gate.chain for change in outcome.gates] == ["FORWARD"]
-    assert not backend.apply(ALL, thorough=True).changed
-    backend.remove()
-    assert iptables_nft("iptables-nft-save") == before
-
-
-def test_a_table_of_ours_that_nft_cannot_print_is_made_anew(runner: SystemRunner) -> None:
-    class Ending(SystemRunner):
-        """Ends as nft does at such a name in our table, which nft itself cannot be made to write there."""
-
-        def run(self, *argv: str, stdin: str = "") -> Finished:
-            done = super().run(*argv, stdin=stdin)
-            if "chain strange" in done.stdout or '"strange"' in done.stdout:
-                raise ProcessError(argv, stdin, -signal.SIGABRT, "Assertion failed")
-            return done
-
-    backend = NftablesBackend(Ending())
-    backend.apply(ALL, thorough=False)
-    runner.run("nft", "add", "chain", "ip", "kvm_portfwd", "strange")
-    backend.apply(ALL, thorough=False)
-    assert "strange" not in runner.run("nft", "list", "ruleset").stdout
-    assert not backend.apply(ALL, thorough=True).changed
