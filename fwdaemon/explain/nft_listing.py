@@ -30,11 +30,13 @@ def iptables_tables(listing: str) -> frozenset[TableName]:
     return frozenset(
         (chain["family"], chain["table"])
         for chain in items(listing, "chain")
-        if chain["family"] in ("ip", "ip6")
-        and chain["table"] in _IPTABLES_TABLES
-        and chain["name"] in _IPTABLES_CHAINS
-        and "hook" in chain
+        if "hook" in chain and is_iptables(chain["family"], chain["table"], chain["name"])
     )
+
+
+def is_iptables(family: str, table: str, base_chain: str) -> bool:
+    """Tell whether a table with this base chain is iptables-nft's."""
+    return family in ("ip", "ip6") and table in _IPTABLES_TABLES and base_chain in _IPTABLES_CHAINS
 
 
 def rule_texts(listing: str) -> Texts:
