@@ -62,12 +62,16 @@ class NetlinkSocket:
     ) -> None:
         self._socket.close()
 
-    def listing(self, kind: int, body: bytes, tries: int = _TRIES) -> Listing:
-        """List all that the kernel picks by `body`, again if it changed meanwhile."""
+    def listing(self, kind: int, body: bytes, *, tries: int = _TRIES, holding: bytes = b"") -> Listing:
+        """List all that the kernel picks by `body`, again if it changed meanwhile; of that, what holds these bytes."""
         listed: list[Message] = []
         for _ in range(tries):
-            listed = list(self.stream(kind, body))
-            if not any(message.flags & _INTERRUPTED for message in listed):
+            listed, whole = [], True
+            for message in self.stream(kind, body):
+                whole = whole and not message.flags & _INTERRUPTED
+                if holding in message.body:
+                    listed.append(message)
+            if whole:
                 return Listing(listed, whole=True)
         return Listing(listed, whole=False)
 

@@ -1,16 +1,19 @@
-"""Which nftables tables and base chains there are, and whether a chain has rules, asked of the kernel itself.
+"""Which nftables tables, base chains and commented rules there are, asked of the kernel itself.
 
 `nft` reads every rule of the host before it tells so little. Sources: nfnetlink(7) framing, `enum nft_msg_types`,
 `NFTA_TABLE_*`, `NFTA_CHAIN_*`, `NFTA_HOOK_*` and `NFTA_RULE_*` in linux/netfilter/nf_tables.h, families in
-linux/netfilter.h.
+linux/netfilter.h, and what `nft` keeps with a rule in libnftnl/udata.h.
 """
 
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Final, NamedTuple
 
 from fwdaemon.errors import KernelError
 from fwdaemon.netlink import Message, attribute, attributes
 from fwdaemon.netlink_socket import NETFILTER, NetlinkSocket
+from fwdaemon.nftables.model import RulePlace
 
 _SUBSYSTEM: Final = 10 << 8
 _GET_TABLE, _GET_CHAIN, _GET_RULE = _SUBSYSTEM | 1, _SUBSYSTEM | 4, _SUBSYSTEM | 7
@@ -20,7 +23,8 @@ _NUMBERS: Final = {name: number for number, name in _FAMILIES.items()}
 _EVERY_FAMILY: Final = 0
 _TABLE, _NAME, _HOOK, _TYPE = 1, 3, 4, 7
 _HOOK_NUMBER, _PRIORITY = 1, 2
-_RULE_CHAIN: Final = 2
+_RULE_CHAIN, _RULE_HANDLE, _RULE_USER_DATA = 2, 3, 7
+_COMMENT: Final = 0  # NFTNL_UDATA_RULE_COMMENT
 # A commit in between makes a listing worth nothing; they come in bursts.
 _TRIES: Final = 20
 
@@ -68,6 +72,18 @@ def has_rules(family: str, table: str, chain: str) -> bool:
     return bool(_listed(_GET_RULE, _NUMBERS[family], named))
 
 
+def commented_rules(comment: str) -> list[RulePlace]:
+    """Give every native rule with this comment; while rules change all the time, those that were seen.
+
+    Raises:
+        KernelError: the kernel does not tell.
+
+    """
+    with _asking() as asking:
+        listed = asking.listing(_GET_RULE, _GENERIC.pack(_EVERY_FAMILY, 0, 0), holding=comment.encode())
+    return [read_rule_place(message) for message in listed.messages if read_comment(message) == comment]
+
+
 def read_table(message: Message) -> tuple[str, str]:
     """Read family and name of a table."""
     family, found = _opened(message)
@@ -84,15 +100,40 @@ def read_hooked_chain(message: Message) -> HookedChain | None:
     return HookedChain(family, _text(found, _TABLE), _text(found, _NAME), _text(found, _TYPE), number, priority)
 
 
+def read_rule_place(message: Message) -> RulePlace:
+    """Read where a rule is."""
+    family, found = _opened(message)
+    handle = int.from_bytes(found.get(_RULE_HANDLE, b""))
+    return RulePlace(family, _text(found, _TABLE), _text(found, _RULE_CHAIN), handle)
+
+
+def read_comment(message: Message) -> str:
+    """Read the comment of a rule, empty if it has none; in user data, each value follows a byte of type and length."""
+    _, found = _opened(message)
+    data = found.get(_RULE_USER_DATA, b"")
+    while len(data) > 1:
+        kind, length = data[:2]
+        if kind == _COMMENT:
+            return _text({kind: data[2 : 2 + length]}, kind)
+        data = data[2 + length :]
+    return ""
+
+
 def _listed(kind: int, family: int = _EVERY_FAMILY, picked: bytes = b"") -> list[Message]:
-    try:
-        with NetlinkSocket(NETFILTER) as asking:
-            listed = asking.listing(kind, _GENERIC.pack(family, 0, 0) + picked, _TRIES)
-    except OSError as error:
-        raise KernelError(f"the kernel does not list its nftables rules: {error.strerror or error}") from error
+    with _asking() as asking:
+        listed = asking.listing(kind, _GENERIC.pack(family, 0, 0) + picked, tries=_TRIES)
     if not listed.whole:
         raise KernelError("the kernel does not list its nftables rules: they change all the time")
     return listed.messages
+
+
+@contextmanager
+def _asking() -> Iterator[NetlinkSocket]:
+    try:
+        with NetlinkSocket(NETFILTER) as asking:
+            yield asking
+    except OSError as error:
+        raise KernelError(f"the kernel does not list its nftables rules: {error.strerror or error}") from error
 
 
 def _opened(message: Message) -> tuple[str, dict[int, bytes]]:

@@ -6,15 +6,16 @@ from collections.abc import Mapping
 from fwdaemon.config.model import Gate
 from fwdaemon.errors import ProcessError
 from fwdaemon.model import Family
-from fwdaemon.nftables.existing import existing_tables
+from fwdaemon.nftables.existing import commented_rules, existing_tables
 from fwdaemon.nftables.gates import (
+    COMMENT,
     LIBVIRT_CHAIN,
     LIBVIRT_TABLE,
     GateState,
     is_iptables,
     read_iptables,
     read_native,
-    read_strays,
+    strays,
     wanted_gates,
 )
 from fwdaemon.nftables.model import TABLE_NAME, Table, family_name
@@ -85,19 +86,10 @@ class Observer:
         return read_iptables(gate, listing, mark)
 
     def _strays(self, there: frozenset[tuple[str, str]], gates: list[Gate], mark: int) -> tuple[GateState, ...]:
-        native = self._native_strays(gates)
+        native = strays(commented_rules(COMMENT), gates)
         forgotten = [gate for gate in wanted_gates(Family, ()) if is_iptables(gate) and gate not in gates]
         iptables = [self._iptables_gate(gate, mark) for gate in forgotten if (gate.family, gate.table) in there]
         return native + tuple(state for state in iptables if state and state.ours)
-
-    def _native_strays(self, gates: list[Gate]) -> tuple[GateState, ...]:
-        try:
-            # Rules are wanted, and not the thousands of elements in sets.
-            return read_strays(self._runner.run("nft", "-j", "-t", "list", "ruleset").stdout, gates)
-        except ProcessError as error:
-            # nft ends where somebody gave a chain a name that is no text.
-            self._faults.append(f"rules of ours in other chains than the wanted ones are not looked for: {error}")
-            return ()
 
 
 def iptables_program(gate: Gate, suffix: str = "") -> str:

@@ -21,6 +21,15 @@ ENDED = "ended"
 VERDICT: Final = "verdict"
 
 
+class RulePlace(NamedTuple):
+    """Where a rule is, and its number there."""
+
+    family: str
+    table: str
+    chain: str
+    handle: int
+
+
 @dataclass(frozen=True, slots=True)
 class Rule:
     """One rule; `comment` ends in a digest of `expression`, which is empty when the rule was read back."""

@@ -19,7 +19,7 @@ from fwdaemon.netlink import attribute, attributes, messages, packed
 from fwdaemon.netlink_watch import KernelChanges
 from fwdaemon.nftables import ruleset
 from fwdaemon.nftables.difference import creation
-from fwdaemon.nftables.existing import read_hooked_chain, read_table
+from fwdaemon.nftables.existing import read_comment, read_hooked_chain, read_rule_place, read_table
 from fwdaemon.nftables.generation import generations
 from fwdaemon.observation import HostObservation, LibvirtObservation, MacClaim, ObservedDomain, ObservedNetwork
 from fwdaemon.rtnetlink import address, neighbour, proxy, route
@@ -166,13 +166,15 @@ def _generation(choices: Choices) -> bytes:
 
 
 def conntrack(data: bytes) -> None:
-    """Read a datagram of the kernel's listings of connections, of tables and of chains."""
+    """Read a datagram of the kernel's listings of connections, and of tables, chains and rules."""
     for message in messages(data):
         read_entry(message)
         read_open_flow(message)
         if len(message.body) >= _GENERIC_BYTES:
             read_table(message)
             read_hooked_chain(message)
+            read_rule_place(message)
+            read_comment(message)
 
 
 class _Kernel:

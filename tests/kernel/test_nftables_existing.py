@@ -4,7 +4,8 @@ import subprocess
 
 import pytest
 
-from fwdaemon.nftables.existing import HookedChain, existing_tables, has_rules, hooked_chains
+from fwdaemon.nftables.existing import HookedChain, commented_rules, existing_tables, has_rules, hooked_chains
+from fwdaemon.nftables.model import RulePlace
 from fwdaemon.nftables.readback import items
 from fwdaemon.process import SystemRunner
 
@@ -75,6 +76,18 @@ def test_only_a_chain_with_rules_has_some(
 ) -> None:
     runner.run("nft", "-f", "-", stdin=CHAINS)
     assert has_rules(family, table, chain) is full
+
+
+def test_rules_are_found_by_their_comment(runner: SystemRunner) -> None:
+    rules = ['accept comment "ours"', "accept", 'accept comment "ours too"', 'counter comment "OURS"', "drop"]
+    last = 'meta mark set 1 comment "ours"'
+    text = "".join(f"add rule inet own full {rule}\n" for rule in [*rules, last])
+    runner.run("nft", "-f", "-", stdin=CHAINS + text)
+    listing = runner.run("nft", "-j", "list", "chain", "inet", "own", "full").stdout
+    handles = [rule["handle"] for rule in items(listing, "rule") if rule.get("comment") == "ours"]
+    assert commented_rules("ours") == [RulePlace("inet", "own", "full", handle) for handle in handles]
+    assert len(handles) == 2
+    assert commented_rules("others") == []
 
 
 @pytest.mark.usefixtures("namespace")

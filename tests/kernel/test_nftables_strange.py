@@ -117,7 +117,7 @@ def test_a_chain_of_others_whose_name_is_no_text_stops_nobody(backend: NftablesB
     before = iptables_nft("iptables-nft-save")
     outcome = backend.apply(ALL, thorough=False)
     assert outcome.mended == ALL.openings
-    assert any("are not looked for" in fault for fault in outcome.faults)
+    assert not outcome.faults
     assert [change.gate.chain for change in outcome.gates] == ["FORWARD"]
     assert not backend.apply(ALL, thorough=True).changed
     backend.remove()

@@ -10,9 +10,10 @@ from fwdaemon.nftables.gates import (
     opening_script,
     read_iptables,
     read_native,
-    read_strays,
+    strays,
     wanted_gates,
 )
+from fwdaemon.nftables.model import RulePlace
 
 MARK = 0x02000000
 GATE = Gate("ip", "libvirt_network", "forward")
@@ -94,9 +95,14 @@ def test_the_gate_of_iptables_is_moved_in_one_restore() -> None:
 
 
 def test_a_rule_of_ours_where_none_is_wanted_is_found() -> None:
-    found = listing((5, "kvm-portfwd", GOOD), (6, "", JUMP))
-    assert [(state.gate, state.ours) for state in read_strays(found, ())] == [(GATE, ("handle 5",))]
-    assert read_strays(found, (GATE,)) == ()
+    found = [RulePlace(GATE.family, GATE.table, GATE.chain, 5)]
+    assert [(state.gate, state.ours) for state in strays(found, ())] == [(GATE, ("handle 5",))]
+    assert strays(found, (GATE,)) == ()
+
+
+@pytest.mark.parametrize("name", ["x handle 1\ndelete table ip y", "a b", "c\ufffd", ""])
+def test_what_nft_has_no_name_for_is_left_alone(name: str) -> None:
+    assert strays([RulePlace("ip", name, "c", 1), RulePlace("ip", "t", name, 1)], ()) == ()
 
 
 def test_gates_are_wanted_only_where_a_family_has_forwards() -> None:
