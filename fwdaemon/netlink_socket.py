@@ -49,6 +49,7 @@ class NetlinkSocket:
 
     def __init__(self, protocol: int, sequence: int = 0) -> None:
         self._sequence = sequence
+        self._whole = True
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
         self._socket.settimeout(_TIMEOUT_S)
         for option in (_CAP_ACK, _EXT_ACK, _GET_STRICT_CHK):
@@ -66,14 +67,11 @@ class NetlinkSocket:
         """List all that the kernel picks by `body`, again if it changed meanwhile; of that, what holds these bytes."""
         listed: list[Message] = []
         for _ in range(tries):
-            listed, whole = [], True
-            for message in self.stream(kind, body):
-                whole = whole and not message.flags & _INTERRUPTED
-                if holding in message.body:
-                    listed.append(message)
-            if whole:
-                return Listing(listed, whole=True)
-        return Listing(listed, whole=False)
+            self._whole = True
+            listed = [message for message in self.stream(kind, body) if holding in message.body]
+            if self._whole:
+                break
+        return Listing(listed, self._whole)
 
     def stream(self, kind: int, body: bytes) -> Iterator[Message]:
         """List the same once, a part at a time, as they come."""
@@ -87,6 +85,8 @@ class NetlinkSocket:
         self._socket.send(packed(kind, flags, self._sequence, body))
         while True:
             for message in messages(self._socket.recv(_BUFFER)):
+                # Also on the last message: what came behind the last entry is missing.
+                self._whole = self._whole and not message.flags & _INTERRUPTED
                 if message.kind in (_ERROR, _DONE):
                     _raise_if_refused(message)
                     return

@@ -7,12 +7,11 @@ from fwdaemon.clashes import iptables_reader, nft_reader
 from fwdaemon.clashes.rivals import Standing
 from fwdaemon.clashes.translation import Translation, translations
 from fwdaemon.errors import KernelError, ProcessError
-from fwdaemon.explain.nft_listing import is_iptables
 from fwdaemon.explain.packet import System
 from fwdaemon.legacy.info import existing_tables, table_info
 from fwdaemon.legacy.model import OWN_PREFIX, TableName
 from fwdaemon.model import Family
-from fwdaemon.nftables.existing import HookedChain, hooked_chains
+from fwdaemon.nftables.existing import HookedChain, hooked_chains, is_iptables
 from fwdaemon.nftables.generation import current_generation
 from fwdaemon.nftables.model import TABLE_NAME
 from fwdaemon.process import Runner
@@ -69,7 +68,7 @@ class ForeignRules:
                 continue
             if chain.table == TABLE_NAME:
                 ours = Standing(System.NFTABLES, chain.priority)
-            elif is_iptables(chain.family, chain.table, chain.name):
+            elif is_iptables(chain):
                 found += self._iptables(_FAMILIES[chain.family], System.IPTABLES_NFT)[0]
             else:
                 found += self._native(chain)

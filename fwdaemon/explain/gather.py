@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from fwdaemon import sysctl
-from fwdaemon.errors import KernelError, ProcessError
+from fwdaemon.errors import KernelError, PortfwdError, ProcessError
 from fwdaemon.explain import nft_listing, xt_listing
 from fwdaemon.explain.facts import MAIN_TABLE, GuestAnswer, RouteAnswer
 from fwdaemon.explain.packet import System
@@ -17,6 +17,8 @@ from fwdaemon.explain.rules import BaseChain
 from fwdaemon.host import observe_host
 from fwdaemon.inventory import HostAddress
 from fwdaemon.model import Address, Family
+from fwdaemon.naming import shown
+from fwdaemon.nftables.existing import hooked_chains, is_iptables
 from fwdaemon.process import Runner
 from fwdaemon.sockets.holders import Holders
 from fwdaemon.sockets.listing import listeners
@@ -126,20 +128,27 @@ class Kernel:
     @cached_property
     def _chains(self) -> Sequence[BaseChain]:
         try:
-            listing = self._runner.run("nft", "-j", "list", "ruleset").stdout
-        except ProcessError as error:
+            hooked = hooked_chains()
+            texts = nft_listing.rule_texts(self._runner.run("nft", "-s", "-a", "list", "ruleset").stdout)
+        except PortfwdError as error:
             raise KernelError(f"the rules cannot be listed, run it as root: {error}") from error
-        texts = nft_listing.rule_texts(self._runner.run("nft", "-s", "-a", "list", "ruleset").stdout)
-        native = nft_listing.base_chains(listing, texts)
         written = [chain for family in Family for chain in self._iptables(family, System.IPTABLES_NFT)]
-        tables = nft_listing.iptables_tables(listing) & {(chain.family, chain.table) for chain in written}
-        # iptables shows chains that are not there as empty ones.
-        there = {str(chain) for chain in native if (chain.family, chain.table) in tables}
+        # iptables shows chains that are not there as empty ones, and nft what iptables alone can read.
+        better = {str(chain) for chain in written} & {str(chain) for chain in hooked if is_iptables(chain)}
+        tables = dict.fromkeys((chain.family, chain.table) for chain in hooked if str(chain) not in better)
+        native = (chain for table in tables for chain in self._native(*table, texts))
         return [
-            *(chain for chain in native if str(chain) not in there),
-            *(chain for chain in written if str(chain) in there),
+            *(chain for chain in native if str(chain) not in better),
+            *(chain for chain in written if str(chain) in better),
             *(chain for family in Family for chain in self._iptables(family, System.LEGACY)),
         ]
+
+    def _native(self, family: str, table: str, texts: nft_listing.Texts) -> list[BaseChain]:
+        try:
+            listing = self._runner.run("nft", "-j", "list", "table", family, table).stdout
+        except ProcessError as error:
+            raise KernelError(f"the table {family} {shown(table)} cannot be listed: {error}") from error
+        return nft_listing.base_chains(listing, texts)
 
     def _iptables(self, family: Family, system: System) -> list[BaseChain]:
         """List what one variant of iptables wrote; nothing where it is not installed, or never wrote anything."""

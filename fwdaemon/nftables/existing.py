@@ -25,6 +25,9 @@ _TABLE, _NAME, _HOOK, _TYPE = 1, 3, 4, 7
 _HOOK_NUMBER, _PRIORITY = 1, 2
 _RULE_CHAIN, _RULE_HANDLE, _RULE_USER_DATA = 2, 3, 7
 _COMMENT: Final = 0  # NFTNL_UDATA_RULE_COMMENT
+# Tables that iptables-nft writes are known by a base chain with one of its names.
+_IPTABLES_TABLES: Final = frozenset({"filter", "nat", "mangle", "raw", "security"})
+_IPTABLES_CHAINS: Final = frozenset({"PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"})
 # A commit in between makes a listing worth nothing; they come in bursts.
 _TRIES: Final = 20
 
@@ -38,6 +41,9 @@ class HookedChain(NamedTuple):
     kind: str
     hook: int
     priority: int
+
+    def __str__(self) -> str:
+        return f"{self.family} {self.table} {self.name}"
 
 
 def existing_tables() -> frozenset[tuple[str, str]]:
@@ -59,6 +65,11 @@ def hooked_chains() -> list[HookedChain]:
     """
     chains = map(read_hooked_chain, _listed(_GET_CHAIN))
     return [chain for chain in chains if chain is not None]
+
+
+def is_iptables(chain: HookedChain) -> bool:
+    """Tell whether a chain is one of iptables-nft's, which lists its tables better than `nft` does."""
+    return chain.family in ("ip", "ip6") and chain.table in _IPTABLES_TABLES and chain.name in _IPTABLES_CHAINS
 
 
 def has_rules(family: str, table: str, chain: str) -> bool:

@@ -52,7 +52,6 @@ def native(data: bytes) -> None:
     nat, ruleset = _changed(json.loads(_NAT), choices), _changed(json.loads(_RULESET), choices)
     list(translations(nft_reader.read_chains(nat), "prerouting", -100))
     _follow(nft_listing.base_chains(ruleset, nft_listing.rule_texts(_TEXT)))
-    nft_listing.iptables_tables(ruleset)
     read_native(Gate("inet", "fw", "forward"), ruleset, _MARK)
 
 

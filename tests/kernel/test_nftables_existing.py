@@ -4,7 +4,14 @@ import subprocess
 
 import pytest
 
-from fwdaemon.nftables.existing import HookedChain, commented_rules, existing_tables, has_rules, hooked_chains
+from fwdaemon.nftables.existing import (
+    HookedChain,
+    commented_rules,
+    existing_tables,
+    has_rules,
+    hooked_chains,
+    is_iptables,
+)
 from fwdaemon.nftables.model import RulePlace
 from fwdaemon.nftables.readback import items
 from fwdaemon.process import SystemRunner
@@ -76,6 +83,11 @@ def test_only_a_chain_with_rules_has_some(
 ) -> None:
     runner.run("nft", "-f", "-", stdin=CHAINS)
     assert has_rules(family, table, chain) is full
+
+
+def test_chains_of_iptables_are_known_by_their_names(runner: SystemRunner) -> None:
+    runner.run("nft", "-f", "-", stdin=CHAINS)
+    assert [chain.table for chain in hooked_chains() if is_iptables(chain)] == ["nat"]
 
 
 def test_rules_are_found_by_their_comment(runner: SystemRunner) -> None:

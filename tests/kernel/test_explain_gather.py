@@ -1,0 +1,56 @@
+"""The base chains that `explain` follows a connection through, as the real kernel has them."""
+
+import subprocess
+
+from fwdaemon.explain.gather import Kernel
+from fwdaemon.process import SystemRunner
+
+NATIVE = """
+table inet fw {
+    chain pre { type filter hook prerouting priority -150; tcp dport 80 accept; }
+    chain plain { tcp dport 81 drop; }
+}
+table ip nat {
+    chain late { type nat hook postrouting priority 200; masquerade; }
+}
+"""
+
+
+def iptables(*words: str | bytes) -> None:
+    subprocess.run(["/usr/sbin/iptables-nft", *words], check=True)  # noqa: S603  words of ours
+
+
+def chains(runner: SystemRunner) -> list[tuple[str, str, int]]:
+    """Each base chain, with who listed it, and how many rules are in it."""
+    return [(str(chain), str(chain.system), len(chain.chains.get(chain.name, ()))) for chain in Kernel(runner).chains()]
+
+
+def test_each_chain_is_listed_by_the_program_that_reads_it_best(runner: SystemRunner) -> None:
+    assert chains(runner) == []
+    iptables("-A", "FORWARD", "-m", "comment", "--comment", "x", "-j", "DROP")
+    iptables("-t", "nat", "-A", "POSTROUTING", "-j", "MASQUERADE")
+    runner.run("nft", "-f", "-", stdin=NATIVE.replace("table ip nat", "table ip other"))
+    assert sorted(chains(runner)) == [
+        ("inet fw pre", "nftables", 1),
+        ("ip filter FORWARD", "iptables-nft", 1),
+        ("ip nat POSTROUTING", "iptables-nft", 1),
+        ("ip other late", "nftables", 1),
+    ]
+
+
+def test_a_table_of_iptables_that_holds_more_hides_nothing(runner: SystemRunner) -> None:
+    iptables("-t", "nat", "-A", "POSTROUTING", "-j", "MASQUERADE")
+    runner.run("nft", "-f", "-", stdin=NATIVE)
+    assert {(name, rules) for name, _, rules in chains(runner)} == {
+        ("inet fw pre", 1),
+        ("ip nat POSTROUTING", 1),
+        ("ip nat late", 1),
+    }
+
+
+def test_a_name_that_is_no_text_hides_nothing(runner: SystemRunner) -> None:
+    iptables("-N", b"c\xff")
+    iptables("-A", "FORWARD", "-j", b"c\xff")
+    runner.run("nft", "-f", "-", stdin=NATIVE)
+    assert ("ip filter FORWARD", "iptables-nft", 1) in chains(runner)
+    assert ("inet fw pre", "nftables", 1) in chains(runner)
