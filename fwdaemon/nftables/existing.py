@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 from fwdaemon.errors import KernelError
 from fwdaemon.netlink import Message, attribute, attributes
 from fwdaemon.netlink_socket import NETFILTER, NetlinkSocket
-from fwdaemon.nftables.model import RulePlace
+from fwdaemon.nftables.model import FoundRule
 
 _SUBSYSTEM: Final = 10 << 8
 _GET_TABLE, _GET_CHAIN, _GET_RULE = _SUBSYSTEM | 1, _SUBSYSTEM | 4, _SUBSYSTEM | 7
@@ -83,16 +83,16 @@ def has_rules(family: str, table: str, chain: str) -> bool:
     return bool(_listed(_GET_RULE, _NUMBERS[family], named))
 
 
-def commented_rules(comment: str) -> list[RulePlace]:
-    """Give every native rule with this comment; while rules change all the time, those that were seen.
+def rules_holding(text: str) -> list[FoundRule]:
+    """Give every rule that has this text anywhere; while rules change all the time, those that were seen.
 
     Raises:
         KernelError: the kernel does not tell.
 
     """
     with _asking() as asking:
-        listed = asking.listing(_GET_RULE, _GENERIC.pack(_EVERY_FAMILY, 0, 0), holding=comment.encode())
-    return [read_rule_place(message) for message in listed.messages if read_comment(message) == comment]
+        listed = asking.listing(_GET_RULE, _GENERIC.pack(_EVERY_FAMILY, 0, 0), holding=text.encode())
+    return [read_rule(message) for message in listed.messages]
 
 
 def read_table(message: Message) -> tuple[str, str]:
@@ -111,17 +111,15 @@ def read_hooked_chain(message: Message) -> HookedChain | None:
     return HookedChain(family, _text(found, _TABLE), _text(found, _NAME), _text(found, _TYPE), number, priority)
 
 
-def read_rule_place(message: Message) -> RulePlace:
-    """Read where a rule is."""
+def read_rule(message: Message) -> FoundRule:
+    """Read where a rule is, and its comment."""
     family, found = _opened(message)
-    handle = int.from_bytes(found.get(_RULE_HANDLE, b""))
-    return RulePlace(family, _text(found, _TABLE), _text(found, _RULE_CHAIN), handle)
+    handle, comment = int.from_bytes(found.get(_RULE_HANDLE, b"")), _comment(found.get(_RULE_USER_DATA, b""))
+    return FoundRule(family, _text(found, _TABLE), _text(found, _RULE_CHAIN), handle, comment)
 
 
-def read_comment(message: Message) -> str:
-    """Read the comment of a rule, empty if it has none; in user data, each value follows a byte of type and length."""
-    _, found = _opened(message)
-    data = found.get(_RULE_USER_DATA, b"")
+def _comment(data: bytes) -> str:
+    """Read the comment in user data, where each value follows a byte of type and one of length."""
     while len(data) > 1:
         kind, length = data[:2]
         if kind == _COMMENT:

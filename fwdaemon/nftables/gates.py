@@ -15,7 +15,7 @@ from fwdaemon.config.model import Gate
 from fwdaemon.config.names import NFT_NAME
 from fwdaemon.model import Family
 from fwdaemon.naming import rule_lines
-from fwdaemon.nftables.model import RulePlace, family_name
+from fwdaemon.nftables.model import FoundRule, family_name
 from fwdaemon.nftables.readback import Item, items
 
 COMMENT = "kvm-portfwd"
@@ -79,11 +79,12 @@ def read_iptables(gate: Gate, listing: str, mark: int) -> GateState:
     return GateState(gate, ours, first=bool(rules) and rules[0] == _iptables_rule(mark))
 
 
-def strays(commented: Iterable[RulePlace], gates: Collection[Gate]) -> tuple[GateState, ...]:
-    """Pick, of the native rules with our comment, those in chains that are to have none.
+def strays(found: Iterable[FoundRule], gates: Collection[Gate]) -> tuple[GateState, ...]:
+    """Pick the native rules with our comment in chains that are to have none.
 
     We make them where `nft` has a name for the chain, and without one could not take them away.
     """
+    commented = (rule for rule in found if rule.comment == COMMENT)
     named = (rule for rule in commented if NFT_NAME.fullmatch(rule.table) and NFT_NAME.fullmatch(rule.chain))
     chains = [(Gate(rule.family, rule.table, rule.chain), rule.handle) for rule in named]
     return tuple(GateState(gate, (f"handle {handle}",), first=False) for gate, handle in chains if gate not in gates)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from fwdaemon.config.model import Gate
 from fwdaemon.errors import ProcessError
 from fwdaemon.model import Family
-from fwdaemon.nftables.existing import commented_rules, existing_tables
+from fwdaemon.nftables.existing import existing_tables, rules_holding
 from fwdaemon.nftables.gates import (
     COMMENT,
     LIBVIRT_CHAIN,
@@ -53,8 +53,8 @@ class Observer:
             if (family_name(family), TABLE_NAME) in there
         }
         states = tuple(state for gate in gates if (state := self.gate(gate, wanted.mark)))
-        strays = self._strays(there, gates, wanted.mark) if everywhere else ()
-        return Observed(generation, tables, states, strays, tuple(self._faults), libvirt=self._libvirt)
+        stray = self._strays(gates, wanted.mark) if everywhere else ()
+        return Observed(generation, tables, states, stray, tuple(self._faults), libvirt=self._libvirt)
 
     def _table(self, family: Family, known: Table | None) -> Table:
         try:
@@ -85,11 +85,11 @@ class Observer:
         self._libvirt = self._libvirt or LIBVIRT_CHAIN in listing
         return read_iptables(gate, listing, mark)
 
-    def _strays(self, there: frozenset[tuple[str, str]], gates: list[Gate], mark: int) -> tuple[GateState, ...]:
-        native = strays(commented_rules(COMMENT), gates)
-        forgotten = [gate for gate in wanted_gates(Family, ()) if is_iptables(gate) and gate not in gates]
-        iptables = [self._iptables_gate(gate, mark) for gate in forgotten if (gate.family, gate.table) in there]
-        return native + tuple(state for state in iptables if state and state.ours)
+    def _strays(self, gates: list[Gate], mark: int) -> tuple[GateState, ...]:
+        found = rules_holding(COMMENT)
+        suspects = {Gate(rule.family, rule.table, rule.chain) for rule in found}.difference(gates)
+        iptables = [self._iptables_gate(gate, mark) for gate in sorted(suspects, key=str) if is_iptables(gate)]
+        return strays(found, gates) + tuple(state for state in iptables if state and state.ours)
 
 
 def iptables_program(gate: Gate, suffix: str = "") -> str:

@@ -21,13 +21,14 @@ ENDED = "ended"
 VERDICT: Final = "verdict"
 
 
-class RulePlace(NamedTuple):
-    """Where a rule is, and its number there."""
+class FoundRule(NamedTuple):
+    """Where a rule is, its number there, and its comment as `nft` keeps it; iptables-nft keeps its own elsewhere."""
 
     family: str
     table: str
     chain: str
     handle: int
+    comment: str
 
 
 @dataclass(frozen=True, slots=True)

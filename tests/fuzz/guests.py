@@ -19,7 +19,7 @@ from fwdaemon.netlink import attribute, attributes, messages, packed
 from fwdaemon.netlink_watch import KernelChanges
 from fwdaemon.nftables import ruleset
 from fwdaemon.nftables.difference import creation
-from fwdaemon.nftables.existing import read_comment, read_hooked_chain, read_rule_place, read_table
+from fwdaemon.nftables.existing import read_hooked_chain, read_rule, read_table
 from fwdaemon.nftables.generation import generations
 from fwdaemon.observation import HostObservation, LibvirtObservation, MacClaim, ObservedDomain, ObservedNetwork
 from fwdaemon.rtnetlink import address, neighbour, proxy, route
@@ -173,8 +173,7 @@ def conntrack(data: bytes) -> None:
         if len(message.body) >= _GENERIC_BYTES:
             read_table(message)
             read_hooked_chain(message)
-            read_rule_place(message)
-            read_comment(message)
+            read_rule(message)
 
 
 class _Kernel:

@@ -6,13 +6,13 @@ import pytest
 
 from fwdaemon.nftables.existing import (
     HookedChain,
-    commented_rules,
     existing_tables,
     has_rules,
     hooked_chains,
     is_iptables,
+    rules_holding,
 )
-from fwdaemon.nftables.model import RulePlace
+from fwdaemon.nftables.model import FoundRule
 from fwdaemon.nftables.readback import items
 from fwdaemon.process import SystemRunner
 
@@ -90,16 +90,24 @@ def test_chains_of_iptables_are_known_by_their_names(runner: SystemRunner) -> No
     assert [chain.table for chain in hooked_chains() if is_iptables(chain)] == ["nat"]
 
 
-def test_rules_are_found_by_their_comment(runner: SystemRunner) -> None:
+def test_rules_are_found_by_a_text_in_them(runner: SystemRunner) -> None:
     rules = ['accept comment "ours"', "accept", 'accept comment "ours too"', 'counter comment "OURS"', "drop"]
     last = 'meta mark set 1 comment "ours"'
     text = "".join(f"add rule inet own full {rule}\n" for rule in [*rules, last])
     runner.run("nft", "-f", "-", stdin=CHAINS + text)
     listing = runner.run("nft", "-j", "list", "chain", "inet", "own", "full").stdout
-    handles = [rule["handle"] for rule in items(listing, "rule") if rule.get("comment") == "ours"]
-    assert commented_rules("ours") == [RulePlace("inet", "own", "full", handle) for handle in handles]
-    assert len(handles) == 2
-    assert commented_rules("others") == []
+    every = [
+        FoundRule("inet", "own", "full", rule["handle"], rule.get("comment", "")) for rule in items(listing, "rule")
+    ]
+    found = rules_holding("ours")
+    assert found == [rule for rule in every if rule.comment.startswith("ours")]
+    assert [rule.comment for rule in found] == ["ours", "ours too", "ours"]
+    assert rules_holding("others") == []
+
+
+def test_a_comment_of_iptables_is_a_text_in_its_rule(runner: SystemRunner) -> None:
+    runner.run("iptables-nft", "-A", "FORWARD", "-m", "comment", "--comment", "ours", "-j", "ACCEPT")
+    assert [(rule.chain, rule.comment) for rule in rules_holding("ours")] == [("FORWARD", "")]
 
 
 @pytest.mark.usefixtures("namespace")
