@@ -16,10 +16,10 @@ _OURS: Final = 1, 10000
 _HOOKS: Final = 1, 1000, 10000
 _QUICK_OURS: Final = 1, 100
 _QUICK_HOOKS: Final = (100,)
-_ROUNDS, _QUICK_ROUNDS = 25, 3
+_ROUNDS, _QUICK_ROUNDS = 60, 3
 # Through ten thousand linear rules, a connection takes milliseconds.
-_CONNECTIONS, _HOOK_CONNECTIONS = 6000, 600
-_TRANSFER_S = 0.5
+_CONNECTIONS, _HOOK_CONNECTIONS = 3000, 300
+_TRANSFER_S = 0.3
 _BITS = 8
 _NOTES = """\
 Through the last of N forwards, two clients outside open {count:,} connections, one after another each, and a connection
