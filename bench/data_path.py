@@ -157,11 +157,11 @@ def _because(ways: Ways) -> str:
 
 
 def _because_of_rates(ways: Ways) -> str:
-    plain = Spread.of(ways.plain.each("rate"))
+    plain = ways.plain.each("rate")
+    same = Spread.of(ratios(plain[1:], plain[:-1], 100))
     return (
-        "A map has one lookup for however many forwards. The clients share the cores with the host and the server, and"
-        f" their rate over a plain route alone is between {number(100 * plain.low / plain.median)} and"
-        f" {number(100 * plain.high / plain.median)} % of its median for half of the time."
+        "The clients share the cores with the host and the server: over a plain route, where nothing differs, their"
+        f" rate is {number(same.median)} % ({number(same.low)} to {number(same.high)}) of that in the turn before."
     )
 
 

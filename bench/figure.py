@@ -98,7 +98,7 @@ class Figure:
 
 
 def ratios(series: Sequence[float], base: Sequence[float], times: float = 1) -> list[float]:
-    """Compare samples that were taken right after each other, whatever else slowed the machine; multiplied by `times`.
+    """Compare samples that were taken in the same turn, whatever else slowed the machine; multiplied by `times`.
 
     Raises:
         ValueError: not every sample has its partner.

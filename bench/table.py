@@ -7,7 +7,7 @@ from bench.figure import NONE, Figure, Series, Spread, Unit, Want
 _PREFACE = """\
 Written by `sudo scripts/bench`. A cell is the median of several runs, with the lower and the upper quartile in
 parentheses. What is compared was measured in turn, on real hosts in namespaces; a ratio is the median, with quartiles,
-of the ratios of samples that were taken right after each other: a machine that is slower now and then moves it less
+of the ratios of samples that were taken in the same turn: a machine that is slower now and then moves it less
 than the ratio of two medians."""
 _BINARY = 1024
 _SMALL = {Unit.SECONDS: ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"))}

@@ -1,13 +1,13 @@
 """One reconcile: bring the kernel to the desired state, and account for every change.
 
 `Reconciler` is called again and again with what shall be; it remembers only what it made live, which is how it tells
-`added` from `restored`. Everything in here blocks, and runs in one thread; the loop that calls it is
+`added` from `restored`. Everything in here blocks, and is called in one thread; the loop that calls it is
 `fwdaemon.daemon`.
 """
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 
 from fwdaemon import audit, causes, conntrack
@@ -167,7 +167,10 @@ class Reconciler:
     def _ending(
         self, desired: Desired, added: frozenset[Opening], occasion: Occasion, *, outdated: bool
     ) -> Iterator[None]:
-        """End what no opening carries any more, beside the telling of changes, thousands it may be; tell it last."""
+        """End what no opening carries any more, beside the telling of changes, thousands it may be; tell it last.
+
+        Meanwhile nothing else may use the backend.
+        """
         live, local = desired.openings, occasion.local
 
         def end() -> int:
@@ -175,10 +178,12 @@ class Reconciler:
             return ended + conntrack.end_claimed(added, local)
 
         with ThreadPoolExecutor(1, "conntrack") as beside:
-            ending = beside.submit(end)
+            ended: Callable[[], int] = end
+            with suppress(RuntimeError):  # as many threads run as may: it is done afterwards
+                ended = beside.submit(end).result
             yield
             try:
-                self._ended = ending.result()
+                self._ended = ended()
             except PortfwdError as error:
                 audit.problems([f"open connections of forwards that went may go on: {error}"])
         if self._ended:

@@ -46,15 +46,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out the hosts that a test is not about, and keep what is quick for the end, when others still run."""
+    """Leave out the hosts that a test is not about."""
     apart = [item for item in items if _is_elsewhere(item)]
-    items[:] = sorted((item for item in items if item not in apart), key=_turn)
+    items[:] = [item for item in items if item not in apart]
     config.hook.pytest_deselected(items=apart)
-
-
-def _turn(item: pytest.Item) -> int:
-    order = ("host", "system")
-    return order.index(item.path.parent.name) if item.path.parent.name in order else len(order)
 
 
 def _is_elsewhere(item: pytest.Item) -> bool:

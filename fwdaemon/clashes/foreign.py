@@ -6,6 +6,7 @@ from typing import Final
 from fwdaemon.clashes import iptables_reader, nft_reader
 from fwdaemon.clashes.rivals import Standing
 from fwdaemon.clashes.translation import Translation, translations
+from fwdaemon.config.names import NFT_NAME
 from fwdaemon.errors import KernelError, ProcessError
 from fwdaemon.explain.packet import System
 from fwdaemon.legacy.info import existing_tables, table_info
@@ -79,6 +80,8 @@ class ForeignRules:
         return Foreign(tuple(found), ours)
 
     def _native(self, chain: HookedChain) -> list[Translation]:
+        if not NFT_NAME.fullmatch(chain.table):  # what nft could not be asked for, and might take for more than a name
+            return []
         try:
             listing = self._runner.run("nft", "-j", "list", "table", chain.family, chain.table).stdout
         except ProcessError:  # it has gone

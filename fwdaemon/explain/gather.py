@@ -1,14 +1,16 @@
 """Asks the host: the kernel, its rule systems, its processes. Whoever runs it should be root."""
 
 import errno
+import signal
 import socket
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from functools import cached_property
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any, Final
 
 from fwdaemon import sysctl
+from fwdaemon.config.names import NFT_NAME
 from fwdaemon.errors import KernelError, PortfwdError, ProcessError
 from fwdaemon.explain import nft_listing, xt_listing
 from fwdaemon.explain.facts import MAIN_TABLE, GuestAnswer, RouteAnswer
@@ -135,19 +137,29 @@ class Kernel:
         written = [chain for family in Family for chain in self._iptables(family, System.IPTABLES_NFT)]
         # iptables shows chains that are not there as empty ones, and nft what iptables alone can read.
         better = {str(chain) for chain in written} & {str(chain) for chain in hooked if is_iptables(chain)}
-        tables = dict.fromkeys((chain.family, chain.table) for chain in hooked if str(chain) not in better)
-        native = (chain for table in tables for chain in self._native(*table, texts))
+        native = self._native({(chain.family, chain.table) for chain in hooked if str(chain) not in better}, texts)
         return [
             *(chain for chain in native if str(chain) not in better),
             *(chain for chain in written if str(chain) in better),
             *(chain for family in Family for chain in self._iptables(family, System.LEGACY)),
         ]
 
-    def _native(self, family: str, table: str, texts: nft_listing.Texts) -> list[BaseChain]:
+    def _native(self, tables: Collection[nft_listing.TableName], texts: nft_listing.Texts) -> list[BaseChain]:
+        """List everything; where `nft` ends at a name that is no text, these tables one by one."""
         try:
+            return nft_listing.base_chains(self._runner.run("nft", "-j", "list", "ruleset").stdout, texts)
+        except ProcessError as error:
+            if error.returncode != -signal.SIGABRT:
+                raise KernelError(f"the rules cannot be listed: {error}") from error
+        return [chain for family, table in sorted(tables) for chain in self._of_table(family, table, texts)]
+
+    def _of_table(self, family: str, table: str, texts: nft_listing.Texts) -> list[BaseChain]:
+        try:
+            if not NFT_NAME.fullmatch(table):  # what nft might take for more than a name
+                raise KernelError(f"the table {family} {shown(table)} has a name that nft cannot be asked for")
             listing = self._runner.run("nft", "-j", "list", "table", family, table).stdout
         except ProcessError as error:
-            raise KernelError(f"the table {family} {shown(table)} cannot be listed: {error}") from error
+            raise KernelError(f"the table {family} {table} cannot be listed: {error}") from error
         return nft_listing.base_chains(listing, texts)
 
     def _iptables(self, family: Family, system: System) -> list[BaseChain]:

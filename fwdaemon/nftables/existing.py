@@ -7,7 +7,6 @@ linux/netfilter.h, and what `nft` keeps with a rule in libnftnl/udata.h.
 
 import struct
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Final, NamedTuple
 
 from fwdaemon.errors import KernelError
@@ -16,7 +15,7 @@ from fwdaemon.netlink_socket import NETFILTER, NetlinkSocket
 from fwdaemon.nftables.model import FoundRule
 
 _SUBSYSTEM: Final = 10 << 8
-_GET_TABLE, _GET_CHAIN, _GET_RULE = _SUBSYSTEM | 1, _SUBSYSTEM | 4, _SUBSYSTEM | 7
+_GET_TABLE, _GET_CHAIN, _GET_RULE, _GET_GENERATION = (_SUBSYSTEM | kind for kind in (1, 4, 7, 16))
 _GENERIC: Final = struct.Struct("!BBH")  # nfgenmsg: family, version, resource
 _FAMILIES: Final = {1: "inet", 2: "ip", 3: "arp", 5: "netdev", 7: "bridge", 10: "ip6"}
 _NUMBERS: Final = {name: number for number, name in _FAMILIES.items()}
@@ -80,19 +79,17 @@ def has_rules(family: str, table: str, chain: str) -> bool:
 
     """
     named = attribute(_TABLE, f"{table}\0".encode()) + attribute(_RULE_CHAIN, f"{chain}\0".encode())
-    return bool(_listed(_GET_RULE, _NUMBERS[family], named))
+    return any(True for _ in _listed(_GET_RULE, _NUMBERS[family], named))
 
 
 def rules_holding(text: str) -> list[FoundRule]:
-    """Give every rule that has this text anywhere; while rules change all the time, those that were seen.
+    """Give every rule that has this text anywhere.
 
     Raises:
         KernelError: the kernel does not tell.
 
     """
-    with _asking() as asking:
-        listed = asking.listing(_GET_RULE, _GENERIC.pack(_EVERY_FAMILY, 0, 0), holding=text.encode())
-    return [read_rule(message) for message in listed.messages]
+    return [read_rule(message) for message in _listed(_GET_RULE, holding=text.encode())]
 
 
 def read_table(message: Message) -> tuple[str, str]:
@@ -128,21 +125,18 @@ def _comment(data: bytes) -> str:
     return ""
 
 
-def _listed(kind: int, family: int = _EVERY_FAMILY, picked: bytes = b"") -> list[Message]:
-    with _asking() as asking:
-        listed = asking.listing(kind, _GENERIC.pack(family, 0, 0) + picked, tries=_TRIES)
-    if not listed.whole:
-        raise KernelError("the kernel does not list its nftables rules: they change all the time")
-    return listed.messages
-
-
-@contextmanager
-def _asking() -> Iterator[NetlinkSocket]:
+def _listed(kind: int, family: int = _EVERY_FAMILY, picked: bytes = b"", holding: bytes = b"") -> Iterator[Message]:
     try:
         with NetlinkSocket(NETFILTER) as asking:
-            yield asking
+            # The kernel ends a listing before an entry of 4 KiB, as if there were no more, unless the socket has
+            # received something before (max_recvmsg_len in af_netlink.c).
+            asking.ask(_GET_GENERATION, _GENERIC.pack(_EVERY_FAMILY, 0, 0))
+            listed = asking.listing(kind, _GENERIC.pack(family, 0, 0) + picked, tries=_TRIES, holding=holding)
     except OSError as error:
         raise KernelError(f"the kernel does not list its nftables rules: {error.strerror or error}") from error
+    if not listed.whole:
+        raise KernelError("the kernel does not list its nftables rules: they change all the time")
+    return (message for message in listed.messages if len(message.body) >= _GENERIC.size)
 
 
 def _opened(message: Message) -> tuple[str, dict[int, bytes]]:

@@ -53,7 +53,7 @@ class GateState:
 
 def is_iptables(gate: Gate) -> bool:
     """Whether a chain is iptables-nft's FORWARD."""
-    return gate.family != "inet" and (gate.table, gate.chain) == ("filter", "FORWARD")
+    return gate.family in ("ip", "ip6") and (gate.table, gate.chain) == ("filter", "FORWARD")
 
 
 def wanted_gates(families: Iterable[Family], configured: Iterable[Gate]) -> tuple[Gate, ...]:

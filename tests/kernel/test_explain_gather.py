@@ -1,8 +1,14 @@
 """The base chains that `explain` follows a connection through, as the real kernel has them."""
 
+import json
 import subprocess
 
+import pytest
+
+from fwdaemon.clashes.foreign import ForeignRules
+from fwdaemon.errors import KernelError
 from fwdaemon.explain.gather import Kernel
+from fwdaemon.nftables.existing import existing_tables
 from fwdaemon.process import SystemRunner
 
 NATIVE = """
@@ -46,6 +52,20 @@ def test_a_table_of_iptables_that_holds_more_hides_nothing(runner: SystemRunner)
         ("ip nat POSTROUTING", 1),
         ("ip nat late", 1),
     }
+
+
+def test_the_name_of_a_table_is_never_more_than_a_name(runner: SystemRunner) -> None:
+    runner.run("nft", "-f", "-", stdin="table ip victim { }")
+    name = "x; delete table ip victim"
+    base = {"family": "ip", "table": name, "name": "c", "type": "nat", "hook": "prerouting", "prio": 0}
+    made = [{"add": {"table": {"family": "ip", "name": name}}}, {"add": {"chain": base}}]
+    runner.run("nft", "-j", "-f", "-", stdin=json.dumps({"nftables": made}))
+    assert (f"ip {name} c", "nftables", 0) in chains(runner)
+    assert ForeignRules(runner).read().translations == ()
+    iptables("-N", b"c\xff")
+    with pytest.raises(KernelError, match="has a name that nft cannot be asked for"):
+        chains(runner)
+    assert existing_tables() == {("ip", "victim"), ("ip", name), ("ip", "filter")}
 
 
 def test_a_name_that_is_no_text_hides_nothing(runner: SystemRunner) -> None:

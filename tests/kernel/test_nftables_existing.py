@@ -105,6 +105,17 @@ def test_rules_are_found_by_a_text_in_them(runner: SystemRunner) -> None:
     assert rules_holding("others") == []
 
 
+LARGE = "".join(f" -m u32 --u32 {'&&'.join(f'{number}=0x{number:x}' for number in range(1, 11))}" for _ in range(4))
+
+
+def test_a_first_rule_as_large_as_a_page_hides_none(runner: SystemRunner) -> None:
+    """The kernel ends a listing before one, unless its socket has received something before."""
+    runner.run("iptables-nft", "-A", "FORWARD", *LARGE.split(), "-j", "ACCEPT")
+    assert has_rules("ip", "filter", "FORWARD")
+    runner.run("iptables-nft", "-A", "FORWARD", "-m", "comment", "--comment", "ours", "-j", "ACCEPT")
+    assert [rule.chain for rule in rules_holding("ours")] == ["FORWARD"]
+
+
 def test_a_comment_of_iptables_is_a_text_in_its_rule(runner: SystemRunner) -> None:
     runner.run("iptables-nft", "-A", "FORWARD", "-m", "comment", "--comment", "ours", "-j", "ACCEPT")
     assert [(rule.chain, rule.comment) for rule in rules_holding("ours")] == [("FORWARD", "")]

@@ -13,6 +13,7 @@ from fwdaemon.model import Family
 from fwdaemon.nftables.backend import NftablesBackend
 from fwdaemon.process import Finished, SystemRunner
 from tests.kernel.test_nftables import ALL, HOSTILE, LIBVIRT, MAIL, WEB
+from tests.unit.forwards import forward
 
 
 @pytest.fixture
@@ -70,6 +71,18 @@ def test_a_gate_that_is_not_wanted_any_more_goes_also_after_a_refusal(runner: Sy
         backend.apply(Desired(frozenset({WEB, MAIL, HOSTILE})), thorough=thorough)
     assert not refusing.times
     assert "kvm-portfwd" not in runner.run("nft", "list", "table", "inet", "theirs").stdout
+
+
+def test_a_rule_of_ebtables_that_names_us_is_no_gate(backend: NftablesBackend, runner: SystemRunner) -> None:
+    """Its table and chain are called as those of iptables are."""
+    chain = '{ type filter hook forward priority 0; counter comment "not for kvm-portfwd"; }'
+    runner.run("nft", "-f", "-", stdin=f"table bridge filter {{\nchain FORWARD {chain}\n}}\n")
+    for program in ("iptables-nft", "ip6tables-nft"):
+        iptables_nft(program, "-A", "FORWARD", "-j", "DROP")
+    desired = Desired().having([forward("tcp [2001:db8::7]:22", "[2001:db8:5::5]:22")])
+    assert {change.gate.family for change in backend.apply(desired, thorough=False).gates} == {"ip6"}
+    assert not NftablesBackend(runner).apply(desired, thorough=False).changed
+    assert b"kvm-portfwd" in b"".join(iptables_nft("ip6tables-nft-save"))
 
 
 def test_what_we_changed_at_a_gate_ourselves_is_not_told_as_put_back(
