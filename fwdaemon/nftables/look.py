@@ -4,7 +4,7 @@ import signal
 from collections.abc import Mapping
 
 from fwdaemon.config.model import Gate
-from fwdaemon.errors import ProcessError
+from fwdaemon.errors import KernelError, ProcessError
 from fwdaemon.model import Family
 from fwdaemon.nftables.existing import existing_tables, rules_holding
 from fwdaemon.nftables.gates import (
@@ -54,7 +54,10 @@ class Observer:
         }
         states = tuple(state for gate in gates if (state := self.gate(gate, wanted.mark)))
         stray = self._strays(gates, wanted.mark) if everywhere else ()
-        return Observed(generation, tables, states, stray, tuple(self._faults), libvirt=self._libvirt)
+        found, searched = stray or (), stray is not None
+        return Observed(
+            generation, tables, states, found, tuple(self._faults), libvirt=self._libvirt, searched=searched
+        )
 
     def _table(self, family: Family, known: Table | None) -> Table:
         try:
@@ -85,8 +88,12 @@ class Observer:
         self._libvirt = self._libvirt or LIBVIRT_CHAIN in listing
         return read_iptables(gate, listing, mark)
 
-    def _strays(self, gates: list[Gate], mark: int) -> tuple[GateState, ...]:
-        found = rules_holding(COMMENT)
+    def _strays(self, gates: list[Gate], mark: int) -> tuple[GateState, ...] | None:
+        try:
+            found = rules_holding(COMMENT)
+        except KernelError as error:  # as where thousands of rules change all the time: openings need not wait for this
+            self._faults.append(f"rules of ours in other chains than the wanted ones are not looked for: {error}")
+            return None
         suspects = {Gate(rule.family, rule.table, rule.chain) for rule in found}.difference(gates)
         iptables = [self._iptables_gate(gate, mark) for gate in sorted(suspects, key=str) if is_iptables(gate)]
         return strays(found, gates) + tuple(state for state in iptables if state and state.ours)

@@ -8,9 +8,10 @@ import pytest
 
 from fwdaemon.config.model import Gate
 from fwdaemon.desired import Desired
-from fwdaemon.errors import ProcessError
+from fwdaemon.errors import KernelError, ProcessError
 from fwdaemon.model import Family
 from fwdaemon.nftables.backend import NftablesBackend
+from fwdaemon.nftables.model import FoundRule
 from fwdaemon.process import Finished, SystemRunner
 from tests.kernel.test_nftables import ALL, HOSTILE, LIBVIRT, MAIL, WEB
 from tests.unit.forwards import forward
@@ -70,6 +71,27 @@ def test_a_gate_that_is_not_wanted_any_more_goes_also_after_a_refusal(runner: Sy
     for thorough in (False, True):
         backend.apply(Desired(frozenset({WEB, MAIL, HOSTILE})), thorough=thorough)
     assert not refusing.times
+    assert "kvm-portfwd" not in runner.run("nft", "list", "table", "inet", "theirs").stdout
+
+
+def test_openings_do_not_wait_until_strays_can_be_looked_for(
+    runner: SystemRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runner.run("nft", "-f", "-", stdin=LIBVIRT)
+    gated = Desired(frozenset({WEB}), gates=(Gate("inet", "theirs", "forward"),))
+    NftablesBackend(runner).apply(gated, thorough=False)
+
+    def changing(_text: str) -> list[FoundRule]:
+        raise KernelError("the kernel does not list its nftables rules: they change all the time")
+
+    backend, bare = NftablesBackend(runner), Desired(frozenset({WEB, MAIL}))
+    with monkeypatch.context() as patch:
+        patch.setattr("fwdaemon.nftables.look.rules_holding", changing)
+        outcome = backend.apply(bare, thorough=False)
+        assert outcome.mended == {MAIL}
+        assert any("are not looked for" in fault for fault in outcome.faults)
+        assert backend.apply(bare, thorough=False).faults
+    assert not backend.apply(bare, thorough=False).faults
     assert "kvm-portfwd" not in runner.run("nft", "list", "table", "inet", "theirs").stdout
 
 
