@@ -24,7 +24,7 @@ from bench.hook_scripts import chains, commands, no_chains
 from bench.processes import children, cpu_seconds
 from bench.timed import seconds_of
 from fwdaemon import config as configuration
-from fwdaemon import journal, memory
+from fwdaemon import journal
 from fwdaemon.clashes.watch import ClashWatch
 from fwdaemon.config.model import Config
 from fwdaemon.desired import Desired
@@ -39,8 +39,8 @@ from fwdaemon.reconcile import Occasion, Reconciler
 Seconds = dict[str, list[float]]
 
 _URI = "lxc:///system"
-# Each run has other ports as long as there are some, so that nothing is known of them from a run before.
-_PORTS = 50000
+# Each run has other ports, so that nothing is known of them from the run before.
+_STEP, _SETS = 10000, 5
 # Longer than a forward is held after its domain stopped.
 _LATER_S = 60.0
 
@@ -111,8 +111,7 @@ class Subject:
         self._now += _LATER_S
         local = frozenset(address.address for address in inventory.host_addresses)
         occasion = Occasion(("benchmark",), "", self._now, local=local, taken=inventory.guest_addresses)
-        with memory.collecting_later():
-            self._reconciler.reconcile(self._placed(config, inventory), occasion)
+        self._reconciler.reconcile(self._placed(config, inventory), occasion)
         return Cost(
             time.monotonic() - begun,
             self.netfilter.done - begun,
@@ -216,7 +215,7 @@ def _cpu_of_helpers() -> float:
 
 def _configuration(directory: Path, size: int, run: int) -> Config:
     path = directory / "portfwd.toml"
-    path.write_text(config(size, first=FIRST_PORT + run * size % _PORTS), encoding="utf-8")
+    path.write_text(config(size, first=FIRST_PORT + run % _SETS * _STEP), encoding="utf-8")
     return configuration.load(path)
 
 

@@ -17,9 +17,7 @@ def run(options: argparse.Namespace) -> int:
     journal.set_up()
     faulthandler.enable()  # systemd's watchdog ends us by SIGABRT: the journal then tells where each thread was
     memory.be_frugal()
-    with memory.collecting_later():
-        config = satisfied(configuration.load(options.config))
-    asyncio.run(_work(options.config, config))
+    asyncio.run(_work(options.config, satisfied(configuration.load(options.config))))
     return 0
 
 
