@@ -14,7 +14,7 @@ from types import FrameType
 
 from bench import apply, daemon_start, data_path, domain_start, healing, idle, plot
 from bench.figure import Figure
-from bench.machine import facts
+from bench.machine import Steal, facts
 from bench.setting import Setting
 from bench.table import document, replaced, section, summary
 from bench.traffic import compiled
@@ -126,8 +126,9 @@ def main() -> int:
     # As an installed program has it; hosts cannot write here.
     compileall.compile_dir(SOURCE / "fwdaemon", quiet=2)
     try:
-        machine = facts(_flavours(options))
+        machine, steal = facts(_flavours(options)), Steal()
         figures = list(_measure(options))
+        machine["taken by other machines meanwhile"] = steal.share()
     except KeyboardInterrupt:
         _say("interrupted; everything is taken down")
         return 130

@@ -51,22 +51,28 @@ class Series:
 
 @dataclass(frozen=True, slots=True)
 class Want:
-    """What we want of a figure: that `value` is at most `limit`, or at least; both in what is printed as `unit`.
+    """What we want: that the median of `samples` is at most `limit`, or at least; both in what is printed as `unit`.
 
     `because` is what the measurement says of the reason, for the reader who finds the want missed.
     """
 
     text: str
-    value: float
+    samples: Sequence[float]
     limit: float
     unit: str = ""
     at_least: bool = False
     because: str = ""
 
     @property
+    def measured(self) -> Spread:
+        """What came of it."""
+        return Spread.of(self.samples)
+
+    @property
     def met(self) -> bool:
         """Whether it came true."""
-        return self.value >= self.limit if self.at_least else self.value <= self.limit
+        found = self.measured.median
+        return found >= self.limit if self.at_least else found <= self.limit
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,16 +97,11 @@ class Figure:
         return f"{self.name}-{self.host}"
 
 
-def ratio(series: Series, size: int, base: Series, base_size: int | None = None) -> float:
-    """How many times the median of `series` is that of `base`."""
-    return series.median(size) / base.median(size if base_size is None else base_size)
-
-
-def interleaved_ratio(series: Sequence[float], base: Sequence[float]) -> float:
-    """The median of the ratios of samples that were taken right after each other, whatever else slowed the machine.
+def ratios(series: Sequence[float], base: Sequence[float], times: float = 1) -> list[float]:
+    """Compare samples that were taken in the same turn, whatever else slowed the machine; multiplied by `times`.
 
     Raises:
         ValueError: not every sample has its partner.
 
     """
-    return median(sample / partner for sample, partner in zip(series, base, strict=True))
+    return [times * sample / partner for sample, partner in zip(series, base, strict=True)]

@@ -10,7 +10,7 @@ from bench.scene import Scene
 from bench.setting import Setting, take_turns
 from tests.lab.release import LibvirtFirewall
 
-_RUNS: Final = {10: 7, 100: 7, 1000: 7, 10000: 5}
+_RUNS: Final = {10: 9, 100: 9, 1000: 9, 10000: 5}
 _QUICK_RUNS: Final = {10: 3, 100: 3}
 _PATIENCE_S = 120.0
 _MEASURED_AT = 1000
@@ -70,4 +70,5 @@ def _wants(gaps: Series, setting: Setting) -> tuple[Want, ...]:
     if _MEASURED_AT not in gaps.samples:
         return ()
     limit = 1300.0 if setting.legacy else 100.0
-    return (Want(f"at {_MEASURED_AT:,}, less than {limit:g} ms", 1000 * gaps.median(_MEASURED_AT), limit, " ms"),)
+    milliseconds = [1000 * seconds for seconds in gaps.samples[_MEASURED_AT]]
+    return (Want(f"at {_MEASURED_AT:,}, less than {limit:g} ms", milliseconds, limit, " ms"),)

@@ -36,6 +36,25 @@ def facts(flavours: Iterable[Flavour]) -> dict[str, str]:
     }
 
 
+class Steal:
+    """What the hypervisor gives to others of the time of this machine's processors, from now on."""
+
+    def __init__(self) -> None:
+        self._before = _times()
+
+    def share(self) -> str:
+        """Tell it as a share of all their time, idle or not."""
+        stolen, every = (now - before for now, before in zip(_times(), self._before, strict=True))
+        return f"{stolen / max(every, 1):.1%}"
+
+
+def _times() -> tuple[int, int]:
+    """Time stolen, and all of it, as proc(5) has it in /proc/stat; that of guests of ours is counted as ours."""
+    with Path("/proc/stat").open(encoding="ascii") as stat:
+        columns = [int(word) for word in stat.readline().split()[1:9]]
+    return columns[7], sum(columns)
+
+
 def _commit() -> str:
     """What git calls the work tree; `--dirty` where files differ from it."""
     words = ["git", "-C", str(SOURCE), "describe", "--always", "--dirty"]

@@ -39,8 +39,8 @@ from fwdaemon.reconcile import Occasion, Reconciler
 Seconds = dict[str, list[float]]
 
 _URI = "lxc:///system"
-# Each run has other ports, so that nothing is known of them from the run before.
-_STEP, _SETS = 10000, 5
+# Each run has other ports as long as there are some, so that nothing is known of them from a run before.
+_PORTS = 50000
 # Longer than a forward is held after its domain stopped.
 _LATER_S = 60.0
 
@@ -215,7 +215,7 @@ def _cpu_of_helpers() -> float:
 
 def _configuration(directory: Path, size: int, run: int) -> Config:
     path = directory / "portfwd.toml"
-    path.write_text(config(size, first=FIRST_PORT + run % _SETS * _STEP), encoding="utf-8")
+    path.write_text(config(size, first=FIRST_PORT + run * size % _PORTS), encoding="utf-8")
     return configuration.load(path)
 
 

@@ -6,9 +6,9 @@ from bench.figure import NONE, Figure, Series, Spread, Unit, Want
 
 _PREFACE = """\
 Written by `sudo scripts/bench`. A cell is the median of several runs, with the lower and the upper quartile in
-parentheses. What is compared was measured in turn, on real hosts in namespaces; where a ratio is wanted of figures that
-were taken right after each other, it is the median of the ratios, which a machine that is busy now and then moves less
-than the medians."""
+parentheses. What is compared was measured in turn, on real hosts in namespaces; a ratio is the median, with quartiles,
+of the ratios of samples that were taken in the same turn: a machine that is slower now and then moves it less
+than the ratio of two medians."""
 _BINARY = 1024
 _SMALL = {Unit.SECONDS: ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"))}
 _LARGE = {
@@ -75,7 +75,9 @@ def _cells(series: Series, sizes: Sequence[int]) -> Iterator[str]:
 
 
 def _want(want: Want) -> tuple[str, str, str]:
-    return want.text, f"{number(want.value)}{want.unit}", "met" if want.met else "**missed**"
+    found = want.measured
+    spread = "" if len(want.samples) == 1 else f" ({number(found.low)} to {number(found.high)})"
+    return want.text, f"{number(found.median)}{want.unit}{spread}", "met" if want.met else "**missed**"
 
 
 def _reasons(wants: Iterable[Want]) -> Iterator[str]:

@@ -115,17 +115,17 @@ def configuration_refused(found: Iterable[Problem]) -> None:
 
 
 def _write(action: str, text: str, fields: Fields | None = None, level: int = logging.INFO) -> None:
-    common = {"MESSAGE_ID": MESSAGE_IDS[action], "PORTFWD_ACTION": action}
-    _log.log(level, "%s", text, extra={"journal": common | (fields or {})})
+    told = {"MESSAGE_ID": MESSAGE_IDS[action], "PORTFWD_ACTION": action, **(fields or {})}
+    _log.log(level, "%s", text, extra={"journal": told})
 
 
 def _fields(changed: Opening, cause: str) -> Fields:
-    ends = {
+    return {
+        **_owner_field(changed.owner),
         "PORTFWD_LISTEN": changed.listens_at(),
         "PORTFWD_TARGET": changed.leads_to(),
         "PORTFWD_CAUSE": cause,
     }
-    return _owner_field(changed.owner) | ends
 
 
 def _owner_field(owner: Owner) -> Fields:

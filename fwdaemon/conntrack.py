@@ -5,34 +5,30 @@ The kernel picks the candidates, by our connection mark or by protocol, so that 
 
 import errno
 import logging
-import os
 import socket
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
 
 from fwdaemon.conntrack_listing import (
+    DELETE,
+    GET,
     Entry,
     OpenFlow,
     ending_request,
     listing_request,
     protocol_request,
-    read_entries,
-    read_listing,
+    read_entry,
+    read_open_flow,
 )
 from fwdaemon.desired import Forward, Nat, Opening, Route
 from fwdaemon.errors import KernelError
 from fwdaemon.flows import Carriers, Flow, is_claimed, is_outdated, reaching
 from fwdaemon.model import Address, Family, Protocol
+from fwdaemon.netlink_socket import NETFILTER, NetlinkSocket, RefusalError
 
 _log = logging.getLogger(__name__)
 
-_T = TypeVar("_T")
-
 _FAMILIES = {Family.IPV4: socket.AF_INET, Family.IPV6: socket.AF_INET6}
-_NETLINK_NETFILTER = 12  # linux/netlink.h
-_DATAGRAM = 1 << 16  # what the kernel puts into one part of a listing at most (af_netlink.c)
-_LISTING_S = 10.0
 _PINGS = {Family.IPV4: socket.IPPROTO_ICMP, Family.IPV6: socket.IPPROTO_ICMPV6}
 
 
@@ -49,7 +45,7 @@ def end_outdated(
 
     """
     with _asking() as asking:
-        entries = list(_listed(asking, listing_request(mark), read_entries))
+        entries = _entries(asking, listing_request(mark))
         carriers = Carriers(reaching(live, [entry.flow for entry in entries]))
         outdated = [entry for entry in entries if is_outdated(entry.flow, carriers, local)]
         if ported := [entry.flow for entry in outdated if entry.flow.protocol is not None]:
@@ -78,14 +74,16 @@ def open_flows(mark: int) -> Iterator[OpenFlow]:
 
     """
     with _asking() as asking:
-        yield from _listed(asking, listing_request(mark), read_listing)
+        # A part at a time: there may be tens of thousands.
+        found = map(read_open_flow, asking.stream(GET, listing_request(mark)))
+        yield from (flow for flow in found if flow is not None)
 
 
 def _end_claimed(family: Family, taken: Collection[Forward | Nat], local: Collection[Address]) -> int:
     ended = 0
     for protocol in _endless(family, taken):
         with _asking() as asking:
-            entries = list(_listed(asking, protocol_request(_FAMILIES[family], protocol), read_entries))
+            entries = _entries(asking, protocol_request(_FAMILIES[family], protocol))
             claimed = [entry for entry in entries if is_claimed(entry.flow, taken, local)]
             ended += sum(_end(asking, entry) for entry in claimed)
     return ended
@@ -99,30 +97,24 @@ def _endless(family: Family, taken: Iterable[Forward | Nat]) -> list[int]:
 
 
 @contextmanager
-def _asking() -> Iterator[socket.socket]:
+def _asking() -> Iterator[NetlinkSocket]:
     try:
-        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER) as asking:
-            asking.settimeout(_LISTING_S)
+        with NetlinkSocket(NETFILTER) as asking:
             yield asking
     except OSError as error:
         raise KernelError(f"the kernel does not list its connections: {error.strerror or error}") from error
 
 
-def _listed(
-    asking: socket.socket, request: bytes, read: Callable[[bytes], tuple[list[_T], int | None]]
-) -> Iterator[_T]:
-    asking.send(request)
-    ended = None
-    while ended is None:
-        found, ended = read(asking.recv(_DATAGRAM))
-        yield from found
-    if ended:
-        raise OSError(ended, os.strerror(ended))
+def _entries(asking: NetlinkSocket, request: bytes) -> list[Entry]:
+    found = map(read_entry, asking.stream(GET, request))
+    return [entry for entry in found if entry is not None]
 
 
-def _end(asking: socket.socket, entry: Entry) -> bool:
-    asking.send(ending_request(_FAMILIES[entry.flow.family], entry))
-    _, refused = read_entries(asking.recv(_DATAGRAM))
-    if refused and refused != errno.ENOENT:  # it may have ended by itself
-        _log.warning("cannot end the connection %s: %s", entry.flow, os.strerror(refused))
-    return not refused
+def _end(asking: NetlinkSocket, entry: Entry) -> bool:
+    try:
+        asking.ask(DELETE, ending_request(_FAMILIES[entry.flow.family], entry))
+    except RefusalError as error:
+        if error.errno != errno.ENOENT:  # it may have ended by itself
+            _log.warning("cannot end the connection %s: %s", entry.flow, error.strerror)
+        return False
+    return True

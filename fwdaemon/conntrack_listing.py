@@ -1,4 +1,4 @@
-"""The kernel's messages about tracked connections: listings, read as they come, and requests. Pure.
+"""The kernel's messages about tracked connections: what is listed, and the bodies of requests. Pure.
 
 A busy host tracks tens of thousands. A netlink library makes an object of each attribute of each of them, which takes
 ten times as long as reading only what is needed. Sources: linux/netlink.h, linux/netfilter/nfnetlink.h and
@@ -7,26 +7,23 @@ nfnetlink_conntrack.h.
 
 import struct
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from ipaddress import ip_address
-from typing import Final, TypeVar
+from typing import Final
 
 from fwdaemon.flows import Flow
 from fwdaemon.model import Address, Protocol
-from fwdaemon.netlink import attribute, attributes, messages, packed
+from fwdaemon.netlink import Message, attribute, attributes
 
 _GENERIC: Final = struct.Struct("!BBH")
 _NUMBER: Final = struct.Struct("!I")
 _PORT: Final = struct.Struct("!H")
 _COUNT: Final = struct.Struct("!Q")
-_CODE: Final = struct.Struct("=i")
 
-# Types of messages: errors, the end of a listing, and NFNL_SUBSYS_CTNETLINK with IPCTNL_MSG_CT_GET and _NEW.
-_ERROR, _DONE, _GET, _NEW = 2, 3, 0x101, 0x100
-_DELETE: Final = 0x102
-_REQUEST_DUMP, _REQUEST_ACK = 0x301, 0x5
+# Types of messages: NFNL_SUBSYS_CTNETLINK with IPCTNL_MSG_CT_NEW, _GET and _DELETE.
+_NEW, GET, DELETE = 0x100, 0x101, 0x102
 _EVERY_FAMILY: Final = 0  # AF_UNSPEC
 # enum ctattr_type, and inside of a tuple, an address pair, a protocol, and counters.
 _ORIGINAL, _REPLY, _STATE, _MARK, _COUNTED_ORIGINAL, _COUNTED_REPLY, _MARK_MASK = 1, 2, 4, 8, 9, 10, 21
@@ -43,9 +40,6 @@ _BYTES = 2
 _OPEN: Final = {1: range(2, 6), 3: range(4, 7)}
 
 _PROTOCOLS: Final = {6: Protocol.TCP, 17: Protocol.UDP, 132: Protocol.SCTP}
-
-_Attributes = dict[int, bytes]
-_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,60 +63,44 @@ def listing_request(mark: int) -> bytes:
 
     The kernel walks through its whole table for each listing, which takes ten milliseconds where that is large.
     """
-    marked = (attribute(kind, _NUMBER.pack(mark)) for kind in (_MARK, _MARK_MASK))
-    return _request(_GET, _REQUEST_DUMP, _EVERY_FAMILY, *marked)
+    return _request(_EVERY_FAMILY, *(attribute(kind, _NUMBER.pack(mark)) for kind in (_MARK, _MARK_MASK)))
 
 
 def protocol_request(family: int, protocol: int) -> bytes:
     """Write the request for those of one protocol (IPPROTO_UDP…); before Linux 5.8 the kernel lists all the same."""
     picked = _nested(_ORIGINAL, _nested(_PROTO, attribute(_PROTO_NUMBER, bytes([protocol]))))
-    return _request(_GET, _REQUEST_DUMP, family, picked, _nested(_FILTER, attribute(_FILTER_ORIGINAL, _BY_PROTOCOL)))
+    return _request(family, picked, _nested(_FILTER, attribute(_FILTER_ORIGINAL, _BY_PROTOCOL)))
 
 
 def ending_request(family: int, entry: Entry) -> bytes:
-    """Write the request to forget a connection, which the kernel answers with an errno."""
-    return _request(_DELETE, _REQUEST_ACK, family, entry.key)
+    """Write the request to forget a connection."""
+    return _request(family, entry.key)
 
 
-def read_listing(datagram: bytes) -> tuple[list[OpenFlow], int | None]:
-    """Read the open connections in one datagram of the answer, and the errno it ends with.
+def read_open_flow(message: Message) -> OpenFlow | None:
+    """Read a connection; `None` is one that is not open, or is written in no form that is known here.
 
-    That is 0 for the end of the listing, and `None` where more is to come. A connection of a protocol that has no end
-    is open as long as the kernel tracks it.
+    A connection of a protocol that has no end is open as long as the kernel tracks it.
     """
-    return _read_all(datagram, _open_flow)
-
-
-def read_entries(datagram: bytes) -> tuple[list[Entry], int | None]:
-    """Read all connections in one datagram, open or not, and the errno it ends with."""
-    return _read_all(datagram, _entry)
-
-
-def _read_all(datagram: bytes, read: Callable[[_Attributes], _T | None]) -> tuple[list[_T], int | None]:
-    found: list[_T] = []
-    for message in messages(datagram):
-        kind, body = message.kind, message.body
-        if kind in (_ERROR, _DONE):
-            return found, -_CODE.unpack_from(body)[0] if len(body) >= _CODE.size else 0
-        if kind == _NEW and (item := read(attributes(body[_GENERIC.size :]))) is not None:
-            found.append(item)
-    return found, None
-
-
-def _entry(entry: Mapping[int, bytes]) -> Entry | None:
+    found = _found(message)
     try:
-        flow = _flow(entry)
+        return _read(found) if _is_open(found) else None
     except (LookupError, StopIteration, ValueError, struct.error):
         return None
-    return Entry(flow, b"".join(attribute(kind, entry[kind]) for kind in (_ORIGINAL, _ZONE, _ID) if kind in entry))
 
 
-def _open_flow(entry: Mapping[int, bytes]) -> OpenFlow | None:
-    """Read a connection; `None` is one that is not open, or is written in no form that is known here."""
+def read_entry(message: Message) -> Entry | None:
+    """Read a connection, open or not; `None` is one that is written in no form that is known here."""
+    found = _found(message)
     try:
-        return _read(entry) if _is_open(entry) else None
+        flow = _flow(found)
     except (LookupError, StopIteration, ValueError, struct.error):
         return None
+    return Entry(flow, b"".join(attribute(kind, found[kind]) for kind in (_ORIGINAL, _ZONE, _ID) if kind in found))
+
+
+def _found(message: Message) -> dict[int, bytes]:
+    return attributes(message.body[_GENERIC.size :]) if message.kind == _NEW else {}
 
 
 def _is_open(entry: Mapping[int, bytes]) -> bool:
@@ -184,8 +162,8 @@ def _address(written: bytes) -> Address:
     return ip_address(written)
 
 
-def _request(kind: int, flags: int, family: int, *found: bytes) -> bytes:
-    return packed(kind, flags, 1, _GENERIC.pack(family, 0, 0) + b"".join(found))
+def _request(family: int, *found: bytes) -> bytes:
+    return _GENERIC.pack(family, 0, 0) + b"".join(found)
 
 
 def _nested(kind: int, value: bytes) -> bytes:

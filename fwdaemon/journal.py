@@ -60,9 +60,13 @@ class StreamFormatter(logging.Formatter):
         super().__init__()
         self._colour = colour
 
-    def format(self, record: logging.LogRecord) -> str:
-        """Write one record."""
-        text = super().format(record)
+    def usesTime(self) -> bool:  # noqa: N802  so logging calls it
+        """Say that lines have no time, which is looked for in each otherwise."""
+        return False
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  the same
+        """Write one record; what `logging` knows of an exception comes below it."""
+        text = record.message
         line = text if record.levelno == logging.INFO else f"{record.levelname.lower()}: {text}"
         action = getattr(record, "journal", {}).get("PORTFWD_ACTION", "")
         colour = _COLOURS.get(record.levelno) or _ACTION_COLOURS.get(action)
@@ -90,4 +94,4 @@ def _leads_to_journal(stream: TextIO) -> bool:
 
 def _encodable(text: str) -> str:
     """Replace what stands for bytes that were no text: the journal's own library encodes strictly."""
-    return text.encode(errors="backslashreplace").decode()
+    return text if text.isascii() else text.encode(errors="backslashreplace").decode()

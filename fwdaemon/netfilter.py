@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol
 
 from fwdaemon.config.model import BackendChoice
 from fwdaemon.desired import Desired
-from fwdaemon.errors import PortfwdError, ProcessError
+from fwdaemon.errors import PortfwdError
 from fwdaemon.flows import Flow
 from fwdaemon.legacy.backend import LegacyBackend
 from fwdaemon.legacy.gates import LegacyGates
@@ -21,9 +21,9 @@ from fwdaemon.legacy.model import PRE, TableName
 from fwdaemon.model import Family
 from fwdaemon.nftables.backend import NftablesBackend
 from fwdaemon.nftables.existing import existing_tables as nftables_tables
+from fwdaemon.nftables.existing import has_rules
 from fwdaemon.nftables.gates import LIBVIRT_CHAIN, LIBVIRT_TABLE
 from fwdaemon.nftables.generation import current_generation
-from fwdaemon.nftables.readback import items
 from fwdaemon.outcome import Outcome, joined, tried
 from fwdaemon.process import Runner
 
@@ -205,9 +205,9 @@ class Locator:
     def _locate(self, before: Side | None) -> tuple[Side, str]:
         there = nftables_tables()
         # libvirt leaves its table behind when it moves, but empty.
-        if ("ip", LIBVIRT_TABLE) in there and self._has_rules(LIBVIRT_TABLE, "guest_input"):
+        if ("ip", LIBVIRT_TABLE) in there and has_rules("ip", LIBVIRT_TABLE, "guest_input"):
             return Side.NFTABLES, f"libvirt's rules are in its table {LIBVIRT_TABLE}"
-        nftables = ("ip", "filter") in there and self._has_rules("filter", LIBVIRT_CHAIN)
+        nftables = ("ip", "filter") in there and has_rules("ip", "filter", LIBVIRT_CHAIN)
         legacy = LIBVIRT_CHAIN in chain_names(Family.IPV4, TableName.FILTER)
         if nftables and legacy:
             side = Side.LEGACY if self._iptables_is_legacy() else Side.NFTABLES
@@ -215,14 +215,6 @@ class Locator:
         if nftables or legacy:
             return (Side.LEGACY if legacy else Side.NFTABLES), "libvirt's chains are there"
         return before or Side.NFTABLES, "libvirt has no rules of its own"
-
-    def _has_rules(self, table: str, chain: str) -> bool:
-        """Whether a chain is there and not empty."""
-        try:
-            listing = self._runner.run("nft", "-j", "list", "chain", "ip", table, chain).stdout
-        except ProcessError:
-            return False
-        return any(True for _ in items(listing, "rule"))
 
     def _iptables_is_legacy(self) -> bool:
         """Ask the program that libvirt itself would run; it names its kind in parentheses (iptables(8))."""

@@ -1,11 +1,13 @@
 """One reconcile: bring the kernel to the desired state, and account for every change.
 
 `Reconciler` is called again and again with what shall be; it remembers only what it made live, which is how it tells
-`added` from `restored`. Everything in here blocks, and runs in one thread; the loop that calls it is
+`added` from `restored`. Everything in here blocks, and is called in one thread; the loop that calls it is
 `fwdaemon.daemon`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 
 from fwdaemon import audit, causes, conntrack
@@ -136,44 +138,56 @@ class Reconciler:
     def _account(self, live: frozenset[Opening], desired: Desired, outcome: Outcome, occasion: Occasion) -> None:
         now = desired.openings
         added, removed = now - live, live - now
-        for opening in sorted(removed, key=_order):
-            reasons = self._grace.reasons(opening, occasion.reasons)
-            self._tell("removed", opening, causes.of_end(opening, desired, reasons), occasion)
-        for opening in sorted(added, key=_order):
-            cause = causes.of_start(opening, self._before, occasion.reasons)
-            self._tell("added", opening, cause, occasion)
-        for opening in sorted(outcome.damaged & live & now, key=_order):
-            cause = causes.of_loss(opening, occasion.reasons, occasion.meddler)
-            self._tell("restored", opening, cause, occasion)
-        audit.gates((change for change in outcome.gates if not change.restored), causes.told(occasion.reasons))
-        audit.gates((change for change in outcome.gates if change.restored), occasion.meddler)
-        self._end_connections(desired, added, occasion, outdated=bool(removed))
+        with self._ending(desired, added, occasion, outdated=bool(removed)):
+            for opening in sorted(removed, key=_order):
+                reasons = self._grace.reasons(opening, occasion.reasons)
+                self._tell("removed", opening, causes.of_end(opening, desired, reasons), occasion)
+            for opening in sorted(added, key=_order):
+                cause = causes.of_start(opening, self._before, occasion.reasons)
+                self._tell("added", opening, cause, occasion)
+            for opening in sorted(outcome.damaged & live & now, key=_order):
+                cause = causes.of_loss(opening, occasion.reasons, occasion.meddler)
+                self._tell("restored", opening, cause, occasion)
+            audit.gates((change for change in outcome.gates if not change.restored), causes.told(occasion.reasons))
+            audit.gates((change for change in outcome.gates if change.restored), occasion.meddler)
 
     def _account_for_first(self, desired: Desired, outcome: Outcome, occasion: Occasion) -> None:
         """Tell what was found of an earlier run, and what was not."""
         cause = causes.told(occasion.reasons)
-        if found := len(desired.openings - outcome.mended):
-            audit.adopted(found)
-        audit.leftovers(outcome.stale)
-        for opening in sorted(outcome.mended, key=_order):
-            self._changes.append(Change("added", opening, cause))
-            audit.opening("added", opening, cause)
-        audit.gates(outcome.gates, cause)
-        self._end_connections(desired, outcome.mended, occasion, outdated=True)
+        with self._ending(desired, outcome.mended, occasion, outdated=True):
+            if found := len(desired.openings - outcome.mended):
+                audit.adopted(found)
+            audit.leftovers(outcome.stale)
+            for opening in sorted(outcome.mended, key=_order):
+                self._changes.append(Change("added", opening, cause))
+                audit.opening("added", opening, cause)
+            audit.gates(outcome.gates, cause)
 
-    def _end_connections(
+    @contextmanager
+    def _ending(
         self, desired: Desired, added: frozenset[Opening], occasion: Occasion, *, outdated: bool
-    ) -> None:
-        try:
-            live, local = desired.openings, occasion.local
+    ) -> Iterator[None]:
+        """End what no opening carries any more, beside the telling of changes, thousands it may be; tell it last.
+
+        Meanwhile nothing else may use the backend.
+        """
+        live, local = desired.openings, occasion.local
+
+        def end() -> int:
             ended = conntrack.end_outdated(live, desired.mark, local, self._backend.refuse) if outdated else 0
-            ended += conntrack.end_claimed(added, local)
-        except PortfwdError as error:
-            audit.problems([f"open connections of forwards that went may go on: {error}"])
-            return
-        self._ended = ended
-        if ended:
-            audit.connections_ended(ended)
+            return ended + conntrack.end_claimed(added, local)
+
+        with ThreadPoolExecutor(1, "conntrack") as beside:
+            ended: Callable[[], int] = end
+            with suppress(RuntimeError):  # as many threads run as may: it is done afterwards
+                ended = beside.submit(end).result
+            yield
+            try:
+                self._ended = ended()
+            except PortfwdError as error:
+                audit.problems([f"open connections of forwards that went may go on: {error}"])
+        if self._ended:
+            audit.connections_ended(self._ended)
 
     def _tell(self, action: str, opening: Opening, cause: str, occasion: Occasion) -> None:
         self._changes.append(Change(action, opening, cause))

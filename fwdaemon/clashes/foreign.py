@@ -6,18 +6,19 @@ from typing import Final
 from fwdaemon.clashes import iptables_reader, nft_reader
 from fwdaemon.clashes.rivals import Standing
 from fwdaemon.clashes.translation import Translation, translations
+from fwdaemon.config.names import NFT_NAME
 from fwdaemon.errors import KernelError, ProcessError
-from fwdaemon.explain.nft_listing import iptables_tables
 from fwdaemon.explain.packet import System
 from fwdaemon.legacy.info import existing_tables, table_info
 from fwdaemon.legacy.model import OWN_PREFIX, TableName
 from fwdaemon.model import Family
+from fwdaemon.nftables.existing import HookedChain, hooked_chains, is_iptables
 from fwdaemon.nftables.generation import current_generation
 from fwdaemon.nftables.model import TABLE_NAME
-from fwdaemon.nftables.readback import Item, items
 from fwdaemon.process import Runner
 
 _DSTNAT: Final = -100  # NF_IP_PRI_NAT_DST, netfilter_ipv4.h
+_PREROUTING: Final = 0  # NF_INET_PRE_ROUTING, netfilter.h
 _FAMILIES: Final = {"ip": Family.IPV4, "ip6": Family.IPV6}
 _PROGRAMS: Final = {Family.IPV4: "iptables", Family.IPV6: "ip6tables"}
 # Where our own rules are to be, as long as there are none; see `fwdaemon.nftables.ruleset`.
@@ -61,17 +62,15 @@ class ForeignRules:
             raise KernelError(f"rules of other tools are listed in a form that cannot be read: {error!r}") from error
 
     def _read(self) -> Foreign:
-        listing = self._runner.run("nft", "-j", "list", "chains").stdout
         found: list[Translation] = []
         ours = _EXPECTED
-        iptables = iptables_tables(listing)
-        for chain in items(listing, "chain"):
-            if (chain.get("type"), chain.get("hook")) != ("nat", "prerouting"):
+        for chain in hooked_chains():
+            if (chain.kind, chain.hook) != ("nat", _PREROUTING):
                 continue
-            if chain["table"] == TABLE_NAME:
-                ours = Standing(System.NFTABLES, chain["prio"])
-            elif (chain["family"], chain["table"]) in iptables:
-                found += self._iptables(_FAMILIES[chain["family"]], System.IPTABLES_NFT)[0]
+            if chain.table == TABLE_NAME:
+                ours = Standing(System.NFTABLES, chain.priority)
+            elif is_iptables(chain):
+                found += self._iptables(_FAMILIES[chain.family], System.IPTABLES_NFT)[0]
             else:
                 found += self._native(chain)
         for family in _legacy_families():
@@ -80,12 +79,14 @@ class ForeignRules:
             ours = Standing(System.LEGACY, _DSTNAT) if has_ours else ours
         return Foreign(tuple(found), ours)
 
-    def _native(self, chain: Item) -> list[Translation]:
+    def _native(self, chain: HookedChain) -> list[Translation]:
+        if not NFT_NAME.fullmatch(chain.table):  # what nft could not be asked for, and might take for more than a name
+            return []
         try:
-            listing = self._runner.run("nft", "-j", "list", "table", chain["family"], chain["table"]).stdout
+            listing = self._runner.run("nft", "-j", "list", "table", chain.family, chain.table).stdout
         except ProcessError:  # it has gone
             return []
-        return list(translations(nft_reader.read_chains(listing), chain["name"], chain["prio"]))
+        return list(translations(nft_reader.read_chains(listing), chain.name, chain.priority))
 
     def _iptables(self, family: Family, system: System) -> tuple[list[Translation], bool]:
         """Read the table nat that one variant of iptables wrote, and whether chains of ours are in it."""

@@ -16,7 +16,7 @@ _MULTICAST_BIT: Final = 0x01
 _MAC: Final = re.compile(r"[0-9a-fA-F]{2}([:-])(?:[0-9a-fA-F]{2}\1){4}[0-9a-fA-F]{2}")
 _GATE_FAMILIES: Final = ("ip", "ip6", "inet")
 # What nft's scanner reads as one word. Its manual also names the backslash, but nft does not accept it.
-_NFT_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9/_.-]{0,254}")
+NFT_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9/_.-]{0,254}")
 _OWN_TABLE: Final = "kvm_portfwd"
 _URI: Final = re.compile(r"(?P<scheme>[^:/?#+]+)(?:\+(?P<transport>[^:/?#]*))?://(?P<host>[^/?#]*)(?P<path>/[^?#]*)?.*")
 _URI_SCHEMES: Final = ("qemu", "lxc", "xen", "test")
@@ -68,7 +68,7 @@ def parse_gate(text: str) -> Gate:
     if family not in _GATE_FAMILIES:
         raise GrammarError(f"{quote(text)}: {quote(family)} is no family of a gate; write ip, ip6 or inet")
     for name in (table, chain):
-        if _NFT_NAME.fullmatch(name) is None:
+        if NFT_NAME.fullmatch(name) is None:
             raise GrammarError(
                 f"{quote(text)}: {quote(name)} is no nftables name;"
                 ' write a letter or "_", then letters, digits, "_", "-", "/" or "."'

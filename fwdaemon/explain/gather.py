@@ -1,15 +1,17 @@
 """Asks the host: the kernel, its rule systems, its processes. Whoever runs it should be root."""
 
 import errno
+import signal
 import socket
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from functools import cached_property
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any, Final
 
 from fwdaemon import sysctl
-from fwdaemon.errors import KernelError, ProcessError
+from fwdaemon.config.names import NFT_NAME
+from fwdaemon.errors import KernelError, PortfwdError, ProcessError
 from fwdaemon.explain import nft_listing, xt_listing
 from fwdaemon.explain.facts import MAIN_TABLE, GuestAnswer, RouteAnswer
 from fwdaemon.explain.packet import System
@@ -17,6 +19,8 @@ from fwdaemon.explain.rules import BaseChain
 from fwdaemon.host import observe_host
 from fwdaemon.inventory import HostAddress
 from fwdaemon.model import Address, Family
+from fwdaemon.naming import shown
+from fwdaemon.nftables.existing import hooked_chains, is_iptables
 from fwdaemon.process import Runner
 from fwdaemon.sockets.holders import Holders
 from fwdaemon.sockets.listing import listeners
@@ -126,20 +130,37 @@ class Kernel:
     @cached_property
     def _chains(self) -> Sequence[BaseChain]:
         try:
-            listing = self._runner.run("nft", "-j", "list", "ruleset").stdout
-        except ProcessError as error:
+            hooked = hooked_chains()
+            texts = nft_listing.rule_texts(self._runner.run("nft", "-s", "-a", "list", "ruleset").stdout)
+        except PortfwdError as error:
             raise KernelError(f"the rules cannot be listed, run it as root: {error}") from error
-        texts = nft_listing.rule_texts(self._runner.run("nft", "-s", "-a", "list", "ruleset").stdout)
-        native = nft_listing.base_chains(listing, texts)
         written = [chain for family in Family for chain in self._iptables(family, System.IPTABLES_NFT)]
-        tables = nft_listing.iptables_tables(listing) & {(chain.family, chain.table) for chain in written}
-        # iptables shows chains that are not there as empty ones.
-        there = {str(chain) for chain in native if (chain.family, chain.table) in tables}
+        # iptables shows chains that are not there as empty ones, and nft what iptables alone can read.
+        better = {str(chain) for chain in written} & {str(chain) for chain in hooked if is_iptables(chain)}
+        native = self._native({(chain.family, chain.table) for chain in hooked if str(chain) not in better}, texts)
         return [
-            *(chain for chain in native if str(chain) not in there),
-            *(chain for chain in written if str(chain) in there),
+            *(chain for chain in native if str(chain) not in better),
+            *(chain for chain in written if str(chain) in better),
             *(chain for family in Family for chain in self._iptables(family, System.LEGACY)),
         ]
+
+    def _native(self, tables: Collection[nft_listing.TableName], texts: nft_listing.Texts) -> list[BaseChain]:
+        """List everything; where `nft` ends at a name that is no text, these tables one by one."""
+        try:
+            return nft_listing.base_chains(self._runner.run("nft", "-j", "list", "ruleset").stdout, texts)
+        except ProcessError as error:
+            if error.returncode != -signal.SIGABRT:
+                raise KernelError(f"the rules cannot be listed: {error}") from error
+        return [chain for family, table in sorted(tables) for chain in self._of_table(family, table, texts)]
+
+    def _of_table(self, family: str, table: str, texts: nft_listing.Texts) -> list[BaseChain]:
+        try:
+            if not NFT_NAME.fullmatch(table):  # what nft might take for more than a name
+                raise KernelError(f"the table {family} {shown(table)} has a name that nft cannot be asked for")
+            listing = self._runner.run("nft", "-j", "list", "table", family, table).stdout
+        except ProcessError as error:
+            raise KernelError(f"the table {family} {table} cannot be listed: {error}") from error
+        return nft_listing.base_chains(listing, texts)
 
     def _iptables(self, family: Family, system: System) -> list[BaseChain]:
         """List what one variant of iptables wrote; nothing where it is not installed, or never wrote anything."""

@@ -10,11 +10,6 @@ from fwdaemon.explain.nft_rules import statements_of
 from fwdaemon.explain.nft_values import Json
 from fwdaemon.explain.packet import Place, System
 from fwdaemon.explain.rules import BaseChain, Rule
-from fwdaemon.nftables.readback import items
-
-# Tables that iptables-nft writes, known by a base chain with one of its names; iptables-nft lists those better.
-_IPTABLES_TABLES = frozenset({"filter", "nat", "mangle", "raw", "security"})
-_IPTABLES_CHAINS = frozenset({"PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"})
 
 _TABLE_LINE = re.compile(r"table (\w+) (\S+) \{")
 _RULE_LINE = re.compile(r"\t\t(.*) # handle (\d+)")
@@ -23,18 +18,6 @@ TableName = tuple[str, str]
 """A family and a table of it."""
 Texts = Mapping[tuple[str, str, int], str]
 """The text of each rule, by family, table and handle."""
-
-
-def iptables_tables(listing: str) -> frozenset[TableName]:
-    """Tell which tables are iptables-nft's."""
-    return frozenset(
-        (chain["family"], chain["table"])
-        for chain in items(listing, "chain")
-        if chain["family"] in ("ip", "ip6")
-        and chain["table"] in _IPTABLES_TABLES
-        and chain["name"] in _IPTABLES_CHAINS
-        and "hook" in chain
-    )
 
 
 def rule_texts(listing: str) -> Texts:
@@ -50,7 +33,7 @@ def rule_texts(listing: str) -> Texts:
 
 
 def base_chains(listing: str, texts: Texts) -> list[BaseChain]:
-    """Read all base chains in `nft -j list ruleset`, with the rules they lead to.
+    """Read all base chains in `nft -j list table`, with the rules they lead to.
 
     Raises:
         KernelError: the listing is not what libnftables-json(5) describes.

@@ -107,7 +107,8 @@ class NftablesBackend:
         if known and known.generation == generation and wanted == self._wanted and (known.listed or not thorough):
             return known
         observed = self._observer.look(generation, wanted, self._committed, everywhere=wanted != self._wanted)
-        self._observed, self._wanted = observed, wanted
+        # Without the search, the next look is everywhere again.
+        self._observed, self._wanted = observed, wanted if observed.searched else None
         return observed
 
     def _strange(self, desired: Desired) -> Observed:

@@ -12,9 +12,10 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from fwdaemon.config.model import Gate
+from fwdaemon.config.names import NFT_NAME
 from fwdaemon.model import Family
 from fwdaemon.naming import rule_lines
-from fwdaemon.nftables.model import family_name
+from fwdaemon.nftables.model import FoundRule, family_name
 from fwdaemon.nftables.readback import Item, items
 
 COMMENT = "kvm-portfwd"
@@ -52,7 +53,7 @@ class GateState:
 
 def is_iptables(gate: Gate) -> bool:
     """Whether a chain is iptables-nft's FORWARD."""
-    return gate.family != "inet" and (gate.table, gate.chain) == ("filter", "FORWARD")
+    return gate.family in ("ip", "ip6") and (gate.table, gate.chain) == ("filter", "FORWARD")
 
 
 def wanted_gates(families: Iterable[Family], configured: Iterable[Gate]) -> tuple[Gate, ...]:
@@ -78,10 +79,14 @@ def read_iptables(gate: Gate, listing: str, mark: int) -> GateState:
     return GateState(gate, ours, first=bool(rules) and rules[0] == _iptables_rule(mark))
 
 
-def read_strays(ruleset: str, gates: Collection[Gate]) -> tuple[GateState, ...]:
-    """Find native rules of ours in chains that are to have none, in a JSON listing of everything."""
-    found = [rule for rule in items(ruleset, "rule") if rule.get("comment") == COMMENT]
-    chains = [(Gate(rule["family"], rule["table"], rule["chain"]), rule["handle"]) for rule in found]
+def strays(found: Iterable[FoundRule], gates: Collection[Gate]) -> tuple[GateState, ...]:
+    """Pick the native rules with our comment in chains that are to have none.
+
+    We make them where `nft` has a name for the chain, and without one could not take them away.
+    """
+    commented = (rule for rule in found if rule.comment == COMMENT)
+    named = (rule for rule in commented if NFT_NAME.fullmatch(rule.table) and NFT_NAME.fullmatch(rule.chain))
+    chains = [(Gate(rule.family, rule.table, rule.chain), rule.handle) for rule in named]
     return tuple(GateState(gate, (f"handle {handle}",), first=False) for gate, handle in chains if gate not in gates)
 
 

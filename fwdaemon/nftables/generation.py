@@ -11,20 +11,18 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from fwdaemon.errors import KernelError
-from fwdaemon.netlink import attributes, messages, packed
+from fwdaemon.netlink import attributes, messages
+from fwdaemon.netlink_socket import NETFILTER, NetlinkSocket
 
-_NETLINK_NETFILTER = 12
 _NFNLGRP_NFTABLES = 7
 _SUBSYSTEM = 10 << 8
 _NEWGEN = _SUBSYSTEM | 15
 _GETGEN = _SUBSYSTEM | 16
-_NLM_F_REQUEST = 1
 _ID, _PROCESS_ID, _PROCESS_NAME = 1, 2, 3
 _NFGENMSG = struct.pack("!BBH", 0, 0, 0)
 _BUFFER = 1 << 16
 # A transaction of 10,000 forwards announces each rule; what overflows even so is told as ENOBUFS.
 _RECEIVE_BUFFER = 8 << 20
-_TIMEOUT = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,22 +46,18 @@ def current_generation() -> int:
 
     """
     try:
-        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER) as asking:
-            asking.settimeout(_TIMEOUT)
-            asking.send(packed(_GETGEN, _NLM_F_REQUEST, 0, _NFGENMSG))
-            found = next(generations(asking.recv(_BUFFER)), None)
-    except OSError as error:
-        raise KernelError(f"the kernel does not tell its nftables generation ({error}); is nf_tables there?") from error
-    if found is None:
-        raise KernelError("the kernel refused to tell its nftables generation; is nf_tables there, and are we root?")
-    return found.number
+        with NetlinkSocket(NETFILTER) as asking:
+            (answer,) = asking.ask(_GETGEN, _NFGENMSG)
+    except (OSError, ValueError) as error:
+        raise KernelError(
+            f"the kernel does not tell its nftables generation ({error}); is nf_tables there, and are we root?"
+        ) from error
+    return _generation(attributes(answer.body[len(_NFGENMSG) :]), answer.port).number
 
 
 def open_monitor() -> socket.socket:
     """Open a non-blocking socket that hears of every commit in this network namespace, to be read with `receive`."""
-    monitor = socket.socket(
-        socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK, _NETLINK_NETFILTER
-    )
+    monitor = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK, NETFILTER)
     try:
         _enlarge(monitor)
         monitor.bind((0, 1 << (_NFNLGRP_NFTABLES - 1)))

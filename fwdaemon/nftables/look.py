@@ -4,17 +4,18 @@ import signal
 from collections.abc import Mapping
 
 from fwdaemon.config.model import Gate
-from fwdaemon.errors import ProcessError
+from fwdaemon.errors import KernelError, ProcessError
 from fwdaemon.model import Family
-from fwdaemon.nftables.existing import existing_tables
+from fwdaemon.nftables.existing import existing_tables, rules_holding
 from fwdaemon.nftables.gates import (
+    COMMENT,
     LIBVIRT_CHAIN,
     LIBVIRT_TABLE,
     GateState,
     is_iptables,
     read_iptables,
     read_native,
-    read_strays,
+    strays,
     wanted_gates,
 )
 from fwdaemon.nftables.model import TABLE_NAME, Table, family_name
@@ -52,8 +53,11 @@ class Observer:
             if (family_name(family), TABLE_NAME) in there
         }
         states = tuple(state for gate in gates if (state := self.gate(gate, wanted.mark)))
-        strays = self._strays(there, gates, wanted.mark) if everywhere else ()
-        return Observed(generation, tables, states, strays, tuple(self._faults), libvirt=self._libvirt)
+        stray = self._strays(gates, wanted.mark) if everywhere else ()
+        found, searched = stray or (), stray is not None
+        return Observed(
+            generation, tables, states, found, tuple(self._faults), libvirt=self._libvirt, searched=searched
+        )
 
     def _table(self, family: Family, known: Table | None) -> Table:
         try:
@@ -84,20 +88,15 @@ class Observer:
         self._libvirt = self._libvirt or LIBVIRT_CHAIN in listing
         return read_iptables(gate, listing, mark)
 
-    def _strays(self, there: frozenset[tuple[str, str]], gates: list[Gate], mark: int) -> tuple[GateState, ...]:
-        native = self._native_strays(gates)
-        forgotten = [gate for gate in wanted_gates(Family, ()) if is_iptables(gate) and gate not in gates]
-        iptables = [self._iptables_gate(gate, mark) for gate in forgotten if (gate.family, gate.table) in there]
-        return native + tuple(state for state in iptables if state and state.ours)
-
-    def _native_strays(self, gates: list[Gate]) -> tuple[GateState, ...]:
+    def _strays(self, gates: list[Gate], mark: int) -> tuple[GateState, ...] | None:
         try:
-            # Rules are wanted, and not the thousands of elements in sets.
-            return read_strays(self._runner.run("nft", "-j", "-t", "list", "ruleset").stdout, gates)
-        except ProcessError as error:
-            # nft ends where somebody gave a chain a name that is no text.
+            found = rules_holding(COMMENT)
+        except KernelError as error:  # as where thousands of rules change all the time: openings need not wait for this
             self._faults.append(f"rules of ours in other chains than the wanted ones are not looked for: {error}")
-            return ()
+            return None
+        suspects = {Gate(rule.family, rule.table, rule.chain) for rule in found}.difference(gates)
+        iptables = [self._iptables_gate(gate, mark) for gate in sorted(suspects, key=str) if is_iptables(gate)]
+        return strays(found, gates) + tuple(state for state in iptables if state and state.ours)
 
 
 def iptables_program(gate: Gate, suffix: str = "") -> str:

@@ -21,6 +21,16 @@ ENDED = "ended"
 VERDICT: Final = "verdict"
 
 
+class FoundRule(NamedTuple):
+    """Where a rule is, its number there, and its comment as `nft` keeps it; iptables-nft keeps its own elsewhere."""
+
+    family: str
+    table: str
+    chain: str
+    handle: int
+    comment: str
+
+
 @dataclass(frozen=True, slots=True)
 class Rule:
     """One rule; `comment` ends in a digest of `expression`, which is empty when the rule was read back."""

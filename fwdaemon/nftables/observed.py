@@ -13,8 +13,9 @@ class Observed:
     """Our part of the kernel's rules at one generation.
 
     `gates` are the foreign chains that exist and are to have a gate, `strays` those that hold a rule of ours without
-    reason. `faults` are sentences about what could not be read. `libvirt` says whether libvirt's own rules were seen,
-    `listed` is false where it follows from what we committed since the last listing.
+    reason; not `searched` if those could not be looked for. `faults` are sentences about what could not be read.
+    `libvirt` says whether libvirt's own rules were seen, `listed` is false where it follows from what we committed
+    since the last listing.
     """
 
     generation: int
@@ -24,6 +25,7 @@ class Observed:
     faults: tuple[str, ...]
     libvirt: bool = False
     listed: bool = True
+    searched: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,37 +4,22 @@ Each call blocks until the kernel has answered, which it does at once.
 """
 
 import errno
-import os
 import secrets
 import socket
-import struct
 from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Final, Self
 
 from fwdaemon.errors import KernelError
 from fwdaemon.model import Family
-from fwdaemon.naming import shown
-from fwdaemon.netlink import Message, attributes, messages, packed
+from fwdaemon.netlink import Message
+from fwdaemon.netlink_socket import NetlinkSocket, RefusalError
 
 FAMILIES: Final = {Family.IPV4: socket.AF_INET, Family.IPV6: socket.AF_INET6}
 
-# linux/netlink.h: SOL_NETLINK is in linux/socket.h.
-_SOL_NETLINK = 270
-_CAP_ACK, _EXT_ACK, _GET_STRICT_CHK = 10, 11, 12
-_ERROR, _DONE = 2, 3
-_REQUEST, _ACK, _DUMP = 0x1, 0x4, 0x300
-_INTERRUPTED = 0x10
-_NUMBER = struct.Struct("=i")
-_FAILED_HEADER = 16
-_ERROR_TEXT = 1  # NLMSGERR_ATTR_MSG
-
 # What is said of an entry, or of its interface, that is not there.
 _GONE = (errno.ESRCH, errno.ENOENT, errno.EADDRNOTAVAIL, errno.ENODEV, errno.ENXIO)
-
-_BUFFER = 1 << 16
-_TIMEOUT = 5.0
-_TRIES = 3
 
 # The kernel repeats a request's sequence number in what it tells everybody about the change.
 _SEQUENCE: Final = secrets.randbits(32)
@@ -79,10 +64,7 @@ class Rtnetlink:
 
     def __enter__(self) -> Self:
         try:
-            self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
-            self._socket.settimeout(_TIMEOUT)
-            for option in (_CAP_ACK, _EXT_ACK, _GET_STRICT_CHK):
-                self._socket.setsockopt(_SOL_NETLINK, option, 1)
+            self._asking = NetlinkSocket(socket.NETLINK_ROUTE, _SEQUENCE)
         except OSError as error:
             raise KernelError(f"the kernel does not let us ask about routes and addresses: {error}") from error
         return self
@@ -90,34 +72,32 @@ class Rtnetlink:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._socket.close()
+        self._asking.__exit__(kind, error, trace)
 
     def entries(self, kind: int, body: bytes) -> list[bytes]:
         """Give the bodies of all entries that the kernel picks by the fields of `body`."""
-        listed: list[bytes] = []
-        for _ in range(_TRIES):
-            try:
-                answers = list(self._answers(kind, _REQUEST | _DUMP, body))
-            except RefusedError as error:
-                if error.number != errno.ENOENT:  # the table is made with its first entry
-                    raise
-                return []
-            listed = [answer.body for answer in answers]
-            if not any(answer.flags & _INTERRUPTED for answer in answers):
-                break  # otherwise the table changed meanwhile, and something may be missing
-        return listed
+        try:
+            with _explained():
+                # Where they change without end, as on a router of the Internet, those that were seen have to do.
+                return [message.body for message in self._asking.listing(kind, body).messages]
+        except RefusedError as error:
+            if error.number != errno.ENOENT:  # the table is made with its first entry
+                raise
+            return []
 
     def entry(self, kind: int, body: bytes) -> bytes | None:
         """Give the body of the one entry that is asked for, or `None` if there is no such thing."""
         try:
-            answers = list(self._answers(kind, _REQUEST | _ACK, body))
+            with _explained():
+                answers = self._asking.ask(kind, body)
         except RefusedError:
             return None
         return answers[0].body if answers else None
 
     def change(self, kind: int, flags: int, body: bytes) -> None:
         """Make or remove an entry."""
-        list(self._answers(kind, _REQUEST | _ACK | flags, body))
+        with _explained():
+            self._asking.ask(kind, body, flags)
 
     def remove(self, kind: int, body: bytes) -> None:
         """Remove an entry; that it has gone meanwhile is fine."""
@@ -127,25 +107,12 @@ class Rtnetlink:
             if error.number not in _GONE:
                 raise
 
-    def _answers(self, kind: int, flags: int, body: bytes) -> Iterator[Message]:
-        """Give what is answered up to the end, which is marked."""
-        try:
-            self._socket.send(packed(kind, flags, _SEQUENCE, body))
-            while True:
-                for message in messages(self._socket.recv(_BUFFER)):
-                    if message.kind in (_ERROR, _DONE):
-                        _raise_if_refused(message)
-                        return
-                    yield message
-        except OSError as error:
-            raise KernelError(f"the kernel does not answer about routes and addresses: {error}") from error
 
-
-def _raise_if_refused(final: Message) -> None:
-    """Raise what a final message says, unless it says that all went well."""
-    (code,) = _NUMBER.unpack_from(final.body)
-    if code == 0:
-        return
-    begin = _NUMBER.size + (_FAILED_HEADER if final.kind == _ERROR else 0)
-    text = attributes(final.body[begin:]).get(_ERROR_TEXT, b"").rstrip(b"\0").decode(errors="replace")
-    raise RefusedError(-code, shown(text) or os.strerror(-code))
+@contextmanager
+def _explained() -> Iterator[None]:
+    try:
+        yield
+    except RefusalError as error:
+        raise RefusedError(error.errno or 0, error.strerror or "") from error
+    except OSError as error:
+        raise KernelError(f"the kernel does not answer about routes and addresses: {error}") from error

@@ -9,7 +9,7 @@ from xml.etree.ElementTree import ParseError
 from xml.sax.saxutils import quoteattr
 
 from fwdaemon import config, ndp, placing
-from fwdaemon.conntrack_listing import read_entries, read_listing
+from fwdaemon.conntrack_listing import read_entry, read_open_flow
 from fwdaemon.desired import Forward, Nat
 from fwdaemon.hypervisor.agent import MAX_ADDRESSES, agent_claims
 from fwdaemon.inventory import AddressSource, Domain, GuestInterface, LearnedAddress, Network
@@ -19,7 +19,7 @@ from fwdaemon.netlink import attribute, attributes, messages, packed
 from fwdaemon.netlink_watch import KernelChanges
 from fwdaemon.nftables import ruleset
 from fwdaemon.nftables.difference import creation
-from fwdaemon.nftables.existing import read_tables
+from fwdaemon.nftables.existing import read_hooked_chain, read_rule, read_table
 from fwdaemon.nftables.generation import generations
 from fwdaemon.observation import HostObservation, LibvirtObservation, MacClaim, ObservedDomain, ObservedNetwork
 from fwdaemon.rtnetlink import address, neighbour, proxy, route
@@ -31,6 +31,7 @@ from tests.unit.nd_packets import solicitation as solicitation_packet
 MAC = "52:54:00:00:00:01"
 _UUID = UUID(int=1)
 _NEW_GENERATION = 10 << 8 | 15
+_GENERIC_BYTES = 4  # nfgenmsg, which all that nfnetlink says begins with
 
 
 def domain_xml(data: bytes) -> None:
@@ -165,10 +166,14 @@ def _generation(choices: Choices) -> bytes:
 
 
 def conntrack(data: bytes) -> None:
-    """Read a datagram of the kernel's listing of connections."""
-    read_listing(data)
-    read_entries(data)
-    read_tables(data)
+    """Read a datagram of the kernel's listings of connections, and of tables, chains and rules."""
+    for message in messages(data):
+        read_entry(message)
+        read_open_flow(message)
+        if len(message.body) >= _GENERIC_BYTES:
+            read_table(message)
+            read_hooked_chain(message)
+            read_rule(message)
 
 
 class _Kernel:

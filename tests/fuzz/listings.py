@@ -21,7 +21,7 @@ from fwdaemon.explain.packet import Packet, Surroundings, System
 from fwdaemon.explain.rules import BaseChain
 from fwdaemon.model import Family, Protocol
 from fwdaemon.naming import rule_lines
-from fwdaemon.nftables.gates import GateState, read_iptables, read_native, read_strays
+from fwdaemon.nftables.gates import GateState, read_iptables, read_native
 from fwdaemon.nftables.readback import items, read_table
 from tests.fuzz.choices import Choices
 
@@ -52,8 +52,6 @@ def native(data: bytes) -> None:
     nat, ruleset = _changed(json.loads(_NAT), choices), _changed(json.loads(_RULESET), choices)
     list(translations(nft_reader.read_chains(nat), "prerouting", -100))
     _follow(nft_listing.base_chains(ruleset, nft_listing.rule_texts(_TEXT)))
-    nft_listing.iptables_tables(ruleset)
-    read_strays(ruleset, ())
     read_native(Gate("inet", "fw", "forward"), ruleset, _MARK)
 
 

@@ -9,6 +9,7 @@ from fwdaemon import process
 from fwdaemon.commands import flush
 from fwdaemon.legacy.backend import LegacyBackend
 from tests.kernel.legacy import EVERYTHING, helpers, own
+from tests.lab.command import run
 
 
 @pytest.mark.usefixtures("lock_file")
@@ -19,6 +20,7 @@ def test_what_one_rule_system_does_not_give_back_is_told_and_the_other_is_cleare
     backend.apply(EVERYTHING, thorough=True)
     backend.close()
     assert "KVMPF_PRE" in own()
+    run(["nft", "add", "table", "ip", "kvm_portfwd"])
     # A machine without `nft`.
     monkeypatch.setattr(process, "_PATH", str(tmp_path))
     assert flush.run(Namespace()) == 1

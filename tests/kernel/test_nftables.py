@@ -12,7 +12,6 @@ from fwdaemon.desired import Desired, Opening
 from fwdaemon.flows import Flow
 from fwdaemon.model import Family, Protocol
 from fwdaemon.nftables.backend import NftablesBackend
-from fwdaemon.nftables.existing import existing_tables
 from fwdaemon.nftables.generation import current_generation
 from fwdaemon.nftables.model import Table
 from fwdaemon.nftables.readback import read_table
@@ -277,12 +276,3 @@ def test_any_sequence_of_states_is_reached_and_holds(backend: NftablesBackend, s
     for desired in states:
         backend.apply(desired, thorough=False)
         assert not backend.apply(desired, thorough=True).changed
-
-
-def test_the_kernel_lists_the_tables_that_nft_lists(runner: SystemRunner) -> None:
-    assert existing_tables() == frozenset()
-    families = ("ip", "ip6", "inet", "arp", "bridge", "netdev")
-    # More than fit into one datagram.
-    made = {(family, f"table{number}") for family in families for number in range(200)}
-    runner.run("nft", "-f", "-", stdin="".join(f"add table {family} {name}\n" for family, name in made))
-    assert existing_tables() == made

@@ -56,6 +56,8 @@ def test_only_those_that_are_open_are_open(machines: Topology, rules: Backend, p
     mail = nat(plan.public, plan.mail)
     counting = Counting(rules, web, mail, legacy=legacy)
     assert machines.outside.tcp(plan.other, 8000).answered
+    # The guest's side of it may still be about to close.
+    wait_until(lambda: counting.open(web) == 0, "the connection has ended")
     with machines.outside.connect(plan.other, 8000, timeout=5), machines.outside.connect(plan.public, PORT, timeout=5):
         assert counting.open(web) == 1
         assert counting.open(mail) == 1

@@ -4,9 +4,10 @@ import struct
 
 import pytest
 
-from fwdaemon.conntrack_listing import listing_request, read_listing
+from fwdaemon.conntrack_listing import listing_request, read_entry, read_open_flow
 from fwdaemon.desired import Desired
 from fwdaemon.model import Family
+from fwdaemon.netlink import Message
 from fwdaemon.nftables.counters import counting_rules, read_packets
 from tests.unit.forwards import forward, nat, route
 
@@ -76,29 +77,16 @@ def test_forwards_that_share_ports_have_rules_of_their_own() -> None:
     assert {comment.split()[0]: opening for (_, _, comment), opening in rules.items()} == {"a": first, "b": second}
 
 
-def message(kind: int, body: bytes) -> bytes:
-    return struct.pack("=IHHII", 16 + len(body), kind, 0, 1, 0) + body
-
-
-@pytest.mark.parametrize(
-    ("datagram", "ended"),
-    [
-        (b"", None),
-        (message(3, struct.pack("=i", 0)), 0),
-        (message(3, b""), 0),
-        (message(2, struct.pack("=i", -1)), 1),
-        (message(77, b"xyz"), None),
-        (message(1, b""), None),
-    ],
-    ids=["nothing", "done", "done without a code", "an error", "something else", "no operation"],
-)
-def test_what_is_no_connection(datagram: bytes, ended: int | None) -> None:
-    assert read_listing(datagram) == ([], ended)
+@pytest.mark.parametrize("kind", [0x100, 0x102, 77])
+@pytest.mark.parametrize("body", [b"", bytes(4), bytes(24), b"xyz"])
+def test_what_is_no_connection(kind: int, body: bytes) -> None:
+    message = Message(kind, 0, 1, 0, body)
+    assert read_open_flow(message) is None
+    assert read_entry(message) is None
 
 
 def test_the_request_asks_the_kernel_to_choose_by_mark() -> None:
     request = listing_request(0x02000000)
-    assert struct.unpack("=IHHII", request[:16]) == (len(request), 0x101, 0x301, 1, 0)
-    assert request[16:20] == bytes(4), "of every family"
-    marks = [(kind, int.from_bytes(mark)) for _, kind, mark in struct.iter_unpack("=HH4s", request[20:])]
+    assert request[:4] == bytes(4), "of every family"
+    marks = [(kind, int.from_bytes(mark)) for _, kind, mark in struct.iter_unpack("=HH4s", request[4:])]
     assert marks == [(8, 0x02000000), (21, 0x02000000)]

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from fwdaemon.explain.evaluation import Judgement
-from fwdaemon.explain.nft_listing import iptables_tables, rule_texts
+from fwdaemon.explain.nft_listing import rule_texts
 from fwdaemon.explain.packet import Packet, State
 from fwdaemon.model import Family, Protocol
 from tests.unit.explaining import meets, native, packet
@@ -214,14 +214,6 @@ table ip6 t { # handle 8
         ("inet", "t", 4): 'tcp dport 80 log prefix "a # handle 3" accept comment "x"',
         ("ip6", "t", 4): "drop",
     }
-
-
-def test_tables_of_iptables_are_known_by_their_base_chains() -> None:
-    listing = """{"nftables": [
-        {"chain": {"family": "ip", "table": "filter", "name": "FORWARD", "hook": "forward"}},
-        {"chain": {"family": "ip6", "table": "filter", "name": "forward", "hook": "forward"}},
-        {"chain": {"family": "ip", "table": "mine", "name": "FORWARD", "hook": "forward"}}]}"""
-    assert iptables_tables(listing) == {("ip", "filter")}
 
 
 def test_far_too_many_doubtful_marks_are_one_doubt() -> None:

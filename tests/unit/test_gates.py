@@ -6,13 +6,15 @@ import pytest
 from fwdaemon.config.model import Gate
 from fwdaemon.model import Family
 from fwdaemon.nftables.gates import (
+    COMMENT,
     iptables_script,
     opening_script,
     read_iptables,
     read_native,
-    read_strays,
+    strays,
     wanted_gates,
 )
+from fwdaemon.nftables.model import FoundRule
 
 MARK = 0x02000000
 GATE = Gate("ip", "libvirt_network", "forward")
@@ -94,9 +96,14 @@ def test_the_gate_of_iptables_is_moved_in_one_restore() -> None:
 
 
 def test_a_rule_of_ours_where_none_is_wanted_is_found() -> None:
-    found = listing((5, "kvm-portfwd", GOOD), (6, "", JUMP))
-    assert [(state.gate, state.ours) for state in read_strays(found, ())] == [(GATE, ("handle 5",))]
-    assert read_strays(found, (GATE,)) == ()
+    found = [FoundRule(GATE.family, GATE.table, GATE.chain, handle, text) for handle, text in enumerate(("", COMMENT))]
+    assert [(state.gate, state.ours) for state in strays(found, ())] == [(GATE, ("handle 1",))]
+    assert strays(found, (GATE,)) == ()
+
+
+@pytest.mark.parametrize("name", ["x handle 1\ndelete table ip y", "a b", "c\ufffd", ""])
+def test_what_nft_has_no_name_for_is_left_alone(name: str) -> None:
+    assert strays([FoundRule("ip", name, "c", 1, COMMENT), FoundRule("ip", "t", name, 1, COMMENT)], ()) == ()
 
 
 def test_gates_are_wanted_only_where_a_family_has_forwards() -> None:

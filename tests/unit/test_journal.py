@@ -1,6 +1,7 @@
 """Log lines on a terminal, and elsewhere."""
 
 import logging
+import sys
 
 import pytest
 
@@ -30,3 +31,14 @@ def test_on_a_terminal_the_first_word_has_the_colour_of_its_action() -> None:
     assert coloured.format(line("added web1: tcp *:80", action="added")) == "\033[32madded\033[0m web1: tcp *:80"
     warning = coloured.format(line("no bridge", logging.WARNING, "problem"))
     assert warning == "\033[33mwarning:\033[0m no bridge"
+
+
+def test_a_trace_comes_below_its_line() -> None:
+    record = line("this is a mistake", logging.ERROR)
+    try:
+        _ = 1 / 0
+    except ZeroDivisionError:
+        record.exc_info = sys.exc_info()
+    first, *trace = StreamFormatter(colour=False).format(record).splitlines()
+    assert first == "error: this is a mistake"
+    assert (trace[0], trace[-1]) == ("Traceback (most recent call last):", "ZeroDivisionError: division by zero")
