@@ -36,8 +36,10 @@ class MachineLibvirt(LibvirtClient):
 
     def stop(self) -> None:
         """Stop it with its sockets, so that nobody starts it by asking. Guests and networks stay."""
-        sockets = [f"libvirtd{kind}.socket" for kind in ("", "-ro", "-admin")]
-        self._place.run(["systemctl", "stop", "libvirtd.service", *sockets], timeout=_JOB_TIMEOUT)
+        # The sockets first: a client that is back at once would start the service by them again, and systemd does
+        # not listen anew for a service that runs.
+        for units in ([f"libvirtd{kind}.socket" for kind in ("", "-ro", "-admin")], ["libvirtd.service"]):
+            self._place.run(["systemctl", "stop", *units], timeout=_JOB_TIMEOUT)
 
     def restart(self) -> None:
         """Stop it and start it again, and wait until it answers."""
