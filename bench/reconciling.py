@@ -24,7 +24,7 @@ from bench.hook_scripts import chains, commands, no_chains
 from bench.processes import children, cpu_seconds
 from bench.timed import seconds_of
 from fwdaemon import config as configuration
-from fwdaemon import journal
+from fwdaemon import journal, memory
 from fwdaemon.clashes.watch import ClashWatch
 from fwdaemon.config.model import Config
 from fwdaemon.desired import Desired
@@ -111,7 +111,8 @@ class Subject:
         self._now += _LATER_S
         local = frozenset(address.address for address in inventory.host_addresses)
         occasion = Occasion(("benchmark",), "", self._now, local=local, taken=inventory.guest_addresses)
-        self._reconciler.reconcile(self._placed(config, inventory), occasion)
+        with memory.collecting_later():
+            self._reconciler.reconcile(self._placed(config, inventory), occasion)
         return Cost(
             time.monotonic() - begun,
             self.netfilter.done - begun,

@@ -164,7 +164,7 @@ class Daemon:
         heard, began = self._hearing.take(), time.monotonic()
         try:
             with self._pulse.watchdog.bounded("a comparison with the kernel"):
-                changed = await self._worker.submit(lambda: self._reconcile(inventory, heard))
+                changed = await self._worker.submit(lambda: self._reconciled(inventory, heard))
         except PortfwdError as error:
             _log.error("%s; trying again in %.0f s", error, self._retry)
             self._try_again(str(error), began)
@@ -173,6 +173,14 @@ class Daemon:
             self._try_again("a mistake in kvm-portfwd, see the journal", began)
         else:
             self._settle(began, changed=changed)
+
+    def _reconciled(self, inventory: Inventory, heard: Heard) -> bool:
+        with memory.collecting_later():
+            changed = self._reconcile(inventory, heard)
+        if heard.thorough:
+            # A listing of many forwards takes several times what is kept of it.
+            memory.give_back()
+        return changed
 
     def _reconcile(self, inventory: Inventory, heard: Heard) -> bool:
         desired = self._desired(inventory)
@@ -187,11 +195,7 @@ class Daemon:
             thorough=heard.thorough,
             overheard=self._overheard,
         )
-        changed = self._reconciler.reconcile(desired, occasion)
-        if heard.thorough:
-            # A listing of many forwards takes several times what is kept of it.
-            memory.give_back()
-        return changed
+        return self._reconciler.reconcile(desired, occasion)
 
     def _overheard(self) -> str:
         """Ask the loop, from the worker, who changed rules since the look began: the kernel may have told by now."""

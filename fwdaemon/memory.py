@@ -3,6 +3,8 @@
 import ctypes
 import gc
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any, Final
 
@@ -27,6 +29,20 @@ def be_frugal() -> None:
     if (mallopt := _function("mallopt")) is not None:
         mallopt(_ARENA_MAX, 1)
         mallopt(_MMAP_THRESHOLD, _LARGE)
+
+
+@contextmanager
+def collecting_later() -> Iterator[None]:
+    """Have Python look through new objects once, at the end, and not after each few hundred of them.
+
+    What is made for thousands of forwards stays, so that all but the last look finds nothing: a third of the time.
+    """
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+        gc.collect(0)
 
 
 def give_back() -> None:

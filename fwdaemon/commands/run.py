@@ -17,7 +17,9 @@ def run(options: argparse.Namespace) -> int:
     journal.set_up()
     faulthandler.enable()  # systemd's watchdog ends us by SIGABRT: the journal then tells where each thread was
     memory.be_frugal()
-    asyncio.run(_work(options.config, satisfied(configuration.load(options.config))))
+    with memory.collecting_later():
+        config = satisfied(configuration.load(options.config))
+    asyncio.run(_work(options.config, config))
     return 0
 
 

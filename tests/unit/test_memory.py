@@ -35,6 +35,26 @@ def test_all_objects_are_looked_through_once_a_minute_at_most(clock: list[float]
     assert full_collections() == before + 2
 
 
+def test_new_objects_are_looked_through_once_at_the_end() -> None:
+    def young() -> int:
+        collections: int = gc.get_stats()[0]["collections"]
+        return collections
+
+    before = young()
+    with memory.collecting_later():
+        kept = [[number] for number in range(100_000)]
+        assert young() == before
+    assert young() == before + 1
+    assert gc.isenabled()
+    assert len(kept) == 100_000
+
+
+def test_objects_are_looked_through_again_after_a_mistake() -> None:
+    with pytest.raises(ZeroDivisionError), memory.collecting_later():
+        _ = 1 / 0
+    assert gc.isenabled()
+
+
 def test_what_is_there_from_the_start_is_looked_through_once(clock: list[float]) -> None:
     memory.give_back()
     frozen = gc.get_freeze_count()
