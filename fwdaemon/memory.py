@@ -35,7 +35,7 @@ def be_frugal() -> None:
 def collecting_later() -> Iterator[None]:
     """Have Python look through new objects once, at the end, and not after each few hundred of them.
 
-    What is made for thousands of forwards stays, so that all but the last look finds nothing: a third of the time.
+    What is made for thousands of forwards stays, so that all but the last look finds nothing.
     """
     gc.disable()
     try:

@@ -33,7 +33,7 @@ def rule_texts(listing: str) -> Texts:
 
 
 def base_chains(listing: str, texts: Texts) -> list[BaseChain]:
-    """Read all base chains in `nft -j list table`, with the rules they lead to.
+    """Read all base chains in `nft -j list ruleset` or `list table`, with the rules they lead to.
 
     Raises:
         KernelError: the listing is not what libnftables-json(5) describes.

@@ -11,7 +11,7 @@ from fwdaemon.errors import ProcessError
 from fwdaemon.flows import Flow
 from fwdaemon.model import Family
 from fwdaemon.nftables.difference import creation, refusal_script
-from fwdaemon.nftables.gates import GateState, gate_script, is_iptables
+from fwdaemon.nftables.gates import GateState, gate_script, is_iptables_gate
 from fwdaemon.nftables.generation import current_generation
 from fwdaemon.nftables.look import Observer, iptables_program
 from fwdaemon.nftables.model import Table
@@ -178,7 +178,7 @@ class NftablesBackend:
 
     def _change(self, state: GateState, mark: int | None) -> None:
         script = gate_script(state, mark)
-        if is_iptables(state.gate):
+        if is_iptables_gate(state.gate):
             self._runner.run(iptables_program(state.gate, "-restore"), "--noflush", "--wait", stdin=script)
         else:
             self._runner.run("nft", "-f", "-", stdin=script)
@@ -202,7 +202,7 @@ class NftablesBackend:
 
 
 def _hint(gate: Gate, error: ProcessError) -> str:
-    owned = not is_iptables(gate) and "Operation not permitted" in str(error)
+    owned = not is_iptables_gate(gate) and "Operation not permitted" in str(error)
     return (
         "; a running program may own that table alone, as firewalld does unless NftablesTableOwner=no" if owned else ""
     )

@@ -51,7 +51,7 @@ class GateState:
         return "it was there more than once" if self.first else "another rule was ahead of it"
 
 
-def is_iptables(gate: Gate) -> bool:
+def is_iptables_gate(gate: Gate) -> bool:
     """Whether a chain is iptables-nft's FORWARD."""
     return gate.family in ("ip", "ip6") and (gate.table, gate.chain) == ("filter", "FORWARD")
 
@@ -111,7 +111,7 @@ def iptables_script(state: GateState, mark: int | None) -> str:
 
 def gate_script(state: GateState, mark: int | None) -> str:
     """Write what makes or moves a gate, or without a `mark` closes it, for the program that changes its chain."""
-    if is_iptables(state.gate):
+    if is_iptables_gate(state.gate):
         return iptables_script(state, mark)
     lines = closing_script(state) if mark is None else opening_script(state, mark)
     return "".join(f"{line}\n" for line in lines)

@@ -12,7 +12,7 @@ from fwdaemon.nftables.gates import (
     LIBVIRT_CHAIN,
     LIBVIRT_TABLE,
     GateState,
-    is_iptables,
+    is_iptables_gate,
     read_iptables,
     read_native,
     strays,
@@ -71,7 +71,7 @@ class Observer:
 
     def gate(self, gate: Gate, mark: int) -> GateState | None:
         """Read a gate; `None` where the table has no such chain, or cannot be changed safely."""
-        if is_iptables(gate):
+        if is_iptables_gate(gate):
             return self._iptables_gate(gate, mark)
         try:
             listing = self._runner.run("nft", "-j", "list", "chain", gate.family, gate.table, gate.chain).stdout
@@ -95,7 +95,7 @@ class Observer:
             self._faults.append(f"rules of ours in other chains than the wanted ones are not looked for: {error}")
             return None
         suspects = {Gate(rule.family, rule.table, rule.chain) for rule in found}.difference(gates)
-        iptables = [self._iptables_gate(gate, mark) for gate in sorted(suspects, key=str) if is_iptables(gate)]
+        iptables = [self._iptables_gate(gate, mark) for gate in sorted(suspects, key=str) if is_iptables_gate(gate)]
         return strays(found, gates) + tuple(state for state in iptables if state and state.ours)
 
 
