@@ -17,6 +17,7 @@ from fwdaemon.config.model import Config, DaemonSettings
 from fwdaemon.errors import LibvirtUnavailableError
 from fwdaemon.events import InventoryKeeper, take_inventory
 from fwdaemon.hypervisor.connection import LibvirtConnection, network_uri
+from fwdaemon.hypervisor.event_loop import EventLoop
 from fwdaemon.inventory import Inventory
 from fwdaemon.neighbours import Usurped
 from fwdaemon.observation import LibvirtObservation, Neighbour
@@ -68,6 +69,13 @@ async def bench(tmp_path: Path, connect: libvirt_link.Connect = LibvirtConnectio
     finally:
         await keeper.close()
         assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _loop_for_later_tests() -> Iterator[None]:
+    """Once a process had a loop, whatever connections of it hold is closed in the loop: those of the lab's, say."""
+    yield
+    EventLoop().start()
 
 
 @pytest.fixture
