@@ -73,7 +73,7 @@ async def bench(tmp_path: Path, connect: libvirt_link.Connect = LibvirtConnectio
 
 @pytest.fixture(scope="module", autouse=True)
 def _loop_for_later_tests() -> Iterator[None]:
-    """Once a process had a loop, whatever connections of it hold is closed in the loop: those of the lab's, say."""
+    """In a process that had a loop, libvirt frees in it what closed connections held, also those of later tests."""
     yield
     EventLoop().start()
 
