@@ -12,20 +12,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
 
-from bench import apply, daemon_start, data_path, domain_start, healing, idle, plot
+from bench import apply, daemon_start, data_path, disturbed, domain_start, healing, idle, plot, tracked
 from bench.figure import Figure
-from bench.machine import Steal, facts
+from bench.machine import Steal, facts, loads
 from bench.setting import Setting
-from bench.table import document, replaced, section, summary
+from bench.table import document, section
 from bench.traffic import compiled
 from tests.lab.host import SOURCE
 from tests.lab.release import FLAVOURS, Flavour, LibvirtFirewall, own_flavour
 
 _DOCS = SOURCE / "docs"
 _PAGE = "benchmark.md"
-# What the reader of README sees of it: all that was wanted, and the plot of this one.
-_README = SOURCE / "README.md"
-_SHOWN = "apply"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +37,8 @@ _KINDS = {
     "apply": Kind(apply.measure, legacy=True),
     "domain-start": Kind(domain_start.measure),
     "healing": Kind(healing.measure, legacy=True),
+    "disturbed": Kind(disturbed.measure, legacy=True),
+    "connections": Kind(tracked.measure),
     "data-path": Kind(data_path.measure),
     "idle": Kind(idle.measure),
     "start": Kind(daemon_start.measure),
@@ -101,15 +100,6 @@ def _write(directory: Path, figures: Sequence[Figure], machine: dict[str, str]) 
     (directory / _PAGE).write_text(document(figures, machine, plots), encoding="utf-8")
 
 
-def _write_readme(figures: Sequence[Figure], machine: dict[str, str]) -> None:
-    shown = next(figure for figure in figures if figure.name == _SHOWN)
-    plotted = f"![{shown.title}](docs/benchmark-{shown.full_name}.svg)"
-    taken = f"Measured on {machine['when']}: {machine['processor']}, kernel {machine['kernel']}."
-    more = f"All figures, how each was taken, and why some wants are missed: [docs/{_PAGE}](docs/{_PAGE})."
-    text = "\n\n".join([taken, summary(figures), plotted, more])
-    _README.write_text(replaced(_README.read_text(encoding="utf-8"), "benchmark", text), encoding="utf-8")
-
-
 def _interrupt(_number: int, _frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
@@ -128,6 +118,7 @@ def main() -> int:
     try:
         machine, steal = facts(_flavours(options)), Steal()
         figures = list(_measure(options))
+        machine["load at the end"] = loads()
         machine["taken by other machines meanwhile"] = steal.share()
     except KeyboardInterrupt:
         _say("interrupted; everything is taken down")
@@ -138,8 +129,6 @@ def main() -> int:
         print(document(figures, machine, {}))  # noqa: T201  the result
     if directory := _directory(options):
         _write(directory, figures, machine)
-        if directory == _DOCS:
-            _write_readme(figures, machine)
     return 0
 
 

@@ -16,8 +16,8 @@ _HOOK_RUNS: Final = {10: 5, 100: 5, 1000: 5}
 _FROM = 1000
 _NOTES = """\
 The first reconcile on a host without rules of ours, helpers running already: from the inventory to the rules, their
-commit, the look for clashes and an audit line for each forward. In turn, the very same rules as text are handed to the
-kernel's own program, which is the limit; and hook scripts' four rules for each forward are made by one `iptables` each,
+commit and an audit line for each forward. In turn, the very same rules as text are handed to the kernel's
+own program, which is the limit; and hook scripts' four rules for each forward are made by one `iptables` each,
 not for 10,000, as each of these programs reads the whole table first.
 The audit goes to a pipe, not to a journal. Of ours, a part is what programs take that change rules. CPU is that of all
 processors together, programs included; other work on the machine moves it least."""

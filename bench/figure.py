@@ -38,11 +38,12 @@ class Spread:
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """Samples of one thing by the number of forwards, `NONE` where none are involved."""
+    """Samples of one thing by the number of forwards, `NONE` where none are involved; `worst` has the worst shown."""
 
     label: str
     unit: Unit
     samples: Mapping[int, Sequence[float]]
+    worst: bool = False
 
     def median(self, size: int) -> float:
         """The median at one number of forwards."""
@@ -77,7 +78,7 @@ class Want:
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """One figure of the benchmark. `notes` say how it was measured and what limits it."""
+    """One figure of the benchmark. `notes` say how it was measured and what limits it; sizes are those of `counted`."""
 
     name: str
     title: str
@@ -85,10 +86,11 @@ class Figure:
     notes: str
     series: tuple[Series, ...]
     wants: tuple[Want, ...] = ()
+    counted: str = "forwards"
 
     @property
     def sizes(self) -> list[int]:
-        """Every number of forwards in it, in order."""
+        """Every number in it, in order."""
         return sorted({size for series in self.series for size in series.samples})
 
     @property

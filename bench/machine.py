@@ -30,10 +30,15 @@ def facts(flavours: Iterable[Flavour]) -> dict[str, str]:
         "processor": f"{os.cpu_count()} cores, {_processor()}",
         "memory": f"{memory / _GIB:.0f} GiB",
         "kernel": platform.release(),
-        "load at the beginning": " ".join(f"{load:.2f}" for load in os.getloadavg()),
+        "load at the beginning": loads(),
         "Python of the daemon": platform.python_version(),
         **{str(flavour): _versions(flavour) for flavour in flavours},
     }
+
+
+def loads() -> str:
+    """Give how many processes ran or wanted to, on average over the last one, five and fifteen minutes."""
+    return " ".join(f"{load:.2f}" for load in os.getloadavg())
 
 
 class Steal:

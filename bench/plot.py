@@ -30,15 +30,15 @@ def draw(figure: Figure, path: Path) -> None:
     units = list(dict.fromkeys(series.unit for series in figure.series))
     canvas = Canvas(figsize=(_INCHES[0], _INCHES[1] * len(units)), layout="constrained")
     for axes, unit in zip(canvas.subplots(len(units), squeeze=False)[:, 0], units, strict=True):
-        _draw_unit(axes, [series for series in figure.series if series.unit is unit], unit)
+        _draw_unit(axes, [series for series in figure.series if series.unit is unit], unit, figure.counted)
     canvas.suptitle(f"{figure.title}, {figure.host}")
     canvas.savefig(path, metadata={"Date": None})
 
 
-def _draw_unit(axes: Axes, every: list[Series], unit: Unit) -> None:
+def _draw_unit(axes: Axes, every: list[Series], unit: Unit, counted: str) -> None:
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(FuncFormatter(lambda size, _: f"{size:,.0f}"))
-    axes.set(xlabel="forwards", ylabel=_NAMES[unit])
+    axes.set(xlabel=counted, ylabel=_NAMES[unit])
     axes.grid(visible=True, which="major", alpha=0.3)
     for series in every:
         _draw_series(axes, series)

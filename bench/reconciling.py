@@ -24,17 +24,19 @@ from bench.hook_scripts import chains, commands, no_chains
 from bench.processes import children, cpu_seconds
 from bench.timed import seconds_of
 from fwdaemon import config as configuration
-from fwdaemon import journal, memory
-from fwdaemon.clashes.watch import ClashWatch
+from fwdaemon.audit import journal
 from fwdaemon.config.model import Config
-from fwdaemon.desired import Desired
+from fwdaemon.conflicts.watch import ClashesBeside, ClashWatch
+from fwdaemon.core.inventory import Inventory
+from fwdaemon.core.report import Outcome
+from fwdaemon.core.state import Desired
 from fwdaemon.events import take_inventory
-from fwdaemon.inventory import Inventory
-from fwdaemon.netfilter import Netfilter, Side
-from fwdaemon.outcome import Outcome
-from fwdaemon.placing import Placement, desired_state
-from fwdaemon.process import Finished, SystemRunner
-from fwdaemon.reconcile import Occasion, Reconciler
+from fwdaemon.hostnet.keeper import HostSide
+from fwdaemon.kernel import conntrack, memory
+from fwdaemon.kernel.process import Finished, SystemRunner
+from fwdaemon.netfilter import Netfilter
+from fwdaemon.reconcile import Occasion, Reconciler, Seams
+from fwdaemon.resolve.placement import Placement, desired_state
 
 Seconds = dict[str, list[float]]
 
@@ -95,13 +97,16 @@ class Subject:
         self._now = 0.0
         self.inventory = inventory
         self.netfilter = TimedNetfilter(self._runner)
-        self.legacy = self.netfilter.locate()[0] is Side.LEGACY
+        self.legacy = self.netfilter.locate()[0] == "iptables"
         self._blank = _run("iptables-legacy-save") if self.legacy else ""
         self.forget()
 
     def forget(self) -> None:
         """Begin as if nothing had been reconciled before."""
-        self._reconciler = Reconciler(self.netfilter, ClashWatch(self._runner))
+        conflicts = ClashesBeside(ClashWatch(SystemRunner()), lambda: None)
+        self._reconciler = Reconciler(
+            Seams(self.netfilter, HostSide(self.netfilter.confined), conntrack, conflicts, time)
+        )
         self._placement: Placement | None = None
 
     def reconcile(self, config: Config, inventory: Inventory) -> Cost:
@@ -110,7 +115,7 @@ class Subject:
         # The clock of holding back is put forward, so that whatever was held is due.
         self._now += _LATER_S
         local = frozenset(address.address for address in inventory.host_addresses)
-        occasion = Occasion(("benchmark",), "", self._now, local=local, taken=inventory.guest_addresses)
+        occasion = Occasion((), (), self._now, local=local, taken=inventory.guest_addresses)
         with memory.collecting_later():
             self._reconciler.reconcile(self._placed(config, inventory), occasion)
         return Cost(
@@ -255,7 +260,11 @@ _WORK: Final[dict[str, Callable[..., Seconds]]] = {"apply": apply, "change": cha
 
 def main() -> None:
     """Read what to do, do it, and print the seconds."""
-    journal.set_up()
+    with journal.lines_written():
+        _work()
+
+
+def _work() -> None:
     what, *numbers = sys.argv[1:]
     subject = Subject(asyncio.run(take_inventory([_URI])))
     try:

@@ -40,9 +40,12 @@ class Scene:
     last: LxcGuest
     traffic: Traffic
 
-    def daemon(self, config: str) -> Daemon:
-        """Start the daemon on a configuration, and wait until it has nothing more to do."""
-        daemon = self.host.daemon(config, wait=False)
+    def daemon(self, config: str, *, through: tuple[str, ...] = ()) -> Daemon:
+        """Start the daemon on a configuration, and wait until it has nothing more to do.
+
+        `through` are the first words of a program that starts it in its own place.
+        """
+        daemon = self.host.daemon(config, wait=False, through=through)
         daemon.wait_ready(_READY_WITHIN_S)
         wait_quiet(daemon.pid)
         return daemon

@@ -22,10 +22,13 @@ _SCALES = {**_SMALL, **_LARGE}
 
 def document(figures: Iterable[Figure], machine: Mapping[str, str], plots: Mapping[str, str]) -> str:
     """The whole page; `plots` are the names of the image files by the figures' full names."""
+    figures = list(figures)
     parts = [
         "# Benchmark",
         _PREFACE,
         rows(["machine", ""], machine.items()),
+        "## What was wanted",
+        summary(figures),
         *(section(figure, plots.get(figure.full_name)) for figure in figures),
     ]
     return "\n\n".join(parts) + "\n"
@@ -35,21 +38,6 @@ def summary(figures: Iterable[Figure]) -> str:
     """What was wanted of all figures, and what came of it, in one table."""
     wanted = ((f"{figure.title}, {figure.host}", *_want(want)) for figure in figures for want in figure.wants)
     return rows(["figure", "wanted", "measured", ""], wanted)
-
-
-def replaced(page: str, mark: str, text: str) -> str:
-    """Put a text between the two comments of a page that hold this mark.
-
-    Raises:
-        ValueError: the page has no such place.
-
-    """
-    begin, end = f"<!-- {mark} -->\n", f"<!-- end of {mark} -->"
-    head, found, rest = page.partition(begin)
-    _, closed, tail = rest.partition(end)
-    if not (found and closed):
-        raise ValueError(f"there is no {begin.strip()} … {end} in the page")
-    return f"{head}{begin}{text}\n{end}{tail}"
 
 
 def section(figure: Figure, plot: str | None = None) -> str:
@@ -64,14 +52,15 @@ def section(figure: Figure, plot: str | None = None) -> str:
 
 
 def _table(figure: Figure) -> str:
-    head = ["forwards", *("none" if size == NONE else f"{size:,}" for size in figure.sizes)]
+    head = [figure.counted, *("none" if size == NONE else f"{size:,}" for size in figure.sizes)]
     return rows(head, ([series.label, *_cells(series, figure.sizes)] for series in figure.series))
 
 
 def _cells(series: Series, sizes: Sequence[int]) -> Iterator[str]:
     for size in sizes:
         samples = series.samples.get(size)
-        yield cell(Spread.of(samples), series.unit) if samples else ""
+        worst = max(samples) if samples and series.worst else None
+        yield cell(Spread.of(samples), series.unit, worst) if samples else ""
 
 
 def _want(want: Want) -> tuple[str, str, str]:
@@ -96,12 +85,13 @@ def rows(head: Sequence[str], body: Iterable[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(word.replace('|', '&#124;') for word in line)} |" for line in lines)
 
 
-def cell(spread: Spread, unit: Unit) -> str:
-    """`12.3 ms (11.9 to 13.0)`, in the unit that suits the median."""
+def cell(spread: Spread, unit: Unit, worst: float | None = None) -> str:
+    """`12.3 ms (11.9 to 13.0)`, in the unit that suits the median; `, at worst 17.0` where that is told."""
     factor, name = _scale(spread.median, unit)
     middle, low, high = (number(value / factor) for value in (spread.median, spread.low, spread.high))
     gap = "" if name.startswith(("/", "%")) else " "
-    return f"{middle}{gap}{name} ({low} to {high})"
+    behind = "" if worst is None else f", at worst {number(worst / factor)}"
+    return f"{middle}{gap}{name} ({low} to {high}{behind})"
 
 
 def _scale(value: float, unit: Unit) -> tuple[float, str]:

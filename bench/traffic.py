@@ -2,7 +2,8 @@
 
 import shutil
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,8 @@ _ON_HOST = "/run/traffic"
 _PROCESSES = 2
 # Ten thousand linear rules make a connection slow, and a busy machine everything.
 _PATIENCE_S = 600
+# How long a port is watched after the first answer: on a busy machine a late answer can look like an outage.
+_WATCHED_S = 1.0
 
 
 @contextmanager
@@ -44,18 +47,40 @@ class Knocking:
         self._process = process
         self._process.wait_line("^(up|down) ")
 
-    def first(self, state: str) -> int:
-        """The number of the first line that tells of `up` or `down`."""
-        return next(number for number, line in enumerate(self._process.lines()) if line.text.startswith(f"{state} "))
+    @property
+    def changes(self) -> int:
+        """How often it has changed so far."""
+        return len(self._process.lines())
 
-    def wait(self, state: str, timeout: float, start: int = 0) -> tuple[float, float]:
-        """Wait until it is `up` or `down`, from line `start` on: when the last other try and the first such ended."""
-        since, at = self._process.wait_line(f"^{state} ", timeout, start=start).text.split()[1:]
+    def wait(self, state: str, timeout: float) -> tuple[float, float]:
+        """Wait until it is `up` or `down` for the first time: when the last other try and the first such ended."""
+        since, at = self._process.wait_line(f"^{state} ", timeout).text.split()[1:]
         return float(since), float(at)
+
+    def outage(self, start: int, timeout: float) -> float:
+        """Wait for an outage and its end, from change number `start` on; the seconds that the longest of them took."""
+        self._process.wait_line("^down ", timeout, start=start)
+        lines = [line.text for line in self._process.lines()]
+        down = next(number for number, line in enumerate(lines) if number >= start and line.startswith("down "))
+        self._process.wait_line("^up ", timeout, start=down)
+        time.sleep(_WATCHED_S)
+        return longest_outage(line.text for line in self._process.lines()[start:])
 
     def close(self) -> None:
         """Stop trying."""
         self._process.stop()
+
+
+def longest_outage(lines: Iterable[str]) -> float:
+    """Give the seconds from the last answer before the longest outage to the first after it; 0 without any."""
+    longest, answered = 0.0, None
+    for line in lines:
+        state, since, at = line.split()
+        if state == "down":
+            answered = float(since)
+        elif answered is not None:
+            longest, answered = max(longest, float(at) - answered), None
+    return longest
 
 
 class Traffic:

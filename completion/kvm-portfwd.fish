@@ -47,7 +47,7 @@ complete --command kvm-portfwd --condition __fish_use_subcommand --long-option v
 complete --command kvm-portfwd --condition 'not __fish_use_subcommand' \
     --long-option config --require-parameter --force-files --description 'another configuration'
 
-__kvm_portfwd_command run 'be the daemon, in the foreground'
+__kvm_portfwd_command run 'run the daemon in the foreground'
 __kvm_portfwd_command check 'say whether the configuration is right'
 __kvm_portfwd_command status 'show what is reachable, and why the rest is not'
 __kvm_portfwd_command plan 'show what would change in the kernel now'
@@ -64,7 +64,7 @@ __kvm_portfwd_argument explain --arguments '(__kvm_portfwd_addresses)'
 for name in status plan explain
     __kvm_portfwd_argument $name --long-option json --description 'write JSON'
 end
-__kvm_portfwd_argument status --long-option watch --description 'show it again whenever it changes'
+__kvm_portfwd_argument status --long-option watch --description 'show it again each time it changes'
 __kvm_portfwd_argument explain --long-option from --exclusive --description 'who connects'
 __kvm_portfwd_argument plan --long-option exit-code --description 'exit with 3 if anything would change'
 functions --erase __kvm_portfwd_command __kvm_portfwd_argument

@@ -15,7 +15,7 @@ _kvm-portfwd() {
     local json='--json[write JSON]'
     case $words[1] in
         (check) _arguments $options ':file:_files' ;;
-        (status) _arguments $options $json '--watch[show it again whenever it changes]' '*:domain:_kvm-portfwd_domains' ;;
+        (status) _arguments $options $json '--watch[show it again each time it changes]' '*:domain:_kvm-portfwd_domains' ;;
         (plan) _arguments $options $json '--exit-code[exit with 3 if anything would change]' ;;
         (explain) _arguments $options $json '--from=[who connects]:address:' ':address:_kvm-portfwd_addresses' ;;
         (import) _arguments $options '*:file:_files' ;;
@@ -25,7 +25,7 @@ _kvm-portfwd() {
 
 _kvm-portfwd_commands() {
     local -a commands=(
-        'run:be the daemon, in the foreground'
+        'run:run the daemon in the foreground'
         'check:say whether the configuration is right'
         'status:show what is reachable, and why the rest is not'
         'plan:show what would change in the kernel now'

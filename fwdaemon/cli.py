@@ -23,15 +23,15 @@ _CONFIG_REFUSED = 78
 _INTERRUPTED = 130
 
 _COMMANDS = {
-    "run": "be the daemon, in the foreground",
-    "check": "say whether the configuration is right, and everything that is wrong if not",
-    "plan": "tell what would change in the kernel now, touching nothing",
-    "status": "show what is reachable, what is not and why, and how the daemon is",
-    "reload": "have the daemon read its configuration again, and tell what came of it",
-    "rules": "print the rules that would be written now, touching nothing",
+    "run": "run the daemon in the foreground",
+    "check": "check the configuration and report every error",
+    "plan": "show what would change in the kernel now, without changing it",
+    "status": "show what is reachable, what is not and why, and the state of the daemon",
+    "reload": "have the daemon reload its configuration, and report the outcome",
+    "rules": "print the rules that would be written now, without writing them",
     "explain": "follow one connection through the host, and say where it stops and why",
-    "import": "turn the files of older tools into configuration, on standard output",
-    "flush": "take away every rule, route and address that is ours",
+    "import": "convert the files of older tools to a configuration, on standard output",
+    "flush": "remove every rule, route and address that kvm-portfwd has made",
 }
 
 
@@ -79,15 +79,17 @@ def _parser() -> argparse.ArgumentParser:
                 "connection", metavar="ADDRESS:PORT[/PROTOCOL]", help="or a port alone; tcp by default"
             )
             command.add_argument(
-                "--from", dest="source", metavar="SOURCE", help="who connects; default: somebody outside"
+                "--from", dest="source", metavar="SOURCE", help="the client's address; default: one outside this host"
             )
             command.add_argument("--json", action="store_true", help="print JSON")
         if name == "import":
-            command.add_argument("files", nargs="+", type=Path, metavar="FILE", help="to read; - is standard input")
+            command.add_argument("files", nargs="+", type=Path, metavar="FILE", help="to convert; - is standard input")
         if name == "status":
-            command.add_argument("--json", action="store_true", help="as JSON, for programs")
-            command.add_argument("--watch", action="store_true", help="show it again whenever it changes")
-            command.add_argument("names", nargs="*", metavar="DOMAIN", help="only of these domains and networks")
+            command.add_argument("--json", action="store_true", help="print JSON")
+            command.add_argument("--watch", action="store_true", help="show it again each time it changes")
+            command.add_argument("names", nargs="*", metavar="DOMAIN", help="only these domains and networks")
         if name == "check":
-            command.add_argument("file", nargs="?", type=Path, metavar="FILE", help="instead of the one of --config")
+            command.add_argument(
+                "file", nargs="?", type=Path, metavar="FILE", help="instead of the file named by --config"
+            )
     return parser

@@ -9,85 +9,118 @@ import asyncio
 import logging
 import signal
 import time
+from collections.abc import Callable, Coroutine, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
+from typing import TypeAlias
 
-from fwdaemon import audit, causes, memory
 from fwdaemon import config as configuration
-from fwdaemon.clashes.watch import ClashWatch
+from fwdaemon.audit import lines
+from fwdaemon.audit.throttle import WarnOnce
+from fwdaemon.config import Loaded
 from fwdaemon.config.model import Config, OnStop
-from fwdaemon.control.control_socket import ControlSocket
-from fwdaemon.control.feed import Feed
-from fwdaemon.control.manager import Manager
-from fwdaemon.desired import Desired
-from fwdaemon.errors import ConfigError, PortfwdError
-from fwdaemon.events import ConnectionState, InventoryKeeper
-from fwdaemon.hearing import Heard, Hearing
-from fwdaemon.inventory import Inventory
-from fwdaemon.legacy.monitor import LegacyMonitor
+from fwdaemon.connections import Conntrack
+from fwdaemon.control.listener import SOCKET
+from fwdaemon.control.manager import Feed, Manager
+from fwdaemon.control.server import ControlSocket
+from fwdaemon.core.inventory import Inventory
+from fwdaemon.core.pace import Backoff, Pauses
+from fwdaemon.core.report import Actor, Cause, LookAgain, Reason, ReasonKind, RulesChanged
+from fwdaemon.errors import ConfigError, HangingError, PortfwdError, Problem
+from fwdaemon.events import ConnectionState, Inventories, Sources
+from fwdaemon.hostnet.owned_state import DIRECTORY
+from fwdaemon.kernel import memory
+from fwdaemon.kernel.memory import ShortageHandler, begun, shortage
+from fwdaemon.kernel.process import HASTE, Worker
+from fwdaemon.metrics.exposition import satisfied
 from fwdaemon.metrics.reporter import Reporter
-from fwdaemon.metrics.requirement import satisfied
-from fwdaemon.netfilter import Netfilter
-from fwdaemon.nftables.monitor import RulesMonitor
-from fwdaemon.notify import Pulse
-from fwdaemon.placing import Placement
-from fwdaemon.process import SystemRunner
-from fwdaemon.reconcile import Occasion, Reconciler
-from fwdaemon.records import Records
-from fwdaemon.reloads import Reloads
-from fwdaemon.route_watch import RouteWatch
-from fwdaemon.summary import summary
-from fwdaemon.usage import UsageReader
-from fwdaemon.worker import Worker
+from fwdaemon.netfilter import Monitor, Netfilter
+from fwdaemon.reconcile import Conflicts, HostNetwork, Occasion, Reconciler, Seams
+from fwdaemon.resolve.placement import Placer
+from fwdaemon.status.notify import Pulse
+from fwdaemon.status.records import Records
+from fwdaemon.status.reloads import STATE, Reloads, Written
+from fwdaemon.status.rows import summary
+from fwdaemon.status.usage import UsageReader
+from fwdaemon.triggers import Heard, Hearing
 
 _log = logging.getLogger(__name__)
 
-# Events come in bursts: libvirt changes about ten things when a network starts. The first is answered at once. While
-# look after look finds something to mend, as when another tool insists on being first too, the pause grows.
-_PAUSE = 0.01
-_PAUSE_AT_MOST = 0.25
-# How soon after a commit of ours the kernel is asked whether it holds what we think it does.
-_VERIFY_AFTER = 1.0
-# How long after a failure we try again, doubled each time up to the second figure.
-_RETRY = 1.0
-_RETRY_AT_MOST = 30.0
-# systemd waits this long for the first reconcile; libvirt may be down when we start.
-_READY_WITHIN = 5.0
 # A call that hangs in the kernel must not keep us from ending.
 _PATIENCE = 5.0
 # A package makes this file while an upgrade restarts us: whoever comes after us wants the rules.
-_UPGRADE = Path("/run/kvm-portfwd/upgrade")
+_UPGRADE = "upgrade"
+
+Ask: TypeAlias = Callable[[], None]
+"""Asks for a look; from any thread."""
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """The configuration to begin with and its texts; or the last good one, with what is wrong with the newer."""
+
+    config: Config
+    sources: Mapping[Path, bytes]
+    problems: tuple[Problem, ...] = ()
+    kept_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What the daemon works on; `conflicts`, `routes` and `sources` are given what to call when something changed."""
+
+    rules: Netfilter
+    host: HostNetwork
+    conntrack: Conntrack
+    conflicts: Callable[[Ask], Conflicts]
+    routes: Callable[[RulesChanged], Monitor]
+    sources: Callable[[Config, LookAgain], Sources]
+    read: Callable[[Path, Config], Loaded] = configuration.load_guarded
+    socket: Path = SOCKET
+    state: Path = STATE
+    directory: Path = DIRECTORY
+    pauses: Pauses = field(default_factory=Pauses)
 
 
 class Daemon:
     """Runs until SIGTERM or SIGINT. Make it inside the asyncio loop it runs in."""
 
-    def __init__(self, path: Path, config: Config) -> None:
+    def __init__(self, path: Path, start: Start, parts: Parts) -> None:
         self._path = path
-        self._config = config
+        self._parts, self._pauses, self._netfilter = parts, parts.pauses, parts.rules
+        self._written = Written(path, parts.state, parts.directory, self._pauses.retry_at_most)
+        self._config = start.config
         self._loop = asyncio.get_running_loop()
         self._hearing = Hearing()
         self._pulse = Pulse(self._summary)
-        runner = SystemRunner()
-        self._netfilter = Netfilter(runner, config.daemon.backend)
-        self._reconciler = Reconciler(self._netfilter, ClashWatch(runner))
+        conflicts = parts.conflicts(self._clashes_changed)
+        self._reconciler = Reconciler(Seams(self._netfilter, parts.host, parts.conntrack, conflicts, time))
         changed = self._hearing.rules_changed
-        self._monitors = RulesMonitor(runner, changed), LegacyMonitor(changed), RouteWatch(changed)
-        self._keeper = InventoryKeeper(config, self._hearing.inventory_changed)
-        self._worker = Worker("reconcile")
+        self._monitors = *self._netfilter.monitors(changed), parts.routes(changed)
+        sources = parts.sources(start.config, self._hearing.inventory_changed)
+        self._inventories = Inventories(sources, self._hearing, self._pulse.watchdog.bounded, self._backoff())
+        self._worker, self._reader = Worker("reconcile"), Worker("configuration")
+        self._reading: asyncio.Future[Loaded] | None = None
         self._reloads, feed = Reloads(self._hearing.reload), Feed()
-        self._records = Records(path, config, feed.publish)
-        count = UsageReader(SystemRunner()).read
+        self._records = Records(path, start.config, feed.publish)
+        self._tell_start(start)
+        count = UsageReader(self._netfilter.counters).read
         manager = Manager(self._records, feed, self._connections, self._reloads.ask, count)
-        self._control = ControlSocket(manager)
+        self._control = ControlSocket(manager, parts.socket)
         self._reporter = Reporter(manager.status, feed)
         manager.metrics = self._reporter.text
+        self._beginning: asyncio.Future[None] | None = None
         self._first_look = asyncio.Event()
-        self._inventory: Inventory | None = None
-        self._refreshing: asyncio.Task[None] | None = None
-        self._placement: Placement | None = None
+        self._placer = Placer(self._written.choice)
         self._reloaded = False
-        self._retry = _RETRY
-        self._pause = _PAUSE
+        self._retry, self._failure = self._backoff(), ""
+        self._rereading, self._unread = self._backoff(), WarnOnce()
+        self._pause = self._pauses.looks
+
+    def _backoff(self) -> Backoff:
+        return Backoff(self._pauses.retry, self._pauses.retry_at_most)
 
     async def run(self) -> None:
         """Work until told to stop, then leave the rules as the configuration says.
@@ -96,81 +129,108 @@ class Daemon:
             AlreadyRunningError: another daemon runs on this host.
 
         """
+        self._loop.set_exception_handler(ShortageHandler())
         await self._control.open(self._config.control.group)
         await self._reporter.set_up(self._config)
         for number, action in {
             signal.SIGHUP: self._hearing.reload,
-            signal.SIGTERM: self._hearing.stop,
-            signal.SIGINT: self._hearing.stop,
+            signal.SIGTERM: self._end,
+            signal.SIGINT: self._end,
         }.items():
             self._loop.add_signal_handler(number, action)
-        for monitor in self._monitors:
-            monitor.start()
-        await self._keeper.start()
         announcing = asyncio.create_task(self._announce())
         self._pulse.begin()
-        self._resync()
         try:
+            await self._begun(self._listen_to_all())
+            self._resync()
             while not self._hearing.stopping:
                 await self._round()
         finally:
             announcing.cancel()
             await self._stop()
 
+    async def _listen_to_all(self) -> None:
+        for monitor in self._monitors:
+            await begun(monitor.start)
+        await self._inventories.sources.start()
+
+    async def _begun(self, beginning: Coroutine[None, None, None]) -> None:
+        """Wait for what may have to be tried again, but no longer than until we are to end."""
+        self._beginning = asyncio.ensure_future(beginning)
+        await asyncio.wait({self._beginning})
+        if not self._beginning.cancelled():
+            self._beginning.result()
+
+    def _end(self) -> None:
+        if self._beginning is not None:
+            self._beginning.cancel()
+        HASTE.hurry()
+        self._hearing.stop()
+
+    def _tell_start(self, start: Start) -> None:
+        lines.drop_ins_ignored(start.config.ignored)
+        if start.sources:
+            self._written.keep(start.sources)
+        if start.kept_at is not None:
+            lines.last_good_in_force(start.problems, start.kept_at)
+            self._records.last_good_in_force(start.problems, start.kept_at)
+
     async def _round(self) -> None:
         await self._hearing.wait()
-        if self._hearing.take_reload():
-            await self._reload()
-        if self._hearing.wants_inventory and self._refreshing is None:
-            self._refreshing = asyncio.create_task(self._refresh())
-        if self._hearing.wants_look and self._inventory is not None:
-            await self._look(self._inventory)
+        if self._reading is not None and self._reading.done():
+            await self._take_in(self._reading)
+        if self._reading is None and self._hearing.take_reload():
+            self._begin_reading()
+        self._inventories.begin()
+        if self._hearing.wants_look and self._inventories.latest is not None:
+            await self._look(self._inventories.latest)
             await asyncio.sleep(self._pause)
 
     async def _announce(self) -> None:
         """Tell systemd that we are ready: after the first reconcile, or when libvirt keeps us waiting."""
         try:
-            await asyncio.wait_for(self._first_look.wait(), _READY_WITHIN)
+            await asyncio.wait_for(self._first_look.wait(), self._pauses.ready)
         except TimeoutError:
-            if self._inventory is None:
-                _log.warning("libvirt has not answered yet: what the kernel holds stays as it is until it does")
+            if self._inventories.latest is None:
+                _log.warning(
+                    "%s: what the kernel holds stays as it is until then",
+                    self._inventories.missed or "libvirt has not answered yet",
+                )
         self._pulse.ready()
 
     def _summary(self) -> str:
-        account = self._reconciler.account
+        report = self._reconciler.report
         silent = [state.uri for state in self._connections() if not state.connected]
-        return summary(account.desired if account else None, self._records.header(()), silent)
+        return summary(report.desired if report else None, self._records.header(()), silent)
 
     def _resync(self) -> None:
         """Look at everything now and then, whatever is heard: an event may be lost."""
-        self._keeper.doubt()
-        self._hearing.wants_inventory = True
+        self._control.look()
+        self._inventories.sources.doubt()
+        self._hearing.wants_inventory = self._hearing.urgent = True
         self._hearing.time_passed(thorough=True)
         self._loop.call_later(self._config.daemon.resync.total_seconds(), self._resync)
 
-    async def _refresh(self) -> None:
-        """Take an inventory; what is heard meanwhile asks for another."""
-        covered = self._hearing.begin_inventory()
-        try:
-            with self._pulse.watchdog.bounded("an inventory"):
-                self._inventory = await self._keeper.refresh() or self._inventory
-        except PortfwdError as error:
-            _log.error("no new inventory: %s", error)
-        finally:
-            self._refreshing = None
-            self._hearing.end_inventory(covered)
+    # --- a look: on the worker, and what comes of it --------------------------------------------------------------
 
     async def _look(self, inventory: Inventory) -> None:
         heard, began = self._hearing.take(), time.monotonic()
         try:
-            with self._pulse.watchdog.bounded("a comparison with the kernel"):
+            charged = self._inventories.charged(to_guests=heard.provoked)
+            with charged, self._pulse.watchdog.bounded("a comparison with the kernel"):
                 changed = await self._worker.submit(lambda: self._reconciled(inventory, heard))
-        except PortfwdError as error:
-            _log.error("%s; trying again in %.0f s", error, self._retry)
-            self._try_again(str(error), began)
+        except (PortfwdError, OSError) as error:  # no descriptor is to be had, either
+            if isinstance(error, HangingError):  # it has taken long enough
+                self._retry.settle()
+            # A program that hangs may be held up in one step now and in another then.
+            failure = error.argv[0] if isinstance(error, HangingError) else shortage(error) or str(error)
+            if failure != self._failure:
+                _log.error("%s; trying again in %.0f s, and less and less often", error, self._retry.pause)
+            self._failure = failure
+            self._try_again(str(error), began, heard)
         except Exception:  # noqa: BLE001 - the daemon outlives a mistake of its own, and shows where it is
-            _log.exception("this is a mistake in kvm-portfwd; trying again in %.0f s", self._retry)
-            self._try_again("a mistake in kvm-portfwd, see the journal", began)
+            _log.exception("this is a bug in kvm-portfwd; trying again in %.0f s", self._retry.pause)
+            self._try_again("a bug in kvm-portfwd, see the journal", began, heard)
         else:
             self._settle(began, changed=changed)
 
@@ -183,123 +243,156 @@ class Daemon:
         return changed
 
     def _reconcile(self, inventory: Inventory, heard: Heard) -> bool:
-        desired = self._desired(inventory)
         occasion = Occasion(
             heard.reasons,
-            heard.meddler,
+            heard.actors,
             time.monotonic(),
             local=frozenset(host.address for host in inventory.host_addresses),
             taken=inventory.guest_addresses,
+            uplinks=self._config.daemon.uplinks,
             ip_forward=self._config.daemon.ip_forward,
             reloaded=self._reloaded,
             thorough=heard.thorough,
             overheard=self._overheard,
         )
-        return self._reconciler.reconcile(desired, occasion)
+        return self._reconciler.reconcile(self._placer.place(self._config, inventory), occasion)
 
-    def _overheard(self) -> str:
+    def _overheard(self) -> tuple[Actor, ...]:
         """Ask the loop, from the worker, who changed rules since the look began: the kernel may have told by now."""
         try:
-            return asyncio.run_coroutine_threadsafe(self._listen(), self._loop).result(_PATIENCE)
+            return asyncio.run_coroutine_threadsafe(self._hearing.listen(), self._loop).result(_PATIENCE)
         except TimeoutError:
-            return causes.AT_A_COMPARISON
-
-    async def _listen(self) -> str:
-        # What is there to be read is read in one turn of the loop; the next comes after that.
-        for _ in range(2):
-            await asyncio.sleep(0)
-        return self._hearing.meddler
-
-    def _desired(self, inventory: Inventory) -> Desired:
-        """Place the configuration on an inventory; a mistake on the way leaves nothing for the next time."""
-        placement, self._placement = self._placement, None
-        if placement is None or placement.config is not self._config:
-            placement = Placement(self._config, inventory)
-        desired = placement.move(inventory)
-        self._placement = placement
-        return desired
+            return ()
 
     def _settle(self, began: float, *, changed: bool) -> None:
         self._pulse.soon()
-        self._records.placed(*self._netfilter.standing, self._netfilter.unusable)
-        if (account := self._reconciler.account) is not None:
+        if (placement := self._placer.placement) is not None:
+            self._inventories.sources.search(placement.desired.silent, placement.inventory)
+        self._written.keep_choice(self._placer.chosen)
+        if (report := self._reconciler.report) is not None:
             seconds = time.monotonic() - began
-            self._records.looked(account, seconds)
-            self._reporter.looked(account, seconds)
+            self._records.looked(report, seconds)
+            self._reporter.looked(report, seconds)
         self._reloads.looked()
         self._first_look.set()
         self._reloaded = False
-        self._retry = _RETRY
-        self._pause = min(2 * self._pause, _PAUSE_AT_MOST) if changed else _PAUSE
+        self._retry.settle()
+        self._failure = ""
+        self._pause = min(2 * self._pause, self._pauses.looks_at_most) if changed else self._pauses.looks
         if changed:
-            self._loop.call_later(_VERIFY_AFTER, lambda: self._hearing.time_passed(thorough=True))
+            self._loop.call_later(self._pauses.verify, lambda: self._hearing.time_passed(thorough=True))
         if (due := self._reconciler.look_again_at) is not None:
             self._look_in(due - time.monotonic())
 
-    def _try_again(self, failure: str, began: float) -> None:
+    def _try_again(self, failure: str, began: float, heard: Heard) -> None:
         self._pulse.soon()
-        seconds = time.monotonic() - began
-        self._records.failed(self._placement.desired if self._placement else None, failure, seconds)
+        self._hearing.take_back(heard)
+        seconds, placement = time.monotonic() - began, self._placer.placement
+        self._records.failed(placement.desired if placement else None, failure, seconds)
         self._reporter.failed(seconds)
         self._reloads.looked(failure)
-        self._look_in(self._retry)
-        self._retry = min(2 * self._retry, _RETRY_AT_MOST)
+        self._look_in(self._retry.next())
+
+    def _clashes_changed(self) -> None:
+        """Have a look tell of clashes, from the thread that found them."""
+        with suppress(RuntimeError):  # the loop has ended
+            self._loop.call_soon_threadsafe(lambda: self._hearing.time_passed(thorough=False))
 
     def _look_in(self, seconds: float) -> None:
         self._loop.call_later(max(seconds, 0), lambda: self._hearing.time_passed(thorough=False))
 
-    async def _reload(self) -> None:
-        """Read the configuration; a wrong one changes nothing."""
+    # --- the configuration ----------------------------------------------------------------------------------------
+
+    def _begin_reading(self) -> None:
+        """Read the configuration beside the looks: where a mount hangs, the old one is healed meanwhile."""
+        self._control.look()
         self._pulse.notifier.reloading()
         self._reloads.begin()
+        self._reading = self._reader.submit(self._read)
+        self._reading.add_done_callback(lambda _: self._hearing.wake())
+
+    async def _take_in(self, reading: asyncio.Future[Loaded]) -> None:
+        """Put what was read in force, between two looks; a wrong one changes nothing."""
+        self._reading = None
+        self._reloads.read()
         try:
-            with self._pulse.watchdog.bounded("reading the configuration"):
-                config = await self._worker.submit(lambda: satisfied(configuration.load(self._path)))
+            loaded = reading.result()
         except ConfigError as error:
-            audit.configuration_refused(error.problems)
+            lines.configuration_refused(error.problems)
             self._records.configuration_refused(error.problems)
             self._reloads.refused(error.problems)
-            self._pulse.ready()
-            return
+        except (PortfwdError, OSError) as error:  # no thread or descriptor is to be had
+            self._unread.warn(f"the configuration is not read yet: {error}; trying again")
+            self._reloads.looked(str(error))
+            self._loop.call_later(self._rereading.next(), self._hearing.reload)
+        else:
+            self._unread.settle()
+            self._rereading.settle()
+            await self._put_in_force(loaded)
+        self._pulse.ready()
+
+    async def _put_in_force(self, loaded: Loaded) -> None:
+        config = loaded.config
+        self._written.keep(loaded.sources)
         if config.daemon.libvirt != self._config.daemon.libvirt:
             await self._change_connections(config)
-        self._keeper.configure(config)
+        self._inventories.sources.configure(config)
         self._config = config
         self._netfilter.choice = config.daemon.backend
         self._reloaded = True
-        audit.configuration_loaded(self._path)
+        lines.configuration_loaded(self._path)
+        lines.drop_ins_ignored(config.ignored)
         self._records.configuration_loaded(config)
         self._control.admit(config.control.group)
         await self._reporter.set_up(config)
-        if self._inventory is None:
+        if self._inventories.latest is None:
             self._reloads.looked("libvirt has not answered yet")
-        self._hearing.configuration_changed(causes.loaded_again(self._path))
-        self._pulse.ready()
+        self._hearing.configuration_changed(Reason(ReasonKind.CONFIGURATION, str(self._path)))
+
+    def _read(self) -> Loaded:
+        """Read the configuration, on a worker of its own."""
+        loaded = self._parts.read(self._path, self._config)
+        satisfied(loaded.config)
+        return loaded
 
     def _connections(self) -> tuple[ConnectionState, ...]:
-        return self._keeper.connections()
+        return self._inventories.sources.connections()
 
     async def _change_connections(self, config: Config) -> None:
-        await self._keeper.close()
-        self._keeper = InventoryKeeper(config, self._hearing.inventory_changed)
-        await self._keeper.start()
+        await self._inventories.sources.close()
+        self._inventories.sources = self._parts.sources(config, self._hearing.inventory_changed)
+        await self._begun(self._inventories.sources.start())
+
+    # --- the end --------------------------------------------------------------------------------------------------
 
     async def _stop(self) -> None:
         self._pulse.notifier.stopping()
+        if self._reading is not None:
+            self._reading.cancel()
+            await asyncio.gather(self._reading, return_exceptions=True)
         await self._reporter.close()
         await self._control.close()
-        if self._refreshing is not None:
-            self._refreshing.cancel()
+        self._inventories.cancel()
         for monitor in self._monitors:
             monitor.close()
-        await self._keeper.close()
-        if self._config.daemon.on_stop is OnStop.REMOVE:
-            await self._worker.submit(self._remove)
-        await self._worker.submit(self._reconciler.close)
-        await self._worker.submit(self._netfilter.close)
-        await self._worker.close(_PATIENCE)
+        await self._inventories.sources.close()
+        if self._is_to_remove():
+            await self._ended(self._remove)
+            self._written.keep_choice({})
+        await self._ended(self._reconciler.close)
+        await self._ended(self._netfilter.close)
+        await asyncio.gather(*(each.close(_PATIENCE) for each in (self._worker, self._reader, self._written)))
         self._pulse.end()
 
+    async def _ended(self, end: Callable[[], None]) -> None:
+        """Do one thing at the end; that it failed is told, and no reason to leave the others undone."""
+        try:
+            await self._worker.submit(end)
+        except (PortfwdError, OSError) as error:
+            _log.error("%s", error)
+
+    def _is_to_remove(self) -> bool:
+        return self._config.daemon.on_stop is OnStop.REMOVE and not (self._parts.directory / _UPGRADE).exists()
+
     def _remove(self) -> None:
-        if not _UPGRADE.exists():
-            self._reconciler.remove("the daemon stops, on_stop = remove")
+        self._reconciler.remove(Cause((Reason(ReasonKind.STOP, detail="on_stop = remove"),)))

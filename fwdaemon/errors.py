@@ -7,6 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+_NO_LABELS = (
+    "our connections need a label: load the kernel's module xt_connlabel, or boot a kernel that has"
+    " CONFIG_NF_CONNTRACK_LABELS and CONFIG_NETFILTER_XT_MATCH_CONNLABEL"
+)
+
 
 class PortfwdError(Exception):
     """Base of all errors a user may meet; its text is one complete sentence for that user."""
@@ -32,8 +37,21 @@ class ProcessError(PortfwdError):
         self.stdin = stdin
         self.returncode = returncode
         self.stderr = stderr
-        said = next((line for line in stderr.splitlines() if line.strip()), "it printed nothing")
-        super().__init__(f"{' '.join(self.argv)} failed with status {returncode}: {said}")
+        lines = [line for line in stderr.splitlines() if line.strip()]
+        # iptables warns first that there is no file with names for connection labels.
+        said = next((line for line in lines if not line.startswith("Warning: ")), "".join(lines[:1]))
+        text = f"{' '.join(self.argv)} failed with status {returncode}: {said or 'it printed nothing'}"
+        super().__init__(text + label_remedy("\n".join(line for line in lines if not line.startswith("Warning: "))))
+
+
+class HangingError(ProcessError):
+    """A program did nothing for so long that it was ended."""
+
+
+def label_remedy(said: str) -> str:
+    """Say what helps where that is about connection labels which the kernel does not have; else nothing."""
+    missing = "connlabel" in said or ("ct label" in said and "not supported" in said)
+    return f"; {_NO_LABELS}" if missing else ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,36 +1,59 @@
 """All that says "look again", and the inventory one finds by looking.
 
-Sources: libvirt's events, the kernel's links, addresses and neighbours, the DHCP servers' files, guest agents. None of
-them carries a fact: whoever is told to look again asks for a fresh inventory. Changes of firewall rules, signals and
-timers are not here.
+Sources: libvirt's events, the kernel's routes, addresses and neighbours, the DHCP servers' files, guest agents, answers
+to what is asked on bridges. None of them carries a fact: whoever is told to look again asks for a fresh inventory.
+Changes of firewall rules, signals and timers are not here.
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+import logging
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol, TypeAlias
 
-from fwdaemon import audit
-from fwdaemon.agents import AgentRounds
+from fwdaemon.audit import lines
 from fwdaemon.config.model import Config
-from fwdaemon.errors import LibvirtUnavailableError
-from fwdaemon.guests import GuestEntry, GuestFinder
-from fwdaemon.host import ask_again, observe_host
-from fwdaemon.hypervisor.agent import AgentConnection
-from fwdaemon.hypervisor.connection import LibvirtConnection
-from fwdaemon.hypervisor.event_loop import EventLoop
-from fwdaemon.inventory import Inventory
-from fwdaemon.lease_watch import DNSMASQ_DIRECTORY, LeaseWatch
-from fwdaemon.libvirt_link import Connect, ConnectionState, LibvirtLink
-from fwdaemon.neighbours import Usurped, changed_hands, in_doubt, remembered, usurped
-from fwdaemon.netlink_watch import NetlinkWatch
-from fwdaemon.observation import LibvirtObservation, Neighbour
-from fwdaemon.snapshot import AgentAnswers, devices_without_bridge, guest_macs, merge, wants_agent
-from fwdaemon.worker import Worker
+from fwdaemon.core.inventory import HostObservation, Inventory, LibvirtObservation, Neighbour
+from fwdaemon.core.pace import Backoff, Pace
+from fwdaemon.core.probing import Silent
+from fwdaemon.core.report import LookAgain, Reason, ReasonKind
+from fwdaemon.errors import LibvirtUnavailableError, PortfwdError
+from fwdaemon.hostnet.owned_state import DIRECTORY, Learned
+from fwdaemon.hypervisor.agent import AgentConnection, AgentRounds
+from fwdaemon.hypervisor.connection import EventLoop, LibvirtConnection
+from fwdaemon.hypervisor.lease_watch import DNSMASQ_DIRECTORY, LeaseWatch
+from fwdaemon.hypervisor.link import Connect, ConnectionState, LibvirtLink
+from fwdaemon.kernel import probes
+from fwdaemon.kernel.address_watch import NetlinkWatch
+from fwdaemon.kernel.memory import begun, shortage
+from fwdaemon.kernel.observe import ask_again, observe_host
+from fwdaemon.kernel.probes import Probes
+from fwdaemon.kernel.process import Worker
+from fwdaemon.kernel.route_watch import UplinkWatch
+from fwdaemon.resolve.guests import GuestEntry, GuestFinder
+from fwdaemon.resolve.neighbours import Usurped, changed_hands, in_doubt, remembered, usurped
+from fwdaemon.resolve.snapshot import (
+    AgentAnswers,
+    devices_without_bridge,
+    guest_macs,
+    links_without_subnets,
+    merge,
+    wants_agent,
+)
+from fwdaemon.triggers import Hearing
 
-__all__ = ["ConnectionState", "InventoryKeeper", "take_inventory"]
+__all__ = ["ConnectionState", "Inventories", "InventoryKeeper", "Sources", "take_inventory"]
+
+_log = logging.getLogger(__name__)
+
+Bounded: TypeAlias = Callable[[str], AbstractContextManager[None]]
+"""Guards a block that may hang, by what it does."""
+# How much of a core inventories and looks may take that guests provoke; the kernel's news are read for as much again.
+_FOR_GUESTS: Final = 0.025
 
 _CLOSE_S: Final = 2.0
 _ONCE_S: Final = 10.0
@@ -43,25 +66,31 @@ class InventoryKeeper:
     """Watches the sources and takes inventories. `look_again` is called with a reason, on the asyncio loop's thread.
 
     The URIs of a configuration hold for good; the addresses it gives to guests may be told anew with `configure`.
-    `connect` and `leases` are for tests: how a connection is made, and where the DHCP servers' files are.
+    `connect`, `leases` and `records` are for tests: how a connection is made, where the DHCP servers' files are, and
+    where what was learned is kept.
     """
 
     def __init__(
         self,
         config: Config,
-        look_again: Callable[[str], None],
+        look_again: LookAgain,
         *,
         connect: Connect = LibvirtConnection,
         leases: Path = DNSMASQ_DIRECTORY,
+        records: Path = DIRECTORY,
     ) -> None:
         self._event_loop, uris = EventLoop(), config.daemon.libvirt
         self._look_again = look_again
         self._links = tuple(LibvirtLink(uri, connect, look_again) for uri in uris)
-        self._agents = tuple(AgentRounds(uri, AgentConnection(uri), look_again) for uri in uris)
+        self._learned = Learned(records)
+        recall = self._learned.said
+        self._agents = tuple(AgentRounds(uri, AgentConnection(uri), look_again, recall) for uri in uris)
         self._netlink = NetlinkWatch(look_again)
+        self._uplinks = UplinkWatch(look_again)
         self._leases = LeaseWatch(look_again, leases)
+        self._probes = Probes(probes.ask)
         self._kernel = Worker("kernel observer")
-        self._neighbours: tuple[Neighbour, ...] = ()
+        self._neighbours: tuple[Neighbour, ...] | None = None
         self._stories: frozenset[str] = frozenset()
         self._put_back = False
         self._verifying: asyncio.TimerHandle | None = None
@@ -80,9 +109,8 @@ class InventoryKeeper:
             KernelError: the kernel does not let us watch links and addresses.
 
         """
-        self._netlink.start()
-        self._leases.start()
-        self._event_loop.start()
+        for begin in (self._netlink.start, self._uplinks.start, self._leases.start, self._event_loop.start):
+            await begun(begin)
         for link in self._links:
             link.start()
 
@@ -103,13 +131,17 @@ class InventoryKeeper:
         self._netlink.watch_macs(guest_macs(observations))
         for agents, observation in zip(self._agents, observations, strict=True):
             agents.update(observation.domains)
-        said = {uuid: claims for agents in self._agents for uuid, claims in agents.answers().items()}
+        said = {uuid: claims for agents in reversed(self._agents) for uuid, claims in agents.answers().items()}
         inventory = await self._kernel.submit(partial(self._with_kernel, observations, said))
         for agents, observation in zip(self._agents, observations, strict=True):
             agents.want(wants_agent(inventory, observation))
         if self._put_back:
             self._verify()
         return inventory
+
+    def search(self, silent: Collection[Silent], inventory: Inventory) -> None:
+        """Have the network asked for guests that nothing names an address of; what answers is heard of as usual."""
+        self._probes.want(silent, inventory)
 
     def doubt(self) -> None:
         """Have the next inventory ask for everything, also for what no event was about."""
@@ -125,22 +157,27 @@ class InventoryKeeper:
         if self._verifying is not None:
             self._verifying.cancel()
         self._netlink.close()
+        self._uplinks.close()
         self._leases.close()
+        await self._probes.close()
         await asyncio.gather(*(agents.close() for agents in self._agents), *(link.close() for link in self._links))
         await self._kernel.close(_CLOSE_S)
         self._event_loop.stop()
 
     def _with_kernel(self, observations: Sequence[LibvirtObservation], said: AgentAnswers) -> Inventory:
         """Add what the kernel knows; on the kernel's worker, as it takes a while with many guests."""
-        host, macs = observe_host(devices_without_bridge(observations)), guest_macs(observations)
-        before, self._neighbours = self._neighbours, remembered(self._neighbours, host.neighbours, macs)
+        host, macs = _observed_host(observations), guest_macs(observations)
+        domains = [seen for observation in observations for seen in observation.domains]
+        before = self._learned.neighbours(domains) if self._neighbours is None else self._neighbours
+        self._neighbours = remembered(before, host.neighbours, macs)
         inventory = merge(observations, replace(host, neighbours=self._neighbours), said)
         wrong = self._usurped(inventory, before, host.neighbours)
         ask_again([*in_doubt(before, host.neighbours, macs), *(item.rightful for item in wrong)])
         self._put_back = bool(wrong)
         # What is put back counts as seen, or who took it twice between two looks could keep it.
         self._neighbours += tuple({item.rightful for item in wrong}.difference(self._neighbours))
-        audit.problems(item.story for item in wrong if item.story not in self._stories)
+        self._learned.keep(domains, said, self._neighbours)
+        lines.problems(item.story for item in wrong if item.story not in self._stories)
         self._stories |= {item.story for item in wrong}
         return inventory
 
@@ -148,7 +185,7 @@ class InventoryKeeper:
         if self._verifying is not None:
             self._verifying.cancel()
         loop = asyncio.get_running_loop()
-        self._verifying = loop.call_later(_VERIFY_S, self._look_again, "an address that was taken over was put back")
+        self._verifying = loop.call_later(_VERIFY_S, self._look_again, Reason(ReasonKind.ADDRESS_PUT_BACK))
 
     def _usurped(
         self, inventory: Inventory, before: Sequence[Neighbour], now: Sequence[Neighbour]
@@ -165,8 +202,112 @@ class InventoryKeeper:
         return usurped(inventory, before, now, held)
 
 
+class Sources(Protocol):
+    """What says "look again", and takes inventories; see `InventoryKeeper`, which explains each method."""
+
+    def configure(self, config: Config) -> None:
+        """Follow another configuration of the same URIs."""
+        ...
+
+    async def start(self) -> None:
+        """Begin to watch."""
+        ...
+
+    async def refresh(self) -> Inventory | None:
+        """Take a fresh inventory; `None` until every URI has answered once."""
+        ...
+
+    def search(self, silent: Collection[Silent], inventory: Inventory) -> None:
+        """Have the network asked for silent guests."""
+        ...
+
+    def doubt(self) -> None:
+        """Have the next inventory ask for everything."""
+        ...
+
+    def connections(self) -> tuple[ConnectionState, ...]:
+        """Tell how each connection is."""
+        ...
+
+    async def close(self) -> None:
+        """Stop watching and close everything."""
+        ...
+
+
+class Inventories:
+    """Has inventories taken when that was asked for, one at a time, and as often as the budget of guests allows.
+
+    `latest` is the last one, and `missed` why there is no newer. `bounded` guards against one that hangs.
+    """
+
+    def __init__(self, sources: Sources, hearing: Hearing, bounded: Bounded, backoff: Backoff) -> None:
+        self.sources = sources
+        self.latest: Inventory | None = None
+        self.missed = ""
+        self._hearing = hearing
+        self._bounded = bounded
+        self._backoff = backoff
+        self._pace = Pace(_FOR_GUESTS, time.monotonic())
+        self._put_off: asyncio.TimerHandle | None = None
+        self._refreshing: asyncio.Task[None] | None = None
+
+    def begin(self) -> None:
+        """Take an inventory if one is wanted: now, or where guests alone ask for it, when their budget allows."""
+        if not self._hearing.wants_inventory or self._refreshing is not None:
+            return
+        wait = 0.0 if self._hearing.urgent else self._pace.wait(time.monotonic())
+        if self._put_off is not None:
+            self._put_off.cancel()
+        if wait:
+            self._put_off = asyncio.get_running_loop().call_later(wait, self._hearing.wake)
+        else:
+            self._refreshing = asyncio.create_task(self._refresh())
+
+    @contextmanager
+    def charged(self, *, to_guests: bool) -> Iterator[None]:
+        """Charge the processor time of this block to the budget of guests, where they alone asked for it."""
+        began = time.process_time()
+        try:
+            yield
+        finally:
+            if to_guests:
+                self._pace.spent(time.monotonic(), time.process_time() - began)
+
+    def cancel(self) -> None:
+        """Take none any more."""
+        for pending in (self._refreshing, self._put_off):
+            if pending is not None:
+                pending.cancel()
+
+    async def _refresh(self) -> None:
+        """Take an inventory; what is heard meanwhile asks for another."""
+        by_guests = not self._hearing.urgent
+        covered = self._hearing.begin_inventory()
+        try:
+            with self.charged(to_guests=by_guests), self._bounded("an inventory"):
+                self.latest = await self.sources.refresh() or self.latest
+            self.missed = ""
+            self._backoff.settle()
+        except (PortfwdError, OSError, RuntimeError) as error:  # no thread or no descriptor is to be had, either
+            self._later(shortage(error) or str(error))
+        finally:
+            self._refreshing = None
+            self._hearing.end_inventory(covered)
+
+    def _later(self, failure: str) -> None:
+        """Retry after a growing pause; log each failure once."""
+        if failure != self.missed:
+            _log.error("no new inventory: %s; trying again, less and less often", failure)
+        self.missed = failure
+        asyncio.get_running_loop().call_later(self._backoff.next(), self._want)
+
+    def _want(self) -> None:
+        self._hearing.wants_inventory = True
+        self._hearing.time_passed(thorough=False)
+
+
 async def take_inventory(uris: Sequence[str]) -> Inventory:
-    """Take one inventory, for who looks only once. Guest agents, who may take long, are not asked.
+    """Take one inventory, for a look only once. Guest agents may take long: what they told the daemon counts.
 
     Raises:
         LibvirtUnavailableError: one of the URIs did not answer.
@@ -174,8 +315,8 @@ async def take_inventory(uris: Sequence[str]) -> Inventory:
 
     """
     event_loop, worker = EventLoop(), Worker("inventory")
-    event_loop.start()
     try:
+        event_loop.start()
         return await asyncio.wait_for(worker.submit(partial(_look_once, uris)), _ONCE_S)
     except TimeoutError as error:
         raise LibvirtUnavailableError(f"libvirt did not answer within {_ONCE_S:.0f} s") from error
@@ -185,8 +326,16 @@ async def take_inventory(uris: Sequence[str]) -> Inventory:
 
 
 def _look_once(uris: Sequence[str]) -> Inventory:
-    observations = [_observe_once(uri) for uri in uris]
-    return merge(observations, observe_host(devices_without_bridge(observations)), {})
+    observations, learned = [_observe_once(uri) for uri in uris], Learned()
+    domains = [seen for observation in reversed(observations) for seen in observation.domains]
+    host = _observed_host(observations)
+    near = remembered(learned.neighbours(domains), host.neighbours, guest_macs(observations))
+    said = {seen.domain.uuid: learned.said(seen) for seen in domains}
+    return merge(observations, replace(host, neighbours=near), said)
+
+
+def _observed_host(observations: Sequence[LibvirtObservation]) -> HostObservation:
+    return observe_host(devices_without_bridge(observations), links_without_subnets(observations))
 
 
 def _observe_once(uri: str) -> LibvirtObservation:
@@ -198,5 +347,5 @@ def _observe_once(uri: str) -> LibvirtObservation:
         connection.close()
 
 
-def _ignore(_reason: str) -> None:
+def _ignore(_reason: Reason | str) -> None:
     """Take no notice: who looks once need not look again."""

@@ -5,31 +5,40 @@ are, since an accept in one rule system does not stop a refusal in the other. Wh
 kernel, not told from versions: it can change with a restart of libvirtd.
 """
 
-from collections.abc import Collection, Mapping
-from enum import StrEnum
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import reduce
+from itertools import chain
 from typing import NamedTuple, Protocol
 
 from fwdaemon.config.model import BackendChoice
-from fwdaemon.desired import Desired
-from fwdaemon.errors import PortfwdError
-from fwdaemon.flows import Flow
+from fwdaemon.core.report import LIBVIRT_TABLE, Outcome, Presence, RulesChanged, Stamp, joined, tried
+from fwdaemon.core.state import Desired, Opening
+from fwdaemon.core.types import Family
+from fwdaemon.kernel.process import Runner
 from fwdaemon.legacy.backend import LegacyBackend
-from fwdaemon.legacy.gates import LegacyGates
-from fwdaemon.legacy.info import chain_names, existing_tables, table_info
-from fwdaemon.legacy.model import PRE, TableName
-from fwdaemon.model import Family
 from fwdaemon.nftables.backend import NftablesBackend
-from fwdaemon.nftables.existing import existing_tables as nftables_tables
-from fwdaemon.nftables.existing import has_rules
-from fwdaemon.nftables.gates import LIBVIRT_CHAIN, LIBVIRT_TABLE
-from fwdaemon.nftables.generation import current_generation
-from fwdaemon.outcome import Outcome, joined, tried
-from fwdaemon.process import Runner
+from fwdaemon.resolve.flows import Flow
 
 
-class Backend(Protocol):
-    """One of the kernel's rule systems, holding our rules. Its methods block; call them from one thread at a time."""
+class Monitor(Protocol):
+    """Tells of changes, on the asyncio loop's thread."""
+
+    def start(self) -> None:
+        """Begin to listen.
+
+        Raises:
+            KernelError: the kernel does not let us.
+
+        """
+        ...
+
+    def close(self) -> None:
+        """Stop listening, also after a `start` that failed."""
+        ...
+
+
+class Rules(Protocol):
+    """Our rules, wherever they are. Its methods block; call them from one thread at a time."""
 
     def apply(self, desired: Desired, *, thorough: bool) -> Outcome:
         """Make the kernel hold `desired`; `thorough` compares even what seems unchanged.
@@ -38,6 +47,14 @@ class Backend(Protocol):
             PortfwdError: the kernel refused; what it held before is still there, whole.
 
         """
+        ...
+
+    def refuse(self, flows: Collection[Flow]) -> None:
+        """Refuse what the guests of these flows still send on them, for a while; they are about to be ended."""
+        ...
+
+    def remove(self) -> Outcome:
+        """Remove all our rules, for both families, including those of an earlier run."""
         ...
 
     def preview(self, desired: Desired) -> Outcome:
@@ -53,181 +70,232 @@ class Backend(Protocol):
         """Write the rules for `desired` as native text, touching nothing."""
         ...
 
-    def refuse(self, flows: Collection[Flow]) -> None:
-        """Refuse what the guests of these flows still send on them, for a while; they are about to be ended."""
+    def held(self) -> frozenset[Family]:
+        """Name the families for which the kernel holds our rules, including those of an earlier run.
+
+        Raises:
+            PortfwdError: the kernel does not tell.
+
+        """
         ...
 
-    def remove(self) -> Outcome:
-        """Take away everything that is ours, of every family, whoever put it there."""
+    def confined(self) -> frozenset[Family]:
+        """Name the families whose rules refuse what the host did not forward before the daemon turned forwarding on."""
+        ...
+
+    def close(self) -> None:
+        """End what runs beside us; the rules stay."""
         ...
 
 
-class Side(StrEnum):
-    """A rule system of the kernel; the value is how it is called in text."""
+class Backend(Rules, Protocol):
+    """One of the kernel's rule systems, holding our rules, or gates alone while another one holds the rules."""
 
-    NFTABLES = "nftables"
-    LEGACY = "the legacy iptables tables"
+    @property
+    def name(self) -> str:
+        """The word for it in the configuration and in the status."""
+        ...
+
+    @property
+    def title(self) -> str:
+        """What it is called in sentences."""
+        ...
+
+    @property
+    def variant(self) -> str:
+        """What `iptables --version` gives in parentheses where it writes to this rule system."""
+        ...
+
+    @property
+    def unusable(self) -> Mapping[Family, str]:
+        """Tell which families cannot be served here, and why."""
+        ...
+
+    def keep_gates(self, desired: Desired, *, thorough: bool) -> Outcome:
+        """Let connections of `desired` through foreign chains that could refuse them; the rules are elsewhere.
+
+        The outcome holds `gates`, `faults` and `changed`.
+        """
+        ...
+
+    def leave(self) -> Outcome:
+        """Take away the rules themselves, which are elsewhere now; `faults` tells what is left."""
+        ...
+
+    def preview_gates(self, desired: Desired) -> Outcome:
+        """Tell what `keep_gates` and `leave` would do now; see `preview`."""
+        ...
+
+    def monitor(self, changed: RulesChanged) -> Monitor:
+        """Give what tells of changes by others in this rule system."""
+        ...
+
+    def counters(self, desired: Desired) -> Mapping[Opening, int]:
+        """Read how many connections were counted; on a thread of its own, beside all other methods."""
+        ...
+
+    def stamp(self) -> Stamp:
+        """Give a value that differs after any change in this rule system."""
+        ...
+
+    def libvirt(self) -> Presence:
+        """Tell whether libvirt has its rules here."""
+        ...
+
+
+def backends(runner: Runner) -> tuple[Backend, ...]:
+    """Give all of them; where there is no reason for another, rules go to the first."""
+    return NftablesBackend(runner), LegacyBackend()
+
+
+class Location(NamedTuple):
+    """A backend that holds the rules, or is to, and why that one."""
+
+    backend: Backend
+    reason: str
 
 
 class Netfilter:
-    """Both rule systems, as one backend: rules on one side, and gates wherever a forward chain could refuse.
+    """All rule systems as one: rules in one of them, and gates wherever a forward chain could refuse.
 
-    When libvirt moves to the other side, the new rules are there before the old ones go.
+    When libvirt moves to another one, the new rules are there before the old ones go.
     """
 
-    def __init__(self, runner: Runner, choice: BackendChoice = BackendChoice.AUTO) -> None:
+    def __init__(
+        self, runner: Runner, choice: BackendChoice = BackendChoice.AUTO, among: Sequence[Backend] = ()
+    ) -> None:
+        """Choose `among` all there are, unless told others."""
         self.choice = choice
-        self._runner = runner
-        self._locator = Locator(runner)
-        self._nftables = NftablesBackend(runner)
-        self._nftables_gates = NftablesBackend(runner, gates_only=True)
-        self._legacy = LegacyBackend()
-        self._legacy_gates = LegacyGates()
-        self._side: Side | None = None
-        self._reason = ""
+        self._backends = among or backends(runner)
+        self._locator = Locator(self._backends, runner)
+        self._location: Location | None = None
 
     def apply(self, desired: Desired, *, thorough: bool) -> Outcome:
-        """See `Backend.apply`."""
-        side, reason = self._chosen(thorough=thorough)
-        moved = side is not self._side
+        """See `Rules.apply`."""
+        location = self._chosen(thorough=thorough)
+        here, moved = location.backend, self._location is None or location.backend is not self._location.backend
+        gates = Outcome()
+        try:
+            outcome = here.apply(desired, thorough=thorough or moved)
+        finally:  # whatever holds up one rule system is no reason to leave a wipe of the others
+            for other in self._besides(here):
+                gates = joined(gates, other.keep_gates(desired, thorough=thorough or moved))
+        outcome = joined(outcome, gates)
         if moved:
-            # What they remember of an earlier stay would be told as damage.
-            self._nftables = NftablesBackend(self._runner)
-            self._nftables_gates = NftablesBackend(self._runner, gates_only=True)
-        if side is Side.NFTABLES:
-            outcome = self._apply_to_nftables(desired, thorough=thorough or moved, moved=moved)
-        else:
-            outcome = self._apply_to_legacy(desired, thorough=thorough or moved)
-        self._side, self._reason = side, reason
+            outcome = reduce(joined, (other.leave() for other in self._besides(here)), outcome)
+            outcome = joined(outcome, Outcome(moved=f"rules are in {here.title}: {location.reason}"))
+        self._location = location
         self._locator.settle()
-        return joined(outcome, Outcome(moved=f"rules are in {side}: {reason}")) if moved else outcome
+        return outcome
 
     def preview(self, desired: Desired) -> Outcome:
-        """See `Backend.preview`."""
-        side, reason = self._chosen(thorough=True)
-        if side is Side.NFTABLES:
-            parts = [
-                self._nftables.preview(desired),
-                *([self._legacy.preview(Desired())] if _left_in_legacy() else []),
-                self._legacy_gates.preview(desired.families, desired.mark),
-            ]
-        else:
-            parts = [self._legacy.preview(desired), self._nftables_gates.preview(desired)]
-        return reduce(joined, parts, Outcome(moved=f"rules belong in {side}: {reason}"))
+        """See `Rules.preview`."""
+        here, reason = self._chosen(thorough=True)
+        parts = [here.preview(desired), *(other.preview_gates(desired) for other in self._besides(here))]
+        return reduce(joined, parts, Outcome(moved=f"rules belong in {here.title}: {reason}"))
 
-    def locate(self) -> tuple[Side, str]:
-        """Tell where rules belong now, and why."""
-        return self._chosen(thorough=True)
+    def locate(self) -> tuple[str, str]:
+        """Name the backend where rules belong now, and tell why."""
+        here, reason = self._chosen(thorough=True)
+        return here.name, reason
 
     @property
-    def standing(self) -> tuple[Side | None, str]:
-        """Where the rules are, `None` before the first of them, and why there."""
-        return self._side, self._reason
+    def location(self) -> tuple[str, str] | None:
+        """Name the backend where the rules are, and tell why there; `None` before the first of them."""
+        return self._location and (self._location.backend.name, self._location.reason)
 
     @property
     def unusable(self) -> Mapping[Family, str]:
         """Tell why families cannot be served where the rules are."""
-        return self._legacy.unusable if self._side is Side.LEGACY else {}
+        return self._location.backend.unusable if self._location else {}
 
     def render(self, desired: Desired) -> str:
-        """See `Backend.render`."""
-        return self._backend(self._chosen(thorough=True)[0]).render(desired)
+        """See `Rules.render`."""
+        return self._chosen(thorough=True).backend.render(desired)
+
+    def counters(self, desired: Desired) -> Mapping[Opening, int]:
+        """See `Backend.counters`; where the rules are, or belong."""
+        return (self._location or self._chosen(thorough=True)).backend.counters(desired)
+
+    def held(self) -> frozenset[Family]:
+        """See `Rules.held`; in any rule system."""
+        return frozenset(chain.from_iterable(backend.held() for backend in self._backends))
+
+    def confined(self) -> frozenset[Family]:
+        """See `Rules.confined`; in any rule system."""
+        return frozenset(chain.from_iterable(backend.confined() for backend in self._backends))
+
+    def monitors(self, changed: RulesChanged) -> tuple[Monitor, ...]:
+        """Give what tells of changes in any rule system."""
+        return tuple(backend.monitor(changed) for backend in self._backends)
 
     def refuse(self, flows: Collection[Flow]) -> None:
-        """See `Backend.refuse`."""
-        if self._side is not None:
-            self._backend(self._side).refuse(flows)
+        """See `Rules.refuse`."""
+        if self._location is not None:
+            self._location.backend.refuse(flows)
 
     def remove(self) -> Outcome:
-        """See `Backend.remove`; what one rule system refuses is a fault."""
-        parts = self._legacy_gates.remove, self._nftables.remove, self._legacy.remove
-        return reduce(joined, map(tried, parts))
+        """See `Rules.remove`; what one rule system refuses is a fault. Gates are closed before the rules go."""
+        here = self._location.backend if self._location else self._backends[0]
+        return reduce(joined, (tried(backend.remove) for backend in (*self._besides(here), here)))
 
     def close(self) -> None:
-        """End what runs beside us; the rules stay."""
-        self._legacy.close()
-        self._legacy_gates.close()
+        """See `Rules.close`."""
+        for backend in self._backends:
+            backend.close()
 
-    def _backend(self, side: Side) -> Backend:
-        return self._nftables if side is Side.NFTABLES else self._legacy
+    def _besides(self, here: Backend) -> Iterator[Backend]:
+        return (backend for backend in self._backends if backend is not here)
 
-    def _chosen(self, *, thorough: bool) -> tuple[Side, str]:
-        match self.choice:
-            case BackendChoice.NFTABLES:
-                return Side.NFTABLES, "the configuration says so"
-            case BackendChoice.IPTABLES:
-                return Side.LEGACY, "the configuration says so"
-            case BackendChoice.AUTO:
-                return self._locator.locate(self._side, thorough=thorough)
-
-    def _apply_to_nftables(self, desired: Desired, *, thorough: bool, moved: bool) -> Outcome:
-        outcome = self._nftables.apply(desired, thorough=thorough)
-        try:
-            gates = self._legacy_gates.keep(desired.families, desired.mark, thorough=thorough)
-        except PortfwdError as error:
-            gates = Outcome(faults=(f"no gate in the legacy FORWARD chains: {error}",))
-        if moved:
-            self._legacy.remove()
-        return joined(outcome, gates)
-
-    def _apply_to_legacy(self, desired: Desired, *, thorough: bool) -> Outcome:
-        outcome = self._legacy.apply(desired, thorough=thorough)
-        # This also takes our tables away where they are left.
-        gates = self._nftables_gates.apply(desired, thorough=thorough)
-        return joined(outcome, Outcome(gates=gates.gates, faults=gates.faults, changed=gates.changed))
-
-
-def _left_in_legacy() -> bool:
-    """Whether chains of ours are in the legacy tables."""
-    return any(PRE in chain_names(family, table) for family in Family for table in existing_tables(family))
+    def _chosen(self, *, thorough: bool) -> Location:
+        if self.choice is BackendChoice.AUTO:
+            return self._locator.locate(self._location, thorough=thorough)
+        named = {backend.name: backend for backend in self._backends}
+        return Location(named[self.choice], "the configuration says so")
 
 
 class Locator:
-    """Finds on which side libvirt's own chains are; asks again only when the rules of either side changed."""
+    """Finds in which rule system libvirt's own rules are; asks again only when those of any changed."""
 
-    def __init__(self, runner: Runner) -> None:
+    def __init__(self, among: Sequence[Backend], runner: Runner) -> None:
+        self._backends = among
         self._runner = runner
-        self._known: tuple[Side, str] | None = None
-        self._seen: _State | None = None
+        self._known: Location | None = None
+        self._seen: list[Stamp] = []
 
-    def locate(self, before: Side | None, *, thorough: bool) -> tuple[Side, str]:
-        """Give the side and the reason for it; `before` is where our rules are now."""
-        state = _state()
-        # Legacy tables may be changed without it; nftables cannot.
-        if self._known is None or self._seen != state or (thorough and state.legacy):
+    def locate(self, before: Location | None, *, thorough: bool) -> Location:
+        """Give the backend and the reason for it; `before` is where our rules are now."""
+        stamps = self._stamps()
+        doubtful = thorough and not all(stamp.certain for stamp in stamps)
+        if self._known is None or self._seen != stamps or doubtful:
             self._known = self._locate(before)
         return self._known
 
     def settle(self) -> None:
         """Say that all changes up to now were ours."""
-        self._seen = _state()
+        self._seen = self._stamps()
 
-    def _locate(self, before: Side | None) -> tuple[Side, str]:
-        there = nftables_tables()
-        # libvirt leaves its table behind when it moves, but empty.
-        if ("ip", LIBVIRT_TABLE) in there and has_rules("ip", LIBVIRT_TABLE, "guest_input"):
-            return Side.NFTABLES, f"libvirt's rules are in its table {LIBVIRT_TABLE}"
-        nftables = ("ip", "filter") in there and has_rules("ip", "filter", LIBVIRT_CHAIN)
-        legacy = LIBVIRT_CHAIN in chain_names(Family.IPV4, TableName.FILTER)
-        if nftables and legacy:
-            side = Side.LEGACY if self._iptables_is_legacy() else Side.NFTABLES
-            return side, "libvirt's chains are in both rule systems, and this is the one that iptables writes to"
-        if nftables or legacy:
-            return (Side.LEGACY if legacy else Side.NFTABLES), "libvirt's chains are there"
-        return before or Side.NFTABLES, "libvirt has no rules of its own"
+    def _stamps(self) -> list[Stamp]:
+        return [backend.stamp() for backend in self._backends]
 
-    def _iptables_is_legacy(self) -> bool:
+    def _locate(self, before: Location | None) -> Location:
+        told = [(backend, backend.libvirt()) for backend in self._backends]
+        for backend, presence in told:
+            if presence is Presence.TABLE:
+                return Location(backend, f"libvirt's rules are in its table {LIBVIRT_TABLE}")
+        found = [backend for backend, presence in told if presence is not Presence.NOTHING]
+        match found:
+            case []:
+                here = before.backend if before is not None else self._backends[0]
+                return Location(here, "libvirt has no rules of its own")
+            case [backend]:
+                return Location(backend, "libvirt's chains are there")
+        return Location(
+            self._written_to(found),
+            "libvirt's chains are in both rule systems, and this is the one that iptables writes to",
+        )
+
+    def _written_to(self, found: Sequence[Backend]) -> Backend:
         """Ask the program that libvirt itself would run; it names its kind in parentheses (iptables(8))."""
-        return "(legacy)" in self._runner.run("iptables", "--version").stdout
-
-
-class _State(NamedTuple):
-    """What changes when somebody writes rules, on either side."""
-
-    generation: int
-    legacy: tuple[object, ...]
-
-
-def _state() -> _State:
-    infos = [(family, name, table_info(family, name)) for family in Family for name in sorted(existing_tables(family))]
-    return _State(current_generation(), tuple(infos))
+        version = self._runner.run("iptables", "--version").stdout
+        return next((backend for backend in found if f"({backend.variant})" in version), found[0])

@@ -1,74 +1,138 @@
 """One reconcile: bring the kernel to the desired state, and account for every change.
 
-`Reconciler` is called again and again with what shall be; it remembers only what it made live, which is how it tells
-`added` from `restored`. Everything in here blocks, and is called in one thread; the loop that calls it is
+`Reconciler` is called again and again with what shall be. Of what it did it remembers the last report alone: that is
+how it tells `added` from `restored`. Everything in here blocks, and is called in one thread; the loop that calls it is
 `fwdaemon.daemon`.
 """
 
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
+from threading import Lock
+from typing import Protocol
 
-from fwdaemon import audit, causes, conntrack
-from fwdaemon.account import Account, Change
-from fwdaemon.clashes.watch import ClashWatch
-from fwdaemon.complaints import Complaints
-from fwdaemon.desired import Desired, Opening, Owner
-from fwdaemon.errors import PortfwdError
-from fwdaemon.flapping import Flapping
-from fwdaemon.grace import Grace, Stop
-from fwdaemon.hostside import HostSide
-from fwdaemon.model import Address, Family
-from fwdaemon.netfilter import Backend
-from fwdaemon.outcome import Outcome, joined
+from fwdaemon.audit import causes, lines
+from fwdaemon.audit.causes import Departures, Known, in_order
+from fwdaemon.audit.throttle import Complaints, Flapping
+from fwdaemon.connections import Clock, Conntrack, Sweep, Sweeper, close_everything
+from fwdaemon.core.inventory import Move
+from fwdaemon.core.report import Actor, Cause, GateChange, Outcome, Reason, Report, joined
+from fwdaemon.core.state import Desired, Forward, Opening
+from fwdaemon.core.types import Address, Family
+from fwdaemon.netfilter import Rules
+from fwdaemon.resolve.flows import Flow
+from fwdaemon.resolve.snapshot import Grace, Stop
+
+# How long a stop waits for connections that are being ended.
+_PATIENCE = 5.0
+_LEFT = "not everything could be removed; the next start does that, or kvm-portfwd flush"
+
+
+class LocatedRules(Rules, Protocol):
+    """Our rules, and what is known of where they are."""
+
+    @property
+    def location(self) -> tuple[str, str] | None:
+        """Name the backend that holds them, and tell why that one; `None` before the first of them."""
+        ...
+
+    @property
+    def unusable(self) -> Mapping[Family, str]:
+        """Tell which families cannot be served there, and why."""
+        ...
+
+
+class HostNetwork(Protocol):
+    """What openings need of the host besides rules; see `fwdaemon.hostnet.keeper`, which explains each method."""
+
+    def adopt(self, confined: Collection[Family]) -> None:
+        """Know that forwarding was turned on for these families."""
+        ...
+
+    def confine(self, desired: Desired, *, ip_forward: bool) -> Desired:
+        """Say for which families the rules are to keep the host from being a router."""
+        ...
+
+    def release(self, desired: Desired) -> None:
+        """Take back what has to go before the rules change."""
+        ...
+
+    def keep(self, desired: Desired, *, ip_forward: bool, thorough: bool = True) -> Outcome:
+        """Make the host hold what `desired` needs; what cannot be done is a fault."""
+        ...
+
+    def remove(self, forwarded: frozenset[tuple[Family, str]]) -> Outcome:
+        """Take back everything that we made."""
+        ...
+
+    def close(self) -> None:
+        """End what runs beside us."""
+        ...
+
+
+class Conflicts(Protocol):
+    """Who else wants what we take; see `fwdaemon.conflicts.watch`."""
+
+    def look(
+        self, desired: Desired, local: Collection[Address], *, thorough: bool, reloaded: bool = False
+    ) -> tuple[str, ...]:
+        """Give what was found last, and look again where there is reason to."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Seams:
+    """What a reconcile reads and writes: rules, the host's network, connections; who else wants our ports; a clock."""
+
+    rules: LocatedRules
+    host: HostNetwork
+    conntrack: Conntrack
+    conflicts: Conflicts
+    clock: Clock
 
 
 @dataclass(frozen=True, slots=True)
 class Occasion:
     """Why we look again, and what is known besides the desired state.
 
-    `reasons` are for openings that come and go, `meddler` is for those found missing; `overheard` asks once more who
+    `reasons` are for openings that come and go, `actors` are for those found missing; `overheard` asks once more who
     that was, where the look began before it was heard. `now` is a monotonic time in seconds. `local` are the host's own
-    addresses, `taken` those of running guests. `ip_forward` allows to turn on forwarding, `reloaded` says that the
-    configuration is new, `thorough` asks for a comparison even of what seems unchanged.
+    addresses, `taken` those of running guests, `uplinks` those that are configured, if any. `ip_forward` allows to turn
+    on forwarding, `reloaded` says that the configuration is new, `thorough` asks for a comparison even of what seems
+    unchanged.
     """
 
-    reasons: tuple[str, ...]
-    meddler: str
+    reasons: tuple[Reason, ...]
+    actors: tuple[Actor, ...]
     now: float
     local: frozenset[Address] = frozenset()
     taken: frozenset[Address] = frozenset()
+    uplinks: frozenset[str] = frozenset()
     ip_forward: bool = True
     reloaded: bool = False
     thorough: bool = False
-    overheard: Callable[[], str] = field(default=lambda: causes.AT_A_COMPARISON)
+    overheard: Callable[[], tuple[Actor, ...]] = field(default=tuple)
 
 
 class Reconciler:
-    """Keeps the kernel at the desired state; `account` tells of the last time that went well."""
+    """Keeps the kernel at the desired state; `report` is of the last time that went well, and says what is applied."""
 
-    def __init__(self, backend: Backend, clashes: ClashWatch) -> None:
-        self._backend = backend
-        self._clashes = clashes
+    def __init__(self, seams: Seams) -> None:
+        self._rules, self._host, self._conflicts = seams.rules, seams.host, seams.conflicts
+        self._conntrack, self._clock = seams.conntrack, seams.clock
         self._grace = Grace()
-        self._flapping = Flapping()
-        self._host = HostSide()
-        self._live: frozenset[Opening] | None = None
-        self._applied = Desired()
         self._kept: frozenset[Family] = frozenset()
-        self._known = (Desired(), Desired())
-        self._before = Desired()
-        self._complaints = Complaints()
-        self._changes: list[Change] = []
-        self._ended = 0
-        self.account: Account | None = None
+        self._uplinks: frozenset[str] = frozenset()
+        self._known = (Desired(), Desired(), Desired())
+        self._turn = Lock()
+        self._sweeper = Sweeper(self._refuse, seams.conntrack, seams.clock)
+        self._departures = Departures()
+        self._teller = _Teller()
+        self.report: Report | None = None
 
     @property
     def look_again_at(self) -> float | None:
         """When something held back is due, a removal or a line, by the same clock as `Occasion.now`."""
-        every = (self._grace.ends, self._flapping.ends, self._complaints.ends)
-        return min((due for due in every if due is not None), default=None)
+        return min((due for due in (self._grace.ends, self._teller.ends) if due is not None), default=None)
 
     def reconcile(self, desired: Desired, occasion: Occasion) -> bool:
         """Make the kernel hold `desired`, and tell whether anything had to be changed.
@@ -77,123 +141,190 @@ class Reconciler:
             PortfwdError: the kernel refused; what was live before still is.
 
         """
-        self._changes, self._ended = [], 0
+        before = self.report
+        if before is None:
+            self._host.adopt(self._rules.confined())
         extended = self._extended(desired, occasion)
+        self._sweeper.expect(extended.openings)
         self._host.release(extended)
-        outcome = self._backend.apply(extended, thorough=occasion.thorough)
-        outcome = joined(outcome, self._host.keep(extended, ip_forward=occasion.ip_forward))
-        outcome = joined(outcome, Outcome(faults=self._clashing(extended, occasion)))
-        if outcome.moved:
-            audit.moved(outcome.moved)
-        if occasion.meddler == causes.AT_A_COMPARISON and (outcome.damaged or any(g.restored for g in outcome.gates)):
-            occasion = replace(occasion, meddler=occasion.overheard())
-        self._account_for(extended, outcome, occasion)
-        self._before = desired
-        self.account = Account(extended, outcome, tuple(self._changes), occasion.meddler, self._ended)
+        with self._turn:
+            outcome = self._rules.apply(extended, thorough=occasion.thorough)
+        outcome = joined(outcome, self._keep_host(extended, occasion))
+        outcome = joined(
+            outcome, Outcome(faults=(*desired.remarks, *self._clashing(extended, occasion), *desired.advice))
+        )
+        if not occasion.actors and (outcome.damaged or any(g.restored for g in outcome.gates)):
+            occasion = replace(occasion, actors=occasion.overheard())
+        report = self._reported(desired, extended, outcome, occasion)
+        self._end_connections(before, report, occasion)
+        self._uplinks = occasion.uplinks
+        self._teller.tell(before, report, occasion)
+        self.report = replace(report, ended=self._sweeper.take_ended())
         return outcome.changed
 
-    def remove(self, cause: str) -> None:
-        """Take away everything that is ours."""
-        audit.problems(joined(self._host.remove(), self._backend.remove()).faults)
-        for opening in sorted(self._live or (), key=_order):
-            audit.opening("removed", opening, cause)
-        self._live = frozenset()
+    def remove(self, cause: Cause) -> None:
+        """Take away everything that is ours; where something may be left, that is told instead of what went."""
+        self._sweeper.wait(_PATIENCE)
+        applied = self.report.desired if self.report is not None else Desired()
+        with self._turn:
+            host = self._host.remove(applied.forwarded)
+            removed = joined(host, close_everything(self._rules, applied.label, self._conntrack, self._clock))
+            lines.notes(removed.notes)
+        if removed.faults:
+            lines.problems((*removed.faults, _LEFT))
+            return
+        for opening in in_order(applied.openings):
+            lines.opening("removed", opening, cause)
+        self.report = None
 
     def close(self) -> None:
         """End what runs beside us; what the kernel holds stays."""
+        self._sweeper.wait(_PATIENCE)
         self._host.close()
 
+    def _refuse(self, flows: Collection[Flow]) -> None:
+        """Refuse what guests still send on connections that are about to end; a backend takes one call at a time."""
+        with self._turn:
+            self._rules.refuse(flows)
+
     def _extended(self, desired: Desired, occasion: Occasion) -> Desired:
-        live = frozenset() if occasion.reloaded or self._live is None else self._live
+        live = frozenset() if occasion.reloaded or self.report is None else self.report.desired.openings
         extended = self._grace.extend(desired, live, occasion.taken, Stop(occasion.now, occasion.reasons))
-        return self._with_kept(extended)
+        return self._confined(self._with_kept(extended), occasion)
+
+    def _keep_host(self, desired: Desired, occasion: Occasion) -> Outcome:
+        """Keep the host's side; an event about a guest may mean that it has another port of the same name."""
+        thorough = occasion.thorough or bool(occasion.reasons)
+        return self._host.keep(desired, ip_forward=occasion.ip_forward, thorough=thorough)
 
     def _clashing(self, desired: Desired, occasion: Occasion) -> tuple[str, ...]:
-        return self._clashes.look(desired, occasion.local, thorough=occasion.thorough, reloaded=occasion.reloaded)
+        return self._conflicts.look(desired, occasion.local, thorough=occasion.thorough, reloaded=occasion.reloaded)
 
     def _with_kept(self, desired: Desired) -> Desired:
         """Add the families that had forwards before; an unchanged state stays the same object, which backends know."""
         self._kept |= desired.families
         if self._known[0] is not desired or self._known[1].families != self._kept:
             same = desired.families == self._kept
-            self._known = (desired, desired if same else desired.keeping(self._kept))
+            kept = desired if same else desired.keeping(self._kept)
+            self._known = (desired, kept, kept)
         return self._known[1]
 
-    def _account_for(self, desired: Desired, outcome: Outcome, occasion: Occasion) -> None:
+    def _confined(self, desired: Desired, occasion: Occasion) -> Desired:
+        """Say where we turn forwarding on, before we do so: what else the host would then forward is refused first."""
+        before, kept, known = self._known
+        confined = self._host.confine(desired, ip_forward=occasion.ip_forward)
+        found = confined.confined, confined.bridging, confined.switched
+        if found != (known.confined, known.bridging, known.switched):
+            self._kept |= confined.confined
+            self._known = (before, kept, confined)
+        return self._known[2]
+
+    def _reported(self, placed: Desired, applied: Desired, outcome: Outcome, occasion: Occasion) -> Report:
+        known = Known(occasion.reasons, occasion.actors, self._grace.reasons)
+        return Report(
+            applied,
+            outcome,
+            causes.changes(self.report, applied, outcome, known),
+            occasion.actors,
+            placed=placed,
+            location=self._rules.location,
+            unusable=self._rules.unusable,
+        )
+
+    def _end_connections(self, before: Report | None, report: Report, occasion: Occasion) -> None:
+        """Have connections ended that no opening carries any more, and those that a new one takes over."""
+        desired = report.desired
+        if before is None:
+            self._sweeper.sweep(_first_sweep(report, occasion))
+            return
+        if desired is before.desired and not report.outcome.changed:
+            return
+        added, removed = desired.openings - before.desired.openings, before.desired.openings - desired.openings
+        ended = self._departures.follow(removed, desired)
+        taken_over = frozenset(item.address for item in desired.proxied - before.desired.proxied)
+        old_labels = frozenset({before.desired.label} - {desired.label})
+        # An uplink that goes down is no reason to end connections: those over the others go on.
+        fewer = self._uplinks != occasion.uplinks and bool(before.desired.uplinks - desired.uplinks)
+        if added or ended or taken_over or old_labels or fewer:
+            sweep = self._sweep(before, desired, occasion, ended, added)
+            self._sweeper.sweep(replace(sweep, taken_over=taken_over, old_labels=old_labels, fewer_uplinks=fewer))
+
+    def _sweep(
+        self,
+        before: Report,
+        desired: Desired,
+        occasion: Occasion,
+        ended: frozenset[Opening],
+        added: frozenset[Opening],
+    ) -> Sweep:
+        """Say which connections to look for; those of guests that may come back from another host are spared."""
+        coming = (Move.HERE, Move.ARRIVED)
+        arrived = frozenset(nat for nat in desired.nats & added if before.placed.moved.get(nat.owner) in coming)
+        live = self._departures.with_returning(desired.openings)
+        return Sweep(live, desired.label, occasion.local, ended, added, arrived, self._departures.moved)
+
+
+def _first_sweep(report: Report, occasion: Occasion) -> Sweep:
+    """Say what to look for after a start: what was bound to an interface meanwhile may have led there by any."""
+    desired, outcome = report.desired, report.outcome
+    bound = (item for item in outcome.altered if isinstance(item, Forward) and item.interface is not None)
+    doubted = frozenset(replace(forward, interface=None) for forward in bound)
+    old = outcome.labels - {desired.label}
+    sweep = Sweep(desired.openings, desired.label, occasion.local, None, outcome.mended)
+    # Uplinks that were found from the routes may have changed by themselves.
+    fewer = bool(occasion.uplinks and outcome.uplinks - desired.uplinks)
+    return replace(sweep, doubted=doubted, old_labels=old, fewer_uplinks=fewer)
+
+
+class _Teller:
+    """Tells the audit what a report says, of that what is news."""
+
+    def __init__(self) -> None:
+        self._flapping = Flapping()
+        self._complaints = Complaints()
+
+    @property
+    def ends(self) -> float | None:
+        """When a line that was held back is due."""
+        return min((due for due in (self._flapping.ends, self._complaints.ends) if due is not None), default=None)
+
+    def tell(self, before: Report | None, report: Report, occasion: Occasion) -> None:
         """Tell what changed; nothing where the state is the very one of the last time and all was well."""
-        live, before = self._live, self._applied
-        audit.flapped(self._flapping.due(occasion.now))
-        if live is None:
-            self._live = desired.openings
-            self._account_for_first(desired, outcome, occasion)
-        elif outcome.changed or desired is not self._applied:
-            self._live = desired.openings
-            self._account(live, desired, outcome, occasion)
-        self._applied = desired
-        everything = occasion.reloaded or live is None
-        if everything or desired.waiting != before.waiting:
-            audit.waiting(self._complaints.of_waiting(desired.waiting, before.owners, everything=everything))
-        audit.problems(self._complaints.of_faults(outcome.faults, occasion.now, everything=everything))
+        desired, outcome = report.desired, report.outcome
+        if outcome.moved:
+            lines.moved(outcome.moved)
+        lines.flapped(self._flapping.due(occasion.now))
+        for setting in outcome.settings:
+            if self._flapping.admit(setting, setting.action, Cause(), occasion.now):
+                lines.setting(setting, Cause())
+        lines.notes(outcome.notes)
+        if before is None:
+            self._tell_first(report, occasion)
+        else:
+            self._tell_changes(report, occasion)
+        everything, last = occasion.reloaded or before is None, before.desired if before is not None else Desired()
+        if everything or desired.waiting != last.waiting:
+            lines.waiting(self._complaints.of_waiting(desired.waiting, last.owners, everything=everything))
+        lines.problems(self._complaints.of_faults(outcome.faults, occasion.now, everything=everything))
 
-    def _account(self, live: frozenset[Opening], desired: Desired, outcome: Outcome, occasion: Occasion) -> None:
-        now = desired.openings
-        added, removed = now - live, live - now
-        with self._ending(desired, added, occasion, outdated=bool(removed)):
-            for opening in sorted(removed, key=_order):
-                reasons = self._grace.reasons(opening, occasion.reasons)
-                self._tell("removed", opening, causes.of_end(opening, desired, reasons), occasion)
-            for opening in sorted(added, key=_order):
-                cause = causes.of_start(opening, self._before, occasion.reasons)
-                self._tell("added", opening, cause, occasion)
-            for opening in sorted(outcome.damaged & live & now, key=_order):
-                cause = causes.of_loss(opening, occasion.reasons, occasion.meddler)
-                self._tell("restored", opening, cause, occasion)
-            audit.gates((change for change in outcome.gates if not change.restored), causes.told(occasion.reasons))
-            audit.gates((change for change in outcome.gates if change.restored), occasion.meddler)
-
-    def _account_for_first(self, desired: Desired, outcome: Outcome, occasion: Occasion) -> None:
+    def _tell_first(self, report: Report, occasion: Occasion) -> None:
         """Tell what was found of an earlier run, and what was not."""
-        cause = causes.told(occasion.reasons)
-        with self._ending(desired, outcome.mended, occasion, outdated=True):
-            if found := len(desired.openings - outcome.mended):
-                audit.adopted(found)
-            audit.leftovers(outcome.stale)
-            for opening in sorted(outcome.mended, key=_order):
-                self._changes.append(Change("added", opening, cause))
-                audit.opening("added", opening, cause)
-            audit.gates(outcome.gates, cause)
+        if found := len(report.desired.openings - report.outcome.mended):
+            lines.adopted(found)
+        lines.leftovers(report.outcome.stale)
+        for change in report.changes:
+            lines.opening(change.action, change.opening, change.cause)
+        for gate in report.outcome.gates:
+            lines.gate(gate, Cause(occasion.reasons))
 
-    @contextmanager
-    def _ending(
-        self, desired: Desired, added: frozenset[Opening], occasion: Occasion, *, outdated: bool
-    ) -> Iterator[None]:
-        """End what no opening carries any more, beside the telling of changes, thousands it may be; tell it last.
+    def _tell_changes(self, report: Report, occasion: Occasion) -> None:
+        for change in report.changes:
+            if self._flapping.admit(change.opening, change.action, change.cause, occasion.now):
+                lines.opening(change.action, change.opening, change.cause)
+        for gate in sorted(report.outcome.gates, key=lambda change: change.restored):
+            self._tell_gate(gate, occasion)
 
-        Meanwhile nothing else may use the backend.
-        """
-        live, local = desired.openings, occasion.local
-
-        def end() -> int:
-            ended = conntrack.end_outdated(live, desired.mark, local, self._backend.refuse) if outdated else 0
-            return ended + conntrack.end_claimed(added, local)
-
-        with ThreadPoolExecutor(1, "conntrack") as beside:
-            ended: Callable[[], int] = end
-            with suppress(RuntimeError):  # as many threads run as may: it is done afterwards
-                ended = beside.submit(end).result
-            yield
-            try:
-                self._ended = ended()
-            except PortfwdError as error:
-                audit.problems([f"open connections of forwards that went may go on: {error}"])
-        if self._ended:
-            audit.connections_ended(self._ended)
-
-    def _tell(self, action: str, opening: Opening, cause: str, occasion: Occasion) -> None:
-        self._changes.append(Change(action, opening, cause))
-        if self._flapping.admit(opening, action, cause, occasion.now):
-            audit.opening(action, opening, cause)
-
-
-def _order(opening: Opening) -> tuple[Owner, str]:
-    return opening.owner, opening.listens_at()
+    def _tell_gate(self, change: GateChange, occasion: Occasion) -> None:
+        cause = Cause(occasion.actors if change.restored else occasion.reasons)
+        if self._flapping.admit(change, change.action, cause, occasion.now):
+            lines.gate(change, cause)

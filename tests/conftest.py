@@ -6,27 +6,46 @@ by a module, booted in a fraction of a second; what a test leaves behind on it f
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack, nullcontext
+from pathlib import Path
 from typing import TypeVar
 
 import pytest
 from hypothesis import settings
 
-from tests.lab.daemon import Daemon
+from tests.lab.daemon import Daemon, last_lines
 from tests.lab.domain import Guest, Link
 from tests.lab.host import Host
 from tests.lab.image import host_packages
 from tests.lab.leftovers import Leftovers
 from tests.lab.lxc import LxcGuest
 from tests.lab.qemu import QemuGuest
-from tests.lab.release import FLAVOURS, Flavour
+from tests.lab.release import DEBIAN13_LEGACY, FLAVOURS, Flavour
+from tests.lab.untouched import network_untouched
+from tests.reporting import DAEMONS, FailuresAtOnce
 
 # How long an example takes says more of the machine than of us.
 settings.register_profile("any machine", deadline=None)
 settings.load_profile("any machine")
 
 _PROGRAMS = ("busybox", "conntrack", "debootstrap", "dnsmasq", "ip", "iptables", "libvirtd", "nft", "nsenter", "virsh")
+
+# Beginnings of names of tests, those that take longest first. What takes most of the processors is over by the time
+# that emulated guests migrate.
+_FIRST = (
+    "tests/host/test_install.py",
+    "tests/host/test_endurance.py",
+    "tests/host/test_chaos.py",
+    "tests/host/test_explain.py",
+    "tests/system/",
+    "tests/host/test_moves.py",
+    "tests/host/",
+    "tests/kernel/",
+    "tests/test_style.py",
+    "tests/packaging/",
+    "tests/fuzz/",
+)
 
 _G = TypeVar("_G", bound=Guest)
 MakeNetwork = Callable[..., str]
@@ -41,20 +60,42 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Markers of this project's own."""
+    """Markers of this project's own, and failures told as they happen."""
     config.addinivalue_line("markers", "on(*firewalls): only on hosts whose libvirt writes its rules with one of these")
+    config.addinivalue_line("markers", "everywhere: also on the legacy tables of a second Debian")
+    config.pluginmanager.register(FailuresAtOnce(config))
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out the hosts that a test is not about."""
-    apart = [item for item in items if _is_elsewhere(item)]
-    items[:] = [item for item in items if item not in apart]
-    config.hook.pytest_deselected(items=apart)
+    """Leave out the hosts that a test is not about, and begin with what takes long, or one worker ends last by far."""
+    apart = {item for item in items if _is_elsewhere(item)}
+    items[:] = sorted((item for item in items if item not in apart), key=_place)
+    config.hook.pytest_deselected(items=list(apart))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Add to a failure what the daemons under test said last."""
+    report = yield
+    if report.failed and (said := last_lines(12)):
+        report.sections.append((DAEMONS, said))
+    return report
+
+
+def _place(item: pytest.Item) -> int:
+    return next((place for place, start in enumerate(_FIRST) if item.nodeid.startswith(start)), len(_FIRST))
 
 
 def _is_elsewhere(item: pytest.Item) -> bool:
+    """Whether a test is not about the kind of host it is to run on.
+
+    The legacy tables of both releases are the same; what could differ, the programs and libraries, a few files show.
+    """
     marker, call = item.get_closest_marker("on"), getattr(item, "callspec", None)
-    return marker is not None and call is not None and call.params["flavour"].firewall not in marker.args
+    flavour = call.params.get("flavour") if call is not None else None
+    if flavour == DEBIAN13_LEGACY and item.get_closest_marker("everywhere") is None:
+        return True
+    return marker is not None and flavour is not None and flavour.firewall not in marker.args
 
 
 def give_up(reason: str) -> None:
@@ -65,13 +106,21 @@ def give_up(reason: str) -> None:
 
 
 @pytest.fixture(scope="session")
-def lab() -> None:
-    """What a lab host needs of the machine."""
+def lab() -> Iterator[None]:
+    """What a lab host needs of the machine, whose own network must be the same in the end."""
     if os.geteuid() != 0:
         give_up("lab hosts need root: sudo scripts/test")
     missing = [program for program in _PROGRAMS if shutil.which(program) is None]
     if missing:
         give_up(f"missing {', '.join(missing)} (of {', '.join(host_packages())}): sudo scripts/test installs them")
+    # Whoever is root in a user namespace alone cannot touch the machine's network, and may not read all of its own.
+    with nullcontext() if is_in_user_namespace() else network_untouched():
+        yield
+
+
+def is_in_user_namespace() -> bool:
+    """Whether root is somebody else outside, as with `unshare --user --map-root-user`."""
+    return Path("/proc/self/uid_map").read_text(encoding="ascii").split() != ["0", "0", "4294967295"]
 
 
 @pytest.fixture(scope="module", params=FLAVOURS, ids=str)

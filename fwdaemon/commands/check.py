@@ -1,30 +1,46 @@
-"""`kvm-portfwd check`: say whether the configuration is right, and everything that is wrong if not."""
+"""`kvm-portfwd check`: check the configuration and report every error."""
 
 import argparse
+import os
 import sys
-from ipaddress import IPv4Network
+from ipaddress import IPv4Address, IPv6Address
+from pathlib import Path
 from typing import Final
 
 from fwdaemon import config as configuration
-from fwdaemon.clashes.watch import clashes_if_running
-from fwdaemon.config.contradictions import families_of_entry
+from fwdaemon.config.files import ROOT, about_ignored, read_files, unguarded
 from fwdaemon.config.model import Config, ForwardEntry
-from fwdaemon.metrics.requirement import satisfied
-from fwdaemon.model import Family
-from fwdaemon.process import SystemRunner
+from fwdaemon.conflicts.watch import clashes_if_running
+from fwdaemon.core.text import printable
+from fwdaemon.core.types import Protocol
+from fwdaemon.kernel.memory import collecting_later
+from fwdaemon.kernel.process import SystemRunner
+from fwdaemon.metrics.exposition import satisfied
 
-_LOOPBACK: Final = IPv4Network("127.0.0.0/8")
+_LOOPBACK: Final = (IPv4Address("127.0.0.1"), IPv6Address("::1"))
 
 
 def run(options: argparse.Namespace) -> int:
     """Read the configuration as the daemon would; whatever is wrong leaves as a `ConfigError`."""
     path = options.file or options.config
-    config = satisfied(configuration.load(path))
+    is_draft = path.absolute() != options.config.absolute()
+    with collecting_later():
+        config = satisfied(configuration.load(path) if is_draft else configuration.load_guarded(path).config)
     print(f"{path}: fine; {_count(config)}")
     if config.daemon.localhost:
         print(_explain_localhost(config))
+    if is_draft:
+        _warn_of_others(path)
+    for file in config.ignored:
+        print(printable(f"warning: {about_ignored(file)}"), file=sys.stderr)
     _warn(config)
     return 0
+
+
+def _warn_of_others(path: Path) -> None:
+    """Tell what others than root, and than the user whose draft it is, could change: in its place that is refused."""
+    for problem in unguarded(read_files(path), ROOT | {os.geteuid()}):
+        print(printable(f"warning: {problem}"), file=sys.stderr)
 
 
 def _warn(config: Config) -> None:
@@ -52,18 +68,18 @@ def _explain_localhost(config: Config) -> str:
     """Say what `localhost = true` comes to, since it is less than its name promises."""
     if any(map(_answers_on_localhost, config.forwards)):
         return (
-            "localhost = true: forwards that listen on every address answer on 127.0.0.1 of this host too,"
-            " but not on ::1, since the kernel has no way to do that by DNAT"
+            "localhost = true: forwards of TCP and UDP that listen on every address answer on 127.0.0.1 and ::1 of this"
+            " host too"
         )
     return (
-        "localhost = true, but nothing answers on 127.0.0.1: no IPv4 forward is there for every address, every"
-        " interface and 127.0.0.1 as a source; on ::1 none could answer, since the kernel has no way to do that by DNAT"
+        "localhost = true, but nothing answers on 127.0.0.1 or ::1: no forward of TCP or UDP is there for every"
+        " address, every interface and one of these two as a source"
     )
 
 
 def _answers_on_localhost(entry: ForwardEntry) -> bool:
-    """Whether an entry has a forward that takes what the host sends to 127.0.0.1, from there."""
-    listens_everywhere = not entry.listen and any(mapping.listen is None for mapping in entry.mappings)
-    admits = not entry.sources or any(source.overlaps(_LOOPBACK) for source in entry.sources)
-    is_ipv4 = Family.IPV4 in families_of_entry(entry)
-    return is_ipv4 and entry.interface is None and listens_everywhere and admits
+    """Whether an entry has a forward that takes what the host sends to a loopback address, from there."""
+    carried = (mapping for mapping in entry.mappings if mapping.protocol is not Protocol.SCTP)
+    listens_everywhere = not entry.listen and any(mapping.listen is None for mapping in carried)
+    admits = not entry.sources or any(own in source for source in entry.sources for own in _LOOPBACK)
+    return entry.interface is None and listens_everywhere and admits

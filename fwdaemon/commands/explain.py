@@ -6,18 +6,16 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
-from uuid import UUID
 
 from fwdaemon import config as configuration
 from fwdaemon.errors import ConfigError, LibvirtUnavailableError
 from fwdaemon.events import take_inventory
+from fwdaemon.explain.arrival import Request, UsageError, parse_request
 from fwdaemon.explain.gather import Kernel
 from fwdaemon.explain.guest import Libvirt
-from fwdaemon.explain.report import Report
-from fwdaemon.explain.request import Request, UsageError, parse_request
-from fwdaemon.explain.show import as_json, as_text
+from fwdaemon.explain.report import Report, as_json, as_text
 from fwdaemon.explain.story import explain, refused
-from fwdaemon.process import SystemRunner
+from fwdaemon.kernel.process import SystemRunner
 
 _FAILED: Final = 1
 _WRONG_USAGE: Final = 2
@@ -46,12 +44,9 @@ def _report(request: Request, path: Path) -> Report:
 
 
 async def _ask_libvirt(uris: Sequence[str]) -> Libvirt:
-    """Take an inventory of all URIs; with several, one of each says whose a domain is."""
-    homes: dict[UUID, str] = {}
+    """Take an inventory of all URIs."""
     try:
         inventory = await take_inventory(uris)
-        for uri in uris if len(uris) > 1 else ():
-            homes |= {domain.uuid: uri for domain in (await take_inventory([uri])).domains}
     except LibvirtUnavailableError as error:
         return Libvirt(None, str(error))
-    return Libvirt(inventory, homes=homes)
+    return Libvirt(inventory, homes={domain.uuid: uris[domain.rank] for domain in inventory.domains})

@@ -1,19 +1,58 @@
-"""`kvm-portfwd flush`: take away every rule, route and address that is ours, and put back what we switched."""
+"""`kvm-portfwd flush`: remove every rule, route and address that is ours, and put back what we switched."""
 
 import argparse
+import asyncio
 import sys
+from pathlib import Path
 
-from fwdaemon.hostside import HostSide
+from fwdaemon import config as configuration
+from fwdaemon.config.model import DaemonSettings
+from fwdaemon.connections import close_everything
+from fwdaemon.core.report import Outcome, joined, tried
+from fwdaemon.core.types import Family
+from fwdaemon.errors import PortfwdError
+from fwdaemon.events import take_inventory
+from fwdaemon.hostnet.keeper import HostSide
+from fwdaemon.kernel.process import SystemRunner
 from fwdaemon.netfilter import Netfilter
-from fwdaemon.outcome import joined
-from fwdaemon.process import SystemRunner
+from fwdaemon.resolve.placement import forwarded
+from fwdaemon.status.reloads import STATE, LastGood
 
 
 def run(options: argparse.Namespace) -> int:
-    """Remove; no configuration is needed, since whatever carries our name is ours. 1 if anything may be left."""
-    del options
+    """Remove whatever carries our name, and end the connections that carry our label. 1 if anything may be left."""
+    settings = _settings(options.config)
     # The host's side goes first: without the rules, an address or setting of ours could lead to the host itself.
-    outcome = joined(HostSide().remove(), Netfilter(SystemRunner()).remove())
+    rules = Netfilter(SystemRunner())
+    outcome = joined(tried(lambda: _remove_from_host(settings, rules)), close_everything(rules, settings.label))
+    for note in outcome.notes:
+        print(note)
     for fault in outcome.faults:
         print(f"kvm-portfwd: {fault}", file=sys.stderr)
     return int(bool(outcome.faults))
+
+
+def _settings(config: Path, state: Path = STATE) -> DaemonSettings:
+    """Give what is configured; a configuration that is wrong, or not there any more, is no reason to leave rules.
+
+    In that case the last good configuration says which label our connections carry.
+    """
+    try:
+        return configuration.load(config).daemon
+    except PortfwdError:
+        kept = LastGood(config, state).kept()
+        return kept.config.daemon if kept is not None else DaemonSettings()
+
+
+def _remove_from_host(settings: DaemonSettings, rules: Netfilter) -> Outcome:
+    host = HostSide(rules.confined)
+    host.adopt(rules.confined())
+    return host.remove(_forwarded(settings) if host.has_turned_on() else frozenset())
+
+
+def _forwarded(settings: DaemonSettings) -> frozenset[tuple[Family, str]]:
+    """Ask for which networks libvirt needs forwarding; a libvirt that does not answer needs none."""
+    try:
+        return frozenset(forwarded(asyncio.run(take_inventory(settings.libvirt)).networks))
+    except PortfwdError:
+        return frozenset()

@@ -2,63 +2,79 @@
 
 import argparse
 import asyncio
+import socket
 import sys
 from collections.abc import Iterable
+from functools import cached_property
 from pathlib import Path
 from typing import Final
 
 from fwdaemon import config as configuration
 from fwdaemon.config.model import DaemonSettings
-from fwdaemon.default_address import default_address
+from fwdaemon.core.inventory import Inventory
+from fwdaemon.core.types import Address
 from fwdaemon.errors import ConfigError, KernelError, LibvirtUnavailableError
 from fwdaemon.events import take_inventory
-from fwdaemon.importing import hooks_json, iptables_save, ports_script, routed_ips
-from fwdaemon.importing.assembling import assemble
-from fwdaemon.importing.findings import BrokenFileError, Findings
-from fwdaemon.importing.owners import Owners, owners_of
-from fwdaemon.importing.recognise import Kind, recognise
-from fwdaemon.importing.values import printable
-from fwdaemon.model import Address
+from fwdaemon.importing import firewalld, hooks_json, iptables_save, nft_text, ports_script
+from fwdaemon.importing.assembling import Bridges, Imported, Owners, assemble, bridges_of, keep_apart, owners_of
+from fwdaemon.importing.findings import BrokenFileError, Findings, printable
+from fwdaemon.importing.recognise import Kind, firewalld_root, recognise
+from fwdaemon.kernel.observe import default_address
 
 _STANDARD_INPUT: Final = Path("-")
 
 
 def run(options: argparse.Namespace) -> int:
     """Read all files and print one configuration, or nothing if one of them is broken."""
+    guests = _Guests(options.config)
     found: list[Findings] = []
     broken: list[str] = []
     for file in options.files:
         try:
-            found.append(_read(file))
+            found.append(_read(file, guests))
         except BrokenFileError as error:
             broken.append(str(error))
     if broken:
         for said in broken:
             _say(said)
         return 1
-    imported = assemble(found, _owners(found, options.config))
+    keep_apart(found)
+    return _print(assemble(found, _owners(found, guests)))
+
+
+def _print(imported: Imported) -> int:
     for warning in imported.warnings:
         _say(f"warning: {warning}")
     # TOML is UTF-8, whatever the terminal's own encoding.
     sys.stdout.buffer.write(imported.text.encode())
-    return 0
+    if imported.has_entries:
+        return 0
+    _say("nothing could be imported; the reasons are above, and in the comments of what is printed")
+    return 1
 
 
-def _read(file: Path) -> Findings:
+def _read(file: Path, guests: "_Guests") -> Findings:
     text = _text(file)
     match recognise(file, text):
         case Kind.HOOKS_JSON:
-            return hooks_json.parse(file, text, _default_listen())
+            found = hooks_json.parse(file, text, _default_listen())
         case Kind.ROUTED_IPS:
-            return routed_ips.parse(file, text)
+            found = ports_script.parse_routed_ips(file, text)
         case Kind.PORTS_SCRIPT:
-            return ports_script.parse(file, text, None if file == _STANDARD_INPUT else file.name)
+            found = ports_script.parse_ports_script(file, text, None if file == _STANDARD_INPUT else file.name)
         case Kind.IPTABLES_SAVE:
-            return iptables_save.parse(file, text)
+            found = iptables_save.parse(file, text, _service, guests.bridge)
+        case Kind.NFT_TEXT:
+            found = nft_text.parse(file, text, _service, guests.bridge)
+        case Kind.FIREWALLD_XML:
+            found = firewalld.parse_xml(file, text, _zones_beside(file), guests.bridge)
+        case Kind.FIREWALLD_LIST:
+            found = firewalld.parse_list(file, text, guests.bridge)
         case Kind.EMPTY:
-            findings = Findings(file, Kind.EMPTY)
-            findings.warn(1, "has nothing to import")
-            return findings
+            found = Findings(file, Kind.EMPTY)
+    if not found.says_anything:
+        found.warn(1, "has nothing to import")
+    return found
 
 
 def _text(file: Path) -> str:
@@ -73,6 +89,17 @@ def _text(file: Path) -> str:
         raise BrokenFileError(file, 1, f"cannot be read: {reason}; name another, or - for standard input") from error
 
 
+def _zones_beside(file: Path) -> list[str] | None:
+    """Give the zones of firewalld in the directory of one; `None` where they are not known."""
+    if file == _STANDARD_INPUT:
+        return None
+    try:
+        others = [_text(other) for other in sorted(file.parent.glob("*.xml")) if not other.samefile(file)]
+    except (BrokenFileError, OSError):
+        return None
+    return [text for text in others if firewalld_root(text) == "zone"]
+
+
 def _default_listen() -> Address | None:
     try:
         return default_address()
@@ -81,15 +108,43 @@ def _default_listen() -> Address | None:
         return None
 
 
-def _owners(found: Iterable[Findings], config: Path) -> Owners | None:
-    """Ask libvirt who has which address, where any entry needs to know."""
-    if all(forward.domain is not None for findings in found for forward in findings.forwards):
-        return {}
+def _service(name: str, protocol: str) -> int | None:
+    """Give the port of a service by its name, as /etc/services has it."""
     try:
-        return owners_of(asyncio.run(take_inventory(_uris(config))))
-    except (LibvirtUnavailableError, KernelError) as error:
-        _say(f"warning: {error}")
+        return socket.getservbyname(name, protocol or "tcp")
+    except (OSError, ValueError):
         return None
+
+
+class _Guests:
+    """The guests of this host; libvirt is asked once, and only if anything needs to know."""
+
+    def __init__(self, config: Path) -> None:
+        self._config = config
+
+    @cached_property
+    def _bridges(self) -> Bridges:
+        return {} if self.inventory is None else bridges_of(self.inventory)
+
+    @cached_property
+    def inventory(self) -> Inventory | None:
+        """What libvirt says, or `None` if it does not tell."""
+        try:
+            return asyncio.run(take_inventory(_uris(self._config)))
+        except (LibvirtUnavailableError, KernelError) as error:
+            _say(f"warning: {error}")
+            return None
+
+    def bridge(self, address: Address) -> str | None:
+        """Give the bridge that leads to an address, if that is known."""
+        return self._bridges.get(address)
+
+
+def _owners(found: Iterable[Findings], guests: _Guests) -> Owners | None:
+    """Tell who has which address, where any entry needs to know."""
+    if all(findings.names_domains for findings in found):
+        return {}
+    return None if guests.inventory is None else owners_of(guests.inventory)
 
 
 def _uris(config: Path) -> tuple[str, ...]:
@@ -100,7 +155,7 @@ def _uris(config: Path) -> tuple[str, ...]:
         return configuration.load(config).daemon.libvirt
     except ConfigError as error:
         usual = DaemonSettings().libvirt
-        _say(f"warning: {error.problems[0]}; until that is mended, {', '.join(usual)} is asked")
+        _say(f"warning: {error.problems[0]}; until that is fixed, {', '.join(usual)} is asked")
         return usual
 
 

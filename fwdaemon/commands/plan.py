@@ -1,4 +1,4 @@
-"""`kvm-portfwd plan`: tell what would change in the kernel now, touching nothing."""
+"""`kvm-portfwd plan`: show what would change in the kernel now, without changing it."""
 
 import argparse
 import asyncio
@@ -6,14 +6,15 @@ import json
 from collections.abc import Iterator
 
 from fwdaemon import config as configuration
-from fwdaemon.desired import Desired, Opening
+from fwdaemon.core.report import Outcome, joined
+from fwdaemon.core.state import Desired, Opening
+from fwdaemon.core.text import shown
 from fwdaemon.events import take_inventory
-from fwdaemon.hostside import HostSide
-from fwdaemon.naming import shown
+from fwdaemon.hostnet.keeper import HostSide
+from fwdaemon.hostnet.owned_state import LedTo
+from fwdaemon.kernel.process import SystemRunner
 from fwdaemon.netfilter import Netfilter
-from fwdaemon.outcome import Outcome, joined
-from fwdaemon.placing import desired_state
-from fwdaemon.process import SystemRunner
+from fwdaemon.resolve.placement import desired_state
 
 SCHEMA_VERSION = 1
 _CHANGES = 3
@@ -22,10 +23,12 @@ _CHANGES = 3
 def run(options: argparse.Namespace) -> int:
     """Print the changes forward by forward, then as native text; 3 with `--exit-code` if there are any."""
     config = configuration.load(options.config)
-    desired = desired_state(config, asyncio.run(take_inventory(config.daemon.libvirt)))
+    desired = desired_state(config, asyncio.run(take_inventory(config.daemon.libvirt)), LedTo().chosen)
     rules = Netfilter(SystemRunner(), config.daemon.backend)
+    host = HostSide(rules.confined)
     try:
-        outcome = joined(rules.preview(desired), HostSide().preview(desired))
+        confined = host.confine(desired, ip_forward=config.daemon.ip_forward)
+        outcome = joined(rules.preview(confined), host.preview(desired))
     finally:
         rules.close()
     print(json.dumps(as_json(outcome), indent=2) if options.json else as_text(outcome, desired))
@@ -35,7 +38,7 @@ def run(options: argparse.Namespace) -> int:
 def as_text(outcome: Outcome, desired: Desired) -> str:
     """Write an outcome for people."""
     right = len(desired.openings - outcome.mended)
-    summary = f"{right} of {len(desired.openings)} are as they shall be"
+    summary = f"{right} of {len(desired.openings)} are as they should be"
     if not outcome.changed:
         return "\n".join([*_faults(outcome), f"nothing to change: {summary}"])
     lines = [*sorted(map(_added, outcome.mended)), *sorted(map(_removed, outcome.stale))]

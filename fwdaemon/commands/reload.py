@@ -1,4 +1,4 @@
-"""`kvm-portfwd reload`: have the daemon read its configuration again, and tell what came of it."""
+"""`kvm-portfwd reload`: have the daemon reload its configuration, and report the outcome."""
 
 import argparse
 import sys
@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from fwdaemon.control import client
 from fwdaemon.control.protocol import CONFIGURATION_REFUSED, CallError
-from fwdaemon.naming import printable
+from fwdaemon.core.text import printable
 
 # A reconcile may wait for a lock of iptables' for a while.
 _PATIENCE_S: Final = 120.0
@@ -27,9 +27,7 @@ def run(options: argparse.Namespace) -> int:
     counted = ", ".join(f"{number} {state}" for state, number in outcome["counts"].items())
     print(printable(f"{outcome['file']} loaded: {counted}"))
     if outcome["failure"]:
-        print(
-            printable(f"kvm-portfwd: not in the kernel yet: {outcome['failure']}; it is tried again"), file=sys.stderr
-        )
+        print(printable(f"kvm-portfwd: not in the kernel yet: {outcome['failure']}; trying again"), file=sys.stderr)
         return _FAILED
     return 0
 

@@ -1,13 +1,13 @@
-"""`kvm-portfwd rules`: print the rules that would be written now, touching nothing."""
+"""`kvm-portfwd rules`: print the rules that would be written now, without writing them."""
 
 import argparse
 import asyncio
 
 from fwdaemon import config as configuration
 from fwdaemon.events import take_inventory
+from fwdaemon.kernel.process import SystemRunner
 from fwdaemon.netfilter import Netfilter
-from fwdaemon.placing import desired_state
-from fwdaemon.process import SystemRunner
+from fwdaemon.resolve.placement import desired_state
 
 
 def run(options: argparse.Namespace) -> int:

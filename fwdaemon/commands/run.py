@@ -1,4 +1,4 @@
-"""`kvm-portfwd run`: be the daemon, in the foreground."""
+"""`kvm-portfwd run`: run the daemon in the foreground."""
 
 import argparse
 import asyncio
@@ -6,22 +6,62 @@ import faulthandler
 from pathlib import Path
 
 from fwdaemon import config as configuration
-from fwdaemon import journal, memory
+from fwdaemon.audit import journal
 from fwdaemon.config.model import Config
-from fwdaemon.daemon import Daemon
-from fwdaemon.metrics.requirement import satisfied
+from fwdaemon.conflicts.watch import ClashesBeside, ClashWatch
+from fwdaemon.daemon import Daemon, Parts, Start
+from fwdaemon.errors import ConfigError
+from fwdaemon.events import InventoryKeeper
+from fwdaemon.hostnet.keeper import HostSide
+from fwdaemon.kernel import conntrack, memory
+from fwdaemon.kernel.process import SystemRunner
+from fwdaemon.kernel.route_watch import RouteWatch
+from fwdaemon.metrics.exposition import satisfied
+from fwdaemon.netfilter import Netfilter
+from fwdaemon.status.reloads import LastGood
 
 
 def run(options: argparse.Namespace) -> int:
     """Run until told to stop."""
-    journal.set_up()
     faulthandler.enable()  # systemd's watchdog ends us by SIGABRT: the journal then tells where each thread was
-    memory.be_frugal()
-    with memory.collecting_later():
-        config = satisfied(configuration.load(options.config))
-    asyncio.run(_work(options.config, config))
+    with journal.lines_written():
+        memory.be_frugal()
+        with memory.collecting_later():
+            start = first_configuration(LastGood(options.config), options.config)
+        asyncio.run(_work(options.config, start))
     return 0
 
 
-async def _work(path: Path, config: Config) -> None:
-    await Daemon(path, config).run()
+def first_configuration(last_good: LastGood, path: Path) -> Start:
+    """Read the configuration to begin with; where it is wrong, the last good one stays in force.
+
+    Raises:
+        ConfigError: it is wrong, and there is no other.
+
+    """
+    try:
+        loaded = configuration.load_guarded(path)
+        if loaded.has_blank_file and (kept := last_good.kept()) is not None:
+            loaded = configuration.load_guarded(path, kept.config)
+        return Start(satisfied(loaded.config), loaded.sources)
+    except ConfigError as error:
+        if (kept := last_good.kept()) is None:
+            raise
+        return Start(satisfied(kept.config), {}, error.problems, kept.at)
+
+
+async def _work(path: Path, start: Start) -> None:
+    await Daemon(path, start, _parts(start.config)).run()
+
+
+def _parts(config: Config) -> Parts:
+    """Give what a daemon works on: this host."""
+    rules = Netfilter(SystemRunner(), config.daemon.backend)
+    return Parts(
+        rules,
+        HostSide(rules.confined),
+        conntrack,
+        lambda changed: ClashesBeside(ClashWatch(SystemRunner()), changed),
+        RouteWatch,
+        InventoryKeeper,
+    )

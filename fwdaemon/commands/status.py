@@ -1,17 +1,84 @@
-"""`kvm-portfwd status`: show what is reachable, what is not and why, and how the daemon is."""
+"""`kvm-portfwd status`: show what is reachable, what is not and why, and the state of the daemon."""
 
 import argparse
+import asyncio
 import json
 import os
 import sys
 from collections.abc import Collection, Mapping
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, Final
 
-from fwdaemon import status_view
+from fwdaemon import __version__
+from fwdaemon import config as configuration
+from fwdaemon.config.model import Config
 from fwdaemon.control import client
+from fwdaemon.core.report import Outcome, joined
+from fwdaemon.core.state import Desired, Opening
+from fwdaemon.core.text import shown
 from fwdaemon.errors import PortfwdError
-from fwdaemon.naming import shown
-from fwdaemon.status import SCHEMA_VERSION
+from fwdaemon.events import take_inventory
+from fwdaemon.hostnet.keeper import HostSide
+from fwdaemon.hostnet.owned_state import LedTo
+from fwdaemon.kernel.process import SystemRunner
+from fwdaemon.netfilter import Netfilter
+from fwdaemon.resolve.placement import desired_state
+from fwdaemon.status import table
+from fwdaemon.status.model import SCHEMA_VERSION, Configuration, Header, LibvirtState, Rules, State, Status
+from fwdaemon.status.rows import Facts, rows
+from fwdaemon.status.usage import UsageReader
+
+# A status without a daemon to ask: what the configuration and libvirt want, and what of it the kernel holds.
+_NOT_THERE: Final = "not in the kernel; the daemon would put it there"
+
+
+def status_without_daemon(path: Path) -> Status:
+    """Look once.
+
+    Raises:
+        ConfigError: the configuration is wrong.
+        PortfwdError: libvirt or the kernel does not answer, or not to this user.
+
+    """
+    config = configuration.load(path)
+    desired = desired_state(config, asyncio.run(take_inventory(config.daemon.libvirt)), LedTo().chosen)
+    netfilter = Netfilter(SystemRunner(), config.daemon.backend)
+    found = _look(config, desired, netfilter)
+    facts = Facts(config, desired, _without(desired, found.mended), _NOT_THERE, State.WAITING)
+    libvirt = tuple(LibvirtState(uri, connected=True, since=datetime.now(UTC)) for uri in config.daemon.libvirt)
+    problems = (*found.faults, *(f"{name} is left in the kernel, and not wanted any more" for name in found.stale))
+    header = Header(
+        __version__,
+        Configuration(path),
+        rules=Rules(*netfilter.locate()),
+        libvirt=libvirt,
+        problems=tuple(sorted(problems)),
+        uplinks=tuple(sorted(desired.uplinks)),
+        confined=tuple(sorted(netfilter.confined())),
+    )
+    return Status(header, rows(facts, UsageReader(netfilter.counters).read(desired)))
+
+
+def _look(config: Config, desired: Desired, netfilter: Netfilter) -> Outcome:
+    """Tell what the kernel lacks."""
+    host = HostSide(netfilter.confined)
+    try:
+        confined = host.confine(desired, ip_forward=config.daemon.ip_forward)
+        return joined(netfilter.preview(confined), host.preview(desired))
+    finally:
+        netfilter.close()
+
+
+def _without(desired: Desired, missing: Collection[Opening]) -> Desired:
+    return replace(
+        desired,
+        forwards=desired.forwards.difference(missing),
+        nats=desired.nats.difference(missing),
+        routes=desired.routes.difference(missing),
+    )
+
 
 # Counting the connections of ten thousand forwards takes a second.
 _PATIENCE_S: Final = 15.0
@@ -28,7 +95,6 @@ def run(options: argparse.Namespace) -> int:
         if os.geteuid() != 0:
             raise  # the kernel and libvirt answer root only
         print(f"kvm-portfwd: {error}", file=sys.stderr)
-        from fwdaemon.status_once import status_without_daemon  # noqa: PLC0415  takes long to import, and is rare
 
         _show(json.loads(status_without_daemon(options.config).encode()), options)
         return 1
@@ -39,7 +105,7 @@ def _missed(status: Mapping[str, Any], names: Collection[str]) -> int:
     """Say which names have no opening; 1 if there are any."""
     missed = sorted(set(names) - {opening["owner"] for opening in status["openings"]})
     for name in missed:
-        print(f"kvm-portfwd: nothing of the configuration is for {shown(name)}", file=sys.stderr)
+        print(f"kvm-portfwd: nothing in the configuration is for {shown(name)}", file=sys.stderr)
     return int(bool(missed))
 
 
@@ -75,9 +141,9 @@ def _show(status: Mapping[str, Any], options: argparse.Namespace) -> None:
     elif sys.stdout.isatty():
         from rich.console import Console  # noqa: PLC0415  takes 60 ms to import
 
-        status_view.draw(status, Console())
+        table.draw(status, Console())
     else:
-        print(status_view.as_text(status))
+        print(table.as_text(status))
 
 
 def _of(status: Mapping[str, Any], names: Collection[str]) -> Mapping[str, Any]:

@@ -1,29 +1,162 @@
 """The whole configuration: the main file and its drop-ins, checked together.
 
-Everything that is wrong is told at once, so that nobody mends a file error by error. Drop-ins are the `*.toml` of the
-directory beside the main file, `/etc/portfwd.d` for `/etc/portfwd.toml`, in name order; hidden files are editors' own.
+Everything that is wrong is told at once, so that nobody mends a file error by error.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
+from typing import Final, TypeVar
 
-from fwdaemon.config.document import Contents, read_document
-from fwdaemon.config.model import Config, ControlSettings, DaemonSettings, MetricsSettings
-from fwdaemon.config.overlap import find_conflicts
-from fwdaemon.config.public import PublicEntry, find_public_conflicts
+import tomli
+
+from fwdaemon.config.exposures import read_forward, read_nat, read_routes
+from fwdaemon.config.files import read_files, unguarded
+from fwdaemon.config.lines import toml_lines
+from fwdaemon.config.model import (
+    Config,
+    ControlSettings,
+    DaemonSettings,
+    ForwardEntry,
+    MetricsSettings,
+    NatEntry,
+    RouteEntry,
+)
+from fwdaemon.config.node import KEYS, TABLES, Document, Node, header
+from fwdaemon.config.overlap import PublicEntry, find_conflicts, find_public_conflicts
+from fwdaemon.config.sections import read_control, read_daemon, read_metrics
+from fwdaemon.config.syntax import syntax_problems
+from fwdaemon.core.text import quote, show, suggest
 from fwdaemon.errors import ConfigError, Problem
+
+# One configuration file: from what was read to its settings and entries.
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """What one file says: its settings, `None` where it has no such table, and the entries fit to be compared."""
+
+    daemon: DaemonSettings | None = None
+    control: ControlSettings | None = None
+    metrics: MetricsSettings | None = None
+    forwards: tuple[ForwardEntry, ...] = ()
+    nats: tuple[NatEntry, ...] = ()
+    routes: tuple[RouteEntry, ...] = ()
+
+
+def read_document(file: Path, source: bytes | str, problems: list[Problem], *, is_main: bool) -> Contents:
+    """Read one file, adding what is wrong to `problems`."""
+    parsed = _parse_toml(file, source)
+    if isinstance(parsed, list):
+        problems += parsed
+        return Contents()
+    values, text = parsed
+    document = Document(file, toml_lines(text), problems)
+    tables = {key: Node(value, (key,), document) for key, value in values.items()}
+    _refuse_strange_tables(tables)
+    return Contents(
+        daemon=_read_settings(tables, "daemon", read_daemon, is_main=is_main),
+        control=_read_settings(tables, "control", read_control, is_main=is_main),
+        metrics=_read_settings(tables, "metrics", read_metrics, is_main=is_main),
+        forwards=tuple(entry for entry in _read_entries(tables, "forward", read_forward) if entry is not None),
+        nats=tuple(entry for entry in _read_entries(tables, "nat", read_nat) if entry is not None),
+        routes=tuple(chain.from_iterable(_read_entries(tables, "route", read_routes))),
+    )
+
+
+def _refuse_strange_tables(tables: dict[str, Node]) -> None:
+    strange = {key: node for key, node in tables.items() if key not in TABLES}
+    lost = [key for key in strange if any(key in keys for keys in KEYS.values())]
+    if lost:
+        table = max(KEYS, key=lambda table: sum(key in KEYS[table] for key in lost))
+        what = f"{lost[0]} is in no table" if len(lost) == 1 else f"{lost[0]} and the keys below it are in no table"
+        strange[lost[0]].refuse_key(f"{what}; write {header(table)} on a line above")
+    for key in strange.keys() - set(lost):
+        what = "table" if isinstance(strange[key].value, dict | list) else "key"
+        strange[key].refuse_key(f"unknown {what} {quote(key)}; {suggest(key, TABLES)}")
+
+
+def _read_settings(tables: Mapping[str, Node], key: str, read: Callable[[Node], T], *, is_main: bool) -> T | None:
+    if key not in tables:
+        return None
+    if is_main:
+        return read(tables[key])
+    tables[key].refuse_key(f"[{key}] does not belong in a drop-in file; move its keys to the main file")
+    return None
+
+
+def _read_entries(tables: Mapping[str, Node], key: str, read: Callable[[Node], T]) -> Iterable[T]:
+    if key not in tables:
+        return ()
+    node = tables[key]
+    if isinstance(node.value, dict) and _refuse_named(key, node.value, node):
+        return ()
+    if not isinstance(node.value, list):
+        node.refuse(f"must be entries, not {show(node.value)}; write [[{key}]] in double brackets")
+        return ()
+    return map(read, node.elements(f"[[{key}]]"))
+
+
+def _refuse_named(table: str, named: dict[str, object], node: Node) -> bool:
+    """Refuse entries whose headers name what they are about, such as [forward.web1]; tell whether all of them do."""
+    key = "network" if table == "route" else "domain"
+    are_named = bool(named) and all(
+        isinstance(value, dict | list) and name not in KEYS[table] for name, value in named.items()
+    )
+    for name, value in named.items() if are_named else ():
+        remedy = f"write {header(table)} in its place, and {key} = {quote(name)} below"
+        Node(value, (*node.path, name), node.document).refuse_key(f"a header names no {key}; {remedy}")
+    return are_named
+
+
+def _parse_toml(file: Path, source: bytes | str) -> tuple[dict[str, object], str] | list[Problem]:
+    try:
+        text = source if isinstance(source, str) else source.decode()
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        return [Problem(file, line, "is not UTF-8 text; save the file as UTF-8")]
+    if text.startswith("\ufeff"):
+        return [Problem(file, 1, "starts with a byte order mark; save the file as UTF-8 without one")]
+    try:
+        return tomli.loads(text), text
+    except RecursionError:
+        return [Problem(file, 1, "nests brackets too deeply; write plain arrays of strings")]
+    except ValueError as error:
+        return syntax_problems(file, text, str(error))
+
+
+MOST_PROBLEMS: Final = 1_000
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A configuration and the texts that say it, the main file's first."""
+
+    config: Config
+    sources: Mapping[Path, bytes]
+
+    @property
+    def has_blank_file(self) -> bool:
+        """Whether one of the texts says nothing at all."""
+        return not all(source.strip() for source in self.sources.values())
 
 
 def load(path: Path) -> Config:
     """Read the configuration whose main file is `path`; raise `ConfigError` with every problem in it."""
-    problems: list[Problem] = []
-    sources: dict[Path, bytes] = {}
-    for file in (path, *_find_drop_ins(path, problems)):
-        try:
-            sources[file] = file.read_bytes()
-        except OSError as error:
-            problems.append(_unreadable(file, error, is_main=file == path))
-    return _build(path, sources, problems)
+    files = read_files(path)
+    return replace(_build(path, files.sources, files.problems), ignored=files.ignored)
+
+
+def load_guarded(path: Path, live: Config | None = None) -> Loaded:
+    """Read it as the daemon does: what others than root could change is refused too.
+
+    So is a file without a word in it while entries of `live` are in force: editors empty a file before they write it.
+    """
+    files = read_files(path)
+    problems = [*files.problems, *unguarded(files), *_emptied(path, files.sources, live)]
+    return Loaded(replace(_build(path, files.sources, problems), ignored=files.ignored), files.sources)
 
 
 def parse(sources: Mapping[Path, bytes | str]) -> Config:
@@ -44,40 +177,34 @@ def _build(main: Path, sources: Mapping[Path, bytes | str], problems: list[Probl
     problems += find_conflicts(config.forwards)
     problems += find_public_conflicts([entry for contents in files for entry in _in_order(contents)])
     if problems:
-        raise ConfigError(sorted(problems, key=lambda problem: (problem.file != main, problem.file, problem.line)))
+        raise ConfigError(_bounded(sorted(problems, key=lambda found: (found.file != main, found.file, found.line))))
     return config
+
+
+def _bounded(problems: list[Problem]) -> list[Problem]:
+    """Cut a list that nobody would read to its end."""
+    if len(problems) <= MOST_PROBLEMS:
+        return problems
+    more = f"there are {len(problems) - MOST_PROBLEMS:,} more problems; fix those above, and the others will be shown"
+    return [*problems[:MOST_PROBLEMS], replace(problems[MOST_PROBLEMS], text=more)]
+
+
+def _emptied(main: Path, sources: Mapping[Path, bytes], live: Config | None) -> list[Problem]:
+    """Tell of files that are blank, and would end entries that are in force."""
+    if live is None:
+        return []
+    entries: tuple[ForwardEntry | NatEntry | RouteEntry, ...] = (*live.forwards, *live.nats, *live.routes)
+    origins = [entry.origin for entry in entries]
+    problems = []
+    for file in (file for file, source in sources.items() if not source.strip()):
+        lost = len(origins) if file == main else sum(origin.file == file for origin in origins)
+        if lost:
+            remedy = 'write a line "[daemon]" into it' if file == main else "remove the file"
+            what = f"is empty, while {lost} {'entry is' if lost == 1 else 'entries are'} in force"
+            problems.append(Problem(file, 1, f"{what}; if none is meant, {remedy}"))
+    return problems
 
 
 def _in_order(contents: Contents) -> list[PublicEntry]:
     """Put a file's claims on public addresses in the order in which they are written."""
     return sorted([*contents.nats, *contents.routes], key=lambda entry: entry.origin.line)
-
-
-def _find_drop_ins(path: Path, problems: list[Problem]) -> list[Path]:
-    directory = path.with_suffix(".d") if path.name else path
-    if directory == path:
-        return []
-    try:
-        names = [file for file in directory.iterdir() if file.suffix == ".toml" and not file.name.startswith(".")]
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        problems.append(_unreadable(directory, error, is_main=False))
-        return []
-    return sorted(names)
-
-
-def _unreadable(file: Path, error: OSError, *, is_main: bool) -> Problem:
-    reason = error.strerror or type(error).__name__
-    match error:
-        case FileNotFoundError() if is_main:
-            remedy = "create it, an empty file will do, or name another with --config"
-        case FileNotFoundError():
-            remedy = "mend the link, or remove it"
-        case NotADirectoryError():
-            remedy = "only a directory of *.toml files may have this name; rename it"
-        case IsADirectoryError():
-            remedy = "put a file there"
-        case _:
-            remedy = "let root read it"
-    return Problem(file, 1, f"cannot be read: {reason}; {remedy}")

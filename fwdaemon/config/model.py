@@ -8,7 +8,8 @@ from datetime import timedelta
 from enum import StrEnum
 from pathlib import Path
 
-from fwdaemon.model import Address, PortRange, Protocol, Subnet, show_endpoint
+from fwdaemon.core.bans import BEHIND
+from fwdaemon.core.types import Address, Gate, Origin, PortRange, Protocol, Subnet, show_endpoint
 
 
 class BackendChoice(StrEnum):
@@ -26,32 +27,9 @@ class OnStop(StrEnum):
     REMOVE = "remove"
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Origin:
-    """Where in the configuration something was said; lines count from 1."""
-
-    file: Path
-    line: int
-
-    def __str__(self) -> str:
-        return f"{self.file}:{self.line}"
-
-
-@dataclass(frozen=True, slots=True)
-class Gate:
-    """A foreign chain of the forward hook that is to let our connections through, `inet filter forward`."""
-
-    family: str
-    table: str
-    chain: str
-
-    def __str__(self) -> str:
-        return f"{self.family} {self.table} {self.chain}"
-
-
 @dataclass(frozen=True, slots=True)
 class DaemonSettings:
-    """The `[daemon]` table, defaults filled in."""
+    """The `[daemon]` table, defaults filled in. Without `uplinks`, they are those that routes lead out by."""
 
     libvirt: tuple[str, ...] = ("qemu:///system",)
     backend: BackendChoice = BackendChoice.AUTO
@@ -59,8 +37,10 @@ class DaemonSettings:
     on_stop: OnStop = OnStop.KEEP
     ip_forward: bool = True
     localhost: bool = False
-    mark: int = 0x02000000
+    label: int = 25
     gates: tuple[Gate, ...] = ()
+    uplinks: frozenset[str] = frozenset()
+    behind: tuple[str, ...] = BEHIND
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +94,8 @@ class ForwardEntry:
 
     `domain` is a libvirt name or UUID, exactly as written, and may be any text. Empty `listen` means every local
     address, empty `sources` anyone. At most one of `network` and `mac` is set; `mac` is in lower case with colons.
-    Where `listen` is set, no mapping has a listening address of its own.
+    Where `listen` is set, no mapping has a listening address of its own. With `masquerade` the guest sees an address of
+    the host instead of the client's.
     """
 
     domain: str
@@ -126,6 +107,7 @@ class ForwardEntry:
     address: Address | None = None
     network: str | None = None
     mac: str | None = None
+    masquerade: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +143,10 @@ class RouteEntry:
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """The whole configuration: the main file and its drop-ins, in name order."""
+    """The whole configuration: the main file and its drop-ins, in name order.
+
+    `ignored` are files among the drop-ins whose names are not those of drop-ins.
+    """
 
     daemon: DaemonSettings
     forwards: tuple[ForwardEntry, ...]
@@ -169,3 +154,4 @@ class Config:
     routes: tuple[RouteEntry, ...] = ()
     control: ControlSettings = ControlSettings()
     metrics: MetricsSettings = MetricsSettings()
+    ignored: tuple[Path, ...] = field(default=(), compare=False)

@@ -5,17 +5,55 @@ tells everything. What they then return is a harmless stand-in (`None`, or a tup
 """
 
 import re
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from datetime import date, time
+from difflib import get_close_matches
 from pathlib import Path
-from typing import TypeVar
+from typing import Final, TypedDict, TypeVar
 
-from fwdaemon.config.line_index import KeyPath, LineIndex
-from fwdaemon.config.model import Origin
-from fwdaemon.config.text import GrammarError, quote, show, suggest
+from fwdaemon.config.addresses import parse_guest
+from fwdaemon.config.lines import MOST_ELEMENTS, KeyPath, LineIndex
+from fwdaemon.config.names import parse_domain, parse_mac, parse_network
+from fwdaemon.core.text import GrammarError, flag_meant, quote, show, suggest
+from fwdaemon.core.types import Address, Origin
 from fwdaemon.errors import Problem
 
 T = TypeVar("T")
+
+ENTRIES: Final = ("forward", "nat", "route")
+SETTINGS: Final = ("control", "daemon", "metrics")
+TABLES: Final = tuple(sorted((*ENTRIES, *SETTINGS)))
+KEYS: Final[Mapping[str, tuple[str, ...]]] = {
+    "forward": ("address", "domain", "interface", "listen", "mac", "masquerade", "network", "ports", "sources"),
+    "nat": ("address", "assign", "domain", "mac", "network", "public"),
+    "route": ("addresses", "network", "proxy"),
+    "daemon": (
+        *("backend", "behind", "gates", "ip_forward", "label", "libvirt", "localhost", "on_stop", "resync", "uplinks"),
+    ),
+    "metrics": ("listen", "textfile"),
+    "control": ("group",),
+}
+# Those that make an entry narrower.
+_NARROWING: Final = frozenset({"interface", "listen", "ports", "sources"})
+# What other programs call them, and the key that each word is, in the table that has one.
+_MEANT: Final[Mapping[str, tuple[str, ...]]] = {
+    word: keys
+    for keys, words in {
+        ("address",): "guest_ip guest_address internal_ip ip to_address",
+        ("domain",): "container guest instance machine name vm",
+        ("interface",): "dev device iface in_interface nic",
+        ("sources",): "allow allowed clients from source_range source_ranges src whitelist",
+        ("listen",): "bind bind_address host_ip listen_address",
+        ("public", "listen"): "external external_ip public public_ip",
+        ("addresses",): "prefix prefixes subnet subnets",
+    }.items()
+    for word in words.split()
+}
+_COMMENTS: Final = frozenset({"comment", "description", "note", "notes", "title"})
+_PROTOCOLS: Final = frozenset({"proto", "protocol", "protocols"})
+_SWITCHES: Final = {"active": True, "enable": True, "enabled": True, "disable": False, "disabled": False}
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,27 +82,64 @@ class Node:
         """Record that this value is wrong; `text` says why and what to write instead."""
         self._record(self.path, text)
 
-    def fields(self, known: Collection[str]) -> dict[str, "Node"]:
-        """Return a table's values by key, without the unknown ones, which are refused."""
+    def fields(self, known: Collection[str], former: Collection[str] = ()) -> dict[str, "Node"]:
+        """Return a table's values by key, without the unknown ones, which are refused.
+
+        Those of `former` are returned too, and not suggested.
+        """
         if not isinstance(self.value, dict):
-            self.refuse(f"must be a table, not {show(self.value)}; write its keys on lines of their own")
+            self.refuse(f"must be a table, not {show(self.value)}; {self._as_table()}")
             return {}
         nodes = {key: Node(value, (*self.path, key), self.document) for key, value in self.value.items()}
         for key, node in nodes.items():
-            if key not in known:
-                node.refuse_key(f"unknown key {quote(key)}; {suggest(key, known)}")
-        return {key: node for key, node in nodes.items() if key in known}
+            if key not in known and key not in former:
+                node.refuse_key(node.about_strange(key, known))
+        return {key: node for key, node in nodes.items() if key in known or key in former}
+
+    def about_strange(self, key: str, known: Collection[str]) -> str:
+        """Say what to do about this value, whose key is not among those that are `known` in its table."""
+        if key in TABLES and isinstance(self.value, dict | list):
+            return f"{key} is no table in another; write {header(key)} in place of this header"
+        if isinstance(self.value, dict) or _holds_tables(self.value):
+            return f"{quote(key)} is a table in a table, and no key holds one; move its keys up, and remove its header"
+        if meant := key_meant(key, known):
+            return f"unknown key {quote(key)}; did you mean {quote(meant)}?"
+        return self._about_habit(key) or _elsewhere(key, str(self.path[0])) or _unknown(key, known)
+
+    def _about_habit(self, key: str) -> str | None:
+        """Say what to do about a key that other programs have, and this one has none for."""
+        if self.path[0] not in ENTRIES:
+            return None
+        if key in _COMMENTS:
+            return f'unknown key {quote(key)}; write "#" before it, as a comment'
+        if key in _PROTOCOLS and self.path[0] == "forward":
+            return f'unknown key {quote(key)}; write the protocol in ports, as in "53/udp"'
+        is_on = flag_meant(self.value)
+        if key not in _SWITCHES or is_on is None:
+            return None
+        remedy = "remove it" if is_on is _SWITCHES[key] else 'write "#" before each line of it'
+        return f"unknown key {quote(key)}, as an entry is in force while it is written; {remedy}"
 
     def refuse_key(self, text: str) -> None:
         """Record that the key of this value is wrong: its line, but the path of the table that holds it."""
         self._record(self.path[:-1], text)
 
+    def _as_table(self) -> str:
+        if len(self.path) == 1 and isinstance(self.value, list):
+            return f"write [{self.path[0]}] in single brackets, once"
+        return "write its keys on lines of their own"
+
     def elements(self, example: str) -> tuple["Node", ...]:
         """Return an array's elements; `example` is a valid element, for the message if this is no array."""
-        if isinstance(self.value, list):
-            return tuple(Node(item, (*self.path, index), self.document) for index, item in enumerate(self.value))
-        self.refuse(f"must be an array, not {show(self.value)}; write [{quote(example)}]")
-        return ()
+        if not isinstance(self.value, list):
+            parts = _parts(self.value, example) if isinstance(self.value, str) else []
+            right = f"[{', '.join(map(quote, parts))}]" if parts else f"one such as [{quote(example)}]"
+            self.refuse(f"must be an array, not {show(self.value)}; write {right}")
+            return ()
+        if len(self.value) > MOST_ELEMENTS:
+            self.refuse(f"has {len(self.value):,} elements, more than {MOST_ELEMENTS:,}; write fewer, and wider ones")
+            return ()
+        return tuple(Node(item, (*self.path, index), self.document) for index, item in enumerate(self.value))
 
     def one_or_more(self, example: str) -> tuple["Node", ...]:
         """Return the elements of an array, or this node itself where a single string is written without brackets."""
@@ -73,7 +148,7 @@ class Node:
     def text(self, parse: Callable[[str], T], example: str) -> T | None:
         """Read a string with `parse`, which raises `GrammarError` on a bad one; `example` is a valid one."""
         if not isinstance(self.value, str):
-            self.refuse(f"must be a string, not {show(self.value)}; write {quote(example)}")
+            self.refuse(f"must be a string, not {show(self.value)}; {self._as_string(parse, example)}")
             return None
         try:
             return parse(self.value)
@@ -85,13 +160,60 @@ class Node:
         """Read true or false."""
         if isinstance(self.value, bool):
             return self.value
-        self.refuse(f"must be true or false, not {show(self.value)}; write {show(default)} without quotes")
+        meant = flag_meant(self.value)
+        remedy = "one of the two" if meant is None else show(meant)
+        self.refuse(f"must be true or false, not {show(self.value)}; write {remedy} without quotes")
         return default
+
+    def _as_string(self, parse: Callable[[str], object], example: str) -> str:
+        """Say how a value that is no string is to be written: as what it says, where that is right as a string."""
+        path, value = self.path, self.value
+        if isinstance(value, list) and len(value) == 1:
+            path, value = (*path, 0), value[0]
+        if isinstance(value, str | bool | int | float | date | time):
+            with suppress(ValueError):
+                written = value if isinstance(value, str) else self.document.lines.bare.get(path, "")
+                return _as_word(value, written, parse, example)
+        return f"write a string such as {quote(example)}"
 
     def _record(self, path: KeyPath, text: str) -> None:
         where = _label(path)
         said = f"{where}: {text}" if where else text
         self.document.problems.append(Problem(self.document.file, self.origin.line, said))
+
+
+def key_meant(key: str, known: Collection[str]) -> str | None:
+    """Give the known key that another word stands for, where that is clear."""
+    plain = key.lower().replace("-", "_")
+    return next((meant for meant in _MEANT.get(plain, ()) if meant in known), None) or next(
+        iter(get_close_matches(plain[:80], known, n=1, cutoff=0.8)), None
+    )
+
+
+def _elsewhere(key: str, own: str) -> str | None:
+    """Say what to do about a key of other tables. To move a setting may open more, as all entries have it then."""
+    tables = [header(table) for table in (*ENTRIES, *SETTINGS) if key in KEYS[table]]
+    if not tables:
+        return None
+    what = f"{key} is a key of {tables[0] if own in ENTRIES else ' and '.join(tables)}"
+    if own in SETTINGS:
+        return f"{what}; move it there"
+    if own != "forward" and key in _NARROWING:
+        return f"{what}, and {header(own)} opens every port to everyone; write a [[forward]] in its place"
+    return f"{what}; remove it here"
+
+
+def _unknown(key: str, known: Collection[str]) -> str:
+    return f"unknown key {quote(key)}; {suggest(key, known)}"
+
+
+def header(table: str) -> str:
+    """Give the header of a table."""
+    return f"[[{table}]]" if table in ENTRIES else f"[{table}]"
+
+
+def _holds_tables(value: object) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(item, dict) for item in value)
 
 
 def read_distinct(nodes: Iterable[Node], parse: Callable[[str], T], example: str) -> tuple[T, ...]:
@@ -108,6 +230,51 @@ def read_distinct(nodes: Iterable[Node], parse: Callable[[str], T], example: str
     return tuple(found)
 
 
+def among_several(parse: Callable[[str], T], example: str, array: str = "") -> Callable[[str], T]:
+    """Let `parse` refuse a text that is a list in itself with what it is to be, behind which `array` is said."""
+
+    def read(text: str) -> T:
+        try:
+            return parse(text)
+        except GrammarError:
+            parts = _parts(text, example)
+            if len(parts) > 1 and all(_is_right(parse, part) for part in parts):
+                right = f"{', '.join(map(quote, parts))}{array}"
+                raise GrammarError(f"{quote(text)} is several in one string; write {right}") from None
+            raise
+
+    return read
+
+
+def _parts(text: str, example: str) -> list[str]:
+    """Take a list in one string apart, at blanks only where the elements, such as `example`, have none."""
+    parts = (part.strip() for part in re.split(r"[,;]" if " " in example else r"[\s,;]", text))
+    return list(dict.fromkeys(filter(None, parts)))
+
+
+def _is_right(parse: Callable[[str], object], text: str) -> bool:
+    try:
+        parse(text)
+    except GrammarError:
+        return False
+    return True
+
+
+def _as_word(value: object, written: str, parse: Callable[[str], object], example: str) -> str:
+    """Say how a number, a date or a flag is a string: as it is written, or, where that is no right one, as it reads."""
+    remedy = ""
+    for meant in (written, show(value) if isinstance(value, bool) else str(value)):
+        try:
+            parse(meant)
+        except GrammarError as error:
+            remedy = str(error).partition("; ")[2]
+        else:
+            return f"write {quote(meant)}"
+    # The example would switch on what a flag may have switched off.
+    is_meant = isinstance(value, bool) or remedy.startswith('write "')
+    return remedy if is_meant else f"write a string such as {quote(example)}"
+
+
 def _label(path: KeyPath) -> str:
     """Write a path for people, who count from 1: `forward 3: ports[2]`."""
     parts: list[str] = []
@@ -117,3 +284,39 @@ def _label(path: KeyPath) -> str:
         else:
             parts[-1] += f" {step + 1}" if depth == 1 else f"[{step + 1}]"
     return ": ".join(parts)
+
+
+# What the kinds of entries have in common: how a key is read, and which guest an entry speaks of.
+
+
+class Guest(TypedDict):
+    """The keys that name a guest, its address and, where it has several, which of its interfaces is meant."""
+
+    domain: str
+    address: Address | None
+    network: str | None
+    mac: str | None
+
+
+def read_key(fields: Mapping[str, Node], key: str, parse: Callable[[str], T], example: str) -> T | None:
+    """Read a key that holds one string; `None` where it is left out or wrong."""
+    return fields[key].text(parse, example) if key in fields else None
+
+
+def read_guest(node: Node, fields: Mapping[str, Node]) -> Guest:
+    """Read the keys of `Guest`; a domain that is missing or wrong is recorded and stands as the empty name."""
+    require(node, fields, "domain", 'domain = "…" with the name or UUID that virsh shows')
+    return Guest(
+        domain=read_key(fields, "domain", parse_domain, "web1") or "",
+        address=read_key(fields, "address", parse_guest, "192.168.122.50"),
+        network=read_key(fields, "network", parse_network, "default"),
+        mac=read_key(fields, "mac", parse_mac, "52:54:00:12:34:56"),
+    )
+
+
+def require(node: Node, fields: Mapping[str, Node], key: str, remedy: str) -> None:
+    """Record that an entry lacks a key; one that is no table at all has been refused for that already."""
+    if not isinstance(node.value, dict):
+        return
+    if key not in fields and not any(key_meant(other, KEYS[str(node.path[0])]) == key for other in node.value):
+        node.refuse(f"has no {key}; write {remedy}")

@@ -58,7 +58,7 @@ def _replies(question: Call, patience: float | None, path: Path) -> Iterator[Rep
             raise
         except OSError as error:
             raise PortfwdError(f"the connection to the daemon broke: {error.strerror}") from error
-    raise PortfwdError("the daemon has ended the conversation")
+    raise PortfwdError("the daemon closed the connection")
 
 
 def _connected(path: Path) -> socket.socket:

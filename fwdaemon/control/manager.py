@@ -6,26 +6,96 @@ second old, or more where there is much to count.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import logging
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
-from fwdaemon.account import Change
-from fwdaemon.control.feed import Feed, Subscription
-from fwdaemon.control.interface import Method, Parameters, Send, Service, encoded
-from fwdaemon.control.protocol import CONFIGURATION_REFUSED, MANAGER, METRICS_UNAVAILABLE, CallError
-from fwdaemon.desired import Desired
-from fwdaemon.libvirt_link import ConnectionState
-from fwdaemon.memory import give_back
-from fwdaemon.netfilter import Side
-from fwdaemon.records import Records
-from fwdaemon.reloads import Reloaded
-from fwdaemon.status import LibvirtState, Status, counts, problem_as_json, time_as_json
-from fwdaemon.status_rows import Facts, Readings, rows
-from fwdaemon.worker import Worker
+from fwdaemon.audit.lines import told
+from fwdaemon.control.protocol import (
+    CONFIGURATION_REFUSED,
+    MANAGER,
+    METRICS_UNAVAILABLE,
+    CallError,
+    Method,
+    Parameters,
+    Send,
+    Service,
+    encoded,
+)
+from fwdaemon.core.report import Change
+from fwdaemon.core.state import Desired
+from fwdaemon.hypervisor.link import ConnectionState
+from fwdaemon.kernel.memory import give_back
+from fwdaemon.kernel.process import Worker
+from fwdaemon.status.model import LibvirtState, Status, counts, problem_as_json, time_as_json
+from fwdaemon.status.records import Records
+from fwdaemon.status.reloads import Reloaded
+from fwdaemon.status.rows import Facts, Readings, rows
+
+# What those hear who watch: that something changed, and the last changes of openings. On the loop's thread only.
+_MOST: Final = 256
+
+Dated: TypeAlias = tuple[datetime, Change]
+
+
+class Subscription:
+    """One that watches. Who does not take what there is loses the oldest, and nothing waits for it."""
+
+    def __init__(self) -> None:
+        self._changes: deque[Dated] = deque(maxlen=_MOST)
+        self._missed = 0
+        self._something = asyncio.Event()
+
+    def tell(self, at: datetime, changes: Sequence[Change]) -> None:
+        """Add what changed, which may be no opening."""
+        kept = len(self._changes)
+        self._changes.extend((at, change) for change in changes[-_MOST:])
+        self._missed += kept + len(changes) - len(self._changes)
+        self._something.set()
+
+    async def wait(self) -> None:
+        """Wait until there is something new."""
+        await self._something.wait()
+
+    def take(self) -> tuple[list[Dated], int]:
+        """Give what there is, and how many changes were lost."""
+        taken, missed = list(self._changes), self._missed
+        self._changes.clear()
+        self._missed = 0
+        self._something.clear()
+        return taken, missed
+
+
+class Feed:
+    """Everybody who watches; `revision` counts what they were told."""
+
+    def __init__(self) -> None:
+        self.revision = 0
+        self._subscriptions: set[Subscription] = set()
+
+    def publish(self, at: datetime, changes: Sequence[Change]) -> None:
+        """Tell everybody."""
+        self.revision += 1
+        for subscription in self._subscriptions:
+            subscription.tell(at, changes)
+
+    def subscribe(self) -> Subscription:
+        """Begin to watch; `leave` ends it."""
+        subscription = Subscription()
+        self._subscriptions.add(subscription)
+        return subscription
+
+    def leave(self, subscription: Subscription) -> None:
+        """Watch no more."""
+        self._subscriptions.discard(subscription)
+
+
+_log = logging.getLogger(__name__)
 
 # How long a status is good for: a second, or so much longer than it took to make it. So whoever asks without end costs
 # us a fifth of a processor at most.
@@ -65,7 +135,7 @@ class Manager:
         feed: Feed,
         connections: Callable[[], tuple[ConnectionState, ...]],
         reload: Callable[[], Awaitable[Reloaded]],
-        count: Callable[[Desired, Side], Readings],
+        count: Callable[[Desired], Readings],
     ) -> None:
         self._records = records
         self._feed = feed
@@ -123,9 +193,9 @@ class Manager:
     async def _count(self, facts: Facts) -> Readings:
         """Give figures that are fresh enough, or what there is where it takes too long to get them."""
         now = asyncio.get_running_loop().time()
-        if self._counting is None and now >= self._readings_at + self._fresh_s and facts.held and self._records.side:
+        if self._counting is None and now >= self._readings_at + self._fresh_s and facts.held:
             self._readings_at = now
-            self._counting = self._counter.submit(partial(self._read_count, facts.held, self._records.side))
+            self._counting = self._counter.submit(partial(self._read_count, facts.held))
             self._counting.add_done_callback(self._take_count)
         if self._counting is not None:
             await asyncio.wait({self._counting}, timeout=_COUNTING_S)
@@ -133,8 +203,12 @@ class Manager:
 
     def _take_count(self, counting: "asyncio.Future[Readings]") -> None:
         self._counting = None
-        if not counting.cancelled():
+        if counting.cancelled():
+            return
+        if (error := counting.exception()) is None:
             self._readings = counting.result()
+        else:
+            _log.debug("no new figures: %s", error)
 
     async def _tell_metrics(self, _parameters: Parameters) -> bytes:
         try:
@@ -191,5 +265,5 @@ def _change(at: datetime, change: Change) -> dict[str, Any]:
         "owner_kind": opening.owner.kind,
         "listens": opening.listens_at(),
         "leads_to": opening.leads_to(),
-        "cause": change.cause,
+        "cause": told(change.cause),
     }

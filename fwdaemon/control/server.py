@@ -5,15 +5,17 @@ keeps us waiting for, ends its connection, and so does an answer that it does no
 """
 
 import asyncio
+import grp
 import logging
 import socket
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Final
 
-from fwdaemon.control.interface import Service, Stream
-from fwdaemon.control.peer import Peer
+from fwdaemon.control.listener import SOCKET, AlreadyRunningError, Listener, Peer
+from fwdaemon.control.manager import Manager
 from fwdaemon.control.protocol import (
     END,
     EXPECTED_MORE,
@@ -21,10 +23,15 @@ from fwdaemon.control.protocol import (
     Call,
     CallError,
     MalformedError,
+    Service,
+    Stream,
     error_reply,
     read_call,
     reply,
 )
+from fwdaemon.errors import KernelError, PortfwdError
+from fwdaemon.kernel.memory import begun
+from fwdaemon.kernel.process import Worker
 
 _log = logging.getLogger(__name__)
 
@@ -39,7 +46,7 @@ _BYTES_A_SECOND: Final = 20_000_000
 _IDLE_S: Final = 60.0
 _TAKE_S: Final = 10.0
 
-_ENDS = (OSError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, MalformedError)
+_ENDS = (OSError, PortfwdError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, MalformedError)
 
 
 class ControlServer:
@@ -49,20 +56,29 @@ class ControlServer:
         self.group: int | None = None
         self._service = service
         self._server: asyncio.Server | None = None
+        self._serving: set[asyncio.Task[None]] = set()
         self._clients: dict[asyncio.Task[None], int] = {}
 
     async def start(self, listening: socket.socket) -> None:
-        """Begin to take clients."""
-        self._server = await asyncio.start_unix_server(self._serve, sock=listening, limit=_LONGEST_CALL)
+        """Begin to take clients, and from now on here only; those that are there stay."""
+        if self._server is not None:
+            self._server.close()
+        self._server = await asyncio.start_unix_server(self._begin, sock=listening, limit=_LONGEST_CALL)
 
     async def close(self) -> None:
         """Take no more, and let go of those there are."""
         if self._server is not None:
             self._server.close()
-        clients = list(self._clients)
-        for client in clients:
+        serving = list(self._serving)
+        for client in serving:
             client.cancel()
-        await asyncio.gather(*clients, return_exceptions=True)
+        await asyncio.gather(*serving, return_exceptions=True)
+
+    def _begin(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Serve a client in a task of our own: Python 3.11 logs a traceback when one that it made is cancelled."""
+        task = asyncio.create_task(self._serve(reader, writer))
+        self._serving.add(task)
+        task.add_done_callback(self._serving.discard)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -142,3 +158,109 @@ async def _send(writer: asyncio.StreamWriter, message: bytes) -> None:
     writer.write(message)
     async with asyncio.timeout(_TAKE_S):
         await writer.drain()
+
+
+# The control socket as a part of the daemon: it comes and goes with it, and is never a reason not to run.
+#
+# The one exception is another daemon on this host: two of them would undo each other's work.
+_CLOSE_S: Final = 2.0
+
+
+class ControlSocket:
+    """Listens at `path`, and has `manager` answer."""
+
+    def __init__(self, manager: Manager, path: Path = SOCKET) -> None:
+        self._manager = manager
+        self._listener = Listener(path)
+        self._server = ControlServer(manager.service())
+        # Groups may be kept on the network, which may not be there yet.
+        self._groups = Worker("group database")
+        self._admitting: asyncio.Task[None] | None = None
+        self._is_open = self._has_admitted = False
+        self._group = ""
+        self._mending: asyncio.Task[None] | None = None
+        self._trouble = ""
+
+    async def open(self, group: str) -> None:
+        """Begin to listen, for root and soon for the members of `group`.
+
+        Raises:
+            AlreadyRunningError: another daemon runs on this host.
+
+        """
+        await begun(self._listener.claim)
+        self._group = group
+        await self._listen()
+
+    def look(self) -> None:
+        """Make the socket again if it has gone, or could not be made before; so with whom it is for."""
+        if not self._listener.is_whole() and (self._mending is None or self._mending.done()):
+            self._mending = asyncio.create_task(self._listen_again())
+        elif self._is_open and not self._has_admitted:
+            self.admit(self._group)
+
+    def admit(self, group: str) -> None:
+        """Let the members of another group ask how things are."""
+        self._group = group
+        if self._is_open:
+            if self._admitting is not None:
+                self._admitting.cancel()
+            self._has_admitted = True
+            self._admitting = asyncio.create_task(self._admit(group))
+
+    async def close(self) -> None:
+        """Let go of everybody, and take the socket away."""
+        for task in (self._admitting, self._mending):
+            if task is not None:
+                task.cancel()
+        await self._server.close()
+        await asyncio.gather(self._manager.close(), self._groups.close(_CLOSE_S))
+        self._listener.close()
+
+    async def _listen(self) -> None:
+        try:
+            self._listener.lock()
+            await self._server.start(self._listener.listen())
+        except OSError as error:
+            self._tell(f"no control socket, so neither status nor reload will work: {error}")
+            return
+        self._is_open, self._trouble = True, ""
+        self.admit(self._group)
+
+    async def _listen_again(self) -> None:
+        try:
+            await self._listen()
+        except AlreadyRunningError as error:
+            self._tell(str(error))
+        else:
+            if not self._trouble:
+                _log.warning("the control socket was removed, and has been made again")
+
+    def _tell(self, trouble: str) -> None:
+        """Log what is wrong when it begins to be."""
+        if trouble != self._trouble:
+            self._trouble = trouble
+            _log.warning("%s", trouble)
+
+    async def _admit(self, name: str) -> None:
+        try:
+            group = await self._groups.submit(lambda: _number_of(name))
+        except (KernelError, OSError) as error:  # no thread or no descriptor is to be had
+            self._has_admitted = False
+            _log.debug("group %r is asked for again: %s", name, error)
+            return
+        if group is None:
+            _log.warning("there is no group %r, so only root may ask for the status; see [control] group", name)
+        try:
+            self._listener.admit(group)
+        except OSError as error:
+            _log.warning("only root may ask for the status: the socket is not given away (%s)", error.strerror)
+        else:
+            self._server.group = group
+
+
+def _number_of(group: str) -> int | None:
+    try:
+        return grp.getgrnam(group).gr_gid
+    except KeyError:
+        return None

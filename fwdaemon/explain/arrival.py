@@ -3,17 +3,91 @@
 What the user left out is chosen: an address that an entry names or that faces outside, and a client behind it.
 """
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from ipaddress import IPv4Address, IPv6Address
-from typing import Final
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from typing import Final, TypeAlias
 
+from fwdaemon.config.model import Config, ForwardEntry, NatEntry, PortMapping, RouteEntry
+from fwdaemon.core.inventory import HostAddress
+from fwdaemon.core.state import Desired, Forward, Nat, Opening
+from fwdaemon.core.text import shown
+from fwdaemon.core.types import Address, Family, Origin, PortRange, Protocol, Subnet, show_endpoint
 from fwdaemon.errors import PortfwdError
 from fwdaemon.explain.facts import World
-from fwdaemon.explain.packet import Packet, Surroundings
-from fwdaemon.explain.request import Request
-from fwdaemon.inventory import HostAddress
-from fwdaemon.model import Address, Family, PortRange, Protocol, show_endpoint
+from fwdaemon.rulesets.packet import Packet, Surroundings
+from fwdaemon.rulesets.region import network_of
+
+# What the user asks about: `198.51.100.7:443/tcp`, `[2001:db8::1]:80`, `:80`, and from where. Pure.
+_FORM = re.compile(
+    r"(?:(?:\[(?P<six>[^]]*)\]|(?P<four>[^]:/[]*)):)?(?P<port>[0-9]{1,5})(?:/(?P<protocol>[a-z]+))?", re.ASCII
+)
+_LAST_PORT = 65535
+
+
+class UsageError(PortfwdError):
+    """The words on the command line cannot be understood."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A connection; without `address` to any of the host's, without `source` from somewhere outside."""
+
+    protocol: Protocol
+    port: int
+    address: Address | None = None
+    source: Address | None = None
+
+    def __str__(self) -> str:
+        return f"{self.protocol} {show_endpoint(self.address, PortRange(self.port, self.port))}"
+
+
+def parse_request(text: str, source: str | None = None) -> Request:
+    """Read the words of the command line; raise `UsageError`."""
+    form = _FORM.fullmatch(text)
+    if form is None:
+        raise UsageError(f"{text!r} is not ADDRESS:PORT[/tcp|udp|sctp]; write an IPv6 address in brackets")
+    port = int(form["port"])
+    if not 1 <= port <= _LAST_PORT:
+        raise UsageError(f"{port} is not a port; write one from 1 to {_LAST_PORT}")
+    address = _address(form["four"], IPv4Address) or _address(form["six"], IPv6Address)
+    client = None if source is None else _source(source)
+    if address is not None and client is not None and address.version != client.version:
+        raise UsageError(f"{client} and {address} are of different families, so neither can connect to the other")
+    return Request(_protocol(form["protocol"]), port, address, client)
+
+
+def _address(text: str | None, kind: type[IPv4Address | IPv6Address]) -> Address | None:
+    if not text:
+        return None
+    try:
+        return kind(text)
+    except ValueError:
+        raise UsageError(f"{text!r} is not an IP address; a name would have to be looked up first") from None
+
+
+def _protocol(text: str | None) -> Protocol:
+    try:
+        return Protocol(text or Protocol.TCP)
+    except ValueError:
+        raise UsageError(f"{text!r} is not one of tcp, udp and sctp") from None
+
+
+def _source(text: str) -> Address:
+    """Read an address; of a network, take the first one that a client could have."""
+    if "%" in text:
+        raise UsageError(
+            f'--from {text!r} names an interface after "%"; --from takes an address that is valid on any link'
+        )
+    try:
+        if "/" not in text:
+            return ip_address(text)
+        network = network_of(text)
+    except ValueError:
+        raise UsageError(f"--from {text!r} is neither an address nor a network") from None
+    return network[0] if network.num_addresses == 1 else network[1]
+
 
 # Anywhere outside; only the way there is asked for. The first is documentation's (RFC 5737), the second the head of
 # global unicast (RFC 4291).
@@ -96,6 +170,16 @@ def arrive(request: Request, preferred: Iterable[Address], bridges: Collection[s
     return Arrival(request.protocol, address, request.port, None, stand_in, came_in)
 
 
+def between_others(arrival: Arrival, world: World) -> tuple[Arrival, str] | None:
+    """Tell how what is for another machine comes in, and by which device it leaves, where it would cross the host."""
+    route = world.route(arrival.address)
+    client = arrival.source or _ANYWHERE[arrival.family]
+    came_in = world.route(client).device if arrival.came_in == route.device else arrival.came_in
+    if arrival.from_host or route.local or route.device is None or came_in in (None, "lo", route.device):
+        return None
+    return replace(arrival, came_in=came_in, stand_in=client), route.device
+
+
 def surroundings(arrival: Arrival, held: Sequence[HostAddress], world: World) -> Surroundings:
     """Gather what rules ask of the host."""
     local: dict[Address, frozenset[str]] = {}
@@ -150,3 +234,142 @@ def _neighbour_on(device: str, family: Family, held: Sequence[HostAddress]) -> A
         if own.device == device and Family.of(own.address) is family and own.subnet.num_addresses > len(taken) + 1:
             return next(address for address in own.subnet.hosts() if address not in taken)
     return None
+
+
+# Which entry of the configuration claims a connection, and which comes near. Pure.
+Entry: TypeAlias = ForwardEntry | NatEntry | RouteEntry
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """An entry that claims an address and port; a forward does so by one of its mappings.
+
+    Empty `listen` means every address of the host.
+    """
+
+    entry: Entry
+    mapping: PortMapping | None = None
+    listen: tuple[Address, ...] = ()
+
+    @property
+    def origin(self) -> Origin:
+        """Where in the configuration it is written."""
+        return self.mapping.origin if self.mapping is not None else self.entry.origin
+
+    @property
+    def everywhere(self) -> bool:
+        """Whether it is a forward on every address."""
+        return self.mapping is not None and not self.listen
+
+    @property
+    def interface(self) -> str | None:
+        """The interface that packets have to come in by."""
+        return self.entry.interface if isinstance(self.entry, ForwardEntry) else None
+
+    @property
+    def sources(self) -> tuple[Subnet, ...]:
+        """Who may connect; anyone if it is empty."""
+        return self.entry.sources if isinstance(self.entry, ForwardEntry) else ()
+
+    def admits(self, arrival: Arrival) -> bool:
+        """Whether its client may connect; one whose address is not known may if anybody may."""
+        if not self.sources:
+            return True
+        mine = [subnet for subnet in self.sources if Family.of(subnet) is arrival.family]
+        return any(arrival.source is None or arrival.source in subnet for subnet in mine)
+
+    def fits(self, arrival: Arrival) -> bool:
+        """Whether it can lead there in that family: not if the guest's address is written, and is of the other."""
+        written = None if isinstance(self.entry, RouteEntry) else self.entry.address
+        return written is None or Family.of(written) is arrival.family
+
+    def takes_from(self, arrival: Arrival) -> bool:
+        """Whether it takes what came in there."""
+        return self.interface in (None, arrival.came_in)
+
+    def __str__(self) -> str:
+        match self.entry:
+            case NatEntry() as entry:
+                return f"makes {entry.public} the guest {shown(entry.domain)}"
+            case RouteEntry() as entry:
+                return f"routes {entry.subnet} to network {shown(entry.network)}"
+            case ForwardEntry() as entry:
+                hidden = ", masqueraded" if entry.masquerade else ""
+                return f"forwards {self.listens_at()} to {shown(entry.domain)}{hidden}"
+
+    def listens_at(self) -> str:
+        """Write where a forward listens, `udp 198.51.100.7:53`."""
+        if self.mapping is None:
+            return ""
+        places = [show_endpoint(address, self.mapping.host) for address in self.listen or (None,)]
+        return f"{self.mapping.protocol} {' and '.join(places)}"
+
+
+def claims_on(config: Config, arrival: Arrival) -> list[Claim]:
+    """List the claims on a connection's address and port, whoever may connect; the one that goes first first."""
+    forwards = [claim for claim in _forwards(config) if _is_meant(claim, arrival.protocol, arrival.port)]
+    return [
+        *(claim for claim in forwards if arrival.address in claim.listen),
+        *(claim for claim in forwards if claim.everywhere and not arrival.address.is_link_local),
+        *(Claim(entry) for entry in config.nats if entry.public == arrival.address),
+        *(Claim(entry) for entry in config.routes if _holds(entry.subnet, arrival.address)),
+    ]
+
+
+def preferred_addresses(config: Config, request: Request, held: Sequence[HostAddress]) -> Iterator[Address]:
+    """Give the addresses that somebody means who asks for a port alone, if entries tell."""
+    meant = [claim for claim in _forwards(config) if _is_meant(claim, request.protocol, request.port)]
+    for claim in meant:
+        yield from claim.listen
+    bound = {claim.interface for claim in meant if claim.everywhere}
+    if meant and None not in bound:
+        yield from (own.address for own in held if own.device in bound and not own.address.is_link_local)
+
+
+def opening_of(claim: Claim, desired: Desired, arrival: Arrival) -> Opening | None:
+    """Give what is to be live now for a claim on that connection."""
+
+    def serves(opening: Opening) -> bool:
+        if opening.family is not arrival.family or opening.origin != claim.origin:
+            return False
+        if not isinstance(opening, Forward):
+            return True
+        where = opening.listen in (None, arrival.address)
+        return where and opening.protocol is arrival.protocol and arrival.port in opening.ports
+
+    return next(filter(serves, desired.openings), None)
+
+
+def endpoint(opening: Opening, arrival: Arrival) -> tuple[Address, int]:
+    """Give the address and port of the guest that an opening leads a connection to."""
+    match opening:
+        case Forward():
+            return opening.target, opening.target_ports.first + arrival.port - opening.ports.first
+        case Nat():
+            return opening.target, arrival.port
+    return arrival.address, arrival.port
+
+
+def nearest(config: Config, arrival: Arrival) -> Claim | None:
+    """Give the forward whose writer may have thought that it claims this connection."""
+    return min(_forwards(config), key=lambda claim: _distance(claim, arrival), default=None)
+
+
+def _forwards(config: Config) -> Iterator[Claim]:
+    for entry in config.forwards:
+        for mapping in entry.mappings:
+            yield Claim(entry, mapping, (mapping.listen,) if mapping.listen is not None else entry.listen)
+
+
+def _is_meant(claim: Claim, protocol: Protocol, port: int) -> bool:
+    return claim.mapping is not None and claim.mapping.protocol is protocol and port in claim.mapping.host
+
+
+def _holds(subnet: Subnet, address: Address) -> bool:
+    return subnet.version == address.version and address in subnet
+
+
+def _distance(claim: Claim, arrival: Arrival) -> tuple[int, bool]:
+    ports = claim.mapping.host if claim.mapping is not None else PortRange(1, 1)
+    away = max(ports.first - arrival.port, arrival.port - ports.last, 0)
+    return away, claim.mapping is None or claim.mapping.protocol is not arrival.protocol

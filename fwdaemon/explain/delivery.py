@@ -1,59 +1,74 @@
 """The steps from the routing decision to the guest's interface, and of the answer back. Pure."""
 
-from collections.abc import Iterator
-from dataclasses import replace
-from ipaddress import ip_network
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from ipaddress import IPv4Address, IPv6Address, ip_network
 from typing import Final
 
+from fwdaemon.config.model import ForwardEntry
+from fwdaemon.core.inventory import HostAddress
+from fwdaemon.core.text import shown
+from fwdaemon.core.types import Address, Family, Protocol, Subnet
+from fwdaemon.errors import KernelError
 from fwdaemon.explain import remedies
-from fwdaemon.explain.entrance import Entrance
-from fwdaemon.explain.evaluation import Judgement
-from fwdaemon.explain.facts import MAIN_TABLE, RouteAnswer
-from fwdaemon.explain.ground import Ground, Target, leads_to
-from fwdaemon.explain.hooks import Way, through
-from fwdaemon.explain.packet import Packet, Place, State, System
-from fwdaemon.explain.report import Cause, Standing, Step, fine, unknown, wrong
-from fwdaemon.model import Family, Subnet
-from fwdaemon.naming import shown
-from fwdaemon.sysctl import of_interface
+from fwdaemon.explain.arrival import Arrival, Entry
+from fwdaemon.explain.entrance import Entrance, Ground, Target, is_strict, leads_to
+from fwdaemon.explain.facts import MAIN_TABLE, FarAnswer, GuestAnswer, RouteAnswer, World
+from fwdaemon.explain.report import RELOAD, Cause, Standing, Step, fine, unknown, wrong
+from fwdaemon.kernel.sysctl import FORWARDING, of_interface
+from fwdaemon.rulesets.evaluation import Judgement, Way, through
+from fwdaemon.rulesets.packet import Packet, Place, State, System
 
 # Stands for a rule of ours that is not there.
 _ABSENT: Final = Place(System.NFTABLES, "", "kvm_portfwd", "", 0)
 
 
 class Delivery:
-    """Follows a connection from where it arrived; where it was not sent to its target, as if it had been."""
+    """Follows a connection from where it arrived; where it was not sent to its target, as if it had been.
+
+    Then it knows the `device` that it leaves the host by, and `delivered` are the packets as the guest gets them.
+    """
 
     def __init__(self, ground: Ground, entrance: Entrance) -> None:
         self._ground = ground
         self._arrived = entrance.arrived
+        self.device: str | None = None
+        self.delivered: frozenset[Packet] = frozenset()
         self._suspects = {passage.chain for passage in entrance.passages if passage.judgement is not Judgement.ACCEPTS}
 
-    def leave(self, target: Target, mark: int) -> Iterator[Step]:
+    def leave(self, target: Target, label: int) -> Iterator[Step]:
         """Give the steps from the routing decision to the guest's interface, and back."""
         route, step = self._route(target)
         yield step
-        yield from self._forwarding(target)
-        device = route.device or target.bridge
+        yield from self._forwarding()
+        device = self.device = route.device or target.bridge
         if device is None:
             return
         end = remedies.End(target.address, target.number)
-        packets = frozenset(replace(packet, goes_out=device) for packet in self._led(target, mark))
+        packets = frozenset(replace(packet, goes_out=device) for packet in self._led(target, label))
         if not self._ground.arrival.from_host:
             way = through(self._ground.chains, "forward", packets, self._ground.around)
             yield from self._tell(way, end)
             packets = way.packets
         way = through(self._ground.chains, "postrouting", packets, self._ground.around)
         yield from self._tell(way, end)
+        self.delivered = way.packets
         yield from self._bridge(target, way.packets, device)
         yield from self._back(target, way.packets, device)
+
+    def pass_by(self, device: str) -> Iterator[Step]:
+        """Give the steps through the host of what is for another machine, and leaves by a device."""
+        yield from self._forwarding()
+        packets = frozenset(replace(packet, goes_out=device) for packet in self._arrived)
+        way = through(self._ground.chains, "forward", packets, self._ground.around)
+        yield from self._tell(way, remedies.End(self._ground.arrival.address, self._ground.arrival.port))
 
     def _tell(self, way: Way, end: remedies.End) -> Iterator[Step]:
         """Give a step for each chain, and remember those that do not let the packet through."""
         self._suspects |= {passage.chain for passage in way.passages if passage.judgement is not Judgement.ACCEPTS}
         yield from self._ground.judge.steps(way.passages, end)
 
-    def _led(self, target: Target, mark: int) -> frozenset[Packet]:
+    def _led(self, target: Target, label: int) -> frozenset[Packet]:
         """Give the packets that go to the target; where none does, one as our rules would send it."""
         right = frozenset(packet for packet in self._arrived if leads_to(packet, target))
         if right:
@@ -61,7 +76,7 @@ class Delivery:
         packet = self._ground.arrival.packet()
         if not target.translated:
             return frozenset([packet])
-        return frozenset([replace(packet.sent_to(target.address, target.number, _ABSENT), connmark=mark)])
+        return frozenset([packet.sent_to(target.address, target.number, _ABSENT).labelled(str(label))])
 
     def _route(self, target: Target) -> tuple[RouteAnswer, Step]:
         """Judge the way to the guest; the kernel is asked as if the packet were the host's own."""
@@ -83,15 +98,14 @@ class Delivery:
         remedy = remedies.add_route(target.subnet or ip_network(target.address), target.bridge)
         return wrong("route", text, Cause.ROUTE_ASTRAY, remedy)
 
-    def _forwarding(self, target: Target) -> Iterator[Step]:
+    def _forwarding(self) -> Iterator[Step]:
         """Judge the forwarding settings: IPv4 asks that of the interface a packet came in by (ip_route_input_slow)."""
         arrival = self._ground.arrival
         if arrival.from_host:
-            yield from self._local_net(target)
             return
-        every, name = "net.ipv4.ip_forward", of_interface(Family.IPV4, arrival.came_in, "forwarding")
-        if arrival.family is Family.IPV6:
-            every = name = "net.ipv6.conf.all.forwarding"
+        every = name = FORWARDING[arrival.family]
+        if arrival.family is Family.IPV4:
+            name = of_interface(Family.IPV4, arrival.came_in, "forwarding")
         setting = self._ground.world.sysctl(name)
         if setting != "0":
             told = fine("forwarding", f"{name} is on")
@@ -100,17 +114,6 @@ class Delivery:
         off = name if self._ground.world.sysctl(every) == "1" else every
         text = f"{off} is off, so the host forwards nothing"
         yield wrong("forwarding", text, Cause.FORWARDING_OFF, remedies.set_sysctl(off, 1))
-
-    def _local_net(self, target: Target) -> Iterator[Step]:
-        """Judge what lets 127.0.0.1 leave the host, for a connection from there."""
-        if not self._ground.arrival.address.is_loopback or target.bridge is None:
-            return
-        name = of_interface(Family.IPV4, target.bridge, "route_localnet")
-        if self._ground.world.sysctl(name) == "1":
-            yield fine("forwarding", f"{name} is on")
-            return
-        text = f"{name} is off, so 127.0.0.1 cannot reach a guest"
-        yield wrong("forwarding", text, Cause.FORWARDING_OFF, self._ground.judge.mend_ours())
 
     def _bridge(self, target: Target, packets: frozenset[Packet], device: str) -> Iterator[Step]:
         """Follow the packet through the bridge to the guest's port."""
@@ -171,3 +174,134 @@ def _is_fallback(route: RouteAnswer, subnet: Subnet | None) -> bool:
     if route.subnet is None:
         return True
     return route.table == MAIN_TABLE and route.subnet.prefixlen < (subnet.prefixlen if subnet is not None else 1)
+
+
+# The steps of the guest's answer: does it come back through this host, and leave where the question came in? Pure.
+#
+# That a guest answers this host says little: the host is on the guest's link, and its clients are not.
+_NAME: Final = "way back"
+# Documentation's (RFC 5737) and the discard prefix (RFC 6666): what a guest sends there reaches no machine.
+_NOWHERE: Final[Mapping[Family, Address]] = {Family.IPV4: IPv4Address("192.0.2.1"), Family.IPV6: IPv6Address("100::1")}
+
+
+@dataclass(frozen=True, slots=True)
+class WayBack:
+    """Follows the answer of a guest.
+
+    `renamed` says that the guest sees an address of the host on its link instead of the client.
+    """
+
+    arrival: Arrival
+    world: World
+    target: Target
+    entry: Entry
+    device: str
+    renamed: bool
+
+    def from_guest(self, near: GuestAnswer, held: Collection[HostAddress]) -> Iterator[Step]:
+        """Ask the guest as a client off its link; `near` is what it answered to the host itself."""
+        source = self._source(held)
+        if self.renamed or source is None:
+            return
+        try:
+            answer = self.world.ask_from_afar(self.target.address, self.target.number, self.device, source)
+        except KernelError as error:
+            yield unknown(_NAME, str(error), "whether the guest answers clients elsewhere was not asked")
+            return
+        step = self._judged(answer, source, near)
+        if step is not None:
+            yield step
+
+    def to_client(self) -> Iterator[Step]:
+        """Compare where the host sends the guest's answer with where the question came in."""
+        arrival = self.arrival
+        if arrival.from_host or arrival.came_in in self._links:
+            return
+        route = self.world.route(arrival.stand_in, self.target.address, self.device)
+        if route.device is None or route.device == arrival.came_in:
+            return
+        out, came_in = shown(route.device), shown(arrival.came_in)
+        text = f"the host sends the answer out by {out}, though the question comes in by {came_in}"
+        gateway = self.world.gateway_on(arrival.came_in, arrival.family)
+        yield unknown(_NAME, text, remedies.answer_elsewhere(arrival, route.device, gateway))
+
+    @property
+    def _links(self) -> frozenset[str]:
+        return self.target.links | {self.device}
+
+    def _source(self, held: Collection[HostAddress]) -> Address | None:
+        """Choose an address off all links of the guest; the host's own connections have one, which may be on one."""
+        if self.arrival.from_host:
+            source = self.arrival.stand_in
+            on_link = any(own.address == source and own.device in self._links for own in held)
+            return None if on_link or source.is_loopback else source
+        subnets = [own.subnet for own in held if own.device in self._links]
+        usable = (own.address for own in held if own.device not in self._links and self._is_usable(own.address))
+        return next((found for found in usable if not _lies_in(found, subnets)), _NOWHERE[self.arrival.family])
+
+    def _is_usable(self, address: Address) -> bool:
+        return Family.of(address) is self.arrival.family and not (address.is_loopback or address.is_link_local)
+
+    def _judged(self, answer: FarAnswer, source: Address, near: GuestAnswer) -> Step | None:
+        guest = self.target.address
+        if not answer.sent:
+            text = f"this host does not let {guest} be asked from {source}"
+            return unknown(_NAME, text, "whether the guest answers clients elsewhere was not asked")
+        if not answer.seen:
+            return None if near not in (GuestAnswer.ANSWERS, GuestAnswer.REFUSES) else self._nowhere(answer, source)
+        here = {seen.device for seen in answer.seen if seen.to_host}
+        if not here:
+            return self._elsewhere()
+        if self.device not in here:
+            return self._by_another_link(min(here))
+        if near is GuestAnswer.ANSWERS and not any(seen.by_port for seen in answer.seen):
+            return self._refused_from_afar()
+        return fine(_NAME, f"{guest} answers clients elsewhere through this host")
+
+    def _nowhere(self, answer: FarAnswer, source: Address) -> Step:
+        why = "it has no route back through this host, or its own firewall admits its own network only"
+        for device, wanted in sorted(answer.wanted, key=str):
+            if wanted != self._gateway():
+                link = shown(self.world.bridge_of(device) or device)
+                why = f"it looks for a gateway {wanted} through {link}, which does not answer it"
+        guest = self.target.address
+        text = f"{guest} answers this host on their common link, but not {source}, which is elsewhere: {why}"
+        return wrong(_NAME, text, Cause.NO_WAY_BACK, self._remedy(" unless its firewall refuses them on purpose;"))
+
+    def _elsewhere(self) -> Step:
+        text = f"{self.target.address} sends its answers to another gateway, and not back to this host"
+        return wrong(_NAME, text, Cause.ANSWER_ASTRAY, self._remedy())
+
+    def _by_another_link(self, device: str) -> Step:
+        guest, link = self.target.address, shown(self.device)
+        text = f"{guest} answers clients elsewhere through {shown(device)}, though it is asked through {link}"
+        if self.arrival.family is Family.IPV4 and is_strict(self.world, device):
+            return wrong(_NAME, f"{text}, where rp_filter is strict", Cause.ANSWER_ASTRAY, self._remedy())
+        return fine(_NAME, text)
+
+    def _refused_from_afar(self) -> Step:
+        where = f"{Protocol.TCP} port {self.target.number} of {self.target.address}"
+        text = f"the guest answers a ping from elsewhere, but {where} answers this host only"
+        return unknown(_NAME, text, f"the guest's own firewall may admit its own network only to {where}")
+
+    def _remedy(self, but: str = "") -> str:
+        gateway = self._gateway()
+        through = f"through {gateway}" if gateway is not None else "through this host"
+        route = f"give the guest its default route {through}"
+        if isinstance(self.entry, ForwardEntry):
+            return (
+                f"Write masquerade = true in {self.entry.origin} and {RELOAD}, so that the guest sees an"
+                f" address of this host on its own network,{but} or {route}, to have it see its clients."
+            )
+        return f"{route[0].upper()}{route[1:]}."
+
+    def _gateway(self) -> Address | None:
+        """Give the host's own address on the guest's link."""
+        for own in self.world.addresses():
+            if own.device == self.device and self.target.address in own.subnet:
+                return own.address
+        return None
+
+
+def _lies_in(address: Address, subnets: Iterable[Subnet]) -> bool:
+    return any(address.version == subnet.version and address in subnet for subnet in subnets)

@@ -1,21 +1,216 @@
 """The steps from the interface a packet comes in by to the routing decision, translation included. Pure."""
 
-from collections.abc import Iterator, Sequence
-from typing import Final
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final, Self
 
+from fwdaemon.config.model import DaemonSettings
+from fwdaemon.core.bans import is_behind
+from fwdaemon.core.report import LIBVIRT_TABLE
+from fwdaemon.core.text import shown
+from fwdaemon.core.types import Address, Family, Gate, PortRange, Subnet, show_endpoint
 from fwdaemon.explain import remedies
-from fwdaemon.explain.chain_steps import describe
-from fwdaemon.explain.evaluation import Passage
-from fwdaemon.explain.ground import Ground, Target, is_ours, leads_to
-from fwdaemon.explain.hooks import Way, through, translations
-from fwdaemon.explain.owners import owner_of
-from fwdaemon.explain.packet import Packet, Place
-from fwdaemon.explain.report import Cause, Step, fine, unknown, wrong
-from fwdaemon.model import Address, Family
-from fwdaemon.naming import shown
-from fwdaemon.sysctl import of_interface
+from fwdaemon.explain.arrival import Arrival, surroundings
+from fwdaemon.explain.facts import World
+from fwdaemon.explain.report import Cause, Standing, Step, command, fine, unknown, wrong
+from fwdaemon.kernel.sysctl import of_interface
+from fwdaemon.legacy.model import CONFINED, FWD, OWN_CHAINS
+from fwdaemon.nftables.branches import NEWCOMERS, STRANGERS
+from fwdaemon.nftables.gates import wanted_gates
+from fwdaemon.rulesets.evaluation import Judgement, Passage, Way, through, translations
+from fwdaemon.rulesets.owners import ADMIN, BANNING, OURS, asks_who, owner_of, owners_of
+from fwdaemon.rulesets.packet import BaseChain, Packet, Place, Surroundings, System
 
+# A step for each base chain on the way, and what to do about one that refuses. Pure.
+
+
+@dataclass(frozen=True, slots=True)
+class Judge:
+    """Tells what chains' judgements mean for one connection.
+
+    `daemon_runs` decides who is to mend a gate; `main` is the main file of the configuration.
+    """
+
+    arrival: Arrival
+    settings: DaemonSettings
+    daemon_runs: bool
+    main: str
+
+    def steps(self, passages: Iterable[Passage], end: remedies.End) -> Iterator[Step]:
+        """Give a step for each chain; `end` tells the packets of this connection from others there."""
+        for passage in passages:
+            yield self._step(passage, end)
+
+    def _step(self, passage: Passage, end: remedies.End) -> Step:
+        chain = passage.chain
+        policy = "accept" if chain.accepts else "drop"
+        text = f"{describe(chain)} ({chain.priority}, policy {policy}, {owners_of(chain)})"
+        match passage.judgement, passage.culprit:
+            case Judgement.REFUSES, Place() as culprit:
+                cause, remedy = Cause.CONFINED, remedies.make_router(self.arrival.family, self.main)
+                if _is_confining_one(culprit):
+                    remedy = remedies.forward_from(self.arrival.came_in, self.main)
+                elif not _is_confining(culprit):
+                    cause, remedy = self._remedy(passage, culprit, end)
+                said = f"{text} refuses: {_told(culprit)}"
+                return Step(chain.hook, Standing.WRONG, said, cause, remedy, passage)
+            case Judgement.MAY_REFUSE, Place() as culprit:
+                said = f"{text} may refuse, which cannot be told from here: {_told(culprit)}"
+                doubt = f"{describe(chain)} may refuse it"
+                return Step(chain.hook, Standing.UNKNOWN, said, None, doubt, passage)
+        return Step(chain.hook, Standing.FINE, text, passage=passage)
+
+    def _remedy(self, passage: Passage, culprit: Place, end: remedies.End) -> tuple[Cause, str]:
+        chain = passage.chain
+        if self._is_on_purpose(passage, culprit):
+            return Cause.ON_PURPOSE, self.on_purpose("refuses", culprit)
+        if chain.owned and chain.hook == "forward":
+            return Cause.REFUSED, remedies.share_table(chain, self.settings.gates, self.main)
+        if self._is_gated(chain):
+            return Cause.GATE_SHUT, self.mend_ours()
+        if chain.hook == "forward" and remedies.can_have_gate(chain) and not passage.asks_who:
+            return Cause.REFUSED, remedies.open_gate(chain, self.settings.gates, self.main)
+        cause = Cause.REFUSED_EARLY if chain.hook in ("ingress", "prerouting", "output") else Cause.REFUSED
+        if not passage.asks_who:
+            return cause, remedies.except_from(chain, end, self.arrival.protocol)
+        # A gate, or an exception at the head, would also let in the clients that other rules of the chain refuse.
+        exception = remedies.except_within if culprit.number else remedies.except_at_end
+        return cause, exception(chain, end, self.arrival.protocol)
+
+    def _is_on_purpose(self, passage: Passage, culprit: Place) -> bool:
+        """Whether a chain refuses this client rather than every client, or exists to refuse clients.
+
+        Where the daemon keeps a gate, only rules ahead of it count: later ones do not stop forwarded connections.
+        """
+        if culprit in passage.selects or is_behind(culprit.chain, self.settings.behind):
+            return True
+        return owner_of(culprit) in BANNING or (passage.spares_others and not self._is_gated(passage.chain))
+
+    def on_purpose(self, does: str, culprit: Place) -> str:
+        """Tell who treats the client so on purpose."""
+        # Libvirt has only jumps in that chain, so a rule that refuses a client there is the administrator's.
+        added = (culprit.table, culprit.chain) == (LIBVIRT_TABLE, "forward")
+        owner = ADMIN if added else owner_of(culprit)
+        who = "the administrator" if owner == ADMIN else owner
+        chain = Place(culprit.system, culprit.family, culprit.table, culprit.chain, 0)
+        return remedies.on_purpose(f"{who} {does}", _name(chain), str(self.arrival.source or "this client"))
+
+    def missing(self, name: str, text: str) -> Step:
+        """Give the step at which something is missing that the daemon should have made."""
+        if not self.daemon_runs:
+            return wrong(
+                name, f"{text}, and the daemon is not running", Cause.DAEMON_NOT_RUNNING, remedies.START_SERVICE
+            )
+        remedy = f"Have the daemon read its configuration again: {command('kvm-portfwd reload')}."
+        return wrong(name, f"{text}, though the daemon runs", Cause.NOT_LOADED, remedy)
+
+    def mend_ours(self) -> str:
+        """Tell how to have rules of ours made again."""
+        return (
+            f"Repair our rules: {command('systemctl restart kvm-portfwd')}."
+            if self.daemon_runs
+            else remedies.START_SERVICE
+        )
+
+    def _is_gated(self, chain: BaseChain) -> bool:
+        """Whether it is a chain that the daemon keeps a gate in by itself, or by the configuration."""
+        if chain.hook != "forward":
+            return False
+        if owner_of(chain.policy) == OURS or (chain.system is System.LEGACY and chain.table == "filter"):
+            return True
+        return Gate(chain.family, chain.table, chain.name) in wanted_gates(Family, self.settings.gates)
+
+
+def _is_confining(culprit: Place) -> bool:
+    """Whether our own rule refuses it, because the host did not forward it before the daemon turned forwarding on."""
+    if owner_of(culprit) != OURS:
+        return False
+    return culprit.chain == STRANGERS or (culprit.chain == FWD and CONFINED.comment in culprit.text)
+
+
+def _is_confining_one(culprit: Place) -> bool:
+    """Whether it is the one that does so for what comes in by some interface."""
+    if owner_of(culprit) != OURS:
+        return False
+    confining = culprit.chain == FWD and "confined " in culprit.text
+    return culprit.chain == NEWCOMERS or (confining and CONFINED.comment not in culprit.text)
+
+
+def describe(chain: BaseChain) -> str:
+    """Name a chain, and the rule system it is in where that is not nftables itself."""
+    return _name(chain.policy)
+
+
+def _name(place: Place) -> str:
+    name = f"{place.family} {place.table} {place.chain}"
+    return shown(f"legacy {name}" if place.system is System.LEGACY else name)
+
+
+def _told(culprit: Place) -> str:
+    if not culprit.number:
+        return "its policy"
+    owner = owner_of(culprit)
+    whose = f" ({owner})" if owner != owner_of(Place(culprit.system, culprit.family, culprit.table, "", 0)) else ""
+    rule = shown(culprit.text) if culprit.text else f"handle {culprit.number}"
+    return f"rule in {shown(culprit.chain)}{whose}: {rule}"
+
+
+# What every part of the walk through the kernel stands on. Pure, but for the `World` it asks.
 _STRICT: Final = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where a connection is to go: a guest's address and port, and what leads there.
+
+    `translated` says that a rule of ours has to send it there; a route needs none. `bridge` and `port` are where the
+    guest is plugged in, `subnet` that of its network, where they are known; `links` are all bridges of its domain.
+    """
+
+    address: Address
+    number: int
+    translated: bool = True
+    bridge: str | None = None
+    port: str | None = None
+    subnet: Subnet | None = None
+    links: frozenset[str] = frozenset()
+
+    def __str__(self) -> str:
+        return show_endpoint(self.address, PortRange(self.number, self.number))
+
+
+@dataclass(frozen=True, slots=True)
+class Ground:
+    """The host and the connection: every chain there is, and what rules ask of the host besides the packet."""
+
+    arrival: Arrival
+    world: World
+    judge: Judge
+    chains: Sequence[BaseChain]
+    around: Surroundings
+
+    @classmethod
+    def of(cls, arrival: Arrival, world: World, judge: Judge) -> Self:
+        """Look at the host."""
+        return cls(arrival, world, judge, world.chains(), surroundings(arrival, world.addresses(), world))
+
+
+def is_strict(world: World, interface: str) -> bool:
+    """Whether IPv4's reverse path filter is strict (ip-sysctl.rst, rp_filter): the higher of two settings counts."""
+    names = of_interface(Family.IPV4, interface, "rp_filter"), "net.ipv4.conf.all.rp_filter"
+    return max(int(world.sysctl(name) or 0) for name in names) == _STRICT
+
+
+def is_ours(packet: Packet) -> bool:
+    """Whether a rule of ours sent a packet where it goes."""
+    return packet.translated_by is not None and owner_of(packet.translated_by) == OURS
+
+
+def leads_to(packet: Packet, target: Target) -> bool:
+    """Whether a packet goes where it shall, by whom it shall."""
+    if not target.translated:
+        return packet.translated_by is None
+    return is_ours(packet) and (packet.destination, packet.port) == (target.address, target.number)
 
 
 class Entrance:
@@ -29,7 +224,7 @@ class Entrance:
 
     def enter(self) -> Iterator[Step]:
         """Give the steps up to the routing decision, translation included, whatever it should be."""
-        yield from self._reverse_path()
+        yield from list(self._kept_away()) or self._reverse_path()
         arrival = self._ground.arrival
         packets = frozenset([arrival.packet()])
         if arrival.from_host:
@@ -70,9 +265,8 @@ class Entrance:
             return unknown("translation", f"our rules send it to {target}, unless what may refuse it does")
         untracked = self._entering.untracked_by if self._entering is not None else None
         if untracked is not None:
-            remedy = remedies.except_from(untracked, self._end, self._ground.arrival.protocol)
             text = f"{describe(untracked)} takes it out of connection tracking, so nothing can translate it"
-            return wrong("translation", text, Cause.UNTRACKED, remedy)
+            return wrong("translation", text, Cause.UNTRACKED, self._exception(untracked))
         return self._missing(target)
 
     def _untouched(self, target: Target) -> Step:
@@ -85,19 +279,29 @@ class Entrance:
         chain = next(passage.chain for passage in self.passages if _translates(passage, place))
         where = next(packet for packet in self.arrived if packet.translated_by == place)
         to = "elsewhere" if where.destination is None else str(where.destination)
-        text = f"{describe(chain)} ({owner_of(place)}) sends it to {to} before our rules: {shown(place.text)}"
+        verb = "sends" if certainly else "may send"
+        text = f"{describe(chain)} ({owner_of(place)}) {verb} it to {to} before our rules: {shown(place.text)}"
         if not certainly:
-            return unknown("translation", text.replace(" sends ", " may send "), f"{describe(chain)} may take it")
-        if any(name.startswith("KVMPF_") for name in chain.chains):
+            return unknown("translation", text, f"{describe(chain)} may take it")
+        if not OWN_CHAINS.isdisjoint(chain.chains):
             # An exception in there would end the table, and our chain with it.
             return wrong("translation", text, Cause.TAKEN, self._ground.judge.mend_ours())
-        remedy = remedies.except_from(chain, self._end, self._ground.arrival.protocol)
-        return wrong("translation", text, Cause.TAKEN, remedy)
+        if any(place in passage.selects for passage in self.passages):
+            return wrong("translation", text, Cause.ON_PURPOSE, self._ground.judge.on_purpose("sends away", place))
+        return wrong("translation", text, Cause.TAKEN, self._exception(chain))
+
+    def _exception(self, chain: BaseChain) -> str:
+        """Tell how to have a chain leave the connection alone, but not that of clients whom other rules of it stop."""
+        asks = asks_who(chain, [self._ground.arrival.packet()], self._ground.around)
+        exception = remedies.except_within if asks else remedies.except_from
+        return exception(chain, self._end, self._ground.arrival.protocol)
 
     def _missing(self, target: Target) -> Step:
         led = self.led_to()
         text = (
-            "no rule of ours in the kernel takes it" if led is None else f"our rules send it to {led[0]}, not {target}"
+            "none of our rules in the kernel takes it"
+            if led is None
+            else f"our rules send it to {led[0]}, not {target}"
         )
         return self._ground.judge.missing("translation", text)
 
@@ -106,20 +310,29 @@ class Entrance:
         """The packet's way through every chain it met so far, those of one interface aside."""
         return self._entering.passages if self._entering is not None else ()
 
-    def _reverse_path(self) -> Iterator[Step]:
-        """Judge the reverse path filter (ip-sysctl.rst, rp_filter): the stricter of two settings counts."""
-        arrival, back = self._ground.arrival, self._ground.around.way_back
-        if arrival.from_host or arrival.family is Family.IPV6:
+    def _kept_away(self) -> Iterator[Step]:
+        """Judge a route that leads a client's answers nowhere, as fail2ban and administrators ban by."""
+        client = self._ground.arrival.source
+        if client is None or self._ground.arrival.from_host:
             return
-        name = of_interface(Family.IPV4, arrival.came_in, "rp_filter")
-        settings = [self._ground.world.sysctl(name), self._ground.world.sysctl("net.ipv4.conf.all.rp_filter")]
-        strictest = max(int(setting or 0) for setting in settings)
-        if strictest != _STRICT or back == arrival.came_in:
+        route = self._ground.world.route(client)
+        if route.kind and route.subnet is not None and route.subnet.prefixlen:
+            text = f"nothing goes back to {client}, by the route {route.kind} {route.subnet}"
+            yield wrong("way back", text, Cause.ON_PURPOSE, remedies.kept_away(client, route))
+
+    def _reverse_path(self) -> Iterator[Step]:
+        """Judge the reverse path filter."""
+        arrival, back = self._ground.arrival, self._ground.around.way_back
+        if arrival.from_host or arrival.family is Family.IPV6 or back == arrival.came_in:
+            return
+        if not is_strict(self._ground.world, arrival.came_in):
             return
         if self._ground.world.route(arrival.address, arrival.stand_in, arrival.came_in).device is not None:
             return  # by another route, as one of several
         text = f"rp_filter is strict on {arrival.came_in}, and the way back to the client is {back or 'unknown'}"
-        yield wrong("reverse path", text, Cause.REVERSE_PATH, remedies.set_sysctl(name, 2))
+        gateway = self._ground.world.gateway_on(arrival.came_in, arrival.family)
+        remedy = remedies.mend_reverse_path(arrival, back or "another interface", gateway)
+        yield wrong("reverse path", text, Cause.REVERSE_PATH, remedy)
 
 
 def _translates(passage: Passage, place: Place) -> bool:

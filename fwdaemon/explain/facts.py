@@ -6,10 +6,9 @@ from enum import StrEnum
 from typing import Final
 from typing import Protocol as Interface
 
-from fwdaemon.explain.rules import BaseChain
-from fwdaemon.inventory import HostAddress
-from fwdaemon.model import Address, Subnet
-from fwdaemon.sockets.model import Listener
+from fwdaemon.core.inventory import HostAddress
+from fwdaemon.core.types import Address, Family, Listener, Subnet
+from fwdaemon.rulesets.packet import BaseChain
 
 MAIN_TABLE: Final = 254  # RT_TABLE_MAIN, linux/rtnetlink.h
 
@@ -39,6 +38,31 @@ class GuestAnswer(StrEnum):
     UNREACHABLE = "unreachable"
 
 
+@dataclass(frozen=True, slots=True)
+class Sighting:
+    """An answer of a guest, seen on an interface of the host.
+
+    `to_host` says that its frame was sent to the host itself, and not to another machine behind the same bridge.
+    `by_port` says that the port which was asked answered, or something about it; otherwise it answers a ping.
+    """
+
+    device: str
+    to_host: bool
+    by_port: bool
+
+
+@dataclass(frozen=True, slots=True)
+class FarAnswer:
+    """How a guest answers a client off its link.
+
+    `sent` says that the questions left the host. `wanted` are addresses that the guest looked for by ARP, and where.
+    """
+
+    sent: bool
+    seen: frozenset[Sighting] = frozenset()
+    wanted: frozenset[tuple[str, Address]] = frozenset()
+
+
 class World(Interface):
     """The host, asked only for what the walk comes to. Everything blocks.
 
@@ -51,6 +75,10 @@ class World(Interface):
 
     def route(self, to: Address, source: Address | None = None, came_in: str | None = None) -> RouteAnswer:
         """Ask where a packet goes: one of the host's own, or with both arguments one that came in from elsewhere."""
+        ...
+
+    def gateway_on(self, device: str, family: Family) -> Address | None:
+        """Give a gateway that any routing table knows behind a device."""
         ...
 
     def listeners(self) -> Sequence[Listener]:
@@ -85,6 +113,14 @@ class World(Interface):
         """Give the process number of the daemon, if it runs in this network namespace."""
         ...
 
+    def is_on_link(self, address: Address) -> bool:
+        """Whether another machine on the host's own link answers for an address."""
+        ...
+
     def ask_guest(self, address: Address, port: int) -> GuestAnswer:
         """Open a TCP connection from the host to a guest, and close it."""
+        ...
+
+    def ask_from_afar(self, address: Address, port: int, device: str, source: Address) -> FarAnswer:
+        """Ask a guest behind a device by TCP and by ping, as a client with this source, and watch how it answers."""
         ...

@@ -3,28 +3,28 @@
 import errno
 import signal
 import socket
+import time
 from collections.abc import Collection, Iterable, Sequence
+from contextlib import suppress
 from functools import cached_property
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any, Final
 
-from fwdaemon import sysctl
 from fwdaemon.config.names import NFT_NAME
+from fwdaemon.core.inventory import HostAddress
+from fwdaemon.core.text import shown
+from fwdaemon.core.types import Address, Family, Listener
 from fwdaemon.errors import KernelError, PortfwdError, ProcessError
-from fwdaemon.explain import nft_listing, xt_listing
-from fwdaemon.explain.facts import MAIN_TABLE, GuestAnswer, RouteAnswer
-from fwdaemon.explain.packet import System
-from fwdaemon.explain.rules import BaseChain
-from fwdaemon.host import observe_host
-from fwdaemon.inventory import HostAddress
-from fwdaemon.model import Address, Family
-from fwdaemon.naming import shown
+from fwdaemon.explain.facts import MAIN_TABLE, FarAnswer, GuestAnswer, RouteAnswer
+from fwdaemon.explain.far_probe import ask_from_afar
+from fwdaemon.kernel import sysctl
+from fwdaemon.kernel.listeners import Holders, listeners
+from fwdaemon.kernel.observe import observe_host
+from fwdaemon.kernel.process import Runner
 from fwdaemon.nftables.existing import hooked_chains, is_iptables
-from fwdaemon.process import Runner
-from fwdaemon.sockets.holders import Holders
-from fwdaemon.sockets.listing import listeners
-from fwdaemon.sockets.model import Listener
+from fwdaemon.rulesets import nft_listing, xt_listing
+from fwdaemon.rulesets.packet import BaseChain, System
 
 _PROC: Final = Path("/proc")
 # Of this thread, since a network namespace is a thread's.
@@ -38,6 +38,8 @@ _RTN_LOCAL: Final = 2
 _DEAD_ENDS: Final = {6: "blackhole", 7: "unreachable", 8: "prohibit"}
 _AF: Final = {Family.IPV4: socket.AF_INET, Family.IPV6: socket.AF_INET6}
 _PATIENCE_S: Final = 2.0
+_INTERVAL_S: Final = 0.05
+_DISCARD: Final = 9  # RFC 863
 _UNREACHABLE: Final = frozenset({errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN})
 
 
@@ -76,6 +78,16 @@ class Kernel:
                 return _dead_end(rtnetlink.get_routes(family=_AF[Family.of(to)]), to)
         return _route_answer(answers[0], names, to)
 
+    def gateway_on(self, device: str, family: Family) -> Address | None:
+        """See `World.gateway_on`."""
+        from pyroute2 import IPRoute  # noqa: PLC0415  takes 150 ms to import
+
+        index = {name: number for number, name in socket.if_nameindex()}.get(device)
+        with IPRoute() as rtnetlink:
+            routes = [route for route in rtnetlink.get_routes(family=_AF[family]) if route.get_attr("RTA_OIF") == index]
+        gateways = (route.get_attr("RTA_GATEWAY") for route in sorted(routes, key=lambda route: int(route["dst_len"])))
+        return next((ip_address(gateway) for gateway in gateways if gateway), None)
+
     def listeners(self) -> Sequence[Listener]:
         """See `World.listeners`."""
         return listeners()
@@ -108,6 +120,18 @@ class Kernel:
         """See `World.daemon`."""
         return next((int(entry.name) for entry in _PROC.iterdir() if entry.name.isdigit() and _is_daemon(entry)), None)
 
+    def is_on_link(self, address: Address) -> bool:
+        """See `World.is_on_link`; any packet has the kernel ask its neighbours."""
+        with socket.socket(_AF[Family.of(address)], socket.SOCK_DGRAM) as asking, suppress(OSError):
+            asking.connect((str(address), _DISCARD))
+            asking.send(b"")
+        deadline = time.monotonic() + _PATIENCE_S
+        while time.monotonic() < deadline:
+            if any(neighbour.address == address for neighbour in observe_host().neighbours):
+                return True
+            time.sleep(_INTERVAL_S)
+        return False
+
     def ask_guest(self, address: Address, port: int) -> GuestAnswer:
         """See `World.ask_guest`."""
         try:
@@ -117,6 +141,10 @@ class Kernel:
             return GuestAnswer.SILENT if self._is_there(address) else GuestAnswer.UNREACHABLE
         except OSError as error:
             return GuestAnswer.UNREACHABLE if error.errno in _UNREACHABLE else GuestAnswer.REFUSES
+
+    def ask_from_afar(self, address: Address, port: int, device: str, source: Address) -> FarAnswer:
+        """See `World.ask_from_afar`."""
+        return ask_from_afar(address, port, device, source)
 
     def _is_there(self, address: Address) -> bool:
         """Whether somebody on the link answers for an address; the kernel asks for some seconds before it gives up."""
@@ -131,7 +159,7 @@ class Kernel:
     def _chains(self) -> Sequence[BaseChain]:
         try:
             hooked = hooked_chains()
-            texts = nft_listing.rule_texts(self._runner.run("nft", "-s", "-a", "list", "ruleset").stdout)
+            texts = nft_listing.rule_texts(self._runner.run("nft", "-t", "-s", "-a", "list", "ruleset").stdout)
         except PortfwdError as error:
             raise KernelError(f"the rules cannot be listed, run it as root: {error}") from error
         written = [chain for family in Family for chain in self._iptables(family, System.IPTABLES_NFT)]

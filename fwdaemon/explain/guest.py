@@ -4,15 +4,15 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from uuid import UUID
 
-from fwdaemon.addresses import Refusal, SubnetIndex
 from fwdaemon.config.model import Config, ForwardEntry, NatEntry, RouteEntry
+from fwdaemon.core.inventory import Attachment, Domain, GuestInterface, Inventory, Network
+from fwdaemon.core.text import shown
+from fwdaemon.core.types import Address, Family
 from fwdaemon.explain import remedies
 from fwdaemon.explain.facts import World
-from fwdaemon.explain.report import Cause, Step, fine, unknown, wrong
-from fwdaemon.guests import Absence, Guest, GuestEntry, GuestFinder
-from fwdaemon.inventory import Domain, GuestInterface, Inventory, Network
-from fwdaemon.model import Family
-from fwdaemon.naming import shown
+from fwdaemon.explain.report import RELOAD, Cause, Step, fine, unknown, wrong
+from fwdaemon.resolve.addresses import Refusal, SubnetIndex
+from fwdaemon.resolve.guests import Absence, Guest, GuestEntry, GuestFinder
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,7 @@ class GuestWalk:
         network = self._networks.get(entry.network)
         if network is None:
             names = ", ".join(shown(name) for name in sorted(self._networks)) or "none"
-            remedy = f"Write a network that libvirt has ({names}) in {entry.origin}, and {remedies.RELOAD}."
+            remedy = f"Write a network that libvirt has ({names}) in {entry.origin}, and {RELOAD}."
             yield wrong("network", f"libvirt knows no network {shown(entry.network)}", Cause.NO_SUCH_NETWORK, remedy)
         elif not network.active:
             yield self._inactive(network, ())
@@ -74,24 +74,12 @@ class GuestWalk:
             yield fine("network", f"{shown(network.name)} is active, on bridge {shown(network.bridge or 'none')}")
 
     def _absent(self, entry: GuestEntry, absence: Absence) -> Step:
-        named = [domain for domain in self._inventory.domains if domain.name == entry.domain]
+        meant = self._finder.meant(entry.domain)
         text = f"{shown(absence.name)}: {absence.reason}"
-        if len(named) > 1:
-            return wrong("domain", text, Cause.AMBIGUOUS_DOMAIN, remedies.choose_domain(entry, self._likeliest(named)))
-        known = {str(domain.uuid): domain for domain in self._inventory.domains}
-        domain = named[0] if named else known.get(entry.domain.lower())
-        if domain is None:
+        if meant is None:
             names = (other.name for other in self._inventory.domains)
             return wrong("domain", text, Cause.NO_SUCH_DOMAIN, remedies.name_domain(entry, names))
-        return wrong("domain", text, Cause.DOMAIN_NOT_RUNNING, remedies.start_domain(domain, self._home(domain)))
-
-    def _likeliest(self, domains: list[Domain]) -> Domain:
-        """Choose among domains of one name: one whose interfaces the kernel knows, or at least one that runs."""
-
-        def lacks(domain: Domain) -> tuple[bool, bool]:
-            return not any(map(self._is_plugged, domain.interfaces)), not domain.running
-
-        return min(domains, key=lacks)
+        return wrong("domain", text, Cause.DOMAIN_NOT_RUNNING, remedies.start_domain(meant, self._home(meant)))
 
     def _refused(self, entry: GuestEntry, domain: Domain, refusal: Refusal) -> Step:
         """Say why no address is believed, and what would change that."""
@@ -101,18 +89,38 @@ class GuestWalk:
         if network is not None and not network.active:
             plugs = [(interface.device, network.bridge)] if interface and interface.device and network.bridge else []
             return self._inactive(network, plugs)
+        if interface is not None and interface.attachment is not Attachment.PORT:
+            return self._unreachable(domain, interface, text)
         if entry.address is not None:
-            return self._configured_wrong(entry, text)
+            return self._configured_wrong(entry, interface, entry.address, text)
         if interface is None:
-            return wrong("guest", text, Cause.ADDRESS_REFUSED, f"Mend {entry.origin}, and {remedies.RELOAD}: {text}.")
+            return wrong("guest", text, Cause.ADDRESS_REFUSED, f"Fix {entry.origin}, and {RELOAD}: {text}.")
         if any(Family.of(claim.address) is self._family for claim in interface.learned):
             remedy = f"Give the guest an address of its own network, or write address = … in {entry.origin}: {text}."
             return wrong("guest", text, Cause.ADDRESS_REFUSED, remedy)
         return self._silent(entry, interface, text)
 
-    def _configured_wrong(self, entry: GuestEntry, text: str) -> Step:
-        remedy = f"Write the guest's own address instead of {entry.address} in {entry.origin}, and {remedies.RELOAD}."
+    def _unreachable(self, domain: Domain, interface: GuestInterface, text: str) -> Step:
+        name = next((item.name for item in self._inventory.networks if item.active and item.subnets), None)
+        remedy = remedies.give_interface(domain, self._home(domain), name)
+        if interface.attachment is Attachment.MACVTAP:
+            remedy = f"Connect to the guest's own address, as it is a machine of that network itself; or {remedy}"
+        return wrong("guest", text, Cause.NOT_REACHED, f"{remedy[0].upper()}{remedy[1:]}")
+
+    def _configured_wrong(
+        self, entry: GuestEntry, interface: GuestInterface | None, address: Address, text: str
+    ) -> Step:
+        remedy = f"Write the guest's own address instead of {address} in {entry.origin}, and {RELOAD}."
+        if interface is not None and self._is_routable(interface, address):
+            remedy = remedies.route_address(address, interface.bridge or "", entry.origin)
         return wrong("guest", text, Cause.ADDRESS_REFUSED, remedy)
+
+    def _is_routable(self, interface: GuestInterface, address: Address) -> bool:
+        """Whether a route is all that lacks: on a bridge where the host has single addresses only."""
+        subnets = SubnetIndex(self._inventory).of(interface)
+        single = all(subnet.num_addresses == 1 for subnet in subnets)
+        taken = any(own.address == address for own in self._inventory.host_addresses)
+        return bool(subnets) and single and interface.bridge is not None and not taken
 
     def _silent(self, entry: GuestEntry, interface: GuestInterface, text: str) -> Step:
         subnets = SubnetIndex(self._inventory).of(interface)
@@ -120,9 +128,7 @@ class GuestWalk:
             where = shown(interface.network or interface.bridge or interface.mac)
             remedy = f"Give network {where} an IPv{self._family} subnet, and the guest an address in it."
             return wrong("guest", text, Cause.WRONG_FAMILY, remedy)
-        remedy = (
-            f"Let the guest take an address by DHCP, or write its address = … in {entry.origin} and {remedies.RELOAD}."
-        )
+        remedy = f"Let the guest take an address by DHCP, or write its address = … in {entry.origin} and {RELOAD}."
         return wrong("guest", text, Cause.NO_ADDRESS, remedy)
 
     def _meant(self, entry: GuestEntry, domain: Domain) -> GuestInterface | None:

@@ -5,35 +5,30 @@ Commands are set off by `report.command`. A name from outside is in one only whe
 
 import re
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from ipaddress import ip_network
 from typing import Final
 
-from fwdaemon.config.model import ForwardEntry, Gate, NatEntry, Origin
-from fwdaemon.config.text import quote
-from fwdaemon.explain.arrival import Arrival
-from fwdaemon.explain.claims import Claim
+from fwdaemon.config.model import ForwardEntry, NatEntry
+from fwdaemon.core.inventory import Domain
+from fwdaemon.core.text import is_interface_name, quote, shown
+from fwdaemon.core.types import Address, Family, Gate, Origin, Protocol, Subnet
+from fwdaemon.explain.arrival import Arrival, Claim
 from fwdaemon.explain.facts import MAIN_TABLE, RouteAnswer
-from fwdaemon.explain.packet import Place, System
-from fwdaemon.explain.report import command
-from fwdaemon.explain.rules import BaseChain
-from fwdaemon.inventory import Domain
-from fwdaemon.model import Address, Family, Protocol, Subnet
-from fwdaemon.naming import is_interface_name, shown
+from fwdaemon.explain.report import RELOAD, START_COMMAND, command
+from fwdaemon.kernel.sysctl import FORWARDING, of_interface
+from fwdaemon.rulesets.packet import BaseChain, Place, System
 
-_RELOAD_COMMAND: Final = command("kvm-portfwd reload")
-RELOAD: Final = f"run {_RELOAD_COMMAND}"
-START_COMMAND: Final = command("systemctl enable --now kvm-portfwd")
 START_SERVICE: Final = f"Start the service: {START_COMMAND}."
 START_LIBVIRT: Final = f"start libvirt, {command('systemctl start libvirtd')}"
 
+# What puts a rule there: for nft where that is so, and else for iptables.
+_AT_HEAD: Final = {True: "insert", False: "-I"}
+_AT_END: Final = {True: "add", False: "-A"}
+_FIREWALLD: Final = "/etc/firewalld/firewalld.conf"
 _PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
-
-
-def in_force(remedy: str, *, daemon_runs: bool) -> str:
-    """Have a change of the configuration take effect: by a daemon that does not run, when it starts."""
-    return remedy if daemon_runs else remedy.replace(_RELOAD_COMMAND, START_COMMAND)
 
 
 # --- the configuration -----------------------------------------------------------------------------------------------
@@ -86,11 +81,6 @@ def name_domain(entry: ForwardEntry | NatEntry, known: Iterable[str]) -> str:
     return f"Define domain {quote(entry.domain)} in libvirt, or write another domain in {entry.origin} and {RELOAD}."
 
 
-def choose_domain(entry: ForwardEntry | NatEntry, domain: Domain) -> str:
-    """Tell how to name one of several domains with one name."""
-    return write(f'domain = "{domain.uuid}"', entry.origin)
-
-
 # --- libvirt, and how guests are plugged in --------------------------------------------------------------------------
 
 
@@ -113,6 +103,16 @@ def plug_in(device: str, bridge: str) -> str:
     """Tell how to put a guest's interface back into its bridge."""
     plug = _plug((device, bridge))
     return f"Plug the guest in again: {command(plug)}." if plug else f"Plug {shown(device)} into {shown(bridge)} again."
+
+
+def give_interface(domain: Domain, uri: str, network: str | None) -> str:
+    """Tell how to have the host reach a guest, by one more interface; `network` is one of libvirt's."""
+    what = "give the guest an interface on a libvirt network"
+    if network is None or not _PLAIN.fullmatch(network):
+        return f"{what}, and have it take an address there."
+    name = domain.name if _PLAIN.fullmatch(domain.name) else str(domain.uuid)
+    attach = command(_virsh(uri, "attach-interface", name, "network", network, "--live", "--config"))
+    return f"{what}, {attach}, and have it take an address there."
 
 
 def _plug(plug: tuple[str, str]) -> str:
@@ -142,6 +142,26 @@ def set_sysctl(name: str, value: int) -> str:
     return f"Change the setting: {command(shlex.join(['sysctl', '-w', f'{name}={value}']))}."
 
 
+def make_router(family: Family, main: str) -> str:
+    """Tell that nothing but our openings is forwarded, as before us, and how to have the host forward everything."""
+    name = FORWARDING[family]
+    return (
+        f"This is on purpose: IPv{family} forwarding was off before kvm-portfwd turned it on, so only what its entries"
+        f" name is forwarded. If this host is to be a router for everything, write {name} = 1 in /etc/sysctl.d and"
+        f" ip_forward = false under [daemon] in {main}, {RELOAD}, and then {command('sysctl --system')}."
+    )
+
+
+def forward_from(device: str, main: str) -> str:
+    """Tell the same of what comes in by one interface, on which forwarding was off."""
+    name = shown(of_interface(Family.IPV4, device, "forwarding"))
+    return (
+        f"This is on purpose: {name} was 0 before kvm-portfwd turned it on, so only what its entries name is forwarded"
+        f" from there. If everything is to be forwarded, write {name} = 1 in /etc/sysctl.d and ip_forward = false under"
+        f" [daemon] in {main}, {RELOAD}, and then {command('sysctl --system')}."
+    )
+
+
 def switch_on(device: str) -> str:
     """Tell how to switch a device on."""
     return f"Switch it on: {command(f'ip link set {device} up')}."
@@ -158,11 +178,47 @@ def drop_route(route: RouteAnswer) -> str:
     return f"Take that route away: {command(f'{_ip(route.subnet)} route del {kind}{route.subnet}{via}{out}{there}')}."
 
 
+def route_address(address: Address, bridge: str, origin: Origin) -> str:
+    """Tell how to have a guest's address believed on a bridge whose own subnet is a single address."""
+    wrong = f"write the guest's own address in {origin}"
+    if not is_interface_name(bridge):
+        return f"Route {address} to the guest's bridge, and {RELOAD}; or {wrong}."
+    route = command(f"{_ip(ip_network(address))} route add {ip_network(address)} dev {bridge}")
+    return f"Route the address to the guest's bridge, {route}, and {RELOAD}; or {wrong}, if that is another."
+
+
 def add_route(subnet: Subnet, bridge: str | None) -> str:
     """Tell how to add the route that a guest network lost."""
     if bridge is None or not is_interface_name(bridge):
         return f"Add a route to {subnet} through the interface that leads to the guest."
     return f"Add the network's own route again: {command(f'{_ip(subnet)} route add {subnet} dev {bridge}')}."
+
+
+def mend_reverse_path(arrival: Arrival, back: str, gateway: Address | None) -> str:
+    """Tell how to have strict rp_filter let a client in, and its answer out where it came in."""
+    if gateway is not None and is_interface_name(arrival.came_in):
+        return f"Send what goes to that client back by {arrival.came_in}: {_route_by(arrival, gateway)}."
+    name = of_interface(Family.IPV4, arrival.came_in, "rp_filter")
+    return (
+        f"{set_sysctl(name, 2)[:-1]}; answers then leave by {shown(back)}, where the network must take"
+        f" {arrival.address} as their source."
+    )
+
+
+def answer_elsewhere(arrival: Arrival, out: str, gateway: Address | None) -> str:
+    """Tell, in half a sentence, what becomes of an answer that leaves by another interface."""
+    doubt = (
+        f"the answer leaves by {shown(out)}, where the network may refuse {arrival.address} as its source, unless a"
+        " rule of policy routing for marks sends it elsewhere"
+    )
+    if gateway is None or not is_interface_name(arrival.came_in):
+        return doubt
+    return f"{doubt}; {_route_by(arrival, gateway)} sends it back by {arrival.came_in}"
+
+
+def _route_by(arrival: Arrival, gateway: Address) -> str:
+    client = ip_network(arrival.stand_in)
+    return command(f"{_ip(client)} route add {client} via {gateway} dev {arrival.came_in}")
 
 
 def set_hairpin(device: str) -> str:
@@ -185,6 +241,18 @@ def open_gate(chain: BaseChain, gates: Sequence[Gate], main: str) -> str:
     return f"Write gates = [{written}] under [daemon] in {main}, and {RELOAD}."
 
 
+def share_table(chain: BaseChain, gates: Sequence[Gate], main: str) -> str:
+    """Tell how to have a chain let our connections through whose table takes rules of its owner only."""
+    gate = Gate(chain.family, chain.table, chain.name)
+    if chain.table != "firewalld":
+        return f"Have the program that owns table {shown(chain.table)} let our connections through, or share the table."
+    written = ", ".join(f'"{item}"' for item in [*gates, gate])
+    gated = "" if gate in gates else f"Write gates = [{written}] under [daemon] in {main}. "
+    edit = command(f"sed -i s/^NftablesTableOwner=.*/NftablesTableOwner=no/ {_FIREWALLD}")
+    restart = command("systemctl restart firewalld")
+    return f"{gated}Have firewalld share its table: {edit}, {restart}; and {RELOAD}."
+
+
 def can_have_gate(chain: BaseChain) -> bool:
     """Whether the configuration can name a chain as a gate."""
     plain = all(_PLAIN.fullmatch(name) for name in (chain.table, chain.name))
@@ -200,25 +268,55 @@ class End:
     back: bool = False
 
 
+def on_purpose(what: str, chain: str, client: str) -> str:
+    """Tell that a client is refused on purpose, and by whom: what was closed so is not to be opened."""
+    return f"This is on purpose: {what} {client} in {chain}."
+
+
+def kept_away(client: Address, route: RouteAnswer) -> str:
+    """Tell that a client is kept away on purpose, by a route."""
+    return f"This is on purpose: the route {route.kind} {route.subnet} of this host lets nothing go to {client}."
+
+
 def except_from(chain: BaseChain, end: End, protocol: Protocol) -> str:
     """Tell how to have a chain leave a connection alone, by a rule at its head."""
+    return _exception(chain, end, protocol, _AT_HEAD)
+
+
+def except_at_end(chain: BaseChain, end: End, protocol: Protocol) -> str:
+    """Tell how to do so at the end of a chain whose policy refuses, so that its rules about clients still apply."""
+    return _exception(chain, end, protocol, _AT_END)
+
+
+def except_within(chain: BaseChain, end: End, protocol: Protocol) -> str:
+    """Tell how to do so where only the owner of the chain knows which rules have to come first."""
+    accepting = _accepting(chain, end, protocol)
+    return f"{accepting}, behind its rules that refuse clients."
+
+
+def _accepting(chain: BaseChain, end: End, protocol: Protocol) -> str:
+    which = "from" if end.back else "to"
+    return f"Have chain {shown(str(chain))} accept {protocol} {which} {end.address} port {end.port}"
+
+
+def _exception(chain: BaseChain, end: End, protocol: Protocol, verb: Mapping[bool, str]) -> str:
     if not all(_PLAIN.fullmatch(name) for name in (chain.table, chain.name)):
-        which = "from" if end.back else "to"
-        return f"Have chain {shown(str(chain))} accept {protocol} {which} {end.address} port {end.port}."
+        return f"{_accepting(chain, end, protocol)}."
     exception = _native_exception if chain.system is System.NFTABLES else _iptables_exception
-    return f"Have it make an exception: {command(exception(chain, end, protocol))}."
+    words = exception(chain, end, protocol, verb[chain.system is System.NFTABLES])
+    return f"Have it make an exception: {command(words)}."
 
 
-def _native_exception(chain: BaseChain, end: End, protocol: Protocol) -> str:
+def _native_exception(chain: BaseChain, end: End, protocol: Protocol, verb: str) -> str:
     ip = "ip" if Family.of(end.address) is Family.IPV4 else "ip6"
     address, port = ("saddr", "sport") if end.back else ("daddr", "dport")
-    return f"nft insert rule {chain} {ip} {address} {end.address} {protocol} {port} {end.port} accept"
+    return f"nft {verb} rule {chain} {ip} {address} {end.address} {protocol} {port} {end.port} accept"
 
 
-def _iptables_exception(chain: BaseChain, end: End, protocol: Protocol) -> str:
+def _iptables_exception(chain: BaseChain, end: End, protocol: Protocol, verb: str) -> str:
     address, port = ("-s", "--sport") if end.back else ("-d", "--dport")
     match = f"{address} {end.address} -p {protocol} {port} {end.port}"
-    return f"{iptables_program(chain.policy)} -w -t {chain.table} -I {chain.name} {match} -j ACCEPT"
+    return f"{iptables_program(chain.policy)} -w -t {chain.table} {verb} {chain.name} {match} -j ACCEPT"
 
 
 def iptables_program(place: Place) -> str:

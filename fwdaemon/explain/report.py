@@ -1,15 +1,18 @@
 """What is told in the end: the steps of the walk, and one sentence. Pure."""
 
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
-from fwdaemon.explain.evaluation import Passage
+from fwdaemon.rulesets.evaluation import Passage
+from fwdaemon.rulesets.owners import owners_of
 
-# Around a command, since no name from outside can hold these: `fwdaemon.naming.shown` makes them visible.
-_BEGIN, _END = "\x02", "\x03"
+# Marks in a sentence, since no name from outside can hold these: `fwdaemon.core.text.shown` makes them visible. Two
+# stand around a command, and one for what puts a change of the configuration in force.
+_BEGIN, _END, RELOAD = "\x02", "\x03", "\x05"
 _COMMAND: Final = re.compile(f"{_BEGIN}(.*?){_END}")
 _BACKQUOTED: Final = str.maketrans({"`": "'", _BEGIN: "`", _END: "`"})
 
@@ -17,6 +20,10 @@ _BACKQUOTED: Final = str.maketrans({"`": "'", _BEGIN: "`", _END: "`"})
 def command(text: str) -> str:
     """Set a command off from the sentence it stands in."""
     return f"{_BEGIN}{text}{_END}" if text.isprintable() else "a command with a name in it that cannot be typed"
+
+
+START_COMMAND: Final = command("systemctl enable --now kvm-portfwd")
+_RELOAD_COMMAND: Final = command("kvm-portfwd reload")
 
 
 class Standing(StrEnum):
@@ -33,20 +40,20 @@ class Cause(StrEnum):
     CONFIGURATION_REFUSED = "configuration-refused"
     LIBVIRT_UNREACHABLE = "libvirt-unreachable"
     NOT_OUR_ADDRESS = "not-our-address"
+    HELD_ELSEWHERE = "held-elsewhere"
     ONLY_FROM_HOST = "only-from-host"
     UNCLAIMED = "unclaimed"
     LOCALHOST_OFF = "localhost-off"
-    LOCALHOST_IMPOSSIBLE = "localhost-impossible"
     SOURCE_REFUSED = "source-refused"
     WRONG_INTERFACE = "wrong-interface"
     NO_SUCH_DOMAIN = "no-such-domain"
-    AMBIGUOUS_DOMAIN = "ambiguous-domain"
     DOMAIN_NOT_RUNNING = "domain-not-running"
     NO_SUCH_NETWORK = "no-such-network"
     NETWORK_NOT_ACTIVE = "network-not-active"
     WRONG_FAMILY = "wrong-family"
     NO_ADDRESS = "no-address"
     ADDRESS_REFUSED = "address-refused"
+    NOT_REACHED = "not-reached"
     UNPLUGGED = "unplugged"
     REVERSE_PATH = "reverse-path"
     REFUSED_EARLY = "refused-early"
@@ -57,12 +64,16 @@ class Cause(StrEnum):
     BRIDGE_DOWN = "bridge-down"
     ROUTE_ASTRAY = "route-astray"
     FORWARDING_OFF = "forwarding-off"
+    CONFINED = "confined"
     GATE_SHUT = "gate-shut"
+    ON_PURPOSE = "refused-on-purpose"
     REFUSED = "refused"
     HAIRPIN_OFF = "hairpin-off"
     GUEST_REFUSES = "guest-refuses"
     GUEST_SILENT = "guest-silent"
     GUEST_UNREACHABLE = "guest-unreachable"
+    NO_WAY_BACK = "no-way-back"
+    ANSWER_ASTRAY = "answer-astray"
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,11 +93,15 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """The whole answer: what was asked in `title`, the steps in the packet's order, and what works if all is well."""
+    """The whole answer: what was asked in `title`, the steps in the packet's order, and what works if all is well.
+
+    `daemon_runs` decides what puts a change of the configuration in force.
+    """
 
     title: str
     steps: Sequence[Step]
     success: str
+    daemon_runs: bool = True
 
     @property
     def failure(self) -> Step | None:
@@ -101,12 +116,17 @@ class Report:
     @property
     def sentence(self) -> str:
         """The last word: what to do, or that it works. Commands, and nothing else, stand in backquotes."""
-        return self._last_word().translate(_BACKQUOTED)
+        return self._marked().translate(_BACKQUOTED)
 
     @property
     def commands(self) -> list[str]:
         """The commands of the sentence, in order."""
-        return _COMMAND.findall(self._last_word())
+        return _COMMAND.findall(self._marked())
+
+    def _marked(self) -> str:
+        """Give the last word with commands set off."""
+        in_force = _RELOAD_COMMAND if self.daemon_runs else START_COMMAND
+        return self._last_word().translate({ord(RELOAD): f"run {in_force}"})
 
     def _last_word(self) -> str:
         if self.failure is not None:
@@ -131,3 +151,93 @@ def wrong(name: str, text: str, cause: Cause, remedy: str) -> Step:
 def unknown(name: str, text: str, remedy: str = "") -> Step:
     """Give a step that cannot be judged; `remedy` is half a sentence."""
     return Step(name, Standing.UNKNOWN, text, None, remedy)
+
+
+# Shows a report: for people, within 80 columns on a terminal, and for programs. Pure.
+SCHEMA_VERSION: Final = 1
+
+_WIDTH: Final = 80
+_NAME_WIDTH: Final = 12
+_SIGNS: Final = {Standing.FINE: "✓", Standing.WRONG: "✗", Standing.UNKNOWN: "?"}
+_WORDS: Final = {Standing.FINE: "ok", Standing.WRONG: "NO", Standing.UNKNOWN: "??"}
+_WORD = re.compile(r"`[^`]+`\S*|\S+")
+
+
+def as_text(report: Report, *, terminal: bool, unicode: bool) -> str:
+    """Write a report; where it is not for a terminal, each step is one line, however long."""
+    lines = [_visible(report.title), ""]
+    for step in report.steps:
+        lines += _step(step, _SIGNS if terminal and unicode else _WORDS, terminal=terminal)
+    sentence = _visible(report.sentence)
+    lines += ["", *(_wrapped(sentence, "", "") if terminal else [sentence])]
+    return "\n".join(lines)
+
+
+def as_json(report: Report) -> str:
+    """Write a report for programs; keys are stable within a `schema_version`."""
+    failure = report.failure
+    return json.dumps(
+        {
+            "schema_version": SCHEMA_VERSION,
+            "connection": report.title,
+            "works": report.works,
+            "cause": failure.cause if failure is not None else None,
+            "sentence": report.sentence,
+            "commands": report.commands,
+            "steps": [_json_step(step) for step in report.steps],
+        },
+        indent=2,
+    )
+
+
+def _step(step: Step, signs: Mapping[Standing, str], *, terminal: bool) -> Iterator[str]:
+    sign = signs[step.standing]
+    head = f"{sign} {step.name:<{_NAME_WIDTH}} "
+    text = _visible(step.text)
+    yield from _wrapped(text, head, " " * len(head)) if terminal else [head + text]
+
+
+def _visible(text: str) -> str:
+    """Escape what a terminal would not print; the kernel takes nearly anything as the name of an interface."""
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+
+
+def _wrapped(text: str, first: str, others: str) -> Iterator[str]:
+    """Wrap a text, but no command in it, so that it can be copied."""
+    line = first
+    for word in _words(text, _WIDTH - len(others)):
+        if line.strip() and len(line) + len(word) + (line != first) > _WIDTH:
+            yield line
+            line = others
+        line += word if line in (first, others) else f" {word}"
+    yield line
+
+
+def _words(text: str, longest: int) -> Iterator[str]:
+    """Part a text into words; a command is one, and what is longer than a line is cut."""
+    for word in _WORD.findall(text):
+        cut = len(word) if "`" in word else longest
+        yield from (word[start : start + cut] for start in range(0, len(word), cut))
+
+
+def _json_step(step: Step) -> dict[str, object]:
+    found: dict[str, object] = {"step": step.name, "state": step.standing, "text": step.text, "cause": step.cause}
+    if step.passage is not None:
+        found["chain"] = _json_chain(step.passage)
+    return found
+
+
+def _json_chain(passage: Passage) -> dict[str, object]:
+    chain, culprit = passage.chain, passage.culprit
+    return {
+        "backend": chain.system,
+        "family": chain.family,
+        "table": chain.table,
+        "name": chain.name,
+        "hook": chain.hook,
+        "priority": chain.priority,
+        "policy": "accept" if chain.accepts else "drop",
+        "owner": owners_of(chain),
+        "verdict": passage.judgement,
+        "rule": None if culprit is None or not culprit.number else {"chain": culprit.chain, "text": culprit.text},
+    }

@@ -5,25 +5,34 @@ from dataclasses import dataclass, replace
 from itertools import chain, islice
 from typing import Final
 
-from fwdaemon.config.model import Config, RouteEntry
-from fwdaemon.desired import Desired
+from fwdaemon.config.model import Config, ForwardEntry, RouteEntry
+from fwdaemon.core.inventory import HostAddress, Inventory
+from fwdaemon.core.state import Desired
+from fwdaemon.core.text import shown
+from fwdaemon.core.types import Address, Family, Protocol, Subnet
 from fwdaemon.errors import ConfigError
 from fwdaemon.explain import remedies
-from fwdaemon.explain.arrival import Arrival, arrive, device_of, facing
-from fwdaemon.explain.chain_steps import Judge
-from fwdaemon.explain.claims import Claim, claims_on, endpoint, nearest, opening_of, preferred_addresses
-from fwdaemon.explain.delivery import Delivery
-from fwdaemon.explain.entrance import Entrance
+from fwdaemon.explain.arrival import (
+    Arrival,
+    Claim,
+    Request,
+    arrive,
+    between_others,
+    claims_on,
+    device_of,
+    endpoint,
+    facing,
+    nearest,
+    opening_of,
+    preferred_addresses,
+)
+from fwdaemon.explain.delivery import Delivery, WayBack
+from fwdaemon.explain.entrance import Entrance, Ground, Judge, Target
 from fwdaemon.explain.facts import GuestAnswer, World
-from fwdaemon.explain.ground import Ground, Target
 from fwdaemon.explain.guest import GuestWalk, Libvirt
-from fwdaemon.explain.report import Cause, Report, Step, command, fine, unknown, wrong
-from fwdaemon.explain.request import Request
-from fwdaemon.guests import Guest
-from fwdaemon.inventory import HostAddress, Inventory
-from fwdaemon.model import Address, Family, Protocol, Subnet
-from fwdaemon.naming import shown
-from fwdaemon.placing import desired_state
+from fwdaemon.explain.report import RELOAD, START_COMMAND, Cause, Report, Step, command, fine, unknown, wrong
+from fwdaemon.resolve.guests import Guest
+from fwdaemon.resolve.placement import desired_state
 
 _NOBODY: Final = Inventory()
 _MOST_PROBLEMS: Final = 3
@@ -34,9 +43,9 @@ def refused(request: Request, error: ConfigError, world: World) -> Report:
     problems = "; ".join(map(str, error.problems[:_MOST_PROBLEMS]))
     more = len(error.problems) - _MOST_PROBLEMS
     told = f"{problems}; and {more} more, see {command('kvm-portfwd check')}" if more > 0 else problems
-    remedy = remedies.in_force(f"Mend {told}; and {remedies.RELOAD}.", daemon_runs=world.daemon() is not None)
+    remedy = f"Fix {told}; and {RELOAD}."
     step = wrong("configuration", "it is refused", Cause.CONFIGURATION_REFUSED, remedy)
-    return Report(str(request), (step,), "")
+    return Report(str(request), (step,), "", daemon_runs=world.daemon() is not None)
 
 
 def explain(request: Request, config: Config, libvirt: Libvirt, world: World, main: str) -> Report:
@@ -49,9 +58,7 @@ def explain(request: Request, config: Config, libvirt: Libvirt, world: World, ma
     held = world.addresses()
     arrival = arrive(request, preferred_addresses(config, request, held), libvirt.bridges, world)
     report = _Story(config, libvirt, world, main, held).tell(arrival)
-    runs = world.daemon() is not None
-    steps = [replace(step, remedy=remedies.in_force(step.remedy, daemon_runs=runs)) for step in report.steps]
-    return replace(report, steps=steps)
+    return replace(report, daemon_runs=world.daemon() is not None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,21 +79,47 @@ class _Story:
         judge = Judge(arrival, self.config.daemon, daemon is not None, self.main)
         ground = Ground.of(arrival, self.world, judge)
         entrance = Entrance(ground)
-        steps = [self._address(arrival, claim), *self._sockets(arrival, claim)]
+        # At a loopback address the daemon listens itself; what else does is among the problems of the status.
+        sockets = [] if arrival.address.is_loopback and claim is not None else self._sockets(arrival, claim)
+        steps = [self._address(arrival, claim), *sockets]
         if claim is None:
+            if (refused := self._between_others(arrival, judge)) is not None:
+                return refused
             steps += [self._unclaimed(arrival), *entrance.enter(), *entrance.into_host()]
             return Report(f"{arrival} from {arrival.client}", steps, "")
         steps += [self._entry(claim, arrival), self._daemon(daemon)]
-        inside = list(entrance.enter())
-        guest_steps, target = self._target(claim, desired, arrival, entrance.led_to())
+        by_proxy = arrival.address.is_loopback
+        inside = [] if by_proxy else list(entrance.enter())
+        guest_steps, target = self._target(claim, desired, arrival, None if by_proxy else entrance.led_to())
         steps += [*guest_steps, *inside]
         if target is not None:
-            if claim.admits(arrival) and claim.takes_from(arrival):
-                steps.append(entrance.translation(target))
-            steps += Delivery(ground, entrance).leave(target, self.config.daemon.mark)
-            steps.append(self._answer(arrival, target, believed=self.libvirt.inventory is not None))
+            delivery = Delivery(ground, entrance)
+            if by_proxy:
+                steps.append(_carried(arrival, target))
+            else:
+                if claim.admits(arrival) and claim.takes_from(arrival):
+                    steps.append(entrance.translation(target))
+                steps += delivery.leave(target, self.config.daemon.label)
+            steps += self._answer(arrival, target, claim, delivery)
         leads = f"{arrival} leads to {shown(_owner(claim))}" + (f", {target}" if target is not None else "")
         return Report(f"{arrival} from {arrival.client}", steps, leads)
+
+    def _between_others(self, arrival: Arrival, judge: Judge) -> Report | None:
+        """Tell of what is for another machine, where it is refused because the host forwarded nothing before us."""
+        crossing = between_others(arrival, self.world)
+        if crossing is None:
+            return None
+        arrival, device = crossing
+        ground = Ground.of(arrival, self.world, replace(judge, arrival=arrival))
+        entrance = Entrance(ground)
+        steps = [
+            fine("address", f"{arrival.address} is no address of this host, which would send it on to {shown(device)}"),
+            fine("entry", f"no entry of {self.main} claims it"),
+            *entrance.enter(),
+            *Delivery(ground, entrance).pass_by(device),
+        ]
+        refused = any(step.cause is Cause.CONFINED for step in steps)
+        return Report(f"{arrival} from {arrival.client}", steps, "") if refused else None
 
     # --- the host --------------------------------------------------------------------------------------------------
 
@@ -100,30 +133,37 @@ class _Story:
         if claim is not None and isinstance(claim.entry, RouteEntry):
             return fine("address", f"{address} is no address of this host, which routes it to a guest")
         own = facing(address, self.held)
+        if own is not None and self.world.is_on_link(address):
+            return self._held_elsewhere(arrival, own)
         if (claim is not None and not claim.everywhere and own is None) or arrival.from_host:
-            doubt = f"{address} has to be routed to this host by whoever is upstream"
+            doubt = f"{address} has to be routed to this host by the router upstream"
             return unknown("address", f"{address} is no address of this host, nor of a network it is on", doubt)
         return self._not_ours(arrival, own)
+
+    def _held_elsewhere(self, arrival: Arrival, own: HostAddress) -> Step:
+        here = self._own_address(arrival.family)
+        text = f"another machine on {shown(own.device)} has {arrival.address}, so this host gets no packets for it"
+        remedy = (
+            f"Ask the machine that has {arrival.address}, and do not give this host the same address: where it moves"
+            f" between hosts, forwards on it work here from the moment it is here. Until then connect to {here}."
+        )
+        return wrong("address", text, Cause.HELD_ELSEWHERE, remedy)
 
     def _not_ours(self, arrival: Arrival, own: HostAddress | None) -> Step:
         here = self._own_address(arrival.family)
         other = str(here) if here is not None else "one of its own"
         device = own.device if own is not None else arrival.came_in
         remedy = remedies.hold_address(arrival.address, own.subnet if own else None, device, other)
-        text = f"{arrival.address} is no address of this host, so nobody brings it packets for it"
+        text = f"{arrival.address} is no address of this host, so no packets for it get here"
         return wrong("address", text, Cause.NOT_OUR_ADDRESS, remedy)
 
     def _loopback(self, arrival: Arrival, claim: Claim | None) -> Step:
         here = self._own_address(arrival.family)
-        if arrival.family is Family.IPV6:
-            remedy = f"Connect to {here or 'another address of this host'} instead."
-            text = "the kernel has no way to lead ::1 to a guest"
-            return wrong("address", text, Cause.LOCALHOST_IMPOSSIBLE, remedy)
         if not arrival.from_host:
             remedy = f"Connect to {here or 'another address of this host'} instead."
             return wrong("address", f"{arrival.address} is reached from this host only", Cause.ONLY_FROM_HOST, remedy)
         if claim is not None and not self.config.daemon.localhost:
-            remedy = f"Write localhost = true under [daemon] in {self.main}, and {remedies.RELOAD}."
+            remedy = f"Write localhost = true under [daemon] in {self.main}, and {RELOAD}."
             text = f"forwards do not answer on {arrival.address} unless localhost = true"
             return wrong("address", text, Cause.LOCALHOST_OFF, remedy)
         return fine("address", f"{arrival.address} is this host itself")
@@ -146,7 +186,7 @@ class _Story:
     def _daemon(self, daemon: int | None) -> Step:
         if daemon is not None:
             return fine("daemon", f"it runs, process {daemon}")
-        doubt = f"the daemon does not run, so nothing will follow what changes: {remedies.START_COMMAND}"
+        doubt = f"the daemon does not run, so nothing will follow what changes: {START_COMMAND}"
         return unknown("daemon", "it does not run", doubt)
 
     def _as_admitted(self, claim: Claim, arrival: Arrival) -> Arrival:
@@ -166,7 +206,7 @@ class _Story:
     def _entry(self, claim: Claim, arrival: Arrival) -> Step:
         text = f"{claim.origin} {claim}"
         if not claim.fits(arrival):
-            remedy = f"Write another [[forward]] with the guest's IPv{arrival.family} address, and {remedies.RELOAD}."
+            remedy = f"Write another [[forward]] with the guest's IPv{arrival.family} address, and {RELOAD}."
             return wrong("entry", f"{text}, at an address of the other family", Cause.WRONG_FAMILY, remedy)
         if not claim.takes_from(arrival):
             text += f", but only what comes in by {claim.interface}"
@@ -207,7 +247,8 @@ class _Story:
         if guest is None:
             return Target(*to, bridge=bridge)
         subnet = next((own.subnet for own in self.held if to[0] in own.subnet and own.device == guest.bridge), None)
-        return Target(*to, bridge=guest.bridge, port=guest.bridge_port, subnet=subnet)
+        links = frozenset(item.bridge for item in guest.domain.interfaces if item.bridge is not None)
+        return Target(*to, bridge=guest.bridge, port=guest.bridge_port, subnet=subnet, links=links)
 
     def _no_libvirt(self, led: tuple[Address, int] | None) -> Step:
         if led is not None:
@@ -215,12 +256,27 @@ class _Story:
         remedy = f"{remedies.START_LIBVIRT[0].upper()}{remedies.START_LIBVIRT[1:]}."
         return wrong("libvirt", self.libvirt.fault, Cause.LIBVIRT_UNREACHABLE, remedy)
 
-    def _answer(self, arrival: Arrival, target: Target, *, believed: bool) -> Step:
-        """Ask the guest itself, where that can be done: by TCP, at an address that is believed."""
+    def _answer(self, arrival: Arrival, target: Target, claim: Claim, delivery: Delivery) -> Iterator[Step]:
+        """Ask the guest itself, where its address is believed, and whether its answers come back."""
+        if self.libvirt.inventory is None or not target.translated:
+            yield self._not_asked(arrival, target)
+            return
+        near = self.world.ask_guest(target.address, target.number)
+        yield self._judged(near, target) if arrival.protocol is Protocol.TCP else self._not_asked(arrival, target)
+        if delivery.device is not None:
+            renamed = bool(delivery.delivered) and all(packet.renamed for packet in delivery.delivered)
+            hidden = renamed or (isinstance(claim.entry, ForwardEntry) and claim.entry.masquerade)
+            way = WayBack(arrival, self.world, target, claim.entry, delivery.device, hidden)
+            yield from way.from_guest(near, self.held)
+            yield from way.to_client()
+
+    def _not_asked(self, arrival: Arrival, target: Target) -> Step:
         where = f"{arrival.protocol} port {target.number} of {target.address}"
-        if arrival.protocol is not Protocol.TCP or not believed or not target.translated:
-            return unknown("answer", f"nobody can tell from here whether {where} answers", f"{where} was not asked")
-        match self.world.ask_guest(target.address, target.number):
+        return unknown("answer", f"it cannot be told from here whether {where} answers", f"{where} was not asked")
+
+    def _judged(self, near: GuestAnswer, target: Target) -> Step:
+        where = f"{Protocol.TCP} port {target.number} of {target.address}"
+        match near:
             case GuestAnswer.ANSWERS:
                 return fine("answer", f"{where} answers")
             case GuestAnswer.REFUSES:
@@ -229,8 +285,17 @@ class _Story:
             case GuestAnswer.SILENT:
                 remedy = f"Have the guest's own firewall admit {where}, if it still has that address."
                 return wrong("answer", f"{where} does not answer", Cause.GUEST_SILENT, remedy)
-        remedy = f"Give the guest the address {target.address}, or mend its network: nobody answers for it on the link."
+        remedy = f"Give the guest the address {target.address}, or fix its network: nothing answers for it on the link."
         return wrong("answer", f"{target.address} is not there", Cause.GUEST_UNREACHABLE, remedy)
+
+
+def _carried(arrival: Arrival, target: Target) -> Step:
+    """Tell how what is for a loopback address gets to a guest."""
+    if arrival.protocol is Protocol.SCTP:
+        text = f"forwards of SCTP do not answer on {arrival.address}"
+        return wrong("proxy", text, Cause.LOCALHOST_OFF, "Connect to another address of this host instead.")
+    where = f"port {target.number} of {target.address}"
+    return fine("proxy", f"the daemon listens on {arrival.address} and opens a connection of the host's own to {where}")
 
 
 def _chosen(claims: list[Claim], desired: Desired, arrival: Arrival) -> Claim | None:

@@ -1,24 +1,159 @@
-"""Asks the agents inside guests for their addresses, on a connection of its own.
+"""Keeps asking guest agents, apart from everything else.
 
-An agent is a program of the guest and may never answer. Here that delays no one but other agents, each for 5 s at most.
-
-The time limit is libvirt's own (virDomainAgentSetResponseTimeout). It is a property of the domain, seen by every
-client, so it is set back to libvirt's default, no limit, right after the question: a backup that freezes file systems
-through the agent may take its time. libvirt cannot tell what the limit was before.
+A guest agent is asked only while its domain has no address from a better source, one at a time, on a thread of its own:
+an agent that hangs costs other agents some seconds, and nobody else anything. What it said stands while that run of its
+domain lasts, even when the agent goes away, as it does at each of its updates.
 """
 
+import asyncio
+import logging
+from collections.abc import Callable, Iterable
 from contextlib import suppress
-from typing import Any
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Final, Protocol, TypeAlias
 from uuid import UUID
 
 import libvirt
 
-from fwdaemon.errors import LibvirtUnavailableError
+from fwdaemon.core.inventory import AddressSource, LearnedAddress, MacClaim, ObservedDomain
+from fwdaemon.core.report import LookAgain, Reason, ReasonKind
+from fwdaemon.core.text import shown
+from fwdaemon.errors import LibvirtUnavailableError, PortfwdError
 from fwdaemon.hypervisor.connection import open_with_keepalive
-from fwdaemon.inventory import AddressSource, LearnedAddress
-from fwdaemon.libvirt_xml import guest_address, normal_mac
-from fwdaemon.observation import MacClaim
+from fwdaemon.hypervisor.xml import guest_address, normal_mac
+from fwdaemon.kernel.process import Worker
 
+_log = logging.getLogger(__name__)
+
+_SETTLED_S: Final = 30.0  # an address may change; nothing tells us when
+FIRST_RETRY_S: Final = 2.0
+_LAST_RETRY_S: Final = 120.0
+_CLOSE_S: Final = 1.0
+
+
+class Agents(Protocol):
+    """Whoever can ask a guest agent; both block."""
+
+    def addresses(self, domain: UUID) -> tuple[MacClaim, ...]:
+        """Ask. Raises `LibvirtUnavailableError` when there is no answer."""
+
+    def close(self) -> None:
+        """Close whatever is open."""
+
+
+Recall: TypeAlias = Callable[[ObservedDomain], tuple[MacClaim, ...]]
+
+
+@dataclass(slots=True)
+class _Record:
+    """What one run of a domain told, and when to ask it next."""
+
+    domain: ObservedDomain
+    retry: float
+    due: float
+    wanted: bool = False
+    claims: tuple[MacClaim, ...] = ()
+
+
+class AgentRounds:
+    """Asks the agents of one connection. `look_again` is called with a reason when an answer differs from the last.
+
+    `recall` gives what an agent said to the daemon before: that counts until it answers.
+    """
+
+    def __init__(self, name: str, agents: Agents, look_again: LookAgain, recall: Recall = lambda _seen: ()) -> None:
+        self._name = name
+        self._recall = recall
+        self._agents = agents
+        self._look_again = look_again
+        self._records: dict[UUID, _Record] = {}
+        self._changed = asyncio.Event()
+        self._worker = Worker(f"agents of {name}")
+        self._task: asyncio.Task[None] | None = None
+
+    def answers(self) -> dict[UUID, tuple[MacClaim, ...]]:
+        """Give what the agents said, by domain."""
+        return {uuid: record.claims for uuid, record in self._records.items()}
+
+    def update(self, domains: Iterable[ObservedDomain]) -> None:
+        """Learn of the present domains; what those that ended or began anew said is forgotten."""
+        before, self._records = self._records, {}
+        now = asyncio.get_running_loop().time()
+        for seen in domains:
+            if seen.instance < 0:
+                continue
+            record = before.get(seen.domain.uuid)
+            if record is None or record.domain.instance != seen.instance:
+                record = _Record(seen, FIRST_RETRY_S, now, claims=self._recall(seen))
+            elif seen.agent_connected and not record.domain.agent_connected:
+                # Not ahead of those that wait, or two that hang and return by turns would be the only ones asked.
+                record.due, record.retry = min(record.due, now), FIRST_RETRY_S
+            record.domain = seen
+            self._records[seen.domain.uuid] = record
+
+    def want(self, domains: Iterable[ObservedDomain]) -> None:
+        """Ask these from now on, and no others, in the background."""
+        wanted = {seen.domain.uuid for seen in domains}
+        for uuid, record in self._records.items():
+            record.wanted = uuid in wanted
+        self._changed.set()
+        if wanted and self._task is None:
+            self._task = asyncio.create_task(self._ask_forever(), name=f"agents of {self._name}")
+
+    async def close(self) -> None:
+        """Stop asking. An agent that hangs at this moment may keep its thread for its last 5 s."""
+        if self._task is None:
+            return
+        self._task.cancel()
+        with suppress(asyncio.CancelledError):
+            await self._task
+        closed = self._worker.submit(self._agents.close)
+        await self._worker.close(_CLOSE_S)
+        closed.cancel()
+
+    async def _ask_forever(self) -> None:
+        clock = asyncio.get_running_loop().time
+        while True:
+            self._changed.clear()
+            record = min((item for item in self._records.values() if item.wanted), key=_due, default=None)
+            if record is not None and record.due <= clock():
+                await self._ask(record)
+                continue
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._changed.wait(), None if record is None else record.due - clock())
+
+    async def _ask(self, record: _Record) -> None:
+        domain = record.domain.domain
+        claims: tuple[MacClaim, ...] = ()
+        try:
+            claims = await self._worker.submit(partial(self._agents.addresses, domain.uuid))
+        except PortfwdError as error:  # no thread is to be had, either
+            _log.debug("domain %s: %s", shown(domain.name), error)
+        now = asyncio.get_running_loop().time()
+        if not claims:
+            record.due, record.retry = now + record.retry, min(record.retry * 2, _LAST_RETRY_S)
+            return
+        record.due, record.retry = now + _SETTLED_S, FIRST_RETRY_S
+        # What was known first comes first: of addresses as good, a guest is reached at the one it has had for longer.
+        claims = tuple(dict.fromkeys([*(claim for claim in record.claims if claim in claims), *claims]))
+        if claims != record.claims:
+            record.claims = claims
+            self._look_again(Reason(ReasonKind.AGENT, domain.name, "reported its addresses"))
+
+
+def _due(record: _Record) -> float:
+    return record.due
+
+
+# Asks the agents inside guests for their addresses, on a connection of its own.
+#
+# An agent is a program of the guest and may never answer. Here that delays no one but other agents, each for 5 s at
+# most.
+#
+# The time limit is libvirt's own (virDomainAgentSetResponseTimeout). It is a property of the domain, seen by every
+# client, so it is set back to libvirt's default, no limit, right after the question: a backup that freezes file systems
+# through the agent may take its time. libvirt cannot tell what the limit was before.
 _TIMEOUT_S = 5
 MAX_ADDRESSES = 64
 

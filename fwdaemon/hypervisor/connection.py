@@ -1,29 +1,115 @@
-"""One hypervisor URI: its connection, the one to its networks, and the events of both.
-
-The two are one unit: when either is lost, both are closed, and whoever owns this opens it again. Networks get a
-connection of their own because, with the modular daemons, network events asked for at the hypervisor's daemon stop
-silently when virtnetworkd restarts.
-
-Callbacks run in libvirt's event loop and do nothing but pass a sentence on, and say what is in doubt; they ask libvirt
-nothing (name and UUID come with the event). Events that cannot matter to an address are not registered for: a change of
-a network's metadata, say. A change of its reservations sends none at all; the watch on dnsmasq's files sees it.
-"""
+"""A connection to libvirt, the loop its events come by, and what they say."""
 
 import logging
+import threading
 from collections.abc import Callable
 from contextlib import suppress
+from functools import cache
 from typing import Any
 from urllib.parse import urlsplit
 
 import libvirt
 
-from fwdaemon import libvirt_events
-from fwdaemon.errors import LibvirtUnavailableError
-from fwdaemon.hypervisor.failure import is_unsupported, unavailable
-from fwdaemon.hypervisor.reader import Reader
-from fwdaemon.observation import LibvirtObservation
-from fwdaemon.process import find_program
+from fwdaemon.core.inventory import LibvirtObservation, Move
+from fwdaemon.core.report import LookAgain, Reason, ReasonKind
+from fwdaemon.errors import KernelError, LibvirtUnavailableError
+from fwdaemon.hypervisor.reader import Reader, is_unsupported, unavailable
+from fwdaemon.kernel.process import find_program
 
+# What libvirt's events mean: of domain web1, that it "stopped (crashed)".
+#
+# Pure: numbers and names in, a reason out. The numbers are part of libvirt's ABI
+# (https://libvirt.org/html/libvirt-libvirt-domain.html, libvirt-libvirt-network.html) and written down here, so that no
+# event needs a call into libvirt and a number of a newer libvirt is no error.
+_LIFECYCLE = (
+    "defined",
+    "undefined",
+    "started",
+    "suspended",
+    "resumed",
+    "stopped",
+    "shutting down",
+    "suspended by its guest",
+    "crashed",
+)
+_DEFINED, _UNDEFINED, _STARTED, _SUSPENDED, _RESUMED, _STOPPED = 0, 1, 2, 3, 4, 5
+# Those that say more than the event itself. A rename is told as the end of one name, then as the begin of another.
+_DETAILS: dict[int, dict[int, str]] = {
+    _DEFINED: {2: "renamed"},
+    _UNDEFINED: {1: "renamed"},
+    _STARTED: {1: "migrated here", 2: "restored", 3: "from a snapshot"},
+    _SUSPENDED: {
+        1: "handed over to another host",
+        7: "handed over, post-copy",
+        8: "post-copy migration failed",
+    },
+    # After a migration that failed or was cancelled, the host it did not leave says so too.
+    _RESUMED: {1: "migration ended", 3: "migrated here, post-copy", 4: "post-copy migration failed"},
+    _STOPPED: {
+        0: "shut down",
+        1: "destroyed",
+        2: "crashed",
+        3: "handed over to another host",
+        4: "saved",
+        5: "failed",
+        6: "reverted to a snapshot",
+    },
+}
+_MIGRATED = {(_STARTED, 1): Move.HERE, (_STOPPED, 3): Move.GONE}
+_NETWORK_LIFECYCLE = ("defined", "undefined", "started", "stopped")
+_AGENT_STATE = {1: "connected", 2: "disconnected"}
+_CLOSE_REASON = ("an input/output error", "the end of the stream", "no answer to keepalive messages", "our own request")
+
+
+def domain_lifecycle(name: str, event: int, detail: int) -> Reason:
+    """Tell a domain's lifecycle event, with `detail` where it says more, as why a domain stopped."""
+    why = _DETAILS.get(event, {}).get(detail)
+    return Reason(ReasonKind.DOMAIN, name, f"{_word(_LIFECYCLE, event)}{f' ({why})' if why else ''}")
+
+
+def migrated(event: int, detail: int) -> Move | None:
+    """Tell whether a lifecycle event says that a domain is being received, or that it ended as another host has it."""
+    return _MIGRATED.get((event, detail))
+
+
+def domain_rebooted(name: str) -> Reason:
+    """Tell that the guest rebooted without its domain stopping."""
+    return Reason(ReasonKind.DOMAIN, name, "rebooted")
+
+
+def domain_devices_changed(name: str) -> Reason:
+    """Tell that a device was plugged in or out."""
+    return Reason(ReasonKind.DEVICES, name)
+
+
+def agent_lifecycle(name: str, state: int) -> Reason:
+    """Tell that the guest agent came or went."""
+    return Reason(ReasonKind.AGENT, name, _AGENT_STATE.get(state, "changed"))
+
+
+def network_lifecycle(name: str, event: int) -> Reason:
+    """Tell a network's lifecycle event."""
+    return Reason(ReasonKind.NETWORK, name, _word(_NETWORK_LIFECYCLE, event))
+
+
+def close_reason(reason: int) -> str:
+    """Tell why libvirt's client closed a connection."""
+    return _word(_CLOSE_REASON, reason)
+
+
+def _word(words: tuple[str, ...], number: int) -> str:
+    return words[number] if 0 <= number < len(words) else f"changed (event {number})"
+
+
+# One hypervisor URI: its connection, the one to its networks, and the events of both.
+#
+# The two are one unit: when either is lost, both are closed, and whoever owns this opens it again. Networks get a
+# connection of their own because, with the modular daemons, network events asked for at the hypervisor's daemon stop
+# silently when virtnetworkd restarts.
+#
+# Callbacks run in libvirt's event loop and do nothing but pass a reason on, and say what is in doubt; they ask libvirt
+# nothing (name and UUID come with the event). Events that cannot matter to an address are not registered for: a change
+# of a network's metadata, say. A change of its reservations sends none at all; the watch on dnsmasq's files sees it.
 _log = logging.getLogger(__name__)
 
 _KEEPALIVE_INTERVAL_S = 5
@@ -48,9 +134,9 @@ def network_uri(uri: str) -> str | None:
 
 
 class LibvirtConnection:
-    """Use it from one thread at a time. `trigger` and `lost` are called with a reason, from libvirt's event loop."""
+    """Use it from one thread at a time. Libvirt's event loop calls `trigger` with a reason, and `lost` with a text."""
 
-    def __init__(self, uri: str, trigger: Callable[[str], None], lost: Callable[[str], None]) -> None:
+    def __init__(self, uri: str, trigger: LookAgain, lost: Callable[[str], None]) -> None:
         self.uri = uri
         self._trigger = trigger
         self._lost = lost
@@ -122,25 +208,26 @@ class LibvirtConnection:
 
     def _watch_close(self, connection: libvirt.virConnect) -> None:
         def closed(_connection: libvirt.virConnect, reason: int, _opaque: object) -> None:
-            self._lost(libvirt_events.close_reason(reason))
+            self._lost(close_reason(reason))
 
         if if_supported(connection.registerCloseCallback, closed, None) is not None:
             self._deregister.append(connection.unregisterCloseCallback)
 
     def _watch_domains(self, connection: libvirt.virConnect) -> None:
         def lifecycle(_connection: object, domain: libvirt.virDomain, event: int, detail: int, _opaque: object) -> None:
-            self._news(domain, libvirt_events.domain_lifecycle(domain.name(), event, detail))
+            reason = domain_lifecycle(domain.name(), event, detail)
+            self._news(domain, reason, migrated(event, detail))
 
         def rebooted(_connection: object, domain: libvirt.virDomain, _opaque: object) -> None:
-            self._news(domain, libvirt_events.domain_rebooted(domain.name()))
+            self._news(domain, domain_rebooted(domain.name()))
 
         def devices(_connection: object, domain: libvirt.virDomain, *_details: object) -> None:
-            self._news(domain, libvirt_events.domain_devices_changed(domain.name()))
+            self._news(domain, domain_devices_changed(domain.name()))
 
         def agent(_connection: object, domain: libvirt.virDomain, state: int, reason: int, _opaque: object) -> None:
             # That it is not there when its domain starts goes without saying, and ahead of the start itself.
             if reason != libvirt.VIR_CONNECT_DOMAIN_EVENT_AGENT_LIFECYCLE_REASON_DOMAIN_STARTED:
-                self._news(domain, libvirt_events.agent_lifecycle(domain.name(), state))
+                self._news(domain, agent_lifecycle(domain.name(), state))
 
         self._watch_domain_event(connection, libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, lifecycle)
         self._watch_domain_event(connection, libvirt.VIR_DOMAIN_EVENT_ID_REBOOT, rebooted)
@@ -148,8 +235,8 @@ class LibvirtConnection:
         self._watch_domain_event(connection, libvirt.VIR_DOMAIN_EVENT_ID_DEVICE_REMOVED, devices)
         self._watch_domain_event(connection, libvirt.VIR_DOMAIN_EVENT_ID_AGENT_LIFECYCLE, agent)
 
-    def _news(self, domain: libvirt.virDomain, reason: str) -> None:
-        self._reader.doubt(domain.UUIDString())
+    def _news(self, domain: libvirt.virDomain, reason: Reason, move: Move | None = None) -> None:
+        self._reader.doubt(domain.UUIDString(), move)
         self._trigger(reason)
 
     def _watch_domain_event(self, connection: libvirt.virConnect, event: int, callback: Callback) -> None:
@@ -160,7 +247,7 @@ class LibvirtConnection:
     def _watch_networks(self, connection: libvirt.virConnect) -> None:
         def lifecycle(_connection: object, network: libvirt.virNetwork, event: int, *_details: object) -> None:
             self._reader.doubt()
-            self._trigger(libvirt_events.network_lifecycle(network.name(), event))
+            self._trigger(network_lifecycle(network.name(), event))
 
         number = if_supported(
             connection.networkEventRegisterAny, None, libvirt.VIR_NETWORK_EVENT_ID_LIFECYCLE, lifecycle, None
@@ -184,3 +271,66 @@ def if_supported(function: Callable[..., Any], *arguments: object) -> Any:
         if not is_unsupported(error):
             raise
         return None
+
+
+# libvirt's event loop, in a thread of its own.
+#
+# Events and keepalive messages of every connection are served here, so it runs before the first connection is opened
+# and until after the last is closed (https://libvirt.org/html/libvirt-libvirt-event.html#virEventRegisterDefaultImpl).
+_ASLEEP = -1
+_LAST_ROUND_MS = 20
+
+
+class EventLoop:
+    """Runs from `start` until `stop`. libvirt allows one loop per process; several of these in turn are fine."""
+
+    def __init__(self) -> None:
+        self._stopping = False
+        self._timer = _ASLEEP
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Register the loop with libvirt and run it.
+
+        Raises:
+            KernelError: no thread or no descriptor is to be had; to try again is fine.
+
+        """
+        try:
+            _register()
+            if self._timer == _ASLEEP:
+                self._timer = libvirt.virEventAddTimeout(_ASLEEP, self._last_round, None)
+            # Another one each time: from Python 3.13 on, one that could not be started never can.
+            thread = threading.Thread(target=self._run, name="libvirt-events", daemon=True)
+            thread.start()
+        except (RuntimeError, libvirt.libvirtError) as error:
+            raise KernelError(f"libvirt's events cannot be heard: {error}") from error
+        self._thread = thread
+
+    def stop(self) -> None:
+        """End the thread, if it runs, after it has freed what closed connections left to it; blocks for some 20 ms.
+
+        libvirt frees the callbacks of a closed connection in the loop's idle time, hence a timer and not a flag.
+        """
+        if self._thread is not None and self._thread.is_alive():
+            libvirt.virEventUpdateTimeout(self._timer, _LAST_ROUND_MS)
+            self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stopping:
+            libvirt.virEventRunDefaultImpl()
+
+    def _last_round(self, timer: int, _opaque: object) -> None:
+        self._stopping = True
+        libvirt.virEventRemoveTimeout(timer)
+
+
+@cache
+def _register() -> None:
+    """Register once per process, and keep libvirt from printing every error: they reach us as exceptions."""
+    libvirt.registerErrorHandler(_say_nothing, None)
+    libvirt.virEventRegisterDefaultImpl()
+
+
+def _say_nothing(_context: object, _error: object) -> None:
+    """Stand in for libvirt's own handler, which prints to standard error."""

@@ -1,29 +1,66 @@
 """Takes the observation: what libvirt says of all domains and networks, in as few calls as it can be had.
 
 Four calls list everything; then one for each network, one more for each active network, and one for each running domain
-that is new or in doubt. After each event about it a domain is in doubt, and now and then all are.
+that is new or in doubt, two where it is paused or crashed. After each event about it a domain is in doubt, and now and
+then all are. One that does not run here, because it is migrating, always is.
 Domains and networks that go away in the middle are normal, and simply not there. If libvirt stays, but cannot answer
 for one of them (a lease file it cannot read, a domain whose lock is held), or not so that we understand it, what it
 said the last time stands in: one broken guest must not blind us to the others.
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from collections.abc import Set as AbstractSet
 from queue import SimpleQueue
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 from uuid import UUID
 from xml.etree.ElementTree import ParseError
 
 import libvirt
 
-from fwdaemon.hypervisor.failure import is_gone, is_unsupported
-from fwdaemon.inventory import AddressSource, Domain, LearnedAddress
-from fwdaemon.libvirt_xml import guest_address, normal_mac, parse_domain, parse_network
-from fwdaemon.naming import shown
-from fwdaemon.observation import LibvirtObservation, MacClaim, ObservedDomain, ObservedNetwork
+from fwdaemon.core.inventory import (
+    AddressSource,
+    Domain,
+    LearnedAddress,
+    LibvirtObservation,
+    MacClaim,
+    Move,
+    ObservedDomain,
+    ObservedNetwork,
+)
+from fwdaemon.core.text import shown
+from fwdaemon.errors import LibvirtUnavailableError
+from fwdaemon.hypervisor.xml import Standing, guest_address, move, normal_mac, parse_domain, parse_network, standing
+
+# libvirt's errors, told apart: gone meanwhile, not supported by this driver, or no answer at all.
+_GONE = frozenset(
+    {
+        libvirt.VIR_ERR_NO_DOMAIN,
+        libvirt.VIR_ERR_NO_NETWORK,
+        libvirt.VIR_ERR_OPERATION_INVALID,  # "domain is not running", "network is not active"
+    }
+)
+
+
+def is_gone(error: libvirt.libvirtError) -> bool:
+    """Tell whether the domain or network is no longer there, or no longer active."""
+    return error.get_error_code() in _GONE
+
+
+def is_unsupported(error: libvirt.libvirtError) -> bool:
+    """Tell whether this driver cannot do it at all."""
+    return error.get_error_code() == libvirt.VIR_ERR_NO_SUPPORT
+
+
+def unavailable(uri: str, error: libvirt.libvirtError) -> LibvirtUnavailableError:
+    """Turn libvirt's error into ours, one sentence."""
+    return LibvirtUnavailableError(f"libvirt at {uri} does not answer: {error.get_error_message() or error}")
+
 
 _log = logging.getLogger(__name__)
+
+_PAUSED_OR_CRASHED: Final = libvirt.VIR_CONNECT_LIST_DOMAINS_PAUSED | libvirt.VIR_CONNECT_LIST_DOMAINS_OTHER
+_MOST_DEPARTED: Final = 1000
 
 T = TypeVar("T")
 Key = tuple[str, str]
@@ -38,11 +75,17 @@ class Reader:
         self._asked: dict[Key, Any] = {}
         self._silent: set[Key] = set()
         self._known: dict[str, ObservedDomain] = {}
-        self._doubts: SimpleQueue[str | None] = SimpleQueue()
+        self._before: dict[str, ObservedDomain] = {}
+        self._received: set[str] = set()
+        self._handed_over: set[str] = set()
+        self._doubts: SimpleQueue[tuple[str | None, Move | None]] = SimpleQueue()
 
-    def doubt(self, uuid: str | None = None) -> None:
-        """Have a domain asked again the next time, or all of them. May be called from any thread."""
-        self._doubts.put(uuid)
+    def doubt(self, uuid: str | None = None, move: Move | None = None) -> None:
+        """Have a domain asked again the next time, or all of them. May be called from any thread.
+
+        `move` is what the event about it says: it is being received (`HERE`), or another host has it (`GONE`).
+        """
+        self._doubts.put((uuid, move))
 
     def observe(self, hypervisor: libvirt.virConnect, networks: libvirt.virConnect) -> LibvirtObservation:
         """Take one observation. Raises `libvirt.libvirtError` when libvirt does not answer."""
@@ -57,43 +100,96 @@ class Reader:
 
     def _domains(self, connection: libvirt.virConnect) -> list[ObservedDomain]:
         domains = connection.listAllDomains()
-        other = connection.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_OTHER)
-        crashed = {domain.UUIDString() for domain in other if self._is_crashed(domain)}
+        unusual = {domain.UUIDString() for domain in connection.listAllDomains(_PAUSED_OR_CRASHED)}
         observed: dict[str, ObservedDomain] = {}
         for domain in domains:
             uuid = domain.UUIDString()
-            if (seen := self._domain(domain, uuid, crashed=uuid in crashed)) is not None:
+            if (seen := self._domain(domain, uuid, unusual=uuid in unusual)) is not None:
                 observed[uuid] = seen
         self._known = {uuid: seen for uuid, seen in observed.items() if _devices(uuid) not in self._silent}
-        return list(observed.values())
+        self._before = observed | _departed(
+            self._before, observed, self._handed_over | set(filter(self._ran_in_part, self._received))
+        )
+        self._received &= observed.keys()
+        self._handed_over.clear()
+        return list(self._before.values())
 
     def _forget_doubtful(self) -> None:
         while not self._doubts.empty():
-            uuid = self._doubts.get()
+            uuid, moved = self._doubts.get()
             if uuid is None:
                 self._known.clear()
-            else:
-                self._known.pop(uuid, None)
+                continue
+            self._known.pop(uuid, None)
+            if moved is Move.HERE:
+                self._received.add(uuid)
+            elif moved is Move.GONE:
+                self._handed_over.add(uuid)
 
-    def _is_crashed(self, domain: libvirt.virDomain) -> bool:
-        """Tell whether a domain crashed and was kept for a post-mortem; libvirt still counts it as active."""
-        state: Any = self._ask(("state", domain.UUIDString()), domain, domain.state)
-        return state is not None and state[0] == libvirt.VIR_DOMAIN_CRASHED
-
-    def _domain(self, domain: libvirt.virDomain, uuid: str, *, crashed: bool) -> ObservedDomain | None:
+    def _domain(self, domain: libvirt.virDomain, uuid: str, *, unusual: bool) -> ObservedDomain | None:
         """Observe one domain; its number, name and UUID came with the list and cost no call."""
         name, instance, key = domain.name(), domain.ID(), _devices(uuid)
         known = self._known.get(uuid)
-        if known is not None and not crashed and (known.domain.name, known.instance) == (name, instance):
+        if known is not None and (known.domain.name, known.instance) == (name, instance) and known.domain.move is None:
             self._asked[key] = self._answers.get(key)
             return known
-        if crashed or instance < 0:
+        if instance < 0:
+            return ObservedDomain(Domain(name, UUID(uuid), running=False, move=self._departure(domain, uuid)))
+        now = self._standing(domain, uuid) if unusual or uuid in self._received else Standing.HERE
+        if now in (Standing.STARTING, Standing.CRASHED):
             return ObservedDomain(Domain(name, UUID(uuid), running=False))
         devices = self._ask(key, domain, lambda: parse_domain(domain.XMLDesc()))
-        if devices is None:
+        if devices is None or now is None:
             return None
-        observed = Domain(name, UUID(uuid), running=True, interfaces=devices.interfaces)
-        return ObservedDomain(observed, instance, devices.agent_connected)
+        moving = self._move(now, uuid, instance)
+        observed = Domain(name, UUID(uuid), running=moving is None, interfaces=devices.interfaces, move=moving)
+        return ObservedDomain(observed, instance, devices.agent_connected and moving is None)
+
+    def _standing(self, domain: libvirt.virDomain, uuid: str) -> Standing | None:
+        """Ask where a domain stands; libvirt counts those that crashed, and those on the move, as active."""
+        state: Any = self._ask(("state", uuid), domain, domain.state)
+        return None if state is None else standing(*state)
+
+    def _move(self, now: Standing, uuid: str, instance: int) -> Move | None:
+        """Tell which way an active domain is moving, and remember that it was received until it runs here wholly.
+
+        A copy whose source has died shuts down, too, and has never run here.
+        """
+        ran_here = self._ran_here(uuid, instance)
+        if now is Standing.HERE:
+            self._received.discard(uuid)
+        elif now is Standing.MIGRATING and not ran_here:
+            self._received.add(uuid)
+        received, known = uuid in self._received, self._before.get(uuid)
+        before = known.domain.move if known is not None else Move.HERE if received else None
+        return move(now, ran_here=ran_here, received=received, before=before)
+
+    def _ran_here(self, uuid: str, instance: int) -> bool:
+        before = self._before.get(uuid)
+        has_run = before is not None and before.domain.move not in (Move.HERE, Move.ARRIVED)
+        return before is not None and before.instance == instance and has_run
+
+    def _ran_in_part(self, uuid: str) -> bool:
+        """Tell whether a domain was seen running here while another host had part of its memory, and may go on."""
+        before = self._before.get(uuid)
+        return uuid in self._received and before is not None and before.domain.running
+
+    def _departure(self, domain: libvirt.virDomain, uuid: str) -> Move | None:
+        """Tell whether a domain that does not run was handed over: what it did last, or libvirt, says so."""
+        ran_in_part = self._ran_in_part(uuid)
+        self._received.discard(uuid)
+        before = self._before.get(uuid)
+        if before is None:
+            return None
+        if before.instance < 0:
+            return before.domain.move
+        has_left = (
+            ran_in_part
+            or uuid in self._handed_over
+            or _has_left(before)
+            or self._standing(domain, uuid) is Standing.GONE
+        )
+        return Move.GONE if has_left else None
 
     def _networks(self, connection: libvirt.virConnect, macs: AbstractSet[str]) -> list[ObservedNetwork]:
         try:
@@ -135,12 +231,32 @@ class Reader:
     def _last_answer(self, key: Key, name: str, error: Exception) -> Any:
         if key not in self._silent:
             self._silent.add(key)
-            _log.warning("libvirt at %s does not tell the %s of %s: %s", self._uri, key[0], shown(name), error)
+            _log.warning("libvirt at %s does not report the %s of %s: %s", self._uri, key[0], shown(name), error)
         return self._answers.get(key)
 
 
 def _devices(uuid: str) -> Key:
     return "devices", uuid
+
+
+def _has_left(seen: ObservedDomain) -> bool:
+    return seen.domain.move in (Move.AWAY, Move.GONE)
+
+
+def _departed(
+    before: Mapping[str, ObservedDomain], now: Mapping[str, ObservedDomain], handed_over: AbstractSet[str]
+) -> dict[str, ObservedDomain]:
+    """Give the last domains that another host has and libvirt knows here no more, unless one has such a name again.
+
+    `handed_over` are those whose end said so.
+    """
+    names = {seen.domain.name for seen in now.values()}
+    gone = [
+        (uuid, ObservedDomain(Domain(seen.domain.name, seen.domain.uuid, running=False, move=Move.GONE)))
+        for uuid, seen in before.items()
+        if uuid not in now and (uuid in handed_over or _has_left(seen)) and seen.domain.name not in names
+    ]
+    return dict(gone[-_MOST_DEPARTED:])
 
 
 def _is_alive(subject: libvirt.virDomain | libvirt.virNetwork) -> bool:

@@ -4,19 +4,164 @@ The text is checked as the daemon would check it. What conflicts with an earlier
 """
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeAlias
 
 from fwdaemon import config as configuration
-from fwdaemon.config.model import Origin, RouteEntry
-from fwdaemon.config.text import quote
+from fwdaemon.config.model import RouteEntry
+from fwdaemon.core.inventory import AddressSource, Inventory
+from fwdaemon.core.text import quote
+from fwdaemon.core.types import Address, Family, Origin, Protocol, Subnet
 from fwdaemon.errors import ConfigError, Problem
-from fwdaemon.importing.findings import Findings, Forward
-from fwdaemon.importing.owners import Owners
-from fwdaemon.importing.writing import Line, Opening, write
-from fwdaemon.model import Protocol
+from fwdaemon.importing.findings import Findings, Forward, Hole, Line, Nat, Opening, write
+from fwdaemon.importing.judging import as_asked
+from fwdaemon.importing.recognise import Kind
+from fwdaemon.rulesets.region import Box, without
+
+# Forwards to one target that take the same packets: the wider one is enough, whichever of the rules came first.
+_Target: TypeAlias = tuple[str | None, Address, Protocol, int]
+
+
+def absorbed(forwards: Iterable[Forward]) -> Mapping[Forward, Forward]:
+    """Give the forwards that take nothing which another one to the same target does not, each with the other one."""
+    targets: defaultdict[_Target, list[Forward]] = defaultdict(list)
+    for forward in dict.fromkeys(forwards):
+        if not forward.reason:
+            targets[_target(forward)].append(forward)
+    return {narrow: wide for found in targets.values() for narrow, wide in _sweep(found)}
+
+
+def _target(forward: Forward) -> _Target:
+    return forward.domain, forward.address, forward.protocol, forward.guest.first - forward.host.first
+
+
+def _sweep(forwards: Iterable[Forward]) -> Iterator[tuple[Forward, Forward]]:
+    """Sweep along the ports, so that only forwards that share some are compared."""
+    is_open: list[Forward] = []
+    for forward in sorted(forwards, key=lambda forward: (forward.host.first, -forward.host.last)):
+        is_open = [other for other in is_open if other.host.last >= forward.host.first]
+        wide = next((other for other in is_open if _takes_all(other, forward)), None)
+        if wide is not None:
+            yield forward, wide
+            continue
+        narrow = [other for other in is_open if _takes_all(forward, other)]
+        yield from ((other, forward) for other in narrow)
+        is_open = [*(other for other in is_open if other not in narrow), forward]
+
+
+def _takes_all(wide: Forward, narrow: Forward) -> bool:
+    return (
+        wide.host.first <= narrow.host.first
+        and narrow.host.last <= wide.host.last
+        and wide.listen in {None, narrow.listen}
+        and wide.interface in {None, narrow.interface}
+        and _holds_sources(wide.sources, narrow.sources)
+    )
+
+
+def _holds_sources(wide: Sequence[Subnet], narrow: Sequence[Subnet]) -> bool:
+    return not wide or (bool(narrow) and all(any(_holds(one, other) for one in wide) for other in narrow))
+
+
+def _holds(wide: Subnet, narrow: Subnet) -> bool:
+    return Family.of(wide) is Family.of(narrow) and narrow.subnet_of(wide)  # type: ignore[arg-type]  # the family is one
+
+
+# Which domain has an address, and on which bridge, for rules that name the address only.
+Owners: TypeAlias = Mapping[Address, tuple[str, ...]]
+"""The names of the running domains with the best evidence for an address; it is known where there is one only."""
+
+
+Bridges: TypeAlias = Mapping[Address, str]
+"""The bridge that leads to an address, where all who are said to have it are on one."""
+
+
+def bridges_of(inventory: Inventory) -> Bridges:
+    """Index the bridges of an inventory by the addresses behind them."""
+    found: defaultdict[Address, set[str | None]] = defaultdict(set)
+    for domain in inventory.domains:
+        for interface in domain.interfaces:
+            for claim in interface.learned:
+                found[claim.address].add(interface.bridge)
+    single = ((address, next(iter(bridges))) for address, bridges in found.items() if len(bridges) == 1)
+    return {address: bridge for address, bridge in single if bridge is not None}
+
+
+def owners_of(inventory: Inventory) -> Owners:
+    """Index the domains of an inventory by all their addresses."""
+    claims: defaultdict[Address, dict[AddressSource, set[str]]] = defaultdict(dict)
+    for address, source, name in _claims(inventory):
+        claims[address].setdefault(source, set()).add(name)
+    return {address: tuple(sorted(sources[min(sources)])) for address, sources in claims.items()}
+
+
+def _claims(inventory: Inventory) -> Iterator[tuple[Address, AddressSource, str]]:
+    for domain in inventory.domains:
+        for interface in domain.interfaces:
+            for claim in interface.learned:
+                yield claim.address, claim.source, domain.name
+
+
+# Forwards that would take packets which an old rule sent elsewhere, unless a forward of those goes before them.
+#
+# A forward on one address goes before one on every address. Where the former is not live, for whatever reason, the
+# latter must not be either: it would take what was never meant for its guest.
+
+
+def uncovered(live: Collection[Forward]) -> Iterator[tuple[Forward, int]]:
+    """Yield the live forwards that would take too much, each with the line of the rule that took it."""
+    shields: defaultdict[tuple[Path, Family], list[Box]] = defaultdict(list)
+    for forward in live:
+        # One with holes of its own takes what it should not: it shields nothing, itself least of all.
+        if forward.judged is not None and not forward.judged.holes and forward.listen is not None:
+            shields[_space(forward)].append(forward.judged.packets)
+    for forward in live:
+        for hole in () if forward.judged is None else forward.judged.holes:
+            if _is_open(forward, hole, shields[_space(forward)]):
+                yield forward, hole.line
+                break
+
+
+def fallbacks(live: Collection[Forward]) -> Iterator[tuple[Forward, Forward]]:
+    """Yield forwards with those that take their clients of one address while they are not there.
+
+    On the other addresses these clients come to that guest anyway.
+    """
+    by_line: defaultdict[Origin, list[Forward]] = defaultdict(list)
+    for forward in live:
+        by_line[forward.origin].append(forward)
+    for forward in live:
+        holes = () if forward.judged is None else forward.judged.holes
+        first = {other: hole for hole in holes for other in by_line[replace(forward.origin, line=hole.line)]}
+        yield from ((other, forward) for other in first if _falls_back(other, forward))
+
+
+def _falls_back(first: Forward, then: Forward) -> bool:
+    """Whether clients of one forward on its own address are taken by another one, to another guest."""
+    is_elsewhere = first.address != then.address and first.listen is not None
+    both = (
+        None
+        if first.judged is None or then.judged is None
+        else then.judged.packets.meet(as_asked(first.judged.packets))
+    )
+    return is_elsewhere and both is not None
+
+
+def _space(forward: Forward) -> tuple[Path, Family]:
+    """Give what packets can be compared within: those of other files may have other interfaces."""
+    return forward.origin.file, Family.of(forward.address)
+
+
+def _is_open(forward: Forward, hole: Hole, shields: Collection[Box]) -> bool:
+    taken = None if forward.judged is None else forward.judged.packets.meet(as_asked(hole.packets))
+    left = [] if taken is None else [taken]
+    for shield in shields:
+        left = without(left, as_asked(shield))
+    return bool(left)
+
 
 # What the text is called while it is checked. No message has the character otherwise, whatever names are in it, so the
 # places in the text can be told as those they come from.
@@ -28,33 +173,83 @@ _NOWHERE: Final = Origin(Path(), 0)
 
 @dataclass(frozen=True, slots=True)
 class Imported:
-    """The configuration, and what could not carry over, by file and line."""
+    """The configuration, what could not carry over, by file and line, and whether anything is in force in it."""
 
     text: str
     warnings: tuple[Problem, ...]
+    has_entries: bool
 
 
 def assemble(files: Sequence[Findings], owners: Owners | None) -> Imported:
     """Put together what was found in all files, in their order; `owners` is `None` if libvirt did not tell."""
-    openings = list(_distinct(files, owners))
+    found = list(_distinct(files, owners))
+    openings = [opening for opening, _ in found]
     lines = write(files, openings)
-    while reasons := dict(_blamed(lines, _check(lines))):
-        openings = [replace(opening, reason=reasons.get(opening, opening.reason)) for opening in openings]
+    while reasons := dict(_blamed(lines, _check(lines))) or dict(_unshielded(found, openings)):
+        openings = [replace(opening, reason=opening.reason or reasons.get(opening, "")) for opening in openings]
         lines = write(files, openings)
-    return Imported("".join(f"{line.text}\n" for line in lines), tuple(_warnings(files, openings)))
+    _remark_fallbacks(files, _live(found, openings))
+    return Imported(
+        "".join(f"{line.text}\n" for line in write(files, openings)),
+        tuple(_warnings(files, openings)),
+        any(not opening.reason for opening in openings),
+    )
 
 
-def _distinct(files: Iterable[Findings], owners: Owners | None) -> Iterator[Opening]:
-    """Yield every opening once; what stands in several files, or twice in one, is no contradiction."""
+def _distinct(files: Iterable[Findings], owners: Owners | None) -> Iterator[tuple[Opening, Forward | None]]:
+    """Yield every opening once, with its forward; what is in another one, in any file, is no contradiction."""
+    wider = absorbed(forward for findings in files for forward in findings.forwards)
     first: dict[Opening, Opening] = {}
     for findings in files:
-        found = [_forward(forward, owners) for forward in findings.forwards]
-        for opening in [*found, *map(_route, findings.routes)]:
+        found: list[tuple[Opening, Forward | None]] = []
+        for forward in findings.forwards:
+            if forward in wider:
+                findings.note(forward.origin.line, _is_part(forward, wider[forward]))
+            else:
+                found.append((_forward(forward, owners), forward))
+        found += ((_nat(nat, owners), None) for nat in findings.nats)
+        found += ((_route(route), None) for route in findings.routes)
+        for opening, made_of in found:
             known = first.setdefault(replace(opening, origin=_NOWHERE), opening)
             if known is opening:
-                yield opening
+                yield opening, made_of
             else:
                 findings.note(opening.origin.line, f"{opening.element} is the same as at {known.origin}")
+
+
+def _is_part(narrow: Forward, wide: Forward) -> str:
+    is_same = replace(narrow, origin=wide.origin, judged=wide.judged) == wide
+    return f"{_ports(narrow)} is {'the same as at' if is_same else 'part of what is at'} {wide.origin}"
+
+
+def _unshielded(
+    found: Iterable[tuple[Opening, Forward | None]], openings: Iterable[Opening]
+) -> Iterator[tuple[Opening, str]]:
+    """Yield the openings that would take what an old rule sent to another guest, now that no forward does."""
+    live = _live(found, openings)
+    for forward, line in uncovered(live):
+        taken = Origin(forward.origin.file, line)
+        yield live[forward], f"the rule at {taken} took some of it before, and no forward from here does so now"
+
+
+def _live(found: Iterable[tuple[Opening, Forward | None]], openings: Iterable[Opening]) -> Mapping[Forward, Opening]:
+    return {
+        forward: opening
+        for (_, forward), opening in zip(found, openings, strict=True)
+        if forward is not None and not opening.reason
+    }
+
+
+def _remark_fallbacks(files: Iterable[Findings], live: Collection[Forward]) -> None:
+    """Tell whose clients come to another guest while theirs is down."""
+    said: dict[tuple[Origin, str], None] = {}
+    for first, then in fallbacks(live):
+        clients = f"clients of {first.listen}, which line {first.origin.line} leads to {first.address},"
+        said[then.origin, f"{_ports(then)}: {clients} come to {then.address} while that guest is down"] = None
+    for findings in files:
+        for origin, text in said:
+            if origin.file == findings.file:
+                findings.warn(origin.line, text)
 
 
 def _forward(forward: Forward, owners: Owners | None) -> Opening:
@@ -66,13 +261,19 @@ def _forward(forward: Forward, owners: Owners | None) -> Opening:
         keys["interface"] = forward.interface
     if forward.sources:
         keys["sources"] = tuple(map(str, forward.sources))
-    return Opening("forward", tuple(keys.items()), "ports", _ports(forward), forward.origin, reason)
+    return Opening("forward", tuple(keys.items()), "ports", _ports(forward), forward.origin, forward.reason or reason)
 
 
-def _owner(forward: Forward, owners: Owners | None) -> tuple[str, str]:
+def _nat(nat: Nat, owners: Owners | None) -> Opening:
+    domain, reason = _owner(nat, owners)
+    keys = (("domain", domain), ("address", str(nat.address)), ("public", str(nat.public)))
+    return Opening("nat", keys, "", str(nat.public), nat.origin, nat.reason or reason)
+
+
+def _owner(forward: Forward | Nat, owners: Owners | None) -> tuple[str, str]:
     """Give the domain that has the address, or else why it is not known."""
     if owners is None:
-        return _UNKNOWN, f"libvirt did not tell which domain has {forward.address}; write its name"
+        return _UNKNOWN, f"libvirt did not say which domain has {forward.address}; write its name"
     match owners.get(forward.address, ()):
         case (name,):
             return name, ""
@@ -127,3 +328,35 @@ def _warnings(files: Iterable[Findings], openings: Iterable[Opening]) -> Iterato
         if opening.reason:
             said = f"{opening.element} left out: {opening.reason}"
             yield Problem(opening.origin.file, opening.origin.line, said)
+
+
+# Several files of one host's rules: each is judged by its own rules alone, so together they must not be live.
+#
+# A connection has to pass the rules of all files. What one of them sends to a guest another one may refuse.
+
+# The zones of firewalld know each other: a file is read with those beside it.
+_ZONES: Final = frozenset({Kind.FIREWALLD_XML, Kind.FIREWALLD_LIST})
+
+
+def keep_apart(files: Sequence[Findings]) -> None:
+    """Leave out what is in one file of rules where another has rules of the same family."""
+    for findings in files:
+        other = next((other for other in files if _may_refuse(other, findings)), None)
+        if other is not None:
+            _leave_out(findings, _WHY.format(quote(str(other.file))))
+
+
+def _may_refuse(other: Findings, findings: Findings) -> bool:
+    are_zones = findings.kind in _ZONES and other.kind in _ZONES
+    return other is not findings and not are_zones and bool(other.families & findings.families)
+
+
+def _leave_out(findings: Findings, why: str) -> None:
+    findings.forwards[:] = [replace(forward, reason=forward.reason or why) for forward in findings.forwards]
+    findings.nats[:] = [replace(nat, reason=nat.reason or why) for nat in findings.nats]
+
+
+_WHY: Final = (
+    "{} has rules too, which may refuse it, and each file is judged alone; give in one file all that iptables-save, or"
+    " nft list ruleset, prints"
+)

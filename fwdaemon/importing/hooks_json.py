@@ -6,7 +6,7 @@ were. What iptables refused never worked, and is left out here too.
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeAlias
@@ -14,18 +14,97 @@ from typing import Any, Final, TypeAlias
 import json5
 
 from fwdaemon.config.addresses import parse_guest
-from fwdaemon.config.line_index import KeyPath, LineIndex
-from fwdaemon.config.text import GrammarError, quote, show
-from fwdaemon.importing.findings import BrokenFileError, Findings, Forward
-from fwdaemon.importing.json_lines import json_lines
+from fwdaemon.config.lines import KeyPath, LineIndex, lexemes
+from fwdaemon.core.text import GrammarError, quote, show
+from fwdaemon.core.types import Address, PortRange, Protocol, Subnet
+from fwdaemon.importing.findings import (
+    BrokenFileError,
+    Findings,
+    Forward,
+    port_range,
+    printable,
+    read_listen,
+    read_name,
+    read_port,
+    read_sources,
+)
 from fwdaemon.importing.recognise import Kind
-from fwdaemon.importing.values import port_range, printable, read_listen, read_name, read_port, read_sources
-from fwdaemon.model import Address, PortRange, Protocol, Subnet
+
+# On which line of a JSON text each value stands, since the JSON reader gives values without positions.
+#
+# This is no second reader: it follows keys and brackets of texts that were accepted, and believes the rest. Where one
+# key stands twice, the later one counts, as it does for the reader.
+_TOKEN: Final = re.compile(
+    r"(?P<newline>\n)"
+    r"|(?P<comment>//[^\n]*|/\*.*?\*/)"
+    r'|(?P<word>"[^"\\]*(?:\\.[^"\\]*)*"'
+    r"|'[^'\\]*(?:\\.[^'\\]*)*'"
+    r"|[^\s\"'\[\]{},:/]+)"
+    r"|(?P<mark>[][{},:])",
+    re.DOTALL,
+)
+
+
+def json_lines(text: str) -> LineIndex:
+    """Index a text that the JSON reader has accepted."""
+    walk = _Walk()
+    for kind, lexeme, line in lexemes(_TOKEN, text):
+        if kind in {"word", "mark"}:
+            walk.take(kind, lexeme, line)
+    return LineIndex(walk.lines)
+
+
+@dataclass(slots=True)
+class _Frame:
+    """An open object or array; `step` is the key or the index of what is read in it, `None` before a key."""
+
+    path: KeyPath
+    is_array: bool
+    step: str | int | None
+
+
+@dataclass(slots=True)
+class _Walk:
+    """Where the reading stands; tokens go in, `lines` grows."""
+
+    lines: dict[KeyPath, int] = field(default_factory=dict)
+    frames: list[_Frame] = field(default_factory=list)
+
+    def take(self, kind: str, lexeme: str, line: int) -> None:
+        """Take the next token, which begins on `line`."""
+        frame = self.frames[-1] if self.frames else None
+        if kind == "word" and frame is not None and frame.step is None:
+            frame.step = _key(lexeme)
+            self.lines[(*frame.path, frame.step)] = line
+        elif kind == "word" or lexeme in "{[":
+            self._begin_value(frame, lexeme, line)
+        elif lexeme in "}]":
+            self.frames.pop()
+        elif lexeme == "," and frame is not None:
+            frame.step = frame.step + 1 if isinstance(frame.step, int) else None
+
+    def _begin_value(self, frame: _Frame | None, lexeme: str, line: int) -> None:
+        path: KeyPath = () if frame is None or frame.step is None else (*frame.path, frame.step)
+        if frame is not None and frame.is_array:
+            self.lines[path] = line
+        if lexeme == "{":
+            self.frames.append(_Frame(path, is_array=False, step=None))
+        elif lexeme == "[":
+            self.frames.append(_Frame(path, is_array=True, step=0))
+
+
+def _key(lexeme: str) -> str:
+    """Give the name a key's lexeme writes; escapes are left to the JSON reader, which knows them."""
+    if not lexeme.startswith(('"', "'")):
+        return lexeme
+    return str(json5.loads(lexeme)) if "\\" in lexeme else lexeme[1:-1]
+
 
 _POSITION: Final = re.compile(r"<string>:(?P<line>\d+) (?P<said>.*)", re.DOTALL)
 _Ports: TypeAlias = tuple[PortRange, PortRange]
 
 _KEYS: Final = ("private_ip", "public_ip", "source_ip", "interface", "port_map", "port_range")
+_TELLING: Final = ("private_ip", "port_map", "port_range")
 _RANGE_KEYS: Final = ("init_port", "ports_num", "protocol")
 _NO_ROUTE: Final = (
     "has no public_ip, and this host has no default route whose address the old tool would have taken;"
@@ -43,10 +122,24 @@ def parse(file: Path, text: str, default_listen: Address | None) -> Findings:
     values = _load(file, text)
     if not isinstance(values, dict):
         raise BrokenFileError(file, 1, "is JSON, but no object of domains; give libvirt-hook-qemu's hooks.json")
+    if values and not any(map(_is_of_a_domain, values.values())):
+        said = "is JSON, but no domain in it has a private_ip or ports; give libvirt-hook-qemu's hooks.json"
+        raise BrokenFileError(file, 1, said)
     reader = _Reader(Findings(file, Kind.HOOKS_JSON), json_lines(text), default_listen)
     for name, value in values.items():
         reader.read_domain(name, value)
+    if reader.fixed:
+        reader.findings.warn(
+            reader.fixed[0],
+            f"where there is no public_ip, {default_listen} is written: the old tool asked at each start",
+        )
     return reader.findings
+
+
+def _is_of_a_domain(value: object) -> bool:
+    """Whether a value has anything that only a domain of hooks.json has."""
+    sections = value if isinstance(value, list) else [value]
+    return any(isinstance(section, dict) and not section.keys().isdisjoint(_TELLING) for section in sections)
 
 
 def _load(file: Path, text: str) -> Any:
@@ -59,16 +152,17 @@ def _load(file: Path, text: str) -> Any:
         if position is None:
             raise BrokenFileError(file, 1, "has a number with too many digits; write a shorter one") from None
         said = printable(position["said"])
-        raise BrokenFileError(file, int(position["line"]), f"is not valid JSON: {said}; mend the line") from None
+        raise BrokenFileError(file, int(position["line"]), f"is not valid JSON: {said}; fix the line") from None
 
 
 @dataclass(frozen=True, slots=True)
 class _Reader:
-    """What is known while the file is read."""
+    """What is known while the file is read; `fixed` are the lines that got the default address."""
 
     findings: Findings
     lines: LineIndex
     default_listen: Address | None
+    fixed: list[int] = field(default_factory=list)
 
     def read_domain(self, name: str, value: object) -> None:
         """Read one domain: an object, or an array of them."""
@@ -121,7 +215,7 @@ class _Section:
             self._read_map(value.get("port_map", {}), replace(common, sources=sources))
         self._read_ranges(value.get("port_range", []), common)
         if sources and value.get("port_range"):
-            self._warn("source_ip never held for port_range: who may connect there is anyone, still", at=("source_ip",))
+            self._warn("source_ip never held for port_range: anyone may still connect there", at=("source_ip",))
 
     def _read_addresses(self, value: Mapping[str, object]) -> _Common | None:
         if "private_ip" not in value:
@@ -140,6 +234,7 @@ class _Section:
             self._warn(_NO_ROUTE)
         else:
             self._note(f"has no public_ip: listens on {listen}, the address of the default route's interface")
+            self.reader.fixed.append(self._line())
         return listen
 
     def _remark_interface(self, value: Mapping[str, object]) -> None:
@@ -153,7 +248,7 @@ class _Section:
         try:
             return read_sources(_text(value["source_ip"], "source_ip"))
         except GrammarError as error:
-            self._warn(f"port_map left out, as who may connect is not known: {error}", at=("source_ip",))
+            self._warn(f"port_map left out, as it is not known who may connect: {error}", at=("source_ip",))
             return None
 
     def _read_map(self, value: object, common: _Common) -> None:

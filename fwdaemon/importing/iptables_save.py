@@ -1,148 +1,365 @@
-"""What `iptables-save` or `ip6tables-save` prints: the DNAT rules of nat PREROUTING, as people write them by hand.
+"""What `iptables-save` or `ip6tables-save` prints: the DNAT rules that nat PREROUTING leads to, in whatever chain.
 
-The first rule that takes a packet decides; among our forwards one on an address goes before one on every address. Rules
-for which that makes a difference are found here. Chains of other programs are not looked into.
+What becomes a forward is what these rules, and those of every other table, are known to have let in. Whatever they did
+not let in, or may not have, is left out with the line that stopped it.
 """
 
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass, field
-from itertools import product
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Final
 
-from fwdaemon.config.text import GrammarError, quote
-from fwdaemon.importing.findings import Findings, Forward
-from fwdaemon.importing.iptables_rule import Rule
-from fwdaemon.importing.recognise import Kind
-from fwdaemon.model import Family, Subnet
-from fwdaemon.naming import rule_lines, unquoted
-
-_LINE: Final = re.compile(
-    r"(?P<comment>#.*|)|\*(?P<table>[a-z]+)|:(?P<chain>\S+) .*|COMMIT"
-    r"|(?:\[\d+:\d+\] )?(?P<rule>-A (?P<of>\S+)(?P<rest> .*)?)",
-    re.DOTALL,
+from fwdaemon.core.text import GrammarError, quote
+from fwdaemon.core.types import Address, Family, Protocol
+from fwdaemon.importing.adopting import Adopter, Origin, protocol_of
+from fwdaemon.importing.findings import BrokenFileError, Findings, Forward, Nat
+from fwdaemon.importing.iptables_nat import (
+    Carrier,
+    NatTable,
+    Sending,
+    WayOut,
+    base_chain,
+    near,
+    single,
+    target_of,
+    why_way_out,
 )
-_TARGET: Final = re.compile(r" -[jg] (?P<target>\S+)")
-_VERDICTS: Final = ("ACCEPT", "DROP", "REJECT")
-# They let a packet go on to the next rule.
-_PASSING: Final = ("LOG", "NFLOG", "MARK", "CONNMARK", "TRACE", "DNAT")
+from fwdaemon.importing.judging import AFTER, BaseChain, Candidate, Ruleset, is_reached, stops, takers
+from fwdaemon.importing.recognise import Kind
+from fwdaemon.rulesets import xt_tables
+from fwdaemon.rulesets.region import Field, Space, one
+from fwdaemon.rulesets.rules import End, Outcome, TangledError, led_to
+from fwdaemon.rulesets.xt_matches import Services
+from fwdaemon.rulesets.xt_tables import RuleLine, Table, Text, Tools, chains_of
+
+# DNAT rules that nothing from outside comes to: most are for connections of the host itself, which forwards serve.
+_LOOPBACK: Final = {Family.IPV4: ("127.0.0.0/8", "127.0.0.1"), Family.IPV6: ("::1", "::1")}
 
 
-@dataclass(slots=True)
-class _Table:
-    """The table being read: the chains it declares, its forwards for every address, DNAT rules of other chains."""
+def about(rule: RuleLine, nat: NatTable, ruleset: Ruleset, found: Findings) -> str:
+    """Say why a rule that nothing from outside comes to is left out, given what was found."""
+    if (whole := next((each for each in found.nats if _is_whole(rule, nat, each)), None)) is not None:
+        return f"the [[nat]] of line {whole.origin.line} answers this host itself too"
+    outgoing = replace(ruleset, nat=nat.chain("OUTPUT"))
+    try:
+        candidates = list(nat.candidates(rule))
+        is_outgoing = any(is_reached(candidate, outgoing) for candidate in candidates)
+    except (GrammarError, TangledError) as error:
+        return str(error)
+    if not is_outgoing:
+        return "no rule of PREROUTING leads to it"
+    twins = [_twin(candidate, found.forwards, ruleset.space) for candidate in candidates]
+    if None in twins:
+        return "it is for connections of this host itself, and no forward from here takes those"
+    lines = ", ".join(dict.fromkeys(str(twin.origin.line) for twin in twins if twin is not None))
+    where = (_where(candidate, twin, ruleset.space) for candidate, twin in zip(candidates, twins, strict=True) if twin)
+    return f"the forward of line {lines} answers {next(where)}"
 
-    name: str = ""
-    chains: set[str] = field(default_factory=set)
-    everywhere: list[Forward] = field(default_factory=list)
-    foreign: dict[str, list[int]] = field(default_factory=dict)
+
+def _is_whole(rule: RuleLine, nat: NatTable, whole: Nat) -> bool:
+    """Whether a rule sends this host itself where a live `[[nat]]` does, for the same address."""
+    public, target = int(whole.public), nat.targets.get(rule.number)
+    to_public = nat.asks[rule.number].match.get(Field.DESTINATION) == one(public)
+    is_same = to_public and target is not None and (target.address, target.ports) == (whole.address, None)
+    return is_same and not whole.reason and rule.chain in led_to(nat.chains, "OUTPUT")
 
 
-def parse(file: Path, text: str) -> Findings:
-    """Read the file, which may be several outputs one after the other."""
-    reader = _Reader(Findings(file, Kind.IPTABLES_SAVE))
-    number = 1
-    for line in rule_lines(text):
-        reader.read_line(number, line.strip())
-        number += line.count("\n") + 1
-    reader.end_table()
-    return reader.findings
+def _twin(candidate: Candidate, forwards: Sequence[Forward], space: Space) -> Forward | None:
+    twins = (forward for forward in forwards if _answers(forward, candidate))
+    return next((twin for twin in twins if _where(candidate, twin, space)), None)
 
 
-@dataclass(slots=True)
-class _Reader:
-    """Where the reading stands; `said` holds what is remarked once only."""
+def _where(candidate: Candidate, forward: Forward, space: Space) -> str:
+    """Say where a forward answers this host itself of all that a rule took; nothing where it is nowhere."""
+    if forward.listen is not None:
+        return "this host itself too"
+    network, name = _LOOPBACK[space.family]
+    loopback, asked = space.addresses_in(network), candidate.packets[Field.DESTINATION]
+    is_served = bool(asked.meet(space.addresses_in(name))) and forward.protocol is not Protocol.SCTP
+    if asked.minus(loopback):
+        proxied = f"; on {name} with {_LOCALHOST}" if is_served else ""
+        return f"this host itself on its own addresses only{proxied}"
+    where = "there" if asked.size == 1 else f"there on {name} only,"
+    return f"{where} with {_LOCALHOST}" if is_served else ""
 
-    findings: Findings
-    table: _Table = field(default_factory=_Table)
-    said: set[str] = field(default_factory=set)
 
-    def read_line(self, number: int, line: str) -> None:
-        """Take one line; what no `iptables-save` prints is a warning."""
-        match = _LINE.fullmatch(line)
-        if match is None:
-            self.findings.warn(number, f"left out: {quote(line)} is no line of iptables-save")
-        elif match["table"]:
-            self.end_table()
-            self.table = _Table(match["table"])
-        elif match["chain"]:
-            self.table.chains.add(match["chain"])
-        elif match["rule"]:
-            target = _TARGET.search(unquoted(match["rule"]))
-            self._read_rule(number, match["rule"], match["of"], "" if target is None else target["target"])
+_LOCALHOST: Final = "`localhost = true` in [daemon]"
 
-    def end_table(self) -> None:
-        """Say of the table that ends what was passed over in it."""
-        for chain, numbers in self.table.foreign.items():
-            reason = "a forward answers this host itself too" if chain == "OUTPUT" else "only PREROUTING is read"
-            self.findings.warn(numbers[0], f"DNAT rules of chain {quote(chain)} left out, {len(numbers)}: {reason}")
 
-    def _read_rule(self, number: int, rule: str, chain: str, target: str) -> None:
-        match self.table.name, chain:
-            case "filter", "FORWARD" if target in _VERDICTS:
-                self._warn_once(number, _FILTER)
-            case "nat", "PREROUTING" if target == "DNAT":
-                self._read_dnat(number, rule)
-            case "nat", "PREROUTING" if target and target not in _PASSING and target not in self.table.chains:
-                self.findings.warn(number, f"{quote(rule)} left out: what it took, no later rule forwarded")
-            case "nat", _ if target == "DNAT":
-                self.table.foreign.setdefault(chain, []).append(number)
+def _answers(forward: Forward, candidate: Candidate) -> bool:
+    """Whether a forward takes connections of this host itself, as a rule of OUTPUT did."""
+    return (
+        not forward.reason
+        and forward.protocol is protocol_of(candidate.packets)
+        and forward.address == candidate.address
+        and forward.interface is None
+        and _serves_host(forward)
+        and forward.host.first <= candidate.host.first
+        and candidate.host.last <= forward.host.last
+        and forward.guest.first - forward.host.first == candidate.shift
+        and (forward.listen is None or _is_for(candidate, forward.listen))
+    )
 
-    def _read_dnat(self, number: int, text: str) -> None:
+
+def _serves_host(forward: Forward) -> bool:
+    """Whether this host itself is among the sources: it connects to its own address from that address."""
+    return not forward.sources or (
+        forward.listen is not None and any(forward.listen in source for source in forward.sources)
+    )
+
+
+def _is_for(candidate: Candidate, listen: Address) -> bool:
+    return candidate.packets[Field.DESTINATION].ranges == ((int(listen), int(listen)),)
+
+
+# DNAT rules of iptables for every protocol and one address, each a guest where an SNAT rule leads the other way.
+
+
+@dataclass(frozen=True, slots=True)
+class Pairs:
+    """What is known while such rules are read."""
+
+    carrier: Carrier
+    nat: NatTable
+
+    @classmethod
+    def of(cls, adopter: Adopter, nat: NatTable) -> "Pairs":
+        """Make it for one table."""
+        return cls(Carrier(adopter, nat.way_out, (nat.chain("POSTROUTING"),), dict(_names(nat))), nat)
+
+    def carry(self, rule: RuleLine) -> bool:
+        """Write a rule as a `[[nat]]`, or a comment on why it is none; tell whether it may be one of a pair at all."""
+        says = self.nat.asks[rule.number]
+        if says.unread or Field.PROTOCOL in says.match or Field.DESTINATION not in says.match:
+            return False
         try:
-            rule = Rule.of(text)
-            forwards = list(rule.forwards(self.findings.origin(number)))
+            target = target_of(rule.options or ())
+        except GrammarError:
+            return False
+        return target.ports is None and self.carrier.carry(Sending(rule.number, says.match, target))
+
+
+def _names(nat: NatTable) -> Iterator[tuple[int, Address]]:
+    """Yield the address that each SNAT rule gives, by line."""
+    for rule in nat.table.rules:
+        for option in rule.options or ():
+            if rule.target == "SNAT" and option.name == "--to-source" and len(option.values) == 1:
+                try:
+                    yield rule.number, ip_address(option.values[0])
+                except ValueError:
+                    continue
+
+
+# The DNAT rules of one table nat of iptables, read in the order of their lines, and what is told of each.
+
+
+@dataclass(slots=True)
+class Reader:
+    """What is known while the rules are read; `said` is told only once, and `tangled` says why no more is followed."""
+
+    adopter: Adopter
+    nat: NatTable
+    pairs: Pairs
+    said: set[str] = field(default_factory=set)
+    tangled: str = ""
+
+    def read(self) -> None:
+        """Read all rules; those that nothing from outside comes to last, as they ask what was found."""
+        inward = led_to(self.nat.chains, "PREROUTING")
+        others = [rule for rule in self.nat.rules.values() if rule.chain not in inward or not self._read_rule(rule)]
+        findings, ruleset = self.adopter.findings, self.adopter.ruleset
+        for rule in others:
+            self._leave_out(rule, about(rule, self.nat, ruleset, findings))
+        for rule in self.nat.strangers():
+            self._leave_out(rule, f"what {quote(rule.target)} does is not followed")
+
+    def _read_rule(self, rule: RuleLine) -> bool:
+        """Read a rule; tell whether connections from outside may come to it."""
+        try:
+            self._refuse_tangled()
+            return self.pairs.carry(rule) or self._is_read(rule, list(self.nat.candidates(rule)))
         except GrammarError as error:
-            self.findings.warn(number, f"{quote(text)} left out: {error}")
+            self._leave_out(rule, str(error))
+        except TangledError as error:
+            self.tangled = str(error)
+            self._leave_out(rule, self.tangled)
+        return True
+
+    def _refuse_tangled(self) -> None:
+        if self.tangled:
+            raise TangledError(self.tangled)
+
+    def _is_read(self, rule: RuleLine, candidates: Sequence[Candidate]) -> bool:
+        if why := why_way_out(self.nat.asks[rule.number].match, self.nat.space):
+            raise GrammarError(why)
+        if not any(is_reached(candidate, self.adopter.ruleset) for candidate in candidates):
+            return self._is_passed_over(rule, candidates)
+        self._remark_any_address(rule, candidates[0])
+        for candidate in candidates:
+            if self.adopter.adopt(candidate):
+                self._remark_masquerade(candidate)
+        return True
+
+    def _is_passed_over(self, rule: RuleLine, candidates: Sequence[Candidate]) -> bool:
+        """Say what took all that a rule asks for; where nothing did, no chain leads to it."""
+        ruleset, findings = self.adopter.ruleset, self.adopter.findings
+        lines = sorted({line for candidate in candidates for line in takers(candidate, ruleset)})
+        if not lines:
+            return False
+        is_lost = any(stop.line for candidate in candidates for stop in stops(candidate, ruleset))
+        tell = findings.warn if is_lost else findings.note
+        tell(rule.number, f"{quote(rule.text)} left out: {self.adopter.named(lines)} took all of it before")
+        return True
+
+    def _remark_any_address(self, rule: RuleLine, candidate: Candidate) -> None:
+        ruleset = self.adopter.ruleset
+        if candidate.packets[Field.DESTINATION] != ruleset.space.everything[Field.DESTINATION]:
             return
-        if rule.is_for_any_address:
-            self._warn_once(number, _ANY_ADDRESS)
-        for forward in forwards:
-            self._add(number, forward)
+        passing = replace(candidate, packets=candidate.packets.holding(translated=AFTER))
+        if passing.packets.meet(self.nat.asks[rule.number].match) is not None and is_reached(passing, ruleset):
+            self._warn_once(rule.number, _ANY_ADDRESS)
 
-    def _add(self, number: int, forward: Forward) -> None:
-        if forward.listen is None:
-            self.table.everywhere.append(forward)
-        elif (earlier := self._taken_before(forward)) is not None:
-            ports, line = f"{forward.host}/{forward.protocol}", earlier.origin.line
-            if _takes_all(earlier, forward):
-                self.findings.warn(number, f"{ports} left out: the rule of line {line}, for every address, took it")
-                return
-            self.findings.warn(number, f"{ports}: the rule of line {line}, for every address, took some of it before")
-        self.findings.forwards.append(forward)
+    def _remark_masquerade(self, candidate: Candidate) -> None:
+        """Say where the guest saw its clients under an address of the host, which it does no more."""
+        everything = self.adopter.ruleset.space.everything
+        delivered = candidate.delivered.holding(came_in=everything[Field.CAME_IN])
+        try:
+            outcomes = self.nat.chain("POSTROUTING").walk(delivered)
+        except TangledError:
+            return
+        for outcome in outcomes:
+            if outcome.end is End.RENAME and _is_of_all(outcome, candidate, self.adopter.ruleset.space):
+                self._warn_once(0 if outcome.rule is None else outcome.rule.line, _MASQUERADE)
 
-    def _taken_before(self, forward: Forward) -> Forward | None:
-        """Give the first forward for every address that took some of these packets, though here it goes after."""
-        return next((earlier for earlier in self.table.everywhere if _overlap(earlier, forward)), None)
+    def _leave_out(self, rule: RuleLine, why: str) -> None:
+        self.adopter.findings.warn(rule.number, f"{quote(rule.text)} left out: {why}")
 
-    def _warn_once(self, number: int, text: str) -> None:
+    def _warn_once(self, line: int, text: str) -> None:
         if text not in self.said:
             self.said.add(text)
-            self.findings.warn(number, text)
+            self.adopter.findings.warn(line, text)
 
 
-def _overlap(one: Forward, other: Forward) -> bool:
-    return (
-        one.protocol is other.protocol
-        and one.host.overlaps(other.host)
-        and (None in {one.interface, other.interface} or one.interface == other.interface)
-        and (not one.sources or not other.sources or _meet(one.sources, other.sources))
-    )
+def _is_of_all(outcome: Outcome, candidate: Candidate, space: Space) -> bool:
+    """Whether all clients from elsewhere are renamed on their way to the guest, and not only on some way out.
+
+    Those from the guest's own network still are with a forward.
+    """
+    to_guest = outcome.rule is not None and Field.DESTINATION in outcome.rule.match
+    on_its_way = to_guest or outcome.packets[Field.GOES_OUT] == candidate.goes_out
+    elsewhere = candidate.packets[Field.CAME_IN].minus(single(candidate.goes_out, space))
+    own = near(candidate.address, space)
+    renamed, clients = (packets[Field.SOURCE].minus(own) for packets in (outcome.packets, candidate.packets))
+    return on_its_way and bool(elsewhere) and bool(renamed) and renamed == clients
 
 
-def _meet(some: Iterable[Subnet], others: Iterable[Subnet]) -> bool:
-    return any(Family.of(one) is Family.of(other) and one.overlaps(other) for one, other in product(some, others))
-
-
-def _takes_all(earlier: Forward, later: Forward) -> bool:
-    return (
-        earlier.host.first <= later.host.first
-        and later.host.last <= earlier.host.last
-        and earlier.interface in {None, later.interface}
-        and (not earlier.sources or earlier.sources == later.sources)
-    )
-
-
-_FILTER: Final = "the filter table is not read: where it kept anybody from a port, write sources"
 _ANY_ADDRESS: Final = "a rule without -d took packets to any address; a forward takes those to this host's own"
+_MASQUERADE: Final = (
+    "it gave clients an address of this host on their way to the guest; now the guest sees their own, unless the"
+    " forward has masquerade = true"
+)
+
+
+_INCOMPATIBLE: Final = re.compile(r"# Table `(\w+)' (?:is|contains) incompatible.*", re.DOTALL)
+_OTHER_TABLES: Final = re.compile(r"# Warning: (ip(6?)tables-legacy) tables present.*", re.DOTALL)
+_BEFORE: Final = ("raw", "mangle")
+_FORWARDING: Final = ("mangle", "filter", "security")
+_LEAVING: Final = ("mangle",)
+# The chains of this program: what they lead to a guest is in its configuration.
+_OWN: Final = "KVMPF_"
+
+
+def no_service(name: str, protocol: str) -> int | None:
+    """Know no service by its name."""
+    del name, protocol
+    return None
+
+
+def no_way(address: Address) -> str | None:
+    """Know no way to any guest."""
+    del address
+    return None
+
+
+def parse(file: Path, text: str, services: Services = no_service, way_out: WayOut = no_way) -> Findings:
+    """Read the file, which may be several outputs one after the other.
+
+    Raises:
+        BrokenFileError: `iptables-save` itself says that it does not show everything.
+
+    """
+    found = xt_tables.read(text)
+    findings = Findings(file, Kind.IPTABLES_SAVE)
+    _read_remarks(findings, found)
+    for number, line in found.unread:
+        findings.warn(number, f"left out: {quote(line)} is no line of iptables-save")
+    said = {number for number, _ in found.unread}
+    findings.families.update(*(_families(table) for table in found.tables))
+    for table in found.tables:
+        for rule in table.rules:
+            if rule.options is None and rule.number not in said:
+                findings.warn(rule.number, f"{quote(rule.text)} left out: its quotes do not close")
+            elif rule.target == "TPROXY":
+                findings.warn(rule.number, f"{quote(rule.text)} left out: it leads to a proxy, not to a guest")
+        if table.name == "nat":
+            _read_nat(findings, found, table, services, way_out)
+    return findings
+
+
+def _read_remarks(findings: Findings, found: Text) -> None:
+    for number, line in found.remarks:
+        if (incompatible := _INCOMPATIBLE.fullmatch(line)) is not None:
+            table = incompatible[1]
+            said = f"there is more in the table {table} than iptables-save shows; give the output of `nft list ruleset`"
+            raise BrokenFileError(findings.file, number, said)
+        if (others := _OTHER_TABLES.fullmatch(line)) is not None:
+            findings.warn(number, f"there are more rules, which {others[1]}-save prints, and they may refuse anything")
+
+
+def _blocked(found: Text, tables: Iterable[Table], family: Family) -> str:
+    """Say why nothing of a family may be live, if nothing may: not all of the rules are known."""
+    remarks = [match for _, line in found.remarks if (match := _OTHER_TABLES.fullmatch(line)) is not None]
+    others = [match[1] for match in remarks if bool(match[2]) == (family is Family.IPV6)]
+    if others:
+        return f"{others[0]}-save prints more rules, which may refuse it; uncomment what none of those does"
+    if found.unread:
+        return f"what line {found.unread[0][0]} does is not known; give just what iptables-save prints"
+    return "" if any(table.name == "filter" for table in tables) else _NO_FILTER
+
+
+def _read_nat(findings: Findings, found: Text, table: Table, services: Services, way_out: WayOut) -> None:
+    family = table.family or Family.IPV4
+    tools = Tools(Space.around(family, found.interfaces), services, _OWN)
+    nat = NatTable.of(table, tools, way_out)
+    tables = [table for table in found.tables if table.family in {None, family}]
+    before = tuple(_chains(tables, _BEFORE, "PREROUTING", tools))
+    after = *_chains(tables, _FORWARDING, "FORWARD", tools), *_chains(tables, _LEAVING, "POSTROUTING", tools)
+    ruleset = Ruleset(tools.space, before, nat.chain("PREROUTING"), after, nat.targets)
+    adopter = Adopter(findings, ruleset, dict(_origins(tables)), _blocked(found, tables, family))
+    Reader(adopter, nat, Pairs.of(adopter, nat)).read()
+
+
+def _families(table: Table) -> Iterable[Family]:
+    """Give the families that a table may be for."""
+    return Family if table.family is None else {table.family}
+
+
+def _chains(tables: Iterable[Table], names: Iterable[str], chain: str, tools: Tools) -> Iterator[BaseChain]:
+    for name in names:
+        for table in tables:
+            if table.name == name:
+                yield base_chain(table, chain, chains_of(table, tools))
+
+
+def _origins(tables: Iterable[Table]) -> Iterator[tuple[int, Origin]]:
+    """Yield all rules and policies by line."""
+    for table in tables:
+        yield from ((rule.number, Origin(rule.number, rule.text)) for rule in table.rules)
+        yield from ((policy.line, Origin(policy.line, policy.text)) for policy in table.policies.values())
+
+
+_NO_FILTER: Final = (
+    "no table filter is in the file, so what was refused is not known; give all that iptables-save prints, every table"
+)

@@ -2,21 +2,93 @@
 
 import logging
 import time
-from collections.abc import Collection, Mapping
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import replace
 from functools import reduce
+from ipaddress import ip_address
+from itertools import chain
+from typing import Final
 
-from fwdaemon.config.model import Gate
-from fwdaemon.desired import Desired
-from fwdaemon.errors import KernelError
-from fwdaemon.flows import Flow
-from fwdaemon.legacy.client import HelperClient, UnusableError
-from fwdaemon.legacy.info import TableInfo, existing_tables, table_info
-from fwdaemon.legacy.model import Head, ObservedTable, Table, TableName
-from fwdaemon.legacy.plan import Plan
-from fwdaemon.legacy.ruleset import Tables, links, tables
-from fwdaemon.legacy.text import change_text, restore_text
-from fwdaemon.model import Family
-from fwdaemon.outcome import GateChange, Outcome, joined
+from fwdaemon.core.report import (
+    LIBVIRT_CHAIN,
+    Counted,
+    GateChange,
+    Outcome,
+    Presence,
+    RulesChanged,
+    Stamp,
+    joined,
+    tried,
+)
+from fwdaemon.core.state import Desired, Opening
+from fwdaemon.core.types import Family, Gate
+from fwdaemon.errors import KernelError, PortfwdError
+from fwdaemon.legacy.client import HelperClient, LateError, UnusableError
+from fwdaemon.legacy.difference import change_text, restore_text
+from fwdaemon.legacy.gates import LegacyGates
+from fwdaemon.legacy.info import TableInfo, chain_names, existing_tables, table_entries, table_info
+from fwdaemon.legacy.model import CONFINED, FWD, OWN_CHAINS, Head, ObservedTable, Table, TableName
+from fwdaemon.legacy.monitor import LegacyMonitor
+from fwdaemon.legacy.ruleset import Counter, Plan, Tables, counting_rules, links, packets, tables
+from fwdaemon.resolve.flows import Flow
+
+# Connections that were ended, as far as their guests are to be refused. Pure.
+#
+# A rule for each is no use where thousands end: each commit writes the whole table. So where many end at one port of a
+# guest, everything it still sends from there is refused that would begin a connection.
+
+# How many connections of one port have rules of their own.
+_ALONE = 32
+_ANYWHERE = {Family.IPV4: ip_address("0.0.0.0"), Family.IPV6: ip_address("::")}  # noqa: S104  nothing binds to these
+
+
+class Ended:
+    """What is refused, and until when, by one monotonic clock."""
+
+    def __init__(self) -> None:
+        self._until: dict[Flow, float] = {}
+        self._alone: defaultdict[Flow, set[Flow]] = defaultdict(set)
+
+    @property
+    def flows(self) -> tuple[Flow, ...]:
+        """What is refused now; one to anywhere stands for all of its guest's port."""
+        return tuple(self._until)
+
+    def add(self, flows: Iterable[Flow], until: float) -> bool:
+        """Remember these, and tell whether anything is refused that was not before."""
+        known = set(self._until)
+        for flow in flows:
+            self._add(flow, until)
+        return not known.issuperset(self._until)
+
+    def forget(self, now: float) -> bool:
+        """Forget what has been refused for long enough, and tell whether that was anything."""
+        over = [flow for flow, until in self._until.items() if until <= now]
+        for flow in over:
+            del self._until[flow]
+            self._alone[to_anywhere(flow)].discard(flow)
+        return bool(over)
+
+    def _add(self, flow: Flow, until: float) -> None:
+        everybody = to_anywhere(flow)
+        if everybody in self._until:
+            self._until[everybody] = until
+            return
+        self._until[flow] = until
+        alone = self._alone[everybody]
+        alone.add(flow)
+        if len(alone) > _ALONE:
+            self._until = {other: time for other, time in self._until.items() if other not in alone}
+            self._until[everybody] = until
+            alone.clear()
+
+
+def to_anywhere(flow: Flow) -> Flow:
+    """Give what stands for all connections of a guest's port."""
+    anywhere = _ANYWHERE[flow.family]
+    return replace(flow, source=anywhere, destination=anywhere, destination_port=0, client=anywhere, client_port=0)
+
 
 _log = logging.getLogger(__name__)
 
@@ -31,16 +103,23 @@ _Infos = Mapping[TableName, TableInfo]
 class LegacyBackend:
     """Holds our rules in the legacy tables; see `fwdaemon.netfilter.Backend`."""
 
+    name: Final = "iptables"
+    title: Final = "the legacy iptables tables"
+    variant: Final = "legacy"
+
     def __init__(self) -> None:
         self._helpers = {family: HelperClient(family) for family in Family}
+        self._gates = LegacyGates(self._helpers)
+        self._counted = Counted(counting_rules)
         self._desired: Desired | None = None
-        self._ended: dict[Flow, float] = {}
-        self._made: tuple[Desired, list[Flow], dict[Family, Tables]] | None = None
+        self._ended = Ended()
+        self._made: tuple[Desired, tuple[Flow, ...], dict[Family, Tables]] | None = None
         self._committed: dict[Family, Mapping[TableName, Table]] = {}
         self._settled: dict[Family, _Infos] = {}
         self._clean: dict[Family, _Infos] = {}
         self._linked: set[Gate] = set()
         self._unusable: dict[Family, str] = {}
+        self._left: dict[Family, tuple[str, ...]] = {}
 
     @property
     def unusable(self) -> Mapping[Family, str]:
@@ -49,13 +128,12 @@ class LegacyBackend:
 
     def apply(self, desired: Desired, *, thorough: bool) -> Outcome:
         """See `Backend.apply`."""
-        now = time.monotonic()
-        remembered = {flow: until for flow, until in self._ended.items() if until > now}
-        if desired is not self._desired or thorough or len(remembered) < len(self._ended):
+        forgotten = self._ended.forget(time.monotonic())
+        if desired is not self._desired or thorough or forgotten:
             self._settled = {}
         if thorough:
             self._unusable = {}
-        self._desired, self._ended = desired, remembered
+        self._desired = desired
         return self._apply(desired)
 
     def render(self, desired: Desired) -> str:
@@ -69,22 +147,77 @@ class LegacyBackend:
 
     def refuse(self, flows: Collection[Flow]) -> None:
         """See `Backend.refuse`."""
-        if flows and self._desired is not None:
-            self._ended |= dict.fromkeys(flows, time.monotonic() + _REFUSED_FOR_S)
+        if self._desired is not None and self._ended.add(flows, time.monotonic() + _REFUSED_FOR_S):
             self._settled = {}
             self._apply(self._desired)
 
     def remove(self) -> Outcome:
         """See `Backend.remove`."""
-        self._ended, self._clean = {}, {}
-        outcome = self.apply(Desired(), thorough=True)
+        outcome = reduce(joined, map(tried, (self._gates.remove, self._remove)))
         self.close()
         return outcome
 
     def close(self) -> None:
-        """End the helpers; the rules stay."""
+        """See `Backend.close`: the helpers end."""
         for helper in self._helpers.values():
             helper.close()
+
+    def keep_gates(self, desired: Desired, *, thorough: bool) -> Outcome:
+        """See `Backend.keep_gates`."""
+        try:
+            return self._gates.keep(desired.families, desired.label, desired.behind, thorough=thorough)
+        except PortfwdError as error:
+            return Outcome(faults=(f"no gate in the legacy FORWARD chains: {error}",))
+        finally:
+            self._gates.rest()
+
+    def leave(self) -> Outcome:
+        """See `Backend.leave`."""
+        removed = self._remove()
+        outcome = Outcome(faults=removed.faults, labels=removed.labels)
+        self._gates.rest()
+        return outcome
+
+    def preview_gates(self, desired: Desired) -> Outcome:
+        """See `Backend.preview_gates`."""
+        left = self.preview(Desired()) if self.held() else Outcome()
+        return joined(left, self._gates.preview(desired.families, desired.label, desired.behind))
+
+    def monitor(self, changed: RulesChanged) -> LegacyMonitor:
+        """See `Backend.monitor`."""
+        return LegacyMonitor(changed)
+
+    def stamp(self) -> Stamp:
+        """See `Backend.stamp`: a change that leaves a table as large as it was leaves the same information."""
+        infos = {(family, table): table_info(family, table) for family in Family for table in existing_tables(family)}
+        return Stamp(infos, certain=not infos)
+
+    def libvirt(self) -> Presence:
+        """See `Backend.libvirt`."""
+        found = LIBVIRT_CHAIN in chain_names(Family.IPV4, TableName.FILTER)
+        return Presence.CHAINS if found else Presence.NOTHING
+
+    def held(self) -> frozenset[Family]:
+        """See `Backend.held`."""
+        return frozenset(family for family in Family if _holds(family))
+
+    def confined(self) -> frozenset[Family]:
+        """See `Backend.confined`."""
+        return frozenset(
+            family
+            for family in Family
+            if FWD in chain_names(family, TableName.FILTER)
+            and CONFINED.comment.encode() in table_entries(family, TableName.FILTER)
+        )
+
+    def counters(self, desired: Desired) -> Mapping[Opening, int]:
+        """See `Backend.counters`."""
+        return self._counted.of(desired, chain.from_iterable(map(_packets, sorted(desired.families))))
+
+    def _remove(self) -> Outcome:
+        """Take our own rules away; gates stay."""
+        self._ended, self._clean = Ended(), {}
+        return self.apply(Desired(), thorough=True)
 
     def _preview(self, family: Family, wanted: Mapping[TableName, Table], desired: Desired) -> Outcome:
         there = existing_tables(family)
@@ -92,11 +225,13 @@ class LegacyBackend:
         if there:
             # To look at a table that is not there would make it.
             with self._helpers[family].locked() as session:
-                observed |= session.observe({table: links(table) for table in sorted(there)})
+                observed |= session.observe({table: links(table) for table in sorted(there)}, desired.behind)
         plan = Plan.of(family, wanted, observed, desired, {})
         gates = tuple(GateChange(gate, restored=False, fault=head.fault) for gate, head in plan.moved)
         script = "".join(change_text(family, table, change) for table, change in plan.changes)
-        return Outcome(plan.mended, stale=plan.stale, gates=gates, script=script, changed=bool(plan.changes))
+        return Outcome(
+            plan.mended, stale=plan.stale, gates=gates, faults=plan.left, script=script, changed=bool(plan.changes)
+        )
 
     def _apply(self, desired: Desired) -> Outcome:
         every = self._tables(desired)
@@ -111,14 +246,14 @@ class LegacyBackend:
                 self._unusable[family] = str(error)
             except KernelError as error:
                 refused.append(str(error))
-        faults = tuple(self._unusable.values())
+        faults = (*self._unusable.values(), *chain.from_iterable(self._left.values()))
         if refused or (every and every.keys() <= self._unusable.keys()):
             raise KernelError("; ".join([*refused, *faults]))
         return reduce(joined, outcomes, Outcome(faults=faults))
 
     def _tables(self, desired: Desired) -> dict[Family, Tables]:
         """Make the tables, unless nothing is asked for but what was the last time."""
-        ended = list(self._ended)
+        ended = self._ended.flows
         if self._made is None or self._made[0] is not desired or self._made[1] != ended:
             self._made = (desired, ended, tables(desired, ended))
         return self._made[2]
@@ -133,19 +268,27 @@ class LegacyBackend:
             try:
                 plan = self._commit(family, wanted, desired)
             except KernelError as error:
-                if attempt == _TRIES:
+                if attempt == _TRIES or isinstance(error, LateError):
                     raise
                 _log.debug("looking again after: %s", error)
             else:
                 break
-        self._committed[family] = wanted
+        self._committed[family], self._left[family] = wanted, plan.left
         gates = tuple(
             GateChange(gate, gate in self._linked, head.fault)
             for gate, head in plan.moved
             if gate in self._linked or head.positions
         )
         self._linked.update(gate for gate, _ in plan.moved)
-        return Outcome(plan.mended, plan.damaged, plan.stale, gates, changed=bool(plan.changes))
+        return Outcome(
+            plan.mended,
+            plan.damaged,
+            plan.stale,
+            gates,
+            changed=bool(plan.changes),
+            altered=plan.altered,
+            labels=plan.labels,
+        )
 
     def _commit(self, family: Family, wanted: Mapping[TableName, Table], desired: Desired) -> Plan:
         """Make one family's tables hold what is wanted, all of it under the lock."""
@@ -157,7 +300,7 @@ class LegacyBackend:
             return Plan.of(family, {}, {}, desired, {})
         helper = self._helpers[family]
         with helper.locked() as session:
-            observed = session.observe({table: links(table) for table in looked_at})
+            observed = session.observe({table: links(table) for table in looked_at}, desired.behind)
             plan = Plan.of(family, wanted, observed, desired, self._committed.get(family, {}))
             for table, change in plan.changes:
                 session.commit(table, change)
@@ -165,6 +308,18 @@ class LegacyBackend:
         if not wanted:
             helper.close()
         return plan
+
+
+def _holds(family: Family) -> bool:
+    """Whether the legacy tables of a family hold any of our chains."""
+    return any(OWN_CHAINS.intersection(chain_names(family, table)) for table in existing_tables(family))
+
+
+def _packets(family: Family) -> Iterator[tuple[Counter, int]]:
+    try:
+        return iter(list(packets(family)))
+    except KernelError:
+        return iter(())
 
 
 def _infos(family: Family) -> _Infos:

@@ -5,33 +5,43 @@ A helper ends when its standard input does, so it cannot outlive whoever holds a
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, Protocol
 
-from fwdaemon.errors import KernelError, PortfwdError
-from fwdaemon.legacy import wire
+from fwdaemon.core.types import Family
+from fwdaemon.errors import HangingError, KernelError, PortfwdError
+from fwdaemon.kernel.process import Companion
+from fwdaemon.legacy import difference
 from fwdaemon.legacy.difference import Change
 from fwdaemon.legacy.lock import PATH_VARIABLE
 from fwdaemon.legacy.model import ObservedTable, TableName
-from fwdaemon.model import Family
-from fwdaemon.process import Companion
 
-_TIMEOUT = 60.0
-_PATIENCE = 5.0
+# Others hold iptables' lock for milliseconds. A helper may do nothing for longer than this.
+_PATIENCE = 1.5
 _HELPER = "fwdaemon.legacy.helper"
-_TOLD_VARIABLES = (PATH_VARIABLE, "XTABLES_LIBDIR", "LD_LIBRARY_PATH")
+# Python's own distutils, for one path that python-iptables asks it for; that of setuptools takes a tenth of a second.
+_QUICK = {"SETUPTOOLS_USE_DISTUTILS": "stdlib"}
+_TOLD_VARIABLES = (PATH_VARIABLE, "IPTABLES_LIBDIR", "XTABLES_LIBDIR", "LD_LIBRARY_PATH")
 
 
 class UnusableError(PortfwdError):
     """The legacy tables of a family cannot be used on this host."""
 
 
+class LateError(KernelError):
+    """Somebody holds iptables' lock, or the helper hung."""
+
+
 class Session(Protocol):
     """The tables of one family, held under iptables' lock."""
 
-    def observe(self, heads: wire.Heads) -> dict[TableName, ObservedTable]:
+    def observe(self, heads: difference.Heads, behind: Collection[str]) -> dict[TableName, ObservedTable]:
         """Read tables; `heads` are the rules of ours that are looked for, by table and chain.
+
+        `behind` are patterns of chains: jumps to these stay ahead of our rules.
 
         Raises:
             UnusableError: one of them is not there, and cannot be.
@@ -55,6 +65,7 @@ class HelperClient:
 
     def __init__(self, family: Family) -> None:
         self._family = family
+        self._patience = _PATIENCE
         self._helper: Companion | None = None
 
     @property
@@ -63,44 +74,46 @@ class HelperClient:
         return self._helper.pid if self._helper else None
 
     @contextmanager
-    def locked(self) -> Iterator[Session]:
-        """Hold iptables' lock from the first look on until the end of the block.
+    def locked(self, patience: float = _PATIENCE) -> Iterator[Session]:
+        """Hold iptables' lock from the first look on until the end of the block; it may take `patience` seconds.
 
         Raises:
             UnusableError: the legacy tables of this family lack something we need; its text says what.
             KernelError: the helper cannot be started.
 
         """
+        self._patience = patience
         if self._helper is None:
             self._start()
         try:
             yield self
         finally:
             if self._helper is not None:
-                self._ask({"do": wire.RELEASE})
+                self._ask({"do": difference.RELEASE})
 
-    def observe(self, heads: wire.Heads) -> dict[TableName, ObservedTable]:
+    def observe(self, heads: difference.Heads, behind: Collection[str]) -> dict[TableName, ObservedTable]:
         """See `Session.observe`."""
-        answer = self._ask({"do": wire.OBSERVE, "heads": wire.pack_heads(heads)})
-        return {TableName(name): wire.unpack_observed(packed) for name, packed in answer.items()}
+        request = {"do": difference.OBSERVE, "heads": difference.pack_heads(heads), "behind": tuple(behind)}
+        answer = self._ask({**request, "patience": self._patience})
+        return {TableName(name): difference.unpack_observed(packed) for name, packed in answer.items()}
 
     def commit(self, table: TableName, change: Change) -> None:
         """See `Session.commit`."""
-        self._ask({"do": wire.COMMIT, "table": table.value, "change": wire.pack_change(change)})
+        self._ask({"do": difference.COMMIT, "table": table.value, "change": difference.pack_change(change)})
 
     def close(self) -> None:
         """End the helper, if there is one."""
         helper, self._helper = self._helper, None
         if helper is not None:
-            helper.close(_PATIENCE)
+            helper.close()
 
     def _start(self) -> None:
         try:
             told = {name: os.environ[name] for name in _TOLD_VARIABLES if name in os.environ}
-            self._helper = Companion(_HELPER, str(int(self._family)), told)
+            self._helper = Companion(_HELPER, str(int(self._family)), _QUICK | _beside_library() | told)
         except OSError as error:
             raise KernelError(f"cannot start the helper for IPv{self._family}: {error}") from error
-        missing = self._ask({"do": wire.SELF_TEST})
+        missing = self._ask({"do": difference.SELF_TEST})
         if missing:
             self.close()
             raise UnusableError("; ".join(missing))
@@ -110,17 +123,28 @@ class HelperClient:
         if "error" in answer:
             if answer["final"]:
                 self.close()
-            raise UnusableError(answer["error"]) if answer["unusable"] else KernelError(answer["error"])
+            kind = UnusableError if answer["unusable"] else LateError if answer["late"] else KernelError
+            raise kind(answer["error"])
         return answer["ok"]
 
     def _exchange(self, line: str) -> Any:
         """Send a line and wait for one; a helper that takes too long, or is gone, is given up."""
         helper = self._helper
         if helper is None:
-            raise KernelError(f"the helper for IPv{self._family} is not there any more")
-        answer = helper.exchange(line, _TIMEOUT)
+            raise KernelError(f"the helper for IPv{self._family} has gone")
+        try:
+            answer = helper.exchange(line)
+        except HangingError as error:
+            self.close()
+            raise LateError(str(error)) from error
         if not answer:
             self._helper = None
-            status = helper.close(_PATIENCE)
+            status = helper.close()
             raise KernelError(f"the helper for IPv{self._family} ended unexpectedly, with status {status}")
         return json.loads(answer)
+
+
+def _beside_library() -> dict[str, str]:
+    """Tell python-iptables where its own C part is; it would run a compiler and a linker, as root, to find it."""
+    spec = find_spec("iptc")
+    return {"IPTABLES_LIBDIR": str(Path(spec.origin).parents[1])} if spec is not None and spec.origin else {}

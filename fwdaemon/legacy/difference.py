@@ -4,10 +4,12 @@ Rules that stay are not touched, so their counters go on.
 """
 
 import re
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
-from fwdaemon.legacy.model import Head, ObservedTable, Rule, Table
+from fwdaemon.core.types import Family
+from fwdaemon.legacy.model import Head, ObservedTable, Rule, Table, TableName
 
 _OWN_COMMENT = re.compile(r"[A-Za-z0-9_.]* [0-9a-f]{12}")
 
@@ -28,8 +30,9 @@ class Edit:
 class Change:
     """The changes of one table, and what they say of the time before them.
 
-    `create` and `drop` are chains of ours. `placed` are the comments of rules that were missing; `broken` are chains of
-    ours with something wrong that concerns everything relying on them.
+    `create` and `drop` are chains of ours; one that rules of others lead to is emptied, and stays. `placed` are the
+    comments of rules that were missing; `broken` are chains of ours with something wrong that concerns everything
+    relying on them.
     """
 
     create: tuple[str, ...] = ()
@@ -48,10 +51,12 @@ def difference(desired: Table, observed: ObservedTable, framework: Collection[st
     """Tell what makes `observed` become `desired`; `framework` are comments of rules for all of a chain."""
     heads = [_head_edit(chain, desired.heads.get(chain), head) for chain, head in observed.heads.items()]
     chains = [_chain_edit(chain, rules, observed.chains.get(chain, ())) for chain, rules in desired.chains.items()]
+    gone = [name for name in observed.chains if name not in desired.chains]
+    emptied = [_chain_edit(name, (), observed.chains[name]) for name in gone if name in observed.held]
     return Change(
         tuple(name for name in desired.chains if name not in observed.chains),
-        tuple(edit for edit in [*chains, *heads] if edit.delete or edit.insert),
-        tuple(name for name in observed.chains if name not in desired.chains),
+        tuple(edit for edit in [*chains, *emptied, *heads] if edit.delete or edit.insert),
+        tuple(name for name in gone if name not in observed.held),
         frozenset(rule.comment for edit in chains for _, rule in edit.insert),
         _unlinked(desired, observed) | _bent(chains, observed, framework),
     )
@@ -60,7 +65,7 @@ def difference(desired: Table, observed: ObservedTable, framework: Collection[st
 def _head_edit(chain: str, wanted: Rule | None, head: Head) -> Edit:
     if wanted is None:
         return Edit(chain, head.positions)
-    return Edit(chain) if head.holds else Edit(chain, head.positions, ((0, wanted),))
+    return Edit(chain) if head.holds else Edit(chain, head.positions, ((head.place, wanted),))
 
 
 def _chain_edit(chain: str, wanted: Sequence[Rule], observed: Sequence[str]) -> Edit:
@@ -96,3 +101,111 @@ def _is_strange(edit: Edit, observed: Sequence[str]) -> bool:
     gone = {observed[position] for position in edit.delete}
     unknown = any(_OWN_COMMENT.fullmatch(comment) is None for comment in gone)
     return unknown or not gone.isdisjoint(rule.comment for _, rule in edit.insert)
+
+
+# Our rules as text for people, in the form `iptables-legacy-restore --noflush` takes.
+_PROGRAMS = {Family.IPV4: "iptables-legacy-restore", Family.IPV6: "ip6tables-legacy-restore"}
+
+
+def restore_text(family: Family, tables: Mapping[TableName, Table]) -> str:
+    """Write the tables of one family."""
+    lines = [f"# {_PROGRAMS[family]} --noflush"]
+    for name, table in tables.items():
+        lines += [f"*{name}", *_lines(table), "COMMIT"]
+    return "".join(f"{line}\n" for line in lines)
+
+
+def change_text(family: Family, table: TableName, change: Change) -> str:
+    """Write the edits of one table; positions count from 1, each rule's as it is when its line's turn comes."""
+    lines = [f"# {_PROGRAMS[family]} --noflush", f"*{table}", *(f":{chain} - [0:0]" for chain in change.create)]
+    for edit in change.edits:
+        lines += [f"-D {edit.chain} {position + 1}" for position in sorted(edit.delete, reverse=True)]
+        lines += [f"-I {edit.chain} {position + 1} {rule}" for position, rule in edit.insert]
+    for chain in change.drop:
+        lines += [f"-F {chain}", f"-X {chain}"]
+    return "".join(f"{line}\n" for line in [*lines, "COMMIT"])
+
+
+def _lines(table: Table) -> Iterator[str]:
+    yield from (f":{chain} - [0:0]" for chain in table.chains)
+    yield from (f"-I {chain} 1 {rule}" for chain, rule in table.heads.items())
+    for chain, rules in table.chains.items():
+        yield from (f"-A {chain} {rule}" for rule in rules)
+
+
+# What the daemon and a helper say to each other: one JSON object a line, in both directions.
+#
+# A request is `{"do": …}`; the answer is `{"ok": …}` or `{"error": …, "final": …, "unusable": …}`
+# (`fwdaemon.legacy.lock`). Here our nouns become JSON and back; both sides are this program, so nothing is checked.
+
+# Which matches and targets work, as a list of sentences about those that do not.
+SELF_TEST = "self-test"
+# Take the lock, and read; jumps to chains of `behind` may stay ahead of our rules.
+OBSERVE = "observe"
+# Change one table.
+COMMIT = "commit"
+# Give the lock back.
+RELEASE = "release"
+
+Heads = Mapping[TableName, Mapping[str, Rule]]
+
+
+def pack_rule(rule: Rule) -> list[str]:
+    """Write a rule."""
+    return [rule.matches, rule.target, rule.comment]
+
+
+def unpack_rule(packed: list[str]) -> Rule:
+    """Read a rule."""
+    return Rule(*packed)
+
+
+def pack_heads(heads: Heads) -> dict[str, Any]:
+    """Write which rules are looked for, by table and chain."""
+    return {table.value: {chain: pack_rule(rule) for chain, rule in rules.items()} for table, rules in heads.items()}
+
+
+def unpack_heads(packed: Mapping[str, Any]) -> Heads:
+    """Read them."""
+    return {
+        TableName(table): {chain: unpack_rule(rule) for chain, rule in rules.items()} for table, rules in packed.items()
+    }
+
+
+def pack_observed(observed: ObservedTable) -> dict[str, Any]:
+    """Write what a table holds."""
+    heads = {chain: asdict(head) for chain, head in observed.heads.items()}
+    return {"chains": dict(observed.chains), "heads": heads, "held": sorted(observed.held)}
+
+
+def unpack_observed(packed: Mapping[str, Any]) -> ObservedTable:
+    """Read it."""
+    return ObservedTable(
+        {chain: tuple(comments) for chain, comments in packed["chains"].items()},
+        {chain: Head(**{**head, "positions": tuple(head["positions"])}) for chain, head in packed["heads"].items()},
+        frozenset(packed["held"]),
+    )
+
+
+def pack_change(change: Change) -> dict[str, Any]:
+    """Write what is to be done to a table."""
+    return {
+        "create": change.create,
+        "edits": [
+            [edit.chain, edit.delete, [[position, pack_rule(rule)] for position, rule in edit.insert]]
+            for edit in change.edits
+        ],
+        "drop": change.drop,
+    }
+
+
+def unpack_change(packed: Mapping[str, Any]) -> Change:
+    """Read it."""
+    return Change(
+        tuple(packed["create"]),
+        tuple(
+            Edit(chain, tuple(delete), tuple((position, unpack_rule(rule)) for position, rule in insert))
+            for chain, delete, insert in packed["edits"]
+        ),
+        tuple(packed["drop"]),
+    )

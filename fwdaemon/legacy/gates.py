@@ -1,36 +1,40 @@
 """Gates in the legacy FORWARD chains, for rules of ours that live elsewhere.
 
 A connection that our rules in nftables lead to a guest still meets the legacy FORWARD chain, where there is one, and
-one refusal is enough. Its mark can be seen there, so one constant rule at the head lets it through. Chains and tables
-are never brought into being here.
+one refusal is enough. Its label can be seen there, so one constant rule at the head lets it through; only bans stay
+ahead of it. Chains and tables are never brought into being here.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from functools import reduce
 
-from fwdaemon.config.model import Gate
+from fwdaemon.core.report import GateChange, Outcome, joined
+from fwdaemon.core.types import Family, Gate
 from fwdaemon.legacy.client import HelperClient, Session, UnusableError
-from fwdaemon.legacy.difference import Change, difference
+from fwdaemon.legacy.difference import Change, change_text, difference
 from fwdaemon.legacy.info import TableInfo, existing_tables, table_info
 from fwdaemon.legacy.model import Head, ObservedTable, Table, TableName, family_name
 from fwdaemon.legacy.ruleset import gate
-from fwdaemon.legacy.text import change_text
-from fwdaemon.model import Family
-from fwdaemon.outcome import GateChange, Outcome, joined
 
 _CHAIN = "FORWARD"
+# Our rules are elsewhere, and their repair waits for the end of a look: so none waits long for iptables' lock, which is
+# held for milliseconds. Whoever holds it for longer has us look again on letting go.
+_PATIENCE = 0.05
 
 
 class LegacyGates:
     """Keeps a gate in the legacy FORWARD chain of each family that needs one. For one thread at a time."""
 
-    def __init__(self) -> None:
-        self._helpers = {family: HelperClient(family) for family in Family}
+    def __init__(self, helpers: Mapping[Family, HelperClient]) -> None:
+        self._helpers = helpers
         self._opened: set[Family] = set()
-        self._settled: dict[Family, tuple[int | None, TableInfo]] = {}
+        self._needless: set[Family] = set()
+        self._settled: dict[Family, tuple[int | None, tuple[str, ...], TableInfo]] = {}
 
-    def keep(self, families: Collection[Family], mark: int, *, thorough: bool) -> Outcome:
+    def keep(self, families: Collection[Family], bit: int, behind: tuple[str, ...], *, thorough: bool) -> Outcome:
         """Open gates for connections of these families where they could be refused, and close all others.
+
+        Jumps to the chains that the patterns `behind` name stay ahead of a gate.
 
         Of the outcome, `gates`, `faults` and `changed` are told.
 
@@ -45,7 +49,7 @@ class LegacyGates:
             if TableName.FILTER not in existing_tables(family):
                 continue
             try:
-                head = self._keep(family, mark if family in families else None)
+                head = self._keep(family, bit if family in families else None, behind)
             except UnusableError as error:
                 faults.append(f"no gate in the legacy FORWARD chain: {error}")
                 continue
@@ -56,13 +60,13 @@ class LegacyGates:
                 self._opened.add(family)
         return Outcome(gates=tuple(changes), faults=tuple(faults), changed=changed)
 
-    def preview(self, families: Collection[Family], mark: int) -> Outcome:
+    def preview(self, families: Collection[Family], bit: int, behind: tuple[str, ...]) -> Outcome:
         """Tell what `keep` would do now."""
         outcomes = []
         for family in Family:
             if TableName.FILTER in existing_tables(family):
-                with self._helpers[family].locked() as session:
-                    head, _, change = _compare(session, mark if family in families else None)
+                with self._helpers[family].locked(_PATIENCE) as session:
+                    head, _, change = _compare(session, bit if family in families else None, behind)
                 if not change.empty:
                     where = Gate(family_name(family), TableName.FILTER, _CHAIN)
                     gate_change = GateChange(where, restored=False, fault=head.fault)
@@ -71,42 +75,39 @@ class LegacyGates:
         return reduce(joined, outcomes, Outcome())
 
     def remove(self) -> Outcome:
-        """Close every gate, whoever opened it, and end the helpers."""
-        outcome = self.keep((), 1, thorough=True)
-        self.close()
-        return outcome
+        """Close every gate, including those of an earlier run."""
+        return self.keep((), 1, (), thorough=True)
 
-    def close(self) -> None:
-        """End the helpers; the gates stay."""
-        for helper in self._helpers.values():
-            helper.close()
+    def rest(self) -> None:
+        """End the helpers of families that need no gate."""
+        for family in self._needless:
+            self._helpers[family].close()
 
-    def _keep(self, family: Family, mark: int | None) -> Head | None:
+    def _keep(self, family: Family, bit: int | None, behind: tuple[str, ...]) -> Head | None:
         """Bring one gate to what it shall be; what it was before, if that was something else."""
-        if self._settled.get(family) == (mark, table_info(family, TableName.FILTER)):
+        if self._settled.get(family) == (bit, behind, table_info(family, TableName.FILTER)):
             return None
-        helper = self._helpers[family]
-        with helper.locked() as session:
-            head, needed = _mend(session, mark)
-            self._settled[family] = (mark, table_info(family, TableName.FILTER))
-        if not needed:
-            helper.close()
+        with self._helpers[family].locked(_PATIENCE) as session:
+            head, needed = _mend(session, bit, behind)
+            self._settled[family] = (bit, behind, table_info(family, TableName.FILTER))
+        (self._needless.discard if needed else self._needless.add)(family)
         return head
 
 
-def _mend(session: Session, mark: int | None) -> tuple[Head | None, bool]:
+def _mend(session: Session, bit: int | None, behind: Collection[str]) -> tuple[Head | None, bool]:
     """Open or close one gate: what it was if it had to be changed, and whether one is needed."""
-    head, needed, change = _compare(session, mark)
+    head, needed, change = _compare(session, bit, behind)
     if change.empty:
         return None, needed
     session.commit(TableName.FILTER, change)
     return head, needed
 
 
-def _compare(session: Session, mark: int | None) -> tuple[Head, bool, Change]:
+def _compare(session: Session, bit: int | None, behind: Collection[str]) -> tuple[Head, bool, Change]:
     """Look at one gate: how it is, whether one is needed, and what has to change."""
-    rule = gate(mark or 1)
-    head = session.observe({TableName.FILTER: {_CHAIN: rule}})[TableName.FILTER].heads[_CHAIN]
-    needed = mark is not None and (head.foreign > 0 or head.policy != "ACCEPT")
+    rule = gate(0 if bit is None else bit)
+    observed = session.observe({TableName.FILTER: {_CHAIN: rule}}, behind)
+    head = observed[TableName.FILTER].heads[_CHAIN]
+    needed = bit is not None and (head.foreign > 0 or head.policy != "ACCEPT")
     # Chains of ours that are there are somebody else's business.
     return head, needed, difference(Table(heads={_CHAIN: rule} if needed else {}), ObservedTable(heads={_CHAIN: head}))

@@ -1,19 +1,159 @@
 """The helper: a program of its own that works on the legacy tables of one family, `… -m fwdaemon.legacy.helper 4`.
 
-It answers requests (`fwdaemon.legacy.wire`) on standard input until that ends, and with it whoever started it. Signals
-to end it are ignored, since it is of use until its owner is done. After the library has refused a rule it answers, and
-ends, because nobody knows what state the library is in then.
+It answers requests (`fwdaemon.legacy.difference`) on standard input until that ends, and with it whoever started it.
+Signals to end it are ignored, since it is of use until its owner is done. After the library has refused a rule it
+answers, and ends, because nobody knows what state the library is in then.
 """
 
 import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, TextIO
 
-from fwdaemon.legacy.errors import HelperError, LibraryError
-from fwdaemon.model import Family
+from fwdaemon.core.types import Family
+from fwdaemon.errors import label_remedy
+from fwdaemon.legacy import difference, library
+from fwdaemon.legacy.difference import Change
+from fwdaemon.legacy.lock import HelperError, LibraryError, RefusedError, TableError, XtablesLock
+from fwdaemon.legacy.model import COMMENT, FWD, OUT, OWN_CHAINS, Rule, TableName, labelled, labelling
+
+# What a helper does for the daemon on one family's tables, under iptables' own lock.
+
+# A chain that is needed in no such table, for finding out what the kernel does not like. What was left of it would be
+# taken away as a chain of ours that nobody wants.
+_TRY = {TableName.FILTER: OUT, TableName.MANGLE: OUT, TableName.NAT: FWD}
+
+# One rule for each match and target that is needed.
+_SAMPLES = (
+    *(Rule(f"-p {protocol} -m {protocol} --dport 1:2", "ACCEPT", COMMENT) for protocol in ("tcp", "udp", "sctp")),
+    Rule("-m addrtype ! --dst-type LOCAL", "RETURN", COMMENT),
+    Rule(labelled(1), "ACCEPT", COMMENT),
+    Rule("-m conntrack --ctstate DNAT", "ACCEPT", COMMENT),
+    Rule(labelling(1), "RETURN", COMMENT),
+    Rule("", "MASQUERADE", COMMENT),
+    Rule("! -i lo", "DROP", COMMENT),
+    Rule("-p tcp", "REJECT --reject-with tcp-reset", COMMENT),
+    Rule("", FWD, COMMENT),
+)
+_NAT_SAMPLES = {
+    Family.IPV4: (
+        Rule("-p tcp", "DNAT --to-destination 192.0.2.1:3-4/1", COMMENT),
+        Rule("", "DNAT --to-destination 192.0.2.1", COMMENT),
+        Rule("-o lo", "SNAT --to-source 192.0.2.1", COMMENT),
+    ),
+    Family.IPV6: (
+        Rule("-p tcp", "DNAT --to-destination [2001:db8::1]:3-4/1", COMMENT),
+        Rule("", "DNAT --to-destination 2001:db8::1", COMMENT),
+        Rule("-o lo", "SNAT --to-source 2001:db8::1", COMMENT),
+    ),
+}
+
+
+class Operations:
+    """Everything that can be requested (`fwdaemon.legacy.difference`)."""
+
+    def __init__(self, family: Family) -> None:
+        self._family = family
+        self._compiler = library.Compiler(family)
+        self._lock = XtablesLock()
+        self._open: dict[TableName, library.OpenTable] = {}
+
+    def do(self, request: Mapping[str, Any]) -> Any:
+        """Do what a request asks for and give what there is to answer.
+
+        Raises:
+            HelperError: it was not done.
+
+        """
+        match request["do"]:
+            case difference.SELF_TEST:
+                return self.self_test()
+            case difference.OBSERVE:
+                heads = difference.unpack_heads(request["heads"])
+                return self.observe(heads, request["behind"], request["patience"])
+            case difference.COMMIT:
+                return self.commit(TableName(request["table"]), difference.unpack_change(request["change"]))
+            case _:
+                return self.release()
+
+    def self_test(self) -> list[str]:
+        """Tell in a sentence each what does not work."""
+        samples = (*_SAMPLES, *_NAT_SAMPLES[self._family])
+        return [sentence for sentence in map(self._tried, samples) if sentence]
+
+    def observe(self, heads: difference.Heads, behind: Collection[str], patience: float) -> dict[str, Any]:
+        """Take the lock, which may take `patience` seconds, and read these tables; it is held until `release`.
+
+        Bans are rules of the table filter: in the others, nothing stays ahead of ours.
+        """
+        self._lock.acquire(patience)
+        self._open = {table: library.OpenTable(self._family, table) for table in heads}
+        return {
+            table.value: difference.pack_observed(
+                self._open[table].observe(
+                    {chain: self._compiler.compile(rule) for chain, rule in rules.items()},
+                    behind if table is TableName.FILTER else None,
+                )
+            )
+            for table, rules in heads.items()
+        }
+
+    def commit(self, table: TableName, change: Change) -> None:
+        """Change a table that was observed, at once."""
+        try:
+            self._edit(self._open[table], change)
+            self._open[table].commit()
+        except TableError as error:
+            culprit = None if error.again else self._culprit(table, change)
+            naming = f"; what it refuses is the rule {culprit}{label_remedy(culprit.matches)}" if culprit else ""
+            raise TableError(f"the legacy table {table} was not changed: {error}{naming}", again=error.again) from error
+
+    def release(self) -> None:
+        """Give the lock back."""
+        self._open = {}
+        self._lock.release()
+
+    def _edit(self, table: library.OpenTable, change: Change) -> None:
+        for chain in change.create:
+            table.create(chain)
+        for edit in change.edits:
+            for position in sorted(edit.delete, reverse=True):
+                table.delete(edit.chain, position)
+            for position, rule in edit.insert:
+                table.insert(edit.chain, position, self._compiler.compile(rule))
+        table.drop(*change.drop)
+
+    def _culprit(self, name: TableName, change: Change) -> Rule | None:
+        """Find a rule that the kernel refuses by itself, in an unlinked chain; one of each form is tried."""
+        inserted = [rule for edit in change.edits for _, rule in edit.insert]
+        forms = {library.form(rule): rule for rule in reversed(inserted) if rule.target not in OWN_CHAINS}
+        return next((rule for rule in forms.values() if self._is_refused(name, rule)), None)
+
+    def _is_refused(self, name: TableName, rule: Rule) -> bool:
+        chain, table = _TRY[name], library.OpenTable(self._family, name)
+        if table.has(chain):  # others may have rules that lead there
+            return False
+        try:
+            table.create(chain)
+            table.insert(chain, 0, self._compiler.compile(rule))
+            table.commit()
+        except TableError as error:
+            return not error.again
+        table = library.OpenTable(self._family, name)
+        table.drop(chain)
+        table.commit()
+        return False
+
+    def _tried(self, sample: Rule) -> str | None:
+        try:
+            self._compiler.compile(sample)
+        except RefusedError as error:
+            text = " ".join(str(sample).split())
+            return f"{text!r} does not work for IPv{self._family}: {error.reason}{label_remedy(sample.matches)}"
+        return None
+
 
 Do = Callable[[Mapping[str, Any]], Any]
 
@@ -21,8 +161,6 @@ Do = Callable[[Mapping[str, Any]], Any]
 def _prepared(family: Family) -> Do:
     """Load the library, which takes 250 ms; where that cannot be done, that is the answer to everything."""
     try:
-        from fwdaemon.legacy.operations import Operations  # noqa: PLC0415  its absence is no reason to fall silent
-
         return Operations(family).do
     except Exception as error:  # noqa: BLE001  the library does much while it is imported, and raises anything
         reason = f"python-iptables cannot be used: {error}"
@@ -37,7 +175,7 @@ def _answer(do: Do, request: Mapping[str, Any]) -> Mapping[str, Any]:
     try:
         return {"ok": do(request)}
     except HelperError as error:
-        return {"error": str(error), "final": error.final, "unusable": error.unusable}
+        return {"error": str(error), "final": error.final, "unusable": error.unusable, "late": error.late}
 
 
 def _serve(do: Do, requests: Iterable[str], answers: TextIO) -> None:

@@ -10,14 +10,218 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from ipaddress import ip_address
+from typing import Any, Final, TypeAlias
 
+from fwdaemon.core.bans import Kind, are_named, between, is_behind
+from fwdaemon.core.types import Family
 from fwdaemon.errors import KernelError
-from fwdaemon.legacy.entry import LAYOUT, begun_chain
 from fwdaemon.legacy.model import TableName
-from fwdaemon.model import Family
+
+# The entries of a legacy table in the kernel's own form, where names and comments are any bytes. Pure.
+#
+# Sources: `struct ipt_entry` in linux/netfilter_ipv4/ip_tables.h, its IPv6 sister, and `struct xt_entry_match` and
+# `xt_error_target` in linux/netfilter/x_tables.h.
+Match: TypeAlias = tuple[bytes, int, bytes]
+"""A match's name, revision and data."""
+
+# What says which addresses, interfaces and protocol are matched: struct ipt_ip, and ip6t_ip6.
+_HEADER: Final = {Family.IPV4: 84, Family.IPV6: 136}
+# After that and a word of no use: the offsets of the target and of the next entry, where it came from, packets and
+# bytes. The last two are aligned as the machine does it.
+LAYOUT: Final = {family: struct.Struct(f"@{size + 4}xHHIQQ") for family, size in _HEADER.items()}
+# The size with the data, name and revision, of a match as of a target.
+_MATCH: Final = struct.Struct("=H29sB")
+# A chain of somebody's begins with an entry whose target is named ERROR, and holds the chain's name.
+_ERROR: Final = struct.Struct("=H29sB30s")
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A rule as the kernel holds it: its addresses and protocol, its matches, of which one can be there twice."""
+
+    header: bytes
+    matches: tuple[Match, ...]
+    target: str
+
+    @property
+    def comment(self) -> str:
+        """What it says of itself."""
+        return comment(self.matches)
+
+
+def decode(family: Family, raw: bytes, target: bytes = b"") -> Entry:
+    """Read one entry; where it leads to a chain or a verdict, only libiptc can tell, and `target` is its word."""
+    target_at, *_ = LAYOUT[family].unpack_from(raw)
+    found = tuple(matches(raw, LAYOUT[family].size, target_at))
+    return Entry(raw[: _HEADER[family]], found, word(target or _MATCH.unpack_from(raw, target_at)[1]))
+
+
+def matches(entries: bytes, at: int, end: int) -> Iterator[Match]:
+    """Read the matches of an entry."""
+    while at + _MATCH.size <= end:
+        size, name, revision = _MATCH.unpack_from(entries, at)
+        yield name.split(b"\0", 1)[0], revision, entries[at + _MATCH.size : at + size]
+        at += size
+
+
+def comment(of: Iterable[Match]) -> str:
+    """Give what a rule with these matches says of itself."""
+    return next((word(data) for name, _, data in of if name == b"comment"), "")
+
+
+def begun_chain(entries: bytes, at: int, size: int) -> str:
+    """Give the name of the chain that begins with a target of this place and size; empty where none does.
+
+    The table's last entry is like that, too, and its name is ERROR.
+    """
+    if size < _ERROR.size:
+        return ""
+    _, kind, _, name = _ERROR.unpack_from(entries, at)
+    return word(name) if kind.startswith(b"ERROR\0") else ""
+
+
+def word(text: bytes) -> str:
+    """Read a text up to its end; what is not UTF-8 is nothing of ours, and only has to be unlike it."""
+    return text.split(b"\0", 1)[0].decode(errors="replace")
+
+
+# Bans among the entries of a legacy table, read from the kernel's own form. Pure.
+#
+# Sources: `struct ipt_ip` in linux/netfilter_ipv4/ip_tables.h and its IPv6 sister, `xt_iprange_mtinfo` in
+# linux/netfilter/xt_iprange.h, `xt_set_info` in linux/netfilter/xt_set.h, `xt_recent_mtinfo` in
+# linux/netfilter/xt_recent.h, `xt_mac_info` in linux/netfilter/xt_mac.h, `xt_conntrack_mtinfo3` in
+# linux/netfilter/xt_conntrack.h, `xt_geoip_match_info` in xt_geoip.h of xtables-addons.
+# The last ones are those of xtables-addons, which keep the client waiting or lie to it.
+_REFUSALS: Final = frozenset({"DROP", "REJECT", "TARPIT", "DELUDE", "CHAOS", "STEAL"})
+_IDLE: Final = frozenset({"", "LOG", "NFLOG", "TRACE"})
+# A chain whose rules have these targets alone gives no verdict.
+_HARMLESS: Final = _IDLE | {"RETURN"}
+
+
+@dataclass(frozen=True, slots=True)
+class _Header:
+    """Where a rule's header holds the first byte of the source's mask, and the bits that say more."""
+
+    mask: int
+    flags: int
+    inverted: int
+
+
+_HEADERS: Final = {
+    Family.IPV4: _Header(8, 82, 83),
+    Family.IPV6: _Header(32, 131, 132),
+}
+# IPT_F_GOTO and IPT_INV_SRCIP, and the same for IPv6.
+_GOTO: Final = {Family.IPV4: 0x02, Family.IPV6: 0x04}
+_INVERTED_SOURCE: Final = 0x08
+
+# The first and last source, four addresses of 16 bytes in all, and flags: IPRANGE_SRC and IPRANGE_SRC_INV.
+_RANGE: Final = struct.Struct("@16s16s32xB")
+_RANGE_OF_SOURCE, _RANGE_INVERTED = 0x01, 0x10
+# The set's number, how many parts of an element are compared, and bits: IPSET_INV_MATCH, and one for each part that is
+# the packet's source.
+_SET: Final = struct.Struct("@HBB")
+_SET_INVERTED, _FIRST_IS_SOURCE = 0x01, 0x02
+# Seconds and hits, what is done, whether it is inverted, the list's name, and whose address counts.
+_RECENT: Final = struct.Struct("@IIBB200sB")
+_RECENT_CHECKS: Final = 0x01 | 0x04  # XT_RECENT_CHECK, XT_RECENT_UPDATE
+# The address, and whether it is inverted.
+_MAC: Final = struct.Struct("@6si")
+# Bits: XT_GEOIP_SRC and XT_GEOIP_INV.
+_GEOIP_SOURCE, _GEOIP_INVERTED = 0x01, 0x04
+# The first byte of the mask of the connection's source; after all addresses, times, the protocol and ports, what is
+# compared and what is inverted. The bit is XT_CONNTRACK_ORIGSRC.
+_CONNECTION: Final = struct.Struct("@16xB15x96x8x2x8xHH")
+_FROM_SOURCE: Final = 0x04
+
+
+def kind(family: Family, entry: Entry, behind: Collection[str]) -> Kind:
+    """Judge a rule of others."""
+    if returns(family, entry) and is_behind(entry.target, behind):
+        return Kind.BAN
+    if entry.target in _REFUSALS and names_sources(family, entry):
+        return Kind.BAN
+    return Kind.IDLE if entry.target in _IDLE else Kind.DECIDES
+
+
+def returns(family: Family, entry: Entry) -> bool:
+    """Whether packets may come back from the chain that a rule leads to."""
+    return not entry.header[_HEADERS[family].flags] & _GOTO[family]
+
+
+def names_sources(family: Family, entry: Entry) -> bool:
+    """Whether one of the conditions, all of which have to hold, names sources."""
+    return _is_from_named(family, entry) or any(map(_names_sources, entry.matches))
+
+
+def only_refuses(entries: Iterable[Entry]) -> bool:
+    """Whether a chain gives verdicts, and each refuses."""
+    verdicts = {entry.target for entry in entries} - _HARMLESS
+    return bool(verdicts) and verdicts <= _REFUSALS
+
+
+def gives_no_verdict(entries: Iterable[Entry]) -> bool:
+    """Whether no rule of a chain decides anything."""
+    return all(entry.target in _HARMLESS for entry in entries)
+
+
+def _is_from_named(family: Family, entry: Entry) -> bool:
+    """Whether the header asks for a source: a mask that is a prefix begins with a one, unless it is empty."""
+    header = _HEADERS[family]
+    return bool(entry.header[header.mask] & 0x80) and not entry.header[header.inverted] & _INVERTED_SOURCE
+
+
+def _names_sources(match: Match) -> bool:
+    name, revision, data = match
+    reader = _READERS.get(name)
+    return reader is not None and reader(revision, data)
+
+
+def _is_range(_: int, data: bytes) -> bool:
+    first, last, flags = _RANGE.unpack_from(data)
+    if not flags & _RANGE_OF_SOURCE or flags & _RANGE_INVERTED:
+        return False
+    # An IPv4 address is the first of four words, and a range of IPv6 addresses is never from 0.0.0.0 on by that.
+    size = 16 if any(first[4:]) or any(last[4:]) else 4
+    return are_named(between(ip_address(first[:size]), ip_address(last[:size])))
+
+
+def _is_set(revision: int, data: bytes) -> bool:
+    _, _, flags = _SET.unpack_from(data)
+    return revision > 0 and bool(flags & _FIRST_IS_SOURCE) and not flags & _SET_INVERTED
+
+
+def _is_list(_: int, data: bytes) -> bool:
+    _, _, checks, inverted, _, of_destination = _RECENT.unpack_from(data)
+    return bool(checks & _RECENT_CHECKS) and not inverted and not of_destination
+
+
+def _is_mac(_: int, data: bytes) -> bool:
+    _, inverted = _MAC.unpack_from(data)
+    return not inverted
+
+
+def _is_country(_: int, data: bytes) -> bool:
+    return data[0] & (_GEOIP_SOURCE | _GEOIP_INVERTED) == _GEOIP_SOURCE
+
+
+def _is_connection(revision: int, data: bytes) -> bool:
+    mask, compared, inverted = _CONNECTION.unpack_from(data)
+    return revision > 0 and bool(mask & 0x80 and compared & _FROM_SOURCE) and not inverted & _FROM_SOURCE
+
+
+_READERS: Final[Mapping[bytes, Callable[[int, bytes], bool]]] = {
+    b"iprange": _is_range,
+    b"set": _is_set,
+    b"recent": _is_list,
+    b"mac": _is_mac,
+    b"geoip": _is_country,
+    b"conntrack": _is_connection,
+}
+
 
 _HOOKS = 5
 _FORWARD = 2  # NF_INET_FORWARD
@@ -108,7 +312,7 @@ def table_entries(family: Family, table: TableName) -> bytes:
         buffer = ctypes.create_string_buffer(struct.pack("=32sI", table.value.encode(), size), _ENTRIES_HEADER + size)
         if _ask(family, _GET_ENTRIES, buffer) != errno.EAGAIN:
             return buffer.raw[_ENTRIES_HEADER:]
-    raise KernelError(f"the legacy table {table} of IPv{family} changes all the time")
+    raise KernelError(f"the legacy table {table} of IPv{family} keeps changing")
 
 
 def read_chains(family: Family, entries: bytes) -> Iterator[str]:
@@ -126,9 +330,7 @@ def read_chains(family: Family, entries: bytes) -> Iterator[str]:
 def _get_info(family: Family, table: TableName) -> _GetInfo:
     info = _GetInfo(name=table.value.encode())
     if error := _ask(family, _GET_INFO, info):
-        raise KernelError(
-            f"the kernel tells nothing about the legacy table {table} (IPv{family}): {os.strerror(error)}"
-        )
+        raise KernelError(f"the kernel says nothing about the legacy table {table} (IPv{family}): {os.strerror(error)}")
     return info
 
 

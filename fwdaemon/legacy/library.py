@@ -5,7 +5,7 @@
 - `final_check` reads a rule back through a redirected standard output, and may wait forever: only what it does last is
   used, the extension's own check.
 - From 1.8.10 on, iptables' option descriptions are larger than the library thinks (`_mend_options`).
-- A name that is not UTF-8 raises, so chains are listed here (`OpenTable._own_chains`).
+- A name that is not UTF-8 raises, so chains are never listed, only asked for (`OpenTable._own_chains`).
 - For IPv6 it writes an interface's mask so that one bit of each letter counts: `_bind_interface` writes it.
 """
 
@@ -13,7 +13,9 @@ import ctypes
 import errno
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
@@ -21,11 +23,74 @@ import iptc
 from iptc.ip4tc import IPTCError
 from iptc.xtables import NFPROTO_IPV4, XTablesError, xt_option_entry, xtables
 
-from fwdaemon.legacy.entry import Entry, decode
-from fwdaemon.legacy.errors import LibraryError, NoTableError, RefusedError, TableError
-from fwdaemon.legacy.model import COMMENT, OWN_PREFIX, Head, ObservedTable, Rule, TableName
-from fwdaemon.legacy.syntax import Extension, parse
-from fwdaemon.model import Family
+from fwdaemon.core.bans import Kind, place
+from fwdaemon.core.types import Family
+from fwdaemon.legacy import info
+from fwdaemon.legacy.info import Entry, decode
+from fwdaemon.legacy.lock import LibraryError, NoTableError, RefusedError, TableError
+from fwdaemon.legacy.model import COMMENT, OWN_CHAINS, Head, ObservedTable, Rule, TableName
+
+# Reads rules in the form `fwdaemon.legacy.ruleset` writes them. Pure; no general reader of iptables' language.
+_HEADER = {"-s": "src", "-d": "dst", "-i": "in_interface", "-o": "out_interface", "-p": "protocol"}
+# Options that stand alone.
+_ALONE = frozenset({"--set"})
+
+
+@dataclass(frozen=True, slots=True)
+class Extension:
+    """A match or a target with its options; the value of an inverted option begins with `!`."""
+
+    name: str
+    options: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Words:
+    """A rule taken apart; `header` holds what the rule says of addresses, interfaces and protocol.
+
+    Its names are those of python-iptables, its values are as in an `Extension`.
+    """
+
+    header: tuple[tuple[str, str], ...]
+    matches: tuple[Extension, ...]
+    target: Extension
+
+
+def parse(rule: Rule) -> Words:
+    """Take a rule apart."""
+    header, *matches = _groups(rule.matches)
+    name, _, options = rule.target.partition(" ")
+    return Words(
+        tuple((_HEADER[option], value) for option, value in _options(header)),
+        (*(_extension(match) for match in matches), Extension("comment", (("comment", rule.comment),))),
+        Extension(name, tuple((option[2:], value) for option, value in _options(options.split()))),
+    )
+
+
+def _groups(matches: str) -> list[list[str]]:
+    """Split at each `-m`; what stands before the first is the header."""
+    groups: list[list[str]] = [[]]
+    for word in matches.split():
+        if word == "-m":
+            groups.append([])
+        else:
+            groups[-1].append(word)
+    return groups
+
+
+def _extension(words: list[str]) -> Extension:
+    name, *options = words
+    return Extension(name, tuple((option[2:], value) for option, value in _options(options)))
+
+
+def _options(words: list[str]) -> Iterator[tuple[str, str]]:
+    waiting = iter(words)
+    for word in waiting:
+        if word == "!":
+            yield next(waiting), "!" + next(waiting).strip('"')
+        else:
+            yield word, "" if word in _ALONE else next(waiting).strip('"')
+
 
 # How many rules in the kernel's form are kept, of about 1 kB each.
 _REMEMBERED = 20_000
@@ -81,7 +146,7 @@ class Compiler:
             made.add_match(match)
             _set_options(match, extension)
         # A jump is a "standard" target that names a chain.
-        own = words.target.name.startswith(OWN_PREFIX)
+        own = words.target.name in OWN_CHAINS
         made.target = iptc.Target(made, "" if own else words.target.name)
         if own:
             made.target.standard_target = words.target.name
@@ -106,12 +171,25 @@ class OpenTable:
         except IPTCError as error:
             raise NoTableError(f"the legacy table {name} cannot be used for IPv{family}: {_plain(error)}") from error
 
-    def observe(self, heads: Mapping[str, Any]) -> ObservedTable:
-        """Read what is ours; `heads` are the compiled rules that are looked for, by the kernel's chains."""
+    def observe(self, heads: Mapping[str, Any], behind: Collection[str] | None = None) -> ObservedTable:
+        """Read what is ours; `heads` are the compiled rules that are looked for, by the kernel's chains.
+
+        Bans stay ahead of these where `behind` is given: jumps to the chains that its patterns name are such.
+        """
+        chains = {name: tuple(self._entries(name)) for name in self._own_chains()}
+        found = {name: self._head(name, compiled, behind) for name, compiled in heads.items()}
+        leading = Counter(entry.target for entries in chains.values() for entry in entries)
+        for name, compiled in heads.items():
+            leading[decode(self._family, bytes(compiled)).target] += len(found[name].positions)
         return ObservedTable(
-            {name: tuple(entry.comment for entry in self._entries(name)) for name in self._own_chains()},
-            {name: self._head(name, compiled) for name, compiled in heads.items()},
+            {name: tuple(entry.comment for entry in entries) for name, entries in chains.items()},
+            found,
+            frozenset(name for name in chains if self._references(name) > leading[name]),
         )
+
+    def has(self, chain: str) -> bool:
+        """Whether there is such a chain."""
+        return bool(self._table.is_chain(chain))
 
     def create(self, chain: str) -> None:
         """Add a chain."""
@@ -152,10 +230,14 @@ class OpenTable:
             raise TableError(text, again=os.strerror(errno.EAGAIN) in text) from error
 
     def _own_chains(self) -> list[str]:
-        # The library's list wants each name to be UTF-8, and somebody's may be any bytes; ours are plain ASCII.
-        functions, handle = self._table._iptc, self._table._handle  # noqa: SLF001
-        names = [functions.iptc_first_chain(handle), *iter(lambda: functions.iptc_next_chain(handle), None)]
-        return [name.decode() for name in names if name.startswith(OWN_PREFIX.encode()) and name.isascii()]
+        return [name for name in sorted(OWN_CHAINS) if self.has(name)]
+
+    def _references(self, chain: str) -> int:
+        """Count the rules that lead to a chain, wherever they are."""
+        number, function = ctypes.c_uint(), self._table._iptc.iptc_get_references  # noqa: SLF001  it has no call for this
+        if function(ctypes.byref(number), chain.encode(), self._table._handle) != 1:  # noqa: SLF001
+            raise TableError(f"cannot count what leads to {chain}")
+        return number.value
 
     def _entries(self, chain: str) -> Iterator[Entry]:
         entry = self._table.first_rule(chain)
@@ -167,22 +249,38 @@ class OpenTable:
         raw = ctypes.string_at(ctypes.addressof(entry), entry.next_offset)
         return decode(self._family, raw, self._table.get_target(entry) or b"")
 
-    def _head(self, chain: str, compiled: Any) -> Head:
+    def _head(self, chain: str, compiled: Any, behind: Collection[str] | None) -> Head:
         entries = list(self._entries(chain))
         wanted = decode(self._family, bytes(compiled))
         ours = tuple(
             number
             for number, entry in enumerate(entries)
-            if entry.target == wanted.target and (entry.comment == COMMENT or entry.target.startswith(OWN_PREFIX))
+            if entry.target == wanted.target and (entry.comment == COMMENT or entry.target in OWN_CHAINS)
         )
-        ahead = entries[: ours[0]] if ours else []
+        others = [entry for number, entry in enumerate(entries) if number not in ours]
+        staying = 0 if behind is None else place(self._kind(entry, behind) for entry in others)
         return Head(
             ours,
             good=len(ours) == 1 and entries[ours[0]] == wanted,
-            first=bool(ours) and all(entry.comment == COMMENT for entry in ahead),
+            first=bool(ours)
+            and ours[0] >= staying
+            and all(entry.comment == COMMENT for entry in entries[staying : ours[0]]),
             foreign=sum(entry.comment != COMMENT for entry in entries),
             policy=self._table.get_policy(chain)[0].name,
+            place=staying,
         )
+
+    def _kind(self, entry: Entry, behind: Collection[str]) -> Kind:
+        """Judge a rule that may be ahead of ours; another of ours may be, and so may one that decides nothing."""
+        if entry.comment == COMMENT:
+            return Kind.IDLE
+        kind = info.kind(self._family, entry, behind)
+        if kind is not Kind.DECIDES or not self.has(entry.target):
+            return kind
+        if info.names_sources(self._family, entry) and info.only_refuses(self._entries(entry.target)):
+            return Kind.BAN
+        is_idle = info.returns(self._family, entry) and info.gives_no_verdict(self._entries(entry.target))
+        return Kind.IDLE if is_idle else kind
 
 
 def _set_options(module: Any, extension: Extension) -> None:

@@ -6,12 +6,63 @@ import signal
 from pathlib import Path
 from types import FrameType
 
-from fwdaemon.legacy.errors import LockError
+from fwdaemon.legacy.model import Rule
+
+# What a helper cannot do; each text is for the daemon, which makes it a `KernelError`.
+
+
+class HelperError(Exception):
+    """Base of all of them.
+
+    After a `final` one the process is not to be trusted any more; an `unusable` one will not go away by trying again.
+    After a `late` one nobody should wait at once again.
+    """
+
+    final = False
+    unusable = False
+    late = False
+
+
+class LockError(HelperError):
+    """Somebody else holds iptables' lock, and goes on holding it, or it cannot be opened."""
+
+    late = True
+
+
+class LibraryError(HelperError):
+    """python-iptables is not there, or does not fit."""
+
+    final = True
+    unusable = True
+
+
+class NoTableError(HelperError):
+    """The kernel does not have a table, or does not let us have it."""
+
+    unusable = True
+
+
+class RefusedError(HelperError):
+    """The library does not take a rule; what state the process is in nobody knows."""
+
+    final = True
+
+    def __init__(self, rule: Rule, reason: str) -> None:
+        self.reason = reason
+        super().__init__(f"iptables' library refused a rule: {reason}; the rule is {rule}")
+
+
+class TableError(HelperError):
+    """The kernel refused a commit, which was wrong, or came too late (`again`)."""
+
+    def __init__(self, reason: str, *, again: bool = False) -> None:
+        self.again = again
+        super().__init__(reason)
+
 
 # As libxtables has it; the variable is libxtables', too.
 DEFAULT_PATH = "/run/xtables.lock"
 PATH_VARIABLE = "XTABLES_LOCKFILE"
-_PATIENCE = 20.0
 
 
 def lock_path() -> str:
@@ -31,21 +82,21 @@ class XtablesLock:
         self._held = False
         signal.signal(signal.SIGALRM, _give_up)
 
-    def acquire(self) -> None:
+    def acquire(self, patience: float) -> None:
         """Take the lock, unless it is held already.
 
         Raises:
-            LockError: it could not be had within 20 seconds.
+            LockError: it could not be had within `patience` seconds.
 
         """
         if self._held:
             return
-        signal.setitimer(signal.ITIMER_REAL, _PATIENCE)
+        signal.setitimer(signal.ITIMER_REAL, patience)
         try:
             self._open()
             fcntl.flock(self._file, fcntl.LOCK_EX)
         except TimeoutError as error:
-            raise LockError(f"somebody has held {self._path} for more than {_PATIENCE:.0f} seconds") from error
+            raise LockError(f"another program has held {self._path} for more than {patience:g} seconds") from error
         except OSError as error:
             raise LockError(f"cannot lock {self._path}: {error.strerror}") from error
         finally:

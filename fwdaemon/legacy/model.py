@@ -5,12 +5,15 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from hashlib import blake2s
 
-from fwdaemon.model import Address, Family
+from fwdaemon.core.types import Address, Family
 
 # What every rule of ours in a chain that is not ours says of itself.
 COMMENT = "kvm-portfwd"
-OWN_PREFIX = "KVMPF_"
 PRE, OUT, POST, FWD = "KVMPF_PRE", "KVMPF_OUT", "KVMPF_POST", "KVMPF_FWD"
+# Where what openings take is led on; no chain of the kernel's leads there, only ours.
+LEAD = "KVMPF_LEAD"
+# Chains of these names are ours, in any table; all others belong to others, however alike.
+OWN_CHAINS = frozenset({PRE, OUT, POST, FWD, LEAD})
 
 
 class TableName(StrEnum):
@@ -43,6 +46,10 @@ class Rule:
         return f"{self.matches} -m comment --comment {comment} -j {self.target}".lstrip()
 
 
+# The rule that refuses all else where we turned forwarding on.
+CONFINED = Rule.of("", "DROP", "confined")
+
+
 @dataclass(frozen=True, slots=True)
 class Table:
     """What is ours in one table: `chains` whole and in order, and one rule at the head of each chain in `heads`."""
@@ -55,8 +62,9 @@ class Table:
 class Head:
     """What was found of ours in one of the kernel's own chains.
 
-    `positions` count from 0. `good` says that the only one is right to the letter, `first` that the foremost one has
-    nobody else's rule ahead of it. `foreign` counts everybody else's rules, `policy` is what becomes of the rest.
+    `positions` count from 0. `good` says that the only one is right to the letter, `first` that the foremost one is at
+    its place: `place` counts the rules that stay ahead of it, which are bans. `foreign` counts everybody else's rules,
+    `policy` is what becomes of the rest.
     """
 
     positions: tuple[int, ...] = ()
@@ -64,6 +72,7 @@ class Head:
     first: bool = False
     foreign: int = 0
     policy: str = "ACCEPT"
+    place: int = 0
 
     @property
     def holds(self) -> bool:
@@ -76,16 +85,20 @@ class Head:
         if not self.positions:
             return "it was not there"
         if not self.first:
-            return "another rule was ahead of it"
+            return "it was ahead of a ban" if self.positions[0] < self.place else "another rule was ahead of it"
         return "it was there more than once" if len(self.positions) > 1 else "it was not as we made it"
 
 
 @dataclass(frozen=True, slots=True)
 class ObservedTable:
-    """What one table holds of ours: the comments in each chain of ours, and the heads that were asked for."""
+    """What one table holds of ours: the comments in each chain of ours, and the heads that were asked for.
+
+    `held` are chains of ours that rules of others lead to, so that the kernel would not let them be deleted.
+    """
 
     chains: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     heads: Mapping[str, Head] = field(default_factory=dict)
+    held: frozenset[str] = frozenset()
 
 
 def host(address: Address) -> str:
@@ -93,14 +106,19 @@ def host(address: Address) -> str:
     return f"{address}/{address.max_prefixlen}"
 
 
-def masked(mark: int) -> str:
-    """Write the one bit of the connection mark that is ours."""
-    return f"{mark:#x}/{mark:#x}"
+def labelled(bit: int) -> str:
+    """Write the match of connections that our rules let in."""
+    return f'-m connlabel --label "{bit}"'
 
 
-def set_mark(mark: int) -> str:
-    """Write the target that sets our bit, and leaves all others as they are."""
-    return f"CONNMARK --set-xmark {masked(mark)}"
+def unlabelled(bit: int) -> str:
+    """Write the match of all other connections."""
+    return f'-m connlabel ! --label "{bit}"'
+
+
+def labelling(bit: int) -> str:
+    """Write what labels a connection, as the last of the matches; it fails where a connection can have no labels."""
+    return f"{labelled(bit)} --set"
 
 
 def family_name(family: Family) -> str:

@@ -10,17 +10,18 @@ import ctypes
 import logging
 import os
 
+from fwdaemon.audit.throttle import WarnOnce
+from fwdaemon.core.report import Actor, ActorKind, RulesChanged
+from fwdaemon.core.types import Family
 from fwdaemon.errors import KernelError
 from fwdaemon.legacy.info import TableInfo, existing_tables, table_info
 from fwdaemon.legacy.lock import lock_path
 from fwdaemon.legacy.model import TableName
-from fwdaemon.model import Family
-from fwdaemon.outcome import RulesChanged
 
 _log = logging.getLogger(__name__)
 
 # The kernel does not tell who.
-_SOMEBODY = "somebody, in the legacy tables"
+_SOMEBODY = Actor(ActorKind.LEGACY_TABLES)
 POLL = 1.0
 # How many times longer the pause is while no legacy tables are there.
 _LONGER = 3
@@ -38,17 +39,13 @@ class LegacyMonitor:
         self._poll_every = poll
         self._libc = ctypes.CDLL(None, use_errno=True)
         self._inotify = -1
+        self._warning = WarnOnce()
         self._seen: dict[tuple[Family, TableName], TableInfo] = {}
         self._polling: asyncio.TimerHandle | None = None
         self._telling: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
-        """Begin to watch. Where the kernel has no inotify left, changes are noticed by their size alone."""
-        self._inotify = self._libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
-        if self._inotify < 0:
-            _log.warning("cannot watch %s: %s", lock_path(), os.strerror(ctypes.get_errno()))
-        else:
-            asyncio.get_running_loop().add_reader(self._inotify, self._read)
+        """Begin to watch. While the kernel has no inotify left, changes are noticed by their size alone."""
         self._seen = _sizes()
         self._poll()
 
@@ -62,7 +59,18 @@ class LegacyMonitor:
             os.close(self._inotify)
             self._inotify = -1
 
+    def _open(self) -> None:
+        self._inotify = self._libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
+        if self._inotify >= 0:
+            self._warning.settle()
+            asyncio.get_running_loop().add_reader(self._inotify, self._read)
+        else:
+            reason = os.strerror(ctypes.get_errno())
+            self._warning.warn(f"cannot watch {lock_path()}, trying again: {reason}")
+
     def _poll(self) -> None:
+        if self._inotify < 0:
+            self._open()
         if self._inotify >= 0:
             # Does nothing while the file is the same; it may not be there yet, or somebody may have replaced it.
             self._libc.inotify_add_watch(self._inotify, lock_path().encode(), _CLOSED)
@@ -91,5 +99,5 @@ def _sizes() -> dict[tuple[Family, TableName], TableInfo]:
     try:
         return {(family, table): table_info(family, table) for family in Family for table in existing_tables(family)}
     except KernelError as error:
-        _log.debug("no sizes of the legacy tables: %s", error)
+        _log.debug("the sizes of the legacy tables are not known: %s", error)
         return {}

@@ -1,38 +1,64 @@
 """From the desired state to the rules that do it.
 
-The nat table (`fwdaemon.legacy.translation`) marks and translates a connection's first packet. What needs no
-translation is marked in the mangle table, on its way through FORWARD: it is there only while something needs it. In the
-filter table one rule lets through what is marked. For a packet that is forwarded, mangle (-150) comes before every
-filter chain (0), those of nftables included: netfilter_ipv4.h. So a gate there sees these marks as well.
+The nat table (`fwdaemon.legacy.translation`) labels and translates a connection's first packet, and labels what libvirt
+lets out of a routed network, after all filters. What else needs no translation is labelled in mangle's FORWARD, which
+comes (-150) before every filter chain (0), those of nftables included (netfilter_ipv4.h): so a gate there sees these
+labels as well. In the filter table one rule lets through what is labelled.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Final, TypeAlias
 
-from fwdaemon.desired import Desired, Forward, Nat, Opening, Route
-from fwdaemon.flows import Flow
-from fwdaemon.legacy.model import COMMENT, FWD, OUT, POST, PRE, Rule, Table, TableName, host, masked, set_mark
+from fwdaemon.core.state import LABELS, Desired, Forward, Nat, Opening, Route
+from fwdaemon.core.text import is_interface_name, is_mac, label
+from fwdaemon.core.types import Family, Gate, Protocol
+from fwdaemon.legacy.difference import Change, difference
+from fwdaemon.legacy.info import LAYOUT, begun_chain, comment, matches, table_entries
+from fwdaemon.legacy.model import (
+    COMMENT,
+    CONFINED,
+    FWD,
+    LEAD,
+    OUT,
+    OWN_CHAINS,
+    POST,
+    PRE,
+    Head,
+    ObservedTable,
+    Rule,
+    Table,
+    TableName,
+    family_name,
+    host,
+    labelled,
+    labelling,
+)
 from fwdaemon.legacy.translation import (
-    LOOPBACK,
+    EVERY_ADDRESS,
     Serving,
+    believed,
+    leading,
     leaving,
-    on_localhost,
-    outer,
     output,
     postrouting,
     prerouting,
+    uplinks,
 )
-from fwdaemon.model import Family, Protocol
-from fwdaemon.naming import is_interface_name, label
+from fwdaemon.resolve.flows import Flow
+from fwdaemon.resolve.segments import bridged, outside, routed_outside, switched
 
 _UNREACHABLE = {Family.IPV4: "icmp-port-unreachable", Family.IPV6: "icmp6-port-unreachable"}
+_GOING_ON = "-m conntrack --ctstate RELATED,ESTABLISHED"
 
+# In mangle PREROUTING nothing of ours is linked any more; what an earlier version left there is taken away.
 _LINKS = {
     TableName.FILTER: {"FORWARD": FWD},
     TableName.MANGLE: {"PREROUTING": PRE, "FORWARD": FWD},
     TableName.NAT: {"PREROUTING": PRE, "OUTPUT": OUT, "POSTROUTING": POST},
 }
 
-# What needs a table, apart from the guard of 127.0.0.0/8.
+# What needs a table.
 _RELYING = {
     TableName.FILTER: (Forward, Nat, Route),
     TableName.MANGLE: (Nat, Route),
@@ -67,16 +93,14 @@ def rules_of(desired: Desired, family: Family) -> Iterator[tuple[TableName, str,
             yield from ((table, chain, opening, rule) for opening, rule in servings if opening is not None)
 
 
-def relying_on(table: TableName, chain: str, desired: Desired, family: Family) -> frozenset[Opening]:
-    """Tell which openings do not work, or not as they should, while a chain of ours does not."""
-    if table is TableName.MANGLE and chain == PRE:
-        return frozenset(on_localhost(family, desired))
+def relying_on(table: TableName, desired: Desired, family: Family) -> frozenset[Opening]:
+    """Tell which openings do not work, or not as they should, while our chains in a table do not."""
     return frozenset(item for item in desired.openings if item.family is family and isinstance(item, _RELYING[table]))
 
 
-def gate(mark: int) -> Rule:
+def gate(bit: int) -> Rule:
     """Make the rule that lets our connections through a chain that is not ours."""
-    return Rule(_marked(mark), "ACCEPT", COMMENT)
+    return Rule(labelled(bit), "ACCEPT", COMMENT)
 
 
 def links(table: TableName) -> dict[str, Rule]:
@@ -95,71 +119,65 @@ def _unique(rules: Iterable[Rule]) -> tuple[Rule, ...]:
 
 
 def _chains(family: Family, desired: Desired, ended: Iterable[Flow]) -> _Chains:
-    mangle = {PRE: list(_guard(family, desired)), FWD: list(_marking(family, desired))}
+    passage, routed = list(_passage(family, desired)), list(_routed(family, desired))
+    let_through = (*_forward(desired.label, ended), *_confined(family, desired))
     found: _Chains = {
-        TableName.FILTER: {FWD: [(None, rule) for rule in _forward(desired.mark, ended)]},
-        TableName.MANGLE: {chain: servings for chain, servings in mangle.items() if servings},
+        TableName.FILTER: {FWD: [(None, rule) for rule in let_through]},
+        TableName.MANGLE: {FWD: passage, LEAD: routed},
         TableName.NAT: {
             PRE: list(prerouting(family, desired)),
             OUT: list(output(family, desired)),
             POST: list(postrouting(family, desired)),
+            LEAD: list(leading(family, desired)),
         },
     }
+    found[TableName.MANGLE] = {chain: rules for chain, rules in found[TableName.MANGLE].items() if rules}
     return {table: chains for table, chains in found.items() if chains}
 
 
-def _guard(family: Family, desired: Desired) -> Iterator[Serving]:
-    """Keep 127.0.0.0/8 the host's own where the kernel, for `localhost`, is told to route it."""
-    if desired.localhost and family is Family.IPV4:
-        for end in ("-s", "-d"):
-            yield None, Rule.of(f"{end} {LOOPBACK} ! -i lo", "DROP", "guard")
-
-
-def _marking(family: Family, desired: Desired) -> Iterator[Serving]:
-    """Mark new connections to and from guests that nobody translates on the way in: those of routes, and out of 1:1.
-
-    Only what leaves through an outer interface may leave, so no route leads into another guest network.
-    """
-    routes = sorted((route for route in desired.routes if _is_marked(route, family)), key=_first_address)
+def _passage(family: Family, desired: Desired) -> Iterator[Serving]:
+    """Lead new connections on to routes; keep others from sending as a 1:1 guest."""
+    routes = any(_is_labelled(route, family) for route in desired.routes)
     nats = leaving(family, desired)
     if not routes and not nats:
         return
     yield None, Rule.of("-m conntrack ! --ctstate NEW", "RETURN", "all")
-    for route in routes:
-        ways = [f"-s {route.subnet} -i {route.bridge} -o {interface}" for interface in outer(desired)]
-        for way in [f"-d {route.subnet} -o {route.bridge}", *ways]:
-            yield route, Rule.of(way, set_mark(desired.mark), label(route.network))
-    yield from _marking_guests(nats, desired)
+    for nat in nats:
+        for match in _sent_by_others(nat, desired):
+            yield nat, Rule.of(match, "DROP", label(nat.domain))
+    if routes:
+        yield from ((None, rule) for rule in believed(family, desired))
 
 
-def _marking_guests(nats: Iterable[Nat], desired: Desired) -> Iterator[Serving]:
-    """Mark what 1:1 guests open: it came in by the guest's bridge or, where that is not known, from within the host.
+def _routed(family: Family, desired: Desired) -> Iterator[Serving]:
+    """Label new connections of routes, which need no translation.
 
-    Anybody could give a guest's address as his own.
+    Only what leaves through an uplink may leave, so no route leads into another guest network.
     """
-    plugged = [nat for nat in nats if _is_plugged(nat)]
-    others = [nat for nat in nats if not _is_plugged(nat)]
-    for nat in plugged:
-        yield from _marking_guest(nat, f" -i {nat.bridge}", desired)
-    if others:
-        for interface in outer(desired):
-            yield None, Rule.of(f"-i {interface}", "RETURN", "all")
-    for nat in others:
-        yield from _marking_guest(nat, "", desired)
+    for route in sorted((item for item in desired.routes if _is_labelled(item, family)), key=_first_address):
+        ways = [] if route.let_out else _ways_out(route, desired)
+        for way in [f"-d {route.subnet} -o {route.bridge}", *ways]:
+            yield route, Rule.of(f"{way} {labelling(desired.label)}", "RETURN", label(route.network))
 
 
-def _marking_guest(nat: Nat, origin: str, desired: Desired) -> Iterator[Serving]:
-    for interface in outer(desired):
-        way = f"-s {host(nat.target)}{origin} -o {interface}"
-        yield nat, Rule.of(way, set_mark(desired.mark), label(nat.domain))
+def _sent_by_others(nat: Nat, desired: Desired) -> Iterator[str]:
+    """Write the matches of packets that the guest cannot have sent, though they have its address and lead away."""
+    source, ways = f"-s {host(nat.target)}", uplinks(desired)
+    if nat.bridge is None or not is_interface_name(nat.bridge):
+        yield from (f"{source} -i {came_in} -o {interface}" for came_in in ways for interface in ways)
+        return
+    for interface in ways:
+        yield f"{source} ! -i {nat.bridge} -o {interface}"
+        if nat.mac is not None and is_mac(nat.mac):
+            yield f"{source} -i {nat.bridge} -o {interface} -m mac ! --mac-source {nat.mac.lower()}"
 
 
-def _is_plugged(nat: Nat) -> bool:
-    """Whether it is known where a 1:1 guest is plugged in, under a name that could be read as nothing else."""
-    return nat.bridge is not None and is_interface_name(nat.bridge)
+def _ways_out(route: Route, desired: Desired) -> list[str]:
+    """Write the matches of what a routed guest sends away from the host."""
+    return [f"-s {route.subnet} -i {route.bridge} -o {interface}" for interface in uplinks(desired)]
 
 
-def _is_marked(route: Route, family: Family) -> bool:
+def _is_labelled(route: Route, family: Family) -> bool:
     """Whether rules can be written for a route: not for a bridge with a name that could be read as anything else."""
     return route.family is family and is_interface_name(route.bridge)
 
@@ -168,29 +186,215 @@ def _first_address(route: Route) -> tuple[int, int, str]:
     return int(route.subnet.network_address), route.subnet.prefixlen, route.bridge
 
 
-def _forward(mark: int, ended: Iterable[Flow]) -> Iterator[Rule]:
+def _forward(bit: int, ended: Iterable[Flow]) -> Iterator[Rule]:
     """Let our connections through, and keep those that were ended from coming back from their guests' side.
 
     Once a connection is forgotten, its guest's next packet looks like the first of a connection to its client;
-    masqueraded to the address and port that the client knows, it would go on as if nothing had happened.
+    masqueraded to the address and port that the client knows, it would go on as if nothing had happened. Where the
+    guest sends it counts: an opening may lead that to the client by now.
     """
     rules = [Rule.of(_ended(flow), f"REJECT --reject-with {_refusal(flow)}", "ended") for flow in ended]
     if rules:
-        # A 1:1 guest's packet is marked by now; what goes on is led past the rules that may be many.
-        yield Rule.of(f"{_marked(mark)} -m conntrack ! --ctstate NEW", "ACCEPT", "ended")
-        yield Rule.of("-m conntrack ! --ctstate NEW", "RETURN", "ended")
+        # A routed guest's packet is labelled by now; what goes on is led past the rules that may be many.
+        yield Rule.of(f"{labelled(bit)} -m conntrack ! --ctstate NEW", "ACCEPT", "ended")
+        yield Rule.of(_GOING_ON, "RETURN", "ended")
         yield from sorted(rules, key=str)
-    yield Rule.of(_marked(mark), "ACCEPT", "all")
+    yield Rule.of(labelled(bit), "ACCEPT", "all")
+
+
+def _confined(family: Family, desired: Desired) -> Iterator[Rule]:
+    """Refuse what was not forwarded before we turned forwarding on; what an opening is for has been accepted by now."""
+    ways = [] if family in desired.confined else switched(family, desired)
+    if family not in desired.confined and not ways:
+        return
+    yield Rule.of(_GOING_ON, "RETURN", "confined")
+    for bridge in sorted(filter(is_interface_name, desired.inside)):
+        yield Rule.of(f"-i {bridge}", "RETURN", "confined")
+        yield Rule.of(f"-o {bridge}", "RETURN", "confined")
+    for target in outside(family, desired):
+        yield from (Rule.of(f"-s {host(target)} -o {way}", "RETURN", "confined") for way in uplinks(desired))
+    for route in routed_outside(family, desired):
+        yield from (Rule.of(way, "RETURN", "confined") for way in _ways_out(route, desired))
+    for bridge in bridged(family, desired):
+        yield Rule.of(f"-i {bridge} -o {bridge}", "RETURN", "confined")
+    yield from [Rule.of(f"-i {way}", "DROP", "confined") for way in ways] or [CONFINED]
 
 
 def _ended(flow: Flow) -> str:
-    ends = f"-s {host(flow.server)} -d {host(flow.client)}"
-    return f"{ends} -p {flow.protocol} -m {flow.protocol} --sport {flow.server_port} --dport {flow.client_port}"
+    sent = f"-p {flow.protocol} -m {flow.protocol} --sport {flow.server_port}"
+    if flow.client.is_unspecified:
+        return f"-s {host(flow.server)} {sent}"
+    return f"-s {host(flow.server)} {sent} -m conntrack --ctorigdst {flow.client} --ctorigdstport {flow.client_port}"
 
 
 def _refusal(flow: Flow) -> str:
     return "tcp-reset" if flow.protocol is Protocol.TCP else _UNREACHABLE[flow.family]
 
 
-def _marked(mark: int) -> str:
-    return f"-m connmark --mark {masked(mark)}"
+# Which rules count connections, and what they have counted, straight from the kernel's own form of a table.
+#
+# No program runs for that, and no lock is taken: the kernel gives a table as a whole. As in nftables, only a rule that
+# translates counts connections.
+Counter: TypeAlias = tuple[str, str, str]
+"""A rule: the family and name of its table, its chain, its comment."""
+
+_TRANSLATIONS: Final = ("DNAT ", "SNAT ")
+
+
+def counting_rules(desired: Desired) -> Mapping[Counter, Opening]:
+    """Give the rules that count connections, each with its opening."""
+    return {
+        (_counted_table(family, table), chain, rule.comment): opening
+        for family in Family
+        for table, chain, opening, rule in rules_of(desired, family)
+        if rule.target.startswith(_TRANSLATIONS)
+    }
+
+
+def packets(family: Family) -> Iterator[tuple[Counter, int]]:
+    """Read the packets of each translating rule in chains of ours.
+
+    Raises:
+        KernelError: the kernel does not tell.
+
+    """
+    yield from read_packets(family, TableName.NAT, table_entries(family, TableName.NAT))
+
+
+def read_packets(family: Family, table: TableName, entries: bytes) -> Iterator[tuple[Counter, int]]:
+    """Read them from one table's entries."""
+    layout, chain, start = LAYOUT[family], "", 0
+    while start < len(entries):
+        target, following, _, counted, _ = layout.unpack_from(entries, start)
+        if name := begun_chain(entries, start + target, following - target):
+            chain = name
+        elif chain in OWN_CHAINS:
+            said = comment(matches(entries, start + layout.size, start + target))
+            yield (_counted_table(family, table), chain, said), counted
+        start += following
+
+
+def _counted_table(family: Family, table: TableName) -> str:
+    return f"{family_name(family)} {table.value}"
+
+
+# What one reconcile commits to the tables of one family, and what that says of the time before it. Pure.
+ObservedTables = Mapping[TableName, Table]
+Observed = Mapping[TableName, ObservedTable]
+
+# The chains whose rules serve one opening each, most of them.
+_SERVING = ((TableName.NAT, LEAD), (TableName.MANGLE, FWD), (TableName.MANGLE, LEAD))
+_FRAMEWORK_LABELS = frozenset({EVERY_ADDRESS, "all", ""})
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The changes of one family's tables, in the order in which they are to be committed.
+
+    `mended` are the openings that do not work before it, `damaged` those of them whose rules differ from what was
+    committed last; `stale` names what holds rules of openings nobody asks for. `moved` are links that are not as they
+    should be. `left` tells of chains of ours that cannot be deleted. `altered` are forwards of owners that had a rule
+    which is not wanted any more; only of those that an earlier run left, as are the `labels` that rules go by.
+    """
+
+    changes: tuple[tuple[TableName, Change], ...]
+    mended: frozenset[Opening]
+    damaged: frozenset[Opening]
+    stale: frozenset[str]
+    moved: tuple[tuple[Gate, Head], ...]
+    left: tuple[str, ...]
+    altered: frozenset[Opening]
+    labels: frozenset[int]
+
+    @classmethod
+    def of(
+        cls, family: Family, wanted: ObservedTables, observed: Observed, desired: Desired, committed: ObservedTables
+    ) -> "Plan":
+        """Compare what shall be with what is, and what is with what we committed last."""
+        served = openings_of(desired, family)
+        changes = _differences(wanted, observed, served)
+        damage = (
+            _differences(committed, observed, served) if any(not change.empty for change in changes.values()) else {}
+        )
+        mended = _concerned(changes, served, desired, family)
+        return cls(
+            tuple((table, changes[table]) for table in _order(wanted) if table in changes and not changes[table].empty),
+            mended,
+            mended & _concerned(damage, served, desired, family),
+            _stale(family, wanted, observed),
+            tuple(_moved(family, wanted, observed)),
+            tuple(_left(family, wanted, observed)),
+            frozenset() if committed else _altered(wanted, observed, served),
+            frozenset() if committed else _labels(observed),
+        )
+
+
+def _order(wanted: ObservedTables) -> tuple[TableName, ...]:
+    """Open the way before anything takes it, and close it after."""
+    order = (TableName.FILTER, TableName.MANGLE, TableName.NAT)
+    return order if wanted else order[::-1]
+
+
+def _differences(wanted: ObservedTables, observed: Observed, served: Mapping[str, Opening]) -> dict[TableName, Change]:
+    found = {}
+    for table, seen in observed.items():
+        rules = wanted.get(table, Table())
+        framework = {rule.comment for chain in rules.chains.values() for rule in chain} - served.keys()
+        found[table] = difference(rules, seen, framework)
+    return found
+
+
+def _concerned(
+    changes: Mapping[TableName, Change], served: Mapping[str, Opening], desired: Desired, family: Family
+) -> frozenset[Opening]:
+    """Name the openings that did not work before the changes."""
+    broken = (relying_on(table, desired, family) for table, change in changes.items() if change.broken)
+    placed = frozenset().union(*(change.placed for change in changes.values()))
+    return frozenset(served[comment] for comment in placed if comment in served).union(*broken)
+
+
+def _stale(family: Family, wanted: ObservedTables, observed: Observed) -> frozenset[str]:
+    """Name the owners whose rules are there for nothing, as far as their comments tell."""
+    return frozenset(
+        f"{family_name(family)} {table} {chain} {label}"
+        for table, chain in _SERVING
+        for label in _unwanted(wanted, observed, table, chain)
+    )
+
+
+def _unwanted(wanted: ObservedTables, observed: Observed, table: TableName, chain: str) -> frozenset[str]:
+    """Give the labels of rules in a chain that are not wanted."""
+    seen = observed[table].chains.get(chain, ()) if table in observed else ()
+    asked_for = {rule.comment for rule in wanted.get(table, Table()).chains.get(chain, ())}
+    return frozenset(comment.partition(" ")[0] for comment in seen if comment not in asked_for) - _FRAMEWORK_LABELS
+
+
+def _altered(wanted: ObservedTables, observed: Observed, served: Mapping[str, Opening]) -> frozenset[Opening]:
+    owners = _unwanted(wanted, observed, TableName.NAT, LEAD)
+    return frozenset(item for comment, item in served.items() if owners and comment.partition(" ")[0] in owners)
+
+
+def _labels(observed: Observed) -> frozenset[int]:
+    found = observed[TableName.FILTER].chains.get(FWD, ()) if TableName.FILTER in observed else ()
+    return frozenset(bit for bit in LABELS if found and Rule.of(labelled(bit), "ACCEPT", "all").comment in found)
+
+
+def _moved(family: Family, wanted: ObservedTables, observed: Observed) -> list[tuple[Gate, Head]]:
+    return [
+        (Gate(family_name(family), table.value, chain), observed[table].heads[chain])
+        for table, rules in wanted.items()
+        for chain in rules.heads
+        if not observed[table].heads[chain].holds
+    ]
+
+
+def _left(family: Family, wanted: ObservedTables, observed: Observed) -> Iterator[str]:
+    """Say which chains of ours nobody needs any more, and others keep all the same."""
+    program = f"ip{'' if family is Family.IPV4 else '6'}tables-legacy"
+    for table, seen in observed.items():
+        for chain in sorted(seen.held - wanted.get(table, Table()).chains.keys()):
+            yield (
+                f"the chain {chain} in the legacy table {table} of IPv{family} is empty now, but stays, as rules of"
+                f" others lead to it; delete those ({program} -t {table} -S | grep {chain} shows them), then"
+                f" {program} -t {table} -X {chain}"
+            )

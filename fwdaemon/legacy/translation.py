@@ -1,20 +1,22 @@
 """The rules of the nat table: where the first packet of a connection goes, and under whose address it leaves.
 
-KVMPF_PRE goes from the most specific claim to the least: forwards on one address, forwards on every local address, 1:1
+KVMPF_LEAD goes from the most specific claim to the least: forwards on one address, forwards on every local address, 1:1
 NATs. Three rules ahead of the forwards on every address send back what is not for the host itself, so 1:1 NATs of
 addresses that are not the host's come before them, and for the host's own addresses once more after the forwards.
-KVMPF_OUT leads there: a connection the host itself opens has come in through no interface, so a forward bound to one
-does not take it.
+KVMPF_PRE leads there what came in where its source can be, and KVMPF_OUT what the host itself opens: that has come in
+through no interface, so a forward bound to one does not take it.
 """
 
 from collections.abc import Iterable, Iterator
+from ipaddress import ip_network
+from itertools import chain
 from typing import TypeAlias
 
-from fwdaemon.desired import Desired, Forward, Nat, Opening
-from fwdaemon.legacy.model import PRE, Rule, host, masked, set_mark
-from fwdaemon.model import Family, PortRange, Protocol, collapse, show_endpoint
-from fwdaemon.naming import is_interface_name, label
-from fwdaemon.slots import Slot, slots
+from fwdaemon.core.state import Desired, Forward, Nat, Opening
+from fwdaemon.core.text import is_interface_name, label
+from fwdaemon.core.types import Address, Family, PortRange, Protocol, Subnet, collapse, show_endpoint
+from fwdaemon.legacy.model import LEAD, Rule, host, labelling, unlabelled
+from fwdaemon.resolve.segments import Slot, homes, in_order, slots
 
 # A rule, and the opening it is there for; `None` where it is there for all of them.
 Serving: TypeAlias = tuple[Opening | None, Rule]
@@ -22,50 +24,88 @@ Serving: TypeAlias = tuple[Opening | None, Rule]
 # What the rules that let only packets for the host's own addresses go on call themselves.
 EVERY_ADDRESS = "every_address"
 
-LOOPBACK = "127.0.0.0/8"
-# The rest of 127.0.0.0/8 is the host's own, as systemd-resolved's 127.0.0.53 is.
-_LOCALHOST = "127.0.0.1/32"
 # Never "every local address": a loopback address is not reachable from elsewhere, a link-local one means another host
 # on each link.
-_NOT_ANYWHERE = {Family.IPV4: (LOOPBACK, "169.254.0.0/16"), Family.IPV6: ("::1/128", "fe80::/10")}
+_NOT_ANYWHERE = {Family.IPV4: ("127.0.0.0/8", "169.254.0.0/16"), Family.IPV6: ("::1/128", "fe80::/10")}
 _ELSEWHERE = "-m addrtype ! --dst-type LOCAL"
+# What the host sends to itself comes by `lo`: from elsewhere no packet can have an address of its own.
+_AS_THE_HOST = "! -i lo -m addrtype --src-type LOCAL"
 
 
 def prerouting(family: Family, desired: Desired) -> Iterator[Serving]:
-    """Lead each new connection to whoever claims it."""
+    """Lead on what came in."""
+    for subnet in collapse(subnet for subnet in desired.guest_subnets if Family.of(subnet) is family):
+        yield from _left_alone(family, desired, f"-s {subnet} ")
+    yield from ((None, rule) for rule in believed(family, desired))
+
+
+def leading(family: Family, desired: Desired) -> Iterator[Serving]:
+    """Translate each new connection to the opening that claims it."""
     ordered = sorted(slots(desired.of_family(family)), key=_most_specific_first)
     every_address = [slot for slot in ordered if slot.listen is None]
     nats = nats_of(family, desired)
     for slot in ordered:
         if slot.listen is not None:
-            yield from _claims(slot, desired.mark, host(slot.listen))
+            yield from _claims(slot, desired.label, host(slot.listen))
     for nat in nats:
-        yield from _led(nat, f"-d {host(nat.public)} {_ELSEWHERE}", str(nat.target), desired.mark)
+        yield _led(nat, f"-d {host(nat.public)} {_ELSEWHERE}", str(nat.target), desired.label)
     if every_address:
         for subnet in _NOT_ANYWHERE[family]:
             yield None, Rule.of(f"-d {subnet}", "RETURN", EVERY_ADDRESS)
         yield None, Rule.of(_ELSEWHERE, "RETURN", EVERY_ADDRESS)
     for slot in every_address:
-        yield from _claims(slot, desired.mark)
+        yield from _claims(slot, desired.label)
     for nat in nats:
-        yield from _led(nat, f"-d {host(nat.public)}", str(nat.target), desired.mark)
+        yield _led(nat, f"-d {host(nat.public)}", str(nat.target), desired.label)
+
+
+def believed(family: Family, desired: Desired) -> Iterator[Rule]:
+    """Lead on what came in, unless its source cannot have come from there: an address of the host, or of guests.
+
+    A rule names one interface: where a subnet has several bridges, each leads on by itself, and the rest is sent back.
+    """
+    yield Rule.of(_AS_THE_HOST, "RETURN", "all")
+    for subnet, bridges in homes(family, desired):
+        if len(bridges) == 1:
+            yield Rule.of(f"-s {subnet} ! -i {bridges[0]}", "RETURN", "all")
+        else:
+            yield from (Rule.of(f"-s {subnet} -i {bridge}", LEAD, "all") for bridge in bridges)
+            yield Rule.of(f"-s {subnet}", "RETURN", "all")
+    yield Rule.of("", LEAD, "all")
 
 
 def output(family: Family, desired: Desired) -> Iterator[Serving]:
-    """Lead what the host itself sends: KVMPF_PRE gives back what is for 127.0.0.1, for `localhost` to be tried."""
-    yield None, Rule.of("", PRE, "all")
-    answering = on_localhost(family, desired)
-    for slot in sorted(slots(answering), key=_most_specific_first):
-        yield from _claims(slot, desired.mark, _LOCALHOST)
+    """Lead what the host itself sends."""
+    yield from _left_alone(family, desired)
+    yield None, Rule.of("", LEAD, "all")
+
+
+def _left_alone(family: Family, desired: Desired, source: str = "") -> Iterator[Serving]:
+    """Have the host and its guests reach addresses that another machine on the link may hold, unless they came here."""
+    for address in sorted((item for item in desired.elsewhere if Family.of(item) is family), key=int):
+        yield None, Rule.of(f"{source}-d {host(address)} {_ELSEWHERE}", "RETURN", "elsewhere")
 
 
 def postrouting(family: Family, desired: Desired) -> Iterator[Serving]:
-    """Give a 1:1 guest its public address where it leaves the host, and hairpin connections a source to answer to."""
+    """Give a 1:1 guest its public address where it leaves the host, and hairpin connections a source to answer to.
+
+    What leaves is labelled after all filters: so what refuses a guest's first packet is never outranked by a gate.
+    """
     own_addresses = leaving(family, desired)
     for nat in own_addresses:
-        for interface in outer(desired):
-            yield nat, _public_source(nat, f" -o {interface}")
+        for interface in uplinks(desired):
+            match = f"-s {host(nat.target)} -o {interface} {labelling(desired.label)}"
+            yield nat, Rule.of(match, f"SNAT --to-source {nat.public}", label(nat.domain))
+    yield from _let_out(family, desired)
     yield from _hairpin(family, desired, own_addresses)
+
+
+def _let_out(family: Family, desired: Desired) -> Iterator[Serving]:
+    """Label what routed guests open, where libvirt lets it out."""
+    for route in sorted((item for item in desired.routes if item.let_out), key=lambda item: str(item.subnet)):
+        for interface in uplinks(desired) if route.family is family else []:
+            match = f"-s {route.subnet} -o {interface} -m conntrack ! --ctstate DNAT {labelling(desired.label)}"
+            yield route, Rule.of(match, "RETURN", label(route.network))
 
 
 def nats_of(family: Family, desired: Desired) -> list[Nat]:
@@ -78,36 +118,26 @@ def leaving(family: Family, desired: Desired) -> list[Nat]:
     return list({nat.target: nat for nat in reversed(nats_of(family, desired))}.values())[::-1]
 
 
-def outer(desired: Desired) -> list[str]:
+def uplinks(desired: Desired) -> list[str]:
     """List the interfaces that lead away from the host, but no name that iptables could read as anything else."""
-    return sorted(filter(is_interface_name, desired.outer))
-
-
-def on_localhost(family: Family, desired: Desired) -> list[Forward]:
-    """List the forwards that answer on 127.0.0.1, which packets through an interface are never for."""
-    if not desired.localhost or family is not Family.IPV4:
-        return []
-    return [forward for forward in desired.of_family(family) if forward.listen is None and forward.interface is None]
+    return sorted(filter(is_interface_name, desired.uplinks))
 
 
 def _most_specific_first(slot: Slot) -> tuple[bool, int, Protocol, PortRange]:
     return slot.listen is None, int(slot.listen or 0), slot.protocol, slot.ports
 
 
-def _claims(slot: Slot, mark: int, where: str = "") -> Iterator[Serving]:
+def _claims(slot: Slot, bit: int, where: str = "") -> Iterator[Serving]:
     """Write the rules of a slot for packets to `where`, one for each forward and source."""
     for forward in sorted(slot.forwards, key=_narrowest_first):
         for source in collapse(forward.sources) or [""]:
-            yield from _led(
-                forward, _matches(forward, slot.ports, source, where), _destination(forward, slot.ports), mark
-            )
+            yield _led(forward, _matches(forward, slot.ports, source, where), _destination(forward, slot.ports), bit)
 
 
-def _led(opening: Forward | Nat, matches: str, destination: str, mark: int) -> Iterator[Serving]:
-    """Write two rules with the same match: one marks, and one translates."""
-    name = label(opening.domain)
-    yield opening, Rule.of(matches, set_mark(mark), name)
-    yield opening, Rule.of(matches, f"DNAT --to-destination {destination}", name)
+def _led(opening: Forward | Nat, matches: str, destination: str, bit: int) -> Serving:
+    """Write the rule that labels and translates."""
+    target = f"DNAT --to-destination {destination}"
+    return opening, Rule.of(f"{matches} {labelling(bit)}", target, label(opening.domain))
 
 
 def _narrowest_first(forward: Forward) -> tuple[bool, str, bool, list[str], str]:
@@ -121,8 +151,11 @@ def _matches(forward: Forward, ports: PortRange, source: str, where: str) -> str
         parts.append(f"-d {where}")
     if forward.interface is not None:
         parts.append(f"-i {forward.interface}")
-    between = str(ports).replace("-", ":")
-    return " ".join([*parts, f"-p {forward.protocol} -m {forward.protocol} --dport {between}"])
+    return " ".join([*parts, f"-p {forward.protocol} -m {forward.protocol} --dport {_between(ports)}"])
+
+
+def _between(ports: PortRange) -> str:
+    return str(ports).replace("-", ":")
 
 
 def _destination(forward: Forward, ports: PortRange) -> str:
@@ -134,29 +167,78 @@ def _destination(forward: Forward, ports: PortRange) -> str:
     return there if ports.width == 1 else f"{there}/{ports.first}"
 
 
-def _public_source(nat: Nat, way: str = "") -> Rule:
-    return Rule.of(f"-s {host(nat.target)}{way}", f"SNAT --to-source {nat.public}", label(nat.domain))
-
-
 def _hairpin(family: Family, desired: Desired, own_addresses: Iterable[Nat]) -> Iterator[Serving]:
-    """Make a guest that is reached from a guest, or from 127.0.0.1, answer through the host, which knows both ends.
+    """Make a guest that is reached from a guest answer through the host, which knows both ends.
 
     Our connections go to guests, most of them in known subnets. The few targets outside are sent back first, so that
-    one rule for each source is enough.
+    one rule for each source is enough. Masquerading forwards make their guests answer through the host to everyone.
     """
-    subnets = [subnet for subnet in desired.guest_subnets if Family.of(subnet) is family]
-    from_loopback = bool(on_localhost(family, desired))
-    if not subnets and not from_loopback:
+    written = collapse(subnet for subnet in desired.guest_subnets if Family.of(subnet) is family)
+    subnets = [*map(ip_network, written)]
+    hiding = dict(in_order(family, desired))
+    if not subnets and not hiding:
         return
-    yield None, Rule.of(f"-m connmark ! --mark {masked(desired.mark)}", "RETURN", "hairpin")
+    yield None, Rule.of(unlabelled(desired.label), "RETURN", "hairpin")
     yield None, Rule.of("-m conntrack ! --ctstate DNAT", "RETURN", "hairpin")
-    if from_loopback:
-        yield None, Rule.of(f"-s {LOOPBACK}", "MASQUERADE", "localhost")
-    targets = {forward.target for forward in desired.of_family(family)} | {nat.target for nat in own_addresses}
-    for target in sorted(targets, key=int):
-        if not any(target in subnet for subnet in subnets):
+    for target, openings in hiding.items():
+        ways = list(_ways_back(own_addresses, subnets)) if _lies_in(target, subnets) else []
+        yield from chain.from_iterable(_hidden(opening, ways) for opening in openings)
+    for target in _targets(family, desired, own_addresses):
+        if not _lies_in(target, subnets):
             yield None, Rule.of(f"-d {host(target)}", "RETURN", "hairpin")
+    for source, verdict, nat in _ways_back(own_addresses, subnets):
+        yield nat, Rule.of(f"-s {source}", verdict, label(nat.domain) if nat else "hairpin")
+
+
+def _targets(family: Family, desired: Desired, own_addresses: Iterable[Nat]) -> list[Address]:
+    targets = {forward.target for forward in desired.of_family(family)} | {nat.target for nat in own_addresses}
+    return sorted(targets, key=int)
+
+
+def _lies_in(address: Address, subnets: Iterable[Subnet]) -> bool:
+    return any(address in subnet for subnet in subnets)
+
+
+# A source within which a guest's connections to guests lie, what gives them another one, and whose that is.
+_Way: TypeAlias = tuple[Subnet, str, Nat | None]
+
+
+def _ways_back(own_addresses: Iterable[Nat], subnets: Iterable[Subnet]) -> Iterator[_Way]:
     for nat in own_addresses:
-        yield nat, _public_source(nat)
-    for source in collapse(subnets):
-        yield None, Rule.of(f"-s {source}", "MASQUERADE", "hairpin")
+        yield ip_network(nat.target), f"SNAT --to-source {nat.public}", nat
+    yield from ((subnet, "MASQUERADE", None) for subnet in subnets)
+
+
+def _hidden(opening: Forward | Nat, ways: Iterable[_Way]) -> Iterator[Serving]:
+    """Hide the clients of a masquerading forward; of what goes before one, those alone that are hidden anyway."""
+    name = label(opening.domain)
+    if isinstance(opening, Forward) and opening.masquerade:
+        yield from ((opening, Rule.of(match, "MASQUERADE", name)) for match in _asked(opening))
+        return
+    for source, verdict, nat in ways:
+        yield from ((nat or opening, Rule.of(match, verdict, name)) for match in _asked(opening, source))
+    yield from ((opening, Rule.of(match, "RETURN", name)) for match in _asked(opening))
+
+
+def _asked(opening: Forward | Nat, within: Subnet | None = None) -> Iterator[str]:
+    """Write the matches of an opening's connections, of all or of clients in one subnet: their own first end tells."""
+    if isinstance(opening, Nat):
+        source = "" if within is None else f"-s {within} "
+        yield f"{source}-d {host(opening.target)} -m conntrack --ctorigdst {opening.public}"
+        return
+    listen = "" if opening.listen is None else f" --ctorigdst {opening.listen}"
+    asked = f"-m conntrack{listen} --ctorigdstport {_between(opening.ports)}"
+    for source in _admitted(opening, within):
+        yield f"{_matches(opening, opening.target_ports, source, host(opening.target))} {asked}"
+
+
+def _admitted(forward: Forward, within: Subnet | None) -> list[str]:
+    """Write who may connect, from anywhere or from one subnet; empty text is anyone."""
+    if within is None:
+        return collapse(forward.sources) or [""]
+    met = [source for source in forward.sources if source.overlaps(within)]
+    return collapse(max(source, within, key=_length) for source in met) if forward.sources else [str(within)]
+
+
+def _length(subnet: Subnet) -> int:
+    return subnet.prefixlen

@@ -4,16 +4,113 @@ Names and units follow Prometheus' rules (https://prometheus.io/docs/practices/n
 known beforehand has its sample from the start, so that a first event is seen as a rise.
 """
 
+import re
+from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import StrEnum
 from itertools import product
-from typing import Final, TypeAlias
+from typing import Final, TypeAlias, TypeVar
 
-from fwdaemon.metrics.tally import BOUNDS_S, Tally
-from fwdaemon.status import Configuration, Header, Kind, Row, State, Status, Usage
+from fwdaemon.core.report import Actor, ActorKind, Report
+from fwdaemon.status.model import Configuration, Header, Kind, Row, State, Status, Usage
+
+# What is counted while the daemon works, from its start on. Pure.
+
+# Upper bounds of how long a reconcile takes: from one netlink message to a program that is given up after 30 s.
+BOUNDS_S: Final = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 30.0)
+
+E = TypeVar("E", bound=StrEnum)
+
+
+class Result(StrEnum):
+    """How a reconcile ended: nothing had to be done, something was, or it could not be."""
+
+    UNCHANGED = "unchanged"
+    CHANGED = "changed"
+    FAILED = "failed"
+
+
+class Cause(StrEnum):
+    """Who changed what was put back; processes may have any name, so only a few have a value of their own."""
+
+    NFT = "nft"
+    IPTABLES = "iptables"
+    FIREWALLD = "firewalld"
+    LEGACY = "iptables-legacy"
+    ROUTING = "routing"
+    OTHER = "other"
+    UNKNOWN = "unknown"
+
+
+_PROGRAMS: Final = (
+    (re.compile("nft"), Cause.NFT),
+    (re.compile("(ip6?|x)tables[a-z0-9-]*"), Cause.IPTABLES),
+    (re.compile("firewalld"), Cause.FIREWALLD),
+)
+"""Names of processes, as the kernel tells the first 15 characters of them."""
+_OTHERS: Final = {
+    ActorKind.LEGACY_TABLES: Cause.LEGACY,
+    ActorKind.COMMITS_LOST: Cause.UNKNOWN,
+    ActorKind.ROUTES_LOST: Cause.UNKNOWN,
+}
+
+
+def cause_of(actors: Sequence[Actor]) -> Cause:
+    """Give who it was; of several, the first."""
+    if not actors:
+        return Cause.UNKNOWN
+    first = actors[0]
+    if first.kind is ActorKind.PROGRAM:
+        return next((cause for name, cause in _PROGRAMS if name.fullmatch(first.process)), Cause.OTHER)
+    return _OTHERS.get(first.kind, Cause.ROUTING)
+
+
+def _none_of(kinds: type[E]) -> Mapping[E, int]:
+    return dict.fromkeys(kinds, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """The counters. It never changes; each reconcile gives a new one.
+
+    `within` tells how many reconciles took no longer than each of `BOUNDS_S`, `seconds` is the sum of their times.
+    `restores` counts reconciles that put back what was taken away, `ended` connections that were ended.
+    """
+
+    reconciles: Mapping[Result, int] = field(default_factory=lambda: _none_of(Result))
+    within: tuple[int, ...] = (0,) * len(BOUNDS_S)
+    seconds: float = 0.0
+    restores: Mapping[Cause, int] = field(default_factory=lambda: _none_of(Cause))
+    ended: int = 0
+
+    def looked(self, report: Report, seconds: float) -> "Tally":
+        """Count a reconcile that ended well."""
+        counted = self._timed(Result.CHANGED if report.outcome.changed else Result.UNCHANGED, seconds)
+        restores = _one_more(self.restores, cause_of(report.actors)) if _restored(report) else self.restores
+        return replace(counted, restores=restores, ended=self.ended + report.ended)
+
+    def failed(self, seconds: float) -> "Tally":
+        """Count one that did not."""
+        return self._timed(Result.FAILED, seconds)
+
+    def _timed(self, result: Result, seconds: float) -> "Tally":
+        first = bisect_left(BOUNDS_S, seconds)
+        within = tuple(number + (index >= first) for index, number in enumerate(self.within))
+        reconciles = _one_more(self.reconciles, result)
+        return replace(self, reconciles=reconciles, within=within, seconds=self.seconds + seconds)
+
+
+def _one_more(counts: Mapping[E, int], kind: E) -> Mapping[E, int]:
+    return {**counts, kind: counts[kind] + 1}
+
+
+def _restored(report: Report) -> bool:
+    has_opening = any(change.action == "restored" for change in report.changes)
+    return has_opening or any(gate.restored for gate in report.outcome.gates)
+
 
 PREFIX: Final = "kvm_portfwd_"
 _UNUSED: Final = Usage()
@@ -60,15 +157,15 @@ def metrics_of(status: Status, tally: Tally, now: datetime) -> tuple[Metric, ...
 
 
 def _own(header: Header, now: datetime) -> Iterator[Metric]:
-    yield _gauge("build_info", "1, with the version that runs.", {"version": header.version})
+    yield _gauge("build_info", "Always 1, with the running version as a label.", {"version": header.version})
     yield _gauge("metrics_timestamp_seconds", "When these metrics were written.", value=now.timestamp())
     yield Metric(
         f"{PREFIX}libvirt_connected",
         Type.GAUGE,
-        "Whether the connection to a libvirt URI stands.",
+        "Whether a libvirt URI is connected.",
         tuple(Sample(state.connected, {"uri": state.uri}) for state in header.libvirt),
     )
-    yield _gauge("problems", "Things that could not be done at the last reconcile.", value=len(header.problems))
+    yield _gauge("problems", "Problems that the last reconcile left.", value=len(header.problems))
 
 
 # --- openings --------------------------------------------------------------------------------------------------------
@@ -132,25 +229,25 @@ def _work(tally: Tally) -> Iterator[Metric]:
     yield Metric(
         f"{PREFIX}reconciles",
         Type.COUNTER,
-        "Comparisons of the kernel with what it shall hold, by how they ended.",
+        "Reconciles by result.",
         tuple(Sample(number, _labels(result=result), "_total") for result, number in tally.reconciles.items()),
     )
     yield Metric(
         f"{PREFIX}reconcile_duration_seconds",
         Type.HISTOGRAM,
-        "How long they took.",
+        "Duration of reconciles in seconds.",
         tuple(_distribution(tally)),
     )
     yield Metric(
         f"{PREFIX}restores",
         Type.COUNTER,
-        "Reconciles that put back what somebody had taken away, by who that was.",
+        "Reconciles that restored what another program had removed, by program.",
         tuple(Sample(number, _labels(cause=cause), "_total") for cause, number in tally.restores.items()),
     )
     yield Metric(
         f"{PREFIX}ended_connections",
         Type.COUNTER,
-        "Connections ended because their forward went or leads elsewhere.",
+        "Connections ended because their forward was removed or leads elsewhere.",
         (Sample(tally.ended, {}, "_total"),),
     )
 
@@ -170,7 +267,7 @@ def _configuration(configuration: Configuration) -> Iterator[Metric]:
     refused, loaded_at = configuration.refused, configuration.loaded_at
     yield _gauge(
         "config_last_reload_successful",
-        "Whether the configuration was taken up when it was last read.",
+        "Whether the configuration was accepted when it was last read.",
         value=refused is None,
     )
     if loaded_at is not None:
@@ -181,7 +278,7 @@ def _configuration(configuration: Configuration) -> Iterator[Metric]:
         )
     yield _gauge(
         "config_problems",
-        "What is wrong with the configuration that was last read.",
+        "Errors in the configuration that was last read.",
         value=0 if refused is None else len(refused.problems),
     )
 

@@ -1,29 +1,68 @@
 """Serves the metrics by HTTP: `GET /metrics`, one request for each connection, and nothing else.
 
-Clients are bounded in number, rate, size and time, so that a slow or hostile one is nobody else's business; who comes
-while too many are there waits in the kernel. RFC 9112 is what little of HTTP/1.1 is spoken.
+Clients are bounded in number, rate, size and time, so that a slow or hostile one is nobody else's business. Those that
+have not asked yet and those that take an answer have places apart. When places run out, the slowest client is cut off,
+so a crowd that says nothing or takes nothing delays no other. RFC 9112 is what little of HTTP/1.1 is spoken.
 """
 
 import asyncio
 import logging
+import os
 import re
 import socket
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
 from http import HTTPStatus
 from ipaddress import IPv6Address
+from pathlib import Path
 from typing import Final
 
+from fwdaemon.audit.throttle import WarnOnce
 from fwdaemon.config.model import Endpoint
+from fwdaemon.errors import PortfwdError
 from fwdaemon.metrics.exposition import CONTENT_TYPE
-from fwdaemon.metrics.once import WarnOnce
+
+# So many clients at a time, of which the slowest makes place for one more.
+
+
+class Crowd:
+    """The tasks that serve clients, at most `most` of them, in the order in which they moved last."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._slowest_first: dict[asyncio.Task[None], None] = {}
+
+    @contextmanager
+    def joined_by(self, task: asyncio.Task[None]) -> Iterator[None]:
+        """Count a task in; where that is one too many, cancel the one that has not moved for longest."""
+        if len(self._slowest_first) >= self._most:
+            slowest = next(iter(self._slowest_first))
+            del self._slowest_first[slowest]
+            slowest.cancel()
+        self._slowest_first[task] = None
+        try:
+            yield
+        finally:
+            self._slowest_first.pop(task, None)
+
+    def moved(self, task: asyncio.Task[None]) -> None:
+        """Note that its client took something just now. One that has lost its place does not get it back."""
+        if task in self._slowest_first:
+            del self._slowest_first[task]
+            self._slowest_first[task] = None
+
 
 _log = logging.getLogger(__name__)
 
 _LONGEST_REQUEST: Final = 1 << 13
-_MOST_CLIENTS: Final = 16
-_BACKLOG: Final = 16
+_MOST_ASKING: Final = 32
+_MOST_TAKING: Final = 32
+_BACKLOG: Final = 32
 # Between two clients, and between two pieces of a request: neither can keep the loop busy.
-_PAUSE_S: Final = 0.01
+_NEXT_CLIENT_S: Final = 0.01
+_NEXT_PIECE_S: Final = 0.05
+# How much of an answer a client has to take to count as moving.
+_PIECE: Final = 1 << 16
 # How long a request may take to come, and its answer to be taken.
 _ASK_S: Final = 5.0
 _TAKE_S: Final = 10.0
@@ -41,8 +80,10 @@ class Listener:
         self._endpoint = endpoint
         self._text = text
         self._listening: socket.socket | None = None
-        self._places = asyncio.Semaphore(_MOST_CLIENTS)
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._asking = Crowd(_MOST_ASKING)
+        self._taking = Crowd(_MOST_TAKING)
+        self._accepting: asyncio.Task[None] | None = None
+        self._serving: set[asyncio.Task[None]] = set()
         self._warning = WarnOnce()
 
     def open(self) -> None:
@@ -57,12 +98,14 @@ class Listener:
             self._warning.settle()
             if not self._endpoint.address.is_loopback:
                 # Nobody notices a packet that systemd.resource-control(5) keeps from us.
-                _log.info("metrics are served on %s, to whom IPAddressAllow= of the service lets in", self._endpoint)
-            self._begin(self._accept(self._listening))
+                _log.info(
+                    "metrics are served on %s, to the addresses in IPAddressAllow= of the service", self._endpoint
+                )
+            self._accepting = asyncio.create_task(self._accept(self._listening))
 
     async def close(self) -> None:
         """Take no more clients, and let go of those there are."""
-        tasks = list(self._tasks)
+        tasks = [*self._serving, *([self._accepting] if self._accepting else [])]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -70,39 +113,39 @@ class Listener:
             self._listening.close()
             self._listening = None
 
-    def _begin(self, work: Coroutine[None, None, None]) -> None:
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
     async def _accept(self, listening: socket.socket) -> None:
         while True:
-            await self._places.acquire()
             try:
                 client, _ = await asyncio.get_running_loop().sock_accept(listening)
             except OSError as error:
-                _log.debug("no client of the metrics can be taken: %s", error)
-                self._places.release()
+                _log.debug("no client of the metrics can be accepted: %s", error)
                 await asyncio.sleep(_AGAIN_S)
             else:
-                self._begin(self._serve(client))
-                await asyncio.sleep(_PAUSE_S)
+                self._serve(client)
+                await asyncio.sleep(_NEXT_CLIENT_S)
 
-    async def _serve(self, client: socket.socket) -> None:
-        try:
-            await self._answer(client)
-        except (OSError, TimeoutError) as error:
-            _log.debug("a client of the metrics is gone: %r", error)
-        finally:
-            client.close()
-            self._places.release()
+    def _serve(self, client: socket.socket) -> None:
+        task = asyncio.create_task(self._answer(client))
+        self._serving.add(task)
+        # A task that is cut off before its first step never runs, so it cannot close its client.
+        task.add_done_callback(lambda _: client.close())
+        task.add_done_callback(self._serving.discard)
 
     async def _answer(self, client: socket.socket) -> None:
-        async with asyncio.timeout(_ASK_S):
-            status = _status_of(await _request_of(client))
-        body = await self._text() if status is HTTPStatus.OK else f"{status.phrase}\n".encode()
-        async with asyncio.timeout(_TAKE_S):
-            await asyncio.get_running_loop().sock_sendall(client, _head(status, len(body)) + body)
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101  only a task gets here
+        try:
+            with self._asking.joined_by(task):
+                async with asyncio.timeout(_ASK_S):
+                    status = _status_of(await _request_of(client))
+            with self._taking.joined_by(task):
+                body = await self._text() if status is HTTPStatus.OK else f"{status.phrase}\n".encode()
+                async with asyncio.timeout(_TAKE_S):
+                    for piece in _pieces(_head(status, len(body)), body):
+                        self._taking.moved(task)
+                        await asyncio.get_running_loop().sock_sendall(client, piece)
+        except (OSError, TimeoutError, PortfwdError) as error:  # no thread is to be had, either
+            _log.debug("a client of the metrics is gone: %r", error)
 
 
 def _listening(endpoint: Endpoint) -> socket.socket:
@@ -124,7 +167,7 @@ async def _request_of(client: socket.socket) -> bytes:
     request = b""
     while _END not in request and len(request) < _LONGEST_REQUEST:
         if request:
-            await asyncio.sleep(_PAUSE_S)
+            await asyncio.sleep(_NEXT_PIECE_S)
         piece = await asyncio.get_running_loop().sock_recv(client, _LONGEST_REQUEST - len(request))
         if not piece:
             raise ConnectionResetError
@@ -152,3 +195,60 @@ def _head(status: HTTPStatus, length: int) -> bytes:
         *(["Allow: GET"] if status is HTTPStatus.METHOD_NOT_ALLOWED else []),
     ]
     return "".join(f"{line}\r\n" for line in [*lines, ""]).encode("ascii")
+
+
+def _pieces(head: bytes, body: bytes) -> Iterator[bytes]:
+    """Cut an answer up; a short one is one packet, and a long body is not copied whole for each client."""
+    yield head + body[:_PIECE]
+    for start in range(_PIECE, len(body), _PIECE):
+        yield body[start : start + _PIECE]
+
+
+# The file for the textfile collector of Prometheus' node exporter.
+#
+# Whoever reads it sees the whole of it or none. It goes when the daemon stops, so that nobody takes it for the present;
+# after a crash its own `metrics_timestamp_seconds` tells how old it is.
+
+
+class Textfile:
+    """The file at `path`. That it cannot be written is a warning, once, and no error. Its methods block."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        # The collector reads every *.prom.
+        self._beside = path.with_name(f".{path.name}.new")
+        self._warning = WarnOnce()
+
+    def write(self, text: bytes) -> None:
+        """Replace it."""
+        try:
+            self._write(text)
+        except OSError as error:
+            self._warning.warn(f"no metrics in {self._path}: {error.strerror}; {self._remedy(error)}")
+        else:
+            self._warning.settle()
+
+    def remove(self) -> None:
+        """Take it away."""
+        for path in (self._path, self._beside):
+            with suppress(OSError):
+                path.unlink()
+
+    def _write(self, text: bytes) -> None:
+        # O_EXCL follows no link that somebody else left there.
+        self._beside.unlink(missing_ok=True)
+        opened = os.open(self._beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC)
+        with os.fdopen(opened, "wb") as file:
+            os.fchmod(file.fileno(), 0o644)
+            file.write(text)
+        self._beside.replace(self._path)
+
+    def _remedy(self, error: OSError) -> str:
+        directory = self._path.parent
+        if isinstance(error, FileNotFoundError):
+            return f"the directory {directory} has to exist"
+        # systemd.exec(5): ProtectSystem=strict makes everything read-only that is not named.
+        return (
+            f'the service may write there once "systemctl edit kvm-portfwd" adds "[Service]" and'
+            f' "ReadWritePaths=-{directory}", and after a restart of it'
+        )

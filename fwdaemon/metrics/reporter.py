@@ -11,16 +11,16 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Final
 
-from fwdaemon.account import Account
+from fwdaemon.audit.throttle import WarnOnce
 from fwdaemon.config.model import Config, MetricsSettings
-from fwdaemon.control.feed import Feed
+from fwdaemon.control.manager import Feed
+from fwdaemon.core.report import Report
+from fwdaemon.errors import PortfwdError
+from fwdaemon.kernel.process import Worker
 from fwdaemon.metrics.exposition import text_of
-from fwdaemon.metrics.figures import metrics_of
-from fwdaemon.metrics.listener import Listener
-from fwdaemon.metrics.tally import Tally
-from fwdaemon.metrics.textfile import Textfile
-from fwdaemon.status import Status
-from fwdaemon.worker import Worker
+from fwdaemon.metrics.figures import Tally, metrics_of
+from fwdaemon.metrics.listener import Listener, Textfile
+from fwdaemon.status.model import Status
 
 _log = logging.getLogger(__name__)
 
@@ -44,10 +44,11 @@ class Reporter:
         self._keeping: asyncio.Task[None] | None = None
         self._made: asyncio.Future[bytes] | None = None
         self._good_until = 0.0
+        self._warning = WarnOnce()
 
-    def looked(self, account: Account, seconds: float) -> None:
+    def looked(self, report: Report, seconds: float) -> None:
         """Count a reconcile that ended well and took so long."""
-        self._tally = self._tally.looked(account, seconds)
+        self._tally = self._tally.looked(report, seconds)
 
     def failed(self, seconds: float) -> None:
         """Count one that did not."""
@@ -102,10 +103,13 @@ class Reporter:
             await asyncio.wait({self._made})
         try:
             text = await self._begin()
-        except Exception:  # noqa: BLE001 - it is told, and the next time may be better
-            _log.exception("no metrics are written: this is a mistake in kvm-portfwd")
-        else:
             await self._worker.submit(partial(textfile.write, text))
+        except (PortfwdError, OSError) as error:  # no thread or no descriptor is to be had
+            self._warning.warn(f"no metrics are written: {error}")
+        except Exception:  # noqa: BLE001 - it is told, and the next time may be better
+            _log.exception("no metrics are written: this is a bug in kvm-portfwd")
+        else:
+            self._warning.settle()
 
     async def text(self) -> bytes:
         """Give the last text while it is good, or the one that is being made; others may wait for it too.

@@ -3,7 +3,7 @@
 `ruleset` says what the tables shall hold, and `branches` what of it each opening has. `readback` says what they do
 hold, `difference` makes one script of the two, and `backend` is the only module here that touches the kernel. Be aware:
 
-- A NAT chain sees a connection's first packet only. All matching is done there; the connection mark carries the
+- A NAT chain sees a connection's first packet only. All matching is done there; the connection label carries the
   decision to every later packet, and to the gates (`fwdaemon.nftables.gates`).
 - `nft` does not print a rule the way it was written, so a rule is known by the digest in its comment, never by its
   body.

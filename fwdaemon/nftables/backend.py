@@ -1,26 +1,46 @@
 """The backend itself: look, compare, commit."""
 
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from itertools import chain
+from typing import Final
 
-from fwdaemon.config.model import Gate
-from fwdaemon.desired import Desired, Opening
-from fwdaemon.errors import ProcessError
-from fwdaemon.flows import Flow
-from fwdaemon.model import Family
-from fwdaemon.nftables.difference import creation, refusal_script
+from fwdaemon.core.report import (
+    LIBVIRT_CHAIN,
+    LIBVIRT_TABLE,
+    Counted,
+    GateChange,
+    Outcome,
+    Presence,
+    RulesChanged,
+    Stamp,
+    joined,
+)
+from fwdaemon.core.state import Desired, Opening
+from fwdaemon.core.types import Family, Gate
+from fwdaemon.errors import HangingError, ProcessError
+from fwdaemon.kernel.process import Runner
+from fwdaemon.nftables.branches import EVERYWHERE, STRANGERS
+from fwdaemon.nftables.difference import (
+    Observed,
+    Plan,
+    Wanted,
+    WithPlaces,
+    altered,
+    creation,
+    refusal_script,
+    stale,
+    tables_difference,
+)
+from fwdaemon.nftables.existing import Observer, existing_tables, has_rules, iptables_program
 from fwdaemon.nftables.gates import GateState, gate_script, is_iptables_gate
-from fwdaemon.nftables.generation import current_generation
-from fwdaemon.nftables.look import Observer, iptables_program
-from fwdaemon.nftables.model import Table
-from fwdaemon.nftables.observed import Observed, Wanted
-from fwdaemon.nftables.plan import Plan, WithPlaces, stale
+from fwdaemon.nftables.generation import Commits, RulesMonitor, current_generation, following_generation
+from fwdaemon.nftables.model import TABLE_NAME, Table, family_name, table_name
+from fwdaemon.nftables.readback import Counter, counting_rules, read_packets
 from fwdaemon.nftables.rulebook import Rulebook
-from fwdaemon.nftables.ruleset import tables
-from fwdaemon.outcome import GateChange, Outcome
-from fwdaemon.process import Runner
+from fwdaemon.nftables.ruleset import labels_of, tables, uplinks_of
+from fwdaemon.resolve.flows import Flow
 
 _log = logging.getLogger(__name__)
 
@@ -33,15 +53,24 @@ _LIBVIRT_MISSING = (
 
 
 class NftablesBackend:
-    """Holds our rules in nftables; see `fwdaemon.netfilter.Backend`.
+    """Holds our rules in nftables, or gates alone while the rules are elsewhere; see `fwdaemon.netfilter.Backend`."""
 
-    With `gates_only` the rules themselves live elsewhere, and only the gates in foreign chains are kept here.
-    """
+    name: Final = "nftables"
+    title: Final = "nftables"
+    variant: Final = "nf_tables"
+    unusable: Final[Mapping[Family, str]] = {}
 
-    def __init__(self, runner: Runner, *, gates_only: bool = False) -> None:
+    def __init__(self, runner: Runner, commits: Commits | None = None) -> None:
+        """Take `commits` where a monitor is to know which are ours."""
         self._runner = runner
-        self._gates_only = gates_only
+        self._commits = commits or Commits(runner)
         self._observer = Observer(runner)
+        self._counted = Counted(counting_rules)
+        self._gates_only = False
+        self._forget()
+
+    def _forget(self) -> None:
+        """Forget an earlier stay: what is remembered of it would be told as damage."""
         self._rulebook = Rulebook()
         self._wanted: Wanted | None = None
         self._observed: Observed | None = None
@@ -49,17 +78,75 @@ class NftablesBackend:
         self._opened: set[tuple[Gate, int]] = set()
         self._seen_libvirt = False
         self._settled: tuple[Desired, Observed, tuple[str, ...]] | None = None
+        self._put_back = Outcome()
 
     def apply(self, desired: Desired, *, thorough: bool) -> Outcome:
         """See `Backend.apply`."""
-        for _ in range(_TRIES - 1):
-            try:
-                return self._reconcile(desired, self._look(desired, thorough=thorough))
-            except ProcessError as error:
-                _log.debug("looking again after: %s", error)
-                # Also for gates that are not wanted any more: nothing of what was seen has been done.
-                self._observed = self._wanted = None
-        return self._reconcile(desired, self._strange(desired))
+        self._stay(gates_only=False)
+        return self._apply(desired, thorough=thorough)
+
+    def keep_gates(self, desired: Desired, *, thorough: bool) -> Outcome:
+        """See `Backend.keep_gates`; this takes tables of ours away too, where they are left."""
+        self._stay(gates_only=True)
+        outcome = self._apply(desired, thorough=thorough)
+        return Outcome(gates=outcome.gates, faults=outcome.faults, changed=outcome.changed, labels=outcome.labels)
+
+    def leave(self) -> Outcome:
+        """See `Backend.leave`: that is done each time gates are kept."""
+        return Outcome()
+
+    def monitor(self, changed: RulesChanged) -> RulesMonitor:
+        """See `Backend.monitor`."""
+        return RulesMonitor(self._commits, changed)
+
+    def stamp(self) -> Stamp:
+        """See `Backend.stamp`."""
+        return Stamp(current_generation(), certain=True)
+
+    def libvirt(self) -> Presence:
+        """See `Backend.libvirt`; it leaves its table behind when it moves, but empty."""
+        there = existing_tables()
+        if ("ip", LIBVIRT_TABLE) in there and has_rules("ip", LIBVIRT_TABLE, "guest_input"):
+            return Presence.TABLE
+        chains = ("ip", "filter") in there and has_rules("ip", "filter", LIBVIRT_CHAIN)
+        return Presence.CHAINS if chains else Presence.NOTHING
+
+    def held(self) -> frozenset[Family]:
+        """See `Backend.held`."""
+        there = existing_tables()
+        return frozenset(family for family in Family if (family_name(family), TABLE_NAME) in there)
+
+    def confined(self) -> frozenset[Family]:
+        """See `Backend.confined`."""
+        there = existing_tables()
+        places = {family: (family_name(family), TABLE_NAME) for family in Family}
+        return frozenset(family for family, place in places.items() if place in there and has_rules(*place, STRANGERS))
+
+    def counters(self, desired: Desired) -> Mapping[Opening, int]:
+        """See `Backend.counters`."""
+        return self._counted.of(desired, chain.from_iterable(map(self._packets, sorted(desired.families))))
+
+    def close(self) -> None:
+        """See `Backend.close`: nothing of this one runs beside us."""
+
+    def _packets(self, family: Family) -> Iterator[tuple[Counter, int]]:
+        try:
+            listing = self._runner.run("nft", "list", "table", *table_name(family).split()).stdout
+        except ProcessError:
+            return iter(())
+        return read_packets(family, listing)
+
+    def _stay(self, *, gates_only: bool) -> None:
+        """Begin afresh where the rules came from elsewhere, or went there."""
+        if gates_only != self._gates_only:
+            self._gates_only = gates_only
+            self._forget()
+
+    def _apply(self, desired: Desired, *, thorough: bool) -> Outcome:
+        self._put_back = joined(self._put_back, self._make_what_is_gone(desired))
+        outcome = joined(self._put_back, self._reconciled(desired, thorough=thorough))
+        self._put_back = Outcome()
+        return outcome
 
     def render(self, desired: Desired) -> str:
         """See `Backend.render`."""
@@ -67,6 +154,15 @@ class NftablesBackend:
 
     def preview(self, desired: Desired) -> Outcome:
         """See `Backend.preview`."""
+        self._stay(gates_only=False)
+        return self._preview(desired)
+
+    def preview_gates(self, desired: Desired) -> Outcome:
+        """See `Backend.preview_gates`."""
+        self._stay(gates_only=True)
+        return self._preview(desired)
+
+    def _preview(self, desired: Desired) -> Outcome:
         # A running daemon keeps the table of a family, empty as it may be: that is nothing to tell.
         there = self._look(desired, thorough=True).tables
         desired = replace(desired, kept=frozenset(there) if not self._gates_only else frozenset())
@@ -74,7 +170,7 @@ class NftablesBackend:
         rulebook = Rulebook()
         plan = Plan.of(self._tables(rulebook, desired), observed)
         gates = tuple(GateChange(state.gate, restored=False, fault=state.fault) for state in plan.shut)
-        opened = [gate_script(state, desired.mark) for state in plan.shut]
+        opened = [gate_script(state, desired.label) for state in plan.shut]
         script = "".join([plan.script, *opened, *(gate_script(state, None) for state in plan.strays)])
         return Outcome(
             _served(rulebook, plan.mended),
@@ -90,7 +186,7 @@ class NftablesBackend:
         # A family whose table is not there any more has no openings, and nobody left to refuse.
         script = refusal_script(flow for flow in flows if flow.family in self._committed)
         if script:
-            self._runner.run("nft", "-f", "-", stdin=script)
+            self._commits.commit("nft", "-f", "-", stdin=script)
             if self._observed is not None:
                 self._advance(self._observed, listed=self._observed.listed)
 
@@ -99,9 +195,45 @@ class NftablesBackend:
         self._wanted = None
         return self.apply(Desired(), thorough=True)
 
+    def _make_what_is_gone(self, desired: Desired) -> Outcome:
+        """Make tables of ours again that are gone, before anything is read: what others have may take long, or hang."""
+        if not self._committed or (self._observed and self._observed.generation == current_generation()):
+            return Outcome()
+        there = existing_tables()
+        made = {
+            family: table
+            for family, table in self._tables(self._rulebook, desired).items()
+            if family in self._committed and (family_name(family), TABLE_NAME) not in there
+        }
+        script = "".join(f"{line}\n" for change in tables_difference(made, {}).values() for line in change.script)
+        if not script:
+            return Outcome()
+        try:
+            self._commits.commit("nft", "-f", "-", stdin=script)
+        except HangingError:
+            raise
+        except ProcessError as error:
+            _log.debug("looking at everything after: %s", error)
+            return Outcome()
+        self._committed = {**self._committed, **made}
+        served = _served(self._rulebook, dict.fromkeys(made, EVERYWHERE))
+        return Outcome(served, served, script=script, changed=True)
+
+    def _reconciled(self, desired: Desired, *, thorough: bool) -> Outcome:
+        for _ in range(_TRIES - 1):
+            try:
+                return self._reconcile(desired, self._look(desired, thorough=thorough))
+            except HangingError:
+                raise
+            except ProcessError as error:
+                _log.debug("looking again after: %s", error)
+                # Also for gates that are not wanted any more: nothing of what was seen has been done.
+                self._observed = self._wanted = None
+        return self._reconcile(desired, self._strange(desired))
+
     def _look(self, desired: Desired, *, thorough: bool) -> Observed:
         """Give what the kernel holds; without a listing where nobody can have changed it since we knew."""
-        wanted = Wanted(desired.families, desired.gates, desired.mark)
+        wanted = Wanted(desired.families, desired.gates, desired.label, desired.behind)
         generation = current_generation()
         known = self._observed
         if known and known.generation == generation and wanted == self._wanted and (known.listed or not thorough):
@@ -127,11 +259,11 @@ class NftablesBackend:
         if plan.empty:
             self._settled = (desired, observed, tuple(faults))
         else:
-            refused = self._commit(plan, desired.mark)
+            refused = self._commit(plan, desired.label)
         self._remember(plan, observed, refused)
         # What was done is told after the commit: where it was much, that takes time.
-        gates = self._moved(plan, observed, refused, desired.mark)
-        return Outcome(
+        gates = self._moved(plan, observed, refused, desired.label)
+        outcome = Outcome(
             _served(self._rulebook, plan.mended),
             _served(self._rulebook, plan.damaged(committed, observed)),
             stale(plan.tables, observed.tables),
@@ -140,14 +272,22 @@ class NftablesBackend:
             plan.script,
             changed=bool(plan.script or gates or any(state.gate not in refused for state in plan.strays)),
         )
+        return outcome if committed else self._beginning(outcome, plan, observed)
 
-    def _moved(self, plan: Plan, observed: Observed, refused: Collection[Gate], mark: int) -> tuple[GateChange, ...]:
+    def _beginning(self, outcome: Outcome, plan: Plan, observed: Observed) -> Outcome:
+        """Tell also how what an earlier run left differs."""
+        others = _served(self._rulebook, altered(plan.tables, observed.tables) if plan.script else {})
+        labels = frozenset(chain.from_iterable(map(labels_of, observed.tables.values())))
+        uplinks = frozenset(chain.from_iterable(map(uplinks_of, observed.tables.values())))
+        return replace(outcome, altered=others, labels=labels, uplinks=uplinks)
+
+    def _moved(self, plan: Plan, observed: Observed, refused: Collection[Gate], bit: int) -> tuple[GateChange, ...]:
         """Tell which gates were opened, and which of them we had opened before and not closed ourselves."""
         opened = [state for state in plan.shut if state.gate not in refused]
-        told = tuple(GateChange(state.gate, (state.gate, mark) in self._opened, state.fault) for state in opened)
+        told = tuple(GateChange(state.gate, (state.gate, bit) in self._opened, state.fault) for state in opened)
         closed = {state.gate for state in plan.strays}
-        self._opened = {(gate, other) for gate, other in self._opened if other == mark and gate not in closed}
-        self._opened |= {(state.gate, mark) for state in observed.gates if state.gate not in refused}
+        self._opened = {(gate, other) for gate, other in self._opened if other == bit and gate not in closed}
+        self._opened |= {(state.gate, bit) for state in observed.gates if state.gate not in refused}
         return told
 
     def _tables(self, rulebook: Rulebook, desired: Desired) -> dict[Family, Table]:
@@ -159,29 +299,29 @@ class NftablesBackend:
         missing = self._committed and self._seen_libvirt and not observed.libvirt
         return [_LIBVIRT_MISSING] if missing else []
 
-    def _commit(self, plan: Plan, mark: int) -> dict[Gate, str]:
+    def _commit(self, plan: Plan, bit: int) -> dict[Gate, str]:
         """Commit, and tell which gates could not be moved: one that cannot is no reason to leave the rest undone."""
-        # A gate that opens early lets nothing through that is not marked; one that opens late refuses what is.
-        faults = {state.gate: self._move(state, mark) for state in plan.shut}
+        # A gate that opens early lets nothing through that is not labelled; one that opens late refuses what is.
+        faults = {state.gate: self._move(state, bit) for state in plan.shut}
         if plan.script:
-            self._runner.run("nft", "-f", "-", stdin=plan.script)
+            self._commits.commit("nft", "-f", "-", stdin=plan.script)
         faults |= {state.gate: self._move(state, None) for state in plan.strays}
         return {gate: fault for gate, fault in faults.items() if fault}
 
-    def _move(self, state: GateState, mark: int | None) -> str:
-        """Make or move a gate, or without a `mark` close it; gives what is wrong where that is refused."""
+    def _move(self, state: GateState, bit: int | None) -> str:
+        """Make or move a gate, or without a `bit` close it; gives what is wrong where that is refused."""
         try:
-            self._change(state, mark)
+            self._change(state, bit)
         except ProcessError as error:
             return f"the gate in {state.gate} could not be changed: {error}{_hint(state.gate, error)}"
         return ""
 
-    def _change(self, state: GateState, mark: int | None) -> None:
-        script = gate_script(state, mark)
+    def _change(self, state: GateState, bit: int | None) -> None:
+        script = gate_script(state, bit)
         if is_iptables_gate(state.gate):
-            self._runner.run(iptables_program(state.gate, "-restore"), "--noflush", "--wait", stdin=script)
+            self._commits.commit(iptables_program(state.gate, "-restore"), "--noflush", "--wait", stdin=script)
         else:
-            self._runner.run("nft", "-f", "-", stdin=script)
+            self._commits.commit("nft", "-f", "-", stdin=script)
 
     def _remember(self, plan: Plan, observed: Observed, refused: Collection[Gate]) -> None:
         """Know what is there after a commit of tables alone; gates want a fresh look."""
@@ -196,7 +336,7 @@ class NftablesBackend:
 
     def _advance(self, observed: Observed, *, listed: bool) -> None:
         """Go on to the generation that our own commit made, if nobody else committed at the same time."""
-        generation = (observed.generation + 1) & 0xFFFFFFFF
+        generation = following_generation(observed.generation)
         alone = current_generation() == generation
         self._observed = replace(observed, generation=generation, listed=listed) if alone else None
 

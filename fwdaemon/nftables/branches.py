@@ -11,14 +11,78 @@ would make each change slow.
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Final
+from typing import Final, TypeAlias
 
-from fwdaemon.desired import Desired, Forward, Nat, Opening, Route
-from fwdaemon.model import Address, Family, PortRange, Subnet, collapse
-from fwdaemon.naming import is_interface_name, label
+from fwdaemon.core.state import Desired, Forward, Nat, Opening, Route
+from fwdaemon.core.text import is_interface_name, is_mac, label
+from fwdaemon.core.types import Address, Family, PortRange, Subnet, collapse
 from fwdaemon.nftables.model import Rule, Target, family_name
-from fwdaemon.nftables.places import Place
-from fwdaemon.slots import Slot, slots
+from fwdaemon.resolve.segments import Slot, homes, in_order, slots
+
+# Masquerading forwards: whose guests see an address of the host instead of the client's. Pure.
+#
+# Which forward sent a connection to a guest is no longer in the packet when it leaves. So the guest's address leads to
+# a chain that asks connection tracking where the client sent it, and everything else that the forward asks. A forward
+# on one address, or a 1:1 NAT, may lead to the same port of the guest without masquerading: it goes first, as on the
+# way in.
+
+# The map, by the guest's address.
+MASQUERADED = "masqueraded"
+
+
+def chains(family: Family, desired: Desired) -> Iterator[tuple[Address, tuple[Rule, ...], tuple[Opening, ...]]]:
+    """Give what each guest with masquerading forwards needs: its address, the rules, and the opening of each."""
+    for target, openings in in_order(family, desired):
+        yield target, tuple(_rules(openings)), openings
+
+
+def _rules(openings: Iterable[Forward | Nat]) -> Iterator[Rule]:
+    for opening in openings:
+        verdict = "masquerade" if isinstance(opening, Forward) and opening.masquerade else "return"
+        yield Rule.of(f"{_asked(opening)} {verdict}", label(opening.domain))
+
+
+def _asked(opening: Forward | Nat) -> str:
+    """Write what tells an opening's connections from others to the same guest."""
+    ip = family_name(opening.family)
+    if isinstance(opening, Nat):
+        return f"ct original {ip} daddr {opening.public}"
+    forward = opening
+    parts = [f"meta l4proto {forward.protocol} th dport {forward.target_ports}"]
+    if forward.interface is not None:
+        parts.append(f'iifname "{forward.interface}"')
+    if forward.sources:
+        parts.append(f"{ip} saddr {{ {', '.join(collapse(forward.sources))} }}")
+    if forward.listen is not None:
+        parts.append(f"ct original {ip} daddr {forward.listen}")
+    parts.append(f"ct original proto-dst {forward.ports}")
+    return " ".join(parts)
+
+
+# Places: where in one of our tables openings are, which is how damage is told of the openings it concerns. Pure.
+Place: TypeAlias = tuple[str, str]
+"""The verdict map and the key by which packets come to an opening."""
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Some places of a table, or `every` one."""
+
+    named: frozenset[Place] = frozenset()
+    every: bool = False
+
+    def __bool__(self) -> bool:
+        return self.every or bool(self.named)
+
+    def __and__(self, other: "Places") -> "Places":
+        if self.every:
+            return other
+        return self if other.every else Places(self.named & other.named)
+
+
+NOWHERE = Places()
+EVERYWHERE = Places(every=True)
+
 
 # The maps of forwards, in the order a packet is looked up in them.
 ONE_ADDRESS = ("one_address", "one_address_ranges")
@@ -28,18 +92,30 @@ EVERY_ADDRESS = ("every_address", "every_address_ranges")
 TARGETS: Final = {name: f"{name}_targets" for name in (ONE_ADDRESS[0], EVERY_ADDRESS[0])}
 PLAIN: Final = {name: f"{name}_plain" for name in TARGETS}
 
-# The maps of 1:1 NATs: by public address on the way in; by the guest's on the way out, to be let through, and to be
-# given its public address.
+# The maps of 1:1 NATs: by public address on the way in; by the guest's on the way out, to be refused to others, and to
+# be given its public address.
 ONE_TO_ONE = "one_to_one"
 ONE_TO_ONE_LEAVING = "one_to_one_leaving"
 LEAVING_AS = "leaving_as"
 
-# The maps of routes, by subnet; a 1:1 guest may lie in one, so it has a map of its own.
+# The maps of routes, by subnet: on the way in; on the way out, ahead of all filters; the same after them, where libvirt
+# lets it out. A 1:1 guest may lie in one, so it has a map of its own.
 ENTERING = "entering"
 LEAVING = "leaving"
+LET_OUT = "let_out"
+
+# The map of guests' subnets: what has a source there, and came in elsewhere, is none of ours.
+HOMES = "homes"
 
 # The set of interfaces that lead away from the host.
-OUTER = "outer"
+UPLINKS = "uplinks"
+
+# The set of libvirt's own bridges, and the chain that refuses what goes by none of them.
+INSIDE = "inside"
+STRANGERS = "strangers"
+
+# The chain that does so with what comes in where nothing was forwarded.
+NEWCOMERS = "newcomers"
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,42 +150,46 @@ def branches(family: Family, desired: Desired) -> Iterator[Branch]:
     The configuration sees to it for public addresses and subnets: none may be claimed twice.
     """
     for slot in slots(desired.of_family(family)):
-        yield of_slot(slot, desired.mark)
+        yield of_slot(slot, desired.label)
     yield from of_addresses(family, desired)
 
 
 def of_addresses(family: Family, desired: Desired) -> Iterator[Branch]:
-    """Give the branches of all openings that are not forwards, of which there are few."""
+    """Give the branches of all openings that are not forwards, and of masquerading ones: there are few of these."""
     nats = sorted((nat for nat in desired.nats if nat.family is family), key=lambda nat: nat.public)
     for nat in nats:
-        yield _of_nat(nat, desired.mark)
+        yield _of_nat(nat, desired.label)
     for nat in _leaving(nats):
-        yield from _of_leaving_nat(nat, desired.mark)
+        yield from _of_leaving_nat(nat, desired.label)
+    for target, rules, openings in chains(family, desired):
+        yield Branch(MASQUERADED, str(target), _chain("behind", target), rules, openings)
     routes = sorted((route for route in desired.routes if route.family is family), key=lambda route: route.subnet)
     for route in routes:
         # A rule is text, and libvirt may call a bridge whatever the kernel takes.
         if is_interface_name(route.bridge):
-            yield from _of_route(route, desired.mark)
+            yield from _of_route(route, desired.label)
+    for subnet, bridges in homes(family, desired):
+        yield _of_home(subnet, bridges)
 
 
-def marked(mark: int) -> str:
+def labelled(bit: int) -> str:
     """Write the match of connections that our rules let in."""
-    return f"ct mark and {mark:#010x} == {mark:#010x}"
+    return f"ct label {bit}"
 
 
-def marking(mark: int) -> str:
-    """Write what marks a connection that our rules let in."""
-    return f"ct mark set ct mark or {mark:#010x}"
+def labelling(bit: int) -> str:
+    """Write what labels a connection that our rules let in; nft can set a label, and never takes one away."""
+    return f"ct label set {bit}"
 
 
-def _counting(mark: int) -> str:
-    return f"{marking(mark)} counter"
+def _counting(bit: int) -> str:
+    return f"{labelling(bit)} counter"
 
 
 # --- forwards --------------------------------------------------------------------------------------------------------
 
 
-def of_slot(slot: Slot, mark: int) -> Branch:
+def of_slot(slot: Slot, bit: int) -> Branch:
     """Give the branch of a piece of ports."""
     exact, ranges = EVERY_ADDRESS if slot.listen is None else ONE_ADDRESS
     if _is_plain(slot):
@@ -120,7 +200,7 @@ def of_slot(slot: Slot, mark: int) -> Branch:
         exact if slot.ports.width == 1 else ranges,
         _key(slot),
         _slot_chain(slot),
-        tuple(Rule.of(_expression(forward, slot.ports, mark), label(forward.domain)) for forward in ordered),
+        tuple(Rule.of(_expression(forward, slot.ports, bit), label(forward.domain)) for forward in ordered),
         ordered,
     )
 
@@ -153,13 +233,13 @@ def _place_in_slot(forward: Forward) -> tuple[str, tuple[Subnet, ...], str]:
     return forward.interface or "", forward.sources, str(forward.target)
 
 
-def _expression(forward: Forward, ports: PortRange, mark: int) -> str:
+def _expression(forward: Forward, ports: PortRange, bit: int) -> str:
     parts = [f"meta l4proto {forward.protocol}"]
     if forward.interface is not None:
         parts.append(f'iifname "{forward.interface}"')
     if forward.sources:
         parts.append(f"{family_name(forward.family)} saddr {{ {', '.join(collapse(forward.sources))} }}")
-    parts.append(f"{_counting(mark)} {_dnat(forward, ports)}")
+    parts.append(f"{_counting(bit)} {_dnat(forward, ports)}")
     return " ".join(parts)
 
 
@@ -187,8 +267,8 @@ def _text(address: Address) -> str:
 # --- 1:1 NATs --------------------------------------------------------------------------------------------------------
 
 
-def _of_nat(nat: Nat, mark: int) -> Branch:
-    rule = Rule.of(f"{_counting(mark)} dnat to {nat.target}", label(nat.domain))
+def _of_nat(nat: Nat, bit: int) -> Branch:
+    rule = Rule.of(f"{_counting(bit)} dnat to {nat.target}", label(nat.domain))
     return Branch(ONE_TO_ONE, str(nat.public), _chain("nat", nat.public), (rule,), (nat,))
 
 
@@ -200,26 +280,45 @@ def _leaving(nats: Iterable[Nat]) -> Iterable[Nat]:
     return by_target.values()
 
 
-def _of_leaving_nat(nat: Nat, mark: int) -> Iterator[Branch]:
+def _of_leaving_nat(nat: Nat, bit: int) -> Iterator[Branch]:
+    """Refuse a guest's address to others, and give what leaves with it the public one.
+
+    The label comes after all filters: so what refuses a guest's first packet is never outranked by a gate.
+    """
     name, target = label(nat.domain), str(nat.target)
-    # Whoever is elsewhere may give any source address.
-    known = nat.bridge is not None and is_interface_name(nat.bridge)
-    came_in = f'iifname "{nat.bridge}"' if known else f"iifname != @{OUTER}"
-    through = Rule.of(f"{came_in} oifname @{OUTER} {_counting(mark)}", name)
-    yield Branch(ONE_TO_ONE_LEAVING, target, _chain("from", nat.target), (through,), (nat,))
-    renamed = Rule.of(f"counter snat to {nat.public}", name)
+    others = tuple(Rule.of(f"{forged} oifname @{UPLINKS} drop", name) for forged in _forged(nat))
+    yield Branch(ONE_TO_ONE_LEAVING, target, _chain("from", nat.target), others, (nat,) * len(others))
+    renamed = Rule.of(f"{_counting(bit)} snat to {nat.public}", name)
     yield Branch(LEAVING_AS, target, _chain("as", nat.public), (renamed,), (nat,))
+
+
+def _forged(nat: Nat) -> Iterator[str]:
+    """Write the matches of packets that the guest cannot have sent, though they have its address."""
+    if nat.bridge is None or not is_interface_name(nat.bridge):
+        yield f"iifname @{UPLINKS}"
+        return
+    yield f'iifname != "{nat.bridge}"'
+    if nat.mac is not None and is_mac(nat.mac):
+        yield f'iifname "{nat.bridge}" ether saddr != {nat.mac.lower()}'
 
 
 # --- routes ----------------------------------------------------------------------------------------------------------
 
 
-def _of_route(route: Route, mark: int) -> Iterator[Branch]:
+def _of_route(route: Route, bit: int) -> Iterator[Branch]:
     name, subnet = label(route.network), str(route.subnet)
-    to = Rule.of(f'oifname "{route.bridge}" {_counting(mark)}', name)
+    to = Rule.of(f'oifname "{route.bridge}" {_counting(bit)}', name)
     yield Branch(ENTERING, subnet, _chain("to", route.subnet), (to,), (route,))
-    away = Rule.of(f'iifname "{route.bridge}" oifname @{OUTER} {_counting(mark)}', name)
-    yield Branch(LEAVING, subnet, _chain("from", route.subnet), (away,), (route,))
+    away = Rule.of(f'iifname "{route.bridge}" oifname @{UPLINKS} {_counting(bit)}', name)
+    leaving, chain = (LET_OUT, "out") if route.let_out else (LEAVING, "from")
+    yield Branch(leaving, subnet, _chain(chain, route.subnet), (away,), (route,))
+
+
+def _of_home(subnet: Subnet, bridges: Iterable[str]) -> Branch:
+    """Take what came in elsewhere out of our chains, and out of no other's."""
+    listed = ", ".join(f'"{bridge}"' for bridge in bridges)
+    elsewhere = f"iifname != {{ {listed} }} " if listed else ""
+    return Branch(HOMES, str(subnet), _chain("home", subnet), (Rule.of(f"{elsewhere}accept", "all"),), ())
 
 
 def _chain(what: str, where: Address | Subnet) -> str:

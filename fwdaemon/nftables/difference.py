@@ -5,17 +5,18 @@
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import compress, repeat
 from operator import is_not
-from typing import Final, TypeVar
+from typing import Final, TypeAlias, TypeVar
 
-from fwdaemon.flows import Flow
-from fwdaemon.model import Family
-from fwdaemon.nftables.branches import TARGETS
-from fwdaemon.nftables.model import ENDED, Chain, Elements, Table, Target, table_name
-from fwdaemon.nftables.places import EVERYWHERE, NOWHERE, Places
+from fwdaemon.core.types import Family, Gate
+from fwdaemon.nftables.branches import EVERY_ADDRESS, EVERYWHERE, NOWHERE, ONE_ADDRESS, TARGETS, Places
+from fwdaemon.nftables.gates import GateState
+from fwdaemon.nftables.model import ENDED, VERDICT, Chain, Elements, Table, Target, table_name
+from fwdaemon.resolve.flows import Flow
 
 # The kernel takes a netlink batch of any size, but a line of script is easier to read, and to find an error in, when it
 # is not megabytes long.
@@ -23,6 +24,7 @@ _ELEMENTS_A_LINE = 200
 
 _T = TypeVar("_T")
 _MISSING: Final = object()
+_OF_FORWARDS: Final = frozenset({*ONE_ADDRESS, *EVERY_ADDRESS})
 _LEADING_TO: Final = {targets: name for name, targets in TARGETS.items()}
 
 
@@ -54,6 +56,18 @@ def mended(desired: Table | None, observed: Table | None) -> Places:
         return NOWHERE
     comparison = _Comparison.of(desired, observed) if observed is not None else None
     return EVERYWHERE if comparison is None else comparison.mended()
+
+
+def altered(desired: Mapping[Family, Table], observed: Mapping[Family, Table]) -> dict[Family, Places]:
+    """Name the places of forwards that were not as desired in tables that led somewhere, by family."""
+    return {family: _altered(desired[family], table) for family, table in observed.items() if family in desired}
+
+
+def _altered(desired: Table, observed: Table) -> Places:
+    led = "forwards" in observed.chains and observed.chains["forwards"].rules
+    comparison = _Comparison.of(desired, observed) if led and desired is not observed else None
+    places = comparison.altered() if comparison is not None else NOWHERE
+    return Places(frozenset(place for place in places.named if place[0] in _OF_FORWARDS))
 
 
 def creation(table: Table) -> str:
@@ -126,6 +140,10 @@ class _Comparison:
         """Name the places that were not reached, or not right: these chains differed, and these elements."""
         if "forwards" in self._chains or any(chain.hook for chain in self._chains.values()):
             return EVERYWHERE
+        return self.altered()
+
+    def altered(self) -> Places:
+        """Name the places whose own chains or elements differed, whatever else did."""
         places = {(_LEADING_TO.get(name, name), key) for name, new in self._new.items() for key in new}
         # What leads to a chain that was not there is new, too.
         if known := self._chains.keys() & self._observed.chains.keys():
@@ -206,3 +224,98 @@ def tables_difference(desired: Mapping[Family, Table], observed: Mapping[Family,
     """Tell the difference of both families; families that need nothing are left out."""
     every = {family: difference(family, desired.get(family), observed.get(family)) for family in Family}
     return {family: change for family, change in every.items() if change.script}
+
+
+# Our part of the kernel's rules, as it was found, and what to look for. Plain data.
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """Our part of the kernel's rules at one generation.
+
+    `gates` are the foreign chains that exist and are to have a gate, `strays` those that hold a rule of ours without
+    reason; not `searched` if those could not be looked for. `faults` are sentences about what could not be read.
+    `libvirt` says whether libvirt's own rules were seen, `listed` is false where it follows from what we committed
+    since the last listing.
+    """
+
+    generation: int
+    tables: dict[Family, Table]
+    gates: tuple[GateState, ...]
+    strays: tuple[GateState, ...]
+    faults: tuple[str, ...]
+    libvirt: bool = False
+    listed: bool = True
+    searched: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What to look for: gates of the families that have openings, with this label, in these further chains too.
+
+    `behind` are patterns of chains: jumps to these may stay ahead of a gate.
+    """
+
+    families: frozenset[Family]
+    configured: tuple[Gate, ...]
+    label: int
+    behind: tuple[str, ...]
+
+
+# What one reconcile commits: the differences of our tables, and the gates that are to be opened or closed. Pure.
+WithPlaces: TypeAlias = Mapping[Family, Places]
+"""Places in our table of each family."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One commit, which is `script` for `nft -f`, and the gates to be opened (`shut`) or closed (`strays`).
+
+    Each gate is changed by itself: it stands in a table of others, who may refuse it. `tables` are what our tables will
+    be, `mended` the places in them whose openings do not work before it.
+    """
+
+    tables: dict[Family, Table]
+    script: str
+    shut: tuple[GateState, ...]
+    strays: tuple[GateState, ...]
+    mended: WithPlaces
+
+    @classmethod
+    def of(cls, wanted: dict[Family, Table], observed: Observed) -> "Plan":
+        """Compare what shall be with what is."""
+        changes = tables_difference(wanted, observed.tables)
+        shut = tuple(state for state in observed.gates if not state.open)
+        script = "".join(f"{line}\n" for change in changes.values() for line in change.script)
+        return cls(wanted, script, shut, observed.strays, _mended(changes))
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is nothing to do."""
+        return not (self.script or self.shut or self.strays)
+
+    def damaged(self, committed: Mapping[Family, Table], observed: Observed) -> WithPlaces:
+        """Name those of `mended` that differ from what was committed last."""
+        return {
+            family: places & mended(committed.get(family), observed.tables.get(family))
+            for family, places in self.mended.items()
+        }
+
+
+def stale(wanted: Mapping[Family, Table], observed: Mapping[Family, Table]) -> frozenset[str]:
+    """Name the places of openings nobody asks for."""
+    return frozenset(
+        f"{table.name} {name} {{ {key} }}"
+        for family, table in observed.items()
+        for name, content in table.sets.items()
+        if content.type.data == VERDICT
+        for key in content.elements.keys() - _keys(wanted.get(family), name)
+    )
+
+
+def _keys(table: Table | None, name: str) -> AbstractSet[str]:
+    return table.sets[name].elements.keys() if table and name in table.sets else set()
+
+
+def _mended(changes: Mapping[Family, Difference]) -> WithPlaces:
+    return {family: change.mended for family, change in changes.items() if change.mended}

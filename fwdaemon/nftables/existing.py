@@ -5,17 +5,42 @@
 linux/netfilter.h, and what `nft` keeps with a rule in libnftnl/udata.h.
 """
 
+import signal
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import replace
 from typing import Final, NamedTuple
 
-from fwdaemon.errors import KernelError
-from fwdaemon.netlink import Message, attribute, attributes
-from fwdaemon.netlink_socket import NETFILTER, NetlinkSocket
-from fwdaemon.nftables.model import FoundRule
+from fwdaemon.core.report import LIBVIRT_CHAIN, LIBVIRT_TABLE
+from fwdaemon.core.types import Family, Gate
+from fwdaemon.errors import HangingError, KernelError, ProcessError
+from fwdaemon.kernel.netlink import NETFILTER, Message, NetlinkSocket, attribute, attributes
+from fwdaemon.kernel.process import Runner
+from fwdaemon.nftables.bans import Known, gives_no_verdict, only_refuses
+from fwdaemon.nftables.difference import Observed, Wanted
+from fwdaemon.nftables.gates import (
+    COMMENT,
+    IPTABLES_NAMES,
+    NFT_NAMES,
+    GateState,
+    iptables_suspects,
+    is_iptables_gate,
+    native_only_refuses,
+    native_suspects,
+    only_chain,
+    read_iptables,
+    read_native,
+    spellings,
+    strays,
+    wanted_gates,
+)
+from fwdaemon.nftables.model import TABLE_NAME, FoundRule, Table, family_name
+from fwdaemon.nftables.readback import read_table
 
 _SUBSYSTEM: Final = 10 << 8
-_GET_TABLE, _GET_CHAIN, _GET_RULE, _GET_GENERATION = (_SUBSYSTEM | kind for kind in (1, 4, 7, 16))
+_GET_TABLE, _GET_CHAIN, _GET_RULE = (_SUBSYSTEM | kind for kind in (1, 4, 7))
+_GET_SET, _GET_ELEMENTS, _GET_GENERATION = (_SUBSYSTEM | kind for kind in (10, 13, 16))
 _GENERIC: Final = struct.Struct("!BBH")  # nfgenmsg: family, version, resource
 _FAMILIES: Final = {1: "inet", 2: "ip", 3: "arp", 5: "netdev", 7: "bridge", 10: "ip6"}
 _NUMBERS: Final = {name: number for number, name in _FAMILIES.items()}
@@ -23,6 +48,7 @@ _EVERY_FAMILY: Final = 0
 _TABLE, _NAME, _HOOK, _TYPE = 1, 3, 4, 7
 _HOOK_NUMBER, _PRIORITY = 1, 2
 _RULE_CHAIN, _RULE_HANDLE, _RULE_USER_DATA = 2, 3, 7
+_SET_NAME, _ELEMENTS_OF = 2, 2  # NFTA_SET_NAME, NFTA_SET_ELEM_LIST_SET; the table is number 1 in both
 _COMMENT: Final = 0  # NFTNL_UDATA_RULE_COMMENT
 # Tables that iptables-nft writes are known by a base chain with one of its names.
 _IPTABLES_TABLES: Final = frozenset({"filter", "nat", "mangle", "raw", "security"})
@@ -52,7 +78,7 @@ def existing_tables() -> frozenset[tuple[str, str]]:
         KernelError: the kernel does not tell.
 
     """
-    return frozenset(map(read_table, _listed(_GET_TABLE)))
+    return frozenset(map(name_of_table, _listed(_GET_TABLE)))
 
 
 def hooked_chains() -> list[HookedChain]:
@@ -82,6 +108,38 @@ def has_rules(family: str, table: str, chain: str) -> bool:
     return any(True for _ in _listed(_GET_RULE, _NUMBERS[family], named))
 
 
+def has_larger_set(family: str, table: str, size: int) -> bool:
+    """Tell whether a table has a set or map for whose elements the kernel takes more bytes than this.
+
+    Raises:
+        KernelError: the kernel does not tell.
+
+    """
+    listed = _listed(_GET_SET, _NUMBERS[family], attribute(_TABLE, f"{table}\0".encode()))
+    names = [_text(_opened(message)[1], _SET_NAME) for message in listed]
+    return any(is_larger(family, table, name, size) for name in names)
+
+
+def is_larger(family: str, table: str, name: str, size: int) -> bool:
+    """Tell whether the kernel takes more bytes than this to list a set's elements; it is asked for no more than that.
+
+    Raises:
+        KernelError: the kernel does not tell, as where there is no such set.
+
+    """
+    named = attribute(_TABLE, f"{table}\0".encode()) + attribute(_ELEMENTS_OF, f"{name}\0".encode())
+    total = 0
+    try:
+        with NetlinkSocket(NETFILTER) as asking:
+            for message in asking.stream(_GET_ELEMENTS, _GENERIC.pack(_NUMBERS[family], 0, 0) + named):
+                total += len(message.body)
+                if total > size:
+                    return True
+    except OSError as error:
+        raise KernelError(f"the kernel does not list a set of nftables: {error.strerror or error}") from error
+    return False
+
+
 def rules_holding(text: str) -> list[FoundRule]:
     """Give every rule that has this text anywhere.
 
@@ -92,7 +150,7 @@ def rules_holding(text: str) -> list[FoundRule]:
     return [read_rule(message) for message in _listed(_GET_RULE, holding=text.encode())]
 
 
-def read_table(message: Message) -> tuple[str, str]:
+def name_of_table(message: Message) -> tuple[str, str]:
     """Read family and name of a table."""
     family, found = _opened(message)
     return family, _text(found, _TABLE)
@@ -135,7 +193,7 @@ def _listed(kind: int, family: int = _EVERY_FAMILY, picked: bytes = b"", holding
     except OSError as error:
         raise KernelError(f"the kernel does not list its nftables rules: {error.strerror or error}") from error
     if not listed.whole:
-        raise KernelError("the kernel does not list its nftables rules: they change all the time")
+        raise KernelError("the kernel does not list its nftables rules: they keep changing")
     return (message for message in listed.messages if len(message.body) >= _GENERIC.size)
 
 
@@ -147,3 +205,123 @@ def _opened(message: Message) -> tuple[str, dict[int, bytes]]:
 def _text(found: dict[int, bytes], kind: int) -> str:
     """Read a name; what is no text in it is replaced."""
     return found.get(kind, b"").rstrip(b"\0").decode(errors="replace")
+
+
+# Reads what the kernel holds: our tables, the gates, and rules of ours where none should be.
+
+# So many bytes of elements, as the kernel lists them, are some thousand.
+_LARGE_SET: Final = 1 << 18
+
+
+class Observer:
+    """Looks at the kernel through `nft` and `iptables-nft`."""
+
+    def __init__(self, runner: Runner) -> None:
+        self._runner = runner
+        self._faults: list[str] = []
+        self._libvirt = False
+
+    def look(self, generation: int, wanted: Wanted, known: Mapping[Family, Table], *, everywhere: bool) -> Observed:
+        """Read our tables and the wanted gates; `everywhere` looks for gates that are not wanted, too.
+
+        What is found equal to `known` is given as the same object.
+
+        Raises:
+            ProcessError: `nft` could not list what is there, or a program hung.
+            KernelError: the kernel could not.
+
+        """
+        self._faults = []
+        there = existing_tables()
+        self._libvirt = any(table == LIBVIRT_TABLE for _, table in there)
+        named = wanted_gates(sorted(wanted.families), wanted.configured)
+        gates = [gate for gate in named if (gate.family, gate.table) in there]
+        tables = {
+            family: self._table(family, known.get(family))
+            for family in Family
+            if (family_name(family), TABLE_NAME) in there
+        }
+        states = tuple(state for gate in gates if (state := self.gate(gate, wanted)))
+        stray = self._strays(gates, wanted) if everywhere else ()
+        found, searched = stray or (), stray is not None
+        return Observed(
+            generation, tables, states, found, tuple(self._faults), libvirt=self._libvirt, searched=searched
+        )
+
+    def _table(self, family: Family, known: Table | None) -> Table:
+        try:
+            listing = self._runner.run("nft", "-j", "list", "table", family_name(family), TABLE_NAME).stdout
+        except ProcessError as error:
+            if error.returncode != -signal.SIGABRT:
+                raise
+            # nft ends where somebody gave a chain or set a name that is no text: what holds one is not our table.
+            return Table(family, {}, {})
+        try:
+            return read_table(family, listing, known)
+        except KernelError:  # nft 1.0.6 may print nonsense for a table that somebody gave flags, which ours has not
+            return Table(family, {}, {})
+
+    def gate(self, gate: Gate, wanted: Wanted) -> GateState | None:
+        """Read a gate; `None` where the table has no such chain, or cannot be changed safely."""
+        if is_iptables_gate(gate):
+            return self._iptables_gate(gate, wanted)
+        listing = self._chain(gate)
+        if not listing:
+            return None
+        suspects = native_suspects(listing, wanted.behind)
+        refusing = [name for name in suspects if native_only_refuses(self._chain(replace(gate, chain=name)))]
+        return read_native(gate, listing, spellings(wanted.label, NFT_NAMES), wanted.behind, refusing)
+
+    def _chain(self, gate: Gate) -> str:
+        """List the chain of a gate; empty where there is none.
+
+        nft 1.0.6 reads all sets of a table when it is asked for a chain of it, but none when asked for everything.
+        That in turn ends where anything has a name that is no text.
+        """
+        with suppress(KernelError):
+            if has_larger_set(gate.family, gate.table, _LARGE_SET):
+                terse = self._listed("nft", "-j", "-t", "list", "ruleset", gate.family)
+                if terse:
+                    return only_chain(gate, terse)
+        return self._listed("nft", "-j", "list", "chain", gate.family, gate.table, gate.chain)
+
+    def _listed(self, *argv: str) -> str:
+        """Give a listing; empty where the program refuses. One that hangs ends the look."""
+        try:
+            return self._runner.run(*argv).stdout
+        except HangingError:
+            raise
+        except ProcessError:
+            return ""
+
+    def _iptables_gate(self, gate: Gate, wanted: Wanted) -> GateState | None:
+        try:
+            listing = self._runner.run(iptables_program(gate), "-S", gate.chain).stdout
+        except HangingError:
+            raise
+        except ProcessError as error:
+            self._faults.append(f"no gate in {gate}: {error}; name a native chain in [daemon] gates instead")
+            return None
+        self._libvirt = self._libvirt or LIBVIRT_CHAIN in listing
+        suspects = iptables_suspects(listing, wanted.behind)
+        # Such as ufw's for its log, which leaves a ban behind the jump to it in force, or one that is to refuse.
+        listed = {chain: self._listed(iptables_program(gate), "-S", chain) for chain in suspects}
+        idle = [chain for chain, rules in listed.items() if rules and gives_no_verdict(rules)]
+        refusing = [chain for chain, rules in listed.items() if only_refuses(rules)]
+        spelled = spellings(wanted.label, IPTABLES_NAMES)
+        return read_iptables(gate, listing, spelled, wanted.behind, Known(idle, refusing))
+
+    def _strays(self, gates: list[Gate], wanted: Wanted) -> tuple[GateState, ...] | None:
+        try:
+            found = rules_holding(COMMENT)
+        except KernelError as error:  # as where thousands of rules change all the time: openings need not wait for this
+            self._faults.append(f"rules of ours in other chains than the wanted ones are not looked for: {error}")
+            return None
+        suspects = {Gate(rule.family, rule.table, rule.chain) for rule in found}.difference(gates)
+        iptables = [self._iptables_gate(gate, wanted) for gate in sorted(suspects, key=str) if is_iptables_gate(gate)]
+        return strays(found, gates) + tuple(state for state in iptables if state and state.ours)
+
+
+def iptables_program(gate: Gate, suffix: str = "") -> str:
+    """Name iptables' nft variant for a gate's family, `ip6tables-nft-restore` with suffix `-restore`."""
+    return f"{'iptables' if gate.family == 'ip' else 'ip6tables'}-nft{suffix}"

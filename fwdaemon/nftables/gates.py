@@ -2,27 +2,65 @@
 
 An accept in a table of our own does not help: the packet still meets every other base chain of the hook, and one
 refusal is enough. So the rule has to be *in* that chain, and *first*: a rule that is present below a refusal is dead.
+Only bans stay ahead of it (`fwdaemon.core.bans`).
 
 A chain of iptables-nft is changed through iptables-nft alone, since a native rule in it can make iptables refuse the
 whole table. Chains are never created here.
 """
 
+import json
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, TypeAlias, TypeVar
 
-from fwdaemon.config.model import Gate
 from fwdaemon.config.names import NFT_NAME
-from fwdaemon.model import Family
-from fwdaemon.naming import rule_lines
+from fwdaemon.core.bans import Kind, place
+from fwdaemon.core.report import LIBVIRT_TABLE
+from fwdaemon.core.text import rule_lines
+from fwdaemon.core.types import Family, Gate
+from fwdaemon.nftables import bans
+from fwdaemon.nftables.branches import labelled
 from fwdaemon.nftables.model import FoundRule, family_name
 from fwdaemon.nftables.readback import Item, items
 
+# How programs write our connection label when they list rules: by its number, or by the name that a file gives it.
+
+# Where nft and iptables look for names; each line is a number and a name.
+NFT_NAMES: Final = Path("/etc/connlabel.conf")
+IPTABLES_NAMES: Final = Path("/etc/xtables/connlabel.conf")
+
+Spellings: TypeAlias = frozenset[int | str]
+
+
+def spellings(bit: int, names: Path) -> Spellings:
+    """Give all ways in which a program that reads its names from this file may write a label."""
+    try:
+        text = names.read_text(errors="replace")
+    except OSError:
+        text = ""
+    return frozenset((bit, *_names(bit, text)))
+
+
+def _names(bit: int, text: str) -> Iterator[str]:
+    for line in text.splitlines():
+        words = line.split()
+        if len(words) > 1 and _number(words[0]) == bit:
+            yield words[1]
+
+
+def _number(text: str) -> int | None:
+    try:
+        return int(text, 0)
+    except ValueError:
+        return None
+
+
 COMMENT = "kvm-portfwd"
-# Where libvirt writes its rules: a table of its own, or a chain linked from iptables' FORWARD.
-LIBVIRT_TABLE = "libvirt_network"
-LIBVIRT_CHAIN = "LIBVIRT_FWI"
+_LABEL: Final = {"ct": {"key": "label"}}
 _QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
+_T = TypeVar("_T")
 _KNOWN_CHAINS = ((LIBVIRT_TABLE, "forward"), ("filter", "FORWARD"))
 
 
@@ -30,25 +68,30 @@ _KNOWN_CHAINS = ((LIBVIRT_TABLE, "forward"), ("filter", "FORWARD"))
 class GateState:
     """A foreign forward chain as it is.
 
-    `ours` refers to each of our rules in it, in the form its own program takes to delete them; `first` says whether a
-    good one is at the head.
+    `ours` refers to each of our rules in it, and `staying` to each rule of others that stays ahead of a gate, in the
+    form its own program takes. `ahead` counts the rules of others ahead of the foremost of ours, and `good` says
+    whether that one is right to the letter.
     """
 
     gate: Gate
     ours: tuple[str, ...]
-    first: bool
+    good: bool = False
+    staying: tuple[str, ...] = ()
+    ahead: int = 0
 
     @property
     def open(self) -> bool:
-        """Whether our connections pass: exactly one rule of ours, and at the head."""
-        return self.first and len(self.ours) == 1
+        """Whether our connections pass: exactly one rule of ours, and where it belongs."""
+        return self.good and self.ahead == len(self.staying) and len(self.ours) == 1
 
     @property
     def fault(self) -> str:
         """What is wrong with a gate that is not open, for the audit."""
         if not self.ours:
             return "it was not there"
-        return "it was there more than once" if self.first else "another rule was ahead of it"
+        if self.ahead != len(self.staying):
+            return "another rule was ahead of it" if self.ahead > len(self.staying) else "it was ahead of a ban"
+        return "it was there more than once" if len(self.ours) > 1 else "it was not as we made it"
 
 
 def is_iptables_gate(gate: Gate) -> bool:
@@ -63,20 +106,83 @@ def wanted_gates(families: Iterable[Family], configured: Iterable[Gate]) -> tupl
     return tuple(dict.fromkeys([*known, *(gate for gate in configured if gate.family in {*names, "inet"} and names)]))
 
 
-def read_native(gate: Gate, listing: str, mark: int) -> GateState:
-    """Read `nft -j list chain` of one gate."""
+def only_chain(gate: Gate, listing: str) -> str:
+    """Cut `nft -j list ruleset` down to the rules that `list chain` shows; empty where there is no such chain."""
+    place = gate.family, gate.table, gate.chain
+    if not any((chain["family"], chain["table"], chain["name"]) == place for chain in items(listing, "chain")):
+        return ""
+    rules = items(listing, "rule")
+    found = [{"rule": rule} for rule in rules if (rule["family"], rule["table"], rule["chain"]) == place]
+    return json.dumps({"nftables": found})
+
+
+def read_native(
+    gate: Gate, listing: str, spelled: Spellings, behind: Collection[str], refusing: Collection[str] = ()
+) -> GateState:
+    """Read `nft -j list chain` of one gate; `spelled` are the ways in which it may write our label (`labels`).
+
+    The chains `refusing` are known to refuse and to do nothing else.
+    """
     rules = tuple(items(listing, "rule"))
-    ours = tuple(f"handle {rule['handle']}" for rule in rules if rule.get("comment") == COMMENT)
-    return GateState(gate, ours, first=bool(rules) and _is_gate(rules[0], mark))
+    is_ours = [rule.get("comment") == COMMENT for rule in rules]
+    kinds = (bans.kind_of_native(rule["expr"], behind, refusing) for rule in _without(rules, is_ours))
+    references = [f"handle {rule['handle']}" for rule in rules]
+    return _state(gate, references, is_ours, kinds, good=lambda number: _is_gate(rules[number], spelled))
 
 
-def read_iptables(gate: Gate, listing: str, mark: int) -> GateState:
-    """Read `iptables-nft -S FORWARD`."""
+def read_iptables(
+    gate: Gate, listing: str, spelled: Spellings, behind: Collection[str], known: bans.Known = bans.NONE_KNOWN
+) -> GateState:
+    """Read `iptables-nft -S FORWARD`; `spelled` is as above, and `known` are the chains that were looked at."""
+    rules = _iptables_rules(listing)
+    is_ours = list(map(_is_iptables_ours, rules))
+    kinds = (bans.kind_of_iptables(rule, behind, known) for rule in _without(rules, is_ours))
+    return _state(gate, rules, is_ours, kinds, good=lambda number: rules[number] in set(map(_iptables_rule, spelled)))
+
+
+def native_suspects(listing: str, behind: Collection[str]) -> list[str]:
+    """Name the chains, as far as `nft` has names for them, that have to be looked at before `read_native` can tell."""
+    rules = [rule["expr"] for rule in items(listing, "rule") if rule.get("comment") != COMMENT]
+    return list(filter(NFT_NAME.fullmatch, bans.native_suspects(rules, behind)))
+
+
+def native_only_refuses(listing: str) -> bool:
+    """Whether `nft -j list chain` shows refusals, and no other verdict."""
+    return bans.native_only_refuses(rule["expr"] for rule in items(listing, "rule"))
+
+
+def iptables_suspects(listing: str, behind: Collection[str]) -> list[str]:
+    """Name the chains that have to be looked at before `read_iptables` can tell where the gate belongs."""
+    rules = _iptables_rules(listing)
+    return bans.suspects(_without(rules, map(_is_iptables_ours, rules)), behind)
+
+
+def _state(
+    gate: Gate, rules: Sequence[str], is_ours: Sequence[bool], kinds: Iterable[Kind], good: Callable[[int], bool]
+) -> GateState:
+    """Put together what was read of a chain: a reference to each rule, whether it is ours, and what the others are."""
+    ours = [number for number, own in enumerate(is_ours) if own]
+    return GateState(
+        gate,
+        tuple(rules[number] for number in ours),
+        good=bool(ours) and good(ours[0]),
+        staying=tuple(_without(rules, is_ours)[: place(kinds)]),
+        ahead=ours[0] if ours else 0,
+    )
+
+
+def _iptables_rules(listing: str) -> list[str]:
     lines = rule_lines(listing)
-    rules = [line.removeprefix("-A FORWARD ") for line in lines if line.startswith("-A FORWARD ")]
+    return [line.removeprefix("-A FORWARD ") for line in lines if line.startswith("-A FORWARD ")]
+
+
+def _is_iptables_ours(rule: str) -> bool:
     # What stands inside quotes is somebody's text, ours needs none.
-    ours = tuple(rule for rule in rules if f"--comment {COMMENT} " in _QUOTED.sub('""', rule))
-    return GateState(gate, ours, first=bool(rules) and rules[0] == _iptables_rule(mark))
+    return f"--comment {COMMENT} " in _QUOTED.sub('""', rule)
+
+
+def _without(rules: Iterable[_T], is_ours: Iterable[bool]) -> list[_T]:
+    return [rule for rule, own in zip(rules, is_ours, strict=True) if not own]
 
 
 def strays(found: Iterable[FoundRule], gates: Collection[Gate]) -> tuple[GateState, ...]:
@@ -87,7 +193,7 @@ def strays(found: Iterable[FoundRule], gates: Collection[Gate]) -> tuple[GateSta
     commented = (rule for rule in found if rule.comment == COMMENT)
     named = (rule for rule in commented if NFT_NAME.fullmatch(rule.table) and NFT_NAME.fullmatch(rule.chain))
     chains = [(Gate(rule.family, rule.table, rule.chain), rule.handle) for rule in named]
-    return tuple(GateState(gate, (f"handle {handle}",), first=False) for gate, handle in chains if gate not in gates)
+    return tuple(GateState(gate, (f"handle {handle}",)) for gate, handle in chains if gate not in gates)
 
 
 def closing_script(state: GateState) -> list[str]:
@@ -95,33 +201,36 @@ def closing_script(state: GateState) -> list[str]:
     return [f"delete rule {state.gate} {reference}" for reference in state.ours]
 
 
-def opening_script(state: GateState, mark: int) -> list[str]:
-    """Make or move a gate: what there is of ours goes and one rule comes to the head, in one transaction."""
-    gate = f'insert rule {state.gate} ct mark and {mark:#010x} == {mark:#010x} accept comment "{COMMENT}"'
+def opening_script(state: GateState, bit: int) -> list[str]:
+    """Make or move a gate: what there is of ours goes and one rule comes to its place, in one transaction."""
+    where = f"add rule {state.gate} {state.staying[-1]}" if state.staying else f"insert rule {state.gate}"
+    gate = f'{where} {labelled(bit)} accept comment "{COMMENT}"'
     return [*closing_script(state), gate]
 
 
-def iptables_script(state: GateState, mark: int | None) -> str:
-    """Write what `iptables-nft-restore --noflush` takes: our rules go, and with a `mark` one comes to the head."""
+def iptables_script(state: GateState, bit: int | None) -> str:
+    """Write what `iptables-nft-restore --noflush` takes: our rules go, and with a `bit` one comes to its place."""
     lines = [f"-D FORWARD {rule}" for rule in state.ours]
-    if mark is not None:
-        lines.append(f"-I FORWARD 1 {_iptables_rule(mark)}")
+    if bit is not None:
+        lines.append(f"-I FORWARD {len(state.staying) + 1} {_iptables_rule(bit)}")
     return "\n".join(["*filter", *lines, "COMMIT", ""])
 
 
-def gate_script(state: GateState, mark: int | None) -> str:
-    """Write what makes or moves a gate, or without a `mark` closes it, for the program that changes its chain."""
+def gate_script(state: GateState, bit: int | None) -> str:
+    """Write what makes or moves a gate, or without a `bit` closes it, for the program that changes its chain."""
     if is_iptables_gate(state.gate):
-        return iptables_script(state, mark)
-    lines = closing_script(state) if mark is None else opening_script(state, mark)
+        return iptables_script(state, bit)
+    lines = closing_script(state) if bit is None else opening_script(state, bit)
     return "".join(f"{line}\n" for line in lines)
 
 
-def _iptables_rule(mark: int) -> str:
-    return f"-m connmark --mark {mark:#x}/{mark:#x} -m comment --comment {COMMENT} -j ACCEPT"
+def _iptables_rule(label: int | str) -> str:
+    return f'-m connlabel --label "{label}" -m comment --comment {COMMENT} -j ACCEPT'
 
 
-def _is_gate(rule: Item, mark: int) -> bool:
+def _is_gate(rule: Item, spelled: Spellings) -> bool:
     """Whether a rule is ours to the letter; this one body is simple enough that nft prints it back the same."""
-    marked = {"match": {"op": "==", "left": {"&": [{"ct": {"key": "mark"}}, mark]}, "right": mark}}
-    return bool(rule.get("comment") == COMMENT and rule["expr"] == [marked, {"accept": None}])
+    match rule:
+        case {"comment": str(comment), "expr": [{"match": {"op": "in", **test}}, {"accept": None}]}:
+            return comment == COMMENT and test.get("left") == _LABEL and test.get("right") in spelled
+    return False

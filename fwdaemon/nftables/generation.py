@@ -1,23 +1,30 @@
 """nftables' generation: a number the kernel raises with every committed change, and who committed it.
 
 The number makes "nothing has changed" cost one small message instead of a listing. The multicast group tells of each
-new one at once, with the process that made it. Source: nfnetlink(7) framing, `enum nft_msg_types` and `NFTA_GEN_*` in
-linux/netfilter/nf_tables.h.
+new one at once, with the process that made it, and before that of everything the commit changed. Source: nfnetlink(7)
+framing, `enum nft_msg_types` and `NFTA_GEN_*` in linux/netfilter/nf_tables.h.
 """
 
+import asyncio
+import logging
 import socket
 import struct
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 
+from fwdaemon.core.report import Actor, ActorKind, RulesChanged
 from fwdaemon.errors import KernelError
-from fwdaemon.netlink import attributes, messages
-from fwdaemon.netlink_socket import NETFILTER, NetlinkSocket
+from fwdaemon.kernel.netlink import NETFILTER, NetlinkSocket, Subscription, attributes, messages
+from fwdaemon.kernel.process import Runner
+from fwdaemon.nftables.model import TABLE_NAME
 
 _NFNLGRP_NFTABLES = 7
 _SUBSYSTEM = 10 << 8
 _NEWGEN = _SUBSYSTEM | 15
 _GETGEN = _SUBSYSTEM | 16
+_ELEMENTS = frozenset({_SUBSYSTEM | 12, _SUBSYSTEM | 14})  # NFT_MSG_NEWSETELEM and NFT_MSG_DELSETELEM
+_OUR_NAME = f"{TABLE_NAME}\0".encode()
 _ID, _PROCESS_ID, _PROCESS_NAME = 1, 2, 3
 _NFGENMSG = struct.pack("!BBH", 0, 0, 0)
 _BUFFER = 1 << 16
@@ -30,12 +37,14 @@ class Generation:
     """One commit: its number, the netlink port it came from, and the process, as the kernel names it.
 
     The port is the process id as its own pid namespace counts it, `pid` that of the machine: they differ in containers.
+    With `elements_only`, it changed nothing but elements in sets of other tables.
     """
 
     number: int
     port: int
     pid: int
     process: str
+    elements_only: bool = False
 
 
 def current_generation() -> int:
@@ -50,7 +59,7 @@ def current_generation() -> int:
             (answer,) = asking.ask(_GETGEN, _NFGENMSG)
     except (OSError, ValueError) as error:
         raise KernelError(
-            f"the kernel does not tell its nftables generation ({error}); is nf_tables there, and are we root?"
+            f"the kernel does not report its nftables generation ({error}); is nf_tables there, and are we root?"
         ) from error
     return _generation(attributes(answer.body[len(_NFGENMSG) :]), answer.port).number
 
@@ -67,26 +76,37 @@ def open_monitor() -> socket.socket:
     return monitor
 
 
-def receive(monitor: socket.socket) -> tuple[Generation, ...]:
-    """Read all commits that are waiting.
+class Announcements:
+    """What the kernel announces, taken apart in its order: the changes of a commit come before its number."""
 
-    Raises:
-        OSError: ENOBUFS, some were lost; whoever reads must look at everything.
+    def __init__(self) -> None:
+        self._elements = self._more = False
 
-    """
-    found: list[Generation] = []
-    while True:
-        try:
-            found += generations(monitor.recv(_BUFFER))
-        except BlockingIOError:
-            return tuple(found)
+    def receive(self, monitor: socket.socket) -> Iterator[Generation]:
+        """Read all commits that are waiting.
 
+        Raises:
+            OSError: ENOBUFS, some were lost; whoever reads must look at everything.
 
-def generations(datagram: bytes) -> Iterator[Generation]:
-    """Decode the new generations in a netlink datagram; other messages are passed over."""
-    for message in messages(datagram):
-        if message.kind == _NEWGEN:
-            yield _generation(attributes(message.body[len(_NFGENMSG) :]), message.port)
+        """
+        while True:
+            try:
+                datagram = monitor.recv(_BUFFER)
+            except BlockingIOError:
+                return
+            yield from self.generations(datagram)
+
+    def generations(self, datagram: bytes) -> Iterator[Generation]:
+        """Decode the new generations in a netlink datagram."""
+        for message in messages(datagram):
+            if message.kind == _NEWGEN:
+                found = _generation(attributes(message.body[len(_NFGENMSG) :]), message.port)
+                yield replace(found, elements_only=self._elements and not self._more)
+                self._elements = self._more = False
+            elif message.kind in _ELEMENTS and _OUR_NAME not in message.body:
+                self._elements = True
+            else:
+                self._more = True
 
 
 def _generation(found: Mapping[int, bytes], port: int) -> Generation:
@@ -102,3 +122,115 @@ def _enlarge(monitor: socket.socket) -> None:
         monitor.setsockopt(socket.SOL_SOCKET, force, _RECEIVE_BUFFER)
     except PermissionError:
         monitor.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
+
+
+# Our own commits to nftables, known by the number each one gave the ruleset.
+#
+# A process number names nobody: in another pid namespace it is somebody else's, and each is used again some day. So a
+# commit counts as ours only where the number went up by exactly one while our program ran, and that program sent it.
+# Where another commit came in between, it does not matter which is which: both count as foreign, and cost one look.
+
+# How many commits may be made before the loop reads of the first.
+_REMEMBERED = 64
+
+
+class Commits:
+    """Makes commits on one thread at a time, and tells on any thread which ones it made."""
+
+    def __init__(self, runner: Runner) -> None:
+        self._runner = runner
+        self._made: deque[tuple[int, int]] = deque(maxlen=_REMEMBERED)
+        self._ended: Callable[[], object] = _nothing
+        self.committing = False
+
+    def on_end(self, ended: Callable[[], object] | None) -> None:
+        """Have `ended` called, on the committing thread, whenever `committing` has become false; `None` ends that."""
+        self._ended = ended or _nothing
+
+    def commit(self, *argv: str, stdin: str) -> None:
+        """Run a program that commits once.
+
+        Raises:
+            ProcessError: it failed; see `Runner.run`.
+            KernelError: the kernel does not tell the number of its last commit.
+
+        """
+        self.committing = True
+        try:
+            following = following_generation(current_generation())
+            finished = self._runner.run(*argv, stdin=stdin)
+            if current_generation() == following:
+                self._made.append((following, finished.pid))
+        finally:
+            self.committing = False
+            self._ended()
+
+    def made(self, commit: Generation) -> bool:
+        """Whether a commit is ours; the answer is right while nothing is `committing`."""
+        return (commit.number, commit.port) in self._made
+
+
+def following_generation(number: int) -> int:
+    """Give the number that the next commit makes of this one; the kernel leaves out 0."""
+    return number + 1 & 0xFFFFFFFF or 1
+
+
+def _nothing() -> None:
+    pass
+
+
+# Hears of every change to nftables in this network namespace, and tells who made it, unless we did.
+_log = logging.getLogger(__name__)
+
+
+class RulesMonitor:
+    """Calls `changed` on the asyncio loop's thread with the name and pid of whoever changed rules.
+
+    When so much happened that some of it was lost, it asks for a thorough look. What is heard while a commit of ours is
+    on its way is told after that. What changed elements in sets of others alone is not told: bans come and go all the
+    time, and neither our tables nor a gate depend on them.
+    """
+
+    def __init__(self, commits: Commits, changed: RulesChanged) -> None:
+        self._commits = commits
+        self._changed = changed
+        self._announcements = Announcements()
+        self._heard: list[Generation] = []
+        self._subscription = Subscription(open_monitor, self._read)
+
+    def start(self) -> None:
+        """Begin to listen.
+
+        Raises:
+            KernelError: this kernel has no nftables, or we may not listen.
+
+        """
+        try:
+            self._subscription.start()
+        except OSError as error:
+            raise KernelError(
+                f"the kernel does not let us listen to nftables ({error.strerror}); are we root?"
+            ) from error
+        loop = asyncio.get_running_loop()
+        self._commits.on_end(lambda: loop.call_soon_threadsafe(self._tell))
+
+    def close(self) -> None:
+        """Stop listening."""
+        self._commits.on_end(None)
+        self._subscription.close()
+
+    def _read(self, monitor: socket.socket) -> None:
+        try:
+            self._heard += self._announcements.receive(monitor)
+        except OSError as error:
+            _log.debug("some changes of nftables went unheard: %s", error)
+            self._changed(Actor(ActorKind.COMMITS_LOST), thorough=True)
+        self._tell()
+
+    def _tell(self) -> None:
+        if self._commits.committing:
+            return
+        heard, self._heard = self._heard, []
+        for commit in heard:
+            if not commit.elements_only and not self._commits.made(commit):
+                self._changed(Actor(ActorKind.PROGRAM, commit.process, commit.pid), thorough=False)

@@ -10,7 +10,7 @@ from hashlib import blake2s
 from typing import Final, NamedTuple, TypeAlias
 from weakref import ReferenceType
 
-from fwdaemon.model import Family
+from fwdaemon.core.types import Family
 
 TABLE_NAME = "kvm_portfwd"
 

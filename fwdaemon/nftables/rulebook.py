@@ -10,13 +10,12 @@ from itertools import chain
 from typing import NamedTuple
 from weakref import ref
 
-from fwdaemon.desired import Desired, Forward, Opening
-from fwdaemon.model import Family
-from fwdaemon.nftables.branches import Branch, of_addresses, of_slot
+from fwdaemon.core.state import Desired, Forward, Opening
+from fwdaemon.core.types import Family
+from fwdaemon.nftables.branches import Branch, Place, Places, of_addresses, of_slot
 from fwdaemon.nftables.model import Chain, Step, Table, Target
-from fwdaemon.nftables.places import Place, Places
 from fwdaemon.nftables.ruleset import frame, with_elements
-from fwdaemon.slots import SlotIndex
+from fwdaemon.resolve.segments import SlotIndex
 
 
 class Rulebook:
@@ -33,7 +32,7 @@ class Rulebook:
             before, pages = self._desired, self._pages
             # A mistake on the way leaves nothing half done behind.
             self._desired, self._pages = Desired(), {}
-            if desired.mark != before.mark:
+            if desired.label != before.label:
                 before, pages = Desired(), {}
             self._tables = _turned(pages, before, desired)
             self._desired, self._pages = desired, pages
@@ -70,11 +69,13 @@ class _Page:
     def change(self, gone: Collection[Forward], come: Collection[Forward], desired: Desired) -> None:
         """Take out and put in what is different."""
         before, after = self._slots.change(gone, come)
-        old = [of_slot(slot, desired.mark) for slot in before]
-        new = [of_slot(slot, desired.mark) for slot in after]
+        old = [of_slot(slot, desired.label) for slot in before]
+        new = [of_slot(slot, desired.label) for slot in after]
         addresses = list(of_addresses(self._family, desired))
         if addresses != self._addresses:
-            old, new = old + self._addresses, new + addresses
+            known, wanted = set(self._addresses), set(addresses)
+            old += [branch for branch in self._addresses if branch not in wanted]
+            new += [branch for branch in addresses if branch not in known]
             self._addresses = addresses
         if old or new:
             self._replace(old, new)

@@ -1,36 +1,44 @@
 """From the desired state to the tables that do it.
 
-The frame of a table, which is its hooks, maps and sets, is the same whatever is open; only the parts for 127.0.0.1 come
-and go. What is open are branches (`fwdaemon.nftables.branches`). Here tables are made whole;
-`fwdaemon.nftables.rulebook` brings those of one state up to date for the next.
+The frame of a table, which is its hooks, maps and sets, is the same whatever is open; only the rule that leads to
+masquerading forwards comes and goes. What is open are branches (`fwdaemon.nftables.branches`). Here tables are made
+whole; `fwdaemon.nftables.rulebook` brings those of one state up to date for the next.
 
 Every packet of a new connection walks five lookups, from the most specific claim to the least: its address and port in
 a hash, its address and port in ranges, then the same two for every local address, then its address alone. What it finds
-is the chain of one *slot* (`fwdaemon.slots`), which holds a rule for each forward that may take the packet, or that of
-a 1:1 NAT. A packet no rule takes goes on as if we were not there.
+is the chain of one *slot* (`fwdaemon.resolve.segments`), which holds a rule for each forward that may take the packet,
+or that of a 1:1 NAT. A packet no rule takes goes on as if we were not there.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 
-from fwdaemon.desired import Desired, Opening
-from fwdaemon.model import Family, collapse
-from fwdaemon.naming import is_interface_name
+from fwdaemon.core.state import LABELS, Desired, Opening
+from fwdaemon.core.text import is_interface_name
+from fwdaemon.core.types import Family, Protocol, collapse
 from fwdaemon.nftables.branches import (
     ENTERING,
     EVERY_ADDRESS,
+    HOMES,
+    INSIDE,
     LEAVING,
     LEAVING_AS,
+    LET_OUT,
+    MASQUERADED,
+    NEWCOMERS,
     ONE_ADDRESS,
     ONE_TO_ONE,
     ONE_TO_ONE_LEAVING,
-    OUTER,
     PLAIN,
+    STRANGERS,
     TARGETS,
+    UPLINKS,
     Branch,
+    Place,
     branches,
-    marked,
-    marking,
+    labelled,
+    labelling,
 )
 from fwdaemon.nftables.model import (
     ENDED,
@@ -46,14 +54,12 @@ from fwdaemon.nftables.model import (
     Target,
     family_name,
 )
-from fwdaemon.nftables.places import Place
+from fwdaemon.resolve.segments import bridged, outside, routed_outside, switched
 
 # Just before Docker's and libvirt's own NAT chains (dstnat is -100, srcnat 100: netfilter_ipv4.h).
 _BEFORE_DSTNAT = -105
 _BEFORE_SRCNAT = 95
 _BEFORE_FILTER = -10
-# Before connections are tracked, and so before any NAT (NF_IP_PRI_RAW in netfilter_ipv4.h).
-_FIRST = -300
 
 # How long an ended connection is remembered: longer than a guest that has something to send waits to try again.
 _REFUSED_FOR_S = 120
@@ -65,9 +71,6 @@ _PORT = "meta l4proto . th dport"
 # Never "every local address": a loopback address is not reachable from elsewhere, a link-local one means another host
 # on each link.
 _NOT_ANYWHERE = {Family.IPV4: "127.0.0.0/8, 169.254.0.0/16", Family.IPV6: "::1, fe80::/10"}
-_LOOPBACK = "127.0.0.0/8"
-# The rest of 127.0.0.0/8 is the host's own, as systemd-resolved's 127.0.0.53 is.
-_LOCALHOST = "127.0.0.1"
 
 
 def tables(desired: Desired) -> dict[Family, Table]:
@@ -82,10 +85,21 @@ def places_of(desired: Desired) -> dict[tuple[Family, Place], tuple[Opening, ...
 
 def frame(family: Family, desired: Desired) -> Table:
     """Make the table that is there whatever is open."""
-    localhost = desired.localhost and family is Family.IPV4
-    chains = _frame(family, desired.mark, localhost=localhost)
+    masquerading = any(forward.family is family for forward in desired.masquerading)
+    chains = _frame(family, desired.label, masquerading=masquerading)
+    chains = _leaving_alone(chains, _elsewhere(family, desired))
+    if family in desired.confined:
+        chains = _confined(chains, family, desired, f"iifname != @{INSIDE}", STRANGERS)
+    elif ways := switched(family, desired):
+        listed = ", ".join(f'"{name}"' for name in ways)
+        chains = _confined(chains, family, desired, f"iifname {{ {listed} }}", NEWCOMERS)
     maps = {name: Set(set_type) for name, set_type in _map_types(family).items()}
-    sets = {"guest_subnets": _guest_subnets(family, desired), OUTER: _outer(desired), ENDED: Set(_ended_type(family))}
+    sets = {
+        "guest_subnets": _guest_subnets(family, desired),
+        UPLINKS: _interfaces(desired.uplinks),
+        INSIDE: _interfaces(desired.inside),
+        ENDED: Set(_ended_type(family)),
+    }
     return Table(family, chains, maps | sets)
 
 
@@ -95,6 +109,18 @@ def with_elements(
     """Add branches to a frame: their chains, and by map the elements that lead to them."""
     maps = {name: Set(bare.sets[name].type, found) for name, found in elements.items()}
     return Table(bare.family, {**bare.chains, **chains}, {**bare.sets, **maps}, step=step)
+
+
+def labels_of(table: Table) -> frozenset[int]:
+    """Tell by which labels the rules of a table go that was found: what is listed of a rule is its digest."""
+    name = EVERY_ADDRESS[0]
+    found = {rule.comment for rule in table.chains.get(PLAIN[name], Chain(())).rules}
+    return frozenset(bit for bit in LABELS if found and _plain(table.family, name, bit)[0].comment in found)
+
+
+def uplinks_of(table: Table) -> frozenset[str]:
+    """Tell which uplinks a table names that was found."""
+    return frozenset(key.strip('"') for key in table.sets[UPLINKS].elements) if UPLINKS in table.sets else frozenset()
 
 
 def _table(family: Family, found: Iterable[Branch], desired: Desired) -> Table:
@@ -110,22 +136,46 @@ def _table(family: Family, found: Iterable[Branch], desired: Desired) -> Table:
 # --- hooks -----------------------------------------------------------------------------------------------------------
 
 
-def _frame(family: Family, mark: int, *, localhost: bool) -> dict[str, Chain]:
-    output = (_jump(), *_from_localhost()) if localhost else (_jump(),)
-    postrouting = (_localhost_returns(mark),) if localhost else ()
-    frame = {
+def _frame(family: Family, bit: int, *, masquerading: bool) -> dict[str, Chain]:
+    source = (*([_hidden(family, bit)] if masquerading else []), *_source(family, bit))
+    return {
         "forwards": Chain(_dispatch(family)),
-        **{chain: Chain(_plain(family, name, mark)) for name, chain in PLAIN.items()},
-        "prerouting": Chain((_jump(),), Hook("nat", "prerouting", _BEFORE_DSTNAT)),
-        "output": Chain(output, Hook("nat", "output", _BEFORE_DSTNAT)),
-        "postrouting": Chain(postrouting + _source(family, mark), Hook("nat", "postrouting", _BEFORE_SRCNAT)),
+        **{chain: Chain(_plain(family, name, bit)) for name, chain in PLAIN.items()},
+        "prerouting": Chain((_as_the_host(), _homes(family), _jump()), Hook("nat", "prerouting", _BEFORE_DSTNAT)),
+        "output": Chain((_jump(),), Hook("nat", "output", _BEFORE_DSTNAT)),
+        "postrouting": Chain(source, Hook("nat", "postrouting", _BEFORE_SRCNAT)),
         "forward": Chain(_refusal(family) + _passage(family), Hook("filter", "forward", _BEFORE_FILTER)),
     }
-    return frame | ({"guard": Chain(_guard(), Hook("filter", "prerouting", _FIRST))} if localhost else {})
+
+
+def _leaving_alone(chains: dict[str, Chain], elsewhere: str) -> dict[str, Chain]:
+    """Have the host and its guests reach addresses that another machine on the link may hold, unless they came here."""
+    if not elsewhere:
+        return chains
+    guests = Rule.of(f"{elsewhere.split(maxsplit=1)[0]} saddr @guest_subnets {elsewhere} return", "elsewhere")
+    heads = {"prerouting": guests, "output": Rule.of(f"{elsewhere} return", "elsewhere")}
+    return chains | {name: replace(chains[name], rules=(head, *chains[name].rules)) for name, head in heads.items()}
+
+
+def _elsewhere(family: Family, desired: Desired) -> str:
+    """Write the match of packets for such addresses while the host does not hold them; empty where there are none."""
+    addresses = sorted(address for address in desired.elsewhere if Family.of(address) is family)
+    listed = ", ".join(map(str, addresses))
+    return f"{family_name(family)} daddr {{ {listed} }} fib daddr type != local" if addresses else ""
 
 
 def _jump() -> Rule:
     return Rule.of("jump forwards", "all")
+
+
+def _as_the_host() -> Rule:
+    """Leave what has an address of the host, but did not come from it, to others; IPv6 forwards that as any other."""
+    return Rule.of('iifname != "lo" fib saddr type local accept', "all")
+
+
+def _homes(family: Family) -> Rule:
+    """Leave what has a guest's address, but cannot have come from there, to others."""
+    return Rule.of(f"{family_name(family)} saddr vmap @{HOMES}", "all")
 
 
 def _dispatch(family: Family) -> tuple[Rule, ...]:
@@ -142,66 +192,98 @@ def _asked(family: Family, name: str) -> str:
     return f"{family_name(family)} daddr . {_PORT}" if name in ONE_ADDRESS else _PORT
 
 
-def _plain(family: Family, name: str, mark: int) -> tuple[Rule, ...]:
+def _plain(family: Family, name: str, bit: int) -> tuple[Rule, ...]:
     """Translate what a map of plain forwards has a target for.
 
-    Where somebody took the target away, the first rule ends after its mark, and the second takes that back.
+    Where somebody took the target away, the first rule ends after its label. That cannot be taken back, and another
+    tool's DNAT must not go by it, so the second drops the packet; the connection begins again once the target is back.
     """
     target = f"{_asked(family, name)} map @{TARGETS[name]}"
-    translation = Rule.of(f"{marking(mark)} dnat {family_name(family)} to {target}", "all")
-    return translation, Rule.of(f"ct mark set ct mark and {mark ^ 0xFFFFFFFF:#010x}", "all")
+    translation = Rule.of(f"{labelling(bit)} dnat {family_name(family)} to {target}", "all")
+    return translation, Rule.of("drop", "all")
 
 
-def _source(family: Family, mark: int) -> tuple[Rule, ...]:
+def _source(family: Family, bit: int) -> tuple[Rule, ...]:
     """Give 1:1 guests their public address, and make guests that are reached from guests answer through the host.
 
-    The host alone knows both addresses of such a connection.
+    The host alone knows both addresses of such a connection. What routed guests open is labelled here, after all
+    filters, so that no gate outranks a refusal of it.
     """
     ip = family_name(family)
-    ours = f"{marked(mark)} ct status dnat"
+    ours = f"{labelled(bit)} ct status dnat"
     return (
-        Rule.of(f"oifname @{OUTER} {ip} saddr vmap @{LEAVING_AS}", "outbound"),
+        Rule.of(f"oifname @{UPLINKS} {ip} saddr vmap @{LEAVING_AS}", "outbound"),
+        Rule.of(f"oifname @{UPLINKS} {ip} saddr vmap @{LET_OUT}", "outbound"),
         Rule.of(f"{ours} {ip} daddr @guest_subnets {ip} saddr vmap @{LEAVING_AS}", "hairpin"),
         Rule.of(f"{ours} {ip} saddr @guest_subnets {ip} daddr @guest_subnets masquerade", "hairpin"),
     )
+
+
+def _hidden(family: Family, bit: int) -> Rule:
+    """Lead to what makes masquerading forwards; it is there only while there are any."""
+    lookup = f"{family_name(family)} daddr vmap @{MASQUERADED}"
+    return Rule.of(f"{labelled(bit)} ct status dnat {lookup}", "masquerade")
 
 
 def _refusal(family: Family) -> tuple[Rule, ...]:
     """Keep a connection that was ended from coming back from its guest's side.
 
     Once it is forgotten, the guest's next packet looks like the first of a connection to its client; masqueraded to the
-    address and port that the client knows, it would go on as if nothing had happened.
+    address and port that the client knows, it would go on as if nothing had happened. Where the guest sends it counts:
+    an opening may lead that to the client by now. nft knows how long a port is there only next to its protocol.
     """
     ip = family_name(family)
-    ended = f"ct state new {ip} saddr . meta l4proto . th sport . {ip} daddr . th dport @{ENDED}"
-    reset = Rule.of(f"{ended} meta l4proto tcp reject with tcp reset", "ended")
-    return reset, Rule.of(f"{ended} reject", "ended")
+    flow = f"{ip} saddr . meta l4proto . th sport . ct original {ip} daddr . ct original proto-dst"
+    refused = {protocol: "reject with tcp reset" if protocol is Protocol.TCP else "reject" for protocol in Protocol}
+    return tuple(
+        Rule.of(f"ct state new meta l4proto {protocol} {flow} @{ENDED} {refusal}", "ended")
+        for protocol, refusal in refused.items()
+    )
+
+
+def _confined(
+    chains: Mapping[str, Chain], family: Family, desired: Desired, came_in: str, name: str
+) -> dict[str, Chain]:
+    """Refuse what was not forwarded before we turned forwarding on: what goes by none of libvirt's bridges.
+
+    It is dropped without a word, as a host does that forwards nothing. What belongs to a connection passes; what is not
+    tracked does not.
+    """
+    passing = "ct state != { established, related }"
+    away = Rule.of(f"{came_in} oifname != @{INSIDE} {passing} jump {name}", "all")
+    forward = chains["forward"]
+    return {
+        **chains,
+        "forward": replace(forward, rules=(away, *forward.rules)),
+        name: Chain(tuple(_strangers(family, desired))),
+    }
+
+
+def _strangers(family: Family, desired: Desired) -> Iterator[Rule]:
+    """Let through what an opening is for, and frames of one bridge, which netfilter shows as routed."""
+    yield Rule.of(f"{labelled(desired.label)} return", "all")
+    for target in outside(family, desired):
+        yield Rule.of(f"oifname @{UPLINKS} {family_name(family)} saddr {target} return", "all")
+    for route in routed_outside(family, desired):
+        subnet, bridge = f"{family_name(family)} {{}}addr {route.subnet}", f'ifname "{route.bridge}"'
+        yield Rule.of(f"o{bridge} {subnet.format('d')} return", "all")
+        yield Rule.of(f"i{bridge} oifname @{UPLINKS} {subnet.format('s')} return", "all")
+    for bridge in bridged(family, desired):
+        yield Rule.of(f'iifname "{bridge}" oifname "{bridge}" return', "all")
+    yield Rule.of("counter drop", "all")
 
 
 def _passage(family: Family) -> tuple[Rule, ...]:
-    """Mark new connections of routes, and from 1:1 guests, before any filter could refuse them."""
+    """Label new connections of routes before libvirt could refuse them; keep others from sending as a 1:1 guest."""
     ip = family_name(family)
-    lookups = (f"daddr vmap @{ENTERING}", f"saddr vmap @{LEAVING}", f"saddr vmap @{ONE_TO_ONE_LEAVING}")
-    return tuple(Rule.of(f"ct state new {ip} {lookup}", "all") for lookup in lookups)
-
-
-# --- 127.0.0.1 -------------------------------------------------------------------------------------------------------
-
-
-def _from_localhost() -> tuple[Rule, ...]:
-    """Take what the host itself sends to 127.0.0.1; a rule for one interface cannot match there."""
-    lookups = (f"ip daddr {_LOCALHOST} {_PORT} vmap @{name}" for name in EVERY_ADDRESS)
-    return tuple(Rule.of(lookup, "localhost") for lookup in lookups)
-
-
-def _localhost_returns(mark: int) -> Rule:
-    """Make the guest answer to the host's address on its network, as it could not to 127.0.0.1."""
-    return Rule.of(f"{marked(mark)} ct status dnat ip saddr {_LOOPBACK} masquerade", "localhost")
-
-
-def _guard() -> tuple[Rule, ...]:
-    """Drop what comes from elsewhere to or from 127.0.0.0/8, as the kernel itself does without `route_localnet`."""
-    return tuple(Rule.of(f'iifname != "lo" ip {end} {_LOOPBACK} drop', "localhost") for end in ("daddr", "saddr"))
+    lookups = (
+        f"{ip} saddr vmap @{ONE_TO_ONE_LEAVING}",
+        _as_the_host().expression,
+        f"{ip} saddr vmap @{HOMES}",
+        f"{ip} daddr vmap @{ENTERING}",
+        f"{ip} saddr vmap @{LEAVING}",
+    )
+    return tuple(Rule.of(f"ct state new {lookup}", "all") for lookup in lookups)
 
 
 # --- maps and sets ---------------------------------------------------------------------------------------------------
@@ -210,8 +292,9 @@ def _guard() -> tuple[Rule, ...]:
 def _map_types(family: Family) -> dict[str, SetType]:
     address = _ADDRESS_TYPES[family]
     keys = dict.fromkeys(ONE_ADDRESS, f"{address} . {_PORT_TYPE}") | dict.fromkeys(EVERY_ADDRESS, _PORT_TYPE)
-    keys |= dict.fromkeys((ONE_TO_ONE, ONE_TO_ONE_LEAVING, LEAVING_AS, ENTERING, LEAVING), address)
-    intervals = (ONE_ADDRESS[1], EVERY_ADDRESS[1], ENTERING, LEAVING)
+    subnets = ENTERING, LEAVING, LET_OUT, HOMES
+    keys |= dict.fromkeys((ONE_TO_ONE, ONE_TO_ONE_LEAVING, LEAVING_AS, *subnets, MASQUERADED), address)
+    intervals = (ONE_ADDRESS[1], EVERY_ADDRESS[1], *subnets)
     targets = {TARGETS[name]: SetType(keys[name], f"{address} . inet_service", counter=True) for name in TARGETS}
     return {name: SetType(key, VERDICT, interval=name in intervals) for name, key in keys.items()} | targets
 
@@ -226,7 +309,7 @@ def _guest_subnets(family: Family, desired: Desired) -> Set:
     return Set(SetType(_ADDRESS_TYPES[family], interval=True), dict.fromkeys(collapse(subnets)))
 
 
-def _outer(desired: Desired) -> Set:
-    """Name the interfaces that lead away; one with a name that could be syntax leads nowhere for us."""
-    names = sorted(filter(is_interface_name, desired.outer))
+def _interfaces(found: Iterable[str]) -> Set:
+    """Name interfaces; one with a name that could be syntax is left out, and so leads nowhere for us."""
+    names = sorted(filter(is_interface_name, found))
     return Set(SetType("ifname"), {f'"{name}"': None for name in names})

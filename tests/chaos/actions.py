@@ -16,6 +16,11 @@ _TOUCHED = ("a", "b", "c", "d")
 _TOUCHED_NETWORKS = tuple(sorted(NETWORKS.keys() - {STILL}))
 _ALWAYS = frozenset(ALWAYS)
 WRONG = ("syntax", "unknown-key", "claimed-twice", "empty-name", "no-such-port")
+SHORTAGES = (
+    "run", "var", "threads", "descriptors", "journal", "lock", "nft", "nft-time", "connections", "elements",
+)  # fmt: skip
+# Kinds that are counted one by one of what they are about.
+_NAMED = frozenset({"wrong-configuration", "flood", "take", "give-back"})
 FLOODS = ("commits", "neighbours", "leases", "pauses", "hangups", "links")
 
 
@@ -40,7 +45,7 @@ class Action:
         """What it is counted as."""
         if self.kind == "rules":
             return f"rules: {self.words[0]}"
-        return f"{self.kind} {self.words[0]}" if self.kind in {"wrong-configuration", "flood"} else self.kind
+        return f"{self.kind} {self.words[0]}" if self.kind in _NAMED else self.kind
 
 
 def is_possible(action: Action, world: World, firewall: LibvirtFirewall) -> bool:
@@ -51,8 +56,13 @@ def is_possible(action: Action, world: World, firewall: LibvirtFirewall) -> bool
 
 
 def _libvirt_works(world: World) -> bool:
-    """Whether libvirt can be asked to do anything; it writes to /run and, for networks, calls nft."""
-    return world.libvirtd and not world.run_full
+    """Whether libvirt can be asked to do anything; it writes to /run."""
+    return world.libvirtd and "run" not in world.short
+
+
+def _rules_can_be_written(world: World) -> bool:
+    """Whether libvirt can change its rules, and a program in the legacy tables anything, in reasonable time."""
+    return not world.short & {"nft", "nft-time", "lock"}
 
 
 def _domain(test: Callable[[World, Domain], bool]) -> Callable[..., bool]:
@@ -60,17 +70,27 @@ def _domain(test: Callable[[World, Domain], bool]) -> Callable[..., bool]:
 
 
 def _network(*, active: bool) -> Callable[..., bool]:
-    return lambda world, name: _libvirt_works(world) and not world.nft_away and world.networks[name] is active
+    return lambda world, name: _libvirt_works(world) and _rules_can_be_written(world) and world.networks[name] is active
 
 
 def _libvirtd_may_go(world: World) -> bool:
-    # What happened while the daemon was paused nobody could tell it any more.
-    return _libvirt_works(world) and not world.nft_away and world.daemon != "paused"
+    # What happened while the daemon could do nothing about it nobody could tell it any more.
+    may_hear = world.daemon != "paused" and not world.short & {"threads", "descriptors"}
+    return _libvirt_works(world) and _rules_can_be_written(world) and may_hear
 
 
 def _rules(world: World, name: str, _number: str) -> bool:
     # What libvirt loses is put back by restarting it.
-    return RULE_FAULTS[name].wipes is None or (_libvirt_works(world) and not world.nft_away)
+    can_be_repaired = _libvirt_works(world) and _rules_can_be_written(world)
+    return (RULE_FAULTS[name].wipes is None or can_be_repaired) and not ("lock" in world.short and "legacy" in name)
+
+
+def _take(world: World, what: str) -> bool:
+    if what in world.short:
+        return False
+    if what in {"nft", "nft-time"}:
+        return world.daemon == "up" and world.libvirtd and not world.short & {"nft", "nft-time"}
+    return world.daemon == "up" or what not in {"threads", "descriptors", "lock"}
 
 
 _POSSIBLE: dict[str, Callable[..., bool]] = {
@@ -87,19 +107,20 @@ _POSSIBLE: dict[str, Callable[..., bool]] = {
     "network-redefine": _network(active=True),
     "libvirtd-stop": _libvirtd_may_go,
     "libvirtd-kill": _libvirtd_may_go,
-    "libvirtd-restart": lambda world: _libvirt_works(world) and not world.nft_away,
-    "libvirtd-start": lambda world: not world.libvirtd and not world.run_full and not world.nft_away,
+    "libvirtd-restart": lambda world: _libvirt_works(world) and _rules_can_be_written(world),
+    "libvirtd-start": lambda world: not world.libvirtd and "run" not in world.short and _rules_can_be_written(world),
     "rules": _rules,
     "configuration": lambda _world, *_: True,
     "wrong-configuration": lambda world, _kind: world.daemon != "down",
     "daemon-kill": lambda world: world.daemon == "up",
-    "daemon-start": lambda world: world.daemon == "down" and not world.nft_away,
+    "daemon-stop": lambda world: world.can_settle,
+    "daemon-remove": lambda world: world.can_settle and "lock" not in world.short,
+    "flush": lambda world: world.daemon == "down" and not world.removed and not world.short & {"nft", "lock"},
+    "daemon-start": lambda world: world.daemon == "down" and not world.short & {"nft", "lock"},
     "daemon-pause": lambda world: world.daemon == "up",
     "daemon-resume": lambda world: world.daemon == "paused",
-    "run-fill": lambda world: not world.run_full,
-    "run-free": lambda world: world.run_full,
-    "nft-take": lambda world: not world.nft_away and world.libvirtd and world.daemon == "up",
-    "nft-give-back": lambda world: world.nft_away,
+    "take": _take,
+    "give-back": lambda world, what: what in world.short,
     "flood": lambda world, kind: kind != "pauses" or (_libvirt_works(world) and _can_flutter(world.domains["a"])),
 }
 
@@ -118,8 +139,9 @@ _WEIGHTS = {
     "network-destroy": 1, "network-start": 15, "network-redefine": 1,
     "libvirtd-stop": 2, "libvirtd-kill": 2, "libvirtd-restart": 2, "libvirtd-start": 40,
     "rules": 40, "configuration": 8, "wrong-configuration": 2,
-    "daemon-kill": 3, "daemon-start": 80, "daemon-pause": 3, "daemon-resume": 80,
-    "run-fill": 2, "run-free": 30, "nft-take": 2, "nft-give-back": 80, "flood": 6,
+    "daemon-kill": 3, "daemon-stop": 3, "daemon-remove": 3, "flush": 15, "daemon-start": 80,
+    "daemon-pause": 3, "daemon-resume": 80,
+    "take": 50, "give-back": 90, "flood": 6,
 }  # fmt: skip
 
 
@@ -127,12 +149,12 @@ def draw(random: Random, world: World, firewall: LibvirtFirewall) -> Action:
     """Draw one that is possible."""
     while True:
         kind = random.choices(list(_WEIGHTS), list(_WEIGHTS.values()))[0]
-        action = Action(kind, tuple(_drawn_words(random, kind, firewall)))
+        action = Action(kind, tuple(_drawn_words(random, kind, world, firewall)))
         if is_possible(action, world, firewall):
             return action
 
 
-def _drawn_words(random: Random, kind: str, firewall: LibvirtFirewall) -> Iterator[str]:
+def _drawn_words(random: Random, kind: str, world: World, firewall: LibvirtFirewall) -> Iterator[str]:
     if kind in {"start", "stop", "crash", "reboot", "undefine", "define", "readdress"}:
         yield random.choice(_TOUCHED)
     elif kind == "rename":
@@ -146,6 +168,8 @@ def _drawn_words(random: Random, kind: str, firewall: LibvirtFirewall) -> Iterat
         yield from (name for name in ENTRIES if name in _ALWAYS or random.random() < 0.7)
     elif kind == "wrong-configuration":
         yield random.choice(WRONG)
+    elif kind in {"take", "give-back"}:
+        yield random.choice(SHORTAGES if kind == "take" else sorted(world.short) or SHORTAGES)
     elif kind == "flood":
         yield random.choice(FLOODS)
 

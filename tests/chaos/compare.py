@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from itertools import takewhile
 
 from tests.chaos import legacy_rules, nft_rules
 from tests.chaos.commands import FAMILIES
@@ -14,13 +15,14 @@ from tests.chaos.truth import guest_subnets, live_openings, public_addresses
 from tests.lab.release import LibvirtFirewall
 
 _VERSIONS = {"ip": 4, "ip6": 6}
-# What a 1:1 guest has besides its translation: branches for what it sends; rules for that on two links, and hairpin.
-_GUEST_RULES = {"nftables": 2, "legacy": 5}
-_OUTER = frozenset({"eth0", "eth1"})
-_GATE = re.compile(
-    re.escape("-A FORWARD -m connmark --mark 0x2000000/0x2000000 -m comment --comment kvm-portfwd -j ACCEPT")
-)
-_NATIVE_GATE = re.compile(r"\s*ct mark (?:and|&) 0x0*2000000 == 0x0*2000000 accept comment \"kvm-portfwd\"")
+# What a 1:1 guest has besides its translation: branches for what it sends; rules that refuse its address to others on
+# its uplink, by bridge and by MAC address, and for what leaves there and between guests.
+_GUEST_RULES = {"nftables": 2, "legacy": 4}
+_UPLINKS = frozenset({"eth0"})
+_GATE = re.compile(re.escape('-A FORWARD -m connlabel --label "25" -m comment --comment kvm-portfwd -j ACCEPT'))
+# The bystander's rule in FORWARD refuses one source, and so stays ahead of a gate.
+_BAN = re.compile(r'-A FORWARD -s \S+ -m comment --comment "theirs, -j ACCEPT" -j DROP')
+_NATIVE_GATE = re.compile(r"\s*ct label 25 accept comment \"kvm-portfwd\"")
 _LINK = re.compile(r"-A \S+ -m comment --comment kvm-portfwd -j KVMPF_\S+")
 # Where our chains are linked; in mangle because a 1:1 guest is always there.
 _NAT = tuple(("nat", chain) for chain in ("PREROUTING", "OUTPUT", "POSTROUTING"))
@@ -60,8 +62,8 @@ class Comparison:
         subnets = guest_subnets(world, version)
         if wanted and found.subnets != subnets:
             yield f"{family}: guest subnets {sorted(found.subnets)}, not {sorted(subnets)}"
-        if isinstance(found, NftTable) and found.outer != _OUTER:
-            yield f"{family}: {sorted(found.outer)} are to lead away from the host, not {sorted(_OUTER)}"
+        if isinstance(found, NftTable) and found.uplinks != _UPLINKS:
+            yield f"{family}: {sorted(found.uplinks)} are to lead away from the host, not {sorted(_UPLINKS)}"
         guests = sum(not opening.protocol for opening in wanted)
         if found.guests != guests * _GUEST_RULES["legacy" if self._legacy else "nftables"]:
             yield f"{family}: {found.guests} rules of what {guests} 1:1 guests send"
@@ -88,13 +90,19 @@ class Comparison:
 
 
 def _at_head(where: str, rules: list[str], gate: re.Pattern[str]) -> Iterator[str]:
-    """A chain in which nobody else has a rule needs no gate."""
+    """Only bans stay ahead of a gate; a chain that holds no other program's rules needs none."""
     ours = [number for number, rule in enumerate(rules) if gate.fullmatch(rule)]
-    if ours != [0] and (len(ours) > 1 or len(rules) > len(ours)):
-        yield f"{where}: our rules are at {ours} of {len(rules)}, not at 0"
+    others = (rule for rule in rules if not gate.fullmatch(rule))
+    bans = sum(1 for _ in takewhile(_BAN.fullmatch, others))
+    if ours != [bans] and (len(ours) > 1 or len(rules) > len(ours)):
+        yield f"{where}: our rules are at {ours} of {len(rules)}, not at {bans}"
+
+
+def held_addresses(listing: Listing) -> set[str]:
+    """The addresses of 1:1 guests that the host holds."""
+    return {f"198.51.100.{number}" for number in (8, 9) if f"inet 198.51.100.{number}/32 " in listing["addresses"]}
 
 
 def _addresses(world: World, listing: Listing) -> Iterator[str]:
-    held = {f"198.51.100.{number}" for number in (8, 9) if f"inet 198.51.100.{number}/32 " in listing["addresses"]}
-    if held != public_addresses(world):
+    if (held := held_addresses(listing)) != public_addresses(world):
         yield f"the host holds {sorted(held)}, not {sorted(public_addresses(world))}"

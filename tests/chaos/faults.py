@@ -11,6 +11,7 @@ from tests.chaos.guests import is_running
 from tests.chaos.listing import NFT, Listing
 from tests.chaos.model import RENAMED
 from tests.chaos.rule_faults import RULE_FAULTS
+from tests.chaos.shortages import Shortages
 from tests.chaos.stage import Stage
 from tests.lab.place import wait_until
 
@@ -32,6 +33,8 @@ _FLOODS = {
     "links": "for n in $(seq 100); do ip link add flood type veth peer name flood2 && ip link del flood; done",
 }
 _FLUTTERS = 30
+# What one daemon alone is short of.
+_OF_DAEMON = {"threads", "descriptors"}
 
 
 class Faults:
@@ -41,6 +44,7 @@ class Faults:
         self._stage = stage
         self._host = stage.host
         self._world = stage.world
+        self._shortages = Shortages(stage)
         self._done: dict[str, Callable[..., None]] = {
             "start": self._start,
             "stop": self._stop,
@@ -61,13 +65,14 @@ class Faults:
             "configuration": self._configure,
             "wrong-configuration": lambda kind: self._stage.configure(_WRONG[kind]),
             "daemon-kill": self._kill_daemon,
+            "daemon-stop": lambda: self._stop_daemon(remove=False),
+            "daemon-remove": lambda: self._stop_daemon(remove=True),
+            "flush": self._flush,
             "daemon-start": self._start_daemon,
             "daemon-pause": lambda: self._signal_daemon(signal.SIGSTOP, "paused"),
             "daemon-resume": lambda: self._signal_daemon(signal.SIGCONT, "up"),
-            "run-fill": self._fill_run,
-            "run-free": self._free_run,
-            "nft-take": lambda: self._move_nft("/usr/sbin/nft", "/usr/sbin/nft.away", away=True),
-            "nft-give-back": lambda: self._move_nft("/usr/sbin/nft.away", "/usr/sbin/nft", away=False),
+            "take": self._take,
+            "give-back": self._give_back,
             "flood": self._flood,
         }
 
@@ -157,6 +162,8 @@ class Faults:
         for command in commands:
             # While the daemon is away, what is to be changed may have been taken away before.
             self._host.run(*command.argv, stdin=command.stdin, check=self._world.can_settle)
+        if RULE_FAULTS[name].wipes == "nft":
+            self._world.short.discard("elements")
 
     def _configure(self, *names: str) -> None:
         self._world.entries = names
@@ -165,6 +172,17 @@ class Faults:
     def _kill_daemon(self) -> None:
         self._stage.kill_daemon()
         self._world.daemon = "down"
+        self._world.short -= _OF_DAEMON
+
+    def _stop_daemon(self, *, remove: bool) -> None:
+        """End it as systemd would, with what it holds left as it is or taken away."""
+        self._stage.stop_daemon(remove=remove)
+        self._world.daemon, self._world.removed = "down", remove
+        self._world.short -= _OF_DAEMON
+
+    def _flush(self) -> None:
+        self._host.run(self._host.python, "-m", "fwdaemon", "flush")
+        self._world.removed = True
 
     def _start_daemon(self) -> None:
         self._stage.start_daemon()
@@ -175,18 +193,13 @@ class Faults:
         self._stage.signal_daemon(number)
         self._world.daemon = state
 
-    def _fill_run(self) -> None:
-        used = self._host.run("df", "--output=used", "-k", "/run").stdout.split()[-1]
-        self._host.run("mount", "-o", f"remount,size={used}k", "/run")
-        self._world.run_full = True
+    def _take(self, what: str) -> None:
+        self._shortages.all[what].begin()
+        self._world.short.add(what)
 
-    def _free_run(self) -> None:
-        self._host.run("mount", "-o", "remount,size=64m", "/run")
-        self._world.run_full = False
-
-    def _move_nft(self, source: str, target: str, *, away: bool) -> None:
-        self._host.run("mv", source, target)
-        self._world.nft_away = away
+    def _give_back(self, what: str) -> None:
+        self._shortages.all[what].end()
+        self._world.short.remove(what)
 
     def _flood(self, kind: str) -> None:
         if kind == "pauses":

@@ -14,10 +14,20 @@ A fault is drawn by lot, round after round. After each one the whole truth is co
 not, our rules as `nft` and `iptables-legacy-save` list them, everybody else's rules byte for byte (line by line where
 libvirt itself has just written its own anew), the daemon's descriptors, threads and children.
 
-Meanwhile three TCP streams and one of numbered datagrams go through forwards that no round touches, and may lose
-nothing. They rest where nobody could carry them: when `nft flush ruleset` takes the last NAT rule, when a foreign rule
-that refuses everything is put ahead of all others, and while libvirt writes its own rules anew after a wipe. The very
-same connections have to go on afterwards.
+In every state that a fault leaves, packets are sent that must get nowhere: from a guest to the host's 127.0.0.1, with
+guests' addresses from outside, with the address of a 1:1 guest from its neighbour, and to ports that nothing publishes.
+All the time a guest floods its network with ARP and neighbour discovery, forged datagrams come from outside, and junk
+comes to the control socket and the port of the metrics.
+
+`take` leaves the host short of something until `give-back`: room in /run or /var, threads, descriptors, a journal that
+reads, the lock of iptables, `nft` or its time; `connections` and `elements` are 100,000 of others each. What the daemon
+cannot do meanwhile must not end it, and all has to be right afterwards.
+
+Three TCP streams and one of numbered datagrams go through forwards that no round touches, and may lose nothing. They
+rest where nobody could carry them: when `nft flush ruleset` takes the last NAT rule, when a foreign rule that refuses
+everything is put ahead of all others, and while libvirt writes its own rules anew after a wipe. The very same
+connections have to go on afterwards. `flush`, and a stop that removes everything, have to end them instead and leave
+nothing behind; a stop that keeps everything has to leave it exactly as it was.
 
 *Worst* is the longest time from the end of a fault until everything was right again, on a machine as busy as it was.
 Where none is given, the fault left a state, such as the daemon killed, in which that could not be asked.
@@ -30,6 +40,7 @@ class Figures:
 
     rounds: int = 0
     probes: int = 0
+    tries: int = 0
     bytes: int = 0
     datagrams: int = 0
     seconds: float = 0.0
@@ -44,7 +55,7 @@ class Figures:
 
     def record(self, seed: int) -> dict[str, Any]:
         """All of it for JSON."""
-        names = ("rounds", "probes", "bytes", "datagrams", "failures", "lost")
+        names = ("rounds", "probes", "tries", "bytes", "datagrams", "failures", "lost")
         counted = {"seconds": round(self.seconds), "counts": dict(self.counts), "worst": dict(self.worst)}
         return {name: getattr(self, name) for name in names} | counted | {"seed": seed}
 
@@ -59,10 +70,12 @@ def row(figures: dict[str, Any]) -> tuple[str, str, str, str]:
 def section(figures: dict[str, Any]) -> Iterator[str]:
     """Lines of Markdown below the heading."""
     carried = f"{figures['bytes'] / 1e6:.0f} MB in streams and {figures['datagrams']:,} datagrams"
+    # A record of before tells none.
+    tries = f"{figures['tries']:,} packets that must get nowhere, " if "tries" in figures else ""
     lost = "broken" if figures["lost"] else "nothing lost"
     yield (
         f"{figures['rounds']:,} rounds (seed {figures['seed']}) in {figures['seconds']} s,"
-        f" {figures['probes']:,} probes, {figures['failures']} failures; {carried}, {lost}."
+        f" {figures['probes']:,} probes, {tries}{figures['failures']} failures; {carried}, {lost}."
     )
     yield ""
     yield "| fault | times | worst |"

@@ -5,7 +5,11 @@ from random import Random
 from tests.chaos.commands import FAMILIES, Command, Commands, words
 from tests.chaos.listing import Listing
 
-_CHAINS = {"nat": ("KVMPF_PRE", "KVMPF_OUT", "KVMPF_POST"), "filter": ("KVMPF_FWD",), "mangle": ("KVMPF_FWD",)}
+_CHAINS = {
+    "nat": ("KVMPF_PRE", "KVMPF_OUT", "KVMPF_POST", "KVMPF_LEAD"),
+    "filter": ("KVMPF_FWD",),
+    "mangle": ("KVMPF_FWD",),
+}
 _LINKS = (
     ("nat", "PREROUTING", "KVMPF_PRE"),
     ("nat", "OUTPUT", "KVMPF_OUT"),

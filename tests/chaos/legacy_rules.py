@@ -8,11 +8,12 @@ from tests.chaos.truth import ANY, Opening, collapsed
 
 _PROTOCOL = r"(?: -p (?P<protocol>tcp|udp) -m (?:tcp|udp) --dport (?P<first>\d+)(?::(?P<last>\d+))?)?"
 _TAKEN = re.compile(
-    r"-A KVMPF_PRE(?: -s (?P<source>\S+))?(?: -d (?P<listen>[^/\s]+)/(?:32|128))?"
+    r"-A KVMPF_LEAD(?: -s (?P<source>\S+))?(?: -d (?P<listen>[^/\s]+)/(?:32|128))?"
     + _PROTOCOL
-    # A 1:1 NAT has a second pair of rules, for a public address that is not the host's.
+    # A 1:1 NAT has a second rule, for a public address that is not the host's.
     + r"(?P<elsewhere> -m addrtype ! --dst-type LOCAL)?"
-    r" -m comment --comment (?P<comment>\"[^\"]*\"|\S+) -j (?P<verb>CONNMARK|DNAT) (?P<rest>.*)"
+    r' -m connlabel --label "25" --set'
+    r" -m comment --comment (?P<comment>\"[^\"]*\"|\S+) -j DNAT (?P<rest>.*)"
 )
 _TARGET = re.compile(r"--to-destination \[?(?P<target>[0-9a-f.:]+?)\]?(?::(?P<port>\d+)(?:-\d+/\d+|-\d+)?)?$")
 
@@ -35,16 +36,18 @@ def read_family(version: int, listing: Listing) -> LegacyRules:
     ours = [f"{name} {line}" for name, lines in tables.items() for line in lines if "KVMPF_" in line]
     taken = [found for line in tables["nat"] if (found := _TAKEN.fullmatch(line))]
     subnets = [line for line in ours if " -j MASQUERADE" in line]
-    guests = [line for line in ours if " -j SNAT " in line or ("mangle" in line and " -j CONNMARK " in line)]
+    guests = [line for line in ours if " -j SNAT " in line or ("mangle" in line and " -j DROP" in line)]
+    # What has a guest's address and came in elsewhere is none of ours, for each network that is active.
+    forged = [line for line in ours if line.endswith(" -j RETURN") and " ! -i " in line]
     # What is left of connections that were ended is refused for two minutes.
     ended = [line for line in ours if ' --comment "ended ' in line]
-    variable = {f"nat {found[0]}" for found in taken}.union(subnets, guests, ended)
+    variable = {f"nat {found[0]}" for found in taken}.union(subnets, guests, ended, forged)
     return LegacyRules(
-        frozenset(_opening(version, found) for found in taken if found["verb"] == "DNAT"),
+        frozenset(_opening(version, found) for found in taken),
         collapsed(line.split(" -s ")[1].split()[0] for line in subnets),
         len(guests),
         "\n".join(line for line in ours if line not in variable),
-        tuple(_unpaired(taken)),
+        tuple(_doubled(taken)),
     )
 
 
@@ -64,14 +67,5 @@ def _opening(version: int, found: re.Match[str]) -> Opening:
     )
 
 
-def _unpaired(taken: list[re.Match[str]]) -> list[str]:
-    """Every DNAT follows the rule that marks the same packets; nothing is there twice."""
-    odd = [f"twice: {found[0]}" for found in taken if sum(found[0] == other[0] for other in taken) > 1]
-    pairs = list(zip(taken[::2], taken[1::2], strict=False))
-    odd += [f"not a pair: {one[0]} / {two[0]}" for one, two in pairs if not _is_pair(one, two)]
-    return odd + [f"alone: {found[0]}" for found in taken[2 * len(pairs) :]]
-
-
-def _is_pair(mark: re.Match[str], dnat: re.Match[str]) -> bool:
-    matches = {found[0].partition(" -m comment")[0] for found in (mark, dnat)}
-    return (mark["verb"], dnat["verb"]) == ("CONNMARK", "DNAT") and len(matches) == 1
+def _doubled(taken: list[re.Match[str]]) -> list[str]:
+    return [f"twice: {found[0]}" for found in taken if sum(found[0] == other[0] for other in taken) > 1]

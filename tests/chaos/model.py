@@ -9,6 +9,8 @@ from uuid import NAMESPACE_DNS, uuid5
 from tests.lab.host import PUBLIC4_SECOND
 
 STEADY, STILL = "steady", "still"
+# The neighbour of the steady guest, which no entry names.
+HOSTILE = "hostile"
 # The host part of the addresses: what a guest has first, and how many more it may take in turn.
 _FIRST_NUMBER = {"a": 10, "b": 20, "c": 30, "d": 40, STEADY: 50}
 _NUMBERS = 5
@@ -122,13 +124,28 @@ ENTRIES = {
     "d-name": Entry("d", (Port(8004, 80),)),
     "d-uuid": Entry("d", (Port(8005, 80),), by_uuid=True),
 }
+# Without these the daemon can bring about nothing; of the lock, only what is in the legacy tables.
+_NEEDED, _LEGACY_NEEDS = {"threads", "descriptors", "nft"}, {"lock"}
 ALWAYS = ("steady", "steady6", "steady-nat")
-_HEAD = '[daemon]\nlibvirt = ["lxc:///system"]\nresync = "1h"\n'
+_HEAD = """\
+[daemon]
+libvirt = ["lxc:///system"]
+resync = "1h"
+localhost = true
+on_stop = "{on_stop}"
+[metrics]
+listen = "127.0.0.1:9750"
+textfile = "/var/lib/kvm-portfwd/metrics.prom"
+"""
 
 
 @dataclass(slots=True)
 class World:
-    """The model. `daemon` is up, paused or down; `knows` says that it has had an answer from libvirt."""
+    """The model. `daemon` is up, paused or down; `knows` says that it has had an answer from libvirt.
+
+    `removed` says that all rules of ours were taken away on purpose, and have not come back yet. `short` names what
+    there is not enough of, as `shortages` does. `legacy` says that our rules are in the legacy tables.
+    """
 
     domains: dict[str, Domain] = field(default_factory=lambda: {key: Domain(key, key) for key in PLACES})
     networks: dict[str, bool] = field(default_factory=lambda: dict.fromkeys(NETWORKS, True))
@@ -136,13 +153,14 @@ class World:
     libvirtd: bool = True
     daemon: str = "up"
     knows: bool = True
-    run_full: bool = False
-    nft_away: bool = False
+    removed: bool = False
+    short: set[str] = field(default_factory=set)
+    legacy: bool = False
 
-    def config(self) -> str:
+    def config(self, on_stop: str = "keep") -> str:
         """The configuration in force, as text."""
         chosen = ((ENTRIES[name], self.domains[ENTRIES[name].domain]) for name in self.entries)
-        return _HEAD + "".join(entry.toml(domain) for entry, domain in chosen)
+        return _HEAD.format(on_stop=on_stop) + "".join(entry.toml(domain) for entry, domain in chosen)
 
     @property
     def active_networks(self) -> frozenset[str]:
@@ -152,4 +170,8 @@ class World:
     @property
     def can_settle(self) -> bool:
         """Whether the daemon has all it needs to make the truth true."""
-        return self.daemon == "up" and self.knows and not self.nft_away
+        return (
+            self.daemon == "up"
+            and self.knows
+            and not self.short & (_NEEDED | (_LEGACY_NEEDS if self.legacy else set()))
+        )

@@ -11,9 +11,11 @@ Item = dict[str, Any]
 # Chains of forwards that are one port for anyone, and the maps in which they find its target.
 _PLAIN = {f"{name}_plain": f"{name}_targets" for name in ("one_address", "every_address")}
 # The chains that are there whatever is open; all others are branches that a map leads to.
-_FRAME = frozenset({"forwards", "prerouting", "output", "postrouting", "forward", "guard", *_PLAIN})
-# What a 1:1 guest sends: branches with one rule each, and how they begin.
+_FRAME = frozenset({"forwards", "prerouting", "output", "postrouting", "forward", *_PLAIN})
+# What a 1:1 guest sends: branches for each guest, and how they begin.
 _OF_GUEST = ("from.", "as.")
+# Where packets of guests come in: a branch for each subnet that has no opening.
+_OF_SUBNET = "home."
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +24,7 @@ class NftTable:
 
     openings: frozenset[Opening]
     subnets: frozenset[str]
-    outer: frozenset[str]
+    uplinks: frozenset[str]
     guests: int
     frame: str
     oddities: tuple[str, ...]
@@ -41,20 +43,24 @@ def read_table(version: int, listing: str) -> NftTable | None:
     oddities = [f"chain {name} that no map leads to" for name in sorted(chains - {chain for _, chain in elements})]
     openings: set[Opening] = set()
     for key, chain in elements:
+        branch = [rule for rule in rules if rule["chain"] == chain]
+        if chain.startswith(_OF_SUBNET):
+            oddities += [f"{chain}: {len(branch)} rules"] * (len(branch) != 1)
+            continue
         if chain in _PLAIN:
             found = _plain_opening(version, key, targets[chain].pop(str(key), None))
             oddities += [f"{key} has no target"] * (not found)
         else:
-            branch = [rule for rule in rules if rule["chain"] == chain]
             found = _openings(version, key, branch)
-            oddities += [f"{key}: {len(branch)} rules, {len(found)} translations"] * (len(found) != len(branch))
+            wanted = len(branch) // 2 if chain.startswith("from.") else len(branch)
+            oddities += [f"{key}: {len(branch)} rules, {len(found)} translations"] * (len(found) != wanted)
         openings |= found
     oddities += [f"{key} has a target, and nothing leads there" for found in targets.values() for key in found]
     ours = frozenset(opening for opening in openings if opening.target)
     return NftTable(
         ours,
         _subnets(items),
-        frozenset(_elements(items, "outer")),
+        frozenset(_elements(items, "uplinks")),
         len(openings) - len(ours),
         _frame(items),
         tuple(oddities),
@@ -74,7 +80,7 @@ def _plain_opening(version: int, key: Any, target: Any) -> set[Opening]:
 
 
 def _openings(version: int, key: Any, branch: list[Item]) -> set[Opening]:
-    """Read the rules of a branch; what only marks or changes the source has no target."""
+    """Read the rules of a branch; what only labels or changes the source has no target."""
     if branch and branch[0]["chain"].startswith(_OF_GUEST):
         return {Opening(version, "", rule["chain"], 0, 0, ANY, "", 0) for rule in branch[:1]}
     found = (_opening(version, key, rule) for rule in branch)

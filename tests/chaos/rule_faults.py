@@ -33,8 +33,8 @@ class RuleFault:
 
 
 def _gate(program: str, verb: str) -> Command:
-    mark = "-m connmark --mark 0x2000000/0x2000000 -m comment --comment kvm-portfwd -j ACCEPT"
-    return words(f"{program} -w {verb} FORWARD {mark}")
+    label = "-m connlabel --label 25 -m comment --comment kvm-portfwd -j ACCEPT"
+    return words(f"{program} -w {verb} FORWARD {label}")
 
 
 def _of_gate(program: str, on: frozenset[LibvirtFirewall]) -> dict[str, RuleFault]:

@@ -2,13 +2,16 @@
 
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import chain
 from random import Random
 
 import libvirt
 
 from tests.chaos.actions import Action, draw
 from tests.chaos.figures import Figures, versions
+from tests.chaos.hostile import hostile_senders
 from tests.chaos.rounds import Rounds, WrongError
 from tests.chaos.stage import Stage
 from tests.lab.command import LabError
@@ -28,9 +31,9 @@ class Result:
     versions: str
 
 
-def drawn(flavour: Flavour, rounds: int, seed: int, say: Say) -> Result:
-    """Draw and play so many actions."""
-    return _run(flavour, seed, lambda stage, random: _draw(stage, random, rounds), say)
+def drawn(flavour: Flavour, rounds: int, seed: int, say: Say, *, first: Iterable[Action] = ()) -> Result:
+    """Draw and play so many actions, after the first ones."""
+    return _run(flavour, seed, lambda stage, random: chain(first, _draw(stage, random, rounds)), say)
 
 
 def replayed(flavour: Flavour, seed: int, actions: Iterable[Action], say: Say) -> Result:
@@ -44,12 +47,13 @@ def _draw(stage: Stage, random: Random, rounds: int) -> Iterator[Action]:
 
 
 def _run(flavour: Flavour, seed: int, actions: Callable[[Stage, Random], Iterator[Action]], say: Say) -> Result:
-    with Stage.set_up(flavour) as stage:
+    with Stage.set_up(flavour) as stage, ExitStack() as at_end:
         began, on = time.monotonic(), versions(stage.host)
-        playing = Rounds(stage, Random(f"probes {seed}"))  # noqa: S311  to be repeated, not to be secret
+        playing = Rounds(stage, Random(f"probes {seed}"), at_end)  # noqa: S311  to be repeated, not to be secret
         failure = ""
         try:
-            _play_all(playing, actions(stage, Random(seed)), say)  # noqa: S311  the same
+            with hostile_senders(stage):
+                _play_all(playing, actions(stage, Random(seed)), say)  # noqa: S311  the same
         except (WrongError, LabError, OSError, libvirt.libvirtError) as error:
             failure = f"{type(error).__name__}: {error}\nthe daemon said last:\n{stage.autopsy()}"
         figures = playing.figures

@@ -11,19 +11,40 @@ import libvirt
 from tests.chaos.foreign import install_bystander, lines_of
 from tests.chaos.guests import ChaosGuest
 from tests.chaos.listing import Listing, copy_nft
-from tests.chaos.model import NETWORKS, STEADY, STILL, World
+from tests.chaos.model import HOSTILE, NETWORKS, STEADY, STILL, World
 from tests.chaos.server import TCP_PORT, UDP_PORT
 from tests.chaos.steady import Steady, transfers
+from tests.lab.command import LabError
 from tests.lab.daemon import Daemon
-from tests.lab.domain import mac_of
-from tests.lab.host import PUBLIC4, PUBLIC6, Host
+from tests.lab.domain import Link, mac_of
+from tests.lab.host import PUBLIC4, PUBLIC6, SOURCE, Host
 from tests.lab.libvirt_client import Reservation
+from tests.lab.lxc import LxcGuest
 from tests.lab.probe import Prober
-from tests.lab.release import Flavour
+from tests.lab.release import Flavour, LibvirtFirewall
 
 _CHANGED = libvirt.VIR_NETWORK_UPDATE_AFFECT_LIVE | libvirt.VIR_NETWORK_UPDATE_AFFECT_CONFIG
 
 _LINES = 80
+HOSTILE4, HOSTILE6 = "192.168.121.66", "2001:db8:121::66"
+STATE = "/var/lib/kvm-portfwd"
+# The daemon writes to a journal as under systemd; libvirtd writes to a file, which cannot be stuck with it.
+_JOURNALED = str(SOURCE / "tests/lab/journaled.py")
+_PREPARE = f"""
+mkdir -p {STATE} /run/systemd/journal /run/systemd/journald.conf.d
+mount -t tmpfs -o mode=0755,size=64m tmpfs {STATE}
+printf '[Journal]\\nReadKMsg=no\\nStorage=volatile\\nRateLimitIntervalSec=0\\n' >/run/systemd/journald.conf.d/lab.conf
+echo 'log_outputs = "3:file:/var/log/libvirt/libvirtd.log"' >>/etc/libvirt/libvirtd.conf
+"""
+# What the host serves on its own 127.0.0.1.
+SECRET_PORT = 7777
+# A guest has to be made to send to 127.0.0.1 at all.
+_ASK_FOR_LOOPBACK = """
+ip route del local 127.0.0.1 dev lo table local
+ip route del local 127.0.0.0/8 dev lo table local
+ip route add 127.0.0.1 via 192.168.121.1
+echo 1 >/proc/sys/net/ipv4/conf/all/route_localnet
+"""
 # What the kernel knows of the connections that must not notice.
 _TOLD_AT_THE_END = (
     "conntrack -L -f ipv4 2>/dev/null | grep -E 'port=900[01] '; conntrack -L -f ipv6 2>/dev/null | grep 'port=9000 '",
@@ -38,12 +59,16 @@ class Stage:
 
     def __init__(self, host: Host) -> None:
         self.host = host
-        self.world = World()
+        self.world = World(legacy=host.flavour.firewall is LibvirtFirewall.LEGACY)
         self.guests = {key: ChaosGuest(host, domain) for key, domain in self.world.domains.items()}
+        self.hostile = LxcGuest(host, HOSTILE, Link(STILL, (f"{HOSTILE4}/24", f"{HOSTILE6}/64")))
         self.references: dict[frozenset[str], list[str]] = {}
         # Where probes start.
         self.origins: dict[str, Prober] = {"outside": host.outside, "host": host.place}
         self._daemon: Daemon | None = None
+        host.run("sh", "-ec", _PREPARE)
+        self.journal = host.popen("/usr/lib/systemd/systemd-journald")
+        host.run("sh", "-c", "until test -S /run/systemd/journal/stdout; do sleep 0.05; done")
         self.steady: Steady
 
     @classmethod
@@ -51,14 +76,17 @@ class Stage:
     def set_up(cls, flavour: Flavour) -> Iterator["Stage"]:
         """Boot a host and bring everything up; it is gone after the block."""
         with Host.boot(flavour) as host, ExitStack() as at_end:
+            stage = cls(host)
+            at_end.callback(stage.journal.stop, signal.SIGKILL)
             host.libvirt.start()
             copy_nft(host)
-            stage = cls(host)
             stage._define()
             stage.references = dict(stage._seen_foreign())
             for guest in stage.guests.values():
                 guest.start()
             stage.origins[STEADY] = stage.guests[STEADY].place
+            stage.hostile.start().run("sh", "-ec", _ASK_FOR_LOOPBACK)
+            host.place.serve("secret", "tcp", SECRET_PORT)
             stage.start_daemon()
             stage.steady = at_end.enter_context(stage._transfers())
             yield stage
@@ -99,19 +127,23 @@ class Stage:
 
     @property
     def log(self) -> str:
-        """What the daemon said last."""
-        return "\n".join(line.text for line in self._daemon.log_lines()[-_LINES:]) if self._daemon else ""
+        """What the daemon said last, to the journal, which reads again if it was stuck."""
+        self.journal.send(signal.SIGCONT)
+        told = self.host.run("journalctl", "--sync", check=False).stderr
+        return told + self.host.run("journalctl", "--output=cat", f"--lines={_LINES}", check=False).stdout
 
     def autopsy(self) -> str:
-        """Abort a daemon that runs, and tell what it said last, with where each thread was if Python tells."""
+        """Tell what the daemon said last, and abort it if it runs, with where each thread was if Python tells."""
+        told = self.log
         if self._daemon and self._daemon.process.running:
             self._daemon.process.stop(signal.SIGABRT)
         seen = [self.host.run("sh", "-c", command, check=False).stdout for command in _TOLD_AT_THE_END]
-        return "\n".join([self.log, *seen])
+        return "\n".join([told, self.log, *seen])
 
     def start_daemon(self) -> None:
         """Start the daemon on the model's configuration, and wait until it is ready."""
-        self._daemon = self.host.daemon(self.world.config(), wait=False)
+        through = (self.host.python, _JOURNALED)
+        self._daemon = self.host.daemon(self.world.config(), wait=False, through=through)
         self._daemon.wait_ready(_READY_WITHIN_S)
 
     def signal_daemon(self, number: signal.Signals) -> None:
@@ -120,6 +152,15 @@ class Stage:
 
     def kill_daemon(self) -> None:
         """SIGKILL."""
+        self.daemon.close()
+
+    def stop_daemon(self, *, remove: bool) -> None:
+        """SIGTERM, once it knows what is to become of what it holds; it has to end well."""
+        if remove:
+            self.daemon.reload_with(self.world.config("remove"), _READY_WITHIN_S)
+        status = self.daemon.terminate()
+        if status != 0:
+            raise LabError(f"the daemon ended with status {status}")
         self.daemon.close()
 
     def configure(self, text: str) -> None:

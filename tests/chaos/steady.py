@@ -11,7 +11,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 from tests.lab.place import wait_until
 from tests.lab.probe import Prober
@@ -29,8 +29,9 @@ def _chunk(number: int) -> bytes:
 class Transfer:
     """One connection in a thread of its own; `exchange` sends and checks one piece and raises when it does not come."""
 
-    def __init__(self, what: str, exchange: Callable[[int], int]) -> None:
+    def __init__(self, what: str, connection: socket.socket, exchange: Callable[[int], int]) -> None:
         self.what = what
+        self._connection = connection
         self.bytes = self.pieces = 0
         self.broken: str | None = None
         self._exchange = exchange
@@ -44,6 +45,7 @@ class Transfer:
             if not self._may_go.is_set():
                 self._is_resting.set()
                 self._may_go.wait()
+                continue
             try:
                 self.bytes += self._exchange(self.pieces)
                 self.pieces += 1
@@ -60,6 +62,15 @@ class Transfer:
     def go_on(self) -> None:
         """End the rest."""
         self._may_go.set()
+
+    def is_carried(self) -> bool:
+        """Whether one more piece comes back, while it rests; it is of no use any more afterwards."""
+        self._connection.settimeout(_LOST_AFTER_S)
+        try:
+            self._exchange(self.pieces)
+        except OSError:
+            return False
+        return True
 
     def close(self) -> None:
         """End it."""
@@ -113,27 +124,37 @@ def transfers(
     client: Prober, streams: list[tuple[str, int]], datagrams: tuple[str, int], name: str
 ) -> "Iterator[Steady]":
     """Begin a stream to each of these and datagrams to the last, once all can be had; they end with the block."""
+    steady = Steady(lambda at_end: _begun(client, streams, datagrams, name, at_end))
+    try:
+        yield steady
+    finally:
+        steady.close()
+
+
+def _begun(
+    client: Prober, streams: list[tuple[str, int]], datagrams: tuple[str, int], name: str, at_end: ExitStack
+) -> list[Transfer]:
     for address, port in streams:
         wait_until(lambda: _can_connect(client, address, port), f"{address} port {port} answers", timeout=30)  # noqa: B023  it is asked before the next turn
-    running = [
-        Transfer(f"tcp {address} port {port}", _stream(client.connect(address, port, timeout=5)))
-        for address, port in streams
-    ]
-    with client.flow(*datagrams) as flow:
-        running.append(Transfer(f"udp {datagrams[0]} port {datagrams[1]}", _datagrams(flow.connection, name)))
-        try:
-            yield Steady(running)
-        finally:
-            for transfer in running:
-                transfer.close()
+    running = []
+    for address, port in streams:
+        connection = at_end.enter_context(client.connect(address, port, timeout=5))
+        running.append(Transfer(f"tcp {address} port {port}", connection, _stream(connection)))
+    flow = at_end.enter_context(client.flow(*datagrams))
+    exchange = _datagrams(flow.connection, name)
+    running.append(Transfer(f"udp {datagrams[0]} port {datagrams[1]}", flow.connection, exchange))
+    return running
 
 
 class Steady:
     """All of them."""
 
-    def __init__(self, running: list[Transfer]) -> None:
-        self._running = running
-        self.resting = False
+    def __init__(self, begin: Callable[[ExitStack], list[Transfer]]) -> None:
+        self._begin = begin
+        self._before = (0, 0)
+        self.resting = self.over = False
+        self._at_end = ExitStack()
+        self._running = begin(self._at_end)
 
     def rest(self) -> None:
         """Let all of them rest."""
@@ -144,6 +165,8 @@ class Steady:
 
     def go_on(self) -> None:
         """Let all go on over the same connections, and return when each has exchanged something."""
+        if self.over:
+            self._renew()
         if self.resting:
             self.resting = False
             for transfer in self._running:
@@ -153,6 +176,24 @@ class Steady:
         while time.monotonic() < deadline and any(one.pieces <= was and not one.broken for one, was in before):
             time.sleep(_PAUSE_S)
 
+    def end(self) -> list[str]:
+        """Say which go on, of connections that were ended while they rested; others begin when all is to go on."""
+        self.over = True
+        return [f"goes on: {transfer.what}" for transfer in self._running if transfer.is_carried()]
+
+    def _renew(self) -> None:
+        self._before = self.volume()
+        self.close()
+        self._at_end = ExitStack()
+        self._running = self._begin(self._at_end)
+        self.resting = self.over = False
+
+    def close(self) -> None:
+        """End all of them."""
+        for transfer in self._running:
+            transfer.close()
+        self._at_end.close()
+
     def losses(self) -> list[str]:
         """What was lost or changed so far."""
         return [transfer.broken for transfer in self._running if transfer.broken is not None]
@@ -160,4 +201,5 @@ class Steady:
     def volume(self) -> tuple[int, int]:
         """How many bytes went through the streams, and how many datagrams through the others."""
         streams, others = self._running[:-1], self._running[-1:]
-        return sum(transfer.bytes for transfer in streams), sum(transfer.pieces for transfer in others)
+        sent, pieces = self._before
+        return sent + sum(transfer.bytes for transfer in streams), pieces + sum(transfer.pieces for transfer in others)

@@ -8,7 +8,7 @@ from tests.lab.daemon import Daemon
 
 _EVERY_S = 0.2
 _KEPT = 80
-_MISTAKE = "mistake in kvm-portfwd"
+_MISTAKE = "bug in kvm-portfwd"
 
 
 class Attendant:

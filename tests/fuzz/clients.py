@@ -15,9 +15,18 @@ from unittest.mock import patch
 
 from fwdaemon.config.model import Endpoint
 from fwdaemon.control import server as control
-from fwdaemon.control.interface import Method, Parameters, Send, Service, encoded
 from fwdaemon.control.listener import Listener as ControlListener
-from fwdaemon.control.protocol import CallError, MalformedError, read_call, read_reply
+from fwdaemon.control.protocol import (
+    CallError,
+    MalformedError,
+    Method,
+    Parameters,
+    Send,
+    Service,
+    encoded,
+    read_call,
+    read_reply,
+)
 from fwdaemon.control.server import ControlServer
 from fwdaemon.metrics import listener as metrics
 from fwdaemon.metrics.listener import Listener as MetricsListener
@@ -56,6 +65,9 @@ def close() -> None:
         _Servers.running.cache_clear()
 
 
+PAUSES = ((control, "_PAUSE_S"), (metrics, "_NEXT_CLIENT_S"), (metrics, "_NEXT_PIECE_S"))
+
+
 class _Servers:
     """Both servers, and what went wrong in them."""
 
@@ -69,8 +81,8 @@ class _Servers:
         self._at_end.callback(asyncio_log.setLevel, asyncio_log.level)
         asyncio_log.setLevel(logging.CRITICAL)
         # Nobody waits here: what the pauses are for is shown in tests/unit.
-        for module in (control, metrics):
-            self._at_end.enter_context(patch.object(module, "_PAUSE_S", 0.0))
+        for module, pause in PAUSES:
+            self._at_end.enter_context(patch.object(module, pause, 0.0))
         directory = self._at_end.enter_context(tempfile.TemporaryDirectory(prefix="kvm-portfwd-fuzz-"))
         self._path = Path(directory, "control.sock")
         with socket.create_server(("127.0.0.1", 0)) as probe:

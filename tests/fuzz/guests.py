@@ -8,23 +8,34 @@ from uuid import UUID
 from xml.etree.ElementTree import ParseError
 from xml.sax.saxutils import quoteattr
 
-from fwdaemon import config, ndp, placing
-from fwdaemon.conntrack_listing import read_entry, read_open_flow
-from fwdaemon.desired import Forward, Nat
+from fwdaemon import config
+from fwdaemon.core.inventory import (
+    AddressSource,
+    Domain,
+    GuestInterface,
+    HostObservation,
+    LearnedAddress,
+    LibvirtObservation,
+    MacClaim,
+    Network,
+    ObservedDomain,
+    ObservedNetwork,
+)
+from fwdaemon.core.state import Forward, Nat
+from fwdaemon.core.types import Family, Protocol
 from fwdaemon.hypervisor.agent import MAX_ADDRESSES, agent_claims
-from fwdaemon.inventory import AddressSource, Domain, GuestInterface, LearnedAddress, Network
-from fwdaemon.libvirt_xml import guest_address, parse_domain, parse_network
-from fwdaemon.model import Family, Protocol
-from fwdaemon.netlink import attribute, attributes, messages, packed
-from fwdaemon.netlink_watch import KernelChanges
+from fwdaemon.hypervisor.xml import guest_address, parse_domain, parse_network
+from fwdaemon.kernel import listeners, packets, rtnl_links
+from fwdaemon.kernel import rtnetlink as kernel_rtnetlink
+from fwdaemon.kernel.address_watch import KernelChanges
+from fwdaemon.kernel.conntrack_listing import read_entry, read_open_flow
+from fwdaemon.kernel.netlink import attribute, attributes, messages, packed
 from fwdaemon.nftables import ruleset
 from fwdaemon.nftables.difference import creation
-from fwdaemon.nftables.existing import read_hooked_chain, read_rule, read_table
-from fwdaemon.nftables.generation import generations
-from fwdaemon.observation import HostObservation, LibvirtObservation, MacClaim, ObservedDomain, ObservedNetwork
-from fwdaemon.rtnetlink import address, neighbour, proxy, route
-from fwdaemon.snapshot import merge
-from fwdaemon.sockets import diag
+from fwdaemon.nftables.existing import name_of_table, read_hooked_chain, read_rule
+from fwdaemon.nftables.generation import Announcements
+from fwdaemon.resolve import placement
+from fwdaemon.resolve.snapshot import merge
 from tests.fuzz.choices import Choices
 from tests.unit.nd_packets import solicitation as solicitation_packet
 
@@ -67,7 +78,7 @@ def names(data: bytes) -> None:
     leases = (MacClaim(MAC, LearnedAddress(ip_address("192.168.122.50"), AddressSource.LEASE)),)
     observed = LibvirtObservation((seen,), (ObservedNetwork(parse_network(defined, active=True).network, leases),))
     written = config.parse({Path("/etc/portfwd.toml"): _CONFIGURATION})
-    desired = placing.desired_state(written, merge([observed], HostObservation(), {}))
+    desired = placement.desired_state(written, merge([observed], HostObservation(), {}))
     assert len(desired.openings) == 2
     for table in ruleset.tables(desired).values():
         text = creation(table)
@@ -128,7 +139,7 @@ def believed(claims: tuple[MacClaim, ...]) -> None:
     observed = LibvirtObservation((seen,), (ObservedNetwork(network, claims),))
     inventory = merge([observed], HostObservation(), {_UUID: claims})
     written = config.parse({Path("/etc/portfwd.toml"): _CONFIGURATION})
-    for opening in placing.desired_state(written, inventory).openings:
+    for opening in placement.desired_state(written, inventory).openings:
         assert isinstance(opening, Forward | Nat)
         target = opening.target
         assert any(target in subnet and target != subnet[0] and target != subnet[-1] for subnet in _SUBNETS)
@@ -140,10 +151,10 @@ _SUBNETS = (parse_network("<network><ip address='192.168.122.1'/></network>", ac
 
 def solicitation(data: bytes) -> None:
     """Read a packet of neighbour discovery, also with its checksum put right, which no fuzzer finds."""
-    ndp.read_solicitation(data)
+    packets.read_solicitation(data)
     choices = Choices(data)
     target, source = (str(IPv6Address(choices.taken(16))) for _ in range(2))
-    asked = ndp.read_solicitation(solicitation_packet(target, source=source, options=choices.rest()))
+    asked = packets.read_solicitation(solicitation_packet(target, source=source, options=choices.rest()))
     assert asked is None or asked.target == IPv6Address(target)
 
 
@@ -155,7 +166,7 @@ def netlink(data: bytes) -> None:
         list(changes.news(data))
     for message in messages(data):
         attributes(message.body)
-    list(generations(packed(_NEW_GENERATION, 0, 0, _generation(Choices(data))) + data[:8]))
+    list(Announcements().generations(packed(_NEW_GENERATION, 0, 0, _generation(Choices(data))) + data[:8]))
 
 
 def _generation(choices: Choices) -> bytes:
@@ -171,7 +182,7 @@ def conntrack(data: bytes) -> None:
         read_entry(message)
         read_open_flow(message)
         if len(message.body) >= _GENERIC_BYTES:
-            read_table(message)
+            name_of_table(message)
             read_hooked_chain(message)
             read_rule(message)
 
@@ -197,12 +208,12 @@ class _Kernel:
 def rtnetlink(data: bytes) -> None:
     """Read listings of neighbours, addresses, routes and proxy entries."""
     kernel: Any = _Kernel(Choices(data))
-    list(neighbour.neighbours(kernel))
+    list(rtnl_links.neighbours(kernel))
     for family in Family:
-        address.addresses(kernel, family)
-        route.our_routes(kernel, family)
-        proxy.proxy_entries(kernel, family)
-    address.subnets(kernel)
+        rtnl_links.addresses(kernel, family)
+        kernel_rtnetlink.our_routes(kernel, family)
+        rtnl_links.proxy_entries(kernel, family)
+    rtnl_links.subnets(kernel)
 
 
 def sockets(data: bytes) -> None:
@@ -210,4 +221,4 @@ def sockets(data: bytes) -> None:
     choices = Choices(data)
     fixed = bytes([choices.one_of((2, 10)), *choices.taken(71)])
     more = b"".join(attribute(choices.number(32), choices.taken(choices.number(9))) for _ in range(choices.number(4)))
-    diag.read(choices.one_of(list(Protocol)), fixed + more, {1: "eth0"})
+    listeners.read(choices.one_of(list(Protocol)), fixed + more, {1: "eth0"})

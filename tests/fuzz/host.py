@@ -8,18 +8,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from fwdaemon.core.types import Family
 from fwdaemon.hypervisor.reader import lease_claims
-from fwdaemon.legacy import counters as legacy
-from fwdaemon.legacy.entry import decode
-from fwdaemon.legacy.info import read_chains
-from fwdaemon.legacy.model import OWN_PREFIX, TableName
-from fwdaemon.model import Family
-from fwdaemon.netlink import attribute
-from fwdaemon.nftables import counters as nftables
-from fwdaemon.route_watch import who_took_link
-from fwdaemon.sockets.holders import hierarchies
+from fwdaemon.kernel.listeners import hierarchies
+from fwdaemon.kernel.netlink import attribute
+from fwdaemon.kernel.route_watch import who_took_link
+from fwdaemon.legacy import ruleset as legacy
+from fwdaemon.legacy.info import decode, read_chains
+from fwdaemon.legacy.model import OWN_CHAINS, TableName
+from fwdaemon.nftables import readback as nftables
 from tests.fuzz.choices import Choices
 from tests.fuzz.guests import MAC, believed
+from tests.unit.saying import said
 
 _COUNTERS: Final = (Path(__file__).parent / "listings" / "counters.txt").read_text(encoding="utf-8")
 _COMMENT: Final = re.compile('(?<=comment ")[^"]*')
@@ -34,10 +34,10 @@ def _bytes(choices: Choices) -> bytes:
 
 # --- legacy tables ----------------------------------------------------------------------------------------------------
 
-# struct ipt_entry and ip6t_entry: the header with a word after it, then as `fwdaemon.legacy.entry` says.
+# struct ipt_entry and ip6t_entry: the header with a word after it, then as `fwdaemon.legacy.info` says.
 _ENTRIES: Final = {Family.IPV4: struct.Struct("@88sHHIQQ"), Family.IPV6: struct.Struct("@140sHHIQQ")}
 _EXTENSION: Final = struct.Struct("=H29sB")
-_MATCHES: Final = (b"comment", b"connmark", b"tcp")
+_MATCHES: Final = (b"comment", b"connlabel", b"tcp")
 # XT_FUNCTION_MAXNAMELEN - 1, and the same for an extension
 _LONGEST_CHAIN, _LONGEST_NAME = 29, 28
 
@@ -78,7 +78,7 @@ def legacy_table(data: bytes) -> None:
     assert [(chain, comment, packets) for (_, chain, comment), packets in _counted(family, table)] == [
         (_text(name), rule.comment, rule.packets)
         for name, rules in chains
-        if _text(name).startswith(OWN_PREFIX)
+        if _text(name) in OWN_CHAINS
         for rule in rules
     ]
 
@@ -143,7 +143,7 @@ def link_change(data: bytes) -> None:
     fixed = choices.taken(16)
     named = attribute(3, _bytes(choices)[:15] + b"\0") if choices.number(2) else b""
     told = who_took_link(fixed + named + choices.rest())
-    assert told is None or told.isprintable()
+    assert told is None or said(told).isprintable()
 
 
 def mounts(data: bytes) -> None:

@@ -11,18 +11,16 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
-from fwdaemon.clashes import iptables_reader, nft_reader
-from fwdaemon.clashes.translation import translations
-from fwdaemon.config.model import Gate
+from fwdaemon.core.bans import BEHIND
+from fwdaemon.core.text import rule_lines
+from fwdaemon.core.types import Family, Gate, Protocol
 from fwdaemon.errors import KernelError
-from fwdaemon.explain import nft_listing, xt_listing
-from fwdaemon.explain.evaluation import pass_through
-from fwdaemon.explain.packet import Packet, Surroundings, System
-from fwdaemon.explain.rules import BaseChain
-from fwdaemon.model import Family, Protocol
-from fwdaemon.naming import rule_lines
 from fwdaemon.nftables.gates import GateState, read_iptables, read_native
 from fwdaemon.nftables.readback import items, read_table
+from fwdaemon.rulesets import iptables_reader, nft_listing, nft_reader, xt_listing
+from fwdaemon.rulesets.evaluation import pass_through
+from fwdaemon.rulesets.iptables_reader import translations
+from fwdaemon.rulesets.packet import BaseChain, Packet, Surroundings, System
 from tests.fuzz.choices import Choices
 
 _HERE = Path(__file__).parent / "listings"
@@ -30,7 +28,7 @@ _RULESET = (_HERE / "ruleset.json").read_text(encoding="utf-8")
 _NAT = (_HERE / "nat.json").read_text(encoding="utf-8")
 _TEXT = (_HERE / "ruleset.txt").read_text(encoding="utf-8")
 _SAVE = (_HERE / "save.txt").read_text(encoding="utf-8")
-_MARK = 0x02000000
+_SPELLED = frozenset({25})
 
 _SOURCE, _DESTINATION = ip_address("192.0.2.1"), ip_address("198.51.100.7")
 _AROUND = Surroundings({_DESTINATION: frozenset({"eth0"})}, way_back="eth0")
@@ -50,9 +48,13 @@ def native(data: bytes) -> None:
     """Read listings of nftables as all readers do, and follow packets through what was read."""
     choices = Choices(data)
     nat, ruleset = _changed(json.loads(_NAT), choices), _changed(json.loads(_RULESET), choices)
-    list(translations(nft_reader.read_chains(nat), "prerouting", -100))
+    table = ("ip", "nat")
+    sets = {item["name"]: item.get("elem", []) for kind in ("set", "map") for item in items(nat, kind)}
+    assert {name for _, name in nft_reader.read_sets(nat, table)} <= sets.keys()
+    nft_reader.read_elements(nat)
+    list(translations(nft_reader.read_chains(nat, table, sets), "prerouting", -100))
     _follow(nft_listing.base_chains(ruleset, nft_listing.rule_texts(_TEXT)))
-    read_native(Gate("inet", "fw", "forward"), ruleset, _MARK)
+    read_native(Gate("inet", "fw", "forward"), ruleset, _SPELLED, BEHIND)
 
 
 def own_table(data: bytes) -> None:
@@ -126,7 +128,7 @@ def written_by_iptables(data: bytes) -> None:
 
 def gate_in(save: str = _SAVE) -> GateState:
     """Read the gate in `iptables-save`; that of the unchanged text is ours."""
-    return read_iptables(Gate("ip", "filter", "FORWARD"), save, _MARK)
+    return read_iptables(Gate("ip", "filter", "FORWARD"), save, _SPELLED, BEHIND)
 
 
 def _follow(chains: list[BaseChain]) -> None:

@@ -6,8 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from fwdaemon.control import server as control
-from fwdaemon.metrics import listener as metrics
 from tests.fuzz import clients
 from tests.fuzz.__main__ import read_options
 from tests.fuzz.figures import Fuzzed, record
@@ -39,5 +37,5 @@ def test_the_servers_of_clients_leave_everything_as_it_was(monkeypatch: pytest.M
 
 
 def _constants() -> list[object]:
-    pauses = [vars(module)["_PAUSE_S"] for module in (control, metrics)]
+    pauses = [vars(module)[name] for module, name in clients.PAUSES]
     return [*pauses, logging.getLogger("asyncio").level]

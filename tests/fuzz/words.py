@@ -3,7 +3,7 @@
 Each target takes any bytes. What it raises, besides the errors that its reader promises, is a defect.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -11,19 +11,18 @@ from fwdaemon import config
 from fwdaemon.config.addresses import parse_guest, parse_listen, parse_public, parse_routed, parse_served, parse_source
 from fwdaemon.config.names import parse_gate, parse_interface, parse_mac, parse_name, parse_uri
 from fwdaemon.config.ports import parse_ports
-from fwdaemon.config.text import GrammarError
+from fwdaemon.core.text import GrammarError, is_interface_name, label, printable, shown
 from fwdaemon.errors import ConfigError, PortfwdError
-from fwdaemon.explain.request import UsageError, parse_request
-from fwdaemon.importing import hooks_json, iptables_save, ports_script, routed_ips
+from fwdaemon.explain.arrival import UsageError, parse_request
+from fwdaemon.importing import hooks_json, iptables_save, ports_script
 from fwdaemon.importing.assembling import assemble
 from fwdaemon.importing.findings import BrokenFileError, Findings
 from fwdaemon.importing.recognise import Kind, recognise
-from fwdaemon.naming import is_interface_name, label, printable, shown
 from tests.fuzz.choices import Choices
 
 _FILE = Path("/etc/portfwd.toml")
 _DROP_IN = Path("/etc/portfwd.d/more.toml")
-_GRAMMARS = (
+_GRAMMARS: tuple[Callable[[str], object], ...] = (
     parse_ports,
     parse_listen,
     parse_guest,
@@ -93,10 +92,10 @@ def _findings(text: str) -> Findings:
     if kind is Kind.HOOKS_JSON:
         return hooks_json.parse(file, text, parse_listen("198.51.100.7"))
     if kind is Kind.PORTS_SCRIPT:
-        return ports_script.parse(file, text, "web")
+        return ports_script.parse_ports_script(file, text, "web")
     if kind is Kind.IPTABLES_SAVE:
         return iptables_save.parse(file, text)
-    return routed_ips.parse(file, text)
+    return ports_script.parse_routed_ips(file, text)
 
 
 def _refuse_loud(lines: Iterable[str]) -> None:

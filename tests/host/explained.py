@@ -136,6 +136,10 @@ def _set_in_entry(patient: Patient, said: re.Match[str]) -> None:
     )
 
 
+def _add_to_entry(patient: Patient, said: re.Match[str]) -> None:
+    patient.edit(lambda text: text.replace("[[forward]]\n", f"[[forward]]\n{said['what']}\n", 1), int(said["line"]))
+
+
 def _set_for_daemon(patient: Patient, said: re.Match[str]) -> None:
     patient.edit(lambda text: text.replace("[daemon]\n", f"[daemon]\n{said['what']}\n", 1))
 
@@ -173,6 +177,7 @@ _DEEDS: Mapping[str, Deed] = {
     r"Write (?P<what>gates = \[.*?\]) under \[daemon\] in ": _set_for_daemon,
     r"Write (?P<what>localhost = true) under \[daemon\] in ": _set_for_daemon,
     rf"[Ww]rite (?P<what>(domain|interface) = \"\S+\") in {_PLACE}": _set_in_entry,
+    rf"Write (?P<what>masquerade = true) in {_PLACE}": _add_to_entry,
     rf"Write the guest's own address instead of (?P<what>\S+) in {_PLACE}": _write_own_address,
     rf'{_PLACE}: [^;]*unknown key "(?P<what>\w+)"; did you mean "(?P<meant>\w+)"\?': _write_suggestion,
     r"Write another \[\[forward\]\] with the guest's IPv6 address": _add_entry_of_ipv6,

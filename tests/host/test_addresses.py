@@ -8,7 +8,7 @@ import pytest
 from tests.conftest import MakeLxcGuest, MakeNetwork, MakeQemuGuest, StartDaemon
 from tests.host.conftest import Conversation, each_libvirt
 from tests.lab.domain import Link, mac_of
-from tests.lab.host import CLIENT4, CLIENT4_OTHER_LINK, OTHER_LINK4, PUBLIC4, Host
+from tests.lab.host import CLIENT4, CLIENT4_OTHER_LINK, CLIENT6, OTHER_LINK4, PUBLIC4, PUBLIC6, Host
 from tests.lab.libvirt_client import Reservation
 from tests.lab.place import wait_until
 from tests.lab.qemu import ECHO_PORT
@@ -23,8 +23,8 @@ def entry(domain: str, *ports: str, more: str = "") -> str:
     return f'[[forward]]\ndomain = "{domain}"\nports = [{listed}]\n{more}\n'
 
 
-def answers(host: Host, text: str, url: str = URL, timeout: float = 10) -> None:
-    wait_until(lambda: host.outside.fetch(url).text == text, f"{url} answers {text!r}", timeout=timeout)
+def answers(host: Host, text: str, url: str = URL) -> None:
+    wait_until(lambda: host.outside.fetch(url).text == text, f"{url} answers {text!r}")
 
 
 @contextmanager
@@ -129,6 +129,28 @@ def test_two_interfaces_on_two_networks(
 
 
 @each_libvirt
+def test_a_second_interface_that_is_plugged_in_closes_nothing(
+    host: Host, network: MakeNetwork, lxc_guest: MakeLxcGuest, daemon: StartDaemon
+) -> None:
+    network("default", "192.168.122.0/24")
+    network("other", "192.168.123.0/24")
+    guest = lxc_guest("web", Link("default", ("192.168.122.10/24",)))
+    running = daemon(HEAD + entry("web", "8000:80"))
+    host.place.fetch("http://192.168.122.10/")
+    answers(host, f"web {CLIENT4}")
+    host.libvirt.virsh("attach-interface", "web", "network", "other", "--live")
+    advice = r"has 2 interfaces \(.*\): write network = … or mac = …; until then it leads to " + guest.mac(0)
+    running.wait_log(f"^warning: domain web {advice}")
+    assert host.outside.fetch(URL).text == f"web {CLIENT4}"
+    assert not [line for line in running.log_lines() if line.text.startswith("removed")]
+    running.terminate()
+    again = daemon(HEAD + entry("web", "8000:80"))
+    again.wait_log(f"^warning: domain web {advice}")
+    assert host.outside.fetch(URL).text == f"web {CLIENT4}"
+    assert not [line for line in again.log_lines() if line.text.startswith(("removed", "added", "waiting"))]
+
+
+@each_libvirt
 @pytest.mark.usefixtures("bridge")
 def test_a_plain_bridge_and_the_neighbour_table(host: Host, lxc_guest: MakeLxcGuest, daemon: StartDaemon) -> None:
     running = daemon(HEAD + entry("web", "8000:80"))
@@ -142,6 +164,44 @@ def test_a_plain_bridge_and_the_neighbour_table(host: Host, lxc_guest: MakeLxcGu
     guest.stop()
     running.wait_log("^removed web: tcp .*domain web stopped")
     assert not host.outside.fetch(URL).answered
+
+
+@each_libvirt
+def test_a_guest_that_never_speaks_is_asked_for(
+    host: Host, network: MakeNetwork, lxc_guest: MakeLxcGuest, daemon: StartDaemon
+) -> None:
+    """Its addresses are fixed, and it has sent nobody a packet; each family has an entry that waits for it."""
+    network("default", "192.168.122.0/24", "2001:db8:122::/64")
+    guest = lxc_guest("web", Link("default", ("192.168.122.77/24", "2001:db8:122::77/64")))
+    # An address made of its MAC address would be asked for by itself.
+    guest.run("sh", "-c", "echo 0 >/proc/sys/net/ipv6/conf/eth0/autoconf && ip address flush dev eth0 dynamic")
+    known = host.run("ip", "neighbour").stdout
+    assert "192.168.122.77 " not in known
+    assert "2001:db8:122::77 " not in known
+    by_family = [entry("web", "8000:80", more=f'listen = "{address}"') for address in (PUBLIC4, PUBLIC6)]
+    running = daemon(HEAD + "".join(by_family))
+    running.wait_log("^waiting web: no address yet")
+    for address in (r"192\.168\.122\.77", "2001:db8:122::77"):
+        running.wait_log(rf"^added web: .* -> \[?{address}\]?:80 \(")
+    answers(host, f"web {CLIENT4}")
+    answers(host, f"web {CLIENT6}", f"http://[{PUBLIC6}]:8000/")
+
+
+@each_libvirt
+def test_only_the_guest_itself_answers_for_itself(
+    host: Host, network: MakeNetwork, lxc_guest: MakeLxcGuest, daemon: StartDaemon
+) -> None:
+    """Another guest on the bridge is asked too, and answers; the one that is wanted has no address until later."""
+    network("default", "192.168.122.0/24")
+    web = lxc_guest("web", Link("default"))
+    other = lxc_guest("other", Link("default", ("192.168.122.78/24",)))
+    running = daemon(HEAD + entry("web", "8000:80"))
+    wait_until(lambda: "192.168.122.1 " in other.run("ip", "neighbour").stdout, "the other was asked")
+    web.run("ip", "address", "add", "192.168.122.77/24", "dev", "eth0")
+    web.run("ip", "route", "add", "default", "via", "192.168.122.1")
+    running.wait_log(r"^added web: tcp \*:8000 -> 192\.168\.122\.77:80 \(.*neighbour")
+    answers(host, f"web {CLIENT4}")
+    assert [line.text for line in running.log_lines() if "192.168.122.78" in line.text] == []
 
 
 @pytest.mark.usefixtures("lan")
@@ -179,16 +239,16 @@ def test_a_plain_bridge_and_the_guest_agent(host: Host, qemu_guest: MakeQemuGues
     guest = qemu_guest("vm", Link("", (f"{BRIDGE4}/24",), bridge=BRIDGE))
     running = daemon(HEAD + entry("vm", "8000:80", f"9000:{ECHO_PORT}"))
     guest.wait_up()
-    running.wait_log(rf"^waiting vm: {BRIDGE4} belongs to the host ", timeout=30)
+    running.wait_log(rf"^waiting vm: {BRIDGE4} belongs to the host ")
     assert not host.outside.fetch(URL).answered
     guest.renumber("192.168.140.50/24", gateway=BRIDGE4)
-    told = r"\(.*guest agent of domain vm told its addresses"
-    running.wait_log(rf"^added vm: tcp \*:8000 -> 192\.168\.140\.50:80 {told}", timeout=30)
+    told = r"\(.*guest agent of domain vm reported its addresses"
+    running.wait_log(rf"^added vm: tcp \*:8000 -> 192\.168\.140\.50:80 {told}")
     answers(host, f"vm {CLIENT4}")
     conversation = Conversation(host.outside, PUBLIC4, 9000)
     assert conversation.greeting == "vm"
     guest.renumber("192.168.140.51/24", gateway=BRIDGE4)
-    running.wait_log(rf"^removed vm: tcp \*:9000 -> 192\.168\.140\.50:{ECHO_PORT} {told}", timeout=30)
+    running.wait_log(rf"^removed vm: tcp \*:9000 -> 192\.168\.140\.50:{ECHO_PORT} {told}")
     running.wait_log(r"^added vm: tcp \*:8000 -> 192\.168\.140\.51:80 ")
     running.wait_log(r"^ended [1-9]\d* connections")
     conversation.close()

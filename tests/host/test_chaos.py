@@ -3,18 +3,55 @@
 import pytest
 
 from tests.chaos import run
+from tests.chaos.actions import SHORTAGES, Action
 from tests.lab.release import DEBIAN12_IPTABLES, DEBIAN12_LEGACY, DEBIAN13_NFTABLES, Flavour
 
-_ROUNDS, _SEED = 12, 7
+# Every shortage, with something to do meanwhile, and each way to end the daemon.
+_FIRST = """\
+take journal
+take run
+take var
+take connections
+take elements
+configuration steady steady6 steady-nat a-learned b-configured d-name
+give-back journal
+give-back run
+give-back var
+give-back connections
+give-back elements
+take threads
+take descriptors
+configuration steady steady6 steady-nat a-learned b-configured c-nat
+stop b
+give-back threads
+give-back descriptors
+take lock
+take nft-time
+start b
+give-back lock
+give-back nft-time
+take nft
+stop a
+give-back nft
+daemon-stop
+flush
+daemon-start
+daemon-remove
+daemon-start"""
+_ROUNDS, _SEED = 3, 7
 
 
 @pytest.mark.parametrize("flavour", [DEBIAN12_IPTABLES, DEBIAN13_NFTABLES, DEBIAN12_LEGACY], ids=str)
 def test_whatever_goes_wrong_is_right_again_and_nothing_else_notices(lab: None, flavour: Flavour) -> None:
     del lab
     said: list[str] = []
-    result = run.drawn(flavour, _ROUNDS, _SEED, said.append)
+    first = [Action.parse(line) for line in _FIRST.splitlines()]
+    result = run.drawn(flavour, _ROUNDS, _SEED, said.append, first=first)
     played = "\n".join(map(str, result.played))
     assert not result.failure, f"{result.failure}\nactions:\n{played}"
-    assert result.figures.rounds == _ROUNDS
+    assert result.played[: len(first)] == first
+    assert {action.words[0] for action in first if action.kind == "take"} == set(SHORTAGES)
+    assert result.figures.rounds == len(first) + _ROUNDS
     assert result.figures.probes > _ROUNDS
+    assert result.figures.tries > result.figures.rounds
     assert result.figures.datagrams > _ROUNDS

@@ -1,6 +1,13 @@
 """The configuration as its user meets it: reload, errors, drop-ins, what happens at the end."""
 
-from tests.host.conftest import HEAD, Scene, entry, filled
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.host.conftest import HEAD, Scene, each_libvirt, entry, filled, rules_have_no_part
 from tests.lab.host import CLIENT4, PUBLIC4, Host
 from tests.lab.place import wait_until
 from tests.lab.release import LibvirtFirewall
@@ -12,6 +19,7 @@ table inet theirs {
     }
 }
 """
+DROP_INS = "/etc/portfwd.d"
 WEB = filled(entry("web", "8000:80", "WEB4"))
 FAR = filled(entry("far", "9000", "FAR4"))
 
@@ -20,6 +28,7 @@ def url(port: int) -> str:
     return f"http://{PUBLIC4}:{port}/"
 
 
+@each_libvirt
 def test_a_wrong_file_changes_nothing_and_a_corrected_one_takes_effect(shared_scene: Scene) -> None:
     scene = shared_scene
     server = scene.far.serve_tcp(9000)
@@ -40,6 +49,7 @@ def test_a_wrong_file_changes_nothing_and_a_corrected_one_takes_effect(shared_sc
     server.stop()
 
 
+@each_libvirt
 def test_drop_ins_add_entries(shared_scene: Scene) -> None:
     scene = shared_scene
     scene.host.write("/etc/portfwd.d/50-far.toml", filled(entry("far", "9001:80", "FAR4")))
@@ -51,6 +61,7 @@ def test_drop_ins_add_entries(shared_scene: Scene) -> None:
         scene.host.run("rm", "-r", "/etc/portfwd.d")
 
 
+@each_libvirt
 def test_a_domain_by_its_uuid(shared_scene: Scene) -> None:
     shared_scene.daemon(WEB.replace('"web"', f'"{shared_scene.web.uuid}"'))
     shared_scene.answers(lambda: shared_scene.host.outside.fetch(url(8000)), f"web {CLIENT4}")
@@ -89,6 +100,7 @@ def command(host: Host, *words: str) -> tuple[int, str, str]:
     return done.returncode, done.stdout, done.stderr
 
 
+@each_libvirt
 def test_check_tells_every_error_with_its_line(shared_scene: Scene) -> None:
     host = shared_scene.host
     host.write("/etc/portfwd.toml", HEAD + WEB + WEB.replace("8000:80", "0") + "nonsense = 1\n")
@@ -99,12 +111,98 @@ def test_check_tells_every_error_with_its_line(shared_scene: Scene) -> None:
     assert command(host, "check") == (0, "/etc/portfwd.toml: fine; 1 forward\n", "")
 
 
-def test_the_daemon_refuses_to_start_on_a_wrong_file(shared_scene: Scene) -> None:
+@each_libvirt
+def test_the_daemon_refuses_to_start_for_the_first_time_on_a_wrong_file(shared_scene: Scene) -> None:
     shared_scene.host.write("/etc/portfwd.toml", "[daemon]\nresync = 5\n")
+    shared_scene.host.run("rm", "-rf", "/var/lib/kvm-portfwd")
     status, _, errors = command(shared_scene.host, "run")
     assert status == 78
     assert errors.startswith("/etc/portfwd.toml:2: ")
     assert "Traceback" not in errors
+
+
+@pytest.fixture
+def drop_ins(shared_scene: Scene) -> Iterator[str]:
+    """The directory of the drop-ins, which is empty and goes at the end."""
+    shared_scene.host.run("mkdir", "-m", "755", DROP_INS)
+    yield DROP_INS
+    shared_scene.host.run("rm", "-r", DROP_INS)
+
+
+@each_libvirt
+def test_a_drop_in_that_others_can_write_opens_nothing_until_root_has_mended_that(
+    shared_scene: Scene, drop_ins: str
+) -> None:
+    scene, file = shared_scene, f"{drop_ins}/50-far.toml"
+    daemon = scene.daemon(WEB)
+    scene.host.write(file, filled(entry("far", "9001:80", "FAR4")))
+    scene.host.run("chown", "nobody", file)
+    scene.host.run("chmod", "666", file)
+    scene.host.run("chmod", "777", drop_ins)
+    daemon.reload()
+    said = [daemon.wait_log(rf"^error: {re.escape(path)}:1: belongs to user").text for path in (drop_ins, file)]
+    assert not scene.host.outside.fetch(url(9001)).answered
+    scene.answers(lambda: scene.host.outside.fetch(url(8000)), f"web {CLIENT4}")
+    for text in said:
+        scene.host.run("sh", "-c", text.rpartition(" run ")[2])
+    daemon.reload()
+    scene.answers(lambda: scene.host.outside.fetch(url(9001)), f"far {CLIENT4}")
+
+
+@each_libvirt
+def test_what_is_no_drop_in_is_told_and_what_is_no_file_holds_nobody_up(shared_scene: Scene, drop_ins: str) -> None:
+    scene, name = shared_scene, f"{drop_ins}/web.conf"
+    scene.host.write(name, filled(entry("far", "9001:80", "FAR4")))
+    daemon = scene.daemon(WEB)
+    daemon.wait_log(rf"^warning: {re.escape(name)} is not read, as names of drop-ins end in \.toml; rename it to")
+    scene.host.run("mkfifo", f"{drop_ins}/x.toml")
+    daemon.reload()
+    daemon.wait_log(rf"^error: {drop_ins}/x\.toml:1: cannot be read: It is no regular file; put one there")
+    scene.answers(lambda: scene.host.outside.fetch(url(8000)), f"web {CLIENT4}")
+    assert daemon.terminate() == 0
+
+
+@each_libvirt
+def test_a_file_that_an_editor_has_just_emptied_closes_nothing(shared_scene: Scene) -> None:
+    scene = shared_scene
+    server = scene.web.serve_tcp(9000)
+    daemon = scene.daemon(WEB + filled(entry("web", "9000", "WEB4")))
+    conversation = scene.converse(9000)
+    daemon.reload_with("")
+    daemon.wait_log(r"^error: /etc/portfwd\.toml:1: is empty, while 2 entries are in force; if none is meant, write")
+    assert conversation.goes_on()
+    daemon.reload_with(HEAD)
+    wait_until(lambda: not conversation.goes_on(), "the connection ends")
+    server.stop()
+
+
+def in_force(host: Host) -> dict[str, Any]:
+    configuration: dict[str, Any] = json.loads(command(host, "status", "--json")[1])["configuration"]
+    return configuration
+
+
+@each_libvirt
+def test_a_wrong_file_at_the_start_leaves_the_last_good_one_in_force(shared_scene: Scene) -> None:
+    scene, host = shared_scene, shared_scene.host
+    scene.daemon(WEB).terminate()
+    host.write("/etc/portfwd.toml", "[daemon]\nresync = 5\n")
+    daemon = host.daemon("[daemon]\nresync = 5\n")
+    daemon.wait_log(r"^error: /etc/portfwd\.toml:2: ")
+    daemon.wait_log("^error: configuration refused; the last good one stays in force, of ")
+    assert in_force(host)["last_good"]
+    assert in_force(host)["refused_problems"]
+    assert "the last good one" in command(host, "status")[1]
+    assert command(host, "check")[0] == 78
+    scene.web.stop()
+    scene.refused(lambda: host.outside.fetch(url(8000)), "the guest that stopped is followed")
+    scene.web.start()
+    scene.answers(lambda: host.outside.fetch(url(8000)), f"web {CLIENT4}")
+    daemon.reload_with(HEAD + WEB.replace("8000:80", "8001:80"))
+    scene.answers(lambda: host.outside.fetch(url(8001)), f"web {CLIENT4}")
+    assert not in_force(host)["last_good"]
+    assert host.run("stat", "-c", "%a %u", "/var/lib/kvm-portfwd/last-good.json").stdout == "600 0\n"
+    assert daemon.terminate() == 0
+    daemon.close()
 
 
 def test_rules_prints_what_would_be_written_and_touches_nothing(shared_scene: Scene) -> None:
@@ -134,6 +232,7 @@ def test_flush_takes_everything_of_ours_and_nothing_else(shared_scene: Scene) ->
     assert scene.host.snapshot_foreign() == before
 
 
+@rules_have_no_part
 def test_a_bridge_port_is_in_hairpin_mode_only_while_that_is_needed(shared_scene: Scene) -> None:
     scene = shared_scene
 

@@ -10,13 +10,11 @@ from ipaddress import ip_address, ip_network
 
 import pytest
 
-from fwdaemon.explain import nft_listing, xt_listing
-from fwdaemon.explain.hooks import through
-from fwdaemon.explain.packet import Packet, Surroundings, System
-from fwdaemon.explain.rules import BaseChain, Match, Rule
-from fwdaemon.explain.truth import Truth, all_of
-from fwdaemon.model import Family, Protocol
+from fwdaemon.core.types import Family, Protocol
 from fwdaemon.nftables.readback import Item, items
+from fwdaemon.rulesets import nft_listing, xt_listing
+from fwdaemon.rulesets.evaluation import through
+from fwdaemon.rulesets.packet import BaseChain, Match, Packet, Rule, Surroundings, System, Truth, all_of
 from tests.lab.host import CLIENT4, CLIENT6, PUBLIC4, PUBLIC6, Host
 from tests.lab.release import LibvirtFirewall
 
@@ -76,6 +74,7 @@ NATIVE = (
     "ct state invalid",
     "ct mark 0",
     "ct mark and 0x02000000 == 0x02000000",
+    "ct label 25",
     "ct status dnat",
     "ct direction original",
     "ct direction reply",
@@ -117,6 +116,8 @@ XT4 = (
     "-m conntrack --ctstate INVALID",
     "-m conntrack --ctorigdstport 8000",
     "-m connmark --mark 0x2000000/0x2000000",
+    "-m connlabel --label 25",
+    "-m connlabel ! --label 25",
     "-m mark --mark 0x0",
     "-m mark ! --mark 0x1/0x1",
     "-m addrtype --dst-type LOCAL",

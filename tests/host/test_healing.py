@@ -1,6 +1,7 @@
 """Whatever wipes or outranks the rules is undone, the audit says who did it, and no other connection notices."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 
 import pytest
 
@@ -180,4 +181,120 @@ def test_the_daemon_killed_while_a_guest_stops(scene: Scene) -> None:
     scene.web.stop()
     second = scene.daemon(WEB + FAR)
     second.wait_log("left by an earlier run|^adopted")
-    wait_until(lambda: "8000" not in scene.host.own_rules(), "what is not wanted any more is gone")
+    rules = scene.host.own_rules
+    wait_until(lambda: "8000" not in rules(), lambda: f"no 8000 in\n{rules()}\nafter\n{second.process.text()}")
+
+
+@pytest.fixture
+def hanging_nft(host: Host) -> Iterator[Callable[[], None]]:
+    """Put a program that does nothing in the place of `nft`; calling what is given puts `nft` back."""
+    host.write("/run/hanging", "#!/bin/sh\nexec sleep 98765\n")
+    host.run("chmod", "+x", "/run/hanging")
+    host.run("cp", "/usr/sbin/nft", "/run/nft")
+    host.run("mount", "--bind", "/run/hanging", "/usr/sbin/nft")
+    with ExitStack() as at_end:
+        at_end.callback(host.run, "umount", "/usr/sbin/nft")
+        yield at_end.close
+
+
+@pytest.mark.on(LibvirtFirewall.IPTABLES, LibvirtFirewall.NFTABLES)
+def test_a_program_that_hangs_is_ended_and_the_wipe_healed_when_it_works_again(
+    scene: Scene, request: pytest.FixtureRequest
+) -> None:
+    daemon = scene.daemon(WEB)
+    scene.answers(lambda: scene.host.outside.fetch(URL), f"web {CLIENT4}")
+    mend = request.getfixturevalue("hanging_nft")
+    scene.host.run("/run/nft", "delete", "table", "ip", "kvm_portfwd")
+    daemon.wait_log("^error: nft .*: it did nothing for 5 seconds, and was killed; trying again")
+    wait_until(lambda: "it did nothing for" in status(scene.host), "the status tells it")
+    mend()
+    scene.answers(lambda: scene.host.outside.fetch(URL), f"web {CLIENT4}")
+    assert sum("it did nothing" in line.text for line in daemon.log_lines()) == 1
+
+
+@pytest.mark.on(LibvirtFirewall.IPTABLES, LibvirtFirewall.NFTABLES)
+def test_a_program_that_hangs_does_not_keep_the_daemon_from_ending(
+    scene: Scene, request: pytest.FixtureRequest
+) -> None:
+    daemon = scene.daemon(WEB)
+    scene.answers(lambda: scene.host.outside.fetch(URL), f"web {CLIENT4}")
+    mend = request.getfixturevalue("hanging_nft")
+    scene.host.run("/run/nft", "delete", "table", "ip", "kvm_portfwd")
+    wait_until(lambda: "sleep 98765" in scene.host.run("ps", "-eo", "args").stdout, "the daemon waits for nft")
+    assert daemon.terminate(timeout=15) == 0
+    assert "sleep 98765" not in scene.host.run("ps", "-eo", "args").stdout
+    mend()
+
+
+REMOVING = 'on_stop = "remove"\n'
+LEFT = "not everything could be removed; the next start does that, or kvm-portfwd flush"
+
+
+@pytest.mark.on(LibvirtFirewall.IPTABLES, LibvirtFirewall.NFTABLES)
+def test_what_a_hanging_program_keeps_from_being_removed_at_the_end_is_told_and_flushed(
+    scene: Scene, request: pytest.FixtureRequest
+) -> None:
+    daemon = scene.daemon(REMOVING + WEB)
+    scene.answers(lambda: scene.host.outside.fetch(URL), f"web {CLIENT4}")
+    mend = request.getfixturevalue("hanging_nft")
+    assert daemon.terminate(timeout=60) == 0
+    assert LEFT in daemon.process.text()
+    assert "removed web:" not in daemon.process.text()
+    assert "8000" in scene.host.run("/run/nft", "list", "ruleset").stdout
+    mend()
+    flush_and_see_all_gone(scene)
+
+
+@pytest.mark.on(LibvirtFirewall.LEGACY)
+def test_what_a_held_lock_keeps_from_being_removed_at_the_end_is_told_and_flushed(scene: Scene) -> None:
+    daemon = scene.daemon(REMOVING + WEB)
+    scene.answers(lambda: scene.host.outside.fetch(URL), f"web {CLIENT4}")
+    with held_lock(scene.host):
+        assert daemon.terminate(timeout=60) == 0
+        assert LEFT in daemon.process.text()
+        assert "removed web:" not in daemon.process.text()
+        assert "8000" in scene.host.own_rules()
+    flush_and_see_all_gone(scene)
+
+
+def flush_and_see_all_gone(scene: Scene) -> None:
+    """Take away what was left."""
+    scene.host.run(scene.host.python, "-m", "fwdaemon", "flush")
+    assert "kvm" not in scene.host.own_rules().lower()
+    assert not scene.host.outside.fetch(URL, timeout=1).answered
+
+
+@pytest.mark.on(LibvirtFirewall.LEGACY)
+def test_a_held_lock_is_told_and_holds_up_neither_the_status_nor_the_end(scene: Scene) -> None:
+    daemon = scene.daemon(WEB)
+    scene.answers(lambda: scene.host.outside.fetch(URL), f"web {CLIENT4}")
+    scene.host.run("iptables-legacy", "-w", "-t", "nat", "-F")
+    scene.answers(lambda: scene.host.outside.fetch(URL), f"web {CLIENT4}")
+    with held_lock(scene.host):
+        scene.web.stop()
+        daemon.wait_log("^error: another program has held /run/xtables.lock for more than .*; trying again")
+        wait_until(lambda: "another program has held" in status(scene.host), "the status tells it")
+    daemon.wait_log("^removed web: ")
+    scene.web.start()
+    scene.answers(lambda: scene.host.outside.fetch(URL), f"web {CLIENT4}")
+    lines = len(daemon.log_lines())
+    with held_lock(scene.host):
+        scene.web.stop()
+        daemon.wait_log("^error: another program has held", start=lines)
+        assert daemon.terminate(timeout=15) == 0
+
+
+@contextmanager
+def held_lock(host: Host) -> Iterator[None]:
+    """Hold the lock of iptables' programs."""
+    holder = host.popen("sh", "-c", "exec 9</run/xtables.lock && flock 9 && echo held && exec sleep 98765")
+    try:
+        holder.wait_line("^held$")
+        yield
+    finally:
+        holder.stop()
+
+
+def status(host: Host) -> str:
+    """What the command tells."""
+    return host.run(host.python, "-m", "fwdaemon", "status", check=False).stdout

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from fwdaemon.naming import label, shown
+from fwdaemon.core.text import label, shown
 from tests.conftest import MakeLxcGuest, MakeNetwork, StartDaemon
 from tests.host.conftest import HEAD, entry
 from tests.host.hostile import LISTEN, METRICS, everything_told, is_sound, said
@@ -22,7 +22,7 @@ NAMES = [
     "--comment",
     "-j ACCEPT\\",
     "x" * 63,
-    "\u202eweb \x85",
+    "a\u202eweb \x85z",
     '[red]a{domain="b"} 1\t%s',
 ]
 BRIDGE = 'b";}\u202e$(x)*'
@@ -97,7 +97,7 @@ def test_a_network_with_a_hostile_name_is_only_a_name(
         f'{HEAD}{LISTEN}[[route]]\n{called}addresses = ["203.0.113.64/29"]\n'
         f'[[forward]]\ndomain = "plain"\nports = ["8000:80"]\n{called}'
     )
-    running.wait_log(r"^added .*route 203\.0\.113\.64/29", timeout=30)
+    running.wait_log(r"^added .*route 203\.0\.113\.64/29")
     reason = f"has no interface on network {shown(NETWORK)}"
     running.wait_log(f"^waiting plain: {re.escape(reason)} ")
     is_sound(host, running)

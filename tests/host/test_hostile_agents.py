@@ -132,8 +132,8 @@ def test_an_agent_that_lies(
     number = liar(thief)
     running = daemon(HEAD + LISTEN + WEB + MUTE + THIEF)
     for reason in REASONS:
-        running.wait_log(f"^waiting thief: {reason}", timeout=30)
-    wait_until(lambda: f"lie {number - 1}" in thief.console(), "the endless answer has begun", timeout=30)
+        running.wait_log(f"^waiting thief: {reason}")
+    wait_until(lambda: f"lie {number - 1}" in thief.console(), "the endless answer has begun")
     wait_until(lambda: as_web_or_nothing(host), "the guest answers")
     web.stop()
     running.wait_log("^removed web: ")

@@ -6,11 +6,20 @@ agents and in leases have modules of their own.
 """
 
 import re
+import socket
+import struct
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import closing
+from ipaddress import ip_address
 
 from tests.conftest import MakeLxcGuest, MakeNetwork, StartDaemon
 from tests.host.conftest import HEAD, WEB6, each_libvirt
 from tests.host.hostile import (
     GATEWAY6,
+    LISTEN,
+    METRICS,
     NAMES,
     THIEF,
     THIEF_URL,
@@ -21,8 +30,9 @@ from tests.host.hostile import (
     leave_it_to_the_daemon,
 )
 from tests.lab.domain import Link, mac_of
-from tests.lab.host import CLIENT4, CLIENT6, PUBLIC6, Host
+from tests.lab.host import CLIENT4, CLIENT6, PUBLIC4, PUBLIC6, Host
 from tests.lab.lxc import LxcGuest
+from tests.lab.netns import open_socket
 from tests.lab.place import wait_until
 
 URL6, THIEF_URL6 = f"http://[{PUBLIC6}]:8000/", f"http://[{PUBLIC6}]:8001/"
@@ -109,4 +119,45 @@ def test_an_address_of_ipv6_that_another_guest_showed_first(
     running.reload_with(HEAD + WEB + f'address = "{WEB6}"\n' + THIEF)
     running.wait_log(rf"^waiting thief: {WEB6} belongs to domain web \(configuration\)")
     wait_until(lambda: host.outside.fetch(URL6).text == f"web {CLIENT6}", "the address leads to it again")
+    is_sound(host, running)
+
+
+def flood(guest: LxcGuest, gateway: str, addresses: Sequence[str]) -> None:
+    """Ask for the gateway from each of these addresses, which has the host take each for the guest's (RFC 826)."""
+    mac = bytes.fromhex(guest.mac().replace(":", ""))
+    head = struct.pack("!HHBBH", 1, 0x0800, 6, 4, 1)  # who has, by Ethernet and IPv4
+    asked = bytes(6) + ip_address(gateway).packed
+    with closing(open_socket(guest.place.namespace, socket.AF_PACKET, socket.SOCK_DGRAM)) as link:
+        for address in addresses:
+            link.sendto(head + mac + ip_address(address).packed + asked, ("eth0", 0x0806, 0, 0, b"\xff" * 6))
+            time.sleep(0.01)
+
+
+def reconciles(host: Host) -> int:
+    """How often the daemon looked since its start."""
+    lines = host.place.fetch(METRICS).text.splitlines()
+    return sum(int(float(line.split()[-1])) for line in lines if line.startswith("kvm_portfwd_reconciles_total"))
+
+
+@each_libvirt
+def test_a_flood_of_addresses_makes_few_looks_and_holds_up_no_other_guest(
+    host: Host, network: MakeNetwork, lxc_guest: MakeLxcGuest, daemon: StartDaemon
+) -> None:
+    """Each packet is news, as the host has not seen that address yet; a domain that starts meanwhile is served.
+
+    There are fewer than the kernel has places for in its one table for all hosts of the lab (gc_thresh3).
+    """
+    network("default", "10.122.0.0/16")
+    thief = lxc_guest("thief", Link("default", ("10.122.0.2/16",)))
+    web = lxc_guest("web", Link("default", ("10.122.0.3/16",)), start=False)
+    running = daemon(HEAD + LISTEN + WEB + 'address = "10.122.0.3"\n')
+    before = reconciles(host)
+    addresses = [f"10.122.{part}.{last}" for part in range(1, 4) for last in range(1, 251)]
+    flooding = threading.Thread(target=flood, args=(thief, "10.122.0.1", addresses))
+    flooding.start()
+    web.start()
+    running.wait_log("^added web: tcp")
+    flooding.join()
+    assert reconciles(host) - before < len(addresses) // 8
+    wait_until(lambda: host.outside.fetch(f"http://{PUBLIC4}:8000/").text == f"web {CLIENT4}", "the guest answers")
     is_sound(host, running)

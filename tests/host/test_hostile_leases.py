@@ -173,6 +173,6 @@ def test_as_many_leases_as_libvirt_can_tell(
     assert len(host.libvirt.leases("default")) == MANY
     write(host, *real)
     running.wait_log(r"^removed later: tcp \*:8002 -> 192\.168\.200\.3:80 ", timeout=90)
-    wait_until(lambda: memory(running) < before + MOST_KEPT_KIB, "what they took is given back", timeout=60)
+    wait_until(lambda: memory(running) < before + MOST_KEPT_KIB, "what they took is given back")
     assert as_web_or_nothing(host)
     is_sound(host, running)

@@ -32,17 +32,17 @@ class Probe:
     source: str | None = None
     from_host: bool = False
 
-    def answer(self, host: Host) -> str:
-        """Give what is answered; empty if nothing is."""
+    def answer(self, host: Host, patience: float = 5) -> str:
+        """Give what is answered; empty if nothing is within so many seconds."""
         prober = host.place if self.from_host else host.outside
         authority = f"[{self.address}]" if ":" in self.address else self.address
         match self.protocol:
             case "http":
-                answer = prober.fetch(f"http://{authority}:{self.port}/", source=self.source)
+                answer = prober.fetch(f"http://{authority}:{self.port}/", source=self.source, timeout=patience)
             case "udp":
-                answer = prober.udp(self.address, self.port, source=self.source)
+                answer = prober.udp(self.address, self.port, source=self.source, timeout=patience)
             case _:
-                answer = prober.tcp(self.address, self.port, source=self.source)
+                answer = prober.tcp(self.address, self.port, source=self.source, timeout=patience)
         return answer.text if answer.answered else ""
 
 
@@ -65,8 +65,8 @@ def kept(host: Host, rules: Sequence[str]) -> Iterator[None]:
         host.run(*rule.split())
 
 
-def ask(host: Host, probes: Sequence[Probe]) -> dict[Probe, str]:
-    return {probe: probe.answer(host) for probe in probes}
+def ask(host: Host, probes: Sequence[Probe], patience: float = 5) -> dict[Probe, str]:
+    return {probe: probe.answer(host, patience) for probe in probes}
 
 
 def imported(host: Host, *files: str, stdin: str = "") -> str:
@@ -155,9 +155,38 @@ BY_HAND = Old(
         *(Probe(PUBLIC4, port, "udp") for port in (7000, 7002, 7003, 8000, 8002, 8003)),
     ],
 )
+HOOK_RULES = Old({}, HOOKS_JSON.rules, HOOKS_JSON.probes)
+CHAINS = Old(
+    {},
+    [
+        *(f"iptables -t nat -N {chain}" for chain in ("BLOCKED", "KNOWN", "WEB")),
+        *("iptables -N USER", "iptables -N USER-FAR"),
+        "iptables -t nat -A PREROUTING -j BLOCKED",
+        "iptables -t nat -A PREROUTING -m addrtype --dst-type LOCAL -g WEB",
+        f"iptables -t nat -A BLOCKED -s {CLIENT4_SECOND} -p tcp -j KNOWN",
+        "iptables -t nat -A KNOWN -p tcp --dport 8080:8081 -j RETURN",
+        "iptables -t nat -A KNOWN -p tcp --dport 8000:8099 -j ACCEPT",
+        "iptables -t nat -A WEB -p tcp --dport 8003 -j REDIRECT --to-ports 9",
+        f"iptables -t nat -A WEB -p tcp --dport 8002:8004 -j DNAT --to-destination {WEB4}:80-82/8002",
+        f"iptables -t nat -A WEB -p tcp --dport 8000 -j DNAT --to-destination {WEB4}:80",
+        f"iptables -t nat -A WEB -p tcp --dport 8080 -j DNAT --to-destination {WEB4}:80",
+        f"iptables -t nat -A WEB -p tcp --dport 8081 -j DNAT --to-destination {FAR4}:80",
+        f"iptables -t nat -A WEB -p tcp --dport 8082 -j DNAT --to-destination {FAR4}:8000",
+        "iptables -I FORWARD -j USER",
+        f"iptables -A USER -d {FAR4} -g USER-FAR",
+        f"iptables -A USER -d {WEB4} -j ACCEPT",
+        f"iptables -A USER-FAR -s {CLIENT4_SECOND} -p tcp --dport 80 -j ACCEPT",
+    ],
+    [
+        Probe(PUBLIC4, port, source=source)
+        for port in (8000, 8002, 8003, 8004, 8080, 8081, 8082)
+        for source in (None, CLIENT4_SECOND)
+    ],
+)
+OLD = {"hooks.json": HOOKS_JSON, "PORTS": PORTS_SCRIPTS, "by hand": BY_HAND, "hook": HOOK_RULES, "chains": CHAINS}
 
 
-@pytest.mark.parametrize("old", [HOOKS_JSON, PORTS_SCRIPTS, BY_HAND], ids=["hooks.json", "PORTS", "iptables-save"])
+@pytest.mark.parametrize("old", OLD.values(), ids=OLD)
 def test_the_same_probes_have_the_same_answers(shared_scene: Scene, old: Old) -> None:
     host = shared_scene.host
     for port in (7000, 7001, 7002, 7003):
@@ -168,7 +197,7 @@ def test_the_same_probes_have_the_same_answers(shared_scene: Scene, old: Old) ->
         before = ask(host, old.probes)
         saved = host.run("iptables-save").stdout + host.run("ip6tables-save").stdout
     assert any(before.values())
-    assert not any(ask(host, old.probes).values())
+    assert not any(ask(host, old.probes, 1).values())
     shared_scene.daemon(imported(host, *old.files) if old.files else imported(host, "-", stdin=saved))
     first = next(probe for probe, answer in before.items() if answer)
     wait_until(lambda: first.answer(host) == before[first], "the forwards are there")
@@ -194,7 +223,7 @@ def test_routed_addresses_have_the_same_answers(
         before = ask(host, probes)
         assert [bool(answer) for answer in before.values()] == [True, False, True, False]
         old.close()
-        assert not any(ask(host, probes).values())
+        assert not any(ask(host, probes, 1).values())
         for address in (ROUTED4, ROUTED6):
             host.run("ip", "route", "del", address, "dev", bridge)
         daemon(HEAD + imported(host, file))

@@ -1,18 +1,22 @@
 """The journal tells a guest's whole story, by fields as well as by lines."""
 
 import json
+import signal
 from collections.abc import Iterator
 
 import pytest
 
-from fwdaemon.audit import MESSAGE_IDS
+from fwdaemon.audit.lines import MESSAGE_IDS
 from tests.conftest import MakeLxcGuest, MakeNetwork
-from tests.host.conftest import HEAD, entry
+from tests.host.conftest import HEAD, Scene, each_libvirt, entry, filled
 from tests.lab.domain import Link
-from tests.lab.host import SOURCE, Host
-from tests.lab.place import wait_until
+from tests.lab.host import CLIENT4, PUBLIC4, SOURCE, Host
+from tests.lab.place import Process, wait_until
+
+pytestmark = each_libvirt
 
 NAME = 'web "1"\t--comment'
+STATUS = ("-m", "fwdaemon", "status", "--json")
 JOURNALED = str(SOURCE / "tests/lab/journaled.py")
 
 
@@ -27,13 +31,13 @@ def actions(host: Host, *matches: str) -> list[str]:
 
 
 @pytest.fixture
-def journald(host: Host) -> Iterator[None]:
+def journald(host: Host) -> Iterator[Process]:
     """A journal of the host's own; the kernel's messages are the machine's."""
     host.write("/run/systemd/journald.conf.d/lab.conf", "[Journal]\nReadKMsg=no\nStorage=volatile\n")
     host.run("mkdir", "-p", "/run/systemd/journal")
     running = host.popen("/usr/lib/systemd/systemd-journald")
     wait_until(lambda: host.run("test", "-S", "/run/systemd/journal/stdout", check=False).returncode == 0, "journald")
-    yield
+    yield running
     running.stop()
 
 
@@ -66,3 +70,31 @@ def test_the_journal_tells_a_guest_s_story(host: Host, network: MakeNetwork, lxc
     problem, _ = entries(host, f"MESSAGE_ID={MESSAGE_IDS['refused']}")
     assert problem["PRIORITY"] == "3"
     assert problem["MESSAGE"].startswith("/etc/portfwd.toml:2: ")
+
+
+def test_a_journal_that_takes_nothing_holds_up_nothing(scene: Scene, journald: Process) -> None:
+    host, url = scene.host, f"http://{PUBLIC4}:8000/"
+    before = len(actions(host))
+    good = HEAD + 'on_stop = "remove"\n' + filled(entry("web", "8000:80", "WEB4"))
+    host.write("/etc/portfwd.toml", good)
+    daemon = host.popen(host.python, JOURNALED, host.python, "-m", "fwdaemon", "run")
+    try:
+        scene.answers(lambda: host.outside.fetch(url), f"web {CLIENT4}")
+        wait_until(lambda: "added" in actions(host)[before:], "the start is in the journal")
+        journald.send(signal.SIGSTOP)
+        # A line for each of these: more than the kernel keeps for a journal that reads none.
+        host.write("/etc/portfwd.toml", "[daemon]\n" + "".join(f"key{number} = 1\n" for number in range(900)))
+        daemon.send(signal.SIGHUP)
+        wait_until(
+            lambda: "key899" in host.run(host.python, *STATUS, check=False).stdout, "the status tells the refusal"
+        )
+        scene.wipe()
+        scene.answers(lambda: host.outside.fetch(url), f"web {CLIENT4}")
+        journald.send(signal.SIGCONT)
+        wait_until(lambda: "restored" in actions(host)[before:], "the journal tells of the wipe")
+    finally:
+        journald.send(signal.SIGCONT)
+        assert daemon.stop() == 0
+    told = actions(host)[before:]
+    assert told.count("refused") >= 900
+    assert told.index("restored") > told.index("refused")

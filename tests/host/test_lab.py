@@ -9,13 +9,17 @@ from pathlib import Path
 
 import pytest
 
+from fwdaemon.hypervisor.connection import EventLoop
 from tests.conftest import MakeLxcGuest, MakeNetwork, MakeQemuGuest
+from tests.host.conftest import each_libvirt
 from tests.lab import host as lab_host
 from tests.lab.domain import Link
 from tests.lab.host import SOURCE, Host
-from tests.lab.place import wait_until
+from tests.lab.place import PATIENCE, wait_until
 from tests.lab.probe import Outcome
 from tests.lab.release import LibvirtFirewall, Release
+
+pytestmark = pytest.mark.everywhere
 
 _SUBNET4, _SUBNET6 = "192.168.122.0/24", "2001:db8:122::/64"
 _WEB = Link("lab", ("192.168.122.10/24", "2001:db8:122::10/64"))
@@ -52,10 +56,11 @@ def test_every_protocol_reaches_a_guest(
     guest.serve_sctp(1000)
     expected = f"echo {'2001:db8:122::1' if ':' in address else '192.168.122.1'}"
     assert host.place.tcp(address, 1000).text == expected
-    assert host.place.udp(address, 1000).text == expected
-    assert host.place.sctp(address, 1000).text == expected
+    assert host.place.udp(address, 1000, timeout=PATIENCE).text == expected
+    assert host.place.sctp(address, 1000, timeout=PATIENCE).text == expected
 
 
+@each_libvirt
 def test_probe_tells_refusal_from_silence(host: Host) -> None:
     host.run("nft", "add table inet lab_drop")
     host.run("nft", "add chain inet lab_drop input { type filter hook input priority 0; }")
@@ -66,6 +71,7 @@ def test_probe_tells_refusal_from_silence(host: Host) -> None:
     host.run("nft", "delete table inet lab_drop")
 
 
+@each_libvirt
 @pytest.mark.parametrize(
     ("source", "target"),
     [
@@ -79,10 +85,11 @@ def test_probe_tells_refusal_from_silence(host: Host) -> None:
 )
 def test_client_reaches_every_address_from_every_source(host: Host, source: str, target: str) -> None:
     server = host.place.serve("host", "udp", 2000)
-    assert host.outside.udp(target, 2000, source=source).text == f"host {source}"
+    assert host.outside.udp(target, 2000, source=source, timeout=PATIENCE).text == f"host {source}"
     server.stop()
 
 
+@each_libvirt
 def test_guest_survives_pause_reboot_and_a_crash_of_libvirtd(
     host: Host, network: MakeNetwork, lxc_guest: MakeLxcGuest
 ) -> None:
@@ -92,9 +99,12 @@ def test_guest_survives_pause_reboot_and_a_crash_of_libvirtd(
     assert host.place.fetch("http://192.168.122.10/", timeout=0.3).outcome is Outcome.TIMED_OUT
     guest.resume()
     guest.reboot()
+    wait_until(guest.heard, "libvirtd hears of the guest")
     host.libvirt.kill()
+    assert not guest.heard()
     host.libvirt.start()
     assert guest.running
+    wait_until(guest.heard, "libvirtd hears of the guest")
     assert host.place.fetch("http://192.168.122.10/").answered
     guest.crash()
     assert not guest.running
@@ -111,11 +121,12 @@ def test_own_rules_are_told_from_everybody_elses(host: Host, network: MakeNetwor
     assert host.own_rules() == ""
 
 
+@each_libvirt
 def test_qemu_guest_takes_its_address_by_dhcp(host: Host, network: MakeNetwork, qemu_guest: MakeQemuGuest) -> None:
     network("lab", _SUBNET4, dhcp=True)
     guest = qemu_guest("machine", Link("lab", dhcp=True))
     address = guest.lease()
-    wait_until(lambda: host.place.fetch(f"http://{address}/").answered, "the guest's page answers", timeout=30)
+    wait_until(lambda: host.place.fetch(f"http://{address}/").answered, "the guest's page answers")
     assert address in host.libvirt.virsh("domifaddr", guest.name, driver="qemu")
 
 
@@ -161,3 +172,14 @@ def _words(command: Path) -> list[str]:
 
 def _groups(keeper: int) -> list[Path]:
     return list(Path("/sys/fs/cgroup").rglob(f"kvm-portfwd-lab-{keeper}"))
+
+
+@each_libvirt
+def test_connections_leave_no_file_open_after_libvirts_loop_ran_in_this_process(host: Host) -> None:
+    loop = EventLoop()
+    loop.start()
+    loop.stop()
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    for _ in range(5):
+        assert host.libvirt.answers
+    assert len(list(Path("/proc/self/fd").iterdir())) == before

@@ -1,10 +1,14 @@
 """How a guest's address is learned when the configuration does not say it."""
 
 from tests.conftest import MakeLxcGuest, MakeNetwork, MakeQemuGuest, StartDaemon
+from tests.host.conftest import each_libvirt
+from tests.lab.daemon import Daemon
 from tests.lab.domain import Link, mac_of
 from tests.lab.host import CLIENT4, PUBLIC4, Host
 from tests.lab.libvirt_client import Reservation
 from tests.lab.place import wait_until
+
+pytestmark = each_libvirt
 
 URL = f"http://{PUBLIC4}:8000/"
 HEAD = '[daemon]\nlibvirt = ["qemu:///system", "lxc:///system"]\n'
@@ -22,12 +26,12 @@ def test_a_qemu_guest_that_takes_its_address_by_dhcp(
     running = daemon(HEAD + entry("vm"))
     running.wait_log("^waiting vm: the domain is not running")
     guest.start()
-    added = running.wait_log(r"^added vm: tcp \*:8000 -> 192\.168\.122\.\d+:80", timeout=60)
+    added = running.wait_log(r"^added vm: tcp \*:8000 -> 192\.168\.122\.\d+:80")
     assert guest.lease() in added.text
-    wait_until(lambda: host.outside.fetch(URL).answered, "the guest answers", timeout=60)
+    wait_until(lambda: host.outside.fetch(URL).answered, "the guest answers")
     before = len(running.log_lines())
     guest.reset()
-    wait_until(lambda: host.outside.fetch(URL).answered, "the guest answers after its reset", timeout=60)
+    wait_until(lambda: host.outside.fetch(URL).answered, "the guest answers after its reset")
     assert not [line for line in running.log_lines()[before:] if line.text.startswith(("removed", "added"))]
     guest.stop()
     running.wait_log("^removed vm: tcp")
@@ -48,10 +52,21 @@ def test_a_static_address_is_learned_from_the_neighbour_table(
 ) -> None:
     network("default", "192.168.122.0/24")
     guest = lxc_guest("web", Link("default", ("192.168.122.10/24",)))
-    daemon(HEAD + entry("web"))
+    running = daemon(HEAD + entry("web"))
     host.place.fetch("http://192.168.122.10/")
     wait_until(lambda: host.outside.fetch(URL).text == f"web {CLIENT4}", "the guest answers")
     assert guest.running
+    _stays_across_a_restart(host, running, daemon)
+
+
+def _stays_across_a_restart(host: Host, running: Daemon, daemon: StartDaemon) -> None:
+    """The kernel has forgotten the neighbour meanwhile, as it does those it has not talked to for long."""
+    running.terminate()
+    host.run("ip", "neighbour", "flush", "dev", host.libvirt.bridge("default"))
+    again = daemon(HEAD + entry("web"))
+    again.wait_log("^adopted 1 forward")
+    assert host.outside.fetch(URL).text == f"web {CLIENT4}"
+    assert not [line for line in again.log_lines() if line.text.startswith(("added", "removed", "waiting"))]
 
 
 def test_a_guest_that_claims_another_guests_address_gets_nothing(

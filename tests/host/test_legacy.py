@@ -13,6 +13,8 @@ from tests.lab.host import CLIENT4, PUBLIC4, SOURCE, Host
 from tests.lab.place import wait_until
 from tests.lab.release import DEBIAN12_IPTABLES, DEBIAN13_NFTABLES, Flavour, LibvirtFirewall
 
+pytestmark = pytest.mark.everywhere
+
 URL = f"http://{PUBLIC4}:8000/"
 WEB = entry("web", "8000:80", "WEB4")
 FAR = entry("far", "9000", "FAR4")

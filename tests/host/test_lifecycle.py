@@ -3,9 +3,13 @@
 import re
 import time
 
+import pytest
+
 from tests.host.conftest import HEAD, WEB4, Scene, entry
 from tests.lab.host import CLIENT4, PUBLIC4
 from tests.lab.place import wait_until
+
+pytestmark = pytest.mark.everywhere
 
 URL = f"http://{PUBLIC4}:8000/"
 WEB = entry("web", "8000:80", "WEB4")
@@ -112,7 +116,7 @@ def test_while_libvirt_is_away_everything_stays_and_is_still_healed(scene: Scene
     scene.answers(lambda: scene.host.outside.fetch(URL), f"web {CLIENT4}")
     scene.host.libvirt.start()
     scene.web.stop()
-    daemon.wait_log("^removed web: tcp", timeout=20)
+    daemon.wait_log("^removed web: tcp")
 
 
 def test_no_answer_from_libvirt_at_start_is_not_no_domains(scene: Scene) -> None:
@@ -124,5 +128,5 @@ def test_no_answer_from_libvirt_at_start_is_not_no_domains(scene: Scene) -> None
     second.wait_log("libvirt has not answered yet")
     scene.answers(lambda: scene.host.outside.fetch(URL), f"web {CLIENT4}")
     scene.host.libvirt.start()
-    second.wait_log("^adopted 1 forwards", timeout=20)
+    second.wait_log("^adopted 1 forwards")
     scene.answers(lambda: scene.host.outside.fetch(URL), f"web {CLIENT4}")

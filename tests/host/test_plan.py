@@ -48,7 +48,7 @@ def test_with_everything_in_place_there_is_nothing_to_change(shared_scene: Scene
     daemon = shared_scene.daemon(ENTRIES)
     daemon.wait_log("^added other: |^added network other: ")
     told = plan(host, "--exit-code")
-    assert (told.returncode, told.stdout) == (0, "nothing to change: 3 of 3 are as they shall be\n")
+    assert (told.returncode, told.stdout) == (0, "nothing to change: 3 of 3 are as they should be\n")
     as_json = json.loads(plan(host, "--json").stdout)
     assert (as_json["schema_version"], as_json["changes"], as_json["add"]) == (1, False, [])
 

@@ -9,6 +9,7 @@ from tests.host.conftest import HEAD, NEIGHBOUR4, WEB4, WEB6, Scene, entry
 from tests.host.test_reach import url
 from tests.lab.host import CLIENT4, CLIENT6, PUBLIC4, PUBLIC6, Host
 from tests.lab.place import wait_until
+from tests.lab.release import LibvirtFirewall
 
 MAIL4, MAIL6 = "198.51.100.8", "2001:db8::88"
 OWN4 = "198.51.100.9"
@@ -137,3 +138,26 @@ def test_the_end_of_it_ends_its_connections_and_no_other(shared_scene: Scene) ->
     daemon.wait_log("^ended ")
     assert not through_public.goes_on()
     assert other.goes_on()
+
+
+def test_a_refusal_of_what_the_guest_opens_holds(shared_scene: Scene, request: pytest.FixtureRequest) -> None:
+    """An administrator who keeps guests from sending mail is not outranked by the gate that lets their answers in."""
+    scene, host = shared_scene, shared_scene.host
+    server, mail = (host.outside.serve("outside", "tcp", port) for port in (99, 25))
+    request.addfinalizer(server.stop)
+    request.addfinalizer(mail.stop)
+    scene.daemon(HELD)
+    scene.answers(lambda: scene.web.place.tcp(CLIENT4, 25), f"outside {MAIL4}")
+    program = "iptables-legacy" if host.flavour.firewall is LibvirtFirewall.LEGACY else "iptables-nft"
+    rule = ["FORWARD", "-i", host.libvirt.bridge("default"), "-o", "eth0", "-p", "tcp", "--dport", "25", "-j", "REJECT"]
+    host.run(program, "-w", "-I", *rule)
+    request.addfinalizer(lambda: host.run(program, "-w", "-D", *rule))
+    scene.refused(lambda: scene.web.place.tcp(CLIENT4, 25))
+    wait_until(lambda: gate_is_first(host, program), "no other rule is ahead of the gate")
+    scene.refused(lambda: scene.web.place.tcp(CLIENT4, 25))
+    assert scene.web.place.tcp(CLIENT4, 99).text == f"outside {MAIL4}"
+    scene.answers(lambda: host.outside.fetch(url(MAIL4, 80)), f"web {CLIENT4}")
+
+
+def gate_is_first(host: Host, program: str) -> bool:
+    return "kvm-portfwd" in host.run(program, "-w", "-S", "FORWARD").stdout.splitlines()[1]

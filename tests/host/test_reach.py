@@ -18,6 +18,8 @@ from tests.lab.host import (
 )
 from tests.lab.place import wait_until
 
+pytestmark = pytest.mark.everywhere
+
 THEIRS = """
 table ip theirs {
     chain pre {
@@ -165,7 +167,7 @@ def test_the_dnat_of_another_tool_is_not_let_through(shared_scene: Scene) -> Non
 def test_the_sysctl_is_turned_on_when_a_forward_needs_it(host: Host, shared_scene: Scene) -> None:
     host.run("sysctl", "-w", "net.ipv4.ip_forward=0")
     daemon = shared_scene.daemon(BOTH)
-    daemon.wait_log("turned on net.ipv4.ip_forward")
+    daemon.wait_log("^set net.ipv4.ip_forward = 1: forwards need it")
     shared_scene.answers(lambda: host.outside.fetch(url(PUBLIC4, 8000)), f"web {CLIENT4}")
     assert host.run("sysctl", "-n", "net.ipv4.ip_forward").stdout == "1\n"
 

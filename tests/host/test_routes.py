@@ -4,18 +4,21 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from itertools import pairwise
 
 import pytest
 
 from tests.conftest import MakeLxcGuest, MakeNetwork, StartDaemon
 from tests.host.conftest import HEAD
+from tests.host.test_public_address import gate_is_first
 from tests.host.test_reach import url
 from tests.lab.domain import Link
 from tests.lab.host import CLIENT4, CLIENT6, PUBLIC4, PUBLIC6, Host
 from tests.lab.lxc import LxcGuest
 from tests.lab.place import wait_until
 from tests.lab.probe import Answer
+from tests.lab.release import LibvirtFirewall
 
 PREFIX4, PREFIX6 = "203.0.113.64/29", "2001:db8:64::/64"
 ROUTED4, ROUTED6 = "203.0.113.66", "2001:db8:64::66"
@@ -67,7 +70,7 @@ def lead_out(guest: LxcGuest) -> None:
 
 
 def answers(probe: Callable[[], Answer], text: str) -> None:
-    wait_until(lambda: probe().text == text, f"the answer {text!r}, not {probe()}")
+    wait_until(lambda: probe().text == text, lambda: f"the answer {text!r}, not {probe()}")
 
 
 @contextmanager
@@ -76,7 +79,7 @@ def never_silent_for(seconds: float, probe: Callable[[], Answer]) -> Iterator[No
     over, answered = threading.Event(), [time.monotonic()]
 
     def ask() -> None:
-        while not over.is_set():
+        while not over.wait(0.005):
             if probe().answered:
                 answered.append(time.monotonic())
 
@@ -151,7 +154,7 @@ def test_restarts_change_nothing_for_long(host: Host, daemon: StartDaemon) -> No
     answers(probe, f"routed {CLIENT4}")
     with never_silent_for(PATIENCE_S, probe):
         host.libvirt.restart()
-        running.wait_log("answers again", timeout=20)
+        running.wait_log("answers again")
     tap = host.libvirt.virsh("domiflist", "routed").split()[0]
     with never_silent_for(PATIENCE_S, probe):
         host.libvirt.destroy_network("public")
@@ -178,3 +181,80 @@ def test_routes_come_back_and_foreign_ones_stay(host: Host, daemon: StartDaemon)
     left = host.run("ip", "route", "show").stdout.splitlines()
     assert left == [line for line in foreign if not line.startswith(PREFIX4)]
     host.run("ip", "route", "del", "203.0.113.128/25")
+
+
+@pytest.fixture(params=["its own", "open"])
+def let_out(network: MakeNetwork, lxc_guest: MakeLxcGuest, request: pytest.FixtureRequest) -> LxcGuest:
+    """A guest whose routed addresses libvirt lets out: its network has that very subnet, or no rules."""
+    is_own = request.param == "its own"
+    network("public", PREFIX4 if is_own else "192.168.130.0/24", mode="route" if is_own else "open")
+    made = lxc_guest("routed", Link("public", (f"{ROUTED4}/29" if is_own else f"{PRIVATE4}/24",)))
+    if not is_own:
+        made.run("ip", "address", "add", f"{ROUTED4}/32", "dev", "eth0")
+    return made
+
+
+ADMIN = """
+table inet admin {
+    chain forward {
+        type filter hook forward priority 10; policy accept;
+        iifname "BRIDGE" tcp dport 27 drop
+    }
+}
+"""
+
+
+@pytest.mark.usefixtures("upstream")
+def test_a_refusal_of_what_a_routed_guest_opens_holds(
+    host: Host, let_out: LxcGuest, daemon: StartDaemon, request: pytest.FixtureRequest
+) -> None:
+    """Ahead of a gate, behind it, and in a native chain with a gate."""
+    for port in (25, 26, 27, 28):
+        request.addfinalizer(host.outside.serve("outside", "tcp", port).stop)
+    bridge = host.libvirt.bridge("public")
+    daemon(
+        HEAD.replace("[daemon]\n", '[daemon]\ngates = ["inet admin forward"]\n')
+        + f"""
+[[route]]
+network = "public"
+addresses = ["{PREFIX4}"]
+"""
+    )
+
+    def opens(port: int) -> bool:
+        return let_out.place.tcp(CLIENT4, port, source=ROUTED4, timeout=0.5).text == f"outside {ROUTED4}"
+
+    answers(lambda: host.outside.fetch(url(ROUTED4, 80)), f"routed {CLIENT4}")
+    assert all(map(opens, (25, 26, 27, 28)))
+    program = "iptables-legacy" if host.flavour.firewall is LibvirtFirewall.LEGACY else "iptables-nft"
+    ahead = ["-i", bridge, "-o", "eth0", "-p", "tcp", "--dport", "28", "-j", "DROP"]
+    behind = ["-i", bridge, "-p", "tcp", "--dport", "25", "-j", "DROP"]
+    for place, rule in (("1", ahead), ("2", behind)):
+        host.run(program, "-w", "-I", "FORWARD", place, *rule)
+        request.addfinalizer(partial(host.run, program, "-w", "-D", "FORWARD", *rule))
+        wait_until(lambda: gate_is_first(host, program), "no other rule is ahead of the gate")
+    host.run("nft", "-f", "-", stdin=ADMIN.replace("BRIDGE", bridge))
+    request.addfinalizer(lambda: host.run("nft", "delete", "table", "inet", "admin"))
+    wait_until(lambda: "kvm-portfwd" in host.run("nft", "list", "table", "inet", "admin").stdout, "it has a gate")
+    assert list(map(opens, (25, 26, 27, 28))) == [False, True, False, False]
+    answers(lambda: host.outside.fetch(url(ROUTED4, 80)), f"routed {CLIENT4}")
+
+
+@pytest.mark.usefixtures("upstream")
+def test_a_refusal_of_a_routed_guest_by_its_address_holds_where_a_gate_lets_it_out(
+    host: Host, guest: LxcGuest, daemon: StartDaemon, request: pytest.FixtureRequest
+) -> None:
+    """Libvirt refuses what comes from these addresses, so a gate outranks rules that are no bans."""
+    for port in (25, 26):
+        request.addfinalizer(host.outside.serve("outside", "tcp", port).stop)
+
+    def opens(port: int) -> bool:
+        return guest.place.tcp(CLIENT4, port, source=ROUTED4, timeout=0.5).text == f"outside {ROUTED4}"
+
+    program = "iptables-legacy" if host.flavour.firewall is LibvirtFirewall.LEGACY else "iptables-nft"
+    rule = ["FORWARD", "-s", ROUTED4, "-p", "tcp", "--dport", "25", "-j", "DROP"]
+    host.run(program, "-w", "-I", *rule)
+    request.addfinalizer(lambda: host.run(program, "-w", "-D", *rule))
+    daemon(HEAD + ROUTE)
+    answers(lambda: host.outside.fetch(url(ROUTED4, 80)), f"routed {CLIENT4}")
+    assert list(map(opens, (25, 26))) == [False, True]

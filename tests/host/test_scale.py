@@ -37,10 +37,15 @@ def guests(host: Host, network: MakeNetwork, lxc_guest: MakeLxcGuest) -> list[Lx
     return [lxc_guest(name(guest), Link("default", (f"192.168.122.{10 + guest}/24",))) for guest in range(GUESTS)]
 
 
+def told_of(running: Daemon) -> list[str]:
+    return [line.text for line in running.log_lines() if line.text.startswith("added guest")]
+
+
 def all_answer(host: Host, running: Daemon) -> None:
     """Every forward is told of, and the first and last of each guest answer with that guest's name."""
-    added = [line for line in running.log_lines() if line.text.startswith("added guest")]
-    assert len(added) == GUESTS * PORTS
+    # The log is written beside the daemon's work, so its last lines may come after what they tell of.
+    wait_until(lambda: len(told_of(running)) >= GUESTS * PORTS, "every forward is told of")
+    assert len(told_of(running)) == GUESTS * PORTS
     for guest in range(GUESTS):
         for index in (0, PORTS - 1):
             answer = host.outside.fetch(f"http://{PUBLIC4}:{port(guest, index)}/")
@@ -57,7 +62,7 @@ def test_one_of_fifty_guests_stops_in_one_small_transaction(
     all_answer(host, running)
     monitor = host.popen("nft", "monitor")
     guests[7].stop()
-    running.wait_log(f"^removed {name(7)}: tcp .*:{port(7, PORTS - 1)} ", timeout=20)
+    running.wait_log(f"^removed {name(7)}: tcp .*:{port(7, PORTS - 1)} ")
     wait_until(lambda: "new generation" in monitor.text(), "the transaction is seen")
     monitor.stop()
     lines = [line.text for line in monitor.lines()]
@@ -76,6 +81,6 @@ def test_one_of_fifty_guests_stops_and_no_other_rule_changes(
     all_answer(host, running)
     before = host.own_rules().splitlines()
     guests[7].stop()
-    running.wait_log(f"^removed {name(7)}: tcp .*:{port(7, PORTS - 1)} ", timeout=20)
+    running.wait_log(f"^removed {name(7)}: tcp .*:{port(7, PORTS - 1)} ")
     wait_until(lambda: name(7) not in host.own_rules(), "the guest's rules are gone")
     assert host.own_rules().splitlines() == [line for line in before if name(7) not in line]

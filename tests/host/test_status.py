@@ -75,7 +75,7 @@ def test_what_status_shows(shared_scene: Scene) -> None:
     assert command(host, "status", "nobody").stdout.count(" tcp ") == 1
     missed = command(host, "status", "web", "some\nbody")
     assert (missed.returncode, missed.stdout.count(" tcp ")) == (1, 1)
-    assert missed.stderr == "kvm-portfwd: nothing of the configuration is for some\\nbody\n"
+    assert missed.stderr == "kvm-portfwd: nothing in the configuration is for some\\nbody\n"
 
     scene.wipe()
     daemon.wait_log("^restored web: tcp")
@@ -233,7 +233,14 @@ def test_there_is_one_daemon_only(shared_scene: Scene) -> None:
     first = scene.daemon(WEB)
     done = command(host, "run")
     assert done.returncode == 1
-    assert re.fullmatch(r"kvm-portfwd: another kvm-portfwd runs already on this host.*\n", done.stderr)
+    assert re.fullmatch(r"kvm-portfwd: another kvm-portfwd is already running on this host.*\n", done.stderr)
+    assert states(host)["tcp *:8000"] == ("active", None)
+    # Files can be deleted.
+    host.run("sh", "-c", "rm /run/kvm-portfwd/*")
+    assert re.search("another kvm-portfwd is already running", command(host, "run").stderr)
+    first.reload()
+    first.wait_log("the control socket was removed, and has been made again")
+    wait_until(lambda: command(host, "status").returncode == 0, "the socket is there again")
     assert states(host)["tcp *:8000"] == ("active", None)
     # What a killed one leaves there is in nobody's way.
     first.kill()

@@ -11,8 +11,8 @@ from ipaddress import IPv4Address, ip_address
 
 import pytest
 
-from fwdaemon.announce import gratuitous_arps, unsolicited_advertisement
-from fwdaemon.model import Address
+from fwdaemon.core.types import Address
+from fwdaemon.hostnet.public_addresses import gratuitous_arps, unsolicited_advertisement
 from tests.conftest import MakeLxcGuest, MakeNetwork, StartDaemon
 from tests.host.conftest import HEAD, NEIGHBOUR4, NEIGHBOUR6, WEB4, WEB6, entry
 from tests.host.hostile import GATEWAY4, GATEWAY6, leave_it_to_the_daemon
@@ -113,7 +113,7 @@ def test_a_configured_address_leads_to_its_guest_again(
         announce(thief, address, thief.mac(), A_WHILE_S)
         leads_to(host, "web", address)
         announce(thief, address, STRANGER, A_WHILE_S)
-        running.wait_log(rf"^warning: somebody on bridge \w+ answered for {address}, which is the address of domain ")
+        running.wait_log(rf"^warning: a machine on bridge \w+ answered for {address}, which is the address of domain ")
         leads_to(host, "web", address)
     assert not [line.text for line in running.log_lines() if line.text.startswith("removed")]
 
@@ -130,7 +130,7 @@ def test_a_configured_address_that_its_guest_hands_over_is_not_taken_back(
         take(spare, address)
         # Now it is put back, so that `web` is asked.
         running.wait_log(f"^warning: domain spare answered for {address}")
-    wait_until(lambda: goes_on_answering(host, "spare"), "spare answers and goes on", timeout=40)
+    wait_until(lambda: goes_on_answering(host, "spare"), "spare answers and goes on")
     for address, gateway in GATEWAYS.items():
         take(web, address)
         web.run("ip", "route", "replace", "default", "via", gateway)

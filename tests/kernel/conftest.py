@@ -2,32 +2,42 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import replace
+from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
 
-from fwdaemon.config.model import Gate
-from fwdaemon.desired import Desired, Opening
+from fwdaemon.core.state import Desired, Opening
+from fwdaemon.core.types import Family, Gate
+from fwdaemon.kernel.process import SystemRunner
 from fwdaemon.legacy.backend import LegacyBackend
+from fwdaemon.legacy.client import HelperClient
 from fwdaemon.netfilter import Backend
 from fwdaemon.nftables.backend import NftablesBackend
-from fwdaemon.process import SystemRunner
 from tests.kernel.legacy import helpers
 from tests.kernel.scene import V4, V6, Plan
-from tests.kernel.topology import Topology, own_namespace, wired
+from tests.kernel.topology import Topology, address_words, own_namespace, wired
 from tests.unit.forwards import subnets
 
 GATE = Gate("inet", "theirs", "forward")
 GUESTS = subnets("192.168.122.0/24", "192.168.123.0/24", "2001:db8:122::/64", "2001:db8:123::/64")
 
+# Where packets with sources of these subnets come in; routes bring the others.
+HOMES = frozenset((subnet, "virbr0" if "122" in str(subnet) else "virbr1") for subnet in GUESTS)
+
 Open = Callable[..., None]
 
 
-@pytest.fixture
-def namespace(lab: None) -> Iterator[None]:
-    """Move this thread, and what it starts, into a fresh network namespace, and back afterwards."""
+@pytest.fixture(autouse=True)
+def namespace(request: pytest.FixtureRequest, lab: None) -> Iterator[None]:
+    """Move this thread, and what it starts, into a fresh network namespace, and back afterwards.
+
+    For every test in here, so that none can forget it; where a host is wired, the thread is in there already.
+    """
     del lab
+    if "wires" in request.fixturenames:
+        yield
+        return
     with own_namespace():
         yield
 
@@ -53,6 +63,16 @@ def lock_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, namespace: None) 
     path = tmp_path / "xtables.lock"
     monkeypatch.setenv("XTABLES_LOCKFILE", str(path))
     return path
+
+
+@pytest.fixture
+def clients(lock_file: Path) -> Iterator[dict[Family, HelperClient]]:
+    """The helpers of gates alone."""
+    del lock_file
+    clients = {family: HelperClient(family) for family in Family}
+    yield clients
+    for client in clients.values():
+        client.close()
 
 
 @pytest.fixture
@@ -87,7 +107,7 @@ def wires(lab: None, *, legacy: bool) -> Iterator[Topology]:  # noqa: ARG001  a 
     """All machines, for all tests of one rule system; tests take `machines`."""
     with wired() as machines:
         public = (address for plan in (V4, V6) for address in (plan.public, plan.other))
-        machines.host.ip(*(f"address add {address} dev eth0" for address in public))
+        machines.host.ip(*(address_words(address, "eth0") for address in public))
         yield machines
 
 
@@ -116,11 +136,13 @@ def machines(wires: Topology, *, legacy: bool) -> Topology:
 
 @pytest.fixture
 def opened(machines: Topology, rules: Backend, *, legacy: bool) -> Open:
-    """Open something, and nothing else: `opened(nat(…), route(…), localhost=True)`."""
+    """Open something, and nothing else: `opened(nat(…), route(…))`."""
     del machines
-    nothing = Desired(guest_subnets=GUESTS, outer=frozenset({"eth0"}), gates=() if legacy else (GATE,))
+    gates = () if legacy else (GATE,)
+    unheld = frozenset(ip_address(plan.elsewhere) for plan in (V4, V6))
+    nothing = Desired(guest_subnets=GUESTS, homes=HOMES, uplinks=frozenset({"eth0"}), gates=gates, unheld=unheld)
 
-    def open_(*openings: Opening, localhost: bool = False) -> None:
-        assert not rules.apply(replace(nothing, localhost=localhost).having(openings), thorough=True).faults
+    def open_(*openings: Opening) -> None:
+        assert not rules.apply(nothing.having(openings), thorough=True).faults
 
     return open_

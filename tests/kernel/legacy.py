@@ -6,11 +6,11 @@ from dataclasses import replace
 from ipaddress import ip_network
 from pathlib import Path
 
-from fwdaemon.desired import Opening
+from fwdaemon.core.state import Opening
+from fwdaemon.core.types import Family
 from fwdaemon.legacy.client import HelperClient
 from fwdaemon.legacy.difference import Change
 from fwdaemon.legacy.model import TableName
-from fwdaemon.model import Family
 from tests.kernel.test_nftables import ALL
 from tests.lab.command import run
 from tests.lab.rules import foreign_rules, own_rules
@@ -25,8 +25,7 @@ SIX_ROUTED = route("2001:db8:1::/64")
 EVERYTHING = replace(
     ALL.having([MAIL, SECOND, SIX_MAIL, ROUTED, SIX_ROUTED]),
     guest_subnets=frozenset({ip_network("192.168.122.0/24"), ip_network("2001:db8:5::/64")}),
-    outer=frozenset({"eth0", "wg0"}),
-    localhost=True,
+    uplinks=frozenset({"eth0", "wg0"}),
 )
 
 
@@ -59,5 +58,5 @@ def own() -> str:
 
 def commit(client: HelperClient, change: Change) -> None:
     with client.locked() as session:
-        session.observe({TableName.FILTER: {}})
+        session.observe({TableName.FILTER: {}}, ())
         session.commit(TableName.FILTER, change)

@@ -5,13 +5,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from ipaddress import ip_network
 
-from tests.kernel.topology import PORT, Node, Topology
+from tests.kernel.topology import PORT, Node, Topology, address_words
+from tests.lab.place import PATIENCE
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
     """The addresses of one family. `public` and `other` are the host's; `elsewhere` is routed to it, and nobody's."""
 
+    host: str
     outside: str
     gateway: str
     public: str
@@ -26,6 +28,7 @@ class Plan:
 
 
 V4 = Plan(
+    host="198.51.100.1",
     outside="198.51.100.2",
     gateway="192.168.122.1",
     public="198.51.100.8",
@@ -39,6 +42,7 @@ V4 = Plan(
     astray="203.0.113.67",
 )
 V6 = Plan(
+    host="2001:db8::1",
     outside="2001:db8::2",
     gateway="2001:db8:122::1",
     public="2001:db8::8",
@@ -55,26 +59,28 @@ V6 = Plan(
 
 def answers(node: Node, address: str, text: str) -> None:
     """Check that TCP and UDP get this answer, and an echo request any."""
-    assert (node.tcp(address, PORT).text, node.udp(address, PORT).text) == (text, text)
-    assert node.pings(address)
+    tcp, udp = node.tcp(address, PORT, timeout=PATIENCE), node.udp(address, PORT, timeout=PATIENCE)
+    assert (tcp.text, udp.text) == (text, text)
+    assert node.pings(address, timeout=PATIENCE)
 
 
 def refuses(node: Node, address: str) -> None:
     """Check that the host refuses both."""
-    assert [node.tcp(address, PORT).outcome, node.udp(address, PORT).outcome] == ["refused", "refused"]
+    tcp, udp = node.tcp(address, PORT, timeout=PATIENCE), node.udp(address, PORT, timeout=PATIENCE)
+    assert [tcp.outcome, udp.outcome] == ["refused", "refused"]
 
 
 @contextmanager
 def holding(node: Node, address: str) -> Iterator[None]:
-    """Give a machine one more address."""
-    node.ip(f"address add {ip_network(address)} dev eth0")
+    """Give a machine one more address, usable at once."""
+    node.ip(address_words(str(ip_network(address)), "eth0"))
     try:
         yield
     finally:
         node.ip(f"address delete {ip_network(address)} dev eth0")
 
 
-def count(machines: Topology, counter: str) -> int:
+def count(machines: Topology, counter: str, *, family: str = "ip") -> int:
     """How many packets a test's own counter counted."""
-    words = machines.host.run("nft", "list", "counter", "ip", "watch", counter).split()
+    words = machines.host.run("nft", "list", "counter", family, "watch", counter).split()
     return int(words[words.index("packets") + 1])

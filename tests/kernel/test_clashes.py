@@ -5,22 +5,28 @@ import re
 import socket
 import subprocess
 import sys
+import time
 from contextlib import ExitStack
 from pathlib import Path
+from threading import Event
 
 import pytest
 
-from fwdaemon.clashes.foreign import ForeignRules
-from fwdaemon.clashes.rivals import Standing
-from fwdaemon.clashes.translation import Translation
-from fwdaemon.clashes.watch import ClashWatch, clashes_if_running
 from fwdaemon.config.loader import parse
-from fwdaemon.desired import Desired
-from fwdaemon.explain.packet import System
+from fwdaemon.config.model import BackendChoice
+from fwdaemon.conflicts.rivals import ForeignRules, Standing
+from fwdaemon.conflicts.watch import ClashesBeside, ClashWatch, clashes_if_running
+from fwdaemon.core.state import Desired
+from fwdaemon.core.types import Address, Family
+from fwdaemon.hostnet.keeper import HostSide
+from fwdaemon.kernel import conntrack
+from fwdaemon.kernel.process import Finished, SystemRunner
 from fwdaemon.legacy.backend import LegacyBackend
-from fwdaemon.model import Address, Family
+from fwdaemon.netfilter import Netfilter
 from fwdaemon.nftables.backend import NftablesBackend
-from fwdaemon.process import Finished, SystemRunner
+from fwdaemon.reconcile import Occasion, Reconciler, Seams
+from fwdaemon.rulesets.iptables_reader import Translation
+from fwdaemon.rulesets.packet import System
 from tests.kernel.test_sockets import listening
 from tests.lab.command import run
 from tests.unit.forwards import address, forward
@@ -72,6 +78,17 @@ IPTABLES = """*nat
 -A DOCKER ! -i docker0 -p tcp -m tcp --dport {port} -m comment --comment "\\"-j" -j DNAT --to-destination 172.17.0.2:80
 COMMIT
 """
+BLOCKED = """
+table ip blocking {{
+    set blocked {{ type ipv4_addr; elements = {{ {elements} }} }}
+    chain pre {{
+        type nat hook prerouting priority -80; policy accept;
+        ip saddr @blocked drop
+        tcp dport 77 dnat to 10.0.0.9
+    }}
+}}
+"""
+CHOSEN = BLOCKED.replace("ip saddr @blocked drop", "").replace("tcp dport 77", "ip saddr @blocked tcp dport 77")
 THREE = ["203.0.113.0/31", "203.0.113.2/32"]
 
 
@@ -81,6 +98,24 @@ def nft(text: str) -> None:
 
 def restore(program: str, port: int = 80) -> None:
     run([f"{program}-restore"], stdin=IPTABLES.format(port=port), env=dict(os.environ))
+
+
+def addresses(number: int) -> str:
+    return ", ".join(f"10.0.{value >> 8}.{value & 255}" for value in range(number))
+
+
+class RecordingRunner(SystemRunner):
+    """Keeps what programs printed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.outputs: list[str] = []
+
+    def run(self, *argv: str, stdin: str = "") -> Finished:
+        """Run, and keep."""
+        finished = super().run(*argv, stdin=stdin)
+        self.outputs.append(finished.stdout)
+        return finished
 
 
 def described(found: Translation) -> tuple[str, int, dict[str, list[str]]]:
@@ -130,6 +165,30 @@ def test_our_own_rules_are_nobody_elses(runner: SystemRunner, backend: LegacyBac
     backend.apply(STATE, thorough=False)
     found = ForeignRules(runner).read()
     assert (found.translations, found.ours) == ((), Standing(System.LEGACY, -100))
+
+
+@pytest.mark.usefixtures("namespace")
+@pytest.mark.parametrize("number", [3, 30_000])
+def test_elements_of_a_set_that_says_nothing_of_translations_are_not_listed(number: int) -> None:
+    nft(NATIVE)
+    nft(BLOCKED.format(elements=addresses(number)))
+    runner = RecordingRunner()
+    found = ForeignRules(runner).read().translations
+    assert len(found) == 9
+    assert described(found[-1]) == ("pre", -80, {"protocol": ["tcp"], "port": ["77"]})
+    assert not [text for text in runner.outputs if "10.0.0.7" in text]
+
+
+@pytest.mark.usefixtures("namespace")
+@pytest.mark.parametrize(
+    ("number", "source"), [(3, {"source": ["10.0.0.0/32", "10.0.0.1/32", "10.0.0.2/32"]}), (30_000, {})]
+)
+def test_a_set_that_is_too_large_counts_as_everybody(number: int, source: dict[str, list[str]]) -> None:
+    nft(CHOSEN.format(elements=addresses(number)))
+    runner = RecordingRunner()
+    (found,) = ForeignRules(runner).read().translations
+    assert described(found) == ("pre", -80, {"protocol": ["tcp"], "port": ["77"], **source})
+    assert max(map(len, runner.outputs)) < 5000
 
 
 @pytest.mark.usefixtures("lock_file")
@@ -189,6 +248,39 @@ def test_rules_are_read_again_only_where_they_changed(at_end: ExitStack) -> None
     assert look(state=Desired()) == ([], 0)
 
 
+class HeldRunner(SystemRunner):
+    """Runs nothing before `go` is set."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked, self.go = Event(), Event()
+
+    def run(self, *argv: str, stdin: str = "") -> Finished:
+        """Wait, and run."""
+        self.asked.set()
+        self.go.wait()
+        return super().run(*argv, stdin=stdin)
+
+
+@pytest.mark.usefixtures("namespace")
+def test_a_wipe_is_mended_while_the_rules_of_others_are_still_being_listed(at_end: ExitStack) -> None:
+    nft(NATIVE)
+    held, told = HeldRunner(), Event()
+    at_end.callback(held.go.set)
+    rules, beside = Netfilter(SystemRunner(), BackendChoice.NFTABLES), ClashesBeside(ClashWatch(held), told.set)
+    reconciler = Reconciler(Seams(rules, HostSide(rules.confined), conntrack, beside, time))
+    reconciler.reconcile(STATE, Occasion((), (), 0.0, LOCAL, ip_forward=False, thorough=True))
+    assert held.asked.wait(10)
+    nft("delete table ip kvm_portfwd")
+    assert reconciler.reconcile(STATE, Occasion((), (), 1.0, LOCAL, ip_forward=False, thorough=True))
+    assert "192.168.122.50" in run(["nft", "list", "table", "ip", "kvm_portfwd"]).stdout
+    assert beside.look(STATE, LOCAL, thorough=False) == ()
+    held.go.set()
+    assert beside.wait(10)
+    assert told.is_set()
+    assert beside.look(STATE, LOCAL, thorough=False)[0].startswith("port 80/tcp: somebody forwards it too")
+
+
 @pytest.mark.usefixtures("namespace")
 def test_a_journal_is_spared_a_long_list(at_end: ExitStack) -> None:
     many = [forward(f"tcp *:{port}", f"192.168.122.50:{port}") for port in range(1000, 1030)]
@@ -200,15 +292,16 @@ def test_a_journal_is_spared_a_long_list(at_end: ExitStack) -> None:
 
 
 @pytest.mark.usefixtures("namespace")
-def test_who_may_not_see_everything_is_told_what_was_left_out(at_end: ExitStack) -> None:
+def test_who_may_not_see_everything_is_told_what_was_left_out(at_end: ExitStack, tmp_path: Path) -> None:
     listening(at_end, socket.SOCK_STREAM, ("0.0.0.0", 22))  # noqa: S104  a namespace
-    config = 'import sys\nfrom fwdaemon.cli import main\nsys.exit(main(["check", "/dev/stdin"]))'
-    text = '[[forward]]\ndomain = "web1"\nports = ["22"]\n'
-    checked = run(["setpriv", "--bounding-set=-all", sys.executable, "-c", config], stdin=text)
-    assert checked.stdout == "/dev/stdin: fine; 1 forward\n"
+    draft = tmp_path / "portfwd.toml"
+    draft.write_text('[[forward]]\ndomain = "web1"\nports = ["22"]\n')
+    check = "import sys\nfrom fwdaemon.cli import main\nsys.exit(main(['check', sys.argv[1]]))"
+    checked = run(["setpriv", "--bounding-set=-all", sys.executable, "-c", check, draft])
+    assert checked.stdout == f"{draft}: fine; 1 forward\n"
     warning, hint = checked.stderr.splitlines()
     assert re.match(r"warning: port 22/tcp: .+ of the host listens there; connections from outside will reach", warning)
     assert hint.startswith(
-        "hint: not compared with the rules of other tools: the kernel does not list its nftables rules"
+        "hint: not checked against the rules of other tools: the kernel does not list its nftables rules"
     )
     assert clashes_if_running(parse({Path("/etc/portfwd.toml"): ""}), SystemRunner()) == ([], "")

@@ -1,35 +1,34 @@
 """Tracked connections in the kernel's own table: those that changes of openings invalidate are ended, and no others."""
 
 from collections.abc import Collection
+from dataclasses import replace
 
 import pytest
 
-from fwdaemon.conntrack import end_claimed, end_outdated, open_flows
-from fwdaemon.flows import Flow
-from fwdaemon.model import Address
-from fwdaemon.process import SystemRunner
+from fwdaemon.core.state import Opening
+from fwdaemon.core.types import Address
+from fwdaemon.kernel.conntrack import end, end_claimed, end_resumed, end_strayed, open_flows, outdated
+from fwdaemon.kernel.process import SystemRunner
+from fwdaemon.resolve.flows import Judge
+from tests.lab.connections import Connection, Tuple, label_rule, track
 from tests.unit.forwards import address, forward, nat
 
-MARK = 0x02000000
+LABEL = 25
 HOSTS = {4: "198.51.100.1", 6: "2001:db8:1::1"}
 CLIENTS = {4: "203.0.113.9", 6: "2001:db8:9::9"}
 GUESTS = {4: "192.168.122.50", 6: "2001:db8:122::50"}
-# What `conntrack` wants to be told besides, so that a connection is an open one.
-STATES = {
-    "tcp": ("--state", "ESTABLISHED"),
-    "sctp": ("--state", "ESTABLISHED", "--orig-vtag", "1", "--reply-vtag", "2"),
-    "udp": (),
-}
+OTHER = "192.168.122.51"
 
 
-def track(runner: SystemRunner, version: int, protocol: str, port: int, *more: str, to: str = "") -> None:
+def begin(version: int, protocol: str, port: int, *, label: int | None = None, to: str = "") -> None:
     """Have the kernel track a connection to a port of the host, or from there to port 80 of a guest."""
+    track([connection(version, protocol, port, label, to)])
+
+
+def connection(version: int, protocol: str, port: int, label: int | None = None, to: str = "") -> Connection:
     host, client = HOSTS[version], CLIENTS[version]
-    ends = ["-s", client, "-d", host, "-r", to or host, "-q", client]
-    sent = ["--sport", str(port), "--dport", str(port)]
-    answered = ["--reply-port-src", "80" if to else str(port), "--reply-port-dst", str(port)]
-    about = ["-p", protocol, *STATES[protocol], "-t", "60", *more]
-    runner.run("conntrack", "-I", *ends, *about, *sent, *answered)
+    sent, answered = Tuple(client, host, port, port), Tuple(to or host, client, 80 if to else port, port)
+    return Connection(protocol, sent, answered, label)
 
 
 def tracked(runner: SystemRunner, version: int, protocol: str) -> list[str]:
@@ -38,24 +37,80 @@ def tracked(runner: SystemRunner, version: int, protocol: str) -> list[str]:
     return sorted(line.split("dport=", 1)[1].split(" ", 1)[0] for line in listing.splitlines())
 
 
+def swept(live: Collection[Opening], guests: Collection[Address] | None = None) -> list[tuple[int, Address]]:
+    """End what is outdated; give the ports and guests."""
+    found = [entry for batch in outdated(Judge(live, ()), LABEL, guests) for entry in batch]
+    assert end(found) == len({entry.key for entry in found})
+    return sorted({(entry.flow.destination_port, entry.flow.server) for entry in found})
+
+
 @pytest.mark.parametrize("version", [4, 6])
 @pytest.mark.parametrize("protocol", ["tcp", "udp", "sctp"])
-def test_marked_flows_that_no_opening_carries_are_ended(runner: SystemRunner, version: int, protocol: str) -> None:
+def test_labelled_flows_that_no_opening_carries_are_ended(runner: SystemRunner, version: int, protocol: str) -> None:
+    label_rule(runner)
     guest = GUESTS[version]
     live = forward(f"{protocol} *:8080", f"{'[' + guest + ']' if version == 6 else guest}:80")
     for port in (8080, 9090):
-        track(runner, version, protocol, port, "-m", str(MARK), to=guest)
-    track(runner, version, protocol, 7070, to=guest)
-    refused: list[Flow] = []
+        begin(version, protocol, port, label=LABEL, to=guest)
+    begin(version, protocol, 7070, to=guest)
+    begin(version, protocol, 6060, label=LABEL + 1, to=guest)
+    assert swept({live}) == [(9090, address(guest))]
+    assert tracked(runner, version, protocol) == ["6060", "7070", "8080"]
+    assert [item.flow.destination_port for item in open_flows(LABEL)] == [8080]
+    assert swept({live}) == []
 
-    def refuse(flows: Collection[Flow]) -> None:
-        refused.extend(flows)
 
-    assert end_outdated({live}, MARK, (), refuse) == 1
-    assert [(flow.destination_port, flow.server) for flow in refused] == [(9090, address(guest))]
-    assert tracked(runner, version, protocol) == ["7070", "8080"]
-    assert [item.flow.destination_port for item in open_flows(MARK)] == [8080]
-    assert end_outdated({live}, MARK, (), refuse) == 0
+def test_only_connections_of_some_guests_are_looked_at(runner: SystemRunner) -> None:
+    """What the guest answers, and what it began."""
+    label_rule(runner)
+    guest, other, client = GUESTS[4], OTHER, CLIENTS[4]
+    for port, to in ((8080, guest), (9090, other)):
+        begin(4, "tcp", port, label=LABEL, to=to)
+    track([Connection("tcp", Tuple(guest, client, 1, 2), Tuple(client, HOSTS[4], 2, 1), LABEL)])
+    assert swept((), [address(guest)]) == [(2, address(client)), (8080, address(guest))]
+    assert tracked(runner, 4, "tcp") == ["9090"]
+    many = [address(f"192.0.2.{number}") for number in range(20)]
+    assert swept((), [*many, address(other)]) == [(9090, address(other))]
+
+
+def test_what_a_connection_expected_lives_as_long_as_that_one(runner: SystemRunner) -> None:
+    """As the data connections of FTP do, which have no label of their own."""
+    label_rule(runner)
+    control = replace(connection(4, "tcp", 21, LABEL, GUESTS[4]), helper="ftp")
+    other = replace(connection(4, "tcp", 22, LABEL, OTHER), helper="ftp")
+    data = [
+        replace(connection(4, "tcp", port, None, GUESTS[4]), master=master.original)
+        for port, master in ((30000, control), (30001, other), (30002, control))
+    ]
+    track([control, other, *data])
+    live = forward("tcp *:22", f"{OTHER}:80")
+    assert swept({live, forward("tcp *:21", f"{GUESTS[4]}:80")}) == []
+    assert [port for port, _ in swept({live})] == [21, 30000, 30002]
+    assert tracked(runner, 4, "tcp") == ["22", "30001"]
+
+
+def test_connections_of_others_are_not_ended_whatever_bytes_they_are_written_with(runner: SystemRunner) -> None:
+    """Their addresses hold the bytes that expected connections are picked from the kernel's listing by."""
+    label_rule(runner)
+    for port, client in ((8080, "10.0.14.128"), (9090, "10.0.128.14")):
+        for label in (None, LABEL + 1):
+            sent = Tuple(client, HOSTS[4], port + bool(label), port + bool(label))
+            track([Connection("tcp", sent, Tuple(GUESTS[4], client, 80, sent.source_port), label)])
+    before = tracked(runner, 4, "tcp")
+    assert len(before) == 4
+    assert swept(()) == []
+    assert tracked(runner, 4, "tcp") == before
+
+
+def test_connections_of_many_clients_are_counted_as_one(runner: SystemRunner) -> None:
+    label_rule(runner)
+    for number in range(3):
+        sent = Tuple(f"203.0.113.{number}", HOSTS[4], 40000 + number, 8080)
+        track([Connection("tcp", sent, Tuple(GUESTS[4], sent.source, 80, sent.source_port), LABEL)])
+    begin(4, "udp", 9090, label=LABEL, to=GUESTS[4])
+    found = {(item.flow.destination_port, item.number) for item in open_flows(LABEL, by_client=False)}
+    assert found == {(8080, 3), (9090, 1)}
+    assert sum(item.number for item in open_flows(LABEL)) == 4
 
 
 @pytest.mark.parametrize("version", [4, 6])
@@ -63,8 +118,8 @@ def test_datagrams_of_a_port_that_is_taken_begin_a_new_flow(runner: SystemRunner
     guest, local = GUESTS[version], {address(HOSTS[version])}
     taken = forward("udp *:53", f"{'[' + guest + ']' if version == 6 else guest}:53")
     for protocol, port in [("udp", 53), ("udp", 54), ("tcp", 53)]:
-        track(runner, version, protocol, port)
-    assert end_claimed({taken}, local) == 1
+        begin(version, protocol, port)
+    assert len(end_claimed({taken}, local)) == 1
     assert (tracked(runner, version, "udp"), tracked(runner, version, "tcp")) == (["54"], ["53"])
 
 
@@ -73,5 +128,35 @@ def test_pings_of_an_address_that_is_taken_whole_end(runner: SystemRunner) -> No
     for number in ("7", "8"):
         ping = ["--icmp-type", "8", "--icmp-code", "0", "--icmp-id", number]
         runner.run("conntrack", "-I", "-p", "icmp", "-s", client, "-d", host, "-t", "60", *ping)
-    assert end_claimed({nat("198.51.100.2", GUESTS[4])}, local) == 0
-    assert end_claimed({nat(host, GUESTS[4])}, local) == 2
+    assert end_claimed({nat("198.51.100.2", GUESTS[4])}, local) == []
+    assert len(end_claimed({nat(host, GUESTS[4])}, local)) == 2
+
+
+@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize("protocol", ["tcp", "udp"])
+def test_what_an_arriving_guest_sent_under_another_address_ends(
+    runner: SystemRunner, version: int, protocol: str
+) -> None:
+    guest, client, host = GUESTS[version], CLIENTS[version], HOSTS[version]
+    public = "198.51.100.8" if version == 4 else "2001:db8::8"
+    for port, known_as in ((80, host), (81, public)):
+        track([Connection(protocol, Tuple(guest, client, port, port), Tuple(client, known_as, port, port), None)])
+    assert end_strayed({nat(public, guest)}) == 1
+    assert tracked(runner, version, protocol) == ["81"]
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_what_is_known_of_a_guest_that_was_taken_over_is_forgotten(runner: SystemRunner, version: int) -> None:
+    """Connections to it and from it, by TCP; those of others, and what is translated to it, stay."""
+    guest, client, host = GUESTS[version], CLIENTS[version], HOSTS[version]
+    connections = (
+        Connection("tcp", Tuple(client, guest, 80, 80), Tuple(guest, client, 80, 80), None),
+        Connection("tcp", Tuple(guest, client, 81, 81), Tuple(client, guest, 81, 81), None),
+        Connection("tcp", Tuple(client, host, 82, 82), Tuple(guest, client, 82, 82), None),
+        Connection("tcp", Tuple(client, host, 83, 83), Tuple(host, client, 83, 83), None),
+        Connection("udp", Tuple(client, guest, 84, 84), Tuple(guest, client, 84, 84), None),
+    )
+    track(connections)
+    assert end_resumed(()) == 0
+    assert end_resumed({address(guest)}) == 2
+    assert (tracked(runner, version, "tcp"), tracked(runner, version, "udp")) == (["82", "83"], ["84"])

@@ -5,11 +5,11 @@ import subprocess
 
 import pytest
 
-from fwdaemon.clashes.foreign import ForeignRules
+from fwdaemon.conflicts.rivals import ForeignRules
 from fwdaemon.errors import KernelError
 from fwdaemon.explain.gather import Kernel
+from fwdaemon.kernel.process import SystemRunner
 from fwdaemon.nftables.existing import existing_tables
-from fwdaemon.process import SystemRunner
 
 NATIVE = """
 table inet fw {

@@ -4,6 +4,8 @@ import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from ipaddress import ip_address
 from pathlib import Path
@@ -12,23 +14,21 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fwdaemon.desired import Desired, Forward, Nat, Opening, Route
-from fwdaemon.flows import Flow
+from fwdaemon.core.state import Desired, Forward, Nat, Opening, Route
+from fwdaemon.core.types import Family, Protocol
 from fwdaemon.legacy.backend import LegacyBackend
+from fwdaemon.legacy.difference import restore_text
 from fwdaemon.legacy.info import existing_tables
 from fwdaemon.legacy.model import PRE
 from fwdaemon.legacy.ruleset import tables
-from fwdaemon.legacy.text import restore_text
-from fwdaemon.model import Family, Protocol
+from fwdaemon.resolve.flows import Flow
 from tests.kernel.legacy import EVERYTHING, MAIL, ROUTED, foreign, helpers, iptables, of_ipv4, own, saved
-from tests.kernel.test_nftables import ALL, GAME, HOSTILE, NARROW, SHIFTED, SIX, WEB
+from tests.kernel.test_nftables import ALL, GAME, SHIFTED, SIX, WEB
 from tests.lab.command import run
 from tests.unit.forwards import forward, some_states
 
 IPV4 = of_ipv4(Forward, Nat, Route)
 TRANSLATED, MARKED = of_ipv4(Forward, Nat), of_ipv4(Nat, Route)
-# Those that answer on 127.0.0.1, and need the guard.
-LOCAL = {WEB, HOSTILE, NARROW}
 FLOW = Flow(
     Protocol.TCP,
     ip_address("198.51.100.2"),
@@ -111,20 +111,20 @@ def test_counters_of_forwards_that_stay_go_on(backend: LegacyBackend) -> None:
         ("-t nat -F PREROUTING", TRANSLATED),
         ("-t nat -F KVMPF_PRE", TRANSLATED),
         ("-F KVMPF_FWD", IPV4),
-        ("-t nat -D KVMPF_PRE 1", {SHIFTED}),
+        ("-t nat -D KVMPF_PRE 1", TRANSLATED),
+        ("-t nat -F KVMPF_LEAD", TRANSLATED),
+        ("-t nat -D KVMPF_LEAD 1", {SHIFTED}),
         ("-t nat -I KVMPF_PRE -j ACCEPT", TRANSLATED),
         ("-t nat -A KVMPF_PRE -j RETURN", TRANSLATED),
-        ("-t nat -R KVMPF_PRE 4 -p tcp --dport 25 -j DNAT --to-destination 192.0.2.1", TRANSLATED),
+        ("-t nat -R KVMPF_LEAD 3 -p tcp --dport 25 -j DNAT --to-destination 192.0.2.1", TRANSLATED),
         ("-t nat -D KVMPF_POST 1", {MAIL}),
         ("-t nat -I PREROUTING -m comment --comment kvm-portfwd -j KVMPF_PRE", TRANSLATED),
         ("-t nat -I PREROUTING -p tcp -m comment --comment kvm-portfwd -j KVMPF_PRE", TRANSLATED),
         ("-t nat -I PREROUTING -j KVMPF_PRE", TRANSLATED),
-        ("-t nat -N KVMPF_OLD", set()),
-        ("-t mangle -F", MARKED | LOCAL),
+        ("-t nat -N KVMPF_FWD", set()),
+        ("-t mangle -F", MARKED),
         ("-t mangle -F KVMPF_FWD", MARKED),
-        ("-t mangle -D KVMPF_FWD 2", {ROUTED}),
-        ("-t mangle -D KVMPF_PRE 1", LOCAL),
-        ("-t mangle -R KVMPF_PRE 2 -j ACCEPT", LOCAL),
+        ("-t mangle -D KVMPF_LEAD 1", {ROUTED}),
     ],
 )
 def test_whatever_is_bent_is_mended(backend: LegacyBackend, bend: str, damaged: frozenset[Opening]) -> None:
@@ -150,8 +150,7 @@ def test_a_deleted_chain_comes_back(backend: LegacyBackend) -> None:
 
 
 @pytest.mark.parametrize(
-    "table",
-    ["nat PREROUTING", "nat OUTPUT", "nat POSTROUTING", "filter FORWARD", "mangle FORWARD", "mangle PREROUTING"],
+    "table", ["nat PREROUTING", "nat OUTPUT", "nat POSTROUTING", "filter FORWARD", "mangle FORWARD"]
 )
 def test_a_link_goes_back_to_the_head(backend: LegacyBackend, table: str) -> None:
     backend.apply(EVERYTHING, thorough=False)
@@ -164,6 +163,15 @@ def test_a_link_goes_back_to_the_head(backend: LegacyBackend, table: str) -> Non
     listing = saved().partition(f"*{name}\n")[2].partition("COMMIT")[0]
     lines = [line for line in listing.splitlines() if line.startswith(f"-A {chain}")]
     assert [("kvm-portfwd" in line, "theirs" in line) for line in lines[:2]] == [(True, False), (False, True)]
+    assert not backend.apply(EVERYTHING, thorough=True).changed
+
+
+def test_the_guard_of_an_earlier_version_is_taken_away(backend: LegacyBackend) -> None:
+    iptables("-t", "mangle", "-N", "KVMPF_PRE")
+    iptables("-t", "mangle", "-A", "KVMPF_PRE", "-d", "127.0.0.0/8", "!", "-i", "lo", "-j", "DROP")
+    iptables("-t", "mangle", "-I", "PREROUTING", "-m", "comment", "--comment", "kvm-portfwd", "-j", "KVMPF_PRE")
+    backend.apply(EVERYTHING, thorough=True)
+    assert "KVMPF_PRE" not in saved().partition("*mangle\n")[2].partition("COMMIT")[0]
     assert not backend.apply(EVERYTHING, thorough=True).changed
 
 
@@ -202,11 +210,11 @@ def test_what_an_earlier_run_left_is_adopted_or_taken_away(backend: LegacyBacken
     outcome = later.apply(fewer, thorough=False)
     assert outcome.mended == frozenset()
     assert outcome.stale == {
-        "ip nat KVMPF_PRE web1",
-        "ip6 nat KVMPF_PRE six",
+        "ip nat KVMPF_LEAD web1",
+        "ip6 nat KVMPF_LEAD six",
         "ip6 mangle KVMPF_FWD six",
-        *(f"{family} mangle KVMPF_FWD public" for family in ("ip", "ip6")),
-        "ip nat KVMPF_PRE mail",
+        *(f"{family} mangle KVMPF_LEAD public" for family in ("ip", "ip6")),
+        "ip nat KVMPF_LEAD mail",
     }
     assert LegacyBackend().remove().changed
     assert own() == ""
@@ -217,7 +225,7 @@ def test_ended_connections_are_refused_for_a_while(backend: LegacyBackend, monke
     backend.apply(ALL, thorough=False)
     before = own()
     backend.refuse([FLOW])
-    assert "--sport 80 --dport 40000" in own()
+    assert "--sport 80 -m conntrack --ctorigdst 198.51.100.2 --ctorigdstport 40000" in own()
     assert not backend.apply(ALL, thorough=True).changed
     now = time.monotonic()
     monkeypatch.setattr(time, "monotonic", lambda: now + 121)
@@ -238,18 +246,26 @@ while os.path.exists(storming) or not there:
 """
 
 
-def test_nobody_loses_a_rule_when_everybody_writes(backend: LegacyBackend, tmp_path: Path) -> None:
-    storming = tmp_path / "storming"
+@contextmanager
+def storm(storming: Path, writers: int) -> Iterator[list[subprocess.Popen[bytes]]]:
+    """Programs that write rules of their own until this ends, and then leave one each."""
     storming.touch()
-    processes = [
-        subprocess.Popen([sys.executable, "-c", _STORM, str(number), str(storming)])  # noqa: S603
-        for number in range(12)
-    ]
+    words = [[sys.executable, "-c", _STORM, str(number), str(storming)] for number in range(writers)]
+    processes = [subprocess.Popen(argv) for argv in words]  # noqa: S603  words of ours
+    try:
+        yield processes
+    finally:
+        storming.unlink()
+        for process in processes:
+            process.wait()
+
+
+def test_nobody_loses_a_rule_when_everybody_writes(backend: LegacyBackend, tmp_path: Path) -> None:
     states = [EVERYTHING, replace(ALL, forwards=frozenset({WEB, GAME})), replace(EVERYTHING, routes=frozenset())]
-    for desired in states * 3:
-        backend.apply(desired, thorough=True)
-    storming.unlink()
-    assert [process.wait() for process in processes] == [0] * len(processes)
+    with storm(tmp_path / "storming", 12) as processes:
+        for desired in states * 3:
+            backend.apply(desired, thorough=True)
+    assert [process.returncode for process in processes] == [0] * len(processes)
     backend.apply(EVERYTHING, thorough=True)
     listing = saved()
     assert [listing.count(f"storm-{number} ") for number in range(12)] == [1] * 12

@@ -8,19 +8,22 @@ from pathlib import Path
 
 import pytest
 
+from fwdaemon.core.bans import BEHIND
+from fwdaemon.core.state import Desired
+from fwdaemon.core.types import Family
 from fwdaemon.legacy.backend import LegacyBackend
-from fwdaemon.legacy.counters import counting_rules, packets
+from fwdaemon.legacy.client import HelperClient
 from fwdaemon.legacy.gates import LegacyGates
 from fwdaemon.legacy.info import chain_names
 from fwdaemon.legacy.model import TableName
-from fwdaemon.model import Family
+from fwdaemon.legacy.ruleset import counting_rules, packets
 from tests.kernel.legacy import EVERYTHING, iptables
 from tests.kernel.test_nftables import ALL, WEB
 
-MARK = 0x02000000
-# Neither is UTF-8, and the second looks like one of ours.
-NAMES = tuple(map(os.fsdecode, (b"c\xff", b"KVMPF_\xff")))
-_OURS = re.compile(rb"KVMPF_[A-Z]|kvm-portfwd")
+LABEL = 25
+# Two are not UTF-8, and three look like ours.
+NAMES = tuple(map(os.fsdecode, (b"c\xff", b"KVMPF_\xff", b"KVMPF_ADMIN", b"KVMPF_FWD2")))
+_OURS = re.compile(rb"KVMPF_(?:PRE|OUT|POST|FWD|LEAD)\b|kvm-portfwd")
 
 
 @pytest.fixture(autouse=True)
@@ -53,7 +56,7 @@ def _lines() -> list[bytes]:
 
 def test_the_backend_leaves_them_byte_for_byte(backend: LegacyBackend) -> None:
     before = theirs()
-    assert sum(b"\xff" in line for line in before) == 2 * 3 * 2 * 3
+    assert sum(b"\xff" in line for line in before) == 2 * 3 * (2 * 3 + 2)
     assert backend.preview(EVERYTHING).changed
     assert backend.apply(EVERYTHING, thorough=True).mended == EVERYTHING.openings
     assert theirs() == before
@@ -66,15 +69,14 @@ def test_the_backend_leaves_them_byte_for_byte(backend: LegacyBackend) -> None:
     assert not ours()
 
 
-def test_gates_are_opened_and_closed_beside_them(lock_file: Path) -> None:
-    del lock_file
-    before, gates = theirs(), LegacyGates()
-    assert len(gates.preview(frozenset(Family), MARK).gates) == 2
-    assert [change.fault for change in gates.keep(frozenset(Family), MARK, thorough=True).gates] == [
+def test_gates_are_opened_and_closed_beside_them(clients: dict[Family, HelperClient]) -> None:
+    before, gates = theirs(), LegacyGates(clients)
+    assert len(gates.preview(frozenset(Family), LABEL, BEHIND).gates) == 2
+    assert [change.fault for change in gates.keep(frozenset(Family), LABEL, BEHIND, thorough=True).gates] == [
         "it was not there",
         "it was not there",
     ]
-    assert not gates.keep(frozenset(Family), MARK, thorough=True).changed
+    assert not gates.keep(frozenset(Family), LABEL, BEHIND, thorough=True).changed
     assert theirs() == before
     assert gates.remove().changed
     assert theirs() == before
@@ -86,4 +88,42 @@ def test_connections_are_counted_beside_them(backend: LegacyBackend, family: Fam
     counted = dict(packets(family))
     word = "ip" if family is Family.IPV4 else "ip6"
     assert {counter for counter in counting_rules(EVERYTHING) if counter[0].split()[0] == word} <= counted.keys()
-    assert chain_names(family, TableName.FILTER) == {"c\ufffd", "KVMPF_\ufffd", "KVMPF_FWD"}
+    assert chain_names(family, TableName.FILTER) == {
+        "c\ufffd",
+        "KVMPF_\ufffd",
+        "KVMPF_ADMIN",
+        "KVMPF_FWD2",
+        "KVMPF_FWD",
+    }
+
+
+@pytest.mark.parametrize("family", Family)
+@pytest.mark.parametrize(
+    ("table", "hook", "jump"),
+    [
+        ("filter", "INPUT", "-j KVMPF_FWD"),
+        ("filter", "KVMPF_ADMIN", "-g KVMPF_FWD"),
+        ("mangle", "INPUT", "-g KVMPF_FWD"),
+        ("nat", "KVMPF_ADMIN", "-j KVMPF_PRE"),
+        ("nat", "OUTPUT", "-j KVMPF_PRE"),
+    ],
+)
+def test_a_chain_that_others_lead_to_is_emptied_and_left(
+    backend: LegacyBackend, family: Family, table: str, hook: str, jump: str
+) -> None:
+    backend.apply(EVERYTHING, thorough=True)
+    rule, chain = ("-m", "comment", "--comment", "hanging", *jump.split()), jump.split()[1]
+    iptables("-t", table, "-A", hook, *rule, family=family)
+    iptables("-t", "nat", "-F", "KVMPF_PRE")
+    before, hanging = theirs(), [line for line in _lines() if b"hanging" in line]
+    assert backend.apply(EVERYTHING, thorough=False).damaged
+    # What needs no table mangle empties its chains.
+    backend.apply(ALL, thorough=False)
+    outcome = backend.remove()
+    (fault,) = outcome.faults
+    assert f"the chain {chain} in the legacy table {table} of IPv{family} is empty now, but stays" in fault
+    assert backend.preview(Desired()).faults == backend.remove().faults == outcome.faults
+    assert (theirs(), ours()) == (before, [f":{chain} - [0:0]".encode(), *hanging])
+    iptables("-t", table, "-D", hook, *rule, family=family)
+    assert not backend.remove().faults
+    assert (theirs(), ours()) == (before, [])

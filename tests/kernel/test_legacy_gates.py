@@ -1,31 +1,30 @@
 """Gates in the legacy FORWARD chains, and noticing that somebody changed the tables."""
 
 import asyncio
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from fwdaemon.core.bans import BEHIND
+from fwdaemon.core.report import Actor, ActorKind
+from fwdaemon.core.types import Family
 from fwdaemon.legacy.backend import LegacyBackend
+from fwdaemon.legacy.client import HelperClient
 from fwdaemon.legacy.gates import LegacyGates
 from fwdaemon.legacy.info import chain_names, existing_tables, table_info
 from fwdaemon.legacy.model import TableName
 from fwdaemon.legacy.monitor import LegacyMonitor
-from fwdaemon.model import Family
 from tests.kernel.legacy import foreign, iptables, own, saved
 from tests.kernel.test_nftables import ALL
 
 
 @pytest.fixture
-def gates(lock_file: Path) -> Iterator[LegacyGates]:
-    del lock_file
-    gates = LegacyGates()
-    yield gates
-    gates.close()
+def gates(clients: dict[Family, HelperClient]) -> LegacyGates:
+    return LegacyGates(clients)
 
 
 def test_no_gate_where_there_is_no_legacy_table(gates: LegacyGates) -> None:
-    assert not gates.keep(frozenset(Family), 0x02000000, thorough=True).changed
+    assert not gates.keep(frozenset(Family), 25, BEHIND, thorough=True).changed
     assert existing_tables(Family.IPV4) == existing_tables(Family.IPV6) == frozenset()
 
 
@@ -33,15 +32,15 @@ def test_no_gate_where_there_is_no_legacy_table(gates: LegacyGates) -> None:
 def test_a_gate_is_opened_where_connections_could_be_refused(gates: LegacyGates, refusal: str) -> None:
     iptables(*refusal.split())
     before = foreign()
-    (change,) = gates.keep(frozenset(Family), 0x02000000, thorough=False).gates
+    (change,) = gates.keep(frozenset(Family), 25, BEHIND, thorough=False).gates
     assert (str(change.gate), change.restored) == ("ip filter FORWARD", False)
-    assert not gates.keep(frozenset(Family), 0x02000000, thorough=True).changed
+    assert not gates.keep(frozenset(Family), 25, BEHIND, thorough=True).changed
     iptables("-I", "FORWARD", "-j", "DROP")
-    (change,) = gates.keep(frozenset(Family), 0x02000000, thorough=False).gates
+    (change,) = gates.keep(frozenset(Family), 25, BEHIND, thorough=False).gates
     assert (change.restored, change.fault) == (True, "another rule was ahead of it")
     rules = [line for line in saved().splitlines() if line.startswith("-A FORWARD")]
-    assert rules[0] == ("-A FORWARD -m connmark --mark 0x2000000/0x2000000 -m comment --comment kvm-portfwd -j ACCEPT")
-    gates.keep((), 0x02000000, thorough=False)
+    assert rules[0] == '-A FORWARD -m connlabel --label "25" -m comment --comment kvm-portfwd -j ACCEPT'
+    gates.keep((), 25, BEHIND, thorough=False)
     iptables("-D", "FORWARD", "1")
     assert own() == ""
     assert foreign() == before
@@ -49,20 +48,18 @@ def test_a_gate_is_opened_where_connections_could_be_refused(gates: LegacyGates,
 
 def test_a_gate_that_matches_twice_is_mended(gates: LegacyGates) -> None:
     iptables("-A", "FORWARD", "-j", "DROP")
-    narrowed = "-m connmark --mark 0x1/0x1 -m connmark --mark 0x2000000/0x2000000 -m comment --comment kvm-portfwd"
+    narrowed = "-m connlabel --label 24 -m connlabel --label 25 -m comment --comment kvm-portfwd"
     iptables("-I", "FORWARD", *narrowed.split(), "-j", "ACCEPT")
-    (change,) = gates.keep({Family.IPV4}, 0x02000000, thorough=True).gates
+    (change,) = gates.keep({Family.IPV4}, 25, BEHIND, thorough=True).gates
     assert change.fault == "it was not as we made it"
-    assert own().splitlines() == [
-        "-A FORWARD -m connmark --mark 0x2000000/0x2000000 -m comment --comment kvm-portfwd -j ACCEPT"
-    ]
+    assert own().splitlines() == ['-A FORWARD -m connlabel --label "25" -m comment --comment kvm-portfwd -j ACCEPT']
 
 
-def test_a_gate_leaves_the_chains_of_the_backend_alone(gates: LegacyGates, backend: LegacyBackend) -> None:
+def test_a_gate_leaves_the_chains_of_the_backend_alone(backend: LegacyBackend, gates: LegacyGates) -> None:
     iptables("-A", "FORWARD", "-j", "DROP")
-    gates.keep({Family.IPV4}, 0x02000000, thorough=True)
+    gates.keep({Family.IPV4}, 25, BEHIND, thorough=True)
     assert backend.apply(ALL, thorough=True).changed
-    assert not gates.keep({Family.IPV4}, 0x02000000, thorough=True).changed
+    assert not gates.keep({Family.IPV4}, 25, BEHIND, thorough=True).changed
     assert not backend.apply(ALL, thorough=True).changed
     gates.remove()
     assert not backend.apply(ALL, thorough=True).changed
@@ -94,8 +91,8 @@ def test_a_change_is_noticed(
     async def notice() -> None:
         heard = asyncio.Event()
 
-        def changed(meddler: str, *, thorough: bool) -> None:
-            assert (meddler, thorough) == ("somebody, in the legacy tables", True)
+        def changed(actor: Actor, *, thorough: bool) -> None:
+            assert (actor, thorough) == (Actor(ActorKind.LEGACY_TABLES), True)
             heard.set()
 
         monitor = LegacyMonitor(changed, poll=0.3)

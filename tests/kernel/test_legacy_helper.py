@@ -9,31 +9,37 @@ from pathlib import Path
 
 import pytest
 
+from fwdaemon.core.types import Family
 from fwdaemon.errors import KernelError
 from fwdaemon.legacy.backend import LegacyBackend
 from fwdaemon.legacy.client import HelperClient, UnusableError
 from fwdaemon.legacy.difference import Change, Edit
 from fwdaemon.legacy.model import FWD, PRE, Rule, TableName
 from fwdaemon.legacy.ruleset import links
-from fwdaemon.model import Family
 from tests.kernel.legacy import commit, helpers, iptables, own
 from tests.kernel.test_nftables import ALL
 from tests.lab.command import run
 
 IPV4 = frozenset(item for item in ALL.forwards if item.family is Family.IPV4)
 
+_IMPORTING = """
+import sys
+sys.addaudithook(lambda event, of: print(of[0]) if event == "subprocess.Popen" else None)
+import iptc
+"""
+
 
 def test_a_helper_that_dies_is_an_error_once(backend: LegacyBackend) -> None:
     backend.apply(ALL, thorough=False)
     client = HelperClient(Family.IPV4)
     with client.locked() as session:
-        session.observe({TableName.NAT: links(TableName.NAT)})
+        session.observe({TableName.NAT: links(TableName.NAT)}, ())
     assert client.pid
     os.kill(client.pid, signal.SIGKILL)
     with pytest.raises(KernelError, match="ended unexpectedly"), client.locked() as session:
-        session.observe({TableName.NAT: links(TableName.NAT)})
+        session.observe({TableName.NAT: links(TableName.NAT)}, ())
     with client.locked() as session:
-        assert PRE in session.observe({TableName.NAT: links(TableName.NAT)})[TableName.NAT].chains
+        assert PRE in session.observe({TableName.NAT: links(TableName.NAT)}, ())[TableName.NAT].chains
     client.close()
 
 
@@ -77,7 +83,7 @@ def test_what_the_library_refuses_is_named_and_changes_nothing(lock_file: Path) 
         commit(client, Change(create=(FWD,), edits=(Edit(FWD, (), ((0, bad),)),)))
     assert own() == ""
     with client.locked() as session:
-        assert session.observe({TableName.FILTER: {}})
+        assert session.observe({TableName.FILTER: {}}, ())
     client.close()
 
 
@@ -91,7 +97,7 @@ def test_what_is_missing_is_said_plainly(lock_file: Path, monkeypatch: pytest.Mo
 def test_iptables_waits_for_us_and_we_for_iptables(lock_file: Path) -> None:
     client = HelperClient(Family.IPV4)
     with client.locked() as session:
-        session.observe({TableName.FILTER: links(TableName.FILTER)})
+        session.observe({TableName.FILTER: links(TableName.FILTER)}, ())
         waiting = subprocess.Popen(["iptables-legacy", "-w", "-A", "FORWARD", "-j", "ACCEPT"])  # noqa: S607
         time.sleep(0.2)
         assert waiting.poll() is None
@@ -100,7 +106,9 @@ def test_iptables_waits_for_us_and_we_for_iptables(lock_file: Path) -> None:
     time.sleep(0.2)
     before = time.monotonic()
     with client.locked() as session:
-        assert session.observe({TableName.FILTER: links(TableName.FILTER)})[TableName.FILTER].heads["FORWARD"].foreign
+        assert (
+            session.observe({TableName.FILTER: links(TableName.FILTER)}, ())[TableName.FILTER].heads["FORWARD"].foreign
+        )
     assert time.monotonic() - before > 0.1
     holder.wait()
     client.close()
@@ -110,3 +118,20 @@ def test_the_daemon_never_loads_the_library() -> None:
     loaded = "import fwdaemon.daemon, fwdaemon.legacy.backend, fwdaemon.legacy.gates, fwdaemon.legacy.monitor, sys"
     program = f"{loaded}; sys.exit('iptc' in sys.modules)"
     assert run([sys.executable, "-c", program], env={**os.environ, "PYTHONPATH": str(Path.cwd())}).returncode == 0
+
+
+def test_the_library_finds_its_own_part_without_a_compiler(backend: LegacyBackend, tmp_path: Path) -> None:
+    """Left alone it runs gcc, which is not of a kind that a service should run as root."""
+    backend.apply(ALL, thorough=False)
+    told = Path(f"/proc/{helpers()[0]}/environ").read_text().rstrip("\0").split("\0")
+    environment = dict(setting.split("=", 1) for setting in told)
+    (tmp_path / "gcc").write_text("#!/bin/sh\n")
+    (tmp_path / "gcc").chmod(0o755)
+    ran = subprocess.run(  # noqa: S603  it is this interpreter
+        [sys.executable, "-c", _IMPORTING],
+        env={**environment, "PATH": f"{tmp_path}:{environment['PATH']}"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert {Path(program).name for program in ran.stdout.split()} <= {"ldconfig"}

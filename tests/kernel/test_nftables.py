@@ -7,16 +7,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fwdaemon.config.model import Gate
-from fwdaemon.desired import Desired, Opening
-from fwdaemon.flows import Flow
-from fwdaemon.model import Family, Protocol
+from fwdaemon.core.state import Desired, Opening
+from fwdaemon.core.types import Family, Gate, Protocol
+from fwdaemon.kernel.process import Finished, SystemRunner
 from fwdaemon.nftables.backend import NftablesBackend
 from fwdaemon.nftables.generation import current_generation
 from fwdaemon.nftables.model import Table
 from fwdaemon.nftables.readback import read_table
 from fwdaemon.nftables.ruleset import tables
-from fwdaemon.process import SystemRunner
+from fwdaemon.resolve.flows import Flow
 from tests.lab.place import wait_until
 from tests.lab.rules import foreign_rules
 from tests.unit.forwards import address, forward, in_ipv6, nat, route, some_states
@@ -39,7 +38,7 @@ POST_SIX = nat("2001:db8::8", "2001:db8:5::51")
 NET = route("203.0.113.64/29")
 NET_OF_ONE = route("203.0.113.72/32", "virbr2")
 NET_SIX = route("2001:db8:1::/64")
-EVERYTHING = replace(ALL, outer=frozenset({"eth0", "wg0"}), localhost=True).having(
+EVERYTHING = replace(ALL, uplinks=frozenset({"eth0", "wg0"})).having(
     [POST, POST_TOO, POST_SIX, NET, NET_OF_ONE, NET_SIX]
 )
 IPV4 = {opening for opening in EVERYTHING.openings if opening.family is Family.IPV4}
@@ -142,9 +141,7 @@ def test_a_change_is_one_commit(backend: NftablesBackend) -> None:
         ("flush map ip kvm_portfwd entering", {NET, NET_OF_ONE}),
         ("delete element ip6 kvm_portfwd leaving { 2001:db8:1::/64 }", {NET_SIX}),
         ("flush chain ip kvm_portfwd from.203.0.113.64/29", {NET}),
-        ('delete element ip kvm_portfwd outer { "wg0" }', set()),
-        ("flush chain ip kvm_portfwd guard", IPV4),
-        ("delete chain ip kvm_portfwd guard", IPV4),
+        ('delete element ip kvm_portfwd uplinks { "wg0" }', set()),
         ("add chain ip kvm_portfwd strange { type filter hook input priority 0; policy drop; }", set()),
         ('add set ip kvm_portfwd strange { type ifname; elements = { "lo" }; }', IPV4),
     ],
@@ -164,7 +161,7 @@ def test_whatever_is_bent_is_mended(
 
 @pytest.mark.parametrize(
     "before",
-    [Desired(frozenset({WEB})), replace(EVERYTHING, localhost=False), replace(EVERYTHING, forwards=frozenset({WEB}))],
+    [Desired(frozenset({WEB})), replace(EVERYTHING, forwards=frozenset({WEB}))],
 )
 def test_ended_connections_are_refused_on_when_something_else_opens(
     backend: NftablesBackend, runner: SystemRunner, before: Desired
@@ -194,8 +191,32 @@ def test_a_guest_that_moves_keeps_its_chains(backend: NftablesBackend, runner: S
     assert not NftablesBackend(runner).apply(Desired().having(moved), thorough=True).changed
 
 
-def test_gates_are_opened_first_kept_first_and_closed(backend: NftablesBackend, runner: SystemRunner) -> None:
+def with_set(runner: SystemRunner, number: int) -> None:
+    """Give the table of the gate a set of so many addresses."""
+    text = ", ".join(f"10.0.{value >> 8}.{value & 255}" for value in range(number))
+    elements = f"elements = {{ {text} }};" if number else ""
+    runner.run("nft", "-f", "-", stdin=f"table inet theirs {{ set blocked {{ type ipv4_addr; {elements} }}; }}")
+
+
+class ArgumentsRunner(SystemRunner):
+    """Keeps with which arguments programs were run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.programs: list[tuple[str, ...]] = []
+
+    def run(self, *argv: str, stdin: str = "") -> Finished:
+        """Keep, and run."""
+        self.programs.append(argv)
+        return super().run(*argv, stdin=stdin)
+
+
+@pytest.mark.parametrize("number", [0, 30_000])
+def test_gates_are_opened_first_kept_first_and_closed(
+    backend: NftablesBackend, runner: SystemRunner, number: int
+) -> None:
     runner.run("nft", "-f", "-", stdin=LIBVIRT)
+    with_set(runner, number)
     runner.run("iptables-nft", "-P", "FORWARD", "DROP")
     runner.run("iptables-nft", "-A", "FORWARD", "-j", "DROP")
     before = foreign(runner)
@@ -230,6 +251,19 @@ def test_gates_are_opened_first_kept_first_and_closed(backend: NftablesBackend, 
     assert [line for line in before.splitlines() if "drop" not in line] == [
         line for line in after.splitlines() if "drop" not in line
     ]
+
+
+@pytest.mark.usefixtures("namespace")
+def test_a_gate_in_a_table_with_a_large_set_is_read_without_it() -> None:
+    runner = ArgumentsRunner()
+    runner.run("nft", "-f", "-", stdin=LIBVIRT)
+    with_set(runner, 30_000)
+    backend, desired = NftablesBackend(runner), replace(ALL, gates=(Gate("inet", "theirs", "forward"),))
+    backend.apply(desired, thorough=False)
+    assert not backend.apply(desired, thorough=True).changed
+    listings = [argv for argv in runner.programs if "list" in argv and "kvm_portfwd" not in argv]
+    assert ("nft", "-j", "-t", "list", "ruleset", "inet") in listings
+    assert not [argv for argv in listings if "theirs" in argv]
 
 
 def test_a_gate_that_is_refused_stops_nothing_else(backend: NftablesBackend, runner: SystemRunner) -> None:

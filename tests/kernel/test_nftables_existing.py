@@ -4,6 +4,7 @@ import subprocess
 
 import pytest
 
+from fwdaemon.kernel.process import SystemRunner
 from fwdaemon.nftables.existing import (
     HookedChain,
     existing_tables,
@@ -14,7 +15,6 @@ from fwdaemon.nftables.existing import (
 )
 from fwdaemon.nftables.model import FoundRule
 from fwdaemon.nftables.readback import items
-from fwdaemon.process import SystemRunner
 
 FAMILIES = ("ip", "ip6", "inet", "arp", "bridge", "netdev")
 CHAINS = """

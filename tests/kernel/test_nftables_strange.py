@@ -6,13 +6,12 @@ from dataclasses import replace
 
 import pytest
 
-from fwdaemon.config.model import Gate
-from fwdaemon.desired import Desired
+from fwdaemon.core.state import Desired
+from fwdaemon.core.types import Family, Gate
 from fwdaemon.errors import KernelError, ProcessError
-from fwdaemon.model import Family
+from fwdaemon.kernel.process import Finished, SystemRunner
 from fwdaemon.nftables.backend import NftablesBackend
 from fwdaemon.nftables.model import FoundRule
-from fwdaemon.process import Finished, SystemRunner
 from tests.kernel.test_nftables import ALL, HOSTILE, LIBVIRT, MAIL, WEB
 from tests.unit.forwards import forward
 
@@ -82,11 +81,11 @@ def test_openings_do_not_wait_until_strays_can_be_looked_for(
     NftablesBackend(runner).apply(gated, thorough=False)
 
     def changing(_text: str) -> list[FoundRule]:
-        raise KernelError("the kernel does not list its nftables rules: they change all the time")
+        raise KernelError("the kernel does not list its nftables rules: they keep changing")
 
     backend, bare = NftablesBackend(runner), Desired(frozenset({WEB, MAIL}))
     with monkeypatch.context() as patch:
-        patch.setattr("fwdaemon.nftables.look.rules_holding", changing)
+        patch.setattr("fwdaemon.nftables.existing.rules_holding", changing)
         outcome = backend.apply(bare, thorough=False)
         assert outcome.mended == {MAIL}
         assert any("are not looked for" in fault for fault in outcome.faults)
@@ -113,7 +112,7 @@ def test_what_we_changed_at_a_gate_ourselves_is_not_told_as_put_back(
     runner.run("nft", "-f", "-", stdin=LIBVIRT)
     gated = Desired(frozenset({WEB}), gates=(Gate("inet", "theirs", "forward"),))
     bare = replace(gated, gates=())
-    told = [backend.apply(state, thorough=False).gates for state in (gated, replace(gated, mark=1), bare, gated)]
+    told = [backend.apply(state, thorough=False).gates for state in (gated, replace(gated, label=1), bare, gated)]
     assert [any(change.restored for change in gates) for gates in told] == [False] * len(told)
     runner.run("nft", "flush", "chain", "inet", "theirs", "forward")
     assert [change.restored for change in backend.apply(gated, thorough=False).gates] == [True]

@@ -16,7 +16,7 @@ from tests.unit.forwards import forward, nat, route
 def test_without_rules_nothing_is_reachable(machines: Topology, plan: Plan) -> None:
     refuses(machines.outside, plan.mail)
     refuses(machines.outside, plan.routed)
-    refuses(machines.mail, plan.outside)
+    refuses(machines.peer, plan.outside)
     refuses(machines.routed, plan.outside)
     answers(machines.outside, plan.public, f"host {plan.outside}")
 

@@ -18,6 +18,29 @@ def test_a_forward_on_every_address_is_not_for_one_that_is_not_the_hosts(
     assert machines.outside.tcp(plan.public, PORT).text == f"peer {plan.outside}"
 
 
+def test_a_forward_that_masquerades_hides_no_client_of_an_address_that_is_not_the_hosts(
+    machines: Topology, opened: Open, plan: Plan
+) -> None:
+    opened(nat(plan.elsewhere, plan.mail), forward(f"tcp *:{PORT}", f"[{plan.mail}]:{PORT}", masquerade=True))
+    assert machines.outside.tcp(plan.elsewhere, PORT).text == f"mail {plan.outside}"
+    assert machines.outside.tcp(plan.public, PORT).text == f"mail {plan.gateway}"
+    assert machines.peer.tcp(plan.elsewhere, PORT).text == f"mail {plan.gateway}"
+
+
+def test_a_forward_masquerades_for_one_to_one_guests_too_beside_one_that_does_not(
+    machines: Topology, opened: Open, plan: Plan
+) -> None:
+    opened(
+        nat(plan.other, plan.far),
+        forward(f"tcp *:{PORT}", f"[{plan.mail}]:{PORT}", masquerade=True),
+        forward(f"tcp {shown(plan.public)}:{PORT}", f"[{plan.mail}]:{PORT}"),
+    )
+    assert machines.far.tcp(plan.host, PORT).text == f"mail {plan.gateway}"
+    assert machines.far.tcp(plan.public, PORT).text == f"mail {plan.other}"
+    assert machines.outside.tcp(plan.public, PORT).text == f"mail {plan.outside}"
+    assert machines.peer.tcp(plan.public, PORT).text == f"mail {plan.gateway}"
+
+
 def test_a_one_to_one_guest_keeps_its_own_address_where_it_does_not_leave_the_host(
     machines: Topology, opened: Open, plan: Plan
 ) -> None:
@@ -50,23 +73,23 @@ def test_guests_keep_their_public_addresses_where_bridges_are_filtered(
 
 
 @pytest.mark.parametrize("legacy", [False], indirect=True, ids=["nftables"])
-def test_where_the_target_was_taken_away_nothing_is_marked(machines: Topology, opened: Open, plan: Plan) -> None:
-    """The gates let through whatever has the mark."""
+def test_where_the_target_was_taken_away_nothing_is_let_through(machines: Topology, opened: Open, plan: Plan) -> None:
+    """The gates let through whatever has the label, and a label cannot be taken back."""
     opened(forward(f"tcp {shown(plan.public)}:{PORT}", f"{shown(plan.mail)}:{PORT}"))
     assert machines.outside.tcp(plan.public, PORT).text == f"mail {plan.outside}"
-    assert marked(machines) == 1
+    assert tracked(machines) == 1
     family = "ip6" if ":" in plan.public else "ip"
     machines.host.run("nft", "flush", "map", family, "kvm_portfwd", "one_address_targets")
     machines.host.run("conntrack", "--flush")
-    assert machines.outside.tcp(plan.public, PORT).text == f"host {plan.outside}"
-    assert marked(machines) == 0
+    assert not machines.outside.tcp(plan.public, PORT).text
+    assert tracked(machines) == 0
 
 
 def shown(address: str) -> str:
     return f"[{address}]" if ":" in address else address
 
 
-def marked(machines: Topology) -> int:
-    """How many connections have our bit, in either family."""
+def tracked(machines: Topology) -> int:
+    """How many connections to our port are tracked, in either family."""
     listed = [machines.host.run("conntrack", "-L", "-f", family) for family in ("ipv4", "ipv6")]
-    return sum(f"mark={0x02000000} " in line for text in listed for line in text.splitlines())
+    return sum(f" dport={PORT} " in line for text in listed for line in text.splitlines())

@@ -5,16 +5,16 @@ import json
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from fwdaemon import placing
-from fwdaemon.clashes.foreign import ForeignRules
-from fwdaemon.desired import Desired
-from fwdaemon.explain import nft_listing, xt_listing
-from fwdaemon.explain.packet import System
+from fwdaemon.conflicts.rivals import ForeignRules
+from fwdaemon.core.state import Desired
+from fwdaemon.core.types import Family
+from fwdaemon.kernel.process import SystemRunner
 from fwdaemon.legacy.backend import LegacyBackend
-from fwdaemon.model import Family
 from fwdaemon.netfilter import Backend
 from fwdaemon.nftables.backend import NftablesBackend
-from fwdaemon.process import SystemRunner
+from fwdaemon.resolve import placement
+from fwdaemon.rulesets import nft_listing, xt_listing
+from fwdaemon.rulesets.packet import System
 from tests.kernel.test_nftables import WEB, foreign
 from tests.unit.configurations import accepted, inventory, some_entries, some_heads
 
@@ -22,7 +22,7 @@ HOST = inventory()
 COMMENTS = [
     "a\n-A FORWARD -j DROP\n-A PREROUTING -p tcp -m tcp --dport x -j DNAT --to-destination nowhere\n:\n*nat\n-A",
     "x --comment kvm-portfwd y",
-    "\n-A FORWARD -m connmark --mark 0x2000000/0x2000000 -m comment --comment kvm-portfwd -j ACCEPT\n",
+    '\n-A FORWARD -m connlabel --label "25" -m comment --comment kvm-portfwd -j ACCEPT\n',
     "a\x85b\u2028c\x0bd\x1c",
     "\"'\\",
     "'",
@@ -30,7 +30,7 @@ COMMENTS = [
 
 
 def wanted(entries: list[str], head: str) -> Desired:
-    return placing.desired_state(accepted(entries, head)[0], HOST)
+    return placement.desired_state(accepted(entries, head)[0], HOST)
 
 
 def taken(backend: Backend, again: Backend, desired: Desired) -> None:

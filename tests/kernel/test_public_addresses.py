@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from fwdaemon.desired import Nat
-from fwdaemon.ledger import Ledger
-from fwdaemon.outcome import Outcome
-from fwdaemon.public_addresses import PublicAddresses
+from fwdaemon.core.report import Outcome
+from fwdaemon.core.state import Nat
+from fwdaemon.hostnet.owned_state import Ledger
+from fwdaemon.hostnet.public_addresses import PublicAddresses
 from tests.kernel.links import Links, linked
 from tests.unit.forwards import nat
 
@@ -73,9 +73,32 @@ def test_an_address_that_somebody_took_away_comes_back_and_is_announced(links: L
     links.awaits_neighbour(OURS, links.mac(links.host))
 
 
+@pytest.mark.parametrize(
+    ("wanted", "bend"),
+    [
+        (ONE, f"address change {OURS}/32 dev eth0 valid_lft 600 preferred_lft 300"),
+        (ONE6, f"address change {OURS6}/128 dev eth0 valid_lft 600 preferred_lft 0"),
+        (ONE6, f"address change {OURS6}/128 dev eth0 preferred_lft forever valid_lft forever"),
+    ],
+)
+def test_an_address_that_was_changed_is_put_back(
+    links: Links, tmp_path: Path, wanted: frozenset[Nat], bend: str
+) -> None:
+    kept = keeper(tmp_path)
+    kept.keep(BOTH)
+    before = shown(links)
+    links.host.ip(bend)
+    assert shown(links) != before
+    assert kept.keep(BOTH) == Outcome(mended=wanted, damaged=wanted, changed=True)
+    assert shown(links) == before
+    links.host.ip(bend)
+    assert keeper(tmp_path).keep(BOTH) == Outcome(mended=wanted, changed=True)
+    assert shown(links) == before
+
+
 @pytest.mark.parametrize("interface", ["eth0", "virbr1"])
 def test_an_address_that_the_host_has_without_us_stays(links: Links, tmp_path: Path, interface: str) -> None:
-    links.host.ip(f"address add {OURS}/24 dev {interface}", f"address add {OURS6}/64 dev {interface}")
+    links.host.ip(f"address add {OURS}/24 dev {interface}", f"address add {OURS6}/64 dev {interface} nodad")
     before, kept = shown(links), keeper(tmp_path)
     assert kept.keep(BOTH) == Outcome()
     assert kept.keep(NOTHING) == Outcome()
@@ -138,7 +161,7 @@ def test_an_interface_that_goes_takes_its_address_along(links: Links, tmp_path: 
     links.host.ip("link del eth0")
     assert kept.keep(ONE).faults
     assert kept.keep(NOTHING) == Outcome(changed=True)
-    assert (tmp_path / "addresses").read_text() == ""
+    assert Ledger("addresses", tmp_path).records == ()
 
 
 def test_where_there_is_nobody_to_tell_an_address_is_held_even_so(links: Links, tmp_path: Path) -> None:
@@ -152,6 +175,6 @@ def test_a_refused_address_is_a_fault(links: Links, tmp_path: Path) -> None:
     kept = keeper(tmp_path)
     (fault,) = kept.keep(BOTH).faults
     assert fault.startswith("2001:db8::8 is not assigned to eth0: ")
-    assert (tmp_path / "addresses").read_text() == "address eth0 198.51.100.8\n"
+    assert Ledger("addresses", tmp_path).records == ({"interface": "eth0", "address": OURS},)
     links.host.sysctl("ipv6.conf.eth0.disable_ipv6=0")
     assert kept.keep(BOTH) == Outcome(mended=ONE6, changed=True)

@@ -7,17 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from fwdaemon.ipv6_bridges import Ipv6Bridges
-from fwdaemon.ledger import Ledger
-from fwdaemon.route_watch import RouteWatch
-from fwdaemon.routes import RouteKeeper
+from fwdaemon.core.report import Actor, ActorKind
+from fwdaemon.hostnet.owned_state import Ipv6Bridges, Ledger
+from fwdaemon.hostnet.routes import RouteKeeper
+from fwdaemon.kernel.route_watch import RouteWatch
 from tests.kernel.links import Links, linked
 from tests.unit.forwards import route
 
 OURS, OURS6 = "203.0.113.64/29", "2001:db8:1::/64"
 BOTH = frozenset({route(OURS), route(OURS6)})
 PATIENCE = 10
-LAST = "somebody who took link last up"
+LAST = Actor(ActorKind.LINK_UP, link="last")
 
 
 @pytest.fixture
@@ -33,17 +33,17 @@ def keeper(tmp_path: Path) -> RouteKeeper:
     return RouteKeeper(Ipv6Bridges(partial(Ledger, directory=tmp_path)))
 
 
-def heard(links: Links, act: Callable[[], object]) -> list[str]:
+def heard(links: Links, act: Callable[[], object]) -> list[Actor]:
     """What is heard while `act` is done, and before the link `last` comes up, as it does after it."""
-    said: list[str] = []
+    said: list[Actor] = []
 
     async def listen() -> None:
         last = asyncio.Event()
 
-        def hear(meddler: str, *, thorough: bool) -> None:
+        def hear(actor: Actor, *, thorough: bool) -> None:
             assert not thorough
-            said.append(meddler)
-            if meddler == LAST:
+            said.append(actor)
+            if actor == LAST:
                 last.set()
 
         watch = RouteWatch(hear)
@@ -63,7 +63,8 @@ def heard(links: Links, act: Callable[[], object]) -> list[str]:
 def test_whoever_takes_a_route_of_ours_away_is_heard(links: Links, keeper: RouteKeeper, subnet: str) -> None:
     keeper.keep(BOTH)
     (said,) = heard(links, lambda: links.host.ip(f"route del {subnet} dev virbr1"))
-    assert said.startswith("somebody who removed a route (netlink port ")
+    assert said.kind is ActorKind.ROUTE_REMOVED
+    assert said.pid
 
 
 def test_a_flush_is_heard(links: Links, keeper: RouteKeeper) -> None:
@@ -86,19 +87,19 @@ def test_routes_of_others_are_not_heard(links: Links) -> None:
 
 def test_a_link_that_goes_down_and_comes_up_is_heard(links: Links) -> None:
     said = heard(links, lambda: links.host.ip("link set virbr1 down", "link set virbr1 up"))
-    assert said == ["somebody who took link virbr1 down", "somebody who took link virbr1 up"]
+    assert said == [Actor(kind, link="virbr1") for kind in (ActorKind.LINK_DOWN, ActorKind.LINK_UP)]
 
 
 def test_other_changes_of_links_are_not_heard(links: Links) -> None:
     guest = ["link set vnet0 nomaster", "link set vnet0 master virbr1", "link set vnet0 down", "link set vnet0 up"]
     lines = ["link set virbr1 mtu 1400", "link set eth0 mtu 1400", *guest, "link del vnet0", "link del eth0"]
-    assert heard(links, lambda: links.host.ip(*lines)) == ["somebody who took link eth0 down"]
+    assert heard(links, lambda: links.host.ip(*lines)) == [Actor(ActorKind.LINK_DOWN, link="eth0")]
 
 
 def test_routes_that_go_with_their_link_are_put_back(links: Links, keeper: RouteKeeper) -> None:
     keeper.keep(BOTH)
     said = heard(links, lambda: links.host.ip("link set virbr1 down", "link set virbr1 up"))
-    assert said[0].startswith("somebody who took link virbr1 down")
+    assert said[0] == Actor(ActorKind.LINK_DOWN, link="virbr1")
     assert keeper.keep(BOTH).damaged == BOTH
 
 
@@ -109,8 +110,8 @@ def test_what_could_not_be_followed_asks_for_a_thorough_look(links: Links) -> No
     async def overflow() -> None:
         lost = asyncio.Event()
 
-        def hear(meddler: str, *, thorough: bool) -> None:
-            if thorough and meddler.startswith("somebody, in more changes"):
+        def hear(actor: Actor, *, thorough: bool) -> None:
+            if thorough and actor.kind is ActorKind.ROUTES_LOST:
                 lost.set()
 
         watch = RouteWatch(hear)

@@ -6,12 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from fwdaemon import routes as module
-from fwdaemon.desired import Route
-from fwdaemon.ipv6_bridges import Ipv6Bridges
-from fwdaemon.ledger import Ledger
-from fwdaemon.outcome import Outcome
-from fwdaemon.routes import RouteKeeper
+from fwdaemon.core.report import Outcome, Setting
+from fwdaemon.core.state import Route
+from fwdaemon.hostnet import routes as module
+from fwdaemon.hostnet.owned_state import Ipv6Bridges, Ledger
+from fwdaemon.hostnet.routes import RouteKeeper
 from tests.kernel.links import Links, linked
 from tests.lab.place import wait_until
 from tests.unit.forwards import route
@@ -208,10 +207,46 @@ def test_ipv6_is_switched_on_again(links: Links, tmp_path: Path) -> None:
     kept = keeper(tmp_path)
     kept.keep(BOTH)
     links.host.sysctl("ipv6.conf.virbr1.disable_ipv6=1")
-    lost = frozenset({route(OURS6)})
-    assert kept.keep(BOTH) == Outcome(mended=lost, damaged=lost, changed=True)
+    lost, opened = frozenset({route(OURS6)}), (Setting("net.ipv6.conf.virbr1.disable_ipv6 = 0", restored=True),)
+    assert kept.keep(BOTH) == Outcome(mended=lost, damaged=lost, changed=True, settings=opened)
     kept.keep(NOTHING)
     assert setting(links, "disable_ipv6") == "1"
+
+
+@pytest.mark.parametrize(
+    ("subnet", "bend"),
+    [
+        (OURS, "route replace {} dev virbr1 proto 107 scope link mtu 600"),
+        (OURS, "route replace {} via 192.168.123.60 dev virbr1 proto 107"),
+        (OURS, "route replace blackhole {} proto 107"),
+        (OURS, "route replace {} dev eth0 proto 107 scope link"),
+        (OURS, "route replace {} dev virbr1 proto 107 scope link src 198.51.100.1"),
+        (OURS, "route add {} dev virbr1 proto 107 scope link metric 7"),
+        (OURS, "route add {} dev virbr1 proto 107 scope link tos 8"),
+        (OURS6, "route replace {} dev virbr1 proto 107 mtu 1400"),
+        (OURS6, "route replace {} via fe80::9 dev virbr1 proto 107"),
+        (OURS6, "route replace {} dev virbr1 proto 107 expires 600"),
+        (OURS6, "route add {} dev virbr1 proto 107 metric 7"),
+    ],
+)
+def test_a_route_of_ours_that_was_changed_is_put_back(links: Links, tmp_path: Path, subnet: str, bend: str) -> None:
+    def of_ours() -> list[str]:
+        version = "-6" if ":" in subnet else "-4"
+        lines = links.told(version, "-details", "route", "show", "table", "all", "proto", "107").splitlines()
+        return [" ".join(line.split()) for line in lines]
+
+    kept, wanted = keeper(tmp_path), frozenset({route(subnet)})
+    kept.keep(wanted)
+    before = of_ours()
+    links.host.ip(bend.format(subnet))
+    assert of_ours() != before
+    bent = kept.keep(wanted)
+    assert bent.changed
+    assert of_ours() == before
+    assert kept.keep(wanted) == Outcome()
+    links.host.ip(bend.format(subnet))
+    assert keeper(tmp_path).keep(wanted).stale == frozenset()
+    assert of_ours() == before
 
 
 def test_guests_on_it_are_heard_as_routers_no_more_than_before(links: Links, tmp_path: Path) -> None:

@@ -12,10 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from fwdaemon.model import Family, Protocol
-from fwdaemon.sockets.holders import Holders
-from fwdaemon.sockets.listing import listeners
-from fwdaemon.sockets.model import Listener
+from fwdaemon.core.types import Family, Listener, Protocol
+from fwdaemon.kernel.listeners import Holders, listeners
 from tests.lab.command import run
 from tests.unit.forwards import address
 
@@ -98,8 +96,8 @@ sys.stdin.read()
 """
 NAME = """
 import json
-from fwdaemon.sockets.holders import Holders
-from fwdaemon.sockets.listing import listeners
+from fwdaemon.kernel.listeners import Holders
+from fwdaemon.kernel.listeners import listeners
 found = listeners()
 names = Holders().name(found)
 print(json.dumps([names.get(item.inode) for item in found]))

@@ -2,11 +2,10 @@
 
 from dataclasses import replace
 
-from fwdaemon.desired import Desired, Opening
-from fwdaemon.netfilter import Backend, Side
-from fwdaemon.process import SystemRunner
-from fwdaemon.status_rows import Readings
-from fwdaemon.usage import UsageReader
+from fwdaemon.core.state import Desired, Opening
+from fwdaemon.netfilter import Backend
+from fwdaemon.status.rows import Readings
+from fwdaemon.status.usage import UsageReader
 from tests.kernel.conftest import GATE, GUESTS
 from tests.kernel.scene import Plan
 from tests.kernel.topology import PORT, Topology
@@ -19,13 +18,12 @@ class Counting:
 
     def __init__(self, rules: Backend, *openings: Opening, legacy: bool) -> None:
         outer, gates = frozenset({"eth0"}), () if legacy else (GATE,)
-        self.desired = Desired(guest_subnets=GUESTS, outer=outer, gates=gates).having(openings)
-        self._side = Side.LEGACY if legacy else Side.NFTABLES
-        self._reader = UsageReader(SystemRunner())
+        self.desired = Desired(guest_subnets=GUESTS, uplinks=outer, gates=gates).having(openings)
+        self._reader = UsageReader(rules.counters)
         rules.apply(self.desired, thorough=True)
 
     def read(self) -> Readings:
-        return self._reader.read(self.desired, self._side)
+        return self._reader.read(self.desired)
 
     def open(self, opening: Opening) -> int:
         found = self.read().open

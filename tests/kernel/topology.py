@@ -5,6 +5,7 @@ test does.
 """
 
 import ctypes
+import json
 import os
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from pathlib import Path
 from threading import Thread
 
 from tests.lab.command import run
+from tests.lab.place import wait_until
 from tests.lab.probe import Prober
 
 _CLONE_NEWNET = 0x40000000  # sched.h
@@ -31,11 +33,14 @@ _OFF = (
 # Every server is on this port.
 PORT = 80
 
-# Everything is refused that no gate lets through, and guests of libvirt's usual networks are masqueraded.
+# Everything is refused that no gate lets through, apart from what `mail` opens to the outside, as libvirt lets out what
+# its guests open; and guests of libvirt's usual networks are masqueraded.
 _THEIRS = """
 table inet theirs {
     chain forward {
         type filter hook forward priority filter; policy accept;
+        iifname "virbr0" oifname "eth0" ip saddr 192.168.122.50 accept
+        iifname "virbr0" oifname "eth0" ip6 saddr 2001:db8:122::50 accept
         meta l4proto tcp reject with tcp reset
         reject
     }
@@ -51,6 +56,7 @@ _THEIRS_LEGACY = """
 *mangle
 COMMIT
 *filter
+-A FORWARD -s {mail} -i virbr0 -o eth0 -j ACCEPT
 -A FORWARD -p tcp -j REJECT --reject-with tcp-reset
 -A FORWARD -j REJECT
 COMMIT
@@ -100,9 +106,17 @@ class Node(Prober):
         """Write settings below `net.`."""
         self.run("sysctl", "-qw", *(f"net.{setting}" for setting in settings))
 
-    def pings(self, address: str) -> bool:
-        """Whether one echo request is answered."""
-        program = ["busybox", "ping", "-c", "1", "-W", "1", address]
+    def is_linked(self) -> bool:
+        """Whether every link that is up has a carrier, and every port of a bridge forwards."""
+        shown = json.loads(self.run("ip", "-json", "-details", "link", "show", "up"))
+        links = [link for link in shown if link]  # ip prints an empty one in place of each that is down
+        ports = [link["linkinfo"]["info_slave_data"] for link in links if "master" in link]
+        carried = all(link["operstate"] == "UP" for link in links if link["link_type"] != "loopback")
+        return carried and all(port["state"] == "forwarding" for port in ports)
+
+    def pings(self, address: str, timeout: float = 1) -> bool:
+        """Whether one echo request is answered within so many seconds."""
+        program = ["busybox", "ping", "-c", "1", "-W", f"{timeout:.0f}", address]
         return run(self._enter(program), check=False).returncode == 0
 
     def serve(self, at_end: ExitStack) -> Iterator["subprocess.Popen[str]"]:
@@ -138,9 +152,13 @@ class Topology:
         """Forget all connections, and all rules but theirs."""
         self.host.run("nft", "-f", "-", stdin="flush ruleset" + ("" if legacy else _THEIRS))
         if legacy:
-            self.host.run("iptables-legacy-restore", stdin=_THEIRS_LEGACY.format(subnet="192.168.0.0/16"))
-            self.host.run("ip6tables-legacy-restore", stdin=_THEIRS_LEGACY.format(subnet="2001:db8:100::/40"))
+            self.host.run("iptables-legacy-restore", stdin=_theirs("192.168.0.0/16", "192.168.122.50"))
+            self.host.run("ip6tables-legacy-restore", stdin=_theirs("2001:db8:100::/40", "2001:db8:122::50"))
         self.host.run("conntrack", "--flush")
+
+
+def _theirs(subnet: str, mail: str) -> str:
+    return _THEIRS_LEGACY.format(subnet=subnet, mail=mail)
 
 
 @contextmanager
@@ -148,10 +166,12 @@ def wired() -> Iterator[Topology]:
     """Wire all machines; this thread is on the host meanwhile."""
     with ExitStack() as at_end:
         at_end.enter_context(own_namespace())
-        host = _node(at_end, "host", "/proc/thread-self/ns/net")
-        nodes = [_node(at_end, name) for name in ("outside", "mail", "peer", "routed", "far")]
+        host = fresh_node(at_end, "host", "/proc/thread-self/ns/net")
+        nodes = [fresh_node(at_end, name) for name in ("outside", "mail", "peer", "routed", "far")]
         everything = Topology(host, *nodes)
         _wire(everything)
+        for node in (host, *nodes):
+            wait_until(node.is_linked, f"the links of {node.name} carry frames")
         servers = [server for node in (host, *nodes) for server in node.serve(at_end)]
         for server in servers:
             assert server.stdout is not None
@@ -159,7 +179,7 @@ def wired() -> Iterator[Topology]:
         yield everything
 
 
-def _node(at_end: ExitStack, name: str, namespace: str = "") -> Node:
+def fresh_node(at_end: ExitStack, name: str, namespace: str = "") -> Node:
     descriptor = os.open(namespace, os.O_RDONLY) if namespace else _fresh()
     at_end.callback(os.close, descriptor)
     node = Node(Path(f"/proc/{os.getpid()}/fd/{descriptor}"), name)
@@ -210,7 +230,16 @@ def _plugged(bridge: str, *guests: Node) -> Iterator[str]:
 
 
 def _address(node: Node, device: str, *addresses: str) -> None:
-    node.ip(*(f"address add {address} dev {device}" for address in addresses), f"link set {device} up")
+    node.ip(*(address_words(address, device) for address in addresses), f"link set {device} up")
+
+
+def address_words(address: str, device: str) -> str:
+    """Write the command that adds an address.
+
+    With accept_dad off, the kernel still holds an IPv6 address back until a work queue of its gets to it; bind() fails
+    meanwhile.
+    """
+    return f"address add {address} dev {device}" + (" nodad" if ":" in address else "")
 
 
 def _guest(node: Node, network: int, *addresses: str) -> None:

@@ -19,7 +19,7 @@ from tests.lab.rules import foreign_rules, own_rules
 
 SOURCE = Path(__file__).parents[2]
 LAB = SOURCE / "tests/lab"
-_BOOT_TIMEOUT = 20.0
+_BOOT_TIMEOUT = 60.0
 _POLL_MS = 200
 
 # Fixed by links.host and links.outside.
@@ -129,8 +129,9 @@ class Computer:
         """Write a file of it, from inside.
 
         Through /proc/PID/root an absolute symbolic link would lead to a file of the lab's own machine.
+        Only root can write it, whatever the umask here is.
         """
-        self.run("sh", "-c", 'mkdir -p "${1%/*}" && cat >"$1"', "sh", path, stdin=text)
+        self.run("sh", "-c", 'umask 022 && mkdir -p "${1%/*}" && cat >"$1"', "sh", path, stdin=text)
 
     def read(self, path: str) -> str:
         """Read a file of it."""

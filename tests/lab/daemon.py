@@ -6,9 +6,11 @@ import signal
 import socket
 import time
 from pathlib import Path
+from typing import ClassVar
+from weakref import WeakSet
 
 from tests.lab.command import LabError
-from tests.lab.place import Line, Place, Process
+from tests.lab.place import PATIENCE, Line, Place, Process
 
 CONFIG = "/etc/portfwd.toml"
 
@@ -16,7 +18,12 @@ CONFIG = "/etc/portfwd.toml"
 class Daemon:
     """A running daemon. Readiness and status come as systemd would be told them, the audit from standard error."""
 
-    def __init__(self, place: Place, init: int, number: int, arguments: tuple[str, ...]) -> None:
+    present: ClassVar[WeakSet["Daemon"]] = WeakSet()
+
+    def __init__(
+        self, place: Place, init: int, number: int, arguments: tuple[str, ...], through: tuple[str, ...] = ()
+    ) -> None:
+        """Start it; `through` are the first words of a program that starts it in its own place."""
         # A socket file in the host's /run; abstract names would belong to the machine's network namespace.
         path = f"/run/lab-notify-{number}"
         self._place = place
@@ -24,8 +31,9 @@ class Daemon:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
         self._socket.bind(str(self._path))
         self._told: list[str] = []
-        argv = [place.python, "-m", "fwdaemon", "run", "--config", CONFIG, *arguments]
+        argv = [*through, place.python, "-m", "fwdaemon", "run", "--config", CONFIG, *arguments]
         self.process: Process = place.popen(argv, env={"NOTIFY_SOCKET": path})
+        self.present.add(self)
 
     @property
     def pid(self) -> int:
@@ -44,7 +52,7 @@ class Daemon:
         told.register(self._socket, select.POLLIN)
         return bool(told.poll(within * 1000))
 
-    def wait_told(self, pattern: str, timeout: float = 15, *, start: int = 0) -> None:
+    def wait_told(self, pattern: str, timeout: float = PATIENCE, *, start: int = 0) -> None:
         """Wait for a notification, from number `start` on."""
         deadline = time.monotonic() + timeout
         while not any(re.search(pattern, line) for line in self.told()[start:]):
@@ -52,17 +60,17 @@ class Daemon:
                 raise LabError(f"the daemon did not tell {pattern!r}; it printed:\n{self.process.text()}")
             self._has_told(0.02)
 
-    def wait_ready(self, timeout: float = 15) -> None:
+    def wait_ready(self, timeout: float = PATIENCE) -> None:
         """Wait for the first `READY=1`."""
         self.wait_told("^READY=1$", timeout)
 
-    def reload(self, timeout: float = 15) -> None:
+    def reload(self, timeout: float = PATIENCE) -> None:
         """SIGHUP, and wait until the daemon says that it is ready again."""
         before = len(self.told())
         self.sighup()
         self.wait_told("^READY=1$", timeout, start=before)
 
-    def reload_with(self, config: str, timeout: float = 15) -> None:
+    def reload_with(self, config: str, timeout: float = PATIENCE) -> None:
         """Replace the configuration, then as `reload`."""
         self._place.run(["sh", "-c", 'cat >"$1"', "sh", CONFIG], stdin=config)
         self.reload(timeout)
@@ -77,7 +85,7 @@ class Daemon:
         self._told.clear()
         return self.process.take_lines()
 
-    def wait_log(self, pattern: str, timeout: float = 10, *, start: int = 0) -> Line:
+    def wait_log(self, pattern: str, timeout: float = PATIENCE, *, start: int = 0) -> Line:
         """The first log line from number `start` on that the pattern is found in."""
         return self.process.wait_line(pattern, timeout, start=start)
 
@@ -85,7 +93,7 @@ class Daemon:
         """Ask it to read its configuration again."""
         self.process.send(signal.SIGHUP)
 
-    def terminate(self, timeout: float = 10) -> int:
+    def terminate(self, timeout: float = PATIENCE) -> int:
         """Stop it as systemd would; its exit status."""
         return self.process.stop(signal.SIGTERM, timeout)
 
@@ -100,3 +108,10 @@ class Daemon:
         if self._socket.fileno() >= 0:
             self._socket.close()
             self._path.unlink(missing_ok=True)
+        self.present.discard(self)
+
+
+def last_lines(number: int) -> str:
+    """What each daemon that a test has not closed yet printed last."""
+    tails = ((id(daemon), daemon.log_lines()[-number:]) for daemon in list(Daemon.present))
+    return "\n".join(f"{name:x} at {line.time:.3f}: {line.text}" for name, lines in tails for line in lines)

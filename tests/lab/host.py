@@ -75,10 +75,15 @@ class Host(Computer):
         """The host's libvirtd."""
         return Libvirt(self.place, self.init, self.flavour.firewall)
 
-    def daemon(self, config: str, *, wait: bool = True, arguments: tuple[str, ...] = ()) -> Daemon:
-        """Write the configuration and start the daemon; with `wait`, return when it says that it is ready."""
+    def daemon(
+        self, config: str, *, wait: bool = True, arguments: tuple[str, ...] = (), through: tuple[str, ...] = ()
+    ) -> Daemon:
+        """Write the configuration and start the daemon; with `wait`, return when it says that it is ready.
+
+        `through` are the first words of a program that starts it in its own place.
+        """
         self.write("/etc/portfwd.toml", config)
-        daemon = Daemon(self.place, self.init, next(self._numbers), arguments)
+        daemon = Daemon(self.place, self.init, next(self._numbers), arguments, through)
         self._at_end.callback(daemon.close)
         if wait:
             daemon.wait_ready()

@@ -34,7 +34,6 @@ PYTHON_PACKAGES = (
     "python3-prometheus-client",
     "python3-pyroute2",
     "python3-rich",
-    "python3-systemd",
     "python3-tomli",
     "python3-tomlkit",
     "python3-watchdog",

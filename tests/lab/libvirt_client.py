@@ -1,5 +1,6 @@
 """Speaking with the libvirt of a lab host or machine: domains and networks, whoever starts its daemons."""
 
+import re
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -10,12 +11,25 @@ from typing import Any
 
 import libvirt
 
-from tests.lab.place import Place
+from tests.lab.place import Place, wait_until
 from tests.lab.release import LibvirtFirewall
 
 _SOCKET = "run/libvirt/libvirt-sock"
 # This kernel may lack the checksum action libvirt's nftables backend asks `tc` for; no guest of the lab needs it.
 _TC = '#!/bin/sh\ncase " $* " in *" csum "*) exit 0 ;; esac\nexec /usr/sbin/tc.real "$@"\n'
+
+
+def _run_events_once() -> None:
+    """Free the socket of a closed connection, which libvirt leaves to its event loop where a test registered one."""
+    try:
+        libvirt.virEventAddTimeout(0, _only_once, None)
+    except libvirt.libvirtError:  # none is registered
+        return
+    libvirt.virEventRunDefaultImpl()
+
+
+def _only_once(timer: int, _opaque: None) -> None:
+    libvirt.virEventRemoveTimeout(timer)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +89,7 @@ class LibvirtClient:
             yield connection
         finally:
             connection.close()
+            _run_events_once()
 
     def virsh(self, *words: str, driver: str = "lxc", check: bool = True) -> str:
         """What virsh prints on the host."""
@@ -89,13 +104,15 @@ class LibvirtClient:
         mode: str = "nat",
         dhcp: bool = False,
         reservations: Sequence[Reservation] = (),
+        mac: str | None = None,
     ) -> None:
         """Define and start a network.
 
-        `mode` is libvirt's forward mode, or `isolated` for none. The host has the first address of each subnet.
+        `mode` is libvirt's forward mode, or `isolated` for none. The host has the first address of each subnet, and on
+        the bridge the MAC address `mac`; libvirt draws one by default.
         """
         subnets = [ip_network(subnet) for subnet in (subnet4, subnet6) if subnet is not None]
-        document = _network_xml(name, subnets, mode, reservations, dhcp=dhcp)
+        document = _network_xml(name, subnets, mode, reservations, dhcp=dhcp, mac=mac)
         with self.connection() as connection:
             connection.networkDefineXML(document).create()
 
@@ -107,15 +124,21 @@ class LibvirtClient:
     def destroy_network(self, name: str) -> None:
         """Stop a network; it stays defined."""
         with self.connection() as connection:
-            connection.networkLookupByName(name).destroy()
+            self._stop(connection.networkLookupByName(name))
 
     def remove_network(self, name: str) -> None:
         """Stop it if it is active, and forget it."""
         with self.connection() as connection:
             network = connection.networkLookupByName(name)
             if network.isActive():
-                network.destroy()
+                self._stop(network)
             network.undefine()
+
+    def _stop(self, network: libvirt.virNetwork) -> None:
+        """Stop a network, and wait for its DHCP server: libvirt does not, and its successor needs the address."""
+        network.destroy()
+        words = ["pgrep", "--full", f"dnsmasq/{re.escape(network.name())}[.]conf"]
+        wait_until(lambda: self._place.run(words, check=False).returncode != 0, "the DHCP server has ended")
 
     def reserve(self, network: str, reservation: Reservation) -> None:
         """Change the address that a running network keeps for a MAC address."""
@@ -152,13 +175,14 @@ class LibvirtClient:
             return [network.name() for network in connection.listAllNetworks()]
 
 
-def _network_xml(
+def _network_xml(  # noqa: PLR0913  a network has that many sides
     name: str,
     subnets: Sequence[IPv4Network | IPv6Network],
     mode: str,
     reservations: Sequence[Reservation],
     *,
     dhcp: bool,
+    mac: str | None,
 ) -> str:
     network = ET.Element("network")
     ET.SubElement(network, "name").text = name
@@ -167,6 +191,8 @@ def _network_xml(
         if mode == "nat" and any(subnet.version == 6 for subnet in subnets):
             ET.SubElement(forward, "nat", ipv6="yes")
     ET.SubElement(network, "bridge", stp="off", delay="0")
+    if mac is not None:
+        ET.SubElement(network, "mac", address=mac)
     for subnet in subnets:
         family = "ipv6" if subnet.version == 6 else "ipv4"
         ip = ET.SubElement(network, "ip", family=family, address=str(subnet[1]), prefix=str(subnet.prefixlen))

@@ -51,7 +51,7 @@ class MachineLibvirt(LibvirtClient):
         self._place.run(["systemctl", "kill", "--kill-whom=main", "--signal=KILL", "libvirtd.service"])
 
     def _wait(self) -> None:
-        wait_until(lambda: self.answers, "libvirtd answers", timeout=60)
+        wait_until(lambda: self.answers, "libvirtd answers")
 
 
 class Machine(Computer):
@@ -109,8 +109,11 @@ class Machine(Computer):
 
     def daemons(self) -> list[int]:
         """Process numbers, by the machine's own count, of daemons that systemd did not start."""
-        listed = self.run("pgrep", "--full", "kvm-portfwd run", check=False).stdout
-        return [int(word) for word in listed.split() if word != self.property("MainPID")]
+        main = self.property("MainPID")
+        listed = self.run("ps", "-e", "-o", "pid=,ppid=,args=").stdout.splitlines()
+        found = [line.split(None, 2) for line in listed if "kvm-portfwd run" in line]
+        # A child of the service has its name until it runs its own program.
+        return [int(pid) for pid, parent, _ in found if main not in (pid, parent)]
 
     def journal(self, *words: str) -> list[Entry]:
         """The journal's entries that match `FIELD=value`, `--unit=…` and the like, the oldest first."""

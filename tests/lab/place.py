@@ -23,12 +23,21 @@ _ENVIRONMENT = {
 }
 
 
-def wait_until(condition: Callable[[], bool], what: str, timeout: float = 10, interval: float = 0.01) -> None:
-    """Return as soon as `condition` holds; fail with `what` was awaited when it does not within `timeout` seconds."""
+# How many seconds anything may take that must come, on a slow machine too; waiting costs nothing where it comes sooner.
+PATIENCE = 60.0
+
+
+def wait_until(
+    condition: Callable[[], bool], what: str | Callable[[], str], timeout: float = PATIENCE, interval: float = 0.01
+) -> None:
+    """Return as soon as `condition` holds; fail when it does not within `timeout` seconds.
+
+    `what` says what was awaited; a function of it is called only then, and can tell how things are instead.
+    """
     deadline = time.monotonic() + timeout
     while not condition():
         if time.monotonic() > deadline:
-            raise LabError(f"waited {timeout:g} s in vain: {what}")
+            raise LabError(f"waited {timeout:g} s in vain: {what if isinstance(what, str) else what()}")
         time.sleep(interval)
 
 
@@ -94,7 +103,7 @@ class Process:
         del self._lines[: len(taken)]
         return taken
 
-    def wait_line(self, pattern: str, timeout: float = 10, *, start: int = 0) -> Line:
+    def wait_line(self, pattern: str, timeout: float = PATIENCE, *, start: int = 0) -> Line:
         """The first line from number `start` on that the pattern is found in; waits for it."""
         deadline = time.monotonic() + timeout
         while True:
@@ -110,13 +119,13 @@ class Process:
         """Send a signal to the program."""
         os.kill(self.pid, number)
 
-    def wait(self, timeout: float = 10) -> int:
+    def wait(self, timeout: float = PATIENCE) -> int:
         """Wait for its end; the exit status, negative for a signal."""
         status = self._entering.wait(timeout)
         self._reader.join(timeout)
         return status
 
-    def stop(self, number: signal.Signals = signal.SIGTERM, timeout: float = 10) -> int:
+    def stop(self, number: signal.Signals = signal.SIGTERM, timeout: float = PATIENCE) -> int:
         """Signal it if it still runs, and wait for its end."""
         if self.running:
             # nsenter stops itself along with a program that was stopped. Awake again, it wakes the program, and hears

@@ -88,14 +88,43 @@ class QemuGuest(Guest):
         self.host.run("kill", "-KILL", self.host.read(f"/run/libvirt/qemu/{self.name}.pid").strip())
         wait_until(lambda: not self.running, f"{self.name} is gone")
 
-    def migrate(self, to: Computer, address: str) -> None:
-        """Move it, as it runs, to another host, which has this address for the one it is on."""
+    def migrate(self, to: Computer, address: str, *, bandwidth: int = 0, flags: int = 0) -> None:
+        """Move it, as it runs, to another host, which has this address for the one it is on.
+
+        `bandwidth`, in MiB/s, stretches the copy, of some 60 MiB; 0 is libvirt's own. `flags` are libvirt's, too.
+        """
         QemuGuest(to, self.name).prepare()
-        flags = libvirt.VIR_MIGRATE_LIVE | libvirt.VIR_MIGRATE_PERSIST_DEST | libvirt.VIR_MIGRATE_UNDEFINE_SOURCE
+        flags |= libvirt.VIR_MIGRATE_LIVE | libvirt.VIR_MIGRATE_PERSIST_DEST | libvirt.VIR_MIGRATE_UNDEFINE_SOURCE
         with self.domain() as domain, to.libvirt.connection(self.driver) as destination:
             # libvirt.py says that the parameters are a string; they are a dictionary.
-            parameters: Any = {libvirt.VIR_MIGRATE_PARAM_URI: f"tcp://{address}"}
+            parameters: Any = {
+                libvirt.VIR_MIGRATE_PARAM_URI: f"tcp://{address}",
+                libvirt.VIR_MIGRATE_PARAM_BANDWIDTH: bandwidth,
+            }
             domain.migrate3(destination, parameters, flags)
+
+    def start_post_copy(self) -> None:
+        """Have it run on the other host at once, which fetches what memory is missing: `virsh migrate-postcopy`."""
+        with self.domain() as domain:
+            domain.migrateStartPostCopy()
+
+    def abort_job(self) -> None:
+        """Cancel what libvirt is doing with it, as a migration: `virsh domjobabort`."""
+        with self.domain() as domain:
+            domain.abortJob()
+
+    def is_being_copied(self) -> bool:
+        """Whether its memory is on the way to another host."""
+        with self.domain() as domain:
+            statistics: Any = domain.jobStats()
+            return bool(statistics.get("memory_processed", 0))
+
+    def state(self) -> tuple[int, int]:
+        """What libvirt says of its state, and the reason for it."""
+        with self.domain() as domain:
+            # libvirt.py says that they are strings; they are numbers.
+            told: Any = domain.state()
+            return told[0], told[1]
 
     def reset(self) -> None:
         """Press its reset button. libvirt tells listeners of a reboot; the guest has no ACPI daemon to ask politely."""
@@ -108,7 +137,7 @@ class QemuGuest(Guest):
 
     def wait_up(self) -> None:
         """Wait until its guest agent answers, which starts before the interfaces are set up."""
-        wait_until(self._agent_answers, f"the agent of {self.name} answers", timeout=60, interval=0.1)
+        wait_until(self._agent_answers, f"the agent of {self.name} answers", interval=0.1)
 
     def run(self, *argv: str) -> str:
         """Run a program in the guest to its end, by its agent; what it printed."""
@@ -120,7 +149,7 @@ class QemuGuest(Guest):
             ended.update(self._ask_agent("guest-exec-status", pid=pid))
             return bool(ended["exited"])
 
-        wait_until(has_ended, f"{argv} ends in {self.name}", timeout=30, interval=0.05)
+        wait_until(has_ended, f"{argv} ends in {self.name}", interval=0.05)
         printed = b64decode(ended.get("out-data", "")).decode(errors="replace")
         if ended.get("exitcode") != 0:
             raise LabError(f"{argv} failed in {self.name}: {ended} {printed}")

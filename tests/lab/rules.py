@@ -4,8 +4,10 @@ import re
 from collections.abc import Iterable
 
 _OWN_TABLES = re.compile(r"^table (?:ip|ip6) kvm_portfwd \{$")
-# nft does not show the comment of a rule that iptables-nft wrote, so a gate is also known by the mark it lets through.
-_GATE = re.compile(r'comment "kvm-portfwd"|ct mark (?:and|&) 0x0?2000000 == 0x0?2000000')
+# nft does not show the comment of a rule that iptables-nft wrote, so a gate is also known by the label it lets through.
+_GATE = re.compile(r'comment "kvm-portfwd"|ct label 25\b')
+# Four names exactly: what else begins like that belongs to others.
+_CHAINS = re.compile(r"\bKVMPF_(?:PRE|OUT|POST|FWD|LEAD)(?![\w-])")
 _LEGACY_COUNTERS = re.compile(r"\[\d+:\d+\]")
 
 
@@ -21,7 +23,7 @@ def _split_nft(listing: str) -> tuple[list[str], list[str]]:
 
 
 def _is_legacy_ours(line: str) -> bool:
-    return "KVMPF_" in line or "kvm-portfwd" in line
+    return bool(_CHAINS.search(line)) or "kvm-portfwd" in line
 
 
 def _legacy_lines(save: str) -> Iterable[str]:
@@ -38,6 +40,6 @@ def foreign_rules(nft: str, legacy: str) -> str:
 def own_rules(nft: str, legacy: str) -> str:
     """What this project left in the kernel; empty when it left nothing."""
     ours, _ = _split_nft(nft)
-    # iptables-nft writes its comments into nft rules as well, so a KVMPF_ chain there is ours too.
-    stray = [line for line in nft.splitlines() if "KVMPF_" in line]
+    # iptables-nft writes its comments into nft rules as well, so a chain of ours there is told, too.
+    stray = [line for line in nft.splitlines() if _CHAINS.search(line)]
     return "\n".join([*ours, *stray, *(line for line in _legacy_lines(legacy) if _is_legacy_ours(line))])

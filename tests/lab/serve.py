@@ -1,10 +1,11 @@
-"""A server inside a guest: answers `NAME CLIENT-ADDRESS` on one port, over TCP, UDP or SCTP, on IPv4 and IPv6.
+"""A server inside a guest: answers `NAME CLIENT-ADDRESS` on one port, over TCP, UDP, SCTP or FTP, on IPv4 and IPv6.
 
 Run as a program in the guest's network namespace, `serve.py NAME PROTOCOL PORT`, with the standard library only, since
 the guest's host may be any Debian. It prints `ready` when it listens. Over TCP it then echoes whatever comes, so a test
 can see that an established connection still works.
 """
 
+import contextlib
 import selectors
 import socket
 import sys
@@ -52,6 +53,27 @@ def _echo(connection: socket.socket, greeting: str) -> None:
             connection.sendall(data)
 
 
+def serve_ftp(name: str, port: int) -> None:
+    """Greet each control connection, and answer `PASV` with a data connection that greets, then echoes; IPv4 only."""
+    server = socket.create_server(("", port))
+    _ready()
+    while True:
+        control, _ = server.accept()
+        threading.Thread(target=_control, args=(control, name), daemon=True).start()
+
+
+def _control(control: socket.socket, name: str) -> None:
+    with control, control.makefile("rb") as said:
+        control.sendall(f"220 {name}\r\n".encode())
+        for _ in said:
+            data = socket.create_server((control.getsockname()[0], 0))
+            address, port = data.getsockname()
+            where = ",".join([*address.split("."), str(port // 256), str(port % 256)])
+            control.sendall(f"227 Entering Passive Mode ({where}).\r\n".encode())
+            connection, peer = data.accept()
+            threading.Thread(target=_echo, args=(connection, f"{name} {peer[0]}\n"), daemon=True).start()
+
+
 def serve_udp(name: str, port: int) -> None:
     """Answer each datagram from the address it was sent to, which a host with several would not do of itself."""
     server = _dual_stack(socket.SOCK_DGRAM, port)
@@ -59,7 +81,8 @@ def serve_udp(name: str, port: int) -> None:
     _ready()
     while True:
         _, ancillary, _, peer = server.recvmsg(4096, 1024)
-        server.sendmsg([f"{name} {_plain(peer[0])}".encode()], _answer_from(ancillary), 0, peer)
+        with contextlib.suppress(OSError):  # a guest may have no way back to the client
+            server.sendmsg([f"{name} {_plain(peer[0])}".encode()], _answer_from(ancillary), 0, peer)
 
 
 def _answer_from(ancillary: list[tuple[int, int, bytes]]) -> list[tuple[int, int, bytes]]:
@@ -93,4 +116,5 @@ def _answer_init(raw: socket.socket, version: int, name: str, port: int) -> None
 
 
 if __name__ == "__main__":
-    {"tcp": serve_tcp, "udp": serve_udp, "sctp": serve_sctp}[sys.argv[2]](sys.argv[1], int(sys.argv[3]))
+    servers = {"tcp": serve_tcp, "ftp": serve_ftp, "udp": serve_udp, "sctp": serve_sctp}
+    servers[sys.argv[2]](sys.argv[1], int(sys.argv[3]))

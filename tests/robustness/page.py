@@ -7,6 +7,7 @@ from pathlib import Path
 from tests.chaos import figures as chaos
 from tests.endurance import figures as endurance
 from tests.fuzz import figures as fuzz
+from tests.packets import figures as packets
 from tests.robustness import record as records
 from tests.robustness.record import Figures, Record
 
@@ -32,6 +33,7 @@ class _Kind:
 _KINDS = {
     "chaos": _Kind("Faults drawn by lot", chaos.INTRODUCTION, chaos.row, chaos.section),
     "endurance": _Kind("The long run", endurance.INTRODUCTION, endurance.row, endurance.section),
+    "packets": _Kind("Packets drawn by lot", packets.INTRODUCTION, packets.row, packets.section),
     "fuzz": _Kind("Fuzzing", fuzz.INTRODUCTION, fuzz.row, fuzz.section),
 }
 _TITLES = {

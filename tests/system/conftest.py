@@ -94,5 +94,5 @@ def service(module_service: Sandbox, machine: Machine) -> Sandbox:
     """The service with forwards of `web` in force."""
     machine.write(CONFIG, HEAD + WEB)
     machine.systemctl("restart", UNIT)
-    wait_until(lambda: page(machine) == f"web {CLIENT4}", "the page", timeout=60)
+    wait_until(lambda: page(machine) == f"web {CLIENT4}", "the page")
     return module_service

@@ -1,4 +1,6 @@
-"""Stops every thread of a process but the main one, as if each hung in the kernel; ends with the process. Needs root.
+"""Stops every thread of a process but the main one and the log's, as if each hung in the kernel; ends with the process.
+
+Needs root.
 
 ptrace(2) is the only thing that stops one thread and leaves the others alone.
 """
@@ -16,8 +18,13 @@ def main() -> None:
     """Do it, say so, and take note of the threads' ends, without which the process could not end."""
     pid = int(sys.argv[1])
     libc = ctypes.CDLL(None, use_errno=True)
-    for thread in (int(name) for name in os.listdir(f"/proc/{pid}/task")):  # noqa: PTH208  they are numbers, no paths
-        if thread != pid and (libc.ptrace(_SEIZE, thread, 0, 0) or libc.ptrace(_INTERRUPT, thread, 0, 0)):
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        thread, goes_on = int(task.name), (task / "comm").read_text() == "log\n"
+        if (
+            thread != pid
+            and not goes_on
+            and (libc.ptrace(_SEIZE, thread, 0, 0) or libc.ptrace(_INTERRUPT, thread, 0, 0))
+        ):
             raise OSError(ctypes.get_errno(), f"cannot stop thread {thread}")
     print("frozen", flush=True)  # noqa: T201  whoever waits for it reads this
     while Path(f"/proc/{pid}").exists():

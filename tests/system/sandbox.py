@@ -69,11 +69,11 @@ class Sandbox:
 
     def answers(self, probe: Callable[[], Answer], text: str) -> None:
         """Wait until a probe has this answer."""
-        wait_until(lambda: probe().text == text, f"the answer {text!r}, not {probe()}", timeout=15)
+        wait_until(lambda: probe().text == text, lambda: f"the answer {text!r}, not {probe()}")
 
     def says(self, text: str, *words: str) -> None:
         """Wait until the service's journal has a line with this text."""
-        wait_until(lambda: text in self.lines(*words), f"the line {text!r} in\n{self.lines(*words)}", timeout=15)
+        wait_until(lambda: text in self.lines(*words), lambda: f"the line {text!r} in\n{self.lines(*words)}")
 
     def lines(self, *words: str) -> str:
         """What the service and systemd wrote of it to the journal."""

@@ -1,19 +1,20 @@
 """The service beside other people's firewalls: firewalld, ufw, Docker's rules, and libvirt on any of its own."""
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 
 import pytest
 
-from tests.lab.computer import CLIENT4, PUBLIC4, PUBLIC6
+from tests.lab.computer import CLIENT4, CLIENT4_SECOND, PUBLIC4, PUBLIC6
 from tests.lab.domain import Link
 from tests.lab.lxc import LxcGuest
 from tests.lab.machine import Machine
 from tests.lab.place import wait_until
 from tests.lab.probe import Outcome
 from tests.lab.release import DEBIAN13_NFTABLES, LibvirtFirewall
-from tests.system.sandbox import HEAD, PREFIX4, ROUTED4, WEB, Sandbox
+from tests.system.sandbox import CONFIG, HEAD, PREFIX4, ROUTED4, WEB, Sandbox
 
 pytestmark = pytest.mark.on(LibvirtFirewall.IPTABLES, LibvirtFirewall.NFTABLES)
 
@@ -70,7 +71,7 @@ COMMIT
 def answers_everywhere(service: Sandbox) -> None:
     """Wait until the forwards of `web` answer in both families."""
     for page in PAGES:
-        wait_until(partial(_is_answered, service, page), page, timeout=20)
+        wait_until(partial(_is_answered, service, page), page)
 
 
 def _is_answered(service: Sandbox, page: str) -> bool:
@@ -154,6 +155,42 @@ def test_a_table_that_firewalld_keeps_to_itself_stops_nothing_else(firewalld: Sa
     firewalld.says("the gate in inet firewalld filter_FORWARD could not be changed: ")
 
 
+@contextmanager
+def firewalld_with(machine: Machine, setting: str) -> Iterator[None]:
+    """Restart firewalld with another line in its configuration, and at the end as it was."""
+    before = machine.read(FIREWALLD)
+    key = setting.partition("=")[0]
+    others = [line for line in before.splitlines() if not line.startswith(f"{key}=")]
+    machine.write(FIREWALLD, "\n".join([*others, setting, ""]))
+    machine.systemctl("restart", "firewalld.service")
+    machine.libvirt.restart()
+    try:
+        yield
+    finally:
+        machine.write(FIREWALLD, before)
+        machine.systemctl("restart", "firewalld.service")
+        machine.libvirt.restart()
+
+
+# Debian 12's firewalld has no such setting.
+@pytest.mark.on(LibvirtFirewall.NFTABLES)
+def test_what_explain_says_of_strict_forward_ports_mends_it(firewalld: Sandbox) -> None:
+    machine = firewalld.machine
+    firewalld.configure(HEAD + WEB)
+    answers_everywhere(firewalld)
+    with firewalld_with(machine, "StrictForwardPorts=yes"):
+        wait_until(lambda: not machine.outside.fetch(PAGES[0]).answered, "firewalld refuses it")
+        report = json.loads(machine.run("kvm-portfwd", "explain", "--json", f"{PUBLIC4}:8080", check=False).stdout)
+        assert report["cause"] == "refused"
+        assert f"Write {GATE.strip()} under [daemon] in /etc/portfwd.toml" in report["sentence"]
+        machine.write(CONFIG, HEAD.replace("\n", f"\n{GATE}", 1) + WEB)
+        for command in report["commands"]:
+            machine.run(*command.split())
+        answers_everywhere(firewalld)
+        machine.run("firewall-cmd", "--reload")
+        answers_everywhere(firewalld)
+
+
 def test_ufw_enabled_reloaded_and_disabled(service: Sandbox) -> None:
     machine = service.machine
     machine.run("systemd-run", "--unit=lab-page", "python3", "-m", "http.server", "8099")
@@ -170,6 +207,24 @@ def test_ufw_enabled_reloaded_and_disabled(service: Sandbox) -> None:
     finally:
         machine.run("ufw", "--force", "reset")
         machine.systemctl("stop", "lab-page.service")
+    machine.libvirt.restart()
+
+
+@pytest.mark.on(LibvirtFirewall.NFTABLES)
+def test_what_ufw_denies_to_a_client_is_not_served(service: Sandbox) -> None:
+    """Where libvirt's rules are in a table of their own, ufw's are at the head of FORWARD."""
+    machine, page = service.machine, PAGES[0]
+    machine.run("ufw", "--force", "enable")
+    try:
+        answers_everywhere(service)
+        machine.run("ufw", "route", "deny", "from", CLIENT4)
+        wait_until(lambda: not _is_answered(service, page), "the client is refused")
+        assert machine.outside.fetch(page, source=CLIENT4_SECOND).answered
+        machine.run("ufw", "reload")
+        wait_until(lambda: machine.outside.fetch(page, source=CLIENT4_SECOND).answered, "others are served")
+        wait_until(lambda: not _is_answered(service, page), "the client is still refused")
+    finally:
+        machine.run("ufw", "--force", "reset")
     machine.libvirt.restart()
 
 

@@ -67,7 +67,7 @@ def test_nothing_is_left_when_the_owner_is_killed() -> None:
     os.kill(owner.pid, signal.SIGKILL)
     owner.wait()
     owner.stdout.close()
-    wait_until(lambda: not Path(f"/proc/{keeper}").exists(), "the keeper ends", timeout=30)
+    wait_until(lambda: not Path(f"/proc/{keeper}").exists(), "the keeper ends")
     assert not Path(f"/proc/{init}").exists()
     assert not _groups(keeper)
 

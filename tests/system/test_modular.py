@@ -152,7 +152,7 @@ def networking(machine: Machine, *words: str) -> None:
 
 def answers(machine: Machine) -> None:
     """Wait until the guest's page can be had."""
-    wait_until(lambda: machine.outside.fetch(PAGE).text == f"web {CLIENT4}", "the page", timeout=20)
+    wait_until(lambda: machine.outside.fetch(PAGE).text == f"web {CLIENT4}", "the page")
 
 
 def says(machine: Machine, text: str, *, after: int = -1) -> int:
@@ -165,7 +165,7 @@ def says(machine: Machine, text: str, *, after: int = -1) -> int:
         return next((place for place, line in enumerate(lines()) if place > after and text in line), -1)
 
     try:
-        wait_until(lambda: found() >= 0, f"the line {text!r}", timeout=30)
+        wait_until(lambda: found() >= 0, f"the line {text!r}")
     except LabError:
         pytest.fail(f"no line {text!r} after line {after} of\n" + "\n".join(lines()))
     return found()

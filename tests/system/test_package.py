@@ -1,24 +1,30 @@
 """The package's life on whole machines: installed, upgraded under traffic, removed without a trace."""
 
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
 import pytest
 
-from tests.host.conftest import Conversation
+from tests.host.conftest import Conversation, entry
 from tests.lab.command import run
 from tests.lab.computer import CLIENT4, PUBLIC4
-from tests.lab.machine import Machine
+from tests.lab.domain import Link
+from tests.lab.lxc import LxcGuest
+from tests.lab.machine import UNIT, Machine
+from tests.lab.place import wait_until
 from tests.lab.release import LibvirtFirewall
-from tests.system.conftest import PAGE
+from tests.system.conftest import PAGE, page
 from tests.system.sandbox import CONFIG, EVERYTHING, HEAD, MAIL4, WEB, Sandbox, guests_on
 
 # One machine of each release is enough: dpkg does not care where libvirt's rules are.
 pytestmark = pytest.mark.on(LibvirtFirewall.IPTABLES, LibvirtFirewall.NFTABLES)
 
 NEWER = "9.0.0"
+SWITCH = "net.ipv4.ip_forward"
+_SPEC = Path(__file__).parents[2] / "packaging/kvm-portfwd.spec"
 # What a package may leave: records of dpkg and of the journal, what libvirt and the lab write, caches.
 _FILES = """
 find / -xdev -path /var/lib/dpkg -prune -o -path /var/log -prune -o -path /var/cache -prune \\
@@ -108,6 +114,31 @@ def test_it_is_removed_without_a_trace_and_its_configuration_goes_when_purged(ma
         assert (purged.rules, purged.kernel) == (before.rules, before.kernel)
 
 
+@pytest.fixture
+def alone(machine: Machine) -> Iterator[None]:
+    """A guest on a network for which libvirt needs no forwarding, on a host that forwards nothing."""
+    machine.libvirt.define_network("alone", "192.168.150.0/24", mode="isolated")
+    guest = LxcGuest(machine, "alone", Link("alone", ("192.168.150.10/24",)))
+    try:
+        guest.start()
+        machine.run("sysctl", "-w", f"{SWITCH}=0")
+        yield
+    finally:
+        guest.remove()
+        machine.libvirt.remove_network("alone")
+
+
+@pytest.mark.usefixtures("alone")
+def test_removing_it_turns_off_the_forwarding_that_it_turned_on(machine: Machine, package: Path) -> None:
+    machine.install(package)
+    machine.write(CONFIG, HEAD + entry("alone", "8080:80", "192.168.150.10"))
+    machine.systemctl("restart", UNIT)
+    wait_until(lambda: page(machine) == f"alone {CLIENT4}", "the page")
+    assert machine.run("sysctl", "-n", SWITCH).stdout == "1\n"
+    assert f"set {SWITCH} = 0 again" in machine.run("dpkg", "--purge", "kvm-portfwd").stdout
+    assert machine.run("sysctl", "-n", SWITCH).stdout == "0\n"
+
+
 @pytest.mark.parametrize("on_stop", ["keep", "remove"])
 def test_an_upgrade_cuts_no_connection(service: Sandbox, package: Path, newer: Path, on_stop: str) -> None:
     machine = service.machine
@@ -127,3 +158,21 @@ def test_an_upgrade_cuts_no_connection(service: Sandbox, package: Path, newer: P
         machine.install(package)
     client.close()
     assert NEWER not in machine.run("kvm-portfwd", "--version").stdout
+
+
+@pytest.mark.parametrize("on_stop", ["keep", "remove"])
+def test_an_upgrade_by_rpm_cuts_no_connection(service: Sandbox, on_stop: str) -> None:
+    """What the RPM package runs at the end of an upgrade; the program is the Debian package's."""
+    machine = service.machine
+    service.configure(HEAD.replace("[daemon]\n", f'[daemon]\non_stop = "{on_stop}"\n') + WEB)
+    rules = machine.own_rules()
+    client = Conversation(machine.outside, PUBLIC4, 7000)
+    before = machine.property("MainPID")
+    script = run(["rpmspec", "--query", "--queryformat", "%{POSTTRANS}", _SPEC]).stdout
+    with client.never_pausing():
+        machine.run("sh", "-ec", script)
+        assert machine.property("ActiveState") == "active"
+        assert machine.property("MainPID") not in ("0", before)
+    client.close()
+    assert machine.own_rules() == rules
+    assert machine.run("ls", "/run/kvm-portfwd/upgrade", check=False).returncode == 2

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from fwdaemon.audit import MESSAGE_IDS
+from fwdaemon.audit.lines import MESSAGE_IDS
 from tests.host.conftest import Conversation
 from tests.lab.computer import CLIENT4, PUBLIC4
 from tests.lab.machine import UNIT, Machine
@@ -66,6 +66,8 @@ def test_a_wrong_configuration_at_a_reload_leaves_the_old_one_in_force(service: 
 def test_a_wrong_configuration_at_a_start_is_told_once_and_not_tried_again(service: Sandbox) -> None:
     machine = service.machine
     rules = machine.own_rules()
+    # Where there is no last good one, as at a first start.
+    machine.run("rm", "-f", "/var/lib/kvm-portfwd/last-good.json")
     machine.write(CONFIG, WRONG)
     assert machine.run("systemctl", "restart", UNIT, check=False).returncode != 0
     assert machine.property("ExecMainStatus") == "78"

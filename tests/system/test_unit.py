@@ -66,11 +66,11 @@ def test_a_libvirt_that_hangs_is_waited_for(service: Sandbox) -> None:
         machine.run("kill", "-STOP", libvirtd)
         machine.run("ip", "address", "add", "198.51.100.77/32", "dev", "eth0")
         silent = "6 forwards; nftables; no answer from libvirt at lxc:///system"
-        wait_until(lambda: machine.property("StatusText") == silent, "libvirt does not answer", timeout=40)
+        wait_until(lambda: machine.property("StatusText") == silent, "libvirt does not answer")
         time.sleep(MAY_TAKE_S + WATCHDOG_S - LIBVIRT_MAY_TAKE_S)  # longer than anything else may take
         machine.run("kill", "-CONT", libvirtd)
         machine.run("ip", "address", "del", "198.51.100.77/32", "dev", "eth0")
-        wait_until(lambda: "libvirt answers" in machine.property("StatusText"), "libvirt answers", timeout=40)
+        wait_until(lambda: "libvirt answers" in machine.property("StatusText"), "libvirt answers")
         assert machine.property("MainPID") == daemon
 
 
@@ -81,10 +81,10 @@ def test_a_kernel_that_hangs_is_not(service: Sandbox) -> None:
         freezing = machine.popen("/usr/bin/python3", str(FREEZE), daemon)
         freezing.wait_line("^frozen$")
         machine.run("nft", "add table ip lab; delete table ip lab")
-        wait_until(lambda: machine.property("MainPID") not in ("0", daemon), "it is started again", timeout=60)
+        wait_until(lambda: machine.property("MainPID") not in ("0", daemon), "it is started again")
         freezing.wait()
         told = service.lines(f"_SYSTEMD_INVOCATION_ID={run}")
-        assert "a comparison with the kernel hangs: systemd is left to end us" in told
+        assert "a comparison with the kernel hangs: systemd will end the daemon" in told
         assert "Current thread" in told, "where it hung is told"
         service.answers(lambda: machine.outside.fetch(PAGE), f"web {CLIENT4}")
 
@@ -95,6 +95,8 @@ def test_it_is_in_force_after_a_restart_of_nftables(service: Sandbox, end: str) 
     if end == "was stopped":
         machine.systemctl("stop", UNIT)
     elif end == "was refused its configuration":
+        # Where there is no last good one, as at a first start.
+        machine.run("rm", "-f", "/var/lib/kvm-portfwd/last-good.json")
         machine.write(CONFIG, "nonsense")
         machine.systemctl("restart", UNIT, check=False)
         assert machine.property("ActiveState") == "failed"

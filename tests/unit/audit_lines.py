@@ -6,13 +6,14 @@ from typing import Final
 
 import pytest
 
-from fwdaemon import audit
-from fwdaemon.config.model import Gate, Origin
-from fwdaemon.desired import Waiting
+from fwdaemon.audit import lines
+from fwdaemon.audit.throttle import Flapped
+from fwdaemon.core.report import GateChange, Setting
+from fwdaemon.core.state import Waiting
+from fwdaemon.core.types import Gate, Origin
 from fwdaemon.errors import Problem
-from fwdaemon.flapping import Flapped
-from fwdaemon.outcome import GateChange
 from tests.unit.forwards import forward, nat, route
+from tests.unit.saying import because
 
 # The name of the domain in them.
 HOSTILE: Final = "\x1b[31m\u009bm\nSubject: forged"
@@ -29,16 +30,22 @@ def _write() -> None:
     web = forward("tcp *:80", "192.168.122.50:80", domain=HOSTILE)
     for opening in (web, nat("198.51.100.8", "192.168.122.51"), route("203.0.113.64/29", "virbr1")):
         for action in ("added", "removed", "restored"):
-            audit.opening(action, opening, "a cause")
-        audit.flapped([Flapped(opening, 7, 60.0, "restored", "a cause")])
-        audit.waiting([Waiting(opening.owner, "a reason", Origin(Path("x.toml"), 1))])
+            lines.opening(action, opening, because("a cause"))
+        lines.flapped([Flapped(opening, 7, 60.0, "restored", because("a cause"))])
+        lines.waiting([Waiting(opening.owner, "a reason", Origin(Path("x.toml"), 1))])
     for restored in (True, False):
-        audit.gates([GateChange(Gate("inet", "filter", "forward"), restored, "it was not there")], "a cause")
-    audit.moved("rules are in nftables: libvirt's chains are there")
-    audit.adopted(3)
-    audit.leftovers(["ip kvm_portfwd every_address { tcp . 80 }"])
-    audit.connections_ended(2)
-    audit.forwarding_turned_on("net.ipv4.ip_forward")
-    audit.problems(["something is wrong"])
-    audit.configuration_loaded(Path("x.toml"))
-    audit.configuration_refused([Problem(Path("x.toml"), 1, "is wrong")])
+        gate = GateChange(Gate("inet", "filter", "forward"), restored, "it was not there")
+        lines.gate(gate, because("a cause"))
+        lines.flapped([Flapped(gate, 7, 60.0, gate.action, because("a cause"))])
+    lines.moved("rules are in nftables: libvirt's chains are there")
+    lines.adopted(3)
+    lines.leftovers(["ip kvm_portfwd every_address { tcp . 80 }"])
+    lines.connections_ended(2)
+    for restored in (True, False):
+        setting = Setting("net.ipv4.ip_forward = 1", restored)
+        lines.setting(setting, because("a cause"))
+        lines.flapped([Flapped(setting, 7, 60.0, setting.action, because("a cause"))])
+    lines.notes(["set net.ipv4.ip_forward = 0 again: it was off before kvm-portfwd"])
+    lines.problems(["something is wrong"])
+    lines.configuration_loaded(Path("x.toml"))
+    lines.configuration_refused([Problem(Path("x.toml"), 1, "is wrong")])

@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 
 from fwdaemon import config
 from fwdaemon.config.model import Config
-from fwdaemon.errors import ConfigError
-from fwdaemon.inventory import (
+from fwdaemon.core.inventory import (
     AddressSource,
     Domain,
     GuestInterface,
@@ -24,9 +23,10 @@ from fwdaemon.inventory import (
     LearnedAddress,
     Network,
 )
+from fwdaemon.errors import ConfigError
 
 # What is left of a rule's syntax when any of these gets into one as it is.
-NAMES = ("web", '"; } flush ruleset; #', "--comment\n-j ACCEPT", "a\\'$(reboot)", "\u202e\x85" + "x" * 190, "\x1b[2J")
+NAMES = ("web", '"; } flush ruleset; #', "--comment\n-j ACCEPT", "a\\'$(reboot)", "x\u202e\x85" + "x" * 189, "x\x1b[2J")
 # The kernel takes all of these for names of interfaces, and so does the configuration.
 INTERFACES = ("eth0", "wg0.5", "a{b", "a;b", "a,b", "@outer", "$x", "#", "{", "}", "é", "a=b", "0", "accept", "inet")
 LOCAL4, LOCAL6 = ("198.51.100.1", "198.51.100.7"), ("2001:db8::1", "2001:db8::7")
@@ -36,7 +36,7 @@ SOURCES = (
     *("2001:db8:9::/48", "2001:db8:9::9", "::/0", "8000::/1"),
 )
 _PORTS = ("1", "53", "80", "80-89", "85-99", "1-65535", "65535", "65000-65535", "81:8081", "80-89:180-189", "84:1")
-_MARKS = (0x02000000, 0x1, 0x80000000)
+_LABELS = (25, 0, 127)
 
 
 def toml(table: str, **keys: Any) -> str:
@@ -143,7 +143,7 @@ def some_entries() -> st.SearchStrategy[list[str]]:
 def some_heads() -> st.SearchStrategy[str]:
     """Any `[daemon]` that makes a difference for rules."""
     return st.builds(
-        lambda mark, localhost: f"[daemon]\nmark = {mark}\nlocalhost = {str(localhost).lower()}\n",
-        st.sampled_from(_MARKS),
+        lambda label, localhost: f"[daemon]\nlabel = {label}\nlocalhost = {str(localhost).lower()}\n",
+        st.sampled_from(_LABELS),
         st.booleans(),
     )

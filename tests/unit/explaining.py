@@ -6,14 +6,12 @@ from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_interface, ip_network
 from typing import Any
 
-from fwdaemon.explain import nft_listing, xt_listing
-from fwdaemon.explain.evaluation import Passage, pass_through
-from fwdaemon.explain.facts import GuestAnswer, RouteAnswer
-from fwdaemon.explain.packet import Packet, Surroundings, System
-from fwdaemon.explain.rules import BaseChain
-from fwdaemon.inventory import HostAddress
-from fwdaemon.model import Address, Family, Protocol
-from fwdaemon.sockets.model import Listener
+from fwdaemon.core.inventory import HostAddress
+from fwdaemon.core.types import Address, Family, Listener, Protocol
+from fwdaemon.explain.facts import FarAnswer, GuestAnswer, RouteAnswer, Sighting
+from fwdaemon.rulesets import nft_listing, xt_listing
+from fwdaemon.rulesets.evaluation import Passage, pass_through
+from fwdaemon.rulesets.packet import BaseChain, Packet, Surroundings, System
 
 AROUND = Surroundings(
     {ip_address("198.51.100.1"): frozenset({"eth0"})}, (ip_network("192.168.122.0/24"),), way_back="eth0"
@@ -80,6 +78,10 @@ class PlainHost:
     daemon_pid: int | None = 812
     guest: GuestAnswer = GuestAnswer.ANSWERS
     asked: list[tuple[Address, int]] = field(default_factory=list)
+    far: FarAnswer | None = None
+    asked_as: list[Address] = field(default_factory=list)
+    others: frozenset[str] = frozenset()
+    gateways: Mapping[str, str] = field(default_factory=dict)
 
     def addresses(self) -> Sequence[HostAddress]:
         return self.held
@@ -122,6 +124,18 @@ class PlainHost:
     def ask_guest(self, address: Address, port: int) -> GuestAnswer:
         self.asked.append((address, port))
         return self.guest
+
+    def ask_from_afar(self, address: Address, port: int, device: str, source: Address) -> FarAnswer:
+        del address, port
+        self.asked_as.append(source)
+        return self.far or FarAnswer(sent=True, seen=frozenset({Sighting(device, to_host=True, by_port=True)}))
+
+    def is_on_link(self, address: Address) -> bool:
+        return str(address) in self.others
+
+    def gateway_on(self, device: str, family: Family) -> Address | None:
+        del family
+        return ip_address(self.gateways[device]) if device in self.gateways else None
 
 
 def own(text: str, device: str) -> HostAddress:

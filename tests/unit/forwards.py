@@ -5,8 +5,8 @@ from ipaddress import ip_address, ip_network
 
 from hypothesis import strategies as st
 
-from fwdaemon.desired import Desired, Forward, Nat, Route
-from fwdaemon.model import Address, PortRange, Protocol, Subnet
+from fwdaemon.core.state import Desired, Forward, Nat, Route
+from fwdaemon.core.types import Address, PortRange, Protocol, Subnet
 
 
 def address(text: str) -> Address:
@@ -22,8 +22,14 @@ def subnets(*texts: str) -> frozenset[Subnet]:
     return frozenset(map(ip_network, texts))
 
 
-def forward(
-    spec: str, target: str, *, domain: str = "web1", interface: str | None = None, sources: tuple[str, ...] = ()
+def forward(  # noqa: PLR0913  a forward has that many sides
+    spec: str,
+    target: str,
+    *,
+    domain: str = "web1",
+    interface: str | None = None,
+    sources: tuple[str, ...] = (),
+    masquerade: bool = False,
 ) -> Forward:
     """Write `tcp *:80` or `udp 198.51.100.7:30-40` for the host's side, `192.168.122.50:80` for the guest's."""
     protocol, _, listening = spec.partition(" ")
@@ -38,27 +44,44 @@ def forward(
         target_ports=ports(guest_ports),
         interface=interface,
         sources=tuple(ip_network(source) for source in sources),
+        masquerade=masquerade,
     )
 
 
-def nat(public: str, target: str, *, domain: str = "mail", assign: str | None = None, bridge: str | None = None) -> Nat:
+def nat(  # noqa: PLR0913  a 1:1 NAT has that many sides
+    public: str,
+    target: str,
+    *,
+    domain: str = "mail",
+    assign: str | None = None,
+    bridge: str | None = None,
+    mac: str | None = None,
+) -> Nat:
     """Write `198.51.100.8` for the host's side, `192.168.122.51` for the guest's."""
-    return Nat(domain, ip_address(public), ip_address(target), assign, bridge)
+    return Nat(domain, ip_address(public), ip_address(target), assign, bridge, mac=mac)
 
 
-def route(subnet: str, bridge: str = "virbr1", *, network: str = "public", proxy: str | None = None) -> Route:
+def route(
+    subnet: str,
+    bridge: str = "virbr1",
+    *,
+    network: str = "public",
+    proxy: str | None = None,
+    let_out: bool = False,
+) -> Route:
     """Write `203.0.113.64/29`."""
-    return Route(network, ip_network(subnet), bridge, proxy)
+    return Route(network, ip_network(subnet), bridge, proxy, let_out=let_out)
 
 
 def some_forwards() -> st.SearchStrategy[Forward]:
     """Any forward of IPv4, on few ports, so that many of them overlap."""
     return st.builds(
-        lambda protocol, listen, first, width, shift, guest, link, sources: forward(
+        lambda protocol, listen, first, width, shift, guest, link, sources, masquerade: forward(
             f"{protocol} {listen}:{first}-{first + width}",
             f"{guest}:{first + shift}-{first + shift + width}",
             interface=link,
             sources=sources,
+            masquerade=masquerade,
         ),
         st.sampled_from(["tcp", "udp", "sctp"]),
         st.sampled_from(["*", "198.51.100.7"]),
@@ -68,6 +91,7 @@ def some_forwards() -> st.SearchStrategy[Forward]:
         st.sampled_from(["192.168.122.50", "192.168.122.51", "192.168.122.52"]),
         st.sampled_from([None, "eth0", "eth1"]),
         st.sampled_from([(), ("203.0.113.0/24", "203.0.113.7/32"), ("192.0.2.1/32",)]),
+        st.sampled_from([False, False, False, True]),
     )
 
 
@@ -95,7 +119,7 @@ def some_states() -> st.SearchStrategy[Desired]:
         forwards=st.frozensets(some_forwards(), max_size=8),
         nats=some_nats(),
         routes=some_routes(),
-        outer=st.frozensets(st.sampled_from(["eth0", "eth1"])),
+        uplinks=st.frozensets(st.sampled_from(["eth0", "eth1"])),
         localhost=st.booleans(),
     )
 

@@ -6,10 +6,9 @@ from pathlib import Path
 
 from fwdaemon import config
 from fwdaemon.config.model import Config
-from fwdaemon.importing.assembling import assemble
+from fwdaemon.core.types import show_endpoint
+from fwdaemon.importing.assembling import Owners, assemble
 from fwdaemon.importing.findings import Findings, Forward
-from fwdaemon.importing.owners import Owners
-from fwdaemon.model import show_endpoint
 
 FILE = Path("FILE")
 OWNERS: Owners = {ip_address(text): ("web",) for text in ("10.0.0.9", "192.168.122.10", "2001:db8:122::10")}
@@ -32,7 +31,12 @@ def shown(forward: Forward) -> str:
 
 def forwards(findings: Findings) -> list[str]:
     """Every forward found."""
-    return [shown(forward) for forward in findings.forwards]
+    return [shown(forward) for forward in findings.forwards if not forward.reason]
+
+
+def left_out(findings: Findings) -> list[str]:
+    """Every forward that is written as a comment, with the reason."""
+    return [f"{shown(forward)}: {forward.reason}" for forward in findings.forwards if forward.reason]
 
 
 def warnings(findings: Findings) -> list[str]:

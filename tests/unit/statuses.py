@@ -5,12 +5,22 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from fwdaemon import config as configuration
-from fwdaemon.config.model import Config, Origin
-from fwdaemon.desired import Desired, Owner, Waiting
+from fwdaemon.config.model import Config
+from fwdaemon.core.state import Desired, Owner, Waiting
+from fwdaemon.core.types import Family, Origin
 from fwdaemon.errors import Problem
-from fwdaemon.model import Family
-from fwdaemon.status import Configuration, Header, LibvirtState, Look, Process, RefusedReload, Restored, Rules, Status
-from fwdaemon.status_rows import Facts, Readings, rows
+from fwdaemon.status.model import (
+    Configuration,
+    Header,
+    LibvirtState,
+    Look,
+    Process,
+    RefusedReload,
+    Restored,
+    Rules,
+    Status,
+)
+from fwdaemon.status.rows import Facts, Readings, rows
 from tests.unit.forwards import forward, nat, route
 
 MAIN = Path("/etc/portfwd.toml")
@@ -93,6 +103,7 @@ def header() -> Header:
             ),
         ),
         ("no gate in ip filter FORWARD: iptables-nft refuses it",),
+        confined=(Family.IPV4,),
     )
 
 

@@ -9,14 +9,14 @@ from uuid import UUID
 
 from fwdaemon.config import parse
 from fwdaemon.config.model import Config
+from fwdaemon.core.inventory import AddressSource, Domain, GuestInterface, Inventory, LearnedAddress, Network
+from fwdaemon.explain.arrival import parse_request
 from fwdaemon.explain.facts import RouteAnswer
 from fwdaemon.explain.guest import Libvirt
-from fwdaemon.explain.nft_listing import base_chains
 from fwdaemon.explain.report import Cause, Report
-from fwdaemon.explain.request import parse_request
-from fwdaemon.explain.rules import BaseChain
 from fwdaemon.explain.story import explain
-from fwdaemon.inventory import AddressSource, Domain, GuestInterface, Inventory, LearnedAddress, Network
+from fwdaemon.rulesets.nft_listing import base_chains
+from fwdaemon.rulesets.packet import BaseChain
 from tests.unit.explaining import PlainHost, native, own
 from tests.unit.forwards import address, subnets
 
@@ -41,8 +41,8 @@ FORWARD = '[[forward]]\ndomain = "web"\nports = ["8000:80"]\n'
 
 DADDR = {"payload": {"protocol": "ip", "field": "daddr"}}
 DPORT = {"payload": {"protocol": "tcp", "field": "dport"}}
-MARK = {"ct": {"key": "mark"}}
-GATE = [{"match": {"op": "==", "left": {"&": [MARK, 0x02000000]}, "right": 0x02000000}}, {"accept": None}]
+LABEL = {"ct": {"key": "label"}}
+GATE = [{"match": {"op": "in", "left": LABEL, "right": 25}}, {"accept": None}]
 
 
 def ours(to: str = "192.168.122.10", *, public: str | None = None) -> Sequence[BaseChain]:
@@ -53,7 +53,7 @@ def ours(to: str = "192.168.122.10", *, public: str | None = None) -> Sequence[B
         match = {"op": "==", "left": DADDR, "right": public}
     expressions = [
         {"match": match},
-        {"mangle": {"key": MARK, "value": {"|": [MARK, 0x02000000]}}},
+        {"mangle": {"key": LABEL, "value": 25}},
         {"dnat": {"addr": to} if public else {"addr": to, "port": 80}},
     ]
     chain = {"name": "prerouting", "type": "nat", "hook": "prerouting", "prio": -105, "policy": "accept", "handle": 1}

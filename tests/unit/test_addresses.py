@@ -1,17 +1,17 @@
 """Which claim about a guest's address is believed, and which interface is meant."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
-from time import process_time
 from uuid import UUID, uuid5
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fwdaemon.addresses import AddressBook, ConfiguredAddress, Refusal
-from fwdaemon.inventory import (
+from fwdaemon.core.inventory import (
     AddressSource,
+    Attachment,
     Domain,
     GuestInterface,
     HostAddress,
@@ -19,7 +19,9 @@ from fwdaemon.inventory import (
     LearnedAddress,
     Network,
 )
-from fwdaemon.model import Family
+from fwdaemon.core.types import Family
+from fwdaemon.resolve.addresses import AddressBook, ConfiguredAddress, Refusal
+from tests.unit.work import grows_no_faster
 
 RESERVATION, LEASE, AGENT, NEIGHBOUR = (
     AddressSource.RESERVATION,
@@ -266,11 +268,80 @@ def test_families() -> None:
 
 
 def test_many_claims_on_one_address_cost_no_more() -> None:
-    """1,000 guests that all claim the same 50 addresses: seconds, were every claim compared with every other."""
+    """Guests that all claim the same 50 addresses: were every claim compared with every other, twice would be four."""
     claims = tuple((f"192.168.122.{octet}", AGENT) for octet in range(10, 60))
-    domains = [guest(f"web{number}", nic(*claims, number=number % 256)) for number in range(1000)]
-    begun = process_time()
-    book = AddressBook(inventory(*domains))
-    for domain in domains:
-        assert isinstance(book.believed(domain, domain.interfaces[0], Family.IPV4), Refusal)
-    assert process_time() - begun < 5
+
+    def judging(number_of_guests: int) -> Callable[[], None]:
+        domains = [guest(f"web{number}", nic(*claims, number=number % 256)) for number in range(number_of_guests)]
+
+        def judge() -> None:
+            book = AddressBook(inventory(*domains))
+            for domain in domains:
+                assert isinstance(book.believed(domain, domain.interfaces[0], Family.IPV4), Refusal)
+
+        return judge
+
+    assert grows_no_faster(judging, 100)
+
+
+MACVTAP = GuestInterface("52:54:00:00:00:07", None, None, "macvtap0", (), Attachment.MACVTAP, "eth0")
+USER_MODE = GuestInterface("52:54:00:00:00:08", None, None, None, (), Attachment.USER_MODE)
+INSIDE = GuestInterface("52:54:00:00:00:09", "default", "virbr0", "vnet9")
+BRIDGED = GuestInterface("52:54:00:00:00:0a", None, "br0", "vnet10")
+ALONE = HostAddress(ip_address("198.51.100.2"), ip_network("198.51.100.2/32"), "br0")
+
+
+@pytest.mark.parametrize(
+    ("interface", "configured", "reason"),
+    [
+        (MACVTAP, "", "it is on macvtap of eth0, where every machine but this host reaches it"),
+        (MACVTAP, "203.0.113.50", "it is on macvtap of eth0, where every machine but this host reaches it"),
+        (USER_MODE, "", "its network is user-mode (slirp or passt), which this host cannot reach"),
+        (USER_MODE, "10.0.2.15", "its network is user-mode (slirp or passt), which this host cannot reach"),
+    ],
+)
+def test_what_the_host_does_not_reach_is_never_believed(
+    interface: GuestInterface, configured: str, reason: str
+) -> None:
+    assert verdict(interface, configured=configured).startswith(reason)
+    selected = AddressBook(inventory()).select_interface(guest("web1", interface, interface), Family.IPV4)
+    assert isinstance(selected, Refusal)
+    assert selected.reason.startswith(reason)
+
+
+def test_an_interface_that_the_host_reaches_is_meant() -> None:
+    book = AddressBook(inventory())
+    for other in (MACVTAP, USER_MODE):
+        assert book.select_interface(guest("web1", other, INSIDE), Family.IPV4) == INSIDE
+
+
+def test_a_macvlan_of_the_host_reaches_a_guest_on_macvtap() -> None:
+    configured, web1 = ip_address("203.0.113.50"), guest("web1", MACVTAP)
+    for device, reached in (("macvlan0", True), ("eth0", False)):
+        host = replace(inventory(), routed=frozenset({(device, ip_network("203.0.113.50/32"))}))
+        found = AddressBook(host).believed(web1, MACVTAP, Family.IPV4, configured)
+        assert isinstance(found, Refusal) is not reached
+
+
+@pytest.mark.parametrize(
+    ("device", "subnet", "believed"),
+    [
+        ("br0", "203.0.113.66/32", True),
+        ("br0", "203.0.113.64/29", True),
+        ("virbr0", "203.0.113.66/32", False),
+        ("br0", "203.0.113.72/29", False),
+    ],
+)
+def test_a_configured_address_that_is_routed_to_its_bridge(device: str, subnet: str, *, believed: bool) -> None:
+    routed = frozenset({(device, ip_network(subnet))})
+    book = AddressBook(replace(inventory(), host_addresses=(ALONE,), routed=routed))
+    configured, web1 = ip_address("203.0.113.66"), guest("web1", BRIDGED, INSIDE)
+    found = book.believed(web1, BRIDGED, Family.IPV4, configured)
+    assert isinstance(found, Refusal) is not believed
+    assert (book.select_interface(web1, Family.IPV4, configured=configured) == BRIDGED) is believed
+
+
+def test_only_the_configuration_is_believed_outside_the_bridges_own_subnet() -> None:
+    host = replace(inventory(), host_addresses=(ALONE,), routed=frozenset({("br0", ip_network("203.0.113.66/32"))}))
+    learned = replace(BRIDGED, learned=(LearnedAddress(ip_address("203.0.113.66"), NEIGHBOUR),))
+    assert isinstance(AddressBook(host).believed(guest("web1", learned), learned, Family.IPV4), Refusal)

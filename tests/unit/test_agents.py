@@ -2,7 +2,6 @@
 
 import asyncio
 import threading
-import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -12,12 +11,11 @@ from uuid import UUID
 
 import pytest
 
-from fwdaemon import agents
-from fwdaemon.agents import AgentRounds
+from fwdaemon.core.inventory import AddressSource, Domain, LearnedAddress, MacClaim, ObservedDomain
 from fwdaemon.errors import LibvirtUnavailableError
-from fwdaemon.hypervisor.agent import agent_claims
-from fwdaemon.inventory import AddressSource, Domain, LearnedAddress
-from fwdaemon.observation import MacClaim, ObservedDomain
+from fwdaemon.hypervisor import agent
+from fwdaemon.hypervisor.agent import AgentRounds, Recall, agent_claims
+from tests.unit.saying import said
 
 MAC = "52:54:00:00:00:01"
 WEB1 = ObservedDomain(Domain("web1", UUID(int=1), running=True), instance=7, agent_connected=True)
@@ -66,10 +64,12 @@ class Guests:
 
 
 @asynccontextmanager
-async def asking(guests: Guests) -> AsyncIterator[tuple[AgentRounds, "asyncio.Queue[str]"]]:
+async def asking(
+    guests: Guests, recall: Recall = lambda _seen: ()
+) -> AsyncIterator[tuple[AgentRounds, "asyncio.Queue[str]"]]:
     reasons: asyncio.Queue[str] = asyncio.Queue()
     threads = set(threading.enumerate())
-    rounds = AgentRounds("test:///default", guests, reasons.put_nowait)
+    rounds = AgentRounds("test:///default", guests, lambda reason: reasons.put_nowait(said(reason)), recall)
     try:
         yield rounds, reasons
     finally:
@@ -85,7 +85,7 @@ def test_an_answer_is_told_and_kept() -> None:
         async with asking(guests) as (rounds, reasons):
             rounds.update([WEB1, WEB2])
             rounds.want([WEB1])
-            assert await asyncio.wait_for(reasons.get(), 5) == "guest agent of domain web1 told its addresses"
+            assert await asyncio.wait_for(reasons.get(), 5) == "guest agent of domain web1 reported its addresses"
             assert rounds.answers()[WEB1.domain.uuid] == claims("192.168.122.50")
             rounds.update([replace(WEB1, agent_connected=False)])
             assert rounds.answers()[WEB1.domain.uuid] == claims("192.168.122.50"), "an agent may be updated"
@@ -93,6 +93,39 @@ def test_an_answer_is_told_and_kept() -> None:
             await asyncio.sleep(0.05)
             assert guests.asked == [WEB1.domain.uuid]
         assert guests.closed
+
+    asyncio.run(scenario())
+
+
+def test_what_the_daemon_before_heard_counts_until_the_agent_answers() -> None:
+    async def scenario() -> None:
+        guests, before = Guests(), {(WEB1.domain.uuid, WEB1.instance): claims("192.168.122.50")}
+        async with asking(guests, lambda seen: before.get((seen.domain.uuid, seen.instance), ())) as (rounds, reasons):
+            rounds.update([WEB1])
+            rounds.want([WEB1])
+            await guests.wait_asked(WEB1)
+            assert rounds.answers() == {WEB1.domain.uuid: claims("192.168.122.50")}, "it hangs"
+            guests.answer[WEB1.domain.uuid] = claims("192.168.122.51")
+            rounds.update([replace(WEB1, agent_connected=False)])
+            rounds.update([WEB1])
+            rounds.want([WEB1])
+            await asyncio.wait_for(reasons.get(), 5)
+            assert rounds.answers() == {WEB1.domain.uuid: claims("192.168.122.51")}
+            rounds.update([replace(WEB1, instance=9)])
+            assert rounds.answers() == {WEB1.domain.uuid: ()}
+
+    asyncio.run(scenario())
+
+
+def test_what_was_known_first_stays_first() -> None:
+    async def scenario() -> None:
+        guests, old, new = Guests(), claims("2001:db8::9:9:9:9"), claims("2001:db8::1:1:1:1")
+        guests.answer[WEB1.domain.uuid] = (*new, *old)
+        async with asking(guests, lambda _seen: old) as (rounds, reasons):
+            rounds.update([WEB1])
+            rounds.want([WEB1])
+            await asyncio.wait_for(reasons.get(), 5)
+            assert rounds.answers() == {WEB1.domain.uuid: (*old, *new)}
 
     asyncio.run(scenario())
 
@@ -146,7 +179,7 @@ def test_an_agent_that_hangs_delays_other_agents_and_nobody_else() -> None:
             assert set(rounds.answers().values()) == {()}
             assert reasons.empty()
             given_up.set()
-            assert await asyncio.wait_for(reasons.get(), 5) == "guest agent of domain web2 told its addresses"
+            assert await asyncio.wait_for(reasons.get(), 5) == "guest agent of domain web2 reported its addresses"
             assert guests.asked == [WEB1.domain.uuid, WEB2.domain.uuid]
 
     asyncio.run(scenario())
@@ -174,24 +207,25 @@ def test_who_hangs_and_begins_anew_goes_behind_those_that_wait(again: tuple[Obse
                 rounds.update([seen, WEB2, WEB3])
             rounds.want([WEB1, WEB2, WEB3])
             second.set()
-            assert await asyncio.wait_for(reasons.get(), 5) == "guest agent of domain web3 told its addresses"
+            assert await asyncio.wait_for(reasons.get(), 5) == "guest agent of domain web3 reported its addresses"
             assert guests.asked[:3] == [WEB1.domain.uuid, WEB2.domain.uuid, WEB3.domain.uuid]
 
     asyncio.run(scenario())
 
 
 def test_a_silent_agent_is_asked_again_and_ever_more_seldom(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(agents, "FIRST_RETRY_S", 0.02)
+    monkeypatch.setattr(agent, "FIRST_RETRY_S", 0.02)
 
     async def scenario() -> None:
-        guests, began = Guests(), time.monotonic()
+        guests = Guests()
         guests.answer[WEB2.domain.uuid] = claims("192.168.122.51")
         async with asking(guests) as (rounds, reasons):
             rounds.update([WEB1, WEB2])
             rounds.want([WEB1, WEB2])
-            assert await asyncio.wait_for(reasons.get(), 5) == "guest agent of domain web2 told its addresses"
+            assert await asyncio.wait_for(reasons.get(), 5) == "guest agent of domain web2 reported its addresses"
             await until(lambda: guests.asked.count(WEB1.domain.uuid) >= 4)
-            assert time.monotonic() >= began + 0.02 + 0.04 + 0.08, "the pauses double"
+            record = rounds._records[WEB1.domain.uuid]  # noqa: SLF001 - the pause itself, and no clock
+            assert record.retry >= 0.02 * 2**3, "the pauses double"
             assert guests.asked.count(WEB2.domain.uuid) == 1
 
     asyncio.run(scenario())

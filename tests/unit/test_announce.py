@@ -2,7 +2,7 @@
 
 from ipaddress import IPv4Address, IPv6Address
 
-from fwdaemon.announce import gratuitous_arps, unsolicited_advertisement
+from fwdaemon.hostnet.public_addresses import gratuitous_arps, unsolicited_advertisement
 from tests.unit.nd_packets import is_sound
 
 MAC = bytes.fromhex("525400000001")

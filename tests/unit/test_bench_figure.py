@@ -1,10 +1,13 @@
 """The benchmark's arithmetic, its tables, and its forwards in both forms."""
 
+from dataclasses import replace
+
 import pytest
 
 from bench.figure import NONE, Figure, Series, Spread, Unit, Want, ratios
 from bench.setting import take_turns
-from bench.table import cell, document, number, replaced, rows, section, summary
+from bench.table import cell, document, number, rows, section, summary
+from bench.traffic import longest_outage
 
 FASTER = Series("ours", Unit.SECONDS, {10: [0.011, 0.010, 0.030], 1000: [0.020, 0.022, 0.024]})
 PLAIN = Series("plain", Unit.SECONDS, {NONE: [0.005]})
@@ -51,6 +54,27 @@ def test_a_want_is_met_up_to_its_limit(want: Want, *, met: bool) -> None:
 )
 def test_three_figures_count(value: float, text: str) -> None:
     assert number(value) == text
+
+
+def test_the_worst_is_told_where_it_is_asked_for() -> None:
+    assert cell(Spread(0.02, 0.01, 0.03), Unit.SECONDS, 0.4) == "20.0 ms (10.0 to 30.0, at worst 400)"
+    worst = replace(FASTER, worst=True)
+    figure = replace(some_figure(), series=(worst,), counted="connections")
+    assert "| connections | 10 | 1,000 |" in section(figure)
+    assert "at worst 30.0)" in section(figure)
+
+
+@pytest.mark.parametrize(
+    ("lines", "seconds"),
+    [
+        ([], 0),
+        (["up 0 1"], 0),
+        (["down 1 2", "up 5 6"], 5),
+        (["up 0.5 1", "down 2 3", "up 3 4", "down 10 11", "up 14 15", "down 20 21", "up 21 22", "down 30 31"], 5),
+    ],
+)
+def test_the_longest_outage_counts_from_answer_to_answer(lines: list[str], seconds: float) -> None:
+    assert longest_outage(lines) == seconds
 
 
 @pytest.mark.parametrize(
@@ -119,13 +143,6 @@ def test_a_summary_has_a_row_for_each_want() -> None:
         "| N forwards, a-host | fast | 2.00 times | **missed** |",
         "| N forwards, a-host | small | 1.00 | met |",
     ]
-
-
-def test_only_what_is_between_the_marks_is_replaced() -> None:
-    page = "before\n<!-- x -->\nold\n<!-- end of x -->\nafter\n"
-    assert replaced(page, "x", "new") == "before\n<!-- x -->\nnew\n<!-- end of x -->\nafter\n"
-    with pytest.raises(ValueError, match="<!-- y -->"):
-        replaced(page, "y", "new")
 
 
 def test_hosts_take_turns_and_the_first_turn_does_not_count() -> None:

@@ -1,35 +1,115 @@
-"""Of all that was heard, the reason that helps a reader is told."""
+"""The cause is the reason that helps a reader, and never what happened to others."""
 
 from dataclasses import replace
+from ipaddress import ip_network
 from pathlib import Path
 
-from fwdaemon import causes
-from fwdaemon.config.model import Origin
-from fwdaemon.desired import Desired, Owner, Waiting
+import pytest
+
+from fwdaemon.audit import causes
+from fwdaemon.audit.lines import told
+from fwdaemon.core.inventory import Move
+from fwdaemon.core.report import Actor, ActorKind, Cause, Reason, ReasonKind
+from fwdaemon.core.state import Desired, Owner, Route, Waiting
+from fwdaemon.core.types import Origin
 from tests.unit.forwards import forward
 
-WEB = forward("tcp *:80", "192.168.122.50:80")
-LOADED = causes.loaded_again(Path("/etc/portfwd.toml"))
-BURST = [f"neighbour 192.0.2.{number} answered from 52:54:00:00:00:01" for number in range(5)]
+WEB = replace(forward("tcp *:80", "192.168.122.50:80"), bridge="virbr0")
+NET = Route("public", ip_network("203.0.113.64/29"), "virbr1")
+LOADED = Reason(ReasonKind.CONFIGURATION, "/etc/portfwd.toml")
+ADDRESSES = [Reason(ReasonKind.HOST_ADDRESS, f"192.0.2.{number}", "appeared") for number in range(5)]
+STOPPED = Reason(ReasonKind.DOMAIN, "web1", "stopped")
+NFT = [Actor(ActorKind.PROGRAM, "nft", pid) for pid in range(1, 6)]
+WAITING = Desired(waiting=(Waiting(Owner("web1"), "no address yet", Origin(Path("portfwd.toml"), 1)),))
+DOWN = Desired(waiting=(Waiting(Owner("web1"), "not running", Origin(Path("portfwd.toml"), 1), stopped=True),))
+
+OF_OTHERS = [
+    Reason(ReasonKind.DOMAIN, "a domain web1 b", "started"),
+    Reason(ReasonKind.DOMAIN, "web1 ", "started"),
+    Reason(ReasonKind.AGENT, "web12", "reported its addresses"),
+    Reason(ReasonKind.DEVICES, "WEB1"),
+    Reason(ReasonKind.NEIGHBOUR, "192.168.122.51", "answered from 52:54:00:00:00:01"),
+    Reason(ReasonKind.NEIGHBOUR, "192.168.122.5", "does not answer"),
+    Reason(ReasonKind.LEASES, "virbr9"),
+]
+OF_ITSELF = [
+    Reason(ReasonKind.DOMAIN, "web1", "started"),
+    Reason(ReasonKind.DEVICES, "web1"),
+    Reason(ReasonKind.AGENT, "web1", "connected"),
+]
 
 
 def test_a_burst_is_cut_short() -> None:
-    assert causes.told(BURST) == f"{BURST[0]}; {BURST[1]}; {BURST[2]}; and 2 more"
+    first, second, third = (f"host address 192.0.2.{number} appeared" for number in range(3))
+    assert told(Cause(tuple(ADDRESSES))) == f"{first}; {second}; {third}; and 2 more"
+    assert told(Cause(tuple(NFT))) == "changed by nft, pid 1; nft, pid 2; nft, pid 3; and 2 more"
 
 
 def test_a_new_configuration_is_not_lost_in_a_burst() -> None:
-    assert causes.of_end(WEB, Desired(), [*BURST, LOADED]).startswith(f"{LOADED}; neighbour 192.0.2.0 ")
-    assert causes.of_start(WEB, Desired(), [*BURST, LOADED]).startswith(f"{LOADED}; neighbour 192.0.2.0 ")
+    for cause in (
+        causes.of_end(WEB, Desired(), [*ADDRESSES, LOADED]),
+        causes.of_start(WEB, Desired(), [*ADDRESSES, LOADED]),
+    ):
+        assert told(cause).startswith("configuration /etc/portfwd.toml loaded again; host address 192.0.2.0 ")
 
 
 def test_what_names_the_owner_goes_before_all_else() -> None:
-    assert causes.of_end(WEB, Desired(), [LOADED, *BURST, "domain web1 stopped"]) == "domain web1 stopped"
+    assert causes.of_end(WEB, Desired(), [LOADED, *ADDRESSES, STOPPED]) == Cause((STOPPED,))
 
 
 def test_what_the_state_says_goes_before_what_was_heard_of_others() -> None:
-    waiting = Waiting(Owner("web1"), "no address yet", Origin(Path("portfwd.toml"), 1))
-    assert causes.of_end(WEB, replace(Desired(), waiting=(waiting,)), [LOADED, *BURST]) == "no address yet"
+    assert told(causes.of_end(WEB, WAITING, [LOADED, *ADDRESSES])) == "no address yet"
+    assert told(causes.of_start(WEB, DOWN, [LOADED, *ADDRESSES])) == "domain web1 is running now"
+
+
+def test_that_another_host_has_it_is_told_even_where_nothing_was_heard() -> None:
+    origin = Origin(Path("portfwd.toml"), 1)
+    waiting = Waiting(Owner("web1"), "it was handed over to another host", origin, stopped=True, move=Move.AWAY)
+    assert told(causes.of_end(WEB, replace(Desired(), waiting=(waiting,)), [])) == waiting.reason
 
 
 def test_nothing_heard_is_found_at_a_comparison() -> None:
-    assert causes.of_loss(WEB, [], causes.AT_A_COMPARISON) == causes.AT_A_COMPARISON
+    assert told(causes.of_loss(WEB, [], ())) == "found at a regular comparison"
+
+
+def test_who_changed_the_rules_goes_before_what_was_heard() -> None:
+    assert causes.of_loss(WEB, [STOPPED], (NFT[0],)) == Cause((NFT[0],))
+
+
+@pytest.mark.parametrize("other", OF_OTHERS)
+def test_what_happened_to_others_explains_nothing(other: Reason) -> None:
+    """Not even where it is all that was heard, or where its name has the owner's in it."""
+    for cause in (
+        causes.of_start(WEB, Desired(), [other]),
+        causes.of_end(WEB, Desired(), [other]),
+        causes.of_loss(WEB, [other], ()),
+    ):
+        assert cause == Cause()
+    assert causes.of_start(WEB, Desired(), [*OF_OTHERS, LOADED]) == Cause((LOADED,))
+
+
+@pytest.mark.parametrize("own", OF_ITSELF)
+def test_what_happened_to_itself_is_told_alone(own: Reason) -> None:
+    assert causes.of_start(WEB, Desired(), [LOADED, *OF_OTHERS, own]) == Cause((own,))
+
+
+def test_what_a_guest_answered_may_explain_its_own_forwards() -> None:
+    answered = Reason(ReasonKind.NEIGHBOUR, "192.168.122.50", "answered from 52:54:00:00:00:01")
+    assert causes.of_start(WEB, Desired(), [*OF_OTHERS, answered]) == Cause((answered,))
+    assert causes.of_start(NET, Desired(), [answered]) == Cause()
+
+
+def test_a_network_is_told_by_its_name() -> None:
+    started = Reason(ReasonKind.NETWORK, "public", "started")
+    alike = Reason(ReasonKind.DOMAIN, "public", "started")
+    assert causes.of_start(NET, Desired(), [alike, LOADED, started]) == Cause((started,))
+
+
+@pytest.mark.parametrize("kind", ReasonKind)
+def test_every_reason_has_words_in_one_line(kind: ReasonKind) -> None:
+    assert told(Cause((Reason(kind, "a\nb", "stopped"),))).isprintable()
+
+
+@pytest.mark.parametrize("kind", ActorKind)
+def test_every_actor_has_words_in_one_line(kind: ActorKind) -> None:
+    assert told(Cause((Actor(kind, "a\nb", 7, "c\nd"),))).isprintable()

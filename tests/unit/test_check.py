@@ -9,12 +9,12 @@ from tests.unit.test_config_support import forward, nat, route
 
 ON = "[daemon]\nlocalhost = true\n"
 ANSWERS = (
-    "localhost = true: forwards that listen on every address answer on 127.0.0.1 of this host too,"
-    " but not on ::1, since the kernel has no way to do that by DNAT"
+    "localhost = true: forwards of TCP and UDP that listen on every address answer on 127.0.0.1 and ::1 of this"
+    " host too"
 )
 NOTHING = (
-    "localhost = true, but nothing answers on 127.0.0.1: no IPv4 forward is there for every address, every"
-    " interface and 127.0.0.1 as a source; on ::1 none could answer, since the kernel has no way to do that by DNAT"
+    "localhost = true, but nothing answers on 127.0.0.1 or ::1: no forward of TCP or UDP is there for every address,"
+    " every interface and one of these two as a source"
 )
 
 
@@ -64,7 +64,9 @@ def test_counts_what_there_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         (forward('listen = "198.51.100.7"'), NOTHING),
         (forward(ports='["198.51.100.7:80"]'), NOTHING),
         (forward('interface = "eth0"'), NOTHING),
-        (forward('address = "2001:db8::1"'), NOTHING),
+        (forward('address = "2001:db8::1"'), ANSWERS),
+        (forward('sources = "::1"'), ANSWERS),
+        (forward(ports='["80/sctp"]'), NOTHING),
         (forward('sources = "2001:db8::/32"'), NOTHING),
         (forward('sources = "203.0.113.0/24"'), NOTHING),
     ],

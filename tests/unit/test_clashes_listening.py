@@ -1,19 +1,20 @@
 """What is said of processes of the host that listen where an opening takes what comes."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from fwdaemon.clashes import listening
-from fwdaemon.clashes.taking import as_if_running, takings
-from fwdaemon.config.model import Origin
-from fwdaemon.desired import Desired, Forward, Nat
-from fwdaemon.model import Family, PortRange, Protocol
-from fwdaemon.sockets.model import Listener
+from fwdaemon.conflicts import taking
+from fwdaemon.conflicts.taking import as_if_running, takings
+from fwdaemon.core.state import Desired, Forward, Nat
+from fwdaemon.core.types import Family, Listener, Origin, PortRange, Protocol
 from tests.unit.forwards import address, forward, nat, subnets
+from tests.unit.remedies import ENTRY_80
 from tests.unit.test_config_support import read
+from tests.unit.work import grows_no_faster
 
 BOTH, FOUR, SIX = frozenset(Family), frozenset({Family.IPV4}), frozenset({Family.IPV6})
 CLIENTS = PortRange(32768, 60999)
@@ -35,11 +36,10 @@ def said(
     openings: Iterable[Forward | Nat],
     *sockets: Listener,
     names: dict[int, str] | None = None,
-    localhost: bool = False,
 ) -> list[str]:
-    desired = Desired(localhost=localhost).having(openings)
-    found = listening.overheard(takings(desired, LOCAL), sockets, CLIENTS, GUESTS)
-    return list(listening.sentences(found, names or {}))
+    desired = Desired().having(openings)
+    found = taking.overheard(takings(desired, LOCAL), sockets, CLIENTS, GUESTS)
+    return list(taking.sentences(found, names or {}))
 
 
 def test_the_process_and_the_place_in_the_configuration_are_named() -> None:
@@ -132,14 +132,10 @@ def test_a_forward_that_does_not_take_everybody_says_so(opening: Forward) -> Non
     ]
 
 
-def test_localhost_takes_127_0_0_1_alone() -> None:
+def test_what_listens_on_a_loopback_address_keeps_what_comes_there() -> None:
     opening = forward("tcp *:5432", "192.168.122.50:5432")
     sockets = socket("tcp 127.0.0.1:5432"), socket("tcp 127.0.0.53:5432"), socket("tcp [::1]:5432")
-    assert said([opening], *sockets, localhost=True) == [
-        f"port 5432/tcp: a process of the host listens there on 127.0.0.1; connections there {TO_WEB}"
-    ]
-    elsewhere = forward("tcp *:5432", "192.168.122.50:5432", sources=("203.0.113.0/24",))
-    assert said([elsewhere], *sockets, localhost=True) == []
+    assert said([opening], *sockets) == []
 
 
 def test_of_several_ports_three_are_named_and_sshd_first() -> None:
@@ -189,7 +185,7 @@ def test_a_hostile_name_of_a_process_or_a_domain_is_one_line() -> None:
 
 def test_without_libvirt_an_entry_counts_in_each_family_it_may_have() -> None:
     config = read(
-        '[daemon]\nlocalhost = true\n[[forward]]\ndomain = "web1"\nports = ["22", "198.51.100.1:80:80"]\n'
+        '[[forward]]\ndomain = "web1"\nports = ["22", "198.51.100.1:80:80"]\n'
         '[[forward]]\ndomain = "six"\naddress = "2001:db8:122::5"\nsources = ["2001:db8::/32"]\nports = ["90/udp"]\n'
         '[[nat]]\ndomain = "mail"\npublic = "198.51.100.8"\nassign = "eth0"\n'
     )
@@ -201,6 +197,14 @@ def test_without_libvirt_an_entry_counts_in_each_family_it_may_have() -> None:
         ("port 90/udp", Family.IPV6),
         ("all of 198.51.100.8", Family.IPV4),
     }
-    assert [key for key, item in found.items() if item.localhost] == [("port 22/tcp", Family.IPV4)]
     assert [key for key, item in found.items() if not item.shared] == [("all of 198.51.100.8", Family.IPV4)]
-    assert {item.origin.line for item in found.values() if item.origin} == {5, 10, 13}
+    assert {item.origin.line for item in found.values() if item.origin} == {3, 8, 11}
+
+
+@pytest.mark.parametrize("line", ['sources = "10.{}.{}.0/24"', 'listen = "10.{}.{}.1"', 'interface = "e{}x{}"'])
+def test_forwards_of_one_port_and_guest_are_told_apart_at_once(line: str) -> None:
+    def many(size: int) -> Callable[[], object]:
+        entries = (f"{ENTRY_80}{line.format(number >> 8, number & 255)}\n" for number in range(size))
+        return partial(as_if_running, read("".join(entries)))
+
+    assert grows_no_faster(many, 1000)

@@ -7,16 +7,23 @@ from pathlib import Path
 
 import pytest
 
-from fwdaemon.clashes import rivals
-from fwdaemon.clashes.iptables_reader import PREROUTING, read_chains
-from fwdaemon.clashes.rivals import Standing
-from fwdaemon.clashes.scope import Field, Scope, Value, both
-from fwdaemon.clashes.taking import takings
-from fwdaemon.clashes.translation import Translation, translations
-from fwdaemon.config.model import Origin
-from fwdaemon.desired import Desired, Forward, Nat
-from fwdaemon.explain.packet import Place, System
-from fwdaemon.model import Family, PortRange, Protocol
+from fwdaemon.conflicts import rivals
+from fwdaemon.conflicts.rivals import Standing
+from fwdaemon.conflicts.taking import takings
+from fwdaemon.core.state import Desired, Forward, Nat
+from fwdaemon.core.types import Family, Origin, PortRange, Protocol
+from fwdaemon.rulesets.iptables_reader import (
+    PREROUTING,
+    Field,
+    Scope,
+    Translation,
+    Value,
+    both,
+    has_own_chains,
+    read_chains,
+    translations,
+)
+from fwdaemon.rulesets.packet import Place, System
 from tests.unit.forwards import address, forward, nat
 
 LOCAL = frozenset(map(address, ["198.51.100.1", "198.51.100.8", "127.0.0.1", "2001:db8::1"]))
@@ -82,6 +89,13 @@ def test_docker_comes_after_us(system: System, ours: Standing, chain: str) -> No
             " reach web1 (/etc/portfwd.toml:3)"
         )
     ]
+
+
+@pytest.mark.parametrize("option", ["-s", "-d"])
+@pytest.mark.parametrize("mask", ["192.0.2.1/0.0.0.255", "192.0.2.0/255.0.255.0"])
+def test_a_rule_whose_mask_has_holes_may_take_anything(mask: str, option: str) -> None:
+    save = DOCKER.replace("-A DOCKER ! -i docker0", f"-A DOCKER {option} {mask} ! -i docker0")
+    assert len(said([WEB], of_iptables(save))) == 1
 
 
 @pytest.mark.parametrize("port", [81, 82, 99])
@@ -195,3 +209,13 @@ def test_what_passes_two_tests_passes_both() -> None:
         }
     )
     assert both(one, {Field.PORT: (PortRange(150, 160),)}) is None
+
+
+@pytest.mark.parametrize(("chain", "seen"), [("KVMPF_ADMIN", 1), ("KVMPF_PRE2", 1), ("KVMPF_PRE", 0)])
+def test_chains_with_names_like_ours_belong_to_others(chain: str, seen: int) -> None:
+    save = (
+        f"*nat\n:PREROUTING ACCEPT [0:0]\n:{chain} - [0:0]\n-A PREROUTING -j {chain}\n"
+        f"-A {chain} -p tcp -m tcp --dport 80 -j DNAT --to-destination 10.0.0.1\nCOMMIT\n"
+    )
+    assert len(of_iptables(save)) == seen
+    assert has_own_chains(save) is not bool(seen)

@@ -1,8 +1,8 @@
 from pathlib import Path
 
-from fwdaemon.complaints import Complaints
-from fwdaemon.config.model import Origin
-from fwdaemon.desired import Owner, Waiting
+from fwdaemon.audit.throttle import Complaints
+from fwdaemon.core.state import Owner, Waiting
+from fwdaemon.core.types import Origin
 
 ORIGIN = Origin(Path("portfwd.toml"), 1)
 NO_ADDRESS = Waiting(Owner("web1"), "no address yet", ORIGIN)

@@ -7,8 +7,7 @@ import tomli
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fwdaemon.config.line_index import KeyPath
-from fwdaemon.config.lines import toml_lines
+from fwdaemon.config.lines import MOST_ELEMENTS, KeyPath, toml_lines
 
 TEXT = '''# [[forward]] in a comment
 title = "a # [[forward]] \\" = {" # comment
@@ -90,6 +89,15 @@ VALUES = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=3),
     max_leaves=6,
 )
+
+
+def test_elements_of_an_array_that_is_refused_as_a_whole_are_not_kept() -> None:
+    for between, number in ((",", 1), (",\n", MOST_ELEMENTS)):
+        index = toml_lines(f"ports = [{between.join(['80'] * 2 * MOST_ELEMENTS)}]\nnext = 1\n")
+        assert len(index.bare) == MOST_ELEMENTS + 1
+        assert index.line_of(("ports", MOST_ELEMENTS - 1)) == number
+        assert index.line_of(("ports", MOST_ELEMENTS)) == 1
+        assert index.line_of(("next",)) == (2 if number == 1 else 2 * MOST_ELEMENTS + 1)
 
 
 def basic(text: str) -> str:

@@ -9,13 +9,17 @@ import tomli
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fwdaemon.config import forward as forward_module
-from fwdaemon.config import load, nat, parse, route
+from fwdaemon.config import exposures as forward_module
+from fwdaemon.config import load, parse
 from fwdaemon.config.model import Config, DaemonSettings
 from fwdaemon.errors import ConfigError, Problem
 from tests.unit.test_config_support import MAIN, forward
 
-KEYS: Final = {"forward": forward_module.KEYS, "nat": nat.KEYS, "route": route.KEYS}
+KEYS: Final = {
+    "forward": forward_module.FORWARD_KEYS,
+    "nat": forward_module.NAT_KEYS,
+    "route": forward_module.ROUTE_KEYS,
+}
 DEFAULT: Final = Path(__file__).parents[2] / "etc" / "portfwd.toml"
 
 
@@ -65,7 +69,7 @@ def test_missing_main_file_does_not_hide_other_problems(main: Path) -> None:
     assert problems(main) == [
         (
             "/portfwd.toml:1: cannot be read: No such file or directory;"
-            " create it, an empty file will do, or name another with --config"
+            ' create it, a line "[daemon]" will do, or name another with --config'
         ),
         '/portfwd.d/a.toml:2: unknown key "x"; write one of control, daemon, forward, metrics, nat, route',
     ]
@@ -77,7 +81,7 @@ def test_unreadable_drop_ins(main: Path) -> None:
     (directory / "b.toml").symlink_to("nowhere")
     assert problems(main) == [
         "/portfwd.d/a.toml:1: cannot be read: Is a directory; put a file there",
-        "/portfwd.d/b.toml:1: cannot be read: No such file or directory; mend the link, or remove it",
+        "/portfwd.d/b.toml:1: cannot be read: No such file or directory; fix the link, or remove it",
     ]
 
 
@@ -97,7 +101,7 @@ def test_strange_paths_are_refused(path: str) -> None:
 
 WORDS: Final = (
     *("[[forward]]", "[daemon]", "[[nat]]", "[[route]]", "[metrics]", "forward", "domain", "ports", "listen"),
-    *("sources", "address", "mark", "public", "assign", "network", "addresses", "proxy"),
+    *("sources", "address", "mark", "public", "assign", "network", "addresses", "proxy", "masquerade"),
     *("=", " ", "\n", "[", "]", "{", "}", ",", ".", '"', "'", '"""', "#", "\\", "80", "0x", "1e9", "nan", "true"),
     *('"80:81/udp"', '"[::1]:80"', '"198.51.100.7"', '"198.51.100.0/24"', "\r\n", "\0", "é", "1979-05-27"),
 )
@@ -128,7 +132,9 @@ TEXTS = st.text(max_size=5) | st.sampled_from(
 )
 LEAVES = TEXTS | st.integers() | st.booleans() | st.floats()
 VALUES = LEAVES | st.lists(LEAVES, max_size=3) | st.dictionaries(TEXTS, LEAVES, max_size=2)
-DAEMON_KEYS = st.sampled_from(["libvirt", "backend", "resync", "on_stop", "ip_forward", "localhost", "mark", "gates"])
+DAEMON_KEYS = st.sampled_from(
+    ["libvirt", "backend", "resync", "on_stop", "ip_forward", "localhost", "mark", "gates", "behind"]
+)
 
 
 def write(value: object) -> str:

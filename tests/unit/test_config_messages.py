@@ -7,19 +7,18 @@ from pathlib import Path
 import pytest
 
 from fwdaemon.config import parse
+from fwdaemon.config.exposures import FORWARD_KEYS
 from fwdaemon.config.model import (
     BackendChoice,
     Config,
     DaemonSettings,
     Endpoint,
     ForwardEntry,
-    Gate,
     MetricsSettings,
     OnStop,
-    Origin,
     PortMapping,
 )
-from fwdaemon.model import PortRange, Protocol
+from fwdaemon.core.types import Gate, Origin, PortRange, Protocol
 from tests.unit.test_config_support import MAIN, forward, problems_of, read
 
 
@@ -36,8 +35,10 @@ def test_every_daemon_key() -> None:
     on_stop = "remove"
     ip_forward = false
     localhost = true
-    mark = 0x80000000
+    label = 0x7f
     gates = ["inet filter forward", "ip6 _a-b c.d/e"]
+    uplinks = ["eth0", "zt0.5"]
+    behind = ["BANNED", "f2b-*"]
     """
     assert read(text).daemon == DaemonSettings(
         libvirt=("qemu:///session", "lxc:///", "qemu+unix:///system?socket=/run/x", "test:///default"),
@@ -46,8 +47,10 @@ def test_every_daemon_key() -> None:
         on_stop=OnStop.REMOVE,
         ip_forward=False,
         localhost=True,
-        mark=1 << 31,
+        label=127,
         gates=(Gate("inet", "filter", "forward"), Gate("ip6", "_a-b", "c.d/e")),
+        uplinks=frozenset({"eth0", "zt0.5"}),
+        behind=("BANNED", "f2b-*"),
     )
 
 
@@ -59,10 +62,10 @@ def test_the_control_table() -> None:
 @pytest.mark.parametrize(
     ("lines", "problem"),
     [
-        ('group = ""', 'group: "" is empty; write the name of a group, or "root" for nobody else'),
+        ('group = ""', 'group: "" is empty; write the name of a group, or "root" for root only'),
         ('group = "a:b"', 'group: "a:b" is no name of a group; write one that "getent group" shows'),
         ('group = "a\\nb"', 'group: "a\\nb" is no name of a group; write one that "getent group" shows'),
-        ("group = 0", 'group: must be a string, not 0; write "libvirt"'),
+        ("group = 0", 'group: must be a string, not 0; write a string such as "libvirt"'),
         ("groups = 0", 'unknown key "groups"; did you mean "group"?'),
     ],
 )
@@ -95,11 +98,11 @@ def test_the_metrics_table() -> None:
         ("listen = 9750", 'listen: must be a string, not 9750; write "127.0.0.1:9750"'),
         (
             'listen = "::1:9750"',
-            'listen: "::1:9750" is no address and port; write "127.0.0.1:9750" or "[::1]:9750"',
+            'listen: "::1:9750" is no address and port; write "[::1]:9750"',
         ),
         (
             'listen = "127.0.0.1:65536"',
-            'listen: "127.0.0.1:65536" is no address and port; write "127.0.0.1:9750" or "[::1]:9750"',
+            'listen: "127.0.0.1:65536" is no address and port; write "127.0.0.1:9750"',
         ),
         (
             'listen = "[127.0.0.1]:9750"',
@@ -107,11 +110,11 @@ def test_the_metrics_table() -> None:
         ),
         (
             'listen = "localhost:9750"',
-            f'listen: "localhost" is not an IP address; {ANY_ADDRESS}',
+            'listen: "localhost:9750" has a name where an address belongs; write "127.0.0.1:9750"',
         ),
         (
             'listen = "224.0.0.1:9750"',
-            f'listen: "224.0.0.1" is a multicast address, which belongs to no one host; {ANY_ADDRESS}',
+            f'listen: "224.0.0.1" is a multicast address, which belongs to no single host; {ANY_ADDRESS}',
         ),
         ("listens = 0", 'unknown key "listens"; did you mean "listen"?'),
     ],
@@ -151,7 +154,11 @@ def test_every_forward_key() -> None:
 
 
 URI = 'write a local one such as "qemu:///system"'
-MARK = "write one bit such as 0x02000000, without quotes"
+LABEL = "write a number from 0 to 127 such as 25, without quotes"
+MARK = (
+    '"mark" is no longer used: connections of forwards carry a label, and marks are left to other programs;'
+    " delete this line (the label is 25 unless you write label = NUMBER)"
+)
 
 
 @pytest.mark.parametrize(
@@ -162,20 +169,19 @@ MARK = "write one bit such as 0x02000000, without quotes"
         ('resync = "500ms"', 'resync: "500ms" is out of range; write a duration from "1s" to "24h"'),
         (
             'resync = "1h30m"',
-            'resync: "1h30m" is not a duration; write a whole number and ms, s, m or h, as in "30s"',
+            'resync: "1h30m" is not a duration here; write "90m"',
         ),
-        ("mark = 3", f"mark: must be exactly one of the 32 bits of a mark, not 3; {MARK}"),
-        ("mark = 0", f"mark: must be exactly one of the 32 bits of a mark, not 0; {MARK}"),
-        ("mark = -1", f"mark: must be exactly one of the 32 bits of a mark, not -1; {MARK}"),
-        ("mark = 0x100000000", f"mark: must be exactly one of the 32 bits of a mark, not 4294967296; {MARK}"),
-        ("mark = true", f"mark: must be an integer, not true; {MARK}"),
-        ("mark = nan", f"mark: must be an integer, not a float; {MARK}"),
-        ("mark = 1979-05-27", f"mark: must be an integer, not a date or time; {MARK}"),
-        ('mark = "0x1"', f'mark: must be an integer, not "0x1"; {MARK}'),
+        ("label = -1", f"label: must be one of the 128 labels of a connection, not -1; {LABEL}"),
+        ("label = 0x80", f"label: must be one of the 128 labels of a connection, not 128; {LABEL}"),
+        ("mark = 0x02000000", MARK),
+        ("label = true", f"label: must be an integer, not true; {LABEL}"),
+        ("label = nan", f"label: must be an integer, not a float; {LABEL}"),
+        ("label = 1979-05-27", f"label: must be an integer, not a date or time; {LABEL}"),
+        ('label = "0x1"', f'label: must be an integer, not "0x1"; {LABEL}'),
         ("ip_forward = 1", "ip_forward: must be true or false, not 1; write true without quotes"),
         ('on_stop = "kep"', 'on_stop: "kep" is not one of its values; did you mean "keep"?'),
         ("libvirt = []", 'libvirt: is empty; write at least one URI, ["qemu:///system"]'),
-        ("libvirt = {}", 'libvirt: must be an array, not a table; write ["qemu:///system"]'),
+        ("libvirt = {}", 'libvirt: must be an array, not a table; write one such as ["qemu:///system"]'),
         (
             'libvirt = ["qemu:///system", "qemu:///system"]',
             'libvirt[2]: "qemu:///system" is already named on line 2; remove one of the two',
@@ -207,7 +213,22 @@ MARK = "write one bit such as 0x02000000, without quotes"
             'gates = ["ip kvm_portfwd x"]',
             "gates[1]: \"ip kvm_portfwd x\" is a chain of this program's own table; write another program's, or none",
         ),
-        ('localhost = "true"', 'localhost: must be true or false, not "true"; write false without quotes'),
+        ('localhost = "true"', 'localhost: must be true or false, not "true"; write true without quotes'),
+        (
+            'behind = ["f2b *"]',
+            (
+                'behind[1]: "f2b *" is no pattern of a chain\'s name; write 1 to 255 printable ASCII characters without'
+                ' a blank, as in "f2b-*"'
+            ),
+        ),
+        (
+            'behind = ["LIBVIRT_*"]',
+            (
+                'behind[1]: "LIBVIRT_*" also names libvirt\'s own chain LIBVIRT_FWI, which refuses what forwards lead'
+                ' to guests; write the chains that hold bans, as in "f2b-*"'
+            ),
+        ),
+        ('behind = "f2b-*"', 'behind: must be an array, not "f2b-*"; write ["f2b-*"]'),
     ],
 )
 def test_daemon_refused(line: str, message: str) -> None:
@@ -226,16 +247,13 @@ RULE_SYNTAX = (
         ('prots = ["80"]', 'unknown key "prots"; did you mean "ports"?'),
         (
             '"a\\nb" = 1',
-            'unknown key "a\\nb"; write one of address, domain, interface, listen, mac, network, ports, sources',
+            f'unknown key "a\\nb"; write one of {", ".join(FORWARD_KEYS)}',
         ),
-        ("listen = []", "listen: is empty; leave the key out, or name at least one"),
-        ("listen = [1]", 'listen[1]: must be a string, not 1; write "198.51.100.7"'),
+        ("listen = []", "listen: is empty, so nothing would match; name at least one, or remove the whole entry"),
+        ("listen = [1]", 'listen[1]: must be a string, not 1; write a string such as "198.51.100.7"'),
         (
             'sources = ["192.0.2.1/24"]',
-            (
-                'sources[1]: "192.0.2.1/24" has bits set after the prefix;'
-                ' write "192.0.2.0/24" for the network or "192.0.2.1/32" for the one address'
-            ),
+            'sources[1]: "192.0.2.1/24" is one address with a network\'s prefix; write "192.0.2.1/32"',
         ),
         (
             'sources = ["192.0.2.1", "192.0.2.1/32"]',
@@ -245,7 +263,10 @@ RULE_SYNTAX = (
             'sources = "192.0.2.0/٢٤"',
             'sources: "192.0.2.0/٢٤" has no valid prefix length; write a number from 0 to 32 after "/"',
         ),
-        ('sources = "0.0.0.0"', 'sources: "0.0.0.0" is no one\'s address; write "0.0.0.0/0" for everyone'),
+        (
+            'sources = "0.0.0.0"',
+            'sources: "0.0.0.0" is no client\'s address; write the clients\' network such as "203.0.113.0/24"',
+        ),
         (
             'address = "127.0.0.1"',
             f'address: "127.0.0.1" is a loopback address, which leads to the host itself; {GUEST}',
@@ -295,17 +316,25 @@ def test_forward_refused(line: str, message: str) -> None:
     assert problems_of(forward(line)) == [f"portfwd.toml:4: forward 1: {message}"]
 
 
+NAME_PORTS = 'name the ports that are to be open, ["HOST:GUEST"], or remove the whole entry'
+
+
 @pytest.mark.parametrize(
     ("ports", "message"),
     [
-        ("[]", 'ports: must be an array of at least one string; write for example ["80", "2222:22"]'),
-        ('"80"', 'ports: must be an array of at least one string; write for example ["80", "2222:22"]'),
+        ("[]", f"ports: is empty; {NAME_PORTS}"),
+        ("{}", f"ports: must be an array of strings, not a table; {NAME_PORTS}"),
+        ("80", 'ports: must be an array of strings, not 80; write ["80"]'),
+        ('"80"', 'ports: must be an array of strings, not "80"; write ["80"]'),
         ("[80]", 'ports[1]: must be a string, not 80; write "80"'),
-        ('["1", 1.5]', 'ports[2]: must be a string, not a float; write "80"'),
-        ("[0x" + "f" * 9000 + "]", 'ports[1]: must be a string, not a huge integer; write "80"'),
+        ('["1", 1.5]', 'ports[2]: must be a string, not a float; write a string such as "HOST:GUEST"'),
+        (
+            "[0x" + "f" * 9000 + "]",
+            'ports[1]: must be a string, not a huge integer; write a string such as "HOST:GUEST"',
+        ),
         (
             '["198.51.100.7:80"]\nlisten = "198.51.100.8"',
-            "ports[1]: names an address although the entry has listen; write the address in one place only",
+            "ports[1]: names an address, as listen does for the whole entry; move it to a [[forward]] of its own",
         ),
         (
             '["198.51.100.7:80/tcp+udp"]\naddress = "2001:db8::1"',
@@ -327,7 +356,7 @@ def test_ports_refused(ports: str, message: str) -> None:
 def test_missing_keys() -> None:
     assert problems_of("\n[[forward]]") == [
         'portfwd.toml:2: forward 1: has no domain; write domain = "…" with the name or UUID that virsh shows',
-        'portfwd.toml:2: forward 1: has no ports; write for example ports = ["80", "2222:22"]',
+        'portfwd.toml:2: forward 1: has no ports; write ports = ["…"] with those that are to be open',
     ]
 
 

@@ -4,7 +4,8 @@ from ipaddress import ip_address
 
 import pytest
 
-from fwdaemon.config.model import NatEntry, Origin
+from fwdaemon.config.model import NatEntry
+from fwdaemon.core.types import Origin
 from tests.unit.test_config_support import MAIN, nat, problems_of, read
 
 
@@ -46,9 +47,9 @@ PUBLIC = 'write the one address that is to lead to the guest, such as "198.51.10
         ("::1", f"is a loopback address, which leads to the host itself; {PUBLIC}"),
         ("0.0.0.0", f"is no host's address; {PUBLIC}"),  # noqa: S104 - nothing is bound, it is refused
         ("::", f"is no host's address; {PUBLIC}"),
-        ("224.0.0.1", f"is a multicast address, which belongs to no one host; {PUBLIC}"),
-        ("ff02::1", f"is a multicast address, which belongs to no one host; {PUBLIC}"),
-        ("255.255.255.255", f"is the broadcast address, which belongs to no one host; {PUBLIC}"),
+        ("224.0.0.1", f"is a multicast address, which belongs to no single host; {PUBLIC}"),
+        ("ff02::1", f"is a multicast address, which belongs to no single host; {PUBLIC}"),
+        ("255.255.255.255", f"is the broadcast address, which belongs to no single host; {PUBLIC}"),
         ("169.254.1.1", f"is a link-local address, which is known on one link only; {PUBLIC}"),
         ("fe80::1", f"is a link-local address, which is known on one link only; {PUBLIC}"),
         ("fe80::1%eth0", f'names an interface after "%", which no address here can have; {PUBLIC}'),
@@ -64,7 +65,7 @@ def test_public_refused(public: str, message: str) -> None:
     [
         ('asign = "eth0"', 'unknown key "asign"; did you mean "assign"?'),
         ('x = ["80"]', 'unknown key "x"; write one of address, assign, domain, mac, network, public'),
-        ("assign = true", 'assign: must be a string, not true; write "eth0"'),
+        ("assign = true", 'assign: must be a string, not true; write the name of one, such as "eth0"'),
         (
             'assign = "eth+"',
             (

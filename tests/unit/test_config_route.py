@@ -4,7 +4,8 @@ from ipaddress import ip_network
 
 import pytest
 
-from fwdaemon.config.model import Origin, RouteEntry
+from fwdaemon.config.model import RouteEntry
+from fwdaemon.core.types import Origin
 from tests.unit.test_config_support import MAIN, problems_of, read, route
 
 
@@ -27,7 +28,7 @@ def test_each_element_is_a_route_with_its_line() -> None:
 
 
 ROUTED = 'write what is routed to this host, such as "203.0.113.64/29" or "2001:db8:1::/64"'
-OTHERS = "as nobody's network is, and would lead others' addresses to the guests"
+OTHERS = "wider than any network that is routed to one host, and would lead other people's addresses to the guests"
 
 
 @pytest.mark.parametrize(
@@ -35,10 +36,7 @@ OTHERS = "as nobody's network is, and would lead others' addresses to the guests
     [
         (
             "203.0.113.65/29",
-            (
-                "has bits set after the prefix;"
-                ' write "203.0.113.64/29" for the network or "203.0.113.65/32" for the one address'
-            ),
+            'is one address with a network\'s prefix; write "203.0.113.65/32"',
         ),
         ("203.0.113.64/33", 'has no valid prefix length; write a number from 0 to 32 after "/"'),
         ("0.0.0.0/0", f"is wider than /8, {OTHERS}; {ROUTED}"),
@@ -72,8 +70,8 @@ def test_subnets_at_the_edge_of_what_is_refused(subnet: str) -> None:
     ("addresses", "message"),
     [
         ("[]", 'addresses: is empty; write at least one subnet, ["203.0.113.64/29"]'),
-        ("29", 'addresses: must be an array, not 29; write ["203.0.113.64/29"]'),
-        ("[29]", 'addresses[1]: must be a string, not 29; write "203.0.113.64/29"'),
+        ("29", 'addresses: must be an array, not 29; write one such as ["203.0.113.64/29"]'),
+        ("[29]", 'addresses[1]: must be a string, not 29; write a string such as "203.0.113.64/29"'),
         ('["public"]', f'addresses[1]: "public" is not an IP address; {ROUTED}'),
         ('["2001:db8::%eth0"]', f'addresses[1]: "2001:db8::%eth0" names an interface after "%", {{}}; {ROUTED}'),
     ],
@@ -88,12 +86,20 @@ def test_addresses_refused(addresses: str, message: str) -> None:
     [
         ('prox = "eth0"', 'unknown key "prox"; did you mean "proxy"?'),
         ("x = 1", 'unknown key "x"; write one of addresses, network, proxy'),
-        ("proxy = []", 'proxy: must be a string, not an array; write "eth0"'),
+        ("proxy = []", 'proxy: must be a string, not an array; write a string such as "eth0"'),
         ('proxy = "a b"', 'proxy: "a b" is no name the kernel accepts; write one that "ip link" shows'),
     ],
 )
 def test_refused(line: str, message: str) -> None:
     assert problems_of(route(lines=line)) == [f"portfwd.toml:4: route 1: {message}"]
+
+
+@pytest.mark.parametrize("network", ["any", "def*", "default,other"])
+def test_several_networks_refused(network: str) -> None:
+    text = '[[route]]\nnetwork = "{}"\naddresses = ["203.0.113.64/29"]\n'
+    said = 'stands for several networks, and an entry names one; write one that "virsh net-list" shows'
+    assert problems_of(text.format(network)) == [f'portfwd.toml:2: route 1: network: "{network}" {said}']
+    assert problems_of(text.format("default")) == []
 
 
 def test_missing_keys() -> None:

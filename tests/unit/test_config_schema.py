@@ -9,7 +9,7 @@ import tomli
 from jsonschema import Draft202012Validator
 
 import fwdaemon.config
-from fwdaemon.config import control, daemon, forward, metrics, nat, route
+from fwdaemon.config import exposures, sections
 from fwdaemon.config.model import DaemonSettings
 from tests.unit.test_config_support import forward as entry
 from tests.unit.test_config_support import nat as nat_entry
@@ -31,26 +31,26 @@ def test_the_default_file_is_valid_and_holds_the_defaults() -> None:
     for table in ("daemon", "control"):
         described = SCHEMA["$defs"][table]["properties"]
         assert {key: item["default"] for key, item in described.items()} == values[table]
-    assert values["daemon"]["mark"] == DaemonSettings().mark
+    assert values["daemon"]["label"] == DaemonSettings().label
 
 
 def test_knows_the_same_keys_and_describes_each() -> None:
-    for name, module in (
-        ("control", control),
-        ("daemon", daemon),
-        ("forward", forward),
-        ("metrics", metrics),
-        ("nat", nat),
-        ("route", route),
+    for name, keys in (
+        ("control", sections.CONTROL_KEYS),
+        ("daemon", sections.DAEMON_KEYS),
+        ("forward", exposures.FORWARD_KEYS),
+        ("metrics", sections.METRICS_KEYS),
+        ("nat", exposures.NAT_KEYS),
+        ("route", exposures.ROUTE_KEYS),
     ):
         described = SCHEMA["$defs"][name]["properties"]
-        assert sorted(described) == sorted(module.KEYS)
+        assert sorted(described) == sorted(keys)
         assert all(item["description"] for item in described.values())
 
 
 ACCEPTED: Final = (
     "",
-    '[daemon]\nlibvirt = "lxc:///"\nresync = "5m"\nmark = 1\ngates = ["inet filter forward"]',
+    '[daemon]\nlibvirt = "lxc:///"\nresync = "5m"\nlabel = 1\ngates = ["inet filter forward"]',
     '[control]\ngroup = "virt admins"',
     "[metrics]",
     '[metrics]\ntextfile = "/var/lib/prometheus/node exporter/kvm_portfwd.prom"\nlisten = "127.0.0.1:9750"',
@@ -100,11 +100,11 @@ REFUSED_BY_BOTH: Final = (
     "[daemon]\nx = 1",
     '[daemon]\nlocalhost = "true"',
     '[daemon]\nbackend = "legacy"',
-    "[daemon]\nmark = 3",
-    "[daemon]\nmark = 0",
-    "[daemon]\nmark = 4294967296",
-    '[daemon]\nmark = "1"',
-    "[daemon]\nmark = true",
+    "[daemon]\nlabel = -1",
+    "[daemon]\nmark = 33554432",
+    "[daemon]\nlabel = 128",
+    '[daemon]\nlabel = "1"',
+    "[daemon]\nlabel = true",
     "[daemon]\nresync = 30",
     '[daemon]\nresync = "1h30m"',
     "[daemon]\nlibvirt = []",

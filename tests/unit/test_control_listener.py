@@ -1,8 +1,13 @@
 """The socket in the file system: one daemon, no leftovers, nobody let in by accident."""
 
 import os
+import resource
 import socket
 import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -32,7 +37,7 @@ def test_it_is_there_while_it_is_open_and_for_its_owner_alone(path: Path) -> Non
 def test_a_second_one_is_refused_until_the_first_has_gone(path: Path) -> None:
     first, second = Listener(path), Listener(path)
     first.lock()
-    with first.listen(), pytest.raises(AlreadyRunningError, match="another kvm-portfwd runs already"):
+    with first.listen(), pytest.raises(AlreadyRunningError, match="another kvm-portfwd is already running"):
         second.lock()
     second.close()
     assert path.exists()
@@ -74,3 +79,90 @@ def test_its_end_without_a_socket_takes_nobody_elses(path: Path) -> None:
         second.close()
         assert path.exists()
     first.close()
+
+
+@pytest.mark.parametrize("gone", [["control.lock"], ["control.sock"], ["control.lock", "control.sock"]])
+def test_files_that_go_are_noticed_and_let_nobody_else_begin(path: Path, gone: list[str]) -> None:
+    first, second = Listener(path), Listener(path)
+    first.claim()
+    first.lock()
+    with first.listen():
+        assert first.is_whole()
+        for name in gone:
+            (path.parent / name).unlink()
+        for _ in range(300):
+            assert not first.is_whole()
+            with pytest.raises(AlreadyRunningError, match="another kvm-portfwd is already running"):
+                second.claim()
+        first.lock()
+        with first.listen():
+            assert first.is_whole()
+            first.close()
+    second.claim()
+    second.close()
+
+
+def test_a_socket_of_others_is_left_there(path: Path) -> None:
+    listener = Listener(path)
+    listener.lock()
+    with listener.listen():
+        path.unlink()
+        path.touch()
+        listener.close()
+    assert path.exists()
+
+
+@contextmanager
+def taken_by_a_user(path: Path) -> Iterator[None]:
+    """Have a user hold the name, and one that looks like the longer ones."""
+    take = "s = [socket.socket(socket.AF_UNIX) for _ in range(2)]; "
+    take += "[one.bind('\\0' + sys.argv[1] + more) for one, more in zip(s, ('', '.0'))]; [one.listen() for one in s]; "
+    argv = [
+        sys.executable,
+        "-c",
+        f"import os, socket, sys; os.setuid(65534); {take}print(flush=True); input()",
+        str(path),
+    ]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as user:  # noqa: S603  words of ours
+        assert user.stdout is not None
+        assert user.stdout.readline() == b"\n"
+        yield
+        user.communicate(b"\n")
+
+
+def test_a_name_that_a_user_has_taken_lets_one_daemon_run_and_no_second(path: Path) -> None:
+    first, second = Listener(path), Listener(path)
+    with taken_by_a_user(path):
+        first.claim()
+        first.lock()
+        with first.listen():
+            for file in list(path.parent.iterdir()):
+                file.unlink()
+            for _ in range(300):
+                first.is_whole()
+                with pytest.raises(AlreadyRunningError, match="another kvm-portfwd is already running"):
+                    second.claim()
+    with pytest.raises(AlreadyRunningError):
+        second.claim()
+    first.close()
+    second.claim()
+    with pytest.raises(AlreadyRunningError):
+        first.claim()
+    second.close()
+
+
+def test_those_who_ask_wait_where_no_descriptor_is_left(path: Path) -> None:
+    first, second = Listener(path), Listener(path)
+    first.claim()
+    first.lock()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with first.listen():
+        with pytest.raises(AlreadyRunningError):
+            second.claim()
+        resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+        try:
+            assert first.is_whole()
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert first.is_whole()
+        first.close()

@@ -11,29 +11,27 @@ from typing import Any
 
 import pytest
 
-from fwdaemon.account import Account, Change
-from fwdaemon.config.model import Gate
-from fwdaemon.control.feed import Feed
-from fwdaemon.control.manager import Manager
+from fwdaemon.control.manager import Feed, Manager
 from fwdaemon.control.protocol import CONFIGURATION_REFUSED, MANAGER, CallError
-from fwdaemon.desired import Desired
+from fwdaemon.core.report import Actor, ActorKind, Cause, Change, GateChange, Outcome, Report
+from fwdaemon.core.state import Desired
+from fwdaemon.core.types import Family, Gate
 from fwdaemon.errors import Problem
-from fwdaemon.libvirt_link import ConnectionState
-from fwdaemon.model import Family
-from fwdaemon.netfilter import Side
-from fwdaemon.outcome import GateChange, Outcome
-from fwdaemon.records import Records
-from fwdaemon.reloads import Reloaded
-from fwdaemon.status_rows import Readings
+from fwdaemon.hypervisor.link import ConnectionState
+from fwdaemon.status.records import Records
+from fwdaemon.status.reloads import Reloaded
+from fwdaemon.status.rows import Readings
+from tests.unit.saying import because
 from tests.unit.statuses import GAME, LIVE, MAIN, NAT, WEB, read, waiting
 from tests.unit.varlink_types import Interface
 
 INTERFACE = Interface(MANAGER)
 CONNECTED = ConnectionState("lxc:///system", connected=True, since=datetime(2026, 3, 1, tzinfo=UTC))
+NFT = Actor(ActorKind.PROGRAM, "nft", 9)
 
 
-def account(*changes: Change, desired: Desired = LIVE, **outcome: Any) -> Account:
-    return Account(desired, Outcome(**outcome), changes, "changed by nft, pid 9")
+def report(*changes: Change, desired: Desired = LIVE, **outcome: Any) -> Report:
+    return Report(desired, Outcome(**outcome), changes, (NFT,))
 
 
 @dataclass
@@ -57,7 +55,7 @@ class Bench:
     async def _reload(self) -> Reloaded:
         return self.outcome
 
-    def _count(self, _desired: Desired, _side: Side) -> Readings:
+    def _count(self, _desired: Desired) -> Readings:
         self.counts += 1
         self.counting.set()
         self.may_count.wait(10)
@@ -107,8 +105,9 @@ def test_before_libvirt_has_answered_everything_waits() -> None:
 def test_a_status_tells_what_was_remembered() -> None:
     async def play(there: Bench) -> None:
         problem = Problem(Path("/etc/portfwd.toml"), 3, "unknown key")
-        there.records.placed(Side.LEGACY, "libvirt's chains are there", {Family.IPV6: "it lacks a match"})
-        there.records.looked(account(mended=frozenset({WEB}), changed=True, faults=("a fault",)), 0.5)
+        done = report(mended=frozenset({WEB}), changed=True, faults=("a fault",))
+        where = ("iptables", "libvirt's chains are there")
+        there.records.looked(replace(done, location=where, unusable={Family.IPV6: "it lacks a match"}), 0.5)
         there.records.configuration_refused([problem])
         status = await there.call("Status")
         assert status["backend"] == {"name": "iptables", "reason": "libvirt's chains are there"}
@@ -129,11 +128,11 @@ def test_a_status_tells_what_was_remembered() -> None:
 
 def test_what_the_kernel_refused_is_told_of_those_it_refused_it_to() -> None:
     async def play(there: Bench) -> None:
-        there.records.looked(account(refused=((NAT, "there is no such interface"),)), 0.1)
+        there.records.looked(report(refused=((NAT, "there is no such interface"),)), 0.1)
         rows = {row["owner"]: row for row in (await there.call("Status"))["openings"]}
         assert (rows["post"]["state"], rows["post"]["reason"]) == ("refused", "there is no such interface")
         assert rows["game"]["state"] == "active"
-        there.records.looked(account(), 0.1)
+        there.records.looked(report(), 0.1)
         assert (await there.call("Status"))["counts"]["refused"] == 0
 
     on_bench(play)
@@ -141,12 +140,12 @@ def test_what_the_kernel_refused_is_told_of_those_it_refused_it_to() -> None:
 
 def test_a_failed_look_is_told_until_one_goes_well() -> None:
     async def play(there: Bench) -> None:
-        there.records.looked(account(desired=Desired().having([NAT])), 0.1)
+        there.records.looked(report(desired=Desired().having([NAT])), 0.1)
         there.records.failed(LIVE, "nft failed", 0.2)
         status = await there.call("Status")
         assert status["last_look"]["error"] == "nft failed"
         assert status["counts"] == {"active": 1, "waiting": 0, "refused": 4}
-        there.records.looked(account(), 0.1)
+        there.records.looked(report(), 0.1)
         status = await there.call("Status")
         assert status["last_look"]["error"] is None
         assert status["counts"] == {"active": 5, "waiting": 0, "refused": 0}
@@ -156,17 +155,17 @@ def test_a_failed_look_is_told_until_one_goes_well() -> None:
 
 def test_what_was_restored_is_told_by_cause_the_newest_first_and_only_the_last() -> None:
     async def play(there: Bench) -> None:
-        lost = [Change("restored", opening, "changed by nft, pid 9") for opening in (WEB, GAME)]
-        there.records.looked(account(*lost, Change("added", NAT, "it started")), 0.1)
+        lost = [Change("restored", opening, Cause((NFT,))) for opening in (WEB, GAME)]
+        there.records.looked(report(*lost, Change("added", NAT, because("it started"))), 0.1)
         gate = GateChange(Gate("ip", "filter", "FORWARD"), restored=True, fault="another rule was ahead of it")
-        there.records.looked(account(gates=(gate,)), 0.1)
+        there.records.looked(report(gates=(gate,)), 0.1)
         restored = (await there.call("Status"))["restored"]
         assert [(entry["what"], entry["more"], entry["cause"]) for entry in restored] == [
             ("gate in ip filter FORWARD", 0, "another rule was ahead of it; changed by nft, pid 9"),
             ("web1: tcp *:80 -> 192.168.122.10:80", 1, "changed by nft, pid 9"),
         ]
         for _ in range(10):
-            there.records.looked(account(*lost), 0.1)
+            there.records.looked(report(*lost), 0.1)
         assert len((await there.call("Status"))["restored"]) == 5
 
     on_bench(play)
@@ -174,8 +173,7 @@ def test_what_was_restored_is_told_by_cause_the_newest_first_and_only_the_last()
 
 def test_many_who_ask_at_once_are_given_one_status() -> None:
     async def play(there: Bench) -> None:
-        there.records.placed(Side.NFTABLES, "", {})
-        there.records.looked(account(), 0.1)
+        there.records.looked(report(), 0.1)
         statuses = await asyncio.gather(*(there.call("Status") for _ in range(50)))
         assert there.counts == 1
         assert all(status == statuses[0] for status in statuses)
@@ -185,14 +183,23 @@ def test_many_who_ask_at_once_are_given_one_status() -> None:
 
 def test_one_who_asks_after_a_change_is_told_of_it_with_counters_a_second_old() -> None:
     async def play(there: Bench) -> None:
-        there.records.placed(Side.NFTABLES, "", {})
-        there.records.looked(account(), 0.1)
+        there.records.looked(report(), 0.1)
         await there.call("Status")
-        there.records.looked(account(Change("removed", GAME, "stopped"), desired=Desired().having([WEB])), 0.1)
+        there.records.looked(report(Change("removed", GAME, because("stopped")), desired=Desired().having([WEB])), 0.1)
         status = await there.call("Status")
         assert status["counts"]["active"] == 1
         assert status["openings"][0]["connections"] == 1
         assert there.counts == 1
+
+    on_bench(play)
+
+
+def test_one_who_asks_after_the_host_was_confined_is_told_of_it() -> None:
+    async def play(there: Bench) -> None:
+        there.records.looked(report(), 0.1)
+        assert (await there.call("Status"))["confined"] == []
+        there.records.looked(report(desired=replace(LIVE, confined=frozenset(Family))), 0.1)
+        assert (await there.call("Status"))["confined"] == [4, 6]
 
     on_bench(play)
 
@@ -202,8 +209,7 @@ def test_counters_that_take_too_long_are_not_waited_for(monkeypatch: pytest.Monk
 
     async def play(there: Bench) -> None:
         there.may_count.clear()
-        there.records.placed(Side.NFTABLES, "", {})
-        there.records.looked(account(), 0.1)
+        there.records.looked(report(), 0.1)
         status = await there.call("Status")
         assert status["counts"]["active"] == 5
         assert {row["connections"] for row in status["openings"]} == {None}
@@ -214,8 +220,7 @@ def test_counters_that_take_too_long_are_not_waited_for(monkeypatch: pytest.Monk
 def test_one_who_leaves_takes_no_status_from_others() -> None:
     async def play(there: Bench) -> None:
         there.may_count.clear()
-        there.records.placed(Side.NFTABLES, "", {})
-        there.records.looked(account(), 0.1)
+        there.records.looked(report(), 0.1)
         leaving = asyncio.ensure_future(there.call("Status"))
         staying = asyncio.ensure_future(there.call("Status"))
         assert await asyncio.to_thread(there.counting.wait, 10)
@@ -247,7 +252,7 @@ def test_metrics_are_told_as_text_or_why_not() -> None:
 
 def test_reload_tells_what_came_of_it() -> None:
     async def play(there: Bench) -> None:
-        there.records.looked(account(), 0.1)
+        there.records.looked(report(), 0.1)
         outcome = await there.call("Reload")
         counts = {"active": 5, "waiting": 0, "refused": 0}
         assert outcome == {"file": "/etc/portfwd.toml", "counts": counts, "failure": None}
@@ -278,15 +283,15 @@ def test_who_watches_hears_of_changes_at_once_and_of_nothing_else() -> None:
         heard: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
         watching = there.watching(heard)
         assert await heard.get() == {"changes": [], "missed": 0}
-        there.records.looked(account(Change("added", WEB, "it started")), 0.1)
+        there.records.looked(report(Change("added", WEB, because("it started"))), 0.1)
         (change,) = (await heard.get())["changes"]
         assert (change["action"], change["owner"], change["listens"]) == ("added", "web1", "tcp *:80")
         assert (change["leads_to"], change["cause"]) == ("192.168.122.10:80", "it started")
         revision = there.feed.revision
         for _ in range(3):
-            there.records.looked(account(), 0.1)
+            there.records.looked(report(), 0.1)
         assert there.feed.revision == revision
-        there.records.looked(account(faults=("a fault",)), 0.1)
+        there.records.looked(report(faults=("a fault",)), 0.1)
         assert await heard.get() == {"changes": [], "missed": 0}
         watching.cancel()
 
@@ -313,15 +318,15 @@ def test_who_does_not_listen_loses_the_oldest_changes() -> None:
     subscription = feed.subscribe()
     at = datetime.now(UTC)
     for number in range(3):
-        feed.publish(at, [Change("added", WEB, str(number))] * 100)
+        feed.publish(at, [Change("added", WEB, because(str(number)))] * 100)
     changes, missed = subscription.take()
     assert (len(changes), missed) == (256, 44)
-    assert changes[-1][1].cause == "2"
-    feed.publish(at, [Change("added", WEB, str(number)) for number in range(1000)])
+    assert changes[-1][1].cause == because("2")
+    feed.publish(at, [Change("added", WEB, because(str(number))) for number in range(1000)])
     changes, missed = subscription.take()
-    assert (len(changes), missed, changes[-1][1].cause) == (256, 744, "999")
+    assert (len(changes), missed, changes[-1][1].cause) == (256, 744, because("999"))
     feed.leave(subscription)
-    feed.publish(at, [Change("added", WEB, "")])
+    feed.publish(at, [Change("added", WEB, because(""))])
     assert subscription.take() == ([], 0)
 
 
@@ -330,7 +335,7 @@ def test_what_waits_is_no_news_while_it_stays_the_same() -> None:
     config = read()
     records = Records(MAIN, config, lambda _at, changes: told.append(len(changes)))
     for state in (Desired(waiting=waiting(config)), Desired(waiting=waiting(config))):
-        records.looked(account(desired=state), 0.1)
+        records.looked(report(desired=state), 0.1)
     assert told == [0]
-    records.looked(account(desired=Desired(waiting=waiting(config)[1:])), 0.1)
+    records.looked(report(desired=Desired(waiting=waiting(config)[1:])), 0.1)
     assert told == [0, 0]

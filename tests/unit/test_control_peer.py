@@ -3,7 +3,7 @@
 import os
 import socket
 
-from fwdaemon.control.peer import Peer
+from fwdaemon.control.listener import Peer
 
 
 def test_the_kernel_tells_who_it_is() -> None:

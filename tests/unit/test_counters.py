@@ -1,14 +1,16 @@
 """What the kernel says of our rules and connections: nftables' counters, and the list of connections."""
 
 import struct
+import sys
+from collections.abc import Iterable
 
 import pytest
 
-from fwdaemon.conntrack_listing import listing_request, read_entry, read_open_flow
-from fwdaemon.desired import Desired
-from fwdaemon.model import Family
-from fwdaemon.netlink import Message
-from fwdaemon.nftables.counters import counting_rules, read_packets
+from fwdaemon.core.state import Desired
+from fwdaemon.core.types import Family
+from fwdaemon.kernel.conntrack_listing import labelled, read_entry, read_open_flow
+from fwdaemon.kernel.netlink import Message, attribute, messages, packed
+from fwdaemon.nftables.readback import counting_rules, read_packets
 from tests.unit.forwards import forward, nat, route
 
 LISTING = """table ip kvm_portfwd {
@@ -29,7 +31,7 @@ LISTING = """table ip kvm_portfwd {
 	}
 
 	chain any.tcp.80 {
-		meta l4proto tcp iifname "counter" ct mark set ct mark | 0x2 counter packets 5 bytes 300 dnat to 192.0.2.1:80 comment "web counter packets 7 bytes 8"
+		meta l4proto tcp iifname "counter" ct label set 25 counter packets 5 bytes 300 dnat to 192.0.2.1:80 comment "web counter packets 7 bytes 8"
 		meta l4proto tcp counter packets 18446744073709551615 bytes 1 dnat to 192.0.2.1 : tcp dport map { 80 : 81 } comment "x"
 		counter packets 9 bytes 9
 	}
@@ -58,7 +60,7 @@ def test_only_what_translates_counts_connections() -> None:
         nat("198.51.100.8", "192.0.2.2"),
         route("203.0.113.64/29"),
     )
-    rules = counting_rules(Desired(outer=frozenset({"eth0"})).having([web, ssh, mail, routed]))
+    rules = counting_rules(Desired(uplinks=frozenset({"eth0"})).having([web, ssh, mail, routed]))
     assert sorted(where for _, where, _ in rules) == [
         "any.tcp.80_81",
         "as.198.51.100.8",
@@ -85,8 +87,24 @@ def test_what_is_no_connection(kind: int, body: bytes) -> None:
     assert read_entry(message) is None
 
 
-def test_the_request_asks_the_kernel_to_choose_by_mark() -> None:
-    request = listing_request(0x02000000)
-    assert request[:4] == bytes(4), "of every family"
-    marks = [(kind, int.from_bytes(mark)) for _, kind, mark in struct.iter_unpack("=HH4s", request[4:])]
-    assert marks == [(8, 0x02000000), (21, 0x02000000)]
+@pytest.mark.parametrize("bit", [0, 25, 63, 64, 127])
+def test_connections_with_a_label_are_found_among_bytes(bit: int) -> None:
+    """The kernel keeps labels as bits of its own words."""
+    word = struct.calcsize("@L")
+    numbers = [1 << bit % (8 * word) if number == bit // (8 * word) else 0 for number in range(16 // word)]
+    ours = b"".join(number.to_bytes(word, sys.byteorder) for number in numbers)
+    others = bytes(0xFF ^ octet for octet in ours)
+    found = [
+        [message.body for message in messages(datagram(labels), (labelled(bit),))]
+        for labels in ((ours,), (others,), (bytes(16), ours, others))
+    ]
+    assert found == [[attribute(22, ours)], [], [attribute(22, ours)]]
+
+
+def test_what_netlink_itself_says_is_never_passed_over() -> None:
+    done = packed(3, 0, 1, bytes(4))
+    assert [message.kind for message in messages(datagram((bytes(16),)) + done, (labelled(25),))] == [3]
+
+
+def datagram(labels: Iterable[bytes]) -> bytes:
+    return b"".join(packed(0x100, 0, 1, attribute(22, label)) for label in labels)

@@ -5,11 +5,11 @@ from dataclasses import replace
 
 from hypothesis import given
 
-from fwdaemon.desired import Desired, Opening
-from fwdaemon.model import Family
+from fwdaemon.core.state import Desired, Opening
+from fwdaemon.core.types import Family
+from fwdaemon.nftables.branches import EVERYWHERE, Place, Places
 from fwdaemon.nftables.difference import difference
 from fwdaemon.nftables.model import VERDICT, Chain, Elements, Hook, Rule, Table, Target
-from fwdaemon.nftables.places import EVERYWHERE, Place, Places
 from fwdaemon.nftables.ruleset import places_of, tables
 from tests.unit.forwards import forward, nat, route, some_states
 
@@ -22,8 +22,8 @@ POST = nat("198.51.100.8", "192.168.122.53", domain="post")
 NET = route("203.0.113.64/29")
 
 
-def table(*openings: Opening, localhost: bool = False) -> Table:
-    return table_of(Desired(localhost=localhost).having(openings))
+def table(*openings: Opening) -> Table:
+    return table_of(Desired().having(openings))
 
 
 def table_of(desired: Desired) -> Table:
@@ -163,17 +163,9 @@ def test_a_guest_with_two_public_addresses_leaves_with_the_first() -> None:
 
 def test_another_bridge_rewrites_the_chains_of_a_route_and_no_element() -> None:
     change = difference(Family.IPV4, table(replace(NET, bridge="virbr7")), table(NET))
-    assert [line.split(" ")[:2] for line in change.script] == [["flush", "chain"], ["add", "rule"]] * 2
-    assert change.mended == places(("entering", "203.0.113.64/29"), ("leaving", "203.0.113.64/29"))
-
-
-def test_localhost_comes_and_goes_in_place() -> None:
-    without, within = table(WEB), table(WEB, localhost=True)
-    added = difference(Family.IPV4, within, without).script
-    assert "add chain ip kvm_portfwd guard { type filter hook prerouting priority -300; policy accept; }" in added
-    removed = difference(Family.IPV4, without, within).script
-    assert removed[-1] == "delete chain ip kvm_portfwd guard"
-    assert not any(" table " in line or "any.tcp.80" in line for line in added + removed)
+    assert [line.split(" ")[:2] for line in change.script] == [["flush", "chain"], ["add", "rule"]] * 3
+    ways = ("entering", "203.0.113.64/29"), ("leaving", "203.0.113.64/29"), ("homes", "203.0.113.64/29")
+    assert change.mended == places(*ways)
 
 
 def test_a_base_chain_that_is_not_ours_is_taken_away() -> None:

@@ -8,11 +8,27 @@ from typing import TypeAlias
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fwdaemon.explain.evaluation import Judgement, pass_through
-from fwdaemon.explain.hooks import through
-from fwdaemon.explain.packet import Packet, Place, State, Surroundings, System
-from fwdaemon.explain.rules import BaseChain, Change, End, Jump, Match, Return, Rule, Statement, Verdict
-from fwdaemon.explain.truth import Truth, all_of, any_of, negated
+from fwdaemon.rulesets.evaluation import Judgement, pass_through, through
+from fwdaemon.rulesets.packet import (
+    BaseChain,
+    Change,
+    End,
+    Jump,
+    Match,
+    Packet,
+    Place,
+    Return,
+    Rule,
+    State,
+    Statement,
+    Surroundings,
+    System,
+    Truth,
+    Verdict,
+    all_of,
+    any_of,
+    negated,
+)
 from tests.unit.explaining import AROUND, native, packet
 
 Drawn: TypeAlias = tuple[Truth, str]

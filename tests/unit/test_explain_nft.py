@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from fwdaemon.explain.evaluation import Judgement
-from fwdaemon.explain.nft_listing import rule_texts
-from fwdaemon.explain.packet import Packet, State
-from fwdaemon.model import Family, Protocol
+from fwdaemon.core.types import Family, Protocol
+from fwdaemon.rulesets.evaluation import Judgement
+from fwdaemon.rulesets.nft_listing import rule_texts
+from fwdaemon.rulesets.packet import Packet, State
 from tests.unit.explaining import meets, native, packet
 
 ACCEPTS, REFUSES, MAY = Judgement.ACCEPTS, Judgement.REFUSES, Judgement.MAY_REFUSE
@@ -19,6 +19,7 @@ DPORT = {"payload": {"protocol": "tcp", "field": "dport"}}
 SPORT = {"payload": {"protocol": "tcp", "field": "sport"}}
 PROTO = {"meta": {"key": "l4proto"}}
 MARK = {"ct": {"key": "mark"}}
+LABEL = {"ct": {"key": "label"}}
 STATE = {"ct": {"key": "state"}}
 DROP, ACCEPT, RETURN = {"drop": None}, {"accept": None}, {"return": None}
 LIMIT = {"limit": {"rate": 3, "per": "second"}}
@@ -135,6 +136,26 @@ def test_a_mark_is_set_and_seen() -> None:
     assert meets(native([setting], [gate, ACCEPT], [DROP])).judgement is ACCEPTS
     assert meets(native([is_(DPORT, 81), setting], [gate, ACCEPT], [DROP])).judgement is REFUSES
     assert meets(native([LIMIT, setting], [gate, ACCEPT], [DROP])).judgement is MAY
+
+
+def test_a_label_is_set_and_seen() -> None:
+    setting, gate = {"mangle": {"key": LABEL, "value": 25}}, has_label(25)
+    assert meets(native([setting], [gate, ACCEPT], [DROP])).judgement is ACCEPTS
+    assert meets(native([is_(DPORT, 81), setting], [gate, ACCEPT], [DROP])).judgement is REFUSES
+    assert meets(native([setting], [has_label(24), ACCEPT], [DROP])).judgement is REFUSES
+    assert meets(native([LIMIT, setting], [gate, ACCEPT], [DROP])).judgement is MAY
+    other_mark = {"mangle": {"key": MARK, "value": 7}}
+    assert meets(native([setting], [other_mark], [gate, ACCEPT], [DROP])).judgement is ACCEPTS
+
+
+def test_whether_a_number_and_a_name_are_one_label_cannot_be_told() -> None:
+    setting = {"mangle": {"key": LABEL, "value": 25}}
+    assert meets(native([setting], [has_label("web"), ACCEPT], [DROP])).judgement is MAY
+    assert meets(native([has_label("web"), ACCEPT], [DROP])).judgement is REFUSES
+
+
+def has_label(label: int | str) -> object:
+    return {"match": {"op": "in", "left": LABEL, "right": label}}
 
 
 def test_what_a_statement_changed_stays_when_a_later_match_fails() -> None:

@@ -2,8 +2,8 @@
 
 import pytest
 
-from fwdaemon.explain.request import Request, UsageError, parse_request
-from fwdaemon.model import Protocol
+from fwdaemon.core.types import Protocol
+from fwdaemon.explain.arrival import Request, UsageError, parse_request
 from tests.unit.forwards import address
 
 TCP, UDP, SCTP = Protocol.TCP, Protocol.UDP, Protocol.SCTP
@@ -59,7 +59,9 @@ def test_a_source_may_be_a_network(source: str, found: str) -> None:
     assert parse_request(":80", source).source == address(found)
 
 
-@pytest.mark.parametrize("source", ["somebody", "203.0.113.0/33", "2001:db8::9", "fe80::1%eth0", "::%\n\x1b[2J"])
+@pytest.mark.parametrize(
+    "source", ["somebody", "203.0.113.0/33", "203.0.113.9/0.0.0.255", "2001:db8::9", "fe80::1%eth0", "::%\n\x1b[2J"]
+)
 def test_a_source_that_cannot_be(source: str) -> None:
     with pytest.raises(UsageError) as caught:
         parse_request("198.51.100.7:80", source)

@@ -6,10 +6,10 @@ from uuid import UUID
 
 import pytest
 
+from fwdaemon.core.inventory import AddressSource, Domain, LearnedAddress
 from fwdaemon.explain.facts import GuestAnswer, RouteAnswer
 from fwdaemon.explain.guest import Libvirt
 from fwdaemon.explain.report import Cause, Standing
-from fwdaemon.inventory import AddressSource, Domain, LearnedAddress
 from tests.unit.explaining import own
 from tests.unit.forwards import address, subnets
 from tests.unit.story_scene import (
@@ -52,7 +52,6 @@ def test_the_guest_is_asked_only_where_it_is_believed_to_be() -> None:
         ("198.51.100.1:8000/udp", FORWARD, Cause.UNCLAIMED, r'Add "8000:80/udp" to ports'),
         ("198.51.100.1:8001", "", Cause.UNCLAIMED, r"Write a \[\[forward\]\] with this port into /etc/portfwd.toml,"),
         ("198.51.100.9:8000", FORWARD, Cause.NOT_OUR_ADDRESS, r"`ip address add 198.51.100.9/24 dev eth0`"),
-        ("[::1]:8000", FORWARD, Cause.LOCALHOST_IMPOSSIBLE, r"Connect to 2001:db8::1 instead"),
         ("127.0.0.1:8000", FORWARD, Cause.LOCALHOST_OFF, r"Write localhost = true under \[daemon\]"),
         ("[2001:db8::1]:8000", FORWARD, Cause.WRONG_FAMILY, r"Give network default an IPv6 subnet"),
         (
@@ -119,9 +118,9 @@ def test_a_port_alone_means_the_address_that_an_entry_names() -> None:
         ((replace(WEB, name="webb"),), Cause.NO_SUCH_DOMAIN, 'Write domain = "webb" in /etc/portfwd.toml:1,'),
         ((replace(WEB, name="mail"),), Cause.NO_SUCH_DOMAIN, 'Define domain "web" in libvirt, or write another'),
         (
-            (replace(WEB, uuid=UUID(int=2), running=False, interfaces=()), WEB),
-            Cause.AMBIGUOUS_DOMAIN,
-            f'Write domain = "{WEB.uuid}" in /etc/portfwd.toml:1,',
+            (replace(WEB, uuid=UUID(int=2), running=False, interfaces=()), replace(WEB, rank=1)),
+            Cause.DOMAIN_NOT_RUNNING,
+            "`virsh -c qemu:///system start web`",
         ),
         (
             (replace(WEB, interfaces=(replace(INTERFACE, learned=()),)),),
@@ -238,3 +237,12 @@ def test_an_interface_with_a_dot_in_its_name() -> None:
     held = (HELD[0], own("198.51.100.1/24", "eth0.7"), HELD[2])
     off = {"net.ipv4.conf.eth0/7.forwarding": "0", "net.ipv4.ip_forward": "1"}
     assert "`sysctl -w net.ipv4.conf.eth0/7.forwarding=1`" in told(world=host(held=held, settings=off)).sentence
+
+
+def test_an_address_that_another_machine_has_is_not_to_be_doubled() -> None:
+    for text in (FORWARD, FORWARD + 'listen = "198.51.100.9"\n'):
+        for source in (None, "198.51.100.1", "192.168.122.10"):
+            report = told("198.51.100.9:8000", source, text=text, world=host(others=frozenset({"198.51.100.9"})))
+            assert cause(report) is Cause.HELD_ELSEWHERE
+            assert report.commands == []
+            assert "do not give this host the same address" in report.sentence

@@ -4,11 +4,10 @@ from dataclasses import replace
 
 import pytest
 
+from fwdaemon.core.inventory import Network
+from fwdaemon.core.types import Family, Listener, Protocol
 from fwdaemon.explain.facts import RouteAnswer
 from fwdaemon.explain.report import Cause
-from fwdaemon.inventory import Network
-from fwdaemon.model import Family, Protocol
-from fwdaemon.sockets.model import Listener
 from tests.unit.explaining import native
 from tests.unit.forwards import subnets
 from tests.unit.story_scene import DEFAULT, NETWORK, SETTINGS, cause, host, libvirt, ours, told
@@ -20,7 +19,7 @@ ROUTE = '[[route]]\nnetwork = "default"\naddresses = ["203.0.113.64/29"]\n'
 def test_a_public_address_that_has_to_be_routed_here() -> None:
     report = told("203.0.113.8:25", text=NAT, world=host(rules=ours(public="203.0.113.8")))
     assert report.works
-    assert "203.0.113.8 has to be routed to this host by whoever is upstream" in report.sentence
+    assert "203.0.113.8 has to be routed to this host by the router upstream" in report.sentence
 
 
 def test_a_route_needs_no_translation() -> None:

@@ -1,14 +1,17 @@
 """The walk through rules of others, on hosts made up of plain data."""
 
+import json
 from dataclasses import replace
+from typing import Final
 
 import pytest
 
 from fwdaemon.explain.facts import GuestAnswer
 from fwdaemon.explain.report import Cause, Standing
-from fwdaemon.explain.rules import BaseChain
-from tests.unit.explaining import native
-from tests.unit.story_scene import DPORT, FORWARD, GATE, cause, forward_chain, host, ours, told
+from fwdaemon.rulesets.nft_listing import base_chains
+from fwdaemon.rulesets.packet import BaseChain
+from tests.unit.explaining import native, own
+from tests.unit.story_scene import DPORT, FORWARD, GATE, HELD, cause, forward_chain, host, ours, told
 
 
 @pytest.mark.parametrize(
@@ -100,7 +103,7 @@ def test_a_gate_that_the_daemon_would_keep() -> None:
     assert cause(report) is Cause.GATE_SHUT
     assert report.sentence == "Start the service: `systemctl enable --now kvm-portfwd`."
     report = told(text=text, world=host(rules=[*ours(), chain]))
-    assert report.sentence == "Mend our rules: `systemctl restart kvm-portfwd`."
+    assert report.sentence == "Repair our rules: `systemctl restart kvm-portfwd`."
 
 
 def test_the_first_certain_cause_has_the_last_word_and_others_are_listed() -> None:
@@ -117,3 +120,78 @@ def test_a_name_from_outside_is_no_command() -> None:
     assert cause(report) is Cause.REFUSED_EARLY
     assert report.commands == []
     assert "`" not in report.sentence
+
+
+SHARING: Final = ["sed", "systemctl", "kvm-portfwd"]
+
+
+@pytest.mark.parametrize(
+    ("table", "gates", "sentence", "commands"),
+    [
+        ("firewalld", "", 'Write gates = ["inet firewalld c"] under [daemon]', SHARING),
+        ("firewalld", '[daemon]\ngates = ["inet firewalld c"]\n', "Have firewalld share", SHARING),
+        ("mine", "", "Have the program that owns table mine", []),
+    ],
+)
+def test_a_table_that_takes_rules_of_its_owner_only(table: str, gates: str, sentence: str, commands: list[str]) -> None:
+    refusing = replace(forward_chain(policy="drop"), table=table, owned=True)
+    report = told(text=gates + FORWARD, world=host(rules=[*ours(), refusing]))
+    assert cause(report) is Cause.REFUSED
+    assert report.sentence.startswith(sentence)
+    assert [command.split()[0] for command in report.commands] == commands
+
+
+def test_an_owned_table_is_read_as_one() -> None:
+    here = {"family": "inet", "table": "t", "name": "c", "type": "filter", "hook": "forward", "prio": 0, "handle": 1}
+    for flags, owned in ((["owner", "persist"], True), ("owner", True), ([], False)):
+        listed = [{"table": {"family": "inet", "name": "t", "flags": flags}}, {"chain": here}]
+        (chain,) = base_chains(json.dumps({"nftables": listed}), {})
+        assert chain.owned is owned
+
+
+# --- what the host did not forward before us -------------------------------------------------------------------------
+
+ROUTER = host(held=(*HELD, own("192.168.5.1/24", "lan0")))
+TO_SWITCH = "net.ipv4.ip_forward = 1 in /etc/sysctl.d and ip_forward = false under [daemon] in /etc/portfwd.toml"
+
+
+def confining(chain: str = "strangers") -> list[BaseChain]:
+    """Our rules that refuse what neither comes from a bridge of libvirt's nor goes there, as nft lists them."""
+    table = {"family": "ip", "table": "kvm_portfwd"}
+    base = {"name": "forward", "type": "filter", "hook": "forward", "prio": -10, "policy": "accept", "handle": 1}
+    ways = ({"meta": {"key": key}} for key in ("iifname", "oifname"))
+    strange = [{"match": {"op": "!=", "left": way, "right": "virbr0"}} for way in ways]
+    rules = {"forward": [*strange, {"jump": {"target": chain}}], chain: [{"drop": None}]}
+    chains = [{"chain": table | base}, {"chain": table | {"name": chain, "handle": 2}}]
+    listed = [{"rule": table | {"chain": name, "handle": 3, "expr": expr}} for name, expr in rules.items()]
+    return base_chains(json.dumps({"nftables": [*chains, *listed]}), {})
+
+
+@pytest.mark.parametrize(
+    ("asked", "source", "came_in"),
+    [
+        ("192.168.5.9:80", None, "eth0"),
+        ("192.168.5.9:80", "203.0.113.9", "eth0"),
+        ("203.0.113.9:80", "192.168.5.9", "lan0"),
+    ],
+)
+def test_what_the_host_did_not_forward_before_us(asked: str, source: str | None, came_in: str) -> None:
+    report = told(asked, source, world=replace(ROUTER, rules=[*ours(), *confining()]))
+    assert cause(report) is Cause.CONFINED
+    assert f" through {came_in}" in report.title
+    assert TO_SWITCH in report.sentence
+    assert report.commands == ["kvm-portfwd reload", "sysctl --system"]
+    assert cause(told(asked, source, world=ROUTER)) is not Cause.CONFINED
+
+
+def test_what_came_in_where_the_host_did_not_forward_before_us() -> None:
+    report = told("192.168.5.9:80", "203.0.113.9", world=replace(ROUTER, rules=[*ours(), *confining("newcomers")]))
+    assert cause(report) is Cause.CONFINED
+    assert "write net.ipv4.conf.eth0.forwarding = 1 in /etc/sysctl.d and ip_forward = false" in report.sentence
+    assert report.commands == ["kvm-portfwd reload", "sysctl --system"]
+
+
+def test_what_goes_to_a_guest_is_not_refused_for_that() -> None:
+    world = replace(ROUTER, rules=[*ours(), *confining()])
+    assert cause(told("192.168.122.10:80", "203.0.113.9", world=world)) is not Cause.CONFINED
+    assert told(world=world).works

@@ -7,9 +7,8 @@ import pytest
 
 from fwdaemon.cli import main
 from fwdaemon.errors import ConfigError
-from fwdaemon.explain.report import Cause
-from fwdaemon.explain.request import parse_request
-from fwdaemon.explain.show import as_json, as_text
+from fwdaemon.explain.arrival import parse_request
+from fwdaemon.explain.report import Cause, as_json, as_text
 from fwdaemon.explain.story import refused
 from tests.unit.explaining import own
 from tests.unit.story_scene import FORWARD, HELD, MAIN, WEB, cause, config, forward_chain, host, libvirt, ours, told
@@ -23,7 +22,7 @@ def test_a_configuration_that_is_refused() -> None:
     assert report.commands == ["kvm-portfwd reload"]
     off = refused(parse_request(":80"), caught.value, host(daemon_pid=None))
     assert off.commands == ["systemctl enable --now kvm-portfwd"]
-    assert report.sentence.startswith(f"Mend {MAIN}:1: ")
+    assert report.sentence.startswith(f"Fix {MAIN}:1: ")
 
 
 HOSTILE = 'x"; `reboot` \x1b[31m\n' + "y" * 200

@@ -4,9 +4,9 @@ from ipaddress import ip_address
 
 import pytest
 
-from fwdaemon.explain.evaluation import Judgement
-from fwdaemon.explain.packet import Place, State, System
-from fwdaemon.model import Family
+from fwdaemon.core.types import Family
+from fwdaemon.rulesets.evaluation import Judgement
+from fwdaemon.rulesets.packet import Place, State, System
 from tests.unit.explaining import meets, packet, saved
 
 ACCEPTS, REFUSES, MAY = Judgement.ACCEPTS, Judgement.REFUSES, Judgement.MAY_REFUSE
@@ -41,6 +41,9 @@ SOMEBODY = Place(System.LEGACY, "ip", "nat", "PREROUTING", 1)
         ("-m conntrack --ctorigdstport 80 --ctdir ORIGINAL", REFUSES),
         ("-m connmark --mark 0x2000000/0x2000000", ACCEPTS),
         ("-m connmark ! --mark 0x2000000/0x2000000", REFUSES),
+        ("-m connlabel --label 25", ACCEPTS),
+        ("-m connlabel ! --label 25", REFUSES),
+        ("-m connlabel ! --label 25 --set", ACCEPTS),
         ("-m mark --mark 0x0", REFUSES),
         ("-m addrtype --dst-type LOCAL", REFUSES),
         ("-m addrtype ! --dst-type LOCAL", ACCEPTS),
@@ -54,6 +57,10 @@ SOMEBODY = Place(System.LEGACY, "ip", "nat", "PREROUTING", 1)
         ("-m recent --rcheck -s 10.0.0.0/8", ACCEPTS),
         ("-f", MAY),
         ("-s odd/address", MAY),
+        ("-s 0.0.0.9/0.0.0.255", MAY),
+        ("! -s 10.0.0.0/0.255.255.255", MAY),
+        ("! -d 10.0.0.0/0.255.255.255", MAY),
+        ("! --ctorigdst 10.0.0.0/0.255.255.255", MAY),
     ],
 )
 def test_a_match(match: str, expected: Judgement) -> None:
@@ -87,6 +94,15 @@ def test_the_policy_and_the_place_of_a_rule() -> None:
 @pytest.mark.parametrize("target", ["NFQUEUE --queue-num 0", "TARPIT", "unheard-of"])
 def test_a_target_that_may_do_anything(target: str) -> None:
     assert meets(saved(f"-A FORWARD -j {target}")).judgement is MAY
+
+
+def test_a_label_is_set_by_a_match() -> None:
+    gate = "-A FORWARD -m connlabel --label 25 -j ACCEPT\n-A FORWARD -j DROP"
+    setting = "-m connlabel --label 25 --set -j RETURN"
+    assert meets(saved(f"-A FORWARD -p tcp -m tcp --dport 80 {setting}")).judgement is ACCEPTS
+    labelled = f":OURS -\n-A FORWARD -j OURS\n-A OURS -p tcp -m tcp --dport %d {setting}\n{gate}"
+    assert meets(saved(labelled % 80)).judgement is ACCEPTS
+    assert meets(saved(labelled % 81)).judgement is REFUSES
 
 
 def test_marks_are_set_saved_and_restored() -> None:

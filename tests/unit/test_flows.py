@@ -1,9 +1,10 @@
-from ipaddress import ip_address
+from dataclasses import replace
+from ipaddress import ip_address, ip_network
 
 import pytest
 
-from fwdaemon.flows import Carriers, Flow, is_claimed, is_outdated
-from fwdaemon.model import Protocol
+from fwdaemon.core.types import Protocol
+from fwdaemon.resolve.flows import Flow, Judge, is_claimed, is_strayed
 from tests.unit.forwards import forward, nat, route
 
 
@@ -50,8 +51,33 @@ FENCED = forward("tcp *:81", "192.168.122.50:81", sources=("203.0.113.0/24",))
         pytest.param(flow("198.51.100.1:22", "198.51.100.1:22"), False, id="of the host itself, so not ours"),
     ],
 )
-def test_a_marked_flow_is_outdated_when_no_live_forward_carries_it(seen: Flow, *, outdated: bool) -> None:
-    assert is_outdated(seen, Carriers([WEB, RANGE, FENCED]), LOCAL) is outdated
+def test_a_labelled_flow_is_outdated_when_no_live_forward_carries_it(seen: Flow, *, outdated: bool) -> None:
+    assert Judge([WEB, RANGE, FENCED], LOCAL).is_outdated(seen) is outdated
+
+
+def test_what_went_through_a_forward_before_it_was_bound_to_an_interface_is_outdated() -> None:
+    bound, seen = replace(WEB, interface="eth0"), flow("198.51.100.1:80", "192.168.122.50:8080")
+    assert Judge([bound, RANGE], LOCAL, [WEB]).is_outdated(seen)
+    assert not Judge([bound, RANGE], LOCAL).is_outdated(seen)
+    assert not Judge([bound, RANGE], LOCAL, [RANGE]).is_outdated(seen)
+    assert not Judge([WEB], LOCAL, [bound]).is_outdated(seen)
+    other = flow("198.51.100.7:103", "192.168.122.50:203")
+    assert not Judge([bound, RANGE], LOCAL, [WEB]).is_outdated(other)
+
+
+def test_what_may_have_come_by_the_interface_of_a_forward_that_went_is_outdated() -> None:
+    """Another forward leads to the same port of the guest, for what comes in by another interface."""
+    seen = flow("198.51.100.1:80", "192.168.122.50:8080")
+    left, stays = replace(WEB, interface="eth0"), replace(WEB, interface="eth1")
+    assert Judge([stays, RANGE], LOCAL, [left]).is_outdated(seen)
+    assert Judge([stays, RANGE], LOCAL, [WEB]).is_outdated(seen)
+    assert not Judge([stays, WEB], LOCAL, [left]).is_outdated(seen)
+
+
+def test_another_forward_by_the_same_interface_goes_on_with_the_flows_of_one_that_went() -> None:
+    seen = flow("198.51.100.1:80", "192.168.122.50:8080")
+    left = replace(WEB, interface="eth0", sources=(ip_network("203.0.113.0/25"),))
+    assert not Judge([replace(WEB, interface="eth0")], LOCAL, [left]).is_outdated(seen)
 
 
 MAIL = nat("198.51.100.8", "192.168.122.60")
@@ -76,7 +102,7 @@ ROUTED = route("203.0.113.64/29", "virbr0")
     ],
 )
 def test_flows_of_public_and_routed_addresses(seen: Flow, *, outdated: bool) -> None:
-    assert is_outdated(seen, Carriers([MAIL, ROUTED]), LOCAL) is outdated
+    assert Judge([MAIL, ROUTED], LOCAL).is_outdated(seen) is outdated
 
 
 DNS = forward("udp *:53", "192.168.122.50:53", sources=("203.0.113.0/24",))
@@ -103,3 +129,36 @@ def test_a_new_public_address_claims_all_flows_to_it() -> None:
     assert is_claimed(flow("198.51.100.8:0", "198.51.100.8:0", protocol=None), [MAIL], LOCAL)
     assert is_claimed(flow("198.51.100.8:53", "198.51.100.8:53", protocol="udp"), [MAIL], LOCAL)
     assert not is_claimed(flow("198.51.100.1:53", "198.51.100.1:53", protocol="udp"), [MAIL], LOCAL)
+
+
+def test_a_flow_that_began_before_its_forward_masqueraded_is_outdated() -> None:
+    hidden = forward("udp *:5353", "192.168.122.50:53", masquerade=True)
+    seen = flow("198.51.100.1:5353", "192.168.122.50:53", protocol="udp")
+    assert Judge([hidden], LOCAL).is_outdated(seen)
+    assert not Judge([hidden], LOCAL).is_outdated(replace(seen, client=ip_address("192.168.122.1")))
+    assert not Judge([hidden], {seen.source}).is_outdated(seen)
+    assert not Judge([replace(hidden, masquerade=False)], LOCAL).is_outdated(seen)
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_flow_that_shows_its_client_goes_on_beside_a_forward_of_another_interface_that_masquerades(
+    order: int,
+) -> None:
+    hidden = forward("udp *:5353", "192.168.122.50:53", interface="eth0", masquerade=True)
+    plain = replace(hidden, interface="eth1", masquerade=False)
+    seen = flow("198.51.100.1:5353", "192.168.122.50:53", protocol="udp")
+    assert not Judge([hidden, plain][::order], LOCAL).is_outdated(seen)
+
+
+@pytest.mark.parametrize(
+    ("seen", "strayed"),
+    [
+        pytest.param(opened("192.168.122.60", "198.51.100.1"), True, id="masqueraded"),
+        pytest.param(opened("192.168.122.60", "192.168.122.60"), True, id="not translated"),
+        pytest.param(opened("192.168.122.60", "198.51.100.8"), False, id="under its public address"),
+        pytest.param(opened("192.168.122.61", "198.51.100.1"), False, id="of another guest"),
+        pytest.param(flow("198.51.100.8:80", "192.168.122.60:80", source="192.168.122.60"), False, id="to itself"),
+    ],
+)
+def test_what_a_guest_sends_under_another_address_strayed(seen: Flow, *, strayed: bool) -> None:
+    assert is_strayed(seen, {ip_address("192.168.122.60"): ip_address("198.51.100.8")}) is strayed

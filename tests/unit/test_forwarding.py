@@ -3,9 +3,10 @@ from pathlib import Path
 
 import pytest
 
-from fwdaemon import forwarding, sysctl
+from fwdaemon.core.types import Family
 from fwdaemon.errors import KernelError
-from fwdaemon.model import Family
+from fwdaemon.hostnet import forwarding
+from fwdaemon.kernel import sysctl
 
 # /proc/net/ipv6_route: a default route by router advertisement on eth0, a static one on eth1, a local prefix.
 ROUTES = """\

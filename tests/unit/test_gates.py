@@ -3,10 +3,11 @@ from collections.abc import Sequence
 
 import pytest
 
-from fwdaemon.config.model import Gate
-from fwdaemon.model import Family
+from fwdaemon.core.bans import BEHIND
+from fwdaemon.core.types import Family, Gate
 from fwdaemon.nftables.gates import (
     COMMENT,
+    Spellings,
     iptables_script,
     opening_script,
     read_iptables,
@@ -16,15 +17,20 @@ from fwdaemon.nftables.gates import (
 )
 from fwdaemon.nftables.model import FoundRule
 
-MARK = 0x02000000
+LABEL = 25
+SPELLED: Spellings = frozenset({25, "ours"})
 GATE = Gate("ip", "libvirt_network", "forward")
 FORWARD = Gate("ip", "filter", "FORWARD")
-OURS = "-A FORWARD -m connmark --mark 0x2000000/0x2000000 -m comment --comment kvm-portfwd -j ACCEPT"
-GOOD = [
-    {"match": {"op": "==", "left": {"&": [{"ct": {"key": "mark"}}, MARK]}, "right": MARK}},
-    {"accept": None},
-]
+OURS = '-A FORWARD -m connlabel --label "25" -m comment --comment kvm-portfwd -j ACCEPT'
+MARKED = "-A FORWARD -m connmark --mark 0x2000000/0x2000000 -m comment --comment kvm-portfwd -j ACCEPT"
 JUMP = [{"jump": {"target": "guest_input"}}]
+
+
+def by_label(label: int | str) -> list[object]:
+    return [{"match": {"op": "in", "left": {"ct": {"key": "label"}}, "right": label}}, {"accept": None}]
+
+
+GOOD = by_label(LABEL)
 
 
 def listing(*rules: tuple[int, str, Sequence[object]]) -> str:
@@ -54,18 +60,20 @@ def _where() -> dict[str, str]:
         pytest.param(listing((5, "kvm-portfwd", GOOD), (7, "kvm-portfwd", GOOD)), False, id="twice"),
         pytest.param(listing((5, "kvm-portfwd", JUMP)), False, id="with another body"),
         pytest.param(listing((5, "somebody else", GOOD)), False, id="somebody else's"),
+        pytest.param(listing((5, "kvm-portfwd", by_label("ours"))), True, id="by the name of its label"),
+        pytest.param(listing((5, "kvm-portfwd", by_label(26))), False, id="with another label"),
     ],
 )
 def test_a_gate_is_open_only_at_the_head(found: str, *, is_open: bool) -> None:
-    assert read_native(GATE, found, MARK).open is is_open
+    assert read_native(GATE, found, SPELLED, BEHIND).open is is_open
 
 
 def test_a_gate_is_moved_in_one_script() -> None:
-    state = read_native(GATE, listing((6, "", JUMP), (5, "kvm-portfwd", GOOD)), MARK)
+    state = read_native(GATE, listing((6, "", JUMP), (5, "kvm-portfwd", GOOD)), SPELLED, BEHIND)
     assert state.fault == "another rule was ahead of it"
-    assert opening_script(state, MARK) == [
+    assert opening_script(state, LABEL) == [
         "delete rule ip libvirt_network forward handle 5",
-        'insert rule ip libvirt_network forward ct mark and 0x02000000 == 0x02000000 accept comment "kvm-portfwd"',
+        'insert rule ip libvirt_network forward ct label 25 accept comment "kvm-portfwd"',
     ]
 
 
@@ -75,23 +83,26 @@ def test_a_gate_is_moved_in_one_script() -> None:
         pytest.param(f"-P FORWARD DROP\n{OURS}\n-A FORWARD -j DROP\n", True, id="at the head"),
         pytest.param(f"-P FORWARD ACCEPT\n-A FORWARD -j LIBVIRT_FWX\n{OURS}\n", False, id="below another rule"),
         pytest.param("-P FORWARD ACCEPT\n", False, id="absent"),
-        pytest.param(OURS.replace("0x2000000", "0x1") + "\n", False, id="with another mark"),
+        pytest.param(OURS.replace("25", "26") + "\n", False, id="with another label"),
+        pytest.param(OURS.replace("25", "ours") + "\n", True, id="by the name of its label"),
+        pytest.param(OURS.replace("25", "theirs") + "\n", False, id="by another name"),
+        pytest.param(MARKED + "\n", False, id="of an earlier version"),
     ],
 )
 def test_the_gate_of_iptables_is_open_only_at_the_head(found: str, *, is_open: bool) -> None:
-    assert read_iptables(FORWARD, found, MARK).open is is_open
+    assert read_iptables(FORWARD, found, SPELLED, BEHIND).open is is_open
 
 
 @pytest.mark.parametrize("text", ["x --comment kvm-portfwd y", "x\n-A FORWARD -m comment --comment kvm-portfwd y"])
 def test_a_comment_that_quotes_ours_makes_no_rule_ours(text: str) -> None:
     found = f'-A FORWARD -s 192.0.2.1/32 -m comment --comment "{text}" -j DROP\n'
-    assert read_iptables(FORWARD, found, MARK).ours == ()
+    assert read_iptables(FORWARD, found, SPELLED, BEHIND).ours == ()
 
 
 def test_the_gate_of_iptables_is_moved_in_one_restore() -> None:
-    state = read_iptables(FORWARD, f"-A FORWARD -j DROP\n{OURS}\n", MARK)
+    state = read_iptables(FORWARD, f"-A FORWARD -j DROP\n{OURS}\n", SPELLED, BEHIND)
     rule = OURS.removeprefix("-A FORWARD ")
-    assert iptables_script(state, MARK) == f"*filter\n-D FORWARD {rule}\n-I FORWARD 1 {rule}\nCOMMIT\n"
+    assert iptables_script(state, LABEL) == f"*filter\n-D FORWARD {rule}\n-I FORWARD 1 {rule}\nCOMMIT\n"
     assert iptables_script(state, None) == f"*filter\n-D FORWARD {rule}\nCOMMIT\n"
 
 

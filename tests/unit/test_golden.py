@@ -4,13 +4,14 @@
 kernel takes such text, and gives it back equal, is shown in tests/kernel.
 """
 
-from ipaddress import ip_network
+from dataclasses import replace
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 
 import pytest
 
-from fwdaemon.desired import Desired, Opening
-from fwdaemon.model import Family
+from fwdaemon.core.state import Desired, Opening
+from fwdaemon.core.types import Family
 from fwdaemon.nftables.difference import creation
 from fwdaemon.nftables.ruleset import tables
 from tests.unit.forwards import forward, nat, route
@@ -21,8 +22,11 @@ OUTER = frozenset({"eth0", "wg0"})
 WEB, DB = "192.168.122.50", "192.168.123.60"
 
 
-def state(*openings: Opening, localhost: bool = False) -> Desired:
-    return Desired(guest_subnets=SUBNETS, outer=OUTER, localhost=localhost).having(openings)
+HOMES = frozenset((subnet, "virbr1" if "123" in str(subnet) else "virbr0") for subnet in SUBNETS)
+
+
+def state(*openings: Opening) -> Desired:
+    return Desired(guest_subnets=SUBNETS, homes=HOMES, uplinks=OUTER).having(openings)
 
 
 CASES: dict[str, Desired] = {
@@ -49,12 +53,37 @@ CASES: dict[str, Desired] = {
         forward("tcp *:22", f"{WEB}:22", sources=("203.0.113.0/24",)),
         forward("tcp *:22", f"{DB}:22", sources=("192.0.2.0/24",), domain="db"),
     ),
+    "masquerade": state(
+        forward("tcp *:80", f"{WEB}:80", masquerade=True),
+        forward("tcp 198.51.100.7:80", f"{WEB}:80"),
+        forward("udp *:5300-5309", f"{WEB}:53-62", interface="eth0", sources=("192.0.2.0/24",), masquerade=True),
+        forward("tcp *:443", f"{DB}:443", domain="db"),
+    ),
+    "masquerade-beside-one-to-one": replace(
+        state(
+            forward("tcp *:80", f"{WEB}:80", sources=("192.0.2.0/24", "192.168.122.0/25"), masquerade=True),
+            forward("tcp 198.51.100.7:80", f"{WEB}:80", sources=("192.168.122.128/25", "203.0.113.0/24")),
+            nat("198.51.100.8", WEB),
+            nat("198.51.100.9", DB),
+        ),
+        unheld=frozenset({ip_address("198.51.100.8")}),
+    ),
+    "another-machine-may-hold-the-address": replace(
+        state(
+            forward("tcp 198.51.100.7:80", f"{WEB}:80"),
+            forward("tcp [2001:db8::7]:80", "[2001:db8:5::50]:80"),
+        ),
+        elsewhere=frozenset({ip_address("198.51.100.7"), ip_address("2001:db8::7")}),
+    ),
     "hostile-name": state(forward("tcp *:80", f"{WEB}:80", domain='"; } flush ruleset; --comment\n' + "x" * 200)),
-    "localhost": state(forward("tcp *:80", f"{WEB}:80"), forward("tcp *:80", "[2001:db8:5::50]:80"), localhost=True),
-    "one-to-one": state(nat("198.51.100.8", WEB, bridge="virbr0"), nat("2001:db8::8", "2001:db8:5::50")),
+    "one-to-one": state(
+        nat("198.51.100.8", WEB, bridge="virbr0", mac="52:54:00:00:00:50"), nat("2001:db8::8", "2001:db8:5::50")
+    ),
     "one-to-one-beside-a-forward": state(nat("198.51.100.8", WEB), forward("tcp 198.51.100.8:80", f"{DB}:80")),
     "one-to-one-two-addresses-of-one-guest": state(nat("198.51.100.10", WEB), nat("198.51.100.9", WEB)),
-    "route": state(route("203.0.113.64/29"), route("203.0.113.80/32", "virbr2"), route("2001:db8:1::/64")),
+    "route": state(
+        route("203.0.113.64/29"), route("203.0.113.80/32", "virbr2", let_out=True), route("2001:db8:1::/64")
+    ),
     "route-and-a-one-to-one-guest-in-it": state(route("203.0.113.64/29"), nat("198.51.100.8", "203.0.113.66")),
 }
 
@@ -79,7 +108,11 @@ def test_every_reviewed_file_has_its_case() -> None:
     "name", ['eth0" accept', "eth*", "eth+", "@outer", "-eth0", "", "e th0", "eth0\n", "ethernet0123456789"]
 )
 def test_an_interface_with_a_name_that_could_be_syntax_is_left_out(name: str) -> None:
-    opened = Desired(outer=frozenset({"eth0", name})).having([nat("198.51.100.8", WEB), route("203.0.113.64/29", name)])
+    opened = Desired(uplinks=frozenset({"eth0", name})).having(
+        [nat("198.51.100.8", WEB), route("203.0.113.64/29", name)]
+    )
     table = tables(opened)[Family.IPV4]
-    assert list(table.sets["outer"].elements) == ['"eth0"']
-    assert [chain for chain in table.chains if "203.0.113.64" in chain] == []
+    assert list(table.sets["uplinks"].elements) == ['"eth0"']
+    # What has a source there is not believed anywhere.
+    assert [chain for chain in table.chains if "203.0.113.64" in chain] == ["home.203.0.113.64/29"]
+    assert [rule.expression for rule in table.chains["home.203.0.113.64/29"].rules] == ["accept"]

@@ -1,24 +1,29 @@
 from ipaddress import ip_address
 from pathlib import Path
 
-from fwdaemon.config.model import Origin
-from fwdaemon.desired import Desired, Owner, Waiting
-from fwdaemon.grace import Grace, Stop
+from fwdaemon.core.inventory import Move
+from fwdaemon.core.report import Reason, ReasonKind
+from fwdaemon.core.state import Desired, Owner, Waiting
+from fwdaemon.core.types import Origin
+from fwdaemon.resolve.snapshot import Grace, Stop
 from tests.unit.forwards import forward
 
 WEB = forward("tcp *:80", "192.168.122.50:80")
+LINK = Reason(ReasonKind.LEASES, "virbr0")
+STOP = Reason(ReasonKind.DOMAIN, "web1", "stopped")
 ORIGIN = Origin(Path("portfwd.toml"), 1)
 STOPPED = Desired(waiting=(Waiting(Owner("web1"), "the domain is not running", ORIGIN, stopped=True),))
+HANDED_OVER = Desired(waiting=(Waiting(Owner("web1"), "it was migrated away", ORIGIN, stopped=True, move=Move.AWAY),))
 UNPLUGGED = Desired(waiting=(Waiting(Owner("web1"), "no address yet", ORIGIN),))
 
 
 def test_a_forward_outlives_its_domain_by_the_grace() -> None:
     grace = Grace(1.0)
-    assert grace.extend(STOPPED, {WEB}, (), Stop(10.0, ("link went",))).forwards == {WEB}
+    assert grace.extend(STOPPED, {WEB}, (), Stop(10.0, (LINK,))).forwards == {WEB}
     assert grace.ends == 11.0
-    assert grace.extend(STOPPED, {WEB}, (), Stop(10.9, ("domain web1 stopped",))).forwards == {WEB}
+    assert grace.extend(STOPPED, {WEB}, (), Stop(10.9, (STOP,))).forwards == {WEB}
     assert grace.extend(STOPPED, {WEB}, (), Stop(11.0, ())).forwards == set()
-    assert grace.reasons(WEB, ()) == ("link went", "domain web1 stopped")
+    assert grace.reasons(WEB, ()) == (LINK, STOP)
 
 
 def test_a_domain_that_comes_back_leaves_nothing_to_hold() -> None:
@@ -36,3 +41,7 @@ def test_no_grace_when_another_guest_has_the_address() -> None:
 
 def test_no_grace_when_the_domain_still_runs() -> None:
     assert Grace(1.0).extend(UNPLUGGED, {WEB}, (), Stop(10.0, ())).forwards == set()
+
+
+def test_no_grace_when_another_host_has_the_domain() -> None:
+    assert Grace(1.0).extend(HANDED_OVER, {WEB}, (), Stop(10.0, ())).forwards == set()

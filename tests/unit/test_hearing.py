@@ -1,29 +1,37 @@
-from fwdaemon.hearing import Hearing
+from fwdaemon.core.report import Actor, ActorKind, Reason, ReasonKind
+from fwdaemon.triggers import Hearing
+
+FIRST, SECOND = (Reason(ReasonKind.DOMAIN, name, "started") for name in ("web1", "web2"))
+LOADED = Reason(ReasonKind.CONFIGURATION, "/etc/portfwd.toml")
+
+
+def nft(pid: int) -> Actor:
+    return Actor(ActorKind.PROGRAM, "nft", pid)
 
 
 def test_a_reason_counts_once_an_inventory_was_taken_after_it() -> None:
     hearing = Hearing()
-    hearing.inventory_changed("domain web1 started")
-    hearing.rules_changed("nft, pid 812", thorough=False)
+    hearing.inventory_changed(FIRST)
+    hearing.rules_changed(nft(812), thorough=False)
     assert hearing.take().reasons == ()
     covered = hearing.begin_inventory()
-    hearing.inventory_changed("domain web2 started")
+    hearing.inventory_changed(SECOND)
     hearing.end_inventory(covered)
-    assert hearing.take().reasons == ("domain web1 started",)
+    assert hearing.take().reasons == (FIRST,)
     assert hearing.wants_inventory
 
 
-def test_meddlers_are_named_once_each_and_a_crowd_is_counted() -> None:
+def test_actors_are_named_once_each() -> None:
     hearing = Hearing()
-    for pid in (1, 2, 2, 3, 4, 5):
-        hearing.rules_changed(f"nft, pid {pid}", thorough=False)
-    assert hearing.take().meddler == "changed by nft, pid 1; nft, pid 2; nft, pid 3; and 2 more"
-    assert hearing.take().meddler == "found at a regular comparison"
+    for pid in (1, 2, 2, 3):
+        hearing.rules_changed(nft(pid), thorough=False)
+    assert hearing.take().actors == (nft(1), nft(2), nft(3))
+    assert hearing.take().actors == ()
 
 
 def test_lost_messages_ask_for_a_thorough_look() -> None:
     hearing = Hearing()
-    hearing.rules_changed("somebody", thorough=True)
+    hearing.rules_changed(Actor(ActorKind.COMMITS_LOST), thorough=True)
     assert hearing.take().thorough
     assert not hearing.take().thorough
 
@@ -32,7 +40,28 @@ def test_a_new_configuration_asks_for_a_look_now_and_for_an_inventory() -> None:
     hearing = Hearing()
     hearing.end_inventory(hearing.begin_inventory())
     hearing.take()
-    hearing.configuration_changed("loaded again")
+    hearing.configuration_changed(LOADED)
     assert hearing.wants_look
     assert hearing.wants_inventory
-    assert hearing.take().reasons == ("loaded again",)
+    assert hearing.take().reasons == (LOADED,)
+
+
+def test_what_was_heard_for_a_look_that_failed_is_known_for_the_next_one() -> None:
+    hearing = Hearing()
+    hearing.rules_changed(nft(1), thorough=True)
+    hearing.configuration_changed(LOADED)
+    failed = hearing.take()
+    hearing.rules_changed(nft(2), thorough=False)
+    hearing.take_back(failed)
+    heard = hearing.take()
+    assert (heard.reasons, heard.actors, heard.thorough) == ((LOADED,), (nft(1), nft(2)), True)
+
+
+def test_looks_that_fail_for_ever_make_nothing_grow() -> None:
+    hearing = Hearing()
+    for pid in range(1000):
+        hearing.rules_changed(nft(pid), thorough=False)
+        hearing.end_inventory({Reason(ReasonKind.NEIGHBOUR, str(pid)): None})
+        hearing.take_back(hearing.take())
+    heard = hearing.take()
+    assert (len(heard.reasons), len(heard.actors)) == (256, 256)

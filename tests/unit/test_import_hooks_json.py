@@ -41,7 +41,7 @@ def found(text: str) -> Findings:
 
 
 def section(more: str) -> str:
-    return f'{{"web": {{"private_ip": "192.168.122.10", {more}}}}}'
+    return f'{{"web": {{"private_ip": "192.168.122.10", "public_ip": "198.51.100.1", {more}}}}}'
 
 
 def test_the_form_of_the_old_sample_with_its_comments_and_trailing_commas() -> None:
@@ -51,11 +51,22 @@ def test_the_form_of_the_old_sample_with_its_comments_and_trailing_commas() -> N
         "node 198.51.100.7:1101/udp -> 192.168.126.2:80 at 15",
         "node 198.51.100.7:1102/udp -> 192.168.126.2:443 at 16",
     ]
-    assert warnings(found(SAMPLE)) == []
+    assert warnings(found(SAMPLE)) == [
+        "2: where there is no public_ip, 198.51.100.1 is written: the old tool asked at each start"
+    ]
     assert [remark.text for remark in found(SAMPLE).remarks] == [
         'domain "admin": has no public_ip: listens on 198.51.100.1, the address of the default route\'s interface',
         'domain "admin": interface left out: it named the guest\'s side, which is found by itself',
+        "where there is no public_ip, 198.51.100.1 is written: the old tool asked at each start",
     ]
+
+
+@pytest.mark.parametrize(
+    "text", ['{"name": "web", "version": 1}', '{"web": {"image": "nginx", "ports": [80]}}', '{"a": [1]}', '{"a": [[]]}']
+)
+def test_other_json_is_refused(text: str) -> None:
+    with pytest.raises(BrokenFileError, match=r"^FILE:1: is JSON, but no domain in it has a private_ip or ports"):
+        found(text)
 
 
 def test_a_domain_with_several_objects() -> None:
@@ -84,7 +95,7 @@ def test_the_source_held_for_the_port_map_only() -> None:
         "web 198.51.100.1:5000/tcp -> 192.168.122.10:5000 at 3",
     ]
     (warning,) = warnings(found(text))
-    assert warning == '2: domain "web": source_ip never held for port_range: who may connect there is anyone, still'
+    assert warning == '2: domain "web": source_ip never held for port_range: anyone may still connect there'
 
 
 @pytest.mark.parametrize(
@@ -107,7 +118,8 @@ def test_an_empty_source_is_anyone(written: str) -> None:
 
 
 def test_without_a_default_route_the_forward_is_on_every_address_and_says_so() -> None:
-    findings = parse(FILE, section('"port_map": {"tcp": [80]}'), None)
+    text = section('"port_map": {"tcp": [80]}').replace('"public_ip": "198.51.100.1", ', "")
+    findings = parse(FILE, text, None)
     assert forwards(findings) == ["web *:80/tcp -> 192.168.122.10:80 at 1"]
     assert "this host has no default route" in warnings(findings)[0]
 
@@ -151,7 +163,7 @@ def test_of_two_keys_of_one_name_the_later_counts_with_its_line() -> None:
         ('"public_ip": null, "port_map": {"tcp": [80]}', "left out: public_ip must be a string, not null"),
         (
             '"source_ip": "office", "port_map": {"tcp": [80]}',
-            'port_map left out, as who may connect is not known: "office" is not an IP address',
+            'port_map left out, as it is not known who may connect: "office" is not an IP address',
         ),
     ],
 )
@@ -193,13 +205,13 @@ def test_what_is_not_json_is_refused_with_its_line(text: str, said: str) -> None
 
 
 def test_hostile_names() -> None:
-    names = ['a"b', "a\nb", "\u001b[31m", "# [[forward]]", "\u0000", "\ud800", "x" * 300, "", "k" * 20_000]
+    names = ['a"b', "a\nb", "x\u001b[31m", "# [[forward]]", "a*", "\u0000", "\ud800", "x" * 300, "", "k" * 20_000]
     section = {"private_ip": "192.168.122.10", "port_map": {"tcp": [1]}}
     text = json.dumps({name: dict(section, port_map={"tcp": [n]}) for n, name in enumerate(names, 1)})
     findings = found(text)
     config = accepted([findings])
     assert [entry.domain for entry in config.forwards] == names[:4]
-    assert len(warnings(findings)) == 5
+    assert len(warnings(findings)) == 7
 
 
 JSON = st.recursive(
@@ -216,7 +228,8 @@ SECTION = st.dictionaries(KEY, VALUE, max_size=5) | JSON
 
 @given(st.dictionaries(st.text(max_size=9), SECTION | st.lists(SECTION, max_size=2), max_size=3))
 def test_any_structure_gives_a_configuration_that_is_accepted(values: dict[str, object]) -> None:
-    accepted([found(json.dumps(values))])
+    known = {"web": {"private_ip": "192.168.122.10"}}
+    accepted([found(json.dumps(known | values))])
 
 
 @given(st.text(alphabet='{}[]:,"\\/*ab1 \n', max_size=40))

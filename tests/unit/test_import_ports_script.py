@@ -7,14 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fwdaemon.importing.findings import Findings
-from fwdaemon.importing.ports_script import parse
+from fwdaemon.importing.ports_script import parse_ports_script
 from tests.unit.imports import FILE, accepted, forwards, warnings
 
 PLAIN = "PUBLIC_IP=198.51.100.1\nPRIVATE_IP=192.168.122.10\nPORTS=tcp:80,udp:53\n"
 
 
 def found(text: str, name: str | None = "web") -> Findings:
-    return parse(FILE, text, name)
+    return parse_ports_script(FILE, text, name)
 
 
 @pytest.mark.parametrize(
@@ -43,7 +43,7 @@ def test_nothing_is_run(tmp_path: Path) -> None:
     findings = found(f"touch {trap}\n{PLAIN}X=$(touch {trap})\nPORTS=$(touch {trap})\n")
     assert not trap.exists()
     assert forwards(findings) == []
-    assert [warning.split(":")[0] for warning in warnings(findings)] == ["1", "4", "5", "6", "6"]
+    assert [warning.split(":")[0] for warning in warnings(findings)] == ["1", "5", "6"]
 
 
 def test_of_two_values_the_last_counts_as_in_a_shell() -> None:
@@ -95,3 +95,45 @@ PART = st.sampled_from(
 @given(st.lists(PART | st.text(max_size=5), max_size=20).map("".join), st.none() | st.text(max_size=9))
 def test_any_text_gives_a_configuration_that_is_accepted(text: str, name: str | None) -> None:
     accepted([found(text, name)])
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "line"),
+    [
+        ("", "for p in $PORTS; do\n iptables -s 203.0.113.0/24 -p tcp --dport ${p#*:} -j DNAT\ndone\n", 4),
+        ('if [ "$1" = web ]; then\n', "fi\n", 1),
+        ("", ". /etc/local.conf\n", 4),
+        ("", "unset PORTS\n", 4),
+        ("", "PORTS+=' tcp:22'\n", 4),
+        ("", "PORTS=$(choose)\n", 4),
+        ("", "PORTS=(80 443)\n", 4),
+        ("", "PORTS=tcp:80 udp:53\n", 4),
+        ("", 'PORTS="${WEB:+tcp:80 tcp:22 }"\n', 4),
+        ("", "X=1 unset PORTS\n", 4),
+        ("", "X=1 && unset PORTS\n", 4),
+        ("X=1\\\n", "", 1),
+        ("", "X=1; unset PORTS\n", 4),
+        ("", 'PORTS= "tcp:80"\n', 4),
+        ("", "PORTS=tcp:80#,tcp:22\n", 4),
+        ("", "PORTS='tcp:80'#,tcp:22\n", 4),
+        ("", "export PORTS = tcp:80\n", 4),
+        ('X="\\"\n', 'Y="\n', 1),
+        ("set -n\n", "", 1),
+        ("cat <<END\n", "END\n", 1),
+    ],
+)
+def test_nothing_is_live_where_a_line_may_forward_less(before: str, after: str, line: int) -> None:
+    findings = found(before + PLAIN + after)
+    assert findings.forwards
+    for forward in findings.forwards:
+        assert forward.reason.startswith(f"what line {line} does is not known")
+    assert any(warning.startswith(f"{line}: left out: ") for warning in warnings(findings))
+
+
+@pytest.mark.parametrize(
+    "line", ["set -eu", "set -euo pipefail", "export PRIVATE_IP PORTS", "DOMAIN=web", "X='a b'", "X = a b"]
+)
+def test_what_changes_no_assignment_does_no_harm(line: str) -> None:
+    findings = found(f"#!/bin/bash\n{line}\n{PLAIN}{line}\n")
+    assert len(findings.forwards) == 2
+    assert [forward.reason for forward in findings.forwards] == ["", ""]

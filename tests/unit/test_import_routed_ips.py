@@ -1,10 +1,12 @@
-"""`routed-ips`: each line is a route, also those the old hook passed over without a word."""
+"""`routed-ips`: each line is a route, but those the old hook passed over."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fwdaemon.importing.routed_ips import parse
+from fwdaemon.importing.findings import BrokenFileError
+from fwdaemon.importing.ports_script import parse_routed_ips
+from fwdaemon.importing.recognise import Kind, recognise
 from tests.unit.imports import FILE, accepted, warnings
 
 SAMPLE = """\
@@ -18,7 +20,7 @@ SAMPLE = """\
 
 
 def routes(text: str) -> list[str]:
-    return [f"{route.subnet} {route.network} at {route.origin.line}" for route in parse(FILE, text).routes]
+    return [f"{route.subnet} {route.network} at {route.origin.line}" for route in parse_routed_ips(FILE, text).routes]
 
 
 def test_either_family_with_or_without_a_prefix_length() -> None:
@@ -28,21 +30,23 @@ def test_either_family_with_or_without_a_prefix_length() -> None:
         "2001:db8:1::/64 public at 5",
         "2001:db8:2::7/128 public_2 at 6",
     ]
-    assert warnings(parse(FILE, SAMPLE)) == []
+    assert warnings(parse_routed_ips(FILE, SAMPLE)) == []
 
 
 @pytest.mark.parametrize(
-    ("line", "route"),
+    "line",
     [
-        ("203.0.113.66 public-net", "203.0.113.66/32 public-net at 1"),
-        ("203.0.113.66 public.net", "203.0.113.66/32 public.net at 1"),
-        ("203.0.113.66 public # mail", "203.0.113.66/32 public at 1"),
+        "203.0.113.66 public-net",
+        "203.0.113.66 public.net",
+        "203.0.113.66 public # mail",
+        "203.0.113.5 web.example.com",
+        "10.0.0.5 10.0.0.6",
     ],
 )
-def test_what_the_old_hook_passed_over_is_imported_and_remarked(line: str, route: str) -> None:
-    assert routes(line) == [route]
-    assert warnings(parse(FILE, line)) == [
-        f'1: "{line}" is imported, though the old hook passed over lines of this form'
+def test_what_the_old_hook_passed_over_is_left_out(line: str) -> None:
+    assert routes(line) == []
+    assert warnings(parse_routed_ips(FILE, line)) == [
+        f'1: left out: the old hook passed over "{line}", as more than an address and a name of letters, digits and _'
     ]
 
 
@@ -51,11 +55,11 @@ def test_what_the_old_hook_passed_over_is_imported_and_remarked(line: str, route
 )
 def test_what_cannot_be_a_route_is_left_out_with_a_warning(line: str) -> None:
     assert routes(line) == []
-    assert len(warnings(parse(FILE, line))) == 1
+    assert len(warnings(parse_routed_ips(FILE, line))) == 1
 
 
 def test_one_address_for_two_networks_goes_to_the_first() -> None:
-    config = accepted([parse(FILE, "203.0.113.66 one\n203.0.113.64/29 two\n203.0.113.66 one\n")])
+    config = accepted([parse_routed_ips(FILE, "203.0.113.66 one\n203.0.113.64/29 two\n203.0.113.66 one\n")])
     assert [(str(route.subnet), route.network) for route in config.routes] == [("203.0.113.66/32", "one")]
 
 
@@ -64,4 +68,29 @@ LINE = st.text(alphabet="0123456789.:/# abx\r\"'\x00\x1b", max_size=30)
 
 @given(st.lists(LINE | st.text(max_size=30) | st.just("203.0.113.66 x"), max_size=6).map("\n".join))
 def test_any_text_gives_a_configuration_that_is_accepted(text: str) -> None:
-    accepted([parse(FILE, text)])
+    accepted([parse_routed_ips(FILE, text)])
+
+
+def test_a_file_is_of_routes_where_every_line_is() -> None:
+    assert recognise(FILE, SAMPLE) is Kind.ROUTED_IPS
+    assert recognise(FILE, "203.0.113.66 public # mail\n") is Kind.ROUTED_IPS
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "127.0.0.1 localhost",
+        "::1 localhost ip6-localhost",
+        "ff02::1 ip6-allnodes",
+        "fe80::1 gateway",
+        "192.0.2.9 web1 www",
+        "203.0.113.0/24 via 192.0.2.1 dev eth0",
+        "192.0.2.0/24 dev eth0 proto kernel scope link",
+        "203.0.113.66",
+        "203.0.113.66 $(reboot)",
+        "203.0.113.999 public",
+    ],
+)
+def test_a_line_of_another_kind_makes_the_file_one_that_is_not_known(line: str) -> None:
+    with pytest.raises(BrokenFileError, match=r"^FILE:2: .* is from no known kind of file"):
+        recognise(FILE, f"198.51.100.7 host1\n{line}\n")

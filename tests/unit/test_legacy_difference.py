@@ -1,15 +1,16 @@
 """The difference of two legacy tables, against a tiny model of what the edits do."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fwdaemon.desired import Desired, Forward
+from fwdaemon.core.state import Desired, Forward
+from fwdaemon.core.types import Family
 from fwdaemon.legacy.difference import Change, difference
-from fwdaemon.legacy.model import OUT, POST, PRE, Head, ObservedTable, Rule, Table, TableName
-from fwdaemon.legacy.plan import Plan
-from fwdaemon.legacy.ruleset import links, tables
-from fwdaemon.model import Family
+from fwdaemon.legacy.model import LEAD, OUT, POST, PRE, Head, ObservedTable, Rule, Table, TableName
+from fwdaemon.legacy.ruleset import Plan, links, tables
 from tests.unit.forwards import forward
 
 WEB = forward("tcp *:80", "192.168.122.50:80")
@@ -36,30 +37,30 @@ def test_nothing_to_do_makes_an_empty_change() -> None:
     assert difference(table(WEB, GAME), observed(table(GAME, WEB))) == Change()
 
 
-def test_a_new_forward_is_two_rules_where_they_belong() -> None:
+def test_a_new_forward_is_one_rule_where_it_belongs() -> None:
     change = difference(table(WEB, MAIL), observed(table(WEB)))
     (edit,) = change.edits
-    assert (change.create, change.drop, edit.chain, edit.delete) == ((), (), PRE, ())
-    assert [position for position, _ in edit.insert] == [0, 1]
+    assert (change.create, change.drop, edit.chain, edit.delete) == ((), (), LEAD, ())
+    assert [position for position, _ in edit.insert] == [0]
     assert change.placed == {rule.comment for _, rule in edit.insert}
     assert change.broken == frozenset()
 
 
-def test_a_forward_that_goes_takes_its_rules_only() -> None:
+def test_a_forward_that_goes_takes_its_rule_only() -> None:
     (edit,) = difference(table(WEB), observed(table(WEB, MAIL))).edits
-    assert (edit.delete, edit.insert) == ((0, 1), ())
+    assert (edit.delete, edit.insert) == ((0,), ())
 
 
 def test_a_table_without_anything_of_ours_gets_all_of_it() -> None:
     change = difference(table(WEB), EMPTY)
-    assert set(change.create) == {"KVMPF_PRE", "KVMPF_OUT", "KVMPF_POST"}
+    assert set(change.create) == {"KVMPF_PRE", "KVMPF_OUT", "KVMPF_POST", "KVMPF_LEAD"}
     assert change.broken == {PRE, OUT, POST}
-    assert {edit.chain for edit in change.edits} == {PRE, OUT, "PREROUTING", "OUTPUT", "POSTROUTING"}
+    assert {edit.chain for edit in change.edits} == {PRE, OUT, LEAD, "PREROUTING", "OUTPUT", "POSTROUTING"}
 
 
 def test_a_table_nobody_wants_loses_links_and_chains() -> None:
     change = difference(Table(), observed(table(WEB)))
-    assert set(change.drop) == {"KVMPF_PRE", "KVMPF_OUT", "KVMPF_POST"}
+    assert set(change.drop) == {"KVMPF_PRE", "KVMPF_OUT", "KVMPF_POST", "KVMPF_LEAD"}
     assert {(edit.chain, edit.delete) for edit in change.edits} == {
         ("PREROUTING", (0,)),
         ("OUTPUT", (0,)),
@@ -97,10 +98,10 @@ def test_a_link_is_put_right(head: Head, fault: str, *, broken: bool) -> None:
 def test_a_chain_is_put_right(bend: "st.SearchStrategy[object]", *, broken: bool) -> None:
     wanted = table(WEB, MAIL)
     seen = observed(wanted)
-    bent = ObservedTable({**seen.chains, PRE: bend(seen.chains[PRE])}, seen.heads)  # type: ignore[operator]
+    bent = ObservedTable({**seen.chains, LEAD: bend(seen.chains[LEAD])}, seen.heads)  # type: ignore[operator]
     change = difference(wanted, bent)
     assert applied(change, bent) == seen.chains
-    assert change.broken == ({PRE} if broken else set())
+    assert change.broken == ({LEAD} if broken else set())
 
 
 # --- what a change says of the forwards ------------------------------------------------------------------------------
@@ -127,7 +128,7 @@ def test_what_somebody_took_away_is_damaged_and_what_is_new_is_not() -> None:
 
 def test_what_an_earlier_run_left_is_named() -> None:
     found = plan(Desired(frozenset({WEB})), observed(table(WEB, MAIL)))
-    assert found.stale == {"ip nat KVMPF_PRE mail"}
+    assert found.stale == {"ip nat KVMPF_LEAD mail"}
     assert found.mended == frozenset()
 
 
@@ -178,14 +179,24 @@ def test_the_difference_leads_from_any_state_to_any_other(
 def test_the_difference_mends_any_bent_chain(forwards: frozenset[Forward], data: st.DataObject) -> None:
     wanted = table(*forwards)
     good = observed(wanted)
-    strange = st.sampled_from([*good.chains[PRE], "", "kvm-portfwd", "gone 0123456789ab"])
-    bent = ObservedTable({**good.chains, PRE: tuple(data.draw(st.lists(strange, max_size=12)))}, good.heads)
+    strange = st.sampled_from([*good.chains[LEAD], "", "kvm-portfwd", "gone 0123456789ab"])
+    bent = ObservedTable({**good.chains, LEAD: tuple(data.draw(st.lists(strange, max_size=12)))}, good.heads)
     change = difference(wanted, bent)
     assert applied(change, bent) == good.chains
-    served = {rule.comment for rule in wanted.chains[PRE]} - set(bent.chains[PRE])
+    served = {rule.comment for rule in wanted.chains[LEAD]} - set(bent.chains[LEAD])
     assert served <= change.placed
 
 
 def test_a_rule_is_a_line_of_iptables() -> None:
     assert str(Rule("", "KVMPF_PRE", "kvm-portfwd")) == "-m comment --comment kvm-portfwd -j KVMPF_PRE"
     assert str(Rule("-p tcp", "ACCEPT", "a b")) == '-p tcp -m comment --comment "a b" -j ACCEPT'
+
+
+def test_a_chain_that_others_lead_to_is_emptied_once() -> None:
+    there = replace(observed(table(WEB)), held=frozenset({PRE}))
+    change = difference(Table(), there)
+    assert set(change.drop) == {OUT, POST, LEAD}
+    (edit,) = [edit for edit in change.edits if edit.chain == PRE]
+    assert (edit.delete, edit.insert) == (tuple(range(len(there.chains[PRE]))), ())
+    assert difference(Table(), ObservedTable({PRE: ()}, {}, frozenset({PRE}))).empty
+    assert difference(table(WEB), there).empty

@@ -3,18 +3,18 @@
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
 
-from fwdaemon.desired import Desired, Forward
-from fwdaemon.flows import Flow
+from fwdaemon.core.state import Desired, Forward
+from fwdaemon.core.types import Family, Protocol
 from fwdaemon.legacy.backend import LegacyBackend
-from fwdaemon.legacy.model import FWD, POST, PRE, Rule, TableName
+from fwdaemon.legacy.library import Extension, parse
+from fwdaemon.legacy.model import FWD, LEAD, POST, Rule, TableName
 from fwdaemon.legacy.ruleset import openings_of, tables
-from fwdaemon.legacy.syntax import Extension, parse
-from fwdaemon.model import Family, Protocol
 from fwdaemon.netfilter import Backend
+from fwdaemon.resolve.flows import Flow
 from tests.unit.forwards import forward
 
 WEB = forward("tcp *:80", "192.168.122.50:80")
-MARK = "CONNMARK --set-xmark 0x2000000/0x2000000"
+LABELLED = '-m connlabel --label "25" --set'
 SUBNETS = frozenset({ip_network("192.168.122.0/24"), ip_network("192.168.123.0/24"), ip_network("2001:db8:5::/64")})
 
 
@@ -27,39 +27,41 @@ def rules(chain: str, *forwards: Forward, ended: tuple[Flow, ...] = ()) -> list[
 
 
 def claims(*forwards: Forward) -> list[str]:
-    """Write what KVMPF_PRE holds, without what sends other addresses back."""
-    return [rule for rule in rules(PRE, *forwards) if not rule.endswith("-j RETURN")]
+    """Write what KVMPF_LEAD holds, without what sends other addresses back."""
+    return [rule for rule in rules(LEAD, *forwards) if not rule.endswith("-j RETURN")]
 
 
 def test_every_address_is_every_local_one_but_never_loopback_or_link_local() -> None:
-    assert rules(PRE, WEB) == [
+    assert rules(LEAD, WEB) == [
         "-d 127.0.0.0/8 -j RETURN",
         "-d 169.254.0.0/16 -j RETURN",
         "-m addrtype ! --dst-type LOCAL -j RETURN",
-        f"-p tcp -m tcp --dport 80 -j {MARK}",
-        "-p tcp -m tcp --dport 80 -j DNAT --to-destination 192.168.122.50:80",
+        f"-p tcp -m tcp --dport 80 {LABELLED} -j DNAT --to-destination 192.168.122.50:80",
     ]
-    assert rules(PRE, forward("tcp *:80", "[2001:db8:5::5]:80"))[:2] == [
+    assert rules(LEAD, forward("tcp *:80", "[2001:db8:5::5]:80"))[:2] == [
         "-d ::1/128 -j RETURN",
         "-d fe80::/10 -j RETURN",
     ]
 
 
 def test_one_address_comes_before_every_address() -> None:
-    found = rules(PRE, WEB, forward("tcp 198.51.100.7:80", "192.168.122.51:8080"))
-    assert found[1] == "-d 198.51.100.7/32 -p tcp -m tcp --dport 80 -j DNAT --to-destination 192.168.122.51:8080"
-    assert found[2] == "-d 127.0.0.0/8 -j RETURN"
+    found = rules(LEAD, WEB, forward("tcp 198.51.100.7:80", "192.168.122.51:8080"))
+    assert (
+        found[0]
+        == f"-d 198.51.100.7/32 -p tcp -m tcp --dport 80 {LABELLED} -j DNAT --to-destination 192.168.122.51:8080"
+    )
+    assert found[1] == "-d 127.0.0.0/8 -j RETURN"
 
 
 def test_a_range_keeps_its_ports() -> None:
     found = claims(forward("udp *:27015-27030", "192.168.122.52:27015-27030"))
-    assert found[1] == "-p udp -m udp --dport 27015:27030 -j DNAT --to-destination 192.168.122.52"
+    assert found[0] == f"-p udp -m udp --dport 27015:27030 {LABELLED} -j DNAT --to-destination 192.168.122.52"
 
 
 def test_a_shifted_range_counts_from_its_first_port() -> None:
     found = claims(forward("sctp [2001:db8::7]:300-309", "[2001:db8:5::5]:400-409"))
     where = "-d 2001:db8::7/128 -p sctp -m sctp --dport 300:309"
-    assert found[1] == f"{where} -j DNAT --to-destination [2001:db8:5::5]:400-409/300"
+    assert found[0] == f"{where} {LABELLED} -j DNAT --to-destination [2001:db8:5::5]:400-409/300"
 
 
 def test_a_piece_of_a_shifted_range_counts_from_its_own_first_port() -> None:
@@ -79,10 +81,8 @@ def test_sources_and_interface_are_matched_one_rule_a_source() -> None:
     )
     where = "-i eth0 -p tcp -m tcp --dport 80"
     assert found == [
-        f"-s 192.0.2.1/32 {where} -j {MARK}",
-        f"-s 192.0.2.1/32 {where} -j DNAT --to-destination 192.168.122.50:80",
-        f"-s 203.0.113.0/24 {where} -j {MARK}",
-        f"-s 203.0.113.0/24 {where} -j DNAT --to-destination 192.168.122.50:80",
+        f"-s 192.0.2.1/32 {where} {LABELLED} -j DNAT --to-destination 192.168.122.50:80",
+        f"-s 203.0.113.0/24 {where} {LABELLED} -j DNAT --to-destination 192.168.122.50:80",
     ]
 
 
@@ -93,7 +93,7 @@ def test_a_claim_with_an_interface_comes_before_one_without() -> None:
 
 def test_hairpin_is_for_guests_of_every_subnet() -> None:
     assert rules(POST, WEB) == [
-        "-m connmark ! --mark 0x2000000/0x2000000 -j RETURN",
+        '-m connlabel ! --label "25" -j RETURN',
         "-m conntrack ! --ctstate DNAT -j RETURN",
         "-s 192.168.122.0/23 -j MASQUERADE",
     ]
@@ -103,19 +103,19 @@ def test_hairpin_is_not_for_a_target_outside_of_every_subnet() -> None:
     assert rules(POST, forward("tcp *:80", "10.0.0.5:80"))[2] == "-d 10.0.0.5/32 -j RETURN"
 
 
-def test_marked_connections_are_let_through_and_ended_ones_refused() -> None:
+def test_labelled_connections_are_let_through_and_ended_ones_refused() -> None:
     server, client = ip_address("192.168.122.50"), ip_address("198.51.100.2")
     public = ip_address("198.51.100.1")
     tcp = Flow(Protocol.TCP, client, public, 8080, server, 80, client, 40000)
     udp = replace(tcp, protocol=Protocol.UDP)
-    ends = "-s 192.168.122.50/32 -d 198.51.100.2/32"
-    assert rules(FWD, WEB) == ["-m connmark --mark 0x2000000/0x2000000 -j ACCEPT"]
+    sent_to = "-m conntrack --ctorigdst 198.51.100.2 --ctorigdstport 40000"
+    assert rules(FWD, WEB) == ['-m connlabel --label "25" -j ACCEPT']
     assert rules(FWD, WEB, ended=(udp, tcp)) == [
-        "-m connmark --mark 0x2000000/0x2000000 -m conntrack ! --ctstate NEW -j ACCEPT",
-        "-m conntrack ! --ctstate NEW -j RETURN",
-        f"{ends} -p tcp -m tcp --sport 80 --dport 40000 -j REJECT --reject-with tcp-reset",
-        f"{ends} -p udp -m udp --sport 80 --dport 40000 -j REJECT --reject-with icmp-port-unreachable",
-        "-m connmark --mark 0x2000000/0x2000000 -j ACCEPT",
+        '-m connlabel --label "25" -m conntrack ! --ctstate NEW -j ACCEPT',
+        "-m conntrack --ctstate RELATED,ESTABLISHED -j RETURN",
+        f"-s 192.168.122.50/32 -p tcp -m tcp --sport 80 {sent_to} -j REJECT --reject-with tcp-reset",
+        f"-s 192.168.122.50/32 -p udp -m udp --sport 80 {sent_to} -j REJECT --reject-with icmp-port-unreachable",
+        '-m connlabel --label "25" -j ACCEPT',
     ]
 
 
@@ -126,14 +126,14 @@ def test_a_family_without_forwards_needs_nothing() -> None:
 
 def test_a_rule_tells_which_opening_it_serves() -> None:
     desired = Desired(frozenset({WEB}))
-    pre = tables(desired)[Family.IPV4][TableName.NAT].chains[PRE]
+    chain = tables(desired)[Family.IPV4][TableName.NAT].chains[LEAD]
     served = openings_of(desired, Family.IPV4)
-    assert [served.get(rule.comment) for rule in pre] == [None, None, None, WEB, WEB]
+    assert [served.get(rule.comment) for rule in chain] == [None, None, None, WEB]
 
 
 def test_a_hostile_name_is_no_syntax() -> None:
     hostile = replace(WEB, domain='"\n-j ACCEPT --comment $(reboot)')
-    rule = tables(Desired(frozenset({hostile})))[Family.IPV4][TableName.NAT].chains[PRE][-1]
+    rule = tables(Desired(frozenset({hostile})))[Family.IPV4][TableName.NAT].chains[LEAD][-1]
     label, digest = rule.comment.split(" ")
     assert label == "___j_ACCEPT___comment___reboot_"
     assert len(digest) == 12
@@ -155,7 +155,7 @@ def test_the_text_is_what_iptables_restore_takes() -> None:
         "*filter",
         ":KVMPF_FWD - [0:0]",
         "-I FORWARD 1 -m comment --comment kvm-portfwd -j KVMPF_FWD",
-        f'-A KVMPF_FWD -m connmark --mark 0x2000000/0x2000000 -m comment --comment "all {_digest(FWD)}" -j ACCEPT',
+        f'-A KVMPF_FWD -m connlabel --label "25" -m comment --comment "all {_digest(FWD)}" -j ACCEPT',
         "COMMIT",
     ]
 

@@ -6,9 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fwdaemon.inventory import AddressSource, GuestInterface, LearnedAddress
-from fwdaemon.libvirt_xml import guest_address, normal_mac, parse_domain, parse_network
-from fwdaemon.observation import MacClaim
+from fwdaemon.core.inventory import AddressSource, Attachment, GuestInterface, LearnedAddress, MacClaim
+from fwdaemon.hypervisor.xml import guest_address, normal_mac, parse_domain, parse_network
 
 MAC = "52:54:00:00:00:01"
 
@@ -40,8 +39,14 @@ def domain(devices: str) -> str:
         pytest.param(
             "<interface type='direct'><mac address='52:54:00:00:00:01'/><source dev='eth0' mode='bridge'/>"
             "<target dev='macvtap0'/></interface>",
-            GuestInterface(MAC, None, None, "macvtap0"),
+            GuestInterface(MAC, None, None, "macvtap0", (), Attachment.MACVTAP, "eth0"),
             id="direct",
+        ),
+        pytest.param(
+            "<interface type='direct'><mac address='52:54:00:00:00:01'/>"
+            "<source network='lan' portid='x' dev='eth0' mode='bridge'/><target dev='macvtap0'/></interface>",
+            GuestInterface(MAC, "lan", None, "macvtap0", (), Attachment.MACVTAP, "eth0"),
+            id="network that hands out macvtap",
         ),
         pytest.param(
             "<interface type='ethernet'><mac address='52:54:00:00:00:01'/><target dev='tap7'/></interface>",
@@ -50,8 +55,14 @@ def domain(devices: str) -> str:
         ),
         pytest.param(
             "<interface type='user'><mac address='52:54:00:00:00:0A'/></interface>",
-            GuestInterface("52:54:00:00:00:0a", None, None, None),
+            GuestInterface("52:54:00:00:00:0a", None, None, None, (), Attachment.USER_MODE),
             id="user, MAC in capitals",
+        ),
+        pytest.param(
+            "<interface type='vhostuser'><mac address='52:54:00:00:00:01'/><source type='unix' path='/x'/>"
+            "<backend type='passt'/></interface>",
+            GuestInterface(MAC, None, None, None, (), Attachment.USER_MODE),
+            id="passt by vhost-user",
         ),
     ],
 )
@@ -115,6 +126,25 @@ def test_network_of_a_bridge_has_no_subnet() -> None:
     xml = "<network><name>lan</name><forward mode='bridge'/><bridge name='br0'/></network>"
     network = parse_network(xml, active=False).network
     assert (network.bridge, network.subnets, network.active) == ("br0", (), False)
+
+
+@pytest.mark.parametrize(
+    ("forward", "expected"),
+    [
+        ("", (False, False)),
+        ("<forward/>", (True, False)),
+        ("<forward mode='nat'/>", (True, False)),
+        ("<forward mode='route'/>", (True, False)),
+        ("<forward mode='open'/>", (True, True)),
+        ("<forward mode='bridge'/>", (False, True)),
+    ],
+)
+def test_what_libvirt_forwards_for_a_network_and_whether_it_refuses_any_of_it(
+    forward: str, expected: tuple[bool, bool]
+) -> None:
+    xml = f"<network><name>lan</name>{forward}<bridge name='virbr0'/></network>"
+    network = parse_network(xml, active=True).network
+    assert (network.forwards, network.unfiltered) == expected
 
 
 @pytest.mark.parametrize(

@@ -5,14 +5,14 @@ from collections.abc import Iterator
 
 import pytest
 
-from fwdaemon import memory
+from fwdaemon.kernel import memory
 
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
     """The time that the module is told; the collector is left as it was."""
     now = [0.0]
-    monkeypatch.setattr("fwdaemon.memory.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("fwdaemon.kernel.memory.time.monotonic", lambda: now[0])
     monkeypatch.setattr(memory._Collection, "at", None)  # noqa: SLF001  as in a program that has just begun
     yield now
     gc.unfreeze()

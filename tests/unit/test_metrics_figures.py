@@ -13,12 +13,11 @@ from hypothesis import strategies as st
 from prometheus_client.core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
-from fwdaemon.desired import Desired
+from fwdaemon.core.state import Desired
 from fwdaemon.metrics.exposition import text_of
-from fwdaemon.metrics.figures import metrics_of
-from fwdaemon.metrics.tally import BOUNDS_S, Cause, Tally
-from fwdaemon.status import Status
-from fwdaemon.status_rows import Facts, Readings, rows
+from fwdaemon.metrics.figures import BOUNDS_S, Cause, Tally, metrics_of
+from fwdaemon.status.model import Status
+from fwdaemon.status.rows import Facts, Readings, rows
 from tests.unit import statuses
 from tests.unit.forwards import forward, some_states
 

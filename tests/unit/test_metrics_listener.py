@@ -3,7 +3,7 @@
 import asyncio
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, suppress
 from ipaddress import ip_address
 
 import pytest
@@ -39,6 +39,9 @@ class Bench:
         self.asked += 1
         return self.body
 
+    async def is_asked_beyond(self, asked: int) -> None:
+        await until(lambda: self.asked > asked)
+
     async def connect(self, address: str | None = None) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         return await asyncio.open_connection(address or str(self.endpoint.address), self.endpoint.port)
 
@@ -57,6 +60,23 @@ async def ended(reader: asyncio.StreamReader) -> bytes:
         with suppress(ConnectionResetError):
             return await reader.read()
     return b""
+
+
+def taking_nothing(bench: Bench) -> socket.socket:
+    """Ask, and read none of the answer."""
+    client = socket.create_connection((str(bench.endpoint.address), bench.endpoint.port))
+    client.send(GET)
+    return client
+
+
+def is_cut_off(client: socket.socket) -> bool:
+    """Whether the listener has closed the connection: nothing more can be sent."""
+    with suppress(BlockingIOError):
+        try:
+            client.send(b"x", socket.MSG_DONTWAIT)
+        except ConnectionError:
+            return True
+    return False
 
 
 async def hang_up(writer: asyncio.StreamWriter) -> None:
@@ -151,47 +171,71 @@ def test_who_says_nothing_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_who_takes_nothing_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_TAKE_S", 0.1)
-    # So the next one has to wait for that.
-    monkeypatch.setattr(module, "_MOST_CLIENTS", 1)
 
     async def play(bench: Bench) -> None:
         bench.body = b"x" * LARGE
-        with socket.create_connection((str(bench.endpoint.address), bench.endpoint.port)) as client:
-            client.send(GET)
-            reader, writer = await bench.connect()
-            writer.write(GET[:-2])
-            await until(lambda: bench.asked == 1)
-            bench.body = b"x 2.0\n"
-            writer.write(GET[-2:])
-            assert (await ended(reader)).endswith(bench.body)
-            await hang_up(writer)
+        with taking_nothing(bench) as client:
+            await until(lambda: is_cut_off(client))
+        bench.body = b"x 2.0\n"
 
     on_bench(play)
 
 
-def test_who_finds_no_place_waits_for_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_MOST_CLIENTS", 2)
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Time never ends a client."""
+    for name in ("_ASK_S", "_TAKE_S"):
+        monkeypatch.setattr(module, name, None)
 
+
+@pytest.mark.usefixtures("patient")
+@pytest.mark.parametrize("said", [b"", GET[:5]])
+def test_a_crowd_that_does_not_ask_keeps_nobody_out(said: bytes) -> None:
     async def play(bench: Bench) -> None:
-        silent = [await bench.connect() for _ in range(2)]
-        asking = asyncio.create_task(bench.ask(GET))
-        await asyncio.wait({asking}, timeout=0.2)
-        assert not asking.done()
-        await hang_up(silent[0][1])
-        assert await asking == ("HTTP/1.1 200 OK", bench.body)
-        await hang_up(silent[1][1])
-
-    on_bench(play)
-
-
-def test_a_crowd_that_says_nothing_keeps_nobody_out_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_ASK_S", 0.2)
-
-    async def play(bench: Bench) -> None:
-        crowd = [await bench.connect() for _ in range(24)]
+        crowd = [await bench.connect() for _ in range(100)]
+        for _, writer in crowd:
+            writer.write(said)
         assert await bench.ask(GET) == ("HTTP/1.1 200 OK", bench.body)
+        # They came first, so they are the slowest.
+        assert await ended(crowd[0][0]) == b""
         for _, writer in crowd:
             await hang_up(writer)
+
+    on_bench(play)
+
+
+@pytest.mark.usefixtures("patient")
+def test_a_crowd_that_takes_nothing_keeps_nobody_out() -> None:
+    async def play(bench: Bench) -> None:
+        bench.body = b"x" * LARGE
+        with ExitStack() as crowd:
+            clients = []
+            for _ in range(100):
+                asked = bench.asked
+                clients.append(crowd.enter_context(taking_nothing(bench)))
+                await bench.is_asked_beyond(asked)
+            bench.body = b"x 2.0\n"
+            assert await bench.ask(GET) == ("HTTP/1.1 200 OK", bench.body)
+            await until(lambda: is_cut_off(clients[0]))
+            assert not is_cut_off(clients[-1])
+
+    on_bench(play)
+
+
+@pytest.mark.usefixtures("patient")
+def test_those_that_take_nothing_are_not_cut_off_for_those_that_do_not_ask(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_MOST_ASKING", 2)
+
+    async def play(bench: Bench) -> None:
+        body = bench.body = b"x" * LARGE
+        reader, writer = await bench.connect()
+        writer.write(GET)
+        await until(lambda: bench.asked == 1)
+        crowd = [await bench.connect() for _ in range(4)]
+        assert await ended(crowd[1][0]) == b""
+        assert (await ended(reader)).endswith(b"\r\n\r\n" + body)
+        for _, each in [*crowd, (reader, writer)]:
+            await hang_up(each)
 
     on_bench(play)
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from fwdaemon.config.model import Config, DaemonSettings, Endpoint, MetricsSettings
-from fwdaemon.control.feed import Feed
+from fwdaemon.control.manager import Feed
 from fwdaemon.metrics import reporter as module
 from fwdaemon.metrics.reporter import Reporter
-from fwdaemon.status import Status
+from fwdaemon.status.model import Status
 from tests.unit import statuses
 from tests.unit.test_metrics_listener import GET, ended, free_endpoint, hang_up, until
 
@@ -125,7 +125,7 @@ def test_a_mistake_is_told_and_not_the_end(tmp_path: Path, caplog: pytest.LogCap
     async def play(bench: Bench) -> None:
         bench.failure = ValueError("nonsense")
         await bench.set_up(bench.path)
-        await until(lambda: "this is a mistake in kvm-portfwd" in caplog.text)
+        await until(lambda: "this is a bug in kvm-portfwd" in caplog.text)
         bench.failure = None
         bench.change("0.1.1")
         await until(lambda: bench.holds(build("0.1.1")))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fwdaemon.metrics.textfile import Textfile
+from fwdaemon.metrics.listener import Textfile
 
 
 @pytest.fixture(autouse=True)
@@ -62,7 +62,7 @@ def test_a_missing_directory_is_told_once_and_again_after_it_was_there(
     said = (
         f"no metrics in {directory}/kvm_portfwd.prom: No such file or directory; the directory {directory} has to exist"
     )
-    assert caplog.record_tuples == [("fwdaemon.metrics.once", logging.WARNING, said)]
+    assert caplog.record_tuples == [("fwdaemon.audit.throttle", logging.WARNING, said)]
     directory.mkdir()
     textfile.write(b"x\n")
     textfile.remove()

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fwdaemon.naming import is_interface_name, label, shown
+from fwdaemon.core.text import is_interface_name, label, shown
 
 
 @given(st.text())

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fwdaemon.ndp import ALL_NODES, Advertisement, Solicitation, multicast_mac, read_solicitation
+from fwdaemon.kernel.packets import ALL_NODES, Advertisement, Solicitation, multicast_mac, read_solicitation
 from tests.unit.nd_packets import group, is_sound, solicitation, source_option
 
 TARGET = "2001:db8:1::7"

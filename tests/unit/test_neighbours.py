@@ -3,10 +3,9 @@
 from ipaddress import ip_address
 from uuid import UUID
 
-from fwdaemon.addresses import ConfiguredAddress
-from fwdaemon.inventory import AddressSource, Domain, GuestInterface, Inventory, LearnedAddress
-from fwdaemon.neighbours import changed_hands, in_doubt, remembered, usurped
-from fwdaemon.observation import Neighbour
+from fwdaemon.core.inventory import AddressSource, Domain, GuestInterface, Inventory, LearnedAddress, Neighbour
+from fwdaemon.resolve.addresses import ConfiguredAddress
+from fwdaemon.resolve.neighbours import changed_hands, in_doubt, remembered, usurped
 
 MAC, OTHER_MAC, STRANGER = "52:54:00:00:00:01", "52:54:00:00:00:02", "52:54:00:00:00:99"
 
@@ -68,7 +67,7 @@ def test_a_leased_address_that_another_guest_answers_for_is_usurped() -> None:
     assert found.rightful == OWN
     assert found.story.startswith("domain thief answered for 192.168.122.9, which is the address of domain web: ")
     (found,) = usurped(inventory, [OWN], [neighbour("192.168.122.9", STRANGER)])
-    assert found.story.startswith("somebody on bridge virbr0 answered for 192.168.122.9")
+    assert found.story.startswith("a machine on bridge virbr0 answered for 192.168.122.9")
     assert usurped(inventory, [OWN], [OWN]) == ()
     # The guest was not seen there before, or shows another address since.
     assert usurped(inventory, [], [STOLEN]) == ()

@@ -8,8 +8,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from fwdaemon.netlink import attribute
-from fwdaemon.netlink_socket import NetlinkSocket, RefusalError
+from fwdaemon.kernel.netlink import NetlinkSocket, RefusalError, attribute
 
 ENTRY, ERROR, DONE, INTERRUPTED = 24, 2, 3, 0x10
 

@@ -8,7 +8,8 @@ from ipaddress import ip_address
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fwdaemon.netlink_watch import KernelChanges, NetlinkWatch
+from fwdaemon.kernel.address_watch import KernelChanges, NetlinkWatch
+from tests.unit.saying import said
 
 GUEST = "192.168.122.50"
 MAC = bytes.fromhex("525400000001")
@@ -52,7 +53,7 @@ def answers(known: KernelChanges) -> bool:
 
 def test_neighbour_is_news_once() -> None:
     known = changes()
-    assert list(known.news(neighbour(REACHABLE))) == [f"neighbour {GUEST} answered from 52:54:00:00:00:01"]
+    assert list(map(said, known.news(neighbour(REACHABLE)))) == [f"neighbour {GUEST} answered from 52:54:00:00:00:01"]
     assert list(known.news(neighbour(STALE) + neighbour(REACHABLE))) == []
 
 
@@ -61,7 +62,7 @@ def test_neighbour_with_another_mac_is_news() -> None:
     stranger = bytes.fromhex("525400000099")
     assert list(known.news(neighbour(REACHABLE, mac=stranger))) == []
     assert len(list(known.news(neighbour(REACHABLE)))) == 1
-    assert list(known.news(neighbour(REACHABLE, mac=stranger))) == [
+    assert list(map(said, known.news(neighbour(REACHABLE, mac=stranger)))) == [
         f"neighbour {GUEST} answered from 52:54:00:00:00:99"
     ]
 
@@ -69,7 +70,7 @@ def test_neighbour_with_another_mac_is_news() -> None:
 def test_neighbour_that_failed_and_came_back_is_news() -> None:
     known = changes()
     list(known.news(neighbour(REACHABLE)))
-    assert list(known.news(neighbour(FAILED))) == [f"neighbour {GUEST} does not answer"]
+    assert list(map(said, known.news(neighbour(FAILED)))) == [f"neighbour {GUEST} does not answer"]
     assert list(known.news(neighbour(FAILED))) == []
     assert len(list(known.news(neighbour(REACHABLE)))) == 1
     assert list(known.news(neighbour(REACHABLE, kind=29))) == []
@@ -121,9 +122,9 @@ def test_what_a_bridge_learns_is_no_news() -> None:
 
 def test_address_is_news_once() -> None:
     known = changes()
-    assert list(known.news(address(20) + address(20))) == ["host address 198.51.100.7 appeared"]
-    assert list(known.news(address(21))) == ["host address 198.51.100.7 disappeared"]
-    assert list(known.news(address(20))) == ["host address 198.51.100.7 appeared"]
+    assert list(map(said, known.news(address(20) + address(20)))) == ["host address 198.51.100.7 appeared"]
+    assert list(map(said, known.news(address(21)))) == ["host address 198.51.100.7 disappeared"]
+    assert list(map(said, known.news(address(20)))) == ["host address 198.51.100.7 appeared"]
 
 
 def test_link_local_address_is_no_news() -> None:

@@ -2,14 +2,15 @@
 
 import asyncio
 import os
+import resource
 import socket
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from fwdaemon import notify
-from fwdaemon.notify import Notifier, Pulse, Watchdog
+from fwdaemon.status import notify
+from fwdaemon.status.notify import Notifier, Pulse, Watchdog
 from tests.lab.place import wait_until
 
 
@@ -118,6 +119,18 @@ def test_a_full_socket_holds_up_nobody_and_nothing_is_lost(systemd: Systemd, env
     assert others == ["STATUS=2 forwards", "READY=1"], "an outdated status, and a sign of life, are not kept"
 
 
+def test_the_watchdog_is_fed_where_no_descriptor_is_left(systemd: Systemd, environment: dict[str, str]) -> None:
+    notifier = Notifier(environment)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+    try:
+        notifier.alive()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert systemd.told() == ["WATCHDOG=1"]
+    notifier.close()
+
+
 def test_a_systemd_that_has_gone_is_no_error(systemd: Systemd, environment: dict[str, str]) -> None:
     systemd.close()
     notifier = Notifier(environment)
@@ -153,7 +166,7 @@ def test_what_hangs_starves_the_watchdog_and_is_named(
         for _ in range(1000):
             watchdog.feed()
         assert systemd.told() == []
-    assert caplog.messages == ["a comparison with the kernel hangs: systemd is left to end us and start us again"]
+    assert caplog.messages == ["a comparison with the kernel hangs: systemd will end the daemon and start it again"]
     wait_until(lambda: _fed(watchdog, systemd), "it has ended after all")
     notifier.close()
 

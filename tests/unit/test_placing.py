@@ -7,8 +7,7 @@ from uuid import UUID
 import pytest
 
 from fwdaemon import config as configuration
-from fwdaemon.desired import Desired
-from fwdaemon.inventory import (
+from fwdaemon.core.inventory import (
     AddressSource,
     Domain,
     GuestInterface,
@@ -17,8 +16,9 @@ from fwdaemon.inventory import (
     LearnedAddress,
     Network,
 )
-from fwdaemon.model import Address
-from fwdaemon.placing import desired_state
+from fwdaemon.core.state import Desired
+from fwdaemon.core.types import Address
+from fwdaemon.resolve.placement import Placement, desired_state
 
 WEB = UUID("00000000-0000-0000-0000-000000000001")
 DB = UUID("00000000-0000-0000-0000-000000000002")
@@ -119,10 +119,10 @@ def test_what_is_live(entry: str, expected: list[str]) -> None:
             id="a family that was asked for",
         ),
         pytest.param(
-            host(web(nic("192.168.122.50")), Domain("web", DB, running=True)),
+            host(Domain("web", DB, running=True, interfaces=(nic("192.168.122.50"),), rank=1), web(running=False)),
             "",
-            ["several domains have this name: write the UUID"],
-            id="an ambiguous name",
+            ["the domain is not running"],
+            id="another domain of this name runs, on a later URI",
         ),
     ],
 )
@@ -189,3 +189,44 @@ def test_a_domain_may_be_named_by_its_uuid() -> None:
 def test_guests_of_every_active_network_may_come_through_hairpin() -> None:
     desired = placed('ports = ["80"]', host(web(nic("192.168.122.50"))))
     assert set(map(str, desired.guest_subnets)) == {"192.168.122.0/24", "2001:db8:122::/64", "192.168.123.0/24"}
+
+
+def test_addresses_of_the_link_that_nobody_here_has_may_be_elsewhere() -> None:
+    inside = HostAddress(ip_address("192.168.122.1"), ip_network("192.168.122.0/24"), "virbr0")
+    listens = "198.51.100.1", "198.51.100.7", "203.0.113.7", "198.51.100.8", "192.168.122.77"
+    ports = ", ".join(f'"{listen}:80"' for listen in listens)
+    nat = '[[nat]]\ndomain = "web"\npublic = "198.51.100.8"\n'
+    around = Inventory((web(nic("192.168.122.50")),), (DEFAULT, INNER), (HOST, inside))
+    assert placed(f'ports = [{ports}, "81"]\n{nat}', around).elsewhere == {ip_address("198.51.100.7")}
+
+
+def test_public_addresses_that_the_host_does_not_hold_are_known() -> None:
+    nats = "".join(f'[[nat]]\ndomain = "web"\npublic = "198.51.100.{number}"\n' for number in (1, 8))
+    assert placed(f'ports = ["81"]\n{nats}', host(web(FIRST))).unheld == {ip_address("198.51.100.8")}
+
+
+SECOND = nic("192.168.123.50", network="inner", mac="52:54:00:00:00:02")
+FIRST = nic("192.168.122.50")
+
+
+def test_a_second_interface_closes_nothing_and_is_told() -> None:
+    config = configuration.parse({Path("portfwd.toml"): '[[forward]]\ndomain = "web"\nports = ["80"]\n'})
+    placement = Placement(config, host(web(FIRST)))
+    before = placement.desired
+    after = placement.move(host(web(FIRST, SECOND)))
+    assert lines(after) == lines(before) == ["tcp *:80 -> 192.168.122.50:80"]
+    (advice,) = after.advice
+    assert advice.startswith("domain web has 2 interfaces (52:54:00:00:00:01 on network default, ")
+    assert advice.endswith(": write network = … or mac = …; until then it leads to 52:54:00:00:00:01 (portfwd.toml:1)")
+    # A configuration that is loaded again knows too where the entry led.
+    assert lines(Placement(config, host(web(FIRST, SECOND)), placement.chosen).desired) == lines(before)
+    assert not placement.move(host(web(FIRST))).advice
+
+
+def test_it_goes_with_the_only_interface_and_waits_when_the_domain_starts_with_two() -> None:
+    config = configuration.parse({Path("portfwd.toml"): '[[forward]]\ndomain = "web"\nports = ["80"]\n'})
+    placement = Placement(config, host(web(FIRST)))
+    placement.move(host(web(FIRST, SECOND)))
+    assert lines(placement.move(host(web(SECOND)))) == ["tcp *:80 -> 192.168.123.50:80"]
+    placement.move(host(web(running=False)))
+    assert lines(placement.move(host(web(FIRST, SECOND)))) == []

@@ -1,16 +1,17 @@
 """1:1 addresses, routes and localhost: from configuration and inventory to the desired state."""
 
 from dataclasses import replace
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 
 import pytest
 
 from fwdaemon import config as configuration
-from fwdaemon.desired import Desired, Nat, Owner, Route
-from fwdaemon.inventory import Inventory, Network
-from fwdaemon.placing import desired_state
-from tests.unit.test_placing import DEFAULT, host, lines, nic, reasons, web
+from fwdaemon.core.inventory import Inventory, Network
+from fwdaemon.core.state import Desired, Nat, Owner, Route
+from fwdaemon.core.types import Family
+from fwdaemon.resolve.placement import desired_state
+from tests.unit.test_placing import DEFAULT, host, nic, reasons, web
 
 GUEST = host(web(nic("192.168.122.50", "2001:db8:122::50")))
 
@@ -59,6 +60,24 @@ def test_a_route_leads_to_the_bridge_of_its_network() -> None:
     assert desired.families == {4}
 
 
+PUBLIC = replace(DEFAULT, subnets=tuple(map(ip_network, ("192.168.122.0/24", "203.0.113.64/28"))))
+
+
+@pytest.mark.parametrize(
+    ("network", "let_out"),
+    [
+        pytest.param(replace(DEFAULT, forwards=True), False, id="another subnet"),
+        pytest.param(replace(PUBLIC, forwards=True), True, id="its own subnet"),
+        pytest.param(PUBLIC, False, id="its own subnet, isolated"),
+        pytest.param(replace(DEFAULT, forwards=True, unfiltered=True), True, id="open"),
+        pytest.param(replace(DEFAULT, own_bridge=False, unfiltered=True), True, id="a bridge of the host"),
+    ],
+)
+def test_what_routed_guests_open_is_let_out_by_libvirt_or_only_by_a_gate(network: Network, *, let_out: bool) -> None:
+    (found,) = placed(route(), host(networks=(network,))).routes
+    assert found.let_out is let_out
+
+
 @pytest.mark.parametrize(
     ("network", "expected"),
     [
@@ -82,24 +101,20 @@ def test_a_network_s_name_is_not_a_domain_s() -> None:
     assert {waiting.owner.kind for waiting in desired.waiting} == {"domain", "network"}
 
 
-def test_interfaces_matter_only_where_guests_lead_out_by_themselves() -> None:
-    inventory = replace(GUEST, outer=frozenset({"eth0"}))
-    assert placed(nat(), inventory).outer == placed(route(), inventory).outer == {"eth0"}
-    assert placed('[[forward]]\ndomain = "web"\nports = ["80"]\n', inventory).outer == set()
+def test_interfaces_that_lead_away_are_told() -> None:
+    inventory = replace(GUEST, uplinks=frozenset({"eth0"}))
+    assert placed(nat(), inventory).uplinks == placed(route(), inventory).uplinks == {"eth0"}
+    forward = '[[forward]]\ndomain = "web"\nports = ["80"]\ninterface = "eth1"\n'
+    assert placed(forward, inventory).ways_in == {"eth0", "eth1"}
+
+
+def test_the_bridges_that_openings_lead_to_are_told() -> None:
+    desired = placed(nat() + route())
+    assert desired.bridges == replace(desired).bridges == {(Family.IPV4, "virbr0")}
 
 
 def test_the_subnet_of_a_guest_with_a_public_address_takes_part_in_hairpin() -> None:
     assert "192.168.122.0/24" in set(map(str, placed(nat()).guest_subnets))
-
-
-@pytest.mark.parametrize(
-    ("more", "bridges"), [("", {"virbr0"}), ('listen = "198.51.100.7"', set()), ('interface = "eth0"', set())]
-)
-def test_localhost_concerns_the_bridges_of_forwards_on_every_address(more: str, bridges: set[str]) -> None:
-    forward = f'[[forward]]\ndomain = "web"\nports = ["80"]\n{more}\n'
-    assert placed(f"[daemon]\nlocalhost = true\n{forward}").local_bridges == bridges
-    assert placed(forward).local_bridges == set()
-    assert lines(placed(forward))
 
 
 def test_what_is_held_joins_what_is_wanted() -> None:

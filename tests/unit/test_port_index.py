@@ -3,8 +3,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fwdaemon.clashes.port_index import PortIndex
-from fwdaemon.model import PortRange
+from fwdaemon.conflicts.taking import PortIndex
+from fwdaemon.core.types import PortRange
 
 RANGES = st.builds(
     lambda first, width: PortRange(first, min(first + width, 65535)),

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fwdaemon.config.ports import LAST_PORT, PortSpec, parse_ports
-from fwdaemon.config.text import GrammarError
-from fwdaemon.model import Address, PortRange, Protocol
+from fwdaemon.core.text import GrammarError
+from fwdaemon.core.types import Address, PortRange, Protocol
 
 TCP, UDP, SCTP = (Protocol.TCP,), (Protocol.UDP,), (Protocol.SCTP,)
 
@@ -45,71 +45,87 @@ def test_accepts(text: str, expected: PortSpec) -> None:
 
 
 HOST_REMEDY = 'write an address of this host such as "198.51.100.7"'
+LOOPBACK_REMEDY = (
+    'leave it out in an entry of its own with sources = ["127.0.0.1"], and write localhost = true in [daemon]'
+)
 PROTOCOL_REMEDY = "write /tcp, /udp, /sctp or /tcp+udp"
 PORT_REMEDY = "write a number from 1 to 65535"
+
+
+def every(sources: str, closed: str) -> str:
+    remedy = (
+        f'leave it out, and write sources = ["{sources}"] unless the entry has sources, so that {closed} stays closed'
+    )
+    return f"stands for every address; {remedy}"
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", '"" is empty; write a port such as "80", "2222:22" or "53:53/udp"'),
-        (" 80", '" 80" has white space in it; write it without'),
-        ("80\n", '"80\\n" has white space in it; write it without'),
+        ("", '"" is empty; write a port, or remove it'),
+        (" 80", '" 80" has white space in it; write "80"'),
+        ("80\n", '"80\\n" has white space in it; write "80"'),
         ("٨٠", '"٨٠" has characters that no port string has; write plain digits, as in 2222:22'),
         ("80\x1b", '"80\\u001B" has characters that no port string has; write plain digits, as in 2222:22'),
-        ("80:", '"80:" lacks a port beside ":"; write "80", or "2222:22" for host and guest'),
-        (":80", '":80" lacks a port beside ":"; write "80", or "2222:22" for host and guest'),
-        ("::80", '"::80" has nothing before ":"; leave the address out together with its colon'),
+        ("80:", '"80:" lacks a port beside ":"; write the host\'s port, ":" and the guest\'s'),
+        (":80", '":80" lacks a port beside ":"; write the host\'s port, ":" and the guest\'s'),
+        ("::80", '"::80" has nothing before "::"; write an IPv6 address as "[ADDRESS]:PORT"'),
         ("80-", '"80-" lacks a port beside "-"; write both ends, as in 8000-8099'),
         ("443-80", '"443-80" has a reversed range; write 80-443'),
-        ("+80", f'"+80": "+80" is no port; {PORT_REMEDY}'),
-        ("http", f'"http": "http" is no port; {PORT_REMEDY}'),
-        ("1-2-3", f'"1-2-3": "2-3" is no port; {PORT_REMEDY}'),
-        ("0", f'"0": "0" is out of range; {PORT_REMEDY}'),
-        ("65536", f'"65536": "65536" is out of range; {PORT_REMEDY}'),
-        ("080", '"080": "080" starts with 0; write 80'),
+        ("+80", f'"+80" is no port; {PORT_REMEDY}'),
+        ("http", f'"http" is no port; {PORT_REMEDY} in quotes'),
+        ("3-2-1", f'"3-2-1": "2-1" is no port; {PORT_REMEDY}'),
+        ("udp", '"udp" is no port; write the protocol behind one, as in "53/udp"'),
+        (
+            "53:udp:53/tcp",
+            '"53:udp:53/tcp" has protocols between its ports; write one at the end, as in "53:53/udp"',
+        ),
+        ("0", f'"0" is out of range; {PORT_REMEDY}'),
+        ("65536", f'"65536" is out of range; {PORT_REMEDY}'),
+        ("080", '"080" starts with 0; write 80'),
+        ("00", f'"00" is out of range; {PORT_REMEDY}'),
+        ("0065536", f'"0065536" is out of range; {PORT_REMEDY}'),
         (
             "80-89:90-94",
-            '"80-89:90-94" is 10 wide on the host (80-89) but 5 wide in the guest (90-94); write ranges of equal width',
+            (
+                '"80-89:90-94" is 10 wide on the host (80-89) but 5 wide in the guest (90-94); write equal widths,'
+                ' "80-84:90-94"'
+            ),
         ),
         (
             "8000-8010:80",
-            '"8000-8010:80" leads 11 ports to the one port 80; write the guest\'s as 80-90',
+            '"8000-8010:80" leads 11 ports to the one port 80; write one host port, "8000:80"',
         ),
         (
             "1-10:65530",
-            '"1-10:65530" is 10 wide on the host (1-10) but 1 wide in the guest (65530); write ranges of equal width',
+            '"1-10:65530" leads 10 ports to the one port 65530; write one host port, "1:65530"',
         ),
         ("80/", f'"80/" names no protocol after "/"; {PROTOCOL_REMEDY}'),
         ("80/TCP", '"80/TCP" writes the protocol in another way; write in lower case, /tcp'),
         ("80/tcp,udp", '"80/tcp,udp" writes the protocol in another way; write /tcp+udp'),
         ("80/udp+tcp", '"80/udp+tcp" writes the protocol in another way; write /tcp+udp'),
         ("80/icmp", f'"80/icmp" names the protocol "icmp", which is not supported; {PROTOCOL_REMEDY}'),
-        ("[2001:db8::1:80", '"[2001:db8::1:80" has brackets in the wrong places; write "[2001:db8::1]:80"'),
-        ("[2001:db8::1]", '"[2001:db8::1]" names no port; write it after the address, "[2001:db8::1]:80"'),
+        ("[2001:db8::1:80", '"[2001:db8::1:80" has brackets in the wrong places; write "[ADDRESS]:PORT" for IPv6'),
+        ("[2001:db8::1]", '"[2001:db8::1]" names no port; write it after the address, "[ADDRESS]:PORT"'),
         (
             "2001:db8::1:80",
-            '"2001:db8::1:80" has too many colons; write IPv6 addresses in brackets, "[2001:db8::1]:80"',
+            '"2001:db8::1:80" has too many colons; write an IPv6 address in brackets, "[ADDRESS]:PORT"',
         ),
         (
             "[192.0.2.1]:80",
-            '"[192.0.2.1]:80" has brackets without an IPv6 address in them; write "192.0.2.1:80" instead',
+            '"[192.0.2.1]:80" has brackets without an IPv6 address in them; write "192.0.2.1:80"',
         ),
-        ("192.0.2.1:", '"192.0.2.1:" names no port; write it after the address, "198.51.100.7:80"'),
+        ("192.0.2.1:", '"192.0.2.1:" names no port; write it after the address, "ADDRESS:PORT"'),
         ("eth0:80:80", f'"eth0" is not an IP address; {HOST_REMEDY}'),
-        ("0.0.0.0:80", '"0.0.0.0" stands for every address; leave it out to listen everywhere'),
-        ("[::]:80", '"::" stands for every address; leave it out to listen everywhere'),
-        (
-            "localhost:80",
-            (
-                '"localhost": localhost is not supported as a listening address;'
-                f" {HOST_REMEDY}, or leave it out to listen everywhere"
-            ),
-        ),
-        ("224.0.0.1:80", f'"224.0.0.1" is a multicast address, which belongs to no one host; {HOST_REMEDY}'),
+        ("0.0.0.0:80", f'"0.0.0.0" {every("0.0.0.0/0", "IPv6")}'),
+        ("[::]:80", f'"::" {every("::/0", "IPv4")}'),
+        ("localhost:80", f'"localhost" is for this host alone; {LOOPBACK_REMEDY}'),
+        ("127.0.0.1:8080:80", f'"127.0.0.1" is for this host alone; {LOOPBACK_REMEDY}'),
+        ("[::1]:80", f'"::1" is for this host alone; {LOOPBACK_REMEDY.replace("127.0.0.1", "::1")}'),
+        ("224.0.0.1:80", f'"224.0.0.1" is a multicast address, which belongs to no single host; {HOST_REMEDY}'),
         (
             "255.255.255.255:80",
-            f'"255.255.255.255" is the broadcast address, which belongs to no one host; {HOST_REMEDY}',
+            f'"255.255.255.255" is the broadcast address, which belongs to no single host; {HOST_REMEDY}',
         ),
         ("169.254.1.1:80", f'"169.254.1.1" is a link-local address, which is known on one link only; {HOST_REMEDY}'),
         (

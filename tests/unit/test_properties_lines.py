@@ -5,12 +5,11 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fwdaemon.clashes import iptables_reader
-from fwdaemon.explain import xt_listing
-from fwdaemon.explain.packet import System
+from fwdaemon.core.text import rule_lines, unquoted
+from fwdaemon.core.types import Family
 from fwdaemon.importing import iptables_save
-from fwdaemon.model import Family
-from fwdaemon.naming import rule_lines, unquoted
+from fwdaemon.rulesets import iptables_reader, xt_listing
+from fwdaemon.rulesets.packet import System
 
 _MATCHES = "-d 198.51.100.1/32 -p tcp -m tcp --dport"
 _TARGET = "-j DNAT --to-destination 192.168.122.50:80"

@@ -1,4 +1,4 @@
-"""No two forwards claim one packet, and whoever the configuration means gets it, in nftables and in the legacy tables.
+"""No two forwards claim one packet, and whoever the configuration means gets it, in the rules of every backend.
 
 What the rules do is found by walking their text; what is meant, from the configuration alone.
 """
@@ -11,10 +11,10 @@ from random import Random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fwdaemon import placing
+from fwdaemon.core.types import Family
 from fwdaemon.legacy import ruleset as legacy
-from fwdaemon.model import Family
 from fwdaemon.nftables import ruleset as nftables
+from fwdaemon.resolve import placement
 from tests.unit.configurations import (
     ELSEWHERE4,
     ELSEWHERE6,
@@ -26,7 +26,8 @@ from tests.unit.configurations import (
     some_entries,
     some_heads,
 )
-from tests.unit.walking import Arrival, by_configuration, by_iptables, by_nftables
+from tests.unit.memory_backend import Kernel, MemoryBackend
+from tests.unit.walking import BRIDGE, Arrival, by_configuration, by_iptables, by_memory, by_nftables
 
 HOST = inventory()
 
@@ -45,7 +46,7 @@ PACKETS = tuple(
     Arrival(protocol, ip_address(source), ip_address(to), port, came_in, to not in ELSEWHERE4 + ELSEWHERE6)
     for family in Family
     for source, to in product(SOURCES[family], DESTINATIONS[family])
-    for protocol, port, came_in in product(("tcp", "udp"), PORTS, ("eth0", INTERFACES[2]))
+    for protocol, port, came_in in product(("tcp", "udp"), PORTS, ("eth0", INTERFACES[2], BRIDGE))
 )
 
 
@@ -53,13 +54,15 @@ PACKETS = tuple(
 @given(some_entries(), some_heads())
 def test_a_packet_goes_where_the_configuration_says(entries: list[str], head: str) -> None:
     found, _ = accepted(entries, head)
-    desired = placing.desired_state(found, HOST)
-    native, old = nftables.tables(desired), legacy.tables(desired)
+    desired = placement.desired_state(found, HOST)
+    native, old, memory = nftables.tables(desired), legacy.tables(desired), Kernel()
+    MemoryBackend(memory).apply(desired, thorough=True)
     for packet in PACKETS:
         family = Family.of(packet.to)
         meant = by_configuration(found, packet)
         assert (by_nftables(native[family], packet) if family in native else None) == meant
         assert by_iptables(old.get(family, {}), packet) == meant
+        assert by_memory(memory, packet) == meant
 
 
 @settings(max_examples=60)
@@ -67,8 +70,8 @@ def test_a_packet_goes_where_the_configuration_says(entries: list[str], head: st
 def test_the_order_of_entries_and_guests_does_not_matter(entries: list[str], order: Random) -> None:
     _, kept = accepted(entries)
     shuffled = replace(HOST, domains=tuple(order.sample(HOST.domains, len(HOST.domains))))
-    first = placing.desired_state(accepted(kept)[0], HOST)
-    second = placing.desired_state(accepted(order.sample(kept, len(kept)))[0], shuffled)
+    first = placement.desired_state(accepted(kept)[0], HOST)
+    second = placement.desired_state(accepted(order.sample(kept, len(kept)))[0], shuffled)
     assert first.openings == second.openings
     assert nftables.tables(first) == nftables.tables(second)
     assert legacy.tables(first) == legacy.tables(second)

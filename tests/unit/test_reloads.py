@@ -2,9 +2,12 @@
 
 import asyncio
 from pathlib import Path
+from uuid import UUID
 
+from fwdaemon.core.types import Family
 from fwdaemon.errors import Problem
-from fwdaemon.reloads import Reloaded, Reloads
+from fwdaemon.resolve.guests import Chosen
+from fwdaemon.status.reloads import Reloaded, Reloads, Written
 
 PROBLEM = Problem(Path("/etc/portfwd.toml"), 1, "unknown key")
 
@@ -17,6 +20,7 @@ def test_a_reload_is_asked_for_and_answered() -> None:
         await asyncio.sleep(0)
         assert woken == [True, True]
         reloads.begin()
+        reloads.read()
         reloads.looked()
         assert await asyncio.gather(*asking) == [Reloaded(), Reloaded()]
 
@@ -31,12 +35,17 @@ def test_who_asks_in_the_middle_waits_for_the_next_one() -> None:
         reloads.begin()
         second = asyncio.ensure_future(reloads.ask())
         await asyncio.sleep(0)
+        reloads.looked()
+        await asyncio.sleep(0)
+        assert not first.done()
+        reloads.read()
         reloads.refused([PROBLEM])
         assert await first == Reloaded(problems=(PROBLEM,))
         reloads.looked()
         await asyncio.sleep(0)
         assert not second.done()
         reloads.begin()
+        reloads.read()
         reloads.looked("nft failed")
         assert await second == Reloaded(failure="nft failed")
 
@@ -51,6 +60,43 @@ def test_who_has_left_is_not_answered() -> None:
         reloads.begin()
         asking.cancel()
         await asyncio.gather(asking, return_exceptions=True)
+        reloads.read()
         reloads.looked()
 
     asyncio.run(scene())
+
+
+def test_what_cannot_be_written_is_written_later_unless_there_is_something_newer(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+
+    async def scene() -> None:
+        state.write_text("no directory")
+        written = Written(tmp_path / "portfwd.toml", state, tmp_path / "run", 0.01)
+        written.keep({tmp_path / "portfwd.toml": b"first"})
+        written.keep({tmp_path / "portfwd.toml": b"second"})
+        await asyncio.sleep(0.03)
+        state.unlink()
+        async with asyncio.timeout(60):
+            while not (state / "last-good.json").exists():  # noqa: ASYNC110  a thread writes it
+                await asyncio.sleep(0.01)
+        await written.close(5.0)
+        assert "second" in (state / "last-good.json").read_text()
+
+    asyncio.run(scene())
+
+
+def test_choices_are_kept_where_they_are_new(tmp_path: Path) -> None:
+    chosen = {(UUID(int=1), Family.IPV4): "52:54:00:00:00:01"}
+
+    async def scene(*choices: Chosen) -> Chosen:
+        written = Written(tmp_path / "portfwd.toml", tmp_path / "state", tmp_path / "run", 0.01)
+        before = written.choice
+        for choice in choices:
+            written.keep_choice(choice)
+        await written.close(5.0)
+        return before
+
+    assert asyncio.run(scene({})) == {}
+    assert not (tmp_path / "run").exists()
+    assert asyncio.run(scene(chosen)) == {}
+    assert asyncio.run(scene()) == chosen

@@ -95,13 +95,17 @@ def test_all_that_was_run_is_on_one_page_and_the_newest_of_each(tmp_path: Path) 
 
 
 def test_one_command_runs_everything_unless_less_is_asked_for() -> None:
-    length = Length(rounds=5, events=6, wipes=7, fuzz_seconds=8)
+    length = Length(rounds=5, events=6, wipes=7, configurations=9, fuzz_seconds=8)
     every = [" ".join(command[2:]) for command in commands(["chaos", "endurance"], [], length)]
     assert every == [
         "tests.chaos --rounds=5 --side=nftables",
         "tests.chaos --rounds=5 --side=iptables",
         "tests.chaos --rounds=5 --side=legacy",
         "tests.endurance --events=6 --wipes=7 --side=nftables",
+    ]
+    assert [" ".join(command[2:]) for command in commands(["packets"], [], length)] == [
+        "tests.packets --rounds=9 --side=nftables",
+        "tests.packets --rounds=9 --side=legacy",
     ]
     assert [command[-1] for command in commands(["chaos", "fuzz"], ["legacy"], length)] == [
         "--side=legacy",

@@ -5,7 +5,7 @@ import sys
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fwdaemon.netlink import Message, attribute, attributes, messages, number, packed
+from fwdaemon.kernel.netlink import Message, attribute, attributes, messages, number, packed
 
 
 @given(st.lists(st.tuples(st.integers(0, 0xFFFF), st.integers(0, 0xFFFFFFFF), st.binary(max_size=40))))

@@ -9,9 +9,8 @@ from uuid import UUID
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fwdaemon.config.model import Config, DaemonSettings, ForwardEntry, NatEntry, Origin, PortMapping, RouteEntry
-from fwdaemon.desired import Desired, Forward, Opening, Owner, Waiting
-from fwdaemon.inventory import (
+from fwdaemon.config.model import Config, DaemonSettings, ForwardEntry, NatEntry, PortMapping, RouteEntry
+from fwdaemon.core.inventory import (
     AddressSource,
     Domain,
     GuestInterface,
@@ -20,15 +19,15 @@ from fwdaemon.inventory import (
     LearnedAddress,
     Network,
 )
-from fwdaemon.model import Address, Family, PortRange, Protocol
-from fwdaemon.nftables.branches import PLAIN, TARGETS
+from fwdaemon.core.state import Desired, Forward, Opening, Owner, Waiting
+from fwdaemon.core.types import Address, Family, Origin, PortRange, Protocol
+from fwdaemon.nftables.branches import EVERYWHERE, PLAIN, TARGETS, Place, Places
 from fwdaemon.nftables.difference import difference, tables_difference
 from fwdaemon.nftables.model import VERDICT, Table
-from fwdaemon.nftables.places import EVERYWHERE, Place, Places
 from fwdaemon.nftables.rulebook import Rulebook
 from fwdaemon.nftables.ruleset import places_of, tables
-from fwdaemon.placing import Placement, desired_state
-from fwdaemon.slots import Slot, SlotIndex, slots
+from fwdaemon.resolve.placement import Placement, desired_state
+from fwdaemon.resolve.segments import Slot, SlotIndex, slots
 from tests.unit.forwards import forward, some_forwards, some_states
 
 ORIGIN = Origin(Path("portfwd.toml"), 1)
@@ -83,11 +82,11 @@ def led_to(table: Table, place: Place) -> object:
     return table.sets[TARGETS[name]].elements[key] if chain == PLAIN.get(name) else table.chains[str(chain)]
 
 
-@given(st.lists(some_states(), min_size=1, max_size=6), st.sampled_from([0x02000000, 0x1]))
-def test_tables_that_are_kept_are_those_that_would_be_made_anew(states: list[Desired], mark: int) -> None:
+@given(st.lists(some_states(), min_size=1, max_size=6), st.sampled_from([25, 1]))
+def test_tables_that_are_kept_are_those_that_would_be_made_anew(states: list[Desired], label: int) -> None:
     book = Rulebook()
     for number, state in enumerate(states):
-        desired = replace(state, mark=mark) if number % 3 == 2 else state
+        desired = replace(state, label=label) if number % 3 == 2 else state
         kept, whole = book.tables(desired), tables(desired)
         assert kept == whole
         served = places_of(desired)

@@ -1,9 +1,9 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fwdaemon.desired import Forward
-from fwdaemon.model import PortRange
-from fwdaemon.slots import slots
+from fwdaemon.core.state import Forward
+from fwdaemon.core.types import PortRange
+from fwdaemon.resolve.segments import slots
 from tests.unit.forwards import forward
 
 

@@ -4,27 +4,26 @@ from dataclasses import replace
 from ipaddress import ip_address, ip_network
 from uuid import UUID
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fwdaemon.inventory import (
+from fwdaemon.core.inventory import (
     AddressSource,
     Domain,
     GuestInterface,
     HostAddress,
+    HostObservation,
     Inventory,
     LearnedAddress,
-    Network,
-)
-from fwdaemon.observation import (
-    HostObservation,
     LibvirtObservation,
     MacClaim,
     Neighbour,
+    Network,
     ObservedDomain,
     ObservedNetwork,
 )
-from fwdaemon.snapshot import devices_without_bridge, guest_macs, merge, wants_agent
+from fwdaemon.resolve.snapshot import devices_without_bridge, guest_macs, merge, wants_agent
 
 MAC = "52:54:00:00:00:01"
 WEB1 = UUID(int=1)
@@ -52,8 +51,8 @@ def learned(inventory: Inventory) -> list[str]:
 
 
 def test_what_leads_to_a_guest_leads_nowhere_else_even_when_its_bridge_is_gone() -> None:
-    host = HostObservation(outer=frozenset({"eth0", "vnet0"}))
-    assert merge([observation()], host, {}).outer == {"eth0"}
+    host = HostObservation(uplinks=frozenset({"eth0", "vnet0"}))
+    assert merge([observation()], host, {}).uplinks == {"eth0"}
 
 
 def test_claims_are_sorted_by_precedence() -> None:
@@ -93,8 +92,9 @@ def test_link_local_never_counts() -> None:
     assert learned(merge([observation()], HostObservation(), agents)) == []
 
 
-def test_address_made_from_the_mac_goes_before_rotating_ones() -> None:
-    rotating, stable = "2001:db8::1:2:3:4", "2001:db8::5054:ff:fe00:1"
+@pytest.mark.parametrize("stable", ["2001:db8::5054:ff:fe00:1", "2001:db8::50"], ids=["from the MAC", "by hand"])
+def test_an_address_that_stays_goes_before_rotating_ones(stable: str) -> None:
+    rotating = "2001:db8::1:2:3:4"
     agents = {WEB1: (claim(rotating, AddressSource.AGENT), claim(stable, AddressSource.AGENT))}
     assert learned(merge([observation()], HostObservation(), agents))[0] == f"{stable} guest agent"
 
@@ -167,3 +167,12 @@ def test_learned_is_sorted_and_without_repetition(claims: list[tuple[object, Add
     assert [item.source for item in found] == by_precedence
     assert len(set(found)) == len(found)
     assert set(found) == {item.learned for item in said if not item.learned.address.is_link_local}
+
+
+def test_the_first_uri_has_the_uuid() -> None:
+    other = LibvirtObservation((ObservedDomain(Domain("thief", WEB1, running=False)),), ())
+    for observations in ([observation(), other], [observation(), other, other]):
+        (domain,) = merge(observations, HostObservation(), {}).domains
+        assert (domain.name, domain.running, domain.rank) == ("web1", True, 0)
+    (domain,) = merge([LibvirtObservation((), ()), other], HostObservation(), {}).domains
+    assert (domain.name, domain.rank) == ("thief", 1)

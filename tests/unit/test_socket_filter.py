@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from fwdaemon.socket_filter import Field, attach, native
+from fwdaemon.kernel.packets import Field, attach, native
 
 FIRST = Field(1, 0, 0x61)
 PREFIX = Field(4, 1, 0x20010DB8)

@@ -1,6 +1,6 @@
 """Where control groups are, whatever else is mounted under whatever name."""
 
-from fwdaemon.sockets.holders import hierarchies
+from fwdaemon.kernel.listeners import hierarchies
 
 
 def test_a_mount_of_any_name_hides_no_control_groups() -> None:

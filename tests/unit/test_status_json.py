@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from fwdaemon.control.protocol import MANAGER
-from fwdaemon.status import SCHEMA_VERSION, Configuration, Header, Status
+from fwdaemon.status.model import SCHEMA_VERSION, Configuration, Header, Status
 from tests.unit.statuses import HOSTILE, status
 from tests.unit.varlink_types import Interface
 
@@ -55,6 +55,7 @@ def test_one_opening_in_full() -> None:
         "subnet": None,
         "interface": None,
         "sources": [],
+        "masquerade": False,
         "target": "192.168.122.10",
         "target_ports": "80",
         "bridge": None,

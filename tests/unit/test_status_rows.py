@@ -2,11 +2,13 @@
 
 from dataclasses import replace
 from datetime import UTC, datetime
+from ipaddress import ip_address
 
-from fwdaemon.desired import Desired, Owner, Waiting
-from fwdaemon.model import Family
-from fwdaemon.status import Row, State, Usage, counts
-from fwdaemon.status_rows import NO_ANSWER, Facts, Readings, rows
+from fwdaemon.core.inventory import Move
+from fwdaemon.core.state import Desired, Owner, Waiting
+from fwdaemon.core.types import Family
+from fwdaemon.status.model import Row, State, Usage, counts
+from fwdaemon.status.rows import NO_ANSWER, Facts, Readings, rows
 from tests.unit.forwards import forward, nat, route
 from tests.unit.statuses import LIVE, NAT, ROUTE, WEB, WEB6, origin, read, waiting
 
@@ -109,6 +111,34 @@ def test_a_host_that_does_not_forward_refuses_a_family() -> None:
         (State.REFUSED, "IPv4 forwarding is off on this host"),
         (State.ACTIVE, ""),
     ]
+
+
+def test_a_forward_on_an_address_of_another_machine_waits_for_it() -> None:
+    shared = forward("tcp 198.51.100.77:80", "192.168.122.10:80")
+    state = Desired().having([WEB, shared])
+    elsewhere = {ip_address("198.51.100.77"): "02:00:00:00:00:77"}
+    assert {row.listens: (row.state, row.reason) for row in rows(Facts(read(""), state, state), NOTHING)} == {
+        "tcp *:80": (State.ACTIVE, ""),
+        "tcp 198.51.100.77:80": (State.ACTIVE, ""),
+    }
+    found = rows(Facts(read(""), state, state), Readings(elsewhere=elsewhere))
+    reason = "the machine at 02:00:00:00:00:77 has 198.51.100.77, and clients come here once this host has it"
+    assert {row.listens: (row.state, row.reason) for row in found} == {
+        "tcp *:80": (State.ACTIVE, ""),
+        "tcp 198.51.100.77:80": (State.WAITING, reason),
+    }
+
+
+def test_a_guest_that_was_handed_over_is_at_the_machine_that_has_its_address() -> None:
+    config = read('[[nat]]\ndomain = "mail"\npublic = "198.51.100.9"\n[[forward]]\ndomain = "mail"\nports = ["25"]\n')
+    public, at = ip_address("198.51.100.9"), [config.nats[0].origin, config.forwards[0].origin]
+    left = "it was handed over to another host"
+    gone = tuple(Waiting(Owner("mail"), left, origin, move=Move.GONE, public=public) for origin in at[:1])
+    wanted = Desired(waiting=(*gone, Waiting(Owner("mail"), left, at[1], move=Move.GONE)))
+    assert wanted.handed_over == {public}
+    assert [row.reason for row in rows(Facts(config, wanted), NOTHING)] == [left, left]
+    found = rows(Facts(config, wanted), Readings(elsewhere={public: "02:00:00:00:00:77"}))
+    assert [row.reason for row in found] == [left, f"{left}; the machine at 02:00:00:00:00:77 has 198.51.100.9 now"]
 
 
 def test_what_is_not_there_may_also_be_told_as_waiting() -> None:

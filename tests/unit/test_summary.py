@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from fwdaemon.config.model import Origin
-from fwdaemon.desired import Desired, Owner, Waiting
+from fwdaemon.core.state import Desired, Owner, Waiting
+from fwdaemon.core.types import Origin
 from fwdaemon.errors import Problem
-from fwdaemon.status import Configuration, Header, Look, RefusedReload, Rules
-from fwdaemon.summary import summary
+from fwdaemon.status.model import Configuration, Header, Look, RefusedReload, Rules
+from fwdaemon.status.rows import summary
 from tests.unit.forwards import forward, nat, route
 
 NOW = datetime(2026, 3, 1, 8, 0, tzinfo=UTC)

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fwdaemon import sysctl
+from fwdaemon.core.types import Family
 from fwdaemon.errors import KernelError
-from fwdaemon.model import Family
+from fwdaemon.kernel import sysctl
 
 
 @pytest.fixture

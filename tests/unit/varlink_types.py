@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from fwdaemon.control.interface import description_of
+from fwdaemon.control.protocol import description_of
 
 _TOKEN = re.compile(r"->|[()?,:]|\[\]|[A-Za-z][A-Za-z0-9_]*")
 _PLAIN: dict[str, tuple[type, ...]] = {"string": (str,), "int": (int,), "bool": (bool,), "float": (int, float)}

@@ -1,6 +1,6 @@
-"""Who takes a packet, three ways that know nothing of one another: the configuration, nftables' text, and iptables'.
+"""Who takes a packet, by what knows nothing of one another: the configuration, and the rules of each backend.
 
-Each gives where the first packet of a connection goes, or `None`. The two that walk rules understand the text of our
+Each gives where the first packet of a connection goes, or `None`. Those that walk text understand that of our
 own rules only, and take a word they do not know for a mistake.
 """
 
@@ -11,15 +11,21 @@ from ipaddress import ip_address, ip_network
 from typing import TypeAlias
 
 from fwdaemon.config.model import Config, ForwardEntry, PortMapping
+from fwdaemon.core.types import Address, Family, Protocol
+from fwdaemon.legacy.model import LEAD, PRE, TableName
+from fwdaemon.legacy.model import Rule as LegacyRule
 from fwdaemon.legacy.model import Table as LegacyTable
-from fwdaemon.legacy.model import TableName
-from fwdaemon.model import Address, Family
 from fwdaemon.nftables.branches import PLAIN
 from fwdaemon.nftables.model import Table
 from fwdaemon.nftables.model import Target as MapTarget
+from fwdaemon.rulesets.packet import Packet, Surroundings
 from tests.unit.configurations import NAMES, leased
+from tests.unit.memory_backend import Kernel
 
 Target: TypeAlias = tuple[Address, int] | None
+
+GUESTS = ip_network("192.168.122.0/24")
+BRIDGE = "virbr0"
 
 
 @dataclass(frozen=True)
@@ -44,6 +50,8 @@ class Arrival:
 
 def by_configuration(found: Config, packet: Arrival) -> Target:
     """Decide as the documentation says: one address before every address, and any forward before a 1:1 NAT."""
+    if _may_be_elsewhere(found, packet) or _is_forged(found, packet):
+        return None
     claims = list(_claims(found, packet))
     for exact in (True, False):
         takers = [target for is_exact, target in claims if is_exact is exact]
@@ -54,6 +62,20 @@ def by_configuration(found: Config, packet: Arrival) -> Target:
         if nat.public == packet.to:
             return _guest(nat.domain, packet), packet.port
     return None
+
+
+def _may_be_elsewhere(found: Config, packet: Arrival) -> bool:
+    """Whether a guest asks for an address of the link that another machine may have, and no guest does."""
+    ours = packet.local or any(nat.public == packet.to for nat in found.nats)
+    routed = any(packet.to in entry.subnet for entry in found.routes if entry.subnet.version == packet.to.version)
+    return packet.source in GUESTS and not (ours or routed or packet.to.is_loopback)
+
+
+def _is_forged(found: Config, packet: Arrival) -> bool:
+    """Whether a packet cannot have come from the guest that it names."""
+    if packet.source in GUESTS:
+        return packet.came_in != BRIDGE
+    return any(packet.source in entry.subnet for entry in found.routes if entry.subnet.version == packet.source.version)
 
 
 def _claims(found: Config, packet: Arrival) -> Iterator[tuple[bool, Target]]:
@@ -95,17 +117,25 @@ _LOOKUP = re.compile(
 )
 _RULE = re.compile(
     r'(?:meta l4proto (?P<protocol>\w+) )?(?:iifname "(?P<interface>[^"]*)" )?(?:ip6? saddr \{ (?P<sources>[^}]*) \} )?'
-    r"ct mark set ct mark or 0x[0-9a-f]{8} counter dnat to (?P<address>\[[^]]*\]|[0-9a-f.:]+?)"
+    r"ct label set \d+ counter dnat to (?P<address>\[[^]]*\]|[0-9a-f.:]+?)"
     r"(?P<port>:\d+)?(?: : \w+ dport map \{ (?P<pairs>[^}]*) \})?"
 )
+_LEFT = re.compile(r"ip6? saddr @guest_subnets ip6? daddr \{ (?P<addresses>[^}]*) \} fib daddr type != local return")
+_HOME = re.compile(r"iifname != \{ (?P<bridges>[^}]*) \} accept")
 _PLAIN = re.compile(
-    r"ct mark set ct mark or 0x[0-9a-f]{8} dnat ip6? to (?P<key>(?:ip6? daddr \. )?meta l4proto \. th dport)"
+    r"ct label set \d+ dnat ip6? to (?P<key>(?:ip6? daddr \. )?meta l4proto \. th dport)"
     r" map @(?P<map>\w+)"
 )
 
 
 def by_nftables(table: Table, packet: Arrival) -> Target:
-    """Walk the chain `forwards`, and the branches that its maps lead to."""
+    """Walk the chain `forwards`, and the branches that its maps lead to, unless the packet is left alone before."""
+    if any(packet.source in ip_network(home) for home in _left_by(table, packet)):
+        return None
+    for head in table.chains["prerouting"].rules:
+        left = _LEFT.fullmatch(head.expression)
+        if left and not packet.local and packet.source in GUESTS and _among(packet.to, left["addresses"]):
+            return None
     for rule in table.chains["forwards"].rules:
         lookup = _LOOKUP.fullmatch(rule.expression)
         assert lookup, rule.expression
@@ -121,6 +151,16 @@ def by_nftables(table: Table, packet: Arrival) -> Target:
                 if takers:
                     return takers[0]
     return None
+
+
+def _left_by(table: Table, packet: Arrival) -> Iterator[str]:
+    """Give the homes of guests from which a packet that came in there cannot have come."""
+    for home, chain in table.sets["homes"].elements.items():
+        (rule,) = table.chains[str(chain)].rules
+        found = _HOME.fullmatch(rule.expression)
+        assert found, rule
+        if f'"{packet.came_in}"' not in found["bridges"].split(", "):
+            yield home
 
 
 def _plain(table: Table, chain: str, key: str) -> Target:
@@ -161,25 +201,51 @@ def _in_range(port: int, text: str, separator: str) -> bool:
     return int(first) <= port <= int(last or first)
 
 
+# --- by the rules of the backend in memory ----------------------------------------------------------------------------
+
+
+def by_memory(kernel: Kernel, packet: Arrival) -> Target:
+    """Have the evaluator of `explain` follow it."""
+    family, local = Family.of(packet.to), {packet.to: frozenset({"eth0"})} if packet.local else {}
+    met = Packet(
+        family,
+        Protocol(packet.protocol),
+        packet.source,
+        packet.to,
+        packet.port,
+        (packet.to, packet.port),
+        came_in=packet.came_in,
+    )
+    return kernel.led(met, Surroundings(local))
+
+
 # --- by the rules of iptables ----------------------------------------------------------------------------------------
 
 
 def by_iptables(tables: Mapping[TableName, LegacyTable], packet: Arrival) -> Target:
-    """Walk KVMPF_PRE of the table nat, in which the first DNAT that matches takes the packet."""
+    """Walk KVMPF_PRE of the table nat and on; the first DNAT that matches takes the packet."""
     table = tables.get(TableName.NAT)
-    for rule in table.chains["KVMPF_PRE"] if table else ():
-        if not _matches(rule.matches.split(), packet):
+    for rule in _walked(table) if table else ():
+        matches, labels, _ = rule.matches.partition("-m connlabel --label ")
+        if not _matches(matches.split(), packet):
             continue
         target, _, destination = rule.target.partition(" --to-destination ")
-        if target == "RETURN":
-            return None
-        if destination:
-            return _translated(destination, packet.port)
-        assert target.startswith("CONNMARK "), rule
+        assert bool(labels) == (target == "DNAT"), rule
+        return _translated(destination, packet.port) if labels else None
     return None
 
 
+def _walked(table: LegacyTable) -> Iterator[LegacyRule]:
+    """Give the rules in order; no subnet of guests has several bridges here, so only the last of one chain leads on."""
+    *guards, on = table.chains[PRE]
+    assert (on.matches, on.target) == ("", LEAD)
+    assert not any(rule.target == LEAD for rule in guards)
+    yield from (*guards, *table.chains[LEAD])
+
+
 def _matches(words: list[str], packet: Arrival) -> bool:
+    # None of the packets has an address of the host as its source.
+    words = " ".join(words).replace("! -i lo -m addrtype --src-type LOCAL", "-s 0.0.0.0").replace("! -i", "!-i").split()
     text = " ".join(words).replace(" -m addrtype ! --dst-type LOCAL", "").replace("-m addrtype ! --dst-type LOCAL", "")
     if len(text) < len(" ".join(words)) and packet.local:
         return False
@@ -188,6 +254,7 @@ def _matches(words: list[str], packet: Arrival) -> bool:
         "-s": lambda value: packet.source in ip_network(value),
         "-d": lambda value: packet.to in ip_network(value),
         "-i": lambda value: packet.came_in == value,
+        "!-i": lambda value: packet.came_in != value,
         "-p": lambda value: packet.protocol == value,
         "-m": lambda _value: False,  # that of another protocol
         "--dport": lambda value: _in_range(packet.port, value, ":"),

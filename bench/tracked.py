@@ -1,0 +1,74 @@
+"""Figure: wiped, and healed, while the connections of a forward that went are ended."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Final
+
+from bench.connections import forget_all, track_many, without_entry
+from bench.disturbances import CONNECTIONS
+from bench.figure import Figure, Series, Unit, Want
+from bench.setting import Setting, take_turns
+from bench.wiped import EVERYTHING, PATIENCE_S, Wiped, wipe_text
+
+_FORWARDS: Final = 1000
+_RUNS: Final = {1000: 5, 100_000: 3, CONNECTIONS: 3}
+_QUICK_RUNS: Final = {1000: 3, 100_000: 3}
+_LIMIT_MS: Final = 100.0
+_NOTES = f"""\
+A host with {_FORWARDS:,} forwards tracks N connections through one of them; that one goes, so that all of them are to
+be ended, and `{{wipe}}` follows at once. The time is what a client of another forward sees, from its last connection
+that was answered to the first that is answered again. In turn, on the same host with as many connections, the daemon is
+stopped and `nft -f` puts our table back after the same wipe: when nothing else in the network namespace tracks
+connections any more, the kernel walks through all of them before it takes the first rule that does."""
+
+
+def measure(setting: Setting) -> Figure:
+    """Measure on one host."""
+    runs = setting.runs(_RUNS, _QUICK_RUNS)
+    wipe = EVERYTHING[setting.legacy]
+    with ExitStack() as at_end:
+        wiped = Wiped(at_end.enter_context(setting.scene()), _FORWARDS)
+        alone = take_turns(runs, lambda count: wiped.by_hand_once(wipe, _tracked(wiped, count)))
+        gaps = take_turns(runs, lambda count: wiped.heal_once(wipe, _ending(wiped, count)))
+    healed, by_hand = (
+        Series("wiped to healed", Unit.SECONDS, gaps, worst=True),
+        Series("`nft -f` alone", Unit.SECONDS, alone),
+    )
+    notes = _NOTES.format(wipe=wipe_text(wipe))
+    title = "Wiped to healed while N connections end"
+    wants = _wants(healed, by_hand)
+    return Figure("connections", title, str(setting.flavour), notes, (healed, by_hand), wants, "connections")
+
+
+@contextmanager
+def _tracked(wiped: Wiped, count: int) -> Iterator[None]:
+    track_many(wiped.scene, count)
+    try:
+        yield
+    finally:
+        forget_all(wiped.scene)
+
+
+@contextmanager
+def _ending(wiped: Wiped, count: int) -> Iterator[None]:
+    """Have the daemon end so many connections from now on."""
+    with _tracked(wiped, count):
+        before = len(wiped.daemon.log_lines())
+        wiped.daemon.reload_with(without_entry(wiped.config, 0), PATIENCE_S)
+        wiped.daemon.wait_log("^removed ", PATIENCE_S, start=before)
+        yield
+        wiped.daemon.wait_log("^ended ", PATIENCE_S, start=before)
+        wiped.daemon.reload_with(wiped.config, PATIENCE_S)
+
+
+def _wants(gaps: Series, alone: Series) -> tuple[Want, ...]:
+    return tuple(
+        Want(
+            f"at {count:,} connections, at most {_LIMIT_MS:g} ms",
+            [1000 * seconds for seconds in samples],
+            _LIMIT_MS,
+            " ms",
+            because=f"`nft -f` alone takes {1000 * alone.median(count):.0f} ms of that.",
+        )
+        for count, samples in gaps.samples.items()
+    )

@@ -1,0 +1,85 @@
+"""One host whose rules are wiped: how long a client has no answer, and how long `nft` alone takes to put rules back."""
+
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Final
+
+from bench.forwards import PUBLIC, config, last_port
+from bench.processes import Memory, memory, wait_quiet
+from bench.scene import Scene
+from tests.lab.daemon import Daemon
+from tests.lab.release import LibvirtFirewall
+
+PATIENCE_S: Final = 120.0
+# Every rule, or ours alone.
+EVERYTHING: Final = {True: ("iptables-legacy", "-w", "-t", "nat", "-F"), False: ("nft", "flush", "ruleset")}
+OURS: Final = ("nft", "delete", "table", "ip", "kvm_portfwd")
+# libvirt itself does not notice; what it had is saved before, and restored, rather than libvirtd restarted.
+_SAVE = {
+    LibvirtFirewall.NFTABLES: ("nft", "list", "table", "ip", "libvirt_network"),
+    LibvirtFirewall.IPTABLES: ("iptables-save",),
+    LibvirtFirewall.LEGACY: ("iptables-save", "-t", "nat"),
+}
+_RESTORE = {
+    LibvirtFirewall.NFTABLES: ("nft", "-f", "-"),
+    LibvirtFirewall.IPTABLES: ("iptables-restore", "--noflush"),
+    LibvirtFirewall.LEGACY: ("iptables-restore", "--noflush"),
+}
+_LIST_OURS = ("nft", "list", "table", "ip", "kvm_portfwd")
+
+
+def wipe_text(wipe: tuple[str, ...]) -> str:
+    """Write a wipe as one would type it."""
+    return " ".join(word for word in wipe if word != "-w")
+
+
+class Wiped:
+    """The host of a scene and its daemon; `start` starts that on a configuration."""
+
+    def __init__(self, scene: Scene, size: int, start: Callable[[Scene, str], Daemon] = Scene.daemon) -> None:
+        self.scene = scene
+        self.config = config(size, resync="1h")
+        self._port = last_port(size)
+        self._firewall = scene.host.flavour.firewall
+        self._theirs = scene.host.run(*_SAVE[self._firewall]).stdout
+        self.daemon = start(scene, self.config)
+
+    def heal_once(self, wipe: tuple[str, ...], meanwhile: AbstractContextManager[None] | None = None) -> float:
+        """Wipe, and give the seconds without an answer."""
+        with self._wiping(wipe), self.scene.traffic.knocking(PUBLIC, self._port) as knocking:
+            knocking.wait("up", PATIENCE_S)
+            with meanwhile or nullcontext():
+                before = knocking.changes
+                self.scene.host.run(*wipe)
+                return knocking.outage(before, PATIENCE_S)
+
+    def by_hand_once(self, wipe: tuple[str, ...], meanwhile: AbstractContextManager[None] | None = None) -> float:
+        """Wipe, and give the seconds that `nft` takes to put our table back while the daemon is stopped."""
+        ours = self.scene.host.run(*_LIST_OURS).stdout
+        with self._wiping(wipe), meanwhile or nullcontext(), self._stopped():
+            self.scene.host.run(*wipe)
+            begun = time.monotonic()
+            self.scene.host.run("nft", "-f", "-", stdin=ours)
+            return time.monotonic() - begun
+
+    def memory(self) -> Memory:
+        """What the daemon takes now, with all below it."""
+        return memory(self.daemon.pid)
+
+    @contextmanager
+    def _stopped(self) -> Iterator[None]:
+        self.daemon.process.send(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self.daemon.process.send(signal.SIGCONT)
+
+    @contextmanager
+    def _wiping(self, wipe: tuple[str, ...]) -> Iterator[None]:
+        """Put back what a wipe takes from libvirt, and wait until nothing is left to do."""
+        yield
+        if wipe != OURS:
+            self.scene.host.run(*_RESTORE[self._firewall], stdin=self._theirs)
+        wait_quiet(self.daemon.pid)

@@ -1,0 +1,1 @@
+"""What changed and why: facts become lines here, and lines go to the journal."""

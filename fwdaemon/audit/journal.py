@@ -1,0 +1,251 @@
+"""Where log lines go: to the journal with their fields, or to standard error for who runs the daemon by hand.
+
+The only module that writes to the journal.
+"""
+
+import errno
+import fcntl
+import logging
+import os
+import select
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from queue import Full, Queue
+from socket import AF_UNIX, SCM_RIGHTS, SOCK_DGRAM, SOL_SOCKET, socket
+from threading import Thread
+from typing import Protocol, TextIO
+
+_IDENTIFIER = "kvm-portfwd"
+_JOURNAL = "/run/systemd/journal/socket"
+# More lines than the largest configuration has openings; a line takes about 500 bytes.
+_QUEUED_LINES = 32768
+_LOST = "%d log lines were lost: they could not be written in time"
+# How long the last lines may take at the end.
+_PATIENCE = 2.0
+_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL
+# By level: what syslog(3) calls it, and how a terminal shows it (ECMA-48, 8.3.117).
+_PRIORITIES = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3, logging.CRITICAL: 2}
+_COLOURS = {logging.WARNING: "\033[33m", logging.ERROR: "\033[31m", logging.CRITICAL: "\033[31m"}
+_ACTION_COLOURS = {"added": "\033[32m", "removed": "\033[35m", "restored": "\033[36m", "waiting": "\033[33m"}
+_RESET = "\033[0m"
+
+
+@contextmanager
+def lines_written() -> Iterator[None]:
+    """Send all log lines of this program where its standard error leads, and wait a moment for the last of them."""
+    _leave_out_what_nobody_reads()
+    handler = QueueHandler(JournalOutlet() if _leads_to_journal(sys.stderr) else StreamOutlet(sys.stderr))
+    root = logging.getLogger()
+    root.addHandler(handler)
+    root.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        handler.finish(_PATIENCE)
+
+
+def _leave_out_what_nobody_reads() -> None:
+    """Spare each line the search for the place that wrote it, and the like: a configuration may make thousands.
+
+    As "Optimization" in Python's logging HOWTO has it.
+    """
+    logging._srcfile = None  # noqa: SLF001  so says the HOWTO
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
+
+
+class Outlet(Protocol):
+    """Where lines leave."""
+
+    def encoded(self, record: logging.LogRecord) -> bytes:
+        """Give what is to be written of a record."""
+        ...
+
+    def write(self, line: bytes) -> None:
+        """Write one line, however long that takes.
+
+        Raises:
+            OSError: it could not be written.
+
+        """
+        ...
+
+
+class QueueHandler(logging.Handler):
+    """Hands lines to a thread that writes them: who logs never waits, whatever holds up the journal or a pipe.
+
+    What does not fit in the queue is lost. How many lines that were is a line of its own, once writing works again.
+    """
+
+    def __init__(self, outlet: Outlet, size: int = _QUEUED_LINES) -> None:
+        super().__init__()
+        self._outlet = outlet
+        self._lines: Queue[bytes | None] = Queue(size)
+        self.lost = 0  # lines that were not written, and not told yet
+        self._thread: Thread | None = None
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Queue one record."""
+        try:
+            self._lines.put_nowait(self._outlet.encoded(record))
+        except Exception:  # noqa: BLE001  a line that is lost must not end what it tells of (logging's own rule)
+            self.lost += 1
+        if self._thread is None:
+            self._begin()
+
+    def finish(self, patience: float) -> None:
+        """Wait for what is queued, at most `patience` seconds; the rest is lost."""
+        if self._thread is None:
+            self._begin()
+        with suppress(Full):  # then it is stuck
+            self._lines.put_nowait(None)
+            if self._thread is not None:
+                self._thread.join(patience)
+
+    def _begin(self) -> None:
+        # A daemon thread: a write that hangs must not keep this program from ending.
+        thread = Thread(target=self._run, name="log", daemon=True)
+        with suppress(RuntimeError):  # no thread is to be had now: the next line tries again
+            thread.start()
+            self._thread = thread
+
+    def _run(self) -> None:
+        with suppress(OSError):  # so that `top -H` tells it from the others; proc_pid_comm(5)
+            Path("/proc/thread-self/comm").write_text("log", encoding="ascii")
+        while (line := self._lines.get()) is not None:
+            if not self._written(line):
+                self._count(1)
+            elif self.lost and self._lines.empty():
+                self._tell_lost()
+
+    def _written(self, line: bytes) -> bool:
+        try:
+            self._outlet.write(line)
+        except OSError:
+            return False
+        return True
+
+    def _tell_lost(self) -> None:
+        lost = self.lost
+        record = logging.LogRecord(__name__, logging.WARNING, "", 0, _LOST, (lost,), None)
+        if self._written(self._outlet.encoded(record)):
+            self._count(-lost)
+
+    def _count(self, lost: int) -> None:
+        self.acquire()  # as in `emit`; nothing waits while holding it
+        self.lost += lost
+        self.release()
+
+
+class JournalOutlet:
+    """Writes lines through the journal's own protocol, with the fields of `record.journal`.
+
+    See https://systemd.io/JOURNAL_NATIVE_PROTOCOL. The journal's own library holds Python's global lock while it
+    waits for a journal that takes nothing, and with it every thread.
+    """
+
+    def __init__(self, path: str = _JOURNAL) -> None:
+        self._path = path
+        self._format = logging.Formatter().format
+        self._socket: socket | None = None
+
+    def encoded(self, record: logging.LogRecord) -> bytes:
+        """See `Outlet.encoded`."""
+        fields = {
+            "MESSAGE": self._format(record),
+            "PRIORITY": str(_PRIORITIES.get(record.levelno, 6)),
+            "SYSLOG_IDENTIFIER": _IDENTIFIER,
+            **getattr(record, "journal", {}),
+        }
+        return b"".join(_field(name, value) for name, value in fields.items())
+
+    def write(self, line: bytes) -> None:
+        """See `Outlet.write`."""
+        if self._socket is None:
+            self._socket = socket(AF_UNIX, SOCK_DGRAM)
+        try:
+            self._socket.sendto(line, self._path)
+        except OSError as error:
+            if error.errno != errno.EMSGSIZE:
+                raise
+            self._hand_over(self._socket, line)
+
+    def _hand_over(self, sender: socket, line: bytes) -> None:
+        """Send what is too long for a datagram as a file in memory."""
+        file = os.memfd_create("kvm-portfwd", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        with os.fdopen(file, "wb", buffering=0) as content:
+            content.write(line)
+            fcntl.fcntl(file, fcntl.F_ADD_SEALS, _SEALS)
+            # Not `socket.send_fds`, which leaves out the address.
+            sender.sendmsg([], [(SOL_SOCKET, SCM_RIGHTS, file.to_bytes(4, sys.byteorder))], 0, self._path)
+
+
+class StreamOutlet:
+    """Writes lines to an open file, such as a terminal or a pipe."""
+
+    def __init__(self, stream: TextIO) -> None:
+        # Not through the stream, whose own lock would be waited for at the end of the program.
+        self._file = stream.fileno()
+        # https://no-color.org: set to anything, it means no colours.
+        colour = stream.isatty() and not os.environ.get("NO_COLOR")
+        self._format = StreamFormatter(colour=colour).format
+
+    def encoded(self, record: logging.LogRecord) -> bytes:
+        """See `Outlet.encoded`."""
+        return f"{self._format(record)}\n".encode(errors="backslashreplace")
+
+    def write(self, line: bytes) -> None:
+        """See `Outlet.write`."""
+        while line:
+            try:
+                line = line[os.write(self._file, line) :]
+            except BlockingIOError:  # somebody who shares the file has made it so
+                _wait_until_writable(self._file)
+
+
+def _wait_until_writable(file: int) -> None:
+    # Not select(2), which takes no file from number 1024 on.
+    waiting = select.poll()
+    waiting.register(file, select.POLLOUT)
+    waiting.poll()
+
+
+class StreamFormatter(logging.Formatter):
+    """Writes audit lines as they are; what is wrong says so first. With `colour`, their beginning is coloured."""
+
+    def __init__(self, *, colour: bool) -> None:
+        super().__init__()
+        self._colour = colour
+
+    def usesTime(self) -> bool:  # noqa: N802  so logging calls it
+        """Say that lines have no time, which is looked for in each otherwise."""
+        return False
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  the same
+        """Write one record; what `logging` knows of an exception comes below it."""
+        text = record.message
+        line = text if record.levelno == logging.INFO else f"{record.levelname.lower()}: {text}"
+        action = getattr(record, "journal", {}).get("PORTFWD_ACTION", "")
+        colour = _COLOURS.get(record.levelno) or _ACTION_COLOURS.get(action)
+        if not self._colour or colour is None:
+            return line
+        first, space, rest = line.partition(" ")
+        return f"{colour}{first}{_RESET}{space}{rest}"
+
+
+def _leads_to_journal(stream: TextIO) -> bool:
+    """Tell whether systemd connected the stream to the journal: it names its device and inode (systemd.exec(5))."""
+    try:
+        status = os.fstat(stream.fileno())
+    except OSError:
+        return False
+    return os.environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
+
+
+def _field(name: str, value: str) -> bytes:
+    """Write one field; a value of several lines has its length before it."""
+    content = value.encode(errors="backslashreplace")
+    if b"\n" not in content:
+        return b"%s=%s\n" % (name.encode(), content)
+    return b"%s\n%s%s\n" % (name.encode(), len(content).to_bytes(8, "little"), content)

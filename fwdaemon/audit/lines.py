@@ -1,0 +1,223 @@
+"""The audit: facts become sentences here, and nowhere else."""
+
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Final, TypeAlias
+
+from fwdaemon.audit.throttle import Flapped
+from fwdaemon.config.files import about_ignored
+from fwdaemon.core.report import Actor, ActorKind, Cause, GateChange, Reason, ReasonKind, Setting
+from fwdaemon.core.state import Opening, Owner, Waiting
+from fwdaemon.core.text import printable, shown
+from fwdaemon.errors import Problem
+
+# Reasons, actors and causes in words, for the audit and the status. Pure; nothing reads these words.
+_MOST: Final = 3
+_NOTHING_HEARD: Final = "found at a regular comparison"
+
+_REASONS: Final[Mapping[ReasonKind, Callable[[Reason], str]]] = {
+    ReasonKind.DOMAIN: lambda reason: f"domain {shown(reason.subject)} {reason.detail}",
+    ReasonKind.DEVICES: lambda reason: f"devices of domain {shown(reason.subject)} changed",
+    ReasonKind.AGENT: lambda reason: f"guest agent of domain {shown(reason.subject)} {reason.detail}",
+    ReasonKind.NETWORK: lambda reason: f"network {shown(reason.subject)} {reason.detail}",
+    ReasonKind.LIBVIRT: lambda reason: f"libvirt at {printable(reason.subject)} {reason.detail}",
+    ReasonKind.HOST_ADDRESS: lambda reason: f"host address {printable(reason.subject)} {reason.detail}",
+    ReasonKind.NEIGHBOUR: lambda reason: f"neighbour {printable(reason.subject)} {reason.detail}",
+    ReasonKind.ADDRESSES_LOST: lambda _: "more changes of addresses than could be followed",
+    ReasonKind.ROUTE: lambda reason: f"interface {shown(reason.subject)} {reason.detail}",
+    ReasonKind.ROUTES_LOST: lambda _: "more changes of routes than could be followed",
+    ReasonKind.ADDRESS_PUT_BACK: lambda _: "an address that was taken over was put back",
+    ReasonKind.LEASES: lambda reason: f"DHCP leases on {shown(reason.subject)} changed",
+    ReasonKind.RESERVATIONS: lambda reason: f"DHCP reservations of network {shown(reason.subject)} changed",
+    ReasonKind.LEASE_DIRECTORY: lambda reason: f"{printable(reason.subject)} appeared",
+    ReasonKind.LEASES_WATCHED: lambda _: "DHCP leases are watched again",
+    ReasonKind.CONFIGURATION: lambda reason: f"configuration {printable(reason.subject)} loaded again",
+    ReasonKind.RUNNING: lambda reason: f"{reason.detail} {shown(reason.subject)} is running now",
+    ReasonKind.WAITING: lambda reason: reason.detail,
+    ReasonKind.STOP: lambda reason: f"the daemon stops, {reason.detail}",
+}
+_ACTORS: Final[Mapping[ActorKind, Callable[[Actor], str]]] = {
+    ActorKind.PROGRAM: lambda actor: f"{shown(actor.process)}, pid {actor.pid}",
+    ActorKind.LEGACY_TABLES: lambda _: "an unknown program, in the legacy tables",
+    ActorKind.COMMITS_LOST: lambda _: "an unknown program, in more commits than could be followed",
+    ActorKind.ROUTE_ADDED: lambda actor: f"a process that added a route (netlink port {actor.pid})",
+    ActorKind.ROUTE_REMOVED: lambda actor: f"a process that removed a route (netlink port {actor.pid})",
+    ActorKind.LINK_UP: lambda actor: f"a process that took link {shown(actor.link)} up",
+    ActorKind.LINK_DOWN: lambda actor: f"a process that took link {shown(actor.link)} down",
+    ActorKind.KERNEL: lambda _: "the kernel itself",
+    ActorKind.ROUTES_LOST: lambda _: "an unknown program, in more changes of routes than could be followed",
+}
+
+
+def told(cause: Cause) -> str:
+    """Tell the first facts, a new configuration ahead of all; after a burst the rest would not help a reader."""
+    facts = sorted(cause.facts, key=lambda fact: fact.kind is not ReasonKind.CONFIGURATION)
+    if not facts:
+        return _NOTHING_HEARD
+    more = [f"and {len(facts) - _MOST} more"] if len(facts) > _MOST else []
+    words = "; ".join([*map(_fact, facts[:_MOST]), *more])
+    return f"changed by {words}" if isinstance(facts[0], Actor) else words
+
+
+def _fact(fact: Reason | Actor) -> str:
+    return _ACTORS[fact.kind](fact) if isinstance(fact, Actor) else _REASONS[fact.kind](fact)
+
+
+# The audit: one line for each change, which a person can read months later.
+#
+# It says what happened (`added`, `removed`, `restored`, …), to which domain or network, from where to where, and why.
+# Names of domains and processes are anybody's text and are escaped in it. Nothing is written when nothing changed.
+#
+# Each line carries the same as fields for the journal, in `record.journal`: `PORTFWD_ACTION`, `PORTFWD_DOMAIN` or
+# `PORTFWD_NETWORK`, `PORTFWD_LISTEN`, `PORTFWD_TARGET`, `PORTFWD_CAUSE`, and a `MESSAGE_ID`, by which the catalog
+# (`systemd/kvm-portfwd.catalog`) explains it. The fields hold names as they are.
+_log = logging.getLogger("fwdaemon.audit")
+
+Fields: TypeAlias = dict[str, str]
+
+# Made once with uuid4 and never changed, as people search for them (sd_journal_print(3)).
+MESSAGE_IDS: Final = {
+    "added": "ca77a81aa3554599add0708efd079551",
+    "removed": "5f6741e7993842329d5a0ceff56415bb",
+    "restored": "cb5edc2f5ce24856ae3c8759d69ef7be",
+    "waiting": "7d2f4c60768140a8b03280356192e5bb",
+    "adopted": "4d567da7df8f4466bbe096a3db8b9bba",
+    "ended": "fef759c7ba8842fd8f3ec266c2456a74",
+    "moved": "16db21cce5354404be20362ba5644dc9",
+    "flapping": "aa4a0229053346a49ef5ae865bb34af3",
+    "problem": "6907d2a132474a41893de37aaff2dd8e",
+    "noted": "8a6e9577c64f4ea58a0d13c09fca611f",
+    "loaded": "4332fb5b140f43c3b02a53f9aaf05eb9",
+    "refused": "7e462be721144e0ca69bdf49dd7177dd",
+}
+
+
+def opening(action: str, changed: Opening, cause: Cause) -> None:
+    """Write that an opening was `added`, `removed` or `restored`."""
+    fields = _fields(changed, cause)
+    what = f"{_who(changed.owner)}: {fields['PORTFWD_LISTEN']} -> {fields['PORTFWD_TARGET']}"
+    _write(action, f"{action} {what} ({fields['PORTFWD_CAUSE']})", fields)
+
+
+def flapped(entries: Iterable[Flapped]) -> None:
+    """Say how often something changed whose changes were not written one by one."""
+    for entry in entries:
+        times = f"{entry.number} more changes in {entry.seconds:.0f} s, the last: {entry.action} ({told(entry.cause)})"
+        match entry.subject:
+            case GateChange() as change:
+                what, fields = f"gate in {change.gate}: {change.fault}", _gate_fields(change, entry.cause)
+            case Setting(name):
+                what, fields = shown(name), {"PORTFWD_CAUSE": told(entry.cause)}
+            case changed:
+                what = f"{_who(changed.owner)}: {changed.listens_at()} -> {changed.leads_to()}"
+                fields = _fields(changed, entry.cause)
+        _write("flapping", f"flapping {what}: {times}", fields, logging.WARNING)
+
+
+def gate(change: GateChange, cause: Cause) -> None:
+    """Write that a gate was `added`, or put back to its place, which is `restored`."""
+    text = f"{change.action} gate in {change.gate}: {change.fault} ({told(cause)})"
+    _write(change.action, text, _gate_fields(change, cause))
+
+
+def waiting(entries: Iterable[Waiting]) -> None:
+    """Write a line for each entry that has no live opening, with the reason."""
+    for entry in entries:
+        text = f"waiting {_who(entry.owner)}: {entry.reason} ({entry.origin})"
+        _write("waiting", text, _owner_field(entry.owner) | {"PORTFWD_CAUSE": entry.reason})
+
+
+def moved(text: str) -> None:
+    """Say in which of the kernel's rule systems the rules are now, and why."""
+    _write("moved", text)
+
+
+def adopted(number: int) -> None:
+    """Say how many forwards, 1:1 addresses and routes of an earlier run were found in good order."""
+    _write("adopted", f"adopted {number} forwards that an earlier run left in the kernel")
+
+
+def leftovers(names: Iterable[str]) -> None:
+    """Write a line for all that is left of an earlier run and nobody asks for any more, by the kernel's own names."""
+    for name in sorted(names):
+        _write("removed", f"removed {name}, left by an earlier run (no longer wanted)")
+
+
+def connections_ended(number: int) -> None:
+    """Say how many connections of forwards that went, or lead elsewhere now, were ended."""
+    _write("ended", f"ended {number} connections of forwards that changed")
+
+
+def setting(change: Setting, cause: Cause) -> None:
+    """Write that a setting of the host was changed, or put back."""
+    if change.restored:
+        _write("restored", f"restored {shown(change.what)} ({told(cause)})", {"PORTFWD_CAUSE": told(cause)})
+    else:
+        _write("added", f"set {shown(change.what)}: forwards need it")
+
+
+def notes(texts: Iterable[str]) -> None:
+    """Say what an administrator has to know of a setting that was changed."""
+    for text in texts:
+        _write("noted", text)
+
+
+def problems(texts: Iterable[str]) -> None:
+    """Say what could not be done, or what is wrong."""
+    for text in texts:
+        _write("problem", text, level=logging.WARNING)
+
+
+def configuration_loaded(path: Path) -> None:
+    """Say that a configuration is in force."""
+    _write("loaded", f"configuration {path} loaded")
+
+
+def configuration_refused(found: Iterable[Problem]) -> None:
+    """Say what is wrong with a new configuration, and that it changes nothing."""
+    for problem in found:
+        _write("refused", str(problem), level=logging.ERROR)
+    _write("refused", "configuration refused; the old one stays in force", level=logging.ERROR)
+
+
+def last_good_in_force(found: Iterable[Problem], kept_at: datetime) -> None:
+    """Say what is wrong with the configuration at the start, and what is in force in its place."""
+    for problem in found:
+        _write("refused", str(problem), level=logging.ERROR)
+    when = f"{kept_at.astimezone():%Y-%m-%d %H:%M:%S %z}"
+    _write("refused", f"configuration refused; the last good one stays in force, of {when}", level=logging.ERROR)
+
+
+def drop_ins_ignored(files: Iterable[Path]) -> None:
+    """Say which files beside the drop-ins are not read, as their names are not those of drop-ins."""
+    for file in files:
+        _log.warning("%s", printable(about_ignored(file)))
+
+
+def _write(action: str, text: str, fields: Fields | None = None, level: int = logging.INFO) -> None:
+    every = {"MESSAGE_ID": MESSAGE_IDS[action], "PORTFWD_ACTION": action, **(fields or {})}
+    _log.log(level, "%s", text, extra={"journal": every})
+
+
+def _fields(changed: Opening, cause: Cause) -> Fields:
+    return {
+        **_owner_field(changed.owner),
+        "PORTFWD_LISTEN": changed.listens_at(),
+        "PORTFWD_TARGET": changed.leads_to(),
+        "PORTFWD_CAUSE": told(cause),
+    }
+
+
+def _gate_fields(change: GateChange, cause: Cause) -> Fields:
+    return {"PORTFWD_GATE": str(change.gate), "PORTFWD_CAUSE": told(cause)}
+
+
+def _owner_field(owner: Owner) -> Fields:
+    return {f"PORTFWD_{owner.kind.upper()}": owner.name}
+
+
+def _who(owner: Owner) -> str:
+    """Name a domain by its name alone: most lines are about one."""
+    return shown(owner.name) if owner.kind == "domain" else f"{owner.kind} {shown(owner.name)}"

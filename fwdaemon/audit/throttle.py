@@ -1,0 +1,147 @@
+"""Which lines are news: what is wrong is said once, and what flaps is counted. Pure; the time is given."""
+
+import logging
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from fwdaemon.core.report import Cause, GateChange, Setting
+from fwdaemon.core.state import Opening, Owner, Waiting
+from fwdaemon.core.types import Gate
+
+# Which of the things that are wrong now are news. Pure; the time is given.
+#
+# What waits, and why, is said once. A fault is said once it has lasted for a moment: while libvirt takes a network
+# down, the kernel tells that a bridge went before libvirt tells that the network did.
+LASTING_S = 1.0
+
+
+class Complaints:
+    """Remembers what has been said."""
+
+    def __init__(self, lasting_s: float = LASTING_S) -> None:
+        self._lasting_s = lasting_s
+        self._waiting: frozenset[Waiting] = frozenset()
+        self._faults: dict[str, float] = {}
+        self._said: frozenset[str] = frozenset()
+
+    def of_waiting(self, entries: Iterable[Waiting], live: Collection[Owner], *, everything: bool) -> list[Waiting]:
+        """Give the new entries; `live` are those who had openings just before.
+
+        That one of these stopped is said with its openings.
+        """
+        present = dict.fromkeys(entries)
+        unsaid = [entry for entry in present if entry not in self._waiting]
+        new = [entry for entry in unsaid if everything or not (entry.stopped and entry.owner in live)]
+        self._waiting = frozenset(present)
+        return new
+
+    def of_faults(self, faults: Iterable[str], now: float, *, everything: bool) -> list[str]:
+        """Give the faults that have lasted and were not said yet; with `everything`, those of this moment too."""
+        self._faults = {fault: self._faults.get(fault, now) for fault in faults}
+        lasting = [fault for fault, since in self._faults.items() if everything or now >= since + self._lasting_s]
+        new = [fault for fault in lasting if fault not in self._said]
+        self._said = frozenset(fault for fault in self._faults if fault in self._said or fault in lasting)
+        return new
+
+    @property
+    def ends(self) -> float | None:
+        """When the next fault will have lasted; `None` when all have been said."""
+        unsaid = (since + self._lasting_s for fault, since in self._faults.items() if fault not in self._said)
+        return min(unsaid, default=None)
+
+
+# Warnings about what is tried again and again.
+_log = logging.getLogger(__name__)
+
+
+class WarnOnce:
+    """Says what is wrong when it is new, and not again until it was well in between."""
+
+    def __init__(self) -> None:
+        self._said = ""
+
+    def warn(self, text: str) -> None:
+        """Say what is wrong."""
+        if text != self._said:
+            _log.warning("%s", text)
+            self._said = text
+
+    def settle(self) -> None:
+        """Note that it is well."""
+        self._said = ""
+
+
+# Keeps the audit readable when something flaps: after some lines about one thing, it counts them.
+#
+# Pure; the time is given.
+Subject: TypeAlias = Opening | GateChange | Setting
+"""What a line is about."""
+_Key: TypeAlias = tuple[Owner, str] | Gate | str
+
+# So many lines about one subject within so many seconds are news; what comes after is counted.
+LINES = 6
+WINDOW_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Flapped:
+    """Something changed `number` more times in `seconds`; the last of them was `action`, for `cause`."""
+
+    subject: Subject
+    number: int
+    seconds: float
+    action: str
+    cause: Cause
+
+
+@dataclass(slots=True)
+class _Window:
+    since: float
+    lines: int = 0
+    counted: int = 0
+    last: tuple[Subject, str, Cause] | None = None
+
+
+class Flapping:
+    """Counts the lines about each gate and setting, and each opening, told apart by owner and where it listens."""
+
+    def __init__(self, lines: int = LINES, window_s: float = WINDOW_S) -> None:
+        self._lines = lines
+        self._window_s = window_s
+        self._windows: dict[_Key, _Window] = {}
+
+    def admit(self, subject: Subject, action: str, cause: Cause, now: float) -> bool:
+        """Tell whether a line is to be written; otherwise it is counted. Ask for `due` first."""
+        window = self._windows.setdefault(_key(subject), _Window(now))
+        if window.lines < self._lines:
+            window.lines += 1
+            return True
+        window.counted += 1
+        window.last = (subject, action, cause)
+        return False
+
+    def due(self, now: float) -> list[Flapped]:
+        """Give what was counted in windows that are over, and forget these."""
+        over = [key for key, window in self._windows.items() if now >= window.since + self._window_s]
+        closed = [self._windows.pop(key) for key in over]
+        return [
+            Flapped(window.last[0], window.counted, now - window.since, *window.last[1:])
+            for window in closed
+            if window.last is not None
+        ]
+
+    @property
+    def ends(self) -> float | None:
+        """When something counted is due to be told; `None` where nothing is."""
+        counting = (window.since + self._window_s for window in self._windows.values() if window.counted)
+        return min(counting, default=None)
+
+
+def _key(subject: Subject) -> _Key:
+    match subject:
+        case GateChange():
+            return subject.gate
+        case Setting():
+            return subject.what
+    return subject.owner, subject.listens_at()

@@ -1,0 +1,310 @@
+"""What openings, or entries that may become some, take of what comes to this host. Pure."""
+
+from bisect import bisect_left, bisect_right
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address
+from itertools import compress
+from operator import attrgetter, itemgetter
+from typing import Final, Generic, TypeAlias, TypeVar
+
+from fwdaemon.config.model import Config, ForwardEntry
+from fwdaemon.config.overlap import families_of, families_of_entry
+from fwdaemon.core.state import Desired, Forward, Nat
+from fwdaemon.core.text import shown
+from fwdaemon.core.types import Address, Family, Listener, Origin, PortRange, Protocol, Subnet
+
+# Finds what has to do with a range of ports without looking at everything. Pure.
+_T = TypeVar("_T")
+
+# What has more ports than this is looked at each time: else it would have to be looked for far below each port.
+_WIDE: Final = 64
+_HIGHEST: Final = 65535
+
+
+class PortIndex(Generic[_T]):
+    """Items by the ports that each of them has."""
+
+    def __init__(self, items: Iterable[tuple[PortRange, _T]]) -> None:
+        ordered = sorted(items, key=itemgetter(0))
+        self._wide = [item for item in ordered if item[0].width > _WIDE]
+        self._narrow = [item for item in ordered if item[0].width <= _WIDE]
+        self._firsts = [ports.first for ports, _ in self._narrow]
+
+    def meeting(self, ports: PortRange) -> Iterator[_T]:
+        """Give the items that have any of these ports."""
+        begin = bisect_left(self._firsts, ports.first - _WIDE + 1)
+        end = bisect_right(self._firsts, ports.last)
+        for found, item in self._narrow[begin:end]:
+            if found.last >= ports.first:
+                yield item
+        for found, item in self._wide:
+            if found.overlaps(ports):
+                yield item
+
+
+class PortSet:
+    """Ports by their numbers; whether a range has one of them is told without looking at each, however wide it is."""
+
+    def __init__(self, ranges: Iterable[PortRange]) -> None:
+        self._marks = bytearray(_HIGHEST + 1)
+        for ports in ranges:
+            self._marks[ports.first : ports.last + 1] = b"\1" * ports.width
+
+    def met_by(self, ranges: Iterable[PortRange]) -> list[bool]:
+        """Tell of each range whether it has one of them; there may be thousands, nearly all of one port."""
+        marks, ends = self._marks, map(attrgetter("first", "last"), ranges)
+        return [marks[first] > 0 if first == last else marks.find(1, first, last + 1) >= 0 for first, last in ends]
+
+
+EVERY_PORT: Final = PortRange(1, 65535)
+_ALL: Final = PortSet([EVERY_PORT])
+_UNKNOWN: Final[dict[Family, Address]] = {Family.IPV4: IPv4Address(0), Family.IPV6: IPv6Address(0)}
+
+Entry: TypeAlias = tuple[str, Origin | None, Protocol | None, Address | None, PortRange, str | None]
+"""What the takings of one port string have in common, whatever their family."""
+
+
+@dataclass(frozen=True, slots=True)
+class Taking:
+    """What one opening of one family takes, for `domain`.
+
+    A `protocol` of `None` is all of them with every port, an `address` of `None` every address of the host. `shared`
+    says that what listens on every address would get it otherwise: not so where the address is there for the guest
+    alone.
+    """
+
+    domain: str
+    origin: Origin | None
+    family: Family
+    protocol: Protocol | None
+    address: Address | None
+    ports: PortRange
+    interface: str | None = None
+    sources: tuple[Subnet, ...] = ()
+    shared: bool = True
+
+    @property
+    def entry(self) -> Entry:
+        """What tells it from the takings of other port strings."""
+        return self.domain, self.origin, self.protocol, self.address, self.ports, self.interface
+
+    @property
+    def is_restricted(self) -> bool:
+        """Whether some connections to its ports are none of its business."""
+        return self.interface is not None or bool(self.sources)
+
+    @property
+    def is_one_port(self) -> bool:
+        """Whether it takes no more than one port."""
+        return self.ports.width == 1
+
+    @property
+    def noun(self) -> str:
+        """What it takes, in one word."""
+        return "datagrams" if self.protocol is Protocol.UDP else "connections"
+
+    def show_port(self, protocol: Protocol, port: int) -> str:
+        """Name one of its ports, with the protocol only where it takes several."""
+        return f"{port}/{protocol}" if self.protocol is None else str(port)
+
+    def reaching(self, whence: str) -> str:
+        """Say what reaches whom: `connections from outside`, or only those that a restricted forward takes."""
+        return f"the {self.noun} that the forward takes" if self.is_restricted else f"{self.noun} {whence}"
+
+    def tell(self, what: str) -> str:
+        """Make a sentence of it, with the place in the configuration at its end."""
+        return f"{self}: {what}" + (f" ({self.origin})" if self.origin else "")
+
+    @property
+    def owner(self) -> str:
+        """The domain, for people."""
+        return shown(self.domain)
+
+    def __str__(self) -> str:
+        if self.protocol is None:
+            return f"all of {self.address}"
+        ports = f"port{'' if self.is_one_port else 's'} {self.ports}/{self.protocol}"
+        return ports if self.address is None else f"{ports} of {self.address}"
+
+
+def takings(desired: Desired, local: Collection[Address], watched: PortSet = _ALL) -> Iterator[Taking]:
+    """Give what is taken of the ports in `watched`, and what has every port; `local` are the host's addresses.
+
+    A route takes nothing that would be the host's.
+    """
+    own = frozenset(local) - {nat.public for nat in desired.nats if nat.assign is not None}
+    meeting = watched.met_by(map(attrgetter("ports"), desired.forwards))
+    for forward in compress(desired.forwards, meeting):
+        yield Taking(
+            forward.domain,
+            forward.origin,
+            forward.family,
+            forward.protocol,
+            forward.listen,
+            forward.ports,
+            forward.interface,
+            forward.sources,
+            shared=forward.listen is None or forward.listen in own,
+        )
+    for nat in desired.nats:
+        shared = nat.public in own
+        yield Taking(nat.domain, nat.origin, nat.family, None, nat.public, EVERY_PORT, shared=shared)
+
+
+# --- without libvirt -------------------------------------------------------------------------------------------------
+
+
+def as_if_running(config: Config, guest_subnets: Collection[Subnet] = ()) -> Desired:
+    """Give what would be open if all domains ran, with addresses of every family an entry allows."""
+    nats = (
+        Nat(nat.domain, nat.public, _UNKNOWN[Family.of(nat.public)], nat.assign, origin=nat.origin)
+        for nat in config.nats
+    )
+    forwards = (forward for entry in config.forwards for forward in _forwards(entry))
+    return Desired(
+        frozenset(forwards),
+        frozenset(nats),
+        guest_subnets=frozenset(guest_subnets),
+    )
+
+
+def _forwards(entry: ForwardEntry) -> Iterator[Forward]:
+    families = families_of_entry(entry)
+    for mapping in entry.mappings:
+        for listen in (mapping.listen,) if mapping.listen is not None else entry.listen or (None,):
+            for family in families & families_of([] if listen is None else [listen]):
+                yield Forward(
+                    entry.domain,
+                    mapping.protocol,
+                    listen,
+                    mapping.host,
+                    _UNKNOWN[family],
+                    mapping.guest,
+                    entry.interface,
+                    tuple(source for source in entry.sources if Family.of(source) is family),
+                    origin=mapping.origin,
+                )
+
+
+# How several things are told in one sentence. Pure.
+_MOST: Final = 3
+
+
+def listed(items: Sequence[str]) -> str:
+    """Name at most three, and say how many more there are: `a, b, c and 4 more`."""
+    more = [f"{len(items) - _MOST} more"] if len(items) > _MOST else []
+    *first, last = [*items[:_MOST], *more]
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+# Processes of the host that listen where an opening takes what comes. Pure.
+#
+# What an opening takes never reaches a process of the host: it is translated before the kernel looks for a socket. That
+# holds for the addresses of bridges too. A forward of port 53 on every address takes what guests ask dnsmasq at the
+# gateway of their network, so libvirt's own dnsmasq counts like any other process; one for the packets of a single
+# interface leaves them alone.
+_SSH_PORT: Final = 22
+
+_Rank: TypeAlias = tuple[bool, str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Overheard:
+    """An opening and the sockets it takes from, which are never none."""
+
+    taking: Taking
+    sockets: tuple[Listener, ...]
+
+
+def overheard(
+    takings: Iterable[Taking], sockets: Iterable[Listener], clients: PortRange, guest_subnets: Collection[Subnet]
+) -> list[Overheard]:
+    """Find every socket that an opening takes from; `clients` are the ports the kernel gives to clients."""
+    index = PortIndex((PortRange(socket.port, socket.port), socket) for socket in sockets)
+    found: defaultdict[Entry, dict[Listener, None]] = defaultdict(dict)
+    openings: dict[Entry, Taking] = {}
+    for taking in takings:
+        for socket in index.meeting(taking.ports):
+            if _takes_from(taking, socket, guest_subnets) and not _may_be_client(taking, socket, clients):
+                openings.setdefault(taking.entry, taking)
+                found[taking.entry][socket] = None
+    return [Overheard(openings[entry], tuple(sockets)) for entry, sockets in found.items()]
+
+
+def _takes_from(taking: Taking, socket: Listener, guest_subnets: Collection[Subnet]) -> bool:
+    if not _could_take_from(taking, socket):
+        return False
+    match socket.address:
+        case None:
+            return taking.shared and socket.device != "lo"
+        case address if address.is_loopback or address.is_link_local or address.is_multicast:
+            # Never "every address", and no forward can name one.
+            return False
+        case address if taking.interface is not None and any(address in subnet for subnet in guest_subnets):
+            # Whom guests ask there, no packet from another interface is for.
+            return False
+        case address:
+            return taking.address in (None, address)
+
+
+def _could_take_from(taking: Taking, socket: Listener) -> bool:
+    """Whether they agree in everything but the address."""
+    if taking.protocol not in (None, socket.protocol) or taking.family not in socket.families:
+        return False
+    return taking.interface is None or socket.device in (None, taking.interface)
+
+
+def _may_be_client(taking: Taking, socket: Listener, clients: PortRange) -> bool:
+    """Whether it may be a client that waits for an answer: over UDP such a socket looks like a server's.
+
+    Clients come and go by the second, and answers to them are not taken. So where a forward has many ports, those that
+    clients use are passed over; one that is named singly is meant.
+    """
+    return socket.protocol is Protocol.UDP and not taking.is_one_port and socket.port in clients
+
+
+# --- in words --------------------------------------------------------------------------------------------------------
+
+
+def sentences(found: Iterable[Overheard], names: Mapping[int, str]) -> Iterator[str]:
+    """Tell each with the names of processes by the inodes of their sockets, which may hold anything."""
+    for item in sorted(found, key=lambda item: (min(map(_rank, item.sockets)), str(item.taking))):
+        taking = item.taking
+        who = _holders(item, names)
+        verb = "listens" if len(who) == 1 else "listen"
+        place, whence = _where(item)
+        reaching = taking.reaching(whence)
+        yield taking.tell(
+            f"{listed(who)} of the host {verb} there{place}; {reaching} will reach {taking.owner} instead"
+        )
+
+
+def _holders(item: Overheard, names: Mapping[int, str]) -> Sequence[str]:
+    """Name each holder once, or once for each port of several, sshd first: without it nobody gets in any more."""
+    taking = item.taking
+
+    def name(socket: Listener) -> str:
+        return shown(names.get(socket.inode, "a process"))
+
+    def order(socket: Listener) -> tuple[bool, _Rank, str]:
+        return not name(socket).startswith("ssh"), _rank(socket), name(socket)
+
+    ordered = sorted(item.sockets, key=order)
+    if taking.is_one_port:
+        return list(dict.fromkeys(map(name, ordered)))
+    ports = (f"{name(socket)} at port {taking.show_port(socket.protocol, socket.port)}" for socket in ordered)
+    return list(dict.fromkeys(ports))
+
+
+def _rank(socket: Listener) -> _Rank:
+    return socket.port != _SSH_PORT, socket.protocol, socket.port
+
+
+def _where(item: Overheard) -> tuple[str, str]:
+    """Say where they listen, unless it is wherever the opening is, and whose connections those are."""
+    bound = {socket.address or socket.device for socket in item.sockets}
+    if bound & {None, item.taking.address}:
+        return "", "from outside"
+    return f" on {listed(sorted(map(str, bound)))}", "there"

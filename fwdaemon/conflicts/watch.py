@@ -1,0 +1,213 @@
+"""Looks for clashes: now and then for the daemon, and once for who asks."""
+
+import logging
+import threading
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Final, TypeAlias
+
+from fwdaemon.config.model import Config
+from fwdaemon.conflicts import rivals, taking
+from fwdaemon.conflicts.rivals import Foreign, ForeignRules
+from fwdaemon.conflicts.taking import PortSet, as_if_running, takings
+from fwdaemon.core.state import Desired
+from fwdaemon.core.types import Address, Listener, PortRange
+from fwdaemon.errors import KernelError, PortfwdError
+from fwdaemon.kernel.listeners import Holders, listeners
+from fwdaemon.kernel.observe import observe_host
+from fwdaemon.kernel.process import Runner
+
+_log = logging.getLogger(__name__)
+
+# Of this thread's network namespace; ip-sysctl.rst.
+_CLIENT_PORTS: Final = Path("/proc/sys/net/ipv4/ip_local_port_range")
+# A journal is no place for a list.
+_MOST: Final = 20
+
+_Compared: TypeAlias = tuple[Desired, Collection[Address], Collection[Listener], Foreign]
+
+
+class ClashWatch:
+    """For the daemon: what clashes with what is open. Its methods block, for long where others have many rules."""
+
+    def __init__(self, runner: Runner) -> None:
+        self._rules = ForeignRules(runner)
+        self._holders = Holders()
+        self._foreign = Foreign()
+        self._state: object = None
+        self._desired: Desired | None = None
+        self._compared: _Compared | None = None
+        self._found: tuple[str, ...] = ()
+
+    def look(
+        self, desired: Desired, local: Collection[Address], *, thorough: bool, reloaded: bool = False
+    ) -> tuple[str, ...]:
+        """Tell of each clash in a sentence, of twenty at most.
+
+        Sockets are listed when something else is desired, and with `thorough`, as nobody tells of a new one. Rules of
+        others are read only if `thorough`, and only where they changed, or when the configuration was `reloaded`.
+        """
+        rules = self._desired is None or thorough or reloaded
+        if rules or desired is not self._desired:
+            self._desired = desired
+            try:
+                if rules:
+                    self._read_rules(anew=reloaded)
+                self._compare(desired, local)
+            except OSError as error:  # no descriptor is to be had: the next full comparison looks again
+                _log.debug("nothing is compared with what others have: %s", error)
+            except Exception:  # noqa: BLE001  what is only worth knowing must not keep openings from being made
+                _log.exception("this is a bug in kvm-portfwd; what clashes with openings is not known")
+        return self._found
+
+    def _read_rules(self, *, anew: bool) -> None:
+        try:
+            state = self._rules.state()
+            if anew or state != self._state:
+                self._state, self._foreign = state, self._rules.read()
+        except PortfwdError as error:
+            _log.debug("the rules of other programs are not checked: %s", error)
+
+    def _compare(self, desired: Desired, local: Collection[Address]) -> None:
+        try:
+            compared = desired, local, frozenset(listeners()), self._foreign
+        except PortfwdError as error:
+            _log.debug("the host's sockets are not checked: %s", error)
+            return
+        if compared != self._compared:
+            self._found = _cut_short(_sentences(*compared, self._holders))
+            self._compared = compared
+
+
+def clashes_if_running(config: Config, runner: Runner) -> tuple[list[str], str]:
+    """Tell what would clash if all domains ran, and why something was left out, if it was."""
+    if not (config.forwards or config.nats):
+        return [], ""
+    try:
+        host, sockets = observe_host(), listeners()
+        foreign, missing = _rules_if_allowed(runner)
+        inner = [item.subnet for item in host.addresses if item.device not in host.uplinks]
+        local = frozenset(item.address for item in host.addresses)
+        return list(_sentences(as_if_running(config, inner), local, sockets, foreign, Holders())), missing
+    except PortfwdError as error:
+        return [], f"not checked against this host: {error}"
+
+
+def _rules_if_allowed(runner: Runner) -> tuple[Foreign, str]:
+    try:
+        return ForeignRules(runner).read(), ""
+    except PortfwdError as error:
+        return Foreign(), f"not checked against the rules of other tools: {error}"
+
+
+def _sentences(
+    desired: Desired, local: Collection[Address], sockets: Collection[Listener], foreign: Foreign, holders: Holders
+) -> Iterator[str]:
+    # Most forwards are on ports that nobody else has anything to do with.
+    watched = PortSet(
+        chain(
+            (PortRange(socket.port, socket.port) for socket in sockets),
+            (ports for other in foreign.translations for ports in rivals.ports_of(other.scope)),
+        )
+    )
+    taken = list(takings(desired, local, watched))
+    found = taking.overheard(taken, sockets, _client_ports(), desired.guest_subnets)
+    names = holders.name({socket for item in found for socket in item.sockets})
+    yield from taking.sentences(found, names)
+    yield from sorted(rivals.sentences(taken, foreign.translations, foreign.ours, local))
+
+
+def _client_ports() -> PortRange:
+    """Read which ports the kernel gives to sockets that ask for none."""
+    try:
+        first, last = map(int, _CLIENT_PORTS.read_text(encoding="ascii").split())
+    except (OSError, ValueError) as error:
+        raise KernelError(f"the kernel does not say which ports clients get: {error}") from error
+    return PortRange(first, last)
+
+
+def _cut_short(sentences: Iterable[str]) -> tuple[str, ...]:
+    found = tuple(sentences)
+    if len(found) <= _MOST:
+        return found
+    more = (
+        f"{len(found) - _MOST} more ports clash with processes or rules of the host; `kvm-portfwd check` names them all"
+    )
+    return *found[:_MOST], more
+
+
+# Looks for clashes in a thread of its own: rules and sockets of others may take long to list, and a wipe cannot wait.
+#
+# The reconcile says what there is to compare, is given what was found last, and goes on.
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """What to look for; see `ClashWatch.look`."""
+
+    desired: Desired
+    local: Collection[Address]
+    thorough: bool
+    reloaded: bool
+
+
+class ClashesBeside:
+    """One thread, begun when there is something to look for; what is asked during a look follows it, taken together.
+
+    `changed` is called in that thread when something else was found than the last time.
+    """
+
+    def __init__(self, watch: ClashWatch, changed: Callable[[], None]) -> None:
+        self._watch = watch
+        self._changed = changed
+        self._turn = threading.Condition()
+        self._next: _Wanted | None = None
+        self._running = False
+        self._desired: Desired | None = None
+        self._found: tuple[str, ...] = ()
+
+    def look(
+        self, desired: Desired, local: Collection[Address], *, thorough: bool, reloaded: bool = False
+    ) -> tuple[str, ...]:
+        """Give what was found last, and look again where `ClashWatch.look` would; at once, and from any thread."""
+        with self._turn:
+            before, self._desired = self._desired, desired
+            if thorough or reloaded or desired is not before:
+                waiting = self._next
+                self._next = _Wanted(
+                    desired,
+                    local,
+                    thorough or (waiting is not None and waiting.thorough),
+                    reloaded or (waiting is not None and waiting.reloaded),
+                )
+            self._begin()
+            return self._found
+
+    def wait(self, patience: float | None = None) -> bool:
+        """Wait until nothing is left to look for; whether that was so within `patience` seconds."""
+        with self._turn:
+            return self._turn.wait_for(lambda: not self._running, patience)
+
+    def _begin(self) -> None:
+        if self._next is not None and not self._running:
+            with suppress(RuntimeError):  # as many threads run as may: the next reconcile tries again
+                threading.Thread(target=self._run, name="clashes", daemon=True).start()
+                self._running = True
+
+    def _run(self) -> None:
+        while (wanted := self._taken()) is not None:
+            found = self._watch.look(wanted.desired, wanted.local, thorough=wanted.thorough, reloaded=wanted.reloaded)
+            with self._turn:
+                news, self._found = found != self._found, found
+            if news:
+                self._changed()
+
+    def _taken(self) -> _Wanted | None:
+        with self._turn:
+            wanted, self._next = self._next, None
+            self._running = wanted is not None
+            self._turn.notify_all()
+        return wanted

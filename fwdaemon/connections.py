@@ -1,0 +1,279 @@
+"""Ends connections: what a change invalidated, beside the reconcile, and what is ours, where all of that ends."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from itertools import chain
+from typing import Protocol as Interface
+
+from fwdaemon.audit import lines
+from fwdaemon.core.report import Outcome, joined, tried
+from fwdaemon.core.state import Desired, Nat, Opening, Route
+from fwdaemon.core.types import Address, Family, Protocol
+from fwdaemon.errors import PortfwdError
+from fwdaemon.kernel import conntrack
+from fwdaemon.kernel.conntrack_listing import Entry
+from fwdaemon.netfilter import Rules
+from fwdaemon.resolve.flows import Carriers, Flow, Judge, turned
+
+
+class Conntrack(Interface):
+    """The kernel's connections, and their ends; see `fwdaemon.kernel.conntrack`, which explains each function."""
+
+    def outdated(self, judge: Judge, label: int, guests: Collection[Address] | None = None) -> Iterator[list[Entry]]:
+        """Give the labelled connections that nothing carries, in batches."""
+        ...
+
+    def end(self, entries: Sequence[Entry]) -> int:
+        """End these, and give their number."""
+        ...
+
+    def end_claimed(self, added: Collection[Opening], local: Collection[Address]) -> Sequence[Flow]:
+        """End those to the host itself that openings take over, and give them."""
+        ...
+
+    def end_flows(self, flows: Collection[Flow]) -> int:
+        """End just these of UDP, and give their number."""
+        ...
+
+    def end_strayed(self, arrived: Collection[Nat]) -> int:
+        """End those of guests that came from another host, where they were not let in by us."""
+        ...
+
+    def end_resumed(self, taken_over: Collection[Address]) -> int:
+        """End those of guests that were on another host meanwhile."""
+        ...
+
+
+class Clock(Interface):
+    """What waits, as the module `time` does."""
+
+    def sleep(self, seconds: float, /) -> None:
+        """Wait."""
+        ...
+
+
+# The end of everything that is ours: what goes through it ends first, then the rules go.
+
+# How long rules stay that refuse what guests still send on ended connections. A guest that has something to send, which
+# without its connection would be let out as a new one, does so sooner: TCP tries again after 0.2 s (tcp.h).
+_LINGER_S = 1.0
+
+
+def close_everything(rules: Rules, label: int, connections: Conntrack = conntrack, clock: Clock = time) -> Outcome:
+    """End all connections with our label, and take away every rule that is ours; what fails is a fault."""
+    faults = tuple(_ending(rules, label, connections, clock))
+    return joined(Outcome(faults=faults), tried(rules.remove))
+
+
+def _ending(rules: Rules, label: int, connections: Conntrack, clock: Clock) -> Iterator[str]:
+    families, labels, ended = frozenset[Family](), {label}, 0
+    try:
+        # First every opening closes, and nothing comes that a listing would miss; tables stay that can refuse.
+        if families := rules.held():
+            # They may go by another label than what is configured.
+            labels |= rules.apply(Desired(label=label, kept=families), thorough=True).labels
+        for batch in chain.from_iterable(connections.outdated(Judge((), ()), each) for each in sorted(labels)):
+            if not families.issuperset(found := {entry.flow.family for entry in batch}):
+                families |= found
+                rules.apply(Desired(label=label, kept=families), thorough=True)
+            if ported := [entry.flow for entry in batch if entry.flow.protocol is not None]:
+                rules.refuse(ported)
+            ended += connections.end(batch)
+    except (PortfwdError, OSError) as error:
+        yield f"open connections may go on: {error}"
+    if ended:
+        clock.sleep(_LINGER_S)
+
+
+# Ends connections that no opening carries any more, in a thread of its own: there may be hundreds of thousands.
+#
+# The reconcile says what changed and goes on; a wipe is mended meanwhile. Whatever is about to be live by then is
+# spared.
+_log = logging.getLogger(__name__)
+
+# When to look for answers that a process of the host was still sending while its flow ended, in seconds.
+_ON_THEIR_WAY_S = (0.05, 0.2, 0.75)
+_PAUSES_S = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Sweep:
+    """What to look for: connections with this label that none of `live` carries, and those that `added` took over.
+
+    `removed` and `added` are what changed; without `removed`, anything may have. `doubted` are openings that may have
+    been there instead of some of `live`. Nothing carries what has one of `old_labels`. With `fewer_uplinks`, what
+    guests opened to the outside may have left where it may not any more. `local` are the host's own
+    addresses. `arrived` are those of `added` whose guests came from another host, and `moved` the addresses of guests
+    that went to one: what these send is not refused, as they send it there. `taken_over` are addresses of routes that
+    guests here have now, and may have had on another host.
+    """
+
+    live: frozenset[Opening]
+    label: int
+    local: Collection[Address]
+    removed: frozenset[Opening] | None
+    added: frozenset[Opening]
+    arrived: frozenset[Nat] = frozenset()
+    moved: frozenset[Address] = frozenset()
+    taken_over: frozenset[Address] = frozenset()
+    doubted: frozenset[Opening] = frozenset()
+    old_labels: frozenset[int] = frozenset()
+    fewer_uplinks: bool = False
+
+    def after(self, earlier: "Sweep | None") -> "Sweep":
+        """Give one that does the work of an earlier one too."""
+        if earlier is None:
+            return self
+        known = self.removed is not None and earlier.removed is not None
+        removed = (self.removed or frozenset()) | (earlier.removed or frozenset()) if known else None
+        return replace(
+            self,
+            removed=removed,
+            added=(self.added | earlier.added) & self.live,
+            arrived=(self.arrived | earlier.arrived) & self.live,
+            moved=self.moved | earlier.moved,
+            taken_over=self.taken_over | earlier.taken_over,
+            doubted=self.gone | earlier.gone,
+            old_labels=(self.old_labels | earlier.old_labels) - {self.label},
+            fewer_uplinks=self.fewer_uplinks or earlier.fewer_uplinks,
+        )
+
+    @property
+    def guests(self) -> frozenset[Address] | None:
+        """Whose connections are to be looked at; `None` is everybody's."""
+        if self.removed is None or self.fewer_uplinks or any(isinstance(opening, Route) for opening in self.removed):
+            return None
+        return frozenset(opening.target for opening in self.removed if not isinstance(opening, Route))
+
+    def outdated(self) -> Judge:
+        """Give what tells which connections to end."""
+        return Judge(self.live, self.local, self.gone, fewer_uplinks=self.fewer_uplinks)
+
+    @property
+    def gone(self) -> frozenset[Opening]:
+        """Give the openings that have gone and may still have open connections."""
+        return self.doubted | (self.removed or frozenset())
+
+
+class Sweeper:
+    """One thread, begun when there is something to do; a sweep that comes during another follows it.
+
+    `refuse` is told of connections just before they end: what a guest sends on a forgotten one would begin it anew.
+    """
+
+    def __init__(
+        self, refuse: Callable[[Collection[Flow]], None], connections: Conntrack = conntrack, clock: Clock = time
+    ) -> None:
+        self._refuse = refuse
+        self._connections = connections
+        self._clock = clock
+        self._turn = threading.Condition()
+        self._next: Sweep | None = None
+        self._running = False
+        self._live = frozenset[Opening]()
+        self._ended = 0
+
+    def expect(self, live: frozenset[Opening]) -> None:
+        """Spare what these carry from now on: they are about to be live."""
+        with self._turn:
+            self._live = live
+            self._begin()
+
+    def sweep(self, sweep: Sweep) -> None:
+        """Begin, or have it follow what is running."""
+        with self._turn:
+            self._live = sweep.live
+            self._next = sweep.after(self._next)
+            self._begin()
+
+    def wait(self, patience: float | None = None) -> bool:
+        """Wait until nothing is left to do; whether that was so within `patience` seconds."""
+        with self._turn:
+            return self._turn.wait_for(lambda: not self._running, patience)
+
+    def take_ended(self) -> int:
+        """Give the number of connections ended since the last time."""
+        with self._turn:
+            ended, self._ended = self._ended, 0
+        return ended
+
+    def _begin(self) -> None:
+        if self._next is not None and not self._running:
+            with suppress(RuntimeError):  # as many threads run as may: the next reconcile tries again
+                threading.Thread(target=self._run, name="conntrack", daemon=True).start()
+                self._running = True
+
+    def _run(self) -> None:
+        while (sweep := self._taken()) is not None:
+            try:
+                self._do(sweep)
+            except (PortfwdError, OSError) as error:  # no descriptor is to be had, either
+                lines.problems([f"open connections of removed forwards may go on: {error}"])
+                return self._put_back(sweep)
+            except Exception:  # noqa: BLE001  a mistake in one sweep is no reason to leave out the next
+                _log.exception("cannot end connections")
+        return None
+
+    def _taken(self) -> Sweep | None:
+        with self._turn:
+            sweep, self._next = self._next, None
+            self._running = sweep is not None
+            self._turn.notify_all()
+        return sweep
+
+    def _put_back(self, sweep: Sweep) -> None:
+        """Leave what failed to the next reconcile."""
+        with self._turn:
+            self._next = sweep if self._next is None else self._next.after(sweep)
+            self._running = False
+            self._turn.notify_all()
+
+    def _do(self, sweep: Sweep) -> None:
+        self._connections.end_resumed(sweep.taken_over)
+        ended = self._connections.end_strayed(sweep.arrived)
+        if sweep.removed is None or sweep.removed or sweep.fewer_uplinks:
+            for batch in self._connections.outdated(sweep.outdated(), sweep.label, sweep.guests):
+                # Whatever has come since may carry them.
+                coming = Carriers(self._live - sweep.live)
+                ended += self._end([entry for entry in batch if coming.carrier(entry.flow) is None], sweep.moved)
+        for label in sorted(sweep.old_labels):
+            for batch in self._connections.outdated(Judge((), sweep.local), label):
+                ended += self._end(batch, sweep.moved)
+        claimed = self._connections.end_claimed(sweep.added, sweep.local)
+        if ended := ended + len(claimed):
+            with self._turn:
+                self._ended += ended
+            lines.connections_ended(ended)
+        self._end_turned({turned(flow) for flow in claimed if flow.protocol is Protocol.UDP})
+
+    def _end_turned(self, flows: Collection[Flow]) -> None:
+        """End flows that the host's own late answers re-created: they would keep the client's datagrams at the host.
+
+        The next sweep does not wait for this one to finish looking.
+        """
+        for pause in _ON_THEIR_WAY_S if flows else ():
+            with self._turn:
+                is_over = self._turn.wait_for(lambda: self._next is not None, pause)
+            self._connections.end_flows(flows)
+            if is_over:
+                return
+
+    def _end(self, entries: list[Entry], moved: frozenset[Address]) -> int:
+        ported = (entry.flow for entry in entries if entry.flow.protocol is not None)
+        if refused := [flow for flow in ported if moved.isdisjoint((flow.server, flow.source))]:
+            self._refuse_at_last(refused)
+        return self._connections.end(entries) if entries else 0
+
+    def _refuse_at_last(self, flows: Collection[Flow]) -> None:
+        """Have them refused, again where somebody has just wiped what refuses; the reconcile puts that back."""
+        for pause in _PAUSES_S:
+            try:
+                return self._refuse(flows)
+            except PortfwdError as error:
+                _log.debug("refusing again after: %s", error)
+                self._clock.sleep(pause)
+        return self._refuse(flows)

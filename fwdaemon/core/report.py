@@ -1,0 +1,253 @@
+"""What a reconcile did and why, as data. Pure."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from enum import IntEnum, StrEnum
+from typing import Generic, NamedTuple, Protocol, TypeAlias, TypeVar
+
+from fwdaemon.core.state import Desired, Opening
+from fwdaemon.core.types import Family, Gate
+from fwdaemon.errors import PortfwdError
+
+# What makes the daemon look again, and who changed what it keeps, as data. Pure.
+#
+# Nothing here is a sentence: names are as they are, and `fwdaemon.audit.lines` puts them into words.
+
+
+class ReasonKind(StrEnum):
+    """What happened, and to whom: what the `subject` of a reason is."""
+
+    DOMAIN = "domain"  # a domain
+    DEVICES = "devices"  # a domain
+    AGENT = "agent"  # a domain
+    NETWORK = "network"  # a network
+    LIBVIRT = "libvirt"  # a URI
+    HOST_ADDRESS = "host-address"  # an address
+    NEIGHBOUR = "neighbour"  # an address
+    ADDRESSES_LOST = "addresses-lost"
+    ROUTE = "route"  # an interface
+    ROUTES_LOST = "routes-lost"
+    ADDRESS_PUT_BACK = "address-put-back"
+    LEASES = "leases"  # a bridge
+    RESERVATIONS = "reservations"  # a network
+    LEASE_DIRECTORY = "lease-directory"  # a path
+    LEASES_WATCHED = "leases-watched"
+    CONFIGURATION = "configuration"  # a path
+    RUNNING = "running"  # a domain or network, found to run
+    WAITING = "waiting"  # no subject: what hinders an entry
+    STOP = "stop"
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """Something happened to `subject`; `detail` says more of it, in the words of who noticed it."""
+
+    kind: ReasonKind
+    subject: str = ""
+    detail: str = ""
+
+
+class ActorKind(StrEnum):
+    """How a change of rules, routes or links was noticed, which says what is known of who made it."""
+
+    PROGRAM = "program"
+    LEGACY_TABLES = "legacy-tables"
+    COMMITS_LOST = "commits-lost"
+    ROUTE_ADDED = "route-added"
+    ROUTE_REMOVED = "route-removed"
+    LINK_UP = "link-up"
+    LINK_DOWN = "link-down"
+    KERNEL = "kernel"
+    ROUTES_LOST = "routes-lost"
+
+
+@dataclass(frozen=True, slots=True)
+class Actor:
+    """Who changed something: a process and its number, as far as the kernel tells; `link` is what was changed."""
+
+    kind: ActorKind
+    process: str = ""
+    pid: int = 0
+    link: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Cause:
+    """Why something changed: what was heard, or who did it. Nothing is known where it is empty."""
+
+    facts: tuple[Reason | Actor, ...] = ()
+
+
+LookAgain: TypeAlias = Callable[[Reason], None]
+"""Takes a reason to look again."""
+
+
+# What a backend hears, finds and does, as the rest of the program is told of it.
+
+
+class RulesChanged(Protocol):
+    """Whoever wants to hear that the kernel's rules changed."""
+
+    def __call__(self, actor: Actor, *, thorough: bool) -> None:
+        """Say who changed them; `thorough` asks for a look at everything."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class GateChange:
+    """A gate that was made, or moved back to its place, because of `fault`."""
+
+    gate: Gate
+    restored: bool
+    fault: str
+
+    @property
+    def action(self) -> str:
+        """The audit's word for it."""
+        return "restored" if self.restored else "added"
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """A setting of the host that was changed: `what` names it, as `net.ipv4.ip_forward = 1` does.
+
+    `restored` says that it had been so before, and was changed by others.
+    """
+
+    what: str
+    restored: bool
+
+    @property
+    def action(self) -> str:
+        """The audit's word for it."""
+        return "restored" if self.restored else "added"
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """One reconcile of the kernel's rules.
+
+    `mended` are openings that did not work before and do now; `damaged` are those of them that we had made work.
+    `stale` names, as the kernel does, where openings are that nobody asks for. `faults` are sentences about what could
+    not be done, and `refused` names the openings that do not work for one of them. `changed` says whether anything was
+    committed, `script` what of it went through `nft`. `moved` tells in which rule system the rules are, and why, when
+    that is another one than before. `settings` are those of the host that were changed, `notes` what an
+    administrator has to know of them. `altered` are forwards that had other rules of their own, or none, while those of
+    other openings were in place: their port may have led to its guest in another way. `labels` are those that rules of
+    an earlier run went by, `uplinks` those that they named, as far as rules tell.
+    """
+
+    mended: frozenset[Opening] = frozenset()
+    damaged: frozenset[Opening] = frozenset()
+    stale: frozenset[str] = frozenset()
+    gates: tuple[GateChange, ...] = ()
+    faults: tuple[str, ...] = ()
+    script: str = ""
+    changed: bool = False
+    moved: str = ""
+    refused: tuple[tuple[Opening, str], ...] = ()
+    settings: tuple[Setting, ...] = ()
+    notes: tuple[str, ...] = ()
+    altered: frozenset[Opening] = frozenset()
+    labels: frozenset[int] = frozenset()
+    uplinks: frozenset[str] = frozenset()
+
+
+def joined(one: Outcome, other: Outcome) -> Outcome:
+    """Tell two outcomes as one."""
+    return Outcome(
+        one.mended | other.mended,
+        one.damaged | other.damaged,
+        one.stale | other.stale,
+        one.gates + other.gates,
+        one.faults + other.faults,
+        one.script + other.script,
+        one.changed or other.changed,
+        one.moved or other.moved,
+        one.refused + other.refused,
+        one.settings + other.settings,
+        one.notes + other.notes,
+        one.altered | other.altered,
+        one.labels | other.labels,
+        one.uplinks | other.uplinks,
+    )
+
+
+def tried(act: Callable[[], Outcome]) -> Outcome:
+    """Do something; that it failed is a fault, and no reason to leave the rest undone."""
+    try:
+        return act()
+    except (PortfwdError, OSError) as error:  # no descriptor is to be had, either
+        return Outcome(faults=(str(error),))
+
+
+# Where libvirt writes its rules: a chain linked from iptables' FORWARD, or a table of its own.
+LIBVIRT_CHAIN = "LIBVIRT_FWI"
+LIBVIRT_TABLE = "libvirt_network"
+
+
+class Presence(IntEnum):
+    """What libvirt has in a rule system; the more, the surer it is that its rules are there and not elsewhere."""
+
+    NOTHING = 0
+    CHAINS = 1  # in a table of iptables'
+    TABLE = 2  # one of its own
+
+
+class Stamp(NamedTuple):
+    """Something of a rule system that is another after a change; only if `certain`, it is so after each."""
+
+    value: object
+    certain: bool
+
+
+_Counter = TypeVar("_Counter")
+
+
+class Counted(Generic[_Counter]):
+    """Adds up for each opening what rules have counted; which rules those are is worked out once for each state."""
+
+    def __init__(self, counting_rules: Callable[[Desired], Mapping[_Counter, Opening]]) -> None:
+        self._counting_rules = counting_rules
+        self._known: tuple[Desired, Mapping[_Counter, Opening]] | None = None
+
+    def of(self, desired: Desired, packets: Iterable[tuple[_Counter, int]]) -> Mapping[Opening, int]:
+        """Give the packets of each opening; rules that are none of this state's count nothing."""
+        if self._known is None or self._known[0] is not desired:
+            self._known = (desired, self._counting_rules(desired))
+        rules, found = self._known[1], dict[Opening, int]()
+        for rule, number in packets:
+            if (opening := rules.get(rule)) is not None:
+                found[opening] = found.get(opening, 0) + number
+        return found
+
+
+# What one reconcile did: for the audit, the status, the metrics and the stream of changes.
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """An opening was `added`, `removed` or `restored`, and why."""
+
+    action: str
+    opening: Opening
+    cause: Cause
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What one reconcile did, and what the kernel holds since: `desired`, where the rules are, and why there.
+
+    `placed` is the state that was asked for; `desired` also has openings that are held for a moment, and families that
+    stay. `actors` changed rules before, `ended` is how many connections were ended, and families that are `unusable`
+    cannot be served where the rules are.
+    """
+
+    desired: Desired
+    outcome: Outcome = field(default_factory=Outcome)
+    changes: tuple[Change, ...] = ()
+    actors: tuple[Actor, ...] = ()
+    ended: int = 0
+    placed: Desired = field(default_factory=Desired)
+    location: tuple[str, str] | None = None
+    unusable: Mapping[Family, str] = field(default_factory=dict)

@@ -1,0 +1,344 @@
+"""The desired state as plain data: what is to be reachable now, and why the rest waits.
+
+Whatever makes something reachable is an *opening*: a port forward, a 1:1 NAT, a route. How openings follow from
+configuration and inventory is in `fwdaemon.resolve.placement`; how they become rules is the backends' business.
+"""
+
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from ipaddress import IPv4Address, IPv6Address
+from itertools import chain
+from operator import attrgetter
+from typing import Final, NamedTuple, TypeAlias
+
+from fwdaemon.core.bans import BEHIND
+from fwdaemon.core.inventory import Move
+from fwdaemon.core.probing import Silent
+from fwdaemon.core.types import Address, Family, Gate, Origin, PortRange, Protocol, Subnet, show_endpoint
+
+# A connection has so many labels (struct nf_conn_labels).
+LABELS: Final = range(128)
+
+# Of thousands of openings each is looked at by what is written in C: a line of Python for each takes ten times as long.
+_FAMILIES: Final[Mapping[type, Family]] = {IPv4Address: Family.IPV4, IPv6Address: Family.IPV6}
+_target = attrgetter("target")
+_masquerades = attrgetter("masquerade")
+
+
+class Owner(NamedTuple):
+    """Whose an opening is: a `domain` or a libvirt `network`; `name` is any text."""
+
+    name: str
+    kind: str = "domain"
+
+
+@dataclass(frozen=True, slots=True)
+class Forward:
+    """One live forward of one family: packets to `listen` and `ports` go to `target` and `target_ports`.
+
+    `listen` is `None` for every local address. Empty `sources` let anyone in; otherwise all are of this forward's
+    family. With `masquerade` the guest sees an address of the host instead of the client's. `domain` is the name
+    libvirt knows, any text. `bridge` is where the guest is plugged in, and `bridge_port` the host's side of its
+    interface; others, as after a reboot, do not make it another forward.
+    """
+
+    domain: str
+    protocol: Protocol
+    listen: Address | None
+    ports: PortRange
+    target: Address
+    target_ports: PortRange
+    interface: str | None = None
+    sources: tuple[Subnet, ...] = ()
+    masquerade: bool = False
+    bridge: str | None = field(default=None, compare=False)
+    bridge_port: str | None = field(default=None, compare=False)
+    origin: Origin | None = field(default=None, compare=False)
+
+    def __hash__(self) -> int:
+        """Hash what tells forwards apart and is hashed fast: sets of thousands are made of them, even of one port."""
+        listen = 0 if self.listen is None else int(self.listen)
+        source = int(self.sources[0].network_address) if self.sources else 0
+        return hash((self.domain, self.ports.first, self.ports.last, self.interface, listen, source))
+
+    @property
+    def family(self) -> Family:
+        """The family of both sides."""
+        return Family.of(self.target)
+
+    @property
+    def owner(self) -> Owner:
+        """The domain it leads to."""
+        return Owner(self.domain)
+
+    def listens_at(self) -> str:
+        """Where it listens, for people and the audit: `tcp 198.51.100.7:8443`."""
+        return f"{self.protocol} {show_endpoint(self.listen, self.ports)}"
+
+    def leads_to(self) -> str:
+        """Where it leads, for people and the audit: `192.168.122.50:443`."""
+        return show_endpoint(self.target, self.target_ports)
+
+
+@dataclass(frozen=True, slots=True)
+class Nat:
+    """One live 1:1 NAT: `public` is the guest at `target`, every protocol and port, in and out.
+
+    `assign` is the interface of the host that is to hold `public`. `mac` is what the guest's own packets come from. The
+    rest is as in `Forward`.
+    """
+
+    domain: str
+    public: Address
+    target: Address
+    assign: str | None = None
+    bridge: str | None = field(default=None, compare=False)
+    bridge_port: str | None = field(default=None, compare=False)
+    origin: Origin | None = field(default=None, compare=False)
+    mac: str | None = field(default=None, compare=False)
+
+    @property
+    def family(self) -> Family:
+        """The family of both sides."""
+        return Family.of(self.target)
+
+    @property
+    def owner(self) -> Owner:
+        """The domain it leads to."""
+        return Owner(self.domain)
+
+    def listens_at(self) -> str:
+        """Where it listens, for people and the audit."""
+        return f"all of {self.public}"
+
+    def leads_to(self) -> str:
+        """Where it leads, for people and the audit."""
+        return str(self.target)
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One live route: `subnet` lies behind `bridge`, which belongs to the libvirt network `network`.
+
+    `proxy` is the interface on which the host is to answer for these addresses. `let_out` says that libvirt does not
+    refuse what these addresses open; otherwise only a gate lets that out.
+    """
+
+    network: str
+    subnet: Subnet
+    bridge: str
+    proxy: str | None = None
+    origin: Origin | None = field(default=None, compare=False)
+    let_out: bool = field(default=False, compare=False)
+
+    @property
+    def family(self) -> Family:
+        """The family of its addresses."""
+        return Family.of(self.subnet)
+
+    @property
+    def owner(self) -> Owner:
+        """The network it leads to."""
+        return Owner(self.network, "network")
+
+    def listens_at(self) -> str:
+        """What is routed, for people and the audit."""
+        return f"route {self.subnet}"
+
+    def leads_to(self) -> str:
+        """Where it leads, for people and the audit."""
+        return self.bridge
+
+
+class Proxied(NamedTuple):
+    """An address of a route with a `proxy` that a guest behind its bridge has: the host answers for it there."""
+
+    route: Route
+    address: Address
+
+
+Opening: TypeAlias = Forward | Nat | Route
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """An entry, or one family of it, that has no live opening, with the reason as a short sentence.
+
+    `stopped` says that the reason is the domain not running, `move` that it is migrating, or has. `public` is that
+    of a 1:1 entry.
+    """
+
+    owner: Owner
+    reason: str
+    origin: Origin = field(compare=False)
+    stopped: bool = False
+    move: Move | None = None
+    public: Address | None = None
+
+
+@dataclass(frozen=True)
+class Desired:
+    """Everything the kernel is to do for us.
+
+    `proxied` are the addresses of routes that the host answers for outside. `silent` are guests that entries wait for,
+    as nothing names their address, and those behind a route with a `proxy` that have shown none of it. `advice` is what
+    to write in entries that work for now.
+    `guest_subnets` are where hairpin connections may come from and go to. `homes` are subnets that lie behind a bridge
+    of libvirt's, each with that bridge: a packet from there that came in elsewhere has a forged source. `uplinks` are
+    the interfaces that lead away from the host, and not to guests or containers on it: only there do routed and 1:1
+    guests open connections by themselves. `elsewhere` are listening addresses on the host's own links that it does not
+    hold now: another machine may, as in a pair that shares an address, so the host and its guests are led there.
+    `unheld` are public addresses of 1:1 guests that the host does not hold now, so no forward on every address is for
+    them.
+    `localhost` has forwards on every address answer on 127.0.0.1 and ::1 too. `gates` are the foreign chains, besides
+    those we know, that are to let labelled connections through; jumps to chains that a pattern of `behind` names stay
+    ahead of our rule there.
+    `inside` are the bridges that libvirt made for its networks, as far as they do not lead away. `forwarded` names the
+    active networks for which libvirt itself wants packets of a family forwarded. In `confined` families we turn
+    forwarding on, or have done so: what comes in and leaves by interfaces that are not `inside` is refused there, as it
+    was not forwarded before. Frames within `bridging` bridges pass the same chains, and are none of that. On
+    interfaces that are `switched`, forwarding was off on them alone: so that is refused if it comes in by one.
+    `kept` are families that had openings before: their tables stay, to go on refusing what is left of connections
+    that were ended. `remarks` are sentences about what is there and does not count.
+
+    Two states that follow each other share nearly all openings, as the same objects in sets. So they are compared by
+    operations of sets, which neither hash nor compare them anew; and what follows from all of them is worked out once.
+    """
+
+    forwards: frozenset[Forward] = frozenset()
+    nats: frozenset[Nat] = frozenset()
+    routes: frozenset[Route] = frozenset()
+    waiting: tuple[Waiting, ...] = ()
+    proxied: frozenset[Proxied] = frozenset()
+    silent: frozenset[Silent] = frozenset()
+    advice: tuple[str, ...] = ()
+    guest_subnets: frozenset[Subnet] = frozenset()
+    homes: frozenset[tuple[Subnet, str]] = frozenset()
+    uplinks: frozenset[str] = frozenset()
+    elsewhere: frozenset[Address] = frozenset()
+    unheld: frozenset[Address] = frozenset()
+    localhost: bool = False
+    label: int = 25
+    gates: tuple[Gate, ...] = ()
+    behind: tuple[str, ...] = BEHIND
+    inside: frozenset[str] = frozenset()
+    forwarded: frozenset[tuple[Family, str]] = frozenset()
+    confined: frozenset[Family] = frozenset()
+    bridging: frozenset[tuple[Family, str]] = frozenset()
+    switched: frozenset[tuple[Family, str]] = frozenset()
+    kept: frozenset[Family] = frozenset()
+    remarks: tuple[str, ...] = ()
+
+    @cached_property
+    def openings(self) -> frozenset[Opening]:
+        """Everything that is to be live."""
+        # A set united with nothing is the same set, and takes no more memory.
+        openings: frozenset[Opening] = self.forwards
+        return openings.union(self.nats, self.routes) if self.nats or self.routes else openings
+
+    def having(self, held: Iterable[Opening]) -> "Desired":
+        """Give the same state with more openings."""
+        held = frozenset(held)
+        return replace(
+            self,
+            forwards=self.forwards.union(item for item in held if isinstance(item, Forward)),
+            nats=self.nats.union(item for item in held if isinstance(item, Nat)),
+            routes=self.routes.union(item for item in held if isinstance(item, Route)),
+        )
+
+    def knowing(
+        self,
+        families: frozenset[Family],
+        bridge_ports: frozenset[tuple[Family, str]],
+        bridges: frozenset[tuple[Family, str]],
+    ) -> "Desired":
+        """Give the same state, told what follows from its openings, where that is known without reading all of them."""
+        told = replace(self)
+        # Where `cached_property` keeps its value; what is made of this state with `replace` does not inherit it.
+        vars(told).update(families=self.kept | families, bridge_ports=bridge_ports, bridges=bridges)
+        return told
+
+    def keeping(self, families: frozenset[Family]) -> "Desired":
+        """Give the same state with these families kept."""
+        return replace(self, kept=families).knowing(self.families, self.bridge_ports, self.bridges)
+
+    def confining(
+        self,
+        families: frozenset[Family],
+        bridging: frozenset[tuple[Family, str]],
+        switched: frozenset[tuple[Family, str]] = frozenset(),
+    ) -> "Desired":
+        """Give the same state, confined, and with the tables of these families kept; the same object where it is so."""
+        if (families, bridging, switched) == (self.confined, self.bridging, self.switched):
+            return self
+        kept = self.kept | families
+        confined = replace(self, confined=families, bridging=bridging, switched=switched, kept=kept)
+        return confined.knowing(self.families, self.bridge_ports, self.bridges)
+
+    def of_family(self, family: Family) -> Iterator[Forward]:
+        """The forwards of one family, in no particular order."""
+        return (forward for forward in self.forwards if forward.family is family)
+
+    @cached_property
+    def families(self) -> frozenset[Family]:
+        """The families that need anything in the kernel."""
+        kinds = set(map(type, map(_target, chain(self.forwards, self.nats))))
+        return self.kept.union(map(_FAMILIES.__getitem__, kinds), (route.family for route in self.routes))
+
+    @cached_property
+    def masquerading(self) -> tuple[Forward, ...]:
+        """The forwards whose guests see an address of the host."""
+        return tuple(filter(_masquerades, self.forwards))
+
+    @cached_property
+    def stopped(self) -> frozenset[Owner]:
+        """Those who have no opening because they run nowhere."""
+        return frozenset(entry.owner for entry in self.waiting if entry.stopped and entry.move is None)
+
+    @cached_property
+    def moved(self) -> Mapping[Owner, Move]:
+        """Those who have no opening because another host has them."""
+        return {entry.owner: entry.move for entry in self.waiting if entry.move is not None}
+
+    @property
+    def handed_over(self) -> frozenset[Address]:
+        """The public addresses of those that another host was given."""
+        gone = (entry for entry in self.waiting if entry.move in (Move.AWAY, Move.GONE))
+        return frozenset(entry.public for entry in gone if entry.public is not None)
+
+    @cached_property
+    def hindrances(self) -> Mapping[Owner, tuple[str, ...]]:
+        """Why those who run, if elsewhere, have no opening, or not in each family."""
+        found: dict[Owner, tuple[str, ...]] = {}
+        for entry in self.waiting:
+            if entry.move is not None or not entry.stopped:
+                found[entry.owner] = (*found.get(entry.owner, ()), entry.reason)
+        return found
+
+    @cached_property
+    def owners(self) -> frozenset[Owner]:
+        """Those who have an opening."""
+        domains = set(map(attrgetter("domain"), chain(self.forwards, self.nats)))
+        return frozenset(map(Owner, domains)).union(route.owner for route in self.routes)
+
+    @cached_property
+    def bridge_ports(self) -> frozenset[tuple[Family, str]]:
+        """The bridge ports of the guests that are reached by translation, each with the family it is reached in."""
+        plugged: Collection[Forward | Nat] = [*self.forwards, *self.nats]
+        ports = set(zip(map(type, map(_target, plugged)), map(attrgetter("bridge_port"), plugged), strict=True))
+        return frozenset((_FAMILIES[kind], port) for kind, port in ports if port is not None)
+
+    @cached_property
+    def bridges(self) -> frozenset[tuple[Family, str]]:
+        """The bridges of guests and networks, each with the family its packets are forwarded in."""
+        plugged: Collection[Forward | Nat] = [*self.forwards, *self.nats]
+        found = set(zip(map(type, map(_target, plugged)), map(attrgetter("bridge"), plugged), strict=True))
+        of_guests = frozenset((_FAMILIES[kind], bridge) for kind, bridge in found if bridge is not None)
+        return of_guests.union((route.family, route.bridge) for route in self.routes)
+
+    @cached_property
+    def ways_in(self) -> frozenset[str]:
+        """The interfaces by which clients come in, apart from guests' own bridges."""
+        named = map(attrgetter("interface"), self.forwards)
+        return self.uplinks.union(interface for interface in set(named) if interface is not None)

@@ -1,0 +1,123 @@
+"""The words the whole program shares: addresses, families, protocols, ports, sockets. Pure data."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from enum import IntEnum, StrEnum
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, collapse_addresses
+from pathlib import Path
+from typing import TypeAlias
+
+# The words the whole program shares: addresses, families, protocols, ports.
+#
+# Nothing here knows of configuration, libvirt or the kernel.
+Address: TypeAlias = IPv4Address | IPv6Address
+Subnet: TypeAlias = IPv4Network | IPv6Network
+
+
+class Family(IntEnum):
+    """An IP version; the value is what `ipaddress` calls `version`."""
+
+    IPV4 = 4
+    IPV6 = 6
+
+    @classmethod
+    def of(cls, item: Address | Subnet) -> "Family":
+        """The family of an address or a subnet."""
+        return _FAMILIES[item.version]
+
+
+_FAMILIES = {family.value: family for family in Family}
+
+
+class Protocol(StrEnum):
+    """A transport protocol with ports; the value is its name in configuration, nft and iptables alike."""
+
+    TCP = "tcp"
+    UDP = "udp"
+    SCTP = "sctp"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class PortRange:
+    """Ports `first` to `last`, both included, within 1 to 65535; a single port has `first == last`."""
+
+    first: int
+    last: int
+
+    @property
+    def width(self) -> int:
+        """How many ports it spans."""
+        return self.last - self.first + 1
+
+    def overlaps(self, other: "PortRange") -> bool:
+        """Whether any port is in both."""
+        return self.first <= other.last and other.first <= self.last
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(self.first, self.last + 1))
+
+    def __contains__(self, port: int) -> bool:
+        return self.first <= port <= self.last
+
+    def __str__(self) -> str:
+        return str(self.first) if self.first == self.last else f"{self.first}-{self.last}"
+
+
+def show_endpoint(address: Address | None, ports: PortRange) -> str:
+    """An address and its ports as people write them, `[2001:db8::1]:443`; `*` stands for every local address."""
+    match address:
+        case None:
+            return f"*:{ports}"
+        case IPv6Address():
+            return f"[{address}]:{ports}"
+        case _:
+            return f"{address}:{ports}"
+
+
+def collapse(subnets: Iterable[Subnet]) -> list[str]:
+    """Write subnets of one family without overlaps, in order."""
+    return [str(subnet) for subnet in collapse_addresses(subnets)]  # type: ignore[type-var]  # the family is one
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Origin:
+    """Where in the configuration something was said; lines count from 1."""
+
+    file: Path
+    line: int
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}"
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """A foreign chain of the forward hook that is to let our connections through, `inet filter forward`."""
+
+    family: str
+    table: str
+    chain: str
+
+    def __str__(self) -> str:
+        return f"{self.family} {self.table} {self.chain}"
+
+
+# What is known of a socket. Plain data.
+
+
+@dataclass(frozen=True, slots=True)
+class Listener:
+    """A socket that waits for connections, or for datagrams from anybody.
+
+    It takes what comes in the `families`, to `address`, or to every address of the host where that is `None`. `device`
+    is the interface it is bound to. `inode` is how /proc/PID/fd calls it, and `cgroup` the number of the control group
+    (version 2) it was opened in, 0 where the kernel does not tell.
+    """
+
+    protocol: Protocol
+    families: frozenset[Family]
+    address: Address | None
+    port: int
+    device: str | None = None
+    inode: int = 0
+    cgroup: int = 0

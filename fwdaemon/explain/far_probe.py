@@ -1,0 +1,165 @@
+"""Asks a guest as a client off its link would, and watches on every interface how the guest answers.
+
+A guest that answers this host on their common link may have no way back to anyone else. So it is asked from an address
+off that link: a TCP connection to the port, and a ping. Both leave by the guest's bridge, whatever else is routed. The
+answers are read off the wire, since they may go to another machine, or come in where the kernel drops them.
+"""
+
+import socket
+import struct
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, replace
+from ipaddress import IPv4Address
+from typing import Final
+
+from fwdaemon.core.types import Address, Family
+from fwdaemon.errors import KernelError
+from fwdaemon.explain.facts import FarAnswer, Sighting
+from fwdaemon.kernel import packets
+from fwdaemon.kernel.packets import Field
+
+_PATIENCE_S: Final = 2.0
+# A guest that answers by more than one way does so at once.
+_AFTER_FIRST_S: Final = 0.2
+_EVERY_PROTOCOL: Final = 0x0003  # ETH_P_ALL, linux/if_ether.h
+_TO_HOST, _OUTGOING = 0, 4  # PACKET_HOST and PACKET_OUTGOING, linux/if_packet.h
+_TRANSPARENT: Final = {  # linux/in.h, linux/in6.h
+    Family.IPV4: (socket.SOL_IP, 19),
+    Family.IPV6: (socket.IPPROTO_IPV6, 75),
+}
+_LINK_HEADER: Final = 14
+# RFC 826: in IPv4 a guest that does not know its gateway's link address asks for it aloud.
+_ARP: Final = 0x0806
+_ARP_SENDER_AT, _ARP_WANTED_AT = 14, 24
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Where in a frame a family keeps what tells a packet, and how a ping is written."""
+
+    domain: socket.AddressFamily
+    ether_type: int
+    protocol_at: int
+    source_at: int
+    destination_at: int
+    ping: int
+    ping_type: int
+    pong_type: int
+
+
+LAYOUTS: Final = {
+    Family.IPV4: Layout(socket.AF_INET, 0x0800, 9, 12, 16, socket.IPPROTO_ICMP, 8, 0),
+    Family.IPV6: Layout(socket.AF_INET6, 0x86DD, 6, 8, 24, socket.IPPROTO_ICMPV6, 128, 129),
+}
+
+
+def ask_from_afar(address: Address, port: int, device: str, source: Address) -> FarAnswer:
+    """See `World.ask_from_afar`; the source need not be an address of the host.
+
+    Raises:
+        KernelError: the kernel does not let this process ask.
+
+    """
+    layout = LAYOUTS[Family.of(address)]
+    try:
+        with ExitStack() as at_end:
+            tap = at_end.enter_context(_tap(layout, address, source))
+            kinds = ((socket.SOCK_STREAM, 0), (socket.SOCK_RAW, layout.ping))
+            stream, ping = (at_end.enter_context(socket.socket(layout.domain, *kind)) for kind in kinds)
+            for asking in (stream, ping):
+                asking.settimeout(0)
+                _become(asking, Family.of(address), device, source)
+                _ask(asking, layout, address, port)
+            # What a guest still sends to an earlier probe says nothing of this one.
+            return _watched(tap, layout, (port, stream.getsockname()[1]))
+    except OSError as error:
+        raise KernelError(f"{address} cannot be asked from {source}: {error}") from error
+
+
+def _tap(layout: Layout, guest: Address, source: Address) -> socket.socket:
+    tap = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.htons(_EVERY_PROTOCOL))
+    there = [*_address(layout.source_at, source), *_address(layout.destination_at, guest)]
+    back = [*_address(layout.source_at, guest), *_address(layout.destination_at, source)]
+    kind = Field(2, 12, layout.ether_type)
+    arp = [Field(2, 12, _ARP), *_address(_ARP_SENDER_AT, guest)] if layout.domain == socket.AF_INET else []
+    packets.attach(tap, [[kind, *there], [kind, *back], *([arp] if arp else [])])
+    _empty(tap)
+    return tap
+
+
+def _empty(tap: socket.socket) -> None:
+    """Forget what came before there was a filter."""
+    tap.settimeout(0)
+    with suppress(BlockingIOError):
+        while True:
+            tap.recv(1)
+
+
+def _address(offset: int, address: Address) -> Iterator[Field]:
+    packed = address.packed
+    for start in range(0, len(packed), 4):
+        yield Field(4, _LINK_HEADER + offset + start, int.from_bytes(packed[start : start + 4], "big"))
+
+
+def _become(asking: socket.socket, family: Family, device: str, source: Address) -> None:
+    """Speak from any address, and only through one device."""
+    asking.setsockopt(*_TRANSPARENT[family], 1)
+    asking.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, device.encode())
+    asking.bind((str(source), 0))
+
+
+def _ask(asking: socket.socket, layout: Layout, address: Address, port: int) -> None:
+    if asking.type & socket.SOCK_RAW == socket.SOCK_RAW:
+        with suppress(OSError):  # the port is asked, too
+            asking.sendto(_ping(layout), (str(address), 0))
+        return
+    with suppress(BlockingIOError):
+        asking.connect((str(address), port))
+
+
+def _ping(layout: Layout) -> bytes:
+    """Write an echo request (RFC 792, RFC 4443); the kernel fills in the checksum of ICMPv6 only."""
+    message = struct.pack("!BBHHH", layout.ping_type, 0, 0, 0x6B70, 1)
+    if layout.domain == socket.AF_INET6:
+        return message
+    total = sum(struct.unpack("!4H", message))
+    total = (total & 0xFFFF) + (total >> 16)
+    return message[:2] + struct.pack("!H", total ^ 0xFFFF) + message[4:]
+
+
+def _watched(tap: socket.socket, layout: Layout, ports: tuple[int, int]) -> FarAnswer:
+    """Watch until the guest's port has answered ours, or for as long as a guest may take."""
+    found = FarAnswer(sent=False)
+    deadline = time.monotonic() + _PATIENCE_S
+    while (left := deadline - time.monotonic()) > 0:
+        tap.settimeout(left)
+        try:
+            frame, (device, _, kind, *_rest) = tap.recvfrom(128)
+        except TimeoutError:
+            break
+        if frame[12:14] == _ARP.to_bytes(2, "big"):
+            wanted = IPv4Address(frame[_LINK_HEADER + _ARP_WANTED_AT :][:4])
+            found = found if kind == _OUTGOING else replace(found, wanted=found.wanted | {(device, wanted)})
+            continue
+        if kind == _OUTGOING:
+            # A bridge sends an answer on to another of its ports as well.
+            found = replace(found, sent=True)
+            continue
+        by_port = is_about_ports(frame, layout, ports)
+        if by_port is None:
+            continue
+        found = replace(found, seen=found.seen | {Sighting(device, kind == _TO_HOST, by_port)})
+        if by_port:
+            deadline = min(deadline, time.monotonic() + _AFTER_FIRST_S)
+    return found
+
+
+def is_about_ports(frame: bytes, layout: Layout, ports: tuple[int, int]) -> bool | None:
+    """Whether a guest's port answers ours, or refuses, and not a ping; `None` for what else it may send."""
+    header = _LINK_HEADER + (20 if layout.domain == socket.AF_INET else 40)
+    protocol, told = frame[_LINK_HEADER + layout.protocol_at], frame[header : header + 4]
+    if protocol == layout.ping:
+        return told[:1] != layout.pong_type.to_bytes()
+    return True if protocol == socket.IPPROTO_TCP and told == struct.pack("!HH", *ports) else None

@@ -1,0 +1,269 @@
+"""Has the kernel forward packets where an opening needs it: on the whole host, and on each interface that is crossed.
+
+The host's switch makes a router of it, for everything. Where it was off before us that is recorded, and what was not
+forwarded before stays so: `Forwarding.confined` says in which families the rules are to refuse it. It is turned off
+again when everything is taken away, unless a network of libvirt's needs it. Those of interfaces are put back, too. IPv4
+looks at the interface by which a packet comes in: `Forwarding.switched` says by which ones the rules are to refuse what
+was not forwarded before. IPv6 looks at the host's switch; that of an interface makes it say that it is a router, and
+answer neighbours on behalf of guests (net/ipv6/ndisc.c).
+"""
+
+import os
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Final
+
+from fwdaemon.core.report import Outcome, Setting, joined
+from fwdaemon.core.state import Desired
+from fwdaemon.core.text import is_interface_name, shown
+from fwdaemon.core.types import Family
+from fwdaemon.errors import KernelError
+from fwdaemon.hostnet.owned_state import Ledger, Switches
+from fwdaemon.kernel import sysctl
+from fwdaemon.kernel.rtnetlink import interface_index
+
+# Which bridges have their own frames filtered as if these were routed (br_netfilter).
+_LINKS: Final = Path("/sys/class/net")
+_SWITCHES: Final = {Family.IPV4: "iptables", Family.IPV6: "ip6tables"}
+
+
+def bridging(family: Family) -> frozenset[str]:
+    """Name the bridges whose frames pass the forward chains of a family, in by the bridge and out by the same."""
+    word = _SWITCHES[family]
+    every = sysctl.read(f"net.bridge.bridge-nf-call-{word}") == "1"
+    return frozenset(name for name in _bridges() if every or _is_set(name, f"nf_call_{word}"))
+
+
+def _bridges() -> list[str]:
+    try:
+        return [link.name for link in _LINKS.iterdir() if (link / "bridge").is_dir()]
+    except OSError:
+        return []
+
+
+def _is_set(bridge: str, attribute: str) -> bool:
+    try:
+        return (_LINKS / bridge / "bridge" / attribute).read_text().strip() == "1"
+    except OSError:
+        return False
+
+
+# For which families we turned the host's forwarding on: its value does not tell, as libvirt writes the same.
+
+
+class TurnedOn:
+    """A set of families, kept in /run for the next run and for `kvm-portfwd flush`."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+        self._families = {family for family in Family for record in ledger.records if record.get("family") == family}
+
+    def __contains__(self, family: Family) -> bool:
+        """Whether it was off before us."""
+        return family in self._families
+
+    def add(self, family: Family) -> None:
+        """Record a family, before it is turned on; a record that others deleted is written again."""
+        self._families.add(family)
+        self._write()
+
+    def discard(self, family: Family) -> None:
+        """Forget a family."""
+        self._families.discard(family)
+        self._write()
+
+    def _write(self) -> None:
+        self._ledger.write({"family": int(family)} for family in self._families)
+
+
+_ROUTES = Path("/proc/net/ipv6_route")
+_RTF_ADDRCONF = 0x00040000  # linux/ipv6_route.h: the route came with a router advertisement
+
+
+class Forwarding:
+    """Keeps forwarding on for each family that has openings, where that is allowed.
+
+    `refused` names the families in which the kernel holds rules that refuse what was not forwarded before.
+    """
+
+    def __init__(self, refused: Callable[[], Collection[Family]], ledger: Callable[[str], Ledger] = Ledger) -> None:
+        self._refused = refused
+        self._switches = {
+            family: Switches(ledger(f"forwarding-ipv{family}"), family, "forwarding", "1") for family in Family
+        }
+        self._turned_on = TurnedOn(ledger("forwarding"))
+        self._seen: set[Family] = set()
+
+    def adopt(self, families: Collection[Family]) -> None:
+        """Record that we turned these on, as our own rules say where the record has gone."""
+        for family in families:
+            if is_on(family):
+                self._turned_on.add(family)
+
+    def has_turned_on(self) -> bool:
+        """Whether we turned any family on."""
+        return any(family in self._turned_on for family in Family)
+
+    def confined(self, desired: Desired, *, allowed: bool) -> frozenset[Family]:
+        """Name the families in which nothing else may pass: those we turned on, and those we are about to."""
+        return frozenset(
+            family
+            for family in Family
+            if (family in self._turned_on if is_on(family) else allowed and family in desired.families)
+        )
+
+    def switched(self, desired: Desired, *, allowed: bool) -> frozenset[tuple[Family, str]]:
+        """Name the interfaces of a forwarding host on which we turn it on, or did, but no bridge of libvirt's.
+
+        IPv6 does not look at them.
+        """
+        family = Family.IPV4
+        needed = _crossed(desired, family) if allowed and is_on(family) and family in desired.families else ()
+        found = self._switches[family].taken(needed) - desired.inside
+        return frozenset((family, name) for name in found if is_interface_name(name))
+
+    def keep(self, desired: Desired, *, allowed: bool) -> Outcome:
+        """Turn on what is needed and off, and tell what is not on though it is needed."""
+        outcome = Outcome()
+        for family in Family:
+            needed = _crossed(desired, family) if family in desired.families else frozenset[str]()
+            if not allowed and family in self._turned_on:
+                needing = [network for of_family, network in desired.forwarded if of_family is family]
+                outcome = joined(outcome, self._put_back(family, needing))
+            if family in desired.families:
+                outcome = joined(outcome, self._host(family, allowed=allowed))
+            open_ways = self._unguarded(family, needed, desired) if allowed and is_on(family) else frozenset[str]()
+            outcome = joined(outcome, Outcome(faults=tuple(map(_left_off, sorted(open_ways)))))
+            outcome = joined(outcome, self._interfaces(family, needed - open_ways, allowed=allowed))
+        return outcome
+
+    def _unguarded(self, family: Family, needed: frozenset[str], desired: Desired) -> frozenset[str]:
+        """Name the interfaces that would let in more than what openings are for, were forwarding turned on there."""
+        if family is not Family.IPV4 or family in desired.confined:
+            return frozenset()
+        guarded = desired.inside.union(name for of_family, name in desired.switched if of_family is family)
+        return self._switches[family].taken(needed).intersection(needed) - guarded
+
+    def _host(self, family: Family, *, allowed: bool) -> Outcome:
+        was_on = family in self._seen
+        if is_on(family):
+            self._seen.add(family)
+            if family in self._turned_on:
+                self._turned_on.add(family)
+            return Outcome()
+        if not allowed:
+            return Outcome(faults=(_left_to_you(family, "off"),))
+        if family not in self._refused():
+            return Outcome(faults=(_unguarded(family),))
+        was_ours = family in self._turned_on
+        self._turned_on.add(family)  # first, or nobody would know if we ended here
+        try:
+            name = turn_on(family)
+        except KernelError as error:
+            self._turned_on.discard(family)
+            return Outcome(faults=(str(error),))
+        self._seen.add(family)
+        notes = () if was_ours else (_confining(family),)
+        return Outcome(changed=True, settings=(Setting(f"{name} = 1", was_on),), notes=notes)
+
+    def _put_back(self, family: Family, needing: Collection[str]) -> Outcome:
+        """Turn off what was off before us; not what a network of libvirt's needs, which would have turned it on."""
+        self._turned_on.discard(family)
+        if not is_on(family):
+            return Outcome()
+        if needing:
+            return Outcome(changed=True, notes=(_needed(family, needing),))
+        sysctl.write(sysctl.FORWARDING[family], "0")
+        self._seen.discard(family)
+        return Outcome(
+            changed=True, notes=(f"set {sysctl.FORWARDING[family]} = 0 again: it was off before kvm-portfwd",)
+        )
+
+    def _interfaces(self, family: Family, needed: Collection[str], *, allowed: bool) -> Outcome:
+        switches = self._switches[family]
+        if not allowed or not is_on(family):
+            off = switches.lacking(needed) if is_on(family) else []
+            released = switches.release(())
+            faults = tuple(_left_to_you(family, f"off on {shown(interface)}") for interface in off)
+            return Outcome(faults=faults, changed=released.changed)
+        done = switches.keep(needed)
+        faults = tuple(f"IPv{family} is not forwarded on {shown(name)}: {why}" for name, why in done.faults.items())
+        return Outcome(faults=faults, changed=done.changed, settings=tuple(done.settings))
+
+
+def is_on(family: Family) -> bool:
+    """Whether the host forwards packets of a family."""
+    return sysctl.read(sysctl.FORWARDING[family]) == "1"
+
+
+def turn_on(family: Family) -> str:
+    """Make the host forward packets of a family, and give the name of the sysctl that was written.
+
+    Raises:
+        KernelError: it could not be written, or the host would lose its own default route: the kernel ignores router
+            advertisements on a forwarding host unless accept_ra is 2 (Documentation/networking/ip-sysctl.rst).
+
+    """
+    if family is Family.IPV6 and (links := _links_that_would_lose_their_route()):
+        raise KernelError(
+            "IPv6 forwarding stays off: it would take away the default route that"
+            f" {', '.join(map(shown, links))} learned from a router; set {shown(_accept_ra(links[0]))} = 2 first"
+        )
+    sysctl.write(sysctl.FORWARDING[family], "1")
+    return sysctl.FORWARDING[family]
+
+
+def _confining(family: Family) -> str:
+    return (
+        f"IPv{family} forwarding was off before kvm-portfwd: between interfaces that are not libvirt's nothing else is"
+        f" forwarded; to make this host a router, set {sysctl.FORWARDING[family]} = 1 in /etc/sysctl.d"
+        " and ip_forward = false in [daemon], then run `kvm-portfwd reload` and `sysctl --system`"
+    )
+
+
+def _unguarded(family: Family) -> str:
+    return f"IPv{family} forwarding stays off: the rules that keep this host from being a router are not there"
+
+
+def _left_off(interface: str) -> str:
+    name = shown(sysctl.of_interface(Family.IPV4, interface, "forwarding"))
+    return (
+        f"{name} stays off: no rules keep everything else out that comes in there; set it to 1 if all of that is to be"
+        " forwarded"
+    )
+
+
+def _needed(family: Family, networks: Collection[str]) -> str:
+    names = ", ".join(map(shown, sorted(networks)))
+    return f"IPv{family} forwarding stays on for everything, as libvirt turns it on for its networks: {names}"
+
+
+def _left_to_you(family: Family, how: str) -> str:
+    return f"IPv{family} forwarding is {how}, and [daemon] ip_forward = false leaves it to you"
+
+
+def _crossed(desired: Desired, family: Family) -> frozenset[str]:
+    """Name the interfaces, as far as they are there, by which packets of openings come in."""
+    found = {bridge for of_family, bridge in desired.bridges if of_family is family}
+    found |= {route.proxy for route in desired.routes if route.family is family and route.proxy is not None}
+    if family is Family.IPV4:
+        found |= desired.ways_in
+    else:
+        found -= set(_links_that_would_lose_their_route())
+    return frozenset(name for name in found if interface_index(name) is not None)
+
+
+def _links_that_would_lose_their_route() -> list[str]:
+    """Find links with a default route from a router advertisement, and accept_ra at 1."""
+    try:
+        # Bytes are parted at blanks of ASCII alone, and those no link can have in its name (dev_valid_name).
+        routes = [line.split() for line in _ROUTES.read_bytes().splitlines()]
+    except OSError:
+        return []
+    # Destination, its prefix length, …, flags, device: all but the device in hexadecimal (net/ipv6/route.c).
+    learned = {os.fsdecode(route[9]) for route in routes if route[1] == b"00" and int(route[8], 16) & _RTF_ADDRCONF}
+    return sorted(link for link in learned if sysctl.read(_accept_ra(link)) == "1")
+
+
+def _accept_ra(link: str) -> str:
+    return sysctl.of_interface(Family.IPV6, link, "accept_ra")

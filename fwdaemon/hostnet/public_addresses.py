@@ -1,0 +1,289 @@
+"""Public addresses: held on an interface, and announced outside and to guests."""
+
+import logging
+import socket
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from itertools import chain
+from typing import TypeAlias
+
+from fwdaemon.core.report import Outcome
+from fwdaemon.core.state import Desired, Forward, Nat
+from fwdaemon.core.text import shown
+from fwdaemon.core.types import Address, Family
+from fwdaemon.errors import KernelError
+from fwdaemon.hostnet.owned_state import Ledger, Record
+from fwdaemon.kernel import packets, sysctl
+from fwdaemon.kernel.packets import ALL_NODES, ETHERNET, Advertisement, multicast_mac
+from fwdaemon.kernel.rtnetlink import RefusedError, Rtnetlink, interface_index
+from fwdaemon.kernel.rtnl_links import (
+    KernelAddress,
+    add_address,
+    addresses,
+    delete_address,
+    held_addresses,
+    renew_address,
+)
+
+# Tells the neighbours on a link that an address is here now, in case they know it elsewhere.
+_log = logging.getLogger(__name__)
+
+_ETH_P_ARP, _ETH_P_IPV6 = 0x0806, 0x86DD
+_EVERYBODY = b"\xff" * 6
+
+
+def announce(interface: str, address: Address) -> None:
+    """Send a gratuitous ARP, or an unsolicited neighbour advertisement, for an address of an interface.
+
+    Where there is no link, or one without MAC addresses, there is nobody to tell.
+    """
+    try:
+        with socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as link:
+            link.bind((interface, 0))
+            *_rest, hardware, mac = link.getsockname()
+            if hardware == ETHERNET:
+                for protocol, destination, packet in _packets(interface, address, mac):
+                    link.sendto(packet, (interface, protocol, 0, 0, destination))
+    except (OSError, KernelError) as error:
+        _log.debug("%s is not announced on %s: %s", address, shown(interface), error)
+
+
+def _packets(interface: str, address: Address, mac: bytes) -> Iterator[tuple[int, bytes, bytes]]:
+    """Give each packet with its protocol and to whom it goes."""
+    match address:
+        case IPv4Address():
+            for packet in gratuitous_arps(address, mac):
+                yield _ETH_P_ARP, _EVERYBODY, packet
+        case IPv6Address():
+            is_router = sysctl.read(sysctl.of_interface(Family.IPV6, interface, "forwarding")) == "1"
+            yield _ETH_P_IPV6, multicast_mac(ALL_NODES), unsolicited_advertisement(address, mac, is_router=is_router)
+
+
+def gratuitous_arps(address: IPv4Address, mac: bytes) -> tuple[bytes, bytes]:
+    """Give a request and a reply (RFC 5944, section 4.6): some neighbours heed only the one, some only the other."""
+    return packets.packed(packets.REQUEST, address, mac, address), packets.packed(
+        packets.REPLY, address, mac, address, mac
+    )
+
+
+def unsolicited_advertisement(address: IPv6Address, mac: bytes, *, is_router: bool) -> bytes:
+    """Give what makes neighbours change an entry they have (RFC 4861, section 7.2.6)."""
+    advertisement = Advertisement(
+        source=address,
+        destination=ALL_NODES,
+        target=address,
+        mac=mac,
+        router=is_router,
+        solicited=False,
+        override=True,
+    )
+    return advertisement.packed()
+
+
+# Tells guests that have just come where their gateway is: at this host, whose bridge has a MAC address of its own.
+#
+# A guest that was migrated here still sends to the bridge of the host it left, until what it knows of its gateway has
+# run out. A guest that only sends, such as a server to a client that says nothing, would send for nothing until then.
+
+# A family, and a bridge or a port of one.
+_Place: TypeAlias = tuple[Family, str]
+
+
+class Gateways:
+    """Announces the host's own addresses on a bridge to the guests there, when one of them is new."""
+
+    def __init__(self) -> None:
+        self._greeted: frozenset[_Place] = frozenset()
+
+    def keep(self, desired: Desired) -> Outcome:
+        """Announce where a bridge port is in use that was not the last time; changes nothing on the host. Blocks.
+
+        Raises:
+            KernelError: the kernel does not tell the host's addresses.
+
+        """
+        new, self._greeted = desired.bridge_ports - self._greeted, desired.bridge_ports
+        if new:
+            with Rtnetlink() as kernel:
+                for family, bridge in _bridges(desired, new):
+                    _announce_own(kernel, family, bridge)
+        return Outcome()
+
+
+def _bridges(desired: Desired, ports: frozenset[_Place]) -> set[_Place]:
+    plugged: Iterable[Forward | Nat] = chain(desired.forwards, desired.nats)
+    return {
+        (item.family, item.bridge)
+        for item in plugged
+        if item.bridge is not None and (item.family, item.bridge_port) in ports
+    }
+
+
+def _announce_own(kernel: Rtnetlink, family: Family, bridge: str) -> None:
+    index = interface_index(bridge)
+    if index is None:
+        return
+    for entry in addresses(kernel, family, index):
+        if entry.index == index:
+            announce(bridge, entry.address)
+
+
+# Holds the public addresses of 1:1 guests on the interfaces that are to have them.
+#
+# An address that the host has without us is left alone, wherever it is. The kernel does not tell whose an address is,
+# so ours are recorded. Each that is added is announced, since neighbours may still know it elsewhere.
+
+# An interface, and an address on it.
+_PublicAddressesPlace: TypeAlias = tuple[str, Address]
+
+
+class PublicAddresses:
+    """Adds addresses that are wanted and nowhere on the host, and removes those it added when nobody wants them."""
+
+    def __init__(self, ledger: Ledger | None = None) -> None:
+        self._ledger = ledger or Ledger("addresses")
+        self._ours = set(_read(self._ledger.records))
+        self._held: frozenset[Nat] = frozenset()
+        self._is_first = True
+
+    def keep(self, nats: frozenset[Nat]) -> Outcome:
+        """Hold `public` on `assign` for those that have it; `mended` are those whose address was missing. Blocks.
+
+        Raises:
+            KernelError: the kernel does not tell the host's addresses.
+
+        """
+        wanted = {(nat.assign, nat.public): nat for nat in nats if nat.assign is not None}
+        first, self._is_first = self._is_first, False
+        if not wanted and not self._ours:
+            return Outcome()
+        superfluous = self._ours - wanted.keys()
+        with Rtnetlink() as kernel:
+            for place in superfluous:
+                self._remove(kernel, place)
+            missing, bent = _lacking(kernel, wanted, self._ours)
+            added, refused = self._added(kernel, missing)
+            renewed, unchanged = _renewed(kernel, bent)
+        self._record(self._ours)  # again, where it could not be written before
+        added |= renewed
+        damaged, self._held = added & self._held, frozenset(nat for place, nat in wanted.items() if place in self._ours)
+        return Outcome(
+            mended=added,
+            damaged=damaged,
+            stale=frozenset(f"{address} on {shown(interface)}" for interface, address in superfluous if first),
+            faults=(*refused.values(), *unchanged),
+            changed=bool(added or superfluous),
+            refused=tuple(refused.items()),
+        )
+
+    def preview(self, nats: frozenset[Nat]) -> Outcome:
+        """Tell what `keep` would find and do now, touching nothing.
+
+        Raises:
+            KernelError: the kernel does not tell the host's addresses.
+
+        """
+        wanted = {(nat.assign, nat.public): nat for nat in nats if nat.assign is not None}
+        superfluous = self._ours - wanted.keys()
+        with Rtnetlink() as kernel:
+            lacking = _lacking(kernel, wanted, self._ours)
+        missing = frozenset(nat for places in lacking for nat in places.values())
+        stale = frozenset(f"{address} on {shown(interface)}" for interface, address in superfluous)
+        return Outcome(mended=missing, stale=stale, changed=bool(missing or superfluous))
+
+    def _added(
+        self, kernel: Rtnetlink, missing: Mapping[_PublicAddressesPlace, Nat]
+    ) -> tuple[frozenset[Nat], dict[Nat, str]]:
+        """Add addresses, and tell which were, and what is wrong with the others."""
+        added, refused = set(), {}
+        for place, nat in sorted(missing.items(), key=str):
+            try:
+                self._add(kernel, place)
+                added.add(nat)
+            except KernelError as error:
+                refused[nat] = f"{nat.public} is not assigned to {shown(place[0])}: {error}"
+        return frozenset(added), refused
+
+    def _add(self, kernel: Rtnetlink, place: _PublicAddressesPlace) -> None:
+        """Add one address and announce it.
+
+        Raises:
+            KernelError: it cannot be, and why.
+
+        """
+        interface, address = place
+        index = interface_index(interface)
+        if index is None:
+            raise KernelError("there is no such interface")
+        self._record_first(place)
+        try:
+            add_address(kernel, KernelAddress(address, index))
+        except RefusedError:
+            self._record(self._ours - {place})
+            raise
+        announce(interface, address)
+
+    def _remove(self, kernel: Rtnetlink, place: _PublicAddressesPlace) -> None:
+        interface, address = place
+        index = interface_index(interface)
+        if index is not None:
+            delete_address(kernel, KernelAddress(address, index))
+        self._record(self._ours - {place})
+
+    def _record_first(self, place: _PublicAddressesPlace) -> None:
+        """Record an address before adding it, so that the next run can remove it after a crash."""
+        ours = self._ours | {place}
+        if place not in self._ours:
+            self._ledger.write_first(_records(ours))
+        self._record(ours)
+
+    def _record(self, ours: set[_PublicAddressesPlace]) -> None:
+        self._ours = ours
+        self._ledger.write(_records(ours))
+
+
+def _records(ours: Iterable[_PublicAddressesPlace]) -> list[Record]:
+    return [{"interface": interface, "address": str(address)} for interface, address in ours]
+
+
+def _lacking(
+    kernel: Rtnetlink, wanted: Mapping[_PublicAddressesPlace, Nat], ours: Collection[_PublicAddressesPlace]
+) -> tuple[dict[_PublicAddressesPlace, Nat], dict[_PublicAddressesPlace, Nat]]:
+    """Give those whose address is on no interface at all, and those of ours that have other lifetimes."""
+    families = {Family.of(address) for _, address in wanted}
+    held = [item for family in families for item in held_addresses(kernel, family)]
+    known = {item.entry.address for item in held}
+    missing = {place: nat for place, nat in wanted.items() if place[1] not in known}
+    bent = {item.entry for item in held if not item.is_plain}
+    changed = {place: nat for place, nat in wanted.items() if place in ours and _entry(place) in bent}
+    return missing, changed
+
+
+def _entry(place: _PublicAddressesPlace) -> KernelAddress | None:
+    interface, address = place
+    index = interface_index(interface)
+    return None if index is None else KernelAddress(address, index)
+
+
+def _renewed(kernel: Rtnetlink, bent: Mapping[_PublicAddressesPlace, Nat]) -> tuple[frozenset[Nat], list[str]]:
+    """Give addresses the lifetimes they had from us; tell which have them, and what is wrong with the others."""
+    renewed, faults = set(), []
+    for place, nat in bent.items():
+        try:
+            if (entry := _entry(place)) is not None:
+                renew_address(kernel, entry)
+                renewed.add(nat)
+        except KernelError as error:
+            faults.append(f"{nat.public} on {shown(place[0])} was changed, and cannot be put back: {error}")
+    return frozenset(renewed), faults
+
+
+def _read(records: Iterable[Record]) -> Iterator[_PublicAddressesPlace]:
+    """Read what is recorded; what cannot be read was not written by us."""
+    for record in records:
+        match record:
+            case {"interface": str(interface), "address": str(address)}:
+                try:
+                    yield interface, ip_address(address)
+                except ValueError:
+                    continue

@@ -1,0 +1,160 @@
+"""Watches the files of libvirt's DHCP servers, since libvirt has no event for a lease.
+
+dnsmasq's helper replaces /var/lib/libvirt/dnsmasq/BRIDGE.status by rename when a lease comes or goes, and libvirt
+writes NETWORK.hostsfile when reservations change. What is in them is libvirt's to tell; here they only say "look
+again". libvirt's *reading* them must not, or every look would cause the next.
+
+The directory may not be there yet: then the nearest one above it is watched, until it is.
+"""
+
+import asyncio
+import logging
+import os
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from fwdaemon.audit.throttle import WarnOnce
+from fwdaemon.core.pace import Pace
+from fwdaemon.core.report import LookAgain, Reason, ReasonKind
+
+if TYPE_CHECKING:
+    from watchdog.events import FileSystemEvent
+
+_log = logging.getLogger(__name__)
+
+DNSMASQ_DIRECTORY: Final = Path("/var/lib/libvirt/dnsmasq")
+
+_CHANGES: Final = frozenset({"created", "modified", "moved", "deleted"})
+_REASONS: Final = {".status": ReasonKind.LEASES, ".hostsfile": ReasonKind.RESERVATIONS}
+
+
+# Up to its version 6, watchdog remembers each rename for as long as it watches: it begins anew after so many changes.
+_RENEWED_AFTER: Final = 256
+# What watchdog's threads take for one event, about; and how much of a core they may. Guests can ask for as many leases
+# as they like, and each is several events.
+_COSTS_S: Final = 0.0001
+_SHARE: Final = 0.025
+_REST_S: Final = 1.0
+# How soon it is tried again where nothing can be watched, doubled each time up to the second figure.
+_AGAIN_S: Final = 1.0
+_AGAIN_AT_MOST_S: Final = 30.0
+# What an emitter logs as an error when it is stopped between two reads, as each is that we unschedule.
+_STOPPED: Final = "called when the thread is inactive"
+
+
+class LeaseWatch:
+    """Calls `look_again` with a reason, on the loop's thread, when leases or reservations change.
+
+    watchdog's threads live from `start` to `close`.
+    """
+
+    def __init__(self, look_again: LookAgain, directory: Path = DNSMASQ_DIRECTORY) -> None:
+        self._look_again = look_again
+        self._directory = directory
+        self._observer: Any = None  # watchdog's Observer is a variable, not a type
+        self._watched: Path | None = None
+        self._heard = 0
+        self._pace = Pace(_SHARE, time.monotonic())
+        self._resting: asyncio.TimerHandle | None = None
+        self._warning, self._pause = WarnOnce(), _AGAIN_S
+
+    def start(self) -> None:
+        """Watch. Where that cannot be done, it says so once, and tries again, ever more seldom."""
+        logging.getLogger("watchdog.observers.inotify").addFilter(_is_news)
+        self._loop = asyncio.get_running_loop()
+        self._begin()
+
+    def close(self) -> None:
+        """Stop watchdog's threads and wait for their end."""
+        if self._resting is not None:
+            self._resting.cancel()
+        if self._observer is not None and self._observer.is_alive():
+            self._observer.stop()
+            self._observer.join()
+        self._observer = None
+
+    def dispatch(self, event: "FileSystemEvent") -> None:
+        """Take an event on watchdog's thread; this is all that watchdog asks of a handler."""
+        if event.event_type in _CHANGES:
+            # Only a move had a destination before watchdog 4.
+            path = Path(os.fsdecode(getattr(event, "dest_path", "") or event.src_path))
+            self._loop.call_soon_threadsafe(self._changed, path)
+
+    def _changed(self, path: Path) -> None:
+        if self._observer is None or self._resting is not None:
+            return
+        if path.parent == self._directory:
+            if path.suffix in _REASONS:
+                self._look_again(Reason(_REASONS[path.suffix], path.stem))
+        elif self._aim() and self._watched == self._directory:
+            self._look_again(Reason(ReasonKind.LEASE_DIRECTORY, str(self._directory)))
+        self._heard += 1
+        now = time.monotonic()
+        self._pace.spent(now, _COSTS_S)
+        if wait := self._pace.wait(now):
+            self._rest(max(wait, _REST_S))
+        elif self._heard >= _RENEWED_AFTER:
+            self._renew()
+
+    def _rest(self, seconds: float) -> None:
+        self._observer.unschedule_all()
+        self._resting = self._loop.call_later(seconds, self._renew)
+
+    def _renew(self) -> None:
+        """Watch anew. What changes between the two watches is heard by neither."""
+        if self._begin():
+            self._look_again(Reason(ReasonKind.LEASES_WATCHED))
+
+    def _begin(self) -> bool:
+        self._resting = None
+        self._heard, self._watched = 0, None
+        return self._aim()
+
+    def _aim(self) -> bool:
+        """Watch the directory, or the nearest above it; whether that changed."""
+        try:
+            if self._observer is None:
+                self._observer = _started_observer()
+            moved = self._aimed()
+        except (OSError, RuntimeError) as error:  # no watch, descriptor or thread is to be had
+            self._later(error)
+            return False
+        self._warning.settle()
+        self._pause = _AGAIN_S
+        return moved
+
+    def _later(self, error: OSError | RuntimeError) -> None:
+        self._warning.warn(
+            f"DHCP leases are noticed with delay, as {self._directory} cannot be watched, trying again: {error}"
+        )
+        if self._observer is not None:
+            self._observer.unschedule_all()
+        self._resting = self._loop.call_later(self._pause, self._renew)
+        self._pause = min(2 * self._pause, _AGAIN_AT_MOST_S)
+
+    def _aimed(self) -> bool:
+        """Repeat until nothing more appears."""
+        moved = False
+        while (nearest := self._nearest()) != self._watched:
+            self._observer.unschedule_all()
+            self._observer.schedule(self, str(nearest), recursive=False)
+            self._watched, moved = nearest, True
+        return moved
+
+    def _nearest(self) -> Path:
+        return next(path for path in (self._directory, *self._directory.parents) if path.is_dir())
+
+
+def _started_observer() -> Any:
+    """Make one and start it: from Python 3.13 on, one that could not be started never can."""
+    from watchdog.observers import Observer  # noqa: PLC0415 - only `run` needs it
+
+    observer = Observer()  # from watchdog 6 on, this starts a thread already
+    observer.start()
+    return observer
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Whether something that watchdog logs is worth a line."""
+    return _STOPPED not in record.getMessage()

@@ -1,0 +1,211 @@
+"""Keeps one hypervisor URI connected, and its last observation at hand.
+
+Whatever happens to libvirt, what it said last stands: no answer is not "no domains". It is restarted (the connection is
+lost, and opened again with growing pauses), or it is frozen (a call does not return: it is waited for once, 5 s long,
+and keepalive ends it after 20 s). A loss and a return are each told once, not at every attempt.
+"""
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from typing import Final, Protocol, TypeVar
+
+from fwdaemon.core.inventory import LibvirtObservation
+from fwdaemon.core.report import LookAgain, Reason, ReasonKind
+from fwdaemon.errors import LibvirtUnavailableError, PortfwdError
+from fwdaemon.kernel.process import Worker
+
+_log = logging.getLogger(__name__)
+
+_PATIENCE_S: Final = 5.0
+_FIRST_PAUSE_S: Final = 0.2
+_LAST_PAUSE_S: Final = 10.0
+_CLOSE_S: Final = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionState:
+    """How a connection is, and since when (UTC); `last_error` is the last one there was, `None` before the first."""
+
+    uri: str
+    connected: bool
+    since: datetime
+    last_error: str | None = None
+
+
+class Connection(Protocol):
+    """One connection to libvirt; each of these blocks."""
+
+    def open(self) -> None:
+        """Open and register for events. Raises `LibvirtUnavailableError`."""
+
+    def observe(self) -> LibvirtObservation:
+        """Take a fresh observation. Raises `LibvirtUnavailableError`."""
+
+    def doubt(self) -> None:
+        """Have the next observation ask for everything, also for what no event was about. Does not block."""
+
+    def close(self) -> None:
+        """Close; does nothing if it is closed already."""
+
+
+Connect = Callable[[str, LookAgain, Callable[[str], None]], Connection]
+"""Makes a connection to a URI; it calls the first with the reason to look again, the second when it is lost."""
+
+T = TypeVar("T")
+
+
+class LibvirtLink:
+    """One URI. `look_again` is called with a reason on the loop's thread."""
+
+    def __init__(self, uri: str, connect: Connect, look_again: LookAgain) -> None:
+        self.state = ConnectionState(uri, connected=False, since=_now())
+        self._connect = connect
+        self._look_again = look_again
+        self._worker = Worker(f"libvirt {uri}")
+        self._connection: Connection | None = None
+        self._attempt = 0
+        self._frozen = False
+        self._last: LibvirtObservation | None = None
+        self._lost = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin to connect, in the background."""
+        self._task = asyncio.create_task(self._keep_connected(), name=f"libvirt {self.state.uri}")
+
+    async def observe(self) -> LibvirtObservation | None:
+        """Take a fresh observation, within 5 s; otherwise give the last one, `None` if there never was any."""
+        if self._connection is None or self._frozen:
+            return self._last
+        attempt = self._attempt
+        observing = self._worker.submit(self._connection.observe)
+        observing.add_done_callback(partial(self._observed, attempt))
+        answered, _ = await asyncio.wait({observing}, timeout=_PATIENCE_S)
+        if not answered and attempt == self._attempt:
+            self._frozen = True
+            self._down(f"it has not answered for {_PATIENCE_S:.0f} s")
+        return self._last
+
+    def doubt(self) -> None:
+        """Have the next observation ask for everything: an event may have been lost."""
+        if self._connection is not None:
+            self._connection.doubt()
+
+    async def close(self) -> None:
+        """Close the connection and end thread and task. A frozen libvirt may keep the thread until it answers."""
+        if self._task is not None:
+            self._task.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._task
+        self._let_go()
+        if not await self._worker.close(_CLOSE_S):
+            _log.warning("libvirt at %s does not answer, so its connection could not be closed", self.state.uri)
+
+    async def _keep_connected(self) -> None:
+        while True:
+            for pause in _pauses():
+                if await self._opened():
+                    break
+                await asyncio.sleep(pause)
+            await self._lost.wait()
+            self._let_go()
+
+    async def _opened(self) -> bool:
+        """Try to open. The first observation is part of it: a connection that tells nothing is none."""
+        self._lost.clear()
+        self._frozen = False
+        self._attempt += 1
+        connection = self._connect(
+            self.state.uri, _on_this_loop(self._look_again), _on_this_loop(partial(self._closed, self._attempt))
+        )
+        opening = self._worker.submit(partial(_open, connection))
+        try:
+            self._last = await opening
+        except PortfwdError as error:  # no thread is to be had, either
+            self._down(str(error))
+            return False
+        except asyncio.CancelledError:
+            self._connection = connection  # for whoever cancelled us to close, after the call that is under way
+            raise
+        self._connection = connection
+        self._up()
+        return True
+
+    def _observed(self, attempt: int, observing: asyncio.Future[LibvirtObservation]) -> None:
+        if observing.cancelled():
+            return
+        try:
+            observation = observing.result()
+        except PortfwdError as error:
+            self._closed(attempt, str(error))
+            return
+        if attempt == self._attempt:
+            self._last, self._frozen = observation, False
+            self._up()
+
+    def _closed(self, attempt: int, reason: str) -> None:
+        """Take the news of a loss; what comes late, of a connection already replaced, is none."""
+        if attempt == self._attempt:
+            self._down(reason)
+            self._lost.set()
+
+    def _let_go(self) -> None:
+        """Close the connection, after whatever call is under way on it."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            self._worker.submit(connection.close)
+
+    def _up(self) -> None:
+        if self.state.connected:
+            return
+        again = "" if self.state.last_error is None else " again"
+        self.state = ConnectionState(self.state.uri, connected=True, since=_now(), last_error=self.state.last_error)
+        _log.info("libvirt at %s answers%s", self.state.uri, again)
+        self._look_again(Reason(ReasonKind.LIBVIRT, self.state.uri, f"answers{again}"))
+
+    def _down(self, reason: str) -> None:
+        before = self.state
+        since = _now() if before.connected else before.since
+        self.state = ConnectionState(before.uri, connected=False, since=since, last_error=reason)
+        if before.connected:
+            _log.warning("lost libvirt at %s (%s): forwards stay as they are", before.uri, reason)
+        elif before.last_error is None:
+            _log.warning("libvirt at %s is not there yet (%s): nothing is changed until it is", before.uri, reason)
+
+
+def _open(connection: Connection) -> LibvirtObservation:
+    """Open and take the first observation; if that fails, nothing stays open."""
+    connection.open()
+    try:
+        return connection.observe()
+    except LibvirtUnavailableError:
+        connection.close()
+        raise
+
+
+def _on_this_loop(function: Callable[[T], None]) -> Callable[[T], None]:
+    """Make it callable from libvirt's threads."""
+    loop = asyncio.get_running_loop()
+
+    def call_soon(reason: T) -> None:
+        loop.call_soon_threadsafe(function, reason)
+
+    return call_soon
+
+
+def _pauses() -> Iterator[float]:
+    """Give the pauses between attempts, in seconds: 0.2, doubling up to 10, each up to a quarter shorter by chance."""
+    pause = _FIRST_PAUSE_S
+    while True:
+        yield pause * random.uniform(0.75, 1.0)  # noqa: S311 - spreads attempts, guards nothing
+        pause = min(pause * 2, _LAST_PAUSE_S)
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)

@@ -1,0 +1,232 @@
+"""Reads libvirt's XML: the interfaces of a running domain, and what a network is.
+
+Pure: text in, data out; who asks libvirt for the text is `fwdaemon.hypervisor`. The formats are
+https://libvirt.org/formatdomain.html and https://libvirt.org/formatnetwork.html.
+
+The standard library's ElementTree is enough: the XML is written by libvirt itself, which never emits a DTD, so there
+are no entities to expand. Names inside it are hostile, and are only ever carried along as text.
+
+Not read: `<route>` of a network (what lies behind another router is no guest of ours), and reservations without a MAC
+address: for DHCPv6 libvirt keys them by DUID or host name, neither of which says which interface is meant.
+"""
+
+import re
+from dataclasses import dataclass
+from enum import Enum, auto
+from ipaddress import IPv4Interface, IPv6Interface, ip_address, ip_interface
+from typing import Final
+from xml.etree import ElementTree as ET
+
+from fwdaemon.core.inventory import AddressSource, Attachment, GuestInterface, LearnedAddress, MacClaim, Move, Network
+from fwdaemon.core.types import Address
+
+# What the state of an active domain means for us: whether its CPUs run on this host.
+#
+# Pure: libvirt's numbers in. They are part of its ABI (https://libvirt.org/html/libvirt-libvirt-domain.html) and
+# written down here, so that a number of a newer libvirt is no error. An active domain need not run here: while its copy
+# is being received, it is paused here and runs on the other host; once it is handed over, it is paused here until
+# libvirt ends it. A guest that its user has paused is handed over without a word: only its end says that another host
+# has it.
+_RUNNING: Final = 1
+_PAUSED: Final = 3
+_SHUTTING_DOWN: Final = 4
+_SHUT_OFF: Final = 5
+_CRASHED: Final = 6
+_RUNNING_POSTCOPY: Final = (10, 11)  # under way, failed
+_SHUT_OFF_MIGRATED: Final = 4
+_MIGRATION, _STARTING_UP, _POSTCOPY, _POSTCOPY_FAILED = 2, 11, 12, 13
+
+
+class Standing(Enum):
+    """Where a domain stands. One that is paused runs here, unless its CPUs are on another host.
+
+    libvirt has one reason, `MIGRATING`, for a copy that is being received and for a guest that was handed over, and
+    one, `FAILED`, for both ends of a post-copy migration that failed. `FETCHING` runs here while the rest of its memory
+    comes. `ENDING` ends, wherever it ran. `GONE` has ended, and runs on another host.
+    """
+
+    HERE = auto()
+    FETCHING = auto()
+    ENDING = auto()
+    PAUSED = auto()
+    STARTING = auto()
+    MIGRATING = auto()
+    LEFT = auto()
+    FAILED = auto()
+    GONE = auto()
+    CRASHED = auto()
+
+
+_NOT_HERE: Final = {
+    _MIGRATION: Standing.MIGRATING,
+    _STARTING_UP: Standing.STARTING,
+    _POSTCOPY: Standing.LEFT,
+    _POSTCOPY_FAILED: Standing.FAILED,
+}
+
+
+def standing(state: int, reason: int) -> Standing:
+    """Tell where a domain stands by its state, and the reason libvirt gives for it."""
+    if state == _CRASHED:
+        return Standing.CRASHED
+    if state == _PAUSED:
+        return _NOT_HERE.get(reason, Standing.PAUSED)
+    if state == _RUNNING and reason in _RUNNING_POSTCOPY:
+        return Standing.FETCHING
+    if state == _SHUTTING_DOWN:
+        return Standing.ENDING
+    return Standing.GONE if (state, reason) == (_SHUT_OFF, _SHUT_OFF_MIGRATED) else Standing.HERE
+
+
+def move(now: Standing, *, ran_here: bool, received: bool, before: Move | None = None) -> Move | None:
+    """Tell which way an active domain is moving; one that ends goes on as `before`.
+
+    `ran_here` says that this run of it was seen running on this host, `received` that it came from another host, and
+    was not seen running here with all its memory.
+    """
+    match now:
+        case Standing.ENDING:
+            return before
+        case Standing.FAILED if received:
+            return None if ran_here else Move.HERE
+        case Standing.LEFT | Standing.FAILED:
+            return Move.AWAY
+        case Standing.MIGRATING:
+            return Move.AWAY if ran_here else Move.HERE
+        case Standing.PAUSED if received and not ran_here:
+            return Move.ARRIVED
+    return None
+
+
+AGENT_CHANNEL = "org.qemu.guest_agent.0"
+
+# The modes of a network for which libvirt turns on the host's forwarding (networkStartNetworkVirtual).
+_FORWARDING = ("nat", "route", "open")
+# Those for which it writes no rules.
+_UNFILTERED = ("open", "bridge")
+
+_MAC = re.compile(r"(?:[0-9a-f]{2}:){5}[0-9a-f]{2}")
+
+
+@dataclass(frozen=True, slots=True)
+class DomainDevices:
+    """What a running domain's XML says of its interfaces, and whether its guest agent is there to be asked."""
+
+    interfaces: tuple[GuestInterface, ...]
+    agent_connected: bool
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkDefinition:
+    """A network and the DHCP reservations written in it."""
+
+    network: Network
+    reservations: tuple[MacClaim, ...]
+
+
+def parse_domain(xml: str) -> DomainDevices:
+    """Read the XML of a running domain."""
+    devices = ET.fromstring(xml).find("devices")  # noqa: S314 - libvirt's own XML, see the module's docstring
+    if devices is None:
+        return DomainDevices((), agent_connected=False)
+    interfaces = (_interface(element) for element in devices.iterfind("interface"))
+    return DomainDevices(
+        interfaces=tuple(interface for interface in interfaces if interface is not None),
+        agent_connected=any(_is_connected_agent(target) for target in devices.iterfind("channel/target")),
+    )
+
+
+def parse_network(xml: str, *, active: bool) -> NetworkDefinition:
+    """Read a network's XML; `active` is libvirt's word, as the XML does not tell."""
+    root = ET.fromstring(xml)  # noqa: S314 - libvirt's own XML, see the module's docstring
+    bridge, forward = root.find("bridge"), root.find("forward")
+    addresses = tuple(_network_address(element) for element in root.iterfind("ip") if "address" in element.attrib)
+    network = Network(
+        name=root.findtext("name", ""),
+        active=active,
+        bridge=None if bridge is None else bridge.get("name"),
+        subnets=tuple(address.network for address in addresses),
+        gateways=tuple(address.ip for address in addresses),
+        own_bridge=forward is None or forward.get("mode") != "bridge",
+        forwards=forward is not None and forward.get("mode", "nat") in _FORWARDING,
+        unfiltered=forward is not None and forward.get("mode") in _UNFILTERED,
+    )
+    hosts = (_reservation(element) for element in root.iterfind("ip/dhcp/host"))
+    return NetworkDefinition(network, tuple(claim for claim in hosts if claim is not None))
+
+
+def normal_mac(text: str | None) -> str | None:
+    """Write a MAC address as this program does, in lower case with colons; `None` if it is none."""
+    mac = (text or "").lower()
+    return mac if _MAC.fullmatch(mac) else None
+
+
+def guest_address(text: str | None) -> Address | None:
+    """Read an address from a guest, libvirt or the kernel; `None` if it is none, or one with a zone."""
+    try:
+        address = ip_address(text or "")
+    except ValueError:
+        return None
+    return None if getattr(address, "scope_id", None) else address
+
+
+def _interface(element: ET.Element) -> GuestInterface | None:
+    """One `<interface>`.
+
+    A running domain on a network that only names a bridge is shown with type 'bridge' and both attributes, so the type
+    is no guide to these. Sources of other types have neither attribute.
+    """
+    mac = normal_mac(_attribute(element, "mac", "address"))
+    if mac is None:
+        return None
+    attachment = _attachment(element)
+    return GuestInterface(
+        mac=mac,
+        network=_attribute(element, "source", "network"),
+        bridge=_attribute(element, "source", "bridge"),
+        device=_attribute(element, "target", "dev"),
+        attachment=attachment,
+        parent=_attribute(element, "source", "dev") if attachment is Attachment.MACVTAP else None,
+    )
+
+
+def _attachment(element: ET.Element) -> Attachment:
+    """Tell macvtap, also of a network that hands it out, and slirp or passt, which may be a vhost-user device."""
+    match element.get("type"), _attribute(element, "backend", "type"):
+        case "direct", _:
+            return Attachment.MACVTAP
+        case ("user", _) | (_, "passt"):
+            return Attachment.USER_MODE
+    return Attachment.PORT
+
+
+def _attribute(element: ET.Element, child: str, name: str) -> str | None:
+    found = element.find(child)
+    return None if found is None else found.get(name)
+
+
+def _is_connected_agent(target: ET.Element) -> bool:
+    return target.get("name") == AGENT_CHANNEL and target.get("state") == "connected"
+
+
+def _network_address(element: ET.Element) -> IPv4Interface | IPv6Interface:
+    """Read the host's address on the bridge; without prefix or netmask libvirt takes the address's class."""
+    address = element.get("address", "")
+    length = element.get("prefix") or element.get("netmask") or _classful_prefix(address)
+    return ip_interface(f"{address}/{length}")
+
+
+def _classful_prefix(address: str) -> int:
+    """Give what libvirt's virSocketAddrGetIPPrefix does where nothing is written: RFC 791's classes, 64 for IPv6."""
+    parsed = ip_address(address)
+    if parsed.version != 4:  # noqa: PLR2004 - the IP version
+        return 64
+    first = parsed.packed[0]
+    return 8 if first < 128 else 16 if first < 192 else 24  # noqa: PLR2004 - bounds of class A and B
+
+
+def _reservation(element: ET.Element) -> MacClaim | None:
+    mac, address = normal_mac(element.get("mac")), guest_address(element.get("ip"))
+    if mac is None or address is None:
+        return None
+    return MacClaim(mac, LearnedAddress(address, AddressSource.RESERVATION))

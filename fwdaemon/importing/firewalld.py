@@ -1,0 +1,275 @@
+"""Zones of firewalld as forwards: each forward-port for the connections that firewalld gives to its zone.
+
+A connection is in one zone only: that of its source, or else that of the interface it came in on, or else the default
+zone. What firewalld has translated, its own rules let through.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Final
+
+from fwdaemon.config.addresses import parse_guest
+from fwdaemon.core.text import GrammarError, quote
+from fwdaemon.core.types import Family, PortRange
+from fwdaemon.importing import firewalld_zones
+from fwdaemon.importing.adopting import Adopter, Origin
+from fwdaemon.importing.findings import BrokenFileError, Findings, port_range, read_port
+from fwdaemon.importing.firewalld_zones import BrokenXmlError, End, ForwardPort, Zone
+from fwdaemon.importing.iptables_nat import Carrier, Sending, Target, WayOut
+from fwdaemon.importing.judging import BaseChain, Ruleset
+from fwdaemon.importing.nft_rule import NftRule
+from fwdaemon.importing.recognise import Kind
+from fwdaemon.rulesets.region import EMPTY, Field, Match, Space, Spans, matching, network_of, one
+from fwdaemon.rulesets.rules import End as Ending
+from fwdaemon.rulesets.rules import Jump, Rule
+from fwdaemon.rulesets.xt_matches import PROTOCOLS
+
+_WITH_PORTS: Final = frozenset({"tcp", "udp", "sctp", "dccp"})
+_ZONES: Final = " zones"
+_NOTHING_IN: Final = (
+    "no interface and no source is in zone {} here; where it is the default zone, give what"
+    " `firewall-cmd --list-all-zones` prints"
+)
+_NOT_DEFAULT: Final = "no interface and no source is in zone {}, and zone {} is the default zone"
+_DEFAULT_NOT_TOLD: Final = (
+    "no interface and no source is in zone {}; where it is the default zone, which is not told here, write it for an"
+    " interface that no other zone has"
+)
+_NOT_TOLD: Final = (
+    "which connections other zones take first is not known; give the output of `firewall-cmd --list-all-zones`"
+)
+
+
+def parse_xml(file: Path, text: str, siblings: Sequence[str] | None, way_out: WayOut) -> Findings:
+    """Read the file of a zone; `siblings` are the texts of all other zones, `None` where those are not known.
+
+    Raises:
+        BrokenFileError: it is no zone.
+
+    """
+    findings = Findings(file, Kind.FIREWALLD_XML, families=set(Family))
+    try:
+        zone = firewalld_zones.parse_zone(text, file.stem)
+    except BrokenXmlError as error:
+        raise BrokenFileError(file, error.line, f"{error}; give a file of /etc/firewalld/zones") from None
+    try:
+        others = (
+            None if siblings is None else [firewalld_zones.parse_zone(sibling, "beside it") for sibling in siblings]
+        )
+    except BrokenXmlError:
+        others = None
+    carry(findings, [zone], others, way_out)
+    return findings
+
+
+def parse_list(file: Path, text: str, way_out: WayOut) -> Findings:
+    """Read what firewall-cmd lists; with one zone only, the others are not known."""
+    findings = Findings(file, Kind.FIREWALLD_LIST, families=set(Family))
+    zones = firewalld_zones.parse_listing(text)
+    carry(findings, zones, [] if len(zones) > 1 else None, way_out)
+    return findings
+
+
+def carry(findings: Findings, zones: Sequence[Zone], others: Sequence[Zone] | None, way_out: WayOut) -> None:
+    """Write what `zones` forward; `others` are all further zones, `None` where those are not known."""
+    for zone in zones:
+        for line, text in zone.unread:
+            findings.warn(line, f"{quote(text)} left out: it is not understood")
+        for forward in zone.forwards:
+            _remark(findings, zone, forward)
+    own, further = _without_policies(zones), _without_policies(others or ())
+    for family in Family:
+        space = Space.around(family, (name for zone in (*own, *further) for name in zone.interfaces))
+        _Writer(findings, space, others is None).write(own, further, way_out)
+
+
+def _without_policies(zones: Iterable[Zone]) -> list[Zone]:
+    return [zone for zone in zones if not zone.is_policy]
+
+
+def _remark(findings: Findings, zone: Zone, forward: ForwardPort) -> None:
+    """Say why a forward-port is left out, where no rule is made of it."""
+    if zone.is_policy:
+        why = "it belongs to a policy; which zones that is for is not followed"
+    elif not forward.to_address:
+        why = "it has no to-addr: this host itself answered there"
+    else:
+        return
+    findings.warn(forward.line, f"{quote(forward.text)} left out: {why}")
+
+
+@dataclass(frozen=True, slots=True)
+class _Writer:
+    """What is known while the zones are put into chains; `rules` has those that translate, by number.
+
+    `reasons` say of some why they are not live.
+    """
+
+    findings: Findings
+    space: Space
+    is_part: bool
+    rules: dict[int, NftRule] = field(default_factory=dict)
+    origins: dict[int, Origin] = field(default_factory=dict)
+    reasons: dict[int, str] = field(default_factory=dict)
+
+    def write(self, zones: Sequence[Zone], others: Sequence[Zone], way_out: WayOut) -> None:
+        """Judge the zones of one family."""
+        chains: dict[str, Sequence[Rule]] = {}
+        for zone in others:
+            chains[f"other {zone.name}"] = (Rule(self._number(0, f"zone {zone.name}"), {}, Ending.ACCEPT),)
+        for zone in zones:
+            chains[zone.name] = tuple(self._forwards(zone))
+        chains[_ZONES] = tuple(self._dispatch(zones, others))
+        targets = {number: rule.target for number, rule in self.rules.items() if rule.target is not None}
+        ruleset = Ruleset(self.space, (), BaseChain(chains, _ZONES), (), targets)
+        blocked = _NOT_TOLD if self.is_part and any(zone.interfaces or zone.takes_rest for zone in zones) else ""
+        carrier = Carrier(Adopter(self.findings, ruleset, self.origins, blocked), way_out)
+        for number, rule in self.rules.items():
+            if rule.target is not None:
+                carrier.carry(Sending(number, rule.match, rule.target, rule.doubt, self.reasons.get(number, "")))
+
+    def _number(self, line: int, text: str) -> int:
+        number = len(self.origins) + 1
+        self.origins[number] = Origin(line, text)
+        return number
+
+    def _dispatch(self, zones: Sequence[Zone], others: Sequence[Zone]) -> Iterator[Rule]:
+        """Yield what gives connections to zones: by source first, then by interface, then to the default zone."""
+        named = [*((zone.name, zone) for zone in zones), *((f"other {zone.name}", zone) for zone in others)]
+        doubtful = _unordered([zone for _, zone in named], self.space)
+        for name, zone in named:
+            for source in zone.sources:
+                if (match := self._end(source, Field.SOURCE)) is not None:
+                    yield Rule(0, match, Jump(name, goto=True), certain=not source.doubt and not doubtful)
+        for name, zone in named:
+            for interface in zone.interfaces:
+                match = {Field.CAME_IN: self.space.interfaces_like(interface)}
+                yield Rule(0, match, Jump(name, goto=True))
+        for zone in zones:
+            if _is_empty(zone) and zone.default in ("", zone.name):
+                yield Rule(0, {}, Jump(zone.name, goto=zone.takes_rest), certain=zone.takes_rest)
+
+    def _end(self, end: End | None, side: Field) -> Match | None:
+        """Give the packets from a source, or to a destination; `None` where none of this family are."""
+        if end is None or end.doubt:
+            return {}
+        if network_of(end.address).version != self.space.family:
+            return None
+        spans = self.space.addresses_in(end.address)
+        return {side: self.space.complement(side, spans) if end.inverted else spans}
+
+    def _forwards(self, zone: Zone) -> Iterator[Rule]:
+        """Yield the forward-ports of a zone in their order."""
+        found: list[tuple[ForwardPort, NftRule]] = []
+        for forward in sorted(zone.forwards, key=lambda forward: (forward.priority, forward.rich)):
+            number = self._number(forward.line, forward.text)
+            try:
+                rule = self._rule(number, forward)
+            except GrammarError as error:
+                self._warn(forward, str(error))
+                rule = NftRule(number, {}, Ending.TRANSLATE, certain=False)
+            if rule is not None:
+                found.append((forward, rule))
+        for forward, rule in found:
+            if _is_empty(zone) and not zone.takes_rest:
+                self.reasons[rule.line] = self._why_nothing(zone)
+            ordered = _ordered(forward, rule, found)
+            self.rules[rule.line] = ordered
+            yield ordered
+        yield Rule(self._number(zone.line, f"zone {zone.name}"), {}, Ending.ACCEPT)
+
+    def _why_nothing(self, zone: Zone) -> str:
+        if self.is_part or self.findings.kind != Kind.FIREWALLD_LIST:
+            return _NOTHING_IN.format(zone.name)
+        return (_NOT_DEFAULT if zone.default else _DEFAULT_NOT_TOLD).format(zone.name, zone.default)
+
+    def _rule(self, number: int, forward: ForwardPort) -> NftRule | None:
+        target = _target(forward)
+        family = _family(forward, target)
+        if family not in (None, self.space.family):
+            return None
+        ends = [self._end(forward.source, Field.SOURCE), self._end(forward.destination, Field.DESTINATION)]
+        if None in ends:
+            return None
+        match = matching([*self._ports(forward).items(), *(pair for end in ends if end for pair in end.items())])
+        doubt = _doubt(forward)
+        return NftRule(number, match, Ending.TRANSLATE, not doubt, target, doubt)
+
+    def _ports(self, forward: ForwardPort) -> dict[Field, Spans]:
+        if forward.protocol not in _WITH_PORTS:
+            raise GrammarError(f"protocol {quote(forward.protocol)} has no ports")
+        ports = _range(forward.port)
+        return {Field.PROTOCOL: one(PROTOCOLS[forward.protocol]), Field.PORT: Spans(((ports.first, ports.last),))}
+
+    def _warn(self, forward: ForwardPort, why: str) -> None:
+        said = f"{quote(forward.text)} left out: {why}"
+        if all(remark.text != said for remark in self.findings.remarks):
+            self.findings.warn(forward.line, said)
+
+
+def _is_empty(zone: Zone) -> bool:
+    return not zone.interfaces and not zone.sources
+
+
+def _ordered(forward: ForwardPort, rule: NftRule, others: Iterable[tuple[ForwardPort, NftRule]]) -> NftRule:
+    """Give a rule, in doubt where a rich one and a plain one are for the same: which of them goes first is not told."""
+    for other, its_rule in others:
+        both = matching([*rule.match.items(), *its_rule.match.items()])
+        if (
+            other.rich != forward.rich
+            and other.priority == forward.priority
+            and its_rule.target != rule.target
+            and all(both.values())
+        ):
+            lines = sorted([forward.line, other.line])
+            return replace(rule, certain=False, doubt=f"which of lines {lines[0]} and {lines[1]} goes first")
+    return rule
+
+
+def _target(forward: ForwardPort) -> Target | None:
+    """Give where it leads; `None` for this host itself."""
+    if not forward.to_address:
+        return None
+    return Target(parse_guest(forward.to_address), _range(forward.to_port) if forward.to_port else None, None)
+
+
+def _range(text: str) -> PortRange:
+    first, dash, last = text.partition("-")
+    start = read_port(first)
+    return port_range(start, read_port(last) if dash else start)
+
+
+def _family(forward: ForwardPort, target: Target | None) -> int | None:
+    if target is not None:
+        return target.address.version
+    return {"ipv4": 4, "ipv6": 6}.get(forward.family)
+
+
+def _doubt(forward: ForwardPort) -> str:
+    ends = [end for end in (forward.source, forward.destination) if end is not None]
+    for end in ends:
+        if end.doubt:
+            return f"which addresses are in {end.doubt}"
+    return "its limit" if forward.limited else ""
+
+
+def _unordered(zones: Iterable[Zone], space: Space) -> bool:
+    """Whether sources of two zones overlap, or zones have priorities: what goes first is then not told."""
+    zones = list(zones)
+    if len({zone.priority for zone in zones}) > 1:
+        return True
+    taken = EMPTY
+    for zone in zones:
+        own = Spans.of(pair for end in zone.sources for pair in _addresses(end, space).ranges)
+        if taken.meet(own):
+            return True
+        taken = Spans.of([*taken.ranges, *own.ranges])
+    return False
+
+
+def _addresses(end: End, space: Space) -> Spans:
+    try:
+        return space.addresses_in(end.address)
+    except ValueError:
+        return EMPTY

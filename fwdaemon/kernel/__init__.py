@@ -1,0 +1,1 @@
+"""The edge to the system: netlink, conntrack, sockets, sysctls, programs and threads."""

@@ -1,0 +1,247 @@
+"""Ends tracked connections, and lists them. The only module that touches the kernel's connection table.
+
+The kernel picks candidates by address or protocol; it cannot pick them by label, so those with ours are picked here
+while they are still bytes. So a large table costs little.
+"""
+
+import errno
+import logging
+import os
+import socket
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from ipaddress import IPv4Address
+from itertools import chain
+
+from fwdaemon.core.state import Forward, Nat, Opening, Route
+from fwdaemon.core.types import Address, Family, Protocol
+from fwdaemon.errors import KernelError
+from fwdaemon.kernel.conntrack_listing import (
+    DELETE,
+    EXPECTED,
+    GET,
+    Entry,
+    Lane,
+    OpenFlow,
+    ending_request,
+    flow_of,
+    labelled,
+    listing_request,
+    may_be_expected,
+    open_lane,
+    protocol_request,
+    read_entry,
+    read_flow,
+    read_open_flow,
+    size_of,
+    source_requests,
+)
+from fwdaemon.kernel.netlink import NETFILTER, Message, NetlinkSocket
+from fwdaemon.resolve.flows import Flow, Judge, is_claimed, is_resumed, is_strayed
+
+_log = logging.getLogger(__name__)
+
+_FAMILIES = {Family.IPV4: socket.AF_INET, Family.IPV6: socket.AF_INET6}
+# What a guest that moved to this host may go on with.
+_CARRYING_ON = (socket.IPPROTO_TCP, socket.IPPROTO_UDP)
+_PINGS = {Family.IPV4: socket.IPPROTO_ICMP, Family.IPV6: socket.IPPROTO_ICMPV6}
+# The kernel walks through its whole table for each listing: with more guests, one of everything is less work.
+_GUESTS_AT_MOST = 8
+_BATCH = 1000
+# More answers than some hundred do not fit into a socket's buffer.
+_AT_ONCE = 100
+
+
+class _Lane:
+    """Connections that go the same way, as they are counted."""
+
+    __slots__ = ("first", "number", "size")
+
+    def __init__(self, first: Lane) -> None:
+        self.first = first
+        self.number = 0
+        self.size: int | None = None
+
+    def count(self, size: int | None) -> None:
+        self.number += 1
+        if size is not None:
+            self.size = size + (self.size or 0)
+
+
+def outdated(judge: Judge, label: int, guests: Collection[Address] | None = None) -> Iterator[list[Entry]]:
+    """Find the connections with our label that are outdated, some at a time.
+
+    With `guests`, only connections of these addresses are looked at. What an outdated connection expected, as one of
+    FTP expects others, is outdated too.
+
+    Raises:
+        KernelError: the kernel does not list its connections.
+
+    """
+    masters, expected, batch = set[bytes](), list[Entry](), list[Entry]()
+    for message in _concerned(label, guests):
+        if may_be_expected(message) and (entry := read_entry(message)) is not None and entry.master:
+            expected.append(entry)
+        elif (entry := _outdated(message, judge, label)) is not None:
+            batch.append(entry)
+            masters.add(entry.expecting)
+        if len(batch) == _BATCH:
+            yield batch
+            batch = []
+    yield [*batch, *(entry for entry in expected if entry.master in masters)]
+
+
+def _outdated(message: Message, judge: Judge, label: int) -> Entry | None:
+    """Read a connection if it is outdated and has our label: of others, too, some are picked from the listing."""
+    flow = read_flow(message)
+    if flow is None or not judge.is_outdated(flow):
+        return None
+    entry = read_entry(message)
+    return entry if entry is not None and entry.has(label) else None
+
+
+def end(entries: Sequence[Entry]) -> int:
+    """End connections, and give the number of those that had not ended by themselves.
+
+    Raises:
+        KernelError: the kernel cannot be asked.
+
+    """
+    with _asking() as asking:
+        return len(_end(asking, entries))
+
+
+def end_claimed(added: Collection[Opening], local: Collection[Address]) -> list[Flow]:
+    """End the flows to the host itself that openings have just taken and that have no end of their own, and give them.
+
+    Those are UDP, and pings where an address is taken whole.
+
+    Raises:
+        KernelError: the kernel does not list its connections.
+
+    """
+    openings = [opening for opening in added if not isinstance(opening, Route)]
+    taken = {family: [opening for opening in openings if opening.family is family] for family in Family}
+    endless = ((family, protocol) for family in Family for protocol in _endless(family, taken[family]))
+    requests = (protocol_request(_FAMILIES[family], protocol) for family, protocol in endless)
+    return _end_listed(requests, lambda flow: is_claimed(flow, taken[flow.family], local))
+
+
+def end_flows(flows: Collection[Flow]) -> int:
+    """End just these, all of UDP, and give their number.
+
+    Raises:
+        KernelError: the kernel does not list its connections.
+
+    """
+    families = sorted({flow.family for flow in flows})
+    requests = (protocol_request(_FAMILIES[family], socket.IPPROTO_UDP) for family in families)
+    return len(_end_listed(requests, flows.__contains__))
+
+
+def end_strayed(arrived: Collection[Nat]) -> int:
+    """End the flows that guests sent out under another address than their public one before its rules were there.
+
+    For guests that have just arrived from another host: they go on with connections that began there, and what was
+    decided about the first packet here, as by libvirt's masquerade, would hold for all that follow. Gives their number.
+
+    Raises:
+        KernelError: the kernel does not list its connections.
+
+    """
+    public = {nat.target: nat.public for nat in arrived}
+    families = sorted({nat.family for nat in arrived})
+    requests = (protocol_request(_FAMILIES[family], protocol) for family in families for protocol in _CARRYING_ON)
+    return len(_end_listed(requests, lambda flow: is_strayed(flow, public)))
+
+
+def end_resumed(taken_over: Collection[Address]) -> int:
+    """End what is known of connections of addresses that have just been taken over from another host.
+
+    They went on there meanwhile, maybe after they had been here: what is known is of another time, and nothing that is
+    sent now would fit it. The next packet has them known anew. Gives their number.
+
+    Raises:
+        KernelError: the kernel does not list its connections.
+
+    """
+    requests = _requests(taken_over) if taken_over else []
+    return len(_end_listed(requests, lambda flow: is_resumed(flow, taken_over)))
+
+
+def open_flows(label: int, *, by_client: bool = True) -> Iterator[OpenFlow]:
+    """List the open connections that have our label; those that go the same way are one.
+
+    Without `by_client`, so are those that are translated and differ by their clients alone.
+
+    Raises:
+        KernelError: the kernel does not list them.
+
+    """
+    lanes = dict[tuple[int | bytes, ...], _Lane]()
+    with _asking() as asking:
+        # A part at a time: there may be hundreds of thousands.
+        for message in asking.stream(GET, listing_request(), (labelled(label),)):
+            if (lane := open_lane(message.body)) is None:
+                if (flow := read_open_flow(message)) is not None:
+                    yield flow
+                continue
+            way = lane.without_client if lane.translated and not by_client else lane
+            size = size_of(message.body)
+            if (known := lanes.get(way)) is None:
+                known = lanes[way] = _Lane(lane)
+            known.count(size)
+    yield from (OpenFlow(flow_of(lane.first), lane.size, lane.number) for lane in lanes.values())
+
+
+def _concerned(label: int, guests: Collection[Address] | None) -> Iterator[Message]:
+    """List what has our label, or was expected by another connection, and some besides."""
+    for request in _requests(guests):
+        with _asking() as asking:
+            yield from asking.stream(GET, request, (labelled(label), EXPECTED))
+
+
+def _requests(guests: Collection[Address] | None) -> list[bytes]:
+    if guests is None or len(guests) > _GUESTS_AT_MOST:
+        return [listing_request()]
+    old = [guest for guest in guests if isinstance(guest, IPv4Address)]
+    rest = [listing_request(socket.AF_INET6)] if len(old) < len(guests) else []
+    return [*chain.from_iterable(map(source_requests, old)), *rest]
+
+
+def _end_listed(requests: Iterable[bytes], is_meant: Callable[[Flow], bool]) -> list[Flow]:
+    """End those of the listed flows that are meant, and give them."""
+    ended = list[Flow]()
+    for request in requests:
+        with _asking() as asking:
+            listed = asking.stream(GET, request)
+            meant = [item for item in listed if (flow := read_flow(item)) is not None and is_meant(flow)]
+            ended += [entry.flow for entry in _end(asking, [*filter(None, map(read_entry, meant))])]
+    return ended
+
+
+def _endless(family: Family, taken: Iterable[Forward | Nat]) -> list[int]:
+    """Give the protocols without an end of their own that any of these openings takes."""
+    whole = any(isinstance(opening, Nat) for opening in taken)
+    udp = whole or any(isinstance(item, Forward) and item.protocol is Protocol.UDP for item in taken)
+    return [*([socket.IPPROTO_UDP] if udp else []), *([_PINGS[family]] if whole else [])]
+
+
+@contextmanager
+def _asking() -> Iterator[NetlinkSocket]:
+    try:
+        with NetlinkSocket(NETFILTER) as asking:
+            yield asking
+    except OSError as error:
+        raise KernelError(f"the kernel does not list its connections: {error.strerror or error}") from error
+
+
+def _end(asking: NetlinkSocket, entries: Sequence[Entry]) -> list[Entry]:
+    """Have the kernel forget connections, and give those it knew; one that it does not know has ended already."""
+    codes = list[int]()
+    for first in range(0, len(entries), _AT_ONCE):
+        some = entries[first : first + _AT_ONCE]
+        codes += asking.change(DELETE, [ending_request(_FAMILIES[entry.flow.family], entry) for entry in some])
+    for code in set(codes) - {0, errno.ENOENT}:
+        _log.warning("cannot end %d connections: %s", codes.count(code), os.strerror(code))
+    return [entry for entry, code in zip(entries, codes, strict=False) if code == 0]

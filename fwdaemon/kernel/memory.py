@@ -1,0 +1,136 @@
+"""Memory and descriptors: kept small, and what is told where none is left."""
+
+import asyncio
+import ctypes
+import errno
+import gc
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
+from typing import Any, Final
+
+from fwdaemon.audit.throttle import WarnOnce
+from fwdaemon.errors import PortfwdError
+
+# Keeps the program small: what thousands of forwards take for a moment, C library and Python would keep for later.
+
+# glibc's <malloc.h>; see mallopt(3).
+_MMAP_THRESHOLD, _ARENA_MAX = -3, -8
+_LARGE = 128 << 10
+_COLLECTED_EVERY_S: Final = 60.0
+
+
+class _Collection:
+    """When all of Python's objects were last looked through, by `time.monotonic`; `None` before the first time."""
+
+    at: float | None = None
+
+
+def be_frugal() -> None:
+    """Have all threads share one heap, and large blocks go back to the system once they are free.
+
+    By itself, glibc gives a heap to each thread, and takes what was large once for small from then on. Does nothing
+    with other C libraries.
+    """
+    if (mallopt := _function("mallopt")) is not None:
+        mallopt(_ARENA_MAX, 1)
+        mallopt(_MMAP_THRESHOLD, _LARGE)
+
+
+@contextmanager
+def collecting_later() -> Iterator[None]:
+    """Have Python look through new objects once, at the end, and not after each few hundred of them.
+
+    What is made for thousands of forwards stays, so that all but the last look finds nothing.
+    """
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+        gc.collect(0)
+
+
+def give_back() -> None:
+    """Give back what is free; it takes a millisecond, and some more once a minute at most."""
+    now = time.monotonic()
+    if _Collection.at is None or now >= _Collection.at + _COLLECTED_EVERY_S:
+        _collect(first=_Collection.at is None)
+        _Collection.at = now
+    if (trim := _function("malloc_trim")) is not None:
+        trim(0)
+
+
+def _collect(*, first: bool) -> None:
+    """Let go of what refers to itself, and of Python's stores of empty objects, for which that takes a full collection.
+
+    Up to 2,000 tuples of each size are kept (PyTuple_MAXFREELIST in CPython), some megabytes, and Python looks through
+    all objects by itself only when a quarter of them is new, which hardly ever happens here. What was there the first
+    time stays, so that no later collection looks through it.
+    """
+    gc.collect()
+    if first:
+        gc.freeze()
+
+
+@cache  # each time the library is opened, ctypes makes a class anew
+def _function(name: str) -> Any:
+    return getattr(ctypes.CDLL(None), name, None)
+
+
+# What is done where this program has no descriptor, thread or memory left: it is tried again, and told once.
+#
+# For a client, asyncio tries to accept again each second, up to a hundred times for each socket, and tells of every
+# time.
+_log = logging.getLogger(__name__)
+
+_SHORT = {errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+# How long such news are not repeated, doubled each time up to the second figure.
+_PAUSE_S = 60.0
+_PAUSE_AT_MOST_S = 3600.0
+# How soon something is tried again, doubled each time up to the second figure.
+_AGAIN_S = 0.5
+_AGAIN_AT_MOST_S = 30.0
+
+
+async def begun(begin: Callable[[], None]) -> None:
+    """Call this until nothing is short, with growing pauses; that something is short is told once."""
+    pause, warning = _AGAIN_S, WarnOnce()
+    while True:
+        try:
+            return begin()
+        except (PortfwdError, OSError) as error:
+            if (short := shortage(error)) is None:
+                raise
+            warning.warn(f"{short}: what the daemon listens to is not there yet; trying again, ever more seldom")
+        await asyncio.sleep(pause)
+        pause = min(2 * pause, _AGAIN_AT_MOST_S)
+
+
+def shortage(error: BaseException) -> str | None:
+    """Name what is short where that is why something failed: the same text wherever it was wanted."""
+    if isinstance(error, OSError) and error.errno in _SHORT:
+        return error.strerror
+    if isinstance(error, RuntimeError):  # Python's threads fail with nothing else
+        return str(error)
+    return None if error.__cause__ is None else shortage(error.__cause__)
+
+
+class ShortageHandler:
+    """An exception handler for a loop: tells of a shortage once in a while, and of everything else as asyncio does."""
+
+    def __init__(self) -> None:
+        self._again_at = float("-inf")
+        self._pause = _PAUSE_S
+
+    def __call__(self, loop: asyncio.AbstractEventLoop, context: Mapping[str, Any]) -> None:
+        """Take what asyncio has to tell."""
+        error = context.get("exception")
+        if not isinstance(error, OSError) or error.errno not in _SHORT:
+            loop.default_exception_handler(dict(context))
+        elif time.monotonic() >= self._again_at:
+            _log.error("no client is accepted until there is room again: %s", error.strerror)
+            self._again_at = time.monotonic() + self._pause
+            self._pause = min(2 * self._pause, _PAUSE_AT_MOST_S)

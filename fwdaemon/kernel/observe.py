@@ -1,0 +1,250 @@
+"""What the host is: its links, addresses, uplinks, and who else has its addresses."""
+
+import os
+import socket
+import time
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import suppress
+from ipaddress import IPv4Address
+from pathlib import Path
+from typing import Any, Final
+
+from fwdaemon.core.inventory import HostAddress, HostObservation, Neighbour
+from fwdaemon.core.types import Address, Family, Subnet
+from fwdaemon.errors import KernelError
+from fwdaemon.kernel.rtnetlink import RefusedError, Rtnetlink, Way, interface_index, on_link_routes, tables, ways
+from fwdaemon.kernel.rtnl_links import KernelNeighbour, master, neighbours, probe, resolve, subnets
+
+# Which address a host is reached at when nobody says: the first IPv4 address of the default route's interface.
+_MAIN_TABLE: Final = 254  # RT_TABLE_MAIN of linux/rtnetlink.h
+
+
+def default_address() -> IPv4Address | None:
+    """Ask the kernel; `None` without a default route, or where its interface has no IPv4 address.
+
+    Raises:
+        KernelError: the kernel did not answer.
+
+    """
+    from pyroute2 import IPRoute  # noqa: PLC0415 - 150 ms
+    from pyroute2.netlink.exceptions import NetlinkError  # noqa: PLC0415 - the same
+
+    try:
+        with IPRoute() as rtnetlink:
+            routes = rtnetlink.get_default_routes(family=socket.AF_INET, table=_MAIN_TABLE)
+            device = _device(routes)
+            return None if device is None else _first_address(rtnetlink.get_addr(family=socket.AF_INET, index=device))
+    except (NetlinkError, OSError) as error:
+        raise KernelError(f"the kernel did not report its default route: {error}") from error
+
+
+def _device(routes: Iterable[Any]) -> int | None:
+    """Give the interface of the best route: the lowest metric, and of several the first, as `ip route` lists them."""
+    best = min(routes, key=lambda route: route.get_attr("RTA_PRIORITY") or 0, default=None)
+    return None if best is None else best.get_attr("RTA_OIF")
+
+
+def _first_address(messages: Iterable[Any]) -> IPv4Address | None:
+    return next((IPv4Address(message.get_attr("IFA_LOCAL")) for message in messages), None)
+
+
+# Which machines on the host's links have listening addresses that the host does not hold now, as on a standby.
+#
+# The kernel's neighbour table tells; it is asked to ask once in a while, and only while somebody looks at the status.
+_PAUSE_S: Final = 30.0
+_MOST: Final = 64
+# How long who is asked may take to answer, and how often the table is read meanwhile.
+_PATIENCE_S: Final = 0.5
+_INTERVAL_S: Final = 0.05
+
+
+class Elsewhere:
+    """Its methods block; call them from one thread at a time."""
+
+    def __init__(self) -> None:
+        self._asked: dict[Address, float] = {}
+
+    def holders(self, addresses: Collection[Address]) -> dict[Address, str]:
+        """Give the MAC address of the machine that has each of these, as far as one answers."""
+        if not addresses:
+            return {}
+        try:
+            with Rtnetlink() as kernel:
+                return self._holders(kernel, addresses)
+        except KernelError:
+            return {}
+
+    def _holders(self, kernel: Rtnetlink, addresses: Collection[Address]) -> dict[Address, str]:
+        found, asked = _known(kernel, addresses), self._ask(kernel, addresses)
+        until = time.monotonic() + _PATIENCE_S
+        while asked - found.keys() and time.monotonic() < until:
+            time.sleep(_INTERVAL_S)
+            found = _known(kernel, addresses)
+        return found
+
+    def _ask(self, kernel: Rtnetlink, addresses: Iterable[Address]) -> set[Address]:
+        """Ask for those that were not asked for lately; gives them."""
+        now = time.monotonic()
+        self._asked = {address: at for address, at in self._asked.items() if now < at + _PAUSE_S}
+        due = [address for address in sorted(addresses, key=str) if address not in self._asked][:_MOST]
+        links = subnets(kernel) if due else []
+        for address in due:
+            self._asked[address] = now
+            index = next(
+                (own.index for own, subnet in links if address.version == subnet.version and address in subnet), None
+            )
+            if index is not None:
+                with suppress(RefusedError):  # the interface went meanwhile
+                    resolve(kernel, address, index)
+        return set(due)
+
+
+def _known(kernel: Rtnetlink, addresses: Collection[Address]) -> dict[Address, str]:
+    return {entry.address: entry.mac for entry in neighbours(kernel) if entry.address in addresses}
+
+
+# Which interfaces lead away from the host, and not to guests or containers on it: those that routes say so of.
+#
+# An interface is an uplink where a default route or one through a gateway leaves by it, in any table that a rule asks.
+# A route without a gateway says less: the host's end of a pod's link has one too. It counts where the interface is a
+# device, or is built on one, or is a tunnel. What cannot be told is no uplink; the configuration may name it.
+LINKS: Final = Path("/sys/class/net")
+_BUILT_ON = "lower_"
+_ETHERNET, _LOOPBACK = "1", "772"  # linux/if_arp.h
+# Of a router that knows the whole Internet, the first routes have to do: default routes come first.
+_MOST_ROUTES: Final = 10_000
+
+
+def uplinks(names: dict[int, str], links: Path = LINKS) -> frozenset[str]:
+    """Name them; `names` are those of the interfaces, by number. One that comes or goes meanwhile is named or not.
+
+    Raises:
+        KernelError: the kernel does not tell its routes.
+
+    """
+    found = {way for family in Family for table in _tables(family) for way in _ways(family, table)}
+    leading = {
+        names[way.index] for way in found if way.index in names and (way.leads_on or _is_away(names, way, links))
+    }
+    return frozenset(leading - {"lo"})
+
+
+def _tables(family: Family) -> set[int]:
+    with Rtnetlink() as kernel:
+        return tables(kernel, family)
+
+
+def _ways(family: Family, table: int) -> set[Way]:
+    with Rtnetlink() as kernel:  # one socket for each: what is not read of a listing would be in the way of the next
+        return ways(kernel, family, table, _MOST_ROUTES)
+
+
+def _is_away(names: dict[int, str], way: Way, links: Path) -> bool:
+    return leads_away(links / names[way.index])
+
+
+def leads_away(link: Path) -> bool:
+    """Whether what is on the link of an interface is away from the host."""
+    if (link / "device").exists():
+        return True
+    if _kind(link) not in (_ETHERNET, _LOOPBACK, ""):
+        return True
+    return any(map(leads_away, _built_on(link)))
+
+
+def _kind(link: Path) -> str:
+    try:
+        return (link / "type").read_text().strip()
+    except OSError:  # it has gone
+        return ""
+
+
+def _built_on(link: Path) -> Iterator[Path]:
+    """Give the interfaces below another one; of a bridge, its ports."""
+    try:
+        with os.scandir(link) as entries:
+            names = [entry.name for entry in entries if entry.name.startswith(_BUILT_ON)]
+    except OSError:
+        return iter(())
+    return (link.parent / name.removeprefix(_BUILT_ON) for name in names)
+
+
+# What the kernel tells of this host: its own addresses, its neighbour table, which bridge a tap is plugged into.
+#
+# Everything is read afresh, through one short-lived socket. The only change made here is to have the kernel ask a
+# neighbour again.
+_LINKS: Final = Path("/sys/class/net")
+
+
+def observe_host(devices_without_bridge: Collection[str] = (), links: Collection[str] = ()) -> HostObservation:
+    """Read this network namespace's addresses and neighbours, the bridges of these devices, and these links' routes.
+
+    Blocks.
+
+    Raises:
+        KernelError: the kernel did not answer.
+
+    """
+    with Rtnetlink() as kernel:
+        names = dict(socket.if_nameindex())
+        bridges = dict(_bridges(kernel, devices_without_bridge, names))
+        return HostObservation(
+            addresses=tuple(_addresses(kernel, names)),
+            neighbours=tuple(_neighbours(kernel, names)),
+            bridges=bridges,
+            uplinks=uplinks(names),
+            routed=frozenset(_routed(kernel, {*links, *bridges.values()})),
+        )
+
+
+def ask_again(doubtful: Collection[Neighbour]) -> None:
+    """Have the kernel ask these whether they are there, and hold that they are until they fail to answer, in 3 s.
+
+    Raises:
+        KernelError: the kernel did not answer.
+
+    """
+    if not doubtful:
+        return
+    with Rtnetlink() as kernel:
+        for neighbour in doubtful:
+            index = interface_index(neighbour.device)
+            with suppress(RefusedError):  # the entry, or its interface, went meanwhile
+                if index is not None:
+                    probe(kernel, KernelNeighbour(neighbour.address, neighbour.mac, index))
+
+
+def _addresses(kernel: Rtnetlink, names: Mapping[int, str]) -> Iterator[HostAddress]:
+    for own, subnet in subnets(kernel):
+        if own.index in names:
+            yield HostAddress(own.address, subnet, names[own.index])
+
+
+def _neighbours(kernel: Rtnetlink, names: Mapping[int, str]) -> Iterator[Neighbour]:
+    for entry in neighbours(kernel):
+        if entry.index in names and not (entry.address.is_multicast or entry.address.is_link_local):
+            yield Neighbour(names[entry.index], entry.mac, entry.address)
+
+
+def _bridges(kernel: Rtnetlink, devices: Collection[str], names: Mapping[int, str]) -> Iterator[tuple[str, str]]:
+    for device in devices:
+        index = interface_index(device)
+        bridge = None if index is None else master(kernel, index)
+        if bridge is not None and bridge in names:  # it may be unplugged meanwhile, or in no bridge
+            yield device, names[bridge]
+
+
+def _routed(kernel: Rtnetlink, links: Collection[str]) -> Iterator[tuple[str, Subnet]]:
+    """Give what is routed to these links, and to what is built on them, as a macvlan beside a guest's macvtap is."""
+    for device in sorted({*links, *(above for link in links for above in _links_built_on(link))}):
+        index = interface_index(device)
+        if index is not None:
+            yield from ((device, subnet) for subnet in on_link_routes(kernel, index))
+
+
+def _links_built_on(name: str) -> list[str]:
+    """Name the interfaces that are built on one, as macvlans are, but not the bridge it is a port of."""
+    with suppress(OSError):
+        others = [link for link in _LINKS.iterdir() if os.path.lexists(link / f"lower_{name}")]
+        return [link.name for link in others if not (link / "bridge").exists()]
+    return []

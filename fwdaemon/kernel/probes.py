@@ -1,0 +1,238 @@
+"""Asks bridges for guests whose address nothing else tells."""
+
+import asyncio
+import logging
+import select
+import socket
+import time
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from functools import partial
+from ipaddress import IPv4Address, IPv6Address
+from typing import Final, TypeAlias
+
+from fwdaemon.core.inventory import Inventory
+from fwdaemon.core.probing import Answer, Question, Silent, credible, questions
+from fwdaemon.core.text import shown
+from fwdaemon.core.types import Family, Subnet
+from fwdaemon.errors import KernelError, PortfwdError
+from fwdaemon.kernel import packets as arp
+from fwdaemon.kernel import packets as kernel_packets
+from fwdaemon.kernel.packets import ETHERNET, Field
+from fwdaemon.kernel.process import Worker
+from fwdaemon.kernel.rtnetlink import RefusedError, Rtnetlink, interface_index
+from fwdaemon.kernel.rtnl_links import KernelNeighbour, introduce
+
+# Asks the nodes on a bridge for addresses, and takes in who answers, on raw sockets of its own.
+#
+# The kernel's neighbour table is not used for it: to ask for a thousand addresses would fill it with entries that fail.
+# Those that answered are handed to the kernel, which asks them once more and knows them from then on.
+_log = logging.getLogger(__name__)
+
+_ETH_P_ARP, _ETH_P_IPV6 = 0x0806, 0x86DD
+_EVERYBODY = b"\xff" * 6
+_LONGEST = 2048
+# Ten packets, then a pause: a /24 takes under three seconds, and nobody's link or table of neighbours is filled.
+_AT_ONCE: Final = 10
+_PAUSE_S: Final = 0.1
+# How long the last to be asked may take to answer.
+_PATIENCE_S: Final = 1.0
+# A flood of answers is not read for longer than this many.
+_MOST_ANSWERS: Final = 5000
+_FILTERS: Final = {
+    _ETH_P_ARP: [[Field(2, arp.OPERATION_AT, arp.REPLY)]],
+    _ETH_P_IPV6: [
+        [Field(1, arp.NEXT_HEADER_AT, arp.NEXT_HEADER), Field(1, arp.KIND_AT, kind)]
+        for kind in (arp.ADVERTISEMENT, arp.ECHO_REPLY)
+    ],
+}
+
+
+def ask(question: Question) -> tuple[Answer, ...]:
+    """Ask, and have the kernel know those guests that answered; gives them. Blocks for some seconds.
+
+    Where the bridge is gone, or has no MAC addresses, nobody answers.
+    """
+    try:
+        answers = tuple(credible(question, tuple(_answers(question))))
+        _introduce(question.bridge, answers)
+    except (OSError, KernelError) as error:
+        _log.debug("nobody is asked on %s: %s", shown(question.bridge), error)
+        return ()
+    return answers
+
+
+def _answers(question: Question) -> Iterator[Answer]:
+    protocol = _ETH_P_ARP if isinstance(question.source, IPv4Address) else _ETH_P_IPV6
+    with ExitStack() as at_end:
+        link = at_end.enter_context(_opened(question.bridge, protocol))
+        *_rest, hardware, mac = link.getsockname()
+        if hardware != ETHERNET:
+            return
+        packets = list(_packets(question, mac))
+        for start in range(0, len(packets), _AT_ONCE):
+            for destination, packet in packets[start : start + _AT_ONCE]:
+                link.sendto(packet, (question.bridge, protocol, 0, 0, destination))
+            yield from _heard(link, _PAUSE_S)
+        yield from _heard(link, _PATIENCE_S)
+
+
+def _opened(bridge: str, protocol: int) -> socket.socket:
+    """Open a socket that gets answers only, and nothing before it is filtered."""
+    link = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+    try:
+        kernel_packets.attach(link, _FILTERS[protocol])
+        link.bind((bridge, protocol))
+    except OSError:
+        link.close()
+        raise
+    return link
+
+
+def _packets(question: Question, mac: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Give each packet with the MAC address it goes to."""
+    source = question.source
+    match source:
+        case IPv4Address():
+            for target in question.targets:
+                if isinstance(target, IPv4Address):
+                    yield _EVERYBODY, arp.packed(arp.REQUEST, source, mac, target)
+        case IPv6Address():
+            for target in question.targets:
+                if isinstance(target, IPv6Address):
+                    group, packet = arp.solicitation(source, mac, target)
+                    yield arp.multicast_mac(group), packet
+            if question.everybody:
+                yield arp.multicast_mac(arp.ALL_NODES), arp.echo_to_all(source)
+
+
+def _heard(link: socket.socket, seconds: float) -> Iterator[Answer]:
+    """Give what is answered within a time."""
+    waiting = select.poll()
+    waiting.register(link, select.POLLIN)
+    until = time.monotonic() + seconds
+    for _ in range(_MOST_ANSWERS):
+        if not waiting.poll(max(until - time.monotonic(), 0) * 1000):
+            return
+        with suppress(BlockingIOError):
+            packet, (_interface, protocol, _kind, _hardware, sender) = link.recvfrom(_LONGEST)
+            if (answer := _read(packet, protocol, sender)) is not None:
+                yield answer
+
+
+def _read(packet: bytes, protocol: int, sender: bytes) -> Answer | None:
+    """Read an answer; one by ARP has to name the MAC address that it comes from."""
+    if protocol == _ETH_P_IPV6:
+        source = arp.source_of(packet)
+        return None if source is None else Answer(sender.hex(":"), source)
+    reply = arp.read_reply(packet)
+    return Answer(sender.hex(":"), reply.sender) if reply is not None and reply.mac == sender else None
+
+
+def _introduce(bridge: str, answers: Iterable[Answer]) -> None:
+    index = interface_index(bridge)
+    if index is None:
+        return
+    with Rtnetlink() as kernel:
+        for answer in answers:
+            with suppress(RefusedError):  # the bridge went meanwhile
+                introduce(kernel, KernelNeighbour(answer.address, answer.mac, index))
+
+
+# Has bridges asked, now and then, for guests whose address nothing else tells; on a thread of its own, one at a time.
+#
+# An entry waits for each of these guests. The pauses grow: a guest that is off the network, or answers nobody, costs a
+# subnet's worth of packets every quarter of an hour in the end.
+
+# A guest that has just started may be about to take an address by DHCP, which needs some seconds.
+FIRST_S: Final = 4.0
+_LAST_S: Final = 900.0
+_CLOSE_S: Final = 1.0
+
+_Place: TypeAlias = tuple[str, Family, Subnet | None]
+Ask = Callable[[Question], tuple[Answer, ...]]
+
+
+@dataclass(slots=True)
+class _Search:
+    """The silent guests of one place, and when to ask there next."""
+
+    silent: frozenset[Silent]
+    due: float
+    pause: float = FIRST_S
+
+
+class Probes:
+    """Used on the asyncio loop's thread; `ask` blocks, and is called on another."""
+
+    def __init__(self, ask: Ask) -> None:
+        self._ask = ask
+        self._searches: dict[_Place, _Search] = {}
+        self._inventory = Inventory()
+        self._changed = asyncio.Event()
+        self._worker = Worker("address probes")
+        self._task: asyncio.Task[None] | None = None
+
+    def want(self, silent: Collection[Silent], inventory: Inventory) -> None:
+        """Search for these guests from now on, and no others; one that is new at its place is asked for soon."""
+        places: defaultdict[_Place, set[Silent]] = defaultdict(set)
+        for item in silent:
+            places[item.bridge, item.family, item.subnet].add(item)
+        before, now = self._searches, asyncio.get_running_loop().time()
+        self._searches = {
+            place: _search(before.get(place), frozenset(found), now + _first(place)) for place, found in places.items()
+        }
+        self._inventory = inventory
+        self._changed.set()
+        if self._searches and self._task is None:
+            self._task = asyncio.create_task(self._ask_forever(), name="address probes")
+
+    async def close(self) -> None:
+        """Stop asking; a question that is under way may keep its thread for some seconds."""
+        if self._task is None:
+            return
+        self._task.cancel()
+        with suppress(asyncio.CancelledError):
+            await self._task
+        await self._worker.close(_CLOSE_S)
+
+    async def _ask_forever(self) -> None:
+        clock = asyncio.get_running_loop().time
+        while True:
+            self._changed.clear()
+            search = min(self._searches.values(), key=_due, default=None)
+            if search is not None and search.due <= clock():
+                await self._ask_for(search)
+                continue
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._changed.wait(), None if search is None else search.due - clock())
+
+    async def _ask_for(self, search: _Search) -> None:
+        try:
+            for question in questions(search.silent, self._inventory):
+                await self._worker.submit(partial(self._ask, question))
+        except (PortfwdError, OSError) as error:  # no thread or no descriptor is to be had: the next time may be better
+            _log.debug("guests are not searched for now: %s", error)
+        search.due, search.pause = asyncio.get_running_loop().time() + search.pause, min(2 * search.pause, _LAST_S)
+
+
+def _first(place: _Place) -> float:
+    """Give how long to wait for a guest: nothing where it may have moved here with an address that no server gives."""
+    _bridge, _family, routed = place
+    return FIRST_S if routed is None else 0.0
+
+
+def _search(before: _Search | None, silent: frozenset[Silent], due: float) -> _Search:
+    """Go on with what is known of a place; a guest that is new there is asked for as at first."""
+    if before is None:
+        return _Search(silent, due)
+    if not silent <= before.silent:
+        before.due, before.pause = min(before.due, due), FIRST_S
+    before.silent = silent
+    return before
+
+
+def _due(search: _Search) -> float:
+    return search.due

@@ -1,0 +1,299 @@
+"""Work outside the loop: programs, and threads for calls that may hang."""
+
+import asyncio
+import os
+import selectors
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Protocol, TypeVar
+
+from fwdaemon.errors import HangingError, KernelError, ProcessError
+
+# The one place that starts programs.
+#
+# No shell, absolute paths from the system's own directories, a clean environment, a time limit. Who runs what is
+# decided elsewhere.
+_PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
+_ENVIRONMENT = {"PATH": _PATH, "LC_ALL": "C"}
+# A program that works may take this long, on a starving host too; one that uses no processor time only `_IDLE`.
+_TIMEOUT = 30.0
+_IDLE = 5.0
+# The same once this program is to end.
+_IDLE_AT_THE_END = 2.0
+_SLICE = 0.2
+_CHUNK = 1 << 16
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A program that ended with status 0; `pid` was its process number."""
+
+    stdout: str
+    stderr: str
+    pid: int
+
+
+class Runner(Protocol):
+    """Whoever runs programs for us."""
+
+    def run(self, *argv: str, stdin: str = "") -> Finished:
+        """Run a program to its end.
+
+        Raises:
+            ProcessError: it is not installed, or ended with another status than 0.
+            HangingError: it did nothing for five seconds, or took longer than 30, and was ended.
+
+        """
+        ...
+
+
+class Haste:
+    """How long to wait for programs: less once this program is to end."""
+
+    def __init__(self) -> None:
+        self.idle = _IDLE
+
+    def hurry(self) -> None:
+        """End programs sooner that do nothing, those that run now included."""
+        self.idle = _IDLE_AT_THE_END
+
+
+HASTE = Haste()
+
+
+class Patience:
+    """Tells when a program hangs: it has used no processor time for a while, or runs for far too long."""
+
+    def __init__(self, pid: int) -> None:
+        self._stat = Path(f"/proc/{pid}/stat")
+        self._began = self._moved = time.monotonic()
+        self._used = self._processor_time()
+
+    @property
+    def fault(self) -> str:
+        """What is wrong, or nothing."""
+        now, used = time.monotonic(), self._processor_time()
+        if used != self._used:
+            self._used, self._moved = used, now
+        if now - self._moved > HASTE.idle:
+            return f"it did nothing for {HASTE.idle:.0f} seconds, and was killed"
+        return f"it was still running after {_TIMEOUT:.0f} seconds" if now - self._began > _TIMEOUT else ""
+
+    def _processor_time(self) -> tuple[str, ...]:
+        """Give the user's and the kernel's clock ticks (proc_pid_stat(5)); a name before them may hold anything."""
+        try:
+            return tuple(self._stat.read_text(errors="replace").rpartition(")")[2].split()[11:13])
+        except OSError:  # it has ended
+            return ()
+
+
+class SystemRunner:
+    """Runs programs of this machine. Safe to use from several threads."""
+
+    def run(self, *argv: str, stdin: str = "") -> Finished:
+        """See `Runner.run`."""
+        process = self._start(argv, stdin)
+        with process:
+            patience, given = Patience(process.pid), stdin or None
+            while True:
+                try:
+                    stdout, stderr = process.communicate(given, timeout=_SLICE)
+                    break
+                except subprocess.TimeoutExpired as error:
+                    given = None
+                    if fault := patience.fault:
+                        _end_group(process.pid)
+                        raise HangingError(argv, stdin, -1, fault) from error
+        if process.returncode != 0:
+            raise ProcessError(argv, stdin, process.returncode, stderr)
+        return Finished(stdout, stderr, process.pid)
+
+    def _start(self, argv: Sequence[str], stdin: str) -> "subprocess.Popen[str]":
+        program = find_program(argv[0])
+        if program is None:
+            raise ProcessError(argv, stdin, 127, "the program is not installed")
+        try:
+            return self._opened(program, argv)
+        except OSError as error:  # no process or no descriptor is to be had
+            raise ProcessError(argv, stdin, 126, f"it cannot be started: {error.strerror}") from error
+
+    def _opened(self, program: str, argv: Sequence[str]) -> "subprocess.Popen[str]":
+        pipe = subprocess.PIPE
+        # Arguments are built from our own constants and validated names, and no shell reads them.
+        return subprocess.Popen(  # noqa: S603
+            [program, *argv[1:]],
+            stdin=pipe,
+            stdout=pipe,
+            stderr=pipe,
+            env=_ENVIRONMENT,
+            text=True,
+            encoding="utf-8",
+            errors="backslashreplace",
+            process_group=0,
+        )
+
+
+def _end_group(pid: int) -> None:
+    """End a program with all that it started; others wait for what they hold."""
+    with suppress(ProcessLookupError):
+        os.killpg(pid, signal.SIGKILL)
+
+
+class Companion:
+    """A module of this program that runs as a process of its own, and answers each line with a line.
+
+    It finds the same modules as we do. It should end when its standard input does, so that it cannot outlive us.
+    """
+
+    def __init__(self, module: str, argument: str, environment: Mapping[str, str]) -> None:
+        """Start it; `environment` is all it is told besides a clean one. Raises OSError when that is impossible."""
+        modules = ":".join(path for path in sys.path if path)
+        self._words = module, argument
+        self._process = subprocess.Popen(  # noqa: S603  every word is ours
+            [sys.executable, "-P", "-m", *self._words],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={**_ENVIRONMENT, "PYTHONPATH": modules, **environment},
+            bufsize=0,
+            process_group=0,
+        )
+
+    @property
+    def pid(self) -> int:
+        """Its process number."""
+        return self._process.pid
+
+    def exchange(self, line: str) -> str:
+        """Send a line and wait for one; empty when it ended.
+
+        Raises:
+            HangingError: it did nothing for too long, and was ended.
+
+        """
+        sink, source = self._process.stdin, self._process.stdout
+        if sink is None or source is None:
+            return ""
+        patience, question, answer = Patience(self.pid), f"{line}\n".encode(), b""
+        os.set_blocking(sink.fileno(), False)
+        # Not select(2), which takes no file from number 1024 on: each client of the local proxy is two.
+        with selectors.PollSelector() as pipes:
+            pipes.register(source, selectors.EVENT_READ)
+            pipes.register(sink, selectors.EVENT_WRITE)
+            while not answer.endswith(b"\n"):
+                ready = {key.fileobj for key, _ in pipes.select(_SLICE)}
+                if not ready and (fault := patience.fault):
+                    _end_group(self.pid)
+                    raise HangingError(self._words, "", -1, fault)
+                try:
+                    question = question[os.write(sink.fileno(), question) if sink in ready else 0 :]
+                    read = os.read(source.fileno(), _CHUNK) if source in ready else None
+                except OSError:  # it does not listen any more
+                    return ""
+                if read == b"":
+                    return ""
+                if sink in ready and not question:
+                    pipes.unregister(sink)
+                answer += read or b""
+        return answer.decode()
+
+    def close(self) -> int:
+        """End it, the hard way if it does not end, and give its status."""
+        for pipe in (self._process.stdin, self._process.stdout):
+            with suppress(OSError):  # what was not read any more is lost
+                if pipe is not None:
+                    pipe.close()
+        try:
+            return self._process.wait(HASTE.idle)
+        except subprocess.TimeoutExpired:
+            _end_group(self.pid)
+            return self._process.wait()
+
+
+def find_program(name: str) -> str | None:
+    """Give the absolute path of a system program, or `None` where it is not installed."""
+    return shutil.which(name, path=_PATH)
+
+
+# A thread of its own for calls that may hang, so that nothing else has to wait for them.
+#
+# Calls run one after the other, which is what a libvirt connection needs: none of them ever runs beside its close. The
+# thread is a daemon thread on purpose, unlike those of `concurrent.futures`: a libvirtd that is frozen in the middle of
+# a call must not keep this program from ending.
+T = TypeVar("T")
+
+
+class Worker:
+    """One thread, begun at the first call, that runs calls in the order they were given.
+
+    `name` is the thread's, for whoever lists threads.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._calls: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._name = name
+        self._thread: threading.Thread | None = None
+
+    def submit(self, function: Callable[[], T]) -> "asyncio.Future[T]":
+        """Queue a call; the future belongs to the running asyncio loop. Cancelling it drops a call not yet begun.
+
+        Where no thread is to be had, the future raises `KernelError`, and the next call tries again.
+        """
+        try:
+            self._begin()
+        except RuntimeError as error:
+            return _failed(KernelError(f"the thread {self._name!r} cannot be started: {error}"))
+        future: Future[T] = Future()
+        self._calls.put(lambda: _settle(future, function))
+        return asyncio.wrap_future(future)
+
+    async def close(self, patience: float) -> bool:
+        """End the thread after the calls already queued; whether it ended within `patience` seconds."""
+        if self._thread is None:
+            return True
+        self._calls.put(None)
+        clock = asyncio.get_running_loop().time
+        deadline = clock() + patience
+        while self._thread.is_alive() and clock() < deadline:  # noqa: ASYNC110 - see below
+            await asyncio.sleep(0.01)  # nothing a thread could signal comes after its last instruction
+        return not self._thread.is_alive()
+
+    def _begin(self) -> None:
+        if self._thread is None:
+            thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+            thread.start()
+            self._thread = thread
+
+    def _run(self) -> None:
+        while (call := self._calls.get()) is not None:
+            call()
+            del call  # or the last call's data stay alive until the next one
+
+
+def _failed(error: KernelError) -> "asyncio.Future[T]":
+    """Give a future that raises where it is awaited, and nowhere else."""
+    future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+    future.set_exception(error)
+    future.exception()  # or asyncio shows a traceback of one that nobody awaits
+    return future
+
+
+def _settle(future: Future[T], function: Callable[[], T]) -> None:
+    """Run the call; whatever it raises is raised where its result is awaited."""
+    if not future.set_running_or_notify_cancel():
+        return
+    try:
+        result = function()
+    except BaseException as error:  # noqa: BLE001 - handed on unchanged, like concurrent.futures does
+        future.set_exception(error)
+    else:
+        future.set_result(result)

@@ -1,0 +1,149 @@
+"""Hears when somebody changes routes of ours, or takes a link up or down.
+
+The kernel says nothing of IPv4 routes that go with their link, so links are listened to as well. A filter keeps the
+rest from us: a router of the Internet changes thousands of routes a minute.
+"""
+
+import asyncio
+import struct
+from collections.abc import Iterator
+from typing import Final
+
+from fwdaemon.core.report import Actor, ActorKind, LookAgain, Reason, ReasonKind, RulesChanged
+from fwdaemon.kernel.netlink import Message, RouteNews, attributes
+from fwdaemon.kernel.packets import Field, native
+from fwdaemon.kernel.rtnetlink import PROTOCOL, Way, interface_name, is_ours, ways_of
+
+_GROUPS: Final = 0x1 | 0x40 | 0x400  # RTMGRP_LINK, _IPV4_ROUTE, _IPV6_ROUTE
+_NEW_LINK, _NEW_ROUTE, _DELETED_ROUTE = 16, 24, 25  # RTM_NEWLINK, …
+_LINK = struct.Struct("=BxHiII")  # ifinfomsg: family, type, index, flags, which of them changed
+_NAME, _MASTER = 3, 10  # IFLA_IFNAME, IFLA_MASTER
+_UP = 0x1  # IFF_UP
+# Offsets in a message: its type, and of what follows the header, a route's protocol and a link's changes.
+_TYPE_AT, _PROTOCOL_AT, _CHANGES_AT = 4, 16 + 5, 16 + 12
+
+_OURS: Final = Field(1, _PROTOCOL_AT, PROTOCOL)
+_FILTER: Final = (
+    (native(2, _TYPE_AT, _NEW_ROUTE), _OURS),
+    (native(2, _TYPE_AT, _DELETED_ROUTE), _OURS),
+    (native(2, _TYPE_AT, _NEW_LINK), native(4, _CHANGES_AT, _UP, mask=_UP)),
+)
+
+
+class RouteWatch:
+    """Calls `rules_changed` on the asyncio loop's thread with what changed, unless we did it ourselves."""
+
+    def __init__(self, rules_changed: RulesChanged) -> None:
+        self._rules_changed = rules_changed
+        self._news = RouteNews(_GROUPS, self._heard, self._lost, _FILTER)
+
+    def start(self) -> None:
+        """Begin to listen, in the network namespace of this thread.
+
+        Raises:
+            KernelError: the kernel refused.
+
+        """
+        self._news.start()
+
+    def close(self) -> None:
+        """Stop listening; does nothing if not listening."""
+        self._news.close()
+
+    def _heard(self, message: Message) -> None:
+        if not is_ours(message) and (actor := _actor(message)) is not None:
+            self._rules_changed(actor, thorough=False)
+
+    def _lost(self) -> None:
+        self._rules_changed(Actor(ActorKind.ROUTES_LOST), thorough=True)
+
+
+def _actor(message: Message) -> Actor | None:
+    """Give who did what; the number of a netlink port is, as a rule, that of the process."""
+    if message.kind == _NEW_LINK:
+        return who_took_link(message.body)
+    did = ActorKind.ROUTE_ADDED if message.kind == _NEW_ROUTE else ActorKind.ROUTE_REMOVED
+    return Actor(did, pid=message.port) if message.port else Actor(ActorKind.KERNEL)
+
+
+def who_took_link(body: bytes) -> Actor | None:
+    """Give who took a link up or down, unless it is the port of a bridge, as guests are, where there are no routes."""
+    *_rest, flags, _changes = _LINK.unpack_from(body)
+    found = attributes(body[_LINK.size :])
+    if _MASTER in found:
+        return None
+    name = found.get(_NAME, b"").rstrip(b"\0").decode(errors="replace")
+    return Actor(ActorKind.LINK_UP if flags & _UP else ActorKind.LINK_DOWN, link=name)
+
+
+# Hears of routes that change where the host leads out: a default route that comes or goes, a first one elsewhere.
+#
+# A filter keeps what is no route for packets from us, and of a router of the Internet, which changes thousands a
+# minute, most is no news: a further route through an interface that is known to have one. What this misses is found at
+# the next full comparison.
+_UPLINK_GROUPS: Final = 0x40 | 0x400  # RTMGRP_IPV4_ROUTE, _IPV6_ROUTE
+_NEW, _DELETED = 24, 25  # RTM_NEWROUTE, …
+_UNICAST: Final = 1
+_HEADER: Final = 16
+_LENGTH_AT: Final = 1  # in rtmsg, the length of the destination
+_UPLINK_FILTER: Final = tuple((native(2, 4, kind), native(1, _HEADER + 7, _UNICAST)) for kind in (_NEW, _DELETED))
+# How often routes that are withdrawn make us look: a router of the Internet withdraws some all the time.
+_PAUSE_S: Final = 5.0
+
+
+class UplinkChanges:
+    """Tells news from repetition, purely; `now` is a monotonic time in seconds."""
+
+    def __init__(self) -> None:
+        self._known: set[Way] = set()
+        self._withdrawn_at = float("-inf")
+
+    def news(self, message: Message, now: float) -> Iterator[Reason]:
+        """Give a reason for each interface of which a route says something new."""
+        for way in ways_of(message.body):
+            if message.kind == _NEW and way not in self._known:
+                self._known.add(way)
+                yield _reason(way, "has a route now")
+            elif message.kind == _DELETED and self._is_worth_a_look(message, now):
+                self._known.discard(way)
+                yield _reason(way, "lost a route")
+
+    def _is_worth_a_look(self, message: Message, now: float) -> bool:
+        is_default = message.body[_LENGTH_AT] == 0
+        if not is_default and now - self._withdrawn_at < _PAUSE_S:
+            return False
+        self._withdrawn_at = now
+        return True
+
+
+class UplinkWatch:
+    """Calls `look_again` with a reason, on the loop's thread, when routes say that uplinks may have changed."""
+
+    def __init__(self, look_again: LookAgain) -> None:
+        self._look_again = look_again
+        self._changes = UplinkChanges()
+        self._news = RouteNews(_UPLINK_GROUPS, self._heard, self._lost, _UPLINK_FILTER)
+
+    def start(self) -> None:
+        """Subscribe, in the network namespace of this thread.
+
+        Raises:
+            KernelError: the kernel refused.
+
+        """
+        self._news.start()
+
+    def close(self) -> None:
+        """Unsubscribe; does nothing if not subscribed."""
+        self._news.close()
+
+    def _heard(self, message: Message) -> None:
+        for reason in self._changes.news(message, asyncio.get_running_loop().time()):
+            self._look_again(reason)
+
+    def _lost(self) -> None:
+        self._look_again(Reason(ReasonKind.ROUTES_LOST))
+
+
+def _reason(way: Way, detail: str) -> Reason:
+    return Reason(ReasonKind.ROUTE, interface_name(way.index), detail)

@@ -1,0 +1,1 @@
+"""From the configuration and an inventory to the desired state. Pure."""

@@ -1,0 +1,206 @@
+"""Which open connections a change of the openings invalidates. Pure; `fwdaemon.kernel.conntrack` reads and ends them.
+
+NAT decides on a connection's first packet, and the kernel remembers. A connection of an opening that went, or leads
+elsewhere now, would go on with the old answer, so it is ended. So is a flow without an end of its own (UDP, pings) that
+was open to the host itself before an opening took its port: its client would never reach the guest.
+"""
+
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+
+from fwdaemon.core.state import Forward, Nat, Opening, Route
+from fwdaemon.core.types import Address, Family, Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class Flow:
+    """A tracked connection: who sent its first packet where, and who answers to whom.
+
+    Without NAT, the `server` is the destination and the `client` the source. `protocol` is `None`, and ports are 0,
+    where a protocol has no ports that a forward could name.
+    """
+
+    protocol: Protocol | None
+    source: Address
+    destination: Address
+    destination_port: int
+    server: Address
+    server_port: int
+    client: Address
+    client_port: int
+
+    @property
+    def family(self) -> Family:
+        """The family, which NAT does not change."""
+        return Family.of(self.server)
+
+    @property
+    def translated(self) -> bool:
+        """Whether somebody's DNAT leads it elsewhere than its client thinks."""
+        return (self.destination, self.destination_port) != (self.server, self.server_port)
+
+
+class Carriers:
+    """Finds the live opening that carries a flow, in a time that does not grow with the number of openings."""
+
+    def __init__(self, live: Iterable[Opening]) -> None:
+        self._exact: defaultdict[tuple[Protocol, Address, int], list[Forward]] = defaultdict(list)
+        self._ranges: defaultdict[tuple[Protocol, Address], list[Forward]] = defaultdict(list)
+        self._nats: dict[tuple[Address, Address], Nat] = {}
+        self._prefixes: defaultdict[tuple[Family, int], dict[int, Route]] = defaultdict(dict)
+        for opening in live:
+            self._add(opening)
+
+    def _add(self, opening: Opening) -> None:
+        match opening:
+            case Nat():
+                self._nats[opening.target, opening.public] = opening
+            case Route(subnet=subnet):
+                shift = subnet.max_prefixlen - subnet.prefixlen
+                self._prefixes[opening.family, shift][int(subnet.network_address) >> shift] = opening
+            case Forward() if opening.ports.width == 1:
+                self._exact[opening.protocol, opening.target, opening.target_ports.first].append(opening)
+            case Forward():
+                self._ranges[opening.protocol, opening.target].append(opening)
+
+    def carrier(self, flow: Flow) -> Opening | None:
+        """Give the live opening that sends the flow's packets where they go, or lets its guest send them."""
+        return next(self.carriers(flow), None)
+
+    def carriers(self, flow: Flow) -> Iterator[Opening]:
+        """Give all that may be it: which one a packet takes depends on the interface that it comes in by."""
+        if not flow.translated:
+            found = self._leads_out(flow) or self._routed(flow.destination)
+        else:
+            found = self._is_to_public(flow)
+        if found is not None:
+            yield found
+        if flow.translated and flow.protocol is not None:
+            exact = self._exact.get((flow.protocol, flow.server, flow.server_port), [])
+            ranges = self._ranges.get((flow.protocol, flow.server), [])
+            yield from (forward for forward in (*exact, *ranges) if _carries(forward, flow))
+
+    def leaves(self, flow: Flow) -> bool:
+        """Whether a guest of one of them opened it to somewhere else than to a routed guest."""
+        away = not flow.translated and self._routed(flow.destination) is None
+        return away and self._leads_out(flow) is not None
+
+    def _is_to_public(self, flow: Flow) -> Nat | None:
+        return self._nats.get((flow.server, flow.destination)) if flow.destination_port == flow.server_port else None
+
+    def _leads_out(self, flow: Flow) -> Opening | None:
+        """A guest opened it, under its public address or from a routed one."""
+        return self._nats.get((flow.source, flow.client)) or self._routed(flow.source)
+
+    def _routed(self, address: Address) -> Route | None:
+        found = (
+            networks.get(int(address) >> shift)
+            for (family, shift), networks in self._prefixes.items()
+            if family is Family.of(address)
+        )
+        return next((route for route in found if route is not None), None)
+
+
+class Judge:
+    """Tells which flows with our label belong to no opening that is live; `local` are the host's addresses.
+
+    `removed` has just gone. A flow does not say by which interface it came in. So what may have gone through an opening
+    that went is outdated where all that carry it now are bound to other interfaces, although it could be theirs. Nor
+    does it say by which it left: with `fewer_uplinks`, all that guests opened to the outside are outdated.
+    """
+
+    def __init__(
+        self,
+        live: Collection[Opening],
+        local: Collection[Address],
+        removed: Collection[Opening] = (),
+        *,
+        fewer_uplinks: bool = False,
+    ) -> None:
+        self._fewer_uplinks = fewer_uplinks
+        self._live = Carriers(live)
+        self._local = local
+        self._before = Carriers(removed if any(map(_interface, live)) else ())
+
+    def is_outdated(self, flow: Flow) -> bool:
+        """Tell of one; without DNAT, we label only what passes through the host, so one of the host is not ours."""
+        if not flow.translated and (flow.source in self._local or flow.destination in self._local):
+            return False
+        if self._fewer_uplinks and self._live.leaves(flow):
+            return True
+        fitting = (carrier for carrier in self._live.carriers(flow) if not _shows_client(carrier, flow, self._local))
+        now = set(map(_interface, fitting))
+        before = set(map(_interface, self._before.carriers(flow)))
+        return not now or (bool(before) and not any(interface is None or before == {interface} for interface in now))
+
+
+def _interface(opening: Opening) -> str | None:
+    """Give the one interface that an opening is bound to."""
+    return opening.interface if isinstance(opening, Forward) else None
+
+
+def _shows_client(carrier: Opening, flow: Flow, local: Collection[Address]) -> bool:
+    """Whether a guest is to see an address of the host, and sees the client's: the flow began before that was asked.
+
+    A client that goes on sending would keep such a flow without an answer for ever.
+    """
+    hidden = isinstance(carrier, Forward) and carrier.masquerade
+    return hidden and flow.client == flow.source and flow.source not in local
+
+
+def is_claimed(flow: Flow, added: Iterable[Forward | Nat], local: Collection[Address]) -> bool:
+    """Whether a flow ends at the host itself, where an added opening takes it; `local` are the host's addresses."""
+    return not flow.translated and any(
+        opening.public == flow.destination if isinstance(opening, Nat) else _claims(opening, flow, local)
+        for opening in added
+    )
+
+
+def turned(flow: Flow) -> Flow:
+    """Give the other way of a flow that nothing translates, as if its answer had been its first packet."""
+    return replace(
+        flow,
+        source=flow.destination,
+        destination=flow.source,
+        destination_port=flow.client_port,
+        server=flow.source,
+        server_port=flow.client_port,
+        client=flow.destination,
+        client_port=flow.destination_port,
+    )
+
+
+def is_strayed(flow: Flow, public: Mapping[Address, Address]) -> bool:
+    """Whether a guest sends a flow through the host under another address than its own of `public`."""
+    own = public.get(flow.source)
+    return own is not None and not flow.translated and flow.client != own
+
+
+def is_resumed(flow: Flow, taken_over: Collection[Address]) -> bool:
+    """Whether a flow with sequence numbers is to or from one of these addresses itself, as guests of routes have."""
+    numbered = flow.protocol is not None and flow.protocol is not Protocol.UDP
+    return numbered and not flow.translated and (flow.server in taken_over or flow.source in taken_over)
+
+
+def _claims(forward: Forward, flow: Flow, local: Collection[Address]) -> bool:
+    return (
+        forward.protocol is flow.protocol
+        and _admits(forward, flow)
+        and flow.destination_port in forward.ports
+        and (flow.destination in local if forward.listen is None else flow.destination == forward.listen)
+    )
+
+
+def _carries(forward: Forward, flow: Flow) -> bool:
+    shift = forward.target_ports.first - forward.ports.first
+    return (
+        forward.listen in {None, flow.destination}
+        and flow.destination_port in forward.ports
+        and flow.server_port == flow.destination_port + shift
+        and _admits(forward, flow)
+    )
+
+
+def _admits(forward: Forward, flow: Flow) -> bool:
+    return not forward.sources or any(flow.source in subnet for subnet in forward.sources)

@@ -1,0 +1,252 @@
+"""Finds the guest that an entry of the configuration means: its domain, which of its interfaces, at which address.
+
+Pure. Which claim about an address is believed is decided in `fwdaemon.resolve.addresses`.
+"""
+
+import re
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from operator import attrgetter
+from typing import Final, TypeAlias
+from uuid import UUID
+
+from fwdaemon.config.model import ForwardEntry, NatEntry
+from fwdaemon.core.inventory import Domain, GuestInterface, Inventory, Move
+from fwdaemon.core.probing import Silent
+from fwdaemon.core.text import shown
+from fwdaemon.core.types import Address, Family, Subnet
+from fwdaemon.resolve.addresses import AddressBook, ConfiguredAddress, Refusal, SubnetIndex
+
+GuestEntry: TypeAlias = ForwardEntry | NatEntry
+Chosen: TypeAlias = Mapping[tuple[UUID, Family], str]
+"""The MAC address of the interface that entries lead to which name none, by domain and family."""
+_rank = attrgetter("rank")
+_UUID: Final = re.compile(r"(?:urn:uuid:)?\{?[0-9a-f-]{32,}\}?", re.ASCII | re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class Absence:
+    """There is no guest, or no network, now; `stopped` says that nothing runs, and not that something is unclear.
+
+    `move` says that it is migrating, or has.
+    """
+
+    name: str
+    reason: str
+    stopped: bool
+    move: Move | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Guest:
+    """Where an entry leads in one family."""
+
+    domain: Domain
+    interface: GuestInterface
+    address: Address
+
+    @property
+    def bridge(self) -> str | None:
+        """The bridge it is plugged into."""
+        return self.interface.bridge
+
+    @property
+    def bridge_port(self) -> str | None:
+        """The host's side of its interface, where that is a port of a bridge."""
+        return self.interface.device if self.interface.bridge else None
+
+
+class GuestFinder:
+    """Finds the guests of one inventory for `entries`, all entries of one configuration.
+
+    An entry that names no interface stays with the one it leads to when its domain is given more of them; `chosen` is
+    what an earlier finder knew of this.
+    """
+
+    def __init__(self, inventory: Inventory, entries: Iterable[GuestEntry], chosen: Chosen | None = None) -> None:
+        self._chosen = dict(chosen or {})
+        self._entries: defaultdict[str, list[GuestEntry]] = defaultdict(list)
+        for entry in entries:
+            self._entries[entry.domain].append(entry)
+        self._spelled: defaultdict[UUID, list[str]] = defaultdict(list)
+        for spelling in self._entries:
+            if (uuid := as_uuid(spelling)) is not None:
+                self._spelled[uuid].append(spelling)
+        self._stand_on(inventory)
+
+    def follow(self, inventory: Inventory) -> Collection[str]:
+        """Go on to another inventory; tell, by what entries call them, about which domains answers may be others."""
+        if _ground(inventory) != self._ground:
+            self._stand_on(inventory)
+            return self._entries.keys()
+        before, now = self._by_uuid, {domain.uuid: domain for domain in inventory.domains}
+        self._index(inventory.domains)
+        differing = [uuid for uuid in before.keys() | now.keys() if before.get(uuid) != now.get(uuid)]
+        names = {domain.name for seen in (before, now) for uuid in differing if (domain := seen.get(uuid))}
+        concerned = self._meant_by(names).union(differing)
+        for uuid in list(concerned):
+            domain = now.get(uuid)
+            concerned |= self._book.change(uuid, domain, self._configured(domain) if domain else ())
+        return names | {spelling for uuid in concerned for spelling in self._spellings(uuid)}
+
+    def running(self, entry: GuestEntry) -> Domain | Absence:
+        """Give the entry's domain if it runs."""
+        domain = self.meant(entry.domain)
+        if domain is None:
+            return Absence(entry.domain, "libvirt knows no such domain", stopped=True)
+        return domain if domain.running else _absence(domain)
+
+    def meant(self, spelling: str) -> Domain | None:
+        """Give the domain that entries call so: by its UUID, or of those with this name the one of the foremost URI.
+
+        What can be read as a UUID is one, whatever domains are named. No URI has a name twice.
+        """
+        if (uuid := as_uuid(spelling)) is not None:
+            return self._by_uuid.get(uuid)
+        return min(self._by_name.get(spelling, ()), key=_rank, default=None)
+
+    def namesakes(self) -> Iterator[Domain]:
+        """Give the domains that are named as entries say, and are not meant."""
+        uuids = {spelling for spellings in self._spelled.values() for spelling in spellings}
+        for name in sorted(self._shared | (uuids & self._by_name.keys())):
+            if name in self._entries:
+                meant = self.meant(name)
+                yield from (domain for domain in self._by_name[name] if domain != meant)
+
+    def locate(self, entry: GuestEntry, domain: Domain, family: Family) -> Guest | Refusal:
+        """Give the interface the entry means, and the address it is believed to have."""
+        interface = self._interface(entry, domain, family)
+        if isinstance(interface, Refusal):
+            return interface
+        found = self._book.believed(domain, interface, family, entry.address)
+        return found if isinstance(found, Refusal) else Guest(domain, interface, found.address)
+
+    @property
+    def chosen(self) -> Chosen:
+        """Which interface entries lead to that name none."""
+        return self._chosen
+
+    def advice(self, entry: GuestEntry, guest: Guest) -> str | None:
+        """Tell what to write where an entry only stays with its interface, and would not find it by itself."""
+        found = self._select(entry, guest.domain, Family.of(guest.address))
+        if not isinstance(found, Refusal):
+            return None
+        return f"domain {shown(guest.domain.name)} {found.reason}; until then it leads to {guest.interface.mac}"
+
+    def silent(self, entry: GuestEntry, domain: Domain, family: Family) -> Silent | None:
+        """Tell where to search for a guest that nothing names an address of; `None` where it is on no bridge."""
+        interface = self._interface(entry, domain, family)
+        if isinstance(interface, Refusal) or interface.bridge is None:
+            return None
+        return Silent(interface.bridge, interface.mac, family)
+
+    def likeliest(self, entry: GuestEntry, domain: Domain, refused: Mapping[Family, Refusal]) -> Family:
+        """Choose the family whose reason to wait helps: one with a claim that is refused, or that its network has."""
+        for family, refusal in refused.items():
+            if refusal.claimed:
+                return family
+        for family in refused:
+            interface = self._interface(entry, domain, family)
+            if not isinstance(interface, Refusal) and family in self._book.families(interface):
+                return family
+        return next(iter(refused))
+
+    def subnets(self, guest: Guest) -> tuple[Subnet, ...]:
+        """Give the subnets of the guest's network."""
+        return self._subnets.of(guest.interface)
+
+    def settled(self) -> tuple[ConfiguredAddress, ...]:
+        """Give the addresses that entries write and that are believed, each with the interface it is at."""
+        return tuple(item for item in self._all_configured() if self._is_believed(item))
+
+    def _stand_on(self, inventory: Inventory) -> None:
+        """Begin anew with an inventory."""
+        self._ground = _ground(inventory)
+        self._index(inventory.domains)
+        self._subnets = SubnetIndex(inventory)
+        # Whose an address is depends on what the configuration says of all guests, so that is gathered first.
+        self._book = AddressBook(inventory)
+        self._book = AddressBook(inventory, self._all_configured())
+
+    def _index(self, domains: Iterable[Domain]) -> None:
+        self._by_name: defaultdict[str, list[Domain]] = defaultdict(list)
+        for domain in domains:
+            self._by_name[domain.name].append(domain)
+        self._by_uuid = {domain.uuid: domain for domain in domains}
+        stopped = [key for key in self._chosen if key[0] not in self._by_uuid or not self._by_uuid[key[0]].running]
+        for key in stopped:
+            del self._chosen[key]
+        self._shared = {name for name, named in self._by_name.items() if len(named) > 1}
+
+    def _meant_by(self, names: Iterable[str]) -> set[UUID]:
+        """Give all domains that these may be names or UUIDs of."""
+        known = [name for name in names if name in self._entries]
+        uuids = {uuid for name in known if (uuid := as_uuid(name)) is not None}
+        return uuids.union(domain.uuid for name in known for domain in self._by_name.get(name, ()))
+
+    def _spellings(self, uuid: UUID) -> Iterator[str]:
+        """Give what entries may call a domain."""
+        yield from self._spelled.get(uuid, ())
+        if (domain := self._by_uuid.get(uuid)) is not None:
+            yield domain.name
+
+    def _interface(self, entry: GuestEntry, domain: Domain, family: Family) -> GuestInterface | Refusal:
+        """Give the interface an entry means; of several, the one it led to before."""
+        found, key = self._select(entry, domain, family), (domain.uuid, family)
+        if isinstance(found, Refusal):
+            return next((item for item in found.several if item.mac == self._chosen.get(key)), found)
+        if entry.network is None and entry.mac is None and entry.address is None:
+            self._chosen[key] = found.mac
+        return found
+
+    def _select(self, entry: GuestEntry, domain: Domain, family: Family) -> GuestInterface | Refusal:
+        return self._book.select_interface(
+            domain, family, network=entry.network, mac=entry.mac, configured=entry.address
+        )
+
+    def _all_configured(self) -> Iterator[ConfiguredAddress]:
+        return (item for domain in self._by_uuid.values() for item in self._configured(domain))
+
+    def _is_believed(self, item: ConfiguredAddress) -> bool:
+        believed = self._book.believed(item.domain, item.interface, Family.of(item.address), item.address)
+        return not isinstance(believed, Refusal)
+
+    def _configured(self, domain: Domain) -> Iterator[ConfiguredAddress]:
+        """Give the addresses that entries write for a domain; they count while it runs."""
+        spellings = [spelling for spelling in self._spellings(domain.uuid) if self.meant(spelling) is domain]
+        for entry in (entry for spelling in dict.fromkeys(spellings) for entry in self._entries.get(spelling, ())):
+            if entry.address is None or not domain.running:
+                continue
+            interface = self._interface(entry, domain, Family.of(entry.address))
+            if not isinstance(interface, Refusal):
+                yield ConfiguredAddress(domain, interface, entry.address)
+
+
+def _absence(domain: Domain) -> Absence:
+    match domain.move:
+        case None:
+            return Absence(domain.name, "the domain is not running", stopped=True)
+        case Move.HERE:
+            reason = "it does not run here yet: its memory is being received"
+        case Move.ARRIVED:
+            reason = "it is paused and has not run here yet"
+        case Move.AWAY | Move.GONE:
+            reason = "it was handed over to another host"
+    return Absence(domain.name, reason, stopped=True, move=domain.move)
+
+
+def as_uuid(spelling: str) -> UUID | None:
+    """Read a UUID as people write it: in letters of either case, with or without hyphens, in braces, as a URN."""
+    if not _UUID.fullmatch(spelling):
+        return None
+    try:
+        return UUID(spelling.lower())
+    except ValueError:  # hyphens for digits
+        return None
+
+
+def _ground(inventory: Inventory) -> tuple[object, ...]:
+    """Give what answers about all guests rest on: networks, and the addresses of the host that a guest could claim."""
+    addresses = [host for host in inventory.host_addresses if not host.address.is_link_local]
+    return inventory.networks, inventory.routed, addresses

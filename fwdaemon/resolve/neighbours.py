@@ -1,0 +1,174 @@
+"""The neighbour table: whom it may name, and for whom the host answers outside. Pure."""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+from itertools import islice
+from typing import Final
+
+from fwdaemon.core.inventory import AddressSource, Domain, GuestInterface, Inventory, Neighbour
+from fwdaemon.core.probing import Silent
+from fwdaemon.core.state import Proxied, Route
+from fwdaemon.core.text import shown
+from fwdaemon.core.types import Address, Family
+from fwdaemon.resolve.addresses import ConfiguredAddress
+
+# What the kernel's neighbour table is worth: it forgets guests that are there, keeps old addresses, believes anyone.
+#
+# Pure. An entry changes with any packet that claims an address (RFC 826), and a guest may claim what it likes. So
+# entries are remembered while their guest runs, and those that seem wrong are to be asked again, which is up to the
+# kernel.
+_GIVEN = (AddressSource.LEASE, AddressSource.RESERVATION)
+
+
+@dataclass(frozen=True, slots=True)
+class Usurped:
+    """An address that the configuration or a DHCP server gave to one guest, and that somebody else answers for.
+
+    `rightful` is the entry as it was before; `story` tells a person, and is the same each time.
+    """
+
+    rightful: Neighbour
+    story: str
+
+
+def remembered(before: Iterable[Neighbour], now: Sequence[Neighbour], macs: AbstractSet[str]) -> tuple[Neighbour, ...]:
+    """Add to the neighbour table what it knew before of guests that still run; what was known first comes first.
+
+    The kernel drops entries of those it has not talked to for long, and no packet reaches a guest whose forward went
+    with its entry, so it would never come back. An old entry counts no more once the guest has another address of that
+    family, or somebody who is no guest has the address. Where another guest has it, both claim it: the table has room
+    for one only, and who spoke last need not be right.
+    """
+    holders = {(neighbour.device, neighbour.address): neighbour.mac for neighbour in now}
+    moved = {_spot(neighbour) for neighbour in now}
+
+    def stays(old: Neighbour) -> bool:
+        holder = holders.get((old.device, old.address))
+        if holder == old.mac:
+            return True
+        return old.mac in macs and _spot(old) not in moved and (holder is None or holder in macs)
+
+    return tuple(dict.fromkeys([*filter(stays, before), *now]))
+
+
+def in_doubt(before: Iterable[Neighbour], now: Sequence[Neighbour], macs: AbstractSet[str]) -> tuple[Neighbour, ...]:
+    """Give the entries of guests for whom there are several of one family, one of them new: the guest may have moved.
+
+    The kernel would find out by itself, but only with packets on their way to the old address, and half a minute later.
+    """
+    count = Counter(_spot(neighbour) for neighbour in now)
+    renewed = {_spot(neighbour) for neighbour in set(now).difference(before)}
+    return tuple(item for item in now if item.mac in macs and count[_spot(item)] > 1 and _spot(item) in renewed)
+
+
+def changed_hands(before: Iterable[Neighbour], now: Iterable[Neighbour]) -> bool:
+    """Tell whether an address that was seen is seen elsewhere now, so that it could be usurped."""
+    holders = {(neighbour.device, neighbour.address): neighbour.mac for neighbour in now}
+    return any(holders.get((old.device, old.address), old.mac) != old.mac for old in before)
+
+
+def usurped(
+    inventory: Inventory,
+    before: Iterable[Neighbour],
+    now: Iterable[Neighbour],
+    configured: Iterable[ConfiguredAddress] = (),
+) -> tuple[Usurped, ...]:
+    """Give the addresses that were seen at the guest they were given to, and are now seen elsewhere.
+
+    `configured` are those that the configuration gives.
+    """
+    owners, guests = _owners(inventory, configured), _guests(inventory)
+    known = set(before)
+    found = []
+    for neighbour in now:
+        mac = owners.get((neighbour.device, neighbour.address), neighbour.mac)
+        rightful, taker = Neighbour(neighbour.device, mac, neighbour.address), guests.get(neighbour.mac)
+        # A guest with two interfaces on one bridge answers on both, as Linux does, and takes nothing from itself.
+        if rightful != neighbour and rightful in known and taker is not guests[mac]:
+            found.append(Usurped(rightful, _story(neighbour, guests[mac], taker)))
+    return tuple(found)
+
+
+def _owners(inventory: Inventory, configured: Iterable[ConfiguredAddress]) -> Mapping[tuple[str | None, Address], str]:
+    """Give the MAC address that each address was given to.
+
+    The configuration counts more than a reservation, and that more than a lease not yet ended.
+    """
+    claims = [
+        (claim.source, (interface.bridge, claim.address), interface.mac)
+        for domain in inventory.domains
+        for interface in domain.interfaces
+        for claim in interface.learned
+        if claim.source in _GIVEN
+    ]
+    owners = {place: mac for _source, place, mac in sorted(claims, key=lambda claim: -claim[0])}
+    return owners | {(item.interface.bridge, item.address): item.interface.mac for item in configured}
+
+
+def _guests(inventory: Inventory) -> Mapping[str, Domain]:
+    return {interface.mac: domain for domain in inventory.domains for interface in domain.interfaces}
+
+
+def _story(taken: Neighbour, owner: Domain, taker: Domain | None) -> str:
+    whose = f"domain {shown(owner.name)}"
+    who = f"domain {shown(taker.name)}" if taker is not None else f"a machine on bridge {shown(taken.device)}"
+    return (
+        f"{who} answered for {taken.address}, which is the address of {whose}: it leads to {whose} again, "
+        "and libvirt's network filter clean-traffic prevents that"
+    )
+
+
+def _spot(neighbour: Neighbour) -> tuple[str, str, Family]:
+    return neighbour.device, neighbour.mac, Family.of(neighbour.address)
+
+
+# For which addresses of proxied routes the host answers outside: those that guests behind its own bridge have. Pure.
+#
+# Of two hosts between which guests move, each has the whole subnet in its configuration. So an address counts only
+# while a guest that runs here shows it, from its own MAC address, on the bridge that the route leads to; as long as
+# none does, nobody is answered. Which guests those are follows from an inventory like everything else: a guest that was
+# handed over runs here no more.
+
+# Of one route; a guest that shows one address after the other gets no further than this.
+_MOST: Final = 1024
+
+
+def proxied(routes: Iterable[Route], inventory: Inventory) -> frozenset[Proxied]:
+    """Give each address to answer for, with its route."""
+    answering = [route for route in routes if route.proxy is not None]
+    if not answering:
+        return frozenset()
+    own = {host.address for host in inventory.host_addresses}
+    return frozenset(
+        Proxied(route, address)
+        for route in answering
+        for address in islice(sorted(_shown(route, inventory) - own, key=int), _MOST)
+    )
+
+
+def unseen(routes: Iterable[Route], inventory: Inventory) -> frozenset[Silent]:
+    """Give the guests behind proxied routes that have shown no address of them: they may have one and never say so."""
+    return frozenset(
+        Silent(route.bridge, interface.mac, route.family, route.subnet)
+        for route in routes
+        if route.proxy is not None
+        for interface in _behind(route, inventory)
+        if not any(_lies_in(claim.address, route) for claim in interface.learned)
+    )
+
+
+def _shown(route: Route, inventory: Inventory) -> set[Address]:
+    claims = (claim.address for interface in _behind(route, inventory) for claim in interface.learned)
+    return {address for address in claims if _lies_in(address, route)}
+
+
+def _behind(route: Route, inventory: Inventory) -> Iterator[GuestInterface]:
+    for domain in inventory.domains:
+        if domain.running:
+            yield from (interface for interface in domain.interfaces if interface.bridge == route.bridge)
+
+
+def _lies_in(address: Address, route: Route) -> bool:
+    return address.version == route.subnet.version and address in route.subnet

@@ -1,0 +1,258 @@
+"""Puts together what libvirt, the guests' agents and the kernel said into one `Inventory`.
+
+Pure. A claim counts only where it was made: a lease for interfaces on that network, a neighbour for those on that
+bridge, an agent's word for its own domain; and always only for that MAC address. Which of the claims is believed is
+decided in `fwdaemon.resolve.addresses`.
+"""
+
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, replace
+from typing import TypeAlias
+from uuid import UUID
+
+from fwdaemon.core.inventory import (
+    AddressSource,
+    Domain,
+    GuestInterface,
+    HostObservation,
+    Inventory,
+    LearnedAddress,
+    LibvirtObservation,
+    MacClaim,
+    Network,
+    ObservedDomain,
+)
+from fwdaemon.core.probing import interface_identifier
+from fwdaemon.core.report import Reason
+from fwdaemon.core.state import Desired, Opening, Route
+from fwdaemon.core.types import Address, Family
+from fwdaemon.resolve.addresses import SubnetIndex
+
+# A short grace for openings whose domain has just stopped.
+#
+# A reboot can reach us as a stop followed by a start. Taking the openings away in between would end their connections
+# for nothing, so the removal waits for a moment, unless somebody else has the address by then. Pure; the time is given.
+GRACE = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """When an opening's domain was found stopped, by the clock that was given, and all that was heard since."""
+
+    at: float
+    reasons: tuple[Reason, ...]
+
+    def then(self, later: "Stop") -> "Stop":
+        """Add what was heard later: libvirt may say only then why a domain stopped."""
+        return Stop(self.at, tuple(dict.fromkeys(self.reasons + later.reasons)))
+
+
+class Grace:
+    """Remembers the stops of the last moments; an opening is held for `seconds`, counted from its own."""
+
+    def __init__(self, seconds: float = GRACE) -> None:
+        self._seconds = seconds
+        self._stops: dict[Opening, Stop] = {}
+
+    def extend(self, desired: Desired, live: AbstractSet[Opening], taken: Collection[Address], stop: Stop) -> Desired:
+        """Add to `desired` the live openings that are not to go yet.
+
+        `taken` are the addresses of running guests; `stop` is now, and what was heard.
+        """
+        gone = [opening for opening in live - desired.openings if opening.owner in desired.stopped]
+        known = self._stops
+        self._stops = {opening: known[opening].then(stop) if opening in known else stop for opening in gone}
+        held = [
+            opening
+            for opening, stopped_at in self._stops.items()
+            if stop.at < stopped_at.at + self._seconds and not _is_taken(opening, taken)
+        ]
+        return desired.having(held) if held else desired
+
+    def reasons(self, opening: Opening, otherwise: tuple[Reason, ...]) -> tuple[Reason, ...]:
+        """Give what was heard since the opening's domain stopped."""
+        stop = self._stops.get(opening)
+        return stop.reasons if stop else otherwise
+
+    @property
+    def ends(self) -> float | None:
+        """When the next held opening goes, by the clock that was given; `None` when none is held."""
+        return min((stop.at + self._seconds for stop in self._stops.values()), default=None)
+
+
+def _is_taken(opening: Opening, taken: Collection[Address]) -> bool:
+    """Whether holding an opening would lead to somebody else; a route leads to a bridge, which has gone by then."""
+    return isinstance(opening, Route) or opening.target in taken
+
+
+AgentAnswers: TypeAlias = Mapping[UUID, tuple[MacClaim, ...]]
+Place: TypeAlias = tuple[str, str]
+"""A network or a bridge, and a MAC address on it."""
+
+
+def merge(observations: Iterable[LibvirtObservation], host: HostObservation, agents: AgentAnswers) -> Inventory:
+    """Make one inventory of several connections' observations; what two of them both see is as the first one says."""
+    observations = tuple(observations)
+    neighbours = _by_place((n.device, MacClaim(n.mac, _neighbour(n.address))) for n in host.neighbours)
+    domains: dict[UUID, Domain] = {}
+    for rank, observation in enumerate(observations):
+        witnesses = _Witnesses(_network_claims(observation), neighbours, agents, host.bridges)
+        for domain in _domains(observation, witnesses):
+            domains.setdefault(domain.uuid, replace(domain, rank=rank))
+    networks = [seen.network for observation in observations for seen in observation.networks]
+    # libvirt lists in no order at all, and two inventories that say the same are to be equal.
+    in_order = tuple(sorted(domains.values(), key=lambda domain: (domain.name, domain.uuid)))
+    uplinks = host.uplinks - _guest_devices(observations) - _guest_bridges(networks)
+    return Inventory(in_order, _distinct(networks), host.addresses, uplinks, host.routed)
+
+
+def _guest_bridges(networks: Iterable[Network]) -> frozenset[str]:
+    """Give the bridges that libvirt made for networks: a route through one leads to a guest."""
+    return frozenset(network.bridge for network in networks if network.bridge is not None and network.own_bridge)
+
+
+def _guest_devices(observations: Iterable[LibvirtObservation]) -> frozenset[str]:
+    """Give the host's side of every guest's interface: a default route may lead to a guest, as to a firewall."""
+    return frozenset(
+        interface.device
+        for observation in observations
+        for seen in observation.domains
+        for interface in seen.domain.interfaces
+        if interface.device is not None
+    )
+
+
+def devices_without_bridge(observations: Iterable[LibvirtObservation]) -> frozenset[str]:
+    """Give the host's side of those interfaces whose bridge libvirt does not know; the kernel may."""
+    return frozenset(
+        interface.device
+        for observation in observations
+        for seen in observation.domains
+        for interface in seen.domain.interfaces
+        if interface.device is not None and interface.bridge is None and interface.network is None
+    )
+
+
+def links_without_subnets(observations: Iterable[LibvirtObservation]) -> frozenset[str]:
+    """Give the host's interfaces that guests are on and whose subnets libvirt does not know: bridges, and macvtap's."""
+    described = {
+        seen.network.name for observation in observations for seen in observation.networks if seen.network.subnets
+    }
+    return frozenset(
+        link
+        for observation in observations
+        for seen in observation.domains
+        for interface in seen.domain.interfaces
+        for link in (interface.bridge, interface.parent)
+        if link is not None and interface.network not in described
+    )
+
+
+def guest_macs(observations: Iterable[LibvirtObservation]) -> frozenset[str]:
+    """Give the MAC addresses of all running domains."""
+    return frozenset(
+        interface.mac
+        for observation in observations
+        for seen in observation.domains
+        for interface in seen.domain.interfaces
+    )
+
+
+def wants_agent(inventory: Inventory, observation: LibvirtObservation) -> tuple[ObservedDomain, ...]:
+    """Give the domains worth asking their agent: it is there, and no better source names an address in each subnet."""
+    connected = {seen.domain.uuid: seen for seen in observation.domains if seen.agent_connected}
+    if not connected:
+        return ()
+    subnets = SubnetIndex(inventory)
+    lacking = (domain for domain in inventory.domains if domain.uuid in connected and _lacks_address(domain, subnets))
+    return tuple(connected[domain.uuid] for domain in lacking)
+
+
+@dataclass(frozen=True, slots=True)
+class _Witnesses:
+    """Whom to ask about an interface."""
+
+    networks: Mapping[Place, list[LearnedAddress]]
+    neighbours: Mapping[Place, list[LearnedAddress]]
+    agents: AgentAnswers
+    bridges: Mapping[str, str]
+
+    def learned(self, domain: Domain, interface: GuestInterface) -> tuple[LearnedAddress, ...]:
+        """Give every claim for an interface once, by precedence; link-local addresses never count.
+
+        A lease is what the guest was given, a reservation what it will be given when it asks next. So the lease goes
+        first here, while between two domains the reservation is the better evidence.
+        """
+        claims = [
+            *self.networks.get((interface.network or "", interface.mac), ()),
+            *(claim.learned for claim in self.agents.get(domain.uuid, ()) if claim.mac == interface.mac),
+            *self.neighbours.get((interface.bridge or "", interface.mac), ()),
+        ]
+        routable = dict.fromkeys(claim for claim in claims if not claim.address.is_link_local)
+        return tuple(sorted(routable, key=lambda claim: _precedence(claim, interface.mac)))
+
+
+def _domains(observation: LibvirtObservation, witnesses: _Witnesses) -> Iterator[Domain]:
+    bridges = {seen.network.name: seen.network.bridge for seen in observation.networks}
+    for seen in observation.domains:
+        located = (_located(interface, bridges, witnesses.bridges) for interface in seen.domain.interfaces)
+        interfaces = tuple(replace(item, learned=witnesses.learned(seen.domain, item)) for item in located)
+        yield replace(seen.domain, interfaces=interfaces)
+
+
+def _located(
+    interface: GuestInterface, networks: Mapping[str, str | None], kernel: Mapping[str, str]
+) -> GuestInterface:
+    """Fill in the bridge where the domain's own XML does not name it: from the network, or from the kernel."""
+    if interface.bridge is not None:
+        return interface
+    bridge = networks.get(interface.network) if interface.network is not None else kernel.get(interface.device or "")
+    return replace(interface, bridge=bridge)
+
+
+def _network_claims(observation: LibvirtObservation) -> Mapping[Place, list[LearnedAddress]]:
+    return _by_place((seen.network.name, claim) for seen in observation.networks for claim in seen.claims)
+
+
+def _by_place(claims: Iterable[tuple[str, MacClaim]]) -> Mapping[Place, list[LearnedAddress]]:
+    index: defaultdict[Place, list[LearnedAddress]] = defaultdict(list)
+    for place, claim in claims:
+        index[place, claim.mac].append(claim.learned)
+    return index
+
+
+def _neighbour(address: Address) -> LearnedAddress:
+    return LearnedAddress(address, AddressSource.NEIGHBOUR)
+
+
+def _distinct(networks: Iterable[Network]) -> tuple[Network, ...]:
+    """Give each name once. Several hypervisors share one network driver; of two that differ, the active one counts."""
+    chosen: dict[str, Network] = {}
+    for network in networks:
+        known = chosen.setdefault(network.name, network)
+        if network.active and not known.active:
+            chosen[network.name] = network
+    return tuple(chosen[name] for name in sorted(chosen))
+
+
+def _lacks_address(domain: Domain, subnets: SubnetIndex) -> bool:
+    return any(
+        not any(claim.source < AddressSource.AGENT and claim.address in subnet for claim in interface.learned)
+        for interface in domain.interfaces
+        for subnet in subnets.of(interface)
+    )
+
+
+def _precedence(claim: LearnedAddress, mac: str) -> tuple[bool, AddressSource, bool]:
+    return claim.source is not AddressSource.LEASE, claim.source, not _is_stable(claim.address, mac)
+
+
+def _is_stable(address: Address, mac: str) -> bool:
+    """Tell whether an address will not rotate: IPv4, made from the MAC address, or low, so written by hand."""
+    if Family.of(address) is Family.IPV4:
+        return True
+    identifier = address.packed[8:]
+    # One drawn by lot (RFC 8981) begins with 32 zeros once in 4 billion times.
+    return identifier == interface_identifier(mac) or not any(identifier[:4])

@@ -1,0 +1,297 @@
+"""What becomes of packets in a base chain. Pure.
+
+Where it cannot be told whether a rule matches, both cases are followed. A chain refuses only if every case ends so; if
+some do, it may refuse.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from typing import Final, TypeAlias
+
+from fwdaemon.core.types import Family
+from fwdaemon.rulesets.owners import asks_who
+from fwdaemon.rulesets.packet import (
+    BaseChain,
+    Chains,
+    Change,
+    Choice,
+    End,
+    Jump,
+    Match,
+    Packet,
+    Place,
+    Return,
+    Rule,
+    State,
+    Statement,
+    Surroundings,
+    Translate,
+    Truth,
+    Verdict,
+)
+
+# Cases differ in marks and labels only; where there are more than this, both count as unknown.
+_MOST_CASES = 16
+# The kernel allows 16 jumps in nftables (NFT_JUMP_STACK_SIZE); only a listing that is broken has more.
+_DEEPEST = 64
+
+
+class Judgement(StrEnum):
+    """What a chain does."""
+
+    ACCEPTS = "accepts"
+    REFUSES = "refuses"
+    MAY_REFUSE = "may refuse"
+
+
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """Packets' way through a base chain: who refuses them, or may, and what they are like after it.
+
+    What decides there because of who the client is: `selects` are rules that let another client go on, and
+    `spares_others` says that another may get through, and `asks_who` that rules of the chain look at the client at all,
+    which is told only where all packets are refused.
+    """
+
+    chain: BaseChain
+    judgement: Judgement
+    culprit: Place | None
+    packets: frozenset[Packet]
+    selects: frozenset[Place] = frozenset()
+    spares_others: bool = False
+    asks_who: bool = False
+
+
+_Ending: TypeAlias = tuple[End, Place, Packet]
+
+
+@dataclass(slots=True)
+class _Cases:
+    """What may have become of a packet: still in the chain, back from it, or at an end."""
+
+    staying: set[Packet] = field(default_factory=set)
+    returned: set[Packet] = field(default_factory=set)
+    ended: list[_Ending] = field(default_factory=list)
+
+
+def pass_through(chain: BaseChain, packets: Iterable[Packet], surroundings: Surroundings) -> Passage:
+    """Follow packets through a base chain."""
+    packets = frozenset(packets)
+    walker = _Walker(chain.chains, surroundings)
+    ended: list[_Ending] = []
+    selects: set[Place] = set()
+    spares_others = False
+    for packet in packets:
+        found = _endings(walker, chain, packet)
+        others = _endings(walker, chain, packet.of_client(None))
+        ended += found
+        selects |= _selecting(found, others)
+        spares_others |= any(end is not End.REFUSE for end, _, _ in others)
+    accepted = frozenset(packet for end, _, packet in ended if end is not End.REFUSE)
+    refusals = [place for end, place, _ in ended if end is not End.ACCEPT]
+    judgement = _judge(ended)
+    if judgement is not Judgement.REFUSES:
+        return Passage(chain, judgement, refusals[0] if refusals else None, accepted, frozenset(selects), spares_others)
+    # Only the last of several is certain to be reached.
+    asks = asks_who(chain, packets, surroundings)
+    return Passage(chain, judgement, refusals[-1], accepted, frozenset(selects), spares_others, asks)
+
+
+def _endings(walker: "_Walker", chain: BaseChain, packet: Packet) -> list[_Ending]:
+    """Give every way in which a packet's passage may end, in the order of the rules."""
+    policy = End.ACCEPT if chain.accepts else End.REFUSE
+    cases = walker.walk(chain.name, {packet}, 0)
+    return [*cases.ended, *((policy, chain.policy, left) for left in cases.staying | cases.returned)]
+
+
+def _selecting(found: Iterable[_Ending], others: Iterable[_Ending]) -> set[Place]:
+    """Give the rules that end this client's way for certain, and not that of every other."""
+    ends = [place for _, place, _ in found]
+    beyond = [place for _, place, _ in others]
+    return {place for place in ends if place in beyond and not set(beyond[beyond.index(place) :]) <= set(ends)}
+
+
+def _judge(ended: Iterable[_Ending]) -> Judgement:
+    ends = {end for end, _, _ in ended}
+    if ends <= {End.ACCEPT}:
+        return Judgement.ACCEPTS
+    return Judgement.REFUSES if ends == {End.REFUSE} else Judgement.MAY_REFUSE
+
+
+class _Walker:
+    def __init__(self, chains: Chains, surroundings: Surroundings) -> None:
+        self._chains = chains
+        self._surroundings = surroundings
+
+    def walk(self, name: str, packets: set[Packet], depth: int) -> _Cases:
+        """Follow packets through a chain by name; one that is not there does nothing."""
+        cases = _Cases(staying=packets)
+        if depth > _DEEPEST:
+            return cases
+        for rule in self._chains.get(name, ()):
+            staying: set[Packet] = set()
+            for packet in cases.staying:
+                staying |= self._apply(rule, packet, cases, depth)
+            cases.staying = _few(staying)
+            if not staying:
+                break
+        return cases
+
+    def _apply(self, rule: Rule, packet: Packet, cases: _Cases, depth: int) -> set[Packet]:
+        """Apply one rule: gives what goes on to the next one."""
+        current, truth = packet, Truth.YES
+        for statement in rule.statements:
+            match statement:
+                case Match(test):
+                    holds = test(current, self._surroundings)
+                    if holds is Truth.NO:
+                        # What an earlier statement changed stays changed.
+                        break
+                    truth = min(truth, holds)
+                case Change(change):
+                    current = change(current)
+                case Choice(choose):
+                    return self._choose(choose(current, self._surroundings), rule, current, cases, depth) | _if_unsure(
+                        truth, packet
+                    )
+                case _:
+                    return self._end(statement, rule, current, cases, depth) | _if_unsure(truth, packet)
+        return {current} | _if_unsure(truth, packet)
+
+    def _choose(
+        self, choices: Iterable[tuple[Truth, Statement]], rule: Rule, packet: Packet, cases: _Cases, depth: int
+    ) -> set[Packet]:
+        staying: set[Packet] = set()
+        for truth, statement in choices:
+            if truth is not Truth.NO:
+                staying |= self._end(statement, rule, packet, cases, depth)
+            if truth is Truth.YES:
+                return staying
+        return staying | {packet}
+
+    def _end(self, statement: Statement, rule: Rule, packet: Packet, cases: _Cases, depth: int) -> set[Packet]:
+        """Carry out a verdict: gives what goes on in this chain."""
+        match statement:
+            case Verdict(end):
+                cases.ended.append((end, rule.place, packet))
+            case Translate(translate):
+                cases.ended.append((End.ACCEPT, rule.place, translate(packet, rule.place)))
+            case Jump(chain, goto):
+                below = self.walk(chain, {packet}, depth + 1)
+                cases.ended += below.ended
+                back = below.staying | below.returned
+                if not goto:
+                    return back
+                cases.returned |= back
+            case Return():
+                cases.returned.add(packet)
+            case _:  # a verdict map may say `continue`
+                return {packet}
+        return set()
+
+
+def _if_unsure(truth: Truth, packet: Packet) -> set[Packet]:
+    return {packet} if truth is Truth.UNKNOWN else set()
+
+
+def _few(packets: set[Packet]) -> set[Packet]:
+    if len(packets) <= _MOST_CASES:
+        return packets
+    return {replace(packet, mark=None, connmark=None, labels=None) for packet in packets}
+
+
+# The order in which the kernel calls base chains, and packets' way through all of one hook. Pure.
+#
+# Priorities are those of netfilter_ipv4.h. Chains of type nat are called where the kernel's own NAT is, whatever their
+# priority says, which only orders them among themselves; the first that translates a connection is the last to be
+# asked.
+_NAT_AT: Final = {"prerouting": -100, "output": -100, "input": 100, "postrouting": 100}
+_TRACKING_AT: Final = -200
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """Packets' way through all chains of a hook, in order; `packets` are those that nobody refused for certain."""
+
+    passages: tuple[Passage, ...]
+    packets: frozenset[Packet]
+    untracked_by: BaseChain | None = None
+
+    @property
+    def refused(self) -> bool:
+        """Whether it ends in there for certain."""
+        return any(passage.judgement is Judgement.REFUSES for passage in self.passages)
+
+
+def through(
+    chains: Iterable[BaseChain], hook: str, packets: Iterable[Packet], around: Surroundings, *, link: str = ""
+) -> Way:
+    """Follow packets through a hook; with `link`, that of an interface or bridge, and else that of their family."""
+    found, passages = frozenset(packets), []
+    untracked_by: BaseChain | None = None
+    for chain in _in_order(chains, hook, found, link):
+        passage = _ask(chain, found, around)
+        if passage is None:
+            continue
+        passages.append(passage)
+        if passage.judgement is Judgement.REFUSES:
+            # What follows is looked at as if it had passed, so that everything wrong is told at once.
+            passage = replace(passage, packets=found)
+        if untracked_by is None and _all_untracked(passage.packets) and not _all_untracked(found):
+            untracked_by = chain
+        found = passage.packets
+    return Way(tuple(passages), frozenset(map(_seen, found)), untracked_by)
+
+
+def _in_order(chains: Iterable[BaseChain], hook: str, packets: Iterable[Packet], link: str) -> Sequence[BaseChain]:
+    families = {"ip" if packet.family is Family.IPV4 else "ip6" for packet in packets} | {"inet"}
+    wanted: Callable[[BaseChain], bool]
+    if not link:
+        wanted = lambda chain: chain.family in families  # noqa: E731  one of two ways to choose
+    else:
+        wanted = lambda chain: chain.family == "bridge" or link in chain.devices  # noqa: E731  the other
+    return sorted((chain for chain in chains if chain.hook == hook and wanted(chain)), key=_order)
+
+
+def _order(chain: BaseChain) -> tuple[int, int]:
+    at = _NAT_AT.get(chain.hook, chain.priority) if chain.kind == "nat" else chain.priority
+    return at, chain.priority
+
+
+def _ask(chain: BaseChain, packets: frozenset[Packet], around: Surroundings) -> Passage | None:
+    """Ask one chain; `None` where it sees none of the packets."""
+    early = chain.hook in ("prerouting", "output") and chain.priority < _TRACKING_AT and chain.kind != "nat"
+    if chain.hook == "ingress" or early:
+        return pass_through(chain, map(_unseen, packets), around)
+    packets = frozenset(map(_seen, packets))
+    if chain.kind != "nat":
+        return pass_through(chain, packets, around)
+    asked = frozenset(packet for packet in packets if _wants_translation(packet, chain))
+    if not asked:
+        return None
+    passage = pass_through(chain, asked, around)
+    return replace(passage, packets=passage.packets | (packets - asked))
+
+
+def _wants_translation(packet: Packet, chain: BaseChain) -> bool:
+    if packet.state is not State.NEW:
+        return False
+    return chain.hook in ("input", "postrouting") or packet.translated_by is None
+
+
+def _unseen(packet: Packet) -> Packet:
+    return replace(packet, state=State.UNSEEN) if packet.state is State.NEW else packet
+
+
+def _seen(packet: Packet) -> Packet:
+    return replace(packet, state=State.NEW) if packet.state is State.UNSEEN else packet
+
+
+def _all_untracked(packets: frozenset[Packet]) -> bool:
+    return bool(packets) and all(packet.state is State.UNTRACKED for packet in packets)
+
+
+def translations(packets: Iterable[Packet]) -> Iterator[Place]:
+    """Give the rules that translated packets, each once."""
+    yield from dict.fromkeys(packet.translated_by for packet in packets if packet.translated_by is not None)

@@ -1,0 +1,232 @@
+"""NAT chains of nftables as steps, from `nft -j -t list`. Pure; the schema is libnftables-json(5).
+
+A terse listing is without the elements of named sets, which may be hundreds of thousands. Those that matter are read
+one by one, and given here.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from ipaddress import ip_address, ip_network, summarize_address_range
+from typing import Any, Final, TypeAlias
+
+from fwdaemon.core.types import PortRange, Protocol
+from fwdaemon.nftables.readback import items
+from fwdaemon.rulesets.iptables_reader import Chains, Field, Scope, Step, Value, both
+from fwdaemon.rulesets.packet import Place, System
+
+Json: TypeAlias = Any
+Sets: TypeAlias = Mapping[str, Sequence[Json]]
+"""The elements of sets and maps, by name; one that is not there is too large to be read."""
+Table: TypeAlias = tuple[str, str]
+"""A family and a table of it."""
+
+# nft prints a protocol's number where /etc/protocols does not name it.
+_PROTOCOLS: Final[Mapping[int | str, Protocol]] = {6: Protocol.TCP, 17: Protocol.UDP, 132: Protocol.SCTP}
+_PORTS_OF: Final = frozenset(map(str, Protocol))
+_FIELDS: Final = {
+    ("meta", "l4proto"): Field.PROTOCOL,
+    ("ip", "protocol"): Field.PROTOCOL,
+    ("ip6", "nexthdr"): Field.PROTOCOL,
+    ("meta", "iifname"): Field.INTERFACE,
+    ("meta", "iif"): Field.INTERFACE,
+    ("ip", "daddr"): Field.DESTINATION,
+    ("ip6", "daddr"): Field.DESTINATION,
+    ("ip", "saddr"): Field.SOURCE,
+    ("ip6", "saddr"): Field.SOURCE,
+    ("th", "dport"): Field.PORT,
+} | {(protocol, "dport"): Field.PORT for protocol in _PORTS_OF}
+# Statements of rules that translate or lead on; the sets of all others say nothing of where connections go.
+_LEADING: Final = frozenset({"dnat", "redirect", "jump", "goto", "vmap"})
+_ENDS: Final = frozenset({"accept", "drop", "reject", "return", "queue"})
+
+
+def read_sets(listing: str, table: Table) -> list[tuple[str, str]]:
+    """Give the sets of a table that matter: its kind, as `nft` calls it, and its name.
+
+    Raises:
+        KernelError: the listing is not what libnftables-json(5) describes.
+
+    """
+    named = {name for rule in _rules(listing, table) for name in _named_in(rule["expr"])}
+    kinds = ("set", "map")
+    return [
+        (kind, item["name"])
+        for kind in kinds
+        for item in items(listing, kind)
+        if (item["family"], item["table"]) == table and item["name"] in named
+    ]
+
+
+def read_elements(listing: str) -> Sequence[Json]:
+    """Give the elements in the listing of one set or map.
+
+    Raises:
+        KernelError: the listing is not what libnftables-json(5) describes.
+
+    """
+    return [element for kind in ("set", "map") for item in items(listing, kind) for element in item.get("elem", [])]
+
+
+def read_chains(listing: str, table: Table, sets: Sets) -> Chains:
+    """Read all chains of a table.
+
+    Raises:
+        KernelError: the listing is not what libnftables-json(5) describes.
+
+    """
+    chains = defaultdict[str, list[Step]](list)
+    for rule in _rules(listing, table):
+        place = Place(System.NFTABLES, rule["family"], rule["table"], rule["chain"], rule["handle"])
+        chains[rule["chain"]] += _steps(place, rule["expr"], sets)
+    return chains
+
+
+def _rules(listing: str, table: Table) -> Iterator[Mapping[str, Json]]:
+    return (rule for rule in items(listing, "rule") if (rule["family"], rule["table"]) == table)
+
+
+def _named_in(expressions: Sequence[Json]) -> Iterator[str]:
+    """Give the names of the sets that a rule asks, if it translates or leads on."""
+    if any(isinstance(item, dict) and not _LEADING.isdisjoint(item) for item in expressions):
+        yield from _names(expressions)
+
+
+def _names(value: Json) -> Iterator[str]:
+    match value:
+        case str() if value.startswith("@"):
+            yield value[1:]
+        case dict():
+            for inner in value.values():
+                yield from _names(inner)
+        case list():
+            for inner in value:
+                yield from _names(inner)
+
+
+def _steps(place: Place, expressions: Iterable[Json], sets: Sets) -> Iterator[Step]:
+    """Give what a rule may do; of its statements only those count that end it or lead on."""
+    scope: Scope = {}
+    for expression in expressions:
+        if not isinstance(expression, dict):  # nft has no JSON for it
+            continue
+        ((kind, body),) = expression.items()
+        match kind, body:
+            case "match", {"op": "==" | "in", "left": left, "right": right}:
+                narrowed = both(scope, _asked(left, right, sets))
+                if narrowed is None:
+                    return
+                scope = narrowed
+            case (("jump" | "goto"), {"target": str(target)}):
+                yield Step(place, scope, target)
+            case "vmap", {"key": key, "data": data}:
+                yield from _led(place, scope, (key, data), sets)
+            case (("dnat" | "redirect"), _):
+                yield from (Step(place, found) for found in _translated(scope, body, sets))
+        if kind in _ENDS:
+            return
+
+
+def _led(place: Place, scope: Scope, verdicts: tuple[Json, Json], sets: Sets) -> Iterator[Step]:
+    key, data = verdicts
+    for element, verdict in _elements(data, sets):
+        target = next((body["target"] for kind, body in verdict.items() if kind in ("jump", "goto")), None)
+        narrowed = both(scope, _asked(key, element, sets))
+        if target is not None and narrowed is not None:
+            yield Step(place, narrowed, target)
+
+
+def _translated(scope: Scope, body: Json, sets: Sets) -> Iterator[Scope]:
+    """Give the scopes of a translation: where it looks its target up in a map, one for each key."""
+    match body:
+        case {"addr": {"map": {"key": key, "data": data}}} | {"port": {"map": {"key": key, "data": data}}}:
+            found = (both(scope, _asked(key, element, sets)) for element, _ in _elements(data, sets))
+            yield from (narrowed for narrowed in found if narrowed is not None)
+        case _:
+            yield scope
+
+
+def _elements(data: Json, sets: Sets) -> Sequence[Json]:
+    """Give the pairs of a map; of one too large to be read none, as it would seem to be about every port."""
+    found = sets.get(data[1:], ()) if isinstance(data, str) else data.get("set", ())
+    return [item for item in found if isinstance(item, list) and len(item) == 2]  # noqa: PLR2004  a key and a value
+
+
+# --- tests -----------------------------------------------------------------------------------------------------------
+
+
+def _asked(left: Json, right: Json, sets: Sets) -> Scope:
+    """Give the scope of `left` being, or being in, `right`; empty where that is not understood."""
+    match left, right:
+        case {"concat": list(parts)}, _:
+            return _asked_together(parts, right, sets)
+        case {"payload": {"protocol": str(group), "field": str(name)}}, _:
+            pass
+        case {"meta": {"key": str(name)}}, _:
+            group = "meta"
+        case _:
+            return {}
+    field = _FIELDS.get((group, name))
+    values = None if field is None else _values(field, right, sets)
+    implied: Scope = {Field.PROTOCOL: (Protocol(group),)} if group in _PORTS_OF else {}
+    return implied if field is None or values is None else {**implied, field: values}
+
+
+def _asked_together(parts: Sequence[Json], right: Json, sets: Sets) -> Scope:
+    """Give the scope of a concatenation: of one element exactly, of several that of all values of each part."""
+    elements = [
+        element["concat"] for element in _flat(right, sets) if isinstance(element, dict) and "concat" in element
+    ]
+    found: dict[Field, tuple[Value, ...]] = {}
+    for position, part in enumerate(parts):
+        asked = [_asked(part, element[position], sets) for element in elements]
+        for field in Field:
+            if asked and all(field in scope for scope in asked):
+                found[field] = tuple(dict.fromkeys(value for scope in asked for value in scope[field]))
+    return found
+
+
+def _values(field: Field, right: Json, sets: Sets) -> tuple[Value, ...] | None:
+    """Read values; `None` where one of them is not understood."""
+    if isinstance(right, str) and right.startswith("@") and right[1:] not in sets:
+        return None
+    found: list[Value] = []
+    for element in _flat(right, sets):
+        read = list(_value(field, element))
+        if not read and field is not Field.PROTOCOL:  # one without ports is of no interest
+            return None
+        found += read
+    return tuple(found)
+
+
+def _flat(right: Json, sets: Sets) -> Iterator[Json]:
+    """Give the elements of a set, named or not, or the one value."""
+    match right:
+        case str() if right.startswith("@"):
+            elements = sets.get(right[1:], ())
+        case {"set": [*elements]}:
+            pass
+        case {"elem": {"val": inner}}:
+            elements = [inner]
+        case _:
+            yield right
+            return
+    for element in elements:
+        yield from _flat(element, sets)
+
+
+def _value(field: Field, element: Json) -> Iterator[Value]:
+    match field, element:
+        case Field.PROTOCOL, int() | str():
+            yield from (protocol for protocol in Protocol if protocol == _PROTOCOLS.get(element, element))
+        case Field.PORT, {"range": [int(first), int(last)]}:
+            yield PortRange(first, last)
+        case Field.PORT, int():
+            yield PortRange(element, element)
+        case Field.INTERFACE, str():
+            yield element
+        case ((Field.SOURCE | Field.DESTINATION), {"prefix": {"addr": str(address), "len": int(length)}}):
+            yield ip_network(f"{address}/{length}", strict=False)
+        case ((Field.SOURCE | Field.DESTINATION), {"range": [str(first), str(last)]}):
+            yield from summarize_address_range(ip_address(first), ip_address(last))
+        case ((Field.SOURCE | Field.DESTINATION), str()):
+            yield ip_network(element)

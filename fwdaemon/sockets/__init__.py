@@ -1,1 +1,0 @@
-"""The sockets of this host's own processes: which ones wait for connections or datagrams, and whose they are."""

@@ -1,0 +1,311 @@
+"""What `status` shows, as plain data, and its JSON form. Pure.
+
+How the rows follow from what is known is in `fwdaemon.status.rows`; the names and types of the JSON form are described
+in `fwdaemon/control/kvm.portfwd.Manager.varlink`. Names are held as they are: JSON escapes them, and so does who shows
+them to people (`fwdaemon.core.text.shown`). Times are UTC.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from fwdaemon.core.state import Owner
+from fwdaemon.core.types import Address, Family, Origin, PortRange, Protocol, Subnet
+from fwdaemon.errors import Problem
+
+# Rises when a key goes or changes its meaning; further keys may come without that.
+SCHEMA_VERSION = 1
+
+
+class State(StrEnum):
+    """How an opening is: reachable; not yet, for want of something; or the host does not let it."""
+
+    ACTIVE = "active"
+    WAITING = "waiting"
+    REFUSED = "refused"
+
+
+class Kind(StrEnum):
+    """What an opening is: a port forward, a 1:1 address, a route."""
+
+    FORWARD = "forward"
+    NAT = "nat"
+    ROUTE = "route"
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What was counted of an opening; `None` where nobody counts.
+
+    `connections` began since `since`, where that is known. `open` are those the kernel tracks now, and `open_bytes`
+    what they have carried in both directions, where the kernel is told to count that (nf_conntrack_acct).
+    """
+
+    connections: int | None = None
+    since: datetime | None = None
+    open: int | None = None
+    open_bytes: int | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """Give the JSON form."""
+        return {
+            "connections": self.connections,
+            "connections_since": time_as_json(self.since),
+            "open_connections": self.open,
+            "open_bytes": self.open_bytes,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What packets an opening is for.
+
+    `address` is the listening or the public one, `None` for every local address; `subnet` is a route's.
+    """
+
+    kind: Kind
+    family: Family | None = None
+    protocol: Protocol | None = None
+    address: Address | None = None
+    ports: PortRange | None = None
+    subnet: Subnet | None = None
+    interface: str | None = None
+    sources: tuple[Subnet, ...] = ()
+    masquerade: bool = False
+
+    def as_json(self) -> dict[str, Any]:
+        """Give the JSON form."""
+        return {
+            "kind": self.kind.value,
+            "family": None if self.family is None else int(self.family),
+            "protocol": None if self.protocol is None else self.protocol.value,
+            "address": _text(self.address),
+            "ports": _text(self.ports),
+            "subnet": _text(self.subnet),
+            "interface": self.interface,
+            "sources": [str(source) for source in self.sources],
+            "masquerade": self.masquerade,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where an opening leads; `bridge` is a route's."""
+
+    address: Address | None = None
+    ports: PortRange | None = None
+    bridge: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One opening, or one that is asked for and waits.
+
+    `listens` and `leads` are what the audit says of it; `leads` is empty, and `target` `None`, while it is not known
+    where it will lead. `reason` is empty where it is active.
+    """
+
+    owner: Owner
+    state: State
+    reason: str
+    listens: str
+    leads: str
+    claim: Claim
+    target: Target | None
+    origin: Origin | None
+    usage: Usage = Usage()
+
+    def as_json(self) -> dict[str, Any]:
+        """Give the JSON form."""
+        target = self.target or Target()
+        return {
+            "owner": self.owner.name,
+            "owner_kind": self.owner.kind,
+            "state": self.state.value,
+            "reason": self.reason or None,
+            "listens": self.listens,
+            "leads_to": self.leads or None,
+            **self.claim.as_json(),
+            "target": _text(target.address),
+            "target_ports": _text(target.ports),
+            "bridge": target.bridge,
+            "file": None if self.origin is None else str(self.origin.file),
+            "line": None if self.origin is None else self.origin.line,
+            **self.usage.as_json(),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """The running daemon."""
+
+    pid: int
+    since: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """Which of the kernel's rule systems the rules are in, `nftables` or `iptables`, and why."""
+
+    backend: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class RefusedReload:
+    """A configuration that was not taken up, and everything that is wrong with it."""
+
+    at: datetime
+    problems: tuple[Problem, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Configuration:
+    """The configuration in force; `refused` is a later one that was not taken up.
+
+    Where the file was wrong when the daemon started, the one in force is the last good one, loaded by an earlier run.
+    """
+
+    file: Path
+    loaded_at: datetime | None = None
+    refused: RefusedReload | None = None
+    is_last_good: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class LibvirtState:
+    """How the connection to a URI is, and since when; `last_error` is the last one there was."""
+
+    uri: str
+    connected: bool
+    since: datetime
+    last_error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """The last time the kernel was brought to what it shall hold; `error` says that it was not."""
+
+    at: datetime
+    seconds: float
+    changed: bool
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Restored:
+    """Something that was found missing and put back, `more` like it along with it, and who had taken it away."""
+
+    at: datetime
+    what: str
+    more: int
+    cause: str
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """Everything but the openings; `daemon` is `None` where none runs. `uplinks` lead away from the host.
+
+    In `confined` families forwarding was off before us, and between interfaces that are not libvirt's the rules refuse
+    what no opening is for.
+    """
+
+    version: str
+    configuration: Configuration
+    daemon: Process | None = None
+    rules: Rules | None = None
+    libvirt: tuple[LibvirtState, ...] = ()
+    look: Look | None = None
+    restored: tuple[Restored, ...] = ()
+    problems: tuple[str, ...] = ()
+    uplinks: tuple[str, ...] = ()
+    confined: tuple[Family, ...] = ()
+
+    def as_json(self) -> dict[str, Any]:
+        """Give the JSON form."""
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "version": self.version,
+            "daemon": None
+            if self.daemon is None
+            else {"pid": self.daemon.pid, "since": time_as_json(self.daemon.since)},
+            "backend": None if self.rules is None else {"name": self.rules.backend, "reason": self.rules.reason},
+            "configuration": _configuration(self.configuration),
+            "libvirt": [_libvirt(state) for state in self.libvirt],
+            "last_look": None if self.look is None else _look(self.look),
+            "restored": [_restored(entry) for entry in self.restored],
+            "problems": list(self.problems),
+            "uplinks": list(self.uplinks),
+            "confined": list(map(int, self.confined)),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """Everything `status` shows."""
+
+    header: Header
+    rows: tuple[Row, ...]
+
+    def encode(self) -> bytes:
+        """Write the JSON form, ASCII only.
+
+        Row by row: the interpreter lets other threads run in between, but not while it writes one large value.
+        """
+        head = json.dumps(self.header.as_json() | {"counts": counts(self.rows)})
+        rows = ", ".join(json.dumps(row.as_json()) for row in self.rows)
+        return f'{head[:-1]}, "openings": [{rows}]}}'.encode("ascii")
+
+
+def counts(rows: Iterable[Row]) -> Mapping[str, int]:
+    """Count the rows of each state."""
+    found = dict.fromkeys(map(str, State), 0)
+    for row in rows:
+        found[row.state.value] += 1
+    return found
+
+
+def problem_as_json(problem: Problem) -> dict[str, Any]:
+    """Give the JSON form of what is wrong at one place of the configuration."""
+    return {"file": str(problem.file), "line": problem.line, "text": problem.text}
+
+
+def time_as_json(moment: datetime | None) -> str | None:
+    """Write a UTC time as RFC 3339 does."""
+    return None if moment is None else moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _configuration(configuration: Configuration) -> dict[str, Any]:
+    refused = configuration.refused
+    return {
+        "file": str(configuration.file),
+        "loaded_at": time_as_json(configuration.loaded_at),
+        "last_good": configuration.is_last_good,
+        "refused_at": None if refused is None else time_as_json(refused.at),
+        "refused_problems": [] if refused is None else [problem_as_json(problem) for problem in refused.problems],
+    }
+
+
+def _libvirt(state: LibvirtState) -> dict[str, Any]:
+    return asdict(state) | {"since": time_as_json(state.since)}
+
+
+def _look(look: Look) -> dict[str, Any]:
+    return {
+        "at": time_as_json(look.at),
+        "seconds": round(look.seconds, 6),
+        "changed": look.changed,
+        "error": look.error,
+    }
+
+
+def _restored(entry: Restored) -> dict[str, Any]:
+    return {"at": time_as_json(entry.at), "what": entry.what, "more": entry.more, "cause": entry.cause}
+
+
+def _text(item: object | None) -> str | None:
+    return None if item is None else str(item)

@@ -1,0 +1,155 @@
+"""What the daemon remembers to tell whoever asks how things are. On the loop's thread only.
+
+It keeps references to what never changes, so that remembering costs next to nothing; what is told is made of them only
+when somebody asks.
+"""
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from itertools import groupby
+from pathlib import Path
+from typing import Final
+
+from fwdaemon import __version__
+from fwdaemon.audit.lines import told
+from fwdaemon.config.model import Config
+from fwdaemon.core.report import Cause, Change, Report
+from fwdaemon.core.state import Desired, Opening
+from fwdaemon.core.types import Family
+from fwdaemon.errors import Problem
+from fwdaemon.status.model import Configuration, Header, LibvirtState, Look, Process, RefusedReload, Restored, Rules
+from fwdaemon.status.rows import Facts
+
+_MOST_RESTORED: Final = 5
+
+Publish = Callable[[datetime, Sequence[Change]], None]
+
+
+class Records:
+    """All of it; `publish` is told whenever a status would say something else."""
+
+    def __init__(self, path: Path, config: Config, publish: Publish) -> None:
+        self._publish = publish
+        self._began = _now()
+        self._configuration = Configuration(path, self._began)
+        self._facts = Facts(config)
+        self._since: dict[Opening, datetime] = {}
+        self._rules: Rules | None = None
+        self._look: Look | None = None
+        self._problems: tuple[str, ...] = ()
+        self._restored: deque[Restored] = deque(maxlen=_MOST_RESTORED)
+
+    def configuration_loaded(self, config: Config) -> None:
+        """Remember that another configuration is in force."""
+        self._facts = replace(self._facts, config=config)
+        self._configuration = Configuration(self._configuration.file, _now())
+        self._tell()
+
+    def configuration_refused(self, problems: Iterable[Problem]) -> None:
+        """Remember that one was refused, until one is taken."""
+        self._configuration = replace(self._configuration, refused=RefusedReload(_now(), tuple(problems)))
+        self._tell()
+
+    def last_good_in_force(self, problems: Iterable[Problem], kept_at: datetime) -> None:
+        """Remember that the configuration was wrong at the start; the last good one is in force until one is taken."""
+        self._configuration = replace(self._configuration, loaded_at=kept_at, is_last_good=True)
+        self.configuration_refused(problems)
+
+    def looked(self, report: Report, seconds: float) -> None:
+        """Remember a look that has just ended well and took so long."""
+        before, problems, outcome = self._facts, self._problems, report.outcome
+        self._look = Look(_now(), seconds, outcome.changed)
+        refused: dict[Family | Opening, str] = dict(outcome.refused)
+        refused.update(report.unusable.items())
+        self._rules = report.location and Rules(*report.location)
+        self._facts = replace(before, wanted=report.desired, held=report.desired, failure="", refused=refused)
+        self._problems = outcome.faults
+        self._remember(report)
+        is_news = bool(report.changes or outcome.gates or outcome.moved) or problems != outcome.faults
+        if is_news or _differ(before, self._facts):
+            self._tell(report.changes)
+
+    def failed(self, wanted: Desired | None, failure: str, seconds: float) -> None:
+        """Remember a look that has just failed."""
+        before = self._facts.failure
+        self._look = Look(_now(), seconds, changed=False, error=failure)
+        self._facts = replace(self._facts, wanted=wanted or self._facts.wanted, failure=failure)
+        if failure != before:
+            self._tell()
+
+    def facts(self) -> Facts:
+        """Give what the rows follow from."""
+        return replace(self._facts, since=dict(self._since))
+
+    def header(self, libvirt: Iterable[LibvirtState]) -> Header:
+        """Give everything else."""
+        return Header(
+            __version__,
+            self._configuration,
+            Process(os.getpid(), self._began),
+            self._rules,
+            tuple(libvirt),
+            self._look,
+            tuple(self._restored),
+            self._problems,
+            uplinks_of(self._facts.wanted),
+            confined_in(self._facts.held),
+        )
+
+    def _remember(self, report: Report) -> None:
+        at = _now()
+        for change in report.changes:
+            if change.action == "removed":
+                self._since.pop(change.opening, None)
+        self._since |= dict.fromkeys(report.outcome.mended, at)
+        self._restored.extendleft(reversed(list(_restored(report, at))))
+
+    def _tell(self, changes: Sequence[Change] = ()) -> None:
+        self._publish(_now(), changes)
+
+
+def uplinks_of(desired: Desired | None) -> tuple[str, ...]:
+    """Name the interfaces that lead away from the host, as far as they are known."""
+    return () if desired is None else tuple(sorted(desired.uplinks))
+
+
+def confined_in(held: Desired | None) -> tuple[Family, ...]:
+    """Name the families in which the rules refuse what the host did not forward before us."""
+    return () if held is None else tuple(sorted(held.confined))
+
+
+def _restored(report: Report, at: datetime) -> Iterator[Restored]:
+    """Tell what was put back: of openings with one cause, and of gates, the first and how many more."""
+    changes = [change for change in report.changes if change.action == "restored"]
+    for cause, alike in groupby(changes, key=lambda change: change.cause):
+        first, *others = alike
+        opening = first.opening
+        what = f"{opening.owner.name}: {opening.listens_at()} -> {opening.leads_to()}"
+        yield Restored(at, what, len(others), told(cause))
+    for setting in report.outcome.settings:
+        if setting.restored:
+            yield Restored(at, setting.what, 0, told(Cause()))
+    if gates := [gate for gate in report.outcome.gates if gate.restored]:
+        yield Restored(
+            at, f"gate in {gates[0].gate}", len(gates) - 1, f"{gates[0].fault}; {told(Cause(report.actors))}"
+        )
+
+
+def _differ(before: Facts, after: Facts) -> bool:
+    """Whether a look has something to tell besides changes of openings."""
+    waiting = [facts.wanted.waiting if facts.wanted is not None else None for facts in (before, after)]
+    uplinks = [uplinks_of(facts.wanted) for facts in (before, after)]
+    confined = [confined_in(facts.held) for facts in (before, after)]
+    return (
+        waiting[0] != waiting[1]
+        or confined[0] != confined[1]
+        or uplinks[0] != uplinks[1]
+        or (before.failure, before.refused) != (after.failure, after.refused)
+    )
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)

@@ -1,0 +1,203 @@
+"""How `status` looks: a table on a terminal, aligned text elsewhere. It reads the JSON form, which anybody gets.
+
+Names are anybody's text: what could not be printed is escaped, and nothing in them is markup.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Final
+
+from fwdaemon.core.text import printable, shown
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+Json = Mapping[str, Any]
+
+_COLOURS: Final = {"active": "green", "waiting": "yellow", "refused": "red"}
+_BACKENDS: Final = {"nftables": "nftables", "iptables": "iptables' legacy tables"}
+# What a terminal needs to have room for what is good to know, then for names in full, then for what is rarely needed.
+_ROOMY, _WIDE, _WIDER = 100, 120, 160
+_SHORT_NAME, _LONG_NAME = 13, 40
+_LABEL: Final = 15
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One line above the table; `colour` is empty for a good one."""
+
+    label: str
+    text: str
+    colour: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column; it is left out on terminals narrower than `width`, and its numbers are to the right."""
+
+    title: str
+    cell: Callable[[Json], str]
+    width: int = 0
+    is_number: bool = False
+    is_name: bool = False
+
+
+def as_text(status: Json) -> str:
+    """Write all of it as aligned text, a line for each opening."""
+    above = [f"{line.label:<{_LABEL}}{line.text}" for line in _header(status)]
+    columns, openings = _columns(status), status["openings"]
+    if not openings:
+        return "\n".join(above)
+    table = [[column.title for column in columns], *([column.cell(row) for column in columns] for row in openings)]
+    widths = [max(map(len, cells)) for cells in zip(*table, strict=True)]
+    return "\n".join([*above, "", *(_aligned(cells, columns, widths) for cells in table)])
+
+
+def draw(status: Json, console: "Console") -> None:
+    """Draw it on a terminal."""
+    from rich.table import Table  # noqa: PLC0415  takes 60 ms to import
+    from rich.text import Text  # noqa: PLC0415  as above
+
+    above = Table.grid(padding=(0, 2))
+    for line in _header(status):
+        above.add_row(Text(line.label, "bold"), Text(line.text, line.colour, overflow="fold"))
+    console.print(above)
+    if not status["openings"]:
+        return
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
+    columns = [column for column in _columns(status) if console.width >= column.width]
+    for column in columns:
+        table.add_column(
+            Text(column.title),
+            justify="right" if column.is_number else "left",
+            no_wrap=column.is_name or column.is_number,
+            overflow="ellipsis" if column.is_name else "fold",
+            max_width=(_LONG_NAME if console.width >= _WIDE else _SHORT_NAME) if column.is_name else None,
+        )
+    for row in status["openings"]:
+        table.add_row(*(Text(column.cell(row), _colour(column, row)) for column in columns))
+    console.print()
+    console.print(table)
+
+
+# --- above the table -------------------------------------------------------------------------------------------------
+
+
+def _header(status: Json) -> Iterator[Line]:
+    yield _daemon(status)
+    if backend := status["backend"]:
+        where = _BACKENDS.get(backend["name"], backend["name"])
+        yield Line("rules", printable(f"in {where}: {backend['reason']}"))
+    yield from map(_libvirt, status["libvirt"])
+    yield from _configuration(status["configuration"])
+    yield Line("uplinks", printable(", ".join(status["uplinks"]) or "none: no default or other route leads out"))
+    if confined := status.get("confined"):
+        yield _confined(confined)
+    if look := status["last_look"]:
+        yield _look(look)
+    yield from map(_restored, status["restored"])
+    yield from (Line("problem", printable(problem), "red") for problem in status["problems"])
+    yield Line("openings", ", ".join(f"{number} {state}" for state, number in status["counts"].items()))
+
+
+def _daemon(status: Json) -> Line:
+    if daemon := status["daemon"]:
+        return Line("kvm-portfwd", f"{status['version']}, running since {_when(daemon['since'])}, pid {daemon['pid']}")
+    return Line("kvm-portfwd", f"{status['version']}, not running: nothing keeps what is below up to date", "red")
+
+
+def _libvirt(state: Json) -> Line:
+    how = "connected" if state["connected"] else "not connected"
+    error = f"; last error: {state['last_error']}" if state["last_error"] else ""
+    text = printable(f"{state['uri']}, {how} since {_when(state['since'])}{error}")
+    return Line("libvirt", text, "" if state["connected"] else "red")
+
+
+def _configuration(configuration: Json) -> Iterator[Line]:
+    what = "the last good one, loaded" if configuration["last_good"] else "loaded"
+    loaded = f", {what} {_when(configuration['loaded_at'])}" if configuration["loaded_at"] else ""
+    yield Line("configuration", printable(f"{configuration['file']}{loaded}"))
+    if configuration["refused_at"]:
+        yield Line("refused", f"{_when(configuration['refused_at'])}, a newer one; the one above stays in force", "red")
+    for problem in configuration["refused_problems"]:
+        yield Line("", printable(f"{problem['file']}:{problem['line']}: {problem['text']}"), "red")
+
+
+def _confined(families: Sequence[int]) -> Line:
+    which = " and ".join(f"IPv{family}" for family in families)
+    rest = "between interfaces that are not libvirt's, only these openings pass"
+    return Line("forwarding", f"off for {which} before kvm-portfwd: {rest}")
+
+
+def _look(look: Json) -> Line:
+    when = f"{_when(look['at'])}, in {look['seconds'] * 1000:.0f} ms"
+    if look["error"]:
+        return Line("last look", printable(f"{when}, and failed: {look['error']}"), "red")
+    return Line("last look", when)
+
+
+def _restored(entry: Json) -> Line:
+    more = f" and {entry['more']} more" if entry["more"] else ""
+    text = printable(f"{_when(entry['at'])}, {entry['what']}{more} ({entry['cause']})")
+    return Line("restored", text, "yellow")
+
+
+# --- the table -------------------------------------------------------------------------------------------------------
+
+
+def _columns(status: Json) -> Sequence[Column]:
+    has_bytes = any(row["open_bytes"] for row in status["openings"])
+    return (
+        Column("STATE", lambda row: str(row["state"])),
+        Column("GUEST", _guest, is_name=True),
+        Column("LISTENS ON", _listens),
+        Column("TARGET OR REASON", _leads),
+        Column("CONNS", lambda row: _number(row["connections"]), is_number=True),
+        Column("OPEN", lambda row: _number(row["open_connections"]), _ROOMY, is_number=True),
+        *([Column("BYTES", lambda row: _number(row["open_bytes"]), _WIDE, is_number=True)] if has_bytes else []),
+        Column("COUNTED SINCE", lambda row: _when(row["connections_since"]), _WIDE),
+        Column("CONFIGURED AT", _origin, _WIDER),
+    )
+
+
+def _guest(row: Json) -> str:
+    """Name a domain by its name alone: most rows are about one."""
+    return shown(row["owner"]) if row["owner_kind"] == "domain" else f"{row['owner_kind']} {shown(row['owner'])}"
+
+
+def _listens(row: Json) -> str:
+    interface = f" on {row['interface']}" if row["interface"] else ""
+    first, *others = row["sources"] or [""]
+    more = f" and {len(others)} more" if others else ""
+    return printable(f"{row['listens']}{interface}{f' from {first}{more}' if first else ''}")
+
+
+def _leads(row: Json) -> str:
+    to = row["leads_to"] and row["leads_to"] + (" masqueraded" if row.get("masquerade") else "")
+    return printable(row["reason"] or to or "-")
+
+
+def _origin(row: Json) -> str:
+    return printable(f"{row['file']}:{row['line']}") if row["file"] else "-"
+
+
+def _number(number: int | None) -> str:
+    return "-" if number is None else str(number)
+
+
+def _when(time: str | None) -> str:
+    """Write a time as a clock on this host shows it."""
+    return datetime.fromisoformat(time).astimezone().strftime("%Y-%m-%d %H:%M:%S") if time else "-"
+
+
+def _colour(column: Column, row: Json) -> str:
+    return _COLOURS.get(row["state"], "") if column.title == "STATE" else ""
+
+
+def _aligned(cells: Sequence[str], columns: Sequence[Column], widths: Sequence[int]) -> str:
+    padded = (
+        cell.rjust(width) if column.is_number else cell.ljust(width)
+        for cell, column, width in zip(cells, columns, widths, strict=True)
+    )
+    return "  ".join(padded).rstrip()

@@ -1,0 +1,153 @@
+"""What has been heard since the last look: reasons to look again, never facts.
+
+A reason from libvirt or the network counts once an inventory has been taken after it, so that the audit names the event
+a change really follows from. Used on the asyncio loop's thread only.
+"""
+
+import asyncio
+from dataclasses import dataclass
+from itertools import islice
+from typing import Final, TypeVar
+
+from fwdaemon.core.pace import provoked
+from fwdaemon.core.report import Actor, Reason
+
+# Reasons that guests provoke and that are kept to explain a change; in a flood, those that come later are not. So with
+# everything that was heard for looks that failed.
+_MOST_PROVOKED: Final = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """Everything heard for one look; see `fwdaemon.reconcile.Occasion`."""
+
+    reasons: tuple[Reason, ...]
+    actors: tuple[Actor, ...]
+    thorough: bool
+
+    @property
+    def provoked(self) -> bool:
+        """Whether guests alone are why we look."""
+        return bool(self.reasons) and all(map(provoked, self.reasons)) and not self.actors and not self.thorough
+
+
+class Hearing:
+    """Collects reasons and wakes whoever waits for one."""
+
+    def __init__(self) -> None:
+        self.stopping = False
+        self.wants_inventory = True
+        self.urgent = True  # something else than guests asks for the inventory
+        self.wants_look = False
+        self._wants_reload = False
+        self._thorough = False
+        self._unsettled: dict[Reason, None] = {}
+        self._settled: dict[Reason, None] = {}
+        self._actors: dict[Actor, None] = {}
+        self._wake = asyncio.Event()
+        self._wake.set()
+
+    async def wait(self) -> None:
+        """Wait for the next reason to do anything."""
+        await self._wake.wait()
+        self._wake.clear()
+
+    def stop(self) -> None:
+        """Somebody wants us to end."""
+        self.stopping = True
+        self._wake.set()
+
+    def reload(self) -> None:
+        """Somebody says that the configuration changed."""
+        self._wants_reload = True
+        self._wake.set()
+
+    def take_reload(self) -> bool:
+        """Whether the configuration is to be read again; the question is also the answer's end."""
+        wanted, self._wants_reload = self._wants_reload, False
+        return wanted
+
+    def inventory_changed(self, reason: Reason) -> None:
+        """Something happened to a domain, a network or an address."""
+        urgent = not provoked(reason)
+        if urgent or len(self._unsettled) < _MOST_PROVOKED:
+            self._unsettled[reason] = None
+        if not self.wants_inventory or (urgent and not self.urgent):  # or the loop knows: a flood wakes it once
+            self._wake.set()
+        self.wants_inventory = True
+        self.urgent |= urgent
+
+    def wake(self) -> None:
+        """What was put off is due."""
+        self._wake.set()
+
+    def begin_inventory(self) -> dict[Reason, None]:
+        """Give the reasons that an inventory taken from now on covers."""
+        covered, self._unsettled = self._unsettled, {}
+        self.wants_inventory = self.urgent = False
+        return covered
+
+    def end_inventory(self, covered: dict[Reason, None]) -> None:
+        """Say that the inventory is there."""
+        self._settled |= covered
+        self.wants_look = True
+        self._wake.set()
+
+    def rules_changed(self, actor: Actor, *, thorough: bool) -> None:
+        """Somebody changed the kernel's rules; `thorough` when it is not known how much."""
+        self._thorough |= thorough
+        self._actors[actor] = None
+        self.wants_look = True
+        self._wake.set()
+
+    def configuration_changed(self, reason: Reason) -> None:
+        """A new configuration is in force, on the inventory we have.
+
+        Another is to be taken: an address that it gives to a guest from now on may be in the hands of somebody else.
+        """
+        self._settled[reason] = None
+        self.wants_inventory = self.urgent = True
+        self.wants_look = True
+        self._wake.set()
+
+    def time_passed(self, *, thorough: bool) -> None:
+        """It is time to look, whatever has been heard."""
+        self._thorough |= thorough
+        self.wants_look = True
+        self._wake.set()
+
+    @property
+    def actors(self) -> tuple[Actor, ...]:
+        """Who changed rules since the last look, as far as was heard."""
+        return tuple(self._actors)
+
+    async def listen(self) -> tuple[Actor, ...]:
+        """Give who changed rules since the last look, with what is there to be read now."""
+        # It is read in one turn of the loop; the next comes after that.
+        for _ in range(2):
+            await asyncio.sleep(0)
+        return self.actors
+
+    def take(self) -> Heard:
+        """Give what has been heard for the look that begins now, and forget it."""
+        heard = Heard(
+            tuple(self._settled),
+            self.actors,
+            self._thorough,
+        )
+        self._settled, self._actors = {}, {}
+        self._thorough = self.wants_look = False
+        return heard
+
+    def take_back(self, heard: Heard) -> None:
+        """Know again what was heard for a look that failed: it is what the next one, asked for elsewhere, is about."""
+        self._settled = _first(dict.fromkeys(heard.reasons) | self._settled)
+        self._actors = _first(dict.fromkeys(heard.actors) | self._actors)
+        self._thorough |= heard.thorough
+
+
+_T = TypeVar("_T")
+
+
+def _first(facts: dict[_T, None]) -> dict[_T, None]:
+    return dict.fromkeys(islice(facts, _MOST_PROVOKED))

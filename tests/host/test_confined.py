@@ -1,0 +1,226 @@
+"""Forwarding that the daemon turns on reaches no inner network beside the guests, even without its record."""
+
+import json
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import pytest
+
+from tests.conftest import MakeLxcGuest, MakeNetwork, StartDaemon
+from tests.host.conftest import HEAD, entry
+from tests.host.test_reach import url
+from tests.lab.domain import Link
+from tests.lab.host import CLIENT4, CLIENT6, PUBLIC4, PUBLIC6, Host
+from tests.lab.place import wait_until
+from tests.lab.probe import Outcome
+from tests.lab.release import LibvirtFirewall
+
+INNER, INNER_GATEWAY, GUEST = "192.0.2.2", "192.0.2.1", "192.168.140.10"
+INNER6, INNER_GATEWAY6, GUEST6 = "2001:db8:2::2", "2001:db8:2::1", "2001:db8:140::10"
+WEB = HEAD + entry("confined", "8000:80", GUEST)
+WEB6 = HEAD + entry("confined", "8000:80", GUEST6)
+SWITCH, SWITCH6 = "net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding"
+RECORD = "/run/kvm-portfwd/forwarding.json"
+
+
+@pytest.fixture
+def inner(host: Host) -> Iterator[None]:
+    """Two machines on a bridge of the host's own; what is outside sends packets for them to the host."""
+    with ExitStack() as at_end:
+        before = host.run("sysctl", SWITCH, SWITCH6).stdout
+        at_end.callback(lambda: host.run("sysctl", "-p", "-", stdin=before))
+        host.run("ip", "link", "add", "lan0", "type", "bridge")
+        at_end.callback(host.run, "ip", "link", "del", "lan0")
+        for address in (f"{INNER_GATEWAY}/24", f"{INNER_GATEWAY6}/64"):
+            host.run("ip", "address", "add", address, "dev", "lan0", *(["nodad"] if ":" in address else []))
+        host.run("ip", "link", "set", "lan0", "up")
+        for number, name in enumerate(("inner", "beside"), 2):
+            plug(host, name, number)
+            at_end.callback(host.run, "ip", "netns", "del", name)
+        for subnet, gateway in (("192.0.2.0/24", PUBLIC4), ("2001:db8:2::/64", PUBLIC6)):
+            host.outside.run(["ip", "route", "replace", subnet, "via", gateway])
+            at_end.callback(host.outside.run, ["ip", "route", "del", subnet])
+        yield
+
+
+def plug(host: Host, name: str, number: int) -> None:
+    host.run("ip", "netns", "add", name)
+    host.run("ip", "link", "add", name, "type", "veth", "peer", "name", "eth0", "netns", name)
+    host.run("ip", "link", "set", name, "master", "lan0", "up")
+    within = ("ip", "-netns", name)
+    host.run(*within, "address", "add", f"192.0.2.{number}/24", "dev", "eth0")
+    host.run(*within, "address", "add", f"2001:db8:2::{number}/64", "dev", "eth0", "nodad")
+    host.run(*within, "link", "set", "eth0", "up")
+    for gateway in (INNER_GATEWAY, INNER_GATEWAY6):
+        host.run(*within, "route", "replace", "default", "via", gateway)
+
+
+@pytest.fixture(params=["isolated", "nat"])
+def mode(request: pytest.FixtureRequest, network: MakeNetwork, lxc_guest: MakeLxcGuest) -> str:
+    """A guest on a network for which libvirt needs no forwarding, and on one for which it does."""
+    mode: str = request.param
+    network("confined", "192.168.140.0/24", "2001:db8:140::/64", mode=mode)
+    lxc_guest("confined", Link("confined", (f"{GUEST}/24", f"{GUEST6}/64")))
+    return mode
+
+
+def reached(host: Host, inner: str = INNER) -> bool:
+    """Whether the inner machine, on which nothing listens, sends a refusal."""
+    return host.outside.tcp(inner, 80, timeout=0.5).outcome is Outcome.REFUSED
+
+
+def serves(host: Host) -> None:
+    wait_until(lambda: host.outside.fetch(url(PUBLIC4, 8000)).text == f"confined {CLIENT4}", "the guest answers")
+
+
+def command(host: Host, *words: str) -> str:
+    return host.run(host.python, "-m", "fwdaemon", *words, check=False).stdout
+
+
+def tells_of_it(host: Host) -> None:
+    """Check that `status` shows it, and that `explain` names what refuses the outside."""
+    assert "forwarding     off for IPv4 before kvm-portfwd: " in command(host, "status")
+    assert json.loads(command(host, "status", "--json"))["confined"] == [4]
+    report = json.loads(command(host, "explain", f"{INNER}:80", "--from", CLIENT4, "--json"))
+    assert report["cause"] == "confined"
+    assert report["sentence"].startswith("This is on purpose: IPv4 forwarding was off before kvm-portfwd")
+
+
+@pytest.mark.usefixtures("inner")
+def test_an_inner_network_stays_unreachable(host: Host, mode: str, daemon: StartDaemon) -> None:
+    host.run("sysctl", "-w", f"{SWITCH}=0")
+    running = daemon(WEB)
+    running.wait_log(f"^IPv4 forwarding was off before kvm-portfwd: .*{SWITCH} = 1 in /etc/sysctl.d")
+    serves(host)
+    assert not reached(host)
+    tells_of_it(host)
+    host.libvirt.restart()
+    running.wait_log("answers again")
+    serves(host)
+    assert not reached(host)
+    running.kill()
+    host.run("rm", "-f", RECORD)
+    assert not reached(host)
+    tells_of_it(host)
+    running = daemon(WEB)
+    serves(host)
+    assert not reached(host)
+    assert "4" in host.run("cat", RECORD).stdout
+    assert "nothing to change" in host.run(host.python, "-m", "fwdaemon", "plan").stdout
+    host.run("rm", "-f", RECORD)
+    running.reload()
+    wait_until(lambda: "4" in host.run("sh", "-c", f"cat {RECORD} || true").stdout, "the record is written again")
+    running.terminate()
+    said = host.run(host.python, "-m", "fwdaemon", "flush").stdout
+    needed = mode == "nat"
+    assert ("networks: confined" if needed else f"set {SWITCH} = 0 again") in said
+    assert host.run("sysctl", "-n", SWITCH).stdout == f"{int(needed)}\n"
+    assert reached(host) is needed
+
+
+@pytest.mark.usefixtures("inner", "mode")
+@pytest.mark.parametrize("mode", ["nat"], indirect=True)
+def test_an_inner_network_that_was_reachable_stays_so(host: Host, daemon: StartDaemon) -> None:
+    host.run("sysctl", "-w", f"{SWITCH}=1")
+    assert reached(host)
+    running = daemon(WEB)
+    serves(host)
+    assert reached(host)
+    assert "forwarding" not in command(host, "status")
+    assert json.loads(command(host, "explain", f"{INNER}:80", "--from", CLIENT4, "--json"))["cause"] != "confined"
+    running.terminate()
+    host.run(host.python, "-m", "fwdaemon", "flush")
+    assert reached(host)
+
+
+@pytest.mark.usefixtures("inner", "mode")
+@pytest.mark.parametrize("mode", ["isolated"], indirect=True)
+def test_the_administrator_takes_forwarding_over(host: Host, daemon: StartDaemon) -> None:
+    host.run("sysctl", "-w", f"{SWITCH}=0")
+    running = daemon(WEB)
+    serves(host)
+    running.reload_with(WEB.replace("[daemon]\n", "[daemon]\nip_forward = false\n"))
+    running.wait_log(f"^set {SWITCH} = 0 again")
+    host.run("sysctl", "-w", f"{SWITCH}=1")
+    wait_until(lambda: reached(host), "the host is a router")
+    serves(host)
+
+
+@pytest.mark.usefixtures("inner")
+def test_a_stop_that_removes_turns_it_off(host: Host, mode: str, daemon: StartDaemon) -> None:
+    host.run("sysctl", "-w", f"{SWITCH}=0")
+    running = daemon(WEB.replace("[daemon]\n", '[daemon]\non_stop = "remove"\n'))
+    serves(host)
+    running.terminate()
+    needed = mode == "nat"
+    running.wait_log("networks: confined" if needed else f"^set {SWITCH} = 0 again")
+    assert host.run("sysctl", "-n", SWITCH).stdout == f"{int(needed)}\n"
+    assert reached(host) is needed
+
+
+@pytest.mark.usefixtures("inner", "mode")
+@pytest.mark.parametrize("mode", ["isolated"], indirect=True)
+def test_an_inner_network_of_ipv6_stays_unreachable(host: Host, daemon: StartDaemon) -> None:
+    host.run("sysctl", "-w", f"{SWITCH6}=1")
+    wait_until(lambda: reached(host, INNER6), "a router leads there")
+    host.run("sysctl", "-w", f"{SWITCH6}=0")
+    running = daemon(WEB6)
+    wait_until(lambda: host.outside.fetch(url(PUBLIC6, 8000)).text == f"confined {CLIENT6}", "the guest answers")
+    assert not reached(host, INNER6)
+    assert json.loads(command(host, "explain", f"[{INNER6}]:80", "--from", CLIENT6, "--json"))["cause"] == "confined"
+    running.terminate()
+    assert f"set {SWITCH6} = 0 again" in command(host, "flush")
+    assert not reached(host, INNER6)
+
+
+@pytest.mark.usefixtures("inner", "mode")
+@pytest.mark.parametrize("mode", ["isolated"], indirect=True)
+def test_where_no_record_can_be_written_the_rules_are_one(
+    host: Host, daemon: StartDaemon, request: pytest.FixtureRequest
+) -> None:
+    host.run("mkdir", "-p", "/run/kvm-portfwd")
+    host.run("mount", "-t", "tmpfs", "-o", "size=4k", "full", "/run/kvm-portfwd")
+    request.addfinalizer(lambda: host.run("umount", "/run/kvm-portfwd"))
+    host.run("sh", "-c", "head -c 4096 /dev/zero > /run/kvm-portfwd/full")
+    host.run("sysctl", "-w", f"{SWITCH}=0")
+    running = daemon(WEB)
+    running.wait_log(f"cannot write {RECORD} .No space left")
+    serves(host)
+    assert not reached(host)
+    running.kill()
+    running = daemon(WEB)
+    serves(host)
+    assert not reached(host)
+    running.terminate()
+    assert f"set {SWITCH} = 0 again" in command(host, "flush")
+
+
+@pytest.mark.on(LibvirtFirewall.LEGACY)
+@pytest.mark.usefixtures("inner", "mode")
+@pytest.mark.parametrize("mode", ["isolated"], indirect=True)
+def test_forwarding_stays_off_where_the_rules_that_refuse_cannot_be_made(
+    host: Host, daemon: StartDaemon, request: pytest.FixtureRequest
+) -> None:
+    """The legacy tables of IPv6 lack a target that the rules need; IPv4 does not."""
+    extension = host.run("sh", "-c", "ls /usr/lib/*/xtables/libip6t_REJECT.so").stdout.strip()
+    host.run("mount", "--bind", "/dev/null", extension)
+    request.addfinalizer(lambda: host.run("umount", extension))
+    host.run("sysctl", "-w", f"{SWITCH}=0", f"{SWITCH6}=0")
+    running = daemon(WEB + entry("confined", "8006:80", GUEST6))
+    running.wait_log("IPv6 forwarding stays off: the rules .* are not there")
+    serves(host)
+    assert host.run("sysctl", "-n", SWITCH6).stdout == "0\n"
+    assert not reached(host, INNER6)
+    assert not reached(host)
+
+
+@pytest.mark.usefixtures("inner", "mode")
+@pytest.mark.parametrize("mode", ["isolated"], indirect=True)
+def test_frames_within_one_bridge_pass(host: Host, daemon: StartDaemon, request: pytest.FixtureRequest) -> None:
+    """With br_netfilter they pass the forward chains, as if the host routed them."""
+    host.run("sysctl", "-w", f"{SWITCH}=0", "net.bridge.bridge-nf-call-iptables=1")
+    request.addfinalizer(lambda: host.run("sysctl", "-w", "net.bridge.bridge-nf-call-iptables=0"))
+    daemon(WEB)
+    serves(host)
+    assert not reached(host)
+    host.run("ip", "netns", "exec", "beside", "busybox", "ping", "-c", "1", "-W", "5", INNER)

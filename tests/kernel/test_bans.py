@@ -1,0 +1,264 @@
+"""Bans stay ahead of the gate, and nothing else does: in chains of nftables, iptables-nft and the legacy tables."""
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import pytest
+
+from fwdaemon.core.bans import BEHIND
+from fwdaemon.core.report import Outcome
+from fwdaemon.core.types import Family, Gate
+from fwdaemon.kernel.process import SystemRunner
+from fwdaemon.legacy.backend import LegacyBackend
+from fwdaemon.legacy.client import HelperClient
+from fwdaemon.legacy.gates import LegacyGates
+from fwdaemon.nftables.backend import NftablesBackend
+from tests.kernel.test_nftables import ALL
+from tests.lab.command import run
+
+NATIVE = Gate("inet", "theirs", "forward")
+_NATIVE_CHAIN = """
+table inet theirs {
+    set bad { type ipv4_addr; elements = { 203.0.113.9 }; }
+    chain f2b-sshd { ip saddr 203.0.113.9 drop; }
+    chain tool { ip daddr 192.168.122.10 drop; }
+    chain refuse { limit rate 3/minute log; tcp dport 22 return; meta l4proto tcp reject; drop; }
+    chain mixed { tcp dport 22 accept; drop; }
+    chain forward { type filter hook forward priority 0; }
+}
+"""
+_WORDS = re.compile(r'comment "?kvm-portfwd')
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """A forward chain of others; `insert` puts a rule to its head, `keep` has the gate kept in it."""
+
+    insert: Callable[[str], object]
+    append: Callable[[str], object]
+    keep: Callable[[], Outcome]
+    listed: Callable[[], list[str]]
+
+    def order(self) -> list[str]:
+        """Give the rules in order, ours as `GATE`."""
+        return ["GATE" if _WORDS.search(rule) else rule for rule in self.listed()]
+
+    def others(self) -> list[str]:
+        """Give everybody else's rules in order."""
+        return [rule for rule in self.order() if rule != "GATE"]
+
+
+def _native(runner: SystemRunner) -> Iterator[Chain]:
+    runner.run("nft", "-f", "-", stdin=_NATIVE_CHAIN)
+    backend, desired = NftablesBackend(runner), replace(ALL, gates=(NATIVE,))
+
+    def listed() -> list[str]:
+        lines = runner.run("nft", "list", "chain", *str(NATIVE).split()).stdout.splitlines()
+        return [line.strip() for line in lines if line.startswith("\t\t") and "hook forward" not in line]
+
+    yield Chain(
+        lambda rule: runner.run("nft", "-f", "-", stdin=f"insert rule {NATIVE} {rule}\n"),
+        lambda rule: runner.run("nft", "-f", "-", stdin=f"add rule {NATIVE} {rule}\n"),
+        lambda: backend.apply(desired, thorough=False),
+        listed,
+    )
+
+
+def _iptables(program: str, keep: Callable[[], Outcome]) -> Iterator[Chain]:
+    run(["ipset", "create", "bad", "hash:ip"])
+    run(["ipset", "add", "bad", "203.0.113.9"])
+    for chain in ("f2b-sshd", "tool", "LOGGING", "BLOCK", "MIXED"):
+        run([program, "-w", "-N", chain])
+    run([program, "-w", "-A", "f2b-sshd", "-s", "203.0.113.9", "-j", "DROP"])
+    run([program, "-w", "-A", "tool", "-d", "192.168.122.10", "-j", "DROP"])
+    for rule in ("BLOCK -j LOG", "BLOCK -p tcp -j REJECT", "BLOCK -j DROP", "MIXED -j ACCEPT", "MIXED -j DROP"):
+        run([program, "-w", "-A", *rule.split()])
+    run([program, "-w", "-A", "LOGGING", "-m", "limit", "--limit", "3/min", "-j", "LOG"])
+    yield Chain(
+        lambda rule: run([program, "-w", "-I", "FORWARD", *rule.split()]),
+        lambda rule: run([program, "-w", "-A", "FORWARD", *rule.split()]),
+        keep,
+        lambda: run([program, "-S", "FORWARD"]).stdout.splitlines()[1:],
+    )
+
+
+@pytest.fixture(params=["iptables-nft", "legacy gate", "legacy backend"])
+def xtables(
+    request: pytest.FixtureRequest, runner: SystemRunner, clients: dict[Family, HelperClient]
+) -> Iterator[Chain]:
+    """The FORWARD chain of each kind of iptables."""
+    nftables, gates, legacy = NftablesBackend(runner), LegacyGates(clients), LegacyBackend()
+    keeps: dict[str, Callable[[], Outcome]] = {
+        "iptables-nft": lambda: nftables.apply(ALL, thorough=False),
+        "legacy gate": lambda: gates.keep({Family.IPV4}, ALL.label, BEHIND, thorough=False),
+        "legacy backend": lambda: legacy.apply(ALL, thorough=False),
+    }
+    kind: str = request.param
+    yield from _iptables("iptables-nft" if kind == "iptables-nft" else "iptables-legacy", keeps[kind])
+    legacy.close()
+
+
+@pytest.fixture
+def native(runner: SystemRunner) -> Iterator[Chain]:
+    """A chain of nftables' own."""
+    yield from _native(runner)
+
+
+XT_BANS = [
+    "-s 203.0.113.9 -j DROP",
+    "-s 203.0.113.0/24 -i eth0 -p tcp --dport 80 -j REJECT",
+    "-p tcp -m multiport --dports 22 -j f2b-sshd",
+    "-m set --match-set bad src -j DROP",
+    "-m iprange --src-range 203.0.113.1-203.0.113.9 -j DROP",
+    "-m recent --name BAD --rcheck -j DROP",
+    "-m mac --mac-source 52:54:00:00:00:09 -j DROP",
+    "-m conntrack --ctorigsrc 203.0.113.9 -j DROP",
+    "-s 203.0.113.9 -j BLOCK",
+    "-m set --match-set bad src -g BLOCK",
+]
+XT_OTHERS = [
+    "-j DROP",
+    "-i eth0 -j REJECT",
+    "! -s 203.0.113.9 -j DROP",
+    "-s 0.0.0.0/0 -j DROP",
+    "-m set ! --match-set bad src -j DROP",
+    "-m set --match-set bad dst -j DROP",
+    "-m iprange ! --src-range 203.0.113.1-203.0.113.9 -j DROP",
+    "-m iprange --src-range 0.0.0.0-255.255.255.255 -j DROP",
+    "-m recent --name BAD --set -j DROP",
+    "-m recent --name BAD ! --rcheck -j DROP",
+    "-m recent --name BAD --rcheck --rdest -j DROP",
+    "-m mac ! --mac-source 52:54:00:00:00:09 -j DROP",
+    "-m conntrack ! --ctorigsrc 203.0.113.9 -j DROP",
+    "-m conntrack --ctorigdst 203.0.113.9 -j DROP",
+    "-s 203.0.113.9 -j ACCEPT",
+    "-j tool",
+    "-j BLOCK",
+    "-s 203.0.113.9 -j MIXED",
+    "! -s 203.0.113.9 -g BLOCK",
+    "-g f2b-sshd",
+    "-j LOG",
+]
+NFT_BANS = [
+    "ip saddr 203.0.113.9 drop",
+    "ip saddr 203.0.113.0/24 tcp dport 80 counter reject",
+    "ip saddr { 203.0.113.9, 203.0.114.0/24 } log drop",
+    "ip saddr @bad drop",
+    "ip saddr vmap { 203.0.113.9 : drop }",
+    "ip6 saddr 2001:db8:9::/48 drop",
+    "ether saddr { 52:54:00:00:00:08, 52:54:00:00:00:09 } drop",
+    "tcp dport 22 jump f2b-sshd",
+    "ip saddr @bad jump refuse",
+    "ip saddr 203.0.113.9 goto refuse",
+]
+NFT_OTHERS = [
+    "drop",
+    'iifname "eth0" reject',
+    "ip saddr != 203.0.113.9 drop",
+    "ip saddr != @bad drop",
+    "ip saddr 0.0.0.0/0 drop",
+    "ip saddr { 0.0.0.0/1, 128.0.0.0/1 } drop",
+    "ether saddr != 52:54:00:00:00:09 drop",
+    "ip daddr 192.168.122.10 drop",
+    "ip saddr 203.0.113.9 accept",
+    "jump tool",
+    "jump refuse",
+    "ip saddr @bad jump mixed",
+    "ip saddr != @bad goto refuse",
+    "goto f2b-sshd",
+    "counter",
+]
+
+
+def holds(chain: Chain, ban: str) -> None:
+    """Have a ban at the head of a chain with a gate, and see that nothing at all is done about it."""
+    chain.insert(ban)
+    before = chain.listed()
+    assert not chain.keep().changed
+    assert chain.listed() == before
+    assert chain.order()[1] == "GATE"
+
+
+def outranked(chain: Chain, ban: str, other: str) -> None:
+    """Have a rule at the head of a chain with a ban and a gate, and see the gate go ahead of it."""
+    chain.insert(other)
+    others = chain.others()
+    (change,) = chain.keep().gates
+    assert change.fault == "another rule was ahead of it"
+    assert chain.order() == ["GATE", *others]
+    assert not chain.keep().changed
+    chain.insert(ban)
+    assert not chain.keep().changed
+    assert chain.order()[1] == "GATE"
+
+
+@pytest.mark.parametrize("ban", XT_BANS)
+def test_a_ban_stays_ahead_in_iptables(xtables: Chain, ban: str) -> None:
+    xtables.append("-j DROP")
+    xtables.keep()
+    holds(xtables, ban)
+
+
+@pytest.mark.parametrize("ban", NFT_BANS)
+def test_a_ban_stays_ahead_in_nftables(native: Chain, ban: str) -> None:
+    native.append("drop")
+    native.keep()
+    holds(native, ban)
+
+
+@pytest.mark.parametrize("other", XT_OTHERS)
+def test_another_rule_does_not_stay_ahead_in_iptables(xtables: Chain, other: str) -> None:
+    xtables.append("-j DROP")
+    xtables.keep()
+    outranked(xtables, XT_BANS[0], other)
+
+
+@pytest.mark.parametrize("other", NFT_OTHERS)
+def test_another_rule_does_not_stay_ahead_in_nftables(native: Chain, other: str) -> None:
+    native.append("drop")
+    native.keep()
+    outranked(native, NFT_BANS[0], other)
+
+
+def test_a_gate_comes_behind_the_bans_that_are_there(xtables: Chain) -> None:
+    for rule in (*XT_BANS, "-j DROP", XT_BANS[0]):
+        xtables.append(rule)
+    others = xtables.listed()
+    xtables.keep()
+    place = len(XT_BANS)
+    assert xtables.order() == [*others[:place], "GATE", *others[place:]]
+    xtables.insert("-j tool")
+    xtables.keep()
+    assert xtables.order() == ["GATE", "-A FORWARD -j tool", *others]
+
+
+def test_a_native_gate_comes_behind_the_bans_that_are_there(native: Chain) -> None:
+    for rule in (*NFT_BANS, "drop", NFT_BANS[0]):
+        native.append(rule)
+    others = native.listed()
+    native.keep()
+    place = len(NFT_BANS)
+    assert native.order() == [*others[:place], "GATE", *others[place:]]
+    native.insert("jump tool")
+    native.keep()
+    assert native.order() == ["GATE", "jump tool", *others]
+
+
+def test_a_ban_that_is_appended_right_behind_the_gate_goes_ahead(xtables: Chain) -> None:
+    """The same rules give the same place, whichever came first."""
+    xtables.append(XT_BANS[0])
+    xtables.keep()
+    xtables.append(XT_BANS[2])
+    (change,) = xtables.keep().gates
+    assert change.fault == "it was ahead of a ban"
+    assert xtables.order()[-1] == "GATE"
+
+
+def test_a_chain_that_only_logs_does_not_keep_bans_from_holding(xtables: Chain) -> None:
+    """That is how ufw has its jumps: one for the log comes before the one in which it refuses."""
+    for rule in ("-j LOGGING", XT_BANS[2], "-j tool"):
+        xtables.append(rule)
+    xtables.keep()
+    assert [rule == "GATE" for rule in xtables.order()] == [False, False, True, False]
+    assert not xtables.keep().changed

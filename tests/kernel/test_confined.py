@@ -1,0 +1,103 @@
+"""Real packets on a host that forwards only since an opening needed it: `virbr1` is no bridge of libvirt's here."""
+
+from dataclasses import replace
+
+import pytest
+
+from fwdaemon.core.state import Desired
+from fwdaemon.core.types import Family
+from fwdaemon.netfilter import Backend
+from tests.kernel.conftest import GATE, GUESTS
+from tests.kernel.scene import Plan, answers
+from tests.kernel.topology import PORT, Topology
+from tests.lab.place import PATIENCE
+from tests.unit.forwards import forward, nat, route
+
+SILENCE = 0.5
+STATE = Desired(guest_subnets=GUESTS, uplinks=frozenset({"eth0"}), inside=frozenset({"virbr0"}))
+
+
+@pytest.fixture
+def state(machines: Topology, plan: Plan, *, legacy: bool) -> Desired:
+    """One forward, on a host where nothing else refuses anything."""
+    if legacy:
+        for program in ("iptables-legacy", "ip6tables-legacy"):
+            machines.host.run(program, "-F", "FORWARD")
+    else:
+        machines.host.run("nft", "flush", "chain", "inet", "theirs", "forward")
+    opening = forward(f"tcp *:{PORT}", f"[{plan.mail}]:{PORT}")
+    return replace(STATE, gates=() if legacy else (GATE,), forwards=frozenset({opening}))
+
+
+def test_nothing_else_is_forwarded(machines: Topology, rules: Backend, state: Desired, plan: Plan) -> None:
+    assert not rules.apply(state, thorough=True).faults
+    assert machines.outside.tcp(plan.far, PORT, timeout=PATIENCE).text == f"far {plan.outside}"
+    machines.host.run("conntrack", "--flush")
+    assert not rules.apply(confined(state), thorough=True).faults
+    assert machines.outside.tcp(plan.public, PORT, timeout=PATIENCE).text == f"mail {plan.outside}"
+    answers(machines.mail, plan.far, f"far {plan.mail}")
+    assert machines.far.tcp(plan.mail, PORT, timeout=PATIENCE).answered
+    for probe in (machines.outside.tcp, machines.outside.udp):
+        assert probe(plan.far, PORT, timeout=SILENCE).outcome == "timed out"
+    assert not machines.outside.pings(plan.far)
+    assert machines.far.tcp(plan.outside, PORT, timeout=SILENCE).outcome == "timed out"
+
+
+def test_nothing_else_comes_in_where_forwarding_was_off_on_one_interface(
+    machines: Topology, rules: Backend, state: Desired, plan: Plan
+) -> None:
+    switched = replace(state, switched=frozenset((family, "eth0") for family in Family))
+    assert not rules.apply(switched, thorough=True).faults
+    assert not rules.confined()
+    assert machines.outside.tcp(plan.public, PORT, timeout=PATIENCE).text == f"mail {plan.outside}"
+    answers(machines.mail, plan.far, f"far {plan.mail}")
+    # What comes in elsewhere goes where it went before.
+    assert machines.far.tcp(plan.mail, PORT, timeout=PATIENCE).answered
+    assert machines.far.tcp(plan.outside, PORT, timeout=PATIENCE).answered
+    for probe in (machines.outside.tcp, machines.outside.udp):
+        assert probe(plan.far, PORT, timeout=SILENCE).outcome == "timed out"
+    assert not machines.outside.pings(plan.far)
+    assert not rules.apply(switched, thorough=True).changed
+    outside = replace(switched, forwards=frozenset(), nats=frozenset({nat(plan.other, plan.far, bridge="virbr1")}))
+    assert not rules.apply(outside, thorough=True).faults
+    answers(machines.outside, plan.other, f"far {plan.outside}")
+    answers(machines.far, plan.outside, f"outside {plan.other}")
+
+
+def test_what_an_opening_is_for_passes_where_a_guest_is_plugged_in_elsewhere(
+    machines: Topology, rules: Backend, state: Desired, plan: Plan
+) -> None:
+    opening = nat(plan.other, plan.far, bridge="virbr1")
+    assert not rules.apply(
+        confined(replace(state, forwards=frozenset(), nats=frozenset({opening}))), thorough=True
+    ).faults
+    answers(machines.outside, plan.other, f"far {plan.outside}")
+    answers(machines.far, plan.outside, f"outside {plan.other}")
+    assert machines.routed.tcp(plan.outside, PORT, timeout=SILENCE).outcome == "timed out"
+
+
+def test_routed_guests_on_a_bridge_of_the_hosts_own_are_reached_and_reach_out(
+    machines: Topology, rules: Backend, state: Desired, plan: Plan
+) -> None:
+    opening = route(plan.subnet, "virbr1")
+    assert not rules.apply(
+        confined(replace(state, forwards=frozenset(), routes=frozenset({opening}))), thorough=True
+    ).faults
+    answers(machines.outside, plan.routed, f"routed {plan.outside}")
+    assert machines.routed.tcp(plan.outside, PORT, source=plan.routed, timeout=PATIENCE).text.startswith("outside ")
+    assert machines.far.tcp(plan.outside, PORT, timeout=SILENCE).outcome == "timed out"
+    assert machines.outside.tcp(plan.far, PORT, timeout=SILENCE).outcome == "timed out"
+
+
+def test_the_kernel_tells_where_the_host_is_confined(rules: Backend, state: Desired) -> None:
+    assert not rules.apply(state, thorough=True).faults
+    assert not rules.confined()
+    assert not rules.apply(confined(state), thorough=True).faults
+    assert rules.confined() == set(Family)
+    assert not rules.apply(confined(state), thorough=True).changed
+    assert rules.apply(state, thorough=True).changed
+    assert not rules.confined()
+
+
+def confined(state: Desired) -> Desired:
+    return replace(state, confined=frozenset(Family), kept=frozenset(Family))

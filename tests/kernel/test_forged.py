@@ -1,0 +1,205 @@
+"""Real packets with sources that cannot have come in where they did, and refusals of what guests open."""
+
+from collections.abc import Iterable
+from ipaddress import ip_network
+
+import pytest
+
+from tests.kernel.conftest import Open
+from tests.kernel.scene import V4, V6, Plan, answers, count, holding, refuses
+from tests.kernel.topology import PORT, Node, Topology
+from tests.lab.place import PATIENCE, wait_until
+from tests.unit.forwards import forward, nat, route
+
+# Counts forged packets as they come to the host, before connection tracking; and what passes on to a guest, or away
+# from the host.
+WATCH = """
+table inet watch {{
+    counter came {{ }}
+    counter passed {{ }}
+    chain prerouting {{
+        type filter hook prerouting priority -300; policy accept;
+        {ip} saddr {forged} udp dport {port} counter name came
+    }}
+    chain forward {{
+        type filter hook forward priority 10; policy accept;
+        {match} counter name passed
+    }}
+}}
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def acquainted(wires: Topology) -> None:
+    """Tell all machines their neighbours: a question from a forged address may stay without an answer, or mislead."""
+    for plan in (V4, V6):
+        known(wires.host, "eth0", wires.outside, [plan.outside])
+        known(wires.outside, "eth0", wires.host, [plan.host, plan.public, plan.other])
+    for bridge, guests in (("virbr0", ("mail", "peer")), ("virbr1", ("routed", "far"))):
+        for name in guests:
+            guest: Node = getattr(wires, name)
+            known(wires.host, bridge, guest, [getattr(plan, name) for plan in (V4, V6)])
+            number = 122 if bridge == "virbr0" else 123
+            known(guest, "eth0", wires.host, [f"192.168.{number}.1", f"2001:db8:{number}::1"], bridge)
+
+
+def known(node: Node, device: str, neighbour: Node, addresses: Iterable[str], away: str = "eth0") -> None:
+    lladdr = mac(neighbour, away)
+    node.ip(*(f"neighbour replace {address} dev {device} lladdr {lladdr} nud permanent" for address in addresses))
+
+
+def watched(machines: Topology, plan: Plan, forged: str, match: str) -> None:
+    rules = WATCH.format(ip=ip(plan), forged=forged, port=PORT, match=match)
+    machines.host.run("nft", "-f", "-", stdin=rules)
+
+
+def passed(machines: Topology) -> int:
+    return count(machines, "passed", family="inet")
+
+
+def mac(node: Node, device: str = "eth0") -> str:
+    return node.run("ip", "-brief", "link", "show", "dev", device).split()[2]
+
+
+def ip(plan: Plan) -> str:
+    return "ip6" if ":" in plan.mail else "ip"
+
+
+def network(plan: Plan) -> str:
+    return "2001:db8:122::/64" if ":" in plan.mail else "192.168.122.0/24"
+
+
+def free(plan: Plan) -> str:
+    """An address of the guests' network that no guest has, so that what answers is not in the way."""
+    return plan.mail[:-2] + "99"
+
+
+def forge(machines: Topology, node: Node, source: str, to: str) -> None:
+    """Send one packet under an address that is not the sender's, and see it come to the host."""
+    before = count(machines, "came", family="inet")
+    with holding(node, source):
+        node.udp(to, PORT, source=source, timeout=0.01)
+        wait_until(lambda: count(machines, "came", family="inet") > before, "the forged packet comes to the host")
+
+
+@pytest.mark.parametrize("where", ["outside", "far"])
+def test_a_guests_address_from_elsewhere_passes_no_forward(
+    machines: Topology, opened: Open, plan: Plan, where: str
+) -> None:
+    opened(forward(f"udp *:{PORT}", f"[{plan.mail}]:{PORT}", sources=(network(plan),)))
+    watched(machines, plan, free(plan), f'oifname "virbr0" {ip(plan)} daddr {plan.mail}')
+    forge(machines, getattr(machines, where), free(plan), plan.public)
+    assert passed(machines) == 0
+    assert machines.peer.udp(plan.public, PORT, timeout=PATIENCE).text == f"mail {plan.gateway}"
+    assert passed(machines) > 0
+
+
+@pytest.mark.parametrize("where", ["outside", "far"])
+def test_a_guests_address_from_elsewhere_passes_no_one_to_one_nat(
+    machines: Topology, opened: Open, plan: Plan, where: str
+) -> None:
+    opened(nat(plan.public, plan.mail))
+    watched(machines, plan, free(plan), f'oifname "virbr0" {ip(plan)} daddr {plan.mail}')
+    forge(machines, getattr(machines, where), free(plan), plan.public)
+    assert passed(machines) == 0
+    answers(machines.outside, plan.public, f"mail {plan.outside}")
+    assert passed(machines) > 0
+
+
+def test_a_guests_address_from_outside_enters_no_routed_network(machines: Topology, opened: Open, plan: Plan) -> None:
+    opened(route(plan.subnet))
+    watched(machines, plan, free(plan), f'oifname "virbr1" {ip(plan)} daddr {plan.routed}')
+    forge(machines, machines.outside, free(plan), plan.routed)
+    assert passed(machines) == 0
+    answers(machines.outside, plan.routed, f"routed {plan.outside}")
+    assert passed(machines) > 0
+
+
+def test_a_routed_address_from_outside_passes_no_forward(machines: Topology, opened: Open, plan: Plan) -> None:
+    opened(route(plan.subnet), forward(f"udp *:{PORT}", f"[{plan.mail}]:{PORT}", sources=(plan.subnet,)))
+    watched(machines, plan, plan.astray, f'oifname "virbr0" {ip(plan)} daddr {plan.mail}')
+    forge(machines, machines.outside, plan.astray, plan.public)
+    assert passed(machines) == 0
+    assert machines.routed.udp(plan.public, PORT, timeout=PATIENCE).text.startswith("mail ")
+
+
+def test_an_address_of_the_host_from_outside_passes_no_opening(machines: Topology, opened: Open, plan: Plan) -> None:
+    trusted = map(str, map(ip_network, (plan.other, plan.outside)))
+    narrow = forward(f"udp {plan.public}:{PORT}", f"[{plan.mail}]:{PORT}", sources=(network(plan), *trusted))
+    opened(narrow, nat(plan.elsewhere, plan.mail), route(plan.subnet))
+    watched(machines, plan, f"{{ {plan.gateway}, {plan.other} }}", f"{ip(plan)} daddr {{ {plan.mail}, {plan.routed} }}")
+    # Otherwise IPv4 drops such packets by itself.
+    machines.host.sysctl("ipv4.conf.eth0.accept_local=1")
+    for source in (plan.gateway, plan.other):
+        for to in (plan.public, plan.elsewhere, plan.routed):
+            forge(machines, machines.outside, source, to)
+    machines.host.sysctl("ipv4.conf.eth0.accept_local=0")
+    assert passed(machines) == 0
+    for to, name in ((plan.public, "mail"), (plan.elsewhere, "mail"), (plan.routed, "routed")):
+        assert machines.outside.udp(to, PORT, timeout=PATIENCE).text == f"{name} {plan.outside}"
+    for source in (plan.gateway, plan.other):
+        for to in (plan.public, plan.elsewhere):
+            assert machines.host.udp(to, PORT, source=source, timeout=PATIENCE).text.startswith("mail ")
+
+
+def test_a_neighbour_does_not_leave_with_the_guests_public_address(
+    machines: Topology, opened: Open, plan: Plan
+) -> None:
+    opened(nat(plan.public, plan.mail, bridge="virbr0", mac=mac(machines.mail)))
+    watched(machines, plan, plan.mail, f'oifname "eth0" {ip(plan)} saddr {plan.mail}')
+    forge(machines, machines.peer, plan.mail, plan.outside)
+    forge(machines, machines.far, plan.mail, plan.outside)
+    assert passed(machines) == 0
+    answers(machines.mail, plan.outside, f"outside {plan.public}")
+    assert passed(machines) > 0
+
+
+def test_a_refusal_of_what_a_guest_opens_holds(machines: Topology, opened: Open, plan: Plan, *, legacy: bool) -> None:
+    opened(nat(plan.public, plan.mail, bridge="virbr0", mac=mac(machines.mail)))
+    answers(machines.mail, plan.outside, f"outside {plan.public}")
+    refuse(machines, plan, legacy=legacy)
+    opened(nat(plan.public, plan.mail, bridge="virbr0", mac=mac(machines.mail)))
+    assert machines.mail.tcp(plan.outside, PORT, timeout=PATIENCE).outcome == "refused"
+    assert machines.mail.udp(plan.outside, PORT, timeout=PATIENCE).text == f"outside {plan.public}"
+    answers(machines.outside, plan.public, f"mail {plan.outside}")
+    refuses(machines.far, plan.outside)
+
+
+def test_a_refusal_of_what_a_routed_guest_opens_holds(
+    machines: Topology, opened: Open, plan: Plan, *, legacy: bool
+) -> None:
+    let_out(machines, plan, legacy=legacy)
+    opened(route(plan.subnet, let_out=True))
+    assert machines.routed.tcp(plan.outside, PORT, source=plan.routed, timeout=PATIENCE).text.startswith("outside ")
+    refuse(machines, plan, legacy=legacy, bridge="virbr1")
+    opened(route(plan.subnet, let_out=True))
+    assert machines.routed.tcp(plan.outside, PORT, source=plan.routed, timeout=PATIENCE).outcome == "refused"
+    answer = machines.routed.udp(plan.outside, PORT, source=plan.routed, timeout=PATIENCE)
+    assert answer.text == f"outside {plan.routed}"
+    answers(machines.outside, plan.routed, f"routed {plan.outside}")
+    refuses(machines.far, plan.outside)
+
+
+def let_out(machines: Topology, plan: Plan, *, legacy: bool) -> None:
+    """Let out what routed guests open, as libvirt does for the subnet of a network; answers need our label."""
+    if legacy:
+        program = "ip6tables-legacy" if ":" in plan.mail else "iptables-legacy"
+        rule = f"-I FORWARD -s {plan.subnet} -i virbr1 -o eth0 -m conntrack --ctstate NEW -j ACCEPT"
+        machines.host.run(program, *rule.split())
+    else:
+        match = f'iifname "virbr1" oifname "eth0" {ip(plan)} saddr {plan.subnet} ct state new'
+        machines.host.run("nft", "-f", "-", stdin=f"insert rule inet theirs forward {match} accept")
+
+
+def refuse(machines: Topology, plan: Plan, *, legacy: bool, bridge: str = "virbr0") -> None:
+    """Refuse guests' connections to one port, as an administrator does who keeps them from sending mail.
+
+    The rule names no source: one that does would be a ban, and stay ahead of a gate.
+    """
+    if legacy:
+        program = "ip6tables-legacy" if ":" in plan.mail else "iptables-legacy"
+        rule = f"-I FORWARD -i {bridge} -o eth0 -p tcp --dport {PORT} -j REJECT --reject-with tcp-reset"
+        machines.host.run(program, *rule.split())
+    else:
+        match = f'iifname "{bridge}" oifname "eth0" tcp dport {PORT}'
+        machines.host.run("nft", "-f", "-", stdin=f"insert rule inet theirs forward {match} reject with tcp reset")

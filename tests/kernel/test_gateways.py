@@ -1,0 +1,54 @@
+"""A guest that was elsewhere before learns at once where its gateway is now, on the real kernel."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+
+from fwdaemon.core.state import Desired, Nat
+from fwdaemon.hostnet.public_addresses import Gateways
+from tests.kernel.links import BRIDGE_MAC, Links, linked
+from tests.lab.place import wait_until
+from tests.unit.forwards import nat
+
+ELSEWHERE = "02:00:00:00:00:99"
+GATEWAY4, GATEWAY6 = "192.168.123.1", "2001:db8:123::1"
+WEB4 = replace(nat("198.51.100.8", "192.168.123.60"), bridge="virbr1", bridge_port="vnet0")
+WEB6 = replace(nat("2001:db8::8", "2001:db8:123::60"), bridge="virbr1", bridge_port="vnet0")
+
+
+@pytest.fixture
+def links(lab: None) -> Iterator[Links]:
+    del lab
+    with linked() as links:
+        links.host.ip(f"address add {GATEWAY6}/64 dev virbr1")
+        yield links
+
+
+def mislead(links: Links, gateway: str) -> None:
+    """Have the guest believe, as one that was just confirmed, that its gateway is where it was on another host."""
+    links.guest.ip(f"neighbour replace {gateway} lladdr {ELSEWHERE} dev eth0 nud reachable")
+
+
+def known(links: Links, gateway: str) -> str:
+    return links.guest.run("ip", "neighbour", "show", "to", gateway)
+
+
+@pytest.mark.parametrize(("wanted", "gateway"), [(WEB4, GATEWAY4), (WEB6, GATEWAY6)])
+def test_a_guest_hears_where_its_gateway_is_now(links: Links, wanted: Nat, gateway: str) -> None:
+    mislead(links, gateway)
+    Gateways().keep(Desired(nats=frozenset({wanted})))
+    wait_until(lambda: BRIDGE_MAC in known(links, gateway), "the guest knows its gateway's new MAC address")
+
+
+def test_it_hears_once_and_again_when_it_comes_back(links: Links) -> None:
+    gateways, here = Gateways(), Desired(nats=frozenset({WEB4}))
+    gateways.keep(here)
+    assert links.host.pings("192.168.123.60")
+    mislead(links, GATEWAY4)
+    gateways.keep(here)
+    assert not links.host.pings("192.168.123.60"), "its answer goes where it believes its gateway to be"
+    assert ELSEWHERE in known(links, GATEWAY4)
+    gateways.keep(Desired())
+    gateways.keep(here)
+    wait_until(lambda: BRIDGE_MAC in known(links, GATEWAY4), "the guest heard again")

@@ -1,0 +1,144 @@
+"""Programs that hang, and iptables' lock in other hands: nothing waits for them for long, and none is left behind."""
+
+import fcntl
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from fwdaemon.config.model import BackendChoice
+from fwdaemon.core.types import Family
+from fwdaemon.errors import HangingError, KernelError
+from fwdaemon.kernel import process
+from fwdaemon.kernel.process import SystemRunner
+from fwdaemon.legacy.backend import LegacyBackend
+from fwdaemon.legacy.client import HelperClient, LateError
+from fwdaemon.legacy.model import TableName
+from fwdaemon.legacy.ruleset import links
+from fwdaemon.netfilter import Netfilter
+from fwdaemon.nftables.backend import NftablesBackend
+from tests.kernel.legacy import helpers, iptables, own
+from tests.kernel.test_nftables import ALL
+from tests.lab.command import run
+from tests.lab.rules import own_rules
+
+NAT = {TableName.NAT: links(TableName.NAT)}
+
+
+@contextmanager
+def held(lock_file: Path) -> Iterator[None]:
+    """Hold iptables' lock."""
+    with lock_file.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take a shorter time for hanging."""
+    monkeypatch.setattr(process.HASTE, "idle", 0.5)
+
+
+def program(directory: Path, name: str, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put a program ahead of the system's own."""
+    path = directory / name
+    path.write_text(f"#!/bin/sh\n{text}\n", encoding="ascii")
+    path.chmod(0o755)
+    monkeypatch.setattr(process, "_PATH", f"{directory}:{process._PATH}")  # noqa: SLF001  nothing else tells it
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_program_that_does_nothing_is_ended_with_all_that_it_started(
+    tmp_path: Path, runner: SystemRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    program(tmp_path, "nft", f"sleep 1000 >{fifo} & wait", monkeypatch)
+    reading = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+    with pytest.raises(HangingError, match="it did nothing for"):
+        runner.run("nft", "list", "tables")
+    os.set_blocking(reading, True)
+    assert os.read(reading, 1) == b""  # nobody has it open for writing any more
+    os.close(reading)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_program_that_works_is_waited_for(
+    tmp_path: Path, runner: SystemRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program(tmp_path, "nft", "cat; i=0; while [ $i -lt 1000000 ]; do i=$((i + 1)); done; echo done", monkeypatch)
+    text = "x" * 1_000_000
+    assert runner.run("nft", "-f", "-", stdin=text).stdout == f"{text}done\n"
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_helper_that_stops_while_it_holds_the_lock_is_ended(backend: LegacyBackend, lock_file: Path) -> None:
+    backend.apply(ALL, thorough=False)
+    client = HelperClient(Family.IPV4)
+    with client.locked() as session:
+        session.observe(NAT, ())
+        assert client.pid
+        os.kill(client.pid, signal.SIGSTOP)
+        with pytest.raises(LateError, match="it did nothing for"):
+            session.observe(NAT, ())
+    with lock_file.open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    assert len(helpers()) == 2
+
+
+def test_a_held_lock_is_told_and_waited_for_once(backend: LegacyBackend, lock_file: Path) -> None:
+    backend.apply(ALL, thorough=False)
+    iptables("-t", "nat", "-F")
+    with held(lock_file), pytest.raises(KernelError, match=f"another program has held {lock_file} for more than"):
+        backend.apply(ALL, thorough=False)
+    assert backend.apply(ALL, thorough=False).changed
+
+
+def test_a_held_lock_does_not_keep_nftables_from_healing(lock_file: Path, runner: SystemRunner) -> None:
+    iptables("-P", "FORWARD", "DROP")
+    netfilter = Netfilter(runner, BackendChoice.NFTABLES)
+    netfilter.apply(ALL, thorough=True)
+    ours = own_rules(run(["nft", "list", "ruleset"]).stdout, "")
+    iptables("-F", "FORWARD")
+    run(["nft", "flush", "ruleset"])
+    with held(lock_file):
+        outcome = netfilter.apply(ALL, thorough=True)
+        assert own_rules(run(["nft", "list", "ruleset"]).stdout, "") == ours
+    assert any("another program has held" in fault for fault in outcome.faults)
+    netfilter.apply(ALL, thorough=False)
+    assert "kvm-portfwd" in run(["iptables-legacy", "-S", "FORWARD"]).stdout
+    netfilter.remove()
+
+
+def test_a_held_lock_does_not_keep_gates_in_nftables_from_healing(lock_file: Path, runner: SystemRunner) -> None:
+    run(["iptables-nft", "-P", "FORWARD", "DROP"])
+    netfilter = Netfilter(runner, BackendChoice.IPTABLES)
+    netfilter.apply(ALL, thorough=True)
+    run(["iptables-nft", "-F", "FORWARD"])
+    iptables("-t", "nat", "-F")
+    with held(lock_file), pytest.raises(KernelError, match="another program has held"):
+        netfilter.apply(ALL, thorough=True)
+    assert "kvm-portfwd" in run(["iptables-nft", "-S", "FORWARD"]).stdout
+    netfilter.remove()
+    assert own() == ""
+
+
+@pytest.mark.usefixtures("impatient", "namespace")
+def test_a_program_that_hangs_on_rules_of_others_does_not_keep_a_wiped_table_from_healing(
+    tmp_path: Path, runner: SystemRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(["iptables-nft", "-P", "FORWARD", "DROP"])
+    backend = NftablesBackend(runner)
+    backend.apply(ALL, thorough=True)
+    ours = run(["nft", "list", "table", "ip", "kvm_portfwd"]).stdout
+    run(["nft", "delete", "table", "ip", "kvm_portfwd"])
+    with monkeypatch.context() as hanging:
+        program(tmp_path, "iptables-nft", "exec sleep 1000", hanging)
+        with pytest.raises(HangingError):
+            backend.apply(ALL, thorough=False)
+    assert run(["nft", "list", "table", "ip", "kvm_portfwd"]).stdout == ours
+    outcome = backend.apply(ALL, thorough=False)
+    assert outcome.damaged == {opening for opening in ALL.openings if opening.family is Family.IPV4}

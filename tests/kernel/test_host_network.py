@@ -1,0 +1,440 @@
+"""All that openings need of the host besides rules, kept together, on the real kernel; needs no root of the machine."""
+
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from fwdaemon.core.report import Outcome
+from fwdaemon.core.state import Desired, Opening
+from fwdaemon.core.types import Family
+from fwdaemon.hostnet.keeper import HostSide
+from fwdaemon.kernel import sysctl
+from tests.kernel.links import Links, linked
+from tests.lab.place import wait_until
+from tests.unit.forwards import forward, nat, route
+
+GUEST = "192.168.123.60"
+WEB = replace(forward("tcp *:8000", f"{GUEST}:80"), bridge="virbr1", bridge_port="vnet0")
+MAIL = nat("198.51.100.8", GUEST, assign="eth0", bridge="virbr1")
+ROUTED = route("203.0.113.64/29", proxy="eth0")
+STATE = Desired(uplinks=frozenset({"eth0"}), inside=frozenset({"virbr1"})).having([WEB, MAIL, ROUTED])
+ON = "net.ipv4.ip_forward"
+FILTERED = "net.bridge.bridge-nf-call-iptables"
+NOTED = "IPv4 forwarding was off before kvm-portfwd"
+
+MakeHost = Callable[[], HostSide]
+
+
+@pytest.fixture
+def links(lab: None) -> Iterator[Links]:
+    del lab
+    with linked() as links:
+        links.host.sysctl("ipv4.ip_forward=0")
+        sysctl.write(FILTERED, "0")
+        yield links
+
+
+@pytest.fixture
+def begin(links: Links, tmp_path: Path) -> Iterator[MakeHost]:
+    """Make the keepers of one run after another; what one leaves, the next finds."""
+    del links
+    with ExitStack() as stack:
+
+        def begun() -> HostSide:
+            host = HostSide(lambda: frozenset(Family), tmp_path)
+            stack.callback(host.close)
+            return host
+
+        yield begun
+
+
+def keep(host: HostSide, desired: Desired, *, thorough: bool = True) -> Outcome:
+    host.release(desired)
+    desired = host.confine(desired, ip_forward=True)
+    return host.keep(desired, ip_forward=True, thorough=thorough)
+
+
+def ours(links: Links) -> str:
+    addresses = links.told("-oneline", "address", "show", "dev", "eth0")
+    routes = links.told("route", "show", "proto", "107")
+    return f"{addresses}\n{routes}\n{sysctl.read(ON)}"
+
+
+def test_what_openings_need_is_there_and_goes_again(links: Links, begin: MakeHost) -> None:
+    before, host = ours(links), begin()
+    assert host.confine(STATE, ip_forward=True).confined == {Family.IPV4}
+    plan = host.preview(STATE)
+    assert (set(plan.mended), ours(links)) == ({MAIL, ROUTED}, before)
+    outcome = keep(host, STATE)
+    assert (set(outcome.mended), outcome.faults, outcome.changed) == ({MAIL, ROUTED}, (), True)
+    assert [(setting.what, setting.restored) for setting in outcome.settings] == [(f"{ON} = 1", False)]
+    assert outcome.notes[0].startswith(NOTED)
+    assert "198.51.100.8/32" in ours(links)
+    assert "203.0.113.64/29 dev virbr1" in ours(links)
+    for thorough in (False, True):
+        assert not keep(host, STATE, thorough=thorough).changed
+    assert not host.preview(STATE).changed
+    removed = host.remove(frozenset())
+    assert removed.notes == (f"set {ON} = 0 again: it was off before kvm-portfwd",)
+    assert (ours(links), removed.faults) == (before, ())
+    assert not host.has_turned_on()
+
+
+def test_what_others_bend_is_put_back(links: Links, begin: MakeHost) -> None:
+    host = begin()
+    keep(host, STATE)
+    held = ours(links)
+    links.host.ip("address del 198.51.100.8/32 dev eth0", "route del 203.0.113.64/29")
+    sysctl.write(ON, "0")
+    outcome = keep(host, STATE)
+    assert set(outcome.damaged) == {MAIL, ROUTED}
+    assert [(setting.what, setting.restored) for setting in outcome.settings] == [(f"{ON} = 1", True)]
+    assert not outcome.notes
+    assert ours(links) == held
+
+
+def test_an_address_goes_before_the_rules_do(links: Links, begin: MakeHost) -> None:
+    host = begin()
+    keep(host, STATE)
+    host.release(replace(STATE, nats=frozenset()))
+    assert "198.51.100.8" not in ours(links)
+    assert "203.0.113.64/29" in ours(links)
+
+
+def test_what_one_keeper_cannot_do_keeps_the_others_from_nothing(links: Links, begin: MakeHost) -> None:
+    other = replace(MAIL, assign="wg0")
+    outcome = keep(begin(), replace(STATE, nats=frozenset({other})))
+    assert [opening for opening, _ in outcome.refused] == [other]
+    assert outcome.faults == ("198.51.100.8 is not assigned to wg0: there is no such interface",)
+    assert "203.0.113.64/29" in ours(links)
+
+
+def test_a_later_run_gives_back_what_an_earlier_one_turned_on(links: Links, begin: MakeHost) -> None:
+    before = ours(links)
+    keep(begin(), STATE)
+    later = begin()
+    assert later.has_turned_on()
+    assert later.confine(STATE, ip_forward=True).confined == {Family.IPV4}
+    later.remove(frozenset())
+    assert ours(links) == before
+
+
+def test_forwarding_that_rules_say_is_ours_is_given_back_without_a_record(links: Links, begin: MakeHost) -> None:
+    del links
+    sysctl.write(ON, "1")
+    host = begin()
+    host.adopt({Family.IPV4})
+    host.remove(frozenset())
+    assert sysctl.read(ON) == "0"
+
+
+def test_forwarding_that_libvirt_needs_stays_on(links: Links, begin: MakeHost) -> None:
+    del links
+    host = begin()
+    keep(host, STATE)
+    outcome = host.remove(frozenset({(Family.IPV4, "default")}))
+    assert sysctl.read(ON) == "1"
+    assert outcome.notes == (
+        "IPv4 forwarding stays on for everything, as libvirt turns it on for its networks: default",
+    )
+
+
+def test_forwarding_that_is_left_to_the_admin_is_a_fault_where_it_is_off(links: Links, begin: MakeHost) -> None:
+    left = "and [daemon] ip_forward = false leaves it to you"
+    host, state = begin(), Desired(uplinks=frozenset({"eth0"})).having([WEB])
+    outcome = host.keep(state, ip_forward=False)
+    assert outcome.faults == (f"IPv4 forwarding is off, {left}",)
+    assert not host.confine(state, ip_forward=False).confined
+    links.host.sysctl("ipv4.ip_forward=1", "ipv4.conf.eth0.forwarding=0")
+    outcome = host.keep(state, ip_forward=False)
+    assert outcome.faults == (f"IPv4 forwarding is off on eth0, {left}",)
+    assert (sysctl.read(ON), outcome.changed) == ("1", False)
+
+
+def test_forwarding_of_one_interface_is_turned_on_and_back(links: Links, begin: MakeHost) -> None:
+    links.host.sysctl("ipv4.ip_forward=1", "ipv4.conf.eth0.forwarding=0")
+    host, state = begin(), Desired(uplinks=frozenset({"eth0"}), inside=frozenset({"virbr1"})).having([WEB])
+    name = "net.ipv4.conf.eth0.forwarding"
+    outcome = host.keep(state, ip_forward=True, thorough=True)
+    assert outcome.faults[0].startswith(f"{name} stays off: no rules keep everything else out")
+    assert (sysctl.read(name), outcome.settings) == ("0", ())
+    assert not host.confine(state, ip_forward=False).switched
+    confined = host.confine(state, ip_forward=True)
+    assert confined == state.confining(frozenset(), frozenset(), frozenset({(Family.IPV4, "eth0")}))
+    outcome = keep(host, confined)
+    assert ([setting.what for setting in outcome.settings], outcome.faults) == ([f"{name} = 1"], ())
+    # It stays confined, also for a later run.
+    assert host.confine(state, ip_forward=True) == begin().confine(state, ip_forward=True) == confined
+    keep(host, Desired())
+    assert sysctl.read(name) == "0"
+    assert not host.confine(Desired(), ip_forward=True).switched
+    assert sysctl.read(ON) == "1"
+
+
+def test_ipv6_is_not_forwarded_where_the_host_would_lose_its_route(
+    links: Links, begin: MakeHost, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    links.host.sysctl("ipv6.conf.all.forwarding=0", "ipv6.conf.eth0.accept_ra=1")
+    routes = tmp_path / "ipv6_route"
+    nowhere = "00000000000000000000000000000000"
+    routes.write_text(
+        f"{nowhere} 00 {nowhere} 00 fe800000000000000000000000000001 00000400 00000001 00000000 00450003     eth0\n"
+    )
+    # A route with this flag comes with a router's own word only.
+    monkeypatch.setattr("fwdaemon.hostnet.forwarding._ROUTES", routes)
+    outcome = keep(begin(), Desired().having([forward("tcp *:80", "[2001:db8:5::50]:80")]))
+    assert "IPv6 forwarding stays off: it would take away the default route that eth0 learned" in outcome.faults[0]
+    assert sysctl.read("net.ipv6.conf.all.forwarding") == "0"
+
+
+def test_what_an_earlier_version_turned_on_is_turned_off_once(links: Links, begin: MakeHost, tmp_path: Path) -> None:
+    name = "net.ipv4.conf.eth0.route_localnet"
+    links.host.sysctl("ipv4.conf.eth0.route_localnet=1")
+    record = tmp_path / "route-localnet"
+    record.write_bytes(b"eth0 0\nvirbr1 0\ngone 0\nlo 1\na/b 0\n\xff\n")
+    outcome = keep(begin(), Desired())
+    assert [setting.what for setting in outcome.settings] == [f"{name} = 0, which an earlier version turned on"]
+    assert (sysctl.read(name), record.exists()) == ("0", False)
+
+
+# --- bridge ports -----------------------------------------------------------------------------------------------------
+
+
+def hairpin(links: Links) -> bool:
+    return "hairpin on" in links.host.run("bridge", "-details", "link", "show", "dev", "vnet0")
+
+
+def test_ports_of_guests_hairpin_while_bridged_frames_are_filtered(links: Links, begin: MakeHost) -> None:
+    state = Desired().having([WEB])
+    sysctl.write(FILTERED, "1")
+    host = begin()
+    what = "hairpin mode of bridge port vnet0"
+    assert [(setting.what, setting.restored) for setting in keep(host, state).settings if "vnet0" in setting.what] == [
+        (what, False)
+    ]
+    assert hairpin(links)
+    links.host.run("bridge", "link", "set", "dev", "vnet0", "hairpin", "off")
+    assert not keep(host, state, thorough=False).settings
+    assert [(setting.what, setting.restored) for setting in keep(host, state).settings] == [(what, True)]
+    # The next run knows which were ours; what goes with its port is forgotten.
+    later = begin()
+    sysctl.write(FILTERED, "0")
+    assert keep(later, state).changed
+    assert not hairpin(links)
+    sysctl.write(FILTERED, "1")
+    keep(later, state)
+    links.host.ip("link del vnet0")
+    assert not keep(later, Desired()).faults
+
+
+# --- records that cannot be written -----------------------------------------------------------------------------------
+
+LEDGERS = ("forwarding-ipv4", "hairpin-ports", "addresses", "proxy-ndp", "disable-ipv6", "accept-ra", "addr-gen-mode")
+REASON = "its record cannot be written ({directory}/{ledger}.json: Is a directory)"
+ROUTES6 = route("2001:db8:1::/64", proxy="eth0"), route("2001:db8:2::/64", bridge="virbr2")
+EVERYTHING = STATE.having([WEB, MAIL, *ROUTES6])
+FAULTS = [
+    ("addresses", "198.51.100.8 is not assigned to eth0: "),
+    ("accept-ra", "virbr2 has no IPv6: cannot set net.ipv6.conf.virbr2.accept_ra to 0: "),
+    ("forwarding-ipv4", "IPv4 is not forwarded on eth0: cannot set net.ipv4.conf.eth0.forwarding to 1: "),
+    ("hairpin-ports", "bridge port vnet0 is not in hairpin mode: "),
+    ("proxy-ndp", "cannot set net.ipv6.conf.eth0.proxy_ndp to 1: "),
+]
+
+
+@pytest.fixture
+def needy(links: Links) -> Links:
+    """The machines, where everything that is switched with a record is as it must not be."""
+    links.host.ip("link add virbr2 type bridge", "link set virbr2 up")
+    links.host.sysctl("ipv4.ip_forward=1", "ipv4.conf.eth0.forwarding=0")
+    links.host.sysctl("ipv6.conf.virbr2.disable_ipv6=1", "ipv6.conf.virbr2.addr_gen_mode=1")
+    sysctl.write(FILTERED, "1")
+    return links
+
+
+def switched(links: Links) -> tuple[object, ...]:
+    """What the host has of all that is changed with a record alone."""
+    names = ("ipv4.conf.eth0.forwarding", "ipv6.conf.eth0.proxy_ndp")
+    of_bridge = ("disable_ipv6", "accept_ra", "addr_gen_mode")
+    values = [sysctl.read(f"net.{name}") for name in names]
+    values += [sysctl.read(f"net.ipv6.conf.virbr2.{name}") for name in of_bridge]
+    return *values, hairpin(links), "198.51.100.8" in ours(links)
+
+
+CHANGED = ("1", "1", "0", "0", "0", True, True)
+
+
+def unwritable(directory: Path, *, full: bool) -> None:
+    """Have no record written, or every one again."""
+    for ledger in LEDGERS:
+        path = directory / f"{ledger}.json.new"
+        path.mkdir() if full else path.rmdir()
+
+
+def test_nothing_is_changed_that_cannot_be_recorded(needy: Links, begin: MakeHost, tmp_path: Path) -> None:
+    before, host = switched(needy), begin()
+    unwritable(tmp_path, full=True)
+    for thorough in (True, False, True):
+        outcome = keep(host, EVERYTHING, thorough=thorough)
+        assert switched(needy) == before
+        for ledger, what in FAULTS:
+            assert what + REASON.format(directory=tmp_path, ledger=ledger) in outcome.faults
+        assert MAIL in dict(outcome.refused)
+    unwritable(tmp_path, full=False)
+    outcome = keep(host, EVERYTHING, thorough=False)
+    assert not [fault for fault in outcome.faults if "record" in fault]
+    assert switched(needy) == CHANGED
+    begin().remove(frozenset())
+    assert switched(needy) == before
+
+
+def test_what_was_recorded_is_healed_and_goes_where_nothing_more_can_be(
+    needy: Links, begin: MakeHost, tmp_path: Path
+) -> None:
+    before, host = switched(needy), begin()
+    assert not keep(host, EVERYTHING).faults
+    unwritable(tmp_path, full=True)
+    more = nat("198.51.100.9", GUEST, assign="eth0", bridge="virbr1")
+    for running in (host, begin()):
+        needy.host.ip("address del 198.51.100.8/32 dev eth0")
+        needy.host.run("bridge", "link", "set", "dev", "vnet0", "hairpin", "off")
+        needy.host.sysctl("ipv4.conf.eth0.forwarding=0", "ipv6.conf.eth0.proxy_ndp=0")
+        needy.host.sysctl("ipv6.conf.virbr2.disable_ipv6=1", "ipv6.conf.virbr2.addr_gen_mode=1")
+        outcome = keep(running, EVERYTHING.having([WEB, MAIL, more, *ROUTES6]))
+        assert [opening for opening, _ in outcome.refused] == [more]
+        assert switched(needy) == CHANGED
+        assert "198.51.100.9" not in ours(needy)
+    begin().remove(frozenset())
+    assert switched(needy) == before
+
+
+# --- loopback ---------------------------------------------------------------------------------------------------------
+
+
+def answering(at_end: ExitStack, kind: socket.SocketKind, address: str) -> int:
+    """Answer what comes to an address with the same in capitals; gives the port."""
+    serving = at_end.enter_context(socket.socket(socket.AF_INET, kind))
+    serving.bind((address, 0))
+    if kind is socket.SOCK_STREAM:
+        serving.listen()
+    act = _answer_streams if kind is socket.SOCK_STREAM else _answer_datagrams
+    threading.Thread(target=act, args=(serving,), daemon=True).start()
+    port: int = serving.getsockname()[1]
+    return port
+
+
+def _answer_streams(serving: socket.socket) -> None:
+    while True:
+        try:
+            connection, _ = serving.accept()
+        except OSError:
+            return
+        with connection, suppress(OSError):
+            while said := connection.recv(4096):
+                connection.sendall(said.upper())
+
+
+def _answer_datagrams(serving: socket.socket) -> None:
+    while True:
+        try:
+            said, client = serving.recvfrom(4096)
+            serving.sendto(said.upper(), client)
+        except OSError:
+            return
+
+
+def at_loopback(port: int) -> tuple[str, int]:
+    return "127.0.0.1", port
+
+
+def is_answered(client: str) -> bool:
+    """Whether a program that connects from this address is; it ends by a reset or at once otherwise."""
+    with socket.socket() as asking:
+        asking.settimeout(10)
+        asking.bind((client, 0))
+        try:
+            asking.connect(at_loopback(8000))
+            asking.sendall(b"hello")
+            return asking.recv(100) == b"HELLO"
+        except (ConnectionResetError, BrokenPipeError):
+            return False
+
+
+@pytest.fixture
+def at_end() -> Iterator[ExitStack]:
+    with ExitStack() as stack:
+        yield stack
+
+
+def local(*openings: Opening) -> Desired:
+    return Desired(localhost=True).having(openings)
+
+
+def test_programs_of_the_host_reach_guests_at_the_loopback_address(
+    links: Links, begin: MakeHost, at_end: ExitStack
+) -> None:
+    del links
+    stream, datagram = (answering(at_end, kind, "192.168.123.1") for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM))
+    tcp, udp = forward("tcp *:8000", f"192.168.123.1:{stream}"), forward("udp *:8000", f"192.168.123.1:{datagram}")
+    host = begin()
+    assert not keep(host, local(tcp, udp)).faults
+    with socket.create_connection(at_loopback(8000), timeout=10) as client:
+        client.sendall(b"hello")
+        assert client.recv(100) == b"HELLO"
+        client.shutdown(socket.SHUT_WR)
+        assert client.recv(100) == b""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+        client.settimeout(10)
+        client.connect(at_loopback(8000))
+        for word in (b"one", b"two"):
+            client.send(word)
+            assert client.recv(100) == word.upper()
+    # Another target for one of them ends its connections, and those of the other go on.
+    with socket.create_connection(at_loopback(8000), timeout=10) as client:
+        client.sendall(b"on")
+        assert client.recv(100) == b"ON"
+        assert not keep(host, local(tcp)).faults
+        client.sendall(b"and on")
+        assert client.recv(100) == b"AND ON"
+        assert not keep(host, Desired()).faults
+        with pytest.raises(OSError, match="refused"):
+            socket.create_connection(at_loopback(8000), timeout=10).close()
+
+
+def test_a_guest_that_does_not_answer_refuses_its_clients(links: Links, begin: MakeHost) -> None:
+    del links
+    host = begin()
+    keep(host, local(forward("tcp *:8000", "192.168.123.1:9"), forward("udp *:8000", "192.168.123.1:9")))
+    assert not is_answered("127.0.0.1")
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+        client.connect(at_loopback(8000))
+        client.send(b"hello")
+        client.send(b"hello")
+    host.close()
+
+
+def test_a_client_outside_the_sources_is_not_served(links: Links, begin: MakeHost, at_end: ExitStack) -> None:
+    del links
+    port = answering(at_end, socket.SOCK_STREAM, "192.168.123.1")
+    host = begin()
+    keep(host, local(forward("tcp *:8000", f"192.168.123.1:{port}", sources=("127.0.0.1/32",))))
+    assert is_answered("127.0.0.1")
+    assert not is_answered("127.0.0.2")
+
+
+def test_a_port_that_a_process_has_is_named_and_taken_once_it_is_free(
+    links: Links, begin: MakeHost, at_end: ExitStack
+) -> None:
+    del links
+    host, state = begin(), local(forward("tcp *:8000", "192.168.123.1:9"))
+    taken = at_end.enter_context(socket.create_server(at_loopback(8000)))
+    fault = "tcp port 8000 of 127.0.0.1 does not lead to web1: a process of the host listens there"
+    assert keep(host, state).faults == (fault,)
+    assert keep(host, state, thorough=False).faults == (fault,)
+    taken.close()
+    wait_until(lambda: not keep(host, state).faults, "the port is free")

@@ -1,0 +1,189 @@
+"""Connections end beside the reconcile: nothing waits for that, and what has come back meanwhile is spared."""
+
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import replace
+from ipaddress import ip_address
+from threading import Event
+from typing import Any
+
+import pytest
+
+from fwdaemon.connections import Sweep, Sweeper, close_everything
+from fwdaemon.core.state import Desired, Forward, Opening
+from fwdaemon.core.types import Address
+from fwdaemon.errors import KernelError
+from fwdaemon.kernel import conntrack
+from fwdaemon.kernel.conntrack import open_flows
+from fwdaemon.kernel.conntrack_listing import Entry
+from fwdaemon.kernel.process import SystemRunner
+from fwdaemon.netfilter import Netfilter
+from fwdaemon.resolve.flows import Flow
+from tests.lab.command import run
+from tests.lab.connections import Connection, Tuple, label_rule, track
+from tests.unit.forwards import forward
+from tests.unit.seams import Clock
+
+LABEL = 25
+WEB = forward("tcp *:8080", "192.168.122.50:80")
+MAIL = forward("tcp *:2525", "192.168.122.51:25")
+
+
+def begin(through: Forward, number: int) -> None:
+    """Have the kernel track so many connections through a forward."""
+    target, port = str(through.target), through.target_ports.first
+    clients = [f"10.0.{client // 256}.{client % 256}" for client in range(number)]
+    track(
+        Connection(
+            "tcp",
+            Tuple(client, "198.51.100.1", 1, through.ports.first),
+            Tuple(target, client, port, 1),
+            LABEL,
+        )
+        for client in clients
+    )
+
+
+def left() -> int:
+    return sum(item.number for item in open_flows(LABEL, by_client=False))
+
+
+def sweep(live: Collection[Opening], removed: Collection[Opening] | None) -> Sweep:
+    return Sweep(frozenset(live), LABEL, (), None if removed is None else frozenset(removed), frozenset())
+
+
+def test_nobody_waits_for_a_sweep_and_the_next_one_follows(runner: SystemRunner) -> None:
+    label_rule(runner)
+    begin(WEB, 3)
+    begin(MAIL, 2)
+    go_on, refused = Event(), list[Flow]()
+
+    def refuse(flows: Collection[Flow]) -> None:
+        go_on.wait()
+        refused.extend(flows)
+
+    sweeper = Sweeper(refuse)
+    sweeper.sweep(sweep({MAIL}, {WEB}))
+    sweeper.sweep(sweep((), {MAIL}))
+    assert not sweeper.wait(0)
+    assert left() == 5
+    go_on.set()
+    assert sweeper.wait()
+    assert (sweeper.take_ended(), left(), len(refused)) == (5, 0, 5)
+    assert sweeper.take_ended() == 0
+
+
+def test_what_is_live_again_meanwhile_is_spared(runner: SystemRunner) -> None:
+    label_rule(runner)
+    begin(WEB, 1250)
+    begin(MAIL, 1)
+    sweeper = Sweeper(lambda _: sweeper.expect(frozenset({WEB})))
+    sweeper.sweep(sweep((), {WEB}))
+    assert sweeper.wait()
+    ended = sweeper.take_ended()
+    assert 0 < ended < 1250
+    assert left() == 1251 - ended
+
+
+def test_what_cannot_be_refused_yet_is_refused_again(runner: SystemRunner) -> None:
+    """As when somebody has just wiped the table that refuses."""
+    label_rule(runner)
+    begin(WEB, 2)
+    asked = list[int]()
+
+    def refuse(flows: Collection[Flow]) -> None:
+        asked.append(len(flows))
+        if len(asked) < 3:
+            raise KernelError("the table is not there")
+
+    sweeper = Sweeper(refuse)
+    sweeper.sweep(sweep((), {WEB}))
+    assert sweeper.wait()
+    assert (asked, sweeper.take_ended(), left()) == ([2, 2, 2], 2, 0)
+
+
+def test_what_failed_is_tried_again_with_the_next_reconcile(
+    runner: SystemRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    label_rule(runner)
+    begin(WEB, 2)
+    monkeypatch.setattr("fwdaemon.connections._PAUSES_S", ())
+    works = Event()
+
+    def refuse(_: Collection[Flow]) -> None:
+        if not works.is_set():
+            raise KernelError("the table is not there")
+
+    sweeper = Sweeper(refuse)
+    sweeper.sweep(sweep((), {WEB}))
+    assert sweeper.wait()
+    assert left() == 2
+    works.set()
+    sweeper.expect(frozenset())
+    assert sweeper.wait()
+    assert left() == 0
+
+
+def test_after_a_start_everything_is_looked_at(runner: SystemRunner) -> None:
+    label_rule(runner)
+    begin(WEB, 2)
+    begin(MAIL, 1)
+    sweeper = Sweeper(lambda _: None)
+    sweeper.sweep(sweep({MAIL}, None))
+    assert sweeper.wait()
+    assert (sweeper.take_ended(), left()) == (2, 1)
+
+
+class _Racing:
+    """The kernel's connections; a client comes through each time they have been listed, if rules let it."""
+
+    def outdated(self, *asked: Any) -> Iterator[list[Entry]]:
+        listed = [*conntrack.outdated(*asked)]
+        if "dnat" in run(["nft", "list", "chain", "ip", "kvm_portfwd", "any.tcp.8080"], check=False).stdout:
+            begin(WEB, 20)
+        yield from listed
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(conntrack, name)
+
+
+@pytest.mark.parametrize("number", [1, 30])
+def test_nothing_is_open_once_everything_is_closed_whatever_label_is_configured(
+    runner: SystemRunner, number: int
+) -> None:
+    label_rule(runner)
+    Netfilter(runner).apply(Desired(label=LABEL).having([replace(WEB, interface="eth0")]), thorough=True)
+    begin(WEB, number)
+    rules = Netfilter(runner)
+    assert not close_everything(rules, LABEL + 5, _Racing(), Clock()).faults
+    assert (left(), rules.held()) == (0, frozenset())
+
+
+def test_an_answer_that_was_on_its_way_does_not_keep_datagrams_with_the_host(runner: SystemRunner) -> None:
+    """It begins the flow anew from the other end, which no rule would ever lead to the guest."""
+    client, host, dns = "198.51.100.9", "198.51.100.1", forward("udp *:53", "192.168.122.50:53")
+    asked = Connection("udp", Tuple(client, host, 4000, 53), Tuple(host, client, 53, 4000), 0)
+    answered, other = (
+        Connection("udp", Tuple(host, client, 53, port), Tuple(client, host, port, 53), 0) for port in (4000, 4001)
+    )
+    track([asked])
+    there = _Watched(lambda: track([answered, other]))
+    sweeper = Sweeper(lambda _flows: None, there)
+    sweeper.sweep(Sweep(frozenset({dns}), LABEL, {ip_address(host)}, frozenset(), frozenset({dns})))
+    assert sweeper.wait()
+    listed = runner.run("conntrack", "-L", "-p", "udp").stdout
+    assert [("dport=4000" in line, "dport=4001" in line) for line in listed.splitlines()] == [(False, True)]
+
+
+class _Watched:
+    """The kernel's connections; once those that an opening claims have ended, something happens."""
+
+    def __init__(self, then: Callable[[], None]) -> None:
+        self._then = then
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(conntrack, name)
+
+    def end_claimed(self, added: Collection[Opening], local: Collection[Address]) -> list[Flow]:
+        claimed = conntrack.end_claimed(added, local)
+        self._then()
+        return claimed

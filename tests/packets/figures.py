@@ -1,0 +1,57 @@
+"""What a run is counted as, and the section of the page that is made of it."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from tests.packets.run import Result
+
+INTRODUCTION = """\
+A configuration and packets are drawn by lot, round after round: by any interface, with sources and MAC addresses of
+others, and with marks that other programs set. What comes of each is compared with a plain model of what the
+documentation promises and, for the first packet of a connection, with what the evaluator of `explain` foretells. Then
+receivers answer, the configuration changes, and both ends of every connection send again.
+"""
+
+
+@dataclass(slots=True)
+class Figures:
+    """The figures of one run; `unsure` are packets of which `explain` could not tell, as they ask for a MAC address."""
+
+    rounds: int = 0
+    packets: int = 0
+    connections: int = 0
+    ended: int = 0
+    unsure: int = 0
+    differences: int = 0
+    seconds: float = 0.0
+
+    def add(self, result: Result) -> None:
+        """Count one round."""
+        self.rounds += 1
+        self.packets += result.packets
+        self.connections += result.connections
+        self.ended += result.ended
+        self.unsure += result.unsure
+        self.differences += len(result.differences)
+
+    def record(self, seed: int) -> dict[str, Any]:
+        """All of it for JSON."""
+        names = ("rounds", "packets", "connections", "ended", "unsure", "differences")
+        return {name: getattr(self, name) for name in names} | {"seconds": round(self.seconds), "seed": seed}
+
+
+def row(figures: dict[str, Any]) -> tuple[str, str, str, str]:
+    """Give the summary: what was pressed, probes, failures, worst time."""
+    pressed = f"{figures['rounds']:,} configurations and as many changes"
+    return pressed, f"{figures['packets']:,} packets", f"{figures['differences']}", ""
+
+
+def section(figures: dict[str, Any]) -> Iterator[str]:
+    """Lines of Markdown below the heading."""
+    yield (
+        f"{figures['rounds']:,} rounds from seed {figures['seed']} in {figures['seconds']} s:"
+        f" {figures['packets']:,} packets, {figures['unsure']:,} of which `explain` could not judge;"
+        f" {figures['connections']:,} connections, {figures['ended']:,} of which the change ended;"
+        f" {figures['differences']} differences."
+    )

@@ -1,0 +1,214 @@
+"""What the documentation promises of the first packet of a connection, said plainly and without a look at any rule."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from fwdaemon.config.model import Config, ForwardEntry, NatEntry, PortMapping
+from fwdaemon.core.types import Address, Subnet
+from tests.packets.plan import BRIDGES, HELD, HOLDER, LINK, LOCAL, NAT_NETWORKS, NETWORKS, UPLINK, own_address
+
+
+@dataclass(frozen=True, slots=True)
+class Packet:
+    """A packet as `sender` puts it on its link, under the MAC address of `mac`."""
+
+    number: int
+    sender: str
+    mac: str
+    source: Address
+    source_port: int
+    to: Address
+    port: int
+    protocol: str
+
+
+@dataclass(frozen=True, slots=True)
+class Fate:
+    """Who gets it, and what it looks like there; the host itself is called `host`."""
+
+    where: str
+    source: Address
+    to: Address
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A refusal by an administrator; one of sources alone is a ban, which holds for everything that is forwarded."""
+
+    port: int | None
+    sources: Subnet | None = None
+    came_in: str | None = None
+
+    def meets(self, packet: Packet, port: int) -> bool:
+        """Whether it is about a packet, which goes to this port of whoever gets it."""
+        return (
+            (self.port is None or self.port == port)
+            and (self.sources is None or within(packet.source, self.sources))
+            and (self.came_in is None or self.came_in == LINK[packet.sender])
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A configuration, what an administrator refuses, and whether the daemon turned forwarding on."""
+
+    config: Config
+    refusals: tuple[Refusal, ...] = ()
+    turned_on: bool = False
+
+
+def fate(place: Place, packet: Packet) -> Fate | None:
+    """Tell what becomes of the first packet of a connection; `None` where it comes to nobody."""
+    led = taker(place.config, packet)
+    to, port = (led.target, led.port) if led else (packet.to, packet.port)
+    if to in LOCAL:
+        return Fate("host", packet.source, to, port)
+    if not _passes(place, packet, led, port):
+        return None
+    return Fate(HOLDER[to], _shown(place.config, packet, led, LINK[HOLDER[to]]), to, port)
+
+
+# --- where it is led -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Led:
+    """What takes a packet, and where that leads; of several, the one with the lowest rank has it."""
+
+    entry: ForwardEntry | NatEntry
+    rank: int
+    target: Address
+    port: int
+
+    @property
+    def interface(self) -> str | None:
+        """The one it has to come in by, if any will not do."""
+        return self.entry.interface if isinstance(self.entry, ForwardEntry) else None
+
+    @property
+    def masquerades(self) -> bool:
+        """Whether the guest is to see an address of the host."""
+        return isinstance(self.entry, ForwardEntry) and self.entry.masquerade
+
+
+def taker(config: Config, packet: Packet) -> Led | None:
+    """One address goes before every address, any forward before a 1:1 NAT; a forged source is not believed."""
+    if is_forged(config, packet):
+        return None
+    came_in = LINK[packet.sender]
+    claims = [led for led in claims_on(config, packet) if led.interface in (None, came_in)]
+    return min(claims, key=lambda led: led.rank, default=None)
+
+
+def is_forged(config: Config, packet: Packet) -> bool:
+    """Whether the source belongs to guests behind another interface than the one it came in by."""
+    homes = {**NETWORKS, **{route.subnet: BRIDGES[1] for route in config.routes}}
+    return any(within(packet.source, home) and LINK[packet.sender] != bridge for home, bridge in homes.items())
+
+
+def claims_on(config: Config, packet: Packet) -> Iterator[Led]:
+    """Give all that would take a packet, by whatever interface it came in."""
+    for entry in config.forwards:
+        if not entry.sources or _among(packet.source, entry.sources):
+            yield from _forwards(entry, packet)
+    for nat in config.nats:
+        if nat.public == packet.to:
+            yield Led(nat, 2, address_of(nat.domain, nat.public), packet.port)
+
+
+def _forwards(entry: ForwardEntry, packet: Packet) -> Iterator[Led]:
+    for mapping in entry.mappings:
+        if mapping.protocol == packet.protocol and packet.port in mapping.host:
+            listens = [mapping.listen] if mapping.listen else list(entry.listen)
+            rank = 0 if packet.to in listens else 1
+            if rank == 0 or (not listens and packet.to in LOCAL):
+                yield Led(entry, rank, address_of(entry.domain, packet.to), _shifted(mapping, packet.port))
+
+
+def _shifted(mapping: PortMapping, port: int) -> int:
+    return port - mapping.host.first + mapping.guest.first
+
+
+def address_of(domain: str, like: Address) -> Address:
+    """Give a guest's address of the same family as another."""
+    return next(address for address in HELD[domain] if address.version == like.version)
+
+
+# --- whether it passes -----------------------------------------------------------------------------------------------
+
+
+def _passes(place: Place, packet: Packet, led: Led | None, port: int) -> bool:
+    """Bans hold for all, other refusals for what guests open; then ours let it in, or libvirt's, or nobody asked."""
+    came_in, goes_out = LINK[packet.sender], LINK[HOLDER[led.target if led else packet.to]]
+    met = [refusal for refusal in place.refusals if refusal.meets(packet, port)]
+    if any(refusal.sources for refusal in met):
+        return False
+    if led:
+        return True
+    if goes_out == UPLINK and _is_impostor(place.config, packet):
+        return False
+    routes = [route.subnet for route in place.config.routes]
+    if goes_out == BRIDGES[1] and _among(packet.to, routes) and not is_forged(place.config, packet):
+        return True
+    if leaves_by_route(place.config, packet) and not _among(packet.source, NETWORKS):
+        # Libvirt refuses it, so a gate lets it out, which no refusal but a ban outranks.
+        return True
+    return not met and _libvirt_lets(packet, came_in, goes_out, turned_on=place.turned_on)
+
+
+def leaves_by_route(config: Config, packet: Packet) -> bool:
+    """Whether a routed guest opens it to the outside."""
+    away = packet.to not in LOCAL and LINK[HOLDER[packet.to]] == UPLINK
+    return (
+        away and LINK[packet.sender] == BRIDGES[1] and _among(packet.source, (route.subnet for route in config.routes))
+    )
+
+
+def _is_impostor(config: Config, packet: Packet) -> bool:
+    """Whether it has the address of a 1:1 guest, and is not from it as far as bridge and MAC address tell."""
+    owners = [nat.domain for nat in config.nats if address_of(nat.domain, nat.public) == packet.source]
+    return any(LINK[packet.sender] != LINK[owner] or packet.mac != owner for owner in owners)
+
+
+def _libvirt_lets(packet: Packet, came_in: str, goes_out: str, *, turned_on: bool) -> bool:
+    """Libvirt lets guests out and to their neighbours, and lets nobody in; it says nothing of other interfaces."""
+    if came_in in BRIDGES and came_in == goes_out:
+        return True
+    if goes_out in BRIDGES:
+        return False
+    if came_in in BRIDGES:
+        return any(within(packet.source, subnet) for subnet, bridge in NETWORKS.items() if bridge == came_in)
+    return not turned_on
+
+
+# --- whom the receiver sees ------------------------------------------------------------------------------------------
+
+
+def _shown(config: Config, packet: Packet, led: Led | None, goes_out: str) -> Address:
+    """The client's own address, but for hairpin, masquerade, and what 1:1 and libvirt's guests open themselves."""
+    host = own_address(goes_out, packet.to.version)
+    if led and led.masquerades:
+        return host
+    inner = _among(packet.source, NETWORKS)
+    public = public_of(config, packet.source)
+    if led:
+        return (public or host) if inner else packet.source
+    if goes_out == UPLINK and public:
+        return public
+    home = [subnet for subnet in NAT_NETWORKS if within(packet.source, subnet)]
+    return host if home and not within(packet.to, home[0]) else packet.source
+
+
+def public_of(config: Config, source: Address) -> Address | None:
+    """Give what a 1:1 guest leaves with: the first of its public addresses."""
+    own = [nat.public for nat in config.nats if address_of(nat.domain, nat.public) == source]
+    return min(own, key=int, default=None)
+
+
+def _among(address: Address, subnets: Iterable[Subnet]) -> bool:
+    return any(within(address, subnet) for subnet in subnets)
+
+
+def within(address: Address, subnet: Subnet) -> bool:
+    return address.version == subnet.version and address in subnet

@@ -1,0 +1,181 @@
+"""One round after the other: a configuration in the kernel, packets through it, and what each came to."""
+
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+
+from fwdaemon.connections import Sweep, Sweeper
+from fwdaemon.core.state import Desired
+from fwdaemon.core.types import Family
+from fwdaemon.explain.gather import Kernel
+from fwdaemon.kernel.process import SystemRunner
+from fwdaemon.legacy.backend import LegacyBackend
+from fwdaemon.netfilter import Backend
+from fwdaemon.nftables.backend import NftablesBackend
+from fwdaemon.resolve import placement
+from fwdaemon.rulesets.packet import BaseChain
+from tests.packets import drawing, theirs
+from tests.packets.outliving import answer_to, answered, fate_of_answer, fate_of_more
+from tests.packets.plan import HOLDER, LOCAL, inventory
+from tests.packets.prediction import predict
+from tests.packets.promise import Fate, Packet, Place, fate, is_forged
+from tests.packets.taken_away import Theft
+from tests.packets.world import Arrival, World, same
+
+Arrived = dict[int, list[Arrival]]
+_HOST = inventory()
+# Numbers of answers, and of what clients send later, start here.
+_ANSWERS, _ANSWERS_LATER, _LATER = 100_000, 200_000, 300_000
+
+
+@dataclass(slots=True)
+class Result:
+    """What was sent, and in what anybody disagreed."""
+
+    packets: int = 0
+    delivered: int = 0
+    unsure: int = 0
+    connections: int = 0
+    ended: int = 0
+    differences: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """One rule system of the host."""
+
+    world: World
+    backend: Backend
+    legacy: bool
+
+
+@contextmanager
+def side(world: World, *, legacy: bool) -> Iterator[Side]:
+    """Use one rule system, and leave nothing in it."""
+    backend = LegacyBackend() if legacy else NftablesBackend(SystemRunner())
+    try:
+        yield Side(world, backend, legacy)
+    finally:
+        backend.remove()
+        if isinstance(backend, LegacyBackend):
+            backend.close()
+
+
+def play(on: Side, seed: int, number: int, *, theft: Theft | None = None, sweeping: bool = True) -> Result:
+    """Play the round that a seed draws, with a guard taken away, or with no connection ended."""
+    lot = random.Random(seed)  # noqa: S311  what is drawn is to be drawn again
+    before, entries = drawing.place(lot)
+    sent = list(drawing.packets(lot, before.config, number))
+    config, changed = drawing.changed(lot, entries)
+    stages = Stage(before, entries), Stage(replace(before, config=config), changed)
+    return Round(on, stages, sent, theft, sweeping=sweeping).play()
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """What is in force at a time, and the entries of its configuration as text."""
+
+    place: Place
+    entries: list[str]
+
+
+class Round:
+    """Packets through one stage, and on their connections through the next."""
+
+    def __init__(
+        self,
+        on: Side,
+        stages: tuple[Stage, Stage],
+        sent: Sequence[Packet],
+        theft: Theft | None = None,
+        *,
+        sweeping: bool = True,
+    ) -> None:
+        self._on, self._sent, self._theft, self._sweeping = on, sent, theft, sweeping
+        self._now, self._next = stages
+        self._result = Result(packets=len(sent))
+        self._live = Desired()
+
+    def play(self) -> Result:
+        """Play it once."""
+        theirs.load(self._on.world.host, self._now.place.refusals, legacy=self._on.legacy)
+        self._apply(self._now.place)
+        chains = Kernel(SystemRunner()).chains()
+        arrived = self._on.world.send(self._sent)
+        for packet in self._sent:
+            self._compare("first", packet, fate(self._now.place, packet), arrived)
+            self._foretold(chains, packet, arrived)
+        self._go_on(arrived)
+        return self._result
+
+    def _apply(self, place: Place) -> None:
+        confined = frozenset(Family) if place.turned_on else frozenset[Family]()
+        desired = placement.desired_state(place.config, _HOST).keeping(self._live.families)
+        desired = desired.confining(confined, frozenset())
+        outcome = self._on.backend.apply(desired, thorough=True)
+        assert not outcome.faults, outcome.faults
+        gone, come = self._live.openings - desired.openings, desired.openings - self._live.openings
+        if self._live.openings and self._sweeping:
+            sweeper = Sweeper(self._on.backend.refuse)
+            sweeper.sweep(Sweep(desired.openings, desired.label, tuple(LOCAL), gone, come))
+            assert sweeper.wait()
+        self._live = desired
+        if self._theft:
+            self._theft(self._on.world.host, self._on.legacy)
+
+    def _go_on(self, arrived: Arrived) -> None:
+        """Have receivers answer, change the configuration, and have both ends send again."""
+        open_ = {
+            packet.number: (packet, arrived[packet.number][0])
+            for packet in self._sent
+            if self._is_open(packet, arrived)
+        }
+        answers = {n: _answer(packet, met, _ANSWERS) for n, (packet, met) in open_.items() if met.fate.where != "host"}
+        self._expect("answer", {n: (answers[n], answered(open_[n][0])) for n in answers})
+        before, after = self._now.place, self._next.place
+        self._now = self._next
+        self._apply(after)
+        later = {n: replace(answer, number=n + _ANSWERS_LATER) for n, answer in answers.items()}
+        told = {n: fate_of_answer(before, after, open_[n][0], answer) for n, answer in later.items()}
+        self._result.connections += len(told)
+        self._result.ended += sum(told[n] != answered(open_[n][0]) for n in told)
+        self._expect("answer after the change", {n: (later[n], told[n]) for n in told})
+        more = {n: replace(packet, number=n + _LATER) for n, (packet, _) in open_.items()}
+        self._expect(
+            "next after the change",
+            {n: (packet, fate_of_more(before, after, packet, answers.get(n))) for n, packet in more.items()},
+        )
+
+    def _is_open(self, packet: Packet, arrived: Arrived) -> bool:
+        """Whether it may have begun a connection that both ends can go on with."""
+        own = HOLDER[packet.source] == packet.sender == packet.mac and not is_forged(self._now.place.config, packet)
+        return packet.protocol == "udp" and own and len(arrived.get(packet.number, ())) == 1
+
+    def _expect(self, what: str, expected: dict[int, tuple[Packet, Fate | None]]) -> None:
+        arrived = self._on.world.send(packet for packet, _ in expected.values())
+        for packet, told in expected.values():
+            self._compare(what, packet, told, arrived)
+
+    def _compare(self, what: str, packet: Packet, expected: Fate | None, arrived: Arrived) -> None:
+        met = arrived.get(packet.number, [])
+        self._result.delivered += bool(met)
+        if not same(expected, met):
+            told = "\n".join([f"{what}: {packet}", f"  promised {expected}", f"  came to {met}", *self._now.entries])
+            self._result.differences.append(told)
+
+    def _foretold(self, chains: Sequence[BaseChain], packet: Packet, arrived: Arrived) -> None:
+        prediction, met = predict(chains, packet), arrived.get(packet.number, [])
+        self._result.unsure += not prediction.certain
+        if not prediction.fits(packet, met[0].fate if met else None):
+            self._result.differences.append(f"explain: {packet}\n  foretold {prediction}\n  came to {met}")
+
+
+def _answer(packet: Packet, met: Arrival, base: int) -> Packet:
+    return answer_to(packet, met.fate, met.source_port, packet.number + base)
+
+
+def entries_of(seed: int) -> str:
+    """Tell what a seed draws."""
+    place, entries = drawing.place(random.Random(seed))  # noqa: S311  the same lot
+    return "\n".join([*entries, *map(str, place.refusals), *(["forwarding was turned on"] if place.turned_on else [])])

@@ -1,0 +1,83 @@
+"""Takes a guard out of our rules in the kernel, so that a test can see whether the packets would show that."""
+
+from collections.abc import Callable, Mapping
+from typing import Final, TypeAlias
+
+from fwdaemon.core.types import Family
+from tests.kernel.topology import Node
+from tests.packets.plan import GUESTS, HELD, UPLINK
+
+# Called with the host once our rules are there, and told whether these are in the legacy tables.
+Theft: TypeAlias = Callable[[Node, bool], None]
+
+
+def _homes(host: Node, legacy: bool) -> None:  # noqa: FBT001  as every theft
+    """Have addresses of guests be believed wherever they come in."""
+    if legacy:
+        _rewrite(host, lambda line: line.startswith("-A KVMPF_PRE") and " ! -i " in line)
+    else:
+        _flush(host, "map", "homes")
+
+
+def _impostors(host: Node, legacy: bool) -> None:  # noqa: FBT001  as every theft
+    """Have others send with the address of a 1:1 guest."""
+    if legacy:
+        _rewrite(host, lambda line: line.startswith("-A KVMPF_FWD -s ") and line.endswith("-j DROP"))
+    else:
+        _flush(host, "map", "one_to_one_leaving")
+
+
+def _strangers(host: Node, legacy: bool) -> None:  # noqa: FBT001  as every theft
+    """Have the host forward everything once forwarding is turned on."""
+    if legacy:
+        _rewrite(host, lambda line: line.startswith("-A KVMPF_FWD") and "confined" in line and line.endswith("-j DROP"))
+    else:
+        _flush(host, "chain", "strangers")
+
+
+def _ended(host: Node, legacy: bool) -> None:  # noqa: FBT001  as every theft
+    """Have what was ended begin anew from the guest's side."""
+    if legacy:
+        _rewrite(host, lambda line: line.startswith("-A KVMPF_FWD") and " -j REJECT " in line)
+    else:
+        _flush(host, "set", "ended")
+
+
+def _late_label(host: Node, legacy: bool) -> None:  # noqa: FBT001  as every theft
+    """Label what guests open before the filters, so that gates outrank refusals."""
+    for address in (address for guest in (*GUESTS, "routed") for address in HELD[guest]):
+        family = Family.of(address)
+        if legacy:
+            program = "iptables-legacy" if family is Family.IPV4 else "ip6tables-legacy"
+            rule = f"-t mangle -I FORWARD -s {address} -o {UPLINK} -m connlabel --label 25 --set"
+            host.run(program, *rule.split())
+        elif (table := f"ip{'6' if family is Family.IPV6 else ''}") in _our_tables(host):
+            rule = f'insert rule {table} kvm_portfwd forward {table} saddr {address} oifname "{UPLINK}" ct label set 25'
+            host.run("nft", rule)
+
+
+THEFTS: Final[Mapping[str, Theft]] = {
+    "strangers": _strangers,
+    "homes": _homes,
+    "impostors": _impostors,
+    "late label": _late_label,
+    "ended": _ended,
+}
+
+
+def _our_tables(host: Node) -> list[str]:
+    listed = host.run("nft", "list", "tables").splitlines()
+    return [line.split()[1] for line in listed if line.split()[2] == "kvm_portfwd"]
+
+
+def _flush(host: Node, kind: str, name: str) -> None:
+    for table in _our_tables(host):
+        if f"\t{kind} {name} {{" in host.run("nft", "list", "table", table, "kvm_portfwd"):
+            host.run("nft", "flush", kind, table, "kvm_portfwd", name)
+
+
+def _rewrite(host: Node, is_guard: Callable[[str], bool]) -> None:
+    for prefix in ("iptables", "ip6tables"):
+        saved = host.run(f"{prefix}-legacy-save").splitlines()
+        kept = [line for line in saved if not is_guard(line)]
+        host.run(f"{prefix}-legacy-restore", stdin="\n".join([*kept, ""]))

@@ -1,0 +1,178 @@
+"""What every backend does: run in memory by `test_backend_behaviour`, and on the kernel by that of `tests/kernel`."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from ipaddress import ip_address, ip_network
+
+from fwdaemon.core.report import Presence
+from fwdaemon.core.state import Desired
+from fwdaemon.core.types import Family, Protocol
+from fwdaemon.netfilter import Backend
+from fwdaemon.resolve.flows import Flow
+from tests.unit.forwards import forward, nat, route
+
+WEB = forward("tcp *:80", "192.168.122.50:8080")
+DNS = forward("udp 198.51.100.7:53", "192.168.122.50:53", sources=("203.0.113.0/24",))
+SIX = forward("tcp *:80", "[2001:db8:5::50]:8080")
+MAIL = nat("198.51.100.8", "192.168.122.51")
+ROUTED = route("203.0.113.64/29")
+OTHER = forward("tcp *:25", "192.168.122.53:25", domain="other", interface="eth1")
+STATE = Desired(
+    guest_subnets=frozenset({ip_network("192.168.122.0/24"), ip_network("2001:db8:5::/64")}),
+    uplinks=frozenset({"eth0"}),
+).having([WEB, DNS, SIX, MAIL, ROUTED])
+WITHOUT_DNS = replace(STATE, forwards=frozenset({WEB, SIX}))
+_CLIENT, _GUEST = ip_address("203.0.113.9"), ip_address("192.168.122.50")
+FLOW = Flow(Protocol.TCP, _CLIENT, ip_address("198.51.100.7"), 80, _GUEST, 8080, _CLIENT, 40000)
+
+
+@dataclass
+class Scene:
+    """A rule system: `another` makes a backend on it, `wipe` takes our rules away, and `ours` shows all of them."""
+
+    another: Callable[[], Backend]
+    wipe: Callable[[], None]
+    ours: Callable[[], object]
+
+
+class BackendBehaviour(ABC):
+    """Tests of one backend; a fixture `scene` gives what is needed."""
+
+    @abstractmethod
+    def scene(self) -> Scene:
+        """Give the rule system, as a fixture."""
+
+    def test_what_is_lacking_is_mended_and_then_nothing_is_done(self, scene: Scene) -> None:
+        backend = scene.another()
+        first = backend.apply(STATE, thorough=False)
+        assert (first.mended, first.damaged, first.changed, first.faults) == (STATE.openings, frozenset(), True, ())
+        held = scene.ours()
+        for thorough in (False, True):
+            again = backend.apply(STATE, thorough=thorough)
+            assert (again.mended, again.stale, again.changed) == (frozenset(), frozenset(), False)
+        assert scene.ours() == held
+
+    def test_what_others_take_away_is_damage_and_comes_back(self, scene: Scene) -> None:
+        backend = scene.another()
+        backend.apply(STATE, thorough=False)
+        held = scene.ours()
+        scene.wipe()
+        assert scene.ours() != held
+        outcome = backend.apply(STATE, thorough=False)
+        assert (outcome.mended, outcome.damaged) == (STATE.openings, STATE.openings)
+        assert scene.ours() == held
+
+    def test_what_an_earlier_run_left_is_found_and_what_is_not_wanted_of_it_is_named(self, scene: Scene) -> None:
+        scene.another().apply(STATE, thorough=True)
+        assert not scene.another().apply(STATE, thorough=True).changed
+        outcome = scene.another().apply(WITHOUT_DNS, thorough=True)
+        assert (outcome.mended, len(outcome.stale), outcome.changed) == (frozenset(), 1, True)
+        assert not scene.another().apply(WITHOUT_DNS, thorough=True).stale
+
+    def test_what_leads_elsewhere_than_an_earlier_run_left_it_is_told_and_nothing_else(self, scene: Scene) -> None:
+        state = STATE.having([OTHER])
+        bound = replace(WEB, interface="eth0")
+        narrowed = replace(state, forwards=state.forwards - {WEB} | {bound})
+        assert not scene.another().apply(state, thorough=True).altered
+        assert not scene.another().apply(state, thorough=True).altered
+        assert OTHER not in (told := scene.another().apply(narrowed, thorough=True).altered)
+        assert bound in told
+        assert not scene.another().apply(narrowed, thorough=True).altered
+        scene.wipe()
+        assert not scene.another().apply(narrowed, thorough=True).altered
+
+    def test_by_which_label_an_earlier_run_went_is_told_once(self, scene: Scene) -> None:
+        assert not scene.another().apply(STATE, thorough=True).labels
+        backend = scene.another()
+        assert backend.apply(replace(STATE, label=30), thorough=True).labels == {25}
+        assert not backend.apply(replace(STATE, label=31), thorough=True).labels
+        assert scene.another().apply(Desired(label=25, kept=frozenset(Family)), thorough=True).labels == {31}
+
+    def test_what_comes_is_mended_and_what_goes_is_none_of_it(self, scene: Scene) -> None:
+        backend = scene.another()
+        backend.apply(WITHOUT_DNS, thorough=False)
+        outcome = backend.apply(STATE, thorough=False)
+        assert (set(outcome.mended), outcome.damaged) == ({DNS}, frozenset())
+        outcome = backend.apply(WITHOUT_DNS, thorough=False)
+        assert (outcome.mended, outcome.damaged, outcome.changed) == (frozenset(), frozenset(), True)
+
+    def test_a_preview_tells_of_the_same_and_touches_nothing(self, scene: Scene) -> None:
+        before = scene.ours()
+        plan = scene.another().preview(STATE)
+        assert (plan.mended, plan.changed, bool(plan.script)) == (STATE.openings, True, True)
+        assert scene.ours() == before
+        scene.another().apply(STATE, thorough=True)
+        assert not scene.another().preview(STATE).changed
+
+    def test_the_text_is_given_without_a_look_at_the_kernel(self, scene: Scene) -> None:
+        before = scene.ours()
+        text = scene.another().render(STATE)
+        assert all(str(target) in text for target in ("192.168.122.50", "2001:db8:5::50", "192.168.122.51"))
+        assert scene.ours() == before
+
+    def test_nothing_is_left_after_the_removal(self, scene: Scene) -> None:
+        before = scene.ours()
+        scene.another().apply(STATE, thorough=True)
+        assert scene.another().remove().changed
+        assert scene.ours() == before
+        assert not scene.another().remove().changed
+
+    def test_rules_that_went_elsewhere_go_from_here(self, scene: Scene) -> None:
+        backend, before = scene.another(), scene.ours()
+        backend.apply(STATE, thorough=True)
+        assert not backend.keep_gates(STATE, thorough=True).faults
+        assert not backend.leave().faults
+        assert scene.ours() == before
+        # That they went is no damage once they come back.
+        outcome = backend.apply(STATE, thorough=True)
+        assert (outcome.mended, outcome.damaged) == (STATE.openings, frozenset())
+
+    def test_where_nobody_else_filters_no_gate_is_made_beside_rules_elsewhere(self, scene: Scene) -> None:
+        backend = scene.another()
+        assert not backend.preview_gates(STATE).changed
+        assert not backend.keep_gates(STATE, thorough=True).gates
+
+    def test_what_guests_still_send_is_refused_and_that_is_no_damage(self, scene: Scene) -> None:
+        backend = scene.another()
+        backend.apply(STATE, thorough=True)
+        backend.refuse([FLOW])
+        outcome = backend.apply(STATE, thorough=True)
+        assert (outcome.mended, outcome.damaged) == (frozenset(), frozenset())
+
+    def test_a_change_by_others_is_stamped(self, scene: Scene) -> None:
+        backend = scene.another()
+        backend.apply(STATE, thorough=True)
+        before = backend.stamp()
+        assert backend.stamp() == before
+        scene.wipe()
+        assert backend.stamp() != before
+
+    def test_where_rules_are_held_is_found_whoever_put_them_there(self, scene: Scene) -> None:
+        assert not scene.another().held()
+        backend = scene.another()
+        backend.apply(replace(STATE, forwards=frozenset({WEB, DNS})), thorough=True)
+        assert scene.another().held() == {Family.IPV4}
+        backend.apply(Desired(kept=frozenset(Family)), thorough=True)
+        assert scene.another().held() == set(Family)
+        backend.remove()
+        assert not scene.another().held()
+
+    def test_the_rules_tell_where_the_host_is_confined(self, scene: Scene) -> None:
+        backend = scene.another()
+        backend.apply(STATE, thorough=True)
+        assert not backend.confined()
+        families = frozenset(Family)
+        backend.apply(replace(STATE, confined=families, kept=families), thorough=True)
+        assert scene.another().confined() == families
+
+    def test_nothing_was_counted_at_first(self, scene: Scene) -> None:
+        backend = scene.another()
+        assert not any(backend.counters(STATE).values())
+        backend.apply(STATE, thorough=True)
+        assert backend.counters(STATE) == dict.fromkeys([WEB, DNS, SIX, MAIL], 0)
+
+    def test_it_serves_every_family_and_finds_no_libvirt_where_there_is_none(self, scene: Scene) -> None:
+        backend = scene.another()
+        backend.apply(STATE, thorough=True)
+        assert (dict(backend.unusable), backend.libvirt()) == ({}, Presence.NOTHING)

@@ -1,0 +1,310 @@
+"""A third backend, for tests: rules in memory, and the evaluator that `explain` uses for packets.
+
+It fits `fwdaemon.netfilter.Backend` by the recipe in CONTRIBUTING.md. The `Kernel` is what stays when a backend goes.
+"""
+
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Final
+
+from fwdaemon.core.report import Actor, ActorKind, GateChange, Outcome, Presence, RulesChanged, Stamp
+from fwdaemon.core.state import Desired, Forward, Nat, Opening
+from fwdaemon.core.types import Address, Family, Gate, Subnet
+from fwdaemon.errors import KernelError, ProcessError
+from fwdaemon.kernel.process import Finished
+from fwdaemon.resolve.flows import Flow
+from fwdaemon.resolve.segments import homes, slots
+from fwdaemon.rulesets.evaluation import pass_through
+from fwdaemon.rulesets.packet import (
+    BaseChain,
+    End,
+    Match,
+    Packet,
+    Place,
+    Rule,
+    Statement,
+    Surroundings,
+    System,
+    Translate,
+    Truth,
+    Verdict,
+    all_of,
+    told,
+)
+
+_CHAIN: Final = "prerouting"
+_PROGRAM: Final = Actor(ActorKind.PROGRAM, "another", 7)
+
+
+@dataclass(frozen=True)
+class Written:
+    """One rule: known by its name, never by its body."""
+
+    name: str
+    rule: Rule = field(compare=False)
+
+
+@dataclass
+class Kernel:
+    """What a rule system holds; `refusals` is how many of the next commits are refused."""
+
+    rules: dict[Family, tuple[Written, ...]] = field(default_factory=dict)
+    openings: frozenset[Opening] = frozenset()
+    label: int = 25
+    uplinks: frozenset[str] = frozenset()
+    gates: set[Gate] = field(default_factory=set)
+    forward_chains: tuple[Gate, ...] = ()
+    confined: frozenset[Family] = frozenset()
+    refused: list[Flow] = field(default_factory=list)
+    libvirt: Presence = Presence.NOTHING
+    generation: int = 0
+    refusals: int = 0
+    changed: RulesChanged | None = None
+
+    def commit(self) -> None:
+        """Take a change, or refuse it whole."""
+        if self.refusals:
+            self.refusals -= 1
+            raise KernelError("the kernel refused: no memory")
+        self.generation += 1
+
+    def wipe(self) -> None:
+        """Take all rules away, as another program does."""
+        self.rules, self.gates, self.confined = {}, set(), frozenset()
+        self.generation += 1
+        if self.changed is not None:
+            self.changed(_PROGRAM, thorough=False)
+
+    def led(self, packet: Packet, surroundings: Surroundings) -> tuple[Address, int] | None:
+        """Tell where a packet is translated to."""
+        rules = tuple(written.rule for written in self.rules.get(packet.family, ()))
+        chain = BaseChain(
+            System.NFTABLES,
+            packet.family.name,
+            "memory",
+            _CHAIN,
+            "nat",
+            _CHAIN,
+            -100,
+            accepts=True,
+            chains={_CHAIN: rules},
+        )
+        (passed,) = pass_through(chain, [packet], surroundings).packets
+        if passed.translated_by is None or passed.destination is None or passed.port is None:
+            return None
+        return passed.destination, passed.port
+
+
+@dataclass
+class _Monitor:
+    kernel: Kernel
+    changed: RulesChanged
+
+    def start(self) -> None:
+        self.kernel.changed = self.changed
+
+    def close(self) -> None:
+        self.kernel.changed = None
+
+
+class MemoryBackend:
+    """Holds our rules in a `Kernel`; see `fwdaemon.netfilter.Backend`."""
+
+    variant = "memory"
+
+    def __init__(self, kernel: Kernel, name: str = "memory", unusable: Mapping[Family, str] | None = None) -> None:
+        self.kernel = kernel
+        self.name = self.title = name
+        self.unusable = unusable or {}
+        self._committed: frozenset[str] = frozenset()
+        self._settled: tuple[Desired, int] | None = None
+
+    def apply(self, desired: Desired, *, thorough: bool) -> Outcome:
+        """See `Backend.apply`."""
+        if not thorough and self._settled == (desired, self.kernel.generation):
+            return Outcome()
+        planned = self._planned(desired, desired.families)
+        if planned.changed or self.kernel.confined != desired.confined:
+            self.kernel.commit()
+            self.kernel.rules = written(desired, desired.families)
+            self.kernel.openings, self.kernel.label = desired.openings, desired.label
+            self.kernel.uplinks = desired.uplinks
+            self.kernel.gates = set(self._wanted(desired))
+            self.kernel.confined = desired.confined
+        self._committed = frozenset(_names(self.kernel.rules))
+        self._settled = desired, self.kernel.generation
+        return planned
+
+    def keep_gates(self, desired: Desired, *, thorough: bool) -> Outcome:
+        """See `Backend.keep_gates`."""
+        del thorough  # all is compared each time
+        planned = self.preview_gates(desired)
+        if planned.changed:
+            self.kernel.commit()
+            self.kernel.gates = set(self._wanted(desired))
+        return Outcome(gates=planned.gates, changed=planned.changed)
+
+    def leave(self) -> Outcome:
+        """See `Backend.leave`."""
+        self.kernel.rules, self._committed, self._settled = {}, frozenset(), None
+        return Outcome()
+
+    def preview(self, desired: Desired) -> Outcome:
+        """See `Backend.preview`."""
+        return self._planned(desired, desired.families)
+
+    def preview_gates(self, desired: Desired) -> Outcome:
+        """See `Backend.preview_gates`."""
+        shut = self._shut(desired)
+        return Outcome(gates=shut, changed=bool(shut or self.kernel.gates.difference(self._wanted(desired))))
+
+    def render(self, desired: Desired) -> str:
+        """See `Backend.render`."""
+        return "\n".join(_names(written(desired, desired.families)))
+
+    def refuse(self, flows: Collection[Flow]) -> None:
+        """See `Backend.refuse`."""
+        self.kernel.commit()
+        self.kernel.refused += flows
+
+    def remove(self) -> Outcome:
+        """See `Backend.remove`."""
+        return self.apply(Desired(), thorough=True)
+
+    def close(self) -> None:
+        """See `Backend.close`."""
+
+    def held(self) -> frozenset[Family]:
+        """See `Backend.held`."""
+        return frozenset(self.kernel.rules)
+
+    def confined(self) -> frozenset[Family]:
+        """See `Backend.confined`."""
+        return self.kernel.confined
+
+    def monitor(self, changed: RulesChanged) -> _Monitor:
+        """See `Backend.monitor`."""
+        return _Monitor(self.kernel, changed)
+
+    def counters(self, desired: Desired) -> Mapping[Opening, int]:
+        """See `Backend.counters`."""
+        return dict.fromkeys([*desired.forwards, *desired.nats], 0)
+
+    def stamp(self) -> Stamp:
+        """See `Backend.stamp`."""
+        return Stamp(self.kernel.generation, certain=True)
+
+    def libvirt(self) -> Presence:
+        """See `Backend.libvirt`."""
+        return self.kernel.libvirt
+
+    def _wanted(self, desired: Desired) -> Iterator[Gate]:
+        return (gate for gate in self.kernel.forward_chains if desired.families)
+
+    def _shut(self, desired: Desired) -> tuple[GateChange, ...]:
+        wanted = (gate for gate in self._wanted(desired) if gate not in self.kernel.gates)
+        return tuple(GateChange(gate, restored=False, fault="it is missing") for gate in wanted)
+
+    def _planned(self, desired: Desired, families: Iterable[Family]) -> Outcome:
+        wanted, there = written(desired, families), frozenset(_names(self.kernel.rules))
+        lacking = {item.name for items in wanted.values() for item in items}.difference(there)
+        mended = frozenset(opening for opening in desired.openings if name_of(opening) in lacking)
+        damaged = frozenset(opening for opening in mended if name_of(opening) in self._committed)
+        stale = there.difference(_names(wanted)).difference(self._committed)
+        gates = self._shut(desired)
+        others = desired.openings - self.kernel.openings if not self._committed else frozenset()
+        changed = bool(
+            desired.label != self.kernel.label
+            or others
+            or wanted != self.kernel.rules
+            or gates
+            or self.kernel.gates.difference(self._wanted(desired))
+        )
+        script = self.render(desired) if changed else ""
+        altered = frozenset(item for item in others if name_of(item) in there)
+        outcome = Outcome(mended, damaged, stale, gates, script=script, changed=changed, altered=altered)
+        if not there or self._committed:
+            return outcome
+        return replace(outcome, labels=frozenset({self.kernel.label}), uplinks=self.kernel.uplinks)
+
+
+def written(desired: Desired, families: Iterable[Family]) -> dict[Family, tuple[Written, ...]]:
+    """Write the rules of each family, the first that takes a packet before the others."""
+    return {family: tuple(_rules(family, desired)) for family in sorted(families)}
+
+
+def name_of(opening: Opening) -> str:
+    """Name an opening as its rules do."""
+    return f"{opening.owner.name}: {opening.listens_at()} -> {opening.leads_to()}"
+
+
+def _names(rules: Mapping[Family, tuple[Written, ...]]) -> list[str]:
+    return list(dict.fromkeys(item.name for items in rules.values() for item in items))
+
+
+def _rules(family: Family, desired: Desired) -> Iterator[Written]:
+    accept = Verdict(End.ACCEPT)
+    for subnet, bridges in homes(family, desired):
+        forged = partial(_is_from, subnets=[subnet], bridges=bridges)
+        yield _written(f"home {subnet}", Match(forged), accept)
+    if elsewhere := {address for address in desired.elsewhere if Family.of(address) is family}:
+        guests = [subnet for subnet in desired.guest_subnets if Family.of(subnet) is family]
+        yield _written("elsewhere", Match(partial(_is_left, guests=guests, elsewhere=elsewhere)), accept)
+    cut = slots(desired.of_family(family))
+    for slot in sorted(cut, key=lambda slot: slot.listen is None):
+        for forward in slot.forwards:
+            takes = partial(_takes, forward, listen=slot.listen, first=slot.ports.first, last=slot.ports.last)
+            yield _written(name_of(forward), Match(takes), Translate(partial(_to_guest, forward)))
+    for nat in sorted((nat for nat in desired.nats if nat.family is family), key=name_of):
+        yield _written(name_of(nat), Match(partial(_is_for, nat)), Translate(partial(_to, nat.target)))
+    for route in sorted((route for route in desired.routes if route.family is family), key=name_of):
+        yield _written(name_of(route), Match(lambda _packet, _host: Truth.NO), accept)
+
+
+def _written(name: str, *statements: Statement) -> Written:
+    return Written(name, Rule(Place(System.NFTABLES, "memory", "memory", _CHAIN, 0, name), statements))
+
+
+def _is_from(packet: Packet, host: Surroundings, *, subnets: Iterable[Subnet], bridges: Collection[str]) -> Truth:
+    inside = max((host.within(packet.source, subnet) for subnet in subnets), default=Truth.NO)
+    return all_of([inside, told(packet.came_in not in bridges)])
+
+
+def _is_left(packet: Packet, host: Surroundings, *, guests: Iterable[Subnet], elsewhere: Collection[Address]) -> Truth:
+    away = packet.destination in elsewhere and host.type_of(packet.destination) != "local"
+    return all_of([_is_from(packet, host, subnets=guests, bridges=()), told(away)])
+
+
+def _takes(  # noqa: PLR0913  a slot has that many sides
+    forward: Forward, packet: Packet, host: Surroundings, *, listen: Address | None, first: int, last: int
+) -> Truth:
+    to = packet.destination
+    reaches_host = to is not None and host.type_of(to) == "local" and not (to.is_loopback or to.is_link_local)
+    here = to == listen if listen is not None else reaches_host
+    ported = packet.protocol is forward.protocol and packet.port is not None and first <= packet.port <= last
+    by = forward.interface in (None, packet.came_in)
+    sources = [host.within(packet.source, subnet) for subnet in forward.sources]
+    return all_of([told(here and ported and by), max(sources, default=Truth.YES)])
+
+
+def _to_guest(forward: Forward, packet: Packet, place: Place) -> Packet:
+    assert packet.port is not None
+    port = forward.target_ports.first + packet.port - forward.ports.first
+    return packet.sent_to(forward.target, port, place).labelled("ours")
+
+
+def _is_for(nat: Nat, packet: Packet, _host: Surroundings) -> Truth:
+    return told(packet.destination == nat.public)
+
+
+def _to(target: Address, packet: Packet, place: Place) -> Packet:
+    return packet.sent_to(target, packet.port, place).labelled("ours")
+
+
+class NoProgram:
+    """Runs nothing: no rule system in memory has programs."""
+
+    def run(self, *argv: str, stdin: str = "") -> Finished:
+        """See `Runner.run`."""
+        raise ProcessError(argv, stdin, 127, "the program is not installed")

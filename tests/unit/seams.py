@@ -1,0 +1,142 @@
+"""What a reconcile works on, in memory: the host's network, connections, other programs, and a clock."""
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+from fwdaemon.core.report import Outcome
+from fwdaemon.core.state import Desired, Nat, Opening
+from fwdaemon.core.types import Address, Family
+from fwdaemon.errors import KernelError
+from fwdaemon.kernel.conntrack_listing import Entry
+from fwdaemon.netfilter import Netfilter
+from fwdaemon.reconcile import Seams
+from fwdaemon.resolve.flows import Flow, Judge, is_claimed
+from tests.unit.memory_backend import Kernel, MemoryBackend, NoProgram
+
+
+@dataclass
+class Host:
+    """The host's network: what it was asked for, and `outcome`, what it says of that."""
+
+    outcome: Outcome = field(default_factory=Outcome)
+    confines: frozenset[Family] = frozenset()
+    adopted: list[frozenset[Family]] = field(default_factory=list)
+    released: list[Desired] = field(default_factory=list)
+    kept: list[tuple[Desired, bool]] = field(default_factory=list)
+    removed: list[frozenset[tuple[Family, str]]] = field(default_factory=list)
+    closed: int = 0
+
+    def adopt(self, confined: Collection[Family]) -> None:
+        self.adopted.append(frozenset(confined))
+
+    def confine(self, desired: Desired, *, ip_forward: bool) -> Desired:
+        return desired.confining(self.confines if ip_forward else frozenset(), frozenset())
+
+    def release(self, desired: Desired) -> None:
+        self.released.append(desired)
+
+    def keep(self, desired: Desired, *, ip_forward: bool, thorough: bool = True) -> Outcome:
+        del ip_forward
+        self.kept.append((desired, thorough))
+        return self.outcome
+
+    def remove(self, forwarded: frozenset[tuple[Family, str]]) -> Outcome:
+        self.removed.append(forwarded)
+        return self.outcome
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+@dataclass
+class Connections:
+    """Connection tracking: `flows`, some with one label alone in `labels`.
+
+    `faults` are what the next listings fail with, `arrived` and `resumed` what was asked.
+    """
+
+    flows: list[Flow] = field(default_factory=list)
+    labels: dict[Flow, int] = field(default_factory=dict)
+    faults: list[KernelError | OSError] = field(default_factory=list)
+    arrived: list[frozenset[Nat]] = field(default_factory=list)
+    resumed: list[frozenset[Address]] = field(default_factory=list)
+
+    def outdated(self, judge: Judge, label: int, guests: Collection[Address] | None = None) -> Iterator[list[Entry]]:
+        del guests
+        if self.faults:
+            raise self.faults.pop()
+        yield [
+            Entry(flow, b"") for flow in self.flows if self.labels.get(flow, label) == label and judge.is_outdated(flow)
+        ]
+
+    def end(self, entries: Sequence[Entry]) -> int:
+        for entry in entries:
+            self.flows.remove(entry.flow)
+        return len(entries)
+
+    def end_claimed(self, added: Collection[Opening], local: Collection[Address]) -> Sequence[Flow]:
+        taken = [opening for opening in added if not hasattr(opening, "subnet")]
+        claimed = [flow for flow in self.flows if is_claimed(flow, taken, local)]
+        self.end([Entry(flow, b"") for flow in claimed])
+        return claimed
+
+    def end_flows(self, flows: Collection[Flow]) -> int:
+        return self.end([Entry(flow, b"") for flow in self.flows if flow in flows])
+
+    def end_strayed(self, arrived: Collection[Nat]) -> int:
+        self.arrived.append(frozenset(arrived))
+        return 0
+
+    def end_resumed(self, taken_over: Collection[Address]) -> int:
+        self.resumed.append(frozenset(taken_over))
+        return 0
+
+
+@dataclass
+class Others:
+    """Other programs, and which of their ports they have told of."""
+
+    found: tuple[str, ...] = ()
+
+    def look(
+        self, desired: Desired, local: Collection[Address], *, thorough: bool, reloaded: bool = False
+    ) -> tuple[str, ...]:
+        del desired, local, thorough, reloaded
+        return self.found
+
+
+@dataclass
+class Clock:
+    """Waits no time at all, and remembers for how long."""
+
+    slept: list[float] = field(default_factory=list)
+
+    def sleep(self, seconds: float, /) -> None:
+        self.slept.append(seconds)
+
+
+@dataclass
+class Memory:
+    """All of it."""
+
+    kernel: Kernel = field(default_factory=Kernel)
+    host: Host = field(default_factory=Host)
+    connections: Connections = field(default_factory=Connections)
+    others: Others = field(default_factory=Others)
+    clock: Clock = field(default_factory=Clock)
+
+    def rules(self) -> Netfilter:
+        return Netfilter(NoProgram(), among=(MemoryBackend(self.kernel, "nftables"),))
+
+    def seams(self) -> Seams:
+        return Seams(self.rules(), self.host, self.connections, self.others, self.clock)
+
+
+def without(desired: Desired, *openings: Opening) -> Desired:
+    """Give the same state with these openings gone."""
+    return replace(
+        desired,
+        forwards=desired.forwards.difference(openings),
+        nats=desired.nats.difference(openings),
+        routes=desired.routes.difference(openings),
+    )

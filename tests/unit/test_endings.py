@@ -1,0 +1,184 @@
+"""Whatever stops being allowed is ended: what is open when everything is taken away, after a restart, by a reload."""
+
+import logging
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field, replace
+from ipaddress import ip_address
+from pathlib import Path
+
+import pytest
+
+from fwdaemon.commands import flush
+from fwdaemon.core.report import Cause
+from fwdaemon.core.state import Desired
+from fwdaemon.core.types import Address, Protocol
+from fwdaemon.errors import KernelError
+from fwdaemon.kernel.conntrack_listing import Entry
+from fwdaemon.resolve.flows import Flow, Judge
+from fwdaemon.status.reloads import LastGood
+from tests.unit.backend_behaviour import FLOW, MAIL, STATE, WEB
+from tests.unit.memory_backend import Kernel
+from tests.unit.seams import Connections
+from tests.unit.test_reconcile import Bench, look
+
+
+@pytest.fixture
+def bench(caplog: pytest.LogCaptureFixture) -> Bench:
+    caplog.set_level(logging.INFO, "fwdaemon.audit")
+    return Bench(caplog=caplog)
+
+
+@dataclass
+class Racing(Connections):
+    """A client connects as soon as connections have been listed, if rules lead it to a guest by then."""
+
+    kernel: Kernel = field(default_factory=Kernel)
+
+    def outdated(self, judge: Judge, label: int, guests: Collection[Address] | None = None) -> Iterator[list[Entry]]:
+        listed = [*super().outdated(judge, label, guests)]
+        if any(self.kernel.rules.values()):
+            self.flows.append(FLOW)
+        yield from listed
+
+
+def test_what_connects_while_everything_is_taken_away_goes_on_nowhere(caplog: pytest.LogCaptureFixture) -> None:
+    kernel = Kernel()
+    bench = Bench(kernel=kernel, connections=Racing(kernel=kernel), caplog=caplog)
+    bench.reconcile(STATE)
+    bench.reconciler.remove(Cause())
+    assert (kernel.rules, bench.connections.flows) == ({}, [])
+
+
+def test_where_nothing_is_held_nothing_is_written_to_remove_it(bench: Bench) -> None:
+    bench.reconciler.remove(Cause())
+    assert (bench.kernel.generation, bench.clock.slept) == (0, [])
+
+
+def test_that_open_connections_cannot_be_listed_is_told_and_keeps_no_rules(bench: Bench) -> None:
+    bench.reconcile(STATE)
+    bench.connections.faults = [OSError("no descriptor")]
+    bench.reconciler.remove(Cause())
+    assert bench.lines()[0] == "open connections may go on: no descriptor"
+    assert not bench.kernel.rules
+
+
+def test_binding_a_forward_to_an_interface_while_no_daemon_runs_ends_what_may_have_come_by_another(
+    bench: Bench,
+) -> None:
+    bound = replace(WEB, interface="eth0")
+    bench.reconcile(Desired().having([WEB]))
+    bench.connections.flows = [FLOW]
+    bench.begin()
+    bench.reconcile(Desired().having([bound]))
+    assert bench.connections.flows == []
+    # What comes from then on comes by that interface.
+    bench.connections.flows = [FLOW]
+    bench.begin()
+    bench.reconcile(Desired().having([bound]))
+    assert bench.connections.flows == [FLOW]
+
+
+def test_after_a_wipe_while_no_daemon_runs_nothing_is_ended_that_is_still_allowed(bench: Bench) -> None:
+    state = Desired().having([replace(WEB, interface="eth0")])
+    bench.reconcile(state)
+    bench.connections.flows = [FLOW]
+    bench.begin()
+    bench.kernel.wipe()
+    bench.reconcile(state)
+    assert bench.connections.flows == [FLOW]
+
+
+def test_what_went_while_the_first_sweep_was_put_off_is_not_forgotten(bench: Bench) -> None:
+    bench.connections.faults = [KernelError("no descriptor")]
+    bench.connections.flows = [FLOW]
+    bench.reconcile(Desired().having([WEB]))
+    bench.reconcile(Desired().having([replace(WEB, interface="eth0")]), look(reloaded=True))
+    assert bench.connections.flows == []
+
+
+LABELLED = replace(Desired().having([WEB]), label=30)
+
+
+def test_what_has_the_label_of_before_ends_once_another_is_configured(bench: Bench) -> None:
+    bench.reconcile(Desired().having([WEB]))
+    other = replace(FLOW, client_port=40001)
+    bench.connections.flows, bench.connections.labels = [FLOW, other], {FLOW: 25, other: 30}
+    bench.reconcile(LABELLED, look(reloaded=True))
+    assert bench.connections.flows == [other]
+
+
+def test_what_has_the_label_of_before_ends_after_a_start_with_another(bench: Bench) -> None:
+    bench.reconcile(Desired().having([WEB]))
+    bench.connections.flows, bench.connections.labels = [FLOW], {FLOW: 25}
+    bench.begin()
+    bench.reconcile(Desired().having([WEB]))
+    assert bench.connections.flows == [FLOW]
+    bench.begin()
+    bench.reconcile(LABELLED)
+    assert bench.connections.flows == []
+
+
+def test_what_has_the_label_of_the_rules_ends_with_them(bench: Bench) -> None:
+    bench.reconcile(LABELLED)
+    bench.connections.flows, bench.connections.labels = [FLOW], {FLOW: 30}
+    bench.begin()
+    bench.reconciler.remove(Cause())
+    assert bench.connections.flows == []
+
+
+def test_a_flush_with_a_wrong_file_goes_by_what_was_right_last(tmp_path: Path) -> None:
+    main = tmp_path / "portfwd.toml"
+    LastGood(main, tmp_path).keep({main: b"[daemon]\nlabel = 30\n"})
+    main.write_text("[daemon]\nlabel = 31\nlibvrit = []\n")
+    assert flush._settings(main, tmp_path).label == 30  # noqa: SLF001  the rest of it works on this host
+    main.write_text("[daemon]\nlabel = 31\n")
+    assert flush._settings(main, tmp_path).label == 31  # noqa: SLF001  see above
+    assert flush._settings(tmp_path / "others.toml", tmp_path).label == 25  # noqa: SLF001  see above
+
+
+LEFT = Flow(Protocol.TCP, MAIL.target, FLOW.source, 443, FLOW.source, 443, MAIL.public, 40000)
+ROUTED_LEFT = replace(LEFT, source=ip_address("203.0.113.66"), client=ip_address("203.0.113.66"))
+CAME_IN = replace(LEFT, source=FLOW.source, destination=MAIL.public, server=MAIL.target, client=FLOW.source)
+TWO, ONE = frozenset({"eth0", "wg0"}), frozenset({"eth0"})
+
+
+def test_what_guests_opened_ends_once_fewer_uplinks_are_configured(bench: Bench) -> None:
+    bench.reconcile(replace(STATE, uplinks=TWO), look(uplinks=TWO))
+    bench.connections.flows = [LEFT, ROUTED_LEFT, CAME_IN, FLOW]
+    bench.reconcile(replace(STATE, uplinks=ONE), look(uplinks=ONE, reloaded=True))
+    assert bench.connections.flows == [CAME_IN, FLOW]
+
+
+@pytest.mark.parametrize(
+    ("before", "named_before", "after", "named_after"),
+    [
+        pytest.param(TWO, frozenset(), ONE, frozenset(), id="a link that goes by itself"),
+        pytest.param(ONE, ONE, TWO, TWO, id="one more"),
+        pytest.param(TWO, frozenset(), TWO, TWO, id="those that were found are named"),
+    ],
+)
+def test_what_guests_opened_goes_on_where_no_uplink_is_taken_out_of_the_configuration(
+    bench: Bench,
+    before: frozenset[str],
+    named_before: frozenset[str],
+    after: frozenset[str],
+    named_after: frozenset[str],
+) -> None:
+    bench.reconcile(replace(STATE, uplinks=before), look(uplinks=named_before))
+    bench.connections.flows = [LEFT, ROUTED_LEFT]
+    bench.reconcile(replace(STATE, uplinks=after), look(uplinks=named_after, reloaded=True))
+    assert bench.connections.flows == [LEFT, ROUTED_LEFT]
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_what_guests_opened_ends_after_a_start_with_fewer_uplinks_if_they_are_configured(
+    bench: Bench, *, named: bool
+) -> None:
+    bench.reconcile(replace(STATE, uplinks=TWO), look(uplinks=TWO))
+    bench.connections.flows = [LEFT, CAME_IN]
+    bench.begin()
+    bench.reconcile(replace(STATE, uplinks=TWO), look(uplinks=TWO))
+    assert bench.connections.flows == [LEFT, CAME_IN]
+    bench.begin()
+    bench.reconcile(replace(STATE, uplinks=ONE), look(uplinks=ONE if named else frozenset()))
+    assert bench.connections.flows == ([CAME_IN] if named else [LEFT, CAME_IN])

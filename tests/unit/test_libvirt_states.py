@@ -1,0 +1,68 @@
+"""An active domain runs here, unless libvirt's own words say that its CPUs are elsewhere, or nowhere yet."""
+
+import libvirt
+import pytest
+
+from fwdaemon.core.inventory import Move
+from fwdaemon.hypervisor.xml import Standing, move, standing
+
+PAUSED = {
+    name.removeprefix("VIR_DOMAIN_PAUSED_"): number
+    for name, number in vars(libvirt).items()
+    if name.startswith("VIR_DOMAIN_PAUSED_")
+}
+POSTCOPY = {libvirt.VIR_DOMAIN_RUNNING_POSTCOPY, libvirt.VIR_DOMAIN_RUNNING_POSTCOPY_FAILED}
+NOT_HERE = {
+    "MIGRATION": Standing.MIGRATING,
+    "STARTING_UP": Standing.STARTING,
+    "POSTCOPY": Standing.LEFT,
+    "POSTCOPY_FAILED": Standing.FAILED,
+}
+
+
+@pytest.mark.parametrize("reason", sorted(PAUSED))
+def test_a_paused_guest_stays_open_unless_another_host_has_its_cpus(reason: str) -> None:
+    assert standing(libvirt.VIR_DOMAIN_PAUSED, PAUSED[reason]) is NOT_HERE.get(reason, Standing.PAUSED)
+
+
+@pytest.mark.parametrize("reason", range(20))
+def test_one_that_runs_is_here_whyever_it_does(reason: int) -> None:
+    running = standing(libvirt.VIR_DOMAIN_RUNNING, reason)
+    assert running is (Standing.FETCHING if reason in POSTCOPY else Standing.HERE)
+    assert move(running, ran_here=False, received=True) is None
+    assert standing(libvirt.VIR_DOMAIN_CRASHED, reason) is Standing.CRASHED
+    assert standing(libvirt.VIR_DOMAIN_PMSUSPENDED, reason) is Standing.HERE
+    assert standing(libvirt.VIR_DOMAIN_SHUTDOWN, reason) is Standing.ENDING
+
+
+@pytest.mark.parametrize("reason", range(20))
+def test_only_an_end_as_migrated_says_that_another_host_has_it(reason: int) -> None:
+    gone = standing(libvirt.VIR_DOMAIN_SHUTOFF, reason) is Standing.GONE
+    assert gone is (reason == libvirt.VIR_DOMAIN_SHUTOFF_MIGRATED)
+
+
+def test_a_reason_of_a_newer_libvirt_is_no_error() -> None:
+    assert standing(libvirt.VIR_DOMAIN_PAUSED, 99) is Standing.PAUSED
+
+
+def test_which_way_it_goes_depends_on_where_it_was() -> None:
+    assert move(Standing.MIGRATING, ran_here=False, received=True) is Move.HERE
+    assert move(Standing.MIGRATING, ran_here=True, received=False) is Move.AWAY
+    assert move(Standing.LEFT, ran_here=False, received=False) is Move.AWAY
+    assert move(Standing.HERE, ran_here=True, received=False) is None
+
+
+@pytest.mark.parametrize("ran_here", [True, False])
+def test_only_one_that_arrived_paused_and_never_ran_here_is_not_here(*, ran_here: bool) -> None:
+    assert move(Standing.PAUSED, ran_here=ran_here, received=False) is None
+    assert move(Standing.PAUSED, ran_here=ran_here, received=True) is (None if ran_here else Move.ARRIVED)
+
+
+def test_the_receiving_host_of_a_failed_post_copy_keeps_the_guest_that_ran_there() -> None:
+    assert move(Standing.FAILED, ran_here=True, received=True) is None
+    assert move(Standing.FAILED, ran_here=False, received=True) is Move.HERE
+
+
+@pytest.mark.parametrize("ran_here", [True, False])
+def test_the_other_host_of_a_failed_post_copy_has_left_it(*, ran_here: bool) -> None:
+    assert move(Standing.FAILED, ran_here=ran_here, received=False) is Move.AWAY

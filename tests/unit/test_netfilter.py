@@ -1,0 +1,198 @@
+"""Rule systems as one, with two that are in memory: where rules go, and what is left behind."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import pytest
+
+from fwdaemon.config.model import BackendChoice
+from fwdaemon.core.report import Actor, Presence
+from fwdaemon.core.types import Family, Gate
+from fwdaemon.errors import KernelError
+from fwdaemon.kernel.process import Finished
+from fwdaemon.netfilter import Netfilter
+from tests.unit.backend_behaviour import FLOW, STATE, WEB
+from tests.unit.memory_backend import Kernel, MemoryBackend
+
+GATE = Gate("inet", "theirs", "forward")
+
+
+@dataclass
+class Version:
+    """Says which rule system iptables writes to."""
+
+    stdout: str = "iptables v1.8.11 (memory)"
+
+    def run(self, *argv: str, stdin: str = "") -> Finished:
+        assert (argv, stdin) == (("iptables", "--version"), "")
+        return Finished(self.stdout, "", 1)
+
+
+@dataclass
+class Two:
+    """Two rule systems, of which the first is taken where nothing speaks for the other."""
+
+    one: Kernel = field(default_factory=Kernel)
+    other: Kernel = field(default_factory=Kernel)
+    version: Version = field(default_factory=Version)
+    choice: BackendChoice = BackendChoice.AUTO
+
+    def netfilter(self) -> Netfilter:
+        named = MemoryBackend(self.one, "nftables"), MemoryBackend(self.other, "iptables")
+        named[1].variant = "legacy"
+        return Netfilter(self.version, self.choice, named)
+
+
+@pytest.fixture
+def two() -> Two:
+    return Two()
+
+
+def test_rules_are_where_libvirts_are_and_move_with_them(two: Two) -> None:
+    two.one.libvirt = Presence.CHAINS
+    netfilter = two.netfilter()
+    assert netfilter.location is None
+    outcome = netfilter.apply(STATE, thorough=False)
+    assert outcome.moved == "rules are in nftables: libvirt's chains are there"
+    assert (bool(two.one.rules), bool(two.other.rules)) == (True, False)
+    assert not netfilter.apply(STATE, thorough=False).moved
+    two.one.libvirt, two.other.libvirt = Presence.NOTHING, Presence.CHAINS
+    two.one.generation += 1
+    outcome = netfilter.apply(STATE, thorough=False)
+    assert outcome.moved == "rules are in iptables: libvirt's chains are there"
+    # They were made there, and not found missing.
+    assert (outcome.mended, outcome.damaged) == (STATE.openings, frozenset())
+    assert (bool(two.one.rules), bool(two.other.rules)) == (False, True)
+    assert netfilter.location == ("iptables", "libvirt's chains are there")
+
+
+def test_nothing_is_looked_up_again_while_no_rule_changes(two: Two) -> None:
+    netfilter = two.netfilter()
+    netfilter.apply(STATE, thorough=False)
+    two.other.libvirt = Presence.CHAINS
+    assert not netfilter.apply(STATE, thorough=True).moved
+    two.other.generation += 1
+    assert netfilter.apply(STATE, thorough=False).moved
+
+
+def test_rules_stay_where_they_are_while_libvirt_has_none(two: Two) -> None:
+    two.other.libvirt = Presence.CHAINS
+    netfilter = two.netfilter()
+    netfilter.apply(STATE, thorough=True)
+    two.other.libvirt = Presence.NOTHING
+    two.other.wipe()
+    outcome = netfilter.apply(STATE, thorough=True)
+    assert (outcome.moved, outcome.damaged) == ("", STATE.openings)
+    assert netfilter.location == ("iptables", "libvirt has no rules of its own")
+
+
+@pytest.mark.parametrize(("variant", "name"), [("memory", "nftables"), ("legacy", "iptables"), ("odd", "nftables")])
+def test_where_libvirt_left_chains_in_both_iptables_says_which_ones_count(two: Two, variant: str, name: str) -> None:
+    two.one.libvirt = two.other.libvirt = Presence.CHAINS
+    two.version.stdout = f"iptables v1.8.11 ({variant})"
+    found, reason = two.netfilter().locate()
+    assert found == name
+    assert reason == "libvirt's chains are in both rule systems, and this is the one that iptables writes to"
+
+
+def test_a_table_of_libvirts_own_says_more_than_chains(two: Two) -> None:
+    two.one.libvirt, two.other.libvirt = Presence.CHAINS, Presence.TABLE
+    assert two.netfilter().locate() == ("iptables", "libvirt's rules are in its table libvirt_network")
+
+
+def test_the_configuration_can_say_where(two: Two) -> None:
+    two.one.libvirt, two.choice = Presence.CHAINS, BackendChoice.IPTABLES
+    netfilter = two.netfilter()
+    assert netfilter.locate() == ("iptables", "the configuration says so")
+    netfilter.choice = BackendChoice.NFTABLES
+    assert netfilter.locate()[0] == "nftables"
+
+
+def test_gates_are_kept_beside_the_rules_and_closed_first_at_the_end(two: Two) -> None:
+    two.other.forward_chains = (GATE,)
+    netfilter = two.netfilter()
+    plan = netfilter.preview(STATE)
+    assert (plan.moved, plan.mended) == (
+        "rules belong in nftables: libvirt has no rules of its own",
+        STATE.openings,
+    )
+    assert [change.gate for change in plan.gates] == [GATE]
+    assert not two.other.gates
+    assert [change.gate for change in netfilter.apply(STATE, thorough=False).gates] == [GATE]
+    assert two.other.gates == {GATE}
+    two.other.wipe()
+    assert [change.gate for change in netfilter.apply(STATE, thorough=False).gates] == [GATE]
+    netfilter.remove()
+    assert (two.one.rules, two.other.gates) == ({}, set())
+
+
+def test_a_rule_system_that_refuses_keeps_no_gate_elsewhere_from_coming_back(two: Two) -> None:
+    two.other.forward_chains = (GATE,)
+    netfilter = two.netfilter()
+    netfilter.apply(STATE, thorough=False)
+    for kernel in (two.one, two.other):
+        kernel.wipe()
+    two.one.refusals = 1
+    with pytest.raises(KernelError, match="no memory"):
+        netfilter.apply(STATE, thorough=False)
+    assert (two.one.rules, two.other.gates) == ({}, {GATE})
+
+
+def test_the_old_rules_stay_until_the_new_ones_are_there(two: Two) -> None:
+    netfilter = two.netfilter()
+    netfilter.apply(STATE, thorough=False)
+    two.other.libvirt, two.other.refusals = Presence.CHAINS, 1
+    two.other.generation += 1
+    with pytest.raises(KernelError):
+        netfilter.apply(STATE, thorough=False)
+    assert two.one.rules
+    assert netfilter.location == ("nftables", "libvirt has no rules of its own")
+    assert netfilter.apply(STATE, thorough=False).moved
+    assert (bool(two.one.rules), bool(two.other.rules)) == (False, True)
+
+
+def test_what_one_refuses_to_give_back_is_a_fault_and_the_others_do(two: Two) -> None:
+    two.other.forward_chains = (GATE,)
+    netfilter = two.netfilter()
+    netfilter.apply(STATE, thorough=False)
+    two.other.refusals = 1
+    assert netfilter.remove().faults == ("the kernel refused: no memory",)
+    assert (two.one.rules, two.other.gates) == ({}, {GATE})
+
+
+def test_guests_are_refused_where_the_rules_are_and_nowhere_before(two: Two) -> None:
+    netfilter = two.netfilter()
+    netfilter.refuse([FLOW])
+    assert not two.one.refused
+    netfilter.apply(STATE, thorough=False)
+    netfilter.refuse([FLOW])
+    assert (two.one.refused, two.other.refused) == ([FLOW], [])
+
+
+def test_what_a_backend_tells_is_told_of_the_one_that_holds_the_rules() -> None:
+    unusable = {Family.IPV6: "it lacks a match"}
+    one, other = Kernel(), Kernel(libvirt=Presence.CHAINS, confined=frozenset({Family.IPV4}))
+    netfilter = Netfilter(Version(), among=(MemoryBackend(one, "nftables"), MemoryBackend(other, "iptables", unusable)))
+    assert (dict(netfilter.unusable), set(netfilter.confined())) == ({}, {Family.IPV4})
+    assert netfilter.counters(STATE)[WEB] == 0
+    assert "192.168.122.50" in netfilter.render(STATE)
+    netfilter.apply(replace(STATE, confined=frozenset()), thorough=True)
+    assert (dict(netfilter.unusable), set(netfilter.confined())) == (unusable, set())
+    netfilter.close()
+
+
+def test_changes_in_any_rule_system_are_heard(two: Two) -> None:
+    heard: list[Actor] = []
+
+    def changed(actor: Actor, *, thorough: bool) -> None:
+        assert not thorough
+        heard.append(actor)
+
+    monitors = two.netfilter().monitors(changed)
+    act: tuple[Callable[[], None], ...] = (two.one.wipe, two.other.wipe)
+    for monitor, change in zip(monitors, act, strict=True):
+        monitor.start()
+        change()
+        monitor.close()
+        change()
+    assert len(heard) == 2

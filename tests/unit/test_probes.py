@@ -1,0 +1,99 @@
+"""When bridges are asked: not at once, with growing pauses, only while somebody is wanted, and soon for a newcomer."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from ipaddress import ip_address, ip_network
+from queue import SimpleQueue
+
+import pytest
+
+from fwdaemon.core.inventory import HostAddress, Inventory
+from fwdaemon.core.probing import Answer, Question, Silent
+from fwdaemon.core.types import Family
+from fwdaemon.kernel import probes
+from fwdaemon.kernel.probes import Probes
+
+WEB, DB = (Silent("virbr0", f"52:54:00:00:00:0{number}", Family.IPV4) for number in (1, 2))
+HOST = HostAddress(ip_address("192.168.122.1"), ip_network("192.168.122.0/30"), "virbr0")
+INVENTORY = Inventory(host_addresses=(HOST,))
+
+
+class Asked:
+    """Notes what is asked, on the worker's thread."""
+
+    def __init__(self) -> None:
+        self.questions: SimpleQueue[Question] = SimpleQueue()
+
+    def __call__(self, question: Question) -> tuple[Answer, ...]:
+        self.questions.put(question)
+        return ()
+
+    async def next(self) -> Question:
+        return await asyncio.to_thread(self.questions.get, timeout=10)
+
+
+@pytest.fixture(autouse=True)
+def _hurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probes, "FIRST_S", 0.01)
+
+
+@asynccontextmanager
+async def searching() -> AsyncIterator[tuple[Probes, Asked]]:
+    asked = Asked()
+    keeping = Probes(asked)
+    try:
+        yield keeping, asked
+    finally:
+        await keeping.close()
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+def run(scenario: Callable[[Probes, Asked], object]) -> None:
+    async def go() -> None:
+        async with searching() as (keeping, asked):
+            await scenario(keeping, asked)  # type: ignore[misc]  # a coroutine function
+
+    asyncio.run(go())
+
+
+def test_who_is_wanted_is_asked_for_again_and_again() -> None:
+    async def scenario(keeping: Probes, asked: Asked) -> None:
+        keeping.want({WEB}, INVENTORY)
+        for _ in range(3):
+            assert (await asked.next()).macs == {WEB.mac}
+
+    run(scenario)
+
+
+def test_who_was_found_is_asked_for_no_more() -> None:
+    async def scenario(keeping: Probes, asked: Asked) -> None:
+        keeping.want({WEB}, INVENTORY)
+        await asked.next()
+        keeping.want((), INVENTORY)
+        await asyncio.sleep(0.1)
+        assert asked.questions.qsize() <= 1, "a question that was under way"
+
+    run(scenario)
+
+
+def test_a_newcomer_does_not_wait_for_the_end_of_a_long_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(keeping: Probes, asked: Asked) -> None:
+        keeping.want({WEB}, INVENTORY)
+        await asked.next()
+        monkeypatch.setattr(probes, "_LAST_S", 3600.0)
+        for search in keeping._searches.values():  # noqa: SLF001  as after hours of silence
+            search.pause = search.due = asyncio.get_running_loop().time() + 3600
+        keeping.want({WEB, DB}, INVENTORY)
+        while (await asked.next()).macs != {WEB.mac, DB.mac}:
+            pass
+
+    run(scenario)
+
+
+def test_nobody_is_wanted_and_no_thread_is_begun() -> None:
+    async def scenario(keeping: Probes, asked: Asked) -> None:
+        keeping.want((), INVENTORY)
+        assert asked.questions.empty()
+
+    run(scenario)

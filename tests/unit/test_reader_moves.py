@@ -1,0 +1,133 @@
+"""What is remembered of guests that migrate, from observations and events; with libvirt's own in-process driver.
+
+That driver cannot migrate: what the event of a migration says is given, and all else is its own word.
+"""
+
+from collections.abc import Iterator
+
+import libvirt
+import pytest
+
+from fwdaemon.core.inventory import Move
+from fwdaemon.hypervisor.connection import migrated
+from fwdaemon.hypervisor.reader import Reader
+
+URI = "test:///default"
+GUEST = "<domain type='test'><name>guest</name><memory>1024</memory><os><type>hvm</type></os></domain>"
+
+
+@pytest.fixture
+def connection() -> Iterator[libvirt.virConnect]:
+    connection = libvirt.open(URI)
+    yield connection
+    for domain in connection.listAllDomains():
+        if domain.name() == "guest":
+            domain.destroy()
+    connection.close()
+
+
+@pytest.fixture
+def reader() -> Reader:
+    return Reader(URI)
+
+
+@pytest.fixture
+def guest(connection: libvirt.virConnect) -> libvirt.virDomain:
+    """Run a guest that libvirt forgets when it stops."""
+    return connection.createXML(GUEST)
+
+
+def seen(reader: Reader, connection: libvirt.virConnect) -> tuple[bool, Move | None] | None:
+    """Say whether the guest runs here, and how it moves."""
+    domains = (observed.domain for observed in reader.observe(connection, connection).domains)
+    return next(((domain.running, domain.move) for domain in domains if domain.name == "guest"), None)
+
+
+def test_a_guest_that_arrives_paused_is_not_here_until_it_runs(
+    reader: Reader, connection: libvirt.virConnect, guest: libvirt.virDomain
+) -> None:
+    guest.suspend()
+    reader.doubt(guest.UUIDString(), Move.HERE)
+    assert seen(reader, connection) == (False, Move.ARRIVED)
+    assert seen(reader, connection) == (False, Move.ARRIVED)
+    guest.resume()
+    assert seen(reader, connection) == (True, None)
+    guest.suspend()
+    reader.doubt(guest.UUIDString())
+    assert seen(reader, connection) == (True, None)
+
+
+@pytest.mark.parametrize("received", [True, False])
+def test_a_guest_that_shuts_down_runs_no_more_than_before(
+    reader: Reader, connection: libvirt.virConnect, monkeypatch: pytest.MonkeyPatch, *, received: bool
+) -> None:
+    """A copy does so where its source has died; libvirt's in-process driver never says that a guest is about to."""
+    guest = connection.createXML(GUEST)
+    if received:
+        guest.suspend()
+        reader.doubt(guest.UUIDString(), Move.HERE)
+    before = seen(reader, connection)
+    assert before == ((False, Move.ARRIVED) if received else (True, None))
+    monkeypatch.setattr(libvirt.virDomain, "state", lambda _domain: [libvirt.VIR_DOMAIN_SHUTDOWN, 1])
+    reader.doubt(guest.UUIDString())
+    assert seen(reader, connection) == before
+
+
+def test_a_guest_that_is_lost_before_all_of_it_was_here_may_go_on_elsewhere(
+    reader: Reader, connection: libvirt.virConnect, guest: libvirt.virDomain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Post-copy that fails early: libvirt's in-process driver cannot do it, so its state is given."""
+    reader.doubt(guest.UUIDString(), Move.HERE)
+    monkeypatch.setattr(libvirt.virDomain, "state", lambda _domain: [libvirt.VIR_DOMAIN_RUNNING, 10])
+    assert seen(reader, connection) == (True, None)
+    guest.destroy()
+    assert seen(reader, connection) == (False, Move.GONE)
+
+
+def test_a_guest_that_another_host_took_while_paused_is_gone(
+    reader: Reader, connection: libvirt.virConnect, guest: libvirt.virDomain
+) -> None:
+    uuid = guest.UUIDString()
+    guest.suspend()
+    assert seen(reader, connection) == (True, None)
+    guest.destroy()
+    reader.doubt(uuid, Move.GONE)
+    assert seen(reader, connection) == (False, Move.GONE)
+    assert seen(reader, connection) == (False, Move.GONE)
+
+
+def test_a_defined_guest_that_another_host_took_is_gone_until_it_starts_again(
+    reader: Reader, connection: libvirt.virConnect
+) -> None:
+    guest = connection.defineXML(GUEST)
+    try:
+        guest.create()
+        assert seen(reader, connection) == (True, None)
+        guest.destroy()
+        reader.doubt(guest.UUIDString(), Move.GONE)
+        assert seen(reader, connection) == (False, Move.GONE)
+        assert seen(reader, connection) == (False, Move.GONE)
+        guest.create()
+        assert seen(reader, connection) == (True, None)
+        guest.destroy()
+        assert seen(reader, connection) == (False, None)
+        guest.create()
+    finally:
+        guest.undefine()
+
+
+def test_a_guest_that_only_stops_is_not_gone(
+    reader: Reader, connection: libvirt.virConnect, guest: libvirt.virDomain
+) -> None:
+    assert seen(reader, connection) == (True, None)
+    guest.destroy()
+    reader.doubt(guest.UUIDString())
+    assert seen(reader, connection) is None
+
+
+def test_only_two_events_say_that_a_guest_moves() -> None:
+    started, stopped = libvirt.VIR_DOMAIN_EVENT_STARTED, libvirt.VIR_DOMAIN_EVENT_STOPPED
+    assert migrated(started, libvirt.VIR_DOMAIN_EVENT_STARTED_MIGRATED) is Move.HERE
+    assert migrated(stopped, libvirt.VIR_DOMAIN_EVENT_STOPPED_MIGRATED) is Move.GONE
+    assert migrated(started, libvirt.VIR_DOMAIN_EVENT_STARTED_BOOTED) is None
+    assert migrated(stopped, libvirt.VIR_DOMAIN_EVENT_STOPPED_DESTROYED) is None

@@ -1,0 +1,379 @@
+"""One reconcile after another, with a rule system, a host and connections in memory: what is done, and what is told."""
+
+import logging
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fwdaemon.audit.throttle import LINES, WINDOW_S
+from fwdaemon.core.inventory import Move
+from fwdaemon.core.report import Actor, ActorKind, Cause, GateChange, Outcome, Reason, ReasonKind, Report, Setting
+from fwdaemon.core.state import Desired, Owner, Proxied, Waiting
+from fwdaemon.core.types import Family, Gate, Origin
+from fwdaemon.errors import KernelError
+from fwdaemon.reconcile import Occasion, Reconciler
+from tests.unit.backend_behaviour import FLOW, MAIL, ROUTED, SIX, STATE, WEB
+from tests.unit.forwards import address, forward, nat
+from tests.unit.memory_backend import name_of
+from tests.unit.seams import Memory, without
+
+SSH = forward("tcp *:22", "192.168.122.52:22", domain="shell")
+ORIGIN = Origin(Path("portfwd.toml"), 1)
+STOPPED = Reason(ReasonKind.DOMAIN, "web1", "stopped")
+NFT = Actor(ActorKind.PROGRAM, "nft", 9)
+GATE = Gate("inet", "theirs", "forward")
+FULL = "cannot list connections: No buffer space available"
+
+
+@dataclass
+class Bench(Memory):
+    """A reconciler, and the lines that it wrote."""
+
+    caplog: pytest.LogCaptureFixture | None = None
+    now: float = 0.0
+    reconciler: Reconciler = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.begin()
+
+    def begin(self) -> None:
+        """Begin anew, as after a restart: what the kernel holds stays."""
+        self.reconciler = Reconciler(self.seams())
+
+    def reconcile(self, desired: Desired, occasion: Occasion | None = None) -> list[str]:
+        """Reconcile once, wait for connections to be ended, and give the lines."""
+        self.reconciler.reconcile(desired, replace(occasion or look(), now=self.now))
+        return self.lines()
+
+    def lines(self) -> list[str]:
+        self.reconciler.close()
+        assert self.caplog is not None
+        messages = [record.message for record in self.caplog.records]
+        self.caplog.clear()
+        return messages
+
+    @property
+    def written(self) -> set[str]:
+        return {item.name for items in self.kernel.rules.values() for item in items if "home" not in item.name}
+
+    def reported(self) -> Report:
+        assert self.reconciler.report is not None
+        return self.reconciler.report
+
+    def changes(self) -> list[tuple[str, object]]:
+        return [(change.action, change.opening) for change in self.reported().changes]
+
+
+@pytest.fixture
+def bench(caplog: pytest.LogCaptureFixture) -> Bench:
+    caplog.set_level(logging.INFO, "fwdaemon.audit")
+    return Bench(caplog=caplog)
+
+
+def look(*reasons: Reason, **more: Any) -> Occasion:
+    """Give an occasion to look, after these reasons."""
+    return Occasion(reasons, (), 0.0, **more)
+
+
+def stopped(domain: str = "web1", *, move: Move | None = None) -> Desired:
+    """Give the state in which a domain does not run here."""
+    gone = (item for item in STATE.openings if item.owner == Owner(domain))
+    return replace(
+        without(STATE, *gone), waiting=(Waiting(Owner(domain), "it does not run", ORIGIN, stopped=True, move=move),)
+    )
+
+
+# --- what is told -----------------------------------------------------------------------------------------------------
+
+
+def test_at_first_everything_is_added_and_told_with_where_the_rules_are(bench: Bench) -> None:
+    told = bench.reconcile(STATE, look(Reason(ReasonKind.RUNNING, "web1", "domain")))
+    assert told[0] == "rules are in nftables: libvirt has no rules of its own"
+    assert {line.split(" (")[0] for line in told[1:]} == {
+        f"added {'network ' if item.owner.kind == 'network' else ''}{name_of(item)}" for item in STATE.openings
+    }
+    report = bench.reported()
+    assert (report.desired.openings, report.placed, report.location) == (
+        STATE.openings,
+        STATE,
+        ("nftables", "libvirt has no rules of its own"),
+    )
+    assert {change.opening for change in report.changes} == STATE.openings
+    assert bench.host.adopted == [frozenset()]
+
+
+def test_what_an_earlier_run_left_is_adopted_and_what_nobody_wants_of_it_is_removed(bench: Bench) -> None:
+    bench.reconcile(STATE)
+    bench.begin()
+    told = bench.reconcile(without(STATE, WEB))
+    assert "adopted 4 forwards that an earlier run left in the kernel" in told
+    assert f"removed {name_of(WEB)}, left by an earlier run (no longer wanted)" in told
+    assert bench.changes() == []
+
+
+def test_where_nothing_is_new_nothing_is_told_or_done(bench: Bench) -> None:
+    bench.reconcile(STATE)
+    generation = bench.kernel.generation
+    for thorough in (False, True):
+        assert bench.reconcile(STATE, look(thorough=thorough)) == []
+    assert (bench.kernel.generation, bench.changes()) == (generation, [])
+    assert bench.reconcile(replace(STATE)) == []
+
+
+def test_what_comes_and_goes_is_told_with_what_was_heard(bench: Bench) -> None:
+    bench.reconcile(STATE)
+    told = bench.reconcile(without(STATE, MAIL).having([SSH]), look(Reason(ReasonKind.DOMAIN, "shell", "started")))
+    assert told == [
+        "removed mail: all of 198.51.100.8 -> 192.168.122.51 (found at a regular comparison)",
+        "added shell: tcp *:22 -> 192.168.122.52:22 (domain shell started)",
+    ]
+    assert bench.changes() == [("removed", MAIL), ("added", SSH)]
+
+
+def test_a_wipe_is_told_with_who_did_it_as_soon_as_that_is_heard(bench: Bench) -> None:
+    state = Desired().having([WEB])
+    bench.reconcile(state)
+    bench.kernel.wipe()
+    told = bench.reconcile(state, look(overheard=lambda: (NFT,)))
+    assert told == ["restored web1: tcp *:80 -> 192.168.122.50:8080 (changed by nft, pid 9)"]
+    assert bench.reported().actors == (NFT,)
+
+
+def test_an_opening_outlives_its_domain_for_a_moment_and_the_stop_is_its_cause(bench: Bench) -> None:
+    bench.reconcile(STATE)
+    assert bench.reconcile(stopped(), look(STOPPED)) == []
+    assert name_of(WEB) in bench.written
+    assert WEB in bench.reported().desired.openings
+    due = bench.reconciler.look_again_at
+    assert due is not None
+    bench.now = due
+    told = bench.reconcile(stopped())
+    assert "removed web1: tcp *:80 -> 192.168.122.50:8080 (domain web1 stopped)" in told
+    assert name_of(WEB) not in bench.written
+
+
+def test_the_address_of_a_guest_that_runs_is_given_to_nobody_else(bench: Bench) -> None:
+    bench.reconcile(STATE)
+    bench.reconcile(stopped(), look(STOPPED, taken=frozenset({WEB.target})))
+    assert name_of(WEB) not in bench.written
+
+
+def test_a_new_configuration_holds_nothing_back_and_everything_that_waits_is_told(bench: Bench) -> None:
+    bench.reconcile(STATE)
+    told = bench.reconcile(stopped(), look(reloaded=True))
+    assert "waiting web1: it does not run (portfwd.toml:1)" in told
+    assert name_of(WEB) not in bench.written
+    assert bench.reconcile(stopped()) == []
+
+
+def test_gates_are_told_with_who_moved_them(bench: Bench) -> None:
+    bench.kernel.forward_chains = (GATE,)
+    assert f"added gate in {GATE}: it is missing (found at a regular comparison)" in bench.reconcile(STATE)
+    bench.host.outcome = Outcome(gates=(GateChange(GATE, restored=True, fault="it was not the first"),), changed=True)
+    told = bench.reconcile(STATE, look(overheard=lambda: (NFT,)))
+    assert told == [f"restored gate in {GATE}: it was not the first (changed by nft, pid 9)"]
+    bench.host.outcome = Outcome()
+    bench.kernel.gates.clear()
+    told = bench.reconcile(STATE, look(thorough=True))
+    assert told == [f"added gate in {GATE}: it is missing (found at a regular comparison)"]
+
+
+def test_settings_and_notes_of_the_host_are_told(bench: Bench) -> None:
+    bench.host.outcome = Outcome(settings=(Setting("net.ipv4.ip_forward = 1", restored=False),), notes=("mind this",))
+    assert bench.reconcile(STATE)[1:3] == ["set net.ipv4.ip_forward = 1: forwards need it", "mind this"]
+
+
+def test_faults_of_all_are_reported_and_told_once_they_last(bench: Bench) -> None:
+    bench.reconcile(STATE)
+    bench.host.outcome = Outcome(faults=("the host cannot",))
+    bench.others.found = ("a clash",)
+    state = replace(STATE, remarks=("a remark",), advice=("advice",))
+    assert bench.reconcile(state) == []
+    bench.now = bench.reconciler.look_again_at or 0.0
+    assert bench.reconcile(state) == ["the host cannot", "a remark", "a clash", "advice"]
+    assert bench.reconcile(state) == []
+    assert bench.reported().outcome.faults == ("the host cannot", "a remark", "a clash", "advice")
+
+
+def test_what_flaps_is_counted_and_told_when_that_is_over(bench: Bench) -> None:
+    state, setting = Desired().having([WEB]), Setting("a = 1", restored=True)
+    bench.kernel.forward_chains = (GATE,)
+    bench.reconcile(state)
+    told = []
+    bench.host.outcome = Outcome(settings=(setting,))
+    for _ in range(LINES + 2):
+        bench.kernel.wipe()
+        told += bench.reconcile(state)
+    assert [sum(what in line for line in told) for what in ("restored web1", "gate in", "restored a = 1")] == [
+        LINES
+    ] * 3
+    bench.host.outcome = Outcome()
+    bench.now = bench.reconciler.look_again_at or 0.0
+    assert bench.now == WINDOW_S
+    flapped = bench.reconcile(state)
+    assert len(flapped) == 3
+    assert all("2 more changes in 60 s" in line for line in flapped)
+
+
+# --- what is done -----------------------------------------------------------------------------------------------------
+
+
+def test_families_that_had_forwards_keep_their_tables(bench: Bench) -> None:
+    bench.reconcile(STATE)
+    bench.reconcile(without(STATE, SIX))
+    assert Family.IPV6 in bench.kernel.rules
+
+
+def test_the_host_is_confined_before_it_forwards_and_a_later_run_knows(bench: Bench) -> None:
+    bench.host.confines = frozenset({Family.IPV6})
+    state = Desired().having([WEB])
+    bench.reconcile(state)
+    assert bench.kernel.confined == {Family.IPV6}
+    assert bench.host.kept[-1][0].confined == {Family.IPV6}
+    bench.begin()
+    bench.reconcile(state)
+    assert bench.host.adopted[-1] == {Family.IPV6}
+    bench.reconcile(state, look(ip_forward=False))
+    assert not bench.kernel.confined
+
+
+def test_the_host_is_looked_at_whole_after_an_event_and_now_and_then(bench: Bench) -> None:
+    bench.reconcile(STATE)
+    bench.reconcile(STATE, look(STOPPED))
+    bench.reconcile(STATE, look(thorough=True))
+    assert [thorough for _, thorough in bench.host.kept] == [False, True, True]
+
+
+def test_where_the_kernel_refuses_what_was_applied_stays_and_is_what_the_next_one_starts_from(bench: Bench) -> None:
+    bench.reconcile(STATE)
+    report, kept = bench.reconciler.report, len(bench.host.kept)
+    bench.kernel.refusals = 1
+    with pytest.raises(KernelError, match="no memory"):
+        bench.reconcile(without(STATE, MAIL).having([SSH]))
+    # What would lead nowhere without its rules is taken back before, and nothing is built on rules that are not there.
+    assert (bench.reconciler.report, len(bench.host.kept)) == (report, kept)
+    assert not bench.host.released[-1].nats
+    assert (name_of(MAIL) in bench.written, name_of(SSH) in bench.written) == (True, False)
+    assert bench.lines() == []
+    told = bench.reconcile(without(STATE, MAIL).having([SSH]))
+    assert [line.split(" ")[0] for line in told] == ["removed", "added"]
+    assert bench.changes() == [("removed", MAIL), ("added", SSH)]
+
+
+# --- connections ------------------------------------------------------------------------------------------------------
+
+
+def test_connections_of_what_went_are_refused_and_ended_and_others_go_on(bench: Bench) -> None:
+    bench.reconcile(STATE)
+    other = replace(FLOW, server=SSH.target, server_port=22, destination_port=22)
+    bench.connections.flows = [FLOW, other]
+    state = without(STATE, WEB).having([SSH])
+    told = bench.reconcile(state)
+    ended = bench.reported().ended
+    assert bench.connections.flows == [other]
+    assert bench.kernel.refused == [FLOW]
+    assert "ended 1 connections of forwards that changed" in told
+    # They end beside the reconcile: one of the two reports tells of them.
+    bench.reconcile(state)
+    assert ended + bench.reported().ended == 1
+
+
+def test_where_connections_cannot_be_listed_that_is_told_and_done_at_the_next_look(bench: Bench) -> None:
+    bench.reconcile(STATE)
+    bench.connections.flows, bench.connections.faults = [FLOW], [KernelError(FULL)]
+    told = bench.reconcile(without(STATE, WEB))
+    assert f"open connections of removed forwards may go on: {FULL}" in told
+    assert bench.connections.flows == [FLOW]
+    assert bench.reconcile(without(STATE, WEB)) == ["ended 1 connections of forwards that changed"]
+    assert not bench.connections.flows
+
+
+def test_a_refusal_is_tried_again_while_a_wipe_is_not_mended(bench: Bench) -> None:
+    bench.reconcile(STATE)
+    bench.connections.flows = [FLOW]
+    bench.reconciler.reconcile(without(STATE, WEB), look())
+    bench.lines()
+    bench.reconcile(STATE)
+    bench.connections.flows, slept = [FLOW], len(bench.clock.slept)
+    original = bench.kernel.commit
+    refused = iter((False, True, True))
+
+    def commit() -> None:
+        if next(refused, False):
+            raise KernelError("the table is gone")
+        original()
+
+    bench.kernel.commit = commit  # type: ignore[method-assign]  # the kernel loses a table in between
+    told = bench.reconcile(without(STATE, WEB))
+    assert "ended 1 connections of forwards that changed" in told
+    assert bench.clock.slept[slept:] == [0.02, 0.05]
+
+
+def test_connections_of_a_guest_that_may_come_back_are_spared_until_it_cannot(bench: Bench) -> None:
+    bench.reconcile(STATE)
+    bench.connections.flows = [FLOW]
+    away, gone = stopped(move=Move.AWAY), stopped(move=Move.GONE)
+    bench.reconcile(away)
+    assert bench.connections.flows == [FLOW]
+    assert name_of(WEB) not in bench.written
+    bench.reconcile(gone)
+    # It goes on elsewhere: ended here, and never refused.
+    assert (bench.connections.flows, bench.kernel.refused) == ([], [])
+
+
+def test_a_guest_that_arrived_is_told_apart_from_one_that_started(bench: Bench) -> None:
+    for move in (Move.ARRIVED, None):
+        bench.begin()
+        bench.reconcile(stopped("mail", move=move))
+        bench.reconcile(STATE)
+        assert bench.connections.arrived[-1] == (frozenset({MAIL}) if move else frozenset())
+
+
+def test_what_was_known_of_addresses_that_a_route_takes_over_is_forgotten(bench: Bench) -> None:
+    bench.reconcile(STATE)
+    there = address("203.0.113.65")
+    bench.reconcile(replace(STATE, proxied=frozenset({Proxied(ROUTED, there)})))
+    assert bench.connections.resumed[-1] == {there}
+
+
+# --- the end ----------------------------------------------------------------------------------------------------------
+
+
+def test_at_the_end_all_goes_and_is_told(bench: Bench) -> None:
+    state = replace(STATE, forwarded=frozenset({(Family.IPV4, "default")}))
+    bench.reconcile(state)
+    bench.connections.flows = [FLOW]
+    bench.reconciler.remove(Cause((Reason(ReasonKind.STOP, detail="on_stop = remove"),)))
+    told = bench.lines()
+    assert {line.split(" (")[1] for line in told} == {"the daemon stops, on_stop = remove)"}
+    assert len(told) == len(STATE.openings)
+    assert (bench.kernel.rules, bench.connections.flows, bench.host.removed) == ({}, [], [state.forwarded])
+    # What the guest still sends is refused for a moment, before the rules that refuse it go.
+    assert (bench.kernel.refused, bench.clock.slept) == ([FLOW], [1.0])
+    assert bench.reconciler.report is None
+
+
+def test_what_could_not_be_removed_is_told_in_place_of_what_went(bench: Bench) -> None:
+    bench.reconcile(STATE)
+    bench.host.outcome = Outcome(faults=("an address stays",), notes=("mind this",))
+    bench.kernel.refusals = 2
+    bench.reconciler.remove(Cause())
+    assert bench.lines() == [
+        "mind this",
+        "an address stays",
+        "open connections may go on: the kernel refused: no memory",
+        "the kernel refused: no memory",
+        "not everything could be removed; the next start does that, or kvm-portfwd flush",
+    ]
+    assert bench.written
+
+
+def test_a_daemon_that_never_reconciled_removes_what_an_earlier_one_left(bench: Bench) -> None:
+    bench.reconcile(Desired().having([nat("198.51.100.9", "192.168.122.51")]))
+    bench.begin()
+    bench.reconciler.remove(Cause())
+    assert bench.lines() == []
+    assert not bench.kernel.rules
+    assert bench.host.closed

@@ -1,0 +1,96 @@
+"""Facts are data, and sentences are for people: no code takes one apart, or compares anything with its words.
+
+Texts of other programs have to be read. Who does so is listed with whose text it is, so that each new reader is a
+decision.
+"""
+
+import ast
+import re
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+PROGRAM: Final = Path(__file__).parents[2] / "fwdaemon"
+READERS: Final = {
+    "config/syntax.py": "what tomllib says of a text",
+    "errors.py": "what nft says of a script",
+    "hypervisor/lease_watch.py": "what watchdog writes to its log",
+    "importing/firewalld_zones.py": "firewall-cmd --list-all",
+    "importing/iptables_save.py": "remarks of iptables-save",
+    "nftables/backend.py": "what nft says of a script",
+    "nftables/bans.py": "nft --json",
+    "nftables/readback.py": "nft list table",
+    "rulesets/nft_listing.py": "nft --json",
+    "rulesets/xt_tables.py": "remarks of iptables-save",
+}
+_READS: Final = frozenset(
+    {"startswith", "endswith", "removeprefix", "removesuffix", "replace", "find", "rfind", "index", "count"}
+    | {"partition", "rpartition", "split", "rsplit", "compile", "search", "match", "fullmatch", "findall", "sub"}
+)
+_WORDS: Final = re.compile(r"[A-Za-z]{2,}(?: |\\s)\(?[?:]*[A-Za-z]{2,}")
+
+
+@cache
+def tree(file: Path) -> ast.Module:
+    return ast.parse(file.read_text(encoding="utf-8"))
+
+
+def constants(file: Path) -> dict[str, ast.expr]:
+    """Give what each name of a module's top level stands for."""
+    found: dict[str, ast.expr] = {}
+    for statement in tree(file).body:
+        match statement:
+            case ast.Assign(targets=[ast.Name(name)], value=value) | ast.AnnAssign(target=ast.Name(name), value=value):
+                if value is not None:
+                    found[name] = value
+    return found
+
+
+def texts(part: ast.AST, file: Path) -> Iterator[str]:
+    """Give all texts in an expression, and in what its names stand for."""
+    for item in ast.walk(part):
+        match item:
+            case ast.Constant(str(text)):
+                yield text
+            case ast.Name(name) if name in constants(file):
+                yield from texts(constants(file)[name], file)
+
+
+def read(file: Path) -> Iterator[tuple[int, str]]:
+    """Give the words that something is searched for, or compared with, each with its line."""
+    sides: list[ast.expr]
+    for item in ast.walk(tree(file)):
+        match item:
+            case ast.Compare(left=left, ops=[ast.In() | ast.NotIn() | ast.Eq() | ast.NotEq()], comparators=[right]):
+                sides = [side for side in (left, right) if isinstance(side, ast.Constant | ast.JoinedStr | ast.Name)]
+            case ast.Call(func=ast.Attribute(attr=name), args=arguments) if name in _READS:
+                sides = list(arguments)
+            case ast.MatchValue(value):
+                sides = [value]
+            case _:
+                continue
+        yield from ((sides[0].lineno, text) for side in sides for text in texts(side, file) if _WORDS.search(text))
+
+
+@pytest.mark.parametrize("file", sorted(PROGRAM.rglob("*.py")), ids=lambda file: str(file.relative_to(PROGRAM)))
+def test_only_texts_of_others_are_read(file: Path) -> None:
+    found = list(read(file))
+    assert bool(found) == (str(file.relative_to(PROGRAM)) in READERS), found
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        'x = "not running" in reason',
+        'x = reason == "no address yet"',
+        'x = remedy.replace(COMMAND, "")',
+        'x = re.search("domain .* not running", text)',
+        "match reason:\n    case 'no address yet':\n        pass",
+    ],
+)
+def test_a_sentence_that_is_read_is_seen(tmp_path: Path, line: str) -> None:
+    (file := tmp_path / "module.py").write_text(f'COMMAND: Final = command("kvm-portfwd reload")\n{line}\n')
+    assert list(read(file))

@@ -1,0 +1,82 @@
+"""The thread for calls that may hang."""
+
+import asyncio
+import errno
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from fwdaemon.core.state import Desired
+from fwdaemon.errors import KernelError
+from fwdaemon.hostnet.local_proxy import LocalProxy
+from fwdaemon.hypervisor.connection import EventLoop
+from fwdaemon.kernel import memory
+from fwdaemon.kernel.process import Worker
+from tests.unit.forwards import forward
+
+
+@contextmanager
+def no_threads() -> Iterator[None]:
+    """Have the kernel refuse new threads: no address space is left for a stack of this size."""
+    before = threading.stack_size(1 << 46)
+    try:
+        yield
+    finally:
+        threading.stack_size(before)
+
+
+def test_a_thread_that_could_not_be_started_is_tried_again_at_the_next_call() -> None:
+    async def work() -> tuple[int, bool]:
+        worker = Worker("test")
+        with no_threads(), pytest.raises(KernelError, match="the thread 'test' cannot be started"):
+            await worker.submit(lambda: 1)
+        return await worker.submit(lambda: 2), await worker.close(10)
+
+    assert asyncio.run(work()) == (2, True)
+
+
+def test_what_is_short_is_tried_again_and_told_once(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "_AGAIN_S", 0.001)
+    outcomes = iter([OSError(errno.EMFILE, "Too many open files")] * 3 + [None])
+
+    def begin() -> None:
+        if (error := next(outcomes)) is not None:
+            raise error
+
+    asyncio.run(memory.begun(begin))
+    assert [record.message for record in caplog.records] == [
+        "Too many open files: what the daemon listens to is not there yet; trying again, ever more seldom"
+    ]
+
+
+def test_what_is_refused_for_another_reason_is_not_tried_again() -> None:
+    def begin() -> None:
+        raise KernelError("are we root?")
+
+    with pytest.raises(KernelError):
+        asyncio.run(memory.begun(begin))
+
+
+def test_libvirts_events_are_heard_once_a_thread_is_to_be_had() -> None:
+    loop = EventLoop()
+    with no_threads(), pytest.raises(KernelError, match="libvirt's events cannot be heard"):
+        loop.start()
+    loop.start()
+    loop.stop()
+
+
+@pytest.mark.parametrize("thorough", [True, False])
+def test_the_proxy_on_loopback_begins_once_a_thread_is_to_be_had(*, thorough: bool) -> None:
+    web = forward("tcp *:48080", "192.168.122.50:8080")
+    proxy, desired = LocalProxy(), Desired(frozenset({web}), localhost=True)
+    for _ in range(2):
+        with no_threads(), pytest.raises(KernelError, match="no forward answers on"):
+            proxy.keep(desired, thorough=thorough)
+    try:
+        assert proxy.keep(desired, thorough=thorough).changed
+    finally:
+        proxy.close()
