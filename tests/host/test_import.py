@@ -7,6 +7,7 @@ libvirt's own chains from refusing.
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import pytest
 
@@ -67,6 +68,17 @@ def kept(host: Host, rules: Sequence[str]) -> Iterator[None]:
 
 def ask(host: Host, probes: Sequence[Probe], patience: float = 5) -> dict[Probe, str]:
     return {probe: probe.answer(host, patience) for probe in probes}
+
+
+def wait_answered(host: Host, before: Mapping[Probe, str]) -> None:
+    """Wait for each that was answered: one family's openings are there before the other's."""
+    for probe, answer in before.items():
+        if answer:
+            wait_until(partial(is_answered, host, probe, answer), f"{probe} is answered")
+
+
+def is_answered(host: Host, probe: Probe, answer: str) -> bool:
+    return probe.answer(host) == answer
 
 
 def imported(host: Host, *files: str, stdin: str = "") -> str:
@@ -199,8 +211,7 @@ def test_the_same_probes_have_the_same_answers(shared_scene: Scene, old: Old) ->
     assert any(before.values())
     assert not any(ask(host, old.probes, 1).values())
     shared_scene.daemon(imported(host, *old.files) if old.files else imported(host, "-", stdin=saved))
-    first = next(probe for probe, answer in before.items() if answer)
-    wait_until(lambda: first.answer(host) == before[first], "the forwards are there")
+    wait_answered(host, before)
     assert ask(host, old.probes) == before
     assert not all(before.values())
 
@@ -227,7 +238,7 @@ def test_routed_addresses_have_the_same_answers(
         for address in (ROUTED4, ROUTED6):
             host.run("ip", "route", "del", address, "dev", bridge)
         daemon(HEAD + imported(host, file))
-        wait_until(lambda: probes[0].answer(host) == before[probes[0]], "the routes are there")
+        wait_answered(host, before)
         assert ask(host, probes) == before
 
 

@@ -11,9 +11,8 @@ import pytest
 
 from tests.host.conftest import FAR4, HEAD, WEB4, WEB6, Scene
 from tests.host.old_tools import undone
-from tests.host.test_import import Probe, ask
+from tests.host.test_import import Probe, ask, wait_answered
 from tests.lab.host import CLIENT4_SECOND, OTHER_LINK4, PUBLIC4, PUBLIC4_SECOND, PUBLIC6, Host
-from tests.lab.place import wait_until
 from tests.lab.release import LibvirtFirewall
 
 # What a chain accepts before it is translated, the next one may still translate.
@@ -90,7 +89,6 @@ def test_the_same_probes_have_the_same_answers(shared_scene: Scene) -> None:
     assert any(before.values())
     assert not any(ask(host, PROBES, 1).values())
     shared_scene.daemon(host.run(host.python, "-m", "fwdaemon", "import", "-", stdin=listed).stdout)
-    first = next(probe for probe, answer in before.items() if answer)
-    wait_until(lambda: first.answer(host) == before[first], "the forwards are there")
+    wait_answered(host, before)
     assert ask(host, PROBES) == before
     assert not all(before.values())
