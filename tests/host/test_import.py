@@ -222,7 +222,7 @@ def test_routed_addresses_have_the_same_answers(
     network("public", "192.168.124.0/24", "2001:db8:124::/64", mode="route")
     guest = lxc_guest("routed", Link("public", ("192.168.124.10/24", "2001:db8:124::10/64")))
     bridge, file = host.libvirt.bridge("public"), "/etc/sysconfig/routed-ips"
-    host.write(file, f"# IP  network\n{ROUTED4} public\n{ROUTED6}/128 public # the same guest\n")
+    host.write(file, f"# IP  network\n{ROUTED4} public\n{ROUTED6}/128 public\n")
     probes = [*(Probe(ROUTED4, port) for port in (80, 8000)), Probe(ROUTED6, 80), Probe(OTHERS4, 80)]
     with upstream(host, (ROUTED4, PUBLIC4), (ROUTED6, PUBLIC6), (OTHERS4, PUBLIC4)), ExitStack() as old:
         for address, program in ((ROUTED4, "iptables"), (ROUTED6, "ip6tables"), (OTHERS4, "")):
