@@ -145,7 +145,7 @@ class Reconciler:
         if before is None:
             self._host.adopt(self._rules.confined())
         extended = self._extended(desired, occasion)
-        self._sweeper.expect(extended.openings)
+        self._sweeper.expect(extended.carrying)
         self._host.release(extended)
         with self._turn:
             outcome = self._rules.apply(extended, thorough=occasion.thorough)
@@ -260,7 +260,7 @@ class Reconciler:
         """Say which connections to look for; those of guests that may come back from another host are spared."""
         coming = (Move.HERE, Move.ARRIVED)
         arrived = frozenset(nat for nat in desired.nats & added if before.placed.moved.get(nat.owner) in coming)
-        live = self._departures.with_returning(desired.openings)
+        live = self._departures.with_returning(desired.carrying)
         return Sweep(live, desired.label, occasion.local, ended, added, arrived, self._departures.moved)
 
 
@@ -270,7 +270,7 @@ def _first_sweep(report: Report, occasion: Occasion) -> Sweep:
     bound = (item for item in outcome.altered if isinstance(item, Forward) and item.interface is not None)
     doubted = frozenset(replace(forward, interface=None) for forward in bound)
     old = outcome.labels - {desired.label}
-    sweep = Sweep(desired.openings, desired.label, occasion.local, None, outcome.mended)
+    sweep = Sweep(desired.carrying, desired.label, occasion.local, None, outcome.mended)
     # Uplinks that were found from the routes may have changed by themselves.
     fewer = bool(occasion.uplinks and outcome.uplinks - desired.uplinks)
     return replace(sweep, doubted=doubted, old_labels=old, fewer_uplinks=fewer)

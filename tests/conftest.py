@@ -39,7 +39,7 @@ _FIRST = (
     "tests/host/test_chaos.py",
     "tests/host/test_explain.py",
     "tests/system/",
-    "tests/host/test_moves.py",
+    "tests/host/test_moves",
     "tests/host/",
     "tests/kernel/",
     "tests/test_style.py",

@@ -181,6 +181,8 @@ class Waiting:
 class Desired:
     """Everything the kernel is to do for us.
 
+    `imminent` are 1:1 NATs that are not live, whose guests may run here before anything says so, as while they migrate.
+    What such a guest sends leaves with its public address from the start: translated by others, its connections end.
     `proxied` are the addresses of routes that the host answers for outside. `silent` are guests that entries wait for,
     as nothing names their address, and those behind a route with a `proxy` that have shown none of it. `advice` is what
     to write in entries that work for now.
@@ -210,6 +212,7 @@ class Desired:
     nats: frozenset[Nat] = frozenset()
     routes: frozenset[Route] = frozenset()
     waiting: tuple[Waiting, ...] = ()
+    imminent: frozenset[Nat] = frozenset()
     proxied: frozenset[Proxied] = frozenset()
     silent: frozenset[Silent] = frozenset()
     advice: tuple[str, ...] = ()
@@ -236,6 +239,16 @@ class Desired:
         # A set united with nothing is the same set, and takes no more memory.
         openings: frozenset[Opening] = self.forwards
         return openings.union(self.nats, self.routes) if self.nats or self.routes else openings
+
+    @cached_property
+    def outgoing(self) -> frozenset[Nat]:
+        """The 1:1 NATs under whose addresses guests open connections."""
+        return self.nats.union(self.imminent) if self.imminent else self.nats
+
+    @cached_property
+    def carrying(self) -> frozenset[Opening]:
+        """Everything that an open connection may go by."""
+        return self.openings.union(self.imminent) if self.imminent else self.openings
 
     def having(self, held: Iterable[Opening]) -> "Desired":
         """Give the same state with more openings."""
@@ -283,7 +296,7 @@ class Desired:
     @cached_property
     def families(self) -> frozenset[Family]:
         """The families that need anything in the kernel."""
-        kinds = set(map(type, map(_target, chain(self.forwards, self.nats))))
+        kinds = set(map(type, map(_target, chain(self.forwards, self.outgoing))))
         return self.kept.union(map(_FAMILIES.__getitem__, kinds), (route.family for route in self.routes))
 
     @cached_property

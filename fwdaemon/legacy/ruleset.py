@@ -87,10 +87,12 @@ def openings_of(desired: Desired, family: Family) -> dict[str, Opening]:
 
 
 def rules_of(desired: Desired, family: Family) -> Iterator[tuple[TableName, str, Opening, Rule]]:
-    """Give the rules that an opening has for itself, with their tables and chains."""
+    """Give the rules that a live opening has for itself, with their tables and chains."""
     for table, chains in _chains(family, desired, ()).items():
         for chain, servings in chains.items():
-            yield from ((table, chain, opening, rule) for opening, rule in servings if opening is not None)
+            for opening, rule in servings:
+                if opening is not None and opening not in desired.imminent:
+                    yield table, chain, opening, rule
 
 
 def relying_on(table: TableName, desired: Desired, family: Family) -> frozenset[Opening]:

@@ -43,7 +43,7 @@ def leading(family: Family, desired: Desired) -> Iterator[Serving]:
     """Translate each new connection to the opening that claims it."""
     ordered = sorted(slots(desired.of_family(family)), key=_most_specific_first)
     every_address = [slot for slot in ordered if slot.listen is None]
-    nats = nats_of(family, desired)
+    nats = nats_of(family, desired.nats)
     for slot in ordered:
         if slot.listen is not None:
             yield from _claims(slot, desired.label, host(slot.listen))
@@ -108,14 +108,14 @@ def _let_out(family: Family, desired: Desired) -> Iterator[Serving]:
             yield route, Rule.of(match, "RETURN", label(route.network))
 
 
-def nats_of(family: Family, desired: Desired) -> list[Nat]:
+def nats_of(family: Family, nats: Iterable[Nat]) -> list[Nat]:
     """List the 1:1 NATs of a family in the order of their public addresses."""
-    return sorted((nat for nat in desired.nats if nat.family is family), key=lambda nat: int(nat.public))
+    return sorted((nat for nat in nats if nat.family is family), key=lambda nat: int(nat.public))
 
 
 def leaving(family: Family, desired: Desired) -> list[Nat]:
     """List for each 1:1 guest the one NAT that says under which address its own connections leave, the first."""
-    return list({nat.target: nat for nat in reversed(nats_of(family, desired))}.values())[::-1]
+    return list({nat.target: nat for nat in reversed(nats_of(family, desired.outgoing))}.values())[::-1]
 
 
 def uplinks(desired: Desired) -> list[str]:

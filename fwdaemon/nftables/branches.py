@@ -120,7 +120,7 @@ NEWCOMERS = "newcomers"
 
 @dataclass(frozen=True, slots=True)
 class Branch:
-    """A chain, the map and key that lead to it, and the openings it serves, one for each rule.
+    """A chain, the map and key that lead to it, and the openings it serves: one for each rule, or none.
 
     A plain forward has a `target` instead, and no rules, as the chain is there for all of them.
     """
@@ -156,11 +156,12 @@ def branches(family: Family, desired: Desired) -> Iterator[Branch]:
 
 def of_addresses(family: Family, desired: Desired) -> Iterator[Branch]:
     """Give the branches of all openings that are not forwards, and of masquerading ones: there are few of these."""
-    nats = sorted((nat for nat in desired.nats if nat.family is family), key=lambda nat: nat.public)
-    for nat in nats:
-        yield _of_nat(nat, desired.label)
-    for nat in _leaving(nats):
-        yield from _of_leaving_nat(nat, desired.label)
+    outgoing = sorted((nat for nat in desired.outgoing if nat.family is family), key=lambda nat: nat.public)
+    for nat in outgoing:
+        if nat in desired.nats:
+            yield _of_nat(nat, desired.label)
+    for nat in _leaving(outgoing):
+        yield from _of_leaving_nat(nat, desired)
     for target, rules, openings in chains(family, desired):
         yield Branch(MASQUERADED, str(target), _chain("behind", target), rules, openings)
     routes = sorted((route for route in desired.routes if route.family is family), key=lambda route: route.subnet)
@@ -280,16 +281,16 @@ def _leaving(nats: Iterable[Nat]) -> Iterable[Nat]:
     return by_target.values()
 
 
-def _of_leaving_nat(nat: Nat, bit: int) -> Iterator[Branch]:
+def _of_leaving_nat(nat: Nat, desired: Desired) -> Iterator[Branch]:
     """Refuse a guest's address to others, and give what leaves with it the public one.
 
     The label comes after all filters: so what refuses a guest's first packet is never outranked by a gate.
     """
-    name, target = label(nat.domain), str(nat.target)
+    name, target, live = label(nat.domain), str(nat.target), nat in desired.nats
     others = tuple(Rule.of(f"{forged} oifname @{UPLINKS} drop", name) for forged in _forged(nat))
-    yield Branch(ONE_TO_ONE_LEAVING, target, _chain("from", nat.target), others, (nat,) * len(others))
-    renamed = Rule.of(f"{_counting(bit)} snat to {nat.public}", name)
-    yield Branch(LEAVING_AS, target, _chain("as", nat.public), (renamed,), (nat,))
+    yield Branch(ONE_TO_ONE_LEAVING, target, _chain("from", nat.target), others, (nat,) * len(others) * live)
+    renamed = Rule.of(f"{_counting(desired.label)} snat to {nat.public}", name)
+    yield Branch(LEAVING_AS, target, _chain("as", nat.public), (renamed,), (nat,) * live)
 
 
 def _forged(nat: Nat) -> Iterator[str]:

@@ -188,7 +188,7 @@ def counting_rules(desired: Desired) -> Mapping[Counter, Opening]:
         (family_name(family), *counter): opening
         for family in Family
         for branch in branches(family, desired)
-        if branch.map in _TRANSLATING
+        if branch.map in _TRANSLATING and branch.openings
         for counter, opening in zip(_counters(branch), branch.openings, strict=True)
     }
 

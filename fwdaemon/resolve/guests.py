@@ -22,6 +22,7 @@ GuestEntry: TypeAlias = ForwardEntry | NatEntry
 Chosen: TypeAlias = Mapping[tuple[UUID, Family], str]
 """The MAC address of the interface that entries lead to which name none, by domain and family."""
 _rank = attrgetter("rank")
+_MAY_RUN: Final = frozenset({Move.HERE, Move.ARRIVED, Move.AWAY})
 _UUID: Final = re.compile(r"(?:urn:uuid:)?\{?[0-9a-f-]{32,}\}?", re.ASCII | re.IGNORECASE)
 
 
@@ -96,6 +97,11 @@ class GuestFinder:
         if domain is None:
             return Absence(entry.domain, "libvirt knows no such domain", stopped=True)
         return domain if domain.running else _absence(domain)
+
+    def imminent(self, entry: GuestEntry) -> Domain | None:
+        """Give the entry's domain if it may run here before anything says so, as while it migrates."""
+        domain = self.meant(entry.domain)
+        return domain if domain is not None and domain.move in _MAY_RUN else None
 
     def meant(self, spelling: str) -> Domain | None:
         """Give the domain that entries call so: by its UUID, or of those with this name the one of the foremost URI.

@@ -53,13 +53,15 @@ def desired_state(config: Config, inventory: Inventory, chosen: Chosen | None = 
 class _Placed:
     """What came of one entry; `subnets` are those of its guests, from which hairpin connections may come.
 
-    `families` are those of its openings, `bridge_ports`, `bridges`, `silent` and `advice` as in `Desired`.
+    `families` are those it has rules in; `imminent`, `bridge_ports`, `bridges`, `silent` and `advice` are as in
+    `Desired`.
     """
 
     forwards: frozenset[Forward] = frozenset()
     nats: frozenset[Nat] = frozenset()
     routes: frozenset[Route] = frozenset()
     waiting: tuple[Waiting, ...] = ()
+    imminent: frozenset[Nat] = frozenset()
     subnets: frozenset[Subnet] = frozenset()
     families: frozenset[Family] = frozenset()
     bridge_ports: frozenset[tuple[Family, str]] = frozenset()
@@ -114,6 +116,7 @@ class Placement:
             nats,
             routes,
             tuple(chain.from_iterable(entry.waiting for entry in placed)),
+            imminent=_united(entry.imminent for entry in placed),
             guest_subnets=_united(entry.subnets for entry in placed).union(*known),
             homes=frozenset(_homes(inventory.networks)),
             uplinks=(uplinks := config.daemon.uplinks or inventory.uplinks),
@@ -139,11 +142,21 @@ class Placement:
     def _place(self, entry: GuestEntry) -> _Placed:
         domain = self._guests.running(entry)
         if isinstance(domain, Absence):
-            public = entry.public if isinstance(entry, NatEntry) else None
-            return _waiting(
-                Waiting(Owner(domain.name), domain.reason, entry.origin, domain.stopped, domain.move, public)
-            )
+            return self._absent(entry, domain)
         return self._forward(entry, domain) if isinstance(entry, ForwardEntry) else self._nat(entry, domain)
+
+    def _absent(self, entry: GuestEntry, absence: Absence) -> _Placed:
+        """Give the reason to wait, and what a 1:1 guest needs that may run here before we hear of it."""
+        public = entry.public if isinstance(entry, NatEntry) else None
+        waiting = Waiting(Owner(absence.name), absence.reason, entry.origin, absence.stopped, absence.move, public)
+        domain = self._guests.imminent(entry)
+        if domain is None or not isinstance(entry, NatEntry):
+            return _waiting(waiting)
+        guest = self._guests.locate(entry, domain, Family.of(entry.public))
+        if isinstance(guest, Refusal):
+            return _waiting(waiting)
+        nat = _one_to_one(entry, guest)
+        return _Placed(waiting=(waiting,), imminent=frozenset({nat}), families=_the_same(frozenset({nat.family})))
 
     def _forward(self, entry: ForwardEntry, domain: Domain) -> _Placed:
         """Give the live forwards of an entry, or the reasons why there are none."""
@@ -164,9 +177,7 @@ class Placement:
         if isinstance(guest, Refusal):
             waiting = Waiting(Owner(domain.name), guest.reason, entry.origin)
             return _Placed(waiting=(waiting,), silent=self._silent(entry, domain, {family: guest}))
-        plugged = guest.bridge, guest.bridge_port
-        nat = Nat(domain.name, entry.public, guest.address, entry.assign, *plugged, entry.origin, guest.interface.mac)
-        return self._translated(entry, [guest], nats=frozenset({nat}))
+        return self._translated(entry, [guest], nats=frozenset({_one_to_one(entry, guest)}))
 
     def _translated(  # noqa: PLR0913  what becomes of an entry has that many sides
         self,
@@ -306,6 +317,12 @@ def _bridge_of(network: Network | None) -> str | Absence:
     if not is_interface_name(network.bridge):
         return Absence(network.name, "its bridge has a name that no rule can hold", stopped=False)
     return network.bridge
+
+
+def _one_to_one(entry: NatEntry, guest: Guest) -> Nat:
+    plugged = guest.bridge, guest.bridge_port
+    mac = guest.interface.mac
+    return Nat(guest.domain.name, entry.public, guest.address, entry.assign, *plugged, entry.origin, mac)
 
 
 def _forwards(entry: ForwardEntry, guest: Guest) -> Iterator[Forward]:

@@ -17,7 +17,7 @@ from fwdaemon.core.types import Address, Family, PortRange, Protocol, Subnet
 
 def outside(family: Family, desired: Desired) -> list[Address]:
     """Give the 1:1 guests that are plugged in elsewhere; they open connections too, which no label tells at first."""
-    found = (nat for nat in desired.nats if nat.family is family and nat.bridge not in desired.inside)
+    found = (nat for nat in desired.outgoing if nat.family is family and nat.bridge not in desired.inside)
     return sorted({nat.target for nat in found}, key=int)
 
 

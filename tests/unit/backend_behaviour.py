@@ -97,6 +97,17 @@ class BackendBehaviour(ABC):
         outcome = backend.apply(WITHOUT_DNS, thorough=False)
         assert (outcome.mended, outcome.damaged, outcome.changed) == (frozenset(), frozenset(), True)
 
+    def test_what_an_imminent_guest_needs_is_no_opening_until_it_runs(self, scene: Scene) -> None:
+        before = replace(STATE, nats=frozenset(), imminent=frozenset({MAIL}))
+        backend = scene.another()
+        assert backend.apply(before, thorough=True).mended == STATE.openings - {MAIL}
+        assert not scene.another().apply(before, thorough=True).changed
+        assert MAIL not in backend.counters(before)
+        arrived = backend.apply(STATE, thorough=False)
+        assert (set(arrived.mended), arrived.damaged) == ({MAIL}, frozenset())
+        left = backend.apply(before, thorough=False)
+        assert (left.mended, left.damaged, left.changed) == (frozenset(), frozenset(), True)
+
     def test_a_preview_tells_of_the_same_and_touches_nothing(self, scene: Scene) -> None:
         before = scene.ours()
         plan = scene.another().preview(STATE)

@@ -79,6 +79,9 @@ CASES: dict[str, Desired] = {
     "one-to-one": state(
         nat("198.51.100.8", WEB, bridge="virbr0", mac="52:54:00:00:00:50"), nat("2001:db8::8", "2001:db8:5::50")
     ),
+    "one-to-one-imminent": replace(
+        state(), imminent=frozenset({nat("198.51.100.8", WEB, bridge="virbr0", mac="52:54:00:00:00:50")})
+    ),
     "one-to-one-beside-a-forward": state(nat("198.51.100.8", WEB), forward("tcp 198.51.100.8:80", f"{DB}:80")),
     "one-to-one-two-addresses-of-one-guest": state(nat("198.51.100.10", WEB), nat("198.51.100.9", WEB)),
     "route": state(

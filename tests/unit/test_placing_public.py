@@ -3,11 +3,12 @@
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
 from pathlib import Path
+from uuid import UUID
 
 import pytest
 
 from fwdaemon import config as configuration
-from fwdaemon.core.inventory import Inventory, Network
+from fwdaemon.core.inventory import Inventory, Move, Network
 from fwdaemon.core.state import Desired, Nat, Owner, Route
 from fwdaemon.core.types import Family
 from fwdaemon.resolve.placement import desired_state
@@ -51,6 +52,26 @@ def test_a_public_address_waits_for_its_guest(inventory: Inventory, expected: st
     assert desired.nats == set()
     assert reasons(desired) == [expected]
     assert [waiting.owner for waiting in desired.waiting] == [Owner("web")]
+
+
+@pytest.mark.parametrize("move", Move)
+def test_a_1_1_guest_that_may_run_here_at_any_moment_is_imminent(move: Move) -> None:
+    domain = replace(web(nic("192.168.122.50")), running=False, move=move)
+    desired = placed(nat() + '[[forward]]\ndomain = "web"\nports = ["80"]\n', host(domain))
+    expected = (
+        {Nat("web", ip_address("198.51.100.8"), ip_address("192.168.122.50"))} if move is not Move.GONE else set()
+    )
+    assert desired.imminent == expected
+    assert desired.openings == set()
+    assert desired.families == ({4} if expected else set())
+    assert len(desired.waiting) == 2
+
+
+def test_a_guest_whose_address_another_has_is_not_imminent() -> None:
+    arriving = replace(web(nic("192.168.122.50")), running=False, move=Move.HERE)
+    other = replace(web(nic("192.168.122.50", mac="52:54:00:00:00:02")), name="other", uuid=UUID(int=2))
+    assert placed(nat(), host(arriving)).imminent
+    assert not placed(nat(), host(arriving, other)).imminent
 
 
 def test_a_route_leads_to_the_bridge_of_its_network() -> None:

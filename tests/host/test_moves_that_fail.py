@@ -1,0 +1,167 @@
+"""Migrations that fail at each step: the guest and its addresses stay with the host that goes on with it."""
+
+import signal
+from collections.abc import Iterator
+from functools import partial
+
+import libvirt
+import pytest
+
+from tests.host.conftest import Conversation, each_libvirt
+from tests.host.moving import (
+    HELD,
+    MAIL4,
+    MAIL6,
+    Migration,
+    Move,
+    guest_on_the_first,
+    held_by,
+    holds,
+    moved_lines,
+    runs_on,
+    streams,
+    two_hosts_alike,
+)
+from tests.lab.host import PUBLIC4
+from tests.lab.pair import Holders, Pair
+from tests.lab.place import wait_until
+from tests.lab.release import Flavour
+
+
+@pytest.fixture(scope="module")
+def pair(lab: None, flavour: Flavour) -> Iterator[Pair]:
+    del lab
+    with two_hosts_alike(flavour) as pair:
+        yield pair
+
+
+@pytest.fixture
+def move(pair: Pair) -> Iterator[Move]:
+    with guest_on_the_first(pair) as move:
+        yield move
+
+
+@each_libvirt
+def test_a_post_copy_that_fails_leaves_the_guest_with_the_host_that_goes_on_if_any(move: Move) -> None:
+    """Where the receiving end dies, the first host goes on as long as it may, and later nobody can."""
+    pair = move.pair
+    move.answered(pair.first)
+    migration = move.migrate(pair.first, bandwidth=4, flags=libvirt.VIR_MIGRATE_POSTCOPY)
+    migration.wait_copying()
+    migration.guest.start_post_copy()
+    wait_until(partial(runs_on, move, pair.second), "it runs there", timeout=90, interval=0.01)
+    pid = pair.second.read("/run/libvirt/qemu/vm.pid").strip()
+    pair.second.run("kill", "-KILL", pid)
+    assert migration.ended() != ""
+    wait_until(partial(holds, pair.second, set()), "the host where it died holds none")
+    kept = set(HELD) if runs_on(move, pair.first) else set[str]()
+    wait_until(partial(holds, pair.first, kept), "the first host holds what it goes on with")
+
+
+@each_libvirt
+def test_a_migration_that_fails_changes_nothing(move: Move) -> None:
+    """Cancelled, and with either side killed, during the copy; daemons that start meanwhile find the same."""
+    pair = move.pair
+    move.answered(pair.first)
+    forwarded = Conversation(pair.first.outside, PUBLIC4, 9000)
+
+    def cancel(migration: Migration) -> None:
+        migration.guest.abort_job()
+
+    def restart_daemons_and_cancel(migration: Migration) -> None:
+        for host in (pair.first, pair.second):
+            move.restart_daemon(host)
+        migration.guest.abort_job()
+
+    def kill_target(migration: Migration) -> None:
+        pid = migration.to.read("/run/libvirt/qemu/vm.pid").strip()
+        migration.to.run("kill", "-KILL", pid)
+
+    def kill_libvirtd(migration: Migration) -> None:
+        pair.first.libvirt.kill()
+        migration.ended()
+        pair.first.libvirt.start()
+
+    def kill_target_libvirtd(migration: Migration) -> None:
+        migration.to.libvirt.kill()
+        migration.to.libvirt.start()
+
+    with streams(move) as go_on, Holders(pair, *HELD) as holders:
+        for spoil in (cancel, kill_target, kill_libvirtd, kill_target_libvirtd, restart_daemons_and_cancel):
+            migration = move.migrate(pair.first, bandwidth=1)
+            migration.wait_copying()
+            go_on()
+            spoil(migration)
+            assert migration.ended() != "", spoil.__name__
+            wait_until(lambda: not move.guest(pair.second).defined, f"{spoil.__name__}: the copy is gone")
+            go_on()
+            assert forwarded.goes_on(), spoil.__name__
+            move.answered(pair.first)
+        assert moved_lines(move.daemon(pair.second)) == []
+        assert not [line for line in moved_lines(move.daemon(pair.first)) if line.startswith("removed")]
+    forwarded.close()
+    assert set(map(tuple, holders.seen.values())) == {(1,)}
+
+
+@each_libvirt
+def test_a_guest_that_dies_during_the_copy_is_held_by_neither_host(move: Move) -> None:
+    pair = move.pair
+    move.answered(pair.first)
+    with Holders(pair, *HELD) as holders:
+        migration = move.migrate(pair.first, bandwidth=1)
+        migration.wait_copying()
+        move.guest(pair.first).crash()
+        assert migration.ended() != ""
+        for address in (MAIL4, MAIL6):
+            move.daemon(pair.first).wait_log(rf"^removed vm: all of {address} -> ")
+        wait_until(lambda: not move.guest(pair.second).defined, "the copy is gone")
+        assert moved_lines(move.daemon(pair.second)) == []
+    assert set(map(tuple, holders.seen.values())) == {(1,)}
+
+
+@each_libvirt
+def test_what_was_handed_over_and_not_taken_comes_back(move: Move) -> None:
+    """The other host dies at the last moment, with the guest stopped here already and not yet running there."""
+    pair = move.pair
+    move.answered(pair.first)
+    forwarded = Conversation(pair.first.outside, PUBLIC4, 9000)
+    with streams(move) as go_on, Holders(pair, *HELD) as holders:
+        migration = move.migrate(pair.first, bandwidth=8)
+        migration.wait_copying()
+        pid = pair.second.read("/run/libvirt/qemu/vm.pid").strip()
+        pair.second.libvirt.process.send(signal.SIGSTOP)
+        handed_over = (libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_MIGRATION)
+        wait_until(lambda: move.guest(pair.first).state() == handed_over, "it is handed over", timeout=90)
+        move.daemon(pair.first).wait_log(
+            rf"^removed vm: all of {MAIL4} -> .*\(domain vm suspended \(handed over to another host\)"
+        )
+        pair.second.run("kill", "-KILL", pid)
+        pair.second.libvirt.process.send(signal.SIGCONT)
+        assert migration.ended() != ""
+        move.daemon(pair.first).wait_log(rf"^added vm: all of {MAIL4} -> .*domain vm resumed")
+        go_on()
+        assert forwarded.goes_on()
+        move.answered(pair.first)
+        assert moved_lines(move.daemon(pair.second)) == []
+    forwarded.close()
+    assert not holders.both
+
+
+@each_libvirt
+def test_a_daemon_that_is_killed_at_the_switch_over_leaves_addresses_with_the_target(move: Move) -> None:
+    """That of the host the guest leaves, then that of the host it comes to, each as soon as the guest runs there.
+
+    What a daemon has not let go of when it is killed, its host holds until the next one starts.
+    """
+    pair = move.pair
+    move.answered(pair.first)
+    for start in (pair.first, pair.second):
+        target = pair.other(start)
+        migration = move.migrate(start, bandwidth=8)
+        migration.wait_copying()
+        wait_until(partial(runs_on, move, target), "it runs there", timeout=90, interval=0.01)
+        move.restart_daemon(pair.first)
+        assert migration.ended() == ""
+        move.answered(target)
+        wait_until(partial(holds, start, set()), "the host that was left holds none")
+        assert held_by(target) == set(HELD)
