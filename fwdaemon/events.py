@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Final, Protocol, TypeAlias
 
 from fwdaemon.audit import lines
+from fwdaemon.audit.causes import remark
 from fwdaemon.config.model import Config
-from fwdaemon.core.inventory import HostObservation, Inventory, LibvirtObservation, Neighbour
+from fwdaemon.core.inventory import HostObservation, Inventory, LibvirtObservation, Neighbour, Usurped
 from fwdaemon.core.pace import Backoff, Pace
 from fwdaemon.core.probing import Silent
 from fwdaemon.core.report import LookAgain, Reason, ReasonKind
@@ -35,7 +36,7 @@ from fwdaemon.kernel.probes import Probes
 from fwdaemon.kernel.process import Worker
 from fwdaemon.kernel.route_watch import UplinkWatch
 from fwdaemon.resolve.guests import GuestEntry, GuestFinder
-from fwdaemon.resolve.neighbours import Usurped, changed_hands, in_doubt, remembered, usurped
+from fwdaemon.resolve.neighbours import changed_hands, in_doubt, remembered, usurped
 from fwdaemon.resolve.snapshot import (
     AgentAnswers,
     devices_without_bridge,
@@ -91,7 +92,7 @@ class InventoryKeeper:
         self._probes = Probes(probes.ask)
         self._kernel = Worker("kernel observer")
         self._neighbours: tuple[Neighbour, ...] | None = None
-        self._stories: frozenset[str] = frozenset()
+        self._told: frozenset[Usurped] = frozenset()
         self._put_back = False
         self._verifying: asyncio.TimerHandle | None = None
         self.configure(config)
@@ -177,8 +178,8 @@ class InventoryKeeper:
         # What is put back counts as seen, or who took it twice between two looks could keep it.
         self._neighbours += tuple({item.rightful for item in wrong}.difference(self._neighbours))
         self._learned.keep(domains, said, self._neighbours)
-        lines.problems(item.story for item in wrong if item.story not in self._stories)
-        self._stories |= {item.story for item in wrong}
+        lines.problems(map(remark, [item for item in wrong if item not in self._told]))
+        self._told |= frozenset(wrong)
         return inventory
 
     def _verify(self) -> None:

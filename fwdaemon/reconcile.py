@@ -150,9 +150,8 @@ class Reconciler:
         with self._turn:
             outcome = self._rules.apply(extended, thorough=occasion.thorough)
         outcome = joined(outcome, self._keep_host(extended, occasion))
-        outcome = joined(
-            outcome, Outcome(faults=(*desired.remarks, *self._clashing(extended, occasion), *desired.advice))
-        )
+        remarks = map(causes.remark, desired.remarks)
+        outcome = joined(outcome, Outcome(faults=(*remarks, *self._clashing(extended, occasion))))
         if not occasion.actors and (outcome.damaged or any(g.restored for g in outcome.gates)):
             occasion = replace(occasion, actors=occasion.overheard())
         report = self._reported(desired, extended, outcome, occasion)

@@ -1,12 +1,13 @@
-"""What changed and why, and what became of guests that went. Pure."""
+"""What changed, why, and what waits, as data and in words; what became of guests that went. Pure."""
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from fwdaemon.core.inventory import Move
-from fwdaemon.core.report import Actor, Cause, Change, Outcome, Reason, ReasonKind, Report
-from fwdaemon.core.state import Desired, Opening, Owner, Route
+from fwdaemon.core.inventory import Hindrance, HindranceKind, Move, Place, Usurped
+from fwdaemon.core.report import Actor, ActorKind, Cause, Change, Outcome, Reason, ReasonKind, Report
+from fwdaemon.core.state import Desired, Namesake, Opening, Owner, Route, Unchosen
+from fwdaemon.core.text import printable, shown
 from fwdaemon.core.types import Address
 
 # What changed: a function of what was applied before, what is now, and what the backend found in between. Pure.
@@ -67,8 +68,7 @@ def of_start(opening: Opening, before: Desired, reasons: Iterable[Reason]) -> Ca
 def of_end(opening: Opening, after: Desired, reasons: Iterable[Reason]) -> Cause:
     """Give why an opening is not in the state `after` any more."""
     heard, owner = list(reasons), opening.owner
-    hindrances = dict.fromkeys(after.hindrances.get(owner, ()))
-    waiting = [Reason(ReasonKind.WAITING, detail=text) for text in hindrances]
+    waiting = dict.fromkeys(after.hindrances.get(owner, ()))
     return Cause(tuple(_naming(owner, heard) or waiting or _concerning(opening, heard)))
 
 
@@ -97,6 +97,176 @@ def _may_concern(opening: Opening, reason: Reason) -> bool:
         case ReasonKind.LEASES:
             return opening.bridge in (None, reason.subject)
     return True
+
+
+# All of these facts in words, and here alone: for the audit, the status and `explain`. Nothing reads these words.
+_MOST: Final = 3
+_NOTHING_HEARD: Final = "found at a regular comparison"
+
+_REASONS: Final[Mapping[ReasonKind, Callable[[Reason], str]]] = {
+    ReasonKind.DOMAIN: lambda reason: f"domain {shown(reason.subject)} {reason.detail}",
+    ReasonKind.DEVICES: lambda reason: f"devices of domain {shown(reason.subject)} changed",
+    ReasonKind.AGENT: lambda reason: f"guest agent of domain {shown(reason.subject)} {reason.detail}",
+    ReasonKind.NETWORK: lambda reason: f"network {shown(reason.subject)} {reason.detail}",
+    ReasonKind.LIBVIRT: lambda reason: f"libvirt at {printable(reason.subject)} {reason.detail}",
+    ReasonKind.HOST_ADDRESS: lambda reason: f"host address {printable(reason.subject)} {reason.detail}",
+    ReasonKind.NEIGHBOUR: lambda reason: f"neighbour {printable(reason.subject)} {reason.detail}",
+    ReasonKind.ADDRESSES_LOST: lambda _: "more changes of addresses than could be followed",
+    ReasonKind.ROUTE: lambda reason: f"interface {shown(reason.subject)} {reason.detail}",
+    ReasonKind.ROUTES_LOST: lambda _: "more changes of routes than could be followed",
+    ReasonKind.ADDRESS_PUT_BACK: lambda _: "an address that was taken over was put back",
+    ReasonKind.LEASES: lambda reason: f"DHCP leases on {shown(reason.subject)} changed",
+    ReasonKind.RESERVATIONS: lambda reason: f"DHCP reservations of network {shown(reason.subject)} changed",
+    ReasonKind.LEASE_DIRECTORY: lambda reason: f"{printable(reason.subject)} appeared",
+    ReasonKind.LEASES_WATCHED: lambda _: "DHCP leases are watched again",
+    ReasonKind.CONFIGURATION: lambda reason: f"configuration {printable(reason.subject)} loaded again",
+    ReasonKind.RUNNING: lambda reason: f"{reason.detail} {shown(reason.subject)} is running now",
+    ReasonKind.STOP: lambda reason: f"the daemon stops, {reason.detail}",
+}
+_ACTORS: Final[Mapping[ActorKind, Callable[[Actor], str]]] = {
+    ActorKind.PROGRAM: lambda actor: f"{shown(actor.process)}, pid {actor.pid}",
+    ActorKind.LEGACY_TABLES: lambda _: "an unknown program, in the legacy tables",
+    ActorKind.COMMITS_LOST: lambda _: "an unknown program, in more commits than could be followed",
+    ActorKind.ROUTE_ADDED: lambda actor: f"a process that added a route (netlink port {actor.pid})",
+    ActorKind.ROUTE_REMOVED: lambda actor: f"a process that removed a route (netlink port {actor.pid})",
+    ActorKind.LINK_UP: lambda actor: f"a process that took link {shown(actor.link)} up",
+    ActorKind.LINK_DOWN: lambda actor: f"a process that took link {shown(actor.link)} down",
+    ActorKind.KERNEL: lambda _: "the kernel itself",
+    ActorKind.ROUTES_LOST: lambda _: "an unknown program, in more changes of routes than could be followed",
+}
+_HINDRANCES: Final[Mapping[HindranceKind, Callable[[Hindrance], str]]] = {
+    HindranceKind.NO_ANSWER: lambda _: "libvirt has not answered yet",
+    HindranceKind.NO_SUCH_DOMAIN: lambda _: "libvirt knows no such domain",
+    HindranceKind.NOT_RUNNING: lambda _: "the domain is not running",
+    HindranceKind.ARRIVING: lambda _: "it does not run here yet: its memory is being received",
+    HindranceKind.ARRIVED: lambda _: "it is paused and has not run here yet",
+    HindranceKind.HANDED_OVER: lambda _: "it was handed over to another host",
+    HindranceKind.NO_SUCH_NETWORK: lambda found: (
+        f"network {_names(found)} does not exist" if found.names else "libvirt knows no such network"
+    ),
+    HindranceKind.NETWORK_NOT_ACTIVE: lambda found: (
+        f"network {_names(found)} is not active" if found.names else "the network is not active"
+    ),
+    HindranceKind.NO_BRIDGE: lambda _: "the network has no bridge to route to",
+    HindranceKind.BRIDGE_NAME: lambda _: "its bridge has a name that no rule can hold",
+    HindranceKind.NO_INTERFACE: lambda found: _missed(*found.places),
+    HindranceKind.SEVERAL_INTERFACES: lambda found: _ambiguous(found.places),
+    HindranceKind.NO_FITTING_INTERFACE: lambda found: (
+        f"none of its {len(found.places)} interfaces can have {found.address or f'an IPv{found.family} address'}"
+    ),
+    HindranceKind.USER_MODE: lambda _: (
+        "its network is user-mode (slirp or passt), which this host cannot reach: give it an interface on a libvirt"
+        " network"
+    ),
+    HindranceKind.MACVTAP: lambda found: (
+        f"it is on macvtap{f' of {_names(found)}' if found.names else ''}, where every machine but this host reaches"
+        " it: connect to the guest itself, or give it an interface on a libvirt network"
+    ),
+    HindranceKind.NO_ADDRESS: lambda _: "no address yet: no lease, agent or neighbour names one",
+    HindranceKind.NO_SUBNET: lambda found: f"{_place(*found.places)} has no IPv{found.family} subnet",
+    HindranceKind.SUBNETS_UNKNOWN: lambda found: (
+        f"nothing tells which addresses belong to {_place(*found.places)}: write address = …"
+    ),
+    HindranceKind.ADDRESS_OF_HOST: lambda found: f"{found.address} belongs to the host",
+    HindranceKind.ADDRESS_OF_SUBNET: lambda found: (
+        f"{found.address} is not a guest's address but that of {_subnets(found)} itself"
+    ),
+    HindranceKind.ADDRESS_SPECIAL: lambda found: (
+        f"{found.address} ({found.source}) is no address a guest can be reached at"
+    ),
+    HindranceKind.ADDRESS_OUTSIDE: lambda found: (
+        f"{found.address} ({found.source}) is outside {_subnets(found)}, the guest's own network"
+    ),
+    HindranceKind.ADDRESS_OF_ANOTHER: lambda found: (
+        f"{found.address} belongs to domain {_names(found)} ({found.source})"
+    ),
+    HindranceKind.ADDRESS_CONTESTED: lambda found: (
+        f"{found.address} is claimed by both {_names(found)} ({found.source})"
+    ),
+    HindranceKind.HELD_ELSEWHERE: lambda found: (
+        f"the machine at {_names(found)} has {found.address}, and clients come here once this host has it"
+    ),
+}
+
+
+def told(cause: Cause) -> str:
+    """Tell the first facts, a new configuration ahead of all; after a burst the rest would not help a reader."""
+    facts = sorted(cause.facts, key=lambda fact: fact.kind is not ReasonKind.CONFIGURATION)
+    if not facts:
+        return _NOTHING_HEARD
+    more = [f"and {len(facts) - _MOST} more"] if len(facts) > _MOST else []
+    words = "; ".join([*map(_fact, facts[:_MOST]), *more])
+    return f"changed by {words}" if isinstance(facts[0], Actor) else words
+
+
+def why(hindrance: Hindrance) -> str:
+    """Say what hinders an entry, as a short sentence without a full stop."""
+    return _HINDRANCES[hindrance.kind](hindrance)
+
+
+def remark(about: Namesake | Unchosen | Usurped) -> str:
+    """Say what an administrator should know, or write."""
+    match about:
+        case Namesake():
+            return _namesake(about)
+        case Unchosen(domain, mac, reason, origin):
+            return f"domain {shown(domain)} {why(reason)}; until then it leads to {mac} ({origin})"
+        case Usurped(rightful, owner, taker):
+            whose = f"domain {shown(owner)}"
+            who = f"domain {shown(taker)}" if taker is not None else f"a machine on bridge {shown(rightful.device)}"
+            return (
+                f"{who} answered for {rightful.address}, which is the address of {whose}: it leads to {whose} again, "
+                "and libvirt's network filter clean-traffic prevents that"
+            )
+
+
+def _namesake(other: Namesake) -> str:
+    name, where = shown(other.name), f" on {other.uri}" if other.uri else ""
+    if other.is_uuid:
+        return f"a domain{where} has the UUID {name} for a name: entries with it mean the domain of this UUID alone"
+    return (
+        f"there is another domain {name}{where}: entries for this name mean that of the first URI in [daemon] libvirt;"
+        f" its UUID is {other.uuid}"
+    )
+
+
+def _fact(fact: Reason | Actor | Hindrance) -> str:
+    match fact:
+        case Reason():
+            return _REASONS[fact.kind](fact)
+        case Actor():
+            return _ACTORS[fact.kind](fact)
+        case Hindrance():
+            return why(fact)
+
+
+def _names(found: Hindrance) -> str:
+    return " and ".join(map(shown, found.names))
+
+
+def _subnets(found: Hindrance) -> str:
+    return " and ".join(map(str, found.subnets))
+
+
+def _place(place: Place) -> str:
+    if place.network is not None:
+        return f"network {shown(place.network)}"
+    return f"bridge {shown(place.bridge)}" if place.bridge is not None else f"interface {place.mac}"
+
+
+def _missed(place: Place) -> str:
+    if place.mac is not None:
+        return f"has no interface with mac {place.mac}"
+    if place.network is not None:
+        return f"has no interface on network {shown(place.network)}"
+    return "has no network interface"
+
+
+def _ambiguous(places: Collection[Place]) -> str:
+    listed = ", ".join(f"{place.mac} on {_place(place)}" for place in places)
+    networks = {place.network for place in places}
+    hint = "network = … or mac = …" if None not in networks and len(networks) == len(places) else "mac = …"
+    return f"has {len(places)} interfaces ({listed}): write {hint}"
 
 
 # Openings that went because their guest was handed over to another host, and what becomes of their connections.

@@ -1,69 +1,18 @@
-"""The audit: facts become sentences here, and nowhere else."""
+"""The audit, line by line."""
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
 from typing import Final, TypeAlias
 
+from fwdaemon.audit.causes import told, why
 from fwdaemon.audit.throttle import Flapped
 from fwdaemon.config.files import about_ignored
-from fwdaemon.core.report import Actor, ActorKind, Cause, GateChange, Reason, ReasonKind, Setting
+from fwdaemon.core.report import Cause, GateChange, Setting
 from fwdaemon.core.state import Opening, Owner, Waiting
 from fwdaemon.core.text import printable, shown
 from fwdaemon.errors import Problem
-
-# Reasons, actors and causes in words, for the audit and the status. Pure; nothing reads these words.
-_MOST: Final = 3
-_NOTHING_HEARD: Final = "found at a regular comparison"
-
-_REASONS: Final[Mapping[ReasonKind, Callable[[Reason], str]]] = {
-    ReasonKind.DOMAIN: lambda reason: f"domain {shown(reason.subject)} {reason.detail}",
-    ReasonKind.DEVICES: lambda reason: f"devices of domain {shown(reason.subject)} changed",
-    ReasonKind.AGENT: lambda reason: f"guest agent of domain {shown(reason.subject)} {reason.detail}",
-    ReasonKind.NETWORK: lambda reason: f"network {shown(reason.subject)} {reason.detail}",
-    ReasonKind.LIBVIRT: lambda reason: f"libvirt at {printable(reason.subject)} {reason.detail}",
-    ReasonKind.HOST_ADDRESS: lambda reason: f"host address {printable(reason.subject)} {reason.detail}",
-    ReasonKind.NEIGHBOUR: lambda reason: f"neighbour {printable(reason.subject)} {reason.detail}",
-    ReasonKind.ADDRESSES_LOST: lambda _: "more changes of addresses than could be followed",
-    ReasonKind.ROUTE: lambda reason: f"interface {shown(reason.subject)} {reason.detail}",
-    ReasonKind.ROUTES_LOST: lambda _: "more changes of routes than could be followed",
-    ReasonKind.ADDRESS_PUT_BACK: lambda _: "an address that was taken over was put back",
-    ReasonKind.LEASES: lambda reason: f"DHCP leases on {shown(reason.subject)} changed",
-    ReasonKind.RESERVATIONS: lambda reason: f"DHCP reservations of network {shown(reason.subject)} changed",
-    ReasonKind.LEASE_DIRECTORY: lambda reason: f"{printable(reason.subject)} appeared",
-    ReasonKind.LEASES_WATCHED: lambda _: "DHCP leases are watched again",
-    ReasonKind.CONFIGURATION: lambda reason: f"configuration {printable(reason.subject)} loaded again",
-    ReasonKind.RUNNING: lambda reason: f"{reason.detail} {shown(reason.subject)} is running now",
-    ReasonKind.WAITING: lambda reason: reason.detail,
-    ReasonKind.STOP: lambda reason: f"the daemon stops, {reason.detail}",
-}
-_ACTORS: Final[Mapping[ActorKind, Callable[[Actor], str]]] = {
-    ActorKind.PROGRAM: lambda actor: f"{shown(actor.process)}, pid {actor.pid}",
-    ActorKind.LEGACY_TABLES: lambda _: "an unknown program, in the legacy tables",
-    ActorKind.COMMITS_LOST: lambda _: "an unknown program, in more commits than could be followed",
-    ActorKind.ROUTE_ADDED: lambda actor: f"a process that added a route (netlink port {actor.pid})",
-    ActorKind.ROUTE_REMOVED: lambda actor: f"a process that removed a route (netlink port {actor.pid})",
-    ActorKind.LINK_UP: lambda actor: f"a process that took link {shown(actor.link)} up",
-    ActorKind.LINK_DOWN: lambda actor: f"a process that took link {shown(actor.link)} down",
-    ActorKind.KERNEL: lambda _: "the kernel itself",
-    ActorKind.ROUTES_LOST: lambda _: "an unknown program, in more changes of routes than could be followed",
-}
-
-
-def told(cause: Cause) -> str:
-    """Tell the first facts, a new configuration ahead of all; after a burst the rest would not help a reader."""
-    facts = sorted(cause.facts, key=lambda fact: fact.kind is not ReasonKind.CONFIGURATION)
-    if not facts:
-        return _NOTHING_HEARD
-    more = [f"and {len(facts) - _MOST} more"] if len(facts) > _MOST else []
-    words = "; ".join([*map(_fact, facts[:_MOST]), *more])
-    return f"changed by {words}" if isinstance(facts[0], Actor) else words
-
-
-def _fact(fact: Reason | Actor) -> str:
-    return _ACTORS[fact.kind](fact) if isinstance(fact, Actor) else _REASONS[fact.kind](fact)
-
 
 # The audit: one line for each change, which a person can read months later.
 #
@@ -125,8 +74,9 @@ def gate(change: GateChange, cause: Cause) -> None:
 def waiting(entries: Iterable[Waiting]) -> None:
     """Write a line for each entry that has no live opening, with the reason."""
     for entry in entries:
-        text = f"waiting {_who(entry.owner)}: {entry.reason} ({entry.origin})"
-        _write("waiting", text, _owner_field(entry.owner) | {"PORTFWD_CAUSE": entry.reason})
+        reason = why(entry.reason)
+        text = f"waiting {_who(entry.owner)}: {reason} ({entry.origin})"
+        _write("waiting", text, _owner_field(entry.owner) | {"PORTFWD_CAUSE": reason})
 
 
 def moved(text: str) -> None:

@@ -15,7 +15,7 @@ from datetime import datetime
 from functools import partial
 from typing import Any, Final, TypeAlias
 
-from fwdaemon.audit.lines import told
+from fwdaemon.audit.causes import told
 from fwdaemon.control.protocol import (
     CONFIGURATION_REFUSED,
     MANAGER,

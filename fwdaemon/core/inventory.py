@@ -1,11 +1,12 @@
-"""What was observed of guests and host, and the inventory that follows from it. Plain data."""
+"""What was observed of guests and host, the inventory that follows from it, and what entries miss in it. Plain data."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from enum import Enum, IntEnum, auto
+from enum import Enum, IntEnum, StrEnum, auto
+from typing import NamedTuple
 from uuid import UUID
 
-from fwdaemon.core.types import Address, Subnet
+from fwdaemon.core.types import Address, Family, Subnet
 
 # What exists on this host right now: domains, their interfaces, networks, the host's own addresses.
 #
@@ -43,6 +44,14 @@ class LearnedAddress:
     source: AddressSource
 
 
+class Place(NamedTuple):
+    """Where an interface of a guest is, as far as it is said; see `GuestInterface`."""
+
+    mac: str | None = None
+    network: str | None = None
+    bridge: str | None = None
+
+
 class Attachment(Enum):
     """How an interface leads out of its guest; whatever is neither of the others may be a bridge's port."""
 
@@ -67,6 +76,11 @@ class GuestInterface:
     learned: tuple[LearnedAddress, ...] = ()
     attachment: Attachment = Attachment.PORT
     parent: str | None = None
+
+    @property
+    def place(self) -> Place:
+        """Where it is, whatever it has learned."""
+        return Place(self.mac, self.network, self.bridge)
 
 
 class Move(Enum):
@@ -148,6 +162,73 @@ class Inventory:
         return frozenset(claim.address for interface in interfaces for claim in interface.learned)
 
 
+# Why an entry has no opening, or not in each family, as data: `fwdaemon.audit.causes` puts it into words.
+
+
+class HindranceKind(StrEnum):
+    """What hinders an entry; the values are stable, for programs that read the status."""
+
+    NO_ANSWER = "no-answer"
+    NO_SUCH_DOMAIN = "no-such-domain"
+    NOT_RUNNING = "domain-not-running"
+    ARRIVING = "arriving"
+    ARRIVED = "arrived"
+    HANDED_OVER = "handed-over"
+    NO_SUCH_NETWORK = "no-such-network"
+    NETWORK_NOT_ACTIVE = "network-not-active"
+    NO_BRIDGE = "no-bridge"
+    BRIDGE_NAME = "bridge-name"
+    NO_INTERFACE = "no-interface"
+    SEVERAL_INTERFACES = "several-interfaces"
+    NO_FITTING_INTERFACE = "no-fitting-interface"
+    USER_MODE = "user-mode"
+    MACVTAP = "macvtap"
+    NO_ADDRESS = "no-address"
+    NO_SUBNET = "no-subnet"
+    SUBNETS_UNKNOWN = "subnets-unknown"
+    ADDRESS_OF_HOST = "address-of-host"
+    ADDRESS_OF_SUBNET = "address-of-subnet"
+    ADDRESS_SPECIAL = "address-special"
+    ADDRESS_OUTSIDE = "address-outside"
+    ADDRESS_OF_ANOTHER = "address-of-another"
+    ADDRESS_CONTESTED = "address-contested"
+    HELD_ELSEWHERE = "held-elsewhere"
+
+
+_CLAIMED = frozenset(
+    {
+        HindranceKind.ADDRESS_OF_HOST,
+        HindranceKind.ADDRESS_OF_SUBNET,
+        HindranceKind.ADDRESS_SPECIAL,
+        HindranceKind.ADDRESS_OUTSIDE,
+        HindranceKind.ADDRESS_OF_ANOTHER,
+        HindranceKind.ADDRESS_CONTESTED,
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Hindrance:
+    """What hinders an entry, with as much as its words need: of two that are equal, one is said.
+
+    `address` is what is claimed by `source`, or what no interface fits; `places` are the interfaces it is about, or the
+    one that is missed. `names` are other domains, the network or the parent of macvtap, `subnets` the guest's own.
+    """
+
+    kind: HindranceKind
+    address: Address | None = None
+    source: AddressSource | None = None
+    family: Family | None = None
+    names: tuple[str, ...] = ()
+    subnets: tuple[Subnet, ...] = ()
+    places: tuple[Place, ...] = ()
+
+    @property
+    def is_claimed(self) -> bool:
+        """Whether an address is named, and not believed: that tells more than that there is none."""
+        return self.kind in _CLAIMED
+
+
 # What each witness said, before anybody put it together: libvirt, the guests' agents, the kernel.
 #
 # Plain data only. `fwdaemon.resolve.snapshot` makes one `Inventory` of it.
@@ -197,6 +278,18 @@ class Neighbour:
     device: str
     mac: str
     address: Address
+
+
+@dataclass(frozen=True, slots=True)
+class Usurped:
+    """An address that the configuration or a DHCP server gave to domain `owner`, and that somebody else answers for.
+
+    `rightful` is the entry as it was before; `taker` is the domain that answers, `None` where no guest here does.
+    """
+
+    rightful: Neighbour
+    owner: str
+    taker: str | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,13 +5,14 @@ from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
 from typing import Generic, NamedTuple, Protocol, TypeAlias, TypeVar
 
+from fwdaemon.core.inventory import Hindrance
 from fwdaemon.core.state import Desired, Opening
 from fwdaemon.core.types import Family, Gate
 from fwdaemon.errors import PortfwdError
 
 # What makes the daemon look again, and who changed what it keeps, as data. Pure.
 #
-# Nothing here is a sentence: names are as they are, and `fwdaemon.audit.lines` puts them into words.
+# Nothing here is a sentence: names are as they are, and `fwdaemon.audit.causes` puts them into words.
 
 
 class ReasonKind(StrEnum):
@@ -34,7 +35,6 @@ class ReasonKind(StrEnum):
     LEASES_WATCHED = "leases-watched"
     CONFIGURATION = "configuration"  # a path
     RUNNING = "running"  # a domain or network, found to run
-    WAITING = "waiting"  # no subject: what hinders an entry
     STOP = "stop"
 
 
@@ -73,9 +73,9 @@ class Actor:
 
 @dataclass(frozen=True, slots=True)
 class Cause:
-    """Why something changed: what was heard, or who did it. Nothing is known where it is empty."""
+    """Why something changed: what was heard, who did it, or what hinders it. Nothing is known where it is empty."""
 
-    facts: tuple[Reason | Actor, ...] = ()
+    facts: tuple[Reason | Actor | Hindrance, ...] = ()
 
 
 LookAgain: TypeAlias = Callable[[Reason], None]

@@ -11,9 +11,10 @@ from ipaddress import IPv4Address, IPv6Address
 from itertools import chain
 from operator import attrgetter
 from typing import Final, NamedTuple, TypeAlias
+from uuid import UUID
 
 from fwdaemon.core.bans import BEHIND
-from fwdaemon.core.inventory import Move
+from fwdaemon.core.inventory import Hindrance, Move
 from fwdaemon.core.probing import Silent
 from fwdaemon.core.types import Address, Family, Gate, Origin, PortRange, Protocol, Subnet, show_endpoint
 
@@ -163,18 +164,38 @@ Opening: TypeAlias = Forward | Nat | Route
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """An entry, or one family of it, that has no live opening, with the reason as a short sentence.
+    """An entry, or one family of it, that has no live opening, with the reason.
 
     `stopped` says that the reason is the domain not running, `move` that it is migrating, or has. `public` is that
     of a 1:1 entry.
     """
 
     owner: Owner
-    reason: str
+    reason: Hindrance
     origin: Origin = field(compare=False)
     stopped: bool = False
     move: Move | None = None
     public: Address | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Namesake:
+    """A domain of `uri` has the `name` that an entry writes, and is not meant: `is_uuid` says that the name is one."""
+
+    name: str
+    uuid: UUID
+    uri: str
+    is_uuid: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Unchosen:
+    """An entry leads to the interface `mac` for having led there before; by itself it would wait for `reason`."""
+
+    domain: str
+    mac: str
+    reason: Hindrance
+    origin: Origin
 
 
 @dataclass(frozen=True)
@@ -184,8 +205,7 @@ class Desired:
     `imminent` are 1:1 NATs that are not live, whose guests may run here before anything says so, as while they migrate.
     What such a guest sends leaves with its public address from the start: translated by others, its connections end.
     `proxied` are the addresses of routes that the host answers for outside. `silent` are guests that entries wait for,
-    as nothing names their address, and those behind a route with a `proxy` that have shown none of it. `advice` is what
-    to write in entries that work for now.
+    as nothing names their address, and those behind a route with a `proxy` that have shown none of it.
     `guest_subnets` are where hairpin connections may come from and go to. `homes` are subnets that lie behind a bridge
     of libvirt's, each with that bridge: a packet from there that came in elsewhere has a forged source. `uplinks` are
     the interfaces that lead away from the host, and not to guests or containers on it: only there do routed and 1:1
@@ -202,7 +222,7 @@ class Desired:
     was not forwarded before. Frames within `bridging` bridges pass the same chains, and are none of that. On
     interfaces that are `switched`, forwarding was off on them alone: so that is refused if it comes in by one.
     `kept` are families that had openings before: their tables stay, to go on refusing what is left of connections
-    that were ended. `remarks` are sentences about what is there and does not count.
+    that were ended. `remarks` are of what is there and does not count, and of entries that work for now.
 
     Two states that follow each other share nearly all openings, as the same objects in sets. So they are compared by
     operations of sets, which neither hash nor compare them anew; and what follows from all of them is worked out once.
@@ -215,7 +235,6 @@ class Desired:
     imminent: frozenset[Nat] = frozenset()
     proxied: frozenset[Proxied] = frozenset()
     silent: frozenset[Silent] = frozenset()
-    advice: tuple[str, ...] = ()
     guest_subnets: frozenset[Subnet] = frozenset()
     homes: frozenset[tuple[Subnet, str]] = frozenset()
     uplinks: frozenset[str] = frozenset()
@@ -231,7 +250,7 @@ class Desired:
     bridging: frozenset[tuple[Family, str]] = frozenset()
     switched: frozenset[tuple[Family, str]] = frozenset()
     kept: frozenset[Family] = frozenset()
-    remarks: tuple[str, ...] = ()
+    remarks: tuple[Namesake | Unchosen, ...] = ()
 
     @cached_property
     def openings(self) -> frozenset[Opening]:
@@ -321,9 +340,9 @@ class Desired:
         return frozenset(entry.public for entry in gone if entry.public is not None)
 
     @cached_property
-    def hindrances(self) -> Mapping[Owner, tuple[str, ...]]:
+    def hindrances(self) -> Mapping[Owner, tuple[Hindrance, ...]]:
         """Why those who run, if elsewhere, have no opening, or not in each family."""
-        found: dict[Owner, tuple[str, ...]] = {}
+        found: dict[Owner, tuple[Hindrance, ...]] = {}
         for entry in self.waiting:
             if entry.move is not None or not entry.stopped:
                 found[entry.owner] = (*found.get(entry.owner, ()), entry.reason)

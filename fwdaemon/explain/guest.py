@@ -4,14 +4,15 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from uuid import UUID
 
+from fwdaemon.audit.causes import why
 from fwdaemon.config.model import Config, ForwardEntry, NatEntry, RouteEntry
-from fwdaemon.core.inventory import Attachment, Domain, GuestInterface, Inventory, Network
+from fwdaemon.core.inventory import Attachment, Domain, GuestInterface, Hindrance, Inventory, Network
 from fwdaemon.core.text import shown
 from fwdaemon.core.types import Address, Family
 from fwdaemon.explain import remedies
 from fwdaemon.explain.facts import World
 from fwdaemon.explain.report import RELOAD, Cause, Step, fine, unknown, wrong
-from fwdaemon.resolve.addresses import Refusal, SubnetIndex
+from fwdaemon.resolve.addresses import SubnetIndex
 from fwdaemon.resolve.guests import Absence, Guest, GuestEntry, GuestFinder
 
 
@@ -54,7 +55,7 @@ class GuestWalk:
             return
         yield fine("domain", f"{shown(domain.name)} runs")
         found = self._finder.locate(entry, domain, self._family)
-        if isinstance(found, Refusal):
+        if isinstance(found, Hindrance):
             yield self._refused(entry, domain, found)
             return
         self.guest = found
@@ -75,15 +76,15 @@ class GuestWalk:
 
     def _absent(self, entry: GuestEntry, absence: Absence) -> Step:
         meant = self._finder.meant(entry.domain)
-        text = f"{shown(absence.name)}: {absence.reason}"
+        text = f"{shown(absence.name)}: {why(absence.reason)}"
         if meant is None:
             names = (other.name for other in self._inventory.domains)
             return wrong("domain", text, Cause.NO_SUCH_DOMAIN, remedies.name_domain(entry, names))
         return wrong("domain", text, Cause.DOMAIN_NOT_RUNNING, remedies.start_domain(meant, self._home(meant)))
 
-    def _refused(self, entry: GuestEntry, domain: Domain, refusal: Refusal) -> Step:
+    def _refused(self, entry: GuestEntry, domain: Domain, hindrance: Hindrance) -> Step:
         """Say why no address is believed, and what would change that."""
-        text = f"{shown(domain.name)}: {refusal.reason}"
+        text = f"{shown(domain.name)}: {why(hindrance)}"
         interface = self._meant(entry, domain)
         network = self._networks.get(interface.network or "") if interface is not None else None
         if network is not None and not network.active:

@@ -2,37 +2,31 @@
 
 Pure. A guest may say anything of itself: in its lease, through its agent, by ARP. It is believed only inside its own
 network's subnets, never for an address of the host, and never against a guest with evidence as good: otherwise one
-guest could have another's traffic, or the host's, sent to itself. Why nothing is believed is told as a short sentence
-for a person.
+guest could have another's traffic, or the host's, sent to itself.
 """
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from heapq import nsmallest
 from uuid import UUID
 
-from fwdaemon.core.inventory import AddressSource, Attachment, Domain, GuestInterface, Inventory, LearnedAddress
-from fwdaemon.core.text import shown
+from fwdaemon.core.inventory import (
+    AddressSource,
+    Attachment,
+    Domain,
+    GuestInterface,
+    Hindrance,
+    HindranceKind,
+    Inventory,
+    LearnedAddress,
+    Place,
+)
 from fwdaemon.core.types import Address, Family, Subnet
 
 # Whether the host reaches a guest's interface at all, and what the kernel routes there besides its own subnets. Pure.
 #
 # Traffic of macvtap and of user-mode networks passes by the host's routing, so a forward there would be live and dead.
-
-
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """Nothing can be believed or chosen; `reason` is a short sentence without a full stop.
-
-    `claimed` says that an address was named, and is not believed: it tells more than that there is none. `silent` says
-    that nothing names one, though there could be. `several` are the interfaces that an entry could mean.
-    """
-
-    reason: str
-    claimed: bool = False
-    silent: bool = False
-    several: tuple[GuestInterface, ...] = field(default=(), compare=False)
 
 
 class Reach:
@@ -49,23 +43,16 @@ class Reach:
         """Give the subnet by which the kernel routes an address to the interface's bridge."""
         return _narrowest(self._routed.get(interface.bridge, ()) if interface.bridge is not None else (), address)
 
-    def refusal(self, interface: GuestInterface, configured: Address | None) -> Refusal | None:
-        """Say why the host does not reach an interface, and what would; `None` where it may."""
+    def hindrance(self, interface: GuestInterface, configured: Address | None) -> Hindrance | None:
+        """Say why the host does not reach an interface; `None` where it may."""
         match interface.attachment:
             case Attachment.PORT:
                 return None
             case Attachment.USER_MODE:
-                return Refusal(
-                    "its network is user-mode (slirp or passt), which this host cannot reach: give it an interface on a"
-                    " libvirt network"
-                )
+                return Hindrance(HindranceKind.USER_MODE)
         if configured is not None and self._is_beside(interface, configured):
             return None
-        parent = f" of {shown(interface.parent)}" if interface.parent is not None else ""
-        return Refusal(
-            f"it is on macvtap{parent}, where every machine but this host reaches it: connect to the guest itself, or"
-            " give it an interface on a libvirt network"
-        )
+        return Hindrance(HindranceKind.MACVTAP, names=() if interface.parent is None else (interface.parent,))
 
     def _is_beside(self, interface: GuestInterface, address: Address) -> bool:
         """Whether the host reaches an address other than through the parent, as by a macvlan of its own."""
@@ -81,9 +68,6 @@ def _narrowest(subnets: Iterable[Subnet], address: Address) -> Subnet | None:
 
 def _is_wide(subnet: Subnet) -> bool:
     return subnet.num_addresses > 1
-
-
-_FAMILY_NAMES = {Family.IPV4: "IPv4", Family.IPV6: "IPv6"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,20 +141,20 @@ class AddressBook:
 
     def believed(
         self, domain: Domain, interface: GuestInterface, family: Family, configured: Address | None = None
-    ) -> LearnedAddress | Refusal:
+    ) -> LearnedAddress | Hindrance:
         """Give the address to use; `configured`, of that family, goes before everything learned."""
-        if (absent := self._absent_network(interface) or self._reach.refusal(interface, configured)) is not None:
+        if (absent := self._absent_network(interface) or self._reach.hindrance(interface, configured)) is not None:
             return absent
         if configured is not None:
             return self._judged(domain, interface, LearnedAddress(configured, AddressSource.CONFIGURATION))
-        refusals = []
+        hindrances = []
         for claim in interface.learned:
             if Family.of(claim.address) is family:
                 verdict = self._judged(domain, interface, claim)
                 if isinstance(verdict, LearnedAddress):
                     return verdict
-                refusals.append(verdict)
-        return refusals[0] if refusals else self._silence(interface, family)
+                hindrances.append(verdict)
+        return hindrances[0] if hindrances else self._silence(interface, family)
 
     def select_interface(
         self,
@@ -180,22 +164,22 @@ class AddressBook:
         network: str | None = None,
         mac: str | None = None,
         configured: Address | None = None,
-    ) -> GuestInterface | Refusal:
+    ) -> GuestInterface | Hindrance:
         """Give the interface an entry means: as it says, or the only one that can have an address of that family."""
         named = [item for item in domain.interfaces if network in (None, item.network) and mac in (None, item.mac)]
         if not named:
-            return _no_interface(network, mac)
+            return Hindrance(HindranceKind.NO_INTERFACE, places=(Place(mac, network),))
         possible = [item for item in named if self._can_have(item, family, configured)] if len(named) > 1 else named
         match possible:
             case [interface]:
                 return interface
             case [] if all(item.attachment is not Attachment.PORT for item in named):
-                return self._reach.refusal(named[0], configured) or named[0]
+                return self._reach.hindrance(named[0], configured) or named[0]
             case []:
-                wanted = str(configured) if configured is not None else f"an {_FAMILY_NAMES[family]} address"
-                return Refusal(f"none of its {len(named)} interfaces can have {wanted}")
+                wanted = family if configured is None else None
+                return Hindrance(HindranceKind.NO_FITTING_INTERFACE, configured, family=wanted, places=_places(named))
             case _:
-                return _ambiguous(possible)
+                return Hindrance(HindranceKind.SEVERAL_INTERFACES, places=_places(possible))
 
     def _credible(self, domain: Domain, configured: Iterable[ConfiguredAddress]) -> dict[Address, _Holder]:
         """Give credible claims only, or a guest could spoil any other's address by claiming it from elsewhere."""
@@ -223,16 +207,16 @@ class AddressBook:
             self._strongest[address] = nsmallest(2, self._holders.get(address, {}).values())
         return self._strongest[address]
 
-    def _judged(self, domain: Domain, interface: GuestInterface, claim: LearnedAddress) -> LearnedAddress | Refusal:
+    def _judged(self, domain: Domain, interface: GuestInterface, claim: LearnedAddress) -> LearnedAddress | Hindrance:
         return self._incredible(interface, claim) or self._contested(domain, claim) or claim
 
-    def _incredible(self, interface: GuestInterface, claim: LearnedAddress) -> Refusal | None:
+    def _incredible(self, interface: GuestInterface, claim: LearnedAddress) -> Hindrance | None:
         """Tell why nobody on this interface could have the address, whoever else claims it."""
         address = claim.address
         if address in self._host:
-            return _refused(f"{address} belongs to the host")
+            return Hindrance(HindranceKind.ADDRESS_OF_HOST, address)
         if _is_special(address):
-            return _refused(f"{address} ({claim.source}) is no address a guest can be reached at")
+            return Hindrance(HindranceKind.ADDRESS_SPECIAL, address, claim.source)
         subnets = [subnet for subnet in self._subnets.of(interface) if subnet.version == address.version]
         if not subnets:
             return self._without_subnet(interface, claim)
@@ -240,47 +224,47 @@ class AddressBook:
         if inside is None and claim.source is AddressSource.CONFIGURATION:
             inside = self._reach.subnet_of(interface, address)
         if inside is None:
-            return _refused(f"{address} ({claim.source}) is outside {_listed(subnets)}, the guest's own network")
+            return Hindrance(HindranceKind.ADDRESS_OUTSIDE, address, claim.source, subnets=tuple(subnets))
         if _names(inside, address):
-            return _refused(f"{address} is not a guest's address but that of {inside} itself")
+            return Hindrance(HindranceKind.ADDRESS_OF_SUBNET, address, subnets=(inside,))
         return None
 
-    def _without_subnet(self, interface: GuestInterface, claim: LearnedAddress) -> Refusal | None:
+    def _without_subnet(self, interface: GuestInterface, claim: LearnedAddress) -> Hindrance | None:
         """Believe only the configuration where nothing tells the subnets, no one where only the family is missing."""
         known = self._subnets.of(interface)
         if not known and claim.source is AddressSource.CONFIGURATION:
             return None
         return self._silence(interface, Family.of(claim.address))
 
-    def _contested(self, domain: Domain, claim: LearnedAddress) -> Refusal | None:
+    def _contested(self, domain: Domain, claim: LearnedAddress) -> Hindrance | None:
         rival = next((item for item in self._two_strongest(claim.address) if item.domain != domain.uuid), None)
         if rival is None or rival.source > claim.source:
             return None
         if rival.source < claim.source:
-            return _refused(f"{claim.address} belongs to domain {shown(rival.name)} ({rival.source})")
-        names = " and ".join(sorted((shown(domain.name), shown(rival.name))))
-        return _refused(f"{claim.address} is claimed by both {names} ({claim.source})")
+            return Hindrance(HindranceKind.ADDRESS_OF_ANOTHER, claim.address, rival.source, names=(rival.name,))
+        names = tuple(sorted((domain.name, rival.name)))
+        return Hindrance(HindranceKind.ADDRESS_CONTESTED, claim.address, claim.source, names=names)
 
-    def _absent_network(self, interface: GuestInterface) -> Refusal | None:
+    def _absent_network(self, interface: GuestInterface) -> Hindrance | None:
         if interface.network is None or self._active.get(interface.network, False):
             return None
-        what = "is not active" if interface.network in self._active else "does not exist"
-        return Refusal(f"network {shown(interface.network)} {what}")
+        is_known = interface.network in self._active
+        kind = HindranceKind.NETWORK_NOT_ACTIVE if is_known else HindranceKind.NO_SUCH_NETWORK
+        return Hindrance(kind, names=(interface.network,))
 
-    def _silence(self, interface: GuestInterface, family: Family) -> Refusal:
+    def _silence(self, interface: GuestInterface, family: Family) -> Hindrance:
         """Say why no claim of that family is there, or could count."""
         known = self._subnets.of(interface)
         if any(Family.of(subnet) is family for subnet in known):
-            return Refusal("no address yet: no lease, agent or neighbour names one", silent=True)
-        place = _place(interface)
+            return Hindrance(HindranceKind.NO_ADDRESS)
         if known:
-            return Refusal(f"{place} has no {_FAMILY_NAMES[family]} subnet")
-        return Refusal(f"nothing tells which addresses belong to {place}: write address = …")
+            return Hindrance(HindranceKind.NO_SUBNET, family=family, places=(interface.place,))
+        return Hindrance(HindranceKind.SUBNETS_UNKNOWN, places=(interface.place,))
 
     def _can_have(self, interface: GuestInterface, family: Family, configured: Address | None) -> bool:
         """Tell whether an address could be on that interface; on an absent network, or an unknown bridge, it might."""
         if interface.attachment is not Attachment.PORT:
-            return configured is not None and self._reach.refusal(interface, configured) is None
+            return configured is not None and self._reach.hindrance(interface, configured) is None
         subnets = self._subnets.of(interface)
         if not subnets:
             absent = interface.network is not None and interface.network not in self._active
@@ -299,10 +283,6 @@ def _claims(domain: Domain, configured: Iterable[ConfiguredAddress]) -> Iterator
         yield item.interface, LearnedAddress(item.address, AddressSource.CONFIGURATION)
 
 
-def _refused(reason: str) -> Refusal:
-    return Refusal(reason, claimed=True)
-
-
 def _is_special(address: Address) -> bool:
     return address.is_link_local or address.is_multicast or address.is_loopback or address.is_unspecified
 
@@ -316,26 +296,5 @@ def _names(subnet: Subnet, address: Address) -> bool:
     )
 
 
-def _listed(subnets: Iterable[Subnet]) -> str:
-    return " and ".join(str(subnet) for subnet in subnets)
-
-
-def _place(interface: GuestInterface) -> str:
-    if interface.network is not None:
-        return f"network {shown(interface.network)}"
-    return f"bridge {shown(interface.bridge)}" if interface.bridge is not None else f"interface {interface.mac}"
-
-
-def _no_interface(network: str | None, mac: str | None) -> Refusal:
-    if mac is not None:
-        return Refusal(f"has no interface with mac {mac}")
-    if network is not None:
-        return Refusal(f"has no interface on network {shown(network)}")
-    return Refusal("has no network interface")
-
-
-def _ambiguous(interfaces: list[GuestInterface]) -> Refusal:
-    places = ", ".join(f"{item.mac} on {_place(item)}" for item in interfaces)
-    distinct = {item.network for item in interfaces}
-    hint = "network = … or mac = …" if None not in distinct and len(distinct) == len(interfaces) else "mac = …"
-    return Refusal(f"has {len(interfaces)} interfaces ({places}): write {hint}", several=tuple(interfaces))
+def _places(interfaces: Iterable[GuestInterface]) -> tuple[Place, ...]:
+    return tuple(interface.place for interface in interfaces)

@@ -12,11 +12,11 @@ from typing import Final, TypeAlias
 from uuid import UUID
 
 from fwdaemon.config.model import ForwardEntry, NatEntry
-from fwdaemon.core.inventory import Domain, GuestInterface, Inventory, Move
+from fwdaemon.core.inventory import Domain, GuestInterface, Hindrance, HindranceKind, Inventory, Move
 from fwdaemon.core.probing import Silent
-from fwdaemon.core.text import shown
+from fwdaemon.core.state import Unchosen
 from fwdaemon.core.types import Address, Family, Subnet
-from fwdaemon.resolve.addresses import AddressBook, ConfiguredAddress, Refusal, SubnetIndex
+from fwdaemon.resolve.addresses import AddressBook, ConfiguredAddress, SubnetIndex
 
 GuestEntry: TypeAlias = ForwardEntry | NatEntry
 Chosen: TypeAlias = Mapping[tuple[UUID, Family], str]
@@ -34,7 +34,7 @@ class Absence:
     """
 
     name: str
-    reason: str
+    reason: Hindrance
     stopped: bool
     move: Move | None = None
 
@@ -95,7 +95,7 @@ class GuestFinder:
         """Give the entry's domain if it runs."""
         domain = self.meant(entry.domain)
         if domain is None:
-            return Absence(entry.domain, "libvirt knows no such domain", stopped=True)
+            return Absence(entry.domain, Hindrance(HindranceKind.NO_SUCH_DOMAIN), stopped=True)
         return domain if domain.running else _absence(domain)
 
     def imminent(self, entry: GuestEntry) -> Domain | None:
@@ -120,43 +120,43 @@ class GuestFinder:
                 meant = self.meant(name)
                 yield from (domain for domain in self._by_name[name] if domain != meant)
 
-    def locate(self, entry: GuestEntry, domain: Domain, family: Family) -> Guest | Refusal:
+    def locate(self, entry: GuestEntry, domain: Domain, family: Family) -> Guest | Hindrance:
         """Give the interface the entry means, and the address it is believed to have."""
         interface = self._interface(entry, domain, family)
-        if isinstance(interface, Refusal):
+        if isinstance(interface, Hindrance):
             return interface
         found = self._book.believed(domain, interface, family, entry.address)
-        return found if isinstance(found, Refusal) else Guest(domain, interface, found.address)
+        return found if isinstance(found, Hindrance) else Guest(domain, interface, found.address)
 
     @property
     def chosen(self) -> Chosen:
         """Which interface entries lead to that name none."""
         return self._chosen
 
-    def advice(self, entry: GuestEntry, guest: Guest) -> str | None:
-        """Tell what to write where an entry only stays with its interface, and would not find it by itself."""
+    def unchosen(self, entry: GuestEntry, guest: Guest) -> Unchosen | None:
+        """Tell where an entry only stays with its interface, and would not find it by itself."""
         found = self._select(entry, guest.domain, Family.of(guest.address))
-        if not isinstance(found, Refusal):
+        if not isinstance(found, Hindrance):
             return None
-        return f"domain {shown(guest.domain.name)} {found.reason}; until then it leads to {guest.interface.mac}"
+        return Unchosen(guest.domain.name, guest.interface.mac, found, entry.origin)
 
     def silent(self, entry: GuestEntry, domain: Domain, family: Family) -> Silent | None:
         """Tell where to search for a guest that nothing names an address of; `None` where it is on no bridge."""
         interface = self._interface(entry, domain, family)
-        if isinstance(interface, Refusal) or interface.bridge is None:
+        if isinstance(interface, Hindrance) or interface.bridge is None:
             return None
         return Silent(interface.bridge, interface.mac, family)
 
-    def likeliest(self, entry: GuestEntry, domain: Domain, refused: Mapping[Family, Refusal]) -> Family:
+    def likeliest(self, entry: GuestEntry, domain: Domain, missing: Mapping[Family, Hindrance]) -> Family:
         """Choose the family whose reason to wait helps: one with a claim that is refused, or that its network has."""
-        for family, refusal in refused.items():
-            if refusal.claimed:
+        for family, hindrance in missing.items():
+            if hindrance.is_claimed:
                 return family
-        for family in refused:
+        for family in missing:
             interface = self._interface(entry, domain, family)
-            if not isinstance(interface, Refusal) and family in self._book.families(interface):
+            if not isinstance(interface, Hindrance) and family in self._book.families(interface):
                 return family
-        return next(iter(refused))
+        return next(iter(missing))
 
     def subnets(self, guest: Guest) -> tuple[Subnet, ...]:
         """Give the subnets of the guest's network."""
@@ -197,16 +197,18 @@ class GuestFinder:
         if (domain := self._by_uuid.get(uuid)) is not None:
             yield domain.name
 
-    def _interface(self, entry: GuestEntry, domain: Domain, family: Family) -> GuestInterface | Refusal:
+    def _interface(self, entry: GuestEntry, domain: Domain, family: Family) -> GuestInterface | Hindrance:
         """Give the interface an entry means; of several, the one it led to before."""
         found, key = self._select(entry, domain, family), (domain.uuid, family)
-        if isinstance(found, Refusal):
-            return next((item for item in found.several if item.mac == self._chosen.get(key)), found)
+        if isinstance(found, Hindrance):
+            several = found.places if found.kind is HindranceKind.SEVERAL_INTERFACES else ()
+            before = (item for item in domain.interfaces if item.mac == self._chosen.get(key) and item.place in several)
+            return next(before, found)
         if entry.network is None and entry.mac is None and entry.address is None:
             self._chosen[key] = found.mac
         return found
 
-    def _select(self, entry: GuestEntry, domain: Domain, family: Family) -> GuestInterface | Refusal:
+    def _select(self, entry: GuestEntry, domain: Domain, family: Family) -> GuestInterface | Hindrance:
         return self._book.select_interface(
             domain, family, network=entry.network, mac=entry.mac, configured=entry.address
         )
@@ -216,7 +218,7 @@ class GuestFinder:
 
     def _is_believed(self, item: ConfiguredAddress) -> bool:
         believed = self._book.believed(item.domain, item.interface, Family.of(item.address), item.address)
-        return not isinstance(believed, Refusal)
+        return not isinstance(believed, Hindrance)
 
     def _configured(self, domain: Domain) -> Iterator[ConfiguredAddress]:
         """Give the addresses that entries write for a domain; they count while it runs."""
@@ -225,21 +227,21 @@ class GuestFinder:
             if entry.address is None or not domain.running:
                 continue
             interface = self._interface(entry, domain, Family.of(entry.address))
-            if not isinstance(interface, Refusal):
+            if not isinstance(interface, Hindrance):
                 yield ConfiguredAddress(domain, interface, entry.address)
 
 
 def _absence(domain: Domain) -> Absence:
     match domain.move:
         case None:
-            return Absence(domain.name, "the domain is not running", stopped=True)
+            kind = HindranceKind.NOT_RUNNING
         case Move.HERE:
-            reason = "it does not run here yet: its memory is being received"
+            kind = HindranceKind.ARRIVING
         case Move.ARRIVED:
-            reason = "it is paused and has not run here yet"
+            kind = HindranceKind.ARRIVED
         case Move.AWAY | Move.GONE:
-            reason = "it was handed over to another host"
-    return Absence(domain.name, reason, stopped=True, move=domain.move)
+            kind = HindranceKind.HANDED_OVER
+    return Absence(domain.name, Hindrance(kind), stopped=True, move=domain.move)
 
 
 def as_uuid(spelling: str) -> UUID | None:

@@ -3,14 +3,12 @@
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
 from itertools import islice
 from typing import Final
 
-from fwdaemon.core.inventory import AddressSource, Domain, GuestInterface, Inventory, Neighbour
+from fwdaemon.core.inventory import AddressSource, Domain, GuestInterface, Inventory, Neighbour, Usurped
 from fwdaemon.core.probing import Silent
 from fwdaemon.core.state import Proxied, Route
-from fwdaemon.core.text import shown
 from fwdaemon.core.types import Address, Family
 from fwdaemon.resolve.addresses import ConfiguredAddress
 
@@ -20,17 +18,6 @@ from fwdaemon.resolve.addresses import ConfiguredAddress
 # entries are remembered while their guest runs, and those that seem wrong are to be asked again, which is up to the
 # kernel.
 _GIVEN = (AddressSource.LEASE, AddressSource.RESERVATION)
-
-
-@dataclass(frozen=True, slots=True)
-class Usurped:
-    """An address that the configuration or a DHCP server gave to one guest, and that somebody else answers for.
-
-    `rightful` is the entry as it was before; `story` tells a person, and is the same each time.
-    """
-
-    rightful: Neighbour
-    story: str
 
 
 def remembered(before: Iterable[Neighbour], now: Sequence[Neighbour], macs: AbstractSet[str]) -> tuple[Neighbour, ...]:
@@ -87,7 +74,7 @@ def usurped(
         rightful, taker = Neighbour(neighbour.device, mac, neighbour.address), guests.get(neighbour.mac)
         # A guest with two interfaces on one bridge answers on both, as Linux does, and takes nothing from itself.
         if rightful != neighbour and rightful in known and taker is not guests[mac]:
-            found.append(Usurped(rightful, _story(neighbour, guests[mac], taker)))
+            found.append(Usurped(rightful, guests[mac].name, taker.name if taker is not None else None))
     return tuple(found)
 
 
@@ -109,15 +96,6 @@ def _owners(inventory: Inventory, configured: Iterable[ConfiguredAddress]) -> Ma
 
 def _guests(inventory: Inventory) -> Mapping[str, Domain]:
     return {interface.mac: domain for domain in inventory.domains for interface in domain.interfaces}
-
-
-def _story(taken: Neighbour, owner: Domain, taker: Domain | None) -> str:
-    whose = f"domain {shown(owner.name)}"
-    who = f"domain {shown(taker.name)}" if taker is not None else f"a machine on bridge {shown(taken.device)}"
-    return (
-        f"{who} answered for {taken.address}, which is the address of {whose}: it leads to {whose} again, "
-        "and libvirt's network filter clean-traffic prevents that"
-    )
 
 
 def _spot(neighbour: Neighbour) -> tuple[str, str, Family]:

@@ -14,12 +14,11 @@ from operator import attrgetter
 from typing import TypeVar
 
 from fwdaemon.config.model import Config, ForwardEntry, NatEntry, PortMapping, RouteEntry
-from fwdaemon.core.inventory import Domain, Inventory, Network
+from fwdaemon.core.inventory import Domain, Hindrance, HindranceKind, Inventory, Network
 from fwdaemon.core.probing import Silent
-from fwdaemon.core.state import Desired, Forward, Nat, Owner, Route, Waiting
-from fwdaemon.core.text import is_interface_name, shown
+from fwdaemon.core.state import Desired, Forward, Namesake, Nat, Owner, Route, Unchosen, Waiting
+from fwdaemon.core.text import is_interface_name
 from fwdaemon.core.types import Address, Family, Subnet
-from fwdaemon.resolve.addresses import Refusal
 from fwdaemon.resolve.guests import Absence, Chosen, Guest, GuestEntry, GuestFinder, as_uuid
 from fwdaemon.resolve.neighbours import proxied, unseen
 
@@ -53,8 +52,7 @@ def desired_state(config: Config, inventory: Inventory, chosen: Chosen | None = 
 class _Placed:
     """What came of one entry; `subnets` are those of its guests, from which hairpin connections may come.
 
-    `families` are those it has rules in; `imminent`, `bridge_ports`, `bridges`, `silent` and `advice` are as in
-    `Desired`.
+    `families` are those it has rules in; `imminent`, `bridge_ports`, `bridges` and `silent` are as in `Desired`.
     """
 
     forwards: frozenset[Forward] = frozenset()
@@ -67,7 +65,7 @@ class _Placed:
     bridge_ports: frozenset[tuple[Family, str]] = frozenset()
     bridges: frozenset[tuple[Family, str]] = frozenset()
     silent: frozenset[Silent] = frozenset()
-    advice: tuple[str, ...] = ()
+    unchosen: tuple[Unchosen, ...] = ()
 
 
 class Placement:
@@ -126,12 +124,14 @@ class Placement:
             unheld=frozenset(nat.public for nat in nats) - {host.address for host in inventory.host_addresses},
             proxied=proxied(routes, inventory),
             silent=_united(entry.silent for entry in placed) | unseen(routes, inventory),
-            advice=tuple(dict.fromkeys(chain.from_iterable(entry.advice for entry in placed))),
             localhost=config.daemon.localhost,
             label=config.daemon.label,
             gates=config.daemon.gates,
             behind=config.daemon.behind,
-            remarks=tuple(_remark(domain, config.daemon.libvirt) for domain in self._guests.namesakes()),
+            remarks=(
+                *(_namesake(domain, config.daemon.libvirt) for domain in self._guests.namesakes()),
+                *dict.fromkeys(chain.from_iterable(entry.unchosen for entry in placed)),
+            ),
         )
         return state.knowing(
             _united(entry.families for entry in placed),
@@ -153,7 +153,7 @@ class Placement:
         if domain is None or not isinstance(entry, NatEntry):
             return _waiting(waiting)
         guest = self._guests.locate(entry, domain, Family.of(entry.public))
-        if isinstance(guest, Refusal):
+        if isinstance(guest, Hindrance):
             return _waiting(waiting)
         nat = _one_to_one(entry, guest)
         return _Placed(waiting=(waiting,), imminent=frozenset({nat}), families=_the_same(frozenset({nat.family})))
@@ -163,9 +163,9 @@ class Placement:
         located = {family: self._guests.locate(entry, domain, family) for family in _families(entry)}
         guests = [guest for guest in located.values() if isinstance(guest, Guest)]
         forwards = frozenset(forward for guest in guests for forward in _forwards(entry, guest))
-        missing = {family: guest for family, guest in located.items() if isinstance(guest, Refusal)}
+        missing = {family: guest for family, guest in located.items() if isinstance(guest, Hindrance)}
         if guests:
-            missing = {family: refusal for family, refusal in missing.items() if _is_named(entry, family)}
+            missing = {family: hindrance for family, hindrance in missing.items() if _is_named(entry, family)}
         silent = self._silent(entry, domain, missing)
         reasons = tuple(self._reasons(entry, domain, located))
         return self._translated(entry, guests, forwards=forwards, waiting=reasons, silent=silent)
@@ -174,8 +174,8 @@ class Placement:
         """Give an entry's 1:1 NAT, or the reason why there is none."""
         family = Family.of(entry.public)
         guest = self._guests.locate(entry, domain, family)
-        if isinstance(guest, Refusal):
-            waiting = Waiting(Owner(domain.name), guest.reason, entry.origin)
+        if isinstance(guest, Hindrance):
+            waiting = Waiting(Owner(domain.name), guest, entry.origin)
             return _Placed(waiting=(waiting,), silent=self._silent(entry, domain, {family: guest}))
         return self._translated(entry, [guest], nats=frozenset({_one_to_one(entry, guest)}))
 
@@ -201,37 +201,31 @@ class Placement:
             bridge_ports=_the_same(frozenset((family, port) for family, port in ports.items() if port is not None)),
             bridges=_the_same(frozenset((family, name) for family, name in bridges.items() if name is not None)),
             silent=silent,
-            advice=tuple(
-                f"{advice} ({entry.origin})" for guest in guests if (advice := self._guests.advice(entry, guest))
-            ),
+            unchosen=tuple(unchosen for guest in guests if (unchosen := self._guests.unchosen(entry, guest))),
         )
 
-    def _silent(self, entry: GuestEntry, domain: Domain, missing: Mapping[Family, Refusal]) -> frozenset[Silent]:
+    def _silent(self, entry: GuestEntry, domain: Domain, missing: Mapping[Family, Hindrance]) -> frozenset[Silent]:
         """Give where to search for the guest of an entry that waits."""
-        found = (self._guests.silent(entry, domain, family) for family, why in missing.items() if why.silent)
+        unnamed = (family for family, hindrance in missing.items() if hindrance.kind is HindranceKind.NO_ADDRESS)
+        found = (self._guests.silent(entry, domain, family) for family in unnamed)
         return frozenset(silent for silent in found if silent is not None)
 
     def _reasons(
-        self, entry: ForwardEntry, domain: Domain, located: dict[Family, Guest | Refusal]
+        self, entry: ForwardEntry, domain: Domain, located: dict[Family, Guest | Hindrance]
     ) -> Iterator[Waiting]:
         """Give a reason for each family that was asked for, or one for all if none was and none works."""
-        refused = {family: guest for family, guest in located.items() if isinstance(guest, Refusal)}
-        named = [family for family in refused if _is_named(entry, family)]
-        if refused and not named and len(refused) == len(located):
-            named = [self._guests.likeliest(entry, domain, refused)]
+        missing = {family: guest for family, guest in located.items() if isinstance(guest, Hindrance)}
+        named = [family for family in missing if _is_named(entry, family)]
+        if missing and not named and len(missing) == len(located):
+            named = [self._guests.likeliest(entry, domain, missing)]
         for family in named:
-            yield Waiting(Owner(domain.name), refused[family].reason, entry.origin)
+            yield Waiting(Owner(domain.name), missing[family], entry.origin)
 
 
-def _remark(domain: Domain, uris: Sequence[str]) -> str:
+def _namesake(domain: Domain, uris: Sequence[str]) -> Namesake:
     """Say of a domain that it has the name an entry writes, and is not the one it means."""
-    name, where = shown(domain.name), f" on {uris[domain.rank]}" if domain.rank < len(uris) else ""
-    if as_uuid(domain.name) is not None:
-        return f"a domain{where} has the UUID {name} for a name: entries with it mean the domain of this UUID alone"
-    return (
-        f"there is another domain {name}{where}: entries for this name mean that of the first URI in [daemon] libvirt;"
-        f" its UUID is {domain.uuid}"
-    )
+    uri = uris[domain.rank] if domain.rank < len(uris) else ""
+    return Namesake(domain.name, domain.uuid, uri, is_uuid=as_uuid(domain.name) is not None)
 
 
 def _route(entry: RouteEntry, network: Network | None) -> _Placed:
@@ -309,13 +303,13 @@ def _united(sets: Iterable[frozenset[_T]]) -> frozenset[_T]:
 
 def _bridge_of(network: Network | None) -> str | Absence:
     if network is None:
-        return Absence("", "libvirt knows no such network", stopped=True)
+        return Absence("", Hindrance(HindranceKind.NO_SUCH_NETWORK), stopped=True)
     if not network.active:
-        return Absence(network.name, "the network is not active", stopped=True)
+        return Absence(network.name, Hindrance(HindranceKind.NETWORK_NOT_ACTIVE), stopped=True)
     if network.bridge is None:
-        return Absence(network.name, "the network has no bridge to route to", stopped=False)
+        return Absence(network.name, Hindrance(HindranceKind.NO_BRIDGE), stopped=False)
     if not is_interface_name(network.bridge):
-        return Absence(network.name, "its bridge has a name that no rule can hold", stopped=False)
+        return Absence(network.name, Hindrance(HindranceKind.BRIDGE_NAME), stopped=False)
     return network.bridge
 
 

@@ -13,6 +13,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from fwdaemon.core.inventory import HindranceKind
 from fwdaemon.core.state import Owner
 from fwdaemon.core.types import Address, Family, Origin, PortRange, Protocol, Subnet
 from fwdaemon.errors import Problem
@@ -106,7 +107,7 @@ class Row:
     """One opening, or one that is asked for and waits.
 
     `listens` and `leads` are what the audit says of it; `leads` is empty, and `target` `None`, while it is not known
-    where it will lead. `reason` is empty where it is active.
+    where it will lead. `reason` is empty where it is active; `kinds` tell programs why an entry waits.
     """
 
     owner: Owner
@@ -118,6 +119,7 @@ class Row:
     target: Target | None
     origin: Origin | None
     usage: Usage = Usage()
+    kinds: tuple[HindranceKind, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """Give the JSON form."""
@@ -127,6 +129,7 @@ class Row:
             "owner_kind": self.owner.kind,
             "state": self.state.value,
             "reason": self.reason or None,
+            "reason_kinds": [kind.value for kind in self.kinds],
             "listens": self.listens,
             "leads_to": self.leads or None,
             **self.claim.as_json(),

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from fwdaemon import __version__
-from fwdaemon.audit.lines import told
+from fwdaemon.audit.causes import told
 from fwdaemon.config.model import Config
 from fwdaemon.core.report import Cause, Change, Report
 from fwdaemon.core.state import Desired, Opening

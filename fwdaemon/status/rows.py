@@ -6,7 +6,9 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Final, TypeAlias
 
+from fwdaemon.audit.causes import why
 from fwdaemon.config.model import Config, ForwardEntry, NatEntry, RouteEntry
+from fwdaemon.core.inventory import Hindrance, HindranceKind
 from fwdaemon.core.state import Desired, Forward, Nat, Opening, Owner, Route, Waiting
 from fwdaemon.core.text import printable
 from fwdaemon.core.types import Address, Family, Origin, show_endpoint
@@ -18,7 +20,7 @@ from fwdaemon.status.model import Claim, Header, Kind, Row, State, Target, Usage
 # that nothing live answers for.
 Entry: TypeAlias = ForwardEntry | NatEntry | RouteEntry
 
-NO_ANSWER = "libvirt has not answered yet"
+NO_ANSWER: Final = Hindrance(HindranceKind.NO_ANSWER)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +71,8 @@ def rows(facts: Facts, readings: Readings) -> tuple[Row, ...]:
 
 def _live(opening: Opening, held: frozenset[Opening], facts: Facts, readings: Readings) -> Row:
     is_held = opening in held
-    state, reason = _state(opening, facts, readings) if is_held else (facts.lacking, facts.failure)
+    state, found = _state(opening, facts, readings) if is_held else (facts.lacking, facts.failure)
+    reason, kinds = (why(found), (found.kind,)) if isinstance(found, Hindrance) else (found, ())
     return Row(
         opening.owner,
         state,
@@ -80,17 +83,18 @@ def _live(opening: Opening, held: frozenset[Opening], facts: Facts, readings: Re
         _target(opening),
         opening.origin,
         _usage(opening, facts, readings) if is_held else Usage(),
+        kinds,
     )
 
 
-def _state(opening: Opening, facts: Facts, readings: Readings) -> tuple[State, str]:
+def _state(opening: Opening, facts: Facts, readings: Readings) -> tuple[State, str | Hindrance]:
     """Tell how what the kernel holds is, and why it is not reached."""
     if refusal := _refusal(opening, facts, readings):
         return State.REFUSED, refusal
     listen = opening.listen if isinstance(opening, Forward) else None
     if listen is None or (mac := readings.elsewhere.get(listen)) is None:
         return State.ACTIVE, ""
-    return State.WAITING, f"the machine at {mac} has {listen}, and clients come here once this host has it"
+    return State.WAITING, Hindrance(HindranceKind.HELD_ELSEWHERE, listen, names=(mac,))
 
 
 def _refusal(opening: Opening, facts: Facts, readings: Readings) -> str:
@@ -164,9 +168,10 @@ def _of_entry(entry: Entry, waiting: Sequence[Waiting]) -> Sequence[Waiting]:
 
 
 def _pending(entry: Entry, waiting: Sequence[Waiting]) -> Iterator[Row]:
-    reason = "; ".join(dict.fromkeys(item.reason for item in waiting))
+    hindrances = dict.fromkeys(item.reason for item in waiting)
+    reason, kinds = "; ".join(map(why, hindrances)), tuple(dict.fromkeys(found.kind for found in hindrances))
     for claim, listens, origin in _claims(entry):
-        yield Row(waiting[0].owner, State.WAITING, reason, listens, "", claim, None, origin)
+        yield Row(waiting[0].owner, State.WAITING, reason, listens, "", claim, None, origin, kinds=kinds)
 
 
 def _claims(entry: Entry) -> Iterator[tuple[Claim, str, Origin]]:

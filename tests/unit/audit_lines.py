@@ -13,7 +13,7 @@ from fwdaemon.core.state import Waiting
 from fwdaemon.core.types import Gate, Origin
 from fwdaemon.errors import Problem
 from tests.unit.forwards import forward, nat, route
-from tests.unit.saying import because
+from tests.unit.saying import STOPPED, because
 
 # The name of the domain in them.
 HOSTILE: Final = "\x1b[31m\u009bm\nSubject: forged"
@@ -32,7 +32,7 @@ def _write() -> None:
         for action in ("added", "removed", "restored"):
             lines.opening(action, opening, because("a cause"))
         lines.flapped([Flapped(opening, 7, 60.0, "restored", because("a cause"))])
-        lines.waiting([Waiting(opening.owner, "a reason", Origin(Path("x.toml"), 1))])
+        lines.waiting([Waiting(opening.owner, STOPPED, Origin(Path("x.toml"), 1))])
     for restored in (True, False):
         gate = GateChange(Gate("inet", "filter", "forward"), restored, "it was not there")
         lines.gate(gate, because("a cause"))

@@ -1,7 +1,12 @@
-"""Reasons and actors in the words of the audit, and causes in any words."""
+"""Reasons and actors in the words of the audit, causes that differ, and what hinders entries."""
 
-from fwdaemon.audit.lines import told
+from fwdaemon.audit.causes import told
+from fwdaemon.core.inventory import Hindrance, HindranceKind
 from fwdaemon.core.report import Actor, Cause, Reason, ReasonKind
+
+STOPPED = Hindrance(HindranceKind.NOT_RUNNING)
+NO_ADDRESS = Hindrance(HindranceKind.NO_ADDRESS)
+HANDED_OVER = Hindrance(HindranceKind.HANDED_OVER)
 
 
 def said(fact: Reason | Actor) -> str:
@@ -10,5 +15,5 @@ def said(fact: Reason | Actor) -> str:
 
 
 def because(text: str) -> Cause:
-    """Give a cause with these words."""
-    return Cause((Reason(ReasonKind.WAITING, detail=text),))
+    """Give a cause: a domain of which this was heard."""
+    return Cause((Reason(ReasonKind.DOMAIN, "lab1", text),))

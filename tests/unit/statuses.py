@@ -6,6 +6,7 @@ from pathlib import Path
 
 from fwdaemon import config as configuration
 from fwdaemon.config.model import Config
+from fwdaemon.core.inventory import Hindrance, HindranceKind
 from fwdaemon.core.state import Desired, Owner, Waiting
 from fwdaemon.core.types import Family, Origin
 from fwdaemon.errors import Problem
@@ -22,9 +23,11 @@ from fwdaemon.status.model import (
 )
 from fwdaemon.status.rows import Facts, Readings, rows
 from tests.unit.forwards import forward, nat, route
+from tests.unit.saying import STOPPED
 
 MAIN = Path("/etc/portfwd.toml")
 HOSTILE = 'web"\x1b[2J[red]\n\u202e' + "x" * 40
+INACTIVE = Hindrance(HindranceKind.NETWORK_NOT_ACTIVE)
 BEGAN = datetime(2026, 3, 1, 8, 0, tzinfo=UTC)
 
 WAITING = f"""
@@ -60,12 +63,12 @@ def read(text: str = WAITING) -> Config:
     return configuration.parse({MAIN: text})
 
 
-def waiting(config: Config, **reasons: str) -> tuple[Waiting, ...]:
-    """Let each domain wait for its reason; `network` is for networks."""
+def waiting(config: Config) -> tuple[Waiting, ...]:
+    """Let everything wait."""
     entries = [(entry.domain, entry.origin) for entry in config.forwards]
     entries += [(entry.domain, entry.origin) for entry in config.nats]
-    found = [Waiting(Owner(name), reasons.get(name, "domain is not running"), origin) for name, origin in entries]
-    return (*found, *(Waiting(Owner(item.network, "network"), "is not active", item.origin) for item in config.routes))
+    found = [Waiting(Owner(name), STOPPED, origin) for name, origin in entries]
+    return (*found, *(Waiting(Owner(item.network, "network"), INACTIVE, item.origin) for item in config.routes))
 
 
 def status() -> Status:

@@ -9,18 +9,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fwdaemon.audit.causes import why
 from fwdaemon.core.inventory import (
     AddressSource,
     Attachment,
     Domain,
     GuestInterface,
+    Hindrance,
+    HindranceKind,
     HostAddress,
     Inventory,
     LearnedAddress,
     Network,
 )
 from fwdaemon.core.types import Family
-from fwdaemon.resolve.addresses import AddressBook, ConfiguredAddress, Refusal
+from fwdaemon.resolve.addresses import AddressBook, ConfiguredAddress
 from tests.unit.work import grows_no_faster
 
 RESERVATION, LEASE, AGENT, NEIGHBOUR = (
@@ -67,7 +70,7 @@ def verdict(interface: GuestInterface, *others: Domain, family: Family = Family.
     address = ip_address(configured) if configured else None
     own = [ConfiguredAddress(web1, interface, address)] if address else []
     result = AddressBook(inventory(web1, *others), own).believed(web1, interface, family, address)
-    return result.reason if isinstance(result, Refusal) else f"{result.address} by {result.source}"
+    return why(result) if isinstance(result, Hindrance) else f"{result.address} by {result.source}"
 
 
 @pytest.mark.parametrize(
@@ -150,7 +153,9 @@ def test_ipv6() -> None:
 def test_inactive_network() -> None:
     web1 = guest("web1", nic(("192.168.122.50", LEASE)))
     book = AddressBook(inventory(web1, networks=(replace(DEFAULT, active=False),)))
-    assert book.believed(web1, web1.interfaces[0], Family.IPV4) == Refusal("network default is not active")
+    assert book.believed(web1, web1.interfaces[0], Family.IPV4) == Hindrance(
+        HindranceKind.NETWORK_NOT_ACTIVE, names=("default",)
+    )
 
 
 ADDRESS = "192.168.122.50"
@@ -190,8 +195,9 @@ def test_configuration_of_another_domain_wins() -> None:
     web1, web2 = guest("web1", nic((ADDRESS, LEASE))), guest("web2", nic(number=2))
     configured = ConfiguredAddress(web2, web2.interfaces[0], ip_address(ADDRESS))
     book = AddressBook(inventory(web1, web2), [configured])
-    refusal = Refusal(f"{ADDRESS} belongs to domain web2 (configuration)", claimed=True)
-    assert book.believed(web1, web1.interfaces[0], Family.IPV4) == refusal
+    found = book.believed(web1, web1.interfaces[0], Family.IPV4)
+    assert isinstance(found, Hindrance)
+    assert (why(found), found.is_claimed) == (f"{ADDRESS} belongs to domain web2 (configuration)", True)
 
 
 def test_reason_with_a_hostile_name_is_one_line() -> None:
@@ -248,7 +254,7 @@ def test_no_two_guests_are_believed_to_have_one_address(guests: list[list[tuple[
 def test_select_interface(interfaces: list[GuestInterface], wanted: dict[str, str], expected: int | str) -> None:
     book = AddressBook(inventory(web1 := guest("web1", *interfaces)))
     chosen = book.select_interface(web1, Family.IPV4, network=wanted.get("network"), mac=wanted.get("mac"))
-    assert chosen == (Refusal(expected) if isinstance(expected, str) else interfaces[expected])
+    assert (why(chosen) if isinstance(chosen, Hindrance) else interfaces.index(chosen)) == expected
 
 
 def test_select_interface_by_family_and_configured_address() -> None:
@@ -257,7 +263,8 @@ def test_select_interface_by_family_and_configured_address() -> None:
     assert book.select_interface(web1, Family.IPV6) is first
     assert book.select_interface(web1, Family.IPV4, configured=ip_address("192.168.100.5")) is second
     nowhere = book.select_interface(web1, Family.IPV4, configured=ip_address("10.0.0.5"))
-    assert nowhere == Refusal("none of its 2 interfaces can have 10.0.0.5")
+    assert isinstance(nowhere, Hindrance)
+    assert why(nowhere) == "none of its 2 interfaces can have 10.0.0.5"
 
 
 def test_families() -> None:
@@ -277,7 +284,7 @@ def test_many_claims_on_one_address_cost_no_more() -> None:
         def judge() -> None:
             book = AddressBook(inventory(*domains))
             for domain in domains:
-                assert isinstance(book.believed(domain, domain.interfaces[0], Family.IPV4), Refusal)
+                assert isinstance(book.believed(domain, domain.interfaces[0], Family.IPV4), Hindrance)
 
         return judge
 
@@ -305,8 +312,8 @@ def test_what_the_host_does_not_reach_is_never_believed(
 ) -> None:
     assert verdict(interface, configured=configured).startswith(reason)
     selected = AddressBook(inventory()).select_interface(guest("web1", interface, interface), Family.IPV4)
-    assert isinstance(selected, Refusal)
-    assert selected.reason.startswith(reason)
+    assert isinstance(selected, Hindrance)
+    assert why(selected).startswith(reason)
 
 
 def test_an_interface_that_the_host_reaches_is_meant() -> None:
@@ -320,7 +327,7 @@ def test_a_macvlan_of_the_host_reaches_a_guest_on_macvtap() -> None:
     for device, reached in (("macvlan0", True), ("eth0", False)):
         host = replace(inventory(), routed=frozenset({(device, ip_network("203.0.113.50/32"))}))
         found = AddressBook(host).believed(web1, MACVTAP, Family.IPV4, configured)
-        assert isinstance(found, Refusal) is not reached
+        assert isinstance(found, Hindrance) is not reached
 
 
 @pytest.mark.parametrize(
@@ -337,11 +344,11 @@ def test_a_configured_address_that_is_routed_to_its_bridge(device: str, subnet: 
     book = AddressBook(replace(inventory(), host_addresses=(ALONE,), routed=routed))
     configured, web1 = ip_address("203.0.113.66"), guest("web1", BRIDGED, INSIDE)
     found = book.believed(web1, BRIDGED, Family.IPV4, configured)
-    assert isinstance(found, Refusal) is not believed
+    assert isinstance(found, Hindrance) is not believed
     assert (book.select_interface(web1, Family.IPV4, configured=configured) == BRIDGED) is believed
 
 
 def test_only_the_configuration_is_believed_outside_the_bridges_own_subnet() -> None:
     host = replace(inventory(), host_addresses=(ALONE,), routed=frozenset({("br0", ip_network("203.0.113.66/32"))}))
     learned = replace(BRIDGED, learned=(LearnedAddress(ip_address("203.0.113.66"), NEIGHBOUR),))
-    assert isinstance(AddressBook(host).believed(guest("web1", learned), learned, Family.IPV4), Refusal)
+    assert isinstance(AddressBook(host).believed(guest("web1", learned), learned, Family.IPV4), Hindrance)

@@ -7,12 +7,14 @@ from pathlib import Path
 import pytest
 
 from fwdaemon.audit import causes
-from fwdaemon.audit.lines import told
-from fwdaemon.core.inventory import Move
+from fwdaemon.audit.causes import told
+from fwdaemon.core.inventory import Hindrance, HindranceKind, Move, Place
 from fwdaemon.core.report import Actor, ActorKind, Cause, Reason, ReasonKind
 from fwdaemon.core.state import Desired, Owner, Route, Waiting
 from fwdaemon.core.types import Origin
+from tests.unit import saying
 from tests.unit.forwards import forward
+from tests.unit.saying import HANDED_OVER, NO_ADDRESS
 
 WEB = replace(forward("tcp *:80", "192.168.122.50:80"), bridge="virbr0")
 NET = Route("public", ip_network("203.0.113.64/29"), "virbr1")
@@ -20,8 +22,8 @@ LOADED = Reason(ReasonKind.CONFIGURATION, "/etc/portfwd.toml")
 ADDRESSES = [Reason(ReasonKind.HOST_ADDRESS, f"192.0.2.{number}", "appeared") for number in range(5)]
 STOPPED = Reason(ReasonKind.DOMAIN, "web1", "stopped")
 NFT = [Actor(ActorKind.PROGRAM, "nft", pid) for pid in range(1, 6)]
-WAITING = Desired(waiting=(Waiting(Owner("web1"), "no address yet", Origin(Path("portfwd.toml"), 1)),))
-DOWN = Desired(waiting=(Waiting(Owner("web1"), "not running", Origin(Path("portfwd.toml"), 1), stopped=True),))
+WAITING = Desired(waiting=(Waiting(Owner("web1"), NO_ADDRESS, Origin(Path("portfwd.toml"), 1)),))
+DOWN = Desired(waiting=(Waiting(Owner("web1"), saying.STOPPED, Origin(Path("portfwd.toml"), 1), stopped=True),))
 
 OF_OTHERS = [
     Reason(ReasonKind.DOMAIN, "a domain web1 b", "started"),
@@ -58,14 +60,14 @@ def test_what_names_the_owner_goes_before_all_else() -> None:
 
 
 def test_what_the_state_says_goes_before_what_was_heard_of_others() -> None:
-    assert told(causes.of_end(WEB, WAITING, [LOADED, *ADDRESSES])) == "no address yet"
+    assert causes.of_end(WEB, WAITING, [LOADED, *ADDRESSES]) == Cause((NO_ADDRESS,))
     assert told(causes.of_start(WEB, DOWN, [LOADED, *ADDRESSES])) == "domain web1 is running now"
 
 
 def test_that_another_host_has_it_is_told_even_where_nothing_was_heard() -> None:
     origin = Origin(Path("portfwd.toml"), 1)
-    waiting = Waiting(Owner("web1"), "it was handed over to another host", origin, stopped=True, move=Move.AWAY)
-    assert told(causes.of_end(WEB, replace(Desired(), waiting=(waiting,)), [])) == waiting.reason
+    waiting = Waiting(Owner("web1"), HANDED_OVER, origin, stopped=True, move=Move.AWAY)
+    assert told(causes.of_end(WEB, replace(Desired(), waiting=(waiting,)), [])) == "it was handed over to another host"
 
 
 def test_nothing_heard_is_found_at_a_comparison() -> None:
@@ -108,6 +110,15 @@ def test_a_network_is_told_by_its_name() -> None:
 @pytest.mark.parametrize("kind", ReasonKind)
 def test_every_reason_has_words_in_one_line(kind: ReasonKind) -> None:
     assert told(Cause((Reason(kind, "a\nb", "stopped"),))).isprintable()
+
+
+@pytest.mark.parametrize("kind", HindranceKind)
+def test_every_hindrance_has_words_in_one_line(kind: HindranceKind) -> None:
+    places = Place("52:54:00:00:00:01", "a\nb"), Place("52:54:00:00:00:02", bridge="c\nd")
+    for number in (1, 2) if kind is HindranceKind.SEVERAL_INTERFACES else (1,):
+        hindrance = Hindrance(kind, names=("a\nb", "c\nd"), places=places[:number])
+        assert causes.why(hindrance).isprintable()
+        assert told(Cause((hindrance,))) == causes.why(hindrance)
 
 
 @pytest.mark.parametrize("kind", ActorKind)

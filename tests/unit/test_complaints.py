@@ -3,10 +3,11 @@ from pathlib import Path
 from fwdaemon.audit.throttle import Complaints
 from fwdaemon.core.state import Owner, Waiting
 from fwdaemon.core.types import Origin
+from tests.unit import saying
 
 ORIGIN = Origin(Path("portfwd.toml"), 1)
-NO_ADDRESS = Waiting(Owner("web1"), "no address yet", ORIGIN)
-STOPPED = Waiting(Owner("web1"), "the domain is not running", ORIGIN, stopped=True)
+NO_ADDRESS = Waiting(Owner("web1"), saying.NO_ADDRESS, ORIGIN)
+STOPPED = Waiting(Owner("web1"), saying.STOPPED, ORIGIN, stopped=True)
 
 
 def test_what_waits_is_said_once_and_again_when_it_comes_back() -> None:

@@ -156,7 +156,7 @@ def test_a_failed_look_is_told_until_one_goes_well() -> None:
 def test_what_was_restored_is_told_by_cause_the_newest_first_and_only_the_last() -> None:
     async def play(there: Bench) -> None:
         lost = [Change("restored", opening, Cause((NFT,))) for opening in (WEB, GAME)]
-        there.records.looked(report(*lost, Change("added", NAT, because("it started"))), 0.1)
+        there.records.looked(report(*lost, Change("added", NAT, because("started"))), 0.1)
         gate = GateChange(Gate("ip", "filter", "FORWARD"), restored=True, fault="another rule was ahead of it")
         there.records.looked(report(gates=(gate,)), 0.1)
         restored = (await there.call("Status"))["restored"]
@@ -283,10 +283,10 @@ def test_who_watches_hears_of_changes_at_once_and_of_nothing_else() -> None:
         heard: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
         watching = there.watching(heard)
         assert await heard.get() == {"changes": [], "missed": 0}
-        there.records.looked(report(Change("added", WEB, because("it started"))), 0.1)
+        there.records.looked(report(Change("added", WEB, because("started"))), 0.1)
         (change,) = (await heard.get())["changes"]
         assert (change["action"], change["owner"], change["listens"]) == ("added", "web1", "tcp *:80")
-        assert (change["leads_to"], change["cause"]) == ("192.168.122.10:80", "it started")
+        assert (change["leads_to"], change["cause"]) == ("192.168.122.10:80", "domain lab1 started")
         revision = there.feed.revision
         for _ in range(3):
             there.records.looked(report(), 0.1)

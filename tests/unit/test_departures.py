@@ -7,6 +7,7 @@ from fwdaemon.core.inventory import Move
 from fwdaemon.core.state import Desired, Opening, Owner, Waiting
 from fwdaemon.core.types import Origin
 from tests.unit.forwards import forward
+from tests.unit.saying import HANDED_OVER
 
 WEB = forward("tcp *:80", "192.168.122.50:80")
 OTHER = forward("tcp *:81", "192.168.122.51:80", domain="other")
@@ -14,7 +15,7 @@ NOTHING: frozenset[Opening] = frozenset()
 
 
 def without_web(move: Move | None, *live: Opening) -> Desired:
-    waiting = Waiting(Owner("web1"), "it runs elsewhere", Origin(Path("portfwd.toml"), 1), stopped=True, move=move)
+    waiting = Waiting(Owner("web1"), HANDED_OVER, Origin(Path("portfwd.toml"), 1), stopped=True, move=move)
     return Desired(forwards=frozenset(item for item in live if item == OTHER), waiting=(waiting,))
 
 

@@ -14,15 +14,15 @@ import libvirt
 import pytest
 
 from fwdaemon import events
+from fwdaemon.audit import causes
 from fwdaemon.config import parse
 from fwdaemon.config.model import Config, DaemonSettings
-from fwdaemon.core.inventory import Inventory, LibvirtObservation, Neighbour
+from fwdaemon.core.inventory import Inventory, LibvirtObservation, Neighbour, Usurped
 from fwdaemon.core.report import LookAgain
 from fwdaemon.errors import LibvirtUnavailableError
 from fwdaemon.events import InventoryKeeper, take_inventory
 from fwdaemon.hypervisor import link
 from fwdaemon.hypervisor.connection import EventLoop, LibvirtConnection, network_uri
-from fwdaemon.resolve.neighbours import Usurped
 from fwdaemon.resolve.placement import desired_state
 from tests.unit.saying import said
 
@@ -133,7 +133,7 @@ def test_close_at_once_leaves_nothing(tmp_path: Path) -> None:
 
 def test_what_was_put_back_is_looked_at_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The kernel may not tell when it is taken at the same moment once more."""
-    found = Usurped(Neighbour("virbr9", "52:54:00:00:00:01", ip_address("192.168.122.9")), "it was taken")
+    found = Usurped(Neighbour("virbr9", "52:54:00:00:00:01", ip_address("192.168.122.9")), "web1", None)
     monkeypatch.setattr(events, "changed_hands", lambda *_: True)
     monkeypatch.setattr(events, "usurped", lambda *_: (found,))
     monkeypatch.setattr(events, "_VERIFY_S", 0.01)
@@ -418,8 +418,8 @@ def test_the_first_uri_has_the_name(tmp_path: Path, named: str, first: int, reas
     config = parse({tmp_path / "portfwd.toml": f"[daemon]\nlibvirt = {uris}\n{text}"})
     desired = desired_state(config, asyncio.run(take_inventory(uris)))
     assert [forward.domain for forward in desired.forwards] == ([] if reason else ["web"])
-    assert [waiting.reason for waiting in desired.waiting] == reason
-    (remark,) = desired.remarks
+    assert [causes.why(waiting.reason) for waiting in desired.waiting] == reason
+    (remark,) = map(causes.remark, desired.remarks)
     assert f" {named} " in f"{remark} ".replace(":", " ")
     assert uris[1] in remark
 

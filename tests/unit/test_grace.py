@@ -6,15 +6,16 @@ from fwdaemon.core.report import Reason, ReasonKind
 from fwdaemon.core.state import Desired, Owner, Waiting
 from fwdaemon.core.types import Origin
 from fwdaemon.resolve.snapshot import Grace, Stop
+from tests.unit import saying
 from tests.unit.forwards import forward
 
 WEB = forward("tcp *:80", "192.168.122.50:80")
 LINK = Reason(ReasonKind.LEASES, "virbr0")
 STOP = Reason(ReasonKind.DOMAIN, "web1", "stopped")
 ORIGIN = Origin(Path("portfwd.toml"), 1)
-STOPPED = Desired(waiting=(Waiting(Owner("web1"), "the domain is not running", ORIGIN, stopped=True),))
-HANDED_OVER = Desired(waiting=(Waiting(Owner("web1"), "it was migrated away", ORIGIN, stopped=True, move=Move.AWAY),))
-UNPLUGGED = Desired(waiting=(Waiting(Owner("web1"), "no address yet", ORIGIN),))
+STOPPED = Desired(waiting=(Waiting(Owner("web1"), saying.STOPPED, ORIGIN, stopped=True),))
+HANDED_OVER = Desired(waiting=(Waiting(Owner("web1"), saying.HANDED_OVER, ORIGIN, stopped=True, move=Move.AWAY),))
+UNPLUGGED = Desired(waiting=(Waiting(Owner("web1"), saying.NO_ADDRESS, ORIGIN),))
 
 
 def test_a_forward_outlives_its_domain_by_the_grace() -> None:

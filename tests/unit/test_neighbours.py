@@ -3,6 +3,7 @@
 from ipaddress import ip_address
 from uuid import UUID
 
+from fwdaemon.audit.causes import remark
 from fwdaemon.core.inventory import AddressSource, Domain, GuestInterface, Inventory, LearnedAddress, Neighbour
 from fwdaemon.resolve.addresses import ConfiguredAddress
 from fwdaemon.resolve.neighbours import changed_hands, in_doubt, remembered, usurped
@@ -65,9 +66,9 @@ def test_a_leased_address_that_another_guest_answers_for_is_usurped() -> None:
     inventory = Inventory((web, domain("thief", OTHER_MAC, ("192.168.122.9", AddressSource.NEIGHBOUR))))
     (found,) = usurped(inventory, [OWN], [STOLEN])
     assert found.rightful == OWN
-    assert found.story.startswith("domain thief answered for 192.168.122.9, which is the address of domain web: ")
+    assert remark(found).startswith("domain thief answered for 192.168.122.9, which is the address of domain web: ")
     (found,) = usurped(inventory, [OWN], [neighbour("192.168.122.9", STRANGER)])
-    assert found.story.startswith("a machine on bridge virbr0 answered for 192.168.122.9")
+    assert remark(found).startswith("a machine on bridge virbr0 answered for 192.168.122.9")
     assert usurped(inventory, [OWN], [OWN]) == ()
     # The guest was not seen there before, or shows another address since.
     assert usurped(inventory, [], [STOLEN]) == ()
@@ -96,7 +97,7 @@ def test_a_configured_address_that_somebody_else_answers_for_is_usurped() -> Non
     inventory = Inventory((web, thief))
     (found,) = usurped(inventory, [OWN], [STOLEN], [configured(web)])
     assert found.rightful == OWN
-    assert found.story.startswith("domain thief answered for 192.168.122.9, which is the address of domain web: ")
+    assert remark(found).startswith("domain thief answered for 192.168.122.9, which is the address of domain web: ")
     assert usurped(inventory, [OWN], [OWN], [configured(web)]) == ()
     assert usurped(inventory, [OWN], [neighbour("192.168.122.9", OTHER_MAC, "virbr1")], [configured(web)]) == ()
     # Its guest may answer with another MAC address: as a router that others stand in for, or for a guest of its own.
@@ -134,4 +135,4 @@ def test_only_what_is_seen_elsewhere_changed_hands() -> None:
 def test_a_hostile_name_stays_one_line() -> None:
     web = domain("a\nb", MAC, ("192.168.122.9", AddressSource.LEASE))
     (found,) = usurped(Inventory((web,)), [OWN], [STOLEN])
-    assert found.story.isprintable()
+    assert remark(found).isprintable()

@@ -7,6 +7,7 @@ from uuid import UUID
 import pytest
 
 from fwdaemon import config as configuration
+from fwdaemon.audit import causes
 from fwdaemon.core.inventory import (
     AddressSource,
     Domain,
@@ -64,7 +65,7 @@ def lines(desired: Desired) -> list[str]:
 
 
 def reasons(desired: Desired) -> list[str]:
-    return [waiting.reason for waiting in desired.waiting]
+    return [causes.why(waiting.reason) for waiting in desired.waiting]
 
 
 @pytest.mark.parametrize(
@@ -215,12 +216,12 @@ def test_a_second_interface_closes_nothing_and_is_told() -> None:
     before = placement.desired
     after = placement.move(host(web(FIRST, SECOND)))
     assert lines(after) == lines(before) == ["tcp *:80 -> 192.168.122.50:80"]
-    (advice,) = after.advice
+    (advice,) = map(causes.remark, after.remarks)
     assert advice.startswith("domain web has 2 interfaces (52:54:00:00:00:01 on network default, ")
     assert advice.endswith(": write network = … or mac = …; until then it leads to 52:54:00:00:00:01 (portfwd.toml:1)")
     # A configuration that is loaded again knows too where the entry led.
     assert lines(Placement(config, host(web(FIRST, SECOND)), placement.chosen).desired) == lines(before)
-    assert not placement.move(host(web(FIRST))).advice
+    assert not placement.move(host(web(FIRST))).remarks
 
 
 def test_it_goes_with_the_only_interface_and_waits_when_the_domain_starts_with_two() -> None:

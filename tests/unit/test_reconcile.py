@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 
 from fwdaemon.audit.throttle import LINES, WINDOW_S
-from fwdaemon.core.inventory import Move
+from fwdaemon.core.inventory import Hindrance, HindranceKind, Move, Place
 from fwdaemon.core.report import Actor, ActorKind, Cause, GateChange, Outcome, Reason, ReasonKind, Report, Setting
-from fwdaemon.core.state import Desired, Owner, Proxied, Waiting
+from fwdaemon.core.state import Desired, Owner, Proxied, Unchosen, Waiting
 from fwdaemon.core.types import Family, Gate, Origin
 from fwdaemon.errors import KernelError
 from fwdaemon.reconcile import Occasion, Reconciler
+from tests.unit import saying
 from tests.unit.backend_behaviour import FLOW, MAIL, ROUTED, SIX, STATE, WEB
 from tests.unit.forwards import address, forward, nat
 from tests.unit.memory_backend import name_of
@@ -81,7 +82,7 @@ def stopped(domain: str = "web1", *, move: Move | None = None) -> Desired:
     """Give the state in which a domain does not run here."""
     gone = (item for item in STATE.openings if item.owner == Owner(domain))
     return replace(
-        without(STATE, *gone), waiting=(Waiting(Owner(domain), "it does not run", ORIGIN, stopped=True, move=move),)
+        without(STATE, *gone), waiting=(Waiting(Owner(domain), saying.STOPPED, ORIGIN, stopped=True, move=move),)
     )
 
 
@@ -163,7 +164,7 @@ def test_the_address_of_a_guest_that_runs_is_given_to_nobody_else(bench: Bench) 
 def test_a_new_configuration_holds_nothing_back_and_everything_that_waits_is_told(bench: Bench) -> None:
     bench.reconcile(STATE)
     told = bench.reconcile(stopped(), look(reloaded=True))
-    assert "waiting web1: it does not run (portfwd.toml:1)" in told
+    assert "waiting web1: the domain is not running (portfwd.toml:1)" in told
     assert name_of(WEB) not in bench.written
     assert bench.reconcile(stopped()) == []
 
@@ -189,12 +190,17 @@ def test_faults_of_all_are_reported_and_told_once_they_last(bench: Bench) -> Non
     bench.reconcile(STATE)
     bench.host.outcome = Outcome(faults=("the host cannot",))
     bench.others.found = ("a clash",)
-    state = replace(STATE, remarks=("a remark",), advice=("advice",))
+    several = Hindrance(HindranceKind.SEVERAL_INTERFACES, places=(Place("mac1", "default"), Place("mac2", "default")))
+    state = replace(STATE, remarks=(Unchosen("web1", "mac1", several, ORIGIN),))
+    advice = (
+        "domain web1 has 2 interfaces (mac1 on network default, mac2 on network default): write mac = …; until then it"
+        " leads to mac1 (portfwd.toml:1)"
+    )
     assert bench.reconcile(state) == []
     bench.now = bench.reconciler.look_again_at or 0.0
-    assert bench.reconcile(state) == ["the host cannot", "a remark", "a clash", "advice"]
+    assert bench.reconcile(state) == ["the host cannot", advice, "a clash"]
     assert bench.reconcile(state) == []
-    assert bench.reported().outcome.faults == ("the host cannot", "a remark", "a clash", "advice")
+    assert bench.reported().outcome.faults == ("the host cannot", advice, "a clash")
 
 
 def test_what_flaps_is_counted_and_told_when_that_is_over(bench: Bench) -> None:

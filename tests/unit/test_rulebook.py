@@ -29,6 +29,7 @@ from fwdaemon.nftables.ruleset import places_of, tables
 from fwdaemon.resolve.placement import Placement, desired_state
 from fwdaemon.resolve.segments import Slot, SlotIndex, slots
 from tests.unit.forwards import forward, some_forwards, some_states
+from tests.unit.saying import STOPPED
 
 ORIGIN = Origin(Path("portfwd.toml"), 1)
 NAMES = ("web", "mail", "00000000-0000-0000-0000-000000000001")
@@ -129,7 +130,7 @@ def test_a_state_that_changes_no_table_gives_the_very_same_one() -> None:
     book = Rulebook()
     first = Desired(frozenset({forward("tcp *:80", "192.168.122.50:80")}))
     before = book.tables(first)[Family.IPV4]
-    assert book.tables(replace(first, waiting=(Waiting(Owner("mail"), "it sleeps", ORIGIN),)))[Family.IPV4] is before
+    assert book.tables(replace(first, waiting=(Waiting(Owner("mail"), STOPPED, ORIGIN),)))[Family.IPV4] is before
     mended = book.tables(replace(first, guest_subnets=frozenset({ip_network("192.168.122.0/24")})))[Family.IPV4]
     assert mended is not before
     assert mended.step_from(before) is not None
@@ -234,8 +235,9 @@ def told(desired: Desired) -> tuple[Desired, Collection[object]]:
 def test_what_is_placed_again_is_what_would_be_placed_anew(config: Config, inventories: list[Inventory]) -> None:
     placement = Placement(config, inventories[0])
     for inventory in inventories:
+        chosen = dict(placement.chosen)
         desired = placement.move(inventory)
-        assert told(desired) == told(desired_state(config, inventory))
+        assert told(desired) == told(desired_state(config, inventory, chosen))
         # A copy finds out by itself what the state was told of its openings.
         for told_so in (desired, desired.keeping(frozenset({Family.IPV6}))):
             found = replace(told_so)

@@ -1,5 +1,7 @@
 """Facts are data, and sentences are for people: no code takes one apart, or compares anything with its words.
 
+They are made at the edges; the middle gives what they are about.
+
 Texts of other programs have to be read. Who does so is listed with whose text it is, so that each new reader is a
 decision.
 """
@@ -25,6 +27,12 @@ READERS: Final = {
     "nftables/readback.py": "nft list table",
     "rulesets/nft_listing.py": "nft --json",
     "rulesets/xt_tables.py": "remarks of iptables-save",
+}
+MIDDLE: Final = sorted(file for room in ("core", "resolve") for file in (PROGRAM / room).rglob("*.py"))
+SAYING: Final = {
+    "core/inventory.py": "who told an address, in a word or two",
+    "core/state.py": "what a 1:1 address is, as the rows of the status and the audit have it",
+    "core/text.py": "what is wrong with a value of the configuration",
 }
 _READS: Final = frozenset(
     {"startswith", "endswith", "removeprefix", "removesuffix", "replace", "find", "rfind", "index", "count"}
@@ -73,6 +81,22 @@ def read(file: Path) -> Iterator[tuple[int, str]]:
             case _:
                 continue
         yield from ((sides[0].lineno, text) for side in sides for text in texts(side, file) if _WORDS.search(text))
+
+
+def said(file: Path) -> Iterator[tuple[int, str]]:
+    """Give the words in all that is no docstring, each with its line."""
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef)
+    bodies = [item.body for item in ast.walk(tree(file)) if isinstance(item, documented)]
+    comments = {statement.value for body in bodies for statement in body if isinstance(statement, ast.Expr)}
+    for item in ast.walk(tree(file)):
+        if isinstance(item, ast.Constant) and isinstance(item.value, str) and item not in comments:
+            yield from [(item.lineno, item.value)] if _WORDS.search(item.value) else []
+
+
+@pytest.mark.parametrize("file", MIDDLE, ids=lambda file: str(file.relative_to(PROGRAM)))
+def test_the_middle_makes_no_sentences(file: Path) -> None:
+    found = list(said(file))
+    assert bool(found) == (str(file.relative_to(PROGRAM)) in SAYING), found
 
 
 @pytest.mark.parametrize("file", sorted(PROGRAM.rglob("*.py")), ids=lambda file: str(file.relative_to(PROGRAM)))

@@ -4,12 +4,13 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from ipaddress import ip_address
 
-from fwdaemon.core.inventory import Move
+from fwdaemon.core.inventory import Hindrance, HindranceKind, Move, Place
 from fwdaemon.core.state import Desired, Owner, Waiting
 from fwdaemon.core.types import Family
 from fwdaemon.status.model import Row, State, Usage, counts
-from fwdaemon.status.rows import NO_ANSWER, Facts, Readings, rows
+from fwdaemon.status.rows import Facts, Readings, rows
 from tests.unit.forwards import forward, nat, route
+from tests.unit.saying import HANDED_OVER, NO_ADDRESS, STOPPED
 from tests.unit.statuses import LIVE, NAT, ROUTE, WEB, WEB6, origin, read, waiting
 
 NOTHING = Readings()
@@ -32,7 +33,7 @@ def test_what_is_live_is_active() -> None:
 
 def test_everything_waits_for_libvirt_before_its_first_answer() -> None:
     found = rows(Facts(read()), NOTHING)
-    assert {row.reason for row in found} == {NO_ANSWER}
+    assert {row.reason for row in found} == {"libvirt has not answered yet"}
     assert {row.state for row in found} == {State.WAITING}
     assert Owner("public", "network") in {row.owner for row in found}
 
@@ -52,11 +53,11 @@ def test_what_waits_has_a_row_for_each_port_and_address() -> None:
 def test_of_an_entry_that_is_live_in_one_family_the_other_waits() -> None:
     config = read('[[forward]]\ndomain = "web1"\nlisten = ["198.51.100.7", "2001:db8::7"]\nports = ["80"]')
     live = replace(forward("tcp 198.51.100.7:80", "192.168.122.10:80"), origin=config.forwards[0].mappings[0].origin)
-    reason = Waiting(Owner("web1"), "no IPv6 address is known", config.forwards[0].origin)
+    reason = Waiting(Owner("web1"), NO_ADDRESS, config.forwards[0].origin)
     state = Desired(waiting=(reason,)).having([live])
     assert shown(rows(Facts(config, state, state), NOTHING)) == [
         ("active", "tcp 198.51.100.7:80", "192.168.122.10:80"),
-        ("waiting", "tcp [2001:db8::7]:80", "no IPv6 address is known"),
+        ("waiting", "tcp [2001:db8::7]:80", "no address yet: no lease, agent or neighbour names one"),
     ]
 
 
@@ -70,18 +71,37 @@ def test_a_domain_that_has_stopped_but_is_held_for_a_moment_is_told_once() -> No
 def test_two_reasons_for_one_entry_are_both_told() -> None:
     config = read('[[forward]]\ndomain = "web1"\nports = ["80"]')
     at = config.forwards[0].origin
-    reasons = tuple(Waiting(Owner("web1"), f"no IPv{family} address is known", at) for family in Family)
+    reasons = tuple(
+        Waiting(Owner("web1"), Hindrance(HindranceKind.NO_SUBNET, family=family, places=(Place(network="lan"),)), at)
+        for family in Family
+    )
     found = rows(Facts(config, Desired(waiting=reasons), Desired()), NOTHING)
-    assert shown(found) == [("waiting", "tcp *:80", "no IPv4 address is known; no IPv6 address is known")]
+    assert shown(found) == [("waiting", "tcp *:80", "network lan has no IPv4 subnet; network lan has no IPv6 subnet")]
+    assert found[0].as_json()["reason_kinds"] == ["no-subnet"]
 
 
 def test_entries_on_one_line_keep_their_own_reasons() -> None:
     config = read('forward = [{domain = "a", ports = ["1"]}, {domain = "b", ports = ["2"]}]')
-    found = (Waiting(Owner("a"), "asleep", origin(1)), Waiting(Owner("b"), "away", origin(1)))
+    found = (Waiting(Owner("a"), STOPPED, origin(1)), Waiting(Owner("b"), HANDED_OVER, origin(1)))
     assert shown(rows(Facts(config, Desired(waiting=found), Desired()), NOTHING)) == [
-        ("waiting", "tcp *:1", "asleep"),
-        ("waiting", "tcp *:2", "away"),
+        ("waiting", "tcp *:1", "the domain is not running"),
+        ("waiting", "tcp *:2", "it was handed over to another host"),
     ]
+
+
+def test_programs_are_told_why_an_entry_waits_by_kind() -> None:
+    config, listed = (
+        read('[[forward]]\ndomain = "a"\nports = ["1"]\nlisten = "198.51.100.77"'),
+        ip_address("198.51.100.77"),
+    )
+    at = config.forwards[0].origin
+    reasons = tuple(Waiting(Owner("a"), hindrance, at) for hindrance in (STOPPED, NO_ADDRESS))
+    (row,) = rows(Facts(config, Desired(waiting=reasons), Desired()), NOTHING)
+    assert row.as_json()["reason_kinds"] == ["domain-not-running", "no-address"]
+    state = Desired().having([forward("tcp 198.51.100.77:1", "192.168.122.10:1", domain="a")])
+    for elsewhere, kinds in ({}, []), ({listed: "02:00:00:00:00:77"}, ["held-elsewhere"]):
+        (row,) = rows(Facts(config, state, state), Readings(elsewhere=elsewhere))
+        assert row.as_json()["reason_kinds"] == kinds
 
 
 def test_what_the_kernel_did_not_take_is_refused_and_the_rest_goes_on() -> None:
@@ -133,8 +153,8 @@ def test_a_guest_that_was_handed_over_is_at_the_machine_that_has_its_address() -
     config = read('[[nat]]\ndomain = "mail"\npublic = "198.51.100.9"\n[[forward]]\ndomain = "mail"\nports = ["25"]\n')
     public, at = ip_address("198.51.100.9"), [config.nats[0].origin, config.forwards[0].origin]
     left = "it was handed over to another host"
-    gone = tuple(Waiting(Owner("mail"), left, origin, move=Move.GONE, public=public) for origin in at[:1])
-    wanted = Desired(waiting=(*gone, Waiting(Owner("mail"), left, at[1], move=Move.GONE)))
+    gone = tuple(Waiting(Owner("mail"), HANDED_OVER, origin, move=Move.GONE, public=public) for origin in at[:1])
+    wanted = Desired(waiting=(*gone, Waiting(Owner("mail"), HANDED_OVER, at[1], move=Move.GONE)))
     assert wanted.handed_over == {public}
     assert [row.reason for row in rows(Facts(config, wanted), NOTHING)] == [left, left]
     found = rows(Facts(config, wanted), Readings(elsewhere={public: "02:00:00:00:00:77"}))

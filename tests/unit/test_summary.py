@@ -12,10 +12,11 @@ from fwdaemon.errors import Problem
 from fwdaemon.status.model import Configuration, Header, Look, RefusedReload, Rules
 from fwdaemon.status.rows import summary
 from tests.unit.forwards import forward, nat, route
+from tests.unit.saying import STOPPED
 
 NOW = datetime(2026, 3, 1, 8, 0, tzinfo=UTC)
 FILE = Path("/etc/portfwd.toml")
-WAITS = Waiting(Owner("db"), "it is not running", Origin(FILE, 3))
+WAITS = Waiting(Owner("db"), STOPPED, Origin(FILE, 3))
 HEADER = Header("1.0", Configuration(FILE, NOW), rules=Rules("nftables", "libvirt's are there"))
 THREE = Desired(forwards=frozenset(forward(f"tcp *:{port}", f"192.168.122.10:{port}") for port in (80, 443, 444)))
 MIXED = Desired(
