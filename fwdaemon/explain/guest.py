@@ -1,12 +1,12 @@
 """The steps that libvirt is asked about: the domain, its address and who told it, where it is plugged in. Pure."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from uuid import UUID
 
 from fwdaemon.audit.causes import why
 from fwdaemon.config.model import Config, ForwardEntry, NatEntry, RouteEntry
-from fwdaemon.core.inventory import Attachment, Domain, GuestInterface, Hindrance, Inventory, Network
+from fwdaemon.core.inventory import Domain, GuestInterface, Hindrance, HindranceKind, Inventory, Network
 from fwdaemon.core.text import shown
 from fwdaemon.core.types import Address, Family
 from fwdaemon.explain import remedies
@@ -85,13 +85,13 @@ class GuestWalk:
     def _refused(self, entry: GuestEntry, domain: Domain, hindrance: Hindrance) -> Step:
         """Say why no address is believed, and what would change that."""
         text = f"{shown(domain.name)}: {why(hindrance)}"
+        match hindrance.kind:
+            case HindranceKind.NETWORK_NOT_ACTIVE:
+                network = self._networks[hindrance.names[0]]
+                return self._inactive(network, _plugs(domain, network))
+            case HindranceKind.USER_MODE | HindranceKind.MACVTAP:
+                return self._unreachable(domain, hindrance, text)
         interface = self._meant(entry, domain)
-        network = self._networks.get(interface.network or "") if interface is not None else None
-        if network is not None and not network.active:
-            plugs = [(interface.device, network.bridge)] if interface and interface.device and network.bridge else []
-            return self._inactive(network, plugs)
-        if interface is not None and interface.attachment is not Attachment.PORT:
-            return self._unreachable(domain, interface, text)
         if entry.address is not None:
             return self._configured_wrong(entry, interface, entry.address, text)
         if interface is None:
@@ -101,10 +101,10 @@ class GuestWalk:
             return wrong("guest", text, Cause.ADDRESS_REFUSED, remedy)
         return self._silent(entry, interface, text)
 
-    def _unreachable(self, domain: Domain, interface: GuestInterface, text: str) -> Step:
+    def _unreachable(self, domain: Domain, hindrance: Hindrance, text: str) -> Step:
         name = next((item.name for item in self._inventory.networks if item.active and item.subnets), None)
         remedy = remedies.give_interface(domain, self._home(domain), name)
-        if interface.attachment is Attachment.MACVTAP:
+        if hindrance.kind is HindranceKind.MACVTAP:
             remedy = f"Connect to the guest's own address, as it is a machine of that network itself; or {remedy}"
         return wrong("guest", text, Cause.NOT_REACHED, f"{remedy[0].upper()}{remedy[1:]}")
 
@@ -141,7 +141,7 @@ class GuestWalk:
         ]
         return named[0] if len(named) == 1 else None
 
-    def _inactive(self, network: Network, plugs: list[tuple[str, str]] | tuple[()]) -> Step:
+    def _inactive(self, network: Network, plugs: Sequence[tuple[str, str]]) -> Step:
         uri = self._config.daemon.libvirt[0]
         text = f"network {shown(network.name)} is not active"
         return wrong("network", text, Cause.NETWORK_NOT_ACTIVE, remedies.start_network(network.name, uri, plugs))
@@ -164,6 +164,12 @@ class GuestWalk:
 
     def _home(self, domain: Domain) -> str:
         return self._homes.get(domain.uuid, self._config.daemon.libvirt[0])
+
+
+def _plugs(domain: Domain, network: Network) -> list[tuple[str, str]]:
+    """Give what of the domain was plugged into the network's bridge, with that bridge."""
+    devices = (item.device for item in domain.interfaces if item.network == network.name)
+    return [(device, network.bridge) for device in devices if device and network.bridge]
 
 
 def _how_learned(entry: ForwardEntry | NatEntry, guest: Guest) -> str:

@@ -6,7 +6,7 @@ from uuid import UUID
 
 import pytest
 
-from fwdaemon.core.inventory import AddressSource, Domain, LearnedAddress
+from fwdaemon.core.inventory import AddressSource, Attachment, Domain, GuestInterface, LearnedAddress
 from fwdaemon.explain.facts import GuestAnswer, RouteAnswer
 from fwdaemon.explain.guest import Libvirt
 from fwdaemon.explain.report import Cause, Standing
@@ -141,6 +141,23 @@ def test_a_network_that_is_not_active_and_the_guest_to_be_plugged_in_again() -> 
     assert cause(report) is Cause.NETWORK_NOT_ACTIVE
     commands = ["virsh -c qemu:///system net-start default", "ip link set vnet0 master virbr0"]
     assert re.findall("`(.*?)`", report.sentence) == commands
+
+
+def test_of_two_interfaces_the_one_on_the_network_that_is_not_active_is_plugged_in_again() -> None:
+    beside = GuestInterface("52:54:00:00:00:99", None, None, "macvtap0", (), Attachment.MACVTAP, "eth0")
+    guest = replace(WEB, interfaces=(*WEB.interfaces, beside))
+    report = told(said=libvirt(guest, networks=[replace(NETWORK, active=False)]))
+    assert cause(report) is Cause.NETWORK_NOT_ACTIVE
+    commands = ["virsh -c qemu:///system net-start default", "ip link set vnet0 master virbr0"]
+    assert report.commands == commands
+
+
+def test_a_guest_with_nothing_but_macvtap_is_given_another_interface() -> None:
+    beside = GuestInterface("52:54:00:00:00:99", None, None, "macvtap0", (), Attachment.MACVTAP, "eth0")
+    guest = replace(WEB, interfaces=(beside, replace(beside, mac="52:54:00:00:00:98", device="macvtap1")))
+    report = told(said=libvirt(guest))
+    assert cause(report) is Cause.NOT_REACHED
+    assert report.sentence.startswith("Connect to the guest's own address")
 
 
 def test_what_the_daemon_learned_from_elsewhere_counts() -> None:

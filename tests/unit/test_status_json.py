@@ -45,6 +45,7 @@ def test_one_opening_in_full() -> None:
         "owner_kind": "domain",
         "state": "active",
         "reason": None,
+        "reason_kinds": [],
         "listens": "tcp *:80",
         "leads_to": "192.168.122.10:80",
         "kind": "forward",
