@@ -257,12 +257,12 @@ class Daemon:
         )
         return self._reconciler.reconcile(self._placer.place(self._config, inventory), occasion)
 
-    def _overheard(self) -> tuple[Actor, ...]:
-        """Ask the loop, from the worker, who changed rules since the look began: the kernel may have told by now."""
+    def _overheard(self) -> tuple[tuple[Actor, ...], tuple[Reason, ...]]:
+        """Ask the loop, from the worker, what was heard since the look began: kernel and libvirt may tell by now."""
         try:
             return asyncio.run_coroutine_threadsafe(self._hearing.listen(), self._loop).result(_PATIENCE)
         except TimeoutError:
-            return ()
+            return (), ()
 
     def _settle(self, began: float, *, changed: bool) -> None:
         self._pulse.soon()

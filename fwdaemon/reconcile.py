@@ -94,8 +94,8 @@ class Seams:
 class Occasion:
     """Why we look again, and what is known besides the desired state.
 
-    `reasons` are for openings that come and go, `actors` are for those found missing; `overheard` asks once more who
-    that was, where the look began before it was heard. `now` is a monotonic time in seconds. `local` are the host's own
+    `reasons` are for openings that come and go, `actors` are for those found missing; `overheard` asks once more for
+    both, where the look began before they were heard. `now` is a monotonic time in seconds. `local` are the host's own
     addresses, `taken` those of running guests, `uplinks` those that are configured, if any. `ip_forward` allows to turn
     on forwarding, `reloaded` says that the configuration is new, `thorough` asks for a comparison even of what seems
     unchanged.
@@ -110,7 +110,7 @@ class Occasion:
     ip_forward: bool = True
     reloaded: bool = False
     thorough: bool = False
-    overheard: Callable[[], tuple[Actor, ...]] = field(default=tuple)
+    overheard: Callable[[], tuple[tuple[Actor, ...], tuple[Reason, ...]]] = field(default=lambda: ((), ()))
 
 
 class Reconciler:
@@ -153,7 +153,7 @@ class Reconciler:
         remarks = map(causes.remark, desired.remarks)
         outcome = joined(outcome, Outcome(faults=(*remarks, *self._clashing(extended, occasion))))
         if not occasion.actors and (outcome.damaged or any(g.restored for g in outcome.gates)):
-            occasion = replace(occasion, actors=occasion.overheard())
+            occasion = replace(occasion, actors=occasion.overheard()[0])
         report = self._reported(desired, extended, outcome, occasion)
         self._end_connections(before, report, occasion)
         self._uplinks = occasion.uplinks
@@ -220,6 +220,10 @@ class Reconciler:
 
     def _reported(self, placed: Desired, applied: Desired, outcome: Outcome, occasion: Occasion) -> Report:
         known = Known(occasion.reasons, occasion.actors, self._grace.reasons)
+        if self.report is not None and self.report.desired.openings - applied.openings:
+            # That an emulator died is seen before libvirt has told why.
+            later = occasion.overheard()[1]
+            known = replace(known, of_removal=lambda item, reasons: self._grace.reasons(item, reasons + later))
         return Report(
             applied,
             outcome,

@@ -121,12 +121,12 @@ class Hearing:
         """Who changed rules since the last look, as far as was heard."""
         return tuple(self._actors)
 
-    async def listen(self) -> tuple[Actor, ...]:
-        """Give who changed rules since the last look, with what is there to be read now."""
+    async def listen(self) -> tuple[tuple[Actor, ...], tuple[Reason, ...]]:
+        """Give who changed rules since the last look, and what was heard since the last inventory, up to now."""
         # It is read in one turn of the loop; the next comes after that.
         for _ in range(2):
             await asyncio.sleep(0)
-        return self.actors
+        return self.actors, tuple(self._unsettled)
 
     def take(self) -> Heard:
         """Give what has been heard for the look that begins now, and forget it."""

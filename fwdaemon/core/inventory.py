@@ -101,6 +101,7 @@ class Move(Enum):
 class Domain:
     """A domain libvirt knows. `running` says that its CPUs run on this host, and includes paused.
 
+    `returning` says of one that was running that it may be rebooting, as far as libvirt tells how it ended.
     The interfaces of others are not looked at, but for those that are on the `move`.
     `rank` counts the URIs ahead of the one that knows it, in the order of the configuration.
     """
@@ -110,6 +111,7 @@ class Domain:
     running: bool
     interfaces: tuple[GuestInterface, ...] = ()
     move: Move | None = None
+    returning: bool = False
     rank: int = 0
 
 

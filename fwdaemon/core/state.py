@@ -166,8 +166,8 @@ Opening: TypeAlias = Forward | Nat | Route
 class Waiting:
     """An entry, or one family of it, that has no live opening, with the reason.
 
-    `stopped` says that the reason is the domain not running, `move` that it is migrating, or has. `public` is that
-    of a 1:1 entry.
+    `stopped` says that the reason is the domain not running, `move` that it is migrating, or has, `returning` that it
+    may be rebooting. `public` is that of a 1:1 entry.
     """
 
     owner: Owner
@@ -176,6 +176,7 @@ class Waiting:
     stopped: bool = False
     move: Move | None = None
     public: Address | None = None
+    returning: bool = field(default=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -327,6 +328,11 @@ class Desired:
     def stopped(self) -> frozenset[Owner]:
         """Those who have no opening because they run nowhere."""
         return frozenset(entry.owner for entry in self.waiting if entry.stopped and entry.move is None)
+
+    @cached_property
+    def returning(self) -> frozenset[Owner]:
+        """Those of them that may be rebooting."""
+        return frozenset(entry.owner for entry in self.waiting if entry.returning and entry.move is None)
 
     @cached_property
     def moved(self) -> Mapping[Owner, Move]:

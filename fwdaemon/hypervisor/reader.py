@@ -11,6 +11,7 @@ said the last time stands in: one broken guest must not blind us to the others.
 import logging
 from collections.abc import Callable, Mapping
 from collections.abc import Set as AbstractSet
+from dataclasses import replace
 from queue import SimpleQueue
 from typing import Any, Final, TypeVar
 from uuid import UUID
@@ -61,6 +62,7 @@ _log = logging.getLogger(__name__)
 
 _PAUSED_OR_CRASHED: Final = libvirt.VIR_CONNECT_LIST_DOMAINS_PAUSED | libvirt.VIR_CONNECT_LIST_DOMAINS_OTHER
 _MOST_DEPARTED: Final = 1000
+_SHUT_OFF: Final = (Standing.DOWN, Standing.ENDED, Standing.GONE)
 
 T = TypeVar("T")
 Key = tuple[str, str]
@@ -134,10 +136,12 @@ class Reader:
             self._asked[key] = self._answers.get(key)
             return known
         if instance < 0:
-            return ObservedDomain(Domain(name, UUID(uuid), running=False, move=self._departure(domain, uuid)))
+            return ObservedDomain(self._ended(domain, uuid, None))
         now = self._standing(domain, uuid) if unusual or uuid in self._received else Standing.HERE
+        if now in _SHUT_OFF:  # it ended after it was listed
+            return ObservedDomain(self._ended(domain, uuid, now))
         if now in (Standing.STARTING, Standing.CRASHED):
-            return ObservedDomain(Domain(name, UUID(uuid), running=False))
+            return ObservedDomain(Domain(name, UUID(uuid), running=False, returning=now is Standing.STARTING))
         devices = self._ask(key, domain, lambda: parse_domain(domain.XMLDesc()))
         if devices is None or now is None:
             return None
@@ -174,22 +178,24 @@ class Reader:
         before = self._before.get(uuid)
         return uuid in self._received and before is not None and before.domain.running
 
-    def _departure(self, domain: libvirt.virDomain, uuid: str) -> Move | None:
-        """Tell whether a domain that does not run was handed over: what it did last, or libvirt, says so."""
+    def _ended(self, domain: libvirt.virDomain, uuid: str, now: Standing | None) -> Domain:
+        """Tell of a domain that does not run whether it was handed over, as what it did last, or libvirt, says.
+
+        Where it was not, it may be rebooting; how it ended is asked once, unless it is known `now`.
+        """
         ran_in_part = self._ran_in_part(uuid)
         self._received.discard(uuid)
-        before = self._before.get(uuid)
+        before, ended = self._before.get(uuid), Domain(domain.name(), UUID(uuid), running=False)
         if before is None:
-            return None
+            return ended
         if before.instance < 0:
-            return before.domain.move
-        has_left = (
-            ran_in_part
-            or uuid in self._handed_over
-            or _has_left(before)
-            or self._standing(domain, uuid) is Standing.GONE
-        )
-        return Move.GONE if has_left else None
+            return replace(ended, move=before.domain.move, returning=before.domain.returning)
+        if ran_in_part or uuid in self._handed_over or _has_left(before):
+            return replace(ended, move=Move.GONE)
+        now = now or self._standing(domain, uuid)
+        # One that runs again by now has rebooted.
+        returning = now not in (None, Standing.ENDED, Standing.GONE)
+        return replace(ended, move=Move.GONE if now is Standing.GONE else None, returning=returning)
 
     def _networks(self, connection: libvirt.virConnect, macs: AbstractSet[str]) -> list[ObservedNetwork]:
         try:

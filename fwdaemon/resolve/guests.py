@@ -30,13 +30,14 @@ _UUID: Final = re.compile(r"(?:urn:uuid:)?\{?[0-9a-f-]{32,}\}?", re.ASCII | re.I
 class Absence:
     """There is no guest, or no network, now; `stopped` says that nothing runs, and not that something is unclear.
 
-    `move` says that it is migrating, or has.
+    `move` says that it is migrating, or has, `returning` that it may be rebooting.
     """
 
     name: str
     reason: Hindrance
     stopped: bool
     move: Move | None = None
+    returning: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,7 +242,7 @@ def _absence(domain: Domain) -> Absence:
             kind = HindranceKind.ARRIVED
         case Move.AWAY | Move.GONE:
             kind = HindranceKind.HANDED_OVER
-    return Absence(domain.name, Hindrance(kind), stopped=True, move=domain.move)
+    return Absence(domain.name, Hindrance(kind), stopped=True, move=domain.move, returning=domain.returning)
 
 
 def as_uuid(spelling: str) -> UUID | None:

@@ -30,10 +30,12 @@ from fwdaemon.core.state import Desired, Opening, Route
 from fwdaemon.core.types import Address, Family
 from fwdaemon.resolve.addresses import SubnetIndex
 
-# A short grace for openings whose domain has just stopped.
+# A short grace for openings whose domain has just stopped and may be rebooting.
 #
 # A reboot can reach us as a stop followed by a start. Taking the openings away in between would end their connections
-# for nothing, so the removal waits for a moment, unless somebody else has the address by then. Pure; the time is given.
+# for nothing, so the removal waits for a moment, unless somebody else has the address by then. A domain that was
+# destroyed, whose emulator died, that libvirt knows no more or that another host has is not rebooting, and gets none:
+# another host may take its public address at once. Pure; the time is given.
 GRACE = 1.0
 
 
@@ -61,7 +63,7 @@ class Grace:
 
         `taken` are the addresses of running guests; `stop` is now, and what was heard.
         """
-        gone = [opening for opening in live - desired.openings if opening.owner in desired.stopped]
+        gone = [opening for opening in live - desired.openings if opening.owner in desired.returning]
         known = self._stops
         self._stops = {opening: known[opening].then(stop) if opening in known else stop for opening in gone}
         held = [

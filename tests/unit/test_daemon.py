@@ -57,7 +57,8 @@ def inventory(*, running: bool = True) -> Inventory:
     """Give what there is: one domain, with a lease where it runs."""
     learned = (LearnedAddress(ip_address("192.168.122.50"), AddressSource.LEASE),) if running else ()
     interface = GuestInterface("52:54:00:00:00:01", "default", "virbr0", "vnet0", learned)
-    domain = Domain("web1", UUID(int=1), running=running, interfaces=(interface,) if running else ())
+    interfaces = (interface,) if running else ()
+    domain = Domain("web1", UUID(int=1), running=running, interfaces=interfaces, returning=not running)
     subnet, gateway = ip_network("192.168.122.0/24"), ip_address("192.168.122.1")
     network = Network("default", active=True, bridge="virbr0", subnets=(subnet,), gateways=(gateway,))
     host = HostAddress(ip_address("198.51.100.1"), PUBLIC, "eth0")

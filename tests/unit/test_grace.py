@@ -1,3 +1,4 @@
+from dataclasses import replace
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -13,7 +14,9 @@ WEB = forward("tcp *:80", "192.168.122.50:80")
 LINK = Reason(ReasonKind.LEASES, "virbr0")
 STOP = Reason(ReasonKind.DOMAIN, "web1", "stopped")
 ORIGIN = Origin(Path("portfwd.toml"), 1)
-STOPPED = Desired(waiting=(Waiting(Owner("web1"), saying.STOPPED, ORIGIN, stopped=True),))
+DOWN = Waiting(Owner("web1"), saying.STOPPED, ORIGIN, stopped=True)
+STOPPED = Desired(waiting=(replace(DOWN, returning=True),))
+ENDED = Desired(waiting=(DOWN,))
 HANDED_OVER = Desired(waiting=(Waiting(Owner("web1"), saying.HANDED_OVER, ORIGIN, stopped=True, move=Move.AWAY),))
 UNPLUGGED = Desired(waiting=(Waiting(Owner("web1"), saying.NO_ADDRESS, ORIGIN),))
 
@@ -42,6 +45,10 @@ def test_no_grace_when_another_guest_has_the_address() -> None:
 
 def test_no_grace_when_the_domain_still_runs() -> None:
     assert Grace(1.0).extend(UNPLUGGED, {WEB}, (), Stop(10.0, ())).forwards == set()
+
+
+def test_no_grace_when_the_domain_ended_as_no_reboot_does() -> None:
+    assert Grace(1.0).extend(ENDED, {WEB}, (), Stop(10.0, ())).forwards == set()
 
 
 def test_no_grace_when_another_host_has_the_domain() -> None:

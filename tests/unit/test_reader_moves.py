@@ -43,6 +43,13 @@ def seen(reader: Reader, connection: libvirt.virConnect) -> tuple[bool, Move | N
     return next(((domain.running, domain.move) for domain in domains if domain.name == "guest"), None)
 
 
+def returns(reader: Reader, connection: libvirt.virConnect) -> bool:
+    """Say whether the guest, which does not run, may be rebooting."""
+    (domain,) = (seen.domain for seen in reader.observe(connection, connection).domains if seen.domain.name == "guest")
+    assert not domain.running
+    return domain.returning
+
+
 def test_a_guest_that_arrives_paused_is_not_here_until_it_runs(
     reader: Reader, connection: libvirt.virConnect, guest: libvirt.virDomain
 ) -> None:
@@ -82,6 +89,51 @@ def test_a_guest_that_is_lost_before_all_of_it_was_here_may_go_on_elsewhere(
     assert seen(reader, connection) == (True, None)
     guest.destroy()
     assert seen(reader, connection) == (False, Move.GONE)
+
+
+def test_a_guest_that_is_lost_between_list_and_question_may_go_on_elsewhere_too(
+    reader: Reader, connection: libvirt.virConnect, guest: libvirt.virDomain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader.doubt(guest.UUIDString(), Move.HERE)
+    monkeypatch.setattr(libvirt.virDomain, "state", lambda _domain: [libvirt.VIR_DOMAIN_RUNNING, 10])
+    assert seen(reader, connection) == (True, None)
+    crashed = [libvirt.VIR_DOMAIN_SHUTOFF, libvirt.VIR_DOMAIN_SHUTOFF_CRASHED]
+    monkeypatch.setattr(libvirt.virDomain, "state", lambda _domain: crashed)
+    reader.doubt(guest.UUIDString())
+    assert seen(reader, connection) == (False, Move.GONE)
+    guest.destroy()
+    assert seen(reader, connection) == (False, Move.GONE)
+
+
+@pytest.mark.parametrize("end", ["shutdown", "destroy", "managedSave"])
+def test_how_a_guest_ended_says_whether_it_may_be_rebooting(
+    reader: Reader, connection: libvirt.virConnect, end: str
+) -> None:
+    guest = connection.defineXML(GUEST)
+    try:
+        assert not returns(reader, connection)  # where it was not seen running, nothing waits for it
+        guest.create()
+        assert seen(reader, connection) == (True, None)
+        getattr(guest, end)()
+        for _ in range(2):
+            reader.doubt(guest.UUIDString())
+            assert returns(reader, connection) is (end == "shutdown")
+    finally:
+        guest.undefineFlags(libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE)
+
+
+def test_a_guest_that_runs_again_when_it_is_asked_how_it_ended_has_rebooted(
+    reader: Reader, connection: libvirt.virConnect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guest = connection.defineXML(GUEST)
+    try:
+        guest.create()
+        assert seen(reader, connection) == (True, None)
+        guest.destroy()
+        monkeypatch.setattr(libvirt.virDomain, "state", lambda _domain: [libvirt.VIR_DOMAIN_RUNNING, 1])
+        assert returns(reader, connection)
+    finally:
+        guest.undefine()
 
 
 def test_a_guest_that_another_host_took_while_paused_is_gone(

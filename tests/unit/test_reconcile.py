@@ -78,12 +78,11 @@ def look(*reasons: Reason, **more: Any) -> Occasion:
     return Occasion(reasons, (), 0.0, **more)
 
 
-def stopped(domain: str = "web1", *, move: Move | None = None) -> Desired:
+def stopped(domain: str = "web1", *, move: Move | None = None, returning: bool = True) -> Desired:
     """Give the state in which a domain does not run here."""
     gone = (item for item in STATE.openings if item.owner == Owner(domain))
-    return replace(
-        without(STATE, *gone), waiting=(Waiting(Owner(domain), saying.STOPPED, ORIGIN, stopped=True, move=move),)
-    )
+    waiting = Waiting(Owner(domain), saying.STOPPED, ORIGIN, stopped=True, move=move, returning=returning)
+    return replace(without(STATE, *gone), waiting=(waiting,))
 
 
 # --- what is told -----------------------------------------------------------------------------------------------------
@@ -137,7 +136,7 @@ def test_a_wipe_is_told_with_who_did_it_as_soon_as_that_is_heard(bench: Bench) -
     state = Desired().having([WEB])
     bench.reconcile(state)
     bench.kernel.wipe()
-    told = bench.reconcile(state, look(overheard=lambda: (NFT,)))
+    told = bench.reconcile(state, look(overheard=lambda: ((NFT,), ())))
     assert told == ["restored web1: tcp *:80 -> 192.168.122.50:8080 (changed by nft, pid 9)"]
     assert bench.reported().actors == (NFT,)
 
@@ -153,6 +152,19 @@ def test_an_opening_outlives_its_domain_for_a_moment_and_the_stop_is_its_cause(b
     told = bench.reconcile(stopped())
     assert "removed web1: tcp *:80 -> 192.168.122.50:8080 (domain web1 stopped)" in told
     assert name_of(WEB) not in bench.written
+
+
+def test_an_opening_goes_at_once_with_a_domain_that_cannot_be_rebooting(bench: Bench) -> None:
+    bench.reconcile(STATE)
+    told = bench.reconcile(stopped(returning=False), look(STOPPED))
+    assert "removed web1: tcp *:80 -> 192.168.122.50:8080 (domain web1 stopped)" in told
+    assert name_of(WEB) not in bench.written
+
+
+def test_why_a_domain_stopped_is_its_cause_even_if_libvirt_tells_it_later(bench: Bench) -> None:
+    bench.reconcile(STATE)
+    told = bench.reconcile(stopped(returning=False), look(overheard=lambda: ((), (STOPPED,))))
+    assert "removed web1: tcp *:80 -> 192.168.122.50:8080 (domain web1 stopped)" in told
 
 
 def test_the_address_of_a_guest_that_runs_is_given_to_nobody_else(bench: Bench) -> None:
@@ -173,7 +185,7 @@ def test_gates_are_told_with_who_moved_them(bench: Bench) -> None:
     bench.kernel.forward_chains = (GATE,)
     assert f"added gate in {GATE}: it is missing (found at a regular comparison)" in bench.reconcile(STATE)
     bench.host.outcome = Outcome(gates=(GateChange(GATE, restored=True, fault="it was not the first"),), changed=True)
-    told = bench.reconcile(STATE, look(overheard=lambda: (NFT,)))
+    told = bench.reconcile(STATE, look(overheard=lambda: ((NFT,), ())))
     assert told == [f"restored gate in {GATE}: it was not the first (changed by nft, pid 9)"]
     bench.host.outcome = Outcome()
     bench.kernel.gates.clear()
