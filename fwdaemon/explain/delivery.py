@@ -180,6 +180,9 @@ def _is_fallback(route: RouteAnswer, subnet: Subnet | None) -> bool:
 #
 # That a guest answers this host says little: the host is on the guest's link, and its clients are not.
 _NAME: Final = "way back"
+_OUT: Final = "ways out"
+_IS_ONE: Final = ("is no uplink", "it leads", "it")
+_UNDER_ANOTHER: Final = "leaves under another address, by libvirt's masquerade, or not at all"
 # Documentation's (RFC 5737) and the discard prefix (RFC 6666): what a guest sends there reaches no machine.
 _NOWHERE: Final[Mapping[Family, Address]] = {Family.IPV4: IPv4Address("192.0.2.1"), Family.IPV6: IPv6Address("100::1")}
 
@@ -301,6 +304,55 @@ class WayBack:
             if own.device == self.device and self.target.address in own.subnet:
                 return own.address
         return None
+
+
+# Where guests that leave under their own addresses do not: on links that are no uplinks. Pure.
+
+
+@dataclass(frozen=True, slots=True)
+class WayOut:
+    """What routed and 1:1 guests open by themselves; `inner` are links that lead to guests, `main` the main file.
+
+    `chosen` says that the configuration names the uplinks: what it leaves out may be left out on purpose.
+    """
+
+    arrival: Arrival
+    world: World
+    uplinks: frozenset[str]
+    inner: frozenset[str]
+    chosen: bool
+    main: str
+
+    def steps(self, held: Iterable[HostAddress]) -> Iterator[Step]:
+        """Tell of links that may lead out and are no uplinks: that of the client, or else all."""
+        found = {own.device: own.subnet for own in held if self._may_lead_out(own)}
+        came_in = self.arrival.came_in
+        if came_in in found:
+            yield self._to_client(came_in, found[came_in])
+        elif found:
+            yield self._anywhere(found)
+
+    def _to_client(self, device: str, subnet: Subnet) -> Step:
+        link = f"{shown(device)} ({subnet})"
+        remedy = remedies.name_uplinks(self.uplinks, [device], self.main)
+        done = f"{remedy}, and {RELOAD}" if remedy else f"rename {link}, as uplinks cannot name it"
+        text = f"{link} is no uplink: what guests open to it {_UNDER_ANOTHER}"
+        return unknown(_OUT, text, f"{done}, or what guests open to {link} {_UNDER_ANOTHER}")
+
+    def _anywhere(self, found: Mapping[str, Subnet]) -> Step:
+        links = " and ".join(f"{shown(device)} ({subnet})" for device, subnet in sorted(found.items()))
+        are, they, them = ("are no uplinks", "they lead", "them") if len(found) > 1 else _IS_ONE
+        text = f"{links} {are}: what guests open to {them} {_UNDER_ANOTHER}"
+        remedy = None if self.chosen else remedies.name_uplinks(self.uplinks, found, self.main)
+        return fine(_OUT, f"{text}; where {they} out, {remedy}" if remedy else text)
+
+    def _may_lead_out(self, own: HostAddress) -> bool:
+        address, device = own.address, own.device
+        if Family.of(address) is not self.arrival.family or address.is_loopback or address.is_link_local:
+            return False
+        if own.subnet.num_addresses == 1 or device in self.uplinks or device in self.inner:
+            return False
+        return not self.world.is_inner(device)
 
 
 def _lies_in(address: Address, subnets: Iterable[Subnet]) -> bool:

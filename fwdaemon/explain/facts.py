@@ -109,6 +109,10 @@ class World(Interface):
         """Whether a device is switched on; `None` where there is none of that name."""
         ...
 
+    def is_inner(self, device: str) -> bool:
+        """Whether a device leads to containers, or nowhere: a veth, a bridge of these or of nothing, a dummy."""
+        ...
+
     def daemon(self) -> int | None:
         """Give the process number of the daemon, if it runs in this network namespace."""
         ...

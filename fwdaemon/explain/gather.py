@@ -6,6 +6,7 @@ import socket
 import time
 from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import cached_property
 from ipaddress import ip_address, ip_network
 from pathlib import Path
@@ -37,10 +38,20 @@ _RTN_LOCAL: Final = 2
 # RTN_BLACKHOLE and its like, linux/rtnetlink.h, as ip-route(8) calls them.
 _DEAD_ENDS: Final = {6: "blackhole", 7: "unreachable", 8: "prohibit"}
 _AF: Final = {Family.IPV4: socket.AF_INET, Family.IPV6: socket.AF_INET6}
+_INNER: Final = frozenset({"veth", "dummy", "ifb"})
 _PATIENCE_S: Final = 2.0
 _INTERVAL_S: Final = 0.05
 _DISCARD: Final = 9  # RFC 863
 _UNREACHABLE: Final = frozenset({errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN})
+
+
+@dataclass(frozen=True, slots=True)
+class _Link:
+    """An interface, of a `kind` as ip-link(8) calls it, and the number of what it is plugged into."""
+
+    index: int
+    kind: str
+    bridge: int | None
 
 
 class Kernel:
@@ -116,6 +127,14 @@ class Kernel:
         flags = _read(_LINKS / device / "flags")
         return None if flags is None else bool(int(flags, 16) & _IFF_UP)
 
+    def is_inner(self, device: str) -> bool:
+        """See `World.is_inner`."""
+        plugged = self._kinds.get(device)
+        if plugged is None or plugged.kind != "bridge":
+            return plugged is not None and plugged.kind in _INNER
+        ports = [link.kind for link in self._kinds.values() if link.bridge == plugged.index]
+        return not ports or "veth" in ports
+
     def daemon(self) -> int | None:
         """See `World.daemon`."""
         return next((int(entry.name) for entry in _PROC.iterdir() if entry.name.isdigit() and _is_daemon(entry)), None)
@@ -154,6 +173,13 @@ class Kernel:
     @cached_property
     def _addresses(self) -> tuple[HostAddress, ...]:
         return observe_host().addresses
+
+    @cached_property
+    def _kinds(self) -> dict[str, "_Link"]:
+        from pyroute2 import IPRoute  # noqa: PLC0415  takes 150 ms to import
+
+        with IPRoute() as rtnetlink:
+            return {str(link.get_attr("IFLA_IFNAME")): _link(link) for link in rtnetlink.get_links()}
 
     @cached_property
     def _chains(self) -> Sequence[BaseChain]:
@@ -200,6 +226,12 @@ class Kernel:
             return xt_listing.base_chains(self._runner.run(program).stdout, system, family)
         except ProcessError:
             return []
+
+
+def _link(message: Any) -> _Link:
+    about = message.get_attr("IFLA_LINKINFO")
+    kind = "" if about is None else str(about.get_attr("IFLA_INFO_KIND"))
+    return _Link(message["index"], kind, message.get_attr("IFLA_MASTER"))
 
 
 def _route_answer(message: Any, names: dict[int, str], to: Address) -> RouteAnswer:

@@ -33,6 +33,13 @@ class Libvirt:
         plugged = {item.bridge for domain in self.inventory.domains for item in domain.interfaces}
         return frozenset(bridge for bridge in networks | plugged if bridge is not None)
 
+    @property
+    def ports(self) -> frozenset[str]:
+        """The host's side of guests' interfaces."""
+        domains = self.inventory.domains if self.inventory is not None else ()
+        devices = (item.device for domain in domains for item in domain.interfaces)
+        return frozenset(device for device in devices if device is not None)
+
 
 class GuestWalk:
     """The steps of one entry in one family; `guest` is there once they found one."""

@@ -241,6 +241,18 @@ def open_gate(chain: BaseChain, gates: Sequence[Gate], main: str) -> str:
     return f"Write gates = [{written}] under [daemon] in {main}, and {RELOAD}."
 
 
+def name_uplinks(uplinks: Iterable[str], more: Iterable[str], main: str) -> str | None:
+    """Tell how to have more uplinks; nothing where one of them cannot be named. The key replaces those that are found.
+
+    It is half a sentence without an end, and does not say to load it.
+    """
+    names = [*sorted(uplinks), *sorted(more)]
+    if not all(map(_PLAIN.fullmatch, names)):
+        return None
+    written = ", ".join(f'"{name}"' for name in names)
+    return f"write uplinks = [{written}] under [daemon] in {main}"
+
+
 def share_table(chain: BaseChain, gates: Sequence[Gate], main: str) -> str:
     """Tell how to have a chain let our connections through whose table takes rules of its owner only."""
     gate = Gate(chain.family, chain.table, chain.name)

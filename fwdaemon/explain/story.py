@@ -26,7 +26,7 @@ from fwdaemon.explain.arrival import (
     opening_of,
     preferred_addresses,
 )
-from fwdaemon.explain.delivery import Delivery, WayBack
+from fwdaemon.explain.delivery import Delivery, WayBack, WayOut
 from fwdaemon.explain.entrance import Entrance, Ground, Judge, Target
 from fwdaemon.explain.facts import GuestAnswer, World
 from fwdaemon.explain.guest import GuestWalk, Libvirt
@@ -101,6 +101,9 @@ class _Story:
                     steps.append(entrance.translation(target))
                 steps += delivery.leave(target, self.config.daemon.label)
             steps += self._answer(arrival, target, claim, delivery)
+            if self.libvirt.inventory is not None and not isinstance(claim.entry, ForwardEntry):
+                inner, chosen = self.libvirt.bridges | self.libvirt.ports, bool(self.config.daemon.uplinks)
+                steps += WayOut(arrival, self.world, desired.uplinks, inner, chosen, self.main).steps(self.held)
         leads = f"{arrival} leads to {shown(_owner(claim))}" + (f", {target}" if target is not None else "")
         return Report(f"{arrival} from {arrival.client}", steps, leads)
 

@@ -1,13 +1,16 @@
 """1:1 guests leave by uplinks only, which are where routes lead out; the host is followed while that changes."""
 
 import json
+import re
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 from tests.host.conftest import HEAD, Scene, filled
 from tests.host.test_public_address import HELD, MAIL4
-from tests.lab.host import Host
+from tests.lab.host import CLIENT4, Host
+from tests.lab.lxc import LxcGuest
 from tests.lab.place import wait_until
 
 BEYOND, GATEWAY = "203.0.113.128/25", "198.51.101.2"
@@ -51,6 +54,54 @@ def test_a_guest_leaves_by_a_link_as_soon_as_a_route_leads_out_there(shared_scen
         host.outside.run(["ip", "route", "del", MAIL4], check=False)
         host.run("ip", "route", "del", BEYOND, check=False)
         server.stop()
+
+
+OVERLAY, MEMBER = "10.147.17.1", "10.147.17.9"
+
+
+@pytest.fixture
+def overlay(host: Host, links: None) -> None:
+    """Give that TAP device a subnet and a member, but no route that leads on; a pod and a bridge of pods have one too.
+
+    Nothing reads what is sent to the member, so what is known of a connection there has no answer.
+    """
+    del links
+    host.run("ip", "address", "add", f"{OVERLAY}/24", "dev", "overlay")
+    member = ("to", MEMBER, "lladdr", "02:00:00:00:00:09", "nud", "permanent")
+    host.run("ip", "neighbour", "add", *member, "dev", "overlay")
+    host.run("ip", "address", "add", "10.244.0.1/24", "dev", "cali0123")
+
+
+def under(host: Host, guest: LxcGuest) -> str:
+    """Under which address a guest's packets go to that member."""
+    host.run("conntrack", "-D", "--orig-dst", MEMBER, check=False)
+    guest.place.tcp(MEMBER, 99, timeout=0.2)
+    known = host.run("conntrack", "-L", "--orig-dst", MEMBER).stdout.split()
+    return [word.removeprefix("dst=") for word in known if word.startswith("dst=")][-1]
+
+
+@pytest.mark.usefixtures("overlay")
+def test_explain_tells_of_an_overlay_network_that_is_no_uplink_and_what_makes_it_one(shared_scene: Scene) -> None:
+    scene, host = shared_scene, shared_scene.host
+    daemon = scene.daemon(HELD)
+    scene.answers(lambda: host.outside.fetch(f"http://{MAIL4}/"), f"web {CLIENT4}")
+    awaits(host, "eth0")
+
+    def explain(*source: str) -> dict[str, Any]:
+        told = host.run(host.python, "-m", "fwdaemon", "explain", "--json", f"{MAIL4}:80", *source).stdout
+        report: dict[str, Any] = json.loads(told)
+        return report
+
+    assert under(host, scene.web) == OVERLAY
+    (step,) = (step for step in explain()["steps"] if step["step"] == "ways out")
+    assert step["text"].startswith("overlay (10.147.17.0/24) is no uplink")
+    sentence = explain("--from", MEMBER)["sentence"]
+    (setting,) = re.findall(r"write (uplinks = .*?) under \[daemon\]", sentence)
+    assert setting == 'uplinks = ["eth0", "overlay"]'
+    daemon.reload_with(f"{HEAD}{setting}\n{filled(HELD)}")
+    awaits(host, "eth0", "overlay")
+    wait_until(lambda: under(host, scene.web) == MAIL4, "the guest leaves under its own address")
+    assert not [step for step in explain()["steps"] if step["step"] == "ways out"]
 
 
 @pytest.mark.usefixtures("links")

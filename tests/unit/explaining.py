@@ -75,6 +75,7 @@ class PlainHost:
     masters: Mapping[str, str] = field(default_factory=dict)
     hairpin: frozenset[str] = frozenset()
     down: frozenset[str] = frozenset()
+    inner: frozenset[str] = frozenset()
     daemon_pid: int | None = 812
     guest: GuestAnswer = GuestAnswer.ANSWERS
     asked: list[tuple[Address, int]] = field(default_factory=list)
@@ -117,6 +118,9 @@ class PlainHost:
 
     def is_up(self, device: str) -> bool | None:
         return device not in self.down
+
+    def is_inner(self, device: str) -> bool:
+        return device in self.inner
 
     def daemon(self) -> int | None:
         return self.daemon_pid

@@ -1,16 +1,17 @@
 """The walk to 1:1 addresses, routes and the host itself, on hosts made up of plain data."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
 
-from fwdaemon.core.inventory import Network
+from fwdaemon.core.inventory import HostAddress, Network
 from fwdaemon.core.types import Family, Listener, Protocol
 from fwdaemon.explain.facts import RouteAnswer
-from fwdaemon.explain.report import Cause
-from tests.unit.explaining import native
+from fwdaemon.explain.report import Cause, Report, Standing, Step
+from tests.unit.explaining import native, own
 from tests.unit.forwards import subnets
-from tests.unit.story_scene import DEFAULT, NETWORK, SETTINGS, cause, host, libvirt, ours, told
+from tests.unit.story_scene import DEFAULT, HELD, NETWORK, SETTINGS, cause, host, libvirt, ours, told
 
 NAT = '[[nat]]\ndomain = "web"\npublic = "203.0.113.8"\n'
 ROUTE = '[[route]]\nnetwork = "default"\naddresses = ["203.0.113.64/29"]\n'
@@ -20,6 +21,71 @@ def test_a_public_address_that_has_to_be_routed_here() -> None:
     report = told("203.0.113.8:25", text=NAT, world=host(rules=ours(public="203.0.113.8")))
     assert report.works
     assert "203.0.113.8 has to be routed to this host by the router upstream" in report.sentence
+
+
+LINKS = (
+    own("10.147.17.1/24", "zt0"),
+    own("172.17.0.1/16", "docker0"),
+    own("10.8.0.1/32", "p2p"),
+    own("fe80::1/64", "zt1"),
+)
+
+
+def ways_out(report: Report) -> list[Step]:
+    return [step for step in report.steps if step.name == "ways out"]
+
+
+def beside_links(*, uplinks: str = "", source: str | None = None, more: Sequence[HostAddress] = ()) -> Report:
+    """Ask for a public address on a host that has eth0 as uplink, and other links."""
+    held = (*HELD, own("203.0.113.8/32", "eth0"), *LINKS, *more)
+    settings = SETTINGS | {"net.ipv4.conf.zt0.forwarding": "1"}
+    world = host(held=held, settings=settings, inner=frozenset({"docker0"}), rules=ours(public="203.0.113.8"))
+    said = libvirt()
+    assert said.inventory is not None
+    said = replace(said, inventory=replace(said.inventory, uplinks=frozenset({"eth0"})))
+    return told("203.0.113.8:25", source, text=f"{uplinks}{NAT}", said=said, world=world)
+
+
+def test_a_link_that_is_no_uplink_is_told_with_what_would_make_it_one() -> None:
+    report = beside_links()
+    (step,) = ways_out(report)
+    assert step.standing is Standing.FINE
+    assert step.text == (
+        "zt0 (10.147.17.0/24) is no uplink: what guests open to it leaves under another address, by libvirt's"
+        " masquerade, or not at all; where it leads out, write uplinks = ["
+        '"eth0", "zt0"] under [daemon] in /etc/portfwd.toml'
+    )
+
+
+def test_the_remedy_of_a_link_that_is_no_uplink_makes_it_one() -> None:
+    """The key replaces what is found, so the remedy names that too, or what the key names already."""
+    for before, after in (("", '"eth0", "zt0"'), ('[daemon]\nuplinks = ["eth1"]\n', '"eth1", "zt0"')):
+        report = beside_links(uplinks=before, source="10.147.17.9")
+        assert report.works
+        assert f"but write uplinks = [{after}] under [daemon] in /etc/portfwd.toml, and run" in report.sentence
+        followed = beside_links(uplinks=f"[daemon]\nuplinks = [{after}]\n", source="10.147.17.9")
+        assert "zt0" not in " ".join(step.text for step in ways_out(followed))
+
+
+def test_what_uplinks_leave_out_on_purpose_is_told_without_a_remedy() -> None:
+    (step,) = ways_out(beside_links(uplinks='[daemon]\nuplinks = ["eth0"]\n'))
+    assert step.text.startswith("zt0 (10.147.17.0/24) is no uplink")
+    assert step.text.endswith("or not at all")
+
+
+def test_a_client_by_another_way_is_told_of_all_links_in_one_list() -> None:
+    (step,) = ways_out(beside_links(source="203.0.113.9", more=[own("10.9.0.1/24", "tap1")]))
+    assert step.text.startswith("tap1 (10.9.0.0/24) and zt0 (10.147.17.0/24) are no uplinks: what guests open to them ")
+    assert 'uplinks = ["eth0", "tap1", "zt0"]' in step.text
+
+
+def test_a_link_that_cannot_be_named_is_told_without_a_remedy() -> None:
+    (step,) = ways_out(beside_links(more=[own("10.9.0.1/24", 'a"b')]))
+    assert step.text.endswith("or not at all")
+
+
+def test_forwards_have_nothing_to_do_with_uplinks() -> None:
+    assert not ways_out(told(world=host(held=(*HELD, *LINKS))))
 
 
 def test_a_route_needs_no_translation() -> None:
