@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address
+from secrets import token_bytes
 from typing import Final
 
 from fwdaemon.core.types import Address, Family
@@ -23,6 +24,7 @@ from fwdaemon.kernel.packets import Field
 _PATIENCE_S: Final = 2.0
 # A guest that answers by more than one way does so at once.
 _AFTER_FIRST_S: Final = 0.2
+_IDENT_BYTES: Final = 4
 _EVERY_PROTOCOL: Final = 0x0003  # ETH_P_ALL, linux/if_ether.h
 _TO_HOST, _OUTGOING = 0, 4  # PACKET_HOST and PACKET_OUTGOING, linux/if_packet.h
 _TRANSPARENT: Final = {  # linux/in.h, linux/in6.h
@@ -30,6 +32,7 @@ _TRANSPARENT: Final = {  # linux/in.h, linux/in6.h
     Family.IPV6: (socket.IPPROTO_IPV6, 75),
 }
 _LINK_HEADER: Final = 14
+_ICMP_HEADER: Final = 8
 # RFC 826: in IPv4 a guest that does not know its gateway's link address asks for it aloud.
 _ARP: Final = 0x0806
 _ARP_SENDER_AT, _ARP_WANTED_AT = 14, 24
@@ -47,12 +50,61 @@ class Layout:
     ping: int
     ping_type: int
     pong_type: int
+    error_types: frozenset[int]
+
+    def header(self, packet: bytes) -> int:
+        """Give the length of the IP header that a packet begins with."""
+        return 40 if self.domain == socket.AF_INET6 else (packet[0] & 0xF) * 4
 
 
+# Unreachable, time exceeded and a bad parameter, and for IPv6 too big (RFC 792, RFC 4443).
 LAYOUTS: Final = {
-    Family.IPV4: Layout(socket.AF_INET, 0x0800, 9, 12, 16, socket.IPPROTO_ICMP, 8, 0),
-    Family.IPV6: Layout(socket.AF_INET6, 0x86DD, 6, 8, 24, socket.IPPROTO_ICMPV6, 128, 129),
+    Family.IPV4: Layout(socket.AF_INET, 0x0800, 9, 12, 16, socket.IPPROTO_ICMP, 8, 0, frozenset({3, 11, 12})),
+    Family.IPV6: Layout(socket.AF_INET6, 0x86DD, 6, 8, 24, socket.IPPROTO_ICMPV6, 128, 129, frozenset({1, 2, 3, 4})),
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """What tells this probe from earlier ones, and from what a client at its address has to do with the guest.
+
+    `ours` is the port that is asked from, `port` the guest's; `ident` are identifier and number of the ping.
+    """
+
+    layout: Layout
+    port: int
+    ours: int
+    ident: bytes
+
+    def is_asking(self, packet: bytes) -> bool:
+        """Whether a packet is one of this probe's."""
+        return self._asks_port(packet) or self._pings(packet)
+
+    def answered(self, packet: bytes) -> bool | None:
+        """Whether the guest's port answers, or refuses, and not its ping; `None` for what is no answer to this."""
+        protocol, told = self._told(packet)
+        if protocol == socket.IPPROTO_TCP:
+            return True if told[:4] == struct.pack("!HH", self.port, self.ours) else None
+        if protocol != self.layout.ping or not told:
+            return None
+        if told[0] in self.layout.error_types:
+            about = told[_ICMP_HEADER:]
+            return True if self._asks_port(about) else False if self._pings(about) else None
+        return False if told[0] == self.layout.pong_type and told[4:8] == self.ident else None
+
+    def _asks_port(self, packet: bytes) -> bool:
+        protocol, told = self._told(packet)
+        return protocol == socket.IPPROTO_TCP and told[:4] == struct.pack("!HH", self.ours, self.port)
+
+    def _pings(self, packet: bytes) -> bool:
+        protocol, told = self._told(packet)
+        return protocol == self.layout.ping and told[:1] == bytes([self.layout.ping_type]) and told[4:8] == self.ident
+
+    def _told(self, packet: bytes) -> tuple[int | None, bytes]:
+        """Give the protocol of a packet, and what it carries."""
+        if len(packet) <= self.layout.protocol_at:
+            return None, b""
+        return packet[self.layout.protocol_at], packet[self.layout.header(packet) :]
 
 
 def ask_from_afar(address: Address, port: int, device: str, source: Address) -> FarAnswer:
@@ -65,15 +117,14 @@ def ask_from_afar(address: Address, port: int, device: str, source: Address) -> 
     layout = LAYOUTS[Family.of(address)]
     try:
         with ExitStack() as at_end:
-            tap = at_end.enter_context(_tap(layout, address, source))
+            tap, ident = at_end.enter_context(_tap(layout, address, source)), token_bytes(_IDENT_BYTES)
             kinds = ((socket.SOCK_STREAM, 0), (socket.SOCK_RAW, layout.ping))
             stream, ping = (at_end.enter_context(socket.socket(layout.domain, *kind)) for kind in kinds)
             for asking in (stream, ping):
                 asking.settimeout(0)
                 _become(asking, Family.of(address), device, source)
-                _ask(asking, layout, address, port)
-            # What a guest still sends to an earlier probe says nothing of this one.
-            return _watched(tap, layout, (port, stream.getsockname()[1]))
+                _ask(asking, _ping(layout, ident), address, port)
+            return _watched(tap, Probe(layout, port, stream.getsockname()[1], ident))
     except OSError as error:
         raise KernelError(f"{address} cannot be asked from {source}: {error}") from error
 
@@ -110,18 +161,18 @@ def _become(asking: socket.socket, family: Family, device: str, source: Address)
     asking.bind((str(source), 0))
 
 
-def _ask(asking: socket.socket, layout: Layout, address: Address, port: int) -> None:
+def _ask(asking: socket.socket, ping: bytes, address: Address, port: int) -> None:
     if asking.type & socket.SOCK_RAW == socket.SOCK_RAW:
         with suppress(OSError):  # the port is asked, too
-            asking.sendto(_ping(layout), (str(address), 0))
+            asking.sendto(ping, (str(address), 0))
         return
     with suppress(BlockingIOError):
         asking.connect((str(address), port))
 
 
-def _ping(layout: Layout) -> bytes:
+def _ping(layout: Layout, ident: bytes) -> bytes:
     """Write an echo request (RFC 792, RFC 4443); the kernel fills in the checksum of ICMPv6 only."""
-    message = struct.pack("!BBHHH", layout.ping_type, 0, 0, 0x6B70, 1)
+    message = struct.pack("!BBH", layout.ping_type, 0, 0) + ident
     if layout.domain == socket.AF_INET6:
         return message
     total = sum(struct.unpack("!4H", message))
@@ -129,7 +180,7 @@ def _ping(layout: Layout) -> bytes:
     return message[:2] + struct.pack("!H", total ^ 0xFFFF) + message[4:]
 
 
-def _watched(tap: socket.socket, layout: Layout, ports: tuple[int, int]) -> FarAnswer:
+def _watched(tap: socket.socket, probe: Probe) -> FarAnswer:
     """Watch until the guest's port has answered ours, or for as long as a guest may take."""
     found = FarAnswer(sent=False)
     deadline = time.monotonic() + _PATIENCE_S
@@ -143,23 +194,15 @@ def _watched(tap: socket.socket, layout: Layout, ports: tuple[int, int]) -> FarA
             wanted = IPv4Address(frame[_LINK_HEADER + _ARP_WANTED_AT :][:4])
             found = found if kind == _OUTGOING else replace(found, wanted=found.wanted | {(device, wanted)})
             continue
+        packet = frame[_LINK_HEADER:]
         if kind == _OUTGOING:
             # A bridge sends an answer on to another of its ports as well.
-            found = replace(found, sent=True)
+            found = replace(found, sent=found.sent or probe.is_asking(packet))
             continue
-        by_port = is_about_ports(frame, layout, ports)
+        by_port = probe.answered(packet)
         if by_port is None:
             continue
         found = replace(found, seen=found.seen | {Sighting(device, kind == _TO_HOST, by_port)})
         if by_port:
             deadline = min(deadline, time.monotonic() + _AFTER_FIRST_S)
     return found
-
-
-def is_about_ports(frame: bytes, layout: Layout, ports: tuple[int, int]) -> bool | None:
-    """Whether a guest's port answers ours, or refuses, and not a ping; `None` for what else it may send."""
-    header = _LINK_HEADER + (20 if layout.domain == socket.AF_INET else 40)
-    protocol, told = frame[_LINK_HEADER + layout.protocol_at], frame[header : header + 4]
-    if protocol == layout.ping:
-        return told[:1] != layout.pong_type.to_bytes()
-    return True if protocol == socket.IPPROTO_TCP and told == struct.pack("!HH", *ports) else None

@@ -3,7 +3,6 @@
 import errno
 import signal
 import socket
-import time
 from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from fwdaemon.explain.facts import MAIN_TABLE, FarAnswer, GuestAnswer, RouteAnsw
 from fwdaemon.explain.far_probe import ask_from_afar
 from fwdaemon.kernel import sysctl
 from fwdaemon.kernel.listeners import Holders, listeners
-from fwdaemon.kernel.observe import observe_host
+from fwdaemon.kernel.observe import answers_now, observe_host
 from fwdaemon.kernel.process import Runner
 from fwdaemon.nftables.existing import hooked_chains, is_iptables
 from fwdaemon.rulesets import nft_listing, xt_listing
@@ -40,7 +39,6 @@ _DEAD_ENDS: Final = {6: "blackhole", 7: "unreachable", 8: "prohibit"}
 _AF: Final = {Family.IPV4: socket.AF_INET, Family.IPV6: socket.AF_INET6}
 _INNER: Final = frozenset({"veth", "dummy", "ifb"})
 _PATIENCE_S: Final = 2.0
-_INTERVAL_S: Final = 0.05
 _DISCARD: Final = 9  # RFC 863
 _UNREACHABLE: Final = frozenset({errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN})
 
@@ -144,12 +142,7 @@ class Kernel:
         with socket.socket(_AF[Family.of(address)], socket.SOCK_DGRAM) as asking, suppress(OSError):
             asking.connect((str(address), _DISCARD))
             asking.send(b"")
-        deadline = time.monotonic() + _PATIENCE_S
-        while time.monotonic() < deadline:
-            if any(neighbour.address == address for neighbour in observe_host().neighbours):
-                return True
-            time.sleep(_INTERVAL_S)
-        return False
+        return answers_now(address)
 
     def ask_guest(self, address: Address, port: int) -> GuestAnswer:
         """See `World.ask_guest`."""
@@ -166,9 +159,8 @@ class Kernel:
         return ask_from_afar(address, port, device, source)
 
     def _is_there(self, address: Address) -> bool:
-        """Whether somebody on the link answers for an address; the kernel asks for some seconds before it gives up."""
-        on_link = self.route(address).gateway is None
-        return not on_link or any(neighbour.address == address for neighbour in observe_host().neighbours)
+        """Whether somebody on the link answers for an address that was just asked for."""
+        return self.route(address).gateway is not None or answers_now(address)
 
     @cached_property
     def _addresses(self) -> tuple[HostAddress, ...]:

@@ -13,7 +13,17 @@ from fwdaemon.core.inventory import HostAddress, HostObservation, Neighbour
 from fwdaemon.core.types import Address, Family, Subnet
 from fwdaemon.errors import KernelError
 from fwdaemon.kernel.rtnetlink import RefusedError, Rtnetlink, Way, interface_index, on_link_routes, tables, ways
-from fwdaemon.kernel.rtnl_links import KernelNeighbour, master, neighbours, probe, resolve, subnets
+from fwdaemon.kernel.rtnl_links import (
+    CONFIRMED_STATES,
+    HEARD_STATES,
+    USABLE_STATES,
+    KernelNeighbour,
+    master,
+    neighbours,
+    probe,
+    resolve,
+    subnets,
+)
 
 # Which address a host is reached at when nobody says: the first IPv4 address of the default route's interface.
 _MAIN_TABLE: Final = 254  # RT_TABLE_MAIN of linux/rtnetlink.h
@@ -212,6 +222,38 @@ def ask_again(doubtful: Collection[Neighbour]) -> None:
             with suppress(RefusedError):  # the entry, or its interface, went meanwhile
                 if index is not None:
                     probe(kernel, KernelNeighbour(neighbour.address, neighbour.mac, index))
+
+
+# The kernel gives up on a neighbour that it knew after it has asked three times, a second apart.
+_UNTIL_GIVEN_UP_S: Final = 4.0
+_UNTIL_HEARD_S: Final = 2.0
+
+
+def answers_now(address: Address) -> bool:
+    """Whether somebody on a link of the host answers for an address that the kernel has just been led to ask for.
+
+    What the kernel knows already counts for nothing, as it was answered earlier: it is asked to ask again. Blocks.
+
+    Raises:
+        KernelError: the kernel did not answer.
+
+    """
+    with Rtnetlink() as kernel:
+        heard = [entry for entry in neighbours(kernel, HEARD_STATES) if entry.address == address]
+        for entry in heard:
+            with suppress(RefusedError):  # it went meanwhile, or this process may not ask
+                probe(kernel, entry)
+        until = time.monotonic() + (_UNTIL_GIVEN_UP_S if heard else _UNTIL_HEARD_S)
+        while not _has(kernel, address, CONFIRMED_STATES) and time.monotonic() < until:
+            if heard and not _has(kernel, address, USABLE_STATES):
+                return False
+            time.sleep(_INTERVAL_S)
+        return _has(kernel, address, USABLE_STATES)
+
+
+def _has(kernel: Rtnetlink, address: Address, states: int) -> bool:
+    # All are read, since what is left of a listing would be in the way of the next.
+    return address in {entry.address for entry in neighbours(kernel, states)}
 
 
 def _addresses(kernel: Rtnetlink, names: Mapping[int, str]) -> Iterator[HostAddress]:

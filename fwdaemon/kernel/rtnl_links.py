@@ -123,6 +123,8 @@ _ETHERNET_BYTES = 6
 
 # REACHABLE, STALE, DELAY, PROBE, PERMANENT. In the others nobody answered, or was asked.
 USABLE_STATES: Final = 0x02 | 0x04 | 0x08 | 0x10 | 0x80
+CONFIRMED_STATES: Final = 0x02 | 0x80  # REACHABLE, PERMANENT
+HEARD_STATES: Final = USABLE_STATES & ~0x80  # those that somebody answered for, at some time
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,14 +136,14 @@ class KernelNeighbour:
     index: int
 
 
-def neighbours(kernel: Rtnetlink) -> Iterator[KernelNeighbour]:
-    """Give the entries of Ethernet neighbours that answered."""
+def neighbours(kernel: Rtnetlink, states: int = USABLE_STATES) -> Iterator[KernelNeighbour]:
+    """Give the entries of Ethernet neighbours that answered, or those in these states."""
     for family in Family:
         for body in kernel.entries(_NEIGHBOUR_GET, _NEIGHBOUR_FIXED.pack(FAMILIES[family], 0, 0, 0, 0)):
             _family, index, state, *_rest = _NEIGHBOUR_FIXED.unpack_from(body)
             found = attributes(body[_NEIGHBOUR_FIXED.size :])
             mac = found.get(_LLADDR, b"")
-            if state & USABLE_STATES and _DST in found and len(mac) == _ETHERNET_BYTES:
+            if state & states and _DST in found and len(mac) == _ETHERNET_BYTES:
                 yield KernelNeighbour(ip_address(found[_DST]), mac.hex(":"), index)
 
 
