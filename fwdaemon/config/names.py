@@ -18,6 +18,8 @@ _LONGEST_INTERFACE: Final = 15  # bytes: the kernel's IFNAMSIZ less the final NU
 _PATTERN: Final = re.compile(r"[*?]|\[[!^]|\[[^]]-[^]]|\[[0-9]{2,}\]|\{[^}]*(?:,|\.\.)[^}]*\}|^\^|\([^)|]*\|[^)]*\)")
 _MOSTLY: Final = re.compile(r"[\w.,:@+^$()|!*?\[\]{}\\-]+")
 _LIST: Final = re.compile(r"([\w.-]+)(?:\s*[,;|]\s*[\w.-]+)+")
+# What templates and shells fill in, and instructions have in its place: `${WEB}`, `$WEB`, `{{ web }}`, `<name>`.
+_BLANK: Final = re.compile(r"\$\{[^}]*\}|\$[A-Za-z_][A-Za-z0-9_]*|\{\{.*\}\}|<[\w .-]+>")
 # Words of other programs for "whichever"; the kernel keeps "all" and "default" for itself.
 _EVERY: Final = frozenset({"all", "any"})
 _EVERY_INTERFACE: Final = frozenset({"*", "default", *_EVERY})
@@ -94,6 +96,9 @@ def parse_domain(text: str) -> str:
     if _is_pattern(text):
         what = "looks like a pattern, and patterns are not supported"
         raise GrammarError(f"{quote(text)} {what}; {remedy} has such a character")
+    if _BLANK.fullmatch(text):
+        shows = "write the name that virsh shows, or its UUID if that is it"
+        raise GrammarError(f"{quote(text)} is to be filled in, which nothing does here; {shows}")
     _refuse_unseen(text, _seen(text).strip(_NOT_SHOWN), ", or its UUID if virsh really shows that")
     return parse_name(text)
 

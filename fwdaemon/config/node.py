@@ -5,7 +5,7 @@ tells everything. What they then return is a harmless stand-in (`None`, or a tup
 """
 
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date, time
@@ -174,6 +174,8 @@ class Node:
             with suppress(ValueError):
                 written = value if isinstance(value, str) else self.document.lines.bare.get(path, "")
                 return _as_word(value, written, parse, example)
+        if self.path[0] in ENTRIES and isinstance(value, list) and _are_right(parse, value):
+            return f"write {quote(value[0])}, and an entry of its own for each of the others"
         return f"write a string such as {quote(example)}"
 
     def _record(self, path: KeyPath, text: str) -> None:
@@ -258,6 +260,10 @@ def _is_right(parse: Callable[[str], object], text: str) -> bool:
     except GrammarError:
         return False
     return True
+
+
+def _are_right(parse: Callable[[str], object], values: Sequence[object]) -> bool:
+    return len(values) > 1 and all(isinstance(value, str) and _is_right(parse, value) for value in values)
 
 
 def _as_word(value: object, written: str, parse: Callable[[str], object], example: str) -> str:

@@ -52,9 +52,9 @@ _THREE_ENDS = re.compile(r"(?<![0-9-])([0-9]{1,5}-[0-9]{1,5})-[0-9]{1,5}(?![0-9-
 _MANY_ENDS = re.compile(r".*?(?<![0-9-])[0-9]{1,5}(?:-[0-9]{1,5}){2,3}(?![0-9-])")
 _DOTTED_RANGE = re.compile(r".*?[0-9]\.{2,3}[0-9]")
 _WITH_PREFIX = re.compile(r"(?P<before>[0-9.]+|\[[0-9A-Fa-f:.]+\]?)/[0-9]{1,3}(?P<after>\]?:.*)\Z")
-# `8080:192.168.122.50:80`, as ssh has it.
+# `8080:192.168.122.50:80`, as ssh has it, also behind a listening address.
 _GUEST_BETWEEN = re.compile(
-    r"(?P<host>[0-9-]+):(?P<guest>[^:/]*[^0-9:/-][^:/]*|[0-9-]+)(?P<rest>:[0-9-]+(?:/[a-z+]+)?)"
+    r"(?P<host>(?:(?:[0-9]{1,3}(?:\.[0-9]{1,3}){3}|\[[0-9A-Fa-f:.]+\]):)?[0-9-]+):(?P<guest>[^:/]*[^0-9:/-][^:/]*|[0-9-]+)(?P<rest>:[0-9-]+(?:/[a-z+]+)?)"
 )
 _BEHIND_BRACKETS = re.compile(r"(?P<address>\[[0-9A-Fa-f:.]+\])[.,]?(?P<rest>[0-9].*)\Z")
 _ONE_PORT = "write one host port"
@@ -117,13 +117,17 @@ def _apart(text: str) -> str:
     """Say how a text with blanks or commas is written: as one port string without them, or as several."""
     closed = re.sub(r"\s*([-:/])\s*", r"\1", text.strip())
     closed = re.sub(rf"(?<=[0-9])\s+({_PROTOCOL})(?![a-z+])", lambda match: f"/{match[1].lower()}", closed)
+    closed = re.sub(rf"^({_PROTOCOL})\s+(?=[0-9[][^/\s]*$)", r"\1:", closed)
+    if not _is_right(closed) and (match := _PROTOCOL_ELSEWHERE.fullmatch(closed)):
+        closed = _with_protocol_last(match)
     if not _is_right(closed) and _PROTOCOL_BETWEEN.match(closed):
         closed = _with_protocol_behind(closed) or closed
     if _is_right(closed):
         return f"{quote(text)} has white space in it; write {quote(closed)}"
     if parts := split_ports(closed):
         return f"{quote(text)} is several in one string; write {', '.join(map(quote, parts))}"
-    return f"{quote(text)} has white space or commas in it; write one port or range in each string"
+    behind = ', its protocol behind it, as in "53/udp"' if _PROTOCOL_AMONG.search(text) else ""
+    return f"{quote(text)} has white space or commas in it; write one port or range in each string{behind}"
 
 
 def split_ports(text: str) -> list[str]:

@@ -260,6 +260,7 @@ TABLES = [
 COLON = "has a colon where a range has a dash; write"
 EVERY, ARROW = "names every address, which needs no word; write", 'has an arrow where ":" belongs; write'
 BETWEEN, BEHIND = "names the guest, which domain and address do; write", 'has no ":" after the brackets; write'
+TO_FILL = "is to be filled in, which nothing does here; write the name that virsh shows, or its UUID if that is it"
 PORTS = [
     *(
         ports(f'"{bad}"', f'"{bad}" {said} "{good}"', f'"{good}"', f"{listen}/tcp -> web1:{guest}")
@@ -278,6 +279,8 @@ PORTS = [
             ("198.51.100.7:80->8080", ARROW, "198.51.100.7:80:8080", "198.51.100.7:80", "8080"),
             ("8080:web1:80", BETWEEN, "8080:80", "*:8080", "80"),
             ("8080:192.168.122.5:80", BETWEEN, "8080:80", "*:8080", "80"),
+            ("198.51.100.7:8080:192.168.122.5:80", BETWEEN, "198.51.100.7:8080:80", "198.51.100.7:8080", "80"),
+            ("[2001:db8::7]:8080:web1:80", BETWEEN, "[2001:db8::7]:8080:80", "2001:db8::7:8080", "80"),
             ("8080:80:80", "has a third port; write", "8080:80", "*:8080", "80"),
             ("[2001:db8::7]80", BEHIND, "[2001:db8::7]:80", "2001:db8::7:80", "80"),
             ("[2001:db8::7].8080:80", BEHIND, "[2001:db8::7]:8080:80", "2001:db8::7:8080", "80"),
@@ -286,6 +289,33 @@ PORTS = [
     *(
         ports(bad, f"{said} is no port; write a number from 1 to 65535 in quotes", '"80"', OPENS_80)
         for bad, said in (('"http"', '"http"'), ('"ssh:22"', '"ssh:22": "ssh"'))
+    ),
+    *(
+        ports(f'"{bad}"', f'"{bad}" has white space in it; write "53/udp"', '"53/udp"', "*:53/udp -> web1:53")
+        for bad in ("udp 53", "UDP  53", " udp 53")
+    ),
+    ports(
+        '"udp 53 tcp 80"',
+        '"udp 53 tcp 80" has white space or commas in it; write one port or range in each string, its protocol behind'
+        ' it, as in "53/udp"',
+        '"53/udp", "80/tcp"',
+        "*:53/udp -> web1:53; *:80/tcp -> web1:80",
+    ),
+    *(
+        key(f'domain = "{bad}"', f'domain: "{bad}" {TO_FILL}', 'domain = "web1"', OPENS_80)
+        for bad in ("${WEB}", "$WEB", "{{ web }}", "<name>")
+    ),
+    key(
+        'interface = ["eth0", "eth1"]',
+        'interface: must be a string, not an array; write "eth0", and an entry of its own for each of the others',
+        'interface = "eth0"\n[[forward]]\nports = ["80"]\ndomain = "web1"\ninterface = "eth1"',
+        f"{OPENS_80} on eth0; {OPENS_80} on eth1",
+    ),
+    key(
+        'domain = ["web1", "web2"]',
+        'domain: must be a string, not an array; write "web1", and an entry of its own for each of the others',
+        'domain = "web1"\n[[forward]]\nports = ["81"]\ndomain = "web2"',
+        f"{OPENS_80}; *:81/tcp -> web2:81",
     ),
     ports("true", "must be a string, not true; write a number from 1 to 65535 in quotes", '"80"', OPENS_80),
     key(
