@@ -1,6 +1,7 @@
 """What changed, why, and what waits, as data and in words; what became of guests that went. Pure."""
 
 from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -34,8 +35,9 @@ def changes(before: Report | None, after: Desired, outcome: Outcome, known: Know
         return ()
     live, now = before.desired.openings, after.openings
     removed = ((opening, known.of_removal(opening, known.reasons)) for opening in in_order(live - now))
+    new_homes = frozenset((item.owner, str(item.target)) for item in now - live if not isinstance(item, Route))
     return (
-        *(Change("removed", opening, of_end(opening, after, reasons)) for opening, reasons in removed),
+        *(Change("removed", opening, of_end(opening, after, reasons, new_homes)) for opening, reasons in removed),
         *(Change("added", item, of_start(item, before.placed, known.reasons)) for item in in_order(now - live)),
         *(
             Change("restored", opening, of_loss(opening, known.reasons, known.actors))
@@ -65,11 +67,14 @@ def of_start(opening: Opening, before: Desired, reasons: Iterable[Reason]) -> Ca
     return Cause(tuple(_naming(owner, heard) or now or _concerning(opening, heard)))
 
 
-def of_end(opening: Opening, after: Desired, reasons: Iterable[Reason]) -> Cause:
-    """Give why an opening is not in the state `after` any more."""
+def of_end(
+    opening: Opening, after: Desired, reasons: Iterable[Reason], new_homes: AbstractSet[tuple[Owner, str]] = frozenset()
+) -> Cause:
+    """Give why an opening is not in the state `after` any more; `new_homes` are where owners are from now on."""
     heard, owner = list(reasons), opening.owner
     waiting = dict.fromkeys(after.hindrances.get(owner, ()))
-    return Cause(tuple(_naming(owner, heard) or waiting or _concerning(opening, heard)))
+    moved = [reason for reason in heard if reason.kind is ReasonKind.NEIGHBOUR and (owner, reason.subject) in new_homes]
+    return Cause(tuple(_naming(owner, heard) or waiting or [*moved, *_concerning(opening, heard)]))
 
 
 def of_loss(opening: Opening, reasons: Iterable[Reason], actors: tuple[Actor, ...]) -> Cause:

@@ -7,7 +7,7 @@ active. What is missing becomes a reason to wait.
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain
 from operator import attrgetter
@@ -148,10 +148,8 @@ class Placement:
     def _absent(self, entry: GuestEntry, absence: Absence) -> _Placed:
         """Give the reason to wait, and what a 1:1 guest needs that may run here before we hear of it."""
         public = entry.public if isinstance(entry, NatEntry) else None
-        waiting = replace(
-            Waiting(Owner(absence.name), absence.reason, entry.origin, absence.stopped, absence.move, public),
-            returning=absence.returning,
-        )
+        why = absence.reason, entry.origin, absence.stopped, absence.move
+        waiting = Waiting(Owner(absence.name), *why, public, returning=absence.returning)
         domain = self._guests.imminent(entry)
         if domain is None or not isinstance(entry, NatEntry):
             return _waiting(waiting)

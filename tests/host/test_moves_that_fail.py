@@ -46,16 +46,19 @@ def test_a_post_copy_that_fails_leaves_the_guest_with_the_host_that_goes_on_if_a
     """Where the receiving end dies, the first host goes on as long as it may, and later nobody can."""
     pair = move.pair
     move.answered(pair.first)
-    migration = move.migrate(pair.first, bandwidth=4, flags=libvirt.VIR_MIGRATE_POSTCOPY)
-    migration.wait_copying()
-    migration.guest.start_post_copy()
-    wait_until(partial(runs_on, move, pair.second), "it runs there", timeout=90, interval=0.01)
-    pid = pair.second.read("/run/libvirt/qemu/vm.pid").strip()
-    pair.second.run("kill", "-KILL", pid)
-    assert migration.ended() != ""
-    wait_until(partial(holds, pair.second, set()), "the host where it died holds none")
-    kept = set(HELD) if runs_on(move, pair.first) else set[str]()
-    wait_until(partial(holds, pair.first, kept), "the first host holds what it goes on with")
+    with Holders(pair, *HELD) as holders:
+        migration = move.migrate(pair.first, bandwidth=4, flags=libvirt.VIR_MIGRATE_POSTCOPY)
+        migration.wait_copying()
+        migration.guest.start_post_copy()
+        wait_until(partial(runs_on, move, pair.second), "it runs there", timeout=90, interval=0.01)
+        wait_until(lambda: {MAIL4, MAIL6} <= held_by(pair.second), "the second host holds what runs there")
+        pid = pair.second.read("/run/libvirt/qemu/vm.pid").strip()
+        pair.second.run("kill", "-KILL", pid)
+        assert migration.ended() != ""
+        wait_until(partial(holds, pair.second, set()), "the host where it died holds none")
+        kept = set(HELD) if runs_on(move, pair.first) else set[str]()
+        wait_until(partial(holds, pair.first, kept), "the first host holds what it goes on with")
+    assert not holders.both
 
 
 @each_libvirt

@@ -91,7 +91,8 @@ class QemuGuest(Guest):
     def migrate(self, to: Computer, address: str, *, bandwidth: int = 0, flags: int = 0) -> None:
         """Move it, as it runs, to another host, which has this address for the one it is on.
 
-        `bandwidth`, in MiB/s, stretches the copy, of some 60 MiB; 0 is libvirt's own. `flags` are libvirt's, too.
+        `bandwidth`, in MiB/s, stretches the copy, of some 60 MiB, and what post-copy leaves of it; 0 is libvirt's own.
+        `flags` are libvirt's, too.
         """
         QemuGuest(to, self.name).prepare()
         flags |= libvirt.VIR_MIGRATE_LIVE | libvirt.VIR_MIGRATE_PERSIST_DEST | libvirt.VIR_MIGRATE_UNDEFINE_SOURCE
@@ -101,6 +102,8 @@ class QemuGuest(Guest):
                 libvirt.VIR_MIGRATE_PARAM_URI: f"tcp://{address}",
                 libvirt.VIR_MIGRATE_PARAM_BANDWIDTH: bandwidth,
             }
+            if flags & libvirt.VIR_MIGRATE_POSTCOPY:
+                parameters[libvirt.VIR_MIGRATE_PARAM_BANDWIDTH_POSTCOPY] = bandwidth
             domain.migrate3(destination, parameters, flags)
 
     def start_post_copy(self) -> None:

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from fwdaemon.audit import causes
-from fwdaemon.audit.causes import told
+from fwdaemon.audit.causes import Known, told
 from fwdaemon.core.inventory import Hindrance, HindranceKind, Move, Place
-from fwdaemon.core.report import Actor, ActorKind, Cause, Reason, ReasonKind
+from fwdaemon.core.report import Actor, ActorKind, Cause, Outcome, Reason, ReasonKind, Report
 from fwdaemon.core.state import Desired, Owner, Route, Waiting
 from fwdaemon.core.types import Origin
 from tests.unit import saying
@@ -57,6 +57,16 @@ def test_a_new_configuration_is_not_lost_in_a_burst() -> None:
 
 def test_what_names_the_owner_goes_before_all_else() -> None:
     assert causes.of_end(WEB, Desired(), [LOADED, *ADDRESSES, STOPPED]) == Cause((STOPPED,))
+
+
+def test_the_new_address_of_a_guest_is_why_the_old_one_went() -> None:
+    answered = Reason(ReasonKind.NEIGHBOUR, "192.168.122.51", "answered from 52:54:00:00:00:01")
+    new = forward("tcp *:80", "192.168.122.51:80")
+    of_another = replace(new, domain="web2")
+    for after, cause in ((new, Cause((answered,))), (of_another, Cause())):
+        before = Report(Desired(forwards=frozenset({WEB})), Outcome())
+        gone, _added = causes.changes(before, Desired(forwards=frozenset({after})), Outcome(), Known((answered,)))
+        assert (gone.action, gone.opening, gone.cause) == ("removed", WEB, cause)
 
 
 def test_what_the_state_says_goes_before_what_was_heard_of_others() -> None:
