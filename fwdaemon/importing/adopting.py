@@ -188,7 +188,8 @@ class Adopter:
         everywhere = self.ruleset.space.everything[Field.DESTINATION]
         holes, cut = [], []
         for stop in stops(candidate, self.ruleset):
-            goes_before = stop.was_sent_elsewhere and stop.packets[Field.DESTINATION] != everywhere
+            # A rule for every address takes all but one where a rule for that one is before it: no forward fills that.
+            goes_before = stop.was_sent_elsewhere and stop.packets[Field.DESTINATION].size <= _MOST_LISTENING
             if goes_before and candidate.packets[Field.DESTINATION] == everywhere:
                 holes.append(stop)
             else:

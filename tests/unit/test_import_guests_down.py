@@ -128,3 +128,18 @@ def test_another_port_of_the_same_guest_is_down_with_it() -> None:
     entries, said = made(of_iptables(f"-s 203.0.113.0/24 -d {HERE} > 192.168.122.11:2222", " > 192.168.122.11"))
     assert [bool(entry.sources) for entry in entries.forwards] == [True, False]
     assert not [warning for warning in said if "while" in warning]
+
+
+@pytest.mark.parametrize("doubt", ["", " -m mark --mark 0x1"])
+def test_what_a_rule_for_every_address_took_is_no_hole_where_one_for_a_single_address_went_before(doubt: str) -> None:
+    """It takes all addresses but one, and no forward for one address goes before for these."""
+    rules = (
+        f"-d {HERE} -p tcp -m tcp --dport 86 -j DNAT --to-destination 192.168.122.10",
+        f"-p tcp -m tcp --dport 80:86{doubt} -j DNAT --to-destination 192.168.122.11",
+        "-p tcp -m tcp --dport 80:90 -j DNAT --to-destination 192.168.122.12",
+    )
+    lines = [f"-A PREROUTING {rule}" for rule in rules]
+    text = ["*nat", ":PREROUTING ACCEPT [0:0]", *lines, "COMMIT", "*filter", ":FORWARD ACCEPT [0:0]", "COMMIT"]
+    entries = made(parse(FILE, "\n".join(text), way_out=lambda _: "virbr0"))[0].forwards
+    led = {(entry.domain, str(mapping.host)) for entry in entries for mapping in entry.mappings}
+    assert led == {("web10", "86"), ("web12", "87-90")} | (set() if doubt else {("web11", "80-86")})
