@@ -5,6 +5,7 @@ What the user left out is chosen: an address that an entry names or that faces o
 
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Final, TypeAlias
@@ -21,9 +22,11 @@ from fwdaemon.rulesets.region import network_of
 
 # What the user asks about: `198.51.100.7:443/tcp`, `[2001:db8::1]:80`, `:80`, and from where. Pure.
 _FORM = re.compile(
-    r"(?:(?:\[(?P<six>[^]]*)\]|(?P<four>[^]:/[]*)):)?(?P<port>[0-9]{1,5})(?:/(?P<protocol>[a-z]+))?", re.ASCII
+    r"(?:(?:\[(?P<six>[^]]*)\]|\*|(?P<four>[^]:/[*]*)):)?(?P<port>[0-9]{1,5})(?:/(?P<protocol>[A-Za-z]+))?", re.ASCII
 )
 _LAST_PORT = 65535
+_BROADCAST: Final = IPv4Address("255.255.255.255")
+_SIX: Final = 6
 
 
 class UsageError(PortfwdError):
@@ -47,15 +50,34 @@ def parse_request(text: str, source: str | None = None) -> Request:
     """Read the words of the command line; raise `UsageError`."""
     form = _FORM.fullmatch(text)
     if form is None:
-        raise UsageError(f"{text!r} is not ADDRESS:PORT[/tcp|udp|sctp]; write an IPv6 address in brackets")
+        raise UsageError(f"{text!r} is not ADDRESS:PORT[/tcp|udp|sctp]; {_right_form(text)}")
     port = int(form["port"])
     if not 1 <= port <= _LAST_PORT:
         raise UsageError(f"{port} is not a port; write one from 1 to {_LAST_PORT}")
     address = _address(form["four"], IPv4Address) or _address(form["six"], IPv6Address)
+    if address is not None:
+        _refuse_unheld(address, port)
     client = None if source is None else _source(source)
     if address is not None and client is not None and address.version != client.version:
         raise UsageError(f"{client} and {address} are of different families, so neither can connect to the other")
     return Request(_protocol(form["protocol"]), port, address, client)
+
+
+def _right_form(text: str) -> str:
+    """Say what to write for what cannot be read as a connection."""
+    with suppress(ValueError):
+        return f"write the port too, {show_endpoint(ip_address(text.strip('[]')), PortRange(80, 80))}"
+    return "write an IPv6 address in brackets" if text.count(":") > 1 else "write one such as 198.51.100.7:443 or :443"
+
+
+def _refuse_unheld(address: Address, port: int) -> None:
+    """Refuse an address that no machine has for itself alone, or that nothing forwards."""
+    if address.is_unspecified:
+        raise UsageError(f"{address} stands for every address; write :{port} to ask about one of them")
+    if address.is_multicast or address == _BROADCAST:
+        raise UsageError(f"{address} is a group's, to which nobody can connect; write an address that one machine has")
+    if address.version == _SIX and address.is_link_local:
+        raise UsageError(f"{address} is valid on one link only, and no entry takes it; write another address")
 
 
 def _address(text: str | None, kind: type[IPv4Address | IPv6Address]) -> Address | None:
@@ -69,13 +91,13 @@ def _address(text: str | None, kind: type[IPv4Address | IPv6Address]) -> Address
 
 def _protocol(text: str | None) -> Protocol:
     try:
-        return Protocol(text or Protocol.TCP)
+        return Protocol((text or Protocol.TCP).lower())
     except ValueError:
         raise UsageError(f"{text!r} is not one of tcp, udp and sctp") from None
 
 
-def _source(text: str) -> Address:
-    """Read an address; of a network, take the first one that a client could have."""
+def _source(text: str) -> Address | None:
+    """Read an address; of a network, take the first one that a client could have, and of all addresses any."""
     if "%" in text:
         raise UsageError(
             f'--from {text!r} names an interface after "%"; --from takes an address that is valid on any link'
@@ -86,6 +108,8 @@ def _source(text: str) -> Address:
         network = network_of(text)
     except ValueError:
         raise UsageError(f"--from {text!r} is neither an address nor a network") from None
+    if network.prefixlen == 0:
+        return None
     return network[0] if network.num_addresses == 1 else network[1]
 
 

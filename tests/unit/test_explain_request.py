@@ -18,6 +18,7 @@ TCP, UDP, SCTP = Protocol.TCP, Protocol.UDP, Protocol.SCTP
         (":80", Request(TCP, 80)),
         ("80", Request(TCP, 80)),
         ("80/tcp", Request(TCP, 80)),
+        ("*:80/UDP", Request(UDP, 80)),
     ],
 )
 def test_what_can_be_asked(text: str, request_: Request) -> None:
@@ -39,7 +40,7 @@ def test_what_can_be_asked(text: str, request_: Request) -> None:
         "[]:80x",
         "[fe80::1%eth0;x]:8 0",
         "80:",
-        "*:80",
+        "*80",
         "80/icmp",
         "80\n",
         "٨٠",
@@ -49,6 +50,33 @@ def test_what_cannot_be_asked(text: str) -> None:
     with pytest.raises(UsageError) as caught:
         parse_request(text)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "remedy"),
+    [
+        ("0.0.0.0:80", "write :80 to ask about one of them"),
+        ("[::]:80", "write :80 to ask about one of them"),
+        ("224.0.0.1:80", "write an address that one machine has"),
+        ("255.255.255.255:80", "write an address that one machine has"),
+        ("[ff02::1]:80", "write an address that one machine has"),
+        ("[fe80::1]:80", "write another address"),
+        ("198.51.100.7", "write the port too, 198.51.100.7:80"),
+        ("2001:db8::7", "write the port too, [2001:db8::7]:80"),
+        ("[2001:db8::7]", "write the port too, [2001:db8::7]:80"),
+        ("2001:db8::7:80:x", "write an IPv6 address in brackets"),
+        ("198.51.100.7:http", "write one such as 198.51.100.7:443 or :443"),
+    ],
+)
+def test_what_to_ask_instead(text: str, remedy: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse_request(text)
+    assert str(caught.value).endswith(f"; {remedy}")
+
+
+@pytest.mark.parametrize("everybody", ["0.0.0.0/0", "::/0"])
+def test_all_addresses_are_a_client_outside(everybody: str) -> None:
+    assert parse_request(":80", everybody).source is None
 
 
 @pytest.mark.parametrize(
