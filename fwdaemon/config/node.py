@@ -53,6 +53,11 @@ _MEANT: Final[Mapping[str, tuple[str, ...]]] = {
 }
 _COMMENTS: Final = frozenset({"comment", "description", "note", "notes", "title"})
 _PROTOCOLS: Final = frozenset({"proto", "protocol", "protocols"})
+# Those that let fewer connect, in the ways that there are none for here.
+_KEEPING_OUT: Final = frozenset(
+    {"ban", "banned", "blacklist", "block", "blocked", "blocklist", "deny", "denied", "except", "exclude", "limit"}
+    | {"burst", "connlimit", "geoip", "max_connections", "max_open", "rate", "rate_limit", "ratelimit", "reject"}
+)
 _SWITCHES: Final = {"active": True, "enable": True, "enabled": True, "disable": False, "disabled": False}
 
 
@@ -114,6 +119,9 @@ class Node:
             return f'unknown key {quote(key)}; write "#" before it, as a comment'
         if key in _PROTOCOLS and self.path[0] == "forward":
             return f'unknown key {quote(key)}; write the protocol in ports, as in "53/udp"'
+        if key in _KEEPING_OUT:
+            keep = "sources with those that may, or " if self.path[0] == "forward" else ""
+            return f'unknown key {quote(key)}, and without it more may connect; write {keep}"#" before each line of it'
         is_on = flag_meant(self.value)
         if key not in _SWITCHES or is_on is None:
             return None

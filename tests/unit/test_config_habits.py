@@ -305,6 +305,16 @@ PORTS = [
         key(f'domain = "{bad}"', f'domain: "{bad}" {TO_FILL}', 'domain = "web1"', OPENS_80)
         for bad in ("${WEB}", "$WEB", "{{ web }}", "<name>")
     ),
+    *(
+        key(
+            bad,
+            f'unknown key "{bad.split()[0]}", and without it more may connect; write sources with those that may, or'
+            ' "#" before each line of it',
+            'sources = ["203.0.113.0/24"]',
+            f"{OPENS_80} from 203.0.113.0/24 IPv4",
+        )
+        for bad in ('deny = ["198.51.100.0/24"]', 'rate = "30/minute"', "max_open = 20", 'blacklist = "DE"')
+    ),
     key(
         'interface = ["eth0", "eth1"]',
         'interface: must be a string, not an array; write "eth0", and an entry of its own for each of the others',
