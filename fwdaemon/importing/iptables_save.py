@@ -326,7 +326,12 @@ def _blocked(found: Text, tables: Iterable[Table], family: Family) -> str:
         return f"{others[0]}-save prints more rules, which may refuse it; uncomment what none of those does"
     if found.unread:
         return f"what line {found.unread[0][0]} does is not known; give just what iptables-save prints"
-    return "" if any(table.name == "filter" for table in tables) else _NO_FILTER
+    filters = [table for table in tables if table.name == "filter"]
+    if not filters:
+        return _NO_FILTER
+    # iptables-save prints the policy of every chain that the kernel calls; what programs such as ufw load in parts has
+    # it in another file.
+    return "" if any("FORWARD" in table.policies for table in filters) else _NO_FORWARD
 
 
 def _read_nat(findings: Findings, found: Text, table: Table, services: Services, way_out: WayOut) -> None:
@@ -360,6 +365,10 @@ def _origins(tables: Iterable[Table]) -> Iterator[tuple[int, Origin]]:
         yield from ((policy.line, Origin(policy.line, policy.text)) for policy in table.policies.values())
 
 
+_NO_FORWARD: Final = (
+    "the table filter in the file has no policy of FORWARD, so what was refused is not known; give what iptables-save"
+    " prints"
+)
 _NO_FILTER: Final = (
     "no table filter is in the file, so what was refused is not known; give all that iptables-save prints, every table"
 )

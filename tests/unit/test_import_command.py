@@ -14,7 +14,7 @@ from fwdaemon.cli import main
 from tests.unit.test_import_hooks_json import SAMPLE
 
 RULE = "-A PREROUTING -d 198.51.100.1/32 -p tcp --dport 80 -j DNAT --to-destination 192.168.122.10"
-SAVE = f"*nat\n{RULE}\nCOMMIT\n*filter\nCOMMIT\n"
+SAVE = f"*nat\n{RULE}\nCOMMIT\n*filter\n:FORWARD ACCEPT [0:0]\nCOMMIT\n"
 ROUTED = "203.0.113.66 public\n"
 PORTS = "PRIVATE_IP=192.168.122.10\nPUBLIC_IP=198.51.100.7\nPORTS=tcp:80"
 NOTHING = "nothing could be imported; the reasons are above, and in the comments of what is printed"

@@ -191,6 +191,16 @@ def test_a_text_without_a_table_filter_is_a_comment() -> None:
     assert reason == f"{SQL_IS} at 2: {said}; give all that iptables-save prints, every table"
 
 
+def test_a_table_filter_without_a_policy_is_a_part_of_the_rules_only() -> None:
+    """As ufw's before.rules, to which others belong, and the policy, which is DROP as a rule."""
+    parts = ":ufw-before-forward - [0:0]\n-A ufw-before-forward -p icmp -j ACCEPT"
+    findings = parse(FILE, f"*nat\n{SQL}\nCOMMIT\n*filter\n{parts}\nCOMMIT\n")
+    assert forwards(findings) == []
+    (reason,) = left_out(findings)
+    said = "the table filter in the file has no policy of FORWARD, so what was refused is not known"
+    assert reason == f"{SQL_IS} at 2: {said}; give what iptables-save prints"
+
+
 # --- before the DNAT --------------------------------------------------------------------------------------------------
 
 
