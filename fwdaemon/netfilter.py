@@ -83,6 +83,10 @@ class Rules(Protocol):
         """Name the families whose rules refuse what the host did not forward before the daemon turned forwarding on."""
         ...
 
+    def switched(self) -> frozenset[tuple[Family, str]]:
+        """Name the interfaces of which they refuse that, where it was turned on there alone."""
+        ...
+
     def close(self) -> None:
         """End what runs beside us; the rules stay."""
         ...
@@ -224,6 +228,10 @@ class Netfilter:
     def confined(self) -> frozenset[Family]:
         """See `Rules.confined`; in any rule system."""
         return frozenset(chain.from_iterable(backend.confined() for backend in self._backends))
+
+    def switched(self) -> frozenset[tuple[Family, str]]:
+        """See `Rules.switched`; in any rule system."""
+        return frozenset(chain.from_iterable(backend.switched() for backend in self._backends))
 
     def monitors(self, changed: RulesChanged) -> tuple[Monitor, ...]:
         """Give what tells of changes in any rule system."""

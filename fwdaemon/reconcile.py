@@ -44,8 +44,8 @@ class LocatedRules(Rules, Protocol):
 class HostNetwork(Protocol):
     """What openings need of the host besides rules; see `fwdaemon.hostnet.keeper`, which explains each method."""
 
-    def adopt(self, confined: Collection[Family]) -> None:
-        """Know that forwarding was turned on for these families."""
+    def adopt(self, confined: Collection[Family], switched: Collection[tuple[Family, str]]) -> None:
+        """Know that forwarding was turned on for these families, and on these interfaces alone."""
         ...
 
     def confine(self, desired: Desired, *, ip_forward: bool) -> Desired:
@@ -143,7 +143,7 @@ class Reconciler:
         """
         before = self.report
         if before is None:
-            self._host.adopt(self._rules.confined())
+            self._host.adopt(self._rules.confined(), self._rules.switched())
         extended = self._extended(desired, occasion)
         self._sweeper.expect(extended.carrying)
         self._host.release(extended)

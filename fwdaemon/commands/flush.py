@@ -46,7 +46,7 @@ def _settings(config: Path, state: Path = STATE) -> DaemonSettings:
 
 def _remove_from_host(settings: DaemonSettings, rules: Netfilter) -> Outcome:
     host = HostSide(rules.confined)
-    host.adopt(rules.confined())
+    host.adopt(rules.confined(), rules.switched())
     return host.remove(_forwarded(settings) if host.has_turned_on() else frozenset())
 
 

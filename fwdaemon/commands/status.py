@@ -57,6 +57,7 @@ def status_without_daemon(path: Path) -> Status:
         problems=tuple(sorted(problems)),
         uplinks=tuple(sorted(desired.uplinks)),
         confined=tuple(sorted(netfilter.confined())),
+        confined_interfaces=tuple(sorted({name for _, name in netfilter.switched()})),
     )
     return Status(header, rows(facts, UsageReader(netfilter.counters).read(desired)))
 

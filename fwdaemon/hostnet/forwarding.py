@@ -94,11 +94,13 @@ class Forwarding:
         self._turned_on = TurnedOn(ledger("forwarding"))
         self._seen: set[Family] = set()
 
-    def adopt(self, families: Collection[Family]) -> None:
+    def adopt(self, families: Collection[Family], interfaces: Collection[tuple[Family, str]] = ()) -> None:
         """Record that we turned these on, as our own rules say where the record has gone."""
         for family in families:
             if is_on(family):
                 self._turned_on.add(family)
+        for family, interface in interfaces:
+            self._switches[family].adopt(interface, "0")
 
     def has_turned_on(self) -> bool:
         """Whether we turned any family on."""

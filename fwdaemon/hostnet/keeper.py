@@ -81,9 +81,9 @@ class HostSide:
         self._is_first = True
         self._held: frozenset[Nat] = frozenset()
 
-    def adopt(self, confined: Collection[Family]) -> None:
-        """Know that we turned forwarding on for these families, where our rules say so and no record does."""
-        self._forwarding.adopt(confined)
+    def adopt(self, confined: Collection[Family], switched: Collection[tuple[Family, str]] = ()) -> None:
+        """Know where we turned forwarding on, for families or interfaces, as our rules say and no record does."""
+        self._forwarding.adopt(confined, switched)
 
     def has_turned_on(self) -> bool:
         """Whether forwarding was off before us, in either family."""

@@ -144,6 +144,13 @@ class Switches:
         there = frozenset(name for name, former in self._former.items() if interface_index(name) == former.index)
         return there.union(name for name in self.lacking(needed) if self._seen.get(name) != interface_index(name))
 
+    def adopt(self, interface: str, former: str) -> None:
+        """Record that we switched an interface, which had `former` before, where no record says so any more."""
+        index = interface_index(interface)
+        if index is not None and interface not in self._former and sysctl.read(self._name(interface)) == self._value:
+            self._former[interface] = _Former(index, former)
+            self._record()
+
     def keep(self, needed: Collection[str]) -> Switched:
         """Switch where it is needed, and put back where it is not."""
         switched = self._done(sorted(needed), self._switch, self.release(needed))

@@ -49,6 +49,11 @@ def interface_index(name: str) -> int | None:
         return None
 
 
+def interface_names() -> frozenset[str]:
+    """Name all interfaces there are."""
+    return frozenset(name for _, name in socket.if_nameindex())
+
+
 def interface_name(index: int) -> str:
     """Give the name of an interface, for people."""
     try:

@@ -22,15 +22,18 @@ from fwdaemon.core.report import (
     tried,
 )
 from fwdaemon.core.state import Desired, Opening
+from fwdaemon.core.text import is_interface_name
 from fwdaemon.core.types import Family, Gate
 from fwdaemon.errors import KernelError, PortfwdError
+from fwdaemon.kernel.rtnetlink import interface_names
 from fwdaemon.legacy.client import HelperClient, LateError, UnusableError
 from fwdaemon.legacy.difference import change_text, restore_text
 from fwdaemon.legacy.gates import LegacyGates
 from fwdaemon.legacy.info import TableInfo, chain_names, existing_tables, table_entries, table_info
-from fwdaemon.legacy.model import CONFINED, FWD, OWN_CHAINS, Head, ObservedTable, Table, TableName
+from fwdaemon.legacy.model import CONFINED, FWD, OWN_CHAINS, Head, ObservedTable, Table, TableName, confined_from
 from fwdaemon.legacy.monitor import LegacyMonitor
-from fwdaemon.legacy.ruleset import Counter, Plan, Tables, counting_rules, links, packets, tables
+from fwdaemon.legacy.ruleset import Plan, Tables, links, tables
+from fwdaemon.legacy.translation import Counter, counting_rules, packets
 from fwdaemon.resolve.flows import Flow
 
 # Connections that were ended, as far as their guests are to be refused. Pure.
@@ -203,11 +206,14 @@ class LegacyBackend:
 
     def confined(self) -> frozenset[Family]:
         """See `Backend.confined`."""
+        return frozenset(family for family in Family if CONFINED.comment.encode() in _filtering(family))
+
+    def switched(self) -> frozenset[tuple[Family, str]]:
+        """See `Backend.switched`."""
+        ways = {name: confined_from(name).comment.encode() for name in filter(is_interface_name, interface_names())}
+        found = {family: _filtering(family) for family in Family}
         return frozenset(
-            family
-            for family in Family
-            if FWD in chain_names(family, TableName.FILTER)
-            and CONFINED.comment.encode() in table_entries(family, TableName.FILTER)
+            (family, name) for family, held in found.items() for name, comment in ways.items() if comment in held
         )
 
     def counters(self, desired: Desired) -> Mapping[Opening, int]:
@@ -308,6 +314,12 @@ class LegacyBackend:
         if not wanted:
             helper.close()
         return plan
+
+
+def _filtering(family: Family) -> bytes:
+    """Give the filter table as the kernel holds it, where anything of ours is in it."""
+    ours = FWD in chain_names(family, TableName.FILTER)
+    return table_entries(family, TableName.FILTER) if ours else b""
 
 
 def _holds(family: Family) -> bool:

@@ -50,6 +50,11 @@ class Rule:
 CONFINED = Rule.of("", "DROP", "confined")
 
 
+def confined_from(interface: str) -> Rule:
+    """Make the rule that does so with what came in by one interface, where we turned it on there alone."""
+    return Rule.of(f"-i {interface}", "DROP", "confined")
+
+
 @dataclass(frozen=True, slots=True)
 class Table:
     """What is ours in one table: `chains` whole and in order, and one rule at the head of each chain in `heads`."""

@@ -8,20 +8,17 @@ labels as well. In the filter table one rule lets through what is labelled.
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Final, TypeAlias
 
 from fwdaemon.core.state import LABELS, Desired, Forward, Nat, Opening, Route
 from fwdaemon.core.text import is_interface_name, is_mac, label
 from fwdaemon.core.types import Family, Gate, Protocol
 from fwdaemon.legacy.difference import Change, difference
-from fwdaemon.legacy.info import LAYOUT, begun_chain, comment, matches, table_entries
 from fwdaemon.legacy.model import (
     COMMENT,
     CONFINED,
     FWD,
     LEAD,
     OUT,
-    OWN_CHAINS,
     POST,
     PRE,
     Head,
@@ -29,6 +26,7 @@ from fwdaemon.legacy.model import (
     Rule,
     Table,
     TableName,
+    confined_from,
     family_name,
     host,
     labelled,
@@ -38,11 +36,8 @@ from fwdaemon.legacy.translation import (
     EVERY_ADDRESS,
     Serving,
     believed,
-    leading,
     leaving,
-    output,
-    postrouting,
-    prerouting,
+    translating,
     uplinks,
 )
 from fwdaemon.resolve.flows import Flow
@@ -126,12 +121,7 @@ def _chains(family: Family, desired: Desired, ended: Iterable[Flow]) -> _Chains:
     found: _Chains = {
         TableName.FILTER: {FWD: [(None, rule) for rule in let_through]},
         TableName.MANGLE: {FWD: passage, LEAD: routed},
-        TableName.NAT: {
-            PRE: list(prerouting(family, desired)),
-            OUT: list(output(family, desired)),
-            POST: list(postrouting(family, desired)),
-            LEAD: list(leading(family, desired)),
-        },
+        TableName.NAT: translating(family, desired),
     }
     found[TableName.MANGLE] = {chain: rules for chain, rules in found[TableName.MANGLE].items() if rules}
     return {table: chains for table, chains in found.items() if chains}
@@ -219,7 +209,7 @@ def _confined(family: Family, desired: Desired) -> Iterator[Rule]:
         yield from (Rule.of(way, "RETURN", "confined") for way in _ways_out(route, desired))
     for bridge in bridged(family, desired):
         yield Rule.of(f"-i {bridge} -o {bridge}", "RETURN", "confined")
-    yield from [Rule.of(f"-i {way}", "DROP", "confined") for way in ways] or [CONFINED]
+    yield from map(confined_from, ways) if ways else [CONFINED]
 
 
 def _ended(flow: Flow) -> str:
@@ -231,53 +221,6 @@ def _ended(flow: Flow) -> str:
 
 def _refusal(flow: Flow) -> str:
     return "tcp-reset" if flow.protocol is Protocol.TCP else _UNREACHABLE[flow.family]
-
-
-# Which rules count connections, and what they have counted, straight from the kernel's own form of a table.
-#
-# No program runs for that, and no lock is taken: the kernel gives a table as a whole. As in nftables, only a rule that
-# translates counts connections.
-Counter: TypeAlias = tuple[str, str, str]
-"""A rule: the family and name of its table, its chain, its comment."""
-
-_TRANSLATIONS: Final = ("DNAT ", "SNAT ")
-
-
-def counting_rules(desired: Desired) -> Mapping[Counter, Opening]:
-    """Give the rules that count connections, each with its opening."""
-    return {
-        (_counted_table(family, table), chain, rule.comment): opening
-        for family in Family
-        for table, chain, opening, rule in rules_of(desired, family)
-        if rule.target.startswith(_TRANSLATIONS)
-    }
-
-
-def packets(family: Family) -> Iterator[tuple[Counter, int]]:
-    """Read the packets of each translating rule in chains of ours.
-
-    Raises:
-        KernelError: the kernel does not tell.
-
-    """
-    yield from read_packets(family, TableName.NAT, table_entries(family, TableName.NAT))
-
-
-def read_packets(family: Family, table: TableName, entries: bytes) -> Iterator[tuple[Counter, int]]:
-    """Read them from one table's entries."""
-    layout, chain, start = LAYOUT[family], "", 0
-    while start < len(entries):
-        target, following, _, counted, _ = layout.unpack_from(entries, start)
-        if name := begun_chain(entries, start + target, following - target):
-            chain = name
-        elif chain in OWN_CHAINS:
-            said = comment(matches(entries, start + layout.size, start + target))
-            yield (_counted_table(family, table), chain, said), counted
-        start += following
-
-
-def _counted_table(family: Family, table: TableName) -> str:
-    return f"{family_name(family)} {table.value}"
 
 
 # What one reconcile commits to the tables of one family, and what that says of the time before it. Pure.

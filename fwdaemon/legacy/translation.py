@@ -7,15 +7,28 @@ KVMPF_PRE leads there what came in where its source can be, and KVMPF_OUT what t
 through no interface, so a forward bound to one does not take it.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from ipaddress import ip_network
 from itertools import chain
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 from fwdaemon.core.state import Desired, Forward, Nat, Opening
 from fwdaemon.core.text import is_interface_name, label
 from fwdaemon.core.types import Address, Family, PortRange, Protocol, Subnet, collapse, show_endpoint
-from fwdaemon.legacy.model import LEAD, Rule, host, labelling, unlabelled
+from fwdaemon.legacy.info import LAYOUT, begun_chain, comment, matches, table_entries
+from fwdaemon.legacy.model import (
+    LEAD,
+    OUT,
+    OWN_CHAINS,
+    POST,
+    PRE,
+    Rule,
+    TableName,
+    family_name,
+    host,
+    labelling,
+    unlabelled,
+)
 from fwdaemon.resolve.segments import Slot, homes, in_order, slots
 
 # A rule, and the opening it is there for; `None` where it is there for all of them.
@@ -32,14 +45,24 @@ _ELSEWHERE = "-m addrtype ! --dst-type LOCAL"
 _AS_THE_HOST = "! -i lo -m addrtype --src-type LOCAL"
 
 
-def prerouting(family: Family, desired: Desired) -> Iterator[Serving]:
+def translating(family: Family, desired: Desired) -> dict[str, list[Serving]]:
+    """Write the rules of each chain."""
+    return {
+        PRE: list(_prerouting(family, desired)),
+        OUT: list(_output(family, desired)),
+        POST: list(_postrouting(family, desired)),
+        LEAD: list(_leading(family, desired)),
+    }
+
+
+def _prerouting(family: Family, desired: Desired) -> Iterator[Serving]:
     """Lead on what came in."""
     for subnet in collapse(subnet for subnet in desired.guest_subnets if Family.of(subnet) is family):
         yield from _left_alone(family, desired, f"-s {subnet} ")
     yield from ((None, rule) for rule in believed(family, desired))
 
 
-def leading(family: Family, desired: Desired) -> Iterator[Serving]:
+def _leading(family: Family, desired: Desired) -> Iterator[Serving]:
     """Translate each new connection to the opening that claims it."""
     ordered = sorted(slots(desired.of_family(family)), key=_most_specific_first)
     every_address = [slot for slot in ordered if slot.listen is None]
@@ -74,7 +97,7 @@ def believed(family: Family, desired: Desired) -> Iterator[Rule]:
     yield Rule.of("", LEAD, "all")
 
 
-def output(family: Family, desired: Desired) -> Iterator[Serving]:
+def _output(family: Family, desired: Desired) -> Iterator[Serving]:
     """Lead what the host itself sends."""
     yield from _left_alone(family, desired)
     yield None, Rule.of("", LEAD, "all")
@@ -86,7 +109,7 @@ def _left_alone(family: Family, desired: Desired, source: str = "") -> Iterator[
         yield None, Rule.of(f"{source}-d {host(address)} {_ELSEWHERE}", "RETURN", "elsewhere")
 
 
-def postrouting(family: Family, desired: Desired) -> Iterator[Serving]:
+def _postrouting(family: Family, desired: Desired) -> Iterator[Serving]:
     """Give a 1:1 guest its public address where it leaves the host, and hairpin connections a source to answer to.
 
     What leaves is labelled after all filters: so what refuses a guest's first packet is never outranked by a gate.
@@ -242,3 +265,51 @@ def _admitted(forward: Forward, within: Subnet | None) -> list[str]:
 
 def _length(subnet: Subnet) -> int:
     return subnet.prefixlen
+
+
+# Which rules count connections, and what they have counted, straight from the kernel's own form of a table.
+#
+# No program runs for that, and no lock is taken: the kernel gives a table as a whole. As in nftables, only a rule that
+# translates counts connections.
+Counter: TypeAlias = tuple[str, str, str]
+"""A rule: the family and name of its table, its chain, its comment."""
+
+_TRANSLATIONS: Final = ("DNAT ", "SNAT ")
+
+
+def counting_rules(desired: Desired) -> Mapping[Counter, Opening]:
+    """Give the rules that count connections, each with its live opening."""
+    return {
+        (_counted_table(family, TableName.NAT), chain, rule.comment): opening
+        for family in Family
+        for chain, servings in translating(family, desired).items()
+        for opening, rule in servings
+        if opening is not None and opening not in desired.imminent and rule.target.startswith(_TRANSLATIONS)
+    }
+
+
+def packets(family: Family) -> Iterator[tuple[Counter, int]]:
+    """Read the packets of each translating rule in chains of ours.
+
+    Raises:
+        KernelError: the kernel does not tell.
+
+    """
+    yield from read_packets(family, TableName.NAT, table_entries(family, TableName.NAT))
+
+
+def read_packets(family: Family, table: TableName, entries: bytes) -> Iterator[tuple[Counter, int]]:
+    """Read them from one table's entries."""
+    layout, chain, start = LAYOUT[family], "", 0
+    while start < len(entries):
+        target, following, _, counted, _ = layout.unpack_from(entries, start)
+        if name := begun_chain(entries, start + target, following - target):
+            chain = name
+        elif chain in OWN_CHAINS:
+            said = comment(matches(entries, start + layout.size, start + target))
+            yield (_counted_table(family, table), chain, said), counted
+        start += following
+
+
+def _counted_table(family: Family, table: TableName) -> str:
+    return f"{family_name(family)} {table.value}"

@@ -18,9 +18,11 @@ from fwdaemon.core.report import (
     joined,
 )
 from fwdaemon.core.state import Desired, Opening
+from fwdaemon.core.text import is_interface_name
 from fwdaemon.core.types import Family, Gate
 from fwdaemon.errors import HangingError, ProcessError
 from fwdaemon.kernel.process import Runner
+from fwdaemon.kernel.rtnetlink import interface_names
 from fwdaemon.nftables.branches import EVERYWHERE, STRANGERS
 from fwdaemon.nftables.difference import (
     Observed,
@@ -33,13 +35,13 @@ from fwdaemon.nftables.difference import (
     stale,
     tables_difference,
 )
-from fwdaemon.nftables.existing import Observer, existing_tables, has_rules, iptables_program
+from fwdaemon.nftables.existing import Observer, comments, existing_tables, has_rules, iptables_program
 from fwdaemon.nftables.gates import GateState, gate_script, is_iptables_gate
 from fwdaemon.nftables.generation import Commits, RulesMonitor, current_generation, following_generation
 from fwdaemon.nftables.model import TABLE_NAME, Table, family_name, table_name
 from fwdaemon.nftables.readback import Counter, counting_rules, read_packets
 from fwdaemon.nftables.rulebook import Rulebook
-from fwdaemon.nftables.ruleset import labels_of, tables, uplinks_of
+from fwdaemon.nftables.ruleset import labels_of, newcomers_from, tables, uplinks_of
 from fwdaemon.resolve.flows import Flow
 
 _log = logging.getLogger(__name__)
@@ -121,6 +123,16 @@ class NftablesBackend:
         there = existing_tables()
         places = {family: (family_name(family), TABLE_NAME) for family in Family}
         return frozenset(family for family, place in places.items() if place in there and has_rules(*place, STRANGERS))
+
+    def switched(self) -> frozenset[tuple[Family, str]]:
+        """See `Backend.switched`."""
+        there = existing_tables()
+        places = {family: (family_name(family), TABLE_NAME) for family in Family}
+        found = {family: comments(*place, "forward") for family, place in places.items() if place in there}
+        ways = {name: newcomers_from(name).comment for name in filter(is_interface_name, interface_names())}
+        return frozenset(
+            (family, name) for family, known in found.items() for name, comment in ways.items() if comment in known
+        )
 
     def counters(self, desired: Desired) -> Mapping[Opening, int]:
         """See `Backend.counters`."""

@@ -104,8 +104,17 @@ def has_rules(family: str, table: str, chain: str) -> bool:
         KernelError: the kernel does not tell.
 
     """
-    named = attribute(_TABLE, f"{table}\0".encode()) + attribute(_RULE_CHAIN, f"{chain}\0".encode())
-    return any(True for _ in _listed(_GET_RULE, _NUMBERS[family], named))
+    return any(True for _ in _rules(family, table, chain))
+
+
+def comments(family: str, table: str, chain: str) -> list[str]:
+    """Give the comments of a chain's rules, in order; none where there is no such chain.
+
+    Raises:
+        KernelError: the kernel does not tell.
+
+    """
+    return [read_rule(message).comment for message in _rules(family, table, chain)]
 
 
 def has_larger_set(family: str, table: str, size: int) -> bool:
@@ -181,6 +190,11 @@ def _comment(data: bytes) -> str:
             return _text({kind: data[2 : 2 + length]}, kind)
         data = data[2 + length :]
     return ""
+
+
+def _rules(family: str, table: str, chain: str) -> Iterator[Message]:
+    named = attribute(_TABLE, f"{table}\0".encode()) + attribute(_RULE_CHAIN, f"{chain}\0".encode())
+    return _listed(_GET_RULE, _NUMBERS[family], named)
 
 
 def _listed(kind: int, family: int = _EVERY_FAMILY, picked: bytes = b"", holding: bytes = b"") -> Iterator[Message]:

@@ -89,10 +89,9 @@ def frame(family: Family, desired: Desired) -> Table:
     chains = _frame(family, desired.label, masquerading=masquerading)
     chains = _leaving_alone(chains, _elsewhere(family, desired))
     if family in desired.confined:
-        chains = _confined(chains, family, desired, f"iifname != @{INSIDE}", STRANGERS)
+        chains = _confined(chains, family, desired, [_astray(f"iifname != @{INSIDE}", STRANGERS)], STRANGERS)
     elif ways := switched(family, desired):
-        listed = ", ".join(f'"{name}"' for name in ways)
-        chains = _confined(chains, family, desired, f"iifname {{ {listed} }}", NEWCOMERS)
+        chains = _confined(chains, family, desired, map(newcomers_from, ways), NEWCOMERS)
     maps = {name: Set(set_type) for name, set_type in _map_types(family).items()}
     sets = {
         "guest_subnets": _guest_subnets(family, desired),
@@ -242,21 +241,31 @@ def _refusal(family: Family) -> tuple[Rule, ...]:
 
 
 def _confined(
-    chains: Mapping[str, Chain], family: Family, desired: Desired, came_in: str, name: str
+    chains: Mapping[str, Chain], family: Family, desired: Desired, leading: Iterable[Rule], name: str
 ) -> dict[str, Chain]:
     """Refuse what was not forwarded before we turned forwarding on: what goes by none of libvirt's bridges.
 
-    It is dropped without a word, as a host does that forwards nothing. What belongs to a connection passes; what is not
-    tracked does not.
+    It is dropped without a word, as a host does that forwards nothing.
     """
-    passing = "ct state != { established, related }"
-    away = Rule.of(f"{came_in} oifname != @{INSIDE} {passing} jump {name}", "all")
     forward = chains["forward"]
     return {
         **chains,
-        "forward": replace(forward, rules=(away, *forward.rules)),
+        "forward": replace(forward, rules=(*leading, *forward.rules)),
         name: Chain(tuple(_strangers(family, desired))),
     }
+
+
+def newcomers_from(interface: str) -> Rule:
+    """Lead what came in by an interface to the chain that refuses it; by this rule a later run knows which one it was.
+
+    Where our record is lost, nothing else says that forwarding was off on it.
+    """
+    return _astray(f'iifname "{interface}"', NEWCOMERS)
+
+
+def _astray(came_in: str, chain: str) -> Rule:
+    """What belongs to a connection passes; what is not tracked does not."""
+    return Rule.of(f"{came_in} oifname != @{INSIDE} ct state != {{ established, related }} jump {chain}", "all")
 
 
 def _strangers(family: Family, desired: Desired) -> Iterator[Rule]:

@@ -214,7 +214,7 @@ class Header:
     """Everything but the openings; `daemon` is `None` where none runs. `uplinks` lead away from the host.
 
     In `confined` families forwarding was off before us, and between interfaces that are not libvirt's the rules refuse
-    what no opening is for.
+    what no opening is for. On `confined_interfaces` it was off on them alone, and what comes in there is refused so.
     """
 
     version: str
@@ -227,6 +227,7 @@ class Header:
     problems: tuple[str, ...] = ()
     uplinks: tuple[str, ...] = ()
     confined: tuple[Family, ...] = ()
+    confined_interfaces: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """Give the JSON form."""
@@ -244,6 +245,7 @@ class Header:
             "problems": list(self.problems),
             "uplinks": list(self.uplinks),
             "confined": list(map(int, self.confined)),
+            "confined_interfaces": list(self.confined_interfaces),
         }
 
 

@@ -97,6 +97,7 @@ class Records:
             self._problems,
             uplinks_of(self._facts.wanted),
             confined_in(self._facts.held),
+            confined_interfaces_in(self._facts.held),
         )
 
     def _remember(self, report: Report) -> None:
@@ -121,6 +122,11 @@ def confined_in(held: Desired | None) -> tuple[Family, ...]:
     return () if held is None else tuple(sorted(held.confined))
 
 
+def confined_interfaces_in(held: Desired | None) -> tuple[str, ...]:
+    """Name the interfaces by which they refuse to let that in, as the host did there alone."""
+    return () if held is None else tuple(sorted({name for _, name in held.switched}))
+
+
 def _restored(report: Report, at: datetime) -> Iterator[Restored]:
     """Tell what was put back: of openings with one cause, and of gates, the first and how many more."""
     changes = [change for change in report.changes if change.action == "restored"]
@@ -142,7 +148,7 @@ def _differ(before: Facts, after: Facts) -> bool:
     """Whether a look has something to tell besides changes of openings."""
     waiting = [facts.wanted.waiting if facts.wanted is not None else None for facts in (before, after)]
     uplinks = [uplinks_of(facts.wanted) for facts in (before, after)]
-    confined = [confined_in(facts.held) for facts in (before, after)]
+    confined = [(confined_in(facts.held), confined_interfaces_in(facts.held)) for facts in (before, after)]
     return (
         waiting[0] != waiting[1]
         or confined[0] != confined[1]

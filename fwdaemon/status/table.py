@@ -94,6 +94,8 @@ def _header(status: Json) -> Iterator[Line]:
     yield Line("uplinks", printable(", ".join(status["uplinks"]) or "none: no default or other route leads out"))
     if confined := status.get("confined"):
         yield _confined(confined)
+    if interfaces := status.get("confined_interfaces"):
+        yield _confined_from(interfaces)
     if look := status["last_look"]:
         yield _look(look)
     yield from map(_restored, status["restored"])
@@ -128,6 +130,11 @@ def _confined(families: Sequence[int]) -> Line:
     which = " and ".join(f"IPv{family}" for family in families)
     rest = "between interfaces that are not libvirt's, only these openings pass"
     return Line("forwarding", f"off for {which} before kvm-portfwd: {rest}")
+
+
+def _confined_from(interfaces: Sequence[str]) -> Line:
+    rest = "from there to interfaces that are not libvirt's, only these openings pass"
+    return Line("forwarding", printable(f"off for IPv4 on {', '.join(interfaces)} before kvm-portfwd: {rest}"))
 
 
 def _look(look: Json) -> Line:

@@ -20,7 +20,8 @@ INNER6, INNER_GATEWAY6, GUEST6 = "2001:db8:2::2", "2001:db8:2::1", "2001:db8:140
 WEB = HEAD + entry("confined", "8000:80", GUEST)
 WEB6 = HEAD + entry("confined", "8000:80", GUEST6)
 SWITCH, SWITCH6 = "net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding"
-RECORD = "/run/kvm-portfwd/forwarding.json"
+SWITCH_ETH0 = "net.ipv4.conf.eth0.forwarding"
+RECORD, RECORD_ETH0 = (f"/run/kvm-portfwd/forwarding{which}.json" for which in ("", "-ipv4"))
 
 
 @pytest.fixture
@@ -116,6 +117,63 @@ def test_an_inner_network_stays_unreachable(host: Host, mode: str, daemon: Start
     assert ("networks: confined" if needed else f"set {SWITCH} = 0 again") in said
     assert host.run("sysctl", "-n", SWITCH).stdout == f"{int(needed)}\n"
     assert reached(host) is needed
+
+
+@pytest.mark.usefixtures("inner", "mode")
+@pytest.mark.parametrize("mode", ["isolated"], indirect=True)
+def test_what_refuses_is_there_again_once_the_daemon_is_if_rules_were_flushed_meanwhile(
+    host: Host, daemon: StartDaemon
+) -> None:
+    """Until then, nothing does: what SECURITY.md says it does not protect against."""
+    host.run("sysctl", "-w", f"{SWITCH}=0")
+    running = daemon(WEB)
+    serves(host)
+    assert not reached(host)
+    running.terminate()
+    legacy = host.flavour.firewall is LibvirtFirewall.LEGACY
+    host.run(*("iptables-legacy -w -F" if legacy else "nft flush ruleset").split())
+    assert reached(host)
+    running = daemon(WEB)
+    serves(host)
+    assert not reached(host)
+    running.terminate()
+    assert f"set {SWITCH} = 0 again" in command(host, "flush")
+
+
+def tells_of_eth0(host: Host) -> None:
+    """Check the same where it was off on one interface alone."""
+    assert "forwarding     off for IPv4 on eth0 before kvm-portfwd: " in command(host, "status")
+    status = json.loads(command(host, "status", "--json"))
+    assert (status["confined"], status["confined_interfaces"]) == ([], ["eth0"])
+    report = json.loads(command(host, "explain", f"{INNER}:80", "--from", CLIENT4, "--json"))
+    assert report["cause"] == "confined"
+    assert report["sentence"].startswith(f"This is on purpose: {SWITCH_ETH0} was 0 before kvm-portfwd")
+
+
+@pytest.mark.usefixtures("inner", "mode")
+@pytest.mark.parametrize("mode", ["isolated"], indirect=True)
+def test_an_inner_network_stays_unreachable_by_one_interface(
+    host: Host, daemon: StartDaemon, request: pytest.FixtureRequest
+) -> None:
+    host.run("sysctl", "-w", f"{SWITCH}=1", f"{SWITCH_ETH0}=0")
+    request.addfinalizer(lambda: host.run("sysctl", "-w", f"{SWITCH_ETH0}=1"))
+    running = daemon(WEB)
+    serves(host)
+    assert not reached(host)
+    tells_of_eth0(host)
+    running.kill()
+    host.run("rm", "-f", RECORD_ETH0)
+    assert not reached(host)
+    tells_of_eth0(host)
+    running = daemon(WEB)
+    serves(host)
+    assert not reached(host)
+    assert "eth0" in host.run("cat", RECORD_ETH0).stdout
+    running.kill()
+    host.run("rm", "-f", RECORD_ETH0)
+    command(host, "flush")
+    assert host.run("sysctl", "-n", SWITCH, SWITCH_ETH0).stdout == "1\n0\n"
+    assert not reached(host)
 
 
 @pytest.mark.usefixtures("inner", "mode")

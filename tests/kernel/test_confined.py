@@ -1,6 +1,7 @@
 """Real packets on a host that forwards only since an opening needed it: `virbr1` is no bridge of libvirt's here."""
 
 from dataclasses import replace
+from ipaddress import ip_address
 
 import pytest
 
@@ -49,6 +50,7 @@ def test_nothing_else_comes_in_where_forwarding_was_off_on_one_interface(
     switched = replace(state, switched=frozenset((family, "eth0") for family in Family))
     assert not rules.apply(switched, thorough=True).faults
     assert not rules.confined()
+    assert rules.switched() == {(Family.of(ip_address(plan.far)), "eth0")}
     assert machines.outside.tcp(plan.public, PORT, timeout=PATIENCE).text == f"mail {plan.outside}"
     answers(machines.mail, plan.far, f"far {plan.mail}")
     # What comes in elsewhere goes where it went before.
@@ -62,6 +64,8 @@ def test_nothing_else_comes_in_where_forwarding_was_off_on_one_interface(
     assert not rules.apply(outside, thorough=True).faults
     answers(machines.outside, plan.other, f"far {plan.outside}")
     answers(machines.far, plan.outside, f"outside {plan.other}")
+    assert not rules.apply(state, thorough=True).faults
+    assert not rules.switched()
 
 
 def test_what_an_opening_is_for_passes_where_a_guest_is_plugged_in_elsewhere(

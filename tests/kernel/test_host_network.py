@@ -133,6 +133,33 @@ def test_forwarding_that_rules_say_is_ours_is_given_back_without_a_record(links:
     assert sysctl.read(ON) == "0"
 
 
+def test_an_interface_that_rules_say_is_ours_stays_confined_and_is_given_back_without_a_record(
+    links: Links, begin: MakeHost, tmp_path: Path
+) -> None:
+    links.host.sysctl("ipv4.ip_forward=1", "ipv4.conf.eth0.forwarding=0")
+    name = "net.ipv4.conf.eth0.forwarding"
+    state = Desired(uplinks=frozenset({"eth0"}), inside=frozenset({"virbr1"})).having([WEB])
+    confined = begin().confine(state, ip_forward=True)
+    keep(begin(), confined)
+    for record in tmp_path.iterdir():
+        record.unlink()
+    assert not begin().confine(state, ip_forward=True).switched
+    host = begin()
+    host.adopt(frozenset(), confined.switched)
+    assert host.confine(state, ip_forward=True) == confined
+    # From now on there is a record again.
+    later = begin()
+    assert later.confine(state, ip_forward=True) == confined
+    later.remove(frozenset())
+    assert (sysctl.read(name), sysctl.read(ON)) == ("0", "1")
+    # What is off by now is nobody's doing that could be given back.
+    host = begin()
+    host.adopt(frozenset(), confined.switched)
+    links.host.sysctl("ipv4.conf.eth0.forwarding=1")
+    host.remove(frozenset())
+    assert sysctl.read(name) == "1"
+
+
 def test_forwarding_that_libvirt_needs_stays_on(links: Links, begin: MakeHost) -> None:
     del links
     host = begin()

@@ -16,7 +16,7 @@ from fwdaemon.legacy.client import HelperClient
 from fwdaemon.legacy.gates import LegacyGates
 from fwdaemon.legacy.info import chain_names
 from fwdaemon.legacy.model import TableName
-from fwdaemon.legacy.ruleset import counting_rules, packets
+from fwdaemon.legacy.translation import counting_rules, packets
 from tests.kernel.legacy import EVERYTHING, iptables
 from tests.kernel.test_nftables import ALL, WEB
 

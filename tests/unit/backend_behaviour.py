@@ -177,6 +177,17 @@ class BackendBehaviour(ABC):
         backend.apply(replace(STATE, confined=families, kept=families), thorough=True)
         assert scene.another().confined() == families
 
+    def test_the_rules_tell_where_what_comes_in_is_confined(self, scene: Scene) -> None:
+        """`lo` is there everywhere; what has gone has no setting that a later run could give back."""
+        backend = scene.another()
+        backend.apply(STATE, thorough=True)
+        assert not backend.switched()
+        switched = frozenset((family, "lo") for family in Family)
+        backend.apply(replace(STATE, switched=switched, kept=frozenset(Family)), thorough=True)
+        assert (scene.another().switched(), scene.another().confined()) == (switched, frozenset())
+        backend.apply(replace(STATE, confined=frozenset(Family), kept=frozenset(Family)), thorough=True)
+        assert not scene.another().switched()
+
     def test_nothing_was_counted_at_first(self, scene: Scene) -> None:
         backend = scene.another()
         assert not any(backend.counters(STATE).values())

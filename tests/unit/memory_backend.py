@@ -56,6 +56,7 @@ class Kernel:
     gates: set[Gate] = field(default_factory=set)
     forward_chains: tuple[Gate, ...] = ()
     confined: frozenset[Family] = frozenset()
+    switched: frozenset[tuple[Family, str]] = frozenset()
     refused: list[Flow] = field(default_factory=list)
     libvirt: Presence = Presence.NOTHING
     generation: int = 0
@@ -71,7 +72,7 @@ class Kernel:
 
     def wipe(self) -> None:
         """Take all rules away, as another program does."""
-        self.rules, self.gates, self.confined = {}, set(), frozenset()
+        self.rules, self.gates, self.confined, self.switched = {}, set(), frozenset(), frozenset()
         self.generation += 1
         if self.changed is not None:
             self.changed(_PROGRAM, thorough=False)
@@ -125,13 +126,14 @@ class MemoryBackend:
         if not thorough and self._settled == (desired, self.kernel.generation):
             return Outcome()
         planned = self._planned(desired, desired.families)
-        if planned.changed or self.kernel.confined != desired.confined:
+        refusing = desired.confined, desired.switched
+        if planned.changed or (self.kernel.confined, self.kernel.switched) != refusing:
             self.kernel.commit()
             self.kernel.rules = written(desired, desired.families)
             self.kernel.openings, self.kernel.label = desired.openings, desired.label
             self.kernel.uplinks = desired.uplinks
             self.kernel.gates = set(self._wanted(desired))
-            self.kernel.confined = desired.confined
+            self.kernel.confined, self.kernel.switched = refusing
         self._committed = frozenset(_names(self.kernel.rules))
         self._settled = desired, self.kernel.generation
         return planned
@@ -182,6 +184,10 @@ class MemoryBackend:
     def confined(self) -> frozenset[Family]:
         """See `Backend.confined`."""
         return self.kernel.confined
+
+    def switched(self) -> frozenset[tuple[Family, str]]:
+        """See `Backend.switched`."""
+        return self.kernel.switched
 
     def monitor(self, changed: RulesChanged) -> _Monitor:
         """See `Backend.monitor`."""

@@ -20,17 +20,20 @@ class Host:
 
     outcome: Outcome = field(default_factory=Outcome)
     confines: frozenset[Family] = frozenset()
-    adopted: list[frozenset[Family]] = field(default_factory=list)
+    switches: frozenset[tuple[Family, str]] = frozenset()
+    adopted: list[tuple[frozenset[Family], frozenset[tuple[Family, str]]]] = field(default_factory=list)
     released: list[Desired] = field(default_factory=list)
     kept: list[tuple[Desired, bool]] = field(default_factory=list)
     removed: list[frozenset[tuple[Family, str]]] = field(default_factory=list)
     closed: int = 0
 
-    def adopt(self, confined: Collection[Family]) -> None:
-        self.adopted.append(frozenset(confined))
+    def adopt(self, confined: Collection[Family], switched: Collection[tuple[Family, str]]) -> None:
+        self.adopted.append((frozenset(confined), frozenset(switched)))
 
     def confine(self, desired: Desired, *, ip_forward: bool) -> Desired:
-        return desired.confining(self.confines if ip_forward else frozenset(), frozenset())
+        nothing = Desired()
+        families, interfaces = (self.confines, self.switches) if ip_forward else (nothing.confined, nothing.switched)
+        return desired.confining(families, frozenset(), interfaces)
 
     def release(self, desired: Desired) -> None:
         self.released.append(desired)

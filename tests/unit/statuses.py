@@ -107,6 +107,7 @@ def header() -> Header:
         ),
         ("no gate in ip filter FORWARD: iptables-nft refuses it",),
         confined=(Family.IPV4,),
+        confined_interfaces=("eth1", "x\x85wan0"),
     )
 
 

@@ -200,6 +200,9 @@ def test_one_who_asks_after_the_host_was_confined_is_told_of_it() -> None:
         assert (await there.call("Status"))["confined"] == []
         there.records.looked(report(desired=replace(LIVE, confined=frozenset(Family))), 0.1)
         assert (await there.call("Status"))["confined"] == [4, 6]
+        there.records.looked(report(desired=replace(LIVE, switched=frozenset({(Family.IPV4, "eth0")}))), 0.1)
+        status = await there.call("Status")
+        assert (status["confined"], status["confined_interfaces"]) == ([], ["eth0"])
 
     on_bench(play)
 

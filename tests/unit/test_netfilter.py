@@ -169,15 +169,20 @@ def test_guests_are_refused_where_the_rules_are_and_nowhere_before(two: Two) -> 
     assert (two.one.refused, two.other.refused) == ([FLOW], [])
 
 
+SWITCHED = frozenset({(Family.IPV4, "eth0")})
+
+
 def test_what_a_backend_tells_is_told_of_the_one_that_holds_the_rules() -> None:
     unusable = {Family.IPV6: "it lacks a match"}
-    one, other = Kernel(), Kernel(libvirt=Presence.CHAINS, confined=frozenset({Family.IPV4}))
+    one, other = Kernel(), Kernel(libvirt=Presence.CHAINS, confined=frozenset({Family.IPV4}), switched=SWITCHED)
     netfilter = Netfilter(Version(), among=(MemoryBackend(one, "nftables"), MemoryBackend(other, "iptables", unusable)))
     assert (dict(netfilter.unusable), set(netfilter.confined())) == ({}, {Family.IPV4})
+    assert netfilter.switched() == SWITCHED
     assert netfilter.counters(STATE)[WEB] == 0
     assert "192.168.122.50" in netfilter.render(STATE)
     netfilter.apply(replace(STATE, confined=frozenset()), thorough=True)
     assert (dict(netfilter.unusable), set(netfilter.confined())) == (unusable, set())
+    assert not netfilter.switched()
     netfilter.close()
 
 

@@ -101,7 +101,7 @@ def test_at_first_everything_is_added_and_told_with_where_the_rules_are(bench: B
         ("nftables", "libvirt has no rules of its own"),
     )
     assert {change.opening for change in report.changes} == STATE.openings
-    assert bench.host.adopted == [frozenset()]
+    assert bench.host.adopted == [(frozenset(), frozenset())]
 
 
 def test_what_an_earlier_run_left_is_adopted_and_what_nobody_wants_of_it_is_removed(bench: Bench) -> None:
@@ -252,9 +252,21 @@ def test_the_host_is_confined_before_it_forwards_and_a_later_run_knows(bench: Be
     assert bench.host.kept[-1][0].confined == {Family.IPV6}
     bench.begin()
     bench.reconcile(state)
-    assert bench.host.adopted[-1] == {Family.IPV6}
+    assert bench.host.adopted[-1] == (frozenset({Family.IPV6}), frozenset())
     bench.reconcile(state, look(ip_forward=False))
     assert not bench.kernel.confined
+
+
+def test_one_interface_is_confined_before_it_forwards_and_a_later_run_knows(bench: Bench) -> None:
+    bench.host.switches = frozenset({(Family.IPV4, "eth0")})
+    state = Desired().having([WEB])
+    bench.reconcile(state)
+    assert bench.kernel.switched == bench.host.kept[-1][0].switched == bench.host.switches
+    bench.begin()
+    bench.reconcile(state)
+    assert bench.host.adopted[-1] == (frozenset(), bench.host.switches)
+    bench.reconcile(state, look(ip_forward=False))
+    assert not bench.kernel.switched
 
 
 def test_the_host_is_looked_at_whole_after_an_event_and_now_and_then(bench: Bench) -> None:
