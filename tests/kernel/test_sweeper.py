@@ -1,6 +1,8 @@
 """Connections end beside the reconcile: nothing waits for that, and what has come back meanwhile is spared."""
 
+import time
 from collections.abc import Callable, Collection, Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from ipaddress import ip_address
 from threading import Event
@@ -8,20 +10,23 @@ from typing import Any
 
 import pytest
 
+from fwdaemon.config.model import BackendChoice
 from fwdaemon.connections import Sweep, Sweeper, close_everything
 from fwdaemon.core.state import Desired, Forward, Opening
 from fwdaemon.core.types import Address
 from fwdaemon.errors import KernelError
+from fwdaemon.hostnet.keeper import HostSide
 from fwdaemon.kernel import conntrack
 from fwdaemon.kernel.conntrack import open_flows
 from fwdaemon.kernel.conntrack_listing import Entry
 from fwdaemon.kernel.process import SystemRunner
 from fwdaemon.netfilter import Netfilter
-from fwdaemon.resolve.flows import Flow
+from fwdaemon.reconcile import Occasion, Reconciler, Seams
+from fwdaemon.resolve.flows import Flow, Judge
 from tests.lab.command import run
 from tests.lab.connections import Connection, Tuple, label_rule, track
 from tests.unit.forwards import forward
-from tests.unit.seams import Clock
+from tests.unit.seams import Clock, Others
 
 LABEL = 25
 WEB = forward("tcp *:8080", "192.168.122.50:80")
@@ -70,6 +75,61 @@ def test_nobody_waits_for_a_sweep_and_the_next_one_follows(runner: SystemRunner)
     assert sweeper.wait()
     assert (sweeper.take_ended(), left(), len(refused)) == (5, 0, 5)
     assert sweeper.take_ended() == 0
+
+
+@pytest.fixture
+def listing(monkeypatch: pytest.MonkeyPatch, at_end: ExitStack) -> tuple[Event, Event]:
+    """Give what is set once connections are about to be listed, and what lets that begin."""
+    asked, go = Event(), Event()
+    outdated = conntrack.outdated
+
+    def held(judge: Judge, label: int, guests: Collection[Address] | None = None) -> Iterator[list[Entry]]:
+        asked.set()
+        go.wait()
+        return outdated(judge, label, guests)
+
+    monkeypatch.setattr(conntrack, "outdated", held)
+    at_end.callback(go.set)
+    return asked, go
+
+
+_WIPES = {
+    BackendChoice.NFTABLES: ("nft delete table ip kvm_portfwd", "nft list table ip kvm_portfwd"),
+    BackendChoice.IPTABLES: ("iptables-legacy -t nat -F KVMPF_LEAD", "iptables-legacy -t nat -S KVMPF_LEAD"),
+}
+
+
+@pytest.mark.usefixtures("lock_file")
+@pytest.mark.parametrize("choice", _WIPES)
+def test_a_wipe_is_mended_while_connections_are_still_being_listed(
+    runner: SystemRunner, listing: tuple[Event, Event], at_end: ExitStack, choice: BackendChoice
+) -> None:
+    wipe, show = _WIPES[choice]
+    rules = Netfilter(runner, choice)
+    at_end.callback(rules.close)
+    reconciler = Reconciler(Seams(rules, HostSide(rules.confined), conntrack, Others(), time))
+    at_end.callback(reconciler.close)
+    at_end.callback(listing[1].set)
+
+    def reconcile(live: Collection[Forward], *, reloaded: bool = False) -> bool:
+        occasion = Occasion((), (), time.monotonic(), ip_forward=False, reloaded=reloaded, thorough=True)
+        return reconciler.reconcile(Desired(frozenset(live)), occasion)
+
+    listing[1].set()
+    reconcile({WEB, MAIL})
+    begin(WEB, 5000)
+    begin(MAIL, 1)
+    for event in listing:
+        event.clear()
+    reconcile({MAIL}, reloaded=True)
+    assert listing[0].wait(10)
+    runner.run(*wipe.split())
+    assert reconcile({MAIL})
+    assert str(MAIL.target) in runner.run(*show.split()).stdout
+    assert left() == 5001
+    listing[1].set()
+    reconciler.close()
+    assert left() == 1
 
 
 def test_what_is_live_again_meanwhile_is_spared(runner: SystemRunner) -> None:
