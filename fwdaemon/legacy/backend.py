@@ -32,7 +32,7 @@ from fwdaemon.legacy.gates import LegacyGates
 from fwdaemon.legacy.info import TableInfo, chain_names, existing_tables, table_entries, table_info
 from fwdaemon.legacy.model import CONFINED, FWD, OWN_CHAINS, Head, ObservedTable, Table, TableName, confined_from
 from fwdaemon.legacy.monitor import LegacyMonitor
-from fwdaemon.legacy.ruleset import Plan, Tables, links, tables
+from fwdaemon.legacy.ruleset import Plan, Tables, links, tables, uplinks_named
 from fwdaemon.legacy.translation import Counter, counting_rules, packets
 from fwdaemon.resolve.flows import Flow
 
@@ -294,6 +294,7 @@ class LegacyBackend:
             changed=bool(plan.changes),
             altered=plan.altered,
             labels=plan.labels,
+            uplinks=uplinks_named(plan.let_out, family, desired, interface_names()),
         )
 
     def _commit(self, family: Family, wanted: Mapping[TableName, Table], desired: Desired) -> Plan:

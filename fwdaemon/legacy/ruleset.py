@@ -6,8 +6,8 @@ comes (-150) before every filter chain (0), those of nftables included (netfilte
 labels as well. In the filter table one rule lets through what is labelled.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 
 from fwdaemon.core.state import LABELS, Desired, Forward, Nat, Opening, Route
 from fwdaemon.core.text import is_interface_name, is_mac, label
@@ -239,7 +239,8 @@ class Plan:
     `mended` are the openings that do not work before it, `damaged` those of them whose rules differ from what was
     committed last; `stale` names what holds rules of openings nobody asks for. `moved` are links that are not as they
     should be. `left` tells of chains of ours that cannot be deleted. `altered` are forwards of owners that had a rule
-    which is not wanted any more; only of those that an earlier run left, as are the `labels` that rules go by.
+    which is not wanted any more; only of those that an earlier run left, as are the `labels` that rules go by, and
+    `let_out`, digests of rules that let guests out in a way that is not wanted.
     """
 
     changes: tuple[tuple[TableName, Change], ...]
@@ -250,6 +251,7 @@ class Plan:
     left: tuple[str, ...]
     altered: frozenset[Opening]
     labels: frozenset[int]
+    let_out: frozenset[str]
 
     @classmethod
     def of(
@@ -271,6 +273,7 @@ class Plan:
             tuple(_left(family, wanted, observed)),
             frozenset() if committed else _altered(wanted, observed, served),
             frozenset() if committed else _labels(observed),
+            frozenset() if committed else _let_out(wanted, observed),
         )
 
 
@@ -309,9 +312,38 @@ def _stale(family: Family, wanted: ObservedTables, observed: Observed) -> frozen
 
 def _unwanted(wanted: ObservedTables, observed: Observed, table: TableName, chain: str) -> frozenset[str]:
     """Give the labels of rules in a chain that are not wanted."""
+    found = _unasked(wanted, observed, table, chain)
+    return frozenset(comment.partition(" ")[0] for comment in found) - _FRAMEWORK_LABELS
+
+
+def _unasked(wanted: ObservedTables, observed: Observed, table: TableName, chain: str) -> Iterator[str]:
     seen = observed[table].chains.get(chain, ()) if table in observed else ()
     asked_for = {rule.comment for rule in wanted.get(table, Table()).chains.get(chain, ())}
-    return frozenset(comment.partition(" ")[0] for comment in seen if comment not in asked_for) - _FRAMEWORK_LABELS
+    return (comment for comment in seen if comment not in asked_for)
+
+
+def _let_out(wanted: ObservedTables, observed: Observed) -> frozenset[str]:
+    chains = ((TableName.NAT, POST), (TableName.MANGLE, LEAD))
+    return frozenset(_digest(comment) for place in chains for comment in _unasked(wanted, observed, *place))
+
+
+def _digest(comment: str) -> str:
+    return comment.rpartition(" ")[2]
+
+
+def uplinks_named(let_out: Collection[str], family: Family, desired: Desired, among: Collection[str]) -> frozenset[str]:
+    """Tell by which of these interfaces, no uplinks now, rules with these digests let guests of `desired` out.
+
+    A digest says nothing of itself, so it is looked for among those of the rules that each interface would have.
+    """
+    guests = replace(desired, forwards=frozenset())
+    others = set(among).difference(desired.uplinks) if let_out and (desired.nats or desired.routes) else ()
+    return frozenset(name for name in others if not _leading_out(family, guests, name).isdisjoint(let_out))
+
+
+def _leading_out(family: Family, desired: Desired, uplink: str) -> frozenset[str]:
+    rules = rules_of(replace(desired, uplinks=frozenset({uplink})), family)
+    return frozenset(_digest(rule.comment) for *_, rule in rules if f" -o {uplink} " in f"{rule.matches} ")
 
 
 def _altered(wanted: ObservedTables, observed: Observed, served: Mapping[str, Opening]) -> frozenset[Opening]:

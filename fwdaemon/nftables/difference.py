@@ -13,7 +13,7 @@ from operator import is_not
 from typing import Final, TypeAlias, TypeVar
 
 from fwdaemon.core.types import Family, Gate
-from fwdaemon.nftables.branches import EVERY_ADDRESS, EVERYWHERE, NOWHERE, ONE_ADDRESS, TARGETS, Places
+from fwdaemon.nftables.branches import EVERY_ADDRESS, EVERYWHERE, NOWHERE, ONE_ADDRESS, TARGETS, Place, Places
 from fwdaemon.nftables.gates import GateState
 from fwdaemon.nftables.model import ENDED, VERDICT, Chain, Elements, Table, Target, table_name
 from fwdaemon.resolve.flows import Flow
@@ -25,6 +25,7 @@ _ELEMENTS_A_LINE = 200
 _T = TypeVar("_T")
 _MISSING: Final = object()
 _OF_FORWARDS: Final = frozenset({*ONE_ADDRESS, *EVERY_ADDRESS})
+_PORTS: Final = 1 << 16
 _LEADING_TO: Final = {targets: name for name, targets in TARGETS.items()}
 
 
@@ -59,15 +60,47 @@ def mended(desired: Table | None, observed: Table | None) -> Places:
 
 
 def altered(desired: Mapping[Family, Table], observed: Mapping[Family, Table]) -> dict[Family, Places]:
-    """Name the places of forwards that were not as desired in tables that led somewhere, by family."""
+    """Name the places of forwards where tables that led somewhere may have led in another way, by family.
+
+    They were not as desired, or another place with a port of theirs was not: a connection to one address goes on by a
+    forward on every address once its own has gone.
+    """
     return {family: _altered(desired[family], table) for family, table in observed.items() if family in desired}
 
 
 def _altered(desired: Table, observed: Table) -> Places:
     led = "forwards" in observed.chains and observed.chains["forwards"].rules
     comparison = _Comparison.of(desired, observed) if led and desired is not observed else None
-    places = comparison.altered() if comparison is not None else NOWHERE
-    return Places(frozenset(place for place in places.named if place[0] in _OF_FORWARDS))
+    former = _Comparison.of(observed, desired) if comparison is not None else None
+    if comparison is None or former is None:
+        return NOWHERE
+    beside = _at_ports_of(desired, _of_forwards(former.altered()))
+    return Places(_of_forwards(comparison.altered()).union(beside))
+
+
+def _of_forwards(places: Places) -> frozenset[Place]:
+    return frozenset(place for place in places.named if place[0] in _OF_FORWARDS)
+
+
+def _at_ports_of(table: Table, places: Iterable[Place]) -> Iterator[Place]:
+    """Give the places of forwards that have a port of one of these, whatever their addresses."""
+    taken = defaultdict[str, bytearray](lambda: bytearray(_PORTS))
+    for _, key in places:
+        protocol, ports = _ports(key)
+        taken[protocol][ports] = b"\1" * (ports.stop - ports.start)
+    for name in _OF_FORWARDS if taken else ():
+        for key in table.sets[name].elements:
+            protocol, ports = _ports(key)
+            if protocol in taken and any(taken[protocol][ports]):
+                yield name, key
+
+
+def _ports(key: str) -> tuple[str, slice]:
+    """Read the end of a key, a protocol and a port or a range of them; what we would not write is all of them."""
+    rest, _, ports = key.rpartition(" . ")
+    first, _, last = ports.partition("-")
+    known = first.isdecimal() and (last or first).isdecimal()
+    return rest.rpartition(" . ")[2], slice(int(first), int(last or first) + 1) if known else slice(0, _PORTS)
 
 
 def creation(table: Table) -> str:

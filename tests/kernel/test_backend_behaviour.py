@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -15,20 +14,13 @@ from fwdaemon.netfilter import Backend
 from fwdaemon.nftables.backend import NftablesBackend
 from tests.kernel.legacy import iptables, own
 from tests.lab.command import run
-from tests.unit.backend_behaviour import STATE, BackendBehaviour, Scene
+from tests.unit.backend_behaviour import BackendBehaviour, Scene
 
 
 class TestNftables(BackendBehaviour):
     @pytest.fixture
     def scene(self, runner: SystemRunner) -> Scene:
         return Scene(lambda: NftablesBackend(runner), _wipe, _ours)
-
-    def test_which_uplinks_an_earlier_run_named_is_told(self, scene: Scene) -> None:
-        uplinks = frozenset({"eth0", "wg0"})
-        assert not scene.another().apply(replace(STATE, uplinks=uplinks), thorough=True).uplinks
-        backend = scene.another()
-        assert backend.apply(STATE, thorough=True).uplinks == uplinks
-        assert not backend.apply(replace(STATE, uplinks=uplinks), thorough=True).uplinks
 
 
 def _wipe() -> None:

@@ -7,7 +7,7 @@ from ipaddress import ip_address, ip_network
 
 from fwdaemon.core.report import Presence
 from fwdaemon.core.state import Desired
-from fwdaemon.core.types import Family, Protocol
+from fwdaemon.core.types import Family, PortRange, Protocol
 from fwdaemon.netfilter import Backend
 from fwdaemon.resolve.flows import Flow
 from tests.unit.forwards import forward, nat, route
@@ -82,12 +82,35 @@ class BackendBehaviour(ABC):
         scene.wipe()
         assert not scene.another().apply(narrowed, thorough=True).altered
 
+    def test_what_may_have_led_there_by_an_opening_that_went_is_told(self, scene: Scene) -> None:
+        """A connection by any interface to that one address may go on by the other opening, which is bound to one."""
+        bound, gone = replace(WEB, interface="eth0"), replace(WEB, listen=ip_address("198.51.100.7"))
+        for other in (gone, replace(gone, ports=PortRange(79, 80), target_ports=PortRange(8079, 8080))):
+            scene.another().apply(Desired().having([bound, OTHER, other]), thorough=True)
+            told = scene.another().apply(Desired().having([bound, OTHER]), thorough=True).altered
+            assert bound in told
+            assert OTHER not in told
+            assert not scene.another().apply(Desired().having([bound, OTHER]), thorough=True).altered
+
     def test_by_which_label_an_earlier_run_went_is_told_once(self, scene: Scene) -> None:
         assert not scene.another().apply(STATE, thorough=True).labels
         backend = scene.another()
         assert backend.apply(replace(STATE, label=30), thorough=True).labels == {25}
         assert not backend.apply(replace(STATE, label=31), thorough=True).labels
         assert scene.another().apply(Desired(label=25, kept=frozenset(Family)), thorough=True).labels == {31}
+
+    def test_by_which_uplinks_an_earlier_run_let_guests_out_is_told_once(self, scene: Scene) -> None:
+        """`lo` is there everywhere; by what has gone nothing goes on."""
+        more = replace(STATE, uplinks=STATE.uplinks | {"lo"})
+        assert not scene.another().apply(more, thorough=True).uplinks
+        backend = scene.another()
+        assert backend.apply(STATE, thorough=True).uplinks - STATE.uplinks == {"lo"}
+        assert not backend.apply(more, thorough=True).uplinks
+        assert not scene.another().apply(more, thorough=True).uplinks - more.uplinks
+        for opening in (MAIL, ROUTED, replace(ROUTED, let_out=True)):
+            scene.another().apply(Desired(uplinks=more.uplinks).having([opening]), thorough=True)
+            backend = scene.another()
+            assert "lo" in backend.apply(Desired(uplinks=STATE.uplinks).having([opening]), thorough=True).uplinks
 
     def test_what_comes_is_mended_and_what_goes_is_none_of_it(self, scene: Scene) -> None:
         backend = scene.another()

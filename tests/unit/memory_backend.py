@@ -228,7 +228,9 @@ class MemoryBackend:
             or self.kernel.gates.difference(self._wanted(desired))
         )
         script = self.render(desired) if changed else ""
+        gone = {item.owner for item in self.kernel.openings - desired.openings} if not self._committed else set()
         altered = frozenset(item for item in others if name_of(item) in there)
+        altered |= frozenset(item for item in desired.forwards if item.owner in gone)
         outcome = Outcome(mended, damaged, stale, gates, script=script, changed=changed, altered=altered)
         if not there or self._committed:
             return outcome

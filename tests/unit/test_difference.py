@@ -8,7 +8,7 @@ from hypothesis import given
 from fwdaemon.core.state import Desired, Opening
 from fwdaemon.core.types import Family
 from fwdaemon.nftables.branches import EVERYWHERE, Place, Places
-from fwdaemon.nftables.difference import difference
+from fwdaemon.nftables.difference import altered, difference
 from fwdaemon.nftables.model import VERDICT, Chain, Elements, Hook, Rule, Table, Target
 from fwdaemon.nftables.ruleset import places_of, tables
 from tests.unit.forwards import forward, nat, route, some_states
@@ -61,6 +61,32 @@ def test_a_forward_that_goes_takes_its_element_before_its_chain() -> None:
         "delete element ip kvm_portfwd every_address_ranges { udp . 100-109 }",
         "delete chain ip kvm_portfwd any.udp.100_109",
     )
+
+
+def altered_places(desired: Table, observed: Table) -> Places:
+    return altered({Family.IPV4: desired}, {Family.IPV4: observed})[Family.IPV4]
+
+
+def test_where_an_opening_went_others_at_its_ports_may_have_been_led_to_by_it() -> None:
+    at_web, at_game = ("every_address", "tcp . 80"), ("every_address_ranges", "udp . 100-109")
+    assert altered_places(table(WEB, GAME), table(WEB, GAME, SSH, POST)) == places()
+    assert altered_places(
+        table(WEB, GAME), table(WEB, GAME, forward("udp 198.51.100.7:109", "192.168.122.52:209"))
+    ) == (places(at_game))
+    assert altered_places(
+        table(WEB, GAME), table(WEB, GAME, forward("tcp 198.51.100.7:1-79", "192.168.122.52:1-79"))
+    ) == (places())
+    changed = forward("tcp 198.51.100.7:80", "192.168.122.50:80"), forward("tcp 198.51.100.7:80", "192.168.122.51:80")
+    assert altered_places(table(WEB, changed[0]), table(WEB, changed[1])) == places(
+        at_web, ("one_address", "198.51.100.7 . tcp . 80")
+    )
+    # Somebody's own element, at a port that is nothing we would write.
+    observed = table(WEB, GAME)
+    strange = replace(
+        observed.sets["every_address"], elements={"tcp . {80}": "forwards", "tcp . 80": "every_address_plain"}
+    )
+    sets = {**observed.sets, "every_address": strange}
+    assert altered_places(table(WEB, GAME), replace(observed, sets=sets)) == places(at_web)
 
 
 def test_another_target_replaces_one_element() -> None:

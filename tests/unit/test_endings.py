@@ -78,6 +78,18 @@ def test_binding_a_forward_to_an_interface_while_no_daemon_runs_ends_what_may_ha
     assert bench.connections.flows == [FLOW]
 
 
+def test_an_opening_that_goes_while_no_daemon_runs_takes_its_connections_along_where_another_is_bound(
+    bench: Bench,
+) -> None:
+    """The other leads there too, but by one interface; by which the connection came, nobody knows."""
+    bound, other = replace(WEB, interface="eth0"), replace(WEB, listen=FLOW.destination)
+    bench.reconcile(Desired().having([bound, other]))
+    bench.connections.flows = [FLOW]
+    bench.begin()
+    bench.reconcile(Desired().having([bound]))
+    assert bench.connections.flows == []
+
+
 def test_after_a_wipe_while_no_daemon_runs_nothing_is_ended_that_is_still_allowed(bench: Bench) -> None:
     state = Desired().having([replace(WEB, interface="eth0")])
     bench.reconcile(state)
