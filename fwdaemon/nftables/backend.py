@@ -244,11 +244,15 @@ class NftablesBackend:
         return self._reconcile(desired, self._strange(desired))
 
     def _look(self, desired: Desired, *, thorough: bool) -> Observed:
-        """Give what the kernel holds; without a listing where nobody can have changed it since we knew."""
+        """Give what the kernel holds; without a listing where nobody can have changed it since we knew.
+
+        What could not be read is asked for again in each thorough look.
+        """
         wanted = Wanted(desired.families, desired.gates, desired.label, desired.behind)
         generation = current_generation()
         known = self._observed
-        if known and known.generation == generation and wanted == self._wanted and (known.listed or not thorough):
+        enough = known is not None and (not thorough or (known.listed and not known.faults))
+        if known and enough and known.generation == generation and wanted == self._wanted:
             return known
         observed = self._observer.look(generation, wanted, self._committed, everywhere=wanted != self._wanted)
         # Without the search, the next look is everywhere again.

@@ -15,6 +15,7 @@ from typing import Final, NamedTuple
 from fwdaemon.core.report import LIBVIRT_CHAIN, LIBVIRT_TABLE
 from fwdaemon.core.types import Family, Gate
 from fwdaemon.errors import HangingError, KernelError, ProcessError
+from fwdaemon.kernel.memory import shortage
 from fwdaemon.kernel.netlink import NETFILTER, Message, NetlinkSocket, attribute, attributes
 from fwdaemon.kernel.process import Runner
 from fwdaemon.nftables.bans import Known, gives_no_verdict, only_refuses
@@ -300,20 +301,20 @@ class Observer:
         return self._listed("nft", "-j", "list", "chain", gate.family, gate.table, gate.chain)
 
     def _listed(self, *argv: str) -> str:
-        """Give a listing; empty where the program refuses. One that hangs ends the look."""
+        """Give a listing; empty where the program refuses."""
         try:
             return self._runner.run(*argv).stdout
-        except HangingError:
-            raise
-        except ProcessError:
+        except ProcessError as error:
+            if _ends_the_look(error):
+                raise
             return ""
 
     def _iptables_gate(self, gate: Gate, wanted: Wanted) -> GateState | None:
         try:
             listing = self._runner.run(iptables_program(gate), "-S", gate.chain).stdout
-        except HangingError:
-            raise
         except ProcessError as error:
+            if _ends_the_look(error):
+                raise
             self._faults.append(f"no gate in {gate}: {error}; name a native chain in [daemon] gates instead")
             return None
         self._libvirt = self._libvirt or LIBVIRT_CHAIN in listing
@@ -334,6 +335,11 @@ class Observer:
         suspects = {Gate(rule.family, rule.table, rule.chain) for rule in found}.difference(gates)
         iptables = [self._iptables_gate(gate, wanted) for gate in sorted(suspects, key=str) if is_iptables_gate(gate)]
         return strays(found, gates) + tuple(state for state in iptables if state and state.ours)
+
+
+def _ends_the_look(error: ProcessError) -> bool:
+    """Whether the program hung, or none was to be had: what it would have listed may be there all the same."""
+    return isinstance(error, HangingError) or shortage(error) is not None
 
 
 def iptables_program(gate: Gate, suffix: str = "") -> str:

@@ -1,5 +1,6 @@
 """The nftables backend where the rules are strange, refused or cannot be listed: it goes on, and mends its own."""
 
+import errno
 import signal
 import subprocess
 from dataclasses import replace
@@ -71,6 +72,42 @@ def test_a_gate_that_is_not_wanted_any_more_goes_also_after_a_refusal(runner: Sy
         backend.apply(Desired(frozenset({WEB, MAIL, HOSTILE})), thorough=thorough)
     assert not refusing.times
     assert "kvm-portfwd" not in runner.run("nft", "list", "table", "inet", "theirs").stdout
+
+
+class Short(SystemRunner):
+    """Cannot start programs for what is listed with a word, so often."""
+
+    def __init__(self, word: str, times: int, error: Exception | None) -> None:
+        super().__init__()
+        self.word, self.times, self.error = word, times, error
+
+    def run(self, *argv: str, stdin: str = "") -> Finished:
+        if self.times and self.word in argv:
+            self.times -= 1
+            raise ProcessError(argv, stdin, 126, "it cannot be started") from self.error
+        return super().run(*argv, stdin=stdin)
+
+
+@pytest.mark.parametrize("word", ["-S", "theirs"])
+def test_a_gate_is_never_thought_missing_because_no_process_was_to_be_had(runner: SystemRunner, word: str) -> None:
+    runner.run("nft", "-f", "-", stdin=LIBVIRT)
+    runner.run("iptables-nft", "-P", "FORWARD", "DROP")
+    gated = Desired(frozenset({WEB}), gates=(Gate("inet", "theirs", "forward"),))
+    backend = NftablesBackend(Short(word, 5, BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")))
+    with pytest.raises(ProcessError):
+        backend.apply(gated, thorough=False)
+    outcome = backend.apply(gated, thorough=False)
+    assert not outcome.faults
+    assert {str(change.gate) for change in outcome.gates} >= {"inet theirs forward", "ip filter FORWARD"}
+
+
+def test_a_chain_that_could_not_be_read_is_read_in_a_thorough_look(runner: SystemRunner) -> None:
+    runner.run("iptables-nft", "-P", "FORWARD", "DROP")
+    backend, state = NftablesBackend(Short("-S", 1, None)), Desired(frozenset({WEB}))
+    assert backend.apply(state, thorough=False).faults
+    assert backend.apply(state, thorough=False).faults
+    outcome = backend.apply(state, thorough=True)
+    assert (outcome.faults, [str(change.gate) for change in outcome.gates]) == ((), ["ip filter FORWARD"])
 
 
 def test_openings_do_not_wait_until_strays_can_be_looked_for(
