@@ -10,12 +10,14 @@ from itertools import chain
 from typing import Protocol as Interface
 
 from fwdaemon.audit import lines
+from fwdaemon.core.pace import Budget
 from fwdaemon.core.report import Outcome, joined, tried
 from fwdaemon.core.state import Desired, Nat, Opening, Route
 from fwdaemon.core.types import Address, Family, Protocol
 from fwdaemon.errors import PortfwdError
 from fwdaemon.kernel import conntrack
 from fwdaemon.kernel.conntrack_listing import Entry
+from fwdaemon.kernel.process import budget_of_guests
 from fwdaemon.netfilter import Rules
 from fwdaemon.resolve.flows import Carriers, Flow, Judge, turned
 
@@ -109,7 +111,7 @@ class Sweep:
     guests opened to the outside may have left where it may not any more. `local` are the host's own
     addresses. `arrived` are those of `added` whose guests came from another host, and `moved` the addresses of guests
     that went to one: what these send is not refused, as they send it there. `taken_over` are addresses of routes that
-    guests here have now, and may have had on another host.
+    guests here have now, and may have had on another host. With `provoked`, guests alone are why it is done.
     """
 
     live: frozenset[Opening]
@@ -123,6 +125,7 @@ class Sweep:
     doubted: frozenset[Opening] = frozenset()
     old_labels: frozenset[int] = frozenset()
     fewer_uplinks: bool = False
+    provoked: bool = False
 
     def after(self, earlier: "Sweep | None") -> "Sweep":
         """Give one that does the work of an earlier one too."""
@@ -140,6 +143,7 @@ class Sweep:
             doubted=self.gone | earlier.gone,
             old_labels=(self.old_labels | earlier.old_labels) - {self.label},
             fewer_uplinks=self.fewer_uplinks or earlier.fewer_uplinks,
+            provoked=self.provoked and earlier.provoked,
         )
 
     @property
@@ -163,14 +167,20 @@ class Sweeper:
     """One thread, begun when there is something to do; a sweep that comes during another follows it.
 
     `refuse` is told of connections just before they end: what a guest sends on a forgotten one would begin it anew.
+    What guests provoke takes from `guests`.
     """
 
     def __init__(
-        self, refuse: Callable[[Collection[Flow]], None], connections: Conntrack = conntrack, clock: Clock = time
+        self,
+        refuse: Callable[[Collection[Flow]], None],
+        connections: Conntrack = conntrack,
+        clock: Clock = time,
+        guests: Budget | None = None,
     ) -> None:
         self._refuse = refuse
         self._connections = connections
         self._clock = clock
+        self._guests = guests or budget_of_guests()
         self._turn = threading.Condition()
         self._next: Sweep | None = None
         self._running = False
@@ -210,7 +220,8 @@ class Sweeper:
     def _run(self) -> None:
         while (sweep := self._taken()) is not None:
             try:
-                self._do(sweep)
+                with self._guests.charged(time.thread_time, to_guests=sweep.provoked):
+                    self._do(sweep)
             except (PortfwdError, OSError) as error:  # no descriptor is to be had, either
                 lines.problems([f"open connections of removed forwards may go on: {error}"])
                 return self._put_back(sweep)

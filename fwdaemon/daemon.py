@@ -13,6 +13,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import TypeAlias
 
@@ -26,14 +27,14 @@ from fwdaemon.control.listener import SOCKET
 from fwdaemon.control.manager import Feed, Manager
 from fwdaemon.control.server import ControlSocket
 from fwdaemon.core.inventory import Inventory
-from fwdaemon.core.pace import Backoff, Pauses
+from fwdaemon.core.pace import Backoff, Budget, Pauses
 from fwdaemon.core.report import Actor, Cause, LookAgain, Reason, ReasonKind, RulesChanged
 from fwdaemon.errors import ConfigError, HangingError, PortfwdError, Problem
 from fwdaemon.events import ConnectionState, Inventories, Sources
 from fwdaemon.hostnet.owned_state import DIRECTORY
 from fwdaemon.kernel import memory
 from fwdaemon.kernel.memory import ShortageHandler, begun, shortage
-from fwdaemon.kernel.process import HASTE, Worker
+from fwdaemon.kernel.process import HASTE, Worker, budget_of_guests, processor_time_here
 from fwdaemon.metrics.exposition import satisfied
 from fwdaemon.metrics.reporter import Reporter
 from fwdaemon.netfilter import Monitor, Netfilter
@@ -41,7 +42,7 @@ from fwdaemon.reconcile import Conflicts, HostNetwork, Occasion, Reconciler, Sea
 from fwdaemon.resolve.placement import Placer
 from fwdaemon.status.notify import Pulse
 from fwdaemon.status.records import Records
-from fwdaemon.status.reloads import STATE, Reloads, Written
+from fwdaemon.status.reloads import STATE, Reading, Reloads, Written
 from fwdaemon.status.rows import summary
 from fwdaemon.status.usage import UsageReader
 from fwdaemon.triggers import Heard, Hearing
@@ -81,6 +82,7 @@ class Parts:
     socket: Path = SOCKET
     state: Path = STATE
     directory: Path = DIRECTORY
+    guests: Budget = field(default_factory=budget_of_guests)  # of all of these
     pauses: Pauses = field(default_factory=Pauses)
 
 
@@ -96,15 +98,17 @@ class Daemon:
         self._hearing = Hearing()
         self._pulse = Pulse(self._summary)
         conflicts = parts.conflicts(self._clashes_changed)
-        self._reconciler = Reconciler(Seams(self._netfilter, parts.host, parts.conntrack, conflicts, time))
+        seams = Seams(self._netfilter, parts.host, parts.conntrack, conflicts, time, parts.guests)
+        self._reconciler = Reconciler(seams)
         changed = self._hearing.rules_changed
         self._monitors = *self._netfilter.monitors(changed), parts.routes(changed)
         sources = parts.sources(start.config, self._hearing.inventory_changed)
-        self._inventories = Inventories(sources, self._hearing, self._pulse.watchdog.bounded, self._backoff())
-        self._worker, self._reader = Worker("reconcile"), Worker("configuration")
-        self._reading: asyncio.Future[Loaded] | None = None
+        bounded = self._pulse.watchdog.bounded
+        self._inventories = Inventories(sources, self._hearing, parts.guests, bounded, self._backoff())
+        self._worker = Worker("reconcile")
         self._reloads, feed = Reloads(self._hearing.reload), Feed()
         self._records = Records(path, start.config, feed.publish)
+        self._reading = Reading(self._read, self._hearing.wake, self._records.late)
         self._tell_start(start)
         count = UsageReader(self._netfilter.counters).read
         manager = Manager(self._records, feed, self._connections, self._reloads.ask, count)
@@ -114,9 +118,8 @@ class Daemon:
         self._beginning: asyncio.Future[None] | None = None
         self._first_look = asyncio.Event()
         self._placer = Placer(self._written.choice)
-        self._reloaded = False
-        self._retry, self._failure = self._backoff(), ""
-        self._rereading, self._unread = self._backoff(), WarnOnce()
+        self._reloaded, self._failure = False, ""
+        self._retry, self._rereading, self._unread = self._backoff(), self._backoff(), WarnOnce()
         self._pause = self._pauses.looks
 
     def _backoff(self) -> Backoff:
@@ -177,9 +180,9 @@ class Daemon:
 
     async def _round(self) -> None:
         await self._hearing.wait()
-        if self._reading is not None and self._reading.done():
-            await self._take_in(self._reading)
-        if self._reading is None and self._hearing.take_reload():
+        if (read := self._reading.take()) is not None:
+            await self._take_in(read)
+        if not self._reading.is_under_way and self._hearing.take_reload():
             self._begin_reading()
         self._inventories.begin()
         if self._hearing.wants_look and self._inventories.latest is not None:
@@ -216,8 +219,7 @@ class Daemon:
     async def _look(self, inventory: Inventory) -> None:
         heard, began = self._hearing.take(), time.monotonic()
         try:
-            charged = self._inventories.charged(to_guests=heard.provoked)
-            with charged, self._pulse.watchdog.bounded("a comparison with the kernel"):
+            with self._pulse.watchdog.bounded("a comparison with the kernel"):
                 changed = await self._worker.submit(lambda: self._reconciled(inventory, heard))
         except (PortfwdError, OSError) as error:  # no descriptor is to be had, either
             if isinstance(error, HangingError):  # it has taken long enough
@@ -232,14 +234,15 @@ class Daemon:
             _log.exception("this is a bug in kvm-portfwd; trying again in %.0f s", self._retry.pause)
             self._try_again("a bug in kvm-portfwd, see the journal", began, heard)
         else:
-            self._settle(began, changed=changed)
+            self._settle(began, heard, changed=changed)
 
     def _reconciled(self, inventory: Inventory, heard: Heard) -> bool:
-        with memory.collecting_later():
-            changed = self._reconcile(inventory, heard)
-        if heard.thorough:
-            # A listing of many forwards takes several times what is kept of it.
-            memory.give_back()
+        with self._parts.guests.charged(processor_time_here, to_guests=heard.provoked):
+            with memory.collecting_later():
+                changed = self._reconcile(inventory, heard)
+            if heard.thorough:
+                # A listing of many forwards takes several times what is kept of it.
+                memory.give_back()
         return changed
 
     def _reconcile(self, inventory: Inventory, heard: Heard) -> bool:
@@ -253,6 +256,7 @@ class Daemon:
             ip_forward=self._config.daemon.ip_forward,
             reloaded=self._reloaded,
             thorough=heard.thorough,
+            provoked=heard.provoked,
             overheard=self._overheard,
         )
         return self._reconciler.reconcile(self._placer.place(self._config, inventory), occasion)
@@ -264,7 +268,7 @@ class Daemon:
         except TimeoutError:
             return (), ()
 
-    def _settle(self, began: float, *, changed: bool) -> None:
+    def _settle(self, began: float, heard: Heard, *, changed: bool) -> None:
         self._pulse.soon()
         if (placement := self._placer.placement) is not None:
             self._inventories.sources.search(placement.desired.silent, placement.inventory)
@@ -280,9 +284,9 @@ class Daemon:
         self._failure = ""
         self._pause = min(2 * self._pause, self._pauses.looks_at_most) if changed else self._pauses.looks
         if changed:
-            self._loop.call_later(self._pauses.verify, lambda: self._hearing.time_passed(thorough=True))
+            self._look_in(self._pauses.verify, heard, thorough=True)
         if (due := self._reconciler.look_again_at) is not None:
-            self._look_in(due - time.monotonic())
+            self._look_in(due - time.monotonic(), heard)
 
     def _try_again(self, failure: str, began: float, heard: Heard) -> None:
         self._pulse.soon()
@@ -291,15 +295,17 @@ class Daemon:
         self._records.failed(placement.desired if placement else None, failure, seconds)
         self._reporter.failed(seconds)
         self._reloads.looked(failure)
-        self._look_in(self._retry.next())
+        self._look_in(self._retry.next(), heard)
 
     def _clashes_changed(self) -> None:
         """Have a look tell of clashes, from the thread that found them."""
         with suppress(RuntimeError):  # the loop has ended
             self._loop.call_soon_threadsafe(lambda: self._hearing.time_passed(thorough=False))
 
-    def _look_in(self, seconds: float) -> None:
-        self._loop.call_later(max(seconds, 0), lambda: self._hearing.time_passed(thorough=False))
+    def _look_in(self, seconds: float, after: Heard, *, thorough: bool = False) -> None:
+        """Look again because of a look, on whose account it was."""
+        look = partial(self._hearing.time_passed, thorough=thorough, provoked=after.provoked)
+        self._loop.call_later(max(seconds, 0), look)
 
     # --- the configuration ----------------------------------------------------------------------------------------
 
@@ -308,12 +314,10 @@ class Daemon:
         self._control.look()
         self._pulse.notifier.reloading()
         self._reloads.begin()
-        self._reading = self._reader.submit(self._read)
-        self._reading.add_done_callback(lambda _: self._hearing.wake())
+        self._reading.begin()
 
     async def _take_in(self, reading: asyncio.Future[Loaded]) -> None:
         """Put what was read in force, between two looks; a wrong one changes nothing."""
-        self._reading = None
         self._reloads.read()
         try:
             loaded = reading.result()
@@ -350,7 +354,7 @@ class Daemon:
         self._hearing.configuration_changed(Reason(ReasonKind.CONFIGURATION, str(self._path)))
 
     def _read(self) -> Loaded:
-        """Read the configuration, on a worker of its own."""
+        """Read the configuration, in a thread of its own."""
         loaded = self._parts.read(self._path, self._config)
         satisfied(loaded.config)
         return loaded
@@ -367,9 +371,7 @@ class Daemon:
 
     async def _stop(self) -> None:
         self._pulse.notifier.stopping()
-        if self._reading is not None:
-            self._reading.cancel()
-            await asyncio.gather(self._reading, return_exceptions=True)
+        await self._reading.close(_PATIENCE)
         await self._reporter.close()
         await self._control.close()
         self._inventories.cancel()
@@ -381,7 +383,7 @@ class Daemon:
             self._written.keep_choice({})
         await self._ended(self._reconciler.close)
         await self._ended(self._netfilter.close)
-        await asyncio.gather(*(each.close(_PATIENCE) for each in (self._worker, self._reader, self._written)))
+        await asyncio.gather(*(each.close(_PATIENCE) for each in (self._worker, self._written)))
         self._pulse.end()
 
     async def _ended(self, end: Callable[[], None]) -> None:

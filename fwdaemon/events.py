@@ -7,9 +7,8 @@ Changes of firewall rules, signals and timers are not here.
 
 import asyncio
 import logging
-import time
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Collection, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,7 +18,7 @@ from fwdaemon.audit import lines
 from fwdaemon.audit.causes import remark
 from fwdaemon.config.model import Config
 from fwdaemon.core.inventory import HostObservation, Inventory, LibvirtObservation, Neighbour, Usurped
-from fwdaemon.core.pace import Backoff, Pace
+from fwdaemon.core.pace import Backoff, Budget
 from fwdaemon.core.probing import Silent
 from fwdaemon.core.report import LookAgain, Reason, ReasonKind
 from fwdaemon.errors import LibvirtUnavailableError, PortfwdError
@@ -33,7 +32,7 @@ from fwdaemon.kernel.address_watch import NetlinkWatch
 from fwdaemon.kernel.memory import begun, shortage
 from fwdaemon.kernel.observe import ask_again, observe_host
 from fwdaemon.kernel.probes import Probes
-from fwdaemon.kernel.process import Worker
+from fwdaemon.kernel.process import Worker, processor_time
 from fwdaemon.kernel.route_watch import UplinkWatch
 from fwdaemon.resolve.guests import GuestEntry, GuestFinder
 from fwdaemon.resolve.neighbours import changed_hands, in_doubt, remembered, usurped
@@ -53,8 +52,6 @@ _log = logging.getLogger(__name__)
 
 Bounded: TypeAlias = Callable[[str], AbstractContextManager[None]]
 """Guards a block that may hang, by what it does."""
-# How much of a core inventories and looks may take that guests provoke; the kernel's news are read for as much again.
-_FOR_GUESTS: Final = 0.025
 
 _CLOSE_S: Final = 2.0
 _ONCE_S: Final = 10.0
@@ -66,15 +63,16 @@ _VERIFY_S: Final = 1.0
 class InventoryKeeper:
     """Watches the sources and takes inventories. `look_again` is called with a reason, on the asyncio loop's thread.
 
-    The URIs of a configuration hold for good; the addresses it gives to guests may be told anew with `configure`.
-    `connect`, `leases` and `records` are for tests: how a connection is made, where the DHCP servers' files are, and
-    where what was learned is kept.
+    What it does because of guests takes from `guests`. The URIs of a configuration hold for good; the addresses it
+    gives to guests may be told anew with `configure`. `connect`, `leases` and `records` are for tests: how a connection
+    is made, where the DHCP servers' files are, and where what was learned is kept.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  three are for tests
         self,
         config: Config,
         look_again: LookAgain,
+        guests: Budget,
         *,
         connect: Connect = LibvirtConnection,
         leases: Path = DNSMASQ_DIRECTORY,
@@ -85,11 +83,11 @@ class InventoryKeeper:
         self._links = tuple(LibvirtLink(uri, connect, look_again) for uri in uris)
         self._learned = Learned(records)
         recall = self._learned.said
-        self._agents = tuple(AgentRounds(uri, AgentConnection(uri), look_again, recall) for uri in uris)
-        self._netlink = NetlinkWatch(look_again)
+        self._agents = tuple(AgentRounds(uri, AgentConnection(uri), look_again, guests, recall) for uri in uris)
+        self._netlink = NetlinkWatch(look_again, guests)
         self._uplinks = UplinkWatch(look_again)
-        self._leases = LeaseWatch(look_again, leases)
-        self._probes = Probes(probes.ask)
+        self._leases = LeaseWatch(look_again, guests, leases)
+        self._probes = Probes(partial(probes.ask, guests), guests)
         self._kernel = Worker("kernel observer")
         self._neighbours: tuple[Neighbour, ...] | None = None
         self._told: frozenset[Usurped] = frozenset()
@@ -241,14 +239,14 @@ class Inventories:
     `latest` is the last one, and `missed` why there is no newer. `bounded` guards against one that hangs.
     """
 
-    def __init__(self, sources: Sources, hearing: Hearing, bounded: Bounded, backoff: Backoff) -> None:
+    def __init__(self, sources: Sources, hearing: Hearing, guests: Budget, bounded: Bounded, backoff: Backoff) -> None:
         self.sources = sources
         self.latest: Inventory | None = None
         self.missed = ""
         self._hearing = hearing
         self._bounded = bounded
         self._backoff = backoff
-        self._pace = Pace(_FOR_GUESTS, time.monotonic())
+        self._guests = guests
         self._put_off: asyncio.TimerHandle | None = None
         self._refreshing: asyncio.Task[None] | None = None
 
@@ -256,23 +254,13 @@ class Inventories:
         """Take an inventory if one is wanted: now, or where guests alone ask for it, when their budget allows."""
         if not self._hearing.wants_inventory or self._refreshing is not None:
             return
-        wait = 0.0 if self._hearing.urgent else self._pace.wait(time.monotonic())
+        wait = 0.0 if self._hearing.urgent else self._guests.wait()
         if self._put_off is not None:
             self._put_off.cancel()
         if wait:
             self._put_off = asyncio.get_running_loop().call_later(wait, self._hearing.wake)
         else:
             self._refreshing = asyncio.create_task(self._refresh())
-
-    @contextmanager
-    def charged(self, *, to_guests: bool) -> Iterator[None]:
-        """Charge the processor time of this block to the budget of guests, where they alone asked for it."""
-        began = time.process_time()
-        try:
-            yield
-        finally:
-            if to_guests:
-                self._pace.spent(time.monotonic(), time.process_time() - began)
 
     def cancel(self) -> None:
         """Take none any more."""
@@ -285,7 +273,9 @@ class Inventories:
         by_guests = not self._hearing.urgent
         covered = self._hearing.begin_inventory()
         try:
-            with self.charged(to_guests=by_guests), self._bounded("an inventory"):
+            # Several threads take part.
+            charged = self._guests.charged(processor_time, to_guests=by_guests)
+            with charged, self._bounded("an inventory"):
                 self.latest = await self.sources.refresh() or self.latest
             self.missed = ""
             self._backoff.settle()

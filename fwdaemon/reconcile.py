@@ -15,9 +15,11 @@ from fwdaemon.audit.causes import Departures, Known, in_order
 from fwdaemon.audit.throttle import Complaints, Flapping
 from fwdaemon.connections import Clock, Conntrack, Sweep, Sweeper, close_everything
 from fwdaemon.core.inventory import Move
+from fwdaemon.core.pace import Budget
 from fwdaemon.core.report import Actor, Cause, GateChange, Outcome, Reason, Report, joined
 from fwdaemon.core.state import Desired, Forward, Opening
 from fwdaemon.core.types import Address, Family
+from fwdaemon.kernel.process import budget_of_guests
 from fwdaemon.netfilter import Rules
 from fwdaemon.resolve.flows import Flow
 from fwdaemon.resolve.snapshot import Grace, Stop
@@ -73,21 +75,31 @@ class Conflicts(Protocol):
     """Who else wants what we take; see `fwdaemon.conflicts.watch`."""
 
     def look(
-        self, desired: Desired, local: Collection[Address], *, thorough: bool, reloaded: bool = False
+        self,
+        desired: Desired,
+        local: Collection[Address],
+        *,
+        thorough: bool,
+        reloaded: bool = False,
+        provoked: bool = False,
     ) -> tuple[str, ...]:
-        """Give what was found last, and look again where there is reason to."""
+        """Give what was found last, and look again where there is reason to; guests alone may have `provoked` that."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Seams:
-    """What a reconcile reads and writes: rules, the host's network, connections; who else wants our ports; a clock."""
+    """What a reconcile reads and writes: rules, the host's network, connections; who else wants our ports; a clock.
+
+    What is done beside it because of guests takes from `guests`.
+    """
 
     rules: LocatedRules
     host: HostNetwork
     conntrack: Conntrack
     conflicts: Conflicts
     clock: Clock
+    guests: Budget = field(default_factory=budget_of_guests)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +110,7 @@ class Occasion:
     both, where the look began before they were heard. `now` is a monotonic time in seconds. `local` are the host's own
     addresses, `taken` those of running guests, `uplinks` those that are configured, if any. `ip_forward` allows to turn
     on forwarding, `reloaded` says that the configuration is new, `thorough` asks for a comparison even of what seems
-    unchanged.
+    unchanged, and `provoked` says that guests alone are why we look.
     """
 
     reasons: tuple[Reason, ...]
@@ -110,6 +122,7 @@ class Occasion:
     ip_forward: bool = True
     reloaded: bool = False
     thorough: bool = False
+    provoked: bool = False
     overheard: Callable[[], tuple[tuple[Actor, ...], tuple[Reason, ...]]] = field(default=lambda: ((), ()))
 
 
@@ -124,7 +137,7 @@ class Reconciler:
         self._uplinks: frozenset[str] = frozenset()
         self._known = (Desired(), Desired(), Desired())
         self._turn = Lock()
-        self._sweeper = Sweeper(self._refuse, seams.conntrack, seams.clock)
+        self._sweeper = Sweeper(self._refuse, seams.conntrack, seams.clock, seams.guests)
         self._departures = Departures()
         self._teller = _Teller()
         self.report: Report | None = None
@@ -197,7 +210,13 @@ class Reconciler:
         return self._host.keep(desired, ip_forward=occasion.ip_forward, thorough=thorough)
 
     def _clashing(self, desired: Desired, occasion: Occasion) -> tuple[str, ...]:
-        return self._conflicts.look(desired, occasion.local, thorough=occasion.thorough, reloaded=occasion.reloaded)
+        return self._conflicts.look(
+            desired,
+            occasion.local,
+            thorough=occasion.thorough,
+            reloaded=occasion.reloaded,
+            provoked=occasion.provoked,
+        )
 
     def _with_kept(self, desired: Desired) -> Desired:
         """Add the families that had forwards before; an unchanged state stays the same object, which backends know."""
@@ -250,7 +269,8 @@ class Reconciler:
         fewer = self._uplinks != occasion.uplinks and bool(before.desired.uplinks - desired.uplinks)
         if added or ended or taken_over or old_labels or fewer:
             sweep = self._sweep(before, desired, occasion, ended, added)
-            self._sweeper.sweep(replace(sweep, taken_over=taken_over, old_labels=old_labels, fewer_uplinks=fewer))
+            sweep = replace(sweep, taken_over=taken_over, old_labels=old_labels, fewer_uplinks=fewer)
+            self._sweeper.sweep(replace(sweep, provoked=occasion.provoked))
 
     def _sweep(
         self,

@@ -19,16 +19,12 @@ _MOST_PROVOKED: Final = 256
 
 @dataclass(frozen=True, slots=True)
 class Heard:
-    """Everything heard for one look; see `fwdaemon.reconcile.Occasion`."""
+    """Everything heard for one look; see `fwdaemon.reconcile.Occasion`. Guests alone may have `provoked` it."""
 
     reasons: tuple[Reason, ...]
     actors: tuple[Actor, ...]
     thorough: bool
-
-    @property
-    def provoked(self) -> bool:
-        """Whether guests alone are why we look."""
-        return bool(self.reasons) and all(map(provoked, self.reasons)) and not self.actors and not self.thorough
+    provoked: bool = False
 
 
 class Hearing:
@@ -41,6 +37,7 @@ class Hearing:
         self.wants_look = False
         self._wants_reload = False
         self._thorough = False
+        self._by_others = False  # something else than guests asks for the next look
         self._unsettled: dict[Reason, None] = {}
         self._settled: dict[Reason, None] = {}
         self._actors: dict[Actor, None] = {}
@@ -90,11 +87,13 @@ class Hearing:
     def end_inventory(self, covered: dict[Reason, None]) -> None:
         """Say that the inventory is there."""
         self._settled |= covered
+        self._by_others |= not covered or not all(map(provoked, covered))
         self.wants_look = True
         self._wake.set()
 
     def rules_changed(self, actor: Actor, *, thorough: bool) -> None:
         """Somebody changed the kernel's rules; `thorough` when it is not known how much."""
+        self._by_others = True
         self._thorough |= thorough
         self._actors[actor] = None
         self.wants_look = True
@@ -107,11 +106,12 @@ class Hearing:
         """
         self._settled[reason] = None
         self.wants_inventory = self.urgent = True
-        self.wants_look = True
+        self.wants_look = self._by_others = True
         self._wake.set()
 
-    def time_passed(self, *, thorough: bool) -> None:
-        """It is time to look, whatever has been heard."""
+    def time_passed(self, *, thorough: bool, provoked: bool = False) -> None:
+        """It is time to look, whatever has been heard; or to look again after one that guests `provoked`."""
+        self._by_others |= not provoked
         self._thorough |= thorough
         self.wants_look = True
         self._wake.set()
@@ -134,9 +134,10 @@ class Hearing:
             tuple(self._settled),
             self.actors,
             self._thorough,
+            provoked=not self._by_others,
         )
         self._settled, self._actors = {}, {}
-        self._thorough = self.wants_look = False
+        self._thorough = self._by_others = self.wants_look = False
         return heard
 
     def take_back(self, heard: Heard) -> None:
@@ -144,6 +145,7 @@ class Hearing:
         self._settled = _first(dict.fromkeys(heard.reasons) | self._settled)
         self._actors = _first(dict.fromkeys(heard.actors) | self._actors)
         self._thorough |= heard.thorough
+        self._by_others |= not heard.provoked
 
 
 _T = TypeVar("_T")

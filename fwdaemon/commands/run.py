@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import faulthandler
+from functools import partial
 from pathlib import Path
 
 from fwdaemon import config as configuration
@@ -14,7 +15,7 @@ from fwdaemon.errors import ConfigError
 from fwdaemon.events import InventoryKeeper
 from fwdaemon.hostnet.keeper import HostSide
 from fwdaemon.kernel import conntrack, memory
-from fwdaemon.kernel.process import SystemRunner
+from fwdaemon.kernel.process import SystemRunner, budget_of_guests
 from fwdaemon.kernel.route_watch import RouteWatch
 from fwdaemon.metrics.exposition import satisfied
 from fwdaemon.netfilter import Netfilter
@@ -56,12 +57,13 @@ async def _work(path: Path, start: Start) -> None:
 
 def _parts(config: Config) -> Parts:
     """Give what a daemon works on: this host."""
-    rules = Netfilter(SystemRunner(), config.daemon.backend)
+    rules, guests = Netfilter(SystemRunner(), config.daemon.backend), budget_of_guests()
     return Parts(
         rules,
-        HostSide(rules.confined),
+        HostSide(rules.confined, guests=guests),
         conntrack,
-        lambda changed: ClashesBeside(ClashWatch(SystemRunner()), changed),
+        lambda changed: ClashesBeside(ClashWatch(SystemRunner()), changed, guests),
         RouteWatch,
-        InventoryKeeper,
+        partial(InventoryKeeper, guests=guests),
+        guests=guests,
     )

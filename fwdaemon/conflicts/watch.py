@@ -13,12 +13,13 @@ from fwdaemon.config.model import Config
 from fwdaemon.conflicts import rivals, taking
 from fwdaemon.conflicts.rivals import Foreign, ForeignRules
 from fwdaemon.conflicts.taking import PortSet, as_if_running, takings
+from fwdaemon.core.pace import Budget
 from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Address, Listener, PortRange
 from fwdaemon.errors import KernelError, PortfwdError
 from fwdaemon.kernel.listeners import Holders, listeners
 from fwdaemon.kernel.observe import observe_host
-from fwdaemon.kernel.process import Runner
+from fwdaemon.kernel.process import Runner, budget_of_guests, processor_time_here
 
 _log = logging.getLogger(__name__)
 
@@ -152,16 +153,18 @@ class _Wanted:
     local: Collection[Address]
     thorough: bool
     reloaded: bool
+    provoked: bool
 
 
 class ClashesBeside:
     """One thread, begun when there is something to look for; what is asked during a look follows it, taken together.
 
-    `changed` is called in that thread when something else was found than the last time.
+    `changed` is called in that thread when something else was found than the last time. What guests alone provoke takes
+    from `guests`.
     """
 
-    def __init__(self, watch: ClashWatch, changed: Callable[[], None]) -> None:
-        self._watch = watch
+    def __init__(self, watch: ClashWatch, changed: Callable[[], None], guests: Budget | None = None) -> None:
+        self._watch, self._guests = watch, guests or budget_of_guests()
         self._changed = changed
         self._turn = threading.Condition()
         self._next: _Wanted | None = None
@@ -170,7 +173,13 @@ class ClashesBeside:
         self._found: tuple[str, ...] = ()
 
     def look(
-        self, desired: Desired, local: Collection[Address], *, thorough: bool, reloaded: bool = False
+        self,
+        desired: Desired,
+        local: Collection[Address],
+        *,
+        thorough: bool,
+        reloaded: bool = False,
+        provoked: bool = False,
     ) -> tuple[str, ...]:
         """Give what was found last, and look again where `ClashWatch.look` would; at once, and from any thread."""
         with self._turn:
@@ -182,6 +191,7 @@ class ClashesBeside:
                     local,
                     thorough or (waiting is not None and waiting.thorough),
                     reloaded or (waiting is not None and waiting.reloaded),
+                    provoked and (waiting is None or waiting.provoked),
                 )
             self._begin()
             return self._found
@@ -199,11 +209,15 @@ class ClashesBeside:
 
     def _run(self) -> None:
         while (wanted := self._taken()) is not None:
-            found = self._watch.look(wanted.desired, wanted.local, thorough=wanted.thorough, reloaded=wanted.reloaded)
+            found = self._found_now(wanted)
             with self._turn:
                 news, self._found = found != self._found, found
             if news:
                 self._changed()
+
+    def _found_now(self, wanted: _Wanted) -> tuple[str, ...]:
+        with self._guests.charged(processor_time_here, to_guests=wanted.provoked):
+            return self._watch.look(wanted.desired, wanted.local, thorough=wanted.thorough, reloaded=wanted.reloaded)
 
     def _taken(self) -> _Wanted | None:
         with self._turn:

@@ -1,19 +1,25 @@
-"""When to go on: what guests provoke has a budget of processor time, what failed waits. Pure; times are given.
+"""When to go on: what guests cause has one budget of processor time, what failed waits. Pure; times are given.
 
-Time comes in at a fixed rate, up to a small stock, and what the work cost goes out. While there is a debt, the work
-waits. So single events are answered at once, and a flood gets the share of a core that comes in, whether or not an
-inventory finds something new: a guest that shows another address each time would have each of them find something.
+Time comes in at a fixed rate, up to a small stock, and what the work cost goes out. While there is a debt, all work
+that guests cause waits. So single events are answered at once, and a flood gets the share of a core that comes in,
+whether or not an inventory finds something new: a guest that shows another address each time would have each of them
+find something. What an administrator or libvirt asks for is never charged, and never waits.
 """
 
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Final
 
 from fwdaemon.core.report import Reason, ReasonKind
 
+# How much of a core everything together may take that guests cause, in this program and in those that it runs.
+SHARE: Final = 0.05
 # What a quiet time saves up, in seconds of processor time: a host's guests may all start at once.
 STOCK_S: Final = 0.5
-# However much one piece of work cost, the next may come after this time.
-LONGEST_WAIT_S: Final = 5.0
+# Who only listens waits so much longer than who looks at what was heard. So a look always gets its turn, and waking up
+# for each packet does not cost more than reading many of them.
+REST_S: Final = 0.1
 
 _PROVOKED: Final = frozenset(
     {
@@ -29,29 +35,51 @@ _PROVOKED: Final = frozenset(
 
 def provoked(reason: Reason) -> bool:
     """Tell whether a guest can make this happen whenever it likes."""
-    return reason.kind in _PROVOKED
+    return reason.by_guest or reason.kind in _PROVOKED
 
 
-class Pace:
-    """Keeps a budget of so many seconds of processor time a second; `now` is a monotonic time in seconds."""
+class Budget:
+    """The processor time for all that guests cause; from any thread, where `turn` lets in one at a time.
 
-    def __init__(self, share: float, now: float) -> None:
-        self._share = share
+    `clock` gives a monotonic time in seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float], turn: AbstractContextManager[object] | None = None) -> None:
+        self._clock = clock
+        self._turn = turn or nullcontext()
         self._stock = STOCK_S
-        self._since = now
+        self._since = clock()
 
-    def wait(self, now: float) -> float:
-        """Give the seconds until the next piece of work."""
-        self._fill(now)
-        return max(-self._stock / self._share, 0.0)
+    def wait(self) -> float:
+        """Give the seconds until the next piece of work; nothing while there is no debt."""
+        with self._turn:
+            self._fill()
+            return max(-self._stock / SHARE, 0.0)
 
-    def spent(self, now: float, seconds: float) -> None:
+    def rest(self) -> float:
+        """Give the seconds until the next piece for who only listens."""
+        wait = self.wait()
+        return wait + REST_S if wait else 0.0
+
+    def spent(self, seconds: float) -> None:
         """Take out what a piece of work cost in processor time."""
-        self._fill(now)
-        self._stock = max(self._stock - seconds, -LONGEST_WAIT_S * self._share)
+        with self._turn:
+            self._fill()
+            self._stock -= max(seconds, 0.0)
 
-    def _fill(self, now: float) -> None:
-        self._stock = min(self._stock + self._share * (now - self._since), STOCK_S)
+    @contextmanager
+    def charged(self, meter: Callable[[], float], *, to_guests: bool = True) -> Iterator[None]:
+        """Take out what this block costs, by a meter of processor time, if it is guests who cause it."""
+        began = meter()
+        try:
+            yield
+        finally:
+            if to_guests:
+                self.spent(meter() - began)
+
+    def _fill(self) -> None:
+        now = self._clock()
+        self._stock = min(self._stock + SHARE * (now - self._since), STOCK_S)
         self._since = now
 
 

@@ -40,11 +40,15 @@ class ReasonKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Reason:
-    """Something happened to `subject`; `detail` says more of it, in the words of who noticed it."""
+    """Something happened to `subject`; `detail` says more of it, in the words of who noticed it.
+
+    With `by_guest`, it is something of this kind that a guest can make happen, as the end of a domain is not.
+    """
 
     kind: ReasonKind
     subject: str = ""
     detail: str = ""
+    by_guest: bool = False
 
 
 class ActorKind(StrEnum):

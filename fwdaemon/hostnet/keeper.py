@@ -10,6 +10,7 @@ from functools import partial, reduce
 from pathlib import Path
 from typing import Final
 
+from fwdaemon.core.pace import Budget
 from fwdaemon.core.report import Outcome, Setting, joined, tried
 from fwdaemon.core.state import Desired, Nat
 from fwdaemon.core.text import is_interface_name
@@ -65,17 +66,19 @@ class HostSide:
     """All keepers. Its methods block; call them from one thread at a time.
 
     `refused` names the families in which rules refuse what the host did not forward before us. `directory` is where
-    what the kernel does not attribute to us is kept.
+    what the kernel does not attribute to us is kept. What is done because of guests takes from `guests`.
     """
 
-    def __init__(self, refused: Callable[[], Collection[Family]], directory: Path = DIRECTORY) -> None:
+    def __init__(
+        self, refused: Callable[[], Collection[Family]], directory: Path = DIRECTORY, guests: Budget | None = None
+    ) -> None:
         ledger = partial(Ledger, directory=directory)
         self._directory = directory
         self._forwarding = Forwarding(refused, ledger)
         self._hairpin = HairpinPorts(ledger("hairpin-ports"))
         self._routes = RouteKeeper(Ipv6Bridges(ledger))
         self._addresses = PublicAddresses(ledger("addresses"))
-        self._proxies = NeighbourProxies(ledger("proxy-ndp"))
+        self._proxies = NeighbourProxies(ledger("proxy-ndp"), guests)
         self._proxy = LocalProxy()
         self._gateways = Gateways()
         self._is_first = True

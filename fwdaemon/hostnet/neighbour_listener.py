@@ -16,7 +16,7 @@ from ipaddress import IPv4Address
 from threading import Thread
 from typing import Final
 
-from fwdaemon.core.pace import Pace
+from fwdaemon.core.pace import Budget
 from fwdaemon.core.text import shown
 from fwdaemon.core.types import Address, Family, Subnet
 from fwdaemon.errors import KernelError
@@ -42,9 +42,6 @@ _WORD_MASK = 0xFFFFFFFF
 # Each address is asked for once in this time, and no more than so many: the kernel's table has room for a thousand.
 _TURN_S: Final = 1.0
 _MOST_IN_A_TURN: Final = 50
-# How much of a core the questions of others may take; without a rest of some length, waking up would cost the most.
-_SHARE: Final = 0.025
-_REST_S: Final = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +82,7 @@ class Turns:
 
 
 class Listener:
-    """Listens on one interface, in a thread of its own.
+    """Listens on one interface, in a thread of its own; what that costs is taken from `guests`.
 
     Raises:
         KernelError: the interface has no MAC addresses, or no thread is to be had.
@@ -93,10 +90,10 @@ class Listener:
 
     """
 
-    def __init__(self, interface: str, index: int, duty: Duty) -> None:
+    def __init__(self, interface: str, index: int, duty: Duty, guests: Budget) -> None:
         self._interface = interface
         self._at = index, duty
-        self._duty = duty
+        self._duty, self._guests = duty, guests
         self._turns = Turns()
         with ExitStack() as undo:
             families = sorted({Family.of(subnet) for subnet in duty.subnets})
@@ -125,15 +122,13 @@ class Listener:
             link.close()
 
     def _run(self) -> None:
-        pace = Pace(_SHARE, time.monotonic())
         while (ready := self._ready(*self._links)) is not None:
-            began = time.thread_time()
-            for link in ready:
-                self._hear(link)
-            pace.spent(time.monotonic(), time.thread_time() - began)
-            wait = pace.wait(time.monotonic())
-            if wait and self._ready(timeout=max(wait, _REST_S)) is None:
-                return
+            with self._guests.charged(time.thread_time):
+                for link in ready:
+                    self._hear(link)
+            while rest := self._guests.rest():  # others may spend meanwhile
+                if self._ready(timeout=rest) is None:
+                    return
 
     def _ready(self, *links: socket.socket, timeout: float | None = None) -> list[socket.socket] | None:
         """Wait for packets, or for the time given; `None` when it is time to end."""

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from ipaddress import ip_network
 from typing import TypeAlias
 
+from fwdaemon.core.pace import Budget
 from fwdaemon.core.report import Outcome, joined
 from fwdaemon.core.state import Proxied, Route
 from fwdaemon.core.text import shown
@@ -20,6 +21,7 @@ from fwdaemon.errors import KernelError
 from fwdaemon.hostnet.neighbour_listener import Duty, Listener
 from fwdaemon.hostnet.owned_state import Ledger, Switches
 from fwdaemon.hostnet.public_addresses import announce
+from fwdaemon.kernel.process import budget_of_guests
 from fwdaemon.kernel.rtnetlink import Rtnetlink, interface_index, interface_name, route_of
 from fwdaemon.kernel.rtnl_links import ProxyEntry, add_proxy_entry, delete_proxy_entry, proxy_entries
 
@@ -28,11 +30,11 @@ _Places: TypeAlias = Mapping[tuple[str, int], set[Route]]
 
 
 class NeighbourProxies:
-    """Keeps entries and listeners for routes that have a `proxy`."""
+    """Keeps entries and listeners for routes that have a `proxy`; what is heard takes from `guests`."""
 
-    def __init__(self, ledger: Ledger | None = None) -> None:
+    def __init__(self, ledger: Ledger | None = None, guests: Budget | None = None) -> None:
         self._entries = _Entries(ledger or Ledger("proxy-ndp"))
-        self._listeners = _Listeners()
+        self._listeners = _Listeners(guests or budget_of_guests())
         self._asked: frozenset[Route] | None = None
 
     def release(self, wanted: frozenset[Proxied]) -> None:
@@ -112,7 +114,8 @@ class _Entries:
 class _Listeners:
     """One for each interface that is to answer."""
 
-    def __init__(self) -> None:
+    def __init__(self, guests: Budget) -> None:
+        self._guests = guests
         self._running: dict[str, Listener] = {}
 
     def keep(self, places: _Places) -> Outcome:
@@ -144,7 +147,7 @@ class _Listeners:
         running = self._running.get(name)
         if running is None or not running.serves(index, duty):
             self._end(name)
-            self._running[name] = Listener(name, index, duty)
+            self._running[name] = Listener(name, index, duty, self._guests)
 
 
 def _routes(needed: Mapping[ProxyEntry, Proxied], entries: Iterable[ProxyEntry]) -> frozenset[Route]:

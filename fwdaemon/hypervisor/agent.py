@@ -7,6 +7,7 @@ domain lasts, even when the agent goes away, as it does at each of its updates.
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from uuid import UUID
 import libvirt
 
 from fwdaemon.core.inventory import AddressSource, LearnedAddress, MacClaim, ObservedDomain
+from fwdaemon.core.pace import Budget
 from fwdaemon.core.report import LookAgain, Reason, ReasonKind
 from fwdaemon.core.text import shown
 from fwdaemon.errors import LibvirtUnavailableError, PortfwdError
@@ -59,13 +61,16 @@ class _Record:
 class AgentRounds:
     """Asks the agents of one connection. `look_again` is called with a reason when an answer differs from the last.
 
-    `recall` gives what an agent said to the daemon before: that counts until it answers.
+    To ask takes from `guests`, as answers may be long and agents come and go as they like. `recall` gives what an agent
+    said to the daemon before: that counts until it answers.
     """
 
-    def __init__(self, name: str, agents: Agents, look_again: LookAgain, recall: Recall = lambda _seen: ()) -> None:
+    def __init__(
+        self, name: str, agents: Agents, look_again: LookAgain, guests: Budget, recall: Recall = lambda _seen: ()
+    ) -> None:
         self._name = name
         self._recall = recall
-        self._agents = agents
+        self._agents, self._guests = agents, guests
         self._look_again = look_again
         self._records: dict[UUID, _Record] = {}
         self._changed = asyncio.Event()
@@ -117,17 +122,18 @@ class AgentRounds:
         while True:
             self._changed.clear()
             record = min((item for item in self._records.values() if item.wanted), key=_due, default=None)
-            if record is not None and record.due <= clock():
+            pause = float("inf") if record is None else max(record.due - clock(), self._guests.rest())
+            if record is not None and pause <= 0:
                 await self._ask(record)
                 continue
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._changed.wait(), None if record is None else record.due - clock())
+                await asyncio.wait_for(self._changed.wait(), None if record is None else pause)
 
     async def _ask(self, record: _Record) -> None:
         domain = record.domain.domain
         claims: tuple[MacClaim, ...] = ()
         try:
-            claims = await self._worker.submit(partial(self._agents.addresses, domain.uuid))
+            claims = await self._worker.submit(partial(self._answer, domain.uuid))
         except PortfwdError as error:  # no thread is to be had, either
             _log.debug("domain %s: %s", shown(domain.name), error)
         now = asyncio.get_running_loop().time()
@@ -140,6 +146,10 @@ class AgentRounds:
         if claims != record.claims:
             record.claims = claims
             self._look_again(Reason(ReasonKind.AGENT, domain.name, "reported its addresses"))
+
+    def _answer(self, domain: UUID) -> tuple[MacClaim, ...]:
+        with self._guests.charged(time.thread_time):
+            return self._agents.addresses(domain)
 
 
 def _due(record: _Record) -> float:

@@ -4,6 +4,7 @@ import logging
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from functools import cache
 from typing import Any
 from urllib.parse import urlsplit
@@ -32,7 +33,15 @@ _LIFECYCLE = (
     "suspended by its guest",
     "crashed",
 )
-_DEFINED, _UNDEFINED, _STARTED, _SUSPENDED, _RESUMED, _STOPPED = 0, 1, 2, 3, 4, 5
+_DEFINED, _UNDEFINED, _STARTED, _SUSPENDED, _RESUMED, _STOPPED, _SHUTTING_DOWN, _ASLEEP_BY_GUEST, _CRASHED = range(9)
+# What a guest does itself, as often as it likes: it wakes up; it has its disk fail or its watchdog bite, which pauses
+# it; it shuts down, which may start it again; it sleeps; it crashes, or says so.
+_BY_GUEST = {
+    (_STARTED, 4),
+    (_SUSPENDED, 2),
+    (_SUSPENDED, 3),
+    *((event, detail) for event in (_SHUTTING_DOWN, _ASLEEP_BY_GUEST, _CRASHED) for detail in range(4)),
+}
 # Those that say more than the event itself. A rename is told as the end of one name, then as the begin of another.
 _DETAILS: dict[int, dict[int, str]] = {
     _DEFINED: {2: "renamed"},
@@ -55,6 +64,8 @@ _DETAILS: dict[int, dict[int, str]] = {
         6: "reverted to a snapshot",
     },
 }
+# How libvirt starts a guest again that has just shut down or crashed, where its domain says so.
+_RESTARTED = (_RESUMED, 0)
 _MIGRATED = {(_STARTED, 1): Move.HERE, (_STOPPED, 3): Move.GONE}
 _NETWORK_LIFECYCLE = ("defined", "undefined", "started", "stopped")
 _AGENT_STATE = {1: "connected", 2: "disconnected"}
@@ -64,7 +75,8 @@ _CLOSE_REASON = ("an input/output error", "the end of the stream", "no answer to
 def domain_lifecycle(name: str, event: int, detail: int) -> Reason:
     """Tell a domain's lifecycle event, with `detail` where it says more, as why a domain stopped."""
     why = _DETAILS.get(event, {}).get(detail)
-    return Reason(ReasonKind.DOMAIN, name, f"{_word(_LIFECYCLE, event)}{f' ({why})' if why else ''}")
+    text = f"{_word(_LIFECYCLE, event)}{f' ({why})' if why else ''}"
+    return Reason(ReasonKind.DOMAIN, name, text, by_guest=(event, detail) in _BY_GUEST)
 
 
 def migrated(event: int, detail: int) -> Move | None:
@@ -74,7 +86,7 @@ def migrated(event: int, detail: int) -> Move | None:
 
 def domain_rebooted(name: str) -> Reason:
     """Tell that the guest rebooted without its domain stopping."""
-    return Reason(ReasonKind.DOMAIN, name, "rebooted")
+    return Reason(ReasonKind.DOMAIN, name, "rebooted", by_guest=True)
 
 
 def domain_devices_changed(name: str) -> Reason:
@@ -144,6 +156,7 @@ class LibvirtConnection:
         self._hypervisor: libvirt.virConnect | None = None
         self._networks: libvirt.virConnect | None = None
         self._deregister: list[Callable[[], object]] = []
+        self._on_their_own: set[str] = set()
 
     def open(self) -> None:
         """Open both connections and register for their events. The event loop must be running.
@@ -216,6 +229,8 @@ class LibvirtConnection:
     def _watch_domains(self, connection: libvirt.virConnect) -> None:
         def lifecycle(_connection: object, domain: libvirt.virDomain, event: int, detail: int, _opaque: object) -> None:
             reason = domain_lifecycle(domain.name(), event, detail)
+            if (event, detail) == _RESTARTED and domain.UUIDString() in self._on_their_own:
+                reason = replace(reason, by_guest=True)
             self._news(domain, reason, migrated(event, detail))
 
         def rebooted(_connection: object, domain: libvirt.virDomain, _opaque: object) -> None:
@@ -236,7 +251,9 @@ class LibvirtConnection:
         self._watch_domain_event(connection, libvirt.VIR_DOMAIN_EVENT_ID_AGENT_LIFECYCLE, agent)
 
     def _news(self, domain: libvirt.virDomain, reason: Reason, move: Move | None = None) -> None:
-        self._reader.doubt(domain.UUIDString(), move)
+        uuid = domain.UUIDString()
+        (self._on_their_own.add if reason.by_guest else self._on_their_own.discard)(uuid)
+        self._reader.doubt(uuid, move)
         self._trigger(reason)
 
     def _watch_domain_event(self, connection: libvirt.virConnect, event: int, callback: Callback) -> None:

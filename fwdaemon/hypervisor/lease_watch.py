@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from fwdaemon.audit.throttle import WarnOnce
-from fwdaemon.core.pace import Pace
+from fwdaemon.core.pace import Budget
 from fwdaemon.core.report import LookAgain, Reason, ReasonKind
 
 if TYPE_CHECKING:
@@ -31,10 +31,10 @@ _REASONS: Final = {".status": ReasonKind.LEASES, ".hostsfile": ReasonKind.RESERV
 
 # Up to its version 6, watchdog remembers each rename for as long as it watches: it begins anew after so many changes.
 _RENEWED_AFTER: Final = 256
-# What watchdog's threads take for one event, about; and how much of a core they may. Guests can ask for as many leases
-# as they like, and each is several events.
-_COSTS_S: Final = 0.0001
-_SHARE: Final = 0.025
+# What one event takes, at most, in watchdog's threads and in ours. Guests can ask for as many leases as they like, and
+# each is several events.
+_COSTS_S: Final = 0.00015
+# To watch anew costs as much as some events.
 _REST_S: Final = 1.0
 # How soon it is tried again where nothing can be watched, doubled each time up to the second figure.
 _AGAIN_S: Final = 1.0
@@ -46,16 +46,15 @@ _STOPPED: Final = "called when the thread is inactive"
 class LeaseWatch:
     """Calls `look_again` with a reason, on the loop's thread, when leases or reservations change.
 
-    watchdog's threads live from `start` to `close`.
+    watchdog's threads live from `start` to `close`. What they take is taken from `guests`.
     """
 
-    def __init__(self, look_again: LookAgain, directory: Path = DNSMASQ_DIRECTORY) -> None:
-        self._look_again = look_again
+    def __init__(self, look_again: LookAgain, guests: Budget, directory: Path = DNSMASQ_DIRECTORY) -> None:
+        self._look_again, self._guests = look_again, guests
         self._directory = directory
         self._observer: Any = None  # watchdog's Observer is a variable, not a type
         self._watched: Path | None = None
         self._heard = 0
-        self._pace = Pace(_SHARE, time.monotonic())
         self._resting: asyncio.TimerHandle | None = None
         self._warning, self._pause = WarnOnce(), _AGAIN_S
 
@@ -82,6 +81,7 @@ class LeaseWatch:
             self._loop.call_soon_threadsafe(self._changed, path)
 
     def _changed(self, path: Path) -> None:
+        self._guests.spent(_COSTS_S)
         if self._observer is None or self._resting is not None:
             return
         if path.parent == self._directory:
@@ -90,10 +90,8 @@ class LeaseWatch:
         elif self._aim() and self._watched == self._directory:
             self._look_again(Reason(ReasonKind.LEASE_DIRECTORY, str(self._directory)))
         self._heard += 1
-        now = time.monotonic()
-        self._pace.spent(now, _COSTS_S)
-        if wait := self._pace.wait(now):
-            self._rest(max(wait, _REST_S))
+        if rest := self._guests.rest():
+            self._rest(max(rest, _REST_S))
         elif self._heard >= _RENEWED_AFTER:
             self._renew()
 
@@ -103,7 +101,9 @@ class LeaseWatch:
 
     def _renew(self) -> None:
         """Watch anew. What changes between the two watches is heard by neither."""
-        if self._begin():
+        with self._guests.charged(time.thread_time):
+            begun = self._begin()
+        if begun:
             self._look_again(Reason(ReasonKind.LEASES_WATCHED))
 
     def _begin(self) -> bool:

@@ -19,7 +19,7 @@ from collections.abc import Set as AbstractSet
 from ipaddress import ip_address
 from typing import Final
 
-from fwdaemon.core.pace import Pace
+from fwdaemon.core.pace import Budget
 from fwdaemon.core.report import LookAgain, Reason, ReasonKind
 from fwdaemon.core.types import Address
 from fwdaemon.errors import KernelError
@@ -30,10 +30,6 @@ _log = logging.getLogger(__name__)
 
 _GROUPS: Final = 0x4 | 0x10 | 0x100  # RTMGRP_NEIGH, _IPV4_IFADDR, _IPV6_IFADDR
 _DATAGRAM_SIZE: Final = 65536
-# How much of a core the kernel's news may take: guests can have it send as many as they like. Without a rest of some
-# length, falling asleep and waking up would cost more than the reading.
-_SHARE: Final = 0.025
-_REST_S: Final = 0.1
 # Datagrams of one turn of the loop, each of which costs as much as reading some.
 _AT_ONCE: Final = 64
 
@@ -130,13 +126,16 @@ class KernelChanges:
 
 
 class NetlinkWatch:
-    """Calls `look_again` with a reason, on the loop's thread, when the kernel has news."""
+    """Calls `look_again` with a reason, on the loop's thread, when the kernel has news.
 
-    def __init__(self, look_again: LookAgain) -> None:
+    Guests can have it send as many as they like, so reading them takes from `guests`.
+    """
+
+    def __init__(self, look_again: LookAgain, guests: Budget) -> None:
         self._look_again = look_again
         self._changes = KernelChanges()
         self._subscription = Subscription(lambda: rtnetlink_socket(_GROUPS), self._read)
-        self._pace = Pace(_SHARE, time.monotonic())
+        self._guests = guests
 
     def start(self) -> None:
         """Subscribe, in the network namespace of this thread.
@@ -167,14 +166,12 @@ class NetlinkWatch:
         self._subscription.close()
 
     def _read(self, source: socket.socket) -> None:
-        began = time.thread_time()
-        for _ in range(_AT_ONCE):
-            if not self._take(source):
-                break
-        now = time.monotonic()
-        self._pace.spent(now, time.thread_time() - began)
-        if wait := self._pace.wait(now):
-            self._subscription.pause(max(wait, _REST_S))
+        with self._guests.charged(time.thread_time):
+            for _ in range(_AT_ONCE):
+                if not self._take(source):
+                    break
+        if rest := self._guests.rest():
+            self._subscription.pause(rest)
 
     def _take(self, source: socket.socket) -> bool:
         """Take one datagram, and tell whether there may be another."""

@@ -14,6 +14,7 @@ from ipaddress import IPv4Address, IPv6Address
 from typing import Final, TypeAlias
 
 from fwdaemon.core.inventory import Inventory
+from fwdaemon.core.pace import Budget
 from fwdaemon.core.probing import Answer, Question, Silent, credible, questions
 from fwdaemon.core.text import shown
 from fwdaemon.core.types import Family, Subnet
@@ -50,13 +51,14 @@ _FILTERS: Final = {
 }
 
 
-def ask(question: Question) -> tuple[Answer, ...]:
+def ask(guests: Budget, question: Question) -> tuple[Answer, ...]:
     """Ask, and have the kernel know those guests that answered; gives them. Blocks for some seconds.
 
-    Where the bridge is gone, or has no MAC addresses, nobody answers.
+    What it costs is taken from `guests`; while there is nothing left, no answer is read. Where the bridge is gone, or
+    has no MAC addresses, nobody answers.
     """
     try:
-        answers = tuple(credible(question, tuple(_answers(question))))
+        answers = tuple(credible(question, tuple(_answers(guests, question))))
         _introduce(question.bridge, answers)
     except (OSError, KernelError) as error:
         _log.debug("nobody is asked on %s: %s", shown(question.bridge), error)
@@ -64,7 +66,7 @@ def ask(question: Question) -> tuple[Answer, ...]:
     return answers
 
 
-def _answers(question: Question) -> Iterator[Answer]:
+def _answers(guests: Budget, question: Question) -> Iterator[Answer]:
     protocol = _ETH_P_ARP if isinstance(question.source, IPv4Address) else _ETH_P_IPV6
     with ExitStack() as at_end:
         link = at_end.enter_context(_opened(question.bridge, protocol))
@@ -73,10 +75,11 @@ def _answers(question: Question) -> Iterator[Answer]:
             return
         packets = list(_packets(question, mac))
         for start in range(0, len(packets), _AT_ONCE):
-            for destination, packet in packets[start : start + _AT_ONCE]:
-                link.sendto(packet, (question.bridge, protocol, 0, 0, destination))
-            yield from _heard(link, _PAUSE_S)
-        yield from _heard(link, _PATIENCE_S)
+            with guests.charged(time.thread_time):
+                for destination, packet in packets[start : start + _AT_ONCE]:
+                    link.sendto(packet, (question.bridge, protocol, 0, 0, destination))
+            yield from _heard(guests, link, _PAUSE_S)
+        yield from _heard(guests, link, _PATIENCE_S)
 
 
 def _opened(bridge: str, protocol: int) -> socket.socket:
@@ -108,18 +111,29 @@ def _packets(question: Question, mac: bytes) -> Iterator[tuple[bytes, bytes]]:
                 yield arp.multicast_mac(arp.ALL_NODES), arp.echo_to_all(source)
 
 
-def _heard(link: socket.socket, seconds: float) -> Iterator[Answer]:
+def _heard(guests: Budget, link: socket.socket, seconds: float) -> Iterator[Answer]:
     """Give what is answered within a time."""
     waiting = select.poll()
     waiting.register(link, select.POLLIN)
     until = time.monotonic() + seconds
     for _ in range(_MOST_ANSWERS):
-        if not waiting.poll(max(until - time.monotonic(), 0) * 1000):
+        with guests.charged(time.thread_time):
+            heard = waiting.poll(max(until - time.monotonic(), 0) * 1000)
+            answer = _received(link) if heard else None
+        if answer is not None:
+            yield answer
+        if not heard:
             return
-        with suppress(BlockingIOError):
-            packet, (_interface, protocol, _kind, _hardware, sender) = link.recvfrom(_LONGEST)
-            if (answer := _read(packet, protocol, sender)) is not None:
-                yield answer
+        if rest := guests.rest():
+            time.sleep(min(rest, max(until - time.monotonic(), 0)))
+
+
+def _received(link: socket.socket) -> Answer | None:
+    try:
+        packet, (_interface, protocol, _kind, _hardware, sender) = link.recvfrom(_LONGEST)
+    except BlockingIOError:
+        return None
+    return _read(packet, protocol, sender)
 
 
 def _read(packet: bytes, protocol: int, sender: bytes) -> Answer | None:
@@ -165,10 +179,10 @@ class _Search:
 
 
 class Probes:
-    """Used on the asyncio loop's thread; `ask` blocks, and is called on another."""
+    """Used on the asyncio loop's thread; `ask` blocks, and is called on another, once `guests` has some time left."""
 
-    def __init__(self, ask: Ask) -> None:
-        self._ask = ask
+    def __init__(self, ask: Ask, guests: Budget) -> None:
+        self._ask, self._guests = ask, guests
         self._searches: dict[_Place, _Search] = {}
         self._inventory = Inventory()
         self._changed = asyncio.Event()
@@ -203,11 +217,12 @@ class Probes:
         while True:
             self._changed.clear()
             search = min(self._searches.values(), key=_due, default=None)
-            if search is not None and search.due <= clock():
+            pause = float("inf") if search is None else max(search.due - clock(), self._guests.rest())
+            if search is not None and pause <= 0:
                 await self._ask_for(search)
                 continue
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._changed.wait(), None if search is None else search.due - clock())
+                await asyncio.wait_for(self._changed.wait(), None if search is None else pause)
 
     async def _ask_for(self, search: _Search) -> None:
         try:

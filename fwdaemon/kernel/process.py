@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import resource
 import selectors
 import shutil
 import signal
@@ -15,8 +16,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Protocol, TypeVar
+from typing import ClassVar, Protocol, TypeVar
+from weakref import WeakSet
 
+from fwdaemon.core.pace import Budget
 from fwdaemon.errors import HangingError, KernelError, ProcessError
 
 # The one place that starts programs.
@@ -155,6 +158,8 @@ class Companion:
     It finds the same modules as we do. It should end when its standard input does, so that it cannot outlive us.
     """
 
+    present: ClassVar[WeakSet["Companion"]] = WeakSet()
+
     def __init__(self, module: str, argument: str, environment: Mapping[str, str]) -> None:
         """Start it; `environment` is all it is told besides a clean one. Raises OSError when that is impossible."""
         modules = ":".join(path for path in sys.path if path)
@@ -167,11 +172,20 @@ class Companion:
             bufsize=0,
             process_group=0,
         )
+        self.present.add(self)
 
     @property
     def pid(self) -> int:
         """Its process number."""
         return self._process.pid
+
+    @property
+    def processor_time(self) -> float:
+        """What it has used so far, in seconds; nothing once it ended, as it counts among those that ended then."""
+        try:
+            return time.clock_gettime(~self.pid << 3 | _OF_PROCESS)
+        except OSError:
+            return 0.0
 
     def exchange(self, line: str) -> str:
         """Send a line and wait for one; empty when it ended.
@@ -217,6 +231,30 @@ class Companion:
         except subprocess.TimeoutExpired:
             _end_group(self.pid)
             return self._process.wait()
+
+
+# The clock of another process has a number made of its own, as clock_getcpuclockid(3) has it (linux/posix-timers.h).
+_OF_PROCESS = 2
+
+
+def processor_time() -> float:
+    """Give the seconds of processor time that we have used so far, with all programs that we run."""
+    return time.process_time() + _of_programs()
+
+
+def processor_time_here() -> float:
+    """Give those that this thread has used, with all programs that we run."""
+    return time.thread_time() + _of_programs()
+
+
+def _of_programs() -> float:
+    ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return ended.ru_utime + ended.ru_stime + sum(beside.processor_time for beside in list(Companion.present))
+
+
+def budget_of_guests() -> Budget:
+    """Give a new budget for what guests cause, of which all that has to do with guests on this host takes."""
+    return Budget(time.monotonic, threading.Lock())
 
 
 def find_program(name: str) -> str | None:

@@ -40,6 +40,7 @@ class Records:
         self._rules: Rules | None = None
         self._look: Look | None = None
         self._problems: tuple[str, ...] = ()
+        self._late = ""
         self._restored: deque[Restored] = deque(maxlen=_MOST_RESTORED)
 
     def configuration_loaded(self, config: Config) -> None:
@@ -52,6 +53,12 @@ class Records:
         """Remember that one was refused, until one is taken."""
         self._configuration = replace(self._configuration, refused=RefusedReload(_now(), tuple(problems)))
         self._tell()
+
+    def late(self, text: str) -> None:
+        """Remember that a configuration is not read yet, and what that means, or that it is."""
+        if text != self._late:
+            self._late = text
+            self._tell()
 
     def last_good_in_force(self, problems: Iterable[Problem], kept_at: datetime) -> None:
         """Remember that the configuration was wrong at the start; the last good one is in force until one is taken."""
@@ -94,7 +101,7 @@ class Records:
             tuple(libvirt),
             self._look,
             tuple(self._restored),
-            self._problems,
+            (self._late, *self._problems) if self._late else self._problems,
             uplinks_of(self._facts.wanted),
             confined_in(self._facts.held),
             confined_interfaces_in(self._facts.held),

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Final
 
 from fwdaemon import config as configuration
+from fwdaemon.audit import lines
+from fwdaemon.config import Loaded
 from fwdaemon.config.files import read_regular, weak_points
 from fwdaemon.config.model import Config
 from fwdaemon.core.text import printable
@@ -134,6 +136,62 @@ class Written:
 
         self._newest[what] = write
         self._worker.submit(write).add_done_callback(done)
+
+
+# Reads the configuration beside everything else, in a thread of its own: the file system that it is on may hang.
+_LATE_S: Final = 10.0
+LATE: Final = (
+    f"the configuration has not been read within {_LATE_S:.0f} s, as where a file system hangs; the one before stays "
+    "in force until then"
+)
+
+
+class Reading:
+    """Calls `read` in its thread when asked to, and `done` once that has ended.
+
+    `late` is told when it takes long, and with no text when that is over.
+    """
+
+    def __init__(self, read: Callable[[], Loaded], done: Callable[[], None], late: Callable[[str], None]) -> None:
+        self._read, self._done, self._late = read, done, late
+        self._worker = Worker("configuration")
+        self._under_way: asyncio.Future[Loaded] | None = None
+        self._late_at: asyncio.TimerHandle | None = None
+
+    @property
+    def is_under_way(self) -> bool:
+        """Whether something was begun and not taken."""
+        return self._under_way is not None
+
+    def begin(self) -> None:
+        """Begin to read."""
+        self._late_at = asyncio.get_running_loop().call_later(_LATE_S, self._is_late)
+        self._under_way = self._worker.submit(self._read)
+        self._under_way.add_done_callback(self._ended)
+
+    def take(self) -> "asyncio.Future[Loaded] | None":
+        """Give what was read, once it has been."""
+        if self._under_way is None or not self._under_way.done():
+            return None
+        taken, self._under_way = self._under_way, None
+        return taken
+
+    async def close(self, patience: float) -> None:
+        """End the thread, but for one that reads: that may hang, and has nothing to bring to an end."""
+        if self._under_way is not None and not self._under_way.done():
+            self._under_way.cancel()
+            patience = 0
+        await self._worker.close(patience)
+
+    def _is_late(self) -> None:
+        lines.problems([LATE])
+        self._late(LATE)
+
+    def _ended(self, _: object) -> None:
+        if self._late_at is not None:
+            self._late_at.cancel()
+        self._late("")
+        self._done()
 
 
 # Who asked for the configuration to be read again, and waits to hear what came of it. On the loop's thread only.

@@ -102,9 +102,15 @@ class Others:
     found: tuple[str, ...] = ()
 
     def look(
-        self, desired: Desired, local: Collection[Address], *, thorough: bool, reloaded: bool = False
+        self,
+        desired: Desired,
+        local: Collection[Address],
+        *,
+        thorough: bool,
+        reloaded: bool = False,
+        provoked: bool = False,
     ) -> tuple[str, ...]:
-        del desired, local, thorough, reloaded
+        del desired, local, thorough, reloaded, provoked
         return self.found
 
 

@@ -15,6 +15,7 @@ from fwdaemon.core.inventory import AddressSource, Domain, LearnedAddress, MacCl
 from fwdaemon.errors import LibvirtUnavailableError
 from fwdaemon.hypervisor import agent
 from fwdaemon.hypervisor.agent import AgentRounds, Recall, agent_claims
+from fwdaemon.kernel.process import budget_of_guests
 from tests.unit.saying import said
 
 MAC = "52:54:00:00:00:01"
@@ -69,7 +70,8 @@ async def asking(
 ) -> AsyncIterator[tuple[AgentRounds, "asyncio.Queue[str]"]]:
     reasons: asyncio.Queue[str] = asyncio.Queue()
     threads = set(threading.enumerate())
-    rounds = AgentRounds("test:///default", guests, lambda reason: reasons.put_nowait(said(reason)), recall)
+    budget = budget_of_guests()
+    rounds = AgentRounds("test:///default", guests, lambda reason: reasons.put_nowait(said(reason)), budget, recall)
     try:
         yield rounds, reasons
     finally:

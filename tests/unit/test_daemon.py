@@ -39,6 +39,8 @@ from fwdaemon.events import ConnectionState
 from fwdaemon.kernel.process import HASTE
 from fwdaemon.netfilter import Monitor, Netfilter
 from fwdaemon.resolve.flows import Flow
+from fwdaemon.status import reloads
+from fwdaemon.status.reloads import LATE
 from tests.unit.memory_backend import MemoryBackend, NoProgram
 from tests.unit.seams import Memory
 
@@ -154,7 +156,7 @@ class Scene(Memory):
             self.place / "control.sock",
             self.place / "state",
             self.place / "run",
-            self.pauses,
+            pauses=self.pauses,
         )
 
     def _conflicts(self, asked: Callable[[], None]) -> Any:
@@ -182,6 +184,10 @@ class Scene(Memory):
     @property
     def written(self) -> set[str]:
         return {item.name for items in self.kernel.rules.values() for item in items if "home" not in item.name}
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        return self.daemon._records.header(()).problems  # noqa: SLF001  what the status tells
 
     @asynccontextmanager
     async def running_daemon(self) -> AsyncIterator[None]:
@@ -477,6 +483,50 @@ def test_a_wipe_is_mended_while_the_configuration_cannot_be_read_to_its_end(
             assert (await asked).failure == ""
 
     play(act())
+
+
+def test_a_configuration_that_cannot_be_read_to_its_end_is_told_and_holds_up_no_end(
+    scene: Scene, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file system that it is on may hang for good: nobody waits for the thread that reads."""
+    monkeypatch.setattr(reloads, "_LATE_S", 0.05)
+    monkeypatch.setattr("fwdaemon.daemon._PATIENCE", 1000.0)
+    monkeypatch.setattr(scene, "readable", threading.Event())
+
+    async def act() -> None:
+        async with scene.running_daemon():
+            await scene.until(lambda: scene.written == {RULE})
+            signal.raise_signal(signal.SIGHUP)
+            await scene.until(lambda: LATE in caplog.messages)
+            assert LATE in scene.problems
+            signal.raise_signal(signal.SIGHUP)
+            scene.kernel.wipe()
+            await scene.until(lambda: scene.written == {RULE})
+            assert LATE in scene.problems
+
+    play(act())
+    assert scene.readable is not None
+    scene.readable.set()
+
+
+def test_what_was_late_is_forgotten_once_it_is_there(
+    scene: Scene, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reloads, "_LATE_S", 0.05)
+    scene.readable = readable = threading.Event()
+
+    async def act() -> None:
+        async with scene.running_daemon():
+            await scene.until(lambda: scene.written == {RULE})
+            scene.text = WEB + SSH
+            signal.raise_signal(signal.SIGHUP)
+            await scene.until(lambda: LATE in caplog.messages)
+            readable.set()
+            await scene.until(lambda: scene.written == {RULE, SSH_RULE})
+            assert LATE not in scene.problems
+
+    play(act())
+    assert caplog.messages.count(LATE) == 1
 
 
 def test_who_is_told_to_end_while_the_configuration_is_read_ends(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:

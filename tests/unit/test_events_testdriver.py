@@ -23,6 +23,7 @@ from fwdaemon.errors import LibvirtUnavailableError
 from fwdaemon.events import InventoryKeeper, take_inventory
 from fwdaemon.hypervisor import link
 from fwdaemon.hypervisor.connection import EventLoop, LibvirtConnection, network_uri
+from fwdaemon.kernel.process import budget_of_guests
 from fwdaemon.resolve.placement import desired_state
 from tests.unit.saying import said
 
@@ -72,7 +73,12 @@ def watching(*uris: str) -> Config:
 async def bench(tmp_path: Path, connect: link.Connect = LibvirtConnection) -> AsyncIterator[Bench]:
     reasons: list[str] = []
     keeper = InventoryKeeper(
-        watching(URI), lambda reason: reasons.append(said(reason)), connect=connect, leases=tmp_path, records=tmp_path
+        watching(URI),
+        lambda reason: reasons.append(said(reason)),
+        budget_of_guests(),
+        connect=connect,
+        leases=tmp_path,
+        records=tmp_path,
     )
     await keeper.start()
     try:
@@ -340,7 +346,9 @@ def test_frozen_libvirt(
 
 def test_uri_that_nobody_serves(tmp_path: Path) -> None:
     async def scenario() -> None:
-        keeper = InventoryKeeper(watching(URI, NOBODY), lambda _reason: None, leases=tmp_path, records=tmp_path)
+        keeper = InventoryKeeper(
+            watching(URI, NOBODY), lambda _reason: None, budget_of_guests(), leases=tmp_path, records=tmp_path
+        )
         await keeper.start()
         await holds(lambda: keeper.connections()[0].connected and keeper.connections()[1].last_error is not None)
         assert await keeper.refresh() is None

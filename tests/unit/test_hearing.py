@@ -1,6 +1,7 @@
 from fwdaemon.core.report import Actor, ActorKind, Reason, ReasonKind
-from fwdaemon.triggers import Hearing
+from fwdaemon.triggers import Heard, Hearing
 
+BY_GUEST = Reason(ReasonKind.NEIGHBOUR, "192.168.122.50", "answered")
 FIRST, SECOND = (Reason(ReasonKind.DOMAIN, name, "started") for name in ("web1", "web2"))
 LOADED = Reason(ReasonKind.CONFIGURATION, "/etc/portfwd.toml")
 
@@ -65,3 +66,30 @@ def test_looks_that_fail_for_ever_make_nothing_grow() -> None:
         hearing.take_back(hearing.take())
     heard = hearing.take()
     assert (len(heard.reasons), len(heard.actors)) == (256, 256)
+
+
+def test_a_look_is_charged_to_guests_where_they_alone_asked_for_it() -> None:
+    hearing = Hearing()
+    hearing.end_inventory({BY_GUEST: None})
+    assert hearing.take().provoked
+    hearing.end_inventory({BY_GUEST: None, FIRST: None})
+    assert not hearing.take().provoked
+    hearing.end_inventory({BY_GUEST: None})
+    hearing.rules_changed(nft(1), thorough=False)
+    assert not hearing.take().provoked
+    hearing.end_inventory({BY_GUEST: None})
+    hearing.time_passed(thorough=True)
+    assert not hearing.take().provoked
+    hearing.end_inventory({BY_GUEST: None})
+    assert hearing.take().provoked
+
+
+def test_a_look_that_follows_from_one_that_guests_provoked_is_charged_to_them_too() -> None:
+    hearing = Hearing()
+    hearing.time_passed(thorough=True, provoked=True)
+    assert hearing.take() == Heard((), (), thorough=True, provoked=True)
+    hearing.time_passed(thorough=True)
+    failed = hearing.take()
+    hearing.time_passed(thorough=False, provoked=True)
+    hearing.take_back(failed)
+    assert not hearing.take().provoked

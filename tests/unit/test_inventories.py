@@ -1,13 +1,13 @@
 """Inventories are taken one at a time, and for guests alone only as often as their budget allows."""
 
 import asyncio
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from fwdaemon.core.pace import STOCK_S, Backoff
 from fwdaemon.core.report import Reason, ReasonKind
 from fwdaemon.events import Inventories
+from fwdaemon.kernel.process import budget_of_guests
 from fwdaemon.triggers import Hearing
 from tests.unit.test_daemon import Libvirt
 
@@ -23,15 +23,13 @@ def bounded(_what: str) -> Iterator[None]:
 def test_guests_wait_once_they_have_spent_their_budget_and_others_do_not() -> None:
     async def scene() -> None:
         libvirt, hearing = Libvirt(), Hearing()
-        inventories = Inventories(libvirt, hearing, bounded, Backoff(1.0, 2.0))
+        guests = budget_of_guests()
+        inventories = Inventories(libvirt, hearing, guests, bounded, Backoff(1.0, 2.0))
         inventories.begin()
         inventories.begin()
         await asyncio.sleep(0.01)
         assert libvirt.refreshed == 1
-        with inventories.charged(to_guests=True):
-            began = time.process_time()
-            while time.process_time() < began + 1.2 * STOCK_S:
-                pass
+        guests.spent(2 * STOCK_S)
         hearing.inventory_changed(BY_GUEST)
         inventories.begin()
         inventories.begin()

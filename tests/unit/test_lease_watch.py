@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from fwdaemon.hypervisor.lease_watch import LeaseWatch
+from fwdaemon.kernel.process import budget_of_guests
 from tests.unit.saying import said
 
 Scenario = Callable[[list[str]], Coroutine[None, None, None]]
@@ -19,7 +20,7 @@ def run(directory: Path, scenario: Scenario) -> None:
 
     async def with_watch() -> None:
         reasons: list[str] = []
-        watch = LeaseWatch(lambda reason: reasons.append(said(reason)), directory)
+        watch = LeaseWatch(lambda reason: reasons.append(said(reason)), budget_of_guests(), directory)
         watch.start()
         try:
             await scenario(reasons)
@@ -116,7 +117,7 @@ def test_an_emitter_stopped_between_two_reads_logs_nothing(tmp_path: Path, caplo
     """A thread of watchdog's may look once more after the watch was moved or closed."""
 
     async def scenario() -> None:
-        watch = LeaseWatch(lambda _: None, tmp_path)
+        watch = LeaseWatch(lambda _: None, budget_of_guests(), tmp_path)
         watch.start()
         (emitter,) = watch._observer.emitters  # noqa: SLF001 - what a race does now and then, done on purpose
         watch.close()

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fwdaemon.kernel.address_watch import KernelChanges, NetlinkWatch
+from fwdaemon.kernel.process import budget_of_guests
 from tests.unit.saying import said
 
 GUEST = "192.168.122.50"
@@ -145,7 +146,7 @@ def test_nonsense_is_survived(datagram: bytes) -> None:
 
 def test_watch_opens_and_closes() -> None:
     async def scenario() -> None:
-        watch = NetlinkWatch(lambda _reason: None)
+        watch = NetlinkWatch(lambda _reason: None, budget_of_guests())
         watch.start()
         await asyncio.sleep(0)
         watch.close()

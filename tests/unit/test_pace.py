@@ -1,59 +1,172 @@
-"""What guests send gets a share of a core, and what else happens is answered at once."""
+"""All that guests cause shares one budget of processor time, and what else happens is answered at once."""
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from heapq import heapify, heapreplace
+from itertools import pairwise
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from fwdaemon.core.pace import LONGEST_WAIT_S, STOCK_S, Pace, provoked
+from fwdaemon.core.pace import REST_S, SHARE, STOCK_S, Budget, provoked
 from fwdaemon.core.report import Reason, ReasonKind
+from fwdaemon.kernel.process import budget_of_guests
 from fwdaemon.triggers import Hearing
 
-SHARE, COST_S, MINUTE_S = 0.025, 0.02, 60.0
+COST_S, MINUTE_S, RESOLUTION_S = 0.02, 60.0, 1e-6
 
 
-def inventories_in_a_flood(pace: Pace, seconds: float, cost: float, began: float = 0.0) -> int:
-    """Have each inventory follow the one before as soon as it may, as news come all the time."""
-    now, number = began, 0
-    while (now := now + pace.wait(now)) < began + seconds:
-        number += 1
-        now += cost
-        pace.spent(now, cost)
-    return number
+@dataclass
+class Clock:
+    now: float = 0.0
+
+    def __call__(self) -> float:
+        return self.now
 
 
-@pytest.mark.parametrize("cost", [0.001, COST_S, 0.1])
-def test_a_flood_gets_its_share_and_no_more(cost: float) -> None:
-    number = inventories_in_a_flood(Pace(SHARE, 0.0), MINUTE_S, cost)
-    assert number * cost <= SHARE * MINUTE_S + STOCK_S + cost
-    assert number * cost >= SHARE * MINUTE_S
+@dataclass
+class Flooded:
+    """Somebody who always has something to do, and does it as soon as the budget allows."""
+
+    pause: Callable[[], float]
+    cost: float
+    turns: list[float] = field(default_factory=list)
+
+    @property
+    def spent(self) -> float:
+        """All of it so far."""
+        return self.cost * len(self.turns)
+
+
+def looks(budget: Budget, cost: float) -> Flooded:
+    return Flooded(budget.wait, cost)
+
+
+def listens(budget: Budget, cost: float) -> Flooded:
+    return Flooded(budget.rest, cost)
+
+
+def flood(clock: Clock, budget: Budget, crowd: list[Flooded], seconds: float) -> float:
+    """Have all of them at work for so long; gives the processor time spent."""
+    until = clock.now + seconds
+    turns = [(clock.now, number) for number in range(len(crowd))]
+    heapify(turns)
+    while turns[0][0] < until:
+        clock.now, number = turns[0]
+        who = crowd[number]
+        pause = who.pause()
+        if not pause:
+            budget.spent(who.cost)
+            who.turns.append(clock.now)
+            pause = max(who.pause(), who.cost)  # what costs processor time takes that long
+        heapreplace(turns, (clock.now + max(pause, RESOLUTION_S), number))
+    clock.now = until
+    return sum(who.spent for who in crowd)
+
+
+COSTS = st.floats(0.001, 2.0)
+
+
+@given(st.lists(COSTS, min_size=1, max_size=3), st.lists(COSTS, max_size=4), st.floats(1.0, 600.0))
+def test_all_floods_together_get_their_share_and_no_more(looking: list[float], hearing: list[float], s: float) -> None:
+    """Over any time, but for what was saved up before, and for the last piece of work of each."""
+    clock = Clock()
+    budget = Budget(clock)
+    crowd = [*(looks(budget, cost) for cost in looking), *(listens(budget, cost) for cost in hearing)]
+    spent = flood(clock, budget, crowd, s)
+    assert spent <= SHARE * s + STOCK_S + sum(looking) + sum(hearing)
+    assert SHARE == 0.05
+
+
+@given(st.lists(st.floats(0.001, 0.05), min_size=1, max_size=4), st.floats(0.001, 0.1))
+def test_whoever_listens_leaves_a_look_its_turn(hearing: list[float], cost: float) -> None:
+    """No look waits for longer than it takes to pay for one piece of work of each."""
+    clock = Clock()
+    budget = Budget(clock)
+    look = looks(budget, cost)
+    flood(clock, budget, [*(listens(budget, each) for each in hearing), look], 5 * MINUTE_S)
+    assert max(after - before for before, after in pairwise([*look.turns, clock.now])) <= (
+        (cost + sum(hearing)) / SHARE + REST_S
+    )
 
 
 def test_what_comes_now_and_then_never_waits() -> None:
-    pace = Pace(SHARE, 0.0)
-    for second in range(1000):
-        assert pace.wait(float(second)) == 0.0
-        pace.spent(float(second), COST_S)
+    clock = Clock()
+    budget = Budget(clock)
+    for _ in range(1000):
+        assert budget.wait() == budget.rest() == 0.0
+        budget.spent(COST_S)
+        clock.now += 1.0
 
 
 def test_a_quiet_time_gives_the_stock_back_and_no_more() -> None:
-    pace = Pace(SHARE, 0.0)
-    inventories_in_a_flood(pace, MINUTE_S, COST_S)
-    assert pace.wait(MINUTE_S) > 0
-    number = inventories_in_a_flood(pace, 1.0, COST_S, began=1000 * MINUTE_S)
-    assert STOCK_S <= number * COST_S <= STOCK_S + SHARE + COST_S
+    clock = Clock()
+    budget = Budget(clock)
+    flood(clock, budget, [looks(budget, COST_S)], MINUTE_S)
+    clock.now += 1000 * MINUTE_S
+    spent = flood(clock, budget, [looks(budget, COST_S)], 1.0)
+    assert STOCK_S <= spent <= STOCK_S + SHARE + COST_S
 
 
-def test_a_slow_inventory_holds_up_the_next_for_a_bounded_time() -> None:
-    pace = Pace(SHARE, 0.0)
-    pace.spent(0.0, 30.0)
-    assert pace.wait(0.0) == pytest.approx(LONGEST_WAIT_S)
+def test_who_listens_waits_a_little_longer_than_who_looks() -> None:
+    budget = Budget(Clock())
+    budget.spent(STOCK_S + SHARE)
+    assert budget.wait() == pytest.approx(1.0)
+    assert budget.rest() == pytest.approx(1.0 + REST_S)
+
+
+def test_work_for_others_costs_guests_nothing() -> None:
+    budget, meter = Budget(Clock()), Clock()
+    for to_guests in (False, True):
+        with budget.charged(meter, to_guests=to_guests):
+            meter.now += STOCK_S + SHARE
+        assert budget.wait() == pytest.approx(1.0 if to_guests else 0.0)
+
+
+def test_work_that_fails_has_cost_something_too() -> None:
+    budget, meter = Budget(Clock()), Clock()
+
+    def fail() -> None:
+        with budget.charged(meter):
+            meter.now += STOCK_S + SHARE
+            raise OSError("gone")
+
+    with pytest.raises(OSError, match="gone"):
+        fail()
+    assert budget.wait() == pytest.approx(1.0)
+
+
+def test_threads_share_it() -> None:
+    budget = budget_of_guests()
+
+    def spend() -> None:
+        for _ in range(1000):
+            budget.spent(0.001)
+
+    threads = [threading.Thread(target=spend) for _ in range(4)]
+    began = time.monotonic()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    owed = 4.0 - STOCK_S - SHARE * (time.monotonic() - began)
+    assert budget.wait() >= owed / SHARE - 0.1
+
+
+GUESTS_RESTART = Reason(ReasonKind.DOMAIN, "web", "rebooted", by_guest=True)
 
 
 @pytest.mark.parametrize("kind", [ReasonKind.DOMAIN, ReasonKind.DEVICES, ReasonKind.NETWORK, ReasonKind.HOST_ADDRESS])
-def test_what_no_guest_can_provoke_is_urgent_in_the_middle_of_a_flood(kind: ReasonKind) -> None:
+@pytest.mark.parametrize("provoking", [Reason(ReasonKind.NEIGHBOUR, "192.0.2.1"), GUESTS_RESTART])
+def test_what_no_guest_can_provoke_is_urgent_in_the_middle_of_a_flood(kind: ReasonKind, provoking: Reason) -> None:
     hearing = Hearing()
     hearing.begin_inventory()
     told = Reason(kind, "web", "started")
     states = [hearing.urgent]
-    for reason in [*(Reason(ReasonKind.NEIGHBOUR, f"192.0.2.{number}") for number in range(1000)), told]:
+    for reason in [*(Reason(provoking.kind, str(n), by_guest=provoking.by_guest) for n in range(1000)), told]:
         hearing.inventory_changed(reason)
         states.append(hearing.urgent)
     assert states == [False] * 1001 + [True]

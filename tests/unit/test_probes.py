@@ -13,6 +13,7 @@ from fwdaemon.core.probing import Answer, Question, Silent
 from fwdaemon.core.types import Family
 from fwdaemon.kernel import probes
 from fwdaemon.kernel.probes import Probes
+from fwdaemon.kernel.process import budget_of_guests
 
 WEB, DB = (Silent("virbr0", f"52:54:00:00:00:0{number}", Family.IPV4) for number in (1, 2))
 HOST = HostAddress(ip_address("192.168.122.1"), ip_network("192.168.122.0/30"), "virbr0")
@@ -41,7 +42,7 @@ def _hurried(monkeypatch: pytest.MonkeyPatch) -> None:
 @asynccontextmanager
 async def searching() -> AsyncIterator[tuple[Probes, Asked]]:
     asked = Asked()
-    keeping = Probes(asked)
+    keeping = Probes(asked, budget_of_guests())
     try:
         yield keeping, asked
     finally:
