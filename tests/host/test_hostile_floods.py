@@ -1,0 +1,161 @@
+"""Guests that flood: whatever they send and however often they start anew, the daemon takes 5 % of a core for them."""
+
+import socket
+import struct
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
+from functools import partial
+from ipaddress import IPv4Address, IPv6Address
+from itertools import count
+from pathlib import Path
+
+from fwdaemon.core.pace import SHARE, STOCK_S
+from tests.conftest import MakeLxcGuest, MakeNetwork, StartDaemon
+from tests.host.conftest import each_libvirt
+from tests.host.hostile import THIEF, WEB, is_sound
+from tests.lab.command import LabError
+from tests.lab.domain import Link
+from tests.lab.host import CLIENT4, PUBLIC4, Host
+from tests.lab.lxc import LxcGuest
+from tests.lab.netns import open_socket
+from tests.lab.place import wait_until
+from tests.unit.nd_packets import solicitation, source_option
+
+# Nothing but guests makes it look within this time; an entry waits for a guest that no one ever hears of, so bridges
+# are asked.
+HEAD = '[daemon]\nlibvirt = ["lxc:///system"]\nresync = "1h"\n'
+SILENT = '[[forward]]\ndomain = "silent"\nports = ["8002:80"]\n'
+RESTLESS = '[[forward]]\ndomain = "restless"\nports = ["8003:80"]\naddress = "10.122.0.5"\n'
+GATEWAY4, GATEWAY6 = "10.122.0.1", "2001:db8:122::1"
+ARP, IPV6 = 0x0806, 0x86DD
+TAKE, GIVE_BACK = 3, 7  # DHCPREQUEST, DHCPRELEASE
+SERVER = b"\x36\x04" + IPv4Address(GATEWAY4).packed
+EVERYBODY = b"\xff" * 6
+
+FLOOD_S = 20.0
+# What nobody measures, of the budget: to fall asleep and to wake up, and what libvirt's client does with its events.
+UNSEEN = 0.2
+
+
+def mac_bytes(mac: str) -> bytes:
+    return bytes.fromhex(mac.replace(":", ""))
+
+
+def arp(operation: int, mac: bytes, address: str, target: str) -> bytes:
+    head = struct.pack("!HHBBH", 1, 0x0800, 6, 4, operation)
+    return head + mac + IPv4Address(address).packed + bytes(6) + IPv4Address(target).packed
+
+
+def by_arp(link: socket.socket, macs: tuple[str, str]) -> Iterator[None]:
+    """Show each of 300 addresses at one MAC address, then at the other, and answer what nobody asked.
+
+    There are fewer than the kernel has places for in its one table for all hosts of the lab (gc_thresh3).
+    """
+    while True:
+        for mac in map(mac_bytes, macs):
+            for number in range(300):
+                address = f"10.122.{1 + number // 250}.{1 + number % 250}"
+                link.sendto(arp(1, mac, address, GATEWAY4), ("eth0", ARP, 0, 0, EVERYBODY))
+                for _ in range(5):
+                    link.sendto(arp(2, mac, address, GATEWAY4), ("eth0", ARP, 0, 0, EVERYBODY))
+                yield
+
+
+def by_nd(link: socket.socket, macs: tuple[str, str]) -> Iterator[None]:
+    """The same by neighbour discovery, with 200 addresses."""
+    while True:
+        for mac in macs:
+            for number in range(200):
+                source = f"2001:db8:122::1:{number:x}"
+                packet = solicitation(GATEWAY6, source=source, options=source_option(mac))
+                link.sendto(packet, ("eth0", IPV6, 0, 0, group_mac(GATEWAY6)))
+                yield
+
+
+def group_mac(address: str) -> bytes:
+    return b"\x33\x33\xff" + IPv6Address(address).packed[-3:]
+
+
+def by_dhcp(link: socket.socket) -> Iterator[None]:
+    """Take an address, and give it back, as another client each time (RFC 2131)."""
+    for number in count():
+        mac = b"\x52\x54" + struct.pack("!I", number)
+        address = IPv4Address(f"10.122.9.{1 + number % 250}").packed
+        for message in (dhcp(TAKE, mac, b"\x32\x04" + address), dhcp(GIVE_BACK, mac, SERVER, address)):
+            link.sendto(message, ("255.255.255.255", 67))
+            yield
+            time.sleep(0.01)
+
+
+def dhcp(kind: int, mac: bytes, options: bytes, own: bytes = bytes(4)) -> bytes:
+    head = struct.pack("!BBBB4sHH", 1, 1, 6, 0, mac[2:], 0, 0x8000)
+    told = bytes([53, 1, kind]) + options + b"\xff"
+    return head + own + bytes(12) + mac + bytes(10 + 64 + 128) + b"\x63\x82\x53\x63" + told
+
+
+def by_reboots(guest: LxcGuest) -> Iterator[None]:
+    """Start anew as soon as it is there."""
+    while True:
+        try:
+            guest.run("busybox", "reboot", "-f", check=False)
+        except (LabError, OSError):
+            time.sleep(0.02)
+        yield
+
+
+@contextmanager
+def going_on(*floods: Iterator[None]) -> Iterator[None]:
+    """Have all of these at work meanwhile."""
+    over = threading.Event()
+
+    def work(steps: Iterator[None]) -> None:
+        for _ in steps:
+            if over.wait(0.0005):
+                return
+
+    threads = [threading.Thread(target=work, args=(steps,)) for steps in floods]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join()
+
+
+def processor_time(pid: int) -> float:
+    """What a process and the programs that it ran have used, in seconds (proc_pid_stat(5))."""
+    words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return sum(map(int, words[11:15])) / 100
+
+
+@each_libvirt
+def test_all_floods_of_guests_together_take_their_share_of_a_core_and_no_more(
+    host: Host, network: MakeNetwork, lxc_guest: MakeLxcGuest, daemon: StartDaemon
+) -> None:
+    """No time is measured but the processor's, and that only from above: a busy machine gives less of it."""
+    network("default", "10.122.0.0/16", "2001:db8:122::/64", dhcp=True)
+    thief = lxc_guest("thief", Link("default", ("10.122.0.2/16", "2001:db8:122::2/64")))
+    web = lxc_guest("web", Link("default", ("10.122.0.3/16",)))
+    lxc_guest("silent", Link("default"))
+    restless = lxc_guest("restless", Link("default", ("10.122.0.5/16",)))
+    running = daemon(HEAD + WEB + 'address = "10.122.0.3"\n' + THIEF + SILENT + RESTLESS)
+    macs = thief.mac(), web.mac()
+    with ExitStack() as at_end:
+        opened = partial(open_socket, thief.place.namespace)
+        link = at_end.enter_context(closing(opened(socket.AF_PACKET, socket.SOCK_DGRAM)))
+        client = at_end.enter_context(closing(opened(socket.AF_INET, socket.SOCK_DGRAM)))
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"eth0")
+        client.bind(("0.0.0.0", 68))  # noqa: S104  in the guest
+        with going_on(by_arp(link, macs), by_nd(link, macs), by_dhcp(client), by_reboots(restless)):
+            before, began = processor_time(running.pid), time.monotonic()
+            time.sleep(FLOOD_S)
+            used, lasted = processor_time(running.pid) - before, time.monotonic() - began
+    # What a quiet time saved up comes first; after that, only the share comes in.
+    assert used <= STOCK_S + SHARE * lasted * (1 + UNSEEN)
+    wait_until(lambda: host.outside.fetch(f"http://{PUBLIC4}:8000/").text == f"web {CLIENT4}", "the guest answers")
+    is_sound(host, running)
