@@ -125,7 +125,10 @@ def _heard(guests: Budget, link: socket.socket, seconds: float) -> Iterator[Answ
         if not heard:
             return
         if rest := guests.rest():
-            time.sleep(min(rest, max(until - time.monotonic(), 0)))
+            left = max(until - time.monotonic(), 0)
+            time.sleep(min(rest, left))
+            if rest > left:
+                return
 
 
 def _received(link: socket.socket) -> Answer | None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -12,6 +13,7 @@ from uuid import UUID
 import pytest
 
 from fwdaemon.core.inventory import AddressSource, Domain, LearnedAddress, MacClaim, ObservedDomain
+from fwdaemon.core.pace import SHARE, STOCK_S, Budget
 from fwdaemon.errors import LibvirtUnavailableError
 from fwdaemon.hypervisor import agent
 from fwdaemon.hypervisor.agent import AgentRounds, Recall, agent_claims
@@ -42,6 +44,7 @@ class Guests:
         self.hanging: dict[UUID, threading.Event] = {}
         self.asked: list[UUID] = []
         self.closed = False
+        self.burns = 0.0  # processor time that each answer takes
 
     def hang(self, domain: ObservedDomain) -> threading.Event:
         return self.hanging.setdefault(domain.domain.uuid, threading.Event())
@@ -52,6 +55,9 @@ class Guests:
 
     def addresses(self, domain: UUID) -> tuple[MacClaim, ...]:
         self.asked.append(domain)
+        began = time.thread_time()
+        while time.thread_time() < began + self.burns:
+            pass
         if domain in self.hanging:
             # Whoever waits for it on the thread of the test never sees the event.
             assert self.hanging[domain].wait(10)
@@ -66,11 +72,11 @@ class Guests:
 
 @asynccontextmanager
 async def asking(
-    guests: Guests, recall: Recall = lambda _seen: ()
+    guests: Guests, recall: Recall = lambda _seen: (), budget: Budget | None = None
 ) -> AsyncIterator[tuple[AgentRounds, "asyncio.Queue[str]"]]:
     reasons: asyncio.Queue[str] = asyncio.Queue()
     threads = set(threading.enumerate())
-    budget = budget_of_guests()
+    budget = budget or budget_of_guests()
     rounds = AgentRounds("test:///default", guests, lambda reason: reasons.put_nowait(said(reason)), budget, recall)
     try:
         yield rounds, reasons
@@ -261,3 +267,34 @@ def test_what_an_agent_says_is_read_with_care() -> None:
 def test_an_agent_may_name_64_addresses() -> None:
     addresses = [{"addr": f"10.0.{number // 256}.{number % 256}"} for number in range(2000)]
     assert len(agent_claims({"eth0": {"hwaddr": MAC, "addrs": addresses}})) == 64
+
+
+def test_no_agent_is_asked_while_guests_have_spent_their_budget() -> None:
+    async def scenario() -> None:
+        guests, now = Guests(), [0.0]
+        budget = Budget(lambda: now[0])
+        budget.spent(STOCK_S + SHARE)
+        async with asking(guests, budget=budget) as (rounds, _):
+            rounds.update([WEB1])
+            rounds.want([WEB1])
+            await asyncio.sleep(0.1)
+            assert guests.asked == []
+            now[0] = 60.0
+            rounds.want([WEB1])
+            await guests.wait_asked(WEB1)
+
+    asyncio.run(scenario())
+
+
+def test_what_an_agent_has_us_read_is_taken_from_the_budget_of_guests() -> None:
+    async def scenario() -> None:
+        guests, budget = Guests(), Budget(lambda: 0.0)
+        guests.answer[WEB1.domain.uuid] = claims("192.168.122.50")
+        guests.burns = STOCK_S + SHARE
+        async with asking(guests, budget=budget) as (rounds, reasons):
+            rounds.update([WEB1])
+            rounds.want([WEB1])
+            await reasons.get()
+            assert budget.wait() >= 1.0
+
+    asyncio.run(scenario())

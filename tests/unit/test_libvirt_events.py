@@ -1,9 +1,13 @@
 """libvirt's numbers become the words libvirt means by them."""
 
+from dataclasses import dataclass, field
+
 import libvirt
 import pytest
 
-from fwdaemon.hypervisor.connection import domain_lifecycle
+from fwdaemon.core.pace import provoked
+from fwdaemon.core.report import Reason
+from fwdaemon.hypervisor.connection import Callback, LibvirtConnection, agent_lifecycle, domain_lifecycle
 from tests.unit.saying import said
 
 
@@ -74,3 +78,85 @@ def test_lifecycle(event: int, detail: int, words: str) -> None:
 
 def test_a_hostile_name_stays_one_line() -> None:
     assert said(domain_lifecycle("a\nb", 2, 0)).isprintable()
+
+
+@dataclass
+class Domain:
+    """One that events are about."""
+
+    number: int = 1
+
+    def name(self) -> str:
+        return f"web{self.number}"
+
+    def UUIDString(self) -> str:  # noqa: N802  libvirt's
+        return str(self.number)
+
+
+@dataclass
+class Told:
+    """What follows from events, as libvirt would tell them."""
+
+    callbacks: dict[int, Callback] = field(default_factory=dict)
+    reasons: list[Reason] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        connection = LibvirtConnection("test:///default", self.reasons.append, lambda _: None)
+        connection._watch_domains(self)  # type: ignore[arg-type]  # noqa: SLF001  a connection in its place
+
+    def domainEventRegisterAny(self, _domain: None, event: int, callback: Callback, _opaque: None) -> int:  # noqa: N802
+        self.callbacks[event] = callback
+        return event
+
+    def lifecycle(self, event: int, detail: int, domain: int = 1) -> bool:
+        """Whether guests alone are charged with what follows."""
+        self.callbacks[libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE](None, Domain(domain), event, detail, None)
+        return provoked(self.reasons[-1])
+
+    def reboot(self) -> bool:
+        self.callbacks[libvirt.VIR_DOMAIN_EVENT_ID_REBOOT](None, Domain(), None)
+        return provoked(self.reasons[-1])
+
+
+BY_GUESTS = {
+    (libvirt.VIR_DOMAIN_EVENT_STARTED, libvirt.VIR_DOMAIN_EVENT_STARTED_WAKEUP),
+    (libvirt.VIR_DOMAIN_EVENT_SUSPENDED, libvirt.VIR_DOMAIN_EVENT_SUSPENDED_IOERROR),
+    (libvirt.VIR_DOMAIN_EVENT_SUSPENDED, libvirt.VIR_DOMAIN_EVENT_SUSPENDED_WATCHDOG),
+    (libvirt.VIR_DOMAIN_EVENT_SHUTDOWN, libvirt.VIR_DOMAIN_EVENT_SHUTDOWN_FINISHED),
+    (libvirt.VIR_DOMAIN_EVENT_SHUTDOWN, libvirt.VIR_DOMAIN_EVENT_SHUTDOWN_GUEST),
+    (libvirt.VIR_DOMAIN_EVENT_SHUTDOWN, libvirt.VIR_DOMAIN_EVENT_SHUTDOWN_HOST),
+    (libvirt.VIR_DOMAIN_EVENT_PMSUSPENDED, libvirt.VIR_DOMAIN_EVENT_PMSUSPENDED_MEMORY),
+    (libvirt.VIR_DOMAIN_EVENT_PMSUSPENDED, libvirt.VIR_DOMAIN_EVENT_PMSUSPENDED_DISK),
+    (libvirt.VIR_DOMAIN_EVENT_CRASHED, libvirt.VIR_DOMAIN_EVENT_CRASHED_PANICKED),
+    (libvirt.VIR_DOMAIN_EVENT_CRASHED, libvirt.VIR_DOMAIN_EVENT_CRASHED_CRASHLOADED),
+}
+
+
+@pytest.mark.parametrize("event", range(libvirt.VIR_DOMAIN_EVENT_CRASHED + 1))
+def test_only_what_a_guest_can_do_again_and_again_is_charged_to_guests(event: int) -> None:
+    """That a domain starts or ends is not: its guest cannot have it start again."""
+    charged = {detail for detail in range(10) if Told().lifecycle(event, detail)}
+    listed = {detail for number, detail in BY_GUESTS if number == event}
+    assert listed <= charged
+    if event <= libvirt.VIR_DOMAIN_EVENT_STOPPED:
+        assert charged == listed
+
+
+def test_agents_and_reboots_are_charged_to_guests() -> None:
+    assert provoked(agent_lifecycle("web1", 1))
+    assert Told().reboot()
+
+
+def test_a_guest_that_libvirt_starts_again_is_charged_and_one_that_somebody_resumes_is_not() -> None:
+    told = Told()
+    resumed = libvirt.VIR_DOMAIN_EVENT_RESUMED, libvirt.VIR_DOMAIN_EVENT_RESUMED_UNPAUSED
+    assert not told.lifecycle(*resumed)
+    for _ in range(2):
+        told.lifecycle(libvirt.VIR_DOMAIN_EVENT_SHUTDOWN, libvirt.VIR_DOMAIN_EVENT_SHUTDOWN_GUEST)
+        told.reboot()
+        assert told.lifecycle(*resumed)
+        assert not told.lifecycle(*resumed, domain=2)
+    told.lifecycle(libvirt.VIR_DOMAIN_EVENT_SUSPENDED, libvirt.VIR_DOMAIN_EVENT_SUSPENDED_PAUSED)
+    assert not told.lifecycle(*resumed)
+    told.reboot()
+    assert not told.lifecycle(libvirt.VIR_DOMAIN_EVENT_RESUMED, libvirt.VIR_DOMAIN_EVENT_RESUMED_MIGRATED)

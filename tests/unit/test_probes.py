@@ -1,14 +1,16 @@
 """When bridges are asked: not at once, with growing pauses, only while somebody is wanted, and soon for a newcomer."""
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from ipaddress import ip_address, ip_network
 from queue import SimpleQueue
 
 import pytest
 
 from fwdaemon.core.inventory import HostAddress, Inventory
+from fwdaemon.core.pace import SHARE, STOCK_S, Budget
 from fwdaemon.core.probing import Answer, Question, Silent
 from fwdaemon.core.types import Family
 from fwdaemon.kernel import probes
@@ -40,9 +42,9 @@ def _hurried(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @asynccontextmanager
-async def searching() -> AsyncIterator[tuple[Probes, Asked]]:
+async def searching(budget: Budget | None = None) -> AsyncIterator[tuple[Probes, Asked]]:
     asked = Asked()
-    keeping = Probes(asked, budget_of_guests())
+    keeping = Probes(asked, budget or budget_of_guests())
     try:
         yield keeping, asked
     finally:
@@ -98,3 +100,33 @@ def test_nobody_is_wanted_and_no_thread_is_begun() -> None:
         assert asked.questions.empty()
 
     run(scenario)
+
+
+def test_nobody_is_asked_for_while_guests_have_spent_their_budget() -> None:
+    async def scenario() -> None:
+        now = [0.0]
+        budget = Budget(lambda: now[0])
+        budget.spent(STOCK_S + SHARE)
+        async with searching(budget) as (keeping, asked):
+            keeping.want({WEB}, INVENTORY)
+            await asyncio.sleep(0.1)
+            assert asked.questions.empty()
+            now[0] = 60.0
+            keeping.want({WEB}, INVENTORY)
+            assert (await asked.next()).macs == {WEB.mac}
+
+    asyncio.run(scenario())
+
+
+def test_a_flood_of_answers_is_read_in_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rest stays in the kernel, which drops what it has no room for."""
+    monkeypatch.setattr(probes, "_received", lambda link: Answer(WEB.mac, ip_address(f"192.0.2.{link.recv(1)[0]}")))
+    budget = Budget(lambda: 0.0)
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    with closing(ours), closing(theirs):
+        for number in range(10):
+            theirs.send(bytes([number]))
+        budget.spent(STOCK_S)
+        heard = probes._heard(budget, ours, 0.01)  # noqa: SLF001  what reads them
+        assert [str(answer.address) for answer in heard] == ["192.0.2.0"]
+        assert ours.recv(1) == b"\1"

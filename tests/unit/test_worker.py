@@ -3,8 +3,10 @@
 import asyncio
 import errno
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -13,7 +15,7 @@ from fwdaemon.errors import KernelError
 from fwdaemon.hostnet.local_proxy import LocalProxy
 from fwdaemon.hypervisor.connection import EventLoop
 from fwdaemon.kernel import memory
-from fwdaemon.kernel.process import Worker
+from fwdaemon.kernel.process import Companion, Worker, processor_time, processor_time_here
 from tests.unit.forwards import forward
 
 
@@ -80,3 +82,37 @@ def test_the_proxy_on_loopback_begins_once_a_thread_is_to_be_had(*, thorough: bo
         assert proxy.keep(desired, thorough=thorough).changed
     finally:
         proxy.close()
+
+
+def test_what_programs_take_is_counted_while_they_run_and_once_they_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    busy = (
+        "import time\nfor line in open(0):\n    while time.process_time() < float(line): pass\n    print(flush=True)\n"
+    )
+    (tmp_path / "busy.py").write_text(busy, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    companion, began = Companion("busy", "", {}), processor_time()
+    assert companion.exchange("0.3") == "\n"
+    beside = companion.processor_time
+    assert beside >= 0.3
+    assert processor_time() >= began + 0.25
+    companion.close()
+    assert companion.processor_time == 0.0
+    assert processor_time() >= began + 0.25
+    assert processor_time_here() >= 0.25
+
+
+def test_a_thread_is_not_charged_with_what_others_take() -> None:
+    before = processor_time(), processor_time_here()
+
+    def work() -> None:
+        began = time.thread_time()
+        while time.thread_time() < began + 0.2:
+            pass
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert processor_time() >= before[0] + 0.2
+    assert processor_time_here() < before[1] + 0.2
