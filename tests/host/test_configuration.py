@@ -263,3 +263,36 @@ def test_a_gate_in_a_chain_of_the_administrator(shared_scene: Scene) -> None:
         assert "kvm-portfwd" not in scene.host.run("nft", "list", "table", "inet", "theirs").stdout
     finally:
         scene.host.run("nft", "delete", "table", "inet", "theirs")
+
+
+# A file system in user space that mounts and then never answers anything.
+HANGING = """
+import ctypes, os, sys, time
+device = os.open("/dev/fuse", os.O_RDWR)
+options = f"fd={device},rootmode=40000,user_id=0,group_id=0".encode()
+libc = ctypes.CDLL(None, use_errno=True)
+if libc.mount(b"hanging", sys.argv[1].encode(), b"fuse", 0, options):
+    raise OSError(ctypes.get_errno(), "mount")
+print("mounted", flush=True)
+time.sleep(3600)
+"""
+
+
+@rules_have_no_part
+def test_a_file_system_that_hangs_holds_up_the_reload_and_nothing_else(shared_scene: Scene) -> None:
+    scene, host = shared_scene, shared_scene.host
+    host.run("mkdir", "-p", DROP_INS)
+    daemon = scene.daemon(WEB)
+    hanging = host.popen(host.python, "-c", HANGING, DROP_INS)
+    try:
+        hanging.wait_line("^mounted$")
+        daemon.sighup()
+        daemon.wait_log("^warning: the configuration has not been read within 10 s")
+        host.run("nft", "flush", "ruleset")
+        daemon.wait_log(r"^restored web: tcp \*:8000 ")
+        assert "the configuration has not been read within 10 s" in command(host, "status")[1]
+        assert daemon.process.running
+        assert daemon.terminate() == 0
+    finally:
+        hanging.stop()
+        host.run("umount", "--lazy", DROP_INS, check=False)
