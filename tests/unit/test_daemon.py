@@ -176,7 +176,7 @@ class Scene(Memory):
         del live
         self.reading.set()
         if self.readable is not None:
-            self.readable.wait(60)
+            self.readable.wait(600)  # longer than the end of a daemon is waited for
         if self.unreadable:
             raise self.unreadable.pop()
         return Loaded(parse({path: self.text}), {path: self.text.encode()})
