@@ -157,6 +157,7 @@ class LibvirtConnection:
         self._networks: libvirt.virConnect | None = None
         self._deregister: list[Callable[[], object]] = []
         self._on_their_own: set[str] = set()
+        self._repeated: set[tuple[str, Reason]] = set()
 
     def open(self) -> None:
         """Open both connections and register for their events. The event loop must be running.
@@ -183,6 +184,7 @@ class LibvirtConnection:
             LibvirtUnavailableError: the connection is not open, or was lost on the way.
 
         """
+        self._repeated.clear()
         if self._hypervisor is None or self._networks is None:
             raise LibvirtUnavailableError(f"libvirt at {self.uri} does not answer: there is no connection")
         try:
@@ -251,8 +253,13 @@ class LibvirtConnection:
         self._watch_domain_event(connection, libvirt.VIR_DOMAIN_EVENT_ID_AGENT_LIFECYCLE, agent)
 
     def _news(self, domain: libvirt.virDomain, reason: Reason, move: Move | None = None) -> None:
+        """Tell what happened; of what a guest does again before anybody has looked, nothing more is to be said."""
         uuid = domain.UUIDString()
         (self._on_their_own.add if reason.by_guest else self._on_their_own.discard)(uuid)
+        if reason.by_guest:
+            if (uuid, reason) in self._repeated:
+                return
+            self._repeated.add((uuid, reason))
         self._reader.doubt(uuid, move)
         self._trigger(reason)
 

@@ -7,6 +7,7 @@ import pytest
 
 from fwdaemon.core.pace import provoked
 from fwdaemon.core.report import Reason
+from fwdaemon.errors import LibvirtUnavailableError
 from fwdaemon.hypervisor.connection import Callback, LibvirtConnection, agent_lifecycle, domain_lifecycle
 from tests.unit.saying import said
 
@@ -101,8 +102,8 @@ class Told:
     reasons: list[Reason] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        connection = LibvirtConnection("test:///default", self.reasons.append, lambda _: None)
-        connection._watch_domains(self)  # type: ignore[arg-type]  # noqa: SLF001  a connection in its place
+        self.connection = LibvirtConnection("test:///default", self.reasons.append, lambda _: None)
+        self.connection._watch_domains(self)  # type: ignore[arg-type]  # noqa: SLF001  a connection in its place
 
     def domainEventRegisterAny(self, _domain: None, event: int, callback: Callback, _opaque: None) -> int:  # noqa: N802
         self.callbacks[event] = callback
@@ -112,6 +113,11 @@ class Told:
         """Whether guests alone are charged with what follows."""
         self.callbacks[libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE](None, Domain(domain), event, detail, None)
         return provoked(self.reasons[-1])
+
+    def look(self) -> None:
+        """Try to look; it is not open."""
+        with pytest.raises(LibvirtUnavailableError):
+            self.connection.observe()
 
     def reboot(self) -> bool:
         self.callbacks[libvirt.VIR_DOMAIN_EVENT_ID_REBOOT](None, Domain(), None)
@@ -152,6 +158,7 @@ def test_a_guest_that_libvirt_starts_again_is_charged_and_one_that_somebody_resu
     resumed = libvirt.VIR_DOMAIN_EVENT_RESUMED, libvirt.VIR_DOMAIN_EVENT_RESUMED_UNPAUSED
     assert not told.lifecycle(*resumed)
     for _ in range(2):
+        told.look()
         told.lifecycle(libvirt.VIR_DOMAIN_EVENT_SHUTDOWN, libvirt.VIR_DOMAIN_EVENT_SHUTDOWN_GUEST)
         told.reboot()
         assert told.lifecycle(*resumed)
@@ -160,3 +167,16 @@ def test_a_guest_that_libvirt_starts_again_is_charged_and_one_that_somebody_resu
     assert not told.lifecycle(*resumed)
     told.reboot()
     assert not told.lifecycle(libvirt.VIR_DOMAIN_EVENT_RESUMED, libvirt.VIR_DOMAIN_EVENT_RESUMED_MIGRATED)
+
+
+def test_what_a_guest_does_again_before_anybody_looked_is_told_once() -> None:
+    told, stopped = Told(), (libvirt.VIR_DOMAIN_EVENT_STOPPED, libvirt.VIR_DOMAIN_EVENT_STOPPED_SHUTDOWN)
+    for _ in range(2):
+        told.reasons.clear()
+        for _ in range(1000):
+            told.reboot()
+        assert len(told.reasons) == 1
+        told.lifecycle(*stopped)
+        told.lifecycle(*stopped)
+        assert len(told.reasons) == 3
+        told.look()
