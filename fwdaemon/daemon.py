@@ -49,8 +49,6 @@ from fwdaemon.triggers import Heard, Hearing
 
 _log = logging.getLogger(__name__)
 
-# A call that hangs in the kernel must not keep us from ending.
-_PATIENCE = 5.0
 # A package makes this file while an upgrade restarts us: whoever comes after us wants the rules.
 _UPGRADE = "upgrade"
 
@@ -108,7 +106,7 @@ class Daemon:
         self._worker = Worker("reconcile")
         self._reloads, feed = Reloads(self._hearing.reload), Feed()
         self._records = Records(path, start.config, feed.publish)
-        self._reading = Reading(self._read, self._hearing.wake, self._records.late)
+        self._reading = Reading(self._read, self._hearing.wake, self._records.late, self._pauses.reading)
         self._tell_start(start)
         count = UsageReader(self._netfilter.counters).read
         manager = Manager(self._records, feed, self._connections, self._reloads.ask, count)
@@ -264,7 +262,7 @@ class Daemon:
     def _overheard(self) -> tuple[tuple[Actor, ...], tuple[Reason, ...]]:
         """Ask the loop, from the worker, what was heard since the look began: kernel and libvirt may tell by now."""
         try:
-            return asyncio.run_coroutine_threadsafe(self._hearing.listen(), self._loop).result(_PATIENCE)
+            return asyncio.run_coroutine_threadsafe(self._hearing.listen(), self._loop).result(self._pauses.patience)
         except TimeoutError:
             return (), ()
 
@@ -383,7 +381,7 @@ class Daemon:
             self._written.keep_choice({})
         await self._ended(self._reconciler.close)
         await self._ended(self._netfilter.close)
-        await asyncio.gather(*(each.close(_PATIENCE) for each in (self._worker, self._written)))
+        await asyncio.gather(*(each.close(self._pauses.patience) for each in (self._worker, self._written)))
         self._pulse.end()
 
     async def _ended(self, end: Callable[[], None]) -> None:

@@ -90,7 +90,9 @@ class Pauses:
     Events come in bursts: libvirt changes about ten things when a network starts. The first is answered at once. While
     look after look finds something to mend, as when another tool insists on being first too, the pause between `looks`
     grows. A failure is retried after `retry`, doubled each time. `verify` after each commit, the kernel is compared
-    with what was committed. `ready` is how long systemd waits for the first reconcile, as libvirt may be down.
+    with what was committed. `ready` is how long systemd waits for the first reconcile, as libvirt may be down. No
+    thread is waited for longer than `patience`: a call that hangs in the kernel must not keep the daemon from ending.
+    After `reading`, a configuration that is still being read is told as late.
     """
 
     looks: float = 0.01
@@ -99,6 +101,8 @@ class Pauses:
     retry: float = 1.0
     retry_at_most: float = 30.0
     ready: float = 5.0
+    patience: float = 5.0
+    reading: float = 10.0
 
 
 @dataclass(slots=True)

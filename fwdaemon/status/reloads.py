@@ -139,21 +139,21 @@ class Written:
 
 
 # Reads the configuration beside everything else, in a thread of its own: the file system that it is on may hang.
-_LATE_S: Final = 10.0
 LATE: Final = (
-    f"the configuration has not been read within {_LATE_S:.0f} s, as where a file system hangs; the one before stays "
-    "in force until then"
+    "the configuration cannot be read yet, as where a file system hangs; the one before stays in force until then"
 )
 
 
 class Reading:
     """Calls `read` in its thread when asked to, and `done` once that has ended.
 
-    `late` is told when it takes long, and with no text when that is over.
+    `late` is told when it takes longer than `patience`, in seconds, and with no text when that is over.
     """
 
-    def __init__(self, read: Callable[[], Loaded], done: Callable[[], None], late: Callable[[str], None]) -> None:
-        self._read, self._done, self._late = read, done, late
+    def __init__(
+        self, read: Callable[[], Loaded], done: Callable[[], None], late: Callable[[str], None], patience: float
+    ) -> None:
+        self._read, self._done, self._late, self._patience = read, done, late, patience
         self._worker = Worker("configuration")
         self._under_way: asyncio.Future[Loaded] | None = None
         self._late_at: asyncio.TimerHandle | None = None
@@ -165,7 +165,7 @@ class Reading:
 
     def begin(self) -> None:
         """Begin to read."""
-        self._late_at = asyncio.get_running_loop().call_later(_LATE_S, self._is_late)
+        self._late_at = asyncio.get_running_loop().call_later(self._patience, self._is_late)
         self._under_way = self._worker.submit(self._read)
         self._under_way.add_done_callback(self._ended)
 

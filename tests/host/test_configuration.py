@@ -287,10 +287,10 @@ def test_a_file_system_that_hangs_holds_up_the_reload_and_nothing_else(shared_sc
     try:
         hanging.wait_line("^mounted$")
         daemon.sighup()
-        daemon.wait_log("^warning: the configuration has not been read within 10 s")
+        daemon.wait_log("^warning: the configuration cannot be read yet")
         host.run("nft", "flush", "ruleset")
         daemon.wait_log(r"^restored web: tcp \*:8000 ")
-        assert "the configuration has not been read within 10 s" in command(host, "status")[1]
+        assert "the configuration cannot be read yet" in command(host, "status")[1]
         assert daemon.process.running
         assert daemon.terminate() == 0
     finally:

@@ -39,7 +39,6 @@ from fwdaemon.events import ConnectionState
 from fwdaemon.kernel.process import HASTE
 from fwdaemon.netfilter import Monitor, Netfilter
 from fwdaemon.resolve.flows import Flow
-from fwdaemon.status import reloads
 from fwdaemon.status.reloads import LATE
 from tests.unit.memory_backend import MemoryBackend, NoProgram
 from tests.unit.seams import Memory
@@ -489,8 +488,7 @@ def test_a_configuration_that_cannot_be_read_to_its_end_is_told_and_holds_up_no_
     scene: Scene, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The file system that it is on may hang for good: nobody waits for the thread that reads."""
-    monkeypatch.setattr(reloads, "_LATE_S", 0.05)
-    monkeypatch.setattr("fwdaemon.daemon._PATIENCE", 1000.0)
+    scene.pauses = replace(FAST, reading=0.05, patience=1000.0)
     monkeypatch.setattr(scene, "readable", threading.Event())
 
     async def act() -> None:
@@ -509,10 +507,8 @@ def test_a_configuration_that_cannot_be_read_to_its_end_is_told_and_holds_up_no_
     scene.readable.set()
 
 
-def test_what_was_late_is_forgotten_once_it_is_there(
-    scene: Scene, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(reloads, "_LATE_S", 0.05)
+def test_what_was_late_is_forgotten_once_it_is_there(scene: Scene, caplog: pytest.LogCaptureFixture) -> None:
+    scene.pauses = replace(FAST, reading=0.05)
     scene.readable = readable = threading.Event()
 
     async def act() -> None:
@@ -529,8 +525,8 @@ def test_what_was_late_is_forgotten_once_it_is_there(
     assert caplog.messages.count(LATE) == 1
 
 
-def test_who_is_told_to_end_while_the_configuration_is_read_ends(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fwdaemon.daemon._PATIENCE", 0.0)
+def test_who_is_told_to_end_while_the_configuration_is_read_ends(scene: Scene) -> None:
+    scene.pauses = replace(FAST, patience=0.0)
     scene.readable = readable = threading.Event()
     scene.text = REMOVE + WEB
 
@@ -657,8 +653,8 @@ def test_a_second_daemon_does_not_begin(scene: Scene, tmp_path: Path) -> None:
     play(act())
 
 
-def test_who_changed_rules_is_asked_once_more_and_not_for_ever(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fwdaemon.daemon._PATIENCE", 0.0)
+def test_who_changed_rules_is_asked_once_more_and_not_for_ever(scene: Scene) -> None:
+    scene.pauses = replace(FAST, patience=0.0)
 
     async def act() -> None:
         async with scene.running_daemon():
