@@ -24,9 +24,6 @@ _FEEDS: Final = 4
 # What runs in another thread may take so many times longer than the loop may take for a turn: ten thousand forwards in
 # the legacy tables are legitimate work, and each program that is started has its own limit.
 _LENIENCE: Final = 5
-# How often the status is compared with what was told of it, and how soon after something that may have changed it.
-_PULSE_S: Final = 5.0
-_SOON_S: Final = 1.0
 
 
 class Notifier:
@@ -141,26 +138,31 @@ class Watchdog:
 
 
 class Pulse:
-    """Tells systemd all the time that we are alive, and what `status` gives, whenever that is new."""
+    """Tells systemd all the time that we are alive, and what `status` gives, whenever that is new.
 
-    def __init__(self, status: Callable[[], str]) -> None:
+    The status is compared with what was told of it each `period`, and `soon` after something that may have changed it,
+    in seconds.
+    """
+
+    def __init__(self, status: Callable[[], str], *, period: float = 5.0, soon: float = 1.0) -> None:
         self.notifier = Notifier()
         self.watchdog = Watchdog(self.notifier)
         self._status = status
+        self._period, self._soon = period, soon
         self._next: asyncio.TimerHandle | None = None
 
     def begin(self) -> None:
         """Begin, and go on until `end`."""
         self.watchdog.feed()
         self.notifier.status(self._status())
-        self._next = asyncio.get_running_loop().call_later(min(_PULSE_S, self.watchdog.period), self.begin)
+        self._next = asyncio.get_running_loop().call_later(min(self._period, self.watchdog.period), self.begin)
 
     def soon(self) -> None:
-        """Compare the status within a second: something was done."""
+        """Compare the status soon: something was done."""
         loop = asyncio.get_running_loop()
-        if self._next is not None and self._next.when() > loop.time() + _SOON_S:
+        if self._next is not None and self._next.when() > loop.time() + self._soon:
             self._next.cancel()
-            self._next = loop.call_later(_SOON_S, self.begin)
+            self._next = loop.call_later(self._soon, self.begin)
 
     def ready(self) -> None:
         """Say that start or reload is done, and how we are now."""

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from fwdaemon.status import notify
 from fwdaemon.status.notify import Notifier, Pulse, Watchdog
 from tests.lab.place import wait_until
 
@@ -214,12 +213,10 @@ def test_after_something_was_done_the_status_is_told_before_the_next_pulse(
     systemd: Systemd, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NOTIFY_SOCKET", environment["NOTIFY_SOCKET"])
-    monkeypatch.setattr(notify, "_PULSE_S", 1000.0)
-    monkeypatch.setattr(notify, "_SOON_S", 0.01)
 
     async def scene() -> list[str]:
         status, told = "1 forward", list[str]()
-        pulse = Pulse(lambda: status)
+        pulse = Pulse(lambda: status, period=1000.0, soon=0.01)
         pulse.begin()
         status = "2 forwards"
         pulse.soon()
