@@ -22,12 +22,6 @@ _LARGE = 128 << 10
 _COLLECTED_EVERY_S: Final = 60.0
 
 
-class _Collection:
-    """When all of Python's objects were last looked through, by `time.monotonic`; `None` before the first time."""
-
-    at: float | None = None
-
-
 def be_frugal() -> None:
     """Have all threads share one heap, and large blocks go back to the system once they are free.
 
@@ -53,14 +47,24 @@ def collecting_later() -> Iterator[None]:
         gc.collect(0)
 
 
-def give_back() -> None:
-    """Give back what is free; it takes a millisecond, and some more once a minute at most."""
-    now = time.monotonic()
-    if _Collection.at is None or now >= _Collection.at + _COLLECTED_EVERY_S:
-        _collect(first=_Collection.at is None)
-        _Collection.at = now
-    if (trim := _function("malloc_trim")) is not None:
-        trim(0)
+class Thrift:
+    """Knows when all of Python's objects were last looked through, by `clock`; there is one for a program."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._collected: float | None = None
+
+    def give_back(self) -> None:
+        """Give back what is free; it takes a millisecond, and some more once a minute at most."""
+        now = self._clock()
+        if self._collected is None or now >= self._collected + _COLLECTED_EVERY_S:
+            _collect(first=self._collected is None)
+            self._collected = now
+        if (trim := _function("malloc_trim")) is not None:
+            trim(0)
+
+
+give_back: Final = Thrift().give_back
 
 
 def _collect(*, first: bool) -> None:
@@ -95,9 +99,9 @@ _AGAIN_S = 0.5
 _AGAIN_AT_MOST_S = 30.0
 
 
-async def begun(begin: Callable[[], None]) -> None:
-    """Call this until nothing is short, with growing pauses; that something is short is told once."""
-    pause, warning = _AGAIN_S, WarnOnce()
+async def begun(begin: Callable[[], None], again: float = _AGAIN_S) -> None:
+    """Call this until nothing is short, with pauses that grow from `again` seconds on; a shortage is told once."""
+    pause, warning = again, WarnOnce()
     while True:
         try:
             return begin()

@@ -6,15 +6,22 @@ from collections.abc import Iterator
 import pytest
 
 from fwdaemon.kernel import memory
+from fwdaemon.kernel.memory import Thrift
+
+
+class Clock:
+    """A time that a test sets."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
 
 
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
-    """The time that the module is told; the collector is left as it was."""
-    now = [0.0]
-    monkeypatch.setattr("fwdaemon.kernel.memory.time.monotonic", lambda: now[0])
-    monkeypatch.setattr(memory._Collection, "at", None)  # noqa: SLF001  as in a program that has just begun
-    yield now
+def clock() -> Iterator[Clock]:
+    """Leave the collector as it was."""
+    yield Clock()
     gc.unfreeze()
 
 
@@ -23,15 +30,15 @@ def full_collections() -> int:
     return collections
 
 
-def test_all_objects_are_looked_through_once_a_minute_at_most(clock: list[float]) -> None:
-    before = full_collections()
-    memory.give_back()
-    memory.give_back()
-    clock[0] = 59.0
-    memory.give_back()
+def test_all_objects_are_looked_through_once_a_minute_at_most(clock: Clock) -> None:
+    thrift, before = Thrift(clock), full_collections()
+    thrift.give_back()
+    thrift.give_back()
+    clock.now = 59.0
+    thrift.give_back()
     assert full_collections() == before + 1
-    clock[0] = 60.0
-    memory.give_back()
+    clock.now = 60.0
+    thrift.give_back()
     assert full_collections() == before + 2
 
 
@@ -55,12 +62,13 @@ def test_objects_are_looked_through_again_after_a_mistake() -> None:
     assert gc.isenabled()
 
 
-def test_what_is_there_from_the_start_is_looked_through_once(clock: list[float]) -> None:
-    memory.give_back()
+def test_what_is_there_from_the_start_is_looked_through_once(clock: Clock) -> None:
+    thrift = Thrift(clock)
+    thrift.give_back()
     frozen = gc.get_freeze_count()
     assert frozen > 0
     later = [[number] for number in range(10)]
-    clock[0] = 60.0
-    memory.give_back()
+    clock.now = 60.0
+    thrift.give_back()
     assert gc.get_freeze_count() <= frozen
     assert later in gc.get_objects()

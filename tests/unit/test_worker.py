@@ -39,17 +39,14 @@ def test_a_thread_that_could_not_be_started_is_tried_again_at_the_next_call() ->
     assert asyncio.run(work()) == (2, True)
 
 
-def test_what_is_short_is_tried_again_and_told_once(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(memory, "_AGAIN_S", 0.001)
+def test_what_is_short_is_tried_again_and_told_once(caplog: pytest.LogCaptureFixture) -> None:
     outcomes = iter([OSError(errno.EMFILE, "Too many open files")] * 3 + [None])
 
     def begin() -> None:
         if (error := next(outcomes)) is not None:
             raise error
 
-    asyncio.run(memory.begun(begin))
+    asyncio.run(memory.begun(begin, again=0.001))
     assert [record.message for record in caplog.records] == [
         "Too many open files: what the daemon listens to is not there yet; trying again, ever more seldom"
     ]
