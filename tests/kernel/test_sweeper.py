@@ -161,19 +161,16 @@ def test_what_cannot_be_refused_yet_is_refused_again(runner: SystemRunner) -> No
     assert (asked, sweeper.take_ended(), left()) == ([2, 2, 2], 2, 0)
 
 
-def test_what_failed_is_tried_again_with_the_next_reconcile(
-    runner: SystemRunner, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_failed_is_tried_again_with_the_next_reconcile(runner: SystemRunner) -> None:
     label_rule(runner)
     begin(WEB, 2)
-    monkeypatch.setattr("fwdaemon.connections._PAUSES_S", ())
     works = Event()
 
     def refuse(_: Collection[Flow]) -> None:
         if not works.is_set():
             raise KernelError("the table is not there")
 
-    sweeper = Sweeper(refuse)
+    sweeper = Sweeper(refuse, clock=Clock())
     sweeper.sweep(sweep((), {WEB}))
     assert sweeper.wait()
     assert left() == 2
