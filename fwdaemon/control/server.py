@@ -9,8 +9,9 @@ import grp
 import logging
 import socket
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -36,25 +37,45 @@ from fwdaemon.kernel.process import Worker
 _log = logging.getLogger(__name__)
 
 _LONGEST_CALL: Final = 1 << 16
-# Of everybody, and of one user who is not root.
-_MOST_CLIENTS: Final = 64
-_MOST_OF_ONE_USER: Final = 8
 # After each answer, so that nobody keeps the loop busy with small calls, or with large answers to them.
 _PAUSE_S: Final = 0.02
 _BYTES_A_SECOND: Final = 20_000_000
-# How long a client may be silent, and how long it may leave an answer lying.
-_IDLE_S: Final = 60.0
-_TAKE_S: Final = 10.0
 
 _ENDS = (OSError, PortfwdError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, MalformedError)
 
 
-class ControlServer:
-    """Serves everybody who may call; `group` is whose members may read, `None` for nobody but root."""
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How many clients there may be, of everybody and of one user who is not root; and how long each may take.
 
-    def __init__(self, service: Service) -> None:
+    `idle` is how long a client may be silent, and `take` how long it may leave an answer lying, in seconds.
+    """
+
+    clients: int = 64
+    of_one_user: int = 8
+    idle: float = 60.0
+    take: float = 10.0
+
+
+_LIMITS: Final = Limits()
+
+
+class ControlServer:
+    """Serves everybody who may call; `group` is whose members may read, `None` for nobody but root.
+
+    `peer` tells who is at the other end, and `sleep` waits.
+    """
+
+    def __init__(
+        self,
+        service: Service,
+        limits: Limits = _LIMITS,
+        peer: Callable[[socket.socket], Peer] = Peer.of,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
         self.group: int | None = None
         self._service = service
+        self._limits, self._peer, self._sleep = limits, peer, sleep
         self._server: asyncio.Server | None = None
         self._serving: set[asyncio.Task[None]] = set()
         self._clients: dict[asyncio.Task[None], int] = {}
@@ -82,7 +103,7 @@ class ControlServer:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            peer = Peer.of(writer.get_extra_info("socket"))
+            peer = self._peer(writer.get_extra_info("socket"))
             with self._admitted(peer) as is_admitted:
                 while is_admitted and await self._answered(peer, reader, writer):
                     pass
@@ -96,8 +117,8 @@ class ControlServer:
         """Count a client in while it is there, unless there are too many."""
         task = asyncio.current_task()
         of_user = Counter(self._clients.values())[peer.uid]
-        too_many = len(self._clients) >= _MOST_CLIENTS or (of_user >= _MOST_OF_ONE_USER and not peer.is_root)
-        if task is None or too_many:
+        too_many_of_user = of_user >= self._limits.of_one_user and not peer.is_root
+        if task is None or too_many_of_user or len(self._clients) >= self._limits.clients:
             yield False
             return
         self._clients[task] = peer.uid
@@ -108,19 +129,19 @@ class ControlServer:
 
     async def _answered(self, peer: Peer, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         """Answer one call, and tell whether another one may come."""
-        async with asyncio.timeout(_IDLE_S):
+        async with asyncio.timeout(self._limits.idle):
             call = read_call((await reader.readuntil(END))[: -len(END)])
         try:
             found = await self._called(peer, call)
             if not isinstance(found, bytes):
-                await _stream(found, reader, writer)
+                await self._stream(found, reader, writer)
                 return False
             answer = reply(found)
         except CallError as error:
             answer = error_reply(error)
         if not call.oneway:
-            await _send(writer, answer)
-        await asyncio.sleep(max(_PAUSE_S, len(answer) / _BYTES_A_SECOND))
+            await self._send(writer, answer)
+        await self._sleep(max(_PAUSE_S, len(answer) / _BYTES_A_SECOND))
         return True
 
     async def _called(self, peer: Peer, call: Call) -> bytes | Stream:
@@ -137,27 +158,25 @@ class ControlServer:
             raise CallError(EXPECTED_MORE)
         return method.stream
 
+    async def _stream(self, stream: Stream, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Send until the client goes, or says anything: it cannot, while it is still being answered."""
+        sending = asyncio.ensure_future(stream(lambda found: self._send(writer, reply(found, continues=True))))
+        hearing = asyncio.ensure_future(reader.read(1))
+        try:
+            await asyncio.wait({sending, hearing}, return_when=asyncio.FIRST_COMPLETED)
+            if sending.done():
+                await sending
+        finally:
+            for task in (sending, hearing):
+                task.cancel()
+            await asyncio.gather(sending, hearing, return_exceptions=True)
 
-async def _stream(stream: Stream, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Send until the client goes, or says anything: it cannot, while it is still being answered."""
-    sending = asyncio.ensure_future(stream(lambda found: _send(writer, reply(found, continues=True))))
-    hearing = asyncio.ensure_future(reader.read(1))
-    try:
-        await asyncio.wait({sending, hearing}, return_when=asyncio.FIRST_COMPLETED)
-        if sending.done():
-            await sending
-    finally:
-        for task in (sending, hearing):
-            task.cancel()
-        await asyncio.gather(sending, hearing, return_exceptions=True)
-
-
-async def _send(writer: asyncio.StreamWriter, message: bytes) -> None:
-    # An answer counts as taken when nothing of it is left with us.
-    writer.transport.set_write_buffer_limits(high=0)
-    writer.write(message)
-    async with asyncio.timeout(_TAKE_S):
-        await writer.drain()
+    async def _send(self, writer: asyncio.StreamWriter, message: bytes) -> None:
+        # An answer counts as taken when nothing of it is left with us.
+        writer.transport.set_write_buffer_limits(high=0)
+        writer.write(message)
+        async with asyncio.timeout(self._limits.take):
+            await writer.drain()
 
 
 # The control socket as a part of the daemon: it comes and goes with it, and is never a reason not to run.

@@ -9,12 +9,12 @@ from asyncio import streams
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from fwdaemon.control import server as module
 from fwdaemon.control.listener import Listener, Peer
 from fwdaemon.control.protocol import (
     MANAGER,
@@ -28,7 +28,7 @@ from fwdaemon.control.protocol import (
     description_of,
     encoded,
 )
-from fwdaemon.control.server import ControlServer
+from fwdaemon.control.server import ControlServer, Limits
 from tests.unit.varlink_types import Interface
 
 LARGE = 4 << 20
@@ -105,7 +105,7 @@ async def fail(parameters: Parameters) -> bytes:
 
 
 @asynccontextmanager
-async def bench(directory: Path) -> AsyncIterator[Bench]:
+async def bench(directory: Path, serve: Callable[[Service], ControlServer]) -> AsyncIterator[Bench]:
     listener = Listener(directory / "control.sock")
     listener.lock()
     there = Bench(directory / "control.sock")
@@ -115,7 +115,7 @@ async def bench(directory: Path) -> AsyncIterator[Bench]:
         "Fail": Method(fail, takes=("why",)),
         "Stream": Method(stream=there.stream),
     }
-    there.server = ControlServer(Service({"test.a": methods}))
+    there.server = serve(Service({"test.a": methods}))
     there.server.group = os.getgid()
     await there.server.start(listener.listen())
     try:
@@ -127,9 +127,13 @@ async def bench(directory: Path) -> AsyncIterator[Bench]:
         listener.close()
 
 
-def on_bench(directory: Path, play: Callable[[Bench], Awaitable[None]]) -> None:
+def on_bench(
+    directory: Path,
+    play: Callable[[Bench], Awaitable[None]],
+    serve: Callable[[Service], ControlServer] = ControlServer,
+) -> None:
     async def scene() -> None:
-        async with bench(directory) as there:
+        async with bench(directory, serve) as there:
             await play(there)
 
     asyncio.run(scene())
@@ -217,20 +221,16 @@ def test_what_is_no_call_ends_its_client_and_nothing_else(tmp_path: Path, messag
     on_bench(tmp_path, play)
 
 
-def test_a_silent_client_is_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_IDLE_S", 0.05)
-
+def test_a_silent_client_is_cut_off(tmp_path: Path) -> None:
     async def play(there: Bench) -> None:
         client = await there.client()
         client.say(b'{"method": "te')
         assert await client.ended() == b""
 
-    on_bench(tmp_path, play)
+    on_bench(tmp_path, play, partial(ControlServer, limits=Limits(idle=0.05)))
 
 
-def test_a_client_that_takes_no_answer_is_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_TAKE_S", 0.05)
-
+def test_a_client_that_takes_no_answer_is_cut_off(tmp_path: Path) -> None:
     async def play(there: Bench) -> None:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as deaf:
             deaf.connect(str(there.path))
@@ -244,7 +244,7 @@ def test_a_client_that_takes_no_answer_is_cut_off(tmp_path: Path, monkeypatch: p
                     await asyncio.sleep(0.06)
             assert received < LARGE
 
-    on_bench(tmp_path, play)
+    on_bench(tmp_path, play, partial(ControlServer, limits=Limits(take=0.05)))
 
 
 def test_a_large_answer_arrives_whole(tmp_path: Path) -> None:
@@ -272,9 +272,7 @@ def test_who_calls_without_end_is_not_served_before_others(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("first", "seconds"), [([PING] * 10, 10 * 0.02), ([Call("test.a.Large")], LARGE / 20_000_000)], ids=["many", "much"]
 )
-def test_who_asks_for_much_waits_before_the_next_call(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: list[Call], seconds: float
-) -> None:
+def test_who_asks_for_much_waits_before_the_next_call(tmp_path: Path, first: list[Call], seconds: float) -> None:
     """50 answers a second, and 20 megabytes."""
     pauses: list[float] = []
 
@@ -289,8 +287,7 @@ def test_who_asks_for_much_waits_before_the_next_call(
             await client.hear()
         assert sum(pauses[: len(first)]) == pytest.approx(seconds, rel=0.01)
 
-    monkeypatch.setattr(asyncio, "sleep", pause)
-    on_bench(tmp_path, play)
+    on_bench(tmp_path, play, partial(ControlServer, sleep=pause))
 
 
 def test_closing_cancels_no_task_that_asyncio_made(tmp_path: Path) -> None:
@@ -314,9 +311,7 @@ def test_closing_cancels_no_task_that_asyncio_made(tmp_path: Path) -> None:
     assert streams.__file__ not in made
 
 
-def test_there_are_never_too_many_clients(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_MOST_CLIENTS", 2)
-
+def test_there_are_never_too_many_clients(tmp_path: Path) -> None:
     async def play(there: Bench) -> None:
         first, second = await there.client(), await there.client()
         assert await first.ask(PING) == await second.ask(PING)
@@ -326,14 +321,16 @@ def test_there_are_never_too_many_clients(tmp_path: Path, monkeypatch: pytest.Mo
             while not await is_served(there):
                 pass
 
-    on_bench(tmp_path, play)
+    on_bench(tmp_path, play, partial(ControlServer, limits=Limits(clients=2)))
 
 
-def test_one_user_takes_its_share_of_the_places_and_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_user_takes_its_share_of_the_places_and_no_more(tmp_path: Path) -> None:
     """Root is not bounded so, or the others could keep it out."""
     member, other, root = 1000, 1001, 0
     users = iter([*[member] * 9, other, *[root] * 9, member])
-    monkeypatch.setattr(Peer, "of", lambda _connection: Peer(1, next(users), frozenset({os.getgid()})))
+
+    def peer(_connection: socket.socket) -> Peer:
+        return Peer(1, next(users), frozenset({os.getgid()}))
 
     async def play(there: Bench) -> None:
         for _ in range(8):
@@ -344,7 +341,7 @@ def test_one_user_takes_its_share_of_the_places_and_no_more(tmp_path: Path, monk
             assert await (await there.client()).ask(PING) == {"parameters": {"pong": True}}
         assert not await is_served(there)
 
-    on_bench(tmp_path, play)
+    on_bench(tmp_path, play, partial(ControlServer, peer=peer))
 
 
 async def is_served(there: Bench) -> bool:
@@ -396,12 +393,13 @@ def test_the_end_of_the_server_ends_its_clients(tmp_path: Path) -> None:
     on_bench(tmp_path, play)
 
 
-def test_who_may_not_read_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Peer, "may_read", lambda _self, group: group is None)
+def test_who_may_not_read_is_told_so(tmp_path: Path) -> None:
+    def peer(_connection: socket.socket) -> Peer:
+        return Peer(1, 1000, frozenset({os.getgid() + 1}))
 
     async def play(there: Bench) -> None:
         client = await there.client()
         assert await client.ask(PING) == {"error": f"{SERVICE}.PermissionDenied", "parameters": {}}
         assert await client.ask(INFO) == {"error": f"{SERVICE}.PermissionDenied", "parameters": {}}
 
-    on_bench(tmp_path, play)
+    on_bench(tmp_path, play, partial(ControlServer, peer=peer))
