@@ -24,7 +24,7 @@ from fwdaemon.config import Loaded
 from fwdaemon.config.model import Config, OnStop
 from fwdaemon.connections import Conntrack
 from fwdaemon.control.listener import SOCKET
-from fwdaemon.control.manager import Feed, Manager
+from fwdaemon.control.manager import Feed, Inquiries, Manager
 from fwdaemon.control.server import ControlSocket
 from fwdaemon.core.inventory import Inventory
 from fwdaemon.core.pace import Backoff, Budget, Pauses
@@ -109,7 +109,7 @@ class Daemon:
         self._reading = Reading(self._read, self._hearing.wake, self._records.late, self._pauses.reading)
         self._tell_start(start)
         count = UsageReader(self._netfilter.counters).read
-        manager = Manager(self._records, feed, self._connections, self._reloads.ask, count)
+        manager = Manager(self._records, feed, Inquiries(self._connections, self._reloads.ask, count))
         self._control = ControlSocket(manager, parts.socket)
         self._reporter = Reporter(manager.status, feed)
         manager.metrics = self._reporter.text
@@ -369,7 +369,7 @@ class Daemon:
 
     async def _stop(self) -> None:
         self._pulse.notifier.stopping()
-        await self._reading.close(_PATIENCE)
+        await self._reading.close(self._pauses.patience)
         await self._reporter.close()
         await self._control.close()
         self._inventories.cancel()

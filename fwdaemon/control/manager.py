@@ -101,13 +101,10 @@ _log = logging.getLogger(__name__)
 # us a fifth of a processor at most.
 _FRESH_S: Final = 1.0
 _REST: Final = 4
-# The counters of ten thousand forwards take less; without them a status is still worth having.
-_COUNTING_S: Final = 5.0
 # How long one is kept in any case.
 _KEPT_S: Final = 5.0
-# Whoever watches hears of a burst once, and of a connection to libvirt within a second: that it is lost wakes nobody.
+# Whoever watches hears of a burst once.
 _BURST_S: Final = 0.1
-_LIBVIRT_S: Final = 1.0
 _CLOSE_S: Final = 2.0
 
 Connections = tuple[LibvirtState, ...]
@@ -122,26 +119,33 @@ class _Made:
     encoded: "asyncio.Future[bytes]"
 
 
-class Manager:
-    """Answers from `records`; `connections` tells how libvirt is, and `reload` has the configuration read again.
+@dataclass(frozen=True, slots=True)
+class Inquiries:
+    """What a manager asks: how libvirt is, to have the configuration read again, and for figures.
 
-    `count` reads the figures of what the kernel holds; it may take its time, in a thread of its own. `metrics`, to be
-    set once there is somebody who makes them, gives them as text; `ImportError` says that their library is not there.
+    `count` reads those of what the kernel holds; it may take its time, in a thread of its own, and is waited for so
+    many seconds: the counters of ten thousand forwards take less, and without them a status is still worth having.
+    Whoever watches hears of a connection to libvirt after `libvirt_period` seconds: that it is lost wakes nobody.
     """
 
-    def __init__(
-        self,
-        records: Records,
-        feed: Feed,
-        connections: Callable[[], tuple[ConnectionState, ...]],
-        reload: Callable[[], Awaitable[Reloaded]],
-        count: Callable[[Desired], Readings],
-    ) -> None:
+    connections: Callable[[], tuple[ConnectionState, ...]]
+    reload: Callable[[], Awaitable[Reloaded]]
+    count: Callable[[Desired], Readings]
+    count_patience: float = 5.0
+    libvirt_period: float = 1.0
+
+
+class Manager:
+    """Answers from `records`, and with what it asks for.
+
+    `metrics`, to be set once there is somebody who makes them, gives them as text; `ImportError` says that their
+    library is not there.
+    """
+
+    def __init__(self, records: Records, feed: Feed, ask: Inquiries) -> None:
         self._records = records
         self._feed = feed
-        self._connections = connections
-        self._reload = reload
-        self._read_count = count
+        self._ask = ask
         self.metrics: Callable[[], Awaitable[bytes]] = _no_metrics
         self._counter, self._writer = Worker("status counters"), Worker("status")
         self._made: _Made | None = None
@@ -195,10 +199,10 @@ class Manager:
         now = asyncio.get_running_loop().time()
         if self._counting is None and now >= self._readings_at + self._fresh_s and facts.held:
             self._readings_at = now
-            self._counting = self._counter.submit(partial(self._read_count, facts.held))
+            self._counting = self._counter.submit(partial(self._ask.count, facts.held))
             self._counting.add_done_callback(self._take_count)
         if self._counting is not None:
-            await asyncio.wait({self._counting}, timeout=_COUNTING_S)
+            await asyncio.wait({self._counting}, timeout=self._ask.count_patience)
         return self._readings
 
     def _take_count(self, counting: "asyncio.Future[Readings]") -> None:
@@ -218,7 +222,7 @@ class Manager:
         return encoded(text=text.decode())
 
     async def _reloaded(self, _parameters: Parameters) -> bytes:
-        outcome = await self._reload()
+        outcome = await self._ask.reload()
         if outcome.problems:
             problems = [problem_as_json(problem) for problem in outcome.problems]
             raise CallError(CONFIGURATION_REFUSED, {"problems": problems})
@@ -242,13 +246,13 @@ class Manager:
         """Wait until something is other than it was."""
         while self._libvirt() == libvirt:
             with suppress(TimeoutError):
-                async with asyncio.timeout(_LIBVIRT_S):
+                async with asyncio.timeout(self._ask.libvirt_period):
                     await subscription.wait()
                     return
 
     def _libvirt(self) -> Connections:
         return tuple(
-            LibvirtState(state.uri, state.connected, state.since, state.last_error) for state in self._connections()
+            LibvirtState(state.uri, state.connected, state.since, state.last_error) for state in self._ask.connections()
         )
 
 

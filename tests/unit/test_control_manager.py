@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from fwdaemon.control.manager import Feed, Manager
+from fwdaemon.control.manager import Feed, Inquiries, Manager
 from fwdaemon.control.protocol import CONFIGURATION_REFUSED, MANAGER, CallError
 from fwdaemon.core.report import Actor, ActorKind, Cause, Change, GateChange, Outcome, Report
 from fwdaemon.core.state import Desired
@@ -44,12 +44,15 @@ class Bench:
     counts: int = 0
     counting: threading.Event = field(default_factory=threading.Event)
     may_count: threading.Event = field(default_factory=threading.Event)
+    count_patience: float = 5.0
+    libvirt_period: float = 1.0
     records: Records = field(init=False)
     manager: Manager = field(init=False)
 
     def __post_init__(self) -> None:
         self.records = Records(MAIN, read(), self.feed.publish)
-        self.manager = Manager(self.records, self.feed, lambda: self.connections, self._reload, self._count)
+        ask = Inquiries(lambda: self.connections, self._reload, self._count, self.count_patience, self.libvirt_period)
+        self.manager = Manager(self.records, self.feed, ask)
         self.may_count.set()
 
     async def _reload(self) -> Reloaded:
@@ -80,9 +83,9 @@ class Bench:
         return asyncio.ensure_future(stream(hear))
 
 
-def on_bench(play: Callable[[Bench], Awaitable[None]]) -> None:
+def on_bench(play: Callable[[Bench], Awaitable[None]], make: Callable[[], Bench] = Bench) -> None:
     async def scene() -> None:
-        there = Bench()
+        there = make()
         await play(there)
         there.may_count.set()
         await there.manager.close()
@@ -207,9 +210,7 @@ def test_one_who_asks_after_the_host_was_confined_is_told_of_it() -> None:
     on_bench(play)
 
 
-def test_counters_that_take_too_long_are_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fwdaemon.control.manager._COUNTING_S", 0.01)
-
+def test_counters_that_take_too_long_are_not_waited_for() -> None:
     async def play(there: Bench) -> None:
         there.may_count.clear()
         there.records.looked(report(), 0.1)
@@ -217,7 +218,7 @@ def test_counters_that_take_too_long_are_not_waited_for(monkeypatch: pytest.Monk
         assert status["counts"]["active"] == 5
         assert {row["connections"] for row in status["openings"]} == {None}
 
-    on_bench(play)
+    on_bench(play, lambda: Bench(count_patience=0.01))
 
 
 def test_one_who_leaves_takes_no_status_from_others() -> None:
@@ -301,9 +302,7 @@ def test_who_watches_hears_of_changes_at_once_and_of_nothing_else() -> None:
     on_bench(play)
 
 
-def test_who_watches_hears_that_a_connection_was_lost(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fwdaemon.control.manager._LIBVIRT_S", 0.01)
-
+def test_who_watches_hears_that_a_connection_was_lost() -> None:
     async def play(there: Bench) -> None:
         heard: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
         watching = there.watching(heard)
@@ -313,7 +312,7 @@ def test_who_watches_hears_that_a_connection_was_lost(monkeypatch: pytest.Monkey
         assert (await there.call("Status"))["libvirt"][0]["connected"] is False
         watching.cancel()
 
-    on_bench(play)
+    on_bench(play, lambda: Bench(libvirt_period=0.01))
 
 
 def test_who_does_not_listen_loses_the_oldest_changes() -> None:
