@@ -12,6 +12,7 @@ import re
 import socket
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from http import HTTPStatus
 from ipaddress import IPv6Address
 from pathlib import Path
@@ -55,17 +56,12 @@ class Crowd:
 _log = logging.getLogger(__name__)
 
 _LONGEST_REQUEST: Final = 1 << 13
-_MOST_ASKING: Final = 32
-_MOST_TAKING: Final = 32
 _BACKLOG: Final = 32
 # Between two clients, and between two pieces of a request: neither can keep the loop busy.
 _NEXT_CLIENT_S: Final = 0.01
 _NEXT_PIECE_S: Final = 0.05
 # How much of an answer a client has to take to count as moving.
 _PIECE: Final = 1 << 16
-# How long a request may take to come, and its answer to be taken.
-_ASK_S: Final = 5.0
-_TAKE_S: Final = 10.0
 # When no client could be taken, for want of file descriptors.
 _AGAIN_S: Final = 1.0
 
@@ -73,15 +69,32 @@ _END: Final = b"\r\n\r\n"
 _REQUEST: Final = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+) (\S+) HTTP/1\.[0-9]\r\n")
 
 
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How many clients may be asking and taking, and how long a request may take to come, and its answer to be taken.
+
+    In seconds; `None` is for ever.
+    """
+
+    asking: int = 32
+    taking: int = 32
+    ask: float | None = 5.0
+    take: float | None = 10.0
+
+
+_LIMITS: Final = Limits()
+
+
 class Listener:
     """Answers at `endpoint` with what `text` gives. On the loop's thread only."""
 
-    def __init__(self, endpoint: Endpoint, text: Callable[[], Awaitable[bytes]]) -> None:
+    def __init__(self, endpoint: Endpoint, text: Callable[[], Awaitable[bytes]], limits: Limits = _LIMITS) -> None:
         self._endpoint = endpoint
         self._text = text
+        self._limits = limits
         self._listening: socket.socket | None = None
-        self._asking = Crowd(_MOST_ASKING)
-        self._taking = Crowd(_MOST_TAKING)
+        self._asking = Crowd(limits.asking)
+        self._taking = Crowd(limits.taking)
         self._accepting: asyncio.Task[None] | None = None
         self._serving: set[asyncio.Task[None]] = set()
         self._warning = WarnOnce()
@@ -136,11 +149,11 @@ class Listener:
         assert task is not None  # noqa: S101  only a task gets here
         try:
             with self._asking.joined_by(task):
-                async with asyncio.timeout(_ASK_S):
+                async with asyncio.timeout(self._limits.ask):
                     status = _status_of(await _request_of(client))
             with self._taking.joined_by(task):
                 body = await self._text() if status is HTTPStatus.OK else f"{status.phrase}\n".encode()
-                async with asyncio.timeout(_TAKE_S):
+                async with asyncio.timeout(self._limits.take):
                     for piece in _pieces(_head(status, len(body)), body):
                         self._taking.moved(task)
                         await asyncio.get_running_loop().sock_sendall(client, piece)

@@ -24,20 +24,23 @@ from fwdaemon.status.model import Status
 
 _log = logging.getLogger(__name__)
 
-# How long a text is good, for clients and the file: this, and longer where it takes long to make, so that metrics
-# never take more than a tenth of the interpreter's time, however many ask for them.
-_FRESH_S: Final = 1.0
-_TIMES: Final = 10
 # A file system may hang.
 _PATIENCE_S: Final = 2.0
 
 
 class Reporter:
-    """Reports what `status` gives and what was counted; `feed` tells when something changed. On the loop's thread."""
+    """Reports what `status` gives and what was counted; `feed` tells when something changed. On the loop's thread.
 
-    def __init__(self, status: Callable[[], Awaitable[Status]], feed: Feed) -> None:
+    A text is good for `fresh` seconds, for clients and the file, and for so many `times` as long as it took to make: so
+    metrics never take more than a tenth of the interpreter's time, however many ask for them.
+    """
+
+    def __init__(
+        self, status: Callable[[], Awaitable[Status]], feed: Feed, *, fresh: float = 1.0, times: int = 10
+    ) -> None:
         self._status = status
         self._feed = feed
+        self._fresh, self._times = fresh, times
         self._tally = Tally()
         self._worker = Worker("metrics")
         self._wanted = MetricsSettings(), 0.0
@@ -86,7 +89,7 @@ class Reporter:
                     listener.open()
                 if textfile is not None:
                     await self._write(textfile)
-                await asyncio.sleep(max(_FRESH_S, self._good_until - asyncio.get_running_loop().time()))
+                await asyncio.sleep(max(self._fresh, self._good_until - asyncio.get_running_loop().time()))
                 with suppress(TimeoutError):
                     async with asyncio.timeout(period):
                         await changes.wait()
@@ -134,4 +137,4 @@ class Reporter:
             status, tally, now = await self._status(), self._tally, datetime.now(UTC)
             return await self._worker.submit(lambda: text_of(metrics_of(status, tally, now)))
         finally:
-            self._good_until = clock() + max(_FRESH_S, _TIMES * (clock() - began))
+            self._good_until = clock() + max(self._fresh, self._times * (clock() - began))

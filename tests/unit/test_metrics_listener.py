@@ -4,16 +4,19 @@ import asyncio
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import ExitStack, asynccontextmanager, suppress
+from dataclasses import replace
 from ipaddress import ip_address
 
 import pytest
 
 from fwdaemon.config.model import Endpoint
-from fwdaemon.metrics import listener as module
-from fwdaemon.metrics.listener import Listener
+from fwdaemon.metrics.listener import Limits, Listener
 
 GET = b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n"
 LARGE = 8 << 20
+USUAL = Limits()
+# Time never ends a client.
+PATIENT = Limits(ask=None, take=None)
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -29,11 +32,11 @@ def free_endpoint(address: str = "127.0.0.1") -> Endpoint:
 class Bench:
     """A listener, what it gives, and clients."""
 
-    def __init__(self, address: str = "127.0.0.1") -> None:
+    def __init__(self, address: str = "127.0.0.1", limits: Limits = USUAL) -> None:
         self.endpoint = free_endpoint(address)
         self.body = b"x 1.0\n"
         self.asked = 0
-        self.listener = Listener(self.endpoint, self._text)
+        self.listener = Listener(self.endpoint, self._text, limits)
 
     async def _text(self) -> bytes:
         self.asked += 1
@@ -94,9 +97,9 @@ async def opened(bench: Bench) -> AsyncIterator[Bench]:
         await bench.listener.close()
 
 
-def on_bench(play: Callable[[Bench], Awaitable[None]], address: str = "127.0.0.1") -> None:
+def on_bench(play: Callable[[Bench], Awaitable[None]], address: str = "127.0.0.1", limits: Limits = USUAL) -> None:
     async def scene() -> None:
-        async with opened(Bench(address)) as bench:
+        async with opened(Bench(address, limits)) as bench:
             await play(bench)
             assert await bench.ask(GET) == ("HTTP/1.1 200 OK", bench.body)
 
@@ -156,9 +159,7 @@ def test_a_request_may_come_in_pieces() -> None:
     on_bench(play)
 
 
-def test_who_says_nothing_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_ASK_S", 0.1)
-
+def test_who_says_nothing_is_let_go() -> None:
     async def play(bench: Bench) -> None:
         for said in (b"", GET[:5]):
             reader, writer = await bench.connect()
@@ -166,29 +167,19 @@ def test_who_says_nothing_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
             assert await ended(reader) == b""
             await hang_up(writer)
 
-    on_bench(play)
+    on_bench(play, limits=Limits(ask=0.1))
 
 
-def test_who_takes_nothing_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_TAKE_S", 0.1)
-
+def test_who_takes_nothing_is_let_go() -> None:
     async def play(bench: Bench) -> None:
         bench.body = b"x" * LARGE
         with taking_nothing(bench) as client:
             await until(lambda: is_cut_off(client))
         bench.body = b"x 2.0\n"
 
-    on_bench(play)
+    on_bench(play, limits=Limits(take=0.1))
 
 
-@pytest.fixture
-def patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Time never ends a client."""
-    for name in ("_ASK_S", "_TAKE_S"):
-        monkeypatch.setattr(module, name, None)
-
-
-@pytest.mark.usefixtures("patient")
 @pytest.mark.parametrize("said", [b"", GET[:5]])
 def test_a_crowd_that_does_not_ask_keeps_nobody_out(said: bytes) -> None:
     async def play(bench: Bench) -> None:
@@ -201,10 +192,9 @@ def test_a_crowd_that_does_not_ask_keeps_nobody_out(said: bytes) -> None:
         for _, writer in crowd:
             await hang_up(writer)
 
-    on_bench(play)
+    on_bench(play, limits=PATIENT)
 
 
-@pytest.mark.usefixtures("patient")
 def test_a_crowd_that_takes_nothing_keeps_nobody_out() -> None:
     async def play(bench: Bench) -> None:
         bench.body = b"x" * LARGE
@@ -219,13 +209,10 @@ def test_a_crowd_that_takes_nothing_keeps_nobody_out() -> None:
             await until(lambda: is_cut_off(clients[0]))
             assert not is_cut_off(clients[-1])
 
-    on_bench(play)
+    on_bench(play, limits=PATIENT)
 
 
-@pytest.mark.usefixtures("patient")
-def test_those_that_take_nothing_are_not_cut_off_for_those_that_do_not_ask(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_MOST_ASKING", 2)
-
+def test_those_that_take_nothing_are_not_cut_off_for_those_that_do_not_ask() -> None:
     async def play(bench: Bench) -> None:
         body = bench.body = b"x" * LARGE
         reader, writer = await bench.connect()
@@ -237,7 +224,7 @@ def test_those_that_take_nothing_are_not_cut_off_for_those_that_do_not_ask(monke
         for _, each in [*crowd, (reader, writer)]:
             await hang_up(each)
 
-    on_bench(play)
+    on_bench(play, limits=replace(PATIENT, asking=2))
 
 
 def test_an_end_lets_go_of_everybody() -> None:

@@ -5,13 +5,13 @@ import threading
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from fwdaemon.config.model import Config, DaemonSettings, Endpoint, MetricsSettings
 from fwdaemon.control.manager import Feed
-from fwdaemon.metrics import reporter as module
 from fwdaemon.metrics.reporter import Reporter
 from fwdaemon.status.model import Status
 from tests.unit import statuses
@@ -23,7 +23,7 @@ NEVER = timedelta(hours=1)
 class Bench:
     """A reporter with a file, and the status it reports."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, fresh: float = 1.0, times: int = 10) -> None:
         self.path = directory / "kvm_portfwd.prom"
         self.feed = Feed()
         self.status = statuses.status()
@@ -31,7 +31,7 @@ class Bench:
         self.made = 0
         self.may_answer = asyncio.Event()
         self.may_answer.set()
-        self.reporter = Reporter(self._status, self.feed)
+        self.reporter = Reporter(self._status, self.feed, fresh=fresh, times=times)
 
     async def _status(self) -> Status:
         self.made += 1
@@ -57,9 +57,9 @@ class Bench:
         self.feed.publish(datetime.now(UTC), ())
 
 
-def on_bench(directory: Path, play: Callable[[Bench], Awaitable[None]]) -> None:
+def on_bench(directory: Path, play: Callable[[Bench], Awaitable[None]], make: Callable[[Path], Bench] = Bench) -> None:
     async def scene() -> None:
-        bench = Bench(directory)
+        bench = make(directory)
         await play(bench)
         await bench.reporter.close()
 
@@ -84,14 +84,12 @@ def test_the_file_is_written_when_something_changed_and_goes_at_the_end(tmp_path
     on_bench(tmp_path, play)
 
 
-def test_the_file_is_written_at_each_resync(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_FRESH_S", 0.01)
-
+def test_the_file_is_written_at_each_resync(tmp_path: Path) -> None:
     async def play(bench: Bench) -> None:
         await bench.set_up(bench.path, resync=timedelta(seconds=0.01))
         await until(lambda: bench.made >= 3)
 
-    on_bench(tmp_path, play)
+    on_bench(tmp_path, play, partial(Bench, fresh=0.01))
 
 
 def test_nothing_is_made_where_nothing_is_asked_for(tmp_path: Path) -> None:
@@ -133,9 +131,7 @@ def test_a_mistake_is_told_and_not_the_end(tmp_path: Path, caplog: pytest.LogCap
     on_bench(tmp_path, play)
 
 
-def test_what_many_ask_for_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_FRESH_S", 60)
-
+def test_what_many_ask_for_is_made_once(tmp_path: Path) -> None:
     async def play(bench: Bench) -> None:
         endpoint = free_endpoint()
         await bench.set_up(listen=endpoint)
@@ -144,13 +140,10 @@ def test_what_many_ask_for_is_made_once(tmp_path: Path, monkeypatch: pytest.Monk
         assert build("0.1.0").encode() in answers[0]
         assert bench.made == 1
 
-    on_bench(tmp_path, play)
+    on_bench(tmp_path, play, partial(Bench, fresh=60))
 
 
-def test_what_takes_long_to_make_is_good_for_longer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_FRESH_S", 0.0)
-    monkeypatch.setattr(module, "_TIMES", 1_000_000)
-
+def test_what_takes_long_to_make_is_good_for_longer(tmp_path: Path) -> None:
     async def play(bench: Bench) -> None:
         endpoint = free_endpoint()
         await bench.set_up(bench.path, endpoint)
@@ -160,13 +153,10 @@ def test_what_takes_long_to_make_is_good_for_longer(tmp_path: Path, monkeypatch:
         assert build("0.1.0").encode() in await ask(endpoint)
         assert bench.made == 1
 
-    on_bench(tmp_path, play)
+    on_bench(tmp_path, play, partial(Bench, fresh=0.0, times=1_000_000))
 
 
-def test_a_text_from_before_a_change_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_FRESH_S", 0.0)
-    monkeypatch.setattr(module, "_TIMES", 0)
-
+def test_a_text_from_before_a_change_is_not_written(tmp_path: Path) -> None:
     async def play(bench: Bench) -> None:
         endpoint = free_endpoint()
         await bench.set_up(bench.path, endpoint)
@@ -182,7 +172,7 @@ def test_a_text_from_before_a_change_is_not_written(tmp_path: Path, monkeypatch:
         assert build("0.1.0").encode() in await asking
         await until(lambda: bench.holds(build("0.1.1")))
 
-    on_bench(tmp_path, play)
+    on_bench(tmp_path, play, partial(Bench, fresh=0.0, times=0))
 
 
 def test_reconciles_are_counted_from_the_start(tmp_path: Path) -> None:
