@@ -163,8 +163,6 @@ def _introduce(bridge: str, answers: Iterable[Answer]) -> None:
 # An entry waits for each of these guests. The pauses grow: a guest that is off the network, or answers nobody, costs a
 # subnet's worth of packets every quarter of an hour in the end.
 
-# A guest that has just started may be about to take an address by DHCP, which needs some seconds.
-FIRST_S: Final = 4.0
 _LAST_S: Final = 900.0
 _CLOSE_S: Final = 1.0
 
@@ -178,14 +176,19 @@ class _Search:
 
     silent: frozenset[Silent]
     due: float
-    pause: float = FIRST_S
+    pause: float
 
 
 class Probes:
-    """Used on the asyncio loop's thread; `ask` blocks, and is called on another, once `guests` has some time left."""
+    """Used on the asyncio loop's thread; `ask` blocks, and is called on another, once `guests` has some time left.
 
-    def __init__(self, ask: Ask, guests: Budget) -> None:
+    `first` is how long a new guest is waited for, in seconds, and the first pause: one that has just started may be
+    about to take an address by DHCP.
+    """
+
+    def __init__(self, ask: Ask, guests: Budget, first: float = 4.0) -> None:
         self._ask, self._guests = ask, guests
+        self._first = first
         self._searches: dict[_Place, _Search] = {}
         self._inventory = Inventory()
         self._changed = asyncio.Event()
@@ -199,7 +202,8 @@ class Probes:
             places[item.bridge, item.family, item.subnet].add(item)
         before, now = self._searches, asyncio.get_running_loop().time()
         self._searches = {
-            place: _search(before.get(place), frozenset(found), now + _first(place)) for place, found in places.items()
+            place: self._search(before.get(place), frozenset(found), now + self._wait(place))
+            for place, found in places.items()
         }
         self._inventory = inventory
         self._changed.set()
@@ -235,21 +239,19 @@ class Probes:
             _log.debug("guests are not searched for now: %s", error)
         search.due, search.pause = asyncio.get_running_loop().time() + search.pause, min(2 * search.pause, _LAST_S)
 
+    def _wait(self, place: _Place) -> float:
+        """Give how long to wait for a guest: not at all where it may have moved here with an address no server gave."""
+        _bridge, _family, routed = place
+        return self._first if routed is None else 0.0
 
-def _first(place: _Place) -> float:
-    """Give how long to wait for a guest: nothing where it may have moved here with an address that no server gives."""
-    _bridge, _family, routed = place
-    return FIRST_S if routed is None else 0.0
-
-
-def _search(before: _Search | None, silent: frozenset[Silent], due: float) -> _Search:
-    """Go on with what is known of a place; a guest that is new there is asked for as at first."""
-    if before is None:
-        return _Search(silent, due)
-    if not silent <= before.silent:
-        before.due, before.pause = min(before.due, due), FIRST_S
-    before.silent = silent
-    return before
+    def _search(self, before: _Search | None, silent: frozenset[Silent], due: float) -> _Search:
+        """Go on with what is known of a place; a guest that is new there is asked for as at first."""
+        if before is None:
+            return _Search(silent, due, self._first)
+        if not silent <= before.silent:
+            before.due, before.pause = min(before.due, due), self._first
+        before.silent = silent
+        return before
 
 
 def _due(search: _Search) -> float:

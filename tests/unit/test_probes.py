@@ -7,13 +7,10 @@ from contextlib import asynccontextmanager, closing
 from ipaddress import ip_address, ip_network
 from queue import SimpleQueue
 
-import pytest
-
 from fwdaemon.core.inventory import HostAddress, Inventory
 from fwdaemon.core.pace import SHARE, STOCK_S, Budget
 from fwdaemon.core.probing import Answer, Question, Silent
 from fwdaemon.core.types import Family
-from fwdaemon.kernel import probes
 from fwdaemon.kernel.probes import Probes
 from fwdaemon.kernel.process import budget_of_guests
 
@@ -36,15 +33,10 @@ class Asked:
         return await asyncio.to_thread(self.questions.get, timeout=10)
 
 
-@pytest.fixture(autouse=True)
-def _hurried(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(probes, "FIRST_S", 0.01)
-
-
 @asynccontextmanager
 async def searching(budget: Budget | None = None) -> AsyncIterator[tuple[Probes, Asked]]:
     asked = Asked()
-    keeping = Probes(asked, budget or budget_of_guests())
+    keeping = Probes(asked, budget or budget_of_guests(), first=0.01)
     try:
         yield keeping, asked
     finally:
@@ -80,11 +72,10 @@ def test_who_was_found_is_asked_for_no_more() -> None:
     run(scenario)
 
 
-def test_a_newcomer_does_not_wait_for_the_end_of_a_long_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_newcomer_does_not_wait_for_the_end_of_a_long_pause() -> None:
     async def scenario(keeping: Probes, asked: Asked) -> None:
         keeping.want({WEB}, INVENTORY)
         await asked.next()
-        monkeypatch.setattr(probes, "_LAST_S", 3600.0)
         for search in keeping._searches.values():  # noqa: SLF001  as after hours of silence
             search.pause = search.due = asyncio.get_running_loop().time() + 3600
         keeping.want({WEB, DB}, INVENTORY)
