@@ -29,7 +29,6 @@ from fwdaemon.kernel.process import Worker
 _log = logging.getLogger(__name__)
 
 _SETTLED_S: Final = 30.0  # an address may change; nothing tells us when
-FIRST_RETRY_S: Final = 2.0
 _LAST_RETRY_S: Final = 120.0
 _CLOSE_S: Final = 1.0
 
@@ -62,13 +61,21 @@ class AgentRounds:
     """Asks the agents of one connection. `look_again` is called with a reason when an answer differs from the last.
 
     To ask takes from `guests`, as answers may be long and agents come and go as they like. `recall` gives what an agent
-    said to the daemon before: that counts until it answers.
+    said to the daemon before: that counts until it answers. One that does not is asked again after `first_retry`
+    seconds, and then ever more seldom.
     """
 
-    def __init__(
-        self, name: str, agents: Agents, look_again: LookAgain, guests: Budget, recall: Recall = lambda _seen: ()
+    def __init__(  # noqa: PLR0913  what it asks, whom it tells, and when
+        self,
+        name: str,
+        agents: Agents,
+        look_again: LookAgain,
+        guests: Budget,
+        recall: Recall = lambda _seen: (),
+        first_retry: float = 2.0,
     ) -> None:
         self._name = name
+        self._first_retry = first_retry
         self._recall = recall
         self._agents, self._guests = agents, guests
         self._look_again = look_again
@@ -90,10 +97,10 @@ class AgentRounds:
                 continue
             record = before.get(seen.domain.uuid)
             if record is None or record.domain.instance != seen.instance:
-                record = _Record(seen, FIRST_RETRY_S, now, claims=self._recall(seen))
+                record = _Record(seen, self._first_retry, now, claims=self._recall(seen))
             elif seen.agent_connected and not record.domain.agent_connected:
                 # Not ahead of those that wait, or two that hang and return by turns would be the only ones asked.
-                record.due, record.retry = min(record.due, now), FIRST_RETRY_S
+                record.due, record.retry = min(record.due, now), self._first_retry
             record.domain = seen
             self._records[seen.domain.uuid] = record
 
@@ -140,7 +147,7 @@ class AgentRounds:
         if not claims:
             record.due, record.retry = now + record.retry, min(record.retry * 2, _LAST_RETRY_S)
             return
-        record.due, record.retry = now + _SETTLED_S, FIRST_RETRY_S
+        record.due, record.retry = now + _SETTLED_S, self._first_retry
         # What was known first comes first: of addresses as good, a guest is reached at the one it has had for longer.
         claims = tuple(dict.fromkeys([*(claim for claim in record.claims if claim in claims), *claims]))
         if claims != record.claims:

@@ -15,7 +15,6 @@ import pytest
 from fwdaemon.core.inventory import AddressSource, Domain, LearnedAddress, MacClaim, ObservedDomain
 from fwdaemon.core.pace import SHARE, STOCK_S, Budget
 from fwdaemon.errors import LibvirtUnavailableError
-from fwdaemon.hypervisor import agent
 from fwdaemon.hypervisor.agent import AgentRounds, Recall, agent_claims
 from fwdaemon.kernel.process import budget_of_guests
 from tests.unit.saying import said
@@ -72,12 +71,18 @@ class Guests:
 
 @asynccontextmanager
 async def asking(
-    guests: Guests, recall: Recall = lambda _seen: (), budget: Budget | None = None
+    guests: Guests, recall: Recall = lambda _seen: (), budget: Budget | None = None, first_retry: float = 2.0
 ) -> AsyncIterator[tuple[AgentRounds, "asyncio.Queue[str]"]]:
     reasons: asyncio.Queue[str] = asyncio.Queue()
     threads = set(threading.enumerate())
-    budget = budget or budget_of_guests()
-    rounds = AgentRounds("test:///default", guests, lambda reason: reasons.put_nowait(said(reason)), budget, recall)
+    rounds = AgentRounds(
+        "test:///default",
+        guests,
+        lambda reason: reasons.put_nowait(said(reason)),
+        budget or budget_of_guests(),
+        recall,
+        first_retry,
+    )
     try:
         yield rounds, reasons
     finally:
@@ -221,13 +226,11 @@ def test_who_hangs_and_begins_anew_goes_behind_those_that_wait(again: tuple[Obse
     asyncio.run(scenario())
 
 
-def test_a_silent_agent_is_asked_again_and_ever_more_seldom(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(agent, "FIRST_RETRY_S", 0.02)
-
+def test_a_silent_agent_is_asked_again_and_ever_more_seldom() -> None:
     async def scenario() -> None:
         guests = Guests()
         guests.answer[WEB2.domain.uuid] = claims("192.168.122.51")
-        async with asking(guests) as (rounds, reasons):
+        async with asking(guests, first_retry=0.02) as (rounds, reasons):
             rounds.update([WEB1, WEB2])
             rounds.want([WEB1, WEB2])
             assert await asyncio.wait_for(reasons.get(), 5) == "guest agent of domain web2 reported its addresses"
