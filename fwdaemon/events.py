@@ -9,7 +9,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Final, Protocol, TypeAlias
@@ -26,7 +26,7 @@ from fwdaemon.hostnet.owned_state import DIRECTORY, Learned
 from fwdaemon.hypervisor.agent import AgentConnection, AgentRounds
 from fwdaemon.hypervisor.connection import EventLoop, LibvirtConnection
 from fwdaemon.hypervisor.lease_watch import DNSMASQ_DIRECTORY, LeaseWatch
-from fwdaemon.hypervisor.link import Connect, ConnectionState, LibvirtLink
+from fwdaemon.hypervisor.link import ConnectionState, LibvirtLink
 from fwdaemon.kernel import probes
 from fwdaemon.kernel.address_watch import NetlinkWatch
 from fwdaemon.kernel.memory import begun, shortage
@@ -55,43 +55,53 @@ Bounded: TypeAlias = Callable[[str], AbstractContextManager[None]]
 
 _CLOSE_S: Final = 2.0
 _ONCE_S: Final = 10.0
-# How soon after an address was put back its entry is looked at again: where two changes come at once, the kernel may
-# tell of the second only, twice.
-_VERIFY_S: Final = 1.0
+
+
+def _linked(uri: str, look_again: LookAgain) -> LibvirtLink:
+    return LibvirtLink(uri, LibvirtConnection, look_again)
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What is another in tests: what makes a link, where DHCP servers' files are, where what was learned is kept.
+
+    An address that was put back is looked at again after `verify` seconds: where two changes come at once, the kernel
+    may tell of the second only, twice.
+    """
+
+    link: Callable[[str, LookAgain], LibvirtLink] = _linked
+    leases: Path = DNSMASQ_DIRECTORY
+    records: Path = DIRECTORY
+    verify: float = 1.0
+
+
+_THIS_HOST: Final = Surroundings()
 
 
 class InventoryKeeper:
     """Watches the sources and takes inventories. `look_again` is called with a reason, on the asyncio loop's thread.
 
     What it does because of guests takes from `guests`. The URIs of a configuration hold for good; the addresses it
-    gives to guests may be told anew with `configure`. `connect`, `leases` and `records` are for tests: how a connection
-    is made, where the DHCP servers' files are, and where what was learned is kept.
+    gives to guests may be told anew with `configure`.
     """
 
-    def __init__(  # noqa: PLR0913  three are for tests
-        self,
-        config: Config,
-        look_again: LookAgain,
-        guests: Budget,
-        *,
-        connect: Connect = LibvirtConnection,
-        leases: Path = DNSMASQ_DIRECTORY,
-        records: Path = DIRECTORY,
+    def __init__(
+        self, config: Config, look_again: LookAgain, guests: Budget, around: Surroundings = _THIS_HOST
     ) -> None:
         self._event_loop, uris = EventLoop(), config.daemon.libvirt
         self._look_again = look_again
-        self._links = tuple(LibvirtLink(uri, connect, look_again) for uri in uris)
-        self._learned = Learned(records)
+        self._links = tuple(around.link(uri, look_again) for uri in uris)
+        self._learned = Learned(around.records)
         recall = self._learned.said
         self._agents = tuple(AgentRounds(uri, AgentConnection(uri), look_again, guests, recall) for uri in uris)
         self._netlink = NetlinkWatch(look_again, guests)
         self._uplinks = UplinkWatch(look_again)
-        self._leases = LeaseWatch(look_again, guests, leases)
+        self._leases = LeaseWatch(look_again, guests, around.leases)
         self._probes = Probes(partial(probes.ask, guests), guests)
         self._kernel = Worker("kernel observer")
         self._neighbours: tuple[Neighbour, ...] | None = None
         self._told: frozenset[Usurped] = frozenset()
-        self._put_back = False
+        self._put_back, self._verify_after = False, around.verify
         self._verifying: asyncio.TimerHandle | None = None
         self.configure(config)
 
@@ -184,7 +194,7 @@ class InventoryKeeper:
         if self._verifying is not None:
             self._verifying.cancel()
         loop = asyncio.get_running_loop()
-        self._verifying = loop.call_later(_VERIFY_S, self._look_again, Reason(ReasonKind.ADDRESS_PUT_BACK))
+        self._verifying = loop.call_later(self._verify_after, self._look_again, Reason(ReasonKind.ADDRESS_PUT_BACK))
 
     def _usurped(
         self, inventory: Inventory, before: Sequence[Neighbour], now: Sequence[Neighbour]

@@ -22,7 +22,6 @@ from fwdaemon.kernel.process import Worker
 
 _log = logging.getLogger(__name__)
 
-_PATIENCE_S: Final = 5.0
 _FIRST_PAUSE_S: Final = 0.2
 _LAST_PAUSE_S: Final = 10.0
 _CLOSE_S: Final = 2.0
@@ -60,10 +59,30 @@ Connect = Callable[[str, LookAgain, Callable[[str], None]], Connection]
 T = TypeVar("T")
 
 
-class LibvirtLink:
-    """One URI. `look_again` is called with a reason on the loop's thread."""
+def growing_pauses() -> Iterator[float]:
+    """Give the pauses between attempts, in seconds: 0.2, doubling up to 10, each up to a quarter shorter by chance."""
+    pause = _FIRST_PAUSE_S
+    while True:
+        yield pause * random.uniform(0.75, 1.0)  # noqa: S311 - spreads attempts, guards nothing
+        pause = min(pause * 2, _LAST_PAUSE_S)
 
-    def __init__(self, uri: str, connect: Connect, look_again: LookAgain) -> None:
+
+class LibvirtLink:
+    """One URI. `look_again` is called with a reason on the loop's thread.
+
+    `pauses` gives those between attempts to connect, and `patience` is how long an answer is waited for, in seconds.
+    """
+
+    def __init__(
+        self,
+        uri: str,
+        connect: Connect,
+        look_again: LookAgain,
+        pauses: Callable[[], Iterator[float]] = growing_pauses,
+        patience: float = 5.0,
+    ) -> None:
+        self.patience = patience
+        self._pauses = pauses
         self.state = ConnectionState(uri, connected=False, since=_now())
         self._connect = connect
         self._look_again = look_again
@@ -80,16 +99,16 @@ class LibvirtLink:
         self._task = asyncio.create_task(self._keep_connected(), name=f"libvirt {self.state.uri}")
 
     async def observe(self) -> LibvirtObservation | None:
-        """Take a fresh observation, within 5 s; otherwise give the last one, `None` if there never was any."""
+        """Take a fresh observation, if it comes in time; otherwise give the last one, `None` if there never was any."""
         if self._connection is None or self._frozen:
             return self._last
         attempt = self._attempt
         observing = self._worker.submit(self._connection.observe)
         observing.add_done_callback(partial(self._observed, attempt))
-        answered, _ = await asyncio.wait({observing}, timeout=_PATIENCE_S)
+        answered, _ = await asyncio.wait({observing}, timeout=self.patience)
         if not answered and attempt == self._attempt:
             self._frozen = True
-            self._down(f"it has not answered for {_PATIENCE_S:.0f} s")
+            self._down(f"it has not answered for {self.patience:.0f} s")
         return self._last
 
     def doubt(self) -> None:
@@ -109,7 +128,7 @@ class LibvirtLink:
 
     async def _keep_connected(self) -> None:
         while True:
-            for pause in _pauses():
+            for pause in self._pauses():
                 if await self._opened():
                     break
                 await asyncio.sleep(pause)
@@ -197,14 +216,6 @@ def _on_this_loop(function: Callable[[T], None]) -> Callable[[T], None]:
         loop.call_soon_threadsafe(function, reason)
 
     return call_soon
-
-
-def _pauses() -> Iterator[float]:
-    """Give the pauses between attempts, in seconds: 0.2, doubling up to 10, each up to a quarter shorter by chance."""
-    pause = _FIRST_PAUSE_S
-    while True:
-        yield pause * random.uniform(0.75, 1.0)  # noqa: S311 - spreads attempts, guards nothing
-        pause = min(pause * 2, _LAST_PAUSE_S)
 
 
 def _now() -> datetime:

@@ -20,9 +20,9 @@ from fwdaemon.config.model import Config, DaemonSettings
 from fwdaemon.core.inventory import Inventory, LibvirtObservation, Neighbour, Usurped
 from fwdaemon.core.report import LookAgain
 from fwdaemon.errors import LibvirtUnavailableError
-from fwdaemon.events import InventoryKeeper, take_inventory
-from fwdaemon.hypervisor import link
+from fwdaemon.events import InventoryKeeper, Surroundings, take_inventory
 from fwdaemon.hypervisor.connection import EventLoop, LibvirtConnection, network_uri
+from fwdaemon.hypervisor.link import Connect, Connection, LibvirtLink, growing_pauses
 from fwdaemon.kernel.process import budget_of_guests
 from fwdaemon.resolve.placement import desired_state
 from tests.unit.saying import said
@@ -69,17 +69,25 @@ def watching(*uris: str) -> Config:
     return Config(DaemonSettings(libvirt=uris), ())
 
 
+@dataclass
+class Linking:
+    """Makes links of such connections, and keeps them."""
+
+    connect: Connect = LibvirtConnection
+    pauses: Callable[[], Iterator[float]] = growing_pauses
+    patience: float = 5.0
+    made: list[LibvirtLink] = field(default_factory=list)
+
+    def __call__(self, uri: str, look_again: LookAgain) -> LibvirtLink:
+        self.made.append(LibvirtLink(uri, self.connect, look_again, self.pauses, self.patience))
+        return self.made[-1]
+
+
 @asynccontextmanager
-async def bench(tmp_path: Path, connect: link.Connect = LibvirtConnection) -> AsyncIterator[Bench]:
+async def bench(tmp_path: Path, link: Linking | None = None, verify: float = 1.0) -> AsyncIterator[Bench]:
     reasons: list[str] = []
-    keeper = InventoryKeeper(
-        watching(URI),
-        lambda reason: reasons.append(said(reason)),
-        budget_of_guests(),
-        connect=connect,
-        leases=tmp_path,
-        records=tmp_path,
-    )
+    around = Surroundings(link or Linking(), tmp_path, tmp_path, verify)
+    keeper = InventoryKeeper(watching(URI), lambda reason: reasons.append(said(reason)), budget_of_guests(), around)
     await keeper.start()
     try:
         yield Bench(keeper, reasons)
@@ -140,12 +148,12 @@ def test_close_at_once_leaves_nothing(tmp_path: Path) -> None:
 def test_what_was_put_back_is_looked_at_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The kernel may not tell when it is taken at the same moment once more."""
     found = Usurped(Neighbour("virbr9", "52:54:00:00:00:01", ip_address("192.168.122.9")), "web1", None)
+    # Guests of this driver are on no network, so that nobody there can take an address.
     monkeypatch.setattr(events, "changed_hands", lambda *_: True)
     monkeypatch.setattr(events, "usurped", lambda *_: (found,))
-    monkeypatch.setattr(events, "_VERIFY_S", 0.01)
 
     async def scenario() -> None:
-        async with bench(tmp_path) as keeping:
+        async with bench(tmp_path, verify=0.01) as keeping:
             await keeping.until("answers")
             await keeping.inventory()
             await keeping.until("an address that was taken over was put back")
@@ -268,17 +276,11 @@ def unreliable(monkeypatch: pytest.MonkeyPatch) -> type[Unreliable]:
 
 
 @pytest.mark.usefixtures("driver")
-def test_lost_and_found(
-    tmp_path: Path,
-    unreliable: type[Unreliable],
-    caplog: pytest.LogCaptureFixture,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_lost_and_found(tmp_path: Path, unreliable: type[Unreliable], caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "fwdaemon")
-    monkeypatch.setattr(link, "_pauses", lambda: itertools.repeat(0.0))
 
     async def scenario() -> None:
-        async with bench(tmp_path, unreliable) as keeping:
+        async with bench(tmp_path, Linking(unreliable, pauses=lambda: itertools.repeat(0.0))) as keeping:
             await keeping.until("answers")
             unreliable.failing = True
             assert await keeping.running() == {"test"}, "what libvirt said last stands"
@@ -300,7 +302,7 @@ def test_lost_and_found(
 
 def test_pauses_between_attempts_grow_to_ten_seconds() -> None:
     longest = [0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 10.0, 10.0]
-    for pauses in (list(itertools.islice(link._pauses(), 8)) for _ in range(50)):  # noqa: SLF001  nothing tells them
+    for pauses in (list(itertools.islice(growing_pauses(), 8)) for _ in range(50)):
         assert all(0.75 * most <= pause <= most for pause, most in zip(pauses, longest, strict=True))
 
 
@@ -310,7 +312,7 @@ def test_no_inventory_before_the_first_answer(
 ) -> None:
     async def scenario() -> None:
         unreliable.failing = True
-        async with bench(tmp_path, unreliable) as keeping:
+        async with bench(tmp_path, Linking(unreliable)) as keeping:
             await holds(lambda: keeping.keeper.connections()[0].last_error is not None)
             assert await keeping.keeper.refresh() is None
             unreliable.failing = False
@@ -321,19 +323,16 @@ def test_no_inventory_before_the_first_answer(
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
 
 
-def test_frozen_libvirt(
-    tmp_path: Path, unreliable: type[Unreliable], driver: libvirt.virConnect, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(link, "_PATIENCE_S", 0.2)
-
+def test_frozen_libvirt(tmp_path: Path, unreliable: type[Unreliable], driver: libvirt.virConnect) -> None:
     async def scenario() -> None:
-        async with bench(tmp_path, unreliable) as keeping:
+        linking = Linking(unreliable, patience=0.2)
+        async with bench(tmp_path, linking) as keeping:
             await keeping.until("answers")
             unreliable.frozen.clear()
             driver.lookupByName("test").destroy()
             assert await keeping.running() == {"test"}, "what libvirt said last stands"
             # To wait again would now outlast the frost, and give what libvirt says after it.
-            monkeypatch.setattr(link, "_PATIENCE_S", 60)
+            linking.made[0].patience = 60
             assert await keeping.running() == {"test"}, "a frozen libvirt is waited for once only"
             assert not keeping.keeper.connections()[0].connected
             keeping.reasons.clear()
@@ -347,7 +346,10 @@ def test_frozen_libvirt(
 def test_uri_that_nobody_serves(tmp_path: Path) -> None:
     async def scenario() -> None:
         keeper = InventoryKeeper(
-            watching(URI, NOBODY), lambda _reason: None, budget_of_guests(), leases=tmp_path, records=tmp_path
+            watching(URI, NOBODY),
+            lambda _reason: None,
+            budget_of_guests(),
+            Surroundings(leases=tmp_path, records=tmp_path),
         )
         await keeper.start()
         await holds(lambda: keeper.connections()[0].connected and keeper.connections()[1].last_error is not None)
@@ -433,16 +435,16 @@ def test_the_first_uri_has_the_name(tmp_path: Path, named: str, first: int, reas
 
 
 def test_where_no_thread_is_to_be_had_at_first_libvirt_is_reached_later(tmp_path: Path) -> None:
-    kept: list[link.Connection] = []
+    kept: list[Connection] = []
 
-    def connect(uri: str, look_again: LookAgain, closed: Callable[[str], None]) -> link.Connection:
+    def connect(uri: str, look_again: LookAgain, closed: Callable[[str], None]) -> Connection:
         # With stacks of this size, the kernel has no room for a thread.
         threading.stack_size(0 if kept else 1 << 46)
         kept.append(LibvirtConnection(uri, look_again, closed))
         return kept[-1]
 
     async def scenario() -> None:
-        async with bench(tmp_path, connect) as it:
+        async with bench(tmp_path, Linking(connect)) as it:
             await it.until("answers")
             assert len(kept) == 2
             (state,) = it.keeper.connections()
