@@ -76,7 +76,7 @@ class TurnedOn:
         self._ledger.write({"family": int(family)} for family in self._families)
 
 
-_ROUTES = Path("/proc/net/ipv6_route")
+_PROC: Final = Path("/proc")
 _RTF_ADDRCONF = 0x00040000  # linux/ipv6_route.h: the route came with a router advertisement
 
 
@@ -193,12 +193,12 @@ class Forwarding:
         return Outcome(faults=faults, changed=done.changed, settings=tuple(done.settings))
 
 
-def is_on(family: Family) -> bool:
+def is_on(family: Family, proc: Path = _PROC) -> bool:
     """Whether the host forwards packets of a family."""
-    return sysctl.read(sysctl.FORWARDING[family]) == "1"
+    return sysctl.read(sysctl.FORWARDING[family], proc / "sys") == "1"
 
 
-def turn_on(family: Family) -> str:
+def turn_on(family: Family, proc: Path = _PROC) -> str:
     """Make the host forward packets of a family, and give the name of the sysctl that was written.
 
     Raises:
@@ -206,12 +206,12 @@ def turn_on(family: Family) -> str:
             advertisements on a forwarding host unless accept_ra is 2 (Documentation/networking/ip-sysctl.rst).
 
     """
-    if family is Family.IPV6 and (links := _links_that_would_lose_their_route()):
+    if family is Family.IPV6 and (links := _links_that_would_lose_their_route(proc)):
         raise KernelError(
             "IPv6 forwarding stays off: it would take away the default route that"
             f" {', '.join(map(shown, links))} learned from a router; set {shown(_accept_ra(links[0]))} = 2 first"
         )
-    sysctl.write(sysctl.FORWARDING[family], "1")
+    sysctl.write(sysctl.FORWARDING[family], "1", proc / "sys")
     return sysctl.FORWARDING[family]
 
 
@@ -255,16 +255,16 @@ def _crossed(desired: Desired, family: Family) -> frozenset[str]:
     return frozenset(name for name in found if interface_index(name) is not None)
 
 
-def _links_that_would_lose_their_route() -> list[str]:
+def _links_that_would_lose_their_route(proc: Path = _PROC) -> list[str]:
     """Find links with a default route from a router advertisement, and accept_ra at 1."""
     try:
         # Bytes are parted at blanks of ASCII alone, and those no link can have in its name (dev_valid_name).
-        routes = [line.split() for line in _ROUTES.read_bytes().splitlines()]
+        routes = [line.split() for line in (proc / "net/ipv6_route").read_bytes().splitlines()]
     except OSError:
         return []
     # Destination, its prefix length, …, flags, device: all but the device in hexadecimal (net/ipv6/route.c).
     learned = {os.fsdecode(route[9]) for route in routes if route[1] == b"00" and int(route[8], 16) & _RTF_ADDRCONF}
-    return sorted(link for link in learned if sysctl.read(_accept_ra(link)) == "1")
+    return sorted(link for link in learned if sysctl.read(_accept_ra(link), proc / "sys") == "1")
 
 
 def _accept_ra(link: str) -> str:

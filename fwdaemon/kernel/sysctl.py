@@ -13,7 +13,7 @@ from fwdaemon.errors import KernelError
 
 # Whether the host forwards packets.
 FORWARDING: Final = {Family.IPV4: "net.ipv4.ip_forward", Family.IPV6: "net.ipv6.conf.all.forwarding"}
-_ROOT = Path("/proc/sys")
+ROOT: Final = Path("/proc/sys")
 _SWAPPED: Final = str.maketrans("./", "/.")
 # Directories beside those of the interfaces that are about all of them; the kernel gives no interface such a name.
 _NO_INTERFACES: Final = ("all", "default")
@@ -31,15 +31,15 @@ def of_interface(family: Family, interface: str, setting: str) -> str:
     return f"net.ipv{family}.conf.{interface.translate(_SWAPPED)}.{setting}"
 
 
-def read(name: str) -> str:
+def read(name: str, root: Path = ROOT) -> str:
     """Give the value of a setting, or nothing if there is no such setting."""
     try:
-        return _path(name).read_text().strip()
+        return _path(name, root).read_text().strip()
     except OSError:
         return ""
 
 
-def write(name: str, value: str) -> None:
+def write(name: str, value: str, root: Path = ROOT) -> None:
     """Change a setting.
 
     Raises:
@@ -47,10 +47,10 @@ def write(name: str, value: str) -> None:
 
     """
     try:
-        _path(name).write_text(f"{value}\n")
+        _path(name, root).write_text(f"{value}\n")
     except OSError as error:
         raise KernelError(f"cannot set {shown(name)} to {value}: {error.strerror}") from error
 
 
-def _path(name: str) -> Path:
-    return _ROOT / name.translate(_SWAPPED)
+def _path(name: str, root: Path) -> Path:
+    return root / name.translate(_SWAPPED)

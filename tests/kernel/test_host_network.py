@@ -1,6 +1,7 @@
 """All that openings need of the host besides rules, kept together, on the real kernel; needs no root of the machine."""
 
 import socket
+import struct
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
@@ -15,6 +16,7 @@ from fwdaemon.core.types import Family
 from fwdaemon.hostnet.keeper import HostSide
 from fwdaemon.kernel import sysctl
 from tests.kernel.links import Links, linked
+from tests.lab.netns import open_socket
 from tests.lab.place import wait_until
 from tests.unit.forwards import forward, nat, route
 
@@ -25,6 +27,8 @@ ROUTED = route("203.0.113.64/29", proxy="eth0")
 STATE = Desired(uplinks=frozenset({"eth0"}), inside=frozenset({"virbr1"})).having([WEB, MAIL, ROUTED])
 ON = "net.ipv4.ip_forward"
 FILTERED = "net.bridge.bridge-nf-call-iptables"
+# RFC 4861, section 4.2: a router's word of half an hour; the kernel fills in the checksum.
+ADVERTISEMENT = struct.pack("!BBHBBHII", 134, 0, 0, 64, 0, 1800, 0, 0)
 NOTED = "IPv4 forwarding was off before kvm-portfwd"
 
 MakeHost = Callable[[], HostSide]
@@ -203,17 +207,18 @@ def test_forwarding_of_one_interface_is_turned_on_and_back(links: Links, begin: 
     assert sysctl.read(ON) == "1"
 
 
-def test_ipv6_is_not_forwarded_where_the_host_would_lose_its_route(
-    links: Links, begin: MakeHost, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def advertise_router(links: Links) -> None:
+    """Have the neighbour say that it is a router, and the host believe it: only so a route gets the flag for that."""
+    with open_socket(links.neighbour.namespace, socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6) as router:
+        router.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_HOPS, 255)
+        router.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"eth0")
+        router.sendto(ADVERTISEMENT, ("ff02::1", 0))
+    wait_until(lambda: "default via fe80::" in links.told("-6", "route", "show", "proto", "ra"), "there is a route")
+
+
+def test_ipv6_is_not_forwarded_where_the_host_would_lose_its_route(links: Links, begin: MakeHost) -> None:
     links.host.sysctl("ipv6.conf.all.forwarding=0", "ipv6.conf.eth0.accept_ra=1")
-    routes = tmp_path / "ipv6_route"
-    nowhere = "00000000000000000000000000000000"
-    routes.write_text(
-        f"{nowhere} 00 {nowhere} 00 fe800000000000000000000000000001 00000400 00000001 00000000 00450003     eth0\n"
-    )
-    # A route with this flag comes with a router's own word only.
-    monkeypatch.setattr("fwdaemon.hostnet.forwarding._ROUTES", routes)
+    advertise_router(links)
     outcome = keep(begin(), Desired().having([forward("tcp *:80", "[2001:db8:5::50]:80")]))
     assert "IPv6 forwarding stays off: it would take away the default route that eth0 learned" in outcome.faults[0]
     assert sysctl.read("net.ipv6.conf.all.forwarding") == "0"

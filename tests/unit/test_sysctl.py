@@ -12,27 +12,25 @@ from fwdaemon.kernel import sysctl
 
 
 @pytest.fixture
-def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def root(tmp_path: Path) -> Path:
     root = tmp_path / "sys"
     (root / "net/ipv4/conf/eth0.100").mkdir(parents=True)
     (root / "net/ipv4/conf/eth0.100/forwarding").write_text("0\n")
-    monkeypatch.setattr(sysctl, "_ROOT", root)
     return root
 
 
-def test_a_dot_in_a_name_is_a_slash(settings: Path) -> None:
+def test_a_dot_in_a_name_is_a_slash(root: Path) -> None:
     name = sysctl.of_interface(Family.IPV4, "eth0.100", "forwarding")
     assert name == "net.ipv4.conf.eth0/100.forwarding"
-    assert sysctl.read(name) == "0"
-    sysctl.write(name, "1")
-    assert (settings / "net/ipv4/conf/eth0.100/forwarding").read_text() == "1\n"
+    assert sysctl.read(name, root) == "0"
+    sysctl.write(name, "1", root)
+    assert (root / "net/ipv4/conf/eth0.100/forwarding").read_text() == "1\n"
 
 
-@pytest.mark.usefixtures("settings")
-def test_a_setting_that_is_not_there() -> None:
-    assert sysctl.read("net.ipv4.ip_forward") == ""
+def test_a_setting_that_is_not_there(root: Path) -> None:
+    assert sysctl.read("net.ipv4.ip_forward", root) == ""
     with pytest.raises(KernelError, match=r"cannot set net\.ipv4\.conf\.gone\.forwarding to 1: No such file"):
-        sysctl.write("net.ipv4.conf.gone.forwarding", "1")
+        sysctl.write("net.ipv4.conf.gone.forwarding", "1", root)
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "all", "default", "a/b", "../../kernel", "/", "n\0", "../eth0"])
