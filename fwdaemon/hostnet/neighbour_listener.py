@@ -39,9 +39,6 @@ _LONGEST = 2048
 _WORD = 4
 _WORD_MASK = 0xFFFFFFFF
 
-# Each address is asked for once in this time, and no more than so many: the kernel's table has room for a thousand.
-_TURN_S: Final = 1.0
-_MOST_IN_A_TURN: Final = 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,9 +61,13 @@ class Duty:
 
 
 class Turns:
-    """Who may be asked for now. Pure; holds no more addresses than are asked for in one turn."""
+    """Who may be asked for now. Pure; holds no more addresses than are asked for in one turn.
 
-    def __init__(self) -> None:
+    Each is asked for once in so many `seconds`, and at `most` so many: the kernel's table has room for a thousand.
+    """
+
+    def __init__(self, seconds: float = 1.0, most: int = 50) -> None:
+        self._seconds, self._most = seconds, most
         self._asked: set[Address] = set()
         self._until = 0.0
 
@@ -74,8 +75,8 @@ class Turns:
         """Tell whether to ask for an address, and hold that this is done."""
         if now >= self._until:
             self._asked.clear()
-            self._until = now + _TURN_S
-        if target in self._asked or len(self._asked) >= _MOST_IN_A_TURN:
+            self._until = now + self._seconds
+        if target in self._asked or len(self._asked) >= self._most:
             return False
         self._asked.add(target)
         return True
@@ -90,11 +91,11 @@ class Listener:
 
     """
 
-    def __init__(self, interface: str, index: int, duty: Duty, guests: Budget) -> None:
+    def __init__(self, interface: str, index: int, duty: Duty, guests: Budget, turns: Turns | None = None) -> None:
         self._interface = interface
         self._at = index, duty
         self._duty, self._guests = duty, guests
-        self._turns = Turns()
+        self._turns = turns or Turns()
         with ExitStack() as undo:
             families = sorted({Family.of(subnet) for subnet in duty.subnets})
             self._links = [undo.enter_context(_opened(interface, index, duty, family)) for family in families]

@@ -65,7 +65,7 @@ class AgentRounds:
     seconds, and then ever more seldom.
     """
 
-    def __init__(  # noqa: PLR0913  what it asks, whom it tells, and when
+    def __init__(  # noqa: PLR0913, PLR0917  what it asks, whom it tells, and when
         self,
         name: str,
         agents: Agents,

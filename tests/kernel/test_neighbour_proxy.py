@@ -3,20 +3,22 @@
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from functools import partial
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 
 import pytest
 
 from fwdaemon.core.report import Outcome, Setting
 from fwdaemon.core.state import Proxied, Route
-from fwdaemon.hostnet import neighbour_listener
-from fwdaemon.hostnet import neighbour_proxy as module
+from fwdaemon.errors import KernelError
+from fwdaemon.hostnet.neighbour_listener import Duty, Listener, Turns
 from fwdaemon.hostnet.neighbour_proxy import NeighbourProxies
 from fwdaemon.hostnet.owned_state import Ledger
 from fwdaemon.kernel import packets
 from tests.kernel.links import NEIGHBOUR, Links, linked
+from tests.lab.limits import no_descriptors
 from tests.lab.netns import open_socket
 from tests.lab.place import wait_until
 from tests.unit.forwards import route
@@ -190,21 +192,19 @@ def test_what_somebody_entered_by_hand_stays_so(links: Links, make: Make, asker:
     assert known(links, GUEST) == before
 
 
-def test_who_asks_for_everything_has_little_asked(
-    links: Links, make: Make, asker: Asker, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(neighbour_listener, "_MOST_IN_A_TURN", 20)
-    monkeypatch.setattr(neighbour_listener, "_TURN_S", 3600.0)
-    make().keep(ALL, NO_ADDRESS)
-    for number in range(300):
-        asker.ask(f"2001:db8:1:0:1::{number:x}")
-        asker.ask(f"2001:db8:1:0:1::{number:x}")
-    wait_until(
-        lambda: len(links.told("-6", "neighbour", "show", "to", WIDE).splitlines()) == 20, "twenty are asked for"
-    )
-    asker.ask(GUEST_IN_WIDE)
-    asker.ask("2001:db8:1::bad")
-    assert known(links, GUEST_IN_WIDE) == ""
+def test_who_asks_for_everything_has_little_asked(links: Links, asker: Asker) -> None:
+    uplink, bridge = map(socket.if_nametoindex, ("eth0", "virbr1"))
+    duty = Duty(frozenset({(ip_network(WIDE), bridge)}))
+    with closing(Listener("eth0", uplink, duty, Turns(seconds=3600.0, most=20))):
+        for number in range(300):
+            asker.ask(f"2001:db8:1:0:1::{number:x}")
+            asker.ask(f"2001:db8:1:0:1::{number:x}")
+        wait_until(
+            lambda: len(links.told("-6", "neighbour", "show", "to", WIDE).splitlines()) == 20, "twenty are asked for"
+        )
+        asker.ask(GUEST_IN_WIDE)
+        asker.ask("2001:db8:1::bad")
+        assert known(links, GUEST_IN_WIDE) == ""
 
 
 def test_entries_of_somebody_else_are_left_as_they_are(links: Links, make: Make) -> None:
@@ -272,11 +272,13 @@ def test_a_setting_that_was_on_stays_on(links: Links, make: Make) -> None:
     assert shown(links) == before
 
 
-def test_nothing_is_asked_while_nothing_is_wanted(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    kept = make()
+def test_nothing_is_asked_while_nothing_is_wanted(make: Make) -> None:
+    kept, unproxied = make(), frozenset({route(NARROW), route(WIDE)})
     kept.keep(frozenset({route(NARROW)}), NO_ADDRESS)
-    monkeypatch.setattr(module, "Rtnetlink", None)
-    assert kept.keep(frozenset({route(NARROW), route(WIDE)}), NO_ADDRESS) == Outcome()
+    with no_descriptors():
+        assert kept.keep(unproxied, NO_ADDRESS) == Outcome()
+        with pytest.raises((KernelError, OSError)):
+            kept.keep(unproxied, NO_ADDRESS, thorough=True)
 
 
 @pytest.mark.parametrize("interface", ["eth9", "", "..", "all", "a b", "x" * 300, "nul\0", "--help", "eth\n0"])

@@ -8,10 +8,11 @@ import pytest
 
 from fwdaemon.core.report import Outcome, Setting
 from fwdaemon.core.state import Route
-from fwdaemon.hostnet import routes as module
+from fwdaemon.errors import KernelError
 from fwdaemon.hostnet.owned_state import Ipv6Bridges, Ledger
 from fwdaemon.hostnet.routes import RouteKeeper
 from tests.kernel.links import Links, linked
+from tests.lab.limits import no_descriptors
 from tests.lab.place import wait_until
 from tests.unit.forwards import route
 
@@ -59,14 +60,14 @@ def test_a_bridge_needs_no_guest(links: Links, tmp_path: Path) -> None:
     assert kept.keep(BOTH) == Outcome()
 
 
-def test_nothing_is_asked_while_nothing_is_wanted(
-    links: Links, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_nothing_is_asked_while_nothing_is_wanted(links: Links, tmp_path: Path) -> None:
     del links
     kept = keeper(tmp_path)
     kept.keep(NOTHING)
-    monkeypatch.setattr(module, "Rtnetlink", None)
-    assert kept.keep(NOTHING) == Outcome()
+    with no_descriptors():
+        assert kept.keep(NOTHING) == Outcome()
+        with pytest.raises((KernelError, OSError)):
+            kept.keep(NOTHING, thorough=True)
 
 
 def test_a_flush_is_mended(links: Links, tmp_path: Path) -> None:
