@@ -3,7 +3,7 @@
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import reduce
 from ipaddress import ip_address
@@ -104,13 +104,14 @@ _Infos = Mapping[TableName, TableInfo]
 
 
 class LegacyBackend:
-    """Holds our rules in the legacy tables; see `fwdaemon.netfilter.Backend`."""
+    """Holds our rules in the legacy tables; see `fwdaemon.netfilter.Backend`. `clock` is a monotonic one."""
 
     name: Final = "iptables"
     title: Final = "the legacy iptables tables"
     variant: Final = "legacy"
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
         self._helpers = {family: HelperClient(family) for family in Family}
         self._gates = LegacyGates(self._helpers)
         self._counted = Counted(counting_rules)
@@ -131,7 +132,7 @@ class LegacyBackend:
 
     def apply(self, desired: Desired, *, thorough: bool) -> Outcome:
         """See `Backend.apply`."""
-        forgotten = self._ended.forget(time.monotonic())
+        forgotten = self._ended.forget(self._clock())
         if desired is not self._desired or thorough or forgotten:
             self._settled = {}
         if thorough:
@@ -150,7 +151,7 @@ class LegacyBackend:
 
     def refuse(self, flows: Collection[Flow]) -> None:
         """See `Backend.refuse`."""
-        if self._desired is not None and self._ended.add(flows, time.monotonic() + _REFUSED_FOR_S):
+        if self._desired is not None and self._ended.add(flows, self._clock() + _REFUSED_FOR_S):
             self._settled = {}
             self._apply(self._desired)
 

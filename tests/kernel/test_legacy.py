@@ -3,9 +3,8 @@
 import shlex
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from ipaddress import ip_address
 from pathlib import Path
@@ -221,14 +220,19 @@ def test_what_an_earlier_run_left_is_adopted_or_taken_away(backend: LegacyBacken
     later.close()
 
 
-def test_ended_connections_are_refused_for_a_while(backend: LegacyBackend, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("lock_file")
+def test_ended_connections_are_refused_for_a_while(at_end: ExitStack) -> None:
+    now = 1000.0
+    backend = LegacyBackend(lambda: now)
+    at_end.callback(backend.close)
     backend.apply(ALL, thorough=False)
     before = own()
     backend.refuse([FLOW])
     assert "--sport 80 -m conntrack --ctorigdst 198.51.100.2 --ctorigdstport 40000" in own()
     assert not backend.apply(ALL, thorough=True).changed
-    now = time.monotonic()
-    monkeypatch.setattr(time, "monotonic", lambda: now + 121)
+    now += 119
+    assert not backend.apply(ALL, thorough=False).changed
+    now += 2
     assert not backend.apply(ALL, thorough=False).damaged
     assert own() == before
 
