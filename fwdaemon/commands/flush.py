@@ -13,7 +13,7 @@ from fwdaemon.core.types import Family
 from fwdaemon.errors import PortfwdError
 from fwdaemon.events import take_inventory
 from fwdaemon.hostnet.keeper import HostSide
-from fwdaemon.kernel.process import SystemRunner
+from fwdaemon.kernel.process import Runner, SystemRunner
 from fwdaemon.netfilter import Netfilter
 from fwdaemon.resolve.placement import forwarded
 from fwdaemon.status.reloads import STATE, LastGood
@@ -21,9 +21,14 @@ from fwdaemon.status.reloads import STATE, LastGood
 
 def run(options: argparse.Namespace) -> int:
     """Remove whatever carries our name, and end the connections that carry our label. 1 if anything may be left."""
-    settings = _settings(options.config)
+    return flush(options.config, SystemRunner())
+
+
+def flush(config: Path, runner: Runner) -> int:
+    """Do so, with the programs that `runner` runs."""
+    settings = _settings(config)
     # The host's side goes first: without the rules, an address or setting of ours could lead to the host itself.
-    rules = Netfilter(SystemRunner())
+    rules = Netfilter(runner)
     outcome = joined(tried(lambda: _remove_from_host(settings, rules)), close_everything(rules, settings.label))
     for note in outcome.notes:
         print(note)

@@ -78,8 +78,8 @@ def _answers(guests: Budget, question: Question) -> Iterator[Answer]:
             with guests.charged(time.thread_time):
                 for destination, packet in packets[start : start + _AT_ONCE]:
                     link.sendto(packet, (question.bridge, protocol, 0, 0, destination))
-            yield from _heard(guests, link, _PAUSE_S)
-        yield from _heard(guests, link, _PATIENCE_S)
+            yield from heard(guests, link, _PAUSE_S)
+        yield from heard(guests, link, _PATIENCE_S)
 
 
 def _opened(bridge: str, protocol: int) -> socket.socket:
@@ -111,18 +111,23 @@ def _packets(question: Question, mac: bytes) -> Iterator[tuple[bytes, bytes]]:
                 yield arp.multicast_mac(arp.ALL_NODES), arp.echo_to_all(source)
 
 
-def _heard(guests: Budget, link: socket.socket, seconds: float) -> Iterator[Answer]:
-    """Give what is answered within a time."""
+def heard(
+    guests: Budget,
+    link: socket.socket,
+    seconds: float,
+    receive: Callable[[socket.socket], Answer | None] | None = None,
+) -> Iterator[Answer]:
+    """Give what is answered within a time, as far as guests have some left; the rest stays in the kernel."""
     waiting = select.poll()
     waiting.register(link, select.POLLIN)
     until = time.monotonic() + seconds
     for _ in range(_MOST_ANSWERS):
         with guests.charged(time.thread_time):
-            heard = waiting.poll(max(until - time.monotonic(), 0) * 1000)
-            answer = _received(link) if heard else None
+            there = waiting.poll(max(until - time.monotonic(), 0) * 1000)
+            answer = (receive or _received)(link) if there else None
         if answer is not None:
             yield answer
-        if not heard:
+        if not there:
             return
         if rest := guests.rest():
             left = max(until - time.monotonic(), 0)

@@ -26,8 +26,8 @@ from fwdaemon.errors import HangingError, KernelError, ProcessError
 #
 # No shell, absolute paths from the system's own directories, a clean environment, a time limit. Who runs what is
 # decided elsewhere.
-_PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
-_ENVIRONMENT = {"PATH": _PATH, "LC_ALL": "C"}
+PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
+_ENVIRONMENT = {"PATH": PATH, "LC_ALL": "C"}
 # A program that works may take this long, on a starving host too; one that uses no processor time only `_IDLE`.
 _TIMEOUT = 30.0
 _IDLE = 5.0
@@ -101,7 +101,10 @@ class Patience:
 
 
 class SystemRunner:
-    """Runs programs of this machine. Safe to use from several threads."""
+    """Runs programs of this machine, found in the directories of `path`. Safe to use from several threads."""
+
+    def __init__(self, path: str = PATH) -> None:
+        self._path = path
 
     def run(self, *argv: str, stdin: str = "") -> Finished:
         """See `Runner.run`."""
@@ -122,7 +125,7 @@ class SystemRunner:
         return Finished(stdout, stderr, process.pid)
 
     def _start(self, argv: Sequence[str], stdin: str) -> "subprocess.Popen[str]":
-        program = find_program(argv[0])
+        program = find_program(argv[0], self._path)
         if program is None:
             raise ProcessError(argv, stdin, 127, "the program is not installed")
         try:
@@ -257,9 +260,9 @@ def budget_of_guests() -> Budget:
     return Budget(time.monotonic, threading.Lock())
 
 
-def find_program(name: str) -> str | None:
+def find_program(name: str, path: str = PATH) -> str | None:
     """Give the absolute path of a system program, or `None` where it is not installed."""
-    return shutil.which(name, path=_PATH)
+    return shutil.which(name, path=path)
 
 
 # A thread of its own for calls that may hang, so that nothing else has to wait for them.

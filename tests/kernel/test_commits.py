@@ -23,6 +23,7 @@ class Recording(SystemRunner):
     """Remembers the number of the last program that changed rules, and lets others commit before one does."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.pid = 0
         self.before: Callable[[], None] = lambda: None
 

@@ -38,40 +38,42 @@ def held(lock_file: Path) -> Iterator[None]:
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Take a shorter time for hanging."""
+    """Take a shorter time for hanging. It is one for all programs, as the end of the daemon hurries all of them."""
     monkeypatch.setattr(process.HASTE, "idle", 0.5)
 
 
-def program(directory: Path, name: str, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Put a program ahead of the system's own."""
-    path = directory / name
+def program(path: Path, text: str) -> Path:
+    """Write a program."""
     path.write_text(f"#!/bin/sh\n{text}\n", encoding="ascii")
     path.chmod(0o755)
-    monkeypatch.setattr(process, "_PATH", f"{directory}:{process._PATH}")  # noqa: SLF001  nothing else tells it
+    return path
+
+
+@pytest.fixture
+def ahead(tmp_path: Path, namespace: None) -> SystemRunner:
+    """Give a runner that finds what is in the test's directory ahead of the system's own programs."""
+    del namespace
+    return SystemRunner(f"{tmp_path}:{process.PATH}")
 
 
 @pytest.mark.usefixtures("impatient")
-def test_a_program_that_does_nothing_is_ended_with_all_that_it_started(
-    tmp_path: Path, runner: SystemRunner, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_program_that_does_nothing_is_ended_with_all_that_it_started(tmp_path: Path, ahead: SystemRunner) -> None:
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
-    program(tmp_path, "nft", f"sleep 1000 >{fifo} & wait", monkeypatch)
+    program(tmp_path / "nft", f"sleep 1000 >{fifo} & wait")
     reading = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
     with pytest.raises(HangingError, match="it did nothing for"):
-        runner.run("nft", "list", "tables")
+        ahead.run("nft", "list", "tables")
     os.set_blocking(reading, True)
     assert os.read(reading, 1) == b""  # nobody has it open for writing any more
     os.close(reading)
 
 
 @pytest.mark.usefixtures("impatient")
-def test_a_program_that_works_is_waited_for(
-    tmp_path: Path, runner: SystemRunner, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    program(tmp_path, "nft", "cat; i=0; while [ $i -lt 1000000 ]; do i=$((i + 1)); done; echo done", monkeypatch)
+def test_a_program_that_works_is_waited_for(tmp_path: Path, ahead: SystemRunner) -> None:
+    program(tmp_path / "nft", "cat; i=0; while [ $i -lt 1000000 ]; do i=$((i + 1)); done; echo done")
     text = "x" * 1_000_000
-    assert runner.run("nft", "-f", "-", stdin=text).stdout == f"{text}done\n"
+    assert ahead.run("nft", "-f", "-", stdin=text).stdout == f"{text}done\n"
 
 
 @pytest.mark.usefixtures("impatient")
@@ -128,17 +130,17 @@ def test_a_held_lock_does_not_keep_gates_in_nftables_from_healing(lock_file: Pat
 
 @pytest.mark.usefixtures("impatient", "namespace")
 def test_a_program_that_hangs_on_rules_of_others_does_not_keep_a_wiped_table_from_healing(
-    tmp_path: Path, runner: SystemRunner, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, ahead: SystemRunner
 ) -> None:
     run(["iptables-nft", "-P", "FORWARD", "DROP"])
-    backend = NftablesBackend(runner)
+    backend = NftablesBackend(ahead)
     backend.apply(ALL, thorough=True)
     ours = run(["nft", "list", "table", "ip", "kvm_portfwd"]).stdout
     run(["nft", "delete", "table", "ip", "kvm_portfwd"])
-    with monkeypatch.context() as hanging:
-        program(tmp_path, "iptables-nft", "exec sleep 1000", hanging)
-        with pytest.raises(HangingError):
-            backend.apply(ALL, thorough=False)
+    hanging = program(tmp_path / "iptables-nft", "exec sleep 1000")
+    with pytest.raises(HangingError):
+        backend.apply(ALL, thorough=False)
+    hanging.unlink()
     assert run(["nft", "list", "table", "ip", "kvm_portfwd"]).stdout == ours
     outcome = backend.apply(ALL, thorough=False)
     assert outcome.damaged == {opening for opening in ALL.openings if opening.family is Family.IPV4}

@@ -195,7 +195,7 @@ def test_what_somebody_entered_by_hand_stays_so(links: Links, make: Make, asker:
 def test_who_asks_for_everything_has_little_asked(links: Links, asker: Asker) -> None:
     uplink, bridge = map(socket.if_nametoindex, ("eth0", "virbr1"))
     duty = Duty(frozenset({(ip_network(WIDE), bridge)}))
-    with closing(Listener("eth0", uplink, duty, Turns(seconds=3600.0, most=20))):
+    with closing(Listener("eth0", uplink, duty, budget_of_guests(), Turns(seconds=3600.0, most=20))):
         for number in range(300):
             asker.ask(f"2001:db8:1:0:1::{number:x}")
             asker.ask(f"2001:db8:1:0:1::{number:x}")

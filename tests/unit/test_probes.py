@@ -11,7 +11,7 @@ from fwdaemon.core.inventory import HostAddress, Inventory
 from fwdaemon.core.pace import SHARE, STOCK_S, Budget
 from fwdaemon.core.probing import Answer, Question, Silent
 from fwdaemon.core.types import Family
-from fwdaemon.kernel.probes import Probes
+from fwdaemon.kernel.probes import Probes, heard
 from fwdaemon.kernel.process import budget_of_guests
 
 WEB, DB = (Silent("virbr0", f"52:54:00:00:00:0{number}", Family.IPV4) for number in (1, 2))
@@ -109,15 +109,17 @@ def test_nobody_is_asked_for_while_guests_have_spent_their_budget() -> None:
     asyncio.run(scenario())
 
 
-def test_a_flood_of_answers_is_read_in_part(monkeypatch: pytest.MonkeyPatch) -> None:
+def received(link: socket.socket) -> Answer:
+    return Answer(WEB.mac, ip_address(f"192.0.2.{link.recv(1)[0]}"))
+
+
+def test_a_flood_of_answers_is_read_in_part() -> None:
     """The rest stays in the kernel, which drops what it has no room for."""
-    monkeypatch.setattr(probes, "_received", lambda link: Answer(WEB.mac, ip_address(f"192.0.2.{link.recv(1)[0]}")))
     budget = Budget(lambda: 0.0)
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
     with closing(ours), closing(theirs):
         for number in range(10):
             theirs.send(bytes([number]))
         budget.spent(STOCK_S)
-        heard = probes._heard(budget, ours, 0.01)  # noqa: SLF001  what reads them
-        assert [str(answer.address) for answer in heard] == ["192.0.2.0"]
+        assert [str(answer.address) for answer in heard(budget, ours, 0.01, received)] == ["192.0.2.0"]
         assert ours.recv(1) == b"\1"
