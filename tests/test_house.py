@@ -1,4 +1,4 @@
-"""The layout of the code: what ARCHITECTURE.md promises of it is counted here."""
+"""The layout of the code: what ARCHITECTURE.md promises of it is counted here; and that no test patches its insides."""
 
 import ast
 import tomllib
@@ -7,12 +7,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+import pytest
+
 _ROOT: Final = Path(__file__).parents[1]
 _PACKAGE: Final = _ROOT / "fwdaemon"
 _FLAT, _FILES, _LAYERS, _LINES = 10, 180, 12, 400
 # A module that one other imports has at least so many lines, or is joined with it.
 _WORTH_A_FILE: Final = 60
 _SEAMS: Final[dict[str, str]] = {}
+# Private names that tests patch all the same, as "tests/…/test_….py: _NAME", each with the reason.
+_PATCHED: Final[dict[str, str]] = {}
 
 
 def test_few_modules_stand_outside_the_packages() -> None:
@@ -39,6 +43,69 @@ def test_a_small_module_that_one_other_imports_is_part_of_it() -> None:
             importers[module].add(_name(file))
     small = {_name(file) for file in _files() if file.name != "__init__.py" and len(_lines(file)) < _WORTH_A_FILE}
     assert {name for name in small if len(importers[name]) == 1} == set(_SEAMS)
+
+
+def test_no_test_patches_a_private_name() -> None:
+    """What a test has to vary is a parameter with a default: a test that patches breaks when the code is moved."""
+    files = sorted((_ROOT / "tests").rglob("*.py"))
+    found = {f"{file.relative_to(_ROOT)}: {name}" for file in files for name in _patched(ast.parse(file.read_text()))}
+    assert found == set(_PATCHED)
+
+
+@pytest.mark.parametrize(
+    "patch",
+    [
+        'monkeypatch.setattr("fwdaemon.daemon._PATIENCE", 0.0)',
+        'mock.patch("fwdaemon.daemon._PATIENCE", 0.0)',
+        'mock.patch.object(module, "_PATIENCE", 0.0)',
+        'monkeypatch.setattr(module, "_PATIENCE", 0.0)',
+        'monkeypatch.setattr(module._State, "at", None)',
+        "monkeypatch.setattr(module, name, None)",
+        'setattr(fwdaemon.daemon, "_PATIENCE", 0.0)',
+        'patch.delattr(Daemon, "_look")',
+        "module._PATIENCE = 0.0",
+    ],
+)
+def test_a_patch_of_a_private_name_is_found(patch: str) -> None:
+    imports = "import fwdaemon.daemon\nfrom fwdaemon import daemon as module\nfrom fwdaemon.daemon import Daemon\n"
+    assert len([*_patched(ast.parse(imports + patch))]) == 1
+
+
+def _patched(tree: ast.Module) -> Iterator[str]:
+    """Name what is private among what is patched; a name that is worked out may be, so that it counts."""
+    ours = set(_ours(tree))
+    for node in ast.walk(tree):
+        match node:
+            case ast.Constant(value=str(path)) if path.startswith("fwdaemon."):
+                names = path.split(".")
+            case ast.Call(
+                func=ast.Attribute(attr="setattr" | "delattr" | "object") | ast.Name(id="setattr" | "delattr"),
+                args=[patched, named, *_],
+            ) if _of_ours(patched, ours):
+                names = [*_of_ours(patched, ours), str(named.value) if isinstance(named, ast.Constant) else "_"]
+            case ast.Attribute(ctx=ast.Store() | ast.Del()):
+                names = _of_ours(node, ours)
+            case _:
+                continue
+        yield from (name for name in names if name.startswith("_") and not name.endswith("__"))
+
+
+def _ours(tree: ast.Module) -> Iterator[str]:
+    """Give the names by which a file knows the program, its modules and what is in them."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "fwdaemon":
+            yield from (alias.asname or alias.name for alias in node.names)
+        if isinstance(node, ast.Import):
+            yield from (alias.asname or "fwdaemon" for alias in node.names if alias.name.startswith("fwdaemon"))
+
+
+def _of_ours(node: ast.expr, ours: set[str]) -> list[str]:
+    """Give the parts of a dotted name, if its first is one of these."""
+    names: list[str] = []
+    while isinstance(node, ast.Attribute):
+        names.insert(0, node.attr)
+        node = node.value
+    return [node.id, *names] if isinstance(node, ast.Name) and node.id in ours else []
 
 
 def _files() -> list[Path]:

@@ -122,6 +122,7 @@ def test_openings_do_not_wait_until_strays_can_be_looked_for(
 
     backend, bare = NftablesBackend(runner), Desired(frozenset({WEB, MAIL}))
     with monkeypatch.context() as patch:
+        # Nobody can change rules so fast that no listing of the kernel's is ever whole.
         patch.setattr("fwdaemon.nftables.existing.rules_holding", changing)
         outcome = backend.apply(bare, thorough=False)
         assert outcome.mended == {MAIL}

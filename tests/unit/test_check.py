@@ -23,7 +23,7 @@ CLASHES = "fwdaemon.commands.check.clashes_if_running"
 
 @pytest.fixture(autouse=True)
 def quiet_host(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever else this machine does."""
+    """Whatever else this machine does, of which a command line says nothing."""
     monkeypatch.setattr(CLASHES, lambda *_: ([], ""))
 
 
