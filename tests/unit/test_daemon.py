@@ -649,6 +649,7 @@ def test_a_second_daemon_does_not_begin(scene: Scene, tmp_path: Path) -> None:
             with pytest.raises(PortfwdError, match="already running"):
                 await second.run()
             assert not other.libvirt.begun
+            second._pulse.end()  # noqa: SLF001  else its socket to systemd goes with the program, which ends here
 
     play(act())
 
