@@ -40,7 +40,6 @@ _WORD = 4
 _WORD_MASK = 0xFFFFFFFF
 
 
-
 @dataclass(frozen=True, slots=True)
 class Duty:
     """What to listen for: each subnet, with the number of the bridge that its guests are on."""

@@ -17,6 +17,7 @@ from fwdaemon.hostnet.neighbour_listener import Duty, Listener, Turns
 from fwdaemon.hostnet.neighbour_proxy import NeighbourProxies
 from fwdaemon.hostnet.owned_state import Ledger
 from fwdaemon.kernel import packets
+from fwdaemon.kernel.process import budget_of_guests
 from tests.kernel.links import NEIGHBOUR, Links, linked
 from tests.lab.limits import no_descriptors
 from tests.lab.netns import open_socket
