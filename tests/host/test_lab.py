@@ -34,6 +34,13 @@ def test_host_runs_the_libvirt_and_the_firewall_of_its_flavour(host: Host, netwo
     assert ("chain LIBVIRT_FWI" in rules) is (host.flavour.firewall is LibvirtFirewall.IPTABLES)
 
 
+def test_nothing_of_the_program_is_compiled_at_its_start(host: Host) -> None:
+    told = host.run(host.python, "-v", "-m", "fwdaemon", "--version").stderr
+    sources = [line.rpartition(" from ")[2] for line in told.splitlines() if line.startswith("# code object from ")]
+    assert any("/fwdaemon/__pycache__/cli." in source for source in sources)
+    assert [source for source in sources if "/fwdaemon/" in source and source.endswith(".py")] == []
+
+
 def test_guest_answers_its_host_and_is_closed_to_outside(
     host: Host, network: MakeNetwork, lxc_guest: MakeLxcGuest
 ) -> None:

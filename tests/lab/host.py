@@ -64,6 +64,7 @@ class Host(Computer):
         keeper = Keeper(LAB / "boot.sh", image.release_root(flavour.release), *shown_directories())
         try:
             host = cls(flavour, keeper, keeper.wait_ready())
+            image.compile_for(flavour.release, SOURCE, host.python)
             host.libvirt.prepare()
         except BaseException:
             keeper.end()

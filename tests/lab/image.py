@@ -6,6 +6,7 @@ machine's own apt uses.
 """
 
 import fcntl
+import functools
 import hashlib
 import lzma
 import os
@@ -62,6 +63,18 @@ def machine_root(release: Release) -> Path:
     packages = (*host_packages(), *PYTHON_PACKAGES, *_listed(_MACHINE / "packages.txt"))
     key = _key(*packages, (_MACHINE / "setup.sh").read_text(encoding="utf-8"))
     return _cached(f"machine-{release.directory}-{key}", lambda target: _build_machine(target, release, packages))
+
+
+@functools.cache
+def compile_for(release: Release, source: Path, python: str) -> None:
+    """Write the bytecode that hosts of `release`, which may only read the project's files, load the daemon from.
+
+    Without it, each of its thousands of starts compiles a hundred modules: a tenth of a second of processor time. A
+    checkout that cannot be written is no reason to fail.
+    """
+    compiling = 'mount --bind "$1" "$2/mnt" && exec chroot "$2" "$3" -m compileall -qq -s /mnt -p "$1" /mnt/fwdaemon'
+    with _lock(f"bytecode-{release}"):
+        run(["unshare", "--mount", "sh", "-c", compiling, "sh", source, release_root(release), python], check=False)
 
 
 def guest_kernel() -> Path:
