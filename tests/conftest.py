@@ -4,6 +4,7 @@ A test that needs a host takes `host` and what it builds on it (`network`, `lxc_
 by a module, booted in a fraction of a second; what a test leaves behind on it fails that test.
 """
 
+import gc
 import os
 import shutil
 from collections.abc import Callable, Generator, Iterator
@@ -71,6 +72,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     apart = {item for item in items if _is_elsewhere(item)}
     items[:] = sorted((item for item in items if item not in apart), key=_place)
     config.hook.pytest_deselected(items=list(apart))
+
+
+def pytest_collection_finish() -> None:
+    """Spare Python's collector the thousands of tests, which stay and of which it looked through each all the time."""
+    gc.freeze()
 
 
 @pytest.hookimpl(wrapper=True)

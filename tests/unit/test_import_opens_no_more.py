@@ -6,6 +6,7 @@ cannot tell counts as refused.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from ipaddress import IPv4Address, ip_address, ip_network
 from itertools import product
 from pathlib import Path
@@ -19,7 +20,7 @@ from fwdaemon.core.types import Address, Family, Protocol
 from fwdaemon.importing.assembling import Owners, assemble
 from fwdaemon.importing.iptables_save import parse
 from fwdaemon.rulesets.evaluation import Judgement, Way, through
-from fwdaemon.rulesets.packet import Packet, Surroundings, System
+from fwdaemon.rulesets.packet import BaseChain, Packet, Surroundings, System
 from fwdaemon.rulesets.xt_listing import base_chains
 from tests.unit.imports import FILE
 
@@ -112,6 +113,12 @@ def pairs(draw: st.DrawFn) -> str:
     return "\n".join(lines) + "\n"
 
 
+@lru_cache(1)
+def chains_of(save: str) -> list[BaseChain]:
+    """Read a save once, and not for each packet."""
+    return base_chains(save, System.LEGACY, Family.IPV4)
+
+
 def imported(save: str, owners: Owners = OWNERS) -> Config:
     text = assemble([parse(FILE, save, way_out=lambda _: "virbr0")], owners).text
     return config.parse({Path("made.toml"): text})
@@ -154,7 +161,7 @@ def _takes(entry: ForwardEntry, client: Client) -> bool:
 
 def where_they_led(save: str, client: Client) -> set[tuple[Address | None, int | None] | None]:
     """Everywhere the old rules may have led a client; `None` is nowhere."""
-    chains = base_chains(save, System.LEGACY, Family.IPV4)
+    chains = chains_of(save)
     came = through(chains, "prerouting", [client.packet()], SURROUNDINGS)
     delivered = {replace(packet, goes_out="virbr0") for packet in came.packets}
     passed = through(chains, "forward", delivered, SURROUNDINGS)
@@ -169,7 +176,7 @@ def _lets_all_through(way: Way) -> bool:
 
 def stays_unnamed(save: str, guest: Address) -> bool:
     """Whether by any way out something a guest sends may leave under its own address."""
-    chains = base_chains(save, System.LEGACY, Family.IPV4)
+    chains = chains_of(save)
     sent = [
         Packet(Family.IPV4, protocol, guest, to, port, (to, port), came_in="virbr0")
         for to, port, protocol in product((CLIENTS[0], CLIENTS[3]), PORTS, BOTH)

@@ -7,6 +7,7 @@ own rules only, and take a word they do not know for a mistake.
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from ipaddress import ip_address, ip_network
 from typing import TypeAlias
 
@@ -26,6 +27,9 @@ Target: TypeAlias = tuple[Address, int] | None
 
 GUESTS = ip_network("192.168.122.0/24")
 BRIDGE = "virbr0"
+
+# The same few are read again for each of hundreds of packets.
+_address, _network = cache(ip_address), cache(ip_network)
 
 
 @dataclass(frozen=True)
@@ -106,7 +110,7 @@ def _claim(entry: ForwardEntry, mapping: PortMapping, packet: Arrival) -> Iterat
 
 
 def _guest(domain: str, packet: Arrival) -> Address:
-    return ip_address(leased(NAMES.index(domain))[Family.of(packet.to) is Family.IPV6])
+    return _address(leased(NAMES.index(domain))[Family.of(packet.to) is Family.IPV6])
 
 
 # --- by the rules of nftables ----------------------------------------------------------------------------------------
@@ -130,7 +134,7 @@ _PLAIN = re.compile(
 
 def by_nftables(table: Table, packet: Arrival) -> Target:
     """Walk the chain `forwards`, and the branches that its maps lead to, unless the packet is left alone before."""
-    if any(packet.source in ip_network(home) for home in _left_by(table, packet)):
+    if any(packet.source in _network(home) for home in _left_by(table, packet)):
         return None
     for head in table.chains["prerouting"].rules:
         left = _LEFT.fullmatch(head.expression)
@@ -170,12 +174,12 @@ def _plain(table: Table, chain: str, key: str) -> Target:
     target = table.sets[rule["map"]].elements[key]
     assert isinstance(target, MapTarget)
     address, _, port = target.data.partition(" . ")
-    return ip_address(address), int(port)
+    return _address(address), int(port)
 
 
 def _is_key(key: str, packet: Arrival, *, with_address: bool) -> bool:
     parts = key.split(" . ")
-    if with_address and ip_address(parts.pop(0)) != packet.to:
+    if with_address and _address(parts.pop(0)) != packet.to:
         return False
     return not parts or (parts[0] == packet.protocol and _in_range(packet.port, parts[1], "-"))
 
@@ -189,11 +193,11 @@ def _taken(expression: str, packet: Arrival) -> Target:
         return None
     pairs = dict(pair.split(" : ") for pair in rule["pairs"].split(", ")) if rule["pairs"] else {}
     port = rule["port"][1:] if rule["port"] else pairs.get(str(packet.port), str(packet.port))
-    return ip_address(rule["address"].strip("[]")), int(port)
+    return _address(rule["address"].strip("[]")), int(port)
 
 
 def _among(address: Address, subnets: str) -> bool:
-    return any(address in ip_network(subnet) for subnet in subnets.split(", "))
+    return any(address in _network(subnet) for subnet in subnets.split(", "))
 
 
 def _in_range(port: int, text: str, separator: str) -> bool:
@@ -227,7 +231,7 @@ def by_iptables(tables: Mapping[TableName, LegacyTable], packet: Arrival) -> Tar
     table = tables.get(TableName.NAT)
     for rule in _walked(table) if table else ():
         matches, labels, _ = rule.matches.partition("-m connlabel --label ")
-        if not _matches(matches.split(), packet):
+        if not _matches(matches, packet):
             continue
         target, _, destination = rule.target.partition(" --to-destination ")
         assert bool(labels) == (target == "DNAT"), rule
@@ -243,16 +247,13 @@ def _walked(table: LegacyTable) -> Iterator[LegacyRule]:
     yield from (*guards, *table.chains[LEAD])
 
 
-def _matches(words: list[str], packet: Arrival) -> bool:
-    # None of the packets has an address of the host as its source.
-    words = " ".join(words).replace("! -i lo -m addrtype --src-type LOCAL", "-s 0.0.0.0").replace("! -i", "!-i").split()
-    text = " ".join(words).replace(" -m addrtype ! --dst-type LOCAL", "").replace("-m addrtype ! --dst-type LOCAL", "")
-    if len(text) < len(" ".join(words)) and packet.local:
+def _matches(matches: str, packet: Arrival) -> bool:
+    options, elsewhere = _options(matches, packet.protocol)
+    if elsewhere and packet.local:
         return False
-    options = dict(zip(*[iter(text.replace(f"-m {packet.protocol} ", "").split())] * 2, strict=True))
     tests: dict[str, Callable[[str], bool]] = {
-        "-s": lambda value: packet.source in ip_network(value),
-        "-d": lambda value: packet.to in ip_network(value),
+        "-s": lambda value: packet.source in _network(value),
+        "-d": lambda value: packet.to in _network(value),
         "-i": lambda value: packet.came_in == value,
         "!-i": lambda value: packet.came_in != value,
         "-p": lambda value: packet.protocol == value,
@@ -262,8 +263,19 @@ def _matches(words: list[str], packet: Arrival) -> bool:
     return all(tests[option](value) for option, value in options.items())
 
 
+@cache
+def _options(matches: str, protocol: str) -> tuple[dict[str, str], bool]:
+    """Read what a packet of this protocol has to match, and whether it must not be for an address of the host."""
+    # None of the packets has an address of the host as its source.
+    text = matches.replace("! -i lo -m addrtype --src-type LOCAL", "-s 0.0.0.0").replace("! -i", "!-i")
+    words = " ".join(text.split())
+    text = words.replace("-m addrtype ! --dst-type LOCAL", "")
+    options = dict(zip(*[iter(text.replace(f"-m {protocol} ", "").split())] * 2, strict=True))
+    return options, text != words
+
+
 def _translated(destination: str, port: int) -> Target:
     there, _, base = destination.partition("/")
     address, _, ports = there.rpartition(":") if ("]:" in there or "." in there) and ":" in there else (there, "", "")
     first = int(ports.partition("-")[0]) if ports else port
-    return ip_address(address.strip("[]")), first + (port - int(base) if base else 0)
+    return _address(address.strip("[]")), first + (port - int(base) if base else 0)
