@@ -182,10 +182,10 @@ def many(kind: str, size: int) -> list[ForwardEntry]:
 @pytest.mark.parametrize(
     ("kind", "few", "all_of_them"),
     [
-        ("one port and many sources", 500, 20_000),
-        ("many addresses", 500, 20_000),
-        ("nested ranges", 500, 20_000),
-        ("long source lists", 5, 500),
+        ("one port and many sources", 200, 2_000),
+        ("many addresses", 200, 2_000),
+        ("nested ranges", 200, 2_000),
+        ("long source lists", 5, 100),
     ],
 )
 def test_work_grows_with_the_configuration_and_not_with_its_square(kind: str, few: int, all_of_them: int) -> None:
@@ -215,4 +215,4 @@ def passed_interfaces(size: int) -> list[ForwardEntry]:
 
 
 def test_claims_that_are_passed_cost_nothing_later() -> None:
-    assert grows_no_faster(lambda size: partial(find_conflicts, passed_interfaces(size)), 500)
+    assert grows_no_faster(lambda size: partial(find_conflicts, passed_interfaces(size)), 200)
