@@ -38,8 +38,8 @@ def memory(pid: int) -> Memory:
     return Memory(sum(rollup["Rss"] for rollup in rollups), sum(rollup["Pss"] for rollup in rollups))
 
 
-def wait_quiet(pid: int, within: float = _WITHIN_S) -> None:
-    """Wait until a process and all below it have nothing to do.
+def wait_quiet(pid: int, within: float = _WITHIN_S, quiet_for: float = _QUIET_S) -> None:
+    """Wait until a process and all below it have had nothing to do for that long.
 
     Raises:
         TimeoutError: they still work after `within` seconds.
@@ -47,7 +47,7 @@ def wait_quiet(pid: int, within: float = _WITHIN_S) -> None:
     """
     begun = quiet_since = time.monotonic()
     before = cpu_seconds(pid)
-    while (now := time.monotonic()) < quiet_since + _QUIET_S:
+    while (now := time.monotonic()) < quiet_since + quiet_for:
         if now > begun + within:
             raise TimeoutError(f"process {pid} is still busy after {within:.0f} s")
         time.sleep(_STEP_S)

@@ -65,6 +65,6 @@ def test_a_process_that_works_is_not_quiet() -> None:
     with running(f"print('done', flush=True)\nwhile True: pass\n{_WORK}") as pid:
         try:
             with pytest.raises(TimeoutError, match=f"process {pid} is still busy"):
-                wait_quiet(pid, within=2.0)
+                wait_quiet(pid, within=0.75, quiet_for=0.5)
         finally:
             os.kill(pid, 9)

@@ -50,7 +50,7 @@ PACKETS = tuple(
 )
 
 
-@settings(max_examples=50)
+@settings(max_examples=30)
 @given(some_entries(), some_heads())
 def test_a_packet_goes_where_the_configuration_says(entries: list[str], head: str) -> None:
     found, _ = accepted(entries, head)
