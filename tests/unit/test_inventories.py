@@ -9,7 +9,7 @@ from fwdaemon.core.report import Reason, ReasonKind
 from fwdaemon.events import Inventories
 from fwdaemon.kernel.process import budget_of_guests
 from fwdaemon.triggers import Hearing
-from tests.unit.test_daemon import Libvirt
+from tests.unit.daemon_scene import Libvirt
 
 BY_GUEST = Reason(ReasonKind.NEIGHBOUR, "192.168.122.50", "answered")
 BY_ADMIN = Reason(ReasonKind.DOMAIN, "web1", "started")

@@ -1,0 +1,230 @@
+"""The daemon with a rule system, a host, libvirt and a configuration in memory, as its tests run it."""
+
+import asyncio
+import logging
+import signal
+import threading
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from ipaddress import ip_address, ip_network
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+from fwdaemon.config import Loaded, parse
+from fwdaemon.config.model import Config
+from fwdaemon.core.inventory import (
+    AddressSource,
+    Domain,
+    GuestInterface,
+    HostAddress,
+    Inventory,
+    LearnedAddress,
+    Network,
+)
+from fwdaemon.core.pace import Pauses
+from fwdaemon.core.probing import Silent
+from fwdaemon.core.report import LookAgain, Outcome, Reason, ReasonKind, RulesChanged
+from fwdaemon.core.state import Desired
+from fwdaemon.daemon import Daemon, Parts, Start
+from fwdaemon.errors import PortfwdError
+from fwdaemon.events import ConnectionState
+from fwdaemon.kernel.process import HASTE
+from fwdaemon.netfilter import Monitor, Netfilter
+from tests.unit.memory_backend import MemoryBackend, NoProgram
+from tests.unit.seams import Memory
+
+MAIN = Path("/etc/portfwd.toml")
+WEB = '[[forward]]\ndomain = "web1"\nports = ["80:8080"]\n'
+SSH = '[[forward]]\ndomain = "web1"\nports = ["22"]\n'
+REMOVE = '[daemon]\non_stop = "remove"\n'
+STARTED = Reason(ReasonKind.DOMAIN, "web1", "started")
+FAST = Pauses(looks=0.001, looks_at_most=0.01, verify=0.02, retry=0.01, retry_at_most=0.05, ready=60.0)
+RULE = "web1: tcp *:80 -> 192.168.122.50:8080"
+SSH_RULE = "web1: tcp *:22 -> 192.168.122.50:22"
+PUBLIC = ip_network("198.51.100.0/24")
+
+
+def inventory(*, running: bool = True) -> Inventory:
+    """Give what there is: one domain, with a lease where it runs."""
+    learned = (LearnedAddress(ip_address("192.168.122.50"), AddressSource.LEASE),) if running else ()
+    interface = GuestInterface("52:54:00:00:00:01", "default", "virbr0", "vnet0", learned)
+    interfaces = (interface,) if running else ()
+    domain = Domain("web1", UUID(int=1), running=running, interfaces=interfaces, returning=not running)
+    subnet, gateway = ip_network("192.168.122.0/24"), ip_address("192.168.122.1")
+    network = Network("default", active=True, bridge="virbr0", subnets=(subnet,), gateways=(gateway,))
+    host = HostAddress(ip_address("198.51.100.1"), PUBLIC, "eth0")
+    return Inventory((domain,), (network,), (host,), frozenset({"eth0"}))
+
+
+@dataclass
+class Libvirt:
+    """Everything that says "look again", and the inventory; `faults` are what the next inventories fail with."""
+
+    there: Inventory | None = field(default_factory=inventory)
+    faults: list[Exception] = field(default_factory=list)
+    look_again: LookAgain = field(init=False)
+    configured: list[Config] = field(default_factory=list)
+    begun: int = 0
+    closed: int = 0
+    doubted: int = 0
+    refreshed: int = 0
+    searched: int = 0
+    starting: asyncio.Event | None = None
+
+    def configure(self, config: Config) -> None:
+        self.configured.append(config)
+
+    async def start(self) -> None:
+        self.begun += 1
+        if self.starting is not None:
+            await self.starting.wait()
+
+    async def refresh(self) -> Inventory | None:
+        await asyncio.sleep(0)
+        self.refreshed += 1
+        if self.faults:
+            raise self.faults.pop(0)
+        return self.there
+
+    def search(self, silent: Collection[Silent], inventory: Inventory) -> None:
+        del silent, inventory
+        self.searched += 1
+
+    def doubt(self) -> None:
+        self.doubted += 1
+
+    def connections(self) -> tuple[ConnectionState, ...]:
+        return (ConnectionState("qemu:///system", connected=self.there is not None, since=datetime.now(UTC)),)
+
+    async def close(self) -> None:
+        self.closed += 1
+
+
+@dataclass
+class Routes:
+    """Changes of routes, of which there are none."""
+
+    started: bool = False
+
+    def start(self) -> None:
+        self.started = True
+
+    def close(self) -> None:
+        self.started = False
+
+
+@dataclass
+class Scene(Memory):
+    """A daemon, and everything around it; `faults` are what the next writes of rules fail with."""
+
+    place: Path = Path()
+    text: str = WEB
+    libvirt: Libvirt = field(default_factory=Libvirt)
+    pauses: Pauses = FAST
+    faults: list[Exception] = field(default_factory=list)
+    unreadable: list[PortfwdError] = field(default_factory=list)
+    reading: threading.Event = field(default_factory=threading.Event)
+    readable: threading.Event | None = None
+    asked: Callable[[], None] = print
+    start: Start | None = None
+    made: list[Config] = field(default_factory=list)
+    daemon: Daemon = field(init=False)
+    running: asyncio.Task[None] = field(init=False)
+
+    def parts(self) -> Parts:
+        backend = Failing(self.kernel, "nftables")
+        backend.faults = self.faults
+        return Parts(
+            Netfilter(NoProgram(), among=(backend,)),
+            self.host,
+            self.connections,
+            self._conflicts,
+            self._routes,
+            self._sources,
+            self._read,
+            self.place / "control.sock",
+            self.place / "state",
+            self.place / "run",
+            pauses=self.pauses,
+        )
+
+    def _conflicts(self, asked: Callable[[], None]) -> Any:
+        self.asked = asked
+        return self.others
+
+    def _routes(self, changed: RulesChanged) -> Monitor:
+        del changed
+        return Routes()
+
+    def _sources(self, config: Config, look_again: LookAgain) -> Libvirt:
+        self.made.append(config)
+        self.libvirt.look_again = look_again
+        return self.libvirt
+
+    def _read(self, path: Path, live: Config) -> Loaded:
+        del live
+        self.reading.set()
+        if self.readable is not None:
+            self.readable.wait(600)  # longer than the end of a daemon is waited for
+        if self.unreadable:
+            raise self.unreadable.pop()
+        return Loaded(parse({path: self.text}), {path: self.text.encode()})
+
+    @property
+    def written(self) -> set[str]:
+        return {item.name for items in self.kernel.rules.values() for item in items if "home" not in item.name}
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        return self.daemon._records.header(()).problems  # noqa: SLF001  what the status tells
+
+    @asynccontextmanager
+    async def running_daemon(self) -> AsyncIterator[None]:
+        """Run the daemon until the block ends, and then as long as it takes to end."""
+        start = self.start or Start(parse({MAIN: self.text}), {MAIN: self.text.encode()})
+        self.daemon = Daemon(MAIN, start, self.parts())
+        self.running = asyncio.create_task(self.daemon.run())
+        try:
+            await self.until(lambda: self.libvirt.begun > 0)
+            yield
+            if not self.running.done():
+                signal.raise_signal(signal.SIGTERM)
+            await asyncio.wait_for(self.running, 60)
+        finally:
+            self.running.cancel()
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Wait until something is so; the daemon must not end meanwhile."""
+        async with asyncio.timeout(60):
+            while not condition():
+                if self.running.done():
+                    self.running.result()
+                    pytest.fail("the daemon ended")
+                await asyncio.sleep(0.001)
+
+
+class Failing(MemoryBackend):
+    """Fails as it is told to, before anything is done."""
+
+    faults: list[Exception]
+
+    def apply(self, desired: Desired, *, thorough: bool) -> Outcome:
+        if self.faults:
+            raise self.faults.pop(0)
+        return super().apply(desired, thorough=thorough)
+
+
+def prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> Scene:
+    monkeypatch.setattr(HASTE, "idle", HASTE.idle)  # the end of one daemon hurries all programs
+    monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
+    caplog.set_level(logging.INFO)
+    return Scene(place=tmp_path)
+
+
+def play(act: Coroutine[Any, Any, None]) -> None:
+    asyncio.run(act)
