@@ -87,6 +87,11 @@ class PortMapping:
     listen: Address | None
     origin: Origin
 
+    @property
+    def shift(self) -> int:
+        """How much higher the guest's ports are than the host's."""
+        return self.guest.first - self.host.first
+
 
 @dataclass(frozen=True, slots=True)
 class ForwardEntry:

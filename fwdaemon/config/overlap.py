@@ -30,7 +30,6 @@ def cut_short(conflicts: Iterable[Problem]) -> list[Problem]:
 
 # What the keys of one entry must not say together.
 _EITHER = frozenset(Family)
-_NAMES = {Family.IPV4: "IPv4", Family.IPV6: "IPv6"}
 # ARP is answered address by address, for 1,024 at most; neighbour discovery is answered by subnet.
 _WIDEST_PROXY: Final = 22
 
@@ -105,7 +104,7 @@ def _guest(entry: ForwardEntry | NatEntry) -> tuple[Address, ...]:
 
 
 def _show(families: frozenset[Family]) -> str:
-    return " and ".join(_NAMES[family] for family in sorted(families))
+    return " and ".join(f"IPv{family}" for family in sorted(families))
 
 
 # Two claims on one address, port and protocol.
@@ -113,7 +112,6 @@ def _show(families: frozenset[Family]) -> str:
 # Claims that need not be compared are never met: they are sorted by address, family and protocol, then swept along the
 # ports, and among those open at one port a claim finds the others through its interface and the prefixes of its
 # sources. What that costs grows with the conflicts, not with the square of the claims.
-_BITS: Final = {Family.IPV4: 32, Family.IPV6: 128}
 
 # A network as its prefix length and the bits of its prefix; the networks around it are shifts of it.
 _Prefix: TypeAlias = tuple[int, int]
@@ -142,7 +140,7 @@ class _Claim:
             return [(0, 0)]
         family = self.place[1]
         return [
-            (source.prefixlen, int(source.network_address) >> (_BITS[family] - source.prefixlen))
+            (source.prefixlen, int(source.network_address) >> (family.bits - source.prefixlen))
             for source in self.entry.sources
             if Family.of(source) is family
         ]
@@ -252,7 +250,7 @@ def _enclosing(prefixes: Iterable[_Prefix], family: Family) -> dict[_Prefix, _Pr
     """
     found: dict[_Prefix, _Prefix] = {}
     around: list[_Prefix] = []
-    for prefix in sorted(prefixes, key=lambda item: (item[1] << (_BITS[family] - item[0]), item[0])):
+    for prefix in sorted(prefixes, key=lambda item: (item[1] << (family.bits - item[0]), item[0])):
         while around and not _is_inside(prefix, around[-1]):
             around.pop()
         if around:
@@ -308,8 +306,7 @@ def _remedy(earlier: _Claim, later: _Claim) -> str:
 def _leads_to(claim: _Claim) -> tuple[object, ...]:
     """Name where the first port of a mapping would lead, if it began at port 0."""
     entry, mapping = claim.entry, claim.mapping
-    shift = mapping.guest.first - mapping.host.first
-    return entry.domain, entry.address, entry.network, entry.mac, entry.interface, entry.sources, shift
+    return entry.domain, entry.address, entry.network, entry.mac, entry.interface, entry.sources, mapping.shift
 
 
 # Public addresses claimed twice, by `[[nat]]` or `[[route]]`.

@@ -94,7 +94,7 @@ def _concerns(other: Translation, taking: Taking, order: Order) -> bool:
 
     One for all addresses, which ours comes before, is not meant for an address that is there for one guest alone.
     """
-    if other.place.family not in ("inet", "ip" if taking.family is Family.IPV4 else "ip6"):
+    if other.place.family not in ("inet", taking.family.word):
         return False
     return taking.shared or order is not Order.OURS or Field.DESTINATION in other.scope
 
@@ -150,8 +150,6 @@ def _where(rivalry: _Rivalry) -> str:
 # them first, and then those sets that a rule asks which translates or leads on, up to a certain size.
 _DSTNAT: Final = -100  # NF_IP_PRI_NAT_DST, netfilter_ipv4.h
 _PREROUTING: Final = 0  # NF_INET_PRE_ROUTING, netfilter.h
-_FAMILIES: Final = {"ip": Family.IPV4, "ip6": Family.IPV6}
-_PROGRAMS: Final = {Family.IPV4: "iptables", Family.IPV6: "ip6tables"}
 # So many bytes of elements, as the kernel lists them, are some thousand.
 _LARGEST_SET: Final = 1 << 18
 # Where our own rules are to be, as long as there are none; see `fwdaemon.nftables.ruleset`.
@@ -203,7 +201,7 @@ class ForeignRules:
             if chain.table == TABLE_NAME:
                 ours = Standing(System.NFTABLES, chain.priority)
             elif is_iptables(chain):
-                found += self._iptables(_FAMILIES[chain.family], System.IPTABLES_NFT)[0]
+                found += self._iptables(Family.called(chain.family), System.IPTABLES_NFT)[0]
             else:
                 found += self._native(chain, listed)
         for family in _legacy_families():
@@ -249,7 +247,7 @@ class ForeignRules:
         """Read the table nat that one variant of iptables wrote, and whether chains of ours are in it."""
         variant = "nft" if system is System.IPTABLES_NFT else "legacy"
         try:
-            save = self._runner.run(f"{_PROGRAMS[family]}-{variant}-save", "-t", "nat").stdout
+            save = self._runner.run(f"{family.iptables}-{variant}-save", "-t", "nat").stdout
         except ProcessError:  # it is not installed, or what is there is beyond it
             return [], False
         chains = iptables_reader.read_chains(save, system, family)

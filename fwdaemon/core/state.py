@@ -21,6 +21,9 @@ from fwdaemon.core.types import Address, Family, Gate, Origin, PortRange, Protoc
 # A connection has so many labels (struct nf_conn_labels).
 LABELS: Final = range(128)
 
+# How long an ended connection is remembered: longer than a guest that has something to send waits to try again.
+REFUSED_FOR_S: Final = 120
+
 # Of thousands of openings each is looked at by what is written in C: a line of Python for each takes ten times as long.
 _FAMILIES: Final[Mapping[type, Family]] = {IPv4Address: Family.IPV4, IPv6Address: Family.IPV6}
 _target = attrgetter("target")
@@ -72,6 +75,11 @@ class Forward:
     def owner(self) -> Owner:
         """The domain it leads to."""
         return Owner(self.domain)
+
+    @property
+    def shift(self) -> int:
+        """How much higher the guest's ports are than those it listens on."""
+        return self.target_ports.first - self.ports.first
 
     def listens_at(self) -> str:
         """Where it listens, for people and the audit: `tcp 198.51.100.7:8443`."""

@@ -1,11 +1,11 @@
 """The words the whole program shares: addresses, families, protocols, ports, sockets. Pure data."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import IntEnum, StrEnum
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, collapse_addresses
 from pathlib import Path
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 # The words the whole program shares: addresses, families, protocols, ports.
 #
@@ -25,8 +25,34 @@ class Family(IntEnum):
         """The family of an address or a subnet."""
         return _FAMILIES[item.version]
 
+    @classmethod
+    def called(cls, word: str) -> "Family":
+        """The family with this `word`."""
+        return _CALLED[word]
+
+    @property
+    def word(self) -> str:
+        """What nft calls it, and the start of the names of iptables' programs."""
+        return "ip" if self is Family.IPV4 else "ip6"
+
+    @property
+    def iptables(self) -> str:
+        """The program that writes its older rules, without a variant: `ip6tables`."""
+        return f"{self.word}tables"
+
+    @property
+    def bits(self) -> int:
+        """How long its addresses are."""
+        return 32 if self is Family.IPV4 else 128
+
+    @property
+    def domain(self) -> int:
+        """Its number in the kernel, AF_INET or AF_INET6 (linux/socket.h)."""
+        return 2 if self is Family.IPV4 else 10
+
 
 _FAMILIES = {family.value: family for family in Family}
+_CALLED = {family.word: family for family in Family}
 
 
 class Protocol(StrEnum):
@@ -35,6 +61,16 @@ class Protocol(StrEnum):
     TCP = "tcp"
     UDP = "udp"
     SCTP = "sctp"
+
+    @property
+    def number(self) -> int:
+        """Its number in a packet's header."""
+        return _NUMBERS[self]
+
+
+_NUMBERS: Final = {Protocol.TCP: 6, Protocol.UDP: 17, Protocol.SCTP: 132}
+PROTOCOLS: Final[Mapping[int, Protocol]] = {number: protocol for protocol, number in _NUMBERS.items()}
+"""Protocols by their numbers."""
 
 
 @dataclass(frozen=True, slots=True, order=True)

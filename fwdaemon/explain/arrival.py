@@ -368,7 +368,7 @@ def endpoint(opening: Opening, arrival: Arrival) -> tuple[Address, int]:
     """Give the address and port of the guest that an opening leads a connection to."""
     match opening:
         case Forward():
-            return opening.target, opening.target_ports.first + arrival.port - opening.ports.first
+            return opening.target, arrival.port + opening.shift
         case Nat():
             return opening.target, arrival.port
     return arrival.address, arrival.port

@@ -128,7 +128,7 @@ class Delivery:
 
     def _hairpin(self, port: str) -> Step:
         """Judge a guest's connection to itself: bridged frames that netfilter translates come back to their port."""
-        family = "iptables" if self._ground.arrival.family is Family.IPV4 else "ip6tables"
+        family = self._ground.arrival.family.iptables
         through_netfilter = self._ground.world.sysctl(f"net.bridge.bridge-nf-call-{family}") == "1"
         if not through_netfilter:
             return fine("hairpin", f"bridge-nf-call-{family} is off, so the guest reaches itself")

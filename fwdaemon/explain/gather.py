@@ -36,7 +36,6 @@ _TELL_ROUTE: Final = 0x2000 | 0x1000
 _RTN_LOCAL: Final = 2
 # RTN_BLACKHOLE and its like, linux/rtnetlink.h, as ip-route(8) calls them.
 _DEAD_ENDS: Final = {6: "blackhole", 7: "unreachable", 8: "prohibit"}
-_AF: Final = {Family.IPV4: socket.AF_INET, Family.IPV6: socket.AF_INET6}
 _INNER: Final = frozenset({"veth", "dummy", "ifb"})
 _PATIENCE_S: Final = 2.0
 _DISCARD: Final = 9  # RFC 863
@@ -84,7 +83,7 @@ class Kernel:
             try:
                 answers = list(rtnetlink.route("get", **asked))
             except NetlinkError:  # the ways to say that there is no way are many
-                return _dead_end(rtnetlink.get_routes(family=_AF[Family.of(to)]), to)
+                return _dead_end(rtnetlink.get_routes(family=Family.of(to).domain), to)
         return _route_answer(answers[0], names, to)
 
     def gateway_on(self, device: str, family: Family) -> Address | None:
@@ -93,7 +92,8 @@ class Kernel:
 
         index = {name: number for number, name in socket.if_nameindex()}.get(device)
         with IPRoute() as rtnetlink:
-            routes = [route for route in rtnetlink.get_routes(family=_AF[family]) if route.get_attr("RTA_OIF") == index]
+            listed = rtnetlink.get_routes(family=family.domain)
+            routes = [route for route in listed if route.get_attr("RTA_OIF") == index]
         gateways = (route.get_attr("RTA_GATEWAY") for route in sorted(routes, key=lambda route: int(route["dst_len"])))
         return next((ip_address(gateway) for gateway in gateways if gateway), None)
 
@@ -139,7 +139,7 @@ class Kernel:
 
     def is_on_link(self, address: Address) -> bool:
         """See `World.is_on_link`; any packet has the kernel ask its neighbours."""
-        with socket.socket(_AF[Family.of(address)], socket.SOCK_DGRAM) as asking, suppress(OSError):
+        with socket.socket(Family.of(address).domain, socket.SOCK_DGRAM) as asking, suppress(OSError):
             asking.connect((str(address), _DISCARD))
             asking.send(b"")
         return answers_now(address)

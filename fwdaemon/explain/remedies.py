@@ -49,7 +49,7 @@ def claim_port(near: Claim | None, arrival: Arrival, file: str) -> str:
     if near.listen and mapping.protocol is arrival.protocol and arrival.port in mapping.host:
         where = " or ".join(str(address) for address in near.listen)
         return f"Connect to {where} instead, where {near.origin} {near}."
-    port = mapping.guest.first + min(max(arrival.port, mapping.host.first), mapping.host.last) - mapping.host.first
+    port = min(max(arrival.port, mapping.host.first), mapping.host.last) + mapping.shift
     suffix = "" if arrival.protocol is Protocol.TCP else f"/{arrival.protocol}"
     return (
         f'Add "{arrival.port}:{port}{suffix}" to ports in {near.origin}, and {RELOAD};'
@@ -320,7 +320,7 @@ def _exception(chain: BaseChain, end: End, protocol: Protocol, verb: Mapping[boo
 
 
 def _native_exception(chain: BaseChain, end: End, protocol: Protocol, verb: str) -> str:
-    ip = "ip" if Family.of(end.address) is Family.IPV4 else "ip6"
+    ip = Family.of(end.address).word
     address, port = ("saddr", "sport") if end.back else ("daddr", "dport")
     return f"nft {verb} rule {chain} {ip} {address} {end.address} {protocol} {port} {end.port} accept"
 
@@ -334,4 +334,4 @@ def _iptables_exception(chain: BaseChain, end: End, protocol: Protocol, verb: st
 def iptables_program(place: Place) -> str:
     """Name the program that writes to a chain of iptables."""
     kind = "nft" if place.system is System.IPTABLES_NFT else "legacy"
-    return f"{'iptables' if place.family == 'ip' else 'ip6tables'}-{kind}"
+    return f"{place.family}tables-{kind}"

@@ -24,12 +24,11 @@ from fwdaemon.kernel.rtnetlink import interface_index
 
 # Which bridges have their own frames filtered as if these were routed (br_netfilter).
 _LINKS: Final = Path("/sys/class/net")
-_SWITCHES: Final = {Family.IPV4: "iptables", Family.IPV6: "ip6tables"}
 
 
 def bridging(family: Family) -> frozenset[str]:
     """Name the bridges whose frames pass the forward chains of a family, in by the bridge and out by the same."""
-    word = _SWITCHES[family]
+    word = family.iptables
     every = sysctl.read(f"net.bridge.bridge-nf-call-{word}") == "1"
     return frozenset(name for name in _bridges() if every or _is_set(name, f"nf_call_{word}"))
 

@@ -92,9 +92,10 @@ def _by_owner(forward: Forward) -> tuple[str, str]:
 
 
 def _duties_of(forward: Forward) -> Iterator[tuple[Place, Duty]]:
-    target, shift = str(forward.target), forward.target_ports.first - forward.ports.first
-    for port in range(forward.ports.first, forward.ports.last + 1):
-        yield Place(forward.protocol, forward.family, port), Duty(target, port + shift, forward, forward.sources)
+    target = str(forward.target)
+    for port in forward.ports:
+        duty = Duty(target, port + forward.shift, forward, forward.sources)
+        yield Place(forward.protocol, forward.family, port), duty
 
 
 # Carries TCP connections from a loopback address to a guest.
@@ -203,7 +204,7 @@ class TcpPlace:
 
 def bound(place: Place, kind: int) -> socket.socket:
     """Open a socket at a place; only what the host itself sends gets there, whatever is routed."""
-    family = socket.AF_INET if place.family is Family.IPV4 else socket.AF_INET6
+    family = place.family.domain
     opened = socket.socket(family, kind | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
     try:
         opened.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"lo")

@@ -35,7 +35,7 @@ def absorbed(forwards: Iterable[Forward]) -> Mapping[Forward, Forward]:
 
 
 def _target(forward: Forward) -> _Target:
-    return forward.domain, forward.address, forward.protocol, forward.guest.first - forward.host.first
+    return forward.domain, forward.address, forward.protocol, forward.shift
 
 
 def _sweep(forwards: Iterable[Forward]) -> Iterator[tuple[Forward, Forward]]:

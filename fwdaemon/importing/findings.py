@@ -46,6 +46,11 @@ class Forward:
     reason: str = ""
     judged: "Judged | None" = None
 
+    @property
+    def shift(self) -> int:
+        """What has to be added to a port of the host to give the guest's."""
+        return self.guest.first - self.host.first
+
 
 @dataclass(frozen=True, slots=True)
 class Hole:

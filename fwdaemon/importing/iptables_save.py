@@ -98,7 +98,7 @@ def _answers(forward: Forward, candidate: Candidate) -> bool:
         and _serves_host(forward)
         and forward.host.first <= candidate.host.first
         and candidate.host.last <= forward.host.last
-        and forward.guest.first - forward.host.first == candidate.shift
+        and forward.shift == candidate.shift
         and (forward.listen is None or _is_for(candidate, forward.listen))
     )
 

@@ -105,7 +105,7 @@ def key_of(words: tuple[str, ...]) -> Key | None:
         case ("ct", "original", *rest):
             return _wanted(rest)
         case ("ip" | "ip6" as name, "saddr" | "daddr" | "protocol" | "nexthdr" | "version" as part):
-            return _network_header(Family.IPV4 if name == "ip" else Family.IPV6, part)
+            return _network_header(Family.called(name), part)
         case ("tcp" | "udp" | "sctp" | "udplite" as name, "dport"):
             return Key(Field.PORT, header={Field.PROTOCOL: one(PROTOCOLS[name])})
     return _KEYS.get(words)
@@ -145,7 +145,7 @@ def _network_header(family: Family, part: str) -> Key:
 def _wanted(words: Iterable[str]) -> Key | None:
     match list(words):
         case ["ip" | "ip6" as name, "daddr"]:
-            return Key(Field.WANTED, family=Family.IPV4 if name == "ip" else Family.IPV6)
+            return Key(Field.WANTED, family=Family.called(name))
         case ["proto-dst"]:
             return Key(Field.WANTED_PORT)
     return None

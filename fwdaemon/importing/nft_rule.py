@@ -12,7 +12,7 @@ from itertools import takewhile
 from typing import Final
 
 from fwdaemon.core.text import GrammarError, quote
-from fwdaemon.core.types import Address, PortRange
+from fwdaemon.core.types import Address, PortRange, Protocol
 from fwdaemon.importing.findings import port_range, read_port
 from fwdaemon.importing.iptables_nat import Target
 from fwdaemon.importing.nft_matching import (
@@ -37,7 +37,7 @@ from fwdaemon.rulesets.rules import Action, End, Jump, Return, Rule
 _FLAGS: Final = frozenset({"fin", "syn", "rst", "psh", "ack", "urg", "ecn", "cwr"})
 _NONE: Final = ("0x0", "0", "0x00")
 _OWN: Final = frozenset({"syn"})
-_TCP: Final[Match] = {Field.PROTOCOL: one(6)}
+_TCP: Final[Match] = {Field.PROTOCOL: one(Protocol.TCP.number)}
 
 
 def compare_flags(cursor: Cursor) -> list[Match]:
@@ -128,7 +128,11 @@ _VERDICTS: Final[Mapping[str, Action]] = {
 # Tests whose outcome nobody can foresee; rules with them have a verdict of their own, or none.
 _LIMITS: Final = frozenset({"limit", "quota", "meter"})
 # What is asked of these headers, only packets that have them pass.
-_OF_PROTOCOL: Final[Mapping[str, int]] = {"icmp": 1, "tcp": 6, "udp": 17, "icmpv6": 58, "sctp": 132}
+_OF_PROTOCOL: Final[Mapping[str, int]] = {
+    "icmp": 1,
+    "icmpv6": 58,
+    **{protocol.value: protocol.number for protocol in Protocol},
+}
 _WRITING: Final = frozenset({"set", "add", "update", "delete"})
 _WITHOUT_VERDICT: Final = frozenset({*HEADS, *SHORT, *_LIMITS, "icmp", "icmpv6", "arp", "vlan", "rt", "socket", "dup"})
 

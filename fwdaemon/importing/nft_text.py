@@ -95,7 +95,7 @@ def _strange(found: Chained) -> frozenset[int]:
 def _families(tables: Tables) -> Iterator[Family]:
     """Yield the families that any of it may be for."""
     for family in Family:
-        foreign = "ip6" if family is Family.IPV4 else "ip"
+        foreign = next(other.word for other in Family if other is not family)
         if tables.unread or any(name != foreign for name, _ in tables.tables):
             yield family
 

@@ -41,7 +41,6 @@ from fwdaemon.resolve.flows import Flow, Judge, is_claimed, is_resumed, is_stray
 
 _log = logging.getLogger(__name__)
 
-_FAMILIES = {Family.IPV4: socket.AF_INET, Family.IPV6: socket.AF_INET6}
 # What a guest that moved to this host may go on with.
 _CARRYING_ON = (socket.IPPROTO_TCP, socket.IPPROTO_UDP)
 _PINGS = {Family.IPV4: socket.IPPROTO_ICMP, Family.IPV6: socket.IPPROTO_ICMPV6}
@@ -123,7 +122,7 @@ def end_claimed(added: Collection[Opening], local: Collection[Address]) -> list[
     openings = [opening for opening in added if not isinstance(opening, Route)]
     taken = {family: [opening for opening in openings if opening.family is family] for family in Family}
     endless = ((family, protocol) for family in Family for protocol in _endless(family, taken[family]))
-    requests = (protocol_request(_FAMILIES[family], protocol) for family, protocol in endless)
+    requests = (protocol_request(family.domain, protocol) for family, protocol in endless)
     return _end_listed(requests, lambda flow: is_claimed(flow, taken[flow.family], local))
 
 
@@ -135,7 +134,7 @@ def end_flows(flows: Collection[Flow]) -> int:
 
     """
     families = sorted({flow.family for flow in flows})
-    requests = (protocol_request(_FAMILIES[family], socket.IPPROTO_UDP) for family in families)
+    requests = (protocol_request(family.domain, socket.IPPROTO_UDP) for family in families)
     return len(_end_listed(requests, flows.__contains__))
 
 
@@ -151,7 +150,7 @@ def end_strayed(arrived: Collection[Nat]) -> int:
     """
     public = {nat.target: nat.public for nat in arrived}
     families = sorted({nat.family for nat in arrived})
-    requests = (protocol_request(_FAMILIES[family], protocol) for family in families for protocol in _CARRYING_ON)
+    requests = (protocol_request(family.domain, protocol) for family in families for protocol in _CARRYING_ON)
     return len(_end_listed(requests, lambda flow: is_strayed(flow, public)))
 
 
@@ -241,7 +240,7 @@ def _end(asking: NetlinkSocket, entries: Sequence[Entry]) -> list[Entry]:
     codes = list[int]()
     for first in range(0, len(entries), _AT_ONCE):
         some = entries[first : first + _AT_ONCE]
-        codes += asking.change(DELETE, [ending_request(_FAMILIES[entry.flow.family], entry) for entry in some])
+        codes += asking.change(DELETE, [ending_request(entry.flow.family.domain, entry) for entry in some])
     for code in set(codes) - {0, errno.ENOENT}:
         _log.warning("cannot end %d connections: %s", codes.count(code), os.strerror(code))
     return [entry for entry, code in zip(entries, codes, strict=False) if code == 0]

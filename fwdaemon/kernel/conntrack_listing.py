@@ -14,7 +14,7 @@ from functools import lru_cache
 from ipaddress import IPv4Address, ip_address
 from typing import Final, NamedTuple
 
-from fwdaemon.core.types import Address, Protocol
+from fwdaemon.core.types import PROTOCOLS, Address, Protocol
 from fwdaemon.kernel.netlink import Message, attribute, attributes
 from fwdaemon.resolve.flows import Flow
 
@@ -26,7 +26,7 @@ from fwdaemon.resolve.flows import Flow
 _NESTED: Final = 0x8000
 _HEADER: Final = 4  # nfgenmsg
 _FIRST_ADDRESS: Final = {4: 1, 16: 3}  # CTA_IP_V4_SRC and CTA_IP_V6_SRC, by the size of an address
-_TCP, _UDP = 6, 17
+_TCP, _UDP = Protocol.TCP.number, Protocol.UDP.number
 # From SYN_RECV to CLOSE_WAIT of nf_conntrack_tcp.h.
 _OPEN: Final = range(2, 6)
 
@@ -139,8 +139,6 @@ _BYTES = 2
 # The states in which a connection is open, by protocol: each has its attribute, and that an attribute 1. They are from
 # SYN_RECV to CLOSE_WAIT of nf_conntrack_tcp.h, and from ESTABLISHED to SHUTDOWN_RECD of nf_conntrack_sctp.h.
 _LISTED_OPEN: Final = {1: range(2, 6), 3: range(4, 7)}
-
-_PROTOCOLS: Final = {6: Protocol.TCP, 17: Protocol.UDP, 132: Protocol.SCTP}
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,7 +253,7 @@ def may_be_expected(message: Message) -> bool:
 def flow_of(lane: Lane) -> Flow:
     """Read a lane."""
     return Flow(
-        _PROTOCOLS.get(lane.protocol),
+        PROTOCOLS.get(lane.protocol),
         _address(lane.source),
         _address(lane.destination),
         int.from_bytes(lane.destination_port),
@@ -309,7 +307,7 @@ class _Tuple:
 def _listed_tuple(nested: bytes) -> _Tuple:
     parts = attributes(nested)
     addresses, proto = attributes(parts[_IP]), attributes(parts[_PROTO])
-    protocol = _PROTOCOLS.get(proto[_PROTO_NUMBER][0])
+    protocol = PROTOCOLS.get(proto[_PROTO_NUMBER][0])
     return _Tuple(
         protocol,
         next(_address(addresses[kind]) for kind in _SOURCES if kind in addresses),

@@ -26,8 +26,6 @@ from fwdaemon.kernel.netlink import Message, NetlinkSocket, RefusalError, attrib
 # bound to, whether one of IPv6 takes IPv4 too, and its control group. Sources: linux/inet_diag.h, linux/sock_diag.h and
 # the states in net/tcp_states.h.
 BY_FAMILY: Final = 20  # SOCK_DIAG_BY_FAMILY
-_AF: Final = {Family.IPV4: 2, Family.IPV6: 10}
-_NUMBERS: Final = {Protocol.TCP: 6, Protocol.UDP: 17, Protocol.SCTP: 132}
 # TCP_LISTEN; of UDP those without a fixed peer, which are in the state TCP_CLOSE.
 _STATES: Final = {Protocol.TCP: 1 << 10, Protocol.UDP: 1 << 7, Protocol.SCTP: 1 << 10}
 
@@ -40,7 +38,7 @@ _ONLY_IPV6, _CGROUP = 11, 21
 
 def request(protocol: Protocol, family: Family) -> bytes:
     """Write the body of a request for all sockets of a kind that wait."""
-    return _REQUEST.pack(_AF[family], _NUMBERS[protocol], 0, 0, _STATES[protocol])
+    return _REQUEST.pack(family.domain, protocol.number, 0, 0, _STATES[protocol])
 
 
 def read(protocol: Protocol, body: bytes, devices: Mapping[int, str]) -> Listener:
@@ -48,7 +46,7 @@ def read(protocol: Protocol, body: bytes, devices: Mapping[int, str]) -> Listene
     family, _, _, _, port, _, source, _ = _ADDRESSES.unpack_from(body)
     device, *_, inode = _REST.unpack_from(body, _ADDRESSES.size)
     more = attributes(body[_ADDRESSES.size + _REST.size :])
-    address = ip_address(source[:4] if family == _AF[Family.IPV4] else source)
+    address = ip_address(source[:4] if family == Family.IPV4.domain else source)
     families, plain = _taken(address, only_ipv6=any(more.get(_ONLY_IPV6, b"")))
     cgroup = int.from_bytes(more.get(_CGROUP, b""), sys.byteorder)
     return Listener(protocol, families, plain, port, devices.get(device), inode, cgroup)

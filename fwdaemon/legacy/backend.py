@@ -21,7 +21,7 @@ from fwdaemon.core.report import (
     joined,
     tried,
 )
-from fwdaemon.core.state import Desired, Opening
+from fwdaemon.core.state import REFUSED_FOR_S, Desired, Opening
 from fwdaemon.core.text import is_interface_name
 from fwdaemon.core.types import Family, Gate
 from fwdaemon.errors import KernelError, PortfwdError
@@ -97,8 +97,6 @@ _log = logging.getLogger(__name__)
 
 # Somebody who does not take the lock may commit between our look and our commit.
 _TRIES = 5
-# How long an ended connection is remembered: longer than a guest that has something to send waits to try again.
-_REFUSED_FOR_S = 120.0
 
 _Infos = Mapping[TableName, TableInfo]
 
@@ -151,7 +149,7 @@ class LegacyBackend:
 
     def refuse(self, flows: Collection[Flow]) -> None:
         """See `Backend.refuse`."""
-        if self._desired is not None and self._ended.add(flows, self._clock() + _REFUSED_FOR_S):
+        if self._desired is not None and self._ended.add(flows, self._clock() + REFUSED_FOR_S):
             self._settled = {}
             self._apply(self._desired)
 

@@ -104,12 +104,11 @@ def _is_strange(edit: Edit, observed: Sequence[str]) -> bool:
 
 
 # Our rules as text for people, in the form `iptables-legacy-restore --noflush` takes.
-_PROGRAMS = {Family.IPV4: "iptables-legacy-restore", Family.IPV6: "ip6tables-legacy-restore"}
 
 
 def restore_text(family: Family, tables: Mapping[TableName, Table]) -> str:
     """Write the tables of one family."""
-    lines = [f"# {_PROGRAMS[family]} --noflush"]
+    lines = [f"# {family.iptables}-legacy-restore --noflush"]
     for name, table in tables.items():
         lines += [f"*{name}", *_lines(table), "COMMIT"]
     return "".join(f"{line}\n" for line in lines)
@@ -117,7 +116,8 @@ def restore_text(family: Family, tables: Mapping[TableName, Table]) -> str:
 
 def change_text(family: Family, table: TableName, change: Change) -> str:
     """Write the edits of one table; positions count from 1, each rule's as it is when its line's turn comes."""
-    lines = [f"# {_PROGRAMS[family]} --noflush", f"*{table}", *(f":{chain} - [0:0]" for chain in change.create)]
+    program = f"{family.iptables}-legacy-restore"
+    lines = [f"# {program} --noflush", f"*{table}", *(f":{chain} - [0:0]" for chain in change.create)]
     for edit in change.edits:
         lines += [f"-D {edit.chain} {position + 1}" for position in sorted(edit.delete, reverse=True)]
         lines += [f"-I {edit.chain} {position + 1} {rule}" for position, rule in edit.insert]

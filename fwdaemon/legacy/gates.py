@@ -13,7 +13,7 @@ from fwdaemon.core.types import Family, Gate
 from fwdaemon.legacy.client import HelperClient, Session, UnusableError
 from fwdaemon.legacy.difference import Change, change_text, difference
 from fwdaemon.legacy.info import TableInfo, existing_tables, table_info
-from fwdaemon.legacy.model import Head, ObservedTable, Table, TableName, family_name
+from fwdaemon.legacy.model import Head, ObservedTable, Table, TableName
 from fwdaemon.legacy.ruleset import gate
 
 _CHAIN = "FORWARD"
@@ -55,7 +55,7 @@ class LegacyGates:
                 continue
             changed |= head is not None
             if head is not None and family in families:
-                where = Gate(family_name(family), TableName.FILTER, _CHAIN)
+                where = Gate(family.word, TableName.FILTER, _CHAIN)
                 changes.append(GateChange(where, family in self._opened, head.fault))
                 self._opened.add(family)
         return Outcome(gates=tuple(changes), faults=tuple(faults), changed=changed)
@@ -68,7 +68,7 @@ class LegacyGates:
                 with self._helpers[family].locked(_PATIENCE) as session:
                     head, _, change = _compare(session, bit if family in families else None, behind)
                 if not change.empty:
-                    where = Gate(family_name(family), TableName.FILTER, _CHAIN)
+                    where = Gate(family.word, TableName.FILTER, _CHAIN)
                     gate_change = GateChange(where, restored=False, fault=head.fault)
                     text = change_text(family, TableName.FILTER, change)
                     outcomes.append(Outcome(gates=(gate_change,), script=text, changed=True))

@@ -229,7 +229,7 @@ _FORWARD = 2  # NF_INET_FORWARD
 _GET_INFO, _GET_ENTRIES = 64, 65
 _ENTRIES_HEADER = 40
 _TRIES = 10
-_SOCKETS = {Family.IPV4: (socket.AF_INET, socket.IPPROTO_IP), Family.IPV6: (socket.AF_INET6, socket.IPPROTO_IPV6)}
+_LEVELS = {Family.IPV4: socket.IPPROTO_IP, Family.IPV6: socket.IPPROTO_IPV6}
 # Of this thread, since a network namespace is a thread's.
 _LISTS = {
     Family.IPV4: "/proc/thread-self/net/ip_tables_names",
@@ -336,9 +336,8 @@ def _get_info(family: Family, table: TableName) -> _GetInfo:
 
 def _ask(family: Family, option: int, answer: Any) -> int:
     """Fill in `answer`, which says what the question is about; the number of the error, or 0."""
-    domain, level = _SOCKETS[family]
     length = ctypes.c_uint(ctypes.sizeof(answer))
     libc = ctypes.CDLL(None, use_errno=True)
-    with socket.socket(domain, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as asking:
-        failed = libc.getsockopt(asking.fileno(), level, option, ctypes.byref(answer), ctypes.byref(length))
+    with socket.socket(family.domain, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as asking:
+        failed = libc.getsockopt(asking.fileno(), _LEVELS[family], option, ctypes.byref(answer), ctypes.byref(length))
     return ctypes.get_errno() if failed else 0

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from hashlib import blake2s
 
-from fwdaemon.core.types import Address, Family
+from fwdaemon.core.types import Address
 
 # What every rule of ours in a chain that is not ours says of itself.
 COMMENT = "kvm-portfwd"
@@ -124,8 +124,3 @@ def unlabelled(bit: int) -> str:
 def labelling(bit: int) -> str:
     """Write what labels a connection, as the last of the matches; it fails where a connection can have no labels."""
     return f"{labelled(bit)} --set"
-
-
-def family_name(family: Family) -> str:
-    """Give the word for a family that names of chains are told with, `ip nat PREROUTING`."""
-    return "ip" if family is Family.IPV4 else "ip6"

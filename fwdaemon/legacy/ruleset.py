@@ -27,7 +27,6 @@ from fwdaemon.legacy.model import (
     Table,
     TableName,
     confined_from,
-    family_name,
     host,
     labelled,
     labelling,
@@ -304,7 +303,7 @@ def _concerned(
 def _stale(family: Family, wanted: ObservedTables, observed: Observed) -> frozenset[str]:
     """Name the owners whose rules are there for nothing, as far as their comments tell."""
     return frozenset(
-        f"{family_name(family)} {table} {chain} {label}"
+        f"{family.word} {table} {chain} {label}"
         for table, chain in _SERVING
         for label in _unwanted(wanted, observed, table, chain)
     )
@@ -358,7 +357,7 @@ def _labels(observed: Observed) -> frozenset[int]:
 
 def _moved(family: Family, wanted: ObservedTables, observed: Observed) -> list[tuple[Gate, Head]]:
     return [
-        (Gate(family_name(family), table.value, chain), observed[table].heads[chain])
+        (Gate(family.word, table.value, chain), observed[table].heads[chain])
         for table, rules in wanted.items()
         for chain in rules.heads
         if not observed[table].heads[chain].holds
@@ -367,7 +366,7 @@ def _moved(family: Family, wanted: ObservedTables, observed: Observed) -> list[t
 
 def _left(family: Family, wanted: ObservedTables, observed: Observed) -> Iterator[str]:
     """Say which chains of ours nobody needs any more, and others keep all the same."""
-    program = f"ip{'' if family is Family.IPV4 else '6'}tables-legacy"
+    program = f"{family.iptables}-legacy"
     for table, seen in observed.items():
         for chain in sorted(seen.held - wanted.get(table, Table()).chains.keys()):
             yield (

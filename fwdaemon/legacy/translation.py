@@ -24,7 +24,6 @@ from fwdaemon.legacy.model import (
     PRE,
     Rule,
     TableName,
-    family_name,
     host,
     labelling,
     unlabelled,
@@ -183,10 +182,9 @@ def _between(ports: PortRange) -> str:
 
 def _destination(forward: Forward, ports: PortRange) -> str:
     """Write where `ports`, a piece of the forward's own, lead; the number after the slash is what is counted from."""
-    shift = forward.target_ports.first - forward.ports.first
-    if ports.width > 1 and shift == 0:
+    if ports.width > 1 and forward.shift == 0:
         return str(forward.target)
-    there = show_endpoint(forward.target, PortRange(ports.first + shift, ports.last + shift))
+    there = show_endpoint(forward.target, PortRange(ports.first + forward.shift, ports.last + forward.shift))
     return there if ports.width == 1 else f"{there}/{ports.first}"
 
 
@@ -312,4 +310,4 @@ def read_packets(family: Family, table: TableName, entries: bytes) -> Iterator[t
 
 
 def _counted_table(family: Family, table: TableName) -> str:
-    return f"{family_name(family)} {table.value}"
+    return f"{family.word} {table.value}"

@@ -38,7 +38,7 @@ from fwdaemon.nftables.difference import (
 from fwdaemon.nftables.existing import Observer, comments, existing_tables, has_rules, iptables_program
 from fwdaemon.nftables.gates import GateState, gate_script, is_iptables_gate
 from fwdaemon.nftables.generation import Commits, RulesMonitor, current_generation, following_generation
-from fwdaemon.nftables.model import TABLE_NAME, Table, family_name, table_name
+from fwdaemon.nftables.model import TABLE_NAME, Table, table_name
 from fwdaemon.nftables.readback import Counter, counting_rules, read_packets
 from fwdaemon.nftables.rulebook import Rulebook
 from fwdaemon.nftables.ruleset import labels_of, newcomers_from, tables, uplinks_of
@@ -116,18 +116,18 @@ class NftablesBackend:
     def held(self) -> frozenset[Family]:
         """See `Backend.held`."""
         there = existing_tables()
-        return frozenset(family for family in Family if (family_name(family), TABLE_NAME) in there)
+        return frozenset(family for family in Family if (family.word, TABLE_NAME) in there)
 
     def confined(self) -> frozenset[Family]:
         """See `Backend.confined`."""
         there = existing_tables()
-        places = {family: (family_name(family), TABLE_NAME) for family in Family}
+        places = {family: (family.word, TABLE_NAME) for family in Family}
         return frozenset(family for family, place in places.items() if place in there and has_rules(*place, STRANGERS))
 
     def switched(self) -> frozenset[tuple[Family, str]]:
         """See `Backend.switched`."""
         there = existing_tables()
-        places = {family: (family_name(family), TABLE_NAME) for family in Family}
+        places = {family: (family.word, TABLE_NAME) for family in Family}
         found = {family: comments(*place, "forward") for family, place in places.items() if place in there}
         ways = {name: newcomers_from(name).comment for name in filter(is_interface_name, interface_names())}
         return frozenset(
@@ -215,7 +215,7 @@ class NftablesBackend:
         made = {
             family: table
             for family, table in self._tables(self._rulebook, desired).items()
-            if family in self._committed and (family_name(family), TABLE_NAME) not in there
+            if family in self._committed and (family.word, TABLE_NAME) not in there
         }
         script = "".join(f"{line}\n" for change in tables_difference(made, {}).values() for line in change.script)
         if not script:

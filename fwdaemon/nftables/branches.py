@@ -16,7 +16,7 @@ from typing import Final, TypeAlias
 from fwdaemon.core.state import Desired, Forward, Nat, Opening, Route
 from fwdaemon.core.text import is_interface_name, is_mac, label
 from fwdaemon.core.types import Address, Family, PortRange, Subnet, collapse
-from fwdaemon.nftables.model import Rule, Target, family_name
+from fwdaemon.nftables.model import Rule, Target
 from fwdaemon.resolve.segments import Slot, homes, in_order, slots
 
 # Masquerading forwards: whose guests see an address of the host instead of the client's. Pure.
@@ -44,7 +44,7 @@ def _rules(openings: Iterable[Forward | Nat]) -> Iterator[Rule]:
 
 def _asked(opening: Forward | Nat) -> str:
     """Write what tells an opening's connections from others to the same guest."""
-    ip = family_name(opening.family)
+    ip = opening.family.word
     if isinstance(opening, Nat):
         return f"ct original {ip} daddr {opening.public}"
     forward = opening
@@ -220,8 +220,7 @@ def _key(slot: Slot) -> str:
 
 
 def _target(forward: Forward, port: int) -> Target:
-    port += forward.target_ports.first - forward.ports.first
-    return Target(f"{_text(forward.target)} . {port}", label(forward.domain))
+    return Target(f"{_text(forward.target)} . {port + forward.shift}", label(forward.domain))
 
 
 def _slot_chain(slot: Slot) -> str:
@@ -239,19 +238,18 @@ def _expression(forward: Forward, ports: PortRange, bit: int) -> str:
     if forward.interface is not None:
         parts.append(f'iifname "{forward.interface}"')
     if forward.sources:
-        parts.append(f"{family_name(forward.family)} saddr {{ {', '.join(collapse(forward.sources))} }}")
+        parts.append(f"{forward.family.word} saddr {{ {', '.join(collapse(forward.sources))} }}")
     parts.append(f"{_counting(bit)} {_dnat(forward, ports)}")
     return " ".join(parts)
 
 
 def _dnat(forward: Forward, ports: PortRange) -> str:
     """Write the DNAT; nft cannot shift a range of ports, so a shifted one is spelled out as a map."""
-    shift = forward.target_ports.first - forward.ports.first
     if ports.width == 1:
-        return f"dnat to {_with_port(forward.target, ports.first + shift)}"
-    if shift == 0:
+        return f"dnat to {_with_port(forward.target, ports.first + forward.shift)}"
+    if forward.shift == 0:
         return f"dnat to {_text(forward.target)}"
-    pairs = ", ".join(f"{port} : {port + shift}" for port in ports)
+    pairs = ", ".join(f"{port} : {port + forward.shift}" for port in ports)
     return f"dnat to {_text(forward.target)} : {forward.protocol} dport map {{ {pairs} }}"
 
 

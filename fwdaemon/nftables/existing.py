@@ -36,7 +36,7 @@ from fwdaemon.nftables.gates import (
     strays,
     wanted_gates,
 )
-from fwdaemon.nftables.model import TABLE_NAME, FoundRule, Table, family_name
+from fwdaemon.nftables.model import TABLE_NAME, FoundRule, Table
 from fwdaemon.nftables.readback import read_table
 
 _SUBSYSTEM: Final = 10 << 8
@@ -252,9 +252,7 @@ class Observer:
         named = wanted_gates(sorted(wanted.families), wanted.configured)
         gates = [gate for gate in named if (gate.family, gate.table) in there]
         tables = {
-            family: self._table(family, known.get(family))
-            for family in Family
-            if (family_name(family), TABLE_NAME) in there
+            family: self._table(family, known.get(family)) for family in Family if (family.word, TABLE_NAME) in there
         }
         states = tuple(state for gate in gates if (state := self.gate(gate, wanted)))
         stray = self._strays(gates, wanted) if everywhere else ()
@@ -265,7 +263,7 @@ class Observer:
 
     def _table(self, family: Family, known: Table | None) -> Table:
         try:
-            listing = self._runner.run("nft", "-j", "list", "table", family_name(family), TABLE_NAME).stdout
+            listing = self._runner.run("nft", "-j", "list", "table", family.word, TABLE_NAME).stdout
         except ProcessError as error:
             if error.returncode != -signal.SIGABRT:
                 raise
@@ -344,4 +342,4 @@ def _ends_the_look(error: ProcessError) -> bool:
 
 def iptables_program(gate: Gate, suffix: str = "") -> str:
     """Name iptables' nft variant for a gate's family, `ip6tables-nft-restore` with suffix `-restore`."""
-    return f"{'iptables' if gate.family == 'ip' else 'ip6tables'}-nft{suffix}"
+    return f"{gate.family}tables-nft{suffix}"

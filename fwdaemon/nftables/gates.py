@@ -22,7 +22,7 @@ from fwdaemon.core.text import rule_lines
 from fwdaemon.core.types import Family, Gate
 from fwdaemon.nftables import bans
 from fwdaemon.nftables.branches import labelled
-from fwdaemon.nftables.model import FoundRule, family_name
+from fwdaemon.nftables.model import FoundRule
 from fwdaemon.nftables.readback import Item, items
 
 # How programs write our connection label when they list rules: by its number, or by the name that a file gives it.
@@ -101,7 +101,7 @@ def is_iptables_gate(gate: Gate) -> bool:
 
 def wanted_gates(families: Iterable[Family], configured: Iterable[Gate]) -> tuple[Gate, ...]:
     """List the chains that are to have a gate where they exist: libvirt's, iptables-nft's and those configured."""
-    names = [family_name(family) for family in families]
+    names = [family.word for family in families]
     known = [Gate(name, *chain) for name in names for chain in _KNOWN_CHAINS]
     return tuple(dict.fromkeys([*known, *(gate for gate in configured if gate.family in {*names, "inet"} and names)]))
 

@@ -145,11 +145,6 @@ class Step:
     elements: Mapping[str, Collection[str]]
 
 
-def family_name(family: Family) -> str:
-    """Nftables' word for a family."""
-    return "ip" if family is Family.IPV4 else "ip6"
-
-
 def table_name(family: Family) -> str:
     """Give the full name of our table of a family."""
-    return f"{family_name(family)} {TABLE_NAME}"
+    return f"{family.word} {TABLE_NAME}"

@@ -12,13 +12,12 @@ from ipaddress import ip_address, ip_network
 from typing import Any, TypeAlias, TypeVar
 
 from fwdaemon.core.state import Desired, Opening
-from fwdaemon.core.types import Family
+from fwdaemon.core.types import PROTOCOLS, Family
 from fwdaemon.errors import KernelError
 from fwdaemon.nftables.branches import EVERY_ADDRESS, LEAVING_AS, ONE_ADDRESS, ONE_TO_ONE, TARGETS, Branch, branches
-from fwdaemon.nftables.model import VERDICT, Chain, Hook, Rule, Set, SetType, Table, Target, family_name
+from fwdaemon.nftables.model import VERDICT, Chain, Hook, Rule, Set, SetType, Table, Target
 
 # nft prints a protocol's number where /etc/protocols does not name it.
-PROTOCOL_NAMES = {6: "tcp", 17: "udp", 132: "sctp"}
 
 _ADDRESS_TYPES = ("ipv4_addr", "ipv6_addr")
 _TARGET_TYPES = tuple(f"{address} . inet_service" for address in _ADDRESS_TYPES)
@@ -161,7 +160,7 @@ def _part(part: Any, position: int) -> str:
         case {"range": [first, last]}:
             return f"{first}-{last}"
         case int() if position == 1:
-            return PROTOCOL_NAMES.get(part, str(part))
+            return PROTOCOLS.get(part, str(part))
         case str() if position == 0:
             return str(ip_address(part))
         case _:
@@ -185,7 +184,7 @@ _ELEMENT = re.compile(r'(?:([0-9a-f.:]+) \. )?(\w+) \. (\d+) counter packets (\d
 def counting_rules(desired: Desired) -> Mapping[Counter, Opening]:
     """Give what counts connections, each with its opening."""
     return {
-        (family_name(family), *counter): opening
+        (family.word, *counter): opening
         for family in Family
         for branch in branches(family, desired)
         if branch.map in _TRANSLATING and branch.openings
@@ -201,7 +200,7 @@ def _counters(branch: Branch) -> Iterator[tuple[str, str]]:
 
 def read_packets(family: Family, listing: str) -> Iterator[tuple[Counter, int]]:
     """Read the packets of each rule and element that counts any from `nft list table`."""
-    block, name = "", family_name(family)
+    block, name = "", family.word
     for line in listing.splitlines():
         if found := _BLOCK.match(line):
             block = found[1]
@@ -214,7 +213,7 @@ def read_packets(family: Family, listing: str) -> Iterator[tuple[Counter, int]]:
 def _counter_key(element: re.Match[str]) -> str:
     """Write the key as we do."""
     address, protocol, port = element.group(1, 2, 3)
-    known = PROTOCOL_NAMES.get(int(protocol), protocol) if protocol.isdecimal() else protocol
+    known = PROTOCOLS.get(int(protocol), protocol) if protocol.isdecimal() else protocol
     return " . ".join([*([_plain(address)] if address else []), known, port])
 
 

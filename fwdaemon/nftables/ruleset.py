@@ -14,7 +14,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 
-from fwdaemon.core.state import LABELS, Desired, Opening
+from fwdaemon.core.state import LABELS, REFUSED_FOR_S, Desired, Opening
 from fwdaemon.core.text import is_interface_name
 from fwdaemon.core.types import Family, Protocol, collapse
 from fwdaemon.nftables.branches import (
@@ -52,7 +52,6 @@ from fwdaemon.nftables.model import (
     Step,
     Table,
     Target,
-    family_name,
 )
 from fwdaemon.resolve.segments import bridged, outside, routed_outside, switched
 
@@ -60,9 +59,6 @@ from fwdaemon.resolve.segments import bridged, outside, routed_outside, switched
 _BEFORE_DSTNAT = -105
 _BEFORE_SRCNAT = 95
 _BEFORE_FILTER = -10
-
-# How long an ended connection is remembered: longer than a guest that has something to send waits to try again.
-_REFUSED_FOR_S = 120
 
 _ADDRESS_TYPES = {Family.IPV4: "ipv4_addr", Family.IPV6: "ipv6_addr"}
 _PORT_TYPE = "inet_proto . inet_service"
@@ -160,7 +156,7 @@ def _elsewhere(family: Family, desired: Desired) -> str:
     """Write the match of packets for such addresses while the host does not hold them; empty where there are none."""
     addresses = sorted(address for address in desired.elsewhere if Family.of(address) is family)
     listed = ", ".join(map(str, addresses))
-    return f"{family_name(family)} daddr {{ {listed} }} fib daddr type != local" if addresses else ""
+    return f"{family.word} daddr {{ {listed} }} fib daddr type != local" if addresses else ""
 
 
 def _jump() -> Rule:
@@ -174,11 +170,11 @@ def _as_the_host() -> Rule:
 
 def _homes(family: Family) -> Rule:
     """Leave what has a guest's address, but cannot have come from there, to others."""
-    return Rule.of(f"{family_name(family)} saddr vmap @{HOMES}", "all")
+    return Rule.of(f"{family.word} saddr vmap @{HOMES}", "all")
 
 
 def _dispatch(family: Family) -> tuple[Rule, ...]:
-    ip = family_name(family)
+    ip = family.word
     anywhere = f"{ip} daddr != {{ {_NOT_ANYWHERE[family]} }} fib daddr type local "
     lookups = [f"{_asked(family, name)} vmap @{name}" for name in ONE_ADDRESS]
     lookups += [f"{anywhere}{_asked(family, name)} vmap @{name}" for name in EVERY_ADDRESS]
@@ -188,7 +184,7 @@ def _dispatch(family: Family) -> tuple[Rule, ...]:
 
 def _asked(family: Family, name: str) -> str:
     """Write what a packet is looked up by in a map of forwards."""
-    return f"{family_name(family)} daddr . {_PORT}" if name in ONE_ADDRESS else _PORT
+    return f"{family.word} daddr . {_PORT}" if name in ONE_ADDRESS else _PORT
 
 
 def _plain(family: Family, name: str, bit: int) -> tuple[Rule, ...]:
@@ -198,7 +194,7 @@ def _plain(family: Family, name: str, bit: int) -> tuple[Rule, ...]:
     tool's DNAT must not go by it, so the second drops the packet; the connection begins again once the target is back.
     """
     target = f"{_asked(family, name)} map @{TARGETS[name]}"
-    translation = Rule.of(f"{labelling(bit)} dnat {family_name(family)} to {target}", "all")
+    translation = Rule.of(f"{labelling(bit)} dnat {family.word} to {target}", "all")
     return translation, Rule.of("drop", "all")
 
 
@@ -208,7 +204,7 @@ def _source(family: Family, bit: int) -> tuple[Rule, ...]:
     The host alone knows both addresses of such a connection. What routed guests open is labelled here, after all
     filters, so that no gate outranks a refusal of it.
     """
-    ip = family_name(family)
+    ip = family.word
     ours = f"{labelled(bit)} ct status dnat"
     return (
         Rule.of(f"oifname @{UPLINKS} {ip} saddr vmap @{LEAVING_AS}", "outbound"),
@@ -220,7 +216,7 @@ def _source(family: Family, bit: int) -> tuple[Rule, ...]:
 
 def _hidden(family: Family, bit: int) -> Rule:
     """Lead to what makes masquerading forwards; it is there only while there are any."""
-    lookup = f"{family_name(family)} daddr vmap @{MASQUERADED}"
+    lookup = f"{family.word} daddr vmap @{MASQUERADED}"
     return Rule.of(f"{labelled(bit)} ct status dnat {lookup}", "masquerade")
 
 
@@ -231,7 +227,7 @@ def _refusal(family: Family) -> tuple[Rule, ...]:
     address and port that the client knows, it would go on as if nothing had happened. Where the guest sends it counts:
     an opening may lead that to the client by now. nft knows how long a port is there only next to its protocol.
     """
-    ip = family_name(family)
+    ip = family.word
     flow = f"{ip} saddr . meta l4proto . th sport . ct original {ip} daddr . ct original proto-dst"
     refused = {protocol: "reject with tcp reset" if protocol is Protocol.TCP else "reject" for protocol in Protocol}
     return tuple(
@@ -272,9 +268,9 @@ def _strangers(family: Family, desired: Desired) -> Iterator[Rule]:
     """Let through what an opening is for, and frames of one bridge, which netfilter shows as routed."""
     yield Rule.of(f"{labelled(desired.label)} return", "all")
     for target in outside(family, desired):
-        yield Rule.of(f"oifname @{UPLINKS} {family_name(family)} saddr {target} return", "all")
+        yield Rule.of(f"oifname @{UPLINKS} {family.word} saddr {target} return", "all")
     for route in routed_outside(family, desired):
-        subnet, bridge = f"{family_name(family)} {{}}addr {route.subnet}", f'ifname "{route.bridge}"'
+        subnet, bridge = f"{family.word} {{}}addr {route.subnet}", f'ifname "{route.bridge}"'
         yield Rule.of(f"o{bridge} {subnet.format('d')} return", "all")
         yield Rule.of(f"i{bridge} oifname @{UPLINKS} {subnet.format('s')} return", "all")
     for bridge in bridged(family, desired):
@@ -284,7 +280,7 @@ def _strangers(family: Family, desired: Desired) -> Iterator[Rule]:
 
 def _passage(family: Family) -> tuple[Rule, ...]:
     """Label new connections of routes before libvirt could refuse them; keep others from sending as a 1:1 guest."""
-    ip = family_name(family)
+    ip = family.word
     lookups = (
         f"{ip} saddr vmap @{ONE_TO_ONE_LEAVING}",
         _as_the_host().expression,
@@ -310,7 +306,7 @@ def _map_types(family: Family) -> dict[str, SetType]:
 
 def _ended_type(family: Family) -> SetType:
     address = _ADDRESS_TYPES[family]
-    return SetType(f"{address} . {_PORT_TYPE} . {address} . inet_service", timeout_s=_REFUSED_FOR_S)
+    return SetType(f"{address} . {_PORT_TYPE} . {address} . inet_service", timeout_s=REFUSED_FOR_S)
 
 
 def _guest_subnets(family: Family, desired: Desired) -> Set:

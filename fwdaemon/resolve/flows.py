@@ -193,11 +193,10 @@ def _claims(forward: Forward, flow: Flow, local: Collection[Address]) -> bool:
 
 
 def _carries(forward: Forward, flow: Flow) -> bool:
-    shift = forward.target_ports.first - forward.ports.first
     return (
         forward.listen in {None, flow.destination}
         and flow.destination_port in forward.ports
-        and flow.server_port == flow.destination_port + shift
+        and flow.server_port == flow.destination_port + forward.shift
         and _admits(forward, flow)
     )
 

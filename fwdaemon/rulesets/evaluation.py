@@ -9,7 +9,6 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Final, TypeAlias
 
-from fwdaemon.core.types import Family
 from fwdaemon.rulesets.owners import asks_who
 from fwdaemon.rulesets.packet import (
     BaseChain,
@@ -245,7 +244,7 @@ def through(
 
 
 def _in_order(chains: Iterable[BaseChain], hook: str, packets: Iterable[Packet], link: str) -> Sequence[BaseChain]:
-    families = {"ip" if packet.family is Family.IPV4 else "ip6" for packet in packets} | {"inet"}
+    families = {packet.family.word for packet in packets} | {"inet"}
     wanted: Callable[[BaseChain], bool]
     if not link:
         wanted = lambda chain: chain.family in families  # noqa: E731  one of two ways to choose

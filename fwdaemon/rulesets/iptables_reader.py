@@ -139,7 +139,7 @@ def read_chains(save: str, system: System, family: Family) -> Chains:
     for line in lines:
         match line.split():
             case ["-A", chain, *words]:
-                place = Place(system, "ip" if family is Family.IPV4 else "ip6", "nat", chain, 0)
+                place = Place(system, family.word, "nat", chain, 0)
                 chains[chain] += _steps(place, words, own_chains)
     return chains
 

@@ -21,7 +21,6 @@ Table: TypeAlias = tuple[str, str]
 """A family and a table of it."""
 
 # nft prints a protocol's number where /etc/protocols does not name it.
-_PROTOCOLS: Final[Mapping[int | str, Protocol]] = {6: Protocol.TCP, 17: Protocol.UDP, 132: Protocol.SCTP}
 _PORTS_OF: Final = frozenset(map(str, Protocol))
 _FIELDS: Final = {
     ("meta", "l4proto"): Field.PROTOCOL,
@@ -217,7 +216,7 @@ def _flat(right: Json, sets: Sets) -> Iterator[Json]:
 def _value(field: Field, element: Json) -> Iterator[Value]:
     match field, element:
         case Field.PROTOCOL, int() | str():
-            yield from (protocol for protocol in Protocol if protocol == _PROTOCOLS.get(element, element))
+            yield from (protocol for protocol in Protocol if element in (protocol, protocol.number))
         case Field.PORT, {"range": [int(first), int(last)]}:
             yield PortRange(first, last)
         case Field.PORT, int():

@@ -7,7 +7,7 @@ from enum import Enum
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from typing import Any, TypeAlias
 
-from fwdaemon.core.types import Address, Family, Protocol
+from fwdaemon.core.types import PROTOCOLS, Address, Protocol
 from fwdaemon.rulesets.packet import (
     CLIENT_PORTS,
     Packet,
@@ -54,7 +54,7 @@ class Labels:
 Value: TypeAlias = Address | int | str | Flags | Labels | Special | tuple["Value", ...]
 
 # What a rule of iptables-nft or of nft may write instead of a name.
-PROTOCOL_NAMES = {1: "icmp", 6: "tcp", 17: "udp", 58: "ipv6-icmp", 132: "sctp"}
+PROTOCOL_NAMES = {1: "icmp", 58: "ipv6-icmp"} | {number: protocol.value for number, protocol in PROTOCOLS.items()}
 _PORTS = ("tcp", "udp", "sctp", "th")
 _OTHER_PROTOCOLS = ("udplite", "dccp", "icmp", "icmpv6", "igmp", "esp", "ah", "comp", "gre", "arp")
 
@@ -79,7 +79,7 @@ def _simple(expression: Json, packet: Packet, surroundings: Surroundings) -> Val
         case {"meta": {"key": str(key)}}:
             return _meta(key, packet)
         case {"payload": {"protocol": "ip" | "ip6" as protocol, "field": str(field)}}:
-            return _header(field, packet) if protocol == _family_name(packet) else Special.ABSENT
+            return _header(field, packet) if protocol == packet.family.word else Special.ABSENT
         case {"payload": {"protocol": str(protocol), "field": str(field)}}:
             return _transport(protocol, field, packet)
         case {"ct": Mapping() as ct}:
@@ -130,7 +130,7 @@ def _meta(key: str, packet: Packet) -> Value:
         "oifname": packet.goes_out,
         "l4proto": str(packet.protocol),
         "nfproto": f"ipv{packet.family}",
-        "protocol": _family_name(packet),
+        "protocol": packet.family.word,
         "mark": _or_unknown(packet.mark),
     }
     return known.get(key, Special.UNKNOWN)
@@ -207,10 +207,6 @@ def _route(fib: Mapping[str, Json], packet: Packet, surroundings: Surroundings) 
         case "oif" | "oifname" if "saddr" in flags and surroundings.way_back == packet.came_in:
             return packet.came_in
     return Special.UNKNOWN
-
-
-def _family_name(packet: Packet) -> str:
-    return "ip" if packet.family is Family.IPV4 else "ip6"
 
 
 def _or_unknown(value: Address | int | None) -> Value:

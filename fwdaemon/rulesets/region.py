@@ -121,7 +121,6 @@ def one(number: int) -> Spans:
     return Spans(((number, number),))
 
 
-_BITS: Final = {Family.IPV4: 32, Family.IPV6: 128}
 LAST_PORT: Final = 65535
 LAST_PROTOCOL: Final = 255
 
@@ -215,7 +214,7 @@ class Space:
     @property
     def everything(self) -> Box:
         """Every packet there may be."""
-        ports, addresses = Spans(((0, LAST_PORT),)), Spans(((0, 2 ** _BITS[self.family] - 1),))
+        ports, addresses = Spans(((0, LAST_PORT),)), Spans(((0, 2**self.family.bits - 1),))
         devices = Spans(((0, len(self.interfaces) - 1),))
         protocols, flags = Spans(((0, LAST_PROTOCOL),)), Spans(((0, 1),))
         return Box((ports, protocols, addresses, addresses, devices, devices, addresses, ports, flags))

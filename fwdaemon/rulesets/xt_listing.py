@@ -64,7 +64,7 @@ class _Table:
 
 def base_chains(save: str, system: System, family: Family) -> list[BaseChain]:
     """Read all base chains in what `iptables-save` or one of its sisters printed, with the rules they lead to."""
-    name = "ip" if family is Family.IPV4 else "ip6"
+    name = family.word
     found = []
     for table in _tables(save, system, name):
         chains = {chain: tuple(rules) for chain, rules in table.rules.items()}

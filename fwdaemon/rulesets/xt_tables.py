@@ -131,7 +131,7 @@ class _Reader:
     def _read_remark(self, number: int, line: str) -> None:
         generated = _GENERATED.fullmatch(line)
         if generated is not None:
-            self.family = Family.IPV6 if generated[1] == "ip6" else Family.IPV4
+            self.family = Family.called(generated[1])
         self.text.remarks.append((number, line))
 
 
