@@ -10,9 +10,10 @@ from itertools import chain
 from typing import Protocol as Interface
 
 from fwdaemon.audit import lines
+from fwdaemon.core.openings import Nat, Opening
 from fwdaemon.core.pace import Budget
 from fwdaemon.core.report import Outcome, joined, tried
-from fwdaemon.core.state import Desired, Nat, Opening, Route
+from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Address, Family, Protocol
 from fwdaemon.errors import PortfwdError
 from fwdaemon.kernel import conntrack
@@ -149,9 +150,10 @@ class Sweep:
     @property
     def guests(self) -> frozenset[Address] | None:
         """Whose connections are to be looked at; `None` is everybody's."""
-        if self.removed is None or self.fewer_uplinks or any(isinstance(opening, Route) for opening in self.removed):
+        if self.removed is None or self.fewer_uplinks:
             return None
-        return frozenset(opening.target for opening in self.removed if not isinstance(opening, Route))
+        guests = frozenset(opening.guest for opening in self.removed)
+        return frozenset(guest for guest in guests if guest is not None) if None not in guests else None
 
     def outdated(self) -> Judge:
         """Give what tells which connections to end."""

@@ -11,8 +11,9 @@ from itertools import chain
 from typing import NamedTuple, Protocol
 
 from fwdaemon.config.model import BackendChoice
+from fwdaemon.core.openings import Opening
 from fwdaemon.core.report import LIBVIRT_TABLE, Outcome, Presence, RulesChanged, Stamp, joined, tried
-from fwdaemon.core.state import Desired, Opening
+from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Family
 from fwdaemon.kernel.process import Runner
 from fwdaemon.legacy.backend import LegacyBackend

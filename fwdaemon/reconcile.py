@@ -15,9 +15,10 @@ from fwdaemon.audit.causes import Departures, Known, in_order
 from fwdaemon.audit.throttle import Complaints, Flapping
 from fwdaemon.connections import Clock, Conntrack, Sweep, Sweeper, close_everything
 from fwdaemon.core.inventory import Move
+from fwdaemon.core.openings import Forward, Opening
 from fwdaemon.core.pace import Budget
 from fwdaemon.core.report import Actor, Cause, GateChange, Outcome, Reason, Report, joined
-from fwdaemon.core.state import Desired, Forward, Opening
+from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Address, Family
 from fwdaemon.kernel.process import budget_of_guests
 from fwdaemon.netfilter import Rules

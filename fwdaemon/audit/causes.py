@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from fwdaemon.core.inventory import Hindrance, HindranceKind, Move, Place, Usurped
+from fwdaemon.core.openings import Opening, Owner
 from fwdaemon.core.report import Actor, ActorKind, Cause, Change, Outcome, Reason, ReasonKind, Report
-from fwdaemon.core.state import Desired, Namesake, Opening, Owner, Route, Unchosen
+from fwdaemon.core.state import Desired, Namesake, Unchosen
 from fwdaemon.core.text import printable, shown
 from fwdaemon.core.types import Address
 
@@ -35,7 +36,7 @@ def changes(before: Report | None, after: Desired, outcome: Outcome, known: Know
         return ()
     live, now = before.desired.openings, after.openings
     removed = ((opening, known.of_removal(opening, known.reasons)) for opening in in_order(live - now))
-    new_homes = frozenset((item.owner, str(item.target)) for item in now - live if not isinstance(item, Route))
+    new_homes = frozenset((item.owner, str(item.guest)) for item in now - live if item.guest is not None)
     return (
         *(Change("removed", opening, of_end(opening, after, reasons, new_homes)) for opening, reasons in removed),
         *(Change("added", item, of_start(item, before.placed, known.reasons)) for item in in_order(now - live)),
@@ -98,7 +99,7 @@ def _may_concern(opening: Opening, reason: Reason) -> bool:
         case ReasonKind.DOMAIN | ReasonKind.DEVICES | ReasonKind.AGENT:
             return False
         case ReasonKind.NEIGHBOUR:
-            return not isinstance(opening, Route) and str(opening.target) == reason.subject
+            return opening.guest is not None and str(opening.guest) == reason.subject
         case ReasonKind.LEASES:
             return opening.bridge in (None, reason.subject)
     return True
@@ -293,8 +294,8 @@ class Departures:
         left = (self._returning | removed) - desired.openings
         returning = frozenset(opening for opening in left if desired.moved.get(opening.owner) is Move.AWAY)
         ended = left - returning
-        moved = (item for item in ended if item.owner in desired.moved and not isinstance(item, Route))
-        self._returning, self.moved = returning, frozenset(opening.target for opening in moved)
+        moved = (opening.guest for opening in ended if opening.owner in desired.moved)
+        self._returning, self.moved = returning, frozenset(guest for guest in moved if guest is not None)
         return ended
 
     def with_returning(self, live: frozenset[Opening]) -> frozenset[Opening]:

@@ -9,8 +9,9 @@ from typing import Final, TypeAlias
 from fwdaemon.audit.causes import told, why
 from fwdaemon.audit.throttle import Flapped
 from fwdaemon.config.files import about_ignored
+from fwdaemon.core.openings import Opening, Owner
 from fwdaemon.core.report import Cause, GateChange, Setting
-from fwdaemon.core.state import Opening, Owner, Waiting
+from fwdaemon.core.state import Waiting
 from fwdaemon.core.text import printable, shown
 from fwdaemon.errors import Problem
 

@@ -5,8 +5,9 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from fwdaemon.core.openings import Opening, Owner
 from fwdaemon.core.report import Cause, GateChange, Setting
-from fwdaemon.core.state import Opening, Owner, Waiting
+from fwdaemon.core.state import Waiting
 from fwdaemon.core.types import Gate
 
 # Which of the things that are wrong now are news. Pure; the time is given.

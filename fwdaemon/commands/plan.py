@@ -6,8 +6,9 @@ import json
 from collections.abc import Iterator
 
 from fwdaemon import config as configuration
+from fwdaemon.core.openings import Opening
 from fwdaemon.core.report import Outcome, joined
-from fwdaemon.core.state import Desired, Opening
+from fwdaemon.core.state import Desired
 from fwdaemon.core.text import shown
 from fwdaemon.events import take_inventory
 from fwdaemon.hostnet.keeper import HostSide

@@ -6,7 +6,6 @@ import json
 import os
 import sys
 from collections.abc import Collection, Mapping
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -16,7 +15,7 @@ from fwdaemon import config as configuration
 from fwdaemon.config.model import Config
 from fwdaemon.control import client
 from fwdaemon.core.report import Outcome, joined
-from fwdaemon.core.state import Desired, Opening
+from fwdaemon.core.state import Desired
 from fwdaemon.core.text import shown
 from fwdaemon.errors import PortfwdError
 from fwdaemon.events import take_inventory
@@ -46,7 +45,7 @@ def status_without_daemon(path: Path) -> Status:
     desired = desired_state(config, asyncio.run(take_inventory(config.daemon.libvirt)), LedTo().chosen)
     netfilter = Netfilter(SystemRunner(), config.daemon.backend)
     found = _look(config, desired, netfilter)
-    facts = Facts(config, desired, _without(desired, found.mended), _NOT_THERE, State.WAITING)
+    facts = Facts(config, desired, desired.lacking(found.mended), _NOT_THERE, State.WAITING)
     libvirt = tuple(LibvirtState(uri, connected=True, since=datetime.now(UTC)) for uri in config.daemon.libvirt)
     problems = (*found.faults, *(f"{name} is left in the kernel, and not wanted any more" for name in found.stale))
     header = Header(
@@ -70,15 +69,6 @@ def _look(config: Config, desired: Desired, netfilter: Netfilter) -> Outcome:
         return joined(netfilter.preview(confined), host.preview(desired))
     finally:
         netfilter.close()
-
-
-def _without(desired: Desired, missing: Collection[Opening]) -> Desired:
-    return replace(
-        desired,
-        forwards=desired.forwards.difference(missing),
-        nats=desired.nats.difference(missing),
-        routes=desired.routes.difference(missing),
-    )
 
 
 # Counting the connections of ten thousand forwards takes a second.

@@ -193,8 +193,7 @@ def _emptied(main: Path, sources: Mapping[Path, bytes], live: Config | None) -> 
     """Tell of files that are blank, and would end entries that are in force."""
     if live is None:
         return []
-    entries: tuple[ForwardEntry | NatEntry | RouteEntry, ...] = (*live.forwards, *live.nats, *live.routes)
-    origins = [entry.origin for entry in entries]
+    origins = [entry.origin for entry in live.entries]
     problems = []
     for file in (file for file, source in sources.items() if not source.strip()):
         lost = len(origins) if file == main else sum(origin.file == file for origin in origins)

@@ -3,13 +3,16 @@
 Parsing and checking are in the modules beside this one; whoever holds a `Config` may rely on every rule of the grammar.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
 from enum import StrEnum
 from pathlib import Path
+from typing import TypeAlias
 
 from fwdaemon.core.bans import BEHIND
-from fwdaemon.core.types import Address, Gate, Origin, PortRange, Protocol, Subnet, show_endpoint
+from fwdaemon.core.openings import Claim, Kind, Owner
+from fwdaemon.core.types import Address, Family, Gate, Origin, PortRange, Protocol, Subnet, show_endpoint
 
 
 class BackendChoice(StrEnum):
@@ -114,6 +117,18 @@ class ForwardEntry:
     mac: str | None = None
     masquerade: bool = False
 
+    @property
+    def owner(self) -> Owner:
+        """Whom it is for, as written."""
+        return Owner(self.domain)
+
+    def claims(self) -> Iterator[tuple[Claim, Origin]]:
+        """Give what packets it is for, each with its place in the configuration."""
+        for mapping in self.mappings:
+            for listen in (mapping.listen,) if mapping.listen is not None else self.listen or (None,):
+                where = None if listen is None else Family.of(listen), mapping.protocol, listen, mapping.host, None
+                yield Claim(Kind.FORWARD, *where, self.interface, self.sources, self.masquerade), mapping.origin
+
 
 @dataclass(frozen=True, slots=True)
 class NatEntry:
@@ -131,6 +146,15 @@ class NatEntry:
     network: str | None = None
     mac: str | None = None
 
+    @property
+    def owner(self) -> Owner:
+        """Whom it is for, as written."""
+        return Owner(self.domain)
+
+    def claims(self) -> Iterator[tuple[Claim, Origin]]:
+        """Give what packets it is for, each with its place in the configuration."""
+        yield Claim(Kind.NAT, Family.of(self.public), address=self.public), self.origin
+
 
 @dataclass(frozen=True, slots=True)
 class RouteEntry:
@@ -144,6 +168,18 @@ class RouteEntry:
     subnet: Subnet
     origin: Origin
     proxy: str | None = None
+
+    @property
+    def owner(self) -> Owner:
+        """Whom it is for, as written."""
+        return Owner(self.network, "network")
+
+    def claims(self) -> Iterator[tuple[Claim, Origin]]:
+        """Give what packets it is for, each with its place in the configuration."""
+        yield Claim(Kind.ROUTE, Family.of(self.subnet), subnet=self.subnet), self.origin
+
+
+Entry: TypeAlias = ForwardEntry | NatEntry | RouteEntry
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,3 +196,8 @@ class Config:
     control: ControlSettings = ControlSettings()
     metrics: MetricsSettings = MetricsSettings()
     ignored: tuple[Path, ...] = field(default=(), compare=False)
+
+    @property
+    def entries(self) -> tuple[Entry, ...]:
+        """All of them."""
+        return (*self.forwards, *self.nats, *self.routes)

@@ -11,7 +11,8 @@ from typing import Final, Generic, TypeAlias, TypeVar
 
 from fwdaemon.config.model import Config, ForwardEntry
 from fwdaemon.config.overlap import families_of, families_of_entry
-from fwdaemon.core.state import Desired, Forward, Nat
+from fwdaemon.core.openings import Forward, Nat
+from fwdaemon.core.state import Desired
 from fwdaemon.core.text import shown
 from fwdaemon.core.types import Address, Family, Listener, Origin, PortRange, Protocol, Subnet
 

@@ -6,7 +6,8 @@ from enum import IntEnum, StrEnum
 from typing import Generic, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from fwdaemon.core.inventory import Hindrance
-from fwdaemon.core.state import Desired, Opening
+from fwdaemon.core.openings import Opening
+from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Family, Gate
 from fwdaemon.errors import PortfwdError
 

@@ -1,7 +1,7 @@
 """The desired state as plain data: what is to be reachable now, and why the rest waits.
 
-Whatever makes something reachable is an *opening*: a port forward, a 1:1 NAT, a route. How openings follow from
-configuration and inventory is in `fwdaemon.resolve.placement`; how they become rules is the backends' business.
+How it follows from configuration and inventory is in `fwdaemon.resolve.placement`; how it becomes rules is the
+business of the backends.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -10,13 +10,14 @@ from functools import cached_property
 from ipaddress import IPv4Address, IPv6Address
 from itertools import chain
 from operator import attrgetter
-from typing import Final, NamedTuple, TypeAlias
+from typing import Final, NamedTuple
 from uuid import UUID
 
 from fwdaemon.core.bans import BEHIND
 from fwdaemon.core.inventory import Hindrance, Move
+from fwdaemon.core.openings import Forward, Kind, Nat, Opening, Owner, Route
 from fwdaemon.core.probing import Silent
-from fwdaemon.core.types import Address, Family, Gate, Origin, PortRange, Protocol, Subnet, show_endpoint
+from fwdaemon.core.types import Address, Family, Gate, Origin, Subnet
 
 # A connection has so many labels (struct nf_conn_labels).
 LABELS: Final = range(128)
@@ -30,144 +31,11 @@ _target = attrgetter("target")
 _masquerades = attrgetter("masquerade")
 
 
-class Owner(NamedTuple):
-    """Whose an opening is: a `domain` or a libvirt `network`; `name` is any text."""
-
-    name: str
-    kind: str = "domain"
-
-
-@dataclass(frozen=True, slots=True)
-class Forward:
-    """One live forward of one family: packets to `listen` and `ports` go to `target` and `target_ports`.
-
-    `listen` is `None` for every local address. Empty `sources` let anyone in; otherwise all are of this forward's
-    family. With `masquerade` the guest sees an address of the host instead of the client's. `domain` is the name
-    libvirt knows, any text. `bridge` is where the guest is plugged in, and `bridge_port` the host's side of its
-    interface; others, as after a reboot, do not make it another forward.
-    """
-
-    domain: str
-    protocol: Protocol
-    listen: Address | None
-    ports: PortRange
-    target: Address
-    target_ports: PortRange
-    interface: str | None = None
-    sources: tuple[Subnet, ...] = ()
-    masquerade: bool = False
-    bridge: str | None = field(default=None, compare=False)
-    bridge_port: str | None = field(default=None, compare=False)
-    origin: Origin | None = field(default=None, compare=False)
-
-    def __hash__(self) -> int:
-        """Hash what tells forwards apart and is hashed fast: sets of thousands are made of them, even of one port."""
-        listen = 0 if self.listen is None else int(self.listen)
-        source = int(self.sources[0].network_address) if self.sources else 0
-        return hash((self.domain, self.ports.first, self.ports.last, self.interface, listen, source))
-
-    @property
-    def family(self) -> Family:
-        """The family of both sides."""
-        return Family.of(self.target)
-
-    @property
-    def owner(self) -> Owner:
-        """The domain it leads to."""
-        return Owner(self.domain)
-
-    @property
-    def shift(self) -> int:
-        """How much higher the guest's ports are than those it listens on."""
-        return self.target_ports.first - self.ports.first
-
-    def listens_at(self) -> str:
-        """Where it listens, for people and the audit: `tcp 198.51.100.7:8443`."""
-        return f"{self.protocol} {show_endpoint(self.listen, self.ports)}"
-
-    def leads_to(self) -> str:
-        """Where it leads, for people and the audit: `192.168.122.50:443`."""
-        return show_endpoint(self.target, self.target_ports)
-
-
-@dataclass(frozen=True, slots=True)
-class Nat:
-    """One live 1:1 NAT: `public` is the guest at `target`, every protocol and port, in and out.
-
-    `assign` is the interface of the host that is to hold `public`. `mac` is what the guest's own packets come from. The
-    rest is as in `Forward`.
-    """
-
-    domain: str
-    public: Address
-    target: Address
-    assign: str | None = None
-    bridge: str | None = field(default=None, compare=False)
-    bridge_port: str | None = field(default=None, compare=False)
-    origin: Origin | None = field(default=None, compare=False)
-    mac: str | None = field(default=None, compare=False)
-
-    @property
-    def family(self) -> Family:
-        """The family of both sides."""
-        return Family.of(self.target)
-
-    @property
-    def owner(self) -> Owner:
-        """The domain it leads to."""
-        return Owner(self.domain)
-
-    def listens_at(self) -> str:
-        """Where it listens, for people and the audit."""
-        return f"all of {self.public}"
-
-    def leads_to(self) -> str:
-        """Where it leads, for people and the audit."""
-        return str(self.target)
-
-
-@dataclass(frozen=True, slots=True)
-class Route:
-    """One live route: `subnet` lies behind `bridge`, which belongs to the libvirt network `network`.
-
-    `proxy` is the interface on which the host is to answer for these addresses. `let_out` says that libvirt does not
-    refuse what these addresses open; otherwise only a gate lets that out.
-    """
-
-    network: str
-    subnet: Subnet
-    bridge: str
-    proxy: str | None = None
-    origin: Origin | None = field(default=None, compare=False)
-    let_out: bool = field(default=False, compare=False)
-
-    @property
-    def family(self) -> Family:
-        """The family of its addresses."""
-        return Family.of(self.subnet)
-
-    @property
-    def owner(self) -> Owner:
-        """The network it leads to."""
-        return Owner(self.network, "network")
-
-    def listens_at(self) -> str:
-        """What is routed, for people and the audit."""
-        return f"route {self.subnet}"
-
-    def leads_to(self) -> str:
-        """Where it leads, for people and the audit."""
-        return self.bridge
-
-
 class Proxied(NamedTuple):
     """An address of a route with a `proxy` that a guest behind its bridge has: the host answers for it there."""
 
     route: Route
     address: Address
-
-
-Opening: TypeAlias = Forward | Nat | Route
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,6 +146,11 @@ class Desired:
         """Everything that an open connection may go by."""
         return self.openings.union(self.imminent) if self.imminent else self.openings
 
+    @property
+    def by_kind(self) -> Mapping[Kind, frozenset[Opening]]:
+        """Everything that is to be live, apart."""
+        return {Kind.FORWARD: self.forwards, Kind.NAT: self.nats, Kind.ROUTE: self.routes}
+
     def having(self, held: Iterable[Opening]) -> "Desired":
         """Give the same state with more openings."""
         held = frozenset(held)
@@ -287,6 +160,11 @@ class Desired:
             nats=self.nats.union(item for item in held if isinstance(item, Nat)),
             routes=self.routes.union(item for item in held if isinstance(item, Route)),
         )
+
+    def lacking(self, missing: Collection[Opening]) -> "Desired":
+        """Give the same state without some openings."""
+        forwards, nats = self.forwards.difference(missing), self.nats.difference(missing)
+        return replace(self, forwards=forwards, nats=nats, routes=self.routes.difference(missing))
 
     def knowing(
         self,

@@ -12,7 +12,8 @@ from typing import Final, TypeAlias
 
 from fwdaemon.config.model import Config, ForwardEntry, NatEntry, PortMapping, RouteEntry
 from fwdaemon.core.inventory import HostAddress
-from fwdaemon.core.state import Desired, Forward, Nat, Opening
+from fwdaemon.core.openings import Opening
+from fwdaemon.core.state import Desired
 from fwdaemon.core.text import shown
 from fwdaemon.core.types import Address, Family, Origin, PortRange, Protocol, Subnet, show_endpoint
 from fwdaemon.errors import PortfwdError
@@ -356,22 +357,14 @@ def opening_of(claim: Claim, desired: Desired, arrival: Arrival) -> Opening | No
     def serves(opening: Opening) -> bool:
         if opening.family is not arrival.family or opening.origin != claim.origin:
             return False
-        if not isinstance(opening, Forward):
-            return True
-        where = opening.listen in (None, arrival.address)
-        return where and opening.protocol is arrival.protocol and arrival.port in opening.ports
+        return opening.claim.takes(arrival.protocol, arrival.address, arrival.port)
 
     return next(filter(serves, desired.openings), None)
 
 
 def endpoint(opening: Opening, arrival: Arrival) -> tuple[Address, int]:
     """Give the address and port of the guest that an opening leads a connection to."""
-    match opening:
-        case Forward():
-            return opening.target, arrival.port + opening.shift
-        case Nat():
-            return opening.target, arrival.port
-    return arrival.address, arrival.port
+    return opening.endpoint(arrival.address, arrival.port)
 
 
 def nearest(config: Config, arrival: Arrival) -> Claim | None:

@@ -10,9 +10,10 @@ from functools import partial, reduce
 from pathlib import Path
 from typing import Final
 
+from fwdaemon.core.openings import Nat
 from fwdaemon.core.pace import Budget
 from fwdaemon.core.report import Outcome, Setting, joined, tried
-from fwdaemon.core.state import Desired, Nat
+from fwdaemon.core.state import Desired
 from fwdaemon.core.text import is_interface_name
 from fwdaemon.core.types import Family
 from fwdaemon.errors import KernelError

@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from threading import Thread
 from typing import Final
 
+from fwdaemon.core.openings import Forward
 from fwdaemon.core.report import Outcome
-from fwdaemon.core.state import Desired, Forward
+from fwdaemon.core.state import Desired
 from fwdaemon.core.text import shown
 from fwdaemon.core.types import Protocol
 from fwdaemon.errors import KernelError

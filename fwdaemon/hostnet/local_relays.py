@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Final, TypeAlias
 
-from fwdaemon.core.state import Desired, Forward
+from fwdaemon.core.openings import Forward
+from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Address, Family, Protocol, Subnet
 
 # How many connections may be open at once, over all places.

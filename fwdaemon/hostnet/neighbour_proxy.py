@@ -12,9 +12,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from ipaddress import ip_network
 from typing import TypeAlias
 
+from fwdaemon.core.openings import Route
 from fwdaemon.core.pace import Budget
 from fwdaemon.core.report import Outcome, joined
-from fwdaemon.core.state import Proxied, Route
+from fwdaemon.core.state import Proxied
 from fwdaemon.core.text import shown
 from fwdaemon.core.types import Family, collapse
 from fwdaemon.errors import KernelError

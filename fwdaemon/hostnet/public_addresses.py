@@ -4,11 +4,11 @@ import logging
 import socket
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from ipaddress import IPv4Address, IPv6Address, ip_address
-from itertools import chain
 from typing import TypeAlias
 
+from fwdaemon.core.openings import Nat
 from fwdaemon.core.report import Outcome
-from fwdaemon.core.state import Desired, Forward, Nat
+from fwdaemon.core.state import Desired
 from fwdaemon.core.text import shown
 from fwdaemon.core.types import Address, Family
 from fwdaemon.errors import KernelError
@@ -111,10 +111,9 @@ class Gateways:
 
 
 def _bridges(desired: Desired, ports: frozenset[_Place]) -> set[_Place]:
-    plugged: Iterable[Forward | Nat] = chain(desired.forwards, desired.nats)
     return {
         (item.family, item.bridge)
-        for item in plugged
+        for item in desired.openings
         if item.bridge is not None and (item.family, item.bridge_port) in ports
     }
 

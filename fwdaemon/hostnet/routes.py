@@ -8,8 +8,8 @@ import errno
 from collections.abc import Collection, Iterable
 from typing import Final
 
+from fwdaemon.core.openings import Route
 from fwdaemon.core.report import Outcome
-from fwdaemon.core.state import Route
 from fwdaemon.core.text import shown
 from fwdaemon.core.types import Family, Subnet
 from fwdaemon.errors import KernelError

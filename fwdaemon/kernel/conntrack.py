@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from ipaddress import IPv4Address
 from itertools import chain
 
-from fwdaemon.core.state import Forward, Nat, Opening, Route
+from fwdaemon.core.openings import Claim, Nat, Opening
 from fwdaemon.core.types import Address, Family, Protocol
 from fwdaemon.errors import KernelError
 from fwdaemon.kernel.conntrack_listing import (
@@ -119,8 +119,8 @@ def end_claimed(added: Collection[Opening], local: Collection[Address]) -> list[
         KernelError: the kernel does not list its connections.
 
     """
-    openings = [opening for opening in added if not isinstance(opening, Route)]
-    taken = {family: [opening for opening in openings if opening.family is family] for family in Family}
+    claims = [opening.claim for opening in added]
+    taken = {family: [claim for claim in claims if claim.family is family] for family in Family}
     endless = ((family, protocol) for family in Family for protocol in _endless(family, taken[family]))
     requests = (protocol_request(family.domain, protocol) for family, protocol in endless)
     return _end_listed(requests, lambda flow: is_claimed(flow, taken[flow.family], local))
@@ -219,10 +219,10 @@ def _end_listed(requests: Iterable[bytes], is_meant: Callable[[Flow], bool]) -> 
     return ended
 
 
-def _endless(family: Family, taken: Iterable[Forward | Nat]) -> list[int]:
-    """Give the protocols without an end of their own that any of these openings takes."""
-    whole = any(isinstance(opening, Nat) for opening in taken)
-    udp = whole or any(isinstance(item, Forward) and item.protocol is Protocol.UDP for item in taken)
+def _endless(family: Family, taken: Iterable[Claim]) -> list[int]:
+    """Give the protocols without an end of their own that any of these openings takes from the host."""
+    protocols = {claim.protocol for claim in taken if claim.subnet is None}
+    whole, udp = None in protocols, not protocols.isdisjoint((None, Protocol.UDP))
     return [*([socket.IPPROTO_UDP] if udp else []), *([_PINGS[family]] if whole else [])]
 
 

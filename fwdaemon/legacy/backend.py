@@ -10,6 +10,7 @@ from ipaddress import ip_address
 from itertools import chain
 from typing import Final
 
+from fwdaemon.core.openings import Opening
 from fwdaemon.core.report import (
     LIBVIRT_CHAIN,
     Counted,
@@ -21,7 +22,7 @@ from fwdaemon.core.report import (
     joined,
     tried,
 )
-from fwdaemon.core.state import REFUSED_FOR_S, Desired, Opening
+from fwdaemon.core.state import REFUSED_FOR_S, Desired
 from fwdaemon.core.text import is_interface_name
 from fwdaemon.core.types import Family, Gate
 from fwdaemon.errors import KernelError, PortfwdError

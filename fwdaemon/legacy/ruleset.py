@@ -9,7 +9,8 @@ labels as well. In the filter table one rule lets through what is labelled.
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from fwdaemon.core.state import LABELS, Desired, Forward, Nat, Opening, Route
+from fwdaemon.core.openings import Nat, Opening, Route
+from fwdaemon.core.state import LABELS, Desired
 from fwdaemon.core.text import is_interface_name, is_mac, label
 from fwdaemon.core.types import Family, Gate, Protocol
 from fwdaemon.legacy.difference import Change, difference
@@ -52,13 +53,6 @@ _LINKS = {
     TableName.NAT: {"PREROUTING": PRE, "OUTPUT": OUT, "POSTROUTING": POST},
 }
 
-# What needs a table.
-_RELYING = {
-    TableName.FILTER: (Forward, Nat, Route),
-    TableName.MANGLE: (Nat, Route),
-    TableName.NAT: (Forward, Nat),
-}
-
 Tables = dict[TableName, Table]
 _Chains = dict[TableName, dict[str, list[Serving]]]
 
@@ -91,7 +85,16 @@ def rules_of(desired: Desired, family: Family) -> Iterator[tuple[TableName, str,
 
 def relying_on(table: TableName, desired: Desired, family: Family) -> frozenset[Opening]:
     """Tell which openings do not work, or not as they should, while our chains in a table do not."""
-    return frozenset(item for item in desired.openings if item.family is family and isinstance(item, _RELYING[table]))
+    return frozenset(item for item in desired.openings if item.family is family and _relies(item, table))
+
+
+def _relies(opening: Opening, table: TableName) -> bool:
+    match table:
+        case TableName.NAT:
+            return opening.guest is not None
+        case TableName.MANGLE:
+            return opening.outward
+    return True
 
 
 def gate(bit: int) -> Rule:

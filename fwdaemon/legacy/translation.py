@@ -12,7 +12,8 @@ from ipaddress import ip_network
 from itertools import chain
 from typing import Final, TypeAlias
 
-from fwdaemon.core.state import Desired, Forward, Nat, Opening
+from fwdaemon.core.openings import Forward, Nat, Opening
+from fwdaemon.core.state import Desired
 from fwdaemon.core.text import is_interface_name, label
 from fwdaemon.core.types import Address, Family, PortRange, Protocol, Subnet, collapse, show_endpoint
 from fwdaemon.legacy.info import LAYOUT, begun_chain, comment, matches, table_entries
@@ -233,7 +234,7 @@ def _ways_back(own_addresses: Iterable[Nat], subnets: Iterable[Subnet]) -> Itera
 def _hidden(opening: Forward | Nat, ways: Iterable[_Way]) -> Iterator[Serving]:
     """Hide the clients of a masquerading forward; of what goes before one, those alone that are hidden anyway."""
     name = label(opening.domain)
-    if isinstance(opening, Forward) and opening.masquerade:
+    if opening.masquerade:
         yield from ((opening, Rule.of(match, "MASQUERADE", name)) for match in _asked(opening))
         return
     for source, verdict, nat in ways:

@@ -14,8 +14,9 @@ from enum import StrEnum
 from itertools import product
 from typing import Final, TypeAlias, TypeVar
 
+from fwdaemon.core.openings import Kind
 from fwdaemon.core.report import Actor, ActorKind, Report
-from fwdaemon.status.model import Configuration, Header, Kind, Row, State, Status, Usage
+from fwdaemon.status.model import Configuration, Header, Row, State, Status, Usage
 
 # What is counted while the daemon works, from its start on. Pure.
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 from itertools import chain
 from typing import Final
 
+from fwdaemon.core.openings import Opening
 from fwdaemon.core.report import (
     LIBVIRT_CHAIN,
     LIBVIRT_TABLE,
@@ -17,7 +18,7 @@ from fwdaemon.core.report import (
     Stamp,
     joined,
 )
-from fwdaemon.core.state import Desired, Opening
+from fwdaemon.core.state import Desired
 from fwdaemon.core.text import is_interface_name
 from fwdaemon.core.types import Family, Gate
 from fwdaemon.errors import HangingError, ProcessError

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final, TypeAlias
 
-from fwdaemon.core.state import Desired, Forward, Nat, Opening, Route
+from fwdaemon.core.openings import Forward, Nat, Opening, Route
+from fwdaemon.core.state import Desired
 from fwdaemon.core.text import is_interface_name, is_mac, label
 from fwdaemon.core.types import Address, Family, PortRange, Subnet, collapse
 from fwdaemon.nftables.model import Rule, Target
@@ -38,7 +39,7 @@ def chains(family: Family, desired: Desired) -> Iterator[tuple[Address, tuple[Ru
 
 def _rules(openings: Iterable[Forward | Nat]) -> Iterator[Rule]:
     for opening in openings:
-        verdict = "masquerade" if isinstance(opening, Forward) and opening.masquerade else "return"
+        verdict = "masquerade" if opening.masquerade else "return"
         yield Rule.of(f"{_asked(opening)} {verdict}", label(opening.domain))
 
 

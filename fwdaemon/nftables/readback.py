@@ -11,7 +11,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from ipaddress import ip_address, ip_network
 from typing import Any, TypeAlias, TypeVar
 
-from fwdaemon.core.state import Desired, Opening
+from fwdaemon.core.openings import Opening
+from fwdaemon.core.state import Desired
 from fwdaemon.core.types import PROTOCOLS, Family
 from fwdaemon.errors import KernelError
 from fwdaemon.nftables.branches import EVERY_ADDRESS, LEAVING_AS, ONE_ADDRESS, ONE_TO_ONE, TARGETS, Branch, branches

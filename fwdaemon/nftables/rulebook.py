@@ -10,7 +10,8 @@ from itertools import chain
 from typing import NamedTuple
 from weakref import ref
 
-from fwdaemon.core.state import Desired, Forward, Opening
+from fwdaemon.core.openings import Forward, Opening
+from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Family
 from fwdaemon.nftables.branches import Branch, Place, Places, of_addresses, of_slot
 from fwdaemon.nftables.model import Chain, Step, Table, Target

@@ -14,7 +14,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 
-from fwdaemon.core.state import LABELS, REFUSED_FOR_S, Desired, Opening
+from fwdaemon.core.openings import Opening
+from fwdaemon.core.state import LABELS, REFUSED_FOR_S, Desired
 from fwdaemon.core.text import is_interface_name
 from fwdaemon.core.types import Family, Protocol, collapse
 from fwdaemon.nftables.branches import (

@@ -8,9 +8,12 @@ was open to the host itself before an opening took its port: its client would ne
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from operator import attrgetter
 
-from fwdaemon.core.state import Forward, Nat, Opening, Route
+from fwdaemon.core.openings import Claim, Forward, Nat, Opening, Route
 from fwdaemon.core.types import Address, Family, Protocol
+
+_bound = attrgetter("interface")
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +124,7 @@ class Judge:
         self._fewer_uplinks = fewer_uplinks
         self._live = Carriers(live)
         self._local = local
-        self._before = Carriers(removed if any(map(_interface, live)) else ())
+        self._before = Carriers(removed if any(map(_bound, live)) else ())
 
     def is_outdated(self, flow: Flow) -> bool:
         """Tell of one; without DNAT, we label only what passes through the host, so one of the host is not ours."""
@@ -130,14 +133,9 @@ class Judge:
         if self._fewer_uplinks and self._live.leaves(flow):
             return True
         fitting = (carrier for carrier in self._live.carriers(flow) if not _shows_client(carrier, flow, self._local))
-        now = set(map(_interface, fitting))
-        before = set(map(_interface, self._before.carriers(flow)))
+        now = set(map(_bound, fitting))
+        before = set(map(_bound, self._before.carriers(flow)))
         return not now or (bool(before) and not any(interface is None or before == {interface} for interface in now))
-
-
-def _interface(opening: Opening) -> str | None:
-    """Give the one interface that an opening is bound to."""
-    return opening.interface if isinstance(opening, Forward) else None
 
 
 def _shows_client(carrier: Opening, flow: Flow, local: Collection[Address]) -> bool:
@@ -145,16 +143,12 @@ def _shows_client(carrier: Opening, flow: Flow, local: Collection[Address]) -> b
 
     A client that goes on sending would keep such a flow without an answer for ever.
     """
-    hidden = isinstance(carrier, Forward) and carrier.masquerade
-    return hidden and flow.client == flow.source and flow.source not in local
+    return carrier.masquerade and flow.client == flow.source and flow.source not in local
 
 
-def is_claimed(flow: Flow, added: Iterable[Forward | Nat], local: Collection[Address]) -> bool:
+def is_claimed(flow: Flow, added: Iterable[Claim], local: Collection[Address]) -> bool:
     """Whether a flow ends at the host itself, where an added opening takes it; `local` are the host's addresses."""
-    return not flow.translated and any(
-        opening.public == flow.destination if isinstance(opening, Nat) else _claims(opening, flow, local)
-        for opening in added
-    )
+    return not flow.translated and any(_takes(claim, flow, local) for claim in added)
 
 
 def turned(flow: Flow) -> Flow:
@@ -183,13 +177,9 @@ def is_resumed(flow: Flow, taken_over: Collection[Address]) -> bool:
     return numbered and not flow.translated and (flow.server in taken_over or flow.source in taken_over)
 
 
-def _claims(forward: Forward, flow: Flow, local: Collection[Address]) -> bool:
-    return (
-        forward.protocol is flow.protocol
-        and _admits(forward, flow)
-        and flow.destination_port in forward.ports
-        and (flow.destination in local if forward.listen is None else flow.destination == forward.listen)
-    )
+def _takes(claim: Claim, flow: Flow, local: Collection[Address]) -> bool:
+    meant = claim.subnet is None and claim.takes(flow.protocol, flow.destination, flow.destination_port)
+    return meant and _admits(claim, flow) and (claim.address is not None or flow.destination in local)
 
 
 def _carries(forward: Forward, flow: Flow) -> bool:
@@ -201,5 +191,5 @@ def _carries(forward: Forward, flow: Flow) -> bool:
     )
 
 
-def _admits(forward: Forward, flow: Flow) -> bool:
-    return not forward.sources or any(flow.source in subnet for subnet in forward.sources)
+def _admits(asked: Forward | Claim, flow: Flow) -> bool:
+    return not asked.sources or any(flow.source in subnet for subnet in asked.sources)

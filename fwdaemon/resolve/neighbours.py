@@ -7,8 +7,9 @@ from itertools import islice
 from typing import Final
 
 from fwdaemon.core.inventory import AddressSource, Domain, GuestInterface, Inventory, Neighbour, Usurped
+from fwdaemon.core.openings import Route
 from fwdaemon.core.probing import Silent
-from fwdaemon.core.state import Proxied, Route
+from fwdaemon.core.state import Proxied
 from fwdaemon.core.types import Address, Family
 from fwdaemon.resolve.addresses import ConfiguredAddress
 

@@ -15,8 +15,9 @@ from typing import TypeVar
 
 from fwdaemon.config.model import Config, ForwardEntry, NatEntry, PortMapping, RouteEntry
 from fwdaemon.core.inventory import Domain, Hindrance, HindranceKind, Inventory, Network
+from fwdaemon.core.openings import Forward, Nat, Owner, Route
 from fwdaemon.core.probing import Silent
-from fwdaemon.core.state import Desired, Forward, Namesake, Nat, Owner, Route, Unchosen, Waiting
+from fwdaemon.core.state import Desired, Namesake, Unchosen, Waiting
 from fwdaemon.core.text import is_interface_name
 from fwdaemon.core.types import Address, Family, Subnet
 from fwdaemon.resolve.guests import Absence, Chosen, Guest, GuestEntry, GuestFinder, as_uuid

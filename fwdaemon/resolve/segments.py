@@ -8,7 +8,8 @@ from itertools import pairwise
 from operator import attrgetter
 from typing import TypeAlias
 
-from fwdaemon.core.state import Desired, Forward, Nat, Route
+from fwdaemon.core.openings import Forward, Nat, Route
+from fwdaemon.core.state import Desired
 from fwdaemon.core.text import is_interface_name
 from fwdaemon.core.types import Address, Family, PortRange, Protocol, Subnet
 

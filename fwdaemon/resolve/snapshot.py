@@ -24,9 +24,10 @@ from fwdaemon.core.inventory import (
     Network,
     ObservedDomain,
 )
+from fwdaemon.core.openings import Opening
 from fwdaemon.core.probing import interface_identifier
 from fwdaemon.core.report import Reason
-from fwdaemon.core.state import Desired, Opening, Route
+from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Address, Family
 from fwdaemon.resolve.addresses import SubnetIndex
 
@@ -86,7 +87,7 @@ class Grace:
 
 def _is_taken(opening: Opening, taken: Collection[Address]) -> bool:
     """Whether holding an opening would lead to somebody else; a route leads to a bridge, which has gone by then."""
-    return isinstance(opening, Route) or opening.target in taken
+    return opening.guest is None or opening.guest in taken
 
 
 AgentAnswers: TypeAlias = Mapping[UUID, tuple[MacClaim, ...]]

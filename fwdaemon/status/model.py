@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from fwdaemon.core.inventory import HindranceKind
-from fwdaemon.core.state import Owner
-from fwdaemon.core.types import Address, Family, Origin, PortRange, Protocol, Subnet
+from fwdaemon.core.openings import Claim, Destination, Owner
+from fwdaemon.core.types import Family, Origin
 from fwdaemon.errors import Problem
 
 # Rises when a key goes or changes its meaning; further keys may come without that.
@@ -28,14 +28,6 @@ class State(StrEnum):
     ACTIVE = "active"
     WAITING = "waiting"
     REFUSED = "refused"
-
-
-class Kind(StrEnum):
-    """What an opening is: a port forward, a 1:1 address, a route."""
-
-    FORWARD = "forward"
-    NAT = "nat"
-    ROUTE = "route"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,47 +54,6 @@ class Usage:
 
 
 @dataclass(frozen=True, slots=True)
-class Claim:
-    """What packets an opening is for.
-
-    `address` is the listening or the public one, `None` for every local address; `subnet` is a route's.
-    """
-
-    kind: Kind
-    family: Family | None = None
-    protocol: Protocol | None = None
-    address: Address | None = None
-    ports: PortRange | None = None
-    subnet: Subnet | None = None
-    interface: str | None = None
-    sources: tuple[Subnet, ...] = ()
-    masquerade: bool = False
-
-    def as_json(self) -> dict[str, Any]:
-        """Give the JSON form."""
-        return {
-            "kind": self.kind.value,
-            "family": None if self.family is None else int(self.family),
-            "protocol": None if self.protocol is None else self.protocol.value,
-            "address": _text(self.address),
-            "ports": _text(self.ports),
-            "subnet": _text(self.subnet),
-            "interface": self.interface,
-            "sources": [str(source) for source in self.sources],
-            "masquerade": self.masquerade,
-        }
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """Where an opening leads; `bridge` is a route's."""
-
-    address: Address | None = None
-    ports: PortRange | None = None
-    bridge: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class Row:
     """One opening, or one that is asked for and waits.
 
@@ -116,14 +67,14 @@ class Row:
     listens: str
     leads: str
     claim: Claim
-    target: Target | None
+    target: Destination | None
     origin: Origin | None
     usage: Usage = Usage()
     kinds: tuple[HindranceKind, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """Give the JSON form."""
-        target = self.target or Target()
+        target = self.target or Destination()
         return {
             "owner": self.owner.name,
             "owner_kind": self.owner.kind,
@@ -132,7 +83,7 @@ class Row:
             "reason_kinds": [kind.value for kind in self.kinds],
             "listens": self.listens,
             "leads_to": self.leads or None,
-            **self.claim.as_json(),
+            **_claim_as_json(self.claim),
             "target": _text(target.address),
             "target_ports": _text(target.ports),
             "bridge": target.bridge,
@@ -140,6 +91,20 @@ class Row:
             "line": None if self.origin is None else self.origin.line,
             **self.usage.as_json(),
         }
+
+
+def _claim_as_json(claim: Claim) -> dict[str, Any]:
+    return {
+        "kind": claim.kind.value,
+        "family": None if claim.family is None else int(claim.family),
+        "protocol": None if claim.protocol is None else claim.protocol.value,
+        "address": _text(claim.address),
+        "ports": _text(claim.ports),
+        "subnet": _text(claim.subnet),
+        "interface": claim.interface,
+        "sources": [str(source) for source in claim.sources],
+        "masquerade": claim.masquerade,
+    }
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,8 +16,9 @@ from typing import Final
 from fwdaemon import __version__
 from fwdaemon.audit.causes import told
 from fwdaemon.config.model import Config
+from fwdaemon.core.openings import Opening
 from fwdaemon.core.report import Cause, Change, Report
-from fwdaemon.core.state import Desired, Opening
+from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Family
 from fwdaemon.errors import Problem
 from fwdaemon.status.model import Configuration, Header, LibvirtState, Look, Process, RefusedReload, Restored, Rules

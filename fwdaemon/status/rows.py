@@ -4,22 +4,21 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import Final, TypeAlias
+from typing import Final
 
 from fwdaemon.audit.causes import why
-from fwdaemon.config.model import Config, ForwardEntry, NatEntry, RouteEntry
+from fwdaemon.config.model import Config, Entry
 from fwdaemon.core.inventory import Hindrance, HindranceKind
-from fwdaemon.core.state import Desired, Forward, Nat, Opening, Owner, Route, Waiting
+from fwdaemon.core.openings import Kind, Opening
+from fwdaemon.core.state import Desired, Waiting
 from fwdaemon.core.text import printable
-from fwdaemon.core.types import Address, Family, Origin, show_endpoint
-from fwdaemon.status.model import Claim, Header, Kind, Row, State, Target, Usage
+from fwdaemon.core.types import Address, Family, Origin
+from fwdaemon.status.model import Header, Row, State, Usage
 
 # From what is known to the rows of `status`. Pure.
 #
 # What is live has a row for each opening. What waits has one for each port string, and each address it is to listen on,
 # that nothing live answers for.
-Entry: TypeAlias = ForwardEntry | NatEntry | RouteEntry
-
 NO_ANSWER: Final = Hindrance(HindranceKind.NO_ANSWER)
 
 
@@ -79,8 +78,8 @@ def _live(opening: Opening, held: frozenset[Opening], facts: Facts, readings: Re
         reason,
         opening.listens_at(),
         opening.leads_to(),
-        _claim(opening),
-        _target(opening),
+        opening.claim,
+        opening.destination,
         opening.origin,
         _usage(opening, facts, readings) if is_held else Usage(),
         kinds,
@@ -91,7 +90,7 @@ def _state(opening: Opening, facts: Facts, readings: Readings) -> tuple[State, s
     """Tell how what the kernel holds is, and why it is not reached."""
     if refusal := _refusal(opening, facts, readings):
         return State.REFUSED, refusal
-    listen = opening.listen if isinstance(opening, Forward) else None
+    listen = opening.claim.address if opening.claim.kind is Kind.FORWARD else None
     if listen is None or (mac := readings.elsewhere.get(listen)) is None:
         return State.ACTIVE, ""
     return State.WAITING, Hindrance(HindranceKind.HELD_ELSEWHERE, listen, names=(mac,))
@@ -112,35 +111,6 @@ def _usage(opening: Opening, facts: Facts, readings: Readings) -> Usage:
     return Usage(connections, since, *readings.open.get(opening, (0, None)))
 
 
-def _claim(opening: Opening) -> Claim:
-    match opening:
-        case Forward():
-            return Claim(
-                Kind.FORWARD,
-                opening.family,
-                opening.protocol,
-                opening.listen,
-                opening.ports,
-                interface=opening.interface,
-                sources=opening.sources,
-                masquerade=opening.masquerade,
-            )
-        case Nat():
-            return Claim(Kind.NAT, opening.family, address=opening.public)
-        case Route():
-            return Claim(Kind.ROUTE, opening.family, subnet=opening.subnet)
-
-
-def _target(opening: Opening) -> Target:
-    match opening:
-        case Forward():
-            return Target(opening.target, opening.target_ports)
-        case Nat():
-            return Target(opening.target)
-        case Route():
-            return Target(bridge=opening.bridge)
-
-
 # --- what waits ------------------------------------------------------------------------------------------------------
 
 
@@ -149,7 +119,7 @@ def _waiting(config: Config, waiting: Iterable[Waiting], live: Iterable[Row]) ->
     for item in waiting:
         reasons[item.origin].append(item)
     answered = {(row.origin, row.listens) for row in live}
-    for entry in _entries(config):
+    for entry in config.entries:
         if found := _of_entry(entry, reasons.get(entry.origin, ())):
             yield from (row for row in _pending(entry, found) if (row.origin, row.listens) not in answered)
 
@@ -164,59 +134,19 @@ def _followed(row: Row, readings: Readings) -> Row:
 
 def _of_entry(entry: Entry, waiting: Sequence[Waiting]) -> Sequence[Waiting]:
     """Choose what is said of this entry; others may be written on the same line, and a domain by its UUID."""
-    return [item for item in waiting if item.owner.name == _name(entry)] or waiting
+    return [item for item in waiting if item.owner.name == entry.owner.name] or waiting
 
 
 def _pending(entry: Entry, waiting: Sequence[Waiting]) -> Iterator[Row]:
     hindrances = dict.fromkeys(item.reason for item in waiting)
     reason, kinds = "; ".join(map(why, hindrances)), tuple(dict.fromkeys(found.kind for found in hindrances))
-    for claim, listens, origin in _claims(entry):
-        yield Row(waiting[0].owner, State.WAITING, reason, listens, "", claim, None, origin, kinds=kinds)
-
-
-def _claims(entry: Entry) -> Iterator[tuple[Claim, str, Origin]]:
-    """Give what an entry asks for, how that is told, and where it is written."""
-    match entry:
-        case ForwardEntry():
-            yield from _forward_claims(entry)
-        case NatEntry():
-            claim = Claim(Kind.NAT, Family.of(entry.public), address=entry.public)
-            yield claim, f"all of {entry.public}", entry.origin
-        case RouteEntry():
-            claim = Claim(Kind.ROUTE, Family.of(entry.subnet), subnet=entry.subnet)
-            yield claim, f"route {entry.subnet}", entry.origin
-
-
-def _forward_claims(entry: ForwardEntry) -> Iterator[tuple[Claim, str, Origin]]:
-    for mapping in entry.mappings:
-        for listen in (mapping.listen,) if mapping.listen else entry.listen or (None,):
-            claim = Claim(
-                Kind.FORWARD,
-                None if listen is None else Family.of(listen),
-                mapping.protocol,
-                listen,
-                mapping.host,
-                interface=entry.interface,
-                sources=entry.sources,
-                masquerade=entry.masquerade,
-            )
-            yield claim, f"{mapping.protocol} {show_endpoint(listen, mapping.host)}", mapping.origin
+    for claim, origin in entry.claims():
+        yield Row(waiting[0].owner, State.WAITING, reason, str(claim), "", claim, None, origin, kinds=kinds)
 
 
 def _unanswered(config: Config) -> Iterator[Waiting]:
-    for entry in _entries(config):
-        kind = "network" if isinstance(entry, RouteEntry) else "domain"
-        yield Waiting(Owner(_name(entry), kind), NO_ANSWER, entry.origin)
-
-
-def _entries(config: Config) -> Iterator[Entry]:
-    yield from config.forwards
-    yield from config.nats
-    yield from config.routes
-
-
-def _name(entry: Entry) -> str:
-    return entry.network if isinstance(entry, RouteEntry) else entry.domain
+    for entry in config.entries:
+        yield Waiting(entry.owner, NO_ANSWER, entry.origin)
 
 
 def _order(row: Row) -> tuple[object, ...]:
@@ -261,8 +191,8 @@ def _parts(desired: Desired | None, header: Header, silent: Sequence[str]) -> It
 
 
 def _openings(desired: Desired) -> str:
-    kinds = (desired.forwards, "forward"), (desired.nats, "1:1 address"), (desired.routes, "route")
-    live = [_counted(len(found), kind) for found, kind in kinds if found] or ["nothing forwarded"]
+    live = [_counted(len(found), kind.noun) for kind, found in desired.by_kind.items() if found]
+    live = live or ["nothing forwarded"]
     return ", ".join([*live, *([f"{len(desired.waiting)} waiting"] if desired.waiting else [])])
 
 

@@ -6,7 +6,8 @@ cannot be read is not known, and no error.
 
 from collections.abc import Callable, Mapping
 
-from fwdaemon.core.state import Desired, Opening
+from fwdaemon.core.openings import Opening
+from fwdaemon.core.state import Desired
 from fwdaemon.errors import KernelError
 from fwdaemon.hostnet import forwarding
 from fwdaemon.kernel import conntrack

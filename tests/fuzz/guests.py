@@ -21,7 +21,7 @@ from fwdaemon.core.inventory import (
     ObservedDomain,
     ObservedNetwork,
 )
-from fwdaemon.core.state import Forward, Nat
+from fwdaemon.core.openings import Forward, Nat
 from fwdaemon.core.types import Family, Protocol
 from fwdaemon.hypervisor.agent import MAX_ADDRESSES, agent_claims
 from fwdaemon.hypervisor.xml import guest_address, parse_domain, parse_network

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from fwdaemon.core.state import Desired, Opening
+from fwdaemon.core.openings import Opening
+from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Family, Gate
 from fwdaemon.kernel.process import SystemRunner
 from fwdaemon.legacy.backend import LegacyBackend

@@ -6,7 +6,7 @@ from dataclasses import replace
 from ipaddress import ip_network
 from pathlib import Path
 
-from fwdaemon.core.state import Opening
+from fwdaemon.core.openings import Opening
 from fwdaemon.core.types import Family
 from fwdaemon.legacy.client import HelperClient
 from fwdaemon.legacy.difference import Change

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from fwdaemon.core.state import Opening
+from fwdaemon.core.openings import Opening
 from fwdaemon.core.types import Address
 from fwdaemon.kernel.conntrack import end, end_claimed, end_resumed, end_strayed, open_flows, outdated
 from fwdaemon.kernel.process import SystemRunner

@@ -5,7 +5,8 @@ from dataclasses import replace
 
 import pytest
 
-from fwdaemon.core.state import Desired, Nat
+from fwdaemon.core.openings import Nat
+from fwdaemon.core.state import Desired
 from fwdaemon.hostnet.public_addresses import Gateways
 from tests.kernel.links import BRIDGE_MAC, Links, linked
 from tests.lab.place import wait_until

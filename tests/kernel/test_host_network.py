@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from fwdaemon.core.openings import Opening
 from fwdaemon.core.report import Outcome
-from fwdaemon.core.state import Desired, Opening
+from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Family
 from fwdaemon.hostnet.keeper import HostSide
 from fwdaemon.kernel import sysctl

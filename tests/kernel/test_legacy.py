@@ -13,7 +13,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fwdaemon.core.state import Desired, Forward, Nat, Opening, Route
+from fwdaemon.core.openings import Forward, Nat, Opening, Route
+from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Family, Protocol
 from fwdaemon.legacy.backend import LegacyBackend
 from fwdaemon.legacy.difference import restore_text

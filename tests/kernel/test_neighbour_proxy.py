@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from fwdaemon.core.openings import Route
 from fwdaemon.core.report import Outcome, Setting
-from fwdaemon.core.state import Proxied, Route
+from fwdaemon.core.state import Proxied
 from fwdaemon.errors import KernelError
 from fwdaemon.hostnet.neighbour_listener import Duty, Listener, Turns
 from fwdaemon.hostnet.neighbour_proxy import NeighbourProxies

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fwdaemon.core.state import Desired, Opening
+from fwdaemon.core.openings import Opening
+from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Family, Gate, Protocol
 from fwdaemon.kernel.process import Finished, SystemRunner
 from fwdaemon.nftables.backend import NftablesBackend

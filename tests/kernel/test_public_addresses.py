@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from fwdaemon.core.openings import Nat
 from fwdaemon.core.report import Outcome
-from fwdaemon.core.state import Nat
 from fwdaemon.hostnet.owned_state import Ledger
 from fwdaemon.hostnet.public_addresses import PublicAddresses
 from tests.kernel.links import Links, linked

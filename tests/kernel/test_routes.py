@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from fwdaemon.core.openings import Route
 from fwdaemon.core.report import Outcome, Setting
-from fwdaemon.core.state import Route
 from fwdaemon.errors import KernelError
 from fwdaemon.hostnet.owned_state import Ipv6Bridges, Ledger
 from fwdaemon.hostnet.routes import RouteKeeper

@@ -12,7 +12,8 @@ import pytest
 
 from fwdaemon.config.model import BackendChoice
 from fwdaemon.connections import Sweep, Sweeper, close_everything
-from fwdaemon.core.state import Desired, Forward, Opening
+from fwdaemon.core.openings import Forward, Opening
+from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Address
 from fwdaemon.errors import KernelError
 from fwdaemon.hostnet.keeper import HostSide

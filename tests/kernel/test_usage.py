@@ -2,7 +2,8 @@
 
 from dataclasses import replace
 
-from fwdaemon.core.state import Desired, Opening
+from fwdaemon.core.openings import Opening
+from fwdaemon.core.state import Desired
 from fwdaemon.netfilter import Backend
 from fwdaemon.status.rows import Readings
 from fwdaemon.status.usage import UsageReader

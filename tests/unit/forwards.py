@@ -5,7 +5,8 @@ from ipaddress import ip_address, ip_network
 
 from hypothesis import strategies as st
 
-from fwdaemon.core.state import Desired, Forward, Nat, Route
+from fwdaemon.core.openings import Forward, Nat, Route
+from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Address, PortRange, Protocol, Subnet
 
 

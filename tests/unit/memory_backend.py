@@ -8,8 +8,9 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Final
 
+from fwdaemon.core.openings import Forward, Nat, Opening
 from fwdaemon.core.report import Actor, ActorKind, GateChange, Outcome, Presence, RulesChanged, Stamp
-from fwdaemon.core.state import Desired, Forward, Nat, Opening
+from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Address, Family, Gate, Subnet
 from fwdaemon.errors import KernelError, ProcessError
 from fwdaemon.kernel.process import Finished

@@ -3,8 +3,9 @@
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
+from fwdaemon.core.openings import Nat, Opening
 from fwdaemon.core.report import Outcome
-from fwdaemon.core.state import Desired, Nat, Opening
+from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Address, Family
 from fwdaemon.errors import KernelError
 from fwdaemon.kernel.conntrack_listing import Entry
@@ -79,7 +80,7 @@ class Connections:
 
     def end_claimed(self, added: Collection[Opening], local: Collection[Address]) -> Sequence[Flow]:
         taken = [opening for opening in added if not hasattr(opening, "subnet")]
-        claimed = [flow for flow in self.flows if is_claimed(flow, taken, local)]
+        claimed = [flow for flow in self.flows if is_claimed(flow, [opening.claim for opening in taken], local)]
         self.end([Entry(flow, b"") for flow in claimed])
         return claimed
 

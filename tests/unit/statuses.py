@@ -7,7 +7,8 @@ from pathlib import Path
 from fwdaemon import config as configuration
 from fwdaemon.config.model import Config
 from fwdaemon.core.inventory import Hindrance, HindranceKind
-from fwdaemon.core.state import Desired, Owner, Waiting
+from fwdaemon.core.openings import Owner
+from fwdaemon.core.state import Desired, Waiting
 from fwdaemon.core.types import Family, Origin
 from fwdaemon.errors import Problem
 from fwdaemon.status.model import (

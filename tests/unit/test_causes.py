@@ -9,8 +9,9 @@ import pytest
 from fwdaemon.audit import causes
 from fwdaemon.audit.causes import Known, told
 from fwdaemon.core.inventory import Hindrance, HindranceKind, Move, Place
+from fwdaemon.core.openings import Owner, Route
 from fwdaemon.core.report import Actor, ActorKind, Cause, Outcome, Reason, ReasonKind, Report
-from fwdaemon.core.state import Desired, Owner, Route, Waiting
+from fwdaemon.core.state import Desired, Waiting
 from fwdaemon.core.types import Origin
 from tests.unit import saying
 from tests.unit.forwards import forward

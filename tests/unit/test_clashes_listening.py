@@ -9,7 +9,8 @@ import pytest
 
 from fwdaemon.conflicts import taking
 from fwdaemon.conflicts.taking import as_if_running, takings
-from fwdaemon.core.state import Desired, Forward, Nat
+from fwdaemon.core.openings import Forward, Nat
+from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Family, Listener, Origin, PortRange, Protocol
 from tests.unit.forwards import address, forward, nat, subnets
 from tests.unit.remedies import ENTRY_80

@@ -10,7 +10,8 @@ import pytest
 from fwdaemon.conflicts import rivals
 from fwdaemon.conflicts.rivals import Standing
 from fwdaemon.conflicts.taking import takings
-from fwdaemon.core.state import Desired, Forward, Nat
+from fwdaemon.core.openings import Forward, Nat
+from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Family, Origin, PortRange, Protocol
 from fwdaemon.rulesets.iptables_reader import (
     PREROUTING,

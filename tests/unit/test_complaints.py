@@ -1,7 +1,8 @@
 from pathlib import Path
 
 from fwdaemon.audit.throttle import Complaints
-from fwdaemon.core.state import Owner, Waiting
+from fwdaemon.core.openings import Owner
+from fwdaemon.core.state import Waiting
 from fwdaemon.core.types import Origin
 from tests.unit import saying
 

@@ -4,7 +4,8 @@ from pathlib import Path
 
 from fwdaemon.audit.causes import Departures
 from fwdaemon.core.inventory import Move
-from fwdaemon.core.state import Desired, Opening, Owner, Waiting
+from fwdaemon.core.openings import Opening, Owner
+from fwdaemon.core.state import Desired, Waiting
 from fwdaemon.core.types import Origin
 from tests.unit.forwards import forward
 from tests.unit.saying import HANDED_OVER

@@ -5,7 +5,8 @@ from dataclasses import replace
 
 from hypothesis import given
 
-from fwdaemon.core.state import Desired, Opening
+from fwdaemon.core.openings import Opening
+from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Family
 from fwdaemon.nftables.branches import EVERYWHERE, Place, Places
 from fwdaemon.nftables.difference import altered, difference

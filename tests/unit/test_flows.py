@@ -122,13 +122,13 @@ DNS = forward("udp *:53", "192.168.122.50:53", sources=("203.0.113.0/24",))
     ],
 )
 def test_a_new_forward_claims_udp_flows_to_the_host_itself(seen: Flow, *, claimed: bool) -> None:
-    assert is_claimed(seen, [DNS], LOCAL) is claimed
+    assert is_claimed(seen, [DNS.claim], LOCAL) is claimed
 
 
 def test_a_new_public_address_claims_all_flows_to_it() -> None:
-    assert is_claimed(flow("198.51.100.8:0", "198.51.100.8:0", protocol=None), [MAIL], LOCAL)
-    assert is_claimed(flow("198.51.100.8:53", "198.51.100.8:53", protocol="udp"), [MAIL], LOCAL)
-    assert not is_claimed(flow("198.51.100.1:53", "198.51.100.1:53", protocol="udp"), [MAIL], LOCAL)
+    assert is_claimed(flow("198.51.100.8:0", "198.51.100.8:0", protocol=None), [MAIL.claim], LOCAL)
+    assert is_claimed(flow("198.51.100.8:53", "198.51.100.8:53", protocol="udp"), [MAIL.claim], LOCAL)
+    assert not is_claimed(flow("198.51.100.1:53", "198.51.100.1:53", protocol="udp"), [MAIL.claim], LOCAL)
 
 
 def test_a_flow_that_began_before_its_forward_masqueraded_is_outdated() -> None:

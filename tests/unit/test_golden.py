@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from fwdaemon.core.state import Desired, Opening
+from fwdaemon.core.openings import Opening
+from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Family
 from fwdaemon.nftables.difference import creation
 from fwdaemon.nftables.ruleset import tables

@@ -3,8 +3,9 @@ from ipaddress import ip_address
 from pathlib import Path
 
 from fwdaemon.core.inventory import Move
+from fwdaemon.core.openings import Owner
 from fwdaemon.core.report import Reason, ReasonKind
-from fwdaemon.core.state import Desired, Owner, Waiting
+from fwdaemon.core.state import Desired, Waiting
 from fwdaemon.core.types import Origin
 from fwdaemon.resolve.snapshot import Grace, Stop
 from tests.unit import saying

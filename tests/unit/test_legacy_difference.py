@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fwdaemon.core.state import Desired, Forward
+from fwdaemon.core.openings import Forward
+from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Family
 from fwdaemon.legacy.difference import Change, difference
 from fwdaemon.legacy.model import LEAD, OUT, POST, PRE, Head, ObservedTable, Rule, Table, TableName

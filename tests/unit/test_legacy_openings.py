@@ -5,7 +5,8 @@ from itertools import product
 
 import pytest
 
-from fwdaemon.core.state import Desired, Nat, Opening
+from fwdaemon.core.openings import Nat, Opening
+from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Family
 from fwdaemon.legacy.difference import difference
 from fwdaemon.legacy.model import FWD, LEAD, OUT, POST, PRE, Head, ObservedTable, Table, TableName

@@ -3,7 +3,8 @@
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
 
-from fwdaemon.core.state import Desired, Forward
+from fwdaemon.core.openings import Forward
+from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Family, Protocol
 from fwdaemon.legacy.backend import LegacyBackend
 from fwdaemon.legacy.library import Extension, parse

@@ -2,7 +2,8 @@
 
 import pytest
 
-from fwdaemon.core.state import Desired, Forward
+from fwdaemon.core.openings import Forward
+from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Family, Protocol
 from fwdaemon.hostnet.local_relays import Allowance, Place, duties
 from tests.unit.forwards import forward

@@ -9,7 +9,8 @@ import pytest
 
 from fwdaemon import config as configuration
 from fwdaemon.core.inventory import Inventory, Move, Network
-from fwdaemon.core.state import Desired, Nat, Owner, Route
+from fwdaemon.core.openings import Nat, Owner, Route
+from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Family
 from fwdaemon.resolve.placement import desired_state
 from tests.unit.test_placing import DEFAULT, host, nic, reasons, web

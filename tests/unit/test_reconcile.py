@@ -9,8 +9,9 @@ import pytest
 
 from fwdaemon.audit.throttle import LINES, WINDOW_S
 from fwdaemon.core.inventory import Hindrance, HindranceKind, Move, Place
+from fwdaemon.core.openings import Owner
 from fwdaemon.core.report import Actor, ActorKind, Cause, GateChange, Outcome, Reason, ReasonKind, Report, Setting
-from fwdaemon.core.state import Desired, Owner, Proxied, Unchosen, Waiting
+from fwdaemon.core.state import Desired, Proxied, Unchosen, Waiting
 from fwdaemon.core.types import Family, Gate, Origin
 from fwdaemon.errors import KernelError
 from fwdaemon.reconcile import Occasion, Reconciler

@@ -19,7 +19,8 @@ from fwdaemon.core.inventory import (
     LearnedAddress,
     Network,
 )
-from fwdaemon.core.state import Desired, Forward, Opening, Owner, Waiting
+from fwdaemon.core.openings import Forward, Opening, Owner
+from fwdaemon.core.state import Desired, Waiting
 from fwdaemon.core.types import Address, Family, Origin, PortRange, Protocol
 from fwdaemon.nftables.branches import EVERYWHERE, PLAIN, TARGETS, Place, Places
 from fwdaemon.nftables.difference import difference, tables_difference

@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fwdaemon.core.state import Forward
+from fwdaemon.core.openings import Forward
 from fwdaemon.core.types import PortRange
 from fwdaemon.resolve.segments import slots
 from tests.unit.forwards import forward

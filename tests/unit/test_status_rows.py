@@ -5,7 +5,8 @@ from datetime import UTC, datetime
 from ipaddress import ip_address
 
 from fwdaemon.core.inventory import Hindrance, HindranceKind, Move, Place
-from fwdaemon.core.state import Desired, Owner, Waiting
+from fwdaemon.core.openings import Owner
+from fwdaemon.core.state import Desired, Waiting
 from fwdaemon.core.types import Family
 from fwdaemon.status.model import Row, State, Usage, counts
 from fwdaemon.status.rows import Facts, Readings, rows

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from fwdaemon.core.state import Desired, Owner, Waiting
+from fwdaemon.core.openings import Owner
+from fwdaemon.core.state import Desired, Waiting
 from fwdaemon.core.types import Origin
 from fwdaemon.errors import Problem
 from fwdaemon.status.model import Configuration, Header, Look, RefusedReload, Rules
