@@ -34,7 +34,7 @@ from fwdaemon.kernel.observe import ask_again, observe_host
 from fwdaemon.kernel.probes import Probes
 from fwdaemon.kernel.process import Worker, processor_time
 from fwdaemon.kernel.route_watch import UplinkWatch
-from fwdaemon.resolve.guests import GuestEntry, GuestFinder
+from fwdaemon.resolve.guests import GuestFinder
 from fwdaemon.resolve.neighbours import changed_hands, in_doubt, remembered, usurped
 from fwdaemon.resolve.snapshot import (
     AgentAnswers,
@@ -107,7 +107,7 @@ class InventoryKeeper:
 
     def configure(self, config: Config) -> None:
         """Say which addresses the configuration gives to guests: whoever takes one over is to give it back."""
-        entries: tuple[GuestEntry, ...] = (*config.forwards, *config.nats)
+        entries = config.guest_entries
         self._given = tuple(entry for entry in entries if entry.address is not None)
         self._netlink.watch_addresses({entry.address for entry in entries if entry.address is not None})
 

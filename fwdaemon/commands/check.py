@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+from collections import Counter
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import Final
@@ -11,6 +12,7 @@ from fwdaemon import config as configuration
 from fwdaemon.config.files import ROOT, about_ignored, read_files, unguarded
 from fwdaemon.config.model import Config, ForwardEntry
 from fwdaemon.conflicts.watch import clashes_if_running
+from fwdaemon.core.openings import Kind
 from fwdaemon.core.text import printable
 from fwdaemon.core.types import Protocol
 from fwdaemon.kernel.memory import collecting_later
@@ -53,15 +55,18 @@ def _warn(config: Config) -> None:
 
 
 def _count(config: Config) -> str:
-    """Say what there is; a port string for two protocols is two forwards."""
-    forwards = sum(len(entry.mappings) for entry in config.forwards)
-    counted = (
-        (forwards, "forward", "forwards"),
-        (len(config.nats), "address 1:1", "addresses 1:1"),
-        (len(config.routes), "route", "routes"),
-    )
-    found = [f"{number} {one if number == 1 else many}" for number, one, many in counted if number]
-    return ", ".join(found) or "nothing is forwarded yet"
+    """Say what there is."""
+    found = Counter[Kind]()
+    for entry in config.entries:
+        found[entry.kind] += entry.number
+    counted = (f"{found[kind]} {_noun(kind, found[kind])}" for kind in Kind if found[kind])
+    return ", ".join(counted) or "nothing is forwarded yet"
+
+
+def _noun(kind: Kind, number: int) -> str:
+    if kind is Kind.NAT:
+        return "address 1:1" if number == 1 else "addresses 1:1"
+    return kind.value if number == 1 else f"{kind.value}s"
 
 
 def _explain_localhost(config: Config) -> str:

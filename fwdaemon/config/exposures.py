@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 from typing import Final, TypeVar
 
 from fwdaemon.config.addresses import EveryAddressError, parse_listen, parse_public, parse_routed, parse_source
-from fwdaemon.config.model import ForwardEntry, NatEntry, PortMapping, RouteEntry
+from fwdaemon.config.model import KEYS, Entry, ForwardEntry, NatEntry, PortMapping, RouteEntry
 from fwdaemon.config.names import parse_holding, parse_incoming, parse_network
-from fwdaemon.config.node import KEYS, Node, read_distinct, read_guest, read_key, require
+from fwdaemon.config.node import Node, read_distinct, read_guest, read_key, require
 from fwdaemon.config.overlap import (
     families_of_entry,
     refuse_contradictions,
@@ -104,10 +104,10 @@ def _advised(parse: Callable[[str], T], remedy: Callable[[Family], str]) -> Call
 FORWARD_KEYS: Final = KEYS["forward"]
 
 
-def read_forward(node: Node) -> ForwardEntry | None:
+def _read_forward(node: Node) -> tuple[ForwardEntry, ...]:
     """Read one entry, recording every problem in it.
 
-    Where anything but single ports is wrong, it is not known where the entry listens or for whom, so `None` is returned
+    Where anything but single ports is wrong, it is not known where the entry listens or for whom, so none is returned
     and no conflicts are made up from a guess.
     """
     before = len(node.document.problems)
@@ -118,9 +118,9 @@ def read_forward(node: Node) -> ForwardEntry | None:
     is_sound = len(node.document.problems) == before
     specs = _read_ports(node, fields, Everywhere(entry, fields))
     if not is_sound:
-        return None
+        return ()
     refuse_port_contradictions(entry, specs)
-    return replace(entry, mappings=tuple(mapping for item, spec in specs for mapping in _mappings(item, spec)))
+    return (replace(entry, mappings=tuple(mapping for item, spec in specs for mapping in _mappings(item, spec))),)
 
 
 def _read_without_ports(node: Node, fields: Mapping[str, Node]) -> ForwardEntry:
@@ -194,8 +194,8 @@ def _mappings(item: Node, spec: PortSpec) -> Iterator[PortMapping]:
 NAT_KEYS: Final = KEYS["nat"]
 
 
-def read_nat(node: Node) -> NatEntry | None:
-    """Read one entry, recording every problem in it; where anything is wrong, `None` is returned."""
+def _read_nat(node: Node) -> tuple[NatEntry, ...]:
+    """Read one entry, recording every problem in it; where anything is wrong, none is returned."""
     before = len(node.document.problems)
     fields = node.fields(NAT_KEYS)
     require(node, fields, "public", 'for example public = "198.51.100.8"')
@@ -203,17 +203,17 @@ def read_nat(node: Node) -> NatEntry | None:
     assign = read_key(fields, "assign", parse_holding, "eth0")
     guest = read_guest(node, fields)
     if public is None:
-        return None
+        return ()
     entry = NatEntry(public=public, origin=fields["public"].origin, assign=assign, **guest)
     refuse_nat_contradictions(entry, fields)
-    return entry if len(node.document.problems) == before else None
+    return (entry,) if len(node.document.problems) == before else ()
 
 
 # One `[[route]]`, key by key.
 ROUTE_KEYS: Final = KEYS["route"]
 
 
-def read_routes(node: Node) -> tuple[RouteEntry, ...]:
+def _read_routes(node: Node) -> tuple[RouteEntry, ...]:
     """Read one entry, recording every problem in it, and return its elements of `addresses` that are right.
 
     Where anything else is wrong it is not known whose they are, so none is returned.
@@ -243,3 +243,11 @@ def _read_addresses(node: Node, fields: Mapping[str, Node]) -> list[tuple[Node, 
     items = addresses.one_or_more("203.0.113.64/29")
     subnets = ((item, item.text(parse_routed, "203.0.113.64/29")) for item in items)
     return [(item, subnet) for item, subnet in subnets if subnet is not None]
+
+
+READERS: Final[Mapping[str, Callable[[Node], tuple[Entry, ...]]]] = {
+    "forward": _read_forward,
+    "nat": _read_nat,
+    "route": _read_routes,
+}
+"""What reads one entry of each table, giving those that are fit to be compared with others."""

@@ -11,20 +11,20 @@ from typing import Final, TypeVar
 
 import tomli
 
-from fwdaemon.config.exposures import read_forward, read_nat, read_routes
+from fwdaemon.config.exposures import READERS
 from fwdaemon.config.files import read_files, unguarded
 from fwdaemon.config.lines import toml_lines
 from fwdaemon.config.model import (
+    KEYS,
+    TABLES,
     Config,
     ControlSettings,
     DaemonSettings,
-    ForwardEntry,
+    Entry,
     MetricsSettings,
-    NatEntry,
-    RouteEntry,
 )
-from fwdaemon.config.node import KEYS, TABLES, Document, Node, header
-from fwdaemon.config.overlap import PublicEntry, find_conflicts, find_public_conflicts
+from fwdaemon.config.node import Document, Node, header
+from fwdaemon.config.overlap import find_conflicts, find_public_conflicts
 from fwdaemon.config.sections import read_control, read_daemon, read_metrics
 from fwdaemon.config.syntax import syntax_problems
 from fwdaemon.core.text import quote, show, suggest
@@ -41,9 +41,7 @@ class Contents:
     daemon: DaemonSettings | None = None
     control: ControlSettings | None = None
     metrics: MetricsSettings | None = None
-    forwards: tuple[ForwardEntry, ...] = ()
-    nats: tuple[NatEntry, ...] = ()
-    routes: tuple[RouteEntry, ...] = ()
+    entries: tuple[Entry, ...] = ()
 
 
 def read_document(file: Path, source: bytes | str, problems: list[Problem], *, is_main: bool) -> Contents:
@@ -56,13 +54,12 @@ def read_document(file: Path, source: bytes | str, problems: list[Problem], *, i
     document = Document(file, toml_lines(text), problems)
     tables = {key: Node(value, (key,), document) for key, value in values.items()}
     _refuse_strange_tables(tables)
+    read_all = (_read_entries(tables, table, read) for table, read in READERS.items())
     return Contents(
         daemon=_read_settings(tables, "daemon", read_daemon, is_main=is_main),
         control=_read_settings(tables, "control", read_control, is_main=is_main),
         metrics=_read_settings(tables, "metrics", read_metrics, is_main=is_main),
-        forwards=tuple(entry for entry in _read_entries(tables, "forward", read_forward) if entry is not None),
-        nats=tuple(entry for entry in _read_entries(tables, "nat", read_nat) if entry is not None),
-        routes=tuple(chain.from_iterable(_read_entries(tables, "route", read_routes))),
+        entries=tuple(chain.from_iterable(chain.from_iterable(read_all))),
     )
 
 
@@ -101,7 +98,7 @@ def _read_entries(tables: Mapping[str, Node], key: str, read: Callable[[Node], T
 
 def _refuse_named(table: str, named: dict[str, object], node: Node) -> bool:
     """Refuse entries whose headers name what they are about, such as [forward.web1]; tell whether all of them do."""
-    key = "network" if table == "route" else "domain"
+    key = "domain" if "domain" in KEYS[table] else "network"
     are_named = bool(named) and all(
         isinstance(value, dict | list) and name not in KEYS[table] for name, value in named.items()
     )
@@ -166,11 +163,9 @@ def parse(sources: Mapping[Path, bytes | str]) -> Config:
 
 def _build(main: Path, sources: Mapping[Path, bytes | str], problems: list[Problem]) -> Config:
     files = [read_document(file, source, problems, is_main=file == main) for file, source in sources.items()]
-    config = Config(
+    config = Config.of(
         next((contents.daemon for contents in files if contents.daemon), DaemonSettings()),
-        tuple(entry for contents in files for entry in contents.forwards),
-        tuple(entry for contents in files for entry in contents.nats),
-        tuple(entry for contents in files for entry in contents.routes),
+        (entry for contents in files for entry in contents.entries),
         next((contents.control for contents in files if contents.control), ControlSettings()),
         next((contents.metrics for contents in files if contents.metrics), MetricsSettings()),
     )
@@ -204,6 +199,6 @@ def _emptied(main: Path, sources: Mapping[Path, bytes], live: Config | None) -> 
     return problems
 
 
-def _in_order(contents: Contents) -> list[PublicEntry]:
-    """Put a file's claims on public addresses in the order in which they are written."""
-    return sorted([*contents.nats, *contents.routes], key=lambda entry: entry.origin.line)
+def _in_order(contents: Contents) -> list[Entry]:
+    """Put a file's entries in the order in which they are written."""
+    return sorted(contents.entries, key=lambda entry: entry.origin.line)

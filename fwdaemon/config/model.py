@@ -3,16 +3,32 @@
 Parsing and checking are in the modules beside this one; whoever holds a `Config` may rely on every rule of the grammar.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from enum import StrEnum
 from pathlib import Path
-from typing import TypeAlias
+from typing import ClassVar, Final, TypeAlias
 
 from fwdaemon.core.bans import BEHIND
 from fwdaemon.core.openings import Claim, Kind, Owner
+from fwdaemon.core.text import shown
 from fwdaemon.core.types import Address, Family, Gate, Origin, PortRange, Protocol, Subnet, show_endpoint
+
+# The tables, and the keys that each may have.
+ENTRIES: Final = ("forward", "nat", "route")
+SETTINGS: Final = ("control", "daemon", "metrics")
+TABLES: Final = tuple(sorted((*ENTRIES, *SETTINGS)))
+KEYS: Final[Mapping[str, tuple[str, ...]]] = {
+    "forward": ("address", "domain", "interface", "listen", "mac", "masquerade", "network", "ports", "sources"),
+    "nat": ("address", "assign", "domain", "mac", "network", "public"),
+    "route": ("addresses", "network", "proxy"),
+    "daemon": (
+        *("backend", "behind", "gates", "ip_forward", "label", "libvirt", "localhost", "on_stop", "resync", "uplinks"),
+    ),
+    "metrics": ("listen", "textfile"),
+    "control": ("group",),
+}
 
 
 class BackendChoice(StrEnum):
@@ -106,6 +122,8 @@ class ForwardEntry:
     the host instead of the client's.
     """
 
+    kind: ClassVar[Kind] = Kind.FORWARD
+
     domain: str
     mappings: tuple[PortMapping, ...]
     origin: Origin
@@ -122,12 +140,21 @@ class ForwardEntry:
         """Whom it is for, as written."""
         return Owner(self.domain)
 
+    @property
+    def number(self) -> int:
+        """For how many it counts: a port string for two protocols is two forwards."""
+        return len(self.mappings)
+
     def claims(self) -> Iterator[tuple[Claim, Origin]]:
         """Give what packets it is for, each with its place in the configuration."""
         for mapping in self.mappings:
             for listen in (mapping.listen,) if mapping.listen is not None else self.listen or (None,):
                 where = None if listen is None else Family.of(listen), mapping.protocol, listen, mapping.host, None
-                yield Claim(Kind.FORWARD, *where, self.interface, self.sources, self.masquerade), mapping.origin
+                yield Claim(self.kind, *where, self.interface, self.sources, self.masquerade), mapping.origin
+
+    def told(self, listens: str) -> str:
+        """Say what it does with what comes there."""
+        return f"forwards {listens} to {shown(self.domain)}{', masqueraded' if self.masquerade else ''}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +164,12 @@ class NatEntry:
     `domain`, `address`, `network` and `mac` are as in `ForwardEntry`; `address` has the family of `public`. `assign` is
     the interface that is to hold `public` while the guest runs.
     """
+
+    kind: ClassVar[Kind] = Kind.NAT
+    number: ClassVar[int] = 1
+    interface: ClassVar[None] = None
+    sources: ClassVar[tuple[Subnet, ...]] = ()
+    masquerade: ClassVar[bool] = False
 
     domain: str
     public: Address
@@ -153,7 +186,11 @@ class NatEntry:
 
     def claims(self) -> Iterator[tuple[Claim, Origin]]:
         """Give what packets it is for, each with its place in the configuration."""
-        yield Claim(Kind.NAT, Family.of(self.public), address=self.public), self.origin
+        yield Claim(self.kind, Family.of(self.public), address=self.public), self.origin
+
+    def told(self, _: str) -> str:
+        """Say what it does with what comes there."""
+        return f"makes {self.public} the guest {shown(self.domain)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +200,13 @@ class RouteEntry:
     `network` is a libvirt network's name, exactly as written. `proxy` is the interface on which the host is to answer
     ARP or neighbour discovery for these addresses.
     """
+
+    kind: ClassVar[Kind] = Kind.ROUTE
+    number: ClassVar[int] = 1
+    interface: ClassVar[None] = None
+    sources: ClassVar[tuple[Subnet, ...]] = ()
+    masquerade: ClassVar[bool] = False
+    address: ClassVar[None] = None
 
     network: str
     subnet: Subnet
@@ -176,10 +220,17 @@ class RouteEntry:
 
     def claims(self) -> Iterator[tuple[Claim, Origin]]:
         """Give what packets it is for, each with its place in the configuration."""
-        yield Claim(Kind.ROUTE, Family.of(self.subnet), subnet=self.subnet), self.origin
+        yield Claim(self.kind, Family.of(self.subnet), subnet=self.subnet), self.origin
+
+    def told(self, _: str) -> str:
+        """Say what it does with what comes there."""
+        return f"routes {self.subnet} to network {shown(self.network)}"
 
 
-Entry: TypeAlias = ForwardEntry | NatEntry | RouteEntry
+GuestEntry: TypeAlias = ForwardEntry | NatEntry
+"""What leads to an interface of a domain."""
+
+Entry: TypeAlias = GuestEntry | RouteEntry
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,7 +248,27 @@ class Config:
     metrics: MetricsSettings = MetricsSettings()
     ignored: tuple[Path, ...] = field(default=(), compare=False)
 
+    @classmethod
+    def of(
+        cls, daemon: DaemonSettings, entries: Iterable[Entry], control: ControlSettings, metrics: MetricsSettings
+    ) -> "Config":
+        """Make it of entries of all kinds; those of one kind keep their order."""
+        given = tuple(entries)
+        return cls(
+            daemon,
+            tuple(entry for entry in given if isinstance(entry, ForwardEntry)),
+            tuple(entry for entry in given if isinstance(entry, NatEntry)),
+            tuple(entry for entry in given if isinstance(entry, RouteEntry)),
+            control,
+            metrics,
+        )
+
+    @property
+    def guest_entries(self) -> tuple[GuestEntry, ...]:
+        """Those that lead to guests."""
+        return (*self.forwards, *self.nats)
+
     @property
     def entries(self) -> tuple[Entry, ...]:
         """All of them."""
-        return (*self.forwards, *self.nats, *self.routes)
+        return (*self.guest_entries, *self.routes)

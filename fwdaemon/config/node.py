@@ -15,6 +15,7 @@ from typing import Final, TypedDict, TypeVar
 
 from fwdaemon.config.addresses import parse_guest
 from fwdaemon.config.lines import MOST_ELEMENTS, KeyPath, LineIndex
+from fwdaemon.config.model import ENTRIES, KEYS, SETTINGS, TABLES
 from fwdaemon.config.names import parse_domain, parse_mac, parse_network
 from fwdaemon.core.text import GrammarError, flag_meant, quote, show, suggest
 from fwdaemon.core.types import Address, Origin
@@ -22,19 +23,6 @@ from fwdaemon.errors import Problem
 
 T = TypeVar("T")
 
-ENTRIES: Final = ("forward", "nat", "route")
-SETTINGS: Final = ("control", "daemon", "metrics")
-TABLES: Final = tuple(sorted((*ENTRIES, *SETTINGS)))
-KEYS: Final[Mapping[str, tuple[str, ...]]] = {
-    "forward": ("address", "domain", "interface", "listen", "mac", "masquerade", "network", "ports", "sources"),
-    "nat": ("address", "assign", "domain", "mac", "network", "public"),
-    "route": ("addresses", "network", "proxy"),
-    "daemon": (
-        *("backend", "behind", "gates", "ip_forward", "label", "libvirt", "localhost", "on_stop", "resync", "uplinks"),
-    ),
-    "metrics": ("listen", "textfile"),
-    "control": ("group",),
-}
 # Those that make an entry narrower.
 _NARROWING: Final = frozenset({"interface", "listen", "ports", "sources"})
 # What other programs call them, and the key that each word is, in the table that has one.

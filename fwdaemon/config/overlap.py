@@ -8,7 +8,7 @@ from itertools import islice
 from typing import Final, TypeAlias
 
 from fwdaemon.config.addresses import show_relation
-from fwdaemon.config.model import ForwardEntry, NatEntry, PortMapping, RouteEntry
+from fwdaemon.config.model import Entry, ForwardEntry, NatEntry, PortMapping
 from fwdaemon.config.node import Node
 from fwdaemon.config.ports import PortSpec
 from fwdaemon.core.text import quote
@@ -39,8 +39,8 @@ def families_of(items: Collection[Address | Subnet]) -> frozenset[Family]:
     return frozenset(map(Family.of, items)) or _EITHER if items else _EITHER
 
 
-def families_of_entry(entry: ForwardEntry) -> frozenset[Family]:
-    """Return the families in which an entry can forward anything, its `listen` left aside."""
+def families_of_entry(entry: Entry) -> frozenset[Family]:
+    """Return the families in which an entry can lead anything anywhere, where it listens left aside."""
     return families_of(_guest(entry)) & families_of(entry.sources)
 
 
@@ -99,7 +99,7 @@ def _refuse_families(node: Node, families: frozenset[Family], other: str) -> Non
     node.refuse(f"is {_show(families)} only, but {other} only, so nothing could match; write both in one family")
 
 
-def _guest(entry: ForwardEntry | NatEntry) -> tuple[Address, ...]:
+def _guest(entry: Entry) -> tuple[Address, ...]:
     return () if entry.address is None else (entry.address,)
 
 
@@ -309,14 +309,11 @@ def _leads_to(claim: _Claim) -> tuple[object, ...]:
     return entry.domain, entry.address, entry.network, entry.mac, entry.interface, entry.sources, mapping.shift
 
 
-# Public addresses claimed twice, by `[[nat]]` or `[[route]]`.
+# Public addresses claimed twice, by entries that claim them whole.
 #
 # Two subnets are either apart or one is in the other. So the claims are sorted by their first address, wider ones
 # first, and those that are still open at a claim are exactly those which contain it. What that costs grows with the
 # conflicts.
-PublicEntry: TypeAlias = NatEntry | RouteEntry
-
-
 @dataclass(frozen=True, slots=True)
 class _PublicClaim:
     """What an entry claims, and for whom; `rank` is its place in the configuration."""
@@ -327,12 +324,11 @@ class _PublicClaim:
     origin: Origin
 
     @classmethod
-    def of(cls, rank: int, entry: PublicEntry) -> "_PublicClaim":
-        match entry:
-            case NatEntry():
-                return cls(rank, ip_network(entry.public), f"domain {quote(entry.domain)}", entry.origin)
-            case RouteEntry():
-                return cls(rank, entry.subnet, f"network {quote(entry.network)}", entry.origin)
+    def of(cls, rank: int, entry: Entry) -> "Iterator[_PublicClaim]":
+        for claim, origin in entry.claims():
+            subnet = ip_network(claim.address) if claim.address is not None else claim.subnet
+            if claim.ports is None and subnet is not None:
+                yield cls(rank, subnet, f"{entry.owner.kind} {quote(entry.owner.name)}", origin)
 
     @property
     def position(self) -> tuple[Family, int, int, int]:
@@ -347,12 +343,12 @@ class _PublicClaim:
 _PublicPair: TypeAlias = tuple[_PublicClaim, _PublicClaim]
 
 
-def find_public_conflicts(entries: Sequence[PublicEntry]) -> list[Problem]:
+def find_public_conflicts(entries: Sequence[Entry]) -> list[Problem]:
     """Return a problem for each pair that claims the same address, at the later one, `cut_short`.
 
     The entries come in the order of the configuration.
     """
-    claims = [_PublicClaim.of(rank, entry) for rank, entry in enumerate(entries)]
+    claims = [claim for rank, entry in enumerate(entries) for claim in _PublicClaim.of(rank, entry)]
     return cut_short(_public_describe(*pair) for pair in _public_find_pairs(claims))
 
 

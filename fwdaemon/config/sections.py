@@ -9,9 +9,17 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from fwdaemon.config.addresses import is_address, parse_served
-from fwdaemon.config.model import BackendChoice, ControlSettings, DaemonSettings, Endpoint, MetricsSettings, OnStop
+from fwdaemon.config.model import (
+    KEYS,
+    BackendChoice,
+    ControlSettings,
+    DaemonSettings,
+    Endpoint,
+    MetricsSettings,
+    OnStop,
+)
 from fwdaemon.config.names import parse_ban_chain, parse_gate, parse_interface, parse_uri
-from fwdaemon.config.node import KEYS, Node, among_several, read_distinct, read_key
+from fwdaemon.config.node import Node, among_several, read_distinct, read_key
 from fwdaemon.config.ports import LAST_PORT
 from fwdaemon.core.text import GrammarError, quote, show, suggest
 from fwdaemon.core.types import Gate

@@ -6,7 +6,8 @@ from difflib import get_close_matches
 from typing import Final, TypeAlias
 
 from fwdaemon.config.lines import Spot
-from fwdaemon.config.node import ENTRIES, KEYS, TABLES, header
+from fwdaemon.config.model import ENTRIES, KEYS, TABLES
+from fwdaemon.config.node import header
 from fwdaemon.core.text import printed, quote
 
 _KNOWN: Final = frozenset(key for keys in KEYS.values() for key in keys)

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Final
 
 from fwdaemon.config.lines import Spot, Token, spot
-from fwdaemon.config.node import ENTRIES, header
+from fwdaemon.config.model import ENTRIES
+from fwdaemon.config.node import header
 from fwdaemon.config.statements import Finding, comment_mark, emptied, in_quotes, other_language, statement
 from fwdaemon.core.text import flag_meant, printed, quote
 from fwdaemon.errors import Problem

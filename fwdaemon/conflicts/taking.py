@@ -4,14 +4,13 @@ from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv6Address
-from itertools import compress
+from itertools import chain, compress
 from operator import attrgetter, itemgetter
 from typing import Final, Generic, TypeAlias, TypeVar
 
-from fwdaemon.config.model import Config, ForwardEntry
-from fwdaemon.config.overlap import families_of, families_of_entry
-from fwdaemon.core.openings import Forward, Nat
+from fwdaemon.config.model import Config
+from fwdaemon.config.overlap import families_of_entry
+from fwdaemon.core.openings import Claim, Kind, Owner
 from fwdaemon.core.state import Desired
 from fwdaemon.core.text import shown
 from fwdaemon.core.types import Address, Family, Listener, Origin, PortRange, Protocol, Subnet
@@ -61,7 +60,6 @@ class PortSet:
 
 EVERY_PORT: Final = PortRange(1, 65535)
 _ALL: Final = PortSet([EVERY_PORT])
-_UNKNOWN: Final[dict[Family, Address]] = {Family.IPV4: IPv4Address(0), Family.IPV6: IPv6Address(0)}
 
 Entry: TypeAlias = tuple[str, Origin | None, Protocol | None, Address | None, PortRange, str | None]
 """What the takings of one port string have in common, whatever their family."""
@@ -137,56 +135,28 @@ def takings(desired: Desired, local: Collection[Address], watched: PortSet = _AL
     """
     own = frozenset(local) - {nat.public for nat in desired.nats if nat.assign is not None}
     meeting = watched.met_by(map(attrgetter("ports"), desired.forwards))
-    for forward in compress(desired.forwards, meeting):
-        yield Taking(
-            forward.domain,
-            forward.origin,
-            forward.family,
-            forward.protocol,
-            forward.listen,
-            forward.ports,
-            forward.interface,
-            forward.sources,
-            shared=forward.listen is None or forward.listen in own,
-        )
-    for nat in desired.nats:
-        shared = nat.public in own
-        yield Taking(nat.domain, nat.origin, nat.family, None, nat.public, EVERY_PORT, shared=shared)
+    others = (found for kind, found in desired.by_kind.items() if kind is not Kind.FORWARD)
+    for opening in chain(compress(desired.forwards, meeting), chain.from_iterable(others)):
+        yield from _of_claim(opening.claim, opening.owner, opening.origin, own)
 
 
-# --- without libvirt -------------------------------------------------------------------------------------------------
+def takings_if_running(config: Config, local: Collection[Address], watched: PortSet = _ALL) -> Iterator[Taking]:
+    """Give what would be taken if all domains ran, and had addresses of every family an entry allows."""
+    own = frozenset(local) - {nat.public for nat in config.nats if nat.assign is not None}
+    claims = [(entry, claim, origin) for entry in config.entries for claim, origin in entry.claims()]
+    meeting = watched.met_by(claim.ports or EVERY_PORT for _, claim, _ in claims)
+    for entry, claim, origin in compress(claims, meeting):
+        for family in families_of_entry(entry) & ({claim.family} if claim.family is not None else frozenset(Family)):
+            sources = tuple(source for source in claim.sources if Family.of(source) is family)
+            yield from _of_claim(claim._replace(family=family, sources=sources), entry.owner, origin, own)
 
 
-def as_if_running(config: Config, guest_subnets: Collection[Subnet] = ()) -> Desired:
-    """Give what would be open if all domains ran, with addresses of every family an entry allows."""
-    nats = (
-        Nat(nat.domain, nat.public, _UNKNOWN[Family.of(nat.public)], nat.assign, origin=nat.origin)
-        for nat in config.nats
-    )
-    forwards = (forward for entry in config.forwards for forward in _forwards(entry))
-    return Desired(
-        frozenset(forwards),
-        frozenset(nats),
-        guest_subnets=frozenset(guest_subnets),
-    )
-
-
-def _forwards(entry: ForwardEntry) -> Iterator[Forward]:
-    families = families_of_entry(entry)
-    for mapping in entry.mappings:
-        for listen in (mapping.listen,) if mapping.listen is not None else entry.listen or (None,):
-            for family in families & families_of([] if listen is None else [listen]):
-                yield Forward(
-                    entry.domain,
-                    mapping.protocol,
-                    listen,
-                    mapping.host,
-                    _UNKNOWN[family],
-                    mapping.guest,
-                    entry.interface,
-                    tuple(source for source in entry.sources if Family.of(source) is family),
-                    origin=mapping.origin,
-                )
+def _of_claim(claim: Claim, owner: Owner, origin: Origin | None, own: Collection[Address]) -> Iterator[Taking]:
+    """Give what a claim of one family takes, if anything; `own` are addresses that are there for the host."""
+    if claim.subnet is None and claim.family is not None:
+        where = claim.family, claim.protocol, claim.address, claim.ports or EVERY_PORT
+        shared = claim.address is None or claim.address in own
+        yield Taking(owner.name, origin, *where, claim.interface, claim.sources, shared)
 
 
 # How several things are told in one sentence. Pure.

@@ -5,17 +5,18 @@ import threading
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Final, TypeAlias
+from typing import Final, NamedTuple
 
 from fwdaemon.config.model import Config
 from fwdaemon.conflicts import rivals, taking
 from fwdaemon.conflicts.rivals import Foreign, ForeignRules
-from fwdaemon.conflicts.taking import PortSet, as_if_running, takings
+from fwdaemon.conflicts.taking import PortSet, Taking, takings, takings_if_running
 from fwdaemon.core.pace import Budget
 from fwdaemon.core.state import Desired
-from fwdaemon.core.types import Address, Listener, PortRange
+from fwdaemon.core.types import Address, Listener, PortRange, Subnet
 from fwdaemon.errors import KernelError, PortfwdError
 from fwdaemon.kernel.listeners import Holders, listeners
 from fwdaemon.kernel.observe import observe_host
@@ -28,7 +29,13 @@ _CLIENT_PORTS: Final = Path("/proc/sys/net/ipv4/ip_local_port_range")
 # A journal is no place for a list.
 _MOST: Final = 20
 
-_Compared: TypeAlias = tuple[Desired, Collection[Address], Collection[Listener], Foreign]
+
+class _Others(NamedTuple):
+    """What there is besides openings: the host's own addresses, its sockets, and the rules of others."""
+
+    local: Collection[Address]
+    sockets: Collection[Listener]
+    foreign: Foreign
 
 
 class ClashWatch:
@@ -40,7 +47,7 @@ class ClashWatch:
         self._foreign = Foreign()
         self._state: object = None
         self._desired: Desired | None = None
-        self._compared: _Compared | None = None
+        self._compared: tuple[Desired, _Others] | None = None
         self._found: tuple[str, ...] = ()
 
     def look(
@@ -74,25 +81,28 @@ class ClashWatch:
 
     def _compare(self, desired: Desired, local: Collection[Address]) -> None:
         try:
-            compared = desired, local, frozenset(listeners()), self._foreign
+            sockets = frozenset(listeners())
         except PortfwdError as error:
             _log.debug("the host's sockets are not checked: %s", error)
             return
-        if compared != self._compared:
-            self._found = _cut_short(_sentences(*compared, self._holders))
-            self._compared = compared
+        others = _Others(local, sockets, self._foreign)
+        if (desired, others) != self._compared:
+            take = partial(takings, desired, local)
+            self._found = _cut_short(_sentences(take, desired.guest_subnets, others, self._holders))
+            self._compared = desired, others
 
 
 def clashes_if_running(config: Config, runner: Runner) -> tuple[list[str], str]:
     """Tell what would clash if all domains ran, and why something was left out, if it was."""
-    if not (config.forwards or config.nats):
+    if not config.guest_entries:
         return [], ""
     try:
         host, sockets = observe_host(), listeners()
         foreign, missing = _rules_if_allowed(runner)
         inner = [item.subnet for item in host.addresses if item.device not in host.uplinks]
         local = frozenset(item.address for item in host.addresses)
-        return list(_sentences(as_if_running(config, inner), local, sockets, foreign, Holders())), missing
+        take = partial(takings_if_running, config, local)
+        return list(_sentences(take, inner, _Others(local, sockets, foreign), Holders())), missing
     except PortfwdError as error:
         return [], f"not checked against this host: {error}"
 
@@ -105,8 +115,10 @@ def _rules_if_allowed(runner: Runner) -> tuple[Foreign, str]:
 
 
 def _sentences(
-    desired: Desired, local: Collection[Address], sockets: Collection[Listener], foreign: Foreign, holders: Holders
+    take: Callable[[PortSet], Iterable[Taking]], inner: Collection[Subnet], others: _Others, holders: Holders
 ) -> Iterator[str]:
+    """Tell of what `take` gives of the ports that anybody else has; `inner` are the subnets of guests."""
+    local, sockets, foreign = others
     # Most forwards are on ports that nobody else has anything to do with.
     watched = PortSet(
         chain(
@@ -114,8 +126,8 @@ def _sentences(
             (ports for other in foreign.translations for ports in rivals.ports_of(other.scope)),
         )
     )
-    taken = list(takings(desired, local, watched))
-    found = taking.overheard(taken, sockets, _client_ports(), desired.guest_subnets)
+    taken = list(take(watched))
+    found = taking.overheard(taken, sockets, _client_ports(), inner)
     names = holders.name({socket for item in found for socket in item.sockets})
     yield from taking.sentences(found, names)
     yield from sorted(rivals.sentences(taken, foreign.translations, foreign.ours, local))

@@ -8,13 +8,12 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv6Address, ip_address
-from typing import Final, TypeAlias
+from typing import Final
 
-from fwdaemon.config.model import Config, ForwardEntry, NatEntry, PortMapping, RouteEntry
+from fwdaemon.config.model import Config, Entry, PortMapping
 from fwdaemon.core.inventory import HostAddress
 from fwdaemon.core.openings import Opening
 from fwdaemon.core.state import Desired
-from fwdaemon.core.text import shown
 from fwdaemon.core.types import Address, Family, Origin, PortRange, Protocol, Subnet, show_endpoint
 from fwdaemon.errors import PortfwdError
 from fwdaemon.explain.facts import World
@@ -262,7 +261,6 @@ def _neighbour_on(device: str, family: Family, held: Sequence[HostAddress]) -> A
 
 
 # Which entry of the configuration claims a connection, and which comes near. Pure.
-Entry: TypeAlias = ForwardEntry | NatEntry | RouteEntry
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,12 +287,12 @@ class Claim:
     @property
     def interface(self) -> str | None:
         """The interface that packets have to come in by."""
-        return self.entry.interface if isinstance(self.entry, ForwardEntry) else None
+        return self.entry.interface
 
     @property
     def sources(self) -> tuple[Subnet, ...]:
         """Who may connect; anyone if it is empty."""
-        return self.entry.sources if isinstance(self.entry, ForwardEntry) else ()
+        return self.entry.sources
 
     def admits(self, arrival: Arrival) -> bool:
         """Whether its client may connect; one whose address is not known may if anybody may."""
@@ -305,22 +303,14 @@ class Claim:
 
     def fits(self, arrival: Arrival) -> bool:
         """Whether it can lead there in that family: not if the guest's address is written, and is of the other."""
-        written = None if isinstance(self.entry, RouteEntry) else self.entry.address
-        return written is None or Family.of(written) is arrival.family
+        return self.entry.address is None or Family.of(self.entry.address) is arrival.family
 
     def takes_from(self, arrival: Arrival) -> bool:
         """Whether it takes what came in there."""
         return self.interface in (None, arrival.came_in)
 
     def __str__(self) -> str:
-        match self.entry:
-            case NatEntry() as entry:
-                return f"makes {entry.public} the guest {shown(entry.domain)}"
-            case RouteEntry() as entry:
-                return f"routes {entry.subnet} to network {shown(entry.network)}"
-            case ForwardEntry() as entry:
-                hidden = ", masqueraded" if entry.masquerade else ""
-                return f"forwards {self.listens_at()} to {shown(entry.domain)}{hidden}"
+        return self.entry.told(self.listens_at())
 
     def listens_at(self) -> str:
         """Write where a forward listens, `udp 198.51.100.7:53`."""
@@ -336,8 +326,7 @@ def claims_on(config: Config, arrival: Arrival) -> list[Claim]:
     return [
         *(claim for claim in forwards if arrival.address in claim.listen),
         *(claim for claim in forwards if claim.everywhere and not arrival.address.is_link_local),
-        *(Claim(entry) for entry in config.nats if entry.public == arrival.address),
-        *(Claim(entry) for entry in config.routes if _holds(entry.subnet, arrival.address)),
+        *(Claim(entry) for entry in config.entries if _takes_whole(entry, arrival)),
     ]
 
 
@@ -382,8 +371,10 @@ def _is_meant(claim: Claim, protocol: Protocol, port: int) -> bool:
     return claim.mapping is not None and claim.mapping.protocol is protocol and port in claim.mapping.host
 
 
-def _holds(subnet: Subnet, address: Address) -> bool:
-    return subnet.version == address.version and address in subnet
+def _takes_whole(entry: Entry, arrival: Arrival) -> bool:
+    """Whether it is for every port of the address."""
+    claims = (claim for claim, _ in entry.claims() if claim.ports is None)
+    return any(claim.takes(arrival.protocol, arrival.address, arrival.port) for claim in claims)
 
 
 def _distance(claim: Claim, arrival: Arrival) -> tuple[int, bool]:

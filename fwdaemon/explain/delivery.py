@@ -5,13 +5,13 @@ from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv6Address, ip_network
 from typing import Final
 
-from fwdaemon.config.model import ForwardEntry
+from fwdaemon.config.model import Entry, ForwardEntry
 from fwdaemon.core.inventory import HostAddress
 from fwdaemon.core.text import shown
 from fwdaemon.core.types import Address, Family, Protocol, Subnet
 from fwdaemon.errors import KernelError
 from fwdaemon.explain import remedies
-from fwdaemon.explain.arrival import Arrival, Entry
+from fwdaemon.explain.arrival import Arrival
 from fwdaemon.explain.entrance import Entrance, Ground, Target, is_strict, leads_to
 from fwdaemon.explain.facts import MAIN_TABLE, FarAnswer, GuestAnswer, RouteAnswer, World
 from fwdaemon.explain.report import RELOAD, Cause, Standing, Step, fine, unknown, wrong

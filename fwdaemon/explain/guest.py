@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from uuid import UUID
 
 from fwdaemon.audit.causes import why
-from fwdaemon.config.model import Config, ForwardEntry, NatEntry, RouteEntry
+from fwdaemon.config.model import Config, GuestEntry, RouteEntry
 from fwdaemon.core.inventory import Domain, GuestInterface, Hindrance, HindranceKind, Inventory, Network
 from fwdaemon.core.text import shown
 from fwdaemon.core.types import Address, Family
@@ -13,7 +13,7 @@ from fwdaemon.explain import remedies
 from fwdaemon.explain.facts import World
 from fwdaemon.explain.report import RELOAD, Cause, Step, fine, unknown, wrong
 from fwdaemon.resolve.addresses import SubnetIndex
-from fwdaemon.resolve.guests import Absence, Guest, GuestEntry, GuestFinder
+from fwdaemon.resolve.guests import Absence, Guest, GuestFinder
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ class GuestWalk:
         self._inventory = inventory
         self._family = family
         self._world = world
-        self._finder = GuestFinder(inventory, [*config.forwards, *config.nats])
+        self._finder = GuestFinder(inventory, config.guest_entries)
         self._networks = {network.name: network for network in inventory.networks}
         self.guest: Guest | None = None
 
@@ -179,7 +179,7 @@ def _plugs(domain: Domain, network: Network) -> list[tuple[str, str]]:
     return [(device, network.bridge) for device in devices if device and network.bridge]
 
 
-def _how_learned(entry: ForwardEntry | NatEntry, guest: Guest) -> str:
+def _how_learned(entry: GuestEntry, guest: Guest) -> str:
     if entry.address is not None:
         return f"the configuration, {entry.origin}"
     source = next(claim.source for claim in guest.interface.learned if claim.address == guest.address)

@@ -11,7 +11,7 @@ from difflib import get_close_matches
 from ipaddress import ip_network
 from typing import Final
 
-from fwdaemon.config.model import ForwardEntry, NatEntry
+from fwdaemon.config.model import GuestEntry
 from fwdaemon.core.inventory import Domain
 from fwdaemon.core.text import is_interface_name, quote, shown
 from fwdaemon.core.types import Address, Family, Gate, Origin, Protocol, Subnet
@@ -72,7 +72,7 @@ def other_interface(claim: Claim, arrival: Arrival) -> str:
     )
 
 
-def name_domain(entry: ForwardEntry | NatEntry, known: Iterable[str]) -> str:
+def name_domain(entry: GuestEntry, known: Iterable[str]) -> str:
     """Tell how to name a domain that exists."""
     names = sorted(known)
     close = get_close_matches(entry.domain, names, n=1)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from itertools import chain, islice
 from typing import Final
 
-from fwdaemon.config.model import Config, ForwardEntry, RouteEntry
+from fwdaemon.config.model import Config, RouteEntry
 from fwdaemon.core.inventory import HostAddress, Inventory
 from fwdaemon.core.state import Desired
 from fwdaemon.core.text import shown
@@ -101,7 +101,7 @@ class _Story:
                     steps.append(entrance.translation(target))
                 steps += delivery.leave(target, self.config.daemon.label)
             steps += self._answer(arrival, target, claim, delivery)
-            if self.libvirt.inventory is not None and not isinstance(claim.entry, ForwardEntry):
+            if self.libvirt.inventory is not None and claim.mapping is None:
                 inner, chosen = self.libvirt.bridges | self.libvirt.ports, bool(self.config.daemon.uplinks)
                 steps += WayOut(arrival, self.world, desired.uplinks, inner, chosen, self.main).steps(self.held)
         leads = f"{arrival} leads to {shown(_owner(claim))}" + (f", {target}" if target is not None else "")
@@ -268,7 +268,7 @@ class _Story:
         yield self._judged(near, target) if arrival.protocol is Protocol.TCP else self._not_asked(arrival, target)
         if delivery.device is not None:
             renamed = bool(delivery.delivered) and all(packet.renamed for packet in delivery.delivered)
-            hidden = renamed or (isinstance(claim.entry, ForwardEntry) and claim.entry.masquerade)
+            hidden = renamed or claim.entry.masquerade
             way = WayBack(arrival, self.world, target, claim.entry, delivery.device, hidden)
             yield from way.from_guest(near, self.held)
             yield from way.to_client()
@@ -318,4 +318,4 @@ def _first_hosts(subnet: Subnet, count: int) -> Iterator[Address]:
 
 
 def _owner(claim: Claim) -> str:
-    return claim.entry.network if isinstance(claim.entry, RouteEntry) else claim.entry.domain
+    return claim.entry.owner.name

@@ -11,14 +11,13 @@ from operator import attrgetter
 from typing import Final, TypeAlias
 from uuid import UUID
 
-from fwdaemon.config.model import ForwardEntry, NatEntry
+from fwdaemon.config.model import GuestEntry
 from fwdaemon.core.inventory import Domain, GuestInterface, Hindrance, HindranceKind, Inventory, Move
 from fwdaemon.core.probing import Silent
 from fwdaemon.core.state import Unchosen
 from fwdaemon.core.types import Address, Family, Subnet
 from fwdaemon.resolve.addresses import AddressBook, ConfiguredAddress, SubnetIndex
 
-GuestEntry: TypeAlias = ForwardEntry | NatEntry
 Chosen: TypeAlias = Mapping[tuple[UUID, Family], str]
 """The MAC address of the interface that entries lead to which name none, by domain and family."""
 _rank = attrgetter("rank")

@@ -13,14 +13,14 @@ from itertools import chain
 from operator import attrgetter
 from typing import TypeVar
 
-from fwdaemon.config.model import Config, ForwardEntry, NatEntry, PortMapping, RouteEntry
+from fwdaemon.config.model import Config, ForwardEntry, GuestEntry, NatEntry, PortMapping, RouteEntry
 from fwdaemon.core.inventory import Domain, Hindrance, HindranceKind, Inventory, Network
 from fwdaemon.core.openings import Forward, Nat, Owner, Route
 from fwdaemon.core.probing import Silent
 from fwdaemon.core.state import Desired, Namesake, Unchosen, Waiting
 from fwdaemon.core.text import is_interface_name
 from fwdaemon.core.types import Address, Family, Subnet
-from fwdaemon.resolve.guests import Absence, Chosen, Guest, GuestEntry, GuestFinder, as_uuid
+from fwdaemon.resolve.guests import Absence, Chosen, Guest, GuestFinder, as_uuid
 from fwdaemon.resolve.neighbours import proxied, unseen
 
 _T = TypeVar("_T")
@@ -78,7 +78,7 @@ class Placement:
 
     def __init__(self, config: Config, inventory: Inventory, chosen: Chosen | None = None) -> None:
         self.config = config
-        self._entries: list[GuestEntry] = [*config.forwards, *config.nats]
+        self._entries = config.guest_entries
         self._numbers: defaultdict[str, list[int]] = defaultdict(list)
         for number, entry in enumerate(self._entries):
             self._numbers[entry.domain].append(number)

@@ -8,12 +8,11 @@ from pathlib import Path
 import pytest
 
 from fwdaemon.conflicts import taking
-from fwdaemon.conflicts.taking import as_if_running, takings
+from fwdaemon.conflicts.taking import takings, takings_if_running
 from fwdaemon.core.openings import Forward, Nat
 from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Family, Listener, Origin, PortRange, Protocol
 from tests.unit.forwards import address, forward, nat, subnets
-from tests.unit.remedies import ENTRY_80
 from tests.unit.test_config_support import read
 from tests.unit.work import grows_no_faster
 
@@ -190,7 +189,7 @@ def test_without_libvirt_an_entry_counts_in_each_family_it_may_have() -> None:
         '[[forward]]\ndomain = "six"\naddress = "2001:db8:122::5"\nsources = ["2001:db8::/32"]\nports = ["90/udp"]\n'
         '[[nat]]\ndomain = "mail"\npublic = "198.51.100.8"\nassign = "eth0"\n'
     )
-    found = {(str(item), item.family): item for item in takings(as_if_running(config), LOCAL)}
+    found = {(str(item), item.family): item for item in takings_if_running(config, LOCAL)}
     assert set(found) == {
         ("port 22/tcp", Family.IPV4),
         ("port 22/tcp", Family.IPV6),
@@ -202,10 +201,16 @@ def test_without_libvirt_an_entry_counts_in_each_family_it_may_have() -> None:
     assert {item.origin.line for item in found.values() if item.origin} == {3, 8, 11}
 
 
-@pytest.mark.parametrize("line", ['sources = "10.{}.{}.0/24"', 'listen = "10.{}.{}.1"', 'interface = "e{}x{}"'])
-def test_forwards_of_one_port_and_guest_are_told_apart_at_once(line: str) -> None:
+@pytest.mark.parametrize(
+    "made",
+    [
+        lambda number: forward("tcp *:80", "192.168.122.50:80", sources=(f"10.{number >> 8}.{number & 255}.0/24",)),
+        lambda number: forward(f"tcp 10.{number >> 8}.{number & 255}.1:80", "192.168.122.50:80"),
+        lambda number: forward("tcp *:80", "192.168.122.50:80", interface=f"e{number}"),
+    ],
+)
+def test_forwards_of_one_port_and_guest_are_told_apart_at_once(made: Callable[[int], Forward]) -> None:
     def many(size: int) -> Callable[[], object]:
-        entries = (f"{ENTRY_80}{line.format(number >> 8, number & 255)}\n" for number in range(size))
-        return partial(as_if_running, read("".join(entries)))
+        return partial(frozenset, list(map(made, range(size))))
 
     assert grows_no_faster(many, 200)

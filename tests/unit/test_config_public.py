@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fwdaemon.config.model import NatEntry, RouteEntry
-from fwdaemon.config.overlap import MOST_CONFLICTS, PublicEntry, find_public_conflicts
+from fwdaemon.config.model import Entry, NatEntry, RouteEntry
+from fwdaemon.config.overlap import MOST_CONFLICTS, find_public_conflicts
 from fwdaemon.core.types import Origin, Subnet
 from tests.unit.test_config_support import forward, nat, problems_of, route
 from tests.unit.work import grows_no_faster
@@ -110,7 +110,7 @@ def test_many_conflicts_are_cut_short() -> None:
     assert sum("there are more than 100 conflicts; fix those listed" in text for text in problems) == 1
 
 
-def entry(line: int, subnet: Subnet) -> PublicEntry:
+def entry(line: int, subnet: Subnet) -> Entry:
     """A 1:1 address or a route, whose line is its number."""
     origin = Origin(Path("x"), line)
     if subnet.prefixlen == subnet.max_prefixlen and line % 2:
@@ -134,7 +134,7 @@ def test_agrees_with_the_definition(subnets: list[Subnet]) -> None:
     assert sorted((item.line, item.text.split(" claimed at ")[1].split(" ")[0]) for item in problems) == expected
 
 
-def many(kind: str, size: int) -> list[PublicEntry]:
+def many(kind: str, size: int) -> list[Entry]:
     base = int(ip_address("10.0.0.0"))
     subnets: dict[str, list[Subnet]] = {
         "apart": [ip_network(base + number) for number in range(size)],
