@@ -1,20 +1,18 @@
 """The table nat of iptables as steps, from `iptables-save`. Pure; the words are those of iptables-extensions(8)."""
 
-import re
-from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cache
 from ipaddress import IPv4Network, IPv6Network
-from itertools import takewhile
 from typing import Final, TypeAlias
 
-from fwdaemon.core.text import rule_lines, unquoted
 from fwdaemon.core.types import Family, PortRange, Protocol, Subnet
 from fwdaemon.legacy.model import OWN_CHAINS
+from fwdaemon.rulesets import xt_tables
 from fwdaemon.rulesets.packet import Place, System
 from fwdaemon.rulesets.region import network_of
+from fwdaemon.rulesets.xt_tables import RuleLine
 
 # What a rule, or an opening, asks of a packet: for each field the values it may have. Pure.
 #
@@ -127,54 +125,40 @@ def translations(chains: Chains, base: str, priority: int) -> Iterator[Translati
 
 PREROUTING: Final = "PREROUTING"
 
-_OURS: Final = re.compile(rf"(?:^:|^-A |-[jg] )(?:{'|'.join(sorted(OWN_CHAINS))})(?=\s|$)")
 _TRANSLATES: Final = frozenset({"DNAT", "REDIRECT", "NETMAP"})
 
 
 def read_chains(save: str, system: System, family: Family) -> Chains:
     """Read all chains but ours; a match that is not known here counts as passed."""
-    lines = [line for line in map(unquoted, rule_lines(save)) if not _OURS.search(line)]
-    own_chains = {name for line in lines if line.startswith(":") for name in line[1:].split(maxsplit=1)[:1]}
-    chains = defaultdict[str, list[Step]](list)
-    for line in lines:
-        match line.split():
-            case ["-A", chain, *words]:
+    chains: dict[str, list[Step]] = {}
+    for table in xt_tables.read(save).tables:
+        known = table.chains.keys() - {""}
+        for chain, rules in table.chains.items():
+            if rules and chain in known - OWN_CHAINS:
                 place = Place(system, family.word, "nat", chain, 0)
-                chains[chain] += _steps(place, words, own_chains)
+                chains[chain] = [step for rule in rules for step in _steps(place, rule, known)]
     return chains
 
 
 def has_own_chains(save: str) -> bool:
     """Whether chains of ours are in a table."""
-    return any(line.startswith(":") and _OURS.search(line) for line in rule_lines(save))
+    return any(not OWN_CHAINS.isdisjoint(table.chains) for table in xt_tables.read(save).tables)
 
 
-def _steps(place: Place, words: Sequence[str], chains: Collection[str]) -> Iterator[Step]:
+def _steps(place: Place, rule: RuleLine, chains: Collection[str]) -> Iterator[Step]:
+    target = rule.target if rule.target in chains else None
+    if rule.target in OWN_CHAINS or (target is None and rule.target not in _TRANSLATES):
+        return
     scope: Scope = {}
-    for option, values in _options(words):
-        if option in ("-j", "-g"):
-            target = values[0] if values[0] in chains else None
-            if target is not None or values[0] in _TRANSLATES:
-                yield Step(place, scope, target)
-            return
-        if option in _READERS:
-            narrowed = both(scope, _asked(option, values[0]))
+    for option in rule.options or ():
+        if option.name in ("-j", "-g"):
+            break
+        if option.name in _READERS and option.values and not option.inverted:
+            narrowed = both(scope, _asked(option.name, option.values[0]))
             if narrowed is None:
                 return
             scope = narrowed
-
-
-def _options(words: Sequence[str]) -> Iterator[tuple[str, Sequence[str]]]:
-    """Give options with their values, without those that are negated."""
-    position = 0
-    while position < len(words):
-        negated = words[position] == "!"
-        option = words[position + negated]
-        position += negated + 1
-        values = list(takewhile(lambda word: word != "!" and not word.startswith("-"), words[position:]))
-        position += len(values)
-        if not negated and values:
-            yield option, values
+    yield Step(place, scope, target)
 
 
 def _asked(option: str, word: str) -> Scope:

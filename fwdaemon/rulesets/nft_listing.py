@@ -1,6 +1,5 @@
 """Rules of nftables from JSON to statements. Pure; the schema is libnftables-json(5)."""
 
-import json
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -10,8 +9,8 @@ from ipaddress import ip_address
 from typing import Final
 
 from fwdaemon.core.types import Address, Family
-from fwdaemon.errors import KernelError
-from fwdaemon.rulesets.nft_values import Json, Sets, contains, passes, value_of
+from fwdaemon.nftables.readback import every_item
+from fwdaemon.rulesets.nft_values import Json, Sets, contains, pairs_of, passes, value_of
 from fwdaemon.rulesets.packet import (
     BaseChain,
     Change,
@@ -89,7 +88,7 @@ def _match(body: Json, sets: Sets) -> Iterator[Statement]:
 
 
 def _verdict_map(body: Json, sets: Sets) -> Iterator[Statement]:
-    key, elements = body["key"], _elements(body["data"], sets)
+    key, elements = body["key"], pairs_of(body["data"], sets)
 
     def choose(packet: Packet, surroundings: Surroundings) -> Iterator[tuple[Truth, Statement]]:
         value = value_of(key, packet, surroundings)
@@ -99,11 +98,6 @@ def _verdict_map(body: Json, sets: Sets) -> Iterator[Statement]:
                 yield truth, next(iter(statements_of([verdict], sets)), Change(_unchanged))
 
     yield Choice(choose)
-
-
-def _elements(data: Json, sets: Sets) -> Sequence[Json]:
-    found = sets.get(data[1:], ()) if isinstance(data, str) else data.get("set", ())
-    return [item for item in found if isinstance(item, list) and len(item) == 2]  # noqa: PLR2004  a key and a value
 
 
 def _mangle(body: Json, sets: Sets) -> Iterator[Statement]:
@@ -170,7 +164,7 @@ def _looked_up(value: Json, packet: Packet, sets: Sets) -> Json:
     if not isinstance(value, dict) or "map" not in value:
         return value
     key = value_of(value["map"]["key"], packet, _NOWHERE)
-    for element, result in _elements(value["map"]["data"], sets):
+    for element, result in pairs_of(value["map"]["data"], sets):
         truth = contains(element, key, sets, _NOWHERE)
         if truth is not Truth.NO:
             return result if truth is Truth.YES else None
@@ -309,12 +303,8 @@ def base_chains(listing: str, texts: Texts) -> list[BaseChain]:
 def _by_kind(listing: str) -> Mapping[str, list[Json]]:
     """Part a listing into tables, chains, rules and so on; it may be large, so it is read only once."""
     found: defaultdict[str, list[Json]] = defaultdict(list)
-    try:
-        for item in json.loads(listing)["nftables"]:
-            for kind, body in item.items():
-                found[kind].append(body)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise KernelError(f"nft printed a listing that cannot be read ({error})") from error
+    for kind, item in every_item(listing):
+        found[kind].append(item)
     return found
 
 

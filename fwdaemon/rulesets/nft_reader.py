@@ -7,16 +7,14 @@ one by one, and given here.
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from ipaddress import ip_address, ip_network, summarize_address_range
-from typing import Any, Final, TypeAlias
+from typing import Final, TypeAlias
 
 from fwdaemon.core.types import PortRange, Protocol
 from fwdaemon.nftables.readback import items
 from fwdaemon.rulesets.iptables_reader import Chains, Field, Scope, Step, Value, both
+from fwdaemon.rulesets.nft_values import Json, Sets, pairs_of
 from fwdaemon.rulesets.packet import Place, System
 
-Json: TypeAlias = Any
-Sets: TypeAlias = Mapping[str, Sequence[Json]]
-"""The elements of sets and maps, by name; one that is not there is too large to be read."""
 Table: TypeAlias = tuple[str, str]
 """A family and a table of it."""
 
@@ -127,7 +125,7 @@ def _steps(place: Place, expressions: Iterable[Json], sets: Sets) -> Iterator[St
 
 def _led(place: Place, scope: Scope, verdicts: tuple[Json, Json], sets: Sets) -> Iterator[Step]:
     key, data = verdicts
-    for element, verdict in _elements(data, sets):
+    for element, verdict in pairs_of(data, sets):
         target = next((body["target"] for kind, body in verdict.items() if kind in ("jump", "goto")), None)
         narrowed = both(scope, _asked(key, element, sets))
         if target is not None and narrowed is not None:
@@ -138,16 +136,10 @@ def _translated(scope: Scope, body: Json, sets: Sets) -> Iterator[Scope]:
     """Give the scopes of a translation: where it looks its target up in a map, one for each key."""
     match body:
         case {"addr": {"map": {"key": key, "data": data}}} | {"port": {"map": {"key": key, "data": data}}}:
-            found = (both(scope, _asked(key, element, sets)) for element, _ in _elements(data, sets))
+            found = (both(scope, _asked(key, element, sets)) for element, _ in pairs_of(data, sets))
             yield from (narrowed for narrowed in found if narrowed is not None)
         case _:
             yield scope
-
-
-def _elements(data: Json, sets: Sets) -> Sequence[Json]:
-    """Give the pairs of a map; of one too large to be read none, as it would seem to be about every port."""
-    found = sets.get(data[1:], ()) if isinstance(data, str) else data.get("set", ())
-    return [item for item in found if isinstance(item, list) and len(item) == 2]  # noqa: PLR2004  a key and a value
 
 
 # --- tests -----------------------------------------------------------------------------------------------------------

@@ -214,7 +214,8 @@ def _or_unknown(value: Address | int | None) -> Value:
 
 
 # Whether a packet passes an nft match, or is in a set. Pure; the schema is libnftables-json(5).
-Sets = Mapping[str, Sequence[Json]]
+Sets: TypeAlias = Mapping[str, Sequence[Json]]
+"""The elements of sets and maps, by name; one that is not there is too large to be read."""
 
 _ORDERINGS: Mapping[str, Callable[[int, int], bool]] = {
     "<": operator.lt,
@@ -351,3 +352,9 @@ def _holds_address(element: Json, value: IPv4Address | IPv6Address | None, surro
         case str():
             return surroundings.within(value, ip_network(element))
     return Truth.UNKNOWN
+
+
+def pairs_of(data: Json, sets: Sets) -> Sequence[Json]:
+    """Give the pairs of a map, named or not; of one too large to be read none: it would seem to be about everything."""
+    found = sets.get(data[1:], ()) if isinstance(data, str) else data.get("set", ())
+    return [item for item in found if isinstance(item, list) and len(item) == 2]  # noqa: PLR2004  a key and a value

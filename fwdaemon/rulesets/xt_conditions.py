@@ -4,7 +4,6 @@ A match that is not known here may hold or not.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Final, TypeAlias
 
@@ -12,6 +11,7 @@ from fwdaemon.core.types import Address, Protocol, Subnet
 from fwdaemon.rulesets.nft_values import PROTOCOL_NAMES, tcp_flags
 from fwdaemon.rulesets.packet import Packet, State, Surroundings, Truth, among_client_ports, any_of, negated, told
 from fwdaemon.rulesets.region import network_of
+from fwdaemon.rulesets.xt_matches import Option
 
 Test: TypeAlias = Callable[[Packet, Surroundings], Truth]
 
@@ -24,22 +24,12 @@ _PLAIN_MODULES: Final = frozenset(
 _TCP_FLAGS: Final = frozenset({"fin", "syn", "rst", "psh", "ack", "urg"})
 
 
-@dataclass(frozen=True, slots=True)
-class Option:
-    """One option of a rule with its words; `module` is the `-m` it came after, and `inverted` says `!`."""
-
-    name: str
-    words: tuple[str, ...]
-    module: str
-    inverted: bool
-
-
 def tests_of(options: Sequence[Option]) -> Iterator[Test]:
     """Give a test for each option, and for each module that is not known."""
     sets = bool(list(labels_set(options)))
     for option in options:
-        if option.name in ("-m", "--match"):
-            if option.words[0] not in _PLAIN_MODULES:
+        if option.name == "-m":
+            if not _PLAIN_MODULES.issuperset(option.values):
                 yield _cannot_tell
         elif option.module == "connlabel" and sets:
             yield _inverse(_is_tracked) if option.inverted else _is_tracked
@@ -51,15 +41,15 @@ def labels_set(options: Sequence[Option]) -> Iterator[str]:
     """Give the label that a rule sets while it matches, if there is one."""
     of_label = [option for option in options if option.module == "connlabel"]
     if any(option.name == "--set" for option in of_label):
-        yield from (option.words[0] for option in of_label if option.name == "--label" and option.words)
+        yield from (option.values[0] for option in of_label if option.name == "--label" and option.values)
 
 
 def _test_of(option: Option) -> Test:
     maker = _MAKERS.get((option.module, option.name)) or _MAKERS.get(("", option.name))
-    if maker is None or not option.words:
+    if maker is None or not option.values:
         return _cannot_tell
     try:
-        test = maker(*option.words)
+        test = maker(*option.values)
     except (ValueError, TypeError):
         return _cannot_tell
     return _inverse(test) if option.inverted else test

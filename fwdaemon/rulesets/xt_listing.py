@@ -1,14 +1,12 @@
 """Every base chain of iptables, from what `iptables-save` prints. Pure; the source is iptables(8)."""
 
-import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from ipaddress import ip_address
-from itertools import pairwise
 from typing import Final
 
-from fwdaemon.core.text import rule_lines
 from fwdaemon.core.types import Address, Family
+from fwdaemon.rulesets import xt_tables
 from fwdaemon.rulesets.packet import (
     BaseChain,
     Change,
@@ -26,7 +24,10 @@ from fwdaemon.rulesets.packet import (
     Truth,
     Verdict,
 )
-from fwdaemon.rulesets.xt_conditions import Option, labels_set, tests_of
+from fwdaemon.rulesets.rules import End as Ending
+from fwdaemon.rulesets.xt_conditions import labels_set, tests_of
+from fwdaemon.rulesets.xt_matches import Option
+from fwdaemon.rulesets.xt_tables import Table
 
 _FULL: Final = 0xFFFFFFFF
 _HOOKS: Final = {
@@ -53,26 +54,21 @@ _ENDS: Final = {
     "TPROXY": End.UNCLEAR,
     "SYNPROXY": End.UNCLEAR,
 }
-
-
-@dataclass(slots=True)
-class _Table:
-    name: str
-    policies: dict[str, str] = field(default_factory=dict)
-    rules: dict[str, list[Rule]] = field(default_factory=dict)
+_UNKNOWN: Final = Match(lambda _packet, _around: Truth.UNKNOWN)
+# What may do anything.
+_UNCLEAR: Final = (_UNKNOWN, Verdict(End.UNCLEAR))
 
 
 def base_chains(save: str, system: System, family: Family) -> list[BaseChain]:
     """Read all base chains in what `iptables-save` or one of its sisters printed, with the rules they lead to."""
-    name = family.word
     found = []
-    for table in _tables(save, system, name):
-        chains = {chain: tuple(rules) for chain, rules in table.rules.items()}
+    for table in xt_tables.read(save).tables:
+        chains = {chain: tuple(_rules(table, chain, system, family)) for chain in table.chains}
         for chain, policy in table.policies.items():
-            if policy != "-" and chain in _HOOKS:
+            if chain in _HOOKS:
                 kind = "nat" if table.name == "nat" else "filter"
-                where = system, name, table.name, chain, kind, _HOOKS[chain], _priority(table.name, chain)
-                found.append(BaseChain(*where, policy == "ACCEPT", chains))
+                where = system, family.word, table.name, chain, kind, _HOOKS[chain], _priority(table.name, chain)
+                found.append(BaseChain(*where, policy.end is Ending.ACCEPT, chains))
     return found
 
 
@@ -82,63 +78,20 @@ def _priority(table: str, chain: str) -> int:
     return _PRIORITIES.get(table, 0)
 
 
-def _tables(save: str, system: System, family: str) -> Iterator[_Table]:
-    table = _Table("")
-    for line in rule_lines(save):
-        if line.startswith("*"):
-            table = _Table(line[1:])
-        elif line.startswith(":"):
-            chain, policy, *_ = [*line[1:].split(), "-"]
-            table.policies[chain] = policy
-            table.rules[chain] = []
-        elif line.startswith("-A "):
-            _add_rule(table, line, system, family)
-        elif line == "COMMIT":
-            yield table
+def _rules(table: Table, chain: str, system: System, family: Family) -> Iterator[Rule]:
+    known = frozenset(table.chains)
+    for number, line in enumerate(table.chains[chain], 1):
+        place = Place(system, family.word, table.name, chain, number, line.text.removeprefix(f"-A {chain} "))
+        yield Rule(place, _UNCLEAR if line.options is None else tuple(_statements(line.options, known)))
 
 
-def _add_rule(table: _Table, line: str, system: System, family: str) -> None:
-    try:
-        _, chain, *words = shlex.split(line)
-    except ValueError:  # a comment with an odd quote in it: the rule may be anything
-        chain, words = line.split()[1], ["-m", "unreadable", "-j", "unreadable"]
-    rules = table.rules.setdefault(chain, [])
-    text = line.removeprefix(f"-A {chain} ")
-    place = Place(system, family, table.name, chain, len(rules) + 1, text)
-    matches, target = _split(words)
-    options = list(_options(matches))
-    tests = [Match(test) for test in tests_of(options)]
-    labelling = [_label(label) for label in labels_set(options)]
-    rules.append(Rule(place, (*tests, *labelling, *_target(target, frozenset(table.policies)))))
-
-
-def _split(words: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
+def _statements(options: Sequence[Option], chains: frozenset[str]) -> Iterator[Statement]:
     """Part a rule into its matches, and its target with what belongs to it."""
-    for index, word in enumerate(words):
-        if word in ("-j", "-g") and (index == 0 or words[index - 1] != "--comment"):
-            return words[:index], words[index:]
-    return words, ()
-
-
-def _options(words: Sequence[str]) -> Iterator[Option]:
-    """Read options with their words, each of which goes on to the next option or `!`."""
-    module = ""
-    index = 0
-    while index < len(words):
-        inverted = words[index] == "!"
-        index += inverted
-        name, start = words[index], index + 1
-        index = start + 1 if name == "--comment" else _end_of_words(words, start)
-        option = Option(name, tuple(words[start:index]), module, inverted)
-        module = option.words[0] if name == "-m" and option.words else module
-        yield option
-
-
-def _end_of_words(words: Sequence[str], start: int) -> int:
-    index = start
-    while index < len(words) and words[index] != "!" and not words[index].startswith("-"):
-        index += 1
-    return index
+    at = next((index for index, option in enumerate(options) if option.name in ("-j", "-g")), len(options))
+    matches = options[:at]
+    yield from (Match(test) for test in tests_of(matches))
+    yield from (_label(label) for label in labels_set(matches))
+    yield from _target(options[at:], chains)
 
 
 def _label(label: str) -> Statement:
@@ -148,19 +101,19 @@ def _label(label: str) -> Statement:
 # --- targets ---------------------------------------------------------------------------------------------------------
 
 
-def _target(words: Sequence[str], chains: frozenset[str]) -> Iterable[Statement]:
+def _target(said: Sequence[Option], chains: frozenset[str]) -> Iterable[Statement]:
     """Read a target; one that is not known here may do anything."""
-    if len(words) < 2:  # noqa: PLR2004  the option and its word; a rule without only counts
+    if not said or not said[0].values:  # a rule without only counts
         return ()
-    name, options = words[1], dict(pairwise([*words[2:], ""]))
+    name, options = said[0].values[0], {option.name: " ".join(option.values) for option in said[1:]}
     if name in chains:
-        return (Jump(name, goto=words[0] == "-g"),)
+        return (Jump(name, goto=said[0].name == "-g"),)
     if name in _ENDS:
         return (Verdict(_ENDS[name]),)
     if name in _WITHOUT_EFFECT:
         return ()
     reader = _TARGETS.get(name)
-    return reader(options) if reader else (Match(lambda _packet, _around: Truth.UNKNOWN), Verdict(End.UNCLEAR))
+    return reader(options) if reader else _UNCLEAR
 
 
 def _return(options: Mapping[str, str]) -> Iterable[Statement]:

@@ -38,7 +38,7 @@ _LONG: Final[Mapping[str, str]] = {
         ("--ctstate", "--state", "--ctstatus", "--ctdir", "--ctproto", "--ctorigdst", "--ctorigdstport"), ""
     ),
     **dict.fromkeys(("--ctorigsrc", "--dst-type", "--src-type", "--src-range", "--dst-range", "--tcp-flags"), ""),
-    **dict.fromkeys(("--dport", "--dports", "--sport", "--sports", "--ports", "--syn", "--comment"), ""),
+    **dict.fromkeys(("--dport", "--dports", "--sport", "--sports", "--ports", "--syn", "--comment", "--set"), ""),
     **dict.fromkeys(("--to-destination", "--random", "--persistent", "--limit-iface-in", "--limit-iface-out"), ""),
 }
 _GLUED: Final = re.compile(r"-[sdpiojgm][^-\s].*", re.DOTALL)
@@ -48,11 +48,12 @@ _FREE_TEXT: Final = frozenset({"--comment", "--log-prefix", "--nflog-prefix"})
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """One option by its usual name, its values, and whether a `!` inverts it."""
+    """One option by its usual name, its values, whether a `!` inverts it, and the `module` whose `-m` it came after."""
 
     name: str
     values: tuple[str, ...] = ()
     inverted: bool = False
+    module: str = ""
 
     def __str__(self) -> str:
         return " ".join([*(["!"] if self.inverted else []), self.name, *self.values])
@@ -60,8 +61,8 @@ class Option:
 
 def options_of(words: Sequence[str]) -> Iterator[Option]:
     """Read the options of a rule; each has the words up to the next one."""
-    words = [part for word in words for part in _parts(word)]
-    index = 0
+    words = list(_parted(words))
+    index, module = 0, ""
     while index < len(words):
         inverted = words[index] == "!"
         index += inverted
@@ -75,8 +76,18 @@ def options_of(words: Sequence[str]) -> Iterator[Option]:
         if not values and end + 1 < len(words) and words[end] == "!" and not words[end + 1].startswith("-"):
             inverted, end = not inverted, _end_of_values(words, end + 1)
             values = words[index + 2 : end]
-        yield Option(name, tuple(values), inverted)
+        yield Option(name, tuple(values), inverted, module)
+        module = values[0] if name == "-m" and values else module
         index = end
+
+
+def _parted(words: Iterable[str]) -> Iterator[str]:
+    """Part all options from values that are glued to them; a text of its own is no option."""
+    is_text = False
+    for word in words:
+        parts = (word,) if is_text else tuple(_parts(word))
+        yield from parts
+        is_text = not is_text and len(parts) == 1 and _usual(word) in _FREE_TEXT
 
 
 def _parts(word: str) -> Iterator[str]:

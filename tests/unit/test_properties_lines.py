@@ -25,6 +25,8 @@ _PIECES = (
     "a b",
     "#",
     "KVMPF_PRE",
+    "-sfoo",
+    "--to=x",
 )
 
 
