@@ -1,6 +1,7 @@
 """The layout of the code: what ARCHITECTURE.md promises of it is counted here; and that no test patches its insides."""
 
 import ast
+import re
 import tomllib
 from collections import defaultdict
 from collections.abc import Iterator
@@ -17,6 +18,9 @@ _WORTH_A_FILE: Final = 60
 _SEAMS: Final[dict[str, str]] = {}
 # Private names that tests patch all the same, as "tests/…/test_….py: _NAME", each with the reason.
 _PATCHED: Final[dict[str, str]] = {}
+
+# In how many files a change is made, at most, as CONTRIBUTING.md names them.
+_TOUCHED: Final = {"a kind of opening": 10, "a backend": 4, "a key": 5, "an event of libvirt": 2, "a metric": 2}
 
 
 def test_few_modules_stand_outside_the_packages() -> None:
@@ -43,6 +47,28 @@ def test_a_small_module_that_one_other_imports_is_part_of_it() -> None:
             importers[module].add(_name(file))
     small = {_name(file) for file in _files() if file.name != "__init__.py" and len(_lines(file)) < _WORTH_A_FILE}
     assert {name for name in small if len(importers[name]) == 1} == set(_SEAMS)
+
+
+def test_a_change_takes_as_few_files_as_promised_and_they_are_there() -> None:
+    touched = {row[1]: re.findall("`([^`]+)`", row[2]) for row in _rows_of(_ROOT / "CONTRIBUTING.md")}
+    assert {change: len(touched[change]) <= most for change, most in _TOUCHED.items()} == dict.fromkeys(_TOUCHED, True)
+    assert [name for change in _TOUCHED for name in touched[change] if not (_ROOT / name).is_file()] == []
+
+
+def test_nobody_else_lists_the_kinds_of_openings() -> None:
+    kinds = {"Forward", "Nat", "Route"}
+    named = {_name(file) for file in _files() if kinds <= {name.rpartition(".")[2] for name in _imported(file)}}
+    assert named == {
+        "fwdaemon.core.state",
+        "fwdaemon.resolve.placement",
+        "fwdaemon.resolve.flows",
+        "fwdaemon.resolve.segments",
+        "fwdaemon.nftables.branches",
+    }
+
+
+def _rows_of(file: Path) -> Iterator[re.Match[str]]:
+    return re.finditer(r"^\| (an? [^|]+?) +\| (.+) \|$", file.read_text(encoding="utf-8"), re.MULTILINE)
 
 
 def test_no_test_patches_a_private_name() -> None:
