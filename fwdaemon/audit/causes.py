@@ -75,7 +75,10 @@ def of_end(
     heard, owner = list(reasons), opening.owner
     waiting = dict.fromkeys(after.hindrances.get(owner, ()))
     moved = [reason for reason in heard if reason.kind is ReasonKind.NEIGHBOUR and (owner, reason.subject) in new_homes]
-    return Cause(tuple(_naming(owner, heard) or waiting or [*moved, *_concerning(opening, heard)]))
+    # Of one that has stopped, libvirt's event may come later than what the kernel tells of its address.
+    after_loss = any(reason.kind is ReasonKind.LIBVIRT for reason in heard)
+    now = [Reason(ReasonKind.STOPPED, owner.name, owner.kind)] if owner in after.stopped and not after_loss else []
+    return Cause(tuple(_naming(owner, heard) or waiting or now or [*moved, *_concerning(opening, heard)]))
 
 
 def of_loss(opening: Opening, reasons: Iterable[Reason], actors: tuple[Actor, ...]) -> Cause:
@@ -127,6 +130,7 @@ _REASONS: Final[Mapping[ReasonKind, Callable[[Reason], str]]] = {
     ReasonKind.LEASES_WATCHED: lambda _: "DHCP leases are watched again",
     ReasonKind.CONFIGURATION: lambda reason: f"configuration {printable(reason.subject)} loaded again",
     ReasonKind.RUNNING: lambda reason: f"{reason.detail} {shown(reason.subject)} is running now",
+    ReasonKind.STOPPED: lambda reason: f"{reason.detail} {shown(reason.subject)} stopped",
     ReasonKind.STOP: lambda reason: f"the daemon stops, {reason.detail}",
 }
 _ACTORS: Final[Mapping[ActorKind, Callable[[Actor], str]]] = {

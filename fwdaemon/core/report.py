@@ -36,6 +36,7 @@ class ReasonKind(StrEnum):
     LEASES_WATCHED = "leases-watched"
     CONFIGURATION = "configuration"  # a path
     RUNNING = "running"  # a domain or network, found to run
+    STOPPED = "stopped"  # a domain or network, found not to
     STOP = "stop"
 
 

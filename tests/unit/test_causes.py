@@ -60,6 +60,14 @@ def test_what_names_the_owner_goes_before_all_else() -> None:
     assert causes.of_end(WEB, Desired(), [LOADED, *ADDRESSES, STOPPED]) == Cause((STOPPED,))
 
 
+def test_that_a_guest_stopped_is_said_before_libvirt_says_so() -> None:
+    silent = Reason(ReasonKind.NEIGHBOUR, "192.168.122.50", "does not answer")
+    again = Reason(ReasonKind.LIBVIRT, "qemu:///system", "answers again")
+    assert told(causes.of_end(WEB, DOWN, [silent])) == "domain web1 stopped"
+    assert told(causes.of_end(WEB, DOWN, [silent, STOPPED])) == "domain web1 stopped"
+    assert causes.of_end(WEB, DOWN, [again]) == Cause((again,))
+
+
 def test_the_new_address_of_a_guest_is_why_the_old_one_went() -> None:
     answered = Reason(ReasonKind.NEIGHBOUR, "192.168.122.51", "answered from 52:54:00:00:00:01")
     new = forward("tcp *:80", "192.168.122.51:80")
