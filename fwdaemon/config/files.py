@@ -11,6 +11,7 @@ import shlex
 import stat
 from collections import deque
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -87,21 +88,31 @@ def _listed(main: Path, problems: list[Problem]) -> tuple[list[Path], tuple[Path
     directory = drop_in_directory(main)
     if directory is None:
         return [], ()
+    misnamed = tuple(_misnamed(main))
     try:
         shown = sorted(file for file in directory.iterdir() if not _is_editors_own(file.name))
     except FileNotFoundError:
-        return [], ()
+        return [], misnamed
     except OSError as error:
         problems.append(_unreadable(directory, error, is_main=False))
-        return [], ()
+        return [], misnamed
     read = [file for file in shown if file.suffix == ".toml" and not file.name.startswith(".")]
-    return read, tuple(file for file in shown if file not in read and not _is_backup(file.name))
+    return read, (*(file for file in shown if file not in read and not _is_backup(file.name)), *misnamed)
+
+
+def _misnamed(main: Path) -> Iterator[Path]:
+    """Give the directory of drop-ins as other programs call it, if there are any in it."""
+    directory = main.with_name(f"{main.name}.d")
+    with suppress(OSError):
+        if any(file.suffix == ".toml" for file in directory.iterdir()):
+            yield directory
 
 
 def about_ignored(file: Path) -> str:
     """Say why a file beside the drop-ins is not read."""
     if file.is_dir():
-        return f"{file} is a directory, in which nothing is read; move its drop-ins to {file.parent}, and remove it"
+        right = file.parent if file.parent.suffix == ".d" else file.with_suffix("").with_suffix(".d")
+        return f"{file} is a directory, in which nothing is read; move its drop-ins to {right}, and remove it"
     if file.name.startswith("."):
         why, plain = "as its name begins with a dot", file.name.lstrip(".")
     else:

@@ -19,6 +19,9 @@ _PATTERN: Final = re.compile(r"[*?]|\[[!^]|\[[^]]-[^]]|\[[0-9]{2,}\]|\{[^}]*(?:,
 _MOSTLY: Final = re.compile(r"[\w.,:@+^$()|!*?\[\]{}\\-]+")
 _LIST: Final = re.compile(r"([\w.-]+)(?:\s*[,;|]\s*[\w.-]+)+")
 # What templates and shells fill in, and instructions have in its place: `${WEB}`, `$WEB`, `{{ web }}`, `<name>`.
+# As people mistype one: with a digit or two more or fewer in a group.
+_UUID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
+_NEARLY_UUID: Final = re.compile(r"[0-9a-f]{6,10}(-[0-9a-f]{2,6}){3}-[0-9a-f]{10,14}|[0-9a-f]{30,31}", re.IGNORECASE)
 _BLANK: Final = re.compile(r"\$\{[^}]*\}|\$[A-Za-z_][A-Za-z0-9_]*|\{\{.*\}\}|<[\w .-]+>")
 # Words of other programs for "whichever"; the kernel keeps "all" and "default" for itself.
 _EVERY: Final = frozenset({"all", "any"})
@@ -99,6 +102,8 @@ def parse_domain(text: str) -> str:
     if _BLANK.fullmatch(text):
         shows = "write the name that virsh shows, or its UUID if that is it"
         raise GrammarError(f"{quote(text)} is to be filled in, which nothing does here; {shows}")
+    if _NEARLY_UUID.fullmatch(text) and not _UUID.fullmatch(text):
+        raise GrammarError(f'{quote(text)} looks like a UUID and is none; write the one that "virsh domuuid" shows')
     _refuse_unseen(text, _seen(text).strip(_NOT_SHOWN), ", or its UUID if virsh really shows that")
     return parse_name(text)
 

@@ -106,6 +106,19 @@ def test_an_unreadable_file_is_to_be_read_as_root(main: Path) -> None:
     assert f"{main}:1: cannot be read: Permission denied; run this as root" in done.stdout
 
 
+def test_a_directory_of_drop_ins_with_another_programs_name_is_told(
+    main: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    misnamed = main.with_name(f"{main.name}.d")
+    misnamed.mkdir()
+    assert not load(main).ignored
+    (misnamed / "web.toml").write_text("")
+    assert load(main).ignored == (misnamed,)
+    assert run(["check", str(main)]) == 0
+    told = f"{misnamed} is a directory, in which nothing is read; move its drop-ins to {main.with_suffix('.d')}, and"
+    assert f"warning: {told} remove it" in capsys.readouterr().err.splitlines()
+
+
 def test_what_lies_beside_the_drop_ins_is_told(main: Path, capsys: pytest.CaptureFixture[str]) -> None:
     directory = main.with_suffix(".d")
     hidden = (".b.toml", ".b.toml.swp", ".#b.toml", ".gitignore")

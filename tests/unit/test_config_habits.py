@@ -261,6 +261,7 @@ COLON = "has a colon where a range has a dash; write"
 EVERY, ARROW = "names every address, which needs no word; write", 'has an arrow where ":" belongs; write'
 BETWEEN, BEHIND = "names the guest, which domain and address do; write", 'has no ":" after the brackets; write'
 TO_FILL = "is to be filled in, which nothing does here; write the name that virsh shows, or its UUID if that is it"
+NO_UUID = 'looks like a UUID and is none; write the one that "virsh domuuid" shows'
 PORTS = [
     *(
         ports(f'"{bad}"', f'"{bad}" {said} "{good}"', f'"{good}"', f"{listen}/tcp -> web1:{guest}")
@@ -304,6 +305,15 @@ PORTS = [
     *(
         key(f'domain = "{bad}"', f'domain: "{bad}" {TO_FILL}', 'domain = "web1"', OPENS_80)
         for bad in ("${WEB}", "$WEB", "{{ web }}", "<name>")
+    ),
+    *(
+        key(f'domain = "{bad}"', f'domain: "{bad}" {NO_UUID}', 'domain = "web1"', OPENS_80)
+        for bad in (
+            "3f2504e0-4f89-11d3-9a0c-0305e82c330",
+            "3F2504E0-4F89-11D3-9A0C-0305E82C33011",
+            "3f2504e-4f89-11d3-9a0c-0305e82c3301",
+            "3f2504e04f8911d39a0c0305e82c330",
+        )
     ),
     *(
         key(
