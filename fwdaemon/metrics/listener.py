@@ -1,19 +1,17 @@
-"""Serves the metrics by HTTP: `GET /metrics`, one request for each connection, and nothing else.
+"""Serves the metrics by HTTP, one request for each connection. What is asked and answered is `exposition`'s to say.
 
 Clients are bounded in number, rate, size and time, so that a slow or hostile one is nobody else's business. Those that
 have not asked yet and those that take an answer have places apart. When places run out, the slowest client is cut off,
-so a crowd that says nothing or takes nothing delays no other. RFC 9112 is what little of HTTP/1.1 is spoken.
+so a crowd that says nothing or takes nothing delays no other.
 """
 
 import asyncio
 import logging
 import os
-import re
 import socket
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from http import HTTPStatus
 from ipaddress import IPv6Address
 from pathlib import Path
 from typing import Final
@@ -21,7 +19,6 @@ from typing import Final
 from fwdaemon.audit.throttle import WarnOnce
 from fwdaemon.config.model import Endpoint
 from fwdaemon.errors import PortfwdError
-from fwdaemon.metrics.exposition import CONTENT_TYPE
 
 # So many clients at a time, of which the slowest makes place for one more.
 
@@ -66,7 +63,6 @@ _PIECE: Final = 1 << 16
 _AGAIN_S: Final = 1.0
 
 _END: Final = b"\r\n\r\n"
-_REQUEST: Final = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+) (\S+) HTTP/1\.[0-9]\r\n")
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,11 +82,16 @@ _LIMITS: Final = Limits()
 
 
 class Listener:
-    """Answers at `endpoint` with what `text` gives. On the loop's thread only."""
+    """Answers at `endpoint` with what `answered` makes of a request's head. On the loop's thread only."""
 
-    def __init__(self, endpoint: Endpoint, text: Callable[[], Awaitable[bytes]], limits: Limits = _LIMITS) -> None:
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        answered: Callable[[bytes], Awaitable[Iterable[bytes]]],
+        limits: Limits = _LIMITS,
+    ) -> None:
         self._endpoint = endpoint
-        self._text = text
+        self._answered = answered
         self._limits = limits
         self._listening: socket.socket | None = None
         self._asking = Crowd(limits.asking)
@@ -150,11 +151,11 @@ class Listener:
         try:
             with self._asking.joined_by(task):
                 async with asyncio.timeout(self._limits.ask):
-                    status = _status_of(await _request_of(client))
+                    request = await _request_of(client)
             with self._taking.joined_by(task):
-                body = await self._text() if status is HTTPStatus.OK else f"{status.phrase}\n".encode()
+                answer = await self._answered(request)
                 async with asyncio.timeout(self._limits.take):
-                    for piece in _pieces(_head(status, len(body)), body):
+                    for piece in _cut(answer):
                         self._taking.moved(task)
                         await asyncio.get_running_loop().sock_sendall(client, piece)
         except (OSError, TimeoutError, PortfwdError) as error:  # no thread is to be had, either
@@ -176,49 +177,33 @@ def _listening(endpoint: Endpoint) -> socket.socket:
 
 
 async def _request_of(client: socket.socket) -> bytes:
-    """Read up to the empty line that ends a request's head, or as much as it may have."""
+    """Read up to the empty line that ends a request's head.
+
+    Raises:
+        ConnectionError: it ended before, or is longer than it may be.
+
+    """
     request = b""
-    while _END not in request and len(request) < _LONGEST_REQUEST:
+    while _END not in request:
         if request:
             await asyncio.sleep(_NEXT_PIECE_S)
         piece = await asyncio.get_running_loop().sock_recv(client, _LONGEST_REQUEST - len(request))
-        if not piece:
-            raise ConnectionResetError
+        if not piece:  # nothing more came, or nothing more is taken
+            raise ConnectionAbortedError
         request += piece
     return request
 
 
-def _status_of(request: bytes) -> HTTPStatus:
-    """Judge a request by its first line; what follows changes nothing."""
-    match = _REQUEST.match(request)
-    if match is None or _END not in request:
-        return HTTPStatus.BAD_REQUEST
-    method, target = match.groups()
-    if target.partition(b"?")[0] != b"/metrics":
-        return HTTPStatus.NOT_FOUND
-    return HTTPStatus.OK if method == b"GET" else HTTPStatus.METHOD_NOT_ALLOWED
-
-
-def _head(status: HTTPStatus, length: int) -> bytes:
-    lines = [
-        f"HTTP/1.1 {status.value} {status.phrase}",
-        f"Content-Type: {CONTENT_TYPE}",
-        f"Content-Length: {length}",
-        "Connection: close",
-        *(["Allow: GET"] if status is HTTPStatus.METHOD_NOT_ALLOWED else []),
-    ]
-    return "".join(f"{line}\r\n" for line in [*lines, ""]).encode("ascii")
-
-
-def _pieces(head: bytes, body: bytes) -> Iterator[bytes]:
-    """Cut an answer up; a short one is one packet, and a long body is not copied whole for each client."""
-    yield head + body[:_PIECE]
-    for start in range(_PIECE, len(body), _PIECE):
-        yield body[start : start + _PIECE]
+def _cut(answer: Iterable[bytes]) -> Iterator[bytes]:
+    """Cut an answer up, so that it shows whether its client takes it."""
+    for part in answer:
+        for start in range(0, len(part), _PIECE):
+            yield part[start : start + _PIECE]
 
 
 # The file for the textfile collector of Prometheus' node exporter.
 #
+# prometheus_client's own write_to_textfile follows a link beside the file, and leaves it readable to root alone.
 # Whoever reads it sees the whole of it or none. It goes when the daemon stops, so that nobody takes it for the present;
 # after a crash its own `metrics_timestamp_seconds` tells how old it is.
 

@@ -5,11 +5,12 @@ What takes long, counting connections and writing text, is done by threads that 
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
-from typing import Final
+from typing import Final, TypeVar
 
 from fwdaemon.audit.throttle import WarnOnce
 from fwdaemon.config.model import Config, MetricsSettings
@@ -17,12 +18,14 @@ from fwdaemon.control.manager import Feed
 from fwdaemon.core.report import Report
 from fwdaemon.errors import PortfwdError
 from fwdaemon.kernel.process import Worker
-from fwdaemon.metrics.exposition import text_of
+from fwdaemon.metrics.exposition import Exposition
 from fwdaemon.metrics.figures import Tally, metrics_of
 from fwdaemon.metrics.listener import Listener, Textfile
 from fwdaemon.status.model import Status
 
 _log = logging.getLogger(__name__)
+
+_Result = TypeVar("_Result")
 
 # A file system may hang.
 _PATIENCE_S: Final = 2.0
@@ -32,7 +35,7 @@ class Reporter:
     """Reports what `status` gives and what was counted; `feed` tells when something changed. On the loop's thread.
 
     A text is good for `fresh` seconds, for clients and the file, and for so many `times` as long as it took to make: so
-    metrics never take more than a tenth of the interpreter's time, however many ask for them.
+    metrics never take more than a tenth of the interpreter's time, however many ask, in however many forms.
     """
 
     def __init__(
@@ -45,8 +48,8 @@ class Reporter:
         self._worker = Worker("metrics")
         self._wanted = MetricsSettings(), 0.0
         self._keeping: asyncio.Task[None] | None = None
-        self._made: asyncio.Future[bytes] | None = None
-        self._good_until = 0.0
+        self._made: asyncio.Future[Exposition] | None = None
+        self._began = self._took = 0.0
         self._warning = WarnOnce()
 
     def looked(self, report: Report, seconds: float) -> None:
@@ -79,7 +82,7 @@ class Reporter:
 
     async def _keep(self, settings: MetricsSettings, period: float) -> None:
         """Serve and write until cancelled: whenever something changed, and after `period` seconds at the latest."""
-        listener = Listener(settings.listen, self.text) if settings.listen else None
+        listener = Listener(settings.listen, self.answer) if settings.listen else None
         textfile = Textfile(settings.textfile) if settings.textfile else None
         changes = self._feed.subscribe()
         try:
@@ -105,8 +108,8 @@ class Reporter:
             # One that was begun before the change would not tell of it.
             await asyncio.wait({self._made})
         try:
-            text = await self._begin()
-            await self._worker.submit(partial(textfile.write, text))
+            exposition = await self._begin()
+            await self._work(lambda: textfile.write(exposition.text()))
         except (PortfwdError, OSError) as error:  # no thread or no descriptor is to be had
             self._warning.warn(f"no metrics are written: {error}")
         except Exception:  # noqa: BLE001 - it is told, and the next time may be better
@@ -115,26 +118,55 @@ class Reporter:
             self._warning.settle()
 
     async def text(self) -> bytes:
-        """Give the last text while it is good, or the one that is being made; others may wait for it too.
+        """Give the last metrics while they are good, or those that are being made; others may wait for them too.
 
         Raises:
             ImportError: the library for metrics is not installed.
 
         """
+        exposition = await self._current()
+        return await self._work(exposition.text)
+
+    async def answer(self, request: bytes) -> list[bytes]:
+        """Answer a request by HTTP with the same.
+
+        Raises:
+            ImportError: the library for metrics is not installed.
+
+        """
+        exposition = await self._current()
+        return await self._work(partial(exposition.answer, request))
+
+    def _current(self) -> Awaitable[Exposition]:
         is_stale = asyncio.get_running_loop().time() >= self._good_until
         if self._made is None or (self._made.done() and is_stale):
-            return await self._begin()
-        return await asyncio.shield(self._made)
+            return self._begin()
+        return asyncio.shield(self._made)
 
-    def _begin(self) -> Awaitable[bytes]:
+    @property
+    def _good_until(self) -> float:
+        return self._began + self._took + max(self._fresh, self._times * self._took)
+
+    def _begin(self) -> Awaitable[Exposition]:
         self._made = asyncio.ensure_future(self._make())
         return asyncio.shield(self._made)
 
-    async def _make(self) -> bytes:
+    async def _make(self) -> Exposition:
         clock = asyncio.get_running_loop().time
-        began = clock()
+        self._began, self._took = clock(), 0.0
         try:
             status, tally, now = await self._status(), self._tally, datetime.now(UTC)
-            return await self._worker.submit(lambda: text_of(metrics_of(status, tally, now)))
         finally:
-            self._good_until = clock() + max(self._fresh, self._times * (clock() - began))
+            self._took = clock() - self._began
+        return await self._work(partial(Exposition, partial(metrics_of, status, tally, now)))
+
+    async def _work(self, work: Callable[[], _Result]) -> _Result:
+        """Have it done by the thread, and add how long that took."""
+        result, seconds = await self._worker.submit(partial(_timed, work))
+        self._took += seconds
+        return result
+
+
+def _timed(work: Callable[[], _Result]) -> tuple[_Result, float]:
+    began = time.monotonic()
+    return work(), time.monotonic() - began

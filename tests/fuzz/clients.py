@@ -29,6 +29,7 @@ from fwdaemon.control.protocol import (
 )
 from fwdaemon.control.server import ControlServer
 from fwdaemon.metrics import listener as metrics
+from fwdaemon.metrics.exposition import Exposition
 from fwdaemon.metrics.listener import Listener as MetricsListener
 from tests.fuzz.choices import Choices
 
@@ -88,7 +89,7 @@ class _Servers:
         with socket.create_server(("127.0.0.1", 0)) as probe:
             self._port: int = probe.getsockname()[1]
         self._control = ControlServer(Service({"test.a": {"Ping": Method(_ping, takes=("text",)), "Watch": _WATCH}}))
-        self._metrics = MetricsListener(Endpoint(ip_address("127.0.0.1"), self._port), _text)
+        self._metrics = MetricsListener(Endpoint(ip_address("127.0.0.1"), self._port), _answered)
         self._loop.run_until_complete(self._start())
 
     @staticmethod
@@ -142,8 +143,8 @@ async def _watch(send: Send) -> None:
     await send(encoded(number=1))
 
 
-async def _text() -> bytes:
-    return b"x 1.0\n"
+async def _answered(request: bytes) -> list[bytes]:
+    return Exposition(list).answer(request)
 
 
 _WATCH = Method(stream=_watch)

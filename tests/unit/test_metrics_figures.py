@@ -14,7 +14,7 @@ from prometheus_client.core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from fwdaemon.core.state import Desired
-from fwdaemon.metrics.exposition import text_of
+from fwdaemon.metrics.exposition import Exposition
 from fwdaemon.metrics.figures import BOUNDS_S, Cause, Tally, metrics_of
 from fwdaemon.status.model import Status
 from fwdaemon.status.rows import Facts, Readings, rows
@@ -27,7 +27,7 @@ NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 
 def exposed(status: Status, tally: Tally | None = None) -> Mapping[str, Metric]:
     """Every metric by its name, as whoever collects them reads them."""
-    text = text_of(metrics_of(status, tally or Tally(), NOW)).decode()
+    text = Exposition(lambda: metrics_of(status, tally or Tally(), NOW)).text().decode()
     return {metric.name: metric for metric in text_string_to_metric_families(text)}
 
 
