@@ -1,8 +1,8 @@
 """Tells systemd how we are: ready, reloading, stopping, in what state, and alive (sd_notify(3)).
 
-systemd's own library waits while systemd does not read, as when it is stopped or busy; and it opens a socket for each
-message, so that the watchdog starves where no descriptor is left. Here one socket is opened at the start, and nothing
-waits: what cannot be told now is told later, in the same order. Without systemd nothing happens.
+Here one socket is opened at the start, and nothing waits: what cannot be told now is told later, in the same order.
+Without systemd nothing happens. systemd-python's `daemon.notify` opens a socket for each message, so where no
+descriptor is left it fails (235: EMFILE), and the watchdog starves; while systemd does not read, it waits.
 """
 
 import asyncio
