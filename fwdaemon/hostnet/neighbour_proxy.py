@@ -23,8 +23,8 @@ from fwdaemon.hostnet.neighbour_listener import Duty, Listener
 from fwdaemon.hostnet.owned_state import Ledger, Switches
 from fwdaemon.hostnet.public_addresses import announce
 from fwdaemon.kernel.process import budget_of_guests
-from fwdaemon.kernel.rtnetlink import Rtnetlink, interface_index, interface_name, route_of
-from fwdaemon.kernel.rtnl_links import ProxyEntry, add_proxy_entry, delete_proxy_entry, proxy_entries
+from fwdaemon.kernel.rtnetlink import Rtnetlink, interface_index, interface_name
+from fwdaemon.kernel.rtnl_links import ProxyEntry, add_proxy_entry, delete_proxy_entry, proxy_entries, route_of
 
 # Each interface that is to answer, with its number and the routes it is to answer for.
 _Places: TypeAlias = Mapping[tuple[str, int], set[Route]]

@@ -14,17 +14,8 @@ from fwdaemon.core.text import shown
 from fwdaemon.core.types import Family, Subnet
 from fwdaemon.errors import KernelError
 from fwdaemon.hostnet.owned_state import Ipv6Bridges
-from fwdaemon.kernel.rtnetlink import (
-    KernelRoute,
-    RefusedError,
-    Rtnetlink,
-    add_route,
-    delete_route,
-    interface_index,
-    interface_name,
-    our_routes,
-    route_of,
-)
+from fwdaemon.kernel.rtnetlink import RefusedError, Rtnetlink, interface_index, interface_name
+from fwdaemon.kernel.rtnl_links import KernelRoute, add_route, delete_route, our_routes, route_of
 
 # linux/rtnetlink.h, RTPROT_*: those that one meets.
 _PROTOCOLS: Final = {

@@ -12,14 +12,15 @@ from typing import Any, Final
 from fwdaemon.core.inventory import HostAddress, HostObservation, Neighbour
 from fwdaemon.core.types import Address, Family, Subnet
 from fwdaemon.errors import KernelError
-from fwdaemon.kernel.rtnetlink import RefusedError, Rtnetlink, Way, interface_index, on_link_routes, tables, ways
+from fwdaemon.kernel.route_watch import Way, ways
+from fwdaemon.kernel.rtnetlink import FAMILIES, Kind, RefusedError, Rtnetlink, interface_index
 from fwdaemon.kernel.rtnl_links import (
     CONFIRMED_STATES,
     HEARD_STATES,
     USABLE_STATES,
     KernelNeighbour,
-    master,
     neighbours,
+    on_link_routes,
     probe,
     resolve,
     subnets,
@@ -85,11 +86,11 @@ class Elsewhere:
             return {}
 
     def _holders(self, kernel: Rtnetlink, addresses: Collection[Address]) -> dict[Address, str]:
-        found, asked = _known(kernel, addresses), self._ask(kernel, addresses)
+        found, asked = _known(addresses), self._ask(kernel, addresses)
         until = time.monotonic() + _PATIENCE_S
         while asked - found.keys() and time.monotonic() < until:
             time.sleep(_INTERVAL_S)
-            found = _known(kernel, addresses)
+            found = _known(addresses)
         return found
 
     def _ask(self, kernel: Rtnetlink, addresses: Iterable[Address]) -> set[Address]:
@@ -109,8 +110,8 @@ class Elsewhere:
         return set(due)
 
 
-def _known(kernel: Rtnetlink, addresses: Collection[Address]) -> dict[Address, str]:
-    return {entry.address: entry.mac for entry in neighbours(kernel) if entry.address in addresses}
+def _known(addresses: Collection[Address]) -> dict[Address, str]:
+    return {entry.address: entry.mac for entry in neighbours() if entry.address in addresses}
 
 
 # Which interfaces lead away from the host, and not to guests or containers on it: those that routes say so of.
@@ -132,21 +133,22 @@ def uplinks(names: dict[int, str], links: Path = LINKS) -> frozenset[str]:
         KernelError: the kernel does not tell its routes.
 
     """
-    found = {way for family in Family for table in _tables(family) for way in _ways(family, table)}
+    with Rtnetlink() as kernel:
+        asked = [(family, table) for family in Family for table in _tables(kernel, family)]
+    found = {way for family, table in asked for way in ways(family, table, _MOST_ROUTES)}
     leading = {
         names[way.index] for way in found if way.index in names and (way.leads_on or _is_away(names, way, links))
     }
     return frozenset(leading - {"lo"})
 
 
-def _tables(family: Family) -> set[int]:
-    with Rtnetlink() as kernel:
-        return tables(kernel, family)
+_UNUSED: Final = {0, 255}  # no table at all, RT_TABLE_LOCAL
 
 
-def _ways(family: Family, table: int) -> set[Way]:
-    with Rtnetlink() as kernel:  # one socket for each: what is not read of a listing would be in the way of the next
-        return ways(kernel, family, table, _MOST_ROUTES)
+def _tables(kernel: Rtnetlink, family: Family) -> set[int]:
+    """Give the tables that some rule asks, the main one among them; the host's own addresses are in another."""
+    listed = kernel.entries(Kind.RULE, {"family": FAMILIES[family]})
+    return {_MAIN_TABLE, *(entry.attributes.get("FRA_TABLE") or entry.fields["table"] for entry in listed)} - _UNUSED
 
 
 def _is_away(names: dict[int, str], way: Way, links: Path) -> bool:
@@ -200,7 +202,7 @@ def observe_host(devices_without_bridge: Collection[str] = (), links: Collection
         bridges = dict(_bridges(kernel, devices_without_bridge, names))
         return HostObservation(
             addresses=tuple(_addresses(kernel, names)),
-            neighbours=tuple(_neighbours(kernel, names)),
+            neighbours=tuple(_neighbours(names)),
             bridges=bridges,
             uplinks=uplinks(names),
             routed=frozenset(_routed(kernel, {*links, *bridges.values()})),
@@ -239,21 +241,20 @@ def answers_now(address: Address) -> bool:
 
     """
     with Rtnetlink() as kernel:
-        heard = [entry for entry in neighbours(kernel, HEARD_STATES) if entry.address == address]
+        heard = [entry for entry in neighbours(HEARD_STATES) if entry.address == address]
         for entry in heard:
             with suppress(RefusedError):  # it went meanwhile, or this process may not ask
                 probe(kernel, entry)
         until = time.monotonic() + (_UNTIL_GIVEN_UP_S if heard else _UNTIL_HEARD_S)
-        while not _has(kernel, address, CONFIRMED_STATES) and time.monotonic() < until:
-            if heard and not _has(kernel, address, USABLE_STATES):
+        while not _has(address, CONFIRMED_STATES) and time.monotonic() < until:
+            if heard and not _has(address, USABLE_STATES):
                 return False
             time.sleep(_INTERVAL_S)
-        return _has(kernel, address, USABLE_STATES)
+        return _has(address, USABLE_STATES)
 
 
-def _has(kernel: Rtnetlink, address: Address, states: int) -> bool:
-    # All are read, since what is left of a listing would be in the way of the next.
-    return address in {entry.address for entry in neighbours(kernel, states)}
+def _has(address: Address, states: int) -> bool:
+    return any(entry.address == address for entry in neighbours(states))
 
 
 def _addresses(kernel: Rtnetlink, names: Mapping[int, str]) -> Iterator[HostAddress]:
@@ -262,8 +263,8 @@ def _addresses(kernel: Rtnetlink, names: Mapping[int, str]) -> Iterator[HostAddr
             yield HostAddress(own.address, subnet, names[own.index])
 
 
-def _neighbours(kernel: Rtnetlink, names: Mapping[int, str]) -> Iterator[Neighbour]:
-    for entry in neighbours(kernel):
+def _neighbours(names: Mapping[int, str]) -> Iterator[Neighbour]:
+    for entry in neighbours():
         if entry.index in names and not (entry.address.is_multicast or entry.address.is_link_local):
             yield Neighbour(names[entry.index], entry.mac, entry.address)
 
@@ -271,9 +272,15 @@ def _neighbours(kernel: Rtnetlink, names: Mapping[int, str]) -> Iterator[Neighbo
 def _bridges(kernel: Rtnetlink, devices: Collection[str], names: Mapping[int, str]) -> Iterator[tuple[str, str]]:
     for device in devices:
         index = interface_index(device)
-        bridge = None if index is None else master(kernel, index)
+        bridge = None if index is None else _master(kernel, index)
         if bridge is not None and bridge in names:  # it may be unplugged meanwhile, or in no bridge
             yield device, names[bridge]
+
+
+def _master(kernel: Rtnetlink, index: int) -> int | None:
+    """Give the number of the bridge, or what else, an interface is a port of."""
+    found = kernel.entry(Kind.LINK, {"index": index}, {})
+    return None if found is None else found.attributes.get("IFLA_MASTER")
 
 
 def _routed(kernel: Rtnetlink, links: Collection[str]) -> Iterator[tuple[str, Subnet]]:

@@ -7,12 +7,15 @@ rest from us: a router of the Internet changes thousands of routes a minute.
 import asyncio
 import struct
 from collections.abc import Iterator
+from dataclasses import dataclass
+from ipaddress import ip_address
 from typing import Final
 
 from fwdaemon.core.report import Actor, ActorKind, LookAgain, Reason, ReasonKind, RulesChanged
-from fwdaemon.kernel.netlink import Message, RouteNews, attributes
+from fwdaemon.core.types import Family
+from fwdaemon.kernel.netlink import Message, RouteNews, attribute, attributes, number
 from fwdaemon.kernel.packets import Field, native
-from fwdaemon.kernel.rtnetlink import PROTOCOL, Way, interface_name, is_ours, ways_of
+from fwdaemon.kernel.rtnetlink import FAMILIES, PROTOCOL, first_listed, interface_name, is_ours
 
 _GROUPS: Final = 0x1 | 0x40 | 0x400  # RTMGRP_LINK, _IPV4_ROUTE, _IPV6_ROUTE
 _NEW_LINK, _NEW_ROUTE, _DELETED_ROUTE = 16, 24, 25  # RTM_NEWLINK, …
@@ -76,6 +79,65 @@ def who_took_link(body: bytes) -> Actor | None:
     return Actor(ActorKind.LINK_UP if flags & _UP else ActorKind.LINK_DOWN, link=name)
 
 
+# Where the routes of a table lead, whoever made them (rtnetlink(7)); by hand, as there may be 10,000 to list.
+_WAY_GET = 26  # RTM_GETROUTE
+_UNICAST: Final = 1  # RTN_UNICAST
+# rtmsg: family, lengths of destination and source, TOS, table, protocol, scope, type, flags.
+_ROUTE = struct.Struct("=BBBBBBBBI")
+# linux/rtnetlink.h: RTA_DST, …
+_WAY_DST, _WAY_OIF, _WAY_GATEWAY, _MULTIPATH, _WAY_TABLE, _WAY_VIA = 1, 4, 5, 9, 15, 18
+_HOP = struct.Struct("=HBBi")  # rtnexthop: length, flags, weight less one, interface
+_NUMBER = struct.Struct("=I")
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """Routes leave by the interface with this number; `leads_on` says that one leads beyond its own link."""
+
+    index: int
+    leads_on: bool
+
+
+def ways(family: Family, table: int, most: int) -> set[Way]:
+    """Give the ways of a table's first routes, `most` of them.
+
+    Routes of ours lead to guests. Those to single addresses and link-local ones say nothing of an interface.
+    """
+    fixed = _ROUTE.pack(FAMILIES[family], 0, 0, 0, 0, 0, 0, 0, 0) + attribute(_WAY_TABLE, _NUMBER.pack(table))
+    return {way for body in first_listed(_WAY_GET, fixed, most) for way in ways_of(body)}
+
+
+def ways_of(body: bytes) -> Iterator[Way]:
+    """Give the ways of one route."""
+    _, length, _, _, _, protocol, _, kind, _ = _ROUTE.unpack_from(body)
+    found = attributes(body[_ROUTE.size :])
+    if kind != _UNICAST or protocol == PROTOCOL or not _is_telling(length, found.get(_WAY_DST)):
+        return
+    for index, hop in _hops(found):
+        yield Way(index, leads_on=length == 0 or _WAY_GATEWAY in hop or _WAY_VIA in hop)
+
+
+def _is_telling(length: int, destination: bytes | None) -> bool:
+    if destination is None:
+        return True
+    address = ip_address(destination)
+    return not (address.is_link_local or address.is_multicast) and length < address.max_prefixlen
+
+
+def _hops(found: dict[int, bytes]) -> Iterator[tuple[int, dict[int, bytes]]]:
+    """Give the interface of each hop, with its attributes."""
+    if (index := number(found.get(_WAY_OIF))) is not None:
+        yield index, found
+    rest = found.get(_MULTIPATH, b"")
+    offset = 0
+    while offset + _HOP.size <= len(rest):
+        length, _flags, _weight, index = _HOP.unpack_from(rest, offset)
+        if length < _HOP.size:
+            return
+        yield index, attributes(rest[offset + _HOP.size : offset + length])
+        offset += (length + 3) & ~3
+
+
 # Hears of routes that change where the host leads out: a default route that comes or goes, a first one elsewhere.
 #
 # A filter keeps what is no route for packets from us, and of a router of the Internet, which changes thousands a
@@ -83,7 +145,6 @@ def who_took_link(body: bytes) -> Actor | None:
 # the next full comparison.
 _UPLINK_GROUPS: Final = 0x40 | 0x400  # RTMGRP_IPV4_ROUTE, _IPV6_ROUTE
 _NEW, _DELETED = 24, 25  # RTM_NEWROUTE, …
-_UNICAST: Final = 1
 _HEADER: Final = 16
 _LENGTH_AT: Final = 1  # in rtmsg, the length of the destination
 _UPLINK_FILTER: Final = tuple((native(2, 4, kind), native(1, _HEADER + 7, _UNICAST)) for kind in (_NEW, _DELETED))

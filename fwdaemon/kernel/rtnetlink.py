@@ -1,31 +1,55 @@
-"""Routes and rules of the kernel, and the one client that asks for them by pyroute2."""
+"""Asks the kernel by rtnetlink: by pyroute2, and by hand what is too much for it (`first_listed`)."""
 
 import errno
 import secrets
 import socket
-import struct
-from collections.abc import Iterator, Mapping
+from asyncio import Runner
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from ipaddress import ip_address, ip_network
-from itertools import islice
+from enum import IntEnum
+from functools import cache
+from itertools import count, islice
 from types import TracebackType
-from typing import Final, Self
+from typing import Any, Final, NamedTuple, Self
 
-from fwdaemon.core.types import Address, Family, Subnet
+from fwdaemon.core.text import shown
+from fwdaemon.core.types import Family
 from fwdaemon.errors import KernelError
-from fwdaemon.kernel.netlink import Message, NetlinkSocket, RefusalError, attribute, attributes, number
+from fwdaemon.kernel.netlink import Message, NetlinkSocket, RefusalError
 
 # One short-lived rtnetlink socket: lists what the kernel picks, and has it change one thing.
 #
 # Each call blocks until the kernel has answered, which it does at once.
 FAMILIES: Final = {Family.IPV4: socket.AF_INET, Family.IPV6: socket.AF_INET6}
 
+# What marks routes and proxy entries as ours: none of linux/rtnetlink.h or iproute2's rt_protos.
+PROTOCOL: Final = 107
+
 # What is said of an entry, or of its interface, that is not there.
 _GONE = (errno.ESRCH, errno.ENOENT, errno.EADDRNOTAVAIL, errno.ENODEV, errno.ENXIO)
+_TRIES: Final = 3
 
-# The kernel repeats a request's sequence number in what it tells everybody about the change.
-_SEQUENCE: Final = secrets.randbits(32)
+
+class Kind(IntEnum):
+    """What is asked about (linux/rtnetlink.h): RTM_NEWLINK, …, which RTM_DEL…, RTM_GET… and RTM_SET… follow."""
+
+    LINK = 16
+    ADDRESS = 20
+    ROUTE = 24
+    NEIGHBOUR = 28
+    RULE = 32
+
+
+_DELETE, _GET, _SET = 1, 2, 3
+_REQUEST, _ACK, _DUMP, _INTERRUPTED = 0x1, 0x4, 0x300, 0x10  # NLM_F_REQUEST, …
+_NESTED: Final = 0x8000  # NLA_F_NESTED
+REPLACE: Final = 0x100  # NLM_F_REPLACE
+CREATE: Final = 0x400  # NLM_F_CREATE: one that is there stays
+EXCLUSIVE: Final = CREATE | 0x200  # NLM_F_EXCL: one that is there is an error
+
+# The kernel repeats a request's sequence number in what it tells everybody about the change. Ours are of 65,536 that
+# others hardly use: ip(8) counts from the seconds since 1970, routing daemons from one.
+_FIRST: Final = 0x8000_0000 | secrets.randbits(15) << 16
 
 
 class RefusedError(KernelError):
@@ -38,7 +62,7 @@ class RefusedError(KernelError):
 
 def is_ours(message: Message) -> bool:
     """Whether what the kernel tells everybody follows from a request of this process."""
-    return message.sequence == _SEQUENCE
+    return _FIRST <= message.sequence < _FIRST + _Numbers.COUNT
 
 
 def interface_index(name: str) -> int | None:
@@ -62,8 +86,15 @@ def interface_name(index: int) -> str:
         return f"an interface that has gone ({index})"
 
 
+class Entry(NamedTuple):
+    """One thing that the kernel tells, with pyroute2's names of its fields and attributes."""
+
+    fields: Mapping[str, Any]
+    attributes: Mapping[str, Any]
+
+
 class Rtnetlink:
-    """A context manager; what is asked concerns this thread's network namespace.
+    """A context manager; what is asked concerns this thread's network namespace. For a thread without a running loop.
 
     Raises:
         KernelError: the kernel does not answer. `RefusedError` is one that says why.
@@ -71,282 +102,203 @@ class Rtnetlink:
     """
 
     def __enter__(self) -> Self:
-        try:
-            self._asking = NetlinkSocket(socket.NETLINK_ROUTE, _SEQUENCE)
-        except OSError as error:
-            raise KernelError(f"the kernel does not let us ask about routes and addresses: {error}") from error
+        with _explained("does not let us ask"):
+            self._asking = _Asking()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._asking.__exit__(kind, error, trace)
+        self._asking.close()
 
-    def entries(self, kind: int, body: bytes) -> list[bytes]:
-        """Give the bodies of all entries that the kernel picks by the fields of `body`."""
+    def entries(self, kind: Kind, fields: Mapping[str, Any], given: Mapping[str, Any] | None = None) -> list[Entry]:
+        """Give all entries that the kernel picks by fields and attributes.
+
+        Where they change without end, as on a router of the Internet, those that were seen have to do.
+        """
+        for _ in range(_TRIES):
+            found, whole = self._listed(kind, fields, given or {})
+            if whole:
+                break
+        return found
+
+    def entry(self, kind: Kind, fields: Mapping[str, Any], given: Mapping[str, Any]) -> Entry | None:
+        """Give the one entry that is asked for, or `None` if there is no such thing."""
         try:
             with _explained():
-                # Where they change without end, as on a router of the Internet, those that were seen have to do.
-                return [message.body for message in self._asking.listing(kind, body).messages]
-        except RefusedError as error:
-            if error.number != errno.ENOENT:  # the table is made with its first entry
-                raise
-            return []
-
-    def first_entries(self, kind: int, body: bytes, most: int) -> list[bytes]:
-        """Give the bodies of the first entries that the kernel picks; with the rest unread, ask nothing else then."""
-        try:
-            with _explained():
-                return [message.body for message in islice(self._asking.stream(kind, body), most)]
-        except RefusedError as error:
-            if error.number != errno.ENOENT:
-                raise
-            return []
-
-    def entry(self, kind: int, body: bytes) -> bytes | None:
-        """Give the body of the one entry that is asked for, or `None` if there is no such thing."""
-        try:
-            with _explained():
-                answers = self._asking.ask(kind, body)
+                answers = list(self._answers(kind + _GET, _ACK, fields, given, []))
         except RefusedError:
             return None
-        return answers[0].body if answers else None
+        return answers[0] if answers else None
 
-    def change(self, kind: int, flags: int, body: bytes) -> None:
-        """Make or remove an entry."""
+    def add(self, kind: Kind, how: int, fields: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+        """Make an entry, or change the one that is there, as `how` allows."""
         with _explained():
-            self._asking.ask(kind, body, flags)
+            list(self._answers(kind, _ACK | how, fields, given, []))
 
-    def remove(self, kind: int, body: bytes) -> None:
+    def set(self, kind: Kind, fields: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+        """Change what is there."""
+        with _explained():
+            list(self._answers(kind + _SET, _ACK, fields, given, []))
+
+    def remove(self, kind: Kind, fields: Mapping[str, Any], given: Mapping[str, Any]) -> None:
         """Remove an entry; that it has gone meanwhile is fine."""
         try:
-            self.change(kind, 0, body)
+            with _explained():
+                list(self._answers(kind + _DELETE, _ACK, fields, given, []))
         except RefusedError as error:
             if error.number not in _GONE:
                 raise
 
+    def _listed(self, kind: Kind, fields: Mapping[str, Any], given: Mapping[str, Any]) -> tuple[list[Entry], bool]:
+        """List once, and tell whether nothing changed meanwhile."""
+        found: list[Entry] = []
+        flags: list[int] = []
+        try:
+            with _explained():
+                found.extend(self._answers(kind + _GET, _DUMP, fields, given, flags))
+        except RefusedError as error:
+            # pyroute2 0.7 raises for a listing that was interrupted, after all of it; 0.9 says nothing.
+            if error.number != errno.ENOENT and not _is_interrupted(flags):  # a table is made with its first entry
+                raise
+        return found, not _is_interrupted(flags)
+
+    def _answers(
+        self,
+        kind: int,
+        flags: int,
+        fields: Mapping[str, Any],
+        given: Mapping[str, Any],
+        seen: list[int],
+    ) -> Iterator[Entry]:
+        """Ask, and note the flags of all that is answered, also of the end."""
+        message = self._asking.message(kind)
+        for name, value in fields.items():
+            message[name] = value
+        message["attrs"] = [_attribute(name, value) for name, value in given.items()]
+        for answer in self._asking.ask(message, kind, flags, lambda each: seen.append(each["header"]["flags"])):
+            yield Entry(answer, {slot[0]: slot[1] for slot in answer.get("attrs") or ()})
+
+
+def _attribute(name: str, value: Any) -> tuple[Any, ...]:
+    """Give an attribute as pyroute2 takes it, one that holds others with the mark that the kernel wants."""
+    return (name, value, _NESTED) if isinstance(value, dict) and "attrs" in value else (name, value)
+
+
+def _is_interrupted(flags: list[int]) -> bool:
+    return any(each & _INTERRUPTED for each in flags)
+
+
+class _Asking:
+    """A socket of pyroute2, which can be asked from one thread without a running loop in every version the same.
+
+    The synchronous one of 0.9 goes through its loop for each entry of a listing, so its asynchronous one is asked.
+    """
+
+    def __init__(self) -> None:
+        import pyroute2  # noqa: PLC0415 - 100 ms and 11 MB
+
+        self._runner = Runner() if hasattr(pyroute2, "AsyncIPRoute") else None
+        self._socket: Any = self._opened(pyroute2)
+        self._socket.addr_pool = _Numbers()
+        self._socket.register_policy(dict.fromkeys(range(Kind.NEIGHBOUR, Kind.NEIGHBOUR + _SET), _neighbour()))
+
+    def message(self, kind: int) -> Any:
+        """Give an empty message of what a kind is about."""
+        return self._socket.marshal.msg_map[kind & ~_SET]()
+
+    def ask(self, message: Any, kind: int, flags: int, noted: Callable[[Any], None]) -> Iterable[Any]:
+        """Ask, and have everything noted that comes, also the end of it."""
+        asked = self._socket.nlm_request(message, kind, _REQUEST | flags, None, noted)
+        return asked if self._runner is None else self._runner.run(_collected(asked))
+
+    def close(self) -> None:
+        """Close it."""
+        if self._runner is None:
+            self._socket.close()
+        else:
+            self._runner.run(_closed(self._socket))
+            self._runner.close()
+
+    def _opened(self, pyroute2: Any) -> Any:
+        options = {"strict_check": True, "ext_ack": True, "nlm_generator": True}
+        if self._runner is None:
+            return pyroute2.IPRoute(**options)
+        try:
+            return self._runner.run(_made(pyroute2.AsyncIPRoute, options))
+        except BaseException:
+            self._runner.close()
+            raise
+
+
+async def _made(kind: Callable[..., Any], options: Mapping[str, Any]) -> Any:
+    made = kind(**options)
+    await made.setup_endpoint()
+    return made
+
+
+async def _closed(asking: Any) -> None:
+    asking.close()
+
+
+async def _collected(asked: Any) -> list[Any]:
+    return [answer async for answer in await asked]
+
+
+class _Numbers:
+    """Gives pyroute2 the sequence numbers of requests, of which no answer is awaited any more once they come again."""
+
+    COUNT: Final = 1 << 16
+    _next = count()
+
+    def alloc(self) -> int:
+        """Give the next."""
+        return _FIRST + next(self._next) % self.COUNT
+
+    def free(self, _number: int, ban: int = 0) -> None:
+        """Note nothing."""
+
+
+_LATER_FROM: Final = 10
+_LATER: Final = (("NDA_LINK_NETNSID", "uint32"), ("NDA_SRC_VNI", "uint32"), ("NDA_PROTOCOL", "uint8"))
+
+
+@cache
+def _neighbour() -> Any:
+    """Give pyroute2's message about a neighbour; that of 0.7 does not know whose an entry is."""
+    from pyroute2.netlink.rtnl.ndmsg import ndmsg  # noqa: PLC0415 - as above
+
+    known = tuple(ndmsg.nla_map)
+    if "NDA_PROTOCOL" in dict(known):
+        return ndmsg
+    return type("ndmsg", (ndmsg,), {"__slots__": (), "nla_map": (*known, *_LATER[len(known) - _LATER_FROM :])})
+
 
 @contextmanager
-def _explained() -> Iterator[None]:
+def _explained(what: str = "does not answer") -> Iterator[None]:
+    from pyroute2.netlink.exceptions import NetlinkError  # noqa: PLC0415 - as above
+
     try:
         yield
+    except NetlinkError as error:
+        raise RefusedError(error.code, shown(str(error.args[-1]))) from error
+    except OSError as error:
+        raise KernelError(f"the kernel {what} about routes and addresses: {error}") from error
+
+
+def first_listed(kind: int, body: bytes, most: int | None = None) -> list[bytes]:
+    """List by hand, on a socket of its own: the bodies of the first entries that the kernel picks.
+
+    Raises:
+        KernelError: the kernel does not answer.
+
+    """
+    try:
+        with NetlinkSocket(socket.NETLINK_ROUTE) as asking:
+            return [message.body for message in islice(asking.stream(kind, body), most)]
     except RefusalError as error:
+        if error.errno == errno.ENOENT:  # a table is made with its first entry
+            return []
         raise RefusedError(error.errno or 0, error.strerror or "") from error
     except OSError as error:
         raise KernelError(f"the kernel does not answer about routes and addresses: {error}") from error
-
-
-# Routes of our own protocol number in the main table, and whoever else routes the same (rtnetlink(7)).
-
-# What marks a route as ours: none of linux/rtnetlink.h or iproute2's rt_protos.
-PROTOCOL: Final = 107
-
-_NEW, _DELETE, _GET = 24, 25, 26  # RTM_NEWROUTE, …
-_CREATE, _EXCLUSIVE = 0x400, 0x200  # NLM_F_CREATE, NLM_F_EXCL: never replace anybody's
-# rtmsg: family, lengths of destination and source, TOS, table, protocol, scope, type, flags.
-ROUTE = struct.Struct("=BBBBBBBBI")
-_MAIN_TABLE = 254
-_UNICAST, _LOCAL = 1, 2  # RTN_UNICAST, RTN_LOCAL
-_SCOPE_LINK, _ANY_SCOPE = 253, 255  # RT_SCOPE_LINK, RT_SCOPE_NOWHERE
-_FIB_MATCH = 0x2000  # RTM_F_FIB_MATCH: the entry of the table, and not what follows from it for one address
-_PARTS = 4
-# linux/rtnetlink.h: RTA_DST, …
-_DST, _OIF, _PRIORITY, _CACHEINFO, _TABLE, _PREFERENCE = 1, 4, 6, 12, 15, 20
-# What a route of ours has and no more: no gateway, source address, metrics, encapsulation, second way.
-_PLAIN: Final = frozenset({_DST, _OIF, _PRIORITY, _CACHEINFO, _TABLE, _PREFERENCE})
-_PRIORITIES: Final = (None, 1024)  # IP6_RT_PRIO_USER: the kernel's own choice for IPv6
-_EXPIRES_AT: Final = 8  # in rta_cacheinfo, two numbers before it
-_GATEWAY, _VIA = 5, 18
-_NUMBER = struct.Struct("=I")
-
-
-@dataclass(frozen=True, slots=True)
-class KernelRoute:
-    """A route the kernel holds; `index` is the interface's, `None` where there is none or more than one.
-
-    `is_local` says that it leads to the host itself, `is_plain` that it has nothing which we do not give to ours.
-    """
-
-    subnet: Subnet
-    index: int | None
-    protocol: int
-    is_local: bool
-    tos: int = 0
-    priority: int | None = None
-    is_plain: bool = True
-
-    def leads_to(self, index: int) -> bool:
-        """Whether it leads to what is plugged into the interface with this number."""
-        return self.index == index and not self.is_local
-
-
-def our_routes(kernel: Rtnetlink, family: Family) -> list[KernelRoute]:
-    """Give the routes with our protocol number; the kernel picks them, as there may be a million others."""
-    listed = kernel.entries(_GET, _fixed(FAMILIES[family], 0, PROTOCOL))
-    return [route for route in map(_read, listed) if Family.of(route.subnet) is family]
-
-
-def route_of(kernel: Rtnetlink, subnet: Subnet) -> KernelRoute | None:
-    """Give the route for exactly this subnet that counts, whoever made it.
-
-    The kernel tells by which entry an address is routed. Some addresses of a subnet may have entries of their own, as
-    those of the host have, and the first of IPv6 (RFC 4291, section 2.6.1); so several are tried.
-    """
-    last = subnet.num_addresses - 1
-    for part in range(_PARTS + 1):
-        route = _matching(kernel, subnet[last * part // _PARTS])
-        if route is not None and route.subnet == subnet:
-            return route
-    return None
-
-
-def on_link_routes(kernel: Rtnetlink, index: int) -> list[Subnet]:
-    """Give the subnets that the main table routes straight to what is plugged into an interface, without a gateway."""
-    asked = attribute(_OIF, _NUMBER.pack(index))
-    listed = [body for family in Family for body in kernel.entries(_GET, _fixed(FAMILIES[family], 0, 0) + asked)]
-    found = [_read(body).subnet for body in listed if _is_on_link(body, index)]
-    return [subnet for subnet in found if subnet.prefixlen and not subnet.is_link_local and not subnet.is_multicast]
-
-
-def add_route(kernel: Rtnetlink, subnet: Subnet, index: int) -> None:
-    """Route a subnet to what is plugged into an interface.
-
-    Raises:
-        RefusedError: among others with EEXIST, if somebody has a route for it.
-
-    """
-    fixed = _fixed(FAMILIES[Family.of(subnet)], subnet.prefixlen, PROTOCOL, _SCOPE_LINK, _UNICAST)
-    kernel.change(_NEW, _CREATE | _EXCLUSIVE, fixed + _destination(subnet, index))
-
-
-def delete_route(kernel: Rtnetlink, route: KernelRoute) -> None:
-    """Remove a route of ours."""
-    family, length = FAMILIES[Family.of(route.subnet)], route.subnet.prefixlen
-    fixed = ROUTE.pack(family, length, 0, route.tos, _MAIN_TABLE, PROTOCOL, _ANY_SCOPE, 0, 0)
-    priority = b"" if route.priority is None else attribute(_PRIORITY, _NUMBER.pack(route.priority))
-    kernel.remove(_DELETE, fixed + _destination(route.subnet, route.index) + priority)
-
-
-def _matching(kernel: Rtnetlink, address: Address) -> KernelRoute | None:
-    """Give the entry by which an address is routed."""
-    fixed = ROUTE.pack(FAMILIES[Family.of(address)], address.max_prefixlen, 0, 0, 0, 0, 0, 0, _FIB_MATCH)
-    found = kernel.entry(_GET, fixed + attribute(_DST, address.packed))
-    return None if found is None else _read(found)
-
-
-def _is_on_link(body: bytes, index: int) -> bool:
-    """Whether a route has no gateway, and leads to this interface alone."""
-    found = attributes(body[ROUTE.size :])
-    *_, kind, _flags = ROUTE.unpack_from(body)
-    return kind == _UNICAST and not {_GATEWAY, _VIA} & found.keys() and number(found.get(_OIF)) == index
-
-
-def _destination(subnet: Subnet, index: int | None) -> bytes:
-    interface = b"" if index is None else attribute(_OIF, _NUMBER.pack(index))
-    return attribute(_DST, subnet.network_address.packed) + interface
-
-
-def _fixed(family: int, length: int, protocol: int, scope: int = 0, kind: int = 0) -> bytes:
-    return ROUTE.pack(family, length, 0, 0, _MAIN_TABLE, protocol, scope, kind, 0)
-
-
-def _read(body: bytes) -> KernelRoute:
-    family, length, _, tos, _, protocol, scope, kind, _ = ROUTE.unpack_from(body)
-    found = attributes(body[ROUTE.size :])
-    address = found.get(_DST) or bytes(4 if family == socket.AF_INET else 16)
-    usual = kind == _UNICAST and scope == (_SCOPE_LINK if family == socket.AF_INET else 0) and tos == 0
-    return KernelRoute(
-        subnet=ip_network((address, length)),
-        index=number(found.get(_OIF)),
-        protocol=protocol,
-        is_local=kind == _LOCAL,
-        tos=tos,
-        priority=number(found.get(_PRIORITY)),
-        is_plain=usual and _is_plain(found),
-    )
-
-
-def _is_plain(found: Mapping[int, bytes]) -> bool:
-    """Whether a route has no attributes but those that the kernel gives to ours."""
-    return (
-        found.keys() <= _PLAIN
-        and number(found.get(_PRIORITY)) in _PRIORITIES
-        and not any(found.get(_PREFERENCE, b""))
-        and not any(found.get(_CACHEINFO, b"")[_EXPIRES_AT : _EXPIRES_AT + _NUMBER.size])
-    )
-
-
-# Rules that say which routing tables are asked (rtnetlink(7), linux/fib_rules.h).
-_RULE_GET = 34  # RTM_GETRULE
-# fib_rule_hdr: family, lengths of destination and source, TOS, table, two that are unused, action, flags.
-_RULE = struct.Struct("=BBBBBBBBI")
-_RULE_TABLE = 15  # FRA_TABLE
-_MAIN: Final = 254
-_UNUSED: Final = {0, 255}  # no table at all, RT_TABLE_LOCAL
-
-
-def tables(kernel: Rtnetlink, family: Family) -> set[int]:
-    """Give the tables that some rule asks, the main one among them; the host's own addresses are in another."""
-    listed = kernel.entries(_RULE_GET, _RULE.pack(FAMILIES[family], 0, 0, 0, 0, 0, 0, 0, 0))
-    return {_MAIN, *map(_table, listed)} - _UNUSED
-
-
-def _table(body: bytes) -> int:
-    in_header: int = _RULE.unpack_from(body)[4]
-    return number(attributes(body[_RULE.size :]).get(_RULE_TABLE)) or in_header
-
-
-# Where the routes of a table lead, whoever made them (rtnetlink(7)).
-_WAY_GET = 26  # RTM_GETROUTE
-_WAY_UNICAST = 1  # RTN_UNICAST
-# linux/rtnetlink.h: RTA_DST, …
-_WAY_DST, _WAY_OIF, _WAY_GATEWAY, _MULTIPATH, _WAY_TABLE, _WAY_VIA = 1, 4, 5, 9, 15, 18
-_HOP = struct.Struct("=HBBi")  # rtnexthop: length, flags, weight less one, interface
-
-
-@dataclass(frozen=True, slots=True)
-class Way:
-    """Routes leave by the interface with this number; `leads_on` says that one leads beyond its own link."""
-
-    index: int
-    leads_on: bool
-
-
-def ways(kernel: Rtnetlink, family: Family, table: int, most: int) -> set[Way]:
-    """Give the ways of a table's first routes, `most` of them; nothing else may be asked on that socket then.
-
-    Routes of ours lead to guests. Those to single addresses and link-local ones say nothing of an interface.
-    """
-    fixed = ROUTE.pack(FAMILIES[family], 0, 0, 0, 0, 0, 0, 0, 0) + attribute(_WAY_TABLE, _NUMBER.pack(table))
-    return {way for body in kernel.first_entries(_WAY_GET, fixed, most) for way in ways_of(body)}
-
-
-def ways_of(body: bytes) -> Iterator[Way]:
-    """Give the ways of one route."""
-    _, length, _, _, _, protocol, _, kind, _ = ROUTE.unpack_from(body)
-    found = attributes(body[ROUTE.size :])
-    if kind != _WAY_UNICAST or protocol == PROTOCOL or not _is_telling(length, found.get(_WAY_DST)):
-        return
-    for index, hop in _hops(found):
-        yield Way(index, leads_on=length == 0 or _WAY_GATEWAY in hop or _WAY_VIA in hop)
-
-
-def _is_telling(length: int, destination: bytes | None) -> bool:
-    if destination is None:
-        return True
-    address = ip_address(destination)
-    return not (address.is_link_local or address.is_multicast) and length < address.max_prefixlen
-
-
-def _hops(found: dict[int, bytes]) -> Iterator[tuple[int, dict[int, bytes]]]:
-    """Give the interface of each hop, with its attributes."""
-    if (index := number(found.get(_WAY_OIF))) is not None:
-        yield index, found
-    rest = found.get(_MULTIPATH, b"")
-    offset = 0
-    while offset + _HOP.size <= len(rest):
-        length, _flags, _weight, index = _HOP.unpack_from(rest, offset)
-        if length < _HOP.size:
-            return
-        yield index, attributes(rest[offset + _HOP.size : offset + length])
-        offset += (length + 3) & ~3

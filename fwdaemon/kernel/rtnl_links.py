@@ -1,24 +1,148 @@
-"""Links, their addresses, neighbours and proxy entries, by rtnetlink."""
+"""Routes, addresses, neighbours, proxy entries and bridge ports, by rtnetlink."""
 
-import os
+import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from ipaddress import ip_address, ip_network
-from typing import Final
+from typing import Any, Final
 
 from fwdaemon.core.types import Address, Family, Subnet
-from fwdaemon.kernel.netlink import attribute, attributes, number
-from fwdaemon.kernel.rtnetlink import FAMILIES, PROTOCOL, Rtnetlink
+from fwdaemon.kernel.netlink import attributes
+from fwdaemon.kernel.rtnetlink import (
+    CREATE,
+    EXCLUSIVE,
+    FAMILIES,
+    PROTOCOL,
+    REPLACE,
+    Entry,
+    Kind,
+    Rtnetlink,
+    first_listed,
+)
 
-# Addresses of the host's interfaces (rtnetlink(7)).
-_NEW, _DELETE, _GET = 20, 21, 22  # RTM_NEWADDR, …
-_CREATE, _EXCLUSIVE, _REPLACE = 0x400, 0x200, 0x100
-_FIXED = struct.Struct("=BBBBI")  # ifaddrmsg: family, prefix length, flags, scope, index
-_ADDRESS, _LOCAL, _LIFETIMES = 1, 2, 6  # IFA_ADDRESS, IFA_LOCAL, IFA_CACHEINFO
+# Routes of our own protocol number in the main table, and whoever else routes the same (rtnetlink(7)).
+
+_MAIN: Final = 254  # RT_TABLE_MAIN
+_UNICAST, _LOCAL = 1, 2  # RTN_UNICAST, RTN_LOCAL
+_SCOPE_LINK, _ANY_SCOPE = 253, 255  # RT_SCOPE_LINK, RT_SCOPE_NOWHERE
+_FIB_MATCH = 0x2000  # RTM_F_FIB_MATCH: the entry of the table, and not what follows from it for one address
+_PARTS = 4
+# What a route of ours has and no more: no gateway, source address, metrics, encapsulation, second way.
+_PLAIN: Final = frozenset({"RTA_DST", "RTA_OIF", "RTA_PRIORITY", "RTA_CACHEINFO", "RTA_TABLE", "RTA_PREF"})
+_PRIORITIES: Final = (None, 1024)  # IP6_RT_PRIO_USER: the kernel's own choice for IPv6
+
+
+@dataclass(frozen=True, slots=True)
+class KernelRoute:
+    """A route the kernel holds; `index` is the interface's, `None` where there is none or more than one.
+
+    `is_local` says that it leads to the host itself, `is_plain` that it has nothing which we do not give to ours.
+    """
+
+    subnet: Subnet
+    index: int | None
+    protocol: int
+    is_local: bool
+    tos: int = 0
+    priority: int | None = None
+    is_plain: bool = True
+
+    def leads_to(self, index: int) -> bool:
+        """Whether it leads to what is plugged into the interface with this number."""
+        return self.index == index and not self.is_local
+
+
+def our_routes(kernel: Rtnetlink, family: Family) -> list[KernelRoute]:
+    """Give the routes with our protocol number; the kernel picks them, as there may be a million others."""
+    listed = kernel.entries(Kind.ROUTE, {"family": FAMILIES[family], "table": _MAIN, "proto": PROTOCOL})
+    return [route for route in map(_route, listed) if Family.of(route.subnet) is family]
+
+
+def route_of(kernel: Rtnetlink, subnet: Subnet) -> KernelRoute | None:
+    """Give the route for exactly this subnet that counts, whoever made it.
+
+    The kernel tells by which entry an address is routed. Some addresses of a subnet may have entries of their own, as
+    those of the host have, and the first of IPv6 (RFC 4291, section 2.6.1); so several are tried.
+    """
+    last = subnet.num_addresses - 1
+    for part in range(_PARTS + 1):
+        route = _matching_route(kernel, subnet[last * part // _PARTS])
+        if route is not None and route.subnet == subnet:
+            return route
+    return None
+
+
+def on_link_routes(kernel: Rtnetlink, index: int) -> list[Subnet]:
+    """Give the subnets that the main table routes straight to what is plugged into an interface, without a gateway."""
+    asked = [{"family": FAMILIES[family], "table": _MAIN} for family in Family]
+    listed = [entry for fields in asked for entry in kernel.entries(Kind.ROUTE, fields, {"RTA_OIF": index})]
+    found = [_route(entry).subnet for entry in listed if _is_on_link(entry, index)]
+    return [subnet for subnet in found if subnet.prefixlen and not subnet.is_link_local and not subnet.is_multicast]
+
+
+def add_route(kernel: Rtnetlink, subnet: Subnet, index: int) -> None:
+    """Route a subnet to what is plugged into an interface; never replaces anybody's.
+
+    Raises:
+        RefusedError: among others with EEXIST, if somebody has a route for it.
+
+    """
+    fields = {**_route_fields(subnet), "scope": _SCOPE_LINK, "type": _UNICAST}
+    kernel.add(Kind.ROUTE, EXCLUSIVE, fields, {"RTA_DST": str(subnet.network_address), "RTA_OIF": index})
+
+
+def delete_route(kernel: Rtnetlink, route: KernelRoute) -> None:
+    """Remove a route of ours."""
+    given = {"RTA_DST": str(route.subnet.network_address), "RTA_OIF": route.index, "RTA_PRIORITY": route.priority}
+    fields = {**_route_fields(route.subnet), "tos": route.tos, "scope": _ANY_SCOPE}
+    kernel.remove(Kind.ROUTE, fields, {name: value for name, value in given.items() if value is not None})
+
+
+def _matching_route(kernel: Rtnetlink, address: Address) -> KernelRoute | None:
+    """Give the entry by which an address is routed."""
+    fields = {"family": FAMILIES[Family.of(address)], "dst_len": address.max_prefixlen, "flags": _FIB_MATCH}
+    found = kernel.entry(Kind.ROUTE, fields, {"RTA_DST": str(address)})
+    return None if found is None else _route(found)
+
+
+def _is_on_link(entry: Entry, index: int) -> bool:
+    """Whether a route has no gateway, and leads to this interface alone."""
+    found = entry.attributes
+    is_direct = entry.fields["type"] == _UNICAST and not {"RTA_GATEWAY", "RTA_VIA"} & found.keys()
+    return is_direct and found.get("RTA_OIF") == index
+
+
+def _route_fields(subnet: Subnet) -> dict[str, int]:
+    family = FAMILIES[Family.of(subnet)]
+    return {"family": family, "dst_len": subnet.prefixlen, "table": _MAIN, "proto": PROTOCOL}
+
+
+def _route(entry: Entry) -> KernelRoute:
+    fields, found = entry
+    is_ipv4 = fields["family"] == socket.AF_INET
+    address = found.get("RTA_DST") or ("0.0.0.0" if is_ipv4 else "::")  # noqa: S104 - a default route
+    usual = (fields["type"], fields["scope"], fields["tos"]) == (_UNICAST, _SCOPE_LINK if is_ipv4 else 0, 0)
+    return KernelRoute(
+        subnet=ip_network((address, fields["dst_len"])),
+        index=found.get("RTA_OIF"),
+        protocol=fields["proto"],
+        is_local=fields["type"] == _LOCAL,
+        tos=fields["tos"],
+        priority=found.get("RTA_PRIORITY"),
+        is_plain=usual and _is_plain_route(found),
+    )
+
+
+def _is_plain_route(found: Mapping[str, Any]) -> bool:
+    """Whether a route has no attributes but those that the kernel gives to ours."""
+    expires = found["RTA_CACHEINFO"]["rta_expires"] if "RTA_CACHEINFO" in found else 0
+    is_preferred = bool(found.get("RTA_PREF"))
+    return found.keys() <= _PLAIN and found.get("RTA_PRIORITY") in _PRIORITIES and not (expires or is_preferred)
+
+
+# Addresses of the host's interfaces.
 _NO_DUPLICATE_DETECTION = 0x02  # IFA_F_NODAD
-# ifa_cacheinfo: preferred and valid seconds, and two that only the kernel fills in.
-_CACHEINFO = struct.Struct("=IIII")
 _FOREVER: Final = 0xFFFFFFFF
 
 
@@ -40,20 +164,18 @@ class HeldAddress:
 
 def addresses(kernel: Rtnetlink, family: Family, index: int = 0) -> list[KernelAddress]:
     """Give the addresses of one interface, or of all."""
-    listed = kernel.entries(_GET, _FIXED.pack(FAMILIES[family], 0, 0, 0, index))
-    return [entry for entry in map(_read, listed) if Family.of(entry.address) is family]
+    return [_read(entry) for entry in _listed(kernel, family, index)]
 
 
 def held_addresses(kernel: Rtnetlink, family: Family) -> list[HeldAddress]:
     """Give all addresses of a family, each with whether it is as `add_address` makes it."""
-    listed = kernel.entries(_GET, _FIXED.pack(FAMILIES[family], 0, 0, 0, 0))
-    return [HeldAddress(_read(body), _is_plain(body, family)) for body in listed]
+    return [HeldAddress(_read(entry), _is_plain(entry, family)) for entry in _listed(kernel, family)]
 
 
 def subnets(kernel: Rtnetlink) -> list[tuple[KernelAddress, Subnet]]:
     """Give all addresses of the host, each with the subnet it is configured with."""
-    listed = [body for family in Family for body in kernel.entries(_GET, _FIXED.pack(FAMILIES[family], 0, 0, 0, 0))]
-    return [(_read(body), _subnet(body)) for body in listed]
+    listed = [entry for family in Family for entry in _listed(kernel, family)]
+    return [(_read(entry), _subnet(entry)) for entry in listed]
 
 
 def add_address(kernel: Rtnetlink, entry: KernelAddress) -> None:
@@ -62,59 +184,59 @@ def add_address(kernel: Rtnetlink, entry: KernelAddress) -> None:
     One of IPv6 can be used at once, and is deprecated, so that the host picks it for no connection of its own
     (RFC 6724, section 5, rule 3). One of IPv4 is not picked either, since it is not the first.
     """
-    kernel.change(_NEW, _CREATE | _EXCLUSIVE, _entry(entry, _NO_DUPLICATE_DETECTION, _lifetimes(entry)))
+    _put(kernel, EXCLUSIVE, entry)
 
 
 def renew_address(kernel: Rtnetlink, entry: KernelAddress) -> None:
     """Give an address that is there the lifetimes that `add_address` gives it."""
-    kernel.change(_NEW, _REPLACE, _entry(entry, _NO_DUPLICATE_DETECTION, _lifetimes(entry, explicit=True)))
+    _put(kernel, REPLACE, entry)
 
 
 def delete_address(kernel: Rtnetlink, entry: KernelAddress) -> None:
     """Take an address away from an interface."""
-    kernel.remove(_DELETE, _entry(entry))
+    kernel.remove(Kind.ADDRESS, *_written(entry))
 
 
-def _lifetimes(entry: KernelAddress, *, explicit: bool = False) -> bytes:
-    family = Family.of(entry.address)
-    if family is Family.IPV4 and not explicit:
-        return b""
-    return attribute(_LIFETIMES, _CACHEINFO.pack(_preferred(family), _FOREVER, 0, 0))
+def _listed(kernel: Rtnetlink, family: Family, index: int = 0) -> list[Entry]:
+    return kernel.entries(Kind.ADDRESS, {"family": FAMILIES[family], "index": index})
+
+
+def _put(kernel: Rtnetlink, how: int, entry: KernelAddress) -> None:
+    fields, given = _written(entry)
+    lifetimes = {"ifa_preferred": _preferred(Family.of(entry.address)), "ifa_valid": _FOREVER}
+    fields["flags"] = _NO_DUPLICATE_DETECTION
+    kernel.add(Kind.ADDRESS, how, fields, {**given, "IFA_CACHEINFO": lifetimes})
+
+
+def _written(entry: KernelAddress) -> tuple[dict[str, int], dict[str, str]]:
+    address = entry.address
+    fields = {"family": FAMILIES[Family.of(address)], "prefixlen": address.max_prefixlen, "index": entry.index}
+    return fields, {"IFA_LOCAL": str(address), "IFA_ADDRESS": str(address)}
 
 
 def _preferred(family: Family) -> int:
     return _FOREVER if family is Family.IPV4 else 0
 
 
-def _is_plain(body: bytes, family: Family) -> bool:
-    _family, length, *_rest = _FIXED.unpack_from(body)
-    preferred, valid, *_times = _CACHEINFO.unpack_from(attributes(body[_FIXED.size :])[_LIFETIMES])
-    is_lasting = (preferred, valid) == (_preferred(family), _FOREVER)
-    return is_lasting and length == _read(body).address.max_prefixlen
+def _is_plain(entry: Entry, family: Family) -> bool:
+    times = entry.attributes["IFA_CACHEINFO"]
+    is_lasting = (times["ifa_preferred"], times["ifa_valid"]) == (_preferred(family), _FOREVER)
+    return is_lasting and entry.fields["prefixlen"] == _read(entry).address.max_prefixlen
 
 
-def _entry(entry: KernelAddress, flags: int = 0, more: bytes = b"") -> bytes:
-    address = entry.address
-    fixed = _FIXED.pack(FAMILIES[Family.of(address)], address.max_prefixlen, flags, 0, entry.index)
-    return fixed + attribute(_LOCAL, address.packed) + attribute(_ADDRESS, address.packed) + more
-
-
-def _read(body: bytes) -> KernelAddress:
-    *_rest, index = _FIXED.unpack_from(body)
-    found = attributes(body[_FIXED.size :])
+def _read(entry: Entry) -> KernelAddress:
+    found = entry.attributes
     # On a point-to-point link IFA_ADDRESS is the other end.
-    return KernelAddress(ip_address(found.get(_LOCAL) or found[_ADDRESS]), index)
+    return KernelAddress(ip_address(found.get("IFA_LOCAL") or found["IFA_ADDRESS"]), entry.fields["index"])
 
 
-def _subnet(body: bytes) -> Subnet:
-    _family, prefix_length, *_rest = _FIXED.unpack_from(body)
-    return ip_network((attributes(body[_FIXED.size :])[_ADDRESS], prefix_length), strict=False)
+def _subnet(entry: Entry) -> Subnet:
+    return ip_network((entry.attributes["IFA_ADDRESS"], entry.fields["prefixlen"]), strict=False)
 
 
-# The neighbour table: which link-layer address answered for which address (rtnetlink(7), linux/neighbour.h).
-_NEIGHBOUR_NEW, _NEIGHBOUR_GET = 28, 30  # RTM_NEWNEIGH, …
-_NEIGHBOUR_REPLACE, _NEIGHBOUR_CREATE = 0x100, 0x400
-_NEIGHBOUR_FIXED = struct.Struct("=BxxxiHBB")  # ndmsg: family, index, state, flags, type
+# The neighbour table: which link-layer address answered for which address (linux/neighbour.h).
+_NEIGHBOUR_GET = 30  # RTM_GETNEIGH
+_NEIGHBOUR = struct.Struct("=BxxxiHBB")  # ndmsg: family, index, state, flags, type
 _DST, _LLADDR = 1, 2
 _PROBE = 0x10
 _USE = 0x01  # NTF_USE
@@ -136,15 +258,27 @@ class KernelNeighbour:
     index: int
 
 
-def neighbours(kernel: Rtnetlink, states: int = USABLE_STATES) -> Iterator[KernelNeighbour]:
-    """Give the entries of Ethernet neighbours that answered, or those in these states."""
+def neighbours(states: int = USABLE_STATES) -> Iterator[KernelNeighbour]:
+    """Give the entries of Ethernet neighbours that answered, or those in these states.
+
+    By hand, since guests can fill this table.
+
+    Raises:
+        KernelError: the kernel does not answer.
+
+    """
     for family in Family:
-        for body in kernel.entries(_NEIGHBOUR_GET, _NEIGHBOUR_FIXED.pack(FAMILIES[family], 0, 0, 0, 0)):
-            _family, index, state, *_rest = _NEIGHBOUR_FIXED.unpack_from(body)
-            found = attributes(body[_NEIGHBOUR_FIXED.size :])
-            mac = found.get(_LLADDR, b"")
-            if state & states and _DST in found and len(mac) == _ETHERNET_BYTES:
-                yield KernelNeighbour(ip_address(found[_DST]), mac.hex(":"), index)
+        for body in first_listed(_NEIGHBOUR_GET, _NEIGHBOUR.pack(FAMILIES[family], 0, 0, 0, 0)):
+            yield from neighbours_of(body, states)
+
+
+def neighbours_of(body: bytes, states: int = USABLE_STATES) -> Iterator[KernelNeighbour]:
+    """Read an entry."""
+    _family, index, state, *_rest = _NEIGHBOUR.unpack_from(body)
+    found = attributes(body[_NEIGHBOUR.size :])
+    mac = found.get(_LLADDR, b"")
+    if state & states and _DST in found and len(mac) == _ETHERNET_BYTES:
+        yield KernelNeighbour(ip_address(found[_DST]), mac.hex(":"), index)
 
 
 def probe(kernel: Rtnetlink, entry: KernelNeighbour) -> None:
@@ -154,7 +288,7 @@ def probe(kernel: Rtnetlink, entry: KernelNeighbour) -> None:
         RefusedError: the entry, or its interface, is not there.
 
     """
-    kernel.change(_NEIGHBOUR_NEW, _NEIGHBOUR_REPLACE, _probed(entry))
+    kernel.add(Kind.NEIGHBOUR, REPLACE, *_probed(entry))
 
 
 def introduce(kernel: Rtnetlink, entry: KernelNeighbour) -> None:
@@ -164,7 +298,7 @@ def introduce(kernel: Rtnetlink, entry: KernelNeighbour) -> None:
         RefusedError: the interface is not there.
 
     """
-    kernel.change(_NEIGHBOUR_NEW, _NEIGHBOUR_CREATE, _probed(entry))
+    kernel.add(Kind.NEIGHBOUR, CREATE, *_probed(entry))
 
 
 def resolve(kernel: Rtnetlink, address: Address, index: int) -> None:
@@ -176,25 +310,19 @@ def resolve(kernel: Rtnetlink, address: Address, index: int) -> None:
         RefusedError: the interface is not there.
 
     """
-    family = FAMILIES[Family.of(address)]
-    target = attribute(_DST, address.packed)
-    held = kernel.entry(_NEIGHBOUR_GET, _NEIGHBOUR_FIXED.pack(family, index, 0, 0, 0) + target)
-    if held is None or not _NEIGHBOUR_FIXED.unpack_from(held)[2] & _HELD_BY_HAND:
-        kernel.change(_NEIGHBOUR_NEW, _NEIGHBOUR_CREATE, _NEIGHBOUR_FIXED.pack(family, index, 0, _USE, 0) + target)
+    fields, given = {"family": FAMILIES[Family.of(address)], "ifindex": index}, {"NDA_DST": str(address)}
+    held = kernel.entry(Kind.NEIGHBOUR, fields, given)
+    if held is None or not held.fields["state"] & _HELD_BY_HAND:
+        kernel.add(Kind.NEIGHBOUR, CREATE, {**fields, "flags": _USE}, given)
 
 
-def _probed(entry: KernelNeighbour) -> bytes:
-    fixed = _NEIGHBOUR_FIXED.pack(FAMILIES[Family.of(entry.address)], entry.index, _PROBE, 0, 0)
-    mac = bytes.fromhex(entry.mac.replace(":", ""))
-    return fixed + attribute(_DST, entry.address.packed) + attribute(_LLADDR, mac)
+def _probed(entry: KernelNeighbour) -> tuple[dict[str, int], dict[str, str]]:
+    fields = {"family": FAMILIES[Family.of(entry.address)], "ifindex": entry.index, "state": _PROBE}
+    return fields, {"NDA_DST": str(entry.address), "NDA_LLADDR": entry.mac}
 
 
 # Proxy entries: addresses for which the kernel answers ARP and neighbour discovery (`ip neighbour show proxy`).
-_PROXY_NEW, _PROXY_DELETE, _PROXY_GET = 28, 29, 30  # RTM_NEWNEIGH, …
-_PROXY_CREATE, _PROXY_EXCLUSIVE = 0x400, 0x200
-_PROXY_FIXED = struct.Struct("=BxxxiHBB")  # ndmsg: family, index, state, flags, type
 _PROXY, _PERMANENT = 0x08, 0x80  # NTF_PROXY, NUD_PERMANENT
-_PROXY_DST, _PROTOCOL = 1, 12  # linux/neighbour.h: NDA_DST, NDA_PROTOCOL
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,41 +343,33 @@ class Held:
 
 def proxy_entries(kernel: Rtnetlink, family: Family) -> dict[ProxyEntry, Held]:
     """Give all proxy entries, each with how it is held."""
-    listed = kernel.entries(_PROXY_GET, _PROXY_FIXED.pack(FAMILIES[family], 0, 0, _PROXY, 0))
-    return dict(map(_proxy_read, listed))
+    return dict(map(_proxy_read, kernel.entries(Kind.NEIGHBOUR, {"family": FAMILIES[family], "flags": _PROXY})))
 
 
 def add_proxy_entry(kernel: Rtnetlink, entry: ProxyEntry) -> None:
     """Make an entry of ours, or make one as we make them. One that somebody else made would become ours: look first."""
-    kernel.change(
-        _PROXY_NEW, _PROXY_CREATE | _PROXY_EXCLUSIVE, _body(entry, _PERMANENT) + attribute(_PROTOCOL, bytes([PROTOCOL]))
-    )
+    fields, given = _proxy(entry)
+    kernel.add(Kind.NEIGHBOUR, EXCLUSIVE, {**fields, "state": _PERMANENT}, {**given, "NDA_PROTOCOL": PROTOCOL})
 
 
 def delete_proxy_entry(kernel: Rtnetlink, entry: ProxyEntry) -> None:
     """Remove an entry."""
-    kernel.remove(_PROXY_DELETE, _body(entry, 0))
+    kernel.remove(Kind.NEIGHBOUR, *_proxy(entry))
 
 
-def _body(entry: ProxyEntry, state: int) -> bytes:
-    fixed = _PROXY_FIXED.pack(FAMILIES[Family.of(entry.address)], entry.index, state, _PROXY, 0)
-    return fixed + attribute(_PROXY_DST, entry.address.packed)
+def _proxy(entry: ProxyEntry) -> tuple[dict[str, int], dict[str, str]]:
+    fields = {"family": FAMILIES[Family.of(entry.address)], "ifindex": entry.index, "flags": _PROXY}
+    return fields, {"NDA_DST": str(entry.address)}
 
 
-def _proxy_read(body: bytes) -> tuple[ProxyEntry, Held]:
-    _family, index, _state, flags, _type = _PROXY_FIXED.unpack_from(body)
-    found = attributes(body[_PROXY_FIXED.size :])
-    is_ours = found.get(_PROTOCOL) == bytes([PROTOCOL])
-    return ProxyEntry(ip_address(found[_PROXY_DST]), index), Held(is_ours, flags == _PROXY)
+def _proxy_read(entry: Entry) -> tuple[ProxyEntry, Held]:
+    fields, found = entry
+    is_ours = found.get("NDA_PROTOCOL") == PROTOCOL
+    return ProxyEntry(ip_address(found["NDA_DST"]), fields["ifindex"]), Held(is_ours, fields["flags"] == _PROXY)
 
 
-# Interfaces as ports of a bridge (rtnetlink(7), linux/if_link.h).
-_LINK_GET, _SET = 18, 19  # RTM_GETLINK, RTM_SETLINK
-_LINK_FIXED = struct.Struct("=BxHiII")  # ifinfomsg: family, type, index, flags, which flags change
+# Interfaces as ports of a bridge.
 _BRIDGE = 7  # AF_BRIDGE
-_NAME = 3  # IFLA_IFNAME
-_MASTER, _PORT_SETTINGS, _NESTED = 10, 12, 0x8000  # IFLA_MASTER, IFLA_PROTINFO, the mark of a nested attribute
-_HAIRPIN_MODE = 4  # IFLA_BRPORT_MODE
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,21 +380,13 @@ class BridgePort:
     hairpin: bool
 
 
-def master(kernel: Rtnetlink, index: int) -> int | None:
-    """Give the number of the bridge, or what else, an interface is a port of."""
-    body = kernel.entry(_LINK_GET, _LINK_FIXED.pack(0, 0, index, 0, 0))
-    return None if body is None else number(attributes(body[_LINK_FIXED.size :]).get(_MASTER))
-
-
 def bridge_ports(kernel: Rtnetlink) -> dict[str, BridgePort]:
     """Give the ports of all bridges, by name."""
     ports = {}
-    for body in kernel.entries(_LINK_GET, _LINK_FIXED.pack(_BRIDGE, 0, 0, 0, 0)):
-        _family, _kind, index, *_rest = _LINK_FIXED.unpack_from(body)
-        found = attributes(body[_LINK_FIXED.size :])
-        if _PORT_SETTINGS in found:
-            mode = attributes(found[_PORT_SETTINGS]).get(_HAIRPIN_MODE, b"\0")
-            ports[os.fsdecode(found[_NAME].rstrip(b"\0"))] = BridgePort(index, mode != b"\0")
+    for fields, found in kernel.entries(Kind.LINK, {"family": _BRIDGE}):
+        if "IFLA_PROTINFO" in found:
+            mode: Any = found["IFLA_PROTINFO"].get_attr("IFLA_BRPORT_MODE")
+            ports[found["IFLA_IFNAME"]] = BridgePort(fields["index"], bool(mode))
     return ports
 
 
@@ -285,5 +397,5 @@ def set_hairpin_mode(kernel: Rtnetlink, index: int, *, hairpin: bool) -> None:
         RefusedError: the interface is no port of a bridge.
 
     """
-    setting = attribute(_PORT_SETTINGS | _NESTED, attribute(_HAIRPIN_MODE, bytes([hairpin])))
-    kernel.change(_SET, 0, _LINK_FIXED.pack(_BRIDGE, 0, index, 0, 0) + setting)
+    setting = {"attrs": [("IFLA_BRPORT_MODE", int(hairpin))]}
+    kernel.set(Kind.LINK, {"family": _BRIDGE, "index": index}, {"IFLA_PROTINFO": setting})

@@ -1,7 +1,7 @@
 """What a guest, or whoever named one, can say: XML, leases, its agent, neighbour discovery, the kernel's messages."""
 
 import socket
-from ipaddress import IPv6Address, ip_address, ip_network
+from ipaddress import IPv6Address, ip_address
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -22,11 +22,10 @@ from fwdaemon.core.inventory import (
     ObservedNetwork,
 )
 from fwdaemon.core.openings import Forward, Nat
-from fwdaemon.core.types import Family, Protocol
+from fwdaemon.core.types import Protocol
 from fwdaemon.hypervisor.agent import MAX_ADDRESSES, agent_claims
 from fwdaemon.hypervisor.xml import guest_address, parse_domain, parse_network
-from fwdaemon.kernel import listeners, packets, rtnl_links
-from fwdaemon.kernel import rtnetlink as kernel_rtnetlink
+from fwdaemon.kernel import listeners, packets, route_watch, rtnl_links
 from fwdaemon.kernel.address_watch import KernelChanges
 from fwdaemon.kernel.conntrack_listing import read_entry, read_open_flow
 from fwdaemon.kernel.netlink import attribute, attributes, messages, packed
@@ -187,33 +186,14 @@ def conntrack(data: bytes) -> None:
             read_rule(message)
 
 
-class _Kernel:
-    """Answers with one entry, whose addresses have the length of its family and fit their prefix, as the kernel's."""
-
-    def __init__(self, choices: Choices) -> None:
-        self._choices = choices
-
-    def entries(self, _kind: int, body: bytes) -> list[bytes]:
-        """Give the entry; the fixed part is as long as that of the question, and begins with the same family."""
-        choices, family = self._choices, body[0]
-        size = 4 if family == socket.AF_INET else 16
-        length = choices.number(8 * size + 1)
-        fixed = bytes([family, length, *choices.taken(len(body) - 2)])
-        subnet = ip_network((choices.taken(size), length), strict=False)
-        addresses = [attribute(kind, subnet.network_address.packed) for kind in (1, 2)]
-        others = [attribute(choices.number(64), choices.taken(4)) for _ in range(choices.number(3))]
-        return [fixed + b"".join([*others, *addresses, attribute(4, choices.taken(4))])]
-
-
 def rtnetlink(data: bytes) -> None:
-    """Read listings of neighbours, addresses, routes and proxy entries."""
-    kernel: Any = _Kernel(Choices(data))
-    list(rtnl_links.neighbours(kernel))
-    for family in Family:
-        rtnl_links.addresses(kernel, family)
-        kernel_rtnetlink.our_routes(kernel, family)
-        rtnl_links.proxy_entries(kernel, family)
-    rtnl_links.subnets(kernel)
+    """Read neighbours and routes, of which what is fixed is always whole, and addresses have their family's length."""
+    choices = Choices(data)
+    family, size = choices.one_of(((socket.AF_INET, 4), (socket.AF_INET6, 16)))
+    others = b"".join(attribute(choices.number(64), choices.taken(4)) for _ in range(choices.number(3)))
+    body = bytes([family, *choices.taken(11)]) + others + attribute(1, choices.taken(size))
+    list(rtnl_links.neighbours_of(body))
+    list(route_watch.ways_of(body))
 
 
 def sockets(data: bytes) -> None:

@@ -7,8 +7,8 @@ import pytest
 
 from fwdaemon.kernel.netlink import Message, attribute
 from fwdaemon.kernel.observe import leads_away
-from fwdaemon.kernel.route_watch import UplinkChanges
-from fwdaemon.kernel.rtnetlink import PROTOCOL, Way, ways_of
+from fwdaemon.kernel.route_watch import UplinkChanges, Way, ways_of
+from fwdaemon.kernel.rtnetlink import PROTOCOL
 
 NEW, DELETED = 24, 25
 GATEWAY = attribute(5, bytes([192, 0, 2, 1]))
