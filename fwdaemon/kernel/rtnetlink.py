@@ -1,16 +1,17 @@
 """Asks the kernel by rtnetlink: by pyroute2, and by hand what is too much for it (`first_listed`)."""
 
 import errno
+import os
 import secrets
 import socket
-from asyncio import Runner
+from asyncio import Runner, new_event_loop
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from enum import IntEnum
 from functools import cache
 from itertools import count, islice
 from types import TracebackType
-from typing import Any, Final, NamedTuple, Self
+from typing import Any, Final, NamedTuple, Protocol, Self
 
 from fwdaemon.core.text import shown
 from fwdaemon.core.types import Family
@@ -28,6 +29,7 @@ PROTOCOL: Final = 107
 # What is said of an entry, or of its interface, that is not there.
 _GONE = (errno.ESRCH, errno.ENOENT, errno.EADDRNOTAVAIL, errno.ENODEV, errno.ENXIO)
 _TRIES: Final = 3
+_DESCRIPTORS: Final = 5
 
 
 class Kind(IntEnum):
@@ -93,6 +95,19 @@ class Entry(NamedTuple):
     attributes: Mapping[str, Any]
 
 
+class Asking(Protocol):
+    """What asks: a socket of pyroute2, or what stands for one."""
+
+    def message(self, kind: int, /) -> Any:
+        """Give an empty message of what a kind is about."""
+
+    def ask(self, message: Any, kind: int, flags: int, noted: Callable[[Any], None], /) -> Iterable[Any]:
+        """Ask, and have everything noted that comes, also the end of it."""
+
+    def close(self) -> None:
+        """Close it."""
+
+
 class Rtnetlink:
     """A context manager; what is asked concerns this thread's network namespace. For a thread without a running loop.
 
@@ -101,9 +116,12 @@ class Rtnetlink:
 
     """
 
+    def __init__(self, opened: Callable[[], Asking] | None = None) -> None:
+        self._opened = opened or _Pyroute2
+
     def __enter__(self) -> Self:
         with _explained("does not let us ask"):
-            self._asking = _Asking()
+            self._asking: Asking = self._opened()
         return self
 
     def __exit__(
@@ -189,7 +207,7 @@ def _is_interrupted(flags: list[int]) -> bool:
     return any(each & _INTERRUPTED for each in flags)
 
 
-class _Asking:
+class _Pyroute2:
     """A socket of pyroute2, which can be asked from one thread without a running loop in every version the same.
 
     The synchronous one of 0.9 goes through its loop for each entry of a listing, so its asynchronous one is asked.
@@ -198,7 +216,8 @@ class _Asking:
     def __init__(self) -> None:
         import pyroute2  # noqa: PLC0415 - 100 ms and 11 MB
 
-        self._runner = Runner() if hasattr(pyroute2, "AsyncIPRoute") else None
+        _see_that_there_is_room()
+        self._runner = Runner(loop_factory=new_event_loop) if hasattr(pyroute2, "AsyncIPRoute") else None
         self._socket: Any = self._opened(pyroute2)
         self._socket.addr_pool = _Numbers()
         self._socket.register_policy(dict.fromkeys(range(Kind.NEIGHBOUR, Kind.NEIGHBOUR + _SET), _neighbour()))
@@ -225,10 +244,25 @@ class _Asking:
         if self._runner is None:
             return pyroute2.IPRoute(**options)
         try:
+            self._runner.get_loop()
             return self._runner.run(_made(pyroute2.AsyncIPRoute, options))
         except BaseException:
             self._runner.close()
             raise
+
+
+def _see_that_there_is_room() -> None:
+    """Open as many descriptors as pyroute2 and a loop of asyncio do, and close them.
+
+    Where it gets some and not all, 0.7 loses two for ever, and the loop writes a traceback to standard error.
+
+    Raises:
+        OSError: there are too few.
+
+    """
+    with ExitStack() as opened:
+        for _ in range(_DESCRIPTORS):
+            opened.callback(os.close, os.open("/", os.O_PATH | os.O_CLOEXEC))
 
 
 async def _made(kind: Callable[..., Any], options: Mapping[str, Any]) -> Any:
@@ -276,14 +310,16 @@ def _neighbour() -> Any:
 
 @contextmanager
 def _explained(what: str = "does not answer") -> Iterator[None]:
-    from pyroute2.netlink.exceptions import NetlinkError  # noqa: PLC0415 - as above
-
     try:
+        from pyroute2.netlink.exceptions import NetlinkDecodeError, NetlinkError  # noqa: PLC0415 - as above
+
         yield
-    except NetlinkError as error:
-        raise RefusedError(error.code, shown(str(error.args[-1]))) from error
     except OSError as error:
         raise KernelError(f"the kernel {what} about routes and addresses: {error}") from error
+    except NetlinkError as error:
+        raise RefusedError(error.code, shown(str(error.args[-1]))) from error
+    except NetlinkDecodeError as error:
+        raise KernelError(f"pyroute2 does not understand what the kernel answers: {error}") from error
 
 
 def first_listed(kind: int, body: bytes, most: int | None = None) -> list[bytes]:
