@@ -12,7 +12,7 @@ _RESYNC_S, _QUICK_RESYNC_S = 30, 5
 _RESYNCS, _WINDOWS = 1, 8
 _QUICK_RESYNCS, _QUICK_WINDOWS = 2, 2
 _MIB = 1024**2
-_CORE_PERCENT, _MEMORY_MIB = 0.1, 64
+_CORE_PERCENT, _MEMORY_MIB = 0.1, 80
 _HOUR_S = 3600
 _NOTES = """\
 The daemon and its helpers keep N forwards on a host where nothing changes; they compare everything with the kernel

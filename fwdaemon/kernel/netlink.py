@@ -119,13 +119,12 @@ class Listing(NamedTuple):
 
 
 class NetlinkSocket:
-    """A context manager; `sequence` is repeated in what the kernel answers, and in what it tells others of a change.
+    """A context manager, whose requests all have the number 0: it asks one thing after the other.
 
     Every method raises OSError: the kernel did not answer. `RefusalError` is one that says why.
     """
 
-    def __init__(self, protocol: int, sequence: int = 0) -> None:
-        self._sequence = sequence
+    def __init__(self, protocol: int) -> None:
         self._whole = True
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
         self._socket.settimeout(_TIMEOUT_S)
@@ -160,7 +159,7 @@ class NetlinkSocket:
 
     def change(self, kind: int, bodies: Sequence[bytes]) -> list[int]:
         """Have several things changed at once; the errno of each, which is 0 where it was done."""
-        self._socket.send(b"".join(packed(kind, _REQUEST | _ACK, self._sequence, body) for body in bodies))
+        self._socket.send(b"".join(packed(kind, _REQUEST | _ACK, 0, body) for body in bodies))
         codes: list[int] = []
         while len(codes) < len(bodies):
             answers = messages(self._socket.recv(_BUFFER))
@@ -170,7 +169,7 @@ class NetlinkSocket:
     def _answers(
         self, kind: int, flags: int, body: bytes, holding: Sequence[re.Pattern[bytes]] = ()
     ) -> Iterator[Message]:
-        self._socket.send(packed(kind, flags, self._sequence, body))
+        self._socket.send(packed(kind, flags, 0, body))
         while True:
             for message in messages(self._socket.recv(_BUFFER), holding):
                 # Also on the last message: what came behind the last entry is missing.

@@ -323,7 +323,7 @@ def _explained(what: str = "does not answer") -> Iterator[None]:
 
 
 def first_listed(kind: int, body: bytes, most: int | None = None) -> list[bytes]:
-    """List by hand, on a socket of its own: the bodies of the first entries that the kernel picks.
+    """List by hand, on a socket of its own: the bodies of the first entries that the kernel picks, or of all.
 
     Raises:
         KernelError: the kernel does not answer.
@@ -331,7 +331,8 @@ def first_listed(kind: int, body: bytes, most: int | None = None) -> list[bytes]
     """
     try:
         with NetlinkSocket(socket.NETLINK_ROUTE) as asking:
-            return [message.body for message in islice(asking.stream(kind, body), most)]
+            found = asking.listing(kind, body).messages if most is None else islice(asking.stream(kind, body), most)
+            return [message.body for message in found]
     except RefusalError as error:
         if error.errno == errno.ENOENT:  # a table is made with its first entry
             return []
