@@ -7,6 +7,8 @@ of the port it came from, unless that port is in hairpin mode. Others rely on th
 
 import logging
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 from fwdaemon.core.report import Outcome, Setting
 from fwdaemon.core.state import Desired
@@ -15,8 +17,7 @@ from fwdaemon.core.types import Family
 from fwdaemon.errors import KernelError
 from fwdaemon.hostnet.owned_state import Ledger, Record
 from fwdaemon.kernel import sysctl
-from fwdaemon.kernel.rtnetlink import RefusedError, Rtnetlink
-from fwdaemon.kernel.rtnl_links import BridgePort, bridge_ports, set_hairpin_mode
+from fwdaemon.kernel.rtnetlink import Kind, RefusedError, Rtnetlink
 
 _log = logging.getLogger(__name__)
 
@@ -24,6 +25,39 @@ _SWITCHES = {
     Family.IPV4: "net.bridge.bridge-nf-call-iptables",
     Family.IPV6: "net.bridge.bridge-nf-call-ip6tables",
 }
+
+# Interfaces as ports of a bridge.
+_BRIDGE = 7  # AF_BRIDGE
+
+
+@dataclass(frozen=True, slots=True)
+class BridgePort:
+    """The number of an interface that is the port of a bridge, and whether it is in hairpin mode."""
+
+    index: int
+    hairpin: bool
+
+
+def bridge_ports(kernel: Rtnetlink) -> dict[str, BridgePort]:
+    """Give the ports of all bridges, by name."""
+    ports = {}
+    for fields, found in kernel.entries(Kind.LINK, {"family": _BRIDGE}):
+        if "IFLA_PROTINFO" in found:
+            mode: Any = found["IFLA_PROTINFO"].get_attr("IFLA_BRPORT_MODE")
+            ports[found["IFLA_IFNAME"]] = BridgePort(fields["index"], bool(mode))
+    return ports
+
+
+def set_hairpin_mode(kernel: Rtnetlink, index: int, *, hairpin: bool) -> None:
+    """Switch a bridge port.
+
+    Raises:
+        RefusedError: the interface is no port of a bridge.
+
+    """
+    setting = {"attrs": [("IFLA_BRPORT_MODE", int(hairpin))]}
+    kernel.set(Kind.LINK, {"family": _BRIDGE, "index": index}, {"IFLA_PROTINFO": setting})
+
 
 _Ports = Mapping[str, BridgePort]
 

@@ -1,4 +1,4 @@
-"""Routes, addresses, neighbours, proxy entries and bridge ports, by rtnetlink."""
+"""Routes, addresses, neighbours and proxy entries, by rtnetlink."""
 
 import socket
 import struct
@@ -366,36 +366,3 @@ def _proxy_read(entry: Entry) -> tuple[ProxyEntry, Held]:
     fields, found = entry
     is_ours = found.get("NDA_PROTOCOL") == PROTOCOL
     return ProxyEntry(ip_address(found["NDA_DST"]), fields["ifindex"]), Held(is_ours, fields["flags"] == _PROXY)
-
-
-# Interfaces as ports of a bridge.
-_BRIDGE = 7  # AF_BRIDGE
-
-
-@dataclass(frozen=True, slots=True)
-class BridgePort:
-    """The number of an interface that is the port of a bridge, and whether it is in hairpin mode."""
-
-    index: int
-    hairpin: bool
-
-
-def bridge_ports(kernel: Rtnetlink) -> dict[str, BridgePort]:
-    """Give the ports of all bridges, by name."""
-    ports = {}
-    for fields, found in kernel.entries(Kind.LINK, {"family": _BRIDGE}):
-        if "IFLA_PROTINFO" in found:
-            mode: Any = found["IFLA_PROTINFO"].get_attr("IFLA_BRPORT_MODE")
-            ports[found["IFLA_IFNAME"]] = BridgePort(fields["index"], bool(mode))
-    return ports
-
-
-def set_hairpin_mode(kernel: Rtnetlink, index: int, *, hairpin: bool) -> None:
-    """Switch a bridge port.
-
-    Raises:
-        RefusedError: the interface is no port of a bridge.
-
-    """
-    setting = {"attrs": [("IFLA_BRPORT_MODE", int(hairpin))]}
-    kernel.set(Kind.LINK, {"family": _BRIDGE, "index": index}, {"IFLA_PROTINFO": setting})

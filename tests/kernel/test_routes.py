@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from functools import partial
+from ipaddress import ip_interface
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,14 @@ def keeper(directory: Path) -> RouteKeeper:
 
 def shown(links: Links) -> str:
     return links.told("-details", "route", "show", "table", "all") + links.told("-6", "route", "show", "table", "all")
+
+
+def assign(links: Links, address: str, interface: str) -> None:
+    """Give the host an address; of one of IPv6, the kernel adds the last route a little later."""
+    links.host.ip(f"address add {address} dev {interface}")
+    first = ip_interface(address).network.network_address
+    last = f"anycast {first} dev {interface} " if first.version == 6 else ""
+    wait_until(lambda: last in shown(links), f"all routes of {address} are there")
 
 
 def setting(links: Links, name: str) -> str:
@@ -136,7 +145,7 @@ def test_a_route_of_somebody_else_to_the_same_bridge_will_do(links: Links, tmp_p
 
 @pytest.mark.parametrize(("subnet", "address"), [(OURS, "203.0.113.65/29"), (OURS6, "2001:db8:1::2/64")])
 def test_a_subnet_that_is_on_another_link_is_told(links: Links, tmp_path: Path, subnet: str, address: str) -> None:
-    links.host.ip(f"address add {address} dev eth0")
+    assign(links, address, "eth0")
     before, kept = shown(links), keeper(tmp_path)
     (fault,) = kept.keep(frozenset({route(subnet)})).faults
     assert "already routed to eth0 by somebody else (protocol kernel)" in fault
@@ -145,7 +154,7 @@ def test_a_subnet_that_is_on_another_link_is_told(links: Links, tmp_path: Path, 
 
 @pytest.mark.parametrize(("subnet", "address"), [(OURS, "203.0.113.65/29"), (OURS6, "2001:db8:1::1/64")])
 def test_a_subnet_of_the_bridge_itself_needs_no_route(links: Links, tmp_path: Path, subnet: str, address: str) -> None:
-    links.host.ip(f"address add {address} dev virbr1")
+    assign(links, address, "virbr1")
     before, kept = shown(links), keeper(tmp_path)
     assert kept.keep(frozenset({route(subnet)})) == Outcome()
     assert shown(links) == before

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from fwdaemon.core.types import Family
+from fwdaemon.hostnet.hairpin import BridgePort, bridge_ports, set_hairpin_mode
 from fwdaemon.kernel.observe import observe_host
 from fwdaemon.kernel.rtnetlink import PROTOCOL, RefusedError, Rtnetlink, interface_index
 from fwdaemon.kernel.rtnl_links import (
-    BridgePort,
     Held,
     HeldAddress,
     KernelAddress,
@@ -24,7 +24,6 @@ from fwdaemon.kernel.rtnl_links import (
     add_proxy_entry,
     add_route,
     addresses,
-    bridge_ports,
     delete_address,
     delete_proxy_entry,
     delete_route,
@@ -37,7 +36,6 @@ from fwdaemon.kernel.rtnl_links import (
     renew_address,
     resolve,
     route_of,
-    set_hairpin_mode,
 )
 from tests.kernel.links import Links, linked
 
