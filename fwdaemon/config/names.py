@@ -21,7 +21,7 @@ _LIST: Final = re.compile(r"([\w.-]+)(?:\s*[,;|]\s*[\w.-]+)+")
 # What templates and shells fill in, and instructions have in its place: `${WEB}`, `$WEB`, `{{ web }}`, `<name>`.
 # As people mistype one: with a digit or two more or fewer in a group.
 _UUID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
-_NEARLY_UUID: Final = re.compile(r"[0-9a-f]{6,10}(-[0-9a-f]{2,6}){3}-[0-9a-f]{10,14}|[0-9a-f]{30,31}", re.IGNORECASE)
+_NEARLY_UUID: Final = re.compile(r"[0-9a-f]{6,10}(-[0-9a-f]{2,6}){3}-[0-9a-f]{10,14}", re.IGNORECASE)
 _BLANK: Final = re.compile(r"\$\{[^}]*\}|\$[A-Za-z_][A-Za-z0-9_]*|\{\{.*\}\}|<[\w .-]+>")
 # Words of other programs for "whichever"; the kernel keeps "all" and "default" for itself.
 _EVERY: Final = frozenset({"all", "any"})

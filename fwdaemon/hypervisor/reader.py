@@ -194,7 +194,7 @@ class Reader:
             return replace(ended, move=Move.GONE)
         now = now or self._standing(domain, uuid)
         # One that runs again by now has rebooted.
-        returning = now not in (None, Standing.ENDED, Standing.GONE)
+        returning = now not in (Standing.ENDED, Standing.GONE)
         return replace(ended, move=Move.GONE if now is Standing.GONE else None, returning=returning)
 
     def _networks(self, connection: libvirt.virConnect, macs: AbstractSet[str]) -> list[ObservedNetwork]:

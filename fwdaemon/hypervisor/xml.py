@@ -33,9 +33,9 @@ _SHUTTING_DOWN: Final = 4
 _SHUT_OFF: Final = 5
 _CRASHED: Final = 6
 _RUNNING_POSTCOPY: Final = (10, 11)  # under way, failed
-# Some drivers reboot a guest by ending it and starting it again, and say meanwhile that it shut down. Those that give
-# no reason may do the same.
-_SHUT_OFF_MAYBE_REBOOTING: Final = (0, 1)  # unknown, shutdown
+# Some drivers, and some users, reboot a guest by ending it and starting it again. One whose emulator died, or that
+# could not be started, is no such case.
+_SHUT_OFF_DIED: Final = (3, 6)  # crashed, failed
 _SHUT_OFF_MIGRATED: Final = 4
 _MIGRATION, _STARTING_UP, _POSTCOPY, _POSTCOPY_FAILED = 2, 11, 12, 13
 
@@ -45,8 +45,8 @@ class Standing(Enum):
 
     libvirt has one reason, `MIGRATING`, for a copy that is being received and for a guest that was handed over, and
     one, `FAILED`, for both ends of a post-copy migration that failed. `FETCHING` runs here while the rest of its memory
-    comes. `ENDING` ends, wherever it ran. `DOWN` has shut down, and may be rebooting. `ENDED` has ended in another way:
-    it was destroyed, say, or its emulator died. `GONE` has ended, and runs on another host.
+    comes. `ENDING` ends, wherever it ran. `DOWN` has ended, and may be rebooting. `ENDED` has ended since its emulator
+    died, or it could not be started. `GONE` has ended, and runs on another host.
     """
 
     HERE = auto()
@@ -85,9 +85,9 @@ def standing(state: int, reason: int) -> Standing:
 
 
 def _ended(reason: int) -> Standing:
-    if reason in _SHUT_OFF_MAYBE_REBOOTING:
-        return Standing.DOWN
-    return Standing.GONE if reason == _SHUT_OFF_MIGRATED else Standing.ENDED
+    if reason in _SHUT_OFF_DIED:
+        return Standing.ENDED
+    return Standing.GONE if reason == _SHUT_OFF_MIGRATED else Standing.DOWN
 
 
 def move(now: Standing, *, ran_here: bool, received: bool, before: Move | None = None) -> Move | None:

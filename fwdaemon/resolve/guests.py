@@ -95,7 +95,9 @@ class GuestFinder:
         """Give the entry's domain if it runs."""
         domain = self.meant(entry.domain)
         if domain is None:
-            return Absence(entry.domain, Hindrance(HindranceKind.NO_SUCH_DOMAIN), stopped=True)
+            # A domain that is not defined may be made anew, as a reboot of such a one is.
+            missing = Hindrance(HindranceKind.NO_SUCH_DOMAIN)
+            return Absence(entry.domain, missing, stopped=True, returning=True)
         return domain if domain.running else _absence(domain)
 
     def imminent(self, entry: GuestEntry) -> Domain | None:

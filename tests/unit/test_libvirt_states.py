@@ -36,15 +36,15 @@ def test_one_that_runs_is_here_whyever_it_does(reason: int) -> None:
 
 
 SHUT_OFF = {
-    libvirt.VIR_DOMAIN_SHUTOFF_UNKNOWN: Standing.DOWN,
-    libvirt.VIR_DOMAIN_SHUTOFF_SHUTDOWN: Standing.DOWN,
+    libvirt.VIR_DOMAIN_SHUTOFF_CRASHED: Standing.ENDED,
+    libvirt.VIR_DOMAIN_SHUTOFF_FAILED: Standing.ENDED,
     libvirt.VIR_DOMAIN_SHUTOFF_MIGRATED: Standing.GONE,
 }
 
 
 @pytest.mark.parametrize("reason", range(20))
 def test_the_end_says_whether_another_host_has_it_or_it_may_be_rebooting(reason: int) -> None:
-    assert standing(libvirt.VIR_DOMAIN_SHUTOFF, reason) is SHUT_OFF.get(reason, Standing.ENDED)
+    assert standing(libvirt.VIR_DOMAIN_SHUTOFF, reason) is SHUT_OFF.get(reason, Standing.DOWN)
 
 
 def test_a_reason_of_a_newer_libvirt_is_no_error() -> None:
