@@ -4,7 +4,7 @@ import argparse
 import asyncio
 import socket
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Final
@@ -27,16 +27,18 @@ _STANDARD_INPUT: Final = Path("-")
 def run(options: argparse.Namespace) -> int:
     """Read all files and print one configuration, or nothing if one of them is broken."""
     guests = _Guests(options.config)
+    texts, broken = _texts(options.files)
+    given = [each for file, text in texts.items() for each in firewalld.policies_in(file, text)]
     found: list[Findings] = []
-    broken: list[str] = []
-    for file in options.files:
+    for file, text in texts.items():
         try:
-            found.append(_read(file, guests))
+            found.append(_read(file, text, [each for each in given if each.file != file], guests))
         except BrokenFileError as error:
-            broken.append(str(error))
+            broken[file] = str(error)
     if broken:
-        for said in broken:
-            _say(said)
+        for file in dict.fromkeys(options.files):
+            if file in broken:
+                _say(broken[file])
         return 1
     keep_apart(found)
     return _print(assemble(found, _owners(found, guests)))
@@ -53,8 +55,7 @@ def _print(imported: Imported) -> int:
     return 1
 
 
-def _read(file: Path, guests: "_Guests") -> Findings:
-    text = _text(file)
+def _read(file: Path, text: str, given: Sequence[firewalld.Given], guests: "_Guests") -> Findings:
     match recognise(file, text):
         case Kind.HOOKS_JSON:
             found = hooks_json.parse(file, text, _default_listen())
@@ -67,14 +68,26 @@ def _read(file: Path, guests: "_Guests") -> Findings:
         case Kind.NFT_TEXT:
             found = nft_text.parse(file, text, _service, guests.bridge)
         case Kind.FIREWALLD_XML:
-            found = firewalld.parse_xml(file, text, _zones_beside(file), guests.bridge)
+            found = firewalld.parse_xml(file, text, _zones_beside(file), guests.bridge, given)
         case Kind.FIREWALLD_LIST:
-            found = firewalld.parse_list(file, text, guests.bridge)
+            found = firewalld.parse_list(file, text, guests.bridge, given)
         case Kind.EMPTY:
             found = Findings(file, Kind.EMPTY)
     if not found.says_anything:
         found.warn(1, "has nothing to import")
     return found
+
+
+def _texts(files: Iterable[Path]) -> tuple[dict[Path, str], dict[Path, str]]:
+    """Give the texts of the files that can be read, and what is wrong with the others."""
+    texts: dict[Path, str] = {}
+    broken: dict[Path, str] = {}
+    for file in dict.fromkeys(files):
+        try:
+            texts[file] = _text(file)
+        except BrokenFileError as error:
+            broken[file] = str(error)
+    return texts, broken
 
 
 def _text(file: Path) -> str:

@@ -4,28 +4,28 @@ A connection is in one zone only: that of its source, or else that of the interf
 zone. What firewalld has translated, its own rules let through.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
 from fwdaemon.config.addresses import parse_guest
 from fwdaemon.core.text import GrammarError, quote
-from fwdaemon.core.types import Family, PortRange
+from fwdaemon.core.types import Family
 from fwdaemon.importing import firewalld_zones
 from fwdaemon.importing.adopting import Adopter, Origin
-from fwdaemon.importing.findings import BrokenFileError, Findings, port_range, read_port
+from fwdaemon.importing.findings import BrokenFileError, Findings
+from fwdaemon.importing.firewalld_policies import by_name, end_match, ports_match, read_range, takings
 from fwdaemon.importing.firewalld_zones import BrokenXmlError, End, ForwardPort, Zone
 from fwdaemon.importing.iptables_nat import Carrier, Sending, Target, WayOut
 from fwdaemon.importing.judging import BaseChain, Ruleset
 from fwdaemon.importing.nft_rule import NftRule
-from fwdaemon.importing.recognise import Kind
-from fwdaemon.rulesets.region import EMPTY, Field, Match, Space, Spans, matching, network_of, one
+from fwdaemon.importing.recognise import Kind, firewalld_root, is_firewalld_list
+from fwdaemon.rulesets.region import EMPTY, Field, Space, Spans, matching
 from fwdaemon.rulesets.rules import End as Ending
 from fwdaemon.rulesets.rules import Jump, Rule
-from fwdaemon.rulesets.xt_matches import PROTOCOLS
 
-_WITH_PORTS: Final = frozenset({"tcp", "udp", "sctp", "dccp"})
 _ZONES: Final = " zones"
 _NOTHING_IN: Final = (
     "no interface and no source is in zone {} here; where it is the default zone, give what"
@@ -39,10 +39,32 @@ _DEFAULT_NOT_TOLD: Final = (
 _NOT_TOLD: Final = (
     "which connections other zones take first is not known; give the output of `firewall-cmd --list-all-zones`"
 )
+_NOT_READ: Final = "{} {} not read, and may send or refuse some of this first; where there is any, give it too"
 
 
-def parse_xml(file: Path, text: str, siblings: Sequence[str] | None, way_out: WayOut) -> Findings:
+@dataclass(frozen=True, slots=True)
+class Given:
+    """A policy, or direct rules, in another of the files that are imported together."""
+
+    file: Path
+    policy: Zone
+
+
+def policies_in(file: Path, text: str) -> Iterator[Given]:
+    """Yield what of a file may take connections before the zones of other files do."""
+    if firewalld_root(text) in ("policy", "direct"):
+        with suppress(BrokenXmlError):
+            yield Given(file, firewalld_zones.parse_zone(text, file.stem))
+    elif is_firewalld_list(text):
+        yield from (Given(file, zone) for zone in firewalld_zones.parse_listing(text) if zone.is_policy)
+
+
+def parse_xml(
+    file: Path, text: str, siblings: Sequence[str] | None, way_out: WayOut, given: Sequence[Given] = ()
+) -> Findings:
     """Read the file of a zone; `siblings` are the texts of all other zones, `None` where those are not known.
+
+    `given` are the policies of other files.
 
     Raises:
         BrokenFileError: it is no zone.
@@ -59,29 +81,48 @@ def parse_xml(file: Path, text: str, siblings: Sequence[str] | None, way_out: Wa
         )
     except BrokenXmlError:
         others = None
-    carry(findings, [zone], others, way_out)
+    carry(findings, [zone], others, way_out, given)
+    _remark_missing(findings, [zone, *(each.policy for each in given)], "../policies", "../direct.xml")
     return findings
 
 
-def parse_list(file: Path, text: str, way_out: WayOut) -> Findings:
+def parse_list(file: Path, text: str, way_out: WayOut, given: Sequence[Given] = ()) -> Findings:
     """Read what firewall-cmd lists; with one zone only, the others are not known."""
     findings = Findings(file, Kind.FIREWALLD_LIST, families=set(Family))
     zones = firewalld_zones.parse_listing(text)
-    carry(findings, zones, [] if len(zones) > 1 else None, way_out)
+    carry(findings, zones, [] if len(_without_policies(zones)) > 1 else None, way_out, given)
+    policies = "what `firewall-cmd --list-all-policies` prints"
+    _remark_missing(findings, [*zones, *(each.policy for each in given)], policies, "/etc/firewalld/direct.xml")
     return findings
 
 
-def carry(findings: Findings, zones: Sequence[Zone], others: Sequence[Zone] | None, way_out: WayOut) -> None:
+def _remark_missing(findings: Findings, zones: Iterable[Zone], policies: str, direct: str) -> None:
+    """Say which rules of firewalld are in none of the files, where a forward from here goes by them."""
+    known = {zone.is_direct for zone in zones if zone.is_policy}
+    missing = [text for text, is_direct in ((policies, False), (direct, True)) if is_direct not in known]
+    if missing and any(not forward.reason for forward in findings.forwards):
+        findings.warn(1, _NOT_READ.format(" and ".join(missing), "was" if len(missing) == 1 else "were"))
+
+
+def carry(
+    findings: Findings,
+    zones: Sequence[Zone],
+    others: Sequence[Zone] | None,
+    way_out: WayOut,
+    given: Sequence[Given] = (),
+) -> None:
     """Write what `zones` forward; `others` are all further zones, `None` where those are not known."""
     for zone in zones:
         for line, text in zone.unread:
-            findings.warn(line, f"{quote(text)} left out: it is not understood")
+            why = "direct rules are not followed" if zone.is_direct else "it is not understood"
+            findings.warn(line, f"{quote(text)} left out: {why}")
         for forward in zone.forwards:
             _remark(findings, zone, forward)
     own, further = _without_policies(zones), _without_policies(others or ())
+    policies = [*(Given(findings.file, zone) for zone in zones if zone.is_policy), *given]
     for family in Family:
         space = Space.around(family, (name for zone in (*own, *further) for name in zone.interfaces))
-        _Writer(findings, space, others is None).write(own, further, way_out)
+        _Writer(findings, space, others is None, policies).write(own, further, way_out)
 
 
 def _without_policies(zones: Iterable[Zone]) -> list[Zone]:
@@ -91,7 +132,7 @@ def _without_policies(zones: Iterable[Zone]) -> list[Zone]:
 def _remark(findings: Findings, zone: Zone, forward: ForwardPort) -> None:
     """Say why a forward-port is left out, where no rule is made of it."""
     if zone.is_policy:
-        why = "it belongs to a policy; which zones that is for is not followed"
+        why = "it belongs to a policy, and those of zones only become forwards"
     elif not forward.to_address:
         why = "it has no to-addr: this host itself answered there"
     else:
@@ -109,6 +150,7 @@ class _Writer:
     findings: Findings
     space: Space
     is_part: bool
+    policies: Sequence[Given] = ()
     rules: dict[int, NftRule] = field(default_factory=dict)
     origins: dict[int, Origin] = field(default_factory=dict)
     reasons: dict[int, str] = field(default_factory=dict)
@@ -120,7 +162,7 @@ class _Writer:
             chains[f"other {zone.name}"] = (Rule(self._number(0, f"zone {zone.name}"), {}, Ending.ACCEPT),)
         for zone in zones:
             chains[zone.name] = tuple(self._forwards(zone))
-        chains[_ZONES] = tuple(self._dispatch(zones, others))
+        chains[_ZONES] = *self._before(by_name([*zones, *others])), *self._dispatch(zones, others)
         targets = {number: rule.target for number, rule in self.rules.items() if rule.target is not None}
         ruleset = Ruleset(self.space, (), BaseChain(chains, _ZONES), (), targets)
         blocked = _NOT_TOLD if self.is_part and any(zone.interfaces or zone.takes_rest for zone in zones) else ""
@@ -134,13 +176,22 @@ class _Writer:
         self.origins[number] = Origin(line, text)
         return number
 
+    def _before(self, zones: Mapping[str, Zone]) -> Iterator[Rule]:
+        """Yield what policies may take of connections, whichever zone they are in."""
+        for given in self.policies:
+            for taking in takings(given.policy, zones, self.space):
+                is_here = given.file == self.findings.file
+                named = f"line {taking.line} of {given.file}, {quote(taking.text)},"
+                number = self._number(taking.line if is_here else 0, taking.text if is_here else named)
+                yield Rule(number, taking.match, Ending.UNCLEAR, certain=False)
+
     def _dispatch(self, zones: Sequence[Zone], others: Sequence[Zone]) -> Iterator[Rule]:
         """Yield what gives connections to zones: by source first, then by interface, then to the default zone."""
         named = [*((zone.name, zone) for zone in zones), *((f"other {zone.name}", zone) for zone in others)]
         doubtful = _unordered([zone for _, zone in named], self.space)
         for name, zone in named:
             for source in zone.sources:
-                if (match := self._end(source, Field.SOURCE)) is not None:
+                if (match := end_match(source, Field.SOURCE, self.space)) is not None:
                     yield Rule(0, match, Jump(name, goto=True), certain=not source.doubt and not doubtful)
         for name, zone in named:
             for interface in zone.interfaces:
@@ -149,15 +200,6 @@ class _Writer:
         for zone in zones:
             if _is_empty(zone) and zone.default in ("", zone.name):
                 yield Rule(0, {}, Jump(zone.name, goto=zone.takes_rest), certain=zone.takes_rest)
-
-    def _end(self, end: End | None, side: Field) -> Match | None:
-        """Give the packets from a source, or to a destination; `None` where none of this family are."""
-        if end is None or end.doubt:
-            return {}
-        if network_of(end.address).version != self.space.family:
-            return None
-        spans = self.space.addresses_in(end.address)
-        return {side: self.space.complement(side, spans) if end.inverted else spans}
 
     def _forwards(self, zone: Zone) -> Iterator[Rule]:
         """Yield the forward-ports of a zone in their order."""
@@ -189,18 +231,16 @@ class _Writer:
         family = _family(forward, target)
         if family not in (None, self.space.family):
             return None
-        ends = [self._end(forward.source, Field.SOURCE), self._end(forward.destination, Field.DESTINATION)]
+        space = self.space
+        ends = [
+            end_match(forward.source, Field.SOURCE, space),
+            end_match(forward.destination, Field.DESTINATION, space),
+        ]
         if None in ends:
             return None
-        match = matching([*self._ports(forward).items(), *(pair for end in ends if end for pair in end.items())])
+        match = matching([*ports_match(forward).items(), *(pair for end in ends if end for pair in end.items())])
         doubt = _doubt(forward)
         return NftRule(number, match, Ending.TRANSLATE, not doubt, target, doubt)
-
-    def _ports(self, forward: ForwardPort) -> dict[Field, Spans]:
-        if forward.protocol not in _WITH_PORTS:
-            raise GrammarError(f"protocol {quote(forward.protocol)} has no ports")
-        ports = _range(forward.port)
-        return {Field.PROTOCOL: one(PROTOCOLS[forward.protocol]), Field.PORT: Spans(((ports.first, ports.last),))}
 
     def _warn(self, forward: ForwardPort, why: str) -> None:
         said = f"{quote(forward.text)} left out: {why}"
@@ -231,13 +271,7 @@ def _target(forward: ForwardPort) -> Target | None:
     """Give where it leads; `None` for this host itself."""
     if not forward.to_address:
         return None
-    return Target(parse_guest(forward.to_address), _range(forward.to_port) if forward.to_port else None, None)
-
-
-def _range(text: str) -> PortRange:
-    first, dash, last = text.partition("-")
-    start = read_port(first)
-    return port_range(start, read_port(last) if dash else start)
+    return Target(parse_guest(forward.to_address), read_range(forward.to_port) if forward.to_port else None, None)
 
 
 def _family(forward: ForwardPort, target: Target | None) -> int | None:

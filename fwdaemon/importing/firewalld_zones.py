@@ -63,20 +63,36 @@ class ForwardPort:
     limited: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A rich rule that refuses connections, for some sources only where it names one; `text` is for messages."""
+
+    line: int
+    text: str
+    family: str = ""
+    source: End | None = None
+
+
 @dataclass(slots=True)
 class Zone:
     """A zone, or a policy; `line` is where it begins, and `unread` has what of it is not understood.
 
     `default` is the default zone where its listing tells it: then `takes_rest` says of that zone that it is in use.
+    `ingress` and `egress` are the zones that a policy is between. Direct rules are a policy, too.
     """
 
     name: str
     line: int
+    target: str = ""
+    ingress: list[str] = field(default_factory=list)
+    egress: list[str] = field(default_factory=list)
+    refusals: list[Refusal] = field(default_factory=list)
     interfaces: list[str] = field(default_factory=list)
     sources: list[End] = field(default_factory=list)
     forwards: list[ForwardPort] = field(default_factory=list)
     priority: str = "0"
     is_policy: bool = False
+    is_direct: bool = False
     default: str = ""
     takes_rest: bool = False
     unread: list[tuple[int, str]] = field(default_factory=list)
@@ -101,6 +117,7 @@ _PORT: Final = re.compile(
     r"port=(?P<port>[^:]*):proto=(?P<protocol>[^:]*):toport=(?P<to_port>[^:]*):toaddr=(?P<to_addr>\S*)"
 )
 _PRIORITY: Final = re.compile(r"-?[0-9]{1,5}")
+_REFUSING: Final = frozenset({"drop", "reject"})
 
 
 def parse_listing(text: str) -> list[Zone]:
@@ -132,10 +149,15 @@ def _read(zone: Zone, key: str, value: str, line: int) -> None:
             zone.forwards += _ports(zone, value, line)
         case "rich rules" if value:
             zone.forwards += _rich(zone, value, line)
-        case "ingress-priority":
+        case "ingress-priority" | "priority":
             zone.priority = value
-        case "priority" | "ingress-zones":
-            zone.is_policy |= key == "ingress-zones"
+        case "target":
+            zone.target = value
+        case "ingress-zones":
+            zone.is_policy = True
+            zone.ingress += value.split()
+        case "egress-zones":
+            zone.egress += value.split()
 
 
 def _source(text: str) -> End:
@@ -160,9 +182,12 @@ def _rich(zone: Zone, text: str, line: int) -> Iterator[ForwardPort]:
     except ValueError:
         zone.unread.append((line, text))
         return
-    if "forward-port" not in words:
-        return
     parts = _parts(words)
+    if _REFUSING & parts.keys():
+        source = End.of(parts["source"]) if "source" in parts else None
+        zone.refusals.append(Refusal(line, text, parts.get("rule", {}).get("family", ""), source))
+    if "forward-port" not in parts:
+        return
     forward = forward_port(line, parts.get("forward-port", {}), text)
     rule = parts.get("rule", {})
     priority = rule.get("priority", "0")
@@ -193,8 +218,11 @@ def _parts(words: Sequence[str]) -> dict[str, dict[str, str]]:
     return found
 
 
-# Zone and policy files of firewalld, `/etc/firewalld/zones/*.xml`.
-ROOTS: Final = ("zone", "policy")
+# Files of firewalld: `/etc/firewalld/zones/*.xml`, `policies/*.xml`, and `direct.xml`.
+ROOTS: Final = ("zone", "policy", "direct")
+# Where firewalld puts a policy that names no priority.
+_USUAL: Final = {"policy": "-1", "direct": "-1"}
+_DIRECT: Final = ("rule", "passthrough")
 
 
 class BrokenXmlError(ValueError):
@@ -211,6 +239,7 @@ def parse_zone(text: str, name: str) -> Zone:
     reader = _Reader(parser, name)
     parser.StartElementHandler = reader.start
     parser.EndElementHandler = reader.end
+    parser.CharacterDataHandler = reader.data
     parser.EntityDeclHandler = reader.refuse
     try:
         parser.Parse(text.encode(), True)  # noqa: FBT003  expat knows it by position only
@@ -226,10 +255,33 @@ class _Rich:
     """A rich rule while it is read."""
 
     attributes: Mapping[str, str]
+    line: int
+    refuses: str = ""
     forward: ForwardPort | None = None
     source: End | None = None
     destination: End | None = None
     limited: bool = False
+
+
+@dataclass(slots=True)
+class _Direct:
+    """A direct rule while it is read; its own text follows its attributes."""
+
+    line: int
+    tag: str
+    attributes: Mapping[str, str]
+    text: str = ""
+
+    @property
+    def may_refuse(self) -> bool:
+        """Whether a connection to a guest may come to it and end there."""
+        chain = self.attributes.get("chain", "").partition("_")[0]
+        match self.attributes.get("table"):
+            case "filter":
+                return chain not in ("INPUT", "OUTPUT") and self.text.split()[-2:] != ["-j", "ACCEPT"]
+            case "nat":
+                return chain not in ("POSTROUTING", "OUTPUT")
+        return True
 
 
 @dataclass(slots=True)
@@ -238,6 +290,7 @@ class _Reader:
     name: str
     zone: Zone | None = None
     rich: _Rich | None = None
+    direct: _Direct | None = None
     path: list[str] = field(default_factory=list)
 
     def refuse(self, *_declared: object) -> None:
@@ -250,8 +303,10 @@ class _Reader:
         self.path.append(tag)
         if len(self.path) == 1:
             self._root(tag, attributes, line)
+        elif self.path[0] == "direct":
+            self.direct = _Direct(line, tag, attributes) if tag in _DIRECT else self.direct
         elif self.zone is not None and tag == "rule":
-            self.rich = _Rich(attributes)
+            self.rich = _Rich(attributes, line)
         elif self.rich is not None:
             self._in_rich(self.rich, tag, attributes, line)
         elif self.zone is not None:
@@ -260,16 +315,36 @@ class _Reader:
     def _root(self, tag: str, attributes: Mapping[str, str], line: int) -> None:
         if tag not in ROOTS:
             raise BrokenXmlError(line, f"<{printable(tag)}> is neither a zone nor a policy of firewalld")
-        priority = attributes.get("ingress-priority", attributes.get("priority", "0"))
-        self.zone = Zone(self.name, line, priority=priority, is_policy=tag == "policy")
+        priority = attributes.get("ingress-priority", attributes.get("priority", _USUAL.get(tag, "0")))
+        everywhere = ["ANY"] if tag == "direct" else []
+        self.zone = Zone(
+            self.name,
+            line,
+            attributes.get("target", ""),
+            everywhere,
+            list(everywhere),
+            priority=priority,
+            is_policy=tag != "zone",
+            is_direct=tag == "direct",
+        )
+
+    def data(self, text: str) -> None:
+        """Take what stands between elements."""
+        if self.direct is not None:
+            self.direct.text += text
 
     def end(self, tag: str) -> None:
         """Leave an element."""
         self.path.pop()
-        if tag == "rule" and self.rich is not None and self.zone is not None:
-            if self.rich.forward is not None:
-                self.zone.forwards.append(_finished(self.rich, self.rich.forward))
+        if self.zone is None:
+            return
+        if tag == "rule" and self.rich is not None:
+            _finish(self.zone, self.rich)
             self.rich = None
+        elif self.direct is not None and tag == self.direct.tag:
+            if self.direct.may_refuse:
+                self.zone.unread.append((self.direct.line, self.direct.text.strip()))
+            self.direct = None
 
     def _in_rich(self, rich: _Rich, tag: str, attributes: Mapping[str, str], line: int) -> None:
         match tag:
@@ -279,6 +354,8 @@ class _Reader:
                 rich.destination = End.of(attributes)
             case "forward-port":
                 rich.forward = forward_port(line, attributes, _shown(tag, attributes))
+            case "drop" | "reject":
+                rich.refuses = tag
             case "limit" if self.path[-2] not in ("log", "nflog", "audit"):
                 rich.limited = True
 
@@ -291,6 +368,19 @@ def _in_zone(zone: Zone, tag: str, attributes: Mapping[str, str], line: int) -> 
             zone.sources.append(End.of(attributes))
         case "forward-port":
             zone.forwards.append(forward_port(line, attributes, _shown(tag, attributes)))
+        case "ingress-zone":
+            zone.ingress.append(attributes.get("name", ""))
+        case "egress-zone":
+            zone.egress.append(attributes.get("name", ""))
+
+
+def _finish(zone: Zone, rich: _Rich) -> None:
+    """Add what a rich rule does to its zone."""
+    if rich.forward is not None:
+        zone.forwards.append(_finished(rich, rich.forward))
+    if rich.refuses:
+        family = rich.attributes.get("family", "")
+        zone.refusals.append(Refusal(rich.line, f"a rich rule that has {rich.refuses}", family, rich.source))
 
 
 def _finished(rich: _Rich, forward: ForwardPort) -> ForwardPort:

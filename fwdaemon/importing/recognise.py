@@ -21,7 +21,7 @@ _COMMAND: Final = re.compile(
     rf"(?:add|create|insert|delete|destroy|flush)\s+(?:ruleset|table|chain|rule|set|map|element)\b.*"
     rf"|(?:define|redefine)\s+\w+\s*=.*|include\s+\".*|table\s+(?:{_FAMILY}\s+)?[\w./\\-]+.*"
 )
-_XML: Final = re.compile(r"\s*(?:<\?xml[^>]*\?>\s*)?(?:<!--.*?-->\s*)*<(?P<root>zone|policy)[\s/>]", re.DOTALL)
+_XML: Final = re.compile(r"\s*(?:<\?xml[^>]*\?>\s*)?(?:<!--.*?-->\s*)*<(?P<root>zone|policy|direct)[\s/>]", re.DOTALL)
 _PART: Final = re.compile(r"\t.*")
 
 
@@ -64,7 +64,7 @@ class Kind(StrEnum):
     PORTS_SCRIPT = "one domain's file of a bash hook"
     IPTABLES_SAVE = "output of iptables-save"
     NFT_TEXT = "nftables rules as text"
-    FIREWALLD_XML = "a zone of firewalld"
+    FIREWALLD_XML = "a file of firewalld"
     FIREWALLD_LIST = "what firewall-cmd lists"
     EMPTY = "nothing but comments"
 
