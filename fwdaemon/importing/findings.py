@@ -190,6 +190,13 @@ def port_range(first: int, last: int) -> PortRange:
     raise GrammarError(f"{first} to {last} is no range of ports; write numbers from 1 to {LAST_PORT}")
 
 
+def read_range(text: str) -> PortRange:
+    """Read one port, or a range as `80-90`; raise `GrammarError` where it is none."""
+    first, dash, last = text.partition("-")
+    start = read_port(first)
+    return port_range(start, read_port(last) if dash else start)
+
+
 # Our configuration as text: entries with the place each of them comes from, and comments on what was left out.
 #
 # Every value is written by tomlkit, and whatever else comes from outside stands in comments, printable and on one line.

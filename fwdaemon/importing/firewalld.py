@@ -8,23 +8,23 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeAlias
 
 from fwdaemon.config.addresses import parse_guest
 from fwdaemon.core.text import GrammarError, quote
 from fwdaemon.core.types import Family
 from fwdaemon.importing import firewalld_zones
 from fwdaemon.importing.adopting import Adopter, Origin
-from fwdaemon.importing.findings import BrokenFileError, Findings
-from fwdaemon.importing.firewalld_policies import by_name, end_match, ports_match, read_range, takings
+from fwdaemon.importing.findings import BrokenFileError, Findings, read_range
 from fwdaemon.importing.firewalld_zones import BrokenXmlError, End, ForwardPort, Zone
 from fwdaemon.importing.iptables_nat import Carrier, Sending, Target, WayOut
 from fwdaemon.importing.judging import BaseChain, Ruleset
 from fwdaemon.importing.nft_rule import NftRule
 from fwdaemon.importing.recognise import Kind, firewalld_root, is_firewalld_list
-from fwdaemon.rulesets.region import EMPTY, Field, Space, Spans, matching
+from fwdaemon.rulesets.region import EMPTY, Field, Match, Space, Spans, matching, network_of, one
 from fwdaemon.rulesets.rules import End as Ending
 from fwdaemon.rulesets.rules import Jump, Rule
+from fwdaemon.rulesets.xt_matches import PROTOCOLS
 
 _ZONES: Final = " zones"
 _NOTHING_IN: Final = (
@@ -37,7 +37,8 @@ _DEFAULT_NOT_TOLD: Final = (
     " interface that no other zone has"
 )
 _NOT_TOLD: Final = (
-    "which connections other zones take first is not known; give the output of `firewall-cmd --list-all-zones`"
+    "another zone may take some of its connections by their source, and not all zones are known; give what"
+    " `firewall-cmd --list-all-zones` prints"
 )
 _NOT_READ: Final = "{} {} not read, and may send or refuse some of this first; where there is any, give it too"
 
@@ -162,10 +163,10 @@ class _Writer:
             chains[f"other {zone.name}"] = (Rule(self._number(0, f"zone {zone.name}"), {}, Ending.ACCEPT),)
         for zone in zones:
             chains[zone.name] = tuple(self._forwards(zone))
-        chains[_ZONES] = *self._before(by_name([*zones, *others])), *self._dispatch(zones, others)
+        chains[_ZONES] = *self._before({zone.name: zone for zone in (*zones, *others)}), *self._dispatch(zones, others)
         targets = {number: rule.target for number, rule in self.rules.items() if rule.target is not None}
         ruleset = Ruleset(self.space, (), BaseChain(chains, _ZONES), (), targets)
-        blocked = _NOT_TOLD if self.is_part and any(zone.interfaces or zone.takes_rest for zone in zones) else ""
+        blocked = _NOT_TOLD if self.is_part else ""
         carrier = Carrier(Adopter(self.findings, ruleset, self.origins, blocked), way_out)
         for number, rule in self.rules.items():
             if rule.target is not None:
@@ -179,11 +180,11 @@ class _Writer:
     def _before(self, zones: Mapping[str, Zone]) -> Iterator[Rule]:
         """Yield what policies may take of connections, whichever zone they are in."""
         for given in self.policies:
-            for taking in takings(given.policy, zones, self.space):
+            for origin, match in _taken(given.policy, zones, self.space):
+                text = f"line {origin.line} of {given.file}, {quote(origin.text)},"
                 is_here = given.file == self.findings.file
-                named = f"line {taking.line} of {given.file}, {quote(taking.text)},"
-                number = self._number(taking.line if is_here else 0, taking.text if is_here else named)
-                yield Rule(number, taking.match, Ending.UNCLEAR, certain=False)
+                number = self._number(*(origin.line, origin.text) if is_here else (0, text))
+                yield Rule(number, match, Ending.UNCLEAR, certain=False)
 
     def _dispatch(self, zones: Sequence[Zone], others: Sequence[Zone]) -> Iterator[Rule]:
         """Yield what gives connections to zones: by source first, then by interface, then to the default zone."""
@@ -191,7 +192,7 @@ class _Writer:
         doubtful = _unordered([zone for _, zone in named], self.space)
         for name, zone in named:
             for source in zone.sources:
-                if (match := end_match(source, Field.SOURCE, self.space)) is not None:
+                if (match := _asked_of(source, Field.SOURCE, self.space)) is not None:
                     yield Rule(0, match, Jump(name, goto=True), certain=not source.doubt and not doubtful)
         for name, zone in named:
             for interface in zone.interfaces:
@@ -231,14 +232,10 @@ class _Writer:
         family = _family(forward, target)
         if family not in (None, self.space.family):
             return None
-        space = self.space
-        ends = [
-            end_match(forward.source, Field.SOURCE, space),
-            end_match(forward.destination, Field.DESTINATION, space),
-        ]
-        if None in ends:
+        ends = _ends(forward, self.space)
+        if ends is None:
             return None
-        match = matching([*ports_match(forward).items(), *(pair for end in ends if end for pair in end.items())])
+        match = matching([*_ports(forward).items(), *ends.items()])
         doubt = _doubt(forward)
         return NftRule(number, match, Ending.TRANSLATE, not doubt, target, doubt)
 
@@ -277,7 +274,7 @@ def _target(forward: ForwardPort) -> Target | None:
 def _family(forward: ForwardPort, target: Target | None) -> int | None:
     if target is not None:
         return target.address.version
-    return {"ipv4": 4, "ipv6": 6}.get(forward.family)
+    return _FAMILIES.get(forward.family)
 
 
 def _doubt(forward: ForwardPort) -> str:
@@ -307,3 +304,94 @@ def _addresses(end: End, space: Space) -> Spans:
         return space.addresses_in(end.address)
     except ValueError:
         return EMPTY
+
+
+# What policies may take or refuse of the connections that zones forward. A policy is for what comes in from its ingress
+# zones: by their interfaces and from their sources, whichever zone a connection belongs to. Those of a negative
+# priority have their say before all zones.
+_WITH_PORTS: Final = frozenset({"tcp", "udp", "sctp", "dccp"})
+_FAMILIES: Final = {"ipv4": 4, "ipv6": 6}
+_REFUSING: Final = frozenset({"DROP", "REJECT", "%%REJECT%%"})
+Taken: TypeAlias = tuple[Origin, Match]
+"""What on a line of a policy may end the way of connections, and which; never fewer than those."""
+
+
+def _taken(policy: Zone, zones: Mapping[str, Zone], space: Space) -> Iterator[Taken]:
+    """Yield what a policy may take before any of the zones sees it, or refuse afterwards."""
+    for entering in _entering(policy, zones, space):
+        for origin, match in (*_sent(policy, space), *_refused(policy, space)):
+            yield origin, matching([*entering.items(), *match.items()])
+
+
+def _sent(policy: Zone, space: Space) -> Iterator[Taken]:
+    """Yield what goes elsewhere; after the zones, nothing is left to translate of what they did."""
+    if policy.priority.lstrip("0").isdecimal():
+        return
+    yield from ((Origin(line, text), {}) for line, text in policy.unread)
+    for forward in policy.forwards:
+        if (match := _asked(forward, space)) is not None:
+            yield Origin(forward.line, forward.text), match
+
+
+def _asked(forward: ForwardPort, space: Space) -> Match | None:
+    """Give all that a forward-port may take; `None` where none of this family is."""
+    ends = _ends(forward, space)
+    if ends is None or _FAMILIES.get(forward.family, space.family) != space.family:
+        return None
+    with suppress(GrammarError):
+        return matching([*_ports(forward).items(), *ends.items()])
+    return ends
+
+
+def _refused(policy: Zone, space: Space) -> Iterator[Taken]:
+    """Yield what is refused; what goes on to this host itself is none of it."""
+    if set(policy.egress) <= {"HOST"}:
+        return
+    if policy.target in _REFUSING:
+        yield Origin(policy.line, f"the target {policy.target} of policy {policy.name}"), {}
+    for refusal in policy.refusals:
+        match = _asked_of(refusal.source, Field.SOURCE, space)
+        if match is not None and _FAMILIES.get(refusal.family, space.family) == space.family:
+            yield Origin(refusal.line, refusal.text), match
+
+
+def _entering(policy: Zone, zones: Mapping[str, Zone], space: Space) -> Iterator[Match]:
+    """Yield what comes in from the ingress zones of a policy; everything where that is not known."""
+    names = [name for name in policy.ingress if name != "HOST"]
+    if any(name not in zones or _may_be_any(zones[name]) for name in names):
+        yield {}
+        return
+    for zone in (zones[name] for name in names):
+        yield from ({Field.CAME_IN: space.interfaces_like(interface)} for interface in zone.interfaces)
+        found = (_asked_of(source, Field.SOURCE, space) for source in zone.sources)
+        yield from (match for match in found if match is not None)
+
+
+def _may_be_any(zone: Zone) -> bool:
+    is_rest = not zone.interfaces and not zone.sources and zone.default in ("", zone.name)
+    return is_rest or any(source.doubt for source in zone.sources)
+
+
+def _asked_of(end: End | None, side: Field, space: Space) -> Match | None:
+    """Give the packets from a source, or to a destination; `None` where none of this family are."""
+    if end is None or end.doubt:
+        return {}
+    if network_of(end.address).version != space.family:
+        return None
+    spans = space.addresses_in(end.address)
+    return {side: space.complement(side, spans) if end.inverted else spans}
+
+
+def _ports(forward: ForwardPort) -> dict[Field, Spans]:
+    """Give the ports of a forward-port; raise `GrammarError` where it has none."""
+    if forward.protocol not in _WITH_PORTS:
+        raise GrammarError(f"protocol {quote(forward.protocol)} has no ports")
+    ports = read_range(forward.port)
+    return {Field.PROTOCOL: one(PROTOCOLS[forward.protocol]), Field.PORT: Spans(((ports.first, ports.last),))}
+
+
+def _ends(forward: ForwardPort, space: Space) -> Match | None:
+    """Give the packets between the ends that a forward-port names; `None` where none of this family are."""
+    source = _asked_of(forward.source, Field.SOURCE, space)
+    destination = _asked_of(forward.destination, Field.DESTINATION, space)
+    return None if source is None or destination is None else {**source, **destination}

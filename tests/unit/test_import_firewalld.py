@@ -9,7 +9,7 @@ from fwdaemon.importing.findings import Findings
 from fwdaemon.importing.firewalld import carry
 from fwdaemon.importing.firewalld_zones import BrokenXmlError, Zone
 from fwdaemon.importing.recognise import Kind, recognise
-from tests.unit.imports import FILE, warnings
+from tests.unit.imports import FILE, left_out, warnings
 from tests.unit.test_import_nft import live
 
 PUBLIC = """<?xml version="1.0" encoding="utf-8"?>
@@ -180,6 +180,15 @@ def test_without_the_other_zones_nothing_is_live_by_its_interface() -> None:
     assert "firewall-cmd --list-all-zones" in findings.forwards[0].reason
 
 
+def test_without_the_other_zones_nothing_is_live_by_its_sources() -> None:
+    findings = found([zone(f'<source address="203.0.113.0/24"/>{HTTP}')], None)
+    assert live(findings) == []
+    assert [text.partition(";")[2] for text in left_out(findings)] == [_ALL_ZONES]
+
+
+_ALL_ZONES = " give what `firewall-cmd --list-all-zones` prints"
+
+
 def test_a_zone_that_nothing_is_in_says_what_to_write() -> None:
     findings = found([zone(HTTP)])
     assert live(findings, is_live=False) == [WEB80]
@@ -276,7 +285,7 @@ def test_zones_that_nothing_is_in_take_nothing(mark: str) -> None:
 def test_the_listing_of_all_zones_is_the_way_out_of_the_listing_of_one() -> None:
     alone = firewalld.parse_list(FILE, LISTED, lambda _: None)
     assert live(alone) == []
-    assert all("give the output of `firewall-cmd --list-all-zones`" in forward.reason for forward in alone.forwards)
+    assert all("give what `firewall-cmd --list-all-zones` prints" in forward.reason for forward in alone.forwards)
     assert live(listing({"public": " (active)"}, {"public": "eth0"})) == EXPECTED
 
 
