@@ -10,7 +10,17 @@ from fwdaemon.core.text import GrammarError, quote
 from fwdaemon.core.types import Address, Family, PortRange
 from fwdaemon.importing.adopting import Adopter, Claim, claims, lines_of, protocol_of
 from fwdaemon.importing.findings import Nat, port_range, read_port
-from fwdaemon.importing.judging import BEFORE, BaseChain, Candidate, Stop, as_sent, in_turn, is_reached, stops
+from fwdaemon.importing.judging import (
+    BEFORE,
+    BaseChain,
+    Candidate,
+    Stop,
+    as_sent,
+    asked_on_ways,
+    in_turn,
+    is_reached,
+    stops,
+)
 from fwdaemon.rulesets.region import EMPTY, LAST_PORT, LAST_PROTOCOL, Box, Field, Match, Space, Spans, one
 from fwdaemon.rulesets.rules import Chains, End, Outcome, led_to
 from fwdaemon.rulesets.xt_matches import WITH_PORTS, Asked, Option
@@ -132,26 +142,31 @@ class NatTable:
 
     def candidates(self, rule: RuleLine) -> Iterator[Candidate]:
         """Yield what a DNAT rule could become; raise `GrammarError` where no forward could say the same."""
-        packets = self._packets(rule)
-        protocol_of(packets)
         target = target_of(rule.options or ())
         device = self.way_out(target.address)
         goes_out = self.space.everything[Field.GOES_OUT] if device is None else self.space.interface(device)
-        for first, last in packets[Field.PORT].ranges:
-            for host, guest in target.pairs(PortRange(first, last)):
-                ports = Spans(((host.first, host.last),))
-                taken = packets.holding(port=ports, wanted_port=ports)
-                yield Candidate(rule.number, target.address, host, guest, taken, goes_out)
+        for packets in self._packets(rule):
+            for first, last in packets[Field.PORT].ranges:
+                for host, guest in target.pairs(PortRange(first, last)):
+                    ports = Spans(((host.first, host.last),))
+                    taken = packets.holding(port=ports, wanted_port=ports)
+                    yield Candidate(rule.number, target.address, host, guest, taken, goes_out)
 
-    def _packets(self, rule: RuleLine) -> Box:
+    def asked(self, rule: RuleLine) -> list[Match]:
+        """Give what a rule asks with what the jumps to it ask, for each way to it from outside."""
+        return asked_on_ways([self.chain("PREROUTING")], rule.number, self.asks[rule.number].match)
+
+    def _packets(self, rule: RuleLine) -> list[Box]:
         """Give all that a rule asks for of what comes to this host from elsewhere."""
-        says = self.asks[rule.number]
-        if says.unread:
-            raise GrammarError(f"{quote(says.unread)} is not understood")
-        packets = _asked_from_outside(says.match, self.space)
-        if packets is None:
+        if unread := self.asks[rule.number].unread:
+            raise GrammarError(f"{quote(unread)} is not understood")
+        asked = (_asked_from_outside(match, self.space) for match in self.asked(rule))
+        found = [packets for packets in asked if packets is not None]
+        if not found:
             raise GrammarError("no new connection to this host matches it")
-        return packets
+        for packets in found:
+            protocol_of(packets)
+        return found
 
 
 def _asked_from_outside(match: Match, space: Space) -> Box | None:

@@ -131,14 +131,16 @@ class Pairs:
 
     def carry(self, rule: RuleLine) -> bool:
         """Write a rule as a `[[nat]]`, or a comment on why it is none; tell whether it may be one of a pair at all."""
-        says = self.nat.asks[rule.number]
-        if says.unread or Field.PROTOCOL in says.match or Field.DESTINATION not in says.match:
+        asked = self.nat.asked(rule)
+        is_whole = all(Field.PROTOCOL not in match and Field.DESTINATION in match for match in asked)
+        if self.nat.asks[rule.number].unread or not is_whole:
             return False
         try:
             target = target_of(rule.options or ())
         except GrammarError:
             return False
-        return target.ports is None and self.carrier.carry(Sending(rule.number, says.match, target))
+        found = [target.ports is None and self.carrier.carry(Sending(rule.number, match, target)) for match in asked]
+        return any(found)
 
 
 def _names(nat: NatTable) -> Iterator[tuple[int, Address]]:

@@ -6,11 +6,11 @@ the rules were written.
 
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeAlias
 from typing import Protocol as Interface
 
 from fwdaemon.core.types import Address, PortRange
-from fwdaemon.rulesets.region import Box, Field, Match, Space, Spans, one, without
+from fwdaemon.rulesets.region import Box, Field, Match, Space, Spans, matching, one, without
 from fwdaemon.rulesets.rules import Chains, End, Jump, Outcome, Return, Rule, led_to, walk
 
 BEFORE: Final = one(0)
@@ -239,6 +239,53 @@ def _as_wanted(packets: Box, candidate: Candidate) -> Box | None:
     """Give packets as they were before they were translated; `None` where there are none."""
     wanted = packets[Field.PORT].shifted(-candidate.shift).meet(packets[Field.WANTED_PORT])
     return packets.holding(destination=packets[Field.WANTED], port=wanted) if wanted else None
+
+
+# --- what is asked on the way to a rule -------------------------------------------------------------------------------
+
+# What a forward is for; interfaces and sources are left to be cut out of it, so that one forward has them all.
+_TOLD: Final = (Field.PORT, Field.PROTOCOL, Field.DESTINATION, Field.WANTED, Field.WANTED_PORT)
+_MOST_WAYS: Final = 64
+_Asked: TypeAlias = tuple[tuple[Field, Spans], ...]
+
+
+def asked_on_ways(bases: Iterable[BaseChain], line: int, asks: Match) -> list[Match]:
+    """Give what a rule asks with what the jumps to it ask, for each way that leads there.
+
+    Never less than comes to the rule: where no way leads there, or too many do, what the rule itself asks.
+    """
+    found: dict[_Asked, Match] = {}
+    for base in bases:
+        ways = _ways_in(base)
+        for name in (name for name, rules in base.chains.items() if any(rule.line == line for rule in rules)):
+            for way in ways.get(name, {}).values():
+                match = matching([*asks.items(), *way.items()])
+                found[tuple(match.items())] = match
+    possible = [match for match in found.values() if all(match.values())]
+    return possible if 0 < len(possible) <= _MOST_WAYS else [asks]
+
+
+def _ways_in(base: BaseChain) -> Mapping[str, Mapping[_Asked, Match]]:
+    """Give what the jumps ask on each way to each chain; every way asks nothing where there are too many."""
+    found: dict[str, dict[_Asked, Match]] = {base.name: {(): {}}}
+    left: list[tuple[str, Match]] = [(base.name, {})]
+    while left:
+        name, way = left.pop()
+        for jump, asks in _jumps(base.chains.get(name, ())):
+            match = matching([*way.items(), *asks])
+            known, asked = found.setdefault(jump.chain, {}), tuple(match.items())
+            if len(known) > _MOST_WAYS:
+                return {chain: {(): {}} for chain in base.chains}
+            if asked not in known and all(match.values()):
+                known[asked] = match
+                left.append((jump.chain, match))
+    return found
+
+
+def _jumps(rules: Iterable[Rule]) -> Iterator[tuple[Jump, _Asked]]:
+    for rule in rules:
+        if isinstance(rule.action, Jump):
+            yield rule.action, tuple(pair for pair in rule.match.items() if pair[0] in _TOLD)
 
 
 # --- what is left -----------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from fwdaemon.core.types import Family
 from fwdaemon.importing.adopting import Adopter, Origin
 from fwdaemon.importing.findings import BrokenFileError, Findings
 from fwdaemon.importing.iptables_nat import Carrier, Sending, WayOut
-from fwdaemon.importing.judging import BaseChain, Ruleset
+from fwdaemon.importing.judging import BaseChain, Ruleset, asked_on_ways
 from fwdaemon.importing.nft_matching import INTERFACES, SHORT, Scope, pattern_of
 from fwdaemon.importing.nft_rule import NftRule, read_rule
 from fwdaemon.importing.nft_tables import Chain, Hook, Table, Tables, tables_of
@@ -92,14 +92,15 @@ def _carry(findings: Findings, tables: Tables, services: Services, way_out: WayO
         carrier = _carrier(findings, space, found, way_out, blocked)
         strange = _strange(found)
         for number, said in found.said.items():
-            if (sending := _sending(number, said.rule)) is not None:
-                reached[said.origin] = carrier.carry(sending) or reached.get(said.origin, False)
+            if sendings := _sendings(number, said.rule, found.nat):
+                is_reached = [carrier.carry(sending) for sending in sendings]
+                reached[said.origin] = any(is_reached) or reached.get(said.origin, False)
             elif said.rule is not None and said.rule.action is End.TRANSLATE and said.rule.doubt:
                 _leave_out(findings, said.origin, said.rule.doubt)
             elif number in strange or (said.rule is not None and _PROXIES & {*said.origin.text.split()}):
                 _leave_out(findings, said.origin, "where it leads is not followed")
-    for origin, is_reached in reached.items():
-        if not is_reached:
+    for origin, is_met in reached.items():
+        if not is_met:
             _leave_out(findings, origin, "no connection from outside comes to it")
 
 
@@ -131,10 +132,11 @@ def _carrier(findings: Findings, space: Space, found: Chained, way_out: WayOut, 
     return Carrier(Adopter(findings, ruleset, origins, blocked), way_out, found.postrouting, names)
 
 
-def _sending(number: int, rule: NftRule | None) -> Sending | None:
+def _sendings(number: int, rule: NftRule | None, bases: Sequence[BaseChain]) -> list[Sending]:
+    """Give what a rule sends to a guest, for each way that leads to it."""
     if rule is None or rule.action is not End.TRANSLATE or rule.target is None:
-        return None
-    return Sending(number, rule.match, rule.target, rule.doubt)
+        return []
+    return [Sending(number, asks, rule.target, rule.doubt) for asks in asked_on_ways(bases, number, rule.match)]
 
 
 def _leave_out(findings: Findings, origin: Origin, why: str) -> None:
