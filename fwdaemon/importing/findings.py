@@ -120,6 +120,11 @@ class Findings:
         """Remark that something is left out, or may be different."""
         self.remarks.append(Remark(self.origin(line), text, is_warning=True))
 
+    def warn_once(self, line: int, text: str) -> None:
+        """Remark this unless it is among the remarks already, on whatever line."""
+        if all(remark.text != text for remark in self.remarks):
+            self.warn(line, text)
+
     def note(self, line: int, text: str) -> None:
         """Remark what is worth a comment but no warning."""
         self.remarks.append(Remark(self.origin(line), text, is_warning=False))

@@ -18,11 +18,14 @@ from fwdaemon.importing.judging import (
     as_sent,
     asked_on_ways,
     in_turn,
+    is_of_all,
     is_reached,
+    near,
+    single,
     stops,
 )
-from fwdaemon.rulesets.region import EMPTY, LAST_PORT, LAST_PROTOCOL, Box, Field, Match, Space, Spans, one
-from fwdaemon.rulesets.rules import Chains, End, Outcome, led_to
+from fwdaemon.rulesets.region import LAST_PORT, LAST_PROTOCOL, Box, Field, Match, Space, Spans, one
+from fwdaemon.rulesets.rules import Chains, End, Outcome, TangledError, led_to
 from fwdaemon.rulesets.xt_matches import WITH_PORTS, Asked, Option
 from fwdaemon.rulesets.xt_tables import RuleLine, Table, Tools, asked, chains_of
 
@@ -185,9 +188,6 @@ def _targets(rules: Iterable[RuleLine]) -> Iterator[tuple[int, Target]]:
 
 
 # What old rules sent to guests as forwards, each for no more than those rules are known to have let in.
-#
-# A guest's network is not told; most have this prefix.
-_NEAR: Final = {Family.IPV4: 24, Family.IPV6: 64}
 # To multicast and broadcast no guest sends anything by way of an uplink.
 _NO_CLIENTS: Final = {Family.IPV4: "224.0.0.0/3", Family.IPV6: "ff00::/8"}
 _NO_ADDRESS: Final = "it is for every protocol, and not for one address, as a [[nat]] is"
@@ -199,17 +199,6 @@ def why_way_out(asks: Match, space: Space) -> str:
     if asks.get(Field.GOES_OUT, everything) == everything:
         return ""
     return "it asks which interface a packet leaves by, and before it is sent elsewhere there is none"
-
-
-def near(guest: Address, space: Space) -> Spans:
-    """Give the addresses that count as a guest's own network."""
-    return space.addresses_in(f"{guest}/{_NEAR[space.family]}")
-
-
-def single(devices: Spans, space: Space) -> Spans:
-    """Give the one interface these are; none where others may be among them, as with those known by a pattern only."""
-    names = [name for number, name in enumerate(space.interfaces) if number in devices]
-    return devices if len(names) == 1 and not names[0].endswith("+") else EMPTY
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,9 +277,23 @@ class Carrier:
 
     def _adopt(self, candidate: Candidate) -> None:
         try:
-            self.adopter.adopt(candidate)
+            if self.adopter.adopt(candidate):
+                self.remark_masquerade(candidate)
         except GrammarError as error:
             self.adopter.leave_out(candidate, str(error))
+
+    def remark_masquerade(self, candidate: Candidate) -> None:
+        """Say once where a guest saw its clients under an address of the host, which it does no more."""
+        space, findings = self.adopter.ruleset.space, self.adopter.findings
+        delivered = candidate.delivered.holding(came_in=space.everything[Field.CAME_IN])
+        try:
+            outcomes = list(in_turn(self.renaming, delivered))
+        except TangledError:
+            return
+        found = (outcome.rule for outcome in outcomes if is_of_all(outcome, candidate, space))
+        rule = next((rule for rule in found if rule is not None), None)
+        if rule is not None:
+            findings.warn_once(self.adopter.origins[rule.line].line, _MASQUERADE)
 
     # --- 1:1 ----------------------------------------------------------------------------------------------------------
 
@@ -376,3 +379,9 @@ class Carrier:
     def _warn(self, number: int, why: str) -> None:
         origin = self.adopter.origins[number]
         self.adopter.findings.warn(origin.line, f"{quote(origin.text)} left out: {why}")
+
+
+_MASQUERADE: Final = (
+    "it gave clients an address of this host on their way to the guest; now the guest sees their own, unless the"
+    " forward has masquerade = true"
+)

@@ -6,7 +6,7 @@ not let in, or may not have, is left out with the line that stopped it.
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Final
@@ -21,8 +21,6 @@ from fwdaemon.importing.iptables_nat import (
     Sending,
     WayOut,
     base_chain,
-    near,
-    single,
     target_of,
     why_way_out,
 )
@@ -30,7 +28,7 @@ from fwdaemon.importing.judging import AFTER, BaseChain, Candidate, Ruleset, is_
 from fwdaemon.importing.recognise import Kind
 from fwdaemon.rulesets import xt_tables
 from fwdaemon.rulesets.region import Field, Space, one
-from fwdaemon.rulesets.rules import End, Outcome, TangledError, led_to
+from fwdaemon.rulesets.rules import TangledError, led_to
 from fwdaemon.rulesets.xt_matches import Services
 from fwdaemon.rulesets.xt_tables import RuleLine, Table, Text, Tools, chains_of
 
@@ -159,12 +157,11 @@ def _names(nat: NatTable) -> Iterator[tuple[int, Address]]:
 
 @dataclass(slots=True)
 class Reader:
-    """What is known while the rules are read; `said` is told only once, and `tangled` says why no more is followed."""
+    """What is known while the rules are read; `tangled` says why no more is followed."""
 
     adopter: Adopter
     nat: NatTable
     pairs: Pairs
-    said: set[str] = field(default_factory=set)
     tangled: str = ""
 
     def read(self) -> None:
@@ -201,7 +198,7 @@ class Reader:
         self._remark_any_address(rule, candidates[0])
         for candidate in candidates:
             if self.adopter.adopt(candidate):
-                self._remark_masquerade(candidate)
+                self.pairs.carrier.remark_masquerade(candidate)
         return True
 
     def _is_passed_over(self, rule: RuleLine, candidates: Sequence[Candidate]) -> bool:
@@ -221,47 +218,13 @@ class Reader:
             return
         passing = replace(candidate, packets=candidate.packets.holding(translated=AFTER))
         if passing.packets.meet(self.nat.asks[rule.number].match) is not None and is_reached(passing, ruleset):
-            self._warn_once(rule.number, _ANY_ADDRESS)
-
-    def _remark_masquerade(self, candidate: Candidate) -> None:
-        """Say where the guest saw its clients under an address of the host, which it does no more."""
-        everything = self.adopter.ruleset.space.everything
-        delivered = candidate.delivered.holding(came_in=everything[Field.CAME_IN])
-        try:
-            outcomes = self.nat.chain("POSTROUTING").walk(delivered)
-        except TangledError:
-            return
-        for outcome in outcomes:
-            if outcome.end is End.RENAME and _is_of_all(outcome, candidate, self.adopter.ruleset.space):
-                self._warn_once(0 if outcome.rule is None else outcome.rule.line, _MASQUERADE)
+            self.adopter.findings.warn_once(rule.number, _ANY_ADDRESS)
 
     def _leave_out(self, rule: RuleLine, why: str) -> None:
         self.adopter.findings.warn(rule.number, f"{quote(rule.text)} left out: {why}")
 
-    def _warn_once(self, line: int, text: str) -> None:
-        if text not in self.said:
-            self.said.add(text)
-            self.adopter.findings.warn(line, text)
-
-
-def _is_of_all(outcome: Outcome, candidate: Candidate, space: Space) -> bool:
-    """Whether all clients from elsewhere are renamed on their way to the guest, and not only on some way out.
-
-    Those from the guest's own network still are with a forward.
-    """
-    to_guest = outcome.rule is not None and Field.DESTINATION in outcome.rule.match
-    on_its_way = to_guest or outcome.packets[Field.GOES_OUT] == candidate.goes_out
-    elsewhere = candidate.packets[Field.CAME_IN].minus(single(candidate.goes_out, space))
-    own = near(candidate.address, space)
-    renamed, clients = (packets[Field.SOURCE].minus(own) for packets in (outcome.packets, candidate.packets))
-    return on_its_way and bool(elsewhere) and bool(renamed) and renamed == clients
-
 
 _ANY_ADDRESS: Final = "a rule without -d took packets to any address; a forward takes those to this host's own"
-_MASQUERADE: Final = (
-    "it gave clients an address of this host on their way to the guest; now the guest sees their own, unless the"
-    " forward has masquerade = true"
-)
 
 
 _INCOMPATIBLE: Final = re.compile(r"# Table `(\w+)' (?:is|contains) incompatible.*", re.DOTALL)

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Final, TypeAlias
 from typing import Protocol as Interface
 
-from fwdaemon.core.types import Address, PortRange
-from fwdaemon.rulesets.region import Box, Field, Match, Space, Spans, matching, one, without
+from fwdaemon.core.types import Address, Family, PortRange
+from fwdaemon.rulesets.region import EMPTY, Box, Field, Match, Space, Spans, matching, one, without
 from fwdaemon.rulesets.rules import Chains, End, Jump, Outcome, Return, Rule, led_to, walk
 
 BEFORE: Final = one(0)
@@ -306,3 +306,34 @@ def left_of(packets: Box, gone: Iterable[Stop]) -> list[Box] | None:
         if len(pieces) > _MOST_PIECES:
             return None
     return pieces
+
+
+# --- who sees whom ----------------------------------------------------------------------------------------------------
+
+# A guest's network is not told; most have this prefix.
+_NEAR: Final = {Family.IPV4: 24, Family.IPV6: 64}
+
+
+def near(guest: Address, space: Space) -> Spans:
+    """Give the addresses that count as a guest's own network."""
+    return space.addresses_in(f"{guest}/{_NEAR[space.family]}")
+
+
+def single(devices: Spans, space: Space) -> Spans:
+    """Give the one interface these are; none where others may be among them, as with those known by a pattern only."""
+    names = [name for number, name in enumerate(space.interfaces) if number in devices]
+    return devices if len(names) == 1 and not names[0].endswith("+") else EMPTY
+
+
+def is_of_all(outcome: Outcome, candidate: Candidate, space: Space) -> bool:
+    """Whether all clients from elsewhere are renamed on their way to the guest, and not only on some way out.
+
+    Those from the guest's own network still are with a forward.
+    """
+    to_guest = outcome.rule is not None and Field.DESTINATION in outcome.rule.match
+    is_renamed = outcome.end is End.RENAME
+    on_its_way = to_guest or outcome.packets[Field.GOES_OUT] == candidate.goes_out
+    elsewhere = candidate.packets[Field.CAME_IN].minus(single(candidate.goes_out, space))
+    own = near(candidate.address, space)
+    renamed, clients = (packets[Field.SOURCE].minus(own) for packets in (outcome.packets, candidate.packets))
+    return is_renamed and on_its_way and bool(elsewhere) and bool(renamed) and renamed == clients

@@ -166,3 +166,36 @@ def test_what_is_not_closed_or_leads_in_a_circle_is_told_with_its_line() -> None
         with pytest.raises(BrokenFileError) as raised:
             found(text)
         assert raised.value.problem.line == line
+
+
+@pytest.mark.parametrize(
+    ("renaming", "is_told"),
+    [
+        ("ip daddr 192.168.122.10 tcp dport 80 masquerade", True),
+        ("oifname virbr0 masquerade", True),
+        ("ip daddr 192.168.122.0/24 snat to 192.168.122.1", True),
+        ("oifname eth0 masquerade", False),
+        ("ip saddr 192.168.122.0/24 ip daddr 192.168.122.10 masquerade", False),
+        ("ip daddr 192.168.122.11 masquerade", False),
+    ],
+)
+def test_who_saw_all_clients_as_the_host_is_told(renaming: str, *, is_told: bool) -> None:
+    text = f"""{HEAD}{HTTP}
+}}
+chain post {{ type nat hook postrouting priority 100;
+{renaming}
+}}
+}}
+table ip filter {{
+chain forward {{ type filter hook forward priority 0; }}
+}}
+"""
+    findings = found(text)
+    assert live(findings) == ["*:80/tcp -> 192.168.122.10:80"]
+    assert [text for text in warnings(findings) if "masquerade = true" in text] == [f"7: {_SEEN}"] * is_told
+
+
+_SEEN = (
+    "it gave clients an address of this host on their way to the guest; now the guest sees their own, unless the"
+    " forward has masquerade = true"
+)
