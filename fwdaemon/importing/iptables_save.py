@@ -335,5 +335,7 @@ _NO_FORWARD: Final = (
     " prints"
 )
 _NO_FILTER: Final = (
-    "no table filter is in the file, so what was refused is not known; give all that iptables-save prints, every table"
+    "no table filter is in the file, so what was refused is not known; give all that iptables-save prints, every table;"
+    " where it prints no *filter, nothing was refused there: then add `*filter`, `:FORWARD ACCEPT [0:0]` and `COMMIT`,"
+    " three lines, below the table nat"
 )

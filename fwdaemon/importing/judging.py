@@ -315,7 +315,9 @@ _NEAR: Final = {Family.IPV4: 24, Family.IPV6: 64}
 
 
 def near(guest: Address, space: Space) -> Spans:
-    """Give the addresses that count as a guest's own network."""
+    """Give the addresses that count as a guest's own network, none where it is of another family."""
+    if Family.of(guest) is not space.family:
+        return EMPTY
     return space.addresses_in(f"{guest}/{_NEAR[space.family]}")
 
 

@@ -25,7 +25,11 @@ from fwdaemon.rulesets.rules import Chains, End, Jump, Rule, TangledError, led_t
 from fwdaemon.rulesets.xt_matches import Services
 
 _WHOLE: Final = "give the output of `nft list ruleset`, which has everything"
-_NO_FORWARD: Final = f"no chain of hook forward is in the file, so what was refused is not known; {_WHOLE}"
+_NO_FORWARD: Final = (
+    f"no chain of hook forward is in the file, so what was refused is not known; {_WHOLE}; where that has none,"
+    " nothing was refused: then add `table inet none { chain forward { type filter hook forward priority 0; }; }`,"
+    " one line, at the end of the file"
+)
 # What leads to a proxy of this host, as nft writes it, and as it shows what iptables made.
 _PROXIES: Final = frozenset({"tproxy", '"TPROXY"'})
 
