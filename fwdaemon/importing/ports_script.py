@@ -7,13 +7,14 @@ assignments say, so nothing of it is live.
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Final
 
 from fwdaemon.config.addresses import parse_guest, parse_routed
 from fwdaemon.config.model import RouteEntry
 from fwdaemon.core.text import GrammarError, quote
-from fwdaemon.core.types import Address, PortRange, Protocol
+from fwdaemon.core.types import Address, PortRange, Protocol, Subnet
 from fwdaemon.importing.findings import Findings, Forward, read_listen, read_name, read_port
 from fwdaemon.importing.recognise import Kind
 
@@ -168,6 +169,9 @@ _COMMENT: Final = re.compile(r"\s#.*")
 _TAKEN_BEFORE: Final = re.compile(r"\S+\s+\w+")
 _PASSED_OVER: Final = "as more than an address and a name of letters, digits and _"
 _WORDS: Final = 2
+_TAKEN: Final = "the second column is taken for libvirt networks, which `virsh net-list --all` lists"
+# What no provider routes to a host; lists of guests with their names are of such.
+_PRIVATE: Final = tuple(map(ip_network, ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7")))
 
 
 def parse_routed_ips(file: Path, text: str) -> Findings:
@@ -177,7 +181,23 @@ def parse_routed_ips(file: Path, text: str) -> Findings:
         stripped = line.strip()
         if stripped and not stripped.startswith("#"):
             _read_line(findings, number, stripped)
+    _remark_networks(findings)
     return findings
+
+
+def _remark_networks(findings: Findings) -> None:
+    """Say what the names are taken for; a warning where the file looks like a list of hosts."""
+    private = next((route for route in findings.routes if _is_private(route.subnet)), None)
+    if private is not None:
+        findings.warn(
+            private.origin.line, f"{private.subnet.network_address} is private, as in a list of hosts: {_TAKEN}"
+        )
+    elif findings.routes:
+        findings.note(findings.routes[0].origin.line, _TAKEN)
+
+
+def _is_private(subnet: Subnet) -> bool:
+    return any(subnet.version == each.version and subnet.subnet_of(each) for each in _PRIVATE)  # type: ignore[arg-type]  # the family is one
 
 
 def _read_line(findings: Findings, number: int, line: str) -> None:

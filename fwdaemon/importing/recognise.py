@@ -1,6 +1,7 @@
-"""Which kind of file a text is. Only its content tells: such files carry any name.
+"""Which kind of file a text is. Its content tells: such files carry any name.
 
-A kind is only what has its full shape, so that no other text is taken for one by a line or two.
+A kind is only what has its full shape, so that no other text is taken for one by a line or two. Lines of an address and
+a name are in many lists, so there, a name such as `hosts` counts too.
 """
 
 import re
@@ -48,6 +49,8 @@ def is_firewalld_list(text: str) -> bool:
 
 
 _LEADING_COMMENTS: Final = re.compile(r"(?:\s|//[^\n]*|/\*(?:[^*]|\*(?!/))*\*/)*")
+_NFT_JSON: Final = re.compile(r"\s*\{\s*\"nftables\"\s*:\s*\[")
+_HOSTS: Final = re.compile(r"(?i).*hosts(?:file)?(?:\..*)?")
 # What JSON may begin with; a heading in brackets, as INI files and TOML have them, is none of it.
 _JSON: Final = re.compile(r"\{|\[\s*(?:[]{\"'\d.+-]|\Z)")
 _CONFIGURATION: Final = re.compile(r"\[\[\s*(?:forward|nat|route)\s*\]\]\s*(?:#.*)?")
@@ -76,6 +79,8 @@ def recognise(file: Path, text: str) -> Kind:
         BrokenFileError: it is none of them.
 
     """
+    if _NFT_JSON.match(text):
+        raise BrokenFileError(file, 1, "is what nft prints with -j; give the output of `nft list ruleset`, without -j")
     return _of_whole(text) or _of_lines(file, text)
 
 
@@ -105,6 +110,8 @@ def _of_lines(file: Path, text: str) -> Kind:
 def _routed_ips(file: Path, lines: Sequence[tuple[int, str]]) -> Kind:
     """See that each line can be one of routed-ips; else tell the first that cannot."""
     strange = [(number, line) for number, line in lines if not _is_like_a_route(line)]
+    if not strange and _HOSTS.fullmatch(file.name):
+        raise BrokenFileError(file, 1, "is a list of hosts by its name; give one of the routed-ips hook another name")
     if not strange:
         return Kind.ROUTED_IPS
     number, line = next((line for line in strange if _CONFIGURATION.fullmatch(line[1])), strange[0])

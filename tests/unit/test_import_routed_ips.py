@@ -1,5 +1,7 @@
 """`routed-ips`: each line is a route, but those the old hook passed over."""
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -94,3 +96,33 @@ def test_a_file_is_of_routes_where_every_line_is() -> None:
 def test_a_line_of_another_kind_makes_the_file_one_that_is_not_known(line: str) -> None:
     with pytest.raises(BrokenFileError, match=r"^FILE:2: .* is from no known kind of file"):
         recognise(FILE, f"198.51.100.7 host1\n{line}\n")
+
+
+@pytest.mark.parametrize("name", ["hosts", "/etc/hosts", "hosts.new", "default.addnhosts", "web.hostsfile"])
+def test_a_list_of_hosts_is_none_of_routes(name: str) -> None:
+    with pytest.raises(BrokenFileError, match=r":1: is a list of hosts by its name; give one of the routed-ips hook"):
+        recognise(Path(name), "10.0.0.2 host2\n")
+
+
+TAKEN = "the second column is taken for libvirt networks, which `virsh net-list --all` lists"
+
+
+def test_what_the_names_are_taken_for_is_told() -> None:
+    assert [remark.text for remark in parse_routed_ips(FILE, SAMPLE).remarks] == [TAKEN]
+
+
+@pytest.mark.parametrize("address", ["192.168.122.50", "172.16.0.0/16", "10.0.0.1", "fd00::7"])
+def test_a_private_address_is_a_warning(address: str) -> None:
+    findings = parse_routed_ips(FILE, f"203.0.113.9 public\n{address} web1\n192.168.122.51 web2\n")
+    told = f"2: {address.partition('/')[0]} is private, as in a list of hosts: {TAKEN}"
+    assert warnings(findings) == [told]
+
+
+@pytest.mark.parametrize("text", ['{"nftables": [{"metainfo": {}}]}', '\n{ "nftables" : [\n'])
+def test_rules_of_nft_as_json_are_known(text: str) -> None:
+    with pytest.raises(BrokenFileError, match=r"give the output of `nft list ruleset`, without -j"):
+        recognise(FILE, text)
+
+
+def test_a_domain_called_nftables_is_one() -> None:
+    assert recognise(FILE, '{"nftables": {"private_ip": "192.168.122.10"}}') is Kind.HOOKS_JSON
