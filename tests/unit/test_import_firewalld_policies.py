@@ -8,6 +8,7 @@ import pytest
 from fwdaemon.importing import firewalld
 from fwdaemon.importing.findings import Findings
 from fwdaemon.importing.firewalld import parse_list, parse_xml, policies_in
+from fwdaemon.importing.iptables_save import no_way
 from fwdaemon.importing.recognise import Kind, recognise
 from tests.unit.imports import FILE, left_out, warnings
 from tests.unit.test_import_command import Run, run
@@ -30,7 +31,7 @@ def policy(body: str, *, head: str = 'priority="-10"', ingress: str = "public", 
 
 def found(policies: Sequence[str], siblings: Sequence[str] | None = (), *, file: Path = POLICY) -> Findings:
     given = [each for text in policies for each in policies_in(file, text)]
-    return parse_xml(Path("public.xml"), f"<zone>{ETH0}{HTTP}</zone>", siblings, lambda _: None, given)
+    return parse_xml(Path("public.xml"), f"<zone>{ETH0}{HTTP}</zone>", siblings, no_way, given)
 
 
 @pytest.mark.parametrize(
@@ -139,12 +140,33 @@ def listed(ingress: str, *, priority: int = -10, rest: str = "") -> str:
 def test_policies_of_a_listing(policies: str, expected: list[str], *, together: bool) -> None:
     zones = f"{PUBLIC}\n{LIBVIRT}\n"
     given = () if together else list(policies_in(POLICY, policies))
-    findings = parse_list(FILE, zones + policies * together, lambda _: None, given)
+    findings = parse_list(FILE, zones + policies * together, no_way, given)
     assert live(findings) == expected
 
 
+def built_in(name: str, target: str, ingress: str, egress: str, rich: str = "") -> str:
+    zones = f"ingress-zones: {ingress}\n  egress-zones: {egress}"
+    return BLOCK.format(name=name, mark=" (active)", head="priority: -1", target=target, zones=zones, ports="") + rich
+
+
+def test_the_policies_that_firewalld_and_libvirt_bring_stop_nothing() -> None:
+    routed = BLOCK.format(
+        name="libvirt-routed", mark="", head="icmp-blocks:", target="ACCEPT", zones="interfaces:", ports=""
+    )
+    brought = (
+        built_in(
+            "allow-host-ipv6", "CONTINUE", "ANY", "HOST", '\trule family="ipv6" icmp-type name="redirect" accept\n'
+        ),
+        built_in("libvirt-routed-in", "ACCEPT", "ANY", "libvirt-routed"),
+        built_in("libvirt-routed-out", "ACCEPT", "libvirt-routed", "ANY"),
+        built_in("libvirt-to-host", "REJECT", "libvirt-routed", "HOST"),
+    )
+    findings = parse_list(FILE, "\n".join([PUBLIC, LIBVIRT, routed, *brought]), no_way)
+    assert live(findings) == LIVE
+
+
 def test_a_policy_is_no_further_zone() -> None:
-    findings = parse_list(FILE, f"{PUBLIC}\n{listed('libvirt')}", lambda _: None)
+    findings = parse_list(FILE, f"{PUBLIC}\n{listed('libvirt')}", no_way)
     assert live(findings) == []
 
 
@@ -152,8 +174,8 @@ def test_what_was_not_read_is_told() -> None:
     assert warnings(found([])) == [f"1: ../policies and ../direct.xml were not read, {_MAY}"]
     assert warnings(found([policy("")])) == [f"1: ../direct.xml was not read, {_MAY}"]
     given = [*policies_in(POLICY, policy("")), *policies_in(DIRECT, "<direct/>")]
-    assert warnings(firewalld.parse_xml(FILE, f"<zone>{ETH0}{HTTP}</zone>", (), lambda _: None, given)) == []
-    listing = warnings(parse_list(FILE, f"{PUBLIC}\n{LIBVIRT}", lambda _: None))
+    assert warnings(firewalld.parse_xml(FILE, f"<zone>{ETH0}{HTTP}</zone>", (), no_way, given)) == []
+    listing = warnings(parse_list(FILE, f"{PUBLIC}\n{LIBVIRT}", no_way))
     policies = "what `firewall-cmd --list-all-policies` prints and /etc/firewalld/direct.xml"
     assert listing == [f"1: {policies} were not read, {_MAY}"]
 
