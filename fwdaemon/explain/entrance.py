@@ -61,9 +61,15 @@ class Judge:
         return Step(chain.hook, Standing.FINE, text, passage=passage)
 
     def _remedy(self, passage: Passage, culprit: Place, end: remedies.End) -> tuple[Cause, str]:
-        chain = passage.chain
         if self._is_on_purpose(passage, culprit):
             return Cause.ON_PURPOSE, self.on_purpose("refuses", culprit)
+        if passage.by_mark and not self._is_gated(passage.chain):
+            return Cause.ON_PURPOSE, self.by_mark(passage, "refuses", culprit)
+        return self._opening(passage, culprit, end)
+
+    def _opening(self, passage: Passage, culprit: Place, end: remedies.End) -> tuple[Cause, str]:
+        """Tell how to have a chain let the connection through that was not closed on purpose."""
+        chain = passage.chain
         if chain.owned and chain.hook == "forward":
             return Cause.REFUSED, remedies.share_table(chain, self.settings.gates, self.main)
         if self._is_gated(chain):
@@ -94,6 +100,11 @@ class Judge:
         who = "the administrator" if owner == ADMIN else owner
         chain = Place(culprit.system, culprit.family, culprit.table, culprit.chain, 0)
         return remedies.on_purpose(f"{who} {does}", _name(chain), str(self.arrival.source or "this client"))
+
+    def by_mark(self, passage: Passage, does: str, culprit: Place) -> str:
+        """Tell who treats a marked connection so, which may well be one of clients that were picked out before."""
+        marking = passage.marked_by
+        return remedies.by_mark(does, _where(culprit), _where(marking) if marking is not None else None)
 
     def missing(self, name: str, text: str) -> Step:
         """Give the step at which something is missing that the daemon should have made."""
@@ -144,6 +155,13 @@ def describe(chain: BaseChain) -> str:
 def _name(place: Place) -> str:
     name = f"{place.family} {place.table} {place.chain}"
     return shown(f"legacy {name}" if place.system is System.LEGACY else name)
+
+
+def _where(place: Place) -> str:
+    if not place.number:
+        return _name(place)
+    rule = shown(place.text) if place.text else f"handle {place.number}"
+    return f"{_name(place)} ({rule})"
 
 
 def _told(culprit: Place) -> str:
@@ -265,9 +283,16 @@ class Entrance:
             return unknown("translation", f"our rules send it to {target}, unless what may refuse it does")
         untracked = self._entering.untracked_by if self._entering is not None else None
         if untracked is not None:
-            text = f"{describe(untracked)} takes it out of connection tracking, so nothing can translate it"
-            return wrong("translation", text, Cause.UNTRACKED, self._exception(untracked))
+            return self._not_tracked(untracked)
         return self._missing(target)
+
+    def _not_tracked(self, chain: BaseChain) -> Step:
+        text = f"{describe(chain)} takes it out of connection tracking, so nothing can translate it"
+        passage = next((passage for passage in self.passages if passage.chain == chain), None)
+        if passage is not None and passage.by_mark:
+            remedy = self._ground.judge.by_mark(passage, "does not track", chain.policy)
+            return wrong("translation", text, Cause.ON_PURPOSE, remedy)
+        return wrong("translation", text, Cause.UNTRACKED, self._exception(chain))
 
     def _untouched(self, target: Target) -> Step:
         others = list(translations(self.arrived))
@@ -276,7 +301,8 @@ class Entrance:
         return fine("translation", f"none is needed: {target.address} is routed")
 
     def _taken(self, place: Place, *, certainly: bool) -> Step:
-        chain = next(passage.chain for passage in self.passages if _translates(passage, place))
+        passage = next(passage for passage in self.passages if _translates(passage, place))
+        chain = passage.chain
         where = next(packet for packet in self.arrived if packet.translated_by == place)
         to = "elsewhere" if where.destination is None else str(where.destination)
         verb = "sends" if certainly else "may send"
@@ -288,6 +314,9 @@ class Entrance:
             return wrong("translation", text, Cause.TAKEN, self._ground.judge.mend_ours())
         if any(place in passage.selects for passage in self.passages):
             return wrong("translation", text, Cause.ON_PURPOSE, self._ground.judge.on_purpose("sends away", place))
+        if passage.by_mark:
+            remedy = self._ground.judge.by_mark(passage, "sends away", place)
+            return wrong("translation", text, Cause.ON_PURPOSE, remedy)
         return wrong("translation", text, Cause.TAKEN, self._exception(chain))
 
     def _exception(self, chain: BaseChain) -> str:

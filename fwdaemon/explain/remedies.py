@@ -285,6 +285,12 @@ def on_purpose(what: str, chain: str, client: str) -> str:
     return f"This is on purpose: {what} {client} in {chain}."
 
 
+def by_mark(does: str, where: str, marked: str | None) -> str:
+    """Tell that connections are refused by a mark or label, which may stand for clients that were picked out before."""
+    by = f"by the mark that {marked} gives" if marked else "by what marks they have"
+    return f"This may be on purpose: {where} {does} connections {by}. Ask whoever wrote that before you change it."
+
+
 def kept_away(client: Address, route: RouteAnswer) -> str:
     """Tell that a client is kept away on purpose, by a route."""
     return f"This is on purpose: the route {route.kind} {route.subnet} of this host lets nothing go to {client}."

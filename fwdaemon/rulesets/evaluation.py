@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Final, TypeAlias
 
-from fwdaemon.rulesets.owners import asks_who
+from fwdaemon.rulesets.owners import OURS, asks_who, owner_of
 from fwdaemon.rulesets.packet import (
     BaseChain,
     Chains,
@@ -50,7 +50,8 @@ class Passage:
 
     What decides there because of who the client is: `selects` are rules that let another client go on, and
     `spares_others` says that another may get through, and `asks_who` that rules of the chain look at the client at all,
-    which is told only where all packets are refused.
+    which is told only where all packets are refused. A mark may stand for clients that an earlier rule picked out:
+    `by_mark` says that another mark or label may lead elsewhere, and `marked_by` who gave the packets theirs.
     """
 
     chain: BaseChain
@@ -60,6 +61,8 @@ class Passage:
     selects: frozenset[Place] = frozenset()
     spares_others: bool = False
     asks_who: bool = False
+    by_mark: bool = False
+    marked_by: Place | None = None
 
 
 _Ending: TypeAlias = tuple[End, Place, Packet]
@@ -80,21 +83,30 @@ def pass_through(chain: BaseChain, packets: Iterable[Packet], surroundings: Surr
     walker = _Walker(chain.chains, surroundings)
     ended: list[_Ending] = []
     selects: set[Place] = set()
-    spares_others = False
+    spares_others = by_mark = False
     for packet in packets:
         found = _endings(walker, chain, packet)
         others = _endings(walker, chain, packet.of_client(None))
         ended += found
         selects |= _selecting(found, others)
         spares_others |= any(end is not End.REFUSE for end, _, _ in others)
+        by_mark |= _outcomes(found) != _outcomes(_endings(walker, chain, packet.marked_anyhow()))
     accepted = frozenset(packet for end, _, packet in ended if end is not End.REFUSE)
     refusals = [place for end, place, _ in ended if end is not End.ACCEPT]
-    judgement = _judge(ended)
-    if judgement is not Judgement.REFUSES:
-        return Passage(chain, judgement, refusals[0] if refusals else None, accepted, frozenset(selects), spares_others)
+    passage = Passage(
+        chain,
+        _judge(ended),
+        refusals[0] if refusals else None,
+        accepted,
+        frozenset(selects),
+        spares_others,
+        by_mark=by_mark,
+        marked_by=next(filter(None, (packet.marked_by for packet in packets)), None),
+    )
+    if passage.judgement is not Judgement.REFUSES:
+        return passage
     # Only the last of several is certain to be reached.
-    asks = asks_who(chain, packets, surroundings)
-    return Passage(chain, judgement, refusals[-1], accepted, frozenset(selects), spares_others, asks)
+    return replace(passage, culprit=refusals[-1], asks_who=asks_who(chain, packets, surroundings))
 
 
 def _endings(walker: "_Walker", chain: BaseChain, packet: Packet) -> list[_Ending]:
@@ -109,6 +121,11 @@ def _selecting(found: Iterable[_Ending], others: Iterable[_Ending]) -> set[Place
     ends = [place for _, place, _ in found]
     beyond = [place for _, place, _ in others]
     return {place for place in ends if place in beyond and not set(beyond[beyond.index(place) :]) <= set(ends)}
+
+
+def _outcomes(ended: Iterable[_Ending]) -> set[tuple[End, Place | None, State]]:
+    """Give what may become of a packet in a chain, whichever rule does it."""
+    return {(end, packet.translated_by, packet.state) for end, _, packet in ended}
 
 
 def _judge(ended: Iterable[_Ending]) -> Judgement:
@@ -149,7 +166,7 @@ class _Walker:
                         break
                     truth = min(truth, holds)
                 case Change(change):
-                    current = change(current)
+                    current = _marked(current, change(current), rule.place)
                 case Choice(choose):
                     return self._choose(choose(current, self._surroundings), rule, current, cases, depth) | _if_unsure(
                         truth, packet
@@ -197,7 +214,13 @@ def _if_unsure(truth: Truth, packet: Packet) -> set[Packet]:
 def _few(packets: set[Packet]) -> set[Packet]:
     if len(packets) <= _MOST_CASES:
         return packets
-    return {replace(packet, mark=None, connmark=None, labels=None) for packet in packets}
+    return {packet.marked_anyhow() for packet in packets}
+
+
+def _marked(before: Packet, after: Packet, by: Place) -> Packet:
+    """Note who gave a packet a mark, us aside; a copy from or to its connection's is none of its own."""
+    copied = {after.mark, after.connmark} <= {before.mark, before.connmark} and after.labels == before.labels
+    return after if copied or owner_of(by) == OURS else replace(after, marked_by=by)
 
 
 # The order in which the kernel calls base chains, and packets' way through all of one hook. Pure.

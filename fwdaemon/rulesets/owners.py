@@ -1,10 +1,10 @@
 """Whose a chain is, by the names its tools are known to use. Pure."""
 
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from ipaddress import ip_address
-from typing import Final
+from typing import Any, Final
 
 from fwdaemon.core.bans import Kind
 from fwdaemon.core.text import unquoted
@@ -86,6 +86,8 @@ def _named(name: str, owners: tuple[tuple[str, str], ...]) -> str | None:
 
 # Whether rules look at who the client is: what tells clients apart was put there on purpose. Pure.
 
+# A packet that nobody marked.
+_NO_MARKS: Final[Mapping[str, Any]] = {"mark": 0, "connmark": 0, "labels": frozenset()}
 # Documentation addresses, for a client that no list is likely to hold.
 _SOMEONE: Final[dict[Family, Address]] = {
     Family.IPV4: ip_address("192.0.2.254"),
@@ -94,7 +96,7 @@ _SOMEONE: Final[dict[Family, Address]] = {
 
 
 def asks_who(chain: BaseChain, packets: Collection[Packet], around: Surroundings) -> bool:
-    """Whether a rule of a base chain, or of one it leads to, tells clients apart."""
+    """Whether a rule of a base chain, or of one it leads to, tells clients apart, or marks, which may be of some."""
     rules = [rule for name in _reached(chain.chains, chain.name) for rule in chain.chains.get(name, ())]
     return any(_is_ban(rule) or any(_tells_apart(rule, packet, around) for packet in packets) for rule in rules)
 
@@ -118,7 +120,10 @@ def _is_ban(rule: Rule) -> bool:
 
 def _tells_apart(rule: Rule, packet: Packet, around: Surroundings) -> bool:
     someone = _SOMEONE[packet.family]
-    pairs = [(packet.of_client(None), packet.of_client(someone))]
+    pairs = [
+        (packet.of_client(None), packet.of_client(someone)),
+        (replace(packet, **_NO_MARKS), packet.marked_anyhow()),
+    ]
     if packet.state is State.ESTABLISHED:
         # What asks for a source, and stops an answer by that, asks for the client where that has its turn.
         pairs.append((replace(packet, source=None), replace(packet, source=someone)))

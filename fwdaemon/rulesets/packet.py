@@ -89,8 +89,8 @@ class Packet:
 
     `came_in` and `goes_out` are interfaces, empty where there is none. `wanted` is where the connection's first packet
     was sent before anybody translated it, and `translated_by` the rule that did. `mark` is the packet's, `connmark` the
-    connection's, and so are its `labels`, each as it is written. `renamed` says that it leaves under another source, to
-    which the answer will go.
+    connection's, and so are its `labels`, each as it is written; `marked_by` is the rule that gave it one of these.
+    `renamed` says that it leaves under another source, to which the answer will go.
     """
 
     family: Family
@@ -107,6 +107,7 @@ class Packet:
     connmark: int | None = 0
     labels: frozenset[str] | None = frozenset()
     translated_by: Place | None = None
+    marked_by: Place | None = None
     renamed: bool = False
 
     @property
@@ -133,6 +134,10 @@ class Packet:
         if self.labels is None or not self.tracked:
             return self
         return replace(self, labels=self.labels | {label})
+
+    def marked_anyhow(self) -> "Packet":
+        """Give the same packet with marks and labels that nobody can tell."""
+        return replace(self, mark=None, connmark=None, labels=None, marked_by=None)
 
     def of_client(self, client: Address | None) -> "Packet":
         """Give the same packet of another client, `None` for any outside; in an answer, that is the destination."""

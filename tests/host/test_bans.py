@@ -195,6 +195,29 @@ def test_explain_never_opens_a_block_list_in_a_chain_without_a_gate(scene: Scene
         scene.host.run("nft", "delete", "table", "ip", "crowdsec")
 
 
+MARK = f"chain pick {{ type filter hook prerouting priority -150; ip saddr {CLIENT4} ct mark set 9; }}"
+MARKED = {
+    "later": f"{MARK}\nchain refuse {{ type filter hook forward priority 0; ct mark 9 reject; }}",
+    "at once": f"{MARK}\nchain refuse {{ type filter hook prerouting priority -140; ct mark 9 drop; }}",
+}
+
+
+@pytest.mark.parametrize("name", MARKED)
+def test_explain_opens_nothing_that_is_refused_by_a_mark(scene: Scene, name: str) -> None:
+    scene.daemon(WEB)
+    scene.answers(lambda: scene.host.outside.fetch(URL), f"web {CLIENT4}")
+    scene.host.run("nft", "-f", "-", stdin=f"table inet geo {{\n{MARKED[name]}\n}}\n")
+    try:
+        assert not scene.host.outside.fetch(URL).answered
+        report = explained(scene, CLIENT4)
+        assert (report["cause"], report["commands"]) == ("refused-on-purpose", [])
+        assert "inet geo refuse" in report["sentence"]
+        assert "inet geo pick" in report["sentence"]
+        assert others_are_served(scene)
+    finally:
+        scene.host.run("nft", "delete", "table", "inet", "geo")
+
+
 @pytest.mark.parametrize("kind", ["blackhole", "unreachable"])
 def test_explain_leads_no_way_around_a_route_that_bans(scene: Scene, kind: str) -> None:
     scene.daemon(WEB)

@@ -184,6 +184,80 @@ def test_a_route_that_bans_a_client_is_not_led_around(kind: str, rp_filter: str)
     assert told(source=OTHER, world=world).works
 
 
+def marking(value: object, key: str = "ct") -> dict[str, Any]:
+    return {"mangle": {"key": {key: {"key": "mark"}}, "value": value}}
+
+
+def marked(value: int, op: str = "==", key: str = "ct") -> dict[str, Any]:
+    return {"match": {"op": op, "left": {key: {"key": "mark"}}, "right": value}}
+
+
+def early(*rules: Sequence[object], **base: Any) -> BaseChain:
+    return native(*rules, sets=SETS, **({"prio": -150} | base))
+
+
+LEGACY_MARKS = f"*mangle\n:PREROUTING ACCEPT [0:0]\n-A PREROUTING -s {BANNED}/32 -j MARK --set-xmark 0x9/0xffffffff\n"
+BY_MARK = {
+    "the connection's": (early([source(BANNED), marking(9)]), forward_chain([marked(9), {"reject": None}])),
+    "the packet's": (
+        early([source(BANNED), marking(9, "meta")]),
+        forward_chain([marked(9, key="meta"), {"jump": {"target": "block"}}], chains={"block": [[DROP]]}),
+    ),
+    "a copy": (
+        early([source(BANNED), marking(9, "meta")], [marking({"meta": {"key": "mark"}})]),
+        forward_chain([marked(9), DROP]),
+    ),
+    "early": (early([source("@bad"), marking(9)]), early([marked(9), DROP], prio=-140)),
+    "all but some": (early([source("@good"), marking(7, "meta")]), forward_chain([marked(7, "!=", "meta"), DROP])),
+    "some, and a policy": (early([source("@good"), marking(7)]), forward_chain([marked(7), ACCEPT], policy="drop")),
+    "sent to a trap": (
+        early([source("@bad"), marking(9)]),
+        early([marked(9), {"redirect": {"port": 22}}], type="nat", prio=-110),
+    ),
+    "not tracked": (
+        early([source("@bad"), marking(9, "meta")], prio=-310),
+        early([marked(9, key="meta"), {"notrack": None}], prio=-300),
+    ),
+    "of iptables": (
+        saved(f"{LEGACY_MARKS}COMMIT", "PREROUTING"),
+        saved("*security\n:FORWARD ACCEPT [0:0]\n-A FORWARD -m mark --mark 0x9 -j DROP\nCOMMIT"),
+    ),
+    "of iptables, the connection's": (
+        saved(f"{LEGACY_MARKS}-A PREROUTING -j CONNMARK --save-mark\nCOMMIT", "PREROUTING"),
+        saved("*mangle\n:FORWARD ACCEPT [0:0]\n-A FORWARD -m connmark --mark 0x9/0xff -j DROP\nCOMMIT"),
+    ),
+    "a label": (
+        early([source("@bad"), {"mangle": {"key": {"ct": {"key": "label"}}, "value": "bad"}}]),
+        forward_chain([{"match": {"op": "in", "left": {"ct": {"key": "label"}}, "right": "bad"}}, DROP]),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BY_MARK)
+def test_a_refusal_by_a_mark_is_not_opened(name: str) -> None:
+    report = told(source=BANNED, world=host(rules=[*ours(), *BY_MARK[name]]))
+    assert cause(report) is Cause.ON_PURPOSE
+    assert report.sentence.startswith("This may be on purpose: ")
+    assert report.sentence.endswith(" Ask whoever wrote that before you change it.")
+    assert report.commands == []
+
+
+def test_who_refuses_by_a_mark_and_who_gave_it_are_named() -> None:
+    report = told(source=BANNED, world=host(rules=[*ours(), *BY_MARK["a copy"]]))
+    assert report.sentence == (
+        "This may be on purpose: inet t c (handle 10) refuses connections by the mark that inet t c (handle 10) gives."
+        " Ask whoever wrote that before you change it."
+    )
+
+
+def test_what_refuses_whatever_the_mark_is_opened_behind_rules_about_marks() -> None:
+    chain = forward_chain([marked(9), DROP], [DROP])
+    report = told(source=OTHER, world=host(rules=[*ours(), chain]))
+    assert report.sentence == (
+        "Have chain inet t c accept tcp to 192.168.122.10 port 80, behind its rules that refuse clients."
+    )
+
+
 def test_a_missing_gate_is_mended_though_guests_are_let_out() -> None:
     chain = saved("-A FORWARD -s 10.0.0.0/8 -j ACCEPT\n-A FORWARD -j DROP")
     assert cause(told(source=BANNED, world=host(rules=[*ours(), chain]))) is Cause.GATE_SHUT
