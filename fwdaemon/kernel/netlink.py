@@ -68,14 +68,18 @@ def attribute(kind: int, value: bytes) -> bytes:
 
 def attributes(data: bytes) -> dict[int, bytes]:
     """Take apart what follows a message's fixed part, or what is inside a nested attribute."""
-    found, offset = {}, 0
+    return dict(nested(data))
+
+
+def nested(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """Give the attributes in order, of which several may be of one kind, as in a list."""
+    offset = 0
     while offset + _ATTRIBUTE.size <= len(data):
         length, kind = _ATTRIBUTE.unpack_from(data, offset)
         if length < _ATTRIBUTE.size:
             break
-        found[kind & _TYPE_MASK] = data[offset + _ATTRIBUTE.size : offset + length]
+        yield kind & _TYPE_MASK, data[offset + _ATTRIBUTE.size : offset + length]
         offset += _aligned(length)
-    return found
 
 
 def number(value: bytes | None) -> int | None:

@@ -10,12 +10,12 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Any, Final, TypeAlias
 
-from fwdaemon.core.bans import Kind, are_named, between, is_behind
+from fwdaemon.core.bans import End, Rule, Verdict, are_named, between
 from fwdaemon.core.types import Family
 from fwdaemon.errors import KernelError
 from fwdaemon.legacy.model import TableName
@@ -96,9 +96,12 @@ def word(text: bytes) -> str:
 # linux/netfilter/xt_conntrack.h, `xt_geoip_match_info` in xt_geoip.h of xtables-addons.
 # The last ones are those of xtables-addons, which keep the client waiting or lie to it.
 _REFUSALS: Final = frozenset({"DROP", "REJECT", "TARPIT", "DELUDE", "CHAOS", "STEAL"})
-_IDLE: Final = frozenset({"", "LOG", "NFLOG", "TRACE"})
-# A chain whose rules have these targets alone gives no verdict.
-_HARMLESS: Final = _IDLE | {"RETURN"}
+_VERDICTS: Final = (
+    dict.fromkeys(("", "LOG", "NFLOG", "TRACE"), Verdict.NONE)
+    | dict.fromkeys(_REFUSALS, Verdict.REFUSES)
+    | dict.fromkeys(("ACCEPT", "QUEUE", "NFQUEUE"), Verdict.DECIDES)
+    | {"RETURN": Verdict.RETURNS}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,34 +141,11 @@ _CONNECTION: Final = struct.Struct("@16xB15x96x8x2x8xHH")
 _FROM_SOURCE: Final = 0x04
 
 
-def kind(family: Family, entry: Entry, behind: Collection[str]) -> Kind:
-    """Judge a rule of others."""
-    if returns(family, entry) and is_behind(entry.target, behind):
-        return Kind.BAN
-    if entry.target in _REFUSALS and names_sources(family, entry):
-        return Kind.BAN
-    return Kind.IDLE if entry.target in _IDLE else Kind.DECIDES
-
-
-def returns(family: Family, entry: Entry) -> bool:
-    """Whether packets may come back from the chain that a rule leads to."""
-    return not entry.header[_HEADERS[family].flags] & _GOTO[family]
-
-
-def names_sources(family: Family, entry: Entry) -> bool:
-    """Whether one of the conditions, all of which have to hold, names sources."""
-    return _is_from_named(family, entry) or any(map(_names_sources, entry.matches))
-
-
-def only_refuses(entries: Iterable[Entry]) -> bool:
-    """Whether a chain gives verdicts, and each refuses."""
-    verdicts = {entry.target for entry in entries} - _HARMLESS
-    return bool(verdicts) and verdicts <= _REFUSALS
-
-
-def gives_no_verdict(entries: Iterable[Entry]) -> bool:
-    """Whether no rule of a chain decides anything."""
-    return all(entry.target in _HARMLESS for entry in entries)
+def read_rule(family: Family, entry: Entry) -> Rule:
+    """Read a rule of others; one of the conditions, all of which have to hold, is enough to name sources."""
+    comes_back = not entry.header[_HEADERS[family].flags] & _GOTO[family]
+    end = End(_VERDICTS.get(entry.target, Verdict.LEADS), entry.target, comes_back)
+    return Rule((end,), _is_from_named(family, entry) or any(map(_names_sources, entry.matches)))
 
 
 def _is_from_named(family: Family, entry: Entry) -> bool:

@@ -14,7 +14,7 @@ import errno
 import os
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
@@ -23,7 +23,8 @@ import iptc
 from iptc.ip4tc import IPTCError
 from iptc.xtables import NFPROTO_IPV4, XTablesError, xt_option_entry, xtables
 
-from fwdaemon.core.bans import Kind, place
+from fwdaemon.core.bans import Judge, Kind, place
+from fwdaemon.core.bans import Rule as ForeignRule
 from fwdaemon.core.types import Family
 from fwdaemon.legacy import info
 from fwdaemon.legacy.info import Entry, decode
@@ -258,7 +259,7 @@ class OpenTable:
             if entry.target == wanted.target and (entry.comment == COMMENT or entry.target in OWN_CHAINS)
         )
         others = [entry for number, entry in enumerate(entries) if number not in ours]
-        staying = 0 if behind is None else place(self._kind(entry, behind) for entry in others)
+        staying = 0 if behind is None else place(self._kinds(chain, others, behind))
         return Head(
             ours,
             good=len(ours) == 1 and entries[ours[0]] == wanted,
@@ -266,21 +267,25 @@ class OpenTable:
             and ours[0] >= staying
             and all(entry.comment == COMMENT for entry in entries[staying : ours[0]]),
             foreign=sum(entry.comment != COMMENT for entry in entries),
-            policy=self._table.get_policy(chain)[0].name,
+            policy=self._policy(chain),
             place=staying,
         )
 
-    def _kind(self, entry: Entry, behind: Collection[str]) -> Kind:
-        """Judge a rule that may be ahead of ours; another of ours may be, and so may one that decides nothing."""
-        if entry.comment == COMMENT:
-            return Kind.IDLE
-        kind = info.kind(self._family, entry, behind)
-        if kind is not Kind.DECIDES or not self.has(entry.target):
-            return kind
-        if info.names_sources(self._family, entry) and info.only_refuses(self._entries(entry.target)):
-            return Kind.BAN
-        is_idle = info.returns(self._family, entry) and info.gives_no_verdict(self._entries(entry.target))
-        return Kind.IDLE if is_idle else kind
+    def _kinds(self, chain: str, others: Iterable[Entry], behind: Collection[str]) -> Iterator[Kind]:
+        """Judge the rules that may be ahead of ours; another of ours may be, and so may one that decides nothing."""
+        judge, accepts = Judge(behind, self._rules), self._policy(chain) == "ACCEPT"
+        for entry in others:
+            is_ours = entry.comment == COMMENT
+            yield Kind.IDLE if is_ours else judge.kind(info.read_rule(self._family, entry), accepts=accepts)
+
+    def _rules(self, chain: str) -> list[ForeignRule] | None:
+        """Read a chain of others; a target may as well be of an extension."""
+        if not self.has(chain):
+            return None
+        return [info.read_rule(self._family, entry) for entry in self._entries(chain)]
+
+    def _policy(self, chain: str) -> str:
+        return str(self._table.get_policy(chain)[0].name)
 
 
 def _set_options(module: Any, extension: Extension) -> None:

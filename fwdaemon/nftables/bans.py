@@ -1,10 +1,10 @@
 """Bans of others that stay ahead of a gate, in both ways to write them. Pure."""
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from ipaddress import ip_address, ip_network
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeAlias
 
-from fwdaemon.core.bans import Kind, are_named, between, is_behind
+from fwdaemon.core.bans import End, Rule, Verdict, are_named, between, not_listed
 from fwdaemon.core.text import is_mac, rule_lines, unquoted
 from fwdaemon.core.types import Subnet
 
@@ -19,19 +19,13 @@ _REFUSALS: Final = frozenset({"DROP", "REJECT", "TARPIT", "DELUDE", "CHAOS", "ST
 # What names sources whatever its value is.
 _NAMING: Final = _RECENT | {"--mac-source", "--source-country", "--src-cc"}
 _IDLE_TARGETS: Final = frozenset({"", "LOG", "NFLOG", "TRACE"})
-# A chain whose rules have these targets alone gives no verdict.
-_HARMLESS_TARGETS: Final = _IDLE_TARGETS | {"RETURN"}
-_BUILT_IN: Final = _HARMLESS_TARGETS | _REFUSALS | {"ACCEPT", "QUEUE", "NFQUEUE"}
-
-
-class Known(NamedTuple):
-    """Chains that were looked at: those that give no verdict, and those that refuse and give no other one."""
-
-    idle: Collection[str] = ()
-    refusing: Collection[str] = ()
-
-
-NONE_KNOWN: Final = Known()
+_OTHERS: Final = frozenset({"ACCEPT", "QUEUE", "NFQUEUE"})
+_VERDICTS: Final = (
+    dict.fromkeys(_IDLE_TARGETS, Verdict.NONE)
+    | dict.fromkeys(_REFUSALS, Verdict.REFUSES)
+    | dict.fromkeys(_OTHERS, Verdict.DECIDES)
+    | {"RETURN": Verdict.RETURNS}
+)
 
 
 class _Option(NamedTuple):
@@ -40,49 +34,18 @@ class _Option(NamedTuple):
     inverted: bool
 
 
-def kind_of_iptables(rule: str, behind: Collection[str], known: Known = NONE_KNOWN) -> Kind:
-    """Judge a rule without its `-A CHAIN`."""
+def read_iptables(rule: str) -> Rule:
+    """Read a rule without its `-A CHAIN`."""
     options = list(_options(rule))
-    jump, target = _target(options)
-    if jump and is_behind(target, behind):
-        return Kind.BAN
-    if (target in _REFUSALS or target in known.refusing) and _refuses_named(options):
-        return Kind.BAN
-    return Kind.IDLE if target in _IDLE_TARGETS or (jump and target in known.idle) else Kind.DECIDES
+    comes_back, target = _target(options)
+    end = End(_VERDICTS.get(target, Verdict.LEADS), target, comes_back)
+    return Rule((end,), _names_any(options))
 
 
-def suspects(rules: Iterable[str], behind: Collection[str]) -> list[str]:
-    """Name the chains that have to be looked at: led to ahead of a ban, or from named sources, and not known."""
-    found: list[str] = []
-    waiting: list[str] = []
-    for rule in rules:
-        options = list(_options(rule))
-        judged, (returns, target) = kind_of_iptables(rule, behind), _target(options)
-        if judged is Kind.DECIDES:
-            may_refuse = _refuses_named(options)
-            if target in _BUILT_IN or not (returns or may_refuse):
-                break
-            waiting.append(target)
-            judged = Kind.BAN if may_refuse else judged
-        if judged is Kind.BAN:
-            found, waiting = found + waiting, []
-    return found
-
-
-def gives_no_verdict(listing: str) -> bool:
-    """Whether no rule of a chain, as `-S CHAIN` lists it, decides anything."""
-    return _HARMLESS_TARGETS.issuperset(_targets(listing))
-
-
-def only_refuses(listing: str) -> bool:
-    """Whether a chain, as `-S CHAIN` lists it, gives verdicts, and each refuses."""
-    verdicts = set(_targets(listing)) - _HARMLESS_TARGETS
-    return bool(verdicts) and verdicts <= _REFUSALS
-
-
-def _targets(listing: str) -> Iterator[str]:
-    rules = (line.split(" ", 2)[2:] for line in rule_lines(listing) if line.startswith("-A "))
-    return (_target(list(_options(rule[0] if rule else "")))[1] for rule in rules)
+def read_listing(listing: str) -> list[Rule] | None:
+    """Read a chain as `-S CHAIN` lists it; `None` where there is none."""
+    rules = [line.split(" ", 2)[2:] for line in rule_lines(listing) if line.startswith("-A ")]
+    return [read_iptables(rule[0] if rule else "") for rule in rules] if listing else None
 
 
 def _target(options: Iterable[_Option]) -> tuple[bool, str]:
@@ -93,7 +56,7 @@ def _target(options: Iterable[_Option]) -> tuple[bool, str]:
     return False, ""
 
 
-def _refuses_named(options: Sequence[_Option]) -> bool:
+def _names_any(options: Sequence[_Option]) -> bool:
     """Whether one of the conditions, all of which have to hold, names sources."""
     if any(option.name == "--rdest" for option in options):
         options = [option for option in options if option.name not in _RECENT]
@@ -140,50 +103,50 @@ def _options(rule: str) -> Iterator[_Option]:
 
 
 # Bans among the rules that `nft -j list chain` gives. Pure; the schema is libnftables-json(5).
-_NATIVE_REFUSALS: Final = frozenset({"drop", "reject"})
 _IDLE: Final = frozenset({"counter", "limit", "log", "match"})
-# A chain of these statements alone gives no verdict.
-_HARMLESS: Final = _IDLE | {"return"}
+_NATIVE_VERDICTS: Final = {
+    "drop": Verdict.REFUSES,
+    "reject": Verdict.REFUSES,
+    "return": Verdict.RETURNS,
+    "continue": Verdict.NONE,
+}
+
+EndsOf: TypeAlias = Callable[[str], Iterable[End] | None]
+"""Gives the ends that a named verdict map leads to; `None` where they are not to be had."""
 
 
-def kind_of_native(expression: Iterable[Any], behind: Collection[str], refusing: Collection[str] = ()) -> Kind:
-    """Judge a rule by its `expr`: conditions, all of which have to hold, and a verdict; `refusing` as in `Known`."""
+def read_native(expression: Iterable[Any], ends_of: EndsOf = not_listed) -> Rule:
+    """Read a rule by its `expr`: conditions, all of which have to hold, and a verdict."""
     *conditions, last = list(expression) or [{}]
+    named = any(map(_native_names_sources, conditions))
     match last:
-        case {"jump": {"target": str(chain)}} if is_behind(chain, behind):
-            return Kind.BAN
+        case {"vmap": {"key": key, "data": str(name)}} if name.startswith("@"):
+            return _by_map(key, ends_of(name[1:]), named=named)
         case {"vmap": {"key": key, "data": {"set": [*elements]}}}:
-            named = _are_named_sources(key, {"set": [found for found, _ in elements]})
-            return Kind.BAN if named and all("drop" in verdict for _, verdict in elements) else Kind.DECIDES
-        case {"jump": {"target": chain}} | {"goto": {"target": chain}} if chain in refusing and any(
-            map(_native_names_sources, conditions)
-        ):
-            return Kind.BAN
-        case {**verdict} if not _NATIVE_REFUSALS.isdisjoint(verdict) and any(map(_native_names_sources, conditions)):
-            return Kind.BAN
-    return Kind.IDLE if all(_IDLE.issuperset(statement) for statement in (*conditions, last)) else Kind.DECIDES
+            named = named or _are_named_sources(key, {"set": [found for found, _ in elements]})
+            return Rule(tuple(_native_end(verdict) for _, verdict in elements), named)
+        case {**verdict} if not _IDLE.issuperset(verdict):
+            return Rule((_native_end(last),), named)
+    idle = all(_IDLE.issuperset(statement) for statement in conditions)
+    return Rule((End(Verdict.NONE if idle else Verdict.DECIDES),), named)
 
 
-def native_suspects(expressions: Iterable[Sequence[Any]], behind: Collection[str]) -> list[str]:
-    """Name the chains that have to be looked at: led to from named sources, ahead of the first rule that decides."""
-    found: list[str] = []
-    for expression in expressions:
-        if kind_of_native(expression, behind) is not Kind.DECIDES:
-            continue
-        match expression:
-            case [*conditions, {"jump": {"target": str(chain)}} | {"goto": {"target": str(chain)}}] if any(
-                map(_native_names_sources, conditions)
-            ):
-                found.append(chain)
-            case _:
-                break
-    return found
+def _by_map(key: Any, ends: Iterable[End] | None, *, named: bool) -> Rule:
+    """Give the rule of a verdict map; one of sources is there to refuse, though it may be empty now."""
+    if ends is None:
+        return Rule((End(Verdict.DECIDES),), named)
+    if not _are_named_sources(key, "@"):
+        return Rule(tuple(ends), named)
+    return Rule((End(Verdict.REFUSES), *ends), named=True)
 
 
-def native_only_refuses(expressions: Iterable[Sequence[Any]]) -> bool:
-    """Whether a chain gives verdicts, and each refuses."""
-    verdicts = {name for expression in expressions for statement in expression for name in statement} - _HARMLESS
-    return bool(verdicts) and verdicts <= _NATIVE_REFUSALS
+def _native_end(verdict: Mapping[str, Any]) -> End:
+    match verdict:
+        case {"jump": {"target": str(chain)}}:
+            return End(Verdict.LEADS, chain)
+        case {"goto": {"target": str(chain)}}:
+            return End(Verdict.LEADS, chain, comes_back=False)
+    return End(_NATIVE_VERDICTS.get(next(iter(verdict), ""), Verdict.DECIDES))
 
 
 def _native_names_sources(condition: Any) -> bool:

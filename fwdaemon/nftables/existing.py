@@ -10,28 +10,29 @@ import struct
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from typing import Final, NamedTuple
 
+from fwdaemon.config.names import NFT_NAME
+from fwdaemon.core.bans import End, Rule, Verdict
 from fwdaemon.core.report import LIBVIRT_CHAIN, LIBVIRT_TABLE
 from fwdaemon.core.types import Family, Gate
 from fwdaemon.errors import HangingError, KernelError, ProcessError
 from fwdaemon.kernel.memory import shortage
-from fwdaemon.kernel.netlink import NETFILTER, Message, NetlinkSocket, attribute, attributes
+from fwdaemon.kernel.netlink import NETFILTER, Message, NetlinkSocket, attribute, attributes, nested
 from fwdaemon.kernel.process import Runner
-from fwdaemon.nftables.bans import Known, gives_no_verdict, only_refuses
+from fwdaemon.nftables.bans import read_listing
 from fwdaemon.nftables.difference import Observed, Wanted
 from fwdaemon.nftables.gates import (
     COMMENT,
     IPTABLES_NAMES,
     NFT_NAMES,
     GateState,
-    iptables_suspects,
     is_iptables_gate,
-    native_only_refuses,
-    native_suspects,
     only_chain,
     read_iptables,
     read_native,
+    read_rules,
     spellings,
     strays,
     wanted_gates,
@@ -50,6 +51,14 @@ _TABLE, _NAME, _HOOK, _TYPE = 1, 3, 4, 7
 _HOOK_NUMBER, _PRIORITY = 1, 2
 _RULE_CHAIN, _RULE_HANDLE, _RULE_USER_DATA = 2, 3, 7
 _SET_NAME, _ELEMENTS_OF = 2, 2  # NFTA_SET_NAME, NFTA_SET_ELEM_LIST_SET; the table is number 1 in both
+# NFTA_SET_ELEM_LIST_ELEMENTS; NFTA_SET_ELEM_DATA and _FLAGS with NFT_SET_ELEM_CATCHALL; NFTA_DATA_VERDICT;
+# NFTA_VERDICT_CODE and _CHAIN.
+_ELEMENTS: Final = 3
+_ELEMENT_DATA, _ELEMENT_FLAGS, _CATCH_ALL = 2, 3, 2
+_DATA_VERDICT, _VERDICT_CODE, _VERDICT_CHAIN = 2, 1, 2
+# NFT_JUMP and NFT_GOTO; NF_DROP, NFT_CONTINUE and NFT_RETURN.
+_JUMP, _GOTO = -3, -4
+_CODES: Final = {0: Verdict.REFUSES, -1: Verdict.NONE, -5: Verdict.RETURNS}
 _COMMENT: Final = 0  # NFTNL_UDATA_RULE_COMMENT
 # Tables that iptables-nft writes are known by a base chain with one of its names.
 _IPTABLES_TABLES: Final = frozenset({"filter", "nat", "mangle", "raw", "security"})
@@ -137,17 +146,30 @@ def is_larger(family: str, table: str, name: str, size: int) -> bool:
         KernelError: the kernel does not tell, as where there is no such set.
 
     """
+    return sum(len(message.body) for message in _elements(family, table, name, size)) > size
+
+
+def ends_of_map(gate: Gate, name: str) -> frozenset[End] | None:
+    """Give what the elements of a verdict map in a gate's table lead to: of a large one, the first thousands tell."""
+    with suppress(KernelError):
+        listed = _elements(gate.family, gate.table, name, _LARGE_SET)
+        return frozenset(end for message in listed for end in read_ends(message))
+    return None
+
+
+def _elements(family: str, table: str, name: str, size: int) -> Iterator[Message]:
+    """List the elements of a set up to the message with which the kernel takes more bytes than this."""
     named = attribute(_TABLE, f"{table}\0".encode()) + attribute(_ELEMENTS_OF, f"{name}\0".encode())
     total = 0
     try:
         with NetlinkSocket(NETFILTER) as asking:
             for message in asking.stream(_GET_ELEMENTS, _GENERIC.pack(_NUMBERS[family], 0, 0) + named):
                 total += len(message.body)
+                yield message
                 if total > size:
-                    return True
+                    return
     except OSError as error:
         raise KernelError(f"the kernel does not list a set of nftables: {error.strerror or error}") from error
-    return False
 
 
 def rules_holding(text: str) -> list[FoundRule]:
@@ -181,6 +203,24 @@ def read_rule(message: Message) -> FoundRule:
     family, found = _opened(message)
     handle, comment = int.from_bytes(found.get(_RULE_HANDLE, b"")), _comment(found.get(_RULE_USER_DATA, b""))
     return FoundRule(family, _text(found, _TABLE), _text(found, _RULE_CHAIN), handle, comment)
+
+
+def read_ends(message: Message) -> Iterator[End]:
+    """Read what elements of a verdict map lead to; one that ends an interval has no verdict."""
+    _, found = _opened(message)
+    for _, element in nested(found.get(_ELEMENTS, b"")):
+        parts = attributes(element)
+        verdict = attributes(attributes(parts.get(_ELEMENT_DATA, b"")).get(_DATA_VERDICT, b""))
+        if verdict:
+            yield _end(int.from_bytes(verdict.get(_VERDICT_CODE, b""), signed=True), _text(verdict, _VERDICT_CHAIN))
+        if int.from_bytes(parts.get(_ELEMENT_FLAGS, b"")) & _CATCH_ALL:
+            yield End(Verdict.DECIDES)  # for whoever is not named
+
+
+def _end(code: int, chain: str) -> End:
+    if code in (_JUMP, _GOTO):
+        return End(Verdict.LEADS, chain, comes_back=code == _JUMP)
+    return End(_CODES.get(code, Verdict.DECIDES))
 
 
 def _comment(data: bytes) -> str:
@@ -281,9 +321,14 @@ class Observer:
         listing = self._chain(gate)
         if not listing:
             return None
-        suspects = native_suspects(listing, wanted.behind)
-        refusing = [name for name in suspects if native_only_refuses(self._chain(replace(gate, chain=name)))]
-        return read_native(gate, listing, spellings(wanted.label, NFT_NAMES), wanted.behind, refusing)
+        lookup = partial(self._rules, gate), partial(ends_of_map, gate)
+        return read_native(gate, listing, spellings(wanted.label, NFT_NAMES), wanted.behind, lookup)
+
+    def _rules(self, gate: Gate, chain: str) -> list[Rule] | None:
+        """Read another chain of a gate's table, if `nft` has a name for it."""
+        if not NFT_NAME.fullmatch(chain):
+            return None
+        return read_rules(self._chain(replace(gate, chain=chain)), partial(ends_of_map, gate))
 
     def _chain(self, gate: Gate) -> str:
         """List the chain of a gate; empty where there is none.
@@ -316,13 +361,12 @@ class Observer:
             self._faults.append(f"no gate in {gate}: {error}; name a native chain in [daemon] gates instead")
             return None
         self._libvirt = self._libvirt or LIBVIRT_CHAIN in listing
-        suspects = iptables_suspects(listing, wanted.behind)
+
         # Such as ufw's for its log, which leaves a ban behind the jump to it in force, or one that is to refuse.
-        listed = {chain: self._listed(iptables_program(gate), "-S", chain) for chain in suspects}
-        idle = [chain for chain, rules in listed.items() if rules and gives_no_verdict(rules)]
-        refusing = [chain for chain, rules in listed.items() if only_refuses(rules)]
-        spelled = spellings(wanted.label, IPTABLES_NAMES)
-        return read_iptables(gate, listing, spelled, wanted.behind, Known(idle, refusing))
+        def rules_of(chain: str) -> list[Rule] | None:
+            return read_listing(self._listed(iptables_program(gate), "-S", chain))
+
+        return read_iptables(gate, listing, spellings(wanted.label, IPTABLES_NAMES), wanted.behind, rules_of)
 
     def _strays(self, gates: list[Gate], wanted: Wanted) -> tuple[GateState, ...] | None:
         try:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final, TypeAlias, TypeVar
 
 from fwdaemon.config.names import NFT_NAME
-from fwdaemon.core.bans import Kind, place
+from fwdaemon.core.bans import Judge, Kind, Rule, RulesOf, not_listed, place
 from fwdaemon.core.report import LIBVIRT_TABLE
 from fwdaemon.core.text import rule_lines
 from fwdaemon.core.types import Family, Gate
@@ -109,52 +109,51 @@ def wanted_gates(families: Iterable[Family], configured: Iterable[Gate]) -> tupl
 def only_chain(gate: Gate, listing: str) -> str:
     """Cut `nft -j list ruleset` down to the rules that `list chain` shows; empty where there is no such chain."""
     place = gate.family, gate.table, gate.chain
-    if not any((chain["family"], chain["table"], chain["name"]) == place for chain in items(listing, "chain")):
-        return ""
-    rules = items(listing, "rule")
-    found = [{"rule": rule} for rule in rules if (rule["family"], rule["table"], rule["chain"]) == place]
-    return json.dumps({"nftables": found})
+    chains = [{"chain": chain} for chain in items(listing, "chain") if _place(chain, "name") == place]
+    rules = [{"rule": rule} for rule in items(listing, "rule") if _place(rule, "chain") == place]
+    return json.dumps({"nftables": [*chains, *rules]}) if chains else ""
+
+
+def _place(item: Item, name: str) -> tuple[str, str, str]:
+    return item["family"], item["table"], item[name]
 
 
 def read_native(
-    gate: Gate, listing: str, spelled: Spellings, behind: Collection[str], refusing: Collection[str] = ()
+    gate: Gate,
+    listing: str,
+    spelled: Spellings,
+    behind: Collection[str],
+    lookup: tuple[RulesOf, bans.EndsOf] = (not_listed, not_listed),
 ) -> GateState:
     """Read `nft -j list chain` of one gate; `spelled` are the ways in which it may write our label (`labels`).
 
-    The chains `refusing` are known to refuse and to do nothing else.
+    By `lookup`, the rules of other chains are found, and what the elements of named maps lead to.
     """
     rules = tuple(items(listing, "rule"))
     is_ours = [rule.get("comment") == COMMENT for rule in rules]
-    kinds = (bans.kind_of_native(rule["expr"], behind, refusing) for rule in _without(rules, is_ours))
+    rules_of, ends_of = lookup
+    judge = Judge(behind, rules_of)
+    accepts = any(chain.get("policy") == "accept" for chain in items(listing, "chain"))
+    read = (bans.read_native(rule["expr"], ends_of) for rule in _without(rules, is_ours))
     references = [f"handle {rule['handle']}" for rule in rules]
+    kinds = (judge.kind(rule, accepts=accepts) for rule in read)
     return _state(gate, references, is_ours, kinds, good=lambda number: _is_gate(rules[number], spelled))
 
 
+def read_rules(listing: str, ends_of: bans.EndsOf) -> list[Rule] | None:
+    """Read what `nft -j list chain` shows; `None` where there is no such chain."""
+    return [bans.read_native(rule["expr"], ends_of) for rule in items(listing, "rule")] if listing else None
+
+
 def read_iptables(
-    gate: Gate, listing: str, spelled: Spellings, behind: Collection[str], known: bans.Known = bans.NONE_KNOWN
+    gate: Gate, listing: str, spelled: Spellings, behind: Collection[str], rules_of: RulesOf = not_listed
 ) -> GateState:
-    """Read `iptables-nft -S FORWARD`; `spelled` is as above, and `known` are the chains that were looked at."""
+    """Read `iptables-nft -S FORWARD`; `spelled` is as above, and `rules_of` lists other chains."""
     rules = _iptables_rules(listing)
     is_ours = list(map(_is_iptables_ours, rules))
-    kinds = (bans.kind_of_iptables(rule, behind, known) for rule in _without(rules, is_ours))
+    judge, accepts = Judge(behind, rules_of), "-P FORWARD ACCEPT" in rule_lines(listing)
+    kinds = (judge.kind(bans.read_iptables(rule), accepts=accepts) for rule in _without(rules, is_ours))
     return _state(gate, rules, is_ours, kinds, good=lambda number: rules[number] in set(map(_iptables_rule, spelled)))
-
-
-def native_suspects(listing: str, behind: Collection[str]) -> list[str]:
-    """Name the chains, as far as `nft` has names for them, that have to be looked at before `read_native` can tell."""
-    rules = [rule["expr"] for rule in items(listing, "rule") if rule.get("comment") != COMMENT]
-    return list(filter(NFT_NAME.fullmatch, bans.native_suspects(rules, behind)))
-
-
-def native_only_refuses(listing: str) -> bool:
-    """Whether `nft -j list chain` shows refusals, and no other verdict."""
-    return bans.native_only_refuses(rule["expr"] for rule in items(listing, "rule"))
-
-
-def iptables_suspects(listing: str, behind: Collection[str]) -> list[str]:
-    """Name the chains that have to be looked at before `read_iptables` can tell where the gate belongs."""
-    rules = _iptables_rules(listing)
-    return bans.suspects(_without(rules, map(_is_iptables_ours, rules)), behind)
 
 
 def _state(

@@ -6,11 +6,11 @@ from dataclasses import replace
 from ipaddress import ip_address
 from typing import Any, Final
 
-from fwdaemon.core.bans import Kind
+from fwdaemon.core.bans import Judge, Kind
 from fwdaemon.core.text import unquoted
 from fwdaemon.core.types import Address, Family
 from fwdaemon.legacy.model import OWN_CHAINS
-from fwdaemon.nftables.bans import kind_of_iptables
+from fwdaemon.nftables.bans import read_iptables
 from fwdaemon.nftables.gates import COMMENT
 from fwdaemon.rulesets.packet import (
     BaseChain,
@@ -115,7 +115,9 @@ def _reached(chains: Chains, start: str) -> Iterator[str]:
 
 def _is_ban(rule: Rule) -> bool:
     """Whether a rule of iptables names sources, also by a set, whose elements are not read here."""
-    return rule.place.system is not System.NFTABLES and kind_of_iptables(rule.place.text, ()) is Kind.BAN
+    if rule.place.system is System.NFTABLES:
+        return False
+    return Judge(()).kind(read_iptables(rule.place.text)) is Kind.BAN
 
 
 def _tells_apart(rule: Rule, packet: Packet, around: Surroundings) -> bool:

@@ -47,6 +47,11 @@ BANS = {
         f"add chain TABLE DOCKER-USER; add rule TABLE DOCKER-USER ip saddr {CLIENT4} drop;"
         " insert rule CHAIN jump DOCKER-USER",
     ),
+    "chain": Ban(
+        ("-N BLACK", f"-A BLACK -s {CLIENT4} -j DROP", "-I FORWARD -j BLACK"),
+        f"add map TABLE bans {{ type ipv4_addr : verdict; elements = {{ {CLIENT4} : drop }}; }};"
+        " insert rule CHAIN ip saddr vmap @bans",
+    ),
     "set": Ban(
         ("-I FORWARD -m set --match-set banned src -j DROP",),
         f"add set TABLE banned {{ type ipv4_addr; elements = {{ {CLIENT4} }}; }};"

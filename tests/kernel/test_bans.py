@@ -21,10 +21,21 @@ NATIVE = Gate("inet", "theirs", "forward")
 _NATIVE_CHAIN = """
 table inet theirs {
     set bad { type ipv4_addr; elements = { 203.0.113.9 }; }
+    map bans {
+        type ipv4_addr : verdict; flags interval
+        elements = { 203.0.113.0/24 : drop, 198.51.100.7 : goto refuse };
+    }
+    map none { type ipv4_addr : verdict; }
+    map ports { type ipv4_addr . inet_service : verdict; elements = { 203.0.113.9 . 80 : jump refuse }; }
+    map some { type ipv4_addr : verdict; elements = { 203.0.113.9 : drop, 203.0.113.8 : accept }; }
+    map tools { type ipv4_addr : verdict; elements = { 203.0.113.9 : jump tool, 203.0.113.8 : jump mixed }; }
+    map every { type ipv4_addr : verdict; elements = { 203.0.113.9 : drop, * : drop }; }
     chain f2b-sshd { ip saddr 203.0.113.9 drop; }
     chain tool { ip daddr 192.168.122.10 drop; }
     chain refuse { limit rate 3/minute log; tcp dport 22 return; meta l4proto tcp reject; drop; }
     chain mixed { tcp dport 22 accept; drop; }
+    chain black { ip saddr 203.0.113.9 drop; ip saddr vmap @bans; }
+    chain nested { tcp dport 80 jump black; goto f2b-sshd; }
     chain forward { type filter hook forward priority 0; }
 }
 """
@@ -68,10 +79,12 @@ def _native(runner: SystemRunner) -> Iterator[Chain]:
 def _iptables(program: str, keep: Callable[[], Outcome]) -> Iterator[Chain]:
     run(["ipset", "create", "bad", "hash:ip"])
     run(["ipset", "add", "bad", "203.0.113.9"])
-    for chain in ("f2b-sshd", "tool", "LOGGING", "BLOCK", "MIXED"):
+    for chain in ("f2b-sshd", "tool", "LOGGING", "BLOCK", "MIXED", "BLACK", "NESTED"):
         run([program, "-w", "-N", chain])
     run([program, "-w", "-A", "f2b-sshd", "-s", "203.0.113.9", "-j", "DROP"])
     run([program, "-w", "-A", "tool", "-d", "192.168.122.10", "-j", "DROP"])
+    for rule in ("BLACK -s 203.0.113.9 -j DROP", "BLACK -s 203.0.113.8 -j BLOCK", "NESTED -p tcp -g BLACK"):
+        run([program, "-w", "-A", *rule.split()])
     for rule in ("BLOCK -j LOG", "BLOCK -p tcp -j REJECT", "BLOCK -j DROP", "MIXED -j ACCEPT", "MIXED -j DROP"):
         run([program, "-w", "-A", *rule.split()])
     run([program, "-w", "-A", "LOGGING", "-m", "limit", "--limit", "3/min", "-j", "LOG"])
@@ -116,6 +129,8 @@ XT_BANS = [
     "-m conntrack --ctorigsrc 203.0.113.9 -j DROP",
     "-s 203.0.113.9 -j BLOCK",
     "-m set --match-set bad src -g BLOCK",
+    "-j BLACK",
+    "-i eth0 -p tcp -j NESTED",
 ]
 XT_OTHERS = [
     "-j DROP",
@@ -137,7 +152,6 @@ XT_OTHERS = [
     "-j BLOCK",
     "-s 203.0.113.9 -j MIXED",
     "! -s 203.0.113.9 -g BLOCK",
-    "-g f2b-sshd",
     "-j LOG",
 ]
 NFT_BANS = [
@@ -151,6 +165,11 @@ NFT_BANS = [
     "tcp dport 22 jump f2b-sshd",
     "ip saddr @bad jump refuse",
     "ip saddr 203.0.113.9 goto refuse",
+    "ip saddr vmap @bans",
+    "ip saddr vmap @none",
+    "ip saddr . tcp dport vmap @ports",
+    "jump black",
+    'iifname "eth0" jump nested',
 ]
 NFT_OTHERS = [
     "drop",
@@ -166,7 +185,10 @@ NFT_OTHERS = [
     "jump refuse",
     "ip saddr @bad jump mixed",
     "ip saddr != @bad goto refuse",
-    "goto f2b-sshd",
+    "ip saddr vmap @some",
+    "ip saddr vmap @tools",
+    "ip saddr vmap @every",
+    "ip daddr vmap @bans",
     "counter",
 ]
 
@@ -219,6 +241,36 @@ def test_another_rule_does_not_stay_ahead_in_nftables(native: Chain, other: str)
     native.append("drop")
     native.keep()
     outranked(native, NFT_BANS[0], other)
+
+
+@pytest.mark.parametrize("rule", ["-g f2b-sshd", "-g BLACK"])
+def test_a_goto_stays_ahead_in_iptables_while_the_policy_accepts(xtables: Chain, rule: str) -> None:
+    xtables.append("-j DROP")
+    xtables.keep()
+    holds(xtables, rule)
+
+
+def test_a_goto_stays_ahead_in_nftables_while_the_policy_accepts(native: Chain, runner: SystemRunner) -> None:
+    native.append("drop")
+    native.keep()
+    holds(native, "goto f2b-sshd")
+    runner.run("nft", "-f", "-", stdin=f"chain {NATIVE} {{ policy drop; }}\n")
+    (change,) = native.keep().gates
+    assert change.fault == "another rule was ahead of it"
+    assert native.order()[0] == "GATE"
+
+
+def test_a_map_is_judged_by_what_is_in_it_now(native: Chain, runner: SystemRunner) -> None:
+    native.append("drop")
+    native.keep()
+    holds(native, "ip saddr vmap @bans")
+    element = "element inet theirs bans { 192.0.2.0/24 : accept }"
+    runner.run("nft", "-f", "-", stdin=f"add {element}\n")
+    assert native.keep().changed
+    assert native.order()[0] == "GATE"
+    runner.run("nft", "-f", "-", stdin=f"delete {element}\n")
+    assert native.keep().changed
+    assert native.order()[1] == "GATE"
 
 
 def test_a_gate_comes_behind_the_bans_that_are_there(xtables: Chain) -> None:

@@ -5,12 +5,13 @@ from ipaddress import IPv4Address, ip_address, ip_network
 
 import pytest
 
-from fwdaemon.core.bans import BEHIND, Kind, are_named, between, place
+from fwdaemon.core.bans import BEHIND, End, Judge, Kind, Rule, RulesOf, Verdict, are_named, between, not_listed, place
 from fwdaemon.core.types import Family, Gate
+from fwdaemon.kernel.netlink import Message, attribute
 from fwdaemon.legacy import info
 from fwdaemon.nftables import bans
-from fwdaemon.nftables.bans import Known, gives_no_verdict, kind_of_iptables, only_refuses, suspects
-from fwdaemon.nftables.gates import GateState, gate_script, iptables_suspects, read_iptables, read_native
+from fwdaemon.nftables.existing import read_ends
+from fwdaemon.nftables.gates import GateState, gate_script, read_iptables, read_native
 
 LABEL = 25
 SPELLED = frozenset({25})
@@ -18,6 +19,16 @@ FORWARD = Gate("ip", "filter", "FORWARD")
 NATIVE = Gate("inet", "filter", "forward")
 BAN, IDLE, DECIDES = Kind.BAN, Kind.IDLE, Kind.DECIDES
 OURS = '-m connlabel --label "25" -m comment --comment kvm-portfwd -j ACCEPT'
+
+
+def chains(**rules: str) -> RulesOf:
+    """List chains of iptables, each of rules that end with a semicolon."""
+    found = {name: [f"-A {name} {rule.strip()}" for rule in text.split(";")[:-1]] for name, text in rules.items()}
+    return lambda name: bans.read_listing("\n".join([f"-N {name}", *found[name]]) if name in found else "")
+
+
+def judged(rule: str, rules_of: RulesOf = not_listed, *, accepts: bool = False) -> Kind:
+    return Judge(BEHIND, rules_of).kind(bans.read_iptables(rule), accepts=accepts)
 
 
 @pytest.mark.parametrize(
@@ -43,7 +54,7 @@ OURS = '-m connlabel --label "25" -m comment --comment kvm-portfwd -j ACCEPT'
     ],
 )
 def test_a_refusal_of_named_sources_is_a_ban(rule: str) -> None:
-    assert kind_of_iptables(rule, BEHIND) is BAN
+    assert judged(rule) is BAN
 
 
 @pytest.mark.parametrize(
@@ -79,7 +90,7 @@ def test_a_refusal_of_named_sources_is_a_ban(rule: str) -> None:
     ],
 )
 def test_a_rule_that_decides_anything_else_is_none(rule: str) -> None:
-    assert kind_of_iptables(rule, BEHIND) is DECIDES
+    assert judged(rule) is DECIDES
 
 
 @pytest.mark.parametrize(
@@ -88,12 +99,13 @@ def test_a_rule_that_decides_anything_else_is_none(rule: str) -> None:
 )
 def test_countries_are_sources_in_the_legacy_tables_too(flags: int, target: str, expected: Kind) -> None:
     entry = info.Entry(bytes(84), ((b"geoip", 1, bytes([flags, 1, *b"CN", *bytes(60)])),), target)
-    assert info.kind(Family.IPV4, entry, BEHIND) is expected
+    assert Judge(BEHIND).kind(info.read_rule(Family.IPV4, entry)) is expected
 
 
 @pytest.mark.parametrize("rule", ["-s 203.0.113.9/32", "-j LOG --log-prefix x", "-j ufw-before-logging-forward"])
 def test_a_rule_without_a_verdict_decides_nothing(rule: str) -> None:
-    assert kind_of_iptables(rule, BEHIND, Known({"ufw-before-logging-forward"})) is IDLE
+    rules_of = chains(**{"ufw-before-logging-forward": "-j LOG; -j RETURN;"})
+    assert judged(rule, rules_of) is IDLE
 
 
 @pytest.mark.parametrize(
@@ -111,16 +123,18 @@ def test_what_stays_ahead_ends_with_the_last_ban_before_a_decision(kinds: list[K
     assert place(kinds) == staying
 
 
-def test_only_chains_ahead_of_a_ban_are_worth_a_look() -> None:
-    ufw = ["-j LOGGING", "-j LOG", "-j ufw-before-forward", "-j ufw-after-forward"]
-    assert suspects(ufw, BEHIND) == ["LOGGING"]
-    assert suspects(ufw[:2], BEHIND) == []
-    assert suspects([*ufw[:3], "-j DROP", "-j MORE", ufw[2]], BEHIND) == ["LOGGING"]
-    assert suspects(["-j LOGGING", "-j DROP", "-j MORE", *ufw], BEHIND) == []
-    assert suspects(["-g LOGGING", *ufw], BEHIND) == []
-    assert suspects(["-j MORE", "-s 203.0.113.9/32 -j BLOCK", "-m set --match-set bad src -g B", "-g X"], BEHIND) == [
-        *("MORE", "BLOCK", "B"),
-    ]
+CHAINS = {
+    "BLOCK": "-j LOG; -p tcp -j REJECT --reject-with tcp-reset; -p tcp -m tcp --dport 22 -j RETURN; -j DROP;",
+    "BLACK": "-s 203.0.113.9/32 -j DROP; -m set --match-set bad src -j BLOCK; -j LOGGING; -j DOCKER-USER;",
+    "NESTED": "-p tcp -j BLACK; -g BLACK;",
+    "LOGGING": "-m limit --limit 3/min -j LOG; -j RETURN;",
+    "EMPTY": "",
+    "MIXED": "-s 203.0.113.9/32 -j DROP; -p tcp -m tcp --dport 22 -j ACCEPT;",
+    "SOME": "-s 203.0.113.9/32 -j DROP; -j DROP;",
+    "ROUND": "-j ROUND;",
+    "AWAY": "-j ELSEWHERE;",
+    "LIBVIRT_FWX": "-s 203.0.113.9/32 -j DROP;",
+}
 
 
 @pytest.mark.parametrize(
@@ -128,43 +142,58 @@ def test_only_chains_ahead_of_a_ban_are_worth_a_look() -> None:
     [
         ("-s 203.0.113.9/32 -j BLOCK", BAN),
         ("-m set --match-set bad src -g BLOCK", BAN),
+        ("-s 203.0.113.9/32 -j SOME", BAN),
         ("-s 203.0.113.9/32 -j OTHER", DECIDES),
         ("-p tcp -j BLOCK", DECIDES),
         ("! -s 203.0.113.9/32 -g BLOCK", DECIDES),
+        ("-j BLACK", BAN),
+        ("-i eth0 -j BLACK", BAN),
+        ("-g BLACK", DECIDES),
+        ("-j NESTED", BAN),
+        ("-s 203.0.113.9/32 -j NESTED", BAN),
+        ("-j LOGGING", IDLE),
+        ("-g LOGGING", DECIDES),
+        ("-j EMPTY", IDLE),
+        ("-j MIXED", DECIDES),
+        ("-s 203.0.113.9/32 -j MIXED", DECIDES),
+        ("-j SOME", DECIDES),
+        ("-j ROUND", DECIDES),
+        ("-j AWAY", DECIDES),
+        ("-j LIBVIRT_FWX", DECIDES),
+        ("-j RETURN", DECIDES),
     ],
 )
 def test_a_chain_may_refuse_in_place_of_a_rule(rule: str, expected: Kind) -> None:
-    assert kind_of_iptables(rule, BEHIND, Known(refusing={"BLOCK"})) is expected
+    assert judged(rule, chains(**CHAINS)) is expected
 
 
 @pytest.mark.parametrize(
-    ("rules", "refuses"),
+    ("rule", "expected"),
     [
-        (["-A X -j LOG", "-A X -p tcp -j REJECT --reject-with tcp-reset", "-A X -j DROP"], True),
-        (["-A X -p tcp -m tcp --dport 22 -j RETURN", "-A X -j DROP"], True),
-        (["-N X"], False),
-        (["-A X -j LOG"], False),
-        (["-A X -p tcp -m tcp --dport 22 -j ACCEPT", "-A X -j DROP"], False),
-        (["-A X -j Y", "-A X -j DROP"], False),
+        ("-g DOCKER-USER", BAN),
+        ("-g BLACK", BAN),
+        ("-g LOGGING", IDLE),
+        ("-g MIXED", DECIDES),
+        ("-g SOME", DECIDES),
+        ("-s 203.0.113.77/32 -j RETURN", IDLE),
+        ("-j DROP", DECIDES),
     ],
 )
-def test_a_chain_that_only_refuses_is_known(rules: list[str], *, refuses: bool) -> None:
-    assert only_refuses("\n".join(rules)) is refuses
+def test_what_comes_back_to_a_policy_that_accepts_needs_no_gate(rule: str, expected: Kind) -> None:
+    assert judged(rule, chains(**CHAINS), accepts=True) is expected
 
 
-@pytest.mark.parametrize(
-    ("rules", "harmless"),
-    [
-        (["-N X"], True),
-        (['-A X -m limit --limit 3/min -j LOG --log-prefix "[UFW BLOCK] "', "-A X -j RETURN"], True),
-        (["-A X"], True),
-        (["-A X -s 203.0.113.9/32 -j ACCEPT"], False),
-        (["-A X -j Y"], False),
-        (["-A X -g Y"], False),
-    ],
-)
-def test_a_chain_that_only_logs_gives_no_verdict(rules: list[str], *, harmless: bool) -> None:
-    assert gives_no_verdict("\n".join(rules)) is harmless
+def test_each_chain_is_looked_at_once_and_no_more_than_a_few() -> None:
+    asked: list[str] = []
+
+    def rules_of(name: str) -> list[Rule]:
+        asked.append(name)
+        return [Rule((End(Verdict.NONE),))]
+
+    judge = Judge(BEHIND, rules_of)
+    kinds = [judge.kind(bans.read_iptables(f"-j C{number}")) for number in (*range(20), 0)]
+    assert asked == [f"C{number}" for number in range(16)]
+    assert kinds == [IDLE] * 16 + [DECIDES] * 4 + [IDLE]
 
 
 # --- nft --------------------------------------------------------------------------------------------------------------
@@ -235,7 +264,53 @@ DECISIONS: list[list[object]] = [
     ids=json.dumps,
 )
 def test_rules_of_nft_are_judged_alike(expression: list[object], expected: Kind) -> None:
-    assert bans.kind_of_native(expression, BEHIND) is expected
+    assert Judge(BEHIND).kind(bans.read_native(expression)) is expected
+
+
+REFUSES, LEADS = End(Verdict.REFUSES), End(Verdict.LEADS, "BLACK")
+
+
+@pytest.mark.parametrize(
+    ("key", "ends", "expected"),
+    [
+        (SOURCE, [REFUSES], BAN),
+        (SOURCE, [], BAN),
+        (SOURCE, [REFUSES, LEADS], BAN),
+        ({"concat": [SOURCE, PORT]}, [REFUSES], BAN),
+        (CARD, [REFUSES], BAN),
+        (SOURCE, [REFUSES, End(Verdict.DECIDES)], DECIDES),
+        (SOURCE, [End(Verdict.LEADS, "MIXED")], DECIDES),
+        (SOURCE, None, DECIDES),
+        (PORT, [REFUSES], DECIDES),
+        (PORT, [LEADS], BAN),
+        (PORT, [], IDLE),
+    ],
+)
+def test_a_named_map_is_judged_by_its_elements(key: object, ends: list[End] | None, expected: Kind) -> None:
+    expression = [{"counter": {}}, {"vmap": {"key": key, "data": "@bans"}}]
+    read = bans.read_native(expression, {"bans": ends}.get)
+    assert Judge(BEHIND, chains(**CHAINS)).kind(read) is expected
+
+
+def _element(code: int, chain: str = "", flags: int = 0) -> bytes:
+    named = attribute(2, f"{chain}\0".encode()) if chain else b""
+    verdict = attribute(2, attribute(1, code.to_bytes(4, signed=True)) + named)
+    return attribute(1, attribute(2, verdict) + attribute(3, flags.to_bytes(4)))
+
+
+def test_elements_of_a_map_are_read_as_the_kernel_lists_them() -> None:
+    end_of_interval = attribute(1, attribute(3, (1).to_bytes(4)))
+    elements = [_element(0), end_of_interval, _element(-3, "BLOCK"), _element(-4, "B"), _element(-1), _element(1)]
+    body = bytes([2, 0, 0, 0]) + attribute(1, b"t\0") + attribute(2, b"m\0") + attribute(3, b"".join(elements))
+    assert list(read_ends(Message(0, 0, 0, 0, body))) == [
+        REFUSES,
+        End(Verdict.LEADS, "BLOCK"),
+        End(Verdict.LEADS, "B", comes_back=False),
+        End(Verdict.NONE),
+        End(Verdict.DECIDES),
+    ]
+    whole = bytes([2, 0, 0, 0]) + attribute(3, _element(0, flags=2))
+    assert End(Verdict.DECIDES) in read_ends(Message(0, 0, 0, 0, whole))
 
 
 def test_named_sources_are_not_all_of_a_family() -> None:
@@ -250,8 +325,8 @@ def test_named_sources_are_not_all_of_a_family() -> None:
 # --- where a gate belongs ---------------------------------------------------------------------------------------------
 
 
-def iptables(*rules: str, idle: tuple[str, ...] = ()) -> GateState:
-    return read_iptables(FORWARD, _saved(rules), SPELLED, BEHIND, Known(idle))
+def iptables(*rules: str, rules_of: RulesOf = not_listed) -> GateState:
+    return read_iptables(FORWARD, _saved(rules), SPELLED, BEHIND, rules_of)
 
 
 def _saved(rules: tuple[str, ...]) -> str:
@@ -283,8 +358,8 @@ def test_a_gate_of_iptables_goes_behind_the_bans() -> None:
 
 def test_ufws_chain_for_its_log_does_not_keep_its_bans_from_holding() -> None:
     rules = ("-j ufw-before-logging-forward", "-j ufw-before-forward", "-j ufw-after-forward")
-    assert iptables_suspects(_saved(rules), BEHIND) == ["ufw-before-logging-forward"]
-    assert iptables(*rules, idle=("ufw-before-logging-forward",)).staying == rules[:2]
+    rules_of = chains(**{"ufw-before-logging-forward": "-j LOG;", "ufw-after-forward": "-j ACCEPT;"})
+    assert iptables(*rules, rules_of=rules_of).staying == rules[:2]
     assert iptables(*rules).staying == ()
 
 
