@@ -44,6 +44,7 @@ class Delivery:
         device = self.device = route.device or target.bridge
         if device is None:
             return
+        yield from self._ruled_away(target, device)
         end = remedies.End(target.address, target.number)
         packets = frozenset(replace(packet, goes_out=device) for packet in self._led(target, label))
         if not self._ground.arrival.from_host:
@@ -87,6 +88,19 @@ class Delivery:
         if route.device is not None and route.device == (bridge or route.device) and not route.local:
             return route, fine("route", f"{target.address} is reached through {shown(route.device)}")
         return route, self._astray(target, route)
+
+    def _ruled_away(self, target: Target, device: str) -> Iterator[Step]:
+        """Judge rules of policy routing that lead the question or the answer nowhere, as administrators ban by."""
+        arrival, client = self._ground.arrival, self._ground.arrival.stand_in
+        if arrival.from_host:
+            return
+        ways = ((client, target.address, arrival.came_in), (target.address, client, device))
+        for source, to, came_in in ways:
+            rule = self._ground.world.route(to, source, came_in).rule
+            if rule:
+                text = f"nothing goes from {source} to {to}, by the rule of policy routing {rule}"
+                yield wrong("policy routing", text, Cause.ON_PURPOSE, remedies.ruled_away(rule, source, to))
+                return
 
     def _astray(self, target: Target, route: RouteAnswer) -> Step:
         where = "to no interface at all" if route.device is None else f"to {shown(route.device)}"

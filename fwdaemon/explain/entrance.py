@@ -340,11 +340,15 @@ class Entrance:
         return self._entering.passages if self._entering is not None else ()
 
     def _kept_away(self) -> Iterator[Step]:
-        """Judge a route that leads a client's answers nowhere, as fail2ban and administrators ban by."""
+        """Judge what leads a client's answers nowhere, as fail2ban and administrators ban by: a route, or a rule."""
         client = self._ground.arrival.source
         if client is None or self._ground.arrival.from_host:
             return
         route = self._ground.world.route(client)
+        if route.rule:
+            text = f"nothing goes back to {client}, by the rule of policy routing {route.rule}"
+            remedy = remedies.ruled_away(route.rule, self._ground.arrival.address, client)
+            yield wrong("way back", text, Cause.ON_PURPOSE, remedy)
         if route.kind and route.subnet is not None and route.subnet.prefixlen:
             text = f"nothing goes back to {client}, by the route {route.kind} {route.subnet}"
             yield wrong("way back", text, Cause.ON_PURPOSE, remedies.kept_away(client, route))

@@ -19,6 +19,7 @@ class RouteAnswer:
 
     `device` is `None` where there is no way. `local` says that it is the host itself. `subnet` is the destination of
     the route that decides, and `table` where that stands; `kind` is the word of ip-route(8) for one that leads nowhere.
+    `rule` is one of policy routing that does so, as ip-rule(8) writes it.
     """
 
     device: str | None
@@ -27,6 +28,7 @@ class RouteAnswer:
     subnet: Subnet | None = None
     table: int = MAIN_TABLE
     kind: str = ""
+    rule: str = ""
 
 
 class GuestAnswer(StrEnum):

@@ -14,7 +14,7 @@ from typing import Any, Final
 from fwdaemon.config.names import NFT_NAME
 from fwdaemon.core.inventory import HostAddress
 from fwdaemon.core.text import shown
-from fwdaemon.core.types import Address, Family, Listener
+from fwdaemon.core.types import Address, Family, Listener, Subnet
 from fwdaemon.errors import KernelError, PortfwdError, ProcessError
 from fwdaemon.explain.facts import MAIN_TABLE, FarAnswer, GuestAnswer, RouteAnswer
 from fwdaemon.explain.far_probe import ask_from_afar
@@ -36,6 +36,12 @@ _TELL_ROUTE: Final = 0x2000 | 0x1000
 _RTN_LOCAL: Final = 2
 # RTN_BLACKHOLE and its like, linux/rtnetlink.h, as ip-route(8) calls them.
 _DEAD_ENDS: Final = {6: "blackhole", 7: "unreachable", 8: "prohibit"}
+# FIB_RULE_INVERT of linux/fib_rules.h, where the actions have the same numbers; and what is not asked about there.
+_INVERTED: Final = 0x2
+_OTHER_SELECTORS: Final = tuple(
+    f"FRA_{name}" for name in ("OIFNAME", "FWMARK", "L3MDEV", "UID_RANGE", "IP_PROTO", "SPORT_RANGE", "DPORT_RANGE")
+)
+_LOOPBACK: Final = "lo"
 _INNER: Final = frozenset({"veth", "dummy", "ifb"})
 _PATIENCE_S: Final = 2.0
 _DISCARD: Final = 9  # RFC 863
@@ -83,7 +89,9 @@ class Kernel:
             try:
                 answers = list(rtnetlink.route("get", **asked))
             except NetlinkError:  # the ways to say that there is no way are many
-                return _dead_end(rtnetlink.get_routes(family=Family.of(to).domain), to)
+                domain = Family.of(to).domain
+                rule = _dead_rule(rtnetlink.get_rules(family=domain), to, source, came_in or _LOOPBACK)
+                return RouteAnswer(None, rule=rule) if rule else _dead_end(rtnetlink.get_routes(family=domain), to)
         return _route_answer(answers[0], names, to)
 
     def gateway_on(self, device: str, family: Family) -> Address | None:
@@ -246,6 +254,35 @@ def _dead_end(messages: Iterable[Any], to: Address) -> RouteAnswer:
     found = (_route_answer(message, {}, to) for message in messages if message["type"] in _DEAD_ENDS)
     covering = [answer for answer in found if answer.subnet is not None and to in answer.subnet]
     return max(covering, key=lambda answer: answer.subnet.prefixlen if answer.subnet else 0, default=RouteAnswer(None))
+
+
+def _dead_rule(messages: Iterable[Any], to: Address, source: Address | None, came_in: str) -> str:
+    """Give the first rule of policy routing that leads such a packet nowhere, if there is one; it has no mark."""
+    leading = (message for message in messages if message["action"] in _DEAD_ENDS)
+    ordered = sorted(leading, key=lambda message: message.get_attr("FRA_PRIORITY") or 0)
+    found = (message for message in ordered if _selects(message, to, source, came_in))
+    return next((_shown_rule(message) for message in found), "")
+
+
+def _selects(message: Any, to: Address, source: Address | None, came_in: str) -> bool:
+    """Whether a rule selects a packet; one that does so by negation, or by more than this, is not understood."""
+    if message["flags"] & _INVERTED or any(message.get_attr(name) for name in _OTHER_SELECTORS):
+        return False
+    there, here = (_selected(message, end) for end in ("dst", "src"))
+    device = message.get_attr("FRA_IIFNAME")
+    return (there is None or to in there) and (here is None or source in here) and device in (None, came_in)
+
+
+def _selected(message: Any, end: str) -> Subnet | None:
+    address = message.get_attr(f"FRA_{end.upper()}")
+    return None if address is None else ip_network(f"{address}/{message[f'{end}_len']}", strict=False)
+
+
+def _shown_rule(message: Any) -> str:
+    """Write a rule as ip-rule(8) does."""
+    source, destination, device = _selected(message, "src"), _selected(message, "dst"), message.get_attr("FRA_IIFNAME")
+    to, by = f" to {destination}" if destination else "", f" iif {device}" if device else ""
+    return shown(f"from {source or 'all'}{to}{by} {_DEAD_ENDS[message['action']]}")
 
 
 def _is_daemon(process: Path) -> bool:

@@ -296,6 +296,11 @@ def kept_away(client: Address, route: RouteAnswer) -> str:
     return f"This is on purpose: the route {route.kind} {route.subnet} of this host lets nothing go to {client}."
 
 
+def ruled_away(rule: str, source: Address, to: Address) -> str:
+    """Tell that nothing goes from one address to another on purpose, by a rule of policy routing."""
+    return f"This is on purpose: the rule of policy routing {rule} lets nothing go from {source} to {to}."
+
+
 def except_from(chain: BaseChain, end: End, protocol: Protocol) -> str:
     """Tell how to have a chain leave a connection alone, by a rule at its head."""
     return _exception(chain, end, protocol, _AT_HEAD)

@@ -223,6 +223,29 @@ def test_explain_opens_nothing_that_is_refused_by_a_mark(scene: Scene, name: str
         scene.host.run("nft", "delete", "table", "inet", "geo")
 
 
+@pytest.mark.parametrize(
+    "rule",
+    [
+        f"from {CLIENT4} blackhole",
+        f"from {CLIENT4} iif eth0 prohibit",
+        f"from all to {CLIENT4} unreachable",
+        f"from all to {CLIENT4} iif virbr0 prohibit",
+    ],
+)
+def test_explain_names_a_rule_of_policy_routing_that_bans(scene: Scene, rule: str) -> None:
+    scene.daemon(WEB)
+    scene.answers(lambda: scene.host.outside.fetch(URL), f"web {CLIENT4}")
+    scene.host.run("ip", "rule", "add", *rule.split())
+    try:
+        assert not scene.host.outside.fetch(URL).answered
+        report = explained(scene, CLIENT4)
+        assert (report["cause"], report["commands"]) == ("refused-on-purpose", [])
+        assert rule.rsplit(" ", 1)[1] in report["sentence"]
+        assert report["sentence"].startswith("This is on purpose: the rule of policy routing ")
+    finally:
+        scene.host.run("ip", "rule", "del", *rule.split())
+
+
 @pytest.mark.parametrize("kind", ["blackhole", "unreachable"])
 def test_explain_leads_no_way_around_a_route_that_bans(scene: Scene, kind: str) -> None:
     scene.daemon(WEB)

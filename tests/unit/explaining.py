@@ -69,6 +69,8 @@ class PlainHost:
 
     held: Sequence[HostAddress] = ()
     routes: Mapping[str, RouteAnswer] = field(default_factory=dict)
+    # Rules of policy routing that lead nowhere what comes in somewhere for an address.
+    dead_ends: Mapping[tuple[str, str | None], str] = field(default_factory=dict)
     rules: Sequence[BaseChain] = ()
     settings: Mapping[str, str] = field(default_factory=dict)
     sockets: Sequence[Listener] = ()
@@ -88,7 +90,9 @@ class PlainHost:
         return self.held
 
     def route(self, to: Address, source: Address | None = None, came_in: str | None = None) -> RouteAnswer:
-        del source, came_in
+        del source
+        if (str(to), came_in) in self.dead_ends:
+            return RouteAnswer(None, rule=self.dead_ends[str(to), came_in])
         if str(to) in self.routes:
             return self.routes[str(to)]
         for own in self.held:

@@ -184,6 +184,24 @@ def test_a_route_that_bans_a_client_is_not_led_around(kind: str, rp_filter: str)
     assert told(source=OTHER, world=world).works
 
 
+@pytest.mark.parametrize(
+    ("way", "said"),
+    [
+        ((BANNED, None), f"from 198.51.100.1 to {BANNED}"),
+        (("192.168.122.10", "eth0"), f"from {BANNED} to 192.168.122.10"),
+        ((BANNED, "virbr0"), f"from 192.168.122.10 to {BANNED}"),
+    ],
+)
+def test_a_rule_of_policy_routing_that_bans_a_client_is_named(way: tuple[str, str | None], said: str) -> None:
+    settings = {**SETTINGS, "net.ipv4.conf.all.rp_filter": "1"}
+    report = told(source=BANNED, world=host(dead_ends={way: "from all prohibit"}, settings=settings))
+    assert cause(report) is Cause.ON_PURPOSE
+    assert report.sentence == (
+        f"This is on purpose: the rule of policy routing from all prohibit lets nothing go {said}."
+    )
+    assert report.commands == []
+
+
 def marking(value: object, key: str = "ct") -> dict[str, Any]:
     return {"mangle": {"key": {key: {"key": "mark"}}, "value": value}}
 
