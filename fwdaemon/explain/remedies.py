@@ -260,7 +260,9 @@ def share_table(chain: BaseChain, gates: Sequence[Gate], main: str) -> str:
         return f"Have the program that owns table {shown(chain.table)} let our connections through, or share the table."
     written = ", ".join(f'"{item}"' for item in [*gates, gate])
     gated = "" if gate in gates else f"Write gates = [{written}] under [daemon] in {main}. "
-    edit = command(f"sed -i s/^NftablesTableOwner=.*/NftablesTableOwner=no/ {_FIREWALLD}")
+    # An older file has no such line, and of two the first one counts.
+    lines = shlex.join(["sed", "-i", "-e", "1iNftablesTableOwner=no", "-e", "/^[[:blank:]]*NftablesTableOwner *=/d"])
+    edit = command(f"{lines} {_FIREWALLD}")
     restart = command("systemctl restart firewalld")
     return f"{gated}Have firewalld share its table: {edit}, {restart}; and {RELOAD}."
 

@@ -1,7 +1,9 @@
 """The walk through rules of others, on hosts made up of plain data."""
 
 import json
+import shlex
 from dataclasses import replace
+from pathlib import Path
 from typing import Final
 
 import pytest
@@ -10,6 +12,7 @@ from fwdaemon.explain.facts import GuestAnswer
 from fwdaemon.explain.report import Cause, Standing
 from fwdaemon.rulesets.nft_listing import base_chains
 from fwdaemon.rulesets.packet import BaseChain
+from tests.lab.command import run
 from tests.unit.explaining import native, own
 from tests.unit.story_scene import DPORT, FORWARD, GATE, HELD, cause, forward_chain, host, ours, told
 
@@ -139,6 +142,26 @@ def test_a_table_that_takes_rules_of_its_owner_only(table: str, gates: str, sent
     assert cause(report) is Cause.REFUSED
     assert report.sentence.startswith(sentence)
     assert [command.split()[0] for command in report.commands] == commands
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("# x\nNftablesTableOwner=yes\nIPv6_rpfilter=yes\n", "# x\nIPv6_rpfilter=yes\n"),
+        ("NftablesTableOwner=yes\n", ""),
+        (" NftablesTableOwner = yes\nNftablesTableOwner=no\n# x\n", "# x\n"),
+        ("DefaultZone=public\n", "DefaultZone=public\n"),
+        ("# NftablesTableOwner=yes\nDefaultZone=public", "# NftablesTableOwner=yes\nDefaultZone=public"),
+    ],
+)
+def test_firewalld_shares_its_table_whatever_its_file_says(before: str, after: str, tmp_path: Path) -> None:
+    refusing = replace(forward_chain(policy="drop"), table="firewalld", owned=True)
+    edit = shlex.split(told(world=host(rules=[*ours(), refusing])).commands[0])
+    assert edit.pop() == "/etc/firewalld/firewalld.conf"
+    file = tmp_path / "firewalld.conf"
+    file.write_text(before)
+    run([*edit, str(file)])
+    assert file.read_text() == f"NftablesTableOwner=no\n{after}"
 
 
 def test_an_owned_table_is_read_as_one() -> None:
