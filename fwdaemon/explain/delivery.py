@@ -358,7 +358,11 @@ class WayOut:
         are, they, them = ("are no uplinks", "they lead", "them") if len(found) > 1 else _IS_ONE
         text = f"{links} {are}: what guests open to {them} {_UNDER_ANOTHER}"
         remedy = None if self.chosen else remedies.name_uplinks(self.uplinks, found, self.main)
-        return fine(_OUT, f"{text}; where {they} out, {remedy}" if remedy else text)
+        if not remedy:
+            return fine(_OUT, text)
+        hint = f"where {they} out, {remedy}"
+        aside = f"{links} {are}: {hint}, and {RELOAD}" if self.arrival.source is None else ""
+        return Step(_OUT, Standing.FINE, f"{text}; {hint}", remedy=aside)
 
     def _may_lead_out(self, own: HostAddress) -> bool:
         address, device = own.address, own.device

@@ -80,7 +80,7 @@ class Cause(StrEnum):
 class Step:
     """One step of the packet. `cause` and `remedy`, what to do in one sentence, are there where it is wrong.
 
-    `passage` is there for a base chain.
+    Of one that is fine, `remedy` is what may be better, in half a sentence. `passage` is there for a base chain.
     """
 
     name: str
@@ -132,10 +132,11 @@ class Report:
         if self.failure is not None:
             return self.failure.remedy
         doubts = [step for step in self.steps if step.standing is Standing.UNKNOWN]
+        aside = "".join(f"; {step.remedy}" for step in self.steps if step.remedy and step.standing is Standing.FINE)
         if not doubts:
-            return f"It works: {self.success}."
+            return f"It works: {self.success}{aside}."
         remedy = next((step.remedy for step in doubts if step.remedy), "see the lines above")
-        return f"As far as can be told it works: {self.success}; but {remedy}."
+        return f"As far as can be told it works: {self.success}; but {remedy}{aside}."
 
 
 def fine(name: str, text: str) -> Step:

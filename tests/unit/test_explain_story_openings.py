@@ -67,6 +67,15 @@ def test_the_remedy_of_a_link_that_is_no_uplink_makes_it_one() -> None:
         assert "zt0" not in " ".join(step.text for step in ways_out(followed))
 
 
+def test_who_asks_for_no_client_is_told_of_other_links_in_the_last_sentence() -> None:
+    assert beside_links().sentence.endswith(
+        '; zt0 (10.147.17.0/24) is no uplink: where it leads out, write uplinks = ["eth0", "zt0"] under [daemon] in'
+        " /etc/portfwd.toml, and run `kvm-portfwd reload`."
+    )
+    for report in (beside_links(source="203.0.113.9"), beside_links(uplinks='[daemon]\nuplinks = ["eth0"]\n')):
+        assert "uplink" not in report.sentence
+
+
 def test_what_uplinks_leave_out_on_purpose_is_told_without_a_remedy() -> None:
     (step,) = ways_out(beside_links(uplinks='[daemon]\nuplinks = ["eth0"]\n'))
     assert step.text.startswith("zt0 (10.147.17.0/24) is no uplink")
