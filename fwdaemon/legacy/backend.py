@@ -2,11 +2,8 @@
 
 import logging
 import time
-from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import reduce
-from ipaddress import ip_address
 from itertools import chain
 from typing import Final
 
@@ -35,66 +32,14 @@ from fwdaemon.legacy.model import CONFINED, FWD, OWN_CHAINS, Head, ObservedTable
 from fwdaemon.legacy.monitor import LegacyMonitor
 from fwdaemon.legacy.ruleset import Plan, Tables, links, tables, uplinks_named
 from fwdaemon.legacy.translation import Counter, counting_rules, packets
-from fwdaemon.resolve.flows import Flow
-
-# Connections that were ended, as far as their guests are to be refused. Pure.
-#
-# A rule for each is no use where thousands end: each commit writes the whole table. So where many end at one port of a
-# guest, everything it still sends from there is refused that would begin a connection.
-
-# How many connections of one port have rules of their own.
-_ALONE = 32
-_ANYWHERE = {Family.IPV4: ip_address("0.0.0.0"), Family.IPV6: ip_address("::")}  # noqa: S104  nothing binds to these
-
-
-class Ended:
-    """What is refused, and until when, by one monotonic clock."""
-
-    def __init__(self) -> None:
-        self._until: dict[Flow, float] = {}
-        self._alone: defaultdict[Flow, set[Flow]] = defaultdict(set)
-
-    @property
-    def flows(self) -> tuple[Flow, ...]:
-        """What is refused now; one to anywhere stands for all of its guest's port."""
-        return tuple(self._until)
-
-    def add(self, flows: Iterable[Flow], until: float) -> bool:
-        """Remember these, and tell whether anything is refused that was not before."""
-        known = set(self._until)
-        for flow in flows:
-            self._add(flow, until)
-        return not known.issuperset(self._until)
-
-    def forget(self, now: float) -> bool:
-        """Forget what has been refused for long enough, and tell whether that was anything."""
-        over = [flow for flow, until in self._until.items() if until <= now]
-        for flow in over:
-            del self._until[flow]
-            self._alone[to_anywhere(flow)].discard(flow)
-        return bool(over)
-
-    def _add(self, flow: Flow, until: float) -> None:
-        everybody = to_anywhere(flow)
-        if everybody in self._until:
-            self._until[everybody] = until
-            return
-        self._until[flow] = until
-        alone = self._alone[everybody]
-        alone.add(flow)
-        if len(alone) > _ALONE:
-            self._until = {other: time for other, time in self._until.items() if other not in alone}
-            self._until[everybody] = until
-            alone.clear()
-
-
-def to_anywhere(flow: Flow) -> Flow:
-    """Give what stands for all connections of a guest's port."""
-    anywhere = _ANYWHERE[flow.family]
-    return replace(flow, source=anywhere, destination=anywhere, destination_port=0, client=anywhere, client_port=0)
-
+from fwdaemon.resolve.flows import Ended, Flow
 
 _log = logging.getLogger(__name__)
+
+# Each of what is refused is a rule, and each commit writes the whole table. So where many connections end at one port
+# of a guest, a rule for the port is enough.
+_REFUSED_ALONE = 32
+_MOST_REFUSED = 512
 
 # Somebody who does not take the lock may commit between our look and our commit.
 _TRIES = 5
@@ -115,7 +60,7 @@ class LegacyBackend:
         self._gates = LegacyGates(self._helpers)
         self._counted = Counted(counting_rules)
         self._desired: Desired | None = None
-        self._ended = Ended()
+        self._ended = Ended(_REFUSED_ALONE, _MOST_REFUSED)
         self._made: tuple[Desired, tuple[Flow, ...], dict[Family, Tables]] | None = None
         self._committed: dict[Family, Mapping[TableName, Table]] = {}
         self._settled: dict[Family, _Infos] = {}
@@ -222,7 +167,7 @@ class LegacyBackend:
 
     def _remove(self) -> Outcome:
         """Take our own rules away; gates stay."""
-        self._ended, self._clean = Ended(), {}
+        self._ended, self._clean = Ended(_REFUSED_ALONE, _MOST_REFUSED), {}
         return self.apply(Desired(), thorough=True)
 
     def _preview(self, family: Family, wanted: Mapping[TableName, Table], desired: Desired) -> Outcome:

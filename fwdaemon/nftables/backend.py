@@ -1,7 +1,8 @@
 """The backend itself: look, compare, commit."""
 
 import logging
-from collections.abc import Collection, Iterator, Mapping
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import replace
 from itertools import chain
 from typing import Final
@@ -18,7 +19,7 @@ from fwdaemon.core.report import (
     Stamp,
     joined,
 )
-from fwdaemon.core.state import Desired
+from fwdaemon.core.state import REFUSED_FOR_S, Desired
 from fwdaemon.core.text import is_interface_name
 from fwdaemon.core.types import Family, Gate
 from fwdaemon.errors import HangingError, ProcessError
@@ -43,12 +44,15 @@ from fwdaemon.nftables.model import TABLE_NAME, Table, table_name
 from fwdaemon.nftables.readback import Counter, counting_rules, read_packets
 from fwdaemon.nftables.rulebook import Rulebook
 from fwdaemon.nftables.ruleset import labels_of, newcomers_from, tables, uplinks_of
-from fwdaemon.resolve.flows import Flow
+from fwdaemon.resolve.flows import Ended, Flow
 
 _log = logging.getLogger(__name__)
 
 # Between our look and our commit somebody else may commit. The last try does not build on what was seen.
 _TRIES = 3
+# Each look lists what is refused, too. These take about 30 ms.
+_REFUSED_ALONE = 256
+_MOST_REFUSED = 2048
 _LIBVIRT_MISSING = (
     "libvirt's own firewall rules are gone, so its guests may not reach the outside;"
     " restart libvirtd or virtnetworkd to have them written again"
@@ -63,8 +67,11 @@ class NftablesBackend:
     variant: Final = "nf_tables"
     unusable: Final[Mapping[Family, str]] = {}
 
-    def __init__(self, runner: Runner, commits: Commits | None = None) -> None:
-        """Take `commits` where a monitor is to know which are ours."""
+    def __init__(
+        self, runner: Runner, commits: Commits | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """Take `commits` where a monitor is to know which are ours; `clock` is a monotonic one."""
+        self._clock = clock
         self._runner = runner
         self._commits = commits or Commits(runner)
         self._observer = Observer(runner)
@@ -82,6 +89,7 @@ class NftablesBackend:
         self._seen_libvirt = False
         self._settled: tuple[Desired, Observed, tuple[str, ...]] | None = None
         self._put_back = Outcome()
+        self._ended = Ended(_REFUSED_ALONE, _MOST_REFUSED)
 
     def apply(self, desired: Desired, *, thorough: bool) -> Outcome:
         """See `Backend.apply`."""
@@ -197,9 +205,13 @@ class NftablesBackend:
     def refuse(self, flows: Collection[Flow]) -> None:
         """See `Backend.refuse`."""
         # A family whose table is not there any more has no openings, and nobody left to refuse.
-        script = refusal_script(flow for flow in flows if flow.family in self._committed)
-        if script:
-            self._commits.commit("nft", "-f", "-", stdin=script)
+        flows = [flow for flow in flows if flow.family in self._committed]
+        if flows:
+            now = self._clock()
+            self._ended.forget(now)
+            self._ended.add(flows, now + REFUSED_FOR_S)
+            held = {flow: left for flow, left in self._ended.left(now).items() if flow.family in self._committed}
+            self._commits.commit("nft", "-f", "-", stdin=refusal_script(held, self._committed))
             if self._observed is not None:
                 self._advance(self._observed, listed=self._observed.listed)
 

@@ -9,13 +9,14 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import compress, repeat
+from math import ceil
 from operator import is_not
 from typing import Final, TypeAlias, TypeVar
 
 from fwdaemon.core.types import Family, Gate
 from fwdaemon.nftables.branches import EVERY_ADDRESS, EVERYWHERE, NOWHERE, ONE_ADDRESS, TARGETS, Place, Places
 from fwdaemon.nftables.gates import GateState
-from fwdaemon.nftables.model import ENDED, VERDICT, Chain, Elements, Table, Target, table_name
+from fwdaemon.nftables.model import ENDED, ENDED_PORTS, VERDICT, Chain, Elements, Table, Target, table_name
 from fwdaemon.resolve.flows import Flow
 
 # The kernel takes a netlink batch of any size, but a line of script is easier to read, and to find an error in, when it
@@ -210,14 +211,26 @@ def _set_changes(where: str, gone: Elements, new: Elements) -> Iterator[str]:
     yield from _elements("add", where, [_element(element) for element in sorted(new.items())])
 
 
-def refusal_script(flows: Iterable[Flow]) -> str:
-    """Write what remembers ended connections, so that their guests' packets are refused."""
-    keys: defaultdict[Family, list[str]] = defaultdict(list)
-    for flow in flows:
-        server = f"{flow.server} . {flow.protocol} . {flow.server_port}"
-        keys[flow.family].append(f"{server} . {flow.client} . {flow.client_port}")
-    lines = (_elements("add", f"{table_name(family)} {ENDED}", texts) for family, texts in keys.items())
-    return "".join(f"{line}\n" for some in lines for line in some)
+def refusal_script(ended: Mapping[Flow, float], families: Iterable[Family]) -> str:
+    """Write what remembers ended connections for so many seconds each, so that their guests' packets are refused.
+
+    It takes the place of all that was remembered: an element that is there already would keep its old time.
+    """
+    keys: defaultdict[str, list[str]] = defaultdict(list)
+    for flow, left in ended.items():
+        keys[f"{table_name(flow.family)} {_remembering(flow)}"].append(f"{_refused(flow)} timeout {ceil(left)}s")
+    sets = [f"{table_name(family)} {name}" for family in sorted(families) for name in (ENDED, ENDED_PORTS)]
+    lines = [line for where in sets for line in (f"flush set {where}", *_elements("add", where, keys[where]))]
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _remembering(flow: Flow) -> str:
+    return ENDED_PORTS if flow.client.is_unspecified else ENDED
+
+
+def _refused(flow: Flow) -> str:
+    port = f"{flow.server} . {flow.protocol} . {flow.server_port}"
+    return port if flow.client.is_unspecified else f"{port} . {flow.client} . {flow.client_port}"
 
 
 def _elements(verb: str, where: str, texts: list[str]) -> Iterator[str]:

@@ -16,6 +16,8 @@ TABLE_NAME = "kvm_portfwd"
 
 # The set of connections that were ended, as the packets of their guests show them.
 ENDED = "ended"
+# The set of ports of guests at which so many ended that all they send is refused which would begin one.
+ENDED_PORTS = "ended_ports"
 
 # What an element of a map leads to, where that is a chain.
 VERDICT: Final = "verdict"

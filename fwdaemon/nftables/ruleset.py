@@ -43,6 +43,7 @@ from fwdaemon.nftables.branches import (
 )
 from fwdaemon.nftables.model import (
     ENDED,
+    ENDED_PORTS,
     VERDICT,
     Chain,
     Elements,
@@ -95,6 +96,7 @@ def frame(family: Family, desired: Desired) -> Table:
         UPLINKS: _interfaces(desired.uplinks),
         INSIDE: _interfaces(desired.inside),
         ENDED: Set(_ended_type(family)),
+        ENDED_PORTS: Set(_ended_ports_type(family)),
     }
     return Table(family, chains, maps | sets)
 
@@ -229,10 +231,12 @@ def _refusal(family: Family) -> tuple[Rule, ...]:
     an opening may lead that to the client by now. nft knows how long a port is there only next to its protocol.
     """
     ip = family.word
-    flow = f"{ip} saddr . meta l4proto . th sport . ct original {ip} daddr . ct original proto-dst"
+    port = f"{ip} saddr . meta l4proto . th sport"
+    flow = f"{port} . ct original {ip} daddr . ct original proto-dst"
     refused = {protocol: "reject with tcp reset" if protocol is Protocol.TCP else "reject" for protocol in Protocol}
     return tuple(
-        Rule.of(f"ct state new meta l4proto {protocol} {flow} @{ENDED} {refusal}", "ended")
+        Rule.of(f"ct state new meta l4proto {protocol} {found} {refusal}", "ended")
+        for found in (f"{flow} @{ENDED}", f"{port} @{ENDED_PORTS}")
         for protocol, refusal in refused.items()
     )
 
@@ -308,6 +312,10 @@ def _map_types(family: Family) -> dict[str, SetType]:
 def _ended_type(family: Family) -> SetType:
     address = _ADDRESS_TYPES[family]
     return SetType(f"{address} . {_PORT_TYPE} . {address} . inet_service", timeout_s=REFUSED_FOR_S)
+
+
+def _ended_ports_type(family: Family) -> SetType:
+    return SetType(f"{_ADDRESS_TYPES[family]} . {_PORT_TYPE}", timeout_s=REFUSED_FOR_S)
 
 
 def _guest_subnets(family: Family, desired: Desired) -> Set:

@@ -8,6 +8,7 @@ was open to the host itself before an opening took its port: its client would ne
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from ipaddress import ip_address
 from operator import attrgetter
 
 from fwdaemon.core.openings import Claim, Forward, Nat, Opening, Route
@@ -193,3 +194,84 @@ def _carries(forward: Forward, flow: Flow) -> bool:
 
 def _admits(asked: Forward | Claim, flow: Flow) -> bool:
     return not asked.sources or any(flow.source in subnet for subnet in asked.sources)
+
+
+# What guests are refused for a while, once their connections were ended. One that stands for a whole port is enough
+# where there are many: whoever looks at the rules reads all of them, and in the legacy tables each is a rule.
+_ANYWHERE = {Family.IPV4: ip_address("0.0.0.0"), Family.IPV6: ip_address("::")}  # noqa: S104  nothing binds to these
+
+
+class Ended:
+    """What is refused, and until when, by one monotonic clock.
+
+    Where more than `alone` connections of one port end, all that it sends is refused that would begin one; so it is for
+    every port once there are more than `most`. Of more ports than that, the oldest are forgotten.
+    """
+
+    def __init__(self, alone: int, most: int) -> None:
+        self._most_alone, self._most = alone, most
+        self._until: dict[Flow, float] = {}
+        self._alone: defaultdict[Flow, set[Flow]] = defaultdict(set)
+
+    @property
+    def flows(self) -> tuple[Flow, ...]:
+        """What is refused now; one to anywhere stands for all of its guest's port."""
+        return tuple(self._until)
+
+    def left(self, now: float) -> dict[Flow, float]:
+        """What is refused now, each with the seconds that are left of that."""
+        return {flow: until - now for flow, until in self._until.items()}
+
+    def add(self, flows: Iterable[Flow], until: float) -> bool:
+        """Remember these, and tell whether anything is refused that was not before."""
+        known = set(self._until)
+        for flow in flows:
+            self._add(flow, until)
+        if len(self._until) > self._most:
+            self._gather_all()
+        for flow in tuple(self._until)[: -self._most]:
+            self._take_out(flow)
+        return not known.issuperset(self._until)
+
+    def forget(self, now: float) -> bool:
+        """Forget what has been refused for long enough, and tell whether that was anything."""
+        over = [flow for flow, until in self._until.items() if until <= now]
+        for flow in over:
+            self._take_out(flow)
+        return bool(over)
+
+    def _add(self, flow: Flow, until: float) -> None:
+        everybody = to_anywhere(flow)
+        stands = everybody if everybody in self._until else flow
+        self._until.pop(stands, None)  # what comes last is forgotten last
+        self._until[stands] = until
+        if stands is not flow:
+            return
+        alone = self._alone[everybody]
+        alone.add(flow)
+        if len(alone) > self._most_alone:
+            for other in self._alone.pop(everybody):
+                del self._until[other]
+            self._until[everybody] = until
+
+    def _gather_all(self) -> None:
+        ports = dict[Flow, float]()
+        for flow, until in self._until.items():
+            ports.pop(to_anywhere(flow), None)
+            ports[to_anywhere(flow)] = until
+        self._until = ports
+        self._alone.clear()
+
+    def _take_out(self, flow: Flow) -> None:
+        del self._until[flow]
+        everybody = to_anywhere(flow)
+        if flow in self._alone.get(everybody, ()):
+            self._alone[everybody].discard(flow)
+            if not self._alone[everybody]:
+                del self._alone[everybody]
+
+
+def to_anywhere(flow: Flow) -> Flow:
+    """Give what stands for all connections of a guest's port."""
+    anywhere = _ANYWHERE[flow.family]
+    return replace(flow, source=anywhere, destination=anywhere, destination_port=0, client=anywhere, client_port=0)

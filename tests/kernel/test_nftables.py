@@ -1,6 +1,7 @@
 """The nftables backend on the real kernel: what is written comes back equal, and whatever is bent is mended."""
 
 import subprocess
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -172,6 +173,42 @@ def test_ended_connections_are_refused_on_when_something_else_opens(
     backend.apply(EVERYTHING, thorough=False)
     assert "192.168.122.50 . tcp . 80 . 198.51.100.2 . 40000" in runner.run("nft", "list", "ruleset").stdout
     assert not backend.apply(EVERYTHING, thorough=True).changed
+
+
+class _Listening(SystemRunner):
+    """Remembers what programs said."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heard: list[str] = []
+
+    def run(self, *argv: str, stdin: str = "") -> Finished:
+        finished = super().run(*argv, stdin=stdin)
+        self.heard.append(finished.stdout)
+        return finished
+
+
+def at_one_port(number: int) -> Flow:
+    return replace(FLOW, client=address(f"10.0.{number >> 8}.{number & 255}"))
+
+
+def at_many_ports(number: int) -> Flow:
+    return replace(FLOW, server_port=1 + number)
+
+
+@pytest.mark.parametrize(("ended", "most"), [(at_one_port, 1), (at_many_ports, 2048)])
+def test_a_look_lists_few_however_many_connections_ended(
+    namespace: None, ended: Callable[[int], Flow], most: int
+) -> None:
+    del namespace
+    runner = _Listening()
+    backend = NftablesBackend(runner)
+    backend.apply(ALL, thorough=True)
+    for start in range(0, 20_000, 1000):
+        backend.refuse([ended(number) for number in range(start, start + 1000)])
+    runner.heard.clear()
+    assert not backend.apply(ALL, thorough=True).changed
+    assert 0 < sum(text.count('"expires"') for text in runner.heard) <= most
 
 
 def test_a_table_may_be_there_for_routes_alone(backend: NftablesBackend) -> None:

@@ -1,11 +1,16 @@
 """Real packets through the rules of either backend, in network namespaces: 1:1 NATs and routes."""
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from ipaddress import ip_network
+from dataclasses import replace
+from ipaddress import ip_address, ip_network
 
 import pytest
 
+from fwdaemon.core.types import Protocol
+from fwdaemon.netfilter import Backend
+from fwdaemon.resolve.flows import Flow
 from tests.kernel.conftest import Open
 from tests.kernel.scene import V4, V6, Plan, answers, count, holding, refuses
 from tests.kernel.topology import PORT, Topology
@@ -148,3 +153,32 @@ def astray(machines: Topology, address: str) -> Iterator[None]:
             yield
     finally:
         machines.host.ip(f"route delete {ip_network(address)} dev virbr0")
+
+
+# --- connections that ended ------------------------------------------------------------------------------------------
+
+_FROM_A_PORT = """
+import socket, sys
+try:
+    with socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=9, source_address=("", int(sys.argv[3]))):
+        print("connected")
+except ConnectionRefusedError:
+    print("refused")
+"""
+
+
+@pytest.mark.parametrize("number", [1, 3000])
+def test_what_a_guest_still_sends_is_refused_however_many_connections_ended(
+    machines: Topology, opened: Open, rules: Backend, plan: Plan, number: int
+) -> None:
+    mail, outside = ip_address(plan.mail), ip_address(plan.outside)
+    opened(nat(plan.public, plan.mail))
+    ended = Flow(Protocol.TCP, outside, ip_address(plan.public), 4000, mail, 4000, outside, PORT)
+    others = (replace(ended, client_port=1000 + other) for other in range(1, number))
+    rules.refuse([ended, *others])
+
+    def sent_from(port: int) -> str:
+        return machines.mail.run(sys.executable, "-c", _FROM_A_PORT, plan.outside, str(PORT), str(port)).strip()
+
+    assert sent_from(4000) == "refused"
+    assert sent_from(4001) == "connected"
