@@ -15,6 +15,7 @@ from fwdaemon.core.openings import Opening
 from fwdaemon.core.report import LIBVIRT_TABLE, Outcome, Presence, RulesChanged, Stamp, joined, tried
 from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Family
+from fwdaemon.errors import PortfwdError, ProcessError
 from fwdaemon.kernel.process import Runner
 from fwdaemon.legacy.backend import LegacyBackend
 from fwdaemon.nftables.backend import NftablesBackend
@@ -176,12 +177,14 @@ class Netfilter:
         self._location: Location | None = None
 
     def apply(self, desired: Desired, *, thorough: bool) -> Outcome:
-        """See `Rules.apply`."""
-        location = self._chosen(thorough=thorough)
-        here, moved = location.backend, self._location is None or location.backend is not self._location.backend
+        """See `Rules.apply`; where the rules are, they are put back before anything is asked where they belong."""
+        before, stamps = self._location, self._locator.stamps()
+        healed = _attempt(before.backend, desired, thorough=thorough) if before is not None else Outcome()
+        location = self._chosen(thorough=thorough, stamps=stamps)
+        here, moved = location.backend, before is None or location.backend is not before.backend
         gates = Outcome()
         try:
-            outcome = here.apply(desired, thorough=thorough or moved)
+            outcome = here.apply(desired, thorough=True) if moved else _done(healed)
         finally:  # whatever holds up one rule system is no reason to leave a wipe of the others
             for other in self._besides(here):
                 gates = joined(gates, other.keep_gates(desired, thorough=thorough or moved))
@@ -191,7 +194,7 @@ class Netfilter:
             outcome = joined(outcome, Outcome(moved=f"rules are in {here.title}: {location.reason}"))
         self._location = location
         self._locator.settle()
-        return outcome
+        return joined(outcome, Outcome(faults=self._locator.faults))
 
     def preview(self, desired: Desired) -> Outcome:
         """See `Rules.preview`."""
@@ -256,11 +259,26 @@ class Netfilter:
     def _besides(self, here: Backend) -> Iterator[Backend]:
         return (backend for backend in self._backends if backend is not here)
 
-    def _chosen(self, *, thorough: bool) -> Location:
+    def _chosen(self, *, thorough: bool, stamps: list[Stamp] | None = None) -> Location:
+        """Tell where rules belong; `stamps` were taken before anything was changed."""
         if self.choice is BackendChoice.AUTO:
-            return self._locator.locate(self._location, thorough=thorough)
+            return self._locator.locate(self._location, stamps or self._locator.stamps(), thorough=thorough)
         named = {backend.name: backend for backend in self._backends}
         return Location(named[self.choice], "the configuration says so")
+
+
+def _attempt(backend: Backend, desired: Desired, *, thorough: bool) -> Outcome | PortfwdError:
+    """Apply, and give what went wrong instead of raising it: the rules may not belong there any more."""
+    try:
+        return backend.apply(desired, thorough=thorough)
+    except PortfwdError as error:
+        return error
+
+
+def _done(attempt: Outcome | PortfwdError) -> Outcome:
+    if isinstance(attempt, PortfwdError):
+        raise attempt
+    return attempt
 
 
 class Locator:
@@ -271,20 +289,22 @@ class Locator:
         self._runner = runner
         self._known: Location | None = None
         self._seen: list[Stamp] = []
+        self.faults: tuple[str, ...] = ()
 
-    def locate(self, before: Location | None, *, thorough: bool) -> Location:
+    def locate(self, before: Location | None, stamps: list[Stamp], *, thorough: bool) -> Location:
         """Give the backend and the reason for it; `before` is where our rules are now."""
-        stamps = self._stamps()
         doubtful = thorough and not all(stamp.certain for stamp in stamps)
         if self._known is None or self._seen != stamps or doubtful:
+            self.faults = ()
             self._known = self._locate(before)
         return self._known
 
     def settle(self) -> None:
         """Say that all changes up to now were ours."""
-        self._seen = self._stamps()
+        self._seen = self.stamps()
 
-    def _stamps(self) -> list[Stamp]:
+    def stamps(self) -> list[Stamp]:
+        """Give what differs after any change in any rule system."""
         return [backend.stamp() for backend in self._backends]
 
     def _locate(self, before: Location | None) -> Location:
@@ -299,9 +319,17 @@ class Locator:
                 return Location(here, "libvirt has no rules of its own")
             case [backend]:
                 return Location(backend, "libvirt's chains are there")
+        try:
+            backend = self._written_to(found)
+        except ProcessError as error:
+            if before is None or before.backend not in found:
+                raise
+            self.faults = (
+                f"rules stay in {before.backend.title}, as iptables does not say where it writes to: {error}",
+            )
+            return before
         return Location(
-            self._written_to(found),
-            "libvirt's chains are in both rule systems, and this is the one that iptables writes to",
+            backend, "libvirt's chains are in both rule systems, and this is the one that iptables writes to"
         )
 
     def _written_to(self, found: Sequence[Backend]) -> Backend:

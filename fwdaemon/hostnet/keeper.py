@@ -80,7 +80,7 @@ class HostSide:
         self._routes = RouteKeeper(Ipv6Bridges(ledger))
         self._addresses = PublicAddresses(ledger("addresses"))
         self._proxies = NeighbourProxies(ledger("proxy-ndp"), guests)
-        self._proxy = LocalProxy()
+        self._proxy = LocalProxy(guests)
         self._gateways = Gateways()
         self._is_first = True
         self._held: frozenset[Nat] = frozenset()

@@ -11,23 +11,28 @@ from threading import Thread
 from typing import Final
 
 from fwdaemon.core.openings import Forward
+from fwdaemon.core.pace import Budget
 from fwdaemon.core.report import Outcome
 from fwdaemon.core.state import Desired
 from fwdaemon.core.text import shown
 from fwdaemon.core.types import Protocol
 from fwdaemon.errors import KernelError
 from fwdaemon.hostnet.local_relays import Allowance, Duty, Place, TcpPlace, UdpPlace, duties
+from fwdaemon.kernel.process import budget_of_guests
 
 _MOST_CONNECTIONS: Final = 4096
 _PATIENCE_S: Final = 10.0
 
 
 class LocalProxy:
-    """Listens while something is to be answered, and not otherwise; what is taken by others is tried again."""
+    """Listens while something is to be answered, and not otherwise; what is taken by others is tried again.
 
-    def __init__(self) -> None:
+    Datagrams that nobody asked for take from `guests`.
+    """
+
+    def __init__(self, guests: Budget | None = None) -> None:
         self._running: tuple[asyncio.AbstractEventLoop, Thread] | None = None
-        self._places = _Places()
+        self._places = _Places(guests or budget_of_guests())
         self._asked: frozenset[Forward] | None = None
         self._wanted: Mapping[Place, Duty] = {}
         self._told = Outcome()
@@ -84,7 +89,8 @@ def _started() -> tuple[asyncio.AbstractEventLoop, Thread]:
 class _Places:
     """All that listens. Its methods run on the proxy's own loop."""
 
-    def __init__(self) -> None:
+    def __init__(self, guests: Budget) -> None:
+        self._guests = guests
         self._open: dict[Place, tuple[Duty, TcpPlace | UdpPlace]] = {}
         files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         self._most = files // 2
@@ -108,10 +114,14 @@ class _Places:
     def _opened(self, place: Place, duty: Duty) -> str:
         """Listen at a place, or say why that cannot be."""
         try:
-            kind = TcpPlace if place.protocol is Protocol.TCP else UdpPlace
-            self._open[place] = duty, kind(place, duty, self._allowance)
+            self._open[place] = duty, self._listening(place, duty)
         except OSError as error:
             reason = "a process of the host listens there" if error.errno == errno.EADDRINUSE else error.strerror
             where = f"{place.protocol} port {place.port} of {place.address}"
             return f"{where} does not lead to {shown(duty.forward.domain)}: {reason}"
         return ""
+
+    def _listening(self, place: Place, duty: Duty) -> TcpPlace | UdpPlace:
+        if place.protocol is Protocol.TCP:
+            return TcpPlace(place, duty, self._allowance)
+        return UdpPlace(place, duty, self._allowance, self._guests)

@@ -3,6 +3,7 @@
 import asyncio
 import socket
 import struct
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Final, TypeAlias
 
 from fwdaemon.core.openings import Forward
+from fwdaemon.core.pace import Budget
 from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Address, Family, Protocol, Subnet
 
@@ -231,8 +233,11 @@ def _reset(*ends: socket.socket | None) -> None:
 # Carries UDP datagrams from a loopback address to a guest, and back.
 _LONGEST: Final = 65_535
 _UDP_AT_ONCE: Final = 64
-# As long as the kernel remembers a stream of datagrams (nf_conntrack_udp_timeout_stream).
+# As long as the kernel remembers a stream of datagrams (nf_conntrack_udp_timeout_stream). Only the client's count: what
+# a guest sends would keep a conversation for ever.
 _IDLE_S: Final = 120.0
+# What a guest sends to a client that has been silent for longer takes from the budget of all that guests cause.
+_ASKED_FOR_S: Final = 2.0
 
 _Client: TypeAlias = tuple[str, int]
 
@@ -240,12 +245,15 @@ _Client: TypeAlias = tuple[str, int]
 class UdpPlace:
     """Listens at one place; each client has a socket of its own towards the guest, until it is silent for a while.
 
+    What `guests` send unasked takes from their budget.
+
     Raises:
         OSError: the place is taken, or there is no such address.
 
     """
 
-    def __init__(self, place: Place, duty: Duty, allowance: Allowance) -> None:
+    def __init__(self, place: Place, duty: Duty, allowance: Allowance, guests: Budget) -> None:
+        self.guests = guests
         self._duty = duty
         self._allowance = allowance
         self._loop = asyncio.get_running_loop()
@@ -311,6 +319,7 @@ class _Conversation:
         self._loop = asyncio.get_running_loop()
         self.heard_at = self._loop.time()
         self.timer: asyncio.TimerHandle | None = None
+        self._rest: asyncio.TimerHandle | None = None
         family = socket.AF_INET6 if ":" in duty.target else socket.AF_INET
         self._socket = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
         try:
@@ -318,25 +327,40 @@ class _Conversation:
         except OSError:
             self._socket.close()
             raise
-        self._loop.add_reader(self._socket, self._read)
+        self._resume()
 
     def send(self, data: bytes) -> None:
         self.heard_at = self._loop.time()
+        if self._rest is not None:  # the answer is asked for
+            self._rest.cancel()
+            self._resume()
         with _what_is_there():
             self._socket.send(data)
 
     def close(self) -> None:
-        if self.timer is not None:
-            self.timer.cancel()
+        for timer in (self.timer, self._rest):
+            if timer is not None:
+                timer.cancel()
         self._loop.remove_reader(self._socket)
         self._socket.close()
 
-    def _read(self) -> None:
+    def _resume(self) -> None:
+        self._rest = None
+        self._loop.add_reader(self._socket, self._hear)
+
+    def _hear(self) -> None:
+        """Pass on what the guest says; when nobody asks, no more than the budget allows. The kernel drops the rest."""
+        unasked = self._loop.time() > self.heard_at + _ASKED_FOR_S
+        with self._place.guests.charged(time.thread_time, to_guests=unasked):
+            self._pass_on()
+        if unasked and (rest := self._place.guests.rest()):
+            self._loop.remove_reader(self._socket)
+            self._rest = self._loop.call_later(rest, self._resume)
+
+    def _pass_on(self) -> None:
         with _what_is_there():
             for _ in range(_UDP_AT_ONCE):
-                data = self._socket.recv(_LONGEST)
-                self.heard_at = self._loop.time()
-                self._place.answer(self._client, data)
+                self._place.answer(self._client, self._socket.recv(_LONGEST))
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from fwdaemon.config.model import BackendChoice
+from fwdaemon.core.report import LIBVIRT_CHAIN
 from fwdaemon.core.types import Family
 from fwdaemon.errors import HangingError, KernelError
 from fwdaemon.kernel import process
@@ -144,3 +145,28 @@ def test_a_program_that_hangs_on_rules_of_others_does_not_keep_a_wiped_table_fro
     assert run(["nft", "list", "table", "ip", "kvm_portfwd"]).stdout == ours
     outcome = backend.apply(ALL, thorough=False)
     assert outcome.damaged == {opening for opening in ALL.openings if opening.family is Family.IPV4}
+
+
+@pytest.mark.usefixtures("impatient", "namespace", "lock_file")
+@pytest.mark.parametrize("wipe", ["delete table ip kvm_portfwd", "flush table ip kvm_portfwd"])
+def test_an_iptables_that_hangs_does_not_keep_nftables_from_healing(
+    tmp_path: Path, ahead: SystemRunner, wipe: str
+) -> None:
+    """It is asked where it writes to, as libvirt has chains in both rule systems."""
+    for variant in ("iptables-legacy", "iptables-nft"):
+        run([variant, "-N", LIBVIRT_CHAIN])
+        run([variant, "-A", LIBVIRT_CHAIN, "-j", "RETURN"])
+    program(tmp_path / "iptables", "echo 'iptables v1.8.9 (nf_tables)'")
+    netfilter = Netfilter(ahead)
+    netfilter.apply(ALL, thorough=True)
+    ours = run(["nft", "list", "table", "ip", "kvm_portfwd"]).stdout
+    run(["nft", *wipe.split()])
+    hanging = program(tmp_path / "iptables", f"nft list table ip kvm_portfwd >{tmp_path}/asked; exec sleep 1000")
+    outcome = netfilter.apply(ALL, thorough=False)
+    assert (tmp_path / "asked").read_text(encoding="ascii") == ours
+    assert outcome.damaged
+    assert any("iptables does not say where it writes to" in fault for fault in outcome.faults)
+    hanging.unlink()
+    assert not netfilter.apply(ALL, thorough=True).faults
+    netfilter.remove()
+    netfilter.close()
