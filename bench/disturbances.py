@@ -72,12 +72,21 @@ def undisturbed(_wiped: Wiped) -> Iterator[None]:
     yield
 
 
+def carrying_entry_removed(wiped: Wiped) -> AbstractContextManager[None]:
+    """Track very many connections, and take away the forward that they came through."""
+    return _entry_removed(wiped, 0)
+
+
+def other_entry_removed(wiped: Wiped) -> AbstractContextManager[None]:
+    """Track as many, and take away a forward that none of them came through."""
+    return _entry_removed(wiped, 1)
+
+
 @contextmanager
-def one_entry_removed(wiped: Wiped) -> Iterator[None]:
-    """Track very many connections, and take away a forward that none of them came through."""
+def _entry_removed(wiped: Wiped, number: int) -> Iterator[None]:
     track_many(wiped.scene, CONNECTIONS)
     before = len(wiped.daemon.log_lines())
-    wiped.daemon.reload_with(without_entry(wiped.config, 1), PATIENCE_S)
+    wiped.daemon.reload_with(without_entry(wiped.config, number), PATIENCE_S)
     wiped.daemon.wait_log("^removed ", PATIENCE_S, start=before)
     try:
         yield
@@ -142,10 +151,14 @@ UNDISTURBED: Final = Disturbance("undisturbed", undisturbed)
 OURS_ALONE: Final = Disturbance(
     "undisturbed, our table alone is deleted", undisturbed, ours_only=True, nftables_only=True
 )
-TRACKED: Final = Disturbance(f"{CONNECTIONS:,} tracked connections, one other forward removed", one_entry_removed)
+TRACKED: Final = Disturbance(f"{CONNECTIONS:,} tracked connections, one other forward removed", other_entry_removed)
+CARRYING: Final = Disturbance(
+    f"{CONNECTIONS:,} connections, the forward that carries them removed", carrying_entry_removed
+)
 DISTURBANCES: Final = (
     UNDISTURBED,
     TRACKED,
+    CARRYING,
     Disturbance("a journal that reads nothing", undisturbed, start=start_with_stuck_journal),
     Disturbance("iptables' lock held", lock_held, lambda scene: scene.host.run(*_LEGACY_RULE), nftables_only=True),
     Disturbance("a guest's flood", flooded, define_flooder),
