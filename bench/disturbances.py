@@ -87,7 +87,7 @@ def _entry_removed(wiped: Wiped, number: int) -> Iterator[None]:
     track_many(wiped.scene, CONNECTIONS)
     before = len(wiped.daemon.log_lines())
     wiped.daemon.reload_with(without_entry(wiped.config, number), PATIENCE_S)
-    wiped.daemon.wait_log("^removed ", PATIENCE_S, start=before)
+    wiped.daemon.wait_log("^removed |flapping ", PATIENCE_S, start=before)
     try:
         yield
     finally:
