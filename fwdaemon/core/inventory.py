@@ -121,7 +121,9 @@ class Network:
 
     `own_bridge` says that libvirt made the bridge for it; otherwise it is one of the host, which may lead out.
     `forwards` says that libvirt has the host forward packets for it: its mode is nat, route or open. `unfiltered` says
-    that libvirt refuses none of them: its mode is open, or the bridge is one of the host.
+    that libvirt refuses none of them: its mode is open, or the bridge is one of the host. `closed` are the families in
+    which it lets nobody in from elsewhere: both of an isolated network, and those that are hidden behind the host.
+    `uuid` is `None` where nobody told it.
     """
 
     name: str
@@ -132,6 +134,8 @@ class Network:
     own_bridge: bool = True
     forwards: bool = False
     unfiltered: bool = False
+    closed: frozenset[Family] = frozenset()
+    uuid: UUID | None = None
 
 
 @dataclass(frozen=True, slots=True)

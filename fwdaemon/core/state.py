@@ -93,10 +93,11 @@ class Desired:
     `localhost` has forwards on every address answer on 127.0.0.1 and ::1 too. `gates` are the foreign chains, besides
     those we know, that are to let labelled connections through; jumps to chains that a pattern of `behind` names stay
     ahead of our rule there.
-    `inside` are the bridges that libvirt made for its networks, as far as they do not lead away. `forwarded` names the
+    `inside` are the bridges that libvirt made for networks whose guests it lets out, as far as they do not lead away;
+    into those that are `closed`, and those of isolated networks among them, it lets nobody. `forwarded` names the
     active networks for which libvirt itself wants packets of a family forwarded. In `confined` families we turn
-    forwarding on, or have done so: what comes in and leaves by interfaces that are not `inside` is refused there, as it
-    was not forwarded before. Frames within `bridging` bridges pass the same chains, and are none of that. On
+    forwarding on, or have done so: what libvirt does not want forwarded for its networks is refused there, as it was
+    not forwarded before. Frames within `bridging` bridges pass the same chains, and are none of that. On
     interfaces that are `switched`, forwarding was off on them alone: so that is refused if it comes in by one.
     `kept` are families that had openings before: their tables stay, to go on refusing what is left of connections
     that were ended. `remarks` are of what is there and does not count, and of entries that work for now.
@@ -122,6 +123,7 @@ class Desired:
     gates: tuple[Gate, ...] = ()
     behind: tuple[str, ...] = BEHIND
     inside: frozenset[str] = frozenset()
+    closed: frozenset[tuple[Family, str]] = frozenset()
     forwarded: frozenset[tuple[Family, str]] = frozenset()
     confined: frozenset[Family] = frozenset()
     bridging: frozenset[tuple[Family, str]] = frozenset()

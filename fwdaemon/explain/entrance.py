@@ -14,7 +14,7 @@ from fwdaemon.explain.arrival import Arrival, surroundings
 from fwdaemon.explain.facts import World
 from fwdaemon.explain.report import Cause, Standing, Step, command, fine, unknown, wrong
 from fwdaemon.kernel.sysctl import of_interface
-from fwdaemon.legacy.model import CONFINED, FWD, OWN_CHAINS
+from fwdaemon.legacy.model import FWD, OWN_CHAINS
 from fwdaemon.nftables.branches import NEWCOMERS, STRANGERS
 from fwdaemon.nftables.gates import wanted_gates
 from fwdaemon.rulesets.evaluation import Judgement, Passage, Way, through, translations
@@ -136,15 +136,14 @@ def _is_confining(culprit: Place) -> bool:
     """Whether our own rule refuses it, because the host did not forward it before the daemon turned forwarding on."""
     if owner_of(culprit) != OURS:
         return False
-    return culprit.chain == STRANGERS or (culprit.chain == FWD and CONFINED.comment in culprit.text)
+    return culprit.chain == STRANGERS or (culprit.chain == FWD and "confined " in culprit.text)
 
 
 def _is_confining_one(culprit: Place) -> bool:
     """Whether it is the one that does so for what comes in by some interface."""
     if owner_of(culprit) != OURS:
         return False
-    confining = culprit.chain == FWD and "confined " in culprit.text
-    return culprit.chain == NEWCOMERS or (confining and CONFINED.comment not in culprit.text)
+    return culprit.chain == NEWCOMERS or (culprit.chain == FWD and "newcomers " in culprit.text)
 
 
 def describe(chain: BaseChain) -> str:

@@ -147,8 +147,9 @@ def make_router(family: Family, main: str) -> str:
     name = FORWARDING[family]
     return (
         f"This is on purpose: IPv{family} forwarding was off before kvm-portfwd turned it on, so only what its entries"
-        f" name is forwarded. If this host is to be a router for everything, write {name} = 1 in /etc/sysctl.d and"
-        f" ip_forward = false under [daemon] in {main}, {RELOAD}, and then {command('sysctl --system')}."
+        " name is forwarded, and what libvirt forwards for its networks. If this host is to be a router for everything,"
+        f" write {name} = 1 in /etc/sysctl.d and ip_forward = false under [daemon] in {main}, {RELOAD}, and then"
+        f" {command('sysctl --system')}."
     )
 
 
@@ -157,8 +158,9 @@ def forward_from(device: str, main: str) -> str:
     name = shown(of_interface(Family.IPV4, device, "forwarding"))
     return (
         f"This is on purpose: {name} was 0 before kvm-portfwd turned it on, so only what its entries name is forwarded"
-        f" from there. If everything is to be forwarded, write {name} = 1 in /etc/sysctl.d and ip_forward = false under"
-        f" [daemon] in {main}, {RELOAD}, and then {command('sysctl --system')}."
+        f" from there, and what libvirt lets into its networks. If everything is to be forwarded, write {name} = 1 in"
+        f" /etc/sysctl.d and ip_forward = false under [daemon] in {main}, {RELOAD}, and then"
+        f" {command('sysctl --system')}."
     )
 
 

@@ -216,8 +216,8 @@ def turn_on(family: Family, proc: Path = _PROC) -> str:
 
 def _confining(family: Family) -> str:
     return (
-        f"IPv{family} forwarding was off before kvm-portfwd: between interfaces that are not libvirt's nothing else is"
-        f" forwarded; to make this host a router, set {sysctl.FORWARDING[family]} = 1 in /etc/sysctl.d"
+        f"IPv{family} forwarding was off before kvm-portfwd: nothing else is forwarded, but for what libvirt lets"
+        f" through for its networks; to make this host a router, set {sysctl.FORWARDING[family]} = 1 in /etc/sysctl.d"
         " and ip_forward = false in [daemon], then run `kvm-portfwd reload` and `sysctl --system`"
     )
 

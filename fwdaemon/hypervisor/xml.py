@@ -15,10 +15,11 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from ipaddress import IPv4Interface, IPv6Interface, ip_address, ip_interface
 from typing import Final
+from uuid import UUID
 from xml.etree import ElementTree as ET
 
 from fwdaemon.core.inventory import AddressSource, Attachment, GuestInterface, LearnedAddress, MacClaim, Move, Network
-from fwdaemon.core.types import Address
+from fwdaemon.core.types import Address, Family
 
 # What the state of an active domain means for us: whether its CPUs run on this host.
 #
@@ -162,9 +163,29 @@ def parse_network(xml: str, *, active: bool) -> NetworkDefinition:
         own_bridge=forward is None or forward.get("mode") != "bridge",
         forwards=forward is not None and forward.get("mode", "nat") in _FORWARDING,
         unfiltered=forward is not None and forward.get("mode") in _UNFILTERED,
+        closed=_closed(forward),
+        uuid=_uuid(root.findtext("uuid", "")),
     )
     hosts = (_reservation(element) for element in root.iterfind("ip/dhcp/host"))
     return NetworkDefinition(network, tuple(claim for claim in hosts if claim is not None))
+
+
+def _closed(forward: ET.Element | None) -> frozenset[Family]:
+    """Give the families in which libvirt lets nobody in; IPv6 it masquerades only where that is asked for."""
+    if forward is None:
+        return frozenset(Family)
+    if forward.get("mode", "nat") != "nat":
+        return frozenset()
+    nat = forward.find("nat")
+    hidden = nat is not None and nat.get("ipv6") == "yes"
+    return frozenset(Family) if hidden else frozenset({Family.IPV4})
+
+
+def _uuid(text: str) -> UUID | None:
+    try:
+        return UUID(text)
+    except ValueError:
+        return None
 
 
 def normal_mac(text: str | None) -> str | None:

@@ -52,7 +52,12 @@ CONFINED = Rule.of("", "DROP", "confined")
 
 def confined_from(interface: str) -> Rule:
     """Make the rule that does so with what came in by one interface, where we turned it on there alone."""
-    return Rule.of(f"-i {interface}", "DROP", "confined")
+    return newcomers(f"-i {interface}")
+
+
+def newcomers(matches: str) -> Rule:
+    """Make a rule that refuses some of it."""
+    return Rule.of(matches, "DROP", "newcomers")
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,6 +31,7 @@ from fwdaemon.legacy.model import (
     host,
     labelled,
     labelling,
+    newcomers,
 )
 from fwdaemon.legacy.translation import (
     EVERY_ADDRESS,
@@ -41,7 +42,7 @@ from fwdaemon.legacy.translation import (
     uplinks,
 )
 from fwdaemon.resolve.flows import Flow
-from fwdaemon.resolve.segments import bridged, outside, routed_outside, switched
+from fwdaemon.resolve.segments import bridged, closed, outside, routed_outside, switched
 
 _UNREACHABLE = {Family.IPV4: "icmp-port-unreachable", Family.IPV6: "icmp6-port-unreachable"}
 _GOING_ON = "-m conntrack --ctstate RELATED,ESTABLISHED"
@@ -202,16 +203,28 @@ def _confined(family: Family, desired: Desired) -> Iterator[Rule]:
     if family not in desired.confined and not ways:
         return
     yield Rule.of(_GOING_ON, "RETURN", "confined")
-    for bridge in sorted(filter(is_interface_name, desired.inside)):
-        yield Rule.of(f"-i {bridge}", "RETURN", "confined")
-        yield Rule.of(f"-o {bridge}", "RETURN", "confined")
     for target in outside(family, desired):
         yield from (Rule.of(f"-s {host(target)} -o {way}", "RETURN", "confined") for way in uplinks(desired))
     for route in routed_outside(family, desired):
         yield from (Rule.of(way, "RETURN", "confined") for way in _ways_out(route, desired))
     for bridge in bridged(family, desired):
         yield Rule.of(f"-i {bridge} -o {bridge}", "RETURN", "confined")
+    yield from _of_libvirt(family, desired, ways)
     yield from map(confined_from, ways) if ways else [CONFINED]
+
+
+def _of_libvirt(family: Family, desired: Desired, ways: Collection[str]) -> Iterator[Rule]:
+    """Let through what libvirt wants forwarded, and refuse what it refuses: its rules come back only as it starts."""
+    shut, inside = closed(family, desired), sorted(filter(is_interface_name, desired.inside))
+    for bridge in shut:
+        if ways:
+            yield from (newcomers(f"-i {way} -o {bridge}") for way in ways)
+        else:
+            yield Rule.of(f"-o {bridge}", "DROP", "confined")
+    yield from (Rule.of(f"-i {bridge}", "RETURN", "confined") for bridge in inside)
+    for bridge in sorted(set(shut).difference(inside)):
+        yield confined_from(bridge) if bridge in ways else Rule.of(f"-i {bridge}", "DROP", "confined")
+    yield from (Rule.of(f"-o {bridge}", "RETURN", "confined") for bridge in inside if bridge not in shut)
 
 
 def _ended(flow: Flow) -> str:

@@ -111,8 +111,10 @@ HOMES = "homes"
 # The set of interfaces that lead away from the host.
 UPLINKS = "uplinks"
 
-# The set of libvirt's own bridges, and the chain that refuses what goes by none of them.
+# The sets of bridges from which libvirt lets guests out, and of those into which it lets nobody; and the chain that
+# refuses whatever else was not forwarded before us.
 INSIDE = "inside"
+CLOSED = "closed"
 STRANGERS = "strangers"
 
 # The chain that does so with what comes in where nothing was forwarded.

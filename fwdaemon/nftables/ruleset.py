@@ -19,6 +19,7 @@ from fwdaemon.core.state import LABELS, REFUSED_FOR_S, Desired
 from fwdaemon.core.text import is_interface_name
 from fwdaemon.core.types import Family, Protocol, collapse
 from fwdaemon.nftables.branches import (
+    CLOSED,
     ENTERING,
     EVERY_ADDRESS,
     HOMES,
@@ -55,7 +56,7 @@ from fwdaemon.nftables.model import (
     Table,
     Target,
 )
-from fwdaemon.resolve.segments import bridged, outside, routed_outside, switched
+from fwdaemon.resolve.segments import bridged, closed, outside, routed_outside, switched
 
 # Just before Docker's and libvirt's own NAT chains (dstnat is -100, srcnat 100: netfilter_ipv4.h).
 _BEFORE_DSTNAT = -105
@@ -87,7 +88,7 @@ def frame(family: Family, desired: Desired) -> Table:
     chains = _frame(family, desired.label, masquerading=masquerading)
     chains = _leaving_alone(chains, _elsewhere(family, desired))
     if family in desired.confined:
-        chains = _confined(chains, family, desired, [_astray(f"iifname != @{INSIDE}", STRANGERS)], STRANGERS)
+        chains = _confined(chains, family, desired, [_astray("", STRANGERS)], STRANGERS)
     elif ways := switched(family, desired):
         chains = _confined(chains, family, desired, map(newcomers_from, ways), NEWCOMERS)
     maps = {name: Set(set_type) for name, set_type in _map_types(family).items()}
@@ -95,6 +96,7 @@ def frame(family: Family, desired: Desired) -> Table:
         "guest_subnets": _guest_subnets(family, desired),
         UPLINKS: _interfaces(desired.uplinks),
         INSIDE: _interfaces(desired.inside),
+        CLOSED: _interfaces(closed(family, desired)),
         ENDED: Set(_ended_type(family)),
         ENDED_PORTS: Set(_ended_ports_type(family)),
     }
@@ -244,7 +246,7 @@ def _refusal(family: Family) -> tuple[Rule, ...]:
 def _confined(
     chains: Mapping[str, Chain], family: Family, desired: Desired, leading: Iterable[Rule], name: str
 ) -> dict[str, Chain]:
-    """Refuse what was not forwarded before we turned forwarding on: what goes by none of libvirt's bridges.
+    """Refuse what was not forwarded before we turned forwarding on, but for what libvirt wants forwarded.
 
     It is dropped without a word, as a host does that forwards nothing.
     """
@@ -261,16 +263,19 @@ def newcomers_from(interface: str) -> Rule:
 
     Where our record is lost, nothing else says that forwarding was off on it.
     """
-    return _astray(f'iifname "{interface}"', NEWCOMERS)
+    return _astray(f'iifname "{interface}" ', NEWCOMERS)
 
 
 def _astray(came_in: str, chain: str) -> Rule:
     """What belongs to a connection passes; what is not tracked does not."""
-    return Rule.of(f"{came_in} oifname != @{INSIDE} ct state != {{ established, related }} jump {chain}", "all")
+    return Rule.of(f"{came_in}ct state != {{ established, related }} jump {chain}", "all")
 
 
 def _strangers(family: Family, desired: Desired) -> Iterator[Rule]:
-    """Let through what an opening is for, and frames of one bridge, which netfilter shows as routed."""
+    """Let through what an opening is for, frames of one bridge, which netfilter shows as routed, and what libvirt does.
+
+    It has rules of its own, but puts them back only when it starts again.
+    """
     yield Rule.of(f"{labelled(desired.label)} return", "all")
     for target in outside(family, desired):
         yield Rule.of(f"oifname @{UPLINKS} {family.word} saddr {target} return", "all")
@@ -280,6 +285,9 @@ def _strangers(family: Family, desired: Desired) -> Iterator[Rule]:
         yield Rule.of(f"i{bridge} oifname @{UPLINKS} {subnet.format('s')} return", "all")
     for bridge in bridged(family, desired):
         yield Rule.of(f'iifname "{bridge}" oifname "{bridge}" return', "all")
+    yield Rule.of(f"oifname @{CLOSED} counter drop", "all")
+    yield Rule.of(f"iifname @{INSIDE} return", "all")
+    yield Rule.of(f"iifname != @{CLOSED} oifname @{INSIDE} return", "all")
     yield Rule.of("counter drop", "all")
 
 

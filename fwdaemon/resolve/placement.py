@@ -120,6 +120,7 @@ class Placement:
             homes=frozenset(_homes(inventory.networks)),
             uplinks=(uplinks := config.daemon.uplinks or inventory.uplinks),
             inside=frozenset(_inside(inventory.networks)) - uplinks,
+            closed=frozenset(item for item in _closed(inventory.networks) if item[1] not in uplinks),
             forwarded=frozenset(forwarded(inventory.networks)),
             elsewhere=frozenset(_elsewhere(forwards, nats, routes, inventory)),
             unheld=frozenset(nat.public for nat in nats) - {host.address for host in inventory.host_addresses},
@@ -256,10 +257,17 @@ def _homes(networks: Iterable[Network]) -> Iterator[tuple[Subnet, str]]:
 
 
 def _inside(networks: Iterable[Network]) -> Iterator[str]:
-    """Give the bridges that libvirt made."""
+    """Give the bridges that libvirt made for networks whose guests it lets out."""
+    for network in networks:
+        if network.active and network.own_bridge and network.forwards and network.bridge is not None:
+            yield network.bridge
+
+
+def _closed(networks: Iterable[Network]) -> Iterator[tuple[Family, str]]:
+    """Give those into which it lets nobody, by family."""
     for network in networks:
         if network.active and network.own_bridge and network.bridge is not None:
-            yield network.bridge
+            yield from ((family, network.bridge) for family in network.closed)
 
 
 def forwarded(networks: Iterable[Network]) -> Iterator[tuple[Family, str]]:

@@ -13,24 +13,34 @@ from fwdaemon.core.state import Desired
 from fwdaemon.core.text import is_interface_name
 from fwdaemon.core.types import Address, Family, PortRange, Protocol, Subnet
 
-# What passes though it goes by none of libvirt's bridges, where we turned the host's forwarding on. Pure.
+# What passes though libvirt does not want it forwarded, where we turned the host's forwarding on. Pure.
 
 
 def outside(family: Family, desired: Desired) -> list[Address]:
-    """Give the 1:1 guests that are plugged in elsewhere; they open connections too, which no label tells at first."""
+    """Give the 1:1 guests that libvirt does not let out; they open connections too, which no label tells at first."""
     found = (nat for nat in desired.outgoing if nat.family is family and nat.bridge not in desired.inside)
     return sorted({nat.target for nat in found}, key=int)
 
 
 def routed_outside(family: Family, desired: Desired) -> list[Route]:
-    """Give the routes to bridges that are not libvirt's own; no name that could be read as anything else."""
-    found = (item for item in desired.routes if item.family is family and item.bridge not in desired.inside)
+    """Give the routes to bridges that not everybody may enter; no name that could be read as anything else."""
+    entered = desired.inside.difference(closed(family, desired))
+    found = (item for item in desired.routes if item.family is family and item.bridge not in entered)
     return sorted((item for item in found if is_interface_name(item.bridge)), key=lambda item: str(item.subnet))
 
 
 def bridged(family: Family, desired: Desired) -> list[str]:
-    """Give the bridges whose own frames pass through the rules; no name that could be read as anything else."""
-    return sorted(name for kind, name in desired.bridging if kind is family and is_interface_name(name))
+    """Give the bridges whose own frames may pass through the rules; no name that could be read as anything else.
+
+    Those of guests are not to wait for us to notice that frames began to pass.
+    """
+    found = {name for kind, name in desired.bridging if kind is family}.union(closed(family, desired))
+    return sorted(filter(is_interface_name, found))
+
+
+def closed(family: Family, desired: Desired) -> list[str]:
+    """Give the bridges into which libvirt lets nobody; no name that could be read as anything else."""
+    return sorted(name for kind, name in desired.closed if kind is family and is_interface_name(name))
 
 
 def switched(family: Family, desired: Desired) -> list[str]:

@@ -178,8 +178,9 @@ class Restored:
 class Header:
     """Everything but the openings; `daemon` is `None` where none runs. `uplinks` lead away from the host.
 
-    In `confined` families forwarding was off before us, and between interfaces that are not libvirt's the rules refuse
-    what no opening is for. On `confined_interfaces` it was off on them alone, and what comes in there is refused so.
+    In `confined` families forwarding was off before us, and the rules refuse what no opening is for and what libvirt
+    does not forward for its networks. On `confined_interfaces` it was off on them alone, and what comes in there is
+    refused so.
     """
 
     version: str

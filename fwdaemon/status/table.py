@@ -128,12 +128,12 @@ def _configuration(configuration: Json) -> Iterator[Line]:
 
 def _confined(families: Sequence[int]) -> Line:
     which = " and ".join(f"IPv{family}" for family in families)
-    rest = "between interfaces that are not libvirt's, only these openings pass"
+    rest = "only these openings pass, and what libvirt forwards for its networks"
     return Line("forwarding", f"off for {which} before kvm-portfwd: {rest}")
 
 
 def _confined_from(interfaces: Sequence[str]) -> Line:
-    rest = "from there to interfaces that are not libvirt's, only these openings pass"
+    rest = "from there only these openings pass, and what libvirt lets into its networks"
     return Line("forwarding", printable(f"off for IPv4 on {', '.join(interfaces)} before kvm-portfwd: {rest}"))
 
 

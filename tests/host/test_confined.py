@@ -141,6 +141,40 @@ def test_what_refuses_is_there_again_once_the_daemon_is_if_rules_were_flushed_me
     assert f"set {SWITCH} = 0 again" in command(host, "flush")
 
 
+@pytest.fixture
+def around(host: Host) -> Iterator[None]:
+    """What is outside sends packets for the guest itself to the host, and in the end libvirt has its rules again."""
+    before = host.run("sysctl", SWITCH).stdout
+    host.outside.run(["ip", "route", "replace", "192.168.140.0/24", "via", PUBLIC4])
+    yield
+    host.outside.run(["ip", "route", "del", "192.168.140.0/24"])
+    host.libvirt.restart()
+    host.run("sysctl", "-p", "-", stdin=before)
+
+
+def flush_everything(host: Host) -> None:
+    if host.flavour.firewall is LibvirtFirewall.LEGACY:
+        for table in ("filter", "nat", "mangle"):
+            host.run("iptables-legacy", "-w", "-t", table, "-F")
+    else:
+        host.run("nft", "flush", "ruleset")
+
+
+@pytest.mark.usefixtures("mode", "around")
+def test_a_guest_stays_unreachable_where_libvirts_rules_were_flushed(host: Host, daemon: StartDaemon) -> None:
+    """Libvirt does not put them back, and the host forwards since an opening needs it."""
+    host.run("sysctl", "-w", f"{SWITCH}=0")
+    running = daemon(WEB)
+    serves(host)
+    flush_everything(host)
+    running.wait_log("^restored ")
+    serves(host)
+    assert host.run("sysctl", "-n", SWITCH).stdout == "1\n"
+    # Nothing listens there: whoever gets in is refused by the guest.
+    assert host.outside.tcp(GUEST, 22, timeout=0.5).outcome is Outcome.TIMED_OUT
+    assert host.outside.tcp(GUEST, 80, timeout=0.5).outcome is Outcome.TIMED_OUT
+
+
 def tells_of_eth0(host: Host) -> None:
     """Check the same where it was off on one interface alone."""
     assert "forwarding     off for IPv4 on eth0 before kvm-portfwd: " in command(host, "status")

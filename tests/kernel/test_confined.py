@@ -68,6 +68,58 @@ def test_nothing_else_comes_in_where_forwarding_was_off_on_one_interface(
     assert not rules.switched()
 
 
+INTO = frozenset((family, "virbr1") for family in Family)
+
+
+def test_without_libvirts_rules_an_isolated_network_is_reached_by_openings_alone(
+    machines: Topology, rules: Backend, state: Desired, plan: Plan
+) -> None:
+    """`virbr1` is the bridge of one here, as after somebody flushed all rules: libvirt does not put its own back."""
+    opening = forward(f"tcp *:{PORT}", f"[{plan.far}]:{PORT}")
+    isolated = replace(state, forwards=frozenset({opening}), closed=INTO)
+    assert not rules.apply(confined(isolated), thorough=True).faults
+    assert machines.outside.tcp(plan.public, PORT, timeout=PATIENCE).text == f"far {plan.outside}"
+    for elsewhere in (machines.outside, machines.mail):
+        assert elsewhere.tcp(plan.far, PORT, timeout=SILENCE).outcome == "timed out"
+        assert not elsewhere.pings(plan.far)
+    for to in (plan.outside, plan.mail):
+        assert machines.far.tcp(to, PORT, timeout=SILENCE).outcome == "timed out"
+    machines.host.run("conntrack", "--flush")
+    outward = replace(isolated, forwards=frozenset(), nats=frozenset({nat(plan.other, plan.far, bridge="virbr1")}))
+    assert not rules.apply(confined(outward), thorough=True).faults
+    answers(machines.outside, plan.other, f"far {plan.outside}")
+    answers(machines.far, plan.outside, f"outside {plan.other}")
+    assert machines.outside.tcp(plan.far, PORT, timeout=SILENCE).outcome == "timed out"
+
+
+def test_without_libvirts_rules_a_hidden_network_is_left_and_not_entered(
+    machines: Topology, rules: Backend, state: Desired, plan: Plan
+) -> None:
+    hidden = replace(state, inside=frozenset({"virbr0", "virbr1"}), closed=INTO)
+    switched = replace(hidden, switched=frozenset((family, "eth0") for family in Family))
+    for held in (confined(hidden), switched):
+        assert not rules.apply(held, thorough=True).faults
+        assert machines.outside.tcp(plan.public, PORT, timeout=PATIENCE).text == f"mail {plan.outside}"
+        assert machines.far.tcp(plan.outside, PORT, timeout=PATIENCE).answered
+        assert machines.far.tcp(plan.mail, PORT, timeout=PATIENCE).answered
+        assert machines.outside.tcp(plan.far, PORT, timeout=SILENCE).outcome == "timed out"
+        assert not machines.outside.pings(plan.far)
+        # Into `virbr0`, everybody is let, as libvirt does for networks of type route and open.
+        assert machines.outside.tcp(plan.mail, PORT, timeout=PATIENCE).answered
+        machines.host.run("conntrack", "--flush")
+
+
+def test_a_route_leads_into_a_hidden_network(machines: Topology, rules: Backend, state: Desired, plan: Plan) -> None:
+    opening = route(plan.subnet, "virbr1")
+    hidden = replace(
+        state, inside=frozenset({"virbr1"}), closed=INTO, forwards=frozenset(), routes=frozenset({opening})
+    )
+    assert not rules.apply(confined(hidden), thorough=True).faults
+    answers(machines.outside, plan.routed, f"routed {plan.outside}")
+    assert machines.routed.tcp(plan.outside, PORT, source=plan.routed, timeout=PATIENCE).text.startswith("outside ")
+    assert machines.outside.tcp(plan.far, PORT, timeout=SILENCE).outcome == "timed out"
+
+
 def test_what_an_opening_is_for_passes_where_a_guest_is_plugged_in_elsewhere(
     machines: Topology, rules: Backend, state: Desired, plan: Plan
 ) -> None:

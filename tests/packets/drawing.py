@@ -39,7 +39,8 @@ def place(lot: random.Random) -> tuple[Place, list[str]]:
     # Some lead to the same by another interface.
     more = [narrowed(lot, entry) for entry in drawn if "interface" in entry]
     config, entries = accepted([*drawn, *more], HEAD)
-    return Place(config, lot.choice(_REFUSALS), turned_on=lot.random() < 0.5), entries
+    turned_on = lot.random() < 0.5
+    return Place(config, lot.choice(_REFUSALS), turned_on, flushed=turned_on and lot.random() < 0.5), entries
 
 
 def changed(lot: random.Random, entries: list[str]) -> tuple[Config, list[str]]:

@@ -18,7 +18,7 @@ from fwdaemon.core.inventory import (
     LearnedAddress,
     Network,
 )
-from fwdaemon.core.types import Address, Subnet
+from fwdaemon.core.types import Address, Family, Subnet
 
 UPLINK: Final = "eth0"
 # The interface of the host behind which each machine is.
@@ -86,6 +86,7 @@ def inventory() -> Inventory:
             bridge=bridge,
             subnets=tuple(subnet for subnet, link in NETWORKS.items() if link == bridge),
             forwards=True,
+            closed=frozenset(Family),
         )
         for name, bridge in zip(("default", "public"), BRIDGES, strict=True)
     )

@@ -51,11 +51,15 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A configuration, what an administrator refuses, and whether the daemon turned forwarding on."""
+    """A configuration, what an administrator refuses, and whether the daemon turned forwarding on.
+
+    What libvirt refuses may have been `flushed`.
+    """
 
     config: Config
     refusals: tuple[Refusal, ...] = ()
     turned_on: bool = False
+    flushed: bool = False
 
 
 def fate(place: Place, packet: Packet) -> Fate | None:
@@ -154,7 +158,7 @@ def _passes(place: Place, packet: Packet, led: Led | None, port: int) -> bool:
     if leaves_by_route(place.config, packet) and not _among(packet.source, NETWORKS):
         # Libvirt refuses it, so a gate lets it out, which no refusal but a ban outranks.
         return True
-    return not met and _libvirt_lets(packet, came_in, goes_out, turned_on=place.turned_on)
+    return not met and _libvirt_lets(place, packet, came_in, goes_out)
 
 
 def leaves_by_route(config: Config, packet: Packet) -> bool:
@@ -171,15 +175,20 @@ def _is_impostor(config: Config, packet: Packet) -> bool:
     return any(LINK[packet.sender] != LINK[owner] or packet.mac != owner for owner in owners)
 
 
-def _libvirt_lets(packet: Packet, came_in: str, goes_out: str, *, turned_on: bool) -> bool:
-    """Libvirt lets guests out and to their neighbours, and lets nobody in; it says nothing of other interfaces."""
+def _libvirt_lets(place: Place, packet: Packet, came_in: str, goes_out: str) -> bool:
+    """Libvirt lets guests out and to their neighbours, and lets nobody in; it says nothing of other interfaces.
+
+    Where forwarding was off before us, nobody gets in without its rules, either.
+    """
     if came_in in BRIDGES and came_in == goes_out:
         return True
     if goes_out in BRIDGES:
         return False
     if came_in in BRIDGES:
-        return any(within(packet.source, subnet) for subnet, bridge in NETWORKS.items() if bridge == came_in)
-    return not turned_on
+        return place.flushed or any(
+            within(packet.source, subnet) for subnet, bridge in NETWORKS.items() if bridge == came_in
+        )
+    return not place.turned_on
 
 
 # --- whom the receiver sees ------------------------------------------------------------------------------------------

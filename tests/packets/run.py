@@ -99,7 +99,7 @@ class Round:
 
     def play(self) -> Result:
         """Play it once."""
-        theirs.load(self._on.world.host, self._now.place.refusals, legacy=self._on.legacy)
+        theirs.load(self._on.world.host, self._now.place, legacy=self._on.legacy)
         self._apply(self._now.place)
         chains = Kernel(SystemRunner()).chains()
         arrived = self._on.world.send(self._sent)
@@ -178,4 +178,5 @@ def _answer(packet: Packet, met: Arrival, base: int) -> Packet:
 def entries_of(seed: int) -> str:
     """Tell what a seed draws."""
     place, entries = drawing.place(random.Random(seed))  # noqa: S311  the same lot
-    return "\n".join([*entries, *map(str, place.refusals), *(["forwarding was turned on"] if place.turned_on else [])])
+    said = {"forwarding was turned on": place.turned_on, "libvirt's refusals were flushed": place.flushed}
+    return "\n".join([*entries, *map(str, place.refusals), *(text for text, is_so in said.items() if is_so)])

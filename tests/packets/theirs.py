@@ -1,12 +1,12 @@
 """The rules of others on the host: libvirt's for two networks, an administrator's refusals, and a tool that marks."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Final
 
 from fwdaemon.core.types import Family, Gate
 from tests.kernel.topology import Node
 from tests.packets.plan import NAT_NETWORKS, NETWORKS
-from tests.packets.promise import Refusal
+from tests.packets.promise import Place, Refusal
 
 GATE: Final = Gate("inet", "theirs", "forward")
 # What has one of these source ports is marked by others: with all bits in the connection, and with our label's bit.
@@ -22,12 +22,7 @@ table inet theirs {{
     chain forward {{
         type filter hook forward priority filter; policy accept;
         {refusals}
-        ct state established,related accept
-        iifname virbr0 oifname virbr0 accept
-        iifname virbr1 oifname virbr1 accept
-        oifname {{ virbr0, virbr1 }} reject
-        {lets}
-        iifname {{ virbr0, virbr1 }} reject
+        {libvirts}
     }}
     chain postrouting {{
         type nat hook postrouting priority srcnat;
@@ -35,12 +30,27 @@ table inet theirs {{
     }}
 }}
 """
+_NATIVE_LIBVIRTS: Final = """
+        ct state established,related accept
+        iifname virbr0 oifname virbr0 accept
+        iifname virbr1 oifname virbr1 accept
+        oifname {{ virbr0, virbr1 }} reject
+        {lets}
+        iifname {{ virbr0, virbr1 }} reject
+"""
 _SAVED: Final = """
 *mangle
 {marks}
 COMMIT
 *filter
 {refusals}
+{libvirts}
+COMMIT
+*nat
+{masquerades}
+COMMIT
+"""
+_SAVED_LIBVIRTS: Final = """
 -A FORWARD -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
 -A FORWARD -i virbr0 -o virbr0 -j ACCEPT
 -A FORWARD -i virbr1 -o virbr1 -j ACCEPT
@@ -49,33 +59,27 @@ COMMIT
 {lets}
 -A FORWARD -i virbr0 -j REJECT
 -A FORWARD -i virbr1 -j REJECT
-COMMIT
-*nat
-{masquerades}
-COMMIT
 """
 
 
-def load(host: Node, refusals: Iterable[Refusal], *, legacy: bool) -> None:
+def load(host: Node, place: Place, *, legacy: bool) -> None:
     """Have nothing on the host but these, and no connection."""
-    refusals = tuple(refusals)
-    host.run("nft", "-f", "-", stdin="flush ruleset" + ("" if legacy else _native(refusals)))
+    host.run("nft", "-f", "-", stdin="flush ruleset" + ("" if legacy else _native(place)))
     for family in Family:
         program = "iptables-legacy-restore" if family is Family.IPV4 else "ip6tables-legacy-restore"
-        host.run(
-            program, stdin=_saved(family, refusals) if legacy else "*mangle\nCOMMIT\n*filter\nCOMMIT\n*nat\nCOMMIT\n"
-        )
+        host.run(program, stdin=_saved(family, place) if legacy else "*mangle\nCOMMIT\n*filter\nCOMMIT\n*nat\nCOMMIT\n")
     host.run("conntrack", "--flush")
 
 
-def _native(refusals: Iterable[Refusal]) -> str:
+def _native(place: Place) -> str:
     networks = [(f"ip{'6' if s.version == 6 else ''}", s, bridge) for s, bridge in NETWORKS.items()]
+    lets = "\n        ".join(f"iifname {bridge} {ip} saddr {s} accept" for ip, s, bridge in networks)
     return _NATIVE.format(
         first=MARKED[0],
         last=MARKED[1],
         mark=_MARK,
-        refusals="\n        ".join(map(_refused, refusals)),
-        lets="\n        ".join(f"iifname {bridge} {ip} saddr {s} accept" for ip, s, bridge in networks),
+        refusals="\n        ".join(map(_refused, place.refusals)),
+        libvirts="" if place.flushed else _NATIVE_LIBVIRTS.format(lets=lets),
         masquerades="\n        ".join(
             f"{ip} saddr {s} {ip} daddr != {s} masquerade" for ip, s, _ in networks if s in NAT_NETWORKS
         ),
@@ -89,12 +93,13 @@ def _refused(refusal: Refusal) -> str:
     return " ".join([*parts, f"meta l4proto {{ tcp, udp }} th dport {refusal.port} drop"])
 
 
-def _saved(family: Family, refusals: Iterable[Refusal]) -> str:
+def _saved(family: Family, place: Place) -> str:
     networks = [(s, bridge) for s, bridge in NETWORKS.items() if s.version == family]
+    lets = "\n".join(f"-A FORWARD -s {s} -i {bridge} -j ACCEPT" for s, bridge in networks)
     return _SAVED.format(
         marks="\n".join(_marks()),
-        refusals="\n".join(line for refusal in refusals for line in _refused_lines(family, refusal)),
-        lets="\n".join(f"-A FORWARD -s {s} -i {bridge} -j ACCEPT" for s, bridge in networks),
+        refusals="\n".join(line for refusal in place.refusals for line in _refused_lines(family, refusal)),
+        libvirts="" if place.flushed else _SAVED_LIBVIRTS.format(lets=lets),
         masquerades="\n".join(
             f"-A POSTROUTING -s {s} ! -d {s} -j MASQUERADE" for s, _ in networks if s in NAT_NETWORKS
         ),

@@ -30,6 +30,19 @@ def state(*openings: Opening) -> Desired:
     return Desired(guest_subnets=SUBNETS, homes=HOMES, uplinks=OUTER).having(openings)
 
 
+# virbr0 is of mode nat, virbr2 isolated; virbr1 is of mode route, lan0 a bridge of the host.
+AROUND = replace(
+    state(
+        forward("tcp *:80", f"{WEB}:80"),
+        nat("198.51.100.8", "192.168.124.70", bridge="virbr2"),
+        route("203.0.113.64/29", "virbr0"),
+        route("203.0.113.80/29", "lan0"),
+    ),
+    inside=frozenset({"virbr0", "virbr1"}),
+    closed=frozenset({(Family.IPV4, "virbr0"), (Family.IPV4, "virbr2"), (Family.IPV6, "virbr2")}),
+    kept=frozenset(Family),
+)
+
 CASES: dict[str, Desired] = {
     "one-port-on-every-address": state(forward("tcp *:80", f"{WEB}:80")),
     "another-port": state(forward("tcp *:2222", f"{WEB}:22")),
@@ -88,6 +101,8 @@ CASES: dict[str, Desired] = {
     "route": state(
         route("203.0.113.64/29"), route("203.0.113.80/32", "virbr2", let_out=True), route("2001:db8:1::/64")
     ),
+    "forwarding-was-off": replace(AROUND, confined=frozenset(Family)),
+    "forwarding-was-off-on-one-interface": replace(AROUND, switched=frozenset({(Family.IPV4, "eth1")})),
     "route-and-a-one-to-one-guest-in-it": state(route("203.0.113.64/29"), nat("198.51.100.8", "203.0.113.66")),
 }
 

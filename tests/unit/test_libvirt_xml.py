@@ -131,6 +131,23 @@ def test_network_of_a_bridge_has_no_subnet() -> None:
 @pytest.mark.parametrize(
     ("forward", "expected"),
     [
+        ("", {4, 6}),
+        ("<forward/>", {4}),
+        ("<forward mode='nat'><nat/></forward>", {4}),
+        ("<forward mode='nat'><nat ipv6='yes'/></forward>", {4, 6}),
+        ("<forward mode='route'/>", set()),
+        ("<forward mode='open'/>", set()),
+        ("<forward mode='bridge'/>", set()),
+    ],
+)
+def test_in_which_families_libvirt_lets_nobody_in(forward: str, expected: set[int]) -> None:
+    xml = f"<network><name>lan</name>{forward}<bridge name='virbr0'/></network>"
+    assert parse_network(xml, active=True).network.closed == expected
+
+
+@pytest.mark.parametrize(
+    ("forward", "expected"),
+    [
         ("", (False, False)),
         ("<forward/>", (True, False)),
         ("<forward mode='nat'/>", (True, False)),
