@@ -20,7 +20,7 @@ from fwdaemon.kernel import conntrack
 from fwdaemon.kernel.conntrack_listing import Entry
 from fwdaemon.kernel.process import budget_of_guests
 from fwdaemon.netfilter import Rules
-from fwdaemon.resolve.flows import Carriers, Flow, Judge, turned
+from fwdaemon.resolve.flows import Carriers, Flow, Judge, Strangers, turned
 
 
 class Conntrack(Interface):
@@ -44,6 +44,10 @@ class Conntrack(Interface):
 
     def end_strayed(self, arrived: Collection[Nat]) -> int:
         """End those of guests that came from another host, where they were not let in by us."""
+        ...
+
+    def end_strangers(self, strangers: Strangers, label: int) -> int:
+        """End those without this label that slipped in while nothing refused them."""
         ...
 
     def end_resumed(self, taken_over: Collection[Address]) -> int:
@@ -112,7 +116,8 @@ class Sweep:
     guests opened to the outside may have left where it may not any more. `local` are the host's own
     addresses. `arrived` are those of `added` whose guests came from another host, and `moved` the addresses of guests
     that went to one: what these send is not refused, as they send it there. `taken_over` are addresses of routes that
-    guests here have now, and may have had on another host. With `provoked`, guests alone are why it is done.
+    guests here have now, and may have had on another host. `strangers` may have slipped in. With `provoked`, guests
+    alone are why it is done.
     """
 
     live: frozenset[Opening]
@@ -126,6 +131,7 @@ class Sweep:
     doubted: frozenset[Opening] = frozenset()
     old_labels: frozenset[int] = frozenset()
     fewer_uplinks: bool = False
+    strangers: Strangers | None = None
     provoked: bool = False
 
     def after(self, earlier: "Sweep | None") -> "Sweep":
@@ -144,6 +150,7 @@ class Sweep:
             doubted=self.gone | earlier.gone,
             old_labels=(self.old_labels | earlier.old_labels) - {self.label},
             fewer_uplinks=self.fewer_uplinks or earlier.fewer_uplinks,
+            strangers=self.strangers or earlier.strangers,
             provoked=self.provoked and earlier.provoked,
         )
 
@@ -248,6 +255,7 @@ class Sweeper:
     def _do(self, sweep: Sweep) -> None:
         self._connections.end_resumed(sweep.taken_over)
         ended = self._connections.end_strayed(sweep.arrived)
+        self._end_strangers(sweep)
         if sweep.removed is None or sweep.removed or sweep.fewer_uplinks:
             for batch in self._connections.outdated(sweep.outdated(), sweep.label, sweep.guests):
                 # Whatever has come since may carry them.
@@ -262,6 +270,14 @@ class Sweeper:
                 self._ended += ended
             lines.connections_ended(ended)
         self._end_turned({turned(flow) for flow in claimed if flow.protocol is Protocol.UDP})
+
+    def _end_strangers(self, sweep: Sweep) -> None:
+        if sweep.strangers is None:
+            return
+        if ended := self._connections.end_strangers(sweep.strangers, sweep.label):
+            with self._turn:
+                self._ended += ended
+            lines.strangers_ended(ended)
 
     def _end_turned(self, flows: Collection[Flow]) -> None:
         """End flows that the host's own late answers re-created: they would keep the client's datagrams at the host.

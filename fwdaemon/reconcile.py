@@ -22,7 +22,7 @@ from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Address, Family
 from fwdaemon.kernel.process import budget_of_guests
 from fwdaemon.netfilter import Rules
-from fwdaemon.resolve.flows import Flow
+from fwdaemon.resolve.flows import Flow, Strangers
 from fwdaemon.resolve.snapshot import Grace, Stop
 
 # How long a stop waits for connections that are being ended.
@@ -268,9 +268,12 @@ class Reconciler:
         old_labels = frozenset({before.desired.label} - {desired.label})
         # An uplink that goes down is no reason to end connections: those over the others go on.
         fewer = self._uplinks != occasion.uplinks and bool(before.desired.uplinks - desired.uplinks)
-        if added or ended or taken_over or old_labels or fewer:
+        meddled = report.outcome.changed and (bool(occasion.actors) or not (added or removed))
+        strangers = _strangers(report, occasion) if meddled or report.outcome.damaged else None
+        if added or ended or taken_over or old_labels or fewer or strangers:
             sweep = self._sweep(before, desired, occasion, ended, added)
             sweep = replace(sweep, taken_over=taken_over, old_labels=old_labels, fewer_uplinks=fewer)
+            sweep = replace(sweep, strangers=strangers)
             self._sweeper.sweep(replace(sweep, provoked=occasion.provoked))
 
     def _sweep(
@@ -297,7 +300,12 @@ def _first_sweep(report: Report, occasion: Occasion) -> Sweep:
     sweep = Sweep(desired.carrying, desired.label, occasion.local, None, outcome.mended)
     # Uplinks that were found from the routes may have changed by themselves.
     fewer = bool(occasion.uplinks and outcome.uplinks - desired.uplinks)
-    return replace(sweep, doubted=doubted, old_labels=old, fewer_uplinks=fewer)
+    return replace(sweep, doubted=doubted, old_labels=old, fewer_uplinks=fewer, strangers=_strangers(report, occasion))
+
+
+def _strangers(report: Report, occasion: Occasion) -> Strangers | None:
+    """Say what may have slipped in if rules were not there that keep the host from being a router."""
+    return Strangers.of(report.desired, occasion.local) if report.desired.confined else None
 
 
 class _Teller:

@@ -101,6 +101,11 @@ def connections_ended(number: int) -> None:
     _write("ended", f"ended {number} connections of forwards that changed")
 
 
+def strangers_ended(number: int) -> None:
+    """Say how many connections were ended that nothing was there to refuse."""
+    _write("ended", f"ended {number} connections that passed while rules were missing: nothing was forwarded before")
+
+
 def setting(change: Setting, cause: Cause) -> None:
     """Write that a setting of the host was changed, or put back."""
     if change.restored:

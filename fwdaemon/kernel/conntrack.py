@@ -37,7 +37,7 @@ from fwdaemon.kernel.conntrack_listing import (
     source_requests,
 )
 from fwdaemon.kernel.netlink import NETFILTER, Message, NetlinkSocket
-from fwdaemon.resolve.flows import Flow, Judge, is_claimed, is_resumed, is_strayed
+from fwdaemon.resolve.flows import Flow, Judge, Strangers, is_claimed, is_resumed, is_strayed
 
 _log = logging.getLogger(__name__)
 
@@ -152,6 +152,24 @@ def end_strayed(arrived: Collection[Nat]) -> int:
     families = sorted({nat.family for nat in arrived})
     requests = (protocol_request(family.domain, protocol) for family in families for protocol in _CARRYING_ON)
     return len(_end_listed(requests, lambda flow: is_strayed(flow, public)))
+
+
+def end_strangers(strangers: Strangers, label: int) -> int:
+    """End the flows that have slipped in, and give their number; what an open connection expected goes on with it.
+
+    Raises:
+        KernelError: the kernel does not list its connections.
+
+    """
+    ended = 0
+    for family in sorted(strangers.families):
+        with _asking() as asking:
+            listed = asking.stream(GET, listing_request(family.domain))
+            found = (item for item in listed if (flow := read_flow(item)) is not None and strangers.include(flow))
+            entries = [entry for entry in map(read_entry, found) if entry is not None]
+            meant = [entry for entry in entries if not entry.has(label) and not entry.master]
+            ended += len(_end(asking, meant))
+    return ended
 
 
 def end_resumed(taken_over: Collection[Address]) -> int:

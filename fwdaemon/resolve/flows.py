@@ -12,7 +12,8 @@ from ipaddress import ip_address
 from operator import attrgetter
 
 from fwdaemon.core.openings import Claim, Forward, Nat, Opening, Route
-from fwdaemon.core.types import Address, Family, Protocol
+from fwdaemon.core.state import Desired
+from fwdaemon.core.types import Address, Family, Protocol, Subnet
 
 _bound = attrgetter("interface")
 
@@ -137,6 +138,54 @@ class Judge:
         now = set(map(_bound, fitting))
         before = set(map(_bound, self._before.carriers(flow)))
         return not now or (bool(before) and not any(interface is None or before == {interface} for interface in now))
+
+
+@dataclass(frozen=True, slots=True)
+class Strangers:
+    """Tells which flows without our label began while the rules were not there that refuse such where nothing passes.
+
+    The kernel does not say by which interfaces a flow goes, so addresses tell: `left` and `entered` are the subnets of
+    networks out of which libvirt lets guests, and into which it lets everybody; `homes` those of all its networks. What
+    a flow between others should have been let through for, its next packet begins anew.
+    """
+
+    families: frozenset[Family]
+    local: Collection[Address] = ()
+    left: tuple[Subnet, ...] = ()
+    entered: tuple[Subnet, ...] = ()
+    homes: tuple[Subnet, ...] = ()
+
+    @classmethod
+    def of(cls, desired: Desired, local: Collection[Address]) -> "Strangers":
+        """Tell it of those of a state."""
+        left = tuple(subnet for subnet, bridge in desired.homes if bridge in desired.inside)
+        entered = tuple(
+            subnet
+            for subnet, bridge in desired.homes
+            if bridge in desired.inside and (Family.of(subnet), bridge) not in desired.closed
+        )
+        return cls(desired.confined, local, left, entered, tuple(subnet for subnet, _ in desired.homes))
+
+    def include(self, flow: Flow) -> bool:
+        """Whether the rules would have refused a flow."""
+        if flow.family not in self.families or self._is_of_host(flow.source) or self._is_of_host(flow.server):
+            return False
+        source, server = _homes_of(flow.source, self.homes), _homes_of(flow.server, self.homes)
+        if source & server:
+            return False
+        if server and not _homes_of(flow.server, self.entered):
+            return True
+        return bool(source - set(self.left)) or not (source or server)
+
+    def _is_of_host(self, address: Address) -> bool:
+        """Whether the host itself sends or gets what has this address; none of these is forwarded."""
+        unrouted = Family.of(address) is Family.IPV6 and address.is_link_local
+        special = address.is_loopback or address.is_multicast or address.is_unspecified
+        return address in self.local or special or unrouted
+
+
+def _homes_of(address: Address, homes: Iterable[Subnet]) -> set[Subnet]:
+    return {home for home in homes if home.version == address.version and address in home}
 
 
 def _shows_client(carrier: Opening, flow: Flow, local: Collection[Address]) -> bool:

@@ -1,6 +1,7 @@
 """Forwarding that the daemon turns on reaches no inner network beside the guests, even without its record."""
 
 import json
+import signal
 from collections.abc import Iterator
 from contextlib import ExitStack
 
@@ -38,6 +39,8 @@ def inner(host: Host) -> Iterator[None]:
         for number, name in enumerate(("inner", "beside"), 2):
             plug(host, name, number)
             at_end.callback(host.run, "ip", "netns", "del", name)
+            # A connection that was ended keeps the namespace for a while, and its link with it.
+            at_end.callback(host.run, "ip", "link", "del", name)
         for subnet, gateway in (("192.0.2.0/24", PUBLIC4), ("2001:db8:2::/64", PUBLIC6)):
             host.outside.run(["ip", "route", "replace", subnet, "via", gateway])
             at_end.callback(host.outside.run, ["ip", "route", "del", subnet])
@@ -130,15 +133,64 @@ def test_what_refuses_is_there_again_once_the_daemon_is_if_rules_were_flushed_me
     serves(host)
     assert not reached(host)
     running.terminate()
-    legacy = host.flavour.firewall is LibvirtFirewall.LEGACY
-    # Ours alone: libvirt keeps its networks by its own.
-    host.run(*("iptables-legacy -w -F KVMPF_FWD" if legacy else "nft delete table ip kvm_portfwd").split())
+    flush_ours(host)
     assert reached(host)
     running = daemon(WEB)
     serves(host)
     assert not reached(host)
     running.terminate()
     assert f"set {SWITCH} = 0 again" in command(host, "flush")
+
+
+# Answers with what it was told.
+_ECHO = """
+import socketserver
+class Echo(socketserver.BaseRequestHandler):
+    def handle(self):
+        while told := self.request.recv(100):
+            self.request.sendall(told)
+server = socketserver.ThreadingTCPServer(("0.0.0.0", 81), Echo)
+print("ready")
+server.serve_forever()
+"""
+
+
+@pytest.mark.usefixtures("inner", "mode")
+@pytest.mark.parametrize("mode", ["isolated"], indirect=True)
+@pytest.mark.parametrize("running", [True, False], ids=["running", "stopped"])
+def test_what_passed_while_the_rules_were_gone_is_ended(
+    host: Host, daemon: StartDaemon, request: pytest.FixtureRequest, *, running: bool
+) -> None:
+    host.run("sysctl", "-w", f"{SWITCH}=0")
+    server = host.popen("ip", "netns", "exec", "inner", host.python, "-uc", _ECHO)
+    request.addfinalizer(server.stop)
+    server.wait_line("^ready$")
+    held = daemon(WEB)
+    serves(host)
+    if running:
+        held.process.send(signal.SIGSTOP)
+    else:
+        held.terminate()
+    flush_ours(host)
+    with host.outside.connect(INNER, 81) as connection:
+        connection.sendall(b"passes")
+        assert connection.recv(100) == b"passes"
+        if running:
+            held.process.send(signal.SIGCONT)
+        else:
+            held = daemon(WEB)
+        held.wait_log("^ended 1 connections that passed while rules were missing")
+        connection.settimeout(1)
+        connection.sendall(b"ended")
+        with pytest.raises(TimeoutError):
+            connection.recv(100)
+    serves(host)
+
+
+def flush_ours(host: Host) -> None:
+    """Take away ours alone: libvirt keeps its networks by its own."""
+    legacy = host.flavour.firewall is LibvirtFirewall.LEGACY
+    host.run(*("iptables-legacy -w -F KVMPF_FWD" if legacy else "nft delete table ip kvm_portfwd").split())
 
 
 @pytest.fixture

@@ -6,10 +6,18 @@ from dataclasses import replace
 import pytest
 
 from fwdaemon.core.openings import Opening
-from fwdaemon.core.types import Address
-from fwdaemon.kernel.conntrack import end, end_claimed, end_resumed, end_strayed, open_flows, outdated
+from fwdaemon.core.types import Address, Family
+from fwdaemon.kernel.conntrack import (
+    end,
+    end_claimed,
+    end_resumed,
+    end_strangers,
+    end_strayed,
+    open_flows,
+    outdated,
+)
 from fwdaemon.kernel.process import SystemRunner
-from fwdaemon.resolve.flows import Judge
+from fwdaemon.resolve.flows import Judge, Strangers
 from tests.lab.connections import Connection, Tuple, label_rule, track
 from tests.unit.forwards import address, forward, nat
 
@@ -58,6 +66,23 @@ def test_labelled_flows_that_no_opening_carries_are_ended(runner: SystemRunner, 
     assert tracked(runner, version, protocol) == ["6060", "7070", "8080"]
     assert [item.flow.destination_port for item in open_flows(LABEL)] == [8080]
     assert swept({live}) == []
+
+
+@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize("protocol", ["tcp", "udp", "sctp"])
+def test_what_slipped_in_between_others_is_ended_and_nothing_else(
+    runner: SystemRunner, version: int, protocol: str
+) -> None:
+    label_rule(runner)
+    begin(version, protocol, 8080, label=LABEL, to=GUESTS[version])
+    begin(version, protocol, 7070, to=GUESTS[version])
+    begin(version, protocol, 6060, label=LABEL + 1, to=GUESTS[version])
+    begin(version, protocol, 22)
+    local = {address(HOSTS[version])}
+    other = Family.IPV6 if version == Family.IPV4 else Family.IPV4
+    assert end_strangers(Strangers(frozenset({other}), local), LABEL) == 0
+    assert end_strangers(Strangers(frozenset(Family), local), LABEL) == 2
+    assert tracked(runner, version, protocol) == ["22", "8080"]
 
 
 def test_only_connections_of_some_guests_are_looked_at(runner: SystemRunner) -> None:

@@ -11,7 +11,7 @@ from fwdaemon.errors import KernelError
 from fwdaemon.kernel.conntrack_listing import Entry
 from fwdaemon.netfilter import Netfilter
 from fwdaemon.reconcile import Seams
-from fwdaemon.resolve.flows import Flow, Judge, is_claimed
+from fwdaemon.resolve.flows import Flow, Judge, Strangers, is_claimed
 from tests.unit.memory_backend import Kernel, MemoryBackend, NoProgram
 
 
@@ -90,6 +90,10 @@ class Connections:
     def end_strayed(self, arrived: Collection[Nat]) -> int:
         self.arrived.append(frozenset(arrived))
         return 0
+
+    def end_strangers(self, strangers: Strangers, label: int) -> int:
+        found = [flow for flow in self.flows if self.labels.get(flow, label) != label and strangers.include(flow)]
+        return self.end([Entry(flow, b"") for flow in found])
 
     def end_resumed(self, taken_over: Collection[Address]) -> int:
         self.resumed.append(frozenset(taken_over))

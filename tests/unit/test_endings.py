@@ -11,14 +11,14 @@ import pytest
 from fwdaemon.commands import flush
 from fwdaemon.core.report import Cause
 from fwdaemon.core.state import Desired
-from fwdaemon.core.types import Address, Protocol
+from fwdaemon.core.types import Address, Family, Protocol
 from fwdaemon.errors import KernelError
 from fwdaemon.kernel.conntrack_listing import Entry
 from fwdaemon.resolve.flows import Flow, Judge
 from fwdaemon.status.reloads import LastGood
 from tests.unit.backend_behaviour import FLOW, MAIL, STATE, WEB
 from tests.unit.memory_backend import Kernel
-from tests.unit.seams import Connections
+from tests.unit.seams import Connections, without
 from tests.unit.test_reconcile import Bench, look
 
 
@@ -194,3 +194,55 @@ def test_what_guests_opened_ends_after_a_start_with_fewer_uplinks_if_they_are_co
     bench.begin()
     bench.reconcile(replace(STATE, uplinks=ONE), look(uplinks=ONE if named else frozenset()))
     assert bench.connections.flows == ([CAME_IN] if named else [LEFT, CAME_IN])
+
+
+STRANGER = Flow(
+    Protocol.TCP,
+    *(ip_address("203.0.113.9"), ip_address("10.0.0.2"), 80),
+    *(ip_address("10.0.0.2"), 80),
+    *(ip_address("203.0.113.9"), 5000),
+)
+
+
+@pytest.fixture
+def crossed(bench: Bench) -> Bench:
+    """A connection crosses the host, without our label, that was not begun while rules were there to refuse it."""
+    bench.host.confines = frozenset({Family.IPV4})
+    bench.reconcile(STATE)
+    bench.connections.flows, bench.connections.labels = [STRANGER], {STRANGER: 0}
+    return bench
+
+
+def test_what_passed_while_no_rules_kept_the_host_from_being_a_router_ends(crossed: Bench) -> None:
+    crossed.kernel.wipe()
+    told = crossed.reconcile(STATE)
+    assert "ended 1 connections that passed while rules were missing: nothing was forwarded before" in told
+    assert crossed.connections.flows == []
+
+
+def test_so_it_does_after_a_start(crossed: Bench) -> None:
+    crossed.begin()
+    crossed.reconcile(STATE)
+    assert crossed.connections.flows == []
+
+
+def test_so_it_does_where_no_opening_is_live(crossed: Bench) -> None:
+    crossed.reconcile(Desired())
+    crossed.connections.flows = [STRANGER]
+    crossed.kernel.wipe()
+    crossed.reconcile(Desired())
+    assert crossed.connections.flows == []
+
+
+def test_nobody_looks_for_it_while_the_rules_are_there(crossed: Bench) -> None:
+    crossed.reconcile(STATE)
+    crossed.reconcile(without(STATE, MAIL))
+    assert crossed.connections.flows == [STRANGER]
+
+
+def test_where_the_host_forwarded_before_it_goes_on(bench: Bench) -> None:
+    bench.reconcile(STATE)
+    bench.connections.flows, bench.connections.labels = [STRANGER], {STRANGER: 0}
+    bench.kernel.wipe()
+    bench.reconcile(STATE)
+    assert bench.connections.flows == [STRANGER]

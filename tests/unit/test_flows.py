@@ -3,8 +3,9 @@ from ipaddress import ip_address, ip_network
 
 import pytest
 
-from fwdaemon.core.types import Protocol
-from fwdaemon.resolve.flows import Flow, Judge, is_claimed, is_strayed
+from fwdaemon.core.state import Desired
+from fwdaemon.core.types import Family, Protocol
+from fwdaemon.resolve.flows import Flow, Judge, Strangers, is_claimed, is_strayed
 from tests.unit.forwards import forward, nat, route
 
 
@@ -162,3 +163,44 @@ def test_a_flow_that_shows_its_client_goes_on_beside_a_forward_of_another_interf
 )
 def test_what_a_guest_sends_under_another_address_strayed(seen: Flow, *, strayed: bool) -> None:
     assert is_strayed(seen, {ip_address("192.168.122.60"): ip_address("198.51.100.8")}) is strayed
+
+
+# Networks of type nat (virbr0), none (virbr1) and route (virbr2).
+CONFINED = Desired(
+    homes=frozenset((ip_network(f"192.168.12{n}.0/24"), f"virbr{n}") for n in range(3)),
+    inside=frozenset({"virbr0", "virbr2"}),
+    closed=frozenset({(Family.IPV4, "virbr0"), (Family.IPV4, "virbr1")}),
+    confined=frozenset({Family.IPV4}),
+)
+
+
+@pytest.mark.parametrize(
+    ("source", "server", "slipped_in"),
+    [
+        pytest.param("203.0.113.9", "10.0.0.2", True, id="between others"),
+        pytest.param("203.0.113.9", "192.168.120.5", True, id="into a network of type nat"),
+        pytest.param("203.0.113.9", "192.168.121.5", True, id="into an isolated one"),
+        pytest.param("203.0.113.9", "192.168.122.5", False, id="into one of type route"),
+        pytest.param("192.168.120.5", "203.0.113.9", False, id="out of one of type nat"),
+        pytest.param("192.168.121.5", "203.0.113.9", True, id="out of an isolated one"),
+        pytest.param("192.168.122.5", "203.0.113.9", False, id="out of one of type route"),
+        pytest.param("192.168.121.5", "192.168.121.6", False, id="within one"),
+        pytest.param("192.168.120.5", "192.168.122.5", False, id="out of one into another"),
+        pytest.param("192.168.122.5", "192.168.120.5", True, id="into one that lets nobody in"),
+        pytest.param("192.168.121.5", "192.168.122.5", True, id="out of an isolated one into another"),
+        pytest.param("198.51.100.1", "10.0.0.2", False, id="of the host"),
+        pytest.param("203.0.113.9", "198.51.100.1", False, id="to the host"),
+        pytest.param("10.0.0.2", "224.0.0.251", False, id="to many"),
+        pytest.param("127.0.0.1", "127.0.0.53", False, id="within the host"),
+        pytest.param("2001:db8::9", "2001:db8:1::2", False, id="of a family that was forwarded before"),
+    ],
+)
+def test_what_the_rules_would_have_refused_slipped_in(source: str, server: str, *, slipped_in: bool) -> None:
+    seen = flow(f"{server}:80", f"{server}:80", source=source)
+    assert Strangers.of(CONFINED, LOCAL).include(seen) is slipped_in
+
+
+def test_link_local_addresses_are_not_forwarded() -> None:
+    confined = replace(CONFINED, confined=frozenset(Family))
+    assert not Strangers.of(confined, LOCAL).include(flow("fe80::1:547", "fe80::1:547", source="fe80::2"))
+    assert Strangers.of(confined, LOCAL).include(flow("2001:db8:1::2:80", "2001:db8:1::2:80", source="2001:db8::9"))

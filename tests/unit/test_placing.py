@@ -1,5 +1,6 @@
 """From configuration and inventory to the desired state: what is live, what waits, and why."""
 
+from dataclasses import replace
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
 from uuid import UUID
@@ -18,7 +19,7 @@ from fwdaemon.core.inventory import (
     Network,
 )
 from fwdaemon.core.state import Desired
-from fwdaemon.core.types import Address
+from fwdaemon.core.types import Address, Family
 from fwdaemon.resolve.placement import Placement, desired_state
 
 WEB = UUID("00000000-0000-0000-0000-000000000001")
@@ -231,3 +232,14 @@ def test_it_goes_with_the_only_interface_and_waits_when_the_domain_starts_with_t
     assert lines(placement.move(host(web(SECOND)))) == ["tcp *:80 -> 192.168.123.50:80"]
     placement.move(host(web(running=False)))
     assert lines(placement.move(host(web(FIRST, SECOND)))) == []
+
+
+def test_where_libvirt_lets_guests_out_and_where_it_lets_nobody_in() -> None:
+    hidden = replace(DEFAULT, forwards=True, closed=frozenset({Family.IPV4}))
+    isolated = replace(INNER, closed=frozenset(Family))
+    leading_away = replace(INNER, name="away", bridge="virbr2", forwards=True, closed=frozenset(Family))
+    asleep = replace(leading_away, name="asleep", active=False, bridge="virbr3")
+    around = Inventory((), (hidden, isolated, leading_away, asleep), (HOST,), frozenset({"virbr2"}))
+    desired = placed("ports = [80]", around)
+    assert desired.inside == {"virbr0"}
+    assert desired.closed == {(Family.IPV4, "virbr0"), (Family.IPV4, "virbr1"), (Family.IPV6, "virbr1")}
