@@ -240,6 +240,6 @@ def test_where_libvirt_lets_guests_out_and_where_it_lets_nobody_in() -> None:
     leading_away = replace(INNER, name="away", bridge="virbr2", forwards=True, closed=frozenset(Family))
     asleep = replace(leading_away, name="asleep", active=False, bridge="virbr3")
     around = Inventory((), (hidden, isolated, leading_away, asleep), (HOST,), frozenset({"virbr2"}))
-    desired = placed("ports = [80]", around)
+    desired = placed('ports = ["80"]', around)
     assert desired.inside == {"virbr0"}
     assert desired.closed == {(Family.IPV4, "virbr0"), (Family.IPV4, "virbr1"), (Family.IPV6, "virbr1")}
