@@ -234,8 +234,9 @@ def _namesake(other: Namesake) -> str:
     name, where = shown(other.name), f" on {other.uri}" if other.uri else ""
     if other.is_uuid:
         return f"a domain{where} has the UUID {name} for a name: entries with it mean the domain of this UUID alone"
+    kind = "network" if other.is_network else "domain"
     return (
-        f"there is another domain {name}{where}: entries for this name mean that of the first URI in [daemon] libvirt;"
+        f"there is another {kind} {name}{where}: entries for this name mean that of the first URI in [daemon] libvirt;"
         f" its UUID is {other.uuid}"
     )
 

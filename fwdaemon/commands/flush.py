@@ -58,6 +58,6 @@ def _remove_from_host(settings: DaemonSettings, rules: Netfilter) -> Outcome:
 def _forwarded(settings: DaemonSettings) -> frozenset[tuple[Family, str]]:
     """Ask for which networks libvirt needs forwarding; a libvirt that does not answer needs none."""
     try:
-        return frozenset(forwarded(asyncio.run(take_inventory(settings.libvirt)).networks))
+        return frozenset(forwarded(asyncio.run(take_inventory(settings.libvirt)).every_network))
     except PortfwdError:
         return frozenset()

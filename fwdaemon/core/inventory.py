@@ -123,7 +123,7 @@ class Network:
     `forwards` says that libvirt has the host forward packets for it: its mode is nat, route or open. `unfiltered` says
     that libvirt refuses none of them: its mode is open, or the bridge is one of the host. `closed` are the families in
     which it lets nobody in from elsewhere: both of an isolated network, and those that are hidden behind the host.
-    `uuid` is `None` where nobody told it.
+    `uuid` is `None` where nobody told it, `rank` is as in `Domain`.
     """
 
     name: str
@@ -136,6 +136,7 @@ class Network:
     unfiltered: bool = False
     closed: frozenset[Family] = frozenset()
     uuid: UUID | None = None
+    rank: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +152,8 @@ class HostAddress:
 class Inventory:
     """Everything above, of one moment. `uplinks` names the interfaces that lead away from the host; see `Desired`.
 
+    `namesakes` are networks that are called as another one of an earlier URI, which has the name.
+
     `routed` are subnets that the kernel routes straight to what is plugged into a device, besides those of the host's
     addresses there.
     """
@@ -160,6 +163,12 @@ class Inventory:
     host_addresses: tuple[HostAddress, ...] = ()
     uplinks: frozenset[str] = frozenset()
     routed: frozenset[tuple[str, Subnet]] = frozenset()
+    namesakes: tuple[Network, ...] = ()
+
+    @property
+    def every_network(self) -> tuple[Network, ...]:
+        """All networks, with those that entries do not mean: guests may be on any of them."""
+        return self.networks + self.namesakes
 
     @property
     def guest_addresses(self) -> frozenset[Address]:

@@ -57,12 +57,16 @@ class Waiting:
 
 @dataclass(frozen=True, slots=True)
 class Namesake:
-    """A domain of `uri` has the `name` that an entry writes, and is not meant: `is_uuid` says that the name is one."""
+    """A domain or network of `uri` has the `name` that an entry writes, and is not meant.
+
+    `is_uuid` says that the name is one, which only a domain's matters for.
+    """
 
     name: str
-    uuid: UUID
+    uuid: UUID | None
     uri: str
-    is_uuid: bool
+    is_uuid: bool = False
+    is_network: bool = False
 
 
 @dataclass(frozen=True, slots=True)

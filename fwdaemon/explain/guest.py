@@ -29,7 +29,7 @@ class Libvirt:
         """The bridges that guests are plugged into."""
         if self.inventory is None:
             return frozenset()
-        networks = {network.bridge for network in self.inventory.networks}
+        networks = {network.bridge for network in self.inventory.every_network}
         plugged = {item.bridge for domain in self.inventory.domains for item in domain.interfaces}
         return frozenset(bridge for bridge in networks | plugged if bridge is not None)
 

@@ -84,6 +84,7 @@ class SubnetIndex:
 
     def __init__(self, inventory: Inventory) -> None:
         self._networks = {network.name: network.subnets for network in inventory.networks}
+        self._namesakes = {network.bridge: network for network in inventory.namesakes if network.active}
         self._bridges: defaultdict[str, dict[Subnet, None]] = defaultdict(dict)
         for host in inventory.host_addresses:
             if not host.address.is_link_local:
@@ -91,10 +92,17 @@ class SubnetIndex:
 
     def of(self, interface: GuestInterface) -> tuple[Subnet, ...]:
         """Give the libvirt network's subnets; for a bridge without such, those of the host's addresses on it."""
-        subnets = self._networks.get(interface.network, ()) if interface.network is not None else ()
+        subnets = self._of_network(interface)
         if subnets or interface.bridge is None:
             return subnets
         return tuple(self._bridges.get(interface.bridge, ()))
+
+    def _of_network(self, interface: GuestInterface) -> tuple[Subnet, ...]:
+        """Give the subnets of its network; of two of one name, its bridge tells which."""
+        namesake = self._namesakes.get(interface.bridge)
+        if namesake is not None and namesake.name == interface.network:
+            return namesake.subnets
+        return self._networks.get(interface.network, ()) if interface.network is not None else ()
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -112,8 +120,9 @@ class AddressBook:
     def __init__(self, inventory: Inventory, configured: Iterable[ConfiguredAddress] = ()) -> None:
         self._subnets = SubnetIndex(inventory)
         self._reach = Reach(inventory)
-        self._active = {network.name: network.active for network in inventory.networks}
-        gateways = {gateway for network in inventory.networks if network.active for gateway in network.gateways}
+        active = {network.name for network in inventory.every_network if network.active}
+        self._active = {network.name: network.name in active for network in inventory.networks}
+        gateways = {gateway for network in inventory.every_network if network.active for gateway in network.gateways}
         self._host = gateways | {host.address for host in inventory.host_addresses if not host.address.is_link_local}
         self._claimed: dict[UUID, dict[Address, _Holder]] = {}
         self._holders: defaultdict[Address, dict[UUID, _Holder]] = defaultdict(dict)

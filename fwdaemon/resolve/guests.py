@@ -259,4 +259,4 @@ def as_uuid(spelling: str) -> UUID | None:
 def _ground(inventory: Inventory) -> tuple[object, ...]:
     """Give what answers about all guests rest on: networks, and the addresses of the host that a guest could claim."""
     addresses = [host for host in inventory.host_addresses if not host.address.is_link_local]
-    return inventory.networks, inventory.routed, addresses
+    return inventory.networks, inventory.namesakes, inventory.routed, addresses

@@ -107,7 +107,7 @@ class Placement:
         config, inventory = self.config, self.inventory
         networks = {network.name: network for network in inventory.networks}
         placed = [*self._placed, *(_route(entry, networks.get(entry.network)) for entry in config.routes)]
-        known = (network.subnets for network in inventory.networks if network.active)
+        known = (network.subnets for network in inventory.every_network if network.active)
         forwards = _united(entry.forwards for entry in placed)
         nats, routes = _united(entry.nats for entry in placed), _united(entry.routes for entry in placed)
         state = Desired(
@@ -117,11 +117,11 @@ class Placement:
             tuple(chain.from_iterable(entry.waiting for entry in placed)),
             imminent=_united(entry.imminent for entry in placed),
             guest_subnets=_united(entry.subnets for entry in placed).union(*known),
-            homes=frozenset(_homes(inventory.networks)),
+            homes=frozenset(_homes(inventory.every_network)),
             uplinks=(uplinks := config.daemon.uplinks or inventory.uplinks),
-            inside=frozenset(_inside(inventory.networks)) - uplinks,
-            closed=frozenset(item for item in _closed(inventory.networks) if item[1] not in uplinks),
-            forwarded=frozenset(forwarded(inventory.networks)),
+            inside=frozenset(_inside(inventory.every_network)) - uplinks,
+            closed=frozenset(item for item in _closed(inventory.every_network) if item[1] not in uplinks),
+            forwarded=frozenset(forwarded(inventory.every_network)),
             elsewhere=frozenset(_elsewhere(forwards, nats, routes, inventory)),
             unheld=frozenset(nat.public for nat in nats) - {host.address for host in inventory.host_addresses},
             proxied=proxied(routes, inventory),
@@ -132,6 +132,7 @@ class Placement:
             behind=config.daemon.behind,
             remarks=(
                 *(_namesake(domain, config.daemon.libvirt) for domain in self._guests.namesakes()),
+                *_namesakes(inventory.namesakes, config),
                 *dict.fromkeys(chain.from_iterable(entry.unchosen for entry in placed)),
             ),
         )
@@ -227,8 +228,20 @@ class Placement:
 
 def _namesake(domain: Domain, uris: Sequence[str]) -> Namesake:
     """Say of a domain that it has the name an entry writes, and is not the one it means."""
-    uri = uris[domain.rank] if domain.rank < len(uris) else ""
-    return Namesake(domain.name, domain.uuid, uri, is_uuid=as_uuid(domain.name) is not None)
+    return Namesake(domain.name, domain.uuid, _uri(uris, domain.rank), is_uuid=as_uuid(domain.name) is not None)
+
+
+def _namesakes(networks: Iterable[Network], config: Config) -> Iterator[Namesake]:
+    """Say the same of networks that have the name of a route's."""
+    named = {entry.network for entry in config.routes}
+    for network in networks:
+        if network.name in named:
+            uri = _uri(config.daemon.libvirt, network.rank)
+            yield Namesake(network.name, network.uuid, uri, is_network=True)
+
+
+def _uri(uris: Sequence[str], rank: int) -> str:
+    return uris[rank] if rank < len(uris) else ""
 
 
 def _route(entry: RouteEntry, network: Network | None) -> _Placed:
@@ -285,7 +298,7 @@ def _elsewhere(
     One that is routed to the host from farther off needs not be held by it, and those of guests are their own.
     """
     own = {host.address for host in inventory.host_addresses} | {nat.public for nat in nats}
-    inside = {network.bridge for network in inventory.networks if network.own_bridge}
+    inside = {network.bridge for network in inventory.every_network if network.own_bridge}
     links = [host.subnet for host in inventory.host_addresses if host.device not in inside]
     routed = [route.subnet for route in routes]
     for address in set(map(_listen, forwards)) - own - {None}:

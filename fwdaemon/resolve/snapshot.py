@@ -104,11 +104,14 @@ def merge(observations: Iterable[LibvirtObservation], host: HostObservation, age
         witnesses = _Witnesses(_network_claims(observation), neighbours, agents, host.bridges)
         for domain in _domains(observation, witnesses):
             domains.setdefault(domain.uuid, replace(domain, rank=rank))
-    networks = [seen.network for observation in observations for seen in observation.networks]
+    networks = [
+        replace(seen.network, rank=rank) for rank, observed in enumerate(observations) for seen in observed.networks
+    ]
     # libvirt lists in no order at all, and two inventories that say the same are to be equal.
     in_order = tuple(sorted(domains.values(), key=lambda domain: (domain.name, domain.uuid)))
     uplinks = host.uplinks - _guest_devices(observations) - _guest_bridges(networks)
-    return Inventory(in_order, _distinct(networks), host.addresses, uplinks, host.routed)
+    distinct, namesakes = _distinct(networks)
+    return Inventory(in_order, distinct, host.addresses, uplinks, host.routed, namesakes)
 
 
 def _guest_bridges(networks: Iterable[Network]) -> frozenset[str]:
@@ -230,14 +233,20 @@ def _neighbour(address: Address) -> LearnedAddress:
     return LearnedAddress(address, AddressSource.NEIGHBOUR)
 
 
-def _distinct(networks: Iterable[Network]) -> tuple[Network, ...]:
-    """Give each name once. Several hypervisors share one network driver; of two that differ, the active one counts."""
+def _distinct(networks: Iterable[Network]) -> tuple[tuple[Network, ...], tuple[Network, ...]]:
+    """Give each name once, the first has it; and others of such a name, that entries do not mean.
+
+    Several hypervisors share one network driver: of what two of them say of one network, that it is active counts.
+    """
     chosen: dict[str, Network] = {}
+    others: dict[UUID | None, Network] = {}
     for network in networks:
         known = chosen.setdefault(network.name, network)
-        if network.active and not known.active:
+        if network.uuid != known.uuid:
+            others.setdefault(network.uuid, network)
+        elif network.active and not known.active:
             chosen[network.name] = network
-    return tuple(chosen[name] for name in sorted(chosen))
+    return tuple(chosen[name] for name in sorted(chosen)), tuple(others.values())
 
 
 def _lacks_address(domain: Domain, subnets: SubnetIndex) -> bool:

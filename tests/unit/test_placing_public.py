@@ -8,6 +8,7 @@ from uuid import UUID
 import pytest
 
 from fwdaemon import config as configuration
+from fwdaemon.audit import causes
 from fwdaemon.core.inventory import Inventory, Move, Network
 from fwdaemon.core.openings import Nat, Owner, Route
 from fwdaemon.core.state import Desired
@@ -145,3 +146,20 @@ def test_what_is_held_joins_what_is_wanted() -> None:
     assert both.nats == wanted.nats
     assert both.routes == {Route("default", *next((item.subnet, item.bridge) for item in held.routes))}
     assert both.openings == wanted.openings | held.openings
+
+
+def test_a_route_leads_to_the_network_of_the_first_uri_though_it_is_not_active() -> None:
+    """One of the same name on a later URI is told, and its guests are reached as before."""
+    asleep = replace(DEFAULT, active=False, bridge=None, subnets=(), uuid=UUID(int=1))
+    other = replace(DEFAULT, uuid=UUID(int=2), rank=1, forwards=True)
+    inventory = replace(host(web(nic("192.168.122.50")), networks=(asleep,)), namesakes=(other,))
+    desired = placed('[daemon]\nlibvirt = ["qemu:///system", "xen:///"]\n' + route() + nat(), inventory)
+    assert (set(desired.routes), len(desired.nats)) == (set(), 1)
+    assert [waiting.owner for waiting in desired.waiting] == [Owner("default", "network")]
+    (remark,) = desired.remarks
+    assert causes.remark(remark) == (
+        "there is another network default on xen:///: entries for this name mean that of the first URI in [daemon]"
+        f" libvirt; its UUID is {UUID(int=2)}"
+    )
+    assert desired.inside == {bridge for _, bridge in desired.homes} == {"virbr0"}
+    assert not placed(nat(), inventory).remarks

@@ -124,9 +124,20 @@ def test_several_uris() -> None:
     assert inventory.host_addresses == (address,)
 
 
-def test_of_two_networks_of_one_name_the_active_one_counts() -> None:
-    asleep = replace(DEFAULT, active=False, bridge=None)
-    assert merge([observation(network=asleep), observation()], HostObservation(), {}).networks == (DEFAULT,)
+def test_the_first_uri_has_the_name_of_a_network() -> None:
+    asleep = replace(DEFAULT, active=False, uuid=UUID(int=1))
+    other = replace(DEFAULT, bridge="virbr9", uuid=UUID(int=2))
+    inventory = merge([observation(network=asleep), observation(network=other)], HostObservation(), {})
+    assert inventory.networks == (asleep,)
+    assert inventory.namesakes == (replace(other, rank=1),)
+
+
+def test_of_one_network_that_two_uris_know_the_active_one_counts() -> None:
+    known = replace(DEFAULT, uuid=UUID(int=1))
+    asleep = replace(known, active=False, bridge=None)
+    inventory = merge([observation(network=asleep), observation(network=known)], HostObservation(), {})
+    assert inventory.networks == (replace(known, rank=1),)
+    assert not inventory.namesakes
 
 
 def test_nothing_observed() -> None:
