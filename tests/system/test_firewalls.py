@@ -1,6 +1,7 @@
 """The service beside other people's firewalls: firewalld, ufw, Docker's rules, and libvirt on any of its own."""
 
 import json
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -185,7 +186,7 @@ def test_what_explain_says_of_strict_forward_ports_mends_it(firewalld: Sandbox) 
         assert f"Write {GATE.strip()} under [daemon] in /etc/portfwd.toml" in report["sentence"]
         machine.write(CONFIG, HEAD.replace("\n", f"\n{GATE}", 1) + WEB)
         for command in report["commands"]:
-            machine.run(*command.split())
+            machine.run(*shlex.split(command))
         answers_everywhere(firewalld)
         machine.run("firewall-cmd", "--reload")
         answers_everywhere(firewalld)
