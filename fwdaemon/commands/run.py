@@ -17,7 +17,7 @@ from fwdaemon.hostnet.keeper import HostSide
 from fwdaemon.kernel import conntrack, memory
 from fwdaemon.kernel.process import SystemRunner, budget_of_guests
 from fwdaemon.kernel.route_watch import RouteWatch
-from fwdaemon.metrics.exposition import satisfied
+from fwdaemon.metrics.exposition import satisfied, without_what_is_missing
 from fwdaemon.netfilter import Netfilter
 from fwdaemon.status.reloads import LastGood
 
@@ -48,7 +48,7 @@ def first_configuration(last_good: LastGood, path: Path) -> Start:
     except ConfigError as error:
         if (kept := last_good.kept()) is None:
             raise
-        return Start(satisfied(kept.config), {}, error.problems, kept.at)
+        return Start(without_what_is_missing(kept.config), {}, error.problems, kept.at)
 
 
 async def _work(path: Path, start: Start) -> None:

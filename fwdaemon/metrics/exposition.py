@@ -4,6 +4,7 @@ https://prometheus.io/docs/instrumenting/exposition_formats/
 """
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler
 from importlib.util import find_spec
 from io import BufferedIOBase, BytesIO
@@ -12,7 +13,7 @@ from sys import stderr
 from typing import IO, Any, Final, NamedTuple, TypeAlias, cast
 from wsgiref.handlers import SimpleHandler
 
-from fwdaemon.config.model import Config
+from fwdaemon.config.model import Config, MetricsSettings
 from fwdaemon.core.types import Origin
 from fwdaemon.errors import ConfigError, Problem
 from fwdaemon.metrics.figures import Metric
@@ -149,8 +150,17 @@ def satisfied(config: Config) -> Config:
         ConfigError: it asks for metrics, and their library is not there.
 
     """
-    metrics = config.metrics
-    if (metrics.textfile or metrics.listen) and find_spec(_LIBRARY) is None:
-        origin = metrics.origin or Origin(Path(), 1)
+    if _is_short(config):
+        origin = config.metrics.origin or Origin(Path(), 1)
         raise ConfigError([Problem(origin.file, origin.line, _MISSING)])
     return config
+
+
+def without_what_is_missing(config: Config) -> Config:
+    """Give a configuration that must do, without metrics where their library is not there."""
+    return replace(config, metrics=MetricsSettings()) if _is_short(config) else config
+
+
+def _is_short(config: Config) -> bool:
+    wanted = config.metrics.textfile or config.metrics.listen
+    return bool(wanted) and find_spec(_LIBRARY) is None

@@ -53,6 +53,18 @@ def test_a_wrong_start_takes_what_was_right(main: Path, last_good: LastGood) -> 
     assert first_configuration(last_good, main).config == load(main)
 
 
+def test_metrics_whose_library_has_gone_are_left_out(
+    main: Path, last_good: LastGood, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An upgrade may take it away; the guests are followed all the same."""
+    main.write_text(forward(ports='["1"]') + '[metrics]\nlisten = "127.0.0.1:9817"\n')
+    right = first_configuration(last_good, main)
+    monkeypatch.setattr("fwdaemon.metrics.exposition.find_spec", lambda _name: None)
+    again = first_configuration(last_good, main)
+    assert (again.config.forwards, again.config.metrics.listen) == (right.config.forwards, None)
+    assert "prometheus-client, which is not installed" in again.problems[0].text
+
+
 def test_a_first_wrong_start_is_refused(main: Path, last_good: LastGood) -> None:
     main.write_text("x")
     with pytest.raises(ConfigError):
