@@ -7,6 +7,7 @@ import pytest
 
 from tests.host.conftest import Scene, entry
 from tests.lab.host import CLIENT4, PUBLIC4
+from tests.lab.place import wait_until
 
 SHARED = "198.51.100.77"
 URL = f"http://{SHARED}:8000/"
@@ -53,7 +54,7 @@ def test_a_standby_leads_nobody_to_its_own_guest(shared_scene: Scene) -> None:
         assert guest.place.tcp(SHARED, 8000).text.startswith("other ")
     (link,) = json.loads(scene.host.outside.run(["ip", "-json", "link", "show", "eth0"]).stdout)
     reason = f"the machine at {link['address']} has {SHARED}, and clients come here once this host has it"
-    assert states(scene) == {("web", "waiting", reason), ("far", "active", None)}
+    wait_until(lambda: states(scene) == {("web", "waiting", reason), ("far", "active", None)}, "status tells of it")
     told = scene.host.run(
         scene.host.python, "-m", "fwdaemon", "explain", "--json", f"{SHARED}:8000", check=False
     ).stdout
@@ -66,7 +67,7 @@ def test_a_standby_leads_nobody_to_its_own_guest(shared_scene: Scene) -> None:
         for guest in (scene.web, scene.neighbour, scene.far):
             assert guest.place.fetch(URL).text.startswith("web ")
         assert scene.host.place.fetch(URL).text.startswith("web ")
-        assert states(scene) == {("web", "active", None), ("far", "active", None)}
+        wait_until(lambda: states(scene) == {("web", "active", None), ("far", "active", None)}, "the status says so")
     finally:
         move_away(scene)
     scene.answers(lambda: scene.host.place.tcp(SHARED, 8000), f"other {PUBLIC4}")
