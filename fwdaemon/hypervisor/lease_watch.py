@@ -10,6 +10,7 @@ The directory may not be there yet: then the nearest one above it is watched, un
 import asyncio
 import logging
 import os
+import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -138,12 +139,32 @@ class LeaseWatch:
         moved = False
         while (nearest := self._nearest()) != self._watched:
             self._observer.unschedule_all()
+            _have_threads(_THREADS)
             self._observer.schedule(self, str(nearest), recursive=False)
             self._watched, moved = nearest, True
         return moved
 
     def _nearest(self) -> Path:
         return next(path for path in (self._directory, *self._directory.parents) if path.is_dir())
+
+
+# How many threads a watch takes. Where one of them cannot start, watchdog 6.0 loses the descriptors of the watch.
+_THREADS: Final = 2
+
+
+def _have_threads(number: int) -> None:
+    """Raise RuntimeError where so many more threads cannot be started."""
+    over = threading.Event()
+    begun: list[threading.Thread] = []
+    try:
+        for _ in range(number):
+            thread = threading.Thread(target=over.wait, daemon=True)
+            thread.start()
+            begun.append(thread)
+    finally:
+        over.set()
+        for thread in begun:
+            thread.join()
 
 
 def _started_observer() -> Any:

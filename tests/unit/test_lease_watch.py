@@ -7,6 +7,7 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 
 import pytest
+from watchdog.observers.api import BaseObserver
 
 from fwdaemon.hypervisor.lease_watch import LeaseWatch
 from fwdaemon.kernel.process import budget_of_guests
@@ -142,3 +143,29 @@ def test_a_flood_of_leases_is_followed_in_part_and_its_end_is_not_missed(tmp_pat
                 await asyncio.sleep(0.01)
 
     run(tmp_path, scenario)
+
+
+def test_a_watch_that_no_thread_is_to_be_had_for_is_not_begun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Watchdog 6.0 would lose its descriptors."""
+    directory = tmp_path / "dnsmasq"
+    late = f"DHCP leases are noticed with delay, as {directory} cannot be watched, trying again: can't start new thread"
+
+    begun: list[str] = []
+
+    def refuse(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    async def scenario(reasons: list[str]) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", refuse)
+            patch.setattr(BaseObserver, "schedule", lambda *_, **__: begun.append("a watch"))
+            directory.mkdir()
+            async with asyncio.timeout(5):
+                while late not in caplog.messages:  # noqa: ASYNC110 - what is waited for has no event
+                    await asyncio.sleep(0.01)
+        assert not begun
+        await until(reasons, "DHCP leases are watched again")
+
+    run(directory, scenario)
