@@ -239,11 +239,11 @@ class Reconciler:
         return self._known[2]
 
     def _reported(self, placed: Desired, applied: Desired, outcome: Outcome, occasion: Occasion) -> Report:
-        known = Known(occasion.reasons, occasion.actors, self._grace.reasons)
-        if self.report is not None and self.report.desired.openings - applied.openings:
-            # That an emulator died is seen before libvirt has told why.
-            later = occasion.overheard()[1]
-            known = replace(known, of_removal=lambda item, reasons: self._grace.reasons(item, reasons + later))
+        reasons = occasion.reasons
+        if self.report is not None and self.report.desired.openings != applied.openings:
+            # That an emulator died is seen before libvirt has told why, and a lease before its file is heard of.
+            reasons = tuple(dict.fromkeys(reasons + occasion.overheard()[1]))
+        known = Known(reasons, occasion.actors, self._grace.reasons)
         return Report(
             applied,
             outcome,

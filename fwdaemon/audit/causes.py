@@ -36,15 +36,27 @@ def changes(before: Report | None, after: Desired, outcome: Outcome, known: Know
         return ()
     live, now = before.desired.openings, after.openings
     removed = ((opening, known.of_removal(opening, known.reasons)) for opening in in_order(live - now))
-    new_homes = frozenset((item.owner, str(item.guest)) for item in now - live if item.guest is not None)
+    new_homes = _homes(now - live) - _homes(live)
+    had_another = frozenset(item.owner for item in live - now)
     return (
         *(Change("removed", opening, of_end(opening, after, reasons, new_homes)) for opening, reasons in removed),
-        *(Change("added", item, of_start(item, before.placed, known.reasons)) for item in in_order(now - live)),
+        *(
+            Change(
+                "added",
+                item,
+                of_start(item, before.placed, known.reasons, new_homes if item.owner in had_another else ()),
+            )
+            for item in in_order(now - live)
+        ),
         *(
             Change("restored", opening, of_loss(opening, known.reasons, known.actors))
             for opening in in_order(outcome.damaged & live & now)
         ),
     )
+
+
+def _homes(openings: Iterable[Opening]) -> frozenset[tuple[Owner, str]]:
+    return frozenset((item.owner, str(item.guest)) for item in openings if item.guest is not None)
 
 
 def in_order(openings: Collection[Opening]) -> list[Opening]:
@@ -61,11 +73,15 @@ _OF_DOMAINS: Final = frozenset({ReasonKind.DOMAIN, ReasonKind.DEVICES, ReasonKin
 _OF_NETWORKS: Final = frozenset({ReasonKind.NETWORK, ReasonKind.RESERVATIONS})
 
 
-def of_start(opening: Opening, before: Desired, reasons: Iterable[Reason]) -> Cause:
-    """Give why an opening is live now that was not in the state `before`."""
+def of_start(
+    opening: Opening, before: Desired, reasons: Iterable[Reason], moved: Collection[tuple[Owner, str]] = ()
+) -> Cause:
+    """Give why an opening is live now that was not in the state `before`; `moved` are new homes."""
     heard, owner = list(reasons), opening.owner
     now = [Reason(ReasonKind.RUNNING, owner.name, owner.kind)] if owner in before.stopped else []
-    return Cause(tuple(_naming(owner, heard) or now or _concerning(opening, heard)))
+    # An inventory may hold a new address before the event that tells of it arrives.
+    there = [Reason(ReasonKind.MOVED, str(opening.guest))] if (owner, str(opening.guest)) in moved else []
+    return Cause(tuple(_naming(owner, heard) or now or _concerning(opening, heard) or there))
 
 
 def of_end(
@@ -131,6 +147,7 @@ _REASONS: Final[Mapping[ReasonKind, Callable[[Reason], str]]] = {
     ReasonKind.CONFIGURATION: lambda reason: f"configuration {printable(reason.subject)} loaded again",
     ReasonKind.RUNNING: lambda reason: f"{reason.detail} {shown(reason.subject)} is running now",
     ReasonKind.STOPPED: lambda reason: f"{reason.detail} {shown(reason.subject)} stopped",
+    ReasonKind.MOVED: lambda reason: f"the guest has {printable(reason.subject)} now",
     ReasonKind.STOP: lambda reason: f"the daemon stops, {reason.detail}",
 }
 _ACTORS: Final[Mapping[ActorKind, Callable[[Actor], str]]] = {

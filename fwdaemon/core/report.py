@@ -37,6 +37,7 @@ class ReasonKind(StrEnum):
     CONFIGURATION = "configuration"  # a path
     RUNNING = "running"  # a domain or network, found to run
     STOPPED = "stopped"  # a domain or network, found not to
+    MOVED = "moved"  # an address, found to be the guest's
     STOP = "stop"
 
 

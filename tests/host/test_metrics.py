@@ -150,6 +150,8 @@ def test_a_read_only_directory_is_a_warning_once(shared_scene: Scene) -> None:
 def test_without_the_library_the_daemon_tells_how_to_get_it(shared_scene: Scene) -> None:
     host = shared_scene.host
     host.write("/etc/portfwd.toml", BOTH + filled(WEB))
+    # With a last good configuration the daemon would go on without metrics; this is a first start.
+    host.run("rm", "--recursive", "--force", "/var/lib/kvm-portfwd")
     for command in ("check", "run"):
         done = host.run(host.python, "-c", WITHOUT_LIBRARY, command, check=False)
         assert (done.returncode, done.stdout) == (78, "")

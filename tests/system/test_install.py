@@ -1,6 +1,7 @@
 """`scripts/install` on a machine with systemd: what it tells the user to type works, and removal leaves no file."""
 
 import re
+import shlex
 from collections.abc import Iterator
 
 import pytest
@@ -52,7 +53,7 @@ def test_systemd_runs_what_was_installed_until_it_is_removed(machine: Machine) -
         commands = re.findall(r"^ +sudo (.*)$", told, re.MULTILINE)
         assert len(commands) == 3
         for command in commands:
-            machine.run(*command.split())
+            machine.run(*shlex.split(command))
         wait_until(page_is_there, "the forward is live")
 
         installed = installation.files()
@@ -61,7 +62,7 @@ def test_systemd_runs_what_was_installed_until_it_is_removed(machine: Machine) -
         assert machine.read(CONFIG) == CONFIGURATION
         assert page_is_there()
         (command,) = re.findall(r"^ +sudo (.*)$", told, re.MULTILINE)
-        machine.run(*command.split())
+        machine.run(*shlex.split(command))
         assert page_is_there()
 
         assert "--purge" in installation.uninstall().stdout

@@ -78,6 +78,17 @@ def test_the_new_address_of_a_guest_is_why_the_old_one_went() -> None:
         assert (gone.action, gone.opening, gone.cause) == ("removed", WEB, cause)
 
 
+def test_an_address_is_why_a_forward_is_added_where_nothing_else_was_heard() -> None:
+    """An inventory may hold the new address before the event that tells of it arrives."""
+    old = Reason(ReasonKind.NEIGHBOUR, "192.168.122.52", "answered from 52:54:00:00:00:01")
+    before = Report(Desired(forwards=frozenset({WEB})), Outcome())
+    moved, wider = forward("tcp *:80", "192.168.122.51:80"), forward("tcp *:81", "192.168.122.50:80")
+    for opening, words in ((moved, "the guest has 192.168.122.51 now"), (wider, "found at a regular comparison")):
+        after = Desired(forwards=frozenset({opening}))
+        _, added = causes.changes(before, after, Outcome(), causes.Known((old,)))
+        assert (added.action, told(added.cause)) == ("added", words)
+
+
 def test_what_the_state_says_goes_before_what_was_heard_of_others() -> None:
     assert causes.of_end(WEB, WAITING, [LOADED, *ADDRESSES]) == Cause((NO_ADDRESS,))
     assert told(causes.of_start(WEB, DOWN, [LOADED, *ADDRESSES])) == "domain web1 is running now"

@@ -24,6 +24,7 @@ from tests.unit.seams import Memory, without
 SSH = forward("tcp *:22", "192.168.122.52:22", domain="shell")
 ORIGIN = Origin(Path("portfwd.toml"), 1)
 STOPPED = Reason(ReasonKind.DOMAIN, "web1", "stopped")
+STARTED = Reason(ReasonKind.DOMAIN, "web1", "started")
 NFT = Actor(ActorKind.PROGRAM, "nft", 9)
 GATE = Gate("inet", "theirs", "forward")
 FULL = "cannot list connections: No buffer space available"
@@ -166,6 +167,12 @@ def test_why_a_domain_stopped_is_its_cause_even_if_libvirt_tells_it_later(bench:
     bench.reconcile(STATE)
     told = bench.reconcile(stopped(returning=False), look(overheard=lambda: ((), (STOPPED,))))
     assert "removed web1: tcp *:80 -> 192.168.122.50:8080 (domain web1 stopped)" in told
+
+
+def test_why_a_domain_runs_is_its_cause_even_if_libvirt_tells_it_later(bench: Bench) -> None:
+    bench.reconcile(stopped(returning=False))
+    told = bench.reconcile(STATE, look(overheard=lambda: ((), (STARTED,))))
+    assert "added web1: tcp *:80 -> 192.168.122.50:8080 (domain web1 started)" in told
 
 
 def test_the_address_of_a_guest_that_runs_is_given_to_nobody_else(bench: Bench) -> None:
