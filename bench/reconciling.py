@@ -26,16 +26,16 @@ from bench.timed import seconds_of
 from fwdaemon import config as configuration
 from fwdaemon.audit import journal
 from fwdaemon.config.model import Config
-from fwdaemon.conflicts.watch import ClashesBeside, ClashWatch
+from fwdaemon.conflicts.watch import BackgroundConflictWatch, ConflictWatch
 from fwdaemon.core.inventory import Inventory
-from fwdaemon.core.report import Outcome
+from fwdaemon.core.report import ApplyResult
 from fwdaemon.core.state import Desired
 from fwdaemon.events import take_inventory
-from fwdaemon.hostnet.keeper import HostSide
+from fwdaemon.hostnet.host_network import SystemHostNetwork
 from fwdaemon.kernel import conntrack, memory
 from fwdaemon.kernel.process import Finished, SystemRunner
 from fwdaemon.netfilter import Netfilter
-from fwdaemon.reconcile import Occasion, Reconciler, Seams
+from fwdaemon.reconcile import Reconciler, Request, Seams
 from fwdaemon.resolve.placement import Placement, desired_state
 
 Seconds = dict[str, list[float]]
@@ -82,11 +82,11 @@ class TimedNetfilter(Netfilter):
 
     done = 0.0
 
-    def apply(self, desired: Desired, *, thorough: bool) -> Outcome:
+    def apply(self, desired: Desired, *, full: bool) -> ApplyResult:
         """See `Backend.apply`."""
-        outcome = super().apply(desired, thorough=thorough)
+        result = super().apply(desired, full=full)
         self.done = time.monotonic()
-        return outcome
+        return result
 
 
 class Subject:
@@ -103,9 +103,9 @@ class Subject:
 
     def forget(self) -> None:
         """Begin as if nothing had been reconciled before."""
-        conflicts = ClashesBeside(ClashWatch(SystemRunner()), lambda: None)
+        conflicts = BackgroundConflictWatch(ConflictWatch(SystemRunner()), lambda: None)
         self._reconciler = Reconciler(
-            Seams(self.netfilter, HostSide(self.netfilter.confined), conntrack, conflicts, time)
+            Seams(self.netfilter, SystemHostNetwork(self.netfilter.confined), conntrack, conflicts, time)
         )
         self._placement: Placement | None = None
 
@@ -115,9 +115,9 @@ class Subject:
         # The clock of holding back is put forward, so that whatever was held is due.
         self._now += _LATER_S
         local = frozenset(address.address for address in inventory.host_addresses)
-        occasion = Occasion((), (), self._now, local=local, taken=inventory.guest_addresses)
+        request = Request((), (), self._now, local=local, taken=inventory.guest_addresses)
         with memory.collecting_later():
-            self._reconciler.reconcile(self._placed(config, inventory), occasion)
+            self._reconciler.reconcile(self._placed(config, inventory), request)
         return Cost(
             time.monotonic() - begun,
             self.netfilter.done - begun,

@@ -10,9 +10,9 @@ from itertools import chain
 from typing import Protocol as Interface
 
 from fwdaemon.audit import lines
-from fwdaemon.core.openings import Nat, Opening
+from fwdaemon.core.exposures import Exposure, Nat
 from fwdaemon.core.pace import Budget
-from fwdaemon.core.report import Outcome, joined, tried
+from fwdaemon.core.report import ApplyResult, joined, tried
 from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Address, Family, Protocol
 from fwdaemon.errors import PortfwdError
@@ -34,8 +34,8 @@ class Conntrack(Interface):
         """End these, and give their number."""
         ...
 
-    def end_claimed(self, added: Collection[Opening], local: Collection[Address]) -> Sequence[Flow]:
-        """End those to the host itself that openings take over, and give them."""
+    def end_claimed(self, added: Collection[Exposure], local: Collection[Address]) -> Sequence[Flow]:
+        """End those to the host itself that exposures take over, and give them."""
         ...
 
     def end_flows(self, flows: Collection[Flow]) -> int:
@@ -70,23 +70,23 @@ class Clock(Interface):
 _LINGER_S = 1.0
 
 
-def close_everything(rules: Rules, label: int, connections: Conntrack = conntrack, clock: Clock = time) -> Outcome:
+def close_everything(rules: Rules, label: int, connections: Conntrack = conntrack, clock: Clock = time) -> ApplyResult:
     """End all connections with our label, and take away every rule that is ours; what fails is a fault."""
     faults = tuple(_ending(rules, label, connections, clock))
-    return joined(Outcome(faults=faults), tried(rules.remove))
+    return joined(ApplyResult(faults=faults), tried(rules.remove))
 
 
 def _ending(rules: Rules, label: int, connections: Conntrack, clock: Clock) -> Iterator[str]:
     families, labels, ended = frozenset[Family](), {label}, 0
     try:
-        # First every opening closes, and nothing comes that a listing would miss; tables stay that can refuse.
+        # First every exposure closes, and nothing comes that a listing would miss; tables stay that can refuse.
         if families := rules.held():
             # They may go by another label than what is configured.
-            labels |= rules.apply(Desired(label=label, kept=families), thorough=True).labels
+            labels |= rules.apply(Desired(label=label, kept=families), full=True).labels
         for batch in chain.from_iterable(connections.outdated(Judge((), ()), each) for each in sorted(labels)):
             if not families.issuperset(found := {entry.flow.family for entry in batch}):
                 families |= found
-                rules.apply(Desired(label=label, kept=families), thorough=True)
+                rules.apply(Desired(label=label, kept=families), full=True)
             if ported := [entry.flow for entry in batch if entry.flow.protocol is not None]:
                 rules.refuse(ported)
             ended += connections.end(batch)
@@ -96,7 +96,7 @@ def _ending(rules: Rules, label: int, connections: Conntrack, clock: Clock) -> I
         clock.sleep(_LINGER_S)
 
 
-# Ends connections that no opening carries any more, in a thread of its own: there may be hundreds of thousands.
+# Ends connections that no exposure carries any more, in a thread of its own: there may be hundreds of thousands.
 #
 # The reconcile says what changed and goes on; a wipe is mended meanwhile. Whatever is about to be live by then is
 # spared.
@@ -111,7 +111,7 @@ _PAUSES_S = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
 class Sweep:
     """What to look for: connections with this label that none of `live` carries, and those that `added` took over.
 
-    `removed` and `added` are what changed; without `removed`, anything may have. `doubted` are openings that may have
+    `removed` and `added` are what changed; without `removed`, anything may have. `doubted` are exposures that may have
     been there instead of some of `live`. Nothing carries what has one of `old_labels`. With `fewer_uplinks`, what
     guests opened to the outside may have left where it may not any more. `local` are the host's own
     addresses. `arrived` are those of `added` whose guests came from another host, and `moved` the addresses of guests
@@ -120,15 +120,15 @@ class Sweep:
     alone are why it is done.
     """
 
-    live: frozenset[Opening]
+    live: frozenset[Exposure]
     label: int
     local: Collection[Address]
-    removed: frozenset[Opening] | None
-    added: frozenset[Opening]
+    removed: frozenset[Exposure] | None
+    added: frozenset[Exposure]
     arrived: frozenset[Nat] = frozenset()
     moved: frozenset[Address] = frozenset()
     taken_over: frozenset[Address] = frozenset()
-    doubted: frozenset[Opening] = frozenset()
+    doubted: frozenset[Exposure] = frozenset()
     old_labels: frozenset[int] = frozenset()
     fewer_uplinks: bool = False
     strangers: Strangers | None = None
@@ -159,7 +159,7 @@ class Sweep:
         """Whose connections are to be looked at; `None` is everybody's."""
         if self.removed is None or self.fewer_uplinks:
             return None
-        guests = frozenset(opening.guest for opening in self.removed)
+        guests = frozenset(exposure.guest for exposure in self.removed)
         return frozenset(guest for guest in guests if guest is not None) if None not in guests else None
 
     def outdated(self) -> Judge:
@@ -167,8 +167,8 @@ class Sweep:
         return Judge(self.live, self.local, self.gone, fewer_uplinks=self.fewer_uplinks)
 
     @property
-    def gone(self) -> frozenset[Opening]:
-        """Give the openings that have gone and may still have open connections."""
+    def gone(self) -> frozenset[Exposure]:
+        """Give the exposures that have gone and may still have open connections."""
         return self.doubted | (self.removed or frozenset())
 
 
@@ -193,10 +193,10 @@ class Sweeper:
         self._turn = threading.Condition()
         self._next: Sweep | None = None
         self._running = False
-        self._live = frozenset[Opening]()
+        self._live = frozenset[Exposure]()
         self._ended = 0
 
-    def expect(self, live: frozenset[Opening]) -> None:
+    def expect(self, live: frozenset[Exposure]) -> None:
         """Spare what these carry from now on: they are about to be live."""
         with self._turn:
             self._live = live

@@ -28,7 +28,7 @@ from fwdaemon.control.manager import Feed, Inquiries, Manager
 from fwdaemon.control.server import ControlSocket
 from fwdaemon.core.inventory import Inventory
 from fwdaemon.core.pace import Backoff, Budget, Pauses
-from fwdaemon.core.report import Actor, Cause, LookAgain, Reason, ReasonKind, RulesChanged
+from fwdaemon.core.report import Actor, Cause, Reason, ReasonKind, RulesChanged, Trigger
 from fwdaemon.errors import ConfigError, HangingError, PortfwdError, Problem
 from fwdaemon.events import ConnectionState, Inventories, Sources
 from fwdaemon.hostnet.owned_state import DIRECTORY
@@ -38,14 +38,14 @@ from fwdaemon.kernel.process import HASTE, Worker, budget_of_guests, processor_t
 from fwdaemon.metrics.exposition import satisfied
 from fwdaemon.metrics.reporter import Reporter
 from fwdaemon.netfilter import Monitor, Netfilter
-from fwdaemon.reconcile import Conflicts, HostNetwork, Occasion, Reconciler, Seams
+from fwdaemon.reconcile import Conflicts, HostNetwork, Reconciler, Request, Seams
 from fwdaemon.resolve.placement import Placer
 from fwdaemon.status.notify import Pulse
 from fwdaemon.status.records import Records
 from fwdaemon.status.reloads import STATE, Reading, Reloads, Written
 from fwdaemon.status.rows import summary
 from fwdaemon.status.usage import UsageReader
-from fwdaemon.triggers import Heard, Hearing
+from fwdaemon.triggers import TriggerQueue, Triggers
 
 _log = logging.getLogger(__name__)
 
@@ -75,7 +75,7 @@ class Parts:
     conntrack: Conntrack
     conflicts: Callable[[Ask], Conflicts]
     routes: Callable[[RulesChanged], Monitor]
-    sources: Callable[[Config, LookAgain], Sources]
+    sources: Callable[[Config, Trigger], Sources]
     read: Callable[[Path, Config], Loaded] = configuration.load_guarded
     socket: Path = SOCKET
     state: Path = STATE
@@ -93,20 +93,20 @@ class Daemon:
         self._written = Written(path, parts.state, parts.directory, self._pauses.retry_at_most)
         self._config = start.config
         self._loop = asyncio.get_running_loop()
-        self._hearing = Hearing()
+        self._trigger_queue = TriggerQueue()
         self._pulse = Pulse(self._summary)
-        conflicts = parts.conflicts(self._clashes_changed)
+        conflicts = parts.conflicts(self._conflicts_changed)
         seams = Seams(self._netfilter, parts.host, parts.conntrack, conflicts, time, parts.guests)
         self._reconciler = Reconciler(seams)
-        changed = self._hearing.rules_changed
+        changed = self._trigger_queue.rules_changed
         self._monitors = *self._netfilter.monitors(changed), parts.routes(changed)
-        sources = parts.sources(start.config, self._hearing.inventory_changed)
+        sources = parts.sources(start.config, self._trigger_queue.inventory_changed)
         bounded = self._pulse.watchdog.bounded
-        self._inventories = Inventories(sources, self._hearing, parts.guests, bounded, self._backoff())
+        self._inventories = Inventories(sources, self._trigger_queue, parts.guests, bounded, self._backoff())
         self._worker = Worker("reconcile")
-        self._reloads, feed = Reloads(self._hearing.reload), Feed()
+        self._reloads, feed = Reloads(self._trigger_queue.reload), Feed()
         self._records = Records(path, start.config, feed.publish)
-        self._reading = Reading(self._read, self._hearing.wake, self._records.late, self._pauses.reading)
+        self._reading = Reading(self._read, self._trigger_queue.wake, self._records.late, self._pauses.reading)
         self._tell_start(start)
         count = UsageReader(self._netfilter.counters).read
         manager = Manager(self._records, feed, Inquiries(self._connections, self._reloads.ask, count))
@@ -114,11 +114,11 @@ class Daemon:
         self._reporter = Reporter(manager.status, feed)
         manager.metrics = self._reporter.text
         self._beginning: asyncio.Future[None] | None = None
-        self._first_look = asyncio.Event()
+        self._first_pass = asyncio.Event()
         self._placer = Placer(self._written.choice)
         self._reloaded, self._failure = False, ""
         self._retry, self._rereading, self._unread = self._backoff(), self._backoff(), WarnOnce()
-        self._pause = self._pauses.looks
+        self._pause = self._pauses.passes
 
     def _backoff(self) -> Backoff:
         return Backoff(self._pauses.retry, self._pauses.retry_at_most)
@@ -134,7 +134,7 @@ class Daemon:
         await self._control.open(self._config.control.group)
         await self._reporter.set_up(self._config)
         for number, action in {
-            signal.SIGHUP: self._hearing.reload,
+            signal.SIGHUP: self._trigger_queue.reload,
             signal.SIGTERM: self._end,
             signal.SIGINT: self._end,
         }.items():
@@ -144,7 +144,7 @@ class Daemon:
         try:
             await self._begun(self._listen_to_all())
             self._resync()
-            while not self._hearing.stopping:
+            while not self._trigger_queue.stopping:
                 await self._round()
         finally:
             announcing.cancel()
@@ -166,7 +166,7 @@ class Daemon:
         if self._beginning is not None:
             self._beginning.cancel()
         HASTE.hurry()
-        self._hearing.stop()
+        self._trigger_queue.stop()
 
     def _tell_start(self, start: Start) -> None:
         lines.drop_ins_ignored(start.config.ignored)
@@ -177,20 +177,20 @@ class Daemon:
             self._records.last_good_in_force(start.problems, start.kept_at)
 
     async def _round(self) -> None:
-        await self._hearing.wait()
+        await self._trigger_queue.wait()
         if (read := self._reading.take()) is not None:
             await self._take_in(read)
-        if not self._reading.is_under_way and self._hearing.take_reload():
+        if not self._reading.is_under_way and self._trigger_queue.take_reload():
             self._begin_reading()
         self._inventories.begin()
-        if self._hearing.wants_look and self._inventories.latest is not None:
-            await self._look(self._inventories.latest)
+        if self._trigger_queue.wants_pass and self._inventories.latest is not None:
+            await self._pass(self._inventories.latest)
             await asyncio.sleep(self._pause)
 
     async def _announce(self) -> None:
         """Tell systemd that we are ready: after the first reconcile, or when libvirt keeps us waiting."""
         try:
-            await asyncio.wait_for(self._first_look.wait(), self._pauses.ready)
+            await asyncio.wait_for(self._first_pass.wait(), self._pauses.ready)
         except TimeoutError:
             if self._inventories.latest is None:
                 _log.warning(
@@ -207,18 +207,18 @@ class Daemon:
     def _resync(self) -> None:
         """Look at everything now and then, whatever is heard: an event may be lost."""
         self._control.look()
-        self._inventories.sources.doubt()
-        self._hearing.wants_inventory = self._hearing.urgent = True
-        self._hearing.time_passed(thorough=True)
+        self._inventories.sources.invalidate()
+        self._trigger_queue.wants_inventory = self._trigger_queue.urgent = True
+        self._trigger_queue.time_passed(full=True)
         self._loop.call_later(self._config.daemon.resync.total_seconds(), self._resync)
 
     # --- a look: on the worker, and what comes of it --------------------------------------------------------------
 
-    async def _look(self, inventory: Inventory) -> None:
-        heard, began = self._hearing.take(), time.monotonic()
+    async def _pass(self, inventory: Inventory) -> None:
+        triggers, began = self._trigger_queue.take(), time.monotonic()
         try:
             with self._pulse.watchdog.bounded("a comparison with the kernel"):
-                changed = await self._worker.submit(lambda: self._reconciled(inventory, heard))
+                changed = await self._worker.submit(lambda: self._reconciled(inventory, triggers))
         except (PortfwdError, OSError) as error:  # no descriptor is to be had, either
             if isinstance(error, HangingError):  # it has taken long enough
                 self._retry.settle()
@@ -227,82 +227,84 @@ class Daemon:
             if failure != self._failure:
                 _log.error("%s; trying again in %.0f s, and less and less often", error, self._retry.pause)
             self._failure = failure
-            self._try_again(str(error), began, heard)
+            self._try_again(str(error), began, triggers)
         except Exception:  # noqa: BLE001 - the daemon outlives a mistake of its own, and shows where it is
             _log.exception("this is a bug in kvm-portfwd; trying again in %.0f s", self._retry.pause)
-            self._try_again("a bug in kvm-portfwd, see the journal", began, heard)
+            self._try_again("a bug in kvm-portfwd, see the journal", began, triggers)
         else:
-            self._settle(began, heard, changed=changed)
+            self._settle(began, triggers, changed=changed)
 
-    def _reconciled(self, inventory: Inventory, heard: Heard) -> bool:
-        with self._parts.guests.charged(processor_time_here, to_guests=heard.provoked):
+    def _reconciled(self, inventory: Inventory, triggers: Triggers) -> bool:
+        with self._parts.guests.charged(processor_time_here, to_guests=triggers.provoked):
             with memory.collecting_later():
-                changed = self._reconcile(inventory, heard)
-            if heard.thorough:
+                changed = self._reconcile(inventory, triggers)
+            if triggers.full:
                 # A listing of many forwards takes several times what is kept of it.
                 memory.give_back()
         return changed
 
-    def _reconcile(self, inventory: Inventory, heard: Heard) -> bool:
-        occasion = Occasion(
-            heard.reasons,
-            heard.actors,
+    def _reconcile(self, inventory: Inventory, triggers: Triggers) -> bool:
+        request = Request(
+            triggers.reasons,
+            triggers.actors,
             time.monotonic(),
             local=frozenset(host.address for host in inventory.host_addresses),
             taken=inventory.guest_addresses,
             uplinks=self._config.daemon.uplinks,
             ip_forward=self._config.daemon.ip_forward,
             reloaded=self._reloaded,
-            thorough=heard.thorough,
-            provoked=heard.provoked,
+            full=triggers.full,
+            provoked=triggers.provoked,
             overheard=self._overheard,
         )
-        return self._reconciler.reconcile(self._placer.place(self._config, inventory), occasion)
+        return self._reconciler.reconcile(self._placer.place(self._config, inventory), request)
 
     def _overheard(self) -> tuple[tuple[Actor, ...], tuple[Reason, ...]]:
         """Ask the loop, from the worker, what was heard since the look began: kernel and libvirt may tell by now."""
         try:
-            return asyncio.run_coroutine_threadsafe(self._hearing.listen(), self._loop).result(self._pauses.patience)
+            return asyncio.run_coroutine_threadsafe(self._trigger_queue.listen(), self._loop).result(
+                self._pauses.patience
+            )
         except TimeoutError:
             return (), ()
 
-    def _settle(self, began: float, heard: Heard, *, changed: bool) -> None:
+    def _settle(self, began: float, triggers: Triggers, *, changed: bool) -> None:
         self._pulse.soon()
         if (placement := self._placer.placement) is not None:
             self._inventories.sources.search(placement.desired.silent, placement.inventory)
         self._written.keep_choice(self._placer.chosen)
         if (report := self._reconciler.report) is not None:
             seconds = time.monotonic() - began
-            self._records.looked(report, seconds)
-            self._reporter.looked(report, seconds)
-        self._reloads.looked()
-        self._first_look.set()
+            self._records.pass_ended(report, seconds)
+            self._reporter.pass_ended(report, seconds)
+        self._reloads.pass_ended()
+        self._first_pass.set()
         self._reloaded = False
         self._retry.settle()
         self._failure = ""
-        self._pause = min(2 * self._pause, self._pauses.looks_at_most) if changed else self._pauses.looks
+        self._pause = min(2 * self._pause, self._pauses.passes_at_most) if changed else self._pauses.passes
         if changed:
-            self._look_in(self._pauses.verify, heard, thorough=True)
-        if (due := self._reconciler.look_again_at) is not None:
-            self._look_in(due - time.monotonic(), heard)
+            self._pass_in(self._pauses.verify, triggers, full=True)
+        if (due := self._reconciler.next_pass_at) is not None:
+            self._pass_in(due - time.monotonic(), triggers)
 
-    def _try_again(self, failure: str, began: float, heard: Heard) -> None:
+    def _try_again(self, failure: str, began: float, triggers: Triggers) -> None:
         self._pulse.soon()
-        self._hearing.take_back(heard)
+        self._trigger_queue.take_back(triggers)
         seconds, placement = time.monotonic() - began, self._placer.placement
         self._records.failed(placement.desired if placement else None, failure, seconds)
         self._reporter.failed(seconds)
-        self._reloads.looked(failure)
-        self._look_in(self._retry.next(), heard)
+        self._reloads.pass_ended(failure)
+        self._pass_in(self._retry.next(), triggers)
 
-    def _clashes_changed(self) -> None:
-        """Have a look tell of clashes, from the thread that found them."""
+    def _conflicts_changed(self) -> None:
+        """Have a look tell of conflicts, from the thread that found them."""
         with suppress(RuntimeError):  # the loop has ended
-            self._loop.call_soon_threadsafe(lambda: self._hearing.time_passed(thorough=False))
+            self._loop.call_soon_threadsafe(lambda: self._trigger_queue.time_passed(full=False))
 
-    def _look_in(self, seconds: float, after: Heard, *, thorough: bool = False) -> None:
+    def _pass_in(self, seconds: float, after: Triggers, *, full: bool = False) -> None:
         """Look again because of a look, on whose account it was."""
-        look = partial(self._hearing.time_passed, thorough=thorough, provoked=after.provoked)
+        look = partial(self._trigger_queue.time_passed, full=full, provoked=after.provoked)
         self._loop.call_later(max(seconds, 0), look)
 
     # --- the configuration ----------------------------------------------------------------------------------------
@@ -325,8 +327,8 @@ class Daemon:
             self._reloads.refused(error.problems)
         except (PortfwdError, OSError) as error:  # no thread or descriptor is to be had
             self._unread.warn(f"the configuration is not read yet: {error}; trying again")
-            self._reloads.looked(str(error))
-            self._loop.call_later(self._rereading.next(), self._hearing.reload)
+            self._reloads.pass_ended(str(error))
+            self._loop.call_later(self._rereading.next(), self._trigger_queue.reload)
         else:
             self._unread.settle()
             self._rereading.settle()
@@ -348,8 +350,8 @@ class Daemon:
         self._control.admit(config.control.group)
         await self._reporter.set_up(config)
         if self._inventories.latest is None:
-            self._reloads.looked("libvirt has not answered yet")
-        self._hearing.configuration_changed(Reason(ReasonKind.CONFIGURATION, str(self._path)))
+            self._reloads.pass_ended("libvirt has not answered yet")
+        self._trigger_queue.configuration_changed(Reason(ReasonKind.CONFIGURATION, str(self._path)))
 
     def _read(self) -> Loaded:
         """Read the configuration, in a thread of its own."""
@@ -362,7 +364,7 @@ class Daemon:
 
     async def _change_connections(self, config: Config) -> None:
         await self._inventories.sources.close()
-        self._inventories.sources = self._parts.sources(config, self._hearing.inventory_changed)
+        self._inventories.sources = self._parts.sources(config, self._trigger_queue.inventory_changed)
         await self._begun(self._inventories.sources.start())
 
     # --- the end --------------------------------------------------------------------------------------------------

@@ -17,10 +17,10 @@ from typing import Final, Protocol, TypeAlias
 from fwdaemon.audit import lines
 from fwdaemon.audit.causes import remark
 from fwdaemon.config.model import Config
-from fwdaemon.core.inventory import HostObservation, Inventory, LibvirtObservation, Neighbour, Usurped
+from fwdaemon.core.inventory import HijackedAddress, HostObservation, Inventory, LibvirtObservation, Neighbour
 from fwdaemon.core.pace import Backoff, Budget
 from fwdaemon.core.probing import Silent
-from fwdaemon.core.report import LookAgain, Reason, ReasonKind
+from fwdaemon.core.report import Reason, ReasonKind, Trigger
 from fwdaemon.errors import LibvirtUnavailableError, PortfwdError
 from fwdaemon.hostnet.owned_state import DIRECTORY, Learned
 from fwdaemon.hypervisor.agent import AgentConnection, AgentRounds
@@ -35,7 +35,7 @@ from fwdaemon.kernel.probes import Probes
 from fwdaemon.kernel.process import Worker, processor_time
 from fwdaemon.kernel.route_watch import UplinkWatch
 from fwdaemon.resolve.guests import GuestFinder
-from fwdaemon.resolve.neighbours import changed_hands, in_doubt, remembered, usurped
+from fwdaemon.resolve.neighbours import changed_hands, hijacked_addresses, in_doubt, remembered
 from fwdaemon.resolve.snapshot import (
     AgentAnswers,
     devices_without_bridge,
@@ -44,7 +44,7 @@ from fwdaemon.resolve.snapshot import (
     merge,
     wants_agent,
 )
-from fwdaemon.triggers import Hearing
+from fwdaemon.triggers import TriggerQueue
 
 __all__ = ["ConnectionState", "Inventories", "InventoryKeeper", "Sources", "take_inventory"]
 
@@ -57,8 +57,8 @@ _CLOSE_S: Final = 2.0
 _ONCE_S: Final = 10.0
 
 
-def _linked(uri: str, look_again: LookAgain) -> LibvirtLink:
-    return LibvirtLink(uri, LibvirtConnection, look_again)
+def _linked(uri: str, trigger: Trigger) -> LibvirtLink:
+    return LibvirtLink(uri, LibvirtConnection, trigger)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,7 @@ class Surroundings:
     may tell of the second only, twice.
     """
 
-    link: Callable[[str, LookAgain], LibvirtLink] = _linked
+    link: Callable[[str, Trigger], LibvirtLink] = _linked
     leases: Path = DNSMASQ_DIRECTORY
     records: Path = DIRECTORY
     verify: float = 1.0
@@ -79,28 +79,26 @@ _THIS_HOST: Final = Surroundings()
 
 
 class InventoryKeeper:
-    """Watches the sources and takes inventories. `look_again` is called with a reason, on the asyncio loop's thread.
+    """Watches the sources and takes inventories. `trigger` is called with a reason, on the asyncio loop's thread.
 
     What it does because of guests takes from `guests`. The URIs of a configuration hold for good; the addresses it
     gives to guests may be told anew with `configure`.
     """
 
-    def __init__(
-        self, config: Config, look_again: LookAgain, guests: Budget, around: Surroundings = _THIS_HOST
-    ) -> None:
+    def __init__(self, config: Config, trigger: Trigger, guests: Budget, around: Surroundings = _THIS_HOST) -> None:
         self._event_loop, uris = EventLoop(), config.daemon.libvirt
-        self._look_again = look_again
-        self._links = tuple(around.link(uri, look_again) for uri in uris)
+        self._trigger = trigger
+        self._links = tuple(around.link(uri, trigger) for uri in uris)
         self._learned = Learned(around.records)
         recall = self._learned.said
-        self._agents = tuple(AgentRounds(uri, AgentConnection(uri), look_again, guests, recall) for uri in uris)
-        self._netlink = NetlinkWatch(look_again, guests)
-        self._uplinks = UplinkWatch(look_again)
-        self._leases = LeaseWatch(look_again, guests, around.leases)
+        self._agents = tuple(AgentRounds(uri, AgentConnection(uri), trigger, guests, recall) for uri in uris)
+        self._netlink = NetlinkWatch(trigger, guests)
+        self._uplinks = UplinkWatch(trigger)
+        self._leases = LeaseWatch(trigger, guests, around.leases)
         self._probes = Probes(partial(probes.ask, guests), guests)
         self._kernel = Worker("kernel observer")
         self._neighbours: tuple[Neighbour, ...] | None = None
-        self._told: frozenset[Usurped] = frozenset()
+        self._told: frozenset[HijackedAddress] = frozenset()
         self._put_back, self._verify_after = False, around.verify
         self._verifying: asyncio.TimerHandle | None = None
         self.configure(config)
@@ -152,10 +150,10 @@ class InventoryKeeper:
         """Have the network asked for guests that nothing names an address of; what answers is heard of as usual."""
         self._probes.want(silent, inventory)
 
-    def doubt(self) -> None:
+    def invalidate(self) -> None:
         """Have the next inventory ask for everything, also for what no event was about."""
         for link in self._links:
-            link.doubt()
+            link.invalidate()
 
     def connections(self) -> tuple[ConnectionState, ...]:
         """Tell how each connection is, in the order of the URIs."""
@@ -180,7 +178,7 @@ class InventoryKeeper:
         before = self._learned.neighbours(domains) if self._neighbours is None else self._neighbours
         self._neighbours = remembered(before, host.neighbours, macs)
         inventory = merge(observations, replace(host, neighbours=self._neighbours), said)
-        wrong = self._usurped(inventory, before, host.neighbours)
+        wrong = self._hijacked_addresses(inventory, before, host.neighbours)
         ask_again([*in_doubt(before, host.neighbours, macs), *(item.rightful for item in wrong)])
         self._put_back = bool(wrong)
         # What is put back counts as seen, or who took it twice between two looks could keep it.
@@ -194,11 +192,11 @@ class InventoryKeeper:
         if self._verifying is not None:
             self._verifying.cancel()
         loop = asyncio.get_running_loop()
-        self._verifying = loop.call_later(self._verify_after, self._look_again, Reason(ReasonKind.ADDRESS_PUT_BACK))
+        self._verifying = loop.call_later(self._verify_after, self._trigger, Reason(ReasonKind.ADDRESS_PUT_BACK))
 
-    def _usurped(
+    def _hijacked_addresses(
         self, inventory: Inventory, before: Sequence[Neighbour], now: Sequence[Neighbour]
-    ) -> tuple[Usurped, ...]:
+    ) -> tuple[HijackedAddress, ...]:
         """Give the addresses to be put back.
 
         One of the configuration is not, where its guest did not answer: it may have handed the address over.
@@ -208,7 +206,7 @@ class InventoryKeeper:
         # To find these takes a look at all guests.
         configured = GuestFinder(inventory, self._given).settled()
         held = [item for item in configured if self._netlink.answers(item.address, item.interface.mac)]
-        return usurped(inventory, before, now, held)
+        return hijacked_addresses(inventory, before, now, held)
 
 
 class Sources(Protocol):
@@ -230,7 +228,7 @@ class Sources(Protocol):
         """Have the network asked for silent guests."""
         ...
 
-    def doubt(self) -> None:
+    def invalidate(self) -> None:
         """Have the next inventory ask for everything."""
         ...
 
@@ -249,11 +247,13 @@ class Inventories:
     `latest` is the last one, and `missed` why there is no newer. `bounded` guards against one that hangs.
     """
 
-    def __init__(self, sources: Sources, hearing: Hearing, guests: Budget, bounded: Bounded, backoff: Backoff) -> None:
+    def __init__(
+        self, sources: Sources, trigger_queue: TriggerQueue, guests: Budget, bounded: Bounded, backoff: Backoff
+    ) -> None:
         self.sources = sources
         self.latest: Inventory | None = None
         self.missed = ""
-        self._hearing = hearing
+        self._trigger_queue = trigger_queue
         self._bounded = bounded
         self._backoff = backoff
         self._guests = guests
@@ -262,13 +262,13 @@ class Inventories:
 
     def begin(self) -> None:
         """Take an inventory if one is wanted: now, or where guests alone ask for it, when their budget allows."""
-        if not self._hearing.wants_inventory or self._refreshing is not None:
+        if not self._trigger_queue.wants_inventory or self._refreshing is not None:
             return
-        wait = 0.0 if self._hearing.urgent else self._guests.wait()
+        wait = 0.0 if self._trigger_queue.urgent else self._guests.wait()
         if self._put_off is not None:
             self._put_off.cancel()
         if wait:
-            self._put_off = asyncio.get_running_loop().call_later(wait, self._hearing.wake)
+            self._put_off = asyncio.get_running_loop().call_later(wait, self._trigger_queue.wake)
         else:
             self._refreshing = asyncio.create_task(self._refresh())
 
@@ -280,8 +280,8 @@ class Inventories:
 
     async def _refresh(self) -> None:
         """Take an inventory; what is heard meanwhile asks for another."""
-        by_guests = not self._hearing.urgent
-        covered = self._hearing.begin_inventory()
+        by_guests = not self._trigger_queue.urgent
+        covered = self._trigger_queue.begin_inventory()
         try:
             # Several threads take part.
             charged = self._guests.charged(processor_time, to_guests=by_guests)
@@ -293,7 +293,7 @@ class Inventories:
             self._later(shortage(error) or str(error))
         finally:
             self._refreshing = None
-            self._hearing.end_inventory(covered)
+            self._trigger_queue.end_inventory(covered)
 
     def _later(self, failure: str) -> None:
         """Retry after a growing pause; log each failure once."""
@@ -303,8 +303,8 @@ class Inventories:
         asyncio.get_running_loop().call_later(self._backoff.next(), self._want)
 
     def _want(self) -> None:
-        self._hearing.wants_inventory = True
-        self._hearing.time_passed(thorough=False)
+        self._trigger_queue.wants_inventory = True
+        self._trigger_queue.time_passed(full=False)
 
 
 async def take_inventory(uris: Sequence[str]) -> Inventory:

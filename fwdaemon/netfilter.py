@@ -11,8 +11,8 @@ from itertools import chain
 from typing import NamedTuple, Protocol
 
 from fwdaemon.config.model import BackendChoice
-from fwdaemon.core.openings import Opening
-from fwdaemon.core.report import LIBVIRT_TABLE, Outcome, Presence, RulesChanged, Stamp, joined, tried
+from fwdaemon.core.exposures import Exposure
+from fwdaemon.core.report import LIBVIRT_TABLE, ApplyResult, Presence, RulesChanged, Stamp, joined, tried
 from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Family
 from fwdaemon.errors import PortfwdError, ProcessError
@@ -42,8 +42,8 @@ class Monitor(Protocol):
 class Rules(Protocol):
     """Our rules, wherever they are. Its methods block; call them from one thread at a time."""
 
-    def apply(self, desired: Desired, *, thorough: bool) -> Outcome:
-        """Make the kernel hold `desired`; `thorough` compares even what seems unchanged.
+    def apply(self, desired: Desired, *, full: bool) -> ApplyResult:
+        """Make the kernel hold `desired`; `full` compares even what seems unchanged.
 
         Raises:
             PortfwdError: the kernel refused; what it held before is still there, whole.
@@ -55,11 +55,11 @@ class Rules(Protocol):
         """Refuse what the guests of these flows still send on them, for a while; they are about to be ended."""
         ...
 
-    def remove(self) -> Outcome:
+    def remove(self) -> ApplyResult:
         """Remove all our rules, for both families, including those of an earlier run."""
         ...
 
-    def preview(self, desired: Desired) -> Outcome:
+    def preview(self, desired: Desired) -> ApplyResult:
         """Tell what `apply` would find and do now, touching nothing; `script` holds all of it as native text.
 
         Raises:
@@ -117,26 +117,26 @@ class Backend(Rules, Protocol):
         """Tell which families cannot be served here, and why."""
         ...
 
-    def keep_gates(self, desired: Desired, *, thorough: bool) -> Outcome:
+    def apply_gates(self, desired: Desired, *, full: bool) -> ApplyResult:
         """Let connections of `desired` through foreign chains that could refuse them; the rules are elsewhere.
 
         The outcome holds `gates`, `faults` and `changed`.
         """
         ...
 
-    def leave(self) -> Outcome:
+    def leave(self) -> ApplyResult:
         """Take away the rules themselves, which are elsewhere now; `faults` tells what is left."""
         ...
 
-    def preview_gates(self, desired: Desired) -> Outcome:
-        """Tell what `keep_gates` and `leave` would do now; see `preview`."""
+    def preview_gates(self, desired: Desired) -> ApplyResult:
+        """Tell what `apply_gates` and `leave` would do now; see `preview`."""
         ...
 
     def monitor(self, changed: RulesChanged) -> Monitor:
         """Give what tells of changes by others in this rule system."""
         ...
 
-    def counters(self, desired: Desired) -> Mapping[Opening, int]:
+    def counters(self, desired: Desired) -> Mapping[Exposure, int]:
         """Read how many connections were counted; on a thread of its own, beside all other methods."""
         ...
 
@@ -176,35 +176,35 @@ class Netfilter:
         self._locator = Locator(self._backends, runner)
         self._location: Location | None = None
 
-    def apply(self, desired: Desired, *, thorough: bool) -> Outcome:
+    def apply(self, desired: Desired, *, full: bool) -> ApplyResult:
         """See `Rules.apply`; where the rules are, they are put back before anything is asked where they belong."""
         before, stamps = self._location, self._locator.stamps()
-        healed = _attempt(before.backend, desired, thorough=thorough) if before is not None else Outcome()
-        location = self._chosen(thorough=thorough, stamps=stamps)
+        healed = _attempt(before.backend, desired, full=full) if before is not None else ApplyResult()
+        location = self._chosen(full=full, stamps=stamps)
         here, moved = location.backend, before is None or location.backend is not before.backend
-        gates = Outcome()
+        gates = ApplyResult()
         try:
-            outcome = here.apply(desired, thorough=True) if moved else _done(healed)
+            result = here.apply(desired, full=True) if moved else _done(healed)
         finally:  # whatever holds up one rule system is no reason to leave a wipe of the others
             for other in self._besides(here):
-                gates = joined(gates, other.keep_gates(desired, thorough=thorough or moved))
-        outcome = joined(outcome, gates)
+                gates = joined(gates, other.apply_gates(desired, full=full or moved))
+        result = joined(result, gates)
         if moved:
-            outcome = reduce(joined, (other.leave() for other in self._besides(here)), outcome)
-            outcome = joined(outcome, Outcome(moved=f"rules are in {here.title}: {location.reason}"))
+            result = reduce(joined, (other.leave() for other in self._besides(here)), result)
+            result = joined(result, ApplyResult(moved=f"rules are in {here.title}: {location.reason}"))
         self._location = location
         self._locator.settle()
-        return joined(outcome, Outcome(faults=self._locator.faults))
+        return joined(result, ApplyResult(faults=self._locator.faults))
 
-    def preview(self, desired: Desired) -> Outcome:
+    def preview(self, desired: Desired) -> ApplyResult:
         """See `Rules.preview`."""
-        here, reason = self._chosen(thorough=True)
+        here, reason = self._chosen(full=True)
         parts = [here.preview(desired), *(other.preview_gates(desired) for other in self._besides(here))]
-        return reduce(joined, parts, Outcome(moved=f"rules belong in {here.title}: {reason}"))
+        return reduce(joined, parts, ApplyResult(moved=f"rules belong in {here.title}: {reason}"))
 
     def locate(self) -> tuple[str, str]:
         """Name the backend where rules belong now, and tell why."""
-        here, reason = self._chosen(thorough=True)
+        here, reason = self._chosen(full=True)
         return here.name, reason
 
     @property
@@ -219,11 +219,11 @@ class Netfilter:
 
     def render(self, desired: Desired) -> str:
         """See `Rules.render`."""
-        return self._chosen(thorough=True).backend.render(desired)
+        return self._chosen(full=True).backend.render(desired)
 
-    def counters(self, desired: Desired) -> Mapping[Opening, int]:
+    def counters(self, desired: Desired) -> Mapping[Exposure, int]:
         """See `Backend.counters`; where the rules are, or belong."""
-        return (self._location or self._chosen(thorough=True)).backend.counters(desired)
+        return (self._location or self._chosen(full=True)).backend.counters(desired)
 
     def held(self) -> frozenset[Family]:
         """See `Rules.held`; in any rule system."""
@@ -246,7 +246,7 @@ class Netfilter:
         if self._location is not None:
             self._location.backend.refuse(flows)
 
-    def remove(self) -> Outcome:
+    def remove(self) -> ApplyResult:
         """See `Rules.remove`; what one rule system refuses is a fault. Gates are closed before the rules go."""
         here = self._location.backend if self._location else self._backends[0]
         return reduce(joined, (tried(backend.remove) for backend in (*self._besides(here), here)))
@@ -259,23 +259,23 @@ class Netfilter:
     def _besides(self, here: Backend) -> Iterator[Backend]:
         return (backend for backend in self._backends if backend is not here)
 
-    def _chosen(self, *, thorough: bool, stamps: list[Stamp] | None = None) -> Location:
+    def _chosen(self, *, full: bool, stamps: list[Stamp] | None = None) -> Location:
         """Tell where rules belong; `stamps` were taken before anything was changed."""
         if self.choice is BackendChoice.AUTO:
-            return self._locator.locate(self._location, stamps or self._locator.stamps(), thorough=thorough)
+            return self._locator.locate(self._location, stamps or self._locator.stamps(), full=full)
         named = {backend.name: backend for backend in self._backends}
         return Location(named[self.choice], "the configuration says so")
 
 
-def _attempt(backend: Backend, desired: Desired, *, thorough: bool) -> Outcome | PortfwdError:
+def _attempt(backend: Backend, desired: Desired, *, full: bool) -> ApplyResult | PortfwdError:
     """Apply, and give what went wrong instead of raising it: the rules may not belong there any more."""
     try:
-        return backend.apply(desired, thorough=thorough)
+        return backend.apply(desired, full=full)
     except PortfwdError as error:
         return error
 
 
-def _done(attempt: Outcome | PortfwdError) -> Outcome:
+def _done(attempt: ApplyResult | PortfwdError) -> ApplyResult:
     if isinstance(attempt, PortfwdError):
         raise attempt
     return attempt
@@ -291,9 +291,9 @@ class Locator:
         self._seen: list[Stamp] = []
         self.faults: tuple[str, ...] = ()
 
-    def locate(self, before: Location | None, stamps: list[Stamp], *, thorough: bool) -> Location:
+    def locate(self, before: Location | None, stamps: list[Stamp], *, full: bool) -> Location:
         """Give the backend and the reason for it; `before` is where our rules are now."""
-        doubtful = thorough and not all(stamp.certain for stamp in stamps)
+        doubtful = full and not all(stamp.certain for stamp in stamps)
         if self._known is None or self._seen != stamps or doubtful:
             self.faults = ()
             self._known = self._locate(before)

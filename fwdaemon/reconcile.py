@@ -12,12 +12,12 @@ from typing import Protocol
 
 from fwdaemon.audit import causes, lines
 from fwdaemon.audit.causes import Departures, Known, in_order
-from fwdaemon.audit.throttle import Complaints, Flapping
+from fwdaemon.audit.throttle import FlapDamping, NewProblems
 from fwdaemon.connections import Clock, Conntrack, Sweep, Sweeper, close_everything
+from fwdaemon.core.exposures import Exposure, Forward
 from fwdaemon.core.inventory import Move
-from fwdaemon.core.openings import Forward, Opening
 from fwdaemon.core.pace import Budget
-from fwdaemon.core.report import Actor, Cause, GateChange, Outcome, Reason, Report, joined
+from fwdaemon.core.report import Actor, ApplyResult, Cause, GateChange, Reason, ReconcileReport, joined
 from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Address, Family
 from fwdaemon.kernel.process import budget_of_guests
@@ -45,7 +45,7 @@ class LocatedRules(Rules, Protocol):
 
 
 class HostNetwork(Protocol):
-    """What openings need of the host besides rules; see `fwdaemon.hostnet.keeper`, which explains each method."""
+    """What exposures need of the host besides rules; `fwdaemon.hostnet.host_network` explains each method."""
 
     def adopt(self, confined: Collection[Family], switched: Collection[tuple[Family, str]]) -> None:
         """Know that forwarding was turned on for these families, and on these interfaces alone."""
@@ -59,11 +59,11 @@ class HostNetwork(Protocol):
         """Take back what has to go before the rules change."""
         ...
 
-    def keep(self, desired: Desired, *, ip_forward: bool, thorough: bool = True) -> Outcome:
+    def apply(self, desired: Desired, *, ip_forward: bool, full: bool = True) -> ApplyResult:
         """Make the host hold what `desired` needs; what cannot be done is a fault."""
         ...
 
-    def remove(self, forwarded: frozenset[tuple[Family, str]]) -> Outcome:
+    def remove(self, forwarded: frozenset[tuple[Family, str]]) -> ApplyResult:
         """Take back everything that we made."""
         ...
 
@@ -80,7 +80,7 @@ class Conflicts(Protocol):
         desired: Desired,
         local: Collection[Address],
         *,
-        thorough: bool,
+        full: bool,
         reloaded: bool = False,
         provoked: bool = False,
     ) -> tuple[str, ...]:
@@ -104,13 +104,13 @@ class Seams:
 
 
 @dataclass(frozen=True, slots=True)
-class Occasion:
+class Request:
     """Why we look again, and what is known besides the desired state.
 
-    `reasons` are for openings that come and go, `actors` are for those found missing; `overheard` asks once more for
+    `reasons` are for exposures that come and go, `actors` are for those found missing; `overheard` asks once more for
     both, where the look began before they were heard. `now` is a monotonic time in seconds. `local` are the host's own
     addresses, `taken` those of running guests, `uplinks` those that are configured, if any. `ip_forward` allows to turn
-    on forwarding, `reloaded` says that the configuration is new, `thorough` asks for a comparison even of what seems
+    on forwarding, `reloaded` says that the configuration is new, `full` asks for a comparison even of what seems
     unchanged, and `provoked` says that guests alone are why we look.
     """
 
@@ -122,7 +122,7 @@ class Occasion:
     uplinks: frozenset[str] = frozenset()
     ip_forward: bool = True
     reloaded: bool = False
-    thorough: bool = False
+    full: bool = False
     provoked: bool = False
     overheard: Callable[[], tuple[tuple[Actor, ...], tuple[Reason, ...]]] = field(default=lambda: ((), ()))
 
@@ -141,14 +141,14 @@ class Reconciler:
         self._sweeper = Sweeper(self._refuse, seams.conntrack, seams.clock, seams.guests)
         self._departures = Departures()
         self._teller = _Teller()
-        self.report: Report | None = None
+        self.report: ReconcileReport | None = None
 
     @property
-    def look_again_at(self) -> float | None:
-        """When something held back is due, a removal or a line, by the same clock as `Occasion.now`."""
+    def next_pass_at(self) -> float | None:
+        """When something held back is due, a removal or a line, by the same clock as `Request.now`."""
         return min((due for due in (self._grace.ends, self._teller.ends) if due is not None), default=None)
 
-    def reconcile(self, desired: Desired, occasion: Occasion) -> bool:
+    def reconcile(self, desired: Desired, request: Request) -> bool:
         """Make the kernel hold `desired`, and tell whether anything had to be changed.
 
         Raises:
@@ -158,22 +158,22 @@ class Reconciler:
         before = self.report
         if before is None:
             self._host.adopt(self._rules.confined(), self._rules.switched())
-        extended = self._extended(desired, occasion)
+        extended = self._extended(desired, request)
         self._sweeper.expect(extended.carrying)
         self._host.release(extended)
         with self._turn:
-            outcome = self._rules.apply(extended, thorough=occasion.thorough)
-        outcome = joined(outcome, self._keep_host(extended, occasion))
+            result = self._rules.apply(extended, full=request.full)
+        result = joined(result, self._apply_host_network(extended, request))
         remarks = map(causes.remark, desired.remarks)
-        outcome = joined(outcome, Outcome(faults=(*remarks, *self._clashing(extended, occasion))))
-        if not occasion.actors and (outcome.damaged or any(g.restored for g in outcome.gates)):
-            occasion = replace(occasion, actors=occasion.overheard()[0])
-        report = self._reported(desired, extended, outcome, occasion)
-        self._end_connections(before, report, occasion)
-        self._uplinks = occasion.uplinks
-        self._teller.tell(before, report, occasion)
+        result = joined(result, ApplyResult(faults=(*remarks, *self._conflicts_of(extended, request))))
+        if not request.actors and (result.damaged or any(g.restored for g in result.gates)):
+            request = replace(request, actors=request.overheard()[0])
+        report = self._reported(desired, extended, result, request)
+        self._end_connections(before, report, request)
+        self._uplinks = request.uplinks
+        self._teller.tell(before, report, request)
         self.report = replace(report, ended=self._sweeper.take_ended())
-        return outcome.changed
+        return result.changed
 
     def remove(self, cause: Cause) -> None:
         """Take away everything that is ours; where something may be left, that is told instead of what went."""
@@ -186,8 +186,8 @@ class Reconciler:
         if removed.faults:
             lines.problems((*removed.faults, _LEFT))
             return
-        for opening in in_order(applied.openings):
-            lines.opening("removed", opening, cause)
+        for exposure in in_order(applied.exposures):
+            lines.exposure("removed", exposure, cause)
         self.report = None
 
     def close(self) -> None:
@@ -200,23 +200,23 @@ class Reconciler:
         with self._turn:
             self._rules.refuse(flows)
 
-    def _extended(self, desired: Desired, occasion: Occasion) -> Desired:
-        live = frozenset() if occasion.reloaded or self.report is None else self.report.desired.openings
-        extended = self._grace.extend(desired, live, occasion.taken, Stop(occasion.now, occasion.reasons))
-        return self._confined(self._with_kept(extended), occasion)
+    def _extended(self, desired: Desired, request: Request) -> Desired:
+        live = frozenset() if request.reloaded or self.report is None else self.report.desired.exposures
+        extended = self._grace.extend(desired, live, request.taken, Stop(request.now, request.reasons))
+        return self._confined(self._with_kept(extended), request)
 
-    def _keep_host(self, desired: Desired, occasion: Occasion) -> Outcome:
+    def _apply_host_network(self, desired: Desired, request: Request) -> ApplyResult:
         """Keep the host's side; an event about a guest may mean that it has another port of the same name."""
-        thorough = occasion.thorough or bool(occasion.reasons)
-        return self._host.keep(desired, ip_forward=occasion.ip_forward, thorough=thorough)
+        full = request.full or bool(request.reasons)
+        return self._host.apply(desired, ip_forward=request.ip_forward, full=full)
 
-    def _clashing(self, desired: Desired, occasion: Occasion) -> tuple[str, ...]:
+    def _conflicts_of(self, desired: Desired, request: Request) -> tuple[str, ...]:
         return self._conflicts.look(
             desired,
-            occasion.local,
-            thorough=occasion.thorough,
-            reloaded=occasion.reloaded,
-            provoked=occasion.provoked,
+            request.local,
+            full=request.full,
+            reloaded=request.reloaded,
+            provoked=request.provoked,
         )
 
     def _with_kept(self, desired: Desired) -> Desired:
@@ -228,135 +228,135 @@ class Reconciler:
             self._known = (desired, kept, kept)
         return self._known[1]
 
-    def _confined(self, desired: Desired, occasion: Occasion) -> Desired:
+    def _confined(self, desired: Desired, request: Request) -> Desired:
         """Say where we turn forwarding on, before we do so: what else the host would then forward is refused first."""
         before, kept, known = self._known
-        confined = self._host.confine(desired, ip_forward=occasion.ip_forward)
+        confined = self._host.confine(desired, ip_forward=request.ip_forward)
         found = confined.confined, confined.bridging, confined.switched
         if found != (known.confined, known.bridging, known.switched):
             self._kept |= confined.confined
             self._known = (before, kept, confined)
         return self._known[2]
 
-    def _reported(self, placed: Desired, applied: Desired, outcome: Outcome, occasion: Occasion) -> Report:
-        reasons = occasion.reasons
-        if self.report is not None and self.report.desired.openings != applied.openings:
+    def _reported(self, placed: Desired, applied: Desired, result: ApplyResult, request: Request) -> ReconcileReport:
+        reasons = request.reasons
+        if self.report is not None and self.report.desired.exposures != applied.exposures:
             # That an emulator died is seen before libvirt has told why, and a lease before its file is heard of.
-            reasons = tuple(dict.fromkeys(reasons + occasion.overheard()[1]))
-        known = Known(reasons, occasion.actors, self._grace.reasons)
-        return Report(
+            reasons = tuple(dict.fromkeys(reasons + request.overheard()[1]))
+        known = Known(reasons, request.actors, self._grace.reasons)
+        return ReconcileReport(
             applied,
-            outcome,
-            causes.changes(self.report, applied, outcome, known),
-            occasion.actors,
+            result,
+            causes.changes(self.report, applied, result, known),
+            request.actors,
             placed=placed,
             location=self._rules.location,
             unusable=self._rules.unusable,
         )
 
-    def _end_connections(self, before: Report | None, report: Report, occasion: Occasion) -> None:
-        """Have connections ended that no opening carries any more, and those that a new one takes over."""
+    def _end_connections(self, before: ReconcileReport | None, report: ReconcileReport, request: Request) -> None:
+        """Have connections ended that no exposure carries any more, and those that a new one takes over."""
         desired = report.desired
         if before is None:
-            self._sweeper.sweep(_first_sweep(report, occasion))
+            self._sweeper.sweep(_first_sweep(report, request))
             return
-        if desired is before.desired and not report.outcome.changed:
+        if desired is before.desired and not report.result.changed:
             return
-        added, removed = desired.openings - before.desired.openings, before.desired.openings - desired.openings
+        added, removed = desired.exposures - before.desired.exposures, before.desired.exposures - desired.exposures
         ended = self._departures.follow(removed, desired)
         taken_over = frozenset(item.address for item in desired.proxied - before.desired.proxied)
         old_labels = frozenset({before.desired.label} - {desired.label})
         # An uplink that goes down is no reason to end connections: those over the others go on.
-        fewer = self._uplinks != occasion.uplinks and bool(before.desired.uplinks - desired.uplinks)
-        meddled = report.outcome.changed and (bool(occasion.actors) or not (added or removed))
-        strangers = _strangers(report, occasion) if meddled or report.outcome.damaged else None
+        fewer = self._uplinks != request.uplinks and bool(before.desired.uplinks - desired.uplinks)
+        meddled = report.result.changed and (bool(request.actors) or not (added or removed))
+        strangers = _strangers(report, request) if meddled or report.result.damaged else None
         if added or ended or taken_over or old_labels or fewer or strangers:
-            sweep = self._sweep(before, desired, occasion, ended, added)
+            sweep = self._sweep(before, desired, request, ended, added)
             sweep = replace(sweep, taken_over=taken_over, old_labels=old_labels, fewer_uplinks=fewer)
             sweep = replace(sweep, strangers=strangers)
-            self._sweeper.sweep(replace(sweep, provoked=occasion.provoked))
+            self._sweeper.sweep(replace(sweep, provoked=request.provoked))
 
     def _sweep(
         self,
-        before: Report,
+        before: ReconcileReport,
         desired: Desired,
-        occasion: Occasion,
-        ended: frozenset[Opening],
-        added: frozenset[Opening],
+        request: Request,
+        ended: frozenset[Exposure],
+        added: frozenset[Exposure],
     ) -> Sweep:
         """Say which connections to look for; those of guests that may come back from another host are spared."""
         coming = (Move.HERE, Move.ARRIVED)
         arrived = frozenset(nat for nat in desired.nats & added if before.placed.moved.get(nat.owner) in coming)
         live = self._departures.with_returning(desired.carrying)
-        return Sweep(live, desired.label, occasion.local, ended, added, arrived, self._departures.moved)
+        return Sweep(live, desired.label, request.local, ended, added, arrived, self._departures.moved)
 
 
-def _first_sweep(report: Report, occasion: Occasion) -> Sweep:
+def _first_sweep(report: ReconcileReport, request: Request) -> Sweep:
     """Say what to look for after a start: what was bound to an interface meanwhile may have led there by any."""
-    desired, outcome = report.desired, report.outcome
-    bound = (item for item in outcome.altered if isinstance(item, Forward) and item.interface is not None)
+    desired, result = report.desired, report.result
+    bound = (item for item in result.altered if isinstance(item, Forward) and item.interface is not None)
     doubted = frozenset(replace(forward, interface=None) for forward in bound)
-    old = outcome.labels - {desired.label}
-    sweep = Sweep(desired.carrying, desired.label, occasion.local, None, outcome.mended)
+    old = result.labels - {desired.label}
+    sweep = Sweep(desired.carrying, desired.label, request.local, None, result.mended)
     # Uplinks that were found from the routes may have changed by themselves.
-    fewer = bool(occasion.uplinks and outcome.uplinks - desired.uplinks)
-    return replace(sweep, doubted=doubted, old_labels=old, fewer_uplinks=fewer, strangers=_strangers(report, occasion))
+    fewer = bool(request.uplinks and result.uplinks - desired.uplinks)
+    return replace(sweep, doubted=doubted, old_labels=old, fewer_uplinks=fewer, strangers=_strangers(report, request))
 
 
-def _strangers(report: Report, occasion: Occasion) -> Strangers | None:
+def _strangers(report: ReconcileReport, request: Request) -> Strangers | None:
     """Say what may have slipped in if rules were not there that keep the host from being a router."""
-    return Strangers.of(report.desired, occasion.local) if report.desired.confined else None
+    return Strangers.of(report.desired, request.local) if report.desired.confined else None
 
 
 class _Teller:
     """Tells the audit what a report says, of that what is news."""
 
     def __init__(self) -> None:
-        self._flapping = Flapping()
-        self._complaints = Complaints()
+        self._flap_damping = FlapDamping()
+        self._new_problems = NewProblems()
 
     @property
     def ends(self) -> float | None:
         """When a line that was held back is due."""
-        return min((due for due in (self._flapping.ends, self._complaints.ends) if due is not None), default=None)
+        return min((due for due in (self._flap_damping.ends, self._new_problems.ends) if due is not None), default=None)
 
-    def tell(self, before: Report | None, report: Report, occasion: Occasion) -> None:
+    def tell(self, before: ReconcileReport | None, report: ReconcileReport, request: Request) -> None:
         """Tell what changed; nothing where the state is the very one of the last time and all was well."""
-        desired, outcome = report.desired, report.outcome
-        if outcome.moved:
-            lines.moved(outcome.moved)
-        lines.flapped(self._flapping.due(occasion.now))
-        for setting in outcome.settings:
-            if self._flapping.admit(setting, setting.action, Cause(), occasion.now):
+        desired, result = report.desired, report.result
+        if result.moved:
+            lines.moved(result.moved)
+        lines.flapped(self._flap_damping.due(request.now))
+        for setting in result.settings:
+            if self._flap_damping.admit(setting, setting.action, Cause(), request.now):
                 lines.setting(setting, Cause())
-        lines.notes(outcome.notes)
+        lines.notes(result.notes)
         if before is None:
-            self._tell_first(report, occasion)
+            self._tell_first(report, request)
         else:
-            self._tell_changes(report, occasion)
-        everything, last = occasion.reloaded or before is None, before.desired if before is not None else Desired()
+            self._tell_changes(report, request)
+        everything, last = request.reloaded or before is None, before.desired if before is not None else Desired()
         if everything or desired.waiting != last.waiting:
-            lines.waiting(self._complaints.of_waiting(desired.waiting, last.owners, everything=everything))
-        lines.problems(self._complaints.of_faults(outcome.faults, occasion.now, everything=everything))
+            lines.waiting(self._new_problems.of_waiting(desired.waiting, last.owners, everything=everything))
+        lines.problems(self._new_problems.of_faults(result.faults, request.now, everything=everything))
 
-    def _tell_first(self, report: Report, occasion: Occasion) -> None:
+    def _tell_first(self, report: ReconcileReport, request: Request) -> None:
         """Tell what was found of an earlier run, and what was not."""
-        if found := len(report.desired.openings - report.outcome.mended):
+        if found := len(report.desired.exposures - report.result.mended):
             lines.adopted(found)
-        lines.leftovers(report.outcome.stale)
+        lines.leftovers(report.result.stale)
         for change in report.changes:
-            lines.opening(change.action, change.opening, change.cause)
-        for gate in report.outcome.gates:
-            lines.gate(gate, Cause(occasion.reasons))
+            lines.exposure(change.action, change.exposure, change.cause)
+        for gate in report.result.gates:
+            lines.gate(gate, Cause(request.reasons))
 
-    def _tell_changes(self, report: Report, occasion: Occasion) -> None:
+    def _tell_changes(self, report: ReconcileReport, request: Request) -> None:
         for change in report.changes:
-            if self._flapping.admit(change.opening, change.action, change.cause, occasion.now):
-                lines.opening(change.action, change.opening, change.cause)
-        for gate in sorted(report.outcome.gates, key=lambda change: change.restored):
-            self._tell_gate(gate, occasion)
+            if self._flap_damping.admit(change.exposure, change.action, change.cause, request.now):
+                lines.exposure(change.action, change.exposure, change.cause)
+        for gate in sorted(report.result.gates, key=lambda change: change.restored):
+            self._tell_gate(gate, request)
 
-    def _tell_gate(self, change: GateChange, occasion: Occasion) -> None:
-        cause = Cause(occasion.actors if change.restored else occasion.reasons)
-        if self._flapping.admit(change, change.action, cause, occasion.now):
+    def _tell_gate(self, change: GateChange, request: Request) -> None:
+        cause = Cause(request.actors if change.restored else request.reasons)
+        if self._flap_damping.admit(change, change.action, cause, request.now):
             lines.gate(change, cause)

@@ -18,25 +18,25 @@ _MOST_PROVOKED: Final = 256
 
 
 @dataclass(frozen=True, slots=True)
-class Heard:
-    """Everything heard for one look; see `fwdaemon.reconcile.Occasion`. Guests alone may have `provoked` it."""
+class Triggers:
+    """Everything heard for one look; see `fwdaemon.reconcile.Request`. Guests alone may have `provoked` it."""
 
     reasons: tuple[Reason, ...]
     actors: tuple[Actor, ...]
-    thorough: bool
+    full: bool
     provoked: bool = False
 
 
-class Hearing:
+class TriggerQueue:
     """Collects reasons and wakes whoever waits for one."""
 
     def __init__(self) -> None:
         self.stopping = False
         self.wants_inventory = True
         self.urgent = True  # something else than guests asks for the inventory
-        self.wants_look = False
+        self.wants_pass = False
         self._wants_reload = False
-        self._thorough = False
+        self._full = False
         self._by_others = False  # something else than guests asks for the next look
         self._unsettled: dict[Reason, None] = {}
         self._settled: dict[Reason, None] = {}
@@ -88,15 +88,15 @@ class Hearing:
         """Say that the inventory is there."""
         self._settled |= covered
         self._by_others |= not covered or not all(map(provoked, covered))
-        self.wants_look = True
+        self.wants_pass = True
         self._wake.set()
 
-    def rules_changed(self, actor: Actor, *, thorough: bool) -> None:
-        """Somebody changed the kernel's rules; `thorough` when it is not known how much."""
+    def rules_changed(self, actor: Actor, *, full: bool) -> None:
+        """Somebody changed the kernel's rules; `full` when it is not known how much."""
         self._by_others = True
-        self._thorough |= thorough
+        self._full |= full
         self._actors[actor] = None
-        self.wants_look = True
+        self.wants_pass = True
         self._wake.set()
 
     def configuration_changed(self, reason: Reason) -> None:
@@ -106,14 +106,14 @@ class Hearing:
         """
         self._settled[reason] = None
         self.wants_inventory = self.urgent = True
-        self.wants_look = self._by_others = True
+        self.wants_pass = self._by_others = True
         self._wake.set()
 
-    def time_passed(self, *, thorough: bool, provoked: bool = False) -> None:
+    def time_passed(self, *, full: bool, provoked: bool = False) -> None:
         """It is time to look, whatever has been heard; or to look again after one that guests `provoked`."""
         self._by_others |= not provoked
-        self._thorough |= thorough
-        self.wants_look = True
+        self._full |= full
+        self.wants_pass = True
         self._wake.set()
 
     @property
@@ -128,24 +128,24 @@ class Hearing:
             await asyncio.sleep(0)
         return self.actors, tuple(self._unsettled)
 
-    def take(self) -> Heard:
+    def take(self) -> Triggers:
         """Give what has been heard for the look that begins now, and forget it."""
-        heard = Heard(
+        triggers = Triggers(
             tuple(self._settled),
             self.actors,
-            self._thorough,
+            self._full,
             provoked=not self._by_others,
         )
         self._settled, self._actors = {}, {}
-        self._thorough = self._by_others = self.wants_look = False
-        return heard
+        self._full = self._by_others = self.wants_pass = False
+        return triggers
 
-    def take_back(self, heard: Heard) -> None:
+    def take_back(self, triggers: Triggers) -> None:
         """Know again what was heard for a look that failed: it is what the next one, asked for elsewhere, is about."""
-        self._settled = _first(dict.fromkeys(heard.reasons) | self._settled)
-        self._actors = _first(dict.fromkeys(heard.actors) | self._actors)
-        self._thorough |= heard.thorough
-        self._by_others |= not heard.provoked
+        self._settled = _first(dict.fromkeys(triggers.reasons) | self._settled)
+        self._actors = _first(dict.fromkeys(triggers.actors) | self._actors)
+        self._full |= triggers.full
+        self._by_others |= not triggers.provoked
 
 
 _T = TypeVar("_T")

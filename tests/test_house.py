@@ -20,7 +20,7 @@ _SEAMS: Final[dict[str, str]] = {}
 _PATCHED: Final[dict[str, str]] = {}
 
 # In how many files a change is made, at most, as CONTRIBUTING.md names them.
-_TOUCHED: Final = {"a kind of opening": 10, "a backend": 4, "a key": 5, "an event of libvirt": 2, "a metric": 2}
+_TOUCHED: Final = {"a kind of exposure": 10, "a backend": 4, "a key": 5, "an event of libvirt": 2, "a metric": 2}
 
 
 def test_few_modules_stand_outside_the_packages() -> None:
@@ -55,7 +55,7 @@ def test_a_change_takes_as_few_files_as_promised_and_they_are_there() -> None:
     assert [name for change in _TOUCHED for name in touched[change] if not (_ROOT / name).is_file()] == []
 
 
-def test_nobody_else_lists_the_kinds_of_openings() -> None:
+def test_nobody_else_lists_the_kinds_of_exposures() -> None:
     kinds = {"Forward", "Nat", "Route"}
     named = {_name(file) for file in _files() if kinds <= {name.rpartition(".")[2] for name in _imported(file)}}
     assert named == {
@@ -63,7 +63,7 @@ def test_nobody_else_lists_the_kinds_of_openings() -> None:
         "fwdaemon.resolve.placement",
         "fwdaemon.resolve.flows",
         "fwdaemon.resolve.segments",
-        "fwdaemon.nftables.branches",
+        "fwdaemon.nftables.dispatch_chains",
     }
 
 

@@ -5,9 +5,9 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import Final
 
-from fwdaemon.core.inventory import Hindrance, HindranceKind, Move, Place, Usurped
-from fwdaemon.core.openings import Opening, Owner
-from fwdaemon.core.report import Actor, ActorKind, Cause, Change, Outcome, Reason, ReasonKind, Report
+from fwdaemon.core.exposures import Exposure, Owner
+from fwdaemon.core.inventory import HijackedAddress, Hindrance, HindranceKind, Move, Place
+from fwdaemon.core.report import Actor, ActorKind, ApplyResult, Cause, Change, Reason, ReasonKind, ReconcileReport
 from fwdaemon.core.state import Desired, Namesake, Unchosen
 from fwdaemon.core.text import printable, shown
 from fwdaemon.core.types import Address
@@ -17,29 +17,29 @@ from fwdaemon.core.types import Address
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """What was heard: `reasons` are for openings that come and go, `actors` for those that were found missing.
+    """What was heard: `reasons` are for exposures that come and go, `actors` for those that were found missing.
 
-    `of_removal` gives which reasons count for an opening that went: where it was held for a moment, earlier ones too.
+    `of_removal` gives which reasons count for an exposure that went: where it was held for a moment, earlier ones too.
     """
 
     reasons: tuple[Reason, ...] = ()
     actors: tuple[Actor, ...] = ()
-    of_removal: Callable[[Opening, tuple[Reason, ...]], tuple[Reason, ...]] = field(default=lambda _, reasons: reasons)
+    of_removal: Callable[[Exposure, tuple[Reason, ...]], tuple[Reason, ...]] = field(default=lambda _, reasons: reasons)
 
 
-def changes(before: Report | None, after: Desired, outcome: Outcome, known: Known) -> tuple[Change, ...]:
+def changes(before: ReconcileReport | None, after: Desired, result: ApplyResult, known: Known) -> tuple[Change, ...]:
     """Give what changed since `before`; at first only what was not found of an earlier run."""
     if before is None:
         cause = Cause(known.reasons)
-        return tuple(Change("added", opening, cause) for opening in in_order(outcome.mended))
-    if after is before.desired and not outcome.changed:
+        return tuple(Change("added", exposure, cause) for exposure in in_order(result.mended))
+    if after is before.desired and not result.changed:
         return ()
-    live, now = before.desired.openings, after.openings
-    removed = ((opening, known.of_removal(opening, known.reasons)) for opening in in_order(live - now))
+    live, now = before.desired.exposures, after.exposures
+    removed = ((exposure, known.of_removal(exposure, known.reasons)) for exposure in in_order(live - now))
     new_homes = _homes(now - live) - _homes(live)
     had_another = frozenset(item.owner for item in live - now)
     return (
-        *(Change("removed", opening, of_end(opening, after, reasons, new_homes)) for opening, reasons in removed),
+        *(Change("removed", exposure, of_end(exposure, after, reasons, new_homes)) for exposure, reasons in removed),
         *(
             Change(
                 "added",
@@ -49,19 +49,19 @@ def changes(before: Report | None, after: Desired, outcome: Outcome, known: Know
             for item in in_order(now - live)
         ),
         *(
-            Change("restored", opening, of_loss(opening, known.reasons, known.actors))
-            for opening in in_order(outcome.damaged & live & now)
+            Change("restored", exposure, of_loss(exposure, known.reasons, known.actors))
+            for exposure in in_order(result.damaged & live & now)
         ),
     )
 
 
-def _homes(openings: Iterable[Opening]) -> frozenset[tuple[Owner, str]]:
-    return frozenset((item.owner, str(item.guest)) for item in openings if item.guest is not None)
+def _homes(exposures: Iterable[Exposure]) -> frozenset[tuple[Owner, str]]:
+    return frozenset((item.owner, str(item.guest)) for item in exposures if item.guest is not None)
 
 
-def in_order(openings: Collection[Opening]) -> list[Opening]:
-    """Give openings in the order in which the audit tells of them."""
-    return sorted(openings, key=lambda opening: (opening.owner, opening.listens_at()))
+def in_order(exposures: Collection[Exposure]) -> list[Exposure]:
+    """Give exposures in the order in which the audit tells of them."""
+    return sorted(exposures, key=lambda exposure: (exposure.owner, exposure.listens_at()))
 
 
 # Which of the things that were heard explains a change, for the audit. Pure.
@@ -74,33 +74,36 @@ _OF_NETWORKS: Final = frozenset({ReasonKind.NETWORK, ReasonKind.RESERVATIONS})
 
 
 def of_start(
-    opening: Opening, before: Desired, reasons: Iterable[Reason], moved: Collection[tuple[Owner, str]] = ()
+    exposure: Exposure, before: Desired, reasons: Iterable[Reason], moved: Collection[tuple[Owner, str]] = ()
 ) -> Cause:
-    """Give why an opening is live now that was not in the state `before`; `moved` are new homes."""
-    heard, owner = list(reasons), opening.owner
+    """Give why an exposure is live now that was not in the state `before`; `moved` are new homes."""
+    heard, owner = list(reasons), exposure.owner
     now = [Reason(ReasonKind.RUNNING, owner.name, owner.kind)] if owner in before.stopped else []
     # An inventory may hold a new address before the event that tells of it arrives.
-    there = [Reason(ReasonKind.MOVED, str(opening.guest))] if (owner, str(opening.guest)) in moved else []
-    return Cause(tuple(_naming(owner, heard) or now or _concerning(opening, heard) or there))
+    there = [Reason(ReasonKind.MOVED, str(exposure.guest))] if (owner, str(exposure.guest)) in moved else []
+    return Cause(tuple(_naming(owner, heard) or now or _concerning(exposure, heard) or there))
 
 
 def of_end(
-    opening: Opening, after: Desired, reasons: Iterable[Reason], new_homes: AbstractSet[tuple[Owner, str]] = frozenset()
+    exposure: Exposure,
+    after: Desired,
+    reasons: Iterable[Reason],
+    new_homes: AbstractSet[tuple[Owner, str]] = frozenset(),
 ) -> Cause:
-    """Give why an opening is not in the state `after` any more; `new_homes` are where owners are from now on."""
-    heard, owner = list(reasons), opening.owner
+    """Give why an exposure is not in the state `after` any more; `new_homes` are where owners are from now on."""
+    heard, owner = list(reasons), exposure.owner
     waiting = dict.fromkeys(after.hindrances.get(owner, ()))
     moved = [reason for reason in heard if reason.kind is ReasonKind.NEIGHBOUR and (owner, reason.subject) in new_homes]
     # Of one that has stopped, libvirt's event may come later than what the kernel tells of its address.
     after_loss = any(reason.kind is ReasonKind.LIBVIRT for reason in heard)
     now = [Reason(ReasonKind.STOPPED, owner.name, owner.kind)] if owner in after.stopped and not after_loss else []
-    return Cause(tuple(_naming(owner, heard) or waiting or now or [*moved, *_concerning(opening, heard)]))
+    return Cause(tuple(_naming(owner, heard) or waiting or now or [*moved, *_concerning(exposure, heard)]))
 
 
-def of_loss(opening: Opening, reasons: Iterable[Reason], actors: tuple[Actor, ...]) -> Cause:
+def of_loss(exposure: Exposure, reasons: Iterable[Reason], actors: tuple[Actor, ...]) -> Cause:
     """Give why something that was in place had to be put back; `actors` are those who changed rules or routes."""
     heard = list(reasons)
-    return Cause(actors or tuple(_naming(opening.owner, heard) or _concerning(opening, heard)))
+    return Cause(actors or tuple(_naming(exposure.owner, heard) or _concerning(exposure, heard)))
 
 
 def _naming(owner: Owner, reasons: Iterable[Reason]) -> list[Reason]:
@@ -108,19 +111,19 @@ def _naming(owner: Owner, reasons: Iterable[Reason]) -> list[Reason]:
     return [reason for reason in reasons if reason.kind in kinds and reason.subject == owner.name]
 
 
-def _concerning(opening: Opening, reasons: Iterable[Reason]) -> list[Reason]:
-    return [reason for reason in reasons if _may_concern(opening, reason)]
+def _concerning(exposure: Exposure, reasons: Iterable[Reason]) -> list[Reason]:
+    return [reason for reason in reasons if _may_concern(exposure, reason)]
 
 
-def _may_concern(opening: Opening, reason: Reason) -> bool:
+def _may_concern(exposure: Exposure, reason: Reason) -> bool:
     """Whether a reason that does not name the owner may be one: not where it names another."""
     match reason.kind:
         case ReasonKind.DOMAIN | ReasonKind.DEVICES | ReasonKind.AGENT:
             return False
         case ReasonKind.NEIGHBOUR:
-            return opening.guest is not None and str(opening.guest) == reason.subject
+            return exposure.guest is not None and str(exposure.guest) == reason.subject
         case ReasonKind.LEASES:
-            return opening.bridge in (None, reason.subject)
+            return exposure.bridge in (None, reason.subject)
     return True
 
 
@@ -216,7 +219,7 @@ _HINDRANCES: Final[Mapping[HindranceKind, Callable[[Hindrance], str]]] = {
 }
 
 
-def told(cause: Cause) -> str:
+def format_cause(cause: Cause) -> str:
     """Tell the first facts, a new configuration ahead of all; after a burst the rest would not help a reader."""
     facts = sorted(cause.facts, key=lambda fact: fact.kind is not ReasonKind.CONFIGURATION)
     if not facts:
@@ -231,14 +234,14 @@ def why(hindrance: Hindrance) -> str:
     return _HINDRANCES[hindrance.kind](hindrance)
 
 
-def remark(about: Namesake | Unchosen | Usurped) -> str:
+def remark(about: Namesake | Unchosen | HijackedAddress) -> str:
     """Say what an administrator should know, or write."""
     match about:
         case Namesake():
             return _namesake(about)
         case Unchosen(domain, mac, reason, origin):
             return f"domain {shown(domain)} {why(reason)}; until then it leads to {mac} ({origin})"
-        case Usurped(rightful, owner, taker):
+        case HijackedAddress(rightful, owner, taker):
             whose = f"domain {shown(owner)}"
             who = f"domain {shown(taker)}" if taker is not None else f"a machine on bridge {shown(rightful.device)}"
             return (
@@ -297,7 +300,7 @@ def _ambiguous(places: Collection[Place]) -> str:
     return f"has {len(places)} interfaces ({listed}): write {hint}"
 
 
-# Openings that went because their guest was handed over to another host, and what becomes of their connections.
+# Exposures that went because their guest was handed over to another host, and what becomes of their connections.
 #
 # Until libvirt has ended the guest here, it may come back: the migration fails late, or is cancelled. Its connections
 # are left as they are for so long, and are then ended like all others, but for one thing: what the guest sends on them
@@ -308,18 +311,18 @@ class Departures:
     """Remembers what went with guests that were handed over; `moved` are the addresses of those that went for good."""
 
     def __init__(self) -> None:
-        self._returning: frozenset[Opening] = frozenset()
+        self._returning: frozenset[Exposure] = frozenset()
         self.moved: frozenset[Address] = frozenset()
 
-    def follow(self, removed: frozenset[Opening], desired: Desired) -> frozenset[Opening]:
-        """Learn what was just removed, and the state now; give the openings whose connections are to end."""
-        left = (self._returning | removed) - desired.openings
-        returning = frozenset(opening for opening in left if desired.moved.get(opening.owner) is Move.AWAY)
+    def follow(self, removed: frozenset[Exposure], desired: Desired) -> frozenset[Exposure]:
+        """Learn what was just removed, and the state now; give the exposures whose connections are to end."""
+        left = (self._returning | removed) - desired.exposures
+        returning = frozenset(exposure for exposure in left if desired.moved.get(exposure.owner) is Move.AWAY)
         ended = left - returning
-        moved = (opening.guest for opening in ended if opening.owner in desired.moved)
+        moved = (exposure.guest for exposure in ended if exposure.owner in desired.moved)
         self._returning, self.moved = returning, frozenset(guest for guest in moved if guest is not None)
         return ended
 
-    def with_returning(self, live: frozenset[Opening]) -> frozenset[Opening]:
-        """Add those openings to the live ones that may come back; the very set where there are none."""
+    def with_returning(self, live: frozenset[Exposure]) -> frozenset[Exposure]:
+        """Add those exposures to the live ones that may come back; the very set where there are none."""
         return live | self._returning if self._returning else live

@@ -19,7 +19,7 @@ from typing import Protocol, TextIO
 
 _IDENTIFIER = "kvm-portfwd"
 _JOURNAL = "/run/systemd/journal/socket"
-# More lines than the largest configuration has openings; a line takes about 500 bytes.
+# More lines than the largest configuration has exposures; a line takes about 500 bytes.
 _QUEUED_LINES = 32768
 _LOST = "%d log lines were lost: they could not be written in time"
 # How long the last lines may take at the end.

@@ -6,10 +6,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Final, TypeAlias
 
-from fwdaemon.audit.causes import told, why
+from fwdaemon.audit.causes import format_cause, why
 from fwdaemon.audit.throttle import Flapped
 from fwdaemon.config.files import about_ignored
-from fwdaemon.core.openings import Opening, Owner
+from fwdaemon.core.exposures import Exposure, Owner
 from fwdaemon.core.report import Cause, GateChange, Setting
 from fwdaemon.core.state import Waiting
 from fwdaemon.core.text import printable, shown
@@ -44,8 +44,8 @@ MESSAGE_IDS: Final = {
 }
 
 
-def opening(action: str, changed: Opening, cause: Cause) -> None:
-    """Write that an opening was `added`, `removed` or `restored`."""
+def exposure(action: str, changed: Exposure, cause: Cause) -> None:
+    """Write that an exposure was `added`, `removed` or `restored`."""
     fields = _fields(changed, cause)
     what = f"{_who(changed.owner)}: {fields['PORTFWD_LISTEN']} -> {fields['PORTFWD_TARGET']}"
     _write(action, f"{action} {what} ({fields['PORTFWD_CAUSE']})", fields)
@@ -54,12 +54,13 @@ def opening(action: str, changed: Opening, cause: Cause) -> None:
 def flapped(entries: Iterable[Flapped]) -> None:
     """Say how often something changed whose changes were not written one by one."""
     for entry in entries:
-        times = f"{entry.number} more changes in {entry.seconds:.0f} s, the last: {entry.action} ({told(entry.cause)})"
+        times = f"{entry.number} more changes in {entry.seconds:.0f} s"
+        times += f", the last: {entry.action} ({format_cause(entry.cause)})"
         match entry.subject:
             case GateChange() as change:
                 what, fields = f"gate in {change.gate}: {change.fault}", _gate_fields(change, entry.cause)
             case Setting(name):
-                what, fields = shown(name), {"PORTFWD_CAUSE": told(entry.cause)}
+                what, fields = shown(name), {"PORTFWD_CAUSE": format_cause(entry.cause)}
             case changed:
                 what = f"{_who(changed.owner)}: {changed.listens_at()} -> {changed.leads_to()}"
                 fields = _fields(changed, entry.cause)
@@ -68,12 +69,12 @@ def flapped(entries: Iterable[Flapped]) -> None:
 
 def gate(change: GateChange, cause: Cause) -> None:
     """Write that a gate was `added`, or put back to its place, which is `restored`."""
-    text = f"{change.action} gate in {change.gate}: {change.fault} ({told(cause)})"
+    text = f"{change.action} gate in {change.gate}: {change.fault} ({format_cause(cause)})"
     _write(change.action, text, _gate_fields(change, cause))
 
 
 def waiting(entries: Iterable[Waiting]) -> None:
-    """Write a line for each entry that has no live opening, with the reason."""
+    """Write a line for each entry that has no live exposure, with the reason."""
     for entry in entries:
         reason = why(entry.reason)
         text = f"waiting {_who(entry.owner)}: {reason} ({entry.origin})"
@@ -109,7 +110,9 @@ def strangers_ended(number: int) -> None:
 def setting(change: Setting, cause: Cause) -> None:
     """Write that a setting of the host was changed, or put back."""
     if change.restored:
-        _write("restored", f"restored {shown(change.what)} ({told(cause)})", {"PORTFWD_CAUSE": told(cause)})
+        _write(
+            "restored", f"restored {shown(change.what)} ({format_cause(cause)})", {"PORTFWD_CAUSE": format_cause(cause)}
+        )
     else:
         _write("added", f"set {shown(change.what)}: forwards need it")
 
@@ -157,17 +160,17 @@ def _write(action: str, text: str, fields: Fields | None = None, level: int = lo
     _log.log(level, "%s", text, extra={"journal": every})
 
 
-def _fields(changed: Opening, cause: Cause) -> Fields:
+def _fields(changed: Exposure, cause: Cause) -> Fields:
     return {
         **_owner_field(changed.owner),
         "PORTFWD_LISTEN": changed.listens_at(),
         "PORTFWD_TARGET": changed.leads_to(),
-        "PORTFWD_CAUSE": told(cause),
+        "PORTFWD_CAUSE": format_cause(cause),
     }
 
 
 def _gate_fields(change: GateChange, cause: Cause) -> Fields:
-    return {"PORTFWD_GATE": str(change.gate), "PORTFWD_CAUSE": told(cause)}
+    return {"PORTFWD_GATE": str(change.gate), "PORTFWD_CAUSE": format_cause(cause)}
 
 
 def _owner_field(owner: Owner) -> Fields:

@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from fwdaemon.core.openings import Opening, Owner
+from fwdaemon.core.exposures import Exposure, Owner
 from fwdaemon.core.report import Cause, GateChange, Setting
 from fwdaemon.core.state import Waiting
 from fwdaemon.core.types import Gate
@@ -17,7 +17,7 @@ from fwdaemon.core.types import Gate
 LASTING_S = 1.0
 
 
-class Complaints:
+class NewProblems:
     """Remembers what has been said."""
 
     def __init__(self, lasting_s: float = LASTING_S) -> None:
@@ -27,9 +27,9 @@ class Complaints:
         self._said: frozenset[str] = frozenset()
 
     def of_waiting(self, entries: Iterable[Waiting], live: Collection[Owner], *, everything: bool) -> list[Waiting]:
-        """Give the new entries; `live` are those who had openings just before.
+        """Give the new entries; `live` are those who had exposures just before.
 
-        That one of these stopped is said with its openings.
+        That one of these stopped is said with its exposures.
         """
         present = dict.fromkeys(entries)
         unsaid = [entry for entry in present if entry not in self._waiting]
@@ -76,7 +76,7 @@ class WarnOnce:
 # Keeps the audit readable when something flaps: after some lines about one thing, it counts them.
 #
 # Pure; the time is given.
-Subject: TypeAlias = Opening | GateChange | Setting
+Subject: TypeAlias = Exposure | GateChange | Setting
 """What a line is about."""
 _Key: TypeAlias = tuple[Owner, str] | Gate | str
 
@@ -104,8 +104,8 @@ class _Window:
     last: tuple[Subject, str, Cause] | None = None
 
 
-class Flapping:
-    """Counts the lines about each gate and setting, and each opening, told apart by owner and where it listens."""
+class FlapDamping:
+    """Counts the lines about each gate and setting, and each exposure, told apart by owner and where it listens."""
 
     def __init__(self, lines: int = LINES, window_s: float = WINDOW_S) -> None:
         self._lines = lines

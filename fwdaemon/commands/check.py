@@ -11,8 +11,8 @@ from typing import Final
 from fwdaemon import config as configuration
 from fwdaemon.config.files import ROOT, about_ignored, read_files, unguarded
 from fwdaemon.config.model import Config, ForwardEntry
-from fwdaemon.conflicts.watch import clashes_if_running
-from fwdaemon.core.openings import Kind
+from fwdaemon.conflicts.watch import conflicts_if_running
+from fwdaemon.core.exposures import Kind
 from fwdaemon.core.text import printable
 from fwdaemon.core.types import Protocol
 from fwdaemon.kernel.memory import collecting_later
@@ -46,10 +46,10 @@ def _warn_of_others(path: Path) -> None:
 
 
 def _warn(config: Config) -> None:
-    """Tell what on this host clashes with it; people do that on purpose, so it is no reason to refuse."""
-    clashes, missing = clashes_if_running(config, SystemRunner())
-    for clash in clashes:
-        print(f"warning: {clash}", file=sys.stderr)
+    """Tell what on this host conflicts with it; people do that on purpose, so it is no reason to refuse."""
+    conflicts, missing = conflicts_if_running(config, SystemRunner())
+    for conflict in conflicts:
+        print(f"warning: {conflict}", file=sys.stderr)
     if missing:
         print(f"hint: {missing}", file=sys.stderr)
 

@@ -14,7 +14,7 @@ from fwdaemon.explain.arrival import Request, UsageError, parse_request
 from fwdaemon.explain.gather import Kernel
 from fwdaemon.explain.guest import Libvirt
 from fwdaemon.explain.report import Report, as_json, as_text
-from fwdaemon.explain.story import explain, refused
+from fwdaemon.explain.trace import explain, refused
 from fwdaemon.kernel.process import SystemRunner
 
 _FAILED: Final = 1

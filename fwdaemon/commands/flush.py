@@ -8,11 +8,11 @@ from pathlib import Path
 from fwdaemon import config as configuration
 from fwdaemon.config.model import DaemonSettings
 from fwdaemon.connections import close_everything
-from fwdaemon.core.report import Outcome, joined, tried
+from fwdaemon.core.report import ApplyResult, joined, tried
 from fwdaemon.core.types import Family
 from fwdaemon.errors import PortfwdError
 from fwdaemon.events import take_inventory
-from fwdaemon.hostnet.keeper import HostSide
+from fwdaemon.hostnet.host_network import SystemHostNetwork
 from fwdaemon.kernel.process import Runner, SystemRunner
 from fwdaemon.netfilter import Netfilter
 from fwdaemon.resolve.placement import forwarded
@@ -29,12 +29,12 @@ def flush(config: Path, runner: Runner) -> int:
     settings = _settings(config)
     # The host's side goes first: without the rules, an address or setting of ours could lead to the host itself.
     rules = Netfilter(runner)
-    outcome = joined(tried(lambda: _remove_from_host(settings, rules)), close_everything(rules, settings.label))
-    for note in outcome.notes:
+    result = joined(tried(lambda: _remove_from_host(settings, rules)), close_everything(rules, settings.label))
+    for note in result.notes:
         print(note)
-    for fault in outcome.faults:
+    for fault in result.faults:
         print(f"kvm-portfwd: {fault}", file=sys.stderr)
-    return int(bool(outcome.faults))
+    return int(bool(result.faults))
 
 
 def _settings(config: Path, state: Path = STATE) -> DaemonSettings:
@@ -49,8 +49,8 @@ def _settings(config: Path, state: Path = STATE) -> DaemonSettings:
         return kept.config.daemon if kept is not None else DaemonSettings()
 
 
-def _remove_from_host(settings: DaemonSettings, rules: Netfilter) -> Outcome:
-    host = HostSide(rules.confined)
+def _remove_from_host(settings: DaemonSettings, rules: Netfilter) -> ApplyResult:
+    host = SystemHostNetwork(rules.confined)
     host.adopt(rules.confined(), rules.switched())
     return host.remove(_forwarded(settings) if host.has_turned_on() else frozenset())
 

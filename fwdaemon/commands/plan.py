@@ -6,12 +6,12 @@ import json
 from collections.abc import Iterator
 
 from fwdaemon import config as configuration
-from fwdaemon.core.openings import Opening
-from fwdaemon.core.report import Outcome, joined
+from fwdaemon.core.exposures import Exposure
+from fwdaemon.core.report import ApplyResult, joined
 from fwdaemon.core.state import Desired
 from fwdaemon.core.text import shown
 from fwdaemon.events import take_inventory
-from fwdaemon.hostnet.keeper import HostSide
+from fwdaemon.hostnet.host_network import SystemHostNetwork
 from fwdaemon.hostnet.owned_state import LedTo
 from fwdaemon.kernel.process import SystemRunner
 from fwdaemon.netfilter import Netfilter
@@ -26,54 +26,54 @@ def run(options: argparse.Namespace) -> int:
     config = configuration.load(options.config)
     desired = desired_state(config, asyncio.run(take_inventory(config.daemon.libvirt)), LedTo().chosen)
     rules = Netfilter(SystemRunner(), config.daemon.backend)
-    host = HostSide(rules.confined)
+    host = SystemHostNetwork(rules.confined)
     try:
         confined = host.confine(desired, ip_forward=config.daemon.ip_forward)
-        outcome = joined(rules.preview(confined), host.preview(desired))
+        result = joined(rules.preview(confined), host.preview(desired))
     finally:
         rules.close()
-    print(json.dumps(as_json(outcome), indent=2) if options.json else as_text(outcome, desired))
-    return _CHANGES if options.exit_code and outcome.changed else 0
+    print(json.dumps(as_json(result), indent=2) if options.json else as_text(result, desired))
+    return _CHANGES if options.exit_code and result.changed else 0
 
 
-def as_text(outcome: Outcome, desired: Desired) -> str:
+def as_text(result: ApplyResult, desired: Desired) -> str:
     """Write an outcome for people."""
-    right = len(desired.openings - outcome.mended)
-    summary = f"{right} of {len(desired.openings)} are as they should be"
-    if not outcome.changed:
-        return "\n".join([*_faults(outcome), f"nothing to change: {summary}"])
-    lines = [*sorted(map(_added, outcome.mended)), *sorted(map(_removed, outcome.stale))]
-    lines += [f"~ gate in {change.gate}: {change.fault}" for change in outcome.gates]
-    script = ["", outcome.script.rstrip()] if outcome.script else []
-    return "\n".join([outcome.moved, *_faults(outcome), *lines, f"  {summary}", *script])
+    right = len(desired.exposures - result.mended)
+    summary = f"{right} of {len(desired.exposures)} are as they should be"
+    if not result.changed:
+        return "\n".join([*_faults(result), f"nothing to change: {summary}"])
+    lines = [*sorted(map(_added, result.mended)), *sorted(map(_removed, result.stale))]
+    lines += [f"~ gate in {change.gate}: {change.fault}" for change in result.gates]
+    script = ["", result.script.rstrip()] if result.script else []
+    return "\n".join([result.moved, *_faults(result), *lines, f"  {summary}", *script])
 
 
-def as_json(outcome: Outcome) -> dict[str, object]:
+def as_json(result: ApplyResult) -> dict[str, object]:
     """Give an outcome with stable keys; names are as libvirt has them."""
     return {
         "schema_version": SCHEMA_VERSION,
-        "changes": outcome.changed,
-        "backend": outcome.moved,
-        "add": [_described(opening) for opening in sorted(outcome.mended, key=_added)],
-        "remove": sorted(outcome.stale),
-        "gates": [{"chain": str(change.gate), "reason": change.fault} for change in outcome.gates],
-        "problems": list(outcome.faults),
-        "script": outcome.script,
+        "changes": result.changed,
+        "backend": result.moved,
+        "add": [_described(exposure) for exposure in sorted(result.mended, key=_added)],
+        "remove": sorted(result.stale),
+        "gates": [{"chain": str(change.gate), "reason": change.fault} for change in result.gates],
+        "problems": list(result.faults),
+        "script": result.script,
     }
 
 
-def _faults(outcome: Outcome) -> Iterator[str]:
-    return (f"! {fault}" for fault in outcome.faults)
+def _faults(result: ApplyResult) -> Iterator[str]:
+    return (f"! {fault}" for fault in result.faults)
 
 
-def _added(opening: Opening) -> str:
-    return f"+ {shown(opening.owner.name)}: {opening.listens_at()} -> {opening.leads_to()}"
+def _added(exposure: Exposure) -> str:
+    return f"+ {shown(exposure.owner.name)}: {exposure.listens_at()} -> {exposure.leads_to()}"
 
 
 def _removed(name: str) -> str:
     return f"- {name}"
 
 
-def _described(opening: Opening) -> dict[str, str]:
-    owner = opening.owner
-    return {owner.kind: owner.name, "listen": opening.listens_at(), "target": opening.leads_to()}
+def _described(exposure: Exposure) -> dict[str, str]:
+    owner = exposure.owner
+    return {owner.kind: owner.name, "listen": exposure.listens_at(), "target": exposure.leads_to()}

@@ -18,16 +18,16 @@ def run(options: argparse.Namespace) -> int:
     """Ask, wait and print."""
     del options
     try:
-        outcome = client.call("Reload", _PATIENCE_S)
+        result = client.call("Reload", _PATIENCE_S)
     except CallError as error:
         if error.name != CONFIGURATION_REFUSED:
             raise
         _print_problems(error.parameters["problems"])
         return _CONFIG_REFUSED
-    counted = ", ".join(f"{number} {state}" for state, number in outcome["counts"].items())
-    print(printable(f"{outcome['file']} loaded: {counted}"))
-    if outcome["failure"]:
-        print(printable(f"kvm-portfwd: not in the kernel yet: {outcome['failure']}; trying again"), file=sys.stderr)
+    counted = ", ".join(f"{number} {state}" for state, number in result["counts"].items())
+    print(printable(f"{result['file']} loaded: {counted}"))
+    if result["failure"]:
+        print(printable(f"kvm-portfwd: not in the kernel yet: {result['failure']}; trying again"), file=sys.stderr)
         return _FAILED
     return 0
 

@@ -9,11 +9,11 @@ from pathlib import Path
 from fwdaemon import config as configuration
 from fwdaemon.audit import journal
 from fwdaemon.config.model import Config
-from fwdaemon.conflicts.watch import ClashesBeside, ClashWatch
+from fwdaemon.conflicts.watch import BackgroundConflictWatch, ConflictWatch
 from fwdaemon.daemon import Daemon, Parts, Start
 from fwdaemon.errors import ConfigError
 from fwdaemon.events import InventoryKeeper
-from fwdaemon.hostnet.keeper import HostSide
+from fwdaemon.hostnet.host_network import SystemHostNetwork
 from fwdaemon.kernel import conntrack, memory
 from fwdaemon.kernel.process import SystemRunner, budget_of_guests
 from fwdaemon.kernel.route_watch import RouteWatch
@@ -60,9 +60,9 @@ def _parts(config: Config) -> Parts:
     rules, guests = Netfilter(SystemRunner(), config.daemon.backend), budget_of_guests()
     return Parts(
         rules,
-        HostSide(rules.confined, guests=guests),
+        SystemHostNetwork(rules.confined, guests=guests),
         conntrack,
-        lambda changed: ClashesBeside(ClashWatch(SystemRunner()), changed, guests),
+        lambda changed: BackgroundConflictWatch(ConflictWatch(SystemRunner()), changed, guests),
         RouteWatch,
         partial(InventoryKeeper, guests=guests),
         guests=guests,

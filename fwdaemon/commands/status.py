@@ -14,12 +14,12 @@ from fwdaemon import __version__
 from fwdaemon import config as configuration
 from fwdaemon.config.model import Config
 from fwdaemon.control import client
-from fwdaemon.core.report import Outcome, joined
+from fwdaemon.core.report import ApplyResult, joined
 from fwdaemon.core.state import Desired
 from fwdaemon.core.text import shown
 from fwdaemon.errors import PortfwdError
 from fwdaemon.events import take_inventory
-from fwdaemon.hostnet.keeper import HostSide
+from fwdaemon.hostnet.host_network import SystemHostNetwork
 from fwdaemon.hostnet.owned_state import LedTo
 from fwdaemon.kernel.process import SystemRunner
 from fwdaemon.netfilter import Netfilter
@@ -61,9 +61,9 @@ def status_without_daemon(path: Path) -> Status:
     return Status(header, rows(facts, UsageReader(netfilter.counters).read(desired)))
 
 
-def _look(config: Config, desired: Desired, netfilter: Netfilter) -> Outcome:
+def _look(config: Config, desired: Desired, netfilter: Netfilter) -> ApplyResult:
     """Tell what the kernel lacks."""
-    host = HostSide(netfilter.confined)
+    host = SystemHostNetwork(netfilter.confined)
     try:
         confined = host.confine(desired, ip_forward=config.daemon.ip_forward)
         return joined(netfilter.preview(confined), host.preview(desired))
@@ -93,8 +93,8 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _missed(status: Mapping[str, Any], names: Collection[str]) -> int:
-    """Say which names have no opening; 1 if there are any."""
-    missed = sorted(set(names) - {opening["owner"] for opening in status["openings"]})
+    """Say which names have no exposure; 1 if there are any."""
+    missed = sorted(set(names) - {exposure["owner"] for exposure in status["openings"]})
     for name in missed:
         print(f"kvm-portfwd: nothing in the configuration is for {shown(name)}", file=sys.stderr)
     return int(bool(missed))
@@ -138,7 +138,7 @@ def _show(status: Mapping[str, Any], options: argparse.Namespace) -> None:
 
 
 def _of(status: Mapping[str, Any], names: Collection[str]) -> Mapping[str, Any]:
-    """Leave only the openings of these domains and networks, all of them without a name; the counts stay of all."""
+    """Leave only the exposures of these domains and networks, all of them without a name; the counts stay of all."""
     if not names:
         return status
-    return {**status, "openings": [opening for opening in status["openings"] if opening["owner"] in names]}
+    return {**status, "openings": [exposure for exposure in status["openings"] if exposure["owner"] in names]}

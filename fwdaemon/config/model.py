@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import ClassVar, Final, TypeAlias
 
 from fwdaemon.core.bans import BEHIND
-from fwdaemon.core.openings import Claim, Kind, Owner
+from fwdaemon.core.exposures import Claim, Kind, Owner
 from fwdaemon.core.text import shown
 from fwdaemon.core.types import Address, Family, Gate, Origin, PortRange, Protocol, Subnet, show_endpoint
 
@@ -152,7 +152,7 @@ class ForwardEntry:
                 where = None if listen is None else Family.of(listen), mapping.protocol, listen, mapping.host, None
                 yield Claim(self.kind, *where, self.interface, self.sources, self.masquerade), mapping.origin
 
-    def told(self, listens: str) -> str:
+    def format(self, listens: str) -> str:
         """Say what it does with what comes there."""
         return f"forwards {listens} to {shown(self.domain)}{', masqueraded' if self.masquerade else ''}"
 
@@ -188,7 +188,7 @@ class NatEntry:
         """Give what packets it is for, each with its place in the configuration."""
         yield Claim(self.kind, Family.of(self.public), address=self.public), self.origin
 
-    def told(self, _: str) -> str:
+    def format(self, _: str) -> str:
         """Say what it does with what comes there."""
         return f"makes {self.public} the guest {shown(self.domain)}"
 
@@ -222,7 +222,7 @@ class RouteEntry:
         """Give what packets it is for, each with its place in the configuration."""
         yield Claim(self.kind, Family.of(self.subnet), subnet=self.subnet), self.origin
 
-    def told(self, _: str) -> str:
+    def format(self, _: str) -> str:
         """Say what it does with what comes there."""
         return f"routes {self.subnet} to network {shown(self.network)}"
 

@@ -1,4 +1,4 @@
-"""What openings, or entries that may become some, take of what comes to this host. Pure."""
+"""What exposures, or entries that may become some, take of what comes to this host. Pure."""
 
 from bisect import bisect_left, bisect_right
 from collections import defaultdict
@@ -10,7 +10,7 @@ from typing import Final, Generic, TypeAlias, TypeVar
 
 from fwdaemon.config.model import Config
 from fwdaemon.config.overlap import families_of_entry
-from fwdaemon.core.openings import Claim, Kind, Owner
+from fwdaemon.core.exposures import Claim, Kind, Owner
 from fwdaemon.core.state import Desired
 from fwdaemon.core.text import shown
 from fwdaemon.core.types import Address, Family, Listener, Origin, PortRange, Protocol, Subnet
@@ -67,7 +67,7 @@ Entry: TypeAlias = tuple[str, Origin | None, Protocol | None, Address | None, Po
 
 @dataclass(frozen=True, slots=True)
 class Taking:
-    """What one opening of one family takes, for `domain`.
+    """What one exposure of one family takes, for `domain`.
 
     A `protocol` of `None` is all of them with every port, an `address` of `None` every address of the host. `shared`
     says that what listens on every address would get it otherwise: not so where the address is there for the guest
@@ -136,8 +136,8 @@ def takings(desired: Desired, local: Collection[Address], watched: PortSet = _AL
     own = frozenset(local) - {nat.public for nat in desired.nats if nat.assign is not None}
     meeting = watched.met_by(map(attrgetter("ports"), desired.forwards))
     others = (found for kind, found in desired.by_kind.items() if kind is not Kind.FORWARD)
-    for opening in chain(compress(desired.forwards, meeting), chain.from_iterable(others)):
-        yield from _of_claim(opening.claim, opening.owner, opening.origin, own)
+    for exposure in chain(compress(desired.forwards, meeting), chain.from_iterable(others)):
+        yield from _of_claim(exposure.claim, exposure.owner, exposure.origin, own)
 
 
 def takings_if_running(config: Config, local: Collection[Address], watched: PortSet = _ALL) -> Iterator[Taking]:
@@ -170,11 +170,11 @@ def listed(items: Sequence[str]) -> str:
     return f"{', '.join(first)} and {last}" if first else last
 
 
-# Processes of the host that listen where an opening takes what comes. Pure.
+# Processes of the host that listen where an exposure takes what comes. Pure.
 #
-# What an opening takes never reaches a process of the host: it is translated before the kernel looks for a socket. That
-# holds for the addresses of bridges too. A forward of port 53 on every address takes what guests ask dnsmasq at the
-# gateway of their network, so libvirt's own dnsmasq counts like any other process; one for the packets of a single
+# What an exposure takes never reaches a process of the host: it is translated before the kernel looks for a socket.
+# That holds for the addresses of bridges too. A forward of port 53 on every address takes what guests ask dnsmasq at
+# the gateway of their network, so libvirt's own dnsmasq counts like any other process; one for the packets of a single
 # interface leaves them alone.
 _SSH_PORT: Final = 22
 
@@ -182,26 +182,26 @@ _Rank: TypeAlias = tuple[bool, str, int]
 
 
 @dataclass(frozen=True, slots=True)
-class Overheard:
-    """An opening and the sockets it takes from, which are never none."""
+class ShadowedListeners:
+    """An exposure and the sockets it takes from, which are never none."""
 
     taking: Taking
     sockets: tuple[Listener, ...]
 
 
-def overheard(
+def shadowed_listeners(
     takings: Iterable[Taking], sockets: Iterable[Listener], clients: PortRange, guest_subnets: Collection[Subnet]
-) -> list[Overheard]:
-    """Find every socket that an opening takes from; `clients` are the ports the kernel gives to clients."""
+) -> list[ShadowedListeners]:
+    """Find every socket that an exposure takes from; `clients` are the ports the kernel gives to clients."""
     index = PortIndex((PortRange(socket.port, socket.port), socket) for socket in sockets)
     found: defaultdict[Entry, dict[Listener, None]] = defaultdict(dict)
-    openings: dict[Entry, Taking] = {}
+    exposures: dict[Entry, Taking] = {}
     for taking in takings:
         for socket in index.meeting(taking.ports):
             if _takes_from(taking, socket, guest_subnets) and not _may_be_client(taking, socket, clients):
-                openings.setdefault(taking.entry, taking)
+                exposures.setdefault(taking.entry, taking)
                 found[taking.entry][socket] = None
-    return [Overheard(openings[entry], tuple(sockets)) for entry, sockets in found.items()]
+    return [ShadowedListeners(exposures[entry], tuple(sockets)) for entry, sockets in found.items()]
 
 
 def _takes_from(taking: Taking, socket: Listener, guest_subnets: Collection[Subnet]) -> bool:
@@ -239,7 +239,7 @@ def _may_be_client(taking: Taking, socket: Listener, clients: PortRange) -> bool
 # --- in words --------------------------------------------------------------------------------------------------------
 
 
-def sentences(found: Iterable[Overheard], names: Mapping[int, str]) -> Iterator[str]:
+def sentences(found: Iterable[ShadowedListeners], names: Mapping[int, str]) -> Iterator[str]:
     """Tell each with the names of processes by the inodes of their sockets, which may hold anything."""
     for item in sorted(found, key=lambda item: (min(map(_rank, item.sockets)), str(item.taking))):
         taking = item.taking
@@ -252,7 +252,7 @@ def sentences(found: Iterable[Overheard], names: Mapping[int, str]) -> Iterator[
         )
 
 
-def _holders(item: Overheard, names: Mapping[int, str]) -> Sequence[str]:
+def _holders(item: ShadowedListeners, names: Mapping[int, str]) -> Sequence[str]:
     """Name each holder once, or once for each port of several, sshd first: without it nobody gets in any more."""
     taking = item.taking
 
@@ -273,8 +273,8 @@ def _rank(socket: Listener) -> _Rank:
     return socket.port != _SSH_PORT, socket.protocol, socket.port
 
 
-def _where(item: Overheard) -> tuple[str, str]:
-    """Say where they listen, unless it is wherever the opening is, and whose connections those are."""
+def _where(item: ShadowedListeners) -> tuple[str, str]:
+    """Say where they listen, unless it is wherever the exposure is, and whose connections those are."""
     bound = {socket.address or socket.device for socket in item.sockets}
     if bound & {None, item.taking.address}:
         return "", "from outside"

@@ -1,4 +1,4 @@
-"""Looks for clashes: now and then for the daemon, and once for who asks."""
+"""Looks for conflicts: now and then for the daemon, and once for who asks."""
 
 import logging
 import threading
@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from fwdaemon.config.model import Config
-from fwdaemon.conflicts import rivals, taking
-from fwdaemon.conflicts.rivals import Foreign, ForeignRules
+from fwdaemon.conflicts import foreign_rules, taking
+from fwdaemon.conflicts.foreign_rules import Foreign, ForeignRules
 from fwdaemon.conflicts.taking import PortSet, Taking, takings, takings_if_running
 from fwdaemon.core.pace import Budget
 from fwdaemon.core.state import Desired
@@ -31,15 +31,15 @@ _MOST: Final = 20
 
 
 class _Others(NamedTuple):
-    """What there is besides openings: the host's own addresses, its sockets, and the rules of others."""
+    """What there is besides exposures: the host's own addresses, its sockets, and the rules of others."""
 
     local: Collection[Address]
     sockets: Collection[Listener]
     foreign: Foreign
 
 
-class ClashWatch:
-    """For the daemon: what clashes with what is open. Its methods block, for long where others have many rules."""
+class ConflictWatch:
+    """For the daemon: what conflicts with what is open. Its methods block, for long where others have many rules."""
 
     def __init__(self, runner: Runner) -> None:
         self._rules = ForeignRules(runner)
@@ -51,14 +51,14 @@ class ClashWatch:
         self._found: tuple[str, ...] = ()
 
     def look(
-        self, desired: Desired, local: Collection[Address], *, thorough: bool, reloaded: bool = False
+        self, desired: Desired, local: Collection[Address], *, full: bool, reloaded: bool = False
     ) -> tuple[str, ...]:
-        """Tell of each clash in a sentence, of twenty at most.
+        """Tell of each conflict in a sentence, of twenty at most.
 
-        Sockets are listed when something else is desired, and with `thorough`, as nobody tells of a new one. Rules of
-        others are read only if `thorough`, and only where they changed, or when the configuration was `reloaded`.
+        Sockets are listed when something else is desired, and with `full`, as nobody tells of a new one. Rules of
+        others are read only if `full`, and only where they changed, or when the configuration was `reloaded`.
         """
-        rules = self._desired is None or thorough or reloaded
+        rules = self._desired is None or full or reloaded
         if rules or desired is not self._desired:
             self._desired = desired
             try:
@@ -67,7 +67,7 @@ class ClashWatch:
                 self._compare(desired, local)
             except OSError as error:  # no descriptor is to be had: the next full comparison looks again
                 _log.debug("nothing is compared with what others have: %s", error)
-            except Exception:  # noqa: BLE001  what is only worth knowing must not keep openings from being made
+            except Exception:  # noqa: BLE001  what is only worth knowing must not keep exposures from being made
                 _log.exception("this is a bug in kvm-portfwd; what clashes with openings is not known")
         return self._found
 
@@ -92,8 +92,8 @@ class ClashWatch:
             self._compared = desired, others
 
 
-def clashes_if_running(config: Config, runner: Runner) -> tuple[list[str], str]:
-    """Tell what would clash if all domains ran, and why something was left out, if it was."""
+def conflicts_if_running(config: Config, runner: Runner) -> tuple[list[str], str]:
+    """Tell what would conflict if all domains ran, and why something was left out, if it was."""
     if not config.guest_entries:
         return [], ""
     try:
@@ -123,14 +123,14 @@ def _sentences(
     watched = PortSet(
         chain(
             (PortRange(socket.port, socket.port) for socket in sockets),
-            (ports for other in foreign.translations for ports in rivals.ports_of(other.scope)),
+            (ports for other in foreign.translations for ports in foreign_rules.ports_of(other.scope)),
         )
     )
     taken = list(take(watched))
-    found = taking.overheard(taken, sockets, _client_ports(), inner)
+    found = taking.shadowed_listeners(taken, sockets, _client_ports(), inner)
     names = holders.name({socket for item in found for socket in item.sockets})
     yield from taking.sentences(found, names)
-    yield from sorted(rivals.sentences(taken, foreign.translations, foreign.ours, local))
+    yield from sorted(foreign_rules.sentences(taken, foreign.translations, foreign.ours, local))
 
 
 def _client_ports() -> PortRange:
@@ -152,30 +152,30 @@ def _cut_short(sentences: Iterable[str]) -> tuple[str, ...]:
     return *found[:_MOST], more
 
 
-# Looks for clashes in a thread of its own: rules and sockets of others may take long to list, and a wipe cannot wait.
+# Looks for conflicts in a thread of its own: rules and sockets of others may take long to list, and a wipe cannot wait.
 #
 # The reconcile says what there is to compare, is given what was found last, and goes on.
 
 
 @dataclass(frozen=True, slots=True)
 class _Wanted:
-    """What to look for; see `ClashWatch.look`."""
+    """What to look for; see `ConflictWatch.look`."""
 
     desired: Desired
     local: Collection[Address]
-    thorough: bool
+    full: bool
     reloaded: bool
     provoked: bool
 
 
-class ClashesBeside:
+class BackgroundConflictWatch:
     """One thread, begun when there is something to look for; what is asked during a look follows it, taken together.
 
     `changed` is called in that thread when something else was found than the last time. What guests alone provoke takes
     from `guests`.
     """
 
-    def __init__(self, watch: ClashWatch, changed: Callable[[], None], guests: Budget | None = None) -> None:
+    def __init__(self, watch: ConflictWatch, changed: Callable[[], None], guests: Budget | None = None) -> None:
         self._watch, self._guests = watch, guests or budget_of_guests()
         self._changed = changed
         self._turn = threading.Condition()
@@ -189,19 +189,19 @@ class ClashesBeside:
         desired: Desired,
         local: Collection[Address],
         *,
-        thorough: bool,
+        full: bool,
         reloaded: bool = False,
         provoked: bool = False,
     ) -> tuple[str, ...]:
-        """Give what was found last, and look again where `ClashWatch.look` would; at once, and from any thread."""
+        """Give what was found last, and look again where `ConflictWatch.look` would; at once, and from any thread."""
         with self._turn:
             before, self._desired = self._desired, desired
-            if thorough or reloaded or desired is not before:
+            if full or reloaded or desired is not before:
                 waiting = self._next
                 self._next = _Wanted(
                     desired,
                     local,
-                    thorough or (waiting is not None and waiting.thorough),
+                    full or (waiting is not None and waiting.full),
                     reloaded or (waiting is not None and waiting.reloaded),
                     provoked and (waiting is None or waiting.provoked),
                 )
@@ -229,7 +229,7 @@ class ClashesBeside:
 
     def _found_now(self, wanted: _Wanted) -> tuple[str, ...]:
         with self._guests.charged(processor_time_here, to_guests=wanted.provoked):
-            return self._watch.look(wanted.desired, wanted.local, thorough=wanted.thorough, reloaded=wanted.reloaded)
+            return self._watch.look(wanted.desired, wanted.local, full=wanted.full, reloaded=wanted.reloaded)
 
     def _taken(self) -> _Wanted | None:
         with self._turn:

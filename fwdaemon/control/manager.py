@@ -15,7 +15,7 @@ from datetime import datetime
 from functools import partial
 from typing import Any, Final, TypeAlias
 
-from fwdaemon.audit.causes import told
+from fwdaemon.audit.causes import format_cause
 from fwdaemon.control.protocol import (
     CONFIGURATION_REFUSED,
     MANAGER,
@@ -37,7 +37,7 @@ from fwdaemon.status.records import Records
 from fwdaemon.status.reloads import Reloaded
 from fwdaemon.status.rows import Facts, Readings, rows
 
-# What those hear who watch: that something changed, and the last changes of openings. On the loop's thread only.
+# What those hear who watch: that something changed, and the last changes of exposures. On the loop's thread only.
 _MOST: Final = 256
 
 Dated: TypeAlias = tuple[datetime, Change]
@@ -52,7 +52,7 @@ class Subscription:
         self._something = asyncio.Event()
 
     def tell(self, at: datetime, changes: Sequence[Change]) -> None:
-        """Add what changed, which may be no opening."""
+        """Add what changed, which may be no exposure."""
         kept = len(self._changes)
         self._changes.extend((at, change) for change in changes[-_MOST:])
         self._missed += kept + len(changes) - len(self._changes)
@@ -222,13 +222,13 @@ class Manager:
         return encoded(text=text.decode())
 
     async def _reloaded(self, _parameters: Parameters) -> bytes:
-        outcome = await self._ask.reload()
-        if outcome.problems:
-            problems = [problem_as_json(problem) for problem in outcome.problems]
+        result = await self._ask.reload()
+        if result.problems:
+            problems = [problem_as_json(problem) for problem in result.problems]
             raise CallError(CONFIGURATION_REFUSED, {"problems": problems})
         facts, header = self._records.facts(), self._records.header(())
         found = await self._writer.submit(lambda: counts(rows(facts, self._readings)))
-        return encoded(file=str(header.configuration.file), counts=found, failure=outcome.failure or None)
+        return encoded(file=str(header.configuration.file), counts=found, failure=result.failure or None)
 
     async def _watch(self, send: Send) -> None:
         subscription = self._feed.subscribe()
@@ -261,13 +261,13 @@ async def _no_metrics() -> bytes:
 
 
 def _change(at: datetime, change: Change) -> dict[str, Any]:
-    opening = change.opening
+    exposure = change.exposure
     return {
         "at": time_as_json(at),
         "action": change.action,
-        "owner": opening.owner.name,
-        "owner_kind": opening.owner.kind,
-        "listens": opening.listens_at(),
-        "leads_to": opening.leads_to(),
-        "cause": told(change.cause),
+        "owner": exposure.owner.name,
+        "owner_kind": exposure.owner.kind,
+        "listens": exposure.listens_at(),
+        "leads_to": exposure.leads_to(),
+        "cause": format_cause(change.cause),
     }

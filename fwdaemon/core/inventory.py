@@ -177,7 +177,7 @@ class Inventory:
         return frozenset(claim.address for interface in interfaces for claim in interface.learned)
 
 
-# Why an entry has no opening, or not in each family, as data: `fwdaemon.audit.causes` puts it into words.
+# Why an entry has no exposure, or not in each family, as data: `fwdaemon.audit.causes` puts it into words.
 
 
 class HindranceKind(StrEnum):
@@ -296,7 +296,7 @@ class Neighbour:
 
 
 @dataclass(frozen=True, slots=True)
-class Usurped:
+class HijackedAddress:
     """An address that the configuration or a DHCP server gave to domain `owner`, and that somebody else answers for.
 
     `rightful` is the entry as it was before; `taker` is the domain that answers, `None` where no guest here does.

@@ -88,15 +88,15 @@ class Pauses:
     """How long the daemon waits, in seconds.
 
     Events come in bursts: libvirt changes about ten things when a network starts. The first is answered at once. While
-    look after look finds something to mend, as when another tool insists on being first too, the pause between `looks`
+    look after look finds something to mend, as when another tool insists on being first too, the pause between `passes`
     grows. A failure is retried after `retry`, doubled each time. `verify` after each commit, the kernel is compared
     with what was committed. `ready` is how long systemd waits for the first reconcile, as libvirt may be down. No
     thread is waited for longer than `patience`: a call that hangs in the kernel must not keep the daemon from ending.
     After `reading`, a configuration that is still being read is told as late.
     """
 
-    looks: float = 0.01
-    looks_at_most: float = 0.25
+    passes: float = 0.01
+    passes_at_most: float = 0.25
     verify: float = 1.0
     retry: float = 1.0
     retry_at_most: float = 30.0

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
 from typing import Generic, NamedTuple, Protocol, TypeAlias, TypeVar
 
+from fwdaemon.core.exposures import Exposure
 from fwdaemon.core.inventory import Hindrance
-from fwdaemon.core.openings import Opening
 from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Family, Gate
 from fwdaemon.errors import PortfwdError
@@ -85,7 +85,7 @@ class Cause:
     facts: tuple[Reason | Actor | Hindrance, ...] = ()
 
 
-LookAgain: TypeAlias = Callable[[Reason], None]
+Trigger: TypeAlias = Callable[[Reason], None]
 """Takes a reason to look again."""
 
 
@@ -95,8 +95,8 @@ LookAgain: TypeAlias = Callable[[Reason], None]
 class RulesChanged(Protocol):
     """Whoever wants to hear that the kernel's rules changed."""
 
-    def __call__(self, actor: Actor, *, thorough: bool) -> None:
-        """Say who changed them; `thorough` asks for a look at everything."""
+    def __call__(self, actor: Actor, *, full: bool) -> None:
+        """Say who changed them; `full` asks for a look at everything."""
         ...
 
 
@@ -131,38 +131,38 @@ class Setting:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class ApplyResult:
     """One reconcile of the kernel's rules.
 
-    `mended` are openings that did not work before and do now; `damaged` are those of them that we had made work.
-    `stale` names, as the kernel does, where openings are that nobody asks for. `faults` are sentences about what could
-    not be done, and `refused` names the openings that do not work for one of them. `changed` says whether anything was
+    `mended` are exposures that did not work before and do now; `damaged` are those of them that we had made work.
+    `stale` names, as the kernel does, where exposures are that nobody asks for. `faults` are sentences about what could
+    not be done, and `refused` names the exposures that do not work for one of them. `changed` says whether anything was
     committed, `script` what of it went through `nft`. `moved` tells in which rule system the rules are, and why, when
     that is another one than before. `settings` are those of the host that were changed, `notes` what an
     administrator has to know of them. `altered` are forwards that had other rules of their own, or none, while those of
-    other openings were in place: their port may have led to its guest in another way. `labels` are those that rules of
+    other exposures were in place: their port may have led to its guest in another way. `labels` are those that rules of
     an earlier run went by, `uplinks` those that they named, as far as rules tell.
     """
 
-    mended: frozenset[Opening] = frozenset()
-    damaged: frozenset[Opening] = frozenset()
+    mended: frozenset[Exposure] = frozenset()
+    damaged: frozenset[Exposure] = frozenset()
     stale: frozenset[str] = frozenset()
     gates: tuple[GateChange, ...] = ()
     faults: tuple[str, ...] = ()
     script: str = ""
     changed: bool = False
     moved: str = ""
-    refused: tuple[tuple[Opening, str], ...] = ()
+    refused: tuple[tuple[Exposure, str], ...] = ()
     settings: tuple[Setting, ...] = ()
     notes: tuple[str, ...] = ()
-    altered: frozenset[Opening] = frozenset()
+    altered: frozenset[Exposure] = frozenset()
     labels: frozenset[int] = frozenset()
     uplinks: frozenset[str] = frozenset()
 
 
-def joined(one: Outcome, other: Outcome) -> Outcome:
+def joined(one: ApplyResult, other: ApplyResult) -> ApplyResult:
     """Tell two outcomes as one."""
-    return Outcome(
+    return ApplyResult(
         one.mended | other.mended,
         one.damaged | other.damaged,
         one.stale | other.stale,
@@ -180,12 +180,12 @@ def joined(one: Outcome, other: Outcome) -> Outcome:
     )
 
 
-def tried(act: Callable[[], Outcome]) -> Outcome:
+def tried(act: Callable[[], ApplyResult]) -> ApplyResult:
     """Do something; that it failed is a fault, and no reason to leave the rest undone."""
     try:
         return act()
     except (PortfwdError, OSError) as error:  # no descriptor is to be had, either
-        return Outcome(faults=(str(error),))
+        return ApplyResult(faults=(str(error),))
 
 
 # Where libvirt writes its rules: a chain linked from iptables' FORWARD, or a table of its own.
@@ -212,20 +212,20 @@ _Counter = TypeVar("_Counter")
 
 
 class Counted(Generic[_Counter]):
-    """Adds up for each opening what rules have counted; which rules those are is worked out once for each state."""
+    """Adds up for each exposure what rules have counted; which rules those are is worked out once for each state."""
 
-    def __init__(self, counting_rules: Callable[[Desired], Mapping[_Counter, Opening]]) -> None:
+    def __init__(self, counting_rules: Callable[[Desired], Mapping[_Counter, Exposure]]) -> None:
         self._counting_rules = counting_rules
-        self._known: tuple[Desired, Mapping[_Counter, Opening]] | None = None
+        self._known: tuple[Desired, Mapping[_Counter, Exposure]] | None = None
 
-    def of(self, desired: Desired, packets: Iterable[tuple[_Counter, int]]) -> Mapping[Opening, int]:
-        """Give the packets of each opening; rules that are none of this state's count nothing."""
+    def of(self, desired: Desired, packets: Iterable[tuple[_Counter, int]]) -> Mapping[Exposure, int]:
+        """Give the packets of each exposure; rules that are none of this state's count nothing."""
         if self._known is None or self._known[0] is not desired:
             self._known = (desired, self._counting_rules(desired))
-        rules, found = self._known[1], dict[Opening, int]()
+        rules, found = self._known[1], dict[Exposure, int]()
         for rule, number in packets:
-            if (opening := rules.get(rule)) is not None:
-                found[opening] = found.get(opening, 0) + number
+            if (exposure := rules.get(rule)) is not None:
+                found[exposure] = found.get(exposure, 0) + number
         return found
 
 
@@ -234,24 +234,24 @@ class Counted(Generic[_Counter]):
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """An opening was `added`, `removed` or `restored`, and why."""
+    """An exposure was `added`, `removed` or `restored`, and why."""
 
     action: str
-    opening: Opening
+    exposure: Exposure
     cause: Cause
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class ReconcileReport:
     """What one reconcile did, and what the kernel holds since: `desired`, where the rules are, and why there.
 
-    `placed` is the state that was asked for; `desired` also has openings that are held for a moment, and families that
+    `placed` is the state that was asked for; `desired` also has exposures that are held for a moment, and families that
     stay. `actors` changed rules before, `ended` is how many connections were ended, and families that are `unusable`
     cannot be served where the rules are.
     """
 
     desired: Desired
-    outcome: Outcome = field(default_factory=Outcome)
+    result: ApplyResult = field(default_factory=ApplyResult)
     changes: tuple[Change, ...] = ()
     actors: tuple[Actor, ...] = ()
     ended: int = 0

@@ -14,8 +14,8 @@ from typing import Final, NamedTuple
 from uuid import UUID
 
 from fwdaemon.core.bans import BEHIND
+from fwdaemon.core.exposures import Exposure, Forward, Kind, Nat, Owner, Route
 from fwdaemon.core.inventory import Hindrance, Move
-from fwdaemon.core.openings import Forward, Kind, Nat, Opening, Owner, Route
 from fwdaemon.core.probing import Silent
 from fwdaemon.core.types import Address, Family, Gate, Origin, Subnet
 
@@ -25,7 +25,8 @@ LABELS: Final = range(128)
 # How long an ended connection is remembered: longer than a guest that has something to send waits to try again.
 REFUSED_FOR_S: Final = 120
 
-# Of thousands of openings each is looked at by what is written in C: a line of Python for each takes ten times as long.
+# Of thousands of exposures each is looked at by what is written in C: a line of Python for each takes ten times as
+# long.
 _FAMILIES: Final[Mapping[type, Family]] = {IPv4Address: Family.IPV4, IPv6Address: Family.IPV6}
 _target = attrgetter("target")
 _masquerades = attrgetter("masquerade")
@@ -40,7 +41,7 @@ class Proxied(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """An entry, or one family of it, that has no live opening, with the reason.
+    """An entry, or one family of it, that has no live exposure, with the reason.
 
     `stopped` says that the reason is the domain not running, `move` that it is migrating, or has, `returning` that it
     may be rebooting. `public` is that of a 1:1 entry.
@@ -103,10 +104,10 @@ class Desired:
     forwarding on, or have done so: what libvirt does not want forwarded for its networks is refused there, as it was
     not forwarded before. Frames within `bridging` bridges pass the same chains, and are none of that. On
     interfaces that are `switched`, forwarding was off on them alone: so that is refused if it comes in by one.
-    `kept` are families that had openings before: their tables stay, to go on refusing what is left of connections
+    `kept` are families that had exposures before: their tables stay, to go on refusing what is left of connections
     that were ended. `remarks` are of what is there and does not count, and of entries that work for now.
 
-    Two states that follow each other share nearly all openings, as the same objects in sets. So they are compared by
+    Two states that follow each other share nearly all exposures, as the same objects in sets. So they are compared by
     operations of sets, which neither hash nor compare them anew; and what follows from all of them is worked out once.
     """
 
@@ -136,11 +137,11 @@ class Desired:
     remarks: tuple[Namesake | Unchosen, ...] = ()
 
     @cached_property
-    def openings(self) -> frozenset[Opening]:
+    def exposures(self) -> frozenset[Exposure]:
         """Everything that is to be live."""
         # A set united with nothing is the same set, and takes no more memory.
-        openings: frozenset[Opening] = self.forwards
-        return openings.union(self.nats, self.routes) if self.nats or self.routes else openings
+        exposures: frozenset[Exposure] = self.forwards
+        return exposures.union(self.nats, self.routes) if self.nats or self.routes else exposures
 
     @cached_property
     def outgoing(self) -> frozenset[Nat]:
@@ -148,17 +149,17 @@ class Desired:
         return self.nats.union(self.imminent) if self.imminent else self.nats
 
     @cached_property
-    def carrying(self) -> frozenset[Opening]:
+    def carrying(self) -> frozenset[Exposure]:
         """Everything that an open connection may go by."""
-        return self.openings.union(self.imminent) if self.imminent else self.openings
+        return self.exposures.union(self.imminent) if self.imminent else self.exposures
 
     @property
-    def by_kind(self) -> Mapping[Kind, frozenset[Opening]]:
+    def by_kind(self) -> Mapping[Kind, frozenset[Exposure]]:
         """Everything that is to be live, apart."""
         return {Kind.FORWARD: self.forwards, Kind.NAT: self.nats, Kind.ROUTE: self.routes}
 
-    def having(self, held: Iterable[Opening]) -> "Desired":
-        """Give the same state with more openings."""
+    def having(self, held: Iterable[Exposure]) -> "Desired":
+        """Give the same state with more exposures."""
         held = frozenset(held)
         return replace(
             self,
@@ -167,8 +168,8 @@ class Desired:
             routes=self.routes.union(item for item in held if isinstance(item, Route)),
         )
 
-    def lacking(self, missing: Collection[Opening]) -> "Desired":
-        """Give the same state without some openings."""
+    def lacking(self, missing: Collection[Exposure]) -> "Desired":
+        """Give the same state without some exposures."""
         forwards, nats = self.forwards.difference(missing), self.nats.difference(missing)
         return replace(self, forwards=forwards, nats=nats, routes=self.routes.difference(missing))
 
@@ -178,7 +179,7 @@ class Desired:
         bridge_ports: frozenset[tuple[Family, str]],
         bridges: frozenset[tuple[Family, str]],
     ) -> "Desired":
-        """Give the same state, told what follows from its openings, where that is known without reading all of them."""
+        """Give the same state with what follows from its exposures, where that is known without reading them all."""
         told = replace(self)
         # Where `cached_property` keeps its value; what is made of this state with `replace` does not inherit it.
         vars(told).update(families=self.kept | families, bridge_ports=bridge_ports, bridges=bridges)
@@ -218,7 +219,7 @@ class Desired:
 
     @cached_property
     def stopped(self) -> frozenset[Owner]:
-        """Those who have no opening because they run nowhere."""
+        """Those who have no exposure because they run nowhere."""
         return frozenset(entry.owner for entry in self.waiting if entry.stopped and entry.move is None)
 
     @cached_property
@@ -228,7 +229,7 @@ class Desired:
 
     @cached_property
     def moved(self) -> Mapping[Owner, Move]:
-        """Those who have no opening because another host has them."""
+        """Those who have no exposure because another host has them."""
         return {entry.owner: entry.move for entry in self.waiting if entry.move is not None}
 
     @property
@@ -239,7 +240,7 @@ class Desired:
 
     @cached_property
     def hindrances(self) -> Mapping[Owner, tuple[Hindrance, ...]]:
-        """Why those who run, if elsewhere, have no opening, or not in each family."""
+        """Why those who run, if elsewhere, have no exposure, or not in each family."""
         found: dict[Owner, tuple[Hindrance, ...]] = {}
         for entry in self.waiting:
             if entry.move is not None or not entry.stopped:
@@ -248,7 +249,7 @@ class Desired:
 
     @cached_property
     def owners(self) -> frozenset[Owner]:
-        """Those who have an opening."""
+        """Those who have an exposure."""
         domains = set(map(attrgetter("domain"), chain(self.forwards, self.nats)))
         return frozenset(map(Owner, domains)).union(route.owner for route in self.routes)
 

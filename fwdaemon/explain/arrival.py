@@ -11,8 +11,8 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Final
 
 from fwdaemon.config.model import Config, Entry, PortMapping
+from fwdaemon.core.exposures import Exposure
 from fwdaemon.core.inventory import HostAddress
-from fwdaemon.core.openings import Opening
 from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Address, Family, Origin, PortRange, Protocol, Subnet, show_endpoint
 from fwdaemon.errors import PortfwdError
@@ -310,7 +310,7 @@ class Claim:
         return self.interface in (None, arrival.came_in)
 
     def __str__(self) -> str:
-        return self.entry.told(self.listens_at())
+        return self.entry.format(self.listens_at())
 
     def listens_at(self) -> str:
         """Write where a forward listens, `udp 198.51.100.7:53`."""
@@ -340,20 +340,20 @@ def preferred_addresses(config: Config, request: Request, held: Sequence[HostAdd
         yield from (own.address for own in held if own.device in bound and not own.address.is_link_local)
 
 
-def opening_of(claim: Claim, desired: Desired, arrival: Arrival) -> Opening | None:
+def exposure_of(claim: Claim, desired: Desired, arrival: Arrival) -> Exposure | None:
     """Give what is to be live now for a claim on that connection."""
 
-    def serves(opening: Opening) -> bool:
-        if opening.family is not arrival.family or opening.origin != claim.origin:
+    def serves(exposure: Exposure) -> bool:
+        if exposure.family is not arrival.family or exposure.origin != claim.origin:
             return False
-        return opening.claim.takes(arrival.protocol, arrival.address, arrival.port)
+        return exposure.claim.takes(arrival.protocol, arrival.address, arrival.port)
 
-    return next(filter(serves, desired.openings), None)
+    return next(filter(serves, desired.exposures), None)
 
 
-def endpoint(opening: Opening, arrival: Arrival) -> tuple[Address, int]:
-    """Give the address and port of the guest that an opening leads a connection to."""
-    return opening.endpoint(arrival.address, arrival.port)
+def endpoint(exposure: Exposure, arrival: Arrival) -> tuple[Address, int]:
+    """Give the address and port of the guest that an exposure leads a connection to."""
+    return exposure.endpoint(arrival.address, arrival.port)
 
 
 def nearest(config: Config, arrival: Arrival) -> Claim | None:

@@ -12,9 +12,9 @@ from fwdaemon.core.types import Address, Family, Protocol, Subnet
 from fwdaemon.errors import KernelError
 from fwdaemon.explain import remedies
 from fwdaemon.explain.arrival import Arrival
-from fwdaemon.explain.entrance import Entrance, Ground, Target, is_strict, leads_to
+from fwdaemon.explain.entrance import Entrance, HostContext, Target, is_strict, leads_to
 from fwdaemon.explain.facts import MAIN_TABLE, FarAnswer, GuestAnswer, RouteAnswer, World
-from fwdaemon.explain.report import RELOAD, Cause, Standing, Step, fine, unknown, wrong
+from fwdaemon.explain.report import RELOAD, Cause, Step, StepState, fine, unknown, wrong
 from fwdaemon.kernel.sysctl import FORWARDING, of_interface
 from fwdaemon.rulesets.evaluation import Judgement, Way, through
 from fwdaemon.rulesets.packet import Packet, Place, State, System
@@ -29,8 +29,8 @@ class Delivery:
     Then it knows the `device` that it leaves the host by, and `delivered` are the packets as the guest gets them.
     """
 
-    def __init__(self, ground: Ground, entrance: Entrance) -> None:
-        self._ground = ground
+    def __init__(self, context: HostContext, entrance: Entrance) -> None:
+        self._context = context
         self._arrived = entrance.arrived
         self.device: str | None = None
         self.delivered: frozenset[Packet] = frozenset()
@@ -47,11 +47,11 @@ class Delivery:
         yield from self._ruled_away(target, device)
         end = remedies.End(target.address, target.number)
         packets = frozenset(replace(packet, goes_out=device) for packet in self._led(target, label))
-        if not self._ground.arrival.from_host:
-            way = through(self._ground.chains, "forward", packets, self._ground.around)
+        if not self._context.arrival.from_host:
+            way = through(self._context.chains, "forward", packets, self._context.around)
             yield from self._tell(way, end)
             packets = way.packets
-        way = through(self._ground.chains, "postrouting", packets, self._ground.around)
+        way = through(self._context.chains, "postrouting", packets, self._context.around)
         yield from self._tell(way, end)
         self.delivered = way.packets
         yield from self._bridge(target, way.packets, device)
@@ -61,28 +61,28 @@ class Delivery:
         """Give the steps through the host of what is for another machine, and leaves by a device."""
         yield from self._forwarding()
         packets = frozenset(replace(packet, goes_out=device) for packet in self._arrived)
-        way = through(self._ground.chains, "forward", packets, self._ground.around)
-        yield from self._tell(way, remedies.End(self._ground.arrival.address, self._ground.arrival.port))
+        way = through(self._context.chains, "forward", packets, self._context.around)
+        yield from self._tell(way, remedies.End(self._context.arrival.address, self._context.arrival.port))
 
     def _tell(self, way: Way, end: remedies.End) -> Iterator[Step]:
         """Give a step for each chain, and remember those that do not let the packet through."""
         self._suspects |= {passage.chain for passage in way.passages if passage.judgement is not Judgement.ACCEPTS}
-        yield from self._ground.judge.steps(way.passages, end)
+        yield from self._context.judge.steps(way.passages, end)
 
     def _led(self, target: Target, label: int) -> frozenset[Packet]:
         """Give the packets that go to the target; where none does, one as our rules would send it."""
         right = frozenset(packet for packet in self._arrived if leads_to(packet, target))
         if right:
             return right
-        packet = self._ground.arrival.packet()
+        packet = self._context.arrival.packet()
         if not target.translated:
             return frozenset([packet])
         return frozenset([packet.sent_to(target.address, target.number, _ABSENT).labelled(str(label))])
 
     def _route(self, target: Target) -> tuple[RouteAnswer, Step]:
         """Judge the way to the guest; the kernel is asked as if the packet were the host's own."""
-        route, bridge = self._ground.world.route(target.address), target.bridge
-        if bridge is not None and self._ground.world.is_up(bridge) is False:
+        route, bridge = self._context.world.route(target.address), target.bridge
+        if bridge is not None and self._context.world.is_up(bridge) is False:
             text = f"bridge {shown(bridge)} is switched off"
             return route, wrong("route", text, Cause.BRIDGE_DOWN, remedies.switch_on(bridge))
         if route.device is not None and route.device == (bridge or route.device) and not route.local:
@@ -91,12 +91,12 @@ class Delivery:
 
     def _ruled_away(self, target: Target, device: str) -> Iterator[Step]:
         """Judge rules of policy routing that lead the question or the answer nowhere, as administrators ban by."""
-        arrival, client = self._ground.arrival, self._ground.arrival.stand_in
+        arrival, client = self._context.arrival, self._context.arrival.stand_in
         if arrival.from_host:
             return
         ways = ((client, target.address, arrival.came_in), (target.address, client, device))
         for source, to, came_in in ways:
-            rule = self._ground.world.route(to, source, came_in).rule
+            rule = self._context.world.route(to, source, came_in).rule
             if rule:
                 text = f"nothing goes from {source} to {to}, by the rule of policy routing {rule}"
                 yield wrong("policy routing", text, Cause.ON_PURPOSE, remedies.ruled_away(rule, source, to))
@@ -108,24 +108,24 @@ class Delivery:
         if not _is_fallback(route, target.subnet):
             return wrong("route", text, Cause.ROUTE_ASTRAY, remedies.drop_route(route))
         if not target.translated:
-            return self._ground.judge.missing("route", text)
+            return self._context.judge.missing("route", text)
         remedy = remedies.add_route(target.subnet or ip_network(target.address), target.bridge)
         return wrong("route", text, Cause.ROUTE_ASTRAY, remedy)
 
     def _forwarding(self) -> Iterator[Step]:
         """Judge the forwarding settings: IPv4 asks that of the interface a packet came in by (ip_route_input_slow)."""
-        arrival = self._ground.arrival
+        arrival = self._context.arrival
         if arrival.from_host:
             return
         every = name = FORWARDING[arrival.family]
         if arrival.family is Family.IPV4:
             name = of_interface(Family.IPV4, arrival.came_in, "forwarding")
-        setting = self._ground.world.sysctl(name)
+        setting = self._context.world.sysctl(name)
         if setting != "0":
             told = fine("forwarding", f"{name} is on")
             yield told if setting else unknown("forwarding", f"there is no {name}", "the host may not forward it")
             return
-        off = name if self._ground.world.sysctl(every) == "1" else every
+        off = name if self._context.world.sysctl(every) == "1" else every
         text = f"{off} is off, so the host forwards nothing"
         yield wrong("forwarding", text, Cause.FORWARDING_OFF, remedies.set_sysctl(off, 1))
 
@@ -135,18 +135,18 @@ class Delivery:
             return
         inside = [replace(packet, came_in="", goes_out=target.port or "") for packet in packets]
         for hook in ("output", "postrouting"):
-            way = through(self._ground.chains, hook, inside, self._ground.around, link=device)
-            yield from self._ground.judge.steps(way.passages, remedies.End(target.address, target.number))
-        if self._ground.arrival.source == target.address and target.port is not None:
+            way = through(self._context.chains, hook, inside, self._context.around, link=device)
+            yield from self._context.judge.steps(way.passages, remedies.End(target.address, target.number))
+        if self._context.arrival.source == target.address and target.port is not None:
             yield self._hairpin(target.port)
 
     def _hairpin(self, port: str) -> Step:
         """Judge a guest's connection to itself: bridged frames that netfilter translates come back to their port."""
-        family = self._ground.arrival.family.iptables
-        through_netfilter = self._ground.world.sysctl(f"net.bridge.bridge-nf-call-{family}") == "1"
+        family = self._context.arrival.family.iptables
+        through_netfilter = self._context.world.sysctl(f"net.bridge.bridge-nf-call-{family}") == "1"
         if not through_netfilter:
             return fine("hairpin", f"bridge-nf-call-{family} is off, so the guest reaches itself")
-        if self._ground.world.in_hairpin_mode(port):
+        if self._context.world.in_hairpin_mode(port):
             return fine("hairpin", f"bridge-nf-call-{family} is on, and port {shown(port)} in hairpin mode")
         text = f"bridge-nf-call-{family} is on, and port {shown(port)} not in hairpin mode: no frame comes back to it"
         return wrong("hairpin", text, Cause.HAIRPIN_OFF, remedies.set_hairpin(port))
@@ -156,28 +156,28 @@ class Delivery:
         answers = frozenset(self._answer(target, packet, device) for packet in packets)
         end = remedies.End(target.address, target.number, back=True)
         for hook in (
-            ("prerouting", "input") if self._ground.arrival.from_host else ("prerouting", "forward", "postrouting")
+            ("prerouting", "input") if self._context.arrival.from_host else ("prerouting", "forward", "postrouting")
         ):
-            way = through(self._ground.chains, hook, answers, self._ground.around)
+            way = through(self._context.chains, hook, answers, self._context.around)
             new = [passage for passage in way.passages if passage.chain not in self._suspects]
-            for step in self._ground.judge.steps(new, end):
-                if step.standing is not Standing.FINE:
+            for step in self._context.judge.steps(new, end):
+                if step.state is not StepState.FINE:
                     yield replace(step, name="answer back")
             # From here on it is for the client itself, under whatever address it was asked.
-            answers = frozenset(replace(answer, destination=self._ground.arrival.source) for answer in way.packets)
+            answers = frozenset(replace(answer, destination=self._context.arrival.source) for answer in way.packets)
 
     def _answer(self, target: Target, packet: Packet, device: str) -> Packet:
         """Give the guest's answer to a packet; its client's port is anybody's guess."""
-        own = (address for address, devices in self._ground.around.local.items() if device in devices)
+        own = (address for address, devices in self._context.around.local.items() if device in devices)
         here = next((address for address in own if Family.of(address) is packet.family), None)
         return replace(
             packet,
             source=target.address,
             source_port=target.number,
-            destination=here if packet.renamed else self._ground.arrival.source,
+            destination=here if packet.renamed else self._context.arrival.source,
             port=packet.source_port,
             came_in=device,
-            goes_out=self._ground.around.way_back or "",
+            goes_out=self._context.around.way_back or "",
             state=State.ESTABLISHED,
             mark=0,
         )
@@ -362,7 +362,7 @@ class WayOut:
             return fine(_OUT, text)
         hint = f"where {they} out, {remedy}"
         aside = f"{links} {are}: {hint}, and {RELOAD}" if self.arrival.source is None else ""
-        return Step(_OUT, Standing.FINE, f"{text}; {hint}", remedy=aside)
+        return Step(_OUT, StepState.FINE, f"{text}; {hint}", remedy=aside)
 
     def _may_lead_out(self, own: HostAddress) -> bool:
         address, device = own.address, own.device

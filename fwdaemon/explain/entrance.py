@@ -12,10 +12,10 @@ from fwdaemon.core.types import Address, Family, Gate, PortRange, Subnet, show_e
 from fwdaemon.explain import remedies
 from fwdaemon.explain.arrival import Arrival, surroundings
 from fwdaemon.explain.facts import World
-from fwdaemon.explain.report import Cause, Standing, Step, command, fine, unknown, wrong
+from fwdaemon.explain.report import Cause, Step, StepState, command, fine, unknown, wrong
 from fwdaemon.kernel.sysctl import of_interface
 from fwdaemon.legacy.model import FWD, OWN_CHAINS
-from fwdaemon.nftables.branches import NEWCOMERS, STRANGERS
+from fwdaemon.nftables.dispatch_chains import NEWCOMERS, STRANGERS
 from fwdaemon.nftables.gates import wanted_gates
 from fwdaemon.rulesets.evaluation import Judgement, Passage, Way, through, translations
 from fwdaemon.rulesets.owners import ADMIN, BANNING, OURS, asks_who, owner_of, owners_of
@@ -52,22 +52,22 @@ class Judge:
                     remedy = remedies.forward_from(self.arrival.came_in, self.main)
                 elif not _is_confining(culprit):
                     cause, remedy = self._remedy(passage, culprit, end)
-                said = f"{text} refuses: {_told(culprit)}"
-                return Step(chain.hook, Standing.WRONG, said, cause, remedy, passage)
+                said = f"{text} refuses: {_format_culprit(culprit)}"
+                return Step(chain.hook, StepState.WRONG, said, cause, remedy, passage)
             case Judgement.MAY_REFUSE, Place() as culprit:
-                said = f"{text} may refuse, which cannot be told from here: {_told(culprit)}"
+                said = f"{text} may refuse, which cannot be told from here: {_format_culprit(culprit)}"
                 doubt = f"{describe(chain)} may refuse it"
-                return Step(chain.hook, Standing.UNKNOWN, said, None, doubt, passage)
-        return Step(chain.hook, Standing.FINE, text, passage=passage)
+                return Step(chain.hook, StepState.UNKNOWN, said, None, doubt, passage)
+        return Step(chain.hook, StepState.FINE, text, passage=passage)
 
     def _remedy(self, passage: Passage, culprit: Place, end: remedies.End) -> tuple[Cause, str]:
         if self._is_on_purpose(passage, culprit):
             return Cause.ON_PURPOSE, self.on_purpose("refuses", culprit)
         if passage.by_mark and not self._is_gated(passage.chain):
             return Cause.ON_PURPOSE, self.by_mark(passage, "refuses", culprit)
-        return self._opening(passage, culprit, end)
+        return self._exposure(passage, culprit, end)
 
-    def _opening(self, passage: Passage, culprit: Place, end: remedies.End) -> tuple[Cause, str]:
+    def _exposure(self, passage: Passage, culprit: Place, end: remedies.End) -> tuple[Cause, str]:
         """Tell how to have a chain let the connection through that was not closed on purpose."""
         chain = passage.chain
         if chain.owned and chain.hook == "forward":
@@ -163,7 +163,7 @@ def _where(place: Place) -> str:
     return f"{_name(place)} ({rule})"
 
 
-def _told(culprit: Place) -> str:
+def _format_culprit(culprit: Place) -> str:
     if not culprit.number:
         return "its policy"
     owner = owner_of(culprit)
@@ -197,7 +197,7 @@ class Target:
 
 
 @dataclass(frozen=True, slots=True)
-class Ground:
+class HostContext:
     """The host and the connection: every chain there is, and what rules ask of the host besides the packet."""
 
     arrival: Arrival
@@ -233,31 +233,31 @@ def leads_to(packet: Packet, target: Target) -> bool:
 class Entrance:
     """First `enter`; then it knows where the connection was sent, and `arrived` are its packets."""
 
-    def __init__(self, ground: Ground) -> None:
-        self._ground = ground
+    def __init__(self, context: HostContext) -> None:
+        self._context = context
         self._entering: Way | None = None
-        self._end = remedies.End(ground.arrival.address, ground.arrival.port)
+        self._end = remedies.End(context.arrival.address, context.arrival.port)
         self.arrived: frozenset[Packet] = frozenset()
 
     def enter(self) -> Iterator[Step]:
         """Give the steps up to the routing decision, translation included, whatever it should be."""
         yield from list(self._kept_away()) or self._reverse_path()
-        arrival = self._ground.arrival
+        arrival = self._context.arrival
         packets = frozenset([arrival.packet()])
         if arrival.from_host:
-            self._entering = through(self._ground.chains, "output", packets, self._ground.around)
+            self._entering = through(self._context.chains, "output", packets, self._context.around)
         else:
-            ingress = through(self._ground.chains, "ingress", packets, self._ground.around, link=arrival.came_in)
-            yield from self._ground.judge.steps(ingress.passages, self._end)
-            self._entering = through(self._ground.chains, "prerouting", ingress.packets, self._ground.around)
-        yield from self._ground.judge.steps(self._entering.passages, self._end)
+            ingress = through(self._context.chains, "ingress", packets, self._context.around, link=arrival.came_in)
+            yield from self._context.judge.steps(ingress.passages, self._end)
+            self._entering = through(self._context.chains, "prerouting", ingress.packets, self._context.around)
+        yield from self._context.judge.steps(self._entering.passages, self._end)
         self.arrived = self._entering.packets
 
     def into_host(self) -> Iterator[Step]:
         """Give the steps of a connection that stays on the host."""
-        if not self._ground.arrival.from_host:
-            way = through(self._ground.chains, "input", self.arrived, self._ground.around)
-            yield from self._ground.judge.steps(way.passages, self._end)
+        if not self._context.arrival.from_host:
+            way = through(self._context.chains, "input", self.arrived, self._context.around)
+            yield from self._context.judge.steps(way.passages, self._end)
 
     def led_to(self) -> tuple[Address, int] | None:
         """Give the address and port that rules of ours in the kernel send the connection to, if they do."""
@@ -289,7 +289,7 @@ class Entrance:
         text = f"{describe(chain)} takes it out of connection tracking, so nothing can translate it"
         passage = next((passage for passage in self.passages if passage.chain == chain), None)
         if passage is not None and passage.by_mark:
-            remedy = self._ground.judge.by_mark(passage, "does not track", chain.policy)
+            remedy = self._context.judge.by_mark(passage, "does not track", chain.policy)
             return wrong("translation", text, Cause.ON_PURPOSE, remedy)
         return wrong("translation", text, Cause.UNTRACKED, self._exception(chain))
 
@@ -310,19 +310,19 @@ class Entrance:
             return unknown("translation", text, f"{describe(chain)} may take it")
         if not OWN_CHAINS.isdisjoint(chain.chains):
             # An exception in there would end the table, and our chain with it.
-            return wrong("translation", text, Cause.TAKEN, self._ground.judge.mend_ours())
+            return wrong("translation", text, Cause.TAKEN, self._context.judge.mend_ours())
         if any(place in passage.selects for passage in self.passages):
-            return wrong("translation", text, Cause.ON_PURPOSE, self._ground.judge.on_purpose("sends away", place))
+            return wrong("translation", text, Cause.ON_PURPOSE, self._context.judge.on_purpose("sends away", place))
         if passage.by_mark:
-            remedy = self._ground.judge.by_mark(passage, "sends away", place)
+            remedy = self._context.judge.by_mark(passage, "sends away", place)
             return wrong("translation", text, Cause.ON_PURPOSE, remedy)
         return wrong("translation", text, Cause.TAKEN, self._exception(chain))
 
     def _exception(self, chain: BaseChain) -> str:
         """Tell how to have a chain leave the connection alone, but not that of clients whom other rules of it stop."""
-        asks = asks_who(chain, [self._ground.arrival.packet()], self._ground.around)
+        asks = asks_who(chain, [self._context.arrival.packet()], self._context.around)
         exception = remedies.except_within if asks else remedies.except_from
-        return exception(chain, self._end, self._ground.arrival.protocol)
+        return exception(chain, self._end, self._context.arrival.protocol)
 
     def _missing(self, target: Target) -> Step:
         led = self.led_to()
@@ -331,7 +331,7 @@ class Entrance:
             if led is None
             else f"our rules send it to {led[0]}, not {target}"
         )
-        return self._ground.judge.missing("translation", text)
+        return self._context.judge.missing("translation", text)
 
     @property
     def passages(self) -> Sequence[Passage]:
@@ -340,13 +340,13 @@ class Entrance:
 
     def _kept_away(self) -> Iterator[Step]:
         """Judge what leads a client's answers nowhere, as fail2ban and administrators ban by: a route, or a rule."""
-        client = self._ground.arrival.source
-        if client is None or self._ground.arrival.from_host:
+        client = self._context.arrival.source
+        if client is None or self._context.arrival.from_host:
             return
-        route = self._ground.world.route(client)
+        route = self._context.world.route(client)
         if route.rule:
             text = f"nothing goes back to {client}, by the rule of policy routing {route.rule}"
-            remedy = remedies.ruled_away(route.rule, self._ground.arrival.address, client)
+            remedy = remedies.ruled_away(route.rule, self._context.arrival.address, client)
             yield wrong("way back", text, Cause.ON_PURPOSE, remedy)
         if route.kind and route.subnet is not None and route.subnet.prefixlen:
             text = f"nothing goes back to {client}, by the route {route.kind} {route.subnet}"
@@ -354,15 +354,15 @@ class Entrance:
 
     def _reverse_path(self) -> Iterator[Step]:
         """Judge the reverse path filter."""
-        arrival, back = self._ground.arrival, self._ground.around.way_back
+        arrival, back = self._context.arrival, self._context.around.way_back
         if arrival.from_host or arrival.family is Family.IPV6 or back == arrival.came_in:
             return
-        if not is_strict(self._ground.world, arrival.came_in):
+        if not is_strict(self._context.world, arrival.came_in):
             return
-        if self._ground.world.route(arrival.address, arrival.stand_in, arrival.came_in).device is not None:
+        if self._context.world.route(arrival.address, arrival.stand_in, arrival.came_in).device is not None:
             return  # by another route, as one of several
         text = f"rp_filter is strict on {arrival.came_in}, and the way back to the client is {back or 'unknown'}"
-        gateway = self._ground.world.gateway_on(arrival.came_in, arrival.family)
+        gateway = self._context.world.gateway_on(arrival.came_in, arrival.family)
         remedy = remedies.mend_reverse_path(arrival, back or "another interface", gateway)
         yield wrong("reverse path", text, Cause.REVERSE_PATH, remedy)
 

@@ -143,7 +143,7 @@ def set_sysctl(name: str, value: int) -> str:
 
 
 def make_router(family: Family, main: str) -> str:
-    """Tell that nothing but our openings is forwarded, as before us, and how to have the host forward everything."""
+    """Tell that nothing but our exposures is forwarded, as before us, and how to have the host forward everything."""
     name = FORWARDING[family]
     return (
         f"This is on purpose: IPv{family} forwarding was off before kvm-portfwd turned it on, so only what its entries"

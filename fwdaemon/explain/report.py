@@ -26,7 +26,7 @@ START_COMMAND: Final = command("systemctl enable --now kvm-portfwd")
 _RELOAD_COMMAND: Final = command("kvm-portfwd reload")
 
 
-class Standing(StrEnum):
+class StepState(StrEnum):
     """How a step stands."""
 
     FINE = "ok"
@@ -84,7 +84,7 @@ class Step:
     """
 
     name: str
-    standing: Standing
+    state: StepState
     text: str
     cause: Cause | None = None
     remedy: str = ""
@@ -106,7 +106,7 @@ class Report:
     @property
     def failure(self) -> Step | None:
         """The first step that is certainly wrong."""
-        return next((step for step in self.steps if step.standing is Standing.WRONG), None)
+        return next((step for step in self.steps if step.state is StepState.WRONG), None)
 
     @property
     def works(self) -> bool:
@@ -131,8 +131,8 @@ class Report:
     def _last_word(self) -> str:
         if self.failure is not None:
             return self.failure.remedy
-        doubts = [step for step in self.steps if step.standing is Standing.UNKNOWN]
-        aside = "".join(f"; {step.remedy}" for step in self.steps if step.remedy and step.standing is Standing.FINE)
+        doubts = [step for step in self.steps if step.state is StepState.UNKNOWN]
+        aside = "".join(f"; {step.remedy}" for step in self.steps if step.remedy and step.state is StepState.FINE)
         if not doubts:
             return f"It works: {self.success}{aside}."
         remedy = next((step.remedy for step in doubts if step.remedy), "see the lines above")
@@ -141,17 +141,17 @@ class Report:
 
 def fine(name: str, text: str) -> Step:
     """Give a step that is as it should be."""
-    return Step(name, Standing.FINE, text)
+    return Step(name, StepState.FINE, text)
 
 
 def wrong(name: str, text: str, cause: Cause, remedy: str) -> Step:
     """Give a step at which the connection certainly fails."""
-    return Step(name, Standing.WRONG, text, cause, remedy)
+    return Step(name, StepState.WRONG, text, cause, remedy)
 
 
 def unknown(name: str, text: str, remedy: str = "") -> Step:
     """Give a step that cannot be judged; `remedy` is half a sentence."""
-    return Step(name, Standing.UNKNOWN, text, None, remedy)
+    return Step(name, StepState.UNKNOWN, text, None, remedy)
 
 
 # Shows a report: for people, within 80 columns on a terminal, and for programs. Pure.
@@ -159,8 +159,8 @@ SCHEMA_VERSION: Final = 1
 
 _WIDTH: Final = 80
 _NAME_WIDTH: Final = 12
-_SIGNS: Final = {Standing.FINE: "✓", Standing.WRONG: "✗", Standing.UNKNOWN: "?"}
-_WORDS: Final = {Standing.FINE: "ok", Standing.WRONG: "NO", Standing.UNKNOWN: "??"}
+_SIGNS: Final = {StepState.FINE: "✓", StepState.WRONG: "✗", StepState.UNKNOWN: "?"}
+_WORDS: Final = {StepState.FINE: "ok", StepState.WRONG: "NO", StepState.UNKNOWN: "??"}
 _WORD = re.compile(r"`[^`]+`\S*|\S+")
 
 
@@ -191,8 +191,8 @@ def as_json(report: Report) -> str:
     )
 
 
-def _step(step: Step, signs: Mapping[Standing, str], *, terminal: bool) -> Iterator[str]:
-    sign = signs[step.standing]
+def _step(step: Step, signs: Mapping[StepState, str], *, terminal: bool) -> Iterator[str]:
+    sign = signs[step.state]
     head = f"{sign} {step.name:<{_NAME_WIDTH}} "
     text = _visible(step.text)
     yield from _wrapped(text, head, " " * len(head)) if terminal else [head + text]
@@ -222,7 +222,7 @@ def _words(text: str, longest: int) -> Iterator[str]:
 
 
 def _json_step(step: Step) -> dict[str, object]:
-    found: dict[str, object] = {"step": step.name, "state": step.standing, "text": step.text, "cause": step.cause}
+    found: dict[str, object] = {"step": step.name, "state": step.state, "text": step.text, "cause": step.cause}
     if step.passage is not None:
         found["chain"] = _json_chain(step.passage)
     return found

@@ -1,4 +1,4 @@
-"""Has the kernel forward packets where an opening needs it: on the whole host, and on each interface that is crossed.
+"""Has the kernel forward packets where an exposure needs it: on the whole host, and on each interface that is crossed.
 
 The host's switch makes a router of it, for everything. Where it was off before us that is recorded, and what was not
 forwarded before stays so: `Forwarding.confined` says in which families the rules are to refuse it. It is turned off
@@ -13,12 +13,12 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Final
 
-from fwdaemon.core.report import Outcome, Setting, joined
+from fwdaemon.core.report import ApplyResult, Setting, joined
 from fwdaemon.core.state import Desired
 from fwdaemon.core.text import is_interface_name, shown
 from fwdaemon.core.types import Family
 from fwdaemon.errors import KernelError
-from fwdaemon.hostnet.owned_state import Ledger, Switches
+from fwdaemon.hostnet.owned_state import OwnedStateFile, SysctlOverrides
 from fwdaemon.kernel import sysctl
 from fwdaemon.kernel.rtnetlink import interface_index
 
@@ -53,9 +53,11 @@ def _is_set(bridge: str, attribute: str) -> bool:
 class TurnedOn:
     """A set of families, kept in /run for the next run and for `kvm-portfwd flush`."""
 
-    def __init__(self, ledger: Ledger) -> None:
-        self._ledger = ledger
-        self._families = {family for family in Family for record in ledger.records if record.get("family") == family}
+    def __init__(self, state_file: OwnedStateFile) -> None:
+        self._state_file = state_file
+        self._families = {
+            family for family in Family for record in state_file.records if record.get("family") == family
+        }
 
     def __contains__(self, family: Family) -> bool:
         """Whether it was off before us."""
@@ -72,7 +74,7 @@ class TurnedOn:
         self._write()
 
     def _write(self) -> None:
-        self._ledger.write({"family": int(family)} for family in self._families)
+        self._state_file.write({"family": int(family)} for family in self._families)
 
 
 _PROC: Final = Path("/proc")
@@ -80,17 +82,20 @@ _RTF_ADDRCONF = 0x00040000  # linux/ipv6_route.h: the route came with a router a
 
 
 class Forwarding:
-    """Keeps forwarding on for each family that has openings, where that is allowed.
+    """Keeps forwarding on for each family that has exposures, where that is allowed.
 
     `refused` names the families in which the kernel holds rules that refuse what was not forwarded before.
     """
 
-    def __init__(self, refused: Callable[[], Collection[Family]], ledger: Callable[[str], Ledger] = Ledger) -> None:
+    def __init__(
+        self, refused: Callable[[], Collection[Family]], state_file: Callable[[str], OwnedStateFile] = OwnedStateFile
+    ) -> None:
         self._refused = refused
-        self._switches = {
-            family: Switches(ledger(f"forwarding-ipv{family}"), family, "forwarding", "1") for family in Family
+        self._overrides = {
+            family: SysctlOverrides(state_file(f"forwarding-ipv{family}"), family, "forwarding", "1")
+            for family in Family
         }
-        self._turned_on = TurnedOn(ledger("forwarding"))
+        self._turned_on = TurnedOn(state_file("forwarding"))
         self._seen: set[Family] = set()
 
     def adopt(self, families: Collection[Family], interfaces: Collection[tuple[Family, str]] = ()) -> None:
@@ -99,7 +104,7 @@ class Forwarding:
             if is_on(family):
                 self._turned_on.add(family)
         for family, interface in interfaces:
-            self._switches[family].adopt(interface, "0")
+            self._overrides[family].adopt(interface, "0")
 
     def has_turned_on(self) -> bool:
         """Whether we turned any family on."""
@@ -120,76 +125,76 @@ class Forwarding:
         """
         family = Family.IPV4
         needed = _crossed(desired, family) if allowed and is_on(family) and family in desired.families else ()
-        found = self._switches[family].taken(needed) - desired.inside
+        found = self._overrides[family].taken(needed) - desired.inside
         return frozenset((family, name) for name in found if is_interface_name(name))
 
-    def keep(self, desired: Desired, *, allowed: bool) -> Outcome:
+    def apply(self, desired: Desired, *, allowed: bool) -> ApplyResult:
         """Turn on what is needed and off, and tell what is not on though it is needed."""
-        outcome = Outcome()
+        result = ApplyResult()
         for family in Family:
             needed = _crossed(desired, family) if family in desired.families else frozenset[str]()
             if not allowed and family in self._turned_on:
                 needing = [network for of_family, network in desired.forwarded if of_family is family]
-                outcome = joined(outcome, self._put_back(family, needing))
+                result = joined(result, self._put_back(family, needing))
             if family in desired.families:
-                outcome = joined(outcome, self._host(family, allowed=allowed))
+                result = joined(result, self._host(family, allowed=allowed))
             open_ways = self._unguarded(family, needed, desired) if allowed and is_on(family) else frozenset[str]()
-            outcome = joined(outcome, Outcome(faults=tuple(map(_left_off, sorted(open_ways)))))
-            outcome = joined(outcome, self._interfaces(family, needed - open_ways, allowed=allowed))
-        return outcome
+            result = joined(result, ApplyResult(faults=tuple(map(_left_off, sorted(open_ways)))))
+            result = joined(result, self._interfaces(family, needed - open_ways, allowed=allowed))
+        return result
 
     def _unguarded(self, family: Family, needed: frozenset[str], desired: Desired) -> frozenset[str]:
-        """Name the interfaces that would let in more than what openings are for, were forwarding turned on there."""
+        """Name the interfaces that would let in more than what exposures are for, were forwarding turned on there."""
         if family is not Family.IPV4 or family in desired.confined:
             return frozenset()
         guarded = desired.inside.union(name for of_family, name in desired.switched if of_family is family)
-        return self._switches[family].taken(needed).intersection(needed) - guarded
+        return self._overrides[family].taken(needed).intersection(needed) - guarded
 
-    def _host(self, family: Family, *, allowed: bool) -> Outcome:
+    def _host(self, family: Family, *, allowed: bool) -> ApplyResult:
         was_on = family in self._seen
         if is_on(family):
             self._seen.add(family)
             if family in self._turned_on:
                 self._turned_on.add(family)
-            return Outcome()
+            return ApplyResult()
         if not allowed:
-            return Outcome(faults=(_left_to_you(family, "off"),))
+            return ApplyResult(faults=(_left_to_you(family, "off"),))
         if family not in self._refused():
-            return Outcome(faults=(_unguarded(family),))
+            return ApplyResult(faults=(_unguarded(family),))
         was_ours = family in self._turned_on
         self._turned_on.add(family)  # first, or nobody would know if we ended here
         try:
             name = turn_on(family)
         except KernelError as error:
             self._turned_on.discard(family)
-            return Outcome(faults=(str(error),))
+            return ApplyResult(faults=(str(error),))
         self._seen.add(family)
         notes = () if was_ours else (_confining(family),)
-        return Outcome(changed=True, settings=(Setting(f"{name} = 1", was_on),), notes=notes)
+        return ApplyResult(changed=True, settings=(Setting(f"{name} = 1", was_on),), notes=notes)
 
-    def _put_back(self, family: Family, needing: Collection[str]) -> Outcome:
+    def _put_back(self, family: Family, needing: Collection[str]) -> ApplyResult:
         """Turn off what was off before us; not what a network of libvirt's needs, which would have turned it on."""
         self._turned_on.discard(family)
         if not is_on(family):
-            return Outcome()
+            return ApplyResult()
         if needing:
-            return Outcome(changed=True, notes=(_needed(family, needing),))
+            return ApplyResult(changed=True, notes=(_needed(family, needing),))
         sysctl.write(sysctl.FORWARDING[family], "0")
         self._seen.discard(family)
-        return Outcome(
+        return ApplyResult(
             changed=True, notes=(f"set {sysctl.FORWARDING[family]} = 0 again: it was off before kvm-portfwd",)
         )
 
-    def _interfaces(self, family: Family, needed: Collection[str], *, allowed: bool) -> Outcome:
-        switches = self._switches[family]
+    def _interfaces(self, family: Family, needed: Collection[str], *, allowed: bool) -> ApplyResult:
+        overrides = self._overrides[family]
         if not allowed or not is_on(family):
-            off = switches.lacking(needed) if is_on(family) else []
-            released = switches.release(())
+            off = overrides.lacking(needed) if is_on(family) else []
+            released = overrides.release(())
             faults = tuple(_left_to_you(family, f"off on {shown(interface)}") for interface in off)
-            return Outcome(faults=faults, changed=released.changed)
-        done = switches.keep(needed)
+            return ApplyResult(faults=faults, changed=released.changed)
+        done = overrides.apply(needed)
         faults = tuple(f"IPv{family} is not forwarded on {shown(name)}: {why}" for name, why in done.faults.items())
-        return Outcome(faults=faults, changed=done.changed, settings=tuple(done.settings))
+        return ApplyResult(faults=faults, changed=done.changed, settings=tuple(done.settings))
 
 
 def is_on(family: Family, proc: Path = _PROC) -> bool:
@@ -244,7 +249,7 @@ def _left_to_you(family: Family, how: str) -> str:
 
 
 def _crossed(desired: Desired, family: Family) -> frozenset[str]:
-    """Name the interfaces, as far as they are there, by which packets of openings come in."""
+    """Name the interfaces, as far as they are there, by which packets of exposures come in."""
     found = {bridge for of_family, bridge in desired.bridges if of_family is family}
     found |= {route.proxy for route in desired.routes if route.family is family and route.proxy is not None}
     if family is Family.IPV4:

@@ -10,12 +10,12 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from fwdaemon.core.report import Outcome, Setting
+from fwdaemon.core.report import ApplyResult, Setting
 from fwdaemon.core.state import Desired
 from fwdaemon.core.text import shown
 from fwdaemon.core.types import Family
 from fwdaemon.errors import KernelError
-from fwdaemon.hostnet.owned_state import Ledger, Record
+from fwdaemon.hostnet.owned_state import OwnedStateFile, Record
 from fwdaemon.kernel import sysctl
 from fwdaemon.kernel.rtnetlink import Kind, RefusedError, Rtnetlink
 
@@ -68,24 +68,24 @@ class HairpinPorts:
     The ports we switched are recorded with their numbers, as a later guest may get a port of the same name.
     """
 
-    def __init__(self, ledger: Ledger | None = None) -> None:
-        self._ledger = ledger or Ledger("hairpin-ports")
-        self._ours = dict(_read(self._ledger.records))
+    def __init__(self, state_file: OwnedStateFile | None = None) -> None:
+        self._state_file = state_file or OwnedStateFile("hairpin-ports")
+        self._ours = dict(_read(self._state_file.records))
         self._right: dict[str, int] = {}
         self._looked: frozenset[str] | None = frozenset()
 
-    def keep(self, desired: Desired, *, thorough: bool = True) -> Outcome:
-        """Set what openings need; reset what we set before and nobody needs now.
+    def apply(self, desired: Desired, *, full: bool = True) -> ApplyResult:
+        """Set what exposures need; reset what we set before and nobody needs now.
 
-        Unless `thorough`, ports that were needed before are not looked at again.
+        Unless `full`, ports that were needed before are not looked at again.
 
         Raises:
             KernelError: the kernel does not tell its bridge ports.
 
         """
         needed = _needed(desired)
-        if not (needed or self._ours) or (needed == self._looked and not thorough):
-            return Outcome()
+        if not (needed or self._ours) or (needed == self._looked and not full):
+            return ApplyResult()
         faults: dict[str, str] = {}
         with Rtnetlink() as kernel:
             ports = bridge_ports(kernel)
@@ -94,7 +94,7 @@ class HairpinPorts:
             reset = self._reset(kernel, ports, self._ours.keys() - needed)
         self._right = {port: ports[port].index for port in needed - faults.keys() if port in ports}
         self._looked = None if faults else needed
-        return Outcome(settings=tuple(settings), changed=bool(settings) or reset, faults=tuple(faults.values()))
+        return ApplyResult(settings=tuple(settings), changed=bool(settings) or reset, faults=tuple(faults.values()))
 
     def _set(
         self, kernel: Rtnetlink, ports: _Ports, needed: Iterable[str], faults: dict[str, str]
@@ -124,12 +124,12 @@ class HairpinPorts:
     def _record_first(self, port: str, index: int) -> None:
         """Record a port before switching it: if the daemon dies in between, the next one can still put it back."""
         ours = {**self._ours, port: index}
-        self._ledger.write_first(_records(ours))
+        self._state_file.write_first(_records(ours))
         self._ours = ours
 
     def _record(self, ours: dict[str, int]) -> None:
         self._ours = ours
-        self._ledger.write(_records(ours))
+        self._state_file.write(_records(ours))
 
 
 def _records(ours: Mapping[str, int]) -> list[Record]:

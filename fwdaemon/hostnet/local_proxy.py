@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from threading import Thread
 from typing import Final
 
-from fwdaemon.core.openings import Forward
+from fwdaemon.core.exposures import Forward
 from fwdaemon.core.pace import Budget
-from fwdaemon.core.report import Outcome
+from fwdaemon.core.report import ApplyResult
 from fwdaemon.core.state import Desired
 from fwdaemon.core.text import shown
 from fwdaemon.core.types import Protocol
@@ -35,18 +35,18 @@ class LocalProxy:
         self._places = _Places(guests or budget_of_guests())
         self._asked: frozenset[Forward] | None = None
         self._wanted: Mapping[Place, Duty] = {}
-        self._told = Outcome()
+        self._told = ApplyResult()
 
-    def keep(self, desired: Desired, *, thorough: bool = True) -> Outcome:
+    def apply(self, desired: Desired, *, full: bool = True) -> ApplyResult:
         """Answer for these forwards and no others, and tell which places are taken. Blocks until it is so."""
         asked = desired.forwards if desired.localhost else frozenset[Forward]()
-        if asked is self._asked and not thorough:
-            return Outcome(faults=self._told.faults)
+        if asked is self._asked and not full:
+            return ApplyResult(faults=self._told.faults)
         if asked is not self._asked:
             self._wanted = duties(desired)
         self._asked = None  # what fails now is tried again at the next call
         is_idle = not self._wanted and self._running is None
-        self._told = Outcome() if is_idle else self._done(self._wanted)
+        self._told = ApplyResult() if is_idle else self._done(self._wanted)
         self._asked = asked
         if not self._wanted:
             self.close()
@@ -63,15 +63,15 @@ class LocalProxy:
         if not thread.is_alive():
             loop.close()
 
-    def _done(self, wanted: Mapping[Place, Duty]) -> Outcome:
+    def _done(self, wanted: Mapping[Place, Duty]) -> ApplyResult:
         """Have it done on the proxy's own loop, which begins with the first of it."""
         if self._running is None:
             self._running = _started()
-        doing = asyncio.run_coroutine_threadsafe(self._places.keep(wanted), self._running[0])
+        doing = asyncio.run_coroutine_threadsafe(self._places.apply(wanted), self._running[0])
         try:
             return doing.result(_PATIENCE_S)
         except TimeoutError:
-            return Outcome(faults=("the proxy on 127.0.0.1 and ::1 does not answer: it is overloaded",))
+            return ApplyResult(faults=("the proxy on 127.0.0.1 and ::1 does not answer: it is overloaded",))
 
 
 def _started() -> tuple[asyncio.AbstractEventLoop, Thread]:
@@ -96,7 +96,7 @@ class _Places:
         self._most = files // 2
         self._allowance = Allowance(min(_MOST_CONNECTIONS, files // 8))  # each takes two
 
-    async def keep(self, wanted: Mapping[Place, Duty]) -> Outcome:
+    async def apply(self, wanted: Mapping[Place, Duty]) -> ApplyResult:
         """Close and open what differs."""
         gone = [place for place, (duty, _) in self._open.items() if wanted.get(place) != duty]
         ending = [task for place in gone for task in self._open.pop(place)[1].close()]
@@ -109,7 +109,7 @@ class _Places:
             faults.append(
                 f"{left} ports of 127.0.0.1 and ::1 do not answer: too many files would be open (LimitNOFILE=)"
             )
-        return Outcome(faults=tuple(faults), changed=bool(gone) or len(faults) < len(missing))
+        return ApplyResult(faults=tuple(faults), changed=bool(gone) or len(faults) < len(missing))
 
     def _opened(self, place: Place, duty: Duty) -> str:
         """Listen at a place, or say why that cannot be."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Final, TypeAlias
 
-from fwdaemon.core.openings import Forward
+from fwdaemon.core.exposures import Forward
 from fwdaemon.core.pace import Budget
 from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Address, Family, Protocol, Subnet

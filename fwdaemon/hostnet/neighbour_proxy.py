@@ -12,15 +12,15 @@ from collections.abc import Iterable, Iterator, Mapping
 from ipaddress import ip_network
 from typing import TypeAlias
 
-from fwdaemon.core.openings import Route
+from fwdaemon.core.exposures import Route
 from fwdaemon.core.pace import Budget
-from fwdaemon.core.report import Outcome, joined
+from fwdaemon.core.report import ApplyResult, joined
 from fwdaemon.core.state import Proxied
 from fwdaemon.core.text import shown
 from fwdaemon.core.types import Family, collapse
 from fwdaemon.errors import KernelError
 from fwdaemon.hostnet.neighbour_listener import Duty, Listener
-from fwdaemon.hostnet.owned_state import Ledger, Switches
+from fwdaemon.hostnet.owned_state import OwnedStateFile, SysctlOverrides
 from fwdaemon.hostnet.public_addresses import announce
 from fwdaemon.kernel.process import budget_of_guests
 from fwdaemon.kernel.rtnetlink import Rtnetlink, interface_index, interface_name
@@ -33,8 +33,8 @@ _Places: TypeAlias = Mapping[tuple[str, int], set[Route]]
 class NeighbourProxies:
     """Keeps entries and listeners for routes that have a `proxy`; what is heard takes from `guests`."""
 
-    def __init__(self, ledger: Ledger | None = None, guests: Budget | None = None) -> None:
-        self._entries = _Entries(ledger or Ledger("proxy-ndp"))
+    def __init__(self, state_file: OwnedStateFile | None = None, guests: Budget | None = None) -> None:
+        self._entries = _Entries(state_file or OwnedStateFile("proxy-ndp"))
         self._listeners = _Listeners(guests or budget_of_guests())
         self._asked: frozenset[Route] | None = None
 
@@ -47,25 +47,25 @@ class NeighbourProxies:
         """
         self._entries.release(wanted)
 
-    def keep(self, routes: frozenset[Route], wanted: frozenset[Proxied], *, thorough: bool = False) -> Outcome:
+    def apply(self, routes: frozenset[Route], wanted: frozenset[Proxied], *, full: bool = False) -> ApplyResult:
         """Answer for these addresses and no others; `mended` are routes of which one was, and then was not. Blocks.
 
         At first, those count of which one was not: an earlier run may have answered for it.
-        Where no route is to be answered for, and none was, the kernel is asked only if this is to be `thorough`.
+        Where no route is to be answered for, and none was, the kernel is asked only if this is to be `full`.
 
         Raises:
             KernelError: the kernel does not tell its entries.
 
         """
         proxied = frozenset(route for route in routes if route.proxy is not None)
-        if not proxied and self._asked == proxied and not thorough:
-            return Outcome()
+        if not proxied and self._asked == proxied and not full:
+            return ApplyResult()
         with Rtnetlink() as kernel:
             places, faults = _placed(kernel, proxied)
-            outcome = self._entries.keep(kernel, places, wanted, first=self._asked is None)
-        outcome = joined(outcome, self._listeners.keep(places))
+            result = self._entries.apply(kernel, places, wanted, first=self._asked is None)
+        result = joined(result, self._listeners.apply(places))
         self._asked = proxied
-        return joined(outcome, Outcome(faults=tuple(faults)))
+        return joined(result, ApplyResult(faults=tuple(faults)))
 
     def close(self) -> None:
         """End the listeners; what the kernel holds stays."""
@@ -75,8 +75,8 @@ class NeighbourProxies:
 class _Entries:
     """The kernel's own entries, and the setting that has it heed those of IPv6."""
 
-    def __init__(self, ledger: Ledger) -> None:
-        self._heeding = Switches(ledger, Family.IPV6, "proxy_ndp", "1")
+    def __init__(self, state_file: OwnedStateFile) -> None:
+        self._heeding = SysctlOverrides(state_file, Family.IPV6, "proxy_ndp", "1")
         self._held: dict[ProxyEntry, Proxied] = {}
 
     def release(self, wanted: frozenset[Proxied]) -> None:
@@ -88,7 +88,7 @@ class _Entries:
                     delete_proxy_entry(kernel, entry)
                     del self._held[entry]
 
-    def keep(self, kernel: Rtnetlink, places: _Places, wanted: frozenset[Proxied], *, first: bool) -> Outcome:
+    def apply(self, kernel: Rtnetlink, places: _Places, wanted: frozenset[Proxied], *, first: bool) -> ApplyResult:
         """Make the entries that are missing or were changed, and remove those of ours that nobody needs."""
         at = {route: place for place, routes in places.items() for route in routes}
         needed = {ProxyEntry(item.address, at[item.route][1]): item for item in wanted if item.route in at}
@@ -97,15 +97,15 @@ class _Entries:
         right = {entry for entry, held in known.items() if held.is_plain or not held.is_ours}
         for entry in superfluous:
             delete_proxy_entry(kernel, entry)
-        switched = self._heeding.keep({name for name, _ in _of_family(places, Family.IPV6)})
+        switched = self._heeding.apply({name for name, _ in _of_family(places, Family.IPV6)})
         added, faults = _added(kernel, {entry: item for entry, item in needed.items() if entry not in right})
         damaged = _routes(needed, added & self._held.keys())
         _announce(added - self._held.keys())
         self._held = {entry: item for entry, item in needed.items() if entry in right or entry in added}
-        return Outcome(
+        return ApplyResult(
             mended=_routes(needed, added) if first else damaged,
             damaged=damaged,
-            stale=frozenset(_told(superfluous) if first else ()),
+            stale=frozenset(_format_entries(superfluous) if first else ()),
             faults=(*switched.faults.values(), *faults),
             changed=bool(added or superfluous or switched.changed),
             settings=tuple(switched.settings),
@@ -119,7 +119,7 @@ class _Listeners:
         self._guests = guests
         self._running: dict[str, Listener] = {}
 
-    def keep(self, places: _Places) -> Outcome:
+    def apply(self, places: _Places) -> ApplyResult:
         """Have one at work wherever it is needed, and nowhere else."""
         for name in self._running.keys() - {name for name, _ in places}:
             self._end(name)
@@ -130,7 +130,7 @@ class _Listeners:
             except (KernelError, OSError) as error:
                 self._end(name)
                 faults.append(f"nobody hears who asks for {_listed(routes)} on {shown(name)}: {error}")
-        return Outcome(faults=tuple(faults))
+        return ApplyResult(faults=tuple(faults))
 
     def close(self) -> None:
         """End all."""
@@ -207,7 +207,7 @@ def _announce(entries: Iterable[ProxyEntry]) -> None:
         announce(interface_name(entry.index), entry.address)
 
 
-def _told(entries: Iterable[ProxyEntry]) -> Iterator[str]:
+def _format_entries(entries: Iterable[ProxyEntry]) -> Iterator[str]:
     """Name entries for people, with as few words as possible."""
     by_interface = defaultdict(list)
     for entry in entries:

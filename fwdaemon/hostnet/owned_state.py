@@ -12,7 +12,7 @@ from uuid import UUID
 
 from fwdaemon.audit.throttle import WarnOnce
 from fwdaemon.core.inventory import AddressSource, LearnedAddress, MacClaim, Neighbour, ObservedDomain
-from fwdaemon.core.report import Outcome, Setting
+from fwdaemon.core.report import ApplyResult, Setting
 from fwdaemon.core.text import shown
 from fwdaemon.core.types import Family
 from fwdaemon.errors import KernelError
@@ -32,7 +32,7 @@ DIRECTORY: Final = Path("/run/kvm-portfwd")
 Record: TypeAlias = Mapping[str, str | int]
 
 
-class Ledger:
+class OwnedStateFile:
     """A list of records, in the file `NAME.json`. It is read once, and written as a whole with each change."""
 
     def __init__(self, name: str, directory: Path = DIRECTORY) -> None:
@@ -115,19 +115,19 @@ class _Former:
     value: str
 
 
-class Switches:
+class SysctlOverrides:
     """Keeps a setting at `value` on the interfaces that need it; those that had it before are none of ours.
 
-    The former values are in the ledger: nothing else would tell a later run whose doing that was. What the interfaces
-    have now is read each time.
+    The former values are in the owned-state file: nothing else would tell a later run whose doing that was. What the
+    interfaces have now is read each time.
     """
 
-    def __init__(self, ledger: Ledger, family: Family, setting: str, value: str) -> None:
-        self._ledger = ledger
+    def __init__(self, state_file: OwnedStateFile, family: Family, setting: str, value: str) -> None:
+        self._state_file = state_file
         self._family = family
         self._setting = setting
         self._value = value
-        self._former = dict(_switches_read(ledger.records))
+        self._former = dict(_overrides_read(state_file.records))
         self._seen: dict[str, int] = {}
 
     @property
@@ -151,7 +151,7 @@ class Switches:
             self._former[interface] = _Former(index, former)
             self._record()
 
-    def keep(self, needed: Collection[str]) -> Switched:
+    def apply(self, needed: Collection[str]) -> Switched:
         """Switch where it is needed, and put back where it is not."""
         switched = self._done(sorted(needed), self._switch, self.release(needed))
         self._seen = {name: index for name, index in self._seen.items() if name in needed}
@@ -210,22 +210,22 @@ class Switches:
         """Record the old value before switching an interface, so that the next run can restore it after a crash."""
         known = {**self._former, interface: former}
         try:
-            self._ledger.write_first(_switches_records(known))
+            self._state_file.write_first(_override_records(known))
         except KernelError as error:
             raise KernelError(f"cannot set {shown(self._name(interface))} to {self._value}: {error}") from error
         self._former = known
 
     def _record(self) -> None:
-        self._ledger.write(_switches_records(self._former))
+        self._state_file.write(_override_records(self._former))
 
 
-def _switches_records(known: Mapping[str, _Former]) -> list[Record]:
+def _override_records(known: Mapping[str, _Former]) -> list[Record]:
     return [
         {"interface": interface, "index": former.index, "former": former.value} for interface, former in known.items()
     ]
 
 
-def _switches_read(records: Iterable[Record]) -> Iterator[tuple[str, _Former]]:
+def _overrides_read(records: Iterable[Record]) -> Iterator[tuple[str, _Former]]:
     """Read what is recorded; what cannot be read was not written by us."""
     for record in records:
         match record:
@@ -246,12 +246,12 @@ _IS_OFF: Final = "1"
 class Ipv6Bridges:
     """Keeps IPv6 on for bridges that need it, and switches off again where we switched it on."""
 
-    def __init__(self, ledger: Callable[[str], Ledger] = Ledger) -> None:
-        self._opened = Switches(ledger("disable-ipv6"), Family.IPV6, _DISABLED, "0")
-        self._unheeded = Switches(ledger("accept-ra"), Family.IPV6, _HEEDED, "0")
-        self._addressed = Switches(ledger("addr-gen-mode"), Family.IPV6, _MODE, _BY_MAC)
+    def __init__(self, state_file: Callable[[str], OwnedStateFile] = OwnedStateFile) -> None:
+        self._opened = SysctlOverrides(state_file("disable-ipv6"), Family.IPV6, _DISABLED, "0")
+        self._unheeded = SysctlOverrides(state_file("accept-ra"), Family.IPV6, _HEEDED, "0")
+        self._addressed = SysctlOverrides(state_file("addr-gen-mode"), Family.IPV6, _MODE, _BY_MAC)
 
-    def keep(self, bridges: Collection[str]) -> Outcome:
+    def apply(self, bridges: Collection[str]) -> ApplyResult:
         """Do so, and tell what was set, and what could not be."""
         self._opened.release(bridges)
         closed = [
@@ -259,16 +259,16 @@ class Ipv6Bridges:
             for bridge in bridges
             if bridge in self._opened.ours or _ipv6_bridges_read(bridge, _DISABLED) == _IS_OFF
         ]
-        unheeded = self._unheeded.keep(closed)
+        unheeded = self._unheeded.apply(closed)
         # Not before it is closed to what guests advertise.
         may_open = set(bridges) - (unheeded.faults.keys() - self._opened.ours)
-        done = [unheeded, self._opened.keep(may_open)]
+        done = [unheeded, self._opened.apply(may_open)]
         bare = [
             bridge for bridge in closed if bridge in self._addressed.ours or _ipv6_bridges_read(bridge, _MODE) == _NEVER
         ]
-        done.append(self._addressed.keep(bare))
+        done.append(self._addressed.apply(bare))
         faults = {bridge: reason for switched in reversed(done) for bridge, reason in switched.faults.items()}
-        return Outcome(
+        return ApplyResult(
             faults=tuple(f"{shown(bridge)} has no IPv6: {reason}" for bridge, reason in faults.items()),
             changed=any(switched.changed for switched in done),
             settings=tuple(setting for switched in done for setting in switched.settings),
@@ -282,23 +282,23 @@ def _ipv6_bridges_read(bridge: str, setting: str) -> str:
 # Which interfaces entries lead to that name none, kept for the next start.
 #
 # Rules outlive the daemon, and a domain may get a second interface meanwhile: what led to the first one stays with it.
-# Kept in /run like a ledger, a choice lasts as long as the rules do: a reboot forgets both.
+# Kept in /run like an owned-state file, a choice lasts as long as the rules do: a reboot forgets both.
 
 
 class LedTo:
     """The choices of the daemon before, and of this one. `keep` writes a file, and is called from one thread."""
 
     def __init__(self, directory: Path = DIRECTORY) -> None:
-        self._ledger = Ledger("interfaces", directory)
+        self._state_file = OwnedStateFile("interfaces", directory)
 
     @property
     def chosen(self) -> Chosen:
         """What was kept; what cannot be read as a choice is none."""
-        return dict(choice for record in self._ledger.records if (choice := _led_to_read(record)) is not None)
+        return dict(choice for record in self._state_file.records if (choice := _led_to_read(record)) is not None)
 
     def keep(self, chosen: Chosen) -> bool:
         """Keep these choices and no others, and tell whether that was done."""
-        return self._ledger.write(
+        return self._state_file.write(
             {"domain": str(uuid), "family": family.name, "mac": mac} for (uuid, family), mac in chosen.items()
         )
 
@@ -326,9 +326,9 @@ class Learned:
     """
 
     def __init__(self, directory: Path = DIRECTORY) -> None:
-        self._ledger = Ledger("learned", directory)
+        self._state_file = OwnedStateFile("learned", directory)
         self._kept: object = None
-        in_order = sorted(self._ledger.records, key=_learned_place)
+        in_order = sorted(self._state_file.records, key=_learned_place)
         claims = [claim for record in in_order if (claim := _learned_read(record)) is not None]
         self._before: defaultdict[_Run, list[MacClaim | Neighbour]] = defaultdict(list)
         for run, heard in claims:
@@ -354,7 +354,7 @@ class Learned:
         heard: tuple[tuple[_Run, MacClaim | Neighbour], ...] = (*agents, *beside)
         if heard != self._kept:
             records = (_learned_record(place, *item) for place, item in enumerate(heard))
-            self._kept = heard if self._ledger.write(records) else None
+            self._kept = heard if self._state_file.write(records) else None
         return self._kept is not None
 
 

@@ -6,13 +6,13 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import TypeAlias
 
-from fwdaemon.core.openings import Nat
-from fwdaemon.core.report import Outcome
+from fwdaemon.core.exposures import Nat
+from fwdaemon.core.report import ApplyResult
 from fwdaemon.core.state import Desired
 from fwdaemon.core.text import shown
 from fwdaemon.core.types import Address, Family
 from fwdaemon.errors import KernelError
-from fwdaemon.hostnet.owned_state import Ledger, Record
+from fwdaemon.hostnet.owned_state import OwnedStateFile, Record
 from fwdaemon.kernel import packets, sysctl
 from fwdaemon.kernel.packets import ALL_NODES, ETHERNET, Advertisement, multicast_mac
 from fwdaemon.kernel.rtnetlink import RefusedError, Rtnetlink, interface_index
@@ -95,7 +95,7 @@ class Gateways:
     def __init__(self) -> None:
         self._greeted: frozenset[_Place] = frozenset()
 
-    def keep(self, desired: Desired) -> Outcome:
+    def apply(self, desired: Desired) -> ApplyResult:
         """Announce where a bridge port is in use that was not the last time; changes nothing on the host. Blocks.
 
         Raises:
@@ -107,13 +107,13 @@ class Gateways:
             with Rtnetlink() as kernel:
                 for family, bridge in _bridges(desired, new):
                     _announce_own(kernel, family, bridge)
-        return Outcome()
+        return ApplyResult()
 
 
 def _bridges(desired: Desired, ports: frozenset[_Place]) -> set[_Place]:
     return {
         (item.family, item.bridge)
-        for item in desired.openings
+        for item in desired.exposures
         if item.bridge is not None and (item.family, item.bridge_port) in ports
     }
 
@@ -139,13 +139,13 @@ _PublicAddressesPlace: TypeAlias = tuple[str, Address]
 class PublicAddresses:
     """Adds addresses that are wanted and nowhere on the host, and removes those it added when nobody wants them."""
 
-    def __init__(self, ledger: Ledger | None = None) -> None:
-        self._ledger = ledger or Ledger("addresses")
-        self._ours = set(_read(self._ledger.records))
+    def __init__(self, state_file: OwnedStateFile | None = None) -> None:
+        self._state_file = state_file or OwnedStateFile("addresses")
+        self._ours = set(_read(self._state_file.records))
         self._held: frozenset[Nat] = frozenset()
         self._is_first = True
 
-    def keep(self, nats: frozenset[Nat]) -> Outcome:
+    def apply(self, nats: frozenset[Nat]) -> ApplyResult:
         """Hold `public` on `assign` for those that have it; `mended` are those whose address was missing. Blocks.
 
         Raises:
@@ -155,7 +155,7 @@ class PublicAddresses:
         wanted = {(nat.assign, nat.public): nat for nat in nats if nat.assign is not None}
         first, self._is_first = self._is_first, False
         if not wanted and not self._ours:
-            return Outcome()
+            return ApplyResult()
         superfluous = self._ours - wanted.keys()
         with Rtnetlink() as kernel:
             for place in superfluous:
@@ -166,7 +166,7 @@ class PublicAddresses:
         self._record(self._ours)  # again, where it could not be written before
         added |= renewed
         damaged, self._held = added & self._held, frozenset(nat for place, nat in wanted.items() if place in self._ours)
-        return Outcome(
+        return ApplyResult(
             mended=added,
             damaged=damaged,
             stale=frozenset(f"{address} on {shown(interface)}" for interface, address in superfluous if first),
@@ -175,8 +175,8 @@ class PublicAddresses:
             refused=tuple(refused.items()),
         )
 
-    def preview(self, nats: frozenset[Nat]) -> Outcome:
-        """Tell what `keep` would find and do now, touching nothing.
+    def preview(self, nats: frozenset[Nat]) -> ApplyResult:
+        """Tell what `apply` would find and do now, touching nothing.
 
         Raises:
             KernelError: the kernel does not tell the host's addresses.
@@ -188,7 +188,7 @@ class PublicAddresses:
             lacking = _lacking(kernel, wanted, self._ours)
         missing = frozenset(nat for places in lacking for nat in places.values())
         stale = frozenset(f"{address} on {shown(interface)}" for interface, address in superfluous)
-        return Outcome(mended=missing, stale=stale, changed=bool(missing or superfluous))
+        return ApplyResult(mended=missing, stale=stale, changed=bool(missing or superfluous))
 
     def _added(
         self, kernel: Rtnetlink, missing: Mapping[_PublicAddressesPlace, Nat]
@@ -233,12 +233,12 @@ class PublicAddresses:
         """Record an address before adding it, so that the next run can remove it after a crash."""
         ours = self._ours | {place}
         if place not in self._ours:
-            self._ledger.write_first(_records(ours))
+            self._state_file.write_first(_records(ours))
         self._record(ours)
 
     def _record(self, ours: set[_PublicAddressesPlace]) -> None:
         self._ours = ours
-        self._ledger.write(_records(ours))
+        self._state_file.write(_records(ours))
 
 
 def _records(ours: Iterable[_PublicAddressesPlace]) -> list[Record]:

@@ -8,8 +8,8 @@ import errno
 from collections.abc import Collection, Iterable
 from typing import Final
 
-from fwdaemon.core.openings import Route
-from fwdaemon.core.report import Outcome
+from fwdaemon.core.exposures import Route
+from fwdaemon.core.report import ApplyResult
 from fwdaemon.core.text import shown
 from fwdaemon.core.types import Family, Subnet
 from fwdaemon.errors import KernelError
@@ -43,26 +43,26 @@ class RouteKeeper:
         self._held: frozenset[Route] = frozenset()
         self._asked: frozenset[Route] | None = None
 
-    def keep(self, routes: frozenset[Route], *, thorough: bool = False) -> Outcome:
+    def apply(self, routes: frozenset[Route], *, full: bool = False) -> ApplyResult:
         """Make the kernel hold exactly these; `mended` are those that were missing, or not as we make them. Blocks.
 
-        Where none are wanted, and none were, the kernel is asked only if this is to be `thorough`.
+        Where none are wanted, and none were, the kernel is asked only if this is to be `full`.
 
         Raises:
             KernelError: the kernel does not tell its routes.
 
         """
-        if not routes and self._asked == routes and not thorough:
-            return Outcome()
+        if not routes and self._asked == routes and not full:
+            return ApplyResult()
         with Rtnetlink() as kernel:
             present, superfluous = _sorted_out(kernel, routes)
             for entry in superfluous:
                 delete_route(kernel, entry)
-            opened = self._ipv6.keep(_bridges(routes, Family.IPV6))
+            opened = self._ipv6.apply(_bridges(routes, Family.IPV6))
             added, refused = _added(kernel, routes, present)
         damaged, self._held = added & self._held, added | present
         first, self._asked = self._asked is None, routes
-        return Outcome(
+        return ApplyResult(
             mended=added,
             damaged=damaged,
             stale=_unwanted(superfluous, routes) if first else frozenset(),
@@ -72,8 +72,8 @@ class RouteKeeper:
             settings=opened.settings,
         )
 
-    def preview(self, routes: frozenset[Route]) -> Outcome:
-        """Tell what `keep` would find and do now, touching nothing.
+    def preview(self, routes: frozenset[Route]) -> ApplyResult:
+        """Tell what `apply` would find and do now, touching nothing.
 
         Raises:
             KernelError: the kernel does not tell its routes.
@@ -83,7 +83,7 @@ class RouteKeeper:
             present, superfluous = _sorted_out(kernel, routes)
             missing = frozenset(route for route in routes - present if not _is_as_good(kernel, route))
         stale = _unwanted(superfluous, routes)
-        return Outcome(mended=missing, stale=stale, changed=bool(missing or superfluous))
+        return ApplyResult(mended=missing, stale=stale, changed=bool(missing or superfluous))
 
 
 def _unwanted(superfluous: Iterable[KernelRoute], routes: Iterable[Route]) -> frozenset[str]:
@@ -152,7 +152,7 @@ def _leads_to(kernel: Rtnetlink, subnet: Subnet, index: int) -> bool:
     """
     found = route_of(kernel, subnet)
     if found is not None and not found.leads_to(index):
-        raise KernelError(_told(found))
+        raise KernelError(_format_route(found))
     return found is not None
 
 
@@ -165,7 +165,7 @@ def _add(kernel: Rtnetlink, subnet: Subnet, index: int) -> None:
         raise
 
 
-def _told(other: KernelRoute) -> str:
+def _format_route(other: KernelRoute) -> str:
     if other.is_local:
         return "it is an address of this host"
     where = "elsewhere" if other.index is None else f"to {shown(interface_name(other.index))}"

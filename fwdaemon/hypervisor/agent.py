@@ -19,7 +19,7 @@ import libvirt
 
 from fwdaemon.core.inventory import AddressSource, LearnedAddress, MacClaim, ObservedDomain
 from fwdaemon.core.pace import Budget
-from fwdaemon.core.report import LookAgain, Reason, ReasonKind
+from fwdaemon.core.report import Reason, ReasonKind, Trigger
 from fwdaemon.core.text import shown
 from fwdaemon.errors import LibvirtUnavailableError, PortfwdError
 from fwdaemon.hypervisor.connection import open_with_keepalive
@@ -58,7 +58,7 @@ class _Record:
 
 
 class AgentRounds:
-    """Asks the agents of one connection. `look_again` is called with a reason when an answer differs from the last.
+    """Asks the agents of one connection. `trigger` is called with a reason when an answer differs from the last.
 
     To ask takes from `guests`, as answers may be long and agents come and go as they like. `recall` gives what an agent
     said to the daemon before: that counts until it answers. One that does not is asked again after `first_retry`
@@ -69,7 +69,7 @@ class AgentRounds:
         self,
         name: str,
         agents: Agents,
-        look_again: LookAgain,
+        trigger: Trigger,
         guests: Budget,
         recall: Recall = lambda _seen: (),
         first_retry: float = 2.0,
@@ -78,7 +78,7 @@ class AgentRounds:
         self._first_retry = first_retry
         self._recall = recall
         self._agents, self._guests = agents, guests
-        self._look_again = look_again
+        self._trigger = trigger
         self._records: dict[UUID, _Record] = {}
         self._changed = asyncio.Event()
         self._worker = Worker(f"agents of {name}")
@@ -152,7 +152,7 @@ class AgentRounds:
         claims = tuple(dict.fromkeys([*(claim for claim in record.claims if claim in claims), *claims]))
         if claims != record.claims:
             record.claims = claims
-            self._look_again(Reason(ReasonKind.AGENT, domain.name, "reported its addresses"))
+            self._trigger(Reason(ReasonKind.AGENT, domain.name, "reported its addresses"))
 
     def _answer(self, domain: UUID) -> tuple[MacClaim, ...]:
         with self._guests.charged(time.thread_time):

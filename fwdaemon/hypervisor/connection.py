@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import libvirt
 
 from fwdaemon.core.inventory import LibvirtObservation, Move
-from fwdaemon.core.report import LookAgain, Reason, ReasonKind
+from fwdaemon.core.report import Reason, ReasonKind, Trigger
 from fwdaemon.errors import KernelError, LibvirtUnavailableError
 from fwdaemon.hypervisor.reader import Reader, is_unsupported, unavailable
 from fwdaemon.kernel.process import find_program
@@ -148,7 +148,7 @@ def network_uri(uri: str) -> str | None:
 class LibvirtConnection:
     """Use it from one thread at a time. Libvirt's event loop calls `trigger` with a reason, and `lost` with a text."""
 
-    def __init__(self, uri: str, trigger: LookAgain, lost: Callable[[str], None]) -> None:
+    def __init__(self, uri: str, trigger: Trigger, lost: Callable[[str], None]) -> None:
         self.uri = uri
         self._trigger = trigger
         self._lost = lost
@@ -192,9 +192,9 @@ class LibvirtConnection:
         except libvirt.libvirtError as error:
             raise unavailable(self.uri, error) from error
 
-    def doubt(self) -> None:
+    def invalidate(self) -> None:
         """Have the next observation ask for everything, also for what no event was about."""
-        self._reader.doubt()
+        self._reader.invalidate()
 
     def close(self) -> None:
         """Deregister from everything and close; does nothing if it is closed already."""
@@ -260,7 +260,7 @@ class LibvirtConnection:
             if (uuid, reason) in self._repeated:
                 return
             self._repeated.add((uuid, reason))
-        self._reader.doubt(uuid, move)
+        self._reader.invalidate(uuid, move)
         self._trigger(reason)
 
     def _watch_domain_event(self, connection: libvirt.virConnect, event: int, callback: Callback) -> None:
@@ -270,7 +270,7 @@ class LibvirtConnection:
 
     def _watch_networks(self, connection: libvirt.virConnect) -> None:
         def lifecycle(_connection: object, network: libvirt.virNetwork, event: int, *_details: object) -> None:
-            self._reader.doubt()
+            self._reader.invalidate()
             self._trigger(network_lifecycle(network.name(), event))
 
         number = if_supported(

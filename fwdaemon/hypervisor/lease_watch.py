@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from fwdaemon.audit.throttle import WarnOnce
 from fwdaemon.core.pace import Budget
-from fwdaemon.core.report import LookAgain, Reason, ReasonKind
+from fwdaemon.core.report import Reason, ReasonKind, Trigger
 
 if TYPE_CHECKING:
     from watchdog.events import FileSystemEvent
@@ -45,13 +45,13 @@ _STOPPED: Final = "called when the thread is inactive"
 
 
 class LeaseWatch:
-    """Calls `look_again` with a reason, on the loop's thread, when leases or reservations change.
+    """Calls `trigger` with a reason, on the loop's thread, when leases or reservations change.
 
     watchdog's threads live from `start` to `close`. What they take is taken from `guests`.
     """
 
-    def __init__(self, look_again: LookAgain, guests: Budget, directory: Path = DNSMASQ_DIRECTORY) -> None:
-        self._look_again, self._guests = look_again, guests
+    def __init__(self, trigger: Trigger, guests: Budget, directory: Path = DNSMASQ_DIRECTORY) -> None:
+        self._trigger, self._guests = trigger, guests
         self._directory = directory
         self._observer: Any = None  # watchdog's Observer is a variable, not a type
         self._watched: Path | None = None
@@ -87,9 +87,9 @@ class LeaseWatch:
             return
         if path.parent == self._directory:
             if path.suffix in _REASONS:
-                self._look_again(Reason(_REASONS[path.suffix], path.stem))
+                self._trigger(Reason(_REASONS[path.suffix], path.stem))
         elif self._aim() and self._watched == self._directory:
-            self._look_again(Reason(ReasonKind.LEASE_DIRECTORY, str(self._directory)))
+            self._trigger(Reason(ReasonKind.LEASE_DIRECTORY, str(self._directory)))
         self._heard += 1
         if rest := self._guests.rest():
             self._rest(max(rest, _REST_S))
@@ -105,7 +105,7 @@ class LeaseWatch:
         with self._guests.charged(time.thread_time):
             begun = self._begin()
         if begun:
-            self._look_again(Reason(ReasonKind.LEASES_WATCHED))
+            self._trigger(Reason(ReasonKind.LEASES_WATCHED))
 
     def _begin(self) -> bool:
         self._resting = None

@@ -16,7 +16,7 @@ from functools import partial
 from typing import Final, Protocol, TypeVar
 
 from fwdaemon.core.inventory import LibvirtObservation
-from fwdaemon.core.report import LookAgain, Reason, ReasonKind
+from fwdaemon.core.report import Reason, ReasonKind, Trigger
 from fwdaemon.errors import LibvirtUnavailableError, PortfwdError
 from fwdaemon.kernel.process import Worker
 
@@ -46,14 +46,14 @@ class Connection(Protocol):
     def observe(self) -> LibvirtObservation:
         """Take a fresh observation. Raises `LibvirtUnavailableError`."""
 
-    def doubt(self) -> None:
+    def invalidate(self) -> None:
         """Have the next observation ask for everything, also for what no event was about. Does not block."""
 
     def close(self) -> None:
         """Close; does nothing if it is closed already."""
 
 
-Connect = Callable[[str, LookAgain, Callable[[str], None]], Connection]
+Connect = Callable[[str, Trigger, Callable[[str], None]], Connection]
 """Makes a connection to a URI; it calls the first with the reason to look again, the second when it is lost."""
 
 T = TypeVar("T")
@@ -68,7 +68,7 @@ def growing_pauses() -> Iterator[float]:
 
 
 class LibvirtLink:
-    """One URI. `look_again` is called with a reason on the loop's thread.
+    """One URI. `trigger` is called with a reason on the loop's thread.
 
     `pauses` gives those between attempts to connect, and `patience` is how long an answer is waited for, in seconds.
     """
@@ -77,7 +77,7 @@ class LibvirtLink:
         self,
         uri: str,
         connect: Connect,
-        look_again: LookAgain,
+        trigger: Trigger,
         pauses: Callable[[], Iterator[float]] = growing_pauses,
         patience: float = 5.0,
     ) -> None:
@@ -85,7 +85,7 @@ class LibvirtLink:
         self._pauses = pauses
         self.state = ConnectionState(uri, connected=False, since=_now())
         self._connect = connect
-        self._look_again = look_again
+        self._trigger = trigger
         self._worker = Worker(f"libvirt {uri}")
         self._connection: Connection | None = None
         self._attempt = 0
@@ -111,10 +111,10 @@ class LibvirtLink:
             self._down(f"it has not answered for {self.patience:.0f} s")
         return self._last
 
-    def doubt(self) -> None:
+    def invalidate(self) -> None:
         """Have the next observation ask for everything: an event may have been lost."""
         if self._connection is not None:
-            self._connection.doubt()
+            self._connection.invalidate()
 
     async def close(self) -> None:
         """Close the connection and end thread and task. A frozen libvirt may keep the thread until it answers."""
@@ -141,11 +141,11 @@ class LibvirtLink:
         self._frozen = False
         self._attempt += 1
         connection = self._connect(
-            self.state.uri, _on_this_loop(self._look_again), _on_this_loop(partial(self._closed, self._attempt))
+            self.state.uri, _on_this_loop(self._trigger), _on_this_loop(partial(self._closed, self._attempt))
         )
-        opening = self._worker.submit(partial(_open, connection))
+        exposure = self._worker.submit(partial(_open, connection))
         try:
-            self._last = await opening
+            self._last = await exposure
         except PortfwdError as error:  # no thread is to be had, either
             self._down(str(error))
             return False
@@ -186,7 +186,7 @@ class LibvirtLink:
         again = "" if self.state.last_error is None else " again"
         self.state = ConnectionState(self.state.uri, connected=True, since=_now(), last_error=self.state.last_error)
         _log.info("libvirt at %s answers%s", self.state.uri, again)
-        self._look_again(Reason(ReasonKind.LIBVIRT, self.state.uri, f"answers{again}"))
+        self._trigger(Reason(ReasonKind.LIBVIRT, self.state.uri, f"answers{again}"))
 
     def _down(self, reason: str) -> None:
         before = self.state

@@ -31,7 +31,15 @@ from fwdaemon.core.inventory import (
 )
 from fwdaemon.core.text import shown
 from fwdaemon.errors import LibvirtUnavailableError
-from fwdaemon.hypervisor.xml import Standing, guest_address, move, normal_mac, parse_domain, parse_network, standing
+from fwdaemon.hypervisor.xml import (
+    DomainState,
+    domain_state,
+    guest_address,
+    move,
+    normal_mac,
+    parse_domain,
+    parse_network,
+)
 
 # libvirt's errors, told apart: gone meanwhile, not supported by this driver, or no answer at all.
 _GONE = frozenset(
@@ -62,7 +70,7 @@ _log = logging.getLogger(__name__)
 
 _PAUSED_OR_CRASHED: Final = libvirt.VIR_CONNECT_LIST_DOMAINS_PAUSED | libvirt.VIR_CONNECT_LIST_DOMAINS_OTHER
 _MOST_DEPARTED: Final = 1000
-_SHUT_OFF: Final = (Standing.DOWN, Standing.ENDED, Standing.GONE)
+_SHUT_OFF: Final = (DomainState.DOWN, DomainState.ENDED, DomainState.GONE)
 
 T = TypeVar("T")
 Key = tuple[str, str]
@@ -80,18 +88,18 @@ class Reader:
         self._before: dict[str, ObservedDomain] = {}
         self._received: set[str] = set()
         self._handed_over: set[str] = set()
-        self._doubts: SimpleQueue[tuple[str | None, Move | None]] = SimpleQueue()
+        self._invalidations: SimpleQueue[tuple[str | None, Move | None]] = SimpleQueue()
 
-    def doubt(self, uuid: str | None = None, move: Move | None = None) -> None:
+    def invalidate(self, uuid: str | None = None, move: Move | None = None) -> None:
         """Have a domain asked again the next time, or all of them. May be called from any thread.
 
         `move` is what the event about it says: it is being received (`HERE`), or another host has it (`GONE`).
         """
-        self._doubts.put((uuid, move))
+        self._invalidations.put((uuid, move))
 
     def observe(self, hypervisor: libvirt.virConnect, networks: libvirt.virConnect) -> LibvirtObservation:
         """Take one observation. Raises `libvirt.libvirtError` when libvirt does not answer."""
-        self._forget_doubtful()
+        self._forget_invalidated()
         self._asked = {}
         domains = tuple(self._domains(hypervisor))
         macs = {interface.mac for seen in domains for interface in seen.domain.interfaces}
@@ -116,9 +124,9 @@ class Reader:
         self._handed_over.clear()
         return list(self._before.values())
 
-    def _forget_doubtful(self) -> None:
-        while not self._doubts.empty():
-            uuid, moved = self._doubts.get()
+    def _forget_invalidated(self) -> None:
+        while not self._invalidations.empty():
+            uuid, moved = self._invalidations.get()
             if uuid is None:
                 self._known.clear()
                 continue
@@ -137,11 +145,11 @@ class Reader:
             return known
         if instance < 0:
             return ObservedDomain(self._ended(domain, uuid, None))
-        now = self._standing(domain, uuid) if unusual or uuid in self._received else Standing.HERE
+        now = self._domain_state(domain, uuid) if unusual or uuid in self._received else DomainState.HERE
         if now in _SHUT_OFF:  # it ended after it was listed
             return ObservedDomain(self._ended(domain, uuid, now))
-        if now in (Standing.STARTING, Standing.CRASHED):
-            return ObservedDomain(Domain(name, UUID(uuid), running=False, returning=now is Standing.STARTING))
+        if now in (DomainState.STARTING, DomainState.CRASHED):
+            return ObservedDomain(Domain(name, UUID(uuid), running=False, returning=now is DomainState.STARTING))
         devices = self._ask(key, domain, lambda: parse_domain(domain.XMLDesc()))
         if devices is None or now is None:
             return None
@@ -149,20 +157,20 @@ class Reader:
         observed = Domain(name, UUID(uuid), running=moving is None, interfaces=devices.interfaces, move=moving)
         return ObservedDomain(observed, instance, devices.agent_connected and moving is None)
 
-    def _standing(self, domain: libvirt.virDomain, uuid: str) -> Standing | None:
+    def _domain_state(self, domain: libvirt.virDomain, uuid: str) -> DomainState | None:
         """Ask where a domain stands; libvirt counts those that crashed, and those on the move, as active."""
         state: Any = self._ask(("state", uuid), domain, domain.state)
-        return None if state is None else standing(*state)
+        return None if state is None else domain_state(*state)
 
-    def _move(self, now: Standing, uuid: str, instance: int) -> Move | None:
+    def _move(self, now: DomainState, uuid: str, instance: int) -> Move | None:
         """Tell which way an active domain is moving, and remember that it was received until it runs here wholly.
 
         A copy whose source has died shuts down, too, and has never run here.
         """
         ran_here = self._ran_here(uuid, instance)
-        if now is Standing.HERE:
+        if now is DomainState.HERE:
             self._received.discard(uuid)
-        elif now is Standing.MIGRATING and not ran_here:
+        elif now is DomainState.MIGRATING and not ran_here:
             self._received.add(uuid)
         received, known = uuid in self._received, self._before.get(uuid)
         before = known.domain.move if known is not None else Move.HERE if received else None
@@ -178,7 +186,7 @@ class Reader:
         before = self._before.get(uuid)
         return uuid in self._received and before is not None and before.domain.running
 
-    def _ended(self, domain: libvirt.virDomain, uuid: str, now: Standing | None) -> Domain:
+    def _ended(self, domain: libvirt.virDomain, uuid: str, now: DomainState | None) -> Domain:
         """Tell of a domain that does not run whether it was handed over, as what it did last, or libvirt, says.
 
         Where it was not, it may be rebooting; how it ended is asked once, unless it is known `now`.
@@ -192,10 +200,10 @@ class Reader:
             return replace(ended, move=before.domain.move, returning=before.domain.returning)
         if ran_in_part or uuid in self._handed_over or _has_left(before):
             return replace(ended, move=Move.GONE)
-        now = now or self._standing(domain, uuid)
+        now = now or self._domain_state(domain, uuid)
         # One that runs again by now has rebooted.
-        returning = now not in (Standing.ENDED, Standing.GONE)
-        return replace(ended, move=Move.GONE if now is Standing.GONE else None, returning=returning)
+        returning = now not in (DomainState.ENDED, DomainState.GONE)
+        return replace(ended, move=Move.GONE if now is DomainState.GONE else None, returning=returning)
 
     def _networks(self, connection: libvirt.virConnect, macs: AbstractSet[str]) -> list[ObservedNetwork]:
         try:

@@ -41,7 +41,7 @@ _SHUT_OFF_MIGRATED: Final = 4
 _MIGRATION, _STARTING_UP, _POSTCOPY, _POSTCOPY_FAILED = 2, 11, 12, 13
 
 
-class Standing(Enum):
+class DomainState(Enum):
     """Where a domain stands. One that is paused runs here, unless its CPUs are on another host.
 
     libvirt has one reason, `MIGRATING`, for a copy that is being received and for a guest that was handed over, and
@@ -65,48 +65,48 @@ class Standing(Enum):
 
 
 _NOT_HERE: Final = {
-    _MIGRATION: Standing.MIGRATING,
-    _STARTING_UP: Standing.STARTING,
-    _POSTCOPY: Standing.LEFT,
-    _POSTCOPY_FAILED: Standing.FAILED,
+    _MIGRATION: DomainState.MIGRATING,
+    _STARTING_UP: DomainState.STARTING,
+    _POSTCOPY: DomainState.LEFT,
+    _POSTCOPY_FAILED: DomainState.FAILED,
 }
 
 
-def standing(state: int, reason: int) -> Standing:
+def domain_state(state: int, reason: int) -> DomainState:
     """Tell where a domain stands by its state, and the reason libvirt gives for it."""
     if state == _CRASHED:
-        return Standing.CRASHED
+        return DomainState.CRASHED
     if state == _PAUSED:
-        return _NOT_HERE.get(reason, Standing.PAUSED)
+        return _NOT_HERE.get(reason, DomainState.PAUSED)
     if state == _RUNNING and reason in _RUNNING_POSTCOPY:
-        return Standing.FETCHING
+        return DomainState.FETCHING
     if state == _SHUTTING_DOWN:
-        return Standing.ENDING
-    return _ended(reason) if state == _SHUT_OFF else Standing.HERE
+        return DomainState.ENDING
+    return _ended(reason) if state == _SHUT_OFF else DomainState.HERE
 
 
-def _ended(reason: int) -> Standing:
+def _ended(reason: int) -> DomainState:
     if reason in _SHUT_OFF_DIED:
-        return Standing.ENDED
-    return Standing.GONE if reason == _SHUT_OFF_MIGRATED else Standing.DOWN
+        return DomainState.ENDED
+    return DomainState.GONE if reason == _SHUT_OFF_MIGRATED else DomainState.DOWN
 
 
-def move(now: Standing, *, ran_here: bool, received: bool, before: Move | None = None) -> Move | None:
+def move(now: DomainState, *, ran_here: bool, received: bool, before: Move | None = None) -> Move | None:
     """Tell which way an active domain is moving; one that ends goes on as `before`.
 
     `ran_here` says that this run of it was seen running on this host, `received` that it came from another host, and
     was not seen running here with all its memory.
     """
     match now:
-        case Standing.ENDING:
+        case DomainState.ENDING:
             return before
-        case Standing.FAILED if received:
+        case DomainState.FAILED if received:
             return None if ran_here else Move.HERE
-        case Standing.LEFT | Standing.FAILED:
+        case DomainState.LEFT | DomainState.FAILED:
             return Move.AWAY
-        case Standing.MIGRATING:
+        case DomainState.MIGRATING:
             return Move.AWAY if ran_here else Move.HERE
-        case Standing.PAUSED if received and not ran_here:
+        case DomainState.PAUSED if received and not ran_here:
             return Move.ARRIVED
     return None
 

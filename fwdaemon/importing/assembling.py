@@ -16,7 +16,7 @@ from fwdaemon.core.inventory import AddressSource, Inventory
 from fwdaemon.core.text import quote
 from fwdaemon.core.types import Address, Family, Origin, Protocol, Subnet
 from fwdaemon.errors import ConfigError, Problem
-from fwdaemon.importing.findings import Findings, Forward, Hole, Line, Nat, Opening, write
+from fwdaemon.importing.findings import Exposure, Findings, Forward, Hole, Line, Nat, write
 from fwdaemon.importing.judging import as_asked
 from fwdaemon.importing.recognise import Kind
 from fwdaemon.rulesets.region import Box, without
@@ -183,25 +183,25 @@ class Imported:
 def assemble(files: Sequence[Findings], owners: Owners | None) -> Imported:
     """Put together what was found in all files, in their order; `owners` is `None` if libvirt did not tell."""
     found = list(_distinct(files, owners))
-    openings = [opening for opening, _ in found]
-    lines = write(files, openings)
-    while reasons := dict(_blamed(lines, _check(lines))) or dict(_unshielded(found, openings)):
-        openings = [replace(opening, reason=opening.reason or reasons.get(opening, "")) for opening in openings]
-        lines = write(files, openings)
-    _remark_fallbacks(files, _live(found, openings))
+    exposures = [exposure for exposure, _ in found]
+    lines = write(files, exposures)
+    while reasons := dict(_blamed(lines, _check(lines))) or dict(_unshielded(found, exposures)):
+        exposures = [replace(exposure, reason=exposure.reason or reasons.get(exposure, "")) for exposure in exposures]
+        lines = write(files, exposures)
+    _remark_fallbacks(files, _live(found, exposures))
     return Imported(
-        "".join(f"{line.text}\n" for line in write(files, openings)),
-        tuple(_warnings(files, openings)),
-        any(not opening.reason for opening in openings),
+        "".join(f"{line.text}\n" for line in write(files, exposures)),
+        tuple(_warnings(files, exposures)),
+        any(not exposure.reason for exposure in exposures),
     )
 
 
-def _distinct(files: Iterable[Findings], owners: Owners | None) -> Iterator[tuple[Opening, Forward | None]]:
-    """Yield every opening once, with its forward; what is in another one, in any file, is no contradiction."""
+def _distinct(files: Iterable[Findings], owners: Owners | None) -> Iterator[tuple[Exposure, Forward | None]]:
+    """Yield every exposure once, with its forward; what is in another one, in any file, is no contradiction."""
     wider = absorbed(forward for findings in files for forward in findings.forwards)
-    first: dict[Opening, Opening] = {}
+    first: dict[Exposure, Exposure] = {}
     for findings in files:
-        found: list[tuple[Opening, Forward | None]] = []
+        found: list[tuple[Exposure, Forward | None]] = []
         for forward in findings.forwards:
             if forward in wider:
                 findings.note(forward.origin.line, _is_part(forward, wider[forward]))
@@ -209,12 +209,12 @@ def _distinct(files: Iterable[Findings], owners: Owners | None) -> Iterator[tupl
                 found.append((_forward(forward, owners), forward))
         found += ((_nat(nat, owners), None) for nat in findings.nats)
         found += ((_route(route), None) for route in findings.routes)
-        for opening, made_of in found:
-            known = first.setdefault(replace(opening, origin=_NOWHERE), opening)
-            if known is opening:
-                yield opening, made_of
+        for exposure, made_of in found:
+            known = first.setdefault(replace(exposure, origin=_NOWHERE), exposure)
+            if known is exposure:
+                yield exposure, made_of
             else:
-                findings.note(opening.origin.line, f"{opening.element} is the same as at {known.origin}")
+                findings.note(exposure.origin.line, f"{exposure.element} is the same as at {known.origin}")
 
 
 def _is_part(narrow: Forward, wide: Forward) -> str:
@@ -223,20 +223,22 @@ def _is_part(narrow: Forward, wide: Forward) -> str:
 
 
 def _unshielded(
-    found: Iterable[tuple[Opening, Forward | None]], openings: Iterable[Opening]
-) -> Iterator[tuple[Opening, str]]:
-    """Yield the openings that would take what an old rule sent to another guest, now that no forward does."""
-    live = _live(found, openings)
+    found: Iterable[tuple[Exposure, Forward | None]], exposures: Iterable[Exposure]
+) -> Iterator[tuple[Exposure, str]]:
+    """Yield the exposures that would take what an old rule sent to another guest, now that no forward does."""
+    live = _live(found, exposures)
     for forward, line in uncovered(live):
         taken = Origin(forward.origin.file, line)
         yield live[forward], f"the rule at {taken} took some of it before, and no forward from here does so now"
 
 
-def _live(found: Iterable[tuple[Opening, Forward | None]], openings: Iterable[Opening]) -> Mapping[Forward, Opening]:
+def _live(
+    found: Iterable[tuple[Exposure, Forward | None]], exposures: Iterable[Exposure]
+) -> Mapping[Forward, Exposure]:
     return {
-        forward: opening
-        for (_, forward), opening in zip(found, openings, strict=True)
-        if forward is not None and not opening.reason
+        forward: exposure
+        for (_, forward), exposure in zip(found, exposures, strict=True)
+        if forward is not None and not exposure.reason
     }
 
 
@@ -252,7 +254,7 @@ def _remark_fallbacks(files: Iterable[Findings], live: Collection[Forward]) -> N
                 findings.warn(origin.line, text)
 
 
-def _forward(forward: Forward, owners: Owners | None) -> Opening:
+def _forward(forward: Forward, owners: Owners | None) -> Exposure:
     domain, reason = (forward.domain, "") if forward.domain is not None else _owner(forward, owners)
     keys: dict[str, str | tuple[str, ...]] = {"domain": domain, "address": str(forward.address)}
     if forward.listen is not None:
@@ -261,13 +263,13 @@ def _forward(forward: Forward, owners: Owners | None) -> Opening:
         keys["interface"] = forward.interface
     if forward.sources:
         keys["sources"] = tuple(map(str, forward.sources))
-    return Opening("forward", tuple(keys.items()), "ports", _ports(forward), forward.origin, forward.reason or reason)
+    return Exposure("forward", tuple(keys.items()), "ports", _ports(forward), forward.origin, forward.reason or reason)
 
 
-def _nat(nat: Nat, owners: Owners | None) -> Opening:
+def _nat(nat: Nat, owners: Owners | None) -> Exposure:
     domain, reason = _owner(nat, owners)
     keys = (("domain", domain), ("address", str(nat.address)), ("public", str(nat.public)))
-    return Opening("nat", keys, "", str(nat.public), nat.origin, nat.reason or reason)
+    return Exposure("nat", keys, "", str(nat.public), nat.origin, nat.reason or reason)
 
 
 def _owner(forward: Forward | Nat, owners: Owners | None) -> tuple[str, str]:
@@ -290,11 +292,11 @@ def _ports(forward: Forward) -> str:
     return f"{forward.host}{guest}{protocol}"
 
 
-def _route(route: RouteEntry) -> Opening:
+def _route(route: RouteEntry) -> Exposure:
     subnet = route.subnet
     is_single = subnet.prefixlen == subnet.max_prefixlen
     element = str(subnet.network_address if is_single else subnet)
-    return Opening("route", (("network", route.network),), "addresses", element, route.origin)
+    return Exposure("route", (("network", route.network),), "addresses", element, route.origin)
 
 
 def _check(lines: Iterable[Line]) -> tuple[Problem, ...]:
@@ -305,29 +307,29 @@ def _check(lines: Iterable[Line]) -> tuple[Problem, ...]:
     return ()
 
 
-def _blamed(lines: Sequence[Line], problems: Iterable[Problem]) -> Iterator[tuple[Opening, str]]:
-    """Yield the openings on the lines of the problems, with the reason; not those which stand against one that goes."""
+def _blamed(lines: Sequence[Line], problems: Iterable[Problem]) -> Iterator[tuple[Exposure, str]]:
+    """Yield the exposures on the lines of the problems, with the reason, but for those against one that goes."""
 
     def origin(match: re.Match[str]) -> str:
-        return str(lines[int(match[1]) - 1].openings[0].origin)
+        return str(lines[int(match[1]) - 1].exposures[0].origin)
 
-    gone: set[Opening] = set()
+    gone: set[Exposure] = set()
     for problem in sorted(problems, key=lambda problem: problem.line):
-        others = {opening for place in _PLACE.findall(problem.text) for opening in lines[int(place) - 1].openings}
+        others = {exposure for place in _PLACE.findall(problem.text) for exposure in lines[int(place) - 1].exposures}
         if not others & gone:
-            gone.update(lines[problem.line - 1].openings)
-            yield from ((opening, _PLACE.sub(origin, problem.text)) for opening in lines[problem.line - 1].openings)
+            gone.update(lines[problem.line - 1].exposures)
+            yield from ((exposure, _PLACE.sub(origin, problem.text)) for exposure in lines[problem.line - 1].exposures)
 
 
-def _warnings(files: Iterable[Findings], openings: Iterable[Opening]) -> Iterator[Problem]:
+def _warnings(files: Iterable[Findings], exposures: Iterable[Exposure]) -> Iterator[Problem]:
     for findings in files:
         for remark in findings.in_order():
             if remark.is_warning:
                 yield Problem(remark.origin.file, remark.origin.line, remark.text)
-    for opening in openings:
-        if opening.reason:
-            said = f"{opening.element} left out: {opening.reason}"
-            yield Problem(opening.origin.file, opening.origin.line, said)
+    for exposure in exposures:
+        if exposure.reason:
+            said = f"{exposure.element} left out: {exposure.reason}"
+            yield Problem(exposure.origin.file, exposure.origin.line, said)
 
 
 # Several files of one host's rules: each is judged by its own rules alone, so together they must not be live.

@@ -214,7 +214,7 @@ Keys: TypeAlias = tuple[tuple[str, str | tuple[str, ...]], ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Opening:
+class Exposure:
     """One element of an entry: `element` of the array `array`, in a `[[table]]` with these other keys.
 
     Without an array the keys are the whole entry, and `element` is what messages call it.
@@ -231,20 +231,20 @@ class Opening:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A line of the configuration, and the openings that it holds for; none where it is only a comment."""
+    """A line of the configuration, and the exposures that it holds for; none where it is only a comment."""
 
     text: str
-    openings: tuple[Opening, ...] = ()
+    exposures: tuple[Exposure, ...] = ()
 
 
-def write(files: Iterable[Findings], openings: Iterable[Opening]) -> list[Line]:
-    """Write the remarks on each file, then the entries: one for all openings that differ in nothing but the element."""
+def write(files: Iterable[Findings], exposures: Iterable[Exposure]) -> list[Line]:
+    """Write the remarks on each file, then the entries: one for all exposures that differ only in the element."""
     lines = [_comment(text) for text in _HEAD]
     for findings in files:
         lines += _remarks(findings)
-    groups: dict[tuple[str, str, Keys], list[Opening]] = {}
-    for opening in sorted(openings, key=lambda opening: bool(opening.reason)):
-        groups.setdefault((opening.reason, opening.table, opening.keys), []).append(opening)
+    groups: dict[tuple[str, str, Keys], list[Exposure]] = {}
+    for exposure in sorted(exposures, key=lambda exposure: bool(exposure.reason)):
+        groups.setdefault((exposure.reason, exposure.table, exposure.keys), []).append(exposure)
     for group in groups.values():
         lines += [Line(""), *(_entry(group) if not group[0].reason else _commented_out(group))]
     return lines
@@ -257,7 +257,7 @@ def _remarks(findings: Findings) -> Iterator[Line]:
         yield _comment(f"  line {remark.origin.line}: {remark.text}")
 
 
-def _entry(group: Sequence[Opening]) -> Iterator[Line]:
+def _entry(group: Sequence[Exposure]) -> Iterator[Line]:
     every, first = tuple(group), group[0]
     yield Line(f"[[{first.table}]]" + ("" if first.array else f" # {printable(str(first.origin))}"), every)
     for key, value in first.keys:
@@ -265,12 +265,12 @@ def _entry(group: Sequence[Opening]) -> Iterator[Line]:
     if not first.array:
         return
     yield Line(f"{first.array} = [", every)
-    for opening in group:
-        yield Line(f"    {_value(opening.element)}, # {printable(str(opening.origin))}", (opening,))
+    for exposure in group:
+        yield Line(f"    {_value(exposure.element)}, # {printable(str(exposure.origin))}", (exposure,))
     yield Line("]", every)
 
 
-def _commented_out(group: Sequence[Opening]) -> Iterator[Line]:
+def _commented_out(group: Sequence[Exposure]) -> Iterator[Line]:
     yield _comment(f"Left out: {group[0].reason}")
     yield from (_comment(line.text) for line in _entry(group))
 

@@ -20,7 +20,7 @@ from ipaddress import ip_address
 from typing import Final
 
 from fwdaemon.core.pace import Budget
-from fwdaemon.core.report import LookAgain, Reason, ReasonKind
+from fwdaemon.core.report import Reason, ReasonKind, Trigger
 from fwdaemon.core.types import Address
 from fwdaemon.errors import KernelError
 from fwdaemon.kernel.netlink import Subscription, attributes, messages, rtnetlink_socket
@@ -126,13 +126,13 @@ class KernelChanges:
 
 
 class NetlinkWatch:
-    """Calls `look_again` with a reason, on the loop's thread, when the kernel has news.
+    """Calls `trigger` with a reason, on the loop's thread, when the kernel has news.
 
     Guests can have it send as many as they like, so reading them takes from `guests`.
     """
 
-    def __init__(self, look_again: LookAgain, guests: Budget) -> None:
-        self._look_again = look_again
+    def __init__(self, trigger: Trigger, guests: Budget) -> None:
+        self._trigger = trigger
         self._changes = KernelChanges()
         self._subscription = Subscription(lambda: rtnetlink_socket(_GROUPS), self._read)
         self._guests = guests
@@ -184,10 +184,10 @@ class NetlinkWatch:
                 raise
             _log.debug("the kernel had more news than we could take in, so we look at everything")
             self._changes.forget()
-            self._look_again(Reason(ReasonKind.ADDRESSES_LOST))
+            self._trigger(Reason(ReasonKind.ADDRESSES_LOST))
             return True
         for reason in self._changes.news(datagram):
-            self._look_again(reason)
+            self._trigger(reason)
         return True
 
 

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from ipaddress import IPv4Address
 from itertools import chain
 
-from fwdaemon.core.openings import Claim, Nat, Opening
+from fwdaemon.core.exposures import Claim, Exposure, Nat
 from fwdaemon.core.types import Address, Family, Protocol
 from fwdaemon.errors import KernelError
 from fwdaemon.kernel.conntrack_listing import (
@@ -110,8 +110,8 @@ def end(entries: Sequence[Entry]) -> int:
         return len(_end(asking, entries))
 
 
-def end_claimed(added: Collection[Opening], local: Collection[Address]) -> list[Flow]:
-    """End the flows to the host itself that openings have just taken and that have no end of their own, and give them.
+def end_claimed(added: Collection[Exposure], local: Collection[Address]) -> list[Flow]:
+    """End the flows to the host itself that exposures have just taken and that have no end of their own, and give them.
 
     Those are UDP, and pings where an address is taken whole.
 
@@ -119,7 +119,7 @@ def end_claimed(added: Collection[Opening], local: Collection[Address]) -> list[
         KernelError: the kernel does not list its connections.
 
     """
-    claims = [opening.claim for opening in added]
+    claims = [exposure.claim for exposure in added]
     taken = {family: [claim for claim in claims if claim.family is family] for family in Family}
     endless = ((family, protocol) for family in Family for protocol in _endless(family, taken[family]))
     requests = (protocol_request(family.domain, protocol) for family, protocol in endless)
@@ -238,7 +238,7 @@ def _end_listed(requests: Iterable[bytes], is_meant: Callable[[Flow], bool]) -> 
 
 
 def _endless(family: Family, taken: Iterable[Claim]) -> list[int]:
-    """Give the protocols without an end of their own that any of these openings takes from the host."""
+    """Give the protocols without an end of their own that any of these exposures takes from the host."""
     protocols = {claim.protocol for claim in taken if claim.subnet is None}
     whole, udp = None in protocols, not protocols.isdisjoint((None, Protocol.UDP))
     return [*([socket.IPPROTO_UDP] if udp else []), *([_PINGS[family]] if whole else [])]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Final
 
-from fwdaemon.core.report import Actor, ActorKind, LookAgain, Reason, ReasonKind, RulesChanged
+from fwdaemon.core.report import Actor, ActorKind, Reason, ReasonKind, RulesChanged, Trigger
 from fwdaemon.core.types import Family
 from fwdaemon.kernel.netlink import Message, RouteNews, attribute, attributes, number
 from fwdaemon.kernel.packets import Field, native
@@ -55,10 +55,10 @@ class RouteWatch:
 
     def _heard(self, message: Message) -> None:
         if not is_ours(message) and (actor := _actor(message)) is not None:
-            self._rules_changed(actor, thorough=False)
+            self._rules_changed(actor, full=False)
 
     def _lost(self) -> None:
-        self._rules_changed(Actor(ActorKind.ROUTES_LOST), thorough=True)
+        self._rules_changed(Actor(ActorKind.ROUTES_LOST), full=True)
 
 
 def _actor(message: Message) -> Actor | None:
@@ -178,10 +178,10 @@ class UplinkChanges:
 
 
 class UplinkWatch:
-    """Calls `look_again` with a reason, on the loop's thread, when routes say that uplinks may have changed."""
+    """Calls `trigger` with a reason, on the loop's thread, when routes say that uplinks may have changed."""
 
-    def __init__(self, look_again: LookAgain) -> None:
-        self._look_again = look_again
+    def __init__(self, trigger: Trigger) -> None:
+        self._trigger = trigger
         self._changes = UplinkChanges()
         self._news = RouteNews(_UPLINK_GROUPS, self._heard, self._lost, _UPLINK_FILTER)
 
@@ -200,10 +200,10 @@ class UplinkWatch:
 
     def _heard(self, message: Message) -> None:
         for reason in self._changes.news(message, asyncio.get_running_loop().time()):
-            self._look_again(reason)
+            self._trigger(reason)
 
     def _lost(self) -> None:
-        self._look_again(Reason(ReasonKind.ROUTES_LOST))
+        self._trigger(Reason(ReasonKind.ROUTES_LOST))
 
 
 def _reason(way: Way, detail: str) -> Reason:

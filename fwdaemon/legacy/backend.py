@@ -7,12 +7,12 @@ from functools import reduce
 from itertools import chain
 from typing import Final
 
-from fwdaemon.core.openings import Opening
+from fwdaemon.core.exposures import Exposure
 from fwdaemon.core.report import (
     LIBVIRT_CHAIN,
+    ApplyResult,
     Counted,
     GateChange,
-    Outcome,
     Presence,
     RulesChanged,
     Stamp,
@@ -74,12 +74,12 @@ class LegacyBackend:
         """Tell which families cannot be served, and why."""
         return dict(self._unusable)
 
-    def apply(self, desired: Desired, *, thorough: bool) -> Outcome:
+    def apply(self, desired: Desired, *, full: bool) -> ApplyResult:
         """See `Backend.apply`."""
         forgotten = self._ended.forget(self._clock())
-        if desired is not self._desired or thorough or forgotten:
+        if desired is not self._desired or full or forgotten:
             self._settled = {}
-        if thorough:
+        if full:
             self._unusable = {}
         self._desired = desired
         return self._apply(desired)
@@ -88,10 +88,12 @@ class LegacyBackend:
         """See `Backend.render`."""
         return "\n".join(restore_text(family, wanted) for family, wanted in tables(desired).items())
 
-    def preview(self, desired: Desired) -> Outcome:
+    def preview(self, desired: Desired) -> ApplyResult:
         """See `Backend.preview`."""
         every = tables(desired)
-        return reduce(joined, (self._preview(family, every.get(family, {}), desired) for family in Family), Outcome())
+        return reduce(
+            joined, (self._preview(family, every.get(family, {}), desired) for family in Family), ApplyResult()
+        )
 
     def refuse(self, flows: Collection[Flow]) -> None:
         """See `Backend.refuse`."""
@@ -99,36 +101,36 @@ class LegacyBackend:
             self._settled = {}
             self._apply(self._desired)
 
-    def remove(self) -> Outcome:
+    def remove(self) -> ApplyResult:
         """See `Backend.remove`."""
-        outcome = reduce(joined, map(tried, (self._gates.remove, self._remove)))
+        result = reduce(joined, map(tried, (self._gates.remove, self._remove)))
         self.close()
-        return outcome
+        return result
 
     def close(self) -> None:
         """See `Backend.close`: the helpers end."""
         for helper in self._helpers.values():
             helper.close()
 
-    def keep_gates(self, desired: Desired, *, thorough: bool) -> Outcome:
-        """See `Backend.keep_gates`."""
+    def apply_gates(self, desired: Desired, *, full: bool) -> ApplyResult:
+        """See `Backend.apply_gates`."""
         try:
-            return self._gates.keep(desired.families, desired.label, desired.behind, thorough=thorough)
+            return self._gates.apply(desired.families, desired.label, desired.behind, full=full)
         except PortfwdError as error:
-            return Outcome(faults=(f"no gate in the legacy FORWARD chains: {error}",))
+            return ApplyResult(faults=(f"no gate in the legacy FORWARD chains: {error}",))
         finally:
             self._gates.rest()
 
-    def leave(self) -> Outcome:
+    def leave(self) -> ApplyResult:
         """See `Backend.leave`."""
         removed = self._remove()
-        outcome = Outcome(faults=removed.faults, labels=removed.labels)
+        result = ApplyResult(faults=removed.faults, labels=removed.labels)
         self._gates.rest()
-        return outcome
+        return result
 
-    def preview_gates(self, desired: Desired) -> Outcome:
+    def preview_gates(self, desired: Desired) -> ApplyResult:
         """See `Backend.preview_gates`."""
-        left = self.preview(Desired()) if self.held() else Outcome()
+        left = self.preview(Desired()) if self.held() else ApplyResult()
         return joined(left, self._gates.preview(desired.families, desired.label, desired.behind))
 
     def monitor(self, changed: RulesChanged) -> LegacyMonitor:
@@ -161,16 +163,16 @@ class LegacyBackend:
             (family, name) for family, held in found.items() for name, comment in ways.items() if comment in held
         )
 
-    def counters(self, desired: Desired) -> Mapping[Opening, int]:
+    def counters(self, desired: Desired) -> Mapping[Exposure, int]:
         """See `Backend.counters`."""
         return self._counted.of(desired, chain.from_iterable(map(_packets, sorted(desired.families))))
 
-    def _remove(self) -> Outcome:
+    def _remove(self) -> ApplyResult:
         """Take our own rules away; gates stay."""
         self._ended, self._clean = Ended(_REFUSED_ALONE, _MOST_REFUSED), {}
-        return self.apply(Desired(), thorough=True)
+        return self.apply(Desired(), full=True)
 
-    def _preview(self, family: Family, wanted: Mapping[TableName, Table], desired: Desired) -> Outcome:
+    def _preview(self, family: Family, wanted: Mapping[TableName, Table], desired: Desired) -> ApplyResult:
         there = existing_tables(family)
         observed = {table: ObservedTable(heads=dict.fromkeys(links(table), Head())) for table in wanted}
         if there:
@@ -180,19 +182,19 @@ class LegacyBackend:
         plan = Plan.of(family, wanted, observed, desired, {})
         gates = tuple(GateChange(gate, restored=False, fault=head.fault) for gate, head in plan.moved)
         script = "".join(change_text(family, table, change) for table, change in plan.changes)
-        return Outcome(
+        return ApplyResult(
             plan.mended, stale=plan.stale, gates=gates, faults=plan.left, script=script, changed=bool(plan.changes)
         )
 
-    def _apply(self, desired: Desired) -> Outcome:
+    def _apply(self, desired: Desired) -> ApplyResult:
         every = self._tables(desired)
-        outcomes, refused = [], []
+        results, refused = [], []
         for family in Family:
             wanted = every.get(family, {})
             if family in self._unusable or self._is_settled(family, wanted):
                 continue
             try:
-                outcomes.append(self._reconcile(family, wanted, desired))
+                results.append(self._reconcile(family, wanted, desired))
             except UnusableError as error:
                 self._unusable[family] = str(error)
             except KernelError as error:
@@ -200,7 +202,7 @@ class LegacyBackend:
         faults = (*self._unusable.values(), *chain.from_iterable(self._left.values()))
         if refused or (every and every.keys() <= self._unusable.keys()):
             raise KernelError("; ".join([*refused, *faults]))
-        return reduce(joined, outcomes, Outcome(faults=faults))
+        return reduce(joined, results, ApplyResult(faults=faults))
 
     def _tables(self, desired: Desired) -> dict[Family, Tables]:
         """Make the tables, unless nothing is asked for but what was the last time."""
@@ -214,7 +216,7 @@ class LegacyBackend:
         known = self._settled if wanted else self._clean
         return family in known and known[family] == _infos(family)
 
-    def _reconcile(self, family: Family, wanted: Mapping[TableName, Table], desired: Desired) -> Outcome:
+    def _reconcile(self, family: Family, wanted: Mapping[TableName, Table], desired: Desired) -> ApplyResult:
         for attempt in range(1, _TRIES + 1):
             try:
                 plan = self._commit(family, wanted, desired)
@@ -231,7 +233,7 @@ class LegacyBackend:
             if gate in self._linked or head.positions
         )
         self._linked.update(gate for gate, _ in plan.moved)
-        return Outcome(
+        return ApplyResult(
             plan.mended,
             plan.damaged,
             plan.stale,

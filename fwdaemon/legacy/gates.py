@@ -8,7 +8,7 @@ ahead of it. Chains and tables are never brought into being here.
 from collections.abc import Collection, Mapping
 from functools import reduce
 
-from fwdaemon.core.report import GateChange, Outcome, joined
+from fwdaemon.core.report import ApplyResult, GateChange, joined
 from fwdaemon.core.types import Family, Gate
 from fwdaemon.legacy.client import HelperClient, Session, UnusableError
 from fwdaemon.legacy.difference import Change, change_text, difference
@@ -31,7 +31,7 @@ class LegacyGates:
         self._needless: set[Family] = set()
         self._settled: dict[Family, tuple[int | None, tuple[str, ...], TableInfo]] = {}
 
-    def keep(self, families: Collection[Family], bit: int, behind: tuple[str, ...], *, thorough: bool) -> Outcome:
+    def apply(self, families: Collection[Family], bit: int, behind: tuple[str, ...], *, full: bool) -> ApplyResult:
         """Open gates for connections of these families where they could be refused, and close all others.
 
         Jumps to the chains that the patterns `behind` name stay ahead of a gate.
@@ -42,14 +42,14 @@ class LegacyGates:
             KernelError: the kernel refused; its chain is as it was.
 
         """
-        if thorough:
+        if full:
             self._settled = {}
         changes, faults, changed = [], [], False
         for family in Family:
             if TableName.FILTER not in existing_tables(family):
                 continue
             try:
-                head = self._keep(family, bit if family in families else None, behind)
+                head = self._apply(family, bit if family in families else None, behind)
             except UnusableError as error:
                 faults.append(f"no gate in the legacy FORWARD chain: {error}")
                 continue
@@ -58,11 +58,11 @@ class LegacyGates:
                 where = Gate(family.word, TableName.FILTER, _CHAIN)
                 changes.append(GateChange(where, family in self._opened, head.fault))
                 self._opened.add(family)
-        return Outcome(gates=tuple(changes), faults=tuple(faults), changed=changed)
+        return ApplyResult(gates=tuple(changes), faults=tuple(faults), changed=changed)
 
-    def preview(self, families: Collection[Family], bit: int, behind: tuple[str, ...]) -> Outcome:
-        """Tell what `keep` would do now."""
-        outcomes = []
+    def preview(self, families: Collection[Family], bit: int, behind: tuple[str, ...]) -> ApplyResult:
+        """Tell what `apply` would do now."""
+        results = []
         for family in Family:
             if TableName.FILTER in existing_tables(family):
                 with self._helpers[family].locked(_PATIENCE) as session:
@@ -71,19 +71,19 @@ class LegacyGates:
                     where = Gate(family.word, TableName.FILTER, _CHAIN)
                     gate_change = GateChange(where, restored=False, fault=head.fault)
                     text = change_text(family, TableName.FILTER, change)
-                    outcomes.append(Outcome(gates=(gate_change,), script=text, changed=True))
-        return reduce(joined, outcomes, Outcome())
+                    results.append(ApplyResult(gates=(gate_change,), script=text, changed=True))
+        return reduce(joined, results, ApplyResult())
 
-    def remove(self) -> Outcome:
+    def remove(self) -> ApplyResult:
         """Close every gate, including those of an earlier run."""
-        return self.keep((), 1, (), thorough=True)
+        return self.apply((), 1, (), full=True)
 
     def rest(self) -> None:
         """End the helpers of families that need no gate."""
         for family in self._needless:
             self._helpers[family].close()
 
-    def _keep(self, family: Family, bit: int | None, behind: tuple[str, ...]) -> Head | None:
+    def _apply(self, family: Family, bit: int | None, behind: tuple[str, ...]) -> Head | None:
         """Bring one gate to what it shall be; what it was before, if that was something else."""
         if self._settled.get(family) == (bit, behind, table_info(family, TableName.FILTER)):
             return None

@@ -10,7 +10,7 @@ from fwdaemon.core.types import Address
 # What every rule of ours in a chain that is not ours says of itself.
 COMMENT = "kvm-portfwd"
 PRE, OUT, POST, FWD = "KVMPF_PRE", "KVMPF_OUT", "KVMPF_POST", "KVMPF_FWD"
-# Where what openings take is led on; no chain of the kernel's leads there, only ours.
+# Where what exposures take is led on; no chain of the kernel's leads there, only ours.
 LEAD = "KVMPF_LEAD"
 # Chains of these names are ours, in any table; all others belong to others, however alike.
 OWN_CHAINS = frozenset({PRE, OUT, POST, FWD, LEAD})

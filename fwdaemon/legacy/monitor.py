@@ -79,7 +79,7 @@ class LegacyMonitor:
         self._polling = asyncio.get_running_loop().call_later(pause, self._poll)
         if sizes != self._seen:
             self._seen = sizes
-            self._changed(_SOMEBODY, thorough=True)
+            self._changed(_SOMEBODY, full=True)
 
     def _read(self) -> None:
         try:
@@ -92,7 +92,7 @@ class LegacyMonitor:
     def _tell(self) -> None:
         self._telling = None
         self._seen = _sizes()
-        self._changed(_SOMEBODY, thorough=True)
+        self._changed(_SOMEBODY, full=True)
 
 
 def _sizes() -> dict[tuple[Family, TableName], TableInfo]:

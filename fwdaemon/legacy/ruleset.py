@@ -9,7 +9,7 @@ labels as well. In the filter table one rule lets through what is labelled.
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from fwdaemon.core.openings import Nat, Opening, Route
+from fwdaemon.core.exposures import Exposure, Nat, Route
 from fwdaemon.core.state import LABELS, Desired
 from fwdaemon.core.text import is_interface_name, is_mac, label
 from fwdaemon.core.types import Family, Gate, Protocol
@@ -70,31 +70,31 @@ def tables(desired: Desired, ended: Iterable[Flow] = ()) -> dict[Family, Tables]
     }
 
 
-def openings_of(desired: Desired, family: Family) -> dict[str, Opening]:
-    """Tell which opening each rule serves, by the rule's comment; rules that are not named serve all."""
-    return {rule.comment: opening for _, _, opening, rule in rules_of(desired, family)}
+def exposures_of(desired: Desired, family: Family) -> dict[str, Exposure]:
+    """Tell which exposure each rule serves, by the rule's comment; rules that are not named serve all."""
+    return {rule.comment: exposure for _, _, exposure, rule in rules_of(desired, family)}
 
 
-def rules_of(desired: Desired, family: Family) -> Iterator[tuple[TableName, str, Opening, Rule]]:
-    """Give the rules that a live opening has for itself, with their tables and chains."""
+def rules_of(desired: Desired, family: Family) -> Iterator[tuple[TableName, str, Exposure, Rule]]:
+    """Give the rules that a live exposure has for itself, with their tables and chains."""
     for table, chains in _chains(family, desired, ()).items():
         for chain, servings in chains.items():
-            for opening, rule in servings:
-                if opening is not None and opening not in desired.imminent:
-                    yield table, chain, opening, rule
+            for exposure, rule in servings:
+                if exposure is not None and exposure not in desired.imminent:
+                    yield table, chain, exposure, rule
 
 
-def relying_on(table: TableName, desired: Desired, family: Family) -> frozenset[Opening]:
-    """Tell which openings do not work, or not as they should, while our chains in a table do not."""
-    return frozenset(item for item in desired.openings if item.family is family and _relies(item, table))
+def relying_on(table: TableName, desired: Desired, family: Family) -> frozenset[Exposure]:
+    """Tell which exposures do not work, or not as they should, while our chains in a table do not."""
+    return frozenset(item for item in desired.exposures if item.family is family and _relies(item, table))
 
 
-def _relies(opening: Opening, table: TableName) -> bool:
+def _relies(exposure: Exposure, table: TableName) -> bool:
     match table:
         case TableName.NAT:
-            return opening.guest is not None
+            return exposure.guest is not None
         case TableName.MANGLE:
-            return opening.outward
+            return exposure.outward
     return True
 
 
@@ -186,7 +186,7 @@ def _forward(bit: int, ended: Iterable[Flow]) -> Iterator[Rule]:
 
     Once a connection is forgotten, its guest's next packet looks like the first of a connection to its client;
     masqueraded to the address and port that the client knows, it would go on as if nothing had happened. Where the
-    guest sends it counts: an opening may lead that to the client by now.
+    guest sends it counts: an exposure may lead that to the client by now.
     """
     rules = [Rule.of(_ended(flow), f"REJECT --reject-with {_refusal(flow)}", "ended") for flow in ended]
     if rules:
@@ -198,7 +198,7 @@ def _forward(bit: int, ended: Iterable[Flow]) -> Iterator[Rule]:
 
 
 def _confined(family: Family, desired: Desired) -> Iterator[Rule]:
-    """Refuse what was not forwarded before we turned forwarding on; what an opening is for has been accepted by now."""
+    """Refuse what was not forwarded before we turned forwarding on; exposures have accepted theirs by now."""
     ways = [] if family in desired.confined else switched(family, desired)
     if family not in desired.confined and not ways:
         return
@@ -242,7 +242,7 @@ def _refusal(flow: Flow) -> str:
 ObservedTables = Mapping[TableName, Table]
 Observed = Mapping[TableName, ObservedTable]
 
-# The chains whose rules serve one opening each, most of them.
+# The chains whose rules serve one exposure each, most of them.
 _SERVING = ((TableName.NAT, LEAD), (TableName.MANGLE, FWD), (TableName.MANGLE, LEAD))
 _FRAMEWORK_LABELS = frozenset({EVERY_ADDRESS, "all", ""})
 
@@ -251,20 +251,20 @@ _FRAMEWORK_LABELS = frozenset({EVERY_ADDRESS, "all", ""})
 class Plan:
     """The changes of one family's tables, in the order in which they are to be committed.
 
-    `mended` are the openings that do not work before it, `damaged` those of them whose rules differ from what was
-    committed last; `stale` names what holds rules of openings nobody asks for. `moved` are links that are not as they
+    `mended` are the exposures that do not work before it, `damaged` those of them whose rules differ from what was
+    committed last; `stale` names what holds rules of exposures nobody asks for. `moved` are links that are not as they
     should be. `left` tells of chains of ours that cannot be deleted. `altered` are forwards of owners that had a rule
     which is not wanted any more; only of those that an earlier run left, as are the `labels` that rules go by, and
     `let_out`, digests of rules that let guests out in a way that is not wanted.
     """
 
     changes: tuple[tuple[TableName, Change], ...]
-    mended: frozenset[Opening]
-    damaged: frozenset[Opening]
+    mended: frozenset[Exposure]
+    damaged: frozenset[Exposure]
     stale: frozenset[str]
     moved: tuple[tuple[Gate, Head], ...]
     left: tuple[str, ...]
-    altered: frozenset[Opening]
+    altered: frozenset[Exposure]
     labels: frozenset[int]
     let_out: frozenset[str]
 
@@ -273,7 +273,7 @@ class Plan:
         cls, family: Family, wanted: ObservedTables, observed: Observed, desired: Desired, committed: ObservedTables
     ) -> "Plan":
         """Compare what shall be with what is, and what is with what we committed last."""
-        served = openings_of(desired, family)
+        served = exposures_of(desired, family)
         changes = _differences(wanted, observed, served)
         damage = (
             _differences(committed, observed, served) if any(not change.empty for change in changes.values()) else {}
@@ -298,7 +298,7 @@ def _order(wanted: ObservedTables) -> tuple[TableName, ...]:
     return order if wanted else order[::-1]
 
 
-def _differences(wanted: ObservedTables, observed: Observed, served: Mapping[str, Opening]) -> dict[TableName, Change]:
+def _differences(wanted: ObservedTables, observed: Observed, served: Mapping[str, Exposure]) -> dict[TableName, Change]:
     found = {}
     for table, seen in observed.items():
         rules = wanted.get(table, Table())
@@ -308,9 +308,9 @@ def _differences(wanted: ObservedTables, observed: Observed, served: Mapping[str
 
 
 def _concerned(
-    changes: Mapping[TableName, Change], served: Mapping[str, Opening], desired: Desired, family: Family
-) -> frozenset[Opening]:
-    """Name the openings that did not work before the changes."""
+    changes: Mapping[TableName, Change], served: Mapping[str, Exposure], desired: Desired, family: Family
+) -> frozenset[Exposure]:
+    """Name the exposures that did not work before the changes."""
     broken = (relying_on(table, desired, family) for table, change in changes.items() if change.broken)
     placed = frozenset().union(*(change.placed for change in changes.values()))
     return frozenset(served[comment] for comment in placed if comment in served).union(*broken)
@@ -361,7 +361,7 @@ def _leading_out(family: Family, desired: Desired, uplink: str) -> frozenset[str
     return frozenset(_digest(rule.comment) for *_, rule in rules if f" -o {uplink} " in f"{rule.matches} ")
 
 
-def _altered(wanted: ObservedTables, observed: Observed, served: Mapping[str, Opening]) -> frozenset[Opening]:
+def _altered(wanted: ObservedTables, observed: Observed, served: Mapping[str, Exposure]) -> frozenset[Exposure]:
     owners = _unwanted(wanted, observed, TableName.NAT, LEAD)
     return frozenset(item for comment, item in served.items() if owners and comment.partition(" ")[0] in owners)
 

@@ -12,7 +12,7 @@ from ipaddress import ip_network
 from itertools import chain
 from typing import Final, TypeAlias
 
-from fwdaemon.core.openings import Forward, Nat, Opening
+from fwdaemon.core.exposures import Exposure, Forward, Nat
 from fwdaemon.core.state import Desired
 from fwdaemon.core.text import is_interface_name, label
 from fwdaemon.core.types import Address, Family, PortRange, Protocol, Subnet, collapse, show_endpoint
@@ -29,10 +29,10 @@ from fwdaemon.legacy.model import (
     labelling,
     unlabelled,
 )
-from fwdaemon.resolve.segments import Slot, homes, in_order, slots
+from fwdaemon.resolve.segments import PortSegment, homes, in_order, segments
 
-# A rule, and the opening it is there for; `None` where it is there for all of them.
-Serving: TypeAlias = tuple[Opening | None, Rule]
+# A rule, and the exposure it is there for; `None` where it is there for all of them.
+Serving: TypeAlias = tuple[Exposure | None, Rule]
 
 # What the rules that let only packets for the host's own addresses go on call themselves.
 EVERY_ADDRESS = "every_address"
@@ -63,21 +63,21 @@ def _prerouting(family: Family, desired: Desired) -> Iterator[Serving]:
 
 
 def _leading(family: Family, desired: Desired) -> Iterator[Serving]:
-    """Translate each new connection to the opening that claims it."""
-    ordered = sorted(slots(desired.of_family(family)), key=_most_specific_first)
-    every_address = [slot for slot in ordered if slot.listen is None]
+    """Translate each new connection to the exposure that claims it."""
+    ordered = sorted(segments(desired.of_family(family)), key=_most_specific_first)
+    every_address = [segment for segment in ordered if segment.listen is None]
     nats = nats_of(family, desired.nats)
-    for slot in ordered:
-        if slot.listen is not None:
-            yield from _claims(slot, desired.label, host(slot.listen))
+    for segment in ordered:
+        if segment.listen is not None:
+            yield from _claims(segment, desired.label, host(segment.listen))
     for nat in nats:
         yield _led(nat, f"-d {host(nat.public)} {_ELSEWHERE}", str(nat.target), desired.label)
     if every_address:
         for subnet in _NOT_ANYWHERE[family]:
             yield None, Rule.of(f"-d {subnet}", "RETURN", EVERY_ADDRESS)
         yield None, Rule.of(_ELSEWHERE, "RETURN", EVERY_ADDRESS)
-    for slot in every_address:
-        yield from _claims(slot, desired.label)
+    for segment in every_address:
+        yield from _claims(segment, desired.label)
     for nat in nats:
         yield _led(nat, f"-d {host(nat.public)}", str(nat.target), desired.label)
 
@@ -146,21 +146,23 @@ def uplinks(desired: Desired) -> list[str]:
     return sorted(filter(is_interface_name, desired.uplinks))
 
 
-def _most_specific_first(slot: Slot) -> tuple[bool, int, Protocol, PortRange]:
-    return slot.listen is None, int(slot.listen or 0), slot.protocol, slot.ports
+def _most_specific_first(segment: PortSegment) -> tuple[bool, int, Protocol, PortRange]:
+    return segment.listen is None, int(segment.listen or 0), segment.protocol, segment.ports
 
 
-def _claims(slot: Slot, bit: int, where: str = "") -> Iterator[Serving]:
-    """Write the rules of a slot for packets to `where`, one for each forward and source."""
-    for forward in sorted(slot.forwards, key=_narrowest_first):
+def _claims(segment: PortSegment, bit: int, where: str = "") -> Iterator[Serving]:
+    """Write the rules of a port segment for packets to `where`, one for each forward and source."""
+    for forward in sorted(segment.forwards, key=_narrowest_first):
         for source in collapse(forward.sources) or [""]:
-            yield _led(forward, _matches(forward, slot.ports, source, where), _destination(forward, slot.ports), bit)
+            yield _led(
+                forward, _matches(forward, segment.ports, source, where), _destination(forward, segment.ports), bit
+            )
 
 
-def _led(opening: Forward | Nat, matches: str, destination: str, bit: int) -> Serving:
+def _led(exposure: Forward | Nat, matches: str, destination: str, bit: int) -> Serving:
     """Write the rule that labels and translates."""
     target = f"DNAT --to-destination {destination}"
-    return opening, Rule.of(f"{matches} {labelling(bit)}", target, label(opening.domain))
+    return exposure, Rule.of(f"{matches} {labelling(bit)}", target, label(exposure.domain))
 
 
 def _narrowest_first(forward: Forward) -> tuple[bool, str, bool, list[str], str]:
@@ -202,9 +204,9 @@ def _hairpin(family: Family, desired: Desired, own_addresses: Iterable[Nat]) -> 
         return
     yield None, Rule.of(unlabelled(desired.label), "RETURN", "hairpin")
     yield None, Rule.of("-m conntrack ! --ctstate DNAT", "RETURN", "hairpin")
-    for target, openings in hiding.items():
+    for target, exposures in hiding.items():
         ways = list(_ways_back(own_addresses, subnets)) if _lies_in(target, subnets) else []
-        yield from chain.from_iterable(_hidden(opening, ways) for opening in openings)
+        yield from chain.from_iterable(_hidden(exposure, ways) for exposure in exposures)
     for target in _targets(family, desired, own_addresses):
         if not _lies_in(target, subnets):
             yield None, Rule.of(f"-d {host(target)}", "RETURN", "hairpin")
@@ -231,27 +233,27 @@ def _ways_back(own_addresses: Iterable[Nat], subnets: Iterable[Subnet]) -> Itera
     yield from ((subnet, "MASQUERADE", None) for subnet in subnets)
 
 
-def _hidden(opening: Forward | Nat, ways: Iterable[_Way]) -> Iterator[Serving]:
+def _hidden(exposure: Forward | Nat, ways: Iterable[_Way]) -> Iterator[Serving]:
     """Hide the clients of a masquerading forward; of what goes before one, those alone that are hidden anyway."""
-    name = label(opening.domain)
-    if opening.masquerade:
-        yield from ((opening, Rule.of(match, "MASQUERADE", name)) for match in _asked(opening))
+    name = label(exposure.domain)
+    if exposure.masquerade:
+        yield from ((exposure, Rule.of(match, "MASQUERADE", name)) for match in _asked(exposure))
         return
     for source, verdict, nat in ways:
-        yield from ((nat or opening, Rule.of(match, verdict, name)) for match in _asked(opening, source))
-    yield from ((opening, Rule.of(match, "RETURN", name)) for match in _asked(opening))
+        yield from ((nat or exposure, Rule.of(match, verdict, name)) for match in _asked(exposure, source))
+    yield from ((exposure, Rule.of(match, "RETURN", name)) for match in _asked(exposure))
 
 
-def _asked(opening: Forward | Nat, within: Subnet | None = None) -> Iterator[str]:
-    """Write the matches of an opening's connections, of all or of clients in one subnet: their own first end tells."""
-    if isinstance(opening, Nat):
+def _asked(exposure: Forward | Nat, within: Subnet | None = None) -> Iterator[str]:
+    """Write the matches of an exposure's connections, of all or of clients in one subnet: their own first end tells."""
+    if isinstance(exposure, Nat):
         source = "" if within is None else f"-s {within} "
-        yield f"{source}-d {host(opening.target)} -m conntrack --ctorigdst {opening.public}"
+        yield f"{source}-d {host(exposure.target)} -m conntrack --ctorigdst {exposure.public}"
         return
-    listen = "" if opening.listen is None else f" --ctorigdst {opening.listen}"
-    asked = f"-m conntrack{listen} --ctorigdstport {_between(opening.ports)}"
-    for source in _admitted(opening, within):
-        yield f"{_matches(opening, opening.target_ports, source, host(opening.target))} {asked}"
+    listen = "" if exposure.listen is None else f" --ctorigdst {exposure.listen}"
+    asked = f"-m conntrack{listen} --ctorigdstport {_between(exposure.ports)}"
+    for source in _admitted(exposure, within):
+        yield f"{_matches(exposure, exposure.target_ports, source, host(exposure.target))} {asked}"
 
 
 def _admitted(forward: Forward, within: Subnet | None) -> list[str]:
@@ -276,14 +278,14 @@ Counter: TypeAlias = tuple[str, str, str]
 _TRANSLATIONS: Final = ("DNAT ", "SNAT ")
 
 
-def counting_rules(desired: Desired) -> Mapping[Counter, Opening]:
-    """Give the rules that count connections, each with its live opening."""
+def counting_rules(desired: Desired) -> Mapping[Counter, Exposure]:
+    """Give the rules that count connections, each with its live exposure."""
     return {
-        (_counted_table(family, TableName.NAT), chain, rule.comment): opening
+        (_counted_table(family, TableName.NAT), chain, rule.comment): exposure
         for family in Family
         for chain, servings in translating(family, desired).items()
-        for opening, rule in servings
-        if opening is not None and opening not in desired.imminent and rule.target.startswith(_TRANSLATIONS)
+        for exposure, rule in servings
+        if exposure is not None and exposure not in desired.imminent and rule.target.startswith(_TRANSLATIONS)
     }
 
 

@@ -14,8 +14,8 @@ from enum import StrEnum
 from itertools import product
 from typing import Final, TypeAlias, TypeVar
 
-from fwdaemon.core.openings import Kind
-from fwdaemon.core.report import Actor, ActorKind, Report
+from fwdaemon.core.exposures import Kind
+from fwdaemon.core.report import Actor, ActorKind, ReconcileReport
 from fwdaemon.status.model import Configuration, Header, Row, State, Status, Usage
 
 # What is counted while the daemon works, from its start on. Pure.
@@ -87,9 +87,9 @@ class Tally:
     restores: Mapping[Cause, int] = field(default_factory=lambda: _none_of(Cause))
     ended: int = 0
 
-    def looked(self, report: Report, seconds: float) -> "Tally":
+    def pass_ended(self, report: ReconcileReport, seconds: float) -> "Tally":
         """Count a reconcile that ended well."""
-        counted = self._timed(Result.CHANGED if report.outcome.changed else Result.UNCHANGED, seconds)
+        counted = self._timed(Result.CHANGED if report.result.changed else Result.UNCHANGED, seconds)
         restores = _one_more(self.restores, cause_of(report.actors)) if _restored(report) else self.restores
         return replace(counted, restores=restores, ended=self.ended + report.ended)
 
@@ -108,9 +108,9 @@ def _one_more(counts: Mapping[E, int], kind: E) -> Mapping[E, int]:
     return {**counts, kind: counts[kind] + 1}
 
 
-def _restored(report: Report) -> bool:
-    has_opening = any(change.action == "restored" for change in report.changes)
-    return has_opening or any(gate.restored for gate in report.outcome.gates)
+def _restored(report: ReconcileReport) -> bool:
+    has_exposure = any(change.action == "restored" for change in report.changes)
+    return has_exposure or any(gate.restored for gate in report.result.gates)
 
 
 PREFIX: Final = "kvm_portfwd_"
@@ -151,7 +151,7 @@ def metrics_of(status: Status, tally: Tally, now: datetime) -> tuple[Metric, ...
     """Give all metrics; `now` is when they are written."""
     return (
         *_own(status.header, now),
-        *_openings(status.rows),
+        *_exposures(status.rows),
         *_work(tally),
         *_configuration(status.header.configuration),
     )
@@ -169,10 +169,10 @@ def _own(header: Header, now: datetime) -> Iterator[Metric]:
     yield _gauge("problems", "Problems that the last reconcile left.", value=len(header.problems))
 
 
-# --- openings --------------------------------------------------------------------------------------------------------
+# --- exposures --------------------------------------------------------------------------------------------------------
 
 
-def _openings(rows: Iterable[Row]) -> Iterator[Metric]:
+def _exposures(rows: Iterable[Row]) -> Iterator[Metric]:
     every = list(rows)
     used = [(tuple(_identity(row).items()), row.usage) for row in every if row.usage != _UNUSED]
     found = Counter((row.claim.kind, row.state) for row in every)
@@ -200,7 +200,7 @@ def _openings(rows: Iterable[Row]) -> Iterator[Metric]:
 
 
 def _summed(name: str, kind: Type, text: str, used: _Used, value: Callable[[Usage], int | None]) -> Metric:
-    """Give a sample for each opening that has a value; those with the same labels differ in their sources only."""
+    """Give a sample for each exposure that has a value; those with the same labels differ in their sources only."""
     sums = Counter[_Labels]()
     for labels, usage in used:
         if (number := value(usage)) is not None:

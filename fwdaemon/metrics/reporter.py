@@ -15,7 +15,7 @@ from typing import Final, TypeVar
 from fwdaemon.audit.throttle import WarnOnce
 from fwdaemon.config.model import Config, MetricsSettings
 from fwdaemon.control.manager import Feed
-from fwdaemon.core.report import Report
+from fwdaemon.core.report import ReconcileReport
 from fwdaemon.errors import PortfwdError
 from fwdaemon.kernel.process import Worker
 from fwdaemon.metrics.exposition import Exposition
@@ -52,9 +52,9 @@ class Reporter:
         self._began = self._took = 0.0
         self._warning = WarnOnce()
 
-    def looked(self, report: Report, seconds: float) -> None:
+    def pass_ended(self, report: ReconcileReport, seconds: float) -> None:
         """Count a reconcile that ended well and took so long."""
-        self._tally = self._tally.looked(report, seconds)
+        self._tally = self._tally.pass_ended(report, seconds)
 
     def failed(self, seconds: float) -> None:
         """Count one that did not."""

@@ -1,7 +1,8 @@
 """Backend `nftables`: our rules in tables `ip kvm_portfwd` and `ip6 kvm_portfwd`.
 
-`ruleset` says what the tables shall hold, and `branches` what of it each opening has. `readback` says what they do
-hold, `difference` makes one script of the two, and `backend` is the only module here that touches the kernel. Be aware:
+`ruleset` says what the tables shall hold, and `dispatch_chains` what of it each exposure has. `readback` says what they
+do hold, `difference` makes one script of the two, and `backend` is the only module here that touches the kernel. Be
+aware:
 
 - A NAT chain sees a connection's first packet only. All matching is done there; the connection label carries the
   decision to every later packet, and to the gates (`fwdaemon.nftables.gates`).

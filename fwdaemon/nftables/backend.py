@@ -7,13 +7,13 @@ from dataclasses import replace
 from itertools import chain
 from typing import Final
 
-from fwdaemon.core.openings import Opening
+from fwdaemon.core.exposures import Exposure
 from fwdaemon.core.report import (
     LIBVIRT_CHAIN,
     LIBVIRT_TABLE,
+    ApplyResult,
     Counted,
     GateChange,
-    Outcome,
     Presence,
     RulesChanged,
     Stamp,
@@ -25,25 +25,25 @@ from fwdaemon.core.types import Family, Gate
 from fwdaemon.errors import HangingError, ProcessError
 from fwdaemon.kernel.process import Runner
 from fwdaemon.kernel.rtnetlink import interface_names
-from fwdaemon.nftables.branches import EVERYWHERE, STRANGERS
 from fwdaemon.nftables.difference import (
     Observed,
     Plan,
     Wanted,
-    WithPlaces,
+    WithMapKeys,
     altered,
     creation,
     refusal_script,
     stale,
     tables_difference,
 )
+from fwdaemon.nftables.dispatch_chains import EVERYWHERE, STRANGERS
 from fwdaemon.nftables.existing import Observer, comments, existing_tables, has_rules, iptables_program
 from fwdaemon.nftables.gates import GateState, gate_script, is_iptables_gate
 from fwdaemon.nftables.generation import Commits, RulesMonitor, current_generation, following_generation
 from fwdaemon.nftables.model import TABLE_NAME, Table, table_name
 from fwdaemon.nftables.readback import Counter, counting_rules, read_packets
-from fwdaemon.nftables.rulebook import Rulebook
 from fwdaemon.nftables.ruleset import labels_of, newcomers_from, tables, uplinks_of
+from fwdaemon.nftables.table_cache import TableCache
 from fwdaemon.resolve.flows import Ended, Flow
 
 _log = logging.getLogger(__name__)
@@ -81,30 +81,30 @@ class NftablesBackend:
 
     def _forget(self) -> None:
         """Forget an earlier stay: what is remembered of it would be told as damage."""
-        self._rulebook = Rulebook()
+        self._table_cache = TableCache()
         self._wanted: Wanted | None = None
         self._observed: Observed | None = None
         self._committed: Mapping[Family, Table] = {}
         self._opened: set[tuple[Gate, int]] = set()
         self._seen_libvirt = False
         self._settled: tuple[Desired, Observed, tuple[str, ...]] | None = None
-        self._put_back = Outcome()
+        self._put_back = ApplyResult()
         self._ended = Ended(_REFUSED_ALONE, _MOST_REFUSED)
 
-    def apply(self, desired: Desired, *, thorough: bool) -> Outcome:
+    def apply(self, desired: Desired, *, full: bool) -> ApplyResult:
         """See `Backend.apply`."""
         self._stay(gates_only=False)
-        return self._apply(desired, thorough=thorough)
+        return self._apply(desired, full=full)
 
-    def keep_gates(self, desired: Desired, *, thorough: bool) -> Outcome:
-        """See `Backend.keep_gates`; this takes tables of ours away too, where they are left."""
+    def apply_gates(self, desired: Desired, *, full: bool) -> ApplyResult:
+        """See `Backend.apply_gates`; this takes tables of ours away too, where they are left."""
         self._stay(gates_only=True)
-        outcome = self._apply(desired, thorough=thorough)
-        return Outcome(gates=outcome.gates, faults=outcome.faults, changed=outcome.changed, labels=outcome.labels)
+        result = self._apply(desired, full=full)
+        return ApplyResult(gates=result.gates, faults=result.faults, changed=result.changed, labels=result.labels)
 
-    def leave(self) -> Outcome:
+    def leave(self) -> ApplyResult:
         """See `Backend.leave`: that is done each time gates are kept."""
-        return Outcome()
+        return ApplyResult()
 
     def monitor(self, changed: RulesChanged) -> RulesMonitor:
         """See `Backend.monitor`."""
@@ -130,20 +130,22 @@ class NftablesBackend:
     def confined(self) -> frozenset[Family]:
         """See `Backend.confined`."""
         there = existing_tables()
-        places = {family: (family.word, TABLE_NAME) for family in Family}
-        return frozenset(family for family, place in places.items() if place in there and has_rules(*place, STRANGERS))
+        map_keys = {family: (family.word, TABLE_NAME) for family in Family}
+        return frozenset(
+            family for family, map_key in map_keys.items() if map_key in there and has_rules(*map_key, STRANGERS)
+        )
 
     def switched(self) -> frozenset[tuple[Family, str]]:
         """See `Backend.switched`."""
         there = existing_tables()
-        places = {family: (family.word, TABLE_NAME) for family in Family}
-        found = {family: comments(*place, "forward") for family, place in places.items() if place in there}
+        map_keys = {family: (family.word, TABLE_NAME) for family in Family}
+        found = {family: comments(*map_key, "forward") for family, map_key in map_keys.items() if map_key in there}
         ways = {name: newcomers_from(name).comment for name in filter(is_interface_name, interface_names())}
         return frozenset(
             (family, name) for family, known in found.items() for name, comment in ways.items() if comment in known
         )
 
-    def counters(self, desired: Desired) -> Mapping[Opening, int]:
+    def counters(self, desired: Desired) -> Mapping[Exposure, int]:
         """See `Backend.counters`."""
         return self._counted.of(desired, chain.from_iterable(map(self._packets, sorted(desired.families))))
 
@@ -163,38 +165,38 @@ class NftablesBackend:
             self._gates_only = gates_only
             self._forget()
 
-    def _apply(self, desired: Desired, *, thorough: bool) -> Outcome:
+    def _apply(self, desired: Desired, *, full: bool) -> ApplyResult:
         self._put_back = joined(self._put_back, self._make_what_is_gone(desired))
-        outcome = joined(self._put_back, self._reconciled(desired, thorough=thorough))
-        self._put_back = Outcome()
-        return outcome
+        result = joined(self._put_back, self._reconciled(desired, full=full))
+        self._put_back = ApplyResult()
+        return result
 
     def render(self, desired: Desired) -> str:
         """See `Backend.render`."""
         return "\n\n".join(creation(table) for table in tables(desired).values())
 
-    def preview(self, desired: Desired) -> Outcome:
+    def preview(self, desired: Desired) -> ApplyResult:
         """See `Backend.preview`."""
         self._stay(gates_only=False)
         return self._preview(desired)
 
-    def preview_gates(self, desired: Desired) -> Outcome:
+    def preview_gates(self, desired: Desired) -> ApplyResult:
         """See `Backend.preview_gates`."""
         self._stay(gates_only=True)
         return self._preview(desired)
 
-    def _preview(self, desired: Desired) -> Outcome:
+    def _preview(self, desired: Desired) -> ApplyResult:
         # A running daemon keeps the table of a family, empty as it may be: that is nothing to tell.
-        there = self._look(desired, thorough=True).tables
+        there = self._look(desired, full=True).tables
         desired = replace(desired, kept=frozenset(there) if not self._gates_only else frozenset())
-        observed = self._look(desired, thorough=True)
-        rulebook = Rulebook()
-        plan = Plan.of(self._tables(rulebook, desired), observed)
+        observed = self._look(desired, full=True)
+        table_cache = TableCache()
+        plan = Plan.of(self._tables(table_cache, desired), observed)
         gates = tuple(GateChange(state.gate, restored=False, fault=state.fault) for state in plan.shut)
         opened = [gate_script(state, desired.label) for state in plan.shut]
-        script = "".join([plan.script, *opened, *(gate_script(state, None) for state in plan.strays)])
-        return Outcome(
-            _served(rulebook, plan.mended),
+        script = "".join([plan.script, *opened, *(gate_script(state, None) for state in plan.orphaned_gates)])
+        return ApplyResult(
+            _served(table_cache, plan.mended),
             stale=stale(plan.tables, observed.tables),
             gates=gates,
             faults=observed.faults,
@@ -204,7 +206,7 @@ class NftablesBackend:
 
     def refuse(self, flows: Collection[Flow]) -> None:
         """See `Backend.refuse`."""
-        # A family whose table is not there any more has no openings, and nobody left to refuse.
+        # A family whose table is not there any more has no exposures, and nobody left to refuse.
         flows = [flow for flow in flows if flow.family in self._committed]
         if flows:
             now = self._clock()
@@ -215,39 +217,39 @@ class NftablesBackend:
             if self._observed is not None:
                 self._advance(self._observed, listed=self._observed.listed)
 
-    def remove(self) -> Outcome:
+    def remove(self) -> ApplyResult:
         """See `Backend.remove`."""
         self._wanted = None
-        return self.apply(Desired(), thorough=True)
+        return self.apply(Desired(), full=True)
 
-    def _make_what_is_gone(self, desired: Desired) -> Outcome:
+    def _make_what_is_gone(self, desired: Desired) -> ApplyResult:
         """Make tables of ours again that are gone, before anything is read: what others have may take long, or hang."""
         if not self._committed or (self._observed and self._observed.generation == current_generation()):
-            return Outcome()
+            return ApplyResult()
         there = existing_tables()
         made = {
             family: table
-            for family, table in self._tables(self._rulebook, desired).items()
+            for family, table in self._tables(self._table_cache, desired).items()
             if family in self._committed and (family.word, TABLE_NAME) not in there
         }
         script = "".join(f"{line}\n" for change in tables_difference(made, {}).values() for line in change.script)
         if not script:
-            return Outcome()
+            return ApplyResult()
         try:
             self._commits.commit("nft", "-f", "-", stdin=script)
         except HangingError:
             raise
         except ProcessError as error:
             _log.debug("looking at everything after: %s", error)
-            return Outcome()
+            return ApplyResult()
         self._committed = {**self._committed, **made}
-        served = _served(self._rulebook, dict.fromkeys(made, EVERYWHERE))
-        return Outcome(served, served, script=script, changed=True)
+        served = _served(self._table_cache, dict.fromkeys(made, EVERYWHERE))
+        return ApplyResult(served, served, script=script, changed=True)
 
-    def _reconciled(self, desired: Desired, *, thorough: bool) -> Outcome:
+    def _reconciled(self, desired: Desired, *, full: bool) -> ApplyResult:
         for _ in range(_TRIES - 1):
             try:
-                return self._reconcile(desired, self._look(desired, thorough=thorough))
+                return self._reconcile(desired, self._look(desired, full=full))
             except HangingError:
                 raise
             except ProcessError as error:
@@ -256,15 +258,15 @@ class NftablesBackend:
                 self._observed = self._wanted = None
         return self._reconcile(desired, self._strange(desired))
 
-    def _look(self, desired: Desired, *, thorough: bool) -> Observed:
+    def _look(self, desired: Desired, *, full: bool) -> Observed:
         """Give what the kernel holds; without a listing where nobody can have changed it since we knew.
 
-        What could not be read is asked for again in each thorough look.
+        What could not be read is asked for again in each full pass.
         """
         wanted = Wanted(desired.families, desired.gates, desired.label, desired.behind)
         generation = current_generation()
         known = self._observed
-        enough = known is not None and (not thorough or (known.listed and not known.faults))
+        enough = known is not None and (not full or (known.listed and not known.faults))
         if known and enough and known.generation == generation and wanted == self._wanted:
             return known
         observed = self._observer.look(generation, wanted, self._committed, everywhere=wanted != self._wanted)
@@ -274,14 +276,14 @@ class NftablesBackend:
 
     def _strange(self, desired: Desired) -> Observed:
         """Look once more, and take our tables for others of the same name, which are replaced whole."""
-        observed = self._look(desired, thorough=True)
-        families = self._tables(self._rulebook, desired).keys() | observed.tables.keys()
+        observed = self._look(desired, full=True)
+        families = self._tables(self._table_cache, desired).keys() | observed.tables.keys()
         return replace(observed, tables={family: Table(family, {}, {}) for family in families})
 
-    def _reconcile(self, desired: Desired, observed: Observed) -> Outcome:
+    def _reconcile(self, desired: Desired, observed: Observed) -> ApplyResult:
         if self._settled is not None and desired is self._settled[0] and observed is self._settled[1]:
-            return Outcome(faults=self._settled[2])
-        plan = Plan.of(self._tables(self._rulebook, desired), observed)
+            return ApplyResult(faults=self._settled[2])
+        plan = Plan.of(self._tables(self._table_cache, desired), observed)
         faults = [*observed.faults, *self._missing_libvirt(observed)]
         refused: Mapping[Gate, str] = {}
         committed = self._committed
@@ -292,38 +294,38 @@ class NftablesBackend:
         self._remember(plan, observed, refused)
         # What was done is told after the commit: where it was much, that takes time.
         gates = self._moved(plan, observed, refused, desired.label)
-        outcome = Outcome(
-            _served(self._rulebook, plan.mended),
-            _served(self._rulebook, plan.damaged(committed, observed)),
+        result = ApplyResult(
+            _served(self._table_cache, plan.mended),
+            _served(self._table_cache, plan.damaged(committed, observed)),
             stale(plan.tables, observed.tables),
             gates,
             (*faults, *refused.values()),
             plan.script,
-            changed=bool(plan.script or gates or any(state.gate not in refused for state in plan.strays)),
+            changed=bool(plan.script or gates or any(state.gate not in refused for state in plan.orphaned_gates)),
         )
-        return outcome if committed else self._beginning(outcome, plan, observed)
+        return result if committed else self._beginning(result, plan, observed)
 
-    def _beginning(self, outcome: Outcome, plan: Plan, observed: Observed) -> Outcome:
+    def _beginning(self, result: ApplyResult, plan: Plan, observed: Observed) -> ApplyResult:
         """Tell also how what an earlier run left differs."""
-        others = _served(self._rulebook, altered(plan.tables, observed.tables) if plan.script else {})
+        others = _served(self._table_cache, altered(plan.tables, observed.tables) if plan.script else {})
         labels = frozenset(chain.from_iterable(map(labels_of, observed.tables.values())))
         uplinks = frozenset(chain.from_iterable(map(uplinks_of, observed.tables.values())))
-        return replace(outcome, altered=others, labels=labels, uplinks=uplinks)
+        return replace(result, altered=others, labels=labels, uplinks=uplinks)
 
     def _moved(self, plan: Plan, observed: Observed, refused: Collection[Gate], bit: int) -> tuple[GateChange, ...]:
         """Tell which gates were opened, and which of them we had opened before and not closed ourselves."""
         opened = [state for state in plan.shut if state.gate not in refused]
         told = tuple(GateChange(state.gate, (state.gate, bit) in self._opened, state.fault) for state in opened)
-        closed = {state.gate for state in plan.strays}
+        closed = {state.gate for state in plan.orphaned_gates}
         self._opened = {(gate, other) for gate, other in self._opened if other == bit and gate not in closed}
         self._opened |= {(state.gate, bit) for state in observed.gates if state.gate not in refused}
         return told
 
-    def _tables(self, rulebook: Rulebook, desired: Desired) -> dict[Family, Table]:
-        return {} if self._gates_only else rulebook.tables(desired)
+    def _tables(self, table_cache: TableCache, desired: Desired) -> dict[Family, Table]:
+        return {} if self._gates_only else table_cache.tables(desired)
 
     def _missing_libvirt(self, observed: Observed) -> list[str]:
-        """Tell when libvirt's rules were wiped: libvirt itself does not notice. Without openings nobody looks there."""
+        """Tell when libvirt's rules were wiped, which libvirt does not notice. Without exposures, they are not read."""
         self._seen_libvirt = self._seen_libvirt or observed.libvirt
         missing = self._committed and self._seen_libvirt and not observed.libvirt
         return [_LIBVIRT_MISSING] if missing else []
@@ -334,7 +336,7 @@ class NftablesBackend:
         faults = {state.gate: self._move(state, bit) for state in plan.shut}
         if plan.script:
             self._commits.commit("nft", "-f", "-", stdin=plan.script)
-        faults |= {state.gate: self._move(state, None) for state in plan.strays}
+        faults |= {state.gate: self._move(state, None) for state in plan.orphaned_gates}
         return {gate: fault for gate, fault in faults.items() if fault}
 
     def _move(self, state: GateState, bit: int | None) -> str:
@@ -355,9 +357,9 @@ class NftablesBackend:
     def _remember(self, plan: Plan, observed: Observed, refused: Collection[Gate]) -> None:
         """Know what is there after a commit of tables alone; gates want a fresh look."""
         self._committed = plan.tables
-        if plan.shut or plan.strays:
+        if plan.shut or plan.orphaned_gates:
             self._observed = None
-            if any(state.gate in refused for state in plan.strays):
+            if any(state.gate in refused for state in plan.orphaned_gates):
                 # The next look is to find it again.
                 self._wanted = None
         elif plan.script:
@@ -377,6 +379,6 @@ def _hint(gate: Gate, error: ProcessError) -> str:
     )
 
 
-def _served(rulebook: Rulebook, found: WithPlaces) -> frozenset[Opening]:
-    """Name the openings that are in these places."""
-    return frozenset(chain.from_iterable(rulebook.openings(family, places) for family, places in found.items()))
+def _served(table_cache: TableCache, found: WithMapKeys) -> frozenset[Exposure]:
+    """Name the exposures that are in these places."""
+    return frozenset(chain.from_iterable(table_cache.exposures(family, map_keys) for family, map_keys in found.items()))

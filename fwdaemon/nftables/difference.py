@@ -14,7 +14,7 @@ from operator import is_not
 from typing import Final, TypeAlias, TypeVar
 
 from fwdaemon.core.types import Family, Gate
-from fwdaemon.nftables.branches import EVERY_ADDRESS, EVERYWHERE, NOWHERE, ONE_ADDRESS, TARGETS, Place, Places
+from fwdaemon.nftables.dispatch_chains import EVERY_ADDRESS, EVERYWHERE, NOWHERE, ONE_ADDRESS, TARGETS, MapKey, MapKeys
 from fwdaemon.nftables.gates import GateState
 from fwdaemon.nftables.model import ENDED, ENDED_PORTS, VERDICT, Chain, Elements, Table, Target, table_name
 from fwdaemon.resolve.flows import Flow
@@ -32,10 +32,10 @@ _LEADING_TO: Final = {targets: name for name, targets in TARGETS.items()}
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """The commands for one table, and the places whose openings did not work before them."""
+    """The commands for one table, and the places whose exposures did not work before them."""
 
     script: tuple[str, ...] = ()
-    mended: Places = NOWHERE
+    mended: MapKeys = NOWHERE
 
 
 def difference(family: Family, desired: Table | None, observed: Table | None) -> Difference:
@@ -52,15 +52,15 @@ def difference(family: Family, desired: Table | None, observed: Table | None) ->
     return Difference(tuple(comparison.script()), comparison.mended())
 
 
-def mended(desired: Table | None, observed: Table | None) -> Places:
-    """Name the places of `desired` whose openings do not work with `observed`."""
+def mended(desired: Table | None, observed: Table | None) -> MapKeys:
+    """Name the places of `desired` whose exposures do not work with `observed`."""
     if desired is None or desired is observed:
         return NOWHERE
     comparison = _Comparison.of(desired, observed) if observed is not None else None
     return EVERYWHERE if comparison is None else comparison.mended()
 
 
-def altered(desired: Mapping[Family, Table], observed: Mapping[Family, Table]) -> dict[Family, Places]:
+def altered(desired: Mapping[Family, Table], observed: Mapping[Family, Table]) -> dict[Family, MapKeys]:
     """Name the places of forwards where tables that led somewhere may have led in another way, by family.
 
     They were not as desired, or another place with a port of theirs was not: a connection to one address goes on by a
@@ -69,24 +69,24 @@ def altered(desired: Mapping[Family, Table], observed: Mapping[Family, Table]) -
     return {family: _altered(desired[family], table) for family, table in observed.items() if family in desired}
 
 
-def _altered(desired: Table, observed: Table) -> Places:
+def _altered(desired: Table, observed: Table) -> MapKeys:
     led = "forwards" in observed.chains and observed.chains["forwards"].rules
     comparison = _Comparison.of(desired, observed) if led and desired is not observed else None
     former = _Comparison.of(observed, desired) if comparison is not None else None
     if comparison is None or former is None:
         return NOWHERE
     beside = _at_ports_of(desired, _of_forwards(former.altered()))
-    return Places(_of_forwards(comparison.altered()).union(beside))
+    return MapKeys(_of_forwards(comparison.altered()).union(beside))
 
 
-def _of_forwards(places: Places) -> frozenset[Place]:
-    return frozenset(place for place in places.named if place[0] in _OF_FORWARDS)
+def _of_forwards(map_keys: MapKeys) -> frozenset[MapKey]:
+    return frozenset(map_key for map_key in map_keys.named if map_key[0] in _OF_FORWARDS)
 
 
-def _at_ports_of(table: Table, places: Iterable[Place]) -> Iterator[Place]:
+def _at_ports_of(table: Table, map_keys: Iterable[MapKey]) -> Iterator[MapKey]:
     """Give the places of forwards that have a port of one of these, whatever their addresses."""
     taken = defaultdict[str, bytearray](lambda: bytearray(_PORTS))
-    for _, key in places:
+    for _, key in map_keys:
         protocol, ports = _ports(key)
         taken[protocol][ports] = b"\1" * (ports.stop - ports.start)
     for name in _OF_FORWARDS if taken else ():
@@ -170,20 +170,20 @@ class _Comparison:
         for verb in ("flush", "delete") if len(self._gone_chains) > 1 else ("delete",):
             yield from (f"{verb} chain {table} {name}" for name in sorted(self._gone_chains))
 
-    def mended(self) -> Places:
+    def mended(self) -> MapKeys:
         """Name the places that were not reached, or not right: these chains differed, and these elements."""
         if "forwards" in self._chains or any(chain.hook for chain in self._chains.values()):
             return EVERYWHERE
         return self.altered()
 
-    def altered(self) -> Places:
+    def altered(self) -> MapKeys:
         """Name the places whose own chains or elements differed, whatever else did."""
-        places = {(_LEADING_TO.get(name, name), key) for name, new in self._new.items() for key in new}
+        map_keys = {(_LEADING_TO.get(name, name), key) for name, new in self._new.items() for key in new}
         # What leads to a chain that was not there is new, too.
         if known := self._chains.keys() & self._observed.chains.keys():
             sets = self._desired.sets.items()
-            places |= {(name, key) for name, content in sets for key in _leading(content.elements, known)}
-        return Places(frozenset(places))
+            map_keys |= {(name, key) for name, content in sets for key in _leading(content.elements, known)}
+        return MapKeys(frozenset(map_keys))
 
     def _differing_elements(self, those: Table, others: Table) -> dict[str, Elements]:
         """By set, the elements of one table that are not in the other, or lead elsewhere there."""
@@ -279,16 +279,16 @@ def tables_difference(desired: Mapping[Family, Table], observed: Mapping[Family,
 class Observed:
     """Our part of the kernel's rules at one generation.
 
-    `gates` are the foreign chains that exist and are to have a gate, `strays` those that hold a rule of ours without
-    reason; not `searched` if those could not be looked for. `faults` are sentences about what could not be read.
-    `libvirt` says whether libvirt's own rules were seen, `listed` is false where it follows from what we committed
-    since the last listing.
+    `gates` are the foreign chains that exist and are to have a gate, `orphaned_gates` those that hold a rule of ours
+    without reason; not `searched` if those could not be looked for. `faults` are sentences about what could not be
+    read. `libvirt` says whether libvirt's own rules were seen, `listed` is false where it follows from what we
+    committed since the last listing.
     """
 
     generation: int
     tables: dict[Family, Table]
     gates: tuple[GateState, ...]
-    strays: tuple[GateState, ...]
+    orphaned_gates: tuple[GateState, ...]
     faults: tuple[str, ...]
     libvirt: bool = False
     listed: bool = True
@@ -297,7 +297,7 @@ class Observed:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What to look for: gates of the families that have openings, with this label, in these further chains too.
+    """What to look for: gates of the families that have exposures, with this label, in these further chains too.
 
     `behind` are patterns of chains: jumps to these may stay ahead of a gate.
     """
@@ -309,23 +309,23 @@ class Wanted:
 
 
 # What one reconcile commits: the differences of our tables, and the gates that are to be opened or closed. Pure.
-WithPlaces: TypeAlias = Mapping[Family, Places]
+WithMapKeys: TypeAlias = Mapping[Family, MapKeys]
 """Places in our table of each family."""
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """One commit, which is `script` for `nft -f`, and the gates to be opened (`shut`) or closed (`strays`).
+    """One commit, which is `script` for `nft -f`, and the gates to be opened (`shut`) or closed (`orphaned_gates`).
 
     Each gate is changed by itself: it stands in a table of others, who may refuse it. `tables` are what our tables will
-    be, `mended` the places in them whose openings do not work before it.
+    be, `mended` the places in them whose exposures do not work before it.
     """
 
     tables: dict[Family, Table]
     script: str
     shut: tuple[GateState, ...]
-    strays: tuple[GateState, ...]
-    mended: WithPlaces
+    orphaned_gates: tuple[GateState, ...]
+    mended: WithMapKeys
 
     @classmethod
     def of(cls, wanted: dict[Family, Table], observed: Observed) -> "Plan":
@@ -333,23 +333,23 @@ class Plan:
         changes = tables_difference(wanted, observed.tables)
         shut = tuple(state for state in observed.gates if not state.open)
         script = "".join(f"{line}\n" for change in changes.values() for line in change.script)
-        return cls(wanted, script, shut, observed.strays, _mended(changes))
+        return cls(wanted, script, shut, observed.orphaned_gates, _mended(changes))
 
     @property
     def empty(self) -> bool:
         """Whether there is nothing to do."""
-        return not (self.script or self.shut or self.strays)
+        return not (self.script or self.shut or self.orphaned_gates)
 
-    def damaged(self, committed: Mapping[Family, Table], observed: Observed) -> WithPlaces:
+    def damaged(self, committed: Mapping[Family, Table], observed: Observed) -> WithMapKeys:
         """Name those of `mended` that differ from what was committed last."""
         return {
-            family: places & mended(committed.get(family), observed.tables.get(family))
-            for family, places in self.mended.items()
+            family: map_keys & mended(committed.get(family), observed.tables.get(family))
+            for family, map_keys in self.mended.items()
         }
 
 
 def stale(wanted: Mapping[Family, Table], observed: Mapping[Family, Table]) -> frozenset[str]:
-    """Name the places of openings nobody asks for."""
+    """Name the places of exposures nobody asks for."""
     return frozenset(
         f"{table.name} {name} {{ {key} }}"
         for family, table in observed.items()
@@ -363,5 +363,5 @@ def _keys(table: Table | None, name: str) -> AbstractSet[str]:
     return table.sets[name].elements.keys() if table and name in table.sets else set()
 
 
-def _mended(changes: Mapping[Family, Difference]) -> WithPlaces:
+def _mended(changes: Mapping[Family, Difference]) -> WithMapKeys:
     return {family: change.mended for family, change in changes.items() if change.mended}

@@ -30,11 +30,11 @@ from fwdaemon.nftables.gates import (
     GateState,
     is_iptables_gate,
     only_chain,
+    orphaned_gates,
     read_iptables,
     read_native,
     read_rules,
     spellings,
-    strays,
     wanted_gates,
 )
 from fwdaemon.nftables.model import TABLE_NAME, FoundRule, Table
@@ -295,8 +295,8 @@ class Observer:
             family: self._table(family, known.get(family)) for family in Family if (family.word, TABLE_NAME) in there
         }
         states = tuple(state for gate in gates if (state := self.gate(gate, wanted)))
-        stray = self._strays(gates, wanted) if everywhere else ()
-        found, searched = stray or (), stray is not None
+        orphaned = self._orphaned_gates(gates, wanted) if everywhere else ()
+        found, searched = orphaned or (), orphaned is not None
         return Observed(
             generation, tables, states, found, tuple(self._faults), libvirt=self._libvirt, searched=searched
         )
@@ -368,15 +368,17 @@ class Observer:
 
         return read_iptables(gate, listing, spellings(wanted.label, IPTABLES_NAMES), wanted.behind, rules_of)
 
-    def _strays(self, gates: list[Gate], wanted: Wanted) -> tuple[GateState, ...] | None:
+    def _orphaned_gates(self, gates: list[Gate], wanted: Wanted) -> tuple[GateState, ...] | None:
         try:
             found = rules_holding(COMMENT)
-        except KernelError as error:  # as where thousands of rules change all the time: openings need not wait for this
+        except (
+            KernelError
+        ) as error:  # as where thousands of rules change all the time: exposures need not wait for this
             self._faults.append(f"rules of ours in other chains than the wanted ones are not looked for: {error}")
             return None
         suspects = {Gate(rule.family, rule.table, rule.chain) for rule in found}.difference(gates)
         iptables = [self._iptables_gate(gate, wanted) for gate in sorted(suspects, key=str) if is_iptables_gate(gate)]
-        return strays(found, gates) + tuple(state for state in iptables if state and state.ours)
+        return orphaned_gates(found, gates) + tuple(state for state in iptables if state and state.ours)
 
 
 def _ends_the_look(error: ProcessError) -> bool:

@@ -21,7 +21,7 @@ from fwdaemon.core.report import LIBVIRT_TABLE
 from fwdaemon.core.text import rule_lines
 from fwdaemon.core.types import Family, Gate
 from fwdaemon.nftables import bans
-from fwdaemon.nftables.branches import labelled
+from fwdaemon.nftables.dispatch_chains import labelled
 from fwdaemon.nftables.model import FoundRule
 from fwdaemon.nftables.readback import Item, items
 
@@ -184,7 +184,7 @@ def _without(rules: Iterable[_T], is_ours: Iterable[bool]) -> list[_T]:
     return [rule for rule, own in zip(rules, is_ours, strict=True) if not own]
 
 
-def strays(found: Iterable[FoundRule], gates: Collection[Gate]) -> tuple[GateState, ...]:
+def orphaned_gates(found: Iterable[FoundRule], gates: Collection[Gate]) -> tuple[GateState, ...]:
     """Pick the native rules with our comment in chains that are to have none.
 
     We make them where `nft` has a name for the chain, and without one could not take them away.

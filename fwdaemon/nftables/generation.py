@@ -186,7 +186,7 @@ _log = logging.getLogger(__name__)
 class RulesMonitor:
     """Calls `changed` on the asyncio loop's thread with the name and pid of whoever changed rules.
 
-    When so much happened that some of it was lost, it asks for a thorough look. What is heard while a commit of ours is
+    When so much happened that some of it was lost, it asks for a full pass. What is heard while a commit of ours is
     on its way is told after that. What changed elements in sets of others alone is not told: bans come and go all the
     time, and neither our tables nor a gate depend on them.
     """
@@ -224,7 +224,7 @@ class RulesMonitor:
             self._heard += self._announcements.receive(monitor)
         except OSError as error:
             _log.debug("some changes of nftables went unheard: %s", error)
-            self._changed(Actor(ActorKind.COMMITS_LOST), thorough=True)
+            self._changed(Actor(ActorKind.COMMITS_LOST), full=True)
         self._tell()
 
     def _tell(self) -> None:
@@ -233,4 +233,4 @@ class RulesMonitor:
         heard, self._heard = self._heard, []
         for commit in heard:
             if not commit.elements_only and not self._commits.made(commit):
-                self._changed(Actor(ActorKind.PROGRAM, commit.process, commit.pid), thorough=False)
+                self._changed(Actor(ActorKind.PROGRAM, commit.process, commit.pid), full=False)

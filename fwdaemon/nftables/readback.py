@@ -11,11 +11,19 @@ from collections.abc import Iterable, Iterator, Mapping
 from ipaddress import ip_address, ip_network
 from typing import Any, TypeAlias, TypeVar
 
-from fwdaemon.core.openings import Opening
+from fwdaemon.core.exposures import Exposure
 from fwdaemon.core.state import Desired
 from fwdaemon.core.types import PROTOCOLS, Family
 from fwdaemon.errors import KernelError
-from fwdaemon.nftables.branches import EVERY_ADDRESS, LEAVING_AS, ONE_ADDRESS, ONE_TO_ONE, TARGETS, Branch, branches
+from fwdaemon.nftables.dispatch_chains import (
+    EVERY_ADDRESS,
+    LEAVING_AS,
+    ONE_ADDRESS,
+    ONE_TO_ONE,
+    TARGETS,
+    DispatchChain,
+    dispatch_chains,
+)
 from fwdaemon.nftables.model import VERDICT, Chain, Hook, Rule, Set, SetType, Table, Target
 
 # nft prints a protocol's number where /etc/protocols does not name it.
@@ -182,21 +190,21 @@ _RULE = re.compile(r'\bcounter packets (\d+) bytes \d+ .*comment "([^"]*)"$')
 _ELEMENT = re.compile(r'(?:([0-9a-f.:]+) \. )?(\w+) \. (\d+) counter packets (\d+) bytes \d+ comment "[^"]*" : ')
 
 
-def counting_rules(desired: Desired) -> Mapping[Counter, Opening]:
-    """Give what counts connections, each with its opening."""
+def counting_rules(desired: Desired) -> Mapping[Counter, Exposure]:
+    """Give what counts connections, each with its exposure."""
     return {
-        (family.word, *counter): opening
+        (family.word, *counter): exposure
         for family in Family
-        for branch in branches(family, desired)
-        if branch.map in _TRANSLATING and branch.openings
-        for counter, opening in zip(_counters(branch), branch.openings, strict=True)
+        for dispatch_chain in dispatch_chains(family, desired)
+        if dispatch_chain.map in _TRANSLATING and dispatch_chain.exposures
+        for counter, exposure in zip(_counters(dispatch_chain), dispatch_chain.exposures, strict=True)
     }
 
 
-def _counters(branch: Branch) -> Iterator[tuple[str, str]]:
-    if branch.target is not None:
-        yield TARGETS[branch.map], branch.key
-    yield from ((branch.chain, rule.comment) for rule in branch.rules)
+def _counters(dispatch_chain: DispatchChain) -> Iterator[tuple[str, str]]:
+    if dispatch_chain.target is not None:
+        yield TARGETS[dispatch_chain.map], dispatch_chain.key
+    yield from ((dispatch_chain.chain, rule.comment) for rule in dispatch_chain.rules)
 
 
 def read_packets(family: Family, listing: str) -> Iterator[tuple[Counter, int]]:

@@ -1,24 +1,24 @@
 """From the desired state to the tables that do it.
 
 The frame of a table, which is its hooks, maps and sets, is the same whatever is open; only the rule that leads to
-masquerading forwards comes and goes. What is open are branches (`fwdaemon.nftables.branches`). Here tables are made
-whole; `fwdaemon.nftables.rulebook` brings those of one state up to date for the next.
+masquerading forwards comes and goes. What is open are dispatch chains (`fwdaemon.nftables.dispatch_chains`). Here
+tables are made whole; `fwdaemon.nftables.table_cache` brings those of one state up to date for the next.
 
 Every packet of a new connection walks five lookups, from the most specific claim to the least: its address and port in
 a hash, its address and port in ranges, then the same two for every local address, then its address alone. What it finds
-is the chain of one *slot* (`fwdaemon.resolve.segments`), which holds a rule for each forward that may take the packet,
-or that of a 1:1 NAT. A packet no rule takes goes on as if we were not there.
+is the chain of one *port segment* (`fwdaemon.resolve.segments`), which holds a rule for each forward that may take the
+packet, or that of a 1:1 NAT. A packet no rule takes goes on as if we were not there.
 """
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 
-from fwdaemon.core.openings import Opening
+from fwdaemon.core.exposures import Exposure
 from fwdaemon.core.state import LABELS, REFUSED_FOR_S, Desired
 from fwdaemon.core.text import is_interface_name
 from fwdaemon.core.types import Family, Protocol, collapse
-from fwdaemon.nftables.branches import (
+from fwdaemon.nftables.dispatch_chains import (
     CLOSED,
     ENTERING,
     EVERY_ADDRESS,
@@ -36,9 +36,9 @@ from fwdaemon.nftables.branches import (
     STRANGERS,
     TARGETS,
     UPLINKS,
-    Branch,
-    Place,
-    branches,
+    DispatchChain,
+    MapKey,
+    dispatch_chains,
     labelled,
     labelling,
 )
@@ -74,12 +74,16 @@ _NOT_ANYWHERE = {Family.IPV4: "127.0.0.0/8, 169.254.0.0/16", Family.IPV6: "::1, 
 
 def tables(desired: Desired) -> dict[Family, Table]:
     """Make the table of each family that needs one."""
-    return {family: _table(family, branches(family, desired), desired) for family in sorted(desired.families)}
+    return {family: _table(family, dispatch_chains(family, desired), desired) for family in sorted(desired.families)}
 
 
-def places_of(desired: Desired) -> dict[tuple[Family, Place], tuple[Opening, ...]]:
-    """Tell which openings each place serves, for the audit."""
-    return {(family, branch.place): branch.openings for family in Family for branch in branches(family, desired)}
+def map_keys_of(desired: Desired) -> dict[tuple[Family, MapKey], tuple[Exposure, ...]]:
+    """Tell which exposures each place serves, for the audit."""
+    return {
+        (family, dispatch_chain.map_key): dispatch_chain.exposures
+        for family in Family
+        for dispatch_chain in dispatch_chains(family, desired)
+    }
 
 
 def frame(family: Family, desired: Desired) -> Table:
@@ -106,7 +110,7 @@ def frame(family: Family, desired: Desired) -> Table:
 def with_elements(
     bare: Table, chains: Mapping[str, Chain], elements: Mapping[str, Elements], step: Step | None = None
 ) -> Table:
-    """Add branches to a frame: their chains, and by map the elements that lead to them."""
+    """Add dispatch chains to a frame: their chains, and by map the elements that lead to them."""
     maps = {name: Set(bare.sets[name].type, found) for name, found in elements.items()}
     return Table(bare.family, {**bare.chains, **chains}, {**bare.sets, **maps}, step=step)
 
@@ -123,13 +127,13 @@ def uplinks_of(table: Table) -> frozenset[str]:
     return frozenset(key.strip('"') for key in table.sets[UPLINKS].elements) if UPLINKS in table.sets else frozenset()
 
 
-def _table(family: Family, found: Iterable[Branch], desired: Desired) -> Table:
+def _table(family: Family, found: Iterable[DispatchChain], desired: Desired) -> Table:
     chains, elements = {}, defaultdict[str, dict[str, str | Target | None]](dict)
-    for branch in found:
-        for name, content in branch.elements:
-            elements[name][branch.key] = content
-        if branch.target is None:
-            chains[branch.chain] = Chain(branch.rules)
+    for dispatch_chain in found:
+        for name, content in dispatch_chain.elements:
+            elements[name][dispatch_chain.key] = content
+        if dispatch_chain.target is None:
+            chains[dispatch_chain.chain] = Chain(dispatch_chain.rules)
     return with_elements(frame(family, desired), chains, elements)
 
 
@@ -230,7 +234,7 @@ def _refusal(family: Family) -> tuple[Rule, ...]:
 
     Once it is forgotten, the guest's next packet looks like the first of a connection to its client; masqueraded to the
     address and port that the client knows, it would go on as if nothing had happened. Where the guest sends it counts:
-    an opening may lead that to the client by now. nft knows how long a port is there only next to its protocol.
+    an exposure may lead that to the client by now. nft knows how long a port is there only next to its protocol.
     """
     ip = family.word
     port = f"{ip} saddr . meta l4proto . th sport"
@@ -272,7 +276,7 @@ def _astray(came_in: str, chain: str) -> Rule:
 
 
 def _strangers(family: Family, desired: Desired) -> Iterator[Rule]:
-    """Let through what an opening is for, frames of one bridge, which netfilter shows as routed, and what libvirt does.
+    """Let through what exposures are for, frames of one bridge, which netfilter shows as routed, and libvirt's own.
 
     It has rules of its own, but puts them back only when it starts again.
     """

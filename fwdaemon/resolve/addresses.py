@@ -246,12 +246,14 @@ class AddressBook:
         return self._silence(interface, Family.of(claim.address))
 
     def _contested(self, domain: Domain, claim: LearnedAddress) -> Hindrance | None:
-        rival = next((item for item in self._two_strongest(claim.address) if item.domain != domain.uuid), None)
-        if rival is None or rival.source > claim.source:
+        conflicting = next((item for item in self._two_strongest(claim.address) if item.domain != domain.uuid), None)
+        if conflicting is None or conflicting.source > claim.source:
             return None
-        if rival.source < claim.source:
-            return Hindrance(HindranceKind.ADDRESS_OF_ANOTHER, claim.address, rival.source, names=(rival.name,))
-        names = tuple(sorted((domain.name, rival.name)))
+        if conflicting.source < claim.source:
+            return Hindrance(
+                HindranceKind.ADDRESS_OF_ANOTHER, claim.address, conflicting.source, names=(conflicting.name,)
+            )
+        names = tuple(sorted((domain.name, conflicting.name)))
         return Hindrance(HindranceKind.ADDRESS_CONTESTED, claim.address, claim.source, names=names)
 
     def _absent_network(self, interface: GuestInterface) -> Hindrance | None:

@@ -1,8 +1,8 @@
-"""Which open connections a change of the openings invalidates. Pure; `fwdaemon.kernel.conntrack` reads and ends them.
+"""Which open connections a change of the exposures invalidates. Pure; `fwdaemon.kernel.conntrack` reads and ends them.
 
-NAT decides on a connection's first packet, and the kernel remembers. A connection of an opening that went, or leads
+NAT decides on a connection's first packet, and the kernel remembers. A connection of an exposure that went, or leads
 elsewhere now, would go on with the old answer, so it is ended. So is a flow without an end of its own (UDP, pings) that
-was open to the host itself before an opening took its port: its client would never reach the guest.
+was open to the host itself before an exposure took its port: its client would never reach the guest.
 """
 
 from collections import defaultdict
@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from ipaddress import ip_address
 from operator import attrgetter
 
-from fwdaemon.core.openings import Claim, Forward, Nat, Opening, Route
+from fwdaemon.core.exposures import Claim, Exposure, Forward, Nat, Route
 from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Address, Family, Protocol, Subnet
 
@@ -47,33 +47,33 @@ class Flow:
 
 
 class Carriers:
-    """Finds the live opening that carries a flow, in a time that does not grow with the number of openings."""
+    """Finds the live exposure that carries a flow, in a time that does not grow with the number of exposures."""
 
-    def __init__(self, live: Iterable[Opening]) -> None:
+    def __init__(self, live: Iterable[Exposure]) -> None:
         self._exact: defaultdict[tuple[Protocol, Address, int], list[Forward]] = defaultdict(list)
         self._ranges: defaultdict[tuple[Protocol, Address], list[Forward]] = defaultdict(list)
         self._nats: dict[tuple[Address, Address], Nat] = {}
         self._prefixes: defaultdict[tuple[Family, int], dict[int, Route]] = defaultdict(dict)
-        for opening in live:
-            self._add(opening)
+        for exposure in live:
+            self._add(exposure)
 
-    def _add(self, opening: Opening) -> None:
-        match opening:
+    def _add(self, exposure: Exposure) -> None:
+        match exposure:
             case Nat():
-                self._nats[opening.target, opening.public] = opening
+                self._nats[exposure.target, exposure.public] = exposure
             case Route(subnet=subnet):
                 shift = subnet.max_prefixlen - subnet.prefixlen
-                self._prefixes[opening.family, shift][int(subnet.network_address) >> shift] = opening
-            case Forward() if opening.ports.width == 1:
-                self._exact[opening.protocol, opening.target, opening.target_ports.first].append(opening)
+                self._prefixes[exposure.family, shift][int(subnet.network_address) >> shift] = exposure
+            case Forward() if exposure.ports.width == 1:
+                self._exact[exposure.protocol, exposure.target, exposure.target_ports.first].append(exposure)
             case Forward():
-                self._ranges[opening.protocol, opening.target].append(opening)
+                self._ranges[exposure.protocol, exposure.target].append(exposure)
 
-    def carrier(self, flow: Flow) -> Opening | None:
-        """Give the live opening that sends the flow's packets where they go, or lets its guest send them."""
+    def carrier(self, flow: Flow) -> Exposure | None:
+        """Give the live exposure that sends the flow's packets where they go, or lets its guest send them."""
         return next(self.carriers(flow), None)
 
-    def carriers(self, flow: Flow) -> Iterator[Opening]:
+    def carriers(self, flow: Flow) -> Iterator[Exposure]:
         """Give all that may be it: which one a packet takes depends on the interface that it comes in by."""
         if not flow.translated:
             found = self._leads_out(flow) or self._routed(flow.destination)
@@ -94,7 +94,7 @@ class Carriers:
     def _is_to_public(self, flow: Flow) -> Nat | None:
         return self._nats.get((flow.server, flow.destination)) if flow.destination_port == flow.server_port else None
 
-    def _leads_out(self, flow: Flow) -> Opening | None:
+    def _leads_out(self, flow: Flow) -> Exposure | None:
         """A guest opened it, under its public address or from a routed one."""
         return self._nats.get((flow.source, flow.client)) or self._routed(flow.source)
 
@@ -108,18 +108,18 @@ class Carriers:
 
 
 class Judge:
-    """Tells which flows with our label belong to no opening that is live; `local` are the host's addresses.
+    """Tells which flows with our label belong to no exposure that is live; `local` are the host's addresses.
 
-    `removed` has just gone. A flow does not say by which interface it came in. So what may have gone through an opening
-    that went is outdated where all that carry it now are bound to other interfaces, although it could be theirs. Nor
-    does it say by which it left: with `fewer_uplinks`, all that guests opened to the outside are outdated.
+    `removed` has just gone. A flow does not say by which interface it came in. So what may have gone through an
+    exposure that went is outdated where all that carry it now are bound to other interfaces, although it could be
+    theirs. Nor does it say by which it left: with `fewer_uplinks`, all that guests opened to the outside are outdated.
     """
 
     def __init__(
         self,
-        live: Collection[Opening],
+        live: Collection[Exposure],
         local: Collection[Address],
-        removed: Collection[Opening] = (),
+        removed: Collection[Exposure] = (),
         *,
         fewer_uplinks: bool = False,
     ) -> None:
@@ -188,7 +188,7 @@ def _homes_of(address: Address, homes: Iterable[Subnet]) -> set[Subnet]:
     return {home for home in homes if home.version == address.version and address in home}
 
 
-def _shows_client(carrier: Opening, flow: Flow, local: Collection[Address]) -> bool:
+def _shows_client(carrier: Exposure, flow: Flow, local: Collection[Address]) -> bool:
     """Whether a guest is to see an address of the host, and sees the client's: the flow began before that was asked.
 
     A client that goes on sending would keep such a flow without an answer for ever.
@@ -197,7 +197,7 @@ def _shows_client(carrier: Opening, flow: Flow, local: Collection[Address]) -> b
 
 
 def is_claimed(flow: Flow, added: Iterable[Claim], local: Collection[Address]) -> bool:
-    """Whether a flow ends at the host itself, where an added opening takes it; `local` are the host's addresses."""
+    """Whether a flow ends at the host itself, where an added exposure takes it; `local` are the host's addresses."""
     return not flow.translated and any(_takes(claim, flow, local) for claim in added)
 
 

@@ -78,7 +78,7 @@ class GuestFinder:
 
     def follow(self, inventory: Inventory) -> Collection[str]:
         """Go on to another inventory; tell, by what entries call them, about which domains answers may be others."""
-        if _ground(inventory) != self._ground:
+        if _shared_context(inventory) != self._shared_context:
             self._stand_on(inventory)
             return self._entries.keys()
         before, now = self._by_uuid, {domain.uuid: domain for domain in inventory.domains}
@@ -170,7 +170,7 @@ class GuestFinder:
 
     def _stand_on(self, inventory: Inventory) -> None:
         """Begin anew with an inventory."""
-        self._ground = _ground(inventory)
+        self._shared_context = _shared_context(inventory)
         self._index(inventory.domains)
         self._subnets = SubnetIndex(inventory)
         # Whose an address is depends on what the configuration says of all guests, so that is gathered first.
@@ -256,7 +256,7 @@ def as_uuid(spelling: str) -> UUID | None:
         return None
 
 
-def _ground(inventory: Inventory) -> tuple[object, ...]:
+def _shared_context(inventory: Inventory) -> tuple[object, ...]:
     """Give what answers about all guests rest on: networks, and the addresses of the host that a guest could claim."""
     addresses = [host for host in inventory.host_addresses if not host.address.is_link_local]
     return inventory.networks, inventory.namesakes, inventory.routed, addresses

@@ -6,8 +6,8 @@ from collections.abc import Set as AbstractSet
 from itertools import islice
 from typing import Final
 
-from fwdaemon.core.inventory import AddressSource, Domain, GuestInterface, Inventory, Neighbour, Usurped
-from fwdaemon.core.openings import Route
+from fwdaemon.core.exposures import Route
+from fwdaemon.core.inventory import AddressSource, Domain, GuestInterface, HijackedAddress, Inventory, Neighbour
 from fwdaemon.core.probing import Silent
 from fwdaemon.core.state import Proxied
 from fwdaemon.core.types import Address, Family
@@ -52,17 +52,17 @@ def in_doubt(before: Iterable[Neighbour], now: Sequence[Neighbour], macs: Abstra
 
 
 def changed_hands(before: Iterable[Neighbour], now: Iterable[Neighbour]) -> bool:
-    """Tell whether an address that was seen is seen elsewhere now, so that it could be usurped."""
+    """Tell whether an address that was seen is seen elsewhere now, so that it could be hijacked."""
     holders = {(neighbour.device, neighbour.address): neighbour.mac for neighbour in now}
     return any(holders.get((old.device, old.address), old.mac) != old.mac for old in before)
 
 
-def usurped(
+def hijacked_addresses(
     inventory: Inventory,
     before: Iterable[Neighbour],
     now: Iterable[Neighbour],
     configured: Iterable[ConfiguredAddress] = (),
-) -> tuple[Usurped, ...]:
+) -> tuple[HijackedAddress, ...]:
     """Give the addresses that were seen at the guest they were given to, and are now seen elsewhere.
 
     `configured` are those that the configuration gives.
@@ -75,7 +75,7 @@ def usurped(
         rightful, taker = Neighbour(neighbour.device, mac, neighbour.address), guests.get(neighbour.mac)
         # A guest with two interfaces on one bridge answers on both, as Linux does, and takes nothing from itself.
         if rightful != neighbour and rightful in known and taker is not guests[mac]:
-            found.append(Usurped(rightful, guests[mac].name, taker.name if taker is not None else None))
+            found.append(HijackedAddress(rightful, guests[mac].name, taker.name if taker is not None else None))
     return tuple(found)
 
 

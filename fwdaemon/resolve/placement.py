@@ -14,8 +14,8 @@ from operator import attrgetter
 from typing import TypeVar
 
 from fwdaemon.config.model import Config, ForwardEntry, GuestEntry, NatEntry, PortMapping, RouteEntry
+from fwdaemon.core.exposures import Forward, Nat, Owner, Route
 from fwdaemon.core.inventory import Domain, Hindrance, HindranceKind, Inventory, Network
-from fwdaemon.core.openings import Forward, Nat, Owner, Route
 from fwdaemon.core.probing import Silent
 from fwdaemon.core.state import Desired, Namesake, Unchosen, Waiting
 from fwdaemon.core.text import is_interface_name
@@ -72,7 +72,7 @@ class _Placed:
 class Placement:
     """One configuration, placed on one inventory after another.
 
-    What came of an entry is kept while nothing changed that it follows from; so most openings of a state are the very
+    What came of an entry is kept while nothing changed that it follows from; so most exposures of a state are the very
     objects of the state before it.
     """
 
@@ -193,7 +193,7 @@ class Placement:
         waiting: tuple[Waiting, ...] = (),
         silent: frozenset[Silent] = frozenset(),
     ) -> _Placed:
-        """Add to the openings of an entry what follows from its guests, one for each family."""
+        """Add to the exposures of an entry what follows from its guests, one for each family."""
         ports = {Family.of(guest.address): guest.bridge_port for guest in guests}
         bridges = {Family.of(guest.address): guest.bridge for guest in guests}
         return _Placed(

@@ -8,7 +8,7 @@ from itertools import pairwise
 from operator import attrgetter
 from typing import TypeAlias
 
-from fwdaemon.core.openings import Forward, Nat, Route
+from fwdaemon.core.exposures import Forward, Nat, Route
 from fwdaemon.core.state import Desired
 from fwdaemon.core.text import is_interface_name
 from fwdaemon.core.types import Address, Family, PortRange, Protocol, Subnet
@@ -100,12 +100,12 @@ def _most_specific_first(forward: Forward) -> tuple[object, ...]:
     return *listen, *where, list(map(str, forward.sources)), forward.domain
 
 
-# Slots: the disjoint pieces of ports that forwards claim.
+# Port segments: the disjoint pieces of ports that forwards claim.
 #
 # Two forwards may claim the same port where their interfaces or sources differ, and their ranges may overlap only in
 # part. Lookup structures want keys that do not overlap, so the claims on one address and protocol are cut into pieces
-# at every edge, and each piece knows all forwards that may take its packets. Without overlaps, a slot is just one
-# forward.
+# at every edge, and each piece knows all forwards that may take its packets. Without overlaps, a port segment is just
+# one forward.
 _first_and_last = attrgetter("ports.first", "ports.last")
 
 Place: TypeAlias = tuple[Address | None, Protocol]
@@ -113,7 +113,7 @@ Place: TypeAlias = tuple[Address | None, Protocol]
 
 
 @dataclass(frozen=True, slots=True)
-class Slot:
+class PortSegment:
     """A piece of ports on one address (`None`: every local one) and the forwards that claim it."""
 
     listen: Address | None
@@ -126,31 +126,31 @@ Run: TypeAlias = tuple[Forward, ...]
 """Claims on one place that hang together: each overlaps another of them, and none that is not among them."""
 
 
-def slots(forwards: Iterable[Forward]) -> tuple[Slot, ...]:
-    """Cut the forwards of one family into slots; none of them share a packet's address, protocol and port."""
+def segments(forwards: Iterable[Forward]) -> tuple[PortSegment, ...]:
+    """Cut the forwards of one family into port segments; none of them share a packet's address, protocol and port."""
     places = sorted(_by_place(forwards).items(), key=lambda claim: tuple(map(str, claim[0])))
-    return tuple(slot for place, claimed in places for run in _runs(claimed) for slot in _cut(place, run))
+    return tuple(segment for place, claimed in places for run in _runs(claimed) for segment in _cut(place, run))
 
 
-class SlotIndex:
-    """The slots of one family, kept while forwards come and go: only runs that are touched are cut anew."""
+class SegmentIndex:
+    """The port segments of one family, kept while forwards come and go: only runs that are touched are cut anew."""
 
     def __init__(self) -> None:
         self._runs: defaultdict[Place, list[Run]] = defaultdict(list)
 
-    def change(self, gone: Iterable[Forward], come: Iterable[Forward]) -> tuple[list[Slot], list[Slot]]:
-        """Give the slots that there are no more, and the new ones."""
+    def change(self, gone: Iterable[Forward], come: Iterable[Forward]) -> tuple[list[PortSegment], list[PortSegment]]:
+        """Give the port segments that there are no more, and the new ones."""
         leaving, coming = _by_place(gone), _by_place(come)
-        before: list[Slot] = []
-        after: list[Slot] = []
+        before: list[PortSegment] = []
+        after: list[PortSegment] = []
         for place in leaving.keys() | coming.keys():
             left, came = leaving.get(place, []), coming.get(place, [])
             touched = _touched(self._runs[place], [*left, *came])
             staying = {forward for run in touched for forward in run}.difference(left)
             fresh = list(_runs([*staying, *came]))
             _replace(self._runs[place], touched, fresh)
-            before += (slot for run in touched for slot in _cut(place, run))
-            after += (slot for run in fresh for slot in _cut(place, run))
+            before += (segment for run in touched for segment in _cut(place, run))
+            after += (segment for run in fresh for segment in _cut(place, run))
         return before, after
 
 
@@ -207,12 +207,12 @@ def _runs(claimed: Iterable[Forward]) -> Iterator[Run]:
         yield tuple(run)
 
 
-def _cut(place: Place, run: Run) -> Iterator[Slot]:
+def _cut(place: Place, run: Run) -> Iterator[PortSegment]:
     """Cut a run at all edges of its claims."""
     if len(run) == 1:
-        yield Slot(*place, run[0].ports, run)
+        yield PortSegment(*place, run[0].ports, run)
         return
     edges = sorted({forward.ports.first for forward in run} | {forward.ports.last + 1 for forward in run})
     for first, after in pairwise(edges):
         piece = PortRange(first, after - 1)
-        yield Slot(*place, piece, tuple(forward for forward in run if forward.ports.overlaps(piece)))
+        yield PortSegment(*place, piece, tuple(forward for forward in run if forward.ports.overlaps(piece)))

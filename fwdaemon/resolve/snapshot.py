@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TypeAlias
 from uuid import UUID
 
+from fwdaemon.core.exposures import Exposure
 from fwdaemon.core.inventory import (
     AddressSource,
     Domain,
@@ -24,16 +25,15 @@ from fwdaemon.core.inventory import (
     Network,
     ObservedDomain,
 )
-from fwdaemon.core.openings import Opening
 from fwdaemon.core.probing import interface_identifier
 from fwdaemon.core.report import Reason
 from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Address, Family
 from fwdaemon.resolve.addresses import SubnetIndex
 
-# A short grace for openings whose domain has just stopped and may be rebooting.
+# A short grace for exposures whose domain has just stopped and may be rebooting.
 #
-# A reboot can reach us as a stop followed by a start. Taking the openings away in between would end their connections
+# A reboot can reach us as a stop followed by a start. Taking the exposures away in between would end their connections
 # for nothing, so the removal waits for a moment, unless somebody else has the address by then. A domain that was
 # destroyed, whose emulator died, that libvirt knows no more or that another host has is not rebooting, and gets none:
 # another host may take its public address at once. Pure; the time is given.
@@ -42,7 +42,7 @@ GRACE = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """When an opening's domain was found stopped, by the clock that was given, and all that was heard since."""
+    """When an exposure's domain was found stopped, by the clock that was given, and all that was heard since."""
 
     at: float
     reasons: tuple[Reason, ...]
@@ -53,41 +53,41 @@ class Stop:
 
 
 class Grace:
-    """Remembers the stops of the last moments; an opening is held for `seconds`, counted from its own."""
+    """Remembers the stops of the last moments; an exposure is held for `seconds`, counted from its own."""
 
     def __init__(self, seconds: float = GRACE) -> None:
         self._seconds = seconds
-        self._stops: dict[Opening, Stop] = {}
+        self._stops: dict[Exposure, Stop] = {}
 
-    def extend(self, desired: Desired, live: AbstractSet[Opening], taken: Collection[Address], stop: Stop) -> Desired:
-        """Add to `desired` the live openings that are not to go yet.
+    def extend(self, desired: Desired, live: AbstractSet[Exposure], taken: Collection[Address], stop: Stop) -> Desired:
+        """Add to `desired` the live exposures that are not to go yet.
 
         `taken` are the addresses of running guests; `stop` is now, and what was heard.
         """
-        gone = [opening for opening in live - desired.openings if opening.owner in desired.returning]
+        gone = [exposure for exposure in live - desired.exposures if exposure.owner in desired.returning]
         known = self._stops
-        self._stops = {opening: known[opening].then(stop) if opening in known else stop for opening in gone}
+        self._stops = {exposure: known[exposure].then(stop) if exposure in known else stop for exposure in gone}
         held = [
-            opening
-            for opening, stopped_at in self._stops.items()
-            if stop.at < stopped_at.at + self._seconds and not _is_taken(opening, taken)
+            exposure
+            for exposure, stopped_at in self._stops.items()
+            if stop.at < stopped_at.at + self._seconds and not _is_taken(exposure, taken)
         ]
         return desired.having(held) if held else desired
 
-    def reasons(self, opening: Opening, otherwise: tuple[Reason, ...]) -> tuple[Reason, ...]:
-        """Give what was heard since the opening's domain stopped."""
-        stop = self._stops.get(opening)
+    def reasons(self, exposure: Exposure, otherwise: tuple[Reason, ...]) -> tuple[Reason, ...]:
+        """Give what was heard since the exposure's domain stopped."""
+        stop = self._stops.get(exposure)
         return stop.reasons if stop else otherwise
 
     @property
     def ends(self) -> float | None:
-        """When the next held opening goes, by the clock that was given; `None` when none is held."""
+        """When the next held exposure goes, by the clock that was given; `None` when none is held."""
         return min((stop.at + self._seconds for stop in self._stops.values()), default=None)
 
 
-def _is_taken(opening: Opening, taken: Collection[Address]) -> bool:
-    """Whether holding an opening would lead to somebody else; a route leads to a bridge, which has gone by then."""
-    return opening.guest is None or opening.guest in taken
+def _is_taken(exposure: Exposure, taken: Collection[Address]) -> bool:
+    """Whether holding an exposure would lead to somebody else; a route leads to a bridge, which has gone by then."""
+    return exposure.guest is None or exposure.guest in taken
 
 
 AgentAnswers: TypeAlias = Mapping[UUID, tuple[MacClaim, ...]]

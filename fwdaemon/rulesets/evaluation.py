@@ -26,7 +26,7 @@ from fwdaemon.rulesets.packet import (
     Statement,
     Surroundings,
     Translate,
-    Truth,
+    Tristate,
     Verdict,
 )
 
@@ -156,33 +156,33 @@ class _Walker:
 
     def _apply(self, rule: Rule, packet: Packet, cases: _Cases, depth: int) -> set[Packet]:
         """Apply one rule: gives what goes on to the next one."""
-        current, truth = packet, Truth.YES
+        current, tristate = packet, Tristate.YES
         for statement in rule.statements:
             match statement:
                 case Match(test):
                     holds = test(current, self._surroundings)
-                    if holds is Truth.NO:
+                    if holds is Tristate.NO:
                         # What an earlier statement changed stays changed.
                         break
-                    truth = min(truth, holds)
+                    tristate = min(tristate, holds)
                 case Change(change):
                     current = _marked(current, change(current), rule.place)
                 case Choice(choose):
                     return self._choose(choose(current, self._surroundings), rule, current, cases, depth) | _if_unsure(
-                        truth, packet
+                        tristate, packet
                     )
                 case _:
-                    return self._end(statement, rule, current, cases, depth) | _if_unsure(truth, packet)
-        return {current} | _if_unsure(truth, packet)
+                    return self._end(statement, rule, current, cases, depth) | _if_unsure(tristate, packet)
+        return {current} | _if_unsure(tristate, packet)
 
     def _choose(
-        self, choices: Iterable[tuple[Truth, Statement]], rule: Rule, packet: Packet, cases: _Cases, depth: int
+        self, choices: Iterable[tuple[Tristate, Statement]], rule: Rule, packet: Packet, cases: _Cases, depth: int
     ) -> set[Packet]:
         staying: set[Packet] = set()
-        for truth, statement in choices:
-            if truth is not Truth.NO:
+        for tristate, statement in choices:
+            if tristate is not Tristate.NO:
                 staying |= self._end(statement, rule, packet, cases, depth)
-            if truth is Truth.YES:
+            if tristate is Tristate.YES:
                 return staying
         return staying | {packet}
 
@@ -207,8 +207,8 @@ class _Walker:
         return set()
 
 
-def _if_unsure(truth: Truth, packet: Packet) -> set[Packet]:
-    return {packet} if truth is Truth.UNKNOWN else set()
+def _if_unsure(tristate: Tristate, packet: Packet) -> set[Packet]:
+    return {packet} if tristate is Tristate.UNKNOWN else set()
 
 
 def _few(packets: set[Packet]) -> set[Packet]:

@@ -14,7 +14,7 @@ from fwdaemon.rulesets.packet import Place, System
 from fwdaemon.rulesets.region import network_of
 from fwdaemon.rulesets.xt_tables import RuleLine
 
-# What a rule, or an opening, asks of a packet: for each field the values it may have. Pure.
+# What a rule, or an exposure, asks of a packet: for each field the values it may have. Pure.
 #
 # A field that is not named may be anything. A test that is not understood counts as passed, so a scope may be too wide,
 # but never too narrow.

@@ -27,11 +27,11 @@ from fwdaemon.rulesets.packet import (
     Surroundings,
     System,
     Translate,
-    Truth,
+    Tristate,
     Verdict,
 )
 
-_UNKNOWN: Final = Match(lambda _packet, _surroundings: Truth.UNKNOWN)
+_UNKNOWN: Final = Match(lambda _packet, _surroundings: Tristate.UNKNOWN)
 _NOWHERE: Final = Surroundings({})
 
 # Whatever is neither here nor read below may match or not, and what it does cannot be told.
@@ -81,7 +81,7 @@ def _read(expression: Json, sets: Sets) -> Iterator[Statement]:
 
 
 def _match(body: Json, sets: Sets) -> Iterator[Statement]:
-    def test(packet: Packet, surroundings: Surroundings) -> Truth:
+    def test(packet: Packet, surroundings: Surroundings) -> Tristate:
         return passes(body, sets, packet, surroundings)
 
     yield Match(test)
@@ -90,12 +90,12 @@ def _match(body: Json, sets: Sets) -> Iterator[Statement]:
 def _verdict_map(body: Json, sets: Sets) -> Iterator[Statement]:
     key, elements = body["key"], pairs_of(body["data"], sets)
 
-    def choose(packet: Packet, surroundings: Surroundings) -> Iterator[tuple[Truth, Statement]]:
+    def choose(packet: Packet, surroundings: Surroundings) -> Iterator[tuple[Tristate, Statement]]:
         value = value_of(key, packet, surroundings)
         for element, verdict in elements:
-            truth = contains(element, value, sets, surroundings)
-            if truth is not Truth.NO:
-                yield truth, next(iter(statements_of([verdict], sets)), Change(_unchanged))
+            tristate = contains(element, value, sets, surroundings)
+            if tristate is not Tristate.NO:
+                yield tristate, next(iter(statements_of([verdict], sets)), Change(_unchanged))
 
     yield Choice(choose)
 
@@ -165,9 +165,9 @@ def _looked_up(value: Json, packet: Packet, sets: Sets) -> Json:
         return value
     key = value_of(value["map"]["key"], packet, _NOWHERE)
     for element, result in pairs_of(value["map"]["data"], sets):
-        truth = contains(element, key, sets, _NOWHERE)
-        if truth is not Truth.NO:
-            return result if truth is Truth.YES else None
+        tristate = contains(element, key, sets, _NOWHERE)
+        if tristate is not Tristate.NO:
+            return result if tristate is Tristate.YES else None
     return None
 
 

@@ -13,12 +13,12 @@ from fwdaemon.rulesets.packet import (
     Packet,
     State,
     Surroundings,
-    Truth,
+    Tristate,
     all_of,
     among_client_ports,
     any_of,
     negated,
-    told,
+    tristate_of,
 )
 
 Json: TypeAlias = Any
@@ -225,14 +225,14 @@ _ORDERINGS: Mapping[str, Callable[[int, int], bool]] = {
 }
 
 
-def passes(match: Mapping[str, Json], sets: Sets, packet: Packet, surroundings: Surroundings) -> Truth:
+def passes(match: Mapping[str, Json], sets: Sets, packet: Packet, surroundings: Surroundings) -> Tristate:
     """Evaluate `{"match": …}`; what the packet does not have fails, whatever it is compared with."""
     left = value_of(match["left"], packet, surroundings)
     right, op = match["right"], match["op"]
     if isinstance(right, bool):
         return _exists(left, op, wanted=right)
     if left is Special.ABSENT:
-        return Truth.NO
+        return Tristate.NO
     if op in _ORDERINGS:
         return _ordered(op, left, right)
     if isinstance(left, Labels):
@@ -243,16 +243,16 @@ def passes(match: Mapping[str, Json], sets: Sets, packet: Packet, surroundings: 
     return negated(found) if op in ("!=", "!") else found
 
 
-def contains(element: Json, value: Value, sets: Sets, surroundings: Surroundings) -> Truth:
+def contains(element: Json, value: Value, sets: Sets, surroundings: Surroundings) -> Tristate:
     """Tell whether an element, an anonymous set or a named one holds a value."""
     if value is Special.ABSENT:
-        return Truth.NO
+        return Tristate.NO
     if _is_set(element):
         items = element["set"] if isinstance(element, dict) else sets.get(element[1:], ())
         return any_of(contains(item, value, sets, surroundings) for item in items)
     match element:
         case "*":
-            return Truth.YES
+            return Tristate.YES
         case {"elem": {"val": inner}}:
             return contains(inner, value, sets, surroundings)
         case {"concat": [*parts]} if isinstance(value, tuple) and len(parts) == len(value):
@@ -264,21 +264,21 @@ def _is_set(element: Json) -> bool:
     return "set" in element if isinstance(element, dict) else str(element).startswith("@")
 
 
-def _exists(left: Value, op: str, *, wanted: bool) -> Truth:
+def _exists(left: Value, op: str, *, wanted: bool) -> Tristate:
     """Evaluate a comparison with `exists` or `missing`, which JSON shows as a truth value."""
     if left is Special.UNKNOWN:
-        return Truth.UNKNOWN
-    return told((left is not Special.ABSENT) == (wanted == (op != "!=")))
+        return Tristate.UNKNOWN
+    return tristate_of((left is not Special.ABSENT) == (wanted == (op != "!=")))
 
 
-def _ordered(op: str, left: Value, right: Json) -> Truth:
+def _ordered(op: str, left: Value, right: Json) -> Tristate:
     if not isinstance(right, int):
-        return Truth.UNKNOWN
+        return Tristate.UNKNOWN
     if isinstance(left, int):
-        return told(_ORDERINGS[op](left, right))
+        return tristate_of(_ORDERINGS[op](left, right))
     if left is Special.CLIENT_PORT:
-        return told(_ORDERINGS[op](CLIENT_PORTS[0], right)) if _agree(op, right) else Truth.UNKNOWN
-    return Truth.UNKNOWN
+        return tristate_of(_ORDERINGS[op](CLIENT_PORTS[0], right)) if _agree(op, right) else Tristate.UNKNOWN
+    return Tristate.UNKNOWN
 
 
 def _agree(op: str, right: int) -> bool:
@@ -287,41 +287,41 @@ def _agree(op: str, right: int) -> bool:
     return _ORDERINGS[op](first, right) == _ORDERINGS[op](last, right)
 
 
-def _compare_flags(op: str, left: Flags, names: frozenset[str] | None) -> Truth:
+def _compare_flags(op: str, left: Flags, names: frozenset[str] | None) -> Tristate:
     if names is None:
-        return Truth.UNKNOWN
+        return Tristate.UNKNOWN
     match op:
         case "in":
-            return told(bool(left.names & names))
+            return tristate_of(bool(left.names & names))
         case "!":
-            return told(not left.names & names)
+            return tristate_of(not left.names & names)
         case "!=":
-            return told(left.names != names)
-    return told(left.names == names)
+            return tristate_of(left.names != names)
+    return tristate_of(left.names == names)
 
 
-def _compare_labels(op: str, packet: Packet, right: Json) -> Truth:
+def _compare_labels(op: str, packet: Packet, right: Json) -> Tristate:
     if op not in ("in", "!") or not isinstance(right, int | str):
-        return Truth.UNKNOWN
+        return Tristate.UNKNOWN
     found = packet.has_label(str(right))
     return negated(found) if op == "!" else found
 
 
-def _equals(element: Json, value: Value, surroundings: Surroundings) -> Truth:
+def _equals(element: Json, value: Value, surroundings: Surroundings) -> Tristate:
     """Compare with one element that is neither a set nor a concatenation."""
     if value is Special.UNKNOWN or isinstance(value, tuple | Labels):
-        return Truth.UNKNOWN
+        return Tristate.UNKNOWN
     if isinstance(value, Flags):
         names = flags_of(element)
-        return Truth.UNKNOWN if names is None else told(names == value.names)
+        return Tristate.UNKNOWN if names is None else tristate_of(names == value.names)
     if isinstance(value, str):
-        return told(_is_named(PROTOCOL_NAMES.get(element, element), value))
+        return tristate_of(_is_named(PROTOCOL_NAMES.get(element, element), value))
     try:
         if isinstance(value, int) or value is Special.CLIENT_PORT:
             return _holds_number(element, value)
         return _holds_address(element, None if isinstance(value, Special) else value, surroundings)
     except ValueError:
-        return Truth.UNKNOWN
+        return Tristate.UNKNOWN
 
 
 def _is_named(pattern: Json, value: str) -> bool:
@@ -331,27 +331,27 @@ def _is_named(pattern: Json, value: str) -> bool:
     return bool(pattern == value)
 
 
-def _holds_number(element: Json, value: Value) -> Truth:
+def _holds_number(element: Json, value: Value) -> Tristate:
     match element:
         case {"range": [first, last]}:
             ends = int(first), int(last)
         case int() | str():
             ends = int(element), int(element)
         case _:
-            return Truth.UNKNOWN
-    return told(ends[0] <= value <= ends[1]) if isinstance(value, int) else among_client_ports(*ends)
+            return Tristate.UNKNOWN
+    return tristate_of(ends[0] <= value <= ends[1]) if isinstance(value, int) else among_client_ports(*ends)
 
 
-def _holds_address(element: Json, value: IPv4Address | IPv6Address | None, surroundings: Surroundings) -> Truth:
+def _holds_address(element: Json, value: IPv4Address | IPv6Address | None, surroundings: Surroundings) -> Tristate:
     match element:
         case {"prefix": {"addr": str(address), "len": int(length)}}:
             return surroundings.within(value, ip_network(f"{address}/{length}", strict=False))
         case {"range": [first, last]} if value is not None:
             ends = ip_address(first), ip_address(last)
-            return told(value.version == ends[0].version and int(ends[0]) <= int(value) <= int(ends[1]))
+            return tristate_of(value.version == ends[0].version and int(ends[0]) <= int(value) <= int(ends[1]))
         case str():
             return surroundings.within(value, ip_network(element))
-    return Truth.UNKNOWN
+    return Tristate.UNKNOWN
 
 
 def pairs_of(data: Json, sets: Sets) -> Sequence[Json]:

@@ -10,7 +10,7 @@ from fwdaemon.core.types import Address, Family, Protocol, Subnet
 # Logic with a third value: what cannot be told is never taken for a yes or a no (Kleene's strong logic). Pure.
 
 
-class Truth(IntEnum):
+class Tristate(IntEnum):
     """The values, in the order that makes *and* the least of several and *or* the greatest."""
 
     NO = 0
@@ -18,28 +18,28 @@ class Truth(IntEnum):
     YES = 2
 
 
-def told(known: bool) -> Truth:  # noqa: FBT001  a plain truth value is what it turns into one of ours
+def tristate_of(known: bool) -> Tristate:  # noqa: FBT001  a plain truth value is what it turns into one of ours
     """Give the value of what is known."""
-    return Truth.YES if known else Truth.NO
+    return Tristate.YES if known else Tristate.NO
 
 
-def negated(truth: Truth) -> Truth:
+def negated(tristate: Tristate) -> Tristate:
     """Give the opposite; of what cannot be told it cannot be told either."""
-    return Truth(Truth.YES - truth)
+    return Tristate(Tristate.YES - tristate)
 
 
-def all_of(truths: Iterable[Truth]) -> Truth:
+def all_of(tristates: Iterable[Tristate]) -> Tristate:
     """Tell whether every one holds; of none, yes."""
-    return min(truths, default=Truth.YES)
+    return min(tristates, default=Tristate.YES)
 
 
-def any_of(truths: Iterable[Truth]) -> Truth:
+def any_of(tristates: Iterable[Tristate]) -> Tristate:
     """Tell whether one of them holds; of none, no."""
-    found = Truth.NO
-    for truth in truths:
-        if truth is Truth.YES:
-            return truth
-        found = max(found, truth)
+    found = Tristate.NO
+    for tristate in tristates:
+        if tristate is Tristate.YES:
+            return tristate
+        found = max(found, tristate)
     return found
 
 
@@ -120,14 +120,14 @@ class Packet:
         """Whether its port is one that a client chose, and nobody knows."""
         return self.state is State.ESTABLISHED and self.port is None
 
-    def has_label(self, label: str) -> Truth:
+    def has_label(self, label: str) -> Tristate:
         """Tell whether the connection has a label; some are called by numbers, others by names."""
         if self.labels is None:
-            return Truth.UNKNOWN
+            return Tristate.UNKNOWN
         if label in self.labels:
-            return Truth.YES
+            return Tristate.YES
         comparable = not self.labels or all(name.isdecimal() for name in (label, *self.labels))
-        return Truth.NO if comparable else Truth.UNKNOWN
+        return Tristate.NO if comparable else Tristate.UNKNOWN
 
     def labelled(self, label: str) -> "Packet":
         """Give the packet once its connection has a further label."""
@@ -162,13 +162,13 @@ class Surroundings:
     inner: tuple[Subnet, ...] = ()
     way_back: str | None = None
 
-    def within(self, address: Address | None, subnet: Subnet) -> Truth:
+    def within(self, address: Address | None, subnet: Subnet) -> Tristate:
         """Tell whether an address, or a client somewhere outside, is in a subnet."""
         if address is not None:
-            return told(address.version == subnet.version and address in subnet)
+            return tristate_of(address.version == subnet.version and address in subnet)
         if subnet.prefixlen == 0:
-            return Truth.YES
-        return Truth.NO if _lies_within(subnet, self.inner) else Truth.UNKNOWN
+            return Tristate.YES
+        return Tristate.NO if _lies_within(subnet, self.inner) else Tristate.UNKNOWN
 
     def type_of(self, address: Address | None) -> str | None:
         """Give the kernel's word for a kind of address, as the FIB sees it; `None` where it cannot be told."""
@@ -186,11 +186,11 @@ def _lies_within(subnet: Subnet, others: Iterable[Subnet]) -> bool:
     )
 
 
-def among_client_ports(first: int, last: int) -> Truth:
+def among_client_ports(first: int, last: int) -> Tristate:
     """Tell whether a port that some client chose is in a range."""
     if first <= CLIENT_PORTS[0] and last >= CLIENT_PORTS[1]:
-        return Truth.YES
-    return Truth.NO if last < CLIENT_PORTS[0] else Truth.UNKNOWN
+        return Tristate.YES
+    return Tristate.NO if last < CLIENT_PORTS[0] else Tristate.UNKNOWN
 
 
 # Rules of whatever system as one kind of thing: tests, changes of the packet, and verdicts. Pure data.
@@ -208,7 +208,7 @@ class End(StrEnum):
 class Match:
     """A test the packet has to pass for the rest of the rule to count."""
 
-    test: Callable[[Packet, Surroundings], Truth]
+    test: Callable[[Packet, Surroundings], Tristate]
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,7 +249,7 @@ class Return:
 class Choice:
     """A verdict map: gives those verdicts that may apply. Where none does, the rule does not match."""
 
-    choose: Callable[[Packet, Surroundings], Iterable[tuple[Truth, "Statement"]]]
+    choose: Callable[[Packet, Surroundings], Iterable[tuple[Tristate, "Statement"]]]
 
 
 Statement: TypeAlias = Match | Change | Translate | Verdict | Jump | Return | Choice

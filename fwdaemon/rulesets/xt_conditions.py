@@ -9,11 +9,20 @@ from typing import Final, TypeAlias
 
 from fwdaemon.core.types import Address, Protocol, Subnet
 from fwdaemon.rulesets.nft_values import PROTOCOL_NAMES, tcp_flags
-from fwdaemon.rulesets.packet import Packet, State, Surroundings, Truth, among_client_ports, any_of, negated, told
+from fwdaemon.rulesets.packet import (
+    Packet,
+    State,
+    Surroundings,
+    Tristate,
+    among_client_ports,
+    any_of,
+    negated,
+    tristate_of,
+)
 from fwdaemon.rulesets.region import network_of
 from fwdaemon.rulesets.xt_matches import Option
 
-Test: TypeAlias = Callable[[Packet, Surroundings], Truth]
+Test: TypeAlias = Callable[[Packet, Surroundings], Tristate]
 
 _LAST_PORT: Final = 65535
 # Modules whose own name says nothing: all that they ask is in their options.
@@ -55,12 +64,12 @@ def _test_of(option: Option) -> Test:
     return _inverse(test) if option.inverted else test
 
 
-def _is_tracked(packet: Packet, _surroundings: Surroundings) -> Truth:
-    return told(packet.tracked)
+def _is_tracked(packet: Packet, _surroundings: Surroundings) -> Tristate:
+    return tristate_of(packet.tracked)
 
 
-def _cannot_tell(_packet: Packet, _surroundings: Surroundings) -> Truth:
-    return Truth.UNKNOWN
+def _cannot_tell(_packet: Packet, _surroundings: Surroundings) -> Tristate:
+    return Tristate.UNKNOWN
 
 
 def _inverse(test: Test) -> Test:
@@ -80,18 +89,18 @@ def _destination(text: str) -> Test:
     return lambda packet, around: _among(packet.destination, subnets, around)
 
 
-def _among(address: Address | None, subnets: Sequence[Subnet], around: Surroundings) -> Truth:
+def _among(address: Address | None, subnets: Sequence[Subnet], around: Surroundings) -> Tristate:
     if address is None:
-        return Truth.UNKNOWN
+        return Tristate.UNKNOWN
     return any_of(around.within(address, subnet) for subnet in subnets)
 
 
 def _came_in(pattern: str) -> Test:
-    return lambda packet, _: told(_is_named(pattern, packet.came_in))
+    return lambda packet, _: tristate_of(_is_named(pattern, packet.came_in))
 
 
 def _goes_out(pattern: str) -> Test:
-    return lambda packet, _: told(_is_named(pattern, packet.goes_out))
+    return lambda packet, _: tristate_of(_is_named(pattern, packet.goes_out))
 
 
 def _is_named(pattern: str, name: str) -> bool:
@@ -110,10 +119,10 @@ def _destination_range(text: str) -> Test:
     return lambda packet, _: _between(packet.destination, *ends)
 
 
-def _between(address: Address | None, first: Address, last: Address) -> Truth:
+def _between(address: Address | None, first: Address, last: Address) -> Tristate:
     if address is None:
-        return Truth.UNKNOWN
-    return told(address.version == first.version and int(first) <= int(address) <= int(last))
+        return Tristate.UNKNOWN
+    return tristate_of(address.version == first.version and int(first) <= int(address) <= int(last))
 
 
 def _source_type(text: str) -> Test:
@@ -124,8 +133,8 @@ def _destination_type(text: str) -> Test:
     return lambda packet, around: _is_type(around.type_of(packet.destination), text)
 
 
-def _is_type(known: str | None, text: str) -> Truth:
-    return Truth.UNKNOWN if known is None else told(known.upper() in text.split(","))
+def _is_type(known: str | None, text: str) -> Tristate:
+    return Tristate.UNKNOWN if known is None else tristate_of(known.upper() in text.split(","))
 
 
 # --- protocols and ports ---------------------------------------------------------------------------------------------
@@ -133,7 +142,7 @@ def _is_type(known: str | None, text: str) -> Truth:
 
 def _protocol(text: str) -> Test:
     name = PROTOCOL_NAMES.get(int(text), text) if text.isdigit() else text
-    return lambda packet, _: told(name in ("all", packet.protocol))
+    return lambda packet, _: tristate_of(name in ("all", packet.protocol))
 
 
 def _destination_ports(text: str) -> Test:
@@ -158,26 +167,26 @@ def _range(text: str) -> tuple[int, int]:
     return int(first or 0), int(last or _LAST_PORT)
 
 
-def _to_ports(packet: Packet, ranges: Sequence[tuple[int, int]]) -> Truth:
+def _to_ports(packet: Packet, ranges: Sequence[tuple[int, int]]) -> Tristate:
     if packet.port is None and not packet.to_client:
-        return Truth.UNKNOWN
+        return Tristate.UNKNOWN
     return _in_ranges(packet.port, ranges)
 
 
-def _from_ports(packet: Packet, ranges: Sequence[tuple[int, int]]) -> Truth:
+def _from_ports(packet: Packet, ranges: Sequence[tuple[int, int]]) -> Tristate:
     return _in_ranges(packet.source_port, ranges)
 
 
-def _in_ranges(port: int | None, ranges: Sequence[tuple[int, int]]) -> Truth:
+def _in_ranges(port: int | None, ranges: Sequence[tuple[int, int]]) -> Tristate:
     """Tell whether a port, or one that some client chose, is in one of several ranges."""
     if port is None:
         return any_of(among_client_ports(first, last) for first, last in ranges)
-    return told(any(first <= port <= last for first, last in ranges))
+    return tristate_of(any(first <= port <= last for first, last in ranges))
 
 
 def _flags(mask: str, wanted: str) -> Test:
     masked, expected = _flag_names(mask), _flag_names(wanted)
-    return lambda packet, _: told(packet.protocol is Protocol.TCP and tcp_flags(packet) & masked == expected)
+    return lambda packet, _: tristate_of(packet.protocol is Protocol.TCP and tcp_flags(packet) & masked == expected)
 
 
 def _flag_names(text: str) -> frozenset[str]:
@@ -196,9 +205,9 @@ def _state(text: str) -> Test:
     """Match the state; DNAT is a state here, too, and SNAT, which no packet we follow is in."""
     wanted = {word.lower() for word in text.split(",")}
 
-    def test(packet: Packet, _: Surroundings) -> Truth:
+    def test(packet: Packet, _: Surroundings) -> Tristate:
         translated = packet.tracked and packet.translated_by is not None
-        return told(str(packet.state) in wanted or ("dnat" in wanted and translated))
+        return tristate_of(str(packet.state) in wanted or ("dnat" in wanted and translated))
 
     return test
 
@@ -206,25 +215,25 @@ def _state(text: str) -> Test:
 def _status(text: str) -> Test:
     wanted = set(text.split(","))
 
-    def test(packet: Packet, _: Surroundings) -> Truth:
+    def test(packet: Packet, _: Surroundings) -> Tristate:
         answered = {"SEEN_REPLY", "CONFIRMED"} if packet.state is State.ESTABLISHED else {"NONE"}
-        return told(packet.tracked and bool(answered & wanted))
+        return tristate_of(packet.tracked and bool(answered & wanted))
 
     return test
 
 
 def _direction(text: str) -> Test:
-    return lambda packet, _: told((packet.state is State.ESTABLISHED) == (text == "REPLY"))
+    return lambda packet, _: tristate_of((packet.state is State.ESTABLISHED) == (text == "REPLY"))
 
 
 def _wanted_address(text: str) -> Test:
     subnet = network_of(text)
-    return lambda packet, around: min(told(packet.tracked), around.within(packet.wanted[0], subnet))
+    return lambda packet, around: min(tristate_of(packet.tracked), around.within(packet.wanted[0], subnet))
 
 
 def _wanted_port(text: str) -> Test:
     ranges = [_range(text)]
-    return lambda packet, _: min(told(packet.tracked), _in_ranges(packet.wanted[1], ranges))
+    return lambda packet, _: min(tristate_of(packet.tracked), _in_ranges(packet.wanted[1], ranges))
 
 
 def _mark(text: str) -> Test:
@@ -234,11 +243,11 @@ def _mark(text: str) -> Test:
 
 def _connmark(text: str) -> Test:
     value, mask = _masked(text)
-    return lambda packet, _: _is_marked(packet.connmark, value, mask) if packet.tracked else Truth.NO
+    return lambda packet, _: _is_marked(packet.connmark, value, mask) if packet.tracked else Tristate.NO
 
 
 def _connlabel(text: str) -> Test:
-    return lambda packet, _: packet.has_label(text) if packet.tracked else Truth.NO
+    return lambda packet, _: packet.has_label(text) if packet.tracked else Tristate.NO
 
 
 def _masked(text: str) -> tuple[int, int]:
@@ -246,8 +255,8 @@ def _masked(text: str) -> tuple[int, int]:
     return int(value, 0), int(mask, 0) if mask else 0xFFFFFFFF
 
 
-def _is_marked(mark: int | None, value: int, mask: int) -> Truth:
-    return Truth.UNKNOWN if mark is None else told(mark & mask == value)
+def _is_marked(mark: int | None, value: int, mask: int) -> Tristate:
+    return Tristate.UNKNOWN if mark is None else tristate_of(mark & mask == value)
 
 
 _MAKERS: Mapping[tuple[str, str], Callable[..., Test]] = {

@@ -21,7 +21,7 @@ from fwdaemon.rulesets.packet import (
     Statement,
     System,
     Translate,
-    Truth,
+    Tristate,
     Verdict,
 )
 from fwdaemon.rulesets.rules import End as Ending
@@ -54,7 +54,7 @@ _ENDS: Final = {
     "TPROXY": End.UNCLEAR,
     "SYNPROXY": End.UNCLEAR,
 }
-_UNKNOWN: Final = Match(lambda _packet, _around: Truth.UNKNOWN)
+_UNKNOWN: Final = Match(lambda _packet, _around: Tristate.UNKNOWN)
 # What may do anything.
 _UNCLEAR: Final = (_UNKNOWN, Verdict(End.UNCLEAR))
 

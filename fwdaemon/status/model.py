@@ -13,8 +13,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from fwdaemon.core.exposures import Claim, Destination, Owner
 from fwdaemon.core.inventory import HindranceKind
-from fwdaemon.core.openings import Claim, Destination, Owner
 from fwdaemon.core.types import Family, Origin
 from fwdaemon.errors import Problem
 
@@ -23,7 +23,7 @@ SCHEMA_VERSION = 1
 
 
 class State(StrEnum):
-    """How an opening is: reachable; not yet, for want of something; or the host does not let it."""
+    """How an exposure is: reachable; not yet, for want of something; or the host does not let it."""
 
     ACTIVE = "active"
     WAITING = "waiting"
@@ -32,7 +32,7 @@ class State(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What was counted of an opening; `None` where nobody counts.
+    """What was counted of an exposure; `None` where nobody counts.
 
     `connections` began since `since`, where that is known. `open` are those the kernel tracks now, and `open_bytes`
     what they have carried in both directions, where the kernel is told to count that (nf_conntrack_acct).
@@ -55,7 +55,7 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One opening, or one that is asked for and waits.
+    """One exposure, or one that is asked for and waits.
 
     `listens` and `leads` are what the audit says of it; `leads` is empty, and `target` `None`, while it is not known
     where it will lead. `reason` is empty where it is active; `kinds` tell programs why an entry waits.
@@ -155,7 +155,7 @@ class LibvirtState:
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class Pass:
     """The last time the kernel was brought to what it shall hold; `error` says that it was not."""
 
     at: datetime
@@ -176,9 +176,9 @@ class Restored:
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """Everything but the openings; `daemon` is `None` where none runs. `uplinks` lead away from the host.
+    """Everything but the exposures; `daemon` is `None` where none runs. `uplinks` lead away from the host.
 
-    In `confined` families forwarding was off before us, and the rules refuse what no opening is for and what libvirt
+    In `confined` families forwarding was off before us, and the rules refuse what no exposure is for and what libvirt
     does not forward for its networks. On `confined_interfaces` it was off on them alone, and what comes in there is
     refused so.
     """
@@ -188,7 +188,7 @@ class Header:
     daemon: Process | None = None
     rules: Rules | None = None
     libvirt: tuple[LibvirtState, ...] = ()
-    look: Look | None = None
+    last_pass: Pass | None = None
     restored: tuple[Restored, ...] = ()
     problems: tuple[str, ...] = ()
     uplinks: tuple[str, ...] = ()
@@ -206,7 +206,7 @@ class Header:
             "backend": None if self.rules is None else {"name": self.rules.backend, "reason": self.rules.reason},
             "configuration": _configuration(self.configuration),
             "libvirt": [_libvirt(state) for state in self.libvirt],
-            "last_look": None if self.look is None else _look(self.look),
+            "last_look": None if self.last_pass is None else _last_pass(self.last_pass),
             "restored": [_restored(entry) for entry in self.restored],
             "problems": list(self.problems),
             "uplinks": list(self.uplinks),
@@ -265,12 +265,12 @@ def _libvirt(state: LibvirtState) -> dict[str, Any]:
     return asdict(state) | {"since": time_as_json(state.since)}
 
 
-def _look(look: Look) -> dict[str, Any]:
+def _last_pass(last_pass: Pass) -> dict[str, Any]:
     return {
-        "at": time_as_json(look.at),
-        "seconds": round(look.seconds, 6),
-        "changed": look.changed,
-        "error": look.error,
+        "at": time_as_json(last_pass.at),
+        "seconds": round(last_pass.seconds, 6),
+        "changed": last_pass.changed,
+        "error": last_pass.error,
     }
 
 

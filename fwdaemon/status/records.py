@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import Final
 
 from fwdaemon import __version__
-from fwdaemon.audit.causes import told
+from fwdaemon.audit.causes import format_cause
 from fwdaemon.config.model import Config
-from fwdaemon.core.openings import Opening
-from fwdaemon.core.report import Cause, Change, Report
+from fwdaemon.core.exposures import Exposure
+from fwdaemon.core.report import Cause, Change, ReconcileReport
 from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Family
 from fwdaemon.errors import Problem
-from fwdaemon.status.model import Configuration, Header, LibvirtState, Look, Process, RefusedReload, Restored, Rules
+from fwdaemon.status.model import Configuration, Header, LibvirtState, Pass, Process, RefusedReload, Restored, Rules
 from fwdaemon.status.rows import Facts
 
 _MOST_RESTORED: Final = 5
@@ -37,9 +37,9 @@ class Records:
         self._began = _now()
         self._configuration = Configuration(path, self._began)
         self._facts = Facts(config)
-        self._since: dict[Opening, datetime] = {}
+        self._since: dict[Exposure, datetime] = {}
         self._rules: Rules | None = None
-        self._look: Look | None = None
+        self._last_pass: Pass | None = None
         self._problems: tuple[str, ...] = ()
         self._late = ""
         self._restored: deque[Restored] = deque(maxlen=_MOST_RESTORED)
@@ -66,24 +66,24 @@ class Records:
         self._configuration = replace(self._configuration, loaded_at=kept_at, is_last_good=True)
         self.configuration_refused(problems)
 
-    def looked(self, report: Report, seconds: float) -> None:
+    def pass_ended(self, report: ReconcileReport, seconds: float) -> None:
         """Remember a look that has just ended well and took so long."""
-        before, problems, outcome = self._facts, self._problems, report.outcome
-        self._look = Look(_now(), seconds, outcome.changed)
-        refused: dict[Family | Opening, str] = dict(outcome.refused)
+        before, problems, result = self._facts, self._problems, report.result
+        self._last_pass = Pass(_now(), seconds, result.changed)
+        refused: dict[Family | Exposure, str] = dict(result.refused)
         refused.update(report.unusable.items())
         self._rules = report.location and Rules(*report.location)
         self._facts = replace(before, wanted=report.desired, held=report.desired, failure="", refused=refused)
-        self._problems = outcome.faults
+        self._problems = result.faults
         self._remember(report)
-        is_news = bool(report.changes or outcome.gates or outcome.moved) or problems != outcome.faults
+        is_news = bool(report.changes or result.gates or result.moved) or problems != result.faults
         if is_news or _differ(before, self._facts):
             self._tell(report.changes)
 
     def failed(self, wanted: Desired | None, failure: str, seconds: float) -> None:
         """Remember a look that has just failed."""
         before = self._facts.failure
-        self._look = Look(_now(), seconds, changed=False, error=failure)
+        self._last_pass = Pass(_now(), seconds, changed=False, error=failure)
         self._facts = replace(self._facts, wanted=wanted or self._facts.wanted, failure=failure)
         if failure != before:
             self._tell()
@@ -100,7 +100,7 @@ class Records:
             Process(os.getpid(), self._began),
             self._rules,
             tuple(libvirt),
-            self._look,
+            self._last_pass,
             tuple(self._restored),
             (self._late, *self._problems) if self._late else self._problems,
             uplinks_of(self._facts.wanted),
@@ -108,12 +108,12 @@ class Records:
             confined_interfaces_in(self._facts.held),
         )
 
-    def _remember(self, report: Report) -> None:
+    def _remember(self, report: ReconcileReport) -> None:
         at = _now()
         for change in report.changes:
             if change.action == "removed":
-                self._since.pop(change.opening, None)
-        self._since |= dict.fromkeys(report.outcome.mended, at)
+                self._since.pop(change.exposure, None)
+        self._since |= dict.fromkeys(report.result.mended, at)
         self._restored.extendleft(reversed(list(_restored(report, at))))
 
     def _tell(self, changes: Sequence[Change] = ()) -> None:
@@ -135,25 +135,25 @@ def confined_interfaces_in(held: Desired | None) -> tuple[str, ...]:
     return () if held is None else tuple(sorted({name for _, name in held.switched}))
 
 
-def _restored(report: Report, at: datetime) -> Iterator[Restored]:
-    """Tell what was put back: of openings with one cause, and of gates, the first and how many more."""
+def _restored(report: ReconcileReport, at: datetime) -> Iterator[Restored]:
+    """Tell what was put back: of exposures with one cause, and of gates, the first and how many more."""
     changes = [change for change in report.changes if change.action == "restored"]
     for cause, alike in groupby(changes, key=lambda change: change.cause):
         first, *others = alike
-        opening = first.opening
-        what = f"{opening.owner.name}: {opening.listens_at()} -> {opening.leads_to()}"
-        yield Restored(at, what, len(others), told(cause))
-    for setting in report.outcome.settings:
+        exposure = first.exposure
+        what = f"{exposure.owner.name}: {exposure.listens_at()} -> {exposure.leads_to()}"
+        yield Restored(at, what, len(others), format_cause(cause))
+    for setting in report.result.settings:
         if setting.restored:
-            yield Restored(at, setting.what, 0, told(Cause()))
-    if gates := [gate for gate in report.outcome.gates if gate.restored]:
+            yield Restored(at, setting.what, 0, format_cause(Cause()))
+    if gates := [gate for gate in report.result.gates if gate.restored]:
         yield Restored(
-            at, f"gate in {gates[0].gate}", len(gates) - 1, f"{gates[0].fault}; {told(Cause(report.actors))}"
+            at, f"gate in {gates[0].gate}", len(gates) - 1, f"{gates[0].fault}; {format_cause(Cause(report.actors))}"
         )
 
 
 def _differ(before: Facts, after: Facts) -> bool:
-    """Whether a look has something to tell besides changes of openings."""
+    """Whether a look has something to tell besides changes of exposures."""
     waiting = [facts.wanted.waiting if facts.wanted is not None else None for facts in (before, after)]
     uplinks = [uplinks_of(facts.wanted) for facts in (before, after)]
     confined = [(confined_in(facts.held), confined_interfaces_in(facts.held)) for facts in (before, after)]

@@ -222,8 +222,8 @@ class Reloads:
         answer = asyncio.get_running_loop().create_future()
         self._asked.append(answer)
         self._wake()
-        outcome: Reloaded = await answer
-        return outcome
+        result: Reloaded = await answer
+        return result
 
     def begin(self) -> None:
         """Say that the configuration is read now."""
@@ -239,12 +239,12 @@ class Reloads:
         """Say that it is wrong, and the old one stays."""
         self._answer(Reloaded(problems=tuple(problems)))
 
-    def looked(self, failure: str = "") -> None:
+    def pass_ended(self, failure: str = "") -> None:
         """Say that the kernel was brought to it, or why not."""
         self._answer(Reloaded(failure=failure))
 
-    def _answer(self, outcome: Reloaded) -> None:
+    def _answer(self, result: Reloaded) -> None:
         read, self._read = self._read, []
         for answer in read:
             if not answer.done():  # who asked may have gone
-                answer.set_result(outcome)
+                answer.set_result(result)

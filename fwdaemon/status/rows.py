@@ -8,8 +8,8 @@ from typing import Final
 
 from fwdaemon.audit.causes import why
 from fwdaemon.config.model import Config, Entry
+from fwdaemon.core.exposures import Exposure, Kind
 from fwdaemon.core.inventory import Hindrance, HindranceKind
-from fwdaemon.core.openings import Kind, Opening
 from fwdaemon.core.state import Desired, Waiting
 from fwdaemon.core.text import printable
 from fwdaemon.core.types import Address, Family, Origin
@@ -17,8 +17,8 @@ from fwdaemon.status.model import Header, Row, State, Usage
 
 # From what is known to the rows of `status`. Pure.
 #
-# What is live has a row for each opening. What waits has one for each port string, and each address it is to listen on,
-# that nothing live answers for.
+# What is live has a row for each exposure. What waits has one for each port string, and each address it is to listen
+# on, that nothing live answers for.
 NO_ANSWER: Final = Hindrance(HindranceKind.NO_ANSWER)
 
 
@@ -27,8 +27,8 @@ class Facts:
     """All that the rows follow from, as references to what never changes.
 
     `wanted` is `None` until libvirt has answered; `held` is what the kernel was last made to hold. Where it does not
-    hold what is wanted, `failure` says why, and `lacking` what that makes of an opening. `refused` tells why openings
-    of a family cannot work, or single ones, and `since` when the counting of an opening's connections began.
+    hold what is wanted, `failure` says why, and `lacking` what that makes of an exposure. `refused` tells why exposures
+    of a family cannot work, or single ones, and `since` when the counting of an exposure's connections began.
     """
 
     config: Config
@@ -36,30 +36,30 @@ class Facts:
     held: Desired | None = None
     failure: str = ""
     lacking: State = State.REFUSED
-    refused: Mapping[Family | Opening, str] = field(default_factory=dict)
-    since: Mapping[Opening, datetime] = field(default_factory=dict)
+    refused: Mapping[Family | Exposure, str] = field(default_factory=dict)
+    since: Mapping[Exposure, datetime] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Readings:
     """What the kernel says when it is asked: connections that rules counted, open ones and their bytes.
 
-    Openings may be missing in either; `open` is `None` where the kernel does not tell. It forwards no packets of the
+    Exposures may be missing in either; `open` is `None` where the kernel does not tell. It forwards no packets of the
     families in `not_forwarding`. `elsewhere` are listening addresses that other machines have now, each with the MAC
     address of the machine.
     """
 
-    connections: Mapping[Opening, int] = field(default_factory=dict)
-    open: Mapping[Opening, tuple[int, int | None]] | None = None
+    connections: Mapping[Exposure, int] = field(default_factory=dict)
+    open: Mapping[Exposure, tuple[int, int | None]] | None = None
     not_forwarding: frozenset[Family] = frozenset()
     elsewhere: Mapping[Address, str] = field(default_factory=dict)
 
 
 def rows(facts: Facts, readings: Readings) -> tuple[Row, ...]:
     """Give all rows, by owner, then by what they listen on."""
-    held = facts.held.openings if facts.held is not None else frozenset()
-    wanted = facts.wanted.openings if facts.wanted is not None and facts.failure else frozenset()
-    live = [_live(opening, held, facts, readings) for opening in held | wanted]
+    held = facts.held.exposures if facts.held is not None else frozenset()
+    wanted = facts.wanted.exposures if facts.wanted is not None and facts.failure else frozenset()
+    live = [_live(exposure, held, facts, readings) for exposure in held | wanted]
     waiting = facts.wanted.waiting if facts.wanted is not None else tuple(_unanswered(facts.config))
     pending = (_followed(row, readings) for row in _waiting(facts.config, waiting, live))
     return tuple(sorted([*live, *pending], key=_order))
@@ -68,47 +68,47 @@ def rows(facts: Facts, readings: Readings) -> tuple[Row, ...]:
 # --- what is live ----------------------------------------------------------------------------------------------------
 
 
-def _live(opening: Opening, held: frozenset[Opening], facts: Facts, readings: Readings) -> Row:
-    is_held = opening in held
-    state, found = _state(opening, facts, readings) if is_held else (facts.lacking, facts.failure)
+def _live(exposure: Exposure, held: frozenset[Exposure], facts: Facts, readings: Readings) -> Row:
+    is_held = exposure in held
+    state, found = _state(exposure, facts, readings) if is_held else (facts.lacking, facts.failure)
     reason, kinds = (why(found), (found.kind,)) if isinstance(found, Hindrance) else (found, ())
     return Row(
-        opening.owner,
+        exposure.owner,
         state,
         reason,
-        opening.listens_at(),
-        opening.leads_to(),
-        opening.claim,
-        opening.destination,
-        opening.origin,
-        _usage(opening, facts, readings) if is_held else Usage(),
+        exposure.listens_at(),
+        exposure.leads_to(),
+        exposure.claim,
+        exposure.destination,
+        exposure.origin,
+        _usage(exposure, facts, readings) if is_held else Usage(),
         kinds,
     )
 
 
-def _state(opening: Opening, facts: Facts, readings: Readings) -> tuple[State, str | Hindrance]:
+def _state(exposure: Exposure, facts: Facts, readings: Readings) -> tuple[State, str | Hindrance]:
     """Tell how what the kernel holds is, and why it is not reached."""
-    if refusal := _refusal(opening, facts, readings):
+    if refusal := _refusal(exposure, facts, readings):
         return State.REFUSED, refusal
-    listen = opening.claim.address if opening.claim.kind is Kind.FORWARD else None
+    listen = exposure.claim.address if exposure.claim.kind is Kind.FORWARD else None
     if listen is None or (mac := readings.elsewhere.get(listen)) is None:
         return State.ACTIVE, ""
     return State.WAITING, Hindrance(HindranceKind.HELD_ELSEWHERE, listen, names=(mac,))
 
 
-def _refusal(opening: Opening, facts: Facts, readings: Readings) -> str:
-    family = opening.family
-    if refused := facts.refused.get(family) or facts.refused.get(opening):
+def _refusal(exposure: Exposure, facts: Facts, readings: Readings) -> str:
+    family = exposure.family
+    if refused := facts.refused.get(family) or facts.refused.get(exposure):
         return refused
     return f"IPv{family} forwarding is off on this host" if family in readings.not_forwarding else ""
 
 
-def _usage(opening: Opening, facts: Facts, readings: Readings) -> Usage:
-    connections = readings.connections.get(opening)
-    since = facts.since.get(opening) if connections is not None else None
+def _usage(exposure: Exposure, facts: Facts, readings: Readings) -> Usage:
+    connections = readings.connections.get(exposure)
+    since = facts.since.get(exposure) if connections is not None else None
     if readings.open is None:
         return Usage(connections, since)
-    return Usage(connections, since, *readings.open.get(opening, (0, None)))
+    return Usage(connections, since, *readings.open.get(exposure, (0, None)))
 
 
 # --- what waits ------------------------------------------------------------------------------------------------------
@@ -177,20 +177,20 @@ def summary(desired: Desired | None, header: Header, silent: Sequence[str]) -> s
 
 def _parts(desired: Desired | None, header: Header, silent: Sequence[str]) -> Iterator[str]:
     if desired is not None:
-        yield _openings(desired)
+        yield _exposures(desired)
     if header.rules is not None:
         yield _RULES_IN.get(header.rules.backend, header.rules.backend)
     yield f"no answer from libvirt at {', '.join(silent)}" if silent else "libvirt answers"
     if header.configuration.refused is not None:
         is_last_good = header.configuration.is_last_good
         yield "the configuration is refused, the last good one in force" if is_last_good else _REFUSED
-    if header.look is not None and header.look.error:
-        yield f"the last look failed: {header.look.error}"
+    if header.last_pass is not None and header.last_pass.error:
+        yield f"the last look failed: {header.last_pass.error}"
     elif header.problems:
         yield _counted(len(header.problems), "problem")
 
 
-def _openings(desired: Desired) -> str:
+def _exposures(desired: Desired) -> str:
     live = [_counted(len(found), kind.noun) for kind, found in desired.by_kind.items() if found]
     live = live or ["nothing forwarded"]
     return ", ".join([*live, *([f"{len(desired.waiting)} waiting"] if desired.waiting else [])])

@@ -44,12 +44,12 @@ class Column:
 
 
 def as_text(status: Json) -> str:
-    """Write all of it as aligned text, a line for each opening."""
+    """Write all of it as aligned text, a line for each exposure."""
     above = [f"{line.label:<{_LABEL}}{line.text}" for line in _header(status)]
-    columns, openings = _columns(status), status["openings"]
-    if not openings:
+    columns, exposures = _columns(status), status["openings"]
+    if not exposures:
         return "\n".join(above)
-    table = [[column.title for column in columns], *([column.cell(row) for column in columns] for row in openings)]
+    table = [[column.title for column in columns], *([column.cell(row) for column in columns] for row in exposures)]
     widths = [max(map(len, cells)) for cells in zip(*table, strict=True)]
     return "\n".join([*above, "", *(_aligned(cells, columns, widths) for cells in table)])
 
@@ -96,8 +96,8 @@ def _header(status: Json) -> Iterator[Line]:
         yield _confined(confined)
     if interfaces := status.get("confined_interfaces"):
         yield _confined_from(interfaces)
-    if look := status["last_look"]:
-        yield _look(look)
+    if last_pass := status["last_look"]:
+        yield _last_pass(last_pass)
     yield from map(_restored, status["restored"])
     yield from (Line("problem", printable(problem), "red") for problem in status["problems"])
     yield Line("openings", ", ".join(f"{number} {state}" for state, number in status["counts"].items()))
@@ -137,10 +137,10 @@ def _confined_from(interfaces: Sequence[str]) -> Line:
     return Line("forwarding", printable(f"off for IPv4 on {', '.join(interfaces)} before kvm-portfwd: {rest}"))
 
 
-def _look(look: Json) -> Line:
-    when = f"{_when(look['at'])}, in {look['seconds'] * 1000:.0f} ms"
-    if look["error"]:
-        return Line("last look", printable(f"{when}, and failed: {look['error']}"), "red")
+def _last_pass(last_pass: Json) -> Line:
+    when = f"{_when(last_pass['at'])}, in {last_pass['seconds'] * 1000:.0f} ms"
+    if last_pass["error"]:
+        return Line("last look", printable(f"{when}, and failed: {last_pass['error']}"), "red")
     return Line("last look", when)
 
 

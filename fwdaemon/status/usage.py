@@ -1,4 +1,4 @@
-"""How openings are used: the connections that our rules counted, and those that are open now.
+"""How exposures are used: the connections that our rules counted, and those that are open now.
 
 Reading that takes a while where there are many, so it is done only for who asks, and never on the loop's thread. What
 cannot be read is not known, and no error.
@@ -6,7 +6,7 @@ cannot be read is not known, and no error.
 
 from collections.abc import Callable, Mapping
 
-from fwdaemon.core.openings import Opening
+from fwdaemon.core.exposures import Exposure
 from fwdaemon.core.state import Desired
 from fwdaemon.errors import KernelError
 from fwdaemon.hostnet import forwarding
@@ -17,9 +17,9 @@ from fwdaemon.status.rows import Readings
 
 
 class UsageReader:
-    """Reads how openings are used. Its methods block; call them from one thread at a time."""
+    """Reads how exposures are used. Its methods block; call them from one thread at a time."""
 
-    def __init__(self, counters: Callable[[Desired], Mapping[Opening, int]]) -> None:
+    def __init__(self, counters: Callable[[Desired], Mapping[Exposure, int]]) -> None:
         """Take what gives the connections that rules have counted."""
         self._counters = counters
         self._elsewhere = Elsewhere()
@@ -31,14 +31,14 @@ class UsageReader:
         return Readings(self._counters(desired), _open(desired), not_forwarding, elsewhere)
 
 
-def _open(desired: Desired) -> Mapping[Opening, tuple[int, int | None]] | None:
-    carriers, found = Carriers(desired.openings), dict[Opening, tuple[int, int | None]]()
+def _open(desired: Desired) -> Mapping[Exposure, tuple[int, int | None]] | None:
+    carriers, found = Carriers(desired.exposures), dict[Exposure, tuple[int, int | None]]()
     by_client = any(forward.sources for forward in desired.forwards)
     try:
         for item in conntrack.open_flows(desired.label, by_client=by_client):
-            if (opening := carriers.carrier(item.flow)) is not None:
-                number, size = found.get(opening, (0, None))
-                found[opening] = number + item.number, size if item.size is None else item.size + (size or 0)
+            if (exposure := carriers.carrier(item.flow)) is not None:
+                number, size = found.get(exposure, (0, None))
+                found[exposure] = number + item.number, size if item.size is None else item.size + (size or 0)
     except KernelError:
         return None
     return found

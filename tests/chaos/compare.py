@@ -11,12 +11,12 @@ from tests.chaos.legacy_rules import LegacyRules
 from tests.chaos.listing import Listing
 from tests.chaos.model import World
 from tests.chaos.nft_rules import NftTable
-from tests.chaos.truth import guest_subnets, live_openings, public_addresses
+from tests.chaos.truth import guest_subnets, live_exposures, public_addresses
 from tests.lab.release import LibvirtFirewall
 
 _VERSIONS = {"ip": 4, "ip6": 6}
-# What a 1:1 guest has besides its translation: branches for what it sends; rules that refuse its address to others on
-# its uplink, by bridge and by MAC address, and for what leaves there and between guests.
+# What a 1:1 guest has besides its translation: dispatch chains for what it sends; rules that refuse its address to
+# others on its uplink, by bridge and by MAC address, and for what leaves there and between guests.
 _GUEST_RULES = {"nftables": 2, "legacy": 4}
 _UPLINKS = frozenset({"eth0"})
 _GATE = re.compile(re.escape('-A FORWARD -m connlabel --label "25" -m comment --comment kvm-portfwd -j ACCEPT'))
@@ -55,16 +55,16 @@ class Comparison:
         if found is None:
             yield f"{family}: our table is not there"
             return
-        wanted = {opening for opening in live_openings(world) if opening.version == version}
-        yield from (f"{family}: missing {opening}" for opening in sorted(wanted - found.openings))
-        yield from (f"{family}: too many {opening}" for opening in sorted(found.openings - wanted))
+        wanted = {exposure for exposure in live_exposures(world) if exposure.version == version}
+        yield from (f"{family}: missing {exposure}" for exposure in sorted(wanted - found.exposures))
+        yield from (f"{family}: too many {exposure}" for exposure in sorted(found.exposures - wanted))
         yield from (f"{family}: {oddity}" for oddity in found.oddities)
         subnets = guest_subnets(world, version)
         if wanted and found.subnets != subnets:
             yield f"{family}: guest subnets {sorted(found.subnets)}, not {sorted(subnets)}"
         if isinstance(found, NftTable) and found.uplinks != _UPLINKS:
             yield f"{family}: {sorted(found.uplinks)} are to lead away from the host, not {sorted(_UPLINKS)}"
-        guests = sum(not opening.protocol for opening in wanted)
+        guests = sum(not exposure.protocol for exposure in wanted)
         if found.guests != guests * _GUEST_RULES["legacy" if self._legacy else "nftables"]:
             yield f"{family}: {found.guests} rules of what {guests} 1:1 guests send"
         frame = changed_lines(self._frames[family].splitlines(), found.frame.splitlines())

@@ -1,10 +1,10 @@
-"""Our chains in the legacy tables, read back from iptables-legacy-save: which openings they hold, and what else."""
+"""Our chains in the legacy tables, read back from iptables-legacy-save: which exposures they hold, and what else."""
 
 import re
 from dataclasses import dataclass
 
 from tests.chaos.listing import Listing
-from tests.chaos.truth import ANY, Opening, collapsed
+from tests.chaos.truth import ANY, Exposure, collapsed
 
 _PROTOCOL = r"(?: -p (?P<protocol>tcp|udp) -m (?:tcp|udp) --dport (?P<first>\d+)(?::(?P<last>\d+))?)?"
 _TAKEN = re.compile(
@@ -22,7 +22,7 @@ _TARGET = re.compile(r"--to-destination \[?(?P<target>[0-9a-f.:]+?)\]?(?::(?P<po
 class LegacyRules:
     """One family's rules. `guests` counts the rules for what 1:1 guests send; `frame` is the rest, as text."""
 
-    openings: frozenset[Opening]
+    exposures: frozenset[Exposure]
     subnets: frozenset[str]
     guests: int
     frame: str
@@ -43,7 +43,7 @@ def read_family(version: int, listing: Listing) -> LegacyRules:
     ended = [line for line in ours if ' --comment "ended ' in line]
     variable = {f"nat {found[0]}" for found in taken}.union(subnets, guests, ended, forged)
     return LegacyRules(
-        frozenset(_opening(version, found) for found in taken),
+        frozenset(_exposure(version, found) for found in taken),
         collapsed(line.split(" -s ")[1].split()[0] for line in subnets),
         len(guests),
         "\n".join(line for line in ours if line not in variable),
@@ -51,11 +51,11 @@ def read_family(version: int, listing: Listing) -> LegacyRules:
     )
 
 
-def _opening(version: int, found: re.Match[str]) -> Opening:
+def _exposure(version: int, found: re.Match[str]) -> Exposure:
     target = _TARGET.search(found["rest"])
     first = int(found["first"] or 0)
     width = int(found["last"] or first) - first + 1 if found["protocol"] else 0
-    return Opening(
+    return Exposure(
         version,
         found["protocol"] or "",
         found["listen"] or ANY,

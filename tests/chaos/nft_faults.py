@@ -59,7 +59,7 @@ def move_rule(random: Random, listing: Listing) -> Commands:
 
 
 def _drawn_elements(random: Random, listing: Listing, count: int) -> tuple[Item, list[Any]] | None:
-    """Draw elements of one map that leads to branches."""
+    """Draw elements of one map that leads to dispatch chains."""
     maps = [
         item for family in FAMILIES for item in _items(listing, family, "map") if len(item.get("elem", ())) >= count
     ]
@@ -80,7 +80,7 @@ def delete_element(random: Random, listing: Listing) -> Commands:
 
 
 def swap_elements(random: Random, listing: Listing) -> Commands:
-    """Let two elements of a map lead to each other's branches."""
+    """Let two elements of a map lead to each other's dispatch chains."""
     drawn = _drawn_elements(random, listing, 2)
     if drawn is None:
         return []

@@ -1,20 +1,20 @@
-"""Our tables in nftables, read back from nft's JSON: which openings they hold, and whether anything else is in them."""
+"""Our tables in nftables, read back from nft's JSON: the exposures they hold, and anything else in them."""
 
 import json
 from dataclasses import dataclass
 from ipaddress import ip_address, summarize_address_range
 from typing import Any
 
-from tests.chaos.truth import ANY, Opening, collapsed
+from tests.chaos.truth import ANY, Exposure, collapsed
 
 Item = dict[str, Any]
 # Chains of forwards that are one port for anyone, and the maps in which they find its target.
 _PLAIN = {f"{name}_plain": f"{name}_targets" for name in ("one_address", "every_address")}
-# The chains that are there whatever is open; all others are branches that a map leads to.
+# The chains that are there whatever is open; all others are dispatch chains that a map leads to.
 _FRAME = frozenset({"forwards", "prerouting", "output", "postrouting", "forward", *_PLAIN})
-# What a 1:1 guest sends: branches for each guest, and how they begin.
+# What a 1:1 guest sends: dispatch chains for each guest, and how they begin.
 _OF_GUEST = ("from.", "as.")
-# Where packets of guests come in: a branch for each subnet that has no opening.
+# Where packets of guests come in: a dispatch chain for each subnet that has no exposure.
 _OF_SUBNET = "home."
 
 
@@ -22,7 +22,7 @@ _OF_SUBNET = "home."
 class NftTable:
     """One family's table. `frame` is all of it that does not depend on what is open, as text."""
 
-    openings: frozenset[Opening]
+    exposures: frozenset[Exposure]
     subnets: frozenset[str]
     uplinks: frozenset[str]
     guests: int
@@ -41,27 +41,27 @@ def read_table(version: int, listing: str) -> NftTable | None:
     targets = {chain: _by_key(maps.pop(name, [])) for chain, name in _PLAIN.items()}
     elements = [(key, verdict["jump"]["target"]) for found in maps.values() for key, verdict in found]
     oddities = [f"chain {name} that no map leads to" for name in sorted(chains - {chain for _, chain in elements})]
-    openings: set[Opening] = set()
+    exposures: set[Exposure] = set()
     for key, chain in elements:
-        branch = [rule for rule in rules if rule["chain"] == chain]
+        dispatch_chain = [rule for rule in rules if rule["chain"] == chain]
         if chain.startswith(_OF_SUBNET):
-            oddities += [f"{chain}: {len(branch)} rules"] * (len(branch) != 1)
+            oddities += [f"{chain}: {len(dispatch_chain)} rules"] * (len(dispatch_chain) != 1)
             continue
         if chain in _PLAIN:
-            found = _plain_opening(version, key, targets[chain].pop(str(key), None))
+            found = _plain_exposure(version, key, targets[chain].pop(str(key), None))
             oddities += [f"{key} has no target"] * (not found)
         else:
-            found = _openings(version, key, branch)
-            wanted = len(branch) // 2 if chain.startswith("from.") else len(branch)
-            oddities += [f"{key}: {len(branch)} rules, {len(found)} translations"] * (len(found) != wanted)
-        openings |= found
+            found = _exposures(version, key, dispatch_chain)
+            wanted = len(dispatch_chain) // 2 if chain.startswith("from.") else len(dispatch_chain)
+            oddities += [f"{key}: {len(dispatch_chain)} rules, {len(found)} translations"] * (len(found) != wanted)
+        exposures |= found
     oddities += [f"{key} has a target, and nothing leads there" for found in targets.values() for key in found]
-    ours = frozenset(opening for opening in openings if opening.target)
+    ours = frozenset(exposure for exposure in exposures if exposure.target)
     return NftTable(
         ours,
         _subnets(items),
         frozenset(_elements(items, "uplinks")),
-        len(openings) - len(ours),
+        len(exposures) - len(ours),
         _frame(items),
         tuple(oddities),
     )
@@ -72,29 +72,29 @@ def _by_key(elements: list[Any]) -> dict[str, Any]:
     return {str(key["elem"]["val"]): target["concat"] for key, target in elements}
 
 
-def _plain_opening(version: int, key: Any, target: Any) -> set[Opening]:
+def _plain_exposure(version: int, key: Any, target: Any) -> set[Exposure]:
     if target is None:
         return set()
     listen, protocol, port = _listened(key)
-    return {Opening(version, protocol, listen, port, 1, ANY, *target)}
+    return {Exposure(version, protocol, listen, port, 1, ANY, *target)}
 
 
-def _openings(version: int, key: Any, branch: list[Item]) -> set[Opening]:
-    """Read the rules of a branch; what only labels or changes the source has no target."""
-    if branch and branch[0]["chain"].startswith(_OF_GUEST):
-        return {Opening(version, "", rule["chain"], 0, 0, ANY, "", 0) for rule in branch[:1]}
-    found = (_opening(version, key, rule) for rule in branch)
-    return {opening for opening in found if opening is not None}
+def _exposures(version: int, key: Any, dispatch_chain: list[Item]) -> set[Exposure]:
+    """Read the rules of a dispatch chain; what only labels or changes the source has no target."""
+    if dispatch_chain and dispatch_chain[0]["chain"].startswith(_OF_GUEST):
+        return {Exposure(version, "", rule["chain"], 0, 0, ANY, "", 0) for rule in dispatch_chain[:1]}
+    found = (_exposure(version, key, rule) for rule in dispatch_chain)
+    return {exposure for exposure in found if exposure is not None}
 
 
-def _opening(version: int, key: Any, rule: Item) -> Opening | None:
+def _exposure(version: int, key: Any, rule: Item) -> Exposure | None:
     dnat = next((part["dnat"] for part in rule["expr"] if "dnat" in part), None)
     if dnat is None or not any("mangle" in part for part in rule["expr"]):
         return None
     listen, protocol, ports = _listened(key)
     first, last = ports["range"] if isinstance(ports, dict) else (ports, ports)
     width = last - first + 1 if protocol else 0
-    return Opening(version, protocol, listen, first, width, _source(rule), dnat["addr"], _first_port(dnat))
+    return Exposure(version, protocol, listen, first, width, _source(rule), dnat["addr"], _first_port(dnat))
 
 
 def _listened(key: Any) -> tuple[str, str, Any]:
@@ -143,7 +143,7 @@ def _spanned(element: Item) -> list[str]:
 
 
 def _frame(items: list[Item]) -> str:
-    """Everything but elements, branches and handles."""
+    """Everything but elements, dispatch chains and handles."""
     lines = []
     for item in items:
         ((kind, body),) = item.items()

@@ -13,7 +13,7 @@ ANY = "*"
 
 
 @dataclass(frozen=True, slots=True, order=True)
-class Opening:
+class Exposure:
     """One translation the kernel must hold; `protocol` and ports are empty and 0 for a whole address."""
 
     version: int
@@ -26,13 +26,13 @@ class Opening:
     target_port: int
 
 
-def live_openings(world: World) -> frozenset[Opening]:
+def live_exposures(world: World) -> frozenset[Exposure]:
     """Every translation that must be there, and there must be no other."""
     return frozenset(
-        opening
+        exposure
         for name in world.entries
         if _is_live(ENTRIES[name], world)
-        for opening in _openings(ENTRIES[name], world.domains[ENTRIES[name].domain])
+        for exposure in _exposures(ENTRIES[name], world.domains[ENTRIES[name].domain])
     )
 
 
@@ -41,19 +41,19 @@ def _is_live(entry: Entry, world: World) -> bool:
     return domain.running and world.networks[domain.network] and (entry.by_uuid or domain.name == entry.domain)
 
 
-def _openings(entry: Entry, domain: Domain) -> Iterator[Opening]:
+def _exposures(entry: Entry, domain: Domain) -> Iterator[Exposure]:
     target, source = domain.address(entry.version), entry.source or ANY
     if entry.public:
-        yield Opening(entry.version, "", entry.public, 0, 0, source, target, 0)
+        yield Exposure(entry.version, "", entry.public, 0, 0, source, target, 0)
     for port in entry.ports:
-        yield Opening(
+        yield Exposure(
             entry.version, port.protocol, port.listen or ANY, port.first, port.width, source, target, port.guest
         )
 
 
 def public_addresses(world: World) -> frozenset[str]:
     """The addresses that the host must hold for 1:1 guests, and no others of them."""
-    return frozenset(opening.listen for opening in live_openings(world) if not opening.protocol)
+    return frozenset(exposure.listen for exposure in live_exposures(world) if not exposure.protocol)
 
 
 def guest_subnets(world: World, version: int) -> frozenset[str]:
@@ -70,7 +70,9 @@ def collapsed(subnets: Iterable[str]) -> frozenset[str]:
 def answering(world: World, protocol: str, address: str, port: int, source: str) -> tuple[Domain, int] | None:
     """Who must answer a client at `source`, and on which port: the most specific live claim that admits it."""
     version = 6 if ":" in address else 4
-    claims = [opening for opening in live_openings(world) if opening.version == version and _admits(opening, source)]
+    claims = [
+        exposure for exposure in live_exposures(world) if exposure.version == version and _admits(exposure, source)
+    ]
     for listen in (address, ANY):
         for claim in claims:
             # Of a 1:1 address every port is the guest's; a forward on every address goes before it.
@@ -81,9 +83,9 @@ def answering(world: World, protocol: str, address: str, port: int, source: str)
     return (_holder(world, whole.target), port) if whole else None
 
 
-def _admits(opening: Opening, source: str) -> bool:
+def _admits(exposure: Exposure, source: str) -> bool:
     # The only restriction any entry has is the first three bytes of an address.
-    return opening.source == ANY or source.rpartition(".")[0] == opening.source.rpartition(".")[0]
+    return exposure.source == ANY or source.rpartition(".")[0] == exposure.source.rpartition(".")[0]
 
 
 def _holder(world: World, target: str) -> Domain:

@@ -9,6 +9,7 @@ from xml.etree.ElementTree import ParseError
 from xml.sax.saxutils import quoteattr
 
 from fwdaemon import config
+from fwdaemon.core.exposures import Forward, Nat
 from fwdaemon.core.inventory import (
     AddressSource,
     Domain,
@@ -21,7 +22,6 @@ from fwdaemon.core.inventory import (
     ObservedDomain,
     ObservedNetwork,
 )
-from fwdaemon.core.openings import Forward, Nat
 from fwdaemon.core.types import Protocol
 from fwdaemon.hypervisor.agent import MAX_ADDRESSES, agent_claims
 from fwdaemon.hypervisor.xml import guest_address, parse_domain, parse_network
@@ -78,7 +78,7 @@ def names(data: bytes) -> None:
     observed = LibvirtObservation((seen,), (ObservedNetwork(parse_network(defined, active=True).network, leases),))
     written = config.parse({Path("/etc/portfwd.toml"): _CONFIGURATION})
     desired = placement.desired_state(written, merge([observed], HostObservation(), {}))
-    assert len(desired.openings) == 2
+    assert len(desired.exposures) == 2
     for table in ruleset.tables(desired).values():
         text = creation(table)
         assert text.isascii()
@@ -138,9 +138,9 @@ def believed(claims: tuple[MacClaim, ...]) -> None:
     observed = LibvirtObservation((seen,), (ObservedNetwork(network, claims),))
     inventory = merge([observed], HostObservation(), {_UUID: claims})
     written = config.parse({Path("/etc/portfwd.toml"): _CONFIGURATION})
-    for opening in placement.desired_state(written, inventory).openings:
-        assert isinstance(opening, Forward | Nat)
-        target = opening.target
+    for exposure in placement.desired_state(written, inventory).exposures:
+        assert isinstance(exposure, Forward | Nat)
+        target = exposure.target
         assert any(target in subnet and target != subnet[0] and target != subnet[-1] for subnet in _SUBNETS)
         assert target != gateway
 

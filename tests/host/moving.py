@@ -154,7 +154,7 @@ class Move:
         wait_until(lambda: outside.fetch(url).text.startswith("vm "), f"{url} answers")
 
     def status(self, host: Host) -> list[dict[str, Any]]:
-        """What it says of openings to the guest; a route leads to its network on both hosts, at all times."""
+        """What it says of exposures to the guest; a route leads to its network on both hosts, at all times."""
         told = host.run(host.python, "-m", "fwdaemon", "status", "--json").stdout
         rows: list[dict[str, Any]] = json.loads(told)["openings"]
         return [row for row in rows if row["kind"] != "route"]
@@ -213,7 +213,7 @@ def streams(move: Move) -> Iterator[Callable[[], None]]:
 
 
 def handed_over(move: Move) -> bool:
-    """Whether the first host says of each opening that the guest is elsewhere, and of its public addresses where."""
+    """Whether the first host says of each exposure that the guest is elsewhere, and of its public addresses where."""
     reasons = {row["listens"]: row["reason"].split("; ") for row in move.status(move.pair.first)}
     assert {first for first, *_ in reasons.values()} == {"it was handed over to another host"}
     mac = move.pair.second.read("/sys/class/net/eth0/address").strip()

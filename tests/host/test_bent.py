@@ -185,7 +185,7 @@ def test_a_guest_with_the_port_of_an_earlier_one_gets_hairpin_mode_too(bendable:
     assert bendable.shell(f"cat /sys/class/net/{port}/brport/hairpin_mode") == "1\n"
 
 
-def test_interfaces_are_put_back_with_the_last_opening(bendable: Bendable) -> None:
+def test_interfaces_are_put_back_with_the_last_exposure(bendable: Bendable) -> None:
     name = filled(bendable.host, "net.ipv4.conf.BRIDGE.forwarding")
     bendable.host.run("sysctl", "-w", f"{name}=0")
     daemon = bendable.start()

@@ -214,7 +214,7 @@ def flush_everything(host: Host) -> None:
 
 @pytest.mark.usefixtures("mode", "around")
 def test_a_guest_stays_unreachable_where_libvirts_rules_were_flushed(host: Host, daemon: StartDaemon) -> None:
-    """Libvirt does not put them back, and the host forwards since an opening needs it."""
+    """Libvirt does not put them back, and the host forwards since an exposure needs it."""
     host.run("sysctl", "-w", f"{SWITCH}=0")
     running = daemon(WEB)
     serves(host)

@@ -14,7 +14,7 @@ from fwdaemon.core.types import Family, Protocol
 from fwdaemon.nftables.readback import Item, items
 from fwdaemon.rulesets import nft_listing, xt_listing
 from fwdaemon.rulesets.evaluation import through
-from fwdaemon.rulesets.packet import BaseChain, Match, Packet, Rule, Surroundings, System, Truth, all_of
+from fwdaemon.rulesets.packet import BaseChain, Match, Packet, Rule, Surroundings, System, Tristate, all_of
 from tests.lab.host import CLIENT4, CLIENT6, PUBLIC4, PUBLIC6, Host
 from tests.lab.release import LibvirtFirewall
 
@@ -140,7 +140,7 @@ def syn(family: Family) -> Packet:
     )
 
 
-def judged(rule: Rule, packet: Packet) -> Truth:
+def judged(rule: Rule, packet: Packet) -> Tristate:
     tests = (statement.test for statement in rule.statements if isinstance(statement, Match))
     return all_of(test(packet, AROUND) for test in tests)
 
@@ -148,9 +148,9 @@ def judged(rule: Rule, packet: Packet) -> Truth:
 def compare(rules: Sequence[Rule], packet: Packet, counted: Callable[[Rule], int], most_unknown: int) -> None:
     """Each rule was counted or not: what is known of it must say the same."""
     found = {rule.place.text: (judged(rule, packet), counted(rule) > 0) for rule in rules}
-    contradictions = {text: seen for text, seen in found.items() if seen[0] not in (Truth.UNKNOWN, 2 * seen[1])}
+    contradictions = {text: seen for text, seen in found.items() if seen[0] not in (Tristate.UNKNOWN, 2 * seen[1])}
     assert not contradictions
-    unknown = [text for text, (truth, _) in found.items() if truth is Truth.UNKNOWN]
+    unknown = [text for text, (truth, _) in found.items() if truth is Tristate.UNKNOWN]
     assert len(unknown) <= most_unknown, unknown
 
 

@@ -1,8 +1,8 @@
 """Guests that lie to the DHCP server and by neighbour discovery.
 
 Whatever one says, no port of another leads to it, none of its own leads to what it has no right to, and the daemon goes
-on. What a guest may gain by being first is in test_claims.py, by taking over an address in test_usurpers.py; lies of
-agents and in leases have modules of their own.
+on. What a guest may gain by being first is in test_claims.py, by taking over an address in test_hijacked_addresses.py;
+lies of agents and in leases have modules of their own.
 """
 
 import re

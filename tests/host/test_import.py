@@ -71,7 +71,7 @@ def ask(host: Host, probes: Sequence[Probe], patience: float = 5) -> dict[Probe,
 
 
 def wait_answered(host: Host, before: Mapping[Probe, str]) -> None:
-    """Wait for each that was answered: one family's openings are there before the other's."""
+    """Wait for each that was answered: one family's exposures are there before the other's."""
     for probe, answer in before.items():
         if answer:
             wait_until(partial(is_answered, host, probe, answer), f"{probe} is answered")

@@ -40,7 +40,7 @@ def move_away(scene: Scene) -> None:
 
 
 def states(scene: Scene) -> set[tuple[str, str, str | None]]:
-    """What `status` says of each opening."""
+    """What `status` says of each exposure."""
     told = scene.host.run(scene.host.python, "-m", "fwdaemon", "status", "--json").stdout
     return {(row["owner"], row["state"], row["reason"]) for row in json.loads(told)["openings"]}
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fwdaemon.core.openings import Opening
+from fwdaemon.core.exposures import Exposure
 from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Family, Gate
 from fwdaemon.kernel.process import SystemRunner
@@ -143,7 +143,7 @@ def opened(machines: Topology, rules: Backend, *, legacy: bool) -> Open:
     unheld = frozenset(ip_address(plan.elsewhere) for plan in (V4, V6))
     nothing = Desired(guest_subnets=GUESTS, homes=HOMES, uplinks=frozenset({"eth0"}), gates=gates, unheld=unheld)
 
-    def open_(*openings: Opening) -> None:
-        assert not rules.apply(nothing.having(openings), thorough=True).faults
+    def open_(*exposures: Exposure) -> None:
+        assert not rules.apply(nothing.having(exposures), full=True).faults
 
     return open_

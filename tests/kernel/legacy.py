@@ -6,7 +6,7 @@ from dataclasses import replace
 from ipaddress import ip_network
 from pathlib import Path
 
-from fwdaemon.core.openings import Opening
+from fwdaemon.core.exposures import Exposure
 from fwdaemon.core.types import Family
 from fwdaemon.legacy.client import HelperClient
 from fwdaemon.legacy.difference import Change
@@ -21,7 +21,7 @@ SECOND = nat("198.51.100.9", "192.168.122.51")
 SIX_MAIL = nat("2001:db8::8", "2001:db8:5::51", domain="six")
 ROUTED = route("203.0.113.64/29")
 SIX_ROUTED = route("2001:db8:1::/64")
-# Openings of every kind, and all that goes with them.
+# Exposures of every kind, and all that goes with them.
 EVERYTHING = replace(
     ALL.having([MAIL, SECOND, SIX_MAIL, ROUTED, SIX_ROUTED]),
     guest_subnets=frozenset({ip_network("192.168.122.0/24"), ip_network("2001:db8:5::/64")}),
@@ -29,9 +29,9 @@ EVERYTHING = replace(
 )
 
 
-def of_ipv4(*kinds: type[Opening]) -> frozenset[Opening]:
-    """Name the openings of some kinds in `EVERYTHING`."""
-    return frozenset(item for item in EVERYTHING.openings if item.family is Family.IPV4 and isinstance(item, kinds))
+def of_ipv4(*kinds: type[Exposure]) -> frozenset[Exposure]:
+    """Name the exposures of some kinds in `EVERYTHING`."""
+    return frozenset(item for item in EVERYTHING.exposures if item.family is Family.IPV4 and isinstance(item, kinds))
 
 
 def helpers() -> list[int]:

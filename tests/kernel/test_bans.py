@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import pytest
 
 from fwdaemon.core.bans import BEHIND
-from fwdaemon.core.report import Outcome
+from fwdaemon.core.report import ApplyResult
 from fwdaemon.core.types import Family, Gate
 from fwdaemon.kernel.process import SystemRunner
 from fwdaemon.legacy.backend import LegacyBackend
@@ -44,11 +44,11 @@ _WORDS = re.compile(r'comment "?kvm-portfwd')
 
 @dataclass(frozen=True, slots=True)
 class Chain:
-    """A forward chain of others; `insert` puts a rule to its head, `keep` has the gate kept in it."""
+    """A forward chain of others; `insert` puts a rule to its head, `apply` has the gate kept in it."""
 
     insert: Callable[[str], object]
     append: Callable[[str], object]
-    keep: Callable[[], Outcome]
+    apply: Callable[[], ApplyResult]
     listed: Callable[[], list[str]]
 
     def order(self) -> list[str]:
@@ -71,12 +71,12 @@ def _native(runner: SystemRunner) -> Iterator[Chain]:
     yield Chain(
         lambda rule: runner.run("nft", "-f", "-", stdin=f"insert rule {NATIVE} {rule}\n"),
         lambda rule: runner.run("nft", "-f", "-", stdin=f"add rule {NATIVE} {rule}\n"),
-        lambda: backend.apply(desired, thorough=False),
+        lambda: backend.apply(desired, full=False),
         listed,
     )
 
 
-def _iptables(program: str, keep: Callable[[], Outcome]) -> Iterator[Chain]:
+def _iptables(program: str, apply: Callable[[], ApplyResult]) -> Iterator[Chain]:
     run(["ipset", "create", "bad", "hash:ip"])
     run(["ipset", "add", "bad", "203.0.113.9"])
     for chain in ("f2b-sshd", "tool", "LOGGING", "BLOCK", "MIXED", "BLACK", "NESTED"):
@@ -91,7 +91,7 @@ def _iptables(program: str, keep: Callable[[], Outcome]) -> Iterator[Chain]:
     yield Chain(
         lambda rule: run([program, "-w", "-I", "FORWARD", *rule.split()]),
         lambda rule: run([program, "-w", "-A", "FORWARD", *rule.split()]),
-        keep,
+        apply,
         lambda: run([program, "-S", "FORWARD"]).stdout.splitlines()[1:],
     )
 
@@ -102,10 +102,10 @@ def xtables(
 ) -> Iterator[Chain]:
     """The FORWARD chain of each kind of iptables."""
     nftables, gates, legacy = NftablesBackend(runner), LegacyGates(clients), LegacyBackend()
-    keeps: dict[str, Callable[[], Outcome]] = {
-        "iptables-nft": lambda: nftables.apply(ALL, thorough=False),
-        "legacy gate": lambda: gates.keep({Family.IPV4}, ALL.label, BEHIND, thorough=False),
-        "legacy backend": lambda: legacy.apply(ALL, thorough=False),
+    keeps: dict[str, Callable[[], ApplyResult]] = {
+        "iptables-nft": lambda: nftables.apply(ALL, full=False),
+        "legacy gate": lambda: gates.apply({Family.IPV4}, ALL.label, BEHIND, full=False),
+        "legacy backend": lambda: legacy.apply(ALL, full=False),
     }
     kind: str = request.param
     yield from _iptables("iptables-nft" if kind == "iptables-nft" else "iptables-legacy", keeps[kind])
@@ -197,7 +197,7 @@ def holds(chain: Chain, ban: str) -> None:
     """Have a ban at the head of a chain with a gate, and see that nothing at all is done about it."""
     chain.insert(ban)
     before = chain.listed()
-    assert not chain.keep().changed
+    assert not chain.apply().changed
     assert chain.listed() == before
     assert chain.order()[1] == "GATE"
 
@@ -206,70 +206,70 @@ def outranked(chain: Chain, ban: str, other: str) -> None:
     """Have a rule at the head of a chain with a ban and a gate, and see the gate go ahead of it."""
     chain.insert(other)
     others = chain.others()
-    (change,) = chain.keep().gates
+    (change,) = chain.apply().gates
     assert change.fault == "another rule was ahead of it"
     assert chain.order() == ["GATE", *others]
-    assert not chain.keep().changed
+    assert not chain.apply().changed
     chain.insert(ban)
-    assert not chain.keep().changed
+    assert not chain.apply().changed
     assert chain.order()[1] == "GATE"
 
 
 @pytest.mark.parametrize("ban", XT_BANS)
 def test_a_ban_stays_ahead_in_iptables(xtables: Chain, ban: str) -> None:
     xtables.append("-j DROP")
-    xtables.keep()
+    xtables.apply()
     holds(xtables, ban)
 
 
 @pytest.mark.parametrize("ban", NFT_BANS)
 def test_a_ban_stays_ahead_in_nftables(native: Chain, ban: str) -> None:
     native.append("drop")
-    native.keep()
+    native.apply()
     holds(native, ban)
 
 
 @pytest.mark.parametrize("other", XT_OTHERS)
 def test_another_rule_does_not_stay_ahead_in_iptables(xtables: Chain, other: str) -> None:
     xtables.append("-j DROP")
-    xtables.keep()
+    xtables.apply()
     outranked(xtables, XT_BANS[0], other)
 
 
 @pytest.mark.parametrize("other", NFT_OTHERS)
 def test_another_rule_does_not_stay_ahead_in_nftables(native: Chain, other: str) -> None:
     native.append("drop")
-    native.keep()
+    native.apply()
     outranked(native, NFT_BANS[0], other)
 
 
 @pytest.mark.parametrize("rule", ["-g f2b-sshd", "-g BLACK"])
 def test_a_goto_stays_ahead_in_iptables_while_the_policy_accepts(xtables: Chain, rule: str) -> None:
     xtables.append("-j DROP")
-    xtables.keep()
+    xtables.apply()
     holds(xtables, rule)
 
 
 def test_a_goto_stays_ahead_in_nftables_while_the_policy_accepts(native: Chain, runner: SystemRunner) -> None:
     native.append("drop")
-    native.keep()
+    native.apply()
     holds(native, "goto f2b-sshd")
     runner.run("nft", "-f", "-", stdin=f"chain {NATIVE} {{ policy drop; }}\n")
-    (change,) = native.keep().gates
+    (change,) = native.apply().gates
     assert change.fault == "another rule was ahead of it"
     assert native.order()[0] == "GATE"
 
 
 def test_a_map_is_judged_by_what_is_in_it_now(native: Chain, runner: SystemRunner) -> None:
     native.append("drop")
-    native.keep()
+    native.apply()
     holds(native, "ip saddr vmap @bans")
     element = "element inet theirs bans { 192.0.2.0/24 : accept }"
     runner.run("nft", "-f", "-", stdin=f"add {element}\n")
-    assert native.keep().changed
+    assert native.apply().changed
     assert native.order()[0] == "GATE"
     runner.run("nft", "-f", "-", stdin=f"delete {element}\n")
-    assert native.keep().changed
+    assert native.apply().changed
     assert native.order()[1] == "GATE"
 
 
@@ -277,11 +277,11 @@ def test_a_gate_comes_behind_the_bans_that_are_there(xtables: Chain) -> None:
     for rule in (*XT_BANS, "-j DROP", XT_BANS[0]):
         xtables.append(rule)
     others = xtables.listed()
-    xtables.keep()
+    xtables.apply()
     place = len(XT_BANS)
     assert xtables.order() == [*others[:place], "GATE", *others[place:]]
     xtables.insert("-j tool")
-    xtables.keep()
+    xtables.apply()
     assert xtables.order() == ["GATE", "-A FORWARD -j tool", *others]
 
 
@@ -289,20 +289,20 @@ def test_a_native_gate_comes_behind_the_bans_that_are_there(native: Chain) -> No
     for rule in (*NFT_BANS, "drop", NFT_BANS[0]):
         native.append(rule)
     others = native.listed()
-    native.keep()
+    native.apply()
     place = len(NFT_BANS)
     assert native.order() == [*others[:place], "GATE", *others[place:]]
     native.insert("jump tool")
-    native.keep()
+    native.apply()
     assert native.order() == ["GATE", "jump tool", *others]
 
 
 def test_a_ban_that_is_appended_right_behind_the_gate_goes_ahead(xtables: Chain) -> None:
     """The same rules give the same place, whichever came first."""
     xtables.append(XT_BANS[0])
-    xtables.keep()
+    xtables.apply()
     xtables.append(XT_BANS[2])
-    (change,) = xtables.keep().gates
+    (change,) = xtables.apply().gates
     assert change.fault == "it was ahead of a ban"
     assert xtables.order()[-1] == "GATE"
 
@@ -311,6 +311,6 @@ def test_a_chain_that_only_logs_does_not_keep_bans_from_holding(xtables: Chain) 
     """That is how ufw has its jumps: one for the log comes before the one in which it refuses."""
     for rule in ("-j LOGGING", XT_BANS[2], "-j tool"):
         xtables.append(rule)
-    xtables.keep()
+    xtables.apply()
     assert [rule == "GATE" for rule in xtables.order()] == [False, False, True, False]
-    assert not xtables.keep().changed
+    assert not xtables.apply().changed

@@ -59,8 +59,8 @@ class Scene:
         async def listen() -> None:
             done = asyncio.Event()
 
-            def changed(actor: Actor, *, thorough: bool) -> None:
-                assert not thorough
+            def changed(actor: Actor, *, full: bool) -> None:
+                assert not full
                 actors.append(actor.process)
                 if actor.process == "last":
                     done.set()
@@ -87,27 +87,27 @@ def test_our_own_commits_are_not_heard(scene: Scene) -> None:
     run(["iptables-nft", "-A", "FORWARD", "-j", "ACCEPT"])
     changed: list[bool] = []
     states = (ALL, FEWER, ALL)
-    acts = [lambda state=state: changed.append(scene.backend.apply(state, thorough=True).changed) for state in states]
+    acts = [lambda state=state: changed.append(scene.backend.apply(state, full=True).changed) for state in states]
     assert scene.heard(*acts, scene.backend.remove) == []
     assert all(changed)
 
 
 def test_a_namesake_in_another_pid_namespace_is_not_us(scene: Scene) -> None:
     """In a container, another program has the process number that one of ours had on the host."""
-    scene.backend.apply(ALL, thorough=False)
+    scene.backend.apply(ALL, full=False)
     assert scene.heard(lambda: scene.foreign("namesake", *_WIPE, pid=scene.runner.pid)) == ["namesake"]
-    assert scene.backend.apply(ALL, thorough=False).damaged
+    assert scene.backend.apply(ALL, full=False).damaged
 
 
 def test_a_commit_beside_ours_is_not_us(scene: Scene) -> None:
-    scene.backend.apply(ALL, thorough=False)
+    scene.backend.apply(ALL, full=False)
 
     def wipe_once() -> None:
         scene.runner.before = lambda: None
         scene.foreign("beside", *_WIPE)
 
     scene.runner.before = wipe_once
-    assert "beside" in scene.heard(lambda: scene.backend.apply(FEWER, thorough=False))
+    assert "beside" in scene.heard(lambda: scene.backend.apply(FEWER, full=False))
 
 
 def test_a_commit_beside_one_of_ours_that_was_refused_is_not_us(scene: Scene) -> None:
@@ -149,7 +149,7 @@ def test_elements_of_others_sets_alone_are_not_told(scene: Scene) -> None:
 )
 def test_whatever_else_others_change_is_told(scene: Scene, words: tuple[str, ...]) -> None:
     run(["nft", SET])
-    scene.backend.apply(ALL, thorough=True)
+    scene.backend.apply(ALL, full=True)
     heard = scene.heard(
         lambda: scene.foreign("banning", "add", "element", "ip", "theirs", "banned", "{ 192.0.2.3 }"),
         lambda: scene.foreign("changing", *words),

@@ -1,11 +1,11 @@
-"""Tracked connections in the kernel's own table: those that changes of openings invalidate are ended, and no others."""
+"""Tracked connections in the kernel's own table: those that changes of exposures invalidate end, and no others."""
 
 from collections.abc import Collection
 from dataclasses import replace
 
 import pytest
 
-from fwdaemon.core.openings import Opening
+from fwdaemon.core.exposures import Exposure
 from fwdaemon.core.types import Address, Family
 from fwdaemon.kernel.conntrack import (
     end,
@@ -45,7 +45,7 @@ def tracked(runner: SystemRunner, version: int, protocol: str) -> list[str]:
     return sorted(line.split("dport=", 1)[1].split(" ", 1)[0] for line in listing.splitlines())
 
 
-def swept(live: Collection[Opening], guests: Collection[Address] | None = None) -> list[tuple[int, Address]]:
+def swept(live: Collection[Exposure], guests: Collection[Address] | None = None) -> list[tuple[int, Address]]:
     """End what is outdated; give the ports and guests."""
     found = [entry for batch in outdated(Judge(live, ()), LABEL, guests) for entry in batch]
     assert end(found) == len({entry.key for entry in found})
@@ -54,7 +54,7 @@ def swept(live: Collection[Opening], guests: Collection[Address] | None = None) 
 
 @pytest.mark.parametrize("version", [4, 6])
 @pytest.mark.parametrize("protocol", ["tcp", "udp", "sctp"])
-def test_labelled_flows_that_no_opening_carries_are_ended(runner: SystemRunner, version: int, protocol: str) -> None:
+def test_labelled_flows_that_no_exposure_carries_are_ended(runner: SystemRunner, version: int, protocol: str) -> None:
     label_rule(runner)
     guest = GUESTS[version]
     live = forward(f"{protocol} *:8080", f"{'[' + guest + ']' if version == 6 else guest}:80")

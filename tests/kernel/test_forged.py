@@ -123,7 +123,7 @@ def test_a_routed_address_from_outside_passes_no_forward(machines: Topology, ope
     assert machines.routed.udp(plan.public, PORT, timeout=PATIENCE).text.startswith("mail ")
 
 
-def test_an_address_of_the_host_from_outside_passes_no_opening(machines: Topology, opened: Open, plan: Plan) -> None:
+def test_an_address_of_the_host_from_outside_passes_no_exposure(machines: Topology, opened: Open, plan: Plan) -> None:
     trusted = map(str, map(ip_network, (plan.other, plan.outside)))
     narrow = forward(f"udp {plan.public}:{PORT}", f"[{plan.mail}]:{PORT}", sources=(network(plan), *trusted))
     opened(narrow, nat(plan.elsewhere, plan.mail), route(plan.subnet))

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from fwdaemon.core.openings import Nat
+from fwdaemon.core.exposures import Nat
 from fwdaemon.core.state import Desired
 from fwdaemon.hostnet.public_addresses import Gateways
 from tests.kernel.links import BRIDGE_MAC, Links, linked
@@ -38,18 +38,18 @@ def known(links: Links, gateway: str) -> str:
 @pytest.mark.parametrize(("wanted", "gateway"), [(WEB4, GATEWAY4), (WEB6, GATEWAY6)])
 def test_a_guest_hears_where_its_gateway_is_now(links: Links, wanted: Nat, gateway: str) -> None:
     mislead(links, gateway)
-    Gateways().keep(Desired(nats=frozenset({wanted})))
+    Gateways().apply(Desired(nats=frozenset({wanted})))
     wait_until(lambda: BRIDGE_MAC in known(links, gateway), "the guest knows its gateway's new MAC address")
 
 
 def test_it_hears_once_and_again_when_it_comes_back(links: Links) -> None:
     gateways, here = Gateways(), Desired(nats=frozenset({WEB4}))
-    gateways.keep(here)
+    gateways.apply(here)
     assert links.host.pings("192.168.123.60")
     mislead(links, GATEWAY4)
-    gateways.keep(here)
+    gateways.apply(here)
     assert not links.host.pings("192.168.123.60"), "its answer goes where it believes its gateway to be"
     assert ELSEWHERE in known(links, GATEWAY4)
-    gateways.keep(Desired())
-    gateways.keep(here)
+    gateways.apply(Desired())
+    gateways.apply(here)
     wait_until(lambda: BRIDGE_MAC in known(links, GATEWAY4), "the guest heard again")

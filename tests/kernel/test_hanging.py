@@ -79,7 +79,7 @@ def test_a_program_that_works_is_waited_for(tmp_path: Path, ahead: SystemRunner)
 
 @pytest.mark.usefixtures("impatient")
 def test_a_helper_that_stops_while_it_holds_the_lock_is_ended(backend: LegacyBackend, lock_file: Path) -> None:
-    backend.apply(ALL, thorough=False)
+    backend.apply(ALL, full=False)
     client = HelperClient(Family.IPV4)
     with client.locked() as session:
         session.observe(NAT, ())
@@ -93,25 +93,25 @@ def test_a_helper_that_stops_while_it_holds_the_lock_is_ended(backend: LegacyBac
 
 
 def test_a_held_lock_is_told_and_waited_for_once(backend: LegacyBackend, lock_file: Path) -> None:
-    backend.apply(ALL, thorough=False)
+    backend.apply(ALL, full=False)
     iptables("-t", "nat", "-F")
     with held(lock_file), pytest.raises(KernelError, match=f"another program has held {lock_file} for more than"):
-        backend.apply(ALL, thorough=False)
-    assert backend.apply(ALL, thorough=False).changed
+        backend.apply(ALL, full=False)
+    assert backend.apply(ALL, full=False).changed
 
 
 def test_a_held_lock_does_not_keep_nftables_from_healing(lock_file: Path, runner: SystemRunner) -> None:
     iptables("-P", "FORWARD", "DROP")
     netfilter = Netfilter(runner, BackendChoice.NFTABLES)
-    netfilter.apply(ALL, thorough=True)
+    netfilter.apply(ALL, full=True)
     ours = own_rules(run(["nft", "list", "ruleset"]).stdout, "")
     iptables("-F", "FORWARD")
     run(["nft", "flush", "ruleset"])
     with held(lock_file):
-        outcome = netfilter.apply(ALL, thorough=True)
+        result = netfilter.apply(ALL, full=True)
         assert own_rules(run(["nft", "list", "ruleset"]).stdout, "") == ours
-    assert any("another program has held" in fault for fault in outcome.faults)
-    netfilter.apply(ALL, thorough=False)
+    assert any("another program has held" in fault for fault in result.faults)
+    netfilter.apply(ALL, full=False)
     assert "kvm-portfwd" in run(["iptables-legacy", "-S", "FORWARD"]).stdout
     netfilter.remove()
 
@@ -119,11 +119,11 @@ def test_a_held_lock_does_not_keep_nftables_from_healing(lock_file: Path, runner
 def test_a_held_lock_does_not_keep_gates_in_nftables_from_healing(lock_file: Path, runner: SystemRunner) -> None:
     run(["iptables-nft", "-P", "FORWARD", "DROP"])
     netfilter = Netfilter(runner, BackendChoice.IPTABLES)
-    netfilter.apply(ALL, thorough=True)
+    netfilter.apply(ALL, full=True)
     run(["iptables-nft", "-F", "FORWARD"])
     iptables("-t", "nat", "-F")
     with held(lock_file), pytest.raises(KernelError, match="another program has held"):
-        netfilter.apply(ALL, thorough=True)
+        netfilter.apply(ALL, full=True)
     assert "kvm-portfwd" in run(["iptables-nft", "-S", "FORWARD"]).stdout
     netfilter.remove()
     assert own() == ""
@@ -135,16 +135,16 @@ def test_a_program_that_hangs_on_rules_of_others_does_not_keep_a_wiped_table_fro
 ) -> None:
     run(["iptables-nft", "-P", "FORWARD", "DROP"])
     backend = NftablesBackend(ahead)
-    backend.apply(ALL, thorough=True)
+    backend.apply(ALL, full=True)
     ours = run(["nft", "list", "table", "ip", "kvm_portfwd"]).stdout
     run(["nft", "delete", "table", "ip", "kvm_portfwd"])
     hanging = program(tmp_path / "iptables-nft", "exec sleep 1000")
     with pytest.raises(HangingError):
-        backend.apply(ALL, thorough=False)
+        backend.apply(ALL, full=False)
     hanging.unlink()
     assert run(["nft", "list", "table", "ip", "kvm_portfwd"]).stdout == ours
-    outcome = backend.apply(ALL, thorough=False)
-    assert outcome.damaged == {opening for opening in ALL.openings if opening.family is Family.IPV4}
+    result = backend.apply(ALL, full=False)
+    assert result.damaged == {exposure for exposure in ALL.exposures if exposure.family is Family.IPV4}
 
 
 @pytest.mark.usefixtures("impatient", "namespace", "lock_file")
@@ -158,15 +158,15 @@ def test_an_iptables_that_hangs_does_not_keep_nftables_from_healing(
         run([variant, "-A", LIBVIRT_CHAIN, "-j", "RETURN"])
     program(tmp_path / "iptables", "echo 'iptables v1.8.9 (nf_tables)'")
     netfilter = Netfilter(ahead)
-    netfilter.apply(ALL, thorough=True)
+    netfilter.apply(ALL, full=True)
     ours = run(["nft", "list", "table", "ip", "kvm_portfwd"]).stdout
     run(["nft", *wipe.split()])
     hanging = program(tmp_path / "iptables", f"nft list table ip kvm_portfwd >{tmp_path}/asked; exec sleep 1000")
-    outcome = netfilter.apply(ALL, thorough=False)
+    result = netfilter.apply(ALL, full=False)
     assert (tmp_path / "asked").read_text(encoding="ascii") == ours
-    assert outcome.damaged
-    assert any("iptables does not say where it writes to" in fault for fault in outcome.faults)
+    assert result.damaged
+    assert any("iptables does not say where it writes to" in fault for fault in result.faults)
     hanging.unlink()
-    assert not netfilter.apply(ALL, thorough=True).faults
+    assert not netfilter.apply(ALL, full=True).faults
     netfilter.remove()
     netfilter.close()

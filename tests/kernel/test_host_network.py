@@ -1,4 +1,4 @@
-"""All that openings need of the host besides rules, kept together, on the real kernel; needs no root of the machine."""
+"""All that exposures need of the host besides rules, on the real kernel; needs no root of the machine."""
 
 import socket
 import struct
@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from fwdaemon.core.openings import Opening
-from fwdaemon.core.report import Outcome
+from fwdaemon.core.exposures import Exposure
+from fwdaemon.core.report import ApplyResult
 from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Family
-from fwdaemon.hostnet.keeper import HostSide
+from fwdaemon.hostnet.host_network import SystemHostNetwork
 from fwdaemon.kernel import sysctl
 from tests.kernel.links import Links, linked
 from tests.lab.netns import open_socket
@@ -32,7 +32,7 @@ FILTERED = "net.bridge.bridge-nf-call-iptables"
 ADVERTISEMENT = struct.pack("!BBHBBHII", 134, 0, 0, 64, 0, 1800, 0, 0)
 NOTED = "IPv4 forwarding was off before kvm-portfwd"
 
-MakeHost = Callable[[], HostSide]
+MakeHost = Callable[[], SystemHostNetwork]
 
 
 @pytest.fixture
@@ -50,18 +50,18 @@ def begin(links: Links, tmp_path: Path) -> Iterator[MakeHost]:
     del links
     with ExitStack() as stack:
 
-        def begun() -> HostSide:
-            host = HostSide(lambda: frozenset(Family), tmp_path)
+        def begun() -> SystemHostNetwork:
+            host = SystemHostNetwork(lambda: frozenset(Family), tmp_path)
             stack.callback(host.close)
             return host
 
         yield begun
 
 
-def keep(host: HostSide, desired: Desired, *, thorough: bool = True) -> Outcome:
+def apply(host: SystemHostNetwork, desired: Desired, *, full: bool = True) -> ApplyResult:
     host.release(desired)
     desired = host.confine(desired, ip_forward=True)
-    return host.keep(desired, ip_forward=True, thorough=thorough)
+    return host.apply(desired, ip_forward=True, full=full)
 
 
 def ours(links: Links) -> str:
@@ -70,19 +70,19 @@ def ours(links: Links) -> str:
     return f"{addresses}\n{routes}\n{sysctl.read(ON)}"
 
 
-def test_what_openings_need_is_there_and_goes_again(links: Links, begin: MakeHost) -> None:
+def test_what_exposures_need_is_there_and_goes_again(links: Links, begin: MakeHost) -> None:
     before, host = ours(links), begin()
     assert host.confine(STATE, ip_forward=True).confined == {Family.IPV4}
     plan = host.preview(STATE)
     assert (set(plan.mended), ours(links)) == ({MAIL, ROUTED}, before)
-    outcome = keep(host, STATE)
-    assert (set(outcome.mended), outcome.faults, outcome.changed) == ({MAIL, ROUTED}, (), True)
-    assert [(setting.what, setting.restored) for setting in outcome.settings] == [(f"{ON} = 1", False)]
-    assert outcome.notes[0].startswith(NOTED)
+    result = apply(host, STATE)
+    assert (set(result.mended), result.faults, result.changed) == ({MAIL, ROUTED}, (), True)
+    assert [(setting.what, setting.restored) for setting in result.settings] == [(f"{ON} = 1", False)]
+    assert result.notes[0].startswith(NOTED)
     assert "198.51.100.8/32" in ours(links)
     assert "203.0.113.64/29 dev virbr1" in ours(links)
-    for thorough in (False, True):
-        assert not keep(host, STATE, thorough=thorough).changed
+    for full in (False, True):
+        assert not apply(host, STATE, full=full).changed
     assert not host.preview(STATE).changed
     removed = host.remove(frozenset())
     assert removed.notes == (f"set {ON} = 0 again: it was off before kvm-portfwd",)
@@ -92,20 +92,20 @@ def test_what_openings_need_is_there_and_goes_again(links: Links, begin: MakeHos
 
 def test_what_others_bend_is_put_back(links: Links, begin: MakeHost) -> None:
     host = begin()
-    keep(host, STATE)
+    apply(host, STATE)
     held = ours(links)
     links.host.ip("address del 198.51.100.8/32 dev eth0", "route del 203.0.113.64/29")
     sysctl.write(ON, "0")
-    outcome = keep(host, STATE)
-    assert set(outcome.damaged) == {MAIL, ROUTED}
-    assert [(setting.what, setting.restored) for setting in outcome.settings] == [(f"{ON} = 1", True)]
-    assert not outcome.notes
+    result = apply(host, STATE)
+    assert set(result.damaged) == {MAIL, ROUTED}
+    assert [(setting.what, setting.restored) for setting in result.settings] == [(f"{ON} = 1", True)]
+    assert not result.notes
     assert ours(links) == held
 
 
 def test_an_address_goes_before_the_rules_do(links: Links, begin: MakeHost) -> None:
     host = begin()
-    keep(host, STATE)
+    apply(host, STATE)
     host.release(replace(STATE, nats=frozenset()))
     assert "198.51.100.8" not in ours(links)
     assert "203.0.113.64/29" in ours(links)
@@ -113,15 +113,15 @@ def test_an_address_goes_before_the_rules_do(links: Links, begin: MakeHost) -> N
 
 def test_what_one_keeper_cannot_do_keeps_the_others_from_nothing(links: Links, begin: MakeHost) -> None:
     other = replace(MAIL, assign="wg0")
-    outcome = keep(begin(), replace(STATE, nats=frozenset({other})))
-    assert [opening for opening, _ in outcome.refused] == [other]
-    assert outcome.faults == ("198.51.100.8 is not assigned to wg0: there is no such interface",)
+    result = apply(begin(), replace(STATE, nats=frozenset({other})))
+    assert [exposure for exposure, _ in result.refused] == [other]
+    assert result.faults == ("198.51.100.8 is not assigned to wg0: there is no such interface",)
     assert "203.0.113.64/29" in ours(links)
 
 
 def test_a_later_run_gives_back_what_an_earlier_one_turned_on(links: Links, begin: MakeHost) -> None:
     before = ours(links)
-    keep(begin(), STATE)
+    apply(begin(), STATE)
     later = begin()
     assert later.has_turned_on()
     assert later.confine(STATE, ip_forward=True).confined == {Family.IPV4}
@@ -145,7 +145,7 @@ def test_an_interface_that_rules_say_is_ours_stays_confined_and_is_given_back_wi
     name = "net.ipv4.conf.eth0.forwarding"
     state = Desired(uplinks=frozenset({"eth0"}), inside=frozenset({"virbr1"})).having([WEB])
     confined = begin().confine(state, ip_forward=True)
-    keep(begin(), confined)
+    apply(begin(), confined)
     for record in tmp_path.iterdir():
         record.unlink()
     assert not begin().confine(state, ip_forward=True).switched
@@ -168,10 +168,10 @@ def test_an_interface_that_rules_say_is_ours_stays_confined_and_is_given_back_wi
 def test_forwarding_that_libvirt_needs_stays_on(links: Links, begin: MakeHost) -> None:
     del links
     host = begin()
-    keep(host, STATE)
-    outcome = host.remove(frozenset({(Family.IPV4, "default")}))
+    apply(host, STATE)
+    result = host.remove(frozenset({(Family.IPV4, "default")}))
     assert sysctl.read(ON) == "1"
-    assert outcome.notes == (
+    assert result.notes == (
         "IPv4 forwarding stays on for everything, as libvirt turns it on for its networks: default",
     )
 
@@ -179,30 +179,30 @@ def test_forwarding_that_libvirt_needs_stays_on(links: Links, begin: MakeHost) -
 def test_forwarding_that_is_left_to_the_admin_is_a_fault_where_it_is_off(links: Links, begin: MakeHost) -> None:
     left = "and [daemon] ip_forward = false leaves it to you"
     host, state = begin(), Desired(uplinks=frozenset({"eth0"})).having([WEB])
-    outcome = host.keep(state, ip_forward=False)
-    assert outcome.faults == (f"IPv4 forwarding is off, {left}",)
+    result = host.apply(state, ip_forward=False)
+    assert result.faults == (f"IPv4 forwarding is off, {left}",)
     assert not host.confine(state, ip_forward=False).confined
     links.host.sysctl("ipv4.ip_forward=1", "ipv4.conf.eth0.forwarding=0")
-    outcome = host.keep(state, ip_forward=False)
-    assert outcome.faults == (f"IPv4 forwarding is off on eth0, {left}",)
-    assert (sysctl.read(ON), outcome.changed) == ("1", False)
+    result = host.apply(state, ip_forward=False)
+    assert result.faults == (f"IPv4 forwarding is off on eth0, {left}",)
+    assert (sysctl.read(ON), result.changed) == ("1", False)
 
 
 def test_forwarding_of_one_interface_is_turned_on_and_back(links: Links, begin: MakeHost) -> None:
     links.host.sysctl("ipv4.ip_forward=1", "ipv4.conf.eth0.forwarding=0")
     host, state = begin(), Desired(uplinks=frozenset({"eth0"}), inside=frozenset({"virbr1"})).having([WEB])
     name = "net.ipv4.conf.eth0.forwarding"
-    outcome = host.keep(state, ip_forward=True, thorough=True)
-    assert outcome.faults[0].startswith(f"{name} stays off: no rules keep everything else out")
-    assert (sysctl.read(name), outcome.settings) == ("0", ())
+    result = host.apply(state, ip_forward=True, full=True)
+    assert result.faults[0].startswith(f"{name} stays off: no rules keep everything else out")
+    assert (sysctl.read(name), result.settings) == ("0", ())
     assert not host.confine(state, ip_forward=False).switched
     confined = host.confine(state, ip_forward=True)
     assert confined == state.confining(frozenset(), frozenset(), frozenset({(Family.IPV4, "eth0")}))
-    outcome = keep(host, confined)
-    assert ([setting.what for setting in outcome.settings], outcome.faults) == ([f"{name} = 1"], ())
+    result = apply(host, confined)
+    assert ([setting.what for setting in result.settings], result.faults) == ([f"{name} = 1"], ())
     # It stays confined, also for a later run.
     assert host.confine(state, ip_forward=True) == begin().confine(state, ip_forward=True) == confined
-    keep(host, Desired())
+    apply(host, Desired())
     assert sysctl.read(name) == "0"
     assert not host.confine(Desired(), ip_forward=True).switched
     assert sysctl.read(ON) == "1"
@@ -220,8 +220,8 @@ def advertise_router(links: Links) -> None:
 def test_ipv6_is_not_forwarded_where_the_host_would_lose_its_route(links: Links, begin: MakeHost) -> None:
     links.host.sysctl("ipv6.conf.all.forwarding=0", "ipv6.conf.eth0.accept_ra=1")
     advertise_router(links)
-    outcome = keep(begin(), Desired().having([forward("tcp *:80", "[2001:db8:5::50]:80")]))
-    assert "IPv6 forwarding stays off: it would take away the default route that eth0 learned" in outcome.faults[0]
+    result = apply(begin(), Desired().having([forward("tcp *:80", "[2001:db8:5::50]:80")]))
+    assert "IPv6 forwarding stays off: it would take away the default route that eth0 learned" in result.faults[0]
     assert sysctl.read("net.ipv6.conf.all.forwarding") == "0"
 
 
@@ -230,8 +230,8 @@ def test_what_an_earlier_version_turned_on_is_turned_off_once(links: Links, begi
     links.host.sysctl("ipv4.conf.eth0.route_localnet=1")
     record = tmp_path / "route-localnet"
     record.write_bytes(b"eth0 0\nvirbr1 0\ngone 0\nlo 1\na/b 0\n\xff\n")
-    outcome = keep(begin(), Desired())
-    assert [setting.what for setting in outcome.settings] == [f"{name} = 0, which an earlier version turned on"]
+    result = apply(begin(), Desired())
+    assert [setting.what for setting in result.settings] == [f"{name} = 0, which an earlier version turned on"]
     assert (sysctl.read(name), record.exists()) == ("0", False)
 
 
@@ -247,28 +247,36 @@ def test_ports_of_guests_hairpin_while_bridged_frames_are_filtered(links: Links,
     sysctl.write(FILTERED, "1")
     host = begin()
     what = "hairpin mode of bridge port vnet0"
-    assert [(setting.what, setting.restored) for setting in keep(host, state).settings if "vnet0" in setting.what] == [
+    assert [(setting.what, setting.restored) for setting in apply(host, state).settings if "vnet0" in setting.what] == [
         (what, False)
     ]
     assert hairpin(links)
     links.host.run("bridge", "link", "set", "dev", "vnet0", "hairpin", "off")
-    assert not keep(host, state, thorough=False).settings
-    assert [(setting.what, setting.restored) for setting in keep(host, state).settings] == [(what, True)]
+    assert not apply(host, state, full=False).settings
+    assert [(setting.what, setting.restored) for setting in apply(host, state).settings] == [(what, True)]
     # The next run knows which were ours; what goes with its port is forgotten.
     later = begin()
     sysctl.write(FILTERED, "0")
-    assert keep(later, state).changed
+    assert apply(later, state).changed
     assert not hairpin(links)
     sysctl.write(FILTERED, "1")
-    keep(later, state)
+    apply(later, state)
     links.host.ip("link del vnet0")
-    assert not keep(later, Desired()).faults
+    assert not apply(later, Desired()).faults
 
 
 # --- records that cannot be written -----------------------------------------------------------------------------------
 
-LEDGERS = ("forwarding-ipv4", "hairpin-ports", "addresses", "proxy-ndp", "disable-ipv6", "accept-ra", "addr-gen-mode")
-REASON = "its record cannot be written ({directory}/{ledger}.json: Is a directory)"
+STATE_FILES = (
+    "forwarding-ipv4",
+    "hairpin-ports",
+    "addresses",
+    "proxy-ndp",
+    "disable-ipv6",
+    "accept-ra",
+    "addr-gen-mode",
+)
+REASON = "its record cannot be written ({directory}/{state_file}.json: Is a directory)"
 ROUTES6 = route("2001:db8:1::/64", proxy="eth0"), route("2001:db8:2::/64", bridge="virbr2")
 EVERYTHING = STATE.having([WEB, MAIL, *ROUTES6])
 FAULTS = [
@@ -304,23 +312,23 @@ CHANGED = ("1", "1", "0", "0", "0", True, True)
 
 def unwritable(directory: Path, *, full: bool) -> None:
     """Have no record written, or every one again."""
-    for ledger in LEDGERS:
-        path = directory / f"{ledger}.json.new"
+    for state_file in STATE_FILES:
+        path = directory / f"{state_file}.json.new"
         path.mkdir() if full else path.rmdir()
 
 
 def test_nothing_is_changed_that_cannot_be_recorded(needy: Links, begin: MakeHost, tmp_path: Path) -> None:
     before, host = switched(needy), begin()
     unwritable(tmp_path, full=True)
-    for thorough in (True, False, True):
-        outcome = keep(host, EVERYTHING, thorough=thorough)
+    for full in (True, False, True):
+        result = apply(host, EVERYTHING, full=full)
         assert switched(needy) == before
-        for ledger, what in FAULTS:
-            assert what + REASON.format(directory=tmp_path, ledger=ledger) in outcome.faults
-        assert MAIL in dict(outcome.refused)
+        for state_file, what in FAULTS:
+            assert what + REASON.format(directory=tmp_path, state_file=state_file) in result.faults
+        assert MAIL in dict(result.refused)
     unwritable(tmp_path, full=False)
-    outcome = keep(host, EVERYTHING, thorough=False)
-    assert not [fault for fault in outcome.faults if "record" in fault]
+    result = apply(host, EVERYTHING, full=False)
+    assert not [fault for fault in result.faults if "record" in fault]
     assert switched(needy) == CHANGED
     begin().remove(frozenset())
     assert switched(needy) == before
@@ -330,7 +338,7 @@ def test_what_was_recorded_is_healed_and_goes_where_nothing_more_can_be(
     needy: Links, begin: MakeHost, tmp_path: Path
 ) -> None:
     before, host = switched(needy), begin()
-    assert not keep(host, EVERYTHING).faults
+    assert not apply(host, EVERYTHING).faults
     unwritable(tmp_path, full=True)
     more = nat("198.51.100.9", GUEST, assign="eth0", bridge="virbr1")
     for running in (host, begin()):
@@ -338,8 +346,8 @@ def test_what_was_recorded_is_healed_and_goes_where_nothing_more_can_be(
         needy.host.run("bridge", "link", "set", "dev", "vnet0", "hairpin", "off")
         needy.host.sysctl("ipv4.conf.eth0.forwarding=0", "ipv6.conf.eth0.proxy_ndp=0")
         needy.host.sysctl("ipv6.conf.virbr2.disable_ipv6=1", "ipv6.conf.virbr2.addr_gen_mode=1")
-        outcome = keep(running, EVERYTHING.having([WEB, MAIL, more, *ROUTES6]))
-        assert [opening for opening, _ in outcome.refused] == [more]
+        result = apply(running, EVERYTHING.having([WEB, MAIL, more, *ROUTES6]))
+        assert [exposure for exposure, _ in result.refused] == [more]
         assert switched(needy) == CHANGED
         assert "198.51.100.9" not in ours(needy)
     begin().remove(frozenset())
@@ -404,8 +412,8 @@ def at_end() -> Iterator[ExitStack]:
         yield stack
 
 
-def local(*openings: Opening) -> Desired:
-    return Desired(localhost=True).having(openings)
+def local(*exposures: Exposure) -> Desired:
+    return Desired(localhost=True).having(exposures)
 
 
 def test_programs_of_the_host_reach_guests_at_the_loopback_address(
@@ -415,7 +423,7 @@ def test_programs_of_the_host_reach_guests_at_the_loopback_address(
     stream, datagram = (answering(at_end, kind, "192.168.123.1") for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM))
     tcp, udp = forward("tcp *:8000", f"192.168.123.1:{stream}"), forward("udp *:8000", f"192.168.123.1:{datagram}")
     host = begin()
-    assert not keep(host, local(tcp, udp)).faults
+    assert not apply(host, local(tcp, udp)).faults
     with socket.create_connection(at_loopback(8000), timeout=10) as client:
         client.sendall(b"hello")
         assert client.recv(100) == b"HELLO"
@@ -431,10 +439,10 @@ def test_programs_of_the_host_reach_guests_at_the_loopback_address(
     with socket.create_connection(at_loopback(8000), timeout=10) as client:
         client.sendall(b"on")
         assert client.recv(100) == b"ON"
-        assert not keep(host, local(tcp)).faults
+        assert not apply(host, local(tcp)).faults
         client.sendall(b"and on")
         assert client.recv(100) == b"AND ON"
-        assert not keep(host, Desired()).faults
+        assert not apply(host, Desired()).faults
         with pytest.raises(OSError, match="refused"):
             socket.create_connection(at_loopback(8000), timeout=10).close()
 
@@ -442,7 +450,7 @@ def test_programs_of_the_host_reach_guests_at_the_loopback_address(
 def test_a_guest_that_does_not_answer_refuses_its_clients(links: Links, begin: MakeHost) -> None:
     del links
     host = begin()
-    keep(host, local(forward("tcp *:8000", "192.168.123.1:9"), forward("udp *:8000", "192.168.123.1:9")))
+    apply(host, local(forward("tcp *:8000", "192.168.123.1:9"), forward("udp *:8000", "192.168.123.1:9")))
     assert not is_answered("127.0.0.1")
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
         client.connect(at_loopback(8000))
@@ -455,7 +463,7 @@ def test_a_client_outside_the_sources_is_not_served(links: Links, begin: MakeHos
     del links
     port = answering(at_end, socket.SOCK_STREAM, "192.168.123.1")
     host = begin()
-    keep(host, local(forward("tcp *:8000", f"192.168.123.1:{port}", sources=("127.0.0.1/32",))))
+    apply(host, local(forward("tcp *:8000", f"192.168.123.1:{port}", sources=("127.0.0.1/32",))))
     assert is_answered("127.0.0.1")
     assert not is_answered("127.0.0.2")
 
@@ -467,7 +475,7 @@ def test_a_port_that_a_process_has_is_named_and_taken_once_it_is_free(
     host, state = begin(), local(forward("tcp *:8000", "192.168.123.1:9"))
     taken = at_end.enter_context(socket.create_server(at_loopback(8000)))
     fault = "tcp port 8000 of 127.0.0.1 does not lead to web1: a process of the host listens there"
-    assert keep(host, state).faults == (fault,)
-    assert keep(host, state, thorough=False).faults == (fault,)
+    assert apply(host, state).faults == (fault,)
+    assert apply(host, state, full=False).faults == (fault,)
     taken.close()
-    wait_until(lambda: not keep(host, state).faults, "the port is free")
+    wait_until(lambda: not apply(host, state).faults, "the port is free")

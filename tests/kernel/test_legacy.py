@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fwdaemon.core.openings import Forward, Nat, Opening, Route
+from fwdaemon.core.exposures import Exposure, Forward, Nat, Route
 from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Family, Protocol
 from fwdaemon.legacy.backend import LegacyBackend
@@ -42,7 +42,7 @@ FLOW = Flow(
 
 
 def test_the_kernel_holds_what_is_rendered(backend: LegacyBackend) -> None:
-    assert backend.apply(EVERYTHING, thorough=False).mended == EVERYTHING.openings
+    assert backend.apply(EVERYTHING, full=False).mended == EVERYTHING.exposures
     rendered = [line for line in backend.render(EVERYTHING).splitlines() if line.startswith("-A")]
     held = [line for line in own().splitlines() if line.startswith("-A KVMPF")]
     assert sorted(held) == sorted(rendered)
@@ -54,7 +54,7 @@ def test_a_rule_is_what_iptables_itself_would_make_of_it(backend: LegacyBackend,
     """Listings do not show everything, such as which letters of an interface's name count."""
     bound = forward("tcp *:90", "[2001:db8:5::5]:90", interface="eth0")
     desired = EVERYTHING.having([bound])
-    backend.apply(desired, thorough=False)
+    backend.apply(desired, full=False)
     table = ""
     for line in restore_text(family, tables(desired)[family]).splitlines():
         table = line[1:] if line.startswith("*") else table
@@ -64,18 +64,18 @@ def test_a_rule_is_what_iptables_itself_would_make_of_it(backend: LegacyBackend,
 
 
 def test_what_is_written_comes_back_equal(backend: LegacyBackend) -> None:
-    backend.apply(EVERYTHING, thorough=False)
+    backend.apply(EVERYTHING, full=False)
     later = LegacyBackend()
-    assert not later.apply(EVERYTHING, thorough=True).changed
+    assert not later.apply(EVERYTHING, full=True).changed
     later.close()
 
 
 def test_nothing_is_done_when_nothing_changed(backend: LegacyBackend) -> None:
-    backend.apply(EVERYTHING, thorough=False)
+    backend.apply(EVERYTHING, full=False)
     before = saved()
     pids = helpers()
-    assert not backend.apply(EVERYTHING, thorough=False).changed
-    assert not backend.apply(EVERYTHING, thorough=True).changed
+    assert not backend.apply(EVERYTHING, full=False).changed
+    assert not backend.apply(EVERYTHING, full=True).changed
     assert helpers() == pids
     assert [line for line in saved().splitlines() if line[0] != "#"] == [
         line for line in before.splitlines() if line[0] != "#"
@@ -83,10 +83,10 @@ def test_nothing_is_done_when_nothing_changed(backend: LegacyBackend) -> None:
 
 
 def test_no_table_is_brought_into_being_but_those_that_are_needed(backend: LegacyBackend) -> None:
-    backend.apply(Desired(frozenset({WEB})), thorough=True)
+    backend.apply(Desired(frozenset({WEB})), full=True)
     names = Path("/proc/thread-self/net/ip_tables_names")
     assert names.read_text(encoding="ascii").split() == ["nat", "filter"]
-    backend.apply(Desired(frozenset({WEB}), frozenset({MAIL})), thorough=True)
+    backend.apply(Desired(frozenset({WEB}), frozenset({MAIL})), full=True)
     assert set(names.read_text(encoding="ascii").split()) == {"nat", "filter", "mangle"}
     assert existing_tables(Family.IPV6) == frozenset()
     backend.remove()
@@ -94,11 +94,11 @@ def test_no_table_is_brought_into_being_but_those_that_are_needed(backend: Legac
 
 
 def test_counters_of_forwards_that_stay_go_on(backend: LegacyBackend) -> None:
-    backend.apply(ALL, thorough=False)
+    backend.apply(ALL, full=False)
     iptables(
         "-t", "nat", "-R", "PREROUTING", "1", "-m", "comment", "--comment", "kvm-portfwd", "-j", PRE, "-c", "7", "9"
     )
-    backend.apply(replace(ALL, forwards=ALL.forwards - {WEB}), thorough=False)
+    backend.apply(replace(ALL, forwards=ALL.forwards - {WEB}), full=False)
     counted = run(["iptables-legacy-save", "-c", "-t", "nat"]).stdout
     assert "[7:9] -A PREROUTING -m comment --comment kvm-portfwd" in counted
 
@@ -127,25 +127,25 @@ def test_counters_of_forwards_that_stay_go_on(backend: LegacyBackend) -> None:
         ("-t mangle -D KVMPF_LEAD 1", {ROUTED}),
     ],
 )
-def test_whatever_is_bent_is_mended(backend: LegacyBackend, bend: str, damaged: frozenset[Opening]) -> None:
-    backend.apply(EVERYTHING, thorough=False)
+def test_whatever_is_bent_is_mended(backend: LegacyBackend, bend: str, damaged: frozenset[Exposure]) -> None:
+    backend.apply(EVERYTHING, full=False)
     before = foreign(), own()
     iptables(*bend.split())
     # A rule that was replaced by one as large shows only in a comparison.
-    outcome = backend.apply(EVERYTHING, thorough=True)
-    assert outcome.changed
-    assert outcome.damaged == damaged
+    result = backend.apply(EVERYTHING, full=True)
+    assert result.changed
+    assert result.damaged == damaged
     assert (foreign(), own()) == before
-    assert not backend.apply(EVERYTHING, thorough=True).changed
+    assert not backend.apply(EVERYTHING, full=True).changed
 
 
 def test_a_deleted_chain_comes_back(backend: LegacyBackend) -> None:
-    backend.apply(EVERYTHING, thorough=False)
+    backend.apply(EVERYTHING, full=False)
     before = own()
     for family in Family:
         for words in ("-F", "-X", "-t mangle -F", "-t mangle -X", "-t nat -F", "-t nat -X"):
             iptables(*words.split(), family=family)
-    assert backend.apply(EVERYTHING, thorough=False).damaged == EVERYTHING.openings
+    assert backend.apply(EVERYTHING, full=False).damaged == EVERYTHING.exposures
     assert own() == before
 
 
@@ -153,26 +153,26 @@ def test_a_deleted_chain_comes_back(backend: LegacyBackend) -> None:
     "table", ["nat PREROUTING", "nat OUTPUT", "nat POSTROUTING", "filter FORWARD", "mangle FORWARD"]
 )
 def test_a_link_goes_back_to_the_head(backend: LegacyBackend, table: str) -> None:
-    backend.apply(EVERYTHING, thorough=False)
+    backend.apply(EVERYTHING, full=False)
     name, chain = table.split(" ")
     iptables("-t", name, "-I", chain, "-m", "comment", "--comment", "theirs", "-j", "ACCEPT")
-    outcome = backend.apply(EVERYTHING, thorough=False)
-    (change,) = outcome.gates
+    result = backend.apply(EVERYTHING, full=False)
+    (change,) = result.gates
     assert (str(change.gate), change.restored) == (f"ip {table}", True)
     assert change.fault == "another rule was ahead of it"
     listing = saved().partition(f"*{name}\n")[2].partition("COMMIT")[0]
     lines = [line for line in listing.splitlines() if line.startswith(f"-A {chain}")]
     assert [("kvm-portfwd" in line, "theirs" in line) for line in lines[:2]] == [(True, False), (False, True)]
-    assert not backend.apply(EVERYTHING, thorough=True).changed
+    assert not backend.apply(EVERYTHING, full=True).changed
 
 
 def test_the_guard_of_an_earlier_version_is_taken_away(backend: LegacyBackend) -> None:
     iptables("-t", "mangle", "-N", "KVMPF_PRE")
     iptables("-t", "mangle", "-A", "KVMPF_PRE", "-d", "127.0.0.0/8", "!", "-i", "lo", "-j", "DROP")
     iptables("-t", "mangle", "-I", "PREROUTING", "-m", "comment", "--comment", "kvm-portfwd", "-j", "KVMPF_PRE")
-    backend.apply(EVERYTHING, thorough=True)
+    backend.apply(EVERYTHING, full=True)
     assert "KVMPF_PRE" not in saved().partition("*mangle\n")[2].partition("COMMIT")[0]
-    assert not backend.apply(EVERYTHING, thorough=True).changed
+    assert not backend.apply(EVERYTHING, full=True).changed
 
 
 def test_foreign_rules_come_through_byte_for_byte(backend: LegacyBackend) -> None:
@@ -183,9 +183,9 @@ def test_foreign_rules_come_through_byte_for_byte(backend: LegacyBackend) -> Non
         iptables("-t", "nat", "-A", "POSTROUTING", "-o", "eth0", "-j", "MASQUERADE", family=family)
         iptables("-t", "mangle", "-A", "FORWARD", "-j", "CONNMARK", "--save-mark", family=family)
     before = foreign()
-    backend.apply(EVERYTHING, thorough=False)
+    backend.apply(EVERYTHING, full=False)
     assert foreign() == before
-    backend.apply(replace(ALL, forwards=frozenset({WEB})), thorough=False)
+    backend.apply(replace(ALL, forwards=frozenset({WEB})), full=False)
     assert foreign() == before
     backend.remove()
     assert foreign() == before
@@ -193,23 +193,23 @@ def test_foreign_rules_come_through_byte_for_byte(backend: LegacyBackend) -> Non
 
 
 def test_what_nobody_needs_any_more_goes_from_the_mangle_table(backend: LegacyBackend) -> None:
-    backend.apply(ALL, thorough=False)
+    backend.apply(ALL, full=False)
     before = own()
-    backend.apply(EVERYTHING, thorough=False)
+    backend.apply(EVERYTHING, full=False)
     # As by a daemon that was started anew.
     later = LegacyBackend()
-    assert later.apply(ALL, thorough=False).mended == frozenset()
+    assert later.apply(ALL, full=False).mended == frozenset()
     later.close()
     assert own() == before
 
 
 def test_what_an_earlier_run_left_is_adopted_or_taken_away(backend: LegacyBackend) -> None:
-    backend.apply(EVERYTHING, thorough=False)
+    backend.apply(EVERYTHING, full=False)
     later = LegacyBackend()
     fewer = replace(EVERYTHING, forwards=ALL.forwards - {WEB, SIX}, nats=frozenset({MAIL}), routes=frozenset())
-    outcome = later.apply(fewer, thorough=False)
-    assert outcome.mended == frozenset()
-    assert outcome.stale == {
+    result = later.apply(fewer, full=False)
+    assert result.mended == frozenset()
+    assert result.stale == {
         "ip nat KVMPF_LEAD web1",
         "ip6 nat KVMPF_LEAD six",
         "ip6 mangle KVMPF_FWD six",
@@ -226,15 +226,15 @@ def test_ended_connections_are_refused_for_a_while(at_end: ExitStack) -> None:
     now = 1000.0
     backend = LegacyBackend(lambda: now)
     at_end.callback(backend.close)
-    backend.apply(ALL, thorough=False)
+    backend.apply(ALL, full=False)
     before = own()
     backend.refuse([FLOW])
     assert "--sport 80 -m conntrack --ctorigdst 198.51.100.2 --ctorigdstport 40000" in own()
-    assert not backend.apply(ALL, thorough=True).changed
+    assert not backend.apply(ALL, full=True).changed
     now += 119
-    assert not backend.apply(ALL, thorough=False).changed
+    assert not backend.apply(ALL, full=False).changed
     now += 2
-    assert not backend.apply(ALL, thorough=False).damaged
+    assert not backend.apply(ALL, full=False).damaged
     assert own() == before
 
 
@@ -269,16 +269,16 @@ def test_nobody_loses_a_rule_when_everybody_writes(backend: LegacyBackend, tmp_p
     states = [EVERYTHING, replace(ALL, forwards=frozenset({WEB, GAME})), replace(EVERYTHING, routes=frozenset())]
     with storm(tmp_path / "storming", 12) as processes:
         for desired in states * 3:
-            backend.apply(desired, thorough=True)
+            backend.apply(desired, full=True)
     assert [process.returncode for process in processes] == [0] * len(processes)
-    backend.apply(EVERYTHING, thorough=True)
+    backend.apply(EVERYTHING, full=True)
     listing = saved()
     assert [listing.count(f"storm-{number} ") for number in range(12)] == [1] * 12
     for chain in ("PREROUTING", "OUTPUT", "POSTROUTING", "FORWARD"):
         (first, *others) = [line for line in listing.splitlines() if line.startswith(f"-A {chain} ")][:20]
         assert "kvm-portfwd" in first
         assert not any("kvm-portfwd" in line and "storm" in line for line in others)
-    assert not backend.apply(EVERYTHING, thorough=True).changed
+    assert not backend.apply(EVERYTHING, full=True).changed
 
 
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -286,7 +286,7 @@ def test_nobody_loses_a_rule_when_everybody_writes(backend: LegacyBackend, tmp_p
 def test_any_sequence_of_states_is_reached_and_holds(backend: LegacyBackend, states: list[Desired]) -> None:
     for state in states:
         desired = replace(state, kept=frozenset({Family.IPV4}))
-        backend.apply(desired, thorough=False)
-        assert not backend.apply(desired, thorough=True).changed
+        backend.apply(desired, full=False)
+        assert not backend.apply(desired, full=True).changed
         rendered = sorted(line for line in backend.render(desired).splitlines() if line.startswith("-A"))
         assert sorted(line for line in own().splitlines() if line.startswith("-A KVMPF")) == rendered

@@ -58,11 +58,11 @@ def test_the_backend_leaves_them_byte_for_byte(backend: LegacyBackend) -> None:
     before = theirs()
     assert sum(b"\xff" in line for line in before) == 2 * 3 * (2 * 3 + 2)
     assert backend.preview(EVERYTHING).changed
-    assert backend.apply(EVERYTHING, thorough=True).mended == EVERYTHING.openings
+    assert backend.apply(EVERYTHING, full=True).mended == EVERYTHING.exposures
     assert theirs() == before
     assert not backend.preview(EVERYTHING).changed
-    assert not backend.apply(EVERYTHING, thorough=True).changed
-    assert backend.apply(replace(ALL, forwards=frozenset({WEB})), thorough=False).changed
+    assert not backend.apply(EVERYTHING, full=True).changed
+    assert backend.apply(replace(ALL, forwards=frozenset({WEB})), full=False).changed
     assert theirs() == before
     assert backend.remove().changed
     assert theirs() == before
@@ -72,11 +72,11 @@ def test_the_backend_leaves_them_byte_for_byte(backend: LegacyBackend) -> None:
 def test_gates_are_opened_and_closed_beside_them(clients: dict[Family, HelperClient]) -> None:
     before, gates = theirs(), LegacyGates(clients)
     assert len(gates.preview(frozenset(Family), LABEL, BEHIND).gates) == 2
-    assert [change.fault for change in gates.keep(frozenset(Family), LABEL, BEHIND, thorough=True).gates] == [
+    assert [change.fault for change in gates.apply(frozenset(Family), LABEL, BEHIND, full=True).gates] == [
         "it was not there",
         "it was not there",
     ]
-    assert not gates.keep(frozenset(Family), LABEL, BEHIND, thorough=True).changed
+    assert not gates.apply(frozenset(Family), LABEL, BEHIND, full=True).changed
     assert theirs() == before
     assert gates.remove().changed
     assert theirs() == before
@@ -84,7 +84,7 @@ def test_gates_are_opened_and_closed_beside_them(clients: dict[Family, HelperCli
 
 @pytest.mark.parametrize("family", Family)
 def test_connections_are_counted_beside_them(backend: LegacyBackend, family: Family) -> None:
-    backend.apply(EVERYTHING, thorough=True)
+    backend.apply(EVERYTHING, full=True)
     counted = dict(packets(family))
     word = "ip" if family is Family.IPV4 else "ip6"
     assert {counter for counter in counting_rules(EVERYTHING) if counter[0].split()[0] == word} <= counted.keys()
@@ -111,18 +111,18 @@ def test_connections_are_counted_beside_them(backend: LegacyBackend, family: Fam
 def test_a_chain_that_others_lead_to_is_emptied_and_left(
     backend: LegacyBackend, family: Family, table: str, hook: str, jump: str
 ) -> None:
-    backend.apply(EVERYTHING, thorough=True)
+    backend.apply(EVERYTHING, full=True)
     rule, chain = ("-m", "comment", "--comment", "hanging", *jump.split()), jump.split()[1]
     iptables("-t", table, "-A", hook, *rule, family=family)
     iptables("-t", "nat", "-F", "KVMPF_PRE")
     before, hanging = theirs(), [line for line in _lines() if b"hanging" in line]
-    assert backend.apply(EVERYTHING, thorough=False).damaged
+    assert backend.apply(EVERYTHING, full=False).damaged
     # What needs no table mangle empties its chains.
-    backend.apply(ALL, thorough=False)
-    outcome = backend.remove()
-    (fault,) = outcome.faults
+    backend.apply(ALL, full=False)
+    result = backend.remove()
+    (fault,) = result.faults
     assert f"the chain {chain} in the legacy table {table} of IPv{family} is empty now, but stays" in fault
-    assert backend.preview(Desired()).faults == backend.remove().faults == outcome.faults
+    assert backend.preview(Desired()).faults == backend.remove().faults == result.faults
     assert (theirs(), ours()) == (before, [f":{chain} - [0:0]".encode(), *hanging])
     iptables("-t", table, "-D", hook, *rule, family=family)
     assert not backend.remove().faults

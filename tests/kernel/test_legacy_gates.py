@@ -24,7 +24,7 @@ def gates(clients: dict[Family, HelperClient]) -> LegacyGates:
 
 
 def test_no_gate_where_there_is_no_legacy_table(gates: LegacyGates) -> None:
-    assert not gates.keep(frozenset(Family), 25, BEHIND, thorough=True).changed
+    assert not gates.apply(frozenset(Family), 25, BEHIND, full=True).changed
     assert existing_tables(Family.IPV4) == existing_tables(Family.IPV6) == frozenset()
 
 
@@ -32,15 +32,15 @@ def test_no_gate_where_there_is_no_legacy_table(gates: LegacyGates) -> None:
 def test_a_gate_is_opened_where_connections_could_be_refused(gates: LegacyGates, refusal: str) -> None:
     iptables(*refusal.split())
     before = foreign()
-    (change,) = gates.keep(frozenset(Family), 25, BEHIND, thorough=False).gates
+    (change,) = gates.apply(frozenset(Family), 25, BEHIND, full=False).gates
     assert (str(change.gate), change.restored) == ("ip filter FORWARD", False)
-    assert not gates.keep(frozenset(Family), 25, BEHIND, thorough=True).changed
+    assert not gates.apply(frozenset(Family), 25, BEHIND, full=True).changed
     iptables("-I", "FORWARD", "-j", "DROP")
-    (change,) = gates.keep(frozenset(Family), 25, BEHIND, thorough=False).gates
+    (change,) = gates.apply(frozenset(Family), 25, BEHIND, full=False).gates
     assert (change.restored, change.fault) == (True, "another rule was ahead of it")
     rules = [line for line in saved().splitlines() if line.startswith("-A FORWARD")]
     assert rules[0] == '-A FORWARD -m connlabel --label "25" -m comment --comment kvm-portfwd -j ACCEPT'
-    gates.keep((), 25, BEHIND, thorough=False)
+    gates.apply((), 25, BEHIND, full=False)
     iptables("-D", "FORWARD", "1")
     assert own() == ""
     assert foreign() == before
@@ -50,19 +50,19 @@ def test_a_gate_that_matches_twice_is_mended(gates: LegacyGates) -> None:
     iptables("-A", "FORWARD", "-j", "DROP")
     narrowed = "-m connlabel --label 24 -m connlabel --label 25 -m comment --comment kvm-portfwd"
     iptables("-I", "FORWARD", *narrowed.split(), "-j", "ACCEPT")
-    (change,) = gates.keep({Family.IPV4}, 25, BEHIND, thorough=True).gates
+    (change,) = gates.apply({Family.IPV4}, 25, BEHIND, full=True).gates
     assert change.fault == "it was not as we made it"
     assert own().splitlines() == ['-A FORWARD -m connlabel --label "25" -m comment --comment kvm-portfwd -j ACCEPT']
 
 
 def test_a_gate_leaves_the_chains_of_the_backend_alone(backend: LegacyBackend, gates: LegacyGates) -> None:
     iptables("-A", "FORWARD", "-j", "DROP")
-    gates.keep({Family.IPV4}, 25, BEHIND, thorough=True)
-    assert backend.apply(ALL, thorough=True).changed
-    assert not gates.keep({Family.IPV4}, 25, BEHIND, thorough=True).changed
-    assert not backend.apply(ALL, thorough=True).changed
+    gates.apply({Family.IPV4}, 25, BEHIND, full=True)
+    assert backend.apply(ALL, full=True).changed
+    assert not gates.apply({Family.IPV4}, 25, BEHIND, full=True).changed
+    assert not backend.apply(ALL, full=True).changed
     gates.remove()
-    assert not backend.apply(ALL, thorough=True).changed
+    assert not backend.apply(ALL, full=True).changed
 
 
 # --- noticing --------------------------------------------------------------------------------------------------------
@@ -91,8 +91,8 @@ def test_a_change_is_noticed(
     async def notice() -> None:
         heard = asyncio.Event()
 
-        def changed(actor: Actor, *, thorough: bool) -> None:
-            assert (actor, thorough) == (Actor(ActorKind.LEGACY_TABLES), True)
+        def changed(actor: Actor, *, full: bool) -> None:
+            assert (actor, full) == (Actor(ActorKind.LEGACY_TABLES), True)
             heard.set()
 
         monitor = LegacyMonitor(changed, poll=0.3)

@@ -30,7 +30,7 @@ import iptc
 
 
 def test_a_helper_that_dies_is_an_error_once(backend: LegacyBackend) -> None:
-    backend.apply(ALL, thorough=False)
+    backend.apply(ALL, full=False)
     client = HelperClient(Family.IPV4)
     with client.locked() as session:
         session.observe({TableName.NAT: links(TableName.NAT)}, ())
@@ -44,22 +44,22 @@ def test_a_helper_that_dies_is_an_error_once(backend: LegacyBackend) -> None:
 
 
 def test_the_backend_goes_on_after_its_helpers_died(backend: LegacyBackend) -> None:
-    backend.apply(ALL, thorough=False)
+    backend.apply(ALL, full=False)
     for pid in helpers():
         os.kill(pid, signal.SIGKILL)
     iptables("-F")
-    assert backend.apply(ALL, thorough=True).damaged == IPV4
+    assert backend.apply(ALL, full=True).damaged == IPV4
 
 
 def test_signals_meant_for_the_daemon_do_not_end_a_helper(backend: LegacyBackend) -> None:
-    backend.apply(ALL, thorough=False)
+    backend.apply(ALL, full=False)
     pids = helpers()
     assert len(pids) == 2
     for pid in pids:
         os.kill(pid, signal.SIGTERM)
         os.kill(pid, signal.SIGINT)
     iptables("-F")
-    assert backend.apply(ALL, thorough=False).changed
+    assert backend.apply(ALL, full=False).changed
     assert helpers() == pids
 
 
@@ -122,7 +122,7 @@ def test_the_daemon_never_loads_the_library() -> None:
 
 def test_the_library_finds_its_own_part_without_a_compiler(backend: LegacyBackend, tmp_path: Path) -> None:
     """Left alone it runs gcc, which is not of a kind that a service should run as root."""
-    backend.apply(ALL, thorough=False)
+    backend.apply(ALL, full=False)
     told = Path(f"/proc/{helpers()[0]}/environ").read_text().rstrip("\0").split("\0")
     environment = dict(setting.split("=", 1) for setting in told)
     (tmp_path / "gcc").write_text("#!/bin/sh\n")

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from fwdaemon.core.openings import Route
-from fwdaemon.core.report import Outcome, Setting
+from fwdaemon.core.exposures import Route
+from fwdaemon.core.report import ApplyResult, Setting
 from fwdaemon.core.state import Proxied
 from fwdaemon.errors import KernelError
 from fwdaemon.hostnet.neighbour_listener import Duty, Listener, Turns
 from fwdaemon.hostnet.neighbour_proxy import NeighbourProxies
-from fwdaemon.hostnet.owned_state import Ledger
+from fwdaemon.hostnet.owned_state import OwnedStateFile
 from fwdaemon.kernel import packets
 from fwdaemon.kernel.process import budget_of_guests
 from tests.kernel.links import NEIGHBOUR, Links, linked
@@ -68,7 +68,7 @@ def make(links: Links, tmp_path: Path) -> Iterator[Make]:
     runs: list[NeighbourProxies] = []
 
     def make() -> NeighbourProxies:
-        runs.append(NeighbourProxies(Ledger("proxy-ndp", tmp_path)))
+        runs.append(NeighbourProxies(OwnedStateFile("proxy-ndp", tmp_path)))
         return runs[-1]
 
     yield make
@@ -127,7 +127,7 @@ def test_guests_here_are_reached_by_a_neighbour_and_nobody_else_is_answered_for(
     assert not links.neighbour.pings(GUEST_IN_WIDE)
     before, kept = shown(links), make()
     heeded = (Setting("net.ipv6.conf.eth0.proxy_ndp = 1", restored=False),)
-    assert kept.keep(ALL, SHOWN) == Outcome(mended=ALL, changed=True, settings=heeded)
+    assert kept.apply(ALL, SHOWN) == ApplyResult(mended=ALL, changed=True, settings=heeded)
     links.neighbour.ip("neighbour flush dev eth0")
     for address in GUESTS:
         wait_until(partial(links.neighbour.pings, address), f"{address} answers")
@@ -135,21 +135,21 @@ def test_guests_here_are_reached_by_a_neighbour_and_nobody_else_is_answered_for(
         assert not links.neighbour.pings(address)
         told = links.neighbour.run("ip", "neighbour", "show", "to", address)
         assert "lladdr" not in told
-    assert kept.keep(ALL, SHOWN) == Outcome()
-    assert kept.keep(NOTHING, NO_ADDRESS) == Outcome(changed=True)
+    assert kept.apply(ALL, SHOWN) == ApplyResult()
+    assert kept.apply(NOTHING, NO_ADDRESS) == ApplyResult(changed=True)
     assert shown(links) == before
-    assert kept.keep(NOTHING, NO_ADDRESS) == Outcome()
+    assert kept.apply(NOTHING, NO_ADDRESS) == ApplyResult()
 
 
 def test_who_left_is_answered_for_no_more(links: Links, make: Make) -> None:
     kept = make()
-    kept.keep(ALL, SHOWN)
+    kept.apply(ALL, SHOWN)
     kept.release(shown_by_guests(GUEST, GUEST6))
     assert GUEST_IN_WIDE not in entries(links)
     assert GUEST in entries(links)
-    assert kept.keep(ALL, shown_by_guests(GUEST, GUEST6)) == Outcome()
-    assert kept.keep(ALL, shown_by_guests(GUEST)) == Outcome(changed=True)
-    assert kept.keep(ALL, shown_by_guests(GUEST, GUEST_IN_WIDE)) == Outcome(changed=True)
+    assert kept.apply(ALL, shown_by_guests(GUEST, GUEST6)) == ApplyResult()
+    assert kept.apply(ALL, shown_by_guests(GUEST)) == ApplyResult(changed=True)
+    assert kept.apply(ALL, shown_by_guests(GUEST, GUEST_IN_WIDE)) == ApplyResult(changed=True)
     links.neighbour.ip("neighbour flush dev eth0")
     wait_until(partial(links.neighbour.pings, GUEST), f"{GUEST} answers")
     assert not links.neighbour.pings(GUEST6)
@@ -159,7 +159,7 @@ def test_who_came_is_announced(links: Links, make: Make) -> None:
     """As where the neighbour knows the address at the host that the guest left."""
     for address in GUESTS:
         links.neighbour.ip(f"neighbour replace {address} lladdr 02:00:00:00:00:99 dev eth0 nud reachable")
-    make().keep(ALL, SHOWN)
+    make().apply(ALL, SHOWN)
     for address in GUESTS:
         links.awaits_neighbour(address, links.mac(links.host))
 
@@ -168,7 +168,7 @@ def test_who_came_is_announced(links: Links, make: Make) -> None:
 def test_who_is_asked_for_outside_is_asked_for_on_the_bridge(
     links: Links, make: Make, asker: Asker, address: str
 ) -> None:
-    make().keep(ALL, NO_ADDRESS)
+    make().apply(ALL, NO_ADDRESS)
     assert known(links, address) == ""
     asker.ask(address)
     wait_until(lambda: links.mac(links.guest) in known(links, address), "the guest is known")
@@ -178,7 +178,7 @@ def test_who_is_known_and_went_is_found_out(links: Links, make: Make, asker: Ask
     links.host.sysctl("ipv4.neigh.virbr1.delay_first_probe_time=1", "ipv4.neigh.virbr1.retrans_time_ms=100")
     links.host.ip(f"neighbour replace {GUEST} lladdr {links.mac(links.guest)} dev virbr1 nud stale")
     links.guest.ip(f"address del {GUEST}/32 dev eth0")
-    make().keep(ALL, SHOWN)
+    make().apply(ALL, SHOWN)
     asker.ask(GUEST)
     wait_until(lambda: "FAILED" in known(links, GUEST), "nobody answers")
 
@@ -187,7 +187,7 @@ def test_who_is_known_and_went_is_found_out(links: Links, make: Make, asker: Ask
 def test_what_somebody_entered_by_hand_stays_so(links: Links, make: Make, asker: Asker, state: str) -> None:
     links.host.ip(f"neighbour add {GUEST} lladdr 02:00:00:00:00:77 dev virbr1 nud {state}")
     before = known(links, GUEST)
-    make().keep(ALL, SHOWN)
+    make().apply(ALL, SHOWN)
     asker.ask(GUEST)
     asker.ask(NOBODY)
     wait_until(lambda: known(links, NOBODY) != "", "what was asked later is heard")
@@ -213,86 +213,86 @@ def test_entries_of_somebody_else_are_left_as_they_are(links: Links, make: Make)
     links.host.ip(f"neighbour add proxy {GUEST} dev eth0", "neighbour add proxy 203.0.113.200 dev eth0")
     links.host.ip(f"neighbour add proxy {GUEST6} dev eth0 protocol 5", f"neighbour add proxy {GUEST} dev virbr1")
     before, kept = shown(links), make()
-    kept.keep(ALL, SHOWN)
+    kept.apply(ALL, SHOWN)
     assert shown(links) != before
-    kept.keep(NOTHING, NO_ADDRESS)
+    kept.apply(NOTHING, NO_ADDRESS)
     assert shown(links) == before
 
 
 def test_an_entry_that_somebody_took_away_comes_back(links: Links, make: Make) -> None:
     kept, damaged = make(), frozenset({NARROW_ROUTE})
-    kept.keep(ALL, SHOWN)
+    kept.apply(ALL, SHOWN)
     links.host.ip(f"neighbour del proxy {GUEST} dev eth0")
-    assert kept.keep(ALL, SHOWN) == Outcome(mended=damaged, damaged=damaged, changed=True)
-    assert kept.keep(ALL, SHOWN) == Outcome()
+    assert kept.apply(ALL, SHOWN) == ApplyResult(mended=damaged, damaged=damaged, changed=True)
+    assert kept.apply(ALL, SHOWN) == ApplyResult()
 
 
 @pytest.mark.parametrize("how", ["router", "router protocol 107"])
 def test_an_entry_that_was_changed_is_put_back(links: Links, make: Make, how: str) -> None:
     kept, damaged = make(), frozenset({NARROW6_ROUTE})
-    kept.keep(ALL, SHOWN)
+    kept.apply(ALL, SHOWN)
     before = shown(links)
     links.host.ip(f"neighbour replace proxy {GUEST6} dev eth0 {how}")
     assert shown(links) != before
-    assert kept.keep(ALL, SHOWN) == Outcome(mended=damaged, damaged=damaged, changed=True)
+    assert kept.apply(ALL, SHOWN) == ApplyResult(mended=damaged, damaged=damaged, changed=True)
     assert shown(links) == before
 
 
 def test_the_setting_is_put_back_on(links: Links, make: Make) -> None:
     kept = make()
-    kept.keep(ALL, SHOWN)
+    kept.apply(ALL, SHOWN)
     links.host.sysctl("ipv6.conf.eth0.proxy_ndp=0")
-    assert kept.keep(ALL, SHOWN).settings == (Setting("net.ipv6.conf.eth0.proxy_ndp = 1", restored=True),)
+    assert kept.apply(ALL, SHOWN).settings == (Setting("net.ipv6.conf.eth0.proxy_ndp = 1", restored=True),)
 
 
 def test_a_link_that_was_down_has_its_entries_again(links: Links, make: Make, asker: Asker) -> None:
     kept = make()
-    kept.keep(ALL, SHOWN)
+    kept.apply(ALL, SHOWN)
     links.host.ip("link set eth0 down", "link set eth0 up")
     wait_until(links.are_settled, "the link is up")
-    assert kept.keep(ALL, SHOWN) == Outcome(mended=ALL, damaged=ALL, changed=True)
+    assert kept.apply(ALL, SHOWN) == ApplyResult(mended=ALL, damaged=ALL, changed=True)
     asker.ask(NOBODY_IN_WIDE)
     wait_until(lambda: known(links, NOBODY_IN_WIDE) != "", "it is heard there")
 
 
 def test_what_an_earlier_run_left_goes_and_what_is_wanted_stays(links: Links, make: Make) -> None:
     before = entries(links)
-    make().keep(ALL, shown_by_guests(GUEST, GUEST6))
+    make().apply(ALL, shown_by_guests(GUEST, GUEST6))
     wanted = shown_by_guests(GUEST)
     left = frozenset({f"proxy entries on eth0 for {GUEST6}/128"})
-    assert make().keep(frozenset({NARROW_ROUTE}), wanted) == Outcome(stale=left, changed=True)
-    outcome = make().keep(NOTHING, NO_ADDRESS)
-    assert outcome == Outcome(stale=frozenset({f"proxy entries on eth0 for {GUEST}/32"}), changed=True)
+    assert make().apply(frozenset({NARROW_ROUTE}), wanted) == ApplyResult(stale=left, changed=True)
+    result = make().apply(NOTHING, NO_ADDRESS)
+    assert result == ApplyResult(stale=frozenset({f"proxy entries on eth0 for {GUEST}/32"}), changed=True)
     assert entries(links) == before
 
 
 def test_a_setting_that_was_on_stays_on(links: Links, make: Make) -> None:
     links.host.sysctl("ipv6.conf.eth0.proxy_ndp=1")
     before, kept = shown(links), make()
-    kept.keep(ALL, SHOWN)
-    kept.keep(NOTHING, NO_ADDRESS)
+    kept.apply(ALL, SHOWN)
+    kept.apply(NOTHING, NO_ADDRESS)
     assert shown(links) == before
 
 
 def test_nothing_is_asked_while_nothing_is_wanted(make: Make) -> None:
     kept, unproxied = make(), frozenset({route(NARROW), route(WIDE)})
-    kept.keep(frozenset({route(NARROW)}), NO_ADDRESS)
+    kept.apply(frozenset({route(NARROW)}), NO_ADDRESS)
     with no_descriptors():
-        assert kept.keep(unproxied, NO_ADDRESS) == Outcome()
+        assert kept.apply(unproxied, NO_ADDRESS) == ApplyResult()
         with pytest.raises((KernelError, OSError)):
-            kept.keep(unproxied, NO_ADDRESS, thorough=True)
+            kept.apply(unproxied, NO_ADDRESS, full=True)
 
 
 @pytest.mark.parametrize("interface", ["eth9", "", "..", "all", "a b", "x" * 300, "nul\0", "--help", "eth\n0"])
 def test_an_interface_that_is_not_there_is_a_fault(links: Links, make: Make, interface: str) -> None:
     before, kept, wrong = shown(links), make(), route(WIDE, proxy=interface)
     wanted = shown_by_guests(GUEST) | {Proxied(wrong, ip_address(GUEST_IN_WIDE))}
-    (fault,) = kept.keep(frozenset({NARROW_ROUTE, wrong}), wanted).faults
+    (fault,) = kept.apply(frozenset({NARROW_ROUTE, wrong}), wanted).faults
     assert GUEST in entries(links)
     assert fault.startswith(f"nobody answers for {WIDE} on ")
     assert fault.endswith("there is no such interface")
     assert fault.isprintable()
-    kept.keep(NOTHING, NO_ADDRESS)
+    kept.apply(NOTHING, NO_ADDRESS)
     assert shown(links) == before
 
 
@@ -322,7 +322,7 @@ def wrong_ones() -> dict[str, bytes]:
 
 
 def test_what_is_not_to_be_heeded_is_not(links: Links, make: Make, asker: Asker) -> None:
-    make().keep(ALL, NO_ADDRESS)
+    make().apply(ALL, NO_ADDRESS)
     for packet in wrong_ones().values():
         asker.solicit(packet)
     asker.ask(GUEST_IN_WIDE)
@@ -332,13 +332,13 @@ def test_what_is_not_to_be_heeded_is_not(links: Links, make: Make, asker: Asker)
 
 def test_an_interface_that_is_made_anew_is_heard_on(links: Links, make: Make) -> None:
     kept = make()
-    kept.keep(ALL, SHOWN)
+    kept.apply(ALL, SHOWN)
     links.host.ip("link del eth0")
-    assert kept.keep(ALL, SHOWN).faults
+    assert kept.apply(ALL, SHOWN).faults
     links.host.ip(f"link add eth0 type veth peer name eth0 netns {links.neighbour.namespace}", "link set eth0 up")
     links.neighbour.ip("link set eth0 up")
     wait_until(links.are_settled, "the link is up")
-    assert kept.keep(ALL, SHOWN).changed
+    assert kept.apply(ALL, SHOWN).changed
     asker = Asker(links)
     asker.ask(NOBODY_IN_WIDE)
     wait_until(lambda: known(links, NOBODY_IN_WIDE) != "", "it is heard there")
@@ -347,7 +347,7 @@ def test_an_interface_that_is_made_anew_is_heard_on(links: Links, make: Make) ->
 
 def test_a_vlan_of_the_link_is_another_link(links: Links, make: Make, asker: Asker) -> None:
     # A neighbour on a VLAN may ask for the same address there; this kernel may not have VLANs, so the frame is made.
-    make().keep(ALL, NO_ADDRESS)
+    make().apply(ALL, NO_ADDRESS)
     frames = open_socket(links.neighbour.namespace, socket.AF_PACKET, socket.SOCK_RAW, 0)
     frames.bind(("eth0", 0))
     packet = solicitation(NOBODY_IN_WIDE)
@@ -361,7 +361,7 @@ def test_a_vlan_of_the_link_is_another_link(links: Links, make: Make, asker: Ask
 
 def test_an_interface_on_the_link_is_another_link(links: Links, make: Make, asker: Asker) -> None:
     links.host.ip("link add mac0 link eth0 type macvlan mode bridge", "link set mac0 up")
-    make().keep(ALL, NO_ADDRESS)
+    make().apply(ALL, NO_ADDRESS)
     mac = links.mac(links.host, "mac0")
     asker.solicit(solicitation(NOBODY_IN_WIDE, destination=NOBODY_IN_WIDE), to=mac)
     asker.ask(GUEST_IN_WIDE)
@@ -371,7 +371,7 @@ def test_an_interface_on_the_link_is_another_link(links: Links, make: Make, aske
 
 def test_a_listener_leaves_no_trace(links: Links, make: Make) -> None:
     before, threads, kept = shown(links), threading.active_count(), make()
-    kept.keep(frozenset({WIDE_ROUTE}), NO_ADDRESS)
+    kept.apply(frozenset({WIDE_ROUTE}), NO_ADDRESS)
     assert "allmulti 1" in shown(links)
     kept.close()
     assert threading.active_count() == threads
@@ -382,28 +382,28 @@ def test_too_many_subnets_are_a_fault(links: Links, make: Make) -> None:
     subnets = [f"2001:db8:9:{number:x}::/64" for number in range(1000)]
     links.host.ip(*(f"route add {subnet} dev virbr1" for subnet in subnets))
     routes = frozenset(route(subnet, proxy="eth0") for subnet in subnets)
-    (fault,) = make().keep(routes, NO_ADDRESS).faults
+    (fault,) = make().apply(routes, NO_ADDRESS).faults
     assert fault.startswith("nobody hears who asks for ")
 
 
 def test_nobody_has_mac_addresses_on_a_tunnel(links: Links, make: Make) -> None:
     links.host.ip("tuntap add tun0 mode tun", "link set tun0 up", "address add 2001:db8:7::1/64 dev tun0")
-    (fault,) = make().keep(frozenset({route(WIDE, proxy="tun0")}), NO_ADDRESS).faults
+    (fault,) = make().apply(frozenset({route(WIDE, proxy="tun0")}), NO_ADDRESS).faults
     assert fault == f"nobody hears who asks for {WIDE} on tun0: nobody there has a MAC address"
 
 
 def test_only_what_is_routed_to_the_network_is_answered_for(links: Links, make: Make) -> None:
     # As where a provider has the whole prefix on the link, with a router of its own that has an address in it.
     before, kept = entries(links), make()
-    assert kept.keep(ALL, SHOWN).changed
+    assert kept.apply(ALL, SHOWN).changed
     links.host.ip("address add 2001:db8:1::2/64 dev eth0", "address add 2001:db8:5::41/125 dev eth0")
     links.host.ip(f"route replace {NARROW} dev eth0")
-    faults = kept.keep(ALL, SHOWN).faults
+    faults = kept.apply(ALL, SHOWN).faults
     assert faults == tuple(
         f"nobody answers for {subnet} on eth0: its addresses are not routed to virbr1"
         for subnet in sorted((NARROW, NARROW6, WIDE))
     )
     assert entries(links) == before
     links.host.ip("address del 2001:db8:1::2/64 dev eth0", "address del 2001:db8:5::41/125 dev eth0")
-    assert kept.keep(frozenset({WIDE_ROUTE}), SHOWN).changed
+    assert kept.apply(frozenset({WIDE_ROUTE}), SHOWN).changed
     assert GUEST_IN_WIDE in entries(links)

@@ -16,7 +16,7 @@ def test_what_one_rule_system_does_not_give_back_is_told_and_the_other_is_cleare
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     backend = LegacyBackend()
-    backend.apply(EVERYTHING, thorough=True)
+    backend.apply(EVERYTHING, full=True)
     backend.close()
     assert "KVMPF_PRE" in own()
     run(["nft", "add", "table", "ip", "kvm_portfwd"])

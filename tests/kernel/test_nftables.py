@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fwdaemon.core.openings import Opening
+from fwdaemon.core.exposures import Exposure
 from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Family, Gate, Protocol
 from fwdaemon.kernel.process import Finished, SystemRunner
@@ -43,7 +43,7 @@ NET_SIX = route("2001:db8:1::/64")
 EVERYTHING = replace(ALL, uplinks=frozenset({"eth0", "wg0"})).having(
     [POST, POST_TOO, POST_SIX, NET, NET_OF_ONE, NET_SIX]
 )
-IPV4 = {opening for opening in EVERYTHING.openings if opening.family is Family.IPV4}
+IPV4 = {exposure for exposure in EVERYTHING.exposures if exposure.family is Family.IPV4}
 
 FLOW = Flow(
     Protocol.TCP,
@@ -76,7 +76,7 @@ def test_what_the_kernel_lists_as_we_made_it_is_kept_as_the_very_table(
     backend: NftablesBackend, runner: SystemRunner
 ) -> None:
     made = tables(EVERYTHING)[Family.IPV4]
-    backend.apply(EVERYTHING, thorough=False)
+    backend.apply(EVERYTHING, full=False)
     assert listed(runner, made) is made
     runner.run("nft", "delete", "element", "ip", "kvm_portfwd", "every_address_targets", "{ tcp . 80 }")
     bent = listed(runner, made)
@@ -97,24 +97,24 @@ def foreign(runner: SystemRunner) -> str:
 
 
 def test_what_is_written_comes_back_equal(backend: NftablesBackend, runner: SystemRunner) -> None:
-    assert backend.apply(EVERYTHING, thorough=False).mended == EVERYTHING.openings
-    assert not NftablesBackend(runner).apply(EVERYTHING, thorough=True).changed
+    assert backend.apply(EVERYTHING, full=False).mended == EVERYTHING.exposures
+    assert not NftablesBackend(runner).apply(EVERYTHING, full=True).changed
 
 
 def test_nothing_is_written_when_nothing_changed(backend: NftablesBackend) -> None:
-    backend.apply(EVERYTHING, thorough=False)
+    backend.apply(EVERYTHING, full=False)
     generation = current_generation()
-    assert not backend.apply(EVERYTHING, thorough=False).changed
-    assert not backend.apply(EVERYTHING, thorough=True).changed
+    assert not backend.apply(EVERYTHING, full=False).changed
+    assert not backend.apply(EVERYTHING, full=True).changed
     assert current_generation() == generation
 
 
 def test_a_change_is_one_commit(backend: NftablesBackend) -> None:
-    backend.apply(ALL, thorough=False)
+    backend.apply(ALL, full=False)
     generation = current_generation()
-    outcome = backend.apply(replace(ALL, forwards=ALL.forwards - {WEB, SIX}), thorough=False)
+    result = backend.apply(replace(ALL, forwards=ALL.forwards - {WEB, SIX}), full=False)
     assert current_generation() == generation + 1
-    assert outcome.script.splitlines() == [
+    assert result.script.splitlines() == [
         "delete element ip kvm_portfwd every_address { tcp . 80 }",
         "delete element ip kvm_portfwd every_address_targets { tcp . 80 }",
         "delete element ip6 kvm_portfwd one_address { 2001:db8::7 . tcp . 443 }",
@@ -125,7 +125,7 @@ def test_a_change_is_one_commit(backend: NftablesBackend) -> None:
 @pytest.mark.parametrize(
     ("bend", "damaged"),
     [
-        ("flush ruleset", EVERYTHING.openings),
+        ("flush ruleset", EVERYTHING.exposures),
         ("delete table ip kvm_portfwd", IPV4),
         ("flush chain ip kvm_portfwd every_address_plain", {WEB, HOSTILE}),
         ("delete element ip kvm_portfwd every_address_targets { tcp . 80 }", {WEB}),
@@ -149,16 +149,16 @@ def test_a_change_is_one_commit(backend: NftablesBackend) -> None:
     ],
 )
 def test_whatever_is_bent_is_mended(
-    backend: NftablesBackend, runner: SystemRunner, bend: str, damaged: frozenset[Opening]
+    backend: NftablesBackend, runner: SystemRunner, bend: str, damaged: frozenset[Exposure]
 ) -> None:
-    backend.apply(EVERYTHING, thorough=False)
+    backend.apply(EVERYTHING, full=False)
     before = runner.run("nft", "-s", "list", "ruleset").stdout
     runner.run("nft", "-f", "-", stdin=bend)
-    outcome = backend.apply(EVERYTHING, thorough=False)
-    assert outcome.changed
-    assert outcome.damaged == damaged
+    result = backend.apply(EVERYTHING, full=False)
+    assert result.changed
+    assert result.damaged == damaged
     assert sorted(runner.run("nft", "-s", "list", "ruleset").stdout.splitlines()) == sorted(before.splitlines())
-    assert not backend.apply(EVERYTHING, thorough=True).changed
+    assert not backend.apply(EVERYTHING, full=True).changed
 
 
 @pytest.mark.parametrize(
@@ -168,11 +168,11 @@ def test_whatever_is_bent_is_mended(
 def test_ended_connections_are_refused_on_when_something_else_opens(
     backend: NftablesBackend, runner: SystemRunner, before: Desired
 ) -> None:
-    backend.apply(before, thorough=False)
+    backend.apply(before, full=False)
     backend.refuse([FLOW])
-    backend.apply(EVERYTHING, thorough=False)
+    backend.apply(EVERYTHING, full=False)
     assert "192.168.122.50 . tcp . 80 . 198.51.100.2 . 40000" in runner.run("nft", "list", "ruleset").stdout
-    assert not backend.apply(EVERYTHING, thorough=True).changed
+    assert not backend.apply(EVERYTHING, full=True).changed
 
 
 class _Listening(SystemRunner):
@@ -197,36 +197,36 @@ def at_many_ports(number: int) -> Flow:
 
 
 @pytest.mark.parametrize(("ended", "most"), [(at_one_port, 1), (at_many_ports, 2048)])
-def test_a_look_lists_few_however_many_connections_ended(
+def test_a_pass_lists_few_however_many_connections_ended(
     namespace: None, ended: Callable[[int], Flow], most: int
 ) -> None:
     del namespace
     runner = _Listening()
     backend = NftablesBackend(runner)
-    backend.apply(ALL, thorough=True)
+    backend.apply(ALL, full=True)
     for start in range(0, 20_000, 1000):
         backend.refuse([ended(number) for number in range(start, start + 1000)])
     runner.heard.clear()
-    assert not backend.apply(ALL, thorough=True).changed
+    assert not backend.apply(ALL, full=True).changed
     assert 0 < sum(text.count('"expires"') for text in runner.heard) <= most
 
 
 def test_a_table_may_be_there_for_routes_alone(backend: NftablesBackend) -> None:
-    assert backend.apply(Desired().having([NET_SIX]), thorough=True).mended == {NET_SIX}
-    outcome = NftablesBackend(SystemRunner()).apply(Desired().having([NET]), thorough=True)
-    assert outcome.mended == {NET}
-    assert outcome.script.startswith("create table ip kvm_portfwd\n")
-    assert outcome.script.endswith("delete table ip6 kvm_portfwd\n")
+    assert backend.apply(Desired().having([NET_SIX]), full=True).mended == {NET_SIX}
+    result = NftablesBackend(SystemRunner()).apply(Desired().having([NET]), full=True)
+    assert result.mended == {NET}
+    assert result.script.startswith("create table ip kvm_portfwd\n")
+    assert result.script.endswith("delete table ip6 kvm_portfwd\n")
 
 
 def test_a_guest_that_moves_keeps_its_chains(backend: NftablesBackend, runner: SystemRunner) -> None:
     desired = Desired().having([POST, NET])
-    backend.apply(desired, thorough=False)
+    backend.apply(desired, full=False)
     moved = replace(POST, target=address("192.168.122.52")), replace(NET, bridge="virbr9")
     generation = current_generation()
-    assert backend.apply(Desired().having(moved), thorough=False).damaged == frozenset()
+    assert backend.apply(Desired().having(moved), full=False).damaged == frozenset()
     assert current_generation() == generation + 1
-    assert not NftablesBackend(runner).apply(Desired().having(moved), thorough=True).changed
+    assert not NftablesBackend(runner).apply(Desired().having(moved), full=True).changed
 
 
 def with_set(runner: SystemRunner, number: int) -> None:
@@ -261,25 +261,25 @@ def test_gates_are_opened_first_kept_first_and_closed(
     configured = Gate("inet", "theirs", "forward")
     desired = replace(ALL, gates=(configured, Gate("inet", "theirs", "missing")))
 
-    opened = backend.apply(desired, thorough=False).gates
+    opened = backend.apply(desired, full=False).gates
     assert [(str(change.gate), change.restored) for change in opened] == [
         ("ip libvirt_network forward", False),
         ("ip filter FORWARD", False),
         ("inet theirs forward", False),
     ]
-    assert not backend.apply(desired, thorough=True).changed
+    assert not backend.apply(desired, full=True).changed
 
     runner.run("nft", "insert", "rule", "ip", "libvirt_network", "forward", "drop")
     runner.run("nft", "insert", "rule", "inet", "theirs", "forward", "drop")
     runner.run("iptables-nft", "-I", "FORWARD", "1", "-j", "DROP")
-    moved = backend.apply(desired, thorough=False).gates
+    moved = backend.apply(desired, full=False).gates
     assert {(change.restored, change.fault) for change in moved} == {(True, "another rule was ahead of it")}
     assert len(moved) == 3
 
     runner.run("iptables-nft", "-D", "FORWARD", "1")
     runner.run("iptables-nft", "-D", "FORWARD", "1")
     assert "kvm-portfwd" in runner.run("nft", "list", "chain", "inet", "theirs", "forward").stdout
-    backend.apply(replace(desired, gates=()), thorough=False)
+    backend.apply(replace(desired, gates=()), full=False)
     assert "kvm-portfwd" not in runner.run("nft", "list", "chain", "inet", "theirs", "forward").stdout
     backend.remove()
     runner.run("iptables-nft", "-I", "FORWARD", "-j", "DROP")
@@ -297,8 +297,8 @@ def test_a_gate_in_a_table_with_a_large_set_is_read_without_it() -> None:
     runner.run("nft", "-f", "-", stdin=LIBVIRT)
     with_set(runner, 30_000)
     backend, desired = NftablesBackend(runner), replace(ALL, gates=(Gate("inet", "theirs", "forward"),))
-    backend.apply(desired, thorough=False)
-    assert not backend.apply(desired, thorough=True).changed
+    backend.apply(desired, full=False)
+    assert not backend.apply(desired, full=True).changed
     listings = [argv for argv in runner.programs if "list" in argv and "kvm_portfwd" not in argv]
     assert ("nft", "-j", "-t", "list", "ruleset", "inet") in listings
     assert not [argv for argv in listings if "theirs" in argv]
@@ -314,11 +314,11 @@ def test_a_gate_that_is_refused_stops_nothing_else(backend: NftablesBackend, run
         owner.stdin.flush()
         wait_until(lambda: "hook forward" in runner.run("nft", "list", "ruleset").stdout, "the owned table")
         desired = replace(ALL, gates=(Gate("inet", "theirs", "forward"),))
-        outcome = backend.apply(desired, thorough=False)
-        assert outcome.mended == ALL.forwards
-        assert ["may own that table alone" in fault for fault in outcome.faults] == [True]
-        assert outcome.gates == ()
-        assert not backend.apply(desired, thorough=True).changed
+        result = backend.apply(desired, full=False)
+        assert result.mended == ALL.forwards
+        assert ["may own that table alone" in fault for fault in result.faults] == [True]
+        assert result.gates == ()
+        assert not backend.apply(desired, full=True).changed
         owner.stdin.close()
 
 
@@ -327,7 +327,7 @@ def test_foreign_rules_come_through_byte_for_byte(backend: NftablesBackend, runn
     runner.run("iptables-nft", "-A", "FORWARD", "-m", "comment", "--comment", "not kvm-portfwd", "-j", "DROP")
     before = foreign(runner)
     for desired in (ALL, replace(ALL, forwards=frozenset({WEB}))):
-        backend.apply(desired, thorough=False)
+        backend.apply(desired, full=False)
         assert foreign(runner) != before, "there are gates"
         assert foreign_rules(foreign(runner), "").splitlines() == before.splitlines()
     backend.remove()
@@ -335,16 +335,16 @@ def test_foreign_rules_come_through_byte_for_byte(backend: NftablesBackend, runn
 
 
 def test_what_an_earlier_run_left_is_adopted_or_taken_away(backend: NftablesBackend, runner: SystemRunner) -> None:
-    backend.apply(ALL, thorough=False)
+    backend.apply(ALL, full=False)
     later = NftablesBackend(runner)
-    outcome = later.apply(replace(ALL, forwards=ALL.forwards - {WEB}), thorough=False)
-    assert outcome.mended == frozenset()
-    assert outcome.stale == {"ip kvm_portfwd every_address { tcp . 80 }"}
+    result = later.apply(replace(ALL, forwards=ALL.forwards - {WEB}), full=False)
+    assert result.mended == frozenset()
+    assert result.stale == {"ip kvm_portfwd every_address { tcp . 80 }"}
 
 
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.one_of(some_states(), some_states().map(in_ipv6)), min_size=1, max_size=4))
 def test_any_sequence_of_states_is_reached_and_holds(backend: NftablesBackend, states: list[Desired]) -> None:
     for desired in states:
-        backend.apply(desired, thorough=False)
-        assert not backend.apply(desired, thorough=True).changed
+        backend.apply(desired, full=False)
+        assert not backend.apply(desired, full=True).changed

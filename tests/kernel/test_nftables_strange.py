@@ -23,26 +23,26 @@ def backend(runner: SystemRunner) -> NftablesBackend:
 
 
 def test_a_table_that_somebody_put_to_sleep_is_made_anew(backend: NftablesBackend, runner: SystemRunner) -> None:
-    backend.apply(ALL, thorough=False)
+    backend.apply(ALL, full=False)
     runner.run("nft", "add", "table", "ip", "kvm_portfwd", "{ flags dormant; }")
-    outcome = backend.apply(ALL, thorough=False)
-    assert outcome.damaged == {opening for opening in ALL.openings if opening.family is Family.IPV4}
+    result = backend.apply(ALL, full=False)
+    assert result.damaged == {exposure for exposure in ALL.exposures if exposure.family is Family.IPV4}
     assert "dormant" not in runner.run("nft", "list", "table", "ip", "kvm_portfwd").stdout
-    assert not backend.apply(ALL, thorough=True).changed
+    assert not backend.apply(ALL, full=True).changed
 
 
 def test_chains_in_our_table_that_lead_to_each_other_go_without_harm(
     backend: NftablesBackend, runner: SystemRunner
 ) -> None:
-    backend.apply(ALL, thorough=False)
+    backend.apply(ALL, full=False)
     chains = "add chain ip kvm_portfwd aa\nadd chain ip kvm_portfwd bb\nadd rule ip kvm_portfwd bb jump aa\n"
     runner.run("nft", "-f", "-", stdin=chains)
-    outcome = backend.apply(ALL, thorough=False)
-    assert not outcome.damaged
-    assert outcome.script.splitlines() == [
+    result = backend.apply(ALL, full=False)
+    assert not result.damaged
+    assert result.script.splitlines() == [
         f"{verb} chain ip kvm_portfwd {name}" for verb in ("flush", "delete") for name in ("aa", "bb")
     ]
-    assert not backend.apply(ALL, thorough=True).changed
+    assert not backend.apply(ALL, full=True).changed
 
 
 class Refusing(SystemRunner):
@@ -63,13 +63,13 @@ class Refusing(SystemRunner):
 def test_a_gate_that_is_not_wanted_any_more_goes_also_after_a_refusal(runner: SystemRunner, refused: str) -> None:
     runner.run("nft", "-f", "-", stdin=LIBVIRT)
     gated = Desired(frozenset({WEB}), gates=(Gate("inet", "theirs", "forward"),))
-    NftablesBackend(runner).apply(gated, thorough=False)
+    NftablesBackend(runner).apply(gated, full=False)
     refusing = Refusing("nothing")
     backend = NftablesBackend(refusing)
-    backend.apply(gated, thorough=False)
+    backend.apply(gated, full=False)
     refusing.text = refused
-    for thorough in (False, True):
-        backend.apply(Desired(frozenset({WEB, MAIL, HOSTILE})), thorough=thorough)
+    for full in (False, True):
+        backend.apply(Desired(frozenset({WEB, MAIL, HOSTILE})), full=full)
     assert not refusing.times
     assert "kvm-portfwd" not in runner.run("nft", "list", "table", "inet", "theirs").stdout
 
@@ -95,27 +95,27 @@ def test_a_gate_is_never_thought_missing_because_no_process_was_to_be_had(runner
     gated = Desired(frozenset({WEB}), gates=(Gate("inet", "theirs", "forward"),))
     backend = NftablesBackend(Short(word, 5, BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")))
     with pytest.raises(ProcessError):
-        backend.apply(gated, thorough=False)
-    outcome = backend.apply(gated, thorough=False)
-    assert not outcome.faults
-    assert {str(change.gate) for change in outcome.gates} >= {"inet theirs forward", "ip filter FORWARD"}
+        backend.apply(gated, full=False)
+    result = backend.apply(gated, full=False)
+    assert not result.faults
+    assert {str(change.gate) for change in result.gates} >= {"inet theirs forward", "ip filter FORWARD"}
 
 
-def test_a_chain_that_could_not_be_read_is_read_in_a_thorough_look(runner: SystemRunner) -> None:
+def test_a_chain_that_could_not_be_read_is_read_in_a_full_pass(runner: SystemRunner) -> None:
     runner.run("iptables-nft", "-P", "FORWARD", "DROP")
     backend, state = NftablesBackend(Short("-S", 1, None)), Desired(frozenset({WEB}))
-    assert backend.apply(state, thorough=False).faults
-    assert backend.apply(state, thorough=False).faults
-    outcome = backend.apply(state, thorough=True)
-    assert (outcome.faults, [str(change.gate) for change in outcome.gates]) == ((), ["ip filter FORWARD"])
+    assert backend.apply(state, full=False).faults
+    assert backend.apply(state, full=False).faults
+    result = backend.apply(state, full=True)
+    assert (result.faults, [str(change.gate) for change in result.gates]) == ((), ["ip filter FORWARD"])
 
 
-def test_openings_do_not_wait_until_strays_can_be_looked_for(
+def test_exposures_do_not_wait_until_orphaned_gates_can_be_looked_for(
     runner: SystemRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runner.run("nft", "-f", "-", stdin=LIBVIRT)
     gated = Desired(frozenset({WEB}), gates=(Gate("inet", "theirs", "forward"),))
-    NftablesBackend(runner).apply(gated, thorough=False)
+    NftablesBackend(runner).apply(gated, full=False)
 
     def changing(_text: str) -> list[FoundRule]:
         raise KernelError("the kernel does not list its nftables rules: they keep changing")
@@ -124,11 +124,11 @@ def test_openings_do_not_wait_until_strays_can_be_looked_for(
     with monkeypatch.context() as patch:
         # Nobody can change rules so fast that no listing of the kernel's is ever whole.
         patch.setattr("fwdaemon.nftables.existing.rules_holding", changing)
-        outcome = backend.apply(bare, thorough=False)
-        assert outcome.mended == {MAIL}
-        assert any("are not looked for" in fault for fault in outcome.faults)
-        assert backend.apply(bare, thorough=False).faults
-    assert not backend.apply(bare, thorough=False).faults
+        result = backend.apply(bare, full=False)
+        assert result.mended == {MAIL}
+        assert any("are not looked for" in fault for fault in result.faults)
+        assert backend.apply(bare, full=False).faults
+    assert not backend.apply(bare, full=False).faults
     assert "kvm-portfwd" not in runner.run("nft", "list", "table", "inet", "theirs").stdout
 
 
@@ -139,8 +139,8 @@ def test_a_rule_of_ebtables_that_names_us_is_no_gate(backend: NftablesBackend, r
     for program in ("iptables-nft", "ip6tables-nft"):
         iptables_nft(program, "-A", "FORWARD", "-j", "DROP")
     desired = Desired().having([forward("tcp [2001:db8::7]:22", "[2001:db8:5::5]:22")])
-    assert {change.gate.family for change in backend.apply(desired, thorough=False).gates} == {"ip6"}
-    assert not NftablesBackend(runner).apply(desired, thorough=False).changed
+    assert {change.gate.family for change in backend.apply(desired, full=False).gates} == {"ip6"}
+    assert not NftablesBackend(runner).apply(desired, full=False).changed
     assert b"kvm-portfwd" in b"".join(iptables_nft("ip6tables-nft-save"))
 
 
@@ -150,10 +150,10 @@ def test_what_we_changed_at_a_gate_ourselves_is_not_told_as_put_back(
     runner.run("nft", "-f", "-", stdin=LIBVIRT)
     gated = Desired(frozenset({WEB}), gates=(Gate("inet", "theirs", "forward"),))
     bare = replace(gated, gates=())
-    told = [backend.apply(state, thorough=False).gates for state in (gated, replace(gated, label=1), bare, gated)]
+    told = [backend.apply(state, full=False).gates for state in (gated, replace(gated, label=1), bare, gated)]
     assert [any(change.restored for change in gates) for gates in told] == [False] * len(told)
     runner.run("nft", "flush", "chain", "inet", "theirs", "forward")
-    assert [change.restored for change in backend.apply(gated, thorough=False).gates] == [True]
+    assert [change.restored for change in backend.apply(gated, full=False).gates] == [True]
 
 
 def test_a_table_that_came_between_look_and_commit_is_replaced(runner: SystemRunner) -> None:
@@ -167,9 +167,9 @@ def test_a_table_that_came_between_look_and_commit_is_replaced(runner: SystemRun
             return super().run(*argv, stdin=stdin)
 
     backend = NftablesBackend(Late())
-    assert backend.apply(ALL, thorough=False).mended == ALL.openings
+    assert backend.apply(ALL, full=False).mended == ALL.exposures
     assert "theirs" not in runner.run("nft", "list", "table", "ip", "kvm_portfwd").stdout
-    assert not backend.apply(ALL, thorough=True).changed
+    assert not backend.apply(ALL, full=True).changed
 
 
 # What iptables-nft takes for a chain's name, and `nft -j` ends at.
@@ -187,11 +187,11 @@ def test_a_chain_of_others_whose_name_is_no_text_stops_nobody(backend: NftablesB
         iptables_nft("iptables-nft", "-t", table, "-N", NO_TEXT)
     iptables_nft("iptables-nft", "-A", "FORWARD", "-j", NO_TEXT)
     before = iptables_nft("iptables-nft-save")
-    outcome = backend.apply(ALL, thorough=False)
-    assert outcome.mended == ALL.openings
-    assert not outcome.faults
-    assert [change.gate.chain for change in outcome.gates] == ["FORWARD"]
-    assert not backend.apply(ALL, thorough=True).changed
+    result = backend.apply(ALL, full=False)
+    assert result.mended == ALL.exposures
+    assert not result.faults
+    assert [change.gate.chain for change in result.gates] == ["FORWARD"]
+    assert not backend.apply(ALL, full=True).changed
     backend.remove()
     assert iptables_nft("iptables-nft-save") == before
 
@@ -207,8 +207,8 @@ def test_a_table_of_ours_that_nft_cannot_print_is_made_anew(runner: SystemRunner
             return done
 
     backend = NftablesBackend(Ending())
-    backend.apply(ALL, thorough=False)
+    backend.apply(ALL, full=False)
     runner.run("nft", "add", "chain", "ip", "kvm_portfwd", "strange")
-    backend.apply(ALL, thorough=False)
+    backend.apply(ALL, full=False)
     assert "strange" not in runner.run("nft", "list", "ruleset").stdout
-    assert not backend.apply(ALL, thorough=True).changed
+    assert not backend.apply(ALL, full=True).changed

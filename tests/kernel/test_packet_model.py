@@ -79,7 +79,7 @@ def _without_sweeping(on: Side, seed: int) -> list[str]:
 
 
 @pytest.mark.parametrize("version", [4, 6])
-def test_what_was_ended_does_not_come_back_through_another_opening(on: Side, version: int) -> None:
+def test_what_was_ended_does_not_come_back_through_another_exposure(on: Side, version: int) -> None:
     """The client is a 1:1 guest, so its answers are for its public address, and the host is who they come from."""
     public = "198.51.100.8" if version == 4 else "2001:db8::8"
     nat, forward = toml("nat", domain="far", public=public), toml("forward", domain="mail", ports=["53/udp"])

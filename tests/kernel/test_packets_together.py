@@ -1,4 +1,4 @@
-"""Real packets through openings of several kinds at once, and through bridges whose frames pass through netfilter."""
+"""Real packets through exposures of several kinds at once, and through bridges whose frames pass through netfilter."""
 
 from collections.abc import Iterator
 

@@ -5,7 +5,7 @@ import json
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from fwdaemon.conflicts.rivals import ForeignRules
+from fwdaemon.conflicts.foreign_rules import ForeignRules
 from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Family
 from fwdaemon.kernel.process import SystemRunner
@@ -35,9 +35,9 @@ def wanted(entries: list[str], head: str) -> Desired:
 
 def taken(backend: Backend, again: Backend, desired: Desired) -> None:
     """See that the kernel takes a state, and that it is there to the letter afterwards."""
-    first = backend.apply(desired, thorough=True)
+    first = backend.apply(desired, full=True)
     assert not first.faults
-    second = again.apply(desired, thorough=True)
+    second = again.apply(desired, full=True)
     assert not second.faults
     assert not second.changed
 
@@ -57,10 +57,10 @@ def test_the_legacy_tables_take_what_check_accepts(backend: LegacyBackend, entri
 @pytest.mark.parametrize("value", ["ipv4_addr; elements = { 80 : 10.0.0.1 }", "mark; elements = { 80 : 1 }"])
 def test_a_map_that_somebody_adds_to_our_table_is_taken_away(runner: SystemRunner, value: str) -> None:
     desired = Desired().having([WEB])
-    assert not NftablesBackend(runner).apply(desired, thorough=True).faults
+    assert not NftablesBackend(runner).apply(desired, full=True).faults
     before = runner.run("nft", "-s", "list", "table", "ip", "kvm_portfwd").stdout
     runner.run("nft", "-f", "-", stdin=f"add map ip kvm_portfwd theirs {{ type inet_service : {value}; }}\n")
-    assert not NftablesBackend(runner).apply(desired, thorough=True).faults
+    assert not NftablesBackend(runner).apply(desired, full=True).faults
     assert runner.run("nft", "-s", "list", "table", "ip", "kvm_portfwd").stdout == before
 
 
@@ -70,8 +70,8 @@ def test_comments_of_others_are_neither_syntax_nor_ours(runner: SystemRunner, co
         runner.run("iptables-nft", "-t", table, "-A", chain, "-m", "comment", "--comment", comment, "-j", target)
     before = foreign(runner)
     backend = NftablesBackend(runner)
-    assert not backend.apply(Desired().having([WEB]), thorough=True).faults
-    assert not NftablesBackend(runner).apply(Desired().having([WEB]), thorough=True).changed
+    assert not backend.apply(Desired().having([WEB]), full=True).faults
+    assert not NftablesBackend(runner).apply(Desired().having([WEB]), full=True).changed
     assert _forward_rules(runner) == 2
     backend.remove()
     assert foreign(runner) == before

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from fwdaemon.core.openings import Nat
-from fwdaemon.core.report import Outcome
-from fwdaemon.hostnet.owned_state import Ledger
+from fwdaemon.core.exposures import Nat
+from fwdaemon.core.report import ApplyResult
+from fwdaemon.hostnet.owned_state import OwnedStateFile
 from fwdaemon.hostnet.public_addresses import PublicAddresses
 from tests.kernel.links import Links, linked
 from tests.unit.forwards import nat
@@ -29,7 +29,7 @@ def links(lab: None) -> Iterator[Links]:
 
 
 def keeper(directory: Path) -> PublicAddresses:
-    return PublicAddresses(Ledger("addresses", directory))
+    return PublicAddresses(OwnedStateFile("addresses", directory))
 
 
 def shown(links: Links) -> str:
@@ -42,15 +42,15 @@ def holds(links: Links, address: str, interface: str = "eth0") -> bool:
 
 def test_addresses_come_and_go(links: Links, tmp_path: Path) -> None:
     before, kept = shown(links), keeper(tmp_path)
-    assert kept.keep(BOTH) == Outcome(mended=BOTH, changed=True)
+    assert kept.apply(BOTH) == ApplyResult(mended=BOTH, changed=True)
     assert holds(links, OURS)
     assert holds(links, OURS6)
     assert links.neighbour.pings(OURS)
     assert links.neighbour.pings(OURS6)
-    assert kept.keep(BOTH) == Outcome()
-    assert kept.keep(NOTHING) == Outcome(changed=True)
+    assert kept.apply(BOTH) == ApplyResult()
+    assert kept.apply(NOTHING) == ApplyResult(changed=True)
     assert shown(links) == before
-    assert kept.keep(NOTHING) == Outcome()
+    assert kept.apply(NOTHING) == ApplyResult()
 
 
 @pytest.mark.parametrize(("wanted", "address"), [(ONE, OURS), (ONE6, OURS6)])
@@ -60,16 +60,16 @@ def test_neighbours_hear_of_an_address_at_once(
     # What it knows was confirmed just now, so that it asks nobody, and would go on for half a minute.
     links.neighbour.ip(f"neighbour replace {address} lladdr {ELSEWHERE} dev eth0 nud reachable")
     kept = keeper(tmp_path)
-    kept.keep(wanted)
+    kept.apply(wanted)
     links.awaits_neighbour(address, links.mac(links.host))
 
 
 def test_an_address_that_somebody_took_away_comes_back_and_is_announced(links: Links, tmp_path: Path) -> None:
     kept = keeper(tmp_path)
-    kept.keep(BOTH)
+    kept.apply(BOTH)
     links.host.ip(f"address del {OURS}/32 dev eth0")
     links.neighbour.ip(f"neighbour replace {OURS} lladdr {ELSEWHERE} dev eth0 nud reachable")
-    assert kept.keep(BOTH) == Outcome(mended=ONE, damaged=ONE, changed=True)
+    assert kept.apply(BOTH) == ApplyResult(mended=ONE, damaged=ONE, changed=True)
     links.awaits_neighbour(OURS, links.mac(links.host))
 
 
@@ -85,14 +85,14 @@ def test_an_address_that_was_changed_is_put_back(
     links: Links, tmp_path: Path, wanted: frozenset[Nat], bend: str
 ) -> None:
     kept = keeper(tmp_path)
-    kept.keep(BOTH)
+    kept.apply(BOTH)
     before = shown(links)
     links.host.ip(bend)
     assert shown(links) != before
-    assert kept.keep(BOTH) == Outcome(mended=wanted, damaged=wanted, changed=True)
+    assert kept.apply(BOTH) == ApplyResult(mended=wanted, damaged=wanted, changed=True)
     assert shown(links) == before
     links.host.ip(bend)
-    assert keeper(tmp_path).keep(BOTH) == Outcome(mended=wanted, changed=True)
+    assert keeper(tmp_path).apply(BOTH) == ApplyResult(mended=wanted, changed=True)
     assert shown(links) == before
 
 
@@ -100,44 +100,44 @@ def test_an_address_that_was_changed_is_put_back(
 def test_an_address_that_the_host_has_without_us_stays(links: Links, tmp_path: Path, interface: str) -> None:
     links.host.ip(f"address add {OURS}/24 dev {interface}", f"address add {OURS6}/64 dev {interface} nodad")
     before, kept = shown(links), keeper(tmp_path)
-    assert kept.keep(BOTH) == Outcome()
-    assert kept.keep(NOTHING) == Outcome()
+    assert kept.apply(BOTH) == ApplyResult()
+    assert kept.apply(NOTHING) == ApplyResult()
     assert shown(links) == before
 
 
 def test_what_an_earlier_run_added_goes(links: Links, tmp_path: Path) -> None:
     before = shown(links)
-    keeper(tmp_path).keep(BOTH)
+    keeper(tmp_path).apply(BOTH)
     later = keeper(tmp_path)
-    assert later.keep(ONE) == Outcome(stale=frozenset({f"{OURS6} on eth0"}), changed=True)
-    assert later.keep(NOTHING) == Outcome(changed=True)
+    assert later.apply(ONE) == ApplyResult(stale=frozenset({f"{OURS6} on eth0"}), changed=True)
+    assert later.apply(NOTHING) == ApplyResult(changed=True)
     assert shown(links) == before
-    assert keeper(tmp_path).keep(NOTHING) == Outcome()
+    assert keeper(tmp_path).apply(NOTHING) == ApplyResult()
 
 
 def test_what_an_earlier_run_added_is_not_news(links: Links, tmp_path: Path) -> None:
     del links
-    keeper(tmp_path).keep(BOTH)
-    assert keeper(tmp_path).keep(BOTH) == Outcome()
+    keeper(tmp_path).apply(BOTH)
+    assert keeper(tmp_path).apply(BOTH) == ApplyResult()
 
 
 def test_an_address_moves_to_another_interface(links: Links, tmp_path: Path) -> None:
     kept, moved = keeper(tmp_path), frozenset({nat(OURS, "192.168.123.60", assign="virbr1")})
-    kept.keep(ONE)
-    assert kept.keep(moved) == Outcome(mended=moved, changed=True)
+    kept.apply(ONE)
+    assert kept.apply(moved) == ApplyResult(mended=moved, changed=True)
     assert holds(links, OURS, "virbr1")
     assert not holds(links, OURS)
 
 
 def test_an_address_without_assign_is_nobodys_business(links: Links, tmp_path: Path) -> None:
     before = shown(links)
-    assert keeper(tmp_path).keep(frozenset({nat(OURS, "192.168.123.60")})) == Outcome()
+    assert keeper(tmp_path).apply(frozenset({nat(OURS, "192.168.123.60")})) == ApplyResult()
     assert shown(links) == before
 
 
 def test_the_host_opens_no_connection_from_an_address_of_a_guest(links: Links, tmp_path: Path) -> None:
     # Otherwise it would be the best match, in the length of the common prefix (RFC 6724, rule 8).
-    keeper(tmp_path).keep(BOTH)
+    keeper(tmp_path).apply(BOTH)
     assert "src 198.51.100.1 " in links.told("route", "get", "198.51.100.9")
     assert "src 2001:db8::1 " in links.told("route", "get", "2001:db8::9")
 
@@ -145,36 +145,36 @@ def test_the_host_opens_no_connection_from_an_address_of_a_guest(links: Links, t
 @pytest.mark.parametrize("interface", ["eth9", "", "..", "a b", "x" * 300, "nul\0", "--help", "eth\n0"])
 def test_an_interface_that_is_not_there_is_a_fault(links: Links, tmp_path: Path, interface: str) -> None:
     before, kept = shown(links), keeper(tmp_path)
-    outcome = kept.keep(ONE6 | {nat(OURS, "192.168.123.60", assign=interface)})
-    assert outcome.mended == ONE6
-    (fault,) = outcome.faults
+    result = kept.apply(ONE6 | {nat(OURS, "192.168.123.60", assign=interface)})
+    assert result.mended == ONE6
+    (fault,) = result.faults
     assert fault.startswith(f"{OURS} is not assigned to ")
     assert fault.endswith("there is no such interface")
     assert fault.isprintable()
-    kept.keep(NOTHING)
+    kept.apply(NOTHING)
     assert shown(links) == before
 
 
 def test_an_interface_that_goes_takes_its_address_along(links: Links, tmp_path: Path) -> None:
     kept = keeper(tmp_path)
-    kept.keep(ONE)
+    kept.apply(ONE)
     links.host.ip("link del eth0")
-    assert kept.keep(ONE).faults
-    assert kept.keep(NOTHING) == Outcome(changed=True)
-    assert Ledger("addresses", tmp_path).records == ()
+    assert kept.apply(ONE).faults
+    assert kept.apply(NOTHING) == ApplyResult(changed=True)
+    assert OwnedStateFile("addresses", tmp_path).records == ()
 
 
 def test_where_there_is_nobody_to_tell_an_address_is_held_even_so(links: Links, tmp_path: Path) -> None:
     links.host.ip("tuntap add tun0 mode tun", "link set tun0 up", "link set eth0 down")
     wanted = ONE | {nat("198.51.100.9", "192.168.123.61", assign="tun0")}
-    assert keeper(tmp_path).keep(wanted) == Outcome(mended=wanted, changed=True)
+    assert keeper(tmp_path).apply(wanted) == ApplyResult(mended=wanted, changed=True)
 
 
 def test_a_refused_address_is_a_fault(links: Links, tmp_path: Path) -> None:
     links.host.sysctl("ipv6.conf.eth0.disable_ipv6=1")
     kept = keeper(tmp_path)
-    (fault,) = kept.keep(BOTH).faults
+    (fault,) = kept.apply(BOTH).faults
     assert fault.startswith("2001:db8::8 is not assigned to eth0: ")
-    assert Ledger("addresses", tmp_path).records == ({"interface": "eth0", "address": OURS},)
+    assert OwnedStateFile("addresses", tmp_path).records == ({"interface": "eth0", "address": OURS},)
     links.host.sysctl("ipv6.conf.eth0.disable_ipv6=0")
-    assert kept.keep(BOTH) == Outcome(mended=ONE6, changed=True)
+    assert kept.apply(BOTH) == ApplyResult(mended=ONE6, changed=True)

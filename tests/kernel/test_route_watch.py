@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fwdaemon.core.report import Actor, ActorKind
-from fwdaemon.hostnet.owned_state import Ipv6Bridges, Ledger
+from fwdaemon.hostnet.owned_state import Ipv6Bridges, OwnedStateFile
 from fwdaemon.hostnet.routes import RouteKeeper
 from fwdaemon.kernel.route_watch import RouteWatch
 from tests.kernel.links import Links, linked
@@ -30,7 +30,7 @@ def links(lab: None) -> Iterator[Links]:
 
 @pytest.fixture
 def keeper(tmp_path: Path) -> RouteKeeper:
-    return RouteKeeper(Ipv6Bridges(partial(Ledger, directory=tmp_path)))
+    return RouteKeeper(Ipv6Bridges(partial(OwnedStateFile, directory=tmp_path)))
 
 
 def heard(links: Links, act: Callable[[], object]) -> list[Actor]:
@@ -40,8 +40,8 @@ def heard(links: Links, act: Callable[[], object]) -> list[Actor]:
     async def listen() -> None:
         last = asyncio.Event()
 
-        def hear(actor: Actor, *, thorough: bool) -> None:
-            assert not thorough
+        def hear(actor: Actor, *, full: bool) -> None:
+            assert not full
             said.append(actor)
             if actor == LAST:
                 last.set()
@@ -61,21 +61,21 @@ def heard(links: Links, act: Callable[[], object]) -> list[Actor]:
 
 @pytest.mark.parametrize("subnet", [OURS, OURS6])
 def test_whoever_takes_a_route_of_ours_away_is_heard(links: Links, keeper: RouteKeeper, subnet: str) -> None:
-    keeper.keep(BOTH)
+    keeper.apply(BOTH)
     (said,) = heard(links, lambda: links.host.ip(f"route del {subnet} dev virbr1"))
     assert said.kind is ActorKind.ROUTE_REMOVED
     assert said.pid
 
 
 def test_a_flush_is_heard(links: Links, keeper: RouteKeeper) -> None:
-    keeper.keep(BOTH)
+    keeper.apply(BOTH)
     assert len(heard(links, lambda: links.host.run("ip", "-4", "route", "flush", "proto", "107"))) == 1
 
 
 def test_we_do_not_hear_ourselves(links: Links, keeper: RouteKeeper) -> None:
     def change() -> None:
-        keeper.keep(BOTH)
-        keeper.keep(frozenset())
+        keeper.apply(BOTH)
+        keeper.apply(frozenset())
 
     assert heard(links, change) == []
 
@@ -97,21 +97,21 @@ def test_other_changes_of_links_are_not_heard(links: Links) -> None:
 
 
 def test_routes_that_go_with_their_link_are_put_back(links: Links, keeper: RouteKeeper) -> None:
-    keeper.keep(BOTH)
+    keeper.apply(BOTH)
     said = heard(links, lambda: links.host.ip("link set virbr1 down", "link set virbr1 up"))
     assert said[0] == Actor(ActorKind.LINK_DOWN, link="virbr1")
-    assert keeper.keep(BOTH).damaged == BOTH
+    assert keeper.apply(BOTH).damaged == BOTH
 
 
-def test_what_could_not_be_followed_asks_for_a_thorough_look(links: Links) -> None:
+def test_what_could_not_be_followed_asks_for_a_full_pass(links: Links) -> None:
     verbs = ("add", "del")
     lines = [f"route {verb} 203.0.{number}.0/24 dev virbr1 proto 107" for number in range(256) for verb in verbs]
 
     async def overflow() -> None:
         lost = asyncio.Event()
 
-        def hear(actor: Actor, *, thorough: bool) -> None:
-            if thorough and actor.kind is ActorKind.ROUTES_LOST:
+        def hear(actor: Actor, *, full: bool) -> None:
+            if full and actor.kind is ActorKind.ROUTES_LOST:
                 lost.set()
 
         watch = RouteWatch(hear)

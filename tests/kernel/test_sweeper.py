@@ -12,17 +12,17 @@ import pytest
 
 from fwdaemon.config.model import BackendChoice
 from fwdaemon.connections import Sweep, Sweeper, close_everything
-from fwdaemon.core.openings import Forward, Opening
+from fwdaemon.core.exposures import Exposure, Forward
 from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Address
 from fwdaemon.errors import KernelError
-from fwdaemon.hostnet.keeper import HostSide
+from fwdaemon.hostnet.host_network import SystemHostNetwork
 from fwdaemon.kernel import conntrack
 from fwdaemon.kernel.conntrack import open_flows
 from fwdaemon.kernel.conntrack_listing import Entry
 from fwdaemon.kernel.process import SystemRunner
 from fwdaemon.netfilter import Netfilter
-from fwdaemon.reconcile import Occasion, Reconciler, Seams
+from fwdaemon.reconcile import Reconciler, Request, Seams
 from fwdaemon.resolve.flows import Flow, Judge
 from tests.lab.command import run
 from tests.lab.connections import Connection, Tuple, label_rule, track
@@ -53,7 +53,7 @@ def left() -> int:
     return sum(item.number for item in open_flows(LABEL, by_client=False))
 
 
-def sweep(live: Collection[Opening], removed: Collection[Opening] | None) -> Sweep:
+def sweep(live: Collection[Exposure], removed: Collection[Exposure] | None) -> Sweep:
     return Sweep(frozenset(live), LABEL, (), None if removed is None else frozenset(removed), frozenset())
 
 
@@ -108,13 +108,13 @@ def test_a_wipe_is_mended_while_connections_are_still_being_listed(
     wipe, show = _WIPES[choice]
     rules = Netfilter(runner, choice)
     at_end.callback(rules.close)
-    reconciler = Reconciler(Seams(rules, HostSide(rules.confined), conntrack, Others(), time))
+    reconciler = Reconciler(Seams(rules, SystemHostNetwork(rules.confined), conntrack, Others(), time))
     at_end.callback(reconciler.close)
     at_end.callback(listing[1].set)
 
     def reconcile(live: Collection[Forward], *, reloaded: bool = False) -> bool:
-        occasion = Occasion((), (), time.monotonic(), ip_forward=False, reloaded=reloaded, thorough=True)
-        return reconciler.reconcile(Desired(frozenset(live)), occasion)
+        request = Request((), (), time.monotonic(), ip_forward=False, reloaded=reloaded, full=True)
+        return reconciler.reconcile(Desired(frozenset(live)), request)
 
     listing[1].set()
     reconcile({WEB, MAIL})
@@ -209,7 +209,7 @@ def test_nothing_is_open_once_everything_is_closed_whatever_label_is_configured(
     runner: SystemRunner, number: int
 ) -> None:
     label_rule(runner)
-    Netfilter(runner).apply(Desired(label=LABEL).having([replace(WEB, interface="eth0")]), thorough=True)
+    Netfilter(runner).apply(Desired(label=LABEL).having([replace(WEB, interface="eth0")]), full=True)
     begin(WEB, number)
     rules = Netfilter(runner)
     assert not close_everything(rules, LABEL + 5, _Racing(), Clock()).faults
@@ -233,7 +233,7 @@ def test_an_answer_that_was_on_its_way_does_not_keep_datagrams_with_the_host(run
 
 
 class _Watched:
-    """The kernel's connections; once those that an opening claims have ended, something happens."""
+    """The kernel's connections; once those that an exposure claims have ended, something happens."""
 
     def __init__(self, then: Callable[[], None]) -> None:
         self._then = then
@@ -241,7 +241,7 @@ class _Watched:
     def __getattr__(self, name: str) -> Any:
         return getattr(conntrack, name)
 
-    def end_claimed(self, added: Collection[Opening], local: Collection[Address]) -> list[Flow]:
+    def end_claimed(self, added: Collection[Exposure], local: Collection[Address]) -> list[Flow]:
         claimed = conntrack.end_claimed(added, local)
         self._then()
         return claimed

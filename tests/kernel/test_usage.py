@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from fwdaemon.core.openings import Opening
+from fwdaemon.core.exposures import Exposure
 from fwdaemon.core.state import Desired
 from fwdaemon.netfilter import Backend
 from fwdaemon.status.rows import Readings
@@ -15,21 +15,21 @@ from tests.unit.forwards import forward, nat, route
 
 
 class Counting:
-    """Openings in the kernel, and what was counted of them."""
+    """Exposures in the kernel, and what was counted of them."""
 
-    def __init__(self, rules: Backend, *openings: Opening, legacy: bool) -> None:
+    def __init__(self, rules: Backend, *exposures: Exposure, legacy: bool) -> None:
         outer, gates = frozenset({"eth0"}), () if legacy else (GATE,)
-        self.desired = Desired(guest_subnets=GUESTS, uplinks=outer, gates=gates).having(openings)
+        self.desired = Desired(guest_subnets=GUESTS, uplinks=outer, gates=gates).having(exposures)
         self._reader = UsageReader(rules.counters)
-        rules.apply(self.desired, thorough=True)
+        rules.apply(self.desired, full=True)
 
     def read(self) -> Readings:
         return self._reader.read(self.desired)
 
-    def open(self, opening: Opening) -> int:
+    def open(self, exposure: Exposure) -> int:
         found = self.read().open
         assert found is not None
-        return found.get(opening, (0, None))[0]
+        return found.get(exposure, (0, None))[0]
 
 
 def guest(address: str) -> str:

@@ -41,5 +41,5 @@ def own_rules(nft: str, legacy: str) -> str:
     """What this project left in the kernel; empty when it left nothing."""
     ours, _ = _split_nft(nft)
     # iptables-nft writes its comments into nft rules as well, so a chain of ours there is told, too.
-    stray = [line for line in nft.splitlines() if _CHAINS.search(line)]
-    return "\n".join([*ours, *stray, *(line for line in _legacy_lines(legacy) if _is_legacy_ours(line))])
+    orphaned = [line for line in nft.splitlines() if _CHAINS.search(line)]
+    return "\n".join([*ours, *orphaned, *(line for line in _legacy_lines(legacy) if _is_legacy_ours(line))])

@@ -19,7 +19,7 @@ def answered(packet: Packet) -> Fate:
 def fate_of_answer(before: Place, after: Place, packet: Packet, answer: Packet) -> Fate | None:
     """Tell what becomes of an answer after a change; what was ended is refused where it would begin anew.
 
-    But what an opening took over may: it was nothing that we let in.
+    But what an exposure took over may: it was nothing that we let in.
     """
     if goes_on(before, after, packet):
         return answered(packet)
@@ -48,7 +48,7 @@ def goes_on(before: Place, after: Place, packet: Packet) -> bool:
 
 
 def displaced(before: Place, after: Place, packet: Packet) -> bool:
-    """Whether an opening takes now what went elsewhere and has no end of its own; the first to send begins it anew."""
+    """Whether an exposure takes now what went elsewhere and has no end of its own; the first to send begins it anew."""
     claims = claims_on(after.config, packet)
     return taker(before.config, packet) is None and any(_is_new(claim, before.config, packet) for claim in claims)
 

@@ -113,12 +113,12 @@ class Round:
         confined = frozenset(Family) if place.turned_on else frozenset[Family]()
         desired = placement.desired_state(place.config, _HOST).keeping(self._live.families)
         desired = desired.confining(confined, frozenset())
-        outcome = self._on.backend.apply(desired, thorough=True)
-        assert not outcome.faults, outcome.faults
-        gone, come = self._live.openings - desired.openings, desired.openings - self._live.openings
-        if self._live.openings and self._sweeping:
+        result = self._on.backend.apply(desired, full=True)
+        assert not result.faults, result.faults
+        gone, come = self._live.exposures - desired.exposures, desired.exposures - self._live.exposures
+        if self._live.exposures and self._sweeping:
             sweeper = Sweeper(self._on.backend.refuse)
-            sweeper.sweep(Sweep(desired.openings, desired.label, tuple(LOCAL), gone, come))
+            sweeper.sweep(Sweep(desired.exposures, desired.label, tuple(LOCAL), gone, come))
             assert sweeper.wait()
         self._live = desired
         if self._theft:

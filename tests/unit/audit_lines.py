@@ -28,11 +28,11 @@ def fields_of_all(caplog: pytest.LogCaptureFixture) -> list[dict[str, str]]:
 
 def _write() -> None:
     web = forward("tcp *:80", "192.168.122.50:80", domain=HOSTILE)
-    for opening in (web, nat("198.51.100.8", "192.168.122.51"), route("203.0.113.64/29", "virbr1")):
+    for exposure in (web, nat("198.51.100.8", "192.168.122.51"), route("203.0.113.64/29", "virbr1")):
         for action in ("added", "removed", "restored"):
-            lines.opening(action, opening, because("a cause"))
-        lines.flapped([Flapped(opening, 7, 60.0, "restored", because("a cause"))])
-        lines.waiting([Waiting(opening.owner, STOPPED, Origin(Path("x.toml"), 1))])
+            lines.exposure(action, exposure, because("a cause"))
+        lines.flapped([Flapped(exposure, 7, 60.0, "restored", because("a cause"))])
+        lines.waiting([Waiting(exposure.owner, STOPPED, Origin(Path("x.toml"), 1))])
     for restored in (True, False):
         gate = GateChange(Gate("inet", "filter", "forward"), restored, "it was not there")
         lines.gate(gate, because("a cause"))

@@ -45,98 +45,98 @@ class BackendBehaviour(ABC):
 
     def test_what_is_lacking_is_mended_and_then_nothing_is_done(self, scene: Scene) -> None:
         backend = scene.another()
-        first = backend.apply(STATE, thorough=False)
-        assert (first.mended, first.damaged, first.changed, first.faults) == (STATE.openings, frozenset(), True, ())
+        first = backend.apply(STATE, full=False)
+        assert (first.mended, first.damaged, first.changed, first.faults) == (STATE.exposures, frozenset(), True, ())
         held = scene.ours()
-        for thorough in (False, True):
-            again = backend.apply(STATE, thorough=thorough)
+        for full in (False, True):
+            again = backend.apply(STATE, full=full)
             assert (again.mended, again.stale, again.changed) == (frozenset(), frozenset(), False)
         assert scene.ours() == held
 
     def test_what_others_take_away_is_damage_and_comes_back(self, scene: Scene) -> None:
         backend = scene.another()
-        backend.apply(STATE, thorough=False)
+        backend.apply(STATE, full=False)
         held = scene.ours()
         scene.wipe()
         assert scene.ours() != held
-        outcome = backend.apply(STATE, thorough=False)
-        assert (outcome.mended, outcome.damaged) == (STATE.openings, STATE.openings)
+        result = backend.apply(STATE, full=False)
+        assert (result.mended, result.damaged) == (STATE.exposures, STATE.exposures)
         assert scene.ours() == held
 
     def test_what_an_earlier_run_left_is_found_and_what_is_not_wanted_of_it_is_named(self, scene: Scene) -> None:
-        scene.another().apply(STATE, thorough=True)
-        assert not scene.another().apply(STATE, thorough=True).changed
-        outcome = scene.another().apply(WITHOUT_DNS, thorough=True)
-        assert (outcome.mended, len(outcome.stale), outcome.changed) == (frozenset(), 1, True)
-        assert not scene.another().apply(WITHOUT_DNS, thorough=True).stale
+        scene.another().apply(STATE, full=True)
+        assert not scene.another().apply(STATE, full=True).changed
+        result = scene.another().apply(WITHOUT_DNS, full=True)
+        assert (result.mended, len(result.stale), result.changed) == (frozenset(), 1, True)
+        assert not scene.another().apply(WITHOUT_DNS, full=True).stale
 
     def test_what_leads_elsewhere_than_an_earlier_run_left_it_is_told_and_nothing_else(self, scene: Scene) -> None:
         state = STATE.having([OTHER])
         bound = replace(WEB, interface="eth0")
         narrowed = replace(state, forwards=state.forwards - {WEB} | {bound})
-        assert not scene.another().apply(state, thorough=True).altered
-        assert not scene.another().apply(state, thorough=True).altered
-        assert OTHER not in (told := scene.another().apply(narrowed, thorough=True).altered)
+        assert not scene.another().apply(state, full=True).altered
+        assert not scene.another().apply(state, full=True).altered
+        assert OTHER not in (told := scene.another().apply(narrowed, full=True).altered)
         assert bound in told
-        assert not scene.another().apply(narrowed, thorough=True).altered
+        assert not scene.another().apply(narrowed, full=True).altered
         scene.wipe()
-        assert not scene.another().apply(narrowed, thorough=True).altered
+        assert not scene.another().apply(narrowed, full=True).altered
 
-    def test_what_may_have_led_there_by_an_opening_that_went_is_told(self, scene: Scene) -> None:
-        """A connection by any interface to that one address may go on by the other opening, which is bound to one."""
+    def test_what_may_have_led_there_by_an_exposure_that_went_is_told(self, scene: Scene) -> None:
+        """A connection by any interface to that one address may go on by the other exposure, which is bound to one."""
         bound, gone = replace(WEB, interface="eth0"), replace(WEB, listen=ip_address("198.51.100.7"))
         for other in (gone, replace(gone, ports=PortRange(79, 80), target_ports=PortRange(8079, 8080))):
-            scene.another().apply(Desired().having([bound, OTHER, other]), thorough=True)
-            told = scene.another().apply(Desired().having([bound, OTHER]), thorough=True).altered
+            scene.another().apply(Desired().having([bound, OTHER, other]), full=True)
+            told = scene.another().apply(Desired().having([bound, OTHER]), full=True).altered
             assert bound in told
             assert OTHER not in told
-            assert not scene.another().apply(Desired().having([bound, OTHER]), thorough=True).altered
+            assert not scene.another().apply(Desired().having([bound, OTHER]), full=True).altered
 
     def test_by_which_label_an_earlier_run_went_is_told_once(self, scene: Scene) -> None:
-        assert not scene.another().apply(STATE, thorough=True).labels
+        assert not scene.another().apply(STATE, full=True).labels
         backend = scene.another()
-        assert backend.apply(replace(STATE, label=30), thorough=True).labels == {25}
-        assert not backend.apply(replace(STATE, label=31), thorough=True).labels
-        assert scene.another().apply(Desired(label=25, kept=frozenset(Family)), thorough=True).labels == {31}
+        assert backend.apply(replace(STATE, label=30), full=True).labels == {25}
+        assert not backend.apply(replace(STATE, label=31), full=True).labels
+        assert scene.another().apply(Desired(label=25, kept=frozenset(Family)), full=True).labels == {31}
 
     def test_by_which_uplinks_an_earlier_run_let_guests_out_is_told_once(self, scene: Scene) -> None:
         """`lo` is there everywhere; by what has gone nothing goes on."""
         more = replace(STATE, uplinks=STATE.uplinks | {"lo"})
-        assert not scene.another().apply(more, thorough=True).uplinks
+        assert not scene.another().apply(more, full=True).uplinks
         backend = scene.another()
-        assert backend.apply(STATE, thorough=True).uplinks - STATE.uplinks == {"lo"}
-        assert not backend.apply(more, thorough=True).uplinks
-        assert not scene.another().apply(more, thorough=True).uplinks - more.uplinks
-        for opening in (MAIL, ROUTED, replace(ROUTED, let_out=True)):
-            scene.another().apply(Desired(uplinks=more.uplinks).having([opening]), thorough=True)
+        assert backend.apply(STATE, full=True).uplinks - STATE.uplinks == {"lo"}
+        assert not backend.apply(more, full=True).uplinks
+        assert not scene.another().apply(more, full=True).uplinks - more.uplinks
+        for exposure in (MAIL, ROUTED, replace(ROUTED, let_out=True)):
+            scene.another().apply(Desired(uplinks=more.uplinks).having([exposure]), full=True)
             backend = scene.another()
-            assert "lo" in backend.apply(Desired(uplinks=STATE.uplinks).having([opening]), thorough=True).uplinks
+            assert "lo" in backend.apply(Desired(uplinks=STATE.uplinks).having([exposure]), full=True).uplinks
 
     def test_what_comes_is_mended_and_what_goes_is_none_of_it(self, scene: Scene) -> None:
         backend = scene.another()
-        backend.apply(WITHOUT_DNS, thorough=False)
-        outcome = backend.apply(STATE, thorough=False)
-        assert (set(outcome.mended), outcome.damaged) == ({DNS}, frozenset())
-        outcome = backend.apply(WITHOUT_DNS, thorough=False)
-        assert (outcome.mended, outcome.damaged, outcome.changed) == (frozenset(), frozenset(), True)
+        backend.apply(WITHOUT_DNS, full=False)
+        result = backend.apply(STATE, full=False)
+        assert (set(result.mended), result.damaged) == ({DNS}, frozenset())
+        result = backend.apply(WITHOUT_DNS, full=False)
+        assert (result.mended, result.damaged, result.changed) == (frozenset(), frozenset(), True)
 
-    def test_what_an_imminent_guest_needs_is_no_opening_until_it_runs(self, scene: Scene) -> None:
+    def test_what_an_imminent_guest_needs_is_no_exposure_until_it_runs(self, scene: Scene) -> None:
         before = replace(STATE, nats=frozenset(), imminent=frozenset({MAIL}))
         backend = scene.another()
-        assert backend.apply(before, thorough=True).mended == STATE.openings - {MAIL}
-        assert not scene.another().apply(before, thorough=True).changed
+        assert backend.apply(before, full=True).mended == STATE.exposures - {MAIL}
+        assert not scene.another().apply(before, full=True).changed
         assert MAIL not in backend.counters(before)
-        arrived = backend.apply(STATE, thorough=False)
+        arrived = backend.apply(STATE, full=False)
         assert (set(arrived.mended), arrived.damaged) == ({MAIL}, frozenset())
-        left = backend.apply(before, thorough=False)
+        left = backend.apply(before, full=False)
         assert (left.mended, left.damaged, left.changed) == (frozenset(), frozenset(), True)
 
     def test_a_preview_tells_of_the_same_and_touches_nothing(self, scene: Scene) -> None:
         before = scene.ours()
         plan = scene.another().preview(STATE)
-        assert (plan.mended, plan.changed, bool(plan.script)) == (STATE.openings, True, True)
+        assert (plan.mended, plan.changed, bool(plan.script)) == (STATE.exposures, True, True)
         assert scene.ours() == before
-        scene.another().apply(STATE, thorough=True)
+        scene.another().apply(STATE, full=True)
         assert not scene.another().preview(STATE).changed
 
     def test_the_text_is_given_without_a_look_at_the_kernel(self, scene: Scene) -> None:
@@ -147,36 +147,36 @@ class BackendBehaviour(ABC):
 
     def test_nothing_is_left_after_the_removal(self, scene: Scene) -> None:
         before = scene.ours()
-        scene.another().apply(STATE, thorough=True)
+        scene.another().apply(STATE, full=True)
         assert scene.another().remove().changed
         assert scene.ours() == before
         assert not scene.another().remove().changed
 
     def test_rules_that_went_elsewhere_go_from_here(self, scene: Scene) -> None:
         backend, before = scene.another(), scene.ours()
-        backend.apply(STATE, thorough=True)
-        assert not backend.keep_gates(STATE, thorough=True).faults
+        backend.apply(STATE, full=True)
+        assert not backend.apply_gates(STATE, full=True).faults
         assert not backend.leave().faults
         assert scene.ours() == before
         # That they went is no damage once they come back.
-        outcome = backend.apply(STATE, thorough=True)
-        assert (outcome.mended, outcome.damaged) == (STATE.openings, frozenset())
+        result = backend.apply(STATE, full=True)
+        assert (result.mended, result.damaged) == (STATE.exposures, frozenset())
 
     def test_where_nobody_else_filters_no_gate_is_made_beside_rules_elsewhere(self, scene: Scene) -> None:
         backend = scene.another()
         assert not backend.preview_gates(STATE).changed
-        assert not backend.keep_gates(STATE, thorough=True).gates
+        assert not backend.apply_gates(STATE, full=True).gates
 
     def test_what_guests_still_send_is_refused_and_that_is_no_damage(self, scene: Scene) -> None:
         backend = scene.another()
-        backend.apply(STATE, thorough=True)
+        backend.apply(STATE, full=True)
         backend.refuse([FLOW])
-        outcome = backend.apply(STATE, thorough=True)
-        assert (outcome.mended, outcome.damaged) == (frozenset(), frozenset())
+        result = backend.apply(STATE, full=True)
+        assert (result.mended, result.damaged) == (frozenset(), frozenset())
 
     def test_a_change_by_others_is_stamped(self, scene: Scene) -> None:
         backend = scene.another()
-        backend.apply(STATE, thorough=True)
+        backend.apply(STATE, full=True)
         before = backend.stamp()
         assert backend.stamp() == before
         scene.wipe()
@@ -185,39 +185,39 @@ class BackendBehaviour(ABC):
     def test_where_rules_are_held_is_found_whoever_put_them_there(self, scene: Scene) -> None:
         assert not scene.another().held()
         backend = scene.another()
-        backend.apply(replace(STATE, forwards=frozenset({WEB, DNS})), thorough=True)
+        backend.apply(replace(STATE, forwards=frozenset({WEB, DNS})), full=True)
         assert scene.another().held() == {Family.IPV4}
-        backend.apply(Desired(kept=frozenset(Family)), thorough=True)
+        backend.apply(Desired(kept=frozenset(Family)), full=True)
         assert scene.another().held() == set(Family)
         backend.remove()
         assert not scene.another().held()
 
     def test_the_rules_tell_where_the_host_is_confined(self, scene: Scene) -> None:
         backend = scene.another()
-        backend.apply(STATE, thorough=True)
+        backend.apply(STATE, full=True)
         assert not backend.confined()
         families = frozenset(Family)
-        backend.apply(replace(STATE, confined=families, kept=families), thorough=True)
+        backend.apply(replace(STATE, confined=families, kept=families), full=True)
         assert scene.another().confined() == families
 
     def test_the_rules_tell_where_what_comes_in_is_confined(self, scene: Scene) -> None:
         """`lo` is there everywhere; what has gone has no setting that a later run could give back."""
         backend = scene.another()
-        backend.apply(STATE, thorough=True)
+        backend.apply(STATE, full=True)
         assert not backend.switched()
         switched = frozenset((family, "lo") for family in Family)
-        backend.apply(replace(STATE, switched=switched, kept=frozenset(Family)), thorough=True)
+        backend.apply(replace(STATE, switched=switched, kept=frozenset(Family)), full=True)
         assert (scene.another().switched(), scene.another().confined()) == (switched, frozenset())
-        backend.apply(replace(STATE, confined=frozenset(Family), kept=frozenset(Family)), thorough=True)
+        backend.apply(replace(STATE, confined=frozenset(Family), kept=frozenset(Family)), full=True)
         assert not scene.another().switched()
 
     def test_nothing_was_counted_at_first(self, scene: Scene) -> None:
         backend = scene.another()
         assert not any(backend.counters(STATE).values())
-        backend.apply(STATE, thorough=True)
+        backend.apply(STATE, full=True)
         assert backend.counters(STATE) == dict.fromkeys([WEB, DNS, SIX, MAIL], 0)
 
     def test_it_serves_every_family_and_finds_no_libvirt_where_there_is_none(self, scene: Scene) -> None:
         backend = scene.another()
-        backend.apply(STATE, thorough=True)
+        backend.apply(STATE, full=True)
         assert (dict(backend.unusable), backend.libvirt()) == ({}, Presence.NOTHING)

@@ -28,7 +28,7 @@ from fwdaemon.core.inventory import (
 )
 from fwdaemon.core.pace import Pauses
 from fwdaemon.core.probing import Silent
-from fwdaemon.core.report import LookAgain, Outcome, Reason, ReasonKind, RulesChanged
+from fwdaemon.core.report import ApplyResult, Reason, ReasonKind, RulesChanged, Trigger
 from fwdaemon.core.state import Desired
 from fwdaemon.daemon import Daemon, Parts, Start
 from fwdaemon.errors import PortfwdError
@@ -43,7 +43,7 @@ WEB = '[[forward]]\ndomain = "web1"\nports = ["80:8080"]\n'
 SSH = '[[forward]]\ndomain = "web1"\nports = ["22"]\n'
 REMOVE = '[daemon]\non_stop = "remove"\n'
 STARTED = Reason(ReasonKind.DOMAIN, "web1", "started")
-FAST = Pauses(looks=0.001, looks_at_most=0.01, verify=0.02, retry=0.01, retry_at_most=0.05, ready=60.0)
+FAST = Pauses(passes=0.001, passes_at_most=0.01, verify=0.02, retry=0.01, retry_at_most=0.05, ready=60.0)
 RULE = "web1: tcp *:80 -> 192.168.122.50:8080"
 SSH_RULE = "web1: tcp *:22 -> 192.168.122.50:22"
 PUBLIC = ip_network("198.51.100.0/24")
@@ -67,7 +67,7 @@ class Libvirt:
 
     there: Inventory | None = field(default_factory=inventory)
     faults: list[Exception] = field(default_factory=list)
-    look_again: LookAgain = field(init=False)
+    trigger: Trigger = field(init=False)
     configured: list[Config] = field(default_factory=list)
     begun: int = 0
     closed: int = 0
@@ -95,7 +95,7 @@ class Libvirt:
         del silent, inventory
         self.searched += 1
 
-    def doubt(self) -> None:
+    def invalidate(self) -> None:
         self.doubted += 1
 
     def connections(self) -> tuple[ConnectionState, ...]:
@@ -161,9 +161,9 @@ class Scene(Memory):
         del changed
         return Routes()
 
-    def _sources(self, config: Config, look_again: LookAgain) -> Libvirt:
+    def _sources(self, config: Config, trigger: Trigger) -> Libvirt:
         self.made.append(config)
-        self.libvirt.look_again = look_again
+        self.libvirt.trigger = trigger
         return self.libvirt
 
     def _read(self, path: Path, live: Config) -> Loaded:
@@ -213,10 +213,10 @@ class Failing(MemoryBackend):
 
     faults: list[Exception]
 
-    def apply(self, desired: Desired, *, thorough: bool) -> Outcome:
+    def apply(self, desired: Desired, *, full: bool) -> ApplyResult:
         if self.faults:
             raise self.faults.pop(0)
-        return super().apply(desired, thorough=thorough)
+        return super().apply(desired, full=full)
 
 
 def prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> Scene:

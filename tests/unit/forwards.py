@@ -5,7 +5,7 @@ from ipaddress import ip_address, ip_network
 
 from hypothesis import strategies as st
 
-from fwdaemon.core.openings import Forward, Nat, Route
+from fwdaemon.core.exposures import Forward, Nat, Route
 from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Address, PortRange, Protocol, Subnet
 
@@ -114,7 +114,7 @@ def some_routes() -> st.SearchStrategy[frozenset[Route]]:
 
 
 def some_states() -> st.SearchStrategy[Desired]:
-    """Any state of IPv4, of few openings of every kind."""
+    """Any state of IPv4, of few exposures of every kind."""
     return st.builds(
         Desired,
         forwards=st.frozensets(some_forwards(), max_size=8),

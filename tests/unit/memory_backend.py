@@ -8,14 +8,14 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Final
 
-from fwdaemon.core.openings import Forward, Nat, Opening
-from fwdaemon.core.report import Actor, ActorKind, GateChange, Outcome, Presence, RulesChanged, Stamp
+from fwdaemon.core.exposures import Exposure, Forward, Nat
+from fwdaemon.core.report import Actor, ActorKind, ApplyResult, GateChange, Presence, RulesChanged, Stamp
 from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Address, Family, Gate, Subnet
 from fwdaemon.errors import KernelError, ProcessError
 from fwdaemon.kernel.process import Finished
 from fwdaemon.resolve.flows import Flow
-from fwdaemon.resolve.segments import homes, slots
+from fwdaemon.resolve.segments import homes, segments
 from fwdaemon.rulesets.evaluation import pass_through
 from fwdaemon.rulesets.packet import (
     BaseChain,
@@ -28,10 +28,10 @@ from fwdaemon.rulesets.packet import (
     Surroundings,
     System,
     Translate,
-    Truth,
+    Tristate,
     Verdict,
     all_of,
-    told,
+    tristate_of,
 )
 
 _CHAIN: Final = "prerouting"
@@ -51,7 +51,7 @@ class Kernel:
     """What a rule system holds; `refusals` is how many of the next commits are refused."""
 
     rules: dict[Family, tuple[Written, ...]] = field(default_factory=dict)
-    openings: frozenset[Opening] = frozenset()
+    exposures: frozenset[Exposure] = frozenset()
     label: int = 25
     uplinks: frozenset[str] = frozenset()
     gates: set[Gate] = field(default_factory=set)
@@ -76,7 +76,7 @@ class Kernel:
         self.rules, self.gates, self.confined, self.switched = {}, set(), frozenset(), frozenset()
         self.generation += 1
         if self.changed is not None:
-            self.changed(_PROGRAM, thorough=False)
+            self.changed(_PROGRAM, full=False)
 
     def led(self, packet: Packet, surroundings: Surroundings) -> tuple[Address, int] | None:
         """Tell where a packet is translated to."""
@@ -122,16 +122,16 @@ class MemoryBackend:
         self._committed: frozenset[str] = frozenset()
         self._settled: tuple[Desired, int] | None = None
 
-    def apply(self, desired: Desired, *, thorough: bool) -> Outcome:
+    def apply(self, desired: Desired, *, full: bool) -> ApplyResult:
         """See `Backend.apply`."""
-        if not thorough and self._settled == (desired, self.kernel.generation):
-            return Outcome()
+        if not full and self._settled == (desired, self.kernel.generation):
+            return ApplyResult()
         planned = self._planned(desired, desired.families)
         refusing = desired.confined, desired.switched
         if planned.changed or (self.kernel.confined, self.kernel.switched) != refusing:
             self.kernel.commit()
             self.kernel.rules = written(desired, desired.families)
-            self.kernel.openings, self.kernel.label = desired.openings, desired.label
+            self.kernel.exposures, self.kernel.label = desired.exposures, desired.label
             self.kernel.uplinks = desired.uplinks
             self.kernel.gates = set(self._wanted(desired))
             self.kernel.confined, self.kernel.switched = refusing
@@ -139,28 +139,28 @@ class MemoryBackend:
         self._settled = desired, self.kernel.generation
         return planned
 
-    def keep_gates(self, desired: Desired, *, thorough: bool) -> Outcome:
-        """See `Backend.keep_gates`."""
-        del thorough  # all is compared each time
+    def apply_gates(self, desired: Desired, *, full: bool) -> ApplyResult:
+        """See `Backend.apply_gates`."""
+        del full  # all is compared each time
         planned = self.preview_gates(desired)
         if planned.changed:
             self.kernel.commit()
             self.kernel.gates = set(self._wanted(desired))
-        return Outcome(gates=planned.gates, changed=planned.changed)
+        return ApplyResult(gates=planned.gates, changed=planned.changed)
 
-    def leave(self) -> Outcome:
+    def leave(self) -> ApplyResult:
         """See `Backend.leave`."""
         self.kernel.rules, self._committed, self._settled = {}, frozenset(), None
-        return Outcome()
+        return ApplyResult()
 
-    def preview(self, desired: Desired) -> Outcome:
+    def preview(self, desired: Desired) -> ApplyResult:
         """See `Backend.preview`."""
         return self._planned(desired, desired.families)
 
-    def preview_gates(self, desired: Desired) -> Outcome:
+    def preview_gates(self, desired: Desired) -> ApplyResult:
         """See `Backend.preview_gates`."""
         shut = self._shut(desired)
-        return Outcome(gates=shut, changed=bool(shut or self.kernel.gates.difference(self._wanted(desired))))
+        return ApplyResult(gates=shut, changed=bool(shut or self.kernel.gates.difference(self._wanted(desired))))
 
     def render(self, desired: Desired) -> str:
         """See `Backend.render`."""
@@ -171,9 +171,9 @@ class MemoryBackend:
         self.kernel.commit()
         self.kernel.refused += flows
 
-    def remove(self) -> Outcome:
+    def remove(self) -> ApplyResult:
         """See `Backend.remove`."""
-        return self.apply(Desired(), thorough=True)
+        return self.apply(Desired(), full=True)
 
     def close(self) -> None:
         """See `Backend.close`."""
@@ -194,7 +194,7 @@ class MemoryBackend:
         """See `Backend.monitor`."""
         return _Monitor(self.kernel, changed)
 
-    def counters(self, desired: Desired) -> Mapping[Opening, int]:
+    def counters(self, desired: Desired) -> Mapping[Exposure, int]:
         """See `Backend.counters`."""
         return dict.fromkeys([*desired.forwards, *desired.nats], 0)
 
@@ -213,14 +213,14 @@ class MemoryBackend:
         wanted = (gate for gate in self._wanted(desired) if gate not in self.kernel.gates)
         return tuple(GateChange(gate, restored=False, fault="it is missing") for gate in wanted)
 
-    def _planned(self, desired: Desired, families: Iterable[Family]) -> Outcome:
+    def _planned(self, desired: Desired, families: Iterable[Family]) -> ApplyResult:
         wanted, there = written(desired, families), frozenset(_names(self.kernel.rules))
         lacking = {item.name for items in wanted.values() for item in items}.difference(there)
-        mended = frozenset(opening for opening in desired.openings if name_of(opening) in lacking)
-        damaged = frozenset(opening for opening in mended if name_of(opening) in self._committed)
+        mended = frozenset(exposure for exposure in desired.exposures if name_of(exposure) in lacking)
+        damaged = frozenset(exposure for exposure in mended if name_of(exposure) in self._committed)
         stale = there.difference(_names(wanted)).difference(self._committed)
         gates = self._shut(desired)
-        others = desired.openings - self.kernel.openings if not self._committed else frozenset()
+        others = desired.exposures - self.kernel.exposures if not self._committed else frozenset()
         changed = bool(
             desired.label != self.kernel.label
             or others
@@ -229,13 +229,13 @@ class MemoryBackend:
             or self.kernel.gates.difference(self._wanted(desired))
         )
         script = self.render(desired) if changed else ""
-        gone = {item.owner for item in self.kernel.openings - desired.openings} if not self._committed else set()
+        gone = {item.owner for item in self.kernel.exposures - desired.exposures} if not self._committed else set()
         altered = frozenset(item for item in others if name_of(item) in there)
         altered |= frozenset(item for item in desired.forwards if item.owner in gone)
-        outcome = Outcome(mended, damaged, stale, gates, script=script, changed=changed, altered=altered)
+        result = ApplyResult(mended, damaged, stale, gates, script=script, changed=changed, altered=altered)
         if not there or self._committed:
-            return outcome
-        return replace(outcome, labels=frozenset({self.kernel.label}), uplinks=self.kernel.uplinks)
+            return result
+        return replace(result, labels=frozenset({self.kernel.label}), uplinks=self.kernel.uplinks)
 
 
 def written(desired: Desired, families: Iterable[Family]) -> dict[Family, tuple[Written, ...]]:
@@ -243,9 +243,9 @@ def written(desired: Desired, families: Iterable[Family]) -> dict[Family, tuple[
     return {family: tuple(_rules(family, desired)) for family in sorted(families)}
 
 
-def name_of(opening: Opening) -> str:
-    """Name an opening as its rules do."""
-    return f"{opening.owner.name}: {opening.listens_at()} -> {opening.leads_to()}"
+def name_of(exposure: Exposure) -> str:
+    """Name an exposure as its rules do."""
+    return f"{exposure.owner.name}: {exposure.listens_at()} -> {exposure.leads_to()}"
 
 
 def _names(rules: Mapping[Family, tuple[Written, ...]]) -> list[str]:
@@ -260,41 +260,43 @@ def _rules(family: Family, desired: Desired) -> Iterator[Written]:
     if elsewhere := {address for address in desired.elsewhere if Family.of(address) is family}:
         guests = [subnet for subnet in desired.guest_subnets if Family.of(subnet) is family]
         yield _written("elsewhere", Match(partial(_is_left, guests=guests, elsewhere=elsewhere)), accept)
-    cut = slots(desired.of_family(family))
-    for slot in sorted(cut, key=lambda slot: slot.listen is None):
-        for forward in slot.forwards:
-            takes = partial(_takes, forward, listen=slot.listen, first=slot.ports.first, last=slot.ports.last)
+    cut = segments(desired.of_family(family))
+    for segment in sorted(cut, key=lambda segment: segment.listen is None):
+        for forward in segment.forwards:
+            takes = partial(_takes, forward, listen=segment.listen, first=segment.ports.first, last=segment.ports.last)
             yield _written(name_of(forward), Match(takes), Translate(partial(_to_guest, forward)))
     for nat in sorted((nat for nat in desired.nats if nat.family is family), key=name_of):
         yield _written(name_of(nat), Match(partial(_is_for, nat)), Translate(partial(_to, nat.target)))
     for route in sorted((route for route in desired.routes if route.family is family), key=name_of):
-        yield _written(name_of(route), Match(lambda _packet, _host: Truth.NO), accept)
+        yield _written(name_of(route), Match(lambda _packet, _host: Tristate.NO), accept)
 
 
 def _written(name: str, *statements: Statement) -> Written:
     return Written(name, Rule(Place(System.NFTABLES, "memory", "memory", _CHAIN, 0, name), statements))
 
 
-def _is_from(packet: Packet, host: Surroundings, *, subnets: Iterable[Subnet], bridges: Collection[str]) -> Truth:
-    inside = max((host.within(packet.source, subnet) for subnet in subnets), default=Truth.NO)
-    return all_of([inside, told(packet.came_in not in bridges)])
+def _is_from(packet: Packet, host: Surroundings, *, subnets: Iterable[Subnet], bridges: Collection[str]) -> Tristate:
+    inside = max((host.within(packet.source, subnet) for subnet in subnets), default=Tristate.NO)
+    return all_of([inside, tristate_of(packet.came_in not in bridges)])
 
 
-def _is_left(packet: Packet, host: Surroundings, *, guests: Iterable[Subnet], elsewhere: Collection[Address]) -> Truth:
+def _is_left(
+    packet: Packet, host: Surroundings, *, guests: Iterable[Subnet], elsewhere: Collection[Address]
+) -> Tristate:
     away = packet.destination in elsewhere and host.type_of(packet.destination) != "local"
-    return all_of([_is_from(packet, host, subnets=guests, bridges=()), told(away)])
+    return all_of([_is_from(packet, host, subnets=guests, bridges=()), tristate_of(away)])
 
 
-def _takes(  # noqa: PLR0913  a slot has that many sides
+def _takes(  # noqa: PLR0913  a port segment has that many sides
     forward: Forward, packet: Packet, host: Surroundings, *, listen: Address | None, first: int, last: int
-) -> Truth:
+) -> Tristate:
     to = packet.destination
     reaches_host = to is not None and host.type_of(to) == "local" and not (to.is_loopback or to.is_link_local)
     here = to == listen if listen is not None else reaches_host
     ported = packet.protocol is forward.protocol and packet.port is not None and first <= packet.port <= last
     by = forward.interface in (None, packet.came_in)
     sources = [host.within(packet.source, subnet) for subnet in forward.sources]
-    return all_of([told(here and ported and by), max(sources, default=Truth.YES)])
+    return all_of([tristate_of(here and ported and by), max(sources, default=Tristate.YES)])
 
 
 def _to_guest(forward: Forward, packet: Packet, place: Place) -> Packet:
@@ -303,8 +305,8 @@ def _to_guest(forward: Forward, packet: Packet, place: Place) -> Packet:
     return packet.sent_to(forward.target, port, place).labelled("ours")
 
 
-def _is_for(nat: Nat, packet: Packet, _host: Surroundings) -> Truth:
-    return told(packet.destination == nat.public)
+def _is_for(nat: Nat, packet: Packet, _host: Surroundings) -> Tristate:
+    return tristate_of(packet.destination == nat.public)
 
 
 def _to(target: Address, packet: Packet, place: Place) -> Packet:

@@ -1,6 +1,6 @@
 """Reasons and actors in the words of the audit, causes that differ, and what hinders entries."""
 
-from fwdaemon.audit.causes import told
+from fwdaemon.audit.causes import format_cause
 from fwdaemon.core.inventory import Hindrance, HindranceKind
 from fwdaemon.core.report import Actor, Cause, Reason, ReasonKind
 
@@ -11,7 +11,7 @@ HANDED_OVER = Hindrance(HindranceKind.HANDED_OVER)
 
 def said(fact: Reason | Actor) -> str:
     """Give the words for one."""
-    return told(Cause((fact,)))
+    return format_cause(Cause((fact,)))
 
 
 def because(text: str) -> Cause:

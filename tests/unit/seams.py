@@ -3,8 +3,8 @@
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
-from fwdaemon.core.openings import Nat, Opening
-from fwdaemon.core.report import Outcome
+from fwdaemon.core.exposures import Exposure, Nat
+from fwdaemon.core.report import ApplyResult
 from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Address, Family
 from fwdaemon.errors import KernelError
@@ -17,9 +17,9 @@ from tests.unit.memory_backend import Kernel, MemoryBackend, NoProgram
 
 @dataclass
 class Host:
-    """The host's network: what it was asked for, and `outcome`, what it says of that."""
+    """The host's network: what it was asked for, and `result`, what it says of that."""
 
-    outcome: Outcome = field(default_factory=Outcome)
+    result: ApplyResult = field(default_factory=ApplyResult)
     confines: frozenset[Family] = frozenset()
     switches: frozenset[tuple[Family, str]] = frozenset()
     adopted: list[tuple[frozenset[Family], frozenset[tuple[Family, str]]]] = field(default_factory=list)
@@ -39,14 +39,14 @@ class Host:
     def release(self, desired: Desired) -> None:
         self.released.append(desired)
 
-    def keep(self, desired: Desired, *, ip_forward: bool, thorough: bool = True) -> Outcome:
+    def apply(self, desired: Desired, *, ip_forward: bool, full: bool = True) -> ApplyResult:
         del ip_forward
-        self.kept.append((desired, thorough))
-        return self.outcome
+        self.kept.append((desired, full))
+        return self.result
 
-    def remove(self, forwarded: frozenset[tuple[Family, str]]) -> Outcome:
+    def remove(self, forwarded: frozenset[tuple[Family, str]]) -> ApplyResult:
         self.removed.append(forwarded)
-        return self.outcome
+        return self.result
 
     def close(self) -> None:
         self.closed += 1
@@ -78,9 +78,9 @@ class Connections:
             self.flows.remove(entry.flow)
         return len(entries)
 
-    def end_claimed(self, added: Collection[Opening], local: Collection[Address]) -> Sequence[Flow]:
-        taken = [opening for opening in added if not hasattr(opening, "subnet")]
-        claimed = [flow for flow in self.flows if is_claimed(flow, [opening.claim for opening in taken], local)]
+    def end_claimed(self, added: Collection[Exposure], local: Collection[Address]) -> Sequence[Flow]:
+        taken = [exposure for exposure in added if not hasattr(exposure, "subnet")]
+        claimed = [flow for flow in self.flows if is_claimed(flow, [exposure.claim for exposure in taken], local)]
         self.end([Entry(flow, b"") for flow in claimed])
         return claimed
 
@@ -111,11 +111,11 @@ class Others:
         desired: Desired,
         local: Collection[Address],
         *,
-        thorough: bool,
+        full: bool,
         reloaded: bool = False,
         provoked: bool = False,
     ) -> tuple[str, ...]:
-        del desired, local, thorough, reloaded, provoked
+        del desired, local, full, reloaded, provoked
         return self.found
 
 
@@ -146,11 +146,11 @@ class Memory:
         return Seams(self.rules(), self.host, self.connections, self.others, self.clock)
 
 
-def without(desired: Desired, *openings: Opening) -> Desired:
-    """Give the same state with these openings gone."""
+def without(desired: Desired, *exposures: Exposure) -> Desired:
+    """Give the same state with these exposures gone."""
     return replace(
         desired,
-        forwards=desired.forwards.difference(openings),
-        nats=desired.nats.difference(openings),
-        routes=desired.routes.difference(openings),
+        forwards=desired.forwards.difference(exposures),
+        nats=desired.nats.difference(exposures),
+        routes=desired.routes.difference(exposures),
     )

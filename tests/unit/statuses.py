@@ -6,8 +6,8 @@ from pathlib import Path
 
 from fwdaemon import config as configuration
 from fwdaemon.config.model import Config
+from fwdaemon.core.exposures import Owner
 from fwdaemon.core.inventory import Hindrance, HindranceKind
-from fwdaemon.core.openings import Owner
 from fwdaemon.core.state import Desired, Waiting
 from fwdaemon.core.types import Family, Origin
 from fwdaemon.errors import Problem
@@ -15,7 +15,7 @@ from fwdaemon.status.model import (
     Configuration,
     Header,
     LibvirtState,
-    Look,
+    Pass,
     Process,
     RefusedReload,
     Restored,
@@ -74,7 +74,7 @@ def waiting(config: Config) -> tuple[Waiting, ...]:
 
 def status() -> Status:
     config = read()
-    wanted = Desired(waiting=waiting(config)).having(LIVE.openings)
+    wanted = Desired(waiting=waiting(config)).having(LIVE.exposures)
     facts = Facts(
         config,
         wanted,
@@ -100,7 +100,7 @@ def header() -> Header:
             LibvirtState("qemu:///system", connected=True, since=BEGAN),
             LibvirtState("lxc:///system", connected=False, since=BEGAN, last_error="Failed to connect: \x1b[31mno"),
         ),
-        Look(BEGAN + timedelta(hours=3), 0.0123456, changed=True),
+        Pass(BEGAN + timedelta(hours=3), 0.0123456, changed=True),
         (
             Restored(
                 BEGAN + timedelta(hours=3), f"{HOSTILE}: tcp *:80 -> 192.168.122.10:80", 3, "changed by nft, pid 9"

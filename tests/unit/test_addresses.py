@@ -162,7 +162,7 @@ ADDRESS = "192.168.122.50"
 
 
 @pytest.mark.parametrize(
-    ("mine", "rival", "expected"),
+    ("mine", "conflicting", "expected"),
     [
         (LEASE, AGENT, f"{ADDRESS} by DHCP lease"),
         (AGENT, LEASE, f"{ADDRESS} belongs to domain web2 (DHCP lease)"),
@@ -170,8 +170,8 @@ ADDRESS = "192.168.122.50"
         (LEASE, LEASE, f"{ADDRESS} is claimed by both web1 and web2 (DHCP lease)"),
     ],
 )
-def test_contested(mine: AddressSource, rival: AddressSource, expected: str) -> None:
-    assert verdict(nic((ADDRESS, mine)), guest("web2", nic((ADDRESS, rival), number=2))) == expected
+def test_contested(mine: AddressSource, conflicting: AddressSource, expected: str) -> None:
+    assert verdict(nic((ADDRESS, mine)), guest("web2", nic((ADDRESS, conflicting), number=2))) == expected
 
 
 def test_claim_from_another_network_denies_nobody() -> None:
@@ -201,8 +201,8 @@ def test_configuration_of_another_domain_wins() -> None:
 
 
 def test_reason_with_a_hostile_name_is_one_line() -> None:
-    rival = guest("web2\nERROR all is lost" + "x" * 200, nic((ADDRESS, LEASE), number=2))
-    reason = verdict(nic((ADDRESS, LEASE)), rival)
+    conflicting = guest("web2\nERROR all is lost" + "x" * 200, nic((ADDRESS, LEASE), number=2))
+    reason = verdict(nic((ADDRESS, LEASE)), conflicting)
     assert "\n" not in reason
     assert len(reason) < 200
 

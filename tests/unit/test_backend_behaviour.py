@@ -27,12 +27,12 @@ def asked(port: int, protocol: Protocol, client: str = "203.0.113.9") -> Packet:
 def test_packets_go_where_the_rules_lead_and_those_of_a_closed_forward_nowhere() -> None:
     kernel, host = Kernel(), Surroundings({HOST: frozenset({"eth0"})})
     backend = MemoryBackend(kernel)
-    backend.apply(STATE, thorough=True)
+    backend.apply(STATE, full=True)
     assert kernel.led(asked(80, Protocol.TCP), host) == (ip_address("192.168.122.50"), 8080)
     assert kernel.led(asked(53, Protocol.UDP), host) == (DNS.target, 53)
     assert kernel.led(asked(53, Protocol.UDP, "192.0.2.1"), host) is None
     assert kernel.led(asked(81, Protocol.TCP), host) is None
-    backend.apply(WITHOUT_DNS, thorough=True)
+    backend.apply(WITHOUT_DNS, full=True)
     assert kernel.led(asked(53, Protocol.UDP), host) is None
 
 
@@ -40,6 +40,6 @@ def test_a_commit_that_is_refused_leaves_what_was() -> None:
     kernel = Kernel(refusals=1)
     backend = MemoryBackend(kernel)
     with pytest.raises(KernelError):
-        backend.apply(STATE, thorough=True)
+        backend.apply(STATE, full=True)
     assert not kernel.rules
-    assert backend.apply(STATE, thorough=True).mended == STATE.openings
+    assert backend.apply(STATE, full=True).mended == STATE.exposures

@@ -36,9 +36,9 @@ def test_journalctl_takes_an_entry_for_each_message_id(tmp_path: Path) -> None:
     catalogs.mkdir(parents=True)
     (catalogs / CATALOG.name).write_bytes(CATALOG.read_bytes())
     assert _journalctl(tmp_path, "--update-catalog") == ("", "")
-    listed, complaints = _journalctl(tmp_path, "--list-catalog")
+    listed, new_problems = _journalctl(tmp_path, "--list-catalog")
     ids = [line.partition(" kvm-portfwd: ")[0] for line in listed.splitlines()]
-    assert complaints == ""
+    assert new_problems == ""
     assert sorted(ids) == sorted(audit.MESSAGE_IDS.values())
 
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from fwdaemon.audit import causes
-from fwdaemon.audit.causes import Known, told
+from fwdaemon.audit.causes import Known, format_cause
+from fwdaemon.core.exposures import Owner, Route
 from fwdaemon.core.inventory import Hindrance, HindranceKind, Move, Place
-from fwdaemon.core.openings import Owner, Route
-from fwdaemon.core.report import Actor, ActorKind, Cause, Outcome, Reason, ReasonKind, Report
+from fwdaemon.core.report import Actor, ActorKind, ApplyResult, Cause, Reason, ReasonKind, ReconcileReport
 from fwdaemon.core.state import Desired, Waiting
 from fwdaemon.core.types import Origin
 from tests.unit import saying
@@ -44,8 +44,8 @@ OF_ITSELF = [
 
 def test_a_burst_is_cut_short() -> None:
     first, second, third = (f"host address 192.0.2.{number} appeared" for number in range(3))
-    assert told(Cause(tuple(ADDRESSES))) == f"{first}; {second}; {third}; and 2 more"
-    assert told(Cause(tuple(NFT))) == "changed by nft, pid 1; nft, pid 2; nft, pid 3; and 2 more"
+    assert format_cause(Cause(tuple(ADDRESSES))) == f"{first}; {second}; {third}; and 2 more"
+    assert format_cause(Cause(tuple(NFT))) == "changed by nft, pid 1; nft, pid 2; nft, pid 3; and 2 more"
 
 
 def test_a_new_configuration_is_not_lost_in_a_burst() -> None:
@@ -53,7 +53,7 @@ def test_a_new_configuration_is_not_lost_in_a_burst() -> None:
         causes.of_end(WEB, Desired(), [*ADDRESSES, LOADED]),
         causes.of_start(WEB, Desired(), [*ADDRESSES, LOADED]),
     ):
-        assert told(cause).startswith("configuration /etc/portfwd.toml loaded again; host address 192.0.2.0 ")
+        assert format_cause(cause).startswith("configuration /etc/portfwd.toml loaded again; host address 192.0.2.0 ")
 
 
 def test_what_names_the_owner_goes_before_all_else() -> None:
@@ -63,8 +63,8 @@ def test_what_names_the_owner_goes_before_all_else() -> None:
 def test_that_a_guest_stopped_is_said_before_libvirt_says_so() -> None:
     silent = Reason(ReasonKind.NEIGHBOUR, "192.168.122.50", "does not answer")
     again = Reason(ReasonKind.LIBVIRT, "qemu:///system", "answers again")
-    assert told(causes.of_end(WEB, DOWN, [silent])) == "domain web1 stopped"
-    assert told(causes.of_end(WEB, DOWN, [silent, STOPPED])) == "domain web1 stopped"
+    assert format_cause(causes.of_end(WEB, DOWN, [silent])) == "domain web1 stopped"
+    assert format_cause(causes.of_end(WEB, DOWN, [silent, STOPPED])) == "domain web1 stopped"
     assert causes.of_end(WEB, DOWN, [again]) == Cause((again,))
 
 
@@ -73,35 +73,38 @@ def test_the_new_address_of_a_guest_is_why_the_old_one_went() -> None:
     new = forward("tcp *:80", "192.168.122.51:80")
     of_another = replace(new, domain="web2")
     for after, cause in ((new, Cause((answered,))), (of_another, Cause())):
-        before = Report(Desired(forwards=frozenset({WEB})), Outcome())
-        gone, _added = causes.changes(before, Desired(forwards=frozenset({after})), Outcome(), Known((answered,)))
-        assert (gone.action, gone.opening, gone.cause) == ("removed", WEB, cause)
+        before = ReconcileReport(Desired(forwards=frozenset({WEB})), ApplyResult())
+        gone, _added = causes.changes(before, Desired(forwards=frozenset({after})), ApplyResult(), Known((answered,)))
+        assert (gone.action, gone.exposure, gone.cause) == ("removed", WEB, cause)
 
 
 def test_an_address_is_why_a_forward_is_added_where_nothing_else_was_heard() -> None:
     """An inventory may hold the new address before the event that tells of it arrives."""
     old = Reason(ReasonKind.NEIGHBOUR, "192.168.122.52", "answered from 52:54:00:00:00:01")
-    before = Report(Desired(forwards=frozenset({WEB})), Outcome())
+    before = ReconcileReport(Desired(forwards=frozenset({WEB})), ApplyResult())
     moved, wider = forward("tcp *:80", "192.168.122.51:80"), forward("tcp *:81", "192.168.122.50:80")
-    for opening, words in ((moved, "the guest has 192.168.122.51 now"), (wider, "found at a regular comparison")):
-        after = Desired(forwards=frozenset({opening}))
-        _, added = causes.changes(before, after, Outcome(), causes.Known((old,)))
-        assert (added.action, told(added.cause)) == ("added", words)
+    for exposure, words in ((moved, "the guest has 192.168.122.51 now"), (wider, "found at a regular comparison")):
+        after = Desired(forwards=frozenset({exposure}))
+        _, added = causes.changes(before, after, ApplyResult(), causes.Known((old,)))
+        assert (added.action, format_cause(added.cause)) == ("added", words)
 
 
 def test_what_the_state_says_goes_before_what_was_heard_of_others() -> None:
     assert causes.of_end(WEB, WAITING, [LOADED, *ADDRESSES]) == Cause((NO_ADDRESS,))
-    assert told(causes.of_start(WEB, DOWN, [LOADED, *ADDRESSES])) == "domain web1 is running now"
+    assert format_cause(causes.of_start(WEB, DOWN, [LOADED, *ADDRESSES])) == "domain web1 is running now"
 
 
 def test_that_another_host_has_it_is_told_even_where_nothing_was_heard() -> None:
     origin = Origin(Path("portfwd.toml"), 1)
     waiting = Waiting(Owner("web1"), HANDED_OVER, origin, stopped=True, move=Move.AWAY)
-    assert told(causes.of_end(WEB, replace(Desired(), waiting=(waiting,)), [])) == "it was handed over to another host"
+    assert (
+        format_cause(causes.of_end(WEB, replace(Desired(), waiting=(waiting,)), []))
+        == "it was handed over to another host"
+    )
 
 
 def test_nothing_heard_is_found_at_a_comparison() -> None:
-    assert told(causes.of_loss(WEB, [], ())) == "found at a regular comparison"
+    assert format_cause(causes.of_loss(WEB, [], ())) == "found at a regular comparison"
 
 
 def test_who_changed_the_rules_goes_before_what_was_heard() -> None:
@@ -139,7 +142,7 @@ def test_a_network_is_told_by_its_name() -> None:
 
 @pytest.mark.parametrize("kind", ReasonKind)
 def test_every_reason_has_words_in_one_line(kind: ReasonKind) -> None:
-    assert told(Cause((Reason(kind, "a\nb", "stopped"),))).isprintable()
+    assert format_cause(Cause((Reason(kind, "a\nb", "stopped"),))).isprintable()
 
 
 @pytest.mark.parametrize("kind", HindranceKind)
@@ -148,9 +151,9 @@ def test_every_hindrance_has_words_in_one_line(kind: HindranceKind) -> None:
     for number in (1, 2) if kind is HindranceKind.SEVERAL_INTERFACES else (1,):
         hindrance = Hindrance(kind, names=("a\nb", "c\nd"), places=places[:number])
         assert causes.why(hindrance).isprintable()
-        assert told(Cause((hindrance,))) == causes.why(hindrance)
+        assert format_cause(Cause((hindrance,))) == causes.why(hindrance)
 
 
 @pytest.mark.parametrize("kind", ActorKind)
 def test_every_actor_has_words_in_one_line(kind: ActorKind) -> None:
-    assert told(Cause((Actor(kind, "a\nb", 7, "c\nd"),))).isprintable()
+    assert format_cause(Cause((Actor(kind, "a\nb", 7, "c\nd"),))).isprintable()

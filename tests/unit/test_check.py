@@ -18,13 +18,13 @@ NOTHING = (
 )
 
 
-CLASHES = "fwdaemon.commands.check.clashes_if_running"
+CONFLICTS = "fwdaemon.commands.check.conflicts_if_running"
 
 
 @pytest.fixture(autouse=True)
 def quiet_host(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever else this machine does, of which a command line says nothing."""
-    monkeypatch.setattr(CLASHES, lambda *_: ([], ""))
+    monkeypatch.setattr(CONFLICTS, lambda *_: ([], ""))
 
 
 def check(path: Path, text: str, capsys: pytest.CaptureFixture[str]) -> list[str]:
@@ -77,10 +77,10 @@ def test_says_what_localhost_comes_to(
     assert check(tmp_path / "x.toml", ON + text, capsys)[1:] == [sentence]
 
 
-def test_warns_of_clashes_with_this_host(
+def test_warns_of_conflicts_with_this_host(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(CLASHES, lambda *_: (["port 22/tcp: sshd", "port 80/tcp: Docker"], "not compared with all"))
+    monkeypatch.setattr(CONFLICTS, lambda *_: (["port 22/tcp: sshd", "port 80/tcp: Docker"], "not compared with all"))
     path = tmp_path / "x.toml"
     path.write_text(forward())
     assert main(["check", str(path)]) == 0

@@ -13,7 +13,7 @@ import pytest
 
 from fwdaemon.control.manager import Feed, Inquiries, Manager
 from fwdaemon.control.protocol import CONFIGURATION_REFUSED, MANAGER, CallError
-from fwdaemon.core.report import Actor, ActorKind, Cause, Change, GateChange, Outcome, Report
+from fwdaemon.core.report import Actor, ActorKind, ApplyResult, Cause, Change, GateChange, ReconcileReport
 from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Family, Gate
 from fwdaemon.errors import Problem
@@ -30,8 +30,8 @@ CONNECTED = ConnectionState("lxc:///system", connected=True, since=datetime(2026
 NFT = Actor(ActorKind.PROGRAM, "nft", 9)
 
 
-def report(*changes: Change, desired: Desired = LIVE, **outcome: Any) -> Report:
-    return Report(desired, Outcome(**outcome), changes, (NFT,))
+def report(*changes: Change, desired: Desired = LIVE, **result: Any) -> ReconcileReport:
+    return ReconcileReport(desired, ApplyResult(**result), changes, (NFT,))
 
 
 @dataclass
@@ -40,7 +40,7 @@ class Bench:
 
     feed: Feed = field(default_factory=Feed)
     connections: tuple[ConnectionState, ...] = (CONNECTED,)
-    outcome: Reloaded = field(default_factory=Reloaded)
+    result: Reloaded = field(default_factory=Reloaded)
     counts: int = 0
     counting: threading.Event = field(default_factory=threading.Event)
     may_count: threading.Event = field(default_factory=threading.Event)
@@ -56,7 +56,7 @@ class Bench:
         self.may_count.set()
 
     async def _reload(self) -> Reloaded:
-        return self.outcome
+        return self.result
 
     def _count(self, _desired: Desired) -> Readings:
         self.counts += 1
@@ -110,7 +110,7 @@ def test_a_status_tells_what_was_remembered() -> None:
         problem = Problem(Path("/etc/portfwd.toml"), 3, "unknown key")
         done = report(mended=frozenset({WEB}), changed=True, faults=("a fault",))
         where = ("iptables", "libvirt's chains are there")
-        there.records.looked(replace(done, location=where, unusable={Family.IPV6: "it lacks a match"}), 0.5)
+        there.records.pass_ended(replace(done, location=where, unusable={Family.IPV6: "it lacks a match"}), 0.5)
         there.records.configuration_refused([problem])
         status = await there.call("Status")
         assert status["backend"] == {"name": "iptables", "reason": "libvirt's chains are there"}
@@ -131,24 +131,24 @@ def test_a_status_tells_what_was_remembered() -> None:
 
 def test_what_the_kernel_refused_is_told_of_those_it_refused_it_to() -> None:
     async def play(there: Bench) -> None:
-        there.records.looked(report(refused=((NAT, "there is no such interface"),)), 0.1)
+        there.records.pass_ended(report(refused=((NAT, "there is no such interface"),)), 0.1)
         rows = {row["owner"]: row for row in (await there.call("Status"))["openings"]}
         assert (rows["post"]["state"], rows["post"]["reason"]) == ("refused", "there is no such interface")
         assert rows["game"]["state"] == "active"
-        there.records.looked(report(), 0.1)
+        there.records.pass_ended(report(), 0.1)
         assert (await there.call("Status"))["counts"]["refused"] == 0
 
     on_bench(play)
 
 
-def test_a_failed_look_is_told_until_one_goes_well() -> None:
+def test_a_failed_pass_is_told_until_one_goes_well() -> None:
     async def play(there: Bench) -> None:
-        there.records.looked(report(desired=Desired().having([NAT])), 0.1)
+        there.records.pass_ended(report(desired=Desired().having([NAT])), 0.1)
         there.records.failed(LIVE, "nft failed", 0.2)
         status = await there.call("Status")
         assert status["last_look"]["error"] == "nft failed"
         assert status["counts"] == {"active": 1, "waiting": 0, "refused": 4}
-        there.records.looked(report(), 0.1)
+        there.records.pass_ended(report(), 0.1)
         status = await there.call("Status")
         assert status["last_look"]["error"] is None
         assert status["counts"] == {"active": 5, "waiting": 0, "refused": 0}
@@ -158,17 +158,17 @@ def test_a_failed_look_is_told_until_one_goes_well() -> None:
 
 def test_what_was_restored_is_told_by_cause_the_newest_first_and_only_the_last() -> None:
     async def play(there: Bench) -> None:
-        lost = [Change("restored", opening, Cause((NFT,))) for opening in (WEB, GAME)]
-        there.records.looked(report(*lost, Change("added", NAT, because("started"))), 0.1)
+        lost = [Change("restored", exposure, Cause((NFT,))) for exposure in (WEB, GAME)]
+        there.records.pass_ended(report(*lost, Change("added", NAT, because("started"))), 0.1)
         gate = GateChange(Gate("ip", "filter", "FORWARD"), restored=True, fault="another rule was ahead of it")
-        there.records.looked(report(gates=(gate,)), 0.1)
+        there.records.pass_ended(report(gates=(gate,)), 0.1)
         restored = (await there.call("Status"))["restored"]
         assert [(entry["what"], entry["more"], entry["cause"]) for entry in restored] == [
             ("gate in ip filter FORWARD", 0, "another rule was ahead of it; changed by nft, pid 9"),
             ("web1: tcp *:80 -> 192.168.122.10:80", 1, "changed by nft, pid 9"),
         ]
         for _ in range(10):
-            there.records.looked(report(*lost), 0.1)
+            there.records.pass_ended(report(*lost), 0.1)
         assert len((await there.call("Status"))["restored"]) == 5
 
     on_bench(play)
@@ -176,7 +176,7 @@ def test_what_was_restored_is_told_by_cause_the_newest_first_and_only_the_last()
 
 def test_many_who_ask_at_once_are_given_one_status() -> None:
     async def play(there: Bench) -> None:
-        there.records.looked(report(), 0.1)
+        there.records.pass_ended(report(), 0.1)
         statuses = await asyncio.gather(*(there.call("Status") for _ in range(50)))
         assert there.counts == 1
         assert all(status == statuses[0] for status in statuses)
@@ -186,9 +186,11 @@ def test_many_who_ask_at_once_are_given_one_status() -> None:
 
 def test_one_who_asks_after_a_change_is_told_of_it_with_counters_a_second_old() -> None:
     async def play(there: Bench) -> None:
-        there.records.looked(report(), 0.1)
+        there.records.pass_ended(report(), 0.1)
         await there.call("Status")
-        there.records.looked(report(Change("removed", GAME, because("stopped")), desired=Desired().having([WEB])), 0.1)
+        there.records.pass_ended(
+            report(Change("removed", GAME, because("stopped")), desired=Desired().having([WEB])), 0.1
+        )
         status = await there.call("Status")
         assert status["counts"]["active"] == 1
         assert status["openings"][0]["connections"] == 1
@@ -199,11 +201,11 @@ def test_one_who_asks_after_a_change_is_told_of_it_with_counters_a_second_old() 
 
 def test_one_who_asks_after_the_host_was_confined_is_told_of_it() -> None:
     async def play(there: Bench) -> None:
-        there.records.looked(report(), 0.1)
+        there.records.pass_ended(report(), 0.1)
         assert (await there.call("Status"))["confined"] == []
-        there.records.looked(report(desired=replace(LIVE, confined=frozenset(Family))), 0.1)
+        there.records.pass_ended(report(desired=replace(LIVE, confined=frozenset(Family))), 0.1)
         assert (await there.call("Status"))["confined"] == [4, 6]
-        there.records.looked(report(desired=replace(LIVE, switched=frozenset({(Family.IPV4, "eth0")}))), 0.1)
+        there.records.pass_ended(report(desired=replace(LIVE, switched=frozenset({(Family.IPV4, "eth0")}))), 0.1)
         status = await there.call("Status")
         assert (status["confined"], status["confined_interfaces"]) == ([], ["eth0"])
 
@@ -213,7 +215,7 @@ def test_one_who_asks_after_the_host_was_confined_is_told_of_it() -> None:
 def test_counters_that_take_too_long_are_not_waited_for() -> None:
     async def play(there: Bench) -> None:
         there.may_count.clear()
-        there.records.looked(report(), 0.1)
+        there.records.pass_ended(report(), 0.1)
         status = await there.call("Status")
         assert status["counts"]["active"] == 5
         assert {row["connections"] for row in status["openings"]} == {None}
@@ -224,7 +226,7 @@ def test_counters_that_take_too_long_are_not_waited_for() -> None:
 def test_one_who_leaves_takes_no_status_from_others() -> None:
     async def play(there: Bench) -> None:
         there.may_count.clear()
-        there.records.looked(report(), 0.1)
+        there.records.pass_ended(report(), 0.1)
         leaving = asyncio.ensure_future(there.call("Status"))
         staying = asyncio.ensure_future(there.call("Status"))
         assert await asyncio.to_thread(there.counting.wait, 10)
@@ -256,13 +258,13 @@ def test_metrics_are_told_as_text_or_why_not() -> None:
 
 def test_reload_tells_what_came_of_it() -> None:
     async def play(there: Bench) -> None:
-        there.records.looked(report(), 0.1)
-        outcome = await there.call("Reload")
+        there.records.pass_ended(report(), 0.1)
+        result = await there.call("Reload")
         counts = {"active": 5, "waiting": 0, "refused": 0}
-        assert outcome == {"file": "/etc/portfwd.toml", "counts": counts, "failure": None}
-        there.outcome = Reloaded(failure="nft failed")
+        assert result == {"file": "/etc/portfwd.toml", "counts": counts, "failure": None}
+        there.result = Reloaded(failure="nft failed")
         assert (await there.call("Reload"))["failure"] == "nft failed"
-        there.outcome = Reloaded(problems=(Problem(MAIN, 3, "unknown key"),))
+        there.result = Reloaded(problems=(Problem(MAIN, 3, "unknown key"),))
         with pytest.raises(CallError) as raised:
             await there.call("Reload")
         assert raised.value.name == CONFIGURATION_REFUSED
@@ -287,15 +289,15 @@ def test_who_watches_hears_of_changes_at_once_and_of_nothing_else() -> None:
         heard: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
         watching = there.watching(heard)
         assert await heard.get() == {"changes": [], "missed": 0}
-        there.records.looked(report(Change("added", WEB, because("started"))), 0.1)
+        there.records.pass_ended(report(Change("added", WEB, because("started"))), 0.1)
         (change,) = (await heard.get())["changes"]
         assert (change["action"], change["owner"], change["listens"]) == ("added", "web1", "tcp *:80")
         assert (change["leads_to"], change["cause"]) == ("192.168.122.10:80", "domain lab1 started")
         revision = there.feed.revision
         for _ in range(3):
-            there.records.looked(report(), 0.1)
+            there.records.pass_ended(report(), 0.1)
         assert there.feed.revision == revision
-        there.records.looked(report(faults=("a fault",)), 0.1)
+        there.records.pass_ended(report(faults=("a fault",)), 0.1)
         assert await heard.get() == {"changes": [], "missed": 0}
         watching.cancel()
 
@@ -337,7 +339,7 @@ def test_what_waits_is_no_news_while_it_stays_the_same() -> None:
     config = read()
     records = Records(MAIN, config, lambda _at, changes: told.append(len(changes)))
     for state in (Desired(waiting=waiting(config)), Desired(waiting=waiting(config))):
-        records.looked(report(desired=state), 0.1)
+        records.pass_ended(report(desired=state), 0.1)
     assert told == [0]
-    records.looked(report(desired=Desired(waiting=waiting(config)[1:])), 0.1)
+    records.pass_ended(report(desired=Desired(waiting=waiting(config)[1:])), 0.1)
     assert told == [0, 0]

@@ -72,11 +72,11 @@ def test_only_what_translates_counts_connections() -> None:
 
 
 def test_forwards_that_share_ports_have_rules_of_their_own() -> None:
-    """Whatever the order they come in: a slot's rules and its forwards are told apart by what they match."""
+    """Whatever the order they come in: a port segment's rules and its forwards are told apart by what they match."""
     first = forward("tcp *:22", "192.0.2.1:22", sources=("203.0.113.0/24",), domain="a")
     second = forward("tcp *:22", "192.0.2.2:22", sources=("192.0.2.0/24",), domain="b")
     rules = counting_rules(Desired().having([second, first]))
-    assert {comment.split()[0]: opening for (_, _, comment), opening in rules.items()} == {"a": first, "b": second}
+    assert {comment.split()[0]: exposure for (_, _, comment), exposure in rules.items()} == {"a": first, "b": second}
 
 
 @pytest.mark.parametrize("kind", [0x100, 0x102, 77])

@@ -42,7 +42,7 @@ def test_before_libvirt_has_answered_nothing_is_written_and_that_is_said(
             )
             assert (scene.written, scene.kernel.generation) == (set(), 0)
             scene.libvirt.there = inventory()
-            scene.libvirt.look_again(STARTED)
+            scene.libvirt.trigger(STARTED)
             await scene.until(lambda: scene.written == {RULE})
 
     play(act())
@@ -55,7 +55,7 @@ def test_an_event_has_a_fresh_inventory_taken_and_is_the_cause(scene: Scene, cap
         async with scene.running_daemon():
             await scene.until(lambda: "waiting web1" in caplog.text)
             scene.libvirt.there = inventory()
-            scene.libvirt.look_again(STARTED)
+            scene.libvirt.trigger(STARTED)
             await scene.until(lambda: f"added {RULE} (domain web1 started)" in caplog.messages)
 
     play(act())
@@ -70,7 +70,7 @@ def test_a_wipe_is_mended_while_libvirt_is_lost_between_two_calls(
         async with scene.running_daemon():
             await scene.until(lambda: scene.written == {RULE})
             scene.libvirt.faults += [LibvirtUnavailableError(gone)] * 1000
-            scene.libvirt.look_again(STARTED)
+            scene.libvirt.trigger(STARTED)
             await scene.until(lambda: f"no new inventory: {gone}; trying again, less and less often" in caplog.messages)
             scene.kernel.wipe()
             await scene.until(lambda: f"restored {RULE} (changed by another, pid 7)" in caplog.messages)
@@ -165,12 +165,12 @@ def test_after_a_change_of_ours_all_is_compared_once_more(scene: Scene) -> None:
     play(act())
 
 
-def test_an_opening_that_is_held_for_a_moment_goes_without_another_event(scene: Scene) -> None:
+def test_an_exposure_that_is_held_for_a_moment_goes_without_another_event(scene: Scene) -> None:
     async def act() -> None:
         async with scene.running_daemon():
             await scene.until(lambda: scene.written == {RULE})
             scene.libvirt.there = inventory(running=False)
-            scene.libvirt.look_again(Reason(ReasonKind.DOMAIN, "web1", "stopped"))
+            scene.libvirt.trigger(Reason(ReasonKind.DOMAIN, "web1", "stopped"))
             await scene.until(lambda: not scene.written)
 
     play(act())

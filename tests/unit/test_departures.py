@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from fwdaemon.audit.causes import Departures
+from fwdaemon.core.exposures import Exposure, Owner
 from fwdaemon.core.inventory import Move
-from fwdaemon.core.openings import Opening, Owner
 from fwdaemon.core.state import Desired, Waiting
 from fwdaemon.core.types import Origin
 from tests.unit.forwards import forward
@@ -12,10 +12,10 @@ from tests.unit.saying import HANDED_OVER
 
 WEB = forward("tcp *:80", "192.168.122.50:80")
 OTHER = forward("tcp *:81", "192.168.122.51:80", domain="other")
-NOTHING: frozenset[Opening] = frozenset()
+NOTHING: frozenset[Exposure] = frozenset()
 
 
-def without_web(move: Move | None, *live: Opening) -> Desired:
+def without_web(move: Move | None, *live: Exposure) -> Desired:
     waiting = Waiting(Owner("web1"), HANDED_OVER, Origin(Path("portfwd.toml"), 1), stopped=True, move=move)
     return Desired(forwards=frozenset(item for item in live if item == OTHER), waiting=(waiting,))
 

@@ -5,13 +5,13 @@ from dataclasses import replace
 
 from hypothesis import given
 
-from fwdaemon.core.openings import Opening
+from fwdaemon.core.exposures import Exposure
 from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Family
-from fwdaemon.nftables.branches import EVERYWHERE, Place, Places
 from fwdaemon.nftables.difference import altered, difference
+from fwdaemon.nftables.dispatch_chains import EVERYWHERE, MapKey, MapKeys
 from fwdaemon.nftables.model import VERDICT, Chain, Elements, Hook, Rule, Table, Target
-from fwdaemon.nftables.ruleset import places_of, tables
+from fwdaemon.nftables.ruleset import map_keys_of, tables
 from tests.unit.forwards import forward, nat, route, some_states
 
 WEB = forward("tcp *:80", "192.168.122.50:80")
@@ -23,16 +23,16 @@ POST = nat("198.51.100.8", "192.168.122.53", domain="post")
 NET = route("203.0.113.64/29")
 
 
-def table(*openings: Opening) -> Table:
-    return table_of(Desired().having(openings))
+def table(*exposures: Exposure) -> Table:
+    return table_of(Desired().having(exposures))
 
 
 def table_of(desired: Desired) -> Table:
     return tables(replace(desired, kept=frozenset({Family.IPV4})))[Family.IPV4]
 
 
-def places(*these: Place) -> Places:
-    return Places(frozenset(these))
+def map_keys(*these: MapKey) -> MapKeys:
+    return MapKeys(frozenset(these))
 
 
 def test_nothing_to_do_makes_an_empty_script() -> None:
@@ -45,7 +45,7 @@ def test_a_new_plain_forward_is_two_elements() -> None:
         "add element ip kvm_portfwd one_address { 198.51.100.7 . tcp . 25 : jump one_address_plain }",
         f'add element ip kvm_portfwd one_address_targets {{ {TO_MAIL} comment "mail" : 192.168.122.51 . 25 }}',
     )
-    assert change.mended == places(("one_address", "198.51.100.7 . tcp . 25"))
+    assert change.mended == map_keys(("one_address", "198.51.100.7 . tcp . 25"))
 
 
 def test_any_other_new_forward_is_a_chain_its_rule_and_one_element() -> None:
@@ -64,21 +64,21 @@ def test_a_forward_that_goes_takes_its_element_before_its_chain() -> None:
     )
 
 
-def altered_places(desired: Table, observed: Table) -> Places:
+def altered_keys(desired: Table, observed: Table) -> MapKeys:
     return altered({Family.IPV4: desired}, {Family.IPV4: observed})[Family.IPV4]
 
 
-def test_where_an_opening_went_others_at_its_ports_may_have_been_led_to_by_it() -> None:
+def test_where_an_exposure_went_others_at_its_ports_may_have_been_led_to_by_it() -> None:
     at_web, at_game = ("every_address", "tcp . 80"), ("every_address_ranges", "udp . 100-109")
-    assert altered_places(table(WEB, GAME), table(WEB, GAME, SSH, POST)) == places()
-    assert altered_places(
-        table(WEB, GAME), table(WEB, GAME, forward("udp 198.51.100.7:109", "192.168.122.52:209"))
-    ) == (places(at_game))
-    assert altered_places(
+    assert altered_keys(table(WEB, GAME), table(WEB, GAME, SSH, POST)) == map_keys()
+    assert altered_keys(table(WEB, GAME), table(WEB, GAME, forward("udp 198.51.100.7:109", "192.168.122.52:209"))) == (
+        map_keys(at_game)
+    )
+    assert altered_keys(
         table(WEB, GAME), table(WEB, GAME, forward("tcp 198.51.100.7:1-79", "192.168.122.52:1-79"))
-    ) == (places())
+    ) == (map_keys())
     changed = forward("tcp 198.51.100.7:80", "192.168.122.50:80"), forward("tcp 198.51.100.7:80", "192.168.122.51:80")
-    assert altered_places(table(WEB, changed[0]), table(WEB, changed[1])) == places(
+    assert altered_keys(table(WEB, changed[0]), table(WEB, changed[1])) == map_keys(
         at_web, ("one_address", "198.51.100.7 . tcp . 80")
     )
     # Somebody's own element, at a port that is nothing we would write.
@@ -87,7 +87,7 @@ def test_where_an_opening_went_others_at_its_ports_may_have_been_led_to_by_it() 
         observed.sets["every_address"], elements={"tcp . {80}": "forwards", "tcp . 80": "every_address_plain"}
     )
     sets = {**observed.sets, "every_address": strange}
-    assert altered_places(table(WEB, GAME), replace(observed, sets=sets)) == places(at_web)
+    assert altered_keys(table(WEB, GAME), replace(observed, sets=sets)) == map_keys(at_web)
 
 
 def test_another_target_replaces_one_element() -> None:
@@ -97,7 +97,7 @@ def test_another_target_replaces_one_element() -> None:
         "delete element ip kvm_portfwd every_address_targets { tcp . 80 }",
         'add element ip kvm_portfwd every_address_targets { tcp . 80 comment "web1" : 192.168.122.51 . 80 }',
     )
-    assert change.mended == places(("every_address", "tcp . 80"))
+    assert change.mended == map_keys(("every_address", "tcp . 80"))
 
 
 def test_another_target_of_a_chain_rewrites_it_and_no_element() -> None:
@@ -107,7 +107,7 @@ def test_another_target_of_a_chain_rewrites_it_and_no_element() -> None:
         "flush chain ip kvm_portfwd any.tcp.22",
         "add rule ip kvm_portfwd any.tcp.22",
     ]
-    assert change.mended == places(("every_address", "tcp . 22"))
+    assert change.mended == map_keys(("every_address", "tcp . 22"))
 
 
 def test_a_forward_that_is_plain_no_more_moves_to_a_chain_in_one_step() -> None:
@@ -119,7 +119,7 @@ def test_a_forward_that_is_plain_no_more_moves_to_a_chain_in_one_step() -> None:
         "add element ip kvm_portfwd every_address { tcp . 80 : jump any.tcp.80 }",
         "delete element ip kvm_portfwd every_address_targets { tcp . 80 }",
     ]
-    assert change.mended == places(("every_address", "tcp . 80"))
+    assert change.mended == map_keys(("every_address", "tcp . 80"))
 
 
 def test_a_table_that_is_gone_is_created_whole_and_mends_all() -> None:
@@ -146,16 +146,16 @@ def test_a_rule_somebody_added_or_replaced_is_undone() -> None:
     bent = replace(good, chains={**good.chains, "any.tcp.22": Chain((*good.chains["any.tcp.22"].rules, Rule("", "")))})
     change = difference(Family.IPV4, good, bent)
     assert change.script[0] == "flush chain ip kvm_portfwd any.tcp.22"
-    assert change.mended == places(("every_address", "tcp . 22"))
+    assert change.mended == map_keys(("every_address", "tcp . 22"))
 
 
 def test_damage_to_the_chain_of_plain_forwards_concerns_all_that_come_to_it() -> None:
     good = table(WEB, MAIL, SSH, GAME)
     bent = replace(good, chains={**good.chains, "every_address_plain": Chain(())})
-    assert difference(Family.IPV4, good, bent).mended == places(("every_address", "tcp . 80"))
+    assert difference(Family.IPV4, good, bent).mended == map_keys(("every_address", "tcp . 80"))
 
 
-def test_damage_to_the_dispatch_concerns_every_opening() -> None:
+def test_damage_to_the_dispatch_concerns_every_exposure() -> None:
     good = table(WEB, MAIL, POST, NET)
     bent = replace(good, chains={**good.chains, "forwards": Chain(())})
     assert difference(Family.IPV4, good, bent).mended == EVERYWHERE
@@ -177,14 +177,16 @@ def test_a_guest_with_another_address_keeps_its_public_one_in_one_step() -> None
         "delete chain ip kvm_portfwd from.192.168.122.53",
     )
     guest = "192.168.122.51"
-    assert change.mended == places(("one_to_one", "198.51.100.8"), ("one_to_one_leaving", guest), ("leaving_as", guest))
+    assert change.mended == map_keys(
+        ("one_to_one", "198.51.100.8"), ("one_to_one_leaving", guest), ("leaving_as", guest)
+    )
 
 
 def test_a_guest_with_two_public_addresses_leaves_with_the_first() -> None:
     later, first = nat("198.51.100.10", "192.168.122.53"), nat("198.51.100.9", "192.168.122.53")
     for one, other in [(later, first), (first, later)]:
         assert table(one, other).sets["leaving_as"].elements == {"192.168.122.53": "as.198.51.100.9"}
-    served = places_of(Desired().having([later, first]))
+    served = map_keys_of(Desired().having([later, first]))
     assert served[Family.IPV4, ("one_to_one_leaving", "192.168.122.53")] == (first,)
 
 
@@ -192,7 +194,7 @@ def test_another_bridge_rewrites_the_chains_of_a_route_and_no_element() -> None:
     change = difference(Family.IPV4, table(replace(NET, bridge="virbr7")), table(NET))
     assert [line.split(" ")[:2] for line in change.script] == [["flush", "chain"], ["add", "rule"]] * 3
     ways = ("entering", "203.0.113.64/29"), ("leaving", "203.0.113.64/29"), ("homes", "203.0.113.64/29")
-    assert change.mended == places(*ways)
+    assert change.mended == map_keys(*ways)
 
 
 def test_a_base_chain_that_is_not_ours_is_taken_away() -> None:
@@ -269,8 +271,8 @@ def test_the_difference_leads_from_any_state_to_any_other(before: Desired, after
 
 
 @given(some_states())
-def test_every_branch_is_accounted_to_its_openings(desired: Desired) -> None:
-    served, sets = places_of(desired), table_of(desired).sets
+def test_every_dispatch_chain_is_accounted_to_its_exposures(desired: Desired) -> None:
+    served, sets = map_keys_of(desired), table_of(desired).sets
     leading = {(name, key) for name, found in sets.items() if found.type.data == VERDICT for key in found.elements}
-    assert {place for _, place in served} == leading
-    assert {opening for openings in served.values() for opening in openings} == desired.openings
+    assert {map_key for _, map_key in served} == leading
+    assert {exposure for exposures in served.values() for exposure in exposures} == desired.exposures

@@ -78,7 +78,7 @@ def test_binding_a_forward_to_an_interface_while_no_daemon_runs_ends_what_may_ha
     assert bench.connections.flows == [FLOW]
 
 
-def test_an_opening_that_goes_while_no_daemon_runs_takes_its_connections_along_where_another_is_bound(
+def test_an_exposure_that_goes_while_no_daemon_runs_takes_its_connections_along_where_another_is_bound(
     bench: Bench,
 ) -> None:
     """The other leads there too, but by one interface; by which the connection came, nobody knows."""
@@ -226,7 +226,7 @@ def test_so_it_does_after_a_start(crossed: Bench) -> None:
     assert crossed.connections.flows == []
 
 
-def test_so_it_does_where_no_opening_is_live(crossed: Bench) -> None:
+def test_so_it_does_where_no_exposure_is_live(crossed: Bench) -> None:
     crossed.reconcile(Desired())
     crossed.connections.flows = [STRANGER]
     crossed.kernel.wipe()

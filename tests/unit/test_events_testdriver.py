@@ -17,8 +17,8 @@ from fwdaemon import events
 from fwdaemon.audit import causes
 from fwdaemon.config import parse
 from fwdaemon.config.model import Config, DaemonSettings
-from fwdaemon.core.inventory import Inventory, LibvirtObservation, Neighbour, Usurped
-from fwdaemon.core.report import LookAgain
+from fwdaemon.core.inventory import HijackedAddress, Inventory, LibvirtObservation, Neighbour
+from fwdaemon.core.report import Trigger
 from fwdaemon.errors import LibvirtUnavailableError
 from fwdaemon.events import InventoryKeeper, Surroundings, take_inventory
 from fwdaemon.hypervisor.connection import EventLoop, LibvirtConnection, network_uri
@@ -78,8 +78,8 @@ class Linking:
     patience: float = 5.0
     made: list[LibvirtLink] = field(default_factory=list)
 
-    def __call__(self, uri: str, look_again: LookAgain) -> LibvirtLink:
-        self.made.append(LibvirtLink(uri, self.connect, look_again, self.pauses, self.patience))
+    def __call__(self, uri: str, trigger: Trigger) -> LibvirtLink:
+        self.made.append(LibvirtLink(uri, self.connect, trigger, self.pauses, self.patience))
         return self.made[-1]
 
 
@@ -147,10 +147,10 @@ def test_close_at_once_leaves_nothing(tmp_path: Path) -> None:
 
 def test_what_was_put_back_is_looked_at_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The kernel may not tell when it is taken at the same moment once more."""
-    found = Usurped(Neighbour("virbr9", "52:54:00:00:00:01", ip_address("192.168.122.9")), "web1", None)
+    found = HijackedAddress(Neighbour("virbr9", "52:54:00:00:00:01", ip_address("192.168.122.9")), "web1", None)
     # Guests of this driver are on no network, so that nobody there can take an address.
     monkeypatch.setattr(events, "changed_hands", lambda *_: True)
-    monkeypatch.setattr(events, "usurped", lambda *_: (found,))
+    monkeypatch.setattr(events, "hijacked_addresses", lambda *_: (found,))
 
     async def scenario() -> None:
         async with bench(tmp_path, verify=0.01) as keeping:
@@ -238,7 +238,7 @@ def test_only_a_domain_in_doubt_is_asked_again(
             await keeping.until("domain web1 started")
             assert await keeping.running() == {"test", "web1"}
             assert names == ["web1"]
-            keeping.keeper.doubt()
+            keeping.keeper.invalidate()
             assert await keeping.running() == {"test", "web1"}
             assert sorted(names) == ["test", "web1", "web1"]
 
@@ -437,10 +437,10 @@ def test_the_first_uri_has_the_name(tmp_path: Path, named: str, first: int, reas
 def test_where_no_thread_is_to_be_had_at_first_libvirt_is_reached_later(tmp_path: Path) -> None:
     kept: list[Connection] = []
 
-    def connect(uri: str, look_again: LookAgain, closed: Callable[[str], None]) -> Connection:
+    def connect(uri: str, trigger: Trigger, closed: Callable[[str], None]) -> Connection:
         # With stacks of this size, the kernel has no room for a thread.
         threading.stack_size(0 if kept else 1 << 46)
-        kept.append(LibvirtConnection(uri, look_again, closed))
+        kept.append(LibvirtConnection(uri, trigger, closed))
         return kept[-1]
 
     async def scenario() -> None:

@@ -23,7 +23,7 @@ from fwdaemon.rulesets.packet import (
     Statement,
     Surroundings,
     System,
-    Truth,
+    Tristate,
     Verdict,
     all_of,
     any_of,
@@ -31,17 +31,17 @@ from fwdaemon.rulesets.packet import (
 )
 from tests.unit.explaining import AROUND, native, packet
 
-Drawn: TypeAlias = tuple[Truth, str]
+Drawn: TypeAlias = tuple[Tristate, str]
 """Whether a rule matches, and what it then does."""
 
 _ENDING = ("accept", "drop", "return", "mark", "if marked, drop")
-_DRAWN = st.tuples(st.sampled_from(Truth), st.sampled_from([*_ENDING, "jump", "goto"]))
-_INNER = st.tuples(st.sampled_from(Truth), st.sampled_from(_ENDING))
+_DRAWN = st.tuples(st.sampled_from(Tristate), st.sampled_from([*_ENDING, "jump", "goto"]))
+_INNER = st.tuples(st.sampled_from(Tristate), st.sampled_from(_ENDING))
 _PLACE = Place(System.NFTABLES, "ip", "t", "c", 1)
 
 
 def _statements(action: str) -> tuple[Statement, ...]:
-    marked = Match(lambda packet, _: Truth.UNKNOWN if packet.mark is None else Truth(2 * (packet.mark == 1)))
+    marked = Match(lambda packet, _: Tristate.UNKNOWN if packet.mark is None else Tristate(2 * (packet.mark == 1)))
     actions: Mapping[str, tuple[Statement, ...]] = {
         "accept": (Verdict(End.ACCEPT),),
         "drop": (Verdict(End.REFUSE),),
@@ -68,9 +68,9 @@ def _judged(outer: Sequence[Drawn], inner: Sequence[Drawn]) -> Judgement:
 @given(outer=st.lists(_DRAWN, max_size=6), inner=st.lists(_INNER, max_size=3))
 def test_a_judgement_holds_whatever_the_unknown_turns_out_to_be(outer: list[Drawn], inner: list[Drawn]) -> None:
     rules = [*outer, *inner]
-    unknown = [index for index, (truth, _) in enumerate(rules) if truth is Truth.UNKNOWN]
+    unknown = [index for index, (truth, _) in enumerate(rules) if truth is Tristate.UNKNOWN]
     outcomes = set()
-    for truths in product([Truth.NO, Truth.YES], repeat=len(unknown)):
+    for truths in product([Tristate.NO, Tristate.YES], repeat=len(unknown)):
         settled = dict(zip(unknown, truths, strict=True))
         told = [(settled.get(index, truth), action) for index, (truth, action) in enumerate(rules)]
         outcomes.add(_judged(told[: len(outer)], told[len(outer) :]))
@@ -80,16 +80,16 @@ def test_a_judgement_holds_whatever_the_unknown_turns_out_to_be(outer: list[Draw
         assert outcomes == {judgement}
 
 
-@given(st.lists(st.sampled_from(Truth)))
-def test_three_valued_logic_agrees_with_the_two_valued_one(truths: list[Truth]) -> None:
-    known = [truth is Truth.YES for truth in truths if truth is not Truth.UNKNOWN]
+@given(st.lists(st.sampled_from(Tristate)))
+def test_three_valued_logic_agrees_with_the_two_valued_one(truths: list[Tristate]) -> None:
+    known = [truth is Tristate.YES for truth in truths if truth is not Tristate.UNKNOWN]
     both, either = all_of(truths), any_of(truths)
     assert negated(both) is any_of(map(negated, truths))
-    if Truth.UNKNOWN not in truths:
-        assert (both is Truth.YES, either is Truth.YES) == (all(known), any(known))
-    if both is Truth.UNKNOWN:
+    if Tristate.UNKNOWN not in truths:
+        assert (both is Tristate.YES, either is Tristate.YES) == (all(known), any(known))
+    if both is Tristate.UNKNOWN:
         assert all(known)
-    if either is Truth.UNKNOWN:
+    if either is Tristate.UNKNOWN:
         assert not any(known)
 
 

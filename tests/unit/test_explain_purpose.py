@@ -12,7 +12,7 @@ from fwdaemon.explain.report import Cause
 from fwdaemon.rulesets.nft_listing import base_chains
 from fwdaemon.rulesets.packet import BaseChain
 from tests.unit.explaining import native, saved
-from tests.unit.story_scene import DPORT, GATE, SETTINGS, cause, forward_chain, host, ours, told
+from tests.unit.trace_scene import DPORT, GATE, SETTINGS, cause, forward_chain, host, ours, told
 
 BANNED, OTHER = "203.0.113.9", "203.0.113.77"
 SADDR = {"payload": {"protocol": "ip", "field": "saddr"}}

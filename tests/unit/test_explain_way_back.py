@@ -8,7 +8,7 @@ from fwdaemon.explain.facts import FarAnswer, GuestAnswer, RouteAnswer, Sighting
 from fwdaemon.explain.report import Cause
 from tests.unit.explaining import PlainHost, own
 from tests.unit.forwards import address
-from tests.unit.story_scene import FORWARD, HELD, INTERFACE, WEB, cause, host, libvirt, told
+from tests.unit.trace_scene import FORWARD, HELD, INTERFACE, WEB, cause, host, libvirt, told
 
 UDP = '[[forward]]\ndomain = "web"\nports = ["8000:80/udp"]\n'
 

@@ -10,9 +10,9 @@ from fwdaemon.nftables.gates import (
     Spellings,
     iptables_script,
     opening_script,
+    orphaned_gates,
     read_iptables,
     read_native,
-    strays,
     wanted_gates,
 )
 from fwdaemon.nftables.model import FoundRule
@@ -108,13 +108,13 @@ def test_the_gate_of_iptables_is_moved_in_one_restore() -> None:
 
 def test_a_rule_of_ours_where_none_is_wanted_is_found() -> None:
     found = [FoundRule(GATE.family, GATE.table, GATE.chain, handle, text) for handle, text in enumerate(("", COMMENT))]
-    assert [(state.gate, state.ours) for state in strays(found, ())] == [(GATE, ("handle 1",))]
-    assert strays(found, (GATE,)) == ()
+    assert [(state.gate, state.ours) for state in orphaned_gates(found, ())] == [(GATE, ("handle 1",))]
+    assert orphaned_gates(found, (GATE,)) == ()
 
 
 @pytest.mark.parametrize("name", ["x handle 1\ndelete table ip y", "a b", "c\ufffd", ""])
 def test_what_nft_has_no_name_for_is_left_alone(name: str) -> None:
-    assert strays([FoundRule("ip", name, "c", 1, COMMENT), FoundRule("ip", "t", name, 1, COMMENT)], ()) == ()
+    assert orphaned_gates([FoundRule("ip", name, "c", 1, COMMENT), FoundRule("ip", "t", name, 1, COMMENT)], ()) == ()
 
 
 def test_gates_are_wanted_only_where_a_family_has_forwards() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from fwdaemon.core.openings import Opening
+from fwdaemon.core.exposures import Exposure
 from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Family
 from fwdaemon.nftables.difference import creation
@@ -19,15 +19,15 @@ from tests.unit.forwards import forward, nat, route
 
 GOLDEN = Path(__file__).parent / "golden"
 SUBNETS = frozenset({ip_network("192.168.122.0/24"), ip_network("192.168.123.0/24"), ip_network("2001:db8:5::/64")})
-OUTER = frozenset({"eth0", "wg0"})
+UPLINK = frozenset({"eth0", "wg0"})
 WEB, DB = "192.168.122.50", "192.168.123.60"
 
 
 HOMES = frozenset((subnet, "virbr1" if "123" in str(subnet) else "virbr0") for subnet in SUBNETS)
 
 
-def state(*openings: Opening) -> Desired:
-    return Desired(guest_subnets=SUBNETS, homes=HOMES, uplinks=OUTER).having(openings)
+def state(*exposures: Exposure) -> Desired:
+    return Desired(guest_subnets=SUBNETS, homes=HOMES, uplinks=UPLINK).having(exposures)
 
 
 # virbr0 is of mode nat, virbr2 isolated; virbr1 is of mode route, lan0 a bridge of the host.

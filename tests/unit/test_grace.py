@@ -2,8 +2,8 @@ from dataclasses import replace
 from ipaddress import ip_address
 from pathlib import Path
 
+from fwdaemon.core.exposures import Owner
 from fwdaemon.core.inventory import Move
-from fwdaemon.core.openings import Owner
 from fwdaemon.core.report import Reason, ReasonKind
 from fwdaemon.core.state import Desired, Waiting
 from fwdaemon.core.types import Origin

@@ -8,7 +8,7 @@ from fwdaemon.core.pace import STOCK_S, Backoff
 from fwdaemon.core.report import Reason, ReasonKind
 from fwdaemon.events import Inventories
 from fwdaemon.kernel.process import budget_of_guests
-from fwdaemon.triggers import Hearing
+from fwdaemon.triggers import TriggerQueue
 from tests.unit.daemon_scene import Libvirt
 
 BY_GUEST = Reason(ReasonKind.NEIGHBOUR, "192.168.122.50", "answered")
@@ -22,20 +22,20 @@ def bounded(_what: str) -> Iterator[None]:
 
 def test_guests_wait_once_they_have_spent_their_budget_and_others_do_not() -> None:
     async def scene() -> None:
-        libvirt, hearing = Libvirt(), Hearing()
+        libvirt, trigger_queue = Libvirt(), TriggerQueue()
         guests = budget_of_guests()
-        inventories = Inventories(libvirt, hearing, guests, bounded, Backoff(1.0, 2.0))
+        inventories = Inventories(libvirt, trigger_queue, guests, bounded, Backoff(1.0, 2.0))
         inventories.begin()
         inventories.begin()
         await asyncio.sleep(0.01)
         assert libvirt.refreshed == 1
         guests.spent(2 * STOCK_S)
-        hearing.inventory_changed(BY_GUEST)
+        trigger_queue.inventory_changed(BY_GUEST)
         inventories.begin()
         inventories.begin()
         await asyncio.sleep(0.01)
         assert libvirt.refreshed == 1
-        hearing.inventory_changed(BY_ADMIN)
+        trigger_queue.inventory_changed(BY_ADMIN)
         inventories.begin()
         await asyncio.sleep(0.01)
         assert libvirt.refreshed == 2

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fwdaemon.core.openings import Forward
+from fwdaemon.core.exposures import Forward
 from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Family
 from fwdaemon.legacy.difference import Change, difference

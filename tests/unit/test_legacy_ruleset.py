@@ -3,13 +3,13 @@
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
 
-from fwdaemon.core.openings import Forward
+from fwdaemon.core.exposures import Forward
 from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Family, Protocol
 from fwdaemon.legacy.backend import LegacyBackend
 from fwdaemon.legacy.library import Extension, parse
 from fwdaemon.legacy.model import FWD, LEAD, POST, Rule, TableName
-from fwdaemon.legacy.ruleset import openings_of, tables
+from fwdaemon.legacy.ruleset import exposures_of, tables
 from fwdaemon.netfilter import Backend
 from fwdaemon.resolve.flows import Flow
 from tests.unit.forwards import forward
@@ -125,10 +125,10 @@ def test_a_family_without_forwards_needs_nothing() -> None:
     assert tables(Desired(kept=frozenset({Family.IPV6}))).keys() == {Family.IPV6}
 
 
-def test_a_rule_tells_which_opening_it_serves() -> None:
+def test_a_rule_tells_which_exposure_it_serves() -> None:
     desired = Desired(frozenset({WEB}))
     chain = tables(desired)[Family.IPV4][TableName.NAT].chains[LEAD]
-    served = openings_of(desired, Family.IPV4)
+    served = exposures_of(desired, Family.IPV4)
     assert [served.get(rule.comment) for rule in chain] == [None, None, None, WEB]
 
 
@@ -143,8 +143,8 @@ def test_a_hostile_name_is_no_syntax() -> None:
 def test_another_body_is_another_digest() -> None:
     moved = replace(WEB, target=ip_address("192.168.122.51"))
     assert (
-        not openings_of(Desired(frozenset({WEB})), Family.IPV4).keys()
-        >= openings_of(Desired(frozenset({moved})), Family.IPV4).keys()
+        not exposures_of(Desired(frozenset({WEB})), Family.IPV4).keys()
+        >= exposures_of(Desired(frozenset({moved})), Family.IPV4).keys()
     )
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from fwdaemon.core.openings import Forward
+from fwdaemon.core.exposures import Forward
 from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Family, Protocol
 from fwdaemon.hostnet.local_relays import Allowance, Place, duties

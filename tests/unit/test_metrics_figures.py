@@ -84,7 +84,7 @@ def faults(name: str, metric: Metric) -> None:
     assert len({tuple(sorted(sample.labels)) for sample in metric.samples if sample.name.endswith(name)}) <= 1
 
 
-def test_openings_are_counted_by_kind_and_state() -> None:
+def test_exposures_are_counted_by_kind_and_state() -> None:
     counted = values(exposed(statuses.status())["kvm_portfwd_openings"], "kind", "state")
     # Of `statuses`: web and game in IPv4, web and the route in IPv6 that is refused, and what waits.
     assert counted == {
@@ -132,21 +132,21 @@ def test_forwards_that_differ_in_their_sources_only_are_one_series() -> None:
 def test_no_series_comes_twice(desired: Desired, number: int) -> None:
     """One that does makes a node exporter refuse the whole file."""
     facts = Facts(statuses.read(""), desired, desired)
-    counted = Readings(dict.fromkeys(desired.openings, number), dict.fromkeys(desired.openings, (number, number)))
+    counted = Readings(dict.fromkeys(desired.exposures, number), dict.fromkeys(desired.exposures, (number, number)))
     found = exposed(Status(statuses.header(), rows(facts, counted)))
     series = Counter(
         (sample.name, *sorted(sample.labels.items())) for metric in found.values() for sample in metric.samples
     )
     assert set(series.values()) == {1}
-    assert sum(sample.value for sample in found["kvm_portfwd_connections"].samples) == number * len(desired.openings)
+    assert sum(sample.value for sample in found["kvm_portfwd_connections"].samples) == number * len(desired.exposures)
 
 
 @pytest.mark.parametrize("name", [statuses.HOSTILE, '"} 1\nup 1\n#', "\\", "\\n", "é\u2028\r", "a,b=c{d}"])
 def test_a_name_may_hold_anything(name: str) -> None:
-    opening = forward("tcp *:80", "192.168.122.10:80", domain=name)
-    desired = Desired().having([opening])
+    exposure = forward("tcp *:80", "192.168.122.10:80", domain=name)
+    desired = Desired().having([exposure])
     facts = Facts(statuses.read(""), desired, desired)
-    found = exposed(Status(statuses.header(), rows(facts, Readings({opening: 1}))))
+    found = exposed(Status(statuses.header(), rows(facts, Readings({exposure: 1}))))
     assert values(found["kvm_portfwd_connections"], "domain") == {(name,): 1}
     assert all(metric.startswith("kvm_portfwd_") for metric in found)
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from fwdaemon.core.report import Actor, ActorKind, Change, GateChange, Outcome, Report
+from fwdaemon.core.report import Actor, ActorKind, ApplyResult, Change, GateChange, ReconcileReport
 from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Gate
 from fwdaemon.metrics.figures import Cause, Result, Tally, cause_of
@@ -15,8 +15,8 @@ GATE = Gate("ip", "filter", "FORWARD")
 NFT = Actor(ActorKind.PROGRAM, "nft", 812)
 
 
-def report(*changes: Change, actors: tuple[Actor, ...] = (NFT,), ended: int = 0, **outcome: object) -> Report:
-    return Report(Desired(), Outcome(**outcome), changes, actors, ended)  # type: ignore[arg-type]
+def report(*changes: Change, actors: tuple[Actor, ...] = (NFT,), ended: int = 0, **result: object) -> ReconcileReport:
+    return ReconcileReport(Desired(), ApplyResult(**result), changes, actors, ended)  # type: ignore[arg-type]
 
 
 def program(name: str) -> Actor:
@@ -49,18 +49,18 @@ def test_who_it_was(actors: list[Actor], cause: Cause) -> None:
 
 
 def test_a_wipe_is_one_restore_however_much_it_took() -> None:
-    tally = Tally().looked(
+    tally = Tally().pass_ended(
         report(*(Change("restored", each, because("nft")) for each in (WEB, GAME)), changed=True), 0.1
     )
     assert {cause: number for cause, number in tally.restores.items() if number} == {Cause.NFT: 1}
-    tally = tally.looked(report(gates=(GateChange(GATE, restored=True, fault="it was gone"),), changed=True), 0.1)
+    tally = tally.pass_ended(report(gates=(GateChange(GATE, restored=True, fault="it was gone"),), changed=True), 0.1)
     assert tally.restores[Cause.NFT] == 2
     assert tally.reconciles == {Result.UNCHANGED: 0, Result.CHANGED: 2, Result.FAILED: 0}
 
 
 def test_what_comes_and_goes_is_no_restore() -> None:
     gate = GateChange(GATE, restored=False, fault="it was not there")
-    tally = Tally().looked(
+    tally = Tally().pass_ended(
         report(Change("added", WEB, because("")), Change("removed", GAME, because("")), gates=(gate,), changed=True),
         0.1,
     )
@@ -68,7 +68,12 @@ def test_what_comes_and_goes_is_no_restore() -> None:
 
 
 def test_reconciles_by_how_they_ended() -> None:
-    tally = Tally().looked(report(), 0.25).looked(report(changed=True, ended=3), 0.25).looked(report(ended=2), 0.5)
+    tally = (
+        Tally()
+        .pass_ended(report(), 0.25)
+        .pass_ended(report(changed=True, ended=3), 0.25)
+        .pass_ended(report(ended=2), 0.5)
+    )
     tally = tally.failed(1)
     assert tally.reconciles == {Result.UNCHANGED: 2, Result.CHANGED: 1, Result.FAILED: 1}
     assert (tally.seconds, tally.ended) == (2.0, 5)

@@ -6,7 +6,7 @@ from uuid import UUID
 from fwdaemon.audit.causes import remark
 from fwdaemon.core.inventory import AddressSource, Domain, GuestInterface, Inventory, LearnedAddress, Neighbour
 from fwdaemon.resolve.addresses import ConfiguredAddress
-from fwdaemon.resolve.neighbours import changed_hands, in_doubt, remembered, usurped
+from fwdaemon.resolve.neighbours import changed_hands, hijacked_addresses, in_doubt, remembered
 
 MAC, OTHER_MAC, STRANGER = "52:54:00:00:00:01", "52:54:00:00:00:02", "52:54:00:00:00:99"
 
@@ -61,67 +61,71 @@ OWN = neighbour("192.168.122.9")
 STOLEN = neighbour("192.168.122.9", OTHER_MAC)
 
 
-def test_a_leased_address_that_another_guest_answers_for_is_usurped() -> None:
+def test_a_leased_address_that_another_guest_answers_for_is_hijacked() -> None:
     web = domain("web", MAC, ("192.168.122.9", AddressSource.LEASE))
     inventory = Inventory((web, domain("thief", OTHER_MAC, ("192.168.122.9", AddressSource.NEIGHBOUR))))
-    (found,) = usurped(inventory, [OWN], [STOLEN])
+    (found,) = hijacked_addresses(inventory, [OWN], [STOLEN])
     assert found.rightful == OWN
     assert remark(found).startswith("domain thief answered for 192.168.122.9, which is the address of domain web: ")
-    (found,) = usurped(inventory, [OWN], [neighbour("192.168.122.9", STRANGER)])
+    (found,) = hijacked_addresses(inventory, [OWN], [neighbour("192.168.122.9", STRANGER)])
     assert remark(found).startswith("a machine on bridge virbr0 answered for 192.168.122.9")
-    assert usurped(inventory, [OWN], [OWN]) == ()
+    assert hijacked_addresses(inventory, [OWN], [OWN]) == ()
     # The guest was not seen there before, or shows another address since.
-    assert usurped(inventory, [], [STOLEN]) == ()
+    assert hijacked_addresses(inventory, [], [STOLEN]) == ()
 
 
-def test_what_nobody_was_given_is_not_usurped() -> None:
+def test_what_nobody_was_given_is_not_hijacked() -> None:
     """A guest may hand its address over to another, as high availability does."""
     web = domain("web", MAC, ("192.168.122.9", AddressSource.NEIGHBOUR), ("192.168.122.8", AddressSource.LEASE))
-    assert usurped(Inventory((web, domain("other", OTHER_MAC))), [OWN], [STOLEN]) == ()
+    assert hijacked_addresses(Inventory((web, domain("other", OTHER_MAC))), [OWN], [STOLEN]) == ()
 
 
 def test_a_reservation_goes_before_a_lease_that_has_not_ended() -> None:
     leased = domain("was", MAC, ("192.168.122.9", AddressSource.LEASE))
     reserved = domain("is", OTHER_MAC, ("192.168.122.9", AddressSource.RESERVATION))
     for domains in ((leased, reserved), (reserved, leased)):
-        assert usurped(Inventory(domains), [OWN, STOLEN], [STOLEN]) == ()
-        assert [item.rightful for item in usurped(Inventory(domains), [OWN, STOLEN], [OWN])] == [STOLEN]
+        assert hijacked_addresses(Inventory(domains), [OWN, STOLEN], [STOLEN]) == ()
+        assert [item.rightful for item in hijacked_addresses(Inventory(domains), [OWN, STOLEN], [OWN])] == [STOLEN]
 
 
 def configured(guest: Domain, address: str = "192.168.122.9") -> ConfiguredAddress:
     return ConfiguredAddress(guest, guest.interfaces[0], ip_address(address))
 
 
-def test_a_configured_address_that_somebody_else_answers_for_is_usurped() -> None:
+def test_a_configured_address_that_somebody_else_answers_for_is_hijacked() -> None:
     web, thief = domain("web", MAC), domain("thief", OTHER_MAC)
     inventory = Inventory((web, thief))
-    (found,) = usurped(inventory, [OWN], [STOLEN], [configured(web)])
+    (found,) = hijacked_addresses(inventory, [OWN], [STOLEN], [configured(web)])
     assert found.rightful == OWN
     assert remark(found).startswith("domain thief answered for 192.168.122.9, which is the address of domain web: ")
-    assert usurped(inventory, [OWN], [OWN], [configured(web)]) == ()
-    assert usurped(inventory, [OWN], [neighbour("192.168.122.9", OTHER_MAC, "virbr1")], [configured(web)]) == ()
+    assert hijacked_addresses(inventory, [OWN], [OWN], [configured(web)]) == ()
+    assert (
+        hijacked_addresses(inventory, [OWN], [neighbour("192.168.122.9", OTHER_MAC, "virbr1")], [configured(web)]) == ()
+    )
     # Its guest may answer with another MAC address: as a router that others stand in for, or for a guest of its own.
-    assert usurped(inventory, [], [STOLEN], [configured(web)]) == ()
-    assert usurped(inventory, [STOLEN], [neighbour("192.168.122.9", STRANGER)], [configured(web)]) == ()
+    assert hijacked_addresses(inventory, [], [STOLEN], [configured(web)]) == ()
+    assert hijacked_addresses(inventory, [STOLEN], [neighbour("192.168.122.9", STRANGER)], [configured(web)]) == ()
 
 
 def test_the_configuration_goes_before_what_a_dhcp_server_gave() -> None:
     web = domain("web", MAC)
     reserved = domain("reserved", OTHER_MAC, ("192.168.122.9", AddressSource.RESERVATION))
     inventory = Inventory((web, reserved))
-    assert [item.rightful for item in usurped(inventory, [OWN, STOLEN], [STOLEN], [configured(web)])] == [OWN]
-    assert usurped(inventory, [OWN, STOLEN], [OWN], [configured(web)]) == ()
+    assert [item.rightful for item in hijacked_addresses(inventory, [OWN, STOLEN], [STOLEN], [configured(web)])] == [
+        OWN
+    ]
+    assert hijacked_addresses(inventory, [OWN, STOLEN], [OWN], [configured(web)]) == ()
 
 
 def test_a_guest_takes_nothing_from_itself() -> None:
     """Linux answers for all its addresses on each interface."""
     first, second = (GuestInterface(mac, "default", "virbr0", None) for mac in (MAC, OTHER_MAC))
     web = Domain("web", UUID(int=1), running=True, interfaces=(first, second))
-    assert usurped(Inventory((web,)), [OWN], [STOLEN], [configured(web)]) == ()
+    assert hijacked_addresses(Inventory((web,)), [OWN], [STOLEN], [configured(web)]) == ()
     # Another domain of that name is another guest.
     namesake = Domain("web", UUID(int=2), running=True, interfaces=(second,))
     inventory = Inventory((Domain("web", UUID(int=1), running=True, interfaces=(first,)), namesake))
-    assert len(usurped(inventory, [OWN], [STOLEN], [configured(web)])) == 1
+    assert len(hijacked_addresses(inventory, [OWN], [STOLEN], [configured(web)])) == 1
 
 
 def test_only_what_is_seen_elsewhere_changed_hands() -> None:
@@ -134,5 +138,5 @@ def test_only_what_is_seen_elsewhere_changed_hands() -> None:
 
 def test_a_hostile_name_stays_one_line() -> None:
     web = domain("a\nb", MAC, ("192.168.122.9", AddressSource.LEASE))
-    (found,) = usurped(Inventory((web,)), [OWN], [STOLEN])
+    (found,) = hijacked_addresses(Inventory((web,)), [OWN], [STOLEN])
     assert remark(found).isprintable()

@@ -52,37 +52,37 @@ def test_rules_are_where_libvirts_are_and_move_with_them(two: Two) -> None:
     two.one.libvirt = Presence.CHAINS
     netfilter = two.netfilter()
     assert netfilter.location is None
-    outcome = netfilter.apply(STATE, thorough=False)
-    assert outcome.moved == "rules are in nftables: libvirt's chains are there"
+    result = netfilter.apply(STATE, full=False)
+    assert result.moved == "rules are in nftables: libvirt's chains are there"
     assert (bool(two.one.rules), bool(two.other.rules)) == (True, False)
-    assert not netfilter.apply(STATE, thorough=False).moved
+    assert not netfilter.apply(STATE, full=False).moved
     two.one.libvirt, two.other.libvirt = Presence.NOTHING, Presence.CHAINS
     two.one.generation += 1
-    outcome = netfilter.apply(STATE, thorough=False)
-    assert outcome.moved == "rules are in iptables: libvirt's chains are there"
+    result = netfilter.apply(STATE, full=False)
+    assert result.moved == "rules are in iptables: libvirt's chains are there"
     # They were made there, and not found missing.
-    assert (outcome.mended, outcome.damaged) == (STATE.openings, frozenset())
+    assert (result.mended, result.damaged) == (STATE.exposures, frozenset())
     assert (bool(two.one.rules), bool(two.other.rules)) == (False, True)
     assert netfilter.location == ("iptables", "libvirt's chains are there")
 
 
 def test_nothing_is_looked_up_again_while_no_rule_changes(two: Two) -> None:
     netfilter = two.netfilter()
-    netfilter.apply(STATE, thorough=False)
+    netfilter.apply(STATE, full=False)
     two.other.libvirt = Presence.CHAINS
-    assert not netfilter.apply(STATE, thorough=True).moved
+    assert not netfilter.apply(STATE, full=True).moved
     two.other.generation += 1
-    assert netfilter.apply(STATE, thorough=False).moved
+    assert netfilter.apply(STATE, full=False).moved
 
 
 def test_rules_stay_where_they_are_while_libvirt_has_none(two: Two) -> None:
     two.other.libvirt = Presence.CHAINS
     netfilter = two.netfilter()
-    netfilter.apply(STATE, thorough=True)
+    netfilter.apply(STATE, full=True)
     two.other.libvirt = Presence.NOTHING
     two.other.wipe()
-    outcome = netfilter.apply(STATE, thorough=True)
-    assert (outcome.moved, outcome.damaged) == ("", STATE.openings)
+    result = netfilter.apply(STATE, full=True)
+    assert (result.moved, result.damaged) == ("", STATE.exposures)
     assert netfilter.location == ("iptables", "libvirt has no rules of its own")
 
 
@@ -114,14 +114,14 @@ def test_gates_are_kept_beside_the_rules_and_closed_first_at_the_end(two: Two) -
     plan = netfilter.preview(STATE)
     assert (plan.moved, plan.mended) == (
         "rules belong in nftables: libvirt has no rules of its own",
-        STATE.openings,
+        STATE.exposures,
     )
     assert [change.gate for change in plan.gates] == [GATE]
     assert not two.other.gates
-    assert [change.gate for change in netfilter.apply(STATE, thorough=False).gates] == [GATE]
+    assert [change.gate for change in netfilter.apply(STATE, full=False).gates] == [GATE]
     assert two.other.gates == {GATE}
     two.other.wipe()
-    assert [change.gate for change in netfilter.apply(STATE, thorough=False).gates] == [GATE]
+    assert [change.gate for change in netfilter.apply(STATE, full=False).gates] == [GATE]
     netfilter.remove()
     assert (two.one.rules, two.other.gates) == ({}, set())
 
@@ -129,32 +129,32 @@ def test_gates_are_kept_beside_the_rules_and_closed_first_at_the_end(two: Two) -
 def test_a_rule_system_that_refuses_keeps_no_gate_elsewhere_from_coming_back(two: Two) -> None:
     two.other.forward_chains = (GATE,)
     netfilter = two.netfilter()
-    netfilter.apply(STATE, thorough=False)
+    netfilter.apply(STATE, full=False)
     for kernel in (two.one, two.other):
         kernel.wipe()
     two.one.refusals = 1
     with pytest.raises(KernelError, match="no memory"):
-        netfilter.apply(STATE, thorough=False)
+        netfilter.apply(STATE, full=False)
     assert (two.one.rules, two.other.gates) == ({}, {GATE})
 
 
 def test_the_old_rules_stay_until_the_new_ones_are_there(two: Two) -> None:
     netfilter = two.netfilter()
-    netfilter.apply(STATE, thorough=False)
+    netfilter.apply(STATE, full=False)
     two.other.libvirt, two.other.refusals = Presence.CHAINS, 1
     two.other.generation += 1
     with pytest.raises(KernelError):
-        netfilter.apply(STATE, thorough=False)
+        netfilter.apply(STATE, full=False)
     assert two.one.rules
     assert netfilter.location == ("nftables", "libvirt has no rules of its own")
-    assert netfilter.apply(STATE, thorough=False).moved
+    assert netfilter.apply(STATE, full=False).moved
     assert (bool(two.one.rules), bool(two.other.rules)) == (False, True)
 
 
 def test_what_one_refuses_to_give_back_is_a_fault_and_the_others_do(two: Two) -> None:
     two.other.forward_chains = (GATE,)
     netfilter = two.netfilter()
-    netfilter.apply(STATE, thorough=False)
+    netfilter.apply(STATE, full=False)
     two.other.refusals = 1
     assert netfilter.remove().faults == ("the kernel refused: no memory",)
     assert (two.one.rules, two.other.gates) == ({}, {GATE})
@@ -164,7 +164,7 @@ def test_guests_are_refused_where_the_rules_are_and_nowhere_before(two: Two) -> 
     netfilter = two.netfilter()
     netfilter.refuse([FLOW])
     assert not two.one.refused
-    netfilter.apply(STATE, thorough=False)
+    netfilter.apply(STATE, full=False)
     netfilter.refuse([FLOW])
     assert (two.one.refused, two.other.refused) == ([FLOW], [])
 
@@ -180,7 +180,7 @@ def test_what_a_backend_tells_is_told_of_the_one_that_holds_the_rules() -> None:
     assert netfilter.switched() == SWITCHED
     assert netfilter.counters(STATE)[WEB] == 0
     assert "192.168.122.50" in netfilter.render(STATE)
-    netfilter.apply(replace(STATE, confined=frozenset()), thorough=True)
+    netfilter.apply(replace(STATE, confined=frozenset()), full=True)
     assert (dict(netfilter.unusable), set(netfilter.confined())) == (unusable, set())
     assert not netfilter.switched()
     netfilter.close()
@@ -189,8 +189,8 @@ def test_what_a_backend_tells_is_told_of_the_one_that_holds_the_rules() -> None:
 def test_changes_in_any_rule_system_are_heard(two: Two) -> None:
     heard: list[Actor] = []
 
-    def changed(actor: Actor, *, thorough: bool) -> None:
-        assert not thorough
+    def changed(actor: Actor, *, full: bool) -> None:
+        assert not full
         heard.append(actor)
 
     monitors = two.netfilter().monitors(changed)

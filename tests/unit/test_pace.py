@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from fwdaemon.core.pace import REST_S, SHARE, STOCK_S, Budget, provoked
 from fwdaemon.core.report import Reason, ReasonKind
 from fwdaemon.kernel.process import budget_of_guests
-from fwdaemon.triggers import Hearing
+from fwdaemon.triggers import TriggerQueue
 
 COST_S, MINUTE_S, RESOLUTION_S = 0.02, 60.0, 1e-6
 
@@ -41,7 +41,7 @@ class Flooded:
         return self.cost * len(self.turns)
 
 
-def looks(budget: Budget, cost: float) -> Flooded:
+def takes_passes(budget: Budget, cost: float) -> Flooded:
     return Flooded(budget.wait, cost)
 
 
@@ -71,22 +71,22 @@ COSTS = st.floats(0.001, 2.0)
 
 
 @given(st.lists(COSTS, min_size=1, max_size=3), st.lists(COSTS, max_size=4), st.floats(1.0, 600.0))
-def test_all_floods_together_get_their_share_and_no_more(looking: list[float], hearing: list[float], s: float) -> None:
+def test_all_floods_together_get_their_share_and_no_more(passes: list[float], hearing: list[float], s: float) -> None:
     """Over any time, but for what was saved up before, and for the last piece of work of each."""
     clock = Clock()
     budget = Budget(clock)
-    crowd = [*(looks(budget, cost) for cost in looking), *(listens(budget, cost) for cost in hearing)]
+    crowd = [*(takes_passes(budget, cost) for cost in passes), *(listens(budget, cost) for cost in hearing)]
     spent = flood(clock, budget, crowd, s)
-    assert spent <= SHARE * s + STOCK_S + sum(looking) + sum(hearing)
+    assert spent <= SHARE * s + STOCK_S + sum(passes) + sum(hearing)
     assert SHARE == 0.05
 
 
 @given(st.lists(st.floats(0.001, 0.05), min_size=1, max_size=4), st.floats(0.001, 0.1))
-def test_whoever_listens_leaves_a_look_its_turn(hearing: list[float], cost: float) -> None:
+def test_whoever_listens_leaves_a_pass_its_turn(hearing: list[float], cost: float) -> None:
     """No look waits for longer than it takes to pay for one piece of work of each."""
     clock = Clock()
     budget = Budget(clock)
-    look = looks(budget, cost)
+    look = takes_passes(budget, cost)
     flood(clock, budget, [*(listens(budget, each) for each in hearing), look], 5 * MINUTE_S)
     assert max(after - before for before, after in pairwise([*look.turns, clock.now])) <= (
         (cost + sum(hearing)) / SHARE + REST_S
@@ -105,9 +105,9 @@ def test_what_comes_now_and_then_never_waits() -> None:
 def test_a_quiet_time_gives_the_stock_back_and_no_more() -> None:
     clock = Clock()
     budget = Budget(clock)
-    flood(clock, budget, [looks(budget, COST_S)], MINUTE_S)
+    flood(clock, budget, [takes_passes(budget, COST_S)], MINUTE_S)
     clock.now += 1000 * MINUTE_S
-    spent = flood(clock, budget, [looks(budget, COST_S)], 1.0)
+    spent = flood(clock, budget, [takes_passes(budget, COST_S)], 1.0)
     assert STOCK_S <= spent <= STOCK_S + SHARE + COST_S
 
 
@@ -162,7 +162,7 @@ GUESTS_RESTART = Reason(ReasonKind.DOMAIN, "web", "rebooted", by_guest=True)
 @pytest.mark.parametrize("kind", [ReasonKind.DOMAIN, ReasonKind.DEVICES, ReasonKind.NETWORK, ReasonKind.HOST_ADDRESS])
 @pytest.mark.parametrize("provoking", [Reason(ReasonKind.NEIGHBOUR, "192.0.2.1"), GUESTS_RESTART])
 def test_what_no_guest_can_provoke_is_urgent_in_the_middle_of_a_flood(kind: ReasonKind, provoking: Reason) -> None:
-    hearing = Hearing()
+    hearing = TriggerQueue()
     hearing.begin_inventory()
     told = Reason(kind, "web", "started")
     states = [hearing.urgent]

@@ -9,8 +9,8 @@ import pytest
 
 from fwdaemon import config as configuration
 from fwdaemon.audit import causes
+from fwdaemon.core.exposures import Nat, Owner, Route
 from fwdaemon.core.inventory import Inventory, Move, Network
-from fwdaemon.core.openings import Nat, Owner, Route
 from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Family
 from fwdaemon.resolve.placement import desired_state
@@ -64,7 +64,7 @@ def test_a_1_1_guest_that_may_run_here_at_any_moment_is_imminent(move: Move) -> 
         {Nat("web", ip_address("198.51.100.8"), ip_address("192.168.122.50"))} if move is not Move.GONE else set()
     )
     assert desired.imminent == expected
-    assert desired.openings == set()
+    assert desired.exposures == set()
     assert desired.families == ({4} if expected else set())
     assert len(desired.waiting) == 2
 
@@ -131,7 +131,7 @@ def test_interfaces_that_lead_away_are_told() -> None:
     assert placed(forward, inventory).ways_in == {"eth0", "eth1"}
 
 
-def test_the_bridges_that_openings_lead_to_are_told() -> None:
+def test_the_bridges_that_exposures_lead_to_are_told() -> None:
     desired = placed(nat() + route())
     assert desired.bridges == replace(desired).bridges == {(Family.IPV4, "virbr0")}
 
@@ -142,10 +142,10 @@ def test_the_subnet_of_a_guest_with_a_public_address_takes_part_in_hairpin() -> 
 
 def test_what_is_held_joins_what_is_wanted() -> None:
     wanted, held = placed(nat()), placed(route())
-    both = wanted.having(held.openings)
+    both = wanted.having(held.exposures)
     assert both.nats == wanted.nats
     assert both.routes == {Route("default", *next((item.subnet, item.bridge) for item in held.routes))}
-    assert both.openings == wanted.openings | held.openings
+    assert both.exposures == wanted.exposures | held.exposures
 
 
 def test_a_route_leads_to_the_network_of_the_first_uri_though_it_is_not_active() -> None:

@@ -56,7 +56,7 @@ def test_a_packet_goes_where_the_configuration_says(entries: list[str], head: st
     found, _ = accepted(entries, head)
     desired = placement.desired_state(found, HOST)
     native, old, memory = nftables.tables(desired), legacy.tables(desired), Kernel()
-    MemoryBackend(memory).apply(desired, thorough=True)
+    MemoryBackend(memory).apply(desired, full=True)
     for packet in PACKETS:
         family = Family.of(packet.to)
         meant = by_configuration(found, packet)
@@ -72,6 +72,6 @@ def test_the_order_of_entries_and_guests_does_not_matter(entries: list[str], ord
     shuffled = replace(HOST, domains=tuple(order.sample(HOST.domains, len(HOST.domains))))
     first = placement.desired_state(accepted(kept)[0], HOST)
     second = placement.desired_state(accepted(order.sample(kept, len(kept)))[0], shuffled)
-    assert first.openings == second.openings
+    assert first.exposures == second.exposures
     assert nftables.tables(first) == nftables.tables(second)
     assert legacy.tables(first) == legacy.tables(second)

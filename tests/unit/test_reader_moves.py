@@ -54,13 +54,13 @@ def test_a_guest_that_arrives_paused_is_not_here_until_it_runs(
     reader: Reader, connection: libvirt.virConnect, guest: libvirt.virDomain
 ) -> None:
     guest.suspend()
-    reader.doubt(guest.UUIDString(), Move.HERE)
+    reader.invalidate(guest.UUIDString(), Move.HERE)
     assert seen(reader, connection) == (False, Move.ARRIVED)
     assert seen(reader, connection) == (False, Move.ARRIVED)
     guest.resume()
     assert seen(reader, connection) == (True, None)
     guest.suspend()
-    reader.doubt(guest.UUIDString())
+    reader.invalidate(guest.UUIDString())
     assert seen(reader, connection) == (True, None)
 
 
@@ -72,11 +72,11 @@ def test_a_guest_that_shuts_down_runs_no_more_than_before(
     guest = connection.createXML(GUEST)
     if received:
         guest.suspend()
-        reader.doubt(guest.UUIDString(), Move.HERE)
+        reader.invalidate(guest.UUIDString(), Move.HERE)
     before = seen(reader, connection)
     assert before == ((False, Move.ARRIVED) if received else (True, None))
     monkeypatch.setattr(libvirt.virDomain, "state", lambda _domain: [libvirt.VIR_DOMAIN_SHUTDOWN, 1])
-    reader.doubt(guest.UUIDString())
+    reader.invalidate(guest.UUIDString())
     assert seen(reader, connection) == before
 
 
@@ -84,7 +84,7 @@ def test_a_guest_that_is_lost_before_all_of_it_was_here_may_go_on_elsewhere(
     reader: Reader, connection: libvirt.virConnect, guest: libvirt.virDomain, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Post-copy that fails early: libvirt's in-process driver cannot do it, so its state is given."""
-    reader.doubt(guest.UUIDString(), Move.HERE)
+    reader.invalidate(guest.UUIDString(), Move.HERE)
     monkeypatch.setattr(libvirt.virDomain, "state", lambda _domain: [libvirt.VIR_DOMAIN_RUNNING, 10])
     assert seen(reader, connection) == (True, None)
     guest.destroy()
@@ -94,12 +94,12 @@ def test_a_guest_that_is_lost_before_all_of_it_was_here_may_go_on_elsewhere(
 def test_a_guest_that_is_lost_between_list_and_question_may_go_on_elsewhere_too(
     reader: Reader, connection: libvirt.virConnect, guest: libvirt.virDomain, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    reader.doubt(guest.UUIDString(), Move.HERE)
+    reader.invalidate(guest.UUIDString(), Move.HERE)
     monkeypatch.setattr(libvirt.virDomain, "state", lambda _domain: [libvirt.VIR_DOMAIN_RUNNING, 10])
     assert seen(reader, connection) == (True, None)
     crashed = [libvirt.VIR_DOMAIN_SHUTOFF, libvirt.VIR_DOMAIN_SHUTOFF_CRASHED]
     monkeypatch.setattr(libvirt.virDomain, "state", lambda _domain: crashed)
-    reader.doubt(guest.UUIDString())
+    reader.invalidate(guest.UUIDString())
     assert seen(reader, connection) == (False, Move.GONE)
     guest.destroy()
     assert seen(reader, connection) == (False, Move.GONE)
@@ -119,7 +119,7 @@ def test_how_a_guest_ended_says_whether_it_may_be_rebooting(
         if reason is not None:
             monkeypatch.setattr(libvirt.virDomain, "state", lambda _domain: [libvirt.VIR_DOMAIN_SHUTOFF, reason])
         for _ in range(2):
-            reader.doubt(guest.UUIDString())
+            reader.invalidate(guest.UUIDString())
             assert returns(reader, connection) is (reason is None)
     finally:
         guest.undefine()
@@ -146,7 +146,7 @@ def test_a_guest_that_another_host_took_while_paused_is_gone(
     guest.suspend()
     assert seen(reader, connection) == (True, None)
     guest.destroy()
-    reader.doubt(uuid, Move.GONE)
+    reader.invalidate(uuid, Move.GONE)
     assert seen(reader, connection) == (False, Move.GONE)
     assert seen(reader, connection) == (False, Move.GONE)
 
@@ -159,7 +159,7 @@ def test_a_defined_guest_that_another_host_took_is_gone_until_it_starts_again(
         guest.create()
         assert seen(reader, connection) == (True, None)
         guest.destroy()
-        reader.doubt(guest.UUIDString(), Move.GONE)
+        reader.invalidate(guest.UUIDString(), Move.GONE)
         assert seen(reader, connection) == (False, Move.GONE)
         assert seen(reader, connection) == (False, Move.GONE)
         guest.create()
@@ -176,7 +176,7 @@ def test_a_guest_that_only_stops_is_not_gone(
 ) -> None:
     assert seen(reader, connection) == (True, None)
     guest.destroy()
-    reader.doubt(guest.UUIDString())
+    reader.invalidate(guest.UUIDString())
     assert seen(reader, connection) is None
 
 

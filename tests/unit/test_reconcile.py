@@ -8,13 +8,23 @@ from typing import Any
 import pytest
 
 from fwdaemon.audit.throttle import LINES, WINDOW_S
+from fwdaemon.core.exposures import Owner
 from fwdaemon.core.inventory import Hindrance, HindranceKind, Move, Place
-from fwdaemon.core.openings import Owner
-from fwdaemon.core.report import Actor, ActorKind, Cause, GateChange, Outcome, Reason, ReasonKind, Report, Setting
+from fwdaemon.core.report import (
+    Actor,
+    ActorKind,
+    ApplyResult,
+    Cause,
+    GateChange,
+    Reason,
+    ReasonKind,
+    ReconcileReport,
+    Setting,
+)
 from fwdaemon.core.state import Desired, Proxied, Unchosen, Waiting
 from fwdaemon.core.types import Family, Gate, Origin
 from fwdaemon.errors import KernelError
-from fwdaemon.reconcile import Occasion, Reconciler
+from fwdaemon.reconcile import Reconciler, Request
 from tests.unit import saying
 from tests.unit.backend_behaviour import FLOW, MAIL, ROUTED, SIX, STATE, WEB
 from tests.unit.forwards import address, forward, nat
@@ -45,9 +55,9 @@ class Bench(Memory):
         """Begin anew, as after a restart: what the kernel holds stays."""
         self.reconciler = Reconciler(self.seams())
 
-    def reconcile(self, desired: Desired, occasion: Occasion | None = None) -> list[str]:
+    def reconcile(self, desired: Desired, request: Request | None = None) -> list[str]:
         """Reconcile once, wait for connections to be ended, and give the lines."""
-        self.reconciler.reconcile(desired, replace(occasion or look(), now=self.now))
+        self.reconciler.reconcile(desired, replace(request or look(), now=self.now))
         return self.lines()
 
     def lines(self) -> list[str]:
@@ -61,12 +71,12 @@ class Bench(Memory):
     def written(self) -> set[str]:
         return {item.name for items in self.kernel.rules.values() for item in items if "home" not in item.name}
 
-    def reported(self) -> Report:
+    def reported(self) -> ReconcileReport:
         assert self.reconciler.report is not None
         return self.reconciler.report
 
     def changes(self) -> list[tuple[str, object]]:
-        return [(change.action, change.opening) for change in self.reported().changes]
+        return [(change.action, change.exposure) for change in self.reported().changes]
 
 
 @pytest.fixture
@@ -75,14 +85,14 @@ def bench(caplog: pytest.LogCaptureFixture) -> Bench:
     return Bench(caplog=caplog)
 
 
-def look(*reasons: Reason, **more: Any) -> Occasion:
-    """Give an occasion to look, after these reasons."""
-    return Occasion(reasons, (), 0.0, **more)
+def look(*reasons: Reason, **more: Any) -> Request:
+    """Give a request to look, after these reasons."""
+    return Request(reasons, (), 0.0, **more)
 
 
 def stopped(domain: str = "web1", *, move: Move | None = None, returning: bool = True) -> Desired:
     """Give the state in which a domain does not run here."""
-    gone = (item for item in STATE.openings if item.owner == Owner(domain))
+    gone = (item for item in STATE.exposures if item.owner == Owner(domain))
     waiting = Waiting(Owner(domain), saying.STOPPED, ORIGIN, stopped=True, move=move, returning=returning)
     return replace(without(STATE, *gone), waiting=(waiting,))
 
@@ -94,15 +104,15 @@ def test_at_first_everything_is_added_and_told_with_where_the_rules_are(bench: B
     told = bench.reconcile(STATE, look(Reason(ReasonKind.RUNNING, "web1", "domain")))
     assert told[0] == "rules are in nftables: libvirt has no rules of its own"
     assert {line.split(" (")[0] for line in told[1:]} == {
-        f"added {'network ' if item.owner.kind == 'network' else ''}{name_of(item)}" for item in STATE.openings
+        f"added {'network ' if item.owner.kind == 'network' else ''}{name_of(item)}" for item in STATE.exposures
     }
     report = bench.reported()
-    assert (report.desired.openings, report.placed, report.location) == (
-        STATE.openings,
+    assert (report.desired.exposures, report.placed, report.location) == (
+        STATE.exposures,
         STATE,
         ("nftables", "libvirt has no rules of its own"),
     )
-    assert {change.opening for change in report.changes} == STATE.openings
+    assert {change.exposure for change in report.changes} == STATE.exposures
     assert bench.host.adopted == [(frozenset(), frozenset())]
 
 
@@ -118,8 +128,8 @@ def test_what_an_earlier_run_left_is_adopted_and_what_nobody_wants_of_it_is_remo
 def test_where_nothing_is_new_nothing_is_told_or_done(bench: Bench) -> None:
     bench.reconcile(STATE)
     generation = bench.kernel.generation
-    for thorough in (False, True):
-        assert bench.reconcile(STATE, look(thorough=thorough)) == []
+    for full in (False, True):
+        assert bench.reconcile(STATE, look(full=full)) == []
     assert (bench.kernel.generation, bench.changes()) == (generation, [])
     assert bench.reconcile(replace(STATE)) == []
 
@@ -143,12 +153,12 @@ def test_a_wipe_is_told_with_who_did_it_as_soon_as_that_is_heard(bench: Bench) -
     assert bench.reported().actors == (NFT,)
 
 
-def test_an_opening_outlives_its_domain_for_a_moment_and_the_stop_is_its_cause(bench: Bench) -> None:
+def test_an_exposure_outlives_its_domain_for_a_moment_and_the_stop_is_its_cause(bench: Bench) -> None:
     bench.reconcile(STATE)
     assert bench.reconcile(stopped(), look(STOPPED)) == []
     assert name_of(WEB) in bench.written
-    assert WEB in bench.reported().desired.openings
-    due = bench.reconciler.look_again_at
+    assert WEB in bench.reported().desired.exposures
+    due = bench.reconciler.next_pass_at
     assert due is not None
     bench.now = due
     told = bench.reconcile(stopped())
@@ -156,7 +166,7 @@ def test_an_opening_outlives_its_domain_for_a_moment_and_the_stop_is_its_cause(b
     assert name_of(WEB) not in bench.written
 
 
-def test_an_opening_goes_at_once_with_a_domain_that_cannot_be_rebooting(bench: Bench) -> None:
+def test_an_exposure_goes_at_once_with_a_domain_that_cannot_be_rebooting(bench: Bench) -> None:
     bench.reconcile(STATE)
     told = bench.reconcile(stopped(returning=False), look(STOPPED))
     assert "removed web1: tcp *:80 -> 192.168.122.50:8080 (domain web1 stopped)" in told
@@ -192,23 +202,27 @@ def test_a_new_configuration_holds_nothing_back_and_everything_that_waits_is_tol
 def test_gates_are_told_with_who_moved_them(bench: Bench) -> None:
     bench.kernel.forward_chains = (GATE,)
     assert f"added gate in {GATE}: it is missing (found at a regular comparison)" in bench.reconcile(STATE)
-    bench.host.outcome = Outcome(gates=(GateChange(GATE, restored=True, fault="it was not the first"),), changed=True)
+    bench.host.result = ApplyResult(
+        gates=(GateChange(GATE, restored=True, fault="it was not the first"),), changed=True
+    )
     told = bench.reconcile(STATE, look(overheard=lambda: ((NFT,), ())))
     assert told == [f"restored gate in {GATE}: it was not the first (changed by nft, pid 9)"]
-    bench.host.outcome = Outcome()
+    bench.host.result = ApplyResult()
     bench.kernel.gates.clear()
-    told = bench.reconcile(STATE, look(thorough=True))
+    told = bench.reconcile(STATE, look(full=True))
     assert told == [f"added gate in {GATE}: it is missing (found at a regular comparison)"]
 
 
 def test_settings_and_notes_of_the_host_are_told(bench: Bench) -> None:
-    bench.host.outcome = Outcome(settings=(Setting("net.ipv4.ip_forward = 1", restored=False),), notes=("mind this",))
+    bench.host.result = ApplyResult(
+        settings=(Setting("net.ipv4.ip_forward = 1", restored=False),), notes=("mind this",)
+    )
     assert bench.reconcile(STATE)[1:3] == ["set net.ipv4.ip_forward = 1: forwards need it", "mind this"]
 
 
 def test_faults_of_all_are_reported_and_told_once_they_last(bench: Bench) -> None:
     bench.reconcile(STATE)
-    bench.host.outcome = Outcome(faults=("the host cannot",))
+    bench.host.result = ApplyResult(faults=("the host cannot",))
     bench.others.found = ("a clash",)
     several = Hindrance(HindranceKind.SEVERAL_INTERFACES, places=(Place("mac1", "default"), Place("mac2", "default")))
     state = replace(STATE, remarks=(Unchosen("web1", "mac1", several, ORIGIN),))
@@ -217,10 +231,10 @@ def test_faults_of_all_are_reported_and_told_once_they_last(bench: Bench) -> Non
         " leads to mac1 (portfwd.toml:1)"
     )
     assert bench.reconcile(state) == []
-    bench.now = bench.reconciler.look_again_at or 0.0
+    bench.now = bench.reconciler.next_pass_at or 0.0
     assert bench.reconcile(state) == ["the host cannot", advice, "a clash"]
     assert bench.reconcile(state) == []
-    assert bench.reported().outcome.faults == ("the host cannot", advice, "a clash")
+    assert bench.reported().result.faults == ("the host cannot", advice, "a clash")
 
 
 def test_what_flaps_is_counted_and_told_when_that_is_over(bench: Bench) -> None:
@@ -228,15 +242,15 @@ def test_what_flaps_is_counted_and_told_when_that_is_over(bench: Bench) -> None:
     bench.kernel.forward_chains = (GATE,)
     bench.reconcile(state)
     told = []
-    bench.host.outcome = Outcome(settings=(setting,))
+    bench.host.result = ApplyResult(settings=(setting,))
     for _ in range(LINES + 2):
         bench.kernel.wipe()
         told += bench.reconcile(state)
     assert [sum(what in line for line in told) for what in ("restored web1", "gate in", "restored a = 1")] == [
         LINES
     ] * 3
-    bench.host.outcome = Outcome()
-    bench.now = bench.reconciler.look_again_at or 0.0
+    bench.host.result = ApplyResult()
+    bench.now = bench.reconciler.next_pass_at or 0.0
     assert bench.now == WINDOW_S
     flapped = bench.reconcile(state)
     assert len(flapped) == 3
@@ -280,8 +294,8 @@ def test_one_interface_is_confined_before_it_forwards_and_a_later_run_knows(benc
 def test_the_host_is_looked_at_whole_after_an_event_and_now_and_then(bench: Bench) -> None:
     bench.reconcile(STATE)
     bench.reconcile(STATE, look(STOPPED))
-    bench.reconcile(STATE, look(thorough=True))
-    assert [thorough for _, thorough in bench.host.kept] == [False, True, True]
+    bench.reconcile(STATE, look(full=True))
+    assert [full for _, full in bench.host.kept] == [False, True, True]
 
 
 def test_where_the_kernel_refuses_what_was_applied_stays_and_is_what_the_next_one_starts_from(bench: Bench) -> None:
@@ -318,7 +332,7 @@ def test_connections_of_what_went_are_refused_and_ended_and_others_go_on(bench: 
     assert ended + bench.reported().ended == 1
 
 
-def test_where_connections_cannot_be_listed_that_is_told_and_done_at_the_next_look(bench: Bench) -> None:
+def test_where_connections_cannot_be_listed_that_is_told_and_done_at_the_next_pass(bench: Bench) -> None:
     bench.reconcile(STATE)
     bench.connections.flows, bench.connections.faults = [FLOW], [KernelError(FULL)]
     told = bench.reconcile(without(STATE, WEB))
@@ -386,7 +400,7 @@ def test_at_the_end_all_goes_and_is_told(bench: Bench) -> None:
     bench.reconciler.remove(Cause((Reason(ReasonKind.STOP, detail="on_stop = remove"),)))
     told = bench.lines()
     assert {line.split(" (")[1] for line in told} == {"the daemon stops, on_stop = remove)"}
-    assert len(told) == len(STATE.openings)
+    assert len(told) == len(STATE.exposures)
     assert (bench.kernel.rules, bench.connections.flows, bench.host.removed) == ({}, [], [state.forwarded])
     # What the guest still sends is refused for a moment, before the rules that refuse it go.
     assert (bench.kernel.refused, bench.clock.slept) == ([FLOW], [1.0])
@@ -395,7 +409,7 @@ def test_at_the_end_all_goes_and_is_told(bench: Bench) -> None:
 
 def test_what_could_not_be_removed_is_told_in_place_of_what_went(bench: Bench) -> None:
     bench.reconcile(STATE)
-    bench.host.outcome = Outcome(faults=("an address stays",), notes=("mind this",))
+    bench.host.result = ApplyResult(faults=("an address stays",), notes=("mind this",))
     bench.kernel.refusals = 2
     bench.reconciler.remove(Cause())
     assert bench.lines() == [

@@ -21,7 +21,7 @@ def test_a_reload_is_asked_for_and_answered() -> None:
         assert woken == [True, True]
         reloads.begin()
         reloads.read()
-        reloads.looked()
+        reloads.pass_ended()
         assert await asyncio.gather(*asking) == [Reloaded(), Reloaded()]
 
     asyncio.run(scene())
@@ -35,18 +35,18 @@ def test_who_asks_in_the_middle_waits_for_the_next_one() -> None:
         reloads.begin()
         second = asyncio.ensure_future(reloads.ask())
         await asyncio.sleep(0)
-        reloads.looked()
+        reloads.pass_ended()
         await asyncio.sleep(0)
         assert not first.done()
         reloads.read()
         reloads.refused([PROBLEM])
         assert await first == Reloaded(problems=(PROBLEM,))
-        reloads.looked()
+        reloads.pass_ended()
         await asyncio.sleep(0)
         assert not second.done()
         reloads.begin()
         reloads.read()
-        reloads.looked("nft failed")
+        reloads.pass_ended("nft failed")
         assert await second == Reloaded(failure="nft failed")
 
     asyncio.run(scene())
@@ -61,7 +61,7 @@ def test_who_has_left_is_not_answered() -> None:
         asking.cancel()
         await asyncio.gather(asking, return_exceptions=True)
         reloads.read()
-        reloads.looked()
+        reloads.pass_ended()
 
     asyncio.run(scene())
 

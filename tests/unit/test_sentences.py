@@ -32,7 +32,7 @@ READERS: Final = {
 MIDDLE: Final = sorted(file for room in ("core", "resolve") for file in (PROGRAM / room).rglob("*.py"))
 SAYING: Final = {
     "core/inventory.py": "who told an address, in a word or two",
-    "core/openings.py": "what a 1:1 address is, as the rows of the status and the audit have it",
+    "core/exposures.py": "what a 1:1 address is, as the rows of the status and the audit have it",
     "core/text.py": "what is wrong with a value of the configuration",
 }
 _READS: Final = frozenset(

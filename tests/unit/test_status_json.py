@@ -38,9 +38,9 @@ def test_the_checker_notices() -> None:
     ]
 
 
-def test_one_opening_in_full() -> None:
-    openings = {(row["owner"], row["family"]): row for row in encoded(status())["openings"]}
-    assert openings["web1", 4] == {
+def test_one_exposure_in_full() -> None:
+    exposures = {(row["owner"], row["family"]): row for row in encoded(status())["openings"]}
+    assert exposures["web1", 4] == {
         "owner": "web1",
         "owner_kind": "domain",
         "state": "active",
@@ -67,10 +67,10 @@ def test_one_opening_in_full() -> None:
         "open_connections": 12,
         "open_bytes": 98765,
     }
-    assert openings["lab", 6]["subnet"] == "2001:db8:1::/64"
-    assert openings["lab", 6]["bridge"] == "virbr2"
-    assert openings["public", 4]["target"] is None
-    assert openings["post", 4]["address"] == "198.51.100.9"
+    assert exposures["lab", 6]["subnet"] == "2001:db8:1::/64"
+    assert exposures["lab", 6]["bridge"] == "virbr2"
+    assert exposures["public", 4]["target"] is None
+    assert exposures["post", 4]["address"] == "198.51.100.9"
 
 
 def test_the_version_of_the_form_is_told() -> None:

@@ -4,8 +4,8 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from ipaddress import ip_address
 
+from fwdaemon.core.exposures import Owner
 from fwdaemon.core.inventory import Hindrance, HindranceKind, Move, Place
-from fwdaemon.core.openings import Owner
 from fwdaemon.core.state import Desired, Waiting
 from fwdaemon.core.types import Family
 from fwdaemon.status.model import Row, State, Usage, counts

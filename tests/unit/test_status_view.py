@@ -54,7 +54,7 @@ def test_elsewhere(request: pytest.FixtureRequest) -> None:
 
 @pytest.mark.parametrize("width", [72, 80, 200])
 def test_what_matters_most_is_whole_at_any_width(width: int) -> None:
-    """However narrow: where each opening listens, and where it leads or why it does not, are wrapped and never cut."""
+    """However narrow: where each exposure listens, and where it leads or why it does not, are wrapped and never cut."""
     lines = drawn(width).partition("\nSTATE")[2].splitlines()
     heading = f"STATE{lines[0]}"
     starts = [heading.index(title) for title in ("LISTENS", "TARGET", "CONNS")]

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from fwdaemon.core.openings import Owner
+from fwdaemon.core.exposures import Owner
 from fwdaemon.core.state import Desired, Waiting
 from fwdaemon.core.types import Origin
 from fwdaemon.errors import Problem
-from fwdaemon.status.model import Configuration, Header, Look, RefusedReload, Rules
+from fwdaemon.status.model import Configuration, Header, Pass, RefusedReload, Rules
 from fwdaemon.status.rows import summary
 from tests.unit.forwards import forward, nat, route
 from tests.unit.saying import STOPPED
@@ -38,11 +38,11 @@ MIXED = Desired(
         (MIXED, "1 forward, 2 1:1 addresses, 1 route, 2 waiting; nftables; libvirt answers"),
     ],
 )
-def test_openings_are_counted_by_their_kind(desired: Desired | None, text: str) -> None:
+def test_exposures_are_counted_by_their_kind(desired: Desired | None, text: str) -> None:
     assert summary(desired, HEADER, []) == text
 
 
-def test_before_the_first_look_there_is_little_to_tell() -> None:
+def test_before_the_first_pass_there_is_little_to_tell() -> None:
     assert summary(None, replace(HEADER, rules=None), ["qemu:///system"]) == "no answer from libvirt at qemu:///system"
 
 
@@ -57,7 +57,7 @@ def test_the_legacy_tables_are_named() -> None:
         (replace(HEADER, problems=("a",)), "1 problem"),
         (replace(HEADER, problems=("a", "b")), "2 problems"),
         (
-            replace(HEADER, look=Look(NOW, 0.1, changed=False, error="nft: no\nmore")),
+            replace(HEADER, last_pass=Pass(NOW, 0.1, changed=False, error="nft: no\nmore")),
             r"the last look failed: nft: no\nmore",
         ),
         (

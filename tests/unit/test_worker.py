@@ -68,15 +68,15 @@ def test_libvirts_events_are_heard_once_a_thread_is_to_be_had() -> None:
     loop.stop()
 
 
-@pytest.mark.parametrize("thorough", [True, False])
-def test_the_proxy_on_loopback_begins_once_a_thread_is_to_be_had(*, thorough: bool) -> None:
+@pytest.mark.parametrize("full", [True, False])
+def test_the_proxy_on_loopback_begins_once_a_thread_is_to_be_had(*, full: bool) -> None:
     web = forward("tcp *:48080", "192.168.122.50:8080")
     proxy, desired = LocalProxy(), Desired(frozenset({web}), localhost=True)
     for _ in range(2):
         with no_threads(), pytest.raises(KernelError, match="no forward answers on"):
-            proxy.keep(desired, thorough=thorough)
+            proxy.apply(desired, full=full)
     try:
-        assert proxy.keep(desired, thorough=thorough).changed
+        assert proxy.apply(desired, full=full).changed
     finally:
         proxy.close()
 

@@ -16,7 +16,7 @@ from fwdaemon.core.types import Address, Family, Protocol
 from fwdaemon.legacy.model import LEAD, PRE, TableName
 from fwdaemon.legacy.model import Rule as LegacyRule
 from fwdaemon.legacy.model import Table as LegacyTable
-from fwdaemon.nftables.branches import PLAIN
+from fwdaemon.nftables.dispatch_chains import PLAIN
 from fwdaemon.nftables.model import Table
 from fwdaemon.nftables.model import Target as MapTarget
 from fwdaemon.rulesets.packet import Packet, Surroundings

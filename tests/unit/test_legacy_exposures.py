@@ -5,14 +5,14 @@ from itertools import product
 
 import pytest
 
-from fwdaemon.core.openings import Nat, Opening
+from fwdaemon.core.exposures import Exposure, Nat
 from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Family
 from fwdaemon.legacy.difference import difference
 from fwdaemon.legacy.model import FWD, LEAD, OUT, POST, PRE, Head, ObservedTable, Table, TableName
-from fwdaemon.legacy.ruleset import Plan, links, openings_of, tables
+from fwdaemon.legacy.ruleset import Plan, exposures_of, links, tables
 from tests.unit.forwards import forward, nat, route, subnets
-from tests.unit.test_golden import OUTER, SUBNETS
+from tests.unit.test_golden import SUBNETS, UPLINK
 
 WEB = forward("tcp *:80", "192.168.122.50:80")
 BOUND = forward("tcp *:90", "192.168.122.50:90", interface="eth0")
@@ -24,8 +24,8 @@ NAT, MANGLE, FILTER = TableName.NAT, TableName.MANGLE, TableName.FILTER
 GOOD = Head((0,), good=True, first=True)
 
 
-def state(*openings: Opening) -> Desired:
-    return Desired(guest_subnets=SUBNETS, uplinks=OUTER).having(openings)
+def state(*exposures: Exposure) -> Desired:
+    return Desired(guest_subnets=SUBNETS, uplinks=UPLINK).having(exposures)
 
 
 def rules(table: TableName, chain: str, desired: Desired, family: Family = Family.IPV4) -> list[str]:
@@ -177,17 +177,17 @@ def test_a_table_wanted_no_more_loses_our_chains_and_links() -> None:
     assert [(edit.chain, edit.delete, edit.insert) for edit in change.edits] == [("FORWARD", (0,), ())]
 
 
-def test_a_rule_tells_which_opening_it_serves() -> None:
+def test_a_rule_tells_which_exposure_it_serves() -> None:
     desired = state(WEB, MAIL, ROUTE)
-    served = openings_of(desired, Family.IPV4)
+    served = exposures_of(desired, Family.IPV4)
     found = {
-        opening: {
+        exposure: {
             (table, chain)
             for table, rules in tables(desired)[Family.IPV4].items()
             for chain in rules.chains
-            if any(served.get(rule.comment) == opening for rule in rules.chains[chain])
+            if any(served.get(rule.comment) == exposure for rule in rules.chains[chain])
         }
-        for opening in desired.openings
+        for exposure in desired.exposures
     }
     assert found == {
         WEB: {(NAT, LEAD)},
@@ -223,7 +223,7 @@ def plan(desired: Desired, table: TableName, chain: str, before: Desired) -> Pla
         pytest.param(MANGLE, LEAD, {ROUTE}, id="the labels"),
     ],
 )
-def test_what_is_flushed_damages_those_who_rely_on_it(table: TableName, chain: str, damaged: set[Opening]) -> None:
+def test_what_is_flushed_damages_those_who_rely_on_it(table: TableName, chain: str, damaged: set[Exposure]) -> None:
     desired = state(WEB, MAIL, ROUTE)
     assert plan(desired, table, chain, desired).damaged == damaged
 
@@ -243,5 +243,5 @@ def test_what_an_earlier_run_left_is_named() -> None:
 def test_a_hostile_name_is_no_syntax() -> None:
     hostile = '"\n-j ACCEPT --comment $(reboot)'
     desired = state(Nat(hostile, MAIL.public, MAIL.target), replace(ROUTE, network=hostile))
-    served = openings_of(desired, Family.IPV4)
+    served = exposures_of(desired, Family.IPV4)
     assert {comment.split(" ")[0] for comment in served} == {"___j_ACCEPT___comment___reboot_"}

@@ -6,49 +6,49 @@ from pathlib import Path
 
 import pytest
 
-from fwdaemon.hostnet.owned_state import Ledger, Record
+from fwdaemon.hostnet.owned_state import OwnedStateFile, Record
 
 ONE: Record = {"port": "vnet0", "index": 3}
 OTHER: Record = {"port": "vnet1", "index": 4}
 
 
 def test_a_later_run_reads_what_was_written(tmp_path: Path) -> None:
-    ledger = Ledger("ports", tmp_path / "made")
-    assert ledger.records == ()
-    ledger.write([OTHER, ONE])
+    state_file = OwnedStateFile("ports", tmp_path / "made")
+    assert state_file.records == ()
+    state_file.write([OTHER, ONE])
     assert json.loads((tmp_path / "made/ports.json").read_text()) == [ONE, OTHER]
-    assert Ledger("ports", tmp_path / "made").records == (ONE, OTHER)
-    ledger.write([])
-    assert Ledger("ports", tmp_path / "made").records == ()
+    assert OwnedStateFile("ports", tmp_path / "made").records == (ONE, OTHER)
+    state_file.write([])
+    assert OwnedStateFile("ports", tmp_path / "made").records == ()
 
 
 def test_it_is_replaced_as_a_whole(tmp_path: Path) -> None:
-    ledger = Ledger("ports", tmp_path)
-    ledger.write([ONE])
+    state_file = OwnedStateFile("ports", tmp_path)
+    state_file.write([ONE])
     with (tmp_path / "ports.json").open() as reading:
-        ledger.write([OTHER])
+        state_file.write([OTHER])
         assert json.load(reading) == [ONE]
     assert [path.name for path in tmp_path.iterdir()] == ["ports.json"]
 
 
 def test_it_is_not_written_where_nothing_changes(tmp_path: Path) -> None:
-    Ledger("ports", tmp_path).write([])
+    OwnedStateFile("ports", tmp_path).write([])
     assert list(tmp_path.iterdir()) == []
 
 
 def test_it_is_written_again_where_its_file_went(tmp_path: Path) -> None:
-    ledger = Ledger("ports", tmp_path)
-    ledger.write([ONE])
+    state_file = OwnedStateFile("ports", tmp_path)
+    state_file.write([ONE])
     (tmp_path / "ports.json").unlink()
-    ledger.write([ONE])
-    assert Ledger("ports", tmp_path).records == (ONE,)
+    state_file.write([ONE])
+    assert OwnedStateFile("ports", tmp_path).records == (ONE,)
 
 
 @pytest.mark.parametrize("name", [b"eth\xff", b"x\x85wan0", "x\x85wan0".encode(), b"x\x1ewan0", b'x"},{"port":"wan0'])
 def test_a_name_of_any_bytes_is_one_name(tmp_path: Path, name: bytes) -> None:
     record: Record = {"port": name.decode(errors="surrogateescape"), "index": 1}
-    Ledger("ports", tmp_path).write([record])
-    assert Ledger("ports", tmp_path).records == (record,)
+    OwnedStateFile("ports", tmp_path).write([record])
+    assert OwnedStateFile("ports", tmp_path).records == (record,)
 
 
 @pytest.mark.parametrize(
@@ -56,27 +56,27 @@ def test_a_name_of_any_bytes_is_one_name(tmp_path: Path, name: bytes) -> None:
 )
 def test_what_is_no_record_says_nothing(tmp_path: Path, text: str) -> None:
     (tmp_path / "ports.json").write_text(text, encoding="latin-1")
-    assert Ledger("ports", tmp_path).records == ()
+    assert OwnedStateFile("ports", tmp_path).records == ()
 
 
 def test_what_cannot_be_written_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "file").write_text("")
-    ledger = Ledger("ports", tmp_path / "file")
+    state_file = OwnedStateFile("ports", tmp_path / "file")
     with caplog.at_level(logging.WARNING):
-        ledger.write([ONE])
-    assert ledger.records == (ONE,)
+        state_file.write([ONE])
+    assert state_file.records == (ONE,)
     assert "settings may stay as they are now" in caplog.text
 
 
 def test_what_could_not_be_written_is_told_once_and_written_later(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    ledger = Ledger("ports", tmp_path)
-    ledger.write([ONE])
+    state_file = OwnedStateFile("ports", tmp_path)
+    state_file.write([ONE])
     (tmp_path / "ports.json.new").mkdir()
-    assert not ledger.write([OTHER])
-    assert not ledger.write([OTHER])
+    assert not state_file.write([OTHER])
+    assert not state_file.write([OTHER])
     assert len(caplog.records) == 1
     (tmp_path / "ports.json.new").rmdir()
-    assert ledger.write([OTHER])
-    assert Ledger("ports", tmp_path).records == (OTHER,)
+    assert state_file.write([OTHER])
+    assert OwnedStateFile("ports", tmp_path).records == (OTHER,)

@@ -1,4 +1,4 @@
-"""What openings need of the host besides rules: forwarding, routes, addresses, proxies, and two settings of bridges.
+"""What exposures need of the host besides rules: forwarding, routes, addresses, proxies, and two settings of bridges.
 
 Each has its keeper, which compares the host with what is wanted, puts back what others changed, and takes away only
 what it made itself. What one of them cannot do is told as a fault, and no reason to leave the others undone.
@@ -10,9 +10,9 @@ from functools import partial, reduce
 from pathlib import Path
 from typing import Final
 
-from fwdaemon.core.openings import Nat
+from fwdaemon.core.exposures import Nat
 from fwdaemon.core.pace import Budget
-from fwdaemon.core.report import Outcome, Setting, joined, tried
+from fwdaemon.core.report import ApplyResult, Setting, joined, tried
 from fwdaemon.core.state import Desired
 from fwdaemon.core.text import is_interface_name
 from fwdaemon.core.types import Family
@@ -21,7 +21,7 @@ from fwdaemon.hostnet.forwarding import Forwarding, bridging
 from fwdaemon.hostnet.hairpin import HairpinPorts
 from fwdaemon.hostnet.local_proxy import LocalProxy
 from fwdaemon.hostnet.neighbour_proxy import NeighbourProxies
-from fwdaemon.hostnet.owned_state import DIRECTORY, Ipv6Bridges, Ledger
+from fwdaemon.hostnet.owned_state import DIRECTORY, Ipv6Bridges, OwnedStateFile
 from fwdaemon.hostnet.public_addresses import Gateways, PublicAddresses
 from fwdaemon.hostnet.routes import RouteKeeper
 from fwdaemon.kernel import sysctl
@@ -33,19 +33,19 @@ _log = logging.getLogger(__name__)
 _ROUTE_LOCALNET: Final = "route-localnet"
 
 
-def put_back(directory: Path) -> Outcome:
+def put_back(directory: Path) -> ApplyResult:
     """Turn `route_localnet` off where it was turned on for `localhost = true`, and forget that."""
     record = directory / _ROUTE_LOCALNET
     try:
         lines = record.read_bytes().split(b"\n")
     except OSError:
-        return Outcome()
+        return ApplyResult()
     done = [setting for line in lines if (setting := _turned_off(line)) is not None]
     try:
         record.unlink(missing_ok=True)
     except OSError as error:
         _log.warning("cannot remove %s (%s)", record, error.strerror)
-    return Outcome(changed=bool(done), settings=tuple(done))
+    return ApplyResult(changed=bool(done), settings=tuple(done))
 
 
 def _turned_off(line: bytes) -> Setting | None:
@@ -63,7 +63,7 @@ def _turned_off(line: bytes) -> Setting | None:
     return Setting(f"{name} = 0, which an earlier version turned on", restored=True)
 
 
-class HostSide:
+class SystemHostNetwork:
     """All keepers. Its methods block; call them from one thread at a time.
 
     `refused` names the families in which rules refuse what the host did not forward before us. `directory` is where
@@ -73,13 +73,13 @@ class HostSide:
     def __init__(
         self, refused: Callable[[], Collection[Family]], directory: Path = DIRECTORY, guests: Budget | None = None
     ) -> None:
-        ledger = partial(Ledger, directory=directory)
+        state_file = partial(OwnedStateFile, directory=directory)
         self._directory = directory
-        self._forwarding = Forwarding(refused, ledger)
-        self._hairpin = HairpinPorts(ledger("hairpin-ports"))
-        self._routes = RouteKeeper(Ipv6Bridges(ledger))
-        self._addresses = PublicAddresses(ledger("addresses"))
-        self._proxies = NeighbourProxies(ledger("proxy-ndp"), guests)
+        self._forwarding = Forwarding(refused, state_file)
+        self._hairpin = HairpinPorts(state_file("hairpin-ports"))
+        self._routes = RouteKeeper(Ipv6Bridges(state_file))
+        self._addresses = PublicAddresses(state_file("addresses"))
+        self._proxies = NeighbourProxies(state_file("proxy-ndp"), guests)
         self._proxy = LocalProxy(guests)
         self._gateways = Gateways()
         self._is_first = True
@@ -106,44 +106,44 @@ class HostSide:
         """Take back, before the rules change, what without them would lead to the host itself or to nobody."""
         if self._held - desired.nats:
             self._held &= desired.nats
-            self._addresses.keep(self._held)
+            self._addresses.apply(self._held)
         self._proxies.release(desired.proxied)
 
-    def keep(self, desired: Desired, *, ip_forward: bool, thorough: bool = True) -> Outcome:
+    def apply(self, desired: Desired, *, ip_forward: bool, full: bool = True) -> ApplyResult:
         """Make the host hold what `desired` needs, once the rules are there; `ip_forward` allows turning it on.
 
-        Only if `thorough`, the kernel is asked also where nothing is wanted, and about all bridge ports.
+        Only if `full`, the kernel is asked also where nothing is wanted, and about all bridge ports.
         """
-        outcome = reduce(
+        result = reduce(
             joined,
             [
-                tried(lambda: self._forwarding.keep(desired, allowed=ip_forward)),
-                tried(lambda: self._routes.keep(desired.routes, thorough=thorough)),
-                tried(lambda: self._proxies.keep(desired.routes, desired.proxied, thorough=thorough)),
-                tried(lambda: self._addresses.keep(desired.nats)),
-                tried(lambda: self._proxy.keep(desired, thorough=thorough)),
-                tried(lambda: self._hairpin.keep(desired, thorough=thorough)),
-                tried(lambda: self._gateways.keep(desired)),
+                tried(lambda: self._forwarding.apply(desired, allowed=ip_forward)),
+                tried(lambda: self._routes.apply(desired.routes, full=full)),
+                tried(lambda: self._proxies.apply(desired.routes, desired.proxied, full=full)),
+                tried(lambda: self._addresses.apply(desired.nats)),
+                tried(lambda: self._proxy.apply(desired, full=full)),
+                tried(lambda: self._hairpin.apply(desired, full=full)),
+                tried(lambda: self._gateways.apply(desired)),
             ],
         )
         self._held = desired.nats
         if self._is_first:
-            outcome = joined(outcome, put_back(self._directory))
+            result = joined(result, put_back(self._directory))
         self._is_first = False
-        return outcome
+        return result
 
-    def preview(self, desired: Desired) -> Outcome:
-        """Tell which routes and addresses `keep` would add or remove, touching nothing."""
+    def preview(self, desired: Desired) -> ApplyResult:
+        """Tell which routes and addresses `apply` would add or remove, touching nothing."""
         return joined(
             tried(lambda: self._routes.preview(desired.routes)),
             tried(lambda: self._addresses.preview(desired.nats)),
         )
 
-    def remove(self, forwarded: frozenset[tuple[Family, str]]) -> Outcome:
+    def remove(self, forwarded: frozenset[tuple[Family, str]]) -> ApplyResult:
         """Take back everything that we made; forwarding that `forwarded` networks of libvirt's need stays on."""
         nothing = Desired(forwarded=forwarded)
         self.release(nothing)
-        return self.keep(nothing, ip_forward=False)
+        return self.apply(nothing, ip_forward=False)
 
     def close(self) -> None:
         """End what runs beside us; what the kernel holds stays."""

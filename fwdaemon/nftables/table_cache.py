@@ -1,7 +1,8 @@
 """The tables of the state that was asked for last, brought up to date by what is different in the next. Pure.
 
-What `ruleset.tables` makes whole, this makes of what it made before: only slots whose forwards came or went get new
-branches. Everything else in the new table is the same object as in the old one, and need not be compared with it.
+What `ruleset.tables` makes whole, this makes of what it made before: only port segments whose forwards came or went get
+new dispatch chains. Everything else in the new table is the same object as in the old one, and need not be compared
+with it.
 """
 
 from collections import defaultdict
@@ -10,16 +11,16 @@ from itertools import chain
 from typing import NamedTuple
 from weakref import ref
 
-from fwdaemon.core.openings import Forward, Opening
+from fwdaemon.core.exposures import Exposure, Forward
 from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Family
-from fwdaemon.nftables.branches import Branch, Place, Places, of_addresses, of_slot
+from fwdaemon.nftables.dispatch_chains import DispatchChain, MapKey, MapKeys, of_addresses, of_segment
 from fwdaemon.nftables.model import Chain, Step, Table, Target
 from fwdaemon.nftables.ruleset import frame, with_elements
-from fwdaemon.resolve.segments import SlotIndex
+from fwdaemon.resolve.segments import SegmentIndex
 
 
-class Rulebook:
+class TableCache:
     """Makes tables, and remembers those of one state."""
 
     def __init__(self) -> None:
@@ -39,11 +40,11 @@ class Rulebook:
             self._desired, self._pages = desired, pages
         return self._tables
 
-    def openings(self, family: Family, places: Places) -> Iterator[Opening]:
-        """Tell which openings are in these places; a place of the kernel's that we do not want has none."""
+    def exposures(self, family: Family, map_keys: MapKeys) -> Iterator[Exposure]:
+        """Tell which exposures are in these places; a place of the kernel's that we do not want has none."""
         page = self._pages.get(family)
-        known = page.openings if page else {}
-        served = known.values() if places.every else (known.get(place, ()) for place in places.named)
+        known = page.exposures if page else {}
+        served = known.values() if map_keys.every else (known.get(map_key, ()) for map_key in map_keys.named)
         return chain.from_iterable(served)
 
 
@@ -55,28 +56,28 @@ class _Made(NamedTuple):
 
 
 class _Page:
-    """One family: its slots, and what its branches are in the table. `openings` are those of each place."""
+    """One family: its port segments and its dispatch chains in the table, and the `exposures` of each map key."""
 
     def __init__(self, family: Family) -> None:
-        self.openings: dict[Place, tuple[Opening, ...]] = {}
+        self.exposures: dict[MapKey, tuple[Exposure, ...]] = {}
         self._family = family
-        self._slots = SlotIndex()
-        self._addresses: list[Branch] = []
+        self._segments = SegmentIndex()
+        self._addresses: list[DispatchChain] = []
         self._chains: dict[str, Chain] = {}
         self._elements: defaultdict[str, dict[str, str | Target | None]] = defaultdict(dict)
-        self._touched: list[Branch] = []
+        self._touched: list[DispatchChain] = []
         self._last: _Made | None = None
 
     def change(self, gone: Collection[Forward], come: Collection[Forward], desired: Desired) -> None:
         """Take out and put in what is different."""
-        before, after = self._slots.change(gone, come)
-        old = [of_slot(slot, desired.label) for slot in before]
-        new = [of_slot(slot, desired.label) for slot in after]
+        before, after = self._segments.change(gone, come)
+        old = [of_segment(segment, desired.label) for segment in before]
+        new = [of_segment(segment, desired.label) for segment in after]
         addresses = list(of_addresses(self._family, desired))
         if addresses != self._addresses:
             known, wanted = set(self._addresses), set(addresses)
-            old += [branch for branch in self._addresses if branch not in wanted]
-            new += [branch for branch in addresses if branch not in known]
+            old += [dispatch_chain for dispatch_chain in self._addresses if dispatch_chain not in wanted]
+            new += [dispatch_chain for dispatch_chain in addresses if dispatch_chain not in known]
             self._addresses = addresses
         if old or new:
             self._replace(old, new)
@@ -91,40 +92,40 @@ class _Page:
 
     def _step(self, bare: Table) -> Step | None:
         """Tell what is new since the last table: in both frames, and what was touched; `None` where that is no less."""
-        if self._last is None or len(self._touched) >= len(self.openings):
+        if self._last is None or len(self._touched) >= len(self.exposures):
             return None
         keys: dict[str, set[str]] = {name: set() for name in self._elements}
-        for branch in self._touched:
-            for name, _ in branch.elements:
-                keys[name].add(branch.key)
-        chains = {*self._last.frame.chains, *bare.chains, *(branch.chain for branch in self._touched)}
+        for dispatch_chain in self._touched:
+            for name, _ in dispatch_chain.elements:
+                keys[name].add(dispatch_chain.key)
+        chains = {*self._last.frame.chains, *bare.chains, *(dispatch_chain.chain for dispatch_chain in self._touched)}
         return Step(ref(self._last.table), chains, keys)
 
-    def _replace(self, old: Collection[Branch], new: Collection[Branch]) -> None:
+    def _replace(self, old: Collection[DispatchChain], new: Collection[DispatchChain]) -> None:
         """Change copies: tables that were given hold what is there now."""
         touched = [*old, *new]
         self._touched += touched
         self._chains = dict(self._chains)
-        for name in {name for branch in touched for name, _ in branch.elements}:
+        for name in {name for dispatch_chain in touched for name, _ in dispatch_chain.elements}:
             self._elements[name] = dict(self._elements[name])
-        for branch in old:
-            self._take_out(branch)
-        for branch in new:
-            self._put_in(branch)
+        for dispatch_chain in old:
+            self._take_out(dispatch_chain)
+        for dispatch_chain in new:
+            self._put_in(dispatch_chain)
 
-    def _take_out(self, branch: Branch) -> None:
-        del self.openings[branch.place]
-        for name, _ in branch.elements:
-            del self._elements[name][branch.key]
-        if branch.target is None:
-            del self._chains[branch.chain]
+    def _take_out(self, dispatch_chain: DispatchChain) -> None:
+        del self.exposures[dispatch_chain.map_key]
+        for name, _ in dispatch_chain.elements:
+            del self._elements[name][dispatch_chain.key]
+        if dispatch_chain.target is None:
+            del self._chains[dispatch_chain.chain]
 
-    def _put_in(self, branch: Branch) -> None:
-        self.openings[branch.place] = branch.openings
-        for name, content in branch.elements:
-            self._elements[name][branch.key] = content
-        if branch.target is None:
-            self._chains[branch.chain] = Chain(branch.rules)
+    def _put_in(self, dispatch_chain: DispatchChain) -> None:
+        self.exposures[dispatch_chain.map_key] = dispatch_chain.exposures
+        for name, content in dispatch_chain.elements:
+            self._elements[name][dispatch_chain.key] = content
+        if dispatch_chain.target is None:
+            self._chains[dispatch_chain.chain] = Chain(dispatch_chain.rules)
 
 
 def _turned(pages: dict[Family, _Page], before: Desired, desired: Desired) -> dict[Family, Table]:

@@ -1,4 +1,4 @@
-"""Rules of other tools that translate what an opening takes, and whose come first. Pure."""
+"""Rules of other tools that translate what an exposure takes, and whose come first. Pure."""
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -34,7 +34,7 @@ class Order(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class ChainLocation:
     """In which rule system our own translation is, and the priority of its chain."""
 
     system: System
@@ -52,10 +52,10 @@ class Standing:
 
 
 @dataclass(slots=True)
-class _Rivalry:
-    """An opening, the rules of another tool that were found for it, and the ports that are in question.
+class _RuleConflict:
+    """An exposure, the rules of another tool that were found for it, and the ports that are in question.
 
-    Ports come with the name of their protocol, or with nothing where the opening has but one.
+    Ports come with the name of their protocol, or with nothing where the exposure has but one.
     """
 
     taking: Taking
@@ -64,12 +64,12 @@ class _Rivalry:
 
 
 def sentences(
-    takings: Iterable[Taking], others: Sequence[Translation], ours: Standing, local: Collection[Address]
+    takings: Iterable[Taking], others: Sequence[Translation], ours: ChainLocation, local: Collection[Address]
 ) -> Iterator[str]:
-    """Tell of each opening and each other tool that translates what it takes; `local` are the host's addresses."""
+    """Tell of each exposure and each other tool that translates what it takes; `local` are the host's addresses."""
     index = PortIndex((ports, other) for other in others for ports in ports_of(other.scope))
     here = {family: tuple(_subnets(local, family)) for family in Family}
-    found: dict[tuple[Entry, str, Order], _Rivalry] = {}
+    found: dict[tuple[Entry, str, Order], _RuleConflict] = {}
     for taking in takings:
         for other in index.meeting(taking.ports):
             order = ours.order(other)
@@ -77,11 +77,11 @@ def sentences(
                 continue
             shared = both(_scope(taking, here[taking.family]), other.scope)
             if shared is not None:
-                rivalry = found.setdefault((taking.entry, owner_of(other.place), order), _Rivalry(taking))
-                rivalry.places.add(other.place)
-                rivalry.ports.update(_ports_in_question(taking, shared))
-    for (_, owner, order), rivalry in found.items():
-        yield _sentence(rivalry, owner, order)
+                conflict = found.setdefault((taking.entry, owner_of(other.place), order), _RuleConflict(taking))
+                conflict.places.add(other.place)
+                conflict.ports.update(_ports_in_question(taking, shared))
+    for (_, owner, order), conflict in found.items():
+        yield _sentence(conflict, owner, order)
 
 
 def _subnets(local: Iterable[Address], family: Family) -> Iterator[Value]:
@@ -90,7 +90,7 @@ def _subnets(local: Iterable[Address], family: Family) -> Iterator[Value]:
 
 
 def _concerns(other: Translation, taking: Taking, order: Order) -> bool:
-    """Whether a rule may be about an opening.
+    """Whether a rule may be about an exposure.
 
     One for all addresses, which ours comes before, is not meant for an address that is there for one guest alone.
     """
@@ -126,20 +126,20 @@ def _ports_in_question(taking: Taking, shared: Scope) -> set[tuple[PortRange, st
 # --- in words --------------------------------------------------------------------------------------------------------
 
 
-def _sentence(rivalry: _Rivalry, owner: str, order: Order) -> str:
-    taking, who = rivalry.taking, "somebody" if owner == ADMIN else owner
+def _sentence(conflict: _RuleConflict, owner: str, order: Order) -> str:
+    taking, who = conflict.taking, "somebody" if owner == ADMIN else owner
     follows = order % (taking.reaching("from outside"), taking.owner)
-    return taking.tell(f"{who} forwards {_what(rivalry)} too (in {_where(rivalry)}), {follows}")
+    return taking.tell(f"{who} forwards {_what(conflict)} too (in {_where(conflict)}), {follows}")
 
 
-def _what(rivalry: _Rivalry) -> str:
-    named = [f"{ports}/{name}" if name else str(ports) for ports, name in sorted(rivalry.ports) if ports != EVERY_PORT]
-    return "it" if rivalry.taking.is_one_port or not named else listed(named)
+def _what(conflict: _RuleConflict) -> str:
+    named = [f"{ports}/{name}" if name else str(ports) for ports, name in sorted(conflict.ports) if ports != EVERY_PORT]
+    return "it" if conflict.taking.is_one_port or not named else listed(named)
 
 
-def _where(rivalry: _Rivalry) -> str:
+def _where(conflict: _RuleConflict) -> str:
     """Name the first of the chains, so that the sentence is the same the next time."""
-    place = min(rivalry.places, key=lambda place: (place.system, place.family, place.table, place.chain))
+    place = min(conflict.places, key=lambda place: (place.system, place.family, place.table, place.chain))
     table = f"{place.family} {place.table} {place.chain}"
     return shown(f"legacy {table}" if place.system is System.LEGACY else table)
 
@@ -153,7 +153,7 @@ _PREROUTING: Final = 0  # NF_INET_PRE_ROUTING, netfilter.h
 # So many bytes of elements, as the kernel lists them, are some thousand.
 _LARGEST_SET: Final = 1 << 18
 # Where our own rules are to be, as long as there are none; see `fwdaemon.nftables.ruleset`.
-_EXPECTED: Final = Standing(System.NFTABLES, -105)
+_EXPECTED: Final = ChainLocation(System.NFTABLES, -105)
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +161,7 @@ class Foreign:
     """What other tools translate, and where our own rules stand beside it."""
 
     translations: tuple[Translation, ...] = ()
-    ours: Standing = _EXPECTED
+    ours: ChainLocation = _EXPECTED
 
 
 class ForeignRules:
@@ -199,7 +199,7 @@ class ForeignRules:
             if (chain.kind, chain.hook) != ("nat", _PREROUTING):
                 continue
             if chain.table == TABLE_NAME:
-                ours = Standing(System.NFTABLES, chain.priority)
+                ours = ChainLocation(System.NFTABLES, chain.priority)
             elif is_iptables(chain):
                 found += self._iptables(Family.called(chain.family), System.IPTABLES_NFT)[0]
             else:
@@ -207,7 +207,7 @@ class ForeignRules:
         for family in _legacy_families():
             legacy, has_ours = self._iptables(family, System.LEGACY)
             found += legacy
-            ours = Standing(System.LEGACY, _DSTNAT) if has_ours else ours
+            ours = ChainLocation(System.LEGACY, _DSTNAT) if has_ours else ours
         return Foreign(tuple(found), ours)
 
     def _listed(self, family: str, table: str) -> str:

@@ -1,4 +1,4 @@
-"""Openings: whatever makes something reachable, which is a port forward, a 1:1 NAT or a route. Plain data.
+"""Exposures: whatever makes something reachable, which is a port forward, a 1:1 NAT or a route. Plain data.
 
 A kind says by itself what it is for, where it leads, whose it is and how that is told. How it is written as rules is
 the business of the backends.
@@ -12,14 +12,14 @@ from fwdaemon.core.types import Address, Family, Origin, PortRange, Protocol, Su
 
 
 class Owner(NamedTuple):
-    """Whose an opening is: a `domain` or a libvirt `network`; `name` is any text."""
+    """Whose an exposure is: a `domain` or a libvirt `network`; `name` is any text."""
 
     name: str
     kind: str = "domain"
 
 
 class Kind(StrEnum):
-    """What an opening is."""
+    """What an exposure is."""
 
     FORWARD = "forward"
     NAT = "nat"
@@ -32,7 +32,7 @@ class Kind(StrEnum):
 
 
 class Claim(NamedTuple):
-    """What packets an opening, or an entry that may become some, is for.
+    """What packets an exposure, or an entry that may become some, is for.
 
     `address` is the listening or the public one, `None` for every local address; a `protocol` of `None` is all of them
     with every port. `subnet` is a route's, and what goes there is never for the host itself. A `family` of `None` is
@@ -66,7 +66,7 @@ class Claim(NamedTuple):
 
 
 class Destination(NamedTuple):
-    """Where an opening leads: a guest's address, with its ports where they are named, or the bridge of a network."""
+    """Where an exposure leads: a guest's address, with its ports where they are named, or the bridge of a network."""
 
     address: Address | None = None
     ports: PortRange | None = None
@@ -79,8 +79,8 @@ class Destination(NamedTuple):
         return str(self.address) if self.ports is None else show_endpoint(self.address, self.ports)
 
 
-class _Opening:
-    """What all kinds answer: others ask an opening, and not of which kind it is."""
+class _Exposure:
+    """What all kinds answer: others ask an exposure, and not of which kind it is."""
 
     __slots__ = ()
 
@@ -103,7 +103,7 @@ class _Opening:
         return str(self.destination)
 
 
-class _Translated(_Opening):
+class _Translated(_Exposure):
     """What leads to a guest of a domain by translation."""
 
     __slots__ = ()
@@ -218,7 +218,7 @@ class Nat(_Translated):
 
 
 @dataclass(frozen=True, slots=True)
-class Route(_Opening):
+class Route(_Exposure):
     """One live route: `subnet` lies behind `bridge`, which belongs to the libvirt network `network`.
 
     `proxy` is the interface on which the host is to answer for these addresses. `let_out` says that libvirt does not
@@ -263,4 +263,4 @@ class Route(_Opening):
         return address, port
 
 
-Opening: TypeAlias = Forward | Nat | Route
+Exposure: TypeAlias = Forward | Nat | Route

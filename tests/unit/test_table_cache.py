@@ -1,4 +1,4 @@
-"""What is brought up to date is what would have been made anew: placing, slots, and the tables of nftables."""
+"""What is brought up to date is what would have been made anew: placing, port segments, and the tables of nftables."""
 
 from collections.abc import Collection, Iterable
 from dataclasses import replace
@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fwdaemon.config.model import Config, DaemonSettings, ForwardEntry, NatEntry, PortMapping, RouteEntry
+from fwdaemon.core.exposures import Exposure, Forward, Owner
 from fwdaemon.core.inventory import (
     AddressSource,
     Domain,
@@ -19,16 +20,15 @@ from fwdaemon.core.inventory import (
     LearnedAddress,
     Network,
 )
-from fwdaemon.core.openings import Forward, Opening, Owner
 from fwdaemon.core.state import Desired, Waiting
 from fwdaemon.core.types import Address, Family, Origin, PortRange, Protocol
-from fwdaemon.nftables.branches import EVERYWHERE, PLAIN, TARGETS, Place, Places
 from fwdaemon.nftables.difference import difference, tables_difference
+from fwdaemon.nftables.dispatch_chains import EVERYWHERE, PLAIN, TARGETS, MapKey, MapKeys
 from fwdaemon.nftables.model import VERDICT, Table
-from fwdaemon.nftables.rulebook import Rulebook
-from fwdaemon.nftables.ruleset import places_of, tables
+from fwdaemon.nftables.ruleset import map_keys_of, tables
+from fwdaemon.nftables.table_cache import TableCache
 from fwdaemon.resolve.placement import Placement, desired_state
-from fwdaemon.resolve.segments import Slot, SlotIndex, slots
+from fwdaemon.resolve.segments import PortSegment, SegmentIndex, segments
 from tests.unit.forwards import forward, some_forwards, some_states
 from tests.unit.saying import STOPPED
 
@@ -38,83 +38,84 @@ UUIDS = (UUID(int=1), UUID(int=2), UUID(int=3))
 ADDRESSES = (*map(ip_address, ("192.168.122.1", "192.168.122.2", "192.168.122.3")), ip_address("10.0.0.9"))
 
 
-# --- slots -----------------------------------------------------------------------------------------------------------
+# --- port segments
+# -----------------------------------------------------------------------------------------------------------
 
 
-def as_set(found: Iterable[Slot]) -> set[tuple[object, ...]]:
-    return {(slot.listen, slot.protocol, slot.ports, frozenset(slot.forwards)) for slot in found}
+def as_set(found: Iterable[PortSegment]) -> set[tuple[object, ...]]:
+    return {(segment.listen, segment.protocol, segment.ports, frozenset(segment.forwards)) for segment in found}
 
 
 @given(st.lists(st.frozensets(some_forwards(), max_size=10), max_size=6))
-def test_slots_that_are_kept_are_those_that_would_be_cut_anew(states: list[frozenset[Forward]]) -> None:
-    index, kept, before = SlotIndex(), set[tuple[object, ...]](), frozenset[Forward]()
+def test_segments_that_are_kept_are_those_that_would_be_cut_anew(states: list[frozenset[Forward]]) -> None:
+    index, kept, before = SegmentIndex(), set[tuple[object, ...]](), frozenset[Forward]()
     for state in states:
         gone, new = map(as_set, index.change(before - state, state - before))
         assert gone <= kept
         kept, before = (kept - gone) | new, state
-        assert kept == as_set(slots(state))
+        assert kept == as_set(segments(state))
 
 
-def test_a_change_touches_the_slots_that_share_its_ports_and_no_others() -> None:
+def test_a_change_touches_the_segments_that_share_its_ports_and_no_others() -> None:
     near = forward("tcp *:100-109", "192.168.122.50:100-109")
     far = forward("tcp *:200-209", "192.168.122.50:200-209")
-    index = SlotIndex()
+    index = SegmentIndex()
     index.change([], [near, far])
     added = forward("tcp *:105", "192.168.122.51:105", interface="eth0")
     gone, new = index.change([], [added])
-    assert [slot.ports for slot in gone] == [near.ports]
-    assert [str(slot.ports) for slot in new] == ["100-104", "105", "106-109"]
+    assert [segment.ports for segment in gone] == [near.ports]
+    assert [str(segment.ports) for segment in new] == ["100-104", "105", "106-109"]
 
 
 # --- tables ----------------------------------------------------------------------------------------------------------
 
 
-def opened(book: Rulebook, family: Family, place: Place) -> tuple[Opening, ...]:
-    return tuple(book.openings(family, Places(frozenset({place}))))
+def opened(book: TableCache, family: Family, map_key: MapKey) -> tuple[Exposure, ...]:
+    return tuple(book.exposures(family, MapKeys(frozenset({map_key}))))
 
 
-def leading(table: Table) -> set[Place]:
+def leading(table: Table) -> set[MapKey]:
     return {(name, key) for name, found in table.sets.items() if found.type.data == VERDICT for key in found.elements}
 
 
-def led_to(table: Table, place: Place) -> object:
-    """The target of a plain forward, the chain of any other opening."""
-    name, key = place
+def led_to(table: Table, map_key: MapKey) -> object:
+    """The target of a plain forward, the chain of any other exposure."""
+    name, key = map_key
     chain = table.sets[name].elements[key]
     return table.sets[TARGETS[name]].elements[key] if chain == PLAIN.get(name) else table.chains[str(chain)]
 
 
 @given(st.lists(some_states(), min_size=1, max_size=6), st.sampled_from([25, 1]))
 def test_tables_that_are_kept_are_those_that_would_be_made_anew(states: list[Desired], label: int) -> None:
-    book = Rulebook()
+    book = TableCache()
     for number, state in enumerate(states):
         desired = replace(state, label=label) if number % 3 == 2 else state
         kept, whole = book.tables(desired), tables(desired)
         assert kept == whole
-        served = places_of(desired)
-        assert {(family, place): opened(book, family, place) for family, place in served} == served
+        served = map_keys_of(desired)
+        assert {(family, map_key): opened(book, family, map_key) for family, map_key in served} == served
         for family in Family:
-            every = {opening for (other, _), openings in served.items() if other is family for opening in openings}
-            assert set(book.openings(family, EVERYWHERE)) == every
+            every = {exposure for (other, _), exposures in served.items() if other is family for exposure in exposures}
+            assert set(book.exposures(family, EVERYWHERE)) == every
 
 
 @given(some_states(), some_states())
 def test_what_stays_is_the_same_object(before: Desired, after: Desired) -> None:
-    book = Rulebook()
+    book = TableCache()
     old, new = book.tables(before), book.tables(after)
     for family in old.keys() & new.keys():
-        changed = {slot.ports for slot in slots(before.forwards ^ after.forwards)}
-        for place in leading(old[family]) & leading(new[family]):
-            ports = {item.ports for item in opened(book, family, place) if isinstance(item, Forward)}
+        changed = {segment.ports for segment in segments(before.forwards ^ after.forwards)}
+        for map_key in leading(old[family]) & leading(new[family]):
+            ports = {item.ports for item in opened(book, family, map_key) if isinstance(item, Forward)}
             if ports and not any(port.overlaps(other) for port in ports for other in changed):
-                assert led_to(old[family], place) is led_to(new[family], place)
+                assert led_to(old[family], map_key) is led_to(new[family], map_key)
     assert book.tables(after) is new
     assert tables_difference(new, book.tables(after)) == {}
 
 
 @given(st.lists(some_states(), min_size=2, max_size=6))
 def test_what_a_table_knows_of_the_one_before_it_is_all_that_differs(states: list[Desired]) -> None:
-    book = Rulebook()
+    book = TableCache()
     before: dict[Family, Table] = {}
     for state in states:
         now = book.tables(state)
@@ -128,7 +129,7 @@ def test_what_a_table_knows_of_the_one_before_it_is_all_that_differs(states: lis
 
 
 def test_a_state_that_changes_no_table_gives_the_very_same_one() -> None:
-    book = Rulebook()
+    book = TableCache()
     first = Desired(frozenset({forward("tcp *:80", "192.168.122.50:80")}))
     before = book.tables(first)[Family.IPV4]
     assert book.tables(replace(first, waiting=(Waiting(Owner("mail"), STOPPED, ORIGIN),)))[Family.IPV4] is before
@@ -138,14 +139,14 @@ def test_a_state_that_changes_no_table_gives_the_very_same_one() -> None:
 
 
 def test_a_table_keeps_no_list_of_all_that_is_in_it() -> None:
-    book = Rulebook()
+    book = TableCache()
     book.tables(Desired(kept=frozenset({Family.IPV4})))
     every = frozenset(forward(f"tcp *:{port}", "192.168.122.50:80") for port in range(1000, 1020))
     assert book.tables(Desired(every))[Family.IPV4].step is None
 
 
 def test_a_table_knows_only_the_one_it_was_made_of() -> None:
-    book = Rulebook()
+    book = TableCache()
     first, second, third = (
         book.tables(Desired(frozenset(forward(f"tcp *:{port}", f"192.168.122.50:{port}") for port in ports)))[
             Family.IPV4
@@ -228,8 +229,8 @@ def some_configurations() -> st.SearchStrategy[Config]:
 
 
 def told(desired: Desired) -> tuple[Desired, Collection[object]]:
-    """Give all of a state, also what two equal openings may differ in."""
-    return desired, sorted((str(item), item.bridge) for item in desired.openings)
+    """Give all of a state, also what two equal exposures may differ in."""
+    return desired, sorted((str(item), item.bridge) for item in desired.exposures)
 
 
 @given(some_configurations(), st.lists(some_inventories(), min_size=1, max_size=6))
@@ -239,7 +240,7 @@ def test_what_is_placed_again_is_what_would_be_placed_anew(config: Config, inven
         chosen = dict(placement.chosen)
         desired = placement.move(inventory)
         assert told(desired) == told(desired_state(config, inventory, chosen))
-        # A copy finds out by itself what the state was told of its openings.
+        # A copy finds out by itself what the state was told of its exposures.
         for told_so in (desired, desired.keeping(frozenset({Family.IPV6}))):
             found = replace(told_so)
             assert (told_so.families, told_so.bridge_ports) == (found.families, found.bridge_ports)

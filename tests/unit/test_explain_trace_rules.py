@@ -9,12 +9,12 @@ from typing import Final
 import pytest
 
 from fwdaemon.explain.facts import GuestAnswer
-from fwdaemon.explain.report import Cause, Standing
+from fwdaemon.explain.report import Cause, StepState
 from fwdaemon.rulesets.nft_listing import base_chains
 from fwdaemon.rulesets.packet import BaseChain
 from tests.lab.command import run
 from tests.unit.explaining import native, own
-from tests.unit.story_scene import DPORT, FORWARD, GATE, HELD, cause, forward_chain, host, ours, told
+from tests.unit.trace_scene import DPORT, FORWARD, GATE, HELD, cause, forward_chain, host, ours, told
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,7 @@ def test_a_gate_that_the_daemon_would_keep() -> None:
 def test_the_first_certain_cause_has_the_last_word_and_others_are_listed() -> None:
     chain = forward_chain(policy="drop")
     report = told(world=host(rules=[*ours(), chain], guest=GuestAnswer.REFUSES, settings={"net.ipv4.ip_forward": "0"}))
-    found = [step.cause for step in report.steps if step.standing is Standing.WRONG]
+    found = [step.cause for step in report.steps if step.state is StepState.WRONG]
     assert found == [Cause.REFUSED, Cause.GUEST_REFUSES]
     assert report.sentence.startswith("Write gates")
 

@@ -1,11 +1,11 @@
-"""Branches: what openings have in the kernel, and the verdict maps through which packets come to it. Pure.
+"""Dispatch chains: what exposures have in the kernel, and the verdict maps through which packets come to it. Pure.
 
-A verdict map sends a packet to one branch with a single lookup, however many there are. A branch that gives no verdict
-returns, and the packet goes on to the next lookup.
+A verdict map sends a packet to one dispatch chain with a single lookup, however many there are. A dispatch chain that
+gives no verdict returns, and the packet goes on to the next lookup.
 
-Most branches are a chain. Those of *plain* forwards, which are one port for anyone on any interface, share one chain
-that looks their target up in a map: `nft` reads all chains of the host before it changes any, so thousands of them
-would make each change slow.
+Most dispatch chains are a chain. Those of *plain* forwards, which are one port for anyone on any interface, share one
+chain that looks their target up in a map: `nft` reads all chains of the host before it changes any, so thousands of
+them would make each change slow.
 """
 
 from collections.abc import Iterable, Iterator
@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final, TypeAlias
 
-from fwdaemon.core.openings import Forward, Nat, Opening, Route
+from fwdaemon.core.exposures import Exposure, Forward, Nat, Route
 from fwdaemon.core.state import Desired
 from fwdaemon.core.text import is_interface_name, is_mac, label
 from fwdaemon.core.types import Address, Family, PortRange, Subnet, collapse
 from fwdaemon.nftables.model import Rule, Target
-from fwdaemon.resolve.segments import Slot, homes, in_order, slots
+from fwdaemon.resolve.segments import PortSegment, homes, in_order, segments
 
 # Masquerading forwards: whose guests see an address of the host instead of the client's. Pure.
 #
@@ -31,24 +31,24 @@ from fwdaemon.resolve.segments import Slot, homes, in_order, slots
 MASQUERADED = "masqueraded"
 
 
-def chains(family: Family, desired: Desired) -> Iterator[tuple[Address, tuple[Rule, ...], tuple[Opening, ...]]]:
-    """Give what each guest with masquerading forwards needs: its address, the rules, and the opening of each."""
-    for target, openings in in_order(family, desired):
-        yield target, tuple(_rules(openings)), openings
+def chains(family: Family, desired: Desired) -> Iterator[tuple[Address, tuple[Rule, ...], tuple[Exposure, ...]]]:
+    """Give what each guest with masquerading forwards needs: its address, the rules, and the exposure of each."""
+    for target, exposures in in_order(family, desired):
+        yield target, tuple(_rules(exposures)), exposures
 
 
-def _rules(openings: Iterable[Forward | Nat]) -> Iterator[Rule]:
-    for opening in openings:
-        verdict = "masquerade" if opening.masquerade else "return"
-        yield Rule.of(f"{_asked(opening)} {verdict}", label(opening.domain))
+def _rules(exposures: Iterable[Forward | Nat]) -> Iterator[Rule]:
+    for exposure in exposures:
+        verdict = "masquerade" if exposure.masquerade else "return"
+        yield Rule.of(f"{_asked(exposure)} {verdict}", label(exposure.domain))
 
 
-def _asked(opening: Forward | Nat) -> str:
-    """Write what tells an opening's connections from others to the same guest."""
-    ip = opening.family.word
-    if isinstance(opening, Nat):
-        return f"ct original {ip} daddr {opening.public}"
-    forward = opening
+def _asked(exposure: Forward | Nat) -> str:
+    """Write what tells an exposure's connections from others to the same guest."""
+    ip = exposure.family.word
+    if isinstance(exposure, Nat):
+        return f"ct original {ip} daddr {exposure.public}"
+    forward = exposure
     parts = [f"meta l4proto {forward.protocol} th dport {forward.target_ports}"]
     if forward.interface is not None:
         parts.append(f'iifname "{forward.interface}"')
@@ -60,29 +60,29 @@ def _asked(opening: Forward | Nat) -> str:
     return " ".join(parts)
 
 
-# Places: where in one of our tables openings are, which is how damage is told of the openings it concerns. Pure.
-Place: TypeAlias = tuple[str, str]
-"""The verdict map and the key by which packets come to an opening."""
+# Places: where in one of our tables exposures are, which is how damage is told of the exposures it concerns. Pure.
+MapKey: TypeAlias = tuple[str, str]
+"""The verdict map and the key by which packets come to an exposure."""
 
 
 @dataclass(frozen=True, slots=True)
-class Places:
+class MapKeys:
     """Some places of a table, or `every` one."""
 
-    named: frozenset[Place] = frozenset()
+    named: frozenset[MapKey] = frozenset()
     every: bool = False
 
     def __bool__(self) -> bool:
         return self.every or bool(self.named)
 
-    def __and__(self, other: "Places") -> "Places":
+    def __and__(self, other: "MapKeys") -> "MapKeys":
         if self.every:
             return other
-        return self if other.every else Places(self.named & other.named)
+        return self if other.every else MapKeys(self.named & other.named)
 
 
-NOWHERE = Places()
-EVERYWHERE = Places(every=True)
+NOWHERE = MapKeys()
+EVERYWHERE = MapKeys(every=True)
 
 
 # The maps of forwards, in the order a packet is looked up in them.
@@ -122,8 +122,8 @@ NEWCOMERS = "newcomers"
 
 
 @dataclass(frozen=True, slots=True)
-class Branch:
-    """A chain, the map and key that lead to it, and the openings it serves: one for each rule, or none.
+class DispatchChain:
+    """A chain, the map and key that lead to it, and the exposures it serves: one for each rule, or none.
 
     A plain forward has a `target` instead, and no rules, as the chain is there for all of them.
     """
@@ -132,12 +132,12 @@ class Branch:
     key: str
     chain: str
     rules: tuple[Rule, ...]
-    openings: tuple[Opening, ...]
+    exposures: tuple[Exposure, ...]
     target: Target | None = None
 
     @property
-    def place(self) -> Place:
-        """Where its openings are."""
+    def map_key(self) -> MapKey:
+        """Where its exposures are."""
         return self.map, self.key
 
     @property
@@ -147,26 +147,26 @@ class Branch:
         return (leading,) if self.target is None else (leading, (TARGETS[self.map], self.target))
 
 
-def branches(family: Family, desired: Desired) -> Iterator[Branch]:
-    """Give all branches of one family; no two have rules in the same chain, and no two keys in a map overlap.
+def dispatch_chains(family: Family, desired: Desired) -> Iterator[DispatchChain]:
+    """Give all dispatch chains of one family; no two have rules in the same chain, and no two keys in a map overlap.
 
     The configuration sees to it for public addresses and subnets: none may be claimed twice.
     """
-    for slot in slots(desired.of_family(family)):
-        yield of_slot(slot, desired.label)
+    for segment in segments(desired.of_family(family)):
+        yield of_segment(segment, desired.label)
     yield from of_addresses(family, desired)
 
 
-def of_addresses(family: Family, desired: Desired) -> Iterator[Branch]:
-    """Give the branches of all openings that are not forwards, and of masquerading ones: there are few of these."""
+def of_addresses(family: Family, desired: Desired) -> Iterator[DispatchChain]:
+    """Give the dispatch chains of all exposures but forwards, and of masquerading ones: there are few of these."""
     outgoing = sorted((nat for nat in desired.outgoing if nat.family is family), key=lambda nat: nat.public)
     for nat in outgoing:
         if nat in desired.nats:
             yield _of_nat(nat, desired.label)
     for nat in _leaving(outgoing):
         yield from _of_leaving_nat(nat, desired)
-    for target, rules, openings in chains(family, desired):
-        yield Branch(MASQUERADED, str(target), _chain("behind", target), rules, openings)
+    for target, rules, exposures in chains(family, desired):
+        yield DispatchChain(MASQUERADED, str(target), _chain("behind", target), rules, exposures)
     routes = sorted((route for route in desired.routes if route.family is family), key=lambda route: route.subnet)
     for route in routes:
         # A rule is text, and libvirt may call a bridge whatever the kernel takes.
@@ -193,46 +193,46 @@ def _counting(bit: int) -> str:
 # --- forwards --------------------------------------------------------------------------------------------------------
 
 
-def of_slot(slot: Slot, bit: int) -> Branch:
-    """Give the branch of a piece of ports."""
-    exact, ranges = EVERY_ADDRESS if slot.listen is None else ONE_ADDRESS
-    if _is_plain(slot):
-        target = _target(slot.forwards[0], slot.ports.first)
-        return Branch(exact, _key(slot), PLAIN[exact], (), slot.forwards, target)
-    ordered = slot.forwards if len(slot.forwards) == 1 else tuple(sorted(slot.forwards, key=_place_in_slot))
-    return Branch(
-        exact if slot.ports.width == 1 else ranges,
-        _key(slot),
-        _slot_chain(slot),
-        tuple(Rule.of(_expression(forward, slot.ports, bit), label(forward.domain)) for forward in ordered),
+def of_segment(segment: PortSegment, bit: int) -> DispatchChain:
+    """Give the dispatch chain of a piece of ports."""
+    exact, ranges = EVERY_ADDRESS if segment.listen is None else ONE_ADDRESS
+    if _is_plain(segment):
+        target = _target(segment.forwards[0], segment.ports.first)
+        return DispatchChain(exact, _key(segment), PLAIN[exact], (), segment.forwards, target)
+    ordered = segment.forwards if len(segment.forwards) == 1 else tuple(sorted(segment.forwards, key=_place_in_segment))
+    return DispatchChain(
+        exact if segment.ports.width == 1 else ranges,
+        _key(segment),
+        _segment_chain(segment),
+        tuple(Rule.of(_expression(forward, segment.ports, bit), label(forward.domain)) for forward in ordered),
         ordered,
     )
 
 
-def _is_plain(slot: Slot) -> bool:
-    """Whether a slot is one port of one forward that takes packets from anyone and by any interface."""
-    if slot.ports.width > 1 or len(slot.forwards) > 1:
+def _is_plain(segment: PortSegment) -> bool:
+    """Whether a port segment is one port of one forward that takes packets from anyone and by any interface."""
+    if segment.ports.width > 1 or len(segment.forwards) > 1:
         return False
-    (forward,) = slot.forwards
+    (forward,) = segment.forwards
     return not forward.sources and forward.interface is None
 
 
-def _key(slot: Slot) -> str:
-    listen = "" if slot.listen is None else f"{_text(slot.listen)} . "
-    return f"{listen}{slot.protocol} . {slot.ports}"
+def _key(segment: PortSegment) -> str:
+    listen = "" if segment.listen is None else f"{_text(segment.listen)} . "
+    return f"{listen}{segment.protocol} . {segment.ports}"
 
 
 def _target(forward: Forward, port: int) -> Target:
     return Target(f"{_text(forward.target)} . {port + forward.shift}", label(forward.domain))
 
 
-def _slot_chain(slot: Slot) -> str:
+def _segment_chain(segment: PortSegment) -> str:
     """Name a chain for what it serves: `any.tcp.80`, `on.198.51.100.7.udp.27015_27030`."""
-    where = "any" if slot.listen is None else _chain("on", slot.listen)
-    return f"{where}.{slot.protocol}.{slot.ports}".replace("-", "_")
+    where = "any" if segment.listen is None else _chain("on", segment.listen)
+    return f"{where}.{segment.protocol}.{segment.ports}".replace("-", "_")
 
 
-def _place_in_slot(forward: Forward) -> tuple[str, tuple[Subnet, ...], str]:
+def _place_in_segment(forward: Forward) -> tuple[str, tuple[Subnet, ...], str]:
     return forward.interface or "", forward.sources, str(forward.target)
 
 
@@ -269,9 +269,9 @@ def _text(address: Address) -> str:
 # --- 1:1 NATs --------------------------------------------------------------------------------------------------------
 
 
-def _of_nat(nat: Nat, bit: int) -> Branch:
+def _of_nat(nat: Nat, bit: int) -> DispatchChain:
     rule = Rule.of(f"{_counting(bit)} dnat to {nat.target}", label(nat.domain))
-    return Branch(ONE_TO_ONE, str(nat.public), _chain("nat", nat.public), (rule,), (nat,))
+    return DispatchChain(ONE_TO_ONE, str(nat.public), _chain("nat", nat.public), (rule,), (nat,))
 
 
 def _leaving(nats: Iterable[Nat]) -> Iterable[Nat]:
@@ -282,16 +282,16 @@ def _leaving(nats: Iterable[Nat]) -> Iterable[Nat]:
     return by_target.values()
 
 
-def _of_leaving_nat(nat: Nat, desired: Desired) -> Iterator[Branch]:
+def _of_leaving_nat(nat: Nat, desired: Desired) -> Iterator[DispatchChain]:
     """Refuse a guest's address to others, and give what leaves with it the public one.
 
     The label comes after all filters: so what refuses a guest's first packet is never outranked by a gate.
     """
     name, target, live = label(nat.domain), str(nat.target), nat in desired.nats
     others = tuple(Rule.of(f"{forged} oifname @{UPLINKS} drop", name) for forged in _forged(nat))
-    yield Branch(ONE_TO_ONE_LEAVING, target, _chain("from", nat.target), others, (nat,) * len(others) * live)
+    yield DispatchChain(ONE_TO_ONE_LEAVING, target, _chain("from", nat.target), others, (nat,) * len(others) * live)
     renamed = Rule.of(f"{_counting(desired.label)} snat to {nat.public}", name)
-    yield Branch(LEAVING_AS, target, _chain("as", nat.public), (renamed,), (nat,) * live)
+    yield DispatchChain(LEAVING_AS, target, _chain("as", nat.public), (renamed,), (nat,) * live)
 
 
 def _forged(nat: Nat) -> Iterator[str]:
@@ -307,20 +307,20 @@ def _forged(nat: Nat) -> Iterator[str]:
 # --- routes ----------------------------------------------------------------------------------------------------------
 
 
-def _of_route(route: Route, bit: int) -> Iterator[Branch]:
+def _of_route(route: Route, bit: int) -> Iterator[DispatchChain]:
     name, subnet = label(route.network), str(route.subnet)
     to = Rule.of(f'oifname "{route.bridge}" {_counting(bit)}', name)
-    yield Branch(ENTERING, subnet, _chain("to", route.subnet), (to,), (route,))
+    yield DispatchChain(ENTERING, subnet, _chain("to", route.subnet), (to,), (route,))
     away = Rule.of(f'iifname "{route.bridge}" oifname @{UPLINKS} {_counting(bit)}', name)
     leaving, chain = (LET_OUT, "out") if route.let_out else (LEAVING, "from")
-    yield Branch(leaving, subnet, _chain(chain, route.subnet), (away,), (route,))
+    yield DispatchChain(leaving, subnet, _chain(chain, route.subnet), (away,), (route,))
 
 
-def _of_home(subnet: Subnet, bridges: Iterable[str]) -> Branch:
+def _of_home(subnet: Subnet, bridges: Iterable[str]) -> DispatchChain:
     """Take what came in elsewhere out of our chains, and out of no other's."""
     listed = ", ".join(f'"{bridge}"' for bridge in bridges)
     elsewhere = f"iifname != {{ {listed} }} " if listed else ""
-    return Branch(HOMES, str(subnet), _chain("home", subnet), (Rule.of(f"{elsewhere}accept", "all"),), ())
+    return DispatchChain(HOMES, str(subnet), _chain("home", subnet), (Rule.of(f"{elsewhere}accept", "all"),), ())
 
 
 def _chain(what: str, where: Address | Subnet) -> str:

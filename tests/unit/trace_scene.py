@@ -14,7 +14,7 @@ from fwdaemon.explain.arrival import parse_request
 from fwdaemon.explain.facts import RouteAnswer
 from fwdaemon.explain.guest import Libvirt
 from fwdaemon.explain.report import Cause, Report
-from fwdaemon.explain.story import explain
+from fwdaemon.explain.trace import explain
 from fwdaemon.rulesets.nft_listing import base_chains
 from fwdaemon.rulesets.packet import BaseChain
 from tests.unit.explaining import PlainHost, native, own

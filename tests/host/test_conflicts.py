@@ -1,4 +1,4 @@
-"""What clashes with an opening on its own host is told before it hurts, once, and no longer than it is so."""
+"""What conflicts with an exposure on its own host is told before it hurts, once, and no longer than it is so."""
 
 import re
 from collections.abc import Iterator
@@ -42,7 +42,7 @@ def said(daemon: Daemon) -> list[str]:
     return [line.text for line in daemon.log_lines() if f"port {PORT}/" in line.text]
 
 
-def look_again(host: Host) -> None:
+def trigger(host: Host) -> None:
     """Have the daemon look at everything."""
     assert command(host, "reload").returncode == 0
 
@@ -56,7 +56,7 @@ def test_a_process_that_listens(shared_scene: Scene, at_end: ExitStack) -> None:
     daemon.wait_log(rf"port {PORT}/tcp: python\S* \(pid \d+\){TAKES}$")
     scene.answers(lambda: host.outside.fetch(f"http://{PUBLIC4}:{PORT}/"), f"web {CLIENT4}")
     (sentence,) = told(host)
-    look_again(host)
+    trigger(host)
     assert said(daemon) == [f"warning: {sentence}"]
     checked = command(host, "check")
     assert (checked.returncode, checked.stderr) == (0, f"warning: {sentence}\n")
@@ -93,7 +93,7 @@ def test_a_rule_of_another_tool_that_comes_before_ours(shared_scene: Scene, at_e
     line = daemon.wait_log(rf"port {PORT}/tcp: somebody forwards it too \(in ip theirs first\)").text
     assert ", and that comes first, so connections from outside may not reach web (/etc/portfwd.toml:" in line
     scene.refused(lambda: host.outside.fetch(f"http://{PUBLIC4}:{PORT}/"), "the other tool's rule takes it")
-    look_again(host)
+    trigger(host)
     assert len(said(daemon)) == 1
     assert command(host, "check").stderr == f"{line}\n"
     at_end.close()

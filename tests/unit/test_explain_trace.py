@@ -9,10 +9,10 @@ import pytest
 from fwdaemon.core.inventory import AddressSource, Attachment, Domain, GuestInterface, LearnedAddress
 from fwdaemon.explain.facts import GuestAnswer, RouteAnswer
 from fwdaemon.explain.guest import Libvirt
-from fwdaemon.explain.report import Cause, Standing
+from fwdaemon.explain.report import Cause, StepState
 from tests.unit.explaining import own
 from tests.unit.forwards import address, subnets
-from tests.unit.story_scene import (
+from tests.unit.trace_scene import (
     DEFAULT,
     FORWARD,
     HELD,
@@ -33,7 +33,7 @@ def test_it_works() -> None:
     world = host()
     report = told(world=world)
     assert report.sentence == "It works: tcp 198.51.100.1:8000 leads to web, 192.168.122.10:80."
-    assert all(step.standing is Standing.FINE for step in report.steps)
+    assert all(step.state is StepState.FINE for step in report.steps)
     assert world.asked == [(address("192.168.122.10"), 80)]
 
 

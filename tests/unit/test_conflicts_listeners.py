@@ -1,4 +1,4 @@
-"""What is said of processes of the host that listen where an opening takes what comes."""
+"""What is said of processes of the host that listen where an exposure takes what comes."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -9,7 +9,7 @@ import pytest
 
 from fwdaemon.conflicts import taking
 from fwdaemon.conflicts.taking import takings, takings_if_running
-from fwdaemon.core.openings import Forward, Nat
+from fwdaemon.core.exposures import Forward, Nat
 from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Family, Listener, Origin, PortRange, Protocol
 from tests.unit.forwards import address, forward, nat, subnets
@@ -33,12 +33,12 @@ def socket(endpoint: str, *, families: frozenset[Family] = BOTH, device: str | N
 
 
 def said(
-    openings: Iterable[Forward | Nat],
+    exposures: Iterable[Forward | Nat],
     *sockets: Listener,
     names: dict[int, str] | None = None,
 ) -> list[str]:
-    desired = Desired().having(openings)
-    found = taking.overheard(takings(desired, LOCAL), sockets, CLIENTS, GUESTS)
+    desired = Desired().having(exposures)
+    found = taking.shadowed_listeners(takings(desired, LOCAL), sockets, CLIENTS, GUESTS)
     return list(taking.sentences(found, names or {}))
 
 
@@ -53,7 +53,7 @@ def test_the_process_and_the_place_in_the_configuration_are_named() -> None:
 
 
 @pytest.mark.parametrize(
-    ("opening", "other"),
+    ("exposure", "other"),
     [
         ("tcp *:22", "tcp *:23"),
         ("tcp *:22", "udp *:22"),
@@ -65,12 +65,12 @@ def test_the_process_and_the_place_in_the_configuration_are_named() -> None:
         ("tcp 198.51.100.1:22", "tcp 127.0.0.1:22"),
     ],
 )
-def test_what_it_does_not_take_is_not_told(opening: str, other: str) -> None:
-    assert said([forward(opening, "192.168.122.50:22")], socket(other)) == []
+def test_what_it_does_not_take_is_not_told(exposure: str, other: str) -> None:
+    assert said([forward(exposure, "192.168.122.50:22")], socket(other)) == []
 
 
 @pytest.mark.parametrize(
-    ("opening", "other"),
+    ("exposure", "other"),
     [
         ("tcp *:22", "tcp *:22"),
         ("tcp *:22", "tcp 198.51.100.1:22"),
@@ -81,8 +81,8 @@ def test_what_it_does_not_take_is_not_told(opening: str, other: str) -> None:
         ("sctp *:3868", "sctp *:3868"),
     ],
 )
-def test_what_it_takes_is_told(opening: str, other: str) -> None:
-    assert len(said([forward(opening, "192.168.122.50:22")], socket(other))) == 1
+def test_what_it_takes_is_told(exposure: str, other: str) -> None:
+    assert len(said([forward(exposure, "192.168.122.50:22")], socket(other))) == 1
 
 
 def test_a_socket_on_all_of_ipv6_takes_ipv4_too_unless_it_says_otherwise() -> None:
@@ -93,9 +93,9 @@ def test_a_socket_on_all_of_ipv6_takes_ipv4_too_unless_it_says_otherwise() -> No
 
 
 def test_one_entry_is_told_once_for_both_families() -> None:
-    openings = [forward("tcp *:53", "192.168.122.50:53"), forward("tcp *:53", "[2001:db8:122::50]:53")]
+    exposures = [forward("tcp *:53", "192.168.122.50:53"), forward("tcp *:53", "[2001:db8:122::50]:53")]
     sockets = [socket("tcp *:53", families=FOUR, inode=1), socket("tcp *:53", families=SIX, inode=2)]
-    assert said(openings, *sockets, names={1: "named (pid 7)", 2: "named (pid 7)"}) == [
+    assert said(exposures, *sockets, names={1: "named (pid 7)", 2: "named (pid 7)"}) == [
         f"port 53/tcp: named (pid 7) of the host listens there; connections from outside {TO_WEB}"
     ]
 
@@ -120,22 +120,22 @@ def test_a_socket_bound_to_an_interface() -> None:
 
 
 @pytest.mark.parametrize(
-    "opening",
+    "exposure",
     [
         forward("tcp *:22", "192.168.122.50:22", interface="eth0"),
         forward("tcp *:22", "192.168.122.50:22", sources=("203.0.113.0/24",)),
     ],
 )
-def test_a_forward_that_does_not_take_everybody_says_so(opening: Forward) -> None:
-    assert said([opening], socket("tcp *:22")) == [
+def test_a_forward_that_does_not_take_everybody_says_so(exposure: Forward) -> None:
+    assert said([exposure], socket("tcp *:22")) == [
         f"port 22/tcp: a process of the host listens there; the connections that the forward takes {TO_WEB}"
     ]
 
 
 def test_what_listens_on_a_loopback_address_keeps_what_comes_there() -> None:
-    opening = forward("tcp *:5432", "192.168.122.50:5432")
+    exposure = forward("tcp *:5432", "192.168.122.50:5432")
     sockets = socket("tcp 127.0.0.1:5432"), socket("tcp 127.0.0.53:5432"), socket("tcp [::1]:5432")
-    assert said([opening], *sockets) == []
+    assert said([exposure], *sockets) == []
 
 
 def test_of_several_ports_three_are_named_and_sshd_first() -> None:
@@ -177,8 +177,8 @@ def test_clients_of_udp_are_not_taken_for_servers_unless_their_port_is_named() -
 
 
 def test_a_hostile_name_of_a_process_or_a_domain_is_one_line() -> None:
-    opening = forward("tcp *:22", "192.168.122.50:22", domain="a\nb\x1b[31m")
-    (line,) = said([opening], socket("tcp *:22", inode=1), names={1: "x\ny\x1b[2J (pid 1)"})
+    exposure = forward("tcp *:22", "192.168.122.50:22", domain="a\nb\x1b[31m")
+    (line,) = said([exposure], socket("tcp *:22", inode=1), names={1: "x\ny\x1b[2J (pid 1)"})
     assert line.isprintable()
     assert r"x\ny\x1b[2J (pid 1) of the host" in line
 

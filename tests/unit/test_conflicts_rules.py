@@ -1,4 +1,4 @@
-"""What is said of rules of other tools that translate what an opening takes."""
+"""What is said of rules of other tools that translate what an exposure takes."""
 
 from collections.abc import Iterable
 from dataclasses import replace
@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from fwdaemon.conflicts import rivals
-from fwdaemon.conflicts.rivals import Standing
+from fwdaemon.conflicts import foreign_rules
+from fwdaemon.conflicts.foreign_rules import ChainLocation
 from fwdaemon.conflicts.taking import takings
-from fwdaemon.core.openings import Forward, Nat
+from fwdaemon.core.exposures import Forward, Nat
 from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Family, Origin, PortRange, Protocol
 from fwdaemon.rulesets.iptables_reader import (
@@ -28,7 +28,7 @@ from fwdaemon.rulesets.packet import Place, System
 from tests.unit.forwards import address, forward, nat
 
 LOCAL = frozenset(map(address, ["198.51.100.1", "198.51.100.8", "127.0.0.1", "2001:db8::1"]))
-NFTABLES, LEGACY = Standing(System.NFTABLES, -105), Standing(System.LEGACY, -100)
+NFTABLES, LEGACY = ChainLocation(System.NFTABLES, -105), ChainLocation(System.LEGACY, -100)
 WEB = replace(forward("tcp *:80", "192.168.122.50:80"), origin=Origin(Path("/etc/portfwd.toml"), 3))
 
 DOCKER = """\
@@ -75,15 +75,15 @@ def on_port(first: int, last: int = 0, protocol: Protocol = Protocol.TCP) -> dic
     return {Field.PROTOCOL: (protocol,), Field.PORT: (PortRange(first, last or first),)}
 
 
-def said(openings: Iterable[Forward | Nat], others: list[Translation], ours: Standing = NFTABLES) -> list[str]:
-    return list(rivals.sentences(takings(Desired().having(openings), LOCAL), others, ours, LOCAL))
+def said(exposures: Iterable[Forward | Nat], others: list[Translation], ours: ChainLocation = NFTABLES) -> list[str]:
+    return list(foreign_rules.sentences(takings(Desired().having(exposures), LOCAL), others, ours, LOCAL))
 
 
 @pytest.mark.parametrize(
     ("system", "ours", "chain"),
     [(System.IPTABLES_NFT, NFTABLES, "ip nat DOCKER"), (System.LEGACY, LEGACY, "legacy ip nat DOCKER")],
 )
-def test_docker_comes_after_us(system: System, ours: Standing, chain: str) -> None:
+def test_docker_comes_after_us(system: System, ours: ChainLocation, chain: str) -> None:
     assert said([WEB], of_iptables(DOCKER, system), ours) == [
         (
             f"port 80/tcp: Docker forwards it too (in {chain}), but our rule comes first, so connections from outside"
@@ -128,12 +128,12 @@ def test_a_rule_about_something_else_is_not_told(scope: Scope, family: str) -> N
 
 
 def test_interfaces_and_sources_that_cannot_meet_are_told_apart() -> None:
-    opening = forward("tcp *:80", "192.168.122.50:80", interface="eth0", sources=("203.0.113.0/24",))
+    exposure = forward("tcp *:80", "192.168.122.50:80", interface="eth0", sources=("203.0.113.0/24",))
     apart: list[Scope] = [{Field.INTERFACE: ("eth1",)}, {Field.SOURCE: (ip_network("192.0.2.0/24"),)}]
     together: list[Scope] = [{Field.INTERFACE: ("eth*",)}, {Field.SOURCE: (ip_network("203.0.113.7"),)}]
-    assert [said([opening], [native(-110, scope)]) for scope in apart] == [[], []]
+    assert [said([exposure], [native(-110, scope)]) for scope in apart] == [[], []]
     for scope in together:
-        (line,) = said([opening], [native(-110, scope)])
+        (line,) = said([exposure], [native(-110, scope)])
         assert line.endswith("so the connections that the forward takes may not reach web1")
 
 
@@ -159,10 +159,10 @@ def test_a_rule_for_every_address_is_not_meant_for_one_that_is_there_for_a_guest
 
 
 def test_one_entry_is_told_once_for_both_families_and_however_many_rules() -> None:
-    openings = [forward("tcp *:80", "192.168.122.50:80"), forward("tcp *:80", "[2001:db8:122::50]:80")]
+    exposures = [forward("tcp *:80", "192.168.122.50:80"), forward("tcp *:80", "[2001:db8:122::50]:80")]
     others = [native(-110, on_port(80), "ip6"), native(-110, on_port(1, 100)), native(-110, on_port(80), "ip")]
-    assert said(openings, others) == said(openings[::-1], others[::-1])
-    assert len(said(openings, others)) == 1
+    assert said(exposures, others) == said(exposures[::-1], others[::-1])
+    assert len(said(exposures, others)) == 1
 
 
 def test_a_chain_may_be_called_anything() -> None:

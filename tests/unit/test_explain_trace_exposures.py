@@ -8,10 +8,10 @@ import pytest
 from fwdaemon.core.inventory import HostAddress, Network
 from fwdaemon.core.types import Family, Listener, Protocol
 from fwdaemon.explain.facts import RouteAnswer
-from fwdaemon.explain.report import Cause, Report, Standing, Step
+from fwdaemon.explain.report import Cause, Report, Step, StepState
 from tests.unit.explaining import native, own
 from tests.unit.forwards import subnets
-from tests.unit.story_scene import DEFAULT, HELD, NETWORK, SETTINGS, cause, host, libvirt, ours, told
+from tests.unit.trace_scene import DEFAULT, HELD, NETWORK, SETTINGS, cause, host, libvirt, ours, told
 
 NAT = '[[nat]]\ndomain = "web"\npublic = "203.0.113.8"\n'
 ROUTE = '[[route]]\nnetwork = "default"\naddresses = ["203.0.113.64/29"]\n'
@@ -49,7 +49,7 @@ def beside_links(*, uplinks: str = "", source: str | None = None, more: Sequence
 def test_a_link_that_is_no_uplink_is_told_with_what_would_make_it_one() -> None:
     report = beside_links()
     (step,) = ways_out(report)
-    assert step.standing is Standing.FINE
+    assert step.state is StepState.FINE
     assert step.text == (
         "zt0 (10.147.17.0/24) is no uplink: what guests open to it leaves under another address, by libvirt's"
         " masquerade, or not at all; where it leads out, write uplinks = ["

@@ -1,4 +1,4 @@
-"""What clashes with openings, as the real kernel tells it."""
+"""What conflicts with exposures, as the real kernel tells it."""
 
 import os
 import re
@@ -14,17 +14,17 @@ import pytest
 
 from fwdaemon.config.loader import parse
 from fwdaemon.config.model import BackendChoice
-from fwdaemon.conflicts.rivals import ForeignRules, Standing
-from fwdaemon.conflicts.watch import ClashesBeside, ClashWatch, clashes_if_running
+from fwdaemon.conflicts.foreign_rules import ChainLocation, ForeignRules
+from fwdaemon.conflicts.watch import BackgroundConflictWatch, ConflictWatch, conflicts_if_running
 from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Address, Family
-from fwdaemon.hostnet.keeper import HostSide
+from fwdaemon.hostnet.host_network import SystemHostNetwork
 from fwdaemon.kernel import conntrack
 from fwdaemon.kernel.process import Finished, SystemRunner
 from fwdaemon.legacy.backend import LegacyBackend
 from fwdaemon.netfilter import Netfilter
 from fwdaemon.nftables.backend import NftablesBackend
-from fwdaemon.reconcile import Occasion, Reconciler, Seams
+from fwdaemon.reconcile import Reconciler, Request, Seams
 from fwdaemon.rulesets.iptables_reader import Translation
 from fwdaemon.rulesets.packet import System
 from tests.kernel.test_sockets import listening
@@ -156,15 +156,15 @@ def test_rules_of_iptables_are_read_wherever_it_writes(runner: SystemRunner, kin
 
 def test_our_own_rules_are_nobody_elses(runner: SystemRunner, backend: LegacyBackend) -> None:
     native = NftablesBackend(runner)
-    native.apply(STATE, thorough=False)
+    native.apply(STATE, full=False)
     assert (ForeignRules(runner).read().translations, ForeignRules(runner).read().ours) == (
         (),
-        Standing(System.NFTABLES, -105),
+        ChainLocation(System.NFTABLES, -105),
     )
     native.remove()
-    backend.apply(STATE, thorough=False)
+    backend.apply(STATE, full=False)
     found = ForeignRules(runner).read()
-    assert (found.translations, found.ours) == ((), Standing(System.LEGACY, -100))
+    assert (found.translations, found.ours) == ((), ChainLocation(System.LEGACY, -100))
 
 
 @pytest.mark.usefixtures("namespace")
@@ -225,23 +225,23 @@ class CountingRunner(SystemRunner):
 @pytest.mark.usefixtures("lock_file")
 def test_rules_are_read_again_only_where_they_changed(at_end: ExitStack) -> None:
     runner = CountingRunner()
-    watch = ClashWatch(runner)
+    watch = ConflictWatch(runner)
 
-    def look(*, thorough: bool = False, reloaded: bool = False, state: Desired = STATE) -> tuple[list[str], int]:
+    def look(*, full: bool = False, reloaded: bool = False, state: Desired = STATE) -> tuple[list[str], int]:
         before = runner.number
-        found = watch.look(state, LOCAL, thorough=thorough, reloaded=reloaded)
+        found = watch.look(state, LOCAL, full=full, reloaded=reloaded)
         return [line.partition(" ")[0] + line.partition(":")[2][:7] for line in found], runner.number - before
 
     assert look() == ([], 0)
     restore("iptables-legacy")
     assert look() == ([], 0)
-    assert look(thorough=True) == (["port Docker"], 1)
-    assert look(thorough=True) == (["port Docker"], 0)
+    assert look(full=True) == (["port Docker"], 1)
+    assert look(full=True) == (["port Docker"], 0)
     assert look(reloaded=True) == (["port Docker"], 1)
     listening(at_end, socket.SOCK_STREAM, ("0.0.0.0", 80))  # noqa: S104  a namespace
     assert look() == (["port Docker"], 0)
-    assert look(thorough=True)[1] == 0
-    assert len(watch.look(STATE, LOCAL, thorough=False)) == 2
+    assert look(full=True)[1] == 0
+    assert len(watch.look(STATE, LOCAL, full=False)) == 2
     at_end.close()
     other = Desired().having([WEB, forward("tcp *:81", "192.168.122.50:80")])
     assert look(state=other) == (["port Docker"], 0)
@@ -267,18 +267,21 @@ def test_a_wipe_is_mended_while_the_rules_of_others_are_still_being_listed(at_en
     nft(NATIVE)
     held, told = HeldRunner(), Event()
     at_end.callback(held.go.set)
-    rules, beside = Netfilter(SystemRunner(), BackendChoice.NFTABLES), ClashesBeside(ClashWatch(held), told.set)
-    reconciler = Reconciler(Seams(rules, HostSide(rules.confined), conntrack, beside, time))
-    reconciler.reconcile(STATE, Occasion((), (), 0.0, LOCAL, ip_forward=False, thorough=True))
+    rules, beside = (
+        Netfilter(SystemRunner(), BackendChoice.NFTABLES),
+        BackgroundConflictWatch(ConflictWatch(held), told.set),
+    )
+    reconciler = Reconciler(Seams(rules, SystemHostNetwork(rules.confined), conntrack, beside, time))
+    reconciler.reconcile(STATE, Request((), (), 0.0, LOCAL, ip_forward=False, full=True))
     assert held.asked.wait(10)
     nft("delete table ip kvm_portfwd")
-    assert reconciler.reconcile(STATE, Occasion((), (), 1.0, LOCAL, ip_forward=False, thorough=True))
+    assert reconciler.reconcile(STATE, Request((), (), 1.0, LOCAL, ip_forward=False, full=True))
     assert "192.168.122.50" in run(["nft", "list", "table", "ip", "kvm_portfwd"]).stdout
-    assert beside.look(STATE, LOCAL, thorough=False) == ()
+    assert beside.look(STATE, LOCAL, full=False) == ()
     held.go.set()
     assert beside.wait(10)
     assert told.is_set()
-    assert beside.look(STATE, LOCAL, thorough=False)[0].startswith("port 80/tcp: somebody forwards it too")
+    assert beside.look(STATE, LOCAL, full=False)[0].startswith("port 80/tcp: somebody forwards it too")
 
 
 @pytest.mark.usefixtures("namespace")
@@ -286,7 +289,7 @@ def test_a_journal_is_spared_a_long_list(at_end: ExitStack) -> None:
     many = [forward(f"tcp *:{port}", f"192.168.122.50:{port}") for port in range(1000, 1030)]
     for item in many:
         listening(at_end, socket.SOCK_STREAM, ("0.0.0.0", item.ports.first))  # noqa: S104  a namespace
-    found = ClashWatch(SystemRunner()).look(Desired().having(many), LOCAL, thorough=True)
+    found = ConflictWatch(SystemRunner()).look(Desired().having(many), LOCAL, full=True)
     assert len(found) == 21
     assert found[-1].startswith("10 more ports clash with processes or rules of the host")
 
@@ -304,4 +307,4 @@ def test_who_may_not_see_everything_is_told_what_was_left_out(at_end: ExitStack,
     assert hint.startswith(
         "hint: not checked against the rules of other tools: the kernel does not list its nftables rules"
     )
-    assert clashes_if_running(parse({Path("/etc/portfwd.toml"): ""}), SystemRunner()) == ([], "")
+    assert conflicts_if_running(parse({Path("/etc/portfwd.toml"): ""}), SystemRunner()) == ([], "")

@@ -21,13 +21,13 @@ from fwdaemon.explain.arrival import (
     claims_on,
     device_of,
     endpoint,
+    exposure_of,
     facing,
     nearest,
-    opening_of,
     preferred_addresses,
 )
 from fwdaemon.explain.delivery import Delivery, WayBack, WayOut
-from fwdaemon.explain.entrance import Entrance, Ground, Judge, Target
+from fwdaemon.explain.entrance import Entrance, HostContext, Judge, Target
 from fwdaemon.explain.facts import GuestAnswer, World
 from fwdaemon.explain.guest import GuestWalk, Libvirt
 from fwdaemon.explain.report import RELOAD, START_COMMAND, Cause, Report, Step, command, fine, unknown, wrong
@@ -57,12 +57,12 @@ def explain(request: Request, config: Config, libvirt: Libvirt, world: World, ma
     """
     held = world.addresses()
     arrival = arrive(request, preferred_addresses(config, request, held), libvirt.bridges, world)
-    report = _Story(config, libvirt, world, main, held).tell(arrival)
+    report = _Trace(config, libvirt, world, main, held).tell(arrival)
     return replace(report, daemon_runs=world.daemon() is not None)
 
 
 @dataclass(frozen=True, slots=True)
-class _Story:
+class _Trace:
     config: Config
     libvirt: Libvirt
     world: World
@@ -77,8 +77,8 @@ class _Story:
             arrival = self._as_admitted(claim, arrival)
         daemon = self.world.daemon()
         judge = Judge(arrival, self.config.daemon, daemon is not None, self.main)
-        ground = Ground.of(arrival, self.world, judge)
-        entrance = Entrance(ground)
+        context = HostContext.of(arrival, self.world, judge)
+        entrance = Entrance(context)
         # At a loopback address the daemon listens itself; what else does is among the problems of the status.
         sockets = [] if arrival.address.is_loopback and claim is not None else self._sockets(arrival, claim)
         steps = [self._address(arrival, claim), *sockets]
@@ -93,7 +93,7 @@ class _Story:
         guest_steps, target = self._target(claim, desired, arrival, None if by_proxy else entrance.led_to())
         steps += [*guest_steps, *inside]
         if target is not None:
-            delivery = Delivery(ground, entrance)
+            delivery = Delivery(context, entrance)
             if by_proxy:
                 steps.append(_carried(arrival, target))
             else:
@@ -113,13 +113,13 @@ class _Story:
         if crossing is None:
             return None
         arrival, device = crossing
-        ground = Ground.of(arrival, self.world, replace(judge, arrival=arrival))
-        entrance = Entrance(ground)
+        context = HostContext.of(arrival, self.world, replace(judge, arrival=arrival))
+        entrance = Entrance(context)
         steps = [
             fine("address", f"{arrival.address} is no address of this host, which would send it on to {shown(device)}"),
             fine("entry", f"no entry of {self.main} claims it"),
             *entrance.enter(),
-            *Delivery(ground, entrance).pass_by(device),
+            *Delivery(context, entrance).pass_by(device),
         ]
         refused = any(step.cause is Cause.CONFINED for step in steps)
         return Report(f"{arrival} from {arrival.client}", steps, "") if refused else None
@@ -234,10 +234,10 @@ class _Story:
             steps = list(walk.of_network(claim.entry))
         else:
             steps = list(walk.of_guest(claim.entry))
-        opening = opening_of(claim, desired, arrival)
-        if opening is not None:
-            bridge = getattr(opening, "bridge", None)
-            return steps, self._placed(endpoint(opening, arrival), bridge, walk.guest, claim)
+        exposure = exposure_of(claim, desired, arrival)
+        if exposure is not None:
+            bridge = getattr(exposure, "bridge", None)
+            return steps, self._placed(endpoint(exposure, arrival), bridge, walk.guest, claim)
         if led is not None and steps[-1].cause is Cause.NO_ADDRESS:
             # The daemon also asks agents, and remembers neighbours.
             steps[-1] = unknown("guest", f"{steps[-1].text}; but our rules, made earlier, lead to {led[0]}")
@@ -308,7 +308,7 @@ def _chosen(claims: list[Claim], desired: Desired, arrival: Arrival) -> Claim | 
 
     def lacks(claim: Claim) -> tuple[bool, bool, bool]:
         admitted = claim.takes_from(arrival) and claim.admits(arrival)
-        return not claim.fits(arrival), not admitted, opening_of(claim, desired, arrival) is None
+        return not claim.fits(arrival), not admitted, exposure_of(claim, desired, arrival) is None
 
     return min(claims, key=lacks, default=None)
 

@@ -9,9 +9,9 @@ from fwdaemon.cli import main
 from fwdaemon.errors import ConfigError
 from fwdaemon.explain.arrival import parse_request
 from fwdaemon.explain.report import Cause, as_json, as_text
-from fwdaemon.explain.story import refused
+from fwdaemon.explain.trace import refused
 from tests.unit.explaining import own
-from tests.unit.story_scene import FORWARD, HELD, MAIN, WEB, cause, config, forward_chain, host, libvirt, ours, told
+from tests.unit.trace_scene import FORWARD, HELD, MAIN, WEB, cause, config, forward_chain, host, libvirt, ours, told
 
 
 def test_a_configuration_that_is_refused() -> None:
