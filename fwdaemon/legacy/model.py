@@ -10,10 +10,10 @@ from fwdaemon.core.types import Address
 # What every rule of ours in a chain that is not ours says of itself.
 COMMENT = "kvm-portfwd"
 PRE, OUT, POST, FWD = "KVMPF_PRE", "KVMPF_OUT", "KVMPF_POST", "KVMPF_FWD"
-# Where what exposures take is led on; no chain of the kernel's leads there, only ours.
-LEAD = "KVMPF_LEAD"
+# Where exposures had their rules in versions before: it is taken away where it is found, and never made.
+FORMER = "KVMPF_LEAD"
 # Chains of these names are ours, in any table; all others belong to others, however alike.
-OWN_CHAINS = frozenset({PRE, OUT, POST, FWD, LEAD})
+OWN_CHAINS = frozenset({PRE, OUT, POST, FWD, FORMER})
 
 
 class TableName(StrEnum):

@@ -8,6 +8,7 @@ labels as well. In the filter table one rule lets through what is labelled.
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import chain as chained
 
 from fwdaemon.core.exposures import Exposure, Nat, Route
 from fwdaemon.core.state import LABELS, Desired
@@ -17,8 +18,8 @@ from fwdaemon.legacy.difference import Change, difference
 from fwdaemon.legacy.model import (
     COMMENT,
     CONFINED,
+    FORMER,
     FWD,
-    LEAD,
     OUT,
     POST,
     PRE,
@@ -123,7 +124,7 @@ def _chains(family: Family, desired: Desired, ended: Iterable[Flow]) -> _Chains:
     let_through = (*_forward(desired.label, ended), *_confined(family, desired))
     found: _Chains = {
         TableName.FILTER: {FWD: [(None, rule) for rule in let_through]},
-        TableName.MANGLE: {FWD: passage, LEAD: routed},
+        TableName.MANGLE: {FWD: passage, OUT: routed},
         TableName.NAT: translating(family, desired),
     }
     found[TableName.MANGLE] = {chain: rules for chain, rules in found[TableName.MANGLE].items() if rules}
@@ -243,7 +244,7 @@ ObservedTables = Mapping[TableName, Table]
 Observed = Mapping[TableName, ObservedTable]
 
 # The chains whose rules serve one exposure each, most of them.
-_SERVING = ((TableName.NAT, LEAD), (TableName.MANGLE, FWD), (TableName.MANGLE, LEAD))
+_SERVING = ((TableName.NAT, OUT), (TableName.MANGLE, FWD), (TableName.MANGLE, OUT))
 _FRAMEWORK_LABELS = frozenset({EVERY_ADDRESS, "all", ""})
 
 
@@ -332,13 +333,15 @@ def _unwanted(wanted: ObservedTables, observed: Observed, table: TableName, chai
 
 
 def _unasked(wanted: ObservedTables, observed: Observed, table: TableName, chain: str) -> Iterator[str]:
-    seen = observed[table].chains.get(chain, ()) if table in observed else ()
+    """Give the comments of such rules; those of exposures were in another chain in versions before."""
+    chains = observed[table].chains if table in observed else {}
+    seen = chained.from_iterable(chains.get(name, ()) for name in ((chain, FORMER) if chain == OUT else (chain,)))
     asked_for = {rule.comment for rule in wanted.get(table, Table()).chains.get(chain, ())}
     return (comment for comment in seen if comment not in asked_for)
 
 
 def _let_out(wanted: ObservedTables, observed: Observed) -> frozenset[str]:
-    chains = ((TableName.NAT, POST), (TableName.MANGLE, LEAD))
+    chains = ((TableName.NAT, POST), (TableName.MANGLE, OUT))
     return frozenset(_digest(comment) for place in chains for comment in _unasked(wanted, observed, *place))
 
 
@@ -362,7 +365,7 @@ def _leading_out(family: Family, desired: Desired, uplink: str) -> frozenset[str
 
 
 def _altered(wanted: ObservedTables, observed: Observed, served: Mapping[str, Exposure]) -> frozenset[Exposure]:
-    owners = _unwanted(wanted, observed, TableName.NAT, LEAD)
+    owners = _unwanted(wanted, observed, TableName.NAT, OUT)
     return frozenset(item for comment, item in served.items() if owners and comment.partition(" ")[0] in owners)
 
 

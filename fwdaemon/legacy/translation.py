@@ -1,10 +1,10 @@
 """The rules of the nat table: where the first packet of a connection goes, and under whose address it leaves.
 
-KVMPF_LEAD goes from the most specific claim to the least: forwards on one address, forwards on every local address, 1:1
+KVMPF_OUT goes from the most specific claim to the least: forwards on one address, forwards on every local address, 1:1
 NATs. Three rules ahead of the forwards on every address send back what is not for the host itself, so 1:1 NATs of
 addresses that are not the host's come before them, and for the host's own addresses once more after the forwards.
-KVMPF_PRE leads there what came in where its source can be, and KVMPF_OUT what the host itself opens: that has come in
-through no interface, so a forward bound to one does not take it.
+What the host itself opens comes there at once: that has come in through no interface, so a forward bound to one does
+not take it. KVMPF_PRE leads there what came in where its source can be.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -18,7 +18,6 @@ from fwdaemon.core.text import is_interface_name, label
 from fwdaemon.core.types import Address, Family, PortRange, Protocol, Subnet, collapse, show_endpoint
 from fwdaemon.legacy.info import LAYOUT, begun_chain, comment, matches, table_entries
 from fwdaemon.legacy.model import (
-    LEAD,
     OUT,
     OWN_CHAINS,
     POST,
@@ -43,15 +42,16 @@ _NOT_ANYWHERE = {Family.IPV4: ("127.0.0.0/8", "169.254.0.0/16"), Family.IPV6: ("
 _ELSEWHERE = "-m addrtype ! --dst-type LOCAL"
 # What the host sends to itself comes by `lo`: from elsewhere no packet can have an address of its own.
 _AS_THE_HOST = "! -i lo -m addrtype --src-type LOCAL"
+# What came in has passed the rule above, so only the host's own packets have its addresses.
+_BY_THE_HOST = "-m addrtype --src-type LOCAL"
 
 
 def translating(family: Family, desired: Desired) -> dict[str, list[Serving]]:
     """Write the rules of each chain."""
     return {
         PRE: list(_prerouting(family, desired)),
-        OUT: list(_output(family, desired)),
+        OUT: [*_left_alone(family, desired, f"{_BY_THE_HOST} "), *_leading(family, desired)],
         POST: list(_postrouting(family, desired)),
-        LEAD: list(_leading(family, desired)),
     }
 
 
@@ -92,18 +92,12 @@ def believed(family: Family, desired: Desired) -> Iterator[Rule]:
         if len(bridges) == 1:
             yield Rule.of(f"-s {subnet} ! -i {bridges[0]}", "RETURN", "all")
         else:
-            yield from (Rule.of(f"-s {subnet} -i {bridge}", LEAD, "all") for bridge in bridges)
+            yield from (Rule.of(f"-s {subnet} -i {bridge}", OUT, "all") for bridge in bridges)
             yield Rule.of(f"-s {subnet}", "RETURN", "all")
-    yield Rule.of("", LEAD, "all")
+    yield Rule.of("", OUT, "all")
 
 
-def _output(family: Family, desired: Desired) -> Iterator[Serving]:
-    """Lead what the host itself sends."""
-    yield from _left_alone(family, desired)
-    yield None, Rule.of("", LEAD, "all")
-
-
-def _left_alone(family: Family, desired: Desired, source: str = "") -> Iterator[Serving]:
+def _left_alone(family: Family, desired: Desired, source: str) -> Iterator[Serving]:
     """Have the host and its guests reach addresses that another machine on the link may hold, unless they came here."""
     for address in sorted((item for item in desired.elsewhere if Family.of(item) is family), key=int):
         yield None, Rule.of(f"{source}-d {host(address)} {_ELSEWHERE}", "RETURN", "elsewhere")

@@ -6,7 +6,7 @@ from tests.chaos.commands import FAMILIES, Command, Commands, words
 from tests.chaos.listing import Listing
 
 _CHAINS = {
-    "nat": ("KVMPF_PRE", "KVMPF_OUT", "KVMPF_POST", "KVMPF_LEAD"),
+    "nat": ("KVMPF_PRE", "KVMPF_OUT", "KVMPF_POST"),
     "filter": ("KVMPF_FWD",),
     "mangle": ("KVMPF_FWD",),
 }

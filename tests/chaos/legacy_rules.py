@@ -8,7 +8,7 @@ from tests.chaos.truth import ANY, Exposure, collapsed
 
 _PROTOCOL = r"(?: -p (?P<protocol>tcp|udp) -m (?:tcp|udp) --dport (?P<first>\d+)(?::(?P<last>\d+))?)?"
 _TAKEN = re.compile(
-    r"-A KVMPF_LEAD(?: -s (?P<source>\S+))?(?: -d (?P<listen>[^/\s]+)/(?:32|128))?"
+    r"-A KVMPF_OUT(?: -s (?P<source>\S+))?(?: -d (?P<listen>[^/\s]+)/(?:32|128))?"
     + _PROTOCOL
     # A 1:1 NAT has a second rule, for a public address that is not the host's.
     + r"(?P<elsewhere> -m addrtype ! --dst-type LOCAL)?"

@@ -1,12 +1,14 @@
 """The iptables backend on the real kernel: what is written comes back equal, and whatever is bent is mended."""
 
+import re
 import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from ipaddress import ip_address
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -112,11 +114,11 @@ def test_counters_of_forwards_that_stay_go_on(backend: LegacyBackend) -> None:
         ("-t nat -F KVMPF_PRE", TRANSLATED),
         ("-F KVMPF_FWD", IPV4),
         ("-t nat -D KVMPF_PRE 1", TRANSLATED),
-        ("-t nat -F KVMPF_LEAD", TRANSLATED),
-        ("-t nat -D KVMPF_LEAD 1", {SHIFTED}),
+        ("-t nat -F KVMPF_OUT", TRANSLATED),
+        ("-t nat -D KVMPF_OUT 1", {SHIFTED}),
         ("-t nat -I KVMPF_PRE -j ACCEPT", TRANSLATED),
         ("-t nat -A KVMPF_PRE -j RETURN", TRANSLATED),
-        ("-t nat -R KVMPF_LEAD 3 -p tcp --dport 25 -j DNAT --to-destination 192.0.2.1", TRANSLATED),
+        ("-t nat -R KVMPF_OUT 3 -p tcp --dport 25 -j DNAT --to-destination 192.0.2.1", TRANSLATED),
         ("-t nat -D KVMPF_POST 1", {MAIL}),
         ("-t nat -I PREROUTING -m comment --comment kvm-portfwd -j KVMPF_PRE", TRANSLATED),
         ("-t nat -I PREROUTING -p tcp -m comment --comment kvm-portfwd -j KVMPF_PRE", TRANSLATED),
@@ -124,7 +126,7 @@ def test_counters_of_forwards_that_stay_go_on(backend: LegacyBackend) -> None:
         ("-t nat -N KVMPF_FWD", set()),
         ("-t mangle -F", MARKED),
         ("-t mangle -F KVMPF_FWD", MARKED),
-        ("-t mangle -D KVMPF_LEAD 1", {ROUTED}),
+        ("-t mangle -D KVMPF_OUT 1", {ROUTED}),
     ],
 )
 def test_whatever_is_bent_is_mended(backend: LegacyBackend, bend: str, damaged: frozenset[Exposure]) -> None:
@@ -210,15 +212,47 @@ def test_what_an_earlier_run_left_is_adopted_or_taken_away(backend: LegacyBacken
     result = later.apply(fewer, full=False)
     assert result.mended == frozenset()
     assert result.stale == {
-        "ip nat KVMPF_LEAD web1",
-        "ip6 nat KVMPF_LEAD six",
+        "ip nat KVMPF_OUT web1",
+        "ip6 nat KVMPF_OUT six",
         "ip6 mangle KVMPF_FWD six",
-        *(f"{family} mangle KVMPF_LEAD public" for family in ("ip", "ip6")),
-        "ip nat KVMPF_LEAD mail",
+        *(f"{family} mangle KVMPF_OUT public" for family in ("ip", "ip6")),
+        "ip nat KVMPF_OUT mail",
     }
     assert LegacyBackend().remove().changed
     assert own() == ""
     later.close()
+
+
+def as_before(listed: str, table: str) -> str:
+    """Write a table as versions before did: what exposures have in a chain of their own, to which others lead."""
+    leads = '-m comment --comment "all 9c2f87042334" -j KVMPF_LEAD'
+    changed = [f"-A KVMPF_{chain} {leads}" if (chain := _leading(line)) else line for line in listed.splitlines()]
+    moved = "\n".join(changed).replace("KVMPF_OUT", "KVMPF_LEAD")
+    if table == "mangle":
+        return f"{moved}\n"
+    linked = moved.replace("kvm-portfwd -j KVMPF_LEAD", "kvm-portfwd -j KVMPF_OUT")
+    declared = linked.replace(":KVMPF_LEAD", ":KVMPF_OUT - [0:0]\n:KVMPF_LEAD")
+    return declared.replace("COMMIT", f"-A KVMPF_OUT {leads}\nCOMMIT") + "\n"
+
+
+def _leading(line: str) -> str:
+    found = re.match(r"-A KVMPF_(PRE|FWD) -m comment .* -j KVMPF_OUT", line)
+    return found[1] if found else ""
+
+
+def test_the_chain_of_versions_before_goes_and_what_it_led_to_stays(backend: LegacyBackend) -> None:
+    backend.apply(EVERYTHING, full=False)
+    wanted = own()
+    for program, table in product(("iptables", "ip6tables"), ("nat", "mangle")):
+        listed = run([f"{program}-legacy-save", "-t", table]).stdout
+        run([f"{program}-legacy-restore", "-T", table], stdin=as_before(listed, table))
+    with closing(LegacyBackend()) as later:
+        result = later.apply(replace(EVERYTHING, forwards=EVERYTHING.forwards - {SHIFTED}), full=False)
+        # What this start ends hangs on what has changed meanwhile, and the chain's new name is no change.
+        assert result.stale == {"ip nat KVMPF_OUT mail"}
+        assert {exposure.owner.name for exposure in result.altered} == {"mail"}
+        later.apply(EVERYTHING, full=False)
+    assert own() == wanted
 
 
 @pytest.mark.usefixtures("lock_file")

@@ -96,7 +96,7 @@ def listing(monkeypatch: pytest.MonkeyPatch, at_end: ExitStack) -> tuple[Event, 
 
 _WIPES = {
     BackendChoice.NFTABLES: ("nft delete table ip kvm_portfwd", "nft list table ip kvm_portfwd"),
-    BackendChoice.IPTABLES: ("iptables-legacy -t nat -F KVMPF_LEAD", "iptables-legacy -t nat -S KVMPF_LEAD"),
+    BackendChoice.IPTABLES: ("iptables-legacy -t nat -F KVMPF_OUT", "iptables-legacy -t nat -S KVMPF_OUT"),
 }
 
 

@@ -10,7 +10,7 @@ from fwdaemon.core.exposures import Forward
 from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Family
 from fwdaemon.legacy.difference import Change, difference
-from fwdaemon.legacy.model import LEAD, OUT, POST, PRE, Head, ObservedTable, Rule, Table, TableName
+from fwdaemon.legacy.model import OUT, POST, PRE, Head, ObservedTable, Rule, Table, TableName
 from fwdaemon.legacy.ruleset import Plan, links, tables
 from tests.unit.forwards import forward
 
@@ -41,7 +41,7 @@ def test_nothing_to_do_makes_an_empty_change() -> None:
 def test_a_new_forward_is_one_rule_where_it_belongs() -> None:
     change = difference(table(WEB, MAIL), observed(table(WEB)))
     (edit,) = change.edits
-    assert (change.create, change.drop, edit.chain, edit.delete) == ((), (), LEAD, ())
+    assert (change.create, change.drop, edit.chain, edit.delete) == ((), (), OUT, ())
     assert [position for position, _ in edit.insert] == [0]
     assert change.placed == {rule.comment for _, rule in edit.insert}
     assert change.broken == frozenset()
@@ -54,14 +54,14 @@ def test_a_forward_that_goes_takes_its_rule_only() -> None:
 
 def test_a_table_without_anything_of_ours_gets_all_of_it() -> None:
     change = difference(table(WEB), EMPTY)
-    assert set(change.create) == {"KVMPF_PRE", "KVMPF_OUT", "KVMPF_POST", "KVMPF_LEAD"}
+    assert set(change.create) == {"KVMPF_PRE", "KVMPF_OUT", "KVMPF_POST"}
     assert change.broken == {PRE, OUT, POST}
-    assert {edit.chain for edit in change.edits} == {PRE, OUT, LEAD, "PREROUTING", "OUTPUT", "POSTROUTING"}
+    assert {edit.chain for edit in change.edits} == {PRE, OUT, "PREROUTING", "OUTPUT", "POSTROUTING"}
 
 
 def test_a_table_nobody_wants_loses_links_and_chains() -> None:
     change = difference(Table(), observed(table(WEB)))
-    assert set(change.drop) == {"KVMPF_PRE", "KVMPF_OUT", "KVMPF_POST", "KVMPF_LEAD"}
+    assert set(change.drop) == {"KVMPF_PRE", "KVMPF_OUT", "KVMPF_POST"}
     assert {(edit.chain, edit.delete) for edit in change.edits} == {
         ("PREROUTING", (0,)),
         ("OUTPUT", (0,)),
@@ -99,10 +99,10 @@ def test_a_link_is_put_right(head: Head, fault: str, *, broken: bool) -> None:
 def test_a_chain_is_put_right(bend: "st.SearchStrategy[object]", *, broken: bool) -> None:
     wanted = table(WEB, MAIL)
     seen = observed(wanted)
-    bent = ObservedTable({**seen.chains, LEAD: bend(seen.chains[LEAD])}, seen.heads)  # type: ignore[operator]
+    bent = ObservedTable({**seen.chains, OUT: bend(seen.chains[OUT])}, seen.heads)  # type: ignore[operator]
     change = difference(wanted, bent)
     assert applied(change, bent) == seen.chains
-    assert change.broken == ({LEAD} if broken else set())
+    assert change.broken == ({OUT} if broken else set())
 
 
 # --- what a change says of the forwards ------------------------------------------------------------------------------
@@ -129,7 +129,7 @@ def test_what_somebody_took_away_is_damaged_and_what_is_new_is_not() -> None:
 
 def test_what_an_earlier_run_left_is_named() -> None:
     found = plan(Desired(frozenset({WEB})), observed(table(WEB, MAIL)))
-    assert found.stale == {"ip nat KVMPF_LEAD mail"}
+    assert found.stale == {"ip nat KVMPF_OUT mail"}
     assert found.mended == frozenset()
 
 
@@ -180,11 +180,11 @@ def test_the_difference_leads_from_any_state_to_any_other(
 def test_the_difference_mends_any_bent_chain(forwards: frozenset[Forward], data: st.DataObject) -> None:
     wanted = table(*forwards)
     good = observed(wanted)
-    strange = st.sampled_from([*good.chains[LEAD], "", "kvm-portfwd", "gone 0123456789ab"])
-    bent = ObservedTable({**good.chains, LEAD: tuple(data.draw(st.lists(strange, max_size=12)))}, good.heads)
+    strange = st.sampled_from([*good.chains[OUT], "", "kvm-portfwd", "gone 0123456789ab"])
+    bent = ObservedTable({**good.chains, OUT: tuple(data.draw(st.lists(strange, max_size=12)))}, good.heads)
     change = difference(wanted, bent)
     assert applied(change, bent) == good.chains
-    served = {rule.comment for rule in wanted.chains[LEAD]} - set(bent.chains[LEAD])
+    served = {rule.comment for rule in wanted.chains[OUT]} - set(bent.chains[OUT])
     assert served <= change.placed
 
 
@@ -196,7 +196,7 @@ def test_a_rule_is_a_line_of_iptables() -> None:
 def test_a_chain_that_others_lead_to_is_emptied_once() -> None:
     there = replace(observed(table(WEB)), held=frozenset({PRE}))
     change = difference(Table(), there)
-    assert set(change.drop) == {OUT, POST, LEAD}
+    assert set(change.drop) == {OUT, POST}
     (edit,) = [edit for edit in change.edits if edit.chain == PRE]
     assert (edit.delete, edit.insert) == (tuple(range(len(there.chains[PRE]))), ())
     assert difference(Table(), ObservedTable({PRE: ()}, {}, frozenset({PRE}))).empty

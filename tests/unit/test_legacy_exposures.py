@@ -9,7 +9,7 @@ from fwdaemon.core.exposures import Exposure, Nat
 from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Family
 from fwdaemon.legacy.difference import difference
-from fwdaemon.legacy.model import FWD, LEAD, OUT, POST, PRE, Head, ObservedTable, Table, TableName
+from fwdaemon.legacy.model import FWD, OUT, POST, PRE, Head, ObservedTable, Table, TableName
 from fwdaemon.legacy.ruleset import Plan, exposures_of, links, tables
 from tests.unit.forwards import forward, nat, route, subnets
 from tests.unit.test_golden import SUBNETS, UPLINK
@@ -38,7 +38,7 @@ def rules(table: TableName, chain: str, desired: Desired, family: Family = Famil
 
 def test_a_public_address_comes_after_every_forward_but_first_where_it_is_not_the_hosts() -> None:
     own = forward("tcp 198.51.100.8:25", "192.168.122.50:25")
-    found = [rule.replace(f" {LABELLED}", "") for rule in rules(NAT, LEAD, state(WEB, own, MAIL))]
+    found = [rule.replace(f" {LABELLED}", "") for rule in rules(NAT, OUT, state(WEB, own, MAIL))]
     assert found == [
         "-d 198.51.100.8/32 -p tcp -m tcp --dport 25 -j DNAT --to-destination 192.168.122.50:25",
         "-d 198.51.100.8/32 -m addrtype ! --dst-type LOCAL -j DNAT --to-destination 192.168.122.51",
@@ -51,7 +51,7 @@ def test_a_public_address_comes_after_every_forward_but_first_where_it_is_not_th
 
 
 def test_what_a_nat_takes_is_labelled() -> None:
-    found = rules(NAT, LEAD, state(nat("2001:db8::8", "2001:db8:5::50")), Family.IPV6)
+    found = rules(NAT, OUT, state(nat("2001:db8::8", "2001:db8:5::50")), Family.IPV6)
     where = "-d 2001:db8::8/128"
     elsewhere = f"{where} -m addrtype ! --dst-type LOCAL"
     there = "DNAT --to-destination 2001:db8:5::50"
@@ -97,11 +97,11 @@ def test_what_has_a_guests_address_is_ours_only_if_it_came_in_by_its_bridge() ->
     homes = {*product(subnet, ["virbr0"]), *product(wide, ["virbr2"]), *product(other, ["virbr3"])}
     guards = [
         "! -i lo -m addrtype --src-type LOCAL -j RETURN",
-        "-s 10.0.0.0/8 -i virbr2 -j KVMPF_LEAD",
-        "-s 10.0.0.0/8 -i virbr3 -j KVMPF_LEAD",
+        "-s 10.0.0.0/8 -i virbr2 -j KVMPF_OUT",
+        "-s 10.0.0.0/8 -i virbr3 -j KVMPF_OUT",
         "-s 10.0.0.0/8 -j RETURN",
         "-s 192.168.122.0/24 ! -i virbr0 -j RETURN",
-        "-j KVMPF_LEAD",
+        "-j KVMPF_OUT",
     ]
     assert rules(NAT, PRE, replace(state(WEB), homes=frozenset(homes))) == guards
     routed = replace(state(route("10.0.0.0/8", "virbr2")), homes=frozenset(homes))
@@ -113,23 +113,22 @@ def test_a_bridge_that_no_rule_can_name_leaves_its_subnet_to_the_others() -> Non
     homes = frozenset({(subnet, "virbr2"), (subnet, "virbr+")})
     assert rules(NAT, PRE, replace(state(WEB), homes=homes))[1:] == [
         "-s 10.0.0.0/8 ! -i virbr2 -j RETURN",
-        "-j KVMPF_LEAD",
+        "-j KVMPF_OUT",
     ]
     nameless = replace(state(WEB), homes=frozenset({(subnet, "virbr+")}))
-    assert rules(NAT, PRE, nameless)[1:] == ["-s 10.0.0.0/8 -j RETURN", "-j KVMPF_LEAD"]
+    assert rules(NAT, PRE, nameless)[1:] == ["-s 10.0.0.0/8 -j RETURN", "-j KVMPF_OUT"]
 
 
 def test_what_the_host_itself_opens_passes_no_guard() -> None:
-    assert rules(NAT, OUT, replace(state(WEB), homes=frozenset(product(subnets("10.0.0.0/8"), ["virbr0"])))) == [
-        "-j KVMPF_LEAD"
-    ]
+    homed = replace(state(WEB), homes=frozenset(product(subnets("10.0.0.0/8"), ["virbr0"])))
+    assert rules(NAT, OUT, homed) == rules(NAT, OUT, state(WEB))
 
 
 def test_of_two_public_addresses_the_first_is_what_the_guest_leaves_with() -> None:
     chain = rules(NAT, POST, state(SECOND, MAIL))
     assert sum("-o eth0" in rule for rule in chain) == 1
     assert not any("198.51.100.9" in rule for rule in chain)
-    assert sum("198.51.100.9/32" in rule for rule in rules(NAT, LEAD, state(SECOND, MAIL))) == 2
+    assert sum("198.51.100.9/32" in rule for rule in rules(NAT, OUT, state(SECOND, MAIL))) == 2
 
 
 # --- routes ----------------------------------------------------------------------------------------------------------
@@ -140,9 +139,9 @@ def test_a_route_is_let_in_by_its_bridge_and_out_of_the_host_only() -> None:
         "-m conntrack ! --ctstate NEW -j RETURN",
         "! -i lo -m addrtype --src-type LOCAL -j RETURN",
         "-s 203.0.113.64/29 ! -i virbr1 -j RETURN",
-        "-j KVMPF_LEAD",
+        "-j KVMPF_OUT",
     ]
-    assert rules(MANGLE, LEAD, state(ROUTE)) == [
+    assert rules(MANGLE, OUT, state(ROUTE)) == [
         f"-d 203.0.113.64/29 -o virbr1 {LABELLED} -j RETURN",
         f"-s 203.0.113.64/29 -i virbr1 -o eth0 {LABELLED} -j RETURN",
         f"-s 203.0.113.64/29 -i virbr1 -o wg0 {LABELLED} -j RETURN",
@@ -166,7 +165,7 @@ def test_an_interface_with_a_name_that_could_be_syntax_is_left_out(name: str) ->
 def test_the_mangle_table_is_for_those_who_need_it_only() -> None:
     assert tables(state(WEB))[Family.IPV4].keys() == {FILTER, NAT}
     wanted = tables(state(WEB, MAIL, route("2001:db8:1::/64")))
-    assert {chain for family in Family for chain in wanted[family][MANGLE].chains} == {FWD, LEAD}
+    assert {chain for family in Family for chain in wanted[family][MANGLE].chains} == {FWD, OUT}
     assert wanted[Family.IPV4][MANGLE].heads.keys() == {"FORWARD"}
 
 
@@ -190,9 +189,9 @@ def test_a_rule_tells_which_exposure_it_serves() -> None:
         for exposure in desired.exposures
     }
     assert found == {
-        WEB: {(NAT, LEAD)},
-        MAIL: {(NAT, LEAD), (NAT, POST), (MANGLE, FWD)},
-        ROUTE: {(MANGLE, LEAD)},
+        WEB: {(NAT, OUT)},
+        MAIL: {(NAT, OUT), (NAT, POST), (MANGLE, FWD)},
+        ROUTE: {(MANGLE, OUT)},
     }
 
 
@@ -216,11 +215,11 @@ def plan(desired: Desired, table: TableName, chain: str, before: Desired) -> Pla
     [
         pytest.param(FILTER, FWD, {WEB, MAIL, ROUTE}, id="the gate"),
         pytest.param(NAT, PRE, {WEB, MAIL}, id="the way in"),
-        pytest.param(NAT, LEAD, {WEB, MAIL}, id="the targets"),
+        pytest.param(NAT, OUT, {WEB, MAIL}, id="the targets"),
         pytest.param(NAT, OUT, {WEB, MAIL}, id="the host's way in"),
         pytest.param(NAT, POST, {WEB, MAIL}, id="the sources"),
         pytest.param(MANGLE, FWD, {MAIL, ROUTE}, id="the passage"),
-        pytest.param(MANGLE, LEAD, {ROUTE}, id="the labels"),
+        pytest.param(MANGLE, OUT, {ROUTE}, id="the labels"),
     ],
 )
 def test_what_is_flushed_damages_those_who_rely_on_it(table: TableName, chain: str, damaged: set[Exposure]) -> None:
@@ -237,7 +236,7 @@ def test_a_first_nat_mends_no_forward() -> None:
 
 def test_what_an_earlier_run_left_is_named() -> None:
     found = plan(state(WEB), NAT, "", state(WEB, MAIL, ROUTE))
-    assert found.stale == {"ip nat KVMPF_LEAD mail", "ip mangle KVMPF_FWD mail", "ip mangle KVMPF_LEAD public"}
+    assert found.stale == {"ip nat KVMPF_OUT mail", "ip mangle KVMPF_FWD mail", "ip mangle KVMPF_OUT public"}
 
 
 def test_a_hostile_name_is_no_syntax() -> None:

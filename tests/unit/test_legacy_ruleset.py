@@ -8,7 +8,7 @@ from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Family, Protocol
 from fwdaemon.legacy.backend import LegacyBackend
 from fwdaemon.legacy.library import Extension, parse
-from fwdaemon.legacy.model import FWD, LEAD, POST, Rule, TableName
+from fwdaemon.legacy.model import FWD, OUT, POST, Rule, TableName
 from fwdaemon.legacy.ruleset import exposures_of, tables
 from fwdaemon.netfilter import Backend
 from fwdaemon.resolve.flows import Flow
@@ -28,25 +28,25 @@ def rules(chain: str, *forwards: Forward, ended: tuple[Flow, ...] = ()) -> list[
 
 
 def claims(*forwards: Forward) -> list[str]:
-    """Write what KVMPF_LEAD holds, without what sends other addresses back."""
-    return [rule for rule in rules(LEAD, *forwards) if not rule.endswith("-j RETURN")]
+    """Write what KVMPF_OUT holds, without what sends other addresses back."""
+    return [rule for rule in rules(OUT, *forwards) if not rule.endswith("-j RETURN")]
 
 
 def test_every_address_is_every_local_one_but_never_loopback_or_link_local() -> None:
-    assert rules(LEAD, WEB) == [
+    assert rules(OUT, WEB) == [
         "-d 127.0.0.0/8 -j RETURN",
         "-d 169.254.0.0/16 -j RETURN",
         "-m addrtype ! --dst-type LOCAL -j RETURN",
         f"-p tcp -m tcp --dport 80 {LABELLED} -j DNAT --to-destination 192.168.122.50:80",
     ]
-    assert rules(LEAD, forward("tcp *:80", "[2001:db8:5::5]:80"))[:2] == [
+    assert rules(OUT, forward("tcp *:80", "[2001:db8:5::5]:80"))[:2] == [
         "-d ::1/128 -j RETURN",
         "-d fe80::/10 -j RETURN",
     ]
 
 
 def test_one_address_comes_before_every_address() -> None:
-    found = rules(LEAD, WEB, forward("tcp 198.51.100.7:80", "192.168.122.51:8080"))
+    found = rules(OUT, WEB, forward("tcp 198.51.100.7:80", "192.168.122.51:8080"))
     assert (
         found[0]
         == f"-d 198.51.100.7/32 -p tcp -m tcp --dport 80 {LABELLED} -j DNAT --to-destination 192.168.122.51:8080"
@@ -127,14 +127,14 @@ def test_a_family_without_forwards_needs_nothing() -> None:
 
 def test_a_rule_tells_which_exposure_it_serves() -> None:
     desired = Desired(frozenset({WEB}))
-    chain = tables(desired)[Family.IPV4][TableName.NAT].chains[LEAD]
+    chain = tables(desired)[Family.IPV4][TableName.NAT].chains[OUT]
     served = exposures_of(desired, Family.IPV4)
     assert [served.get(rule.comment) for rule in chain] == [None, None, None, WEB]
 
 
 def test_a_hostile_name_is_no_syntax() -> None:
     hostile = replace(WEB, domain='"\n-j ACCEPT --comment $(reboot)')
-    rule = tables(Desired(frozenset({hostile})))[Family.IPV4][TableName.NAT].chains[LEAD][-1]
+    rule = tables(Desired(frozenset({hostile})))[Family.IPV4][TableName.NAT].chains[OUT][-1]
     label, digest = rule.comment.split(" ")
     assert label == "___j_ACCEPT___comment___reboot_"
     assert len(digest) == 12

@@ -13,7 +13,7 @@ from typing import TypeAlias
 
 from fwdaemon.config.model import Config, ForwardEntry, PortMapping
 from fwdaemon.core.types import Address, Family, Protocol
-from fwdaemon.legacy.model import LEAD, PRE, TableName
+from fwdaemon.legacy.model import OUT, PRE, TableName
 from fwdaemon.legacy.model import Rule as LegacyRule
 from fwdaemon.legacy.model import Table as LegacyTable
 from fwdaemon.nftables.dispatch_chains import PLAIN
@@ -242,9 +242,9 @@ def by_iptables(tables: Mapping[TableName, LegacyTable], packet: Arrival) -> Tar
 def _walked(table: LegacyTable) -> Iterator[LegacyRule]:
     """Give the rules in order; no subnet of guests has several bridges here, so only the last of one chain leads on."""
     *guards, on = table.chains[PRE]
-    assert (on.matches, on.target) == ("", LEAD)
-    assert not any(rule.target == LEAD for rule in guards)
-    yield from (*guards, *table.chains[LEAD])
+    assert (on.matches, on.target) == ("", OUT)
+    assert not any(rule.target == OUT for rule in guards)
+    yield from (*guards, *table.chains[OUT])
 
 
 def _matches(matches: str, packet: Arrival) -> bool:
