@@ -155,7 +155,7 @@ class Inventory:
     `namesakes` are networks that are called as another one of an earlier URI, which has the name.
 
     `routed` are subnets that the kernel routes straight to what is plugged into a device, besides those of the host's
-    addresses there.
+    addresses there. `links` are as in `Desired`.
     """
 
     domains: tuple[Domain, ...] = ()
@@ -164,6 +164,7 @@ class Inventory:
     uplinks: frozenset[str] = frozenset()
     routed: frozenset[tuple[str, Subnet]] = frozenset()
     namesakes: tuple[Network, ...] = ()
+    links: frozenset[tuple[Subnet, str]] = frozenset()
 
     @property
     def every_network(self) -> tuple[Network, ...]:
@@ -311,8 +312,8 @@ class HijackedAddress:
 class HostObservation:
     """What the kernel knows; `bridges` gives the bridge of those devices that were asked for and have one.
 
-    `uplinks` names the interfaces that lead away from the host; see `fwdaemon.core.state.Desired`. `routed` is as in
-    `fwdaemon.core.inventory.Inventory`.
+    `uplinks` names the interfaces that lead away from the host; see `fwdaemon.core.state.Desired`, also of `links`.
+    `routed` is as in `fwdaemon.core.inventory.Inventory`.
     """
 
     addresses: tuple[HostAddress, ...] = ()
@@ -320,3 +321,4 @@ class HostObservation:
     bridges: Mapping[str, str] = field(default_factory=dict)
     uplinks: frozenset[str] = frozenset()
     routed: frozenset[tuple[str, Subnet]] = frozenset()
+    links: frozenset[tuple[Subnet, str]] = frozenset()

@@ -89,12 +89,13 @@ class Desired:
     `proxied` are the addresses of routes that the host answers for outside. `silent` are guests that entries wait for,
     as nothing names their address, and those behind a route with a `proxy` that have shown none of it.
     `guest_subnets` are where hairpin connections may come from and go to. `homes` are subnets that lie behind a bridge
-    of libvirt's, each with that bridge: a packet from there that came in elsewhere has a forged source. `uplinks` are
-    the interfaces that lead away from the host, and not to guests or containers on it: only there do routed and 1:1
-    guests open connections by themselves. `elsewhere` are listening addresses on the host's own links that it does not
-    hold now: another machine may, as in a pair that shares an address, so the host and its guests are led there.
-    `unheld` are public addresses of 1:1 guests that the host does not hold now, so no forward on every address is for
-    them.
+    of libvirt's, each with that bridge: a packet from there that came in elsewhere has a forged source. So it is with
+    `links`, subnets that are directly on a link of the host, each with an interface; one within another that is reached
+    through a gateway has an empty name, as it may come in by any. `uplinks` are the interfaces that lead away from the
+    host, and not to guests or containers on it: only there do routed and 1:1 guests open connections by themselves.
+    `elsewhere` are listening addresses on the host's own links that it does not hold now: another machine may, as in a
+    pair that shares an address, so the host and its guests are led there. `unheld` are public addresses of 1:1 guests
+    that the host does not hold now, so no forward on every address is for them.
     `localhost` has forwards on every address answer on 127.0.0.1 and ::1 too. `gates` are the foreign chains, besides
     those we know, that are to let labelled connections through; jumps to chains that a pattern of `behind` names stay
     ahead of our rule there.
@@ -120,6 +121,7 @@ class Desired:
     silent: frozenset[Silent] = frozenset()
     guest_subnets: frozenset[Subnet] = frozenset()
     homes: frozenset[tuple[Subnet, str]] = frozenset()
+    links: frozenset[tuple[Subnet, str]] = frozenset()
     uplinks: frozenset[str] = frozenset()
     elsewhere: frozenset[Address] = frozenset()
     unheld: frozenset[Address] = frozenset()

@@ -12,7 +12,7 @@ from typing import Any, Final
 from fwdaemon.core.inventory import HostAddress, HostObservation, Neighbour
 from fwdaemon.core.types import Address, Family, Subnet
 from fwdaemon.errors import KernelError
-from fwdaemon.kernel.route_watch import Way, ways
+from fwdaemon.kernel.route_watch import Listed, Way, is_telling, routes
 from fwdaemon.kernel.rtnetlink import FAMILIES, Kind, RefusedError, Rtnetlink, interface_index
 from fwdaemon.kernel.rtnl_links import (
     CONFIRMED_STATES,
@@ -126,7 +126,7 @@ _ETHERNET, _LOOPBACK = "1", "772"  # linux/if_arp.h
 _MOST_ROUTES: Final = 10_000
 
 
-def uplinks(names: dict[int, str], links: Path = LINKS) -> frozenset[str]:
+def uplinks(names: Mapping[int, str], links: Path = LINKS) -> frozenset[str]:
     """Name them; `names` are those of the interfaces, by number. One that comes or goes meanwhile is named or not.
 
     Raises:
@@ -134,11 +134,17 @@ def uplinks(names: dict[int, str], links: Path = LINKS) -> frozenset[str]:
 
     """
     with Rtnetlink() as kernel:
-        asked = [(family, table) for family in Family for table in _tables(kernel, family)]
-    found = {way for family, table in asked for way in ways(family, table, _MOST_ROUTES)}
-    leading = {
-        names[way.index] for way in found if way.index in names and (way.leads_on or _is_away(names, way, links))
-    }
+        return _uplinks(_listed_routes(kernel), names, links)
+
+
+def _listed_routes(kernel: Rtnetlink) -> list[Listed]:
+    asked = [(family, table) for family in Family for table in _tables(kernel, family)]
+    return [route for family, table in asked for route in routes(family, table, _MOST_ROUTES)]
+
+
+def _uplinks(listed: Iterable[Listed], names: Mapping[int, str], links: Path = LINKS) -> frozenset[str]:
+    found = {way for route in listed if is_telling(route) for way in route.ways if way.index in names}
+    leading = {names[way.index] for way in found if way.leads_on or _is_away(names, way, links)}
     return frozenset(leading - {"lo"})
 
 
@@ -151,7 +157,7 @@ def _tables(kernel: Rtnetlink, family: Family) -> set[int]:
     return {_MAIN_TABLE, *(entry.attributes.get("FRA_TABLE") or entry.fields["table"] for entry in listed)} - _UNUSED
 
 
-def _is_away(names: dict[int, str], way: Way, links: Path) -> bool:
+def _is_away(names: Mapping[int, str], way: Way, links: Path) -> bool:
     return leads_away(links / names[way.index])
 
 
@@ -181,6 +187,71 @@ def _built_on(link: Path) -> Iterator[Path]:
     return (link.parent / name.removeprefix(_BUILT_ON) for name in names)
 
 
+# Which subnets are directly on a link of the host, so that a packet from there has to come in by it.
+#
+# They are those of the host's addresses, and those that routes without a gateway say so of: tunnels and links to a
+# provider have such routes to anywhere, so these count on Ethernet and where they are no wider than a network may be.
+# What lies within one and has a route of its own is behind that, and by any interface if a gateway leads there: the way
+# back need not be the way in. Where the same subnet is on several links, it may come in by each.
+_WIDEST: Final = {4: 8, 6: 16}
+
+
+def on_links(
+    own: Collection[HostAddress], listed: Collection[Listed], names: Mapping[int, str], links: Path = LINKS
+) -> frozenset[tuple[Subnet, str]]:
+    """Give these subnets, each with an interface; one behind a gateway with an empty name."""
+    bound = {(item.subnet, item.device) for item in own if _is_bound(item.subnet) and item.device != "lo"}
+    bound.update(_on_ethernet(listed, names, links))
+    subnets = frozenset(subnet for subnet, _ in bound)
+    # The kernel has a route to each address of IPv6 that the host itself has.
+    held = {item.address.packed for item in own}
+    others = (route for route in listed if route.length < 8 * len(route.destination) or route.destination not in held)
+    for route in _within(others, subnets):
+        behind = (way for way in route.ways if way.index in names)
+        is_part = route.subnet not in subnets
+        bound.update((route.subnet, "" if way.leads_on and is_part else names[way.index]) for way in behind)
+    return frozenset(bound.union((subnet, master) for subnet, name in bound if (master := _master_of(links / name))))
+
+
+def _is_bound(subnet: Subnet) -> bool:
+    return 0 < subnet.prefixlen < subnet.max_prefixlen and not (subnet.is_link_local or subnet.is_multicast)
+
+
+def _on_ethernet(listed: Iterable[Listed], names: Mapping[int, str], links: Path) -> Iterator[tuple[Subnet, str]]:
+    for route in listed:
+        near = [names[way.index] for way in route.ways if not way.leads_on and way.index in names]
+        if near and _is_bound(route.subnet) and route.length >= _WIDEST[route.subnet.version]:
+            yield from ((route.subnet, name) for name in near if name != "lo" and _kind(links / name) == _ETHERNET)
+
+
+def _within(listed: Iterable[Listed], subnets: Collection[Subnet]) -> Iterator[Listed]:
+    """Give the routes into these; of thousands most are not, so addresses are compared as numbers."""
+    known = {
+        (subnet.max_prefixlen // 8, subnet.prefixlen, _first_bits(subnet.network_address.packed, subnet.prefixlen))
+        for subnet in subnets
+    }
+    lengths = {(size, length) for size, length, _ in known}
+    for route in listed:
+        size = len(route.destination)
+        if any(
+            of == size and length <= route.length and (of, length, _first_bits(route.destination, length)) in known
+            for of, length in lengths
+        ):
+            yield route
+
+
+def _first_bits(packed: bytes, length: int) -> int:
+    return int.from_bytes(packed) >> (8 * len(packed) - length)
+
+
+def _master_of(link: Path) -> str:
+    """Give what an interface is a port of, by which its packets may seem to come in, as with a VRF."""
+    try:
+        return (link / "master").readlink().name
+    except OSError:
+        return ""
+
+
 # What the kernel tells of this host: its own addresses, its neighbour table, which bridge a tap is plugged into.
 #
 # Everything is read afresh, through one short-lived socket. The only change made here is to have the kernel ask a
@@ -200,12 +271,14 @@ def observe_host(devices_without_bridge: Collection[str] = (), links: Collection
     with Rtnetlink() as kernel:
         names = dict(socket.if_nameindex())
         bridges = dict(_bridges(kernel, devices_without_bridge, names))
+        addresses, listed = tuple(_addresses(kernel, names)), _listed_routes(kernel)
         return HostObservation(
-            addresses=tuple(_addresses(kernel, names)),
+            addresses=addresses,
             neighbours=tuple(_neighbours(names)),
             bridges=bridges,
-            uplinks=uplinks(names),
+            uplinks=_uplinks(listed, names),
             routed=frozenset(_routed(kernel, {*links, *bridges.values()})),
+            links=on_links(addresses, listed, names),
         )
 
 

@@ -8,11 +8,11 @@ import asyncio
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from typing import Final
 
 from fwdaemon.core.report import Actor, ActorKind, Reason, ReasonKind, RulesChanged, Trigger
-from fwdaemon.core.types import Family
+from fwdaemon.core.types import Family, Subnet
 from fwdaemon.kernel.netlink import Message, RouteNews, attribute, attributes, number
 from fwdaemon.kernel.packets import Field, native
 from fwdaemon.kernel.rtnetlink import FAMILIES, PROTOCOL, first_listed, interface_name, is_ours
@@ -98,30 +98,49 @@ class Way:
     leads_on: bool
 
 
-def ways(family: Family, table: int, most: int) -> set[Way]:
-    """Give the ways of a table's first routes, `most` of them.
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """A route to packed addresses that begin with so many bits; none are a default route's."""
 
-    Routes of ours lead to guests. Those to single addresses and link-local ones say nothing of an interface.
-    """
+    destination: bytes
+    length: int
+    ways: tuple[Way, ...]
+
+    @property
+    def subnet(self) -> Subnet:
+        """Where it leads."""
+        return ip_network((self.destination, self.length), strict=False)
+
+
+def routes(family: Family, table: int, most: int) -> list[Listed]:
+    """Give a table's first routes for packets, `most` of them, but none of ours, which lead to guests."""
     fixed = _ROUTE.pack(FAMILIES[family], 0, 0, 0, 0, 0, 0, 0, 0) + attribute(_WAY_TABLE, _NUMBER.pack(table))
-    return {way for body in first_listed(_WAY_GET, fixed, most) for way in ways_of(body)}
+    found = map(_listed, first_listed(_WAY_GET, fixed, most))
+    return [route for route in found if route is not None]
 
 
-def ways_of(body: bytes) -> Iterator[Way]:
-    """Give the ways of one route."""
+def ways_of(body: bytes) -> tuple[Way, ...]:
+    """Give the ways of one route, where it says something of its interfaces."""
+    route = _listed(body)
+    return route.ways if route is not None and is_telling(route) else ()
+
+
+def _listed(body: bytes) -> Listed | None:
     _, length, _, _, _, protocol, _, kind, _ = _ROUTE.unpack_from(body)
+    if kind != _UNICAST or protocol == PROTOCOL:
+        return None
     found = attributes(body[_ROUTE.size :])
-    if kind != _UNICAST or protocol == PROTOCOL or not _is_telling(length, found.get(_WAY_DST)):
-        return
-    for index, hop in _hops(found):
-        yield Way(index, leads_on=length == 0 or _WAY_GATEWAY in hop or _WAY_VIA in hop)
+    hops = _hops(found)
+    ways = (Way(index, leads_on=length == 0 or _WAY_GATEWAY in hop or _WAY_VIA in hop) for index, hop in hops)
+    return Listed(found.get(_WAY_DST, b""), length, tuple(ways))
 
 
-def _is_telling(length: int, destination: bytes | None) -> bool:
-    if destination is None:
+def is_telling(route: Listed) -> bool:
+    """Whether it says something of its interfaces: one to a single address, or a link-local one, does not."""
+    if not route.destination:
         return True
-    address = ip_address(destination)
-    return not (address.is_link_local or address.is_multicast) and length < address.max_prefixlen
+    address = ip_address(route.destination)
+    return not (address.is_link_local or address.is_multicast) and route.length < address.max_prefixlen
 
 
 def _hops(found: dict[int, bytes]) -> Iterator[tuple[int, dict[int, bytes]]]:

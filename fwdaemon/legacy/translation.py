@@ -28,7 +28,7 @@ from fwdaemon.legacy.model import (
     labelling,
     unlabelled,
 )
-from fwdaemon.resolve.segments import PortSegment, homes, in_order, segments
+from fwdaemon.resolve.segments import Home, PortSegment, homes, in_order, segments
 
 # A rule, and the exposure it is there for; `None` where it is there for all of them.
 Serving: TypeAlias = tuple[Exposure | None, Rule]
@@ -83,18 +83,26 @@ def _leading(family: Family, desired: Desired) -> Iterator[Serving]:
 
 
 def believed(family: Family, desired: Desired) -> Iterator[Rule]:
-    """Lead on what came in, unless its source cannot have come from there: an address of the host, or of guests.
+    """Lead on what came in, unless its source cannot have come from there.
 
-    A rule names one interface: where a subnet has several bridges, each leads on by itself, and the rest is sent back.
+    That is so for an address of the host, of guests, and of what is on its links.
     """
     yield Rule.of(_AS_THE_HOST, "RETURN", "all")
-    for subnet, bridges in homes(family, desired):
-        if len(bridges) == 1:
-            yield Rule.of(f"-s {subnet} ! -i {bridges[0]}", "RETURN", "all")
+    for home in homes(family, desired):
+        for part in home.parts:
+            yield from _of_home(part)
+        if home.interfaces is not None and len(home.interfaces) == 1:
+            yield Rule.of(f"-s {home.subnet} ! -i {home.interfaces[0]}", "RETURN", "all")
         else:
-            yield from (Rule.of(f"-s {subnet} -i {bridge}", OUT, "all") for bridge in bridges)
-            yield Rule.of(f"-s {subnet}", "RETURN", "all")
+            yield from _of_home(home)
     yield Rule.of("", OUT, "all")
+
+
+def _of_home(home: Home) -> Iterator[Rule]:
+    """Lead on what came in by each interface, as a rule names one, and send back the rest."""
+    ways = [""] if home.interfaces is None else [f" -i {interface}" for interface in home.interfaces]
+    yield from (Rule.of(f"-s {home.subnet}{way}", OUT, "all") for way in ways)
+    yield Rule.of(f"-s {home.subnet}", "RETURN", "all")
 
 
 def _left_alone(family: Family, desired: Desired, source: str) -> Iterator[Serving]:

@@ -18,7 +18,7 @@ from fwdaemon.core.state import Desired
 from fwdaemon.core.text import is_interface_name, is_mac, label
 from fwdaemon.core.types import Address, Family, PortRange, Subnet, collapse
 from fwdaemon.nftables.model import Rule, Target
-from fwdaemon.resolve.segments import PortSegment, homes, in_order, segments
+from fwdaemon.resolve.segments import Home, PortSegment, homes, in_order, segments
 
 # Masquerading forwards: whose guests see an address of the host instead of the client's. Pure.
 #
@@ -105,7 +105,7 @@ ENTERING = "entering"
 LEAVING = "leaving"
 LET_OUT = "let_out"
 
-# The map of guests' subnets: what has a source there, and came in elsewhere, is none of ours.
+# The map of subnets of guests and of the host's links: what has a source there, and came in elsewhere, is none of ours.
 HOMES = "homes"
 
 # The set of interfaces that lead away from the host.
@@ -172,8 +172,7 @@ def of_addresses(family: Family, desired: Desired) -> Iterator[DispatchChain]:
         # A rule is text, and libvirt may call a bridge whatever the kernel takes.
         if is_interface_name(route.bridge):
             yield from _of_route(route, desired.label)
-    for subnet, bridges in homes(family, desired):
-        yield _of_home(subnet, bridges)
+    yield from map(_of_home, homes(family, desired))
 
 
 def labelled(bit: int) -> str:
@@ -316,11 +315,24 @@ def _of_route(route: Route, bit: int) -> Iterator[DispatchChain]:
     yield DispatchChain(leaving, subnet, _chain(chain, route.subnet), (away,), (route,))
 
 
-def _of_home(subnet: Subnet, bridges: Iterable[str]) -> DispatchChain:
+def _of_home(home: Home) -> DispatchChain:
     """Take what came in elsewhere out of our chains, and out of no other's."""
-    listed = ", ".join(f'"{bridge}"' for bridge in bridges)
-    elsewhere = f"iifname != {{ {listed} }} " if listed else ""
-    return DispatchChain(HOMES, str(subnet), _chain("home", subnet), (Rule.of(f"{elsewhere}accept", "all"),), ())
+    texts = [text for part in home.parts for text in _of_part(part)]
+    rules = tuple(Rule.of(text, "all") for text in [*texts, *_elsewhere(home)])
+    return DispatchChain(HOMES, str(home.subnet), _chain("home", home.subnet), rules, ())
+
+
+def _of_part(home: Home) -> Iterator[str]:
+    """Judge what is from a part of a subnet, so that the whole says nothing of it."""
+    source = f"{Family.of(home.subnet).word} saddr {home.subnet}"
+    yield from (f"{source} {verdict}" for verdict in [*_elsewhere(home), "return"])
+
+
+def _elsewhere(home: Home) -> Iterator[str]:
+    if home.interfaces is None:
+        return
+    listed = ", ".join(f'"{interface}"' for interface in home.interfaces)
+    yield f"iifname != {{ {listed} }} accept" if listed else "accept"
 
 
 def _chain(what: str, where: Address | Subnet) -> str:

@@ -118,6 +118,7 @@ class Placement:
             imminent=_united(entry.imminent for entry in placed),
             guest_subnets=_united(entry.subnets for entry in placed).union(*known),
             homes=frozenset(_homes(inventory.every_network)),
+            links=inventory.links,
             uplinks=(uplinks := config.daemon.uplinks or inventory.uplinks),
             inside=frozenset(_inside(inventory.every_network)) - uplinks,
             closed=frozenset(item for item in _closed(inventory.every_network) if item[1] not in uplinks),
@@ -263,7 +264,7 @@ def _lets_out(network: Network, subnet: Subnet) -> bool:
 
 
 def _homes(networks: Iterable[Network]) -> Iterator[tuple[Subnet, str]]:
-    """Give the subnets that lie behind libvirt's own bridges; one of the host may have other ways to what is there."""
+    """Give the subnets that lie behind libvirt's own bridges, and nowhere else."""
     for network in networks:
         if network.active and network.own_bridge and network.bridge is not None:
             yield from ((subnet, network.bridge) for subnet in network.subnets if not subnet.is_link_local)

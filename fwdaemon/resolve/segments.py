@@ -2,8 +2,8 @@
 
 from bisect import bisect_left, insort
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from operator import attrgetter
 from typing import TypeAlias
@@ -48,21 +48,64 @@ def switched(family: Family, desired: Desired) -> list[str]:
     return sorted(name for kind, name in desired.switched if kind is family and is_interface_name(name))
 
 
-# Where packets of guests come in, so that a source that cannot have come from there is not believed. Pure.
+# Where packets come in, so that a source that cannot have come from there is not believed. Pure.
 
 
-def homes(family: Family, desired: Desired) -> Iterator[tuple[Subnet, tuple[str, ...]]]:
-    """Give subnets of guests in order, none within another, each with the bridges behind which parts of it lie.
+@dataclass(frozen=True, slots=True)
+class Home:
+    """A subnet, and the interfaces by which packets from there come in; `None` is any.
 
-    A bridge that no rule can name is left out: no source is believed that comes in there.
+    Of its `parts`, each a home as well, the first that a source lies in counts instead; these have no parts.
+
+    An interface that no rule can name is left out: no source is believed that comes in there.
     """
-    behind = desired.homes.union((route.subnet, route.bridge) for route in desired.routes)
-    found = [(subnet, bridge) for subnet, bridge in behind if Family.of(subnet) is family]
-    subnets = {subnet for subnet, _ in found}
-    for subnet in sorted(subnets, key=lambda item: (int(item.network_address), item.prefixlen)):
-        if not any(subnet != other and _lies_in(subnet, other) for other in subnets):
-            bridges = {bridge for part, bridge in found if _lies_in(part, subnet)}
-            yield subnet, tuple(sorted(filter(is_interface_name, bridges)))
+
+    subnet: Subnet
+    interfaces: tuple[str, ...] | None
+    parts: tuple["Home", ...] = ()
+
+
+def homes(family: Family, desired: Desired) -> Iterator[Home]:
+    """Give the homes of guests, and of what is on the links of the host: in order, none within another.
+
+    As the kernel's routes do, a part of a subnet goes before the whole. What is a guest's is behind its bridge alone,
+    whatever routes there are.
+    """
+    behind = _behind(family, desired)
+    outer: Subnet | None = None
+    inner: list[Subnet] = []
+    for subnet in sorted(behind, key=lambda item: (int(item.network_address), item.prefixlen)):
+        if outer is not None and _lies_in(subnet, outer):
+            inner.append(subnet)
+            continue
+        if outer is not None:
+            yield _home(outer, inner, behind)
+        outer, inner = subnet, []
+    if outer is not None:
+        yield _home(outer, inner, behind)
+
+
+def _behind(family: Family, desired: Desired) -> Mapping[Subnet, set[str | None]]:
+    """Give the interfaces of each subnet; `None` is any."""
+    guests: defaultdict[Subnet, set[str | None]] = defaultdict(set)
+    for subnet, bridge in desired.homes.union((route.subnet, route.bridge) for route in desired.routes):
+        if Family.of(subnet) is family:
+            guests[subnet].add(bridge)
+    found = defaultdict(set, guests)
+    for subnet, interface in desired.links:
+        if Family.of(subnet) is family and not any(_lies_in(subnet, other) for other in guests):
+            found[subnet].add(interface or None)
+    return found
+
+
+def _home(subnet: Subnet, inner: Iterable[Subnet], behind: Mapping[Subnet, set[str | None]]) -> Home:
+    parts = sorted(inner, key=lambda item: (-item.prefixlen, int(item.network_address)))
+    return replace(_part(subnet, behind), parts=tuple(_part(part, behind) for part in parts))
+
+
+def _part(subnet: Subnet, behind: Mapping[Subnet, set[str | None]]) -> Home:
+    names = {name for name in behind[subnet] if name is not None}
+    return Home(subnet, None if None in behind[subnet] else tuple(sorted(filter(is_interface_name, names))))
 
 
 def _lies_in(part: Subnet, whole: Subnet) -> bool:

@@ -111,7 +111,7 @@ def merge(observations: Iterable[LibvirtObservation], host: HostObservation, age
     in_order = tuple(sorted(domains.values(), key=lambda domain: (domain.name, domain.uuid)))
     uplinks = host.uplinks - _guest_devices(observations) - _guest_bridges(networks)
     distinct, namesakes = _distinct(networks)
-    return Inventory(in_order, distinct, host.addresses, uplinks, host.routed, namesakes)
+    return Inventory(in_order, distinct, host.addresses, uplinks, host.routed, namesakes, host.links)
 
 
 def _guest_bridges(networks: Iterable[Network]) -> frozenset[str]:

@@ -21,6 +21,8 @@ _ROUNDS_AT_MOST = 20
 _SIGNS = {
     "strangers": r"first: .*sender='(outside|lan)'.*\n  promised None\n  came to .*where='(outside|lan)'",
     "homes": r"first: .*\n  promised (None|Fate\(where='host').*\n  came to .*Fate\(where='(mail|peer|far|routed)'",
+    "links": r"first: .*sender='(?!outside).*source=IPv[46]Address\('(198\.51\.100|2001:db8::)\b.*\n"
+    r"  promised (None|Fate\(where='host').*\n  came to .*Fate\(where='(mail|peer|far|routed)'",
     "impostors": r"first: .*sender='(mail|peer|far|routed)'.*\n  promised None\n  came to .*where='outside'",
     "late label": r"first: .*port=25,.*\n  promised None\n  came to .*where='outside'",
     "ended": r"answer after the change: .*\n  promised None\n  came to .*Fate\(",

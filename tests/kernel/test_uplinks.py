@@ -1,4 +1,4 @@
-"""Which interfaces lead away from the host, as the real kernel shows them."""
+"""Which interfaces lead away from the host, and which subnets are on its links, as the real kernel shows them."""
 
 import sys
 
@@ -36,9 +36,16 @@ _LINKS = (
 )
 
 
-def asked(*routes: str) -> list[str]:
+_ASK_LINKS = (
+    "from fwdaemon.kernel.observe import observe_host;"
+    " print(*sorted(f'{subnet}={name}' for subnet, name in observe_host().links))"
+)
+_OWN = {"198.51.100.0/24=eth0", "198.51.101.0/24=eth1", "192.168.122.0/24=virbr0", "172.17.0.0/16=docker0"}
+
+
+def asked(*routes: str, what: str = _ASK) -> list[str]:
     """Ask on a host with these routes besides those of its own subnets."""
-    argv = ["unshare", "--net", "--mount", "--", "sh", "-c", _THERE, sys.executable, _ASK]
+    argv = ["unshare", "--net", "--mount", "--", "sh", "-c", _THERE, sys.executable, what]
     return run(argv, stdin="\n".join([*_LINKS, *routes])).stdout.split()
 
 
@@ -79,3 +86,39 @@ def test_uplinks_are_where_routes_lead_out(routes: list[str], expected: list[str
 def test_the_first_routes_do_where_there_are_very_many() -> None:
     many = [f"route add 10.{number >> 8}.{number & 255}.0/24 via 198.51.101.2" for number in range(12_000)]
     assert asked("route add default via 198.51.100.2", *many) == ["eth0", "eth1"]
+
+
+@pytest.mark.usefixtures("lab")
+@pytest.mark.parametrize(
+    ("more", "expected"),
+    [
+        pytest.param([], [], id="those of its addresses"),
+        pytest.param(["address add 203.0.113.9/24 dev eth1"], ["203.0.113.0/24=eth1"], id="two links"),
+        pytest.param(["address add 10.0.0.1/32 dev eth1", "address add 10.0.1.1/24 dev lo"], [], id="no subnet"),
+        pytest.param(["route add 203.0.113.128/25 via 198.51.100.2"], ["203.0.113.128/25="], id="behind a gateway"),
+        pytest.param(["route add 203.0.113.66 dev cali0123"], ["203.0.113.66/32=cali0123"], id="a part elsewhere"),
+        pytest.param(
+            ["route add 203.0.113.0/24 via 198.51.100.2 metric 500"], ["203.0.113.0/24=eth0"], id="a second way"
+        ),
+        pytest.param(
+            ["rule add fwmark 2 table 77", "route add 203.0.113.0/24 dev eth1 table 77"],
+            ["203.0.113.0/24=eth1"],
+            id="another table",
+        ),
+        pytest.param(["route add 203.0.113.64/29 dev virbr0 proto 107"], [], id="a route of ours"),
+        pytest.param(
+            ["address add 2001:db8:5::1/128 dev eth0", "route add 2001:db8:5::/64 dev eth0"],
+            ["2001:db8:5::/64=eth0"],
+            id="a route without a gateway",
+        ),
+        pytest.param(["route add 10.8.0.0/24 dev tun0", "route add default dev tap0"], [], id="routes to anywhere"),
+        pytest.param(["address add 10.8.0.1/24 dev tun0"], ["10.8.0.0/24=tun0"], id="a tunnel with a subnet"),
+        pytest.param(
+            ["link add over type bridge", "link set br0 nomaster", "link set eth1 master over"],
+            ["198.51.101.0/24=over"],
+            id="an address on a port",
+        ),
+    ],
+)
+def test_what_is_on_a_link_comes_in_by_it(more: list[str], expected: list[str]) -> None:
+    assert set(asked(*more, what=_ASK_LINKS)) == _OWN | {"203.0.113.0/24=br0"} | set(expected)

@@ -62,6 +62,9 @@ _OWN: Final = (
 OWN: Final = tuple(
     HostAddress(ip_address(text.partition("/")[0]), ip_network(text, strict=False), link) for text, link in _OWN
 )
+# What routes say of the host's own links; a gateway leads to a part of the uplink's subnet, so it comes in anywhere.
+BEHIND_GATEWAY: Final = tuple(map(ip_network, ("198.51.100.64/26", "2001:db8::40/122")))
+LINKS: Final[dict[Subnet, str]] = {item.subnet: item.device for item in OWN}
 LOCAL: Final = {item.address: item.device for item in OWN}
 
 NAT_NETWORKS: Final[dict[Subnet, str]] = {item.subnet: item.device for item in OWN if item.device in BRIDGES}
@@ -94,7 +97,8 @@ def inventory() -> Inventory:
         Domain(name, UUID(int=number), running=True, interfaces=(_interface(name),))
         for number, name in enumerate(GUESTS, start=1)
     )
-    return Inventory(domains, networks, OWN, frozenset({UPLINK}))
+    links = frozenset({*LINKS.items(), *((subnet, "") for subnet in BEHIND_GATEWAY)})
+    return Inventory(domains, networks, OWN, frozenset({UPLINK}), links=links)
 
 
 def _interface(name: str) -> GuestInterface:

@@ -5,7 +5,19 @@ from dataclasses import dataclass
 
 from fwdaemon.config.model import Config, ForwardEntry, NatEntry, PortMapping
 from fwdaemon.core.types import Address, Subnet
-from tests.packets.plan import BRIDGES, HELD, HOLDER, LINK, LOCAL, NAT_NETWORKS, NETWORKS, UPLINK, own_address
+from tests.packets.plan import (
+    BEHIND_GATEWAY,
+    BRIDGES,
+    HELD,
+    HOLDER,
+    LINK,
+    LINKS,
+    LOCAL,
+    NAT_NETWORKS,
+    NETWORKS,
+    UPLINK,
+    own_address,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,9 +118,11 @@ def taker(config: Config, packet: Packet) -> Led | None:
 
 
 def is_forged(config: Config, packet: Packet) -> bool:
-    """Whether the source belongs to guests behind another interface than the one it came in by."""
-    homes = {**NETWORKS, **{route.subnet: BRIDGES[1] for route in config.routes}}
-    return any(within(packet.source, home) and LINK[packet.sender] != bridge for home, bridge in homes.items())
+    """Whether the source is of guests, or on a link of the host, by another interface than the one it came in by."""
+    if _among(packet.source, BEHIND_GATEWAY):
+        return False
+    homes = {**LINKS, **NETWORKS, **{route.subnet: BRIDGES[1] for route in config.routes}}
+    return any(within(packet.source, home) and LINK[packet.sender] != link for home, link in homes.items())
 
 
 def claims_on(config: Config, packet: Packet) -> Iterator[Led]:

@@ -5,7 +5,7 @@ from typing import Final, TypeAlias
 
 from fwdaemon.core.types import Family
 from tests.kernel.topology import Node
-from tests.packets.plan import GUESTS, HELD, UPLINK
+from tests.packets.plan import BRIDGES, GUESTS, HELD, LINKS, UPLINK
 
 # Called with the host once our rules are there, and told whether these are in the legacy tables.
 Theft: TypeAlias = Callable[[Node, bool], None]
@@ -17,6 +17,23 @@ def _homes(host: Node, legacy: bool) -> None:  # noqa: FBT001  as every theft
         _rewrite(host, lambda line: line.startswith("-A KVMPF_PRE") and " ! -i " in line)
     else:
         _flush(host, "map", "homes")
+
+
+def _links(host: Node, legacy: bool) -> None:  # noqa: FBT001  as every theft
+    """Have addresses on links of the host be believed wherever they come in."""
+    if legacy:
+        _rewrite(
+            host, lambda line: line.startswith("-A KVMPF_PRE") and line.endswith("-j RETURN") and _is_on_link(line)
+        )
+        return
+    for table in _our_tables(host):
+        for subnet in (subnet for subnet, link in LINKS.items() if link not in BRIDGES):
+            if table == Family.of(subnet).word:
+                host.run("nft", f"flush chain {table} kvm_portfwd home.{str(subnet).replace(':', '_')}")
+
+
+def _is_on_link(line: str) -> bool:
+    return any(f" -s {subnet} " in line for subnet, link in LINKS.items() if link not in BRIDGES)
 
 
 def _impostors(host: Node, legacy: bool) -> None:  # noqa: FBT001  as every theft
@@ -59,6 +76,7 @@ def _late_label(host: Node, legacy: bool) -> None:  # noqa: FBT001  as every the
 THEFTS: Final[Mapping[str, Theft]] = {
     "strangers": _strangers,
     "homes": _homes,
+    "links": _links,
     "impostors": _impostors,
     "late label": _late_label,
     "ended": _ended,

@@ -15,7 +15,7 @@ from fwdaemon.core.types import Address, Family, Gate, Subnet
 from fwdaemon.errors import KernelError, ProcessError
 from fwdaemon.kernel.process import Finished
 from fwdaemon.resolve.flows import Flow
-from fwdaemon.resolve.segments import homes, segments
+from fwdaemon.resolve.segments import Home, homes, segments
 from fwdaemon.rulesets.evaluation import pass_through
 from fwdaemon.rulesets.packet import (
     BaseChain,
@@ -254,9 +254,8 @@ def _names(rules: Mapping[Family, tuple[Written, ...]]) -> list[str]:
 
 def _rules(family: Family, desired: Desired) -> Iterator[Written]:
     accept = Verdict(End.ACCEPT)
-    for subnet, bridges in homes(family, desired):
-        forged = partial(_is_from, subnets=[subnet], bridges=bridges)
-        yield _written(f"home {subnet}", Match(forged), accept)
+    for home in homes(family, desired):
+        yield _written(f"home {home.subnet}", Match(partial(_is_forged, home=home)), accept)
     if elsewhere := {address for address in desired.elsewhere if Family.of(address) is family}:
         guests = [subnet for subnet in desired.guest_subnets if Family.of(subnet) is family]
         yield _written("elsewhere", Match(partial(_is_left, guests=guests, elsewhere=elsewhere)), accept)
@@ -275,16 +274,19 @@ def _written(name: str, *statements: Statement) -> Written:
     return Written(name, Rule(Place(System.NFTABLES, "memory", "memory", _CHAIN, 0, name), statements))
 
 
-def _is_from(packet: Packet, host: Surroundings, *, subnets: Iterable[Subnet], bridges: Collection[str]) -> Tristate:
-    inside = max((host.within(packet.source, subnet) for subnet in subnets), default=Tristate.NO)
-    return all_of([inside, tristate_of(packet.came_in not in bridges)])
+def _is_forged(packet: Packet, host: Surroundings, *, home: Home) -> Tristate:
+    found = next(
+        (part for part in (*home.parts, home) if host.within(packet.source, part.subnet) is Tristate.YES), None
+    )
+    return tristate_of(found is not None and found.interfaces is not None and packet.came_in not in found.interfaces)
 
 
 def _is_left(
     packet: Packet, host: Surroundings, *, guests: Iterable[Subnet], elsewhere: Collection[Address]
 ) -> Tristate:
     away = packet.destination in elsewhere and host.type_of(packet.destination) != "local"
-    return all_of([_is_from(packet, host, subnets=guests, bridges=()), tristate_of(away)])
+    inside = max((host.within(packet.source, subnet) for subnet in guests), default=Tristate.NO)
+    return all_of([inside, tristate_of(away)])
 
 
 def _takes(  # noqa: PLR0913  a port segment has that many sides

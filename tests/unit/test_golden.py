@@ -89,6 +89,21 @@ CASES: dict[str, Desired] = {
         ),
         elsewhere=frozenset({ip_address("198.51.100.7"), ip_address("2001:db8::7")}),
     ),
+    "links-of-the-host": replace(
+        state(forward("tcp *:22", f"{WEB}:22", sources=("10.0.0.0/24",)), route("203.0.113.64/29")),
+        links=frozenset(
+            {
+                *((ip_network("10.0.0.0/24"), name) for name in ("br0", "eth1")),
+                (ip_network("203.0.113.0/24"), "eth0"),
+                (ip_network("203.0.113.128/25"), ""),
+                (ip_network("203.0.113.192/28"), "eth1"),
+                # What is a guest's is behind its bridge alone.
+                (ip_network("203.0.113.68/32"), "eth0"),
+                (ip_network("192.168.122.0/24"), "eth1"),
+                (ip_network("2001:db8::/64"), "eth0"),
+            }
+        ),
+    ),
     "hostile-name": state(forward("tcp *:80", f"{WEB}:80", domain='"; } flush ruleset; --comment\n' + "x" * 200)),
     "one-to-one": state(
         nat("198.51.100.8", WEB, bridge="virbr0", mac="52:54:00:00:00:50"), nat("2001:db8::8", "2001:db8:5::50")

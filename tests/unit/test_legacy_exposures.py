@@ -97,9 +97,9 @@ def test_what_has_a_guests_address_is_ours_only_if_it_came_in_by_its_bridge() ->
     homes = {*product(subnet, ["virbr0"]), *product(wide, ["virbr2"]), *product(other, ["virbr3"])}
     guards = [
         "! -i lo -m addrtype --src-type LOCAL -j RETURN",
-        "-s 10.0.0.0/8 -i virbr2 -j KVMPF_OUT",
-        "-s 10.0.0.0/8 -i virbr3 -j KVMPF_OUT",
-        "-s 10.0.0.0/8 -j RETURN",
+        "-s 10.1.0.0/16 -i virbr3 -j KVMPF_OUT",
+        "-s 10.1.0.0/16 -j RETURN",
+        "-s 10.0.0.0/8 ! -i virbr2 -j RETURN",
         "-s 192.168.122.0/24 ! -i virbr0 -j RETURN",
         "-j KVMPF_OUT",
     ]
