@@ -305,7 +305,8 @@ def _first_sweep(report: ReconcileReport, request: Request) -> Sweep:
 
 def _strangers(report: ReconcileReport, request: Request) -> Strangers | None:
     """Say what may have slipped in if rules were not there that keep the host from being a router."""
-    return Strangers.of(report.desired, request.local) if report.desired.confined else None
+    desired = report.desired
+    return Strangers.of(desired, request.local) if desired.confined or desired.switched else None
 
 
 class _Teller:

@@ -241,7 +241,7 @@ class LegacyBackend:
             changed=bool(plan.changes),
             altered=plan.altered,
             labels=plan.labels,
-            uplinks=uplinks_named(plan.let_out, family, desired, interface_names()),
+            uplinks=uplinks_named(plan, family, desired, interface_names()),
         )
 
     def _commit(self, family: Family, wanted: Mapping[TableName, Table], desired: Desired) -> Plan:

@@ -17,7 +17,6 @@ from fwdaemon.core.types import Family, Gate, Protocol
 from fwdaemon.legacy.difference import Change, difference
 from fwdaemon.legacy.model import (
     COMMENT,
-    CONFINED,
     FORMER,
     FWD,
     OUT,
@@ -28,25 +27,24 @@ from fwdaemon.legacy.model import (
     Rule,
     Table,
     TableName,
-    confined_from,
     host,
     labelled,
     labelling,
-    newcomers,
 )
 from fwdaemon.legacy.translation import (
     EVERY_ADDRESS,
+    GOING_ON,
     Serving,
     believed,
+    confined,
     leaving,
     translating,
     uplinks,
+    ways_out,
 )
 from fwdaemon.resolve.flows import Flow
-from fwdaemon.resolve.segments import bridged, closed, outside, routed_outside, switched
 
 _UNREACHABLE = {Family.IPV4: "icmp-port-unreachable", Family.IPV6: "icmp6-port-unreachable"}
-_GOING_ON = "-m conntrack --ctstate RELATED,ESTABLISHED"
 
 # In mangle PREROUTING nothing of ours is linked any more; what an earlier version left there is taken away.
 _LINKS = {
@@ -121,7 +119,7 @@ def _unique(rules: Iterable[Rule]) -> tuple[Rule, ...]:
 
 def _chains(family: Family, desired: Desired, ended: Iterable[Flow]) -> _Chains:
     passage, routed = list(_passage(family, desired)), list(_routed(family, desired))
-    let_through = (*_forward(desired.label, ended), *_confined(family, desired))
+    let_through = (*_forward(desired.label, ended), *confined(family, desired))
     found: _Chains = {
         TableName.FILTER: {FWD: [(None, rule) for rule in let_through]},
         TableName.MANGLE: {FWD: passage, OUT: routed},
@@ -151,7 +149,7 @@ def _routed(family: Family, desired: Desired) -> Iterator[Serving]:
     Only what leaves through an uplink may leave, so no route leads into another guest network.
     """
     for route in sorted((item for item in desired.routes if _is_labelled(item, family)), key=_first_address):
-        ways = [] if route.let_out else _ways_out(route, desired)
+        ways = [] if route.let_out else ways_out(route.subnet, route.bridge, desired)
         for way in [f"-d {route.subnet} -o {route.bridge}", *ways]:
             yield route, Rule.of(f"{way} {labelling(desired.label)}", "RETURN", label(route.network))
 
@@ -166,11 +164,6 @@ def _sent_by_others(nat: Nat, desired: Desired) -> Iterator[str]:
         yield f"{source} ! -i {nat.bridge} -o {interface}"
         if nat.mac is not None and is_mac(nat.mac):
             yield f"{source} -i {nat.bridge} -o {interface} -m mac ! --mac-source {nat.mac.lower()}"
-
-
-def _ways_out(route: Route, desired: Desired) -> list[str]:
-    """Write the matches of what a routed guest sends away from the host."""
-    return [f"-s {route.subnet} -i {route.bridge} -o {interface}" for interface in uplinks(desired)]
 
 
 def _is_labelled(route: Route, family: Family) -> bool:
@@ -193,39 +186,9 @@ def _forward(bit: int, ended: Iterable[Flow]) -> Iterator[Rule]:
     if rules:
         # A routed guest's packet is labelled by now; what goes on is led past the rules that may be many.
         yield Rule.of(f"{labelled(bit)} -m conntrack ! --ctstate NEW", "ACCEPT", "ended")
-        yield Rule.of(_GOING_ON, "RETURN", "ended")
+        yield Rule.of(GOING_ON, "RETURN", "ended")
         yield from sorted(rules, key=str)
     yield Rule.of(labelled(bit), "ACCEPT", "all")
-
-
-def _confined(family: Family, desired: Desired) -> Iterator[Rule]:
-    """Refuse what was not forwarded before we turned forwarding on; exposures have accepted theirs by now."""
-    ways = [] if family in desired.confined else switched(family, desired)
-    if family not in desired.confined and not ways:
-        return
-    yield Rule.of(_GOING_ON, "RETURN", "confined")
-    for target in outside(family, desired):
-        yield from (Rule.of(f"-s {host(target)} -o {way}", "RETURN", "confined") for way in uplinks(desired))
-    for route in routed_outside(family, desired):
-        yield from (Rule.of(way, "RETURN", "confined") for way in _ways_out(route, desired))
-    for bridge in bridged(family, desired):
-        yield Rule.of(f"-i {bridge} -o {bridge}", "RETURN", "confined")
-    yield from _of_libvirt(family, desired, ways)
-    yield from map(confined_from, ways) if ways else [CONFINED]
-
-
-def _of_libvirt(family: Family, desired: Desired, ways: Collection[str]) -> Iterator[Rule]:
-    """Let through what libvirt wants forwarded, and refuse what it refuses: its rules come back only as it starts."""
-    shut, inside = closed(family, desired), sorted(filter(is_interface_name, desired.inside))
-    for bridge in shut:
-        if ways:
-            yield from (newcomers(f"-i {way} -o {bridge}") for way in ways)
-        else:
-            yield Rule.of(f"-o {bridge}", "DROP", "confined")
-    yield from (Rule.of(f"-i {bridge}", "RETURN", "confined") for bridge in inside)
-    for bridge in sorted(set(shut).difference(inside)):
-        yield confined_from(bridge) if bridge in ways else Rule.of(f"-i {bridge}", "DROP", "confined")
-    yield from (Rule.of(f"-o {bridge}", "RETURN", "confined") for bridge in inside if bridge not in shut)
 
 
 def _ended(flow: Flow) -> str:
@@ -255,8 +218,9 @@ class Plan:
     `mended` are the exposures that do not work before it, `damaged` those of them whose rules differ from what was
     committed last; `stale` names what holds rules of exposures nobody asks for. `moved` are links that are not as they
     should be. `left` tells of chains of ours that cannot be deleted. `altered` are forwards of owners that had a rule
-    which is not wanted any more; only of those that an earlier run left, as are the `labels` that rules go by, and
-    `let_out`, digests of rules that let guests out in a way that is not wanted.
+    which is not wanted any more; only of those that an earlier run left, as are the `labels` that rules go by,
+    `let_out`, digests of rules that let guests out in a way that is not wanted, and `moved_owners`, whose routes led to
+    another bridge.
     """
 
     changes: tuple[tuple[TableName, Change], ...]
@@ -268,6 +232,7 @@ class Plan:
     altered: frozenset[Exposure]
     labels: frozenset[int]
     let_out: frozenset[str]
+    moved_owners: frozenset[str]
 
     @classmethod
     def of(
@@ -290,6 +255,7 @@ class Plan:
             frozenset() if committed else _altered(wanted, observed, served),
             frozenset() if committed else _labels(observed),
             frozenset() if committed else _let_out(wanted, observed),
+            frozenset() if committed else _moved_owners(wanted, observed),
         )
 
 
@@ -333,11 +299,14 @@ def _unwanted(wanted: ObservedTables, observed: Observed, table: TableName, chai
 
 
 def _unasked(wanted: ObservedTables, observed: Observed, table: TableName, chain: str) -> Iterator[str]:
-    """Give the comments of such rules; those of exposures were in another chain in versions before."""
-    chains = observed[table].chains if table in observed else {}
-    seen = chained.from_iterable(chains.get(name, ()) for name in ((chain, FORMER) if chain == OUT else (chain,)))
     asked_for = {rule.comment for rule in wanted.get(table, Table()).chains.get(chain, ())}
-    return (comment for comment in seen if comment not in asked_for)
+    return (comment for comment in _seen(observed, table, chain) if comment not in asked_for)
+
+
+def _seen(observed: Observed, table: TableName, chain: str) -> Iterator[str]:
+    """Give the comments in a chain; those of exposures were in another one in versions before."""
+    chains = observed[table].chains if table in observed else {}
+    return chained.from_iterable(chains.get(name, ()) for name in ((chain, FORMER) if chain == OUT else (chain,)))
 
 
 def _let_out(wanted: ObservedTables, observed: Observed) -> frozenset[str]:
@@ -349,13 +318,27 @@ def _digest(comment: str) -> str:
     return comment.rpartition(" ")[2]
 
 
-def uplinks_named(let_out: Collection[str], family: Family, desired: Desired, among: Collection[str]) -> frozenset[str]:
-    """Tell by which of these interfaces, no uplinks now, rules with these digests let guests of `desired` out.
+def _moved_owners(wanted: ObservedTables, observed: Observed) -> frozenset[str]:
+    """Name the networks of whose rules, each of which names the bridge, none is as it was."""
+    place = TableName.MANGLE, OUT
+    asked_for = {rule.comment for rule in wanted.get(TableName.MANGLE, Table()).chains.get(OUT, ())}
+    missing = asked_for.difference(_seen(observed, *place))
+    staying = {comment.partition(" ")[0] for comment in asked_for - missing}
+    return (_unwanted(wanted, observed, *place) & {comment.partition(" ")[0] for comment in missing}) - staying
 
-    A digest says nothing of itself, so it is looked for among those of the rules that each interface would have.
+
+def uplinks_named(plan: Plan, family: Family, desired: Desired, among: Collection[str]) -> frozenset[str]:
+    """Tell by which of these interfaces, no uplinks now, an earlier run's rules may have let guests of `desired` out.
+
+    A digest says nothing of itself, so it is looked for among those of the rules that each interface would have. Those
+    of a route to a bridge that nobody names any more cannot be found so: it may have let guests out by any.
     """
-    guests = replace(desired, forwards=frozenset())
-    others = set(among).difference(desired.uplinks) if let_out and (desired.nats or desired.routes) else ()
+    let_out, guests = plan.let_out, replace(desired, forwards=frozenset())
+    others = (
+        frozenset(among).difference(desired.uplinks) if let_out and (desired.nats or desired.routes) else frozenset()
+    )
+    if any(route.family is family and label(route.network) in plan.moved_owners for route in desired.routes):
+        return others
     return frozenset(name for name in others if not _leading_out(family, guests, name).isdisjoint(let_out))
 
 

@@ -7,7 +7,7 @@ What the host itself opens comes there at once: that has come in through no inte
 not take it. KVMPF_PRE leads there what came in where its source can be.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from ipaddress import ip_network
 from itertools import chain
 from typing import Final, TypeAlias
@@ -18,17 +18,31 @@ from fwdaemon.core.text import is_interface_name, label
 from fwdaemon.core.types import Address, Family, PortRange, Protocol, Subnet, collapse, show_endpoint
 from fwdaemon.legacy.info import LAYOUT, begun_chain, comment, matches, table_entries
 from fwdaemon.legacy.model import (
+    CONFINED,
     OUT,
     OWN_CHAINS,
     POST,
     PRE,
     Rule,
     TableName,
+    confined_from,
     host,
     labelling,
+    newcomers,
     unlabelled,
 )
-from fwdaemon.resolve.segments import Home, PortSegment, homes, in_order, segments
+from fwdaemon.resolve.segments import (
+    Home,
+    PortSegment,
+    bridged,
+    closed,
+    homes,
+    in_order,
+    outside,
+    routed_outside,
+    segments,
+    switched,
+)
 
 # A rule, and the exposure it is there for; `None` where it is there for all of them.
 Serving: TypeAlias = tuple[Exposure | None, Rule]
@@ -268,6 +282,45 @@ def _admitted(forward: Forward, within: Subnet | None) -> list[str]:
 
 def _length(subnet: Subnet) -> int:
     return subnet.prefixlen
+
+
+# What is refused in the filter table where we turned forwarding on.
+GOING_ON: Final = "-m conntrack --ctstate RELATED,ESTABLISHED"
+
+
+def confined(family: Family, desired: Desired) -> Iterator[Rule]:
+    """Refuse what was not forwarded before we turned forwarding on; exposures have accepted theirs by now."""
+    ways = [] if family in desired.confined else switched(family, desired)
+    if family not in desired.confined and not ways:
+        return
+    yield Rule.of(GOING_ON, "RETURN", "confined")
+    for target in outside(family, desired):
+        yield from (Rule.of(f"-s {host(target)} -o {way}", "RETURN", "confined") for way in uplinks(desired))
+    for route in routed_outside(family, desired):
+        yield from (Rule.of(way, "RETURN", "confined") for way in ways_out(route.subnet, route.bridge, desired))
+    for bridge in bridged(family, desired):
+        yield Rule.of(f"-i {bridge} -o {bridge}", "RETURN", "confined")
+    yield from _of_libvirt(family, desired, ways)
+    yield from map(confined_from, ways) if ways else [CONFINED]
+
+
+def _of_libvirt(family: Family, desired: Desired, ways: Collection[str]) -> Iterator[Rule]:
+    """Let through what libvirt wants forwarded, and refuse what it refuses: its rules come back only as it starts."""
+    shut, inside = closed(family, desired), sorted(filter(is_interface_name, desired.inside))
+    for bridge in shut:
+        if ways:
+            yield from (newcomers(f"-i {way} -o {bridge}") for way in ways)
+        else:
+            yield Rule.of(f"-o {bridge}", "DROP", "confined")
+    yield from (Rule.of(f"-i {bridge}", "RETURN", "confined") for bridge in inside)
+    for bridge in sorted(set(shut).difference(inside)):
+        yield confined_from(bridge) if bridge in ways else Rule.of(f"-i {bridge}", "DROP", "confined")
+    yield from (Rule.of(f"-o {bridge}", "RETURN", "confined") for bridge in inside if bridge not in shut)
+
+
+def ways_out(subnet: Subnet, bridge: str, desired: Desired) -> list[str]:
+    """Write the matches of what a routed guest sends away from the host."""
+    return [f"-s {subnet} -i {bridge} -o {interface}" for interface in uplinks(desired)]
 
 
 # Which rules count connections, and what they have counted, straight from the kernel's own form of a table.

@@ -14,6 +14,7 @@ from operator import attrgetter
 from fwdaemon.core.exposures import Claim, Exposure, Forward, Nat, Route
 from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Address, Family, Protocol, Subnet
+from fwdaemon.resolve.segments import homes
 
 _bound = attrgetter("interface")
 
@@ -147,6 +148,10 @@ class Strangers:
     The kernel does not say by which interfaces a flow goes, so addresses tell: `left` and `entered` are the subnets of
     networks out of which libvirt lets guests, and into which it lets everybody; `homes` those of all its networks. What
     a flow between others should have been let through for, its next packet begins anew.
+
+    In the families of `partly`, only what came in by some interfaces was refused. `ways` say of subnets, the most
+    specific first, whether a source there comes in by one of these alone, and `beyond` whether all others do. Where
+    that cannot be told, a flow goes on.
     """
 
     families: frozenset[Family]
@@ -154,6 +159,9 @@ class Strangers:
     left: tuple[Subnet, ...] = ()
     entered: tuple[Subnet, ...] = ()
     homes: tuple[Subnet, ...] = ()
+    partly: frozenset[Family] = frozenset()
+    ways: tuple[tuple[Subnet, bool], ...] = ()
+    beyond: frozenset[Family] = frozenset()
 
     @classmethod
     def of(cls, desired: Desired, local: Collection[Address]) -> "Strangers":
@@ -164,7 +172,15 @@ class Strangers:
             for subnet, bridge in desired.homes
             if bridge in desired.inside and (Family.of(subnet), bridge) not in desired.closed
         )
-        return cls(desired.confined, local, left, entered, tuple(subnet for subnet, _ in desired.homes))
+        all_homes = tuple(subnet for subnet, _ in desired.homes)
+        partly = frozenset(family for family, _ in desired.switched) - desired.confined
+        by_family = {family: frozenset(name for kind, name in desired.switched if kind is family) for family in partly}
+        ways = tuple(way for family, names in by_family.items() for way in _ways(family, names, desired))
+        # Without a link of its own, a source is behind an interface that leads away from the host.
+        beyond = frozenset(
+            family for family, names in by_family.items() if desired.uplinks and desired.uplinks <= names
+        )
+        return cls(desired.confined | partly, local, left, entered, all_homes, partly, ways, beyond)
 
     def include(self, flow: Flow) -> bool:
         """Whether the rules would have refused a flow."""
@@ -173,15 +189,32 @@ class Strangers:
         source, server = _homes_of(flow.source, self.homes), _homes_of(flow.server, self.homes)
         if source & server:
             return False
+        if flow.family in self.partly:
+            return self._came_in(flow) and (not server or not _homes_of(flow.server, self.entered))
         if server and not _homes_of(flow.server, self.entered):
             return True
         return bool(source - set(self.left)) or not (source or server)
+
+    def _came_in(self, flow: Flow) -> bool:
+        """Whether it came in by an interface that forwarded nothing, and was no frame within a bridge."""
+        for subnet, is_refused in self.ways:
+            if subnet.version == flow.source.version and flow.source in subnet:
+                return is_refused and flow.server not in subnet
+        return flow.family in self.beyond
 
     def _is_of_host(self, address: Address) -> bool:
         """Whether the host itself sends or gets what has this address; none of these is forwarded."""
         unrouted = Family.of(address) is Family.IPV6 and address.is_link_local
         special = address.is_loopback or address.is_multicast or address.is_unspecified
         return address in self.local or special or unrouted
+
+
+def _ways(family: Family, refused: frozenset[str], desired: Desired) -> Iterator[tuple[Subnet, bool]]:
+    """Say of each subnet on a link whether all its interfaces are refused; of one behind gateways, all uplinks."""
+    beyond = bool(desired.uplinks) and desired.uplinks <= refused
+    for home in homes(family, desired):
+        for part in (*home.parts, home):
+            yield part.subnet, beyond if part.interfaces is None else refused.issuperset(part.interfaces or ("",))
 
 
 def _homes_of(address: Address, homes: Iterable[Subnet]) -> set[Subnet]:

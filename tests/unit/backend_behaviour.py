@@ -112,6 +112,12 @@ class BackendBehaviour(ABC):
             backend = scene.another()
             assert "lo" in backend.apply(Desired(uplinks=STATE.uplinks).having([exposure]), full=True).uplinks
 
+    def test_by_which_uplinks_a_route_to_another_bridge_let_guests_out_is_told(self, scene: Scene) -> None:
+        more, elsewhere = STATE.uplinks | {"lo"}, replace(ROUTED, bridge="virbr9")
+        scene.another().apply(Desired(uplinks=more).having([elsewhere]), full=True)
+        result = scene.another().apply(Desired(uplinks=STATE.uplinks).having([ROUTED]), full=True)
+        assert "lo" in result.uplinks
+
     def test_what_comes_is_mended_and_what_goes_is_none_of_it(self, scene: Scene) -> None:
         backend = scene.another()
         backend.apply(WITHOUT_DNS, full=False)

@@ -204,3 +204,41 @@ def test_link_local_addresses_are_not_forwarded() -> None:
     confined = replace(CONFINED, confined=frozenset(Family))
     assert not Strangers.of(confined, LOCAL).include(flow("fe80::1:547", "fe80::1:547", source="fe80::2"))
     assert Strangers.of(confined, LOCAL).include(flow("2001:db8:1::2:80", "2001:db8:1::2:80", source="2001:db8::9"))
+
+
+# Forwarding was off on eth0 alone, which leads away, and behind which a gateway leads to a part of eth1's subnet.
+PARTLY = replace(
+    CONFINED,
+    confined=frozenset(),
+    switched=frozenset({(Family.IPV4, "eth0")}),
+    uplinks=frozenset({"eth0"}),
+    links=frozenset(
+        (ip_network(subnet), name)
+        for subnet, name in (("203.0.113.0/24", "eth0"), ("10.0.0.0/24", "eth1"), ("10.0.0.128/25", ""))
+    ),
+)
+TWO_UPLINKS = replace(PARTLY, uplinks=frozenset({"eth0", "eth1"}))
+
+
+@pytest.mark.parametrize(
+    ("state", "source", "server", "slipped_in"),
+    [
+        pytest.param(PARTLY, "203.0.113.9", "10.0.0.2", True, id="from its link"),
+        pytest.param(PARTLY, "192.0.2.7", "10.0.0.2", True, id="by the only uplink"),
+        pytest.param(PARTLY, "10.0.0.129", "10.0.0.2", True, id="behind a gateway"),
+        pytest.param(PARTLY, "10.0.0.2", "192.0.2.7", False, id="from another link"),
+        pytest.param(PARTLY, "203.0.113.9", "203.0.113.10", False, id="within its link"),
+        pytest.param(PARTLY, "203.0.113.9", "192.168.122.5", False, id="into a network of type route"),
+        pytest.param(PARTLY, "203.0.113.9", "192.168.120.5", True, id="into one of type nat"),
+        pytest.param(PARTLY, "192.168.120.5", "192.0.2.7", False, id="from a guest"),
+        pytest.param(PARTLY, "203.0.113.9", "198.51.100.1", False, id="to the host"),
+        pytest.param(TWO_UPLINKS, "203.0.113.9", "10.0.0.2", True, id="from its link, of two uplinks"),
+        pytest.param(TWO_UPLINKS, "192.0.2.7", "10.0.0.2", False, id="by either of two uplinks"),
+        pytest.param(TWO_UPLINKS, "10.0.0.129", "10.0.0.2", False, id="behind a gateway, of two uplinks"),
+    ],
+)
+def test_what_came_in_where_nothing_was_forwarded_slipped_in(
+    state: Desired, source: str, server: str, *, slipped_in: bool
+) -> None:
+    seen = flow(f"{server}:80", f"{server}:80", source=source)
+    assert Strangers.of(state, LOCAL).include(seen) is slipped_in
