@@ -180,6 +180,37 @@ def test_a_refusal_of_what_a_routed_guest_opens_holds(
     refuses(machines.far, plan.outside)
 
 
+@pytest.mark.parametrize("kind", ["one to one", "routed"])
+def test_a_refusal_of_a_guest_at_the_head_stops_what_it_has_open(
+    machines: Topology, opened: Open, plan: Plan, kind: str, *, legacy: bool
+) -> None:
+    guest, address, exposure = machines.mail, plan.mail, nat(plan.public, plan.mail, bridge="virbr0")
+    if kind == "routed":
+        let_out(machines, plan, legacy=legacy)
+        guest, address, exposure = machines.routed, plan.routed, route(plan.subnet, let_out=True)
+    opened(exposure)
+    with guest.connect(plan.outside, PORT, source=address) as connection, connection.makefile("rb") as told:
+        assert told.readline().startswith(b"outside ")
+        connection.sendall(b"heard\n")
+        assert told.readline() == b"heard\n"
+        ban(machines, plan, address, legacy=legacy)
+        # It stays ahead of the gate.
+        opened(exposure)
+        connection.settimeout(1)
+        connection.sendall(b"lost\n")
+        with pytest.raises(TimeoutError):
+            told.readline()
+
+
+def ban(machines: Topology, plan: Plan, address: str, *, legacy: bool) -> None:
+    """Refuse a guest, as an administrator does by an insert at the head of a forward chain."""
+    if legacy:
+        program = "ip6tables-legacy" if ":" in plan.mail else "iptables-legacy"
+        machines.host.run(program, *f"-I FORWARD -s {address} -j DROP".split())
+    else:
+        machines.host.run("nft", f"insert rule inet theirs forward {ip(plan)} saddr {address} drop")
+
+
 def let_out(machines: Topology, plan: Plan, *, legacy: bool) -> None:
     """Let out what routed guests open, as libvirt does for the subnet of a network; answers need our label."""
     if legacy:
