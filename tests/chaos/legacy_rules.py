@@ -15,6 +15,9 @@ _TAKEN = re.compile(
     r' -m connlabel --label "25" --set'
     r" -m comment --comment (?P<comment>\"[^\"]*\"|\S+) -j DNAT (?P<rest>.*)"
 )
+_HOME = re.compile(
+    r"(?:nat -A KVMPF_PRE|mangle -A KVMPF_FWD) -s \S+ (?:! )?(?:-i \S+ )?-m comment .* -j (?:RETURN|KVMPF_OUT)$"
+)
 _TARGET = re.compile(r"--to-destination \[?(?P<target>[0-9a-f.:]+?)\]?(?::(?P<port>\d+)(?:-\d+/\d+|-\d+)?)?$")
 
 
@@ -37,8 +40,8 @@ def read_family(version: int, listing: Listing) -> LegacyRules:
     taken = [found for line in tables["nat"] if (found := _TAKEN.fullmatch(line))]
     subnets = [line for line in ours if " -j MASQUERADE" in line]
     guests = [line for line in ours if " -j SNAT " in line or ("mangle" in line and " -j DROP" in line)]
-    # What has a guest's address and came in elsewhere is none of ours, for each network that is active.
-    forged = [line for line in ours if line.endswith(" -j RETURN") and " ! -i " in line]
+    # What has the address of a guest, or of a link, and came in elsewhere is none of ours.
+    forged = [line for line in ours if _HOME.match(line)]
     # What is left of connections that were ended is refused for two minutes.
     ended = [line for line in ours if ' --comment "ended ' in line]
     variable = {f"nat {found[0]}" for found in taken}.union(subnets, guests, ended, forged)

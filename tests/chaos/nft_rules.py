@@ -45,7 +45,11 @@ def read_table(version: int, listing: str) -> NftTable | None:
     for key, chain in elements:
         dispatch_chain = [rule for rule in rules if rule["chain"] == chain]
         if chain.startswith(_OF_SUBNET):
-            oddities += [f"{chain}: {len(dispatch_chain)} rules"] * (len(dispatch_chain) != 1)
+            # One for the subnet, and some for each part of it that is elsewhere.
+            distinct = {rule.get("comment") for rule in dispatch_chain}
+            oddities += [f"{chain}: {len(dispatch_chain)} rules"] * (
+                not dispatch_chain or len(distinct) != len(dispatch_chain)
+            )
             continue
         if chain in _PLAIN:
             found = _plain_exposure(version, key, targets[chain].pop(str(key), None))
