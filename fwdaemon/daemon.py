@@ -9,10 +9,9 @@ import asyncio
 import logging
 import signal
 import time
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import TypeAlias
@@ -29,11 +28,11 @@ from fwdaemon.control.server import ControlSocket
 from fwdaemon.core.inventory import Inventory
 from fwdaemon.core.pace import Backoff, Budget, Pauses
 from fwdaemon.core.report import Actor, Cause, Reason, ReasonKind, RulesChanged, Trigger
-from fwdaemon.errors import ConfigError, HangingError, PortfwdError, Problem
+from fwdaemon.errors import ConfigError, HangingError, PortfwdError, shortage
 from fwdaemon.events import ConnectionState, Inventories, Sources
 from fwdaemon.hostnet.owned_state import DIRECTORY
 from fwdaemon.kernel import memory
-from fwdaemon.kernel.memory import ShortageHandler, begun, shortage
+from fwdaemon.kernel.memory import ShortageHandler, begun
 from fwdaemon.kernel.process import HASTE, Worker, budget_of_guests, processor_time_here
 from fwdaemon.metrics.exposition import satisfied
 from fwdaemon.metrics.reporter import Reporter
@@ -42,7 +41,7 @@ from fwdaemon.reconcile import Conflicts, HostNetwork, Reconciler, Request, Seam
 from fwdaemon.resolve.placement import Placer
 from fwdaemon.status.notify import Pulse
 from fwdaemon.status.records import Records
-from fwdaemon.status.reloads import STATE, Reading, Reloads, Written
+from fwdaemon.status.reloads import STATE, Reading, Reloads, Start, Written
 from fwdaemon.status.rows import summary
 from fwdaemon.status.usage import UsageReader
 from fwdaemon.triggers import TriggerQueue, Triggers
@@ -54,16 +53,6 @@ _UPGRADE = "upgrade"
 
 Ask: TypeAlias = Callable[[], None]
 """Asks for a look; from any thread."""
-
-
-@dataclass(frozen=True, slots=True)
-class Start:
-    """The configuration to begin with and its texts; or the last good one, with what is wrong with the newer."""
-
-    config: Config
-    sources: Mapping[Path, bytes]
-    problems: tuple[Problem, ...] = ()
-    kept_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +83,12 @@ class Daemon:
         self._config = start.config
         self._loop = asyncio.get_running_loop()
         self._trigger_queue = TriggerQueue()
-        self._pulse = Pulse(self._summary)
+        self._reloads, feed = Reloads(self._trigger_queue.reload), Feed()
+        self._records = Records(path, start.config, feed.publish)
+        count = UsageReader(self._netfilter.counters).read
+        manager = Manager(self._records, feed, Inquiries(self._connections, self._reloads.ask, count))
+        self._control = ControlSocket(manager, parts.socket, self._write_anew)
+        self._pulse = Pulse(self._summary, self._control.look)
         conflicts = parts.conflicts(self._conflicts_changed)
         seams = Seams(self._netfilter, parts.host, parts.conntrack, conflicts, time, parts.guests)
         self._reconciler = Reconciler(seams)
@@ -104,13 +98,8 @@ class Daemon:
         bounded = self._pulse.watchdog.bounded
         self._inventories = Inventories(sources, self._trigger_queue, parts.guests, bounded, self._backoff())
         self._worker = Worker("reconcile")
-        self._reloads, feed = Reloads(self._trigger_queue.reload), Feed()
-        self._records = Records(path, start.config, feed.publish)
         self._reading = Reading(self._read, self._trigger_queue.wake, self._records.late, self._pauses.reading)
         self._tell_start(start)
-        count = UsageReader(self._netfilter.counters).read
-        manager = Manager(self._records, feed, Inquiries(self._connections, self._reloads.ask, count))
-        self._control = ControlSocket(manager, parts.socket)
         self._reporter = Reporter(manager.status, feed)
         manager.metrics = self._reporter.text
         self._beginning: asyncio.Future[None] | None = None
@@ -202,11 +191,17 @@ class Daemon:
     def _summary(self) -> str:
         report = self._reconciler.report
         silent = [state.uri for state in self._connections() if not state.connected]
-        return summary(report.desired if report else None, self._records.header(()), silent)
+        told = summary(report.desired if report else None, self._records.header(()), silent)
+        return f"{told}; {self._control.trouble}" if self._control.trouble else told
+
+    def _write_anew(self) -> None:
+        """Have everything written again that lies beside the control socket: it may have gone with that."""
+        self._written.renew()
+        self._trigger_queue.wants_inventory = self._trigger_queue.urgent = True
+        self._trigger_queue.time_passed(full=True)
 
     def _resync(self) -> None:
         """Look at everything now and then, whatever is heard: an event may be lost."""
-        self._control.look()
         self._inventories.sources.invalidate()
         self._trigger_queue.wants_inventory = self._trigger_queue.urgent = True
         self._trigger_queue.time_passed(full=True)
@@ -311,7 +306,7 @@ class Daemon:
 
     def _begin_reading(self) -> None:
         """Read the configuration beside the looks: where a mount hangs, the old one is healed meanwhile."""
-        self._control.look()
+        self._control.look(at_once=True)
         self._pulse.notifier.reloading()
         self._reloads.begin()
         self._reading.begin()

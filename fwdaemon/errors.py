@@ -3,6 +3,7 @@
 They share one base, so that the command line can turn each into one line on standard error, without a traceback.
 """
 
+import errno
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,8 @@ _NO_LABELS = (
     "our connections need a label: load the kernel's module xt_connlabel, or boot a kernel that has"
     " CONFIG_NF_CONNTRACK_LABELS and CONFIG_NETFILTER_XT_MATCH_CONNLABEL"
 )
+
+_SHORT = {errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
 
 class PortfwdError(Exception):
@@ -46,6 +49,15 @@ class ProcessError(PortfwdError):
 
 class HangingError(ProcessError):
     """A program did nothing for so long that it was ended."""
+
+
+def shortage(error: BaseException) -> str | None:
+    """Name what is short where that is why something failed: the same text wherever it was wanted."""
+    if isinstance(error, OSError) and error.errno in _SHORT:
+        return error.strerror
+    if isinstance(error, RuntimeError):  # Python's threads fail with nothing else
+        return str(error)
+    return None if error.__cause__ is None else shortage(error.__cause__)
 
 
 def label_remedy(said: str) -> str:

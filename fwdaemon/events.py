@@ -21,7 +21,7 @@ from fwdaemon.core.inventory import HijackedAddress, HostObservation, Inventory,
 from fwdaemon.core.pace import Backoff, Budget
 from fwdaemon.core.probing import Silent
 from fwdaemon.core.report import Reason, ReasonKind, Trigger
-from fwdaemon.errors import LibvirtUnavailableError, PortfwdError
+from fwdaemon.errors import LibvirtUnavailableError, PortfwdError, shortage
 from fwdaemon.hostnet.owned_state import DIRECTORY, Learned
 from fwdaemon.hypervisor.agent import AgentConnection, AgentRounds
 from fwdaemon.hypervisor.connection import EventLoop, LibvirtConnection
@@ -29,7 +29,7 @@ from fwdaemon.hypervisor.lease_watch import DNSMASQ_DIRECTORY, LeaseWatch
 from fwdaemon.hypervisor.link import ConnectionState, LibvirtLink
 from fwdaemon.kernel import probes
 from fwdaemon.kernel.address_watch import NetlinkWatch
-from fwdaemon.kernel.memory import begun, shortage
+from fwdaemon.kernel.memory import begun
 from fwdaemon.kernel.observe import ask_again, observe_host
 from fwdaemon.kernel.probes import Probes
 from fwdaemon.kernel.process import Worker, processor_time

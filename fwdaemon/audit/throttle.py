@@ -68,8 +68,10 @@ class WarnOnce:
             _log.warning("%s", text)
             self._said = text
 
-    def settle(self) -> None:
-        """Note that it is well."""
+    def settle(self, over: str = "") -> None:
+        """Note that it is well, and say that it is again, where there is a text for that."""
+        if self._said and over:
+            _log.info("%s", over)
         self._said = ""
 
 

@@ -10,7 +10,7 @@ from fwdaemon import config as configuration
 from fwdaemon.audit import journal
 from fwdaemon.config.model import Config
 from fwdaemon.conflicts.watch import BackgroundConflictWatch, ConflictWatch
-from fwdaemon.daemon import Daemon, Parts, Start
+from fwdaemon.daemon import Daemon, Parts
 from fwdaemon.errors import ConfigError
 from fwdaemon.events import InventoryKeeper
 from fwdaemon.hostnet.host_network import SystemHostNetwork
@@ -19,7 +19,7 @@ from fwdaemon.kernel.process import SystemRunner, budget_of_guests
 from fwdaemon.kernel.route_watch import RouteWatch
 from fwdaemon.metrics.exposition import satisfied, without_what_is_missing
 from fwdaemon.netfilter import Netfilter
-from fwdaemon.status.reloads import LastGood
+from fwdaemon.status.reloads import LastGood, Start
 
 
 def run(options: argparse.Namespace) -> int:

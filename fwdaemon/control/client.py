@@ -6,7 +6,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, Final
 
-from fwdaemon.control.listener import SOCKET
+from fwdaemon.control.listener import RESTART, SOCKET, Sole
 from fwdaemon.control.protocol import END, MANAGER, PERMISSION_DENIED, Call, CallError, Reply, read_reply
 from fwdaemon.errors import PortfwdError
 
@@ -17,8 +17,18 @@ _CONNECT_S: Final = 5.0
 class NotRunningError(PortfwdError):
     """Nobody listens on the control socket."""
 
-    def __init__(self) -> None:
-        super().__init__("the daemon is not running; start it with: systemctl start kvm-portfwd")
+    def __init__(self, text: str = "the daemon is not running; start it with: systemctl start kvm-portfwd") -> None:
+        super().__init__(text)
+
+
+class NoSocketError(NotRunningError):
+    """The daemon runs, and the control socket has gone."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(
+            f"the daemon runs, but {path} was removed; it makes that again within seconds,"
+            f" or else this does, and forwards go on meanwhile: {RESTART}"
+        )
 
 
 class RefusedError(PortfwdError):
@@ -68,7 +78,7 @@ def _connected(path: Path) -> socket.socket:
         connection.connect(str(path))
     except (FileNotFoundError, ConnectionRefusedError) as error:
         connection.close()
-        raise NotRunningError from error
+        raise (NoSocketError(path) if _runs(path) else NotRunningError()) from error
     except PermissionError as error:
         connection.close()
         raise RefusedError(
@@ -78,6 +88,13 @@ def _connected(path: Path) -> socket.socket:
         connection.close()
         raise PortfwdError(f"cannot connect to {path}: {error.strerror or error}") from error
     return connection
+
+
+def _runs(path: Path) -> bool:
+    try:
+        return Sole(str(path)).is_held()
+    except OSError:
+        return False
 
 
 def _messages(connection: socket.socket) -> Iterator[bytes]:

@@ -20,8 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeAlias
 
-from fwdaemon.errors import PortfwdError
-from fwdaemon.kernel.memory import shortage
+from fwdaemon.errors import PortfwdError, shortage
 
 # Who is at the other end of a socket, as the kernel says: unix(7), SO_PEERCRED and SO_PEERGROUPS.
 _CREDENTIALS: Final = struct.Struct("=iII")
@@ -107,6 +106,10 @@ class Sole:
             self.release()
         return is_sole
 
+    def is_held(self) -> bool:
+        """Tell whether a daemon has the name now. Raises OSError when no descriptor is to be had."""
+        return _is_held_by_root(self._name) or any(map(_is_held_by_root, self._longer()))
+
     def forget(self) -> None:
         """Let go of those who asked, so that others can go on asking; without a free descriptor, at a later call."""
         with suppress(OSError):
@@ -158,6 +161,7 @@ def _is_held_by_root(name: bytes) -> bool:
 
 SOCKET: Final = Path("/run/kvm-portfwd/control.sock")
 
+RESTART: Final = "systemctl restart kvm-portfwd"
 _RUNS: Final = "kvm-portfwd is already running on this host"
 _LISTENER_BACKLOG: Final = 16
 _FOR_OWNER: Final = 0o600
@@ -201,8 +205,10 @@ class Listener:
             OSError: the lock file cannot be made.
 
         """
+        from fwdaemon.hostnet.owned_state import have_directory  # noqa: PLC0415 - no command needs it
+
         self._unlock()
-        self._path.parent.mkdir(mode=0o755, exist_ok=True)
+        have_directory(self._path.parent)
         lock = self._lock_path
         self._lock = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, _FOR_OWNER)
         try:

@@ -5,6 +5,7 @@ keeps us waiting for, ends its connection, and so does an answer that it does no
 """
 
 import asyncio
+import errno
 import grp
 import logging
 import socket
@@ -15,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from fwdaemon.control.listener import SOCKET, AlreadyRunningError, Listener, Peer
+from fwdaemon.audit.throttle import WarnOnce
+from fwdaemon.control.listener import RESTART, SOCKET, AlreadyRunningError, Listener, Peer
 from fwdaemon.control.manager import Manager
 from fwdaemon.control.protocol import (
     END,
@@ -30,6 +32,7 @@ from fwdaemon.control.protocol import (
     read_call,
     reply,
 )
+from fwdaemon.core.pace import Backoff
 from fwdaemon.errors import KernelError, PortfwdError
 from fwdaemon.kernel.memory import begun
 from fwdaemon.kernel.process import Worker
@@ -183,22 +186,36 @@ class ControlServer:
 #
 # The one exception is another daemon on this host: two of them would undo each other's work.
 _CLOSE_S: Final = 2.0
+# How soon it is tried again to make it, doubled each time up to the second figure.
+_AGAIN_S, _AGAIN_AT_MOST_S = 1.0, 30.0
 
 
 class ControlSocket:
-    """Listens at `path`, and has `manager` answer."""
+    """Listens at `path`, and has `manager` answer. `made_again` is called after files were lost and made again.
 
-    def __init__(self, manager: Manager, path: Path = SOCKET) -> None:
+    `trouble` is why there is no socket, and nothing where there is one.
+    """
+
+    def __init__(
+        self,
+        manager: Manager,
+        path: Path = SOCKET,
+        made_again: Callable[[], None] = lambda: None,
+        again: Backoff | None = None,
+    ) -> None:
         self._manager = manager
         self._listener = Listener(path)
         self._server = ControlServer(manager.service())
         # Groups may be kept on the network, which may not be there yet.
         self._groups = Worker("group database")
         self._admitting: asyncio.Task[None] | None = None
+        self._unasked = WarnOnce()
         self._is_open = self._has_admitted = False
         self._group = ""
         self._mending: asyncio.Task[None] | None = None
-        self._trouble = ""
+        self._made_again = made_again
+        self._again, self._due = again or Backoff(_AGAIN_S, _AGAIN_AT_MOST_S), 0.0
+        self.trouble = ""
 
     async def open(self, group: str) -> None:
         """Begin to listen, for root and soon for the members of `group`.
@@ -211,11 +228,17 @@ class ControlSocket:
         self._group = group
         await self._listen()
 
-    def look(self) -> None:
-        """Make the socket again if it has gone, or could not be made before; so with whom it is for."""
-        if not self._listener.is_whole() and (self._mending is None or self._mending.done()):
+    def look(self, *, at_once: bool = False) -> None:
+        """Make the socket again if it has gone, or could not be made before; so with whom it is for.
+
+        What failed is tried again after growing pauses, and `at_once` where somebody asks for that.
+        """
+        is_whole = self._listener.is_whole()
+        if not at_once and asyncio.get_running_loop().time() < self._due:
+            return
+        if not is_whole and (self._mending is None or self._mending.done()):
             self._mending = asyncio.create_task(self._listen_again())
-        elif self._is_open and not self._has_admitted:
+        elif is_whole and self._is_open and not self._has_admitted:
             self.admit(self._group)
 
     def admit(self, group: str) -> None:
@@ -241,9 +264,10 @@ class ControlSocket:
             self._listener.lock()
             await self._server.start(self._listener.listen())
         except OSError as error:
-            self._tell(f"no control socket, so neither status nor reload will work: {error}")
+            self._tell(f"no control socket, so neither status nor reload will work: {_reason(error)}")
             return
-        self._is_open, self._trouble = True, ""
+        self._again.settle()
+        self._is_open, self.trouble = True, ""
         self.admit(self._group)
 
     async def _listen_again(self) -> None:
@@ -251,23 +275,29 @@ class ControlSocket:
             await self._listen()
         except AlreadyRunningError as error:
             self._tell(str(error))
-        else:
-            if not self._trouble:
-                _log.warning("the control socket was removed, and has been made again")
+        if not self.trouble:
+            _log.warning("the control socket was removed, and has been made again")
+            self._made_again()
 
     def _tell(self, trouble: str) -> None:
-        """Log what is wrong when it begins to be."""
-        if trouble != self._trouble:
-            self._trouble = trouble
+        """Log what is wrong when it begins to be, and try again later."""
+        self._later()
+        if trouble != self.trouble:
+            self.trouble = trouble
             _log.warning("%s", trouble)
+
+    def _later(self) -> None:
+        self._due = asyncio.get_running_loop().time() + self._again.next()
 
     async def _admit(self, name: str) -> None:
         try:
             group = await self._groups.submit(lambda: _number_of(name))
         except (KernelError, OSError) as error:  # no thread or no descriptor is to be had
             self._has_admitted = False
-            _log.debug("group %r is asked for again: %s", name, error)
+            self._later()
+            self._unasked.warn(f"only root may ask for the status until group {name!r} is known: {error}; trying again")
             return
+        self._unasked.settle(f"group {name!r} is known")
         if group is None:
             _log.warning("there is no group %r, so only root may ask for the status; see [control] group", name)
         try:
@@ -276,6 +306,12 @@ class ControlSocket:
             _log.warning("only root may ask for the status: the socket is not given away (%s)", error.strerror)
         else:
             self._server.group = group
+
+
+def _reason(error: OSError) -> str:
+    """Say why, and what helps: below a directory that went, a sandbox of systemd's is read-only until it is renewed."""
+    remedy = f"; this makes it again, and forwards go on meanwhile: {RESTART}" if error.errno == errno.EROFS else ""
+    return f"{error}{remedy}"
 
 
 def _number_of(group: str) -> int | None:

@@ -4,6 +4,7 @@ import json
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from pathlib import Path
@@ -32,6 +33,13 @@ DIRECTORY: Final = Path("/run/kvm-portfwd")
 Record: TypeAlias = Mapping[str, str | int]
 
 
+def have_directory(path: Path) -> None:
+    """Make a directory that everybody may enter, whatever our umask, unless it is there. Raises OSError."""
+    with suppress(FileExistsError):
+        path.mkdir(mode=0o755)
+        path.chmod(0o755)
+
+
 class OwnedStateFile:
     """A list of records, in the file `NAME.json`. It is read once, and written as a whole with each change."""
 
@@ -45,18 +53,23 @@ class OwnedStateFile:
         """What is recorded."""
         return self._records
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether the file is there, as far as there is anything to hold in it."""
+        return not self._records or self._path.exists()
+
     def write(self, records: Iterable[Record]) -> bool:
         """Record these and no others, and tell whether they are in the file.
 
         That they cannot be written is a warning, once, and they count even so; the next call tries again.
         """
         ordered = tuple(sorted(records, key=str))
-        if ordered == self._records and self._is_written and (not ordered or self._path.exists()):
+        if ordered == self._records and self._is_written and self.is_whole:
             return True
         self._records, self._is_written = ordered, False
         new = self._path.with_name(f"{self._path.name}.new")
         try:
-            self._path.parent.mkdir(mode=0o755, exist_ok=True)
+            have_directory(self._path.parent)
             new.write_text(f"{json.dumps(ordered)}\n")
             new.replace(self._path)
         except OSError as error:
@@ -352,7 +365,7 @@ class Learned:
         agents = ((run, claim) for run, _ in present for claim in said.get(run[0], ()))
         beside = ((runs[item.mac], item) for item in near if item.mac in runs)
         heard: tuple[tuple[_Run, MacClaim | Neighbour], ...] = (*agents, *beside)
-        if heard != self._kept:
+        if heard != self._kept or not self._state_file.is_whole:
             records = (_learned_record(place, *item) for place, item in enumerate(heard))
             self._kept = heard if self._state_file.write(records) else None
         return self._kept is not None

@@ -2,7 +2,6 @@
 
 import asyncio
 import ctypes
-import errno
 import gc
 import logging
 import time
@@ -12,7 +11,7 @@ from functools import cache
 from typing import Any, Final
 
 from fwdaemon.audit.throttle import WarnOnce
-from fwdaemon.errors import PortfwdError
+from fwdaemon.errors import PortfwdError, shortage
 
 # Keeps the program small: what thousands of forwards take for a moment, C library and Python would keep for later.
 
@@ -90,7 +89,6 @@ def _function(name: str) -> Any:
 # time.
 _log = logging.getLogger(__name__)
 
-_SHORT = {errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 # How long such news are not repeated, doubled each time up to the second figure.
 _PAUSE_S = 60.0
 _PAUSE_AT_MOST_S = 3600.0
@@ -104,22 +102,16 @@ async def begun(begin: Callable[[], None], again: float = _AGAIN_S) -> None:
     pause, warning = again, WarnOnce()
     while True:
         try:
-            return begin()
+            begin()
         except (PortfwdError, OSError) as error:
             if (short := shortage(error)) is None:
                 raise
             warning.warn(f"{short}: what the daemon listens to is not there yet; trying again, ever more seldom")
+        else:
+            warning.settle("what the daemon listens to is there now")
+            return
         await asyncio.sleep(pause)
         pause = min(2 * pause, _AGAIN_AT_MOST_S)
-
-
-def shortage(error: BaseException) -> str | None:
-    """Name what is short where that is why something failed: the same text wherever it was wanted."""
-    if isinstance(error, OSError) and error.errno in _SHORT:
-        return error.strerror
-    if isinstance(error, RuntimeError):  # Python's threads fail with nothing else
-        return str(error)
-    return None if error.__cause__ is None else shortage(error.__cause__)
 
 
 class ShortageHandler:
@@ -132,7 +124,7 @@ class ShortageHandler:
     def __call__(self, loop: asyncio.AbstractEventLoop, context: Mapping[str, Any]) -> None:
         """Take what asyncio has to tell."""
         error = context.get("exception")
-        if not isinstance(error, OSError) or error.errno not in _SHORT:
+        if not isinstance(error, OSError) or shortage(error) is None:
             loop.default_exception_handler(dict(context))
         elif time.monotonic() >= self._again_at:
             _log.error("no client is accepted until there is room again: %s", error.strerror)

@@ -17,8 +17,7 @@ from fwdaemon.config.names import NFT_NAME
 from fwdaemon.core.bans import End, Rule, Verdict
 from fwdaemon.core.report import LIBVIRT_CHAIN, LIBVIRT_TABLE
 from fwdaemon.core.types import Family, Gate
-from fwdaemon.errors import HangingError, KernelError, ProcessError
-from fwdaemon.kernel.memory import shortage
+from fwdaemon.errors import HangingError, KernelError, ProcessError, shortage
 from fwdaemon.kernel.netlink import NETFILTER, Message, NetlinkSocket, attribute, attributes, nested
 from fwdaemon.kernel.process import Runner
 from fwdaemon.nftables.bans import read_listing

@@ -141,19 +141,27 @@ class Pulse:
     """Tells systemd all the time that we are alive, and what `status` gives, whenever that is new.
 
     The status is compared with what was told of it each `period`, and `soon` after something that may have changed it,
-    in seconds.
+    in seconds. `beat` is called each time before.
     """
 
-    def __init__(self, status: Callable[[], str], *, period: float = 5.0, soon: float = 1.0) -> None:
+    def __init__(
+        self,
+        status: Callable[[], str],
+        beat: Callable[[], None] = lambda: None,
+        *,
+        period: float = 5.0,
+        soon: float = 1.0,
+    ) -> None:
         self.notifier = Notifier()
         self.watchdog = Watchdog(self.notifier)
-        self._status = status
+        self._status, self._beat = status, beat
         self._period, self._soon = period, soon
         self._next: asyncio.TimerHandle | None = None
 
     def begin(self) -> None:
         """Begin, and go on until `end`."""
         self.watchdog.feed()
+        self._beat()
         self.notifier.status(self._status())
         self._next = asyncio.get_running_loop().call_later(min(self._period, self.watchdog.period), self.begin)
 

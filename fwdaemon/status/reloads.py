@@ -39,6 +39,16 @@ class Kept:
     at: datetime
 
 
+@dataclass(frozen=True, slots=True)
+class Start:
+    """The configuration to begin with and its texts; or the last good one, with what is wrong with the newer."""
+
+    config: Config
+    sources: Mapping[Path, bytes]
+    problems: tuple[Problem, ...] = ()
+    kept_at: datetime | None = None
+
+
 class LastGood:
     """The one of a main file; another main file's is none of ours."""
 
@@ -116,6 +126,11 @@ class Written:
         if chosen != self.choice:
             kept = self.choice = dict(chosen)
             self._write("choice", lambda: self._led_to.keep(kept))
+
+    def renew(self) -> None:
+        """Write the choice again: its file may have gone."""
+        chosen = self.choice
+        self._write("choice", lambda: self._led_to.keep(chosen))
 
     async def close(self, patience: float) -> None:
         """Wait for what is being written, and try nothing again."""

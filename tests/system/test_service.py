@@ -88,6 +88,24 @@ def test_a_hung_daemon_is_ended_and_started_again(service: Sandbox, conversation
         wait_until(lambda: machine.property("ActiveState") == "active", "it is ready")
 
 
+def test_a_directory_that_the_sandbox_lets_nobody_make_again_is_told_with_the_remedy(
+    service: Sandbox, conversation: Conversation
+) -> None:
+    machine, directory = service.machine, "/run/kvm-portfwd"
+    with conversation.never_pausing():
+        machine.run("rm", "-r", directory)
+        service.says("no control socket, so neither status nor reload will work")
+        wait_until(lambda: "no control socket" in machine.property("StatusText"), "systemd shows it")
+        machine.systemctl("reload", UNIT)
+        told = machine.run("kvm-portfwd", "status", check=False)
+        assert f"the daemon runs, but {directory}/control.sock was removed" in told.stderr
+        second = machine.run("kvm-portfwd", "run", check=False)
+        assert "another kvm-portfwd is already running on this host" in second.stderr
+        (remedy,) = [line for line in service.lines().splitlines() if "no control socket" in line]
+        machine.run("sh", "-c", remedy.rpartition(": ")[2])
+    wait_until(lambda: machine.run("kvm-portfwd", "status", check=False).returncode == 0, "the status")
+
+
 def test_stopping_it_keeps_the_rules_or_removes_them(service: Sandbox) -> None:
     machine = service.machine
     conversation = Conversation(machine.outside, PUBLIC4, 7000)

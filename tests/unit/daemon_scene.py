@@ -30,11 +30,12 @@ from fwdaemon.core.pace import Pauses
 from fwdaemon.core.probing import Silent
 from fwdaemon.core.report import ApplyResult, Reason, ReasonKind, RulesChanged, Trigger
 from fwdaemon.core.state import Desired
-from fwdaemon.daemon import Daemon, Parts, Start
+from fwdaemon.daemon import Daemon, Parts
 from fwdaemon.errors import PortfwdError
 from fwdaemon.events import ConnectionState
 from fwdaemon.kernel.process import HASTE
 from fwdaemon.netfilter import Monitor, Netfilter
+from fwdaemon.status.reloads import Start
 from tests.unit.memory_backend import MemoryBackend, NoProgram
 from tests.unit.seams import Memory
 
@@ -147,7 +148,7 @@ class Scene(Memory):
             self._routes,
             self._sources,
             self._read,
-            self.place / "control.sock",
+            self.place / "run/control.sock",
             self.place / "state",
             self.place / "run",
             pauses=self.pauses,

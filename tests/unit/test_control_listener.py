@@ -2,6 +2,7 @@
 
 import os
 import resource
+import shutil
 import socket
 import stat
 import subprocess
@@ -81,7 +82,7 @@ def test_its_end_without_a_socket_takes_nobody_elses(path: Path) -> None:
     first.close()
 
 
-@pytest.mark.parametrize("gone", [["control.lock"], ["control.sock"], ["control.lock", "control.sock"]])
+@pytest.mark.parametrize("gone", [["control.lock"], ["control.sock"], ["control.lock", "control.sock"], []])
 def test_files_that_go_are_noticed_and_let_nobody_else_begin(path: Path, gone: list[str]) -> None:
     first, second = Listener(path), Listener(path)
     first.claim()
@@ -90,6 +91,8 @@ def test_files_that_go_are_noticed_and_let_nobody_else_begin(path: Path, gone: l
         assert first.is_whole()
         for name in gone:
             (path.parent / name).unlink()
+        if not gone:
+            shutil.rmtree(path.parent)
         for _ in range(300):
             assert not first.is_whole()
             with pytest.raises(AlreadyRunningError, match="another kvm-portfwd is already running"):
@@ -100,6 +103,16 @@ def test_files_that_go_are_noticed_and_let_nobody_else_begin(path: Path, gone: l
             first.close()
     second.claim()
     second.close()
+
+
+def test_everybody_may_enter_the_directory_whatever_the_umask(path: Path) -> None:
+    before, listener = os.umask(0o077), Listener(path)
+    try:
+        listener.lock()
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o755
+    listener.close()
 
 
 def test_a_socket_of_others_is_left_there(path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,8 @@ import pytest
 from fwdaemon.core.report import Reason, ReasonKind
 from fwdaemon.errors import HangingError, KernelError, LibvirtUnavailableError
 from tests.unit.daemon_scene import FAST, RULE, SSH, SSH_RULE, STARTED, WEB, Scene, inventory, play, prepared
+
+MADE_AGAIN, NO_SOCKET = "the control socket was removed", "no control socket"
 
 
 @pytest.fixture
@@ -172,6 +175,34 @@ def test_an_exposure_that_is_held_for_a_moment_goes_without_another_event(scene:
             scene.libvirt.there = inventory(running=False)
             scene.libvirt.trigger(Reason(ReasonKind.DOMAIN, "web1", "stopped"))
             await scene.until(lambda: not scene.written)
+
+    play(act())
+
+
+def test_a_directory_that_was_removed_is_made_again_with_all_that_was_in_it(
+    scene: Scene, caplog: pytest.LogCaptureFixture
+) -> None:
+    directory = scene.place / "run"
+
+    def nothing_there() -> None:
+        shutil.rmtree(directory)
+        scene.libvirt.trigger(STARTED)  # the files are looked for soon after each look
+
+    async def act() -> None:
+        async with scene.running_daemon():
+            await scene.until(lambda: scene.written == {RULE} and (directory / "interfaces.json").exists())
+            await scene.until(lambda: sum(full for _, full in scene.host.kept) > 1)
+            before, passes = {path.name for path in directory.iterdir()}, len(scene.host.kept)
+            nothing_there()
+            await scene.until(lambda: directory.exists() and {path.name for path in directory.iterdir()} == before)
+            await scene.until(lambda: any(full for _, full in scene.host.kept[passes:]))
+            nothing_there()
+            directory.touch()
+            await scene.until(lambda: NO_SOCKET in caplog.text)
+            directory.unlink()
+            await scene.until(lambda: directory.is_dir() and {path.name for path in directory.iterdir()} == before)
+        told = [text.split(",")[0] for text in caplog.messages if "socket" in text]
+        assert told == [MADE_AGAIN, NO_SOCKET, MADE_AGAIN]
 
     play(act())
 

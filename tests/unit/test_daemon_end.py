@@ -8,8 +8,9 @@ import pytest
 
 from fwdaemon.config import parse
 from fwdaemon.core.inventory import Inventory
-from fwdaemon.daemon import Daemon, Start
+from fwdaemon.daemon import Daemon
 from fwdaemon.errors import KernelError, PortfwdError
+from fwdaemon.status.reloads import Start
 from tests.unit.daemon_scene import MAIN, REMOVE, RULE, WEB, Scene, play, prepared
 
 

@@ -8,9 +8,8 @@ import pytest
 
 from fwdaemon.commands import run
 from fwdaemon.config import load
-from fwdaemon.daemon import Start
 from fwdaemon.errors import ConfigError
-from fwdaemon.status.reloads import LastGood
+from fwdaemon.status.reloads import LastGood, Start
 from tests.unit.test_config_support import forward
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="the daemon is root")

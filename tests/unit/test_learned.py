@@ -56,6 +56,14 @@ def test_only_what_differs_is_written(tmp_path: Path) -> None:
     assert path.stat().st_ino == before
 
 
+def test_it_is_written_again_where_its_file_went(tmp_path: Path) -> None:
+    learned, path = Learned(tmp_path), tmp_path / "learned.json"
+    learned.keep([WEB], {}, [NEAR])
+    path.unlink()
+    assert learned.keep([WEB], {}, [NEAR])
+    assert Learned(tmp_path).neighbours([WEB]) == (NEAR,)
+
+
 @pytest.mark.parametrize(
     "change",
     [{"domain": "web"}, {"instance": "three"}, {"address": "nowhere"}],
