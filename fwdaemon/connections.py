@@ -4,7 +4,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Protocol as Interface
@@ -18,7 +17,7 @@ from fwdaemon.core.types import Address, Family, Protocol
 from fwdaemon.errors import PortfwdError
 from fwdaemon.kernel import conntrack
 from fwdaemon.kernel.conntrack_listing import Entry
-from fwdaemon.kernel.process import budget_of_guests
+from fwdaemon.kernel.process import Beside, budget_of_guests
 from fwdaemon.netfilter import Rules
 from fwdaemon.resolve.flows import Carriers, Flow, Judge, Strangers, turned
 
@@ -60,6 +59,10 @@ class Clock(Interface):
 
     def sleep(self, seconds: float, /) -> None:
         """Wait."""
+        ...
+
+    def monotonic(self) -> float:
+        """Give a time in seconds."""
         ...
 
 
@@ -176,7 +179,8 @@ class Sweeper:
     """One thread, begun when there is something to do; a sweep that comes during another follows it.
 
     `refuse` is told of connections just before they end: what a guest sends on a forgotten one would begin it anew.
-    What guests provoke takes from `guests`.
+    What guests provoke takes from `guests`. `failed` is called in that thread where a sweep could not be done, which is
+    tried again by what is called from `due` on.
     """
 
     def __init__(
@@ -185,6 +189,7 @@ class Sweeper:
         connections: Conntrack = conntrack,
         clock: Clock = time,
         guests: Budget | None = None,
+        failed: Callable[[], None] = lambda: None,
     ) -> None:
         self._refuse = refuse
         self._connections = connections
@@ -193,8 +198,16 @@ class Sweeper:
         self._turn = threading.Condition()
         self._next: Sweep | None = None
         self._running = False
+        self._failed = failed
+        missing = "open connections of removed forwards may go on"
+        self._thread = Beside("conntrack", self._run, missing, clock.monotonic)
         self._live = frozenset[Exposure]()
         self._ended = 0
+
+    @property
+    def due(self) -> float | None:
+        """When to try again what failed, by the clock; `None` where nothing did."""
+        return self._thread.due
 
     def expect(self, live: frozenset[Exposure]) -> None:
         """Spare what these carry from now on: they are about to be live."""
@@ -207,7 +220,7 @@ class Sweeper:
         with self._turn:
             self._live = sweep.live
             self._next = sweep.after(self._next)
-            self._begin()
+            self._begin(at_once=True)
 
     def wait(self, patience: float | None = None) -> bool:
         """Wait until nothing is left to do; whether that was so within `patience` seconds."""
@@ -220,20 +233,19 @@ class Sweeper:
             ended, self._ended = self._ended, 0
         return ended
 
-    def _begin(self) -> None:
+    def _begin(self, *, at_once: bool = False) -> None:
         if self._next is not None and not self._running:
-            with suppress(RuntimeError):  # as many threads run as may: the next reconcile tries again
-                threading.Thread(target=self._run, name="conntrack", daemon=True).start()
-                self._running = True
+            self._running = self._thread.begin(at_once=at_once)
 
     def _run(self) -> None:
         while (sweep := self._taken()) is not None:
             try:
                 with self._guests.charged(time.thread_time, to_guests=sweep.provoked):
                     self._do(sweep)
+                self._thread.done()
             except (PortfwdError, OSError) as error:  # no descriptor is to be had, either
-                lines.problems([f"open connections of removed forwards may go on: {error}"])
-                return self._put_back(sweep)
+                self._put_back(sweep, error)
+                return self._failed()
             except Exception:  # noqa: BLE001  a mistake in one sweep is no reason to leave out the next
                 _log.exception("cannot end connections")
         return None
@@ -245,8 +257,9 @@ class Sweeper:
             self._turn.notify_all()
         return sweep
 
-    def _put_back(self, sweep: Sweep) -> None:
-        """Leave what failed to the next reconcile."""
+    def _put_back(self, sweep: Sweep, error: Exception) -> None:
+        """Leave what failed to a later reconcile."""
+        self._thread.failed(error)
         with self._turn:
             self._next = sweep if self._next is None else self._next.after(sweep)
             self._running = False

@@ -89,8 +89,8 @@ class Daemon:
         manager = Manager(self._records, feed, Inquiries(self._connections, self._reloads.ask, count))
         self._control = ControlSocket(manager, parts.socket, self._write_anew)
         self._pulse = Pulse(self._summary, self._control.look)
-        conflicts = parts.conflicts(self._conflicts_changed)
-        seams = Seams(self._netfilter, parts.host, parts.conntrack, conflicts, time, parts.guests)
+        conflicts = parts.conflicts(self._look_soon)
+        seams = Seams(self._netfilter, parts.host, parts.conntrack, conflicts, time, parts.guests, self._look_soon)
         self._reconciler = Reconciler(seams)
         changed = self._trigger_queue.rules_changed
         self._monitors = *self._netfilter.monitors(changed), parts.routes(changed)
@@ -107,6 +107,7 @@ class Daemon:
         self._placer = Placer(self._written.choice)
         self._reloaded, self._failure = False, ""
         self._retry, self._rereading, self._unread = self._backoff(), self._backoff(), WarnOnce()
+        self._short = self._backoff()
         self._pause = self._pauses.passes
 
     def _backoff(self) -> Backoff:
@@ -282,6 +283,10 @@ class Daemon:
             self._pass_in(self._pauses.verify, triggers, full=True)
         if (due := self._reconciler.next_pass_at) is not None:
             self._pass_in(due - time.monotonic(), triggers)
+        if report is not None and report.result.short:
+            self._pass_in(self._short.next(), triggers, full=True)
+        else:
+            self._short.settle()
 
     def _try_again(self, failure: str, began: float, triggers: Triggers) -> None:
         self._pulse.soon()
@@ -292,8 +297,8 @@ class Daemon:
         self._reloads.pass_ended(failure)
         self._pass_in(self._retry.next(), triggers)
 
-    def _conflicts_changed(self) -> None:
-        """Have a look tell of conflicts, from the thread that found them."""
+    def _look_soon(self) -> None:
+        """Have a look tell of conflicts, or try again, from the thread that found them or failed."""
         with suppress(RuntimeError):  # the loop has ended
             self._loop.call_soon_threadsafe(lambda: self._trigger_queue.time_passed(full=False))
 

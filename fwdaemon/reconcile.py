@@ -75,6 +75,11 @@ class HostNetwork(Protocol):
 class Conflicts(Protocol):
     """Who else wants what we take; see `fwdaemon.conflicts.watch`."""
 
+    @property
+    def due(self) -> float | None:
+        """When to look again for what could not be found."""
+        ...
+
     def look(
         self,
         desired: Desired,
@@ -92,7 +97,7 @@ class Conflicts(Protocol):
 class Seams:
     """What a reconcile reads and writes: rules, the host's network, connections; who else wants our ports; a clock.
 
-    What is done beside it because of guests takes from `guests`.
+    What is done beside it because of guests takes from `guests`, and asks to `look_soon` where it failed.
     """
 
     rules: LocatedRules
@@ -101,6 +106,7 @@ class Seams:
     conflicts: Conflicts
     clock: Clock
     guests: Budget = field(default_factory=budget_of_guests)
+    look_soon: Callable[[], None] = lambda: None
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,15 +144,16 @@ class Reconciler:
         self._uplinks: frozenset[str] = frozenset()
         self._known = (Desired(), Desired(), Desired())
         self._turn = Lock()
-        self._sweeper = Sweeper(self._refuse, seams.conntrack, seams.clock, seams.guests)
+        self._sweeper = Sweeper(self._refuse, seams.conntrack, seams.clock, seams.guests, seams.look_soon)
         self._departures = Departures()
         self._teller = _Teller()
         self.report: ReconcileReport | None = None
 
     @property
     def next_pass_at(self) -> float | None:
-        """When something held back is due, a removal or a line, by the same clock as `Request.now`."""
-        return min((due for due in (self._grace.ends, self._teller.ends) if due is not None), default=None)
+        """When something is due that was held back, a removal or a line, or failed; by the clock of `Request.now`."""
+        ends = self._grace.ends, self._teller.ends, self._sweeper.due, self._conflicts.due
+        return min((due for due in ends if due is not None), default=None)
 
     def reconcile(self, desired: Desired, request: Request) -> bool:
         """Make the kernel hold `desired`, and tell whether anything had to be changed.

@@ -3,8 +3,7 @@
 import logging
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -17,10 +16,10 @@ from fwdaemon.conflicts.taking import PortSet, Taking, takings, takings_if_runni
 from fwdaemon.core.pace import Budget
 from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Address, Listener, PortRange, Subnet
-from fwdaemon.errors import KernelError, PortfwdError
+from fwdaemon.errors import KernelError, PortfwdError, shortage
 from fwdaemon.kernel.listeners import Holders, listeners
 from fwdaemon.kernel.observe import observe_host
-from fwdaemon.kernel.process import Runner, budget_of_guests, processor_time_here
+from fwdaemon.kernel.process import Beside, Runner, budget_of_guests, processor_time_here
 
 _log = logging.getLogger(__name__)
 
@@ -39,7 +38,10 @@ class _Others(NamedTuple):
 
 
 class ConflictWatch:
-    """For the daemon: what conflicts with what is open. Its methods block, for long where others have many rules."""
+    """For the daemon: what conflicts with what is open. Its methods block, for long where others have many rules.
+
+    `short` is why the last look is not whole, where no process or no descriptor was to be had.
+    """
 
     def __init__(self, runner: Runner) -> None:
         self._rules = ForeignRules(runner)
@@ -48,6 +50,7 @@ class ConflictWatch:
         self._state: object = None
         self._desired: Desired | None = None
         self._compared: tuple[Desired, _Others] | None = None
+        self.short: Exception | None = None
         self._found: tuple[str, ...] = ()
 
     def look(
@@ -60,13 +63,13 @@ class ConflictWatch:
         """
         rules = self._desired is None or full or reloaded
         if rules or desired is not self._desired:
-            self._desired = desired
+            self._desired, self.short = desired, None
             try:
                 if rules:
                     self._read_rules(anew=reloaded)
                 self._compare(desired, local)
-            except OSError as error:  # no descriptor is to be had: the next full comparison looks again
-                _log.debug("nothing is compared with what others have: %s", error)
+            except OSError as error:  # no descriptor is to be had
+                self.short = error
             except Exception:  # noqa: BLE001  what is only worth knowing must not keep exposures from being made
                 _log.exception("this is a bug in kvm-portfwd; what clashes with openings is not known")
         return self._found
@@ -77,13 +80,17 @@ class ConflictWatch:
             if anew or state != self._state:
                 self._state, self._foreign = state, self._rules.read()
         except PortfwdError as error:
-            _log.debug("the rules of other programs are not checked: %s", error)
+            self._missed("the rules of other programs are not checked", error)
+
+    def _missed(self, what: str, error: PortfwdError) -> None:
+        _log.debug("%s: %s", what, error)
+        self.short = error if shortage(error) is not None else self.short
 
     def _compare(self, desired: Desired, local: Collection[Address]) -> None:
         try:
             sockets = frozenset(listeners())
         except PortfwdError as error:
-            _log.debug("the host's sockets are not checked: %s", error)
+            self._missed("the host's sockets are not checked", error)
             return
         others = _Others(local, sockets, self._foreign)
         if (desired, others) != self._compared:
@@ -178,6 +185,7 @@ class BackgroundConflictWatch:
     def __init__(self, watch: ConflictWatch, changed: Callable[[], None], guests: Budget | None = None) -> None:
         self._watch, self._guests = watch, guests or budget_of_guests()
         self._changed = changed
+        self._thread = Beside("clashes", self._run, "what clashes with openings is not known")
         self._turn = threading.Condition()
         self._next: _Wanted | None = None
         self._running = False
@@ -208,6 +216,11 @@ class BackgroundConflictWatch:
             self._begin()
             return self._found
 
+    @property
+    def due(self) -> float | None:
+        """When to look again for what could not be found, by the clock of `time.monotonic`; `None` for never."""
+        return self._thread.due
+
     def wait(self, patience: float | None = None) -> bool:
         """Wait until nothing is left to look for; whether that was so within `patience` seconds."""
         with self._turn:
@@ -215,17 +228,28 @@ class BackgroundConflictWatch:
 
     def _begin(self) -> None:
         if self._next is not None and not self._running:
-            with suppress(RuntimeError):  # as many threads run as may: the next reconcile tries again
-                threading.Thread(target=self._run, name="clashes", daemon=True).start()
-                self._running = True
+            self._running = self._thread.begin()
 
     def _run(self) -> None:
         while (wanted := self._taken()) is not None:
             found = self._found_now(wanted)
             with self._turn:
                 news, self._found = found != self._found, found
+            if (error := self._watch.short) is not None:
+                self._put_back(wanted, error)
+                return self._changed()
+            self._thread.done()
             if news:
                 self._changed()
+        return None
+
+    def _put_back(self, wanted: _Wanted, error: Exception) -> None:
+        """Leave what could not be listed to a later look."""
+        self._thread.failed(error)
+        with self._turn:
+            self._next = replace(self._next or wanted, full=True)
+            self._running = False
+            self._turn.notify_all()
 
     def _found_now(self, wanted: _Wanted) -> tuple[str, ...]:
         with self._guests.charged(processor_time_here, to_guests=wanted.provoked):

@@ -9,7 +9,7 @@ from fwdaemon.core.exposures import Exposure
 from fwdaemon.core.inventory import Hindrance
 from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Family, Gate
-from fwdaemon.errors import PortfwdError
+from fwdaemon.errors import PortfwdError, shortage
 
 # What makes the daemon look again, and who changed what it keeps, as data. Pure.
 #
@@ -141,7 +141,8 @@ class ApplyResult:
     that is another one than before. `settings` are those of the host that were changed, `notes` what an
     administrator has to know of them. `altered` are forwards that had other rules of their own, or none, while those of
     other exposures were in place: their port may have led to its guest in another way. `labels` are those that rules of
-    an earlier run went by, `uplinks` those that they named, as far as rules tell.
+    an earlier run went by, `uplinks` those that they named, as far as rules tell. `short` says that a fault is for want
+    of a thread, descriptor or memory, so that the next attempt may do better.
     """
 
     mended: frozenset[Exposure] = frozenset()
@@ -158,6 +159,7 @@ class ApplyResult:
     altered: frozenset[Exposure] = frozenset()
     labels: frozenset[int] = frozenset()
     uplinks: frozenset[str] = frozenset()
+    short: bool = False
 
 
 def joined(one: ApplyResult, other: ApplyResult) -> ApplyResult:
@@ -177,6 +179,7 @@ def joined(one: ApplyResult, other: ApplyResult) -> ApplyResult:
         one.altered | other.altered,
         one.labels | other.labels,
         one.uplinks | other.uplinks,
+        one.short or other.short,
     )
 
 
@@ -185,7 +188,7 @@ def tried(act: Callable[[], ApplyResult]) -> ApplyResult:
     try:
         return act()
     except (PortfwdError, OSError) as error:  # no descriptor is to be had, either
-        return ApplyResult(faults=(str(error),))
+        return ApplyResult(faults=(str(error),), short=shortage(error) is not None)
 
 
 # Where libvirt writes its rules: a chain linked from iptables' FORWARD, or a table of its own.

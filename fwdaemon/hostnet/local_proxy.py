@@ -16,8 +16,8 @@ from fwdaemon.core.report import ApplyResult
 from fwdaemon.core.state import Desired
 from fwdaemon.core.text import shown
 from fwdaemon.core.types import Protocol
-from fwdaemon.errors import KernelError
-from fwdaemon.hostnet.local_relays import Allowance, Duty, Place, TcpPlace, UdpPlace, duties
+from fwdaemon.errors import KernelError, shortage
+from fwdaemon.hostnet.local_relays import Allowance, Duty, Place, TcpPlace, UdpPlace, Want, duties
 from fwdaemon.kernel.process import budget_of_guests
 
 _MOST_CONNECTIONS: Final = 4096
@@ -41,7 +41,7 @@ class LocalProxy:
         """Answer for these forwards and no others, and tell which places are taken. Blocks until it is so."""
         asked = desired.forwards if desired.localhost else frozenset[Forward]()
         if asked is self._asked and not full:
-            return ApplyResult(faults=self._told.faults)
+            return ApplyResult(faults=self._told.faults, short=self._told.short)
         if asked is not self._asked:
             self._wanted = duties(desired)
         self._asked = None  # what fails now is tried again at the next call
@@ -95,6 +95,8 @@ class _Places:
         files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         self._most = files // 2
         self._allowance = Allowance(min(_MOST_CONNECTIONS, files // 8))  # each takes two
+        self._want = Want("some who connect to 127.0.0.1 and ::1 wait, or are refused")
+        self._short = False
 
     async def apply(self, wanted: Mapping[Place, Duty]) -> ApplyResult:
         """Close and open what differs."""
@@ -102,6 +104,7 @@ class _Places:
         ending = [task for place in gone for task in self._open.pop(place)[1].close()]
         if ending:
             await asyncio.wait(ending)
+        self._short = False
         missing = [place for place in wanted if place not in self._open]
         room = self._most - len(self._open)
         faults = [fault for place in missing[:room] if (fault := self._opened(place, wanted[place]))]
@@ -109,13 +112,15 @@ class _Places:
             faults.append(
                 f"{left} ports of 127.0.0.1 and ::1 do not answer: too many files would be open (LimitNOFILE=)"
             )
-        return ApplyResult(faults=tuple(faults), changed=bool(gone) or len(faults) < len(missing))
+        changed = bool(gone) or len(faults) < len(missing)
+        return ApplyResult(faults=tuple(faults), changed=changed, short=self._short)
 
     def _opened(self, place: Place, duty: Duty) -> str:
         """Listen at a place, or say why that cannot be."""
         try:
             self._open[place] = duty, self._listening(place, duty)
         except OSError as error:
+            self._short |= shortage(error) is not None
             reason = "a process of the host listens there" if error.errno == errno.EADDRINUSE else error.strerror
             where = f"{place.protocol} port {place.port} of {place.address}"
             return f"{where} does not lead to {shown(duty.forward.domain)}: {reason}"
@@ -123,5 +128,5 @@ class _Places:
 
     def _listening(self, place: Place, duty: Duty) -> TcpPlace | UdpPlace:
         if place.protocol is Protocol.TCP:
-            return TcpPlace(place, duty, self._allowance)
-        return UdpPlace(place, duty, self._allowance, self._guests)
+            return TcpPlace(place, duty, self._allowance, self._want)
+        return UdpPlace(place, duty, self._allowance, self._guests, self._want)

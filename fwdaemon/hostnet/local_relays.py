@@ -10,10 +10,12 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Final, TypeAlias
 
+from fwdaemon.audit.throttle import WarnOnce
 from fwdaemon.core.exposures import Forward
-from fwdaemon.core.pace import Budget
+from fwdaemon.core.pace import Backoff, Budget
 from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Address, Family, Protocol, Subnet
+from fwdaemon.errors import shortage
 
 # How many connections may be open at once, over all places.
 
@@ -34,6 +36,23 @@ class Allowance:
     def give_back(self) -> None:
         """Give one back."""
         self._left += 1
+
+
+class Want:
+    """Tells that no descriptor is left for who connects: once what comes of it, and once when it is over."""
+
+    def __init__(self, comes_of_it: str) -> None:
+        self._comes_of_it = comes_of_it
+        self._warning = WarnOnce()
+
+    def felt(self, error: OSError) -> None:
+        """Note that something failed; only where that is for want of something."""
+        if (short := shortage(error)) is not None:
+            self._warning.warn(f"{self._comes_of_it}: {short}")
+
+    def over(self) -> None:
+        """Note that there is room again."""
+        self._warning.settle(f"over: {self._comes_of_it}")
 
 
 # Which ports of 127.0.0.1 and ::1 lead to which guest. Pure.
@@ -105,8 +124,8 @@ def _duties_of(forward: Forward) -> Iterator[tuple[Place, Duty]]:
 _BACKLOG: Final = 128
 _AT_ONCE: Final = 64 * 1024
 _CONNECT_S: Final = 10.0
-# Where descriptors run out, clients wait this long in the kernel's queue.
-_PAUSE_S: Final = 1.0
+# Where descriptors run out, clients wait this long in the kernel's queue, and twice as long each time.
+_PAUSE_S, _PAUSE_AT_MOST_S = 0.5, 8.0
 _RESET: Final = struct.pack("ii", 1, 0)  # struct linger: the other end sees a reset, and not an end
 
 
@@ -118,8 +137,9 @@ class TcpPlace:
 
     """
 
-    def __init__(self, place: Place, duty: Duty, allowance: Allowance) -> None:
-        self._duty = duty
+    def __init__(self, place: Place, duty: Duty, allowance: Allowance, want: Want) -> None:
+        self._duty, self._want = duty, want
+        self._pauses = Backoff(_PAUSE_S, _PAUSE_AT_MOST_S)
         self._allowance = allowance
         self._loop = asyncio.get_running_loop()
         self._open: set[asyncio.Task[None]] = set()
@@ -148,10 +168,12 @@ class TcpPlace:
             client, address = self._listening.accept()
         except (BlockingIOError, InterruptedError, ConnectionAbortedError):
             return
-        except OSError:  # no descriptor is left
+        except OSError as error:  # no descriptor is left
+            self._want.felt(error)
             self._loop.remove_reader(self._listening)
-            self._loop.call_later(_PAUSE_S, self._resume)
+            self._loop.call_later(self._pauses.next(), self._resume)
             return
+        self._pauses.settle()
         if not self._duty.admits(address[0]) or not self._allowance.take():
             _reset(client)
             return
@@ -168,13 +190,15 @@ class TcpPlace:
         guest: socket.socket | None = None
         try:
             guest = await self._connected()
+            self._want.over()
             client.setblocking(False)  # noqa: FBT003  the method takes no keyword
             for end in (client, guest):
                 end.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             async with asyncio.TaskGroup() as both:
                 both.create_task(self._pump(client, guest))
                 both.create_task(self._pump(guest, client))
-        except OSError:  # of the guest, which refuses or is silent
+        except OSError as error:  # of the guest, which refuses or is silent
+            self._want.felt(error)
             _reset(client, guest)
         except ExceptionGroup as group:
             _reset(client, guest)
@@ -252,9 +276,9 @@ class UdpPlace:
 
     """
 
-    def __init__(self, place: Place, duty: Duty, allowance: Allowance, guests: Budget) -> None:
+    def __init__(self, place: Place, duty: Duty, allowance: Allowance, guests: Budget, want: Want) -> None:
         self.guests = guests
-        self._duty = duty
+        self._duty, self._want = duty, want
         self._allowance = allowance
         self._loop = asyncio.get_running_loop()
         self._clients: dict[_Client, _Conversation] = {}
@@ -283,9 +307,11 @@ class UdpPlace:
             return None
         try:
             begun = _Conversation(self, client, self._duty)
-        except OSError:
+        except OSError as error:
+            self._want.felt(error)
             self._allowance.give_back()
             return None
+        self._want.over()
         self._clients[client] = begun
         self._watch(client)
         return begun

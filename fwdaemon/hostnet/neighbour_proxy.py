@@ -18,7 +18,7 @@ from fwdaemon.core.report import ApplyResult, joined
 from fwdaemon.core.state import Proxied
 from fwdaemon.core.text import shown
 from fwdaemon.core.types import Family, collapse
-from fwdaemon.errors import KernelError
+from fwdaemon.errors import KernelError, shortage
 from fwdaemon.hostnet.neighbour_listener import Duty, Listener
 from fwdaemon.hostnet.owned_state import OwnedStateFile, SysctlOverrides
 from fwdaemon.hostnet.public_addresses import announce
@@ -123,14 +123,15 @@ class _Listeners:
         """Have one at work wherever it is needed, and nowhere else."""
         for name in self._running.keys() - {name for name, _ in places}:
             self._end(name)
-        faults = []
+        faults, short = [], False
         for (name, index), routes in places.items():
             try:
                 self._listen(name, index, routes)
             except (KernelError, OSError) as error:
                 self._end(name)
+                short |= shortage(error) is not None
                 faults.append(f"nobody hears who asks for {_listed(routes)} on {shown(name)}: {error}")
-        return ApplyResult(faults=tuple(faults))
+        return ApplyResult(faults=tuple(faults), short=short)
 
     def close(self) -> None:
         """End all."""

@@ -17,11 +17,12 @@ from uuid import UUID
 
 import libvirt
 
+from fwdaemon.audit.throttle import WarnOnce
 from fwdaemon.core.inventory import AddressSource, LearnedAddress, MacClaim, ObservedDomain
 from fwdaemon.core.pace import Budget
 from fwdaemon.core.report import Reason, ReasonKind, Trigger
 from fwdaemon.core.text import shown
-from fwdaemon.errors import LibvirtUnavailableError, PortfwdError
+from fwdaemon.errors import LibvirtUnavailableError, PortfwdError, shortage
 from fwdaemon.hypervisor.connection import open_with_keepalive
 from fwdaemon.hypervisor.xml import guest_address, normal_mac
 from fwdaemon.kernel.process import Worker
@@ -81,7 +82,7 @@ class AgentRounds:
         self._trigger = trigger
         self._records: dict[UUID, _Record] = {}
         self._changed = asyncio.Event()
-        self._worker = Worker(f"agents of {name}")
+        self._worker, self._warning = Worker(f"agents of {name}"), WarnOnce()
         self._task: asyncio.Task[None] | None = None
 
     def answers(self) -> dict[UUID, tuple[MacClaim, ...]]:
@@ -142,11 +143,14 @@ class AgentRounds:
         try:
             claims = await self._worker.submit(partial(self._answer, domain.uuid))
         except PortfwdError as error:  # no thread is to be had, either
+            if (short := shortage(error)) is not None:
+                self._warning.warn(f"guest agents are not asked: {short}; trying again, less and less often")
             _log.debug("domain %s: %s", shown(domain.name), error)
         now = asyncio.get_running_loop().time()
         if not claims:
             record.due, record.retry = now + record.retry, min(record.retry * 2, _LAST_RETRY_S)
             return
+        self._warning.settle("guest agents are asked again")
         record.due, record.retry = now + _SETTLED_S, self._first_retry
         # What was known first comes first: of addresses as good, a guest is reached at the one it has had for longer.
         claims = tuple(dict.fromkeys([*(claim for claim in record.claims if claim in claims), *claims]))

@@ -121,7 +121,7 @@ class LeaseWatch:
         except (OSError, RuntimeError) as error:  # no watch, descriptor or thread is to be had
             self._later(error)
             return False
-        self._warning.settle()
+        self._warning.settle(f"{self._directory} is watched again")
         self._pause = _AGAIN_S
         return moved
 

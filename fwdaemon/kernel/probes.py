@@ -13,12 +13,13 @@ from functools import partial
 from ipaddress import IPv4Address, IPv6Address
 from typing import Final, TypeAlias
 
+from fwdaemon.audit.throttle import WarnOnce
 from fwdaemon.core.inventory import Inventory
 from fwdaemon.core.pace import Budget
 from fwdaemon.core.probing import Answer, Question, Silent, credible, questions
 from fwdaemon.core.text import shown
 from fwdaemon.core.types import Family, Subnet
-from fwdaemon.errors import KernelError, PortfwdError
+from fwdaemon.errors import KernelError, PortfwdError, shortage
 from fwdaemon.kernel import packets as arp
 from fwdaemon.kernel import packets as kernel_packets
 from fwdaemon.kernel.packets import ETHERNET, Field
@@ -170,6 +171,7 @@ def _introduce(bridge: str, answers: Iterable[Answer]) -> None:
 
 _LAST_S: Final = 900.0
 _CLOSE_S: Final = 1.0
+_UNSEARCHED: Final = "guests that no one names an address of are not searched for"
 
 _Place: TypeAlias = tuple[str, Family, Subnet | None]
 Ask = Callable[[Question], tuple[Answer, ...]]
@@ -198,6 +200,7 @@ class Probes:
         self._inventory = Inventory()
         self._changed = asyncio.Event()
         self._worker = Worker("address probes")
+        self._warning = WarnOnce()
         self._task: asyncio.Task[None] | None = None
 
     def want(self, silent: Collection[Silent], inventory: Inventory) -> None:
@@ -240,7 +243,10 @@ class Probes:
         try:
             for question in questions(search.silent, self._inventory):
                 await self._worker.submit(partial(self._ask, question))
-        except (PortfwdError, OSError) as error:  # no thread or no descriptor is to be had: the next time may be better
+            self._warning.settle(f"over: {_UNSEARCHED}")
+        except (PortfwdError, OSError) as error:  # no thread or no descriptor is to be had
+            if (short := shortage(error)) is not None:
+                self._warning.warn(f"{_UNSEARCHED}: {short}; trying again, less and less often")
             _log.debug("guests are not searched for now: %s", error)
         search.due, search.pause = asyncio.get_running_loop().time() + search.pause, min(2 * search.pause, _LAST_S)
 

@@ -19,8 +19,9 @@ from queue import SimpleQueue
 from typing import ClassVar, Protocol, TypeVar
 from weakref import WeakSet
 
-from fwdaemon.core.pace import Budget
-from fwdaemon.errors import HangingError, KernelError, ProcessError
+from fwdaemon.audit.throttle import WarnOnce
+from fwdaemon.core.pace import Backoff, Budget
+from fwdaemon.errors import HangingError, KernelError, ProcessError, shortage
 
 # The one place that starts programs.
 #
@@ -271,6 +272,8 @@ def find_program(name: str, path: str = PATH) -> str | None:
 # thread is a daemon thread on purpose, unlike those of `concurrent.futures`: a libvirtd that is frozen in the middle of
 # a call must not keep this program from ending.
 T = TypeVar("T")
+# How soon a thread is tried again that could not be had, doubled each time up to the second figure.
+_AGAIN_S, _AGAIN_AT_MOST_S = 1.0, 30.0
 
 
 class Worker:
@@ -292,7 +295,9 @@ class Worker:
         try:
             self._begin()
         except RuntimeError as error:
-            return _failed(KernelError(f"the thread {self._name!r} cannot be started: {error}"))
+            failure = KernelError(f"the thread {self._name!r} cannot be started: {error}")
+            failure.__cause__ = error
+            return _failed(failure)
         future: Future[T] = Future()
         self._calls.put(lambda: _settle(future, function))
         return asyncio.wrap_future(future)
@@ -318,6 +323,50 @@ class Worker:
         while (call := self._calls.get()) is not None:
             call()
             del call  # or the last call's data stay alive until the next one
+
+
+class Beside:
+    """Begins a thread when there is something to do, which ends once that is done.
+
+    What failed, as no thread is to be had, is tried again by who calls `begin` at `due`, a time of `clock`: after
+    pauses that grow. It is told once, as what is `missing` meanwhile, and once more when it is over.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        run: Callable[[], None],
+        missing: str,
+        clock: Callable[[], float] = time.monotonic,
+        pauses: Backoff | None = None,
+    ) -> None:
+        self._name, self._run, self._missing = name, run, missing
+        self._clock = clock
+        self._pauses = pauses or Backoff(_AGAIN_S, _AGAIN_AT_MOST_S)
+        self._warning = WarnOnce()
+        self.due: float | None = None
+
+    def begin(self, *, at_once: bool = False) -> bool:
+        """Begin, and tell whether that was done: not before what failed is due, unless `at_once`."""
+        if not at_once and self.due is not None and self._clock() < self.due:
+            return False
+        self.due = None
+        try:
+            threading.Thread(target=self._run, name=self._name, daemon=True).start()
+        except RuntimeError as error:
+            self.failed(error)
+            return False
+        return True
+
+    def failed(self, error: Exception) -> None:
+        """Note that it could not be done, from its thread or for want of one."""
+        self.due = self._clock() + self._pauses.next()
+        self._warning.warn(f"{self._missing}: {shortage(error) or error}; trying again, less and less often")
+
+    def done(self) -> None:
+        """Note that it was done."""
+        self._pauses.settle()
+        self._warning.settle(f"over: {self._missing}")
 
 
 def _failed(error: KernelError) -> "asyncio.Future[T]":

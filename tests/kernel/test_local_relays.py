@@ -1,6 +1,7 @@
 """Datagrams that the proxy on 127.0.0.1 relays: a guest's flood costs no more than all that guests cause may."""
 
 import asyncio
+import logging
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -11,12 +12,15 @@ import pytest
 
 from fwdaemon.core.pace import STOCK_S, Budget
 from fwdaemon.core.types import Family, Protocol
-from fwdaemon.hostnet.local_relays import Allowance, Duty, Place, UdpPlace
+from fwdaemon.hostnet.local_relays import Allowance, Duty, Place, TcpPlace, UdpPlace, Want
 from tests.lab.command import run
+from tests.lab.limits import no_descriptors
+from tests.lab.place import PATIENCE
 from tests.unit.forwards import forward
 
 PORT, AT_GUEST = 5300, 53
 FORWARD = forward("udp *:5300", "127.0.0.1:53")
+DUTY = Duty("127.0.0.1", AT_GUEST, FORWARD)
 FLOOD = 150
 
 
@@ -63,7 +67,6 @@ async def talk() -> AsyncIterator[Talk]:
     now = [1000.0]
     asyncio.get_running_loop().time = lambda: now[0]  # type: ignore[method-assign]
     budget = Budget(lambda: now[0])
-    duty = Duty("127.0.0.1", AT_GUEST, FORWARD)
     with (
         socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as guest,
         socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client,
@@ -71,7 +74,7 @@ async def talk() -> AsyncIterator[Talk]:
         for opened in (guest, client):
             opened.setblocking(False)  # noqa: FBT003  the method takes no keyword
         guest.bind(("127.0.0.1", AT_GUEST))
-        place = UdpPlace(Place(Protocol.UDP, Family.IPV4, PORT), duty, Allowance(10), budget)
+        place = UdpPlace(Place(Protocol.UDP, Family.IPV4, PORT), DUTY, Allowance(10), budget, Want(""))
         client.connect(("127.0.0.1", PORT))
         yield Talk(client, guest, budget, now)
         place.close()
@@ -82,6 +85,41 @@ def loopback(namespace: None) -> None:
     """Have 127.0.0.1 in the test's namespace."""
     del namespace
     run(["ip", "link", "set", "lo", "up"])
+
+
+def test_where_no_descriptor_is_left_clients_wait_with_growing_pauses_and_that_is_told_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
+    pauses = list[float]()
+
+    async def check() -> None:
+        loop = asyncio.get_running_loop()
+        later = loop.call_later
+
+        def at_once(pause: float, *what: Any) -> asyncio.TimerHandle:
+            pauses.append(pause)
+            return later(0, *what)
+
+        loop.call_later = at_once  # type: ignore[assignment,method-assign]
+        with socket.create_server(("127.0.0.1", AT_GUEST)) as guest, socket.socket() as client:
+            place = TcpPlace(Place(Protocol.TCP, Family.IPV4, PORT), DUTY, Allowance(10), Want("they wait"))
+            client.connect(("127.0.0.1", PORT))
+            with no_descriptors():
+                async with asyncio.timeout(PATIENCE):
+                    while len(pauses) < 6:  # noqa: ASYNC110  there is no event
+                        await asyncio.sleep(0)
+            guest.settimeout(PATIENCE)
+            served, _ = await asyncio.to_thread(guest.accept)
+            client.settimeout(PATIENCE)
+            served.sendall(b"hello")
+            assert await asyncio.to_thread(client.recv, 5) == b"hello"
+            served.close()
+            await asyncio.gather(*place.close(), return_exceptions=True)
+
+    asyncio.run(check())
+    assert pauses[:6] == [0.5, 1.0, 2.0, 4.0, 8.0, 8.0]
+    assert caplog.messages == ["they wait: Too many open files", "over: they wait"]
 
 
 def test_what_a_client_asked_for_comes_whole_whatever_guests_cost() -> None:

@@ -105,6 +105,7 @@ class Others:
     """Other programs, and which of their ports they have told of."""
 
     found: tuple[str, ...] = ()
+    due: float | None = None
 
     def look(
         self,
@@ -124,6 +125,10 @@ class Clock:
     """Waits no time at all, and remembers for how long."""
 
     slept: list[float] = field(default_factory=list)
+    now: float = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
 
     def sleep(self, seconds: float, /) -> None:
         self.slept.append(seconds)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from fwdaemon.core.report import Reason, ReasonKind
+from fwdaemon.core.report import ApplyResult, Reason, ReasonKind
 from fwdaemon.errors import HangingError, KernelError, LibvirtUnavailableError
 from tests.unit.daemon_scene import FAST, RULE, SSH, SSH_RULE, STARTED, WEB, Scene, inventory, play, prepared
 
@@ -203,6 +203,21 @@ def test_a_directory_that_was_removed_is_made_again_with_all_that_was_in_it(
             await scene.until(lambda: directory.is_dir() and {path.name for path in directory.iterdir()} == before)
         told = [text.split(",")[0] for text in caplog.messages if "socket" in text]
         assert told == [MADE_AGAIN, NO_SOCKET, MADE_AGAIN]
+
+    play(act())
+
+
+def test_what_the_host_side_lacks_for_want_of_a_thread_is_tried_again(scene: Scene) -> None:
+    async def act() -> None:
+        async with scene.running_daemon():
+            await scene.until(lambda: scene.written == {RULE})
+            scene.host.result = ApplyResult(faults=("no thread",), short=True)
+            scene.libvirt.trigger(STARTED)
+            await scene.until(lambda: scene.problems == ("no thread",))
+            passes = len(scene.host.kept)
+            await scene.until(lambda: len(scene.host.kept) > passes + 3)
+            scene.host.result = ApplyResult()
+            await scene.until(lambda: scene.problems == ())
 
     play(act())
 

@@ -37,6 +37,7 @@ STOPPED = Reason(ReasonKind.DOMAIN, "web1", "stopped")
 STARTED = Reason(ReasonKind.DOMAIN, "web1", "started")
 NFT = Actor(ActorKind.PROGRAM, "nft", 9)
 GATE = Gate("inet", "theirs", "forward")
+MAY_GO_ON = "open connections of removed forwards may go on"
 FULL = "cannot list connections: No buffer space available"
 
 
@@ -332,14 +333,21 @@ def test_connections_of_what_went_are_refused_and_ended_and_others_go_on(bench: 
     assert ended + bench.reported().ended == 1
 
 
-def test_where_connections_cannot_be_listed_that_is_told_and_done_at_the_next_pass(bench: Bench) -> None:
+def test_where_connections_cannot_be_listed_that_is_told_once_and_tried_again_ever_more_seldom(bench: Bench) -> None:
     bench.reconcile(STATE)
-    bench.connections.flows, bench.connections.faults = [FLOW], [KernelError(FULL)]
-    told = bench.reconcile(without(STATE, WEB))
-    assert f"open connections of removed forwards may go on: {FULL}" in told
+    bench.connections.flows, bench.connections.faults = [FLOW], [KernelError(FULL), KernelError(FULL)]
+    told, at = bench.reconcile(without(STATE, WEB)), list[float | None]()
+    assert f"{MAY_GO_ON}: {FULL}; trying again, less and less often" in told
+    for now in (0.9, 1.0, 2.9):
+        at.append(bench.reconciler.next_pass_at)
+        bench.clock.now = now
+        assert bench.reconcile(without(STATE, WEB)) == []
+    assert at == [1.0, 1.0, 3.0]
     assert bench.connections.flows == [FLOW]
-    assert bench.reconcile(without(STATE, WEB)) == ["ended 1 connections of forwards that changed"]
-    assert not bench.connections.flows
+    bench.clock.now = 3.0
+    told = bench.reconcile(without(STATE, WEB))
+    assert told == ["ended 1 connections of forwards that changed", f"over: {MAY_GO_ON}"]
+    assert (bench.connections.flows, bench.reconciler.next_pass_at) == ([], None)
 
 
 def test_a_refusal_is_tried_again_while_a_wipe_is_not_mended(bench: Bench) -> None:

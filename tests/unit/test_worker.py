@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import logging
 import threading
 import time
 from collections.abc import Iterator
@@ -10,12 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from fwdaemon.core.pace import Backoff
 from fwdaemon.core.state import Desired
 from fwdaemon.errors import KernelError
 from fwdaemon.hostnet.local_proxy import LocalProxy
 from fwdaemon.hypervisor.connection import EventLoop
 from fwdaemon.kernel import memory
-from fwdaemon.kernel.process import Companion, Worker, processor_time, processor_time_here
+from fwdaemon.kernel.process import Beside, Companion, Worker, processor_time, processor_time_here
 from tests.unit.forwards import forward
 
 
@@ -37,6 +39,26 @@ def test_a_thread_that_could_not_be_started_is_tried_again_at_the_next_call() ->
         return await worker.submit(lambda: 2), await worker.close(10)
 
     assert asyncio.run(work()) == (2, True)
+
+
+def test_a_thread_for_what_there_is_to_do_is_tried_again_ever_more_seldom_and_that_is_told_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
+    now, ran, due = [10.0], threading.Event(), list[float | None]()
+    beside = Beside("test", ran.set, "nothing is done", lambda: now[0], Backoff(1.0, 2.0))
+    with no_threads():
+        for now[0] in (10.0, 10.5, 11.0, 13.0):
+            assert not beside.begin()
+            due.append(beside.due)
+    assert due == [11.0, 11.0, 13.0, 15.0]
+    now[0] = 15.0
+    assert beside.begin()
+    assert ran.wait(10)
+    beside.done()
+    assert beside.due is None
+    told = "nothing is done: can't start new thread; trying again, less and less often"
+    assert caplog.messages == [told, "over: nothing is done"]
 
 
 def test_what_is_short_is_tried_again_and_told_once(caplog: pytest.LogCaptureFixture) -> None:
