@@ -33,7 +33,7 @@ from fwdaemon.events import ConnectionState, Inventories, Sources
 from fwdaemon.hostnet.owned_state import DIRECTORY
 from fwdaemon.kernel import memory
 from fwdaemon.kernel.memory import ShortageHandler, begun
-from fwdaemon.kernel.process import HASTE, Worker, budget_of_guests, processor_time_here
+from fwdaemon.kernel.process import HASTE, Worker, budget_of_guests, budget_of_users, processor_time_here
 from fwdaemon.metrics.exposition import satisfied
 from fwdaemon.metrics.reporter import Reporter
 from fwdaemon.netfilter import Monitor, Netfilter
@@ -70,6 +70,7 @@ class Parts:
     state: Path = STATE
     directory: Path = DIRECTORY
     guests: Budget = field(default_factory=budget_of_guests)  # of all of these
+    users: Budget = field(default_factory=budget_of_users)
     pauses: Pauses = field(default_factory=Pauses)
 
 
@@ -96,7 +97,9 @@ class Daemon:
         self._monitors = *self._netfilter.monitors(changed), parts.routes(changed)
         sources = parts.sources(start.config, self._trigger_queue.inventory_changed)
         bounded = self._pulse.watchdog.bounded
-        self._inventories = Inventories(sources, self._trigger_queue, parts.guests, bounded, self._backoff())
+        self._inventories = Inventories(
+            sources, self._trigger_queue, (parts.guests, parts.users), bounded, self._backoff()
+        )
         self._worker = Worker("reconcile")
         self._reading = Reading(self._read, self._trigger_queue.wake, self._records.late, self._pauses.reading)
         self._tell_start(start)
@@ -198,13 +201,13 @@ class Daemon:
     def _write_anew(self) -> None:
         """Have everything written again that lies beside the control socket: it may have gone with that."""
         self._written.renew()
-        self._trigger_queue.wants_inventory = self._trigger_queue.urgent = True
+        self._trigger_queue.ask()
         self._trigger_queue.time_passed(full=True)
 
     def _resync(self) -> None:
         """Look at everything now and then, whatever is heard: an event may be lost."""
         self._inventories.sources.invalidate()
-        self._trigger_queue.wants_inventory = self._trigger_queue.urgent = True
+        self._trigger_queue.ask()
         self._trigger_queue.time_passed(full=True)
         self._loop.call_later(self._config.daemon.resync.total_seconds(), self._resync)
 
@@ -231,7 +234,8 @@ class Daemon:
             self._settle(began, triggers, changed=changed)
 
     def _reconciled(self, inventory: Inventory, triggers: Triggers) -> bool:
-        with self._parts.guests.charged(processor_time_here, to_guests=triggers.provoked):
+        budget = self._parts.users if triggers.by_users else self._parts.guests
+        with budget.charged(processor_time_here, to_guests=triggers.provoked or triggers.by_users):
             with memory.collecting_later():
                 changed = self._reconcile(inventory, triggers)
             if triggers.full:

@@ -8,7 +8,7 @@ Changes of firewall rules, signals and timers are not here.
 import asyncio
 import logging
 from collections.abc import Callable, Collection, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -242,13 +242,19 @@ class Sources(Protocol):
 
 
 class Inventories:
-    """Has inventories taken when that was asked for, one at a time, and as often as the budget of guests allows.
+    """Has inventories taken when that was asked for, one at a time, and as often as the budgets allow.
 
+    Those are for what guests alone ask for, and for what users of libvirt do.
     `latest` is the last one, and `missed` why there is no newer. `bounded` guards against one that hangs.
     """
 
     def __init__(
-        self, sources: Sources, trigger_queue: TriggerQueue, guests: Budget, bounded: Bounded, backoff: Backoff
+        self,
+        sources: Sources,
+        trigger_queue: TriggerQueue,
+        budgets: tuple[Budget, Budget],
+        bounded: Bounded,
+        backoff: Backoff,
     ) -> None:
         self.sources = sources
         self.latest: Inventory | None = None
@@ -256,21 +262,27 @@ class Inventories:
         self._trigger_queue = trigger_queue
         self._bounded = bounded
         self._backoff = backoff
-        self._guests = guests
+        self._guests, self._users = budgets
         self._put_off: asyncio.TimerHandle | None = None
         self._refreshing: asyncio.Task[None] | None = None
 
     def begin(self) -> None:
-        """Take an inventory if one is wanted: now, or where guests alone ask for it, when their budget allows."""
+        """Take an inventory if one is wanted: now, or when the budget allows of those who alone ask for it."""
         if not self._trigger_queue.wants_inventory or self._refreshing is not None:
             return
-        wait = 0.0 if self._trigger_queue.urgent else self._guests.wait()
+        budget = self._budget()
+        wait = 0.0 if budget is None else budget.wait()
         if self._put_off is not None:
             self._put_off.cancel()
         if wait:
             self._put_off = asyncio.get_running_loop().call_later(wait, self._trigger_queue.wake)
         else:
             self._refreshing = asyncio.create_task(self._refresh())
+
+    def _budget(self) -> Budget | None:
+        if self._trigger_queue.pressing:
+            return None
+        return self._users if self._trigger_queue.urgent else self._guests
 
     def cancel(self) -> None:
         """Take none any more."""
@@ -280,11 +292,11 @@ class Inventories:
 
     async def _refresh(self) -> None:
         """Take an inventory; what is heard meanwhile asks for another."""
-        by_guests = not self._trigger_queue.urgent
+        budget = self._budget()
         covered = self._trigger_queue.begin_inventory()
         try:
             # Several threads take part.
-            charged = self._guests.charged(processor_time, to_guests=by_guests)
+            charged = nullcontext() if budget is None else budget.charged(processor_time)
             with charged, self._bounded("an inventory"):
                 self.latest = await self.sources.refresh() or self.latest
             self.missed = ""

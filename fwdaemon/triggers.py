@@ -9,12 +9,14 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Final, TypeVar
 
-from fwdaemon.core.pace import provoked
+from fwdaemon.core.pace import of_users, provoked
 from fwdaemon.core.report import Actor, Reason
 
 # Reasons that guests provoke and that are kept to explain a change; in a flood, those that come later are not. So with
 # everything that was heard for looks that failed.
 _MOST_PROVOKED: Final = 256
+# The same of what users of libvirt do: a host may start all its domains at once.
+_MOST_OF_USERS: Final = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +28,12 @@ class Triggers:
     full: bool
     provoked: bool = False
 
+    @property
+    def by_users(self) -> bool:
+        """Whether it is users of libvirt alone who had it heard, besides guests."""
+        others = self.provoked or self.full or self.actors or not self.reasons
+        return not others and all(provoked(reason) or of_users(reason) for reason in self.reasons)
+
 
 class TriggerQueue:
     """Collects reasons and wakes whoever waits for one."""
@@ -34,6 +42,7 @@ class TriggerQueue:
         self.stopping = False
         self.wants_inventory = True
         self.urgent = True  # something else than guests asks for the inventory
+        self.pressing = True  # or something else than guests and users of libvirt
         self.wants_pass = False
         self._wants_reload = False
         self._full = False
@@ -66,13 +75,20 @@ class TriggerQueue:
 
     def inventory_changed(self, reason: Reason) -> None:
         """Something happened to a domain, a network or an address."""
-        urgent = not provoked(reason)
-        if urgent or len(self._unsettled) < _MOST_PROVOKED:
+        urgent, pressing = not provoked(reason), not (provoked(reason) or of_users(reason))
+        if pressing or len(self._unsettled) < (_MOST_OF_USERS if urgent else _MOST_PROVOKED):
             self._unsettled[reason] = None
-        if not self.wants_inventory or (urgent and not self.urgent):  # or the loop knows: a flood wakes it once
+        # Or the loop knows: a flood wakes it once.
+        if not self.wants_inventory or (urgent and not self.urgent) or (pressing and not self.pressing):
             self._wake.set()
         self.wants_inventory = True
         self.urgent |= urgent
+        self.pressing |= pressing
+
+    def ask(self) -> None:
+        """Have an inventory taken at once."""
+        self.wants_inventory = self.urgent = self.pressing = True
+        self._wake.set()
 
     def wake(self) -> None:
         """What was put off is due."""
@@ -81,7 +97,7 @@ class TriggerQueue:
     def begin_inventory(self) -> dict[Reason, None]:
         """Give the reasons that an inventory taken from now on covers."""
         covered, self._unsettled = self._unsettled, {}
-        self.wants_inventory = self.urgent = False
+        self.wants_inventory = self.urgent = self.pressing = False
         return covered
 
     def end_inventory(self, covered: dict[Reason, None]) -> None:
@@ -105,9 +121,8 @@ class TriggerQueue:
         Another is to be taken: an address that it gives to a guest from now on may be in the hands of somebody else.
         """
         self._settled[reason] = None
-        self.wants_inventory = self.urgent = True
         self.wants_pass = self._by_others = True
-        self._wake.set()
+        self.ask()
 
     def time_passed(self, *, full: bool, provoked: bool = False) -> None:
         """It is time to look, whatever has been heard; or to look again after one that guests `provoked`."""

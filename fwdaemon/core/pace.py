@@ -3,7 +3,8 @@
 Time comes in at a fixed rate, up to a small stock, and what the work cost goes out. While there is a debt, all work
 that guests cause waits. So single events are answered at once, and a flood gets the share of a core that comes in,
 whether or not an inventory finds something new: a guest that shows another address each time would have each of them
-find something. What an administrator or libvirt asks for is never charged, and never waits.
+find something. Who may define domains can flood too; what libvirt tells of them has a budget of its own, and a larger
+one. What the administrator of the host asks for is never charged, and never waits; nor does a wipe.
 """
 
 from collections.abc import Callable, Iterator
@@ -17,6 +18,9 @@ from fwdaemon.core.report import Reason, ReasonKind
 SHARE: Final = 0.05
 # What a quiet time saves up, in seconds of processor time: a host's guests may all start at once.
 STOCK_S: Final = 0.5
+# The same for what users of libvirt do. A single start is answered at once, many of them together.
+SHARE_OF_USERS: Final = 0.2
+STOCK_OF_USERS_S: Final = 2.0
 # Who only listens waits so much longer than who looks at what was heard. So a look always gets its turn, and waking up
 # for each packet does not cost more than reading many of them.
 REST_S: Final = 0.1
@@ -31,6 +35,7 @@ _PROVOKED: Final = frozenset(
         ReasonKind.AGENT,
     }
 )
+_BY_USERS: Final = frozenset({ReasonKind.DOMAIN, ReasonKind.DEVICES, ReasonKind.NETWORK, ReasonKind.RESERVATIONS})
 
 
 def provoked(reason: Reason) -> bool:
@@ -38,23 +43,35 @@ def provoked(reason: Reason) -> bool:
     return reason.by_guest or reason.kind in _PROVOKED
 
 
+def of_users(reason: Reason) -> bool:
+    """Tell whether a user of libvirt can make this happen whenever he likes, and no guest can."""
+    return reason.kind in _BY_USERS and not provoked(reason)
+
+
 class Budget:
     """The processor time for all that guests cause; from any thread, where `turn` lets in one at a time.
 
-    `clock` gives a monotonic time in seconds.
+    `clock` gives a monotonic time in seconds. So much of a core as `share` comes in, up to `stock` seconds.
     """
 
-    def __init__(self, clock: Callable[[], float], turn: AbstractContextManager[object] | None = None) -> None:
+    def __init__(
+        self,
+        clock: Callable[[], float],
+        turn: AbstractContextManager[object] | None = None,
+        share: float = SHARE,
+        stock: float = STOCK_S,
+    ) -> None:
         self._clock = clock
         self._turn = turn or nullcontext()
-        self._stock = STOCK_S
+        self._share, self._most = share, stock
+        self._stock = stock
         self._since = clock()
 
     def wait(self) -> float:
         """Give the seconds until the next piece of work; nothing while there is no debt."""
         with self._turn:
             self._fill()
-            return max(-self._stock / SHARE, 0.0)
+            return max(-self._stock / self._share, 0.0)
 
     def rest(self) -> float:
         """Give the seconds until the next piece for who only listens."""
@@ -79,7 +96,7 @@ class Budget:
 
     def _fill(self) -> None:
         now = self._clock()
-        self._stock = min(self._stock + SHARE * (now - self._since), STOCK_S)
+        self._stock = min(self._stock + self._share * (now - self._since), self._most)
         self._since = now
 
 

@@ -20,7 +20,7 @@ from typing import ClassVar, Protocol, TypeVar
 from weakref import WeakSet
 
 from fwdaemon.audit.throttle import WarnOnce
-from fwdaemon.core.pace import Backoff, Budget
+from fwdaemon.core.pace import SHARE_OF_USERS, STOCK_OF_USERS_S, Backoff, Budget
 from fwdaemon.errors import HangingError, KernelError, ProcessError, shortage
 
 # The one place that starts programs.
@@ -259,6 +259,11 @@ def _of_programs() -> float:
 def budget_of_guests() -> Budget:
     """Give a new budget for what guests cause, of which all that has to do with guests on this host takes."""
     return Budget(time.monotonic, threading.Lock())
+
+
+def budget_of_users() -> Budget:
+    """Give a new budget for what users of libvirt cause."""
+    return Budget(time.monotonic, threading.Lock(), SHARE_OF_USERS, STOCK_OF_USERS_S)
 
 
 def find_program(name: str, path: str = PATH) -> str | None:

@@ -11,7 +11,7 @@ from ipaddress import IPv4Address, IPv6Address
 from itertools import count
 from pathlib import Path
 
-from fwdaemon.core.pace import SHARE, STOCK_S
+from fwdaemon.core.pace import SHARE, SHARE_OF_USERS, STOCK_OF_USERS_S, STOCK_S
 from tests.conftest import MakeLxcGuest, MakeNetwork, StartDaemon
 from tests.host.conftest import each_libvirt
 from tests.host.hostile import THIEF, WEB, is_sound
@@ -127,6 +127,21 @@ def going_on(*floods: Iterator[None]) -> Iterator[None]:
             thread.join()
 
 
+# A user who may define domains does so without end, and undefines them.
+DEFINES = """
+import libvirt, signal, sys
+connection, number, over = libvirt.open("lxc:///system"), 0, []
+signal.signal(signal.SIGTERM, lambda *_: over.append(1))
+print("ready", flush=True)
+while not over:
+    name = f"flood{number % 50}"
+    system = "<os><type>exe</type><init>/init</init></os>"
+    text = f"<domain type='lxc'><name>{name}</name><memory>65536</memory>{system}</domain>"
+    connection.defineXML(text).undefine()
+    number += 1
+"""
+
+
 def processor_time(pid: int) -> float:
     """What a process and the programs that it ran have used, in seconds (proc_pid_stat(5))."""
     words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -159,5 +174,26 @@ def test_all_floods_of_guests_together_take_their_share_of_a_core_and_no_more(
     assert "10.122.0.100" in host.run("sh", "-c", "cat /var/lib/libvirt/dnsmasq/*.status").stdout
     # What a quiet time saved up comes first; after that, only the share comes in.
     assert used <= STOCK_S + SHARE * lasted * (1 + UNSEEN)
+    wait_until(lambda: host.outside.fetch(f"http://{PUBLIC4}:8000/").text == f"web {CLIENT4}", "the guest answers")
+    is_sound(host, running)
+
+
+@each_libvirt
+def test_a_user_of_libvirt_who_defines_without_end_takes_a_share_and_keeps_nothing_from_healing(
+    host: Host, network: MakeNetwork, lxc_guest: MakeLxcGuest, daemon: StartDaemon
+) -> None:
+    network("default", "192.168.122.0/24")
+    lxc_guest("web", Link("default", ("192.168.122.10/24",)))
+    running = daemon(HEAD + WEB + 'address = "192.168.122.10"\n')
+    flood = host.popen(host.python, "-c", DEFINES)
+    flood.wait_line("^ready$")
+    before, began = processor_time(running.pid), time.monotonic()
+    time.sleep(FLOOD_S)
+    used, lasted = processor_time(running.pid) - before, time.monotonic() - began
+    healed_from = len(running.log_lines())
+    host.run("nft", "delete", "table", "ip", "kvm_portfwd")
+    running.wait_log("^restored web: tcp", start=healed_from)
+    flood.stop()
+    assert used <= STOCK_OF_USERS_S + SHARE_OF_USERS * lasted * (1 + UNSEEN)
     wait_until(lambda: host.outside.fetch(f"http://{PUBLIC4}:8000/").text == f"web {CLIENT4}", "the guest answers")
     is_sound(host, running)

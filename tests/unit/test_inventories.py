@@ -4,15 +4,17 @@ import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from fwdaemon.core.pace import STOCK_S, Backoff
-from fwdaemon.core.report import Reason, ReasonKind
+import pytest
+
+from fwdaemon.core.pace import SHARE_OF_USERS, STOCK_OF_USERS_S, STOCK_S, Backoff
+from fwdaemon.core.report import Actor, ActorKind, Reason, ReasonKind
 from fwdaemon.events import Inventories
-from fwdaemon.kernel.process import budget_of_guests
+from fwdaemon.kernel.process import budget_of_guests, budget_of_users
 from fwdaemon.triggers import TriggerQueue
 from tests.unit.daemon_scene import Libvirt
 
 BY_GUEST = Reason(ReasonKind.NEIGHBOUR, "192.168.122.50", "answered")
-BY_ADMIN = Reason(ReasonKind.DOMAIN, "web1", "started")
+BY_USER = Reason(ReasonKind.DOMAIN, "web1", "started")
 
 
 @contextmanager
@@ -24,7 +26,7 @@ def test_guests_wait_once_they_have_spent_their_budget_and_others_do_not() -> No
     async def scene() -> None:
         libvirt, trigger_queue = Libvirt(), TriggerQueue()
         guests = budget_of_guests()
-        inventories = Inventories(libvirt, trigger_queue, guests, bounded, Backoff(1.0, 2.0))
+        inventories = Inventories(libvirt, trigger_queue, (guests, budget_of_users()), bounded, Backoff(1.0, 2.0))
         inventories.begin()
         inventories.begin()
         await asyncio.sleep(0.01)
@@ -35,11 +37,55 @@ def test_guests_wait_once_they_have_spent_their_budget_and_others_do_not() -> No
         inventories.begin()
         await asyncio.sleep(0.01)
         assert libvirt.refreshed == 1
-        trigger_queue.inventory_changed(BY_ADMIN)
+        trigger_queue.inventory_changed(BY_USER)
         inventories.begin()
         await asyncio.sleep(0.01)
         assert libvirt.refreshed == 2
         inventories.cancel()
+
+    asyncio.run(scene())
+
+
+def test_users_of_libvirt_wait_once_they_have_spent_theirs_and_the_administrator_does_not() -> None:
+    async def scene() -> None:
+        libvirt, trigger_queue = Libvirt(), TriggerQueue()
+        users = budget_of_users()
+        inventories = Inventories(libvirt, trigger_queue, (budget_of_guests(), users), bounded, Backoff(1.0, 2.0))
+        inventories.begin()
+        await asyncio.sleep(0.01)
+        users.spent(STOCK_OF_USERS_S + 100.0)
+        for reason in (BY_USER, BY_GUEST):
+            trigger_queue.inventory_changed(reason)
+            inventories.begin()
+            await asyncio.sleep(0.01)
+        assert libvirt.refreshed == 1
+        trigger_queue.inventory_changed(Reason(ReasonKind.HOST_ADDRESS, "198.51.100.7", "appeared"))
+        inventories.begin()
+        await asyncio.sleep(0.01)
+        assert libvirt.refreshed == 2
+        assert users.wait() == pytest.approx(100.0 / SHARE_OF_USERS, abs=10), "nothing was charged"
+        inventories.cancel()
+
+    asyncio.run(scene())
+
+
+def test_a_look_counts_as_a_users_where_nothing_else_asks_for_it() -> None:
+    async def looked(*reasons: Reason, wiped: bool = False) -> tuple[bool, bool]:
+        trigger_queue = TriggerQueue()
+        trigger_queue.begin_inventory()
+        for reason in reasons:
+            trigger_queue.inventory_changed(reason)
+        trigger_queue.end_inventory(trigger_queue.begin_inventory())
+        if wiped:
+            trigger_queue.rules_changed(Actor(ActorKind.PROGRAM, "nft", 9), full=False)
+        triggers = trigger_queue.take()
+        return triggers.provoked, triggers.by_users
+
+    async def scene() -> None:
+        assert await looked(BY_GUEST) == (True, False)
+        assert await looked(BY_GUEST, BY_USER) == (False, True)
+        assert await looked(BY_USER, wiped=True) == (False, False)
+        assert await looked(BY_USER, Reason(ReasonKind.ROUTE, "eth0")) == (False, False)
 
     asyncio.run(scene())
 
