@@ -25,6 +25,7 @@ from fwdaemon.kernel.conntrack_listing import (
     OpenFlow,
     ending_request,
     flow_of,
+    has_label,
     labelled,
     listing_request,
     may_be_expected,
@@ -161,15 +162,23 @@ def end_strangers(strangers: Strangers, label: int) -> int:
         KernelError: the kernel does not list its connections.
 
     """
-    ended = 0
-    for family in sorted(strangers.families):
-        with _asking() as asking:
-            listed = asking.stream(GET, listing_request(family.domain))
-            found = (item for item in listed if (flow := read_flow(item)) is not None and strangers.include(flow))
-            entries = [entry for entry in map(read_entry, found) if entry is not None]
-            meant = [entry for entry in entries if not entry.has(label) and not entry.master]
-            ended += len(_end(asking, meant))
-    return ended
+    ended, batch = 0, list[Entry]()
+    for entry in chain.from_iterable(_strangers(family, strangers, label) for family in sorted(strangers.families)):
+        batch.append(entry)
+        if len(batch) == _BATCH:
+            ended += end(batch)
+            batch = []
+    return ended + (end(batch) if batch else 0)
+
+
+def _strangers(family: Family, strangers: Strangers, label: int) -> Iterator[Entry]:
+    """Find them, a part at a time; most connections have our label, so that is what is looked for first."""
+    with _asking() as asking:
+        for message in asking.stream(GET, listing_request(family.domain)):
+            if has_label(message, label) or (flow := read_flow(message)) is None or not strangers.include(flow):
+                continue
+            if (entry := read_entry(message)) is not None and not entry.master:
+                yield entry
 
 
 def end_resumed(taken_over: Collection[Address]) -> int:

@@ -169,8 +169,7 @@ class Entry:
 
     def has(self, label: int) -> bool:
         """Tell for certain whether it has a label."""
-        octet = _octet(label)
-        return octet < len(self.labels) and bool(self.labels[octet] & 1 << label % 8)
+        return _holds(self.labels, label)
 
 
 def listing_request(family: int = _EVERY_FAMILY) -> bytes:
@@ -194,6 +193,16 @@ def labelled(bit: int) -> re.Pattern[bytes]:
     holding = b"".join(re.escape(bytes([value])) for value in range(256) if value & 1 << bit % 8)
     header = re.escape(attribute(_LABELS, bytes(_LABELS_SIZE))[:-_LABELS_SIZE])
     return re.compile(header + b".{%d}[%b]" % (_octet(bit), holding), re.DOTALL)
+
+
+def has_label(message: Message, label: int) -> bool:
+    """Tell for certain whether a connection has a label, without reading the rest of it."""
+    return labelled(label).search(message.body) is not None and _holds(_found(message).get(_LABELS, b""), label)
+
+
+def _holds(labels: bytes, label: int) -> bool:
+    octet = _octet(label)
+    return octet < len(labels) and bool(labels[octet] & 1 << label % 8)
 
 
 def _octet(bit: int) -> int:
