@@ -50,6 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--figure", action="append", choices=_KINDS, help="only this one; may be given again")
     parser.add_argument("--flavour", action="append", choices=list(map(str, FLAVOURS)), help="on such hosts")
     parser.add_argument("--quick", action="store_true", help="few forwards and few runs: does it work?")
+    parser.add_argument("--runs", type=int, metavar="NUMBER", help="no more runs than that; it is not written to docs")
     parser.add_argument("--json", action="store_true", help="print every sample as JSON instead of tables")
     parser.add_argument(
         "--output", type=Path, metavar="DIRECTORY", help="write the page and the plots there; docs if all is measured"
@@ -79,14 +80,14 @@ def _measure(options: argparse.Namespace) -> Iterator[Figure]:
     with compiled() as program:
         for name, flavour in _chosen(options):
             begun = time.monotonic()
-            figure = _KINDS[name].measure(Setting(flavour, program, options.quick))
+            figure = _KINDS[name].measure(Setting(flavour, program, options.quick, options.runs))
             _say(f"{section(figure)}\n\n({name}, {flavour}: {time.monotonic() - begun:.0f} s)\n")
             yield figure
 
 
 def _directory(options: argparse.Namespace) -> Path | None:
     """Where to write: the documents hold only what was measured whole."""
-    part = options.quick or options.figure or options.flavour
+    part = options.quick or options.figure or options.flavour or options.runs
     output: Path | None = options.output
     return output or (None if part else _DOCS)
 

@@ -12,11 +12,15 @@ from tests.lab.release import Flavour, LibvirtFirewall
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """One kind of host; `quick` asks for few runs and few forwards. `program` is the compiled `traffic.c`."""
+    """One kind of host; `quick` asks for few runs and few forwards. `program` is the compiled `traffic.c`.
+
+    With `most`, there are no more runs than that, and as many forwards as ever.
+    """
 
     flavour: Flavour
     program: Path
     quick: bool
+    most: int | None = None
 
     @property
     def legacy(self) -> bool:
@@ -29,7 +33,12 @@ class Setting:
 
     def runs(self, full: Mapping[int, int], quick: Mapping[int, int]) -> Mapping[int, int]:
         """Choose how many runs for each number of forwards."""
-        return quick if self.quick else full
+        chosen = quick if self.quick else full
+        return {size: self.at_most(count) for size, count in chosen.items()}
+
+    def at_most(self, runs: int) -> int:
+        """Give so many runs, or fewer where that is asked for."""
+        return runs if self.most is None else min(runs, self.most)
 
 
 def take_turns(runs: Mapping[int, int], once: Callable[[int], float]) -> dict[int, list[float]]:
