@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from fwdaemon.control.client import NoSocketError, NotRunningError, call
 from fwdaemon.control.listener import AlreadyRunningError, Listener
 
 
@@ -112,6 +113,16 @@ def test_everybody_may_enter_the_directory_whatever_the_umask(path: Path) -> Non
     finally:
         os.umask(before)
     assert stat.S_IMODE(path.parent.stat().st_mode) == 0o755
+    listener.close()
+
+
+def test_who_asks_is_told_whether_the_daemon_or_its_socket_is_missing(path: Path) -> None:
+    with pytest.raises(NotRunningError, match="the daemon is not running"):
+        call("Status", 1.0, path)
+    listener = Listener(path)
+    listener.claim()
+    with pytest.raises(NoSocketError, match=r"control\.sock was removed; .+: systemctl restart kvm-portfwd"):
+        call("Status", 1.0, path)
     listener.close()
 
 
