@@ -5,6 +5,7 @@ from ipaddress import ip_network
 
 import pytest
 
+from fwdaemon.core.exposures import Exposure
 from tests.kernel.conftest import Open
 from tests.kernel.scene import V4, V6, Plan, answers, count, holding, refuses
 from tests.kernel.topology import PORT, Node, Topology
@@ -184,7 +185,8 @@ def test_a_refusal_of_what_a_routed_guest_opens_holds(
 def test_a_refusal_of_a_guest_at_the_head_stops_what_it_has_open(
     machines: Topology, opened: Open, plan: Plan, kind: str, *, legacy: bool
 ) -> None:
-    guest, address, exposure = machines.mail, plan.mail, nat(plan.public, plan.mail, bridge="virbr0")
+    exposure: Exposure = nat(plan.public, plan.mail, bridge="virbr0")
+    guest, address = machines.mail, plan.mail
     if kind == "routed":
         let_out(machines, plan, legacy=legacy)
         guest, address, exposure = machines.routed, plan.routed, route(plan.subnet, let_out=True)
