@@ -201,7 +201,7 @@ def test_a_directory_that_was_removed_is_made_again_with_all_that_was_in_it(
             await scene.until(lambda: NO_SOCKET in caplog.text)
             directory.unlink()
             await scene.until(lambda: directory.is_dir() and {path.name for path in directory.iterdir()} == before)
-        told = [text.split(",")[0] for text in caplog.messages if "socket" in text]
+        told = [text.split(",")[0] for text in caplog.messages if "control socket" in text]
         assert told == [MADE_AGAIN, NO_SOCKET, MADE_AGAIN]
 
     play(act())
