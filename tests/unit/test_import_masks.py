@@ -8,8 +8,8 @@ from fwdaemon.importing.firewalld import parse_xml
 from fwdaemon.importing.iptables_save import no_way
 from fwdaemon.rulesets.region import network_of
 from tests.unit.imports import FILE, forwards, left_out
+from tests.unit.saved_rules import SQL, found
 from tests.unit.test_import_firewalld import PUBLIC
-from tests.unit.test_import_rules import SQL, found
 
 WITH_HOLES = ["0.0.0.7/0.0.0.255", "10.0.0.0/0.255.255.255", "10.0.0.0/255.0.255.0", "10.0.0.9/0.0.0.1"]
 

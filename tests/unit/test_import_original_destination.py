@@ -6,9 +6,9 @@ import pytest
 
 from tests.unit.imports import accepted, forwards, left_out, warnings
 from tests.unit.nft_samples import PASSING
+from tests.unit.saved_rules import found
 from tests.unit.test_import_nft import HEAD, live
 from tests.unit.test_import_nft import found as found_in_nft
-from tests.unit.test_import_rules import found
 
 TO = "-j DNAT --to-destination 192.168.122.10"
 IS = "-> 192.168.122.10"

@@ -6,7 +6,7 @@ import pytest
 
 from fwdaemon.importing.iptables_save import parse
 from tests.unit.imports import FILE, forwards, left_out, warnings
-from tests.unit.test_import_rules import SQL, SSH, SSH_IS, found, saved
+from tests.unit.saved_rules import SQL, SSH, SSH_IS, found, saved
 
 BAD = "-m set --match-set bad src"
 OFFICE = "-s 198.51.100.0/24"
