@@ -2,21 +2,17 @@
 
 import socket
 import struct
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from fwdaemon.core.exposures import Exposure
-from fwdaemon.core.report import ApplyResult
 from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Family
-from fwdaemon.hostnet.host_network import SystemHostNetwork
 from fwdaemon.kernel import sysctl
-from tests.kernel.links import Links, linked
+from tests.kernel.host_side import FILTERED, MakeHost, apply, linked_without_forwarding, runs
+from tests.kernel.links import Links
 from tests.lab.netns import open_socket
 from tests.lab.place import wait_until
 from tests.unit.forwards import forward, nat, route
@@ -27,20 +23,15 @@ MAIL = nat("198.51.100.8", GUEST, assign="eth0", bridge="virbr1")
 ROUTED = route("203.0.113.64/29", proxy="eth0")
 STATE = Desired(uplinks=frozenset({"eth0"}), inside=frozenset({"virbr1"})).having([WEB, MAIL, ROUTED])
 ON = "net.ipv4.ip_forward"
-FILTERED = "net.bridge.bridge-nf-call-iptables"
 # RFC 4861, section 4.2: a router's word of half an hour; the kernel fills in the checksum.
 ADVERTISEMENT = struct.pack("!BBHBBHII", 134, 0, 0, 64, 0, 1800, 0, 0)
 NOTED = "IPv4 forwarding was off before kvm-portfwd"
-
-MakeHost = Callable[[], SystemHostNetwork]
 
 
 @pytest.fixture
 def links(lab: None) -> Iterator[Links]:
     del lab
-    with linked() as links:
-        links.host.sysctl("ipv4.ip_forward=0")
-        sysctl.write(FILTERED, "0")
+    with linked_without_forwarding() as links:
         yield links
 
 
@@ -48,20 +39,8 @@ def links(lab: None) -> Iterator[Links]:
 def begin(links: Links, tmp_path: Path) -> Iterator[MakeHost]:
     """Make the keepers of one run after another; what one leaves, the next finds."""
     del links
-    with ExitStack() as stack:
-
-        def begun() -> SystemHostNetwork:
-            host = SystemHostNetwork(lambda: frozenset(Family), tmp_path)
-            stack.callback(host.close)
-            return host
-
+    with runs(tmp_path) as begun:
         yield begun
-
-
-def apply(host: SystemHostNetwork, desired: Desired, *, full: bool = True) -> ApplyResult:
-    host.release(desired)
-    desired = host.confine(desired, ip_forward=True)
-    return host.apply(desired, ip_forward=True, full=full)
 
 
 def ours(links: Links) -> str:
@@ -352,130 +331,3 @@ def test_what_was_recorded_is_healed_and_goes_where_nothing_more_can_be(
         assert "198.51.100.9" not in ours(needy)
     begin().remove(frozenset())
     assert switched(needy) == before
-
-
-# --- loopback ---------------------------------------------------------------------------------------------------------
-
-
-def answering(at_end: ExitStack, kind: socket.SocketKind, address: str) -> int:
-    """Answer what comes to an address with the same in capitals; gives the port."""
-    serving = at_end.enter_context(socket.socket(socket.AF_INET, kind))
-    serving.bind((address, 0))
-    if kind is socket.SOCK_STREAM:
-        serving.listen()
-    act = _answer_streams if kind is socket.SOCK_STREAM else _answer_datagrams
-    threading.Thread(target=act, args=(serving,), daemon=True).start()
-    port: int = serving.getsockname()[1]
-    return port
-
-
-def _answer_streams(serving: socket.socket) -> None:
-    while True:
-        try:
-            connection, _ = serving.accept()
-        except OSError:
-            return
-        with connection, suppress(OSError):
-            while said := connection.recv(4096):
-                connection.sendall(said.upper())
-
-
-def _answer_datagrams(serving: socket.socket) -> None:
-    while True:
-        try:
-            said, client = serving.recvfrom(4096)
-            serving.sendto(said.upper(), client)
-        except OSError:
-            return
-
-
-def at_loopback(port: int) -> tuple[str, int]:
-    return "127.0.0.1", port
-
-
-def is_answered(client: str) -> bool:
-    """Whether a program that connects from this address is; it ends by a reset or at once otherwise."""
-    with socket.socket() as asking:
-        asking.settimeout(10)
-        asking.bind((client, 0))
-        try:
-            asking.connect(at_loopback(8000))
-            asking.sendall(b"hello")
-            return asking.recv(100) == b"HELLO"
-        except (ConnectionResetError, BrokenPipeError):
-            return False
-
-
-@pytest.fixture
-def at_end() -> Iterator[ExitStack]:
-    with ExitStack() as stack:
-        yield stack
-
-
-def local(*exposures: Exposure) -> Desired:
-    return Desired(localhost=True).having(exposures)
-
-
-def test_programs_of_the_host_reach_guests_at_the_loopback_address(
-    links: Links, begin: MakeHost, at_end: ExitStack
-) -> None:
-    del links
-    stream, datagram = (answering(at_end, kind, "192.168.123.1") for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM))
-    tcp, udp = forward("tcp *:8000", f"192.168.123.1:{stream}"), forward("udp *:8000", f"192.168.123.1:{datagram}")
-    host = begin()
-    assert not apply(host, local(tcp, udp)).faults
-    with socket.create_connection(at_loopback(8000), timeout=10) as client:
-        client.sendall(b"hello")
-        assert client.recv(100) == b"HELLO"
-        client.shutdown(socket.SHUT_WR)
-        assert client.recv(100) == b""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
-        client.settimeout(10)
-        client.connect(at_loopback(8000))
-        for word in (b"one", b"two"):
-            client.send(word)
-            assert client.recv(100) == word.upper()
-    # Another target for one of them ends its connections, and those of the other go on.
-    with socket.create_connection(at_loopback(8000), timeout=10) as client:
-        client.sendall(b"on")
-        assert client.recv(100) == b"ON"
-        assert not apply(host, local(tcp)).faults
-        client.sendall(b"and on")
-        assert client.recv(100) == b"AND ON"
-        assert not apply(host, Desired()).faults
-        with pytest.raises(OSError, match="refused"):
-            socket.create_connection(at_loopback(8000), timeout=10).close()
-
-
-def test_a_guest_that_does_not_answer_refuses_its_clients(links: Links, begin: MakeHost) -> None:
-    del links
-    host = begin()
-    apply(host, local(forward("tcp *:8000", "192.168.123.1:9"), forward("udp *:8000", "192.168.123.1:9")))
-    assert not is_answered("127.0.0.1")
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
-        client.connect(at_loopback(8000))
-        client.send(b"hello")
-        client.send(b"hello")
-    host.close()
-
-
-def test_a_client_outside_the_sources_is_not_served(links: Links, begin: MakeHost, at_end: ExitStack) -> None:
-    del links
-    port = answering(at_end, socket.SOCK_STREAM, "192.168.123.1")
-    host = begin()
-    apply(host, local(forward("tcp *:8000", f"192.168.123.1:{port}", sources=("127.0.0.1/32",))))
-    assert is_answered("127.0.0.1")
-    assert not is_answered("127.0.0.2")
-
-
-def test_a_port_that_a_process_has_is_named_and_taken_once_it_is_free(
-    links: Links, begin: MakeHost, at_end: ExitStack
-) -> None:
-    del links
-    host, state = begin(), local(forward("tcp *:8000", "192.168.123.1:9"))
-    taken = at_end.enter_context(socket.create_server(at_loopback(8000)))
-    fault = "tcp port 8000 of 127.0.0.1 does not lead to web1: a process of the host listens there"
-    assert apply(host, state).faults == (fault,)
-    assert apply(host, state, full=False).faults == (fault,)
-    taken.close()
-    wait_until(lambda: not apply(host, state).faults, "the port is free")
