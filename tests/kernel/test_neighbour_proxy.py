@@ -17,9 +17,9 @@ from fwdaemon.errors import KernelError
 from fwdaemon.hostnet.neighbour_listener import Duty, Listener, Turns
 from fwdaemon.hostnet.neighbour_proxy import NeighbourProxies
 from fwdaemon.hostnet.owned_state import OwnedStateFile
-from fwdaemon.kernel import packets
 from fwdaemon.kernel.process import budget_of_guests
-from tests.kernel.links import NEIGHBOUR, Links, linked
+from tests.kernel.asker import Asker
+from tests.kernel.links import Links, linked
 from tests.lab.limits import no_descriptors
 from tests.lab.netns import open_socket
 from tests.lab.place import wait_until
@@ -89,31 +89,6 @@ def entries(links: Links) -> str:
 def known(links: Links, address: str) -> str:
     """What the host's neighbour table says of an address on the bridge."""
     return links.told("neighbour", "show", "to", address, "dev", "virbr1")
-
-
-class Asker:
-    """Asks on the neighbour's link who has an address."""
-
-    def __init__(self, links: Links) -> None:
-        self.own = links.mac(links.neighbour)
-        self._link = open_socket(links.neighbour.namespace, socket.AF_PACKET, socket.SOCK_DGRAM, 0)
-        self._link.bind(("eth0", 0x86DD))
-
-    def close(self) -> None:
-        self._link.close()
-
-    def ask(self, target: str) -> None:
-        """By ARP, or by neighbour discovery."""
-        if ":" in target:
-            self.solicit(solicitation(target, options=source_option(self.own)))
-        else:
-            mac = bytes.fromhex(self.own.replace(":", ""))
-            request = packets.packed(packets.REQUEST, ip_address(NEIGHBOUR), mac, ip_address(target))  # type: ignore[arg-type]  # both are IPv4
-            self._link.sendto(request, ("eth0", 0x0806, 0, 0, b"\xff" * 6))
-
-    def solicit(self, packet: bytes, *, to: str = "") -> None:
-        mac = bytes.fromhex(to.replace(":", "")) if to else b"\x33\x33" + packet[36:40]
-        self._link.sendto(packet, ("eth0", 0x86DD, 0, 0, mac))
 
 
 @pytest.fixture
