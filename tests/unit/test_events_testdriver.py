@@ -4,9 +4,7 @@ import asyncio
 import itertools
 import logging
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Iterator
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -16,18 +14,16 @@ import pytest
 from fwdaemon import events
 from fwdaemon.audit import causes
 from fwdaemon.config import parse
-from fwdaemon.config.model import Config, DaemonSettings
-from fwdaemon.core.inventory import HijackedAddress, Inventory, LibvirtObservation, Neighbour
+from fwdaemon.core.inventory import HijackedAddress, LibvirtObservation, Neighbour
 from fwdaemon.core.report import Trigger
 from fwdaemon.errors import LibvirtUnavailableError
 from fwdaemon.events import InventoryKeeper, Surroundings, take_inventory
 from fwdaemon.hypervisor.connection import EventLoop, LibvirtConnection, network_uri
-from fwdaemon.hypervisor.link import Connect, Connection, LibvirtLink, growing_pauses
+from fwdaemon.hypervisor.link import Connection, growing_pauses
 from fwdaemon.kernel.process import budget_of_guests
 from fwdaemon.resolve.placement import desired_state
-from tests.unit.saying import said
+from tests.unit.event_bench import URI, Linking, bench, holds, watching
 
-URI = "test:///default"
 NOBODY = "qemu:///system?socket=/no/such/socket"
 
 WEB1 = """
@@ -36,64 +32,6 @@ WEB1 = """
   <devices><interface type='network'><mac address='52:54:00:00:00:01'/><source network='default'/></interface></devices>
 </domain>
 """
-
-
-async def holds(condition: Callable[[], bool]) -> None:
-    """Wait until this is so."""
-    async with asyncio.timeout(60):
-        while not condition():  # noqa: ASYNC110 - there is no event
-            await asyncio.sleep(0.01)
-
-
-@dataclass
-class Bench:
-    """A keeper under test, and the reasons it gave."""
-
-    keeper: InventoryKeeper
-    reasons: list[str] = field(default_factory=list)
-
-    async def until(self, expected: str) -> None:
-        await holds(lambda: any(expected in reason for reason in self.reasons))
-        self.reasons.clear()
-
-    async def inventory(self) -> Inventory:
-        inventory = await self.keeper.refresh()
-        assert inventory is not None
-        return inventory
-
-    async def running(self) -> set[str]:
-        return {domain.name for domain in (await self.inventory()).domains if domain.running}
-
-
-def watching(*uris: str) -> Config:
-    return Config(DaemonSettings(libvirt=uris), ())
-
-
-@dataclass
-class Linking:
-    """Makes links of such connections, and keeps them."""
-
-    connect: Connect = LibvirtConnection
-    pauses: Callable[[], Iterator[float]] = growing_pauses
-    patience: float = 5.0
-    made: list[LibvirtLink] = field(default_factory=list)
-
-    def __call__(self, uri: str, trigger: Trigger) -> LibvirtLink:
-        self.made.append(LibvirtLink(uri, self.connect, trigger, self.pauses, self.patience))
-        return self.made[-1]
-
-
-@asynccontextmanager
-async def bench(tmp_path: Path, link: Linking | None = None, verify: float = 1.0) -> AsyncIterator[Bench]:
-    reasons: list[str] = []
-    around = Surroundings(link or Linking(), tmp_path, tmp_path, verify)
-    keeper = InventoryKeeper(watching(URI), lambda reason: reasons.append(said(reason)), budget_of_guests(), around)
-    await keeper.start()
-    try:
-        yield Bench(keeper, reasons)
-    finally:
-        await keeper.close()
-        assert asyncio.all_tasks() == {asyncio.current_task()}
 
 
 @pytest.fixture(scope="module", autouse=True)
