@@ -213,4 +213,4 @@ def daemon(host: Host) -> Iterator[StartDaemon]:
             each.terminate()
         each.close()
     if started:
-        host.run(host.python, "-m", "fwdaemon", "flush")
+        host.portfwd("flush")

@@ -74,7 +74,7 @@ class Patient:
             self.running.told()
         if words == ("reload",):
             self.loaded = self.config
-        return self.host.run(self.host.python, "-m", "fwdaemon", *words, check=check).stdout
+        return self.host.portfwd(*words, check=check).stdout
 
     def load(self, entries: str = WEB, head: str = HEAD) -> None:
         """Have the daemon, which is started if need be, run on this configuration."""

@@ -32,7 +32,7 @@ def added(running: Daemon, domain: str) -> list[str]:
 
 def said(host: Host, *words: str) -> str:
     """What a command prints; each line has to be one that a terminal shows as it is."""
-    done = host.run(host.python, "-m", "fwdaemon", *words, check=False)
+    done = host.portfwd(*words, check=False)
     assert done.stderr == ""
     # str.splitlines knows line breaks that no file of ours may have. Rules are indented with tabs, as nft does.
     assert all(line.lstrip("\t").isprintable() for line in done.stdout.split("\n")), done.stdout

@@ -155,7 +155,7 @@ class Move:
 
     def status(self, host: Host) -> list[dict[str, Any]]:
         """What it says of exposures to the guest; a route leads to its network on both hosts, at all times."""
-        told = host.run(host.python, "-m", "fwdaemon", "status", "--json").stdout
+        told = host.portfwd("status", "--json").stdout
         rows: list[dict[str, Any]] = json.loads(told)["openings"]
         return [row for row in rows if row["kind"] != "route"]
 
@@ -189,7 +189,7 @@ def guest_on_the_first(pair: Pair) -> Iterator[Move]:
         yield moving
         for host in (pair.first, pair.second):
             moving.daemon(host).terminate()
-            host.run(host.python, "-m", "fwdaemon", "flush")
+            host.portfwd("flush")
 
 
 @contextmanager

@@ -158,8 +158,8 @@ def test_a_tool_that_insists_on_being_first_does_not_fill_the_journal(scene: Sce
 
 def explained(scene: Scene, client: str) -> dict[str, Any]:
     """Ask `explain` about a client."""
-    words = scene.host.python, "-m", "fwdaemon", "explain", "--json", "--from", client, f"{PUBLIC4}:8000"
-    found: dict[str, Any] = json.loads(scene.host.run(*words, check=False).stdout)
+    told = scene.host.portfwd("explain", "--json", "--from", client, f"{PUBLIC4}:8000", check=False).stdout
+    found: dict[str, Any] = json.loads(told)
     return found
 
 

@@ -96,7 +96,7 @@ def test_an_upgrade_takes_no_rules_away_and_cuts_no_connection(shared_scene: Sce
 
 
 def command(host: Host, *words: str) -> tuple[int, str, str]:
-    done = host.run(host.python, "-m", "fwdaemon", *words, check=False)
+    done = host.portfwd(*words, check=False)
     return done.returncode, done.stdout, done.stderr
 
 

@@ -78,7 +78,7 @@ def serves(host: Host) -> None:
 
 
 def command(host: Host, *words: str) -> str:
-    return host.run(host.python, "-m", "fwdaemon", *words, check=False).stdout
+    return host.portfwd(*words, check=False).stdout
 
 
 def tells_of_it(host: Host) -> None:
@@ -110,12 +110,12 @@ def test_an_inner_network_stays_unreachable(host: Host, mode: str, daemon: Start
     serves(host)
     assert not reached(host)
     assert "4" in host.run("cat", RECORD).stdout
-    assert "nothing to change" in host.run(host.python, "-m", "fwdaemon", "plan").stdout
+    assert "nothing to change" in host.portfwd("plan").stdout
     host.run("rm", "-f", RECORD)
     running.reload()
     wait_until(lambda: "4" in host.run("sh", "-c", f"cat {RECORD} || true").stdout, "the record is written again")
     running.terminate()
-    said = host.run(host.python, "-m", "fwdaemon", "flush").stdout
+    said = host.portfwd("flush").stdout
     needed = mode == "nat"
     assert ("networks: confined" if needed else f"set {SWITCH} = 0 again") in said
     assert host.run("sysctl", "-n", SWITCH).stdout == f"{int(needed)}\n"
@@ -284,7 +284,7 @@ def test_an_inner_network_that_was_reachable_stays_so(host: Host, daemon: StartD
     assert "forwarding" not in command(host, "status")
     assert json.loads(command(host, "explain", f"{INNER}:80", "--from", CLIENT4, "--json"))["cause"] != "confined"
     running.terminate()
-    host.run(host.python, "-m", "fwdaemon", "flush")
+    host.portfwd("flush")
     assert reached(host)
 
 

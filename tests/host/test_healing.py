@@ -259,7 +259,7 @@ def test_what_a_held_lock_keeps_from_being_removed_at_the_end_is_told_and_flushe
 
 def flush_and_see_all_gone(scene: Scene) -> None:
     """Take away what was left."""
-    scene.host.run(scene.host.python, "-m", "fwdaemon", "flush")
+    scene.host.portfwd("flush")
     assert "kvm" not in scene.host.own_rules().lower()
     assert not scene.host.outside.fetch(URL, timeout=1).answered
 
@@ -297,4 +297,4 @@ def held_lock(host: Host) -> Iterator[None]:
 
 def status(host: Host) -> str:
     """What the command tells."""
-    return host.run(host.python, "-m", "fwdaemon", "status", check=False).stdout
+    return host.portfwd("status", check=False).stdout

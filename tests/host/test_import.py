@@ -84,7 +84,7 @@ def is_answered(host: Host, probe: Probe, answer: str) -> bool:
 def imported(host: Host, *files: str, stdin: str = "") -> str:
     """What `kvm-portfwd import` prints, while the configuration says no more than where libvirt is."""
     host.write("/etc/portfwd.toml", HEAD)
-    return host.run(host.python, "-m", "fwdaemon", "import", *files, stdin=stdin).stdout
+    return host.portfwd("import", *files, stdin=stdin).stdout
 
 
 HOOKS_JSON = Old(

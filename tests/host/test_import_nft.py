@@ -88,7 +88,7 @@ def test_the_same_probes_have_the_same_answers(shared_scene: Scene) -> None:
         listed = host.run("nft", "list", "ruleset").stdout
     assert any(before.values())
     assert not any(ask(host, PROBES, 1).values())
-    shared_scene.daemon(host.run(host.python, "-m", "fwdaemon", "import", "-", stdin=listed).stdout)
+    shared_scene.daemon(host.portfwd("import", "-", stdin=listed).stdout)
     wait_answered(host, before)
     assert ask(host, PROBES) == before
     assert not all(before.values())

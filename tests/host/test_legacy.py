@@ -126,7 +126,7 @@ def test_rules_follow_libvirt_from_side_to_side(movable_host: Host) -> None:
         assert "restored web" not in daemon.process.text()
         other.close()
         assert daemon.terminate() == 0
-        host.run(host.python, "-m", "fwdaemon", "flush")
+        host.portfwd("flush")
         assert host.own_rules() == ""
         assert web.running
 

@@ -153,7 +153,7 @@ def test_connections_end_with_the_forward_and_nothing_listens_any_more(shared_sc
         daemon.reload_with(LOCAL)
     elif end == "flush":
         daemon.terminate()
-        host.run(host.python, "-m", "fwdaemon", "flush")
+        host.portfwd("flush")
     else:
         scene.far.stop()
     try:

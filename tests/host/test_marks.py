@@ -97,7 +97,7 @@ def test_what_others_write_to_marks_closes_nothing(shared_scene: Scene, written:
     shared_scene.daemon(WEB)
     with mangled(shared_scene.host, (chain, f"-j CONNMARK {written}")):
         shared_scene.answers(lambda: shared_scene.host.outside.fetch(URL), f"web {CLIENT4}")
-        told = shared_scene.host.run(shared_scene.host.python, "-m", "fwdaemon", "explain", f"{PUBLIC4}:8000").stdout
+        told = shared_scene.host.portfwd("explain", f"{PUBLIC4}:8000").stdout
         assert "It works" in told
 
 
@@ -184,7 +184,7 @@ def test_data_connections_of_ftp_live_as_long_as_their_control_connection(shared
 
 
 def _flushed(scene: Scene) -> None:
-    scene.host.run(scene.host.python, "-m", "fwdaemon", "flush")
+    scene.host.portfwd("flush")
 
 
 def _nothing(scene: Scene) -> None:

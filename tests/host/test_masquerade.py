@@ -103,7 +103,7 @@ def test_a_client_that_goes_on_sending_is_answered_once_it_is_masqueraded(shared
 
 def test_status_and_rules_tell(shared_scene: Scene) -> None:
     shared_scene.daemon(entry("web", "8000:80", "WEB4", HIDDEN) + entry("far", "8001:80", "FAR4"))
-    told = shared_scene.host.run(shared_scene.host.python, "-m", "fwdaemon", "status").stdout
+    told = shared_scene.host.portfwd("status").stdout
     assert "192.168.122.10:80 masqueraded" in told
     assert f"{FAR4}:80 " in told
     assert f"{FAR4}:80 masqueraded" not in told

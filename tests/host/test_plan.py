@@ -20,7 +20,7 @@ ADDED = {
 
 
 def plan(host: Host, *words: str) -> Completed:
-    return host.run(host.python, "-m", "fwdaemon", "plan", *words, check=False)
+    return host.portfwd("plan", *words, check=False)
 
 
 def everything(host: Host) -> str:
@@ -63,4 +63,4 @@ def test_what_is_there_for_nothing_would_go(shared_scene: Scene) -> None:
     assert told["changes"]
     assert "198.51.100.8 on eth0" in told["remove"]
     assert "route 203.0.113.64/29" in told["remove"]
-    host.run(host.python, "-m", "fwdaemon", "flush")
+    host.portfwd("flush")

@@ -122,7 +122,7 @@ def test_what_the_admin_assigned_himself_stays(shared_scene: Scene, request: pyt
         daemon.reload_with(HEAD)
     else:
         daemon.process.stop(signal.SIGKILL if end == "kill and flush" else signal.SIGTERM)
-        host.run(host.python, "-m", "fwdaemon", "flush")
+        host.portfwd("flush")
     wait_until(lambda: not holds(host, MAIL4), "ours is gone")
     assert holds(host, OWN4)
 

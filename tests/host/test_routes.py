@@ -139,7 +139,7 @@ def test_the_host_answers_for_them_on_the_outer_link(host: Host, guest: LxcGuest
     answers(lambda: host.outside.fetch(url(ROUTED4, 80)), f"routed {CLIENT4}")
     answers(lambda: host.outside.fetch(url(ROUTED6, 80), source=CLIENT6), f"routed {CLIENT6}")
     running.terminate()
-    host.run(host.python, "-m", "fwdaemon", "flush")
+    host.portfwd("flush")
     host.outside.run(["ip", "neighbour", "flush", "dev", "eth0"])
     assert host.run("ip", "neighbour", "show", "proxy").stdout == ""
     assert not host.outside.fetch(url(ROUTED4, 80), timeout=0.3).answered
@@ -177,7 +177,7 @@ def test_routes_come_back_and_foreign_ones_stay(host: Host, daemon: StartDaemon)
     answers(lambda: host.outside.fetch(url(ROUTED4, 80)), f"routed {CLIENT4}")
     assert host.run("ip", "route", "show").stdout.splitlines() == foreign
     running.terminate()
-    host.run(host.python, "-m", "fwdaemon", "flush")
+    host.portfwd("flush")
     left = host.run("ip", "route", "show").stdout.splitlines()
     assert left == [line for line in foreign if not line.startswith(PREFIX4)]
     host.run("ip", "route", "del", "203.0.113.128/25")

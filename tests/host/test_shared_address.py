@@ -41,7 +41,7 @@ def move_away(scene: Scene) -> None:
 
 def states(scene: Scene) -> set[tuple[str, str, str | None]]:
     """What `status` says of each exposure."""
-    told = scene.host.run(scene.host.python, "-m", "fwdaemon", "status", "--json").stdout
+    told = scene.host.portfwd("status", "--json").stdout
     return {(row["owner"], row["state"], row["reason"]) for row in json.loads(told)["openings"]}
 
 
@@ -55,10 +55,7 @@ def test_a_standby_leads_nobody_to_its_own_guest(shared_scene: Scene) -> None:
     (link,) = json.loads(scene.host.outside.run(["ip", "-json", "link", "show", "eth0"]).stdout)
     reason = f"the machine at {link['address']} has {SHARED}, and clients come here once this host has it"
     wait_until(lambda: states(scene) == {("web", "waiting", reason), ("far", "active", None)}, "status tells of it")
-    told = scene.host.run(
-        scene.host.python, "-m", "fwdaemon", "explain", "--json", f"{SHARED}:8000", check=False
-    ).stdout
-    report = json.loads(told)
+    report = json.loads(scene.host.portfwd("explain", "--json", f"{SHARED}:8000", check=False).stdout)
     assert report["cause"] == "held-elsewhere"
     assert report["commands"] == []
     move_here(scene)

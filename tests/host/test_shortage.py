@@ -60,7 +60,7 @@ def everything_serves(scene: Scene, daemon: Daemon) -> None:
     scene.answers(lambda: host.outside.fetch(URL), f"web {CLIENT4}")
     wait_until(lambda: host.place.fetch(LISTENER).answered, "metrics are served", timeout=60)
     wait_until(
-        lambda: "web" in host.run(host.python, "-m", "fwdaemon", "status", check=False).stdout,
+        lambda: "web" in host.portfwd("status", check=False).stdout,
         "the status tells of it",
         timeout=60,
     )
@@ -83,7 +83,7 @@ def test_a_daemon_that_has_no_threads_at_its_start_serves_once_it_has(scene: Sce
     everything_serves(scene, daemon)
     nothing_is_told_again_and_again(daemon)
     daemon.terminate()
-    host.run(host.python, "-m", "fwdaemon", "flush")
+    host.portfwd("flush")
 
 
 @each_kind

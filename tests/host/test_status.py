@@ -28,7 +28,7 @@ each_release = pytest.mark.on(LibvirtFirewall.IPTABLES, LibvirtFirewall.NFTABLES
 
 
 def command(host: Host, *words: str) -> Completed:
-    return host.run(host.python, "-m", "fwdaemon", *words, check=False)
+    return host.portfwd(*words, check=False)
 
 
 def status(host: Host) -> dict[str, Any]:

@@ -39,13 +39,13 @@ class InUserMode(QemuGuest):
 
 
 def explained(scene: Scene, port: int = 8000) -> dict[str, object]:
-    words = (scene.host.python, "-m", "fwdaemon", "explain", "--json", f"{PUBLIC4}:{port}")
-    found: dict[str, object] = json.loads(scene.host.run(*words, check=False).stdout)
+    told = scene.host.portfwd("explain", "--json", f"{PUBLIC4}:{port}", check=False).stdout
+    found: dict[str, object] = json.loads(told)
     return found
 
 
 def status(scene: Scene) -> str:
-    return scene.host.run(scene.host.python, "-m", "fwdaemon", "status").stdout
+    return scene.host.portfwd("status").stdout
 
 
 @each_libvirt
@@ -121,6 +121,6 @@ def test_an_address_that_is_not_routed_there_is_told_how_to_be(shared_scene: Sce
     (command, reload) = report["commands"] if isinstance(report["commands"], list) else []
     assert command == f"ip route add {ROUTED}/32 dev br0"
     shared_scene.host.run(*command.split())
-    shared_scene.host.run(shared_scene.host.python, "-m", "fwdaemon", *reload.split()[1:])
+    shared_scene.host.portfwd(*reload.split()[1:])
     shared_scene.answers(lambda: shared_scene.host.outside.fetch(f"http://{PUBLIC4}:8000/"), f"lonely {CLIENT4}")
     assert str(explained(shared_scene)["sentence"]).startswith("It works")

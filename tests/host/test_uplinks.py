@@ -18,7 +18,7 @@ BEYOND, GATEWAY = "203.0.113.128/25", "198.51.101.2"
 
 def uplinks(host: Host) -> list[str]:
     """What `status` says of them."""
-    found: list[str] = json.loads(host.run(host.python, "-m", "fwdaemon", "status", "--json").stdout)["uplinks"]
+    found: list[str] = json.loads(host.portfwd("status", "--json").stdout)["uplinks"]
     return found
 
 
@@ -88,7 +88,7 @@ def test_explain_tells_of_an_overlay_network_that_is_no_uplink_and_what_makes_it
     awaits(host, "eth0")
 
     def explain(*source: str) -> dict[str, Any]:
-        told = host.run(host.python, "-m", "fwdaemon", "explain", "--json", f"{MAIL4}:80", *source).stdout
+        told = host.portfwd("explain", "--json", f"{MAIL4}:80", *source).stdout
         report: dict[str, Any] = json.loads(told)
         return report
 
@@ -110,7 +110,7 @@ def test_a_pod_is_no_way_out_and_an_overlay_network_is_one(shared_scene: Scene) 
     host.run("ip", "route", "add", "10.244.0.5", "dev", "cali0123")
     daemon = scene.daemon(HELD)
     awaits(host, "eth0")
-    assert "eth0" in host.run(host.python, "-m", "fwdaemon", "status").stdout
+    assert "eth0" in host.portfwd("status").stdout
     host.run("ip", "route", "add", "10.0.0.0/8", "dev", "overlay")
     host.run("ip", "route", "add", "10.147.0.0/16", "via", "10.0.0.9", "dev", "overlay")
     awaits(host, "eth0", "overlay")

@@ -6,6 +6,8 @@ from functools import cached_property
 from pathlib import Path
 
 from tests.lab import image
+from tests.lab.command import Completed
+from tests.lab.commands import Commands
 from tests.lab.computer import (
     CLIENT4,
     CLIENT4_OTHER_LINK,
@@ -89,6 +91,14 @@ class Host(Computer):
         if wait:
             daemon.wait_ready()
         return daemon
+
+    @cached_property
+    def _commands(self) -> Commands:
+        return Commands(self.place, self.init)
+
+    def portfwd(self, *words: str, stdin: str = "", check: bool = True) -> Completed:
+        """Run a command of this project's program on it, as `python -m fwdaemon` would."""
+        return self._commands.run(*words, stdin=stdin, check=check)
 
     def daemons(self) -> list[int]:
         """Process numbers, by the host's own count, of every running daemon of this project."""
