@@ -26,8 +26,9 @@ from tests.lab.release import DEBIAN13_LEGACY, FLAVOURS, Flavour
 from tests.lab.untouched import network_untouched
 from tests.reporting import DAEMONS, FailuresAtOnce
 
-# How long an example takes says more of the machine than of us.
-settings.register_profile("any machine", deadline=None)
+# How long an example takes says more of the machine than of us. The long draw is `--hypothesis-profile=full`.
+settings.register_profile("any machine", deadline=None, max_examples=50)
+settings.register_profile("thorough", deadline=None, max_examples=1000)
 settings.load_profile("any machine")
 
 _PROGRAMS = ("busybox", "conntrack", "debootstrap", "dnsmasq", "ip", "iptables", "libvirtd", "nft", "nsenter", "virsh")
