@@ -61,6 +61,12 @@ BANS = {
 }
 
 
+@pytest.fixture
+def scene(shared_scene: Scene) -> Scene:
+    """The guests of the module, which no ban changes."""
+    return shared_scene
+
+
 @contextmanager
 def forward_chain(scene: Scene, ban: Ban) -> Iterator[None]:
     """Ban a client in the chain that libvirt's rules are in, and undo it."""

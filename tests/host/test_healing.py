@@ -7,6 +7,7 @@ import pytest
 
 from tests.host.conftest import Scene, entry
 from tests.lab.host import CLIENT4, PUBLIC4, Host
+from tests.lab.lxc import LxcGuest
 from tests.lab.place import wait_until
 from tests.lab.release import LibvirtFirewall
 
@@ -15,9 +16,19 @@ WEB = entry("web", "8000:80", "WEB4") + entry("web", "8000:80", "WEB6")
 FAR = entry("far", "9000", "FAR4")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _server(module_guests: tuple[LxcGuest, LxcGuest, LxcGuest]) -> None:
+    module_guests[2].serve_tcp(9000)
+
+
+@pytest.fixture
+def scene(shared_scene: Scene) -> Scene:
+    """The guests of the module: a test that stops one starts it again."""
+    return shared_scene
+
+
 def undone(scene: Scene, disturb: Callable[[Host], object], said: str | None = None) -> None:
     """Disturb, and see that both forwards work again while a connection through one of them goes on."""
-    scene.far.serve_tcp(9000)
     daemon = scene.daemon(WEB + FAR)
     other = scene.converse(9000)
     scene.answers(lambda: scene.host.outside.fetch(URL), f"web {CLIENT4}")
@@ -141,7 +152,6 @@ def test_another_network_is_destroyed_and_started(scene: Scene) -> None:
 
 
 def test_the_guests_own_network_is_destroyed_and_started(scene: Scene) -> None:
-    scene.far.serve_tcp(9000)
     daemon = scene.daemon(WEB + FAR)
     other = scene.converse(9000)
     scene.answers(lambda: scene.host.outside.fetch(URL), f"web {CLIENT4}")
@@ -157,10 +167,11 @@ def test_the_guests_own_network_is_destroyed_and_started(scene: Scene) -> None:
     scene.web.start()
     scene.answers(lambda: scene.host.outside.fetch(URL), f"web {CLIENT4}")
     assert other.goes_on()
+    scene.neighbour.stop()
+    scene.neighbour.start()
 
 
 def test_the_daemon_killed_and_started(scene: Scene) -> None:
-    scene.far.serve_tcp(9000)
     first = scene.daemon(WEB + FAR)
     other = scene.converse(9000)
     scene.answers(lambda: scene.host.outside.fetch(URL), f"web {CLIENT4}")
@@ -183,6 +194,7 @@ def test_the_daemon_killed_while_a_guest_stops(scene: Scene) -> None:
     second.wait_log("left by an earlier run|^adopted")
     rules = scene.host.own_rules
     wait_until(lambda: "8000" not in rules(), lambda: f"no 8000 in\n{rules()}\nafter\n{second.process.text()}")
+    scene.web.start()
 
 
 @pytest.fixture
@@ -282,6 +294,7 @@ def test_a_held_lock_is_told_and_holds_up_neither_the_status_nor_the_end(scene: 
         scene.web.stop()
         daemon.wait_log("^error: another program has held", start=lines)
         assert daemon.terminate(timeout=15) == 0
+    scene.web.start()
 
 
 @contextmanager
