@@ -6,8 +6,10 @@ by a module, booted in a fraction of a second; what a test leaves behind on it f
 
 import gc
 import os
+import re
 import shutil
-from collections.abc import Callable, Generator, Iterator
+import zlib
+from collections.abc import Callable, Collection, Generator, Iterator
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import TypeVar
@@ -22,7 +24,15 @@ from tests.lab.image import host_packages
 from tests.lab.leftovers import Leftovers
 from tests.lab.lxc import LxcGuest
 from tests.lab.qemu import QemuGuest
-from tests.lab.release import DEBIAN13_LEGACY, FLAVOURS, Flavour
+from tests.lab.release import (
+    DEBIAN12_IPTABLES,
+    DEBIAN12_LEGACY,
+    DEBIAN13_LEGACY,
+    DEBIAN13_NFTABLES,
+    FLAVOURS,
+    Flavour,
+    LibvirtFirewall,
+)
 from tests.lab.untouched import network_untouched
 from tests.reporting import DAEMONS, FailuresAtOnce
 
@@ -49,6 +59,9 @@ _FIRST = (
     "tests/fuzz/",
 )
 
+# Who has a turn, where a test is to run on one kind of host, whichever.
+_TURNS = (DEBIAN12_IPTABLES, DEBIAN13_NFTABLES, DEBIAN12_LEGACY)
+
 _G = TypeVar("_G", bound=Guest)
 MakeNetwork = Callable[..., str]
 MakeLxcGuest = Callable[..., LxcGuest]
@@ -64,6 +77,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Markers of this project's own, and failures told as they happen."""
     config.addinivalue_line("markers", "on(*firewalls): only on hosts whose libvirt writes its rules with one of these")
+    config.addinivalue_line("markers", "in_turn: each case on one kind of host, where it makes no difference on which")
     config.addinivalue_line("markers", "everywhere: also on the legacy tables of a second Debian")
     config.pluginmanager.register(FailuresAtOnce(config))
 
@@ -102,7 +116,22 @@ def _is_elsewhere(item: pytest.Item) -> bool:
     flavour = call.params.get("flavour") if call is not None else None
     if flavour == DEBIAN13_LEGACY and item.get_closest_marker("everywhere") is None:
         return True
-    return marker is not None and flavour is not None and flavour.firewall not in marker.args
+    if flavour is None:
+        return False
+    firewalls = marker.args if marker is not None else tuple(LibvirtFirewall)
+    if item.get_closest_marker("in_turn") is not None and flavour != _whose_turn(item, firewalls):
+        return True
+    return flavour.firewall not in firewalls
+
+
+def _whose_turn(item: pytest.Item, firewalls: Collection[LibvirtFirewall]) -> Flavour:
+    """The kind of host that a case has, by its name alone, so that it has the same whatever else is run.
+
+    The sum spreads the cases of a test, and the tests of a file, over all kinds.
+    """
+    case = re.sub("|".join(map(str, FLAVOURS)), "", item.nodeid)
+    kinds = [flavour for flavour in _TURNS if flavour.firewall in firewalls]
+    return kinds[zlib.crc32(case.encode()) % len(kinds)]
 
 
 def give_up(reason: str) -> None:

@@ -84,6 +84,7 @@ def test_a_dhcp_guest_gets_another_address(
     answers(host, f"web {CLIENT4}")
 
 
+@pytest.mark.in_turn
 @each_libvirt
 def test_a_fixed_address_changes(
     host: Host, network: MakeNetwork, lxc_guest: MakeLxcGuest, daemon: StartDaemon
@@ -129,6 +130,7 @@ def test_two_interfaces_on_two_networks(
         answers(host, f"web {CLIENT4}", url)
 
 
+@pytest.mark.in_turn
 @each_libvirt
 def test_a_second_interface_that_is_plugged_in_closes_nothing(
     host: Host, network: MakeNetwork, lxc_guest: MakeLxcGuest, daemon: StartDaemon
@@ -151,6 +153,7 @@ def test_a_second_interface_that_is_plugged_in_closes_nothing(
     assert not [line for line in again.log_lines() if line.text.startswith(("removed", "added", "waiting"))]
 
 
+@pytest.mark.in_turn
 @each_libvirt
 @pytest.mark.usefixtures("bridge")
 def test_a_plain_bridge_and_the_neighbour_table(host: Host, lxc_guest: MakeLxcGuest, daemon: StartDaemon) -> None:
@@ -167,6 +170,7 @@ def test_a_plain_bridge_and_the_neighbour_table(host: Host, lxc_guest: MakeLxcGu
     assert not host.outside.fetch(URL).answered
 
 
+@pytest.mark.in_turn
 @each_libvirt
 def test_a_guest_that_never_speaks_is_asked_for(
     host: Host, network: MakeNetwork, lxc_guest: MakeLxcGuest, daemon: StartDaemon
@@ -188,6 +192,7 @@ def test_a_guest_that_never_speaks_is_asked_for(
     answers(host, f"web {CLIENT6}", f"http://[{PUBLIC6}]:8000/")
 
 
+@pytest.mark.in_turn
 @each_libvirt
 def test_only_the_guest_itself_answers_for_itself(
     host: Host, network: MakeNetwork, lxc_guest: MakeLxcGuest, daemon: StartDaemon
@@ -220,6 +225,7 @@ def test_a_bridge_with_others_in_it(host: Host, lxc_guest: MakeLxcGuest, daemon:
     wait_until(lambda: not host.outside.fetch(url).answered, "the port is closed")
 
 
+@pytest.mark.in_turn
 @each_libvirt
 def test_a_bridge_without_an_address_of_the_host(host: Host, lxc_guest: MakeLxcGuest, daemon: StartDaemon) -> None:
     with plain_bridge(host):
@@ -233,6 +239,7 @@ def test_a_bridge_without_an_address_of_the_host(host: Host, lxc_guest: MakeLxcG
         guest.remove()
 
 
+@pytest.mark.in_turn
 @each_libvirt
 @pytest.mark.usefixtures("bridge")
 def test_a_plain_bridge_and_the_guest_agent(host: Host, qemu_guest: MakeQemuGuest, daemon: StartDaemon) -> None:

@@ -229,6 +229,7 @@ def test_explain_opens_nothing_that_is_refused_by_a_mark(scene: Scene, name: str
         scene.host.run("nft", "delete", "table", "inet", "geo")
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize(
     "rule",
     [
@@ -252,6 +253,7 @@ def test_explain_names_a_rule_of_policy_routing_that_bans(scene: Scene, rule: st
         scene.host.run("ip", "rule", "del", *rule.split())
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("kind", ["blackhole", "unreachable"])
 def test_explain_leads_no_way_around_a_route_that_bans(scene: Scene, kind: str) -> None:
     scene.daemon(WEB)

@@ -50,6 +50,7 @@ def test_undefined_while_it_runs_it_stays_until_it_stops(scene: Scene) -> None:
     wait_until(lambda: not conversation.goes_on(), "the connection ends")
 
 
+@pytest.mark.in_turn
 @each_libvirt
 def test_killed_with_its_controller(scene: Scene) -> None:
     scene.web.serve_tcp(9000)

@@ -28,6 +28,7 @@ def url(port: int) -> str:
     return f"http://{PUBLIC4}:{port}/"
 
 
+@pytest.mark.in_turn
 @each_libvirt
 def test_a_wrong_file_changes_nothing_and_a_corrected_one_takes_effect(shared_scene: Scene) -> None:
     scene = shared_scene
@@ -49,6 +50,7 @@ def test_a_wrong_file_changes_nothing_and_a_corrected_one_takes_effect(shared_sc
     server.stop()
 
 
+@pytest.mark.in_turn
 @each_libvirt
 def test_drop_ins_add_entries(shared_scene: Scene) -> None:
     scene = shared_scene
@@ -61,6 +63,7 @@ def test_drop_ins_add_entries(shared_scene: Scene) -> None:
         scene.host.run("rm", "-r", "/etc/portfwd.d")
 
 
+@pytest.mark.in_turn
 @each_libvirt
 def test_a_domain_by_its_uuid(shared_scene: Scene) -> None:
     shared_scene.daemon(WEB.replace('"web"', f'"{shared_scene.web.uuid}"'))
@@ -100,6 +103,7 @@ def command(host: Host, *words: str) -> tuple[int, str, str]:
     return done.returncode, done.stdout, done.stderr
 
 
+@pytest.mark.in_turn
 @each_libvirt
 def test_check_tells_every_error_with_its_line(shared_scene: Scene) -> None:
     host = shared_scene.host
@@ -111,6 +115,7 @@ def test_check_tells_every_error_with_its_line(shared_scene: Scene) -> None:
     assert command(host, "check") == (0, "/etc/portfwd.toml: fine; 1 forward\n", "")
 
 
+@pytest.mark.in_turn
 @each_libvirt
 def test_the_daemon_refuses_to_start_for_the_first_time_on_a_wrong_file(shared_scene: Scene) -> None:
     shared_scene.host.write("/etc/portfwd.toml", "[daemon]\nresync = 5\n")
@@ -129,6 +134,7 @@ def drop_ins(shared_scene: Scene) -> Iterator[str]:
     shared_scene.host.run("rm", "-r", DROP_INS)
 
 
+@pytest.mark.in_turn
 @each_libvirt
 def test_a_drop_in_that_others_can_write_opens_nothing_until_root_has_mended_that(
     shared_scene: Scene, drop_ins: str
@@ -149,6 +155,7 @@ def test_a_drop_in_that_others_can_write_opens_nothing_until_root_has_mended_tha
     scene.answers(lambda: scene.host.outside.fetch(url(9001)), f"far {CLIENT4}")
 
 
+@pytest.mark.in_turn
 @each_libvirt
 def test_what_is_no_drop_in_is_told_and_what_is_no_file_holds_nobody_up(shared_scene: Scene, drop_ins: str) -> None:
     scene, name = shared_scene, f"{drop_ins}/web.conf"
@@ -162,6 +169,7 @@ def test_what_is_no_drop_in_is_told_and_what_is_no_file_holds_nobody_up(shared_s
     assert daemon.terminate() == 0
 
 
+@pytest.mark.in_turn
 @each_libvirt
 def test_a_file_that_an_editor_has_just_emptied_closes_nothing(shared_scene: Scene) -> None:
     scene = shared_scene
@@ -181,6 +189,7 @@ def in_force(host: Host) -> dict[str, Any]:
     return configuration
 
 
+@pytest.mark.in_turn
 @each_libvirt
 def test_a_wrong_file_at_the_start_leaves_the_last_good_one_in_force(shared_scene: Scene) -> None:
     scene, host = shared_scene, shared_scene.host

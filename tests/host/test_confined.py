@@ -273,6 +273,7 @@ def test_an_inner_network_stays_unreachable_by_one_interface(
     assert not reached(host)
 
 
+@pytest.mark.in_turn
 @pytest.mark.usefixtures("inner", "mode")
 @pytest.mark.parametrize("mode", ["nat"], indirect=True)
 def test_an_inner_network_that_was_reachable_stays_so(host: Host, daemon: StartDaemon) -> None:
@@ -288,6 +289,7 @@ def test_an_inner_network_that_was_reachable_stays_so(host: Host, daemon: StartD
     assert reached(host)
 
 
+@pytest.mark.in_turn
 @pytest.mark.usefixtures("inner", "mode")
 @pytest.mark.parametrize("mode", ["isolated"], indirect=True)
 def test_the_administrator_takes_forwarding_over(host: Host, daemon: StartDaemon) -> None:
@@ -301,6 +303,7 @@ def test_the_administrator_takes_forwarding_over(host: Host, daemon: StartDaemon
     serves(host)
 
 
+@pytest.mark.in_turn
 @pytest.mark.usefixtures("inner")
 def test_a_stop_that_removes_turns_it_off(host: Host, mode: str, daemon: StartDaemon) -> None:
     host.run("sysctl", "-w", f"{SWITCH}=0")

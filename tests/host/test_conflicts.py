@@ -47,6 +47,7 @@ def trigger(host: Host) -> None:
     assert command(host, "reload").returncode == 0
 
 
+@pytest.mark.in_turn
 def test_a_process_that_listens(shared_scene: Scene, at_end: ExitStack) -> None:
     scene, host = shared_scene, shared_scene.host
     daemon = scene.daemon(WEB, OFTEN)

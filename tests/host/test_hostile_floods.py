@@ -11,6 +11,8 @@ from ipaddress import IPv4Address, IPv6Address
 from itertools import count
 from pathlib import Path
 
+import pytest
+
 from fwdaemon.core.pace import SHARE, SHARE_OF_USERS, STOCK_OF_USERS_S, STOCK_S
 from tests.conftest import MakeLxcGuest, MakeNetwork, StartDaemon
 from tests.host.conftest import each_libvirt
@@ -148,6 +150,7 @@ def processor_time(pid: int) -> float:
     return sum(map(int, words[11:15])) / 100
 
 
+@pytest.mark.in_turn
 @each_libvirt
 def test_all_floods_of_guests_together_take_their_share_of_a_core_and_no_more(
     host: Host, network: MakeNetwork, lxc_guest: MakeLxcGuest, daemon: StartDaemon

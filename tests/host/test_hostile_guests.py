@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from contextlib import closing
 from ipaddress import ip_address
 
+import pytest
+
 from tests.conftest import MakeLxcGuest, MakeNetwork, StartDaemon
 from tests.host.conftest import HEAD, WEB6, each_libvirt
 from tests.host.hostile import (
@@ -38,6 +40,7 @@ from tests.lab.place import wait_until
 URL6, THIEF_URL6 = f"http://[{PUBLIC6}]:8000/", f"http://[{PUBLIC6}]:8001/"
 
 
+@pytest.mark.in_turn
 @each_libvirt
 def test_a_dhcp_client_that_calls_itself_by_the_name_and_number_of_another(
     host: Host, network: MakeNetwork, lxc_guest: MakeLxcGuest, daemon: StartDaemon
@@ -58,6 +61,7 @@ def test_a_dhcp_client_that_calls_itself_by_the_name_and_number_of_another(
     is_sound(host, running)
 
 
+@pytest.mark.in_turn
 @each_libvirt
 def test_a_dhcp_client_with_hostile_names(
     host: Host, network: MakeNetwork, lxc_guest: MakeLxcGuest, daemon: StartDaemon
@@ -84,6 +88,7 @@ def claim6(thief: LxcGuest, address: str, asked: str = GATEWAY6) -> None:
     thief.place.udp(asked, 9, source=address, timeout=0.5)
 
 
+@pytest.mark.in_turn
 @each_libvirt
 def test_addresses_of_ipv6_that_belong_to_the_host_or_elsewhere(
     host: Host, network: MakeNetwork, lxc_guest: MakeLxcGuest, daemon: StartDaemon
@@ -101,6 +106,7 @@ def test_addresses_of_ipv6_that_belong_to_the_host_or_elsewhere(
     is_sound(host, running)
 
 
+@pytest.mark.in_turn
 @each_libvirt
 def test_an_address_of_ipv6_that_another_guest_showed_first(
     host: Host, network: MakeNetwork, lxc_guest: MakeLxcGuest, daemon: StartDaemon
@@ -139,6 +145,7 @@ def reconciles(host: Host) -> int:
     return sum(int(float(line.split()[-1])) for line in lines if line.startswith("kvm_portfwd_reconciles_total"))
 
 
+@pytest.mark.in_turn
 @each_libvirt
 def test_a_flood_of_addresses_makes_few_looks_and_holds_up_no_other_guest(
     host: Host, network: MakeNetwork, lxc_guest: MakeLxcGuest, daemon: StartDaemon

@@ -72,6 +72,7 @@ def test_the_journal_tells_a_guest_s_story(host: Host, network: MakeNetwork, lxc
     assert problem["MESSAGE"].startswith("/etc/portfwd.toml:2: ")
 
 
+@pytest.mark.in_turn
 def test_a_journal_that_takes_nothing_holds_up_nothing(scene: Scene, journald: Process) -> None:
     host, url = scene.host, f"http://{PUBLIC4}:8000/"
     before = len(actions(host))

@@ -9,8 +9,6 @@ from tests.host.conftest import HEAD, WEB4, Scene, entry
 from tests.lab.host import CLIENT4, PUBLIC4
 from tests.lab.place import wait_until
 
-pytestmark = pytest.mark.everywhere
-
 URL = f"http://{PUBLIC4}:8000/"
 WEB = entry("web", "8000:80", "WEB4")
 FAR = entry("far", "9000", "FAR4")
@@ -46,6 +44,7 @@ def test_a_stop_closes_the_port_and_a_start_opens_it(scene: Scene) -> None:
     daemon.wait_log(r"^added web: tcp \*:8000 -> 192\.168\.122\.10:80 \(domain web started")
 
 
+@pytest.mark.in_turn
 def test_a_crash_closes_the_port(scene: Scene) -> None:
     daemon = scene.daemon(WEB)
     scene.answers(lambda: scene.host.outside.fetch(URL), f"web {CLIENT4}")
@@ -54,6 +53,7 @@ def test_a_crash_closes_the_port(scene: Scene) -> None:
     assert not opens(scene, 8000)
 
 
+@pytest.mark.in_turn
 def test_paused_counts_as_running(scene: Scene) -> None:
     daemon = scene.daemon(WEB)
     scene.answers(lambda: scene.host.outside.fetch(URL), f"web {CLIENT4}")
@@ -65,15 +65,7 @@ def test_paused_counts_as_running(scene: Scene) -> None:
     assert "removed" not in daemon.process.text()
 
 
-def test_a_domain_that_is_undefined_while_it_runs_stays_reachable(scene: Scene) -> None:
-    scene.daemon(WEB)
-    scene.answers(lambda: scene.host.outside.fetch(URL), f"web {CLIENT4}")
-    with scene.web.domain() as domain:
-        domain.undefine()
-    time.sleep(1.5)
-    scene.answers(lambda: scene.host.outside.fetch(URL), f"web {CLIENT4}")
-
-
+@pytest.mark.in_turn
 def test_a_reboot_leaves_the_forward(scene: Scene) -> None:
     scene.far.serve_tcp(9000)
     daemon = scene.daemon(WEB + FAR)
@@ -96,6 +88,7 @@ def test_open_connections_end_with_their_forward_and_others_go_on(scene: Scene) 
     assert other.goes_on()
 
 
+@pytest.mark.in_turn
 def test_a_udp_flow_follows_when_a_forward_appears(scene: Scene) -> None:
     scene.host.place.serve("host", "udp", 5000)
     scene.web.serve_udp(5000)
@@ -105,6 +98,7 @@ def test_a_udp_flow_follows_when_a_forward_appears(scene: Scene) -> None:
         scene.answers(flow.ask, f"web {CLIENT4}")
 
 
+@pytest.mark.in_turn
 def test_while_libvirt_is_away_everything_stays_and_is_still_healed(scene: Scene) -> None:
     daemon = scene.daemon(WEB)
     scene.answers(lambda: scene.host.outside.fetch(URL), f"web {CLIENT4}")
@@ -119,6 +113,7 @@ def test_while_libvirt_is_away_everything_stays_and_is_still_healed(scene: Scene
     daemon.wait_log("^removed web: tcp")
 
 
+@pytest.mark.in_turn
 def test_no_answer_from_libvirt_at_start_is_not_no_domains(scene: Scene) -> None:
     first = scene.daemon(WEB)
     scene.answers(lambda: scene.host.outside.fetch(URL), f"web {CLIENT4}")

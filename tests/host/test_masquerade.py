@@ -101,6 +101,7 @@ def test_a_client_that_goes_on_sending_is_answered_once_it_is_masqueraded(shared
         shared_scene.answers(flow.ask, f"web {HOST4}")
 
 
+@pytest.mark.in_turn
 def test_status_and_rules_tell(shared_scene: Scene) -> None:
     shared_scene.daemon(entry("web", "8000:80", "WEB4", HIDDEN) + entry("far", "8001:80", "FAR4"))
     told = shared_scene.host.portfwd("status").stdout

@@ -110,6 +110,7 @@ def test_what_happens_is_measured(scene: Scene) -> None:
     assert not scene.host.place.fetch(LISTENER).answered
 
 
+@pytest.mark.in_turn
 @each_libvirt
 @pytest.mark.usefixtures("directory")
 def test_a_reload_turns_it_on_and_off(shared_scene: Scene) -> None:
@@ -125,6 +126,7 @@ def test_a_reload_turns_it_on_and_off(shared_scene: Scene) -> None:
     assert scene.host.run("ls", "-A", DIRECTORY).stdout == ""
 
 
+@pytest.mark.in_turn
 @each_libvirt
 @pytest.mark.usefixtures("directory")
 def test_a_read_only_directory_is_a_warning_once(shared_scene: Scene) -> None:
@@ -146,6 +148,7 @@ def test_a_read_only_directory_is_a_warning_once(shared_scene: Scene) -> None:
         scene.host.run("umount", DIRECTORY)
 
 
+@pytest.mark.in_turn
 @each_libvirt
 def test_without_the_library_the_daemon_tells_how_to_get_it(shared_scene: Scene) -> None:
     host = shared_scene.host

@@ -73,6 +73,7 @@ def test_streams_go_on_and_addresses_are_never_held_twice(move: Move) -> None:
     assert set(map(tuple, answerers.seen.values())) == {(1, 2, 1)}
 
 
+@pytest.mark.in_turn
 @each_libvirt
 def test_a_guest_that_runs_there_before_its_memory_does(move: Move) -> None:
     """Post-copy: the other host has the guest while most of its memory is still here."""
@@ -92,6 +93,7 @@ def test_a_guest_that_runs_there_before_its_memory_does(move: Move) -> None:
     assert set(map(tuple, holders.seen.values())) == {(1, 2)}
 
 
+@pytest.mark.in_turn
 @each_libvirt
 def test_a_guest_that_moves_paused_is_held_by_the_other_host_once_it_runs_there(move: Move) -> None:
     """Nothing says that a paused guest is handed over, until it has ended here."""
@@ -112,6 +114,7 @@ def test_a_guest_that_moves_paused_is_held_by_the_other_host_once_it_runs_there(
     assert set(map(tuple, holders.seen.values())) == {(1, 2)}
 
 
+@pytest.mark.in_turn
 @each_libvirt
 def test_streams_go_on_where_the_other_host_is_late(move: Move) -> None:
     """What the guest sends there before its addresses are there leaves with them: the daemon had heard of its copy."""

@@ -41,6 +41,7 @@ def move(pair: Pair) -> Iterator[Move]:
         yield move
 
 
+@pytest.mark.in_turn
 @each_libvirt
 def test_a_post_copy_that_fails_leaves_the_guest_with_the_host_that_goes_on_if_any(move: Move) -> None:
     """Where the receiving end dies, the first host goes on as long as it may, and later nobody can."""
@@ -61,6 +62,7 @@ def test_a_post_copy_that_fails_leaves_the_guest_with_the_host_that_goes_on_if_a
     assert not holders.both
 
 
+@pytest.mark.in_turn
 @each_libvirt
 def test_a_migration_that_fails_changes_nothing(move: Move) -> None:
     """Cancelled, and with either side killed, during the copy; daemons that start meanwhile find the same."""
@@ -106,6 +108,7 @@ def test_a_migration_that_fails_changes_nothing(move: Move) -> None:
     assert set(map(tuple, holders.seen.values())) == {(1,)}
 
 
+@pytest.mark.in_turn
 @each_libvirt
 def test_a_guest_that_dies_during_the_copy_is_held_by_neither_host(move: Move) -> None:
     pair = move.pair
@@ -122,6 +125,7 @@ def test_a_guest_that_dies_during_the_copy_is_held_by_neither_host(move: Move) -
     assert set(map(tuple, holders.seen.values())) == {(1,)}
 
 
+@pytest.mark.in_turn
 @each_libvirt
 def test_what_was_handed_over_and_not_taken_comes_back(move: Move) -> None:
     """The other host dies at the last moment, with the guest stopped here already and not yet running there."""
@@ -150,6 +154,7 @@ def test_what_was_handed_over_and_not_taken_comes_back(move: Move) -> None:
     assert not holders.both
 
 
+@pytest.mark.in_turn
 @each_libvirt
 def test_a_daemon_that_is_killed_at_the_switch_over_leaves_addresses_with_the_target(move: Move) -> None:
     """That of the host the guest leaves, then that of the host it comes to, each as soon as the guest runs there.

@@ -76,6 +76,7 @@ def test_a_forward_goes_before_it(shared_scene: Scene) -> None:
     shared_scene.answers(lambda: outside.fetch(url(MAIL4, 80)), f"web {CLIENT4}")
 
 
+@pytest.mark.in_turn
 def test_neighbours_learn_at_once_who_has_it_now(shared_scene: Scene) -> None:
     """Whoever had the address before is forgotten, though the neighbour believes to know."""
     outside, strange = shared_scene.host.outside, "02:00:00:00:00:99"
@@ -90,6 +91,7 @@ def test_neighbours_learn_at_once_who_has_it_now(shared_scene: Scene) -> None:
     shared_scene.answers(lambda: outside.fetch(url(MAIL4, 80)), f"web {CLIENT4}")
 
 
+@pytest.mark.in_turn
 def test_the_host_holds_it_while_the_guest_runs(shared_scene: Scene) -> None:
     scene, host = shared_scene, shared_scene.host
     daemon = scene.daemon(HELD)
@@ -101,6 +103,7 @@ def test_the_host_holds_it_while_the_guest_runs(shared_scene: Scene) -> None:
     scene.answers(lambda: host.outside.fetch(url(MAIL4, 80)), f"web {CLIENT4}")
 
 
+@pytest.mark.in_turn
 def test_it_comes_back_when_somebody_takes_it_away(shared_scene: Scene) -> None:
     host = shared_scene.host
     daemon = shared_scene.daemon(HELD)
@@ -111,6 +114,7 @@ def test_it_comes_back_when_somebody_takes_it_away(shared_scene: Scene) -> None:
     shared_scene.answers(lambda: host.outside.fetch(url(MAIL4, 80)), f"web {CLIENT4}")
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("end", ["flush", "reload", "kill and flush"])
 def test_what_the_admin_assigned_himself_stays(shared_scene: Scene, request: pytest.FixtureRequest, end: str) -> None:
     host = shared_scene.host

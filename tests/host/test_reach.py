@@ -18,8 +18,6 @@ from tests.lab.host import (
 )
 from tests.lab.place import wait_until
 
-pytestmark = pytest.mark.everywhere
-
 THEIRS = """
 table ip theirs {
     chain pre {
@@ -35,6 +33,7 @@ def url(address: str, port: int) -> str:
     return f"http://[{address}]:{port}/" if ":" in address else f"http://{address}:{port}/"
 
 
+@pytest.mark.everywhere
 @pytest.mark.parametrize(
     ("public", "client"),
     [(PUBLIC4, CLIENT4), (PUBLIC4_SECOND, CLIENT4), (PUBLIC6, CLIENT6), (PUBLIC6_SECOND, CLIENT6)],
@@ -50,6 +49,7 @@ def test_the_host_reaches_its_own_public_address(shared_scene: Scene, public: st
     shared_scene.answers(lambda: shared_scene.host.place.fetch(url(public, 8000)), f"web {own}")
 
 
+@pytest.mark.everywhere
 @pytest.mark.parametrize("netfilter_on_bridges", ["0", "1"])
 @pytest.mark.parametrize(("public", "gateway"), [(PUBLIC4, "192.168.122.1"), (PUBLIC6, "2001:db8:122::1")])
 def test_guests_reach_it_through_the_public_address(
@@ -64,6 +64,7 @@ def test_guests_reach_it_through_the_public_address(
     assert far.text.startswith("web ")
 
 
+@pytest.mark.everywhere
 def test_udp_and_sctp(shared_scene: Scene) -> None:
     shared_scene.web.serve_udp(53)
     shared_scene.web.serve_sctp(99)
@@ -83,6 +84,7 @@ def test_tcp_and_udp_in_one(shared_scene: Scene) -> None:
     shared_scene.answers(lambda: shared_scene.host.outside.tcp(PUBLIC4, 5353), f"web {CLIENT4}")
 
 
+@pytest.mark.everywhere
 def test_ranges_keep_or_shift_their_ports(shared_scene: Scene) -> None:
     for port in (7002, 7012, 7022):
         shared_scene.web.serve_tcp(port)
@@ -164,6 +166,7 @@ def test_the_dnat_of_another_tool_is_not_let_through(shared_scene: Scene) -> Non
         shared_scene.host.run("nft", "delete", "table", "ip", "theirs")
 
 
+@pytest.mark.in_turn
 def test_the_sysctl_is_turned_on_when_a_forward_needs_it(host: Host, shared_scene: Scene) -> None:
     host.run("sysctl", "-w", "net.ipv4.ip_forward=0")
     daemon = shared_scene.daemon(BOTH)
@@ -172,6 +175,7 @@ def test_the_sysctl_is_turned_on_when_a_forward_needs_it(host: Host, shared_scen
     assert host.run("sysctl", "-n", "net.ipv4.ip_forward").stdout == "1\n"
 
 
+@pytest.mark.in_turn
 def test_forwarding_that_is_turned_off_later_is_found_at_a_resync(host: Host, shared_scene: Scene) -> None:
     shared_scene.daemon(BOTH, HEAD + 'resync = "1s"\n')
     shared_scene.answers(lambda: host.outside.fetch(url(PUBLIC4, 8000)), f"web {CLIENT4}")
@@ -179,6 +183,7 @@ def test_forwarding_that_is_turned_off_later_is_found_at_a_resync(host: Host, sh
     wait_until(lambda: host.run("sysctl", "-n", "net.ipv4.ip_forward").stdout == "1\n", "forwarding is on again")
 
 
+@pytest.mark.in_turn
 def test_forwarding_is_left_to_the_administrator_who_says_so(host: Host, shared_scene: Scene) -> None:
     host.run("sysctl", "-w", "net.ipv4.ip_forward=0")
     try:

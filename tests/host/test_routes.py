@@ -132,6 +132,7 @@ def test_nothing_else_there_becomes_reachable(
         host.outside.run(["ip", "route", "del", "192.168.128.0/20"])
 
 
+@pytest.mark.in_turn
 @pytest.mark.usefixtures("on_link")
 def test_the_host_answers_for_them_on_the_outer_link(host: Host, guest: LxcGuest, daemon: StartDaemon) -> None:
     running = daemon(HEAD + ROUTE + 'proxy = "eth0"\n')
@@ -145,6 +146,7 @@ def test_the_host_answers_for_them_on_the_outer_link(host: Host, guest: LxcGuest
     assert not host.outside.fetch(url(ROUTED4, 80), timeout=0.3).answered
 
 
+@pytest.mark.in_turn
 @pytest.mark.usefixtures("upstream", "guest")
 def test_restarts_change_nothing_for_long(host: Host, daemon: StartDaemon) -> None:
     def probe() -> Answer:
@@ -165,6 +167,7 @@ def test_restarts_change_nothing_for_long(host: Host, daemon: StartDaemon) -> No
     answers(probe, f"routed {CLIENT4}")
 
 
+@pytest.mark.in_turn
 @pytest.mark.usefixtures("upstream", "guest")
 def test_routes_come_back_and_foreign_ones_stay(host: Host, daemon: StartDaemon) -> None:
     host.run("ip", "route", "add", "203.0.113.128/25", "via", "198.51.100.2", "proto", "static")

@@ -93,6 +93,7 @@ def test_what_status_shows(shared_scene: Scene) -> None:
     assert re.search(r"^ +/etc/portfwd\.toml:3: ", text, re.MULTILINE)
 
 
+@pytest.mark.in_turn
 @each_release
 def test_what_the_host_refuses(shared_scene: Scene) -> None:
     host = shared_scene.host
@@ -112,6 +113,7 @@ def test_what_the_kernel_refuses(shared_scene: Scene) -> None:
     assert states(shared_scene.host)["tcp *:8000"] == ("active", None)
 
 
+@pytest.mark.in_turn
 @each_release
 def test_reload_waits_and_tells_what_came_of_it(shared_scene: Scene) -> None:
     scene, host = shared_scene, shared_scene.host
@@ -151,6 +153,7 @@ def test_without_a_daemon(shared_scene: Scene) -> None:
     assert "the daemon is not running" in done.stderr
 
 
+@pytest.mark.in_turn
 @each_release
 def test_it_is_shown_again_when_it_changes(shared_scene: Scene) -> None:
     scene = shared_scene
@@ -176,6 +179,7 @@ def test_it_is_shown_again_when_it_changes(shared_scene: Scene) -> None:
     changes.stop()
 
 
+@pytest.mark.in_turn
 @each_release
 def test_members_of_the_group_may_read_and_only_root_may_reload(shared_scene: Scene) -> None:
     host = shared_scene.host
@@ -203,6 +207,7 @@ def test_members_of_the_group_may_read_and_only_root_may_reload(shared_scene: Sc
     )
 
 
+@pytest.mark.in_turn
 @each_release
 def test_a_group_that_does_not_exist_is_no_error(shared_scene: Scene) -> None:
     host = shared_scene.host
@@ -212,6 +217,7 @@ def test_a_group_that_does_not_exist_is_no_error(shared_scene: Scene) -> None:
     assert states(host)["tcp *:8000"] == ("active", None)
 
 
+@pytest.mark.in_turn
 @each_release
 def test_clients_that_never_listen_delay_nobody(shared_scene: Scene) -> None:
     scene, host = shared_scene, shared_scene.host
@@ -227,6 +233,7 @@ def test_clients_that_never_listen_delay_nobody(shared_scene: Scene) -> None:
     assert "Traceback" not in daemon.process.text()
 
 
+@pytest.mark.in_turn
 @each_release
 def test_there_is_one_daemon_only(shared_scene: Scene) -> None:
     scene, host = shared_scene, shared_scene.host
@@ -251,6 +258,7 @@ def test_there_is_one_daemon_only(shared_scene: Scene) -> None:
     assert states(host)["tcp *:8000"] == ("active", None)
 
 
+@pytest.mark.in_turn
 @each_release
 def test_on_a_terminal(shared_scene: Scene) -> None:
     host = shared_scene.host

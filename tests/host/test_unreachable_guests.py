@@ -48,6 +48,7 @@ def status(scene: Scene) -> str:
     return scene.host.portfwd("status").stdout
 
 
+@pytest.mark.in_turn
 @each_libvirt
 @pytest.mark.parametrize("written", ["", 'address = "198.51.100.50"\n'])
 def test_macvtap_is_not_reached_by_the_host(shared_scene: Scene, written: str) -> None:
@@ -68,6 +69,7 @@ def test_macvtap_is_not_reached_by_the_host(shared_scene: Scene, written: str) -
         guest.remove()
 
 
+@pytest.mark.in_turn
 @each_libvirt
 @pytest.mark.parametrize("written", ["", 'address = "10.0.2.15"\n'])
 def test_user_mode_is_not_reached_by_the_host(shared_scene: Scene, written: str) -> None:
@@ -112,6 +114,7 @@ def test_an_address_that_is_routed_to_its_bridge(shared_scene: Scene, route: str
     assert str(explained(shared_scene)["sentence"]).startswith("It works")
 
 
+@pytest.mark.in_turn
 @each_libvirt
 @pytest.mark.usefixtures("lonely_bridge")
 def test_an_address_that_is_not_routed_there_is_told_how_to_be(shared_scene: Scene) -> None:

@@ -80,6 +80,7 @@ def under(host: Host, guest: LxcGuest) -> str:
     return [word.removeprefix("dst=") for word in known if word.startswith("dst=")][-1]
 
 
+@pytest.mark.in_turn
 @pytest.mark.usefixtures("overlay")
 def test_explain_tells_of_an_overlay_network_that_is_no_uplink_and_what_makes_it_one(shared_scene: Scene) -> None:
     scene, host = shared_scene, shared_scene.host
@@ -104,6 +105,7 @@ def test_explain_tells_of_an_overlay_network_that_is_no_uplink_and_what_makes_it
     assert not [step for step in explain()["steps"] if step["step"] == "ways out"]
 
 
+@pytest.mark.in_turn
 @pytest.mark.usefixtures("links")
 def test_a_pod_is_no_way_out_and_an_overlay_network_is_one(shared_scene: Scene) -> None:
     scene, host = shared_scene, shared_scene.host

@@ -33,6 +33,7 @@ def by_itself(machine: Machine) -> None:
     machine.run("kvm-portfwd", "reload")
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("reload", [by_systemctl, by_signal, by_itself])
 def test_a_reload_takes_up_what_is_new_and_touches_nothing_else(
     service: Sandbox, reload: Callable[[Machine], None]
@@ -49,6 +50,7 @@ def test_a_reload_takes_up_what_is_new_and_touches_nothing_else(
     assert machine.property("ActiveState") == "active"
 
 
+@pytest.mark.in_turn
 def test_a_wrong_configuration_at_a_reload_leaves_the_old_one_in_force(service: Sandbox) -> None:
     machine = service.machine
     daemon, rules = machine.property("MainPID"), machine.own_rules()
@@ -63,6 +65,7 @@ def test_a_wrong_configuration_at_a_reload_leaves_the_old_one_in_force(service: 
     assert (machine.property("ActiveState"), machine.property("MainPID")) == ("active", daemon)
 
 
+@pytest.mark.in_turn
 def test_a_wrong_configuration_at_a_start_is_told_once_and_not_tried_again(service: Sandbox) -> None:
     machine = service.machine
     rules = machine.own_rules()

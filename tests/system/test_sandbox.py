@@ -27,7 +27,8 @@ from tests.system.sandbox import (
     guests_on,
 )
 
-pytestmark = pytest.mark.everywhere
+# What does not depend on where the rules are is shown with each systemd.
+each_release = pytest.mark.on(LibvirtFirewall.IPTABLES, LibvirtFirewall.NFTABLES)
 
 OWN_NETWORK = "192.168.122.1"
 
@@ -52,6 +53,7 @@ def url(address: str, port: int, path: str = "") -> str:
     return f"http://{host}:{port}/{path}"
 
 
+@pytest.mark.everywhere
 def test_forwards_lead_to_guests_and_the_host_forwards_packets(sandbox: Sandbox) -> None:
     outside = sandbox.machine.outside
     server = sandbox.web.serve_udp(53)
@@ -67,6 +69,7 @@ def test_forwards_lead_to_guests_and_the_host_forwards_packets(sandbox: Sandbox)
     sandbox.answers(lambda: outside.fetch(url(PUBLIC6, 8080)), f"web {CLIENT6}")
 
 
+@pytest.mark.everywhere
 def test_guests_reach_themselves_through_the_host(sandbox: Sandbox) -> None:
     sandbox.answers(lambda: sandbox.web.place.fetch(url(PUBLIC4, 8080)), f"web {OWN_NETWORK}")
     sandbox.answers(lambda: sandbox.mail.place.fetch(url(PUBLIC4, 8080)), f"web {MAIL4}")
@@ -76,6 +79,7 @@ def test_forwards_answer_on_127_0_0_1(sandbox: Sandbox) -> None:
     sandbox.answers(lambda: sandbox.machine.place.fetch(url("127.0.0.1", 8080)), f"web {OWN_NETWORK}")
 
 
+@each_release
 def test_a_public_address_is_assigned_and_the_neighbours_are_told(sandbox: Sandbox) -> None:
     outside, strange = sandbox.machine.outside, "02:00:00:00:00:99"
     for address in (MAIL4, MAIL6):
@@ -86,6 +90,7 @@ def test_a_public_address_is_assigned_and_the_neighbours_are_told(sandbox: Sandb
     sandbox.says(f"restored mail: all of {MAIL4}")
 
 
+@each_release
 def test_routed_addresses_are_answered_for_on_the_link_outside(sandbox: Sandbox) -> None:
     outside = sandbox.machine.outside
     outside.run(["ip", "neighbour", "flush", "dev", "eth0"])
@@ -99,6 +104,7 @@ def test_routed_addresses_are_answered_for_on_the_link_outside(sandbox: Sandbox)
     wait_until(is_known, f"somebody answers for {ROUTED6}")
 
 
+@pytest.mark.everywhere
 def test_what_was_wiped_is_put_back(sandbox: Sandbox) -> None:
     machine = sandbox.machine
     if machine.flavour.firewall is LibvirtFirewall.LEGACY:
@@ -111,6 +117,7 @@ def test_what_was_wiped_is_put_back(sandbox: Sandbox) -> None:
     sandbox.answers(lambda: machine.outside.fetch(url(PUBLIC4, 8080)), f"web {CLIENT4}")
 
 
+@each_release
 def test_a_lease_makes_a_forward_live_and_the_files_of_the_dhcp_server_are_watched(sandbox: Sandbox) -> None:
     machine = sandbox.machine
     sandbox.leased.take_lease()
@@ -153,6 +160,7 @@ def test_a_reload_ends_the_connections_of_what_went_and_no_others(sandbox: Sandb
     other.stop()
 
 
+@each_release
 def test_members_of_the_group_may_ask_and_nobody_else(sandbox: Sandbox) -> None:
     def ask(group: str) -> str:
         words = ["setpriv", "--reuid=nobody", "--regid=nogroup", f"--groups={group}", "kvm-portfwd", "status"]
@@ -168,6 +176,7 @@ def test_explain_walks_through_the_host_from_outside_the_unit(sandbox: Sandbox) 
     assert f"{WEB4}:80" in told.stdout
 
 
+@each_release
 def test_a_service_on_a_forwarded_port_is_named(sandbox: Sandbox) -> None:
     serve = Path(__file__).parents[1] / "lab/serve.py"
     words = ["systemd-run", "--quiet", "--unit=rival", "/usr/bin/python3", str(serve), "rival", "tcp", "8080"]
@@ -183,6 +192,7 @@ def test_a_service_on_a_forwarded_port_is_named(sandbox: Sandbox) -> None:
         sandbox.configure(EVERYTHING)
 
 
+@each_release
 def test_metrics_are_in_the_collectors_directory_and_for_this_host(sandbox: Sandbox) -> None:
     metric = "kvm_portfwd_build_info"
     wait_until(lambda: metric in sandbox.machine.run("cat", TEXTFILE, check=False).stdout, "the file is there")
@@ -190,6 +200,7 @@ def test_metrics_are_in_the_collectors_directory_and_for_this_host(sandbox: Sand
     wait_until(lambda: metric in local.fetch(url("127.0.0.1", METRICS_PORT, "metrics")).text, "metrics are served")
 
 
+@each_release
 def test_what_metrics_need_beyond_that_is_named_and_a_drop_in_gives_it(sandbox: Sandbox) -> None:
     machine, directory = sandbox.machine, "/srv/metrics"
     page = url(PUBLIC4, METRICS_PORT, "metrics")
