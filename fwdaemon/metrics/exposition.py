@@ -5,13 +5,12 @@ https://prometheus.io/docs/instrumenting/exposition_formats/
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler
+from functools import cache
 from importlib.util import find_spec
 from io import BufferedIOBase, BytesIO
 from pathlib import Path
 from sys import stderr
 from typing import IO, Any, Final, NamedTuple, TypeAlias, cast
-from wsgiref.handlers import SimpleHandler
 
 from fwdaemon.config.model import Config, MetricsSettings
 from fwdaemon.core.types import Origin
@@ -56,7 +55,7 @@ class Exposition:
 
     def answer(self, request: bytes) -> list[bytes]:
         """Give the answer to the head of a request, in pieces, since what many ask for is not to be copied for each."""
-        return _Request(request, self._answered).answer
+        return _handler()(request, self._answered)
 
     def _answered(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> list[bytes]:
         """Answer as a WSGI application (PEP 3333)."""
@@ -79,27 +78,33 @@ class Exposition:
         return asked, head
 
 
-class _Request(BaseHTTPRequestHandler):
-    """A request that is answered in memory, by an application for GET, and otherwise by the standard library."""
+@cache
+def _handler() -> Callable[[bytes, _App], list[bytes]]:
+    """Give what answers a request in memory, by an application for GET, and otherwise by the standard library."""
+    from http.server import BaseHTTPRequestHandler  # noqa: PLC0415 - with it 20 ms, and most hosts have no metrics
+    from wsgiref.handlers import SimpleHandler  # noqa: PLC0415  as above
 
-    def __init__(self, request: bytes, app: _App) -> None:
-        self._app = app
-        self.answer: list[bytes] = []
-        self.rfile, self.wfile = BytesIO(request), _Writer(self.answer)
-        self.handle()
+    class Request(BaseHTTPRequestHandler):
+        def __init__(self, request: bytes, app: _App) -> None:
+            self._app = app
+            self.answer: list[bytes] = []
+            self.rfile, self.wfile = BytesIO(request), _Writer(self.answer)
+            self.handle()
 
-    def do_GET(self) -> None:
-        """Answer with all metrics, whatever the path and the query are: each choice would be one more form."""
-        environ = {
-            **_PLAIN,
-            "SERVER_PROTOCOL": self.request_version,
-            "HTTP_ACCEPT": self.headers.get("Accept", ""),
-            "HTTP_ACCEPT_ENCODING": self.headers.get("Accept-Encoding", ""),
-        }
-        SimpleHandler(self.rfile, cast(IO[bytes], self.wfile), stderr, environ, multithread=False).run(self._app)
+        def do_GET(self) -> None:
+            """Answer with all metrics, whatever the path and the query are: each choice would be one more form."""
+            environ = {
+                **_PLAIN,
+                "SERVER_PROTOCOL": self.request_version,
+                "HTTP_ACCEPT": self.headers.get("Accept", ""),
+                "HTTP_ACCEPT_ENCODING": self.headers.get("Accept-Encoding", ""),
+            }
+            SimpleHandler(self.rfile, cast(IO[bytes], self.wfile), stderr, environ, multithread=False).run(self._app)
 
-    def log_message(self, *_: object) -> None:
-        """Say nothing: whoever asks could fill the journal."""
+        def log_message(self, *_: object) -> None:
+            """Say nothing: whoever asks could fill the journal."""
+
+    return lambda request, app: Request(request, app).answer
 
 
 class _Writer(BufferedIOBase):

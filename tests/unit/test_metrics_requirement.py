@@ -1,5 +1,6 @@
 """Metrics need a library that not everybody has; who asks for them without it is told how to get it."""
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -37,3 +38,9 @@ def test_nothing_is_missing_where_nothing_is_asked_for(
 ) -> None:
     monkeypatch.setitem(sys.modules, "prometheus_client", None)
     assert check(tmp_path / "portfwd.toml", text) == 0
+
+
+def test_without_metrics_the_daemon_loads_nothing_that_serves_them() -> None:
+    script = "import sys, fwdaemon.commands.run; print({'http.server', 'prometheus_client'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)  # noqa: S603  ours
+    assert done.stdout == "set()\n"
