@@ -3,6 +3,7 @@
 What helpers expect (FTP) lives as long as the connection it belongs to; what stops being allowed is ended.
 """
 
+import itertools
 import re
 import socket
 from collections.abc import Callable, Iterator
@@ -91,26 +92,24 @@ def test_answers_leave_by_the_uplink_that_the_administrator_marked(shared_scene:
         shared_scene.answers(lambda: host.outside.fetch(URL), f"web {CLIENT4}")
 
 
-@pytest.mark.parametrize("chain", ["PREROUTING", "FORWARD"])
-@pytest.mark.parametrize("written", WRITTEN)
-def test_what_others_write_to_marks_closes_nothing(shared_scene: Scene, written: str, chain: str) -> None:
+def test_what_others_write_to_marks_closes_nothing(shared_scene: Scene) -> None:
     shared_scene.daemon(WEB)
-    with mangled(shared_scene.host, (chain, f"-j CONNMARK {written}")):
-        shared_scene.answers(lambda: shared_scene.host.outside.fetch(URL), f"web {CLIENT4}")
-        told = shared_scene.host.portfwd("explain", f"{PUBLIC4}:8000").stdout
-        assert "It works" in told
+    for written, chain in itertools.product(WRITTEN, ("PREROUTING", "FORWARD")):
+        with mangled(shared_scene.host, (chain, f"-j CONNMARK {written}")):
+            shared_scene.answers(lambda: shared_scene.host.outside.fetch(URL), f"web {CLIENT4}")
+            told = shared_scene.host.portfwd("explain", f"{PUBLIC4}:8000").stdout
+            assert "It works" in told, (written, chain)
 
 
-@pytest.mark.parametrize("written", WRITTEN)
-def test_what_others_write_to_marks_keeps_no_connection_of_a_forward_that_went(
-    shared_scene: Scene, written: str
-) -> None:
+def test_what_others_write_to_marks_keeps_no_connection_of_a_forward_that_went(shared_scene: Scene) -> None:
     daemon = shared_scene.daemon(WEB)
-    with mangled(shared_scene.host, ("FORWARD", f"-j CONNMARK {written}")):
-        conversation = shared_scene.converse(9000)
-        assert conversation.goes_on()
-        daemon.reload_with(filled(HEAD))
-        wait_until(lambda: not conversation.goes_on(), "the connection ends")
+    for written in WRITTEN:
+        with mangled(shared_scene.host, ("FORWARD", f"-j CONNMARK {written}")):
+            conversation = shared_scene.converse(9000)
+            assert conversation.goes_on(), written
+            daemon.reload_with(filled(HEAD))
+            wait_until(lambda: not shared_scene.conversations[-1].goes_on(), f"the connection ends, with {written}")
+            daemon.reload_with(filled(HEAD + WEB))
 
 
 def test_no_mark_opens_anything_or_has_a_connection_of_others_ended(shared_scene: Scene) -> None:
