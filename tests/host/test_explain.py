@@ -162,12 +162,14 @@ def test_localhost(patient: Patient) -> None:
 # --- libvirt and the guest -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.in_turn
 @each_libvirt
 def test_a_domain_that_does_not_run(patient: Patient) -> None:
     patient.web.stop()
     patient.is_cured_of("domain-not-running")
 
 
+@pytest.mark.in_turn
 @each_libvirt
 def test_a_network_that_is_not_active(patient: Patient) -> None:
     patient.host.libvirt.destroy_network("default")
@@ -175,12 +177,14 @@ def test_a_network_that_is_not_active(patient: Patient) -> None:
     patient.is_cured_of("network-not-active")
 
 
+@pytest.mark.in_turn
 @each_libvirt
 def test_an_interface_that_was_unplugged(patient: Patient) -> None:
     patient.host.run("ip", "link", "set", port_of(patient.web), "nomaster")
     patient.is_cured_of("unplugged")
 
 
+@pytest.mark.in_turn
 @each_libvirt
 def test_a_guest_without_an_address(patient: Patient) -> None:
     patient.host.libvirt.define_network("leased", "192.168.124.0/24", dhcp=True)
@@ -194,6 +198,7 @@ def test_a_guest_without_an_address(patient: Patient) -> None:
     patient.far = far
 
 
+@pytest.mark.in_turn
 @each_libvirt
 def test_libvirt_is_away(patient: Patient) -> None:
     patient.stop()
@@ -203,6 +208,7 @@ def test_libvirt_is_away(patient: Patient) -> None:
     patient.is_cured_of("libvirt-unreachable")
 
 
+@pytest.mark.in_turn
 def test_while_libvirt_is_away_what_is_in_the_kernel_works(patient: Patient) -> None:
     patient.host.libvirt.stop()
     patient.mend.callback(patient.host.libvirt.start)
@@ -300,12 +306,14 @@ def test_connections_that_are_not_tracked(patient: Patient) -> None:
     patient.is_cured_of("untracked")
 
 
+@pytest.mark.in_turn
 def test_forwarding_is_off(patient: Patient) -> None:
     patient.load(WEB, HEAD + "ip_forward = false\n")
     patient.host.run("sysctl", "-w", "net.ipv4.ip_forward=0")
     patient.is_cured_of("forwarding-off")
 
 
+@pytest.mark.in_turn
 def test_the_answer_would_leave_by_another_interface(patient: Patient) -> None:
     patient.host.run("sysctl", "-w", "net.ipv4.conf.eth1.rp_filter=1")
     patient.mend.callback(patient.host.run, "sysctl", "-w", "net.ipv4.conf.eth1.rp_filter=0")
@@ -313,6 +321,7 @@ def test_the_answer_would_leave_by_another_interface(patient: Patient) -> None:
     patient.is_cured_of("reverse-path", *asked, probe=lambda: patient.fetch(OTHER_LINK4, source=CLIENT4_SECOND))
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("route", [(f"{WEB4}/32", "via", CLIENT4), ("prohibit", f"{WEB4}/32")])
 def test_a_route_that_leads_elsewhere(patient: Patient, route: tuple[str, ...]) -> None:
     patient.host.run("ip", "route", "add", *route)

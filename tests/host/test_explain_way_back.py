@@ -40,6 +40,7 @@ def without_default_route(patient: Patient) -> None:
         web.run("ip", family, "route", "flush", "default")
 
 
+@pytest.mark.in_turn
 def test_an_isolated_network_gives_no_router(patient: Patient) -> None:
     patient.host.libvirt.define_network("alone", "192.168.125.0/24", mode="isolated", dhcp=True)
     patient.mend.callback(patient.host.libvirt.remove_network, "alone")
@@ -67,6 +68,7 @@ def test_datagrams_have_no_way_back_either(patient: Patient) -> None:
     patient.is_cured_of("no-way-back", f"{PUBLIC4}:5353/udp", probe=probe)
 
 
+@pytest.mark.in_turn
 def test_the_host_itself_is_off_the_link_at_its_public_address(patient: Patient) -> None:
     without_default_route(patient)
     assert patient.explain(ASKED, "--from", PUBLIC4)["cause"] == "no-way-back"
@@ -74,6 +76,7 @@ def test_the_host_itself_is_off_the_link_at_its_public_address(patient: Patient)
     assert patient.explain(ASKED, "--from", NEIGHBOUR4)["works"]
 
 
+@pytest.mark.in_turn
 def test_another_gateway(patient: Patient) -> None:
     patient.mend.callback(patient.web.run, "ip", "route", "replace", "default", "via", "192.168.122.1")
     patient.web.run("ip", "route", "replace", "default", "via", NEIGHBOUR4)
@@ -89,6 +92,7 @@ def test_a_public_address_is_no_forward_and_cannot_masquerade(patient: Patient) 
     assert report["sentence"] == "Give the guest its default route through 192.168.122.1."
 
 
+@pytest.mark.in_turn
 def test_the_guests_own_firewall_is_not_to_be_evaded(patient: Patient) -> None:
     rule = "tcp dport 80 ip saddr != 192.168.122.0/24 drop"
     patient.mend.callback(patient.web.run, "nft", "flush", "ruleset")

@@ -67,6 +67,7 @@ def test_every_protocol_reaches_a_guest(
     assert host.place.sctp(address, 1000, timeout=PATIENCE).text == expected
 
 
+@pytest.mark.in_turn
 @each_libvirt
 def test_probe_tells_refusal_from_silence(host: Host) -> None:
     host.run("nft", "add table inet lab_drop")
@@ -78,6 +79,7 @@ def test_probe_tells_refusal_from_silence(host: Host) -> None:
     host.run("nft", "delete table inet lab_drop")
 
 
+@pytest.mark.in_turn
 @each_libvirt
 @pytest.mark.parametrize(
     ("source", "target"),
