@@ -13,6 +13,7 @@ from fwdaemon.hypervisor.connection import EventLoop
 from tests.conftest import MakeLxcGuest, MakeNetwork, MakeQemuGuest
 from tests.host.conftest import each_libvirt
 from tests.lab import host as lab_host
+from tests.lab.command import LabError
 from tests.lab.domain import Link
 from tests.lab.host import SOURCE, Host
 from tests.lab.place import PATIENCE, wait_until
@@ -39,6 +40,17 @@ def test_nothing_of_the_program_is_compiled_at_its_start(host: Host) -> None:
     sources = [line.rpartition(" from ")[2] for line in told.splitlines() if line.startswith("# code object from ")]
     assert any("/fwdaemon/__pycache__/cli." in source for source in sources)
     assert [source for source in sources if "/fwdaemon/" in source and source.endswith(".py")] == []
+
+
+@pytest.mark.in_turn
+def test_commands_end_as_they_do_when_the_program_is_started_for_them(host: Host) -> None:
+    host.write("/etc/portfwd.toml", "nonsense = 1\n")
+    for words in (("check",), ("--version",), ("nonsense",), ("reload",), ("import", "-")):
+        started = host.place.run([host.python, "-m", "fwdaemon", *words], stdin="*nat\nwhat\n", check=False)
+        done = host.portfwd(*words, stdin="*nat\nwhat\n", check=False)
+        assert (done.returncode, done.stdout, done.stderr) == (started.returncode, started.stdout, started.stderr)
+    with pytest.raises(LabError, match="nonsense"):
+        host.portfwd("check")
 
 
 def test_guest_answers_its_host_and_is_closed_to_outside(
