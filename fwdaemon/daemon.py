@@ -40,10 +40,9 @@ from fwdaemon.netfilter import Monitor, Netfilter
 from fwdaemon.reconcile import Conflicts, HostNetwork, Reconciler, Request, Seams
 from fwdaemon.resolve.placement import Placer
 from fwdaemon.status.notify import Pulse
-from fwdaemon.status.records import Records
+from fwdaemon.status.records import Records, UsageReader
 from fwdaemon.status.reloads import STATE, Reading, Reloads, Start, Written
 from fwdaemon.status.rows import summary
-from fwdaemon.status.usage import UsageReader
 from fwdaemon.triggers import TriggerQueue, Triggers
 
 _log = logging.getLogger(__name__)

@@ -26,8 +26,8 @@ from fwdaemon.netfilter import Netfilter
 from fwdaemon.resolve.placement import desired_state
 from fwdaemon.status import table
 from fwdaemon.status.model import SCHEMA_VERSION, Configuration, Header, LibvirtState, Rules, State, Status
+from fwdaemon.status.records import UsageReader
 from fwdaemon.status.rows import Facts, rows
-from fwdaemon.status.usage import UsageReader
 
 # A status without a daemon to ask: what the configuration and libvirt want, and what of it the kernel holds.
 _NOT_THERE: Final = "not in the kernel; the daemon would put it there"

@@ -5,8 +5,8 @@ from dataclasses import replace
 from fwdaemon.core.exposures import Exposure
 from fwdaemon.core.state import Desired
 from fwdaemon.netfilter import Backend
+from fwdaemon.status.records import UsageReader
 from fwdaemon.status.rows import Readings
-from fwdaemon.status.usage import UsageReader
 from tests.kernel.conftest import GATE, GUESTS
 from tests.kernel.scene import Plan
 from tests.kernel.topology import PORT, Topology
