@@ -26,10 +26,9 @@ from fwdaemon.errors import KernelError, PortfwdError
 from fwdaemon.kernel.rtnetlink import interface_names
 from fwdaemon.legacy.client import HelperClient, LateError, UnusableError
 from fwdaemon.legacy.difference import change_text, restore_text
-from fwdaemon.legacy.gates import LegacyGates
+from fwdaemon.legacy.gates import LegacyGates, LegacyMonitor
 from fwdaemon.legacy.info import TableInfo, chain_names, existing_tables, table_entries, table_info
 from fwdaemon.legacy.model import CONFINED, FWD, OWN_CHAINS, Head, ObservedTable, Table, TableName, confined_from
-from fwdaemon.legacy.monitor import LegacyMonitor
 from fwdaemon.legacy.ruleset import Plan, Tables, links, tables, uplinks_named
 from fwdaemon.legacy.translation import Counter, counting_rules, packets
 from fwdaemon.resolve.flows import Ended, Flow

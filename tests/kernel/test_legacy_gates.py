@@ -10,10 +10,9 @@ from fwdaemon.core.report import Actor, ActorKind
 from fwdaemon.core.types import Family
 from fwdaemon.legacy.backend import LegacyBackend
 from fwdaemon.legacy.client import HelperClient
-from fwdaemon.legacy.gates import LegacyGates
+from fwdaemon.legacy.gates import LegacyGates, LegacyMonitor
 from fwdaemon.legacy.info import chain_names, existing_tables, table_info
 from fwdaemon.legacy.model import TableName
-from fwdaemon.legacy.monitor import LegacyMonitor
 from tests.kernel.legacy import foreign, iptables, own, saved
 from tests.kernel.test_nftables import ALL
 
