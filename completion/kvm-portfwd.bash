@@ -9,7 +9,7 @@ _kvm_portfwd() {
     # For readline, the "=" of an option is a word.
     [[ $before == = ]] && before=${COMP_WORDS[COMP_CWORD - 2]}
     if ((COMP_CWORD == 1)); then
-        _kvm_portfwd_words "run check status plan rules explain import reload flush --help --version"
+        _kvm_portfwd_words "run check status plan rules explain import port reload flush --help --version"
     elif [[ $before == --config ]]; then
         compopt -o default
     elif [[ $before == --from ]]; then
@@ -26,13 +26,14 @@ _kvm_portfwd_options() {
         status) echo --json --watch ;;
         plan) echo --exit-code --json ;;
         explain) echo --from --json ;;
+        port) echo --json --port-only ;;
     esac
 }
 
 _kvm_portfwd_arguments() {
     case $1 in
         check | import) compopt -o default ;;
-        status) _kvm_portfwd_domains ;;
+        status | port) _kvm_portfwd_domains ;;
         explain) _kvm_portfwd_addresses ;;
     esac
 }

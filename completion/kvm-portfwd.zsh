@@ -18,6 +18,8 @@ _kvm-portfwd() {
         (status) _arguments $options $json '--watch[show it again each time it changes]' '*:domain:_kvm-portfwd_domains' ;;
         (plan) _arguments $options $json '--exit-code[exit with 3 if anything would change]' ;;
         (explain) _arguments $options $json '--from=[who connects]:address:' ':address:_kvm-portfwd_addresses' ;;
+        (port) _arguments $options $json '--port-only[print the number of one port alone]' \
+            ':domain:_kvm-portfwd_domains' ':port of the guest:' ;;
         (import) _arguments $options '*:file:_files' ;;
         (*) _arguments $options ;;
     esac
@@ -32,6 +34,7 @@ _kvm-portfwd_commands() {
         'rules:print the rules that would be written now'
         'explain:say where a connection would stop, and why'
         'import:turn what another tool keeps into a configuration'
+        'port:print the ports of the host that lead to a domain'
         'reload:have the daemon read its configuration again'
         'flush:take away all that is ours'
     )

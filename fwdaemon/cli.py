@@ -6,6 +6,7 @@ Every error of ours ends as one line on standard error and an exit code; a trace
 import argparse
 import io
 import os
+import re
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -22,11 +23,16 @@ _CONFIG_REFUSED = 78
 # What shells tell of a program that SIGINT ended.
 _INTERRUPTED = 130
 
+# Commands that are part of another one.
+_SHARED = {"port": "status"}
+_LAST_PORT = 65535
+_PROTOCOLS = ("tcp", "udp", "sctp")
 _COMMANDS = {
     "run": "run the daemon in the foreground",
     "check": "check the configuration and report every error",
     "plan": "show what would change in the kernel now, without changing it",
     "status": "show what is reachable, what is not and why, and the state of the daemon",
+    "port": "print the ports of the host that lead to a domain",
     "reload": "have the daemon reload its configuration, and report the outcome",
     "rules": "print the rules that would be written now, without writing them",
     "explain": "follow one connection through the host, and say where it stops and why",
@@ -61,7 +67,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _module(command: str) -> str:
     """Name a command's module; a word of Python's own cannot be one, so it has `_` at its end."""
-    return f"fwdaemon.commands.{command}{'_' if iskeyword(command) else ''}"
+    module = _SHARED.get(command, command)
+    return f"fwdaemon.commands.{module}{'_' if iskeyword(module) else ''}"
+
+
+def _guest_port(text: str) -> tuple[int, str | None]:
+    """Read a port of a guest, with or without its protocol."""
+    port, slash, protocol = text.partition("/")
+    if not re.fullmatch("[1-9][0-9]{0,4}", port) or int(port) > _LAST_PORT or (slash and protocol not in _PROTOCOLS):
+        raise argparse.ArgumentTypeError(f"{text!a} is no port; write one such as 22 or 53/udp")
+    return int(port), protocol or None
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -88,6 +103,13 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("--json", action="store_true", help="print JSON")
             command.add_argument("--watch", action="store_true", help="show it again each time it changes")
             command.add_argument("names", nargs="*", metavar="DOMAIN", help="only these domains and networks")
+        if name == "port":
+            command.add_argument("--json", action="store_true", help="print JSON")
+            command.add_argument("--port-only", action="store_true", help="print the number of one port alone")
+            command.add_argument("domain", metavar="DOMAIN", help="libvirt name of the domain")
+            command.add_argument(
+                "guest", nargs="?", type=_guest_port, metavar="PORT[/PROTOCOL]", help="of the guest; default: all"
+            )
         if name == "check":
             command.add_argument(
                 "file", nargs="?", type=Path, metavar="FILE", help="instead of the file named by --config"

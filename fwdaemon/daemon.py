@@ -32,12 +32,14 @@ from fwdaemon.errors import ConfigError, HangingError, PortfwdError, shortage
 from fwdaemon.events import ConnectionState, Inventories, Sources
 from fwdaemon.hostnet.owned_state import DIRECTORY
 from fwdaemon.kernel import memory
+from fwdaemon.kernel.listeners import ports_in_use
 from fwdaemon.kernel.memory import ShortageHandler, begun
 from fwdaemon.kernel.process import HASTE, Worker, budget_of_guests, budget_of_users, processor_time_here
 from fwdaemon.metrics.exposition import satisfied
 from fwdaemon.metrics.reporter import Reporter
 from fwdaemon.netfilter import Monitor, Netfilter
 from fwdaemon.reconcile import Conflicts, HostNetwork, Reconciler, Request, Seams
+from fwdaemon.resolve.expansion import Sockets
 from fwdaemon.resolve.placement import Placer
 from fwdaemon.status.notify import Pulse
 from fwdaemon.status.records import Records, UsageReader
@@ -71,6 +73,7 @@ class Parts:
     guests: Budget = field(default_factory=budget_of_guests)  # of all of these
     users: Budget = field(default_factory=budget_of_users)
     pauses: Pauses = field(default_factory=Pauses)
+    occupied: Callable[[], Sockets] = ports_in_use
 
 
 class Daemon:
@@ -106,7 +109,7 @@ class Daemon:
         manager.metrics = self._reporter.text
         self._beginning: asyncio.Future[None] | None = None
         self._first_pass = asyncio.Event()
-        self._placer = Placer(self._written.choice)
+        self._placer = Placer(self._written.choice, self._written.ports, parts.occupied)
         self._reloaded, self._failure = False, ""
         self._retry, self._rereading, self._unread = self._backoff(), self._backoff(), WarnOnce()
         self._short = self._backoff()
@@ -216,7 +219,8 @@ class Daemon:
         triggers, began = self._trigger_queue.take(), time.monotonic()
         try:
             with self._pulse.watchdog.bounded("a comparison with the kernel"):
-                changed = await self._worker.submit(lambda: self._reconciled(inventory, triggers))
+                answered_at = began if all(link.connected for link in self._connections()) else None
+                changed = await self._worker.submit(lambda: self._reconciled(inventory, triggers, answered_at))
         except (PortfwdError, OSError) as error:  # no descriptor is to be had, either
             if isinstance(error, HangingError):  # it has taken long enough
                 self._retry.settle()
@@ -232,17 +236,17 @@ class Daemon:
         else:
             self._settle(began, triggers, changed=changed)
 
-    def _reconciled(self, inventory: Inventory, triggers: Triggers) -> bool:
+    def _reconciled(self, inventory: Inventory, triggers: Triggers, answered_at: float | None) -> bool:
         budget = self._parts.users if triggers.by_users else self._parts.guests
         with budget.charged(processor_time_here, to_guests=triggers.provoked or triggers.by_users):
             with memory.collecting_later():
-                changed = self._reconcile(inventory, triggers)
+                changed = self._reconcile(inventory, triggers, answered_at)
             if triggers.full:
                 # A listing of many forwards takes several times what is kept of it.
                 memory.give_back()
         return changed
 
-    def _reconcile(self, inventory: Inventory, triggers: Triggers) -> bool:
+    def _reconcile(self, inventory: Inventory, triggers: Triggers, answered_at: float | None) -> bool:
         request = Request(
             triggers.reasons,
             triggers.actors,
@@ -256,7 +260,9 @@ class Daemon:
             provoked=triggers.provoked,
             overheard=self._overheard,
         )
-        return self._reconciler.reconcile(self._placer.place(self._config, inventory), request)
+        desired = self._placer.place(self._config, inventory, answered_at)
+        lines.assigned(self._placer.assigned)
+        return self._reconciler.reconcile(desired, request)
 
     def _overheard(self) -> tuple[tuple[Actor, ...], tuple[Reason, ...]]:
         """Ask the loop, from the worker, what was heard since the look began: kernel and libvirt may tell by now."""
@@ -272,6 +278,7 @@ class Daemon:
         if (placement := self._placer.placement) is not None:
             self._inventories.sources.search(placement.desired.silent, placement.inventory)
         self._written.keep_choice(self._placer.chosen)
+        self._written.keep_ports(self._placer.ports)
         if (report := self._reconciler.report) is not None:
             seconds = time.monotonic() - began
             self._records.pass_ended(report, seconds)

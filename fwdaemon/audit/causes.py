@@ -213,6 +213,11 @@ _HINDRANCES: Final[Mapping[HindranceKind, Callable[[Hindrance], str]]] = {
     HindranceKind.ADDRESS_CONTESTED: lambda found: (
         f"{found.address} is claimed by both {_names(found)} ({found.source})"
     ),
+    HindranceKind.CLAIMED: lambda found: (
+        f"port {found.ports} is claimed by domain {_names(found)}{f' ({found.origin})' if found.origin else ''}"
+    ),
+    HindranceKind.NO_FREE_PORT: lambda found: f"no port of auto_ports ({found.ports}) is free",
+    HindranceKind.NO_RUNNING_DOMAIN: lambda _: "no running domain has such a name",
     HindranceKind.HELD_ELSEWHERE: lambda found: (
         f"the machine at {_names(found)} has {found.address}, and clients come here once this host has it"
     ),

@@ -10,9 +10,10 @@ from fwdaemon.audit.causes import format_cause, why
 from fwdaemon.audit.throttle import Flapped
 from fwdaemon.config.files import about_ignored
 from fwdaemon.core.exposures import Exposure, Owner
-from fwdaemon.core.report import Cause, GateChange, Setting
+from fwdaemon.core.report import Assigned, Cause, GateChange, Setting
 from fwdaemon.core.state import Waiting
 from fwdaemon.core.text import printable, shown
+from fwdaemon.core.types import Origin
 from fwdaemon.errors import Problem
 
 # The audit: one line for each change, which a person can read months later.
@@ -33,6 +34,7 @@ MESSAGE_IDS: Final = {
     "removed": "5f6741e7993842329d5a0ceff56415bb",
     "restored": "cb5edc2f5ce24856ae3c8759d69ef7be",
     "waiting": "7d2f4c60768140a8b03280356192e5bb",
+    "assigned": "dc953e92568c45debfe30f3380da4bb9",
     "adopted": "4d567da7df8f4466bbe096a3db8b9bba",
     "ended": "fef759c7ba8842fd8f3ec266c2456a74",
     "moved": "16db21cce5354404be20362ba5644dc9",
@@ -79,6 +81,21 @@ def waiting(entries: Iterable[Waiting]) -> None:
         reason = why(entry.reason)
         text = f"waiting {_who(entry.owner)}: {reason} ({entry.origin})"
         _write("waiting", text, _owner_field(entry.owner) | {"PORTFWD_CAUSE": reason})
+
+
+def assigned(ports: Iterable[Assigned]) -> None:
+    """Say which ports of the host domains were given, and in place of which others."""
+    for item in ports:
+        listen, target = f"{item.protocol} *:{item.port}", f"{item.protocol} {item.guest}"
+        text = f"assigned {item.port} to {shown(item.domain)}: {target} ({item.origin})"
+        cause = "" if item.moved is None else f"{item.moved} {_why_not(item.claimed)}"
+        fields = {"PORTFWD_DOMAIN": item.domain, "PORTFWD_LISTEN": listen, "PORTFWD_TARGET": target}
+        fields |= {"PORTFWD_CAUSE": cause} if cause else {}
+        _write("assigned", f"{text}, since {cause}" if cause else text, fields)
+
+
+def _why_not(claimed: Origin | None) -> str:
+    return "is not among auto_ports" if claimed is None else f"is claimed at {claimed}"
 
 
 def moved(text: str) -> None:

@@ -31,7 +31,7 @@ class NewProblems:
 
         That one of these stopped is said with its exposures.
         """
-        present = dict.fromkeys(entries)
+        present = dict.fromkeys(entry for entry in entries if not entry.is_idle)
         unsaid = [entry for entry in present if entry not in self._waiting]
         new = [entry for entry in unsaid if everything or not (entry.stopped and entry.owner in live)]
         self._waiting = frozenset(present)

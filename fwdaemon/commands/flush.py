@@ -15,7 +15,7 @@ from fwdaemon.events import take_inventory
 from fwdaemon.hostnet.host_network import SystemHostNetwork
 from fwdaemon.kernel.process import Runner, SystemRunner
 from fwdaemon.netfilter import Netfilter
-from fwdaemon.resolve.placement import forwarded
+from fwdaemon.resolve.neighbours import forwarded
 from fwdaemon.status.reloads import STATE, LastGood
 
 

@@ -13,9 +13,11 @@ from fwdaemon.core.text import shown
 from fwdaemon.events import take_inventory
 from fwdaemon.hostnet.host_network import SystemHostNetwork
 from fwdaemon.hostnet.owned_state import LedTo
+from fwdaemon.kernel.listeners import ports_in_use
 from fwdaemon.kernel.process import SystemRunner
 from fwdaemon.netfilter import Netfilter
 from fwdaemon.resolve.placement import desired_state
+from fwdaemon.status.reloads import PortRecords
 
 SCHEMA_VERSION = 1
 _CHANGES = 3
@@ -24,7 +26,9 @@ _CHANGES = 3
 def run(options: argparse.Namespace) -> int:
     """Print the changes forward by forward, then as native text; 3 with `--exit-code` if there are any."""
     config = configuration.load(options.config)
-    desired = desired_state(config, asyncio.run(take_inventory(config.daemon.libvirt)), LedTo().chosen)
+    desired = desired_state(
+        config, asyncio.run(take_inventory(config.daemon.libvirt)), LedTo().chosen, PortRecords().known(), ports_in_use
+    )
     rules = Netfilter(SystemRunner(), config.daemon.backend)
     host = SystemHostNetwork(rules.confined)
     try:

@@ -1,4 +1,7 @@
-"""`kvm-portfwd status`: show what is reachable, what is not and why, and the state of the daemon."""
+"""`kvm-portfwd status`: show what is reachable, what is not and why, and the state of the daemon.
+
+`kvm-portfwd port` prints a part of it: the ports of the host that lead to a domain.
+"""
 
 import argparse
 import asyncio
@@ -6,7 +9,9 @@ import json
 import os
 import sys
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,17 +21,20 @@ from fwdaemon.config.model import Config
 from fwdaemon.control import client
 from fwdaemon.core.report import ApplyResult, joined
 from fwdaemon.core.state import Desired
-from fwdaemon.core.text import shown
+from fwdaemon.core.text import printable, shown
+from fwdaemon.core.types import Address, PortRange, show_endpoint
 from fwdaemon.errors import PortfwdError
 from fwdaemon.events import take_inventory
 from fwdaemon.hostnet.host_network import SystemHostNetwork
 from fwdaemon.hostnet.owned_state import LedTo
+from fwdaemon.kernel.listeners import ports_in_use
 from fwdaemon.kernel.process import SystemRunner
 from fwdaemon.netfilter import Netfilter
 from fwdaemon.resolve.placement import desired_state
 from fwdaemon.status import table
 from fwdaemon.status.model import SCHEMA_VERSION, Configuration, Header, LibvirtState, Rules, State, Status
 from fwdaemon.status.records import UsageReader
+from fwdaemon.status.reloads import PortRecords
 from fwdaemon.status.rows import Facts, rows
 
 # A status without a daemon to ask: what the configuration and libvirt want, and what of it the kernel holds.
@@ -42,7 +50,9 @@ def status_without_daemon(path: Path) -> Status:
 
     """
     config = configuration.load(path)
-    desired = desired_state(config, asyncio.run(take_inventory(config.daemon.libvirt)), LedTo().chosen)
+    desired = desired_state(
+        config, asyncio.run(take_inventory(config.daemon.libvirt)), LedTo().chosen, PortRecords().known(), ports_in_use
+    )
     netfilter = Netfilter(SystemRunner(), config.daemon.backend)
     found = _look(config, desired, netfilter)
     facts = Facts(config, desired, desired.lacking(found.mended), _NOT_THERE, State.WAITING)
@@ -77,6 +87,8 @@ _PATIENCE_S: Final = 15.0
 
 def run(options: argparse.Namespace) -> int:
     """Ask the daemon; without one, look at the kernel and at libvirt, and say so."""
+    if options.command == "port":
+        return _port(options)
     if options.watch:
         return _watch(options)
     try:
@@ -142,3 +154,83 @@ def _of(status: Mapping[str, Any], names: Collection[str]) -> Mapping[str, Any]:
     if not names:
         return status
     return {**status, "openings": [exposure for exposure in status["openings"] if exposure["owner"] in names]}
+
+
+# The ports of the host that lead to a domain.
+_EVERY: Final = {4: "0.0.0.0", 6: "::"}  # noqa: S104  what stands for every address, nothing listens there
+_ALL_PORTS: Final = "1-65535"
+
+
+@dataclass(frozen=True, slots=True)
+class _Way:
+    """Where a port of the host, or a range, leads to a domain, and to which of its ports."""
+
+    address: Address
+    ports: PortRange
+    protocol: str | None
+    guest: PortRange
+    automatic: bool
+
+    @property
+    def rank(self) -> tuple[object, ...]:
+        """Those on every address come first, and of these the lowest port."""
+        return not self.address.is_unspecified, self.ports, self.address.version, int(self.address), self.protocol or ""
+
+    def to(self, port: int) -> "_Way":
+        """Give the part of it that leads to one port of the guest."""
+        host = self.ports.first + port - self.guest.first
+        return replace(self, ports=PortRange(host, host), guest=PortRange(port, port))
+
+    def as_json(self) -> dict[str, object]:
+        """Give the JSON form."""
+        return {
+            "address": str(self.address),
+            "ports": str(self.ports),
+            "protocol": self.protocol,
+            "guest_ports": str(self.guest),
+            "automatic": self.automatic,
+        }
+
+    def __str__(self) -> str:
+        return show_endpoint(self.address, self.ports)
+
+
+def _port(options: argparse.Namespace) -> int:
+    """Print what leads to the domain, or to one port of it, each once; 1 where nothing does."""
+    exposures = [exposure for exposure in _ask()["openings"] if _is_of(exposure, options.domain)]
+    ways = [_way(exposure) for exposure in exposures if exposure["state"] == State.ACTIVE]
+    if options.guest is not None:
+        port, protocol = options.guest
+        ways = [way.to(port) for way in ways if port in way.guest and protocol in (None, way.protocol or protocol)]
+    ways.sort(key=lambda way: way.rank)
+    if options.json:
+        print(json.dumps({"schema_version": SCHEMA_VERSION, "ports": [way.as_json() for way in ways]}, indent=2))
+    elif options.port_only:
+        print(*(way.ports.first for way in ways[:1]), sep="\n", end="\n" if ways else "")
+    else:
+        print(*dict.fromkeys(map(str, ways)), sep="\n", end="\n" if ways else "")
+    if not ways:
+        print(f"kvm-portfwd: {_nothing(options, exposures)}", file=sys.stderr)
+    return int(not ways)
+
+
+def _is_of(exposure: Mapping[str, Any], domain: str) -> bool:
+    return bool(exposure["owner"] == domain and exposure["owner_kind"] == "domain")
+
+
+def _way(exposure: Mapping[str, Any]) -> _Way:
+    address = ip_address(exposure["address"] or _EVERY[exposure["family"]])
+    ports, guest = (_range(exposure[key] or _ALL_PORTS) for key in ("ports", "target_ports"))
+    return _Way(address, ports, exposure["protocol"], guest, exposure["automatic"])
+
+
+def _range(text: str) -> PortRange:
+    first, _, last = text.partition("-")
+    return PortRange(int(first), int(last or first))
+
+
+def _nothing(options: argparse.Namespace, exposures: Collection[Mapping[str, Any]]) -> str:
+    """Say that nothing leads there, and why not as far as that is known."""
+    there = f"port {options.guest[0]} of {shown(options.domain)}" if options.guest else shown(options.domain)
+    reasons = dict.fromkeys(exposure["reason"] for exposure in exposures if exposure["reason"])
+    return printable("; ".join([f"no port of this host leads to {there} now", *reasons]))

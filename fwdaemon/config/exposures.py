@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 from typing import Final, TypeVar
 
 from fwdaemon.config.addresses import EveryAddressError, parse_listen, parse_public, parse_routed, parse_source
-from fwdaemon.config.model import KEYS, Entry, ForwardEntry, NatEntry, PortMapping, RouteEntry
-from fwdaemon.config.names import parse_holding, parse_incoming, parse_network
+from fwdaemon.config.model import KEYS, AutoMapping, Entry, ForwardEntry, NatEntry, PortMapping, RouteEntry
+from fwdaemon.config.names import is_pattern, parse_domain, parse_domains, parse_holding, parse_incoming, parse_network
 from fwdaemon.config.node import Node, read_distinct, read_guest, read_key, require
 from fwdaemon.config.overlap import (
     families_of_entry,
@@ -120,17 +120,24 @@ def _read_forward(node: Node) -> tuple[ForwardEntry, ...]:
     if not is_sound:
         return ()
     refuse_port_contradictions(entry, specs)
-    return (replace(entry, mappings=tuple(mapping for item, spec in specs for mapping in _mappings(item, spec))),)
+    found = [mapping for item, spec in specs for mapping in _mappings(item, spec)]
+    fixed = tuple(mapping for mapping in found if isinstance(mapping, PortMapping))
+    return (replace(entry, mappings=fixed, auto=tuple(item for item in found if isinstance(item, AutoMapping))),)
 
 
 def _read_without_ports(node: Node, fields: Mapping[str, Node]) -> ForwardEntry:
+    guest = read_guest(node, fields, parse_domains)
+    several = is_pattern(guest["domain"])
+    if not several and guest["domain"]:
+        guest["domain"] = parse_domain(guest["domain"])
     entry = ForwardEntry(
         mappings=(),
         origin=node.origin,
         interface=read_key(fields, "interface", parse_incoming, "eth0"),
         sources=_read_many(fields, "sources", parse_source, "203.0.113.0/24"),
         masquerade="masquerade" in fields and fields["masquerade"].flag(default=False),
-        **read_guest(node, fields),
+        is_pattern=several,
+        **guest,
     )
     if "listen" not in fields:
         return entry
@@ -185,9 +192,12 @@ def _distinct(specs: Iterable[tuple[Node, PortSpec]]) -> list[tuple[Node, PortSp
     return [(item, spec) for spec, item in found.items()]
 
 
-def _mappings(item: Node, spec: PortSpec) -> Iterator[PortMapping]:
+def _mappings(item: Node, spec: PortSpec) -> Iterator[PortMapping | AutoMapping]:
     for protocol in spec.protocols:
-        yield PortMapping(spec.host, spec.guest, protocol, spec.listen, item.origin)
+        if spec.host is None:
+            yield AutoMapping(spec.guest.first, protocol, spec.listen, item.origin)
+        else:
+            yield PortMapping(spec.host, spec.guest, protocol, spec.listen, item.origin)
 
 
 # One `[[nat]]`, key by key.

@@ -170,6 +170,7 @@ def _build(main: Path, sources: Mapping[Path, bytes | str], problems: list[Probl
         next((contents.metrics for contents in files if contents.metrics), MetricsSettings()),
     )
     problems += find_conflicts(config.forwards)
+    problems += _without_pool(main, config, problems)
     problems += find_public_conflicts([entry for contents in files for entry in _in_order(contents)])
     if problems:
         raise ConfigError(_bounded(sorted(problems, key=lambda found: (found.file != main, found.file, found.line))))
@@ -197,6 +198,15 @@ def _emptied(main: Path, sources: Mapping[Path, bytes], live: Config | None) -> 
             what = f"is empty, while {lost} {'entry is' if lost == 1 else 'entries are'} in force"
             problems.append(Problem(file, 1, f"{what}; if none is meant, {remedy}"))
     return problems
+
+
+def _without_pool(main: Path, config: Config, known: Iterable[Problem]) -> list[Problem]:
+    """Tell of automatic ports that there is nothing to take from, unless the main file could not be read whole."""
+    if config.daemon.auto_ports is not None or any(problem.file == main for problem in known):
+        return []
+    origins = dict.fromkeys(mapping.origin for entry in config.forwards for mapping in entry.auto)
+    remedy = f'write auto_ports = "20000-29999" in [daemon] of {main}'
+    return [Problem(at.file, at.line, f"an automatic port has no range to come from; {remedy}") for at in origins]
 
 
 def _in_order(contents: Contents) -> list[Entry]:

@@ -24,7 +24,8 @@ KEYS: Final[Mapping[str, tuple[str, ...]]] = {
     "nat": ("address", "assign", "domain", "mac", "network", "public"),
     "route": ("addresses", "network", "proxy"),
     "daemon": (
-        *("backend", "behind", "gates", "ip_forward", "label", "libvirt", "localhost", "on_stop", "resync", "uplinks"),
+        *("auto_ports", "backend", "behind", "gates", "ip_forward", "label", "libvirt", "localhost", "on_stop"),
+        *("resync", "uplinks"),
     ),
     "metrics": ("listen", "textfile"),
     "control": ("group",),
@@ -48,7 +49,10 @@ class OnStop(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class DaemonSettings:
-    """The `[daemon]` table, defaults filled in. Without `uplinks`, they are those that routes lead out by."""
+    """The `[daemon]` table, defaults filled in. Without `uplinks`, they are those that routes lead out by.
+
+    `auto_ports` are the ports of the host that `auto:…` takes from; without it no entry has such ports.
+    """
 
     libvirt: tuple[str, ...] = ("qemu:///system",)
     backend: BackendChoice = BackendChoice.AUTO
@@ -60,6 +64,7 @@ class DaemonSettings:
     gates: tuple[Gate, ...] = ()
     uplinks: frozenset[str] = frozenset()
     behind: tuple[str, ...] = BEHIND
+    auto_ports: PortRange | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +102,7 @@ class PortMapping:
     """One element of `ports`, for one protocol: `tcp+udp` becomes two of these.
 
     `host` and `guest` have the same width and are mapped one to one, in order. `listen` is the address written inside
-    the port string itself, if one is.
+    the port string itself, if one is. `auto` says that `host` was assigned.
     """
 
     host: PortRange
@@ -105,6 +110,7 @@ class PortMapping:
     protocol: Protocol
     listen: Address | None
     origin: Origin
+    auto: bool = False
 
     @property
     def shift(self) -> int:
@@ -113,13 +119,32 @@ class PortMapping:
 
 
 @dataclass(frozen=True, slots=True)
-class ForwardEntry:
-    """One `[[forward]]`.
+class AutoMapping:
+    """One `auto:PORT` of `ports`, for one protocol: each domain has a port of the host of its own for it.
 
-    `domain` is a libvirt name or UUID, exactly as written, and may be any text. Empty `listen` means every local
-    address, empty `sources` anyone. At most one of `network` and `mac` is set; `mac` is in lower case with colons.
-    Where `listen` is set, no mapping has a listening address of its own. With `masquerade` the guest sees an address of
-    the host instead of the client's.
+    `listen` is as in `PortMapping`.
+    """
+
+    guest: int
+    protocol: Protocol
+    listen: Address | None
+    origin: Origin
+
+    def at(self, port: int) -> PortMapping:
+        """Give what it is once it has a port."""
+        guest = PortRange(self.guest, self.guest)
+        return PortMapping(PortRange(port, port), guest, self.protocol, self.listen, self.origin, auto=True)
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardEntry:
+    """One `[[forward]]`, or, with `called`, what one of the domains asks for that fit its pattern.
+
+    `domain` is a libvirt name or UUID, and may be any text; with `is_pattern`, it is a shell pattern of names. `called`
+    is the name of a domain that `domain` gives by its UUID. Empty `listen` means every local address, empty `sources`
+    anyone. At most one of `network` and `mac` is set; `mac` is in lower case with colons. Where `listen` is set, no
+    mapping has a listening address of its own. With `masquerade` the guest sees an address of the host instead of the
+    client's. `auto` are the ports that are not written, but assigned.
     """
 
     kind: ClassVar[Kind] = Kind.FORWARD
@@ -134,27 +159,48 @@ class ForwardEntry:
     network: str | None = None
     mac: str | None = None
     masquerade: bool = False
+    auto: tuple[AutoMapping, ...] = ()
+    is_pattern: bool = False
+    called: str | None = None
 
     @property
     def owner(self) -> Owner:
-        """Whom it is for, as written."""
-        return Owner(self.domain)
+        """Whom it is for: by name where that is known, and else as written."""
+        return Owner(self.called or self.domain)
 
     @property
     def number(self) -> int:
         """For how many it counts: a port string for two protocols is two forwards."""
-        return len(self.mappings)
+        return len(self.mappings) + len(self.auto)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it takes an inventory to say what it asks for."""
+        return self.is_pattern or bool(self.auto)
 
     def claims(self) -> Iterator[tuple[Claim, Origin]]:
-        """Give what packets it is for, each with its place in the configuration."""
+        """Give what packets it is for, each with its place in the configuration; automatic ports are not known."""
         for mapping in self.mappings:
-            for listen in (mapping.listen,) if mapping.listen is not None else self.listen or (None,):
-                where = None if listen is None else Family.of(listen), mapping.protocol, listen, mapping.host, None
-                yield Claim(self.kind, *where, self.interface, self.sources, self.masquerade), mapping.origin
+            for claim in self.claims_of(mapping):
+                yield claim, mapping.origin
+
+    def every_claim(self) -> Iterator[tuple[Claim, Origin]]:
+        """Give those too that have no port yet."""
+        yield from self.claims()
+        for mapping in self.auto:
+            for claim in self.claims_of(mapping):
+                yield claim, mapping.origin
+
+    def claims_of(self, mapping: PortMapping | AutoMapping) -> Iterator[Claim]:
+        """Give what packets one of its mappings is for, at each of the addresses it listens on."""
+        ports, auto = (mapping.host, mapping.auto) if isinstance(mapping, PortMapping) else (None, True)
+        for listen in (mapping.listen,) if mapping.listen is not None else self.listen or (None,):
+            where = None if listen is None else Family.of(listen), mapping.protocol, listen, ports, None
+            yield Claim(self.kind, *where, self.interface, self.sources, self.masquerade, auto)
 
     def format(self, listens: str) -> str:
         """Say what it does with what comes there."""
-        return f"forwards {listens} to {shown(self.domain)}{', masqueraded' if self.masquerade else ''}"
+        return f"forwards {listens} to {shown(self.owner.name)}{', masqueraded' if self.masquerade else ''}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +213,8 @@ class NatEntry:
 
     kind: ClassVar[Kind] = Kind.NAT
     number: ClassVar[int] = 1
+    is_pattern: ClassVar[bool] = False
+    is_open: ClassVar[bool] = False
     interface: ClassVar[None] = None
     sources: ClassVar[tuple[Subnet, ...]] = ()
     masquerade: ClassVar[bool] = False
@@ -188,6 +236,8 @@ class NatEntry:
         """Give what packets it is for, each with its place in the configuration."""
         yield Claim(self.kind, Family.of(self.public), address=self.public), self.origin
 
+    every_claim = claims
+
     def format(self, _: str) -> str:
         """Say what it does with what comes there."""
         return f"makes {self.public} the guest {shown(self.domain)}"
@@ -203,6 +253,7 @@ class RouteEntry:
 
     kind: ClassVar[Kind] = Kind.ROUTE
     number: ClassVar[int] = 1
+    is_open: ClassVar[bool] = False
     interface: ClassVar[None] = None
     sources: ClassVar[tuple[Subnet, ...]] = ()
     masquerade: ClassVar[bool] = False
@@ -221,6 +272,8 @@ class RouteEntry:
     def claims(self) -> Iterator[tuple[Claim, Origin]]:
         """Give what packets it is for, each with its place in the configuration."""
         yield Claim(self.kind, Family.of(self.subnet), subnet=self.subnet), self.origin
+
+    every_claim = claims
 
     def format(self, _: str) -> str:
         """Say what it does with what comes there."""
@@ -265,10 +318,10 @@ class Config:
 
     @property
     def guest_entries(self) -> tuple[GuestEntry, ...]:
-        """Those that lead to guests."""
-        return (*self.forwards, *self.nats)
+        """Those that lead to guests, each to one."""
+        return (*(entry for entry in self.forwards if not entry.is_pattern), *self.nats)
 
     @property
     def entries(self) -> tuple[Entry, ...]:
         """All of them."""
-        return (*self.guest_entries, *self.routes)
+        return (*self.forwards, *self.nats, *self.routes)

@@ -16,6 +16,11 @@ _LONGEST_INTERFACE: Final = 15  # bytes: the kernel's IFNAMSIZ less the final NU
 # As fnmatch(3), shells and regular expressions have them, among what names are mostly made of, and nothing else: a
 # bracket, a brace or a sign may well be in a name.
 _PATTERN: Final = re.compile(r"[*?]|\[[!^]|\[[^]]-[^]]|\[[0-9]{2,}\]|\{[^}]*(?:,|\.\.)[^}]*\}|^\^|\([^)|]*\|[^)]*\)")
+# What a shell has for several names at once, besides the pattern of one.
+_OTHER_PATTERN: Final = re.compile(r"\{[^}]*(?:,|\.\.)[^}]*\}|^\^|\([^)|]*\|[^)]*\)")
+# The parts of a shell pattern, as Python's fnmatch reads them: a bracket that is not closed is one.
+_PART: Final = re.compile(r"(?P<any>[*?])|\[(?P<set>!?(?:\][^]]*|[^]]+))\]|(?P<plain>.)", re.DOTALL)
+_WILD: Final = frozenset("*?[")
 _MOSTLY: Final = re.compile(r"[\w.,:@+^$()|!*?\[\]{}\\-]+")
 _LIST: Final = re.compile(r"([\w.-]+)(?:\s*[,;|]\s*[\w.-]+)+")
 # What templates and shells fill in, and instructions have in its place: `${WEB}`, `$WEB`, `{{ web }}`, `<name>`.
@@ -88,17 +93,38 @@ def parse_network(text: str) -> str:
     return parse_name(text)
 
 
+def is_pattern(text: str) -> bool:
+    """Whether a text that `parse_domains` has read stands for several names."""
+    return any(part["any"] or (part["set"] and part["set"] not in _WILD) for part in _PART.finditer(text))
+
+
+def as_pattern(name: str) -> str:
+    """Write the name of one domain so that none of its characters stands for others."""
+    return re.sub(r"[*?[]", r"[\g<0>]", name)
+
+
 def parse_domain(text: str) -> str:
-    """Read what names one domain: its name, or its UUID."""
+    """Read what names one domain: its name, in which `[*]` is a `*`, or its UUID."""
+    named = parse_domains(text)
+    if is_pattern(named):
+        really = f"{quote(as_pattern(text))} if that is its name" if as_pattern(text) != text else "or its UUID"
+        raise GrammarError(f"{quote(text)} is a pattern of names, and one domain is needed; write its name, {really}")
+    return "".join(part["plain"] or part["set"] for part in _PART.finditer(named))
+
+
+def parse_domains(text: str) -> str:
+    """Read what names one domain, or a shell pattern of names."""
     _refuse_length(text)
     remedy = "write one entry for each domain, by its UUID if its name really"
     if text.lower() in _EVERY:
         raise GrammarError(f"{quote(text)} names no single domain; {remedy} is that")
     if _LIST.fullmatch(text):
         raise GrammarError(f"{quote(text)} looks like a list of names; {remedy} has such a character")
-    if _is_pattern(text):
-        what = "looks like a pattern, and patterns are not supported"
+    if _MOSTLY.fullmatch(text) and _OTHER_PATTERN.search(text):
+        what = "looks like a pattern of another kind than *, ? and [a-z]"
         raise GrammarError(f"{quote(text)} {what}; {remedy} has such a character")
+    for part in _PART.finditer(text):
+        _refuse_odd_set(text, part)
     if _BLANK.fullmatch(text):
         shows = "write the name that virsh shows, or its UUID if that is it"
         raise GrammarError(f"{quote(text)} is to be filled in, which nothing does here; {shows}")
@@ -106,6 +132,18 @@ def parse_domain(text: str) -> str:
         raise GrammarError(f'{quote(text)} looks like a UUID and is none; write the one that "virsh domuuid" shows')
     _refuse_unseen(text, _seen(text).strip(_NOT_SHOWN), ", or its UUID if virsh really shows that")
     return parse_name(text)
+
+
+def _refuse_odd_set(text: str, part: re.Match[str]) -> None:
+    """Refuse brackets that stand for one character, as in the names of some domains, and the sign that others have."""
+    inside, before, after = part["set"] or "", text[: part.start()], text[part.end() :]
+    if inside.startswith("^"):
+        right = quote(f"{before}[!{inside[1:]}]{after}")
+        raise GrammarError(f'{quote(text)} has "[^", which is "[!" in a shell pattern; write {right}')
+    if len(inside) == 1 and inside not in _WILD:
+        right = quote(f"{before}{inside}{after}")
+        really = quote(as_pattern(text))
+        raise GrammarError(f"{quote(text)} has one character in brackets; write {right}, {really} if that is its name")
 
 
 def _seen(text: str) -> str:

@@ -305,11 +305,11 @@ def read_key(fields: Mapping[str, Node], key: str, parse: Callable[[str], T], ex
     return fields[key].text(parse, example) if key in fields else None
 
 
-def read_guest(node: Node, fields: Mapping[str, Node]) -> Guest:
+def read_guest(node: Node, fields: Mapping[str, Node], parse: Callable[[str], str] = parse_domain) -> Guest:
     """Read the keys of `Guest`; a domain that is missing or wrong is recorded and stands as the empty name."""
     require(node, fields, "domain", 'domain = "…" with the name or UUID that virsh shows')
     return Guest(
-        domain=read_key(fields, "domain", parse_domain, "web1") or "",
+        domain=read_key(fields, "domain", parse, "web1") or "",
         address=read_key(fields, "address", parse_guest, "192.168.122.50"),
         network=read_key(fields, "network", parse_network, "default"),
         mac=read_key(fields, "mac", parse_mac, "52:54:00:12:34:56"),

@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from ipaddress import ip_network
-from itertools import islice
+from itertools import chain, islice
 from typing import Final, TypeAlias
 
 from fwdaemon.config.addresses import show_relation
@@ -47,6 +47,7 @@ def families_of_entry(entry: Entry) -> frozenset[Family]:
 def refuse_contradictions(entry: ForwardEntry, fields: Mapping[str, Node]) -> None:
     """Record what an entry's keys say against each other."""
     _refuse_two_interfaces(fields)
+    _refuse_one_guest(entry, fields)
     listen, guest, sources = families_of(entry.listen), families_of(_guest(entry)), families_of(entry.sources)
     if not guest & listen:
         _refuse_families(fields["address"], guest, f"listen is {_show(listen)}")
@@ -88,6 +89,14 @@ def refuse_port_contradictions(entry: ForwardEntry, specs: Collection[tuple[Node
             _refuse_families(item, here, f"the guest's address is {_show(families_of(_guest(entry)))}")
         elif not here & families_of(entry.sources):
             _refuse_families(item, here, f"sources are {_show(families_of(entry.sources))}")
+
+
+def _refuse_one_guest(entry: ForwardEntry, fields: Mapping[str, Node]) -> None:
+    """Record what only one guest can have beside a pattern of names."""
+    for key in ("address", "mac"):
+        if entry.is_pattern and key in fields:
+            what = f"is one guest's, and domain is the pattern {quote(entry.domain)}"
+            fields[key].refuse(f"{what}; remove it, or write an entry for that guest by its name")
 
 
 def _refuse_two_interfaces(fields: Mapping[str, Node]) -> None:
@@ -150,8 +159,16 @@ _Pair: TypeAlias = tuple[_Claim, _Claim]
 
 
 def find_conflicts(entries: Sequence[ForwardEntry]) -> list[Problem]:
-    """Return a problem for each pair of port strings that claim the same, at the later one, `cut_short`."""
-    return cut_short(_describe(*pair) for pair in _distinct(_find_pairs(_claims(entries))))
+    """Return a problem for each pair of port strings that claim the same, at the later one, `cut_short`.
+
+    Which domains fit a pattern is known when they run, and who goes before whom is told then: of patterns, only those
+    that are the same are compared.
+    """
+    alike: defaultdict[str | None, list[ForwardEntry]] = defaultdict(list)
+    for entry in entries:
+        alike[entry.domain if entry.is_pattern else None].append(entry)
+    pairs = (_distinct(_find_pairs(_claims(together))) for together in alike.values())
+    return cut_short(_describe(*pair) for pair in chain.from_iterable(pairs))
 
 
 def _claims(entries: Iterable[ForwardEntry]) -> Iterator[_Claim]:

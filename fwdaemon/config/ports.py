@@ -1,4 +1,4 @@
-"""The short form of ports: `[ADDRESS:]HOST[-HOST][:GUEST[-GUEST]][/tcp|udp|sctp|tcp+udp]`.
+"""The short form of ports: `[ADDRESS:]HOST[-HOST][:GUEST[-GUEST]][/tcp|udp|sctp|tcp+udp]`, or `auto:GUEST`.
 
 It is Docker's, made strict: decimal ASCII digits only, nothing before a port but an address, ranges of equal width
 mapped one to one, and IPv6 addresses in brackets, since their colons would be read as ours.
@@ -24,6 +24,8 @@ _PROTOCOLS = {
 }
 # What most of them are, and nothing of what is refused below.
 _ORDINARY = re.compile(r"[0-9]{1,5}(?:-[0-9]{1,5})?(?::[0-9]{1,5}(?:-[0-9]{1,5})?)?(?:/[a-z+]{1,9})?")
+_AUTO = re.compile(r"(?i)(?<![a-z])auto(?![a-z])")
+_AUTO_PORT = re.compile(r"(?P<before>(?:[^/]*:)?)auto:(?P<guest>[^:]*)")
 # Blanks, and what stands before another port.
 _SEVERAL = re.compile(r"\s|[,;](?=[0-9[])")
 # `53:53:udp`, `53 udp`, `udp:53`; `8000:8010:9000` and `8000:8010:9000:9010`.
@@ -63,16 +65,20 @@ _SUPPORTED = "write /tcp, /udp, /sctp or /tcp+udp"
 
 @dataclass(frozen=True, slots=True)
 class PortSpec:
-    """One port string, understood: `host` and `guest` have equal width, `listen` is the address written in it."""
+    """One port string, understood: `host` and `guest` have equal width, `listen` is the address written in it.
+
+    A `host` of `None` is `auto`, and `guest` one port then.
+    """
 
     listen: Address | None
-    host: PortRange
+    host: PortRange | None
     guest: PortRange
     protocols: tuple[Protocol, ...]
 
     def __str__(self) -> str:
         """Write it so that parsing gives the same again."""
-        host = str(self.host) if self.listen is None else show_endpoint(self.listen, self.host)
+        ports = "auto" if self.host is None else str(self.host)
+        host = ports if self.listen is None else show_endpoint(self.listen, ports)
         return f"{host}:{self.guest}/{'+'.join(self.protocols)}"
 
 
@@ -83,6 +89,8 @@ def parse_ports(text: str) -> PortSpec:
 
 @lru_cache(maxsize=1024)  # thousands of entries may have the same one
 def _parse(text: str) -> PortSpec:
+    if _AUTO.search(text):
+        return _parse_auto(text)
     if _ORDINARY.fullmatch(text) is None:
         _refuse_strange_characters(text)
         _refuse_other_forms(text)
@@ -95,6 +103,30 @@ def _parse(text: str) -> PortSpec:
     guest = _parse_range(text, guest_text) if colon else host
     _refuse_unequal_widths(text, numbers, host, guest)
     return PortSpec(listen, host, guest, protocols)
+
+
+def _parse_auto(text: str) -> PortSpec:
+    """Read a port string whose port of the host is assigned: it is one without that port and its colon."""
+    remedy = 'write "auto:" and one port of the guest, as in "auto:22"'
+    match = _AUTO_PORT.fullmatch(text)
+    if match is None or not match["guest"]:
+        raise GrammarError(f"{quote(text)} is no automatic port; {_auto_meant(text) or remedy}")
+    try:
+        spec = _parse(f"{match['before']}{match['guest']}")
+    except GrammarError as error:
+        raise GrammarError(f"{quote(text)}: {error}") from None
+    if spec.guest != spec.host or bool(match["before"]) != (spec.listen is not None):
+        raise GrammarError(f"{quote(text)} has a port of the host beside auto; {remedy}")
+    if spec.guest.width > 1:
+        raise GrammarError(f"{quote(text)} names {spec.guest.width} ports of the guest; {remedy} in each string")
+    return PortSpec(spec.listen, None, spec.guest, spec.protocols)
+
+
+def _auto_meant(text: str) -> str:
+    """Give what is meant by `auto` in other letters, or in another place."""
+    plain = re.sub(r"\s+", "", text).replace("AUTO", "auto").replace("Auto", "auto")
+    found = [plain, re.sub(r"\A([^/]*):auto((?:/.*)?)\Z", r"auto:\1\2", plain)]
+    return next((f"write {quote(right)}" for right in found if right != text and _is_right(right)), "")
 
 
 def _refuse_strange_characters(text: str) -> None:

@@ -22,7 +22,7 @@ from fwdaemon.config.names import parse_ban_chain, parse_gate, parse_interface, 
 from fwdaemon.config.node import Node, among_several, read_distinct, read_key
 from fwdaemon.config.ports import LAST_PORT
 from fwdaemon.core.text import GrammarError, quote, show, suggest
-from fwdaemon.core.types import Gate
+from fwdaemon.core.types import Gate, PortRange
 
 # The `[control]` table.
 _DEFAULTS: Final = ControlSettings()
@@ -133,6 +133,7 @@ _OTHER_UNITS: Final = {
 _SHORTEST_RESYNC: Final = timedelta(seconds=1)
 _LONGEST_RESYNC: Final = timedelta(days=1)
 _LAST_LABEL: Final = 127
+_AUTO_PORTS: Final = "20000-29999"
 # What an earlier version used instead of the label, written in many files.
 _MARK: Final = "mark"
 _NO_MARK: Final = (
@@ -160,6 +161,7 @@ def read_daemon(node: Node) -> DaemonSettings:
         gates=_read_gates(fields["gates"]) if "gates" in fields else _SECTIONS_DEFAULTS.gates,
         uplinks=_read_uplinks(fields["uplinks"]) if "uplinks" in fields else _SECTIONS_DEFAULTS.uplinks,
         behind=_read_behind(fields["behind"]) if "behind" in fields else _SECTIONS_DEFAULTS.behind,
+        auto_ports=_read_auto_ports(fields["auto_ports"]) if "auto_ports" in fields else None,
     )
 
 
@@ -238,6 +240,27 @@ def _read_uplinks(node: Node) -> frozenset[str]:
 
 def _read_behind(node: Node) -> tuple[str, ...]:
     return read_distinct(node.elements("f2b-*"), among_several(parse_ban_chain, "f2b-*"), "f2b-*")
+
+
+def _read_auto_ports(node: Node) -> PortRange:
+    """Read it; one that is wrong stands as the example, so that entries are not refused for want of it."""
+    return node.text(parse_pool, _AUTO_PORTS) or parse_pool(_AUTO_PORTS)
+
+
+def parse_pool(text: str) -> PortRange:
+    """Read a range of ports of the host."""
+    remedy = f"write the first and the last, as in {quote(_AUTO_PORTS)}"
+    match = re.fullmatch(r"([1-9][0-9]{0,4})-([1-9][0-9]{0,4})", text)
+    if match is None:
+        raise GrammarError(f"{quote(text)} is no range of ports; {remedy}")
+    first, last = int(match[1]), int(match[2])
+    if max(first, last) > LAST_PORT:
+        raise GrammarError(
+            f"{quote(text)} is out of range; write ports from 1 to {LAST_PORT}, as in {quote(_AUTO_PORTS)}"
+        )
+    if last < first:
+        raise GrammarError(f"{quote(text)} has a reversed range; write {quote(f'{last}-{first}')}")
+    return PortRange(first, last)
 
 
 def _read_label(node: Node) -> int:

@@ -36,7 +36,8 @@ class Claim(NamedTuple):
 
     `address` is the listening or the public one, `None` for every local address; a `protocol` of `None` is all of them
     with every port. `subnet` is a route's, and what goes there is never for the host itself. A `family` of `None` is
-    both; empty `sources` let anyone in.
+    both; empty `sources` let anyone in. The ports of one that is `auto` are assigned: it has
+    none yet where `ports` is `None`, and is for nothing until then.
     """
 
     kind: Kind
@@ -48,9 +49,12 @@ class Claim(NamedTuple):
     interface: str | None = None
     sources: tuple[Subnet, ...] = ()
     masquerade: bool = False
+    auto: bool = False
 
     def takes(self, protocol: Protocol | None, address: Address, port: int) -> bool:
         """Whether it is for what goes to an address of the host and a port, whoever sends it."""
+        if self.auto and self.ports is None:
+            return False
         if self.subnet is not None:
             return self.subnet.version == address.version and address in self.subnet
         fits = self.protocol in (None, protocol) and (self.ports is None or port in self.ports)
@@ -60,6 +64,8 @@ class Claim(NamedTuple):
         """Write where it listens, for people and the audit: `tcp 198.51.100.7:8443`, `all of 198.51.100.8`."""
         if self.subnet is not None:
             return f"route {self.subnet}"
+        if self.auto and self.ports is None:
+            return f"{self.protocol} {show_endpoint(self.address, 'auto')}"
         if self.ports is None:
             return f"all of {self.address}"
         return f"{self.protocol} {show_endpoint(self.address, self.ports)}"
@@ -143,7 +149,7 @@ class Forward(_Translated):
     `listen` is `None` for every local address. Empty `sources` let anyone in; otherwise all are of this forward's
     family. With `masquerade` the guest sees an address of the host instead of the client's. `domain` is the name
     libvirt knows, any text. `bridge` is where the guest is plugged in, and `bridge_port` the host's side of its
-    interface; others, as after a reboot, do not make it another forward.
+    interface; others, as after a reboot, do not make it another forward. `auto` says that `ports` were assigned.
     """
 
     # Whether guests open connections under its addresses.
@@ -161,6 +167,7 @@ class Forward(_Translated):
     bridge: str | None = field(default=None, compare=False)
     bridge_port: str | None = field(default=None, compare=False)
     origin: Origin | None = field(default=None, compare=False)
+    auto: bool = field(default=False, compare=False)
 
     def __hash__(self) -> int:
         """Hash what tells forwards apart and is hashed fast: sets of thousands are made of them, even of one port."""
@@ -177,7 +184,7 @@ class Forward(_Translated):
     def claim(self) -> Claim:
         """What packets it is for."""
         where = self.family, self.protocol, self.listen, self.ports, None
-        return Claim(Kind.FORWARD, *where, self.interface, self.sources, self.masquerade)
+        return Claim(Kind.FORWARD, *where, self.interface, self.sources, self.masquerade, self.auto)
 
     @property
     def destination(self) -> Destination:

@@ -6,7 +6,7 @@ from enum import Enum, IntEnum, StrEnum, auto
 from typing import NamedTuple
 from uuid import UUID
 
-from fwdaemon.core.types import Address, Family, Subnet
+from fwdaemon.core.types import Address, Family, Origin, PortRange, Subnet
 
 # What exists on this host right now: domains, their interfaces, networks, the host's own addresses.
 #
@@ -103,7 +103,8 @@ class Domain:
 
     `returning` says of one that was running that it may be rebooting, as far as libvirt tells how it ended.
     The interfaces of others are not looked at, but for those that are on the `move`.
-    `rank` counts the URIs ahead of the one that knows it, in the order of the configuration.
+    `rank` counts the URIs ahead of the one that knows it, in the order of the configuration. `instance` is libvirt's
+    number of this run of it, -1 while it does not run: of two at one URI, the later run mostly has the higher one.
     """
 
     name: str
@@ -113,6 +114,7 @@ class Domain:
     move: Move | None = None
     returning: bool = False
     rank: int = 0
+    instance: int = field(default=-1, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,6 +211,9 @@ class HindranceKind(StrEnum):
     ADDRESS_OF_ANOTHER = "address-of-another"
     ADDRESS_CONTESTED = "address-contested"
     HELD_ELSEWHERE = "held-elsewhere"
+    CLAIMED = "claimed"
+    NO_FREE_PORT = "no-free-port"
+    NO_RUNNING_DOMAIN = "no-running-domain"
 
 
 _CLAIMED = frozenset(
@@ -229,6 +234,7 @@ class Hindrance:
 
     `address` is what is claimed by `source`, or what no interface fits; `places` are the interfaces it is about, or the
     one that is missed. `names` are other domains, the network or the parent of macvtap, `subnets` the guest's own.
+    `ports` are those that are claimed at `origin`, or of which none is free.
     """
 
     kind: HindranceKind
@@ -238,6 +244,8 @@ class Hindrance:
     names: tuple[str, ...] = ()
     subnets: tuple[Subnet, ...] = ()
     places: tuple[Place, ...] = ()
+    ports: PortRange | None = None
+    origin: Origin | None = None
 
     @property
     def is_claimed(self) -> bool:

@@ -8,7 +8,8 @@ from typing import Generic, NamedTuple, Protocol, TypeAlias, TypeVar
 from fwdaemon.core.exposures import Exposure
 from fwdaemon.core.inventory import Hindrance
 from fwdaemon.core.state import Desired
-from fwdaemon.core.types import Family, Gate
+from fwdaemon.core.types import Family, Gate, Origin
+from fwdaemon.core.types import Protocol as Transport
 from fwdaemon.errors import PortfwdError, shortage
 
 # What makes the daemon look again, and who changed what it keeps, as data. Pure.
@@ -128,6 +129,22 @@ class Setting:
     def action(self) -> str:
         """The audit's word for it."""
         return "restored" if self.restored else "added"
+
+
+@dataclass(frozen=True, slots=True)
+class Assigned:
+    """A port of the host that a domain was given for one of its own; `moved` is the one it had before.
+
+    `claimed` is where that one is claimed by a file now. `origin` is where it was asked for.
+    """
+
+    domain: str
+    protocol: Transport
+    guest: int
+    port: int
+    origin: Origin
+    moved: int | None = None
+    claimed: Origin | None = None
 
 
 @dataclass(frozen=True, slots=True)

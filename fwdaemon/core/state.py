@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 from uuid import UUID
 
 from fwdaemon.core.bans import BEHIND
-from fwdaemon.core.exposures import Exposure, Forward, Kind, Nat, Owner, Route
+from fwdaemon.core.exposures import Claim, Exposure, Forward, Kind, Nat, Owner, Route
 from fwdaemon.core.inventory import Hindrance, Move
 from fwdaemon.core.probing import Silent
 from fwdaemon.core.types import Address, Family, Gate, Origin, Subnet
@@ -44,7 +44,8 @@ class Waiting:
     """An entry, or one family of it, that has no live exposure, with the reason.
 
     `stopped` says that the reason is the domain not running, `move` that it is migrating, or has, `returning` that it
-    may be rebooting. `public` is that of a 1:1 entry.
+    may be rebooting. `public` is that of a 1:1 entry. With `claim` it is about that alone, which is refused.
+    `is_matched` says that the domain is one of several that the entry is for.
     """
 
     owner: Owner
@@ -54,6 +55,26 @@ class Waiting:
     move: Move | None = None
     public: Address | None = None
     returning: bool = field(default=False, compare=False)
+    claim: Claim | None = None
+    is_matched: bool = field(default=False, compare=False)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether there is nothing to say of it: a domain that a pattern fits does not run."""
+        return self.is_matched and self.stopped and self.move is None
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What an entry asks for one domain, where it took an inventory to say: each claim with its place.
+
+    With `is_matched` the domain is one of several that the entry is for.
+    """
+
+    owner: Owner
+    origin: Origin
+    claims: tuple[tuple[Claim, Origin], ...]
+    is_matched: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +127,8 @@ class Desired:
     not forwarded before. Frames within `bridging` bridges pass the same chains, and are none of that. On
     interfaces that are `switched`, forwarding was off on them alone: so that is refused if it comes in by one.
     `kept` are families that had exposures before: their tables stay, to go on refusing what is left of connections
-    that were ended. `remarks` are of what is there and does not count, and of entries that work for now.
+    that were ended. `asked` are the entries that took an inventory to say, each for one domain. `remarks` are of what
+    is there and does not count, and of entries that work for now.
 
     Two states that follow each other share nearly all exposures, as the same objects in sets. So they are compared by
     operations of sets, which neither hash nor compare them anew; and what follows from all of them is worked out once.
@@ -137,6 +159,7 @@ class Desired:
     switched: frozenset[tuple[Family, str]] = frozenset()
     kept: frozenset[Family] = frozenset()
     remarks: tuple[Namesake | Unchosen, ...] = ()
+    asked: tuple[Asked, ...] = ()
 
     @cached_property
     def exposures(self) -> frozenset[Exposure]:

@@ -99,7 +99,7 @@ class PortRange:
         return str(self.first) if self.first == self.last else f"{self.first}-{self.last}"
 
 
-def show_endpoint(address: Address | None, ports: PortRange) -> str:
+def show_endpoint(address: Address | None, ports: PortRange | str) -> str:
     """An address and its ports as people write them, `[2001:db8::1]:443`; `*` stands for every local address."""
     match address:
         case None:

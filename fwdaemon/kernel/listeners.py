@@ -6,6 +6,7 @@ those after its units.
 """
 
 import errno
+import logging
 import os
 import socket
 import struct
@@ -19,6 +20,8 @@ from typing import Final
 from fwdaemon.core.types import Address, Family, Listener, Protocol
 from fwdaemon.errors import KernelError
 from fwdaemon.kernel.netlink import Message, NetlinkSocket, RefusalError, attributes
+
+_log = logging.getLogger(__name__)
 
 # The kernel's listing of sockets, sock_diag(7): what is asked, and what is answered. Pure.
 #
@@ -188,6 +191,15 @@ def listeners() -> list[Listener]:
             ]
     except OSError as error:
         raise KernelError(f"the kernel does not report which sockets listen: {error}") from error
+
+
+def ports_in_use() -> frozenset[tuple[Protocol, int]]:
+    """Give the ports at which processes of the host wait, at whatever address; none where the kernel does not tell."""
+    try:
+        return frozenset((found.protocol, found.port) for found in listeners())
+    except KernelError as error:
+        _log.warning("ports are assigned without regard to processes of this host: %s", error)
+        return frozenset()
 
 
 def _answers(asking: NetlinkSocket, body: bytes) -> Iterable[Message]:

@@ -5,16 +5,17 @@ Pure. Which claim about an address is believed is decided in `fwdaemon.resolve.a
 
 import re
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Final, TypeAlias
 from uuid import UUID
 
-from fwdaemon.config.model import GuestEntry
-from fwdaemon.core.inventory import Domain, GuestInterface, Hindrance, HindranceKind, Inventory, Move
+from fwdaemon.config.model import Config, GuestEntry
+from fwdaemon.core.inventory import Domain, GuestInterface, Hindrance, HindranceKind, Inventory, Move, Network
 from fwdaemon.core.probing import Silent
-from fwdaemon.core.state import Unchosen
+from fwdaemon.core.state import Namesake, Unchosen
+from fwdaemon.core.text import is_interface_name
 from fwdaemon.core.types import Address, Family, Subnet
 from fwdaemon.resolve.addresses import AddressBook, ConfiguredAddress, SubnetIndex
 
@@ -90,6 +91,19 @@ class GuestFinder:
             domain = now.get(uuid)
             concerned |= self._book.change(uuid, domain, self._configured(domain) if domain else ())
         return names | {spelling for uuid in concerned for spelling in self._spellings(uuid)}
+
+    def enlist(self, added: Iterable[GuestEntry], removed: Iterable[GuestEntry]) -> None:
+        """Go on with other entries, none of which writes an address; what answers rest on stays as it is."""
+        for entry in removed:
+            self._entries[entry.domain].remove(entry)
+            if not self._entries[entry.domain]:
+                del self._entries[entry.domain]
+                if (uuid := as_uuid(entry.domain)) is not None:
+                    self._spelled[uuid].remove(entry.domain)
+        for entry in added:
+            if entry.domain not in self._entries and (uuid := as_uuid(entry.domain)) is not None:
+                self._spelled[uuid].append(entry.domain)
+            self._entries[entry.domain].append(entry)
 
     def running(self, entry: GuestEntry) -> Domain | Absence:
         """Give the entry's domain if it runs."""
@@ -254,6 +268,37 @@ def as_uuid(spelling: str) -> UUID | None:
         return UUID(spelling.lower())
     except ValueError:  # hyphens for digits
         return None
+
+
+def bridge_of(network: Network | None) -> str | Absence:
+    """Give the bridge of a network, or why nothing can be routed to it."""
+    if network is None:
+        return Absence("", Hindrance(HindranceKind.NO_SUCH_NETWORK), stopped=True)
+    if not network.active:
+        return Absence(network.name, Hindrance(HindranceKind.NETWORK_NOT_ACTIVE), stopped=True)
+    if network.bridge is None:
+        return Absence(network.name, Hindrance(HindranceKind.NO_BRIDGE), stopped=False)
+    if not is_interface_name(network.bridge):
+        return Absence(network.name, Hindrance(HindranceKind.BRIDGE_NAME), stopped=False)
+    return network.bridge
+
+
+def namesake(domain: Domain, uris: Sequence[str]) -> Namesake:
+    """Say of a domain that it has the name an entry writes, and is not the one it means."""
+    return Namesake(domain.name, domain.uuid, _uri(uris, domain.rank), is_uuid=as_uuid(domain.name) is not None)
+
+
+def namesakes_of_networks(networks: Iterable[Network], config: Config) -> Iterator[Namesake]:
+    """Say the same of networks that have the name of a route's."""
+    named = {entry.network for entry in config.routes}
+    for network in networks:
+        if network.name in named:
+            uri = _uri(config.daemon.libvirt, network.rank)
+            yield Namesake(network.name, network.uuid, uri, is_network=True)
+
+
+def _uri(uris: Sequence[str], rank: int) -> str:
+    return uris[rank] if rank < len(uris) else ""
 
 
 def _shared_context(inventory: Inventory) -> tuple[object, ...]:

@@ -7,10 +7,18 @@ from itertools import islice
 from typing import Final
 
 from fwdaemon.core.exposures import Route
-from fwdaemon.core.inventory import AddressSource, Domain, GuestInterface, HijackedAddress, Inventory, Neighbour
+from fwdaemon.core.inventory import (
+    AddressSource,
+    Domain,
+    GuestInterface,
+    HijackedAddress,
+    Inventory,
+    Neighbour,
+    Network,
+)
 from fwdaemon.core.probing import Silent
 from fwdaemon.core.state import Proxied
-from fwdaemon.core.types import Address, Family
+from fwdaemon.core.types import Address, Family, Subnet
 from fwdaemon.resolve.addresses import ConfiguredAddress
 
 # What the kernel's neighbour table is worth: it forgets guests that are there, keeps old addresses, believes anyone.
@@ -151,3 +159,39 @@ def _behind(route: Route, inventory: Inventory) -> Iterator[GuestInterface]:
 
 def _lies_in(address: Address, route: Route) -> bool:
     return address.version == route.subnet.version and address in route.subnet
+
+
+# What the networks of libvirt are to exposures. Pure.
+
+
+def homes(networks: Iterable[Network]) -> Iterator[tuple[Subnet, str]]:
+    """Give the subnets that lie behind libvirt's own bridges, and nowhere else."""
+    for network in networks:
+        if network.active and network.own_bridge and network.bridge is not None:
+            yield from ((subnet, network.bridge) for subnet in network.subnets if not subnet.is_link_local)
+
+
+def inside(networks: Iterable[Network]) -> Iterator[str]:
+    """Give the bridges that libvirt made for networks whose guests it lets out."""
+    for network in networks:
+        if network.active and network.own_bridge and network.forwards and network.bridge is not None:
+            yield network.bridge
+
+
+def closed(networks: Iterable[Network]) -> Iterator[tuple[Family, str]]:
+    """Give those into which it lets nobody, by family."""
+    for network in networks:
+        if network.active and network.own_bridge and network.bridge is not None:
+            yield from ((family, network.bridge) for family in network.closed)
+
+
+def forwarded(networks: Iterable[Network]) -> Iterator[tuple[Family, str]]:
+    """Give the networks that need forwarding without us, by family."""
+    for network in networks:
+        if network.active and network.forwards:
+            yield from ((Family.of(subnet), network.name) for subnet in network.subnets if not subnet.is_link_local)
+
+
+def lies_in(address: Address, subnets: Iterable[Subnet]) -> bool:
+    """Whether an address is in any of them."""
+    return any(address.version == subnet.version and address in subnet for subnet in subnets)

@@ -6,47 +6,85 @@ active. What is missing becomes a reason to wait.
 """
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain
-from operator import attrgetter
+from operator import attrgetter, itemgetter
 from typing import TypeVar
 
 from fwdaemon.config.model import Config, ForwardEntry, GuestEntry, NatEntry, PortMapping, RouteEntry
 from fwdaemon.core.exposures import Forward, Nat, Owner, Route
 from fwdaemon.core.inventory import Domain, Hindrance, HindranceKind, Inventory, Network
 from fwdaemon.core.probing import Silent
-from fwdaemon.core.state import Desired, Namesake, Unchosen, Waiting
-from fwdaemon.core.text import is_interface_name
+from fwdaemon.core.report import Assigned
+from fwdaemon.core.state import Asked, Desired, Unchosen, Waiting
 from fwdaemon.core.types import Address, Family, Subnet
-from fwdaemon.resolve.guests import Absence, Chosen, Guest, GuestFinder, as_uuid
-from fwdaemon.resolve.neighbours import proxied, unseen
+from fwdaemon.resolve.claims import Key, Run
+from fwdaemon.resolve.expansion import Assignments, Expander, Expansion, Sockets, aged, no_sockets
+from fwdaemon.resolve.guests import Absence, Chosen, Guest, GuestFinder, bridge_of, namesake, namesakes_of_networks
+from fwdaemon.resolve.neighbours import closed, forwarded, homes, inside, lies_in, proxied, unseen
 
 _T = TypeVar("_T")
 _listen = attrgetter("listen")
 
 
 class Placer:
-    """Places whatever configuration is in force on the inventory there is; `chosen` is what entries lead to."""
+    """Places whatever configuration is in force on the inventory there is; `chosen` is what entries lead to.
 
-    def __init__(self, chosen: Chosen) -> None:
-        self.chosen = chosen
+    `ports` are those that are assigned to domains, `occupied` gives those of the host's processes, and `arrivals` are
+    the domains in the order in which they came.
+    """
+
+    def __init__(
+        self,
+        chosen: Chosen,
+        ports: Assignments | None = None,
+        occupied: Callable[[], Sockets] = no_sockets,
+        arrivals: tuple[Run, ...] = (),
+    ) -> None:
+        self.chosen, self.ports = chosen, ports or {}
+        self.assigned: tuple[Assigned, ...] = ()
         self.placement: Placement | None = None
+        self._occupied = occupied
+        self._expander: Expander | None = None
+        self.arrivals = arrivals
+        self._answered_at: float | None = None
 
-    def place(self, config: Config, inventory: Inventory) -> Desired:
-        """Give the desired state; a mistake on the way leaves nothing for the next time."""
+    def place(self, config: Config, inventory: Inventory, answered_at: float | None = None) -> Desired:
+        """Give the desired state; a mistake on the way leaves nothing for the next time.
+
+        `answered_at` is now, by a clock that nobody sets, where libvirt answers; `assigned` are then the new ports.
+        """
         placement, self.placement = self.placement, None
+        expansion = self._expanded(config, inventory, answered_at)
         if placement is None or placement.config is not config:
-            placement = Placement(config, inventory, self.chosen)
-        desired = placement.move(inventory)
+            placement = Placement(config, inventory, self.chosen, expansion)
+        desired = placement.move(inventory, expansion)
         self.placement, self.chosen = placement, placement.chosen
+        self.ports, self.assigned = expansion.ports, expansion.assigned
         return desired
 
+    def _expanded(self, config: Config, inventory: Inventory, answered_at: float | None) -> Expansion:
+        if self._expander is None or self._expander.config is not config:
+            self._expander = Expander(config, self.arrivals)
+        before, self._answered_at = self._answered_at, answered_at
+        passed = answered_at - before if answered_at is not None and before is not None else 0.0
+        ports = aged(self.ports, {domain.uuid for domain in inventory.domains}, passed)
+        expansion = self._expander.expand(inventory.domains, ports, self._occupied)
+        self.arrivals = self._expander.arrivals
+        return expansion
 
-def desired_state(config: Config, inventory: Inventory, chosen: Chosen | None = None) -> Desired:
-    """Tell what is to be live on a host like `inventory`; `chosen` is as in `GuestFinder`."""
-    return Placement(config, inventory, chosen).desired
+
+def desired_state(
+    config: Config,
+    inventory: Inventory,
+    chosen: Chosen | None = None,
+    ports: Assignments | None = None,
+    occupied: Callable[[], Sockets] = no_sockets,
+) -> Desired:
+    """Tell what is to be live on a host like `inventory`; the rest is as in `Placer`."""
+    return Placer(chosen or {}, ports, occupied).place(config, inventory)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,14 +114,23 @@ class Placement:
     objects of the state before it.
     """
 
-    def __init__(self, config: Config, inventory: Inventory, chosen: Chosen | None = None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        inventory: Inventory,
+        chosen: Chosen | None = None,
+        expansion: Expansion | None = None,
+    ) -> None:
         self.config = config
-        self._entries = config.guest_entries
-        self._numbers: defaultdict[str, list[int]] = defaultdict(list)
-        for number, entry in enumerate(self._entries):
-            self._numbers[entry.domain].append(number)
-        self._guests = GuestFinder(inventory, self._entries, chosen)
-        self._placed = [self._place(entry) for entry in self._entries]
+        self._expansion = expansion or Expander(config).expand(inventory.domains, {})
+        written: tuple[GuestEntry, ...] = (*config.forwards, *config.nats)
+        by_name = {(number, ""): entry for number, entry in enumerate(written) if not entry.is_pattern}
+        self._entries = {**by_name, **self._expansion.entries}
+        self._keys: defaultdict[str, set[Key]] = defaultdict(set)
+        for key, entry in self._entries.items():
+            self._keys[entry.domain].add(key)
+        self._guests = GuestFinder(inventory, self._entries.values(), chosen)
+        self._placed = {key: self._place(entry) for key, entry in sorted(self._entries.items(), key=itemgetter(0))}
         self.inventory = inventory
         self.desired = self._state()
 
@@ -92,21 +139,45 @@ class Placement:
         """What another placement is to know of this one; see `GuestFinder`."""
         return self._guests.chosen
 
-    def move(self, inventory: Inventory) -> Desired:
+    def move(self, inventory: Inventory, expansion: Expansion | None = None) -> Desired:
         """Place the configuration on another inventory; where nothing differs, the state is the same object."""
-        if inventory == self.inventory:
+        expansion = expansion or Expander(self.config).expand(inventory.domains, {})
+        changed = self._expand(expansion)
+        if inventory == self.inventory and not changed and expansion.waiting == self._expansion.waiting:
             return self.desired
         for called in self._guests.follow(inventory):
-            for number in self._numbers.get(called, ()):
-                self._placed[number] = self._place(self._entries[number])
-        self.inventory = inventory
+            changed |= self._keys.get(called, set())
+        for key in changed & self._entries.keys():
+            self._placed[key] = self._place(self._entries[key])
+        self.inventory, self._expansion = inventory, expansion
         self.desired = self._state()
         return self.desired
+
+    def _expand(self, expansion: Expansion) -> set[Key]:
+        """Go on with other entries, and tell which of them differ."""
+        before, now = self._expansion.entries, expansion.entries
+        if before is now:
+            return set()
+        changed = {key for key in before.keys() | now.keys() if before.get(key) != now.get(key)}
+        removed, added = ([of[key] for key in changed if key in of] for of in (before, now))
+        self._guests.enlist(added, removed)
+        for key in changed & before.keys():
+            self._keys[self._entries.pop(key).domain].discard(key)
+        for key in changed & now.keys():
+            self._entries[key] = now[key]
+            self._keys[now[key].domain].add(key)
+        for key in before.keys() - now.keys():
+            del self._placed[key]
+        if now.keys() - before.keys():
+            # In the order in which they would be placed anew.
+            places = sorted({**self._placed, **dict.fromkeys(now, _Placed())})
+            self._placed = {key: self._placed.get(key, _Placed()) for key in places}
+        return changed
 
     def _state(self) -> Desired:
         config, inventory = self.config, self.inventory
         networks = {network.name: network for network in inventory.networks}
-        placed = [*self._placed, *(_route(entry, networks.get(entry.network)) for entry in config.routes)]
+        placed = [*self._placed.values(), *(_route(entry, networks.get(entry.network)) for entry in config.routes)]
         known = (network.subnets for network in inventory.every_network if network.active)
         forwards = _united(entry.forwards for entry in placed)
         nats, routes = _united(entry.nats for entry in placed), _united(entry.routes for entry in placed)
@@ -114,14 +185,14 @@ class Placement:
             forwards,
             nats,
             routes,
-            tuple(chain.from_iterable(entry.waiting for entry in placed)),
+            (*chain.from_iterable(entry.waiting for entry in placed), *self._expansion.waiting),
             imminent=_united(entry.imminent for entry in placed),
             guest_subnets=_united(entry.subnets for entry in placed).union(*known),
-            homes=frozenset(_homes(inventory.every_network)),
+            homes=frozenset(homes(inventory.every_network)),
             links=inventory.links,
             uplinks=(uplinks := config.daemon.uplinks or inventory.uplinks),
-            inside=frozenset(_inside(inventory.every_network)) - uplinks,
-            closed=frozenset(item for item in _closed(inventory.every_network) if item[1] not in uplinks),
+            inside=frozenset(inside(inventory.every_network)) - uplinks,
+            closed=frozenset(item for item in closed(inventory.every_network) if item[1] not in uplinks),
             forwarded=frozenset(forwarded(inventory.every_network)),
             elsewhere=frozenset(_elsewhere(forwards, nats, routes, inventory)),
             unheld=frozenset(nat.public for nat in nats) - {host.address for host in inventory.host_addresses},
@@ -132,10 +203,11 @@ class Placement:
             gates=config.daemon.gates,
             behind=config.daemon.behind,
             remarks=(
-                *(_namesake(domain, config.daemon.libvirt) for domain in self._guests.namesakes()),
-                *_namesakes(inventory.namesakes, config),
+                *(namesake(domain, config.daemon.libvirt) for domain in self._guests.namesakes()),
+                *namesakes_of_networks(inventory.namesakes, config),
                 *dict.fromkeys(chain.from_iterable(entry.unchosen for entry in placed)),
             ),
+            asked=tuple(_asked(key, entry) for key, entry in sorted(self._expansion.entries.items())),
         )
         return state.knowing(
             _united(entry.families for entry in placed),
@@ -153,13 +225,14 @@ class Placement:
         """Give the reason to wait, and what a 1:1 guest needs that may run here before we hear of it."""
         public = entry.public if isinstance(entry, NatEntry) else None
         why = absence.reason, entry.origin, absence.stopped, absence.move
-        waiting = Waiting(Owner(absence.name), *why, public, returning=absence.returning)
+        is_matched = isinstance(entry, ForwardEntry) and entry.called is not None
+        waiting = Waiting(Owner(absence.name), *why, public, absence.returning, is_matched=is_matched)
         domain = self._guests.imminent(entry)
         if domain is None or not isinstance(entry, NatEntry):
-            return _waiting(waiting)
+            return _Placed(waiting=(waiting,))
         guest = self._guests.locate(entry, domain, Family.of(entry.public))
         if isinstance(guest, Hindrance):
-            return _waiting(waiting)
+            return _Placed(waiting=(waiting,))
         nat = _one_to_one(entry, guest)
         return _Placed(waiting=(waiting,), imminent=frozenset({nat}), families=_the_same(frozenset({nat.family})))
 
@@ -227,29 +300,16 @@ class Placement:
             yield Waiting(Owner(domain.name), missing[family], entry.origin)
 
 
-def _namesake(domain: Domain, uris: Sequence[str]) -> Namesake:
-    """Say of a domain that it has the name an entry writes, and is not the one it means."""
-    return Namesake(domain.name, domain.uuid, _uri(uris, domain.rank), is_uuid=as_uuid(domain.name) is not None)
-
-
-def _namesakes(networks: Iterable[Network], config: Config) -> Iterator[Namesake]:
-    """Say the same of networks that have the name of a route's."""
-    named = {entry.network for entry in config.routes}
-    for network in networks:
-        if network.name in named:
-            uri = _uri(config.daemon.libvirt, network.rank)
-            yield Namesake(network.name, network.uuid, uri, is_network=True)
-
-
-def _uri(uris: Sequence[str], rank: int) -> str:
-    return uris[rank] if rank < len(uris) else ""
+def _asked(key: Key, entry: ForwardEntry) -> Asked:
+    return Asked(entry.owner, entry.origin, tuple(entry.every_claim()), is_matched=bool(key[1]))
 
 
 def _route(entry: RouteEntry, network: Network | None) -> _Placed:
     """Give an entry's route, or the reason why there is none."""
-    bridge = _bridge_of(network)
+    bridge = bridge_of(network)
     if isinstance(bridge, Absence):
-        return _waiting(Waiting(Owner(entry.network, "network"), bridge.reason, entry.origin, bridge.stopped))
+        owner = Owner(entry.network, "network")
+        return _Placed(waiting=(Waiting(owner, bridge.reason, entry.origin, bridge.stopped),))
     let_out = network is not None and _lets_out(network, entry.subnet)
     route = Route(entry.network, entry.subnet, bridge, entry.proxy, entry.origin, let_out)
     bridges = frozenset({(route.family, bridge)})
@@ -261,34 +321,6 @@ def _lets_out(network: Network, subnet: Subnet) -> bool:
     own = (other for other in network.subnets if other.version == subnet.version)
     is_own = any(subnet.subnet_of(other) for other in own)  # type: ignore[arg-type]  # the family is one
     return network.unfiltered or (network.forwards and is_own)
-
-
-def _homes(networks: Iterable[Network]) -> Iterator[tuple[Subnet, str]]:
-    """Give the subnets that lie behind libvirt's own bridges, and nowhere else."""
-    for network in networks:
-        if network.active and network.own_bridge and network.bridge is not None:
-            yield from ((subnet, network.bridge) for subnet in network.subnets if not subnet.is_link_local)
-
-
-def _inside(networks: Iterable[Network]) -> Iterator[str]:
-    """Give the bridges that libvirt made for networks whose guests it lets out."""
-    for network in networks:
-        if network.active and network.own_bridge and network.forwards and network.bridge is not None:
-            yield network.bridge
-
-
-def _closed(networks: Iterable[Network]) -> Iterator[tuple[Family, str]]:
-    """Give those into which it lets nobody, by family."""
-    for network in networks:
-        if network.active and network.own_bridge and network.bridge is not None:
-            yield from ((family, network.bridge) for family in network.closed)
-
-
-def forwarded(networks: Iterable[Network]) -> Iterator[tuple[Family, str]]:
-    """Give the networks that need forwarding without us, by family."""
-    for network in networks:
-        if network.active and network.forwards:
-            yield from ((Family.of(subnet), network.name) for subnet in network.subnets if not subnet.is_link_local)
 
 
 def _elsewhere(
@@ -303,12 +335,8 @@ def _elsewhere(
     links = [host.subnet for host in inventory.host_addresses if host.device not in inside]
     routed = [route.subnet for route in routes]
     for address in set(map(_listen, forwards)) - own - {None}:
-        if _lies_in(address, links) and not _lies_in(address, routed):
+        if lies_in(address, links) and not lies_in(address, routed):
             yield address
-
-
-def _lies_in(address: Address, subnets: Iterable[Subnet]) -> bool:
-    return any(address.version == subnet.version and address in subnet for subnet in subnets)
 
 
 @lru_cache(maxsize=1024)
@@ -317,24 +345,8 @@ def _the_same(found: frozenset[_T]) -> frozenset[_T]:
     return found
 
 
-def _waiting(reason: Waiting) -> _Placed:
-    return _Placed(waiting=(reason,))
-
-
 def _united(sets: Iterable[frozenset[_T]]) -> frozenset[_T]:
     return frozenset[_T]().union(*sets)
-
-
-def _bridge_of(network: Network | None) -> str | Absence:
-    if network is None:
-        return Absence("", Hindrance(HindranceKind.NO_SUCH_NETWORK), stopped=True)
-    if not network.active:
-        return Absence(network.name, Hindrance(HindranceKind.NETWORK_NOT_ACTIVE), stopped=True)
-    if network.bridge is None:
-        return Absence(network.name, Hindrance(HindranceKind.NO_BRIDGE), stopped=False)
-    if not is_interface_name(network.bridge):
-        return Absence(network.name, Hindrance(HindranceKind.BRIDGE_NAME), stopped=False)
-    return network.bridge
 
 
 def _one_to_one(entry: NatEntry, guest: Guest) -> Nat:
@@ -360,6 +372,7 @@ def _forwards(entry: ForwardEntry, guest: Guest) -> Iterator[Forward]:
                 bridge=guest.bridge,
                 bridge_port=guest.bridge_port,
                 origin=mapping.origin,
+                auto=mapping.auto,
             )
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TypeAlias
 from uuid import UUID
 
-from fwdaemon.core.exposures import Exposure
+from fwdaemon.core.exposures import Exposure, Forward
 from fwdaemon.core.inventory import (
     AddressSource,
     Domain,
@@ -72,6 +72,7 @@ class Grace:
             for exposure, stopped_at in self._stops.items()
             if stop.at < stopped_at.at + self._seconds and not _is_taken(exposure, taken)
         ]
+        held = [exposure for exposure in held if not any(_is_claimed(exposure, other) for other in desired.forwards)]
         return desired.having(held) if held else desired
 
     def reasons(self, exposure: Exposure, otherwise: tuple[Reason, ...]) -> tuple[Reason, ...]:
@@ -88,6 +89,15 @@ class Grace:
 def _is_taken(exposure: Exposure, taken: Collection[Address]) -> bool:
     """Whether holding an exposure would lead to somebody else; a route leads to a bridge, which has gone by then."""
     return exposure.guest is None or exposure.guest in taken
+
+
+def _is_claimed(exposure: Exposure, other: Forward) -> bool:
+    """Whether another domain has got what an exposure listens on: by a pattern, one waits until the first has gone."""
+    mine, its = exposure.claim, other.claim
+    if mine.ports is None or its.ports is None or exposure.owner == other.owner:
+        return False
+    same = (mine.family, mine.protocol, mine.address) == (its.family, its.protocol, its.address)
+    return same and mine.ports.overlaps(its.ports)
 
 
 AgentAnswers: TypeAlias = Mapping[UUID, tuple[MacClaim, ...]]
@@ -205,7 +215,7 @@ def _domains(observation: LibvirtObservation, witnesses: _Witnesses) -> Iterator
     for seen in observation.domains:
         located = (_located(interface, bridges, witnesses.bridges) for interface in seen.domain.interfaces)
         interfaces = tuple(replace(item, learned=witnesses.learned(seen.domain, item)) for item in located)
-        yield replace(seen.domain, interfaces=interfaces)
+        yield replace(seen.domain, interfaces=interfaces, instance=seen.instance)
 
 
 def _located(

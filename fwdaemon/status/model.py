@@ -100,6 +100,7 @@ def _claim_as_json(claim: Claim) -> dict[str, Any]:
         "protocol": None if claim.protocol is None else claim.protocol.value,
         "address": _text(claim.address),
         "ports": _text(claim.ports),
+        "automatic": claim.auto,
         "subnet": _text(claim.subnet),
         "interface": claim.interface,
         "sources": [str(source) for source in claim.sources],

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
+from uuid import UUID
 
 from fwdaemon import config as configuration
 from fwdaemon.audit import lines
@@ -16,9 +17,11 @@ from fwdaemon.config import Loaded
 from fwdaemon.config.files import read_regular, weak_points
 from fwdaemon.config.model import Config
 from fwdaemon.core.text import printable
+from fwdaemon.core.types import Protocol
 from fwdaemon.errors import ConfigError, Problem
-from fwdaemon.hostnet.owned_state import LedTo
+from fwdaemon.hostnet.owned_state import DIRECTORY, LedTo
 from fwdaemon.kernel.process import Worker
+from fwdaemon.resolve.expansion import Assignments, AutoPort, Held
 from fwdaemon.resolve.guests import Chosen
 
 # The last configuration that was right, kept on the disk for a start with one that is not.
@@ -29,6 +32,8 @@ _log = logging.getLogger(__name__)
 
 # StateDirectory= of the unit.
 STATE: Final = Path("/var/lib/kvm-portfwd")
+_PORTS: Final = frozenset(range(1, 65536))
+_HOUR_S: Final = 3600
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,19 +96,98 @@ class LastGood:
         return {"main": str(self._main), "at": datetime.now(UTC).isoformat(), "files": texts}
 
     def _write(self, text: str) -> None:
-        """Replace the file whole, so that a crash leaves the one before."""
-        self._path.parent.mkdir(mode=0o700, exist_ok=True)
-        new = self._path.with_name(f"{self._path.name}.new")
-        new.unlink(missing_ok=True)
-        with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        new.replace(self._path)
+        _replace_whole(self._path, text)
+
+
+def _replace_whole(path: Path, text: str) -> None:
+    """Replace a file whole, so that a crash leaves the one before."""
+    path.parent.mkdir(mode=0o700, exist_ok=True)
+    new = path.with_name(f"{path.name}.new")
+    new.unlink(missing_ok=True)
+    with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    new.replace(path)
+
+
+# The ports that were assigned to domains, kept over restarts of the host, with a copy that lasts as long as the rules.
+#
+# The copy is read where the first was lost or damaged: so what the kernel holds stays as it is.
+
+
+class PortRecords:
+    """Where they are kept. `is_intact` says that the first of the two was read as it should be."""
+
+    def __init__(self, state: Path = STATE, directory: Path = DIRECTORY) -> None:
+        self._paths = tuple(place / "auto-ports.json" for place in (state, directory))
+        self.is_intact, self._is_kept = True, True
+
+    def known(self) -> Assignments:
+        """Read them, where only root could have written them."""
+        for path in self._paths:
+            try:
+                return _ports_in(path)
+            except FileNotFoundError:
+                continue
+            except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+                self.is_intact = False
+                _log.warning("the ports that were assigned cannot be read: %s: %s", path, printable(str(error)))
+        return {}
+
+    def keep(self, ports: Assignments) -> bool:
+        """Write them, and tell whether that was done. That it cannot be is a warning, once; they hold even so."""
+        records = [
+            {"domain": str(item.domain), "guest": item.guest, "protocol": item.protocol, "port": held.port}
+            | {"gone": int(held.gone)}
+            for item, held in sorted(ports.items())
+        ]
+        failed = [error for path in self._paths if (error := _written(path, f"{json.dumps(records)}\n"))]
+        if failed and self._is_kept:
+            _log.warning("the ports that were assigned are not kept, and may be others later: %s", failed[0])
+        self._is_kept = not failed
+        return self._is_kept
+
+
+def _ports_in(path: Path) -> Assignments:
+    for weak in weak_points(path):
+        raise ValueError(str(weak))
+    return _assignments(json.loads(read_regular(path)))
+
+
+def _written(path: Path, text: str) -> str:
+    """Write a file, and tell why it could not be."""
+    try:
+        _replace_whole(path, text)
+    except OSError as error:
+        return f"{path}: {error.strerror}"
+    return ""
+
+
+def _assignments(records: Iterable[Mapping[str, object]]) -> Assignments:
+    """Read what was written.
+
+    Raises:
+        ValueError, KeyError, TypeError, AttributeError: it was not written by us.
+
+    """
+    found = dict[AutoPort, Held]()
+    for record in records:
+        guest, port, gone = (int(str(record[key])) for key in ("guest", "port", "gone"))
+        item = AutoPort(UUID(str(record["domain"])), guest, Protocol(str(record["protocol"])))
+        if not {guest, port} <= _PORTS or gone < 0 or item in found:
+            raise ValueError(f"no port is {record}")
+        found[item] = Held(port, float(gone))
+    users = {(held.port, item[:2]) for item, held in found.items()}
+    if len({port for port, _ in users}) < len(users):
+        raise ValueError("a port is assigned to two domains")
+    return found
 
 
 class Written:
-    """What the next start reads: texts that were right, and which interfaces entries lead to. On the loop's thread.
+    """What the next start reads. On the loop's thread.
+
+    That is: texts that were right, which interfaces entries lead to, and which ports were assigned.
 
     A thread of its own writes it, so that nothing waits for the disk. `choice` is the last one.
     """
@@ -111,7 +195,9 @@ class Written:
     def __init__(self, main: Path, state: Path, directory: Path, again_after: float) -> None:
         """Try again after so many seconds what could not be written."""
         self._last_good, self._led_to = LastGood(main, state), LedTo(directory)
-        self.choice = self._led_to.chosen
+        self._records = PortRecords(state, directory)
+        self.choice, self.ports = self._led_to.chosen, self._records.known()
+        self._kept_ports = _hourly(self.ports) if self._records.is_intact else None
         self._again_after = again_after
         self._worker = Worker("last good configuration")
         self._newest: dict[str, Callable[[], bool]] = {}
@@ -132,6 +218,12 @@ class Written:
         chosen = self.choice
         self._write("choice", lambda: self._led_to.keep(chosen))
 
+    def keep_ports(self, ports: Assignments) -> None:
+        """Keep which ports are assigned, where they are others, or an hour more has passed without their domain."""
+        if (hourly := _hourly(ports)) != self._kept_ports:
+            self._kept_ports, self.ports = hourly, ports
+            self._write("ports", lambda: self._records.keep(ports))
+
     async def close(self, patience: float) -> None:
         """Wait for what is being written, and try nothing again."""
         self._closed = True
@@ -151,6 +243,10 @@ class Written:
 
         self._newest[what] = write
         self._worker.submit(write).add_done_callback(done)
+
+
+def _hourly(ports: Assignments) -> Mapping[AutoPort, tuple[int, int]]:
+    return {item: (held.port, int(held.gone) // _HOUR_S) for item, held in ports.items()}
 
 
 # Reads the configuration beside everything else, in a thread of its own: the file system that it is on may hang.

@@ -1,14 +1,14 @@
 """The rows of the status, and all of it in one line. Pure."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Final
 
 from fwdaemon.audit.causes import why
 from fwdaemon.config.model import Config, Entry
-from fwdaemon.core.exposures import Exposure, Kind
+from fwdaemon.core.exposures import Claim, Exposure, Kind
 from fwdaemon.core.inventory import Hindrance, HindranceKind
 from fwdaemon.core.state import Desired, Waiting
 from fwdaemon.core.text import printable
@@ -60,8 +60,7 @@ def rows(facts: Facts, readings: Readings) -> tuple[Row, ...]:
     held = facts.held.exposures if facts.held is not None else frozenset()
     wanted = facts.wanted.exposures if facts.wanted is not None and facts.failure else frozenset()
     live = [_live(exposure, held, facts, readings) for exposure in held | wanted]
-    waiting = facts.wanted.waiting if facts.wanted is not None else tuple(_unanswered(facts.config))
-    pending = (_followed(row, readings) for row in _waiting(facts.config, waiting, live))
+    pending = (_followed(row, readings) for row in _waiting(facts.config, facts.wanted, live))
     return tuple(sorted([*live, *pending], key=_order))
 
 
@@ -114,14 +113,41 @@ def _usage(exposure: Exposure, facts: Facts, readings: Readings) -> Usage:
 # --- what waits ------------------------------------------------------------------------------------------------------
 
 
-def _waiting(config: Config, waiting: Iterable[Waiting], live: Iterable[Row]) -> Iterator[Row]:
+def _waiting(config: Config, wanted: Desired | None, live: Collection[Row]) -> Iterator[Row]:
+    waiting = wanted.waiting if wanted is not None else tuple(_unanswered(config))
     reasons: defaultdict[Origin, list[Waiting]] = defaultdict(list)
     for item in waiting:
-        reasons[item.origin].append(item)
+        if item.claim is None:
+            reasons[item.origin].append(item)
     answered = {(row.origin, row.listens) for row in live}
     for entry in config.entries:
-        if found := _of_entry(entry, reasons.get(entry.origin, ())):
-            yield from (row for row in _pending(entry, found) if (row.origin, row.listens) not in answered)
+        found = _of_entry(entry, reasons.get(entry.origin, ()), is_answered=wanted is not None)
+        if found:
+            rows = _pending(entry.every_claim(), found)
+            yield from (row for row in rows if (row.origin, row.listens) not in answered)
+    if wanted is not None:
+        yield from _of_domains(wanted, reasons, live)
+
+
+def _of_domains(wanted: Desired, reasons: Mapping[Origin, Sequence[Waiting]], live: Collection[Row]) -> Iterator[Row]:
+    """Give what waits or is refused of entries that took an inventory to say, for each domain by itself.
+
+    Of domains that one entry is for by a pattern, those that do not run are none of its rows.
+    """
+    refused = [_refused(item, item.claim) for item in wanted.waiting if item.claim is not None]
+    yield from refused
+    answered = {(row.owner, row.origin, row.listens) for row in (*live, *refused)}
+    for asked in wanted.asked:
+        every = reasons.get(asked.origin, ())
+        found = [item for item in every if item.owner == asked.owner] or ([] if asked.is_matched else every)
+        if found := [item for item in found if not item.is_idle]:
+            rows = _pending(asked.claims, found)
+            yield from (row for row in rows if (row.owner, row.origin, row.listens) not in answered)
+
+
+def _refused(item: Waiting, claim: Claim) -> Row:
+    reason = item.reason
+    return Row(item.owner, State.REFUSED, why(reason), str(claim), "", claim, None, item.origin, kinds=(reason.kind,))
 
 
 def _followed(row: Row, readings: Readings) -> Row:
@@ -132,15 +158,20 @@ def _followed(row: Row, readings: Readings) -> Row:
     return replace(row, reason=f"{row.reason}; the machine at {mac} has {address} now")
 
 
-def _of_entry(entry: Entry, waiting: Sequence[Waiting]) -> Sequence[Waiting]:
-    """Choose what is said of this entry; others may be written on the same line, and a domain by its UUID."""
+def _of_entry(entry: Entry, waiting: Sequence[Waiting], *, is_answered: bool) -> Sequence[Waiting]:
+    """Choose what is said of this entry; others may be written on the same line, and a domain by its UUID.
+
+    Of one that takes an inventory, that is only that there is no domain for it.
+    """
+    if entry.is_open and is_answered:
+        return [item for item in waiting if item.reason.kind is HindranceKind.NO_RUNNING_DOMAIN]
     return [item for item in waiting if item.owner.name == entry.owner.name] or waiting
 
 
-def _pending(entry: Entry, waiting: Sequence[Waiting]) -> Iterator[Row]:
+def _pending(claims: Iterable[tuple[Claim, Origin]], waiting: Sequence[Waiting]) -> Iterator[Row]:
     hindrances = dict.fromkeys(item.reason for item in waiting)
     reason, kinds = "; ".join(map(why, hindrances)), tuple(dict.fromkeys(found.kind for found in hindrances))
-    for claim, origin in entry.claims():
+    for claim, origin in claims:
         yield Row(waiting[0].owner, State.WAITING, reason, str(claim), "", claim, None, origin, kinds=kinds)
 
 
@@ -193,7 +224,8 @@ def _parts(desired: Desired | None, header: Header, silent: Sequence[str]) -> It
 def _exposures(desired: Desired) -> str:
     live = [_counted(len(found), kind.noun) for kind, found in desired.by_kind.items() if found]
     live = live or ["nothing forwarded"]
-    return ", ".join([*live, *([f"{len(desired.waiting)} waiting"] if desired.waiting else [])])
+    waiting = sum(not entry.is_idle for entry in desired.waiting)
+    return ", ".join([*live, *([f"{waiting} waiting"] if waiting else [])])
 
 
 def _counted(number: int, thing: str) -> str:

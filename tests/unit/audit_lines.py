@@ -8,9 +8,9 @@ import pytest
 
 from fwdaemon.audit import lines
 from fwdaemon.audit.throttle import Flapped
-from fwdaemon.core.report import GateChange, Setting
+from fwdaemon.core.report import Assigned, GateChange, Setting
 from fwdaemon.core.state import Waiting
-from fwdaemon.core.types import Gate, Origin
+from fwdaemon.core.types import Gate, Origin, Protocol
 from fwdaemon.errors import Problem
 from tests.unit.forwards import forward, nat, route
 from tests.unit.saying import STOPPED, because
@@ -38,6 +38,10 @@ def _write() -> None:
         lines.gate(gate, because("a cause"))
         lines.flapped([Flapped(gate, 7, 60.0, gate.action, because("a cause"))])
     lines.moved("rules are in nftables: libvirt's chains are there")
+    lines.assigned(
+        Assigned("web", Protocol.TCP, 22, 20017, Origin(Path("portfwd.toml"), 5), moved, claimed)
+        for moved, claimed in ((None, None), (20016, None), (20016, Origin(Path("portfwd.toml"), 9)))
+    )
     lines.adopted(3)
     lines.leftovers(["ip kvm_portfwd every_address { tcp . 80 }"])
     lines.connections_ended(2)

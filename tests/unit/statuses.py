@@ -6,6 +6,7 @@ from pathlib import Path
 
 from fwdaemon import config as configuration
 from fwdaemon.config.model import Config
+from fwdaemon.config.names import as_pattern
 from fwdaemon.core.exposures import Owner
 from fwdaemon.core.inventory import Hindrance, HindranceKind
 from fwdaemon.core.state import Desired, Waiting
@@ -38,7 +39,7 @@ listen = ["198.51.100.7", "2001:db8::7"]
 ports = ["5432", "6000-6009:7000-7009/udp"]
 
 [[forward]]
-domain = {json.dumps(HOSTILE)}
+domain = {json.dumps(as_pattern(HOSTILE))}
 interface = "eth0"
 sources = ["203.0.113.0/24", "192.0.2.0/24"]
 ports = ["7"]

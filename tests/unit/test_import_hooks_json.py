@@ -210,8 +210,9 @@ def test_hostile_names() -> None:
     text = json.dumps({name: dict(section, port_map={"tcp": [n]}) for n, name in enumerate(names, 1)})
     findings = found(text)
     config = accepted([findings])
-    assert [entry.domain for entry in config.forwards] == names[:4]
-    assert len(warnings(findings)) == 7
+    assert [entry.domain for entry in config.forwards] == names[:5]
+    assert not any(entry.is_pattern for entry in config.forwards)
+    assert len(warnings(findings)) == 6
 
 
 JSON = st.recursive(

@@ -53,6 +53,7 @@ def test_one_exposure_in_full() -> None:
         "protocol": "tcp",
         "address": None,
         "ports": "80",
+        "automatic": False,
         "subnet": None,
         "interface": None,
         "sources": [],

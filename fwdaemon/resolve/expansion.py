@@ -1,0 +1,296 @@
+"""What entries come to that take an inventory to say: patterns of domains, and ports that are assigned. Pure.
+
+A pattern stands for the domains that fit it, and `auto:…` for a port that is assigned. Out of both come entries of one
+domain each with ports that are known, which are placed like all others.
+"""
+
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from fnmatch import translate
+from hashlib import blake2b
+from operator import attrgetter
+from typing import Final, NamedTuple, TypeAlias
+from uuid import UUID
+
+from fwdaemon.config.model import Config, ForwardEntry, PortMapping
+from fwdaemon.core.exposures import Owner
+from fwdaemon.core.inventory import Domain, Hindrance, HindranceKind
+from fwdaemon.core.report import Assigned
+from fwdaemon.core.state import Waiting
+from fwdaemon.core.types import Origin, PortRange, Protocol
+from fwdaemon.resolve.claims import Ask, Claims, Key, Run, arrived, refused_claims, settle
+from fwdaemon.resolve.guests import as_uuid
+
+_rank = attrgetter("rank")
+
+# Ports that are assigned.
+#
+# A port is looked for from a place that follows from domain and guest port: so hosts that have one pool give a domain
+# the same one, mostly, wherever it migrates to, in whatever order domains start, and after a record was lost. The
+# lowest free one would follow from all that ever happened on one host, and go to another guest at once.
+KEPT_FOR_S: Final = 7 * 24 * 3600.0
+
+
+class AutoPort(NamedTuple):
+    """What a port is assigned for."""
+
+    domain: UUID
+    guest: int
+    protocol: Protocol
+
+
+class Held(NamedTuple):
+    """The port that is assigned, and for how many seconds libvirt has said that there is no such domain."""
+
+    port: int
+    gone: float = 0.0
+
+
+Assignments: TypeAlias = Mapping[AutoPort, Held]
+Sockets: TypeAlias = Collection[tuple[Protocol, int]]
+"""The ports at which processes of the host listen."""
+
+
+def aged(ports: Assignments, known: Collection[UUID], seconds: float) -> Assignments:
+    """Count the time for which domains are not there, and give up the ports of those that are gone for long."""
+    if not any(held.gone or wanted.domain not in known for wanted, held in ports.items()):
+        return ports
+    counted = {
+        wanted: Held(held.port, 0.0 if wanted.domain in known else held.gone + seconds)
+        for wanted, held in ports.items()
+    }
+    return {wanted: held for wanted, held in counted.items() if held.gone < KEPT_FOR_S}
+
+
+class Pool:
+    """Assigns ports of a range, none that `is_reserved`; those that processes have are asked for when one is needed."""
+
+    def __init__(
+        self,
+        ports: PortRange,
+        is_reserved: Callable[[Protocol, int], bool],
+        occupied: Callable[[], Sockets],
+    ) -> None:
+        self._ports, self._is_reserved, self._ask = ports, is_reserved, occupied
+
+    def assign(self, wanted: Iterable[AutoPort], known: Assignments) -> Assignments:
+        """Give `known` with a port for each that is wanted, as far as there are any; who may keep its port does."""
+        kept = {item: held for item, held in known.items() if self._may_keep(item, held.port)}
+        missing = sorted(set(wanted) - kept.keys())
+        if not missing:
+            return known if len(kept) == len(known) else kept
+        users = {held.port: item[:2] for item, held in kept.items()}
+        occupied, full = frozenset(self._ask()), set[Protocol]()
+        for item in missing:
+            port = self._port_for(item, kept, users, occupied, is_full=item.protocol in full)
+            if port is None:
+                full.add(item.protocol)
+            else:
+                kept[item] = Held(port)
+                users[port] = item[:2]
+        return kept
+
+    def _may_keep(self, item: AutoPort, port: int) -> bool:
+        return port in self._ports and not self._is_reserved(item.protocol, port)
+
+    def _port_for(
+        self,
+        item: AutoPort,
+        kept: Assignments,
+        users: Mapping[int, tuple[object, ...]],
+        occupied: Collection[tuple[Protocol, int]],
+        *,
+        is_full: bool,
+    ) -> int | None:
+        """Give the one it has for another protocol, or else the first that nobody has."""
+
+        def is_free(port: int) -> bool:
+            return (item.protocol, port) not in occupied and not self._is_reserved(item.protocol, port)
+
+        siblings = (kept.get(item._replace(protocol=protocol)) for protocol in Protocol)
+        own = (held.port for held in siblings if held is not None and is_free(held.port))
+        others = () if is_full else (port for port in self._from(item) if port not in users and is_free(port))
+        return next(own, None) or next(iter(others), None)
+
+    def _from(self, item: AutoPort) -> Iterator[int]:
+        digest = blake2b(item.domain.bytes + item.guest.to_bytes(2, "big"), digest_size=8).digest()
+        start, width = int.from_bytes(digest, "big"), self._ports.width
+        return (self._ports.first + (start + step) % width for step in range(width))
+
+
+# What the entries of a configuration come to.
+@dataclass(frozen=True, slots=True)
+class Expansion:
+    """Entries of one domain each, what they do not get, the ports that are assigned, and those that are new."""
+
+    entries: Mapping[Key, ForwardEntry] = field(default_factory=dict)
+    waiting: tuple[Waiting, ...] = ()
+    ports: Assignments = field(default_factory=dict)
+    assigned: tuple[Assigned, ...] = ()
+
+
+def no_sockets() -> Sockets:
+    """Know of no process that listens."""
+    return ()
+
+
+class Expander:
+    """Expands the entries of one configuration, again and again."""
+
+    def __init__(self, config: Config, arrivals: tuple[Run, ...] = ()) -> None:
+        """Go on with the order in which domains came, as far as it is known."""
+        self.config = config
+        self._open = tuple((number, entry) for number, entry in enumerate(config.forwards) if entry.is_open)
+        self._matches = {
+            entry.domain: re.compile(translate(entry.domain)).match for _, entry in self._open if entry.is_pattern
+        }
+        by_name = (entry for entry in config.forwards if not entry.is_pattern)
+        self._fixed = Claims(by_name if self._open else ())
+        self._reserved = _reserved(config.forwards if self._open else ())
+        self.arrivals = arrivals
+        self._last: tuple[object, object, Expansion] | None = None
+
+    def expand(
+        self,
+        domains: Sequence[Domain],
+        ports: Assignments,
+        occupied: Callable[[], Sockets] = no_sockets,
+    ) -> Expansion:
+        """Say what the entries come to now; `ports` are assigned already, `occupied` gives those of processes."""
+        seen = tuple((domain.name, domain.uuid, domain.running, domain.instance, domain.rank) for domain in domains)
+        if self._last is not None and self._last[:2] == (seen, _numbers(ports)):
+            return replace(self._last[2], ports=ports)
+        self.arrivals = arrived(self.arrivals, domains)
+        expansion = self._expansion(domains, ports, occupied)
+        # Where a port is wanting, a process may have let go of one since.
+        is_whole = all(item.reason.kind is not HindranceKind.NO_FREE_PORT for item in expansion.waiting)
+        last = seen, _numbers(expansion.ports), replace(expansion, assigned=())
+        self._last = last if is_whole else None
+        return expansion
+
+    def _expansion(
+        self,
+        domains: Sequence[Domain],
+        ports: Assignments,
+        occupied: Callable[[], Sockets],
+    ) -> Expansion:
+        concerned = [(number, entry, domain) for number, entry in self._open for domain in self._meant(entry, domains)]
+        assigned = self._assign(concerned, ports, occupied)
+        place = {uuid: number for number, (uuid, _) in enumerate(self.arrivals)}
+        entries: dict[Key, ForwardEntry] = {(number, ""): entry for number, entry in self._open if not entry.is_pattern}
+        asks, waiting = list[Ask](), list[Waiting]()
+        for number, entry, domain in concerned:
+            own = _of_domain(entry, domain, assigned)
+            key = number, str(domain.uuid) if entry.is_pattern else ""
+            entries[key] = own
+            if domain.running:
+                asks.append(Ask(key, own, (int(entry.is_pattern), place[domain.uuid], number)))
+                waiting += self._without_port(own)
+        waiting += self._settled(asks, entries)
+        waiting += self._unmatched(concerned)
+        news = self._news(concerned, ports, assigned)
+        return Expansion(entries, tuple(sorted(waiting, key=_where)), assigned, news)
+
+    def _meant(self, entry: ForwardEntry, domains: Sequence[Domain]) -> Iterable[Domain]:
+        if entry.is_pattern:
+            fits = self._matches[entry.domain]
+            return [domain for domain in domains if fits(domain.name)]
+        uuid = as_uuid(entry.domain)
+        if uuid is not None:
+            return [domain for domain in domains if domain.uuid == uuid]
+        return sorted((domain for domain in domains if domain.name == entry.domain), key=_rank)[:1]
+
+    def _assign(
+        self,
+        concerned: Iterable[tuple[int, ForwardEntry, Domain]],
+        ports: Assignments,
+        occupied: Callable[[], Sockets],
+    ) -> Assignments:
+        """Assign ports to those that run; those that do not keep what they have."""
+        pool = self.config.daemon.auto_ports
+        if pool is None:
+            return ports
+        wanted = [item for _, entry, domain in concerned if domain.running for item in _wanted(entry, domain)]
+        return Pool(pool, self._is_reserved, occupied).assign(wanted, ports)
+
+    def _is_reserved(self, protocol: Protocol, port: int) -> bool:
+        return bool(self._reserved[protocol][port])
+
+    def _without_port(self, own: ForwardEntry) -> Iterator[Waiting]:
+        reason = Hindrance(HindranceKind.NO_FREE_PORT, ports=self.config.daemon.auto_ports)
+        for mapping in own.auto:
+            yield from refused_claims(own, mapping, reason)
+
+    def _settled(self, asks: Iterable[Ask], entries: dict[Key, ForwardEntry]) -> Iterator[Waiting]:
+        """Leave to each entry what it gets; what a file says of one domain by its name has been claimed already."""
+        claims = Claims(before=self._fixed)
+        fixed = {ask.key: self.config.forwards[ask.key[0]].mappings for ask in asks if not ask.key[1]}
+        asks = [replace(ask, entry=_lacking(ask.entry, fixed.get(ask.key, ()))) for ask in asks]
+        for ask, refused in settle(asks, claims):
+            entries[ask.key] = replace(ask.entry, mappings=(*fixed.get(ask.key, ()), *ask.entry.mappings))
+            yield from refused
+
+    def _unmatched(self, concerned: Iterable[tuple[int, ForwardEntry, Domain]]) -> Iterator[Waiting]:
+        matched = {number for number, _, domain in concerned if domain.running}
+        for number, entry in self._open:
+            if entry.is_pattern and number not in matched:
+                reason = Hindrance(HindranceKind.NO_RUNNING_DOMAIN)
+                yield Waiting(Owner(entry.domain), reason, entry.origin, stopped=True)
+
+    def _news(
+        self, concerned: Iterable[tuple[int, ForwardEntry, Domain]], before: Assignments, now: Assignments
+    ) -> tuple[Assigned, ...]:
+        """Tell which ports are new, and where another one is claimed now, by whom."""
+        if before is now:
+            return ()
+        names = {item: (domain.name, entry) for _, entry, domain in concerned for item in _wanted(entry, domain)}
+        fresh = [item for item in sorted(names) if item in now and before.get(item, Held(0)).port != now[item].port]
+        return tuple(self._told(item, names[item], before.get(item), now[item].port) for item in fresh)
+
+    def _told(self, item: AutoPort, asked: tuple[str, ForwardEntry], before: Held | None, port: int) -> Assigned:
+        name, entry = asked
+        claimed = None if before is None else self._claimed_at(item.protocol, before.port)
+        moved = None if before is None else before.port
+        return Assigned(name, item.protocol, item.guest, port, entry.origin, moved, claimed)
+
+    def _claimed_at(self, protocol: Protocol, port: int) -> Origin | None:
+        mappings = (mapping for entry in self.config.forwards for mapping in entry.mappings)
+        found = (item.origin for item in mappings if item.protocol is protocol and port in item.host)
+        return next(found, None)
+
+
+def _numbers(ports: Assignments) -> Mapping[AutoPort, int]:
+    return {item: held.port for item, held in ports.items()}
+
+
+def _wanted(entry: ForwardEntry, domain: Domain) -> Iterator[AutoPort]:
+    return (AutoPort(domain.uuid, mapping.guest, mapping.protocol) for mapping in entry.auto)
+
+
+def _of_domain(entry: ForwardEntry, domain: Domain, ports: Assignments) -> ForwardEntry:
+    """Give what an entry asks for a domain, with the ports that it has."""
+    held = {mapping: ports.get(item) for mapping, item in zip(entry.auto, _wanted(entry, domain), strict=True)}
+    known = tuple(mapping.at(item.port) for mapping, item in held.items() if item is not None)
+    rest = tuple(mapping for mapping, item in held.items() if item is None)
+    own = replace(entry, mappings=(*entry.mappings, *known), auto=rest)
+    return replace(own, domain=str(domain.uuid), is_pattern=False, called=domain.name) if entry.is_pattern else own
+
+
+def _lacking(entry: ForwardEntry, mappings: Collection[PortMapping]) -> ForwardEntry:
+    left = tuple(mapping for mapping in entry.mappings if mapping not in mappings)
+    return replace(entry, mappings=left)
+
+
+def _reserved(entries: Iterable[ForwardEntry]) -> Mapping[Protocol, bytearray]:
+    """Mark the ports that files name, at whatever address: none of them is assigned."""
+    marks = {protocol: bytearray(65536) for protocol in Protocol}
+    for entry in entries:
+        for mapping in entry.mappings:
+            host = mapping.host
+            marks[mapping.protocol][host.first : host.last + 1] = b"\1" * host.width
+    return marks
+
+
+def _where(waiting: Waiting) -> tuple[Origin, str, str]:
+    return waiting.origin, waiting.owner.name, str(waiting.claim)
