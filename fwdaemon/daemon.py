@@ -39,7 +39,7 @@ from fwdaemon.metrics.exposition import satisfied
 from fwdaemon.metrics.reporter import Reporter
 from fwdaemon.netfilter import Monitor, Netfilter
 from fwdaemon.reconcile import Conflicts, HostNetwork, Reconciler, Request, Seams
-from fwdaemon.resolve.expansion import Sockets
+from fwdaemon.resolve.expansion import Before, Sockets
 from fwdaemon.resolve.placement import Placer
 from fwdaemon.status.notify import Pulse
 from fwdaemon.status.records import Records, UsageReader
@@ -109,7 +109,8 @@ class Daemon:
         manager.metrics = self._reporter.text
         self._beginning: asyncio.Future[None] | None = None
         self._first_pass = asyncio.Event()
-        self._placer = Placer(self._written.choice, self._written.ports, parts.occupied)
+        written = self._written
+        self._placer = Placer(written.choice, Before(written.ports, written.arrivals, parts.occupied))
         self._reloaded, self._failure = False, ""
         self._retry, self._rereading, self._unread = self._backoff(), self._backoff(), WarnOnce()
         self._short = self._backoff()
@@ -278,7 +279,7 @@ class Daemon:
         if (placement := self._placer.placement) is not None:
             self._inventories.sources.search(placement.desired.silent, placement.inventory)
         self._written.keep_choice(self._placer.chosen)
-        self._written.keep_ports(self._placer.ports)
+        self._written.keep_ports(self._placer.ports, self._placer.arrivals)
         if (report := self._reconciler.report) is not None:
             seconds = time.monotonic() - began
             self._records.pass_ended(report, seconds)

@@ -319,7 +319,7 @@ class Inventories:
         self._trigger_queue.time_passed(full=False)
 
 
-async def take_inventory(uris: Sequence[str]) -> Inventory:
+async def take_inventory(uris: Sequence[str], patience: float = _ONCE_S) -> Inventory:
     """Take one inventory, for a look only once. Guest agents may take long: what they told the daemon counts.
 
     Raises:
@@ -330,9 +330,9 @@ async def take_inventory(uris: Sequence[str]) -> Inventory:
     event_loop, worker = EventLoop(), Worker("inventory")
     try:
         event_loop.start()
-        return await asyncio.wait_for(worker.submit(partial(_look_once, uris)), _ONCE_S)
+        return await asyncio.wait_for(worker.submit(partial(_look_once, uris)), patience)
     except TimeoutError as error:
-        raise LibvirtUnavailableError(f"libvirt did not answer within {_ONCE_S:.0f} s") from error
+        raise LibvirtUnavailableError(f"libvirt did not answer within {patience:.0f} s") from error
     finally:
         await worker.close(_CLOSE_S)
         event_loop.stop()

@@ -1,9 +1,12 @@
 """`kvm-portfwd check`: check the configuration and report every error."""
 
 import argparse
+import asyncio
 import os
 import sys
 from collections import Counter
+from collections.abc import Iterator
+from fnmatch import fnmatchcase
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import Final
@@ -13,12 +16,16 @@ from fwdaemon.config.files import ROOT, about_ignored, read_files, unguarded
 from fwdaemon.config.model import Config, ForwardEntry
 from fwdaemon.conflicts.watch import conflicts_if_running
 from fwdaemon.core.exposures import Kind
-from fwdaemon.core.text import printable
+from fwdaemon.core.text import printable, quote
 from fwdaemon.core.types import Protocol
+from fwdaemon.errors import PortfwdError
+from fwdaemon.events import take_inventory
 from fwdaemon.kernel.memory import collecting_later
 from fwdaemon.kernel.process import SystemRunner
 from fwdaemon.metrics.exposition import satisfied
 
+# Without an answer by then, it is left out how many domains fit a pattern.
+_PATIENCE_S: Final = 3.0
 _LOOPBACK: Final = (IPv4Address("127.0.0.1"), IPv6Address("::1"))
 
 
@@ -29,6 +36,8 @@ def run(options: argparse.Namespace) -> int:
     with collecting_later():
         config = satisfied(configuration.load(path) if is_draft else configuration.load_guarded(path).config)
     print(f"{path}: fine; {_count(config)}")
+    for told in _matches(config):
+        print(told)
     if config.daemon.localhost:
         print(_explain_localhost(config))
     if is_draft:
@@ -37,6 +46,21 @@ def run(options: argparse.Namespace) -> int:
         print(printable(f"warning: {about_ignored(file)}"), file=sys.stderr)
     _warn(config)
     return 0
+
+
+def _matches(config: Config) -> Iterator[str]:
+    """Say how many domains each pattern fits now; nothing where libvirt does not answer, which is no error here."""
+    patterns = dict.fromkeys(entry.domain for entry in config.forwards if entry.is_pattern)
+    if not patterns:
+        return
+    try:
+        domains = asyncio.run(take_inventory(config.daemon.libvirt, _PATIENCE_S)).domains
+    except PortfwdError:
+        return
+    for pattern in patterns:
+        found = [domain for domain in domains if fnmatchcase(domain.name, pattern)]
+        running = sum(domain.running for domain in found)
+        yield f"{quote(pattern)} fits {len(found)} domain{'' if len(found) == 1 else 's'} now, {running} running"
 
 
 def _warn_of_others(path: Path) -> None:

@@ -16,6 +16,8 @@ from fwdaemon.explain.guest import Libvirt
 from fwdaemon.explain.report import Report, as_json, as_text
 from fwdaemon.explain.trace import explain, refused
 from fwdaemon.kernel.process import SystemRunner
+from fwdaemon.resolve.expansion import expanded
+from fwdaemon.status.reloads import PortRecords
 
 _FAILED: Final = 1
 _WRONG_USAGE: Final = 2
@@ -40,7 +42,11 @@ def _report(request: Request, path: Path) -> Report:
         config = configuration.load(path)
     except ConfigError as error:
         return refused(request, error, kernel)
-    return explain(request, config, asyncio.run(_ask_libvirt(config.daemon.libvirt)), kernel, str(path))
+    libvirt = asyncio.run(_ask_libvirt(config.daemon.libvirt))
+    if libvirt.inventory is not None:
+        records = PortRecords()
+        config = expanded(config, libvirt.inventory.domains, records.known(), records.arrivals)
+    return explain(request, config, libvirt, kernel, str(path))
 
 
 async def _ask_libvirt(uris: Sequence[str]) -> Libvirt:

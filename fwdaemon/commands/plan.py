@@ -27,7 +27,7 @@ def run(options: argparse.Namespace) -> int:
     """Print the changes forward by forward, then as native text; 3 with `--exit-code` if there are any."""
     config = configuration.load(options.config)
     desired = desired_state(
-        config, asyncio.run(take_inventory(config.daemon.libvirt)), LedTo().chosen, PortRecords().known(), ports_in_use
+        config, asyncio.run(take_inventory(config.daemon.libvirt)), LedTo().chosen, PortRecords().before(ports_in_use)
     )
     rules = Netfilter(SystemRunner(), config.daemon.backend)
     host = SystemHostNetwork(rules.confined)

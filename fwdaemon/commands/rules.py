@@ -16,7 +16,7 @@ def run(options: argparse.Namespace) -> int:
     """Ask libvirt what runs, and print the native text; nothing where no forward would be live."""
     config = configuration.load(options.config)
     inventory = asyncio.run(take_inventory(config.daemon.libvirt))
-    desired = desired_state(config, inventory, ports=PortRecords().known(), occupied=ports_in_use)
+    desired = desired_state(config, inventory, before=PortRecords().before(ports_in_use))
     text = Netfilter(SystemRunner(), config.daemon.backend).render(desired)
     print(text, end="\n" if text else "")
     return 0

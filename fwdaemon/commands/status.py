@@ -51,7 +51,7 @@ def status_without_daemon(path: Path) -> Status:
     """
     config = configuration.load(path)
     desired = desired_state(
-        config, asyncio.run(take_inventory(config.daemon.libvirt)), LedTo().chosen, PortRecords().known(), ports_in_use
+        config, asyncio.run(take_inventory(config.daemon.libvirt)), LedTo().chosen, PortRecords().before(ports_in_use)
     )
     netfilter = Netfilter(SystemRunner(), config.daemon.backend)
     found = _look(config, desired, netfilter)

@@ -119,6 +119,20 @@ class Pool:
         return (self._ports.first + (start + step) % width for step in range(width))
 
 
+def no_sockets() -> Sockets:
+    """Know of no process that listens."""
+    return ()
+
+
+@dataclass(frozen=True, slots=True)
+class Before:
+    """What is known when one begins: ports that are assigned, who came in which order, and how to ask for sockets."""
+
+    ports: Assignments = field(default_factory=dict)
+    arrivals: tuple[Run, ...] = ()
+    occupied: Callable[[], Sockets] = no_sockets
+
+
 # What the entries of a configuration come to.
 @dataclass(frozen=True, slots=True)
 class Expansion:
@@ -128,11 +142,6 @@ class Expansion:
     waiting: tuple[Waiting, ...] = ()
     ports: Assignments = field(default_factory=dict)
     assigned: tuple[Assigned, ...] = ()
-
-
-def no_sockets() -> Sockets:
-    """Know of no process that listens."""
-    return ()
 
 
 class Expander:
@@ -161,7 +170,7 @@ class Expander:
         seen = tuple((domain.name, domain.uuid, domain.running, domain.instance, domain.rank) for domain in domains)
         if self._last is not None and self._last[:2] == (seen, _numbers(ports)):
             return replace(self._last[2], ports=ports)
-        self.arrivals = arrived(self.arrivals, domains)
+        self.arrivals = arrived(self.arrivals, domains) if self._open else ()
         expansion = self._expansion(domains, ports, occupied)
         # Where a port is wanting, a process may have let go of one since.
         is_whole = all(item.reason.kind is not HindranceKind.NO_FREE_PORT for item in expansion.waiting)
@@ -258,6 +267,20 @@ class Expander:
         mappings = (mapping for entry in self.config.forwards for mapping in entry.mappings)
         found = (item.origin for item in mappings if item.protocol is protocol and port in item.host)
         return next(found, None)
+
+
+def expanded(config: Config, domains: Sequence[Domain], ports: Assignments, arrivals: tuple[Run, ...] = ()) -> Config:
+    """Give the configuration with an entry for each domain; a pattern that no running domain fits stays as it is."""
+    expansion = Expander(config, arrivals).expand(domains, ports)
+    running = {str(domain.uuid) for domain in domains if domain.running}
+    own = sorted(expansion.entries.items(), key=lambda item: (item[0][1] not in running, item[0]))
+    matched = {number for (number, uuid), _ in own if uuid in running}
+    written = [
+        entry
+        for number, entry in enumerate(config.forwards)
+        if not entry.is_open or (entry.is_pattern and number not in matched)
+    ]
+    return replace(config, forwards=(*written, *(entry for _, entry in own)))
 
 
 def _numbers(ports: Assignments) -> Mapping[AutoPort, int]:

@@ -6,7 +6,7 @@ active. What is missing becomes a reason to wait.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain
@@ -20,8 +20,8 @@ from fwdaemon.core.probing import Silent
 from fwdaemon.core.report import Assigned
 from fwdaemon.core.state import Asked, Desired, Unchosen, Waiting
 from fwdaemon.core.types import Address, Family, Subnet
-from fwdaemon.resolve.claims import Key, Run
-from fwdaemon.resolve.expansion import Assignments, Expander, Expansion, Sockets, aged, no_sockets
+from fwdaemon.resolve.claims import Key
+from fwdaemon.resolve.expansion import Before, Expander, Expansion, aged
 from fwdaemon.resolve.guests import Absence, Chosen, Guest, GuestFinder, bridge_of, namesake, namesakes_of_networks
 from fwdaemon.resolve.neighbours import closed, forwarded, homes, inside, lies_in, proxied, unseen
 
@@ -32,23 +32,16 @@ _listen = attrgetter("listen")
 class Placer:
     """Places whatever configuration is in force on the inventory there is; `chosen` is what entries lead to.
 
-    `ports` are those that are assigned to domains, `occupied` gives those of the host's processes, and `arrivals` are
-    the domains in the order in which they came.
+    `ports` are those that are assigned to domains, `arrivals` are these in the order in which they came.
     """
 
-    def __init__(
-        self,
-        chosen: Chosen,
-        ports: Assignments | None = None,
-        occupied: Callable[[], Sockets] = no_sockets,
-        arrivals: tuple[Run, ...] = (),
-    ) -> None:
-        self.chosen, self.ports = chosen, ports or {}
+    def __init__(self, chosen: Chosen, before: Before | None = None) -> None:
+        before = before or Before()
+        self.chosen, self.ports, self.arrivals = chosen, before.ports, before.arrivals
         self.assigned: tuple[Assigned, ...] = ()
         self.placement: Placement | None = None
-        self._occupied = occupied
+        self._occupied = before.occupied
         self._expander: Expander | None = None
-        self.arrivals = arrivals
         self._answered_at: float | None = None
 
     def place(self, config: Config, inventory: Inventory, answered_at: float | None = None) -> Desired:
@@ -77,14 +70,10 @@ class Placer:
 
 
 def desired_state(
-    config: Config,
-    inventory: Inventory,
-    chosen: Chosen | None = None,
-    ports: Assignments | None = None,
-    occupied: Callable[[], Sockets] = no_sockets,
+    config: Config, inventory: Inventory, chosen: Chosen | None = None, before: Before | None = None
 ) -> Desired:
     """Tell what is to be live on a host like `inventory`; the rest is as in `Placer`."""
-    return Placer(chosen or {}, ports, occupied).place(config, inventory)
+    return Placer(chosen or {}, before).place(config, inventory)
 
 
 @dataclass(frozen=True, slots=True)

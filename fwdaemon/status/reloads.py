@@ -19,9 +19,10 @@ from fwdaemon.config.model import Config
 from fwdaemon.core.text import printable
 from fwdaemon.core.types import Protocol
 from fwdaemon.errors import ConfigError, Problem
-from fwdaemon.hostnet.owned_state import DIRECTORY, LedTo
+from fwdaemon.hostnet.owned_state import DIRECTORY, LedTo, OwnedStateFile
 from fwdaemon.kernel.process import Worker
-from fwdaemon.resolve.expansion import Assignments, AutoPort, Held
+from fwdaemon.resolve.claims import Run
+from fwdaemon.resolve.expansion import Assignments, AutoPort, Before, Held, Sockets
 from fwdaemon.resolve.guests import Chosen
 
 # The last configuration that was right, kept on the disk for a start with one that is not.
@@ -122,6 +123,22 @@ class PortRecords:
     def __init__(self, state: Path = STATE, directory: Path = DIRECTORY) -> None:
         self._paths = tuple(place / "auto-ports.json" for place in (state, directory))
         self.is_intact, self._is_kept = True, True
+        self._runs = OwnedStateFile("arrivals", directory)
+
+    @property
+    def arrivals(self) -> tuple[Run, ...]:
+        """The domains that patterns were for, in the order in which they came; of a record of others there are none."""
+        try:
+            runs = [(int(each["place"]), UUID(str(each["domain"])), int(each["run"])) for each in self._runs.records]
+        except (KeyError, ValueError):
+            return ()
+        return tuple((uuid, instance) for _, uuid, instance in sorted(runs))
+
+    def keep_arrivals(self, arrivals: Iterable[Run]) -> bool:
+        """Write them, and tell whether that was done; a reboot forgets them together with the runs."""
+        return self._runs.write(
+            {"place": place, "domain": str(uuid), "run": instance} for place, (uuid, instance) in enumerate(arrivals)
+        )
 
     def known(self) -> Assignments:
         """Read them, where only root could have written them."""
@@ -134,6 +151,10 @@ class PortRecords:
                 self.is_intact = False
                 _log.warning("the ports that were assigned cannot be read: %s: %s", path, printable(str(error)))
         return {}
+
+    def before(self, occupied: Callable[[], Sockets]) -> Before:
+        """Give what is known when one begins."""
+        return Before(self.known(), self.arrivals, occupied)
 
     def keep(self, ports: Assignments) -> bool:
         """Write them, and tell whether that was done. That it cannot be is a warning, once; they hold even so."""
@@ -198,6 +219,7 @@ class Written:
         self._records = PortRecords(state, directory)
         self.choice, self.ports = self._led_to.chosen, self._records.known()
         self._kept_ports = _hourly(self.ports) if self._records.is_intact else None
+        self.arrivals = self._records.arrivals
         self._again_after = again_after
         self._worker = Worker("last good configuration")
         self._newest: dict[str, Callable[[], bool]] = {}
@@ -214,12 +236,21 @@ class Written:
             self._write("choice", lambda: self._led_to.keep(kept))
 
     def renew(self) -> None:
-        """Write the choice again: its file may have gone."""
-        chosen = self.choice
+        """Write again what stands in /run: it may have gone."""
+        chosen, arrivals = self.choice, self.arrivals
         self._write("choice", lambda: self._led_to.keep(chosen))
+        self._write("arrivals", lambda: self._records.keep_arrivals(arrivals))
+        ports = self.ports
+        self._write("ports", lambda: self._records.keep(ports))
 
-    def keep_ports(self, ports: Assignments) -> None:
-        """Keep which ports are assigned, where they are others, or an hour more has passed without their domain."""
+    def keep_ports(self, ports: Assignments, arrivals: tuple[Run, ...]) -> None:
+        """Keep which ports are assigned, where they are others, or an hour more has passed without their domain.
+
+        Keep who came first, too, where that is another order.
+        """
+        if arrivals != self.arrivals:
+            self.arrivals = arrivals
+            self._write("arrivals", lambda: self._records.keep_arrivals(arrivals))
         if (hourly := _hourly(ports)) != self._kept_ports:
             self._kept_ports, self.ports = hourly, ports
             self._write("ports", lambda: self._records.keep(ports))

@@ -17,7 +17,7 @@ from fwdaemon.config.model import Config
 from fwdaemon.core.inventory import AddressSource, Domain, GuestInterface, Inventory, LearnedAddress
 from fwdaemon.core.state import Desired
 from fwdaemon.core.types import PortRange, Protocol
-from fwdaemon.resolve.expansion import KEPT_FOR_S, Assignments, AutoPort, Held, Pool, aged
+from fwdaemon.resolve.expansion import KEPT_FOR_S, Assignments, AutoPort, Before, Held, Pool, aged
 from fwdaemon.resolve.placement import Placer, desired_state
 from fwdaemon.resolve.snapshot import Grace, Stop
 from tests.unit.test_placing import DEFAULT, HOST
@@ -135,7 +135,7 @@ def test_the_files_claim_goes_first_and_the_automatic_one_moves_and_is_told() ->
 
 def test_a_port_on_which_a_process_listens_is_not_assigned() -> None:
     busy = [(Protocol.TCP, port) for port in range(20000, 20009)]
-    desired = desired_state(config(entry("ci-1", "auto:22")), host(domain(1)), occupied=lambda: busy)
+    desired = desired_state(config(entry("ci-1", "auto:22")), host(domain(1)), before=Before(occupied=lambda: busy))
     assert lines(desired) == ["ci-1: tcp *:20009 -> 192.168.122.101:22"]
 
 
@@ -172,7 +172,7 @@ def test_what_is_placed_again_is_what_would_be_placed_anew() -> None:
         inventory = host(*(domain(number) for number in domains))
         ports, arrivals = placer.ports, placer.arrivals
         desired = placer.place(read, inventory)
-        fresh = Placer({}, ports, arrivals=arrivals).place(read, inventory)
+        fresh = Placer({}, Before(ports, arrivals)).place(read, inventory)
         assert desired == fresh
         assert desired.asked == fresh.asked
 
