@@ -182,6 +182,8 @@ def _exposures(rows: Iterable[Row]) -> Iterator[Metric]:
         "Port forwards, 1:1 addresses and routes by their state.",
         tuple(Sample(found[pair], _labels(kind=pair[0], state=pair[1])) for pair in product(Kind, State)),
     )
+    ports = {row.claim.ports for row in every if row.claim.auto and row.claim.ports is not None}
+    yield _gauge("auto_ports", "Ports of auto_ports that lead to running domains.", value=len(ports))
     yield _summed(
         "connections",
         Type.COUNTER,

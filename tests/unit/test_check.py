@@ -51,6 +51,22 @@ def test_counts_what_there_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert check(tmp_path / "x.toml", text, capsys) == [f"FILE: fine; {count}"]
 
 
+def test_says_how_many_domains_a_pattern_fits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Libvirt's test driver has one domain, `test`, which runs."""
+    entries = "".join(forward().replace("web1", pattern) for pattern in ("t?st", "T*", "*"))
+    said = check(tmp_path / "x.toml", f'[daemon]\nlibvirt = "test:///default"\n{entries}', capsys)
+    assert said[1:] == [
+        '"t?st" fits 1 domain now, 1 running',
+        '"T*" fits 0 domains now, 0 running',
+        '"*" fits 1 domain now, 1 running',
+    ]
+
+
+def test_a_libvirt_that_does_not_answer_is_no_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = '[daemon]\nlibvirt = "qemu:///system?socket=/no/such/socket"\n' + forward().replace("web1", "ci-*")
+    assert check(tmp_path / "x.toml", text, capsys) == ["FILE: fine; 1 forward"]
+
+
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [

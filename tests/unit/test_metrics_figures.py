@@ -44,6 +44,7 @@ def value(found: Mapping[str, Metric], name: str) -> float:
 def test_every_metric_is_here_and_follows_the_conventions() -> None:
     found = exposed(statuses.status())
     assert {name.removeprefix("kvm_portfwd_"): metric.type for name, metric in found.items()} == {
+        "auto_ports": "gauge",
         "build_info": "gauge",
         "config_last_reload_success_timestamp_seconds": "gauge",
         "config_last_reload_successful": "gauge",
