@@ -9,7 +9,7 @@ import tomlkit
 
 from fwdaemon.config.addresses import parse_listen, parse_source
 from fwdaemon.config.model import RouteEntry
-from fwdaemon.config.names import as_pattern, parse_domain
+from fwdaemon.config.names import as_pattern, parse_domain, parse_network
 from fwdaemon.config.ports import LAST_PORT
 from fwdaemon.core.text import GrammarError, quote
 from fwdaemon.core.types import Address, Family, Origin, PortRange, Protocol, Subnet
@@ -147,13 +147,22 @@ def printable(text: str) -> str:
 
 
 def read_name(text: str) -> str:
-    """Read the name of a domain or a network, as libvirt has it, and give it as our configuration writes it."""
+    """Read the name of a domain, as libvirt has it, and give it as our configuration writes it."""
+    parse_domain(as_pattern(_valid(text)))
+    return as_pattern(text)
+
+
+def read_network(text: str) -> str:
+    """Read the name of a network."""
+    return parse_network(_valid(text))
+
+
+def _valid(text: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError:
         raise GrammarError(f"{quote(text)} is no valid text; write the name that virsh shows") from None
-    parse_domain(as_pattern(text))
-    return as_pattern(text)
+    return text
 
 
 def read_listen(text: str) -> Address | None:

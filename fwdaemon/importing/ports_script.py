@@ -15,7 +15,7 @@ from fwdaemon.config.addresses import parse_guest, parse_routed
 from fwdaemon.config.model import RouteEntry
 from fwdaemon.core.text import GrammarError, quote
 from fwdaemon.core.types import Address, PortRange, Protocol, Subnet
-from fwdaemon.importing.findings import Findings, Forward, read_listen, read_name, read_port
+from fwdaemon.importing.findings import Findings, Forward, read_listen, read_name, read_network, read_port
 from fwdaemon.importing.recognise import Kind
 
 _KEYS: Final = ("PUBLIC_IP", "PRIVATE_IP", "PORTS")
@@ -209,6 +209,6 @@ def _read_line(findings: Findings, number: int, line: str) -> None:
         findings.warn(number, f"left out: the old hook passed over {quote(line)}, {_PASSED_OVER}")
         return
     try:
-        findings.routes.append(RouteEntry(read_name(words[1]), parse_routed(words[0]), findings.origin(number)))
+        findings.routes.append(RouteEntry(read_network(words[1]), parse_routed(words[0]), findings.origin(number)))
     except GrammarError as error:
         findings.warn(number, f"left out: {error}")
