@@ -81,7 +81,15 @@ def of_start(
     now = [Reason(ReasonKind.RUNNING, owner.name, owner.kind)] if owner in before.stopped else []
     # An inventory may hold a new address before the event that tells of it arrives.
     there = [Reason(ReasonKind.MOVED, str(exposure.guest))] if (owner, str(exposure.guest)) in moved else []
-    return Cause(tuple(_naming(owner, heard) or now or _concerning(exposure, heard) or there))
+    of_others = _freed(owner, before, heard) or _concerning(exposure, heard)
+    return Cause(tuple(_naming(owner, heard) or now or of_others or there))
+
+
+def _freed(owner: Owner, before: Desired, heard: Iterable[Reason]) -> list[Reason]:
+    """Give what happened to the domains that claimed what the owner waited for."""
+    claims = (found for found in before.hindrances.get(owner, ()) if found.kind is HindranceKind.CLAIMED)
+    takers = [Owner(name) for found in claims for name in found.names]
+    return [reason for taker in takers for reason in _naming(taker, heard)]
 
 
 def of_end(

@@ -173,8 +173,9 @@ class _Way:
 
     @property
     def rank(self) -> tuple[object, ...]:
-        """Those on every address come first, and of these the lowest port."""
-        return not self.address.is_unspecified, self.ports, self.address.version, int(self.address), self.protocol or ""
+        """Those on every address come first, of these the assigned ones, which stay, and then the lowest port."""
+        place = not self.address.is_unspecified, not self.automatic, self.ports, self.address.version
+        return *place, int(self.address), self.protocol or ""
 
     def to(self, port: int) -> "_Way":
         """Give the part of it that leads to one port of the guest."""

@@ -15,6 +15,7 @@ from fwdaemon import config as configuration
 from fwdaemon.audit import causes
 from fwdaemon.config.model import Config
 from fwdaemon.core.inventory import AddressSource, Domain, GuestInterface, Inventory, LearnedAddress
+from fwdaemon.core.report import Cause, Reason, ReasonKind
 from fwdaemon.core.state import Desired
 from fwdaemon.core.types import PortRange, Protocol
 from fwdaemon.resolve.expansion import KEPT_FOR_S, Assignments, AutoPort, Before, Held, Pool, aged
@@ -88,6 +89,8 @@ def test_who_came_first_keeps_a_port_and_the_next_one_gets_it_when_it_goes() -> 
     assert reasons(both) == ["ci-1: port 80 is claimed by domain ci-2 (portfwd.toml:5)"]
     later = placer.place(read, host(domain(1), domain(2, running=False)))
     assert lines(later) == ["ci-1: tcp *:80 -> 192.168.122.101:80"]
+    stopped = Reason(ReasonKind.DOMAIN, "ci-2", "stopped")
+    assert causes.of_start(next(iter(later.forwards)), both, [stopped]) == Cause((stopped,))
 
 
 def test_of_those_found_together_the_one_that_libvirt_started_first_has_it() -> None:
