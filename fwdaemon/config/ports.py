@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
-from fwdaemon.config.addresses import LoopbackError, parse_listen
+from fwdaemon.config.addresses import EveryAddressError, LoopbackError, parse_listen
 from fwdaemon.core.text import GrammarError, quote, refuse_negation
 from fwdaemon.core.types import Address, PortRange, Protocol, show_endpoint
 
@@ -107,19 +107,29 @@ def _parse(text: str) -> PortSpec:
 
 def _parse_auto(text: str) -> PortSpec:
     """Read a port string whose port of the host is assigned: it is one without that port and its colon."""
-    remedy = 'write "auto:" and one port of the guest, as in "auto:22"'
     match = _AUTO_PORT.fullmatch(text)
     if match is None or not match["guest"]:
-        raise GrammarError(f"{quote(text)} is no automatic port; {_auto_meant(text) or remedy}")
+        raise _no_auto(text)
     try:
         spec = _parse(f"{match['before']}{match['guest']}")
-    except GrammarError as error:
-        raise GrammarError(f"{quote(text)}: {error}") from None
-    if spec.guest != spec.host or bool(match["before"]) != (spec.listen is not None):
-        raise GrammarError(f"{quote(text)} has a port of the host beside auto; {remedy}")
-    if spec.guest.width > 1:
-        raise GrammarError(f"{quote(text)} names {spec.guest.width} ports of the guest; {remedy} in each string")
+    except EveryAddressError:
+        raise
+    except GrammarError:
+        raise _no_auto(text) from None
+    # A port before it would have been read as the host's.
+    if spec.guest.width > 1 or spec.guest != spec.host or bool(match["before"]) != (spec.listen is not None):
+        raise _no_auto(text)
     return PortSpec(spec.listen, None, spec.guest, spec.protocols)
+
+
+def _no_auto(text: str) -> GrammarError:
+    """Say what to write, with an address where there is one: without it, every address would be open."""
+    before = text.lower().partition("auto")[0].strip(" :")
+    has_address = before and not before.isdecimal()
+    remedy = 'write "auto:" and one port of the guest in each string, as in "auto:22"'
+    if has_address:
+        remedy = 'write an address of the host before "auto:" and one port, as in "198.51.100.7:auto:22"'
+    return GrammarError(f"{quote(text)} is no automatic port; {_auto_meant(text) or remedy}")
 
 
 def _auto_meant(text: str) -> str:

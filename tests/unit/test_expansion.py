@@ -18,6 +18,7 @@ from fwdaemon.core.inventory import AddressSource, Domain, GuestInterface, Inven
 from fwdaemon.core.report import Cause, Reason, ReasonKind
 from fwdaemon.core.state import Desired
 from fwdaemon.core.types import PortRange, Protocol
+from fwdaemon.errors import ConfigError
 from fwdaemon.resolve.expansion import KEPT_FOR_S, Assignments, AutoPort, Before, Held, Pool, aged
 from fwdaemon.resolve.placement import Placer, desired_state
 from fwdaemon.resolve.snapshot import Grace, Stop
@@ -231,3 +232,33 @@ def test_a_domain_that_stopped_does_not_hold_what_another_has_got() -> None:
     after = placer.place(read, host(stopped, domain(2)))
     held = Grace().extend(after, before.exposures, [ip_address("192.168.122.1")], Stop(0.0, ()))
     assert lines(held) == ["ci-2: tcp *:80 -> 192.168.122.102:80"]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (entry("a", "auto:22"), '3: an automatic port has no range to come from; write auto_ports = "20000-29999" in'),
+        ("[daemon]\nauto_ports = 20000\n" + entry("a", "auto:22"), "2: daemon: auto_ports: must be a string, not"),
+        ('[daemon]\nauto_ports = "9-8"\n', '2: daemon: auto_ports: "9-8" has a reversed range; write "8-9"'),
+        ('[daemon]\nauto_ports = "1-65536"\n', '2: daemon: auto_ports: "1-65536" is out of range; write ports from 1'),
+        ('[[nat]]\ndomain = "ci-*"\npublic = "198.51.100.8"\n', '2: nat 1: domain: "ci-*" is a pattern of names, and'),
+        (entry("ci-*", "80", more='mac = "52:54:00:00:00:01"'), "4: forward 1: mac: is one guest's, and domain is"),
+        (
+            entry("web[1]", "80"),
+            '2: forward 1: domain: "web[1]" has one character in brackets; write "web1", "web[[]1]"',
+        ),
+        (
+            entry("web[^1-3]", "80"),
+            '2: forward 1: domain: "web[^1-3]" has "[^", which is "[!" in a shell pattern; write',
+        ),
+        (
+            entry("ci-*", "80") + entry("ci-*", "80:81"),
+            '7: domain "ci-*": *:80/tcp is already claimed at portfwd.toml:3',
+        ),
+    ],
+)
+def test_what_cannot_be_is_told_with_its_line(text: str, said: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        configuration.parse({Path("portfwd.toml"): text})
+    [problem] = refused.value.problems
+    assert str(problem).startswith(f"portfwd.toml:{said}")

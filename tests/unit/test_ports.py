@@ -1,6 +1,7 @@
 """The short form of ports."""
 
 from ipaddress import ip_address
+from typing import Final
 
 import pytest
 from hypothesis import given
@@ -175,3 +176,40 @@ def test_any_text_is_read_or_refused(text: str) -> None:
         assert host.width == ports.guest.width
         assert 1 <= host.first <= host.last <= LAST_PORT
     assert said.isprintable()
+
+
+@pytest.mark.parametrize(
+    ("text", "read"),
+    [
+        ("auto:22", "auto:22/tcp"),
+        ("auto:5353/udp", "auto:5353/udp"),
+        ("auto:80/tcp+udp", "auto:80/tcp+udp"),
+        ("198.51.100.7:auto:22", "198.51.100.7:auto:22/tcp"),
+        ("[2001:db8::7]:auto:22/sctp", "[2001:db8::7]:auto:22/sctp"),
+    ],
+)
+def test_an_automatic_port(text: str, read: str) -> None:
+    assert str(parse_ports(text)) == read
+    assert parse_ports(text).host is None
+    assert str(parse_ports(read)) == read
+
+
+ANY: Final = 'write "auto:" and one port of the guest in each string, as in "auto:22"'
+WITH_ADDRESS: Final = 'write an address of the host before "auto:" and one port, as in "198.51.100.7:auto:22"'
+
+
+@pytest.mark.parametrize(
+    ("text", "remedy"),
+    [
+        *((text, ANY) for text in ("auto", "auto:", "8080:auto:22", "auto:22-24", "auto:22:22", "auto:0", "auto:x")),
+        *((text, WITH_ADDRESS) for text in ("198.51.100.7:auto", "localhost:auto:22", "198.51.100.300:auto:22")),
+        ("AUTO:22/udp", 'write "auto:22/udp"'),
+        ("22:auto", 'write "auto:22"'),
+        ("auto: 22", 'write "auto:22"'),
+        ("198.51.100.7 : auto:22", 'write "198.51.100.7:auto:22"'),
+    ],
+)
+def test_what_is_no_automatic_port_opens_no_more_than_it_says(text: str, remedy: str) -> None:
+    with pytest.raises(GrammarError) as refused:
+        parse_ports(text)
+    assert str(refused.value) == f'"{text}" is no automatic port; {remedy}'
