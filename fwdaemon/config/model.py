@@ -41,7 +41,7 @@ class BackendChoice(StrEnum):
 
 
 class OnStop(StrEnum):
-    """What becomes of the rules when the daemon stops."""
+    """What happens to the rules when the daemon stops."""
 
     KEEP = "keep"
     REMOVE = "remove"
@@ -205,7 +205,7 @@ class ForwardEntry:
 
 @dataclass(frozen=True, slots=True)
 class NatEntry:
-    """One `[[nat]]`: the address `public` is a guest, in and out.
+    """One `[[nat]]`: maps the address `public` one-to-one to a guest, in and out.
 
     `domain`, `address`, `network` and `mac` are as in `ForwardEntry`; `address` has the family of `public`. `assign` is
     the interface that is to hold `public` while the guest runs.

@@ -127,7 +127,7 @@ def _ports_in_question(taking: Taking, shared: Scope) -> set[tuple[PortRange, st
 
 
 def _sentence(conflict: _RuleConflict, owner: str, order: Order) -> str:
-    taking, who = conflict.taking, "somebody" if owner == ADMIN else owner
+    taking, who = conflict.taking, "another rule" if owner == ADMIN else owner
     follows = order % (taking.reaching("from outside"), taking.owner)
     return taking.tell(f"{who} forwards {_what(conflict)} too (in {_where(conflict)}), {follows}")
 

@@ -71,7 +71,7 @@ class ConflictWatch:
             except OSError as error:  # no descriptor is to be had
                 self.short = error
             except Exception:  # noqa: BLE001  what is only worth knowing must not keep exposures from being made
-                _log.exception("this is a bug in kvm-portfwd; what clashes with openings is not known")
+                _log.exception("this is a bug in kvm-portfwd; conflicts with other programs are not known")
         return self._found
 
     def _read_rules(self, *, anew: bool) -> None:
@@ -153,9 +153,7 @@ def _cut_short(sentences: Iterable[str]) -> tuple[str, ...]:
     found = tuple(sentences)
     if len(found) <= _MOST:
         return found
-    more = (
-        f"{len(found) - _MOST} more ports clash with processes or rules of the host; `kvm-portfwd check` names them all"
-    )
+    more = f"{len(found) - _MOST} more ports conflict with the host's processes or rules; `kvm-portfwd check` lists all"
     return *found[:_MOST], more
 
 

@@ -194,7 +194,7 @@ class Forward(_Translated):
 
 @dataclass(frozen=True, slots=True)
 class Nat(_Translated):
-    """One live 1:1 NAT: `public` is the guest at `target`, every protocol and port, in and out.
+    """One live 1:1 NAT: `public` maps one-to-one to the guest at `target`: all protocols and ports, in and out.
 
     `assign` is the interface of the host that is to hold `public`. `mac` is what the guest's own packets come from. The
     rest is as in `Forward`.

@@ -292,7 +292,7 @@ def on_purpose(what: str, chain: str, client: str) -> str:
 def by_mark(does: str, where: str, marked: str | None) -> str:
     """Tell that connections are refused by a mark or label, which may stand for clients that were picked out before."""
     by = f"by the mark that {marked} gives" if marked else "by what marks they have"
-    return f"This may be on purpose: {where} {does} connections {by}. Ask whoever wrote that before you change it."
+    return f"This may be on purpose: {where} {does} connections {by}. Ask its author before you change it."
 
 
 def kept_away(client: Address, route: RouteAnswer) -> str:

@@ -136,7 +136,7 @@ class Report:
         if not doubts:
             return f"It works: {self.success}{aside}."
         remedy = next((step.remedy for step in doubts if step.remedy), "see the lines above")
-        return f"As far as can be told it works: {self.success}; but {remedy}{aside}."
+        return f"As far as this host can tell, it works: {self.success}; but {remedy}{aside}."
 
 
 def fine(name: str, text: str) -> Step:

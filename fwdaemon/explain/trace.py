@@ -275,7 +275,7 @@ class _Trace:
 
     def _not_asked(self, arrival: Arrival, target: Target) -> Step:
         where = f"{arrival.protocol} port {target.number} of {target.address}"
-        return unknown("answer", f"it cannot be told from here whether {where} answers", f"{where} was not asked")
+        return unknown("answer", f"this host cannot tell whether {where} answers", f"{where} was not asked")
 
     def _judged(self, near: GuestAnswer, target: Target) -> Step:
         where = f"{Protocol.TCP} port {target.number} of {target.address}"

@@ -178,7 +178,7 @@ def _opened(interface: str, index: int, duty: Duty, family: Family) -> socket.so
 def _require_macs(link: socket.socket) -> None:
     *_rest, hardware, _mac = link.getsockname()
     if hardware != ETHERNET:
-        raise KernelError("nobody there has a MAC address")
+        raise KernelError("the link has no MAC addresses")
 
 
 def _filter(index: int, duty: Duty, family: Family) -> list[list[Field]]:

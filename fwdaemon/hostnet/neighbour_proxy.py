@@ -130,7 +130,7 @@ class _Listeners:
             except (KernelError, OSError) as error:
                 self._end(name)
                 short |= shortage(error) is not None
-                faults.append(f"nobody hears who asks for {_listed(routes)} on {shown(name)}: {error}")
+                faults.append(f"cannot listen for questions about {_listed(routes)} on {shown(name)}: {error}")
         return ApplyResult(faults=tuple(faults), short=short)
 
     def close(self) -> None:
@@ -168,7 +168,7 @@ def _placed(kernel: Rtnetlink, routes: Iterable[Route]) -> tuple[_Places, list[s
         try:
             places[_place(kernel, route)].add(route)
         except KernelError as error:
-            faults.append(f"nobody answers for {route.subnet} on {shown(str(route.proxy))}: {error}")
+            faults.append(f"cannot answer for {route.subnet} on {shown(str(route.proxy))}: {error}")
     return places, faults
 
 

@@ -161,7 +161,7 @@ def _add(kernel: Rtnetlink, subnet: Subnet, index: int) -> None:
         add_route(kernel, subnet, index)
     except RefusedError as error:
         if error.number == errno.EEXIST:
-            raise KernelError("somebody else has a route for it: remove that one") from error
+            raise KernelError("another route for it exists: remove that one") from error
         raise
 
 
@@ -170,4 +170,4 @@ def _format_route(other: KernelRoute) -> str:
         return "it is an address of this host"
     where = "elsewhere" if other.index is None else f"to {shown(interface_name(other.index))}"
     protocol = _PROTOCOLS.get(other.protocol, str(other.protocol))
-    return f"it is already routed {where} by somebody else (protocol {protocol}): remove that route"
+    return f"it is already routed {where} by another program (protocol {protocol}): remove that route"

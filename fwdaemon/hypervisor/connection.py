@@ -328,7 +328,7 @@ class EventLoop:
             thread = threading.Thread(target=self._run, name="libvirt-events", daemon=True)
             thread.start()
         except (RuntimeError, libvirt.libvirtError) as error:
-            raise KernelError(f"libvirt's events cannot be heard: {error}") from error
+            raise KernelError(f"libvirt's events cannot be received: {error}") from error
         self._thread = thread
 
     def stop(self) -> None:

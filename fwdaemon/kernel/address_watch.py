@@ -182,7 +182,7 @@ class NetlinkWatch:
         except OSError as error:
             if error.errno != errno.ENOBUFS:
                 raise
-            _log.debug("the kernel had more news than we could take in, so we look at everything")
+            _log.debug("netlink messages were lost, so everything is compared")
             self._changes.forget()
             self._trigger(Reason(ReasonKind.ADDRESSES_LOST))
             return True

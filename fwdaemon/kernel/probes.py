@@ -62,7 +62,7 @@ def ask(guests: Budget, question: Question) -> tuple[Answer, ...]:
         answers = tuple(credible(question, tuple(_answers(guests, question))))
         _introduce(question.bridge, answers)
     except (OSError, KernelError) as error:
-        _log.debug("nobody is asked on %s: %s", shown(question.bridge), error)
+        _log.debug("cannot probe guests on %s: %s", shown(question.bridge), error)
         return ()
     return answers
 

@@ -373,7 +373,7 @@ class Observer:
         except (
             KernelError
         ) as error:  # as where thousands of rules change all the time: exposures need not wait for this
-            self._faults.append(f"rules of ours in other chains than the wanted ones are not looked for: {error}")
+            self._faults.append(f"cannot search other chains for our rules: {error}")
             return None
         suspects = {Gate(rule.family, rule.table, rule.chain) for rule in found}.difference(gates)
         iptables = [self._iptables_gate(gate, wanted) for gate in sorted(suspects, key=str) if is_iptables_gate(gate)]

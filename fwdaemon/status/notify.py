@@ -88,7 +88,7 @@ class Notifier:
                 self._again = asyncio.get_running_loop().call_later(_AGAIN_S, self._send)
                 return
             except OSError as error:  # systemd has gone, and took its socket with it
-                _log.debug("systemd is not told %r: %s", self._waiting[0], error)
+                _log.debug("cannot send %r to systemd: %s", self._waiting[0], error)
             self._waiting.popleft()
 
 

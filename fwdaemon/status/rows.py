@@ -216,7 +216,7 @@ def _parts(desired: Desired | None, header: Header, silent: Sequence[str]) -> It
         is_last_good = header.configuration.is_last_good
         yield "the configuration is refused, the last good one in force" if is_last_good else _REFUSED
     if header.last_pass is not None and header.last_pass.error:
-        yield f"the last look failed: {header.last_pass.error}"
+        yield f"the last pass failed: {header.last_pass.error}"
     elif header.problems:
         yield _counted(len(header.problems), "problem")
 

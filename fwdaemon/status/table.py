@@ -100,7 +100,7 @@ def _header(status: Json) -> Iterator[Line]:
         yield _last_pass(last_pass)
     yield from map(_restored, status["restored"])
     yield from (Line("problem", printable(problem), "red") for problem in status["problems"])
-    yield Line("openings", ", ".join(f"{number} {state}" for state, number in status["counts"].items()))
+    yield Line("exposures", ", ".join(f"{number} {state}" for state, number in status["counts"].items()))
 
 
 def _daemon(status: Json) -> Line:
@@ -128,20 +128,20 @@ def _configuration(configuration: Json) -> Iterator[Line]:
 
 def _confined(families: Sequence[int]) -> Line:
     which = " and ".join(f"IPv{family}" for family in families)
-    rest = "only these openings pass, and what libvirt forwards for its networks"
+    rest = "only these exposures pass, and what libvirt forwards for its networks"
     return Line("forwarding", f"off for {which} before kvm-portfwd: {rest}")
 
 
 def _confined_from(interfaces: Sequence[str]) -> Line:
-    rest = "from there only these openings pass, and what libvirt lets into its networks"
+    rest = "from there only these exposures pass, and what libvirt lets into its networks"
     return Line("forwarding", printable(f"off for IPv4 on {', '.join(interfaces)} before kvm-portfwd: {rest}"))
 
 
 def _last_pass(last_pass: Json) -> Line:
     when = f"{_when(last_pass['at'])}, in {last_pass['seconds'] * 1000:.0f} ms"
     if last_pass["error"]:
-        return Line("last look", printable(f"{when}, and failed: {last_pass['error']}"), "red")
-    return Line("last look", when)
+        return Line("last pass", printable(f"{when}, and failed: {last_pass['error']}"), "red")
+    return Line("last pass", when)
 
 
 def _restored(entry: Json) -> Line:

@@ -74,7 +74,7 @@ def test_a_rule_of_another_tool_that_ours_comes_before(shared_scene: Scene, at_e
     host.run("iptables", "-w", "-t", "nat", "-A", *rule)
     at_end.callback(host.run, "iptables", "-w", "-t", "nat", "-D", *rule)
     daemon.reload()
-    line = daemon.wait_log(rf"port {PORT}/tcp: somebody forwards it too \(in (legacy )?ip nat PREROUTING\)").text
+    line = daemon.wait_log(rf"port {PORT}/tcp: another rule forwards it too \(in (legacy )?ip nat PREROUTING\)").text
     assert re.search(
         r", but our rule comes first, so connections from outside reach web \(/etc/portfwd\.toml:\d+\)$", line
     )
@@ -91,7 +91,7 @@ def test_a_rule_of_another_tool_that_comes_before_ours(shared_scene: Scene, at_e
     scene.answers(lambda: host.outside.fetch(f"http://{PUBLIC4}:{PORT}/"), f"web {CLIENT4}")
     host.run("nft", "-f", "-", stdin=NATIVE)
     at_end.callback(host.run, "nft", "delete", "table", "ip", "theirs")
-    line = daemon.wait_log(rf"port {PORT}/tcp: somebody forwards it too \(in ip theirs first\)").text
+    line = daemon.wait_log(rf"port {PORT}/tcp: another rule forwards it too \(in ip theirs first\)").text
     assert ", and that comes first, so connections from outside may not reach web (/etc/portfwd.toml:" in line
     scene.refused(lambda: host.outside.fetch(f"http://{PUBLIC4}:{PORT}/"), "the other tool's rule takes it")
     trigger(host)

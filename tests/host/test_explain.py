@@ -77,7 +77,7 @@ def test_what_cannot_be_told_is_said(patient: Patient) -> None:
     patient.load(WEB + entry("web", "5353:53/udp", "WEB4"))
     report = patient.explain(f"{PUBLIC4}:5353/udp")
     assert report["works"]
-    assert "As far as can be told" in report["sentence"]
+    assert "As far as this host can tell" in report["sentence"]
     nft(patient, "chain pre { type filter hook prerouting priority 10; udp dport 53 limit rate over 1/hour drop; }")
     steps = patient.explain(f"{PUBLIC4}:5353/udp")["steps"]
     doubted = [step for step in steps if step["state"] == "unknown" and step["step"] == "prerouting"]

@@ -176,7 +176,7 @@ def from_far(patient: Patient) -> bool:
 def test_an_answer_that_leaves_by_another_uplink(patient: Patient) -> None:
     assert not from_far(patient)
     report = patient.explain(*FROM_FAR)
-    assert report["sentence"].startswith("As far as can be told it works")
+    assert report["sentence"].startswith("As far as this host can tell, it works")
     assert f"leaves by eth0, where the network may refuse {OTHER_LINK4} as its source" in report["sentence"]
     table_of_eth1(patient)
     (command,) = patient.explain(*FROM_FAR)["commands"]

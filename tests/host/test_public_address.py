@@ -1,4 +1,4 @@
-"""`[[nat]]`: one public address is a guest, in and out, held by the host or routed to it."""
+"""`[[nat]]`: a public address maps one-to-one to a guest, and is held by the host or routed to it."""
 
 import signal
 from collections.abc import Iterator

@@ -281,7 +281,7 @@ def test_a_wipe_is_mended_while_the_rules_of_others_are_still_being_listed(at_en
     held.go.set()
     assert beside.wait(10)
     assert told.is_set()
-    assert beside.look(STATE, LOCAL, full=False)[0].startswith("port 80/tcp: somebody forwards it too")
+    assert beside.look(STATE, LOCAL, full=False)[0].startswith("port 80/tcp: another rule forwards it too")
 
 
 @pytest.mark.usefixtures("namespace")
@@ -291,7 +291,7 @@ def test_a_journal_is_spared_a_long_list(at_end: ExitStack) -> None:
         listening(at_end, socket.SOCK_STREAM, ("0.0.0.0", item.ports.first))  # noqa: S104  a namespace
     found = ConflictWatch(SystemRunner()).look(Desired().having(many), LOCAL, full=True)
     assert len(found) == 21
-    assert found[-1].startswith("10 more ports clash with processes or rules of the host")
+    assert found[-1].startswith("10 more ports conflict with the host's processes or rules")
 
 
 @pytest.mark.usefixtures("namespace")

@@ -264,7 +264,7 @@ def test_an_interface_that_is_not_there_is_a_fault(links: Links, make: Make, int
     wanted = shown_by_guests(GUEST) | {Proxied(wrong, ip_address(GUEST_IN_WIDE))}
     (fault,) = kept.apply(frozenset({NARROW_ROUTE, wrong}), wanted).faults
     assert GUEST in entries(links)
-    assert fault.startswith(f"nobody answers for {WIDE} on ")
+    assert fault.startswith(f"cannot answer for {WIDE} on ")
     assert fault.endswith("there is no such interface")
     assert fault.isprintable()
     kept.apply(NOTHING, NO_ADDRESS)
@@ -358,13 +358,13 @@ def test_too_many_subnets_are_a_fault(links: Links, make: Make) -> None:
     links.host.ip(*(f"route add {subnet} dev virbr1" for subnet in subnets))
     routes = frozenset(route(subnet, proxy="eth0") for subnet in subnets)
     (fault,) = make().apply(routes, NO_ADDRESS).faults
-    assert fault.startswith("nobody hears who asks for ")
+    assert fault.startswith("cannot listen for questions about ")
 
 
 def test_nobody_has_mac_addresses_on_a_tunnel(links: Links, make: Make) -> None:
     links.host.ip("tuntap add tun0 mode tun", "link set tun0 up", "address add 2001:db8:7::1/64 dev tun0")
     (fault,) = make().apply(frozenset({route(WIDE, proxy="tun0")}), NO_ADDRESS).faults
-    assert fault == f"nobody hears who asks for {WIDE} on tun0: nobody there has a MAC address"
+    assert fault == f"cannot listen for questions about {WIDE} on tun0: the link has no MAC addresses"
 
 
 def test_only_what_is_routed_to_the_network_is_answered_for(links: Links, make: Make) -> None:
@@ -375,7 +375,7 @@ def test_only_what_is_routed_to_the_network_is_answered_for(links: Links, make: 
     links.host.ip(f"route replace {NARROW} dev eth0")
     faults = kept.apply(ALL, SHOWN).faults
     assert faults == tuple(
-        f"nobody answers for {subnet} on eth0: its addresses are not routed to virbr1"
+        f"cannot answer for {subnet} on eth0: its addresses are not routed to virbr1"
         for subnet in sorted((NARROW, NARROW6, WIDE))
     )
     assert entries(links) == before

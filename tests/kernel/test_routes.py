@@ -115,7 +115,7 @@ def test_a_route_of_somebody_else_is_left_and_told(links: Links, tmp_path: Path,
     result = kept.apply(frozenset({route(subnet)}))
     (fault,) = result.faults
     assert result == ApplyResult(faults=(fault,), refused=((route(subnet), fault),))
-    assert fault.startswith(f"{subnet} is not routed to network public: it is already routed to eth0 by somebody else")
+    assert fault.startswith(f"{subnet} is not routed to network public: it is already routed to eth0 by another program")
     assert fault.endswith("(protocol static): remove that route")
     assert kept.apply(NOTHING) == ApplyResult()
     assert shown(links) == before
@@ -148,7 +148,7 @@ def test_a_subnet_that_is_on_another_link_is_told(links: Links, tmp_path: Path, 
     assign(links, address, "eth0")
     before, kept = shown(links), keeper(tmp_path)
     (fault,) = kept.apply(frozenset({route(subnet)})).faults
-    assert "already routed to eth0 by somebody else (protocol kernel)" in fault
+    assert "already routed to eth0 by another program (protocol kernel)" in fault
     assert shown(links) == before
 
 
@@ -165,7 +165,7 @@ def test_a_route_of_somebody_else_that_comes_first_is_told(links: Links, tmp_pat
     kept.apply(wanted)
     links.host.ip(f"route add {OURS6} dev eth0 metric 5")
     (fault,) = kept.apply(wanted).faults
-    assert "already routed to eth0 by somebody else (protocol boot)" in fault
+    assert "already routed to eth0 by another program (protocol boot)" in fault
     links.host.ip(f"route del {OURS6} dev eth0 metric 5")
     assert kept.apply(wanted) == ApplyResult()
 

@@ -110,7 +110,7 @@ def test_whose_rule_comes_first() -> None:
     last[-105] = "and whichever of the two was made last comes first, so connections from outside may not reach web1"
     for priority, follows in last.items():
         (line,) = said([WEB], [native(priority, on_port(80))])
-        assert line == f"port 80/tcp: somebody forwards it too (in inet fw dstnat), {follows} (/etc/portfwd.toml:3)"
+        assert line == f"port 80/tcp: another rule forwards it too (in inet fw dstnat), {follows} (/etc/portfwd.toml:3)"
 
 
 @pytest.mark.parametrize(
@@ -142,12 +142,12 @@ def test_of_a_range_or_an_address_the_ports_in_question_are_named() -> None:
     others.append(native(-110, on_port(53, protocol=Protocol.UDP)))
     ranged, public = forward("tcp *:80-500", "192.168.122.50:80-500"), nat("198.51.100.8", "192.168.122.51")
     assert said([ranged], others)[0].startswith(
-        "ports 80-500/tcp: somebody forwards 80 and 443 too (in inet fw dstnat)"
+        "ports 80-500/tcp: another rule forwards 80 and 443 too (in inet fw dstnat)"
     )
     assert said([public], others)[0].startswith(
-        "all of 198.51.100.8: somebody forwards 53/udp, 80/tcp, 443/tcp and 2 more too (in inet fw dstnat)"
+        "all of 198.51.100.8: another rule forwards 53/udp, 80/tcp, 443/tcp and 2 more too (in inet fw dstnat)"
     )
-    assert said([public], [native(-110, {})])[0].startswith("all of 198.51.100.8: somebody forwards it too")
+    assert said([public], [native(-110, {})])[0].startswith("all of 198.51.100.8: another rule forwards it too")
 
 
 def test_a_rule_for_every_address_is_not_meant_for_one_that_is_there_for_a_guest() -> None:

@@ -256,7 +256,7 @@ def test_a_refusal_by_a_mark_is_not_opened(name: str) -> None:
     report = told(source=BANNED, world=host(rules=[*ours(), *BY_MARK[name]]))
     assert cause(report) is Cause.ON_PURPOSE
     assert report.sentence.startswith("This may be on purpose: ")
-    assert report.sentence.endswith(" Ask whoever wrote that before you change it.")
+    assert report.sentence.endswith(" Ask its author before you change it.")
     assert report.commands == []
 
 
@@ -264,7 +264,7 @@ def test_who_refuses_by_a_mark_and_who_gave_it_are_named() -> None:
     report = told(source=BANNED, world=host(rules=[*ours(), *BY_MARK["a copy"]]))
     assert report.sentence == (
         "This may be on purpose: inet t c (handle 10) refuses connections by the mark that inet t c (handle 10) gives."
-        " Ask whoever wrote that before you change it."
+        " Ask its author before you change it."
     )
 
 

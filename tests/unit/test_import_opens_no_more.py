@@ -101,7 +101,7 @@ def saves(draw: st.DrawFn) -> str:
 
 @st.composite
 def pairs(draw: st.DrawFn) -> str:
-    """What `iptables-save` could print where a whole address is a guest, or nearly so."""
+    """What `iptables-save` could print where an address maps one-to-one to a guest, or nearly so."""
     asked = st.just("") | SENT | SOURCE | DEVICE | PORT | KIND
     came = draw(rules("PREROUTING", [], matches(BEFORE, SENT), TO | NAT_ENDS))[3:]
     came += [f"-A PREROUTING -d 203.0.113.1/32 {draw(asked)} -j DNAT --to-destination 192.168.122.10"]

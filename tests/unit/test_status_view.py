@@ -81,4 +81,4 @@ def test_states_have_colours() -> None:
 
 def test_with_nothing_to_show_there_is_no_table() -> None:
     text = table.as_text(json.loads(Status(header(), ()).encode()))
-    assert text.splitlines()[-1] == "openings       0 active, 0 waiting, 0 refused"
+    assert text.splitlines()[-1] == "exposures      0 active, 0 waiting, 0 refused"

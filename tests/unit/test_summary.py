@@ -58,7 +58,7 @@ def test_the_legacy_tables_are_named() -> None:
         (replace(HEADER, problems=("a", "b")), "2 problems"),
         (
             replace(HEADER, last_pass=Pass(NOW, 0.1, changed=False, error="nft: no\nmore")),
-            r"the last look failed: nft: no\nmore",
+            r"the last pass failed: nft: no\nmore",
         ),
         (
             replace(

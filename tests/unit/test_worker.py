@@ -84,7 +84,7 @@ def test_what_is_refused_for_another_reason_is_not_tried_again() -> None:
 
 def test_libvirts_events_are_heard_once_a_thread_is_to_be_had() -> None:
     loop = EventLoop()
-    with no_threads(), pytest.raises(KernelError, match="libvirt's events cannot be heard"):
+    with no_threads(), pytest.raises(KernelError, match="libvirt's events cannot be received"):
         loop.start()
     loop.start()
     loop.stop()
