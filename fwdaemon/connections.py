@@ -114,13 +114,13 @@ _PAUSES_S = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
 class Sweep:
     """What to look for: connections with this label that none of `live` carries, and those that `added` took over.
 
-    `removed` and `added` are what changed; without `removed`, anything may have. `doubted` are exposures that may have
-    been there instead of some of `live`. Nothing carries what has one of `old_labels`. With `fewer_uplinks`, what
-    guests opened to the outside may have left where it may not any more. `local` are the host's own
-    addresses. `arrived` are those of `added` whose guests came from another host, and `moved` the addresses of guests
-    that went to one: what these send is not refused, as they send it there. `taken_over` are addresses of routes that
-    guests here have now, and may have had on another host. `strangers` may have slipped in. With `provoked`, guests
-    alone are why it is done.
+    `removed` and `added` are what changed; without `removed`, anything may have. `invalidated` are exposures that may
+    have been there instead of some of `live`. Nothing carries what has one of `old_labels`. With `fewer_uplinks`, what
+    guests opened to the outside may have left where it may not any more. `local` are the host's own addresses.
+    `arrived` are those of `added` whose guests came from another host, and `moved` the addresses of guests that went to
+    one: what these send is not refused, as they send it there. `taken_over` are addresses of routes that guests here
+    have now, and may have had on another host. `strangers` may have slipped in. With `provoked`, guests alone are why
+    it is done.
     """
 
     live: frozenset[Exposure]
@@ -131,7 +131,7 @@ class Sweep:
     arrived: frozenset[Nat] = frozenset()
     moved: frozenset[Address] = frozenset()
     taken_over: frozenset[Address] = frozenset()
-    doubted: frozenset[Exposure] = frozenset()
+    invalidated: frozenset[Exposure] = frozenset()
     old_labels: frozenset[int] = frozenset()
     fewer_uplinks: bool = False
     strangers: Strangers | None = None
@@ -150,7 +150,7 @@ class Sweep:
             arrived=(self.arrived | earlier.arrived) & self.live,
             moved=self.moved | earlier.moved,
             taken_over=self.taken_over | earlier.taken_over,
-            doubted=self.gone | earlier.gone,
+            invalidated=self.gone | earlier.gone,
             old_labels=(self.old_labels | earlier.old_labels) - {self.label},
             fewer_uplinks=self.fewer_uplinks or earlier.fewer_uplinks,
             strangers=self.strangers or earlier.strangers,
@@ -172,7 +172,7 @@ class Sweep:
     @property
     def gone(self) -> frozenset[Exposure]:
         """Give the exposures that have gone and may still have open connections."""
-        return self.doubted | (self.removed or frozenset())
+        return self.invalidated | (self.removed or frozenset())
 
 
 class Sweeper:

@@ -91,7 +91,7 @@ class Daemon:
         count = UsageReader(self._netfilter.counters).read
         manager = Manager(self._records, feed, Inquiries(self._connections, self._reloads.ask, count))
         self._control = ControlSocket(manager, parts.socket, self._write_anew)
-        self._pulse = Pulse(self._summary, self._control.look)
+        self._pulse = Pulse(self._summary, self._control.check)
         conflicts = parts.conflicts(self._look_soon)
         seams = Seams(self._netfilter, parts.host, parts.conntrack, conflicts, time, parts.guests, self._look_soon)
         self._reconciler = Reconciler(seams)
@@ -104,7 +104,7 @@ class Daemon:
         )
         self._worker = Worker("reconcile")
         self._reading = Reading(self._read, self._trigger_queue.wake, self._records.late, self._pauses.reading)
-        self._tell_start(start)
+        self._log_start(start)
         self._reporter = Reporter(manager.status, feed)
         manager.metrics = self._reporter.text
         self._beginning: asyncio.Future[None] | None = None
@@ -164,7 +164,7 @@ class Daemon:
         HASTE.hurry()
         self._trigger_queue.stop()
 
-    def _tell_start(self, start: Start) -> None:
+    def _log_start(self, start: Start) -> None:
         lines.drop_ins_ignored(start.config.ignored)
         if start.sources:
             self._written.keep(start.sources)
@@ -259,13 +259,13 @@ class Daemon:
             reloaded=self._reloaded,
             full=triggers.full,
             provoked=triggers.provoked,
-            overheard=self._overheard,
+            latest_triggers=self._latest_triggers,
         )
         desired = self._placer.place(self._config, inventory, answered_at)
         lines.assigned(self._placer.assigned)
         return self._reconciler.reconcile(desired, request)
 
-    def _overheard(self) -> tuple[tuple[Actor, ...], tuple[Reason, ...]]:
+    def _latest_triggers(self) -> tuple[tuple[Actor, ...], tuple[Reason, ...]]:
         """Ask the loop, from the worker, what was heard since the look began: kernel and libvirt may tell by now."""
         try:
             return asyncio.run_coroutine_threadsafe(self._trigger_queue.listen(), self._loop).result(
@@ -315,14 +315,14 @@ class Daemon:
 
     def _pass_in(self, seconds: float, after: Triggers, *, full: bool = False) -> None:
         """Look again because of a look, on whose account it was."""
-        look = partial(self._trigger_queue.time_passed, full=full, provoked=after.provoked)
-        self._loop.call_later(max(seconds, 0), look)
+        check = partial(self._trigger_queue.time_passed, full=full, provoked=after.provoked)
+        self._loop.call_later(max(seconds, 0), check)
 
     # --- the configuration ----------------------------------------------------------------------------------------
 
     def _begin_reading(self) -> None:
         """Read the configuration beside the looks: where a mount hangs, the old one is healed meanwhile."""
-        self._control.look(at_once=True)
+        self._control.check(at_once=True)
         self._pulse.notifier.reloading()
         self._reloads.begin()
         self._reading.begin()

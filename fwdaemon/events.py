@@ -35,7 +35,7 @@ from fwdaemon.kernel.probes import Probes
 from fwdaemon.kernel.process import Worker, processor_time
 from fwdaemon.kernel.route_watch import UplinkWatch
 from fwdaemon.resolve.guests import GuestFinder
-from fwdaemon.resolve.neighbours import changed_hands, hijacked_addresses, in_doubt, remembered
+from fwdaemon.resolve.neighbours import changed_hands, hijacked_addresses, outdated_neighbours, remembered
 from fwdaemon.resolve.snapshot import (
     AgentAnswers,
     devices_without_bridge,
@@ -98,7 +98,7 @@ class InventoryKeeper:
         self._probes = Probes(partial(probes.ask, guests), guests)
         self._kernel = Worker("kernel observer")
         self._neighbours: tuple[Neighbour, ...] | None = None
-        self._told: frozenset[HijackedAddress] = frozenset()
+        self._reported: frozenset[HijackedAddress] = frozenset()
         self._put_back, self._verify_after = False, around.verify
         self._verifying: asyncio.TimerHandle | None = None
         self.configure(config)
@@ -179,13 +179,13 @@ class InventoryKeeper:
         self._neighbours = remembered(before, host.neighbours, macs)
         inventory = merge(observations, replace(host, neighbours=self._neighbours), said)
         wrong = self._hijacked_addresses(inventory, before, host.neighbours)
-        ask_again([*in_doubt(before, host.neighbours, macs), *(item.rightful for item in wrong)])
+        ask_again([*outdated_neighbours(before, host.neighbours, macs), *(item.rightful for item in wrong)])
         self._put_back = bool(wrong)
         # What is put back counts as seen, or who took it twice between two looks could keep it.
         self._neighbours += tuple({item.rightful for item in wrong}.difference(self._neighbours))
         self._learned.keep(domains, said, self._neighbours)
-        lines.problems(map(remark, [item for item in wrong if item not in self._told]))
-        self._told |= frozenset(wrong)
+        lines.problems(map(remark, [item for item in wrong if item not in self._reported]))
+        self._reported |= frozenset(wrong)
         return inventory
 
     def _verify(self) -> None:
@@ -330,7 +330,7 @@ async def take_inventory(uris: Sequence[str], patience: float = _ONCE_S) -> Inve
     event_loop, worker = EventLoop(), Worker("inventory")
     try:
         event_loop.start()
-        return await asyncio.wait_for(worker.submit(partial(_look_once, uris)), patience)
+        return await asyncio.wait_for(worker.submit(partial(_inventory_once, uris)), patience)
     except TimeoutError as error:
         raise LibvirtUnavailableError(f"libvirt did not answer within {patience:.0f} s") from error
     finally:
@@ -338,7 +338,7 @@ async def take_inventory(uris: Sequence[str], patience: float = _ONCE_S) -> Inve
         event_loop.stop()
 
 
-def _look_once(uris: Sequence[str]) -> Inventory:
+def _inventory_once(uris: Sequence[str]) -> Inventory:
     observations, learned = [_observe_once(uri) for uri in uris], Learned()
     domains = [seen for observation in reversed(observations) for seen in observation.domains]
     host = _observed_host(observations)

@@ -293,8 +293,8 @@ class Locator:
 
     def locate(self, before: Location | None, stamps: list[Stamp], *, full: bool) -> Location:
         """Give the backend and the reason for it; `before` is where our rules are now."""
-        doubtful = full and not all(stamp.certain for stamp in stamps)
-        if self._known is None or self._seen != stamps or doubtful:
+        uncertain = full and not all(stamp.certain for stamp in stamps)
+        if self._known is None or self._seen != stamps or uncertain:
             self.faults = ()
             self._known = self._locate(before)
         return self._known
@@ -308,11 +308,11 @@ class Locator:
         return [backend.stamp() for backend in self._backends]
 
     def _locate(self, before: Location | None) -> Location:
-        told = [(backend, backend.libvirt()) for backend in self._backends]
-        for backend, presence in told:
+        found_by = [(backend, backend.libvirt()) for backend in self._backends]
+        for backend, presence in found_by:
             if presence is Presence.TABLE:
                 return Location(backend, f"libvirt's rules are in its table {LIBVIRT_TABLE}")
-        found = [backend for backend, presence in told if presence is not Presence.NOTHING]
+        found = [backend for backend, presence in found_by if presence is not Presence.NOTHING]
         match found:
             case []:
                 here = before.backend if before is not None else self._backends[0]

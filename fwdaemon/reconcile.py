@@ -80,7 +80,7 @@ class Conflicts(Protocol):
         """When to look again for what could not be found."""
         ...
 
-    def look(
+    def find(
         self,
         desired: Desired,
         local: Collection[Address],
@@ -113,10 +113,10 @@ class Seams:
 class Request:
     """Why we look again, and what is known besides the desired state.
 
-    `reasons` are for exposures that come and go, `actors` are for those found missing; `overheard` asks once more for
-    both, where the look began before they were heard. `now` is a monotonic time in seconds. `local` are the host's own
-    addresses, `taken` those of running guests, `uplinks` those that are configured, if any. `ip_forward` allows to turn
-    on forwarding, `reloaded` says that the configuration is new, `full` asks for a comparison even of what seems
+    `reasons` are for exposures that come and go, `actors` are for those found missing; `latest_triggers` asks once more
+    for both, where the look began before they were heard. `now` is a monotonic time in seconds. `local` are the host's
+    own addresses, `taken` those of running guests, `uplinks` those that are configured, if any. `ip_forward` allows to
+    turn on forwarding, `reloaded` says that the configuration is new, `full` asks for a comparison even of what seems
     unchanged, and `provoked` says that guests alone are why we look.
     """
 
@@ -130,7 +130,7 @@ class Request:
     reloaded: bool = False
     full: bool = False
     provoked: bool = False
-    overheard: Callable[[], tuple[tuple[Actor, ...], tuple[Reason, ...]]] = field(default=lambda: ((), ()))
+    latest_triggers: Callable[[], tuple[tuple[Actor, ...], tuple[Reason, ...]]] = field(default=lambda: ((), ()))
 
 
 class Reconciler:
@@ -146,13 +146,13 @@ class Reconciler:
         self._turn = Lock()
         self._sweeper = Sweeper(self._refuse, seams.conntrack, seams.clock, seams.guests, seams.look_soon)
         self._departures = Departures()
-        self._teller = _Teller()
+        self._audit = _Audit()
         self.report: ReconcileReport | None = None
 
     @property
     def next_pass_at(self) -> float | None:
         """When something is due that was held back, a removal or a line, or failed; by the clock of `Request.now`."""
-        ends = self._grace.ends, self._teller.ends, self._sweeper.due, self._conflicts.due
+        ends = self._grace.ends, self._audit.ends, self._sweeper.due, self._conflicts.due
         return min((due for due in ends if due is not None), default=None)
 
     def reconcile(self, desired: Desired, request: Request) -> bool:
@@ -174,11 +174,11 @@ class Reconciler:
         remarks = map(causes.remark, desired.remarks)
         result = joined(result, ApplyResult(faults=(*remarks, *self._conflicts_of(extended, request))))
         if not request.actors and (result.damaged or any(g.restored for g in result.gates)):
-            request = replace(request, actors=request.overheard()[0])
+            request = replace(request, actors=request.latest_triggers()[0])
         report = self._reported(desired, extended, result, request)
         self._end_connections(before, report, request)
         self._uplinks = request.uplinks
-        self._teller.tell(before, report, request)
+        self._audit.write(before, report, request)
         self.report = replace(report, ended=self._sweeper.take_ended())
         return result.changed
 
@@ -218,7 +218,7 @@ class Reconciler:
         return self._host.apply(desired, ip_forward=request.ip_forward, full=full)
 
     def _conflicts_of(self, desired: Desired, request: Request) -> tuple[str, ...]:
-        return self._conflicts.look(
+        return self._conflicts.find(
             desired,
             request.local,
             full=request.full,
@@ -249,7 +249,7 @@ class Reconciler:
         reasons = request.reasons
         if self.report is not None and self.report.desired.exposures != applied.exposures:
             # That an emulator died is seen before libvirt has told why, and a lease before its file is heard of.
-            reasons = tuple(dict.fromkeys(reasons + request.overheard()[1]))
+            reasons = tuple(dict.fromkeys(reasons + request.latest_triggers()[1]))
         known = Known(reasons, request.actors, self._grace.reasons)
         return ReconcileReport(
             applied,
@@ -275,8 +275,8 @@ class Reconciler:
         old_labels = frozenset({before.desired.label} - {desired.label})
         # An uplink that goes down is no reason to end connections: those over the others go on.
         fewer = self._uplinks != request.uplinks and bool(before.desired.uplinks - desired.uplinks)
-        meddled = report.result.changed and (bool(request.actors) or not (added or removed))
-        strangers = _strangers(report, request) if meddled or report.result.damaged else None
+        changed_by_others = report.result.changed and (bool(request.actors) or not (added or removed))
+        strangers = _strangers(report, request) if changed_by_others or report.result.damaged else None
         if added or ended or taken_over or old_labels or fewer or strangers:
             sweep = self._sweep(before, desired, request, ended, added)
             sweep = replace(sweep, taken_over=taken_over, old_labels=old_labels, fewer_uplinks=fewer)
@@ -302,12 +302,14 @@ def _first_sweep(report: ReconcileReport, request: Request) -> Sweep:
     """Say what to look for after a start: what was bound to an interface meanwhile may have led there by any."""
     desired, result = report.desired, report.result
     bound = (item for item in result.altered if isinstance(item, Forward) and item.interface is not None)
-    doubted = frozenset(replace(forward, interface=None) for forward in bound)
+    invalidated = frozenset(replace(forward, interface=None) for forward in bound)
     old = result.labels - {desired.label}
     sweep = Sweep(desired.carrying, desired.label, request.local, None, result.mended)
     # Uplinks that were found from the routes may have changed by themselves.
     fewer = bool(request.uplinks and result.uplinks - desired.uplinks)
-    return replace(sweep, doubted=doubted, old_labels=old, fewer_uplinks=fewer, strangers=_strangers(report, request))
+    return replace(
+        sweep, invalidated=invalidated, old_labels=old, fewer_uplinks=fewer, strangers=_strangers(report, request)
+    )
 
 
 def _strangers(report: ReconcileReport, request: Request) -> Strangers | None:
@@ -316,7 +318,7 @@ def _strangers(report: ReconcileReport, request: Request) -> Strangers | None:
     return Strangers.of(desired, request.local) if desired.confined or desired.switched else None
 
 
-class _Teller:
+class _Audit:
     """Tells the audit what a report says, of that what is news."""
 
     def __init__(self) -> None:
@@ -328,7 +330,7 @@ class _Teller:
         """When a line that was held back is due."""
         return min((due for due in (self._flap_damping.ends, self._new_problems.ends) if due is not None), default=None)
 
-    def tell(self, before: ReconcileReport | None, report: ReconcileReport, request: Request) -> None:
+    def write(self, before: ReconcileReport | None, report: ReconcileReport, request: Request) -> None:
         """Tell what changed; nothing where the state is the very one of the last time and all was well."""
         desired, result = report.desired, report.result
         if result.moved:
@@ -339,15 +341,15 @@ class _Teller:
                 lines.setting(setting, Cause())
         lines.notes(result.notes)
         if before is None:
-            self._tell_first(report, request)
+            self._write_first(report, request)
         else:
-            self._tell_changes(report, request)
+            self._write_changes(report, request)
         everything, last = request.reloaded or before is None, before.desired if before is not None else Desired()
         if everything or desired.waiting != last.waiting:
             lines.waiting(self._new_problems.of_waiting(desired.waiting, last.owners, everything=everything))
         lines.problems(self._new_problems.of_faults(result.faults, request.now, everything=everything))
 
-    def _tell_first(self, report: ReconcileReport, request: Request) -> None:
+    def _write_first(self, report: ReconcileReport, request: Request) -> None:
         """Tell what was found of an earlier run, and what was not."""
         if found := len(report.desired.exposures - report.result.mended):
             lines.adopted(found)
@@ -357,14 +359,14 @@ class _Teller:
         for gate in report.result.gates:
             lines.gate(gate, Cause(request.reasons))
 
-    def _tell_changes(self, report: ReconcileReport, request: Request) -> None:
+    def _write_changes(self, report: ReconcileReport, request: Request) -> None:
         for change in report.changes:
             if self._flap_damping.admit(change.exposure, change.action, change.cause, request.now):
                 lines.exposure(change.action, change.exposure, change.cause)
         for gate in sorted(report.result.gates, key=lambda change: change.restored):
-            self._tell_gate(gate, request)
+            self._write_gate(gate, request)
 
-    def _tell_gate(self, change: GateChange, request: Request) -> None:
+    def _write_gate(self, change: GateChange, request: Request) -> None:
         cause = Cause(request.actors if change.restored else request.reasons)
         if self._flap_damping.admit(change, change.action, cause, request.now):
             lines.gate(change, cause)

@@ -77,19 +77,19 @@ def of_start(
     exposure: Exposure, before: Desired, reasons: Iterable[Reason], moved: Collection[tuple[Owner, str]] = ()
 ) -> Cause:
     """Give why an exposure is live now that was not in the state `before`; `moved` are new homes."""
-    heard, owner = list(reasons), exposure.owner
+    known, owner = list(reasons), exposure.owner
     now = [Reason(ReasonKind.RUNNING, owner.name, owner.kind)] if owner in before.stopped else []
     # An inventory may hold a new address before the event that tells of it arrives.
     there = [Reason(ReasonKind.MOVED, str(exposure.guest))] if (owner, str(exposure.guest)) in moved else []
-    of_others = _freed(owner, before, heard) or _concerning(exposure, heard)
-    return Cause(tuple(_naming(owner, heard) or now or of_others or there))
+    of_others = _freed(owner, before, known) or _concerning(exposure, known)
+    return Cause(tuple(_naming(owner, known) or now or of_others or there))
 
 
-def _freed(owner: Owner, before: Desired, heard: Iterable[Reason]) -> list[Reason]:
+def _freed(owner: Owner, before: Desired, known: Iterable[Reason]) -> list[Reason]:
     """Give what happened to the domains that claimed what the owner waited for."""
     claims = (found for found in before.hindrances.get(owner, ()) if found.kind is HindranceKind.CLAIMED)
     takers = [Owner(name) for found in claims for name in found.names]
-    return [reason for taker in takers for reason in _naming(taker, heard)]
+    return [reason for taker in takers for reason in _naming(taker, known)]
 
 
 def of_end(
@@ -99,19 +99,19 @@ def of_end(
     new_homes: AbstractSet[tuple[Owner, str]] = frozenset(),
 ) -> Cause:
     """Give why an exposure is not in the state `after` any more; `new_homes` are where owners are from now on."""
-    heard, owner = list(reasons), exposure.owner
+    known, owner = list(reasons), exposure.owner
     waiting = dict.fromkeys(after.hindrances.get(owner, ()))
-    moved = [reason for reason in heard if reason.kind is ReasonKind.NEIGHBOUR and (owner, reason.subject) in new_homes]
+    moved = [reason for reason in known if reason.kind is ReasonKind.NEIGHBOUR and (owner, reason.subject) in new_homes]
     # Of one that has stopped, libvirt's event may come later than what the kernel tells of its address.
-    after_loss = any(reason.kind is ReasonKind.LIBVIRT for reason in heard)
+    after_loss = any(reason.kind is ReasonKind.LIBVIRT for reason in known)
     now = [Reason(ReasonKind.STOPPED, owner.name, owner.kind)] if owner in after.stopped and not after_loss else []
-    return Cause(tuple(_naming(owner, heard) or waiting or now or [*moved, *_concerning(exposure, heard)]))
+    return Cause(tuple(_naming(owner, known) or waiting or now or [*moved, *_concerning(exposure, known)]))
 
 
 def of_loss(exposure: Exposure, reasons: Iterable[Reason], actors: tuple[Actor, ...]) -> Cause:
     """Give why something that was in place had to be put back; `actors` are those who changed rules or routes."""
-    heard = list(reasons)
-    return Cause(actors or tuple(_naming(exposure.owner, heard) or _concerning(exposure, heard)))
+    known = list(reasons)
+    return Cause(actors or tuple(_naming(exposure.owner, known) or _concerning(exposure, known)))
 
 
 def _naming(owner: Owner, reasons: Iterable[Reason]) -> list[Reason]:
@@ -137,7 +137,7 @@ def _may_concern(exposure: Exposure, reason: Reason) -> bool:
 
 # All of these facts in words, and here alone: for the audit, the status and `explain`. Nothing reads these words.
 _MOST: Final = 3
-_NOTHING_HEARD: Final = "found at a regular comparison"
+_NOTHING_KNOWN: Final = "found at a regular comparison"
 
 _REASONS: Final[Mapping[ReasonKind, Callable[[Reason], str]]] = {
     ReasonKind.DOMAIN: lambda reason: f"domain {shown(reason.subject)} {reason.detail}",
@@ -236,7 +236,7 @@ def format_cause(cause: Cause) -> str:
     """Tell the first facts, a new configuration ahead of all; after a burst the rest would not help a reader."""
     facts = sorted(cause.facts, key=lambda fact: fact.kind is not ReasonKind.CONFIGURATION)
     if not facts:
-        return _NOTHING_HEARD
+        return _NOTHING_KNOWN
     more = [f"and {len(facts) - _MOST} more"] if len(facts) > _MOST else []
     words = "; ".join([*map(_fact, facts[:_MOST]), *more])
     return f"changed by {words}" if isinstance(facts[0], Actor) else words

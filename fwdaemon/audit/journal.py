@@ -117,7 +117,7 @@ class QueueHandler(logging.Handler):
             if not self._written(line):
                 self._count(1)
             elif self.lost and self._lines.empty():
-                self._tell_lost()
+                self._write_lost()
 
     def _written(self, line: bytes) -> bool:
         try:
@@ -126,7 +126,7 @@ class QueueHandler(logging.Handler):
             return False
         return True
 
-    def _tell_lost(self) -> None:
+    def _write_lost(self) -> None:
         lost = self.lost
         record = logging.LogRecord(__name__, logging.WARNING, "", 0, _LOST, (lost,), None)
         if self._written(self._outlet.encoded(record)):

@@ -54,7 +54,7 @@ def status_without_daemon(path: Path) -> Status:
         config, asyncio.run(take_inventory(config.daemon.libvirt)), LedTo().chosen, PortRecords().before(ports_in_use)
     )
     netfilter = Netfilter(SystemRunner(), config.daemon.backend)
-    found = _look(config, desired, netfilter)
+    found = _observe(config, desired, netfilter)
     facts = Facts(config, desired, desired.lacking(found.mended), _NOT_THERE, State.WAITING)
     libvirt = tuple(LibvirtState(uri, connected=True, since=datetime.now(UTC)) for uri in config.daemon.libvirt)
     problems = (*found.faults, *(f"{name} is left in the kernel, and not wanted any more" for name in found.stale))
@@ -71,7 +71,7 @@ def status_without_daemon(path: Path) -> Status:
     return Status(header, rows(facts, UsageReader(netfilter.counters).read(desired)))
 
 
-def _look(config: Config, desired: Desired, netfilter: Netfilter) -> ApplyResult:
+def _observe(config: Config, desired: Desired, netfilter: Netfilter) -> ApplyResult:
     """Tell what the kernel lacks."""
     host = SystemHostNetwork(netfilter.confined)
     try:

@@ -22,7 +22,7 @@ from fwdaemon.nftables.model import TABLE_NAME
 from fwdaemon.rulesets import iptables_reader, nft_reader
 from fwdaemon.rulesets.iptables_reader import Field, Scope, Translation, Value, both, translations
 from fwdaemon.rulesets.owners import ADMIN, owner_of
-from fwdaemon.rulesets.packet import Place, System
+from fwdaemon.rulesets.packet import RuleLocation, System
 
 
 class Order(StrEnum):
@@ -48,7 +48,7 @@ class ChainLocation:
         """
         if other.priority != self.priority:
             return Order.THEIRS if other.priority < self.priority else Order.OURS
-        return Order.OURS if other.place.system is self.system is System.LEGACY else Order.UNKNOWN
+        return Order.OURS if other.location.system is self.system is System.LEGACY else Order.UNKNOWN
 
 
 @dataclass(slots=True)
@@ -59,7 +59,7 @@ class _RuleConflict:
     """
 
     taking: Taking
-    places: set[Place] = field(default_factory=set)
+    locations: set[RuleLocation] = field(default_factory=set)
     ports: set[tuple[PortRange, str]] = field(default_factory=set)
 
 
@@ -77,8 +77,8 @@ def sentences(
                 continue
             shared = both(_scope(taking, here[taking.family]), other.scope)
             if shared is not None:
-                conflict = found.setdefault((taking.entry, owner_of(other.place), order), _RuleConflict(taking))
-                conflict.places.add(other.place)
+                conflict = found.setdefault((taking.entry, owner_of(other.location), order), _RuleConflict(taking))
+                conflict.locations.add(other.location)
                 conflict.ports.update(_ports_in_question(taking, shared))
     for (_, owner, order), conflict in found.items():
         yield _sentence(conflict, owner, order)
@@ -94,7 +94,7 @@ def _concerns(other: Translation, taking: Taking, order: Order) -> bool:
 
     One for all addresses, which ours comes before, is not meant for an address that is there for one guest alone.
     """
-    if other.place.family not in ("inet", taking.family.word):
+    if other.location.family not in ("inet", taking.family.word):
         return False
     return taking.shared or order is not Order.OURS or Field.DESTINATION in other.scope
 
@@ -129,7 +129,7 @@ def _ports_in_question(taking: Taking, shared: Scope) -> set[tuple[PortRange, st
 def _sentence(conflict: _RuleConflict, owner: str, order: Order) -> str:
     taking, who = conflict.taking, "another rule" if owner == ADMIN else owner
     follows = order % (taking.reaching("from outside"), taking.owner)
-    return taking.tell(f"{who} forwards {_what(conflict)} too (in {_where(conflict)}), {follows}")
+    return taking.sentence(f"{who} forwards {_what(conflict)} too (in {_where(conflict)}), {follows}")
 
 
 def _what(conflict: _RuleConflict) -> str:
@@ -139,9 +139,11 @@ def _what(conflict: _RuleConflict) -> str:
 
 def _where(conflict: _RuleConflict) -> str:
     """Name the first of the chains, so that the sentence is the same the next time."""
-    place = min(conflict.places, key=lambda place: (place.system, place.family, place.table, place.chain))
-    table = f"{place.family} {place.table} {place.chain}"
-    return shown(f"legacy {table}" if place.system is System.LEGACY else table)
+    location = min(
+        conflict.locations, key=lambda location: (location.system, location.family, location.table, location.chain)
+    )
+    table = f"{location.family} {location.table} {location.chain}"
+    return shown(f"legacy {table}" if location.system is System.LEGACY else table)
 
 
 # Reads the translations that other tools put at prerouting, from every rule system that has any.

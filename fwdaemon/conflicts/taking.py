@@ -112,7 +112,7 @@ class Taking:
         """Say what reaches whom: `connections from outside`, or only those that a restricted forward takes."""
         return f"the {self.noun} that the forward takes" if self.is_restricted else f"{self.noun} {whence}"
 
-    def tell(self, what: str) -> str:
+    def sentence(self, what: str) -> str:
         """Make a sentence of it, with the place in the configuration at its end."""
         return f"{self}: {what}" + (f" ({self.origin})" if self.origin else "")
 
@@ -247,7 +247,7 @@ def sentences(found: Iterable[ShadowedListeners], names: Mapping[int, str]) -> I
         verb = "listens" if len(who) == 1 else "listen"
         place, whence = _where(item)
         reaching = taking.reaching(whence)
-        yield taking.tell(
+        yield taking.sentence(
             f"{listed(who)} of the host {verb} there{place}; {reaching} will reach {taking.owner} instead"
         )
 

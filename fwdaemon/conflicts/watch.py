@@ -53,7 +53,7 @@ class ConflictWatch:
         self.short: Exception | None = None
         self._found: tuple[str, ...] = ()
 
-    def look(
+    def find(
         self, desired: Desired, local: Collection[Address], *, full: bool, reloaded: bool = False
     ) -> tuple[str, ...]:
         """Tell of each conflict in a sentence, of twenty at most.
@@ -164,7 +164,7 @@ def _cut_short(sentences: Iterable[str]) -> tuple[str, ...]:
 
 @dataclass(frozen=True, slots=True)
 class _Wanted:
-    """What to look for; see `ConflictWatch.look`."""
+    """What to look for; see `ConflictWatch.find`."""
 
     desired: Desired
     local: Collection[Address]
@@ -190,7 +190,7 @@ class BackgroundConflictWatch:
         self._desired: Desired | None = None
         self._found: tuple[str, ...] = ()
 
-    def look(
+    def find(
         self,
         desired: Desired,
         local: Collection[Address],
@@ -199,7 +199,7 @@ class BackgroundConflictWatch:
         reloaded: bool = False,
         provoked: bool = False,
     ) -> tuple[str, ...]:
-        """Give what was found last, and look again where `ConflictWatch.look` would; at once, and from any thread."""
+        """Give what was found last, and look again where `ConflictWatch.find` would; at once, and from any thread."""
         with self._turn:
             before, self._desired = self._desired, desired
             if full or reloaded or desired is not before:
@@ -251,7 +251,7 @@ class BackgroundConflictWatch:
 
     def _found_now(self, wanted: _Wanted) -> tuple[str, ...]:
         with self._guests.charged(processor_time_here, to_guests=wanted.provoked):
-            return self._watch.look(wanted.desired, wanted.local, full=wanted.full, reloaded=wanted.reloaded)
+            return self._watch.find(wanted.desired, wanted.local, full=wanted.full, reloaded=wanted.reloaded)
 
     def _taken(self) -> _Wanted | None:
         with self._turn:

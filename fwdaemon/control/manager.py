@@ -51,7 +51,7 @@ class Subscription:
         self._missed = 0
         self._something = asyncio.Event()
 
-    def tell(self, at: datetime, changes: Sequence[Change]) -> None:
+    def add(self, at: datetime, changes: Sequence[Change]) -> None:
         """Add what changed, which may be no exposure."""
         kept = len(self._changes)
         self._changes.extend((at, change) for change in changes[-_MOST:])
@@ -82,7 +82,7 @@ class Feed:
         """Tell everybody."""
         self.revision += 1
         for subscription in self._subscriptions:
-            subscription.tell(at, changes)
+            subscription.add(at, changes)
 
     def subscribe(self) -> Subscription:
         """Begin to watch; `leave` ends it."""
@@ -157,7 +157,7 @@ class Manager:
         """Give what can be called."""
         methods = {
             "Status": Method(self._status),
-            "Metrics": Method(self._tell_metrics),
+            "Metrics": Method(self._metrics_text),
             "Reload": Method(self._reloaded, for_root=True),
             "Watch": Method(stream=self._watch),
         }
@@ -214,7 +214,7 @@ class Manager:
         else:
             _log.debug("no new figures: %s", error)
 
-    async def _tell_metrics(self, _parameters: Parameters) -> bytes:
+    async def _metrics_text(self, _parameters: Parameters) -> bytes:
         try:
             text = await self.metrics()
         except ImportError as error:

@@ -228,7 +228,7 @@ class ControlSocket:
         self._group = group
         await self._listen()
 
-    def look(self, *, at_once: bool = False) -> None:
+    def check(self, *, at_once: bool = False) -> None:
         """Make the socket again if it has gone, or could not be made before; so with whom it is for.
 
         What failed is tried again after growing pauses, and `at_once` where somebody asks for that.
@@ -264,7 +264,7 @@ class ControlSocket:
             self._listener.lock()
             await self._server.start(self._listener.listen())
         except OSError as error:
-            self._tell(f"no control socket, so neither status nor reload will work: {_reason(error)}")
+            self._warn(f"no control socket, so neither status nor reload will work: {_reason(error)}")
             return
         self._again.settle()
         self._is_open, self.trouble = True, ""
@@ -274,12 +274,12 @@ class ControlSocket:
         try:
             await self._listen()
         except AlreadyRunningError as error:
-            self._tell(str(error))
+            self._warn(str(error))
         if not self.trouble:
             _log.warning("the control socket was removed, and has been made again")
             self._made_again()
 
-    def _tell(self, trouble: str) -> None:
+    def _warn(self, trouble: str) -> None:
         """Log what is wrong when it begins to be, and try again later."""
         self._later()
         if trouble != self.trouble:

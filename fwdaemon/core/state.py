@@ -205,10 +205,10 @@ class Desired:
         bridges: frozenset[tuple[Family, str]],
     ) -> "Desired":
         """Give the same state with what follows from its exposures, where that is known without reading them all."""
-        told = replace(self)
+        known = replace(self)
         # Where `cached_property` keeps its value; what is made of this state with `replace` does not inherit it.
-        vars(told).update(families=self.kept | families, bridge_ports=bridge_ports, bridges=bridges)
-        return told
+        vars(known).update(families=self.kept | families, bridge_ports=bridge_ports, bridges=bridges)
+        return known
 
     def keeping(self, families: frozenset[Family]) -> "Desired":
         """Give the same state with these families kept."""

@@ -316,8 +316,8 @@ class Claim:
         """Write where a forward listens, `udp 198.51.100.7:53`."""
         if self.mapping is None:
             return ""
-        places = [show_endpoint(address, self.mapping.host) for address in self.listen or (None,)]
-        return f"{self.mapping.protocol} {' and '.join(places)}"
+        locations = [show_endpoint(address, self.mapping.host) for address in self.listen or (None,)]
+        return f"{self.mapping.protocol} {' and '.join(locations)}"
 
 
 def claims_on(config: Config, arrival: Arrival) -> list[Claim]:

@@ -17,10 +17,10 @@ from fwdaemon.explain.facts import MAIN_TABLE, FarAnswer, GuestAnswer, RouteAnsw
 from fwdaemon.explain.report import RELOAD, Cause, Step, StepState, fine, unknown, wrong
 from fwdaemon.kernel.sysctl import FORWARDING, of_interface
 from fwdaemon.rulesets.evaluation import Judgement, Way, through
-from fwdaemon.rulesets.packet import Packet, Place, State, System
+from fwdaemon.rulesets.packet import Packet, RuleLocation, State, System
 
 # Stands for a rule of ours that is not there.
-_ABSENT: Final = Place(System.NFTABLES, "", "kvm_portfwd", "", 0)
+_ABSENT: Final = RuleLocation(System.NFTABLES, "", "kvm_portfwd", "", 0)
 
 
 class Delivery:
@@ -49,10 +49,10 @@ class Delivery:
         packets = frozenset(replace(packet, goes_out=device) for packet in self._led(target, label))
         if not self._context.arrival.from_host:
             way = through(self._context.chains, "forward", packets, self._context.around)
-            yield from self._tell(way, end)
+            yield from self._steps(way, end)
             packets = way.packets
         way = through(self._context.chains, "postrouting", packets, self._context.around)
-        yield from self._tell(way, end)
+        yield from self._steps(way, end)
         self.delivered = way.packets
         yield from self._bridge(target, way.packets, device)
         yield from self._back(target, way.packets, device)
@@ -62,9 +62,9 @@ class Delivery:
         yield from self._forwarding()
         packets = frozenset(replace(packet, goes_out=device) for packet in self._arrived)
         way = through(self._context.chains, "forward", packets, self._context.around)
-        yield from self._tell(way, remedies.End(self._context.arrival.address, self._context.arrival.port))
+        yield from self._steps(way, remedies.End(self._context.arrival.address, self._context.arrival.port))
 
-    def _tell(self, way: Way, end: remedies.End) -> Iterator[Step]:
+    def _steps(self, way: Way, end: remedies.End) -> Iterator[Step]:
         """Give a step for each chain, and remember those that do not let the packet through."""
         self._suspects |= {passage.chain for passage in way.passages if passage.judgement is not Judgement.ACCEPTS}
         yield from self._context.judge.steps(way.passages, end)
@@ -122,8 +122,8 @@ class Delivery:
             name = of_interface(Family.IPV4, arrival.came_in, "forwarding")
         setting = self._context.world.sysctl(name)
         if setting != "0":
-            told = fine("forwarding", f"{name} is on")
-            yield told if setting else unknown("forwarding", f"there is no {name}", "the host may not forward it")
+            step = fine("forwarding", f"{name} is on")
+            yield step if setting else unknown("forwarding", f"there is no {name}", "the host may not forward it")
             return
         off = name if self._context.world.sysctl(every) == "1" else every
         text = f"{off} is off, so the host forwards nothing"

@@ -19,7 +19,7 @@ from fwdaemon.nftables.dispatch_chains import NEWCOMERS, STRANGERS
 from fwdaemon.nftables.gates import wanted_gates
 from fwdaemon.rulesets.evaluation import Judgement, Passage, Way, through, translations
 from fwdaemon.rulesets.owners import ADMIN, BANNING, OURS, asks_who, owner_of, owners_of
-from fwdaemon.rulesets.packet import BaseChain, Packet, Place, Surroundings, System
+from fwdaemon.rulesets.packet import BaseChain, Packet, RuleLocation, Surroundings, System
 
 # A step for each base chain on the way, and what to do about one that refuses. Pure.
 
@@ -46,7 +46,7 @@ class Judge:
         policy = "accept" if chain.accepts else "drop"
         text = f"{describe(chain)} ({chain.priority}, policy {policy}, {owners_of(chain)})"
         match passage.judgement, passage.culprit:
-            case Judgement.REFUSES, Place() as culprit:
+            case Judgement.REFUSES, RuleLocation() as culprit:
                 cause, remedy = Cause.CONFINED, remedies.make_router(self.arrival.family, self.main)
                 if _is_confining_one(culprit):
                     remedy = remedies.forward_from(self.arrival.came_in, self.main)
@@ -54,20 +54,20 @@ class Judge:
                     cause, remedy = self._remedy(passage, culprit, end)
                 said = f"{text} refuses: {_format_culprit(culprit)}"
                 return Step(chain.hook, StepState.WRONG, said, cause, remedy, passage)
-            case Judgement.MAY_REFUSE, Place() as culprit:
+            case Judgement.MAY_REFUSE, RuleLocation() as culprit:
                 said = f"{text} may refuse, which cannot be told from here: {_format_culprit(culprit)}"
                 doubt = f"{describe(chain)} may refuse it"
                 return Step(chain.hook, StepState.UNKNOWN, said, None, doubt, passage)
         return Step(chain.hook, StepState.FINE, text, passage=passage)
 
-    def _remedy(self, passage: Passage, culprit: Place, end: remedies.End) -> tuple[Cause, str]:
+    def _remedy(self, passage: Passage, culprit: RuleLocation, end: remedies.End) -> tuple[Cause, str]:
         if self._is_on_purpose(passage, culprit):
             return Cause.ON_PURPOSE, self.on_purpose("refuses", culprit)
         if passage.by_mark and not self._is_gated(passage.chain):
             return Cause.ON_PURPOSE, self.by_mark(passage, "refuses", culprit)
         return self._exposure(passage, culprit, end)
 
-    def _exposure(self, passage: Passage, culprit: Place, end: remedies.End) -> tuple[Cause, str]:
+    def _exposure(self, passage: Passage, culprit: RuleLocation, end: remedies.End) -> tuple[Cause, str]:
         """Tell how to have a chain let the connection through that was not closed on purpose."""
         chain = passage.chain
         if chain.owned and chain.hook == "forward":
@@ -83,7 +83,7 @@ class Judge:
         exception = remedies.except_within if culprit.number else remedies.except_at_end
         return cause, exception(chain, end, self.arrival.protocol)
 
-    def _is_on_purpose(self, passage: Passage, culprit: Place) -> bool:
+    def _is_on_purpose(self, passage: Passage, culprit: RuleLocation) -> bool:
         """Whether a chain refuses this client rather than every client, or exists to refuse clients.
 
         Where the daemon keeps a gate, only rules ahead of it count: later ones do not stop forwarded connections.
@@ -92,16 +92,16 @@ class Judge:
             return True
         return owner_of(culprit) in BANNING or (passage.spares_others and not self._is_gated(passage.chain))
 
-    def on_purpose(self, does: str, culprit: Place) -> str:
+    def on_purpose(self, does: str, culprit: RuleLocation) -> str:
         """Tell who treats the client so on purpose."""
         # Libvirt has only jumps in that chain, so a rule that refuses a client there is the administrator's.
         added = (culprit.table, culprit.chain) == (LIBVIRT_TABLE, "forward")
         owner = ADMIN if added else owner_of(culprit)
         who = "the administrator" if owner == ADMIN else owner
-        chain = Place(culprit.system, culprit.family, culprit.table, culprit.chain, 0)
+        chain = RuleLocation(culprit.system, culprit.family, culprit.table, culprit.chain, 0)
         return remedies.on_purpose(f"{who} {does}", _name(chain), str(self.arrival.source or "this client"))
 
-    def by_mark(self, passage: Passage, does: str, culprit: Place) -> str:
+    def by_mark(self, passage: Passage, does: str, culprit: RuleLocation) -> str:
         """Tell who treats a marked connection so, which may well be one of clients that were picked out before."""
         marking = passage.marked_by
         return remedies.by_mark(does, _where(culprit), _where(marking) if marking is not None else None)
@@ -132,14 +132,14 @@ class Judge:
         return Gate(chain.family, chain.table, chain.name) in wanted_gates(Family, self.settings.gates)
 
 
-def _is_confining(culprit: Place) -> bool:
+def _is_confining(culprit: RuleLocation) -> bool:
     """Whether our own rule refuses it, because the host did not forward it before the daemon turned forwarding on."""
     if owner_of(culprit) != OURS:
         return False
     return culprit.chain == STRANGERS or (culprit.chain == FWD and "confined " in culprit.text)
 
 
-def _is_confining_one(culprit: Place) -> bool:
+def _is_confining_one(culprit: RuleLocation) -> bool:
     """Whether it is the one that does so for what comes in by some interface."""
     if owner_of(culprit) != OURS:
         return False
@@ -151,23 +151,25 @@ def describe(chain: BaseChain) -> str:
     return _name(chain.policy)
 
 
-def _name(place: Place) -> str:
-    name = f"{place.family} {place.table} {place.chain}"
-    return shown(f"legacy {name}" if place.system is System.LEGACY else name)
+def _name(location: RuleLocation) -> str:
+    name = f"{location.family} {location.table} {location.chain}"
+    return shown(f"legacy {name}" if location.system is System.LEGACY else name)
 
 
-def _where(place: Place) -> str:
-    if not place.number:
-        return _name(place)
-    rule = shown(place.text) if place.text else f"handle {place.number}"
-    return f"{_name(place)} ({rule})"
+def _where(location: RuleLocation) -> str:
+    if not location.number:
+        return _name(location)
+    rule = shown(location.text) if location.text else f"handle {location.number}"
+    return f"{_name(location)} ({rule})"
 
 
-def _format_culprit(culprit: Place) -> str:
+def _format_culprit(culprit: RuleLocation) -> str:
     if not culprit.number:
         return "its policy"
     owner = owner_of(culprit)
-    whose = f" ({owner})" if owner != owner_of(Place(culprit.system, culprit.family, culprit.table, "", 0)) else ""
+    whose = (
+        f" ({owner})" if owner != owner_of(RuleLocation(culprit.system, culprit.family, culprit.table, "", 0)) else ""
+    )
     rule = shown(culprit.text) if culprit.text else f"handle {culprit.number}"
     return f"rule in {shown(culprit.chain)}{whose}: {rule}"
 
@@ -299,22 +301,22 @@ class Entrance:
             return self._taken(others[0], certainly=all(packet.translated_by for packet in self.arrived))
         return fine("translation", f"none is needed: {target.address} is routed")
 
-    def _taken(self, place: Place, *, certainly: bool) -> Step:
-        passage = next(passage for passage in self.passages if _translates(passage, place))
+    def _taken(self, location: RuleLocation, *, certainly: bool) -> Step:
+        passage = next(passage for passage in self.passages if _translates(passage, location))
         chain = passage.chain
-        where = next(packet for packet in self.arrived if packet.translated_by == place)
+        where = next(packet for packet in self.arrived if packet.translated_by == location)
         to = "elsewhere" if where.destination is None else str(where.destination)
         verb = "sends" if certainly else "may send"
-        text = f"{describe(chain)} ({owner_of(place)}) {verb} it to {to} before our rules: {shown(place.text)}"
+        text = f"{describe(chain)} ({owner_of(location)}) {verb} it to {to} before our rules: {shown(location.text)}"
         if not certainly:
             return unknown("translation", text, f"{describe(chain)} may take it")
         if not OWN_CHAINS.isdisjoint(chain.chains):
             # An exception in there would end the table, and our chain with it.
             return wrong("translation", text, Cause.TAKEN, self._context.judge.mend_ours())
-        if any(place in passage.selects for passage in self.passages):
-            return wrong("translation", text, Cause.ON_PURPOSE, self._context.judge.on_purpose("sends away", place))
+        if any(location in passage.selects for passage in self.passages):
+            return wrong("translation", text, Cause.ON_PURPOSE, self._context.judge.on_purpose("sends away", location))
         if passage.by_mark:
-            remedy = self._context.judge.by_mark(passage, "sends away", place)
+            remedy = self._context.judge.by_mark(passage, "sends away", location)
             return wrong("translation", text, Cause.ON_PURPOSE, remedy)
         return wrong("translation", text, Cause.TAKEN, self._exception(chain))
 
@@ -367,5 +369,5 @@ class Entrance:
         yield wrong("reverse path", text, Cause.REVERSE_PATH, remedy)
 
 
-def _translates(passage: Passage, place: Place) -> bool:
-    return any(packet.translated_by == place for packet in passage.packets)
+def _translates(passage: Passage, location: RuleLocation) -> bool:
+    return any(packet.translated_by == location for packet in passage.packets)

@@ -82,25 +82,29 @@ class Probe:
 
     def answered(self, packet: bytes) -> bool | None:
         """Whether the guest's port answers, or refuses, and not its ping; `None` for what is no answer to this."""
-        protocol, told = self._told(packet)
+        protocol, payload = self._payload(packet)
         if protocol == socket.IPPROTO_TCP:
-            return True if told[:4] == struct.pack("!HH", self.port, self.ours) else None
-        if protocol != self.layout.ping or not told:
+            return True if payload[:4] == struct.pack("!HH", self.port, self.ours) else None
+        if protocol != self.layout.ping or not payload:
             return None
-        if told[0] in self.layout.error_types:
-            about = told[_ICMP_HEADER:]
+        if payload[0] in self.layout.error_types:
+            about = payload[_ICMP_HEADER:]
             return True if self._asks_port(about) else False if self._pings(about) else None
-        return False if told[0] == self.layout.pong_type and told[4:8] == self.ident else None
+        return False if payload[0] == self.layout.pong_type and payload[4:8] == self.ident else None
 
     def _asks_port(self, packet: bytes) -> bool:
-        protocol, told = self._told(packet)
-        return protocol == socket.IPPROTO_TCP and told[:4] == struct.pack("!HH", self.ours, self.port)
+        protocol, payload = self._payload(packet)
+        return protocol == socket.IPPROTO_TCP and payload[:4] == struct.pack("!HH", self.ours, self.port)
 
     def _pings(self, packet: bytes) -> bool:
-        protocol, told = self._told(packet)
-        return protocol == self.layout.ping and told[:1] == bytes([self.layout.ping_type]) and told[4:8] == self.ident
+        protocol, payload = self._payload(packet)
+        return (
+            protocol == self.layout.ping
+            and payload[:1] == bytes([self.layout.ping_type])
+            and payload[4:8] == self.ident
+        )
 
-    def _told(self, packet: bytes) -> tuple[int | None, bytes]:
+    def _payload(self, packet: bytes) -> tuple[int | None, bytes]:
         """Give the protocol of a packet, and what it carries."""
         if len(packet) <= self.layout.protocol_at:
             return None, b""

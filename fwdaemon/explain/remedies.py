@@ -19,7 +19,7 @@ from fwdaemon.explain.arrival import Arrival, Claim
 from fwdaemon.explain.facts import MAIN_TABLE, RouteAnswer
 from fwdaemon.explain.report import RELOAD, START_COMMAND, command
 from fwdaemon.kernel.sysctl import FORWARDING, of_interface
-from fwdaemon.rulesets.packet import BaseChain, Place, System
+from fwdaemon.rulesets.packet import BaseChain, RuleLocation, System
 
 START_SERVICE: Final = f"Start the service: {START_COMMAND}."
 START_LIBVIRT: Final = f"start libvirt, {command('systemctl start libvirtd')}"
@@ -346,7 +346,7 @@ def _iptables_exception(chain: BaseChain, end: End, protocol: Protocol, verb: st
     return f"{iptables_program(chain.policy)} -w -t {chain.table} {verb} {chain.name} {match} -j ACCEPT"
 
 
-def iptables_program(place: Place) -> str:
+def iptables_program(location: RuleLocation) -> str:
     """Name the program that writes to a chain of iptables."""
-    kind = "nft" if place.system is System.IPTABLES_NFT else "legacy"
-    return f"{place.family}tables-{kind}"
+    kind = "nft" if location.system is System.IPTABLES_NFT else "legacy"
+    return f"{location.family}tables-{kind}"

@@ -42,8 +42,8 @@ def refused(request: Request, error: ConfigError, world: World) -> Report:
     """Tell of a connection under a configuration that is refused; what the daemon goes by is an older one."""
     problems = "; ".join(map(str, error.problems[:_MOST_PROBLEMS]))
     more = len(error.problems) - _MOST_PROBLEMS
-    told = f"{problems}; and {more} more, see {command('kvm-portfwd check')}" if more > 0 else problems
-    remedy = f"Fix {told}; and {RELOAD}."
+    listed = f"{problems}; and {more} more, see {command('kvm-portfwd check')}" if more > 0 else problems
+    remedy = f"Fix {listed}; and {RELOAD}."
     step = wrong("configuration", "it is refused", Cause.CONFIGURATION_REFUSED, remedy)
     return Report(str(request), (step,), "", daemon_runs=world.daemon() is not None)
 
@@ -57,7 +57,7 @@ def explain(request: Request, config: Config, libvirt: Libvirt, world: World, ma
     """
     held = world.addresses()
     arrival = arrive(request, preferred_addresses(config, request, held), libvirt.bridges, world)
-    report = _Trace(config, libvirt, world, main, held).tell(arrival)
+    report = _Trace(config, libvirt, world, main, held).report(arrival)
     return replace(report, daemon_runs=world.daemon() is not None)
 
 
@@ -69,7 +69,7 @@ class _Trace:
     main: str
     held: Sequence[HostAddress]
 
-    def tell(self, arrival: Arrival) -> Report:
+    def report(self, arrival: Arrival) -> Report:
         desired = desired_state(self.config, self.libvirt.inventory or _NOBODY)
         claims = claims_on(self.config, arrival)
         claim = _chosen(claims, desired, arrival)

@@ -17,7 +17,7 @@ from fwdaemon.core.state import Desired
 from fwdaemon.core.text import shown
 from fwdaemon.core.types import Protocol
 from fwdaemon.errors import KernelError, shortage
-from fwdaemon.hostnet.local_relays import Allowance, Duty, Place, TcpPlace, UdpPlace, Want, duties
+from fwdaemon.hostnet.local_relays import Allowance, Duty, Endpoint, TcpRelay, UdpRelay, Want, duties
 from fwdaemon.kernel.process import budget_of_guests
 
 _MOST_CONNECTIONS: Final = 4096
@@ -32,25 +32,25 @@ class LocalProxy:
 
     def __init__(self, guests: Budget | None = None) -> None:
         self._running: tuple[asyncio.AbstractEventLoop, Thread] | None = None
-        self._places = _Places(guests or budget_of_guests())
+        self._relays = _Relays(guests or budget_of_guests())
         self._asked: frozenset[Forward] | None = None
-        self._wanted: Mapping[Place, Duty] = {}
-        self._told = ApplyResult()
+        self._wanted: Mapping[Endpoint, Duty] = {}
+        self._last_result = ApplyResult()
 
     def apply(self, desired: Desired, *, full: bool = True) -> ApplyResult:
         """Answer for these forwards and no others, and tell which places are taken. Blocks until it is so."""
         asked = desired.forwards if desired.localhost else frozenset[Forward]()
         if asked is self._asked and not full:
-            return ApplyResult(faults=self._told.faults, short=self._told.short)
+            return ApplyResult(faults=self._last_result.faults, short=self._last_result.short)
         if asked is not self._asked:
             self._wanted = duties(desired)
         self._asked = None  # what fails now is tried again at the next call
         is_idle = not self._wanted and self._running is None
-        self._told = ApplyResult() if is_idle else self._done(self._wanted)
+        self._last_result = ApplyResult() if is_idle else self._done(self._wanted)
         self._asked = asked
         if not self._wanted:
             self.close()
-        return self._told
+        return self._last_result
 
     def close(self) -> None:
         """Stop listening, and end all connections."""
@@ -63,11 +63,11 @@ class LocalProxy:
         if not thread.is_alive():
             loop.close()
 
-    def _done(self, wanted: Mapping[Place, Duty]) -> ApplyResult:
+    def _done(self, wanted: Mapping[Endpoint, Duty]) -> ApplyResult:
         """Have it done on the proxy's own loop, which begins with the first of it."""
         if self._running is None:
             self._running = _started()
-        doing = asyncio.run_coroutine_threadsafe(self._places.apply(wanted), self._running[0])
+        doing = asyncio.run_coroutine_threadsafe(self._relays.apply(wanted), self._running[0])
         try:
             return doing.result(_PATIENCE_S)
         except TimeoutError:
@@ -86,28 +86,28 @@ def _started() -> tuple[asyncio.AbstractEventLoop, Thread]:
     return loop, thread
 
 
-class _Places:
+class _Relays:
     """All that listens. Its methods run on the proxy's own loop."""
 
     def __init__(self, guests: Budget) -> None:
         self._guests = guests
-        self._open: dict[Place, tuple[Duty, TcpPlace | UdpPlace]] = {}
+        self._open: dict[Endpoint, tuple[Duty, TcpRelay | UdpRelay]] = {}
         files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         self._most = files // 2
         self._allowance = Allowance(min(_MOST_CONNECTIONS, files // 8))  # each takes two
         self._want = Want("some who connect to 127.0.0.1 and ::1 wait, or are refused")
         self._short = False
 
-    async def apply(self, wanted: Mapping[Place, Duty]) -> ApplyResult:
+    async def apply(self, wanted: Mapping[Endpoint, Duty]) -> ApplyResult:
         """Close and open what differs."""
-        gone = [place for place, (duty, _) in self._open.items() if wanted.get(place) != duty]
-        ending = [task for place in gone for task in self._open.pop(place)[1].close()]
+        gone = [endpoint for endpoint, (duty, _) in self._open.items() if wanted.get(endpoint) != duty]
+        ending = [task for endpoint in gone for task in self._open.pop(endpoint)[1].close()]
         if ending:
             await asyncio.wait(ending)
         self._short = False
-        missing = [place for place in wanted if place not in self._open]
+        missing = [endpoint for endpoint in wanted if endpoint not in self._open]
         room = self._most - len(self._open)
-        faults = [fault for place in missing[:room] if (fault := self._opened(place, wanted[place]))]
+        faults = [fault for endpoint in missing[:room] if (fault := self._opened(endpoint, wanted[endpoint]))]
         if left := len(missing[room:]):
             faults.append(
                 f"{left} ports of 127.0.0.1 and ::1 do not answer: too many files would be open (LimitNOFILE=)"
@@ -115,18 +115,18 @@ class _Places:
         changed = bool(gone) or len(faults) < len(missing)
         return ApplyResult(faults=tuple(faults), changed=changed, short=self._short)
 
-    def _opened(self, place: Place, duty: Duty) -> str:
+    def _opened(self, endpoint: Endpoint, duty: Duty) -> str:
         """Listen at a place, or say why that cannot be."""
         try:
-            self._open[place] = duty, self._listening(place, duty)
+            self._open[endpoint] = duty, self._listening(endpoint, duty)
         except OSError as error:
             self._short |= shortage(error) is not None
             reason = "a process of the host listens there" if error.errno == errno.EADDRINUSE else error.strerror
-            where = f"{place.protocol} port {place.port} of {place.address}"
+            where = f"{endpoint.protocol} port {endpoint.port} of {endpoint.address}"
             return f"{where} does not lead to {shown(duty.forward.domain)}: {reason}"
         return ""
 
-    def _listening(self, place: Place, duty: Duty) -> TcpPlace | UdpPlace:
-        if place.protocol is Protocol.TCP:
-            return TcpPlace(place, duty, self._allowance, self._want)
-        return UdpPlace(place, duty, self._allowance, self._guests, self._want)
+    def _listening(self, endpoint: Endpoint, duty: Duty) -> TcpRelay | UdpRelay:
+        if endpoint.protocol is Protocol.TCP:
+            return TcpRelay(endpoint, duty, self._allowance, self._want)
+        return UdpRelay(endpoint, duty, self._allowance, self._guests, self._want)

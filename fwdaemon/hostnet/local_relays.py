@@ -62,7 +62,7 @@ _CARRIED: Final = (Protocol.TCP, Protocol.UDP)
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class Endpoint:
     """Where to listen, on the loopback address of a family."""
 
     protocol: Protocol
@@ -89,14 +89,14 @@ class Duty:
         return not self.sources or any(ip_address(client) in source for source in self.sources)
 
 
-def duties(desired: Desired) -> dict[Place, Duty]:
+def duties(desired: Desired) -> dict[Endpoint, Duty]:
     """Give what is to be answered: forwards on every address and by every interface whose sources hold the host."""
     if not desired.localhost:
         return {}
     answering = [forward for forward in desired.forwards if answers(forward)]
     # Those for some sources go before those for anyone, of which no two claim one place.
     narrow = sorted((forward for forward in answering if forward.sources), key=_by_owner)
-    found: dict[Place, Duty] = {}
+    found: dict[Endpoint, Duty] = {}
     for forward in (*(forward for forward in answering if not forward.sources), *narrow):
         found.update(_duties_of(forward))
     return found
@@ -113,11 +113,11 @@ def _by_owner(forward: Forward) -> tuple[str, str]:
     return forward.domain, str(forward.target)
 
 
-def _duties_of(forward: Forward) -> Iterator[tuple[Place, Duty]]:
+def _duties_of(forward: Forward) -> Iterator[tuple[Endpoint, Duty]]:
     target = str(forward.target)
     for port in forward.ports:
         duty = Duty(target, port + forward.shift, forward, forward.sources)
-        yield Place(forward.protocol, forward.family, port), duty
+        yield Endpoint(forward.protocol, forward.family, port), duty
 
 
 # Carries TCP connections from a loopback address to a guest.
@@ -129,7 +129,7 @@ _PAUSE_S, _PAUSE_AT_MOST_S = 0.5, 8.0
 _RESET: Final = struct.pack("ii", 1, 0)  # struct linger: the other end sees a reset, and not an end
 
 
-class TcpPlace:
+class TcpRelay:
     """Listens at one place, and carries what comes there until it is closed. Make it on the loop's thread.
 
     Raises:
@@ -137,13 +137,13 @@ class TcpPlace:
 
     """
 
-    def __init__(self, place: Place, duty: Duty, allowance: Allowance, want: Want) -> None:
+    def __init__(self, endpoint: Endpoint, duty: Duty, allowance: Allowance, want: Want) -> None:
         self._duty, self._want = duty, want
         self._pauses = Backoff(_PAUSE_S, _PAUSE_AT_MOST_S)
         self._allowance = allowance
         self._loop = asyncio.get_running_loop()
         self._open: set[asyncio.Task[None]] = set()
-        self._listening = bound(place, socket.SOCK_STREAM)
+        self._listening = bound(endpoint, socket.SOCK_STREAM)
         try:
             self._listening.listen(_BACKLOG)
         except OSError:
@@ -229,9 +229,9 @@ class TcpPlace:
             sink.shutdown(socket.SHUT_WR)
 
 
-def bound(place: Place, kind: int) -> socket.socket:
+def bound(endpoint: Endpoint, kind: int) -> socket.socket:
     """Open a socket at a place; only what the host itself sends gets there, whatever is routed."""
-    family = place.family.domain
+    family = endpoint.family.domain
     opened = socket.socket(family, kind | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
     try:
         opened.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"lo")
@@ -239,7 +239,7 @@ def bound(place: Place, kind: int) -> socket.socket:
             opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
             opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        opened.bind((place.address, place.port))
+        opened.bind((endpoint.address, endpoint.port))
     except OSError:
         opened.close()
         raise
@@ -266,7 +266,7 @@ _ASKED_FOR_S: Final = 2.0
 _Client: TypeAlias = tuple[str, int]
 
 
-class UdpPlace:
+class UdpRelay:
     """Listens at one place; each client has a socket of its own towards the guest, until it is silent for a while.
 
     What `guests` send unasked takes from their budget.
@@ -276,13 +276,13 @@ class UdpPlace:
 
     """
 
-    def __init__(self, place: Place, duty: Duty, allowance: Allowance, guests: Budget, want: Want) -> None:
+    def __init__(self, endpoint: Endpoint, duty: Duty, allowance: Allowance, guests: Budget, want: Want) -> None:
         self.guests = guests
         self._duty, self._want = duty, want
         self._allowance = allowance
         self._loop = asyncio.get_running_loop()
         self._clients: dict[_Client, _Conversation] = {}
-        self._listening = bound(place, socket.SOCK_DGRAM)
+        self._listening = bound(endpoint, socket.SOCK_DGRAM)
         self._loop.add_reader(self._listening, self._read)
 
     def close(self) -> list[asyncio.Task[None]]:
@@ -321,7 +321,7 @@ class UdpPlace:
         conversation = self._clients.get(client)
         if conversation is None:
             return
-        if (left := conversation.heard_at + _IDLE_S - self._loop.time()) <= 0:
+        if (left := conversation.active_at + _IDLE_S - self._loop.time()) <= 0:
             self._forget(client)
         else:
             conversation.timer = self._loop.call_later(left, self._watch, client)
@@ -339,11 +339,11 @@ class UdpPlace:
 class _Conversation:
     """One client's socket towards the guest."""
 
-    def __init__(self, place: UdpPlace, client: _Client, duty: Duty) -> None:
-        self._place = place
+    def __init__(self, relay: UdpRelay, client: _Client, duty: Duty) -> None:
+        self._relay = relay
         self._client = client
         self._loop = asyncio.get_running_loop()
-        self.heard_at = self._loop.time()
+        self.active_at = self._loop.time()
         self.timer: asyncio.TimerHandle | None = None
         self._rest: asyncio.TimerHandle | None = None
         family = socket.AF_INET6 if ":" in duty.target else socket.AF_INET
@@ -356,7 +356,7 @@ class _Conversation:
         self._resume()
 
     def send(self, data: bytes) -> None:
-        self.heard_at = self._loop.time()
+        self.active_at = self._loop.time()
         if self._rest is not None:  # the answer is asked for
             self._rest.cancel()
             self._resume()
@@ -372,21 +372,21 @@ class _Conversation:
 
     def _resume(self) -> None:
         self._rest = None
-        self._loop.add_reader(self._socket, self._hear)
+        self._loop.add_reader(self._socket, self._receive)
 
-    def _hear(self) -> None:
+    def _receive(self) -> None:
         """Pass on what the guest says; when nobody asks, no more than the budget allows. The kernel drops the rest."""
-        unasked = self._loop.time() > self.heard_at + _ASKED_FOR_S
-        with self._place.guests.charged(time.thread_time, to_guests=unasked):
+        unasked = self._loop.time() > self.active_at + _ASKED_FOR_S
+        with self._relay.guests.charged(time.thread_time, to_guests=unasked):
             self._pass_on()
-        if unasked and (rest := self._place.guests.rest()):
+        if unasked and (rest := self._relay.guests.rest()):
             self._loop.remove_reader(self._socket)
             self._rest = self._loop.call_later(rest, self._resume)
 
     def _pass_on(self) -> None:
         with _what_is_there():
             for _ in range(_UDP_AT_ONCE):
-                self._place.answer(self._client, self._socket.recv(_LONGEST))
+                self._relay.answer(self._client, self._socket.recv(_LONGEST))
 
 
 @contextmanager

@@ -125,7 +125,7 @@ class Listener:
         while (ready := self._ready(*self._links)) is not None:
             with self._guests.charged(time.thread_time):
                 for link in ready:
-                    self._hear(link)
+                    self._receive(link)
             while rest := self._guests.rest():  # others may spend meanwhile
                 if self._ready(timeout=rest) is None:
                     return
@@ -138,7 +138,7 @@ class Listener:
         ready = dict(waiting.poll(None if timeout is None else timeout * 1000))
         return None if self._woken.fileno() in ready else [link for link in links if link.fileno() in ready]
 
-    def _hear(self, link: socket.socket) -> None:
+    def _receive(self, link: socket.socket) -> None:
         """Read one packet, and ask on the bridge if it is worth it."""
         try:
             packet, (_name, protocol, kind, *_rest) = link.recvfrom(_LONGEST)

@@ -344,17 +344,17 @@ class Learned:
         in_order = sorted(self._state_file.records, key=_learned_place)
         claims = [claim for record in in_order if (claim := _learned_read(record)) is not None]
         self._before: defaultdict[_Run, list[MacClaim | Neighbour]] = defaultdict(list)
-        for run, heard in claims:
-            self._before[run].append(heard)
+        for run, learned in claims:
+            self._before[run].append(learned)
 
     def said(self, seen: ObservedDomain) -> tuple[MacClaim, ...]:
         """Give what the agent of this run of a domain said to the daemon before."""
-        return tuple(heard for heard in self._before.get(_run(seen), ()) if isinstance(heard, MacClaim))
+        return tuple(learned for learned in self._before.get(_run(seen), ()) if isinstance(learned, MacClaim))
 
     def neighbours(self, domains: Iterable[ObservedDomain]) -> tuple[Neighbour, ...]:
         """Give the neighbours that the daemon before knew, of those runs of domains that go on."""
-        heard = (item for seen in domains for item in self._before.get(_run(seen), ()))
-        return tuple(item for item in heard if isinstance(item, Neighbour))
+        learned = (item for seen in domains for item in self._before.get(_run(seen), ()))
+        return tuple(item for item in learned if isinstance(item, Neighbour))
 
     def keep(
         self, domains: Collection[ObservedDomain], said: Mapping[UUID, Iterable[MacClaim]], near: Iterable[Neighbour]
@@ -364,10 +364,10 @@ class Learned:
         runs = {interface.mac: run for run, interfaces in present for interface in interfaces}
         agents = ((run, claim) for run, _ in present for claim in said.get(run[0], ()))
         beside = ((runs[item.mac], item) for item in near if item.mac in runs)
-        heard: tuple[tuple[_Run, MacClaim | Neighbour], ...] = (*agents, *beside)
-        if heard != self._kept or not self._state_file.is_whole:
-            records = (_learned_record(place, *item) for place, item in enumerate(heard))
-            self._kept = heard if self._state_file.write(records) else None
+        learned: tuple[tuple[_Run, MacClaim | Neighbour], ...] = (*agents, *beside)
+        if learned != self._kept or not self._state_file.is_whole:
+            records = (_learned_record(place, *item) for place, item in enumerate(learned))
+            self._kept = learned if self._state_file.write(records) else None
         return self._kept is not None
 
 
@@ -375,10 +375,10 @@ def _run(seen: ObservedDomain) -> _Run:
     return seen.domain.uuid, seen.instance
 
 
-def _learned_record(place: int, run: _Run, heard: MacClaim | Neighbour) -> Record:
-    address = heard.address if isinstance(heard, Neighbour) else heard.learned.address
-    record: Record = {"domain": str(run[0]), "instance": run[1], "mac": heard.mac, "address": str(address)}
-    return {**record, "place": place} | ({"device": heard.device} if isinstance(heard, Neighbour) else {})
+def _learned_record(place: int, run: _Run, learned: MacClaim | Neighbour) -> Record:
+    address = learned.address if isinstance(learned, Neighbour) else learned.learned.address
+    record: Record = {"domain": str(run[0]), "instance": run[1], "mac": learned.mac, "address": str(address)}
+    return {**record, "place": place} | ({"device": learned.device} if isinstance(learned, Neighbour) else {})
 
 
 def _learned_place(record: Record) -> int:

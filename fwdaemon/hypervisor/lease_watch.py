@@ -55,7 +55,7 @@ class LeaseWatch:
         self._directory = directory
         self._observer: Any = None  # watchdog's Observer is a variable, not a type
         self._watched: Path | None = None
-        self._heard = 0
+        self._received = 0
         self._resting: asyncio.TimerHandle | None = None
         self._warning, self._pause = WarnOnce(), _AGAIN_S
 
@@ -90,10 +90,10 @@ class LeaseWatch:
                 self._trigger(Reason(_REASONS[path.suffix], path.stem))
         elif self._aim() and self._watched == self._directory:
             self._trigger(Reason(ReasonKind.LEASE_DIRECTORY, str(self._directory)))
-        self._heard += 1
+        self._received += 1
         if rest := self._guests.rest():
             self._rest(max(rest, _REST_S))
-        elif self._heard >= _RENEWED_AFTER:
+        elif self._received >= _RENEWED_AFTER:
             self._renew()
 
     def _rest(self, seconds: float) -> None:
@@ -109,7 +109,7 @@ class LeaseWatch:
 
     def _begin(self) -> bool:
         self._resting = None
-        self._heard, self._watched = 0, None
+        self._received, self._watched = 0, None
         return self._aim()
 
     def _aim(self) -> bool:

@@ -247,11 +247,11 @@ class RouteNews:
     def __init__(
         self,
         groups: int,
-        heard: Callable[[Message], None],
+        receive: Callable[[Message], None],
         lost: Callable[[], None],
         only: Sequence[Sequence[Field]],
     ) -> None:
-        self._heard = heard
+        self._receive = receive
         self._lost = lost
         self._subscription = Subscription(lambda: rtnetlink_socket(groups, only), self._read)
 
@@ -281,7 +281,7 @@ class RouteNews:
             self._lost()
             return
         for message in messages(datagram):
-            self._heard(message)
+            self._receive(message)
 
 
 def rtnetlink_socket(groups: int, only: Sequence[Sequence[Field]] = ()) -> socket.socket:
@@ -292,12 +292,12 @@ def rtnetlink_socket(groups: int, only: Sequence[Sequence[Field]] = ()) -> socke
 
     """
     kind = socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
-    hearing = socket.socket(socket.AF_NETLINK, kind, socket.NETLINK_ROUTE)
+    subscribed = socket.socket(socket.AF_NETLINK, kind, socket.NETLINK_ROUTE)
     try:
         if only:
-            attach(hearing, only)
-        hearing.bind((0, groups))
+            attach(subscribed, only)
+        subscribed.bind((0, groups))
     except OSError:
-        hearing.close()
+        subscribed.close()
         raise
-    return hearing
+    return subscribed

@@ -16,7 +16,7 @@ from fwdaemon.kernel.route_watch import Listed, Way, is_telling, routes
 from fwdaemon.kernel.rtnetlink import FAMILIES, Kind, RefusedError, Rtnetlink, interface_index
 from fwdaemon.kernel.rtnl_links import (
     CONFIRMED_STATES,
-    HEARD_STATES,
+    KNOWN_STATES,
     USABLE_STATES,
     KernelNeighbour,
     neighbours,
@@ -282,17 +282,17 @@ def observe_host(devices_without_bridge: Collection[str] = (), links: Collection
         )
 
 
-def ask_again(doubtful: Collection[Neighbour]) -> None:
+def ask_again(outdated: Collection[Neighbour]) -> None:
     """Have the kernel ask these whether they are there, and hold that they are until they fail to answer, in 3 s.
 
     Raises:
         KernelError: the kernel did not answer.
 
     """
-    if not doubtful:
+    if not outdated:
         return
     with Rtnetlink() as kernel:
-        for neighbour in doubtful:
+        for neighbour in outdated:
             index = interface_index(neighbour.device)
             with suppress(RefusedError):  # the entry, or its interface, went meanwhile
                 if index is not None:
@@ -314,13 +314,13 @@ def answers_now(address: Address) -> bool:
 
     """
     with Rtnetlink() as kernel:
-        heard = [entry for entry in neighbours(HEARD_STATES) if entry.address == address]
-        for entry in heard:
+        known = [entry for entry in neighbours(KNOWN_STATES) if entry.address == address]
+        for entry in known:
             with suppress(RefusedError):  # it went meanwhile, or this process may not ask
                 probe(kernel, entry)
-        until = time.monotonic() + (_UNTIL_GIVEN_UP_S if heard else _UNTIL_HEARD_S)
+        until = time.monotonic() + (_UNTIL_GIVEN_UP_S if known else _UNTIL_HEARD_S)
         while not _has(address, CONFIRMED_STATES) and time.monotonic() < until:
-            if heard and not _has(address, USABLE_STATES):
+            if known and not _has(address, USABLE_STATES):
                 return False
             time.sleep(_INTERVAL_S)
         return _has(address, USABLE_STATES)

@@ -38,7 +38,7 @@ class RouteWatch:
 
     def __init__(self, rules_changed: RulesChanged) -> None:
         self._rules_changed = rules_changed
-        self._news = RouteNews(_GROUPS, self._heard, self._lost, _FILTER)
+        self._news = RouteNews(_GROUPS, self._receive, self._lost, _FILTER)
 
     def start(self) -> None:
         """Begin to listen, in the network namespace of this thread.
@@ -53,7 +53,7 @@ class RouteWatch:
         """Stop listening; does nothing if not listening."""
         self._news.close()
 
-    def _heard(self, message: Message) -> None:
+    def _receive(self, message: Message) -> None:
         if not is_ours(message) and (actor := _actor(message)) is not None:
             self._rules_changed(actor, full=False)
 
@@ -184,11 +184,11 @@ class UplinkChanges:
             if message.kind == _NEW and way not in self._known:
                 self._known.add(way)
                 yield _reason(way, "has a route now")
-            elif message.kind == _DELETED and self._is_worth_a_look(message, now):
+            elif message.kind == _DELETED and self._is_worth_a_pass(message, now):
                 self._known.discard(way)
                 yield _reason(way, "lost a route")
 
-    def _is_worth_a_look(self, message: Message, now: float) -> bool:
+    def _is_worth_a_pass(self, message: Message, now: float) -> bool:
         is_default = message.body[_LENGTH_AT] == 0
         if not is_default and now - self._withdrawn_at < _PAUSE_S:
             return False
@@ -202,7 +202,7 @@ class UplinkWatch:
     def __init__(self, trigger: Trigger) -> None:
         self._trigger = trigger
         self._changes = UplinkChanges()
-        self._news = RouteNews(_UPLINK_GROUPS, self._heard, self._lost, _UPLINK_FILTER)
+        self._news = RouteNews(_UPLINK_GROUPS, self._receive, self._lost, _UPLINK_FILTER)
 
     def start(self) -> None:
         """Subscribe, in the network namespace of this thread.
@@ -217,7 +217,7 @@ class UplinkWatch:
         """Unsubscribe; does nothing if not subscribed."""
         self._news.close()
 
-    def _heard(self, message: Message) -> None:
+    def _receive(self, message: Message) -> None:
         for reason in self._changes.news(message, asyncio.get_running_loop().time()):
             self._trigger(reason)
 

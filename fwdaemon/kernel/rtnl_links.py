@@ -246,7 +246,7 @@ _ETHERNET_BYTES = 6
 # REACHABLE, STALE, DELAY, PROBE, PERMANENT. In the others nobody answered, or was asked.
 USABLE_STATES: Final = 0x02 | 0x04 | 0x08 | 0x10 | 0x80
 CONFIRMED_STATES: Final = 0x02 | 0x80  # REACHABLE, PERMANENT
-HEARD_STATES: Final = USABLE_STATES & ~0x80  # those that somebody answered for, at some time
+KNOWN_STATES: Final = USABLE_STATES & ~0x80  # those that somebody answered for, at some time
 
 
 @dataclass(frozen=True, slots=True)

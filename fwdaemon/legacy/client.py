@@ -24,7 +24,7 @@ _PATIENCE = 1.5
 _HELPER = "fwdaemon.legacy.helper"
 # Python's own distutils, for one path that python-iptables asks it for; that of setuptools takes a tenth of a second.
 _QUICK = {"SETUPTOOLS_USE_DISTUTILS": "stdlib"}
-_TOLD_VARIABLES = (PATH_VARIABLE, "IPTABLES_LIBDIR", "XTABLES_LIBDIR", "LD_LIBRARY_PATH")
+_INHERITED = (PATH_VARIABLE, "IPTABLES_LIBDIR", "XTABLES_LIBDIR", "LD_LIBRARY_PATH")
 
 
 class UnusableError(PortfwdError):
@@ -109,8 +109,8 @@ class HelperClient:
 
     def _start(self) -> None:
         try:
-            told = {name: os.environ[name] for name in _TOLD_VARIABLES if name in os.environ}
-            self._helper = Companion(_HELPER, str(int(self._family)), _QUICK | _beside_library() | told)
+            inherited = {name: os.environ[name] for name in _INHERITED if name in os.environ}
+            self._helper = Companion(_HELPER, str(int(self._family)), _QUICK | _beside_library() | inherited)
         except OSError as error:
             raise KernelError(f"cannot start the helper for IPv{self._family}: {error}") from error
         missing = self._ask({"do": difference.SELF_TEST})

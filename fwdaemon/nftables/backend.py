@@ -187,9 +187,9 @@ class NftablesBackend:
 
     def _preview(self, desired: Desired) -> ApplyResult:
         # A running daemon keeps the table of a family, empty as it may be: that is nothing to tell.
-        there = self._look(desired, full=True).tables
+        there = self._observe(desired, full=True).tables
         desired = replace(desired, kept=frozenset(there) if not self._gates_only else frozenset())
-        observed = self._look(desired, full=True)
+        observed = self._observe(desired, full=True)
         table_cache = TableCache()
         plan = Plan.of(self._tables(table_cache, desired), observed)
         gates = tuple(GateChange(state.gate, restored=False, fault=state.fault) for state in plan.shut)
@@ -249,7 +249,7 @@ class NftablesBackend:
     def _reconciled(self, desired: Desired, *, full: bool) -> ApplyResult:
         for _ in range(_TRIES - 1):
             try:
-                return self._reconcile(desired, self._look(desired, full=full))
+                return self._reconcile(desired, self._observe(desired, full=full))
             except HangingError:
                 raise
             except ProcessError as error:
@@ -258,7 +258,7 @@ class NftablesBackend:
                 self._observed = self._wanted = None
         return self._reconcile(desired, self._strange(desired))
 
-    def _look(self, desired: Desired, *, full: bool) -> Observed:
+    def _observe(self, desired: Desired, *, full: bool) -> Observed:
         """Give what the kernel holds; without a listing where nobody can have changed it since we knew.
 
         What could not be read is asked for again in each full pass.
@@ -269,14 +269,14 @@ class NftablesBackend:
         enough = known is not None and (not full or (known.listed and not known.faults))
         if known and enough and known.generation == generation and wanted == self._wanted:
             return known
-        observed = self._observer.look(generation, wanted, self._committed, everywhere=wanted != self._wanted)
+        observed = self._observer.observe(generation, wanted, self._committed, everywhere=wanted != self._wanted)
         # Without the search, the next look is everywhere again.
         self._observed, self._wanted = observed, wanted if observed.searched else None
         return observed
 
     def _strange(self, desired: Desired) -> Observed:
         """Look once more, and take our tables for others of the same name, which are replaced whole."""
-        observed = self._look(desired, full=True)
+        observed = self._observe(desired, full=True)
         families = self._tables(self._table_cache, desired).keys() | observed.tables.keys()
         return replace(observed, tables={family: Table(family, {}, {}) for family in families})
 
@@ -315,11 +315,11 @@ class NftablesBackend:
     def _moved(self, plan: Plan, observed: Observed, refused: Collection[Gate], bit: int) -> tuple[GateChange, ...]:
         """Tell which gates were opened, and which of them we had opened before and not closed ourselves."""
         opened = [state for state in plan.shut if state.gate not in refused]
-        told = tuple(GateChange(state.gate, (state.gate, bit) in self._opened, state.fault) for state in opened)
+        changes = tuple(GateChange(state.gate, (state.gate, bit) in self._opened, state.fault) for state in opened)
         closed = {state.gate for state in plan.orphaned_gates}
         self._opened = {(gate, other) for gate, other in self._opened if other == bit and gate not in closed}
         self._opened |= {(state.gate, bit) for state in observed.gates if state.gate not in refused}
-        return told
+        return changes
 
     def _tables(self, table_cache: TableCache, desired: Desired) -> dict[Family, Table]:
         return {} if self._gates_only else table_cache.tables(desired)

@@ -275,7 +275,7 @@ class Observer:
         self._faults: list[str] = []
         self._libvirt = False
 
-    def look(self, generation: int, wanted: Wanted, known: Mapping[Family, Table], *, everywhere: bool) -> Observed:
+    def observe(self, generation: int, wanted: Wanted, known: Mapping[Family, Table], *, everywhere: bool) -> Observed:
         """Read our tables and the wanted gates; `everywhere` looks for gates that are not wanted, too.
 
         What is found equal to `known` is given as the same object.
@@ -347,7 +347,7 @@ class Observer:
         try:
             return self._runner.run(*argv).stdout
         except ProcessError as error:
-            if _ends_the_look(error):
+            if _ends_the_pass(error):
                 raise
             return ""
 
@@ -355,7 +355,7 @@ class Observer:
         try:
             listing = self._runner.run(iptables_program(gate), "-S", gate.chain).stdout
         except ProcessError as error:
-            if _ends_the_look(error):
+            if _ends_the_pass(error):
                 raise
             self._faults.append(f"no gate in {gate}: {error}; name a native chain in [daemon] gates instead")
             return None
@@ -380,7 +380,7 @@ class Observer:
         return orphaned_gates(found, gates) + tuple(state for state in iptables if state and state.ours)
 
 
-def _ends_the_look(error: ProcessError) -> bool:
+def _ends_the_pass(error: ProcessError) -> bool:
     """Whether the program hung, or none was to be had: what it would have listed may be there all the same."""
     return isinstance(error, HangingError) or shortage(error) is not None
 

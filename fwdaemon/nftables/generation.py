@@ -195,7 +195,7 @@ class RulesMonitor:
         self._commits = commits
         self._changed = changed
         self._announcements = Announcements()
-        self._heard: list[Generation] = []
+        self._received: list[Generation] = []
         self._subscription = Subscription(open_monitor, self._read)
 
     def start(self) -> None:
@@ -212,7 +212,7 @@ class RulesMonitor:
                 f"the kernel does not let us listen to nftables ({error.strerror}); are we root?"
             ) from error
         loop = asyncio.get_running_loop()
-        self._commits.on_end(lambda: loop.call_soon_threadsafe(self._tell))
+        self._commits.on_end(lambda: loop.call_soon_threadsafe(self._report))
 
     def close(self) -> None:
         """Stop listening."""
@@ -221,16 +221,16 @@ class RulesMonitor:
 
     def _read(self, monitor: socket.socket) -> None:
         try:
-            self._heard += self._announcements.receive(monitor)
+            self._received += self._announcements.receive(monitor)
         except OSError as error:
             _log.debug("some changes of nftables went unheard: %s", error)
             self._changed(Actor(ActorKind.COMMITS_LOST), full=True)
-        self._tell()
+        self._report()
 
-    def _tell(self) -> None:
+    def _report(self) -> None:
         if self._commits.committing:
             return
-        heard, self._heard = self._heard, []
-        for commit in heard:
+        received, self._received = self._received, []
+        for commit in received:
             if not commit.elements_only and not self._commits.made(commit):
                 self._changed(Actor(ActorKind.PROGRAM, commit.process, commit.pid), full=False)

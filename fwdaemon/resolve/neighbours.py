@@ -49,7 +49,9 @@ def remembered(before: Iterable[Neighbour], now: Sequence[Neighbour], macs: Abst
     return tuple(dict.fromkeys([*filter(stays, before), *now]))
 
 
-def in_doubt(before: Iterable[Neighbour], now: Sequence[Neighbour], macs: AbstractSet[str]) -> tuple[Neighbour, ...]:
+def outdated_neighbours(
+    before: Iterable[Neighbour], now: Sequence[Neighbour], macs: AbstractSet[str]
+) -> tuple[Neighbour, ...]:
     """Give the entries of guests for whom there are several of one family, one of them new: the guest may have moved.
 
     The kernel would find out by itself, but only with packets on their way to the old address, and half a minute later.

@@ -19,9 +19,9 @@ from fwdaemon.rulesets.packet import (
     Jump,
     Match,
     Packet,
-    Place,
     Return,
     Rule,
+    RuleLocation,
     State,
     Statement,
     Surroundings,
@@ -56,16 +56,16 @@ class Passage:
 
     chain: BaseChain
     judgement: Judgement
-    culprit: Place | None
+    culprit: RuleLocation | None
     packets: frozenset[Packet]
-    selects: frozenset[Place] = frozenset()
+    selects: frozenset[RuleLocation] = frozenset()
     spares_others: bool = False
     asks_who: bool = False
     by_mark: bool = False
-    marked_by: Place | None = None
+    marked_by: RuleLocation | None = None
 
 
-_Ending: TypeAlias = tuple[End, Place, Packet]
+_Ending: TypeAlias = tuple[End, RuleLocation, Packet]
 
 
 @dataclass(slots=True)
@@ -82,7 +82,7 @@ def pass_through(chain: BaseChain, packets: Iterable[Packet], surroundings: Surr
     packets = frozenset(packets)
     walker = _Walker(chain.chains, surroundings)
     ended: list[_Ending] = []
-    selects: set[Place] = set()
+    selects: set[RuleLocation] = set()
     spares_others = by_mark = False
     for packet in packets:
         found = _endings(walker, chain, packet)
@@ -92,7 +92,7 @@ def pass_through(chain: BaseChain, packets: Iterable[Packet], surroundings: Surr
         spares_others |= any(end is not End.REFUSE for end, _, _ in others)
         by_mark |= _outcomes(found) != _outcomes(_endings(walker, chain, packet.marked_anyhow()))
     accepted = frozenset(packet for end, _, packet in ended if end is not End.REFUSE)
-    refusals = [place for end, place, _ in ended if end is not End.ACCEPT]
+    refusals = [location for end, location, _ in ended if end is not End.ACCEPT]
     passage = Passage(
         chain,
         _judge(ended),
@@ -116,14 +116,16 @@ def _endings(walker: "_Walker", chain: BaseChain, packet: Packet) -> list[_Endin
     return [*cases.ended, *((policy, chain.policy, left) for left in cases.staying | cases.returned)]
 
 
-def _selecting(found: Iterable[_Ending], others: Iterable[_Ending]) -> set[Place]:
+def _selecting(found: Iterable[_Ending], others: Iterable[_Ending]) -> set[RuleLocation]:
     """Give the rules that end this client's way for certain, and not that of every other."""
-    ends = [place for _, place, _ in found]
-    beyond = [place for _, place, _ in others]
-    return {place for place in ends if place in beyond and not set(beyond[beyond.index(place) :]) <= set(ends)}
+    ends = [location for _, location, _ in found]
+    beyond = [location for _, location, _ in others]
+    return {
+        location for location in ends if location in beyond and not set(beyond[beyond.index(location) :]) <= set(ends)
+    }
 
 
-def _outcomes(ended: Iterable[_Ending]) -> set[tuple[End, Place | None, State]]:
+def _outcomes(ended: Iterable[_Ending]) -> set[tuple[End, RuleLocation | None, State]]:
     """Give what may become of a packet in a chain, whichever rule does it."""
     return {(end, packet.translated_by, packet.state) for end, _, packet in ended}
 
@@ -166,7 +168,7 @@ class _Walker:
                         break
                     tristate = min(tristate, holds)
                 case Change(change):
-                    current = _marked(current, change(current), rule.place)
+                    current = _marked(current, change(current), rule.location)
                 case Choice(choose):
                     return self._choose(choose(current, self._surroundings), rule, current, cases, depth) | _if_unsure(
                         tristate, packet
@@ -190,9 +192,9 @@ class _Walker:
         """Carry out a verdict: gives what goes on in this chain."""
         match statement:
             case Verdict(end):
-                cases.ended.append((end, rule.place, packet))
+                cases.ended.append((end, rule.location, packet))
             case Translate(translate):
-                cases.ended.append((End.ACCEPT, rule.place, translate(packet, rule.place)))
+                cases.ended.append((End.ACCEPT, rule.location, translate(packet, rule.location)))
             case Jump(chain, goto):
                 below = self.walk(chain, {packet}, depth + 1)
                 cases.ended += below.ended
@@ -217,7 +219,7 @@ def _few(packets: set[Packet]) -> set[Packet]:
     return {packet.marked_anyhow() for packet in packets}
 
 
-def _marked(before: Packet, after: Packet, by: Place) -> Packet:
+def _marked(before: Packet, after: Packet, by: RuleLocation) -> Packet:
     """Note who gave a packet a mark, us aside; a copy from or to its connection's is none of its own."""
     copied = {after.mark, after.connmark} <= {before.mark, before.connmark} and after.labels == before.labels
     return after if copied or owner_of(by) == OURS else replace(after, marked_by=by)
@@ -314,6 +316,6 @@ def _all_untracked(packets: frozenset[Packet]) -> bool:
     return bool(packets) and all(packet.state is State.UNTRACKED for packet in packets)
 
 
-def translations(packets: Iterable[Packet]) -> Iterator[Place]:
+def translations(packets: Iterable[Packet]) -> Iterator[RuleLocation]:
     """Give the rules that translated packets, each once."""
     yield from dict.fromkeys(packet.translated_by for packet in packets if packet.translated_by is not None)

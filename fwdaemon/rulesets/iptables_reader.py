@@ -10,7 +10,7 @@ from typing import Final, TypeAlias
 from fwdaemon.core.types import Family, PortRange, Protocol, Subnet
 from fwdaemon.legacy.model import OWN_CHAINS
 from fwdaemon.rulesets import xt_tables
-from fwdaemon.rulesets.packet import Place, System
+from fwdaemon.rulesets.packet import RuleLocation, System
 from fwdaemon.rulesets.region import network_of
 from fwdaemon.rulesets.xt_tables import RuleLine
 
@@ -85,7 +85,7 @@ def _met_interfaces(one: str, other: str) -> str | None:
 class Step:
     """A rule that translates, or that goes on in the chain `target`; one with a verdict map makes several."""
 
-    place: Place
+    location: RuleLocation
     scope: Scope
     target: str | None = None
 
@@ -97,7 +97,7 @@ Chains: TypeAlias = Mapping[str, Sequence[Step]]
 class Translation:
     """A rule that translates what is in `scope`, in a NAT chain of this `priority` at prerouting."""
 
-    place: Place
+    location: RuleLocation
     scope: Scope
     priority: int
 
@@ -116,7 +116,7 @@ def translations(chains: Chains, base: str, priority: int) -> Iterator[Translati
             if narrowed is None:
                 continue
             if step.target is None:
-                yield Translation(step.place, narrowed, priority)
+                yield Translation(step.location, narrowed, priority)
             elif leads_anywhere(step.target):
                 yield from follow(step.target, narrowed)
 
@@ -135,8 +135,8 @@ def read_chains(save: str, system: System, family: Family) -> Chains:
         known = table.chains.keys() - {""}
         for chain, rules in table.chains.items():
             if rules and chain in known - OWN_CHAINS:
-                place = Place(system, family.word, "nat", chain, 0)
-                chains[chain] = [step for rule in rules for step in _steps(place, rule, known)]
+                location = RuleLocation(system, family.word, "nat", chain, 0)
+                chains[chain] = [step for rule in rules for step in _steps(location, rule, known)]
     return chains
 
 
@@ -145,7 +145,7 @@ def has_own_chains(save: str) -> bool:
     return any(not OWN_CHAINS.isdisjoint(table.chains) for table in xt_tables.read(save).tables)
 
 
-def _steps(place: Place, rule: RuleLine, chains: Collection[str]) -> Iterator[Step]:
+def _steps(location: RuleLocation, rule: RuleLine, chains: Collection[str]) -> Iterator[Step]:
     target = rule.target if rule.target in chains else None
     if rule.target in OWN_CHAINS or (target is None and rule.target not in _TRANSLATES):
         return
@@ -158,7 +158,7 @@ def _steps(place: Place, rule: RuleLine, chains: Collection[str]) -> Iterator[St
             if narrowed is None:
                 return
             scope = narrowed
-    yield Step(place, scope, target)
+    yield Step(location, scope, target)
 
 
 def _asked(option: str, word: str) -> Scope:

@@ -19,9 +19,9 @@ from fwdaemon.rulesets.packet import (
     Jump,
     Match,
     Packet,
-    Place,
     Return,
     Rule,
+    RuleLocation,
     State,
     Statement,
     Surroundings,
@@ -134,7 +134,7 @@ def _set_update(body: Json, sets: Sets) -> Iterator[Statement]:
 
 
 def _dnat(body: Json, sets: Sets) -> Iterator[Statement]:
-    def translate(packet: Packet, place: Place) -> Packet:
+    def translate(packet: Packet, location: RuleLocation) -> Packet:
         address, port = _looked_up(body.get("addr"), packet, sets), body.get("port")
         match address:
             # A map from a key to address and port.
@@ -142,7 +142,7 @@ def _dnat(body: Json, sets: Sets) -> Iterator[Statement]:
                 pass
         destination = packet.destination if "addr" not in body else _address(address)
         number = packet.port if port is None else _port(_looked_up(port, packet, sets))
-        return packet.sent_to(destination, number, place)
+        return packet.sent_to(destination, number, location)
 
     yield Translate(translate)
 
@@ -151,10 +151,10 @@ def _redirect(body: Json, sets: Sets) -> Iterator[Statement]:
     """Follow a redirection: to the host itself, at whatever address of its own."""
     port = body.get("port") if isinstance(body, dict) else None
 
-    def translate(packet: Packet, place: Place) -> Packet:
+    def translate(packet: Packet, location: RuleLocation) -> Packet:
         number = packet.port if port is None else _port(_looked_up(port, packet, sets))
         local = ip_address("127.0.0.1" if packet.family is Family.IPV4 else "::1")
-        return packet.sent_to(local, number, place)
+        return packet.sent_to(local, number, location)
 
     yield Translate(translate)
 
@@ -290,7 +290,7 @@ def base_chains(listing: str, texts: Texts) -> list[BaseChain]:
     chains: defaultdict[TableName, defaultdict[str, list[Rule]]] = defaultdict(lambda: defaultdict(list))
     for item in objects["rule"]:
         name = item["family"], item["table"]
-        chains[name][item["chain"]].append(Rule(_place(item, texts), statements_of(item["expr"], sets[name])))
+        chains[name][item["chain"]].append(Rule(_location(item, texts), statements_of(item["expr"], sets[name])))
     finished = {name: {chain: tuple(rules) for chain, rules in found.items()} for name, found in chains.items()}
     owned = {(item["family"], item["name"]) for item in objects["table"] if "owner" in item.get("flags", ())}
     return [
@@ -308,9 +308,9 @@ def _by_kind(listing: str) -> Mapping[str, list[Json]]:
     return found
 
 
-def _place(rule: Mapping[str, Json], texts: Texts) -> Place:
+def _location(rule: Mapping[str, Json], texts: Texts) -> RuleLocation:
     text = texts.get((rule["family"], rule["table"], rule["handle"]), "")
-    return Place(System.NFTABLES, rule["family"], rule["table"], rule["chain"], rule["handle"], text)
+    return RuleLocation(System.NFTABLES, rule["family"], rule["table"], rule["chain"], rule["handle"], text)
 
 
 def _base_chain(chain: Mapping[str, Json], chains: Mapping[str, tuple[Rule, ...]]) -> BaseChain:

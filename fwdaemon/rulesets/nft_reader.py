@@ -13,7 +13,7 @@ from fwdaemon.core.types import PortRange, Protocol
 from fwdaemon.nftables.readback import items
 from fwdaemon.rulesets.iptables_reader import Chains, Field, Scope, Step, Value, both
 from fwdaemon.rulesets.nft_values import Json, Sets, pairs_of
-from fwdaemon.rulesets.packet import Place, System
+from fwdaemon.rulesets.packet import RuleLocation, System
 
 Table: TypeAlias = tuple[str, str]
 """A family and a table of it."""
@@ -73,8 +73,8 @@ def read_chains(listing: str, table: Table, sets: Sets) -> Chains:
     """
     chains = defaultdict[str, list[Step]](list)
     for rule in _rules(listing, table):
-        place = Place(System.NFTABLES, rule["family"], rule["table"], rule["chain"], rule["handle"])
-        chains[rule["chain"]] += _steps(place, rule["expr"], sets)
+        location = RuleLocation(System.NFTABLES, rule["family"], rule["table"], rule["chain"], rule["handle"])
+        chains[rule["chain"]] += _steps(location, rule["expr"], sets)
     return chains
 
 
@@ -100,7 +100,7 @@ def _names(value: Json) -> Iterator[str]:
                 yield from _names(inner)
 
 
-def _steps(place: Place, expressions: Iterable[Json], sets: Sets) -> Iterator[Step]:
+def _steps(location: RuleLocation, expressions: Iterable[Json], sets: Sets) -> Iterator[Step]:
     """Give what a rule may do; of its statements only those count that end it or lead on."""
     scope: Scope = {}
     for expression in expressions:
@@ -114,22 +114,22 @@ def _steps(place: Place, expressions: Iterable[Json], sets: Sets) -> Iterator[St
                     return
                 scope = narrowed
             case (("jump" | "goto"), {"target": str(target)}):
-                yield Step(place, scope, target)
+                yield Step(location, scope, target)
             case "vmap", {"key": key, "data": data}:
-                yield from _led(place, scope, (key, data), sets)
+                yield from _led(location, scope, (key, data), sets)
             case (("dnat" | "redirect"), _):
-                yield from (Step(place, found) for found in _translated(scope, body, sets))
+                yield from (Step(location, found) for found in _translated(scope, body, sets))
         if kind in _ENDS:
             return
 
 
-def _led(place: Place, scope: Scope, verdicts: tuple[Json, Json], sets: Sets) -> Iterator[Step]:
+def _led(location: RuleLocation, scope: Scope, verdicts: tuple[Json, Json], sets: Sets) -> Iterator[Step]:
     key, data = verdicts
     for element, verdict in pairs_of(data, sets):
         target = next((body["target"] for kind, body in verdict.items() if kind in ("jump", "goto")), None)
         narrowed = both(scope, _asked(key, element, sets))
         if target is not None and narrowed is not None:
-            yield Step(place, narrowed, target)
+            yield Step(location, narrowed, target)
 
 
 def _translated(scope: Scope, body: Json, sets: Sets) -> Iterator[Scope]:

@@ -19,8 +19,8 @@ from fwdaemon.rulesets.packet import (
     Jump,
     Match,
     Packet,
-    Place,
     Rule,
+    RuleLocation,
     State,
     Surroundings,
     System,
@@ -60,9 +60,9 @@ _CHAINS: Final = (
 )
 
 
-def owner_of(place: Place) -> str:
+def owner_of(location: RuleLocation) -> str:
     """Name the tool that a rule's chain or table belongs to; what no tool is known for is the administrator's."""
-    return _named(place.chain, _CHAINS) or _named(place.table, _TABLES) or ADMIN
+    return _named(location.chain, _CHAINS) or _named(location.table, _TABLES) or ADMIN
 
 
 def owners_of(chain: BaseChain) -> str:
@@ -75,9 +75,9 @@ def owners_of(chain: BaseChain) -> str:
 
 def _owner_of_rule(rule: Rule) -> str:
     targets = [statement.chain for statement in rule.statements if isinstance(statement, Jump)]
-    if COMMENT in unquoted(rule.place.text).split():
+    if COMMENT in unquoted(rule.location.text).split():
         return OURS
-    return owner_of(replace(rule.place, chain=targets[0])) if targets else owner_of(rule.place)
+    return owner_of(replace(rule.location, chain=targets[0])) if targets else owner_of(rule.location)
 
 
 def _named(name: str, owners: tuple[tuple[str, str], ...]) -> str | None:
@@ -115,9 +115,9 @@ def _reached(chains: Chains, start: str) -> Iterator[str]:
 
 def _is_ban(rule: Rule) -> bool:
     """Whether a rule of iptables names sources, also by a set, whose elements are not read here."""
-    if rule.place.system is System.NFTABLES:
+    if rule.location.system is System.NFTABLES:
         return False
-    return Judge(()).kind(read_iptables(rule.place.text)) is Kind.BAN
+    return Judge(()).kind(read_iptables(rule.location.text)) is Kind.BAN
 
 
 def _tells_apart(rule: Rule, packet: Packet, around: Surroundings) -> bool:

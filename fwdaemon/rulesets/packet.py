@@ -68,7 +68,7 @@ class State(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class RuleLocation:
     """Where a rule stands.
 
     `number` is nft's handle, or the position in a chain of iptables from 1; 0 is the chain's policy. `text` is the rule
@@ -106,8 +106,8 @@ class Packet:
     mark: int | None = 0
     connmark: int | None = 0
     labels: frozenset[str] | None = frozenset()
-    translated_by: Place | None = None
-    marked_by: Place | None = None
+    translated_by: RuleLocation | None = None
+    marked_by: RuleLocation | None = None
     renamed: bool = False
 
     @property
@@ -145,7 +145,7 @@ class Packet:
             return replace(self, destination=client)
         return replace(self, source=client)
 
-    def sent_to(self, destination: Address | None, port: int | None, by: Place) -> "Packet":
+    def sent_to(self, destination: Address | None, port: int | None, by: RuleLocation) -> "Packet":
         """Give the packet as a DNAT makes it."""
         return replace(self, destination=destination, port=port, translated_by=by)
 
@@ -222,7 +222,7 @@ class Change:
 class Translate:
     """Sends the connection elsewhere, and accepts; the second argument is the rule's own place."""
 
-    translate: Callable[[Packet, Place], Packet]
+    translate: Callable[[Packet, RuleLocation], Packet]
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,7 +259,7 @@ Statement: TypeAlias = Match | Change | Translate | Verdict | Jump | Return | Ch
 class Rule:
     """A rule and where it stands."""
 
-    place: Place
+    location: RuleLocation
     statements: tuple[Statement, ...]
 
 
@@ -286,9 +286,9 @@ class BaseChain:
     owned: bool = False
 
     @property
-    def policy(self) -> Place:
+    def policy(self) -> RuleLocation:
         """Where its policy stands, as if it were a rule."""
-        return Place(self.system, self.family, self.table, self.name, 0)
+        return RuleLocation(self.system, self.family, self.table, self.name, 0)
 
     def __str__(self) -> str:
         return f"{self.family} {self.table} {self.name}"

@@ -14,9 +14,9 @@ from fwdaemon.rulesets.packet import (
     Jump,
     Match,
     Packet,
-    Place,
     Return,
     Rule,
+    RuleLocation,
     State,
     Statement,
     System,
@@ -81,8 +81,8 @@ def _priority(table: str, chain: str) -> int:
 def _rules(table: Table, chain: str, system: System, family: Family) -> Iterator[Rule]:
     known = frozenset(table.chains)
     for number, line in enumerate(table.chains[chain], 1):
-        place = Place(system, family.word, table.name, chain, number, line.text.removeprefix(f"-A {chain} "))
-        yield Rule(place, _UNCLEAR if line.options is None else tuple(_statements(line.options, known)))
+        location = RuleLocation(system, family.word, table.name, chain, number, line.text.removeprefix(f"-A {chain} "))
+        yield Rule(location, _UNCLEAR if line.options is None else tuple(_statements(line.options, known)))
 
 
 def _statements(options: Sequence[Option], chains: frozenset[str]) -> Iterator[Statement]:
@@ -164,11 +164,11 @@ def _rename(options: Mapping[str, str]) -> Iterable[Statement]:
 def _dnat(options: Mapping[str, str]) -> Iterable[Statement]:
     address, first, base = _destination(options.get("--to-destination", ""))
 
-    def translate(packet: Packet, place: Place) -> Packet:
+    def translate(packet: Packet, location: RuleLocation) -> Packet:
         port = first
         if base is not None and first is not None:
             port = None if packet.port is None else first + packet.port - base
-        return packet.sent_to(address or packet.destination, port if first is not None else packet.port, place)
+        return packet.sent_to(address or packet.destination, port if first is not None else packet.port, location)
 
     return (Translate(translate),)
 
@@ -192,9 +192,9 @@ def _has_port(text: str) -> bool:
 def _redirect(options: Mapping[str, str]) -> Iterable[Statement]:
     port = options.get("--to-ports", "").partition("-")[0]
 
-    def translate(packet: Packet, place: Place) -> Packet:
+    def translate(packet: Packet, location: RuleLocation) -> Packet:
         local = ip_address("127.0.0.1" if packet.family is Family.IPV4 else "::1")
-        return packet.sent_to(local, int(port) if port else packet.port, place)
+        return packet.sent_to(local, int(port) if port else packet.port, location)
 
     return (Translate(translate),)
 

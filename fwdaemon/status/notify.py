@@ -43,26 +43,26 @@ class Notifier:
 
     def ready(self) -> None:
         """Say that start or reload is done."""
-        self._tell("READY=1")
+        self._queue("READY=1")
 
     def reloading(self) -> None:
         """Say that a reload has begun; systemd wants the time of it to tell two apart."""
-        self._tell(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
+        self._queue(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
 
     def stopping(self) -> None:
         """Say that the stop has begun."""
-        self._tell("STOPPING=1")
+        self._queue("STOPPING=1")
 
     def status(self, text: str) -> None:
         """Tell what `systemctl status` is to show, one line, unless it shows that already."""
         if text != self._status:
             self._status = text
-            self._tell(f"STATUS={text}")
+            self._queue(f"STATUS={text}")
 
     def alive(self) -> None:
         """Feed the watchdog. It needs this only while everything else gets through."""
         if not self._waiting:
-            self._tell("WATCHDOG=1")
+            self._queue("WATCHDOG=1")
 
     def close(self) -> None:
         """Tell nothing more."""
@@ -70,7 +70,7 @@ class Notifier:
             self._again.cancel()
         self._socket.close()
 
-    def _tell(self, message: str) -> None:
+    def _queue(self, message: str) -> None:
         if not self._address:
             return
         if message.startswith("STATUS=") and self._waiting and self._waiting[-1].startswith("STATUS="):

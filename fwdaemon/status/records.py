@@ -52,18 +52,18 @@ class Records:
         """Remember that another configuration is in force."""
         self._facts = replace(self._facts, config=config)
         self._configuration = Configuration(self._configuration.file, _now())
-        self._tell()
+        self._publish_now()
 
     def configuration_refused(self, problems: Iterable[Problem]) -> None:
         """Remember that one was refused, until one is taken."""
         self._configuration = replace(self._configuration, refused=RefusedReload(_now(), tuple(problems)))
-        self._tell()
+        self._publish_now()
 
     def late(self, text: str) -> None:
         """Remember that a configuration is not read yet, and what that means, or that it is."""
         if text != self._late:
             self._late = text
-            self._tell()
+            self._publish_now()
 
     def last_good_in_force(self, problems: Iterable[Problem], kept_at: datetime) -> None:
         """Remember that the configuration was wrong at the start; the last good one is in force until one is taken."""
@@ -82,7 +82,7 @@ class Records:
         self._remember(report)
         is_news = bool(report.changes or result.gates or result.moved) or problems != result.faults
         if is_news or _differ(before, self._facts):
-            self._tell(report.changes)
+            self._publish_now(report.changes)
 
     def failed(self, wanted: Desired | None, failure: str, seconds: float) -> None:
         """Remember a look that has just failed."""
@@ -90,7 +90,7 @@ class Records:
         self._last_pass = Pass(_now(), seconds, changed=False, error=failure)
         self._facts = replace(self._facts, wanted=wanted or self._facts.wanted, failure=failure)
         if failure != before:
-            self._tell()
+            self._publish_now()
 
     def facts(self) -> Facts:
         """Give what the rows follow from."""
@@ -120,7 +120,7 @@ class Records:
         self._since |= dict.fromkeys(report.result.mended, at)
         self._restored.extendleft(reversed(list(_restored(report, at))))
 
-    def _tell(self, changes: Sequence[Change] = ()) -> None:
+    def _publish_now(self, changes: Sequence[Change] = ()) -> None:
         self._publish(_now(), changes)
 
 

@@ -80,8 +80,8 @@ def test_what_cannot_be_told_is_said(patient: Patient) -> None:
     assert "As far as this host can tell" in report["sentence"]
     nft(patient, "chain pre { type filter hook prerouting priority 10; udp dport 53 limit rate over 1/hour drop; }")
     steps = patient.explain(f"{PUBLIC4}:5353/udp")["steps"]
-    doubted = [step for step in steps if step["state"] == "unknown" and step["step"] == "prerouting"]
-    assert [step["chain"]["table"] for step in doubted] == ["admin"]
+    invalidated = [step for step in steps if step["state"] == "unknown" and step["step"] == "prerouting"]
+    assert [step["chain"]["table"] for step in invalidated] == ["admin"]
 
 
 # --- the configuration -----------------------------------------------------------------------------------------------

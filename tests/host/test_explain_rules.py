@@ -147,7 +147,7 @@ def judged(rule: Rule, packet: Packet) -> Tristate:
 
 def compare(rules: Sequence[Rule], packet: Packet, counted: Callable[[Rule], int], most_unknown: int) -> None:
     """Each rule was counted or not: what is known of it must say the same."""
-    found = {rule.place.text: (judged(rule, packet), counted(rule) > 0) for rule in rules}
+    found = {rule.location.text: (judged(rule, packet), counted(rule) > 0) for rule in rules}
     contradictions = {text: seen for text, seen in found.items() if seen[0] not in (Tristate.UNKNOWN, 2 * seen[1])}
     assert not contradictions
     unknown = [text for text, (truth, _) in found.items() if truth is Tristate.UNKNOWN]
@@ -179,7 +179,7 @@ def test_matches_of_nftables(host: Host, knock: Callable[[Family], None], family
     rules = _chain(nft_listing.base_chains(listing, texts), "counted", "c")
     counters = {rule["handle"]: _packets(rule) for rule in items(listing, "rule") if rule["chain"] == "c"}
     assert len(rules) == len(NATIVE)
-    compare(rules, syn(family), lambda rule: counters[rule.place.number], most_unknown=6)
+    compare(rules, syn(family), lambda rule: counters[rule.location.number], most_unknown=6)
 
 
 def _packets(rule: Item) -> int:
@@ -201,7 +201,7 @@ def test_matches_of_iptables(host: Host, knock: Callable[[Family], None], system
     plain = re.sub(r"^\[\d+:\d+\] -A", "-A", listed, flags=re.MULTILINE)
     found = _chain(xt_listing.base_chains(plain, system, Family.IPV4), "mangle", "PREROUTING")
     assert len(found) == len(counters) == len(XT4)
-    compare(found, syn(Family.IPV4), lambda rule: counters[rule.place.number - 1], most_unknown=3)
+    compare(found, syn(Family.IPV4), lambda rule: counters[rule.location.number - 1], most_unknown=3)
 
 
 def _chain(chains: Sequence[BaseChain], table: str, name: str) -> Sequence[Rule]:

@@ -120,7 +120,7 @@ class RecordingRunner(SystemRunner):
 
 def described(found: Translation) -> tuple[str, int, dict[str, list[str]]]:
     """A translation in words: its chain, its priority, and what it asks."""
-    return found.place.chain, found.priority, {field: sorted(map(str, found.scope[field])) for field in found.scope}
+    return found.location.chain, found.priority, {field: sorted(map(str, found.scope[field])) for field in found.scope}
 
 
 # --- rules of others --------------------------------------------------------------------------------------------------
@@ -150,8 +150,8 @@ def test_rules_of_iptables_are_read_wherever_it_writes(runner: SystemRunner, kin
     run([f"{program}-restore"], stdin=text if family is Family.IPV4 else text.replace("172.17.0.2", "[2001:db8::2]"))
     (found,) = ForeignRules(runner).read().translations
     assert described(found) == ("DOCKER", -100, {"protocol": ["tcp"], "port": ["80"]})
-    assert found.place.family == ("ip" if family is Family.IPV4 else "ip6")
-    assert found.place.system is (System.LEGACY if kind == "legacy" else System.IPTABLES_NFT)
+    assert found.location.family == ("ip" if family is Family.IPV4 else "ip6")
+    assert found.location.system is (System.LEGACY if kind == "legacy" else System.IPTABLES_NFT)
 
 
 def test_our_own_rules_are_nobody_elses(runner: SystemRunner, backend: LegacyBackend) -> None:
@@ -196,14 +196,14 @@ def test_a_table_of_iptables_that_its_own_program_cannot_read_hides_nothing_else
     restore("iptables-nft")
     nft("add rule ip nat PREROUTING tcp dport vmap { 5 : accept }")
     nft(NATIVE)
-    assert {found.place.table for found in ForeignRules(runner).read().translations} >= {"fw", "later"}
+    assert {found.location.table for found in ForeignRules(runner).read().translations} >= {"fw", "later"}
 
 
 def test_a_name_that_is_no_text_hides_nothing(runner: SystemRunner) -> None:
     restore("iptables-nft")
     subprocess.run(["/usr/sbin/iptables-nft", "-N", b"c\xff"], check=True)  # noqa: S603  words of ours
     nft(NATIVE)
-    assert {found.place.table for found in ForeignRules(runner).read().translations} == {"nat", "fw", "later"}
+    assert {found.location.table for found in ForeignRules(runner).read().translations} == {"nat", "fw", "later"}
 
 
 # --- the daemon's look ------------------------------------------------------------------------------------------------
@@ -227,25 +227,25 @@ def test_rules_are_read_again_only_where_they_changed(at_end: ExitStack) -> None
     runner = CountingRunner()
     watch = ConflictWatch(runner)
 
-    def look(*, full: bool = False, reloaded: bool = False, state: Desired = STATE) -> tuple[list[str], int]:
+    def find(*, full: bool = False, reloaded: bool = False, state: Desired = STATE) -> tuple[list[str], int]:
         before = runner.number
-        found = watch.look(state, LOCAL, full=full, reloaded=reloaded)
+        found = watch.find(state, LOCAL, full=full, reloaded=reloaded)
         return [line.partition(" ")[0] + line.partition(":")[2][:7] for line in found], runner.number - before
 
-    assert look() == ([], 0)
+    assert find() == ([], 0)
     restore("iptables-legacy")
-    assert look() == ([], 0)
-    assert look(full=True) == (["port Docker"], 1)
-    assert look(full=True) == (["port Docker"], 0)
-    assert look(reloaded=True) == (["port Docker"], 1)
+    assert find() == ([], 0)
+    assert find(full=True) == (["port Docker"], 1)
+    assert find(full=True) == (["port Docker"], 0)
+    assert find(reloaded=True) == (["port Docker"], 1)
     listening(at_end, socket.SOCK_STREAM, ("0.0.0.0", 80))  # noqa: S104  a namespace
-    assert look() == (["port Docker"], 0)
-    assert look(full=True)[1] == 0
-    assert len(watch.look(STATE, LOCAL, full=False)) == 2
+    assert find() == (["port Docker"], 0)
+    assert find(full=True)[1] == 0
+    assert len(watch.find(STATE, LOCAL, full=False)) == 2
     at_end.close()
     other = Desired().having([WEB, forward("tcp *:81", "192.168.122.50:80")])
-    assert look(state=other) == (["port Docker"], 0)
-    assert look(state=Desired()) == ([], 0)
+    assert find(state=other) == (["port Docker"], 0)
+    assert find(state=Desired()) == ([], 0)
 
 
 class HeldRunner(SystemRunner):
@@ -277,11 +277,11 @@ def test_a_wipe_is_mended_while_the_rules_of_others_are_still_being_listed(at_en
     nft("delete table ip kvm_portfwd")
     assert reconciler.reconcile(STATE, Request((), (), 1.0, LOCAL, ip_forward=False, full=True))
     assert "192.168.122.50" in run(["nft", "list", "table", "ip", "kvm_portfwd"]).stdout
-    assert beside.look(STATE, LOCAL, full=False) == ()
+    assert beside.find(STATE, LOCAL, full=False) == ()
     held.go.set()
     assert beside.wait(10)
     assert told.is_set()
-    assert beside.look(STATE, LOCAL, full=False)[0].startswith("port 80/tcp: another rule forwards it too")
+    assert beside.find(STATE, LOCAL, full=False)[0].startswith("port 80/tcp: another rule forwards it too")
 
 
 @pytest.mark.usefixtures("namespace")
@@ -289,7 +289,7 @@ def test_a_journal_is_spared_a_long_list(at_end: ExitStack) -> None:
     many = [forward(f"tcp *:{port}", f"192.168.122.50:{port}") for port in range(1000, 1030)]
     for item in many:
         listening(at_end, socket.SOCK_STREAM, ("0.0.0.0", item.ports.first))  # noqa: S104  a namespace
-    found = ConflictWatch(SystemRunner()).look(Desired().having(many), LOCAL, full=True)
+    found = ConflictWatch(SystemRunner()).find(Desired().having(many), LOCAL, full=True)
     assert len(found) == 21
     assert found[-1].startswith("10 more ports conflict with the host's processes or rules")
 

@@ -12,7 +12,7 @@ import pytest
 
 from fwdaemon.core.pace import STOCK_S, Budget
 from fwdaemon.core.types import Family, Protocol
-from fwdaemon.hostnet.local_relays import Allowance, Duty, Place, TcpPlace, UdpPlace, Want
+from fwdaemon.hostnet.local_relays import Allowance, Duty, Endpoint, TcpRelay, UdpRelay, Want
 from tests.lab.command import run
 from tests.lab.limits import no_descriptors
 from tests.lab.place import PATIENCE
@@ -74,10 +74,10 @@ async def talk() -> AsyncIterator[Talk]:
         for opened in (guest, client):
             opened.setblocking(False)  # noqa: FBT003  the method takes no keyword
         guest.bind(("127.0.0.1", AT_GUEST))
-        place = UdpPlace(Place(Protocol.UDP, Family.IPV4, PORT), DUTY, Allowance(10), budget, Want(""))
+        endpoint = UdpRelay(Endpoint(Protocol.UDP, Family.IPV4, PORT), DUTY, Allowance(10), budget, Want(""))
         client.connect(("127.0.0.1", PORT))
         yield Talk(client, guest, budget, now)
-        place.close()
+        endpoint.close()
 
 
 @pytest.fixture(autouse=True)
@@ -103,7 +103,7 @@ def test_where_no_descriptor_is_left_clients_wait_with_growing_pauses_and_that_i
 
         loop.call_later = at_once  # type: ignore[assignment,method-assign]
         with socket.create_server(("127.0.0.1", AT_GUEST)) as guest, socket.socket() as client:
-            place = TcpPlace(Place(Protocol.TCP, Family.IPV4, PORT), DUTY, Allowance(10), Want("they wait"))
+            endpoint = TcpRelay(Endpoint(Protocol.TCP, Family.IPV4, PORT), DUTY, Allowance(10), Want("they wait"))
             client.connect(("127.0.0.1", PORT))
             with no_descriptors():
                 async with asyncio.timeout(PATIENCE):
@@ -115,7 +115,7 @@ def test_where_no_descriptor_is_left_clients_wait_with_growing_pauses_and_that_i
             served.sendall(b"hello")
             assert await asyncio.to_thread(client.recv, 5) == b"hello"
             served.close()
-            await asyncio.gather(*place.close(), return_exceptions=True)
+            await asyncio.gather(*endpoint.close(), return_exceptions=True)
 
     asyncio.run(check())
     assert pauses[:6] == [0.5, 1.0, 2.0, 4.0, 8.0, 8.0]

@@ -115,7 +115,9 @@ def test_a_route_of_somebody_else_is_left_and_told(links: Links, tmp_path: Path,
     result = kept.apply(frozenset({route(subnet)}))
     (fault,) = result.faults
     assert result == ApplyResult(faults=(fault,), refused=((route(subnet), fault),))
-    assert fault.startswith(f"{subnet} is not routed to network public: it is already routed to eth0 by another program")
+    assert fault.startswith(
+        f"{subnet} is not routed to network public: it is already routed to eth0 by another program"
+    )
     assert fault.endswith("(protocol static): remove that route")
     assert kept.apply(NOTHING) == ApplyResult()
     assert shown(links) == before

@@ -72,7 +72,7 @@ class Libvirt:
     configured: list[Config] = field(default_factory=list)
     begun: int = 0
     closed: int = 0
-    doubted: int = 0
+    invalidated: int = 0
     refreshed: int = 0
     searched: int = 0
     starting: asyncio.Event | None = None
@@ -97,7 +97,7 @@ class Libvirt:
         self.searched += 1
 
     def invalidate(self) -> None:
-        self.doubted += 1
+        self.invalidated += 1
 
     def connections(self) -> tuple[ConnectionState, ...]:
         return (ConnectionState("qemu:///system", connected=self.there is not None, since=datetime.now(UTC)),)

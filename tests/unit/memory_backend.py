@@ -22,8 +22,8 @@ from fwdaemon.rulesets.packet import (
     End,
     Match,
     Packet,
-    Place,
     Rule,
+    RuleLocation,
     Statement,
     Surroundings,
     System,
@@ -271,7 +271,7 @@ def _rules(family: Family, desired: Desired) -> Iterator[Written]:
 
 
 def _written(name: str, *statements: Statement) -> Written:
-    return Written(name, Rule(Place(System.NFTABLES, "memory", "memory", _CHAIN, 0, name), statements))
+    return Written(name, Rule(RuleLocation(System.NFTABLES, "memory", "memory", _CHAIN, 0, name), statements))
 
 
 def _is_forged(packet: Packet, host: Surroundings, *, home: Home) -> Tristate:
@@ -301,18 +301,18 @@ def _takes(  # noqa: PLR0913  a port segment has that many sides
     return all_of([tristate_of(here and ported and by), max(sources, default=Tristate.YES)])
 
 
-def _to_guest(forward: Forward, packet: Packet, place: Place) -> Packet:
+def _to_guest(forward: Forward, packet: Packet, location: RuleLocation) -> Packet:
     assert packet.port is not None
     port = forward.target_ports.first + packet.port - forward.ports.first
-    return packet.sent_to(forward.target, port, place).labelled("ours")
+    return packet.sent_to(forward.target, port, location).labelled("ours")
 
 
 def _is_for(nat: Nat, packet: Packet, _host: Surroundings) -> Tristate:
     return tristate_of(packet.destination == nat.public)
 
 
-def _to(target: Address, packet: Packet, place: Place) -> Packet:
-    return packet.sent_to(target, packet.port, place).labelled("ours")
+def _to(target: Address, packet: Packet, location: RuleLocation) -> Packet:
+    return packet.sent_to(target, packet.port, location).labelled("ours")
 
 
 class NoProgram:

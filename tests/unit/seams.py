@@ -107,7 +107,7 @@ class Others:
     found: tuple[str, ...] = ()
     due: float | None = None
 
-    def look(
+    def find(
         self,
         desired: Desired,
         local: Collection[Address],

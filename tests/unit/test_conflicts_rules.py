@@ -24,7 +24,7 @@ from fwdaemon.rulesets.iptables_reader import (
     read_chains,
     translations,
 )
-from fwdaemon.rulesets.packet import Place, System
+from fwdaemon.rulesets.packet import RuleLocation, System
 from tests.unit.forwards import address, forward, nat
 
 LOCAL = frozenset(map(address, ["198.51.100.1", "198.51.100.8", "127.0.0.1", "2001:db8::1"]))
@@ -68,7 +68,7 @@ def of_iptables(save: str, system: System = System.IPTABLES_NFT) -> list[Transla
 
 
 def native(priority: int, scope: Scope, family: str = "inet", chain: str = "dstnat") -> Translation:
-    return Translation(Place(System.NFTABLES, family, "fw", chain, 1), scope, priority)
+    return Translation(RuleLocation(System.NFTABLES, family, "fw", chain, 1), scope, priority)
 
 
 def on_port(first: int, last: int = 0, protocol: Protocol = Protocol.TCP) -> dict[Field, tuple[Value, ...]]:
@@ -172,7 +172,7 @@ def test_a_chain_may_be_called_anything() -> None:
 
 def test_what_iptables_asks_on_the_way_is_put_together() -> None:
     found = of_iptables(TRICKY)
-    assert [(item.place.chain, dict(item.scope)) for item in found] == [
+    assert [(item.location.chain, dict(item.scope)) for item in found] == [
         (
             "web",
             {

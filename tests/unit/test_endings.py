@@ -19,7 +19,7 @@ from fwdaemon.status.reloads import LastGood
 from tests.unit.backend_behaviour import FLOW, MAIL, STATE, WEB
 from tests.unit.memory_backend import Kernel
 from tests.unit.seams import Connections, without
-from tests.unit.test_reconcile import Bench, look
+from tests.unit.test_reconcile import Bench, ask
 
 
 @pytest.fixture
@@ -104,7 +104,7 @@ def test_what_went_while_the_first_sweep_was_put_off_is_not_forgotten(bench: Ben
     bench.connections.faults = [KernelError("no descriptor")]
     bench.connections.flows = [FLOW]
     bench.reconcile(Desired().having([WEB]))
-    bench.reconcile(Desired().having([replace(WEB, interface="eth0")]), look(reloaded=True))
+    bench.reconcile(Desired().having([replace(WEB, interface="eth0")]), ask(reloaded=True))
     assert bench.connections.flows == []
 
 
@@ -115,7 +115,7 @@ def test_what_has_the_label_of_before_ends_once_another_is_configured(bench: Ben
     bench.reconcile(Desired().having([WEB]))
     other = replace(FLOW, client_port=40001)
     bench.connections.flows, bench.connections.labels = [FLOW, other], {FLOW: 25, other: 30}
-    bench.reconcile(LABELLED, look(reloaded=True))
+    bench.reconcile(LABELLED, ask(reloaded=True))
     assert bench.connections.flows == [other]
 
 
@@ -155,9 +155,9 @@ TWO, ONE = frozenset({"eth0", "wg0"}), frozenset({"eth0"})
 
 
 def test_what_guests_opened_ends_once_fewer_uplinks_are_configured(bench: Bench) -> None:
-    bench.reconcile(replace(STATE, uplinks=TWO), look(uplinks=TWO))
+    bench.reconcile(replace(STATE, uplinks=TWO), ask(uplinks=TWO))
     bench.connections.flows = [LEFT, ROUTED_LEFT, CAME_IN, FLOW]
-    bench.reconcile(replace(STATE, uplinks=ONE), look(uplinks=ONE, reloaded=True))
+    bench.reconcile(replace(STATE, uplinks=ONE), ask(uplinks=ONE, reloaded=True))
     assert bench.connections.flows == [CAME_IN, FLOW]
 
 
@@ -176,9 +176,9 @@ def test_what_guests_opened_goes_on_where_no_uplink_is_taken_out_of_the_configur
     after: frozenset[str],
     named_after: frozenset[str],
 ) -> None:
-    bench.reconcile(replace(STATE, uplinks=before), look(uplinks=named_before))
+    bench.reconcile(replace(STATE, uplinks=before), ask(uplinks=named_before))
     bench.connections.flows = [LEFT, ROUTED_LEFT]
-    bench.reconcile(replace(STATE, uplinks=after), look(uplinks=named_after, reloaded=True))
+    bench.reconcile(replace(STATE, uplinks=after), ask(uplinks=named_after, reloaded=True))
     assert bench.connections.flows == [LEFT, ROUTED_LEFT]
 
 
@@ -186,13 +186,13 @@ def test_what_guests_opened_goes_on_where_no_uplink_is_taken_out_of_the_configur
 def test_what_guests_opened_ends_after_a_start_with_fewer_uplinks_if_they_are_configured(
     bench: Bench, *, named: bool
 ) -> None:
-    bench.reconcile(replace(STATE, uplinks=TWO), look(uplinks=TWO))
+    bench.reconcile(replace(STATE, uplinks=TWO), ask(uplinks=TWO))
     bench.connections.flows = [LEFT, CAME_IN]
     bench.begin()
-    bench.reconcile(replace(STATE, uplinks=TWO), look(uplinks=TWO))
+    bench.reconcile(replace(STATE, uplinks=TWO), ask(uplinks=TWO))
     assert bench.connections.flows == [LEFT, CAME_IN]
     bench.begin()
-    bench.reconcile(replace(STATE, uplinks=ONE), look(uplinks=ONE if named else frozenset()))
+    bench.reconcile(replace(STATE, uplinks=ONE), ask(uplinks=ONE if named else frozenset()))
     assert bench.connections.flows == ([CAME_IN] if named else [LEFT, CAME_IN])
 
 

@@ -16,9 +16,9 @@ from fwdaemon.rulesets.packet import (
     Jump,
     Match,
     Packet,
-    Place,
     Return,
     Rule,
+    RuleLocation,
     State,
     Statement,
     Surroundings,
@@ -37,7 +37,7 @@ Drawn: TypeAlias = tuple[Tristate, str]
 _ENDING = ("accept", "drop", "return", "mark", "if marked, drop")
 _DRAWN = st.tuples(st.sampled_from(Tristate), st.sampled_from([*_ENDING, "jump", "goto"]))
 _INNER = st.tuples(st.sampled_from(Tristate), st.sampled_from(_ENDING))
-_PLACE = Place(System.NFTABLES, "ip", "t", "c", 1)
+_PLACE = RuleLocation(System.NFTABLES, "ip", "t", "c", 1)
 
 
 def _statements(action: str) -> tuple[Statement, ...]:

@@ -6,11 +6,11 @@ import pytest
 
 from fwdaemon.core.types import Family
 from fwdaemon.rulesets.evaluation import Judgement
-from fwdaemon.rulesets.packet import Place, State, System
+from fwdaemon.rulesets.packet import RuleLocation, State, System
 from tests.unit.explaining import meets, packet, saved
 
 ACCEPTS, REFUSES, MAY = Judgement.ACCEPTS, Judgement.REFUSES, Judgement.MAY_REFUSE
-SOMEBODY = Place(System.LEGACY, "ip", "nat", "PREROUTING", 1)
+SOMEBODY = RuleLocation(System.LEGACY, "ip", "nat", "PREROUTING", 1)
 
 
 @pytest.mark.parametrize(

@@ -5,12 +5,12 @@ import pytest
 from fwdaemon.core.exposures import Forward
 from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Family, Protocol
-from fwdaemon.hostnet.local_relays import Allowance, Place, duties
+from fwdaemon.hostnet.local_relays import Allowance, Endpoint, duties
 from tests.unit.forwards import forward
 
 WEB = forward("tcp *:80", "192.168.122.50:8080")
 WEB6 = forward("tcp *:80", "[2001:db8:5::50]:8080")
-AT_80 = Place(Protocol.TCP, Family.IPV4, 80)
+AT_80 = Endpoint(Protocol.TCP, Family.IPV4, 80)
 
 
 def told(*forwards: Forward, localhost: bool = True) -> dict[str, str]:

@@ -6,7 +6,7 @@ from uuid import UUID
 from fwdaemon.audit.causes import remark
 from fwdaemon.core.inventory import AddressSource, Domain, GuestInterface, Inventory, LearnedAddress, Neighbour
 from fwdaemon.resolve.addresses import ConfiguredAddress
-from fwdaemon.resolve.neighbours import changed_hands, hijacked_addresses, in_doubt, remembered
+from fwdaemon.resolve.neighbours import changed_hands, hijacked_addresses, outdated_neighbours, remembered
 
 MAC, OTHER_MAC, STRANGER = "52:54:00:00:00:01", "52:54:00:00:00:02", "52:54:00:00:00:99"
 
@@ -51,10 +51,10 @@ def test_a_second_address_does_not_take_the_place_of_the_first() -> None:
 def test_a_guest_with_one_more_address_may_have_moved() -> None:
     old, new, another = neighbour("192.168.122.9"), neighbour("192.168.122.10"), neighbour("192.168.122.11", OTHER_MAC)
     macs = {MAC, OTHER_MAC}
-    assert in_doubt((old, another), (old, new, another), macs) == (old, new)
-    assert in_doubt((old, new, another), (old, new, another), macs) == ()
-    assert in_doubt((old,), (old, neighbour("2001:db8::1")), macs) == ()
-    assert in_doubt((old,), (old, new), {OTHER_MAC}) == ()
+    assert outdated_neighbours((old, another), (old, new, another), macs) == (old, new)
+    assert outdated_neighbours((old, new, another), (old, new, another), macs) == ()
+    assert outdated_neighbours((old,), (old, neighbour("2001:db8::1")), macs) == ()
+    assert outdated_neighbours((old,), (old, new), {OTHER_MAC}) == ()
 
 
 OWN = neighbour("192.168.122.9")

@@ -58,7 +58,7 @@ class Bench(Memory):
 
     def reconcile(self, desired: Desired, request: Request | None = None) -> list[str]:
         """Reconcile once, wait for connections to be ended, and give the lines."""
-        self.reconciler.reconcile(desired, replace(request or look(), now=self.now))
+        self.reconciler.reconcile(desired, replace(request or ask(), now=self.now))
         return self.lines()
 
     def lines(self) -> list[str]:
@@ -86,7 +86,7 @@ def bench(caplog: pytest.LogCaptureFixture) -> Bench:
     return Bench(caplog=caplog)
 
 
-def look(*reasons: Reason, **more: Any) -> Request:
+def ask(*reasons: Reason, **more: Any) -> Request:
     """Give a request to look, after these reasons."""
     return Request(reasons, (), 0.0, **more)
 
@@ -102,7 +102,7 @@ def stopped(domain: str = "web1", *, move: Move | None = None, returning: bool =
 
 
 def test_at_first_everything_is_added_and_told_with_where_the_rules_are(bench: Bench) -> None:
-    told = bench.reconcile(STATE, look(Reason(ReasonKind.RUNNING, "web1", "domain")))
+    told = bench.reconcile(STATE, ask(Reason(ReasonKind.RUNNING, "web1", "domain")))
     assert told[0] == "rules are in nftables: libvirt has no rules of its own"
     assert {line.split(" (")[0] for line in told[1:]} == {
         f"added {'network ' if item.owner.kind == 'network' else ''}{name_of(item)}" for item in STATE.exposures
@@ -130,14 +130,14 @@ def test_where_nothing_is_new_nothing_is_told_or_done(bench: Bench) -> None:
     bench.reconcile(STATE)
     generation = bench.kernel.generation
     for full in (False, True):
-        assert bench.reconcile(STATE, look(full=full)) == []
+        assert bench.reconcile(STATE, ask(full=full)) == []
     assert (bench.kernel.generation, bench.changes()) == (generation, [])
     assert bench.reconcile(replace(STATE)) == []
 
 
 def test_what_comes_and_goes_is_told_with_what_was_heard(bench: Bench) -> None:
     bench.reconcile(STATE)
-    told = bench.reconcile(without(STATE, MAIL).having([SSH]), look(Reason(ReasonKind.DOMAIN, "shell", "started")))
+    told = bench.reconcile(without(STATE, MAIL).having([SSH]), ask(Reason(ReasonKind.DOMAIN, "shell", "started")))
     assert told == [
         "removed mail: all of 198.51.100.8 -> 192.168.122.51 (found at a regular comparison)",
         "added shell: tcp *:22 -> 192.168.122.52:22 (domain shell started)",
@@ -149,14 +149,14 @@ def test_a_wipe_is_told_with_who_did_it_as_soon_as_that_is_heard(bench: Bench) -
     state = Desired().having([WEB])
     bench.reconcile(state)
     bench.kernel.wipe()
-    told = bench.reconcile(state, look(overheard=lambda: ((NFT,), ())))
+    told = bench.reconcile(state, ask(latest_triggers=lambda: ((NFT,), ())))
     assert told == ["restored web1: tcp *:80 -> 192.168.122.50:8080 (changed by nft, pid 9)"]
     assert bench.reported().actors == (NFT,)
 
 
 def test_an_exposure_outlives_its_domain_for_a_moment_and_the_stop_is_its_cause(bench: Bench) -> None:
     bench.reconcile(STATE)
-    assert bench.reconcile(stopped(), look(STOPPED)) == []
+    assert bench.reconcile(stopped(), ask(STOPPED)) == []
     assert name_of(WEB) in bench.written
     assert WEB in bench.reported().desired.exposures
     due = bench.reconciler.next_pass_at
@@ -169,32 +169,32 @@ def test_an_exposure_outlives_its_domain_for_a_moment_and_the_stop_is_its_cause(
 
 def test_an_exposure_goes_at_once_with_a_domain_that_cannot_be_rebooting(bench: Bench) -> None:
     bench.reconcile(STATE)
-    told = bench.reconcile(stopped(returning=False), look(STOPPED))
+    told = bench.reconcile(stopped(returning=False), ask(STOPPED))
     assert "removed web1: tcp *:80 -> 192.168.122.50:8080 (domain web1 stopped)" in told
     assert name_of(WEB) not in bench.written
 
 
 def test_why_a_domain_stopped_is_its_cause_even_if_libvirt_tells_it_later(bench: Bench) -> None:
     bench.reconcile(STATE)
-    told = bench.reconcile(stopped(returning=False), look(overheard=lambda: ((), (STOPPED,))))
+    told = bench.reconcile(stopped(returning=False), ask(latest_triggers=lambda: ((), (STOPPED,))))
     assert "removed web1: tcp *:80 -> 192.168.122.50:8080 (domain web1 stopped)" in told
 
 
 def test_why_a_domain_runs_is_its_cause_even_if_libvirt_tells_it_later(bench: Bench) -> None:
     bench.reconcile(stopped(returning=False))
-    told = bench.reconcile(STATE, look(overheard=lambda: ((), (STARTED,))))
+    told = bench.reconcile(STATE, ask(latest_triggers=lambda: ((), (STARTED,))))
     assert "added web1: tcp *:80 -> 192.168.122.50:8080 (domain web1 started)" in told
 
 
 def test_the_address_of_a_guest_that_runs_is_given_to_nobody_else(bench: Bench) -> None:
     bench.reconcile(STATE)
-    bench.reconcile(stopped(), look(STOPPED, taken=frozenset({WEB.target})))
+    bench.reconcile(stopped(), ask(STOPPED, taken=frozenset({WEB.target})))
     assert name_of(WEB) not in bench.written
 
 
 def test_a_new_configuration_holds_nothing_back_and_everything_that_waits_is_told(bench: Bench) -> None:
     bench.reconcile(STATE)
-    told = bench.reconcile(stopped(), look(reloaded=True))
+    told = bench.reconcile(stopped(), ask(reloaded=True))
     assert "waiting web1: the domain is not running (portfwd.toml:1)" in told
     assert name_of(WEB) not in bench.written
     assert bench.reconcile(stopped()) == []
@@ -206,11 +206,11 @@ def test_gates_are_told_with_who_moved_them(bench: Bench) -> None:
     bench.host.result = ApplyResult(
         gates=(GateChange(GATE, restored=True, fault="it was not the first"),), changed=True
     )
-    told = bench.reconcile(STATE, look(overheard=lambda: ((NFT,), ())))
+    told = bench.reconcile(STATE, ask(latest_triggers=lambda: ((NFT,), ())))
     assert told == [f"restored gate in {GATE}: it was not the first (changed by nft, pid 9)"]
     bench.host.result = ApplyResult()
     bench.kernel.gates.clear()
-    told = bench.reconcile(STATE, look(full=True))
+    told = bench.reconcile(STATE, ask(full=True))
     assert told == [f"added gate in {GATE}: it is missing (found at a regular comparison)"]
 
 
@@ -276,7 +276,7 @@ def test_the_host_is_confined_before_it_forwards_and_a_later_run_knows(bench: Be
     bench.begin()
     bench.reconcile(state)
     assert bench.host.adopted[-1] == (frozenset({Family.IPV6}), frozenset())
-    bench.reconcile(state, look(ip_forward=False))
+    bench.reconcile(state, ask(ip_forward=False))
     assert not bench.kernel.confined
 
 
@@ -288,14 +288,14 @@ def test_one_interface_is_confined_before_it_forwards_and_a_later_run_knows(benc
     bench.begin()
     bench.reconcile(state)
     assert bench.host.adopted[-1] == (frozenset(), bench.host.switches)
-    bench.reconcile(state, look(ip_forward=False))
+    bench.reconcile(state, ask(ip_forward=False))
     assert not bench.kernel.switched
 
 
 def test_the_host_is_looked_at_whole_after_an_event_and_now_and_then(bench: Bench) -> None:
     bench.reconcile(STATE)
-    bench.reconcile(STATE, look(STOPPED))
-    bench.reconcile(STATE, look(full=True))
+    bench.reconcile(STATE, ask(STOPPED))
+    bench.reconcile(STATE, ask(full=True))
     assert [full for _, full in bench.host.kept] == [False, True, True]
 
 
@@ -353,7 +353,7 @@ def test_where_connections_cannot_be_listed_that_is_told_once_and_tried_again_ev
 def test_a_refusal_is_tried_again_while_a_wipe_is_not_mended(bench: Bench) -> None:
     bench.reconcile(STATE)
     bench.connections.flows = [FLOW]
-    bench.reconciler.reconcile(without(STATE, WEB), look())
+    bench.reconciler.reconcile(without(STATE, WEB), ask())
     bench.lines()
     bench.reconcile(STATE)
     bench.connections.flows, slept = [FLOW], len(bench.clock.slept)
