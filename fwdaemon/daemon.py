@@ -85,8 +85,8 @@ class Daemon:
         self._written = Written(path, parts.state, parts.directory, self._pauses.retry_at_most)
         self._config = start.config
         self._loop = asyncio.get_running_loop()
-        self._trigger_queue = TriggerQueue()
-        self._reloads, feed = Reloads(self._trigger_queue.reload), Feed()
+        self._trigger_queue = queue = TriggerQueue()
+        self._reloads, feed = Reloads(queue.reload), Feed()
         self._records = Records(path, start.config, feed.publish)
         count = UsageReader(self._netfilter.counters).read
         manager = Manager(self._records, feed, Inquiries(self._connections, self._reloads.ask, count))
@@ -95,22 +95,18 @@ class Daemon:
         conflicts = parts.conflicts(self._look_soon)
         seams = Seams(self._netfilter, parts.host, parts.conntrack, conflicts, time, parts.guests, self._look_soon)
         self._reconciler = Reconciler(seams)
-        changed = self._trigger_queue.rules_changed
-        self._monitors = *self._netfilter.monitors(changed), parts.routes(changed)
-        sources = parts.sources(start.config, self._trigger_queue.inventory_changed)
-        bounded = self._pulse.watchdog.bounded
-        self._inventories = Inventories(
-            sources, self._trigger_queue, (parts.guests, parts.users), bounded, self._backoff()
-        )
+        self._monitors = *self._netfilter.monitors(queue.rules_changed), parts.routes(queue.rules_changed)
+        sources = parts.sources(start.config, queue.inventory_changed)
+        budgets, bounded = (parts.guests, parts.users), self._pulse.watchdog.bounded
+        self._inventories = Inventories(sources, queue, budgets, bounded, self._backoff())
         self._worker = Worker("reconcile")
-        self._reading = Reading(self._read, self._trigger_queue.wake, self._records.late, self._pauses.reading)
+        self._reading = Reading(self._read, queue.wake, self._records.late, self._pauses.reading)
         self._log_start(start)
         self._reporter = Reporter(manager.status, feed)
         manager.metrics = self._reporter.text
         self._beginning: asyncio.Future[None] | None = None
         self._first_pass = asyncio.Event()
-        written = self._written
-        self._placer = Placer(written.choice, Before(written.ports, written.arrivals, parts.occupied))
+        self._placer = Placer(self._written.choice, Before(self._written.ports, self._written.arrivals, parts.occupied))
         self._reloaded, self._failure = False, ""
         self._retry, self._rereading, self._unread = self._backoff(), self._backoff(), WarnOnce()
         self._short = self._backoff()
@@ -135,7 +131,8 @@ class Daemon:
             signal.SIGINT: self._end,
         }.items():
             self._loop.add_signal_handler(number, action)
-        announcing = asyncio.create_task(self._announce())
+        waited_for = self._pulse.ready_after(self._first_pass, self._pauses.ready, self._missing)
+        announcing = asyncio.create_task(waited_for)
         self._pulse.begin()
         try:
             await self._begun(self._listen_to_all())
@@ -183,23 +180,16 @@ class Daemon:
             await self._pass(self._inventories.latest)
             await asyncio.sleep(self._pause)
 
-    async def _announce(self) -> None:
-        """Tell systemd that we are ready: after the first reconcile, or when libvirt keeps us waiting."""
-        try:
-            await asyncio.wait_for(self._first_pass.wait(), self._pauses.ready)
-        except TimeoutError:
-            if self._inventories.latest is None:
-                _log.warning(
-                    "%s: what the kernel holds stays as it is until then",
-                    self._inventories.missed or "libvirt has not answered yet",
-                )
-        self._pulse.ready()
+    def _missing(self) -> str:
+        return (
+            "" if self._inventories.latest is not None else self._inventories.missed or "libvirt has not answered yet"
+        )
 
     def _summary(self) -> str:
         report = self._reconciler.report
         silent = [state.uri for state in self._connections() if not state.connected]
-        told = summary(report.desired if report else None, self._records.header(()), silent)
-        return f"{told}; {self._control.trouble}" if self._control.trouble else told
+        parts = summary(report.desired if report else None, self._records.header(()), silent), self._control.trouble
+        return "; ".join(filter(None, parts))
 
     def _write_anew(self) -> None:
         """Have everything written again that lies beside the control socket: it may have gone with that."""
@@ -268,9 +258,8 @@ class Daemon:
     def _latest_triggers(self) -> tuple[tuple[Actor, ...], tuple[Reason, ...]]:
         """Ask the loop, from the worker, what was heard since the look began: kernel and libvirt may tell by now."""
         try:
-            return asyncio.run_coroutine_threadsafe(self._trigger_queue.listen(), self._loop).result(
-                self._pauses.patience
-            )
+            listening = asyncio.run_coroutine_threadsafe(self._trigger_queue.listen(), self._loop)
+            return listening.result(self._pauses.patience)
         except TimeoutError:
             return (), ()
 

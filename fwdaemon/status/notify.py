@@ -172,6 +172,15 @@ class Pulse:
             self._next.cancel()
             self._next = loop.call_later(self._soon, self.begin)
 
+    async def ready_after(self, first: asyncio.Event, patience: float, missing: Callable[[], str]) -> None:
+        """Say that we are ready when `first` is set, or after `patience` seconds; then log what is `missing`."""
+        try:
+            await asyncio.wait_for(first.wait(), patience)
+        except TimeoutError:
+            if what := missing():
+                _log.warning("%s: what the kernel holds stays as it is until then", what)
+        self.ready()
+
     def ready(self) -> None:
         """Say that start or reload is done, and how we are now."""
         self.notifier.status(self._status())

@@ -237,11 +237,12 @@ class Written:
 
     def renew(self) -> None:
         """Write again what stands in /run: it may have gone."""
-        chosen, arrivals = self.choice, self.arrivals
+        chosen, arrivals, ports = self.choice, self.arrivals, self.ports
         self._write("choice", lambda: self._led_to.keep(chosen))
-        self._write("arrivals", lambda: self._records.keep_arrivals(arrivals))
-        ports = self.ports
-        self._write("ports", lambda: self._records.keep(ports))
+        if arrivals:
+            self._write("arrivals", lambda: self._records.keep_arrivals(arrivals))
+        if ports:
+            self._write("ports", lambda: self._records.keep(ports))
 
     def keep_ports(self, ports: Assignments, arrivals: tuple[Run, ...]) -> None:
         """Keep which ports are assigned, where they are others, or an hour more has passed without their domain.
