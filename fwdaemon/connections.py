@@ -101,7 +101,7 @@ def _ending(rules: Rules, label: int, connections: Conntrack, clock: Clock) -> I
 
 # Ends connections that no exposure carries any more, in a thread of its own: there may be hundreds of thousands.
 #
-# The reconcile says what changed and goes on; a wipe is mended meanwhile. Whatever is about to be live by then is
+# The reconcile says what changed and goes on; a wipe is repaired meanwhile. Whatever is about to be live by then is
 # spared.
 _log = logging.getLogger(__name__)
 

@@ -1,7 +1,7 @@
 """The daemon: hears, looks, reconciles, and hears again.
 
 Three things make it look: libvirt or the network (a fresh inventory is taken first), the kernel's rules (the inventory
-we have will do, so that a wipe is mended even while libvirt is away), and time. All of them only wake one task, which
+we have will do, so that a wipe is repaired even while libvirt is away), and time. All of them only wake one task, which
 reconciles once for everything heard so far.
 """
 
@@ -53,7 +53,7 @@ _log = logging.getLogger(__name__)
 _UPGRADE = "upgrade"
 
 Ask: TypeAlias = Callable[[], None]
-"""Asks for a look; from any thread."""
+"""Asks for a pass; from any thread."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,7 +204,7 @@ class Daemon:
         self._trigger_queue.time_passed(full=True)
         self._loop.call_later(self._config.daemon.resync.total_seconds(), self._resync)
 
-    # --- a look: on the worker, and what comes of it --------------------------------------------------------------
+    # --- a pass: on the worker, and what comes of it --------------------------------------------------------------
 
     async def _pass(self, inventory: Inventory) -> None:
         triggers, began = self._trigger_queue.take(), time.monotonic()
@@ -256,7 +256,7 @@ class Daemon:
         return self._reconciler.reconcile(desired, request)
 
     def _latest_triggers(self) -> tuple[tuple[Actor, ...], tuple[Reason, ...]]:
-        """Ask the loop, from the worker, what was heard since the look began: kernel and libvirt may tell by now."""
+        """Ask the loop, from the worker, what was heard since the pass began: kernel and libvirt may tell by now."""
         try:
             listening = asyncio.run_coroutine_threadsafe(self._trigger_queue.listen(), self._loop)
             return listening.result(self._pauses.patience)
@@ -298,26 +298,26 @@ class Daemon:
         self._pass_in(self._retry.next(), triggers)
 
     def _look_soon(self) -> None:
-        """Have a look tell of conflicts, or try again, from the thread that found them or failed."""
+        """Have a pass tell of conflicts, or try again, from the thread that found them or failed."""
         with suppress(RuntimeError):  # the loop has ended
             self._loop.call_soon_threadsafe(lambda: self._trigger_queue.time_passed(full=False))
 
     def _pass_in(self, seconds: float, after: Triggers, *, full: bool = False) -> None:
-        """Look again because of a look, on whose account it was."""
+        """Look again because of a pass, on whose account it was."""
         check = partial(self._trigger_queue.time_passed, full=full, provoked=after.provoked)
         self._loop.call_later(max(seconds, 0), check)
 
     # --- the configuration ----------------------------------------------------------------------------------------
 
     def _begin_reading(self) -> None:
-        """Read the configuration beside the looks: where a mount hangs, the old one is healed meanwhile."""
+        """Read the configuration beside the passes: where a mount hangs, the old one is healed meanwhile."""
         self._control.check(at_once=True)
         self._pulse.notifier.reloading()
         self._reloads.begin()
         self._reading.begin()
 
     async def _take_in(self, reading: asyncio.Future[Loaded]) -> None:
-        """Put what was read in force, between two looks; a wrong one changes nothing."""
+        """Put what was read in force, between two passes; a wrong one changes nothing."""
         self._reloads.read()
         try:
             loaded = reading.result()

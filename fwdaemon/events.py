@@ -181,7 +181,7 @@ class InventoryKeeper:
         wrong = self._hijacked_addresses(inventory, before, host.neighbours)
         ask_again([*outdated_neighbours(before, host.neighbours, macs), *(item.rightful for item in wrong)])
         self._put_back = bool(wrong)
-        # What is put back counts as seen, or who took it twice between two looks could keep it.
+        # What is put back counts as seen, or who took it twice between two passes could keep it.
         self._neighbours += tuple({item.rightful for item in wrong}.difference(self._neighbours))
         self._learned.keep(domains, said, self._neighbours)
         lines.problems(map(remark, [item for item in wrong if item not in self._reported]))
@@ -320,7 +320,7 @@ class Inventories:
 
 
 async def take_inventory(uris: Sequence[str], patience: float = _ONCE_S) -> Inventory:
-    """Take one inventory, for a look only once. Guest agents may take long: what they told the daemon counts.
+    """Take one inventory, for a single pass. Guest agents may take long: what they told the daemon counts.
 
     Raises:
         LibvirtUnavailableError: one of the URIs did not answer.

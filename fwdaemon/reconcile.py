@@ -114,7 +114,7 @@ class Request:
     """Why we look again, and what is known besides the desired state.
 
     `reasons` are for exposures that come and go, `actors` are for those found missing; `latest_triggers` asks once more
-    for both, where the look began before they were heard. `now` is a monotonic time in seconds. `local` are the host's
+    for both, where the pass began before they were heard. `now` is a monotonic time in seconds. `local` are the host's
     own addresses, `taken` those of running guests, `uplinks` those that are configured, if any. `ip_forward` allows to
     turn on forwarding, `reloaded` says that the configuration is new, `full` asks for a comparison even of what seems
     unchanged, and `provoked` says that guests alone are why we look.

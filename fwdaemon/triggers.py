@@ -1,4 +1,4 @@
-"""What has been heard since the last look: reasons to look again, never facts.
+"""What has been heard since the last pass: reasons to look again, never facts.
 
 A reason from libvirt or the network counts once an inventory has been taken after it, so that the audit names the event
 a change really follows from. Used on the asyncio loop's thread only.
@@ -13,7 +13,7 @@ from fwdaemon.core.pace import of_users, provoked
 from fwdaemon.core.report import Actor, Reason
 
 # Reasons that guests provoke and that are kept to explain a change; in a flood, those that come later are not. So with
-# everything that was heard for looks that failed.
+# everything that was heard for passes that failed.
 _MOST_PROVOKED: Final = 256
 # The same of what users of libvirt do: a host may start all its domains at once.
 _MOST_OF_USERS: Final = 4096
@@ -21,7 +21,7 @@ _MOST_OF_USERS: Final = 4096
 
 @dataclass(frozen=True, slots=True)
 class Triggers:
-    """Everything heard for one look; see `fwdaemon.reconcile.Request`. Guests alone may have `provoked` it."""
+    """Everything heard for one pass; see `fwdaemon.reconcile.Request`. Guests alone may have `provoked` it."""
 
     reasons: tuple[Reason, ...]
     actors: tuple[Actor, ...]
@@ -46,7 +46,7 @@ class TriggerQueue:
         self.wants_pass = False
         self._wants_reload = False
         self._full = False
-        self._by_others = False  # something else than guests asks for the next look
+        self._by_others = False  # something else than guests asks for the next pass
         self._unsettled: dict[Reason, None] = {}
         self._settled: dict[Reason, None] = {}
         self._actors: dict[Actor, None] = {}
@@ -133,18 +133,18 @@ class TriggerQueue:
 
     @property
     def actors(self) -> tuple[Actor, ...]:
-        """Who changed rules since the last look, as far as was heard."""
+        """Who changed rules since the last pass, as far as was heard."""
         return tuple(self._actors)
 
     async def listen(self) -> tuple[tuple[Actor, ...], tuple[Reason, ...]]:
-        """Give who changed rules since the last look, and what was heard since the last inventory, up to now."""
+        """Give who changed rules since the last pass, and what was heard since the last inventory, up to now."""
         # It is read in one turn of the loop; the next comes after that.
         for _ in range(2):
             await asyncio.sleep(0)
         return self.actors, tuple(self._unsettled)
 
     def take(self) -> Triggers:
-        """Give what has been heard for the look that begins now, and forget it."""
+        """Give what has been heard for the pass that begins now, and forget it."""
         triggers = Triggers(
             tuple(self._settled),
             self.actors,
@@ -156,7 +156,7 @@ class TriggerQueue:
         return triggers
 
     def take_back(self, triggers: Triggers) -> None:
-        """Know again what was heard for a look that failed: it is what the next one, asked for elsewhere, is about."""
+        """Know again what was heard for a pass that failed: it is what the next one, asked for elsewhere, is about."""
         self._settled = _first(dict.fromkeys(triggers.reasons) | self._settled)
         self._actors = _first(dict.fromkeys(triggers.actors) | self._actors)
         self._full |= triggers.full

@@ -40,7 +40,7 @@ class _Others(NamedTuple):
 class ConflictWatch:
     """For the daemon: what conflicts with what is open. Its methods block, for long where others have many rules.
 
-    `short` is why the last look is not whole, where no process or no descriptor was to be had.
+    `short` is why the last search is not whole, where no process or no descriptor was to be had.
     """
 
     def __init__(self, runner: Runner) -> None:
@@ -174,7 +174,7 @@ class _Wanted:
 
 
 class BackgroundConflictWatch:
-    """One thread, begun when there is something to look for; what is asked during a look follows it, taken together.
+    """One thread, begun when there is something to look for; what is asked during a pass follows it, taken together.
 
     `changed` is called in that thread when something else was found than the last time. What guests alone provoke takes
     from `guests`.
@@ -242,7 +242,7 @@ class BackgroundConflictWatch:
         return None
 
     def _put_back(self, wanted: _Wanted, error: Exception) -> None:
-        """Leave what could not be listed to a later look."""
+        """Leave what could not be listed to a later search."""
         self._thread.failed(error)
         with self._turn:
             self._next = replace(self._next or wanted, full=True)

@@ -3,8 +3,8 @@
 Time comes in at a fixed rate, up to a small stock, and what the work cost goes out. While there is a debt, all work
 that guests cause waits. So single events are answered at once, and a flood gets the share of a core that comes in,
 whether or not an inventory finds something new: a guest that shows another address each time would have each of them
-find something. Who may define domains can flood too; what libvirt tells of them has a budget of its own, and a larger
-one. What the administrator of the host asks for is never charged, and never waits; nor does a wipe.
+find something. Users who may define domains can flood too; libvirt's events about these have a budget of their own, and
+a larger one. What the administrator of the host asks for is never charged, and never waits; nor does a wipe.
 """
 
 from collections.abc import Callable, Iterator
@@ -21,8 +21,8 @@ STOCK_S: Final = 0.5
 # The same for what users of libvirt do. A single start is answered at once, many of them together.
 SHARE_OF_USERS: Final = 0.2
 STOCK_OF_USERS_S: Final = 2.0
-# Who only listens waits so much longer than who looks at what was heard. So a look always gets its turn, and waking up
-# for each packet does not cost more than reading many of them.
+# Listening waits so much longer than a pass does. So a pass always gets its turn, and waking up for each packet does
+# not cost more than reading many of them.
 REST_S: Final = 0.1
 
 _PROVOKED: Final = frozenset(
@@ -105,11 +105,11 @@ class Pauses:
     """How long the daemon waits, in seconds.
 
     Events come in bursts: libvirt changes about ten things when a network starts. The first is answered at once. While
-    look after look finds something to mend, as when another tool insists on being first too, the pause between `passes`
-    grows. A failure is retried after `retry`, doubled each time. `verify` after each commit, the kernel is compared
-    with what was committed. `ready` is how long systemd waits for the first reconcile, as libvirt may be down. No
-    thread is waited for longer than `patience`: a call that hangs in the kernel must not keep the daemon from ending.
-    After `reading`, a configuration that is still being read is told as late.
+    pass after pass finds something to repair, as when another tool insists on being first too, the pause between
+    `passes` grows. A failure is retried after `retry`, doubled each time. `verify` after each commit, the kernel is
+    compared with what was committed. `ready` is how long systemd waits for the first reconcile, as libvirt may be down.
+    No thread is waited for longer than `patience`: a call that hangs in the kernel must not keep the daemon from
+    ending. After `reading`, a configuration that is still being read is told as late.
     """
 
     passes: float = 0.01

@@ -97,7 +97,7 @@ class RulesChanged(Protocol):
     """Whoever wants to hear that the kernel's rules changed."""
 
     def __call__(self, actor: Actor, *, full: bool) -> None:
-        """Say who changed them; `full` asks for a look at everything."""
+        """Say who changed them; `full` asks for a full pass."""
         ...
 
 

@@ -2,7 +2,7 @@
 
 dnsmasq's helper replaces /var/lib/libvirt/dnsmasq/BRIDGE.status by rename when a lease comes or goes, and libvirt
 writes NETWORK.hostsfile when reservations change. What is in them is libvirt's to tell; here they only say "look
-again". libvirt's *reading* them must not, or every look would cause the next.
+again". libvirt's *reading* them must not, or every pass would cause the next.
 
 The directory may not be there yet: then the nearest one above it is watched, until it is.
 """
@@ -30,7 +30,7 @@ _CHANGES: Final = frozenset({"created", "modified", "moved", "deleted"})
 _REASONS: Final = {".status": ReasonKind.LEASES, ".hostsfile": ReasonKind.RESERVATIONS}
 
 
-# Up to its version 6, watchdog remembers each rename for as long as it watches: it begins anew after so many changes.
+# Up to its version 6, watchdog remembers each rename for as long as it watches: it starts over after so many changes.
 _RENEWED_AFTER: Final = 256
 # What one event takes, at most, in watchdog's threads and in ours. Guests can ask for as many leases as they like, and
 # each is several events.

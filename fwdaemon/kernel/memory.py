@@ -36,7 +36,7 @@ def be_frugal() -> None:
 def collecting_later() -> Iterator[None]:
     """Have Python look through new objects once, at the end, and not after each few hundred of them.
 
-    What is made for thousands of forwards stays, so that all but the last look finds nothing.
+    What is made for thousands of forwards stays, so that all collections but the last find nothing.
     """
     gc.disable()
     try:

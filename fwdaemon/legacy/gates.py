@@ -24,7 +24,7 @@ from fwdaemon.legacy.model import Head, ObservedTable, Table, TableName
 from fwdaemon.legacy.ruleset import gate
 
 _CHAIN = "FORWARD"
-# Our rules are elsewhere, and their repair waits for the end of a look: so none waits long for iptables' lock, which is
+# Our rules are elsewhere, and their repair waits for the end of a pass: so none waits long for iptables' lock, which is
 # held for milliseconds. Whoever holds it for longer has us look again on letting go.
 _PATIENCE = 0.05
 

@@ -50,7 +50,7 @@ _log = logging.getLogger(__name__)
 
 # Between our look and our commit somebody else may commit. The last try does not build on what was seen.
 _TRIES = 3
-# Each look lists what is refused, too. These take about 30 ms.
+# Each pass lists what is refused, too. These take about 30 ms.
 _REFUSED_ALONE = 256
 _MOST_REFUSED = 2048
 _LIBVIRT_MISSING = (
@@ -270,7 +270,7 @@ class NftablesBackend:
         if known and enough and known.generation == generation and wanted == self._wanted:
             return known
         observed = self._observer.observe(generation, wanted, self._committed, everywhere=wanted != self._wanted)
-        # Without the search, the next look is everywhere again.
+        # Without the search, the next pass is everywhere again.
         self._observed, self._wanted = observed, wanted if observed.searched else None
         return observed
 
@@ -355,12 +355,12 @@ class NftablesBackend:
             self._commits.commit("nft", "-f", "-", stdin=script)
 
     def _remember(self, plan: Plan, observed: Observed, refused: Collection[Gate]) -> None:
-        """Know what is there after a commit of tables alone; gates want a fresh look."""
+        """Know what is there after a commit of tables alone; gates want a fresh pass."""
         self._committed = plan.tables
         if plan.shut or plan.orphaned_gates:
             self._observed = None
             if any(state.gate in refused for state in plan.orphaned_gates):
-                # The next look is to find it again.
+                # The next pass is to find it again.
                 self._wanted = None
         elif plan.script:
             self._advance(replace(observed, tables=plan.tables), listed=False)

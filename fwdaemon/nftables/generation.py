@@ -86,7 +86,7 @@ class Announcements:
         """Read all commits that are waiting.
 
         Raises:
-            OSError: ENOBUFS, some were lost; whoever reads must look at everything.
+            OSError: ENOBUFS, some were lost; the reader must compare everything.
 
         """
         while True:
@@ -128,7 +128,7 @@ def _enlarge(monitor: socket.socket) -> None:
 #
 # A process number names nobody: in another pid namespace it is somebody else's, and each is used again some day. So a
 # commit counts as ours only where the number went up by exactly one while our program ran, and that program sent it.
-# Where another commit came in between, it does not matter which is which: both count as foreign, and cost one look.
+# Where another commit came in between, it does not matter which is which: both count as foreign, and cost one pass.
 
 # How many commits may be made before the loop reads of the first.
 _REMEMBERED = 64

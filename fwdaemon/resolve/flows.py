@@ -147,7 +147,7 @@ class Strangers:
 
     The kernel does not say by which interfaces a flow goes, so addresses tell: `left` and `entered` are the subnets of
     networks out of which libvirt lets guests, and into which it lets everybody; `homes` those of all its networks. What
-    a flow between others should have been let through for, its next packet begins anew.
+    a flow between others should have been let through for, its next packet starts over.
 
     In the families of `partly`, only what came in by some interfaces was refused. `ways` say of subnets, the most
     specific first, whether a source there comes in by one of these alone, and `beyond` whether all others do. Where

@@ -176,7 +176,7 @@ def segments(forwards: Iterable[Forward]) -> tuple[PortSegment, ...]:
 
 
 class SegmentIndex:
-    """The port segments of one family, kept while forwards come and go: only runs that are touched are cut anew."""
+    """The port segments of one family, kept while forwards come and go: only runs that are touched are cut again."""
 
     def __init__(self) -> None:
         self._runs: defaultdict[Place, list[Run]] = defaultdict(list)

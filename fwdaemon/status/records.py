@@ -71,7 +71,7 @@ class Records:
         self.configuration_refused(problems)
 
     def pass_ended(self, report: ReconcileReport, seconds: float) -> None:
-        """Remember a look that has just ended well and took so long."""
+        """Remember a pass that has just ended well and took so long."""
         before, problems, result = self._facts, self._problems, report.result
         self._last_pass = Pass(_now(), seconds, result.changed)
         refused: dict[Family | Exposure, str] = dict(result.refused)
@@ -85,7 +85,7 @@ class Records:
             self._publish_now(report.changes)
 
     def failed(self, wanted: Desired | None, failure: str, seconds: float) -> None:
-        """Remember a look that has just failed."""
+        """Remember a pass that has just failed."""
         before = self._facts.failure
         self._last_pass = Pass(_now(), seconds, changed=False, error=failure)
         self._facts = replace(self._facts, wanted=wanted or self._facts.wanted, failure=failure)
@@ -157,7 +157,7 @@ def _restored(report: ReconcileReport, at: datetime) -> Iterator[Restored]:
 
 
 def _differ(before: Facts, after: Facts) -> bool:
-    """Whether a look has something to tell besides changes of exposures."""
+    """Whether a pass has something to tell besides changes of exposures."""
     waiting = [facts.wanted.waiting if facts.wanted is not None else None for facts in (before, after)]
     uplinks = [uplinks_of(facts.wanted) for facts in (before, after)]
     confined = [(confined_in(facts.held), confined_interfaces_in(facts.held)) for facts in (before, after)]

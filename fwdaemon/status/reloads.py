@@ -340,7 +340,7 @@ class Reading:
 # Who asked for the configuration to be read again, and waits to hear what came of it. On the loop's thread only.
 #
 # Whoever asks while it is being read is answered by the next time. A configuration that is right is only worth telling
-# once the kernel was brought to it; looks go on while it is read, and are about the one before.
+# once the kernel was brought to it; passes go on while it is read, and are about the one before.
 
 
 @dataclass(frozen=True, slots=True)
@@ -374,7 +374,7 @@ class Reloads:
         self._asked = []
 
     def read(self) -> None:
-        """Note that the file has been read; the next look answers those who wait."""
+        """Note that the file has been read; the next pass answers those who wait."""
         self._read += self._begun
         self._begun = []
 

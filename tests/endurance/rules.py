@@ -1,4 +1,4 @@
-"""The kernel's rules in one look, and what of them must be the same after each wipe.
+"""The kernel's rules in one pass, and what of them must be the same after each wipe.
 
 What guests that come and go have of them differs from look to look; it is compared only while they stay. Everybody
 else's rules are compared along with ours.
@@ -28,7 +28,7 @@ Item = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """One look: what nft lists, as (kind, item), and the lines of the legacy tables of each family."""
+    """One pass: what nft lists, as (kind, item), and the lines of the legacy tables of each family."""
 
     items: list[tuple[str, Item]]
     legacy: dict[str, list[str]]

@@ -36,8 +36,8 @@ _KINDS = {
 _DRAWN = {"nft-delete-rule", "nft-delete-element", *_KINDS[LibvirtFirewall.LEGACY]}
 # One wipe in so many takes everybody's rules, where libvirt's own can be put back in the same transaction.
 _RULESET_EVERY = 50
-# Where look after look finds something to mend, the daemon waits between them, longer each time. After so many wipes,
-# the next one leaves it the time for a look that finds nothing.
+# Where pass after pass finds something to repair, the daemon waits between them, longer each time. After so many wipes,
+# the next one leaves it the time for a pass that finds nothing.
 _BURST, _BREATH_S = 4, 0.25
 _HEALED_WITHIN_S = 60.0
 _SHOWN = 10

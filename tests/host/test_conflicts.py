@@ -43,7 +43,7 @@ def said(daemon: Daemon) -> list[str]:
 
 
 def trigger(host: Host) -> None:
-    """Have the daemon look at everything."""
+    """Have the daemon make a full pass."""
     assert command(host, "reload").returncode == 0
 
 

@@ -24,7 +24,7 @@ def module_patient(module_host: Host, module_guests: _Guests) -> Iterator[Patien
 
 @pytest.fixture
 def patient(module_patient: Patient) -> Iterator[Patient]:
-    """A host with a daemon that forwards port 8000 to web; what a test breaks is mended after it."""
+    """A host with a daemon that forwards port 8000 to web; what a test breaks is repaired after it."""
     module_patient.load()
     module_patient.host.run("conntrack", "--flush", check=False)
     wait_until(lambda: module_patient.fetch().answered, "the forward works before the test")

@@ -90,7 +90,7 @@ def goes_on_answering(host: Host, name: str) -> bool:
 def begun(
     host: Host, network: MakeNetwork, lxc_guest: MakeLxcGuest, daemon: StartDaemon, other: str
 ) -> tuple[LxcGuest, LxcGuest, Daemon]:
-    """Start `web`, another guest and the daemon, which has seen at its first look where the addresses are."""
+    """Start `web`, another guest and the daemon, which has seen at its first pass where the addresses are."""
     network("default", "192.168.122.0/24", "2001:db8:122::/64")
     web = lxc_guest("web", Link("default", (f"{WEB4}/24", f"{WEB6}/64")))
     beside = lxc_guest(other, Link("default", (f"{NEIGHBOUR4}/24", f"{NEIGHBOUR6}/64")))

@@ -1,4 +1,4 @@
-"""The iptables backend on the real kernel: what is written comes back equal, and whatever is bent is mended."""
+"""The iptables backend on the real kernel: what is written comes back equal, and whatever is bent is repaired."""
 
 import re
 import shlex

@@ -1,4 +1,4 @@
-"""The nftables backend on the real kernel: what is written comes back equal, and whatever is bent is mended."""
+"""The nftables backend on the real kernel: what is written comes back equal, and whatever is bent is repaired."""
 
 import subprocess
 from collections.abc import Callable

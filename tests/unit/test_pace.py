@@ -83,7 +83,7 @@ def test_all_floods_together_get_their_share_and_no_more(passes: list[float], he
 
 @given(st.lists(st.floats(0.001, 0.05), min_size=1, max_size=4), st.floats(0.001, 0.1))
 def test_whoever_listens_leaves_a_pass_its_turn(hearing: list[float], cost: float) -> None:
-    """No look waits for longer than it takes to pay for one piece of work of each."""
+    """No pass waits for longer than it takes to pay for one piece of work of each."""
     clock = Clock()
     budget = Budget(clock)
     look = takes_passes(budget, cost)
