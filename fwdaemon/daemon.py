@@ -1,8 +1,8 @@
-"""The daemon: hears, looks, reconciles, and hears again.
+"""The daemon: waits for triggers, makes a pass, and waits again.
 
-Three things make it look: libvirt or the network (a fresh inventory is taken first), the kernel's rules (the inventory
+Three things cause a pass: libvirt or the network (a fresh inventory is taken first), the kernel's rules (the inventory
 we have will do, so that a wipe is repaired even while libvirt is away), and time. All of them only wake one task, which
-reconciles once for everything heard so far.
+reconciles once for all triggers so far.
 """
 
 import asyncio
@@ -198,7 +198,7 @@ class Daemon:
         self._trigger_queue.time_passed(full=True)
 
     def _resync(self) -> None:
-        """Look at everything now and then, whatever is heard: an event may be lost."""
+        """Ask for a full pass at each `resync`, whatever the triggers: an event may be lost."""
         self._inventories.sources.invalidate()
         self._trigger_queue.ask()
         self._trigger_queue.time_passed(full=True)
@@ -256,7 +256,7 @@ class Daemon:
         return self._reconciler.reconcile(desired, request)
 
     def _latest_triggers(self) -> tuple[tuple[Actor, ...], tuple[Reason, ...]]:
-        """Ask the loop, from the worker, what was heard since the pass began: kernel and libvirt may tell by now."""
+        """Ask the loop, from the worker, for triggers since the pass began: kernel and libvirt may know more by now."""
         try:
             listening = asyncio.run_coroutine_threadsafe(self._trigger_queue.listen(), self._loop)
             return listening.result(self._pauses.patience)
@@ -298,12 +298,12 @@ class Daemon:
         self._pass_in(self._retry.next(), triggers)
 
     def _look_soon(self) -> None:
-        """Have a pass tell of conflicts, or try again, from the thread that found them or failed."""
+        """Ask for a pass that reports conflicts, or tries again, from the thread that found them or failed."""
         with suppress(RuntimeError):  # the loop has ended
             self._loop.call_soon_threadsafe(lambda: self._trigger_queue.time_passed(full=False))
 
     def _pass_in(self, seconds: float, after: Triggers, *, full: bool = False) -> None:
-        """Look again because of a pass, on whose account it was."""
+        """Ask for another pass, charged like the one before."""
         check = partial(self._trigger_queue.time_passed, full=full, provoked=after.provoked)
         self._loop.call_later(max(seconds, 0), check)
 

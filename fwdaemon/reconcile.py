@@ -73,7 +73,7 @@ class HostNetwork(Protocol):
 
 
 class Conflicts(Protocol):
-    """Who else wants what we take; see `fwdaemon.conflicts.watch`."""
+    """Other processes and rules on the ports we take; see `fwdaemon.conflicts.watch`."""
 
     @property
     def due(self) -> float | None:
@@ -183,7 +183,7 @@ class Reconciler:
         return result.changed
 
     def remove(self, cause: Cause) -> None:
-        """Take away everything that is ours; where something may be left, that is told instead of what went."""
+        """Remove everything that is ours; where something may be left, write that instead of what went."""
         self._sweeper.wait(_PATIENCE)
         applied = self.report.desired if self.report is not None else Desired()
         with self._turn:
@@ -319,7 +319,7 @@ def _strangers(report: ReconcileReport, request: Request) -> Strangers | None:
 
 
 class _Audit:
-    """Tells the audit what a report says, of that what is news."""
+    """Writes what is new in a report to the audit."""
 
     def __init__(self) -> None:
         self._flap_damping = FlapDamping()
@@ -331,7 +331,7 @@ class _Audit:
         return min((due for due in (self._flap_damping.ends, self._new_problems.ends) if due is not None), default=None)
 
     def write(self, before: ReconcileReport | None, report: ReconcileReport, request: Request) -> None:
-        """Tell what changed; nothing where the state is the very one of the last time and all was well."""
+        """Write what changed; nothing if the state is the same and all was well."""
         desired, result = report.desired, report.result
         if result.moved:
             lines.moved(result.moved)
@@ -350,7 +350,7 @@ class _Audit:
         lines.problems(self._new_problems.of_faults(result.faults, request.now, everything=everything))
 
     def _write_first(self, report: ReconcileReport, request: Request) -> None:
-        """Tell what was found of an earlier run, and what was not."""
+        """Write what was found of an earlier run, and what was not."""
         if found := len(report.desired.exposures - report.result.mended):
             lines.adopted(found)
         lines.leftovers(report.result.stale)

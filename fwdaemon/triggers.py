@@ -1,4 +1,4 @@
-"""What has been heard since the last pass: reasons to look again, never facts.
+"""The triggers since the last pass: reasons to look again, never facts.
 
 A reason from libvirt or the network counts once an inventory has been taken after it, so that the audit names the event
 a change really follows from. Used on the asyncio loop's thread only.
@@ -13,15 +13,15 @@ from fwdaemon.core.pace import of_users, provoked
 from fwdaemon.core.report import Actor, Reason
 
 # Reasons that guests provoke and that are kept to explain a change; in a flood, those that come later are not. So with
-# everything that was heard for passes that failed.
+# all triggers of passes that failed.
 _MOST_PROVOKED: Final = 256
-# The same of what users of libvirt do: a host may start all its domains at once.
+# The same for what users of libvirt do: a host may start all its domains at once.
 _MOST_OF_USERS: Final = 4096
 
 
 @dataclass(frozen=True, slots=True)
 class Triggers:
-    """Everything heard for one pass; see `fwdaemon.reconcile.Request`. Guests alone may have `provoked` it."""
+    """All triggers of one pass; see `fwdaemon.reconcile.Request`. Guests alone may have `provoked` it."""
 
     reasons: tuple[Reason, ...]
     actors: tuple[Actor, ...]
@@ -30,13 +30,13 @@ class Triggers:
 
     @property
     def by_users(self) -> bool:
-        """Whether it is users of libvirt alone who had it heard, besides guests."""
+        """Whether users of libvirt alone caused it, besides guests."""
         others = self.provoked or self.full or self.actors or not self.reasons
         return not others and all(provoked(reason) or of_users(reason) for reason in self.reasons)
 
 
 class TriggerQueue:
-    """Collects reasons and wakes whoever waits for one."""
+    """Collects triggers and wakes the task that waits for one."""
 
     def __init__(self) -> None:
         self.stopping = False
@@ -59,22 +59,22 @@ class TriggerQueue:
         self._wake.clear()
 
     def stop(self) -> None:
-        """Somebody wants us to end."""
+        """Ask the daemon to stop."""
         self.stopping = True
         self._wake.set()
 
     def reload(self) -> None:
-        """Somebody says that the configuration changed."""
+        """Ask for the configuration to be read again."""
         self._wants_reload = True
         self._wake.set()
 
     def take_reload(self) -> bool:
-        """Whether the configuration is to be read again; the question is also the answer's end."""
+        """Whether the configuration is to be read again; asking clears it."""
         wanted, self._wants_reload = self._wants_reload, False
         return wanted
 
     def inventory_changed(self, reason: Reason) -> None:
-        """Something happened to a domain, a network or an address."""
+        """Note that something happened to a domain, a network or an address."""
         urgent, pressing = not provoked(reason), not (provoked(reason) or of_users(reason))
         if pressing or len(self._unsettled) < (_MOST_OF_USERS if urgent else _MOST_PROVOKED):
             self._unsettled[reason] = None
@@ -91,7 +91,7 @@ class TriggerQueue:
         self._wake.set()
 
     def wake(self) -> None:
-        """What was put off is due."""
+        """Wake the task: something postponed is due."""
         self._wake.set()
 
     def begin_inventory(self) -> dict[Reason, None]:
@@ -101,14 +101,14 @@ class TriggerQueue:
         return covered
 
     def end_inventory(self, covered: dict[Reason, None]) -> None:
-        """Say that the inventory is there."""
+        """Note that the inventory is complete."""
         self._settled |= covered
         self._by_others |= not covered or not all(map(provoked, covered))
         self.wants_pass = True
         self._wake.set()
 
     def rules_changed(self, actor: Actor, *, full: bool) -> None:
-        """Somebody changed the kernel's rules; `full` when it is not known how much."""
+        """Note that the kernel's rules changed; `full` if it is not known how much."""
         self._by_others = True
         self._full |= full
         self._actors[actor] = None
@@ -125,7 +125,7 @@ class TriggerQueue:
         self.ask()
 
     def time_passed(self, *, full: bool, provoked: bool = False) -> None:
-        """It is time to look, whatever has been heard; or to look again after one that guests `provoked`."""
+        """Ask for a pass because it is time, or for another after one that guests `provoked`."""
         self._by_others |= not provoked
         self._full |= full
         self.wants_pass = True
@@ -133,18 +133,18 @@ class TriggerQueue:
 
     @property
     def actors(self) -> tuple[Actor, ...]:
-        """Who changed rules since the last pass, as far as was heard."""
+        """Who changed rules since the last pass, as far as known."""
         return tuple(self._actors)
 
     async def listen(self) -> tuple[tuple[Actor, ...], tuple[Reason, ...]]:
-        """Give who changed rules since the last pass, and what was heard since the last inventory, up to now."""
+        """Give who changed rules since the last pass, and the reasons since the last inventory, up to now."""
         # It is read in one turn of the loop; the next comes after that.
         for _ in range(2):
             await asyncio.sleep(0)
         return self.actors, tuple(self._unsettled)
 
     def take(self) -> Triggers:
-        """Give what has been heard for the pass that begins now, and forget it."""
+        """Give the triggers of the pass that begins now, and forget them."""
         triggers = Triggers(
             tuple(self._settled),
             self.actors,
@@ -156,7 +156,7 @@ class TriggerQueue:
         return triggers
 
     def take_back(self, triggers: Triggers) -> None:
-        """Know again what was heard for a pass that failed: it is what the next one, asked for elsewhere, is about."""
+        """Take back the triggers of a pass that failed: the next one is about them."""
         self._settled = _first(dict.fromkeys(triggers.reasons) | self._settled)
         self._actors = _first(dict.fromkeys(triggers.actors) | self._actors)
         self._full |= triggers.full

@@ -17,7 +17,7 @@ from fwdaemon.core.types import Address
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """What was heard: `reasons` are for exposures that come and go, `actors` for those that were found missing.
+    """What is known: `reasons` are for exposures that come and go, `actors` for those that were found missing.
 
     `of_removal` gives which reasons count for an exposure that went: where it was held for a moment, earlier ones too.
     """

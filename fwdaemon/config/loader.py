@@ -1,6 +1,6 @@
 """The whole configuration: the main file and its drop-ins, checked together.
 
-Everything that is wrong is told at once, so that nobody mends a file error by error.
+All errors are reported at once, so that no user fixes a file error by error.
 """
 
 from collections.abc import Callable, Iterable, Mapping

@@ -1,4 +1,4 @@
-"""Looks for conflicts: now and then for the daemon, and once for who asks."""
+"""Looks for conflicts: regularly for the daemon, and once for `check`."""
 
 import logging
 import threading

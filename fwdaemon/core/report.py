@@ -44,7 +44,7 @@ class ReasonKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Reason:
-    """Something happened to `subject`; `detail` says more of it, in the words of who noticed it.
+    """Something happened to `subject`; `detail` says more of it, in the words of its source.
 
     With `by_guest`, it is something of this kind that a guest can make happen, as the end of a domain is not.
     """
@@ -81,7 +81,7 @@ class Actor:
 
 @dataclass(frozen=True, slots=True)
 class Cause:
-    """Why something changed: what was heard, who did it, or what hinders it. Nothing is known where it is empty."""
+    """Why something changed: what happened, who did it, or what hinders it. Empty if nothing is known."""
 
     facts: tuple[Reason | Actor | Hindrance, ...] = ()
 
@@ -90,11 +90,11 @@ Trigger: TypeAlias = Callable[[Reason], None]
 """Takes a reason to look again."""
 
 
-# What a backend hears, finds and does, as the rest of the program is told of it.
+# What a backend receives, finds and does, as data for the rest of the program.
 
 
 class RulesChanged(Protocol):
-    """Whoever wants to hear that the kernel's rules changed."""
+    """Called when the kernel's rules changed."""
 
     def __call__(self, actor: Actor, *, full: bool) -> None:
         """Say who changed them; `full` asks for a full pass."""
@@ -152,7 +152,7 @@ class ApplyResult:
     """One reconcile of the kernel's rules.
 
     `mended` are exposures that did not work before and do now; `damaged` are those of them that we had made work.
-    `stale` names, as the kernel does, where exposures are that nobody asks for. `faults` are sentences about what could
+    `stale` names, as the kernel does, exposures that are no longer wanted. `faults` are sentences about what could
     not be done, and `refused` names the exposures that do not work for one of them. `changed` says whether anything was
     committed, `script` what of it went through `nft`. `moved` tells in which rule system the rules are, and why, when
     that is another one than before. `settings` are those of the host that were changed, `notes` what an
@@ -180,7 +180,7 @@ class ApplyResult:
 
 
 def joined(one: ApplyResult, other: ApplyResult) -> ApplyResult:
-    """Tell two outcomes as one."""
+    """Combine two results."""
     return ApplyResult(
         one.mended | other.mended,
         one.damaged | other.damaged,
