@@ -57,14 +57,14 @@ _ELSEWHERE = "-m addrtype ! --dst-type LOCAL"
 # What the host sends to itself comes by `lo`: from elsewhere no packet can have an address of its own.
 _AS_THE_HOST = "! -i lo -m addrtype --src-type LOCAL"
 # What came in has passed the rule above, so only the host's own packets have its addresses.
-_BY_THE_HOST = "-m addrtype --src-type LOCAL"
+_FROM_THE_HOST_ELSEWHERE = "-m addrtype --src-type LOCAL ! --dst-type LOCAL"
 
 
 def translating(family: Family, desired: Desired) -> dict[str, list[Serving]]:
     """Write the rules of each chain."""
     return {
         PRE: list(_prerouting(family, desired)),
-        OUT: [*_left_alone(family, desired, f"{_BY_THE_HOST} "), *_leading(family, desired)],
+        OUT: [*_left_alone(family, desired, "", _FROM_THE_HOST_ELSEWHERE), *_leading(family, desired)],
         POST: list(_postrouting(family, desired)),
     }
 
@@ -72,7 +72,7 @@ def translating(family: Family, desired: Desired) -> dict[str, list[Serving]]:
 def _prerouting(family: Family, desired: Desired) -> Iterator[Serving]:
     """Lead on what came in."""
     for subnet in collapse(subnet for subnet in desired.guest_subnets if Family.of(subnet) is family):
-        yield from _left_alone(family, desired, f"-s {subnet} ")
+        yield from _left_alone(family, desired, f"-s {subnet} ", _ELSEWHERE)
     yield from ((None, rule) for rule in believed(family, desired))
 
 
@@ -119,10 +119,10 @@ def _of_home(home: Home) -> Iterator[Rule]:
     yield Rule.of(f"-s {home.subnet}", "RETURN", "all")
 
 
-def _left_alone(family: Family, desired: Desired, source: str) -> Iterator[Serving]:
+def _left_alone(family: Family, desired: Desired, source: str, led: str) -> Iterator[Serving]:
     """Have the host and its guests reach addresses that another machine on the link may hold, unless they came here."""
     for address in sorted((item for item in desired.elsewhere if Family.of(item) is family), key=int):
-        yield None, Rule.of(f"{source}-d {host(address)} {_ELSEWHERE}", "RETURN", "elsewhere")
+        yield None, Rule.of(f"{source}-d {host(address)} {led}", "RETURN", "elsewhere")
 
 
 def _postrouting(family: Family, desired: Desired) -> Iterator[Serving]:

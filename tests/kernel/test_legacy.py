@@ -55,7 +55,8 @@ def test_the_kernel_holds_what_is_rendered(backend: LegacyBackend) -> None:
 def test_a_rule_is_what_iptables_itself_would_make_of_it(backend: LegacyBackend, family: Family) -> None:
     """Listings do not show everything, such as which letters of an interface's name count."""
     bound = forward("tcp *:90", "[2001:db8:5::5]:90", interface="eth0")
-    desired = EVERYTHING.having([bound])
+    elsewhere = frozenset(map(ip_address, ("198.51.100.77", "2001:db8::77")))
+    desired = replace(EVERYTHING.having([bound]), elsewhere=elsewhere)
     backend.apply(desired, full=False)
     table = ""
     for line in restore_text(family, tables(desired)[family]).splitlines():
