@@ -268,7 +268,7 @@ def _options(matches: str, protocol: str) -> tuple[dict[str, str], bool]:
     """Read what a packet of this protocol has to match, and whether it must not be for an address of the host."""
     # None of the packets has an address of the host as its source.
     text = matches.replace("! -i lo -m addrtype --src-type LOCAL", "-s 0.0.0.0").replace("! -i", "!-i")
-    words = " ".join(text.split())
+    words = " ".join(text.replace("-m addrtype --src-type LOCAL ! --dst-type LOCAL", "-s 0.0.0.0").split())
     text = words.replace("-m addrtype ! --dst-type LOCAL", "")
     options = dict(zip(*[iter(text.replace(f"-m {protocol} ", "").split())] * 2, strict=True))
     return options, text != words
