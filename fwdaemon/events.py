@@ -29,6 +29,7 @@ from fwdaemon.hypervisor.lease_watch import DNSMASQ_DIRECTORY, LeaseWatch
 from fwdaemon.hypervisor.link import ConnectionState, LibvirtLink
 from fwdaemon.kernel import probes
 from fwdaemon.kernel.address_watch import NetlinkWatch
+from fwdaemon.kernel.listeners import with_occupied
 from fwdaemon.kernel.memory import begun
 from fwdaemon.kernel.observe import ask_again, observe_host
 from fwdaemon.kernel.probes import Probes
@@ -178,6 +179,7 @@ class InventoryKeeper:
         before = self._learned.neighbours(domains) if self._neighbours is None else self._neighbours
         self._neighbours = remembered(before, host.neighbours, macs)
         inventory = merge(observations, replace(host, neighbours=self._neighbours), said)
+        inventory = with_occupied(inventory)
         wrong = self._hijacked_addresses(inventory, before, host.neighbours)
         ask_again([*outdated_neighbours(before, host.neighbours, macs), *(item.rightful for item in wrong)])
         self._put_back = bool(wrong)
@@ -344,7 +346,7 @@ def _inventory_once(uris: Sequence[str]) -> Inventory:
     host = _observed_host(observations)
     near = remembered(learned.neighbours(domains), host.neighbours, guest_macs(observations))
     said = {seen.domain.uuid: learned.said(seen) for seen in domains}
-    return merge(observations, replace(host, neighbours=near), said)
+    return with_occupied(merge(observations, replace(host, neighbours=near), said))
 
 
 def _observed_host(observations: Sequence[LibvirtObservation]) -> HostObservation:

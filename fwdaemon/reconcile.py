@@ -12,7 +12,7 @@ from typing import Protocol
 
 from fwdaemon.audit import causes, lines
 from fwdaemon.audit.causes import Departures, Known, in_order
-from fwdaemon.audit.throttle import FlapDamping, NewProblems
+from fwdaemon.audit.throttle import FlapDamping, NewProblems, Rations
 from fwdaemon.connections import Clock, Conntrack, Sweep, Sweeper, close_everything
 from fwdaemon.core.exposures import Exposure, Forward
 from fwdaemon.core.inventory import Move
@@ -324,6 +324,7 @@ class _Audit:
     def __init__(self) -> None:
         self._flap_damping = FlapDamping()
         self._new_problems = NewProblems()
+        self._rations = Rations()
 
     @property
     def ends(self) -> float | None:
@@ -346,7 +347,8 @@ class _Audit:
             self._write_changes(report, request)
         everything, last = request.reloaded or before is None, before.desired if before is not None else Desired()
         if everything or desired.waiting != last.waiting:
-            lines.waiting(self._new_problems.of_waiting(desired.waiting, last.owners, everything=everything))
+            news = self._new_problems.of_waiting(desired.waiting, last.owners, everything=everything)
+            lines.waiting(self._rations.admitted(news, request.now))
         lines.problems(self._new_problems.of_faults(result.faults, request.now, everything=everything))
 
     def _write_first(self, report: ReconcileReport, request: Request) -> None:

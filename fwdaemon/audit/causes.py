@@ -1,6 +1,6 @@
 """What changed, why, and what waits, as data and in words; what became of guests that went. Pure."""
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import Final
@@ -10,7 +10,7 @@ from fwdaemon.core.inventory import HijackedAddress, Hindrance, HindranceKind, M
 from fwdaemon.core.report import Actor, ActorKind, ApplyResult, Cause, Change, Reason, ReasonKind, ReconcileReport
 from fwdaemon.core.state import Desired, Namesake, Unchosen
 from fwdaemon.core.text import printable, shown
-from fwdaemon.core.types import Address
+from fwdaemon.core.types import Address, Origin
 
 # What changed: a function of what was applied before, what is now, and what the backend found in between. Pure.
 
@@ -69,7 +69,7 @@ def in_order(exposures: Collection[Exposure]) -> list[Exposure]:
 # Events arrive in bursts and in any order: the kernel may tell that a guest's neighbour entry came before libvirt tells
 # that the domain started. So a reason that names the owner is preferred, then what the state itself says, then what may
 # concern anybody. What happened to other domains and other guests' addresses explains nothing.
-_OF_DOMAINS: Final = frozenset({ReasonKind.DOMAIN, ReasonKind.DEVICES, ReasonKind.AGENT})
+_OF_DOMAINS: Final = frozenset({ReasonKind.DOMAIN, ReasonKind.DEVICES, ReasonKind.AGENT, ReasonKind.METADATA})
 _OF_NETWORKS: Final = frozenset({ReasonKind.NETWORK, ReasonKind.RESERVATIONS})
 
 
@@ -126,7 +126,7 @@ def _concerning(exposure: Exposure, reasons: Iterable[Reason]) -> list[Reason]:
 def _may_concern(exposure: Exposure, reason: Reason) -> bool:
     """Whether a reason that does not name the owner may be one: not where it names another."""
     match reason.kind:
-        case ReasonKind.DOMAIN | ReasonKind.DEVICES | ReasonKind.AGENT:
+        case ReasonKind.DOMAIN | ReasonKind.DEVICES | ReasonKind.AGENT | ReasonKind.METADATA:
             return False
         case ReasonKind.NEIGHBOUR:
             return exposure.guest is not None and str(exposure.guest) == reason.subject
@@ -143,6 +143,7 @@ _REASONS: Final[Mapping[ReasonKind, Callable[[Reason], str]]] = {
     ReasonKind.DOMAIN: lambda reason: f"domain {shown(reason.subject)} {reason.detail}",
     ReasonKind.DEVICES: lambda reason: f"devices of domain {shown(reason.subject)} changed",
     ReasonKind.AGENT: lambda reason: f"guest agent of domain {shown(reason.subject)} {reason.detail}",
+    ReasonKind.METADATA: lambda reason: f"metadata of domain {shown(reason.subject)} changed",
     ReasonKind.NETWORK: lambda reason: f"network {shown(reason.subject)} {reason.detail}",
     ReasonKind.LIBVIRT: lambda reason: f"libvirt at {printable(reason.subject)} {reason.detail}",
     ReasonKind.HOST_ADDRESS: lambda reason: f"host address {printable(reason.subject)} {reason.detail}",
@@ -222,13 +223,18 @@ _HINDRANCES: Final[Mapping[HindranceKind, Callable[[Hindrance], str]]] = {
         f"{found.address} is claimed by both {_names(found)} ({found.source})"
     ),
     HindranceKind.CLAIMED: lambda found: (
-        f"port {found.ports} is claimed by domain {_names(found)}{f' ({found.origin})' if found.origin else ''}"
+        f"{_names(found) or 'the host'} has it already{_at(found.origin)}"
+        if found.ports is None
+        else f"port {found.ports} is claimed by domain {_names(found)}{_at(found.origin)}"
     ),
     HindranceKind.NO_FREE_PORT: lambda found: f"no port of auto_ports ({found.ports}) is free",
     HindranceKind.NO_RUNNING_DOMAIN: lambda _: "no running domain has such a name",
     HindranceKind.HELD_ELSEWHERE: lambda found: (
         f"the machine at {_names(found)} has {found.address}, and clients come here once this host has it"
     ),
+    HindranceKind.NOT_ALLOWED: lambda found: _not_allowed(found.origin, found.names),
+    HindranceKind.NOT_OWN: lambda found: f"{found.address} is no address that this guest is known to have",
+    HindranceKind.MISREAD: lambda found: "; ".join(map(printable, found.names)),
 }
 
 
@@ -296,6 +302,18 @@ def _place(place: Place) -> str:
     if place.network is not None:
         return f"network {shown(place.network)}"
     return f"bridge {shown(place.bridge)}" if place.bridge is not None else f"interface {place.mac}"
+
+
+def _not_allowed(closest: Origin | None, lacking: Sequence[str]) -> str:
+    """Say what the policy that comes closest does not cover."""
+    if closest is None:
+        return "no [[allow]] is for this domain"
+    lacks = (f"{key} {shown(value)}" for key, value in zip(lacking[::2], lacking[1::2], strict=True))
+    return f"no [[allow]] covers it; the closest, {printable(str(closest))}, does not cover {' and '.join(lacks)}"
+
+
+def _at(origin: Origin | None) -> str:
+    return "" if origin is None else f" ({printable(str(origin))})"
 
 
 def _missed(place: Place) -> str:

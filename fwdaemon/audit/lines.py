@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterable
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Final, TypeAlias
@@ -35,6 +36,7 @@ MESSAGE_IDS: Final = {
     "restored": "cb5edc2f5ce24856ae3c8759d69ef7be",
     "waiting": "7d2f4c60768140a8b03280356192e5bb",
     "assigned": "dc953e92568c45debfe30f3380da4bb9",
+    "declined": "21c85a8a3f094ce3add4cee1c48306c1",
     "adopted": "4d567da7df8f4466bbe096a3db8b9bba",
     "ended": "fef759c7ba8842fd8f3ec266c2456a74",
     "moved": "16db21cce5354404be20362ba5644dc9",
@@ -49,6 +51,9 @@ MESSAGE_IDS: Final = {
 def exposure(action: str, changed: Exposure, cause: Cause) -> None:
     """Write that an exposure was `added`, `removed` or `restored`."""
     fields = _fields(changed, cause)
+    allowed = changed.origin.allowed if changed.origin is not None else None
+    if allowed is not None and action != "removed":
+        fields |= {"PORTFWD_CAUSE": f"{fields['PORTFWD_CAUSE']}; allowed by {printable(str(allowed))}"}
     what = f"{_who(changed.owner)}: {fields['PORTFWD_LISTEN']} -> {fields['PORTFWD_TARGET']}"
     _write(action, f"{action} {what} ({fields['PORTFWD_CAUSE']})", fields)
 
@@ -77,10 +82,16 @@ def gate(change: GateChange, cause: Cause) -> None:
 
 def waiting(entries: Iterable[Waiting]) -> None:
     """Write a line for each entry that has no live exposure, with the reason."""
-    for entry in entries:
+    # One that waits is told once, and not for each of its ports.
+    told_of = dict.fromkeys(entry if entry.refused else replace(entry, claim=None) for entry in entries)
+    for entry in told_of:
         reason = why(entry.reason)
-        text = f"waiting {_who(entry.owner)}: {reason} ({entry.origin})"
-        _write("waiting", text, _owner_field(entry.owner) | {"PORTFWD_CAUSE": reason})
+        fields = _owner_field(entry.owner) | {"PORTFWD_CAUSE": reason}
+        if entry.declined:
+            text = f"declined {_who(entry.owner)}: {entry.claim}, {reason} ({entry.origin})"
+            _write("declined", text, fields | {"PORTFWD_LISTEN": str(entry.claim)})
+        else:
+            _write("waiting", f"waiting {_who(entry.owner)}: {reason} ({entry.origin})", fields)
 
 
 def assigned(ports: Iterable[Assigned]) -> None:

@@ -84,7 +84,10 @@ def _count(config: Config) -> str:
     for entry in config.entries:
         found[entry.kind] += entry.number
     counted = (f"{found[kind]} {_noun(kind, found[kind])}" for kind in Kind if found[kind])
-    return ", ".join(counted) or "nothing is forwarded yet"
+    said = ", ".join(counted) or "nothing is forwarded yet"
+    policies = len(config.allows)
+    noun = "policy" if policies == 1 else "policies"
+    return f"{said}, {policies} {noun} for what domains ask for" if policies else said
 
 
 def _noun(kind: Kind, number: int) -> str:

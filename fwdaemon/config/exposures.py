@@ -6,8 +6,27 @@ from dataclasses import dataclass, replace
 from typing import Final, TypeVar
 
 from fwdaemon.config.addresses import EveryAddressError, parse_listen, parse_public, parse_routed, parse_source
-from fwdaemon.config.model import KEYS, AutoMapping, Entry, ForwardEntry, NatEntry, PortMapping, RouteEntry
-from fwdaemon.config.names import is_pattern, parse_domain, parse_domains, parse_holding, parse_incoming, parse_network
+from fwdaemon.config.model import (
+    KEYS,
+    MOST_CLAIMS,
+    AllowEntry,
+    AutoMapping,
+    Entry,
+    ForwardEntry,
+    GuestEntry,
+    NatEntry,
+    PortMapping,
+    RouteEntry,
+)
+from fwdaemon.config.names import (
+    is_pattern,
+    parse_domain,
+    parse_domains,
+    parse_holding,
+    parse_incoming,
+    parse_network,
+    parse_pattern,
+)
 from fwdaemon.config.node import Node, read_distinct, read_guest, read_key, require
 from fwdaemon.config.overlap import (
     families_of_entry,
@@ -16,7 +35,7 @@ from fwdaemon.config.overlap import (
     refuse_port_contradictions,
     refuse_wide_proxies,
 )
-from fwdaemon.config.ports import PortSpec, parse_ports, split_ports
+from fwdaemon.config.ports import PortSpec, parse_host_ports, parse_ports, split_ports
 from fwdaemon.core.text import GrammarError, quote, show
 from fwdaemon.core.types import Family, Subnet
 
@@ -255,9 +274,48 @@ def _read_addresses(node: Node, fields: Mapping[str, Node]) -> list[tuple[Node, 
     return [(item, subnet) for item, subnet in subnets if subnet is not None]
 
 
-READERS: Final[Mapping[str, Callable[[Node], tuple[Entry, ...]]]] = {
+# One `[[allow]]`, key by key.
+ALLOW_KEYS: Final = KEYS["allow"]
+_MOST: Final = 65_535
+
+
+def read_allow(node: Node) -> tuple[AllowEntry, ...]:
+    """Read one entry, recording every problem in it; where anything is wrong, none is returned."""
+    before = len(node.document.problems)
+    fields = node.fields(ALLOW_KEYS)
+    require(node, fields, "domains", 'domains = ["…"] with patterns of names, or UUIDs')
+    entry = AllowEntry(
+        domains=_read_many(fields, "domains", parse_pattern, "ci-*"),
+        origin=node.origin,
+        networks=_read_many(fields, "networks", parse_network, "default"),
+        listen=_read_many(fields, "listen", parse_listen, "198.51.100.7"),
+        ports=_read_many(fields, "ports", parse_host_ports, "20000-29999"),
+        public=_read_many(fields, "public", parse_routed, "198.51.100.64/27"),
+        assign=read_key(fields, "assign", parse_holding, "eth0"),
+        most=_read_most(fields["max"]) if "max" in fields else MOST_CLAIMS,
+    )
+    if "assign" in fields and "public" not in fields:
+        fields["assign"].refuse("is where the addresses of public are held, and there are none; remove it")
+    if fields and not entry.ports and not entry.public and len(node.document.problems) == before:
+        node.refuse('allows nothing; write ports = ["20000-29999"] or public = ["198.51.100.64/27"]')
+    return (entry,) if len(node.document.problems) == before else ()
+
+
+def _read_most(node: Node) -> int:
+    number = node.value
+    remedy = f"write a number from 1 to {_MOST:,} such as {MOST_CLAIMS}, without quotes"
+    if isinstance(number, bool) or not isinstance(number, int):
+        node.refuse(f"must be an integer, not {show(number)}; {remedy}")
+    elif not 1 <= number <= _MOST:
+        node.refuse(f"{show(number)} is out of range; {remedy}")
+    else:
+        return number
+    return MOST_CLAIMS
+
+
+GUEST_READERS: Final[Mapping[str, Callable[[Node], tuple[GuestEntry, ...]]]] = {
     "forward": _read_forward,
     "nat": _read_nat,
-    "route": _read_routes,
 }
+READERS: Final[Mapping[str, Callable[[Node], tuple[Entry, ...]]]] = {**GUEST_READERS, "route": _read_routes}
 """What reads one entry of each table, giving those that are fit to be compared with others."""

@@ -11,12 +11,13 @@ from typing import Final, TypeVar
 
 import tomli
 
-from fwdaemon.config.exposures import READERS
+from fwdaemon.config.exposures import READERS, read_allow
 from fwdaemon.config.files import read_files, unguarded
 from fwdaemon.config.lines import toml_lines
 from fwdaemon.config.model import (
     KEYS,
     TABLES,
+    AllowEntry,
     Config,
     ControlSettings,
     DaemonSettings,
@@ -42,6 +43,7 @@ class Contents:
     control: ControlSettings | None = None
     metrics: MetricsSettings | None = None
     entries: tuple[Entry, ...] = ()
+    allows: tuple[AllowEntry, ...] = ()
 
 
 def read_document(file: Path, source: bytes | str, problems: list[Problem], *, is_main: bool) -> Contents:
@@ -60,6 +62,7 @@ def read_document(file: Path, source: bytes | str, problems: list[Problem], *, i
         control=_read_settings(tables, "control", read_control, is_main=is_main),
         metrics=_read_settings(tables, "metrics", read_metrics, is_main=is_main),
         entries=tuple(chain.from_iterable(chain.from_iterable(read_all))),
+        allows=tuple(chain.from_iterable(_read_entries(tables, "allow", read_allow))),
     )
 
 
@@ -98,7 +101,7 @@ def _read_entries(tables: Mapping[str, Node], key: str, read: Callable[[Node], T
 
 def _refuse_named(table: str, named: dict[str, object], node: Node) -> bool:
     """Refuse entries whose headers name what they are about, such as [forward.web1]; tell whether all of them do."""
-    key = "domain" if "domain" in KEYS[table] else "network"
+    key = next(key for key in ("domain", "domains", "network") if key in KEYS[table])
     are_named = bool(named) and all(
         isinstance(value, dict | list) and name not in KEYS[table] for name, value in named.items()
     )
@@ -168,6 +171,7 @@ def _build(main: Path, sources: Mapping[Path, bytes | str], problems: list[Probl
         (entry for contents in files for entry in contents.entries),
         next((contents.control for contents in files if contents.control), ControlSettings()),
         next((contents.metrics for contents in files if contents.metrics), MetricsSettings()),
+        (allowed for contents in files for allowed in contents.allows),
     )
     problems += find_conflicts(config.forwards)
     problems += _without_pool(main, config, problems)

@@ -17,12 +17,14 @@ from fwdaemon.core.types import Address, Family, Gate, Origin, PortRange, Protoc
 
 # The tables, and the keys that each may have.
 ENTRIES: Final = ("forward", "nat", "route")
+ARRAYS: Final = (*ENTRIES, "allow")
 SETTINGS: Final = ("control", "daemon", "metrics")
-TABLES: Final = tuple(sorted((*ENTRIES, *SETTINGS)))
+TABLES: Final = tuple(sorted((*ARRAYS, *SETTINGS)))
 KEYS: Final[Mapping[str, tuple[str, ...]]] = {
     "forward": ("address", "domain", "interface", "listen", "mac", "masquerade", "network", "ports", "sources"),
     "nat": ("address", "assign", "domain", "mac", "network", "public"),
     "route": ("addresses", "network", "proxy"),
+    "allow": ("assign", "domains", "listen", "max", "networks", "ports", "public"),
     "daemon": (
         *("auto_ports", "backend", "behind", "gates", "ip_forward", "label", "libvirt", "localhost", "on_stop"),
         *("resync", "uplinks"),
@@ -165,8 +167,8 @@ class ForwardEntry:
 
     @property
     def owner(self) -> Owner:
-        """Whom it is for: by name where that is known, and else as written."""
-        return Owner(self.called or self.domain)
+        """Whom it is for: by name where that is known, as in metadata, and else as written."""
+        return Owner(self.called or self.origin.domain or self.domain)
 
     @property
     def number(self) -> int:
@@ -229,8 +231,8 @@ class NatEntry:
 
     @property
     def owner(self) -> Owner:
-        """Whom it is for, as written."""
-        return Owner(self.domain)
+        """Whom it is for, as written; in metadata, the domain itself."""
+        return Owner(self.origin.domain or self.domain)
 
     def claims(self) -> Iterator[tuple[Claim, Origin]]:
         """Give what packets it is for, each with its place in the configuration."""
@@ -286,6 +288,28 @@ GuestEntry: TypeAlias = ForwardEntry | NatEntry
 Entry: TypeAlias = GuestEntry | RouteEntry
 
 
+MOST_CLAIMS: Final = 20
+
+
+@dataclass(frozen=True, slots=True)
+class AllowEntry:
+    """One `[[allow]]`: what running domains may ask for in their own metadata.
+
+    `domains` are shell patterns of names, and UUIDs. Empty `networks` are all of libvirt's, empty `listen` every local
+    address; empty `ports` and `public` are none. `assign` is where public addresses are held. `most` is how many ports
+    and public addresses one domain may have by it.
+    """
+
+    domains: tuple[str, ...]
+    origin: Origin
+    networks: tuple[str, ...] = ()
+    listen: tuple[Address, ...] = ()
+    ports: tuple[PortRange, ...] = ()
+    public: tuple[Subnet, ...] = ()
+    assign: str | None = None
+    most: int = MOST_CLAIMS
+
+
 @dataclass(frozen=True, slots=True)
 class Config:
     """The whole configuration: the main file and its drop-ins, in name order.
@@ -300,10 +324,16 @@ class Config:
     control: ControlSettings = ControlSettings()
     metrics: MetricsSettings = MetricsSettings()
     ignored: tuple[Path, ...] = field(default=(), compare=False)
+    allows: tuple[AllowEntry, ...] = ()
 
     @classmethod
     def of(
-        cls, daemon: DaemonSettings, entries: Iterable[Entry], control: ControlSettings, metrics: MetricsSettings
+        cls,
+        daemon: DaemonSettings,
+        entries: Iterable[Entry],
+        control: ControlSettings,
+        metrics: MetricsSettings,
+        allows: Iterable[AllowEntry] = (),
     ) -> "Config":
         """Make it of entries of all kinds; those of one kind keep their order."""
         given = tuple(entries)
@@ -314,6 +344,7 @@ class Config:
             tuple(entry for entry in given if isinstance(entry, RouteEntry)),
             control,
             metrics,
+            allows=tuple(allows),
         )
 
     @property

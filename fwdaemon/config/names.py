@@ -103,6 +103,17 @@ def as_pattern(name: str) -> str:
     return re.sub(r"[*?[]", r"[\g<0>]", name)
 
 
+def parse_pattern(text: str) -> str:
+    """Read a shell pattern of domains' names, or a UUID."""
+    if not text or "\0" in text:
+        raise GrammarError(f'{quote(text)} names no domain; write a pattern of names, as in "ci-*", or a UUID')
+    _refuse_length(text)
+    if _NEARLY_UUID.fullmatch(text) and not _UUID.fullmatch(text):
+        raise GrammarError(f'{quote(text)} looks like a UUID and is none; write the one that "virsh domuuid" shows')
+    _refuse_unseen(text, _seen(text).strip(_NOT_SHOWN), "")
+    return text
+
+
 def parse_domain(text: str) -> str:
     """Read what names one domain: its name, in which `[*]` is a `*`, or its UUID."""
     named = parse_domains(text)

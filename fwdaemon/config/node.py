@@ -15,7 +15,7 @@ from typing import Final, TypedDict, TypeVar
 
 from fwdaemon.config.addresses import parse_guest
 from fwdaemon.config.lines import MOST_ELEMENTS, KeyPath, LineIndex
-from fwdaemon.config.model import ENTRIES, KEYS, SETTINGS, TABLES
+from fwdaemon.config.model import ARRAYS, ENTRIES, KEYS, SETTINGS, TABLES
 from fwdaemon.config.names import parse_domain, parse_mac, parse_network
 from fwdaemon.core.text import GrammarError, flag_meant, quote, show, suggest
 from fwdaemon.core.types import Address, Origin
@@ -57,6 +57,10 @@ class Document:
     lines: LineIndex
     problems: list[Problem]
 
+    def origin(self, path: KeyPath) -> Origin:
+        """Where a value was written."""
+        return Origin(self.file, self.lines.line_of(path))
+
 
 @dataclass(frozen=True, slots=True)
 class Node:
@@ -69,7 +73,7 @@ class Node:
     @property
     def origin(self) -> Origin:
         """Where the value was written."""
-        return Origin(self.document.file, self.document.lines.line_of(self.path))
+        return self.document.origin(self.path)
 
     def refuse(self, text: str) -> None:
         """Record that this value is wrong; `text` says why and what to write instead."""
@@ -190,13 +194,13 @@ def key_meant(key: str, known: Collection[str]) -> str | None:
 
 def _elsewhere(key: str, own: str) -> str | None:
     """Say what to do about a key of other tables. To move a setting may open more, as all entries have it then."""
-    tables = [header(table) for table in (*ENTRIES, *SETTINGS) if key in KEYS[table]]
+    tables = [header(table) for table in (*ARRAYS, *SETTINGS) if key in KEYS[table]]
     if not tables:
         return None
-    what = f"{key} is a key of {tables[0] if own in ENTRIES else ' and '.join(tables)}"
+    what = f"{key} is a key of {tables[0] if own in ARRAYS else ' and '.join(tables)}"
     if own in SETTINGS:
         return f"{what}; move it there"
-    if own != "forward" and key in _NARROWING:
+    if own not in ("forward", "allow") and key in _NARROWING:
         return f"{what}, and {header(own)} opens every port to everyone; write a [[forward]] in its place"
     return f"{what}; remove it here"
 
@@ -207,7 +211,7 @@ def _unknown(key: str, known: Collection[str]) -> str:
 
 def header(table: str) -> str:
     """Give the header of a table."""
-    return f"[[{table}]]" if table in ENTRIES else f"[{table}]"
+    return f"[[{table}]]" if table in ARRAYS else f"[{table}]"
 
 
 def _holds_tables(value: object) -> bool:

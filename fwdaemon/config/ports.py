@@ -59,6 +59,7 @@ _GUEST_BETWEEN = re.compile(
     r"(?P<host>(?:(?:[0-9]{1,3}(?:\.[0-9]{1,3}){3}|\[[0-9A-Fa-f:.]+\]):)?[0-9-]+):(?P<guest>[^:/]*[^0-9:/-][^:/]*|[0-9-]+)(?P<rest>:[0-9-]+(?:/[a-z+]+)?)"
 )
 _BEHIND_BRACKETS = re.compile(r"(?P<address>\[[0-9A-Fa-f:.]+\])[.,]?(?P<rest>[0-9].*)\Z")
+_HOST_PORTS = re.compile(r"[0-9]{1,5}(?:-[0-9]{1,5})?")
 _ONE_PORT = "write one host port"
 _SUPPORTED = "write /tcp, /udp, /sctp or /tcp+udp"
 
@@ -85,6 +86,14 @@ class PortSpec:
 def parse_ports(text: str) -> PortSpec:
     """Read one port string; raise `GrammarError` with the remedy if it is not one."""
     return _parse(text)
+
+
+def parse_host_ports(text: str) -> PortRange:
+    """Read a port or a range of ports of the host, and nothing else."""
+    remedy = 'write a port or a range of ports of the host, as in "20000-29999", which is for tcp and udp'
+    if _HOST_PORTS.fullmatch(text) is None:
+        raise GrammarError(f"{quote(text)} is no range of ports; {remedy}")
+    return _parse_range(text, text)
 
 
 @lru_cache(maxsize=1024)  # thousands of entries may have the same one

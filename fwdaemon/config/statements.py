@@ -6,7 +6,7 @@ from difflib import get_close_matches
 from typing import Final, TypeAlias
 
 from fwdaemon.config.lines import Spot
-from fwdaemon.config.model import ENTRIES, KEYS, TABLES
+from fwdaemon.config.model import ARRAYS, KEYS, TABLES
 from fwdaemon.config.node import header
 from fwdaemon.core.text import printed, quote
 
@@ -135,4 +135,4 @@ def emptied(stop: Spot, mark: str, arrays: Collection[str]) -> str:
 
 def _removable(stop: Spot) -> str:
     tables = re.findall(r"^[ \t]*\[{1,2}[ \t]*(\w+)", stop.text[: stop.offset], re.MULTILINE)
-    return "the whole entry" if tables and tables[-1] in ENTRIES and stop.key not in _SPARE else "the line"
+    return "the whole entry" if tables and tables[-1] in ARRAYS and stop.key not in _SPARE else "the line"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from fwdaemon.config.lines import Spot, Token, spot
-from fwdaemon.config.model import ENTRIES
+from fwdaemon.config.model import ARRAYS
 from fwdaemon.config.node import header
 from fwdaemon.config.statements import Finding, comment_mark, emptied, in_quotes, other_language, statement
 from fwdaemon.core.text import flag_meant, printed, quote
@@ -110,7 +110,7 @@ def _headers(text: str) -> list[Finding]:
     first: dict[str, int] = {}
     for match in _HEADER.finditer(text):
         brackets, name = match.groups()
-        if brackets == "[" and name in ENTRIES:
+        if brackets == "[" and name in ARRAYS:
             found.append((match.start(2), f"[{name}] in single brackets may stand once only; write [[{name}]]"))
         elif brackets == "[" and name in first:
             what = f"[{name}] is on line {first[name]} already; move its keys there, and remove this line"

@@ -67,7 +67,7 @@ class Claim(NamedTuple):
         if self.auto and self.ports is None:
             return f"{self.protocol} {show_endpoint(self.address, 'auto')}"
         if self.ports is None:
-            return f"all of {self.address}"
+            return "metadata" if self.address is None else f"all of {self.address}"
         return f"{self.protocol} {show_endpoint(self.address, self.ports)}"
 
 

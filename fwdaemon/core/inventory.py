@@ -6,7 +6,7 @@ from enum import Enum, IntEnum, StrEnum, auto
 from typing import NamedTuple
 from uuid import UUID
 
-from fwdaemon.core.types import Address, Family, Origin, PortRange, Subnet
+from fwdaemon.core.types import Address, Family, Origin, PortRange, Protocol, Subnet
 
 # What exists on this host right now: domains, their interfaces, networks, the host's own addresses.
 #
@@ -83,6 +83,26 @@ class GuestInterface:
         return Place(self.mac, self.network, self.bridge)
 
 
+@dataclass(frozen=True, slots=True)
+class Element:
+    """One element of what a definition asks for; the `name` of one of another namespace has that in braces before it.
+
+    `inside` names what stands between its tags, where nothing belongs.
+    """
+
+    name: str
+    attributes: tuple[tuple[str, str], ...] = ()
+    inside: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a running domain asks for in its own definition, as written there; `fault` says why nothing was read."""
+
+    elements: tuple[Element, ...] = ()
+    fault: str = ""
+
+
 class Move(Enum):
     """How a domain migrates that does not run here.
 
@@ -103,8 +123,9 @@ class Domain:
 
     `returning` says of one that was running that it may be rebooting, as far as libvirt tells how it ended.
     The interfaces of others are not looked at, but for those that are on the `move`.
-    `rank` counts the URIs ahead of the one that knows it, in the order of the configuration. `instance` is libvirt's
-    number of this run of it, -1 while it does not run: of two at one URI, the later run mostly has the higher one.
+    `rank` counts the URIs ahead of the one that knows it, in the order of the configuration. `asked` is what its
+    definition asks for, of one that ended what it asked for last. `instance` is libvirt's number of this run of it, -1
+    while it does not run: of two at one URI, the later run mostly has the higher one.
     """
 
     name: str
@@ -114,6 +135,7 @@ class Domain:
     move: Move | None = None
     returning: bool = False
     rank: int = 0
+    asked: Asked | None = None
     instance: int = field(default=-1, compare=False)
 
 
@@ -141,6 +163,14 @@ class Network:
     rank: int = 0
 
 
+class Occupied(NamedTuple):
+    """A port of the host that a process waits on, at one address or at every one."""
+
+    protocol: Protocol
+    address: Address | None
+    port: int
+
+
 @dataclass(frozen=True, slots=True)
 class HostAddress:
     """An address of the host itself, with the subnet it is configured with, on `device`."""
@@ -156,6 +186,8 @@ class Inventory:
 
     `namesakes` are networks that are called as another one of an earlier URI, which has the name.
 
+    `occupied` are the ports that processes of the host wait on, looked for only where domains ask for any themselves.
+
     `routed` are subnets that the kernel routes straight to what is plugged into a device, besides those of the host's
     addresses there. `links` are as in `Desired`.
     """
@@ -167,6 +199,7 @@ class Inventory:
     routed: frozenset[tuple[str, Subnet]] = frozenset()
     namesakes: tuple[Network, ...] = ()
     links: frozenset[tuple[Subnet, str]] = frozenset()
+    occupied: frozenset[Occupied] = frozenset()
 
     @property
     def every_network(self) -> tuple[Network, ...]:
@@ -214,7 +247,25 @@ class HindranceKind(StrEnum):
     CLAIMED = "claimed"
     NO_FREE_PORT = "no-free-port"
     NO_RUNNING_DOMAIN = "no-running-domain"
+    NOT_ALLOWED = "not-allowed"
+    NOT_OWN = "not-own-address"
+    MISREAD = "misread"
 
+    @property
+    def is_refusal(self) -> bool:
+        """Whether a domain does not get what it, or a pattern, asks for, and waiting alone changes nothing."""
+        return self in _REFUSALS
+
+
+_REFUSALS = frozenset(
+    {
+        HindranceKind.NOT_ALLOWED,
+        HindranceKind.CLAIMED,
+        HindranceKind.NO_FREE_PORT,
+        HindranceKind.NOT_OWN,
+        HindranceKind.MISREAD,
+    }
+)
 
 _CLAIMED = frozenset(
     {
@@ -234,7 +285,9 @@ class Hindrance:
 
     `address` is what is claimed by `source`, or what no interface fits; `places` are the interfaces it is about, or the
     one that is missed. `names` are other domains, the network or the parent of macvtap, `subnets` the guest's own.
-    `ports` are those that are claimed at `origin`, or of which none is free.
+    `ports` are those that are claimed at `origin`, or of which none is free. Of what is not allowed, `origin` is the
+    `[[allow]]` that comes closest, and `names` are each key of it that does not cover a value, followed by that. Of
+    what is claimed already, they are where, and by whom; neither where that is the host itself.
     """
 
     kind: HindranceKind

@@ -33,13 +33,14 @@ _PROVOKED: Final = frozenset(
         ReasonKind.LEASES,
         ReasonKind.LEASES_WATCHED,
         ReasonKind.AGENT,
+        ReasonKind.METADATA,
     }
 )
 _BY_USERS: Final = frozenset({ReasonKind.DOMAIN, ReasonKind.DEVICES, ReasonKind.NETWORK, ReasonKind.RESERVATIONS})
 
 
 def provoked(reason: Reason) -> bool:
-    """Tell whether a guest can make this happen whenever it likes."""
+    """Tell whether a guest, or who owns one, can make this happen whenever it likes."""
     return reason.by_guest or reason.kind in _PROVOKED
 
 

@@ -23,6 +23,7 @@ class ReasonKind(StrEnum):
     DOMAIN = "domain"  # a domain
     DEVICES = "devices"  # a domain
     AGENT = "agent"  # a domain
+    METADATA = "metadata"  # a domain
     NETWORK = "network"  # a network
     LIBVIRT = "libvirt"  # a URI
     HOST_ADDRESS = "host-address"  # an address

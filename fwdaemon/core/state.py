@@ -44,8 +44,8 @@ class Waiting:
     """An entry, or one family of it, that has no live exposure, with the reason.
 
     `stopped` says that the reason is the domain not running, `move` that it is migrating, or has, `returning` that it
-    may be rebooting. `public` is that of a 1:1 entry. With `claim` it is about that alone, which is refused.
-    `is_matched` says that the domain is one of several that the entry is for.
+    may be rebooting. `public` is that of a 1:1 entry. With `claim` it is about that alone, as with all that is asked
+    for in metadata. `is_matched` says that the domain is one of several that the entry is for.
     """
 
     owner: Owner
@@ -62,6 +62,16 @@ class Waiting:
     def is_idle(self) -> bool:
         """Whether there is nothing to say of it: a domain that a pattern fits does not run."""
         return self.is_matched and self.stopped and self.move is None
+
+    @property
+    def refused(self) -> bool:
+        """Whether it will not come to be by waiting."""
+        return self.claim is not None and self.reason.kind.is_refusal
+
+    @property
+    def declined(self) -> bool:
+        """Whether that is so of what a domain asks for in its metadata."""
+        return self.refused and bool(self.origin.domain)
 
 
 @dataclass(frozen=True, slots=True)

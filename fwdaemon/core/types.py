@@ -1,11 +1,13 @@
 """The words the whole program shares: addresses, families, protocols, ports, sockets. Pure data."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, collapse_addresses
 from pathlib import Path
 from typing import Final, TypeAlias
+
+from fwdaemon.core.text import shown
 
 # The words the whole program shares: addresses, families, protocols, ports.
 #
@@ -117,12 +119,21 @@ def collapse(subnets: Iterable[Subnet]) -> list[str]:
 
 @dataclass(frozen=True, slots=True, order=True)
 class Origin:
-    """Where in the configuration something was said; lines count from 1."""
+    """Where something was said: on a line of the configuration, or in the metadata of a domain.
+
+    Lines count from 1; in metadata they count the elements. `domain` is that domain's name, any text, and `uuid` its
+    UUID. `allowed` is the `[[allow]]` that covers what is asked for there.
+    """
 
     file: Path
     line: int
+    domain: str = ""
+    uuid: str = ""
+    allowed: "Origin | None" = field(default=None, compare=False)
 
     def __str__(self) -> str:
+        if self.domain:
+            return f"domain {shown(self.domain)}, metadata"
         return f"{self.file}:{self.line}"
 
 

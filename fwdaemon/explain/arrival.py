@@ -16,7 +16,7 @@ from fwdaemon.core.inventory import HostAddress
 from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Address, Family, Origin, PortRange, Protocol, Subnet, show_endpoint
 from fwdaemon.errors import PortfwdError
-from fwdaemon.explain.facts import World
+from fwdaemon.explain.report import World
 from fwdaemon.rulesets.packet import Packet, Surroundings
 from fwdaemon.rulesets.region import network_of
 

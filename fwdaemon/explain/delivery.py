@@ -13,8 +13,20 @@ from fwdaemon.errors import KernelError
 from fwdaemon.explain import remedies
 from fwdaemon.explain.arrival import Arrival
 from fwdaemon.explain.entrance import Entrance, HostContext, Target, is_strict, leads_to
-from fwdaemon.explain.facts import MAIN_TABLE, FarAnswer, GuestAnswer, RouteAnswer, World
-from fwdaemon.explain.report import RELOAD, Cause, Step, StepState, fine, unknown, wrong
+from fwdaemon.explain.report import (
+    MAIN_TABLE,
+    RELOAD,
+    Cause,
+    FarAnswer,
+    GuestAnswer,
+    RouteAnswer,
+    Step,
+    StepState,
+    World,
+    fine,
+    unknown,
+    wrong,
+)
 from fwdaemon.kernel.sysctl import FORWARDING, of_interface
 from fwdaemon.rulesets.evaluation import Judgement, Way, through
 from fwdaemon.rulesets.packet import Packet, RuleLocation, State, System

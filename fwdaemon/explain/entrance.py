@@ -11,8 +11,7 @@ from fwdaemon.core.text import shown
 from fwdaemon.core.types import Address, Family, Gate, PortRange, Subnet, show_endpoint
 from fwdaemon.explain import remedies
 from fwdaemon.explain.arrival import Arrival, surroundings
-from fwdaemon.explain.facts import World
-from fwdaemon.explain.report import Cause, Step, StepState, command, fine, unknown, wrong
+from fwdaemon.explain.report import Cause, Step, StepState, World, command, fine, unknown, wrong
 from fwdaemon.kernel.sysctl import of_interface
 from fwdaemon.legacy.model import FWD, OWN_CHAINS
 from fwdaemon.nftables.dispatch_chains import NEWCOMERS, STRANGERS

@@ -17,7 +17,7 @@ from typing import Final
 
 from fwdaemon.core.types import Address, Family
 from fwdaemon.errors import KernelError
-from fwdaemon.explain.facts import FarAnswer, Sighting
+from fwdaemon.explain.report import FarAnswer, Sighting
 from fwdaemon.kernel import packets
 from fwdaemon.kernel.packets import Field
 

@@ -16,8 +16,8 @@ from fwdaemon.core.inventory import HostAddress
 from fwdaemon.core.text import shown
 from fwdaemon.core.types import Address, Family, Listener, Subnet
 from fwdaemon.errors import KernelError, PortfwdError, ProcessError
-from fwdaemon.explain.facts import MAIN_TABLE, FarAnswer, GuestAnswer, RouteAnswer
 from fwdaemon.explain.far_probe import ask_from_afar
+from fwdaemon.explain.report import MAIN_TABLE, FarAnswer, GuestAnswer, RouteAnswer
 from fwdaemon.kernel import sysctl
 from fwdaemon.kernel.listeners import Holders, listeners
 from fwdaemon.kernel.observe import answers_now, observe_host
@@ -58,7 +58,7 @@ class _Link:
 
 
 class Kernel:
-    """The host this program runs on; see `facts.World`. What is listed whole is listed once."""
+    """The host this program runs on; see `report.World`. What is listed whole is listed once."""
 
     def __init__(self, runner: Runner) -> None:
         self._runner = runner

@@ -10,8 +10,7 @@ from fwdaemon.core.inventory import Domain, GuestInterface, Hindrance, Hindrance
 from fwdaemon.core.text import shown
 from fwdaemon.core.types import Address, Family
 from fwdaemon.explain import remedies
-from fwdaemon.explain.facts import World
-from fwdaemon.explain.report import RELOAD, Cause, Step, fine, unknown, wrong
+from fwdaemon.explain.report import RELOAD, Cause, Step, World, fine, unknown, wrong
 from fwdaemon.resolve.addresses import SubnetIndex
 from fwdaemon.resolve.guests import Absence, Guest, GuestFinder
 

@@ -16,8 +16,7 @@ from fwdaemon.core.inventory import Domain
 from fwdaemon.core.text import is_interface_name, quote, shown
 from fwdaemon.core.types import Address, Family, Gate, Origin, Protocol, Subnet
 from fwdaemon.explain.arrival import Arrival, Claim
-from fwdaemon.explain.facts import MAIN_TABLE, RouteAnswer
-from fwdaemon.explain.report import RELOAD, START_COMMAND, command
+from fwdaemon.explain.report import MAIN_TABLE, RELOAD, START_COMMAND, RouteAnswer, command
 from fwdaemon.kernel.sysctl import FORWARDING, of_interface
 from fwdaemon.rulesets.packet import BaseChain, RuleLocation, System
 

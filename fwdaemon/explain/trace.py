@@ -5,9 +5,10 @@ from dataclasses import dataclass, replace
 from itertools import chain, islice
 from typing import Final
 
+from fwdaemon.audit.causes import why
 from fwdaemon.config.model import Config, RouteEntry
 from fwdaemon.core.inventory import HostAddress, Inventory
-from fwdaemon.core.state import Desired
+from fwdaemon.core.state import Desired, Waiting
 from fwdaemon.core.text import shown
 from fwdaemon.core.types import Address, Family, Protocol, Subnet
 from fwdaemon.errors import ConfigError
@@ -28,13 +29,27 @@ from fwdaemon.explain.arrival import (
 )
 from fwdaemon.explain.delivery import Delivery, WayBack, WayOut
 from fwdaemon.explain.entrance import Entrance, HostContext, Judge, Target
-from fwdaemon.explain.facts import GuestAnswer, World
 from fwdaemon.explain.guest import GuestWalk, Libvirt
-from fwdaemon.explain.report import RELOAD, START_COMMAND, Cause, Report, Step, command, fine, unknown, wrong
+from fwdaemon.explain.report import (
+    RELOAD,
+    START_COMMAND,
+    Cause,
+    GuestAnswer,
+    Report,
+    Step,
+    World,
+    command,
+    fine,
+    unknown,
+    wrong,
+)
+from fwdaemon.resolve.expansion import Before, expanded
 from fwdaemon.resolve.guests import Guest
-from fwdaemon.resolve.placement import desired_state
+from fwdaemon.resolve.placement import Placement
+from fwdaemon.resolve.sharing import settled
 
 _NOBODY: Final = Inventory()
+_NOTHING: Final = Before()
 _MOST_PROBLEMS: Final = 3
 
 
@@ -48,16 +63,23 @@ def refused(request: Request, error: ConfigError, world: World) -> Report:
     return Report(str(request), (step,), "", daemon_runs=world.daemon() is not None)
 
 
-def explain(request: Request, config: Config, libvirt: Libvirt, world: World, main: str) -> Report:
+def explain(  # noqa: PLR0913  it follows from that many sources
+    request: Request, config: Config, libvirt: Libvirt, world: World, main: str, *, before: Before = _NOTHING
+) -> Report:
     """Follow a connection through the host; `main` is the main file of the configuration, for remedies.
+
+    `before` are the ports that are assigned, and who came in which order.
 
     Raises:
         PortfwdError: the kernel could not be asked.
 
     """
     held = world.addresses()
+    claims = settled(config, libvirt.inventory or _NOBODY, before.ports)
+    if libvirt.inventory is not None:
+        config = expanded(claims.config, libvirt.inventory.domains, before.ports, before.arrivals)
     arrival = arrive(request, preferred_addresses(config, request, held), libvirt.bridges, world)
-    report = _Trace(config, libvirt, world, main, held).report(arrival)
+    report = _Trace(config, libvirt, world, main, held, claims.refused).report(arrival)
     return replace(report, daemon_runs=world.daemon() is not None)
 
 
@@ -68,9 +90,11 @@ class _Trace:
     world: World
     main: str
     held: Sequence[HostAddress]
+    refused: tuple[Waiting, ...] = ()
 
     def report(self, arrival: Arrival) -> Report:
-        desired = desired_state(self.config, self.libvirt.inventory or _NOBODY)
+        desired = Placement(self.config, self.libvirt.inventory or _NOBODY).desired
+        desired = replace(desired, waiting=(*desired.waiting, *self.refused))
         claims = claims_on(self.config, arrival)
         claim = _chosen(claims, desired, arrival)
         if claim is not None and arrival.source is None and claim.sources:
@@ -203,6 +227,11 @@ class _Trace:
     # --- the configuration -----------------------------------------------------------------------------------------
 
     def _unclaimed(self, arrival: Arrival) -> Step:
+        refused = next((item for item in self.refused if _is_for(item, arrival)), None)
+        if refused is not None:
+            text = f"{refused.origin} asks for it and is refused: {why(refused.reason)}"
+            remedy = f"Where the domain is to have it, write an [[allow]] for that in {self.main}, and {RELOAD}."
+            return wrong("entry", text, Cause.UNCLAIMED, remedy)
         remedy = remedies.claim_port(nearest(self.config, arrival), arrival, self.main)
         return wrong("entry", f"no entry of {self.main} claims it", Cause.UNCLAIMED, remedy)
 
@@ -315,6 +344,13 @@ def _chosen(claims: list[Claim], desired: Desired, arrival: Arrival) -> Claim | 
 
 def _first_hosts(subnet: Subnet, count: int) -> Iterator[Address]:
     yield from islice(subnet.hosts(), count)
+
+
+def _is_for(refused: Waiting, arrival: Arrival) -> bool:
+    claim = refused.claim
+    if claim is None or (claim.ports, claim.address) == (None, None):
+        return False
+    return claim.takes(arrival.protocol, arrival.address, arrival.port)
 
 
 def _owner(claim: Claim) -> str:

@@ -15,6 +15,7 @@ from fwdaemon.core.inventory import LibvirtObservation, Move
 from fwdaemon.core.report import Reason, ReasonKind, Trigger
 from fwdaemon.errors import KernelError, LibvirtUnavailableError
 from fwdaemon.hypervisor.reader import Reader, is_unsupported, unavailable
+from fwdaemon.hypervisor.xml import NAMESPACE
 from fwdaemon.kernel.process import find_program
 
 # What libvirt's events mean: of domain web1, that it "stopped (crashed)".
@@ -246,11 +247,17 @@ class LibvirtConnection:
             if reason != libvirt.VIR_CONNECT_DOMAIN_EVENT_AGENT_LIFECYCLE_REASON_DOMAIN_STARTED:
                 self._news(domain, agent_lifecycle(domain.name(), state))
 
+        def metadata(_connection: object, domain: libvirt.virDomain, _type: int, uri: str | None, _o: object) -> None:
+            # Other programs keep things of their own there; a change of all of it names no namespace.
+            if uri in (None, "", NAMESPACE):
+                self._news(domain, Reason(ReasonKind.METADATA, domain.name()))
+
         self._watch_domain_event(connection, libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, lifecycle)
         self._watch_domain_event(connection, libvirt.VIR_DOMAIN_EVENT_ID_REBOOT, rebooted)
         self._watch_domain_event(connection, libvirt.VIR_DOMAIN_EVENT_ID_DEVICE_ADDED, devices)
         self._watch_domain_event(connection, libvirt.VIR_DOMAIN_EVENT_ID_DEVICE_REMOVED, devices)
         self._watch_domain_event(connection, libvirt.VIR_DOMAIN_EVENT_ID_AGENT_LIFECYCLE, agent)
+        self._watch_domain_event(connection, libvirt.VIR_DOMAIN_EVENT_ID_METADATA_CHANGE, metadata)
 
     def _news(self, domain: libvirt.virDomain, reason: Reason, move: Move | None = None) -> None:
         """Tell what happened; of what a guest does again before anybody has looked, nothing more is to be said."""

@@ -21,6 +21,7 @@ import libvirt
 
 from fwdaemon.core.inventory import (
     AddressSource,
+    Asked,
     Domain,
     LearnedAddress,
     LibvirtObservation,
@@ -32,6 +33,7 @@ from fwdaemon.core.inventory import (
 from fwdaemon.core.text import shown
 from fwdaemon.errors import LibvirtUnavailableError
 from fwdaemon.hypervisor.xml import (
+    DomainDevices,
     DomainState,
     domain_state,
     guest_address,
@@ -86,6 +88,7 @@ class Reader:
         self._silent: set[Key] = set()
         self._known: dict[str, ObservedDomain] = {}
         self._before: dict[str, ObservedDomain] = {}
+        self._parsed: dict[str, tuple[int, DomainDevices]] = {}
         self._received: set[str] = set()
         self._handed_over: set[str] = set()
         self._invalidations: SimpleQueue[tuple[str | None, Move | None]] = SimpleQueue()
@@ -121,6 +124,7 @@ class Reader:
             self._before, observed, self._handed_over | set(filter(self._ran_in_part, self._received))
         )
         self._received &= observed.keys()
+        self._parsed = {uuid: item for uuid, item in self._parsed.items() if uuid in observed}
         self._handed_over.clear()
         return list(self._before.values())
 
@@ -149,13 +153,22 @@ class Reader:
         if now in _SHUT_OFF:  # it ended after it was listed
             return ObservedDomain(self._ended(domain, uuid, now))
         if now in (DomainState.STARTING, DomainState.CRASHED):
-            return ObservedDomain(Domain(name, UUID(uuid), running=False, returning=now is DomainState.STARTING))
-        devices = self._ask(key, domain, lambda: parse_domain(domain.XMLDesc()))
+            returning, asked = now is DomainState.STARTING, self._asked_for(uuid)
+            return ObservedDomain(Domain(name, UUID(uuid), running=False, returning=returning, asked=asked))
+        devices = self._ask(key, domain, lambda: self._devices(uuid, domain.XMLDesc()))
         if devices is None or now is None:
             return None
         moving = self._move(now, uuid, instance)
         observed = Domain(name, UUID(uuid), running=moving is None, interfaces=devices.interfaces, move=moving)
+        observed = replace(observed, asked=devices.asked, instance=instance)
         return ObservedDomain(observed, instance, devices.agent_connected and moving is None)
+
+    def _devices(self, uuid: str, xml: str) -> DomainDevices:
+        """Read a domain's XML, unless it is what it was: who owns it may have made it 4 MB, half a second to read."""
+        number, known = hash(xml), self._parsed.get(uuid)
+        if known is None or known[0] != number:
+            known = self._parsed[uuid] = number, parse_domain(xml)
+        return known[1]
 
     def _domain_state(self, domain: libvirt.virDomain, uuid: str) -> DomainState | None:
         """Ask where a domain stands; libvirt counts those that crashed, and those on the move, as active."""
@@ -193,7 +206,8 @@ class Reader:
         """
         ran_in_part = self._ran_in_part(uuid)
         self._received.discard(uuid)
-        before, ended = self._before.get(uuid), Domain(domain.name(), UUID(uuid), running=False)
+        before, asked = self._before.get(uuid), self._asked_for(uuid)
+        ended = Domain(domain.name(), UUID(uuid), running=False, asked=asked)
         if before is None:
             return ended
         if before.instance < 0:
@@ -204,6 +218,11 @@ class Reader:
         # One that runs again by now has rebooted.
         returning = now not in (DomainState.ENDED, DomainState.GONE)
         return replace(ended, move=Move.GONE if now is DomainState.GONE else None, returning=returning)
+
+    def _asked_for(self, uuid: str) -> Asked | None:
+        """Give what a domain that does not run any more asked for: it may be rebooting, or be on another host."""
+        before = self._before.get(uuid)
+        return None if before is None else before.domain.asked
 
     def _networks(self, connection: libvirt.virConnect, macs: AbstractSet[str]) -> list[ObservedNetwork]:
         try:
@@ -266,11 +285,16 @@ def _departed(
     """
     names = {seen.domain.name for seen in now.values()}
     gone = [
-        (uuid, ObservedDomain(Domain(seen.domain.name, seen.domain.uuid, running=False, move=Move.GONE)))
+        (uuid, ObservedDomain(_left(seen.domain)))
         for uuid, seen in before.items()
         if uuid not in now and (uuid in handed_over or _has_left(seen)) and seen.domain.name not in names
     ]
     return dict(gone[-_MOST_DEPARTED:])
+
+
+def _left(domain: Domain) -> Domain:
+    """Say of a domain that another host has it."""
+    return replace(domain, running=False, interfaces=(), move=Move.GONE, returning=False, instance=-1)
 
 
 def _is_alive(subject: libvirt.virDomain | libvirt.virNetwork) -> bool:

@@ -13,12 +13,15 @@ import struct
 import sys
 from collections import deque
 from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 from typing import Final
 
+from fwdaemon.core.inventory import Inventory, Occupied
 from fwdaemon.core.types import Address, Family, Listener, Protocol
 from fwdaemon.errors import KernelError
+from fwdaemon.kernel import sysctl
 from fwdaemon.kernel.netlink import Message, NetlinkSocket, RefusalError, attributes
 
 _log = logging.getLogger(__name__)
@@ -200,6 +203,30 @@ def ports_in_use() -> frozenset[tuple[Protocol, int]]:
     except KernelError as error:
         _log.warning("ports are assigned without regard to processes of this host: %s", error)
         return frozenset()
+
+
+# Where the ports of clients are taken from (ip-sysctl.rst): a socket for UDP there may be about to ask something.
+_CLIENT_PORTS: Final = "net.ipv4.ip_local_port_range"
+
+
+def with_occupied(inventory: Inventory) -> Inventory:
+    """Add what processes of the host wait on, where domains ask for ports themselves: what is the host's is not given.
+
+    Raises:
+        KernelError: the kernel does not tell.
+
+    """
+    if not any(domain.asked is not None and domain.running for domain in inventory.domains):
+        return inventory
+    words = sysctl.read(_CLIENT_PORTS).split()
+    clients = range(int(words[0]), int(words[1]) + 1) if words else range(0)
+    found = frozenset(
+        Occupied(item.protocol, item.address, item.port)
+        for item in listeners()
+        if item.address is None or not item.address.is_loopback
+        if item.protocol is not Protocol.UDP or item.port not in clients
+    )
+    return replace(inventory, occupied=found)
 
 
 def _answers(asking: NetlinkSocket, body: bytes) -> Iterable[Message]:

@@ -9,17 +9,19 @@ waits; who has a port keeps it until its domain goes.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from operator import attrgetter
-from typing import Final, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 from uuid import UUID
 
-from fwdaemon.config.model import AutoMapping, ForwardEntry, PortMapping
+from fwdaemon.config.model import AutoMapping, Entry, ForwardEntry, GuestEntry, NatEntry, PortMapping
 from fwdaemon.config.overlap import families_of_entry
+from fwdaemon.core.exposures import Claim, Owner
 from fwdaemon.core.inventory import Domain, Hindrance, HindranceKind
 from fwdaemon.core.state import Waiting
-from fwdaemon.core.types import Address, Family, PortRange, Protocol
+from fwdaemon.core.types import Address, Family, Origin, PortRange, Protocol, Subnet
+from fwdaemon.resolve.guests import as_uuid
 
 Run: TypeAlias = tuple[UUID, int]
 """A domain, and libvirt's number of this run of it."""
@@ -31,6 +33,8 @@ Key: TypeAlias = tuple[int, str]
 # Claims meet where they listen on one address, or both on every address; what is on one address goes before what is on
 # every one. They are found by their ports, in pieces of so many.
 _PIECE: Final = 64
+# A claim of so few ports is filed under each of them.
+_NARROW: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,3 +140,121 @@ def arrived(before: Sequence[Run], domains: Iterable[Domain]) -> tuple[Run, ...]
     known = [run for run in before if run in running]
     fresh = running.keys() - set(known)
     return (*known, *sorted(fresh, key=lambda run: (running[run].rank, run[1], run[0])))
+
+
+# Who has what, so that what domains ask for themselves takes nothing from anybody.
+
+
+class Holder(NamedTuple):
+    """Who has something, as entries call it, and where that is said."""
+
+    owner: Owner
+    origin: Origin
+
+
+class Taken:
+    """Claims that are given, found by port, public address and subnet."""
+
+    def __init__(self, entries: Iterable[tuple[Entry, Holder]]) -> None:
+        self._narrow: defaultdict[tuple[Protocol, int], list[tuple[Claim, Holder]]] = defaultdict(list)
+        self._wide: list[tuple[Claim, Holder]] = []
+        self._public: dict[Address, tuple[NatEntry, Holder]] = {}
+        self._routed: list[tuple[Subnet, Holder]] = []
+        for entry, holder in entries:
+            self.take(entry, holder)
+
+    def take(self, entry: Entry, holder: Holder) -> None:
+        """Give what an entry claims to its holder."""
+        for claim, _ in entry.claims():
+            if claim.subnet is not None:
+                self._routed.append((claim.subnet, holder))
+            elif claim.ports is None or claim.protocol is None:
+                if isinstance(entry, NatEntry):
+                    self._public.setdefault(entry.public, (entry, holder))
+            elif claim.ports.width > _NARROW:
+                self._wide.append((claim, holder))
+            else:
+                for port in claim.ports:
+                    self._narrow[claim.protocol, port].append((claim, holder))
+
+    @property
+    def ports(self) -> frozenset[tuple[Protocol, int]]:
+        """Every port that is given, at whatever address."""
+        wide = ((claim.protocol, port) for claim, _ in self._wide if claim.protocol for port in claim.ports or ())
+        return frozenset(self._narrow).union(wide)
+
+    def holder(self, entry: GuestEntry, domain: Domain, local: Collection[Address]) -> Holder | None:
+        """Give who has some of what an entry is for, if anybody has."""
+        if isinstance(entry, NatEntry):
+            return self._holder_of_address(entry.public)
+        held = (self._holder_of_ports(claim, domain, local) for claim, _ in entry.every_claim())
+        return next(filter(None, held), None)
+
+    def _holder_of_address(self, address: Address) -> Holder | None:
+        known = self._public.get(address)
+        return known[1] if known is not None else self._router(address)
+
+    def _router(self, address: Address) -> Holder | None:
+        return next((held for subnet, held in self._routed if _is_in(address, subnet)), None)
+
+    def _holder_of_ports(self, claim: Claim, domain: Domain, local: Collection[Address]) -> Holder | None:
+        held = next((held for other, held in self._met(claim) if overlap(claim, other)), None)
+        return held or self._whole(claim, domain, local)
+
+    def _met(self, claim: Claim) -> Iterator[tuple[Claim, Holder]]:
+        yield from self._wide
+        if claim.ports is None or claim.protocol is None:
+            return
+        if claim.ports.width <= len(self._narrow):
+            for port in claim.ports:
+                yield from self._narrow.get((claim.protocol, port), ())
+        else:
+            for (protocol, port), items in self._narrow.items():
+                if protocol is claim.protocol and port in claim.ports:
+                    yield from items
+
+    def _whole(self, claim: Claim, domain: Domain, local: Collection[Address]) -> Holder | None:
+        """Give whose 1:1 address or subnet a forward would take a port of: any forward goes before those."""
+        if claim.address is not None:
+            held = self._holder_of_address(claim.address)
+            return None if held is None or _is_called(domain, held.owner) else held
+        for address, (nat, held) in self._public.items():
+            is_here = nat.assign is not None or address in local
+            if is_here and _meets(claim, address) and not _is_called(domain, held.owner):
+                return held
+        return None
+
+
+def overlap(one: Claim, other: Claim) -> bool:
+    """Whether two claims of forwards are for some packet both; a listening address does not set one of them apart."""
+    return (
+        one.protocol is other.protocol
+        and one.ports is not None
+        and other.ports is not None
+        and one.ports.overlaps(other.ports)
+        and (None in (one.address, other.address) or one.address == other.address)
+        and (None in (one.family, other.family) or one.family is other.family)
+        and (None in (one.interface, other.interface) or one.interface == other.interface)
+        and _share_source(one.sources, other.sources)
+    )
+
+
+def _share_source(some: tuple[Subnet, ...], others: tuple[Subnet, ...]) -> bool:
+    if not some or not others:
+        return True
+    return any(one.version == other.version and one.overlaps(other) for one in some for other in others)
+
+
+def _meets(claim: Claim, address: Address) -> bool:
+    """Whether a forward on every address is for a public one, going by its sources."""
+    families = {Family.of(source) for source in claim.sources}
+    return not families or Family.of(address) in families
+
+
+def _is_in(address: Address, subnet: Subnet) -> bool:
+    return address.version == subnet.version and address in subnet
+
+
+def _is_called(domain: Domain, owner: Owner) -> bool:
+    uuid = as_uuid(owner.name)
+    return owner.kind == "domain" and (owner.name == domain.name if uuid is None else uuid == domain.uuid)

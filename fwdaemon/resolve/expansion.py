@@ -154,9 +154,10 @@ class Expander:
         self._matches = {
             entry.domain: re.compile(translate(entry.domain)).match for _, entry in self._open if entry.is_pattern
         }
-        by_name = (entry for entry in config.forwards if not entry.is_pattern)
-        self._fixed = Claims(by_name if self._open else ())
-        self._reserved = _reserved(config.forwards if self._open else ())
+        # What domains ask for themselves takes nothing from these, and may be of such as do not run.
+        written = [entry for entry in config.forwards if self._open and not entry.origin.domain]
+        self._fixed = Claims(entry for entry in written if not entry.is_pattern)
+        self._reserved = _reserved(written)
         self.arrivals = arrivals
         self._last: tuple[object, object, Expansion] | None = None
 
@@ -216,12 +217,21 @@ class Expander:
         ports: Assignments,
         occupied: Callable[[], Sockets],
     ) -> Assignments:
-        """Assign ports to those that run; those that do not keep what they have."""
-        pool = self.config.daemon.auto_ports
-        if pool is None:
+        """Assign ports to those that run; those that do not keep what they have.
+
+        A domain that asks in its metadata keeps only what it asks for now: by asking for one after the other, it would
+        come to have all there are.
+        """
+        if self.config.daemon.auto_ports is None:
             return ports
-        wanted = [item for _, entry, domain in concerned if domain.running for item in _wanted(entry, domain)]
-        return Pool(pool, self._is_reserved, occupied).assign(wanted, ports)
+        pool = Pool(self.config.daemon.auto_ports, self._is_reserved, occupied)
+        running = [(entry, domain) for _, entry, domain in concerned if domain.running]
+        wanted = {item for entry, domain in running for item in _wanted(entry, domain)}
+        asking = {domain.uuid for entry, domain in running if entry.origin.domain}
+        ports = _without(ports, {item for item in ports if item.domain in asking} - wanted)
+        # Where few are left, what files say goes first.
+        by_files = [item for entry, domain in running if not entry.origin.domain for item in _wanted(entry, domain)]
+        return pool.assign(wanted, pool.assign(by_files, ports))
 
     def _is_reserved(self, protocol: Protocol, port: int) -> bool:
         return bool(self._reserved[protocol][port])
@@ -281,6 +291,10 @@ def expanded(config: Config, domains: Sequence[Domain], ports: Assignments, arri
         if not entry.is_open or (entry.is_pattern and number not in matched)
     ]
     return replace(config, forwards=(*written, *(entry for _, entry in own)))
+
+
+def _without(ports: Assignments, given_up: Collection[AutoPort]) -> Assignments:
+    return {item: held for item, held in ports.items() if item not in given_up} if given_up else ports
 
 
 def _numbers(ports: Assignments) -> Mapping[AutoPort, int]:

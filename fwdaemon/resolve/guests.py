@@ -6,7 +6,7 @@ Pure. Which claim about an address is believed is decided in `fwdaemon.resolve.a
 import re
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import attrgetter
 from typing import Final, TypeAlias
 from uuid import UUID
@@ -141,7 +141,12 @@ class GuestFinder:
         interface = self._interface(entry, domain, family)
         if isinstance(interface, Hindrance):
             return interface
-        found = self._book.believed(domain, interface, family, entry.address)
+        if entry.origin.domain and entry.address is not None:
+            # Metadata only chooses among the addresses that others say the guest has.
+            own = tuple(claim for claim in interface.learned if claim.address == entry.address)
+            found = self._book.believed(domain, replace(interface, learned=own), family)
+        else:
+            found = self._book.believed(domain, interface, family, entry.address)
         return found if isinstance(found, Hindrance) else Guest(domain, interface, found.address)
 
     @property
@@ -226,7 +231,11 @@ class GuestFinder:
 
     def _select(self, entry: GuestEntry, domain: Domain, family: Family) -> GuestInterface | Hindrance:
         return self._book.select_interface(
-            domain, family, network=entry.network, mac=entry.mac, configured=entry.address
+            domain,
+            family,
+            network=entry.network,
+            mac=entry.mac,
+            configured=None if entry.origin.domain else entry.address,
         )
 
     def _all_configured(self) -> Iterator[ConfiguredAddress]:
@@ -240,7 +249,7 @@ class GuestFinder:
         """Give the addresses that entries write for a domain; they count while it runs."""
         spellings = [spelling for spelling in self._spellings(domain.uuid) if self.meant(spelling) is domain]
         for entry in (entry for spelling in dict.fromkeys(spellings) for entry in self._entries.get(spelling, ())):
-            if entry.address is None or not domain.running:
+            if entry.address is None or entry.origin.domain or not domain.running:
                 continue
             interface = self._interface(entry, domain, Family.of(entry.address))
             if not isinstance(interface, Hindrance):

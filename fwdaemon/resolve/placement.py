@@ -7,7 +7,7 @@ active. What is missing becomes a reason to wait.
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import chain
 from operator import attrgetter, itemgetter
@@ -21,9 +21,10 @@ from fwdaemon.core.report import Assigned
 from fwdaemon.core.state import Asked, Desired, Unchosen, Waiting
 from fwdaemon.core.types import Address, Family, Subnet
 from fwdaemon.resolve.claims import Key
-from fwdaemon.resolve.expansion import Before, Expander, Expansion, aged
+from fwdaemon.resolve.expansion import Assignments, Before, Expander, Expansion, aged
 from fwdaemon.resolve.guests import Absence, Chosen, Guest, GuestFinder, bridge_of, namesake, namesakes_of_networks
 from fwdaemon.resolve.neighbours import closed, forwarded, homes, inside, lies_in, proxied, unseen
+from fwdaemon.resolve.sharing import Claimants, Claims
 
 _T = TypeVar("_T")
 _listen = attrgetter("listen")
@@ -41,6 +42,7 @@ class Placer:
         self.assigned: tuple[Assigned, ...] = ()
         self.placement: Placement | None = None
         self._occupied = before.occupied
+        self._claimants = Claimants()
         self._expander: Expander | None = None
         self._answered_at: float | None = None
 
@@ -50,23 +52,24 @@ class Placer:
         `answered_at` is now, by a clock that nobody sets, where libvirt answers; `assigned` are then the new ports.
         """
         placement, self.placement = self.placement, None
-        expansion = self._expanded(config, inventory, answered_at)
-        if placement is None or placement.config is not config:
-            placement = Placement(config, inventory, self.chosen, expansion)
+        before, self._answered_at = self._answered_at, answered_at
+        passed = answered_at - before if answered_at is not None and before is not None else 0.0
+        ports = aged(self.ports, {domain.uuid for domain in inventory.domains}, passed)
+        claims = self._claimants.settle(config, inventory, ports)
+        expansion = self._expanded(claims, inventory, ports)
+        if placement is None or placement.config is not claims.config:
+            placement = Placement(claims.config, inventory, self.chosen, expansion)
         desired = placement.move(inventory, expansion)
         self.placement, self.chosen = placement, placement.chosen
         self.ports, self.assigned = expansion.ports, expansion.assigned
         return desired
 
-    def _expanded(self, config: Config, inventory: Inventory, answered_at: float | None) -> Expansion:
-        if self._expander is None or self._expander.config is not config:
-            self._expander = Expander(config, self.arrivals)
-        before, self._answered_at = self._answered_at, answered_at
-        passed = answered_at - before if answered_at is not None and before is not None else 0.0
-        ports = aged(self.ports, {domain.uuid for domain in inventory.domains}, passed)
-        expansion = self._expander.expand(inventory.domains, ports, self._occupied)
+    def _expanded(self, claims: Claims, inventory: Inventory, ports: Assignments) -> Expansion:
+        if self._expander is None or self._expander.config is not claims.config:
+            self._expander = Expander(claims.config, self.arrivals)
+        expansion = self._expander.expand(inventory.domains, ports, lambda: {*self._occupied(), *claims.taken})
         self.arrivals = self._expander.arrivals
-        return expansion
+        return replace(expansion, waiting=(*expansion.waiting, *claims.refused)) if claims.refused else expansion
 
 
 def desired_state(
@@ -205,6 +208,13 @@ class Placement:
         )
 
     def _place(self, entry: GuestEntry) -> _Placed:
+        placed = self._place_one(entry)
+        if not placed.waiting or not entry.origin.domain:
+            return placed
+        claims = [claim for claim, _ in entry.every_claim()]
+        return replace(placed, waiting=tuple(replace(item, claim=claim) for item in placed.waiting for claim in claims))
+
+    def _place_one(self, entry: GuestEntry) -> _Placed:
         domain = self._guests.running(entry)
         if isinstance(domain, Absence):
             return self._absent(entry, domain)
@@ -214,8 +224,8 @@ class Placement:
         """Give the reason to wait, and what a 1:1 guest needs that may run here before we hear of it."""
         public = entry.public if isinstance(entry, NatEntry) else None
         why = absence.reason, entry.origin, absence.stopped, absence.move
-        is_matched = isinstance(entry, ForwardEntry) and entry.called is not None
-        waiting = Waiting(Owner(absence.name), *why, public, absence.returning, is_matched=is_matched)
+        called = isinstance(entry, ForwardEntry) and entry.called is not None
+        waiting = Waiting(Owner(absence.name), *why, public, absence.returning, is_matched=called)
         domain = self._guests.imminent(entry)
         if domain is None or not isinstance(entry, NatEntry):
             return _Placed(waiting=(waiting,))

@@ -87,10 +87,21 @@ class Row:
             "target": _text(target.address),
             "target_ports": _text(target.ports),
             "bridge": target.bridge,
-            "file": None if self.origin is None else str(self.origin.file),
-            "line": None if self.origin is None else self.origin.line,
+            **_origin_as_json(self.origin),
             **self.usage.as_json(),
         }
+
+
+def _origin_as_json(origin: Origin | None) -> dict[str, Any]:
+    """Say where an entry stands: on a line of a file, or in the metadata of a domain, and which policy allows it."""
+    in_file = origin is not None and not origin.domain
+    allowed = None if origin is None else origin.allowed
+    return {
+        "origin": _text(origin),
+        "file": str(origin.file) if origin is not None and in_file else None,
+        "line": origin.line if origin is not None and in_file else None,
+        "allowed_by": _text(allowed),
+    }
 
 
 def _claim_as_json(claim: Claim) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Final
 
 from fwdaemon.audit.causes import why
 from fwdaemon.config.model import Config, Entry
-from fwdaemon.core.exposures import Claim, Exposure, Kind
+from fwdaemon.core.exposures import Claim, Exposure, Kind, Owner
 from fwdaemon.core.inventory import Hindrance, HindranceKind
 from fwdaemon.core.state import Desired, Waiting
 from fwdaemon.core.text import printable
@@ -116,17 +116,24 @@ def _usage(exposure: Exposure, facts: Facts, readings: Readings) -> Usage:
 def _waiting(config: Config, wanted: Desired | None, live: Collection[Row]) -> Iterator[Row]:
     waiting = wanted.waiting if wanted is not None else tuple(_unanswered(config))
     reasons: defaultdict[Origin, list[Waiting]] = defaultdict(list)
+    single: defaultdict[tuple[Origin, Owner, Claim], list[Waiting]] = defaultdict(list)
     for item in waiting:
         if item.claim is None:
             reasons[item.origin].append(item)
+        else:
+            single[item.origin, item.owner, item.claim].append(item)
     answered = {(row.origin, row.listens) for row in live}
+    known = {(row.owner, row.origin, row.listens) for row in live}
+    every = [_of_claims(items, claim, origin) for (origin, _, claim), items in single.items()]
+    apart = [row for row in every if (row.owner, row.origin, row.listens) not in known]
+    yield from apart
     for entry in config.entries:
         found = _of_entry(entry, reasons.get(entry.origin, ()), is_answered=wanted is not None)
         if found:
             rows = _pending(entry.every_claim(), found)
             yield from (row for row in rows if (row.origin, row.listens) not in answered)
     if wanted is not None:
-        yield from _of_domains(wanted, reasons, live)
+        yield from _of_domains(wanted, reasons, (*live, *apart))
 
 
 def _of_domains(wanted: Desired, reasons: Mapping[Origin, Sequence[Waiting]], live: Collection[Row]) -> Iterator[Row]:
@@ -134,20 +141,13 @@ def _of_domains(wanted: Desired, reasons: Mapping[Origin, Sequence[Waiting]], li
 
     Of domains that one entry is for by a pattern, those that do not run are none of its rows.
     """
-    refused = [_refused(item, item.claim) for item in wanted.waiting if item.claim is not None]
-    yield from refused
-    answered = {(row.owner, row.origin, row.listens) for row in (*live, *refused)}
+    answered = {(row.owner, row.origin, row.listens) for row in live}
     for asked in wanted.asked:
         every = reasons.get(asked.origin, ())
         found = [item for item in every if item.owner == asked.owner] or ([] if asked.is_matched else every)
         if found := [item for item in found if not item.is_idle]:
             rows = _pending(asked.claims, found)
             yield from (row for row in rows if (row.owner, row.origin, row.listens) not in answered)
-
-
-def _refused(item: Waiting, claim: Claim) -> Row:
-    reason = item.reason
-    return Row(item.owner, State.REFUSED, why(reason), str(claim), "", claim, None, item.origin, kinds=(reason.kind,))
 
 
 def _followed(row: Row, readings: Readings) -> Row:
@@ -169,10 +169,16 @@ def _of_entry(entry: Entry, waiting: Sequence[Waiting], *, is_answered: bool) ->
 
 
 def _pending(claims: Iterable[tuple[Claim, Origin]], waiting: Sequence[Waiting]) -> Iterator[Row]:
+    for claim, origin in claims:
+        yield _of_claims(waiting, claim, origin)
+
+
+def _of_claims(waiting: Sequence[Waiting], claim: Claim, origin: Origin) -> Row:
+    """Give the row of a claim that is not live, with all the reasons."""
     hindrances = dict.fromkeys(item.reason for item in waiting)
     reason, kinds = "; ".join(map(why, hindrances)), tuple(dict.fromkeys(found.kind for found in hindrances))
-    for claim, origin in claims:
-        yield Row(waiting[0].owner, State.WAITING, reason, str(claim), "", claim, None, origin, kinds=kinds)
+    state = State.REFUSED if waiting[0].refused else State.WAITING
+    return Row(waiting[0].owner, state, reason, str(claim), "", claim, None, origin, kinds=kinds)
 
 
 def _unanswered(config: Config) -> Iterator[Waiting]:

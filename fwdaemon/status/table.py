@@ -186,7 +186,7 @@ def _leads(row: Json) -> str:
 
 
 def _origin(row: Json) -> str:
-    return printable(f"{row['file']}:{row['line']}") if row["file"] else "-"
+    return printable(row.get("origin") or "-")
 
 
 def _number(number: int | None) -> str:

@@ -9,10 +9,13 @@ from xml.etree.ElementTree import ParseError
 from xml.sax.saxutils import quoteattr
 
 from fwdaemon import config
+from fwdaemon.config.metadata import read_metadata
 from fwdaemon.core.exposures import Forward, Nat
 from fwdaemon.core.inventory import (
     AddressSource,
+    Asked,
     Domain,
+    Element,
     GuestInterface,
     HostObservation,
     LearnedAddress,
@@ -47,9 +50,25 @@ _GENERIC_BYTES = 4  # nfgenmsg, which all that nfnetlink says begins with
 def domain_xml(data: bytes) -> None:
     """Read a domain's XML. What is no XML, or has no sense, is told by the two errors that its reader expects."""
     try:
-        parse_domain(data.decode("utf-8", "replace"))
+        asked = parse_domain(data.decode("utf-8", "replace")).asked
     except (ParseError, ValueError):
         return
+    if asked is not None:
+        _check_metadata(asked)
+
+
+def metadata(data: bytes) -> None:
+    """Read what a domain asks for, of any element whose attributes hold any text."""
+    lines = data.decode("utf-8", "replace").split("\n")
+    pairs = (line.partition("=")[::2] for line in lines[1:])
+    _check_metadata(Asked((Element(lines[0] or "forward", tuple(dict(pairs).items())),)))
+
+
+def _check_metadata(asked: Asked) -> None:
+    """Whatever it is, each element is an entry or wrong, and what is wrong can be told on one line."""
+    for reading in read_metadata(asked, "web", UUID(int=1)):
+        assert bool(reading.entries) != bool(reading.problems)
+        assert all(text.isprintable() for text in reading.problems)
 
 
 def network_xml(data: bytes) -> None:

@@ -15,6 +15,7 @@ TARGETS: Final[Mapping[str, Callable[[bytes], None]]] = {
     "explain-request": words.request,
     "import": words.imported,
     "domain-xml": guests.domain_xml,
+    "metadata": guests.metadata,
     "network-xml": guests.network_xml,
     "names": guests.names,
     "agent": guests.agent,

@@ -174,7 +174,7 @@ def two_hosts_alike(flavour: Flavour) -> Iterator[Pair]:
 
 
 @contextmanager
-def guest_on_the_first(pair: Pair) -> Iterator[Move]:
+def guest_on_the_first(pair: Pair, config: str = CONFIG) -> Iterator[Move]:
     """A guest on the first host, with addresses that no lease tells of, and a daemon on each host."""
     with ExitStack() as at_end:
         guest = QemuGuest(pair.first, "vm", Link("default", (f"{VM4}/24", f"{VM6}/64")))
@@ -185,7 +185,7 @@ def guest_on_the_first(pair: Pair) -> Iterator[Move]:
         guest.run("sh", "-c", _TICKER)
         for address in (ROUTED4, ROUTED6):
             guest.run("ip", "address", "add", address, "dev", "eth0")
-        moving = Move(pair, {id(host): host.daemon(CONFIG) for host in (pair.first, pair.second)})
+        moving = Move(pair, {id(host): host.daemon(config) for host in (pair.first, pair.second)})
         yield moving
         for host in (pair.first, pair.second):
             moving.daemon(host).terminate()

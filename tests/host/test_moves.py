@@ -21,8 +21,8 @@ from tests.host.moving import (
     streams,
     two_hosts_alike,
 )
-from tests.lab.host import PUBLIC4
-from tests.lab.pair import Answerers, Holders, Pair
+from tests.lab.host import PUBLIC4, Host
+from tests.lab.pair import SECOND4, Answerers, Holders, Pair
 from tests.lab.place import wait_until
 from tests.lab.release import Flavour
 
@@ -71,6 +71,28 @@ def test_streams_go_on_and_addresses_are_never_held_twice(move: Move) -> None:
     assert not holders.both
     assert set(map(tuple, holders.seen.values())) == {(1, 2, 1)}
     assert set(map(tuple, answerers.seen.values())) == {(1, 2, 1)}
+
+
+@pytest.mark.in_turn
+def test_what_a_definition_asks_for_moves_with_the_guest(pair: Pair) -> None:
+    """The other host knows nothing of the guest: its configuration is a policy."""
+    policy = f'[[allow]]\ndomains = ["v?"]\nports = ["8000-8009"]\npublic = ["{MAIL4}"]\nassign = "eth0"\n'
+    asked = f'<forwards><forward ports="8000:80 9000:80" sources="0.0.0.0/0"/><nat public="{MAIL4}"/></forwards>'
+    with guest_on_the_first(pair, f'[daemon]\nlibvirt = ["qemu:///system"]\n{policy}') as move:
+        pair.first.run("virsh", "metadata", "vm", "urn:kvm-portfwd:1", "--key", "p", "--set", asked, "--live")
+        _is_served(move, pair.first, PUBLIC4, SECOND4)
+        assert move.migrate(pair.first).ended() == ""
+        _is_served(move, pair.second, SECOND4, PUBLIC4)
+
+
+def _is_served(move: Move, host: Host, own: str, other: str) -> None:
+    """By the host that has the guest, at what is asked for and allowed, and by no other."""
+    outside = move.pair.first.outside
+    wait_until(lambda: outside.fetch(f"http://{own}:8000/").text.startswith("vm "), f"{own} answers")
+    wait_until(lambda: outside.fetch(f"http://{MAIL4}/").text.startswith("vm "), f"{MAIL4} answers")
+    wait_until(lambda: not outside.fetch(f"http://{other}:8000/").answered, "the other host has let go")
+    wait_until(lambda: {row["origin"] for row in move.status(host)} == {"domain vm, metadata"}, "it says from where")
+    assert not outside.fetch(f"http://{own}:9000/").answered
 
 
 @pytest.mark.in_turn

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from fwdaemon.core.types import Family
-from fwdaemon.hostnet.hairpin import BridgePort, bridge_ports, set_hairpin_mode
+from fwdaemon.hostnet.host_network import BridgePort, bridge_ports, set_hairpin_mode
 from fwdaemon.kernel.observe import observe_host
 from fwdaemon.kernel.rtnetlink import PROTOCOL, RefusedError, Rtnetlink, interface_index
 from fwdaemon.kernel.rtnl_links import (

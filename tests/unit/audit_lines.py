@@ -8,6 +8,7 @@ import pytest
 
 from fwdaemon.audit import lines
 from fwdaemon.audit.throttle import Flapped
+from fwdaemon.core.inventory import Hindrance, HindranceKind
 from fwdaemon.core.report import Assigned, GateChange, Setting
 from fwdaemon.core.state import Waiting
 from fwdaemon.core.types import Gate, Origin, Protocol
@@ -33,6 +34,8 @@ def _write() -> None:
             lines.exposure(action, exposure, because("a cause"))
         lines.flapped([Flapped(exposure, 7, 60.0, "restored", because("a cause"))])
         lines.waiting([Waiting(exposure.owner, STOPPED, Origin(Path("x.toml"), 1))])
+        declined = Hindrance(HindranceKind.NOT_ALLOWED, names=("domains", HOSTILE), origin=Origin(Path("x.toml"), 1))
+        lines.waiting([Waiting(exposure.owner, declined, Origin(Path(), 1, HOSTILE, "u"), claim=exposure.claim)])
     for restored in (True, False):
         gate = GateChange(Gate("inet", "filter", "forward"), restored, "it was not there")
         lines.gate(gate, because("a cause"))

@@ -8,7 +8,7 @@ from typing import Any
 
 from fwdaemon.core.inventory import HostAddress
 from fwdaemon.core.types import Address, Family, Listener, Protocol
-from fwdaemon.explain.facts import FarAnswer, GuestAnswer, RouteAnswer, Sighting
+from fwdaemon.explain.report import FarAnswer, GuestAnswer, RouteAnswer, Sighting
 from fwdaemon.rulesets import nft_listing, xt_listing
 from fwdaemon.rulesets.evaluation import Passage, pass_through
 from fwdaemon.rulesets.packet import BaseChain, Packet, Surroundings, System

@@ -19,6 +19,7 @@ KEYS: Final = {
     "forward": forward_module.FORWARD_KEYS,
     "nat": forward_module.NAT_KEYS,
     "route": forward_module.ROUTE_KEYS,
+    "allow": forward_module.ALLOW_KEYS,
 }
 DEFAULT: Final = Path(__file__).parents[2] / "etc" / "portfwd.toml"
 
@@ -50,7 +51,7 @@ def test_the_default_file_shows_every_key_as_it_may_be_written() -> None:
     assert shown == {name: set(keys) for name, keys in KEYS.items()}
     without_mac = "\n".join(line for line in text.splitlines() if not line.startswith("mac "))
     config = parse({MAIN: without_mac.replace(', "198.51.100.7:443"', "")})
-    assert [len(entries) for entries in (config.forwards, config.nats, config.routes)] == [1, 1, 3]
+    assert [len(entries) for entries in (config.forwards, config.nats, config.routes, config.allows)] == [1, 1, 3, 1]
 
 
 def test_drop_ins_come_in_name_order(main: Path) -> None:
@@ -72,7 +73,7 @@ def test_missing_main_file_does_not_hide_other_problems(main: Path) -> None:
             "/portfwd.toml:1: cannot be read: No such file or directory;"
             ' create it, a line "[daemon]" will do, or name another with --config'
         ),
-        '/portfwd.d/a.toml:2: unknown key "x"; write one of control, daemon, forward, metrics, nat, route',
+        '/portfwd.d/a.toml:2: unknown key "x"; write one of allow, control, daemon, forward, metrics, nat, route',
     ]
 
 

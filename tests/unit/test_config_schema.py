@@ -36,6 +36,7 @@ def test_the_default_file_is_valid_and_holds_the_defaults() -> None:
 
 def test_knows_the_same_keys_and_describes_each() -> None:
     for name, keys in (
+        ("allow", exposures.ALLOW_KEYS),
         ("control", sections.CONTROL_KEYS),
         ("daemon", sections.DAEMON_KEYS),
         ("forward", exposures.FORWARD_KEYS),
@@ -71,6 +72,8 @@ ACCEPTED: Final = (
     route_entry(),
     route_entry('["203.0.113.64/29", "203.0.113.80", "2001:db8:1::/64"]', 'proxy = "eth0"'),
     route_entry('"203.0.113.64/29"'),
+    '[[allow]]\ndomains = ["ci-*", "we[bB]?"]\nports = ["20000-29999", "80"]\nnetworks = ["default"]\nmax = 1',
+    '[[allow]]\ndomains = "*"\nlisten = ["198.51.100.7"]\npublic = ["198.51.100.64/27"]\nassign = "eth0"',
 )
 
 REFUSED_BY_BOTH: Final = (
@@ -89,6 +92,15 @@ REFUSED_BY_BOTH: Final = (
     "[route]",
     "[[nat]]",
     "[[route]]",
+    "[[allow]]",
+    "[allow]",
+    '[[allow]]\ndomains = ["*"]',
+    '[[allow]]\ndomains = []\nports = ["80"]',
+    '[[allow]]\nports = ["80"]',
+    *(f'[[allow]]\ndomains = "*"\nports = ["{ports}"]' for ports in ("80:80", "80/tcp", "*", "1-2-3", "", "080")),
+    *(f'[[allow]]\ndomains = "*"\nports = "80"\nmax = {most}' for most in ("0", "65536", "true", '"20"', "1.5")),
+    '[[allow]]\ndomains = "*"\nports = "80"\nassign = "eth0"',
+    '[[allow]]\ndomains = "*"\nports = "80"\nsources = ["0.0.0.0/0"]',
     "[[forward]]",
     '[[forward]]\ndomain = "a"',
     '[[forward]]\nports = ["80"]',

@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from fwdaemon.explain.facts import RouteAnswer
-from fwdaemon.explain.report import Cause
+from fwdaemon.explain.report import Cause, RouteAnswer
 from fwdaemon.rulesets.nft_listing import base_chains
 from fwdaemon.rulesets.packet import BaseChain
 from tests.unit.explaining import native, saved

@@ -7,9 +7,8 @@ from uuid import UUID
 import pytest
 
 from fwdaemon.core.inventory import AddressSource, Attachment, Domain, GuestInterface, LearnedAddress
-from fwdaemon.explain.facts import GuestAnswer, RouteAnswer
 from fwdaemon.explain.guest import Libvirt
-from fwdaemon.explain.report import Cause, StepState
+from fwdaemon.explain.report import Cause, GuestAnswer, RouteAnswer, StepState
 from tests.unit.explaining import own
 from tests.unit.forwards import address, subnets
 from tests.unit.trace_scene import (

@@ -7,8 +7,7 @@ import pytest
 
 from fwdaemon.core.inventory import HostAddress, Network
 from fwdaemon.core.types import Family, Listener, Protocol
-from fwdaemon.explain.facts import RouteAnswer
-from fwdaemon.explain.report import Cause, Report, Step, StepState
+from fwdaemon.explain.report import Cause, Report, RouteAnswer, Step, StepState
 from tests.unit.explaining import native, own
 from tests.unit.forwards import subnets
 from tests.unit.trace_scene import DEFAULT, HELD, NETWORK, SETTINGS, cause, host, libvirt, ours, told

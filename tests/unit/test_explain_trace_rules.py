@@ -8,8 +8,7 @@ from typing import Final
 
 import pytest
 
-from fwdaemon.explain.facts import GuestAnswer
-from fwdaemon.explain.report import Cause, StepState
+from fwdaemon.explain.report import Cause, GuestAnswer, StepState
 from fwdaemon.rulesets.nft_listing import base_chains
 from fwdaemon.rulesets.packet import BaseChain
 from tests.lab.command import run

@@ -4,8 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from fwdaemon.explain.facts import FarAnswer, GuestAnswer, RouteAnswer, Sighting
-from fwdaemon.explain.report import Cause
+from fwdaemon.explain.report import Cause, FarAnswer, GuestAnswer, RouteAnswer, Sighting
 from tests.unit.explaining import PlainHost, own
 from tests.unit.forwards import address
 from tests.unit.trace_scene import FORWARD, HELD, INTERFACE, WEB, cause, host, libvirt, told

@@ -119,6 +119,11 @@ class Told:
         with pytest.raises(LibvirtUnavailableError):
             self.connection.observe()
 
+    def metadata(self, namespace: str | None) -> int:
+        """How many reasons to look there are after a change of metadata."""
+        self.callbacks[libvirt.VIR_DOMAIN_EVENT_ID_METADATA_CHANGE](None, Domain(), 2, namespace, None)
+        return len(self.reasons)
+
     def reboot(self) -> bool:
         self.callbacks[libvirt.VIR_DOMAIN_EVENT_ID_REBOOT](None, Domain(), None)
         return provoked(self.reasons[-1])
@@ -180,3 +185,9 @@ def test_what_a_guest_does_again_before_anybody_looked_is_told_once() -> None:
         told.lifecycle(*stopped)
         assert len(told.reasons) == 3
         told.look()
+
+
+def test_only_metadata_of_ours_is_a_reason_to_look_and_takes_from_the_budget_of_guests() -> None:
+    told = Told()
+    assert [told.metadata(namespace) for namespace in ("urn:other", "urn:kvm-portfwd:1", None)] == [0, 1, 2]
+    assert all(map(provoked, told.reasons))

@@ -8,9 +8,10 @@ from collections.abc import Iterator
 import libvirt
 import pytest
 
-from fwdaemon.core.inventory import Move
+from fwdaemon.core.inventory import Asked, Element, Move
 from fwdaemon.hypervisor.connection import migrated
 from fwdaemon.hypervisor.reader import Reader
+from fwdaemon.hypervisor.xml import NAMESPACE
 
 URI = "test:///default"
 GUEST = "<domain type='test'><name>guest</name><memory>1024</memory><os><type>hvm</type></os></domain>"
@@ -186,3 +187,31 @@ def test_only_two_events_say_that_a_guest_moves() -> None:
     assert migrated(stopped, libvirt.VIR_DOMAIN_EVENT_STOPPED_MIGRATED) is Move.GONE
     assert migrated(started, libvirt.VIR_DOMAIN_EVENT_STARTED_BOOTED) is None
     assert migrated(stopped, libvirt.VIR_DOMAIN_EVENT_STOPPED_DESTROYED) is None
+
+
+def test_what_a_guest_asks_for_is_read_once_until_it_changes_and_known_after_its_end(
+    reader: Reader, connection: libvirt.virConnect
+) -> None:
+    guest = connection.defineXML(GUEST)
+    guest.create()
+
+    def asked(*, ports: str | None = None) -> Asked | None:
+        if ports is not None:
+            text = f"<forwards><forward ports='{ports}'/></forwards>"
+            kind, live = libvirt.VIR_DOMAIN_METADATA_ELEMENT, libvirt.VIR_DOMAIN_AFFECT_LIVE
+            guest.setMetadata(kind, text, "p", NAMESPACE, live)
+        reader.invalidate()
+        domains = (observed.domain for observed in reader.observe(connection, connection).domains)
+        return next(domain.asked for domain in domains if domain.name == "guest")
+
+    try:
+        assert asked() is None
+        first = asked(ports="80")
+        assert first == Asked((Element("forward", (("ports", "80"),)),))
+        assert asked() is first
+        second = asked(ports="81")
+        assert second not in (None, first)
+        guest.destroy()
+        assert asked() is second
+    finally:
+        guest.undefine()

@@ -11,9 +11,8 @@ from fwdaemon.config import parse
 from fwdaemon.config.model import Config
 from fwdaemon.core.inventory import AddressSource, Domain, GuestInterface, Inventory, LearnedAddress, Network
 from fwdaemon.explain.arrival import parse_request
-from fwdaemon.explain.facts import RouteAnswer
 from fwdaemon.explain.guest import Libvirt
-from fwdaemon.explain.report import Cause, Report
+from fwdaemon.explain.report import Cause, Report, RouteAnswer
 from fwdaemon.explain.trace import explain
 from fwdaemon.rulesets.nft_listing import base_chains
 from fwdaemon.rulesets.packet import BaseChain

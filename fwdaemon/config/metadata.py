@@ -1,0 +1,173 @@
+"""Forwards in a domain's own definition: its metadata, read with the grammar of the file, and what `[[allow]]` covers.
+
+Each element is right or wrong by itself: one that is wrong opens nothing, and says why as the file would.
+"""
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final, TypeAlias
+from uuid import UUID
+
+from fwdaemon.config.exposures import GUEST_READERS
+from fwdaemon.config.lines import KeyPath, LineIndex
+from fwdaemon.config.model import AllowEntry, GuestEntry, NatEntry
+from fwdaemon.config.node import Document, Node
+from fwdaemon.core.inventory import Asked, Element
+from fwdaemon.core.text import quote, suggest
+from fwdaemon.core.types import Address, Origin, PortRange, Protocol
+from fwdaemon.errors import Problem
+
+ATTRIBUTES: Final[Mapping[str, tuple[str, ...]]] = {
+    "forward": ("address", "interface", "listen", "mac", "network", "ports", "sources"),
+    "nat": ("address", "assign", "mac", "network", "public"),
+}
+# Those that hold several, with blanks between them.
+LISTS: Final = frozenset({"listen", "ports", "sources"})
+# So many elements of lists a domain may write: each is compared with those of others.
+MOST_ITEMS: Final = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What came of one element: an entry, or what is wrong with it."""
+
+    origin: Origin
+    entries: tuple[GuestEntry, ...] = ()
+    problems: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Definition(Document):
+    """One element, as a document whose values all stand at the same place."""
+
+    place: Origin
+
+    def origin(self, _: KeyPath) -> Origin:
+        return self.place
+
+
+def read_metadata(asked: Asked, name: str, uuid: UUID) -> tuple[Reading, ...]:
+    """Read what a domain asks for."""
+    whole = Origin(Path(), 0, name, str(uuid))
+    if asked.fault:
+        return (Reading(whole, problems=(f"{asked.fault}; nothing of it is in force",)),)
+    if sum(map(_items, asked.elements)) > MOST_ITEMS:
+        what = f"lists more than {MOST_ITEMS} ports, addresses and sources; write fewer, and wider ones"
+        return (Reading(whole, problems=(what,)),)
+    return tuple(_readings(asked, name, uuid))
+
+
+def _items(element: Element) -> int:
+    return sum(len(value.split()) for key, value in element.attributes if key in LISTS)
+
+
+def _readings(asked: Asked, name: str, uuid: UUID) -> Iterator[Reading]:
+    seen = Counter[str]()
+    for number, element in enumerate(asked.elements, 1):
+        origin = Origin(Path(), number, name, str(uuid))
+        problems: list[Problem] = []
+        document = _Definition(Path(), LineIndex({}), problems, origin)
+        entries = _read(element, seen[element.name], uuid, document)
+        seen[element.name] += 1
+        yield Reading(origin, () if problems else entries, tuple(problem.text for problem in problems))
+
+
+def _read(element: Element, number: int, uuid: UUID, document: Document) -> tuple[GuestEntry, ...]:
+    if element.name not in ATTRIBUTES:
+        _refuse_element(element, document)
+        return ()
+    values: dict[str, object] = {key: _value(key, text) for key, text in element.attributes}
+    node = Node(values, (element.name, number), document)
+    if element.inside:
+        node.refuse(f"has {_told(element.inside)} inside; write an element without any, <{element.name} …/>")
+    strange = [key for key in values if key not in ATTRIBUTES[element.name]]
+    for key in strange:
+        Node(values[key], (*node.path, key), document).refuse_key(_about_strange(element, key))
+        del values[key]
+    return () if strange else GUEST_READERS[element.name](_with_domain(node, uuid))
+
+
+def _with_domain(node: Node, uuid: UUID) -> Node:
+    """Say whose entry it is, by what no other domain has."""
+    values = node.value if isinstance(node.value, dict) else {}
+    return Node(values | {"domain": str(uuid)}, node.path, node.document)
+
+
+def _value(key: str, text: str) -> object:
+    return list(dict.fromkeys(text.split())) if key in LISTS else text
+
+
+def _refuse_element(element: Element, document: Document) -> None:
+    if element.name == "forwards":
+        text = f"unknown attribute {quote(element.attributes[0][0])}; write it in <forward> or <nat>"
+    elif element.name.rpartition("}")[2] in ATTRIBUTES:
+        text = f"{_told(element.name)} is of another namespace; write the prefix of <forwards> before it"
+    else:
+        text = f"unknown element {_told(element.name)}; {suggest(element.name, ATTRIBUTES)}"
+    Node(None, ("forwards",), document).refuse(text)
+
+
+def _about_strange(element: Element, key: str) -> str:
+    if key.rpartition("}")[2] in ATTRIBUTES[element.name]:
+        return f"attribute {quote(key)} is of a namespace; write it without a prefix"
+    return f"unknown attribute {quote(key)}; {suggest(key, ATTRIBUTES[element.name])}"
+
+
+def _told(name: str) -> str:
+    return name if name == "text" else quote(name.removeprefix("{}"))
+
+
+# What a policy covers of it, but for what it takes an inventory to say.
+Lack: TypeAlias = tuple[str, str]
+"""A key of an `[[allow]]`, and what it does not cover."""
+
+
+def lacks(entry: GuestEntry, allow: AllowEntry, local: Collection[Address], pool: PortRange | None) -> Iterator[Lack]:
+    """Give what a policy does not cover of an entry; `local` are the host's addresses, `pool` are its `auto_ports`.
+
+    Which port is assigned is not known yet, so a policy has to cover all of them.
+    """
+    if isinstance(entry, NatEntry):
+        yield from _nat_lacks(entry, allow)
+        return
+    for claim, _ in entry.every_claim():
+        if claim.address is None and allow.listen:
+            yield "listen", "*"
+        elif claim.address is not None and claim.address not in (allow.listen or local):
+            yield "listen", str(claim.address)
+    for mapping in entry.mappings:
+        if mapping.protocol is Protocol.SCTP or not _covers(allow.ports, mapping.host):
+            yield "ports", f"{mapping.protocol} {mapping.host}"
+    for asked in entry.auto:
+        if pool is None or asked.protocol is Protocol.SCTP or not _covers(allow.ports, pool):
+            of = "no auto_ports are set" if pool is None else f"one of auto_ports, {pool}"
+            yield "ports", f"{asked.protocol} auto:{asked.guest} ({of})"
+
+
+def _nat_lacks(entry: NatEntry, allow: AllowEntry) -> Iterator[Lack]:
+    if not any(entry.public.version == subnet.version and entry.public in subnet for subnet in allow.public):
+        yield "public", str(entry.public)
+    if entry.assign not in (None, allow.assign):
+        yield "assign", str(entry.assign)
+
+
+def _covers(allowed: Iterable[PortRange], ports: PortRange) -> bool:
+    return any(item.first <= ports.first and ports.last <= item.last for item in allowed)
+
+
+def allowed(entry: GuestEntry, allow: AllowEntry) -> GuestEntry:
+    """Note by which policy an entry holds; that says where public addresses are held, too."""
+    origin = replace(entry.origin, allowed=allow.origin)
+    if isinstance(entry, NatEntry):
+        return replace(entry, origin=origin, assign=allow.assign)
+    mappings = tuple(replace(mapping, origin=origin) for mapping in entry.mappings)
+    return replace(
+        entry, origin=origin, mappings=mappings, auto=tuple(replace(item, origin=origin) for item in entry.auto)
+    )
+
+
+def cost(entry: GuestEntry) -> int:
+    """Count each port on each address, and a public address as one."""
+    return sum(1 if claim.ports is None else claim.ports.width for claim, _ in entry.every_claim())

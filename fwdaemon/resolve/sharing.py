@@ -1,0 +1,308 @@
+"""Who gets what domains ask for in their metadata: files go before them, older live claims before newer ones. Pure.
+
+Nothing is taken from anybody: not from a file, whatever address or sources its entry names, and not from a domain that
+has been live for longer. Nothing is remembered either: of the domains of one hypervisor, the one with the lower number
+was started earlier, also to a daemon that starts later.
+"""
+
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from itertools import chain
+from typing import Final, TypeAlias
+from uuid import UUID
+
+from fwdaemon.config.metadata import Lack, Reading, allowed, cost, lacks, read_metadata
+from fwdaemon.config.model import AllowEntry, Config, Entry, ForwardEntry, GuestEntry, NatEntry
+from fwdaemon.core.exposures import Claim, Kind, Owner
+from fwdaemon.core.inventory import Domain, GuestInterface, Hindrance, HindranceKind, Inventory, Move
+from fwdaemon.core.state import Waiting
+from fwdaemon.core.types import Address, Origin, PortRange, Protocol
+from fwdaemon.resolve.claims import Holder, Taken
+from fwdaemon.resolve.expansion import Assignments, Sockets
+from fwdaemon.resolve.guests import as_uuid
+
+_NOT_LIVE: Final = (None, Move.GONE)
+_MOST_PROBLEMS: Final = 3
+_NO_PORTS: Final[Assignments] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class Claims:
+    """What is asked for and given: the configuration with what is `given` to domains; the rest is `refused`.
+
+    `taken` are the ports of those that are live: none of them is to be assigned.
+    """
+
+    config: Config
+    given: tuple[GuestEntry, ...] = ()
+    refused: tuple[Waiting, ...] = ()
+    taken: frozenset[tuple[Protocol, int]] = frozenset()
+
+
+class Claimants:
+    """Settles the claims of one inventory after another; where nothing changed, the answer is the same object."""
+
+    def __init__(self) -> None:
+        self._claims: Claims | None = None
+        self._config: Config | None = None
+        self._files = Taken(())
+        self._facts: tuple[object, ...] = ()
+        self._local: frozenset[Address] = frozenset()
+        self._wishes: dict[UUID, tuple[Domain, Wishes]] = {}
+
+    def settle(self, config: Config, inventory: Inventory, ports: Assignments = _NO_PORTS) -> Claims:
+        """Give what holds now; `ports` are those that are assigned."""
+        if self._claims is None or config is not self._config:
+            self._config, self._facts, self._wishes = config, (), {}
+            self._files, self._claims = Taken((entry, _holder(entry)) for entry in config.entries), Claims(config)
+        asking = tuple(domain for domain in inventory.domains if domain.asked is not None)
+        held = frozenset((item.protocol, found.port) for item, found in ports.items() if asking)
+        facts = asking, [domain.instance for domain in asking], inventory.host_addresses, inventory.occupied, held
+        if facts != self._facts:
+            self._facts = facts
+            share = self._shared(config, asking, inventory, held)
+            given, refused = tuple(_joined(share.given)), tuple(share.refused)
+            if (given, refused) != (self._claims.given, self._claims.refused):
+                self._claims = Claims(_with(config, given), given, refused)
+            if share.taken != self._claims.taken:
+                self._claims = replace(self._claims, taken=share.taken)
+        return self._claims
+
+    def _shared(self, config: Config, asking: Collection[Domain], inventory: Inventory, held: Sockets) -> "Share":
+        local = frozenset(host.address for host in inventory.host_addresses)
+        known = self._wishes if local == self._local else {}
+        self._local = local
+        self._wishes = {
+            domain.uuid: item
+            if (item := known.get(domain.uuid)) is not None and item[0] == domain
+            else (domain, wishes(domain, config.allows, local, config.daemon.auto_ports))
+            for domain in asking
+        }
+        share = Share(self._files, inventory, held)
+        for domain in sorted(asking, key=_seniority):
+            share.deal(domain, self._wishes[domain.uuid][1])
+        return share
+
+
+def _with(config: Config, given: Iterable[GuestEntry]) -> Config:
+    forwards = tuple(entry for entry in given if isinstance(entry, ForwardEntry))
+    nats = tuple(entry for entry in given if isinstance(entry, NatEntry))
+    return replace(config, forwards=config.forwards + forwards, nats=config.nats + nats)
+
+
+def settled(config: Config, inventory: Inventory, ports: Assignments = _NO_PORTS) -> Claims:
+    """Give what holds on a host like `inventory` where `ports` are assigned."""
+    return Claimants().settle(config, inventory, ports)
+
+
+def _seniority(domain: Domain) -> tuple[int, int, str]:
+    """Put those that are live for longer first; of several hypervisors, that of the first URI."""
+    return domain.rank, domain.instance, str(domain.uuid)
+
+
+def _is_live(domain: Domain) -> bool:
+    return domain.running or domain.move not in _NOT_LIVE
+
+
+# What a domain wishes for, as far as a policy covers it.
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """One claim of a definition, for a single port string, that `allow` covers; `cost` counts against its `max`."""
+
+    entry: GuestEntry
+    allow: AllowEntry
+    cost: int
+
+
+Wishes: TypeAlias = tuple[Wish | Waiting, ...]
+
+
+def wishes(
+    domain: Domain, allows: Collection[AllowEntry], local: Collection[Address], pool: PortRange | None
+) -> Wishes:
+    """Give what a domain asks for and is covered, and the reasons for the rest."""
+    if domain.asked is None:
+        return ()
+    readings = read_metadata(domain.asked, domain.name, domain.uuid)
+    judge = _Judge(domain, allows, local, pool)
+    return tuple(item for reading in readings for item in _judged(reading, domain, judge))
+
+
+def _judged(reading: Reading, domain: Domain, judge: "_Judge") -> Iterator[Wish | Waiting]:
+    if reading.problems:
+        hindrance = Hindrance(HindranceKind.MISREAD, names=_first(reading.problems))
+        yield Waiting(Owner(domain.name), hindrance, reading.origin, claim=Claim(Kind.FORWARD))
+    for entry in reading.entries:
+        for single in _single(entry):
+            yield from judge.judge(single)
+
+
+def _first(problems: tuple[str, ...]) -> tuple[str, ...]:
+    more = len(problems) - _MOST_PROBLEMS
+    return problems if more <= 0 else (*problems[:_MOST_PROBLEMS], f"and {more} more")
+
+
+def _single(entry: GuestEntry) -> Iterator[GuestEntry]:
+    if isinstance(entry, NatEntry):
+        yield entry
+    else:
+        yield from (replace(entry, mappings=(mapping,), auto=()) for mapping in entry.mappings)
+        yield from (replace(entry, mappings=(), auto=(item,)) for item in entry.auto)
+
+
+class _Judge:
+    """Judges what one domain asks for."""
+
+    def __init__(
+        self, domain: Domain, allows: Iterable[AllowEntry], local: Collection[Address], pool: PortRange | None
+    ) -> None:
+        self._domain, self._allows, self._local, self._pool = domain, tuple(allows), local, pool
+
+    def judge(self, entry: GuestEntry) -> Iterator[Wish | Waiting]:
+        """Give the wish with the policy that covers it, or why there is none."""
+        if (strange := self._strange_address(entry)) is not None:
+            yield from refusals(entry, self._domain, Hindrance(HindranceKind.NOT_OWN, strange))
+            return
+        lacking = []
+        for allow in self._allows:
+            missing = tuple(self._lacks(entry, allow))
+            if not missing:
+                yield Wish(allowed(entry, allow), allow, cost(entry))
+                return
+            lacking.append((allow.origin, missing))
+        yield from refusals(entry, self._domain, _not_allowed(lacking))
+
+    def _lacks(self, entry: GuestEntry, allow: AllowEntry) -> Iterator[Lack]:
+        """Give what a policy does not cover of an entry with one port string."""
+        if not any(_means(pattern, self._domain) for pattern in allow.domains):
+            yield "domains", self._domain.name
+        if allow.networks:
+            strange = [item for item in self._candidates(entry) if item.network not in allow.networks]
+            yield from dict.fromkeys(("networks", item.network or item.bridge or item.mac) for item in strange)
+        yield from lacks(entry, allow, self._local, self._pool)
+
+    def _candidates(self, entry: GuestEntry) -> list[GuestInterface]:
+        """Give the interfaces that an entry may come to mean."""
+        return [
+            item
+            for item in self._domain.interfaces
+            if entry.network in (None, item.network) and entry.mac in (None, item.mac)
+        ]
+
+    def _strange_address(self, entry: GuestEntry) -> Address | None:
+        """Give the address an entry names if the guest is known to have others, and not this one."""
+        if entry.address is None:
+            return None
+        own = {claim.address for item in self._candidates(entry) for claim in item.learned}
+        known = any(address.version == entry.address.version for address in own)
+        return entry.address if known and entry.address not in own else None
+
+
+def _not_allowed(lacking: Iterable[tuple[Origin, tuple[Lack, ...]]]) -> Hindrance:
+    """Say what the policy that comes closest lacks; one that is for other domains does not come close."""
+    near = [item for item in lacking if item[1][0][0] != "domains"]
+    if not near:
+        return Hindrance(HindranceKind.NOT_ALLOWED)
+    origin, missing = min(near, key=lambda item: len(item[1]))
+    return Hindrance(HindranceKind.NOT_ALLOWED, names=tuple(chain.from_iterable(missing)), origin=origin)
+
+
+def refusals(entry: GuestEntry, domain: Domain, reason: Hindrance) -> Iterator[Waiting]:
+    """Refuse an entry, claim by claim."""
+    for claim, origin in entry.every_claim():
+        yield Waiting(Owner(domain.name), reason, origin, claim=claim)
+
+
+def _means(pattern: str, domain: Domain) -> bool:
+    """Whether a pattern is for a domain; what can be read as a UUID is one."""
+    uuid = as_uuid(pattern)
+    return fnmatchcase(domain.name, pattern) if uuid is None else uuid == domain.uuid
+
+
+def _holder(entry: Entry) -> Holder:
+    return Holder(entry.owner, entry.origin)
+
+
+class Share:
+    """What has been given so far."""
+
+    def __init__(self, files: Taken, inventory: Inventory, held: Sockets) -> None:
+        self.given: list[GuestEntry] = []
+        self.refused: list[Waiting] = []
+        self._files, self._taken = files, Taken(())
+        self._own = {host.address: host for host in inventory.host_addresses}
+        self._local = frozenset(self._own)
+        self._occupied: defaultdict[tuple[Protocol, int], set[Address | None]] = defaultdict(set)
+        for item in inventory.occupied:
+            self._occupied[item.protocol, item.port].add(item.address)
+        for place in held:
+            self._occupied[place].add(None)
+        self._spent: defaultdict[tuple[UUID, Origin], int] = defaultdict(int)
+
+    @property
+    def taken(self) -> frozenset[tuple[Protocol, int]]:
+        """The ports that live domains have of this."""
+        return self._taken.ports
+
+    def deal(self, domain: Domain, wished: Wishes) -> None:
+        """Give a domain what is left of its wishes; one that does not run keeps nothing from others."""
+        for wish in wished:
+            if isinstance(wish, Waiting):
+                self.refused.append(wish)
+            elif _is_live(domain):
+                self._give(domain, wish)
+            else:
+                self.given.append(wish.entry)
+
+    def _give(self, domain: Domain, wish: Wish) -> None:
+        hindrance = self._taken_by(domain, wish.entry) or self._too_much(domain, wish)
+        if hindrance is not None:
+            self.refused += refusals(wish.entry, domain, hindrance)
+            return
+        self._spent[domain.uuid, wish.allow.origin] += wish.cost
+        self._taken.take(wish.entry, Holder(Owner(domain.name), wish.entry.origin))
+        self.given.append(wish.entry)
+
+    def _taken_by(self, domain: Domain, entry: GuestEntry) -> Hindrance | None:
+        if self._is_of_host(entry) if isinstance(entry, NatEntry) else self._is_occupied(entry):
+            return Hindrance(HindranceKind.CLAIMED)
+        for taken in (self._files, self._taken):
+            if (holder := taken.holder(entry, domain, self._local)) is not None:
+                return Hindrance(HindranceKind.CLAIMED, names=(holder.owner.name,), origin=holder.origin)
+        return None
+
+    def _is_occupied(self, entry: ForwardEntry) -> bool:
+        """Whether a process of the host waits on one of the ports, where the entry would listen too."""
+        return any(
+            claim.address is None or not found.isdisjoint((None, claim.address))
+            for claim, _ in entry.claims()
+            for port in claim.ports or ()
+            if claim.protocol is not None and (found := self._occupied.get((claim.protocol, port)))
+        )
+
+    def _is_of_host(self, entry: NatEntry) -> bool:
+        """Whether the host itself has the address: what is held for a guest is there alone, on its interface."""
+        own = self._own.get(entry.public)
+        return own is not None and (own.subnet.prefixlen < own.subnet.max_prefixlen or own.device != entry.assign)
+
+    def _too_much(self, domain: Domain, wish: Wish) -> Hindrance | None:
+        allow = wish.allow
+        if self._spent[domain.uuid, allow.origin] + wish.cost <= allow.most:
+            return None
+        return Hindrance(HindranceKind.NOT_ALLOWED, names=("max", str(allow.most)), origin=allow.origin)
+
+
+def _joined(entries: Iterable[GuestEntry]) -> list[GuestEntry]:
+    """Put the port strings of one element together again."""
+    found: list[GuestEntry] = []
+    for entry in entries:
+        last = found[-1] if found else None
+        if isinstance(last, ForwardEntry) and isinstance(entry, ForwardEntry) and last.origin == entry.origin:
+            found[-1] = replace(last, mappings=last.mappings + entry.mappings, auto=last.auto + entry.auto)
+        else:
+            found.append(entry)
+    return found

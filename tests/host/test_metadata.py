@@ -1,0 +1,88 @@
+"""Domains open ports by their own definitions as far as a policy covers that; whatever else is there opens nothing."""
+
+import libvirt
+import pytest
+
+from tests.host.conftest import HEAD, Scene
+from tests.lab.host import CLIENT4, PUBLIC4
+from tests.lab.lxc import LxcGuest
+from tests.lab.place import wait_until
+from tests.lab.release import LibvirtFirewall
+
+pytestmark = pytest.mark.on(LibvirtFirewall.NFTABLES, LibvirtFirewall.LEGACY)
+
+NAMESPACE = "urn:kvm-portfwd:1"
+ALLOW = '[[allow]]\ndomains = ["we*", "neigh*"]\nnetworks = ["default"]\nports = ["8000-8099"]\nmax = 3\n'
+AUTO = HEAD + 'auto_ports = "8050-8099"\n'
+
+
+def ask(scene: Scene, guest: LxcGuest, elements: str, *, live: bool = True) -> None:
+    """Write what a domain asks for into its definition, as who owns it would."""
+    scene.host.run(
+        *("virsh", "-c", "lxc:///system", "metadata", guest.name, NAMESPACE, "--key", "portfwd"),
+        *("--set", f"<forwards>{elements}</forwards>", "--live" if live else "--config"),
+    )
+
+
+def set_metadata(guest: LxcGuest, namespace: str, text: str) -> None:
+    """Write it as who calls libvirt's API can: no argument of a program is so long."""
+    with guest.domain() as domain:
+        domain.setMetadata(libvirt.VIR_DOMAIN_METADATA_ELEMENT, text, "k", namespace, libvirt.VIR_DOMAIN_AFFECT_LIVE)
+
+
+def withdraw(scene: Scene, guest: LxcGuest) -> None:
+    scene.host.run(
+        *("virsh", "-c", "lxc:///system", "metadata", guest.name, NAMESPACE, "--remove", "--live"), check=False
+    )
+
+
+def page(scene: Scene, port: int) -> str:
+    return scene.host.outside.fetch(f"http://{PUBLIC4}:{port}/").text
+
+
+@pytest.mark.on(LibvirtFirewall.NFTABLES)
+def test_hostile_metadata_costs_its_own_domain_and_no_other(scene: Scene) -> None:
+    # More than libvirt itself can tell of a domain in one answer; then as much as it can, and too much of ours.
+    set_metadata(scene.neighbour, "urn:other", "<x>" + "<y/>" * 700_000 + "</x>")
+    ask(scene, scene.web, '<forward ports="8000:80" sources="0.0.0.0/0"/>')
+    daemon = scene.daemon(ALLOW)
+    daemon.wait_log(r"does not report the devices of neighbour: Unable to encode message payload")
+    scene.answers(lambda: scene.host.outside.fetch(f"http://{PUBLIC4}:8000/"), f"web {CLIENT4}")
+    set_metadata(scene.neighbour, "urn:other", "<x>" + "<y/>" * 100_000 + "</x>")
+    set_metadata(scene.neighbour, NAMESPACE, "<forwards>" + "<forward ports='8000:80'/>" * 5_000 + "</forwards>")
+    daemon.wait_log(
+        r"^declined neighbour: metadata, is larger than 64 KiB; nothing of it is in force \(domain neighbour"
+    )
+    for number in range(200):
+        set_metadata(
+            scene.neighbour, NAMESPACE, f"<forwards><forward ports='{number + 1}:80' x='&#10;\u202e'/></forwards>"
+        )
+    ask(scene, scene.web, '<forward ports="8001:80" sources="0.0.0.0/0"/>')
+    scene.answers(lambda: scene.host.outside.fetch(f"http://{PUBLIC4}:8001/"), f"web {CLIENT4}")
+    assert len([line for line in daemon.log_lines() if line.text.startswith("declined neighbour")]) <= 7
+
+
+def test_a_definition_opens_what_is_allowed_and_is_followed_at_once(scene: Scene) -> None:
+    ask(scene, scene.web, '<forward ports="8000:80 22:80" sources="0.0.0.0/0"/>')
+    daemon = scene.daemon(ALLOW, AUTO)
+    scene.answers(lambda: scene.host.outside.fetch(f"http://{PUBLIC4}:8000/"), f"web {CLIENT4}")
+    daemon.wait_log(r"^added web: tcp \*:8000 -> 192\.168\.122\.10:80 \(.*; allowed by /\S+:4\)")
+    daemon.wait_log(r"^declined web: tcp \*:22, .* does not cover ports tcp 22 \(domain web, metadata\)$")
+    assert not scene.host.outside.fetch(f"http://{PUBLIC4}:22/").answered
+    ask(scene, scene.web, '<forward ports="8001:80" sources="0.0.0.0/0"/>')
+    scene.answers(lambda: scene.host.outside.fetch(f"http://{PUBLIC4}:8001/"), f"web {CLIENT4}")
+    scene.refused(lambda: scene.host.outside.fetch(f"http://{PUBLIC4}:8000/"))
+    daemon.wait_log(r"^removed web: tcp \*:8000 -> \S+ \(metadata of domain web changed")
+    ask(scene, scene.neighbour, '<forward ports="8001:80 8002:80 auto:80" sources="0.0.0.0/0"/>')
+    scene.answers(lambda: scene.host.outside.fetch(f"http://{PUBLIC4}:8002/"), f"neighbour {CLIENT4}")
+    daemon.wait_log(r"^declined neighbour: tcp \*:8001, web has it already \(domain web, metadata\)")
+    assert page(scene, 8001) == f"web {CLIENT4}"
+    assigned = daemon.wait_log(r"^assigned 80[5-9]\d to neighbour: tcp 80 \(domain neighbour, metadata\)").text.split()[
+        1
+    ]
+    scene.answers(lambda: scene.host.outside.fetch(f"http://{PUBLIC4}:{assigned}/"), f"neighbour {CLIENT4}")
+    withdraw(scene, scene.web)
+    scene.answers(lambda: scene.host.outside.fetch(f"http://{PUBLIC4}:8001/"), f"neighbour {CLIENT4}")
+    daemon.reload_with(HEAD)
+    scene.refused(lambda: scene.host.outside.fetch(f"http://{PUBLIC4}:8001/"))
+    wait_until(lambda: "no [[allow]] is for this domain" in daemon.process.text(), "it says why")
