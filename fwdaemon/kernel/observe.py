@@ -118,7 +118,8 @@ def _known(addresses: Collection[Address]) -> dict[Address, str]:
 #
 # An interface is an uplink where a default route or one through a gateway leaves by it, in any table that a rule asks.
 # A route without a gateway says less: the host's end of a pod's link has one too. It counts where the interface is a
-# device, or is built on one, or is a tunnel. What cannot be told is no uplink; the configuration may name it.
+# device, or is built on one, or is a tunnel. Nor does a route from a router advertisement say more, as any machine on
+# the link can send one, a pod as well. What cannot be told is no uplink; the configuration may name it.
 LINKS: Final = Path("/sys/class/net")
 _BUILT_ON = "lower_"
 _ETHERNET, _LOOPBACK = "1", "772"  # linux/if_arp.h
@@ -144,7 +145,7 @@ def _listed_routes(kernel: Rtnetlink) -> list[Listed]:
 
 def _uplinks(listed: Iterable[Listed], names: Mapping[int, str], links: Path = LINKS) -> frozenset[str]:
     found = {way for route in listed if is_telling(route) for way in route.ways if way.index in names}
-    leading = {names[way.index] for way in found if way.leads_on or _is_away(names, way, links)}
+    leading = {names[way.index] for way in found if _leads_out(way) or _is_away(names, way, links)}
     return frozenset(leading - {"lo"})
 
 
@@ -155,6 +156,11 @@ def _tables(kernel: Rtnetlink, family: Family) -> set[int]:
     """Give the tables that some rule asks, the main one among them; the host's own addresses are in another."""
     listed = kernel.entries(Kind.RULE, {"family": FAMILIES[family]})
     return {_MAIN_TABLE, *(entry.attributes.get("FRA_TABLE") or entry.fields["table"] for entry in listed)} - _UNUSED
+
+
+def _leads_out(way: Way) -> bool:
+    """Whether the host's own routes say so, and not only the machines on a link."""
+    return way.leads_on and not way.is_advertised
 
 
 def _is_away(names: Mapping[int, str], way: Way, links: Path) -> bool:

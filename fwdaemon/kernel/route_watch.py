@@ -82,6 +82,7 @@ def who_took_link(body: bytes) -> Actor | None:
 # Where the routes of a table lead, whoever made them (rtnetlink(7)); by hand, as there may be 10,000 to list.
 _WAY_GET = 26  # RTM_GETROUTE
 _UNICAST: Final = 1  # RTN_UNICAST
+_ADVERTISED: Final = 9  # RTPROT_RA of linux/rtnetlink.h: from a router advertisement
 # rtmsg: family, lengths of destination and source, TOS, table, protocol, scope, type, flags.
 _ROUTE = struct.Struct("=BBBBBBBBI")
 # linux/rtnetlink.h: RTA_DST, …
@@ -92,10 +93,14 @@ _NUMBER = struct.Struct("=I")
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """Routes leave by the interface with this number; `leads_on` says that one leads beyond its own link."""
+    """Routes leave by the interface with this number; `leads_on` says that one leads beyond its own link.
+
+    `is_advertised` says that only a router advertisement says so: any machine on the link can send one.
+    """
 
     index: int
     leads_on: bool
+    is_advertised: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,9 +135,9 @@ def _listed(body: bytes) -> Listed | None:
     if kind != _UNICAST or protocol == PROTOCOL:
         return None
     found = attributes(body[_ROUTE.size :])
-    hops = _hops(found)
-    ways = (Way(index, leads_on=length == 0 or _WAY_GATEWAY in hop or _WAY_VIA in hop) for index, hop in hops)
-    return Listed(found.get(_WAY_DST, b""), length, tuple(ways))
+    leading = ((index, length == 0 or _WAY_GATEWAY in hop or _WAY_VIA in hop) for index, hop in _hops(found))
+    ways = tuple(Way(index, leads_on, protocol == _ADVERTISED) for index, leads_on in leading)
+    return Listed(found.get(_WAY_DST, b""), length, ways)
 
 
 def is_telling(route: Listed) -> bool:

@@ -57,6 +57,24 @@ def asked(*routes: str, what: str = _ASK) -> list[str]:
         pytest.param(["route add default via 198.51.100.2"], ["eth0"], id="a default route"),
         pytest.param(["route add default dev tap0"], ["tap0"], id="a default route by a TAP device"),
         pytest.param(["route add ::/0 via fe80::1 dev eth1"], ["eth1"], id="one of IPv6"),
+        pytest.param(
+            [
+                "route add ::/0 via fe80::1 dev cali0123 proto ra",
+                "route add ::/0 via fe80::1 dev br0 proto ra metric 9",
+                "route add 2001:db8:9::/48 via fe80::1 dev docker0 proto ra",
+            ],
+            [],
+            id="router advertisements of pods",
+        ),
+        pytest.param(
+            [
+                "route add ::/0 via fe80::1 dev tun0 proto ra",
+                "route add ::/0 via fe80::1 dev eth1 proto ra metric 9",
+                "route add ::/0 via fe80::1 dev eth1 metric 10",
+            ],
+            ["eth1", "tun0"],
+            id="one in a tunnel, and one beside a route of the host",
+        ),
         pytest.param(["route add 10.0.0.0/8 via 198.51.101.2"], ["eth1"], id="a route through a gateway"),
         pytest.param(["route add 10.8.0.0/24 dev tun0"], ["tun0"], id="a tunnel"),
         pytest.param(["route add 10.147.0.0/16 dev tap0"], [], id="a TAP device that says nothing"),

@@ -66,6 +66,11 @@ def test_what_stands_alone_does_not(tmp_path: Path) -> None:
         pytest.param(
             route(out_by(3), GATEWAY, length=24, to=bytes([198, 51, 100, 0])), {Way(3, leads_on=True)}, id="via"
         ),
+        pytest.param(
+            route(out_by(3), GATEWAY, protocol=9),
+            {Way(3, leads_on=True, is_advertised=True)},
+            id="by a router advertisement",
+        ),
         pytest.param(route(out_by(3), length=24, to=bytes([198, 51, 100, 0])), {Way(3, leads_on=False)}, id="on link"),
         pytest.param(route(out_by(3), length=32, to=bytes([10, 244, 0, 5])), set(), id="a pod"),
         pytest.param(route(out_by(3), length=16, to=bytes([169, 254, 0, 0])), set(), id="link-local"),
@@ -97,3 +102,6 @@ def test_routes_are_news_where_they_may_change_uplinks() -> None:
     assert news(NEW, default, 1) == 1
     assert news(DELETED, further, 2) == 0  # a router of the Internet withdraws some all the time
     assert news(DELETED, further, 60) == 1
+    advertised = route(out_by(4), GATEWAY, protocol=9)
+    assert news(NEW, advertised, 61) == 1
+    assert news(NEW, route(out_by(4), GATEWAY), 61) == 1  # the host's own route says more
