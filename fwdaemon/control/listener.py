@@ -155,8 +155,32 @@ def _is_held_by_root(name: bytes) -> bool:
         try:
             asking.connect(name)
             return Peer.of(asking).is_root
+        except BlockingIOError:  # any user can fill the queue of those who connect, and any user can hold the name
+            return _belongs_to_root(name)
         except OSError:  # its holder does not listen, so it is no daemon
             return False
+
+
+# The kernel's listing of sockets, sock_diag(7), which tells the owner of each without a connection.
+_SOCK_DIAG, _BY_FAMILY = 4, 20  # NETLINK_SOCK_DIAG of linux/netlink.h, SOCK_DIAG_BY_FAMILY of linux/sock_diag.h
+# linux/unix_diag.h: a request for those that listen, with their names and owners; attributes follow 16 bytes.
+_WANTED: Final = struct.pack("=BBHIIIII", socket.AF_UNIX, 0, 0, 1 << 10, 0, 0x01 | 0x40, 0, 0)
+_DIAG_BYTES, _DIAG_NAME, _DIAG_UID = 16, 0, 7
+
+
+def _belongs_to_root(name: bytes) -> bool:
+    """Tell whether a listening socket of root's has the name; False where the kernel tells no owners (before 5.3)."""
+    from fwdaemon.kernel.netlink import NetlinkSocket, attributes  # noqa: PLC0415 - a full queue is rare
+
+    try:
+        with NetlinkSocket(_SOCK_DIAG) as kernel:
+            listed = kernel.listing(_BY_FAMILY, _WANTED, holding=name).messages
+    except OSError as error:
+        if shortage(error) is not None:
+            raise
+        return False
+    found = (attributes(message.body[_DIAG_BYTES:]) for message in listed)
+    return any(each.get(_DIAG_NAME) == name and each.get(_DIAG_UID) == bytes(4) for each in found)
 
 
 SOCKET: Final = Path("/run/kvm-portfwd/control.sock")

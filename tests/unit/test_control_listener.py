@@ -1,5 +1,6 @@
 """The socket in the file system: one daemon, no leftovers, nobody let in by accident."""
 
+import errno
 import os
 import resource
 import shutil
@@ -8,7 +9,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -173,6 +174,38 @@ def test_a_name_that_a_user_has_taken_lets_one_daemon_run_and_no_second(path: Pa
     with pytest.raises(AlreadyRunningError):
         first.claim()
     second.close()
+
+
+@contextmanager
+def crowded(path: Path) -> Iterator[None]:
+    """Fill the queue of connections to a name, as any user can."""
+    with ExitStack() as crowd:
+        for _ in range(1000):
+            one = crowd.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK))
+            if one.connect_ex(f"\0{path}") == errno.EAGAIN:
+                break
+        else:
+            pytest.fail("the queue did not fill up")
+        yield
+
+
+def test_a_crowd_that_connects_lets_no_second_daemon_begin(path: Path) -> None:
+    first, second = Listener(path), Listener(path)
+    first.claim()
+    with crowded(path), pytest.raises(AlreadyRunningError):
+        second.claim()
+    first.close()
+    second.claim()
+    second.close()
+
+
+def test_a_crowd_at_a_name_that_a_user_has_taken_keeps_no_daemon_from_starting(path: Path) -> None:
+    first, second = Listener(path), Listener(path)
+    with taken_by_a_user(path), crowded(path):
+        first.claim()
+        with pytest.raises(AlreadyRunningError):
+            second.claim()
+        first.close()
 
 
 def test_those_who_ask_wait_where_no_descriptor_is_left(path: Path) -> None:
