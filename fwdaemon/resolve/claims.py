@@ -15,7 +15,7 @@ from operator import attrgetter
 from typing import Final, NamedTuple, TypeAlias
 from uuid import UUID
 
-from fwdaemon.config.model import AutoMapping, Entry, ForwardEntry, GuestEntry, NatEntry, PortMapping
+from fwdaemon.config.model import AutoMapping, Entry, ForwardEntry, GuestEntry, NatEntry, PortMapping, RouteEntry
 from fwdaemon.config.overlap import families_of_entry
 from fwdaemon.core.exposures import Claim, Owner
 from fwdaemon.core.inventory import Domain, Hindrance, HindranceKind
@@ -146,25 +146,44 @@ def arrived(before: Sequence[Run], domains: Iterable[Domain]) -> tuple[Run, ...]
 
 
 class Holder(NamedTuple):
-    """Who has something, as entries call it, and where that is said."""
+    """Who has something, as entries call it, and where that is said; `domain` is what the entry of a domain writes."""
 
     owner: Owner
     origin: Origin
+    domain: str | None = None
+
+    @classmethod
+    def of(cls, entry: Entry) -> "Holder":
+        """Give who has what an entry claims."""
+        return cls(entry.owner, entry.origin, None if isinstance(entry, RouteEntry) else entry.domain)
+
+
+class Asker(NamedTuple):
+    """A domain that asks; `name` is its name where entries mean this domain by it, and not another one of that name."""
+
+    uuid: UUID
+    name: str | None
+
+    def has(self, holder: Holder) -> bool:
+        """Whether it is the holder itself."""
+        uuid = as_uuid(holder.domain) if holder.domain is not None else None
+        return uuid == self.uuid if uuid is not None else self.name is not None and holder.domain == self.name
 
 
 class Taken:
     """Claims that are given, found by port, public address and subnet."""
 
-    def __init__(self, entries: Iterable[tuple[Entry, Holder]]) -> None:
+    def __init__(self, entries: Iterable[Entry] = ()) -> None:
         self._narrow: defaultdict[tuple[Protocol, int], list[tuple[Claim, Holder]]] = defaultdict(list)
         self._wide: list[tuple[Claim, Holder]] = []
         self._public: dict[Address, tuple[NatEntry, Holder]] = {}
         self._routed: list[tuple[Subnet, Holder]] = []
-        for entry, holder in entries:
-            self.take(entry, holder)
+        for entry in entries:
+            self.take(entry)
 
-    def take(self, entry: Entry, holder: Holder) -> None:
-        """Give what an entry claims to its holder."""
+    def take(self, entry: Entry) -> None:
+        """Give what an entry claims to whom it is for."""
+        holder = Holder.of(entry)
         for claim, _ in entry.claims():
             if claim.subnet is not None:
                 self._routed.append((claim.subnet, holder))
@@ -183,11 +202,11 @@ class Taken:
         wide = ((claim.protocol, port) for claim, _ in self._wide if claim.protocol for port in claim.ports or ())
         return frozenset(self._narrow).union(wide)
 
-    def holder(self, entry: GuestEntry, domain: Domain, local: Collection[Address]) -> Holder | None:
+    def holder(self, entry: GuestEntry, asker: Asker, local: Collection[Address]) -> Holder | None:
         """Give who has some of what an entry is for, if anybody has."""
         if isinstance(entry, NatEntry):
             return self._holder_of_address(entry.public)
-        held = (self._holder_of_ports(claim, domain, local) for claim, _ in entry.every_claim())
+        held = (self._holder_of_ports(claim, asker, local) for claim, _ in entry.every_claim())
         return next(filter(None, held), None)
 
     def _holder_of_address(self, address: Address) -> Holder | None:
@@ -197,9 +216,9 @@ class Taken:
     def _router(self, address: Address) -> Holder | None:
         return next((held for subnet, held in self._routed if _is_in(address, subnet)), None)
 
-    def _holder_of_ports(self, claim: Claim, domain: Domain, local: Collection[Address]) -> Holder | None:
+    def _holder_of_ports(self, claim: Claim, asker: Asker, local: Collection[Address]) -> Holder | None:
         held = next((held for other, held in self._met(claim) if overlap(claim, other)), None)
-        return held or self._whole(claim, domain, local)
+        return held or self._whole(claim, asker, local)
 
     def _met(self, claim: Claim) -> Iterator[tuple[Claim, Holder]]:
         yield from self._wide
@@ -213,14 +232,14 @@ class Taken:
                 if protocol is claim.protocol and port in claim.ports:
                     yield from items
 
-    def _whole(self, claim: Claim, domain: Domain, local: Collection[Address]) -> Holder | None:
+    def _whole(self, claim: Claim, asker: Asker, local: Collection[Address]) -> Holder | None:
         """Give whose 1:1 address or subnet a forward would take a port of: any forward goes before those."""
         if claim.address is not None:
             held = self._holder_of_address(claim.address)
-            return None if held is None or _is_called(domain, held.owner) else held
+            return None if held is None or asker.has(held) else held
         for address, (nat, held) in self._public.items():
             is_here = nat.assign is not None or address in local
-            if is_here and _meets(claim, address) and not _is_called(domain, held.owner):
+            if is_here and _meets(claim, address) and not asker.has(held):
                 return held
         return None
 
@@ -253,8 +272,3 @@ def _meets(claim: Claim, address: Address) -> bool:
 
 def _is_in(address: Address, subnet: Subnet) -> bool:
     return address.version == subnet.version and address in subnet
-
-
-def _is_called(domain: Domain, owner: Owner) -> bool:
-    uuid = as_uuid(owner.name)
-    return owner.kind == "domain" and (owner.name == domain.name if uuid is None else uuid == domain.uuid)

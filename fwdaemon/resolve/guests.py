@@ -279,6 +279,16 @@ def as_uuid(spelling: str) -> UUID | None:
         return None
 
 
+def nameless(some: Collection[Domain], known: Iterable[Domain]) -> frozenset[UUID]:
+    """Give those of some domains that entries cannot mean by their name: it can be read as a UUID, or is another's."""
+    foremost: dict[str, Domain] = {}
+    names = {domain.name for domain in some}
+    for domain in sorted((domain for domain in known if domain.name in names), key=_rank):
+        foremost.setdefault(domain.name, domain)
+    meant = {domain.uuid for name, domain in foremost.items() if as_uuid(name) is None}
+    return frozenset(domain.uuid for domain in some if domain.uuid not in meant)
+
+
 def bridge_of(network: Network | None) -> str | Absence:
     """Give the bridge of a network, or why nothing can be routed to it."""
     if network is None:

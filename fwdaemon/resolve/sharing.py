@@ -14,14 +14,14 @@ from typing import Final, TypeAlias
 from uuid import UUID
 
 from fwdaemon.config.metadata import Lack, Reading, allowed, cost, lacks, read_metadata
-from fwdaemon.config.model import AllowEntry, Config, Entry, ForwardEntry, GuestEntry, NatEntry
+from fwdaemon.config.model import AllowEntry, Config, ForwardEntry, GuestEntry, NatEntry
 from fwdaemon.core.exposures import Claim, Kind, Owner
 from fwdaemon.core.inventory import Domain, GuestInterface, Hindrance, HindranceKind, Inventory, Move
 from fwdaemon.core.state import Waiting
 from fwdaemon.core.types import Address, Origin, PortRange, Protocol
-from fwdaemon.resolve.claims import Holder, Taken
+from fwdaemon.resolve.claims import Asker, Taken
 from fwdaemon.resolve.expansion import Assignments, Sockets
-from fwdaemon.resolve.guests import as_uuid
+from fwdaemon.resolve.guests import as_uuid, nameless
 
 _NOT_LIVE: Final = (None, Move.GONE)
 _MOST_PROBLEMS: Final = 3
@@ -47,7 +47,7 @@ class Claimants:
     def __init__(self) -> None:
         self._claims: Claims | None = None
         self._config: Config | None = None
-        self._files = Taken(())
+        self._files = Taken()
         self._facts: tuple[object, ...] = ()
         self._local: frozenset[Address] = frozenset()
         self._wishes: dict[UUID, tuple[Domain, Wishes]] = {}
@@ -56,13 +56,15 @@ class Claimants:
         """Give what holds now; `ports` are those that are assigned."""
         if self._claims is None or config is not self._config:
             self._config, self._facts, self._wishes = config, (), {}
-            self._files, self._claims = Taken((entry, _holder(entry)) for entry in config.entries), Claims(config)
+            self._files, self._claims = Taken(config.entries), Claims(config)
         asking = tuple(domain for domain in inventory.domains if domain.asked is not None)
         held = frozenset((item.protocol, found.port) for item, found in ports.items() if asking)
-        facts = asking, [domain.instance for domain in asking], inventory.host_addresses, inventory.occupied, held
+        unnamed = nameless(asking, inventory.domains)
+        instances = [domain.instance for domain in asking]
+        facts = asking, unnamed, instances, inventory.host_addresses, inventory.occupied, held
         if facts != self._facts:
             self._facts = facts
-            share = self._shared(config, asking, inventory, held)
+            share = self._shared(config, asking, inventory, Share(self._files, inventory, held, unnamed))
             given, refused = tuple(_joined(share.given)), tuple(share.refused)
             if (given, refused) != (self._claims.given, self._claims.refused):
                 self._claims = Claims(_with(config, given), given, refused)
@@ -70,7 +72,7 @@ class Claimants:
                 self._claims = replace(self._claims, taken=share.taken)
         return self._claims
 
-    def _shared(self, config: Config, asking: Collection[Domain], inventory: Inventory, held: Sockets) -> "Share":
+    def _shared(self, config: Config, asking: Collection[Domain], inventory: Inventory, share: "Share") -> "Share":
         local = frozenset(host.address for host in inventory.host_addresses)
         known = self._wishes if local == self._local else {}
         self._local = local
@@ -80,7 +82,6 @@ class Claimants:
             else (domain, wishes(domain, config.allows, local, config.daemon.auto_ports))
             for domain in asking
         }
-        share = Share(self._files, inventory, held)
         for domain in sorted(asking, key=_seniority):
             share.deal(domain, self._wishes[domain.uuid][1])
         return share
@@ -223,17 +224,13 @@ def _means(pattern: str, domain: Domain) -> bool:
     return fnmatchcase(domain.name, pattern) if uuid is None else uuid == domain.uuid
 
 
-def _holder(entry: Entry) -> Holder:
-    return Holder(entry.owner, entry.origin)
-
-
 class Share:
-    """What has been given so far."""
+    """What has been given so far; `unnamed` are domains that entries do not mean by their name."""
 
-    def __init__(self, files: Taken, inventory: Inventory, held: Sockets) -> None:
+    def __init__(self, files: Taken, inventory: Inventory, held: Sockets, unnamed: Collection[UUID]) -> None:
         self.given: list[GuestEntry] = []
         self.refused: list[Waiting] = []
-        self._files, self._taken = files, Taken(())
+        self._files, self._taken, self._unnamed = files, Taken(), unnamed
         self._own = {host.address: host for host in inventory.host_addresses}
         self._local = frozenset(self._own)
         self._occupied: defaultdict[tuple[Protocol, int], set[Address | None]] = defaultdict(set)
@@ -264,14 +261,15 @@ class Share:
             self.refused += refusals(wish.entry, domain, hindrance)
             return
         self._spent[domain.uuid, wish.allow.origin] += wish.cost
-        self._taken.take(wish.entry, Holder(Owner(domain.name), wish.entry.origin))
+        self._taken.take(wish.entry)
         self.given.append(wish.entry)
 
     def _taken_by(self, domain: Domain, entry: GuestEntry) -> Hindrance | None:
         if self._is_of_host(entry) if isinstance(entry, NatEntry) else self._is_occupied(entry):
             return Hindrance(HindranceKind.CLAIMED)
+        asker = Asker(domain.uuid, None if domain.uuid in self._unnamed else domain.name)
         for taken in (self._files, self._taken):
-            if (holder := taken.holder(entry, domain, self._local)) is not None:
+            if (holder := taken.holder(entry, asker, self._local)) is not None:
                 return Hindrance(HindranceKind.CLAIMED, names=(holder.owner.name,), origin=holder.origin)
         return None
 

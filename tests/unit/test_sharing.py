@@ -195,6 +195,34 @@ def test_no_port_of_anothers_public_address_and_no_address_of_the_host() -> None
     }
 
 
+MAIL = '[[nat]]\ndomain = "{}"\npublic = "192.0.2.70"\nassign = "eth0"\n' + ALLOW.replace('"ci-*"', '"*"')
+
+
+def test_the_name_of_anothers_entry_gets_a_domain_of_a_later_uri_no_port_of_its_public_address() -> None:
+    first, later = domain("mail", 1), replace(domain("mail", 2, forward("8000")), rank=1)
+    for text in (MAIL.format("mail"), MAIL.format(UUID(int=1))):
+        for meant in (first, domain("mail", 1, running=False)):
+            assert "mail tcp *:8000" in refused(placed(meant, later, text=text))
+    claimants, policy = Claimants(), config(MAIL.format("mail"))
+    both = Inventory((first, later), NETWORKS, HOST)
+    assert not claimants.settle(policy, both).given
+    assert claimants.settle(policy, replace(both, domains=(later,))).given  # the entry is for this one now
+    assert not claimants.settle(policy, both).given
+    own = domain("mail", 1, forward("8000"))
+    assert "mail tcp *:8000" in live(placed(own, later, text=MAIL.format("mail")))
+    assert refused(placed(own, later, text=MAIL.format("mail"))).keys() == {"mail tcp *:8000"}
+
+
+def test_a_public_address_that_a_domain_asked_for_is_that_of_no_namesake() -> None:
+    asks = element("nat", public="192.0.2.70")
+    later = replace(domain("ci-1", 2, forward("8000")), rank=1)
+    assert "ci-1 tcp *:8000" in refused(placed(domain("ci-1", 1, asks), later))
+    assert "ci-1 tcp *:8000" in live(placed(domain("ci-1", 1, asks, forward("8000"))))
+    called, meant = domain(str(UUID(int=9)), 1, asks), domain("ci-9", 9, forward("8000"))
+    anybody = ALLOW.replace('"ci-*"', '"*"')
+    assert "ci-9 tcp *:8000" in refused(placed(called, meant, text=anybody))
+
+
 @pytest.mark.parametrize(
     ("waits", "asks", "given"),
     [
