@@ -256,7 +256,7 @@ class OpenTable:
         ours = tuple(
             number
             for number, entry in enumerate(entries)
-            if entry.target == wanted.target and (entry.comment == COMMENT or entry.target in OWN_CHAINS)
+            if entry.target == wanted.target and (entry.comment == COMMENT or _is_bare(entry, wanted))
         )
         others = [entry for number, entry in enumerate(entries) if number not in ours]
         staying = 0 if behind is None else place(self._kinds(chain, others, behind))
@@ -286,6 +286,11 @@ class OpenTable:
 
     def _policy(self, chain: str) -> str:
         return str(self._table.get_policy(chain)[0].name)
+
+
+def _is_bare(entry: Entry, link: Entry) -> bool:
+    """Whether a rule is a jump to a chain of ours that says nothing else, and so does what the link does."""
+    return entry.target in OWN_CHAINS and not entry.matches and entry.header == link.header
 
 
 def _set_options(module: Any, extension: Extension) -> None:

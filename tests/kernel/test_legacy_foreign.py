@@ -106,6 +106,8 @@ def test_connections_are_counted_beside_them(backend: LegacyBackend, family: Fam
         ("mangle", "INPUT", "-g KVMPF_FWD"),
         ("nat", "KVMPF_ADMIN", "-j KVMPF_PRE"),
         ("nat", "OUTPUT", "-j KVMPF_PRE"),
+        ("filter", "FORWARD", "-j KVMPF_FWD -i eth9"),
+        ("nat", "OUTPUT", "-j KVMPF_OUT"),
     ],
 )
 def test_a_chain_that_others_lead_to_is_emptied_and_left(
