@@ -1,8 +1,9 @@
-"""Who gets what domains ask for in their metadata: files go before them, older live claims before newer ones. Pure.
+"""Who gets what domains ask for in their metadata: files go first, then domains in the order of their starts. Pure.
 
-Nothing is taken from anybody: not from a file, whatever address or sources its entry names, and not from a domain that
-has been live for longer. Nothing is remembered either: of the domains of one hypervisor, the one with the lower number
-was started earlier, also to a daemon that starts later.
+Nothing is taken from a file, whatever address or sources its entry names, nor from a domain that has been live for
+longer. When a domain asked does not count, as nothing is remembered: one that has run for longer takes a port from one
+that asked for it earlier. Of the domains of one hypervisor, the one with the lower number was started earlier, also to
+a daemon that starts later.
 """
 
 from collections import defaultdict
@@ -99,7 +100,7 @@ def settled(config: Config, inventory: Inventory, ports: Assignments = _NO_PORTS
 
 
 def _seniority(domain: Domain) -> tuple[int, int, str]:
-    """Put those that are live for longer first; of several hypervisors, that of the first URI."""
+    """Put those first whose run is older, whenever they asked; of several hypervisors, that of the first URI."""
     return domain.rank, domain.instance, str(domain.uuid)
 
 

@@ -9,11 +9,13 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from uuid import UUID
 
 import pytest
 
+from fwdaemon.core.inventory import Asked, Domain, Inventory, Occupied
 from fwdaemon.core.types import Family, Listener, Protocol
-from fwdaemon.kernel.listeners import Holders, listeners
+from fwdaemon.kernel.listeners import Holders, listeners, with_occupied
 from tests.lab.command import run
 from tests.unit.forwards import address
 
@@ -61,6 +63,25 @@ def test_the_kernel_tells_who_waits_for_what(at_end: ExitStack) -> None:
         found = {replace(item, cgroup=0) for item in listeners()}
     assert client.fileno() >= 0
     assert {item for item in found if item.port != 9} == expected
+
+
+@pytest.mark.usefixtures("namespace")
+def test_what_the_host_waits_on_is_its_own_but_for_loopback_and_the_ports_of_clients(at_end: ExitStack) -> None:
+    run(["ip", "link", "set", "lo", "up"])
+    stream, datagram = socket.SOCK_STREAM, socket.SOCK_DGRAM
+    for port in (22, 40000):
+        listening(at_end, stream, ("0.0.0.0", port))  # noqa: S104  a namespace
+    for port in (53, 32767, 32768, 60999, 61000):
+        listening(at_end, datagram, ("0.0.0.0", port))  # noqa: S104  a namespace
+    listening(at_end, stream, ("127.0.0.1", 25))
+    listening(at_end, stream, ("::1", 25))
+    nobody = Inventory((Domain("web", UUID(int=1), running=True),), (), ())
+    assert not with_occupied(nobody).occupied
+    asking = replace(nobody, domains=(Domain("web", UUID(int=1), running=True, asked=Asked(())),))
+    assert with_occupied(asking).occupied == {
+        *(Occupied(Protocol.TCP, None, port) for port in (22, 40000)),
+        *(Occupied(Protocol.UDP, None, port) for port in (53, 32767, 61000)),
+    }
 
 
 @pytest.mark.usefixtures("namespace")

@@ -251,6 +251,14 @@ def test_the_older_live_domain_keeps_it_and_the_next_gets_it_when_it_goes() -> N
     assert live(placed(younger, coming)) == {"ci-a tcp *:8001"}
 
 
+def test_the_domain_that_has_run_for_longer_goes_first_also_with_a_newer_request() -> None:
+    claimants, younger = Claimants(), domain("ci-a", 7, forward("8000"))
+    for asked, has in ((None, "ci-a"), (Asked((forward("8000"),)), "ci-z")):
+        older = replace(domain("ci-z", 3), asked=asked)
+        given = claimants.settle(config(), Inventory((younger, older), NETWORKS, HOST)).given
+        assert [entry.owner.name for entry in given] == [has]
+
+
 def test_an_address_only_chooses_among_the_guests_own() -> None:
     asked = domain("ci-1", 5, forward("8000", address="192.168.122.5"), forward("8001", address="192.168.122.6"))
     victim = domain("ci-2", 6, forward("8002"))
