@@ -4,7 +4,8 @@ Time comes in at a fixed rate, up to a small stock, and what the work cost goes 
 that guests cause waits. So single events are answered at once, and a flood gets the share of a core that comes in,
 whether or not an inventory finds something new: a guest that shows another address each time would have each of them
 find something. Users who may define domains can flood too; libvirt's events about these have a budget of their own, and
-a larger one. What the administrator of the host asks for is never charged, and never waits; nor does a wipe.
+a larger one. What the administrator asks of the daemon itself is never charged, and never waits; nor does a wipe. His
+own `virsh` commands wait like those of other users while somebody floods libvirt, which does not say who did what.
 """
 
 from collections.abc import Callable, Iterator
