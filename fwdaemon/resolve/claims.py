@@ -4,8 +4,8 @@ What is asked is an entry of one domain, with ports that are known, in whatever 
 file, or otherwise. It says where it stands, and its precedence is given with it.
 
 Who goes before whom: what a file says of one domain by its name, whether or not that runs; then what is asked of
-domains that run, in the order of `Ask.before`, and of one rank the domain that has run for longer. Only who is refused
-waits; who has a port keeps it until its domain goes.
+domains that run, in the order of `Ask.before`: by files, their patterns last, then by domains themselves; of one rank
+the domain that has run for longer. Only who is refused waits; who has a port keeps it until its domain goes.
 """
 
 from collections import defaultdict

@@ -134,6 +134,10 @@ class Before:
 
 
 # What the entries of a configuration come to.
+Concerned: TypeAlias = tuple[int, ForwardEntry, Domain]
+"""An entry, its number, and a domain that it means."""
+
+
 @dataclass(frozen=True, slots=True)
 class Expansion:
     """Entries of one domain each, what they do not get, the ports that are assigned, and those that are new."""
@@ -185,17 +189,19 @@ class Expander:
         ports: Assignments,
         occupied: Callable[[], Sockets],
     ) -> Expansion:
-        concerned = [(number, entry, domain) for number, entry in self._open for domain in self._meant(entry, domains)]
+        every = [(number, entry, domain) for number, entry in self._open for domain in self._meant(entry, domains)]
+        concerned, waiting = _after_files(every)
         assigned = self._assign(concerned, ports, occupied)
         place = {uuid: number for number, (uuid, _) in enumerate(self.arrivals)}
         entries: dict[Key, ForwardEntry] = {(number, ""): entry for number, entry in self._open if not entry.is_pattern}
-        asks, waiting = list[Ask](), list[Waiting]()
+        asks = list[Ask]()
         for number, entry, domain in concerned:
             own = _of_domain(entry, domain, assigned)
             key = number, str(domain.uuid) if entry.is_pattern else ""
             entries[key] = own
             if domain.running:
-                asks.append(Ask(key, own, (int(entry.is_pattern), place[domain.uuid], number)))
+                before = bool(entry.origin.domain), entry.is_pattern, place[domain.uuid], number
+                asks.append(Ask(key, own, before))
                 waiting += self._without_port(own)
         waiting += self._settled(asks, entries)
         waiting += self._unmatched(concerned)
@@ -213,7 +219,7 @@ class Expander:
 
     def _assign(
         self,
-        concerned: Iterable[tuple[int, ForwardEntry, Domain]],
+        concerned: Iterable[Concerned],
         ports: Assignments,
         occupied: Callable[[], Sockets],
     ) -> Assignments:
@@ -250,16 +256,14 @@ class Expander:
             entries[ask.key] = replace(ask.entry, mappings=(*fixed.get(ask.key, ()), *ask.entry.mappings))
             yield from refused
 
-    def _unmatched(self, concerned: Iterable[tuple[int, ForwardEntry, Domain]]) -> Iterator[Waiting]:
+    def _unmatched(self, concerned: Iterable[Concerned]) -> Iterator[Waiting]:
         matched = {number for number, _, domain in concerned if domain.running}
         for number, entry in self._open:
             if entry.is_pattern and number not in matched:
                 reason = Hindrance(HindranceKind.NO_RUNNING_DOMAIN)
                 yield Waiting(Owner(entry.domain), reason, entry.origin, stopped=True)
 
-    def _news(
-        self, concerned: Iterable[tuple[int, ForwardEntry, Domain]], before: Assignments, now: Assignments
-    ) -> tuple[Assigned, ...]:
+    def _news(self, concerned: Iterable[Concerned], before: Assignments, now: Assignments) -> tuple[Assigned, ...]:
         """Tell which ports are new, and where another one is claimed now, by whom."""
         if before is now:
             return ()
@@ -303,6 +307,28 @@ def _numbers(ports: Assignments) -> Mapping[AutoPort, int]:
 
 def _wanted(entry: ForwardEntry, domain: Domain) -> Iterator[AutoPort]:
     return (AutoPort(domain.uuid, mapping.guest, mapping.protocol) for mapping in entry.auto)
+
+
+def _after_files(every: Sequence[Concerned]) -> tuple[list[Concerned], list[Waiting]]:
+    """Take from what domains ask for the automatic ports that a file gives them, on its terms; say what is refused.
+
+    A domain has one number for each port of the guest: what it asks for itself would open that of the file to others.
+    """
+    by_files = dict(
+        item
+        for _, entry, domain in reversed(every)
+        if domain.running and not entry.origin.domain
+        for item in zip(_wanted(entry, domain), entry.auto, strict=True)
+    )
+    kept, refused = list[Concerned](), list[Waiting]()
+    for number, entry, domain in every:
+        pairs = zip(entry.auto, _wanted(entry, domain), strict=True) if entry.origin.domain else ()
+        found = {mapping: by_files[item].origin for mapping, item in pairs if item in by_files}
+        kept.append((number, replace(entry, auto=tuple(item for item in entry.auto if item not in found)), domain))
+        for mapping, origin in found.items():
+            reason = Hindrance(HindranceKind.CLAIMED, names=(domain.name,), origin=origin)
+            refused += refused_claims(entry, mapping, reason)
+    return kept, refused
 
 
 def _of_domain(entry: ForwardEntry, domain: Domain, ports: Assignments) -> ForwardEntry:

@@ -347,6 +347,30 @@ def test_what_is_assigned_is_covered_whole_or_refused(text: str, asked: str, rea
     assert not desired.forwards or reason == "max 4"
 
 
+@pytest.mark.parametrize("named", ["ci-*", "ci-1", "00000000-0000-0000-0000-000000000001"])
+@pytest.mark.parametrize(
+    "asked",
+    [
+        forward("auto:22"),
+        forward("auto:22", sources="192.0.2.0/24"),
+        forward("auto:22", listen="198.51.100.1"),
+        forward("auto:22 auto:23"),
+    ],
+)
+def test_the_port_that_a_file_assigns_keeps_the_terms_of_the_file(named: str, asked: Element) -> None:
+    text = f'{AUTO}[[forward]]\ndomain = "{named}"\nports = ["auto:22"]\nsources = ["203.0.113.0/24"]\n'
+    desired = placed(domain("ci-1", 1, asked), text=text)
+    (opened,) = (item for item in desired.forwards if item.target_ports.first == 22)
+    assert [str(source) for source in opened.claim.sources] == ["203.0.113.0/24"]
+    assert set(refused(desired).values()) == {"ci-1 has it already (/portfwd.toml:13)"}
+    ((kind, told),) = {
+        (row.state.value, row.reason)
+        for row in rows(Facts(config(text), desired, desired), Readings())
+        if row.origin is not None and row.origin.domain and row.state.value != "active"
+    }
+    assert (kind, told) == ("refused", "ci-1 has it already (/portfwd.toml:13)")
+
+
 def test_where_few_ports_are_left_files_go_first_and_nobody_loses_one() -> None:
     asked = [domain(f"ci-{n}", n, forward("auto:22")) for n in (1, 2, 3)]
     text = AUTO + '[[forward]]\ndomain = "ci-4"\nports = ["auto:22"]\n'
