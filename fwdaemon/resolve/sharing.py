@@ -6,6 +6,7 @@ that asked for it earlier. Of the domains of one hypervisor, the one with the lo
 a daemon that starts later.
 """
 
+from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -239,6 +240,7 @@ class Share:
             self._occupied[item.protocol, item.port].add(item.address)
         for place in held:
             self._occupied[place].add(None)
+        self._used = {protocol: sorted(port for of, port in self._occupied if of is protocol) for protocol in Protocol}
         self._spent: defaultdict[tuple[UUID, Origin], int] = defaultdict(int)
 
     @property
@@ -257,7 +259,7 @@ class Share:
                 self.given.append(wish.entry)
 
     def _give(self, domain: Domain, wish: Wish) -> None:
-        hindrance = self._taken_by(domain, wish.entry) or self._too_much(domain, wish)
+        hindrance = self._too_much(domain, wish) or self._taken_by(domain, wish.entry)
         if hindrance is not None:
             self.refused += refusals(wish.entry, domain, hindrance)
             return
@@ -279,8 +281,9 @@ class Share:
         return any(
             claim.address is None or not found.isdisjoint((None, claim.address))
             for claim, _ in entry.claims()
-            for port in claim.ports or ()
-            if claim.protocol is not None and (found := self._occupied.get((claim.protocol, port)))
+            if claim.protocol is not None and claim.ports is not None
+            for port in _within(claim.ports, self._used[claim.protocol])
+            if (found := self._occupied[claim.protocol, port])
         )
 
     def _is_of_host(self, entry: NatEntry) -> bool:
@@ -293,6 +296,10 @@ class Share:
         if self._spent[domain.uuid, allow.origin] + wish.cost <= allow.most:
             return None
         return Hindrance(HindranceKind.NOT_ALLOWED, names=("max", str(allow.most)), origin=allow.origin)
+
+
+def _within(ports: PortRange, used: list[int]) -> list[int]:
+    return used[bisect_left(used, ports.first) : bisect_right(used, ports.last)]
 
 
 def _joined(entries: Iterable[GuestEntry]) -> list[GuestEntry]:

@@ -1,6 +1,7 @@
 """Who gets what domains ask for: what a policy covers whole, and nobody has, the older live domain first."""
 
 import logging
+from collections.abc import Iterator
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
 from pathlib import Path
@@ -29,7 +30,7 @@ from fwdaemon.core.inventory import (
     Occupied,
 )
 from fwdaemon.core.state import Desired
-from fwdaemon.core.types import Protocol
+from fwdaemon.core.types import PortRange, Protocol
 from fwdaemon.explain.report import Cause, as_text
 from fwdaemon.resolve.placement import Placer, desired_state
 from fwdaemon.resolve.sharing import Claimants, settled
@@ -146,6 +147,25 @@ def test_addresses_to_listen_on_are_those_of_the_policy_or_of_the_host() -> None
 def test_a_domain_has_so_many_and_the_first_of_them_count() -> None:
     desired = placed(domain("ci-1", 1, forward("8000-8002 8010-8011 8020"), forward("8030")))
     assert live(desired) == {"ci-1 tcp *:8000-8002", "ci-1 tcp *:8020"}
+
+
+@pytest.mark.parametrize(("most", "reason"), [("4", "max 4"), ("65535", "the host has it already")])
+def test_a_range_is_not_walked_to_refuse_it(most: str, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = ALLOW.replace('"8000-8099", "53"', '"1-65535"').replace("max = 4", f"max = {most}")
+    waits = frozenset({Occupied(Protocol.TCP, None, 60000)})
+    asked = domain("ci-1", 1, forward(" ".join(f"{n}-65000" for n in range(1, 9))))
+    inventory, policy = Inventory((asked,), NETWORKS, HOST, occupied=waits), config(text)
+    walked: list[PortRange] = []
+
+    def walk(ports: PortRange) -> Iterator[int]:
+        walked.append(ports)
+        return iter(range(ports.first, ports.last + 1))
+
+    monkeypatch.setattr(PortRange, "__iter__", walk)
+    claims = settled(policy, inventory)
+    assert not claims.given
+    assert not walked
+    assert {why(item.reason).rpartition("cover ")[2] for item in claims.refused} == {reason}
 
 
 FILE = '[[forward]]\ndomain = "web"\nports = ["{}"]\n{}\n' + ALLOW
