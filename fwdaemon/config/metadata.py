@@ -12,7 +12,7 @@ from uuid import UUID
 
 from fwdaemon.config.exposures import GUEST_READERS
 from fwdaemon.config.lines import KeyPath, LineIndex
-from fwdaemon.config.model import AllowEntry, GuestEntry, NatEntry
+from fwdaemon.config.model import AllowEntry, ForwardEntry, GuestEntry, NatEntry
 from fwdaemon.config.node import Document, Node
 from fwdaemon.core.inventory import Asked, Element
 from fwdaemon.core.text import quote, suggest
@@ -27,6 +27,14 @@ ATTRIBUTES: Final[Mapping[str, tuple[str, ...]]] = {
 LISTS: Final = frozenset({"listen", "ports", "sources"})
 # So many elements of lists a domain may write: each is compared with those of others.
 MOST_ITEMS: Final = 256
+# So many claims all its elements make: a port string is one for each of its protocols on each of the addresses.
+MOST_CLAIMS: Final = 256
+
+
+_TOO_MANY: Final = (
+    f"the ports on each address of listen make more than {MOST_CLAIMS} together with what stands before; write fewer, "
+    "and wider ranges"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,14 +72,23 @@ def _items(element: Element) -> int:
 
 
 def _readings(asked: Asked, name: str, uuid: UUID) -> Iterator[Reading]:
-    seen = Counter[str]()
+    seen, left = Counter[str](), MOST_CLAIMS
     for number, element in enumerate(asked.elements, 1):
         origin = Origin(Path(), number, name, str(uuid))
         problems: list[Problem] = []
         document = _Definition(Path(), LineIndex({}), problems, origin)
+        node = Node(None, (element.name, seen[element.name]), document)
         entries = _read(element, seen[element.name], uuid, document)
         seen[element.name] += 1
+        if (claims := sum(map(_claims, entries))) > left:
+            node.refuse(_TOO_MANY)
+        else:
+            left -= claims
         yield Reading(origin, () if problems else entries, tuple(problem.text for problem in problems))
+
+
+def _claims(entry: GuestEntry) -> int:
+    return entry.number * max(1, len(entry.listen)) if isinstance(entry, ForwardEntry) else 1
 
 
 def _read(element: Element, number: int, uuid: UUID, document: Document) -> tuple[GuestEntry, ...]:

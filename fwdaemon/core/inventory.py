@@ -286,8 +286,9 @@ class Hindrance:
     `address` is what is claimed by `source`, or what no interface fits; `places` are the interfaces it is about, or the
     one that is missed. `names` are other domains, the network or the parent of macvtap, `subnets` the guest's own.
     `ports` are those that are claimed at `origin`, or of which none is free. Of what is not allowed, `origin` is the
-    `[[allow]]` that comes closest, and `names` are each key of it that does not cover a value, followed by that. Of
-    what is claimed already, they are where, and by whom; neither where that is the host itself.
+    `[[allow]]` that comes closest, and `names` are each key of it that does not cover a value, followed by that; of
+    many, the first ones and then how many `more`. Of what is claimed already, they are where, and by whom; neither
+    where that is the host itself.
     """
 
     kind: HindranceKind

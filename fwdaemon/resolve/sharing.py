@@ -27,6 +27,7 @@ from fwdaemon.resolve.guests import as_uuid, nameless
 
 _NOT_LIVE: Final = (None, Move.GONE)
 _MOST_PROBLEMS: Final = 3
+_MOST_LACKS: Final = 3
 _NO_PORTS: Final[Assignments] = {}
 
 
@@ -211,7 +212,9 @@ def _not_allowed(lacking: Iterable[tuple[Origin, tuple[Lack, ...]]]) -> Hindranc
     if not near:
         return Hindrance(HindranceKind.NOT_ALLOWED)
     origin, missing = min(near, key=lambda item: len(item[1]))
-    return Hindrance(HindranceKind.NOT_ALLOWED, names=tuple(chain.from_iterable(missing)), origin=origin)
+    more = len(missing) - _MOST_LACKS
+    told = missing if more <= 0 else (*missing[:_MOST_LACKS], (str(more), "more"))
+    return Hindrance(HindranceKind.NOT_ALLOWED, names=tuple(chain.from_iterable(told)), origin=origin)
 
 
 def refusals(entry: GuestEntry, domain: Domain, reason: Hindrance) -> Iterator[Waiting]:

@@ -110,6 +110,21 @@ def test_what_is_too_much_is_not_read(metadata: str, fault: str) -> None:
     assert (found.fault, bool(found.elements)) == (fault, not fault)
 
 
+def test_ports_on_many_addresses_are_so_many_and_no_more_over_all_elements() -> None:
+    def of(ports: int, addresses: int) -> str:
+        listen = " ".join(f"198.51.100.{n}" for n in range(1, addresses + 1))
+        return f"<p:forward ports='{' '.join(f'{n}/tcp+udp' for n in range(1, ports + 1))}' listen='{listen}'/>"
+
+    read = readings(ours(of(10, 10) + of(4, 8) + of(2, 2)))
+    assert [sum(1 for entry in item.entries for _ in entry.every_claim()) for item in read] == [200, 0, 8]
+    (told,) = read[1].problems
+    assert told.startswith(
+        "forward 2: the ports on each address of listen make more than 256 together with what stands"
+    )
+    (far,) = readings(ours(of(100, 100)))
+    assert not far.entries
+
+
 def test_more_items_than_may_be_are_not_read() -> None:
     ports = " ".join(map(str, range(1, 258)))
     (only,) = readings(ours(f"<p:forward ports='{ports}'/>"))

@@ -110,6 +110,10 @@ def test_what_a_policy_covers_is_open_and_says_by_which() -> None:
         (domain("ci-1", 1, element("nat", public="192.0.2.1")), "public 192.0.2.1"),
         (domain("ci-1", 1, element("nat", public="192.0.2.70", assign="eth1")), "assign eth1"),
         (domain("ci-1", 1, forward("8000-8004")), "max 4"),
+        (
+            domain("ci-1", 1, forward("22", listen=" ".join(f"192.0.2.{n}" for n in range(1, 10)))),
+            "listen 192.0.2.1 and listen 192.0.2.2 and listen 192.0.2.3 and 7 more",
+        ),
     ],
 )
 def test_what_no_policy_covers_is_refused_with_what_the_closest_lacks(asked: Domain, lacking: str) -> None:
