@@ -23,6 +23,7 @@ from fwdaemon.core.probing import Silent
 from fwdaemon.core.report import Reason, ReasonKind, Trigger
 from fwdaemon.errors import LibvirtUnavailableError, PortfwdError, shortage
 from fwdaemon.hostnet.owned_state import DIRECTORY, Learned
+from fwdaemon.hostnet.public_addresses import with_lent
 from fwdaemon.hypervisor.agent import AgentConnection, AgentRounds
 from fwdaemon.hypervisor.connection import EventLoop, LibvirtConnection
 from fwdaemon.hypervisor.lease_watch import DNSMASQ_DIRECTORY, LeaseWatch
@@ -90,7 +91,7 @@ class InventoryKeeper:
         self._event_loop, uris = EventLoop(), config.daemon.libvirt
         self._trigger = trigger
         self._links = tuple(around.link(uri, trigger) for uri in uris)
-        self._learned = Learned(around.records)
+        self._learned, self._records = Learned(around.records), around.records
         recall = self._learned.said
         self._agents = tuple(AgentRounds(uri, AgentConnection(uri), trigger, guests, recall) for uri in uris)
         self._netlink = NetlinkWatch(trigger, guests)
@@ -179,7 +180,7 @@ class InventoryKeeper:
         before = self._learned.neighbours(domains) if self._neighbours is None else self._neighbours
         self._neighbours = remembered(before, host.neighbours, macs)
         inventory = merge(observations, replace(host, neighbours=self._neighbours), said)
-        inventory = with_occupied(inventory)
+        inventory = with_lent(with_occupied(inventory), self._records)
         wrong = self._hijacked_addresses(inventory, before, host.neighbours)
         ask_again([*outdated_neighbours(before, host.neighbours, macs), *(item.rightful for item in wrong)])
         self._put_back = bool(wrong)
@@ -346,7 +347,7 @@ def _inventory_once(uris: Sequence[str]) -> Inventory:
     host = _observed_host(observations)
     near = remembered(learned.neighbours(domains), host.neighbours, guest_macs(observations))
     said = {seen.domain.uuid: learned.said(seen) for seen in domains}
-    return with_occupied(merge(observations, replace(host, neighbours=near), said))
+    return with_lent(with_occupied(merge(observations, replace(host, neighbours=near), said)))
 
 
 def _observed_host(observations: Sequence[LibvirtObservation]) -> HostObservation:

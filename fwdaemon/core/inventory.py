@@ -186,7 +186,8 @@ class Inventory:
 
     `namesakes` are networks that are called as another one of an earlier URI, which has the name.
 
-    `occupied` are the ports that processes of the host wait on, looked for only where domains ask for any themselves.
+    `occupied` are the ports that processes of the host wait on, `lent` the addresses that an interface has from us:
+    looked for only where domains ask for any themselves.
 
     `routed` are subnets that the kernel routes straight to what is plugged into a device, besides those of the host's
     addresses there. `links` are as in `Desired`.
@@ -200,6 +201,7 @@ class Inventory:
     namesakes: tuple[Network, ...] = ()
     links: frozenset[tuple[Subnet, str]] = frozenset()
     occupied: frozenset[Occupied] = frozenset()
+    lent: frozenset[tuple[str, Address]] = frozenset()
 
     @property
     def every_network(self) -> tuple[Network, ...]:

@@ -3,16 +3,19 @@
 import logging
 import socket
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address, ip_address
+from pathlib import Path
 from typing import TypeAlias
 
 from fwdaemon.core.exposures import Nat
+from fwdaemon.core.inventory import Inventory
 from fwdaemon.core.report import ApplyResult
 from fwdaemon.core.state import Desired
 from fwdaemon.core.text import shown
 from fwdaemon.core.types import Address, Family
 from fwdaemon.errors import KernelError
-from fwdaemon.hostnet.owned_state import OwnedStateFile, Record
+from fwdaemon.hostnet.owned_state import DIRECTORY, OwnedStateFile, Record
 from fwdaemon.kernel import packets, sysctl
 from fwdaemon.kernel.packets import ALL_NODES, ETHERNET, Advertisement, multicast_mac
 from fwdaemon.kernel.rtnetlink import RefusedError, Rtnetlink, interface_index
@@ -134,6 +137,16 @@ def _announce_own(kernel: Rtnetlink, family: Family, bridge: str) -> None:
 
 # An interface, and an address on it.
 _PublicAddressesPlace: TypeAlias = tuple[str, Address]
+
+
+def with_lent(inventory: Inventory, directory: Path = DIRECTORY) -> Inventory:
+    """Add which of its addresses the host has from us, where domains ask for any: none of its own is given to them.
+
+    Each is recorded before it is added: read after the host's addresses, the record has those of ours among them.
+    """
+    if not any(domain.asked is not None for domain in inventory.domains):
+        return inventory
+    return replace(inventory, lent=frozenset(_read(OwnedStateFile("addresses", directory).records)))
 
 
 class PublicAddresses:

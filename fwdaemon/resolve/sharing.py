@@ -18,7 +18,7 @@ from uuid import UUID
 from fwdaemon.config.metadata import Lack, Reading, allowed, cost, lacks, read_metadata
 from fwdaemon.config.model import AllowEntry, Config, ForwardEntry, GuestEntry, NatEntry
 from fwdaemon.core.exposures import Claim, Kind, Owner
-from fwdaemon.core.inventory import Domain, GuestInterface, Hindrance, HindranceKind, Inventory, Move
+from fwdaemon.core.inventory import Domain, GuestInterface, Hindrance, HindranceKind, HostAddress, Inventory, Move
 from fwdaemon.core.state import Waiting
 from fwdaemon.core.types import Address, Origin, PortRange, Protocol
 from fwdaemon.resolve.claims import Asker, Taken
@@ -63,8 +63,8 @@ class Claimants:
         asking = tuple(domain for domain in inventory.domains if domain.asked is not None)
         held = frozenset((item.protocol, found.port) for item, found in ports.items() if asking)
         unnamed = nameless(asking, inventory.domains)
-        instances = [domain.instance for domain in asking]
-        facts = asking, unnamed, instances, inventory.host_addresses, inventory.occupied, held
+        of_host = inventory.host_addresses, inventory.lent, inventory.occupied
+        facts = asking, unnamed, [domain.instance for domain in asking], of_host, held
         if facts != self._facts:
             self._facts = facts
             share = self._shared(config, asking, inventory, Share(self._files, inventory, held, unnamed))
@@ -236,8 +236,8 @@ class Share:
         self.given: list[GuestEntry] = []
         self.refused: list[Waiting] = []
         self._files, self._taken, self._unnamed = files, Taken(), unnamed
-        self._own = {host.address: host for host in inventory.host_addresses}
-        self._local = frozenset(self._own)
+        self._local = frozenset(host.address for host in inventory.host_addresses)
+        self._own = {host.address for host in inventory.host_addresses if not _is_lent(host, inventory)}
         self._occupied: defaultdict[tuple[Protocol, int], set[Address | None]] = defaultdict(set)
         for item in inventory.occupied:
             self._occupied[item.protocol, item.port].add(item.address)
@@ -271,7 +271,7 @@ class Share:
         self.given.append(wish.entry)
 
     def _taken_by(self, domain: Domain, entry: GuestEntry) -> Hindrance | None:
-        if self._is_of_host(entry) if isinstance(entry, NatEntry) else self._is_occupied(entry):
+        if entry.public in self._own if isinstance(entry, NatEntry) else self._is_occupied(entry):
             return Hindrance(HindranceKind.CLAIMED)
         asker = Asker(domain.uuid, None if domain.uuid in self._unnamed else domain.name)
         for taken in (self._files, self._taken):
@@ -289,16 +289,16 @@ class Share:
             if (found := self._occupied[claim.protocol, port])
         )
 
-    def _is_of_host(self, entry: NatEntry) -> bool:
-        """Whether the host itself has the address: what is held for a guest is there alone, on its interface."""
-        own = self._own.get(entry.public)
-        return own is not None and (own.subnet.prefixlen < own.subnet.max_prefixlen or own.device != entry.assign)
-
     def _too_much(self, domain: Domain, wish: Wish) -> Hindrance | None:
         allow = wish.allow
         if self._spent[domain.uuid, allow.origin] + wish.cost <= allow.most:
             return None
         return Hindrance(HindranceKind.NOT_ALLOWED, names=("max", str(allow.most)), origin=allow.origin)
+
+
+def _is_lent(host: HostAddress, inventory: Inventory) -> bool:
+    """Whether an interface has an address only because we gave it that for a guest."""
+    return host.subnet.prefixlen == host.subnet.max_prefixlen and (host.device, host.address) in inventory.lent
 
 
 def _within(ports: PortRange, used: list[int]) -> list[int]:

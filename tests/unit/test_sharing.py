@@ -32,6 +32,8 @@ from fwdaemon.core.inventory import (
 from fwdaemon.core.state import Desired
 from fwdaemon.core.types import PortRange, Protocol
 from fwdaemon.explain.report import Cause, as_text
+from fwdaemon.hostnet.owned_state import OwnedStateFile
+from fwdaemon.hostnet.public_addresses import with_lent
 from fwdaemon.resolve.placement import Placer, desired_state
 from fwdaemon.resolve.sharing import Claimants, settled
 from fwdaemon.status.rows import Facts, Readings, rows
@@ -211,8 +213,9 @@ def test_no_port_of_anothers_public_address_and_no_address_of_the_host() -> None
             "mail has it already (/portfwd.toml:3)"
         ]
     own = ALLOW.replace("192.0.2.64/27", "198.51.100.0/24")
-    desired = placed(domain("ci-1", 1, element("nat", public="198.51.100.1")), text=own)
-    assert list(refused(desired).values()) == ["the host has it already"]
+    for address in ("198.51.100.1", "198.51.100.7"):
+        desired = placed(domain("ci-1", 1, element("nat", public=address)), text=own)
+        assert list(refused(desired).values()) == ["the host has it already"]
     routed = '[[route]]\nnetwork = "inner"\naddresses = ["192.0.2.64/28"]\n' + ALLOW
     assert not live(placed(domain("ci-1", 1, element("nat", public="192.0.2.70")), text=routed)) - {
         "inner route 192.0.2.64/28"
@@ -245,6 +248,21 @@ def test_a_public_address_that_a_domain_asked_for_is_that_of_no_namesake() -> No
     called, meant = domain(str(UUID(int=9)), 1, asks), domain("ci-9", 9, forward("8000"))
     anybody = ALLOW.replace('"ci-*"', '"*"')
     assert "ci-9 tcp *:8000" in refused(placed(called, meant, text=anybody))
+
+
+@pytest.mark.parametrize("more", [(), (HostAddress(ip_address("198.51.100.7"), HOST[0].subnet, "eth0"),)])
+def test_an_address_that_the_host_has_from_us_is_given_unless_it_has_that_otherwise_too(
+    more: tuple[HostAddress, ...], tmp_path: Path
+) -> None:
+    address, directory = ip_address("198.51.100.7"), tmp_path
+    asking = domain("ci-1", 1, element("nat", public=str(address)))
+    OwnedStateFile("addresses", directory).write([{"interface": "eth0", "address": str(address)}])
+    inventory = with_lent(Inventory((asking,), NETWORKS, HOST + more), directory)
+    policy = config(ALLOW.replace("192.0.2.64/27", "198.51.100.0/24"))
+    assert bool(live(desired_state(policy, inventory))) is not bool(more)
+    claimants = Claimants()
+    assert not claimants.settle(policy, replace(inventory, lent=frozenset())).given
+    assert bool(claimants.settle(policy, inventory).given) is not bool(more)
 
 
 @pytest.mark.parametrize(
