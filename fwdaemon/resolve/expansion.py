@@ -170,13 +170,20 @@ class Expander:
         domains: Sequence[Domain],
         ports: Assignments,
         occupied: Callable[[], Sockets] = no_sockets,
+        misread: Collection[str] = (),
     ) -> Expansion:
-        """Say what the entries come to now; `ports` are assigned already, `occupied` gives those of processes."""
-        seen = tuple((domain.name, domain.uuid, domain.running, domain.instance, domain.rank) for domain in domains)
+        """Say what the entries come to now; `ports` are assigned already, `occupied` gives those of processes.
+
+        Of the domains with the UUIDs of `misread`, only some of what they ask for is known.
+        """
+        seen = (
+            misread,
+            tuple((domain.name, domain.uuid, domain.running, domain.instance, domain.rank) for domain in domains),
+        )
         if self._last is not None and self._last[:2] == (seen, _numbers(ports)):
             return replace(self._last[2], ports=ports)
         self.arrivals = arrived(self.arrivals, domains) if self._open else ()
-        expansion = self._expansion(domains, ports, occupied)
+        expansion = self._expansion(domains, ports, occupied, misread)
         # Where a port is wanting, a process may have let go of one since.
         is_whole = all(item.reason.kind is not HindranceKind.NO_FREE_PORT for item in expansion.waiting)
         last = seen, _numbers(expansion.ports), replace(expansion, assigned=())
@@ -188,10 +195,11 @@ class Expander:
         domains: Sequence[Domain],
         ports: Assignments,
         occupied: Callable[[], Sockets],
+        misread: Collection[str],
     ) -> Expansion:
         every = [(number, entry, domain) for number, entry in self._open for domain in self._meant(entry, domains)]
         concerned, waiting = _after_files(every)
-        assigned = self._assign(concerned, ports, occupied)
+        assigned = self._assign(concerned, ports, occupied, misread)
         place = {uuid: number for number, (uuid, _) in enumerate(self.arrivals)}
         entries: dict[Key, ForwardEntry] = {(number, ""): entry for number, entry in self._open if not entry.is_pattern}
         asks = list[Ask]()
@@ -222,18 +230,21 @@ class Expander:
         concerned: Iterable[Concerned],
         ports: Assignments,
         occupied: Callable[[], Sockets],
+        misread: Collection[str],
     ) -> Assignments:
         """Assign ports to those that run; those that do not keep what they have.
 
         A domain that asks in its metadata keeps only what it asks for now: by asking for one after the other, it would
-        come to have all there are.
+        come to have all there are. One of which an element is misread keeps what it has until it asks for a new one.
         """
         if self.config.daemon.auto_ports is None:
             return ports
         pool = Pool(self.config.daemon.auto_ports, self._is_reserved, occupied)
         running = [(entry, domain) for _, entry, domain in concerned if domain.running]
         wanted = {item for entry, domain in running for item in _wanted(entry, domain)}
+        new = {item.domain for item in wanted if item not in ports}
         asking = {domain.uuid for entry, domain in running if entry.origin.domain}
+        asking -= {uuid for uuid in asking - new if str(uuid) in misread}
         ports = _without(ports, {item for item in ports if item.domain in asking} - wanted)
         # Where few are left, what files say goes first.
         by_files = [item for entry, domain in running if not entry.origin.domain for item in _wanted(entry, domain)]

@@ -67,9 +67,9 @@ class Placer:
     def _expanded(self, claims: Claims, inventory: Inventory, ports: Assignments) -> Expansion:
         if self._expander is None or self._expander.config is not claims.config:
             self._expander = Expander(claims.config, self.arrivals)
-        expansion = self._expander.expand(inventory.domains, ports, lambda: {*self._occupied(), *claims.taken})
+        found = self._expander.expand(inventory.domains, ports, claims.occupied(self._occupied), claims.misread)
         self.arrivals = self._expander.arrivals
-        return replace(expansion, waiting=(*expansion.waiting, *claims.refused)) if claims.refused else expansion
+        return replace(found, waiting=(*found.waiting, *claims.refused)) if claims.refused else found
 
 
 def desired_state(

@@ -8,7 +8,7 @@ a daemon that starts later.
 
 from bisect import bisect_left, bisect_right
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from itertools import chain
@@ -35,13 +35,19 @@ _NO_PORTS: Final[Assignments] = {}
 class Claims:
     """What is asked for and given: the configuration with what is `given` to domains; the rest is `refused`.
 
-    `taken` are the ports of those that are live: none of them is to be assigned.
+    `taken` are the ports of those that are live: none of them is to be assigned. Of what the domains of `misread` ask
+    for, not all is known.
     """
 
     config: Config
     given: tuple[GuestEntry, ...] = ()
     refused: tuple[Waiting, ...] = ()
     taken: frozenset[tuple[Protocol, int]] = frozenset()
+    misread: frozenset[str] = frozenset()
+
+    def occupied(self, sockets: Callable[[], Sockets]) -> Callable[[], Sockets]:
+        """Have no port assigned that a live domain or a process has."""
+        return lambda: {*sockets(), *self.taken}
 
 
 class Claimants:
@@ -70,7 +76,7 @@ class Claimants:
             share = self._shared(config, asking, inventory, Share(self._files, inventory, held, unnamed))
             given, refused = tuple(_joined(share.given)), tuple(share.refused)
             if (given, refused) != (self._claims.given, self._claims.refused):
-                self._claims = Claims(_with(config, given), given, refused)
+                self._claims = Claims(_with(config, given), given, refused, misread=_misread(refused))
             if share.taken != self._claims.taken:
                 self._claims = replace(self._claims, taken=share.taken)
         return self._claims
@@ -94,6 +100,10 @@ def _with(config: Config, given: Iterable[GuestEntry]) -> Config:
     forwards = tuple(entry for entry in given if isinstance(entry, ForwardEntry))
     nats = tuple(entry for entry in given if isinstance(entry, NatEntry))
     return replace(config, forwards=config.forwards + forwards, nats=config.nats + nats)
+
+
+def _misread(refused: Iterable[Waiting]) -> frozenset[str]:
+    return frozenset(item.origin.uuid for item in refused if item.reason.kind is HindranceKind.MISREAD)
 
 
 def settled(config: Config, inventory: Inventory, ports: Assignments = _NO_PORTS) -> Claims:

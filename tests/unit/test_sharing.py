@@ -440,6 +440,25 @@ def test_no_port_is_assigned_that_a_domain_has_by_its_number_or_keeps_when_it_as
     assert [item.guest for item in placer.ports] == [23]
 
 
+def test_a_misread_element_gives_up_no_port_and_gathers_none() -> None:
+    placer, text = Placer({}), config(AUTO)
+
+    def kept(*elements: Element) -> list[int]:
+        placer.place(text, Inventory((domain("ci-1", 1, *elements),), NETWORKS, HOST))
+        return sorted(item.guest for item in placer.ports)
+
+    assert kept(forward("auto:22"), forward("auto:23")) == [22, 23]
+    before = dict(placer.ports)
+    assert kept(forward("auto:22"), forward("auto:23x")) == [22, 23]
+    assert kept(forward("auto:22"), forward("auto:23")) == [22, 23]
+    assert dict(placer.ports) == before
+    assert kept(forward("auto:22"), forward("auto:23x")) == [22, 23]
+    assert kept(forward("auto:22")) == [22]
+    assert kept(forward("auto:24"), forward("auto:23x")) == [24]
+    assert kept(forward("auto:23x")) == [24]
+    assert kept(forward("auto:25"), forward("auto:23x")) == [25]
+
+
 def test_a_domain_that_is_off_waits_for_its_port_and_keeps_none_from_others() -> None:
     desired = placed(domain("ci-1", 1, forward("auto:22"), running=False), text=AUTO)
     assert [(str(item.claim), item.refused) for item in desired.waiting] == [("tcp *:auto", False)]
