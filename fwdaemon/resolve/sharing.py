@@ -1,6 +1,6 @@
 """Who gets what domains ask for in their metadata: files go first, then domains in the order of their starts. Pure.
 
-Nothing is taken from a file, whatever address or sources its entry names, nor from a domain that has been live for
+Nothing is taken from a file where addresses and sources overlap, nor from a domain that has been live for
 longer. When a domain asked does not count, as nothing is remembered: one that has run for longer takes a port from one
 that asked for it earlier. Of the domains of one hypervisor, the one with the lower number was started earlier, also to
 a daemon that starts later.
