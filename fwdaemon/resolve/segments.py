@@ -57,7 +57,8 @@ class Home:
 
     Of its `parts`, each a home as well, the first that a source lies in counts instead; these have no parts.
 
-    An interface that no rule can name is left out: no source is believed that comes in there.
+    A guests' bridge that no rule can name is left out: no source is believed that comes in there. What is on another link
+    of such a name may come in by any, or its guests would not reach their own forwards.
     """
 
     subnet: Subnet
@@ -94,7 +95,7 @@ def _behind(family: Family, desired: Desired) -> Mapping[Subnet, set[str | None]
     found = defaultdict(set, guests)
     for subnet, interface in desired.links:
         if Family.of(subnet) is family and not any(_lies_in(subnet, other) for other in guests):
-            found[subnet].add(interface or None)
+            found[subnet].add(interface if is_interface_name(interface) else None)
     return found
 
 

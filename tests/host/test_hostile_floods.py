@@ -37,8 +37,9 @@ SERVER = b"\x36\x04" + IPv4Address(GATEWAY4).packed
 EVERYBODY = b"\xff" * 6
 
 FLOOD_S = 20.0
-# What nobody measures, of the budget: to fall asleep and to wake up, and what libvirt's client does with its events.
-UNSEEN = 0.2
+# What nobody measures, of the budget: to fall asleep and to wake up, more of it where other hosts use the processor's
+# caches, and what libvirt's client does with its events, of which users cause many more than guests.
+UNSEEN, UNSEEN_OF_USERS = 0.4, 0.6
 
 
 def mac_bytes(mac: str) -> bytes:
@@ -197,6 +198,6 @@ def test_a_user_of_libvirt_who_defines_without_end_takes_a_share_and_keeps_nothi
     host.run("nft", "delete", "table", "ip", "kvm_portfwd")
     running.wait_log("^restored web: tcp", start=healed_from)
     flood.stop()
-    assert used <= STOCK_OF_USERS_S + SHARE_OF_USERS * lasted * (1 + UNSEEN)
+    assert used <= STOCK_OF_USERS_S + SHARE_OF_USERS * lasted * (1 + UNSEEN_OF_USERS)
     wait_until(lambda: host.outside.fetch(f"http://{PUBLIC4}:8000/").text == f"web {CLIENT4}", "the guest answers")
     is_sound(host, running)
