@@ -57,8 +57,8 @@ class Home:
 
     Of its `parts`, each a home as well, the first that a source lies in counts instead; these have no parts.
 
-    A guests' bridge that no rule can name is left out: no source is believed that comes in there. What is on another link
-    of such a name may come in by any, or its guests would not reach their own forwards.
+    A guests' bridge that no rule can name is left out: no source is believed that comes in there. What is on another
+    link of such a name may come in by any, or its guests would not reach their own forwards.
     """
 
     subnet: Subnet
