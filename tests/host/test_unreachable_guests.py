@@ -111,7 +111,10 @@ def test_an_address_that_is_routed_to_its_bridge(shared_scene: Scene, route: str
     shared_scene.host.run("ip", "route", "add", route, "dev", "br0")
     shared_scene.daemon(f'[[forward]]\ndomain = "lonely"\naddress = "{ROUTED}"\nports = ["8000:80"]\n')
     shared_scene.answers(lambda: shared_scene.host.outside.fetch(f"http://{PUBLIC4}:8000/"), f"lonely {CLIENT4}")
-    assert str(explained(shared_scene)["sentence"]).startswith("It works")
+    found = explained(shared_scene)
+    # A client outside that has another address of the routed subnet would be refused, and nobody is named.
+    assert found["works"] is True
+    assert "it works" in str(found["sentence"]).lower()
 
 
 @pytest.mark.in_turn
