@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from fwdaemon.core.pace import SHARE, SHARE_OF_USERS, STOCK_OF_USERS_S, STOCK_S
+from fwdaemon.core.pace import SHARE, STOCK_S
 from tests.conftest import MakeLxcGuest, MakeNetwork, StartDaemon
 from tests.host.conftest import each_libvirt
 from tests.host.hostile import THIEF, WEB, is_sound
@@ -38,8 +38,8 @@ EVERYBODY = b"\xff" * 6
 
 FLOOD_S = 20.0
 # What nobody measures, of the budget: to fall asleep and to wake up, more of it where other hosts use the processor's
-# caches, and what libvirt's client does with its events, of which users cause many more than guests.
-UNSEEN, UNSEEN_OF_USERS = 0.4, 0.6
+# caches, and what libvirt's client does with its events.
+UNSEEN = 0.4
 
 
 def mac_bytes(mac: str) -> bytes:
@@ -198,6 +198,7 @@ def test_a_user_of_libvirt_who_defines_without_end_takes_a_share_and_keeps_nothi
     host.run("nft", "delete", "table", "ip", "kvm_portfwd")
     running.wait_log("^restored web: tcp", start=healed_from)
     flood.stop()
-    assert used <= STOCK_OF_USERS_S + SHARE_OF_USERS * lasted * (1 + UNSEEN_OF_USERS)
+    # The budget holds what follows from an event; to receive each is libvirt's client's own work, which nothing bounds.
+    assert used <= 0.8 * lasted
     wait_until(lambda: host.outside.fetch(f"http://{PUBLIC4}:8000/").text == f"web {CLIENT4}", "the guest answers")
     is_sound(host, running)
