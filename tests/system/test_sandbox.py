@@ -126,7 +126,7 @@ def test_a_lease_makes_a_forward_live_and_the_files_of_the_dhcp_server_are_watch
     directory = int(machine.run("stat", "--format=%i", "/var/lib/libvirt/dnsmasq").stdout)
     # Other descriptors come and go meanwhile.
     read = ["sh", "-c", 'cat /proc/"$1"/fdinfo/*', "sh", machine.property("MainPID")]
-    assert f" ino:{directory:x} " in machine.run(*read, check=False).stdout
+    wait_until(lambda: f" ino:{directory:x} " in machine.run(*read, check=False).stdout, "the directory is watched")
 
 
 @pytest.mark.on(LibvirtFirewall.NFTABLES)  # one QEMU guest is enough: agents are asked through libvirt
