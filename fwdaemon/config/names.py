@@ -152,9 +152,10 @@ def _refuse_odd_set(text: str, part: re.Match[str]) -> None:
         right = quote(f"{before}[!{inside[1:]}]{after}")
         raise GrammarError(f'{quote(text)} has "[^", which is "[!" in a shell pattern; write {right}')
     if len(inside) == 1 and inside not in _WILD:
-        right = quote(f"{before}{inside}{after}")
-        really = quote(as_pattern(text))
-        raise GrammarError(f"{quote(text)} has one character in brackets; write {right}, {really} if that is its name")
+        # Without the brackets it would be another guest.
+        raise GrammarError(
+            f"{quote(text)} has one character in brackets; write {quote(as_pattern(text))} for that name"
+        )
 
 
 def _seen(text: str) -> str:

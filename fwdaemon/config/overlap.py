@@ -96,7 +96,7 @@ def _refuse_one_guest(entry: ForwardEntry, fields: Mapping[str, Node]) -> None:
     for key in ("address", "mac"):
         if entry.is_pattern and key in fields:
             what = f"is one guest's, and domain is the pattern {quote(entry.domain)}"
-            fields[key].refuse(f"{what}; remove it, or write an entry for that guest by its name")
+            fields[key].refuse(f"{what}; write an entry for that guest by its name")
 
 
 def _refuse_two_interfaces(fields: Mapping[str, Node]) -> None:

@@ -12,6 +12,7 @@ from ipaddress import ip_network
 from typing import Final
 
 from fwdaemon.config.model import GuestEntry
+from fwdaemon.config.names import as_pattern
 from fwdaemon.core.inventory import Domain
 from fwdaemon.core.text import is_interface_name, quote, shown
 from fwdaemon.core.types import Address, Family, Gate, Origin, Protocol, Subnet
@@ -76,7 +77,7 @@ def name_domain(entry: GuestEntry, known: Iterable[str]) -> str:
     names = sorted(known)
     close = get_close_matches(entry.domain, names, n=1)
     if close:
-        return write(f"domain = {quote(close[0])}", entry.origin)
+        return write(f"domain = {quote(as_pattern(close[0]))}", entry.origin)
     return f"Define domain {quote(entry.domain)} in libvirt, or write another domain in {entry.origin} and {RELOAD}."
 
 

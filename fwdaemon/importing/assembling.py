@@ -12,6 +12,7 @@ from typing import Final, TypeAlias
 
 from fwdaemon import config as configuration
 from fwdaemon.config.model import RouteEntry
+from fwdaemon.config.names import as_pattern
 from fwdaemon.core.inventory import AddressSource, Inventory
 from fwdaemon.core.text import quote
 from fwdaemon.core.types import Address, Family, Origin, Protocol, Subnet
@@ -278,7 +279,7 @@ def _owner(forward: Forward | Nat, owners: Owners | None) -> tuple[str, str]:
         return _UNKNOWN, f"libvirt did not say which domain has {forward.address}; write its name"
     match owners.get(forward.address, ()):
         case (name,):
-            return name, ""
+            return as_pattern(name), ""  # what libvirt says is a name, whatever is in it
         case ():
             return _UNKNOWN, f"no running domain is known to have {forward.address}; start it, or write its name"
         case names:

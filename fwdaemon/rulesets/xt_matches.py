@@ -288,7 +288,7 @@ class _Reader:
         asked = {"SYN"} if {"SYN", "ALL"} & set(mask.upper().split(",")) else set()
         return _ALWAYS if asked == set(wanted.upper().split(",")) - {"NONE"} else _NEVER
 
-    def exposure(self) -> Spans:
+    def opening(self) -> Spans:
         """Tell whether it opens a TCP connection: it does."""
         return _ALWAYS
 
@@ -343,7 +343,7 @@ _READERS: Final[Mapping[str, tuple[Field, Callable[..., Spans]]]] = {
     "--ctorigdstport": (Field.WANTED_PORT, _Reader.ports),
     "--dst-type": (Field.TRANSLATED, _Reader.types),
     "--tcp-flags": (Field.TRANSLATED, _Reader.flags),
-    "--syn": (Field.TRANSLATED, _Reader.exposure),
+    "--syn": (Field.TRANSLATED, _Reader.opening),
     "-f": (Field.TRANSLATED, _Reader.fragment),
     **dict.fromkeys(("--loose", "--validmark", "--accept-local"), (Field.TRANSLATED, _Reader.way_back)),
     "--invert": (Field.TRANSLATED, _Reader.no_way_back),

@@ -245,7 +245,7 @@ def test_a_domain_that_stopped_does_not_hold_what_another_has_got() -> None:
         (entry("ci-*", "80", more='mac = "52:54:00:00:00:01"'), "4: forward 1: mac: is one guest's, and domain is"),
         (
             entry("web[1]", "80"),
-            '2: forward 1: domain: "web[1]" has one character in brackets; write "web1", "web[[]1]"',
+            '2: forward 1: domain: "web[1]" has one character in brackets; write "web[[]1]"',
         ),
         (
             entry("web[^1-3]", "80"),

@@ -115,6 +115,7 @@ def test_a_port_alone_means_the_address_that_an_entry_names() -> None:
             "`virsh -c qemu:///system start web`",
         ),
         ((replace(WEB, name="webb"),), Cause.NO_SUCH_DOMAIN, 'Write domain = "webb" in /etc/portfwd.toml:1,'),
+        ((replace(WEB, name="web*"),), Cause.NO_SUCH_DOMAIN, 'Write domain = "web[*]" in /etc/portfwd.toml:1,'),
         ((replace(WEB, name="mail"),), Cause.NO_SUCH_DOMAIN, 'Define domain "web" in libvirt, or write another'),
         (
             (replace(WEB, uuid=UUID(int=2), running=False, interfaces=()), replace(WEB, rank=1)),

@@ -8,6 +8,7 @@ import pytest
 from fwdaemon import config
 from fwdaemon.config.model import Config
 from fwdaemon.importing import iptables_save
+from fwdaemon.importing.assembling import Owners
 from fwdaemon.importing.findings import Findings
 from fwdaemon.importing.firewalld import parse_xml
 from fwdaemon.importing.recognise import Kind, recognise
@@ -50,6 +51,19 @@ def test_one_to_one_becomes_a_nat_entry() -> None:
     (sample,) = (sample for sample in SAMPLES if sample.name == "whole/several-one-to-one")
     (nat,) = accepted([found(sample.text)], OWNERS).nats
     assert (nat.domain, str(nat.public), str(nat.address)) == ("web", "198.51.100.1", "192.168.122.10")
+
+
+@pytest.mark.parametrize("name", ["ci-*", "web[1]", "w?x", "x[ab]y", "[", "a[*]b"])
+def test_a_name_that_libvirt_gives_is_that_one_guest_whatever_is_in_it(name: str) -> None:
+    one_to_one = next(sample for sample in SAMPLES if sample.name == "whole/several-one-to-one")
+    port = "table ip nat {\nchain prerouting {\ntype nat hook prerouting priority -100\n"
+    forward = port + "tcp dport 80 dnat to 192.168.122.10:80\n}\n}\n"
+    owners: Owners = dict.fromkeys(OWNERS, (name,))
+    (nat,) = accepted([found(one_to_one.text)], owners).nats
+    made = accepted([found(forward), saved(PAIR.replace("-j", "-p tcp --dport 81 -j"))], owners).forwards
+    assert nat.domain == name
+    assert {entry.domain for entry in made} == {name}
+    assert not any(entry.is_pattern for entry in made)
 
 
 def test_a_forward_does_not_take_from_a_whole_address_what_was_its_own() -> None:
