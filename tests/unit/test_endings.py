@@ -1,6 +1,5 @@
 """Whatever stops being allowed is ended: what is open when everything is taken away, after a restart, by a reload."""
 
-import logging
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field, replace
 from ipaddress import ip_address
@@ -18,14 +17,8 @@ from fwdaemon.resolve.flows import Flow, Judge
 from fwdaemon.status.reloads import LastGood
 from tests.unit.backend_behaviour import FLOW, MAIL, STATE, WEB
 from tests.unit.memory_backend import Kernel
+from tests.unit.reconcile_bench import Bench, ask
 from tests.unit.seams import Connections, without
-from tests.unit.test_reconcile import Bench, ask
-
-
-@pytest.fixture
-def bench(caplog: pytest.LogCaptureFixture) -> Bench:
-    caplog.set_level(logging.INFO, "fwdaemon.audit")
-    return Bench(caplog=caplog)
 
 
 @dataclass

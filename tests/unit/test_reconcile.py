@@ -1,101 +1,25 @@
 """One reconcile after another, with a rule system, a host and connections in memory: what is done, and what is told."""
 
-import logging
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any
+from dataclasses import replace
 
 import pytest
 
 from fwdaemon.audit.throttle import LINES, WINDOW_S
-from fwdaemon.core.exposures import Owner
-from fwdaemon.core.inventory import Hindrance, HindranceKind, Move, Place
-from fwdaemon.core.report import (
-    Actor,
-    ActorKind,
-    ApplyResult,
-    Cause,
-    GateChange,
-    Reason,
-    ReasonKind,
-    ReconcileReport,
-    Setting,
-)
-from fwdaemon.core.state import Desired, Proxied, Unchosen, Waiting
-from fwdaemon.core.types import Family, Gate, Origin
+from fwdaemon.core.inventory import Hindrance, HindranceKind, Place
+from fwdaemon.core.report import Actor, ActorKind, ApplyResult, Cause, GateChange, Reason, ReasonKind, Setting
+from fwdaemon.core.state import Desired, Unchosen
+from fwdaemon.core.types import Family, Gate
 from fwdaemon.errors import KernelError
-from fwdaemon.reconcile import Reconciler, Request
-from tests.unit import saying
-from tests.unit.backend_behaviour import FLOW, MAIL, ROUTED, SIX, STATE, WEB
-from tests.unit.forwards import address, forward, nat
+from tests.unit.backend_behaviour import FLOW, MAIL, SIX, STATE, WEB
+from tests.unit.forwards import nat
 from tests.unit.memory_backend import name_of
-from tests.unit.seams import Memory, without
+from tests.unit.reconcile_bench import ORIGIN, SSH, Bench, ask, stopped
+from tests.unit.seams import without
 
-SSH = forward("tcp *:22", "192.168.122.52:22", domain="shell")
-ORIGIN = Origin(Path("portfwd.toml"), 1)
 STOPPED = Reason(ReasonKind.DOMAIN, "web1", "stopped")
 STARTED = Reason(ReasonKind.DOMAIN, "web1", "started")
 NFT = Actor(ActorKind.PROGRAM, "nft", 9)
 GATE = Gate("inet", "theirs", "forward")
-MAY_GO_ON = "open connections of removed forwards may go on"
-FULL = "cannot list connections: No buffer space available"
-
-
-@dataclass
-class Bench(Memory):
-    """A reconciler, and the lines that it wrote."""
-
-    caplog: pytest.LogCaptureFixture | None = None
-    now: float = 0.0
-    reconciler: Reconciler = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.begin()
-
-    def begin(self) -> None:
-        """Begin anew, as after a restart: what the kernel holds stays."""
-        self.reconciler = Reconciler(self.seams())
-
-    def reconcile(self, desired: Desired, request: Request | None = None) -> list[str]:
-        """Reconcile once, wait for connections to be ended, and give the lines."""
-        self.reconciler.reconcile(desired, replace(request or ask(), now=self.now))
-        return self.lines()
-
-    def lines(self) -> list[str]:
-        self.reconciler.close()
-        assert self.caplog is not None
-        messages = [record.message for record in self.caplog.records]
-        self.caplog.clear()
-        return messages
-
-    @property
-    def written(self) -> set[str]:
-        return {item.name for items in self.kernel.rules.values() for item in items if "home" not in item.name}
-
-    def reported(self) -> ReconcileReport:
-        assert self.reconciler.report is not None
-        return self.reconciler.report
-
-    def changes(self) -> list[tuple[str, object]]:
-        return [(change.action, change.exposure) for change in self.reported().changes]
-
-
-@pytest.fixture
-def bench(caplog: pytest.LogCaptureFixture) -> Bench:
-    caplog.set_level(logging.INFO, "fwdaemon.audit")
-    return Bench(caplog=caplog)
-
-
-def ask(*reasons: Reason, **more: Any) -> Request:
-    """Give a request to look, after these reasons."""
-    return Request(reasons, (), 0.0, **more)
-
-
-def stopped(domain: str = "web1", *, move: Move | None = None, returning: bool = True) -> Desired:
-    """Give the state in which a domain does not run here."""
-    gone = (item for item in STATE.exposures if item.owner == Owner(domain))
-    waiting = Waiting(Owner(domain), saying.STOPPED, ORIGIN, stopped=True, move=move, returning=returning)
-    return replace(without(STATE, *gone), waiting=(waiting,))
 
 
 # --- what is told -----------------------------------------------------------------------------------------------------
@@ -313,89 +237,6 @@ def test_where_the_kernel_refuses_what_was_applied_stays_and_is_what_the_next_on
     told = bench.reconcile(without(STATE, MAIL).having([SSH]))
     assert [line.split(" ")[0] for line in told] == ["removed", "added"]
     assert bench.changes() == [("removed", MAIL), ("added", SSH)]
-
-
-# --- connections ------------------------------------------------------------------------------------------------------
-
-
-def test_connections_of_what_went_are_refused_and_ended_and_others_go_on(bench: Bench) -> None:
-    bench.reconcile(STATE)
-    other = replace(FLOW, server=SSH.target, server_port=22, destination_port=22)
-    bench.connections.flows = [FLOW, other]
-    state = without(STATE, WEB).having([SSH])
-    told = bench.reconcile(state)
-    ended = bench.reported().ended
-    assert bench.connections.flows == [other]
-    assert bench.kernel.refused == [FLOW]
-    assert "ended 1 connections of forwards that changed" in told
-    # They end beside the reconcile: one of the two reports tells of them.
-    bench.reconcile(state)
-    assert ended + bench.reported().ended == 1
-
-
-def test_where_connections_cannot_be_listed_that_is_told_once_and_tried_again_ever_more_seldom(bench: Bench) -> None:
-    bench.reconcile(STATE)
-    bench.connections.flows, bench.connections.faults = [FLOW], [KernelError(FULL), KernelError(FULL)]
-    told, at = bench.reconcile(without(STATE, WEB)), list[float | None]()
-    assert f"{MAY_GO_ON}: {FULL}; trying again, less and less often" in told
-    for now in (0.9, 1.0, 2.9):
-        at.append(bench.reconciler.next_pass_at)
-        bench.clock.now = now
-        assert bench.reconcile(without(STATE, WEB)) == []
-    assert at == [1.0, 1.0, 3.0]
-    assert bench.connections.flows == [FLOW]
-    bench.clock.now = 3.0
-    told = bench.reconcile(without(STATE, WEB))
-    assert told == ["ended 1 connections of forwards that changed", f"over: {MAY_GO_ON}"]
-    assert (bench.connections.flows, bench.reconciler.next_pass_at) == ([], None)
-
-
-def test_a_refusal_is_tried_again_while_a_wipe_is_not_mended(bench: Bench) -> None:
-    bench.reconcile(STATE)
-    bench.connections.flows = [FLOW]
-    bench.reconciler.reconcile(without(STATE, WEB), ask())
-    bench.lines()
-    bench.reconcile(STATE)
-    bench.connections.flows, slept = [FLOW], len(bench.clock.slept)
-    original = bench.kernel.commit
-    refused = iter((False, True, True))
-
-    def commit() -> None:
-        if next(refused, False):
-            raise KernelError("the table is gone")
-        original()
-
-    bench.kernel.commit = commit  # type: ignore[method-assign]  # the kernel loses a table in between
-    told = bench.reconcile(without(STATE, WEB))
-    assert "ended 1 connections of forwards that changed" in told
-    assert bench.clock.slept[slept:] == [0.02, 0.05]
-
-
-def test_connections_of_a_guest_that_may_come_back_are_spared_until_it_cannot(bench: Bench) -> None:
-    bench.reconcile(STATE)
-    bench.connections.flows = [FLOW]
-    away, gone = stopped(move=Move.AWAY), stopped(move=Move.GONE)
-    bench.reconcile(away)
-    assert bench.connections.flows == [FLOW]
-    assert name_of(WEB) not in bench.written
-    bench.reconcile(gone)
-    # It goes on elsewhere: ended here, and never refused.
-    assert (bench.connections.flows, bench.kernel.refused) == ([], [])
-
-
-def test_a_guest_that_arrived_is_told_apart_from_one_that_started(bench: Bench) -> None:
-    for move in (Move.ARRIVED, None):
-        bench.begin()
-        bench.reconcile(stopped("mail", move=move))
-        bench.reconcile(STATE)
-        assert bench.connections.arrived[-1] == (frozenset({MAIL}) if move else frozenset())
-
-
-def test_what_was_known_of_addresses_that_a_route_takes_over_is_forgotten(bench: Bench) -> None:
-    bench.reconcile(STATE)
-    there = address("203.0.113.65")
-    bench.reconcile(replace(STATE, proxied=frozenset({Proxied(ROUTED, there)})))
-    assert bench.connections.resumed[-1] == {there}
 
 
 # --- the end ----------------------------------------------------------------------------------------------------------
