@@ -1,9 +1,8 @@
 """Who gets what domains ask for: what a policy covers whole, and nobody has, the older live domain first."""
 
-import logging
 from collections.abc import Iterator
 from dataclasses import replace
-from ipaddress import ip_address, ip_network
+from ipaddress import ip_address
 from pathlib import Path
 from uuid import UUID
 
@@ -11,84 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fwdaemon import config as configuration
-from fwdaemon.audit import lines
 from fwdaemon.audit.causes import why
-from fwdaemon.audit.throttle import Rations
-from fwdaemon.config.model import Config
-from fwdaemon.core.inventory import (
-    AddressSource,
-    Asked,
-    Domain,
-    Element,
-    GuestInterface,
-    HostAddress,
-    Inventory,
-    LearnedAddress,
-    Move,
-    Network,
-    Occupied,
-)
-from fwdaemon.core.state import Desired
+from fwdaemon.core.inventory import Asked, Domain, HostAddress, Inventory, Move, Occupied
 from fwdaemon.core.types import PortRange, Protocol
-from fwdaemon.explain.report import Cause, as_text
 from fwdaemon.hostnet.owned_state import OwnedStateFile
 from fwdaemon.hostnet.public_addresses import with_lent
-from fwdaemon.resolve.placement import Placer, desired_state
+from fwdaemon.resolve.placement import desired_state
 from fwdaemon.resolve.sharing import Claimants, settled
-from fwdaemon.status.rows import Facts, Readings, rows
-from tests.unit import trace_scene
-
-NETWORKS = tuple(
-    Network(name, active=True, bridge=f"virbr{n}", subnets=(ip_network(f"192.168.{122 + n}.0/24"),))
-    for n, name in enumerate(("default", "inner"))
-)
-HOST = (
-    HostAddress(ip_address("198.51.100.1"), ip_network("198.51.100.0/24"), "eth0"),
-    HostAddress(ip_address("198.51.100.7"), ip_network("198.51.100.7/32"), "eth0"),
-)
-ALLOW = """
-[[allow]]
-domains = ["ci-*", "00000000-0000-0000-0000-000000000009"]
-networks = ["default"]
-ports = ["8000-8099", "53"]
-public = ["192.0.2.64/27"]
-assign = "eth0"
-max = 4
-"""
-
-
-def element(name: str = "forward", **attributes: str) -> Element:
-    return Element(name, tuple(attributes.items()))
-
-
-def forward(ports: str, **attributes: str) -> Element:
-    return element(ports=ports, **attributes)
-
-
-def domain(name: str, number: int, *elements: Element, network: str = "default", running: bool = True) -> Domain:
-    """The domain that was started as number so many."""
-    bridge = {"default": "virbr0", "inner": "virbr1"}[network]
-    address = LearnedAddress(ip_address(f"192.168.{122 + int(bridge[-1])}.{number}"), AddressSource.LEASE)
-    interfaces = (GuestInterface(f"52:54:00:00:00:{number:02x}", network, bridge, f"vnet{number}", (address,)),)
-    uuid = UUID(int=number)
-    return Domain(name, uuid, running, interfaces if running else (), asked=Asked(elements), instance=number)
-
-
-def config(text: str = ALLOW) -> Config:
-    return configuration.parse({Path("/portfwd.toml"): text})
-
-
-def placed(*domains: Domain, text: str = ALLOW) -> Desired:
-    return desired_state(config(text), Inventory(domains, NETWORKS, HOST))
-
-
-def live(desired: Desired) -> set[str]:
-    return {f"{exposure.owner.name} {exposure.listens_at()}" for exposure in desired.exposures}
-
-
-def refused(desired: Desired) -> dict[str, str]:
-    return {f"{item.owner.name} {item.claim}": why(item.reason) for item in desired.waiting if item.refused}
+from tests.unit.asking import ALLOW, HOST, NETWORKS, config, domain, element, forward, live, placed, refused
 
 
 def test_what_a_policy_covers_is_open_and_says_by_which() -> None:
@@ -311,157 +240,11 @@ def test_an_address_only_chooses_among_the_guests_own() -> None:
     assert live(placed(silent, victim)) == {"ci-2 tcp *:8002"}
 
 
-def test_what_is_misread_is_told_and_the_rest_is_open() -> None:
-    desired = placed(domain("ci-1", 1, forward("80x"), forward("8000")))
-    assert live(desired) == {"ci-1 tcp *:8000"}
-    ((what, reason),) = refused(desired).items()
-    assert (what, reason[:28]) == ("ci-1 metadata", 'forward 1: ports[1]: "80x" i')
-
-
 def test_a_domain_that_stopped_waits_and_may_be_rebooting() -> None:
     desired = placed(replace(domain("ci-1", 1, forward("8000"), running=False), returning=True))
     assert [(str(item.claim), item.returning, item.refused) for item in desired.waiting] == [
         ("tcp *:8000", True, False)
     ]
-
-
-def test_a_domain_fills_no_journal_by_asking() -> None:
-    rations = Rations()
-    many = [
-        item for n in range(1, 3) for item in placed(domain(f"ci-{n}", n, forward("22 23 24 25 26 27 28 29"))).waiting
-    ]
-    assert [item.owner.name for item in rations.admitted(many, 0.0)] == ["ci-1"] * 6 + ["ci-2"] * 6
-    assert not rations.admitted(many, 59.0)
-    assert len(rations.admitted(many, 61.0)) == 12
-
-
-def test_a_domain_that_waits_is_told_of_once(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO, "fwdaemon.audit")
-    stopped = placed(replace(domain("ci-1", 1, forward("8000 8001 22")), running=False))
-    lines.waiting(stopped.waiting)
-    assert [record.getMessage().partition(",")[0] for record in caplog.records] == [
-        "waiting ci-1: the domain is not running (domain ci-1",
-        "declined ci-1: tcp *:22",
-    ]
-
-
-AUTO = ALLOW.replace('"53"]', '"40000-40009"]') + '[daemon]\nauto_ports = "40000-40002"\n'
-
-
-def ports(desired: Desired) -> dict[str, int]:
-    return {item.owner.name: item.claim.ports.first for item in desired.forwards if item.claim.ports is not None}
-
-
-def test_a_domain_that_asks_is_given_a_port_of_its_own() -> None:
-    asked = [domain(f"ci-{n}", n, forward("auto:22 8000", listen="198.51.100.1")) for n in (1, 2)]
-    desired = placed(*asked, text=AUTO)
-    automatic = [item for item in desired.forwards if item.claim.auto]
-    assert sorted(item.owner.name for item in automatic) == ["ci-1", "ci-2"]
-    assert len({item.claim.ports for item in automatic}) == 2
-    assert {f"{item.origin} by {item.origin.allowed}" for item in automatic if item.origin} == {
-        "domain ci-1, metadata by /portfwd.toml:2",
-        "domain ci-2, metadata by /portfwd.toml:2",
-    }
-    assert refused(desired) == {"ci-2 tcp 198.51.100.1:8000": "ci-1 has it already (domain ci-1, metadata)"}
-    told = rows(Facts(config(AUTO), desired, desired), Readings())
-    assert sorted((row.owner.name, row.state.value) for row in told) == [
-        ("ci-1", "active"),
-        ("ci-1", "active"),
-        ("ci-2", "active"),
-        ("ci-2", "refused"),
-    ]
-
-
-@pytest.mark.parametrize(
-    ("text", "asked", "reason"),
-    [
-        (ALLOW, "auto:22", "ports tcp auto:22 (no auto_ports are set)"),
-        (AUTO.replace("40000-40009", "40000-40001"), "auto:22", "ports tcp auto:22 (one of auto_ports, 40000-40002)"),
-        (AUTO, "auto:22/sctp", "ports sctp auto:22 (one of auto_ports, 40000-40002)"),
-        (AUTO, "192.168.122.9:auto:22", "listen 192.168.122.9"),
-        (AUTO, "auto:1 auto:2 auto:3 auto:4 auto:5", "max 4"),
-    ],
-)
-def test_what_is_assigned_is_covered_whole_or_refused(text: str, asked: str, reason: str) -> None:
-    desired = placed(domain("ci-1", 1, forward(asked)), text=text)
-    (told,) = {why(item.reason) for item in desired.waiting if "does not cover" in why(item.reason)}
-    assert told == f"no [[allow]] covers it; the closest, /portfwd.toml:2, does not cover {reason}"
-    assert not desired.forwards or reason == "max 4"
-
-
-@pytest.mark.parametrize("named", ["ci-*", "ci-1", "00000000-0000-0000-0000-000000000001"])
-@pytest.mark.parametrize(
-    "asked",
-    [
-        forward("auto:22"),
-        forward("auto:22", sources="192.0.2.0/24"),
-        forward("auto:22", listen="198.51.100.1"),
-        forward("auto:22 auto:23"),
-    ],
-)
-def test_the_port_that_a_file_assigns_keeps_the_terms_of_the_file(named: str, asked: Element) -> None:
-    text = f'{AUTO}[[forward]]\ndomain = "{named}"\nports = ["auto:22"]\nsources = ["203.0.113.0/24"]\n'
-    desired = placed(domain("ci-1", 1, asked), text=text)
-    (opened,) = (item for item in desired.forwards if item.target_ports.first == 22)
-    assert [str(source) for source in opened.claim.sources] == ["203.0.113.0/24"]
-    assert set(refused(desired).values()) == {"ci-1 has it already (/portfwd.toml:13)"}
-    ((kind, told),) = {
-        (row.state.value, row.reason)
-        for row in rows(Facts(config(text), desired, desired), Readings())
-        if row.origin is not None and row.origin.domain and row.state.value != "active"
-    }
-    assert (kind, told) == ("refused", "ci-1 has it already (/portfwd.toml:13)")
-
-
-def test_where_few_ports_are_left_files_go_first_and_nobody_loses_one() -> None:
-    asked = [domain(f"ci-{n}", n, forward("auto:22")) for n in (1, 2, 3)]
-    text = AUTO + '[[forward]]\ndomain = "ci-4"\nports = ["auto:22"]\n'
-    inventory = Inventory((*asked, replace(domain("ci-4", 4), asked=None)), NETWORKS, HOST)
-    placer = Placer({})
-    first = placer.place(config(text), inventory)
-    assert {"ci-4"} < set(ports(first))
-    assert list(refused(first).values()) == ["no port of auto_ports (40000-40002) is free"]
-    held = ports(first)
-    bold = domain("ci-5", 5, forward("40000 40001 40002"))
-    after = placer.place(config(text), replace(inventory, domains=(*inventory.domains, bold)))
-    assert ports(after) == held
-    assert {name for name in refused(after) if name.startswith("ci-5")} == {
-        f"ci-5 tcp *:{n}" for n in range(40000, 40003)
-    }
-
-
-def test_no_port_is_assigned_that_a_domain_has_by_its_number_or_keeps_when_it_asks_for_another() -> None:
-    bold, text = domain("ci-1", 1, forward("40000-40001")), config(AUTO)
-    placer = Placer({})
-    one = placer.place(text, Inventory((bold, domain("ci-2", 2, forward("auto:22"))), NETWORKS, HOST))
-    assert ports(one) == {"ci-1": 40000, "ci-2": 40002}
-    other = placer.place(text, Inventory((bold, domain("ci-2", 2, forward("auto:23"))), NETWORKS, HOST))
-    assert ports(other) == {"ci-1": 40000, "ci-2": 40002}
-    assert [item.guest for item in placer.ports] == [23]
-
-
-def test_a_misread_element_gives_up_no_port_and_gathers_none() -> None:
-    placer, text = Placer({}), config(AUTO)
-
-    def kept(*elements: Element) -> list[int]:
-        placer.place(text, Inventory((domain("ci-1", 1, *elements),), NETWORKS, HOST))
-        return sorted(item.guest for item in placer.ports)
-
-    assert kept(forward("auto:22"), forward("auto:23")) == [22, 23]
-    before = dict(placer.ports)
-    assert kept(forward("auto:22"), forward("auto:23x")) == [22, 23]
-    assert kept(forward("auto:22"), forward("auto:23")) == [22, 23]
-    assert dict(placer.ports) == before
-    assert kept(forward("auto:22"), forward("auto:23x")) == [22, 23]
-    assert kept(forward("auto:22")) == [22]
-    assert kept(forward("auto:24"), forward("auto:23x")) == [24]
-    assert kept(forward("auto:23x")) == [24]
-    assert kept(forward("auto:25"), forward("auto:23x")) == [25]
-
-
-def test_a_domain_that_is_off_waits_for_its_port_and_keeps_none_from_others() -> None:
-    desired = placed(domain("ci-1", 1, forward("auto:22"), running=False), text=AUTO)
-    assert [(str(item.claim), item.refused) for item in desired.waiting] == [("tcp *:auto", False)]
 
 
 def test_nothing_new_is_the_same_object() -> None:
@@ -497,30 +280,3 @@ def test_whatever_is_asked_no_two_domains_have_one_port(asks: list[tuple[int, li
             assert owner == other or port != same or claim.protocol is not conflicting.protocol or not meets
     kept = Claimants()
     assert kept.settle(config(), inventory).given == settled(config(), inventory).given
-
-
-def test_the_status_says_where_each_comes_from_and_why_the_rest_is_refused() -> None:
-    desired = placed(domain("ci-1", 1, forward("8000 22")), replace(domain("ci-2", 2, forward("53")), running=False))
-    shown = {row.listens: row.as_json() for row in rows(Facts(config(), desired, desired), Readings())}
-    assert {
-        listens: (row["state"], row["origin"], row["allowed_by"], row["file"]) for listens, row in shown.items()
-    } == {
-        "tcp *:8000": ("active", "domain ci-1, metadata", "/portfwd.toml:2", None),
-        "tcp *:22": ("refused", "domain ci-1, metadata", None, None),
-        "tcp *:53": ("waiting", "domain ci-2, metadata", "/portfwd.toml:2", None),
-    }
-    assert shown["tcp *:22"]["reason_kinds"] == ["not-allowed"]
-
-
-def test_explain_follows_what_a_definition_asks_for() -> None:
-    web = replace(trace_scene.WEB, asked=Asked((forward("8000:80 22"),)))
-    policy = '[[allow]]\ndomains = "web"\nports = "8000"\n'
-    open_ = trace_scene.told(text=policy, said=trace_scene.libvirt(web))
-    assert trace_scene.cause(open_) is None
-    assert "domain web, metadata" in as_text(open_, terminal=False, unicode=False)
-    assigned = trace_scene.libvirt(replace(web, asked=Asked((forward("auto:80"),))))
-    pool = policy + '[daemon]\nauto_ports = "8000-8000"\n'
-    assert trace_scene.cause(trace_scene.told(text=pool, said=assigned)) is None
-    shut = trace_scene.told("198.51.100.1:22", text=policy, said=trace_scene.libvirt(web))
-    assert trace_scene.cause(shut) is Cause.UNCLAIMED
-    assert "does not cover ports tcp 22" in as_text(shut, terminal=False, unicode=False)

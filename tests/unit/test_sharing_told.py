@@ -1,0 +1,68 @@
+"""What is told of what domains ask for: in the journal, in the status, and by `explain`."""
+
+import logging
+from dataclasses import replace
+
+import pytest
+
+from fwdaemon.audit import lines
+from fwdaemon.audit.throttle import Rations
+from fwdaemon.core.inventory import Asked
+from fwdaemon.explain.report import Cause, as_text
+from fwdaemon.status.rows import Facts, Readings, rows
+from tests.unit import trace_scene
+from tests.unit.asking import config, domain, forward, live, placed, refused
+
+
+def test_what_is_misread_is_told_and_the_rest_is_open() -> None:
+    desired = placed(domain("ci-1", 1, forward("80x"), forward("8000")))
+    assert live(desired) == {"ci-1 tcp *:8000"}
+    ((what, reason),) = refused(desired).items()
+    assert (what, reason[:28]) == ("ci-1 metadata", 'forward 1: ports[1]: "80x" i')
+
+
+def test_a_domain_fills_no_journal_by_asking() -> None:
+    rations = Rations()
+    many = [
+        item for n in range(1, 3) for item in placed(domain(f"ci-{n}", n, forward("22 23 24 25 26 27 28 29"))).waiting
+    ]
+    assert [item.owner.name for item in rations.admitted(many, 0.0)] == ["ci-1"] * 6 + ["ci-2"] * 6
+    assert not rations.admitted(many, 59.0)
+    assert len(rations.admitted(many, 61.0)) == 12
+
+
+def test_a_domain_that_waits_is_told_of_once(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "fwdaemon.audit")
+    stopped = placed(replace(domain("ci-1", 1, forward("8000 8001 22")), running=False))
+    lines.waiting(stopped.waiting)
+    assert [record.getMessage().partition(",")[0] for record in caplog.records] == [
+        "waiting ci-1: the domain is not running (domain ci-1",
+        "declined ci-1: tcp *:22",
+    ]
+
+
+def test_the_status_says_where_each_comes_from_and_why_the_rest_is_refused() -> None:
+    desired = placed(domain("ci-1", 1, forward("8000 22")), replace(domain("ci-2", 2, forward("53")), running=False))
+    shown = {row.listens: row.as_json() for row in rows(Facts(config(), desired, desired), Readings())}
+    assert {
+        listens: (row["state"], row["origin"], row["allowed_by"], row["file"]) for listens, row in shown.items()
+    } == {
+        "tcp *:8000": ("active", "domain ci-1, metadata", "/portfwd.toml:2", None),
+        "tcp *:22": ("refused", "domain ci-1, metadata", None, None),
+        "tcp *:53": ("waiting", "domain ci-2, metadata", "/portfwd.toml:2", None),
+    }
+    assert shown["tcp *:22"]["reason_kinds"] == ["not-allowed"]
+
+
+def test_explain_follows_what_a_definition_asks_for() -> None:
+    web = replace(trace_scene.WEB, asked=Asked((forward("8000:80 22"),)))
+    policy = '[[allow]]\ndomains = "web"\nports = "8000"\n'
+    open_ = trace_scene.told(text=policy, said=trace_scene.libvirt(web))
+    assert trace_scene.cause(open_) is None
+    assert "domain web, metadata" in as_text(open_, terminal=False, unicode=False)
+    assigned = trace_scene.libvirt(replace(web, asked=Asked((forward("auto:80"),))))
+    pool = policy + '[daemon]\nauto_ports = "8000-8000"\n'
+    assert trace_scene.cause(trace_scene.told(text=pool, said=assigned)) is None
+    shut = trace_scene.told("198.51.100.1:22", text=policy, said=trace_scene.libvirt(web))
+    assert trace_scene.cause(shut) is Cause.UNCLAIMED
+    assert "does not cover ports tcp 22" in as_text(shut, terminal=False, unicode=False)
