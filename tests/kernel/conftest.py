@@ -10,12 +10,15 @@ import pytest
 from fwdaemon.core.exposures import Exposure
 from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Family, Gate
+from fwdaemon.hostnet.host_network import SystemHostNetwork
 from fwdaemon.kernel.process import SystemRunner
 from fwdaemon.legacy.backend import LegacyBackend
 from fwdaemon.legacy.client import HelperClient
 from fwdaemon.netfilter import Backend
 from fwdaemon.nftables.backend import NftablesBackend
+from tests.kernel.host_side import MakeHost
 from tests.kernel.legacy import helpers
+from tests.kernel.links import Links, linked
 from tests.kernel.scene import V4, V6, Plan
 from tests.kernel.topology import Topology, address_words, own_namespace, wired
 from tests.unit.forwards import subnets
@@ -84,6 +87,31 @@ def backend(lock_file: Path) -> Iterator[LegacyBackend]:
     yield backend
     backend.close()
     assert not helpers(), "a helper was left behind"
+
+
+# --- a host on its links ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def links(lab: None) -> Iterator[Links]:
+    """Give a host between a neighbour and a guest; files that need more on it add that."""
+    del lab
+    with linked() as links:
+        yield links
+
+
+@pytest.fixture
+def begin(links: Links, tmp_path: Path) -> Iterator[MakeHost]:
+    """Make the keepers of one run after another; what one leaves, the next finds."""
+    del links
+    with ExitStack() as stack:
+
+        def begun() -> SystemHostNetwork:
+            host = SystemHostNetwork(lambda: frozenset(Family), tmp_path)
+            stack.callback(host.close)
+            return host
+
+        yield begun
 
 
 # --- a wired host -----------------------------------------------------------------------------------------------------

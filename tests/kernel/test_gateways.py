@@ -1,6 +1,5 @@
 """A guest that was elsewhere before learns at once where its gateway is now, on the real kernel."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -8,7 +7,7 @@ import pytest
 from fwdaemon.core.exposures import Nat
 from fwdaemon.core.state import Desired
 from fwdaemon.hostnet.public_addresses import Gateways
-from tests.kernel.links import BRIDGE_MAC, Links, linked
+from tests.kernel.links import BRIDGE_MAC, Links
 from tests.lab.place import wait_until
 from tests.unit.forwards import nat
 
@@ -19,11 +18,9 @@ WEB6 = replace(nat("2001:db8::8", "2001:db8:123::60"), bridge="virbr1", bridge_p
 
 
 @pytest.fixture
-def links(lab: None) -> Iterator[Links]:
-    del lab
-    with linked() as links:
-        links.host.ip(f"address add {GATEWAY6}/64 dev virbr1")
-        yield links
+def links(links: Links) -> Links:
+    links.host.ip(f"address add {GATEWAY6}/64 dev virbr1")
+    return links
 
 
 def mislead(links: Links, gateway: str) -> None:

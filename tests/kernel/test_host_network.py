@@ -2,7 +2,6 @@
 
 import socket
 import struct
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import pytest
 from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Family
 from fwdaemon.kernel import sysctl
-from tests.kernel.host_side import FILTERED, MakeHost, apply, linked_without_forwarding, runs
+from tests.kernel.host_side import FILTERED, MakeHost, apply, without_forwarding
 from tests.kernel.links import Links
 from tests.lab.netns import open_socket
 from tests.lab.place import wait_until
@@ -29,18 +28,8 @@ NOTED = "IPv4 forwarding was off before kvm-portfwd"
 
 
 @pytest.fixture
-def links(lab: None) -> Iterator[Links]:
-    del lab
-    with linked_without_forwarding() as links:
-        yield links
-
-
-@pytest.fixture
-def begin(links: Links, tmp_path: Path) -> Iterator[MakeHost]:
-    """Make the keepers of one run after another; what one leaves, the next finds."""
-    del links
-    with runs(tmp_path) as begun:
-        yield begun
+def links(links: Links) -> Links:
+    return without_forwarding(links)
 
 
 def ours(links: Links) -> str:

@@ -2,33 +2,21 @@
 
 import socket
 import threading
-from collections.abc import Iterator
 from contextlib import ExitStack, suppress
-from pathlib import Path
 
 import pytest
 
 from fwdaemon.core.exposures import Exposure
 from fwdaemon.core.state import Desired
-from tests.kernel.host_side import MakeHost, apply, linked_without_forwarding, runs
+from tests.kernel.host_side import MakeHost, apply, without_forwarding
 from tests.kernel.links import Links
 from tests.lab.place import wait_until
 from tests.unit.forwards import forward
 
 
 @pytest.fixture
-def links(lab: None) -> Iterator[Links]:
-    del lab
-    with linked_without_forwarding() as links:
-        yield links
-
-
-@pytest.fixture
-def begin(links: Links, tmp_path: Path) -> Iterator[MakeHost]:
-    """Make the keepers of one run after another; what one leaves, the next finds."""
-    del links
-    with runs(tmp_path) as begun:
-        yield begun
+def links(links: Links) -> Links:
+    return without_forwarding(links)
 
 
 def answering(at_end: ExitStack, kind: socket.SocketKind, address: str) -> int:

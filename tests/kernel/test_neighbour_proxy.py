@@ -19,7 +19,7 @@ from fwdaemon.hostnet.neighbour_proxy import NeighbourProxies
 from fwdaemon.hostnet.owned_state import OwnedStateFile
 from fwdaemon.kernel.process import budget_of_guests
 from tests.kernel.asker import Asker
-from tests.kernel.links import Links, linked
+from tests.kernel.links import Links
 from tests.lab.limits import no_descriptors
 from tests.lab.netns import open_socket
 from tests.lab.place import wait_until
@@ -52,13 +52,11 @@ SHOWN = shown_by_guests(*GUESTS)
 
 
 @pytest.fixture
-def links(lab: None) -> Iterator[Links]:
-    del lab
-    with linked() as links:
-        links.host.ip(*(f"route add {subnet} dev virbr1" for subnet in (NARROW, NARROW6, WIDE)))
-        links.guest.ip(*(f"address add {address} dev eth0" for address in GUESTS))
-        links.neighbour.ip(*(f"route add {subnet} dev eth0" for subnet in (NARROW, NARROW6, WIDE)))
-        yield links
+def links(links: Links) -> Links:
+    links.host.ip(*(f"route add {subnet} dev virbr1" for subnet in (NARROW, NARROW6, WIDE)))
+    links.guest.ip(*(f"address add {address} dev eth0" for address in GUESTS))
+    links.neighbour.ip(*(f"route add {subnet} dev eth0" for subnet in (NARROW, NARROW6, WIDE)))
+    return links
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """Public addresses of 1:1 guests on the host's interfaces, on the real kernel, with a real neighbour."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,7 +8,7 @@ from fwdaemon.core.exposures import Nat
 from fwdaemon.core.report import ApplyResult
 from fwdaemon.hostnet.owned_state import OwnedStateFile
 from fwdaemon.hostnet.public_addresses import PublicAddresses
-from tests.kernel.links import Links, linked
+from tests.kernel.links import Links
 from tests.unit.forwards import nat
 
 OURS = "198.51.100.8"
@@ -19,13 +18,6 @@ NOTHING: frozenset[Nat] = frozenset()
 ONE = frozenset({nat(OURS, "192.168.123.60", assign="eth0")})
 ONE6 = frozenset({nat(OURS6, "2001:db8:123::60", assign="eth0")})
 BOTH = ONE | ONE6
-
-
-@pytest.fixture
-def links(lab: None) -> Iterator[Links]:
-    del lab
-    with linked() as links:
-        yield links
 
 
 def keeper(directory: Path) -> PublicAddresses:

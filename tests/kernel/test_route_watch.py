@@ -1,7 +1,7 @@
 """What is heard of routes and links, on the real kernel."""
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from fwdaemon.core.report import Actor, ActorKind
 from fwdaemon.hostnet.owned_state import Ipv6Bridges, OwnedStateFile
 from fwdaemon.hostnet.routes import RouteKeeper
 from fwdaemon.kernel.route_watch import RouteWatch
-from tests.kernel.links import Links, linked
+from tests.kernel.links import Links
 from tests.unit.forwards import route
 
 OURS, OURS6 = "203.0.113.64/29", "2001:db8:1::/64"
@@ -21,11 +21,9 @@ LAST = Actor(ActorKind.LINK_UP, link="last")
 
 
 @pytest.fixture
-def links(lab: None) -> Iterator[Links]:
-    del lab
-    with linked() as links:
-        links.host.ip("link add last type bridge")
-        yield links
+def links(links: Links) -> Links:
+    links.host.ip("link add last type bridge")
+    return links
 
 
 @pytest.fixture

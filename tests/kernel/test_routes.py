@@ -1,6 +1,5 @@
 """Routes to libvirt networks, on the real kernel."""
 
-from collections.abc import Iterator
 from functools import partial
 from ipaddress import ip_interface
 from pathlib import Path
@@ -12,7 +11,7 @@ from fwdaemon.core.report import ApplyResult, Setting
 from fwdaemon.errors import KernelError
 from fwdaemon.hostnet.owned_state import Ipv6Bridges, OwnedStateFile
 from fwdaemon.hostnet.routes import RouteKeeper
-from tests.kernel.links import Links, linked
+from tests.kernel.links import Links
 from tests.lab.limits import no_descriptors
 from tests.lab.place import wait_until
 from tests.unit.forwards import route
@@ -21,13 +20,6 @@ OURS = "203.0.113.64/29"
 OURS6 = "2001:db8:1::/64"
 NOTHING: frozenset[Route] = frozenset()
 BOTH = frozenset({route(OURS), route(OURS6)})
-
-
-@pytest.fixture
-def links(lab: None) -> Iterator[Links]:
-    del lab
-    with linked() as links:
-        yield links
 
 
 def keeper(directory: Path) -> RouteKeeper:

@@ -37,19 +37,12 @@ from fwdaemon.kernel.rtnl_links import (
     resolve,
     route_of,
 )
-from tests.kernel.links import Links, linked
+from tests.kernel.links import Links
 
 # The first is what Debian 12 ships.
 OLDER = "0.7.2", "0.7.7"
 SUBNETS = pytest.mark.parametrize("subnet", ["203.0.113.64/29", "2001:db8:1::/64"])
 ADDRESSES = pytest.mark.parametrize("address", ["198.51.100.8", "2001:db8::8"])
-
-
-@pytest.fixture
-def links(lab: None) -> Iterator[Links]:
-    del lab
-    with linked() as links:
-        yield links
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """A setting of interfaces that is switched while it is needed, on the real kernel."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,15 +9,13 @@ from fwdaemon.core.report import Setting
 from fwdaemon.core.types import Family
 from fwdaemon.hostnet.owned_state import OwnedStateFile, SysctlOverrides
 from fwdaemon.kernel import sysctl
-from tests.kernel.links import Links, linked
+from tests.kernel.links import Links
 
 
 @pytest.fixture
-def links(lab: None) -> Iterator[Links]:
-    del lab
-    with linked() as links:
-        links.host.ip("link add virbr2 type bridge")
-        yield links
+def links(links: Links) -> Links:
+    links.host.ip("link add virbr2 type bridge")
+    return links
 
 
 def overrides(directory: Path) -> SysctlOverrides:
