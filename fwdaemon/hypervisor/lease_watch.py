@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from fwdaemon.audit.throttle import WarnOnce
-from fwdaemon.core.pace import Budget
+from fwdaemon.core.pace import Backoff, Budget
 from fwdaemon.core.report import Reason, ReasonKind, Trigger
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class LeaseWatch:
         self._watched: Path | None = None
         self._received = 0
         self._resting: asyncio.TimerHandle | None = None
-        self._warning, self._pause = WarnOnce(), _AGAIN_S
+        self._warning, self._pauses = WarnOnce(), Backoff(_AGAIN_S, _AGAIN_AT_MOST_S)
 
     def start(self) -> None:
         """Watch. Where that cannot be done, it says so once, and tries again, ever more seldom."""
@@ -122,7 +122,7 @@ class LeaseWatch:
             self._later(error)
             return False
         self._warning.settle(f"{self._directory} is watched again")
-        self._pause = _AGAIN_S
+        self._pauses.settle()
         return moved
 
     def _later(self, error: OSError | RuntimeError) -> None:
@@ -131,8 +131,7 @@ class LeaseWatch:
         )
         if self._observer is not None:
             self._observer.unschedule_all()
-        self._resting = self._loop.call_later(self._pause, self._renew)
-        self._pause = min(2 * self._pause, _AGAIN_AT_MOST_S)
+        self._resting = self._loop.call_later(self._pauses.next(), self._renew)
 
     def _aimed(self) -> bool:
         """Repeat until nothing more appears."""

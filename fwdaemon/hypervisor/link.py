@@ -16,6 +16,7 @@ from functools import partial
 from typing import Final, Protocol, TypeVar
 
 from fwdaemon.core.inventory import LibvirtObservation
+from fwdaemon.core.pace import Backoff
 from fwdaemon.core.report import Reason, ReasonKind, Trigger
 from fwdaemon.errors import LibvirtUnavailableError, PortfwdError
 from fwdaemon.kernel.process import Worker
@@ -61,10 +62,9 @@ T = TypeVar("T")
 
 def growing_pauses() -> Iterator[float]:
     """Give the pauses between attempts, in seconds: 0.2, doubling up to 10, each up to a quarter shorter by chance."""
-    pause = _FIRST_PAUSE_S
+    pauses = Backoff(_FIRST_PAUSE_S, _LAST_PAUSE_S)
     while True:
-        yield pause * random.uniform(0.75, 1.0)  # noqa: S311 - spreads attempts, guards nothing
-        pause = min(pause * 2, _LAST_PAUSE_S)
+        yield pauses.next() * random.uniform(0.75, 1.0)  # noqa: S311 - spreads attempts, guards nothing
 
 
 class LibvirtLink:

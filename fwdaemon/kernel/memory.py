@@ -11,6 +11,7 @@ from functools import cache
 from typing import Any, Final
 
 from fwdaemon.audit.throttle import WarnOnce
+from fwdaemon.core.pace import Backoff
 from fwdaemon.errors import PortfwdError, shortage
 
 # Keeps the program small: what thousands of forwards take for a moment, C library and Python would keep for later.
@@ -99,7 +100,7 @@ _AGAIN_AT_MOST_S = 30.0
 
 async def begun(begin: Callable[[], None], again: float = _AGAIN_S) -> None:
     """Call this until nothing is short, with pauses that grow from `again` seconds on; a shortage is told once."""
-    pause, warning = again, WarnOnce()
+    pauses, warning = Backoff(again, _AGAIN_AT_MOST_S), WarnOnce()
     while True:
         try:
             begin()
@@ -110,8 +111,7 @@ async def begun(begin: Callable[[], None], again: float = _AGAIN_S) -> None:
         else:
             warning.settle("what the daemon listens to is there now")
             return
-        await asyncio.sleep(pause)
-        pause = min(2 * pause, _AGAIN_AT_MOST_S)
+        await asyncio.sleep(pauses.next())
 
 
 class ShortageHandler:
@@ -119,7 +119,7 @@ class ShortageHandler:
 
     def __init__(self) -> None:
         self._again_at = float("-inf")
-        self._pause = _PAUSE_S
+        self._pauses = Backoff(_PAUSE_S, _PAUSE_AT_MOST_S)
 
     def __call__(self, loop: asyncio.AbstractEventLoop, context: Mapping[str, Any]) -> None:
         """Take what asyncio has to tell."""
@@ -128,5 +128,4 @@ class ShortageHandler:
             loop.default_exception_handler(dict(context))
         elif time.monotonic() >= self._again_at:
             _log.error("no client is accepted until there is room again: %s", error.strerror)
-            self._again_at = time.monotonic() + self._pause
-            self._pause = min(2 * self._pause, _PAUSE_AT_MOST_S)
+            self._again_at = time.monotonic() + self._pauses.next()
