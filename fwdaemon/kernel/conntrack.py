@@ -11,7 +11,7 @@ import socket
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from ipaddress import IPv4Address
-from itertools import chain
+from itertools import chain, islice
 
 from fwdaemon.core.exposures import Claim, Exposure, Nat
 from fwdaemon.core.types import Address, Family, Protocol
@@ -162,13 +162,11 @@ def end_strangers(strangers: Strangers, label: int) -> int:
         KernelError: the kernel does not list its connections.
 
     """
-    ended, batch = 0, list[Entry]()
-    for entry in chain.from_iterable(_strangers(family, strangers, label) for family in sorted(strangers.families)):
-        batch.append(entry)
-        if len(batch) == _BATCH:
-            ended += end(batch)
-            batch = []
-    return ended + (end(batch) if batch else 0)
+    ended = 0
+    found = chain.from_iterable(_strangers(family, strangers, label) for family in sorted(strangers.families))
+    while batch := [*islice(found, _BATCH)]:
+        ended += end(batch)
+    return ended
 
 
 def _strangers(family: Family, strangers: Strangers, label: int) -> Iterator[Entry]:
