@@ -10,7 +10,6 @@ from typing import Any, Final
 
 from fwdaemon.config.names import NFT_NAME
 from fwdaemon.conflicts.taking import EVERY_PORT, Entry, PortIndex, Taking, listed
-from fwdaemon.core.text import shown
 from fwdaemon.core.types import Address, Family, PortRange
 from fwdaemon.errors import KernelError, ProcessError
 from fwdaemon.kernel.process import Runner
@@ -142,8 +141,7 @@ def _where(conflict: _RuleConflict) -> str:
     location = min(
         conflict.locations, key=lambda location: (location.system, location.family, location.table, location.chain)
     )
-    table = f"{location.family} {location.table} {location.chain}"
-    return shown(f"legacy {table}" if location.system is System.LEGACY else table)
+    return location.chain_name
 
 
 # Reads the translations that other tools put at prerouting, from every rule system that has any.

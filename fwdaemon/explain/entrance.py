@@ -97,8 +97,7 @@ class Judge:
         added = (culprit.table, culprit.chain) == (LIBVIRT_TABLE, "forward")
         owner = ADMIN if added else owner_of(culprit)
         who = "the administrator" if owner == ADMIN else owner
-        chain = RuleLocation(culprit.system, culprit.family, culprit.table, culprit.chain, 0)
-        return remedies.on_purpose(f"{who} {does}", _name(chain), str(self.arrival.source or "this client"))
+        return remedies.on_purpose(f"{who} {does}", culprit.chain_name, str(self.arrival.source or "this client"))
 
     def by_mark(self, passage: Passage, does: str, culprit: RuleLocation) -> str:
         """Tell who treats a marked connection so, which may well be one of clients that were picked out before."""
@@ -147,19 +146,14 @@ def _is_confining_one(culprit: RuleLocation) -> bool:
 
 def describe(chain: BaseChain) -> str:
     """Name a chain, and the rule system it is in where that is not nftables itself."""
-    return _name(chain.policy)
-
-
-def _name(location: RuleLocation) -> str:
-    name = f"{location.family} {location.table} {location.chain}"
-    return shown(f"legacy {name}" if location.system is System.LEGACY else name)
+    return chain.policy.chain_name
 
 
 def _where(location: RuleLocation) -> str:
     if not location.number:
-        return _name(location)
+        return location.chain_name
     rule = shown(location.text) if location.text else f"handle {location.number}"
-    return f"{_name(location)} ({rule})"
+    return f"{location.chain_name} ({rule})"
 
 
 def _format_culprit(culprit: RuleLocation) -> str:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from enum import IntEnum, StrEnum
 from typing import Final, TypeAlias
 
+from fwdaemon.core.text import shown
 from fwdaemon.core.types import Address, Family, Protocol, Subnet
 
 # Logic with a third value: what cannot be told is never taken for a yes or a no (Kleene's strong logic). Pure.
@@ -81,6 +82,12 @@ class RuleLocation:
     chain: str
     number: int
     text: str = ""
+
+    @property
+    def chain_name(self) -> str:
+        """Its chain, fit to be shown; `legacy` stands before one of the legacy tables."""
+        name = f"{self.family} {self.table} {self.chain}"
+        return shown(f"legacy {name}" if self.system is System.LEGACY else name)
 
 
 @dataclass(frozen=True, slots=True)
