@@ -129,17 +129,11 @@ class NftablesBackend:
 
     def confined(self) -> frozenset[Family]:
         """See `Backend.confined`."""
-        there = existing_tables()
-        map_keys = {family: (family.word, TABLE_NAME) for family in Family}
-        return frozenset(
-            family for family, map_key in map_keys.items() if map_key in there and has_rules(*map_key, STRANGERS)
-        )
+        return frozenset(family for family in self.held() if has_rules(family.word, TABLE_NAME, STRANGERS))
 
     def switched(self) -> frozenset[tuple[Family, str]]:
         """See `Backend.switched`."""
-        there = existing_tables()
-        map_keys = {family: (family.word, TABLE_NAME) for family in Family}
-        found = {family: comments(*map_key, "forward") for family, map_key in map_keys.items() if map_key in there}
+        found = {family: comments(family.word, TABLE_NAME, "forward") for family in self.held()}
         ways = {name: newcomers_from(name).comment for name in filter(is_interface_name, interface_names())}
         return frozenset(
             (family, name) for family, known in found.items() for name, comment in ways.items() if comment in known
@@ -380,5 +374,5 @@ def _hint(gate: Gate, error: ProcessError) -> str:
 
 
 def _served(table_cache: TableCache, found: WithMapKeys) -> frozenset[Exposure]:
-    """Name the exposures that are in these places."""
+    """Name the exposures that are served under these keys."""
     return frozenset(chain.from_iterable(table_cache.exposures(family, map_keys) for family, map_keys in found.items()))
