@@ -183,7 +183,7 @@ class BackgroundConflictWatch:
     def __init__(self, watch: ConflictWatch, changed: Callable[[], None], guests: Budget | None = None) -> None:
         self._watch, self._guests = watch, guests or budget_of_guests()
         self._changed = changed
-        self._thread = Beside("clashes", self._run, "what clashes with openings is not known")
+        self._thread = Beside("conflicts", self._run, "conflicts with other programs are not known")
         self._turn = threading.Condition()
         self._next: _Wanted | None = None
         self._running = False
