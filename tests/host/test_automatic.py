@@ -35,7 +35,7 @@ print(socket.create_connection((machine.partition("@")[2], int(port)), 5).makefi
 
 
 def port(host: Host, *words: str) -> str:
-    return host.run(host.python, "-m", "fwdaemon", "port", *words, check=False).stdout
+    return host.portfwd("port", *words, check=False).stdout
 
 
 def at(port: int) -> str:
