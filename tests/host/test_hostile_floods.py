@@ -18,6 +18,7 @@ from tests.conftest import MakeLxcGuest, MakeNetwork, StartDaemon
 from tests.host.conftest import each_libvirt
 from tests.host.hostile import THIEF, WEB, is_sound
 from tests.lab.command import LabError
+from tests.lab.daemon import Daemon
 from tests.lab.domain import Link
 from tests.lab.host import CLIENT4, PUBLIC4, Host
 from tests.lab.lxc import LxcGuest
@@ -151,6 +152,13 @@ def processor_time(pid: int) -> float:
     return sum(map(int, words[11:15])) / 100
 
 
+def used_meanwhile(running: Daemon) -> tuple[float, float]:
+    """What the daemon uses while the floods go on, and how long that is, in seconds."""
+    before, began = processor_time(running.pid), time.monotonic()
+    time.sleep(FLOOD_S)
+    return processor_time(running.pid) - before, time.monotonic() - began
+
+
 @pytest.mark.in_turn
 @each_libvirt
 def test_all_floods_of_guests_together_take_their_share_of_a_core_and_no_more(
@@ -172,9 +180,7 @@ def test_all_floods_of_guests_together_take_their_share_of_a_core_and_no_more(
         client.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"eth0")
         client.bind(("0.0.0.0", 68))  # noqa: S104  in the guest
         with going_on(by_arp(link, macs), by_nd(link, macs), by_dhcp(client), by_reboots(restless)):
-            before, began = processor_time(running.pid), time.monotonic()
-            time.sleep(FLOOD_S)
-            used, lasted = processor_time(running.pid) - before, time.monotonic() - began
+            used, lasted = used_meanwhile(running)
     assert "10.122.0.100" in host.run("sh", "-c", "cat /var/lib/libvirt/dnsmasq/*.status").stdout
     # What a quiet time saved up comes first; after that, only the share comes in.
     assert used <= STOCK_S + SHARE * lasted * (1 + UNSEEN)
@@ -191,9 +197,7 @@ def test_a_user_of_libvirt_who_defines_without_end_takes_a_share_and_keeps_nothi
     running = daemon(HEAD + WEB + 'address = "192.168.122.10"\n')
     flood = host.popen(host.python, "-c", DEFINES)
     flood.wait_line("^ready$")
-    before, began = processor_time(running.pid), time.monotonic()
-    time.sleep(FLOOD_S)
-    used, lasted = processor_time(running.pid) - before, time.monotonic() - began
+    used, lasted = used_meanwhile(running)
     healed_from = len(running.log_lines())
     host.run("nft", "delete", "table", "ip", "kvm_portfwd")
     running.wait_log("^restored web: tcp", start=healed_from)
