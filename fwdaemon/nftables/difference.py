@@ -32,7 +32,7 @@ _LEADING_TO: Final = {targets: name for name, targets in TARGETS.items()}
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """The commands for one table, and the places whose exposures did not work before them."""
+    """The commands for one table, and the map keys whose exposures did not work before them."""
 
     script: tuple[str, ...] = ()
     mended: MapKeys = NOWHERE
@@ -53,7 +53,7 @@ def difference(family: Family, desired: Table | None, observed: Table | None) ->
 
 
 def mended(desired: Table | None, observed: Table | None) -> MapKeys:
-    """Name the places of `desired` whose exposures do not work with `observed`."""
+    """Name the map keys of `desired` whose exposures do not work with `observed`."""
     if desired is None or desired is observed:
         return NOWHERE
     comparison = _Comparison.of(desired, observed) if observed is not None else None
@@ -61,9 +61,9 @@ def mended(desired: Table | None, observed: Table | None) -> MapKeys:
 
 
 def altered(desired: Mapping[Family, Table], observed: Mapping[Family, Table]) -> dict[Family, MapKeys]:
-    """Name the places of forwards where tables that led somewhere may have led in another way, by family.
+    """Name the map keys of forwards where tables that led somewhere may have led in another way, by family.
 
-    They were not as desired, or another place with a port of theirs was not: a connection to one address goes on by a
+    They were not as desired, or another key with a port of theirs was not: a connection to one address goes on by a
     forward on every address once its own has gone.
     """
     return {family: _altered(desired[family], table) for family, table in observed.items() if family in desired}
@@ -84,7 +84,7 @@ def _of_forwards(map_keys: MapKeys) -> frozenset[MapKey]:
 
 
 def _at_ports_of(table: Table, map_keys: Iterable[MapKey]) -> Iterator[MapKey]:
-    """Give the places of forwards that have a port of one of these, whatever their addresses."""
+    """Give the map keys of forwards that have a port of one of these, whatever their addresses."""
     taken = defaultdict[str, bytearray](lambda: bytearray(_PORTS))
     for _, key in map_keys:
         protocol, ports = _ports(key)
@@ -171,13 +171,13 @@ class _Comparison:
             yield from (f"{verb} chain {table} {name}" for name in sorted(self._gone_chains))
 
     def mended(self) -> MapKeys:
-        """Name the places that were not reached, or not right: these chains differed, and these elements."""
+        """Name the map keys that were not reached, or not right: these chains differed, and these elements."""
         if "forwards" in self._chains or any(chain.hook for chain in self._chains.values()):
             return EVERYWHERE
         return self.altered()
 
     def altered(self) -> MapKeys:
-        """Name the places whose own chains or elements differed, whatever else did."""
+        """Name the map keys whose own chains or elements differed, whatever else did."""
         map_keys = {(_LEADING_TO.get(name, name), key) for name, new in self._new.items() for key in new}
         # What leads to a chain that was not there is new, too.
         if known := self._chains.keys() & self._observed.chains.keys():
@@ -310,7 +310,7 @@ class Wanted:
 
 # What one reconcile commits: the differences of our tables, and the gates that are to be opened or closed. Pure.
 WithMapKeys: TypeAlias = Mapping[Family, MapKeys]
-"""Places in our table of each family."""
+"""Map keys in our table of each family."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -318,7 +318,7 @@ class Plan:
     """One commit, which is `script` for `nft -f`, and the gates to be opened (`shut`) or closed (`orphaned_gates`).
 
     Each gate is changed by itself: it stands in a table of others, who may refuse it. `tables` are what our tables will
-    be, `mended` the places in them whose exposures do not work before it.
+    be, `mended` the map keys in them whose exposures do not work before it.
     """
 
     tables: dict[Family, Table]
@@ -349,7 +349,7 @@ class Plan:
 
 
 def stale(wanted: Mapping[Family, Table], observed: Mapping[Family, Table]) -> frozenset[str]:
-    """Name the places of exposures nobody asks for."""
+    """Name the map keys of exposures nobody asks for."""
     return frozenset(
         f"{table.name} {name} {{ {key} }}"
         for family, table in observed.items()

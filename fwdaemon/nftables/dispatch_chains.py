@@ -60,14 +60,14 @@ def _asked(exposure: Forward | Nat) -> str:
     return " ".join(parts)
 
 
-# Places: where in one of our tables exposures are, which is how damage is told of the exposures it concerns. Pure.
+# Where in one of our tables exposures are, which is how damage is told of the exposures it concerns. Pure.
 MapKey: TypeAlias = tuple[str, str]
 """The verdict map and the key by which packets come to an exposure."""
 
 
 @dataclass(frozen=True, slots=True)
 class MapKeys:
-    """Some places of a table, or `every` one."""
+    """Some map keys of a table, or `every` one."""
 
     named: frozenset[MapKey] = frozenset()
     every: bool = False
@@ -137,7 +137,7 @@ class DispatchChain:
 
     @property
     def map_key(self) -> MapKey:
-        """Where its exposures are."""
+        """Where its exposures are in the table."""
         return self.map, self.key
 
     @property

@@ -78,7 +78,7 @@ def tables(desired: Desired) -> dict[Family, Table]:
 
 
 def map_keys_of(desired: Desired) -> dict[tuple[Family, MapKey], tuple[Exposure, ...]]:
-    """Tell which exposures each place serves, for the audit."""
+    """Tell which exposures each map key serves, for the audit."""
     return {
         (family, dispatch_chain.map_key): dispatch_chain.exposures
         for family in Family

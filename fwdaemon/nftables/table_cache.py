@@ -41,7 +41,7 @@ class TableCache:
         return self._tables
 
     def exposures(self, family: Family, map_keys: MapKeys) -> Iterator[Exposure]:
-        """Tell which exposures are in these places; a place of the kernel's that we do not want has none."""
+        """Tell which exposures these keys serve; a key of the kernel's that we do not want serves none."""
         page = self._pages.get(family)
         known = page.exposures if page else {}
         served = known.values() if map_keys.every else (known.get(map_key, ()) for map_key in map_keys.named)
