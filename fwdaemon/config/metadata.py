@@ -164,7 +164,7 @@ def lacks(entry: GuestEntry, allow: AllowEntry, local: Collection[Address], pool
 
 
 def _nat_lacks(entry: NatEntry, allow: AllowEntry) -> Iterator[Lack]:
-    if not any(entry.public.version == subnet.version and entry.public in subnet for subnet in allow.public):
+    if not any(entry.public in subnet for subnet in allow.public):
         yield "public", str(entry.public)
     if entry.assign not in (None, allow.assign):
         yield "assign", str(entry.assign)

@@ -196,9 +196,13 @@ class ForwardEntry:
     def claims_of(self, mapping: PortMapping | AutoMapping) -> Iterator[Claim]:
         """Give what packets one of its mappings is for, at each of the addresses it listens on."""
         ports, auto = (mapping.host, mapping.auto) if isinstance(mapping, PortMapping) else (None, True)
-        for listen in (mapping.listen,) if mapping.listen is not None else self.listen or (None,):
+        for listen in self.listens_on(mapping):
             where = None if listen is None else Family.of(listen), mapping.protocol, listen, ports, None
             yield Claim(self.kind, *where, self.interface, self.sources, self.masquerade, auto)
+
+    def listens_on(self, mapping: PortMapping | AutoMapping) -> tuple[Address | None, ...]:
+        """Give the addresses that one of its mappings listens on; `None` is every address."""
+        return (mapping.listen,) if mapping.listen is not None else self.listen or (None,)
 
     def format(self, listens: str) -> str:
         """Say what it does with what comes there."""

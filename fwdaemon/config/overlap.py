@@ -180,14 +180,9 @@ def _claims(entries: Iterable[ForwardEntry]) -> Iterator[_Claim]:
 
 
 def _places(entry: ForwardEntry, mapping: PortMapping, families: frozenset[Family]) -> Iterator[_Place]:
-    for address in _addresses(entry, mapping):
+    for address in entry.listens_on(mapping):
         here = families if address is None else families & {Family.of(address)}
         yield from ((address, family, mapping.protocol) for family in sorted(here))
-
-
-def _addresses(entry: ForwardEntry, mapping: PortMapping) -> tuple[Address | None, ...]:
-    """Return where a mapping listens; `None` is every address."""
-    return (mapping.listen,) if mapping.listen is not None else entry.listen or (None,)
 
 
 def _distinct(pairs: Iterable[_Pair]) -> Iterator[_Pair]:

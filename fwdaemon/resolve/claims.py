@@ -50,7 +50,7 @@ class Claimed:
         if not self.mapping.host.overlaps(mapping.host) or not _may_meet(self.entry.interface, entry.interface):
             return False
         families = families_of_entry(self.entry) & families_of_entry(entry)
-        return any(_share_sources(self.entry, entry, family) for family in families)
+        return any(_share_sources(_sources(self.entry, family), _sources(entry, family)) for family in families)
 
 
 class Claims:
@@ -79,7 +79,7 @@ class Claims:
 
 
 def _places(entry: ForwardEntry, mapping: PortMapping) -> Iterator[tuple[Address | None, Protocol, int]]:
-    for listen in (mapping.listen,) if mapping.listen is not None else entry.listen or (None,):
+    for listen in entry.listens_on(mapping):
         for piece in range(mapping.host.first // _PIECE, mapping.host.last // _PIECE + 1):
             yield listen, mapping.protocol, piece
 
@@ -88,12 +88,14 @@ def _may_meet(one: str | None, other: str | None) -> bool:
     return one is None or other is None or one == other
 
 
-def _share_sources(one: ForwardEntry, other: ForwardEntry, family: Family) -> bool:
-    if not one.sources or not other.sources:
+def _sources(entry: ForwardEntry, family: Family) -> tuple[Subnet, ...]:
+    return tuple(source for source in entry.sources if Family.of(source) is family)
+
+
+def _share_sources(some: tuple[Subnet, ...], others: tuple[Subnet, ...]) -> bool:
+    if not some or not others:
         return True
-    mine = [source for source in one.sources if Family.of(source) is family]
-    its = [source for source in other.sources if Family.of(source) is family]
-    return any(a.overlaps(b) for a in mine for b in its)
+    return any(one.version == other.version and one.overlaps(other) for one in some for other in others)
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,7 +216,7 @@ class Taken:
         return known[1] if known is not None else self._router(address)
 
     def _router(self, address: Address) -> Holder | None:
-        return next((held for subnet, held in self._routed if _is_in(address, subnet)), None)
+        return next((held for subnet, held in self._routed if address in subnet), None)
 
     def _holder_of_ports(self, claim: Claim, asker: Asker, local: Collection[Address]) -> Holder | None:
         held = next((held for other, held in self._met(claim) if overlap(claim, other)), None)
@@ -254,21 +256,11 @@ def overlap(one: Claim, other: Claim) -> bool:
         and (None in (one.address, other.address) or one.address == other.address)
         and (None in (one.family, other.family) or one.family is other.family)
         and (None in (one.interface, other.interface) or one.interface == other.interface)
-        and _share_source(one.sources, other.sources)
+        and _share_sources(one.sources, other.sources)
     )
-
-
-def _share_source(some: tuple[Subnet, ...], others: tuple[Subnet, ...]) -> bool:
-    if not some or not others:
-        return True
-    return any(one.version == other.version and one.overlaps(other) for one in some for other in others)
 
 
 def _meets(claim: Claim, address: Address) -> bool:
     """Whether a forward on every address is for a public one, going by its sources."""
     families = {Family.of(source) for source in claim.sources}
     return not families or Family.of(address) in families
-
-
-def _is_in(address: Address, subnet: Subnet) -> bool:
-    return address.version == subnet.version and address in subnet
