@@ -9,7 +9,6 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass, field, replace
 from fnmatch import translate
 from hashlib import blake2b
-from operator import attrgetter
 from typing import Final, NamedTuple, TypeAlias
 from uuid import UUID
 
@@ -20,9 +19,7 @@ from fwdaemon.core.report import Assigned
 from fwdaemon.core.state import Waiting
 from fwdaemon.core.types import Origin, PortRange, Protocol
 from fwdaemon.resolve.claims import Ask, Claims, Key, Run, arrived, refused_claims, settle
-from fwdaemon.resolve.guests import as_uuid
-
-_rank = attrgetter("rank")
+from fwdaemon.resolve.guests import DomainIndex
 
 # Ports that are assigned.
 #
@@ -197,7 +194,8 @@ class Expander:
         occupied: Callable[[], Sockets],
         misread: Collection[str],
     ) -> Expansion:
-        every = [(number, entry, domain) for number, entry in self._open for domain in self._meant(entry, domains)]
+        index = DomainIndex(domains)
+        every = [(number, entry, domain) for number, entry in self._open for domain in self._meant(entry, index)]
         concerned, waiting = _after_files(every)
         assigned = self._assign(concerned, ports, occupied, misread)
         place = {uuid: number for number, (uuid, _) in enumerate(self.arrivals)}
@@ -216,14 +214,12 @@ class Expander:
         news = self._news(concerned, ports, assigned)
         return Expansion(entries, tuple(sorted(waiting, key=_where)), assigned, news)
 
-    def _meant(self, entry: ForwardEntry, domains: Sequence[Domain]) -> Iterable[Domain]:
+    def _meant(self, entry: ForwardEntry, domains: DomainIndex) -> Iterable[Domain]:
         if entry.is_pattern:
             fits = self._matches[entry.domain]
-            return [domain for domain in domains if fits(domain.name)]
-        uuid = as_uuid(entry.domain)
-        if uuid is not None:
-            return [domain for domain in domains if domain.uuid == uuid]
-        return sorted((domain for domain in domains if domain.name == entry.domain), key=_rank)[:1]
+            return [domain for domain in domains.by_uuid.values() if fits(domain.name)]
+        domain = domains.meant(entry.domain)
+        return [] if domain is None else [domain]
 
     def _assign(
         self,

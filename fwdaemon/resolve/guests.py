@@ -59,6 +59,26 @@ class Guest:
         return self.interface.device if self.interface.bridge else None
 
 
+class DomainIndex:
+    """The domains of one inventory, by UUID and by name."""
+
+    def __init__(self, domains: Iterable[Domain]) -> None:
+        self.by_uuid: dict[UUID, Domain] = {}
+        self.by_name: defaultdict[str, list[Domain]] = defaultdict(list)
+        for domain in domains:
+            self.by_uuid[domain.uuid] = domain
+            self.by_name[domain.name].append(domain)
+
+    def meant(self, spelling: str) -> Domain | None:
+        """Give the domain that entries call so: by its UUID, or of those with this name the one of the foremost URI.
+
+        What can be read as a UUID is one, whatever domains are named. No URI has a name twice.
+        """
+        if (uuid := as_uuid(spelling)) is not None:
+            return self.by_uuid.get(uuid)
+        return min(self.by_name.get(spelling, ()), key=_rank, default=None)
+
+
 class GuestFinder:
     """Finds the guests of one inventory for `entries`, all entries of one configuration.
 
@@ -82,8 +102,9 @@ class GuestFinder:
         if _shared_context(inventory) != self._shared_context:
             self._stand_on(inventory)
             return self._entries.keys()
-        before, now = self._by_uuid, {domain.uuid: domain for domain in inventory.domains}
+        before = self._domains.by_uuid
         self._index(inventory.domains)
+        now = self._domains.by_uuid
         differing = [uuid for uuid in before.keys() | now.keys() if before.get(uuid) != now.get(uuid)]
         names = {domain.name for seen in (before, now) for uuid in differing if (domain := seen.get(uuid))}
         concerned = self._meant_by(names).union(differing)
@@ -120,21 +141,16 @@ class GuestFinder:
         return domain if domain is not None and domain.move in _MAY_RUN else None
 
     def meant(self, spelling: str) -> Domain | None:
-        """Give the domain that entries call so: by its UUID, or of those with this name the one of the foremost URI.
-
-        What can be read as a UUID is one, whatever domains are named. No URI has a name twice.
-        """
-        if (uuid := as_uuid(spelling)) is not None:
-            return self._by_uuid.get(uuid)
-        return min(self._by_name.get(spelling, ()), key=_rank, default=None)
+        """Give the domain that entries call so; see `DomainIndex.meant`."""
+        return self._domains.meant(spelling)
 
     def namesakes(self) -> Iterator[Domain]:
         """Give the domains that are named as entries say, and are not meant."""
         uuids = {spelling for spellings in self._spelled.values() for spelling in spellings}
-        for name in sorted(self._shared | (uuids & self._by_name.keys())):
+        for name in sorted(self._shared | (uuids & self._domains.by_name.keys())):
             if name in self._entries:
                 meant = self.meant(name)
-                yield from (domain for domain in self._by_name[name] if domain != meant)
+                yield from (domain for domain in self._domains.by_name[name] if domain != meant)
 
     def locate(self, entry: GuestEntry, domain: Domain, family: Family) -> Guest | Hindrance:
         """Give the interface the entry means, and the address it is believed to have."""
@@ -197,25 +213,23 @@ class GuestFinder:
         self._book = AddressBook(inventory, self._all_configured())
 
     def _index(self, domains: Iterable[Domain]) -> None:
-        self._by_name: defaultdict[str, list[Domain]] = defaultdict(list)
-        for domain in domains:
-            self._by_name[domain.name].append(domain)
-        self._by_uuid = {domain.uuid: domain for domain in domains}
-        stopped = [key for key in self._chosen if key[0] not in self._by_uuid or not self._by_uuid[key[0]].running]
+        self._domains = DomainIndex(domains)
+        known = self._domains.by_uuid
+        stopped = [key for key in self._chosen if key[0] not in known or not known[key[0]].running]
         for key in stopped:
             del self._chosen[key]
-        self._shared = {name for name, named in self._by_name.items() if len(named) > 1}
+        self._shared = {name for name, named in self._domains.by_name.items() if len(named) > 1}
 
     def _meant_by(self, names: Iterable[str]) -> set[UUID]:
         """Give all domains that these may be names or UUIDs of."""
         known = [name for name in names if name in self._entries]
         uuids = {uuid for name in known if (uuid := as_uuid(name)) is not None}
-        return uuids.union(domain.uuid for name in known for domain in self._by_name.get(name, ()))
+        return uuids.union(domain.uuid for name in known for domain in self._domains.by_name.get(name, ()))
 
     def _spellings(self, uuid: UUID) -> Iterator[str]:
         """Give what entries may call a domain."""
         yield from self._spelled.get(uuid, ())
-        if (domain := self._by_uuid.get(uuid)) is not None:
+        if (domain := self._domains.by_uuid.get(uuid)) is not None:
             yield domain.name
 
     def _interface(self, entry: GuestEntry, domain: Domain, family: Family) -> GuestInterface | Hindrance:
@@ -239,7 +253,7 @@ class GuestFinder:
         )
 
     def _all_configured(self) -> Iterator[ConfiguredAddress]:
-        return (item for domain in self._by_uuid.values() for item in self._configured(domain))
+        return (item for domain in self._domains.by_uuid.values() for item in self._configured(domain))
 
     def _is_believed(self, item: ConfiguredAddress) -> bool:
         believed = self._book.believed(item.domain, item.interface, Family.of(item.address), item.address)
