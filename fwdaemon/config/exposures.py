@@ -7,8 +7,8 @@ from typing import Final, TypeVar
 
 from fwdaemon.config.addresses import EveryAddressError, parse_listen, parse_public, parse_routed, parse_source
 from fwdaemon.config.model import (
+    DEFAULT_MAX,
     KEYS,
-    MOST_CLAIMS,
     AllowEntry,
     AutoMapping,
     Entry,
@@ -292,7 +292,7 @@ def read_allow(node: Node) -> tuple[AllowEntry, ...]:
         ports=_read_many(fields, "ports", parse_host_ports, "20000-29999"),
         public=_read_many(fields, "public", parse_routed, "198.51.100.64/27"),
         assign=read_key(fields, "assign", parse_holding, "eth0"),
-        most=_read_most(fields["max"]) if "max" in fields else MOST_CLAIMS,
+        most=_read_most(fields["max"]) if "max" in fields else DEFAULT_MAX,
     )
     if "assign" in fields and "public" not in fields:
         fields["assign"].refuse("is where the addresses of public are held, and there are none; remove it")
@@ -303,14 +303,14 @@ def read_allow(node: Node) -> tuple[AllowEntry, ...]:
 
 def _read_most(node: Node) -> int:
     number = node.value
-    remedy = f"write a number from 1 to {_MOST:,} such as {MOST_CLAIMS}, without quotes"
+    remedy = f"write a number from 1 to {_MOST:,} such as {DEFAULT_MAX}, without quotes"
     if isinstance(number, bool) or not isinstance(number, int):
         node.refuse(f"must be an integer, not {show(number)}; {remedy}")
     elif not 1 <= number <= _MOST:
         node.refuse(f"{show(number)} is out of range; {remedy}")
     else:
         return number
-    return MOST_CLAIMS
+    return DEFAULT_MAX
 
 
 GUEST_READERS: Final[Mapping[str, Callable[[Node], tuple[GuestEntry, ...]]]] = {

@@ -14,7 +14,7 @@ from fwdaemon.config.exposures import GUEST_READERS
 from fwdaemon.config.lines import KeyPath, LineIndex
 from fwdaemon.config.model import AllowEntry, ForwardEntry, GuestEntry, NatEntry
 from fwdaemon.config.node import Document, Node
-from fwdaemon.core.inventory import Asked, Element
+from fwdaemon.core.inventory import Element, Metadata
 from fwdaemon.core.text import quote, suggest
 from fwdaemon.core.types import Address, Origin, PortRange, Protocol
 from fwdaemon.errors import Problem
@@ -56,24 +56,24 @@ class _Definition(Document):
         return self.place
 
 
-def read_metadata(asked: Asked, name: str, uuid: UUID) -> tuple[Reading, ...]:
+def read_metadata(metadata: Metadata, name: str, uuid: UUID) -> tuple[Reading, ...]:
     """Read what a domain asks for."""
     whole = Origin(Path(), 0, name, str(uuid))
-    if asked.fault:
-        return (Reading(whole, problems=(f"{asked.fault}; nothing of it is in force",)),)
-    if sum(map(_items, asked.elements)) > MOST_ITEMS:
+    if metadata.fault:
+        return (Reading(whole, problems=(f"{metadata.fault}; nothing of it is in force",)),)
+    if sum(map(_items, metadata.elements)) > MOST_ITEMS:
         what = f"lists more than {MOST_ITEMS} ports, addresses and sources; write fewer, and wider ones"
         return (Reading(whole, problems=(what,)),)
-    return tuple(_readings(asked, name, uuid))
+    return tuple(_readings(metadata, name, uuid))
 
 
 def _items(element: Element) -> int:
     return sum(len(value.split()) for key, value in element.attributes if key in LISTS)
 
 
-def _readings(asked: Asked, name: str, uuid: UUID) -> Iterator[Reading]:
+def _readings(metadata: Metadata, name: str, uuid: UUID) -> Iterator[Reading]:
     seen, left = Counter[str](), MOST_CLAIMS
-    for number, element in enumerate(asked.elements, 1):
+    for number, element in enumerate(metadata.elements, 1):
         origin = Origin(Path(), number, name, str(uuid))
         problems: list[Problem] = []
         document = _Definition(Path(), LineIndex({}), problems, origin)
@@ -157,10 +157,10 @@ def lacks(entry: GuestEntry, allow: AllowEntry, local: Collection[Address], pool
     for mapping in entry.mappings:
         if mapping.protocol is Protocol.SCTP or not _covers(allow.ports, mapping.host):
             yield "ports", f"{mapping.protocol} {mapping.host}"
-    for asked in entry.auto:
-        if pool is None or asked.protocol is Protocol.SCTP or not _covers(allow.ports, pool):
+    for auto in entry.auto:
+        if pool is None or auto.protocol is Protocol.SCTP or not _covers(allow.ports, pool):
             of = "no auto_ports are set" if pool is None else f"one of auto_ports, {pool}"
-            yield "ports", f"{asked.protocol} auto:{asked.guest} ({of})"
+            yield "ports", f"{auto.protocol} auto:{auto.guest} ({of})"
 
 
 def _nat_lacks(entry: NatEntry, allow: AllowEntry) -> Iterator[Lack]:

@@ -292,7 +292,8 @@ GuestEntry: TypeAlias = ForwardEntry | NatEntry
 Entry: TypeAlias = GuestEntry | RouteEntry
 
 
-MOST_CLAIMS: Final = 20
+# `max` of an `[[allow]]` that sets none.
+DEFAULT_MAX: Final = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -311,7 +312,7 @@ class AllowEntry:
     ports: tuple[PortRange, ...] = ()
     public: tuple[Subnet, ...] = ()
     assign: str | None = None
-    most: int = MOST_CLAIMS
+    most: int = DEFAULT_MAX
 
 
 @dataclass(frozen=True, slots=True)

@@ -96,8 +96,8 @@ class Element:
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """What a running domain asks for in its own definition, as written there; `fault` says why nothing was read."""
+class Metadata:
+    """What a running domain asks for in its metadata, as written there; `fault` says why nothing was read."""
 
     elements: tuple[Element, ...] = ()
     fault: str = ""
@@ -123,9 +123,9 @@ class Domain:
 
     `returning` says of one that was running that it may be rebooting, as far as libvirt tells how it ended.
     The interfaces of others are not looked at, but for those that are on the `move`.
-    `rank` counts the URIs ahead of the one that knows it, in the order of the configuration. `asked` is what its
-    definition asks for, of one that ended what it asked for last. `instance` is libvirt's number of this run of it, -1
-    while it does not run: of two at one URI, the later run mostly has the higher one.
+    `rank` counts the URIs ahead of the one that knows it, in the order of the configuration. `metadata` is what its
+    definition asks for; of a domain that has ended, what it asked for last. `instance` is libvirt's number of this run
+    of it, -1 while it does not run: of two at one URI, the later run mostly has the higher one.
     """
 
     name: str
@@ -135,7 +135,7 @@ class Domain:
     move: Move | None = None
     returning: bool = False
     rank: int = 0
-    asked: Asked | None = None
+    metadata: Metadata | None = None
     instance: int = field(default=-1, compare=False)
 
 

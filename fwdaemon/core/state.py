@@ -75,8 +75,8 @@ class Waiting:
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """What an entry asks for one domain, where it took an inventory to say: each claim with its place.
+class ExpandedEntry:
+    """An entry of a pattern or with automatic ports, for one domain: its claims, each with its place.
 
     With `is_matched` the domain is one of several that the entry is for.
     """
@@ -137,8 +137,8 @@ class Desired:
     not forwarded before. Frames within `bridging` bridges pass the same chains, and are none of that. On
     interfaces that are `switched`, forwarding was off on them alone: so that is refused if it comes in by one.
     `kept` are families that had exposures before: their tables stay, to go on refusing what is left of connections
-    that were ended. `asked` are the entries that took an inventory to say, each for one domain. `remarks` are of what
-    is there and does not count, and of entries that work for now.
+    that were ended. `expanded` are the entries of patterns and with automatic ports, each for one domain. `remarks` are
+    of what is there and does not count, and of entries that work for now.
 
     Two states that follow each other share nearly all exposures, as the same objects in sets. So they are compared by
     operations of sets, which neither hash nor compare them anew; and what follows from all of them is worked out once.
@@ -169,7 +169,7 @@ class Desired:
     switched: frozenset[tuple[Family, str]] = frozenset()
     kept: frozenset[Family] = frozenset()
     remarks: tuple[Namesake | Unchosen, ...] = ()
-    asked: tuple[Asked, ...] = ()
+    expanded: tuple[ExpandedEntry, ...] = ()
 
     @cached_property
     def exposures(self) -> frozenset[Exposure]:

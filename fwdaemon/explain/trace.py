@@ -46,7 +46,7 @@ from fwdaemon.explain.report import (
 from fwdaemon.resolve.expansion import Before, expanded
 from fwdaemon.resolve.guests import Guest
 from fwdaemon.resolve.placement import Placement
-from fwdaemon.resolve.sharing import settled
+from fwdaemon.resolve.sharing import grants
 
 _NOBODY: Final = Inventory()
 _NOTHING: Final = Before()
@@ -75,11 +75,11 @@ def explain(  # noqa: PLR0913  it follows from that many sources
 
     """
     held = world.addresses()
-    claims = settled(config, libvirt.inventory or _NOBODY, before.ports)
+    granted = grants(config, libvirt.inventory or _NOBODY, before.ports)
     if libvirt.inventory is not None:
-        config = expanded(claims.config, libvirt.inventory.domains, before.ports, before.arrivals)
+        config = expanded(granted.config, libvirt.inventory.domains, before.ports, before.arrivals)
     arrival = arrive(request, preferred_addresses(config, request, held), libvirt.bridges, world)
-    report = _Trace(config, libvirt, world, main, held, claims.refused).report(arrival)
+    report = _Trace(config, libvirt, world, main, held, granted.refused).report(arrival)
     return replace(report, daemon_runs=world.daemon() is not None)
 
 

@@ -144,7 +144,7 @@ def with_lent(inventory: Inventory, directory: Path = DIRECTORY) -> Inventory:
 
     Each is recorded before it is added: read after the host's addresses, the record has those of ours among them.
     """
-    if not any(domain.asked is not None for domain in inventory.domains):
+    if not any(domain.metadata is not None for domain in inventory.domains):
         return inventory
     return replace(inventory, lent=frozenset(_read(OwnedStateFile("addresses", directory).records)))
 

@@ -21,11 +21,11 @@ import libvirt
 
 from fwdaemon.core.inventory import (
     AddressSource,
-    Asked,
     Domain,
     LearnedAddress,
     LibvirtObservation,
     MacClaim,
+    Metadata,
     Move,
     ObservedDomain,
     ObservedNetwork,
@@ -153,14 +153,14 @@ class Reader:
         if now in _SHUT_OFF:  # it ended after it was listed
             return ObservedDomain(self._ended(domain, uuid, now))
         if now in (DomainState.STARTING, DomainState.CRASHED):
-            returning, asked = now is DomainState.STARTING, self._asked_for(uuid)
-            return ObservedDomain(Domain(name, UUID(uuid), running=False, returning=returning, asked=asked))
+            returning, metadata = now is DomainState.STARTING, self._last_metadata(uuid)
+            return ObservedDomain(Domain(name, UUID(uuid), running=False, returning=returning, metadata=metadata))
         devices = self._ask(key, domain, lambda: self._devices(uuid, domain.XMLDesc()))
         if devices is None or now is None:
             return None
         moving = self._move(now, uuid, instance)
         observed = Domain(name, UUID(uuid), running=moving is None, interfaces=devices.interfaces, move=moving)
-        observed = replace(observed, asked=devices.asked, instance=instance)
+        observed = replace(observed, metadata=devices.metadata, instance=instance)
         return ObservedDomain(observed, instance, devices.agent_connected and moving is None)
 
     def _devices(self, uuid: str, xml: str) -> DomainDevices:
@@ -206,8 +206,8 @@ class Reader:
         """
         ran_in_part = self._ran_in_part(uuid)
         self._received.discard(uuid)
-        before, asked = self._before.get(uuid), self._asked_for(uuid)
-        ended = Domain(domain.name(), UUID(uuid), running=False, asked=asked)
+        before, metadata = self._before.get(uuid), self._last_metadata(uuid)
+        ended = Domain(domain.name(), UUID(uuid), running=False, metadata=metadata)
         if before is None:
             return ended
         if before.instance < 0:
@@ -219,10 +219,10 @@ class Reader:
         returning = now not in (DomainState.ENDED, DomainState.GONE)
         return replace(ended, move=Move.GONE if now is DomainState.GONE else None, returning=returning)
 
-    def _asked_for(self, uuid: str) -> Asked | None:
+    def _last_metadata(self, uuid: str) -> Metadata | None:
         """Give what a domain that does not run any more asked for: it may be rebooting, or be on another host."""
         before = self._before.get(uuid)
-        return None if before is None else before.domain.asked
+        return None if before is None else before.domain.metadata
 
     def _networks(self, connection: libvirt.virConnect, macs: AbstractSet[str]) -> list[ObservedNetwork]:
         try:

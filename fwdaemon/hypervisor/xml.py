@@ -20,12 +20,12 @@ from xml.etree import ElementTree as ET
 
 from fwdaemon.core.inventory import (
     AddressSource,
-    Asked,
     Attachment,
     Element,
     GuestInterface,
     LearnedAddress,
     MacClaim,
+    Metadata,
     Move,
     Network,
 )
@@ -137,7 +137,7 @@ class DomainDevices:
 
     interfaces: tuple[GuestInterface, ...]
     agent_connected: bool
-    asked: Asked | None = None
+    metadata: Metadata | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,15 +150,15 @@ class NetworkDefinition:
 
 def parse_domain(xml: str) -> DomainDevices:
     """Read the XML of a running domain."""
-    root, asked = _without_metadata(xml)
+    root, metadata = _without_metadata(xml)
     devices = root.find("devices")
     if devices is None:
-        return DomainDevices((), agent_connected=False, asked=asked)
+        return DomainDevices((), agent_connected=False, metadata=metadata)
     interfaces = (_interface(element) for element in devices.iterfind("interface"))
     return DomainDevices(
         interfaces=tuple(interface for interface in interfaces if interface is not None),
         agent_connected=any(_is_connected_agent(target) for target in devices.iterfind("channel/target")),
-        asked=asked,
+        metadata=metadata,
     )
 
 
@@ -173,14 +173,14 @@ _SMALL: Final = 131_072
 _METADATA_DEPTH, _FORWARDS_DEPTH, _ENTRY_DEPTH = 2, 3, 4
 
 
-def _without_metadata(xml: str) -> tuple[ET.Element, Asked | None]:
+def _without_metadata(xml: str) -> tuple[ET.Element, Metadata | None]:
     """Read a domain's XML but for its metadata, of which only what is ours is kept, and of that only so much."""
     if len(xml) <= _SMALL and NAMESPACE not in xml:
         return ET.fromstring(xml), None  # noqa: S314 - libvirt's own XML, see the module's docstring
     reader = _MetadataReader()
     parser = ET.XMLParser(target=reader)  # noqa: S314 - the same
     parser.feed(xml)
-    return parser.close(), reader.asked
+    return parser.close(), reader.metadata
 
 
 class _MetadataReader:
@@ -195,11 +195,11 @@ class _MetadataReader:
         self._fault = ""
 
     @property
-    def asked(self) -> Asked | None:
+    def metadata(self) -> Metadata | None:
         """What is asked for; `None` where there is no element of ours."""
         if self._elements is None:
             return None
-        return Asked(fault=self._fault) if self._fault else Asked(tuple(self._elements))
+        return Metadata(fault=self._fault) if self._fault else Metadata(tuple(self._elements))
 
     def start(self, tag: str, attributes: dict[str, str]) -> None:
         """Take a start tag."""

@@ -216,7 +216,7 @@ def with_occupied(inventory: Inventory) -> Inventory:
         KernelError: the kernel does not tell.
 
     """
-    if not any(domain.asked is not None and domain.running for domain in inventory.domains):
+    if not any(domain.metadata is not None and domain.running for domain in inventory.domains):
         return inventory
     words = sysctl.read(_CLIENT_PORTS).split()
     clients = range(int(words[0]), int(words[1]) + 1) if words else range(0)

@@ -18,13 +18,13 @@ from fwdaemon.core.exposures import Forward, Nat, Owner, Route
 from fwdaemon.core.inventory import Domain, Hindrance, HindranceKind, Inventory, Network
 from fwdaemon.core.probing import Silent
 from fwdaemon.core.report import Assigned
-from fwdaemon.core.state import Asked, Desired, Unchosen, Waiting
+from fwdaemon.core.state import Desired, ExpandedEntry, Unchosen, Waiting
 from fwdaemon.core.types import Address, Family, Subnet
 from fwdaemon.resolve.claims import Key
 from fwdaemon.resolve.expansion import Assignments, Before, Expander, Expansion, aged
 from fwdaemon.resolve.guests import Absence, Chosen, Guest, GuestFinder, bridge_of, namesake, namesakes_of_networks
 from fwdaemon.resolve.neighbours import closed, forwarded, homes, inside, lies_in, proxied, unseen
-from fwdaemon.resolve.sharing import Claimants, Claims
+from fwdaemon.resolve.sharing import Allocator, Grants
 
 _T = TypeVar("_T")
 _listen = attrgetter("listen")
@@ -42,7 +42,7 @@ class Placer:
         self.assigned: tuple[Assigned, ...] = ()
         self.placement: Placement | None = None
         self._occupied = before.occupied
-        self._claimants = Claimants()
+        self._allocator = Allocator()
         self._expander: Expander | None = None
         self._answered_at: float | None = None
 
@@ -55,21 +55,21 @@ class Placer:
         before, self._answered_at = self._answered_at, answered_at
         passed = answered_at - before if answered_at is not None and before is not None else 0.0
         ports = aged(self.ports, {domain.uuid for domain in inventory.domains}, passed)
-        claims = self._claimants.settle(config, inventory, ports)
-        expansion = self._expanded(claims, inventory, ports)
-        if placement is None or placement.config is not claims.config:
-            placement = Placement(claims.config, inventory, self.chosen, expansion)
+        grants = self._allocator.settle(config, inventory, ports)
+        expansion = self._expanded(grants, inventory, ports)
+        if placement is None or placement.config is not grants.config:
+            placement = Placement(grants.config, inventory, self.chosen, expansion)
         desired = placement.move(inventory, expansion)
         self.placement, self.chosen = placement, placement.chosen
         self.ports, self.assigned = expansion.ports, expansion.assigned
         return desired
 
-    def _expanded(self, claims: Claims, inventory: Inventory, ports: Assignments) -> Expansion:
-        if self._expander is None or self._expander.config is not claims.config:
-            self._expander = Expander(claims.config, self.arrivals)
-        found = self._expander.expand(inventory.domains, ports, claims.occupied(self._occupied), claims.misread)
+    def _expanded(self, grants: Grants, inventory: Inventory, ports: Assignments) -> Expansion:
+        if self._expander is None or self._expander.config is not grants.config:
+            self._expander = Expander(grants.config, self.arrivals)
+        found = self._expander.expand(inventory.domains, ports, grants.occupied(self._occupied), grants.misread)
         self.arrivals = self._expander.arrivals
-        return replace(found, waiting=(*found.waiting, *claims.refused)) if claims.refused else found
+        return replace(found, waiting=(*found.waiting, *grants.refused)) if grants.refused else found
 
 
 def desired_state(
@@ -199,7 +199,7 @@ class Placement:
                 *namesakes_of_networks(inventory.namesakes, config),
                 *dict.fromkeys(chain.from_iterable(entry.unchosen for entry in placed)),
             ),
-            asked=tuple(_asked(key, entry) for key, entry in sorted(self._expansion.entries.items())),
+            expanded=tuple(_expanded(key, entry) for key, entry in sorted(self._expansion.entries.items())),
         )
         return state.knowing(
             _united(entry.families for entry in placed),
@@ -299,8 +299,8 @@ class Placement:
             yield Waiting(Owner(domain.name), missing[family], entry.origin)
 
 
-def _asked(key: Key, entry: ForwardEntry) -> Asked:
-    return Asked(entry.owner, entry.origin, tuple(entry.every_claim()), is_matched=bool(key[1]))
+def _expanded(key: Key, entry: ForwardEntry) -> ExpandedEntry:
+    return ExpandedEntry(entry.owner, entry.origin, tuple(entry.every_claim()), is_matched=bool(key[1]))
 
 
 def _route(entry: RouteEntry, network: Network | None) -> _Placed:

@@ -32,7 +32,7 @@ _NO_PORTS: Final[Assignments] = {}
 
 
 @dataclass(frozen=True, slots=True)
-class Claims:
+class Grants:
     """What is asked for and given: the configuration with what is `given` to domains; the rest is `refused`.
 
     `taken` are the ports of those that are live: none of them is to be assigned. Of what the domains of `misread` ask
@@ -50,23 +50,23 @@ class Claims:
         return lambda: {*sockets(), *self.taken}
 
 
-class Claimants:
-    """Settles the claims of one inventory after another; where nothing changed, the answer is the same object."""
+class Allocator:
+    """Allocates on one inventory after another; where nothing changed, the answer is the same object."""
 
     def __init__(self) -> None:
-        self._claims: Claims | None = None
+        self._grants: Grants | None = None
         self._config: Config | None = None
         self._files = Taken()
         self._facts: tuple[object, ...] = ()
         self._local: frozenset[Address] = frozenset()
         self._wishes: dict[UUID, tuple[Domain, Wishes]] = {}
 
-    def settle(self, config: Config, inventory: Inventory, ports: Assignments = _NO_PORTS) -> Claims:
+    def settle(self, config: Config, inventory: Inventory, ports: Assignments = _NO_PORTS) -> Grants:
         """Give what holds now; `ports` are those that are assigned."""
-        if self._claims is None or config is not self._config:
+        if self._grants is None or config is not self._config:
             self._config, self._facts, self._wishes = config, (), {}
-            self._files, self._claims = Taken(config.entries), Claims(config)
-        asking = tuple(domain for domain in inventory.domains if domain.asked is not None)
+            self._files, self._grants = Taken(config.entries), Grants(config)
+        asking = tuple(domain for domain in inventory.domains if domain.metadata is not None)
         held = frozenset((item.protocol, found.port) for item, found in ports.items() if asking)
         unnamed = nameless(asking, inventory.domains)
         of_host = inventory.host_addresses, inventory.lent, inventory.occupied
@@ -75,11 +75,11 @@ class Claimants:
             self._facts = facts
             share = self._shared(config, asking, inventory, Share(self._files, inventory, held, unnamed))
             given, refused = tuple(_joined(share.given)), tuple(share.refused)
-            if (given, refused) != (self._claims.given, self._claims.refused):
-                self._claims = Claims(_with(config, given), given, refused, misread=_misread(refused))
-            if share.taken != self._claims.taken:
-                self._claims = replace(self._claims, taken=share.taken)
-        return self._claims
+            if (given, refused) != (self._grants.given, self._grants.refused):
+                self._grants = Grants(_with(config, given), given, refused, misread=_misread(refused))
+            if share.taken != self._grants.taken:
+                self._grants = replace(self._grants, taken=share.taken)
+        return self._grants
 
     def _shared(self, config: Config, asking: Collection[Domain], inventory: Inventory, share: "Share") -> "Share":
         local = frozenset(host.address for host in inventory.host_addresses)
@@ -106,9 +106,9 @@ def _misread(refused: Iterable[Waiting]) -> frozenset[str]:
     return frozenset(item.origin.uuid for item in refused if item.reason.kind is HindranceKind.MISREAD)
 
 
-def settled(config: Config, inventory: Inventory, ports: Assignments = _NO_PORTS) -> Claims:
+def grants(config: Config, inventory: Inventory, ports: Assignments = _NO_PORTS) -> Grants:
     """Give what holds on a host like `inventory` where `ports` are assigned."""
-    return Claimants().settle(config, inventory, ports)
+    return Allocator().settle(config, inventory, ports)
 
 
 def _seniority(domain: Domain) -> tuple[int, int, str]:
@@ -139,9 +139,9 @@ def wishes(
     domain: Domain, allows: Collection[AllowEntry], local: Collection[Address], pool: PortRange | None
 ) -> Wishes:
     """Give what a domain asks for and is covered, and the reasons for the rest."""
-    if domain.asked is None:
+    if domain.metadata is None:
         return ()
-    readings = read_metadata(domain.asked, domain.name, domain.uuid)
+    readings = read_metadata(domain.metadata, domain.name, domain.uuid)
     judge = _Judge(domain, allows, local, pool)
     return tuple(item for reading in readings for item in _judged(reading, domain, judge))
 

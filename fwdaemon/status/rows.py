@@ -137,16 +137,16 @@ def _waiting(config: Config, wanted: Desired | None, live: Collection[Row]) -> I
 
 
 def _of_domains(wanted: Desired, reasons: Mapping[Origin, Sequence[Waiting]], live: Collection[Row]) -> Iterator[Row]:
-    """Give what waits or is refused of entries that took an inventory to say, for each domain by itself.
+    """Give what waits or is refused of expanded entries, for each domain by itself.
 
     Of domains that one entry is for by a pattern, those that do not run are none of its rows.
     """
     answered = {(row.owner, row.origin, row.listens) for row in live}
-    for asked in wanted.asked:
-        every = reasons.get(asked.origin, ())
-        found = [item for item in every if item.owner == asked.owner] or ([] if asked.is_matched else every)
+    for entry in wanted.expanded:
+        every = reasons.get(entry.origin, ())
+        found = [item for item in every if item.owner == entry.owner] or ([] if entry.is_matched else every)
         if found := [item for item in found if not item.is_idle]:
-            rows = _pending(asked.claims, found)
+            rows = _pending(entry.claims, found)
             yield from (row for row in rows if (row.owner, row.origin, row.listens) not in answered)
 
 

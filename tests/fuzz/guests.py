@@ -13,7 +13,6 @@ from fwdaemon.config.metadata import read_metadata
 from fwdaemon.core.exposures import Forward, Nat
 from fwdaemon.core.inventory import (
     AddressSource,
-    Asked,
     Domain,
     Element,
     GuestInterface,
@@ -21,6 +20,7 @@ from fwdaemon.core.inventory import (
     LearnedAddress,
     LibvirtObservation,
     MacClaim,
+    Metadata,
     Network,
     ObservedDomain,
     ObservedNetwork,
@@ -50,23 +50,23 @@ _GENERIC_BYTES = 4  # nfgenmsg, which all that nfnetlink says begins with
 def domain_xml(data: bytes) -> None:
     """Read a domain's XML. What is no XML, or has no sense, is told by the two errors that its reader expects."""
     try:
-        asked = parse_domain(data.decode("utf-8", "replace")).asked
+        metadata = parse_domain(data.decode("utf-8", "replace")).metadata
     except (ParseError, ValueError):
         return
-    if asked is not None:
-        _check_metadata(asked)
+    if metadata is not None:
+        _check_metadata(metadata)
 
 
 def metadata(data: bytes) -> None:
     """Read what a domain asks for, of any element whose attributes hold any text."""
     lines = data.decode("utf-8", "replace").split("\n")
     pairs = (line.partition("=")[::2] for line in lines[1:])
-    _check_metadata(Asked((Element(lines[0] or "forward", tuple(dict(pairs).items())),)))
+    _check_metadata(Metadata((Element(lines[0] or "forward", tuple(dict(pairs).items())),)))
 
 
-def _check_metadata(asked: Asked) -> None:
+def _check_metadata(metadata: Metadata) -> None:
     """Whatever it is, each element is an entry or wrong, and what is wrong can be told on one line."""
-    for reading in read_metadata(asked, "web", UUID(int=1)):
+    for reading in read_metadata(metadata, "web", UUID(int=1)):
         assert bool(reading.entries) != bool(reading.problems)
         assert all(text.isprintable() for text in reading.problems)
 

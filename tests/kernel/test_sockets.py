@@ -13,7 +13,7 @@ from uuid import UUID
 
 import pytest
 
-from fwdaemon.core.inventory import Asked, Domain, Inventory, Occupied
+from fwdaemon.core.inventory import Domain, Inventory, Metadata, Occupied
 from fwdaemon.core.types import Family, Listener, Protocol
 from fwdaemon.kernel.listeners import Holders, listeners, with_occupied
 from tests.lab.command import run
@@ -77,7 +77,7 @@ def test_what_the_host_waits_on_is_its_own_but_for_loopback_and_the_ports_of_cli
     listening(at_end, stream, ("::1", 25))
     nobody = Inventory((Domain("web", UUID(int=1), running=True),), (), ())
     assert not with_occupied(nobody).occupied
-    asking = replace(nobody, domains=(Domain("web", UUID(int=1), running=True, asked=Asked(())),))
+    asking = replace(nobody, domains=(Domain("web", UUID(int=1), running=True, metadata=Metadata(())),))
     assert with_occupied(asking).occupied == {
         *(Occupied(Protocol.TCP, None, port) for port in (22, 40000)),
         *(Occupied(Protocol.UDP, None, port) for port in (53, 32767, 61000)),

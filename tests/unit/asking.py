@@ -9,13 +9,13 @@ from fwdaemon.audit.causes import why
 from fwdaemon.config.model import Config
 from fwdaemon.core.inventory import (
     AddressSource,
-    Asked,
     Domain,
     Element,
     GuestInterface,
     HostAddress,
     Inventory,
     LearnedAddress,
+    Metadata,
     Network,
 )
 from fwdaemon.core.state import Desired
@@ -54,7 +54,7 @@ def domain(name: str, number: int, *elements: Element, network: str = "default",
     address = LearnedAddress(ip_address(f"192.168.{122 + int(bridge[-1])}.{number}"), AddressSource.LEASE)
     interfaces = (GuestInterface(f"52:54:00:00:00:{number:02x}", network, bridge, f"vnet{number}", (address,)),)
     uuid = UUID(int=number)
-    return Domain(name, uuid, running, interfaces if running else (), asked=Asked(elements), instance=number)
+    return Domain(name, uuid, running, interfaces if running else (), metadata=Metadata(elements), instance=number)
 
 
 def config(text: str = ALLOW) -> Config:

@@ -178,7 +178,7 @@ def test_what_is_placed_again_is_what_would_be_placed_anew() -> None:
         desired = placer.place(read, inventory)
         fresh = Placer({}, Before(ports, arrivals)).place(read, inventory)
         assert desired == fresh
-        assert desired.asked == fresh.asked
+        assert desired.expanded == fresh.expanded
 
 
 WANTED = st.builds(AutoPort, st.builds(UUID, int=st.integers(0, 9)), st.integers(1, 3), st.sampled_from(Protocol))

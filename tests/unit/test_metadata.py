@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import fwdaemon.config
 from fwdaemon.config.metadata import Reading, read_metadata
-from fwdaemon.core.inventory import Asked, Element
+from fwdaemon.core.inventory import Element, Metadata
 from fwdaemon.hypervisor.xml import NAMESPACE, parse_domain
 
 WEB: Final = UUID("00000000-0000-0000-0000-000000000001")
@@ -29,11 +29,11 @@ def ours(elements: str, attributes: str = "") -> str:
     return f"<p:forwards xmlns:p='{NAMESPACE}'{attributes}>{elements}</p:forwards>"
 
 
-def asked(metadata: str) -> Asked | None:
+def asked(metadata: str) -> Metadata | None:
     """Read what a domain asks for; whatever that is, its interfaces are known."""
     devices = parse_domain(domain(metadata))
     assert [interface.mac for interface in devices.interfaces] == ["52:54:00:00:00:01"]
-    return devices.asked
+    return devices.metadata
 
 
 def readings(metadata: str) -> tuple[Reading, ...]:
@@ -161,7 +161,7 @@ def test_attributes_of_the_whole_are_told() -> None:
 
 @given(st.dictionaries(st.sampled_from(["ports", "sources", "listen", "mac", "x"]), st.text(), max_size=4))
 def test_no_text_ends_in_a_traceback_or_in_a_line_that_is_not_one(attributes: dict[str, str]) -> None:
-    found = read_metadata(Asked((Element("forward", tuple(attributes.items())),)), "we\nb", WEB)
+    found = read_metadata(Metadata((Element("forward", tuple(attributes.items())),)), "we\nb", WEB)
     for reading in found:
         assert bool(reading.entries) != bool(reading.problems)
         assert all(text.isprintable() for text in reading.problems)

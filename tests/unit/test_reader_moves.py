@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import libvirt
 import pytest
 
-from fwdaemon.core.inventory import Asked, Element, Move
+from fwdaemon.core.inventory import Element, Metadata, Move
 from fwdaemon.hypervisor.connection import migrated
 from fwdaemon.hypervisor.reader import Reader
 from fwdaemon.hypervisor.xml import NAMESPACE
@@ -195,19 +195,19 @@ def test_what_a_guest_asks_for_is_read_once_until_it_changes_and_known_after_its
     guest = connection.defineXML(GUEST)
     guest.create()
 
-    def asked(*, ports: str | None = None) -> Asked | None:
+    def asked(*, ports: str | None = None) -> Metadata | None:
         if ports is not None:
             text = f"<forwards><forward ports='{ports}'/></forwards>"
             kind, live = libvirt.VIR_DOMAIN_METADATA_ELEMENT, libvirt.VIR_DOMAIN_AFFECT_LIVE
             guest.setMetadata(kind, text, "p", NAMESPACE, live)
         reader.invalidate()
         domains = (observed.domain for observed in reader.observe(connection, connection).domains)
-        return next(domain.asked for domain in domains if domain.name == "guest")
+        return next(domain.metadata for domain in domains if domain.name == "guest")
 
     try:
         assert asked() is None
         first = asked(ports="80")
-        assert first == Asked((Element("forward", (("ports", "80"),)),))
+        assert first == Metadata((Element("forward", (("ports", "80"),)),))
         assert asked() is first
         second = asked(ports="81")
         assert second not in (None, first)

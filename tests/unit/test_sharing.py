@@ -11,12 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fwdaemon.audit.causes import why
-from fwdaemon.core.inventory import Asked, Domain, HostAddress, Inventory, Move, Occupied
+from fwdaemon.core.inventory import Domain, HostAddress, Inventory, Metadata, Move, Occupied
 from fwdaemon.core.types import PortRange, Protocol
 from fwdaemon.hostnet.owned_state import OwnedStateFile
 from fwdaemon.hostnet.public_addresses import with_lent
 from fwdaemon.resolve.placement import desired_state
-from fwdaemon.resolve.sharing import Claimants, settled
+from fwdaemon.resolve.sharing import Allocator, grants
 from tests.unit.asking import ALLOW, HOST, NETWORKS, config, domain, element, forward, live, placed, refused
 
 
@@ -97,10 +97,10 @@ def test_a_range_is_not_walked_to_refuse_it(most: str, reason: str, monkeypatch:
         return iter(range(ports.first, ports.last + 1))
 
     monkeypatch.setattr(PortRange, "__iter__", walk)
-    claims = settled(policy, inventory)
-    assert not claims.given
+    granted = grants(policy, inventory)
+    assert not granted.given
     assert not walked
-    assert {why(item.reason).rpartition("cover ")[2] for item in claims.refused} == {reason}
+    assert {why(item.reason).rpartition("cover ")[2] for item in granted.refused} == {reason}
 
 
 FILE = '[[forward]]\ndomain = "web"\nports = ["{}"]\n{}\n' + ALLOW
@@ -159,11 +159,11 @@ def test_the_name_of_anothers_entry_gets_a_domain_of_a_later_uri_no_port_of_its_
     for text in (MAIL.format("mail"), MAIL.format(UUID(int=1))):
         for meant in (first, domain("mail", 1, running=False)):
             assert "mail tcp *:8000" in refused(placed(meant, later, text=text))
-    claimants, policy = Claimants(), config(MAIL.format("mail"))
+    allocator, policy = Allocator(), config(MAIL.format("mail"))
     both = Inventory((first, later), NETWORKS, HOST)
-    assert not claimants.settle(policy, both).given
-    assert claimants.settle(policy, replace(both, domains=(later,))).given  # the entry is for this one now
-    assert not claimants.settle(policy, both).given
+    assert not allocator.settle(policy, both).given
+    assert allocator.settle(policy, replace(both, domains=(later,))).given  # the entry is for this one now
+    assert not allocator.settle(policy, both).given
     own = domain("mail", 1, forward("8000"))
     assert "mail tcp *:8000" in live(placed(own, later, text=MAIL.format("mail")))
     assert refused(placed(own, later, text=MAIL.format("mail"))).keys() == {"mail tcp *:8000"}
@@ -189,9 +189,9 @@ def test_an_address_that_the_host_has_from_us_is_given_unless_it_has_that_otherw
     inventory = with_lent(Inventory((asking,), NETWORKS, HOST + more), directory)
     policy = config(ALLOW.replace("192.0.2.64/27", "198.51.100.0/24"))
     assert bool(live(desired_state(policy, inventory))) is not bool(more)
-    claimants = Claimants()
-    assert not claimants.settle(policy, replace(inventory, lent=frozenset())).given
-    assert bool(claimants.settle(policy, inventory).given) is not bool(more)
+    allocator = Allocator()
+    assert not allocator.settle(policy, replace(inventory, lent=frozenset())).given
+    assert bool(allocator.settle(policy, inventory).given) is not bool(more)
 
 
 @pytest.mark.parametrize(
@@ -223,10 +223,10 @@ def test_the_older_live_domain_keeps_it_and_the_next_gets_it_when_it_goes() -> N
 
 
 def test_the_domain_that_has_run_for_longer_goes_first_also_with_a_newer_request() -> None:
-    claimants, younger = Claimants(), domain("ci-a", 7, forward("8000"))
-    for asked, has in ((None, "ci-a"), (Asked((forward("8000"),)), "ci-z")):
-        older = replace(domain("ci-z", 3), asked=asked)
-        given = claimants.settle(config(), Inventory((younger, older), NETWORKS, HOST)).given
+    allocator, younger = Allocator(), domain("ci-a", 7, forward("8000"))
+    for asked, has in ((None, "ci-a"), (Metadata((forward("8000"),)), "ci-z")):
+        older = replace(domain("ci-z", 3), metadata=asked)
+        given = allocator.settle(config(), Inventory((younger, older), NETWORKS, HOST)).given
         assert [entry.owner.name for entry in given] == [has]
 
 
@@ -248,12 +248,12 @@ def test_a_domain_that_stopped_waits_and_may_be_rebooting() -> None:
 
 
 def test_nothing_new_is_the_same_object() -> None:
-    claimants, policy = Claimants(), config()
+    allocator, policy = Allocator(), config()
     one = Inventory((domain("ci-1", 1, forward("8000 22")), domain("db", 2)), NETWORKS, HOST)
-    first = claimants.settle(policy, one)
-    assert claimants.settle(policy, replace(one, uplinks=frozenset({"eth0"}))) is first
-    assert claimants.settle(policy, Inventory((), NETWORKS, HOST)) is not first
-    assert claimants.settle(policy, Inventory((), NETWORKS, HOST)).config == policy
+    first = allocator.settle(policy, one)
+    assert allocator.settle(policy, replace(one, uplinks=frozenset({"eth0"}))) is first
+    assert allocator.settle(policy, Inventory((), NETWORKS, HOST)) is not first
+    assert allocator.settle(policy, Inventory((), NETWORKS, HOST)).config == policy
 
 
 _ASKS = st.lists(
@@ -278,5 +278,5 @@ def test_whatever_is_asked_no_two_domains_have_one_port(asks: list[tuple[int, li
         for other, conflicting, same in claims:
             meets = None in (claim.address, conflicting.address) or claim.address == conflicting.address
             assert owner == other or port != same or claim.protocol is not conflicting.protocol or not meets
-    kept = Claimants()
-    assert kept.settle(config(), inventory).given == settled(config(), inventory).given
+    kept = Allocator()
+    assert kept.settle(config(), inventory).given == grants(config(), inventory).given

@@ -82,7 +82,7 @@ def test_the_port_that_a_file_assigns_keeps_the_terms_of_the_file(named: str, as
 def test_where_few_ports_are_left_files_go_first_and_nobody_loses_one() -> None:
     asked = [domain(f"ci-{n}", n, forward("auto:22")) for n in (1, 2, 3)]
     text = AUTO + '[[forward]]\ndomain = "ci-4"\nports = ["auto:22"]\n'
-    inventory = Inventory((*asked, replace(domain("ci-4", 4), asked=None)), NETWORKS, HOST)
+    inventory = Inventory((*asked, replace(domain("ci-4", 4), metadata=None)), NETWORKS, HOST)
     placer = Placer({})
     first = placer.place(config(text), inventory)
     assert {"ci-4"} < set(ports(first))

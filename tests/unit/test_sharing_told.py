@@ -7,7 +7,7 @@ import pytest
 
 from fwdaemon.audit import lines
 from fwdaemon.audit.throttle import Rations
-from fwdaemon.core.inventory import Asked
+from fwdaemon.core.inventory import Metadata
 from fwdaemon.explain.report import Cause, as_text
 from fwdaemon.status.rows import Facts, Readings, rows
 from tests.unit import trace_scene
@@ -55,12 +55,12 @@ def test_the_status_says_where_each_comes_from_and_why_the_rest_is_refused() -> 
 
 
 def test_explain_follows_what_a_definition_asks_for() -> None:
-    web = replace(trace_scene.WEB, asked=Asked((forward("8000:80 22"),)))
+    web = replace(trace_scene.WEB, metadata=Metadata((forward("8000:80 22"),)))
     policy = '[[allow]]\ndomains = "web"\nports = "8000"\n'
     open_ = trace_scene.told(text=policy, said=trace_scene.libvirt(web))
     assert trace_scene.cause(open_) is None
     assert "domain web, metadata" in as_text(open_, terminal=False, unicode=False)
-    assigned = trace_scene.libvirt(replace(web, asked=Asked((forward("auto:80"),))))
+    assigned = trace_scene.libvirt(replace(web, metadata=Metadata((forward("auto:80"),))))
     pool = policy + '[daemon]\nauto_ports = "8000-8000"\n'
     assert trace_scene.cause(trace_scene.told(text=pool, said=assigned)) is None
     shut = trace_scene.told("198.51.100.1:22", text=policy, said=trace_scene.libvirt(web))
