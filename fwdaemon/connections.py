@@ -240,7 +240,7 @@ class Sweeper:
     def _run(self) -> None:
         while (sweep := self._taken()) is not None:
             try:
-                with self._guests.charged(time.thread_time, to_guests=sweep.provoked):
+                with self._guests.charged(time.thread_time, enabled=sweep.provoked):
                     self._do(sweep)
                 self._thread.done()
             except (PortfwdError, OSError) as error:  # no descriptor is to be had, either

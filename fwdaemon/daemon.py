@@ -229,7 +229,7 @@ class Daemon:
 
     def _reconciled(self, inventory: Inventory, triggers: Triggers, answered_at: float | None) -> bool:
         budget = self._parts.users if triggers.by_users else self._parts.guests
-        with budget.charged(processor_time_here, to_guests=triggers.provoked or triggers.by_users):
+        with budget.charged(processor_time_here, enabled=triggers.provoked or triggers.by_users):
             with memory.collecting_later():
                 changed = self._reconcile(inventory, triggers, answered_at)
             if triggers.full:
@@ -298,12 +298,12 @@ class Daemon:
         self._pass_in(self._retry.next(), triggers)
 
     def _look_soon(self) -> None:
-        """Ask for a pass that reports conflicts, or tries again, from the thread that found them or failed."""
+        """Ask for a pass that reports conflicts or tries again; called from the thread that found them or failed."""
         with suppress(RuntimeError):  # the loop has ended
             self._loop.call_soon_threadsafe(lambda: self._trigger_queue.time_passed(full=False))
 
     def _pass_in(self, seconds: float, after: Triggers, *, full: bool = False) -> None:
-        """Ask for another pass, charged like the one before."""
+        """Ask for another pass; after one that guests alone provoked, it counts as provoked too."""
         check = partial(self._trigger_queue.time_passed, full=full, provoked=after.provoked)
         self._loop.call_later(max(seconds, 0), check)
 

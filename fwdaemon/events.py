@@ -245,10 +245,10 @@ class Sources(Protocol):
 
 
 class Inventories:
-    """Has inventories taken when that was asked for, one at a time, and as often as the budgets allow.
+    """Takes inventories on request, one at a time, and as often as the budgets allow.
 
-    Those are for what guests alone ask for, and for what users of libvirt do.
-    `latest` is the last one, and `missed` why there is no newer. `bounded` guards against one that hangs.
+    The first budget is for what guests alone cause, the second for what users of libvirt do. `latest` is the last
+    inventory, and `missed` why there is no newer one. `bounded` guards against one that hangs.
     """
 
     def __init__(
@@ -270,7 +270,7 @@ class Inventories:
         self._refreshing: asyncio.Task[None] | None = None
 
     def begin(self) -> None:
-        """Take an inventory if one is wanted: now, or when the budget allows of those who alone ask for it."""
+        """Take an inventory if one is wanted: now, or once the budget that it is charged to allows it."""
         if not self._trigger_queue.wants_inventory or self._refreshing is not None:
             return
         budget = self._budget()

@@ -97,7 +97,7 @@ class Conflicts(Protocol):
 class Seams:
     """What a reconcile reads and writes: rules, the host's network, connections; who else wants our ports; a clock.
 
-    What is done beside it because of guests takes from `guests`, and asks to `look_soon` where it failed.
+    What guests cause to be done beside it is charged to `guests`; where it fails, it calls `look_soon`.
     """
 
     rules: LocatedRules

@@ -30,7 +30,7 @@ class Triggers:
 
     @property
     def by_users(self) -> bool:
-        """Whether users of libvirt alone caused it, besides guests."""
+        """Whether users of libvirt caused it, with guests or without, and nothing else."""
         others = self.provoked or self.full or self.actors or not self.reasons
         return not others and all(provoked(reason) or of_users(reason) for reason in self.reasons)
 
@@ -41,8 +41,8 @@ class TriggerQueue:
     def __init__(self) -> None:
         self.stopping = False
         self.wants_inventory = True
-        self.urgent = True  # something else than guests asks for the inventory
-        self.pressing = True  # or something else than guests and users of libvirt
+        self.urgent = True  # the inventory is for others than guests
+        self.pressing = True  # the inventory is for others than guests and users of libvirt
         self.wants_pass = False
         self._wants_reload = False
         self._full = False
@@ -118,7 +118,7 @@ class TriggerQueue:
     def configuration_changed(self, reason: Reason) -> None:
         """A new configuration is in force, on the inventory we have.
 
-        Another is to be taken: an address that it gives to a guest from now on may be in the hands of somebody else.
+        Another is to be taken: another machine may have an address that it gives to a guest from now on.
         """
         self._settled[reason] = None
         self.wants_pass = self._by_others = True

@@ -250,7 +250,7 @@ class BackgroundConflictWatch:
             self._turn.notify_all()
 
     def _found_now(self, wanted: _Wanted) -> tuple[str, ...]:
-        with self._guests.charged(processor_time_here, to_guests=wanted.provoked):
+        with self._guests.charged(processor_time_here, enabled=wanted.provoked):
             return self._watch.find(wanted.desired, wanted.local, full=wanted.full, reloaded=wanted.reloaded)
 
     def _taken(self) -> _Wanted | None:

@@ -1,11 +1,12 @@
-"""When to go on: what guests cause has one budget of processor time, what failed waits. Pure; times are given.
+"""When to go on: budgets of processor time for what guests and users cause, pauses after failures. Pure.
 
 Time comes in at a fixed rate, up to a small stock, and what the work cost goes out. While there is a debt, all work
 that guests cause waits. So single events are answered at once, and a flood gets the share of a core that comes in,
 whether or not an inventory finds something new: a guest that shows another address each time would have each of them
-find something. Users who may define domains can flood too; libvirt's events about these have a budget of their own, and
-a larger one. What the administrator asks of the daemon itself is never charged, and never waits; nor does a wipe. His
-own `virsh` commands wait like those of other users while somebody floods libvirt, which does not say who did what.
+find something. Users who may define domains can flood too: libvirt's events about domains and networks have a larger
+budget of their own. What the administrator asks of the daemon itself is never charged, and never waits; nor does a
+wipe. During such a flood the administrator's own `virsh` commands wait like those of other users: libvirt does not
+tell whose a change is.
 """
 
 from collections.abc import Callable, Iterator
@@ -41,17 +42,17 @@ _BY_USERS: Final = frozenset({ReasonKind.DOMAIN, ReasonKind.DEVICES, ReasonKind.
 
 
 def provoked(reason: Reason) -> bool:
-    """Tell whether a guest, or who owns one, can make this happen whenever it likes."""
+    """Tell whether a guest or its owner can make this happen at will."""
     return reason.by_guest or reason.kind in _PROVOKED
 
 
 def of_users(reason: Reason) -> bool:
-    """Tell whether a user of libvirt can make this happen whenever he likes, and no guest can."""
+    """Tell whether a user of libvirt can make this happen at will, and no guest can."""
     return reason.kind in _BY_USERS and not provoked(reason)
 
 
 class Budget:
-    """The processor time for all that guests cause; from any thread, where `turn` lets in one at a time.
+    """The processor time for all that guests cause, or users of libvirt; used by any thread, one at a time by `turn`.
 
     `clock` gives a monotonic time in seconds. So much of a core as `share` comes in, up to `stock` seconds.
     """
@@ -76,7 +77,7 @@ class Budget:
             return max(-self._stock / self._share, 0.0)
 
     def rest(self) -> float:
-        """Give the seconds until the next piece for who only listens."""
+        """Give the seconds until the next piece for a thread that only listens."""
         wait = self.wait()
         return wait + REST_S if wait else 0.0
 
@@ -87,13 +88,13 @@ class Budget:
             self._stock -= max(seconds, 0.0)
 
     @contextmanager
-    def charged(self, meter: Callable[[], float], *, to_guests: bool = True) -> Iterator[None]:
-        """Take out what this block costs, by a meter of processor time, if it is guests who cause it."""
+    def charged(self, meter: Callable[[], float], *, enabled: bool = True) -> Iterator[None]:
+        """Take out what this block costs, by a meter of processor time, where that is `enabled`."""
         began = meter()
         try:
             yield
         finally:
-            if to_guests:
+            if enabled:
                 self.spent(meter() - began)
 
     def _fill(self) -> None:

@@ -377,7 +377,7 @@ class _Conversation:
     def _receive(self) -> None:
         """Pass on what the guest says; when nobody asks, no more than the budget allows. The kernel drops the rest."""
         unasked = self._loop.time() > self.active_at + _ASKED_FOR_S
-        with self._relay.guests.charged(time.thread_time, to_guests=unasked):
+        with self._relay.guests.charged(time.thread_time, enabled=unasked):
             self._pass_on()
         if unasked and (rest := self._relay.guests.rest()):
             self._loop.remove_reader(self._socket)

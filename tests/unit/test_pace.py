@@ -120,10 +120,10 @@ def test_who_listens_waits_a_little_longer_than_who_looks() -> None:
 
 def test_work_for_others_costs_guests_nothing() -> None:
     budget, meter = Budget(Clock()), Clock()
-    for to_guests in (False, True):
-        with budget.charged(meter, to_guests=to_guests):
+    for enabled in (False, True):
+        with budget.charged(meter, enabled=enabled):
             meter.now += STOCK_S + SHARE
-        assert budget.wait() == pytest.approx(1.0 if to_guests else 0.0)
+        assert budget.wait() == pytest.approx(1.0 if enabled else 0.0)
 
 
 def test_work_that_fails_has_cost_something_too() -> None:
