@@ -82,9 +82,9 @@ def gate(change: GateChange, cause: Cause) -> None:
 
 def waiting(entries: Iterable[Waiting]) -> None:
     """Write a line for each entry that has no live exposure, with the reason."""
-    # One that waits is told once, and not for each of its ports.
-    told_of = dict.fromkeys(entry if entry.refused else replace(entry, claim=None) for entry in entries)
-    for entry in told_of:
+    # An entry that waits gets one line, not one for each of its ports.
+    apart = dict.fromkeys(entry if entry.refused else replace(entry, claim=None) for entry in entries)
+    for entry in apart:
         reason = why(entry.reason)
         fields = _owner_field(entry.owner) | {"PORTFWD_CAUSE": reason}
         if entry.declined:
@@ -95,7 +95,7 @@ def waiting(entries: Iterable[Waiting]) -> None:
 
 
 def assigned(ports: Iterable[Assigned]) -> None:
-    """Say which ports of the host domains were given, and in place of which others."""
+    """Say which ports of the host were assigned to domains, and which others they replace."""
     for item in ports:
         listen, target = f"{item.protocol} *:{item.port}", f"{item.protocol} {item.guest}"
         text = f"assigned {item.port} to {shown(item.domain)}: {target} ({item.origin})"

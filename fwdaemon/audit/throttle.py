@@ -53,14 +53,14 @@ class NewProblems:
 
 
 class Rations:
-    """Lets so many lines about what one domain asks for and does not get through: it may ask for more at once."""
+    """Limits the lines about what one domain asks for and is refused: its metadata may ask for much at once."""
 
     def __init__(self, lines: int = 6, window_s: float = 60.0) -> None:
         self._lines, self._window_s = lines, window_s
         self._said: dict[Owner, list[float]] = {}
 
     def admitted(self, entries: Iterable[Waiting], now: float) -> list[Waiting]:
-        """Give those that are to be told; the status tells all."""
+        """Give those that are to be written; the status shows all."""
         recent = {owner: [at for at in said if now < at + self._window_s] for owner, said in self._said.items()}
         self._said = {owner: said for owner, said in recent.items() if said}
         return [entry for entry in entries if not entry.declined or self._admit(entry.owner, now)]

@@ -24,7 +24,7 @@ from fwdaemon.kernel.memory import collecting_later
 from fwdaemon.kernel.process import SystemRunner
 from fwdaemon.metrics.exposition import satisfied
 
-# Without an answer by then, it is left out how many domains fit a pattern.
+# Without an answer by then, the number of domains that match a pattern is left out.
 _PATIENCE_S: Final = 3.0
 _LOOPBACK: Final = (IPv4Address("127.0.0.1"), IPv6Address("::1"))
 
@@ -36,8 +36,8 @@ def run(options: argparse.Namespace) -> int:
     with collecting_later():
         config = satisfied(configuration.load(path) if is_draft else configuration.load_guarded(path).config)
     print(f"{path}: fine; {_count(config)}")
-    for told in _matches(config):
-        print(told)
+    for line in _matches(config):
+        print(line)
     if config.daemon.localhost:
         print(_explain_localhost(config))
     if is_draft:
@@ -49,7 +49,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _matches(config: Config) -> Iterator[str]:
-    """Say how many domains each pattern fits now; nothing where libvirt does not answer, which is no error here."""
+    """Say how many domains match each pattern now; nothing where libvirt does not answer, which is no error here."""
     patterns = dict.fromkeys(entry.domain for entry in config.forwards if entry.is_pattern)
     if not patterns:
         return

@@ -1,6 +1,6 @@
-"""Forwards in a domain's own definition: its metadata, read with the grammar of the file, and what `[[allow]]` covers.
+"""Reads forwards from a domain's metadata, with the grammar of the file, and compares them with an `[[allow]]`.
 
-Each element is right or wrong by itself: one that is wrong opens nothing, and says why as the file would.
+Each element is valid or not by itself: one that is not opens nothing, and is reported as it would be in a file.
 """
 
 from collections import Counter
@@ -23,13 +23,12 @@ ATTRIBUTES: Final[Mapping[str, tuple[str, ...]]] = {
     "forward": ("address", "interface", "listen", "mac", "network", "ports", "sources"),
     "nat": ("address", "assign", "mac", "network", "public"),
 }
-# Those that hold several, with blanks between them.
+# Attributes that are lists, separated by blanks.
 LISTS: Final = frozenset({"listen", "ports", "sources"})
-# So many elements of lists a domain may write: each is compared with those of others.
+# A domain may write this many elements of lists in all: each is compared with those of others.
 MOST_ITEMS: Final = 256
-# So many claims all its elements make: a port string is one for each of its protocols on each of the addresses.
+# A domain may make this many claims in all: a port string is one for each protocol on each listening address.
 MOST_CLAIMS: Final = 256
-
 
 _TOO_MANY: Final = (
     f"the ports on each address of listen make more than {MOST_CLAIMS} together with what stands before; write fewer, "
@@ -39,7 +38,7 @@ _TOO_MANY: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What came of one element: an entry, or what is wrong with it."""
+    """The result of reading one element: its entries, or what is wrong with it."""
 
     origin: Origin
     entries: tuple[GuestEntry, ...] = ()
@@ -57,7 +56,7 @@ class _Definition(Document):
 
 
 def read_metadata(metadata: Metadata, name: str, uuid: UUID) -> tuple[Reading, ...]:
-    """Read what a domain asks for."""
+    """Read the metadata of a domain, element by element."""
     whole = Origin(Path(), 0, name, str(uuid))
     if metadata.fault:
         return (Reading(whole, problems=(f"{metadata.fault}; nothing of it is in force",)),)
@@ -98,7 +97,7 @@ def _read(element: Element, number: int, uuid: UUID, document: Document) -> tupl
     values: dict[str, object] = {key: _value(key, text) for key, text in element.attributes}
     node = Node(values, (element.name, number), document)
     if element.inside:
-        node.refuse(f"has {_told(element.inside)} inside; write an element without any, <{element.name} …/>")
+        node.refuse(f"has {_shown_name(element.inside)} inside; write an element without any, <{element.name} …/>")
     strange = [key for key in values if key not in ATTRIBUTES[element.name]]
     for key in strange:
         Node(values[key], (*node.path, key), document).refuse_key(_about_strange(element, key))
@@ -107,7 +106,7 @@ def _read(element: Element, number: int, uuid: UUID, document: Document) -> tupl
 
 
 def _with_domain(node: Node, uuid: UUID) -> Node:
-    """Say whose entry it is, by what no other domain has."""
+    """Add the domain, by its UUID, which no other has."""
     values = node.value if isinstance(node.value, dict) else {}
     return Node(values | {"domain": str(uuid)}, node.path, node.document)
 
@@ -120,9 +119,9 @@ def _refuse_element(element: Element, document: Document) -> None:
     if element.name == "forwards":
         text = f"unknown attribute {quote(element.attributes[0][0])}; write it in <forward> or <nat>"
     elif element.name.rpartition("}")[2] in ATTRIBUTES:
-        text = f"{_told(element.name)} is of another namespace; write the prefix of <forwards> before it"
+        text = f"{_shown_name(element.name)} is of another namespace; write the prefix of <forwards> before it"
     else:
-        text = f"unknown element {_told(element.name)}; {suggest(element.name, ATTRIBUTES)}"
+        text = f"unknown element {_shown_name(element.name)}; {suggest(element.name, ATTRIBUTES)}"
     Node(None, ("forwards",), document).refuse(text)
 
 
@@ -132,19 +131,19 @@ def _about_strange(element: Element, key: str) -> str:
     return f"unknown attribute {quote(key)}; {suggest(key, ATTRIBUTES[element.name])}"
 
 
-def _told(name: str) -> str:
+def _shown_name(name: str) -> str:
     return name if name == "text" else quote(name.removeprefix("{}"))
 
 
-# What a policy covers of it, but for what it takes an inventory to say.
+# What a policy does not cover, as far as that does not depend on the inventory.
 Lack: TypeAlias = tuple[str, str]
 """A key of an `[[allow]]`, and what it does not cover."""
 
 
 def lacks(entry: GuestEntry, allow: AllowEntry, local: Collection[Address], pool: PortRange | None) -> Iterator[Lack]:
-    """Give what a policy does not cover of an entry; `local` are the host's addresses, `pool` are its `auto_ports`.
+    """Give what a policy does not cover of an entry; `local` are the host's addresses, `pool` is `auto_ports`.
 
-    Which port is assigned is not known yet, so a policy has to cover all of them.
+    Which port of the pool will be assigned is not known yet, so a policy has to cover the whole pool.
     """
     if isinstance(entry, NatEntry):
         yield from _nat_lacks(entry, allow)
@@ -175,7 +174,7 @@ def _covers(allowed: Iterable[PortRange], ports: PortRange) -> bool:
 
 
 def allowed(entry: GuestEntry, allow: AllowEntry) -> GuestEntry:
-    """Note by which policy an entry holds; that says where public addresses are held, too."""
+    """Note the policy that allows an entry; of a 1:1 entry, that also sets where its address is held."""
     origin = replace(entry.origin, allowed=allow.origin)
     if isinstance(entry, NatEntry):
         return replace(entry, origin=origin, assign=allow.assign)

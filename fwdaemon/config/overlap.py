@@ -161,8 +161,8 @@ _Pair: TypeAlias = tuple[_Claim, _Claim]
 def find_conflicts(entries: Sequence[ForwardEntry]) -> list[Problem]:
     """Return a problem for each pair of port strings that claim the same, at the later one, `cut_short`.
 
-    Which domains fit a pattern is known when they run, and who goes before whom is told then: of patterns, only those
-    that are the same are compared.
+    A pattern is compared only with the same pattern: which domains match it, and which of them has precedence, depends
+    on the inventory and is decided later.
     """
     alike: defaultdict[str | None, list[ForwardEntry]] = defaultdict(list)
     for entry in entries:

@@ -58,8 +58,8 @@ class ConflictWatch:
     ) -> tuple[str, ...]:
         """Tell of each conflict in a sentence, of twenty at most.
 
-        Sockets are listed when something else is desired, and with `full`, as nobody tells of a new one. Rules of
-        others are read only if `full`, and only where they changed, or when the configuration was `reloaded`.
+        Sockets are listed when `desired` has changed and in `full` passes, as the kernel has no event for a new one.
+        Foreign rules are read in `full` passes if they changed, and always when the configuration was `reloaded`.
         """
         rules = self._desired is None or full or reloaded
         if rules or desired is not self._desired:

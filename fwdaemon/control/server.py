@@ -229,9 +229,9 @@ class ControlSocket:
         await self._listen()
 
     def check(self, *, at_once: bool = False) -> None:
-        """Make the socket again if it has gone, or could not be made before; so with whom it is for.
+        """Make the socket again if it has gone or could not be made, and admit its group if that has not been done.
 
-        What failed is tried again after growing pauses, and `at_once` where somebody asks for that.
+        After a failure the pauses between attempts grow; `at_once` ignores them.
         """
         is_whole = self._listener.is_whole()
         if not at_once and asyncio.get_running_loop().time() < self._due:

@@ -186,8 +186,8 @@ class Inventory:
 
     `namesakes` are networks that are called as another one of an earlier URI, which has the name.
 
-    `occupied` are the ports that processes of the host wait on, `lent` the addresses that an interface has from us:
-    looked for only where domains ask for any themselves.
+    `occupied` are the ports that processes of the host wait on, `lent` the addresses that we assigned to interfaces:
+    both are read only where metadata of domains asks for any.
 
     `routed` are subnets that the kernel routes straight to what is plugged into a device, besides those of the host's
     addresses there. `links` are as in `Desired`.
@@ -255,7 +255,7 @@ class HindranceKind(StrEnum):
 
     @property
     def is_refusal(self) -> bool:
-        """Whether a domain does not get what it, or a pattern, asks for, and waiting alone changes nothing."""
+        """Whether a request of a pattern or of metadata is refused, so that waiting alone changes nothing."""
         return self in _REFUSALS
 
 

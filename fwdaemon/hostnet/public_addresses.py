@@ -140,9 +140,9 @@ _PublicAddressesPlace: TypeAlias = tuple[str, Address]
 
 
 def with_lent(inventory: Inventory, directory: Path = DIRECTORY) -> Inventory:
-    """Add which of its addresses the host has from us, where domains ask for any: none of its own is given to them.
+    """Add which of the host's addresses we assigned, where metadata asks for any: only those may be granted.
 
-    Each is recorded before it is added: read after the host's addresses, the record has those of ours among them.
+    Each is recorded before it is assigned: the record, read after the host's addresses, has all of them that are ours.
     """
     if not any(domain.metadata is not None for domain in inventory.domains):
         return inventory

@@ -220,7 +220,7 @@ class Reader:
         return replace(ended, move=Move.GONE if now is DomainState.GONE else None, returning=returning)
 
     def _last_metadata(self, uuid: str) -> Metadata | None:
-        """Give what a domain that does not run any more asked for: it may be rebooting, or be on another host."""
+        """Give the last metadata of a domain that does not run any more: it may be rebooting, or be on another host."""
         before = self._before.get(uuid)
         return None if before is None else before.domain.metadata
 

@@ -184,7 +184,7 @@ def _without_metadata(xml: str) -> tuple[ET.Element, Metadata | None]:
 
 
 class _MetadataReader:
-    """Builds the tree of a domain without its metadata, and keeps what that asks us for."""
+    """Builds the tree of a domain without its metadata, and keeps what that asks for."""
 
     def __init__(self) -> None:
         self._tree = ET.TreeBuilder()
@@ -196,7 +196,7 @@ class _MetadataReader:
 
     @property
     def metadata(self) -> Metadata | None:
-        """What is asked for; `None` where there is no element of ours."""
+        """What the metadata asks for; `None` where there is no element of ours."""
         if self._elements is None:
             return None
         return Metadata(fault=self._fault) if self._fault else Metadata(tuple(self._elements))

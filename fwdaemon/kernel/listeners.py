@@ -210,7 +210,7 @@ _CLIENT_PORTS: Final = "net.ipv4.ip_local_port_range"
 
 
 def with_occupied(inventory: Inventory) -> Inventory:
-    """Add what processes of the host wait on, where domains ask for ports themselves: what is the host's is not given.
+    """Add the ports that processes of the host wait on, where metadata asks for ports: none of them is granted.
 
     Raises:
         KernelError: the kernel does not tell.

@@ -1,11 +1,12 @@
-"""Who of several gets a port that all of them want. Pure.
+"""Which of several domains gets a port that all of them claim. Pure.
 
-What is asked is an entry of one domain, with ports that are known, in whatever way it came to be: out of a pattern in a
-file, or otherwise. It says where it stands, and its precedence is given with it.
+A claim comes from an entry of one domain, with ports that are known, whether that was written for the domain or made
+from a pattern.
 
-Who goes before whom: what a file says of one domain by its name, whether or not that runs; then what is asked of
-domains that run, in the order of `Ask.before`: by files, their patterns last, then by domains themselves; of one rank
-the domain that has run for longer. Only who is refused waits; who has a port keeps it until its domain goes.
+What a file says of one domain by its name comes first, whether or not the domain runs. Then come the entries of running
+domains, in the order of `Ask.before`: those of files, patterns last, then those of domains' own metadata; of two of one
+rank, the domain that has run for longer. A claim that is refused waits; one that is granted holds until its domain
+stops.
 """
 
 from collections import defaultdict
@@ -26,27 +27,27 @@ from fwdaemon.resolve.guests import as_uuid
 Run: TypeAlias = tuple[UUID, int]
 """A domain, and libvirt's number of this run of it."""
 Key: TypeAlias = tuple[int, str]
-"""The number of an entry among those that are written, and the UUID of the domain where it is for several."""
+"""The number of an entry in the configuration, and the domain's UUID where the entry is for several domains."""
 
-# Who claims which ports.
+# The claims of patterns and assigned ports.
 #
-# Claims meet where they listen on one address, or both on every address; what is on one address goes before what is on
-# every one. They are found by their ports, in pieces of so many.
+# Two claims meet if both listen on the same address, or both on every address. One of a single address and one of every
+# address do not: for that address, the former has precedence. They are indexed by blocks of this many ports.
 _PIECE: Final = 64
-# A claim of so few ports is filed under each of them.
+# A claim of at most this many ports is indexed under each of them.
 _NARROW: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
 class Claimed:
-    """A mapping that an entry has; `called` is the domain's name, or what the file calls it."""
+    """A mapping that is granted; `called` is the domain's name, or what the file calls it."""
 
     entry: ForwardEntry
     mapping: PortMapping
     called: str
 
     def meets(self, entry: ForwardEntry, mapping: PortMapping) -> bool:
-        """Whether some packet would be for both; they listen on one address, with one protocol."""
+        """Whether some packet would be for both, given that address and protocol are the same."""
         if not self.mapping.host.overlaps(mapping.host) or not _may_meet(self.entry.interface, entry.interface):
             return False
         families = families_of_entry(self.entry) & families_of_entry(entry)
@@ -54,10 +55,10 @@ class Claimed:
 
 
 class Claims:
-    """What is claimed so far, by where it listens."""
+    """The claims so far, indexed by where they listen."""
 
     def __init__(self, entries: Iterable[ForwardEntry] = (), before: "Claims | None" = None) -> None:
-        """Begin with these entries; what is claimed in `before` goes before all of this."""
+        """Begin with the claims of these entries; those in `before` go before all of them."""
         self._before = before
         self._claimed: defaultdict[tuple[Address | None, Protocol, int], list[Claimed]] = defaultdict(list)
         for entry in entries:
@@ -65,13 +66,13 @@ class Claims:
                 self.add(entry, mapping)
 
     def add(self, entry: ForwardEntry, mapping: PortMapping) -> None:
-        """Claim it."""
+        """Add the claim of one mapping."""
         claimed = Claimed(entry, mapping, entry.owner.name)
         for place in _places(entry, mapping):
             self._claimed[place].append(claimed)
 
     def taker(self, entry: ForwardEntry, mapping: PortMapping) -> Claimed | None:
-        """Give who has some of it already."""
+        """Give an earlier claim of some of the same ports."""
         if self._before is not None and (taker := self._before.taker(entry, mapping)) is not None:
             return taker
         found = (claimed for place in _places(entry, mapping) for claimed in self._claimed.get(place, ()))
@@ -100,9 +101,9 @@ def _share_sources(some: tuple[Subnet, ...], others: tuple[Subnet, ...]) -> bool
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """What is asked for one running domain, which `entry` is for alone; the lesser `before` goes first.
+    """An `entry` of one running domain, which claims ports; the one with the lesser `before` goes first.
 
-    `key` tells asks apart, and stays with one.
+    `key` identifies it from one time to the next.
     """
 
     key: Key
@@ -111,7 +112,7 @@ class Ask:
 
 
 def settle(asks: Iterable[Ask], claims: Claims) -> Iterator[tuple[Ask, tuple[Waiting, ...]]]:
-    """Give each ask with what it gets, and why it does not get the rest; `claims` are added to."""
+    """Give each ask with the mappings it gets, and the reasons for the others; what it gets is added to `claims`."""
     for ask in sorted(asks, key=attrgetter("before")):
         got, refused = list[PortMapping](), list[Waiting]()
         for mapping in ask.entry.mappings:
@@ -131,24 +132,24 @@ def _claimed_by(taker: Claimed, mapping: PortMapping) -> Hindrance:
 
 
 def refused_claims(entry: ForwardEntry, mapping: PortMapping | AutoMapping, reason: Hindrance) -> Iterator[Waiting]:
-    """Say of each of its addresses that a mapping is refused there."""
+    """Give the refusal of a mapping at each of its listening addresses."""
     for claim in entry.claims_of(mapping):
         yield Waiting(entry.owner, reason, mapping.origin, claim=claim)
 
 
 def arrived(before: Sequence[Run], domains: Iterable[Domain]) -> tuple[Run, ...]:
-    """Give the domains that run, in the order in which they came; those that are new by libvirt's number, then UUID."""
+    """Give the running domains in order of arrival; several new ones by libvirt's number, then by UUID."""
     running = {(domain.uuid, domain.instance): domain for domain in domains if domain.running}
     known = [run for run in before if run in running]
     fresh = running.keys() - set(known)
     return (*known, *sorted(fresh, key=lambda run: (running[run].rank, run[1], run[0])))
 
 
-# Who has what, so that what domains ask for themselves takes nothing from anybody.
+# Everything that is claimed already, so that what domains ask for in their metadata takes nothing from others.
 
 
 class Holder(NamedTuple):
-    """Who has something, as entries call it, and where that is said; `domain` is what the entry of a domain writes."""
+    """The owner of a claim, and where that is written; `domain` is what the entry of a domain writes as its domain."""
 
     owner: Owner
     origin: Origin
@@ -156,12 +157,12 @@ class Holder(NamedTuple):
 
     @classmethod
     def of(cls, entry: Entry) -> "Holder":
-        """Give who has what an entry claims."""
+        """Give the holder of what an entry claims."""
         return cls(entry.owner, entry.origin, None if isinstance(entry, RouteEntry) else entry.domain)
 
 
 class Asker(NamedTuple):
-    """A domain that asks; `name` is its name where entries mean this domain by it, and not another one of that name."""
+    """A domain that asks; `name` is its name where entries mean this domain by it, and not another of that name."""
 
     uuid: UUID
     name: str | None
@@ -173,7 +174,7 @@ class Asker(NamedTuple):
 
 
 class Taken:
-    """Claims that are given, found by port, public address and subnet."""
+    """Claims that are taken, indexed by port, public address and subnet."""
 
     def __init__(self, entries: Iterable[Entry] = ()) -> None:
         self._narrow: defaultdict[tuple[Protocol, int], list[tuple[Claim, Holder]]] = defaultdict(list)
@@ -184,7 +185,7 @@ class Taken:
             self.take(entry)
 
     def take(self, entry: Entry) -> None:
-        """Give what an entry claims to whom it is for."""
+        """Take what an entry claims, for its owner."""
         holder = Holder.of(entry)
         for claim, _ in entry.claims():
             if claim.subnet is not None:
@@ -200,12 +201,12 @@ class Taken:
 
     @property
     def ports(self) -> frozenset[tuple[Protocol, int]]:
-        """Every port that is given, at whatever address."""
+        """Every port that is taken, at whatever address."""
         wide = ((claim.protocol, port) for claim, _ in self._wide if claim.protocol for port in claim.ports or ())
         return frozenset(self._narrow).union(wide)
 
     def holder(self, entry: GuestEntry, asker: Asker, local: Collection[Address]) -> Holder | None:
-        """Give who has some of what an entry is for, if anybody has."""
+        """Give the holder of some of what an entry claims; `None` where all of it is free."""
         if isinstance(entry, NatEntry):
             return self._holder_of_address(entry.public)
         held = (self._holder_of_ports(claim, asker, local) for claim, _ in entry.every_claim())
@@ -235,7 +236,7 @@ class Taken:
                     yield from items
 
     def _whole(self, claim: Claim, asker: Asker, local: Collection[Address]) -> Holder | None:
-        """Give whose 1:1 address or subnet a forward would take a port of: any forward goes before those."""
+        """Give the holder of the 1:1 address or subnet that a forward, which has precedence, would take a port of."""
         if claim.address is not None:
             held = self._holder_of_address(claim.address)
             return None if held is None or asker.has(held) else held
@@ -247,7 +248,7 @@ class Taken:
 
 
 def overlap(one: Claim, other: Claim) -> bool:
-    """Whether two claims of forwards are for some packet both; a listening address does not set one of them apart."""
+    """Whether some packet may be for both of two forwards; every address overlaps with each single one here."""
     return (
         one.protocol is other.protocol
         and one.ports is not None

@@ -1,7 +1,7 @@
-"""What entries come to that take an inventory to say: patterns of domains, and ports that are assigned. Pure.
+"""Expands entries that depend on the inventory: patterns of domains, and ports that are assigned. Pure.
 
-A pattern stands for the domains that fit it, and `auto:…` for a port that is assigned. Out of both come entries of one
-domain each with ports that are known, which are placed like all others.
+A pattern stands for the domains that match it, and `auto:…` for a port that is assigned. Both are expanded to entries
+of one domain each with known ports, which are placed like all others.
 """
 
 import re
@@ -23,9 +23,9 @@ from fwdaemon.resolve.guests import DomainIndex
 
 # Ports that are assigned.
 #
-# A port is looked for from a place that follows from domain and guest port: so hosts that have one pool give a domain
-# the same one, mostly, wherever it migrates to, in whatever order domains start, and after a record was lost. The
-# lowest free one would follow from all that ever happened on one host, and go to another guest at once.
+# The search for a free port begins at a hash of domain and guest port. So a domain mostly gets the same port on every
+# host with the same pool, in whatever order domains start, and after the record was lost. The lowest free port would
+# depend on the history of one host, and a port that is given up would go to another guest at once.
 KEPT_FOR_S: Final = 7 * 24 * 3600.0
 
 
@@ -38,7 +38,7 @@ class AutoPort(NamedTuple):
 
 
 class Held(NamedTuple):
-    """The port that is assigned, and for how many seconds libvirt has said that there is no such domain."""
+    """The port that is assigned, and for how many seconds libvirt has known no such domain."""
 
     port: int
     gone: float = 0.0
@@ -50,7 +50,7 @@ Sockets: TypeAlias = Collection[tuple[Protocol, int]]
 
 
 def aged(ports: Assignments, known: Collection[UUID], seconds: float) -> Assignments:
-    """Count the time for which domains are not there, and give up the ports of those that are gone for long."""
+    """Add to the time for which domains are gone, and give up the ports of those gone for longer than `KEPT_FOR_S`."""
     if not any(held.gone or wanted.domain not in known for wanted, held in ports.items()):
         return ports
     counted = {
@@ -61,7 +61,7 @@ def aged(ports: Assignments, known: Collection[UUID], seconds: float) -> Assignm
 
 
 class Pool:
-    """Assigns ports of a range, none that `is_reserved`; those that processes have are asked for when one is needed."""
+    """Assigns ports of a range, but none that `is_reserved` or `occupied`, which is called once a port is needed."""
 
     def __init__(
         self,
@@ -72,7 +72,7 @@ class Pool:
         self._ports, self._is_reserved, self._ask = ports, is_reserved, occupied
 
     def assign(self, wanted: Iterable[AutoPort], known: Assignments) -> Assignments:
-        """Give `known` with a port for each that is wanted, as far as there are any; who may keep its port does."""
+        """Give `known` with a port for each that is wanted, while there are any; ports are kept where they may be."""
         kept = {item: held for item, held in known.items() if self._may_keep(item, held.port)}
         missing = sorted(set(wanted) - kept.keys())
         if not missing:
@@ -100,7 +100,7 @@ class Pool:
         *,
         is_full: bool,
     ) -> int | None:
-        """Give the one it has for another protocol, or else the first that nobody has."""
+        """Give the port it has for another protocol, or else the first that is free."""
 
         def is_free(port: int) -> bool:
             return (item.protocol, port) not in occupied and not self._is_reserved(item.protocol, port)
@@ -117,27 +117,27 @@ class Pool:
 
 
 def no_sockets() -> Sockets:
-    """Know of no process that listens."""
+    """Give no sockets."""
     return ()
 
 
 @dataclass(frozen=True, slots=True)
 class Before:
-    """What is known when one begins: ports that are assigned, who came in which order, and how to ask for sockets."""
+    """What is known from before: assigned ports, and domains by arrival; `occupied` gives the sockets of processes."""
 
     ports: Assignments = field(default_factory=dict)
     arrivals: tuple[Run, ...] = ()
     occupied: Callable[[], Sockets] = no_sockets
 
 
-# What the entries of a configuration come to.
+# The expansion of a configuration.
 Concerned: TypeAlias = tuple[int, ForwardEntry, Domain]
 """An entry, its number, and a domain that it means."""
 
 
 @dataclass(frozen=True, slots=True)
 class Expansion:
-    """Entries of one domain each, what they do not get, the ports that are assigned, and those that are new."""
+    """Entries of one domain each, what they wait for, the ports that are assigned, and of these the new ones."""
 
     entries: Mapping[Key, ForwardEntry] = field(default_factory=dict)
     waiting: tuple[Waiting, ...] = ()
@@ -146,16 +146,16 @@ class Expansion:
 
 
 class Expander:
-    """Expands the entries of one configuration, again and again."""
+    """Expands the entries of one configuration on one inventory after another."""
 
     def __init__(self, config: Config, arrivals: tuple[Run, ...] = ()) -> None:
-        """Go on with the order in which domains came, as far as it is known."""
+        """Continue a known order of arrival of domains."""
         self.config = config
         self._open = tuple((number, entry) for number, entry in enumerate(config.forwards) if entry.is_open)
         self._matches = {
             entry.domain: re.compile(translate(entry.domain)).match for _, entry in self._open if entry.is_pattern
         }
-        # What domains ask for themselves takes nothing from these, and may be of such as do not run.
+        # Entries of metadata take nothing from these, and may be of domains that do not run.
         written = [entry for entry in config.forwards if self._open and not entry.origin.domain]
         self._fixed = Claims(entry for entry in written if not entry.is_pattern)
         self._reserved = _reserved(written)
@@ -169,9 +169,9 @@ class Expander:
         occupied: Callable[[], Sockets] = no_sockets,
         misread: Collection[str] = (),
     ) -> Expansion:
-        """Say what the entries come to now; `ports` are assigned already, `occupied` gives those of processes.
+        """Expand the entries now; `ports` are assigned already, `occupied` gives those of processes.
 
-        Of the domains with the UUIDs of `misread`, only some of what they ask for is known.
+        For domains with the UUIDs of `misread`, some elements of the metadata could not be read.
         """
         seen = (
             misread,
@@ -228,10 +228,11 @@ class Expander:
         occupied: Callable[[], Sockets],
         misread: Collection[str],
     ) -> Assignments:
-        """Assign ports to those that run; those that do not keep what they have.
+        """Assign ports to running domains; those that are stopped keep theirs.
 
-        A domain that asks in its metadata keeps only what it asks for now: by asking for one after the other, it would
-        come to have all there are. One of which an element is misread keeps what it has until it asks for a new one.
+        A domain that asks in its metadata keeps only the ports it asks for now: otherwise it could collect the whole
+        pool, one request after the other. While one of its elements is misread, it keeps its ports until it asks for
+        a new one.
         """
         if self.config.daemon.auto_ports is None:
             return ports
@@ -242,7 +243,7 @@ class Expander:
         asking = {domain.uuid for entry, domain in running if entry.origin.domain}
         asking -= {uuid for uuid in asking - new if str(uuid) in misread}
         ports = _without(ports, {item for item in ports if item.domain in asking} - wanted)
-        # Where few are left, what files say goes first.
+        # Where few are left, entries of files go first.
         by_files = [item for entry, domain in running if not entry.origin.domain for item in _wanted(entry, domain)]
         return pool.assign(wanted, pool.assign(by_files, ports))
 
@@ -255,7 +256,7 @@ class Expander:
             yield from refused_claims(own, mapping, reason)
 
     def _settled(self, asks: Iterable[Ask], entries: dict[Key, ForwardEntry]) -> Iterator[Waiting]:
-        """Leave to each entry what it gets; what a file says of one domain by its name has been claimed already."""
+        """Reduce each entry to what it gets; what a file says of one domain by its name is claimed already."""
         claims = Claims(before=self._fixed)
         fixed = {ask.key: self.config.forwards[ask.key[0]].mappings for ask in asks if not ask.key[1]}
         asks = [replace(ask, entry=_lacking(ask.entry, fixed.get(ask.key, ()))) for ask in asks]
@@ -271,15 +272,14 @@ class Expander:
                 yield Waiting(Owner(entry.domain), reason, entry.origin, stopped=True)
 
     def _news(self, concerned: Iterable[Concerned], before: Assignments, now: Assignments) -> tuple[Assigned, ...]:
-        """Tell which ports are new, and where another one is claimed now, by whom."""
+        """Give the ports that are new, each with the one it replaces, and where that is claimed now."""
         if before is now:
             return ()
         names = {item: (domain.name, entry) for _, entry, domain in concerned for item in _wanted(entry, domain)}
         fresh = [item for item in sorted(names) if item in now and before.get(item, Held(0)).port != now[item].port]
-        return tuple(self._told(item, names[item], before.get(item), now[item].port) for item in fresh)
+        return tuple(self._assigned(item, *names[item], before.get(item), now[item].port) for item in fresh)
 
-    def _told(self, item: AutoPort, asked: tuple[str, ForwardEntry], before: Held | None, port: int) -> Assigned:
-        name, entry = asked
+    def _assigned(self, item: AutoPort, name: str, entry: ForwardEntry, before: Held | None, port: int) -> Assigned:
         claimed = None if before is None else self._claimed_at(item.protocol, before.port)
         moved = None if before is None else before.port
         return Assigned(name, item.protocol, item.guest, port, entry.origin, moved, claimed)
@@ -291,7 +291,7 @@ class Expander:
 
 
 def expanded(config: Config, domains: Sequence[Domain], ports: Assignments, arrivals: tuple[Run, ...] = ()) -> Config:
-    """Give the configuration with an entry for each domain; a pattern that no running domain fits stays as it is."""
+    """Give the configuration with an entry for each domain; a pattern that no running domain matches stays."""
     expansion = Expander(config, arrivals).expand(domains, ports)
     running = {str(domain.uuid) for domain in domains if domain.running}
     own = sorted(expansion.entries.items(), key=lambda item: (item[0][1] not in running, item[0]))
@@ -317,9 +317,9 @@ def _wanted(entry: ForwardEntry, domain: Domain) -> Iterator[AutoPort]:
 
 
 def _after_files(every: Sequence[Concerned]) -> tuple[list[Concerned], list[Waiting]]:
-    """Take from what domains ask for the automatic ports that a file gives them, on its terms; say what is refused.
+    """Drop automatic ports from metadata that a file gives the same domain; give the entries and what is refused.
 
-    A domain has one number for each port of the guest: what it asks for itself would open that of the file to others.
+    A domain has one assigned port for each port of the guest: metadata would open the file's port on its own terms.
     """
     by_files = dict(
         item
@@ -339,7 +339,7 @@ def _after_files(every: Sequence[Concerned]) -> tuple[list[Concerned], list[Wait
 
 
 def _of_domain(entry: ForwardEntry, domain: Domain, ports: Assignments) -> ForwardEntry:
-    """Give what an entry asks for a domain, with the ports that it has."""
+    """Give the entry for one domain, with the ports that are assigned to that."""
     held = {mapping: ports.get(item) for mapping, item in zip(entry.auto, _wanted(entry, domain), strict=True)}
     known = tuple(mapping.at(item.port) for mapping, item in held.items() if item is not None)
     rest = tuple(mapping for mapping, item in held.items() if item is None)
@@ -353,7 +353,7 @@ def _lacking(entry: ForwardEntry, mappings: Collection[PortMapping]) -> ForwardE
 
 
 def _reserved(entries: Iterable[ForwardEntry]) -> Mapping[Protocol, bytearray]:
-    """Mark the ports that files name, at whatever address: none of them is assigned."""
+    """Mark the ports that files name, at whatever address: they are never assigned."""
     marks = {protocol: bytearray(65536) for protocol in Protocol}
     for entry in entries:
         for mapping in entry.mappings:

@@ -1,9 +1,9 @@
-"""Who gets what domains ask for in their metadata: files go first, then domains in the order of their starts. Pure.
+"""Grants what domains ask for in their metadata: files go first, then domains in the order of their starts. Pure.
 
-Nothing is taken from a file where addresses and sources overlap, nor from a domain that has been live for
-longer. When a domain asked does not count, as nothing is remembered: one that has run for longer takes a port from one
-that asked for it earlier. Of the domains of one hypervisor, the one with the lower number was started earlier, also to
-a daemon that starts later.
+Nothing is taken from a file where addresses and sources overlap, nor from a domain that has been live for longer. The
+time of a request does not count, as it is not recorded: a domain that has run for longer takes a port from one that
+asked for it earlier. Of two domains of one hypervisor, the one with the lower number was started earlier; that is so
+for a daemon that starts later, too.
 """
 
 from bisect import bisect_left, bisect_right
@@ -33,10 +33,10 @@ _NO_PORTS: Final[Assignments] = {}
 
 @dataclass(frozen=True, slots=True)
 class Grants:
-    """What is asked for and given: the configuration with what is `given` to domains; the rest is `refused`.
+    """What metadata asks for, decided: the configuration with what is `given` to domains; the rest is `refused`.
 
-    `taken` are the ports of those that are live: none of them is to be assigned. Of what the domains of `misread` ask
-    for, not all is known.
+    `taken` are the ports given to live domains: none of them is to be assigned. `misread` are the UUIDs of domains with
+    elements that could not be read.
     """
 
     config: Config
@@ -46,7 +46,7 @@ class Grants:
     misread: frozenset[str] = frozenset()
 
     def occupied(self, sockets: Callable[[], Sockets]) -> Callable[[], Sockets]:
-        """Have no port assigned that a live domain or a process has."""
+        """Add the ports of live domains to those of processes: none of either is assigned."""
         return lambda: {*sockets(), *self.taken}
 
 
@@ -62,7 +62,7 @@ class Allocator:
         self._wishes: dict[UUID, tuple[Domain, Wishes]] = {}
 
     def settle(self, config: Config, inventory: Inventory, ports: Assignments = _NO_PORTS) -> Grants:
-        """Give what holds now; `ports` are those that are assigned."""
+        """Give the grants on this inventory; `ports` are those that are assigned."""
         if self._grants is None or config is not self._config:
             self._config, self._facts, self._wishes = config, (), {}
             self._files, self._grants = Taken(config.entries), Grants(config)
@@ -107,12 +107,12 @@ def _misread(refused: Iterable[Waiting]) -> frozenset[str]:
 
 
 def grants(config: Config, inventory: Inventory, ports: Assignments = _NO_PORTS) -> Grants:
-    """Give what holds on a host like `inventory` where `ports` are assigned."""
+    """Give the grants on a host like `inventory` where `ports` are assigned."""
     return Allocator().settle(config, inventory, ports)
 
 
 def _seniority(domain: Domain) -> tuple[int, int, str]:
-    """Put those first whose run is older, whenever they asked; of several hypervisors, that of the first URI."""
+    """Sort by the age of the run, not of the request; of several hypervisors, that of the first URI comes first."""
     return domain.rank, domain.instance, str(domain.uuid)
 
 
@@ -120,7 +120,7 @@ def _is_live(domain: Domain) -> bool:
     return domain.running or domain.move not in _NOT_LIVE
 
 
-# What a domain wishes for, as far as a policy covers it.
+# What a domain asks for, as far as a policy covers it.
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +138,7 @@ Wishes: TypeAlias = tuple[Wish | Waiting, ...]
 def wishes(
     domain: Domain, allows: Collection[AllowEntry], local: Collection[Address], pool: PortRange | None
 ) -> Wishes:
-    """Give what a domain asks for and is covered, and the reasons for the rest."""
+    """Give what a domain asks for where a policy covers that, and the refusals of the rest."""
     if domain.metadata is None:
         return ()
     readings = read_metadata(domain.metadata, domain.name, domain.uuid)
@@ -177,7 +177,7 @@ class _Judge:
         self._domain, self._allows, self._local, self._pool = domain, tuple(allows), local, pool
 
     def judge(self, entry: GuestEntry) -> Iterator[Wish | Waiting]:
-        """Give the wish with the policy that covers it, or why there is none."""
+        """Give the wish with the policy that covers it, or its refusals."""
         if (strange := self._strange_address(entry)) is not None:
             yield from refusals(entry, self._domain, Hindrance(HindranceKind.NOT_OWN, strange))
             return
@@ -208,7 +208,7 @@ class _Judge:
         ]
 
     def _strange_address(self, entry: GuestEntry) -> Address | None:
-        """Give the address an entry names if the guest is known to have others, and not this one."""
+        """Give the address an entry names if the guest is known to have others and not this one."""
         if entry.address is None:
             return None
         own = {claim.address for item in self._candidates(entry) for claim in item.learned}
@@ -223,8 +223,8 @@ def _not_allowed(lacking: Iterable[tuple[Origin, tuple[Lack, ...]]]) -> Hindranc
         return Hindrance(HindranceKind.NOT_ALLOWED)
     origin, missing = min(near, key=lambda item: len(item[1]))
     more = len(missing) - _MOST_LACKS
-    told = missing if more <= 0 else (*missing[:_MOST_LACKS], (str(more), "more"))
-    return Hindrance(HindranceKind.NOT_ALLOWED, names=tuple(chain.from_iterable(told)), origin=origin)
+    shown = missing if more <= 0 else (*missing[:_MOST_LACKS], (str(more), "more"))
+    return Hindrance(HindranceKind.NOT_ALLOWED, names=tuple(chain.from_iterable(shown)), origin=origin)
 
 
 def refusals(entry: GuestEntry, domain: Domain, reason: Hindrance) -> Iterator[Waiting]:
@@ -234,7 +234,7 @@ def refusals(entry: GuestEntry, domain: Domain, reason: Hindrance) -> Iterator[W
 
 
 def _means(pattern: str, domain: Domain) -> bool:
-    """Whether a pattern is for a domain; what can be read as a UUID is one."""
+    """Whether a pattern matches a domain; what can be read as a UUID is one."""
     uuid = as_uuid(pattern)
     return fnmatchcase(domain.name, pattern) if uuid is None else uuid == domain.uuid
 
@@ -258,11 +258,11 @@ class Share:
 
     @property
     def taken(self) -> frozenset[tuple[Protocol, int]]:
-        """The ports that live domains have of this."""
+        """The ports given to live domains."""
         return self._taken.ports
 
     def deal(self, domain: Domain, wished: Wishes) -> None:
-        """Give a domain what is left of its wishes; one that does not run keeps nothing from others."""
+        """Grant the wishes of a domain that are free; those of one that does not run keep nothing from others."""
         for wish in wished:
             if isinstance(wish, Waiting):
                 self.refused.append(wish)
@@ -290,7 +290,7 @@ class Share:
         return None
 
     def _is_occupied(self, entry: ForwardEntry) -> bool:
-        """Whether a process of the host waits on one of the ports, where the entry would listen too."""
+        """Whether a process of the host listens on one of the ports, at an address where the entry would too."""
         return any(
             claim.address is None or not found.isdisjoint((None, claim.address))
             for claim, _ in entry.claims()
@@ -307,7 +307,7 @@ class Share:
 
 
 def _is_lent(host: HostAddress, inventory: Inventory) -> bool:
-    """Whether an interface has an address only because we gave it that for a guest."""
+    """Whether an interface has an address only because we assigned it for a guest."""
     return host.subnet.prefixlen == host.subnet.max_prefixlen and (host.device, host.address) in inventory.lent
 
 
@@ -316,7 +316,7 @@ def _within(ports: PortRange, used: list[int]) -> list[int]:
 
 
 def _joined(entries: Iterable[GuestEntry]) -> list[GuestEntry]:
-    """Put the port strings of one element together again."""
+    """Join the port strings of one element again."""
     found: list[GuestEntry] = []
     for entry in entries:
         last = found[-1] if found else None

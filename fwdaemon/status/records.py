@@ -175,8 +175,8 @@ def _now() -> datetime:
 
 # How exposures are used: the connections that our rules counted, and those that are open now.
 #
-# Reading that takes a while where there are many, so it is done only for who asks, and never on the loop's thread. What
-# cannot be read is not known, and no error.
+# With many of them, reading takes a while, so it is done only on request, and never on the loop's thread. What cannot
+# be read is left unknown, and is no error.
 
 
 class UsageReader:

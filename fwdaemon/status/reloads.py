@@ -1,4 +1,4 @@
-"""Reloads and their answers, and the last configuration that was right."""
+"""Reloads and their answers, and what is kept for the next start: the last good configuration, and assigned ports."""
 
 import asyncio
 import json
@@ -27,8 +27,8 @@ from fwdaemon.resolve.guests import Chosen
 
 # The last configuration that was right, kept on the disk for a start with one that is not.
 #
-# Without it such a start would leave the rules of before to stand, with no one to follow the guests they lead to. Kept
-# are the texts, so that a later release reads them by its own grammar. Only root may read or write them.
+# Without it the rules would stay after such a start, and would not follow the guests they lead to. The texts are kept,
+# so that a later release reads them by its own grammar. Only root may read or write them.
 _log = logging.getLogger(__name__)
 
 # StateDirectory= of the unit.
@@ -56,7 +56,7 @@ class Start:
 
 
 class LastGood:
-    """The one of a main file; another main file's is none of ours."""
+    """The last good configuration of one main file; that of another main file is ignored."""
 
     def __init__(self, main: Path, directory: Path = STATE) -> None:
         self._main = main.absolute()
@@ -66,7 +66,7 @@ class LastGood:
     def keep(self, sources: Mapping[Path, bytes]) -> bool:
         """Write texts that were right, and tell whether that was done. That it cannot be is a warning, once."""
         try:
-            self._write(json.dumps(self._record(sources)))
+            _replace_whole(self._path, json.dumps(self._record(sources)))
         except OSError as error:
             if self._is_kept:
                 _log.warning("the last good configuration is not kept: %s: %s", self._path, error.strerror)
@@ -96,9 +96,6 @@ class LastGood:
         texts = {str(file): source.decode() for file, source in sources.items()}
         return {"main": str(self._main), "at": datetime.now(UTC).isoformat(), "files": texts}
 
-    def _write(self, text: str) -> None:
-        _replace_whole(self._path, text)
-
 
 def _replace_whole(path: Path, text: str) -> None:
     """Replace a file whole, so that a crash leaves the one before."""
@@ -114,11 +111,11 @@ def _replace_whole(path: Path, text: str) -> None:
 
 # The ports that were assigned to domains, kept over restarts of the host, with a copy that lasts as long as the rules.
 #
-# The copy is read where the first was lost or damaged: so what the kernel holds stays as it is.
+# The copy is read where the first file is lost or damaged, so that the ports in the kernel's rules stay assigned.
 
 
 class PortRecords:
-    """Where they are kept. `is_intact` says that the first of the two was read as it should be."""
+    """The records of assigned ports, in two files; `is_intact` says that no file was found damaged."""
 
     def __init__(self, state: Path = STATE, directory: Path = DIRECTORY) -> None:
         self._paths = tuple(place / "auto-ports.json" for place in (state, directory))
@@ -127,7 +124,7 @@ class PortRecords:
 
     @property
     def arrivals(self) -> tuple[Run, ...]:
-        """The domains that patterns were for, in the order in which they came; of a record of others there are none."""
+        """The domains that patterns were for, in order of arrival; none where the record is not one of ours."""
         try:
             runs = [(int(each["place"]), UUID(str(each["domain"])), int(each["run"])) for each in self._runs.records]
         except (KeyError, ValueError):
@@ -153,7 +150,7 @@ class PortRecords:
         return {}
 
     def before(self, occupied: Callable[[], Sockets]) -> Before:
-        """Give what is known when one begins."""
+        """Give what is known at a start."""
         return Before(self.known(), self.arrivals, occupied)
 
     def keep(self, ports: Assignments) -> bool:
@@ -206,15 +203,13 @@ def _assignments(records: Iterable[Mapping[str, object]]) -> Assignments:
 
 
 class Written:
-    """What the next start reads. On the loop's thread.
+    """Keeps what the next start reads: texts that were right, interfaces that entries lead to, and assigned ports.
 
-    That is: texts that were right, which interfaces entries lead to, and which ports were assigned.
-
-    A thread of its own writes it, so that nothing waits for the disk. `choice` is the last one.
+    Used on the loop's thread; another thread writes, so that nothing waits for the disk. `choice` are the interfaces.
     """
 
     def __init__(self, main: Path, state: Path, directory: Path, again_after: float) -> None:
-        """Try again after so many seconds what could not be written."""
+        """Try again after `again_after` seconds where something could not be written."""
         self._last_good, self._led_to = LastGood(main, state), LedTo(directory)
         self._records = PortRecords(state, directory)
         self.choice, self.ports = self._led_to.chosen, self._records.known()
@@ -245,9 +240,9 @@ class Written:
             self._write("ports", lambda: self._records.keep(ports))
 
     def keep_ports(self, ports: Assignments, arrivals: tuple[Run, ...]) -> None:
-        """Keep which ports are assigned, where they are others, or an hour more has passed without their domain.
+        """Keep which ports are assigned, where they have changed, or their domains have been gone for another hour.
 
-        Keep who came first, too, where that is another order.
+        Keep the order of arrival of domains, too, where that has changed.
         """
         if arrivals != self.arrivals:
             self.arrivals = arrivals
@@ -288,9 +283,9 @@ LATE: Final = (
 
 
 class Reading:
-    """Calls `read` in its thread when asked to, and `done` once that has ended.
+    """Calls `read` in a thread of its own, and `done` once that has ended.
 
-    `late` is told when it takes longer than `patience`, in seconds, and with no text when that is over.
+    Where it takes longer than `patience`, in seconds, `late` is called with a text, and without one when it has ended.
     """
 
     def __init__(
@@ -303,7 +298,7 @@ class Reading:
 
     @property
     def is_under_way(self) -> bool:
-        """Whether something was begun and not taken."""
+        """Whether a reading was begun whose result was not taken yet."""
         return self._under_way is not None
 
     def begin(self) -> None:
@@ -320,7 +315,7 @@ class Reading:
         return taken
 
     async def close(self, patience: float) -> None:
-        """End the thread, but for one that reads: that may hang, and has nothing to bring to an end."""
+        """End the thread; while it reads, it is not waited for: it may hang, and leaves nothing unfinished."""
         if self._under_way is not None and not self._under_way.done():
             self._under_way.cancel()
             patience = 0
@@ -337,22 +332,22 @@ class Reading:
         self._done()
 
 
-# Who asked for the configuration to be read again, and waits to hear what came of it. On the loop's thread only.
+# Requests to read the configuration again, and their answers. On the loop's thread only.
 #
-# Whoever asks while it is being read is answered by the next time. A configuration that is right is only worth telling
-# once the kernel was brought to it; passes go on while it is read, and are about the one before.
+# A request that arrives while the configuration is being read is answered by the next reading. A valid configuration is
+# answered once the kernel holds it; passes that run while it is read are about the one before.
 
 
 @dataclass(frozen=True, slots=True)
 class Reloaded:
-    """What came of it: `problems` of a configuration that was refused, or why the kernel does not hold it yet."""
+    """The answer: `problems` of a configuration that was refused, or why the kernel does not hold it yet."""
 
     problems: tuple[Problem, ...] = ()
     failure: str = ""
 
 
 class Reloads:
-    """Asks for a reload by calling `wake`, and answers those who asked."""
+    """Asks for a reload by calling `wake`, and answers the requests for it."""
 
     def __init__(self, wake: Callable[[], None]) -> None:
         self._wake = wake
@@ -361,7 +356,7 @@ class Reloads:
         self._read: list[asyncio.Future[Reloaded]] = []
 
     async def ask(self) -> Reloaded:
-        """Have the configuration read again, and wait for what comes of it."""
+        """Have the configuration read again, and wait for the answer."""
         answer = asyncio.get_running_loop().create_future()
         self._asked.append(answer)
         self._wake()
@@ -374,7 +369,7 @@ class Reloads:
         self._asked = []
 
     def read(self) -> None:
-        """Note that the file has been read; the next pass answers those who wait."""
+        """Note that the file has been read; the next pass answers the requests."""
         self._read += self._begun
         self._begun = []
 
@@ -389,5 +384,5 @@ class Reloads:
     def _answer(self, result: Reloaded) -> None:
         read, self._read = self._read, []
         for answer in read:
-            if not answer.done():  # who asked may have gone
+            if not answer.done():  # the client may have gone
                 answer.set_result(result)
