@@ -64,11 +64,11 @@ def in_order(exposures: Collection[Exposure]) -> list[Exposure]:
     return sorted(exposures, key=lambda exposure: (exposure.owner, exposure.listens_at()))
 
 
-# Which of the things that were heard explains a change, for the audit. Pure.
+# Which of the known reasons explains a change, for the audit. Pure.
 #
 # Events arrive in bursts and in any order: the kernel may tell that a guest's neighbour entry came before libvirt tells
 # that the domain started. So a reason that names the owner is preferred, then what the state itself says, then what may
-# concern anybody. What happened to other domains and other guests' addresses explains nothing.
+# concern any owner. What happened to other domains and other guests' addresses explains nothing.
 _OF_DOMAINS: Final = frozenset({ReasonKind.DOMAIN, ReasonKind.DEVICES, ReasonKind.AGENT, ReasonKind.METADATA})
 _OF_NETWORKS: Final = frozenset({ReasonKind.NETWORK, ReasonKind.RESERVATIONS})
 

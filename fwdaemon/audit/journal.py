@@ -1,4 +1,4 @@
-"""Where log lines go: to the journal with their fields, or to standard error for who runs the daemon by hand.
+"""Where log lines go: to the journal with their fields, or to standard error where the daemon is run by hand.
 
 The only module that writes to the journal.
 """
@@ -73,7 +73,7 @@ class Outlet(Protocol):
 
 
 class QueueHandler(logging.Handler):
-    """Hands lines to a thread that writes them: who logs never waits, whatever holds up the journal or a pipe.
+    """Hands lines to a thread that writes them: logging never waits, whatever holds up the journal or a pipe.
 
     What does not fit in the queue is lost. How many lines that were is a line of its own, once writing works again.
     """

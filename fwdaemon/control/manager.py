@@ -1,8 +1,8 @@
 """The methods of `kvm.portfwd.Manager`.
 
-A status is made only when somebody asks, by a thread of its own, from references to what never changes: so neither the
-loop nor a reconcile waits for it. What many ask for at a time is made once. A change is always told; figures may be a
-second old, or more where there is much to count.
+A status is made only on request, in a thread of its own, from references to what never changes: so neither the loop nor
+a reconcile waits for it. Clients that ask at the same time share one. It always has the latest changes; its figures may
+be a second old, or more where there is much to count.
 """
 
 import asyncio
@@ -37,14 +37,14 @@ from fwdaemon.status.records import Records
 from fwdaemon.status.reloads import Reloaded
 from fwdaemon.status.rows import Facts, Readings, rows
 
-# What those hear who watch: that something changed, and the last changes of exposures. On the loop's thread only.
+# The feed for clients that watch: that something changed, and the last changes of exposures. On the loop's thread only.
 _MOST: Final = 256
 
 Dated: TypeAlias = tuple[datetime, Change]
 
 
 class Subscription:
-    """One that watches. Who does not take what there is loses the oldest, and nothing waits for it."""
+    """One client that watches. If it does not keep up, it loses the oldest changes; nothing waits for it."""
 
     def __init__(self) -> None:
         self._changes: deque[Dated] = deque(maxlen=_MOST)
@@ -72,7 +72,7 @@ class Subscription:
 
 
 class Feed:
-    """Everybody who watches; `revision` counts what they were told."""
+    """All clients that watch; `revision` counts what was sent to them."""
 
     def __init__(self) -> None:
         self.revision = 0
@@ -97,13 +97,13 @@ class Feed:
 
 _log = logging.getLogger(__name__)
 
-# How long a status is good for: a second, or so much longer than it took to make it. So whoever asks without end costs
-# us a fifth of a processor at most.
+# How long a status is good for: a second, or so many times as long as it took to make it. So clients that ask all the
+# time cost us a fifth of a processor at most.
 _FRESH_S: Final = 1.0
 _REST: Final = 4
 # How long one is kept in any case.
 _KEPT_S: Final = 5.0
-# Whoever watches hears of a burst once.
+# Changes within so many seconds are sent to watching clients together.
 _BURST_S: Final = 0.1
 _CLOSE_S: Final = 2.0
 
@@ -125,7 +125,7 @@ class Inquiries:
 
     `count` reads those of what the kernel holds; it may take its time, in a thread of its own, and is waited for so
     many seconds: the counters of ten thousand forwards take less, and without them a status is still worth having.
-    Whoever watches hears of a connection to libvirt after `libvirt_period` seconds: that it is lost wakes nobody.
+    Watching clients see a change of a connection to libvirt within `libvirt_period` seconds: it is polled.
     """
 
     connections: Callable[[], tuple[ConnectionState, ...]]
@@ -138,8 +138,8 @@ class Inquiries:
 class Manager:
     """Answers from `records`, and with what it asks for.
 
-    `metrics`, to be set once there is somebody who makes them, gives them as text; `ImportError` says that their
-    library is not there.
+    `metrics`, to be set once there is a reporter, gives them as text; `ImportError` says that their library is not
+    there.
     """
 
     def __init__(self, records: Records, feed: Feed, ask: Inquiries) -> None:

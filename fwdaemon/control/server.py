@@ -1,4 +1,4 @@
-"""Clients of the control socket, each within bounds, so that a slow or hostile one is nobody else's business.
+"""Clients of the control socket, each within limits, so that a slow or hostile one does not affect the others.
 
 A client has one call at a time, of 64 KiB at most, and not many of them in a second. What it sends that is no call, or
 keeps us waiting for, ends its connection, and so does an answer that it does not take. Nothing here blocks the loop.
@@ -40,7 +40,7 @@ from fwdaemon.kernel.process import Worker
 _log = logging.getLogger(__name__)
 
 _LONGEST_CALL: Final = 1 << 16
-# After each answer, so that nobody keeps the loop busy with small calls, or with large answers to them.
+# After each answer, so that no client keeps the loop busy with small calls, or with large answers to them.
 _PAUSE_S: Final = 0.02
 _BYTES_A_SECOND: Final = 20_000_000
 
@@ -49,7 +49,7 @@ _ENDS = (OSError, PortfwdError, TimeoutError, asyncio.IncompleteReadError, async
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How many clients there may be, of everybody and of one user who is not root; and how long each may take.
+    """How many clients there may be, in all and of one user who is not root; and how long each may take.
 
     `idle` is how long a client may be silent, and `take` how long it may leave an answer lying, in seconds.
     """
@@ -64,7 +64,7 @@ _LIMITS: Final = Limits()
 
 
 class ControlServer:
-    """Serves everybody who may call; `group` is whose members may read, `None` for nobody but root.
+    """Serves root, and for reading the members of `group`, if any.
 
     `peer` tells who is at the other end, and `sleep` waits.
     """

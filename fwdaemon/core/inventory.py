@@ -15,7 +15,7 @@ from fwdaemon.core.types import Address, Family, Origin, PortRange, Protocol, Su
 
 
 class AddressSource(IntEnum):
-    """Who told us a guest's address, the most trusted first (a smaller value wins)."""
+    """The source of a guest's address, the most trusted first (a smaller value wins)."""
 
     CONFIGURATION = 1
     RESERVATION = 2
@@ -38,7 +38,7 @@ _SOURCE_NAMES = {
 
 @dataclass(frozen=True, slots=True, order=True)
 class LearnedAddress:
-    """An address somebody says a MAC address has."""
+    """An address that a source says a MAC address has."""
 
     address: Address
     source: AddressSource
@@ -210,7 +210,7 @@ class Inventory:
 
     @property
     def guest_addresses(self) -> frozenset[Address]:
-        """Every address that somebody says a running guest has."""
+        """Every address that any source says a running guest has."""
         interfaces = (interface for domain in self.domains if domain.running for interface in domain.interfaces)
         return frozenset(claim.address for interface in interfaces for claim in interface.learned)
 
@@ -309,14 +309,14 @@ class Hindrance:
         return self.kind in _CLAIMED
 
 
-# What each witness said, before anybody put it together: libvirt, the guests' agents, the kernel.
+# What each witness said, before it is put together: libvirt, the guests' agents, the kernel.
 #
 # Plain data only. `fwdaemon.resolve.snapshot` makes one `Inventory` of it.
 
 
 @dataclass(frozen=True, slots=True)
 class MacClaim:
-    """Somebody says that an interface with this MAC address has this address."""
+    """A claim that the interface with this MAC address has this address."""
 
     mac: str
     learned: LearnedAddress

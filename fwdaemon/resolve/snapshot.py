@@ -34,7 +34,7 @@ from fwdaemon.resolve.addresses import SubnetIndex
 # A short grace for exposures whose domain has just stopped and may be rebooting.
 #
 # A reboot can reach us as a stop followed by a start. Taking the exposures away in between would end their connections
-# for nothing, so the removal waits for a moment, unless somebody else has the address by then. A domain that was
+# for nothing, so the removal waits for a moment, unless another guest has the address by then. A domain that was
 # destroyed, whose emulator died, that libvirt knows no more or that another host has is not rebooting, and gets none:
 # another host may take its public address at once. Pure; the time is given.
 GRACE = 1.0
@@ -42,13 +42,13 @@ GRACE = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """When an exposure's domain was found stopped, by the clock that was given, and all that was heard since."""
+    """When an exposure's domain was found stopped, by the clock that was given, and the reasons that came since."""
 
     at: float
     reasons: tuple[Reason, ...]
 
     def then(self, later: "Stop") -> "Stop":
-        """Add what was heard later: libvirt may say only then why a domain stopped."""
+        """Add later reasons: libvirt may say only then why a domain stopped."""
         return Stop(self.at, tuple(dict.fromkeys(self.reasons + later.reasons)))
 
 
@@ -62,7 +62,7 @@ class Grace:
     def extend(self, desired: Desired, live: AbstractSet[Exposure], taken: Collection[Address], stop: Stop) -> Desired:
         """Add to `desired` the live exposures that are not to go yet.
 
-        `taken` are the addresses of running guests; `stop` is now, and what was heard.
+        `taken` are the addresses of running guests; `stop` is now, with the reasons of this pass.
         """
         gone = [exposure for exposure in live - desired.exposures if exposure.owner in desired.returning]
         known = self._stops
@@ -76,7 +76,7 @@ class Grace:
         return desired.having(held) if held else desired
 
     def reasons(self, exposure: Exposure, otherwise: tuple[Reason, ...]) -> tuple[Reason, ...]:
-        """Give what was heard since the exposure's domain stopped."""
+        """Give the reasons since the exposure's domain stopped."""
         stop = self._stops.get(exposure)
         return stop.reasons if stop else otherwise
 
@@ -87,12 +87,12 @@ class Grace:
 
 
 def _is_taken(exposure: Exposure, taken: Collection[Address]) -> bool:
-    """Whether holding an exposure would lead to somebody else; a route leads to a bridge, which has gone by then."""
+    """Whether an exposure that is held would lead to another guest; a route's bridge has gone by then."""
     return exposure.guest is None or exposure.guest in taken
 
 
 def _is_claimed(exposure: Exposure, other: Forward) -> bool:
-    """Whether another domain has got what an exposure listens on: by a pattern, one waits until the first has gone."""
+    """Whether another domain has the ports of an exposure now: of a pattern's domains, the next one gets them."""
     mine, its = exposure.claim, other.claim
     if mine.ports is None or its.ports is None or exposure.owner == other.owner:
         return False

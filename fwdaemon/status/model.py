@@ -1,8 +1,8 @@
 """What `status` shows, as plain data, and its JSON form. Pure.
 
 How the rows follow from what is known is in `fwdaemon.status.rows`; the names and types of the JSON form are described
-in `fwdaemon/control/kvm.portfwd.Manager.varlink`. Names are held as they are: JSON escapes them, and so does who shows
-them to people (`fwdaemon.core.text.shown`). Times are UTC.
+in `fwdaemon/control/kvm.portfwd.Manager.varlink`. Names are held as they are: JSON escapes them, and
+`fwdaemon.core.text.shown` does so for people. Times are UTC.
 """
 
 import json
@@ -32,10 +32,10 @@ class State(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What was counted of an exposure; `None` where nobody counts.
+    """What was counted of an exposure; `None` where that is unknown.
 
     `connections` began since `since`, where that is known. `open` are those the kernel tracks now, and `open_bytes`
-    what they have carried in both directions, where the kernel is told to count that (nf_conntrack_acct).
+    what they have carried in both directions, where the kernel is set to count that (nf_conntrack_acct).
     """
 
     connections: int | None = None
@@ -178,7 +178,7 @@ class Pass:
 
 @dataclass(frozen=True, slots=True)
 class Restored:
-    """Something that was found missing and put back, `more` like it along with it, and who had taken it away."""
+    """Something that was found missing and put back, with the number of `more` like it, and the cause of its loss."""
 
     at: datetime
     what: str

@@ -1,6 +1,6 @@
 """Tells systemd how we are: ready, reloading, stopping, in what state, and alive (sd_notify(3)).
 
-Here one socket is opened at the start, and nothing waits: what cannot be told now is told later, in the same order.
+Here one socket is opened at the start, and nothing waits: what cannot be sent now is sent later, in the same order.
 Without systemd nothing happens. systemd-python's `daemon.notify` opens a socket for each message, so where no
 descriptor is left it fails (235: EMFILE), and the watchdog starves; while systemd does not read, it waits.
 """
@@ -96,7 +96,8 @@ class Watchdog:
     """Feeds systemd's watchdog while we are alive; when it is not fed, systemd ends us and starts us again.
 
     Alive means that the loop turns, since it is the loop that calls `feed`, and that nothing which has to end hangs.
-    Who waits for libvirt is alive. `environment` is where systemd says how long it waits (WATCHDOG_USEC, WATCHDOG_PID).
+    A daemon that waits for libvirt is alive. `environment` is where systemd says how long it waits (WATCHDOG_USEC,
+    WATCHDOG_PID).
     """
 
     def __init__(self, notifier: Notifier, environment: Mapping[str, str] = os.environ) -> None:
@@ -140,7 +141,7 @@ class Watchdog:
 class Pulse:
     """Tells systemd all the time that we are alive, and what `status` gives, whenever that is new.
 
-    The status is compared with what was told of it each `period`, and `soon` after something that may have changed it,
+    The status is compared with what was last sent each `period`, and `soon` after something that may have changed it,
     in seconds. `beat` is called each time before.
     """
 
@@ -194,7 +195,7 @@ class Pulse:
 
 
 def _watchdog_s(environment: Mapping[str, str]) -> float:
-    """Give the seconds after which systemd ends who does not feed it; it may not be us whom it watches."""
+    """Give the seconds within which systemd has to be fed; infinity where it watches another process, or none."""
     microseconds = environment.get("WATCHDOG_USEC", "")
     is_ours = environment.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
     return int(microseconds) / 1e6 if is_ours and microseconds.isdecimal() else float("inf")

@@ -1,7 +1,7 @@
-"""What the daemon remembers to tell whoever asks how things are. On the loop's thread only.
+"""What the daemon remembers for its status. On the loop's thread only.
 
-It keeps references to what never changes, so that remembering costs next to nothing; what is told is made of them only
-when somebody asks.
+It keeps references to what never changes, so that remembering costs next to nothing; a status is made of them only on
+request.
 """
 
 import os
@@ -34,7 +34,7 @@ Publish = Callable[[datetime, Sequence[Change]], None]
 
 
 class Records:
-    """All of it; `publish` is told whenever a status would say something else."""
+    """All of it; `publish` is called whenever the status changes."""
 
     def __init__(self, path: Path, config: Config, publish: Publish) -> None:
         self._publish = publish
