@@ -43,7 +43,7 @@ from fwdaemon.resolve.expansion import Before, Sockets
 from fwdaemon.resolve.placement import Placer
 from fwdaemon.status.notify import Pulse
 from fwdaemon.status.records import Records, UsageReader
-from fwdaemon.status.reloads import STATE, Reading, Reloads, Start, Written
+from fwdaemon.status.reloads import STATE, ConfigReader, Reloads, Start, Written
 from fwdaemon.status.rows import summary
 from fwdaemon.triggers import TriggerQueue, Triggers
 
@@ -52,7 +52,7 @@ _log = logging.getLogger(__name__)
 # A package makes this file while an upgrade restarts us: whoever comes after us wants the rules.
 _UPGRADE = "upgrade"
 
-Ask: TypeAlias = Callable[[], None]
+RequestPass: TypeAlias = Callable[[], None]
 """Asks for a pass; from any thread."""
 
 
@@ -63,7 +63,7 @@ class Parts:
     rules: Netfilter
     host: HostNetwork
     conntrack: Conntrack
-    conflicts: Callable[[Ask], Conflicts]
+    conflicts: Callable[[RequestPass], Conflicts]
     routes: Callable[[RulesChanged], Monitor]
     sources: Callable[[Config, Trigger], Sources]
     read: Callable[[Path, Config], Loaded] = configuration.load_guarded
@@ -100,7 +100,7 @@ class Daemon:
         budgets, bounded = (parts.guests, parts.users), self._pulse.watchdog.bounded
         self._inventories = Inventories(sources, queue, budgets, bounded, self._backoff())
         self._worker = Worker("reconcile")
-        self._reading = Reading(self._read, queue.wake, self._records.late, self._pauses.reading)
+        self._reading = ConfigReader(self._read, queue.wake, self._records.late, self._pauses.reading)
         self._log_start(start)
         self._reporter = Reporter(manager.status, feed)
         manager.metrics = self._reporter.text

@@ -16,7 +16,6 @@ from fwdaemon.explain.guest import Libvirt
 from fwdaemon.explain.report import Report, as_json, as_text
 from fwdaemon.explain.trace import explain, refused
 from fwdaemon.kernel.process import SystemRunner
-from fwdaemon.resolve.expansion import Before
 from fwdaemon.status.reloads import PortRecords
 
 _FAILED: Final = 1
@@ -43,8 +42,7 @@ def _report(request: Request, path: Path) -> Report:
     except ConfigError as error:
         return refused(request, error, kernel)
     libvirt = asyncio.run(_ask_libvirt(config.daemon.libvirt))
-    records = PortRecords()
-    return explain(request, config, libvirt, kernel, str(path), before=Before(records.known(), records.arrivals))
+    return explain(request, config, libvirt, kernel, str(path), before=PortRecords().before())
 
 
 async def _ask_libvirt(uris: Sequence[str]) -> Libvirt:

@@ -22,7 +22,7 @@ from fwdaemon.errors import ConfigError, Problem
 from fwdaemon.hostnet.owned_state import DIRECTORY, LedTo, OwnedStateFile
 from fwdaemon.kernel.process import Worker
 from fwdaemon.resolve.claims import Run
-from fwdaemon.resolve.expansion import Assignments, AutoPort, Before, Held, Sockets
+from fwdaemon.resolve.expansion import Assignments, AutoPort, Before, Held, Sockets, no_sockets
 from fwdaemon.resolve.guests import Chosen
 
 # The last configuration that was right, kept on the disk for a start with one that is not.
@@ -149,7 +149,7 @@ class PortRecords:
                 _log.warning("the ports that were assigned cannot be read: %s: %s", path, printable(str(error)))
         return {}
 
-    def before(self, occupied: Callable[[], Sockets]) -> Before:
+    def before(self, occupied: Callable[[], Sockets] = no_sockets) -> Before:
         """Give what is known at a start."""
         return Before(self.known(), self.arrivals, occupied)
 
@@ -282,7 +282,7 @@ LATE: Final = (
 )
 
 
-class Reading:
+class ConfigReader:
     """Calls `read` in a thread of its own, and `done` once that has ended.
 
     Where it takes longer than `patience`, in seconds, `late` is called with a text, and without one when it has ended.
