@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+# A process that ends while it is looked at: its folder has gone, or is there and answers ESRCH.
+_GONE = FileNotFoundError, ProcessLookupError
 _TICK = 1 / os.sysconf("SC_CLK_TCK")
 _KIB = 1024
 # Nothing goes on any more when a process takes a tick at most in each of these steps, and does not wait for a processor
@@ -73,14 +75,14 @@ def _started_by(thread: Path) -> list[int]:
     """The processes that a thread started; none if it has ended meanwhile."""
     try:
         return [int(word) for word in (thread / "children").read_text(encoding="ascii").split()]
-    except (FileNotFoundError, ProcessLookupError):
+    except _GONE:
         return []
 
 
 def _while_there(pid: int) -> list[int]:
     try:
         return list(tree(pid))
-    except FileNotFoundError:
+    except _GONE:
         return []
 
 
@@ -104,13 +106,13 @@ def _fields(stat: Path) -> list[str]:
     """From its state, the third, on; the name before it, in parentheses, may hold anything. Zeros if it has gone."""
     try:
         return stat.read_text(encoding="utf-8").rpartition(")")[2].split()
-    except (FileNotFoundError, ProcessLookupError):
+    except _GONE:
         return ["0"] * 15
 
 
 def _rollup(pid: int) -> dict[str, int]:
     try:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii").splitlines()[1:]
-    except (FileNotFoundError, ProcessLookupError):
+    except _GONE:
         return {"Rss": 0, "Pss": 0}
     return {name: int(value.split()[0]) * _KIB for name, _, value in (line.partition(":") for line in lines)}
