@@ -45,6 +45,10 @@ MESSAGE_IDS: Final = {
     "noted": "8a6e9577c64f4ea58a0d13c09fca611f",
     "loaded": "4332fb5b140f43c3b02a53f9aaf05eb9",
     "refused": "7e462be721144e0ca69bdf49dd7177dd",
+    "opened": "728346edf9af42db860d669eba6768fe",
+    "closed": "9243ca1455ba406bbf23e42d227ea305",
+    "confirmed": "b2df49dc9cde49a29c7fe94f6b7aea5b",
+    "unconfirmed": "657935906f5a464aa364818a03994e99",
 }
 
 
@@ -173,8 +177,42 @@ def last_good_in_force(found: Iterable[Problem], kept_at: datetime) -> None:
     """Say what is wrong with the configuration at the start, and what is in force in its place."""
     for problem in found:
         _write("refused", str(problem), level=logging.ERROR)
-    when = f"{kept_at.astimezone():%Y-%m-%d %H:%M:%S %z}"
-    _write("refused", f"configuration refused; the last good one stays in force, of {when}", level=logging.ERROR)
+    text = f"configuration refused; the last good one stays in force, of {_when(kept_at)}"
+    _write("refused", text, level=logging.ERROR)
+
+
+def opened(domain: str, ports: str, sources: Iterable[str], until: datetime, by: str) -> None:
+    """Say that something was opened for a while, and by whom."""
+    allowed = ", ".join(sources)
+    text = f"opened {ports} to {shown(domain)}{f' from {allowed}' if allowed else ''} until {_when(until)} by {by}"
+    fields = {"PORTFWD_DOMAIN": domain, "PORTFWD_CAUSE": by, "PORTFWD_UNTIL": until.isoformat()}
+    _write("opened", printable(text), fields)
+
+
+def closed(domain: str, ports: str, cause: str) -> None:
+    """Say that what was opened is closed again, and why."""
+    fields = {"PORTFWD_DOMAIN": domain, "PORTFWD_CAUSE": cause}
+    _write("closed", printable(f"closed {ports} to {shown(domain)}: {cause}"), fields)
+
+
+def to_confirm(until: datetime) -> None:
+    """Say that a configuration is in force until then, unless it is confirmed."""
+    _write("unconfirmed", f"unless it is confirmed, the configuration before comes back at {_when(until)}")
+
+
+def confirmed(path: Path, by: str) -> None:
+    """Say that a configuration stays in force."""
+    _write("confirmed", printable(f"configuration {path} confirmed by {by}"), {"PORTFWD_CAUSE": by})
+
+
+def rolled_back(path: Path) -> None:
+    """Say that the configuration before is in force again."""
+    text = f"configuration {path} was not confirmed; the one before is in force again"
+    _write("unconfirmed", text, level=logging.WARNING)
+
+
+def _when(moment: datetime) -> str:
+    return f"{moment.astimezone():%Y-%m-%d %H:%M:%S %z}"
 
 
 def drop_ins_ignored(files: Iterable[Path]) -> None:

@@ -17,6 +17,7 @@ from fwdaemon.explain.report import Report, as_json, as_text
 from fwdaemon.explain.trace import explain, refused
 from fwdaemon.kernel.process import SystemRunner
 from fwdaemon.status.reloads import PortRecords
+from fwdaemon.status.temporary import with_temporary
 
 _FAILED: Final = 1
 _WRONG_USAGE: Final = 2
@@ -38,7 +39,7 @@ def run(options: argparse.Namespace) -> int:
 def _report(request: Request, path: Path) -> Report:
     kernel = Kernel(SystemRunner())
     try:
-        config = configuration.load(path)
+        config = with_temporary(configuration.load(path))
     except ConfigError as error:
         return refused(request, error, kernel)
     libvirt = asyncio.run(_ask_libvirt(config.daemon.libvirt))

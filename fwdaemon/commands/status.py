@@ -36,6 +36,7 @@ from fwdaemon.status.model import SCHEMA_VERSION, Configuration, Header, Libvirt
 from fwdaemon.status.records import UsageReader
 from fwdaemon.status.reloads import PortRecords
 from fwdaemon.status.rows import Facts, rows
+from fwdaemon.status.temporary import known, now, remaining, with_temporary
 
 # A status without a daemon to ask: what the configuration and libvirt want, and what of it the kernel holds.
 _NOT_THERE: Final = "not in the kernel; the daemon would put it there"
@@ -49,13 +50,21 @@ def status_without_daemon(path: Path) -> Status:
         PortfwdError: libvirt or the kernel does not answer, or not to this user.
 
     """
-    config = configuration.load(path)
+    temporary = known()
+    config = with_temporary(configuration.load(path))
     desired = desired_state(
         config, asyncio.run(take_inventory(config.daemon.libvirt)), LedTo().chosen, PortRecords().before(ports_in_use)
     )
     netfilter = Netfilter(SystemRunner(), config.daemon.backend)
     found = _observe(config, desired, netfilter)
-    facts = Facts(config, desired, desired.lacking(found.mended), _NOT_THERE, State.WAITING)
+    facts = Facts(
+        config,
+        desired,
+        desired.lacking(found.mended),
+        _NOT_THERE,
+        State.WAITING,
+        open_for=remaining(temporary, now()),
+    )
     libvirt = tuple(LibvirtState(uri, connected=True, since=datetime.now(UTC)) for uri in config.daemon.libvirt)
     problems = (*found.faults, *(f"{name} is left in the kernel, and not wanted any more" for name in found.stale))
     header = Header(

@@ -13,7 +13,7 @@ from typing import ClassVar, Final, TypeAlias
 from fwdaemon.core.bans import BEHIND
 from fwdaemon.core.exposures import Claim, Kind, Owner
 from fwdaemon.core.text import shown
-from fwdaemon.core.types import Address, Family, Gate, Origin, PortRange, Protocol, Subnet, show_endpoint
+from fwdaemon.core.types import Address, Family, Gate, Origin, PortRange, Protocol, Subnet, Until, show_endpoint
 
 # The tables, and the keys that each may have.
 ENTRIES: Final = ("forward", "nat", "route")
@@ -146,7 +146,7 @@ class ForwardEntry:
     is the name of a domain that `domain` gives by its UUID. Empty `listen` means every local address, empty `sources`
     anyone. At most one of `network` and `mac` is set; `mac` is in lower case with colons. Where `listen` is set, no
     mapping has a listening address of its own. With `masquerade` the guest sees an address of the host instead of the
-    client's. `auto` are the ports that are not written, but assigned.
+    client's. `auto` are the ports that are not written, but assigned. One that was opened for a while ends at `until`.
     """
 
     kind: ClassVar[Kind] = Kind.FORWARD
@@ -164,6 +164,7 @@ class ForwardEntry:
     auto: tuple[AutoMapping, ...] = ()
     is_pattern: bool = False
     called: str | None = None
+    until: Until | None = None
 
     @property
     def owner(self) -> Owner:

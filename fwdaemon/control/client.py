@@ -35,7 +35,9 @@ class RefusedError(PortfwdError):
     """The daemon does not answer this user."""
 
 
-def call(method: str, patience: float, path: Path = SOCKET) -> Mapping[str, Any]:
+def call(
+    method: str, patience: float, path: Path = SOCKET, parameters: Mapping[str, Any] | None = None
+) -> Mapping[str, Any]:
     """Call a method of the daemon, and give the reply's parameters; each part of it must come within `patience` s.
 
     Raises:
@@ -45,7 +47,7 @@ def call(method: str, patience: float, path: Path = SOCKET) -> Mapping[str, Any]
         PortfwdError: it did not answer.
 
     """
-    return next(_replies(Call(f"{MANAGER}.{method}"), patience, path)).parameters
+    return next(_replies(Call(f"{MANAGER}.{method}", parameters or {}), patience, path)).parameters
 
 
 def watch(path: Path = SOCKET) -> Iterator[None]:

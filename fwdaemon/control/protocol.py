@@ -8,6 +8,7 @@ from math import isfinite
 from typing import Any, Final, NoReturn, TypeAlias
 
 from fwdaemon import __version__
+from fwdaemon.control.listener import Peer
 from fwdaemon.errors import PortfwdError
 
 END: Final = b"\0"
@@ -20,6 +21,7 @@ INVALID_PARAMETER: Final = f"{SERVICE}.InvalidParameter"
 PERMISSION_DENIED: Final = f"{SERVICE}.PermissionDenied"
 EXPECTED_MORE: Final = f"{SERVICE}.ExpectedMore"
 CONFIGURATION_REFUSED: Final = f"{MANAGER}.ConfigurationRefused"
+REFUSED: Final = f"{MANAGER}.Refused"
 METRICS_UNAVAILABLE: Final = f"{MANAGER}.MetricsUnavailable"
 
 _NOTHING: Final[Mapping[str, Any]] = {}
@@ -139,6 +141,7 @@ def _refuse(constant: str) -> NoReturn:
 Parameters: TypeAlias = Mapping[str, Any]
 # Each gives the parameters of the reply as a JSON object, or hands one on whenever there is one.
 Answer: TypeAlias = Callable[[Parameters], Awaitable[bytes]]
+AnswerTo: TypeAlias = Callable[[Parameters, Peer], Awaitable[bytes]]
 Send: TypeAlias = Callable[[bytes], Awaitable[None]]
 Stream: TypeAlias = Callable[[Send], Awaitable[None]]
 
@@ -147,20 +150,35 @@ _NAME: Final = "kvm-portfwd"
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """One method: it has an `answer`, or a `stream` of them. `takes` names its parameters, all of them strings."""
+    """One method: it has an `answer`, which may be `to` whoever asks, or a `stream` of them.
+
+    `takes` names its parameters that are strings, `lists` those that are arrays of strings. Those of `numbers` are
+    whole numbers in the range given, and may be null or left out.
+    """
 
     answer: Answer | None = None
     stream: Stream | None = None
     takes: tuple[str, ...] = ()
     for_root: bool = False
+    to: AnswerTo | None = None
+    lists: tuple[str, ...] = ()
+    numbers: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
     def check(self, parameters: Parameters) -> None:
         """See that the parameters are those it takes. Raises CallError."""
-        for name in parameters.keys() ^ set(self.takes):
+        required = {*self.takes, *self.lists}
+        wrong = (required - parameters.keys()) | (parameters.keys() - required - self.numbers.keys())
+        wrong |= {name for name, value in parameters.items() if name not in wrong and not self._fits(name, value)}
+        for name in sorted(wrong):
             raise CallError(INVALID_PARAMETER, {"parameter": name})
-        for name, value in parameters.items():
-            if not isinstance(value, str):
-                raise CallError(INVALID_PARAMETER, {"parameter": name})
+
+    def _fits(self, name: str, value: object) -> bool:
+        if name in self.takes:
+            return isinstance(value, str)
+        if name in self.lists:
+            return isinstance(value, list) and all(isinstance(item, str) for item in value)
+        least, most = self.numbers[name]
+        return value is None or (isinstance(value, int) and not isinstance(value, bool) and least <= value <= most)
 
 
 def description_of(interface: str) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import ClassVar, NamedTuple, TypeAlias
 
-from fwdaemon.core.types import Address, Family, Origin, PortRange, Protocol, Subnet, show_endpoint
+from fwdaemon.core.types import Address, Family, Origin, PortRange, Protocol, Subnet, Until, show_endpoint
 
 
 class Owner(NamedTuple):
@@ -149,7 +149,8 @@ class Forward(_Translated):
     `listen` is `None` for every local address. Empty `sources` let anyone in; otherwise all are of this forward's
     family. With `masquerade` the guest sees an address of the host instead of the client's. `domain` is the name
     libvirt knows, any text. `bridge` is where the guest is plugged in, and `bridge_port` the host's side of its
-    interface; others, as after a reboot, do not make it another forward. `auto` says that `ports` were assigned.
+    interface; others, as after a reboot, do not make it another forward. `auto` says that `ports` were assigned. One
+    that is there for a while has its end in `until`.
     """
 
     # Whether guests open connections under its addresses.
@@ -168,6 +169,7 @@ class Forward(_Translated):
     bridge_port: str | None = field(default=None, compare=False)
     origin: Origin | None = field(default=None, compare=False)
     auto: bool = field(default=False, compare=False)
+    until: Until | None = None
 
     def __hash__(self) -> int:
         """Hash what tells forwards apart and is hashed fast: sets of thousands are made of them, even of one port."""

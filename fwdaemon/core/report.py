@@ -41,6 +41,10 @@ class ReasonKind(StrEnum):
     STOPPED = "stopped"  # a domain or network, found not to
     MOVED = "moved"  # an address, found to be the guest's
     STOP = "stop"
+    OPENED = "opened"  # a domain, to which something was opened for a while
+    CLOSED = "closed"  # a domain
+    ENDED = "ended"  # a domain
+    UNCONFIRMED = "unconfirmed"  # a path
 
 
 @dataclass(frozen=True, slots=True)

@@ -167,7 +167,7 @@ class NftablesBackend:
 
     def render(self, desired: Desired) -> str:
         """See `Backend.render`."""
-        return "\n\n".join(creation(table) for table in tables(desired).values())
+        return "\n\n".join(creation(table, _boottime()) for table in tables(desired).values())
 
     def preview(self, desired: Desired) -> ApplyResult:
         """See `Backend.preview`."""
@@ -185,7 +185,7 @@ class NftablesBackend:
         desired = replace(desired, kept=frozenset(there) if not self._gates_only else frozenset())
         observed = self._observe(desired, full=True)
         table_cache = TableCache()
-        plan = Plan.of(self._tables(table_cache, desired), observed)
+        plan = Plan.of(self._tables(table_cache, desired), observed, _boottime())
         gates = tuple(GateChange(state.gate, restored=False, fault=state.fault) for state in plan.shut)
         opened = [gate_script(state, desired.label) for state in plan.shut]
         script = "".join([plan.script, *opened, *(gate_script(state, None) for state in plan.orphaned_gates)])
@@ -226,7 +226,8 @@ class NftablesBackend:
             for family, table in self._tables(self._table_cache, desired).items()
             if family in self._committed and (family.word, TABLE_NAME) not in there
         }
-        script = "".join(f"{line}\n" for change in tables_difference(made, {}).values() for line in change.script)
+        changes = tables_difference(made, {}, _boottime()).values()
+        script = "".join(f"{line}\n" for change in changes for line in change.script)
         if not script:
             return ApplyResult()
         try:
@@ -277,7 +278,7 @@ class NftablesBackend:
     def _reconcile(self, desired: Desired, observed: Observed) -> ApplyResult:
         if self._settled is not None and desired is self._settled[0] and observed is self._settled[1]:
             return ApplyResult(faults=self._settled[2])
-        plan = Plan.of(self._tables(self._table_cache, desired), observed)
+        plan = Plan.of(self._tables(self._table_cache, desired), observed, _boottime())
         faults = [*observed.faults, *self._missing_libvirt(observed)]
         refused: Mapping[Gate, str] = {}
         committed = self._committed
@@ -376,3 +377,7 @@ def _hint(gate: Gate, error: ProcessError) -> str:
 def _served(table_cache: TableCache, found: WithMapKeys) -> frozenset[Exposure]:
     """Name the exposures that are served under these keys."""
     return frozenset(chain.from_iterable(table_cache.exposures(family, map_keys) for family, map_keys in found.items()))
+
+
+def _boottime() -> float:
+    return time.clock_gettime(time.CLOCK_BOOTTIME)

@@ -14,20 +14,41 @@ from operator import is_not
 from typing import Final, TypeAlias, TypeVar
 
 from fwdaemon.core.types import Family, Gate
-from fwdaemon.nftables.dispatch_chains import EVERY_ADDRESS, EVERYWHERE, NOWHERE, ONE_ADDRESS, TARGETS, MapKey, MapKeys
+from fwdaemon.nftables.dispatch_chains import (
+    BESIDE,
+    EVERY_ADDRESS,
+    EVERYWHERE,
+    NOWHERE,
+    ONE_ADDRESS,
+    MapKey,
+    MapKeys,
+)
 from fwdaemon.nftables.gates import GateState
-from fwdaemon.nftables.model import ENDED, ENDED_PORTS, VERDICT, Chain, Elements, Table, Target, table_name
+from fwdaemon.nftables.model import (
+    ENDED,
+    ENDED_PORTS,
+    VERDICT,
+    Chain,
+    Elements,
+    Held,
+    Lasting,
+    Table,
+    Target,
+    table_name,
+)
 from fwdaemon.resolve.flows import Flow
 
 # The kernel takes a netlink batch of any size, but a line of script is easier to read, and to find an error in, when it
 # is not megabytes long.
 _ELEMENTS_A_LINE = 200
 
+Tables: TypeAlias = Mapping[Family, Table]
 _T = TypeVar("_T")
 _MISSING: Final = object()
 _OF_FORWARDS: Final = frozenset({*ONE_ADDRESS, *EVERY_ADDRESS})
 _PORTS: Final = 1 << 16
-_LEADING_TO: Final = {targets: name for name, targets in TARGETS.items()}
+# By so much an element outlives what it is for, in seconds: our own clock is to be first where we run.
+_LONGER_S: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,18 +59,18 @@ class Difference:
     mended: MapKeys = NOWHERE
 
 
-def difference(family: Family, desired: Table | None, observed: Table | None) -> Difference:
-    """Tell what makes `observed` become `desired`; `None` stands for a table that is not there."""
+def difference(family: Family, desired: Table | None, observed: Table | None, now: float = 0.0) -> Difference:
+    """Tell what makes `observed` become `desired`, `now` by CLOCK_BOOTTIME; `None` is a table that is not there."""
     if desired is observed:
         return Difference()
     if desired is None:
         return Difference((f"delete table {table_name(family)}",))
     if observed is None:
-        return Difference(tuple(_make(desired)), EVERYWHERE)
+        return Difference(tuple(_make(desired, now)), EVERYWHERE)
     comparison = _Comparison.of(desired, observed)
     if comparison is None:
-        return Difference(tuple(_replace(desired)), EVERYWHERE)
-    return Difference(tuple(comparison.script()), comparison.mended())
+        return Difference(tuple(_replace(desired, now)), EVERYWHERE)
+    return Difference(tuple(comparison.script(now)), comparison.mended())
 
 
 def mended(desired: Table | None, observed: Table | None) -> MapKeys:
@@ -60,7 +81,7 @@ def mended(desired: Table | None, observed: Table | None) -> MapKeys:
     return EVERYWHERE if comparison is None else comparison.mended()
 
 
-def altered(desired: Mapping[Family, Table], observed: Mapping[Family, Table]) -> dict[Family, MapKeys]:
+def altered(desired: Tables, observed: Tables) -> dict[Family, MapKeys]:
     """Name the map keys of forwards where tables that led somewhere may have led in another way, by family.
 
     They were not as desired, or another key with a port of theirs was not: a connection to one address goes on by a
@@ -104,11 +125,12 @@ def _ports(key: str) -> tuple[str, slice]:
     return rest.rpartition(" . ")[2], slice(int(first), int(last or first) + 1) if known else slice(0, _PORTS)
 
 
-def creation(table: Table) -> str:
-    """Write a table as `nft list table` would, for reading and for loading."""
+def creation(table: Table, now: float = 0.0) -> str:
+    """Write a table as `nft list table` would, for reading and for loading `now`, by CLOCK_BOOTTIME."""
     lines = [f"table {table.name} {{"]
     for name, content in table.sets.items():
-        elements = f" elements = {{ {', '.join(map(_element, content.elements.items()))} }}" if content.elements else ""
+        listed = ", ".join(_element(element, now) for element in content.elements.items())
+        elements = f" elements = {{ {listed} }}" if listed else ""
         kind = "map" if content.type.data else "set"
         lines.append(f"\t{kind} {name} {{ {content.type}{elements} }}")
     for name, chain in table.chains.items():
@@ -118,20 +140,20 @@ def creation(table: Table) -> str:
     return "\n".join([*lines, "}"])
 
 
-def _make(table: Table) -> Iterator[str]:
+def _make(table: Table, now: float) -> Iterator[str]:
     """Make what is not there; the first line is refused if by now it is."""
     yield f"create table {table.name}"
-    yield creation(table)
+    yield creation(table, now)
 
 
-def _replace(table: Table) -> Iterator[str]:
+def _replace(table: Table, now: float) -> Iterator[str]:
     """Delete and make in one transaction; the first line lets the deletion succeed where there is nothing any more.
 
     The kernel waits for all processors before it lets go of a table, which takes longer than all the rest of it.
     """
     yield f"add table {table.name}"
     yield f"delete table {table.name}"
-    yield creation(table)
+    yield creation(table, now)
 
 
 class _Comparison:
@@ -157,15 +179,18 @@ class _Comparison:
     def _new(self) -> dict[str, Elements]:
         return self._differing_elements(self._desired, self._observed)
 
-    def script(self) -> Iterator[str]:
-        """Give the commands that make one table the other."""
+    def script(self, now: float) -> Iterator[str]:
+        """Give the commands that make one table the other, `now` by CLOCK_BOOTTIME."""
         table = self._desired.name
         # Chains first, since elements name them; what is no longer named goes last.
         for name, chain in self._chains.items():
             yield from _fill(table, name, chain, existing=name in self._observed.chains)
         gone = self._differing_elements(self._observed, self._desired)
         for name, new in self._new.items():
-            yield from _set_changes(f"{table} {name}", gone[name], new)
+            if not self._desired.sets[name].type.lasting:
+                yield from _set_changes(f"{table} {name}", gone[name], new)
+            elif gone[name] or new:
+                yield from _renewed(f"{table} {name}", self._desired.sets[name].elements, now)
         # Chains that somebody else made may lead to each other.
         for verb in ("flush", "delete") if len(self._gone_chains) > 1 else ("delete",):
             yield from (f"{verb} chain {table} {name}" for name in sorted(self._gone_chains))
@@ -178,7 +203,7 @@ class _Comparison:
 
     def altered(self) -> MapKeys:
         """Name the map keys whose own chains or elements differed, whatever else did."""
-        map_keys = {(_LEADING_TO.get(name, name), key) for name, new in self._new.items() for key in new}
+        map_keys = {(BESIDE.get(name, name), key) for name, new in self._new.items() for key in new}
         # What leads to a chain that was not there is new, too.
         if known := self._chains.keys() & self._observed.chains.keys():
             sets = self._desired.sets.items()
@@ -208,7 +233,13 @@ def _fill(table: str, name: str, chain: Chain, *, existing: bool) -> Iterator[st
 def _set_changes(where: str, gone: Elements, new: Elements) -> Iterator[str]:
     # Only the key of an element may be named when it is deleted from a map.
     yield from _elements("delete", where, sorted(gone))
-    yield from _elements("add", where, [_element(element) for element in sorted(new.items())])
+    yield from _elements("add", where, [_element(element, 0.0) for element in sorted(new.items())])
+
+
+def _renewed(where: str, elements: Elements, now: float) -> Iterator[str]:
+    """Write all that vanishes by itself anew: what is to be deleted may have done so since it was listed."""
+    yield f"flush set {where}"
+    yield from _elements("add", where, sorted(_element(element, now) for element in elements.items()))
 
 
 def refusal_script(ended: Mapping[Flow, float], families: Iterable[Family]) -> str:
@@ -238,10 +269,12 @@ def _elements(verb: str, where: str, texts: list[str]) -> Iterator[str]:
         yield f"{verb} element {where} {{ {', '.join(texts[start : start + _ELEMENTS_A_LINE])} }}"
 
 
-def _element(element: tuple[str, str | Target | None]) -> str:
+def _element(element: tuple[str, Held], now: float) -> str:
     match element:
         case key, None:
             return key
+        case key, Lasting(comment, ends):
+            return f'{key} timeout {ceil(1000 * max(ends - now + _LONGER_S, _LONGER_S))}ms comment "{comment}"'
         case key, Target(data, comment):
             return f'{key} comment "{comment}" : {data}'
         case key, chain:
@@ -266,9 +299,9 @@ def _differing(these: Mapping[str, _T], those: Mapping[str, _T], among: Collecti
     return {name: item for name, item in differing if those.get(name, _MISSING) != item}
 
 
-def tables_difference(desired: Mapping[Family, Table], observed: Mapping[Family, Table]) -> dict[Family, Difference]:
+def tables_difference(desired: Tables, observed: Tables, now: float = 0.0) -> dict[Family, Difference]:
     """Tell the difference of both families; families that need nothing are left out."""
-    every = {family: difference(family, desired.get(family), observed.get(family)) for family in Family}
+    every = {family: difference(family, desired.get(family), observed.get(family), now) for family in Family}
     return {family: change for family, change in every.items() if change.script}
 
 
@@ -328,9 +361,9 @@ class Plan:
     mended: WithMapKeys
 
     @classmethod
-    def of(cls, wanted: dict[Family, Table], observed: Observed) -> "Plan":
-        """Compare what shall be with what is."""
-        changes = tables_difference(wanted, observed.tables)
+    def of(cls, wanted: dict[Family, Table], observed: Observed, now: float = 0.0) -> "Plan":
+        """Compare what shall be with what is, `now` by CLOCK_BOOTTIME."""
+        changes = tables_difference(wanted, observed.tables, now)
         shut = tuple(state for state in observed.gates if not state.open)
         script = "".join(f"{line}\n" for change in changes.values() for line in change.script)
         return cls(wanted, script, shut, observed.orphaned_gates, _mended(changes))
@@ -340,7 +373,7 @@ class Plan:
         """Whether there is nothing to do."""
         return not (self.script or self.shut or self.orphaned_gates)
 
-    def damaged(self, committed: Mapping[Family, Table], observed: Observed) -> WithMapKeys:
+    def damaged(self, committed: Tables, observed: Observed) -> WithMapKeys:
         """Name those of `mended` that differ from what was committed last."""
         return {
             family: map_keys & mended(committed.get(family), observed.tables.get(family))
@@ -348,7 +381,7 @@ class Plan:
         }
 
 
-def stale(wanted: Mapping[Family, Table], observed: Mapping[Family, Table]) -> frozenset[str]:
+def stale(wanted: Tables, observed: Tables) -> frozenset[str]:
     """Name the map keys of exposures nobody asks for."""
     return frozenset(
         f"{table.name} {name} {{ {key} }}"

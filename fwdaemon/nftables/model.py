@@ -76,7 +76,7 @@ class SetType:
 
     `data` is empty for a set, and `VERDICT` for a map that leads to chains. With `counter`, each element counts the
     packets that it was found for. With `timeout_s`, elements vanish after so many seconds, and are no part of the state
-    that is compared.
+    that is compared. With `lasting`, each vanishes at a time of its own.
     """
 
     key: str
@@ -84,13 +84,15 @@ class SetType:
     interval: bool = False
     counter: bool = False
     timeout_s: int = 0
+    lasting: bool = False
 
     def __str__(self) -> str:
         data = f" : {self.data}" if self.data else ""
-        interval = " flags interval;" if self.interval else ""
+        flags = ["interval"] * self.interval + ["timeout"] * (self.lasting or bool(self.timeout_s))
+        flagged = f" flags {','.join(flags)};" if flags else ""
         counter = " counter;" if self.counter else ""
-        timeout = f" flags timeout; timeout {self.timeout_s}s;" if self.timeout_s else ""
-        return f"type {self.key}{data};{interval}{counter}{timeout}"
+        timeout = f" timeout {self.timeout_s}s;" if self.timeout_s else ""
+        return f"type {self.key}{data};{flagged}{counter}{timeout}"
 
 
 class Target(NamedTuple):
@@ -100,8 +102,22 @@ class Target(NamedTuple):
     comment: str
 
 
-Elements: TypeAlias = Mapping[str, str | Target | None]
-"""By key: the chain that an element of a verdict map jumps to, the target in another map, in a set `None`."""
+@dataclass(frozen=True, slots=True)
+class Lasting:
+    """What an element of a set has that vanishes by itself, at `ends` by CLOCK_BOOTTIME.
+
+    What is listed of that counts down, so elements are compared by their `comment`, which tells when it was to end.
+    """
+
+    comment: str
+    ends: float = field(default=0.0, compare=False)
+
+
+Held: TypeAlias = str | Target | Lasting | None
+"""The chain that an element of a verdict map jumps to, the target in another map, in a set `None` or when it ends."""
+
+Elements: TypeAlias = Mapping[str, Held]
+"""What the elements of a map or set have, by key."""
 
 
 @dataclass(frozen=True, slots=True)

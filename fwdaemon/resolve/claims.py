@@ -10,15 +10,24 @@ stops.
 """
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from operator import attrgetter
 from typing import Final, NamedTuple, TypeAlias
 from uuid import UUID
 
-from fwdaemon.config.model import AutoMapping, Entry, ForwardEntry, GuestEntry, NatEntry, PortMapping, RouteEntry
+from fwdaemon.config.model import (
+    AutoMapping,
+    Config,
+    Entry,
+    ForwardEntry,
+    GuestEntry,
+    NatEntry,
+    PortMapping,
+    RouteEntry,
+)
 from fwdaemon.config.overlap import families_of_entry
-from fwdaemon.core.exposures import Claim, Owner
+from fwdaemon.core.exposures import Claim, Forward, Owner
 from fwdaemon.core.inventory import Domain, Hindrance, HindranceKind
 from fwdaemon.core.state import Waiting
 from fwdaemon.core.types import Address, Family, Origin, PortRange, Protocol, Subnet
@@ -265,3 +274,56 @@ def _meets(claim: Claim, address: Address) -> bool:
     """Whether a forward on every address is for a public one, going by its sources."""
     families = {Family.of(source) for source in claim.sources}
     return not families or Family.of(address) in families
+
+
+@dataclass(frozen=True, slots=True)
+class Unavailable:
+    """What a forward may not take: what a configuration and metadata ask for, assigned ports, and those of processes.
+
+    `live` are the forwards there are. `local` are addresses of the host. `occupied` gives the ports of processes, among
+    them our own for forwards on loopback addresses; entries that are `replaced` had their ports before.
+    """
+
+    config: Config
+    live: frozenset[Forward] = frozenset()
+    local: frozenset[Address] = frozenset()
+    assigned: frozenset[tuple[Protocol, int]] = frozenset()
+    occupied: Callable[[], Collection[tuple[Protocol, int]]] = frozenset
+    replaced: frozenset[Origin] = frozenset()
+
+    def hindrances(self, entry: ForwardEntry) -> Iterator[tuple[PortMapping, Hindrance]]:
+        """Give what somebody has of what an entry asks for, and who."""
+        own = as_uuid(entry.domain)
+        busy = self.assigned if self.replaced else self.assigned.union(self.occupied())
+        asker, taken = Asker(own or UUID(int=0), entry.domain if own is None else None), Taken(self._entries())
+        for mapping in entry.mappings:
+            alone = replace(entry, mappings=(mapping,), auto=())
+            held = taken.holder(alone, asker, self.local) or self._live(alone)
+            if held is not None:
+                yield mapping, Hindrance(HindranceKind.CLAIMED, names=(held.owner.name,), origin=held.origin)
+            elif any((mapping.protocol, port) in busy for port in mapping.host):
+                yield mapping, Hindrance(HindranceKind.CLAIMED)
+
+    def _entries(self) -> Iterator[Entry]:
+        return (entry for entry in self.config.entries if entry.origin not in self.replaced)
+
+    def _live(self, entry: ForwardEntry) -> Holder | None:
+        claims = [claim for claim, _ in entry.claims()]
+        for forward in self.live:
+            if forward.origin not in (None, *self.replaced) and any(overlap(claim, forward.claim) for claim in claims):
+                return Holder(forward.owner, forward.origin or entry.origin)
+        return None
+
+
+def opened(config: Config, entries: Iterable[ForwardEntry]) -> tuple[Config, dict[Origin, Origin]]:
+    """Add entries that were opened for a while; of those whose ports a file claims, tell where they and that stand."""
+    claims, added, gone = Claims(entry for entry in config.forwards if not entry.is_pattern), [], dict[Origin, Origin]()
+    for entry in entries:
+        takers = filter(None, (claims.taker(entry, mapping) for mapping in entry.mappings))
+        if (taker := next(takers, None)) is not None:
+            gone[entry.origin] = taker.mapping.origin
+        elif entry.auto and config.daemon.auto_ports is None:
+            gone[entry.origin] = entry.origin
+        else:
+            added.append(entry)
+    return (replace(config, forwards=(*config.forwards, *added)) if added else config), gone

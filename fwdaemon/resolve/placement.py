@@ -349,9 +349,8 @@ def _united(sets: Iterable[frozenset[_T]]) -> frozenset[_T]:
 
 
 def _one_to_one(entry: NatEntry, guest: Guest) -> Nat:
-    plugged = guest.bridge, guest.bridge_port
-    mac = guest.interface.mac
-    return Nat(guest.domain.name, entry.public, guest.address, entry.assign, *plugged, entry.origin, mac)
+    where = guest.domain.name, entry.public, guest.address, entry.assign
+    return Nat(*where, guest.bridge, guest.bridge_port, entry.origin, guest.interface.mac)
 
 
 def _forwards(entry: ForwardEntry, guest: Guest) -> Iterator[Forward]:
@@ -372,6 +371,7 @@ def _forwards(entry: ForwardEntry, guest: Guest) -> Iterator[Forward]:
                 bridge_port=guest.bridge_port,
                 origin=mapping.origin,
                 auto=mapping.auto,
+                until=entry.until,
             )
 
 

@@ -12,13 +12,11 @@ from typing import Final
 from uuid import UUID
 
 from fwdaemon import config as configuration
-from fwdaemon.audit import lines
-from fwdaemon.config import Loaded
 from fwdaemon.config.files import read_regular, weak_points
 from fwdaemon.config.model import Config
 from fwdaemon.core.text import printable
 from fwdaemon.core.types import Protocol
-from fwdaemon.errors import ConfigError, Problem
+from fwdaemon.errors import ConfigError, KernelError, Problem
 from fwdaemon.hostnet.owned_state import DIRECTORY, LedTo, OwnedStateFile
 from fwdaemon.kernel.process import Worker
 from fwdaemon.resolve.claims import Run
@@ -35,6 +33,7 @@ _log = logging.getLogger(__name__)
 STATE: Final = Path("/var/lib/kvm-portfwd")
 _PORTS: Final = frozenset(range(1, 65536))
 _HOUR_S: Final = 3600
+_PATIENCE_S: Final = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,12 +46,16 @@ class Kept:
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """The configuration to begin with and its texts; or the last good one, with what is wrong with the newer."""
+    """The configuration to begin with and its texts; or the last good one, with what is wrong with the newer.
+
+    One `is_rolled_back` where the newer was not confirmed in time.
+    """
 
     config: Config
     sources: Mapping[Path, bytes]
     problems: tuple[Problem, ...] = ()
     kept_at: datetime | None = None
+    is_rolled_back: bool = False
 
 
 class LastGood:
@@ -66,7 +69,7 @@ class LastGood:
     def keep(self, sources: Mapping[Path, bytes]) -> bool:
         """Write texts that were right, and tell whether that was done. That it cannot be is a warning, once."""
         try:
-            _replace_whole(self._path, json.dumps(self._record(sources)))
+            replace_whole(self._path, json.dumps(self._record(sources)))
         except OSError as error:
             if self._is_kept:
                 _log.warning("the last good configuration is not kept: %s: %s", self._path, error.strerror)
@@ -97,7 +100,7 @@ class LastGood:
         return {"main": str(self._main), "at": datetime.now(UTC).isoformat(), "files": texts}
 
 
-def _replace_whole(path: Path, text: str) -> None:
+def replace_whole(path: Path, text: str) -> None:
     """Replace a file whole, so that a crash leaves the one before."""
     path.parent.mkdir(mode=0o700, exist_ok=True)
     new = path.with_name(f"{path.name}.new")
@@ -176,7 +179,7 @@ def _ports_in(path: Path) -> Assignments:
 def _written(path: Path, text: str) -> str:
     """Write a file, and tell why it could not be."""
     try:
-        _replace_whole(path, text)
+        replace_whole(path, text)
     except OSError as error:
         return f"{path}: {error.strerror}"
     return ""
@@ -251,6 +254,15 @@ class Written:
             self._kept_ports, self.ports = hourly, ports
             self._write("ports", lambda: self._records.keep(ports))
 
+    async def done(self, write: Callable[[], str]) -> str:
+        """Write something, and tell why it could not be, or has not been for long."""
+        try:
+            return await asyncio.wait_for(self._worker.submit(write), _PATIENCE_S)
+        except TimeoutError:
+            return "what was in force before cannot be kept, so it is not loaded: the disk does not answer"
+        except KernelError as error:
+            return f"what was in force before cannot be kept, so it is not loaded: {error}"
+
     async def close(self, patience: float) -> None:
         """Wait for what is being written, and try nothing again."""
         self._closed = True
@@ -276,62 +288,6 @@ def _hourly(ports: Assignments) -> Mapping[AutoPort, tuple[int, int]]:
     return {item: (held.port, int(held.gone) // _HOUR_S) for item, held in ports.items()}
 
 
-# Reads the configuration beside everything else, in a thread of its own: the file system that it is on may hang.
-LATE: Final = (
-    "the configuration cannot be read yet, as where a file system hangs; the one before stays in force until then"
-)
-
-
-class ConfigReader:
-    """Calls `read` in a thread of its own, and `done` once that has ended.
-
-    Where it takes longer than `patience`, in seconds, `late` is called with a text, and without one when it has ended.
-    """
-
-    def __init__(
-        self, read: Callable[[], Loaded], done: Callable[[], None], late: Callable[[str], None], patience: float
-    ) -> None:
-        self._read, self._done, self._late, self._patience = read, done, late, patience
-        self._worker = Worker("configuration")
-        self._under_way: asyncio.Future[Loaded] | None = None
-        self._late_at: asyncio.TimerHandle | None = None
-
-    @property
-    def is_under_way(self) -> bool:
-        """Whether a reading was begun whose result was not taken yet."""
-        return self._under_way is not None
-
-    def begin(self) -> None:
-        """Begin to read."""
-        self._late_at = asyncio.get_running_loop().call_later(self._patience, self._is_late)
-        self._under_way = self._worker.submit(self._read)
-        self._under_way.add_done_callback(self._ended)
-
-    def take(self) -> "asyncio.Future[Loaded] | None":
-        """Give what was read, once it has been."""
-        if self._under_way is None or not self._under_way.done():
-            return None
-        taken, self._under_way = self._under_way, None
-        return taken
-
-    async def close(self, patience: float) -> None:
-        """End the thread; while it reads, it is not waited for: it may hang, and leaves nothing unfinished."""
-        if self._under_way is not None and not self._under_way.done():
-            self._under_way.cancel()
-            patience = 0
-        await self._worker.close(patience)
-
-    def _is_late(self) -> None:
-        lines.problems([LATE])
-        self._late(LATE)
-
-    def _ended(self, _: object) -> None:
-        if self._late_at is not None:
-            self._late_at.cancel()
-        self._late("")
-        self._done()
-
-
 # Requests to read the configuration again, and their answers. On the loop's thread only.
 #
 # A request that arrives while the configuration is being read is answered by the next reading. A valid configuration is
@@ -344,29 +300,57 @@ class Reloaded:
 
     problems: tuple[Problem, ...] = ()
     failure: str = ""
+    refusal: str = ""
 
 
 class Reloads:
-    """Asks for a reload by calling `wake`, and answers the requests for it."""
+    """Asks for a reload by calling `wake`, and answers the requests for it.
+
+    What is read now is to be confirmed within `confirm` seconds, if that was asked for. Who changed what is in force in
+    another way waits for `applied`.
+    """
 
     def __init__(self, wake: Callable[[], None]) -> None:
         self._wake = wake
+        self.confirm: int | None = None
+        self._wanted: int | None = None
+        self._changed: list[asyncio.Future[Reloaded]] = []
         self._asked: list[asyncio.Future[Reloaded]] = []
         self._begun: list[asyncio.Future[Reloaded]] = []
         self._read: list[asyncio.Future[Reloaded]] = []
 
-    async def ask(self) -> Reloaded:
-        """Have the configuration read again, and wait for the answer."""
+    async def ask(self, confirm: int | None = None) -> Reloaded:
+        """Have the configuration read again, to be confirmed within so many seconds, and wait for the answer."""
+        if confirm is not None:
+            self._wanted = min(confirm, self._wanted or confirm)
         answer = asyncio.get_running_loop().create_future()
         self._asked.append(answer)
         self._wake()
         result: Reloaded = await answer
         return result
 
+    async def applied(self) -> Reloaded:
+        """Wait until the kernel holds what was changed."""
+        answer = asyncio.get_running_loop().create_future()
+        self._changed.append(answer)
+        result: Reloaded = await answer
+        return result
+
+    @property
+    def is_awaited(self) -> bool:
+        """Whether somebody waits for that who has not been noted yet."""
+        return bool(self._changed)
+
+    def changed(self) -> None:
+        """Note that such changes are in force; the next pass answers."""
+        self._read += self._changed
+        self._changed = []
+
     def begin(self) -> None:
         """Say that the configuration is read now."""
         self._begun += self._asked
         self._asked = []
+        self.confirm, self._wanted = self._wanted, None
 
     def read(self) -> None:
         """Note that the file has been read; the next pass answers the requests."""
@@ -376,6 +360,10 @@ class Reloads:
     def refused(self, problems: Iterable[Problem]) -> None:
         """Say that it is wrong, and the old one stays."""
         self._answer(Reloaded(problems=tuple(problems)))
+
+    def kept_out(self, refusal: str) -> None:
+        """Say why it is not in force though it is right."""
+        self._answer(Reloaded(refusal=refusal))
 
     def pass_ended(self, failure: str = "") -> None:
         """Say that the kernel was brought to it, or why not."""

@@ -16,7 +16,8 @@ from fwdaemon.config import parse
 from fwdaemon.core.types import Protocol
 from fwdaemon.errors import ConfigError, KernelError, Problem
 from fwdaemon.resolve.flows import Flow
-from fwdaemon.status.reloads import LATE, Start
+from fwdaemon.status.confirming import LATE
+from fwdaemon.status.reloads import Start
 from tests.unit.daemon_scene import FAST, MAIN, REMOVE, RULE, SSH, SSH_RULE, WEB, Scene, play, prepared
 
 
