@@ -12,7 +12,10 @@ import pytest
 from fwdaemon.config import parse
 from fwdaemon.control.listener import Peer
 from fwdaemon.control.protocol import INVALID_PARAMETER, PERMISSION_DENIED, REFUSED, CallError
-from fwdaemon.core.types import Protocol
+from fwdaemon.core.types import Family, Protocol
+from fwdaemon.legacy.model import OWN_CHAINS
+from fwdaemon.rulesets import nft_listing, xt_listing
+from fwdaemon.rulesets.packet import Match, System
 from fwdaemon.status.reloads import Start
 from fwdaemon.status.temporary import Deadline, Now, known, now, with_temporary
 from tests.unit.daemon_scene import MAIN, RULE, SSH, SSH_RULE, WEB, Scene, play, prepared
@@ -263,3 +266,31 @@ def test_who_closes_is_answered_though_a_pass_has_followed_before_it_is_written(
             assert await asyncio.wait_for(closing, 60) == {"closed": ["8022:22"]}
 
     play(act())
+
+
+@pytest.mark.parametrize(("table", "matches"), [("kvm_portfwd", 1), ("theirs", 2)])
+def test_explain_takes_what_is_listed_of_ours_for_open_in_nftables(table: str, matches: int) -> None:
+    where = {"family": "ip", "table": table}
+    left = {"meta": {"key": "l4proto"}}, {"meta": {"key": "time"}}
+    tests = [{"match": {"op": "==", "left": left[0], "right": "tcp"}}]
+    tests.append({"match": {"op": "<", "left": left[1], "right": "2026-11-30 09:00:00"}})
+    hook = {"type": "nat", "hook": "prerouting", "prio": -105, "policy": "accept"}
+    listed = [
+        {"table": {"family": "ip", "name": table, "handle": 1}},
+        {"chain": {**where, "name": "here", "handle": 2, **hook}},
+        {"rule": {**where, "chain": "here", "handle": 3, "expr": [*tests, {"dnat": {"addr": "192.0.2.1"}}]}},
+    ]
+    (chain,) = nft_listing.base_chains(json.dumps({"nftables": listed}), {})
+    (rule,) = chain.chains["here"]
+    assert sum(isinstance(statement, Match) for statement in rule.statements) == matches
+
+
+@pytest.mark.parametrize("chain", ["KVMPF_OUT", "THEIRS"])
+def test_explain_takes_what_is_listed_of_ours_for_open_in_the_legacy_tables(chain: str) -> None:
+    save = (
+        f"*nat\n:PREROUTING ACCEPT [0:0]\n:{chain} - [0:0]\n-A {chain} -p tcp -m time --datestop 2026-11-30T12:00:00"
+        " -j DNAT --to-destination 192.0.2.1\nCOMMIT\n"
+    )
+    (found,) = xt_listing.base_chains(save, System.LEGACY, Family.IPV4)
+    (rule,) = found.chains[chain]
+    assert (sum(isinstance(each, Match) for each in rule.statements) == 1) is (chain in OWN_CHAINS)
