@@ -4,6 +4,7 @@ import asyncio
 import json
 import threading
 from dataclasses import replace
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from fwdaemon.control.listener import Peer
 from fwdaemon.control.protocol import INVALID_PARAMETER, PERMISSION_DENIED, REFUSED, CallError
 from fwdaemon.core.types import Family, Protocol
 from fwdaemon.legacy.model import OWN_CHAINS
+from fwdaemon.resolve.flows import Flow
 from fwdaemon.rulesets import nft_listing, xt_listing
 from fwdaemon.rulesets.packet import Match, System
 from fwdaemon.status.reloads import Start
@@ -294,3 +296,20 @@ def test_explain_takes_what_is_listed_of_ours_for_open_in_the_legacy_tables(chai
     (found,) = xt_listing.base_chains(save, System.LEGACY, Family.IPV4)
     (rule,) = found.chains[chain]
     assert (sum(isinstance(each, Match) for each in rule.statements) == 1) is (chain in OWN_CHAINS)
+
+
+def test_what_it_carries_goes_on_with_another_end_and_ends_with_it(scene: Scene) -> None:
+    guest, client, host = map(ip_address, ("192.168.122.50", "203.0.113.9", "198.51.100.1"))
+    flow = Flow(Protocol.TCP, client, host, 8022, guest, 22, client, 40000)
+
+    async def act() -> None:
+        async with scene.running_daemon():
+            await scene.ask("Open", **wish("8022:22", seconds=HOUR))
+            scene.connections.flows = [flow]
+            await scene.ask("Open", **wish("8022:22", seconds=2 * HOUR))
+            await scene.ask("Open", **wish("8023:23", seconds=HOUR))
+            assert scene.connections.flows == [flow]
+            scene.pass_by(2 * HOUR)
+            await scene.until(lambda: not scene.connections.flows)
+
+    play(act())
