@@ -173,6 +173,8 @@ def _known(state: Path, clocks: Clocks) -> tuple[Temporary, ...]:
     path = state / "temporary.json"
     try:
         return tuple(Temporary.read(record, clocks()) for record in record_in(path) or ())
+    except PermissionError:  # a command of a user's
+        return ()
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, ConfigError) as error:
         _log.warning("what was opened for a while is closed: %s: %s", path, printable(str(error)))
         return ()

@@ -44,6 +44,7 @@ from fwdaemon.status.reloads import Start
 from fwdaemon.status.temporary import Now
 from tests.unit.memory_backend import MemoryBackend, NoProgram
 from tests.unit.seams import Memory
+from tests.unit.varlink_types import Interface
 
 MAIN = Path("/etc/portfwd.toml")
 WEB = '[[forward]]\ndomain = "web1"\nports = ["80:8080"]\n'
@@ -218,7 +219,7 @@ class Scene(Memory):
 
     def ask(self, method: str, peer: Peer = ROOT, **parameters: Any) -> Coroutine[Any, Any, dict[str, Any]]:
         """Call a method as a client of the control socket."""
-        return _answer(self.daemon._control._server, peer, Call(f"{MANAGER}.{method}", parameters))  # noqa: SLF001
+        return _answer(self.daemon._control._server, peer, method, parameters)  # noqa: SLF001  what a client calls
 
     async def until(self, condition: Callable[[], bool]) -> None:
         """Wait until something is so; the daemon must not end meanwhile."""
@@ -230,10 +231,13 @@ class Scene(Memory):
                 await asyncio.sleep(0.001)
 
 
-async def _answer(server: ControlServer, peer: Peer, call: Call) -> dict[str, Any]:
+async def _answer(server: ControlServer, peer: Peer, method: str, parameters: dict[str, Any]) -> dict[str, Any]:
+    call = Call(f"{MANAGER}.{method}", parameters)
     answer = await server._called(peer, call)  # noqa: SLF001  what it does with what it reads from a socket
     assert isinstance(answer, bytes)
     content: dict[str, Any] = json.loads(answer)
+    described = Interface(MANAGER)
+    assert list(described.faults(described.replies[method], content)) == []
     return content
 
 
