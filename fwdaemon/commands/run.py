@@ -53,7 +53,7 @@ def first_configuration(last_good: LastGood, path: Path, confirmation: Confirmat
     except ConfigError as error:
         if (kept := last_good.kept()) is None:
             raise
-        return Start(without_what_is_missing(kept.config), {}, error.problems, kept.at)
+        return Start(without_what_is_missing(kept.config), kept.sources, error.problems, kept.at)
 
 
 async def _work(path: Path, start: Start) -> None:

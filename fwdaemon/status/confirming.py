@@ -186,8 +186,9 @@ class Standing:
         records.to_confirm(self.confirmation.until, is_back=self.confirmation.is_over)
         if start.is_rolled_back:
             lines.rolled_back(self._main)
-        self.keep()
-        if start.kept_at is not None:
+        if start.kept_at is None:
+            self.keep()
+        else:
             lines.last_good_in_force(start.problems, start.kept_at)
             records.last_good_in_force(start.problems, start.kept_at)
 

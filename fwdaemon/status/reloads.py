@@ -38,10 +38,11 @@ _PATIENCE_S: Final = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """A configuration that was right, and when it was loaded last."""
+    """A configuration that was right, when it was loaded last, and its texts."""
 
     config: Config
     at: datetime
+    sources: Mapping[Path, bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +89,8 @@ class LastGood:
             if record["main"] != str(self._main):
                 return None
             sources = {Path(file): str(text) for file, text in record["files"].items()}
-            return Kept(configuration.parse(sources), datetime.fromisoformat(record["at"]))
+            texts = {file: text.encode() for file, text in sources.items()}
+            return Kept(configuration.parse(sources), datetime.fromisoformat(record["at"]), texts)
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError, AttributeError, ConfigError) as error:

@@ -189,3 +189,19 @@ class TestStart:
         main.write_text(forward(ports='["3"]'))
         assert self.begun(main, Now(at.wall + 60, 10.0, "second")) == ("3", False)
         assert not (main.parent / "state/unconfirmed.json").exists()
+
+    def test_one_that_is_loaded_over_the_last_good_one_gives_way_to_that_again(self, main: Path, scene: Scene) -> None:
+        state = scene.place / "state"
+        LastGood(MAIN, state).keep({MAIN: WEB.encode()})
+        main.write_text("wrong")
+        start = run.first_configuration(LastGood(MAIN, state), main, Confirmation(MAIN, state))
+        scene.start = start
+
+        async def act() -> None:
+            async with scene.running_daemon():
+                await scene.until(lambda: scene.written == {RULE})
+                await loaded(scene, SSH, 60)
+                scene.pass_by(60)
+                await scene.until(lambda: scene.written == {RULE})
+
+        play(act())
