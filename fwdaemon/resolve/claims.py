@@ -291,17 +291,20 @@ class Unavailable:
     occupied: Callable[[], Collection[tuple[Protocol, int]]] = frozenset
     replaced: frozenset[Origin] = frozenset()
 
-    def hindrances(self, entry: ForwardEntry) -> Iterator[tuple[PortMapping, Hindrance]]:
-        """Give what somebody has of what an entry asks for, and who."""
+    def hindrances(self, entry: ForwardEntry) -> Iterator[tuple[PortMapping, Hindrance | None]]:
+        """Give what somebody has of what an entry asks for, and who; `None` is a domain that it is assigned to."""
         own = as_uuid(entry.domain)
-        busy = self.assigned if self.replaced else self.assigned.union(self.occupied())
+        occupied = frozenset() if self.replaced else frozenset(self.occupied())
         asker, taken = Asker(own or UUID(int=0), entry.domain if own is None else None), Taken(self._entries())
         for mapping in entry.mappings:
             alone = replace(entry, mappings=(mapping,), auto=())
+            ports = {(mapping.protocol, port) for port in mapping.host}
             held = taken.holder(alone, asker, self.local) or self._live(alone)
             if held is not None:
                 yield mapping, Hindrance(HindranceKind.CLAIMED, names=(held.owner.name,), origin=held.origin)
-            elif any((mapping.protocol, port) in busy for port in mapping.host):
+            elif ports & self.assigned:
+                yield mapping, None
+            elif ports & occupied:
                 yield mapping, Hindrance(HindranceKind.CLAIMED)
 
     def _entries(self) -> Iterator[Entry]:

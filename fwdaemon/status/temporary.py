@@ -45,6 +45,9 @@ FILE: Final = Path("temporary")
 LOOK_S: Final = 5.0
 
 
+_ASSIGNED: Final = "it is assigned to a domain by auto:…, or was until lately"
+
+
 class Now(NamedTuple):
     """The time by the clock of the wall, in seconds since 1970, and by that of this run of the host, called `boot`."""
 
@@ -350,4 +353,4 @@ def _reasons(added: Sequence[Temporary], unavailable: Unavailable) -> Iterator[s
             listens = ", ".join(
                 f"{show_endpoint(at, mapping.host)}/{mapping.protocol}" for at in entry.listens_on(mapping)
             )
-            yield f"{listens}: {why(hindrance)}; use another port or address"
+            yield f"{listens}: {_ASSIGNED if hindrance is None else why(hindrance)}; use another port or address"

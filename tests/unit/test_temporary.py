@@ -313,3 +313,21 @@ def test_what_it_carries_goes_on_with_another_end_and_ends_with_it(scene: Scene)
             await scene.until(lambda: not scene.connections.flows)
 
     play(act())
+
+
+def test_a_port_is_assigned_that_nobody_has_and_an_assigned_one_is_not_taken(scene: Scene) -> None:
+    scene.text = '[daemon]\nauto_ports = "20000-20009"\n' + WEB
+    scene.sockets = {(Protocol.TCP, port) for port in range(20000, 20009)}
+
+    async def act() -> None:
+        async with scene.running_daemon():
+            (opening,) = (await scene.ask("Open", **wish("auto:22", seconds=HOUR)))["openings"]
+            assert (opening["ports"], opening["automatic"], opening["state"]) == ("20009", True, "active")
+            assert "*:20009/tcp: " in await refusal(scene, **wish("20009:23"))
+            scene.pass_by(HOUR)
+            await scene.until(lambda: scene.written == {RULE})
+            await scene.ask("Reload")
+            # It is kept for the domain for a week.
+            assert "*:20009/tcp: it is assigned to a domain" in await refusal(scene, **wish("20009:23"))
+
+    play(act())
