@@ -232,7 +232,8 @@ def _lasting(segment: PortSegment) -> Lasting | None:
     ends = [forward.until for forward in segment.forwards if forward.until is not None]
     if not ends:
         return None
-    return Lasting(f"until {max(end.wall for end in ends)}", max(end.boottime for end in ends))
+    wall, boottime = max(end.wall for end in ends), max(end.boottime for end in ends)
+    return Lasting(f"until {wall} or {boottime:.0f}", boottime)
 
 
 def _is_plain(segment: PortSegment) -> bool:
