@@ -88,19 +88,19 @@ def test_who_cuts_off_the_own_way_in_gets_it_back(shared_scene: Scene) -> None:
     daemon = started(scene, FAR)
     way_in = scene.converse(9000)
     scene.host.write("/etc/portfwd.toml", HEAD + NEIGHBOUR)
-    assert "comes back at" in scene.host.portfwd("reload", "--confirm", "8s").stdout
+    assert "comes back at" in scene.host.portfwd("reload", "--confirm", "4s").stdout
     wait_until(lambda: not way_in.goes_on(), "the connection has ended")
     daemon.wait_log("was not confirmed; the one before is in force again")
     assert scene.converse(9000).goes_on()
     # Killed in between, it comes back at the start.
-    scene.host.portfwd("reload", "--confirm", "5s")
+    scene.host.portfwd("reload", "--confirm", "3s")
     daemon.kill()
     wait_until(lambda: _is_over(scene), "the time is over")
     daemon = scene.start(HEAD + NEIGHBOUR)
     daemon.wait_log("was not confirmed; the one before is in force again")
     assert scene.converse(9000).goes_on()
     # Confirmed, it stays.
-    scene.host.portfwd("reload", "--confirm", "5s")
+    scene.host.portfwd("reload", "--confirm", "60s")
     assert scene.host.portfwd("confirm").stdout == "/etc/portfwd.toml stays in force\n"
     scene.refused(lambda: scene.host.outside.tcp(PUBLIC4, 9000))
     server.stop()
