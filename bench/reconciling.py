@@ -97,7 +97,7 @@ class Subject:
         self._now = 0.0
         self.inventory = inventory
         self.netfilter = TimedNetfilter(self._runner)
-        self.legacy = self.netfilter.locate()[0] == "iptables"
+        self.legacy = self.netfilter.locate().backend == "iptables"
         self._blank = _run("iptables-legacy-save") if self.legacy else ""
         self.forget()
 

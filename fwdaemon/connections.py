@@ -11,7 +11,7 @@ from typing import Protocol as Interface
 from fwdaemon.audit import lines
 from fwdaemon.core.exposures import Exposure, Nat
 from fwdaemon.core.pace import Budget
-from fwdaemon.core.report import ApplyResult, joined, tried
+from fwdaemon.core.report import ApplyResult, Fault, FaultKind, joined, tried
 from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Address, Family, Protocol
 from fwdaemon.errors import PortfwdError
@@ -79,7 +79,7 @@ def close_everything(rules: Rules, label: int, connections: Conntrack = conntrac
     return joined(ApplyResult(faults=faults), tried(rules.remove))
 
 
-def _ending(rules: Rules, label: int, connections: Conntrack, clock: Clock) -> Iterator[str]:
+def _ending(rules: Rules, label: int, connections: Conntrack, clock: Clock) -> Iterator[Fault]:
     families, labels, ended = frozenset[Family](), {label}, 0
     try:
         # First every exposure closes, and nothing comes that a listing would miss; tables stay that can refuse.
@@ -94,7 +94,7 @@ def _ending(rules: Rules, label: int, connections: Conntrack, clock: Clock) -> I
                 rules.refuse(ported)
             ended += connections.end(batch)
     except (PortfwdError, OSError) as error:
-        yield f"open connections may go on: {error}"
+        yield Fault(FaultKind.CONNECTIONS_OPEN, detail=str(error))
     if ended:
         clock.sleep(_LINGER_S)
 

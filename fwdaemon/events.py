@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Final, Protocol, TypeAlias
 
 from fwdaemon.audit import lines
-from fwdaemon.audit.causes import remark
 from fwdaemon.config.model import Config
 from fwdaemon.core.inventory import HijackedAddress, HostObservation, Inventory, LibvirtObservation, Neighbour
 from fwdaemon.core.pace import Backoff, Budget
@@ -187,7 +186,7 @@ class InventoryKeeper:
         # What is put back counts as seen, or who took it twice between two passes could keep it.
         self._neighbours += tuple({item.rightful for item in wrong}.difference(self._neighbours))
         self._learned.keep(domains, said, self._neighbours)
-        lines.problems(map(remark, [item for item in wrong if item not in self._reported]))
+        lines.problems(item for item in wrong if item not in self._reported)
         self._reported |= frozenset(wrong)
         return inventory
 

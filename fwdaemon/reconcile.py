@@ -17,7 +17,19 @@ from fwdaemon.connections import Clock, Conntrack, Sweep, Sweeper, close_everyth
 from fwdaemon.core.exposures import Exposure, Forward
 from fwdaemon.core.inventory import Move
 from fwdaemon.core.pace import Budget
-from fwdaemon.core.report import Actor, ApplyResult, Cause, GateChange, Reason, ReconcileReport, joined
+from fwdaemon.core.report import (
+    Actor,
+    ApplyResult,
+    Cause,
+    Conflict,
+    Fault,
+    FaultKind,
+    GateChange,
+    Location,
+    Reason,
+    ReconcileReport,
+    joined,
+)
 from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Address, Family
 from fwdaemon.kernel.process import budget_of_guests
@@ -27,20 +39,19 @@ from fwdaemon.resolve.snapshot import Grace, Stop
 
 # How long a stop waits for connections that are being ended.
 _PATIENCE = 5.0
-_LEFT = "not everything could be removed; the next start does that, or kvm-portfwd flush"
 
 
 class LocatedRules(Rules, Protocol):
     """Our rules, and what is known of where they are."""
 
     @property
-    def location(self) -> tuple[str, str] | None:
-        """Name the backend that holds them, and tell why that one; `None` before the first of them."""
+    def location(self) -> Location | None:
+        """Say where they are, and why there; `None` before the first of them."""
         ...
 
     @property
-    def unusable(self) -> Mapping[Family, str]:
-        """Tell which families cannot be served there, and why."""
+    def unusable(self) -> Mapping[Family, Fault]:
+        """Give the families that cannot be served there, and why."""
         ...
 
 
@@ -88,7 +99,7 @@ class Conflicts(Protocol):
         full: bool,
         reloaded: bool = False,
         provoked: bool = False,
-    ) -> tuple[str, ...]:
+    ) -> tuple[Conflict | Fault, ...]:
         """Give what was found last, and look again where there is reason to; guests alone may have `provoked` that."""
         ...
 
@@ -171,8 +182,7 @@ class Reconciler:
         with self._turn:
             result = self._rules.apply(extended, full=request.full)
         result = joined(result, self._apply_host_network(extended, request))
-        remarks = map(causes.remark, desired.remarks)
-        result = joined(result, ApplyResult(faults=(*remarks, *self._conflicts_of(extended, request))))
+        result = joined(result, ApplyResult(faults=(*desired.remarks, *self._conflicts_of(extended, request))))
         if not request.actors and (result.damaged or any(g.restored for g in result.gates)):
             request = replace(request, actors=request.latest_triggers()[0])
         report = self._reported(desired, extended, result, request)
@@ -191,7 +201,7 @@ class Reconciler:
             removed = joined(host, close_everything(self._rules, applied.label, self._conntrack, self._clock))
             lines.notes(removed.notes)
         if removed.faults:
-            lines.problems((*removed.faults, _LEFT))
+            lines.problems((*removed.faults, Fault(FaultKind.LEFT_BEHIND)))
             return
         for exposure in in_order(applied.exposures):
             lines.exposure("removed", exposure, cause)
@@ -217,7 +227,7 @@ class Reconciler:
         full = request.full or bool(request.reasons)
         return self._host.apply(desired, ip_forward=request.ip_forward, full=full)
 
-    def _conflicts_of(self, desired: Desired, request: Request) -> tuple[str, ...]:
+    def _conflicts_of(self, desired: Desired, request: Request) -> tuple[Conflict | Fault, ...]:
         return self._conflicts.find(
             desired,
             request.local,

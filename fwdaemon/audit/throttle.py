@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from fwdaemon.core.exposures import Exposure, Owner
-from fwdaemon.core.report import Cause, GateChange, Setting
+from fwdaemon.core.report import AnyFault, Cause, GateChange, Setting
 from fwdaemon.core.state import Waiting
 from fwdaemon.core.types import Gate
 
@@ -23,8 +23,8 @@ class NewProblems:
     def __init__(self, lasting_s: float = LASTING_S) -> None:
         self._lasting_s = lasting_s
         self._waiting: frozenset[Waiting] = frozenset()
-        self._faults: dict[str, float] = {}
-        self._said: frozenset[str] = frozenset()
+        self._faults: dict[AnyFault, float] = {}
+        self._said: frozenset[AnyFault] = frozenset()
 
     def of_waiting(self, entries: Iterable[Waiting], live: Collection[Owner], *, everything: bool) -> list[Waiting]:
         """Give the new entries; `live` are those who had exposures just before.
@@ -37,7 +37,7 @@ class NewProblems:
         self._waiting = frozenset(present)
         return new
 
-    def of_faults(self, faults: Iterable[str], now: float, *, everything: bool) -> list[str]:
+    def of_faults(self, faults: Iterable[AnyFault], now: float, *, everything: bool) -> list[AnyFault]:
         """Give the faults that have lasted and were not said yet; with `everything`, those of this moment too."""
         self._faults = {fault: self._faults.get(fault, now) for fault in faults}
         lasting = [fault for fault, since in self._faults.items() if everything or now >= since + self._lasting_s]

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from fwdaemon import config as configuration
+from fwdaemon.audit.lines import format_fault, format_note
 from fwdaemon.config.model import DaemonSettings
 from fwdaemon.connections import close_everything
 from fwdaemon.core.report import ApplyResult, joined, tried
@@ -31,9 +32,9 @@ def flush(config: Path, runner: Runner) -> int:
     rules = Netfilter(runner)
     result = joined(tried(lambda: _remove_from_host(settings, rules)), close_everything(rules, settings.label))
     for note in result.notes:
-        print(note)
+        print(format_note(note))
     for fault in result.faults:
-        print(f"kvm-portfwd: {fault}", file=sys.stderr)
+        print(f"kvm-portfwd: {format_fault(fault)}", file=sys.stderr)
     return int(bool(result.faults))
 
 

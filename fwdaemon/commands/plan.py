@@ -6,8 +6,9 @@ import json
 from collections.abc import Iterator
 
 from fwdaemon import config as configuration
+from fwdaemon.audit.lines import format_fault, format_gate, format_gate_fault, format_location_reason
 from fwdaemon.core.exposures import Exposure
-from fwdaemon.core.report import ApplyResult, joined
+from fwdaemon.core.report import ApplyResult, Location, joined
 from fwdaemon.core.state import Desired
 from fwdaemon.core.text import shown
 from fwdaemon.events import take_inventory
@@ -47,9 +48,9 @@ def as_text(result: ApplyResult, desired: Desired) -> str:
     if not result.changed:
         return "\n".join([*_faults(result), f"nothing to change: {summary}"])
     lines = [*sorted(map(_added, result.mended)), *sorted(map(_removed, result.stale))]
-    lines += [f"~ gate in {change.gate}: {change.fault}" for change in result.gates]
+    lines += [f"~ {format_gate(change)}" for change in result.gates]
     script = ["", result.script.rstrip()] if result.script else []
-    return "\n".join([result.moved, *_faults(result), *lines, f"  {summary}", *script])
+    return "\n".join([_location(result.moved), *_faults(result), *lines, f"  {summary}", *script])
 
 
 def as_json(result: ApplyResult) -> dict[str, object]:
@@ -57,17 +58,23 @@ def as_json(result: ApplyResult) -> dict[str, object]:
     return {
         "schema_version": SCHEMA_VERSION,
         "changes": result.changed,
-        "backend": result.moved,
+        "backend": _location(result.moved),
         "add": [_described(exposure) for exposure in sorted(result.mended, key=_added)],
         "remove": sorted(result.stale),
-        "gates": [{"chain": str(change.gate), "reason": change.fault} for change in result.gates],
-        "problems": list(result.faults),
+        "gates": [{"chain": str(change.gate), "reason": format_gate_fault(change.fault)} for change in result.gates],
+        "problems": list(map(format_fault, result.faults)),
         "script": result.script,
     }
 
 
 def _faults(result: ApplyResult) -> Iterator[str]:
-    return (f"! {fault}" for fault in result.faults)
+    return (f"! {format_fault(fault)}" for fault in result.faults)
+
+
+def _location(location: Location | None) -> str:
+    if location is None:
+        return ""
+    return f"rules belong in {location.title}: {format_location_reason(location.reason)}"
 
 
 def _added(exposure: Exposure) -> str:

@@ -149,6 +149,16 @@ class Gate:
         return f"{self.family} {self.table} {self.chain}"
 
 
+class GateFault(StrEnum):
+    """What is wrong with a gate that is not open."""
+
+    ABSENT = "absent"
+    BEHIND_RULE = "behind-rule"
+    AHEAD_OF_BAN = "ahead-of-ban"
+    REPEATED = "repeated"
+    ALTERED = "altered"
+
+
 # What is known of a socket. Plain data.
 
 

@@ -12,9 +12,8 @@ from typing import Final
 
 from fwdaemon.core.exposures import Forward
 from fwdaemon.core.pace import Budget
-from fwdaemon.core.report import ApplyResult
+from fwdaemon.core.report import ApplyResult, Fault, FaultKind
 from fwdaemon.core.state import Desired
-from fwdaemon.core.text import shown
 from fwdaemon.core.types import Protocol
 from fwdaemon.errors import KernelError, shortage
 from fwdaemon.hostnet.local_relays import Allowance, Duty, Endpoint, TcpRelay, UdpRelay, Want, duties
@@ -71,7 +70,7 @@ class LocalProxy:
         try:
             return doing.result(_PATIENCE_S)
         except TimeoutError:
-            return ApplyResult(faults=("the proxy on 127.0.0.1 and ::1 does not answer: it is overloaded",))
+            return ApplyResult(faults=(Fault(FaultKind.LOOPBACK_OVERLOADED),))
 
 
 def _started() -> tuple[asyncio.AbstractEventLoop, Thread]:
@@ -109,22 +108,21 @@ class _Relays:
         room = self._most - len(self._open)
         faults = [fault for endpoint in missing[:room] if (fault := self._opened(endpoint, wanted[endpoint]))]
         if left := len(missing[room:]):
-            faults.append(
-                f"{left} ports of 127.0.0.1 and ::1 do not answer: too many files would be open (LimitNOFILE=)"
-            )
+            faults.append(Fault(FaultKind.LOOPBACK_PORTS, (str(left),)))
         changed = bool(gone) or len(faults) < len(missing)
         return ApplyResult(faults=tuple(faults), changed=changed, short=self._short)
 
-    def _opened(self, endpoint: Endpoint, duty: Duty) -> str:
-        """Listen at a place, or say why that cannot be."""
+    def _opened(self, endpoint: Endpoint, duty: Duty) -> Fault | None:
+        """Listen at a place, or give why that cannot be."""
         try:
             self._open[endpoint] = duty, self._listening(endpoint, duty)
         except OSError as error:
             self._short |= shortage(error) is not None
-            reason = "a process of the host listens there" if error.errno == errno.EADDRINUSE else error.strerror
-            where = f"{endpoint.protocol} port {endpoint.port} of {endpoint.address}"
-            return f"{where} does not lead to {shown(duty.forward.domain)}: {reason}"
-        return ""
+            about = str(endpoint.protocol), str(endpoint.port), str(endpoint.address), duty.forward.domain
+            if error.errno == errno.EADDRINUSE:
+                return Fault(FaultKind.LOOPBACK_PORT_TAKEN, about)
+            return Fault(FaultKind.LOOPBACK_PORT, about, str(error.strerror))
+        return None
 
     def _listening(self, endpoint: Endpoint, duty: Duty) -> TcpRelay | UdpRelay:
         if endpoint.protocol is Protocol.TCP:

@@ -10,7 +10,7 @@ from typing import TypeAlias
 
 from fwdaemon.core.exposures import Nat
 from fwdaemon.core.inventory import Inventory
-from fwdaemon.core.report import ApplyResult
+from fwdaemon.core.report import ApplyResult, Fault, FaultKind
 from fwdaemon.core.state import Desired
 from fwdaemon.core.text import shown
 from fwdaemon.core.types import Address, Family
@@ -205,7 +205,7 @@ class PublicAddresses:
 
     def _added(
         self, kernel: Rtnetlink, missing: Mapping[_PublicAddressesPlace, Nat]
-    ) -> tuple[frozenset[Nat], dict[Nat, str]]:
+    ) -> tuple[frozenset[Nat], dict[Nat, Fault]]:
         """Add addresses, and tell which were, and what is wrong with the others."""
         added, refused = set(), {}
         for place, nat in sorted(missing.items(), key=str):
@@ -213,7 +213,7 @@ class PublicAddresses:
                 self._add(kernel, place)
                 added.add(nat)
             except KernelError as error:
-                refused[nat] = f"{nat.public} is not assigned to {shown(place[0])}: {error}"
+                refused[nat] = Fault(FaultKind.PUBLIC_ADDRESS, (str(nat.public), place[0]), str(error))
         return frozenset(added), refused
 
     def _add(self, kernel: Rtnetlink, place: _PublicAddressesPlace) -> None:
@@ -277,7 +277,7 @@ def _entry(place: _PublicAddressesPlace) -> KernelAddress | None:
     return None if index is None else KernelAddress(address, index)
 
 
-def _renewed(kernel: Rtnetlink, bent: Mapping[_PublicAddressesPlace, Nat]) -> tuple[frozenset[Nat], list[str]]:
+def _renewed(kernel: Rtnetlink, bent: Mapping[_PublicAddressesPlace, Nat]) -> tuple[frozenset[Nat], list[Fault]]:
     """Give addresses the lifetimes they had from us; tell which have them, and what is wrong with the others."""
     renewed, faults = set(), []
     for place, nat in bent.items():
@@ -286,7 +286,7 @@ def _renewed(kernel: Rtnetlink, bent: Mapping[_PublicAddressesPlace, Nat]) -> tu
                 renew_address(kernel, entry)
                 renewed.add(nat)
         except KernelError as error:
-            faults.append(f"{nat.public} on {shown(place[0])} was changed, and cannot be put back: {error}")
+            faults.append(Fault(FaultKind.PUBLIC_ADDRESS_CHANGED, (str(nat.public), place[0]), str(error)))
     return frozenset(renewed), faults
 
 

@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable
 from typing import Final
 
 from fwdaemon.core.exposures import Route
-from fwdaemon.core.report import ApplyResult
+from fwdaemon.core.report import ApplyResult, Fault, FaultKind
 from fwdaemon.core.text import shown
 from fwdaemon.core.types import Family, Subnet
 from fwdaemon.errors import KernelError
@@ -122,7 +122,7 @@ def _sorted_out(kernel: Rtnetlink, routes: Iterable[Route]) -> tuple[frozenset[R
 
 def _added(
     kernel: Rtnetlink, routes: Iterable[Route], present: Collection[Route]
-) -> tuple[frozenset[Route], dict[Route, str]]:
+) -> tuple[frozenset[Route], dict[Route, Fault]]:
     """Add routes that are not present, and tell which were added, and what is wrong with others."""
     added, refused = set(), {}
     for route in sorted(routes, key=Route.listens_at):
@@ -132,7 +132,7 @@ def _added(
                 _add(kernel, route.subnet, index)
                 added.add(route)
         except KernelError as error:
-            refused[route] = f"{route.subnet} is not routed to network {shown(route.network)}: {error}"
+            refused[route] = Fault(FaultKind.ROUTE, (str(route.subnet), route.network), str(error))
     return frozenset(added), refused
 
 

@@ -7,15 +7,19 @@ from functools import reduce
 from itertools import chain
 from typing import Final
 
+from fwdaemon.audit.lines import format_fault
 from fwdaemon.core.exposures import Exposure
 from fwdaemon.core.report import (
     LIBVIRT_CHAIN,
     ApplyResult,
     Counted,
+    Fault,
+    FaultKind,
     GateChange,
     Presence,
     RulesChanged,
     Stamp,
+    fault_of,
     joined,
     tried,
 )
@@ -65,12 +69,12 @@ class LegacyBackend:
         self._settled: dict[Family, _Infos] = {}
         self._clean: dict[Family, _Infos] = {}
         self._linked: set[Gate] = set()
-        self._unusable: dict[Family, str] = {}
-        self._left: dict[Family, tuple[str, ...]] = {}
+        self._unusable: dict[Family, Fault] = {}
+        self._left: dict[Family, tuple[Fault, ...]] = {}
 
     @property
-    def unusable(self) -> Mapping[Family, str]:
-        """Tell which families cannot be served, and why."""
+    def unusable(self) -> Mapping[Family, Fault]:
+        """Give the families that cannot be served, and why."""
         return dict(self._unusable)
 
     def apply(self, desired: Desired, *, full: bool) -> ApplyResult:
@@ -116,7 +120,7 @@ class LegacyBackend:
         try:
             return self._gates.apply(desired.families, desired.label, desired.behind, full=full)
         except PortfwdError as error:
-            return ApplyResult(faults=(f"no gate in the legacy FORWARD chains: {error}",))
+            return ApplyResult(faults=(Fault(FaultKind.LEGACY_GATES, detail=str(error)),))
         finally:
             self._gates.rest()
 
@@ -195,12 +199,12 @@ class LegacyBackend:
             try:
                 results.append(self._reconcile(family, wanted, desired))
             except UnusableError as error:
-                self._unusable[family] = str(error)
+                self._unusable[family] = fault_of(error)
             except KernelError as error:
-                refused.append(str(error))
+                refused.append(fault_of(error))
         faults = (*self._unusable.values(), *chain.from_iterable(self._left.values()))
         if refused or (every and every.keys() <= self._unusable.keys()):
-            raise KernelError("; ".join([*refused, *faults]))
+            raise KernelError("; ".join(map(format_fault, [*refused, *faults])))
         return reduce(joined, results, ApplyResult(faults=faults))
 
     def _tables(self, desired: Desired) -> dict[Family, Tables]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from itertools import chain as chained
 
 from fwdaemon.core.exposures import Exposure, Nat, Route
+from fwdaemon.core.report import Fault, FaultKind
 from fwdaemon.core.state import LABELS, Desired
 from fwdaemon.core.text import is_interface_name, is_mac, label
 from fwdaemon.core.types import Family, Gate, Protocol
@@ -228,7 +229,7 @@ class Plan:
     damaged: frozenset[Exposure]
     stale: frozenset[str]
     moved: tuple[tuple[Gate, Head], ...]
-    left: tuple[str, ...]
+    left: tuple[Fault, ...]
     altered: frozenset[Exposure]
     labels: frozenset[int]
     let_out: frozenset[str]
@@ -366,13 +367,9 @@ def _moved(family: Family, wanted: ObservedTables, observed: Observed) -> list[t
     ]
 
 
-def _left(family: Family, wanted: ObservedTables, observed: Observed) -> Iterator[str]:
-    """Say which chains of ours nobody needs any more, and others keep all the same."""
+def _left(family: Family, wanted: ObservedTables, observed: Observed) -> Iterator[Fault]:
+    """Give the chains of ours nobody needs any more, and others keep all the same."""
     program = f"{family.iptables}-legacy"
     for table, seen in observed.items():
         for chain in sorted(seen.held - wanted.get(table, Table()).chains.keys()):
-            yield (
-                f"the chain {chain} in the legacy table {table} of IPv{family} is empty now, but stays, as rules of"
-                f" others lead to it; delete those ({program} -t {table} -S | grep {chain} shows them), then"
-                f" {program} -t {table} -X {chain}"
-            )
+            yield Fault(FaultKind.LEGACY_CHAIN_HELD, (chain, table, str(family), program))

@@ -13,6 +13,8 @@ from fwdaemon.core.report import (
     LIBVIRT_TABLE,
     ApplyResult,
     Counted,
+    Fault,
+    FaultKind,
     GateChange,
     Presence,
     RulesChanged,
@@ -53,10 +55,6 @@ _TRIES = 3
 # Each pass lists what is refused, too. These take about 30 ms.
 _REFUSED_ALONE = 256
 _MOST_REFUSED = 2048
-_LIBVIRT_MISSING = (
-    "libvirt's own firewall rules are gone, so its guests may not reach the outside;"
-    " restart libvirtd or virtnetworkd to have them written again"
-)
 
 
 class NftablesBackend:
@@ -65,7 +63,7 @@ class NftablesBackend:
     name: Final = "nftables"
     title: Final = "nftables"
     variant: Final = "nf_tables"
-    unusable: Final[Mapping[Family, str]] = {}
+    unusable: Final[Mapping[Family, Fault]] = {}
 
     def __init__(
         self, runner: Runner, commits: Commits | None = None, clock: Callable[[], float] = time.monotonic
@@ -87,7 +85,7 @@ class NftablesBackend:
         self._committed: Mapping[Family, Table] = {}
         self._opened: set[tuple[Gate, int]] = set()
         self._seen_libvirt = False
-        self._settled: tuple[Desired, Observed, tuple[str, ...]] | None = None
+        self._settled: tuple[Desired, Observed, tuple[Fault, ...]] | None = None
         self._put_back = ApplyResult()
         self._ended = Ended(_REFUSED_ALONE, _MOST_REFUSED)
 
@@ -279,7 +277,7 @@ class NftablesBackend:
             return ApplyResult(faults=self._settled[2])
         plan = Plan.of(self._tables(self._table_cache, desired), observed)
         faults = [*observed.faults, *self._missing_libvirt(observed)]
-        refused: Mapping[Gate, str] = {}
+        refused: Mapping[Gate, Fault] = {}
         committed = self._committed
         if plan.empty:
             self._settled = (desired, observed, tuple(faults))
@@ -318,13 +316,13 @@ class NftablesBackend:
     def _tables(self, table_cache: TableCache, desired: Desired) -> dict[Family, Table]:
         return {} if self._gates_only else table_cache.tables(desired)
 
-    def _missing_libvirt(self, observed: Observed) -> list[str]:
+    def _missing_libvirt(self, observed: Observed) -> list[Fault]:
         """Tell when libvirt's rules were wiped, which libvirt does not notice. Without exposures, they are not read."""
         self._seen_libvirt = self._seen_libvirt or observed.libvirt
         missing = self._committed and self._seen_libvirt and not observed.libvirt
-        return [_LIBVIRT_MISSING] if missing else []
+        return [Fault(FaultKind.LIBVIRT_RULES_GONE)] if missing else []
 
-    def _commit(self, plan: Plan, bit: int) -> dict[Gate, str]:
+    def _commit(self, plan: Plan, bit: int) -> dict[Gate, Fault]:
         """Commit, and tell which gates could not be moved: one that cannot is no reason to leave the rest undone."""
         # A gate that opens early lets nothing through that is not labelled; one that opens late refuses what is.
         faults = {state.gate: self._move(state, bit) for state in plan.shut}
@@ -333,13 +331,14 @@ class NftablesBackend:
         faults |= {state.gate: self._move(state, None) for state in plan.orphaned_gates}
         return {gate: fault for gate, fault in faults.items() if fault}
 
-    def _move(self, state: GateState, bit: int | None) -> str:
+    def _move(self, state: GateState, bit: int | None) -> Fault | None:
         """Make or move a gate, or without a `bit` close it; gives what is wrong where that is refused."""
         try:
             self._change(state, bit)
         except ProcessError as error:
-            return f"the gate in {state.gate} could not be changed: {error}{_hint(state.gate, error)}"
-        return ""
+            owned = not is_iptables_gate(state.gate) and "Operation not permitted" in error.stderr
+            return Fault(FaultKind.GATE_OWNED if owned else FaultKind.GATE_REFUSED, (str(state.gate),), str(error))
+        return None
 
     def _change(self, state: GateState, bit: int | None) -> None:
         script = gate_script(state, bit)
@@ -364,13 +363,6 @@ class NftablesBackend:
         generation = following_generation(observed.generation)
         alone = current_generation() == generation
         self._observed = replace(observed, generation=generation, listed=listed) if alone else None
-
-
-def _hint(gate: Gate, error: ProcessError) -> str:
-    owned = not is_iptables_gate(gate) and "Operation not permitted" in str(error)
-    return (
-        "; a running program may own that table alone, as firewalld does unless NftablesTableOwner=no" if owned else ""
-    )
 
 
 def _served(table_cache: TableCache, found: WithMapKeys) -> frozenset[Exposure]:

@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 
 from fwdaemon.config.names import NFT_NAME
 from fwdaemon.core.bans import End, Rule, Verdict
-from fwdaemon.core.report import LIBVIRT_CHAIN, LIBVIRT_TABLE
+from fwdaemon.core.report import LIBVIRT_CHAIN, LIBVIRT_TABLE, Fault, FaultKind
 from fwdaemon.core.types import Family, Gate
 from fwdaemon.errors import HangingError, KernelError, ProcessError, shortage
 from fwdaemon.kernel.netlink import NETFILTER, Message, NetlinkSocket, attribute, attributes, nested
@@ -272,7 +272,7 @@ class Observer:
 
     def __init__(self, runner: Runner) -> None:
         self._runner = runner
-        self._faults: list[str] = []
+        self._faults: list[Fault] = []
         self._libvirt = False
 
     def observe(self, generation: int, wanted: Wanted, known: Mapping[Family, Table], *, everywhere: bool) -> Observed:
@@ -357,7 +357,7 @@ class Observer:
         except ProcessError as error:
             if _ends_the_pass(error):
                 raise
-            self._faults.append(f"no gate in {gate}: {error}; name a native chain in [daemon] gates instead")
+            self._faults.append(Fault(FaultKind.GATE_UNREAD, (str(gate),), str(error)))
             return None
         self._libvirt = self._libvirt or LIBVIRT_CHAIN in listing
 
@@ -373,7 +373,7 @@ class Observer:
         except (
             KernelError
         ) as error:  # as where thousands of rules change all the time: exposures need not wait for this
-            self._faults.append(f"cannot search other chains for our rules: {error}")
+            self._faults.append(Fault(FaultKind.GATES_UNSEARCHED, detail=str(error)))
             return None
         suspects = {Gate(rule.family, rule.table, rule.chain) for rule in found}.difference(gates)
         iptables = [self._iptables_gate(gate, wanted) for gate in sorted(suspects, key=str) if is_iptables_gate(gate)]

@@ -15,9 +15,10 @@ from typing import Final
 
 from fwdaemon import __version__
 from fwdaemon.audit.causes import format_cause
+from fwdaemon.audit.lines import format_fault, format_gate_fault, format_location_reason
 from fwdaemon.config.model import Config
 from fwdaemon.core.exposures import Exposure
-from fwdaemon.core.report import Cause, Change, ReconcileReport
+from fwdaemon.core.report import AnyFault, Cause, Change, Fault, Location, ReconcileReport
 from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Family
 from fwdaemon.errors import KernelError, Problem
@@ -42,10 +43,10 @@ class Records:
         self._configuration = Configuration(path, self._began)
         self._facts = Facts(config)
         self._since: dict[Exposure, datetime] = {}
-        self._rules: Rules | None = None
+        self._location: Location | None = None
         self._last_pass: Pass | None = None
-        self._problems: tuple[str, ...] = ()
-        self._late = ""
+        self._problems: tuple[AnyFault, ...] = ()
+        self._late: Fault | None = None
         self._restored: deque[Restored] = deque(maxlen=_MOST_RESTORED)
 
     def configuration_loaded(self, config: Config) -> None:
@@ -59,10 +60,10 @@ class Records:
         self._configuration = replace(self._configuration, refused=RefusedReload(_now(), tuple(problems)))
         self._publish_now()
 
-    def late(self, text: str) -> None:
-        """Remember that a configuration is not read yet, and what that means, or that it is."""
-        if text != self._late:
-            self._late = text
+    def late(self, fault: Fault | None) -> None:
+        """Remember that a configuration is not read yet, or that it is."""
+        if fault != self._late:
+            self._late = fault
             self._publish_now()
 
     def last_good_in_force(self, problems: Iterable[Problem], kept_at: datetime) -> None:
@@ -74,9 +75,9 @@ class Records:
         """Remember a pass that has just ended well and took so long."""
         before, problems, result = self._facts, self._problems, report.result
         self._last_pass = Pass(_now(), seconds, result.changed)
-        refused: dict[Family | Exposure, str] = dict(result.refused)
+        refused: dict[Family | Exposure, Fault] = dict(result.refused)
         refused.update(report.unusable.items())
-        self._rules = report.location and Rules(*report.location)
+        self._location = report.location
         self._facts = replace(before, wanted=report.desired, held=report.desired, failure="", refused=refused)
         self._problems = result.faults
         self._remember(report)
@@ -102,11 +103,11 @@ class Records:
             __version__,
             self._configuration,
             Process(os.getpid(), self._began),
-            self._rules,
+            rules_at(self._location),
             tuple(libvirt),
             self._last_pass,
             tuple(self._restored),
-            (self._late, *self._problems) if self._late else self._problems,
+            tuple(map(format_fault, (self._late, *self._problems) if self._late else self._problems)),
             uplinks_of(self._facts.wanted),
             confined_in(self._facts.held),
             confined_interfaces_in(self._facts.held),
@@ -122,6 +123,11 @@ class Records:
 
     def _publish_now(self, changes: Sequence[Change] = ()) -> None:
         self._publish(_now(), changes)
+
+
+def rules_at(location: Location | None) -> Rules | None:
+    """Say where the rules are, and why there, as the status has it."""
+    return None if location is None else Rules(location.backend, format_location_reason(location.reason))
 
 
 def uplinks_of(desired: Desired | None) -> tuple[str, ...]:
@@ -152,7 +158,10 @@ def _restored(report: ReconcileReport, at: datetime) -> Iterator[Restored]:
             yield Restored(at, setting.what, 0, format_cause(Cause()))
     if gates := [gate for gate in report.result.gates if gate.restored]:
         yield Restored(
-            at, f"gate in {gates[0].gate}", len(gates) - 1, f"{gates[0].fault}; {format_cause(Cause(report.actors))}"
+            at,
+            f"gate in {gates[0].gate}",
+            len(gates) - 1,
+            f"{format_gate_fault(gates[0].fault)}; {format_cause(Cause(report.actors))}",
         )
 
 

@@ -16,6 +16,7 @@ from fwdaemon.audit import lines
 from fwdaemon.config import Loaded
 from fwdaemon.config.files import read_regular, weak_points
 from fwdaemon.config.model import Config
+from fwdaemon.core.report import Fault, FaultKind
 from fwdaemon.core.text import printable
 from fwdaemon.core.types import Protocol
 from fwdaemon.errors import ConfigError, Problem
@@ -277,19 +278,21 @@ def _hourly(ports: Assignments) -> Mapping[AutoPort, tuple[int, int]]:
 
 
 # Reads the configuration beside everything else, in a thread of its own: the file system that it is on may hang.
-LATE: Final = (
-    "the configuration cannot be read yet, as where a file system hangs; the one before stays in force until then"
-)
+LATE: Final = Fault(FaultKind.CONFIGURATION_LATE)
 
 
 class ConfigReader:
     """Calls `read` in a thread of its own, and `done` once that has ended.
 
-    Where it takes longer than `patience`, in seconds, `late` is called with a text, and without one when it has ended.
+    Where it takes longer than `patience`, in seconds, `late` is called with a fault, and without one when it has ended.
     """
 
     def __init__(
-        self, read: Callable[[], Loaded], done: Callable[[], None], late: Callable[[str], None], patience: float
+        self,
+        read: Callable[[], Loaded],
+        done: Callable[[], None],
+        late: Callable[[Fault | None], None],
+        patience: float,
     ) -> None:
         self._read, self._done, self._late, self._patience = read, done, late, patience
         self._worker = Worker("configuration")
@@ -328,7 +331,7 @@ class ConfigReader:
     def _ended(self, _: object) -> None:
         if self._late_at is not None:
             self._late_at.cancel()
-        self._late("")
+        self._late(None)
         self._done()
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from fwdaemon.core.bans import BEHIND
 from fwdaemon.core.report import ApplyResult
-from fwdaemon.core.types import Family, Gate
+from fwdaemon.core.types import Family, Gate, GateFault
 from fwdaemon.kernel.process import SystemRunner
 from fwdaemon.legacy.backend import LegacyBackend
 from fwdaemon.legacy.client import HelperClient
@@ -207,7 +207,7 @@ def outranked(chain: Chain, ban: str, other: str) -> None:
     chain.insert(other)
     others = chain.others()
     (change,) = chain.apply().gates
-    assert change.fault == "another rule was ahead of it"
+    assert change.fault == GateFault.BEHIND_RULE
     assert chain.order() == ["GATE", *others]
     assert not chain.apply().changed
     chain.insert(ban)
@@ -256,7 +256,7 @@ def test_a_goto_stays_ahead_in_nftables_while_the_policy_accepts(native: Chain, 
     holds(native, "goto f2b-sshd")
     runner.run("nft", "-f", "-", stdin=f"chain {NATIVE} {{ policy drop; }}\n")
     (change,) = native.apply().gates
-    assert change.fault == "another rule was ahead of it"
+    assert change.fault == GateFault.BEHIND_RULE
     assert native.order()[0] == "GATE"
 
 
@@ -303,7 +303,7 @@ def test_a_ban_that_is_appended_right_behind_the_gate_goes_ahead(xtables: Chain)
     xtables.apply()
     xtables.append(XT_BANS[2])
     (change,) = xtables.apply().gates
-    assert change.fault == "it was ahead of a ban"
+    assert change.fault == GateFault.AHEAD_OF_BAN
     assert xtables.order()[-1] == "GATE"
 
 

@@ -21,6 +21,7 @@ from fwdaemon.legacy.model import TableName
 from fwdaemon.legacy.ruleset import links
 from fwdaemon.netfilter import Netfilter
 from fwdaemon.nftables.backend import NftablesBackend
+from tests import sentences
 from tests.kernel.legacy import helpers, iptables, own
 from tests.kernel.test_nftables import ALL
 from tests.lab.command import run
@@ -110,7 +111,7 @@ def test_a_held_lock_does_not_keep_nftables_from_healing(lock_file: Path, runner
     with held(lock_file):
         result = netfilter.apply(ALL, full=True)
         assert own_rules(run(["nft", "list", "ruleset"]).stdout, "") == ours
-    assert any("another program has held" in fault for fault in result.faults)
+    assert any("another program has held" in fault for fault in sentences.faults(result))
     netfilter.apply(ALL, full=False)
     assert "kvm-portfwd" in run(["iptables-legacy", "-S", "FORWARD"]).stdout
     netfilter.remove()
@@ -165,7 +166,7 @@ def test_an_iptables_that_hangs_does_not_keep_nftables_from_healing(
     result = netfilter.apply(ALL, full=False)
     assert (tmp_path / "asked").read_text(encoding="ascii") == ours
     assert result.damaged
-    assert any("iptables does not say where it writes to" in fault for fault in result.faults)
+    assert any("iptables does not say where it writes to" in fault for fault in sentences.faults(result))
     hanging.unlink()
     assert not netfilter.apply(ALL, full=True).faults
     netfilter.remove()

@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from fwdaemon.core.exposures import Exposure, Nat
-from fwdaemon.core.report import ApplyResult
+from fwdaemon.core.report import ApplyResult, Conflict, Fault
 from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Address, Family
 from fwdaemon.errors import KernelError
@@ -104,7 +104,7 @@ class Connections:
 class Others:
     """Other programs, and which of their ports they have told of."""
 
-    found: tuple[str, ...] = ()
+    found: tuple[Conflict | Fault, ...] = ()
     due: float | None = None
 
     def find(
@@ -115,7 +115,7 @@ class Others:
         full: bool,
         reloaded: bool = False,
         provoked: bool = False,
-    ) -> tuple[str, ...]:
+    ) -> tuple[Conflict | Fault, ...]:
         del desired, local, full, reloaded, provoked
         return self.found
 

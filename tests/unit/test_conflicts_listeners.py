@@ -39,7 +39,7 @@ def said(
 ) -> list[str]:
     desired = Desired().having(exposures)
     found = taking.shadowed_listeners(takings(desired, LOCAL), sockets, CLIENTS, GUESTS)
-    return list(taking.sentences(found, names or {}))
+    return [conflict.sentence() for conflict in taking.conflicts(found, names or {})]
 
 
 def test_the_process_and_the_place_in_the_configuration_are_named() -> None:
@@ -189,7 +189,7 @@ def test_without_libvirt_an_entry_counts_in_each_family_it_may_have() -> None:
         '[[forward]]\ndomain = "six"\naddress = "2001:db8:122::5"\nsources = ["2001:db8::/32"]\nports = ["90/udp"]\n'
         '[[nat]]\ndomain = "mail"\npublic = "198.51.100.8"\nassign = "eth0"\n'
     )
-    found = {(str(item), item.family): item for item in takings_if_running(config, LOCAL)}
+    found = {(str(item.entry), item.family): item for item in takings_if_running(config, LOCAL)}
     assert set(found) == {
         ("port 22/tcp", Family.IPV4),
         ("port 22/tcp", Family.IPV6),

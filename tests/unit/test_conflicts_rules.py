@@ -76,7 +76,8 @@ def on_port(first: int, last: int = 0, protocol: Protocol = Protocol.TCP) -> dic
 
 
 def said(exposures: Iterable[Forward | Nat], others: list[Translation], ours: ChainLocation = NFTABLES) -> list[str]:
-    return list(foreign_rules.sentences(takings(Desired().having(exposures), LOCAL), others, ours, LOCAL))
+    found = foreign_rules.conflicts(takings(Desired().having(exposures), LOCAL), others, ours, LOCAL)
+    return [conflict.sentence() for conflict in found]
 
 
 @pytest.mark.parametrize(

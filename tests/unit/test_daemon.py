@@ -11,6 +11,7 @@ import pytest
 
 from fwdaemon.core.report import ApplyResult, Reason, ReasonKind
 from fwdaemon.errors import HangingError, KernelError, LibvirtUnavailableError
+from tests.sentences import error
 from tests.unit.daemon_scene import FAST, RULE, SSH, SSH_RULE, STARTED, WEB, Scene, inventory, play, prepared
 
 MADE_AGAIN, NO_SOCKET = "the control socket was removed", "no control socket"
@@ -149,7 +150,7 @@ def test_what_others_took_from_us_is_told_as_soon_as_it_is_found(scene: Scene) -
         async with scene.running_daemon():
             await scene.until(lambda: scene.written == {RULE})
             kept = len(scene.host.kept)
-            scene.others.found = ("a clash",)
+            scene.others.found = (error("a clash"),)
             await asyncio.to_thread(scene.asked)
             await scene.until(lambda: len(scene.host.kept) > kept)
         # After the end, a late answer goes nowhere.
@@ -211,7 +212,7 @@ def test_what_the_host_side_lacks_for_want_of_a_thread_is_tried_again(scene: Sce
     async def act() -> None:
         async with scene.running_daemon():
             await scene.until(lambda: scene.written == {RULE})
-            scene.host.result = ApplyResult(faults=("no thread",), short=True)
+            scene.host.result = ApplyResult(faults=(error("no thread"),), short=True)
             scene.libvirt.trigger(STARTED)
             await scene.until(lambda: scene.problems == ("no thread",))
             passes = len(scene.host.kept)

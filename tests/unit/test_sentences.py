@@ -1,6 +1,6 @@
 """Facts are data, and sentences are for people: no code takes one apart, or compares anything with its words.
 
-They are made at the edges; the middle gives what they are about.
+They are made last, by `fwdaemon.audit`: the middle gives what they are about, and so do the edges of what went wrong.
 
 Texts of other programs have to be read. Who does so is listed with whose text it is, so that each new reader is a
 decision.
@@ -14,6 +14,10 @@ from pathlib import Path
 from typing import Final
 
 import pytest
+
+from fwdaemon.audit.lines import format_fault
+from fwdaemon.core.report import Fault, FaultKind
+from fwdaemon.core.text import printable
 
 PROGRAM: Final = Path(__file__).parents[2] / "fwdaemon"
 READERS: Final = {
@@ -94,6 +98,13 @@ def said(file: Path) -> Iterator[tuple[int, str]]:
             yield from [(item.lineno, item.value)] if _WORDS.search(item.value) else []
 
 
+def put(file: Path) -> Iterator[tuple[int, str]]:
+    """Give the words that are put into a fault or a note, each with its line."""
+    for item in ast.walk(tree(file)):
+        if isinstance(item, ast.Call) and isinstance(item.func, ast.Name) and item.func.id in ("Fault", "Note"):
+            yield from ((item.lineno, text) for text in texts(item, file) if _WORDS.search(text))
+
+
 @pytest.mark.parametrize("file", MIDDLE, ids=lambda file: str(file.relative_to(PROGRAM)))
 def test_the_middle_makes_no_sentences(file: Path) -> None:
     found = list(said(file))
@@ -104,6 +115,26 @@ def test_the_middle_makes_no_sentences(file: Path) -> None:
 def test_only_texts_of_others_are_read(file: Path) -> None:
     found = list(read(file))
     assert bool(found) == (str(file.relative_to(PROGRAM)) in READERS), found
+
+
+def test_what_is_wrong_is_said_by_its_kind() -> None:
+    assert not {str(file.relative_to(PROGRAM)): found for file in PROGRAM.rglob("*.py") if (found := list(put(file)))}
+
+
+@pytest.mark.parametrize("kind", FaultKind)
+def test_each_fault_has_words_for_all_that_is_known_of_it(kind: FaultKind) -> None:
+    about = ("alpha", "beta", "gamma", "delta")
+    words = format_fault(Fault(kind, about, "epsilon"))
+    named = [name for name in about if name in words]
+    assert named == list(about[: len(named)])
+    assert words.count("epsilon") <= 1
+    assert words == printable(words)
+
+
+@pytest.mark.parametrize("line", ['Fault(FaultKind.ERROR, (f"gate in {gate}",))', "Note(kind, detail=WORDS)"])
+def test_words_in_a_fault_are_seen(tmp_path: Path, line: str) -> None:
+    (file := tmp_path / "module.py").write_text(f'WORDS = "it was not there"\nx = {line}\n')
+    assert list(put(file))
 
 
 @pytest.mark.parametrize(
