@@ -166,7 +166,7 @@ class Sweep:
         return frozenset(guest for guest in guests if guest is not None) if None not in guests else None
 
     def outdated(self) -> Judge:
-        """Give what tells which connections to end."""
+        """Give what decides which connections to end."""
         return Judge(self.live, self.local, self.gone, fewer_uplinks=self.fewer_uplinks)
 
     @property

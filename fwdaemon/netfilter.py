@@ -1,8 +1,8 @@
 """What the rest of the program sees of the kernel's rules: the backend interface, and the choice of backend.
 
-A backend makes the kernel hold the desired state, and tells what it had to mend. Our rules have to be where libvirt's
+A backend makes the kernel hold the desired state, and reports what it had to mend. Our rules have to be where libvirt's
 are, since an accept in one rule system does not stop a refusal in the other. Where those are is looked up in the
-kernel, not told from versions: it can change with a restart of libvirtd.
+kernel, not guessed from versions: it can change with a restart of libvirtd.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -74,7 +74,7 @@ class Rules(Protocol):
         """Tell what `apply` would find and do now, touching nothing; `script` holds all of it as native text.
 
         Raises:
-            PortfwdError: the kernel does not tell what it holds.
+            PortfwdError: what the kernel holds cannot be read.
 
         """
         ...
@@ -87,7 +87,7 @@ class Rules(Protocol):
         """Name the families for which the kernel holds our rules, including those of an earlier run.
 
         Raises:
-            PortfwdError: the kernel does not tell.
+            PortfwdError: it cannot be read.
 
         """
         ...
@@ -136,7 +136,7 @@ class Backend(Rules, Protocol):
         ...
 
     def leave(self) -> ApplyResult:
-        """Take away the rules themselves, which are elsewhere now; `faults` tells what is left."""
+        """Take away the rules themselves, which are elsewhere now; `faults` name what is left."""
         ...
 
     def preview_gates(self, desired: Desired) -> ApplyResult:
@@ -144,7 +144,7 @@ class Backend(Rules, Protocol):
         ...
 
     def monitor(self, changed: RulesChanged) -> Monitor:
-        """Give what tells of changes by others in this rule system."""
+        """Give a monitor of changes by others in this rule system."""
         ...
 
     def counters(self, desired: Desired) -> Mapping[Exposure, int]:
@@ -186,14 +186,14 @@ class Netfilter:
     def __init__(
         self, runner: Runner, choice: BackendChoice = BackendChoice.AUTO, among: Sequence[Backend] = ()
     ) -> None:
-        """Choose `among` all there are, unless told others."""
+        """Choose `among` these backends; all there are, by default."""
         self.choice = choice
         self._backends = among or backends(runner)
         self._locator = Locator(self._backends, runner)
         self._location: Chosen | None = None
 
     def apply(self, desired: Desired, *, full: bool) -> ApplyResult:
-        """See `Rules.apply`; where the rules are, they are put back before anything is asked where they belong."""
+        """See `Rules.apply`; where the rules are, they are put back before it is looked up where they belong."""
         before, stamps = self._location, self._locator.stamps()
         healed = _attempt(before.backend, desired, full=full) if before is not None else ApplyResult()
         location = self._chosen(full=full, stamps=stamps)
@@ -254,7 +254,7 @@ class Netfilter:
         return frozenset(chain.from_iterable(backend.switched() for backend in self._backends))
 
     def monitors(self, changed: RulesChanged) -> tuple[Monitor, ...]:
-        """Give what tells of changes in any rule system."""
+        """Give the monitors of changes in all rule systems."""
         return tuple(backend.monitor(changed) for backend in self._backends)
 
     def refuse(self, flows: Collection[Flow]) -> None:

@@ -167,7 +167,7 @@ class Reconciler:
         return min((due for due in ends if due is not None), default=None)
 
     def reconcile(self, desired: Desired, request: Request) -> bool:
-        """Make the kernel hold `desired`, and tell whether anything had to be changed.
+        """Make the kernel hold `desired`, and return whether anything had to be changed.
 
         Raises:
             PortfwdError: the kernel refused; what was live before still is.

@@ -157,7 +157,7 @@ class FlapDamping:
 
     @property
     def ends(self) -> float | None:
-        """When something counted is due to be told; `None` where nothing is."""
+        """When a line about something counted is due; `None` where none is."""
         counting = (window.since + self._window_s for window in self._windows.values() if window.counted)
         return min(counting, default=None)
 

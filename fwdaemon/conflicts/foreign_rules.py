@@ -178,7 +178,7 @@ class Foreign:
 
 
 class ForeignRules:
-    """Reads them, and tells cheaply whether there is something new to read. Its methods block."""
+    """Reads them, and finds cheaply whether there is something new to read. Its methods block."""
 
     def __init__(self, runner: Runner) -> None:
         self._runner = runner
@@ -187,7 +187,7 @@ class ForeignRules:
         """Give what is another whenever rules changed; in the legacy tables, unless by something of the same size.
 
         Raises:
-            KernelError: the kernel does not tell.
+            KernelError: it cannot be read.
 
         """
         legacy = [(family, table_info(family, TableName.NAT)) for family in _legacy_families()]

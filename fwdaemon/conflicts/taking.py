@@ -45,7 +45,7 @@ class PortIndex(Generic[_T]):
 
 
 class PortSet:
-    """Ports by their numbers; whether a range has one of them is told without looking at each, however wide it is."""
+    """Ports by their numbers; whether a range has one of them is found without looking at each, however wide it is."""
 
     def __init__(self, ranges: Iterable[PortRange]) -> None:
         self._marks = bytearray(_HIGHEST + 1)
@@ -164,7 +164,7 @@ def _of_claim(claim: Claim, owner: Owner, origin: Origin | None, own: Collection
         yield Taking(owner.name, origin, *where, claim.interface, claim.sources, shared)
 
 
-# How several things are told in one sentence. Pure.
+# How several things are named in one sentence. Pure.
 _MOST: Final = 3
 
 

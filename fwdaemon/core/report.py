@@ -312,7 +312,7 @@ def tried(act: Callable[[], ApplyResult]) -> ApplyResult:
 
 
 def fault_of(error: Exception) -> Fault:
-    """Give an error as the fault that its own text tells all of."""
+    """Make a fault of an error whose own text says all of it."""
     return Fault(FaultKind.ERROR, detail=str(error))
 
 

@@ -1,7 +1,7 @@
 """What exposures need of the host besides rules: forwarding, routes, addresses, proxies, and two settings of bridges.
 
 Each has its keeper, which compares the host with what is wanted, puts back what others changed, and takes away only
-what it made itself. What one of them cannot do is told as a fault, and no reason to leave the others undone.
+what it made itself. What one of them cannot do is reported as a fault, and no reason to leave the others undone.
 """
 
 import logging

@@ -51,10 +51,10 @@ class NeighbourProxies:
         """Answer for these addresses and no others; `mended` are routes of which one was, and then was not. Blocks.
 
         At first, those count of which one was not: an earlier run may have answered for it.
-        Where no route is to be answered for, and none was, the kernel is asked only if this is to be `full`.
+        Where no route is to be answered for, and none was, the kernel's are listed only if this is to be `full`.
 
         Raises:
-            KernelError: the kernel does not tell its entries.
+            KernelError: the kernel does not list its entries.
 
         """
         proxied = frozenset(route for route in routes if route.proxy is not None)
@@ -161,7 +161,7 @@ def _of_family(places: _Places, family: Family) -> Iterator[tuple[str, int]]:
 
 
 def _placed(kernel: Rtnetlink, routes: Iterable[Route]) -> tuple[_Places, list[Fault]]:
-    """Sort routes by the interface that is to answer for them, and tell what is wrong."""
+    """Sort routes by the interface that is to answer for them, and return what is wrong."""
     places: dict[tuple[str, int], set[Route]] = defaultdict(set)
     faults = []
     for route in sorted(routes, key=Route.listens_at):

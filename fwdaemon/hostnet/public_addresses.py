@@ -102,7 +102,7 @@ class Gateways:
         """Announce where a bridge port is in use that was not the last time; changes nothing on the host. Blocks.
 
         Raises:
-            KernelError: the kernel does not tell the host's addresses.
+            KernelError: the kernel does not list the host's addresses.
 
         """
         new, self._greeted = desired.bridge_ports - self._greeted, desired.bridge_ports
@@ -162,7 +162,7 @@ class PublicAddresses:
         """Hold `public` on `assign` for those that have it; `mended` are those whose address was missing. Blocks.
 
         Raises:
-            KernelError: the kernel does not tell the host's addresses.
+            KernelError: the kernel does not list the host's addresses.
 
         """
         wanted = {(nat.assign, nat.public): nat for nat in nats if nat.assign is not None}
@@ -192,7 +192,7 @@ class PublicAddresses:
         """Tell what `apply` would find and do now, touching nothing.
 
         Raises:
-            KernelError: the kernel does not tell the host's addresses.
+            KernelError: the kernel does not list the host's addresses.
 
         """
         wanted = {(nat.assign, nat.public): nat for nat in nats if nat.assign is not None}
@@ -206,7 +206,7 @@ class PublicAddresses:
     def _added(
         self, kernel: Rtnetlink, missing: Mapping[_PublicAddressesPlace, Nat]
     ) -> tuple[frozenset[Nat], dict[Nat, Fault]]:
-        """Add addresses, and tell which were, and what is wrong with the others."""
+        """Add addresses, and return which were, and what is wrong with the others."""
         added, refused = set(), {}
         for place, nat in sorted(missing.items(), key=str):
             try:
@@ -278,7 +278,7 @@ def _entry(place: _PublicAddressesPlace) -> KernelAddress | None:
 
 
 def _renewed(kernel: Rtnetlink, bent: Mapping[_PublicAddressesPlace, Nat]) -> tuple[frozenset[Nat], list[Fault]]:
-    """Give addresses the lifetimes they had from us; tell which have them, and what is wrong with the others."""
+    """Give addresses the lifetimes they had from us; return which have them, and what is wrong with the others."""
     renewed, faults = set(), []
     for place, nat in bent.items():
         try:

@@ -166,7 +166,7 @@ def _restored(report: ReconcileReport, at: datetime) -> Iterator[Restored]:
 
 
 def _differ(before: Facts, after: Facts) -> bool:
-    """Whether a pass has something to tell besides changes of exposures."""
+    """Whether a pass changes the status in more than its exposures."""
     waiting = [facts.wanted.waiting if facts.wanted is not None else None for facts in (before, after)]
     uplinks = [uplinks_of(facts.wanted) for facts in (before, after)]
     confined = [(confined_in(facts.held), confined_interfaces_in(facts.held)) for facts in (before, after)]

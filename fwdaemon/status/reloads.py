@@ -65,7 +65,7 @@ class LastGood:
         self._is_kept = True
 
     def keep(self, sources: Mapping[Path, bytes]) -> bool:
-        """Write texts that were right, and tell whether that was done. That it cannot be is a warning, once."""
+        """Write texts that were right, and return whether that was done. That it cannot be is a warning, once."""
         try:
             _replace_whole(self._path, json.dumps(self._record(sources)))
         except OSError as error:
@@ -133,7 +133,7 @@ class PortRecords:
         return tuple((uuid, instance) for _, uuid, instance in sorted(runs))
 
     def keep_arrivals(self, arrivals: Iterable[Run]) -> bool:
-        """Write them, and tell whether that was done; a reboot forgets them together with the runs."""
+        """Write them, and return whether that was done; a reboot forgets them together with the runs."""
         return self._runs.write(
             {"place": place, "domain": str(uuid), "run": instance} for place, (uuid, instance) in enumerate(arrivals)
         )
@@ -155,7 +155,7 @@ class PortRecords:
         return Before(self.known(), self.arrivals, occupied)
 
     def keep(self, ports: Assignments) -> bool:
-        """Write them, and tell whether that was done. That it cannot be is a warning, once; they hold even so."""
+        """Write them, and return whether that was done. That it cannot be is a warning, once; they hold even so."""
         records = [
             {"domain": str(item.domain), "guest": item.guest, "protocol": item.protocol, "port": held.port}
             | {"gone": int(held.gone)}
@@ -175,7 +175,7 @@ def _ports_in(path: Path) -> Assignments:
 
 
 def _written(path: Path, text: str) -> str:
-    """Write a file, and tell why it could not be."""
+    """Write a file, and return why it could not be written."""
     try:
         _replace_whole(path, text)
     except OSError as error:
