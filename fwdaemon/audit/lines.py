@@ -25,6 +25,7 @@ from fwdaemon.core.report import (
     Note,
     NoteKind,
     Setting,
+    SettingKind,
 )
 from fwdaemon.core.state import Namesake, Unchosen, Waiting
 from fwdaemon.core.text import printable, shown
@@ -80,8 +81,8 @@ def flapped(entries: Iterable[Flapped]) -> None:
         match entry.subject:
             case GateChange() as change:
                 what, fields = format_gate(change), _gate_fields(change, entry.cause)
-            case Setting(name):
-                what, fields = shown(name), {"PORTFWD_CAUSE": format_cause(entry.cause)}
+            case Setting() as changed:
+                what, fields = shown(format_setting(changed)), {"PORTFWD_CAUSE": format_cause(entry.cause)}
             case changed:
                 what = f"{_who(changed.owner)}: {changed.listens_at()} -> {changed.leads_to()}"
                 fields = _fields(changed, entry.cause)
@@ -151,12 +152,11 @@ def strangers_ended(number: int) -> None:
 
 def setting(change: Setting, cause: Cause) -> None:
     """Write that a setting of the host was changed, or put back."""
+    what, why_now = shown(format_setting(change)), format_cause(cause)
     if change.restored:
-        _write(
-            "restored", f"restored {shown(change.what)} ({format_cause(cause)})", {"PORTFWD_CAUSE": format_cause(cause)}
-        )
+        _write("restored", f"restored {what} ({why_now})", {"PORTFWD_CAUSE": why_now})
     else:
-        _write("added", f"set {shown(change.what)}: forwards need it")
+        _write("added", f"set {what}: forwards need it")
 
 
 def notes(found: Iterable[Note]) -> None:
@@ -295,6 +295,11 @@ _NOTES: Final[Mapping[NoteKind, str]] = {
     ),
     NoteKind.FORWARDING_PUT_BACK: "set {0} = 0 again: it was off before kvm-portfwd",
 }
+_SETTINGS: Final[Mapping[SettingKind, str]] = {
+    SettingKind.SYSCTL: "{0}",
+    SettingKind.FORMER_SYSCTL: "{0}, which an earlier version turned on",
+    SettingKind.HAIRPIN_MODE: "hairpin mode of bridge port {0}",
+}
 _GATE_FAULTS: Final[Mapping[GateFault, str]] = {
     GateFault.ABSENT: "it was not there",
     GateFault.BEHIND_RULE: "another rule was ahead of it",
@@ -327,6 +332,11 @@ def format_fault(fault: AnyFault) -> str:
 def format_note(note: Note) -> str:
     """Say what an administrator has to know."""
     return _filled(_NOTES[note.kind], note.about)
+
+
+def format_setting(setting: Setting) -> str:
+    """Name a setting of the host."""
+    return _filled(_SETTINGS[setting.kind], (setting.what,))
 
 
 def _filled(words: str, about: tuple[str, ...], detail: str = "") -> str:

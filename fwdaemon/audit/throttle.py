@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from fwdaemon.core.exposures import Exposure, Owner
-from fwdaemon.core.report import AnyFault, Cause, GateChange, Setting
+from fwdaemon.core.report import AnyFault, Cause, GateChange, Setting, SettingKind
 from fwdaemon.core.state import Waiting
 from fwdaemon.core.types import Gate
 
@@ -101,7 +101,7 @@ class WarnOnce:
 # Pure; the time is given.
 Subject: TypeAlias = Exposure | GateChange | Setting
 """What a line is about."""
-_Key: TypeAlias = tuple[Owner, str] | Gate | str
+_Key: TypeAlias = tuple[Owner | SettingKind, str] | Gate
 
 # So many lines about one subject within so many seconds are news; what comes after is counted.
 LINES = 6
@@ -167,5 +167,5 @@ def _key(subject: Subject) -> _Key:
         case GateChange():
             return subject.gate
         case Setting():
-            return subject.what
+            return subject.kind, subject.what
     return subject.owner, subject.listens_at()

@@ -218,15 +218,21 @@ class GateChange:
         return "restored" if self.restored else "added"
 
 
+class SettingKind(StrEnum):
+    """What kind of setting it is, and so what names it."""
+
+    SYSCTL = "sysctl"  # `net.ipv4.ip_forward = 1`
+    FORMER_SYSCTL = "former-sysctl"  # the same, of one that an earlier version of this program changed
+    HAIRPIN_MODE = "hairpin-mode"  # a bridge port
+
+
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """A setting of the host that was changed: `what` names it, as `net.ipv4.ip_forward = 1` does.
-
-    `restored` says that it had been so before, and was changed by others.
-    """
+    """A setting of the host that was changed; `restored` says that others had changed it from what it is again."""
 
     what: str
     restored: bool
+    kind: SettingKind = SettingKind.SYSCTL
 
     @property
     def action(self) -> str:

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from fwdaemon.core.exposures import Nat
 from fwdaemon.core.pace import Budget
-from fwdaemon.core.report import ApplyResult, Fault, FaultKind, Setting, joined, tried
+from fwdaemon.core.report import ApplyResult, Fault, FaultKind, Setting, SettingKind, joined, tried
 from fwdaemon.core.state import Desired
 from fwdaemon.core.text import is_interface_name, shown
 from fwdaemon.core.types import Family
@@ -125,7 +125,7 @@ class HairpinPorts:
                 faults[name] = Fault(FaultKind.HAIRPIN_MODE, (name,), str(error))
                 continue
             if _switch(kernel, name, port.index, hairpin=True):
-                yield Setting(f"hairpin mode of bridge port {shown(name)}", restored)
+                yield Setting(name, restored, SettingKind.HAIRPIN_MODE)
 
     def _reset(self, kernel: Rtnetlink, ports: _Ports, superfluous: Collection[str]) -> bool:
         switched = [
@@ -211,7 +211,7 @@ def _turned_off(line: bytes) -> Setting | None:
     except KernelError as error:
         _log.warning("%s, which an earlier version turned on", error)
         return None
-    return Setting(f"{name} = 0, which an earlier version turned on", restored=True)
+    return Setting(f"{name} = 0", restored=True, kind=SettingKind.FORMER_SYSCTL)
 
 
 class SystemHostNetwork:

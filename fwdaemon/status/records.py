@@ -15,7 +15,7 @@ from typing import Final
 
 from fwdaemon import __version__
 from fwdaemon.audit.causes import format_cause
-from fwdaemon.audit.lines import format_fault, format_gate_fault, format_location_reason
+from fwdaemon.audit.lines import format_fault, format_gate_fault, format_location_reason, format_setting
 from fwdaemon.config.model import Config
 from fwdaemon.core.exposures import Exposure
 from fwdaemon.core.report import AnyFault, Cause, Change, Fault, Location, ReconcileReport
@@ -155,7 +155,7 @@ def _restored(report: ReconcileReport, at: datetime) -> Iterator[Restored]:
         yield Restored(at, what, len(others), format_cause(cause))
     for setting in report.result.settings:
         if setting.restored:
-            yield Restored(at, setting.what, 0, format_cause(Cause()))
+            yield Restored(at, format_setting(setting), 0, format_cause(Cause()))
     if gates := [gate for gate in report.result.gates if gate.restored]:
         yield Restored(
             at,

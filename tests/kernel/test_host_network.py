@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from fwdaemon.core.report import Setting, SettingKind
 from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Family
 from fwdaemon.kernel import sysctl
@@ -203,7 +204,7 @@ def test_what_an_earlier_version_turned_on_is_turned_off_once(links: Links, begi
     record = tmp_path / "route-localnet"
     record.write_bytes(b"eth0 0\nvirbr1 0\ngone 0\nlo 1\na/b 0\n\xff\n")
     result = apply(begin(), Desired())
-    assert [setting.what for setting in result.settings] == [f"{name} = 0, which an earlier version turned on"]
+    assert result.settings == (Setting(f"{name} = 0", restored=True, kind=SettingKind.FORMER_SYSCTL),)
     assert (sysctl.read(name), record.exists()) == ("0", False)
 
 
@@ -218,14 +219,12 @@ def test_ports_of_guests_hairpin_while_bridged_frames_are_filtered(links: Links,
     state = Desired().having([WEB])
     sysctl.write(FILTERED, "1")
     host = begin()
-    what = "hairpin mode of bridge port vnet0"
-    assert [(setting.what, setting.restored) for setting in apply(host, state).settings if "vnet0" in setting.what] == [
-        (what, False)
-    ]
+    switched = Setting("vnet0", restored=False, kind=SettingKind.HAIRPIN_MODE)
+    assert switched in apply(host, state).settings
     assert hairpin(links)
     links.host.run("bridge", "link", "set", "dev", "vnet0", "hairpin", "off")
     assert not apply(host, state, full=False).settings
-    assert [(setting.what, setting.restored) for setting in apply(host, state).settings] == [(what, True)]
+    assert apply(host, state).settings == (replace(switched, restored=True),)
     # The next run knows which were ours; what goes with its port is forgotten.
     later = begin()
     sysctl.write(FILTERED, "0")

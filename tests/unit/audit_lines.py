@@ -1,6 +1,7 @@
 """Every kind of line that the audit can write."""
 
 import logging
+from itertools import product
 from pathlib import Path
 from typing import Final
 
@@ -19,6 +20,7 @@ from fwdaemon.core.report import (
     Note,
     NoteKind,
     Setting,
+    SettingKind,
 )
 from fwdaemon.core.state import Waiting
 from fwdaemon.core.types import Gate, GateFault, Origin, Protocol
@@ -58,8 +60,8 @@ def _write() -> None:
     lines.adopted(3)
     lines.leftovers(["ip kvm_portfwd every_address { tcp . 80 }"])
     lines.connections_ended(2)
-    for restored in (True, False):
-        setting = Setting("net.ipv4.ip_forward = 1", restored)
+    for kind, restored in product(SettingKind, (True, False)):
+        setting = Setting("net.ipv4.ip_forward = 1", restored, kind)
         lines.setting(setting, because("a cause"))
         lines.flapped([Flapped(setting, 7, 60.0, setting.action, because("a cause"))])
     lines.notes([Note(NoteKind.FORWARDING_PUT_BACK, ("net.ipv4.ip_forward",))])

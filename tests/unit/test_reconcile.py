@@ -19,6 +19,7 @@ from fwdaemon.core.report import (
     Reason,
     ReasonKind,
     Setting,
+    SettingKind,
 )
 from fwdaemon.core.state import Desired, Unchosen
 from fwdaemon.core.types import Family, Gate, GateFault
@@ -154,8 +155,20 @@ def test_gates_are_told_with_who_moved_them(bench: Bench) -> None:
 
 
 def test_settings_and_notes_of_the_host_are_told(bench: Bench) -> None:
-    bench.host.result = ApplyResult(settings=(Setting("net.ipv4.ip_forward = 1", restored=False),), notes=(MIND,))
-    assert bench.reconcile(STATE)[1:3] == ["set net.ipv4.ip_forward = 1: forwards need it", MINDED]
+    former = Setting("net.ipv4.conf.eth0.route_localnet = 0", restored=True, kind=SettingKind.FORMER_SYSCTL)
+    hairpin = Setting("vnet0", restored=False, kind=SettingKind.HAIRPIN_MODE)
+    bench.host.result = ApplyResult(
+        settings=(Setting("net.ipv4.ip_forward = 1", restored=False), former, hairpin), notes=(MIND,)
+    )
+    assert bench.reconcile(STATE)[1:5] == [
+        "set net.ipv4.ip_forward = 1: forwards need it",
+        (
+            "restored net.ipv4.conf.eth0.route_localnet = 0, which an earlier version turned on (found at a regular"
+            " comparison)"
+        ),
+        "set hairpin mode of bridge port vnet0: forwards need it",
+        MINDED,
+    ]
 
 
 def test_faults_of_all_are_reported_and_told_once_they_last(bench: Bench) -> None:
