@@ -15,9 +15,8 @@ from typing import Final
 
 import pytest
 
-from fwdaemon.audit.lines import format_fault
-from fwdaemon.core.report import Fault, FaultKind
-from fwdaemon.core.text import printable
+from fwdaemon.audit.lines import format_fault, format_note
+from fwdaemon.core.report import Fault, FaultKind, Note, NoteKind
 
 PROGRAM: Final = Path(__file__).parents[2] / "fwdaemon"
 READERS: Final = {
@@ -39,6 +38,7 @@ SAYING: Final = {
     "core/exposures.py": "what a 1:1 address is, as the rows of the status and the audit have it",
     "core/text.py": "what is wrong with a value of the configuration",
 }
+NAMES: Final = ("alpha", "beta", "gamma", "delta")
 _READS: Final = frozenset(
     {"startswith", "endswith", "removeprefix", "removesuffix", "replace", "find", "rfind", "index", "count"}
     | {"partition", "rpartition", "split", "rsplit", "compile", "search", "match", "fullmatch", "findall", "sub"}
@@ -98,11 +98,35 @@ def said(file: Path) -> Iterator[tuple[int, str]]:
             yield from [(item.lineno, item.value)] if _WORDS.search(item.value) else []
 
 
-def put(file: Path) -> Iterator[tuple[int, str]]:
-    """Give the words that are put into a fault or a note, each with its line."""
+def facts(file: Path) -> Iterator[ast.Call]:
+    """Give each place that makes a fault or a note."""
     for item in ast.walk(tree(file)):
         if isinstance(item, ast.Call) and isinstance(item.func, ast.Name) and item.func.id in ("Fault", "Note"):
-            yield from ((item.lineno, text) for text in texts(item, file) if _WORDS.search(text))
+            yield item
+
+
+def put(file: Path) -> Iterator[tuple[int, str]]:
+    """Give the words that are put into a fault or a note, each with its line."""
+    for call in facts(file):
+        yield from ((call.lineno, text) for text in texts(call, file) if _WORDS.search(text))
+
+
+def number(call: ast.Call) -> int:
+    """Count what such a place says that a fault is about; what is made elsewhere is taken to be all that fits."""
+    if len(call.args) == 1:
+        return 0
+    return len(call.args[1].elts) if isinstance(call.args[1], ast.Tuple) else len(NAMES)
+
+
+def made(call: ast.Call) -> Iterator[tuple[str, str]]:
+    """Give each kind that a place makes, with what people are told of one that is about as much."""
+    about = NAMES[: number(call)]
+    for item in ast.walk(call.args[0]):
+        match item:
+            case ast.Attribute(ast.Name("FaultKind"), attr=name):
+                yield name, format_fault(Fault(FaultKind[name], about, "epsilon"))
+            case ast.Attribute(ast.Name("NoteKind"), attr=name):
+                yield name, format_note(Note(NoteKind[name], about))
 
 
 @pytest.mark.parametrize("file", MIDDLE, ids=lambda file: str(file.relative_to(PROGRAM)))
@@ -121,14 +145,14 @@ def test_what_is_wrong_is_said_by_its_kind() -> None:
     assert not {str(file.relative_to(PROGRAM)): found for file in PROGRAM.rglob("*.py") if (found := list(put(file)))}
 
 
-@pytest.mark.parametrize("kind", FaultKind)
-def test_each_fault_has_words_for_all_that_is_known_of_it(kind: FaultKind) -> None:
-    about = ("alpha", "beta", "gamma", "delta")
-    words = format_fault(Fault(kind, about, "epsilon"))
-    named = [name for name in about if name in words]
-    assert named == list(about[: len(named)])
-    assert words.count("epsilon") <= 1
-    assert words == printable(words)
+def test_all_that_a_fault_is_about_is_in_its_words() -> None:
+    calls = [call for file in PROGRAM.rglob("*.py") for call in facts(file)]
+    for call in calls:
+        with_text = len(call.args) > 2 or any(keyword.arg == "detail" for keyword in call.keywords)
+        for kind, words in made(call):
+            assert all(name in words for name in NAMES[: number(call)]), kind
+            assert ("epsilon" in words) is with_text, kind
+    assert {kind for call in calls for kind, _ in made(call)} == {*FaultKind.__members__, *NoteKind.__members__}
 
 
 @pytest.mark.parametrize("line", ['Fault(FaultKind.ERROR, (f"gate in {gate}",))', "Note(kind, detail=WORDS)"])
