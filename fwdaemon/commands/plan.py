@@ -1,4 +1,4 @@
-"""`kvm-portfwd plan`: show what would change in the kernel now, without changing it."""
+"""`kvm-portfwd plan` and `rules`: show what would change in the kernel now, or be written, without changing it."""
 
 import argparse
 import asyncio
@@ -31,6 +31,8 @@ def run(options: argparse.Namespace) -> int:
         config, asyncio.run(take_inventory(config.daemon.libvirt)), LedTo().chosen, PortRecords().before(ports_in_use)
     )
     rules = Netfilter(SystemRunner(), config.daemon.backend)
+    if options.command == "rules":
+        return _print_rules(rules, desired)
     host = SystemHostNetwork(rules.confined)
     try:
         confined = host.confine(desired, ip_forward=config.daemon.ip_forward)
@@ -39,6 +41,13 @@ def run(options: argparse.Namespace) -> int:
         rules.close()
     print(json.dumps(as_json(result), indent=2) if options.json else as_text(result, desired))
     return _CHANGES if options.exit_code and result.changed else 0
+
+
+def _print_rules(rules: Netfilter, desired: Desired) -> int:
+    """Print the native text; nothing where no forward would be live."""
+    text = rules.render(desired)
+    print(text, end="\n" if text else "")
+    return 0
 
 
 def as_text(result: ApplyResult, desired: Desired) -> str:
