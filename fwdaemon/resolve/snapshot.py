@@ -106,14 +106,19 @@ Place: TypeAlias = tuple[str, str]
 
 
 def merge(observations: Iterable[LibvirtObservation], host: HostObservation, agents: AgentAnswers) -> Inventory:
-    """Make one inventory of several connections' observations; what two of them both see is as the first one says."""
+    """Make one inventory of several connections' observations; what two of them both see is as the first one says.
+
+    Of a domain that only one of them has running, or on the move, it is as that one says.
+    """
     observations = tuple(observations)
     neighbours = _by_place((n.device, MacClaim(n.mac, _neighbour(n.address))) for n in host.neighbours)
     domains: dict[UUID, Domain] = {}
     for rank, observation in enumerate(observations):
         witnesses = _Witnesses(_network_claims(observation), neighbours, agents, host.bridges)
         for domain in _domains(observation, witnesses):
-            domains.setdefault(domain.uuid, replace(domain, rank=rank))
+            known = domains.get(domain.uuid)
+            if known is None or _liveness(known) < _liveness(domain):
+                domains[domain.uuid] = replace(domain, rank=rank)
     networks = [
         replace(seen.network, rank=rank) for rank, observed in enumerate(observations) for seen in observed.networks
     ]
@@ -122,6 +127,11 @@ def merge(observations: Iterable[LibvirtObservation], host: HostObservation, age
     uplinks = host.uplinks - _guest_devices(observations) - _guest_bridges(networks)
     distinct, namesakes = _distinct(networks)
     return Inventory(in_order, distinct, host.addresses, uplinks, host.routed, namesakes, host.links)
+
+
+def _liveness(domain: Domain) -> int:
+    """Say how much of a domain is here: one that is defined only hides none that runs."""
+    return 2 if domain.running else int(domain.move is not None)
 
 
 def _guest_bridges(networks: Iterable[Network]) -> frozenset[str]:
