@@ -73,7 +73,7 @@ class Parts:
     guests: Budget = field(default_factory=budget_of_guests)  # of all of these
     users: Budget = field(default_factory=budget_of_users)
     pauses: Pauses = field(default_factory=Pauses)
-    occupied: Callable[[], Sockets] = ports_in_use
+    occupied: Callable[[], Sockets | None] = ports_in_use
 
 
 class Daemon:
@@ -106,7 +106,7 @@ class Daemon:
         manager.metrics = self._reporter.text
         self._beginning: asyncio.Future[None] | None = None
         self._first_pass = asyncio.Event()
-        self._placer = Placer(self._written.choice, Before(self._written.ports, self._written.arrivals, parts.occupied))
+        self._placer = Placer(self._written.choice, Before(self._written.ports, self._written.turns, parts.occupied))
         self._reloaded, self._failure = False, ""
         self._retry, self._rereading, self._unread = self._backoff(), self._backoff(), WarnOnce()
         self._short = self._backoff()
@@ -251,7 +251,7 @@ class Daemon:
             provoked=triggers.provoked,
             latest_triggers=self._latest_triggers,
         )
-        desired = self._placer.place(self._config, inventory, answered_at)
+        desired = self._placer.place(self._config, inventory, answered_at, request.now)
         lines.assigned(self._placer.assigned)
         return self._reconciler.reconcile(desired, request)
 
@@ -268,21 +268,21 @@ class Daemon:
         if (placement := self._placer.placement) is not None:
             self._inventories.sources.search(placement.desired.silent, placement.inventory)
         self._written.keep_choice(self._placer.chosen)
-        self._written.keep_ports(self._placer.ports, self._placer.arrivals)
+        self._written.keep_ports(self._placer.ports, self._placer.turns)
         if (report := self._reconciler.report) is not None:
             seconds = time.monotonic() - began
             self._records.pass_ended(report, seconds)
             self._reporter.pass_ended(report, seconds)
         self._reloads.pass_ended()
         self._first_pass.set()
-        self._reloaded = False
+        self._reloaded, self._failure = False, ""
         self._retry.settle()
-        self._failure = ""
         self._pause = min(2 * self._pause, self._pauses.passes_at_most) if changed else self._pauses.passes
         if changed:
             self._pass_in(self._pauses.verify, triggers, full=True)
-        if (due := self._reconciler.next_pass_at) is not None:
-            self._pass_in(due - time.monotonic(), triggers)
+        for due in (self._reconciler.next_pass_at, self._placer.ends):
+            if due is not None:
+                self._pass_in(due - time.monotonic(), triggers)
         if report is not None and report.result.short:
             self._pass_in(self._short.next(), triggers, full=True)
         else:

@@ -66,9 +66,8 @@ MESSAGE_IDS: Final = {
 def exposure(action: str, changed: Exposure, cause: Cause) -> None:
     """Write that an exposure was `added`, `removed` or `restored`."""
     fields = _fields(changed, cause)
-    allowed = changed.origin.allowed if changed.origin is not None else None
-    if allowed is not None and action != "removed":
-        fields |= {"PORTFWD_CAUSE": f"{fields['PORTFWD_CAUSE']}; allowed by {printable(str(allowed))}"}
+    if action != "removed":
+        fields |= {"PORTFWD_CAUSE": "; ".join([fields["PORTFWD_CAUSE"], *_allowed_by(changed.origin)])}
     what = f"{_who(changed.owner)}: {fields['PORTFWD_LISTEN']} -> {fields['PORTFWD_TARGET']}"
     _write(action, f"{action} {what} ({fields['PORTFWD_CAUSE']})", fields)
 
@@ -113,11 +112,17 @@ def assigned(ports: Iterable[Assigned]) -> None:
     """Say which ports of the host were assigned to domains, and which others they replace."""
     for item in ports:
         listen, target = f"{item.protocol} *:{item.port}", f"{item.protocol} {item.guest}"
-        text = f"assigned {item.port} to {shown(item.domain)}: {target} ({item.origin})"
-        cause = "" if item.moved is None else f"{item.moved} {_why_not(item.claimed)}"
+        allowed = _allowed_by(item.origin)
+        text = f"assigned {item.port} to {shown(item.domain)}: {target} ({'; '.join([str(item.origin), *allowed])})"
+        since = [] if item.moved is None else [f"{item.moved} {_why_not(item.claimed)}"]
         fields = {"PORTFWD_DOMAIN": item.domain, "PORTFWD_LISTEN": listen, "PORTFWD_TARGET": target}
-        fields |= {"PORTFWD_CAUSE": cause} if cause else {}
-        _write("assigned", f"{text}, since {cause}" if cause else text, fields)
+        fields |= {"PORTFWD_CAUSE": "; ".join([*since, *allowed])} if since or allowed else {}
+        _write("assigned", ", since ".join([text, *since]), fields)
+
+
+def _allowed_by(origin: Origin | None) -> list[str]:
+    """Name the `[[allow]]` that lets a domain have it, where it takes one."""
+    return [] if origin is None or origin.allowed is None else [f"allowed by {printable(str(origin.allowed))}"]
 
 
 def _why_not(claimed: Origin | None) -> str:

@@ -244,7 +244,7 @@ class Setting:
 class Assigned:
     """A port of the host that a domain was given for one of its own; `moved` is the one it had before.
 
-    `claimed` is where that one is claimed by a file now. `origin` is where it was asked for.
+    `claimed` is where that one is claimed by a file now. `origin` is where it was asked for, and who allows that.
     """
 
     domain: str

@@ -59,7 +59,7 @@ def test_elements_are_entries_of_that_domain() -> None:
     assert forward.domain == nat.domain == str(WEB)
     assert forward.owner.name == "web"
     assert (forward.network, str(nat.claims().__next__()[0])) == ("default", "all of 192.0.2.8")
-    assert {str(forward.origin), str(nat.origin)} == {"domain web, metadata"}
+    assert [str(forward.origin), str(nat.origin)] == [f"domain web, metadata: {what} 1" for what in ("forward", "nat")]
     assert forward.origin != nat.origin
 
 
@@ -165,7 +165,7 @@ def test_no_text_ends_in_a_traceback_or_in_a_line_that_is_not_one(attributes: di
     for reading in found:
         assert bool(reading.entries) != bool(reading.problems)
         assert all(text.isprintable() for text in reading.problems)
-        assert str(reading.origin) == "domain we\\nb, metadata"
+        assert str(reading.origin) == "domain we\\nb, metadata: forward 1"
 
 
 # The schema for editors, by libxml2, which libvirt itself needs.
