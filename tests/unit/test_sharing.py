@@ -515,3 +515,27 @@ def test_an_address_is_no_two_guests_while_one_of_them_may_be_rebooting() -> Non
     later = Grace(60.0)
     after = placer.place(policy, Inventory((stopped, other), NETWORKS, HOST), now=8.0)
     assert [nat.domain for nat in later.extend(after, live, (), Stop(8.0, ())).nats] == ["ci-2"]
+
+
+_ONE = st.sampled_from(["8000", "8001", "8000-8003", "8002-8004", "198.51.100.7:8000", "192.0.2.70", "192.0.2.71"])
+_ROUNDS = st.lists(st.dictionaries(st.integers(1, 4), st.frozensets(_ONE, max_size=4), max_size=4), max_size=6)
+
+
+@given(rounds=_ROUNDS, restarts=st.booleans())
+def test_whatever_others_ask_for_nobody_loses_what_he_has_and_still_asks_for(
+    *, rounds: list[dict[int, frozenset[str]]], restarts: bool
+) -> None:
+    policy, allocator, had = config(PUBLIC.replace("max = 4", "max = 99")), Allocator(), set[str]()
+    for asked in rounds:
+        domains = [domain(f"ci-{number}", number, *map(_written, sorted(what))) for number, what in asked.items()]
+        if restarts:
+            allocator = Allocator(of_these_runs(allocator.turns, domains))
+        grants = allocator.settle(policy, Inventory(tuple(domains), NETWORKS, HOST))
+        every = {f"{turn.domain.int} {turn.place}": turn.has for turn in allocator.turns}
+        assert all(every[claim] for claim in had & every.keys())
+        had = {claim for claim, has in every.items() if has}
+        assert len(grants.refused) == len(every) - len(had)
+
+
+def _written(what: str) -> Element:
+    return element("nat", public=what) if what.startswith("192.0.2.") else forward(what)
