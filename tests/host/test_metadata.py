@@ -4,6 +4,9 @@ import libvirt
 import pytest
 
 from tests.host.conftest import HEAD, Scene
+from tests.host.test_conflicts import OFTEN
+from tests.host.test_public_address import MAIL4, holds
+from tests.host.test_reach import url
 from tests.lab.host import CLIENT4, PUBLIC4
 from tests.lab.lxc import LxcGuest
 from tests.lab.place import wait_until
@@ -67,7 +70,7 @@ def test_a_definition_opens_what_is_allowed_and_is_followed_at_once(scene: Scene
     daemon = scene.daemon(ALLOW, AUTO)
     scene.answers(lambda: scene.host.outside.fetch(f"http://{PUBLIC4}:8000/"), f"web {CLIENT4}")
     daemon.wait_log(r"^added web: tcp \*:8000 -> 192\.168\.122\.10:80 \(.*; allowed by /\S+:4\)")
-    daemon.wait_log(r"^declined web: tcp \*:22, .* does not cover ports tcp 22 \(domain web, metadata\)$")
+    daemon.wait_log(r"^declined web: tcp \*:22, .* does not cover ports tcp 22 \(domain web, metadata: forward 1\)$")
     assert not scene.host.outside.fetch(f"http://{PUBLIC4}:22/").answered
     ask(scene, scene.web, '<forward ports="8001:80" sources="0.0.0.0/0"/>')
     scene.answers(lambda: scene.host.outside.fetch(f"http://{PUBLIC4}:8001/"), f"web {CLIENT4}")
@@ -75,14 +78,65 @@ def test_a_definition_opens_what_is_allowed_and_is_followed_at_once(scene: Scene
     daemon.wait_log(r"^removed web: tcp \*:8000 -> \S+ \(metadata of domain web changed")
     ask(scene, scene.neighbour, '<forward ports="8001:80 8002:80 auto:80" sources="0.0.0.0/0"/>')
     scene.answers(lambda: scene.host.outside.fetch(f"http://{PUBLIC4}:8002/"), f"neighbour {CLIENT4}")
-    daemon.wait_log(r"^declined neighbour: tcp \*:8001, web has it already \(domain web, metadata\)")
+    daemon.wait_log(r"^declined neighbour: tcp \*:8001, web has it already \(domain web, metadata: forward 1\)")
     assert page(scene, 8001) == f"web {CLIENT4}"
-    assigned = daemon.wait_log(r"^assigned 80[5-9]\d to neighbour: tcp 80 \(domain neighbour, metadata\)").text.split()[
-        1
-    ]
+    allowed = r"\(domain neighbour, metadata: forward 1; allowed by /\S+:4\)$"
+    assigned = daemon.wait_log(rf"^assigned 80[5-9]\d to neighbour: tcp 80 {allowed}").text.split()[1]
     scene.answers(lambda: scene.host.outside.fetch(f"http://{PUBLIC4}:{assigned}/"), f"neighbour {CLIENT4}")
     withdraw(scene, scene.web)
     scene.answers(lambda: scene.host.outside.fetch(f"http://{PUBLIC4}:8001/"), f"neighbour {CLIENT4}")
     daemon.reload_with(HEAD)
     scene.refused(lambda: scene.host.outside.fetch(f"http://{PUBLIC4}:8001/"))
     wait_until(lambda: "no [[allow]] is for this domain" in daemon.process.text(), "it says why")
+
+
+def test_who_claimed_a_port_first_keeps_it_from_older_guests_from_processes_and_over_a_start(scene: Scene) -> None:
+    host, outside = scene.host, scene.host.outside
+    daemon = scene.daemon(ALLOW, OFTEN)
+    ask(scene, scene.neighbour, '<forward ports="8001:80" sources="0.0.0.0/0"/>')
+    scene.answers(lambda: outside.fetch(url(PUBLIC4, 8001)), f"neighbour {CLIENT4}")
+    ask(scene, scene.web, '<forward ports="8001:80 8002:80" sources="0.0.0.0/0"/>')
+    scene.answers(lambda: outside.fetch(url(PUBLIC4, 8002)), f"web {CLIENT4}")
+    ask(scene, scene.neighbour, '<forward ports="8001:80 8002:80" sources="0.0.0.0/0"/>')
+    # One of the two has run for longer.
+    daemon.wait_log(r"^declined web: tcp \*:8001, neighbour has it already")
+    daemon.wait_log(r"^declined neighbour: tcp \*:8002, web has it already")
+    listens = [host.place.serve("host", "tcp", port) for port in (8001, 8003)]
+    try:
+        daemon.wait_log(r"port 8001/tcp: python\S* \(pid \d+\) of the host listens there; .* will reach neighbour")
+        ask(scene, scene.web, '<forward ports="8002:80 8003:80" sources="0.0.0.0/0"/>')
+        daemon.wait_log(r"^declined web: tcp \*:8003, the host has it already")
+        daemon.kill()
+        again = scene.daemon(ALLOW, OFTEN)
+        again.wait_log(r"^adopted 2 forwards")
+        again.wait_log(r"^declined web: tcp \*:8003, the host has it already")
+        assert page(scene, 8001) == f"neighbour {CLIENT4}"
+        assert page(scene, 8002) == f"web {CLIENT4}"
+    finally:
+        for server in listens:
+            server.stop()
+
+
+def test_what_is_asked_for_on_every_address_is_not_on_one_that_is_another_guests(scene: Scene) -> None:
+    host, outside = scene.host, scene.host.outside
+    ask(scene, scene.neighbour, '<forward ports="8080:80"/>')
+    public = f'{ALLOW.replace("8099", "8080")}public = ["{MAIL4}"]\nassign = "eth0"\n'
+    daemon = scene.daemon(public)
+    scene.answers(lambda: outside.fetch(url(PUBLIC4, 8080)), f"neighbour {CLIENT4}")
+    ask(scene, scene.web, f'<nat public="{MAIL4}"/>')
+    scene.answers(lambda: outside.fetch(url(MAIL4, 8080)), f"web {CLIENT4}")
+    daemon.wait_log(rf"^added web: all of {MAIL4} -> \S+ \(.*; allowed by /\S+:3\)")
+    daemon.reload_with(HEAD + public)
+    assert page(scene, 8080) == f"neighbour {CLIENT4}"
+    assert outside.fetch(url(MAIL4, 8080)).text == f"web {CLIENT4}"
+    # Held by the host for its own reasons, the address leads to nobody else while its guest is off.
+    withdraw(scene, scene.web)
+    wait_until(lambda: not holds(host, MAIL4), "the address goes")
+    daemon.reload_with(f'{HEAD}{public}[[nat]]\ndomain = "nobody"\npublic = "{MAIL4}"\n')
+    host.run("ip", "address", "add", f"{MAIL4}/32", "dev", "eth0")
+    try:
+        daemon.reload()
+        scene.answers(lambda: outside.fetch(url(PUBLIC4, 8080)), f"neighbour {CLIENT4}")
+        assert not outside.fetch(url(MAIL4, 8080)).answered
+    finally:
+        host.run("ip", "address", "del", f"{MAIL4}/32", "dev", "eth0")
