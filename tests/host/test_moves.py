@@ -91,7 +91,7 @@ def _is_served(move: Move, host: Host, own: str, other: str) -> None:
     wait_until(lambda: outside.fetch(f"http://{own}:8000/").text.startswith("vm "), f"{own} answers")
     wait_until(lambda: outside.fetch(f"http://{MAIL4}/").text.startswith("vm "), f"{MAIL4} answers")
     wait_until(lambda: not outside.fetch(f"http://{other}:8000/").answered, "the other host has let go")
-    where = {"domain vm, metadata: forward 1"}
+    where = {f"domain vm, metadata: {element} 1" for element in ("forward", "nat")}
     wait_until(lambda: {row["origin"] for row in move.status(host)} == where, "it says from where")
     assert not outside.fetch(f"http://{own}:9000/").answered
 
