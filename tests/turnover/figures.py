@@ -20,7 +20,8 @@ how late it is. Later the domain stops, and the client has to be refused at both
 
 No port may be assigned twice, no page may be that of another guest, and in the end no rule, domain or line of the
 status may be left. Memory, descriptors, threads and children are measured at rest, after a tenth of as many domains and
-at the end. All of it runs on one machine, the guests and their starts too, so times are also how busy that was.
+at the end. All of it runs on one machine, the guests and their starts too, so times are also how busy that was; repeat
+it with `sudo scripts/robustness --only turnover`, which takes a quarter of an hour for each rule system.
 """
 
 
