@@ -183,6 +183,43 @@ def test_only_a_domain_in_doubt_is_asked_again(
     asyncio.run(scenario())
 
 
+def test_a_list_that_libvirt_holds_back_keeps_nothing_from_being_followed(
+    tmp_path: Path, driver: libvirt.virConnect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It lists no domain while it starts or stops one of them."""
+
+    async def scenario() -> None:
+        async with bench(tmp_path) as keeping:
+            await keeping.until("answers")
+            assert await keeping.running() == {"test"}
+            asked = lists(monkeypatch)
+            web1 = driver.createXML(WEB1)
+            await keeping.until("domain web1 started")
+            assert await keeping.running() == {"test", "web1"}
+            web1.destroy()
+            await keeping.until("domain web1 stopped (destroyed)")
+            assert await keeping.running() == {"test"}
+            assert asked == []
+            keeping.keeper.invalidate()
+            assert await keeping.running() == {"test"}
+            assert asked
+
+    asyncio.run(scenario())
+
+
+def lists(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Note the lists that are asked for from now on."""
+    asked: list[int] = []
+    question = libvirt.virConnect.listAllDomains
+
+    def noted(connection: libvirt.virConnect, flags: int = 0) -> list[libvirt.virDomain]:
+        asked.append(flags)
+        return question(connection, flags)
+
+    monkeypatch.setattr(libvirt.virConnect, "listAllDomains", noted)
+    return asked
+
+
 class Unreliable(LibvirtConnection):
     """The real connection, with a made-up failure on demand."""
 
