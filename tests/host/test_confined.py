@@ -4,7 +4,7 @@ import json
 import signal
 import socket
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 
 import pytest
 
@@ -177,10 +177,12 @@ def test_what_passed_while_the_rules_were_gone_is_ended(  # noqa: PLR0913  its c
     held = daemon(WEB)
     serves(host)
     if running:
-        held.process.send(signal.SIGSTOP)
+        with locked(host):
+            held.process.send(signal.SIGSTOP)
+            flush_ours(host)
     else:
         held.terminate()
-    flush_ours(host)
+        flush_ours(host)
     with host.outside.connect(INNER, 81) as connection:
         connection.sendall(b"passes")
         assert connection.recv(100) == b"passes"
@@ -206,10 +208,22 @@ def is_silent(connection: socket.socket) -> bool:
     return False
 
 
+@contextmanager
+def locked(host: Host) -> Iterator[None]:
+    """Hold iptables' lock, so that no helper does while its daemon is stopped."""
+    holder = host.popen("sh", "-c", "exec 9>>/run/xtables.lock && flock 9 && echo locked && exec sleep 98765")
+    holder.wait_line("^locked$")
+    try:
+        yield
+    finally:
+        holder.stop()
+
+
 def flush_ours(host: Host) -> None:
-    """Take away ours alone: libvirt keeps its networks by its own."""
+    """Take away ours alone, whoever holds iptables' lock: libvirt keeps its networks by its own rules."""
     legacy = host.flavour.firewall is LibvirtFirewall.LEGACY
-    host.run(*("iptables-legacy -w -F KVMPF_FWD" if legacy else "nft delete table ip kvm_portfwd").split())
+    by_another_lock = "env XTABLES_LOCKFILE=/run/another.lock iptables-legacy -F KVMPF_FWD"
+    host.run(*(by_another_lock if legacy else "nft delete table ip kvm_portfwd").split())
 
 
 @pytest.fixture
