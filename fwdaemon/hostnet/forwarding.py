@@ -138,12 +138,12 @@ class Forwarding:
                 result = joined(result, self._put_back(family, needing))
             if family in desired.families:
                 result = joined(result, self._host(family, allowed=allowed))
-            open_ways = self._unguarded(family, needed, desired) if allowed and is_on(family) else frozenset[str]()
+            open_ways = self._open_ways(family, needed, desired) if allowed and is_on(family) else frozenset[str]()
             result = joined(result, ApplyResult(faults=tuple(map(_left_off, sorted(open_ways)))))
             result = joined(result, self._interfaces(family, needed - open_ways, allowed=allowed))
         return result
 
-    def _unguarded(self, family: Family, needed: frozenset[str], desired: Desired) -> frozenset[str]:
+    def _open_ways(self, family: Family, needed: frozenset[str], desired: Desired) -> frozenset[str]:
         """Name the interfaces that would let in more than what exposures are for, were forwarding turned on there."""
         if family is not Family.IPV4 or family in desired.confined:
             return frozenset()
