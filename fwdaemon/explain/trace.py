@@ -116,13 +116,13 @@ class _Trace:
             arrival = self._as_admitted(claim, arrival)
         daemon = self.world.daemon()
         judge = Judge(arrival, self.config.daemon, daemon is not None, self.main)
-        context = HostContext.of(arrival, self.world, judge)
+        context = HostContext.of(arrival, self.world, judge, desired)
         entrance = Entrance(context)
         # At a loopback address the daemon listens itself; what else does is among the problems of the status.
         sockets = [] if arrival.address.is_loopback and claim is not None else self._sockets(arrival, claim)
         steps = [self._address(arrival, claim), *sockets]
         if claim is None:
-            if (refused := self._between_others(arrival, judge)) is not None:
+            if (refused := self._between_others(arrival, judge, desired)) is not None:
                 return refused
             steps += [self._unclaimed(arrival), *entrance.enter(), *entrance.into_host()]
             return Report(f"{arrival} from {arrival.client}", steps, "")
@@ -146,13 +146,13 @@ class _Trace:
         leads = f"{arrival} leads to {shown(_owner(claim))}" + (f", {target}" if target is not None else "")
         return Report(f"{arrival} from {arrival.client}", steps, leads)
 
-    def _between_others(self, arrival: Arrival, judge: Judge) -> Report | None:
+    def _between_others(self, arrival: Arrival, judge: Judge, desired: Desired) -> Report | None:
         """Tell of what is for another machine, where it is refused because the host forwarded nothing before us."""
         crossing = between_others(arrival, self.world)
         if crossing is None:
             return None
         arrival, device = crossing
-        context = HostContext.of(arrival, self.world, replace(judge, arrival=arrival))
+        context = HostContext.of(arrival, self.world, replace(judge, arrival=arrival), desired)
         entrance = Entrance(context)
         steps = [
             fine("address", f"{arrival.address} is no address of this host, which would send it on to {shown(device)}"),
