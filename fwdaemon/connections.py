@@ -9,7 +9,7 @@ from itertools import chain
 from typing import Protocol as Interface
 
 from fwdaemon.audit import lines
-from fwdaemon.core.exposures import Exposure, Nat
+from fwdaemon.core.exposures import Exposure, Nat, Renaming
 from fwdaemon.core.pace import Budget
 from fwdaemon.core.report import ApplyResult, Fault, FaultKind, joined, tried
 from fwdaemon.core.state import Desired
@@ -19,14 +19,14 @@ from fwdaemon.kernel import conntrack
 from fwdaemon.kernel.conntrack_listing import Entry
 from fwdaemon.kernel.process import Beside, budget_of_guests
 from fwdaemon.netfilter import Rules
-from fwdaemon.resolve.flows import Carriers, Flow, Judge, Strangers, turned
+from fwdaemon.resolve.flows import Carriers, Flow, Judge, Strangers, renamings, turned
 
 
 class Conntrack(Interface):
     """The kernel's connections, and their ends; see `fwdaemon.kernel.conntrack`, which explains each function."""
 
     def outdated(self, judge: Judge, label: int, guests: Collection[Address] | None = None) -> Iterator[list[Entry]]:
-        """Give the labelled connections that nothing carries, in batches."""
+        """Give the connections of ours that nothing carries, in batches."""
         ...
 
     def end(self, entries: Sequence[Entry]) -> int:
@@ -73,22 +73,36 @@ class Clock(Interface):
 _LINGER_S = 1.0
 
 
-def close_everything(rules: Rules, label: int, connections: Conntrack = conntrack, clock: Clock = time) -> ApplyResult:
-    """End all connections with our label, and take away every rule that is ours; what fails is a fault."""
-    faults = tuple(_ending(rules, label, connections, clock))
+def close_everything(
+    rules: Rules,
+    label: int,
+    connections: Conntrack = conntrack,
+    clock: Clock = time,
+    known: Collection[Exposure] = (),
+) -> ApplyResult:
+    """End all connections that are ours, and take away every rule that is ours; what fails is a fault.
+
+    Of connections without our label, those are ours that guests of `known` exposures opened, and of exposures that the
+    rules of another run were for.
+    """
+    faults = tuple(_ending(rules, label, connections, clock, renamings(known)))
     return joined(ApplyResult(faults=faults), tried(rules.remove))
 
 
-def _ending(rules: Rules, label: int, connections: Conntrack, clock: Clock) -> Iterator[Fault]:
+def _ending(
+    rules: Rules, label: int, connections: Conntrack, clock: Clock, left: frozenset[Renaming]
+) -> Iterator[Fault]:
     families, labels, ended = frozenset[Family](), {label}, 0
     try:
         # First every exposure closes, and nothing comes that a listing would miss; tables stay that can refuse.
         if families := rules.held():
             # They may go by another label than what is configured.
-            labels |= rules.apply(Desired(label=label, kept=families), full=True).labels
-        for batch in chain.from_iterable(connections.outdated(Judge((), ()), each) for each in sorted(labels)):
-            if not families.issuperset(found := {entry.flow.family for entry in batch}):
-                families |= found
+            found = rules.apply(Desired(label=label, kept=families), full=True)
+            labels, left = labels | found.labels, left | found.renamings
+        judge = Judge((), (), left=left)
+        for batch in chain.from_iterable(connections.outdated(judge, each) for each in sorted(labels)):
+            if not families.issuperset(met := {entry.flow.family for entry in batch}):
+                families |= met
                 rules.apply(Desired(label=label, kept=families), full=True)
             if ported := [entry.flow for entry in batch if entry.flow.protocol is not None]:
                 rules.refuse(ported)
@@ -115,12 +129,12 @@ class Sweep:
     """What to look for: connections with this label that none of `live` carries, and those that `added` took over.
 
     `removed` and `added` are what changed; without `removed`, anything may have. `invalidated` are exposures that may
-    have been there instead of some of `live`. Nothing carries what has one of `old_labels`. With `fewer_uplinks`, what
-    guests opened to the outside may have left where it may not any more. `local` are the host's own addresses.
-    `arrived` are those of `added` whose guests came from another host, and `moved` the addresses of guests that went to
-    one: what these send is not refused, as they send it there. `taken_over` are addresses of routes that guests here
-    have now, and may have had on another host. `strangers` may have slipped in. With `provoked`, guests alone are why
-    it is done.
+    have been there instead of some of `live`. Nothing carries what has one of `old_labels`. By `renamings`, an earlier
+    run had guests open connections. With `fewer_uplinks`, what guests opened to the outside may have left where it may
+    not any more. `local` are the host's own addresses. `arrived` are those of `added` whose guests came from another
+    host, and `moved` the addresses of guests that went to one: what these send is not refused, as they send it there.
+    `taken_over` are addresses of routes that guests here have now, and may have had on another host. `strangers` may
+    have slipped in. With `provoked`, guests alone are why it is done.
     """
 
     live: frozenset[Exposure]
@@ -133,6 +147,7 @@ class Sweep:
     taken_over: frozenset[Address] = frozenset()
     invalidated: frozenset[Exposure] = frozenset()
     old_labels: frozenset[int] = frozenset()
+    renamings: frozenset[Renaming] = frozenset()
     fewer_uplinks: bool = False
     strangers: Strangers | None = None
     provoked: bool = False
@@ -152,6 +167,7 @@ class Sweep:
             taken_over=self.taken_over | earlier.taken_over,
             invalidated=self.gone | earlier.gone,
             old_labels=(self.old_labels | earlier.old_labels) - {self.label},
+            renamings=self.renamings | earlier.renamings,
             fewer_uplinks=self.fewer_uplinks or earlier.fewer_uplinks,
             strangers=self.strangers or earlier.strangers,
             provoked=self.provoked and earlier.provoked,
@@ -167,7 +183,7 @@ class Sweep:
 
     def outdated(self) -> Judge:
         """Give what decides which connections to end."""
-        return Judge(self.live, self.local, self.gone, fewer_uplinks=self.fewer_uplinks)
+        return Judge(self.live, self.local, self.gone, fewer_uplinks=self.fewer_uplinks, left=self.renamings)
 
     @property
     def gone(self) -> frozenset[Exposure]:

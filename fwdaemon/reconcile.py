@@ -198,7 +198,8 @@ class Reconciler:
         applied = self.report.desired if self.report is not None else Desired()
         with self._turn:
             host = self._host.remove(applied.forwarded)
-            removed = joined(host, close_everything(self._rules, applied.label, self._conntrack, self._clock))
+            ended = close_everything(self._rules, applied.label, self._conntrack, self._clock, applied.outgoing)
+            removed = joined(host, ended)
             lines.notes(removed.notes)
         if removed.faults:
             lines.problems((*removed.faults, Fault(FaultKind.LEFT_BEHIND)))
@@ -314,7 +315,7 @@ def _first_sweep(report: ReconcileReport, request: Request) -> Sweep:
     bound = (item for item in result.altered if isinstance(item, Forward) and item.interface is not None)
     invalidated = frozenset(replace(forward, interface=None) for forward in bound)
     old = result.labels - {desired.label}
-    sweep = Sweep(desired.carrying, desired.label, request.local, None, result.mended)
+    sweep = Sweep(desired.carrying, desired.label, request.local, None, result.mended, renamings=result.renamings)
     # Uplinks that were found from the routes may have changed by themselves.
     fewer = bool(request.uplinks and result.uplinks - desired.uplinks)
     return replace(

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
 from typing import Generic, NamedTuple, Protocol, TypeAlias, TypeVar
 
-from fwdaemon.core.exposures import Exposure
+from fwdaemon.core.exposures import Exposure, Renaming
 from fwdaemon.core.inventory import HijackedAddress, Hindrance
 from fwdaemon.core.state import Desired, Namesake, Unchosen
 from fwdaemon.core.types import Family, Gate, GateFault, Origin
@@ -267,8 +267,9 @@ class ApplyResult:
     before. `settings` are those of the host that were changed, `notes` what an administrator has to know of them.
     `altered` are forwards that had other rules of their own, or none, while those of other exposures were in place:
     their port may have led to its guest in another way. `labels` are those that rules of an earlier run went by,
-    `uplinks` those that they named, as far as rules tell. `short` says that a fault is for want of a thread, descriptor
-    or memory, so that the next attempt may do better.
+    `uplinks` those that they named, as far as rules tell, and `renamings` under which addresses they had guests open
+    connections. `short` says that a fault is for want of a thread, descriptor or memory, so that the next attempt may
+    do better.
     """
 
     mended: frozenset[Exposure] = frozenset()
@@ -285,6 +286,7 @@ class ApplyResult:
     altered: frozenset[Exposure] = frozenset()
     labels: frozenset[int] = frozenset()
     uplinks: frozenset[str] = frozenset()
+    renamings: frozenset[Renaming] = frozenset()
     short: bool = False
 
 
@@ -305,6 +307,7 @@ def joined(one: ApplyResult, other: ApplyResult) -> ApplyResult:
         one.altered | other.altered,
         one.labels | other.labels,
         one.uplinks | other.uplinks,
+        one.renamings | other.renamings,
         one.short or other.short,
     )
 

@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import replace
 from functools import reduce
 from itertools import chain
 from typing import Final
@@ -31,8 +32,25 @@ from fwdaemon.kernel.rtnetlink import interface_names
 from fwdaemon.legacy.client import HelperClient, LateError, UnusableError
 from fwdaemon.legacy.difference import change_text, restore_text
 from fwdaemon.legacy.gates import LegacyGates, LegacyMonitor
-from fwdaemon.legacy.info import TableInfo, chain_names, existing_tables, table_entries, table_info
-from fwdaemon.legacy.model import CONFINED, FWD, OWN_CHAINS, Head, ObservedTable, Table, TableName, confined_from
+from fwdaemon.legacy.info import (
+    TableInfo,
+    chain_names,
+    existing_tables,
+    source_translations,
+    table_entries,
+    table_info,
+)
+from fwdaemon.legacy.model import (
+    CONFINED,
+    FWD,
+    OWN_CHAINS,
+    POST,
+    Head,
+    ObservedTable,
+    Table,
+    TableName,
+    confined_from,
+)
 from fwdaemon.legacy.ruleset import Plan, Tables, links, tables, uplinks_named
 from fwdaemon.legacy.translation import Counter, counting_rules, packets
 from fwdaemon.resolve.flows import Ended, Flow
@@ -127,7 +145,7 @@ class LegacyBackend:
     def leave(self) -> ApplyResult:
         """See `Backend.leave`."""
         removed = self._remove()
-        result = ApplyResult(faults=removed.faults, labels=removed.labels)
+        result = ApplyResult(faults=removed.faults, labels=removed.labels, renamings=removed.renamings)
         self._gates.rest()
         return result
 
@@ -244,6 +262,7 @@ class LegacyBackend:
             changed=bool(plan.changes),
             altered=plan.altered,
             labels=plan.labels,
+            renamings=plan.renamings,
             uplinks=uplinks_named(plan, family, desired, interface_names()),
         )
 
@@ -259,6 +278,9 @@ class LegacyBackend:
         with helper.locked() as session:
             observed = session.observe({table: links(table) for table in looked_at}, desired.behind)
             plan = Plan.of(family, wanted, observed, desired, self._committed.get(family, {}))
+            if not self._committed.get(family):
+                entries = table_entries(family, TableName.NAT)
+                plan = replace(plan, renamings=frozenset(source_translations(family, entries, POST)))
             for table, change in plan.changes:
                 session.commit(table, change)
             (self._settled if wanted else self._clean)[family] = _infos(family)

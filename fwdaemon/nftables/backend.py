@@ -44,7 +44,7 @@ from fwdaemon.nftables.gates import GateState, gate_script, is_iptables_gate
 from fwdaemon.nftables.generation import Commits, RulesMonitor, current_generation, following_generation
 from fwdaemon.nftables.model import TABLE_NAME, Table, table_name
 from fwdaemon.nftables.readback import Counter, counting_rules, read_packets
-from fwdaemon.nftables.ruleset import labels_of, newcomers_from, tables, uplinks_of
+from fwdaemon.nftables.ruleset import labels_of, newcomers_from, renamings_of, tables, uplinks_of
 from fwdaemon.nftables.table_cache import TableCache
 from fwdaemon.resolve.flows import Ended, Flow
 
@@ -98,7 +98,8 @@ class NftablesBackend:
         """See `Backend.apply_gates`; this takes tables of ours away too, where they are left."""
         self._stay(gates_only=True)
         result = self._apply(desired, full=full)
-        return ApplyResult(gates=result.gates, faults=result.faults, changed=result.changed, labels=result.labels)
+        left = replace(ApplyResult(), labels=result.labels, renamings=result.renamings)
+        return replace(left, gates=result.gates, faults=result.faults, changed=result.changed)
 
     def leave(self) -> ApplyResult:
         """See `Backend.leave`: that is done each time gates are kept."""
@@ -302,7 +303,8 @@ class NftablesBackend:
         others = _served(self._table_cache, altered(plan.tables, observed.tables) if plan.script else {})
         labels = frozenset(chain.from_iterable(map(labels_of, observed.tables.values())))
         uplinks = frozenset(chain.from_iterable(map(uplinks_of, observed.tables.values())))
-        return replace(result, altered=others, labels=labels, uplinks=uplinks)
+        renamings = frozenset(chain.from_iterable(map(renamings_of, observed.tables.values())))
+        return replace(result, altered=others, labels=labels, uplinks=uplinks, renamings=renamings)
 
     def _moved(self, plan: Plan, observed: Observed, refused: Collection[Gate], bit: int) -> tuple[GateChange, ...]:
         """Tell which gates were opened, and which of them we had opened before and not closed ourselves."""

@@ -25,7 +25,7 @@ from fwdaemon.errors import KernelError, Problem
 from fwdaemon.hostnet import forwarding
 from fwdaemon.kernel import conntrack
 from fwdaemon.kernel.observe import Elsewhere
-from fwdaemon.resolve.flows import Carriers
+from fwdaemon.resolve.flows import Carriers, renamings
 from fwdaemon.status.model import Configuration, Header, LibvirtState, Pass, Process, RefusedReload, Restored, Rules
 from fwdaemon.status.rows import Facts, Readings
 
@@ -206,8 +206,9 @@ class UsageReader:
 def _open(desired: Desired) -> Mapping[Exposure, tuple[int, int | None]] | None:
     carriers, found = Carriers(desired.exposures), dict[Exposure, tuple[int, int | None]]()
     by_client = any(forward.sources for forward in desired.forwards)
+    renamed = renamings(desired.nats)
     try:
-        for item in conntrack.open_flows(desired.label, by_client=by_client):
+        for item in conntrack.open_flows(desired.label, by_client=by_client, renamed=renamed):
             if (exposure := carriers.carrier(item.flow)) is not None:
                 number, size = found.get(exposure, (0, None))
                 found[exposure] = number + item.number, size if item.size is None else item.size + (size or 0)

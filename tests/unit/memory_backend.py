@@ -14,7 +14,7 @@ from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Address, Family, Gate, GateFault, Subnet
 from fwdaemon.errors import KernelError, ProcessError
 from fwdaemon.kernel.process import Finished
-from fwdaemon.resolve.flows import Flow
+from fwdaemon.resolve.flows import Flow, renamings
 from fwdaemon.resolve.segments import Home, homes, segments
 from fwdaemon.rulesets.evaluation import pass_through
 from fwdaemon.rulesets.packet import (
@@ -235,7 +235,8 @@ class MemoryBackend:
         result = ApplyResult(mended, damaged, stale, gates, script=script, changed=changed, altered=altered)
         if not there or self._committed:
             return result
-        return replace(result, labels=frozenset({self.kernel.label}), uplinks=self.kernel.uplinks)
+        left = renamings(self.kernel.exposures)
+        return replace(result, labels=frozenset({self.kernel.label}), uplinks=self.kernel.uplinks, renamings=left)
 
 
 def written(desired: Desired, families: Iterable[Family]) -> dict[Family, tuple[Written, ...]]:

@@ -69,9 +69,11 @@ class Connections:
         del guests
         if self.faults:
             raise self.faults.pop()
-        yield [
-            Entry(flow, b"") for flow in self.flows if self.labels.get(flow, label) == label and judge.is_outdated(flow)
-        ]
+        yield [Entry(flow, b"") for flow in self.flows if self._is_over(flow, judge, label)]
+
+    def _is_over(self, flow: Flow, judge: Judge, label: int) -> bool:
+        has = self.labels.get(flow, label) == label
+        return judge.is_outdated(flow) if has else judge.is_misnamed(flow)
 
     def end(self, entries: Sequence[Entry]) -> int:
         for entry in entries:
