@@ -3,6 +3,7 @@
 import fcntl
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -76,6 +77,24 @@ def test_a_program_that_works_is_waited_for(tmp_path: Path, ahead: SystemRunner)
     program(tmp_path / "nft", "cat; i=0; while [ $i -lt 1000000 ]; do i=$((i + 1)); done; echo done")
     text = "x" * 1_000_000
     assert ahead.run("nft", "-f", "-", stdin=text).stdout == f"{text}done\n"
+
+
+# `posix_spawn` waits in the kernel until its child executes a program, which opens its input first.
+_UNINTERRUPTED = """
+import os
+os.posix_spawn("/bin/true", ["true"], {}, file_actions=[(os.POSIX_SPAWN_OPEN, 0, os.environ["FIFO"], os.O_RDONLY, 0)])
+print("done")
+"""
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_program_that_the_kernel_keeps_waiting_is_waited_for(tmp_path: Path, ahead: SystemRunner) -> None:
+    """To kill it would not end the wait: `nft` waits so for what others commit, and for what the kernel still frees."""
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "script").write_text(_UNINTERRUPTED, encoding="ascii")
+    later = f"(sleep 2; : >{tmp_path}/fifo) >/dev/null 2>&1 &"
+    program(tmp_path / "nft", f"{later} FIFO={tmp_path}/fifo exec {sys.executable} {tmp_path}/script")
+    assert ahead.run("nft", "list", "tables").stdout == "done\n"
 
 
 @pytest.mark.usefixtures("impatient")
