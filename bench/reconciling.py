@@ -103,7 +103,7 @@ class Subject:
 
     def forget(self) -> None:
         """Begin as if nothing had been reconciled before."""
-        conflicts = BackgroundConflictWatch(ConflictWatch(SystemRunner()), lambda: None)
+        conflicts = BackgroundConflictWatch(ConflictWatch(SystemRunner()), lambda _: None)
         self._reconciler = Reconciler(
             Seams(self.netfilter, SystemHostNetwork(self.netfilter.confined), conntrack, conflicts, time)
         )

@@ -10,14 +10,14 @@ from typing import Protocol as Interface
 
 from fwdaemon.audit import lines
 from fwdaemon.core.exposures import Exposure, Nat, Renaming
-from fwdaemon.core.pace import Budget
+from fwdaemon.core.pace import Budgets, Origin
 from fwdaemon.core.report import ApplyResult, Fault, FaultKind, joined, tried
 from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Address, Family, Protocol
 from fwdaemon.errors import PortfwdError
 from fwdaemon.kernel import conntrack
 from fwdaemon.kernel.conntrack_listing import Entry
-from fwdaemon.kernel.process import Beside, budget_of_guests
+from fwdaemon.kernel.process import Beside, new_budgets
 from fwdaemon.netfilter import Rules
 from fwdaemon.resolve.flows import Carriers, Flow, Judge, Strangers, renamings, turned
 
@@ -134,7 +134,7 @@ class Sweep:
     not any more. `local` are the host's own addresses. `arrived` are those of `added` whose guests came from another
     host, and `moved` the addresses of guests that went to one: what these send is not refused, as they send it there.
     `taken_over` are addresses of routes that guests here have now, and may have had on another host. `strangers` may
-    have slipped in. With `provoked`, guests alone are why it is done.
+    have slipped in. `origin` says whom it is done for.
     """
 
     live: frozenset[Exposure]
@@ -150,7 +150,7 @@ class Sweep:
     renamings: frozenset[Renaming] = frozenset()
     fewer_uplinks: bool = False
     strangers: Strangers | None = None
-    provoked: bool = False
+    origin: Origin = Origin.OTHERS
 
     def after(self, earlier: "Sweep | None") -> "Sweep":
         """Give one that does the work of an earlier one too."""
@@ -170,7 +170,7 @@ class Sweep:
             renamings=self.renamings | earlier.renamings,
             fewer_uplinks=self.fewer_uplinks or earlier.fewer_uplinks,
             strangers=self.strangers or earlier.strangers,
-            provoked=self.provoked and earlier.provoked,
+            origin=max(self.origin, earlier.origin),
         )
 
     @property
@@ -195,8 +195,8 @@ class Sweeper:
     """One thread, begun when there is something to do; a sweep that comes during another follows it.
 
     `refuse` is told of connections just before they end: what a guest sends on a forgotten one would begin it anew.
-    What guests provoke takes from `guests`. `failed` is called in that thread where a sweep could not be done, which is
-    tried again by what is called from `due` on.
+    What guests and users cause takes from `budgets`. `failed` is called in that thread where a sweep could not be done,
+    which is tried again by what is called from `due` on.
     """
 
     def __init__(
@@ -204,13 +204,13 @@ class Sweeper:
         refuse: Callable[[Collection[Flow]], None],
         connections: Conntrack = conntrack,
         clock: Clock = time,
-        guests: Budget | None = None,
-        failed: Callable[[], None] = lambda: None,
+        budgets: Budgets | None = None,
+        failed: Callable[[Origin], None] = lambda _: None,
     ) -> None:
         self._refuse = refuse
         self._connections = connections
         self._clock = clock
-        self._guests = guests or budget_of_guests()
+        self._budgets = budgets or new_budgets()
         self._turn = threading.Condition()
         self._next: Sweep | None = None
         self._running = False
@@ -256,12 +256,12 @@ class Sweeper:
     def _run(self) -> None:
         while (sweep := self._taken()) is not None:
             try:
-                with self._guests.charged(time.thread_time, enabled=sweep.provoked):
+                with self._budgets.charged(sweep.origin, time.thread_time):
                     self._do(sweep)
                 self._thread.done()
             except (PortfwdError, OSError) as error:  # no descriptor is to be had, either
                 self._put_back(sweep, error)
-                return self._failed()
+                return self._failed(sweep.origin)
             except Exception:  # noqa: BLE001  a mistake in one sweep is no reason to leave out the next
                 _log.exception("cannot end connections")
         return None

@@ -26,7 +26,7 @@ from fwdaemon.control.listener import SOCKET
 from fwdaemon.control.manager import Feed, Inquiries, Manager
 from fwdaemon.control.server import ControlSocket
 from fwdaemon.core.inventory import Inventory
-from fwdaemon.core.pace import Backoff, Budget, Pauses
+from fwdaemon.core.pace import Backoff, Budgets, Origin, Pauses
 from fwdaemon.core.report import Actor, Cause, Reason, ReasonKind, RulesChanged, Trigger
 from fwdaemon.errors import ConfigError, HangingError, PortfwdError, shortage
 from fwdaemon.events import ConnectionState, Inventories, Sources
@@ -34,7 +34,7 @@ from fwdaemon.hostnet.owned_state import DIRECTORY
 from fwdaemon.kernel import memory
 from fwdaemon.kernel.listeners import ports_in_use
 from fwdaemon.kernel.memory import ShortageHandler, begun
-from fwdaemon.kernel.process import HASTE, Worker, budget_of_guests, budget_of_users, processor_time_here
+from fwdaemon.kernel.process import HASTE, Worker, new_budgets, processor_time_here
 from fwdaemon.metrics.exposition import satisfied
 from fwdaemon.metrics.reporter import Reporter
 from fwdaemon.netfilter import Monitor, Netfilter
@@ -52,8 +52,8 @@ _log = logging.getLogger(__name__)
 # A package makes this file while an upgrade restarts us: whoever comes after us wants the rules.
 _UPGRADE = "upgrade"
 
-RequestPass: TypeAlias = Callable[[], None]
-"""Asks for a pass; from any thread."""
+RequestPass: TypeAlias = Callable[[Origin], None]
+"""Asks for a pass that follows from what this one did; from any thread."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +70,7 @@ class Parts:
     socket: Path = SOCKET
     state: Path = STATE
     directory: Path = DIRECTORY
-    guests: Budget = field(default_factory=budget_of_guests)  # of all of these
-    users: Budget = field(default_factory=budget_of_users)
+    budgets: Budgets = field(default_factory=new_budgets)  # of all of these
     pauses: Pauses = field(default_factory=Pauses)
     occupied: Callable[[], Sockets | None] = ports_in_use
 
@@ -93,12 +92,12 @@ class Daemon:
         self._control = ControlSocket(manager, parts.socket, self._write_anew)
         self._pulse = Pulse(self._summary, self._control.check)
         conflicts = parts.conflicts(self._look_soon)
-        seams = Seams(self._netfilter, parts.host, parts.conntrack, conflicts, time, parts.guests, self._look_soon)
+        seams = Seams(self._netfilter, parts.host, parts.conntrack, conflicts, time, parts.budgets, self._look_soon)
         self._reconciler = Reconciler(seams)
         self._monitors = *self._netfilter.monitors(queue.rules_changed), parts.routes(queue.rules_changed)
         sources = parts.sources(start.config, queue.inventory_changed)
-        budgets, bounded = (parts.guests, parts.users), self._pulse.watchdog.bounded
-        self._inventories = Inventories(sources, queue, budgets, bounded, self._backoff())
+        bounded = self._pulse.watchdog.bounded
+        self._inventories = Inventories(sources, queue, parts.budgets, bounded, self._backoff())
         self._worker = Worker("reconcile")
         self._reading = ConfigReader(self._read, queue.wake, self._records.late, self._pauses.reading)
         self._log_start(start)
@@ -228,8 +227,7 @@ class Daemon:
             self._settle(began, triggers, changed=changed)
 
     def _reconciled(self, inventory: Inventory, triggers: Triggers, answered_at: float | None) -> bool:
-        budget = self._parts.users if triggers.by_users else self._parts.guests
-        with budget.charged(processor_time_here, enabled=triggers.provoked or triggers.by_users):
+        with self._parts.budgets.charged(triggers.origin, processor_time_here):
             with memory.collecting_later():
                 changed = self._reconcile(inventory, triggers, answered_at)
             if triggers.full:
@@ -248,7 +246,7 @@ class Daemon:
             ip_forward=self._config.daemon.ip_forward,
             reloaded=self._reloaded,
             full=triggers.full,
-            provoked=triggers.provoked,
+            origin=triggers.origin,
             latest_triggers=self._latest_triggers,
         )
         desired = self._placer.place(self._config, inventory, answered_at, request.now)
@@ -297,14 +295,14 @@ class Daemon:
         self._reloads.pass_ended(failure)
         self._pass_in(self._retry.next(), triggers)
 
-    def _look_soon(self) -> None:
+    def _look_soon(self, after: Origin) -> None:
         """Ask for a pass that reports conflicts or tries again; called from the thread that found them or failed."""
         with suppress(RuntimeError):  # the loop has ended
-            self._loop.call_soon_threadsafe(lambda: self._trigger_queue.time_passed(full=False))
+            self._loop.call_soon_threadsafe(partial(self._trigger_queue.time_passed, full=False, after=after))
 
     def _pass_in(self, seconds: float, after: Triggers, *, full: bool = False) -> None:
-        """Ask for another pass; after one that guests alone provoked, it counts as provoked too."""
-        check = partial(self._trigger_queue.time_passed, full=full, provoked=after.provoked)
+        """Ask for another pass, which is charged like the one that it follows."""
+        check = partial(self._trigger_queue.time_passed, full=full, after=after.origin)
         self._loop.call_later(max(seconds, 0), check)
 
     # --- the configuration ----------------------------------------------------------------------------------------

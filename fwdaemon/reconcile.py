@@ -16,7 +16,7 @@ from fwdaemon.audit.throttle import FlapDamping, NewProblems, Rations
 from fwdaemon.connections import Clock, Conntrack, Sweep, Sweeper, close_everything
 from fwdaemon.core.exposures import Exposure, Forward
 from fwdaemon.core.inventory import Move
-from fwdaemon.core.pace import Budget
+from fwdaemon.core.pace import Budgets, Origin
 from fwdaemon.core.report import (
     Actor,
     ApplyResult,
@@ -32,7 +32,7 @@ from fwdaemon.core.report import (
 )
 from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Address, Family
-from fwdaemon.kernel.process import budget_of_guests
+from fwdaemon.kernel.process import new_budgets
 from fwdaemon.netfilter import Rules
 from fwdaemon.resolve.flows import Flow, Strangers
 from fwdaemon.resolve.snapshot import Grace, Stop
@@ -98,9 +98,9 @@ class Conflicts(Protocol):
         *,
         full: bool,
         reloaded: bool = False,
-        provoked: bool = False,
+        origin: Origin = Origin.OTHERS,
     ) -> tuple[Conflict | Fault, ...]:
-        """Give what was found last, and look again where there is reason to; guests alone may have `provoked` that."""
+        """Give what was found last, and look again where there is reason to."""
         ...
 
 
@@ -108,7 +108,7 @@ class Conflicts(Protocol):
 class Seams:
     """What a reconcile reads and writes: rules, the host's network, connections; who else wants our ports; a clock.
 
-    What guests cause to be done beside it is charged to `guests`; where it fails, it calls `look_soon`.
+    What guests and users cause to be done beside it is charged to `budgets`; where it fails, it calls `look_soon`.
     """
 
     rules: LocatedRules
@@ -116,8 +116,8 @@ class Seams:
     conntrack: Conntrack
     conflicts: Conflicts
     clock: Clock
-    guests: Budget = field(default_factory=budget_of_guests)
-    look_soon: Callable[[], None] = lambda: None
+    budgets: Budgets = field(default_factory=new_budgets)
+    look_soon: Callable[[Origin], None] = lambda _: None
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +128,7 @@ class Request:
     for both, where the pass began before they were heard. `now` is a monotonic time in seconds. `local` are the host's
     own addresses, `taken` those of running guests, `uplinks` those that are configured, if any. `ip_forward` allows to
     turn on forwarding, `reloaded` says that the configuration is new, `full` asks for a comparison even of what seems
-    unchanged, and `provoked` says that guests alone are why we look.
+    unchanged, and `origin` says whom we look for.
     """
 
     reasons: tuple[Reason, ...]
@@ -140,7 +140,7 @@ class Request:
     ip_forward: bool = True
     reloaded: bool = False
     full: bool = False
-    provoked: bool = False
+    origin: Origin = Origin.OTHERS
     latest_triggers: Callable[[], tuple[tuple[Actor, ...], tuple[Reason, ...]]] = field(default=lambda: ((), ()))
 
 
@@ -155,7 +155,7 @@ class Reconciler:
         self._uplinks: frozenset[str] = frozenset()
         self._known = (Desired(), Desired(), Desired())
         self._turn = Lock()
-        self._sweeper = Sweeper(self._refuse, seams.conntrack, seams.clock, seams.guests, seams.look_soon)
+        self._sweeper = Sweeper(self._refuse, seams.conntrack, seams.clock, seams.budgets, seams.look_soon)
         self._departures = Departures()
         self._audit = _Audit()
         self.report: ReconcileReport | None = None
@@ -234,7 +234,7 @@ class Reconciler:
             request.local,
             full=request.full,
             reloaded=request.reloaded,
-            provoked=request.provoked,
+            origin=request.origin,
         )
 
     def _with_kept(self, desired: Desired) -> Desired:
@@ -292,7 +292,7 @@ class Reconciler:
             sweep = self._sweep(before, desired, request, ended, added)
             sweep = replace(sweep, taken_over=taken_over, old_labels=old_labels, fewer_uplinks=fewer)
             sweep = replace(sweep, strangers=strangers)
-            self._sweeper.sweep(replace(sweep, provoked=request.provoked))
+            self._sweeper.sweep(replace(sweep, origin=request.origin))
 
     def _sweep(
         self,

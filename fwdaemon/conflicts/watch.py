@@ -13,14 +13,14 @@ from fwdaemon.config.model import Config
 from fwdaemon.conflicts import foreign_rules, taking
 from fwdaemon.conflicts.foreign_rules import Foreign, ForeignRules, RuleConflict
 from fwdaemon.conflicts.taking import PortSet, Taking, takings, takings_if_running
-from fwdaemon.core.pace import Budget
+from fwdaemon.core.pace import Budgets, Origin
 from fwdaemon.core.report import Conflict, Fault, FaultKind
 from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Address, Listener, PortRange, Subnet
 from fwdaemon.errors import KernelError, PortfwdError, shortage
 from fwdaemon.kernel.listeners import Holders, listeners
 from fwdaemon.kernel.observe import observe_host
-from fwdaemon.kernel.process import Beside, Runner, budget_of_guests, processor_time_here
+from fwdaemon.kernel.process import Beside, Runner, new_budgets, processor_time_here
 
 _log = logging.getLogger(__name__)
 
@@ -171,18 +171,18 @@ class _Wanted:
     local: Collection[Address]
     full: bool
     reloaded: bool
-    provoked: bool
+    origin: Origin
 
 
 class BackgroundConflictWatch:
     """One thread, begun when there is something to look for; what is asked during a pass follows it, taken together.
 
-    `changed` is called in that thread when something else was found than the last time. What guests alone provoke takes
-    from `guests`.
+    `changed` is called in that thread when something else was found than the last time. What guests and users cause
+    takes from `budgets`.
     """
 
-    def __init__(self, watch: ConflictWatch, changed: Callable[[], None], guests: Budget | None = None) -> None:
-        self._watch, self._guests = watch, guests or budget_of_guests()
+    def __init__(self, watch: ConflictWatch, changed: Callable[[Origin], None], budgets: Budgets | None = None) -> None:
+        self._watch, self._budgets = watch, budgets or new_budgets()
         self._changed = changed
         self._thread = Beside("conflicts", self._run, "conflicts with other programs are not known")
         self._turn = threading.Condition()
@@ -198,7 +198,7 @@ class BackgroundConflictWatch:
         *,
         full: bool,
         reloaded: bool = False,
-        provoked: bool = False,
+        origin: Origin = Origin.OTHERS,
     ) -> tuple[Conflict | Fault, ...]:
         """Give what was found last, and look again where `ConflictWatch.find` would; at once, and from any thread."""
         with self._turn:
@@ -210,7 +210,7 @@ class BackgroundConflictWatch:
                     local,
                     full or (waiting is not None and waiting.full),
                     reloaded or (waiting is not None and waiting.reloaded),
-                    provoked and (waiting is None or waiting.provoked),
+                    origin if waiting is None else max(origin, waiting.origin),
                 )
             self._begin()
             return self._found
@@ -236,10 +236,10 @@ class BackgroundConflictWatch:
                 news, self._found = found != self._found, found
             if (error := self._watch.short) is not None:
                 self._put_back(wanted, error)
-                return self._changed()
+                return self._changed(wanted.origin)
             self._thread.done()
             if news:
-                self._changed()
+                self._changed(wanted.origin)
         return None
 
     def _put_back(self, wanted: _Wanted, error: Exception) -> None:
@@ -251,7 +251,7 @@ class BackgroundConflictWatch:
             self._turn.notify_all()
 
     def _found_now(self, wanted: _Wanted) -> tuple[Conflict | Fault, ...]:
-        with self._guests.charged(processor_time_here, enabled=wanted.provoked):
+        with self._budgets.charged(wanted.origin, processor_time_here):
             return self._watch.find(wanted.desired, wanted.local, full=wanted.full, reloaded=wanted.reloaded)
 
     def _taken(self) -> _Wanted | None:

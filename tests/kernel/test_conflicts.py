@@ -270,7 +270,7 @@ def test_a_wipe_is_mended_while_the_rules_of_others_are_still_being_listed(at_en
     at_end.callback(held.go.set)
     rules, beside = (
         Netfilter(SystemRunner(), BackendChoice.NFTABLES),
-        BackgroundConflictWatch(ConflictWatch(held), told.set),
+        BackgroundConflictWatch(ConflictWatch(held), lambda _: told.set()),
     )
     reconciler = Reconciler(Seams(rules, SystemHostNetwork(rules.confined), conntrack, beside, time))
     reconciler.reconcile(STATE, Request((), (), 0.0, LOCAL, ip_forward=False, full=True))

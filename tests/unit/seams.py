@@ -4,6 +4,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from fwdaemon.core.exposures import Exposure, Nat
+from fwdaemon.core.pace import Origin
 from fwdaemon.core.report import ApplyResult, Conflict, Fault
 from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Address, Family
@@ -116,9 +117,9 @@ class Others:
         *,
         full: bool,
         reloaded: bool = False,
-        provoked: bool = False,
+        origin: Origin = Origin.OTHERS,
     ) -> tuple[Conflict | Fault, ...]:
-        del desired, local, full, reloaded, provoked
+        del desired, local, full, reloaded, origin
         return self.found
 
 

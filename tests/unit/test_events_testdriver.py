@@ -20,7 +20,7 @@ from fwdaemon.errors import LibvirtUnavailableError
 from fwdaemon.events import InventoryKeeper, Surroundings, take_inventory
 from fwdaemon.hypervisor.connection import EventLoop, LibvirtConnection, network_uri
 from fwdaemon.hypervisor.link import Connection, growing_pauses
-from fwdaemon.kernel.process import budget_of_guests
+from fwdaemon.kernel.process import new_budgets
 from fwdaemon.resolve.placement import desired_state
 from tests.unit.event_bench import URI, Linking, bench, holds, watching
 
@@ -323,7 +323,7 @@ def test_uri_that_nobody_serves(tmp_path: Path) -> None:
         keeper = InventoryKeeper(
             watching(URI, NOBODY),
             lambda _reason: None,
-            budget_of_guests(),
+            new_budgets(),
             Surroundings(leases=tmp_path, records=tmp_path),
         )
         await keeper.start()
