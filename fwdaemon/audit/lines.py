@@ -282,7 +282,7 @@ _FAULTS: Final[Mapping[FaultKind, str]] = {
     FaultKind.PROXY_ENTRY: "the kernel does not answer for {0} on {1}: {detail}",
     FaultKind.PROXY_LISTENER: "cannot listen for questions about {rest} on {0}: {detail}",
     FaultKind.HAIRPIN_MODE: "bridge port {0} is not in hairpin mode: {detail}",
-    FaultKind.LOOPBACK_OVERLOADED: "the proxy on 127.0.0.1 and ::1 does not answer: it is overloaded",
+    FaultKind.LOOPBACK_BUSY: "the proxy on 127.0.0.1 and ::1 is busy: what changed is not in force there yet",
     FaultKind.LOOPBACK_PORTS: (
         "{0} ports of 127.0.0.1 and ::1 do not answer: too many files would be open (LimitNOFILE=)"
     ),

@@ -128,7 +128,7 @@ class FaultKind(StrEnum):
     PROXY_ENTRY = "proxy-entry"  # a subnet and an interface
     PROXY_LISTENER = "proxy-listener"  # an interface and subnets
     HAIRPIN_MODE = "hairpin-mode"  # a bridge port
-    LOOPBACK_OVERLOADED = "loopback-overloaded"
+    LOOPBACK_BUSY = "loopback-busy"
     LOOPBACK_PORTS = "loopback-ports"  # how many ports
     LOOPBACK_PORT = "loopback-port"  # protocol, port, address and domain
     LOOPBACK_PORT_TAKEN = "loopback-port-taken"  # the same

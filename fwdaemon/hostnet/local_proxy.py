@@ -7,6 +7,7 @@ import asyncio
 import errno
 import resource
 from collections.abc import Mapping
+from concurrent.futures import Future
 from threading import Thread
 from typing import Final
 
@@ -20,7 +21,10 @@ from fwdaemon.hostnet.local_relays import Allowance, Duty, Endpoint, TcpRelay, U
 from fwdaemon.kernel.process import budget_of_guests
 
 _MOST_CONNECTIONS: Final = 4096
-_PATIENCE_S: Final = 10.0
+# So long a pass waits for what is done at once unless the proxy is busy; what heals rules comes in the same thread.
+_PATIENCE_S: Final = 0.1
+_CLOSE_S: Final = 2.0
+_LATE: Final = Fault(FaultKind.LOOPBACK_BUSY)
 
 
 class LocalProxy:
@@ -34,10 +38,11 @@ class LocalProxy:
         self._relays = _Relays(guests or budget_of_guests())
         self._asked: frozenset[Forward] | None = None
         self._wanted: Mapping[Endpoint, Duty] = {}
+        self._under_way: Future[ApplyResult] | None = None
         self._last_result = ApplyResult()
 
     def apply(self, desired: Desired, *, full: bool = True) -> ApplyResult:
-        """Answer for these forwards and no others, and tell which places are taken. Blocks until it is so."""
+        """Answer for these forwards and no others, and tell which places are taken, or that it is not so yet."""
         asked = desired.forwards if desired.localhost else frozenset[Forward]()
         if asked is self._asked and not full:
             return ApplyResult(faults=self._last_result.faults, short=self._last_result.short)
@@ -45,44 +50,61 @@ class LocalProxy:
             self._wanted = duties(desired)
         self._asked = None  # what fails now is tried again at the next call
         is_idle = not self._wanted and self._running is None
-        self._last_result = ApplyResult() if is_idle else self._done(self._wanted)
-        self._asked = asked
+        result = ApplyResult() if is_idle else self._done(self._wanted)
+        if result is None:  # a pass follows where something was short
+            return ApplyResult(faults=(_LATE,), short=True)
+        self._asked, self._last_result = asked, result
         if not self._wanted:
-            self.close()
-        return self._last_result
+            self._end()
+        return result
 
     def close(self) -> None:
         """Stop listening, and end all connections."""
-        if self._running is None:
-            return
-        self._done({})
-        (loop, thread), self._running, self._asked = self._running, None, None
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join(_PATIENCE_S)
-        if not thread.is_alive():
-            loop.close()
+        if self._running is not None:
+            thread = self._running[1]
+            self._done({})
+            self._end()
+            thread.join(_CLOSE_S)
 
-    def _done(self, wanted: Mapping[Endpoint, Duty]) -> ApplyResult:
-        """Have it done on the proxy's own loop, which begins with the first of it."""
+    def _end(self) -> None:
+        """Have the loop end, which nobody waits for."""
+        if self._running is not None:
+            self._running[0].call_soon_threadsafe(self._running[0].stop)
+        self._running = self._asked = self._under_way = None
+
+    def _done(self, wanted: Mapping[Endpoint, Duty]) -> ApplyResult | None:
+        """Have it done on the proxy's own loop, which begins with the first of it; `None` if it is not done yet.
+
+        While something is under way, nothing else is begun: what comes of it would be mixed.
+        """
+        if self._under_way is not None and not self._under_way.done():
+            return None
         if self._running is None:
             self._running = _started()
-        doing = asyncio.run_coroutine_threadsafe(self._relays.apply(wanted), self._running[0])
+        self._under_way = asyncio.run_coroutine_threadsafe(self._relays.apply(wanted), self._running[0])
         try:
-            return doing.result(_PATIENCE_S)
+            return self._under_way.result(_PATIENCE_S)
         except TimeoutError:
-            return ApplyResult(faults=(Fault(FaultKind.LOOPBACK_OVERLOADED),))
+            return None
 
 
 def _started() -> tuple[asyncio.AbstractEventLoop, Thread]:
     """Start a loop in a thread. Raises KernelError where no thread is to be had, and OSError for descriptors."""
     loop = asyncio.new_event_loop()
-    thread = Thread(target=loop.run_forever, name="proxy on loopback", daemon=True)
+    thread = Thread(target=_served, args=(loop,), name="proxy on loopback", daemon=True)
     try:
         thread.start()
     except RuntimeError as error:
         loop.close()
         raise KernelError(f"no forward answers on 127.0.0.1 and ::1: {error}") from error
     return loop, thread
+
+
+def _served(loop: asyncio.AbstractEventLoop) -> None:
+    try:
+        loop.run_forever()
+    finally:
+        loop.close()
 
 
 class _Relays:
