@@ -72,7 +72,7 @@ class NftablesBackend:
         self._clock = clock
         self._runner = runner
         self._commits = commits or Commits(runner)
-        self._observer = Observer(runner)
+        self._observer = Observer(runner, self._commits.judged)
         self._counted = Counted(counting_rules)
         self._gates_only = False
         self._forget()

@@ -36,6 +36,7 @@ from fwdaemon.nftables.gates import (
     spellings,
     wanted_gates,
 )
+from fwdaemon.nftables.generation import JudgedMaps
 from fwdaemon.nftables.model import TABLE_NAME, FoundRule, Table
 from fwdaemon.nftables.readback import read_table
 
@@ -268,10 +269,10 @@ _LARGE_SET: Final = 1 << 18
 
 
 class Observer:
-    """Looks at the kernel through `nft` and `iptables-nft`."""
+    """Looks at the kernel through `nft` and `iptables-nft`; notes the maps of others by which it judged a gate."""
 
-    def __init__(self, runner: Runner) -> None:
-        self._runner = runner
+    def __init__(self, runner: Runner, judged: JudgedMaps) -> None:
+        self._runner, self._judged = runner, judged
         self._faults: list[Fault] = []
         self._libvirt = False
 
@@ -294,6 +295,7 @@ class Observer:
             family: self._table(family, known.get(family)) for family in Family if (family.word, TABLE_NAME) in there
         }
         states = tuple(state for gate in gates if (state := self.gate(gate, wanted)))
+        self._judged.keep_added()
         orphaned = self._orphaned_gates(gates, wanted) if everywhere else ()
         found, searched = orphaned or (), orphaned is not None
         return Observed(
@@ -320,14 +322,18 @@ class Observer:
         listing = self._chain(gate)
         if not listing:
             return None
-        lookup = partial(self._rules, gate), partial(ends_of_map, gate)
+        lookup = partial(self._rules, gate), partial(self._ends_of_map, gate)
         return read_native(gate, listing, spellings(wanted.label, NFT_NAMES), wanted.behind, lookup)
 
     def _rules(self, gate: Gate, chain: str) -> list[Rule] | None:
         """Read another chain of a gate's table, if `nft` has a name for it."""
         if not NFT_NAME.fullmatch(chain):
             return None
-        return read_rules(self._chain(replace(gate, chain=chain)), partial(ends_of_map, gate))
+        return read_rules(self._chain(replace(gate, chain=chain)), partial(self._ends_of_map, gate))
+
+    def _ends_of_map(self, gate: Gate, name: str) -> frozenset[End] | None:
+        self._judged.add(gate.table, name)
+        return ends_of_map(gate, name)
 
     def _chain(self, gate: Gate) -> str:
         """List the chain of a gate; empty where there is none.
