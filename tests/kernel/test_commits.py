@@ -188,4 +188,3 @@ def test_elements_of_maps_ahead_of_a_gate_are_told_and_no_others(scene: Scene, n
     assert heard == ["deciding"]
     (change,) = scene.backend.apply(ALL, full=False).gates
     assert change.fault == "another rule was ahead of it"
-    assert scene.heard(foreign("refusing", "delete", name, "192.0.2.1")) == ["refusing"]
