@@ -37,7 +37,7 @@ from tests.lab.untouched import network_untouched
 from tests.reporting import DAEMONS, FailuresAtOnce
 
 # How long an example takes says more of the machine than of us. The long draw is `--hypothesis-profile=thorough`.
-settings.register_profile("any machine", deadline=None, max_examples=50)
+settings.register_profile("any machine", deadline=None, max_examples=30)
 settings.register_profile("thorough", deadline=None, max_examples=1000)
 settings.load_profile("any machine")
 
@@ -56,6 +56,7 @@ _FIRST = (
     "tests/kernel/",
     "tests/test_style.py",
     "tests/packaging/",
+    "tests/programs/",
     "tests/fuzz/",
 )
 

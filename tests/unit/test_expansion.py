@@ -8,7 +8,7 @@ from pathlib import Path
 from uuid import UUID
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fwdaemon import config as configuration
@@ -214,7 +214,6 @@ WANTED = st.builds(AutoPort, st.builds(UUID, int=st.integers(0, 9)), st.integers
 BUSY = st.frozensets(st.tuples(st.sampled_from(Protocol), st.integers(1000, 1011)), max_size=9)
 
 
-@settings(max_examples=200)
 @given(st.lists(st.tuples(st.frozensets(WANTED, max_size=8), BUSY, BUSY), min_size=1, max_size=5))
 def test_no_port_is_assigned_twice_or_taken_and_who_has_one_keeps_it(
     rounds: list[tuple[frozenset[AutoPort], frozenset[tuple[Protocol, int]], frozenset[tuple[Protocol, int]]]],

@@ -51,6 +51,7 @@ def tree(file: Path) -> ast.Module:
     return ast.parse(file.read_text(encoding="utf-8"))
 
 
+@cache
 def constants(file: Path) -> dict[str, ast.expr]:
     """Give what each name of a module's top level stands for."""
     found: dict[str, ast.expr] = {}
