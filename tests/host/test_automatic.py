@@ -4,15 +4,12 @@ import re
 from pathlib import Path
 from typing import Final
 
-import pytest
-
-from tests.host.conftest import HEAD, Scene
+from tests.host.conftest import HEAD, Scene, each_backend
 from tests.host.typed import typed
 from tests.lab.host import CLIENT4, PUBLIC4, Host
 from tests.lab.place import wait_until
-from tests.lab.release import LibvirtFirewall
 
-pytestmark = pytest.mark.on(LibvirtFirewall.LEGACY, LibvirtFirewall.NFTABLES)
+pytestmark = each_backend
 
 AUTO: Final = HEAD + 'auto_ports = "20000-20009"\n'
 ENTRIES: Final = """

@@ -9,13 +9,15 @@ from contextlib import ExitStack, contextmanager
 import pytest
 
 from tests.conftest import MakeLxcGuest, MakeNetwork, StartDaemon
-from tests.host.conftest import HEAD, entry
+from tests.host.conftest import HEAD, each_backend, entry
 from tests.host.test_reach import url
 from tests.lab.domain import Link
 from tests.lab.host import CLIENT4, CLIENT6, PUBLIC4, PUBLIC6, Host
 from tests.lab.place import wait_until
 from tests.lab.probe import Outcome
 from tests.lab.release import LibvirtFirewall
+
+pytestmark = each_backend
 
 INNER, INNER_GATEWAY, GUEST = "192.0.2.2", "192.0.2.1", "192.168.140.10"
 INNER6, INNER_GATEWAY6, GUEST6 = "2001:db8:2::2", "2001:db8:2::1", "2001:db8:140::10"

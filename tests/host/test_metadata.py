@@ -8,7 +8,7 @@ import libvirt
 import pytest
 
 from tests.conftest import MakeNetwork, StartDaemon
-from tests.host.conftest import HEAD, Scene
+from tests.host.conftest import HEAD, Scene, each_backend
 from tests.host.test_conflicts import OFTEN
 from tests.host.test_public_address import MAIL4, holds
 from tests.host.test_reach import url
@@ -19,7 +19,7 @@ from tests.lab.place import wait_until
 from tests.lab.qemu import QemuGuest
 from tests.lab.release import LibvirtFirewall
 
-pytestmark = pytest.mark.on(LibvirtFirewall.NFTABLES, LibvirtFirewall.LEGACY)
+pytestmark = each_backend
 
 NAMESPACE = "urn:kvm-portfwd:1"
 ALLOW = '[[allow]]\ndomains = ["we*", "neigh*"]\nnetworks = ["default"]\nports = ["8000-8099"]\nmax = 3\n'

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.host.conftest import FAR4, HEAD, NEIGHBOUR4, WEB4, Scene, entry
+from tests.host.conftest import FAR4, HEAD, NEIGHBOUR4, WEB4, Scene, each_backend, entry
 from tests.lab.host import (
     CLIENT4,
     CLIENT4_OTHER_LINK,
@@ -64,7 +64,7 @@ def test_guests_reach_it_through_the_public_address(
     assert far.text.startswith("web ")
 
 
-@pytest.mark.everywhere
+@each_backend
 def test_udp_and_sctp(shared_scene: Scene) -> None:
     shared_scene.web.serve_udp(53)
     shared_scene.web.serve_sctp(99)
@@ -76,6 +76,7 @@ def test_udp_and_sctp(shared_scene: Scene) -> None:
     shared_scene.answers(lambda: outside.sctp(PUBLIC6, 99), f"web {CLIENT6}")
 
 
+@each_backend
 def test_tcp_and_udp_in_one(shared_scene: Scene) -> None:
     shared_scene.web.serve_udp(53)
     shared_scene.web.serve_tcp(53)
@@ -84,7 +85,7 @@ def test_tcp_and_udp_in_one(shared_scene: Scene) -> None:
     shared_scene.answers(lambda: shared_scene.host.outside.tcp(PUBLIC4, 5353), f"web {CLIENT4}")
 
 
-@pytest.mark.everywhere
+@each_backend
 def test_ranges_keep_or_shift_their_ports(shared_scene: Scene) -> None:
     for port in (7002, 7012, 7022):
         shared_scene.web.serve_tcp(port)
@@ -99,6 +100,7 @@ def test_ranges_keep_or_shift_their_ports(shared_scene: Scene) -> None:
     assert not outside.tcp(PUBLIC4, 7012).answered
 
 
+@each_backend
 def test_one_address_goes_before_every_address(shared_scene: Scene) -> None:
     shared_scene.daemon(
         entry("web", "80", "WEB4")
@@ -112,6 +114,7 @@ def test_one_address_goes_before_every_address(shared_scene: Scene) -> None:
     assert not outside.fetch(url(PUBLIC4, 81)).answered
 
 
+@each_backend
 def test_only_what_came_in_through_the_interface(shared_scene: Scene) -> None:
     shared_scene.daemon(
         entry("web", "80", "WEB4", 'interface = "eth0"') + entry("neighbour", "80", "NEIGHBOUR4", 'interface = "eth1"')
@@ -123,6 +126,7 @@ def test_only_what_came_in_through_the_interface(shared_scene: Scene) -> None:
     assert not shared_scene.far.place.fetch(url(PUBLIC4, 80)).answered
 
 
+@each_backend
 def test_sources_hold_for_everyone(shared_scene: Scene) -> None:
     shared_scene.daemon(
         entry("web", "80", "WEB4", f'sources = ["{CLIENT4_SECOND}/32"]')
@@ -156,6 +160,7 @@ def test_nothing_else_becomes_reachable(shared_scene: Scene) -> None:
         outside.run(["ip", "route", "del", "192.168.122.0/23"])
 
 
+@each_backend
 def test_the_dnat_of_another_tool_is_not_let_through(shared_scene: Scene) -> None:
     shared_scene.daemon(BOTH)
     shared_scene.host.run("nft", "-f", "-", stdin=THEIRS)
