@@ -34,7 +34,7 @@ from tests.lab.release import (
     LibvirtFirewall,
 )
 from tests.lab.untouched import network_untouched
-from tests.reporting import DAEMONS, FailuresAtOnce
+from tests.reporting import DAEMONS, FailuresAtOnce, TimeSpent
 
 # How long an example takes says more of the machine than of us. The long draw is `--hypothesis-profile=thorough`.
 settings.register_profile("any machine", deadline=None, max_examples=30)
@@ -85,6 +85,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "in_turn: each case on one kind of host, where it makes no difference on which")
     config.addinivalue_line("markers", "everywhere: also on the legacy tables of a second Debian")
     config.pluginmanager.register(FailuresAtOnce(config))
+    config.pluginmanager.register(TimeSpent(config))
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
