@@ -40,6 +40,7 @@ def move(pair: Pair) -> Iterator[Move]:
         yield move
 
 
+@pytest.mark.in_turn
 @each_libvirt
 def test_streams_go_on_and_addresses_are_never_held_twice(move: Move) -> None:
     """There and back again at once, so that what the first host remembers of the guest's connections is fresh."""
