@@ -1,5 +1,7 @@
 """A forward works from everywhere: outside, the host, the guest itself, its neighbours, guests of other networks."""
 
+from functools import partial
+
 import pytest
 
 from tests.host.conftest import FAR4, HEAD, NEIGHBOUR4, WEB4, Scene, each_backend, entry
@@ -34,34 +36,33 @@ def url(address: str, port: int) -> str:
 
 
 @pytest.mark.everywhere
-@pytest.mark.parametrize(
-    ("public", "client"),
-    [(PUBLIC4, CLIENT4), (PUBLIC4_SECOND, CLIENT4), (PUBLIC6, CLIENT6), (PUBLIC6_SECOND, CLIENT6)],
-)
-def test_from_outside_the_guest_sees_the_client(shared_scene: Scene, public: str, client: str) -> None:
+def test_from_outside_the_guest_sees_the_client(shared_scene: Scene) -> None:
     shared_scene.daemon(BOTH)
-    shared_scene.answers(lambda: shared_scene.host.outside.fetch(url(public, 8000)), f"web {client}")
+    for public, client in (
+        (PUBLIC4, CLIENT4),
+        (PUBLIC4_SECOND, CLIENT4),
+        (PUBLIC6, CLIENT6),
+        (PUBLIC6_SECOND, CLIENT6),
+    ):
+        shared_scene.answers(partial(shared_scene.host.outside.fetch, url(public, 8000)), f"web {client}")
 
 
-@pytest.mark.parametrize(("public", "own"), [(PUBLIC4, PUBLIC4), (PUBLIC4_SECOND, PUBLIC4), (PUBLIC6, PUBLIC6)])
-def test_the_host_reaches_its_own_public_address(shared_scene: Scene, public: str, own: str) -> None:
+def test_the_host_reaches_its_own_public_address(shared_scene: Scene) -> None:
     shared_scene.daemon(BOTH)
-    shared_scene.answers(lambda: shared_scene.host.place.fetch(url(public, 8000)), f"web {own}")
+    for public, own in ((PUBLIC4, PUBLIC4), (PUBLIC4_SECOND, PUBLIC4), (PUBLIC6, PUBLIC6)):
+        shared_scene.answers(partial(shared_scene.host.place.fetch, url(public, 8000)), f"web {own}")
 
 
 @pytest.mark.everywhere
 @pytest.mark.parametrize("netfilter_on_bridges", ["0", "1"])
-@pytest.mark.parametrize(("public", "gateway"), [(PUBLIC4, "192.168.122.1"), (PUBLIC6, "2001:db8:122::1")])
-def test_guests_reach_it_through_the_public_address(
-    shared_scene: Scene, netfilter_on_bridges: str, public: str, gateway: str
-) -> None:
+def test_guests_reach_it_through_the_public_address(shared_scene: Scene, netfilter_on_bridges: str) -> None:
     for family in ("iptables", "ip6tables"):
         shared_scene.host.run("sysctl", "-w", f"net.bridge.bridge-nf-call-{family}={netfilter_on_bridges}")
     shared_scene.daemon(BOTH)
-    shared_scene.answers(lambda: shared_scene.neighbour.place.fetch(url(public, 8000)), f"web {gateway}")
-    shared_scene.answers(lambda: shared_scene.web.place.fetch(url(public, 8000)), f"web {gateway}")
-    far = shared_scene.far.place.fetch(url(public, 8000))
-    assert far.text.startswith("web ")
+    for public, gateway in ((PUBLIC4, "192.168.122.1"), (PUBLIC6, "2001:db8:122::1")):
+        for guest in (shared_scene.neighbour, shared_scene.web):
+            shared_scene.answers(partial(guest.place.fetch, url(public, 8000)), f"web {gateway}")
+        assert shared_scene.far.place.fetch(url(public, 8000)).text.startswith("web ")
 
 
 @each_backend
