@@ -98,17 +98,16 @@ def test_connections_are_counted_beside_them(backend: LegacyBackend, family: Fam
     }
 
 
-@pytest.mark.parametrize("family", Family)
 @pytest.mark.parametrize(
-    ("table", "hook", "jump"),
+    ("family", "table", "hook", "jump"),
     [
-        ("filter", "INPUT", "-j KVMPF_FWD"),
-        ("filter", "KVMPF_ADMIN", "-g KVMPF_FWD"),
-        ("mangle", "INPUT", "-g KVMPF_FWD"),
-        ("nat", "KVMPF_ADMIN", "-j KVMPF_PRE"),
-        ("nat", "OUTPUT", "-j KVMPF_PRE"),
-        ("filter", "FORWARD", "-j KVMPF_FWD -i eth9"),
-        ("nat", "OUTPUT", "-j KVMPF_OUT"),
+        (Family.IPV4, "filter", "INPUT", "-j KVMPF_FWD"),
+        (Family.IPV6, "filter", "KVMPF_ADMIN", "-g KVMPF_FWD"),
+        (Family.IPV4, "mangle", "INPUT", "-g KVMPF_FWD"),
+        (Family.IPV6, "nat", "KVMPF_ADMIN", "-j KVMPF_PRE"),
+        (Family.IPV4, "nat", "OUTPUT", "-j KVMPF_PRE"),
+        (Family.IPV6, "filter", "FORWARD", "-j KVMPF_FWD -i eth9"),
+        (Family.IPV4, "nat", "OUTPUT", "-j KVMPF_OUT"),
     ],
 )
 def test_a_chain_that_others_lead_to_is_emptied_and_left(

@@ -18,7 +18,7 @@ from fwdaemon.core.inventory import HijackedAddress, LibvirtObservation, Neighbo
 from fwdaemon.core.report import Trigger
 from fwdaemon.errors import LibvirtUnavailableError
 from fwdaemon.events import InventoryKeeper, Surroundings, take_inventory
-from fwdaemon.hypervisor.connection import EventLoop, LibvirtConnection, network_uri
+from fwdaemon.hypervisor.connection import LibvirtConnection, network_uri
 from fwdaemon.hypervisor.link import Connection, growing_pauses
 from fwdaemon.kernel.process import new_budgets
 from fwdaemon.resolve.placement import desired_state
@@ -32,13 +32,6 @@ WEB1 = """
   <devices><interface type='network'><mac address='52:54:00:00:00:01'/><source network='default'/></interface></devices>
 </domain>
 """
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _loop_for_later_tests() -> Iterator[None]:
-    """In a process that had a loop, libvirt frees in it what closed connections held, also those of later tests."""
-    yield
-    EventLoop().start()
 
 
 @pytest.fixture
