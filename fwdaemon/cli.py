@@ -29,6 +29,7 @@ _INTERRUPTED = 130
 _SHARED = {
     **dict.fromkeys(("rules", "flush"), "plan"),
     **dict.fromkeys(("open", "close", "confirm"), "reload"),
+    "explain": "check",
     "port": "status",
 }
 _LAST_PORT = 65535

@@ -37,7 +37,7 @@ from fwdaemon.errors import RefusedError
 from fwdaemon.hypervisor.link import ConnectionState
 from fwdaemon.kernel.memory import give_back
 from fwdaemon.kernel.process import Worker
-from fwdaemon.resolve.claims import Unavailable
+from fwdaemon.resolve.wishes import Unavailable
 from fwdaemon.status.confirming import CONFIRM_S, Standing
 from fwdaemon.status.model import LibvirtState, Row, Status, counts, problem_as_json, time_as_json
 from fwdaemon.status.records import Records

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 from fwdaemon.core.report import Actor, ActorKind, RulesChanged
 from fwdaemon.errors import KernelError
-from fwdaemon.kernel.netlink import NETFILTER, NetlinkSocket, Subscription, attributes, messages
+from fwdaemon.kernel.netlink import NETFILTER, NetlinkSocket, Subscription, attribute, attributes, messages
 from fwdaemon.kernel.process import Runner
 from fwdaemon.nftables.model import TABLE_NAME
 
@@ -26,6 +26,7 @@ _GETGEN = _SUBSYSTEM | 16
 _ELEMENTS = frozenset({_SUBSYSTEM | 12, _SUBSYSTEM | 14})  # NFT_MSG_NEWSETELEM and NFT_MSG_DELSETELEM
 _OUR_NAME = f"{TABLE_NAME}\0".encode()
 _ID, _PROCESS_ID, _PROCESS_NAME = 1, 2, 3
+_ELEMENTS_TABLE, _ELEMENTS_SET = 1, 2  # NFTA_SET_ELEM_LIST_TABLE and …_SET, with which such a message begins
 _NFGENMSG = struct.pack("!BBH", 0, 0, 0)
 _BUFFER = 1 << 16
 # A transaction of 10,000 forwards announces each rule; what overflows even so is told as ENOBUFS.
@@ -37,7 +38,7 @@ class Generation:
     """One commit: its number, the netlink port it came from, and the process, as the kernel names it.
 
     The port is the process id as its own pid namespace counts it, `pid` that of the machine: they differ in containers.
-    With `elements_only`, it changed nothing but elements in sets of other tables.
+    With `elements_only`, it changed nothing but elements in sets of other tables that no gate depends on.
     """
 
     number: int
@@ -76,10 +77,37 @@ def open_monitor() -> socket.socket:
     return monitor
 
 
+class JudgedMaps:
+    """Verdict maps of others whose elements say where a gate belongs: who looks at gates adds them, as bytes.
+
+    One is added before it is listed, so that whatever is changed after that is heard. Added to on one thread at a time,
+    and asked on any.
+    """
+
+    def __init__(self) -> None:
+        self._begins: frozenset[bytes] = frozenset()
+        self._seen: set[bytes] = set()
+
+    def add(self, table: str, name: str) -> None:
+        """Have changes of its elements told from now on."""
+        begin = attribute(_ELEMENTS_TABLE, f"{table}\0".encode()) + attribute(_ELEMENTS_SET, f"{name}\0".encode())
+        self._seen.add(begin)
+        self._begins |= {begin}
+
+    def keep_added(self) -> None:
+        """Forget those that were not added since the last time: every gate has been looked at."""
+        self._begins, self._seen = frozenset(self._seen), set()
+
+    def has(self, body: bytes) -> bool:
+        """Tell whether a message of elements is of one of them; a table of another family may have the same names."""
+        return any(body.startswith(begin, len(_NFGENMSG)) for begin in self._begins)
+
+
 class Announcements:
     """What the kernel announces, taken apart in its order: the changes of a commit come before its number."""
 
-    def __init__(self) -> None:
+    def __init__(self, judged: JudgedMaps | None = None) -> None:
+        self._judged = judged or JudgedMaps()
         self._elements = self._more = False
 
     def receive(self, monitor: socket.socket) -> Iterator[Generation]:
@@ -103,7 +131,7 @@ class Announcements:
                 found = _generation(attributes(message.body[len(_NFGENMSG) :]), message.port)
                 yield replace(found, elements_only=self._elements and not self._more)
                 self._elements = self._more = False
-            elif message.kind in _ELEMENTS and _OUR_NAME not in message.body:
+            elif message.kind in _ELEMENTS and _OUR_NAME not in message.body and not self._judged.has(message.body):
                 self._elements = True
             else:
                 self._more = True
@@ -135,9 +163,13 @@ _REMEMBERED = 64
 
 
 class Commits:
-    """Makes commits on one thread at a time, and tells on any thread which ones it made."""
+    """Makes commits on one thread at a time, and tells on any thread which ones it made.
+
+    `judged` are the maps of others whose changes count as a change of rules.
+    """
 
     def __init__(self, runner: Runner) -> None:
+        self.judged = JudgedMaps()
         self._runner = runner
         self._made: deque[tuple[int, int]] = deque(maxlen=_REMEMBERED)
         self._ended: Callable[[], object] = _nothing
@@ -188,13 +220,13 @@ class RulesMonitor:
 
     When so much happened that some of it was lost, it asks for a full pass. What is heard while a commit of ours is
     on its way is told after that. What changed elements in sets of others alone is not told: bans come and go all the
-    time, and neither our tables nor a gate depend on them.
+    time, and neither our tables nor a gate depend on them, but for the verdict maps by which others go on ahead of one.
     """
 
     def __init__(self, commits: Commits, changed: RulesChanged) -> None:
         self._commits = commits
         self._changed = changed
-        self._announcements = Announcements()
+        self._announcements = Announcements(commits.judged)
         self._received: list[Generation] = []
         self._subscription = Subscription(open_monitor, self._read)
 

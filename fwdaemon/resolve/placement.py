@@ -12,6 +12,7 @@ from functools import lru_cache
 from itertools import chain
 from operator import attrgetter, itemgetter
 from typing import TypeVar
+from uuid import UUID
 
 from fwdaemon.config.model import Config, ForwardEntry, GuestEntry, NatEntry, PortMapping, RouteEntry
 from fwdaemon.core.exposures import Forward, Nat, Owner, Route
@@ -23,8 +24,9 @@ from fwdaemon.core.types import Address, Family, Subnet
 from fwdaemon.resolve.claims import Key
 from fwdaemon.resolve.expansion import Assignments, Before, Expander, Expansion, aged
 from fwdaemon.resolve.guests import Absence, Chosen, Guest, GuestFinder, bridge_of, namesake, namesakes_of_networks
-from fwdaemon.resolve.neighbours import closed, forwarded, homes, inside, lies_in, proxied, unseen
+from fwdaemon.resolve.neighbours import closed, elsewhere, forwarded, homes, inside, lets_out, proxied, unseen
 from fwdaemon.resolve.sharing import Allocator, Grants
+from fwdaemon.resolve.snapshot import Rebooting
 
 _T = TypeVar("_T")
 _listen = attrgetter("listen")
@@ -33,30 +35,36 @@ _listen = attrgetter("listen")
 class Placer:
     """Places whatever configuration is in force on the inventory there is; `chosen` is what entries lead to.
 
-    `ports` are those that are assigned to domains, `arrivals` are these in the order in which they came.
+    `ports` are those that are assigned to domains, `turns` are the claims in order, as in `Before`. By the clock of
+    `now`, `ends` is when to place again, as claims are kept until then.
     """
 
     def __init__(self, chosen: Chosen, before: Before | None = None) -> None:
-        before = before or Before()
-        self.chosen, self.ports, self.arrivals = chosen, before.ports, before.arrivals
+        self._before = before or Before()
+        self.chosen, self.ports, self.turns = chosen, self._before.ports, self._before.turns
         self.assigned: tuple[Assigned, ...] = ()
         self.placement: Placement | None = None
-        self._occupied = before.occupied
-        self._allocator = Allocator()
+        self._rebooting = Rebooting()
+        self.ends: float | None = None
+        self._allocator: Allocator | None = None
         self._expander: Expander | None = None
         self._answered_at: float | None = None
 
-    def place(self, config: Config, inventory: Inventory, answered_at: float | None = None) -> Desired:
+    def place(
+        self, config: Config, inventory: Inventory, answered_at: float | None = None, now: float = 0.0
+    ) -> Desired:
         """Give the desired state; a mistake on the way leaves nothing for the next time.
 
-        `answered_at` is now, by a clock that nobody sets, where libvirt answers; `assigned` are then the new ports.
+        `now` is by a clock that nobody sets, as is `answered_at`, where libvirt answers; `assigned` are new ports.
         """
         placement, self.placement = self.placement, None
         before, self._answered_at = self._answered_at, answered_at
         passed = answered_at - before if answered_at is not None and before is not None else 0.0
         ports = aged(self.ports, {domain.uuid for domain in inventory.domains}, passed)
-        grants = self._allocator.settle(config, inventory, ports)
-        expansion = self._expanded(grants, inventory, ports)
+        rebooting = self._rebooting.follow(inventory.domains, now)
+        self.ends = self._rebooting.ends
+        grants = self._granted(config, inventory, ports, rebooting)
+        expansion = self._expanded(grants, inventory, ports, rebooting)
         if placement is None or placement.config is not grants.config:
             placement = Placement(grants.config, inventory, self.chosen, expansion)
         desired = placement.move(inventory, expansion)
@@ -64,11 +72,22 @@ class Placer:
         self.ports, self.assigned = expansion.ports, expansion.assigned
         return desired
 
-    def _expanded(self, grants: Grants, inventory: Inventory, ports: Assignments) -> Expansion:
+    def _granted(self, config: Config, inventory: Inventory, ports: Assignments, rebooting: frozenset[UUID]) -> Grants:
+        if self._allocator is None:
+            self.turns = self._before.of_these_runs(inventory.domains)
+            self._allocator = Allocator(self.turns[0])
+        grants = self._allocator.settle(config, inventory, ports, rebooting)
+        self.turns = self._allocator.turns, self.turns[1]
+        return grants
+
+    def _expanded(
+        self, grants: Grants, inventory: Inventory, ports: Assignments, rebooting: frozenset[UUID]
+    ) -> Expansion:
         if self._expander is None or self._expander.config is not grants.config:
-            self._expander = Expander(grants.config, self.arrivals)
-        found = self._expander.expand(inventory.domains, ports, grants.occupied(self._occupied), grants.misread)
-        self.arrivals = self._expander.arrivals
+            self._expander = Expander(grants.config, self.turns[1])
+        occupied = grants.occupied(self._before.occupied)
+        found = self._expander.expand(inventory.domains, ports, occupied, grants.misread, rebooting)
+        self.turns = self.turns[0], self._expander.turns
         return replace(found, waiting=(*found.waiting, *grants.refused)) if grants.refused else found
 
 
@@ -186,7 +205,11 @@ class Placement:
             inside=frozenset(inside(inventory.every_network)) - uplinks,
             closed=frozenset(item for item in closed(inventory.every_network) if item[1] not in uplinks),
             forwarded=frozenset(forwarded(inventory.every_network)),
-            elsewhere=frozenset(_elsewhere(forwards, nats, routes, inventory)),
+            elsewhere=frozenset(
+                elsewhere(
+                    map(_listen, forwards), (nat.public for nat in nats), [item.subnet for item in routes], inventory
+                )
+            ),
             unheld=frozenset(nat.public for nat in nats) - {host.address for host in inventory.host_addresses},
             proxied=proxied(routes, inventory),
             silent=_united(entry.silent for entry in placed) | unseen(routes, inventory),
@@ -309,33 +332,10 @@ def _route(entry: RouteEntry, network: Network | None) -> _Placed:
     if isinstance(bridge, Absence):
         owner = Owner(entry.network, "network")
         return _Placed(waiting=(Waiting(owner, bridge.reason, entry.origin, bridge.stopped),))
-    let_out = network is not None and _lets_out(network, entry.subnet)
+    let_out = network is not None and lets_out(network, entry.subnet)
     route = Route(entry.network, entry.subnet, bridge, entry.proxy, entry.origin, let_out)
     bridges = frozenset({(route.family, bridge)})
     return _Placed(routes=frozenset({route}), families=frozenset({route.family}), bridges=bridges)
-
-
-def _lets_out(network: Network, subnet: Subnet) -> bool:
-    """Whether libvirt's own rules let out what these addresses open: they do so for a network's own subnets."""
-    own = (other for other in network.subnets if other.version == subnet.version)
-    is_own = any(subnet.subnet_of(other) for other in own)  # type: ignore[arg-type]  # the family is one
-    return network.unfiltered or (network.forwards and is_own)
-
-
-def _elsewhere(
-    forwards: Iterable[Forward], nats: Iterable[Nat], routes: Iterable[Route], inventory: Inventory
-) -> Iterator[Address]:
-    """Give the listening addresses that would be on a link of the host that leads away, if any machine there has them.
-
-    One that is routed to the host from farther off needs not be held by it, and those of guests are their own.
-    """
-    own = {host.address for host in inventory.host_addresses} | {nat.public for nat in nats}
-    inside = {network.bridge for network in inventory.every_network if network.own_bridge}
-    links = [host.subnet for host in inventory.host_addresses if host.device not in inside]
-    routed = [route.subnet for route in routes]
-    for address in set(map(_listen, forwards)) - own - {None}:
-        if lies_in(address, links) and not lies_in(address, routed):
-            yield address
 
 
 @lru_cache(maxsize=1024)

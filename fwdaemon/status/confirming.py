@@ -18,13 +18,13 @@ from fwdaemon import config as configuration
 from fwdaemon.audit import lines
 from fwdaemon.config.loader import Loaded
 from fwdaemon.core.inventory import Inventory
-from fwdaemon.core.report import ReconcileReport
+from fwdaemon.core.report import Fault, FaultKind, ReconcileReport
 from fwdaemon.core.text import printable
 from fwdaemon.errors import ConfigError, Problem
 from fwdaemon.events import Inventories
 from fwdaemon.kernel.process import Worker
-from fwdaemon.resolve.claims import Unavailable
 from fwdaemon.resolve.expansion import Assignments, Sockets
+from fwdaemon.resolve.wishes import Unavailable
 from fwdaemon.status.records import Records
 from fwdaemon.status.reloads import STATE, Reloads, Start, Written, replace_whole
 from fwdaemon.status.temporary import LOOK_S, Clocks, Deadline, Openings, now, record_in
@@ -239,29 +239,31 @@ class Standing:
         report: ReconcileReport | None,
         inventory: Inventory | None,
         ports: Assignments,
-        occupied: Callable[[], Sockets],
+        occupied: Callable[[], Sockets | None],
     ) -> Unavailable:
         """Tell what may not be opened, as far as it is known."""
         hosts = inventory.host_addresses if inventory is not None else ()
         assigned = frozenset((item.protocol, held.port) for item, held in ports.items())
-        live = report.desired.forwards if report is not None else frozenset()
+        live = report.desired.exposures if report is not None else frozenset()
         return Unavailable(self.all, live, frozenset(host.address for host in hosts), assigned, occupied)
 
 
 # Reads the configuration beside everything else, in a thread of its own: the file system that it is on may hang.
-LATE: Final = (
-    "the configuration cannot be read yet, as where a file system hangs; the one before stays in force until then"
-)
+LATE: Final = Fault(FaultKind.CONFIGURATION_LATE)
 
 
 class ConfigReader:
     """Calls `read` in a thread of its own, and `done` once that has ended.
 
-    Where it takes longer than `patience`, in seconds, `late` is called with a text, and without one when it has ended.
+    Where it takes longer than `patience`, in seconds, `late` is called with a fault, and without one when it has ended.
     """
 
     def __init__(
-        self, read: Callable[[], Loaded], done: Callable[[], None], late: Callable[[str], None], patience: float
+        self,
+        read: Callable[[], Loaded],
+        done: Callable[[], None],
+        late: Callable[[Fault | None], None],
+        patience: float,
     ) -> None:
         self._read, self._done, self._late, self._patience = read, done, late, patience
         self._worker = Worker("configuration")
@@ -307,5 +309,5 @@ class ConfigReader:
     def _ended(self, _: object) -> None:
         if self._late_at is not None:
             self._late_at.cancel()
-        self._late("")
+        self._late(None)
         self._done()

@@ -20,16 +20,17 @@ from fwdaemon.audit import lines
 from fwdaemon.audit.causes import why
 from fwdaemon.config.files import read_regular, weak_points
 from fwdaemon.config.metadata import read_opening
-from fwdaemon.config.model import Config, ForwardEntry
+from fwdaemon.config.model import Config, ForwardEntry, PortMapping
 from fwdaemon.config.overlap import find_conflicts
 from fwdaemon.config.ports import parse_ports
+from fwdaemon.core.inventory import Hindrance, HindranceKind
 from fwdaemon.core.report import Reason, ReasonKind
 from fwdaemon.core.text import GrammarError, printable
 from fwdaemon.core.types import Origin, Until, show_endpoint
 from fwdaemon.errors import ConfigError, RefusedError
 from fwdaemon.kernel import sysctl
 from fwdaemon.kernel.process import Worker
-from fwdaemon.resolve.claims import Unavailable, opened
+from fwdaemon.resolve.wishes import Unavailable, opened
 from fwdaemon.status.model import OpenFor
 from fwdaemon.status.reloads import STATE, replace_whole
 
@@ -350,7 +351,11 @@ def _reasons(added: Sequence[Temporary], unavailable: Unavailable) -> Iterator[s
         if entry.auto and config.daemon.auto_ports is None:
             yield 'an automatic port has no range to come from; write auto_ports = "20000-29999" in [daemon]'
         for mapping, hindrance in unavailable.hindrances(entry):
-            listens = ", ".join(
-                f"{show_endpoint(at, mapping.host)}/{mapping.protocol}" for at in entry.listens_on(mapping)
-            )
-            yield f"{listens}: {_ASSIGNED if hindrance is None else why(hindrance)}; use another port or address"
+            yield _refusal(entry, mapping, hindrance)
+
+
+def _refusal(entry: ForwardEntry, mapping: PortMapping, hindrance: Hindrance | None) -> str:
+    places = (f"{show_endpoint(at, mapping.host)}/{mapping.protocol}" for at in entry.listens_on(mapping))
+    reason = _ASSIGNED if hindrance is None else why(hindrance)
+    is_known = hindrance is None or hindrance.kind is not HindranceKind.SOCKETS_UNKNOWN
+    return f"{', '.join(places)}: {reason}{'; use another port or address' if is_known else ''}"

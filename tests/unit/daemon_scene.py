@@ -30,15 +30,15 @@ from fwdaemon.core.inventory import (
     LearnedAddress,
     Network,
 )
-from fwdaemon.core.pace import Pauses
+from fwdaemon.core.pace import Budgets, Pauses
 from fwdaemon.core.probing import Silent
 from fwdaemon.core.report import ApplyResult, Reason, ReasonKind, RulesChanged, Trigger
 from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Protocol
-from fwdaemon.daemon import Daemon, Parts
+from fwdaemon.daemon import Daemon, Parts, RequestPass
 from fwdaemon.errors import PortfwdError
 from fwdaemon.events import ConnectionState
-from fwdaemon.kernel.process import HASTE
+from fwdaemon.kernel.process import HASTE, new_budgets
 from fwdaemon.netfilter import Monitor, Netfilter
 from fwdaemon.status.reloads import Start
 from fwdaemon.status.temporary import Now
@@ -139,10 +139,11 @@ class Scene(Memory):
     unreadable: list[PortfwdError] = field(default_factory=list)
     reading: threading.Event = field(default_factory=threading.Event)
     readable: threading.Event | None = None
-    asked: Callable[[], None] = print
+    asked: RequestPass = print
+    budgets: Budgets = field(default_factory=new_budgets)
     start: Start | None = None
     made: list[Config] = field(default_factory=list)
-    sockets: set[tuple[Protocol, int]] = field(default_factory=set)
+    sockets: set[tuple[Protocol, int]] | None = field(default_factory=set)
     now: Now = field(default_factory=lambda: Now(1_772_000_000.0, 5_000.0, "first"))
     daemon: Daemon = field(init=False)
     running: asyncio.Task[None] = field(init=False)
@@ -161,12 +162,13 @@ class Scene(Memory):
             self.place / "run/control.sock",
             self.place / "state",
             self.place / "run",
+            budgets=self.budgets,
             pauses=self.pauses,
             occupied=lambda: self.sockets,
             clocks=lambda: self.now,
         )
 
-    def _conflicts(self, asked: Callable[[], None]) -> Any:
+    def _conflicts(self, asked: RequestPass) -> Any:
         self.asked = asked
         return self.others
 

@@ -11,10 +11,12 @@ from typing import Any
 import pytest
 
 from fwdaemon.config import parse
+from fwdaemon.config.metadata import read_opening
 from fwdaemon.control.listener import Peer
 from fwdaemon.control.protocol import INVALID_PARAMETER, PERMISSION_DENIED, REFUSED, CallError
+from fwdaemon.core.exposures import Nat
 from fwdaemon.core.state import Desired
-from fwdaemon.core.types import Family, Protocol, Until
+from fwdaemon.core.types import Address, Family, Origin, Protocol, Until
 from fwdaemon.legacy.model import OWN_CHAINS
 from fwdaemon.legacy.model import Rule as LegacyRule
 from fwdaemon.legacy.translation import translating
@@ -22,10 +24,11 @@ from fwdaemon.nftables.difference import creation
 from fwdaemon.nftables.model import Lasting
 from fwdaemon.nftables.ruleset import tables
 from fwdaemon.resolve.flows import Flow
+from fwdaemon.resolve.wishes import Unavailable
 from fwdaemon.rulesets import nft_listing, xt_listing
 from fwdaemon.rulesets.packet import Match, System
 from fwdaemon.status.reloads import Start
-from fwdaemon.status.temporary import Deadline, Now, known, now, with_temporary
+from fwdaemon.status.temporary import FILE, Deadline, Now, known, now, with_temporary
 from tests.unit.daemon_scene import MAIN, RULE, SSH, SSH_RULE, WEB, Scene, play, prepared
 from tests.unit.forwards import forward
 
@@ -141,6 +144,47 @@ def test_it_never_takes_what_is_taken(scene: Scene, ports: str, text: str) -> No
             assert known(scene.place / "state", lambda: scene.now) == ()
 
     play(act())
+
+
+def test_nothing_is_opened_while_it_is_not_known_what_processes_have(scene: Scene) -> None:
+    scene.sockets = None
+
+    async def act() -> None:
+        async with scene.running_daemon():
+            text = await refusal(scene, **wish("7000"))
+            assert text == "*:7000/tcp: the kernel does not report which ports processes of the host have"
+
+    play(act())
+
+
+PUBLIC = ip_address("198.51.100.7")
+OWN_NAT = '[[nat]]\ndomain = "web2"\npublic = "198.51.100.7"\n'
+GIVEN = Nat("web2", PUBLIC, ip_address("192.168.122.51"), origin=Origin(Path("web2"), 1, "web2"))
+
+
+@pytest.mark.parametrize("ports", ["8022:22", "198.51.100.7:8022:22"])
+@pytest.mark.parametrize(
+    ("text", "live", "local", "domain", "is_free"),
+    [
+        (OWN_NAT, (), {PUBLIC}, "web1", False),
+        ("", (GIVEN,), {PUBLIC}, "web1", False),
+        (OWN_NAT, (), {PUBLIC}, "web2", True),
+        ("", (GIVEN,), {PUBLIC}, "web2", True),
+    ],
+    ids=["of a file", "of metadata", "its own by a file", "its own by metadata"],
+)
+def test_no_port_of_anothers_public_address_is_opened(  # noqa: PLR0913  a case
+    text: str, live: tuple[Nat, ...], local: set[Address], domain: str, ports: str, *, is_free: bool
+) -> None:
+    unavailable = Unavailable(parse({MAIN: WEB + text}), frozenset(live), frozenset(local))
+    entry = read_opening(domain, [ports], (), Origin(FILE, 1), Until(0, 0.0))
+    found = [hindrance.names for _, hindrance in unavailable.hindrances(entry) if hindrance is not None]
+    assert found == ([] if is_free else [("web2",)])
+
+
+def test_a_public_address_that_is_not_this_hosts_has_its_ports_whatever_is_opened_on_every_address() -> None:
+    entry = read_opening("web1", ["8022:22"], (), Origin(FILE, 1), Until(0, 0.0))
+    assert not list(Unavailable(parse({MAIN: WEB + OWN_NAT})).hindrances(entry))
 
 
 def test_two_of_one_wish_must_not_take_from_each_other(scene: Scene) -> None:
