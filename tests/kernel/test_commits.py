@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from fwdaemon.core.report import Actor
+from fwdaemon.core.types import GateFault
 from fwdaemon.errors import ProcessError
 from fwdaemon.kernel.process import Finished, SystemRunner, find_program
 from fwdaemon.nftables.backend import NftablesBackend
@@ -187,4 +188,4 @@ def test_elements_of_maps_ahead_of_a_gate_are_told_and_no_others(scene: Scene, n
     )
     assert heard == ["deciding"]
     (change,) = scene.backend.apply(ALL, full=False).gates
-    assert change.fault == "another rule was ahead of it"
+    assert change.fault is GateFault.BEHIND_RULE
