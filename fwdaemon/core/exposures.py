@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import ClassVar, NamedTuple, TypeAlias
 
+from fwdaemon.core.admission import Admission
 from fwdaemon.core.types import Address, Family, Origin, PortRange, Protocol, Subnet, show_endpoint
 
 
@@ -150,6 +151,7 @@ class Forward(_Translated):
     family. With `masquerade` the guest sees an address of the host instead of the client's. `domain` is the name
     libvirt knows, any text. `bridge` is where the guest is plugged in, and `bridge_port` the host's side of its
     interface; others, as after a reboot, do not make it another forward. `auto` says that `ports` were assigned.
+    `admission` says who of them may not connect, or how often.
     """
 
     # Whether guests open connections under its addresses.
@@ -168,6 +170,7 @@ class Forward(_Translated):
     bridge_port: str | None = field(default=None, compare=False)
     origin: Origin | None = field(default=None, compare=False)
     auto: bool = field(default=False, compare=False)
+    admission: Admission | None = None
 
     def __hash__(self) -> int:
         """Hash what tells forwards apart and is hashed fast: sets of thousands are made of them, even of one port."""
@@ -212,6 +215,7 @@ class Nat(_Translated):
     bridge_port: str | None = field(default=None, compare=False)
     origin: Origin | None = field(default=None, compare=False)
     mac: str | None = field(default=None, compare=False)
+    admission: Admission | None = None
 
     @property
     def claim(self) -> Claim:
@@ -244,6 +248,7 @@ class Route(_Exposure):
     proxy: str | None = None
     origin: Origin | None = field(default=None, compare=False)
     let_out: bool = field(default=False, compare=False)
+    admission: Admission | None = None
 
     @property
     def family(self) -> Family:

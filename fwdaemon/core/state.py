@@ -13,6 +13,7 @@ from operator import attrgetter
 from typing import Final, NamedTuple
 from uuid import UUID
 
+from fwdaemon.core.admission import Admission, SourceSet, names_of
 from fwdaemon.core.bans import BEHIND
 from fwdaemon.core.exposures import Claim, Exposure, Forward, Kind, Nat, Owner, Route
 from fwdaemon.core.inventory import Hindrance, Move
@@ -30,6 +31,7 @@ REFUSED_FOR_S: Final = 120
 _FAMILIES: Final[Mapping[type, Family]] = {IPv4Address: Family.IPV4, IPv6Address: Family.IPV6}
 _target = attrgetter("target")
 _masquerades = attrgetter("masquerade")
+_admission = attrgetter("admission")
 
 
 class Proxied(NamedTuple):
@@ -139,6 +141,7 @@ class Desired:
     `kept` are families that had exposures before: their tables stay, to go on refusing what is left of connections
     that were ended. `expanded` are the entries of patterns and with automatic ports, each for one domain. `remarks` are
     of what is there and does not count, and of entries that work for now.
+    `sets` are the named sets of sources that there are. Whom `barred` denies may connect to nothing.
 
     Two states that follow each other share nearly all exposures, as the same objects in sets. So they are compared by
     operations of sets, which neither hash nor compare them anew; and what follows from all of them is worked out once.
@@ -170,6 +173,8 @@ class Desired:
     kept: frozenset[Family] = frozenset()
     remarks: tuple[Namesake | Unchosen, ...] = ()
     expanded: tuple[ExpandedEntry, ...] = ()
+    sets: tuple[SourceSet, ...] = ()
+    barred: Admission | None = None
 
     @cached_property
     def exposures(self) -> frozenset[Exposure]:
@@ -246,6 +251,18 @@ class Desired:
         """The families that need anything in the kernel."""
         kinds = set(map(type, map(_target, chain(self.forwards, self.outgoing))))
         return self.kept.union(map(_FAMILIES.__getitem__, kinds), (route.family for route in self.routes))
+
+    @cached_property
+    def limited(self) -> tuple[Exposure, ...]:
+        """The exposures that not everybody may connect to whom they would take, or not as often as he likes."""
+        return tuple(filter(_admission, self.exposures))
+
+    @cached_property
+    def used_sets(self) -> Mapping[str, SourceSet]:
+        """The sets that the rules need: those that something live names, and those that others fill."""
+        asked = [*map(_admission, self.limited), *([self.barred] if self.barred is not None else [])]
+        names = set(names_of(asked))
+        return {item.name: item for item in self.sets if item.external or item.name in names}
 
     @cached_property
     def masquerading(self) -> tuple[Forward, ...]:

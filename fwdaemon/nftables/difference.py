@@ -14,9 +14,10 @@ from operator import is_not
 from typing import Final, TypeAlias, TypeVar
 
 from fwdaemon.core.types import Family, Gate
+from fwdaemon.nftables.admission import DENY
 from fwdaemon.nftables.dispatch_chains import EVERY_ADDRESS, EVERYWHERE, NOWHERE, ONE_ADDRESS, TARGETS, MapKey, MapKeys
 from fwdaemon.nftables.gates import GateState
-from fwdaemon.nftables.model import ENDED, ENDED_PORTS, VERDICT, Chain, Elements, Table, Target, table_name
+from fwdaemon.nftables.model import ENDED, ENDED_PORTS, VERDICT, Chain, Elements, Set, Table, Target, table_name
 from fwdaemon.resolve.flows import Flow
 
 # The kernel takes a netlink batch of any size, but a line of script is easier to read, and to find an error in, when it
@@ -109,13 +110,16 @@ def creation(table: Table) -> str:
     lines = [f"table {table.name} {{"]
     for name, content in table.sets.items():
         elements = f" elements = {{ {', '.join(map(_element, content.elements.items()))} }}" if content.elements else ""
-        kind = "map" if content.type.data else "set"
-        lines.append(f"\t{kind} {name} {{ {content.type}{elements} }}")
+        lines.append(f"\t{_kind(content)} {name} {{ {content.type}{elements} }}")
     for name, chain in table.chains.items():
         lines.append(f"\tchain {name} {{")
         lines += [f"\t\t{line}" for line in ([str(chain.hook)] if chain.hook else []) + [*map(str, chain.rules)]]
         lines.append("\t}")
     return "\n".join([*lines, "}"])
+
+
+def _kind(content: Set) -> str:
+    return "map" if content.type.data else "set"
 
 
 def _make(table: Table) -> Iterator[str]:
@@ -150,7 +154,9 @@ class _Comparison:
         found = cls(desired, observed)
         there = observed.chains
         hooks = all(name not in there or there[name].hook == chain.hook for name, chain in found._chains.items())
-        same = hooks and desired.flags == observed.flags and _types(desired) == _types(observed)
+        types, others = _types(desired), _types(observed)
+        alike = all(others.get(name, kind) == kind for name, kind in types.items())
+        same = hooks and desired.flags == observed.flags and alike
         return found if same else None
 
     @cached_property
@@ -159,16 +165,20 @@ class _Comparison:
 
     def script(self) -> Iterator[str]:
         """Give the commands that make one table the other."""
-        table = self._desired.name
-        # Chains first, since elements name them; what is no longer named goes last.
-        for name, chain in self._chains.items():
+        table, there, wanted = self._desired.name, self._observed.sets, self._desired.sets
+        # Sets first, since rules name them, then chains, which elements name; what is no longer named goes last.
+        for name in wanted.keys() - there.keys():
+            yield f"add {_kind(wanted[name])} {table} {name} {{ {wanted[name].type} }}"
+        for name, chain in sorted(self._chains.items(), key=_is_jumped_to):
             yield from _fill(table, name, chain, existing=name in self._observed.chains)
         gone = self._differing_elements(self._observed, self._desired)
         for name, new in self._new.items():
-            yield from _set_changes(f"{table} {name}", gone[name], new)
+            yield from _set_changes(f"{table} {name}", gone.get(name, {}), new)
         # Chains that somebody else made may lead to each other.
         for verb in ("flush", "delete") if len(self._gone_chains) > 1 else ("delete",):
             yield from (f"{verb} chain {table} {name}" for name in sorted(self._gone_chains))
+        for name in there.keys() - wanted.keys():
+            yield f"delete {_kind(there[name])} {table} {name}"
 
     def mended(self) -> MapKeys:
         """Name the map keys that were not reached, or not right: these chains differed, and these elements."""
@@ -178,10 +188,10 @@ class _Comparison:
 
     def altered(self) -> MapKeys:
         """Name the map keys whose own chains or elements differed, whatever else did."""
-        map_keys = {(_LEADING_TO.get(name, name), key) for name, new in self._new.items() for key in new}
+        sets = [(name, content) for name, content in self._desired.sets.items() if content.type.data]
+        map_keys = {(_LEADING_TO.get(name, name), key) for name, _ in sets for key in self._new[name]}
         # What leads to a chain that was not there is new, too.
         if known := self._chains.keys() & self._observed.chains.keys():
-            sets = self._desired.sets.items()
             map_keys |= {(name, key) for name, content in sets for key in _leading(content.elements, known)}
         return MapKeys(frozenset(map_keys))
 
@@ -189,13 +199,19 @@ class _Comparison:
         """By set, the elements of one table that are not in the other, or lead elsewhere there."""
         among = self._step.elements if self._step else {}
         return {
-            name: _differing(content.elements, others.sets[name].elements, among.get(name))
+            name: _differing(content.elements, others.sets[name].elements if name in others.sets else {}, among.get(name))
             for name, content in those.sets.items()
+            if name in self._desired.sets
         }
 
 
 def _types(table: Table) -> dict[str, object]:
     return {name: content.type for name, content in table.sets.items()}
+
+
+def _is_jumped_to(chain: tuple[str, Chain]) -> bool:
+    """Sort first what rules of other chains lead to."""
+    return not chain[0].startswith(DENY)
 
 
 def _fill(table: str, name: str, chain: Chain, *, existing: bool) -> Iterator[str]:

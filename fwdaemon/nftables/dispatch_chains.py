@@ -17,6 +17,7 @@ from fwdaemon.core.exposures import Exposure, Forward, Nat, Route
 from fwdaemon.core.state import Desired
 from fwdaemon.core.text import is_interface_name, is_mac, label
 from fwdaemon.core.types import Address, Family, PortRange, Subnet, collapse
+from fwdaemon.nftables.admission import Terms, guarded, is_plain, terms
 from fwdaemon.nftables.model import Rule, Target
 from fwdaemon.resolve.segments import Home, PortSegment, homes, in_order, segments
 
@@ -123,7 +124,7 @@ NEWCOMERS = "newcomers"
 
 @dataclass(frozen=True, slots=True)
 class DispatchChain:
-    """A chain, the map and key that lead to it, and the exposures it serves: one for each rule, or none.
+    """A chain, the map and key that lead to it, and the exposures it serves: that of each rule, or none.
 
     A plain forward has a `target` instead, and no rules, as the chain is there for all of them.
     """
@@ -152,17 +153,19 @@ def dispatch_chains(family: Family, desired: Desired) -> Iterator[DispatchChain]
 
     The configuration sees to it for public addresses and subnets: none may be claimed twice.
     """
+    shared = terms(family, desired)
     for segment in segments(desired.of_family(family)):
-        yield of_segment(segment, desired.label)
+        yield of_segment(segment, shared)
     yield from of_addresses(family, desired)
 
 
 def of_addresses(family: Family, desired: Desired) -> Iterator[DispatchChain]:
     """Give the dispatch chains of all exposures but forwards, and of masquerading ones: there are few of these."""
+    shared = terms(family, desired)
     outgoing = sorted((nat for nat in desired.outgoing if nat.family is family), key=lambda nat: nat.public)
     for nat in outgoing:
         if nat in desired.nats:
-            yield _of_nat(nat, desired.label)
+            yield _of_nat(nat, shared)
     for nat in _leaving(outgoing):
         yield from _of_leaving_nat(nat, desired)
     for target, rules, exposures in chains(family, desired):
@@ -171,7 +174,7 @@ def of_addresses(family: Family, desired: Desired) -> Iterator[DispatchChain]:
     for route in routes:
         # A rule is text, and libvirt may call a bridge whatever the kernel takes.
         if is_interface_name(route.bridge):
-            yield from _of_route(route, desired.label)
+            yield from _of_route(route, shared)
     yield from map(_of_home, homes(family, desired))
 
 
@@ -192,19 +195,20 @@ def _counting(bit: int) -> str:
 # --- forwards --------------------------------------------------------------------------------------------------------
 
 
-def of_segment(segment: PortSegment, bit: int) -> DispatchChain:
+def of_segment(segment: PortSegment, terms: Terms) -> DispatchChain:
     """Give the dispatch chain of a piece of ports."""
     exact, ranges = EVERY_ADDRESS if segment.listen is None else ONE_ADDRESS
     if _is_plain(segment):
         target = _target(segment.forwards[0], segment.ports.first)
         return DispatchChain(exact, _key(segment), PLAIN[exact], (), segment.forwards, target)
     ordered = segment.forwards if len(segment.forwards) == 1 else tuple(sorted(segment.forwards, key=_place_in_segment))
+    rules = [(rule, forward) for forward in ordered for rule in _of_forward(forward, segment.ports, terms)]
     return DispatchChain(
         exact if segment.ports.width == 1 else ranges,
         _key(segment),
         _segment_chain(segment),
-        tuple(Rule.of(_expression(forward, segment.ports, bit), label(forward.domain)) for forward in ordered),
-        ordered,
+        tuple(rule for rule, _ in rules),
+        tuple(forward for _, forward in rules),
     )
 
 
@@ -212,8 +216,7 @@ def _is_plain(segment: PortSegment) -> bool:
     """Whether a port segment is one port of one forward that takes packets from anyone and by any interface."""
     if segment.ports.width > 1 or len(segment.forwards) > 1:
         return False
-    (forward,) = segment.forwards
-    return not forward.sources and forward.interface is None
+    return is_plain(segment.forwards[0])
 
 
 def _key(segment: PortSegment) -> str:
@@ -235,14 +238,13 @@ def _place_in_segment(forward: Forward) -> tuple[str, tuple[Subnet, ...], str]:
     return forward.interface or "", forward.sources, str(forward.target)
 
 
-def _expression(forward: Forward, ports: PortRange, bit: int) -> str:
+def _of_forward(forward: Forward, ports: PortRange, terms: Terms) -> Iterator[Rule]:
     parts = [f"meta l4proto {forward.protocol}"]
     if forward.interface is not None:
         parts.append(f'iifname "{forward.interface}"')
     if forward.sources:
         parts.append(f"{forward.family.word} saddr {{ {', '.join(collapse(forward.sources))} }}")
-    parts.append(f"{_counting(bit)} {_dnat(forward, ports)}")
-    return " ".join(parts)
+    return guarded(forward, " ".join(parts), f"{_counting(terms.bit)} {_dnat(forward, ports)}", terms)
 
 
 def _dnat(forward: Forward, ports: PortRange) -> str:
@@ -268,9 +270,9 @@ def _text(address: Address) -> str:
 # --- 1:1 NATs --------------------------------------------------------------------------------------------------------
 
 
-def _of_nat(nat: Nat, bit: int) -> DispatchChain:
-    rule = Rule.of(f"{_counting(bit)} dnat to {nat.target}", label(nat.domain))
-    return DispatchChain(ONE_TO_ONE, str(nat.public), _chain("nat", nat.public), (rule,), (nat,))
+def _of_nat(nat: Nat, terms: Terms) -> DispatchChain:
+    rules = tuple(guarded(nat, "", f"{_counting(terms.bit)} dnat to {nat.target}", terms))
+    return DispatchChain(ONE_TO_ONE, str(nat.public), _chain("nat", nat.public), rules, (nat,) * len(rules))
 
 
 def _leaving(nats: Iterable[Nat]) -> Iterable[Nat]:
@@ -306,11 +308,11 @@ def _forged(nat: Nat) -> Iterator[str]:
 # --- routes ----------------------------------------------------------------------------------------------------------
 
 
-def _of_route(route: Route, bit: int) -> Iterator[DispatchChain]:
+def _of_route(route: Route, terms: Terms) -> Iterator[DispatchChain]:
     name, subnet = label(route.network), str(route.subnet)
-    to = Rule.of(f'oifname "{route.bridge}" {_counting(bit)}', name)
-    yield DispatchChain(ENTERING, subnet, _chain("to", route.subnet), (to,), (route,))
-    away = Rule.of(f'iifname "{route.bridge}" oifname @{UPLINKS} {_counting(bit)}', name)
+    to = tuple(guarded(route, f'oifname "{route.bridge}"', _counting(terms.bit), terms))
+    yield DispatchChain(ENTERING, subnet, _chain("to", route.subnet), to, (route,) * len(to))
+    away = Rule.of(f'iifname "{route.bridge}" oifname @{UPLINKS} {_counting(terms.bit)}', name)
     leaving, chain = (LET_OUT, "out") if route.let_out else (LEAVING, "from")
     yield DispatchChain(leaving, subnet, _chain(chain, route.subnet), (away,), (route,))
 

@@ -76,7 +76,8 @@ class SetType:
 
     `data` is empty for a set, and `VERDICT` for a map that leads to chains. With `counter`, each element counts the
     packets that it was found for. With `timeout_s`, elements vanish after so many seconds, and are no part of the state
-    that is compared.
+    that is compared; nor are those that rules add, of which there are `size` at most, and those of an `external` set,
+    which others add and remove.
     """
 
     key: str
@@ -84,13 +85,22 @@ class SetType:
     interval: bool = False
     counter: bool = False
     timeout_s: int = 0
+    size: int = 0
+    external: bool = False
+
+    @property
+    def is_of_others(self) -> bool:
+        """Whether its elements come and go by themselves."""
+        return bool(self.timeout_s or self.size or self.external)
 
     def __str__(self) -> str:
         data = f" : {self.data}" if self.data else ""
-        interval = " flags interval;" if self.interval else ""
+        size = f" size {self.size};" if self.size else ""
+        flags = (self.interval, "interval"), (self.size, "dynamic"), (self.timeout_s or self.external, "timeout")
+        listed = ",".join(flag for is_set, flag in flags if is_set)
         counter = " counter;" if self.counter else ""
-        timeout = f" flags timeout; timeout {self.timeout_s}s;" if self.timeout_s else ""
-        return f"type {self.key}{data};{interval}{counter}{timeout}"
+        timeout = f" timeout {self.timeout_s}s;" if self.timeout_s else ""
+        return f"type {self.key}{data};{size}{f' flags {listed};' if listed else ''}{counter}{timeout}"
 
 
 class Target(NamedTuple):

@@ -112,15 +112,17 @@ def _hook(chain: Item) -> Hook | None:
 
 
 def _set(item: Item) -> Set:
-    timeout_s = item.get("timeout", 0)
+    timeout_s, flags = item.get("timeout", 0), item.get("flags", ())
     set_type = SetType(
         _type(item["type"]),
         _type(item.get("map", "")),
-        interval="interval" in item.get("flags", ()),
+        interval="interval" in flags,
         counter={"counter": None} in item.get("stmt", ()),
         timeout_s=timeout_s,
+        size=item.get("size", 0),
+        external="interval" in flags and "timeout" in flags,
     )
-    return Set(set_type, {} if timeout_s else dict(_elements(item.get("elem", ()), set_type)))
+    return Set(set_type, {} if set_type.is_of_others else dict(_elements(item.get("elem", ()), set_type)))
 
 
 def _type(found: str | Iterable[str]) -> str:

@@ -18,6 +18,7 @@ from fwdaemon.core.exposures import Exposure
 from fwdaemon.core.state import LABELS, REFUSED_FOR_S, Desired
 from fwdaemon.core.text import is_interface_name
 from fwdaemon.core.types import Family, Protocol, collapse
+from fwdaemon.nftables.admission import Terms, admission_chains, admission_sets, barring, terms
 from fwdaemon.nftables.dispatch_chains import (
     CLOSED,
     ENTERING,
@@ -89,7 +90,7 @@ def map_keys_of(desired: Desired) -> dict[tuple[Family, MapKey], tuple[Exposure,
 def frame(family: Family, desired: Desired) -> Table:
     """Make the table that is there whatever is open."""
     masquerading = any(forward.family is family for forward in desired.masquerading)
-    chains = _frame(family, desired.label, masquerading=masquerading)
+    chains = _frame(family, terms(family, desired), masquerading=masquerading)
     chains = _leaving_alone(chains, _elsewhere(family, desired))
     if family in desired.confined:
         chains = _confined(chains, family, desired, [_astray("", STRANGERS)], STRANGERS)
@@ -97,6 +98,7 @@ def frame(family: Family, desired: Desired) -> Table:
         chains = _confined(chains, family, desired, map(newcomers_from, ways), NEWCOMERS)
     maps = {name: Set(set_type) for name, set_type in _map_types(family).items()}
     sets = {
+        **admission_sets(family, desired),
         "guest_subnets": _guest_subnets(family, desired),
         UPLINKS: _interfaces(desired.uplinks),
         INSIDE: _interfaces(desired.inside),
@@ -104,7 +106,7 @@ def frame(family: Family, desired: Desired) -> Table:
         ENDED: Set(_ended_type(family)),
         ENDED_PORTS: Set(_ended_ports_type(family)),
     }
-    return Table(family, chains, maps | sets)
+    return Table(family, admission_chains(family, desired) | chains, maps | sets)
 
 
 def with_elements(
@@ -119,7 +121,7 @@ def labels_of(table: Table) -> frozenset[int]:
     """Tell by which labels the rules of a table go that was found: what is listed of a rule is its digest."""
     name = EVERY_ADDRESS[0]
     found = {rule.comment for rule in table.chains.get(PLAIN[name], Chain(())).rules}
-    return frozenset(bit for bit in LABELS if found and _plain(table.family, name, bit)[0].comment in found)
+    return frozenset(bit for bit in LABELS if found and _translating(table.family, name, bit).comment in found)
 
 
 def uplinks_of(table: Table) -> frozenset[str]:
@@ -140,11 +142,12 @@ def _table(family: Family, found: Iterable[DispatchChain], desired: Desired) -> 
 # --- hooks -----------------------------------------------------------------------------------------------------------
 
 
-def _frame(family: Family, bit: int, *, masquerading: bool) -> dict[str, Chain]:
+def _frame(family: Family, shared: Terms, *, masquerading: bool) -> dict[str, Chain]:
+    bit = shared.bit
     source = (*([_hidden(family, bit)] if masquerading else []), *_source(family, bit))
     return {
         "forwards": Chain(_dispatch(family)),
-        **{chain: Chain(_plain(family, name, bit)) for name, chain in PLAIN.items()},
+        **{chain: Chain((*barring(family, shared), *_plain(family, name, bit))) for name, chain in PLAIN.items()},
         "prerouting": Chain((_as_the_host(), _homes(family), _jump()), Hook("nat", "prerouting", _BEFORE_DSTNAT)),
         "output": Chain((_jump(),), Hook("nat", "output", _BEFORE_DSTNAT)),
         "postrouting": Chain(source, Hook("nat", "postrouting", _BEFORE_SRCNAT)),
@@ -202,9 +205,12 @@ def _plain(family: Family, name: str, bit: int) -> tuple[Rule, ...]:
     Where somebody took the target away, the first rule ends after its label. That cannot be taken back, and another
     tool's DNAT must not go by it, so the second drops the packet; the connection begins again once the target is back.
     """
+    return _translating(family, name, bit), Rule.of("drop", "all")
+
+
+def _translating(family: Family, name: str, bit: int) -> Rule:
     target = f"{_asked(family, name)} map @{TARGETS[name]}"
-    translation = Rule.of(f"{labelling(bit)} dnat {family.word} to {target}", "all")
-    return translation, Rule.of("drop", "all")
+    return Rule.of(f"{labelling(bit)} dnat {family.word} to {target}", "all")
 
 
 def _source(family: Family, bit: int) -> tuple[Rule, ...]:
