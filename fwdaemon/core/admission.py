@@ -128,6 +128,15 @@ def parted(subnets: Iterable[Subnet]) -> Parts:
     found: dict[tuple[Family, int], dict[str, None]] = {}
     for subnet in subnets:
         found.setdefault((Family.of(subnet), subnet.prefixlen), {})[str(subnet.network_address)] = None
+    return without_everybody(found)
+
+
+def without_everybody(found: dict[tuple[Family, int], dict[str, None]]) -> Parts:
+    """Write all addresses of a family as two halves: no rule can compare nothing of an address."""
+    for family in [family for family, length in found if not length]:
+        del found[family, 0]
+        for half in ip_network((0 if family is Family.IPV4 else bytes(16), 0)).subnets():
+            found.setdefault((family, 1), {})[str(half.network_address)] = None
     return found
 
 

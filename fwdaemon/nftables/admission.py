@@ -40,9 +40,10 @@ class Terms(NamedTuple):
 def terms(family: Family, desired: Desired) -> Terms:
     """Give those of a state."""
     barred = desired.barred.of(family) if desired.barred is not None else None
-    sources = {name for item in desired.limited if (found := item.admission) is not None for name in found.sets}
-    found = {name: desired.used_sets[name] for name in sorted(sources) if name in desired.used_sets}
-    return Terms(desired.label, barred, tuple((name, _lengths(family, item)) for name, item in found.items()))
+    asked = [item.admission for item in desired.limited if item.admission is not None]
+    sources = {name for admission in asked for name in admission.sets} & desired.used_sets.keys()
+    lengths = ((name, _lengths(family, desired.used_sets[name])) for name in sorted(sources))
+    return Terms(desired.label, barred, tuple(lengths))
 
 
 def _lengths(family: Family, item: SourceSet) -> tuple[int, ...]:
@@ -53,7 +54,7 @@ def _lengths(family: Family, item: SourceSet) -> tuple[int, ...]:
 
 
 def set_name(name: str, family: Family, length: int) -> str:
-    """Name what holds the networks of one prefix length; single addresses, and what others fill, have the plain name."""
+    """Name what holds networks of one length; single addresses, and what others fill, have the plain name."""
     return f"{_SET}{name}" if length in (0, family.bits) else f"{_SET}{name}.{length}"
 
 

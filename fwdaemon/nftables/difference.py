@@ -17,7 +17,18 @@ from fwdaemon.core.types import Family, Gate
 from fwdaemon.nftables.admission import DENY
 from fwdaemon.nftables.dispatch_chains import EVERY_ADDRESS, EVERYWHERE, NOWHERE, ONE_ADDRESS, TARGETS, MapKey, MapKeys
 from fwdaemon.nftables.gates import GateState
-from fwdaemon.nftables.model import ENDED, ENDED_PORTS, VERDICT, Chain, Elements, Set, Table, Target, table_name
+from fwdaemon.nftables.model import (
+    ENDED,
+    ENDED_PORTS,
+    VERDICT,
+    Chain,
+    Elements,
+    Set,
+    SetType,
+    Table,
+    Target,
+    table_name,
+)
 from fwdaemon.resolve.flows import Flow
 
 # The kernel takes a netlink batch of any size, but a line of script is easier to read, and to find an error in, when it
@@ -28,6 +39,7 @@ _T = TypeVar("_T")
 _MISSING: Final = object()
 _OF_FORWARDS: Final = frozenset({*ONE_ADDRESS, *EVERY_ADDRESS})
 _PORTS: Final = 1 << 16
+_NO_SET: Final = Set(SetType(""))
 _LEADING_TO: Final = {targets: name for name, targets in TARGETS.items()}
 
 
@@ -199,7 +211,7 @@ class _Comparison:
         """By set, the elements of one table that are not in the other, or lead elsewhere there."""
         among = self._step.elements if self._step else {}
         return {
-            name: _differing(content.elements, others.sets[name].elements if name in others.sets else {}, among.get(name))
+            name: _differing(content.elements, others.sets.get(name, _NO_SET).elements, among.get(name))
             for name, content in those.sets.items()
             if name in self._desired.sets
         }

@@ -200,9 +200,13 @@ class Placement:
                 *dict.fromkeys(chain.from_iterable(entry.unchosen for entry in placed)),
             ),
             expanded=tuple(_expanded(key, entry) for key, entry in sorted(self._expansion.entries.items())),
+            sets=config.sets,
+            barred=config.daemon.barred,
         )
+        # Other programs find their sets there, whatever is live.
+        others = frozenset(Family) if any(item.external for item in config.sets) else frozenset[Family]()
         return state.knowing(
-            _united(entry.families for entry in placed),
+            others.union(_united(entry.families for entry in placed)),
             _united(entry.bridge_ports for entry in placed),
             _united(entry.bridges for entry in placed),
         )
@@ -310,7 +314,8 @@ def _route(entry: RouteEntry, network: Network | None) -> _Placed:
         owner = Owner(entry.network, "network")
         return _Placed(waiting=(Waiting(owner, bridge.reason, entry.origin, bridge.stopped),))
     let_out = network is not None and _lets_out(network, entry.subnet)
-    route = Route(entry.network, entry.subnet, bridge, entry.proxy, entry.origin, let_out)
+    admission = entry.admission and entry.admission.of(Family.of(entry.subnet))
+    route = Route(entry.network, entry.subnet, bridge, entry.proxy, entry.origin, let_out, admission)
     bridges = frozenset({(route.family, bridge)})
     return _Placed(routes=frozenset({route}), families=frozenset({route.family}), bridges=bridges)
 
@@ -351,11 +356,13 @@ def _united(sets: Iterable[frozenset[_T]]) -> frozenset[_T]:
 def _one_to_one(entry: NatEntry, guest: Guest) -> Nat:
     plugged = guest.bridge, guest.bridge_port
     mac = guest.interface.mac
-    return Nat(guest.domain.name, entry.public, guest.address, entry.assign, *plugged, entry.origin, mac)
+    admission = entry.admission and entry.admission.of(Family.of(entry.public))
+    return Nat(guest.domain.name, entry.public, guest.address, entry.assign, *plugged, entry.origin, mac, admission)
 
 
 def _forwards(entry: ForwardEntry, guest: Guest) -> Iterator[Forward]:
     family = Family.of(guest.address)
+    admission = entry.admission and entry.admission.of(family)
     for mapping in entry.mappings:
         for listen in _listens(entry, mapping, family):
             yield Forward(
@@ -372,6 +379,7 @@ def _forwards(entry: ForwardEntry, guest: Guest) -> Iterator[Forward]:
                 bridge_port=guest.bridge_port,
                 origin=mapping.origin,
                 auto=mapping.auto,
+                admission=admission,
             )
 
 

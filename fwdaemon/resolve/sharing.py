@@ -84,11 +84,12 @@ class Allocator:
     def _shared(self, config: Config, asking: Collection[Domain], inventory: Inventory, share: "Share") -> "Share":
         local = frozenset(host.address for host in inventory.host_addresses)
         known = self._wishes if local == self._local else {}
+        sets = [item.name for item in config.sets]
         self._local = local
         self._wishes = {
             domain.uuid: item
             if (item := known.get(domain.uuid)) is not None and item[0] == domain
-            else (domain, wishes(domain, config.allows, local, config.daemon.auto_ports))
+            else (domain, wishes(domain, config.allows, local, config.daemon.auto_ports, sets))
             for domain in asking
         }
         for domain in sorted(asking, key=_seniority):
@@ -136,12 +137,16 @@ Wishes: TypeAlias = tuple[Wish | Waiting, ...]
 
 
 def wishes(
-    domain: Domain, allows: Collection[AllowEntry], local: Collection[Address], pool: PortRange | None
+    domain: Domain,
+    allows: Collection[AllowEntry],
+    local: Collection[Address],
+    pool: PortRange | None,
+    sets: Collection[str] = (),
 ) -> Wishes:
-    """Give what a domain asks for where a policy covers that, and the refusals of the rest."""
+    """Give what a domain asks for where a policy covers that, and the refusals of the rest; `sets` are known names."""
     if domain.metadata is None:
         return ()
-    readings = read_metadata(domain.metadata, domain.name, domain.uuid)
+    readings = read_metadata(domain.metadata, domain.name, domain.uuid, sets)
     judge = _Judge(domain, allows, local, pool)
     return tuple(item for reading in readings for item in _judged(reading, domain, judge))
 
