@@ -16,6 +16,7 @@ from fwdaemon.core.report import LIBVIRT_TABLE, ApplyResult, Presence, RulesChan
 from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Family
 from fwdaemon.errors import PortfwdError, ProcessError
+from fwdaemon.kernel.externals import Externals
 from fwdaemon.kernel.process import Runner
 from fwdaemon.legacy.backend import LegacyBackend
 from fwdaemon.nftables.backend import NftablesBackend
@@ -149,9 +150,9 @@ class Backend(Rules, Protocol):
         ...
 
 
-def backends(runner: Runner) -> tuple[Backend, ...]:
+def backends(runner: Runner, externals: Externals | None = None) -> tuple[Backend, ...]:
     """Give all of them; where there is no reason for another, rules go to the first."""
-    return NftablesBackend(runner), LegacyBackend()
+    return NftablesBackend(runner, externals=externals), LegacyBackend()
 
 
 class Location(NamedTuple):
@@ -172,7 +173,8 @@ class Netfilter:
     ) -> None:
         """Choose `among` all there are, unless told others."""
         self.choice = choice
-        self._backends = among or backends(runner)
+        self.externals = Externals()
+        self._backends = among or backends(runner, self.externals)
         self._locator = Locator(self._backends, runner)
         self._location: Location | None = None
 

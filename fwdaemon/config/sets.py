@@ -1,10 +1,10 @@
 """Who may connect: `[[set]]`, files of networks, and the keys `sources`, `deny`, `rate` and `max_open` of entries."""
 
 import re
-import socket
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
+from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import Final, TypeAlias, TypeVar
 
@@ -28,6 +28,8 @@ _MOST_OPEN: Final = 65_535
 _MOST_LIMITED: Final = 10_000
 # What a listing of problems in one file of networks stops at.
 _MOST_PROBLEMS: Final = 20
+# What IPv4 is mapped into IPv6 behind.
+_MAPPED: Final = 0xFFFF
 MOST_NETWORKS: Final = 250_000
 MOST_LIST_BYTES: Final = 16 << 20
 
@@ -106,8 +108,8 @@ def read_list(file: Path, text: bytes) -> tuple[Parts, list[Problem]]:
     """Read a network a line, `#` before comments; with any problem, nothing of it counts."""
     found: dict[tuple[Family, int], dict[str, None]] = {}
     problems: list[Problem] = []
-    for number, line in enumerate(text.split(b"\n"), 1):
-        word = line.partition(b"#")[0].strip()
+    for number, line in enumerate(text.decode(errors="replace").split("\n"), 1):
+        word = line.partition("#")[0].strip()
         if not word:
             continue
         try:
@@ -122,30 +124,27 @@ def read_list(file: Path, text: bytes) -> tuple[Parts, list[Problem]]:
     return without_everybody(found), problems
 
 
-def _network(word: bytes) -> tuple[tuple[Family, int], str] | None:
+def _network(word: str) -> tuple[tuple[Family, int], str] | None:
     """Read a network that is written as it should be; lists are long, so this does only what it takes."""
-    base, slash, length = word.partition(b"/")
-    family, kind = (Family.IPV6, socket.AF_INET6) if b":" in base else (Family.IPV4, socket.AF_INET)
-    bits = family.bits
+    base, slash, length = word.partition("/")
+    if slash and not length.isdecimal():
+        return None
     try:
-        packed = socket.inet_pton(kind, base.decode("ascii"))
-        prefix = int(length) if slash and length.isdigit() else bits
-    except (OSError, ValueError):
+        address = IPv6Address(base) if ":" in base else IPv4Address(base)
+    except ValueError:
         return None
-    if (slash and not length.isdigit()) or prefix > bits or packed.startswith(_MAPPED):
+    family = Family.IPV6 if ":" in base else Family.IPV4
+    prefix = int(length) if slash else family.bits
+    if prefix > family.bits or int(address) & ((1 << (family.bits - prefix)) - 1):
         return None
-    if prefix < bits and int.from_bytes(packed) & ((1 << (bits - prefix)) - 1):
+    if family is Family.IPV6 and int(address) >> 32 == _MAPPED:
         return None
-    return (family, prefix), socket.inet_ntop(kind, packed)
+    return (family, prefix), str(address)
 
 
-_MAPPED: Final = bytes(10) + b"\xff\xff"
-
-
-def _slowly(word: bytes) -> tuple[tuple[Family, int], str]:
+def _slowly(word: str) -> tuple[tuple[Family, int], str]:
     """Say what is wrong with a word that is no network."""
-    text = word.decode(errors="replace")
-    network = parse_source(text)
+    network = parse_source(word)
     return (Family.of(network), network.prefixlen), str(network.network_address)
 
 

@@ -5,11 +5,10 @@ is changed element by element, and one of another program, which may hold ranges
 """
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from ipaddress import ip_network
 from pathlib import Path
-from threading import Lock
 from typing import Final, NamedTuple, TypeAlias
 
 from fwdaemon.core.types import Address, Family, Origin, Subnet
@@ -155,69 +154,6 @@ Elements: TypeAlias = Mapping[Element, float | None]
 
 Place: TypeAlias = tuple[Family, str]
 """The family and the name of an external set."""
-
-
-class Externals:
-    """The elements of external sets, as they were seen last; used by several threads.
-
-    Times are seconds of one clock that nobody sets. `news` is called, on the thread that saw them, where there are more
-    elements or fewer.
-    """
-
-    def __init__(self) -> None:
-        self._lock = Lock()
-        self._held: dict[Place, dict[Element, float | None]] = {}
-        self._added = False
-        self.news: Callable[[], object] = lambda: None
-
-    def known(self, place: Place) -> bool:
-        """Whether it was seen at all what is in a set."""
-        with self._lock:
-            return place in self._held
-
-    def left(self, place: Place, now: float) -> dict[Element, float | None]:
-        """Give the elements of a set, each with the seconds that are left of it."""
-        with self._lock:
-            held = dict(self._held.get(place, {}))
-        left = {element: None if end is None else end - now for element, end in held.items()}
-        return {element: rest for element, rest in left.items() if rest is None or rest > 0}
-
-    def everything(self, now: float) -> dict[Place, dict[Element, float | None]]:
-        """Give those of all sets."""
-        with self._lock:
-            places = list(self._held)
-        return {place: self.left(place, now) for place in places}
-
-    def replace(self, place: Place, elements: Elements) -> None:
-        """Take what a set holds, whatever was known of it."""
-        with self._lock:
-            before = self._held.get(place)
-            self._held[place] = dict(elements)
-            self._added |= bool(elements.keys() - (before or {}).keys())
-        if before is None or before.keys() != elements.keys():
-            self.news()
-
-    def change(self, place: Place, added: Elements, removed: Iterable[Element]) -> None:
-        """Take what has just been added to a set, and removed from it."""
-        with self._lock:
-            held = self._held.setdefault(place, {})
-            for element in removed:
-                held.pop(element, None)
-            held.update(added)
-            self._added |= bool(added)
-        self.news()
-
-    def forget(self, names: Iterable[str]) -> None:
-        """Forget all sets but these."""
-        kept = set(names)
-        with self._lock:
-            self._held = {place: held for place, held in self._held.items() if place[1] in kept}
-
-    def take_added(self) -> bool:
-        """Tell whether there was anything more since the last time."""
-        with self._lock:
-            added, self._added = self._added, False
-        return added
 
 
 class Ranges:

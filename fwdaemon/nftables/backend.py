@@ -23,6 +23,7 @@ from fwdaemon.core.state import REFUSED_FOR_S, Desired
 from fwdaemon.core.text import is_interface_name
 from fwdaemon.core.types import Family, Gate
 from fwdaemon.errors import HangingError, ProcessError
+from fwdaemon.kernel.externals import Externals
 from fwdaemon.kernel.process import Runner
 from fwdaemon.kernel.rtnetlink import interface_names
 from fwdaemon.nftables.difference import (
@@ -32,17 +33,17 @@ from fwdaemon.nftables.difference import (
     WithMapKeys,
     altered,
     creation,
-    refusal_script,
     stale,
     tables_difference,
 )
 from fwdaemon.nftables.dispatch_chains import EVERYWHERE, STRANGERS
-from fwdaemon.nftables.existing import Observer, comments, existing_tables, has_rules, iptables_program
+from fwdaemon.nftables.existing import Observer, comments, elements_of, existing_tables, has_rules, iptables_program
+from fwdaemon.nftables.external import ExternalKeeper
 from fwdaemon.nftables.gates import GateState, gate_script, is_iptables_gate
 from fwdaemon.nftables.generation import Commits, RulesMonitor, current_generation, following_generation
 from fwdaemon.nftables.model import TABLE_NAME, Table, table_name
 from fwdaemon.nftables.readback import Counter, counting_rules, read_packets
-from fwdaemon.nftables.ruleset import labels_of, newcomers_from, tables, uplinks_of
+from fwdaemon.nftables.ruleset import labels_of, newcomers_from, refusal_script, tables, uplinks_of
 from fwdaemon.nftables.table_cache import TableCache
 from fwdaemon.resolve.flows import Ended, Flow
 
@@ -68,10 +69,16 @@ class NftablesBackend:
     unusable: Final[Mapping[Family, str]] = {}
 
     def __init__(
-        self, runner: Runner, commits: Commits | None = None, clock: Callable[[], float] = time.monotonic
+        self,
+        runner: Runner,
+        commits: Commits | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        externals: Externals | None = None,
     ) -> None:
         """Take `commits` where a monitor is to know which are ours; `clock` is a monotonic one."""
         self._clock = clock
+        self._externals = externals or Externals()
+        self._keeper = ExternalKeeper(self._externals, elements_of)
         self._runner = runner
         self._commits = commits or Commits(runner)
         self._observer = Observer(runner)
@@ -108,7 +115,7 @@ class NftablesBackend:
 
     def monitor(self, changed: RulesChanged) -> RulesMonitor:
         """See `Backend.monitor`."""
-        return RulesMonitor(self._commits, changed)
+        return RulesMonitor(self._commits, changed, self._externals)
 
     def stamp(self) -> Stamp:
         """See `Backend.stamp`."""
@@ -160,6 +167,7 @@ class NftablesBackend:
             self._forget()
 
     def _apply(self, desired: Desired, *, full: bool) -> ApplyResult:
+        self._keeper.expect(desired)
         self._put_back = joined(self._put_back, self._make_what_is_gone(desired))
         result = joined(self._put_back, self._reconciled(desired, full=full))
         self._put_back = ApplyResult()
@@ -185,7 +193,7 @@ class NftablesBackend:
         desired = replace(desired, kept=frozenset(there) if not self._gates_only else frozenset())
         observed = self._observe(desired, full=True)
         table_cache = TableCache()
-        plan = Plan.of(self._tables(table_cache, desired), observed)
+        plan = Plan.of(self._tables(table_cache, desired), observed, self._keeper.refilling)
         gates = tuple(GateChange(state.gate, restored=False, fault=state.fault) for state in plan.shut)
         opened = [gate_script(state, desired.label) for state in plan.shut]
         script = "".join([plan.script, *opened, *(gate_script(state, None) for state in plan.orphaned_gates)])
@@ -226,7 +234,9 @@ class NftablesBackend:
             for family, table in self._tables(self._table_cache, desired).items()
             if family in self._committed and (family.word, TABLE_NAME) not in there
         }
-        script = "".join(f"{line}\n" for change in tables_difference(made, {}).values() for line in change.script)
+        quick, elements = self._keeper.quickly(made)
+        script = "".join(f"{line}\n" for change in tables_difference(quick, {}).values() for line in change.script)
+        script += elements
         if not script:
             return ApplyResult()
         try:
@@ -260,6 +270,8 @@ class NftablesBackend:
         wanted = Wanted(desired.families, desired.gates, desired.label, desired.behind)
         generation = current_generation()
         known = self._observed
+        if known is not None and self._commits.same_since(known.generation, generation):
+            known = self._observed = replace(known, generation=generation)
         enough = known is not None and (not full or (known.listed and not known.faults))
         if known and enough and known.generation == generation and wanted == self._wanted:
             return known
@@ -277,7 +289,8 @@ class NftablesBackend:
     def _reconcile(self, desired: Desired, observed: Observed) -> ApplyResult:
         if self._settled is not None and desired is self._settled[0] and observed is self._settled[1]:
             return ApplyResult(faults=self._settled[2])
-        plan = Plan.of(self._tables(self._table_cache, desired), observed)
+        self._keeper.read(observed.tables)
+        plan = Plan.of(self._tables(self._table_cache, desired), observed, self._keeper.refilling)
         faults = [*observed.faults, *self._missing_libvirt(observed)]
         refused: Mapping[Gate, str] = {}
         committed = self._committed
@@ -285,6 +298,7 @@ class NftablesBackend:
             self._settled = (desired, observed, tuple(faults))
         else:
             refused = self._commit(plan, desired.label)
+            self._keeper.done()
         self._remember(plan, observed, refused)
         # What was done is told after the commit: where it was much, that takes time.
         gates = self._moved(plan, observed, refused, desired.label)

@@ -4,22 +4,21 @@
 """
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import compress, repeat
-from math import ceil
 from operator import is_not
 from typing import Final, TypeAlias, TypeVar
 
+from fwdaemon.core.admission import Place
 from fwdaemon.core.types import Family, Gate
 from fwdaemon.nftables.admission import DENY
 from fwdaemon.nftables.dispatch_chains import EVERY_ADDRESS, EVERYWHERE, NOWHERE, ONE_ADDRESS, TARGETS, MapKey, MapKeys
+from fwdaemon.nftables.external import external_places
 from fwdaemon.nftables.gates import GateState
 from fwdaemon.nftables.model import (
-    ENDED,
-    ENDED_PORTS,
     VERDICT,
     Chain,
     Elements,
@@ -27,13 +26,9 @@ from fwdaemon.nftables.model import (
     SetType,
     Table,
     Target,
+    element_lines,
     table_name,
 )
-from fwdaemon.resolve.flows import Flow
-
-# The kernel takes a netlink batch of any size, but a line of script is easier to read, and to find an error in, when it
-# is not megabytes long.
-_ELEMENTS_A_LINE = 200
 
 _T = TypeVar("_T")
 _MISSING: Final = object()
@@ -45,10 +40,14 @@ _LEADING_TO: Final = {targets: name for name, targets in TARGETS.items()}
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """The commands for one table, and the map keys whose exposures did not work before them."""
+    """The commands for one table, and the map keys whose exposures did not work before them.
+
+    Of one that is made `anew`, nothing is left that others had put into its sets.
+    """
 
     script: tuple[str, ...] = ()
     mended: MapKeys = NOWHERE
+    anew: bool = False
 
 
 def difference(family: Family, desired: Table | None, observed: Table | None) -> Difference:
@@ -58,10 +57,10 @@ def difference(family: Family, desired: Table | None, observed: Table | None) ->
     if desired is None:
         return Difference((f"delete table {table_name(family)}",))
     if observed is None:
-        return Difference(tuple(_make(desired)), EVERYWHERE)
+        return Difference(tuple(_make(desired)), EVERYWHERE, anew=True)
     comparison = _Comparison.of(desired, observed)
     if comparison is None:
-        return Difference(tuple(_replace(desired)), EVERYWHERE)
+        return Difference(tuple(_replace(desired)), EVERYWHERE, anew=True)
     return Difference(tuple(comparison.script()), comparison.mended())
 
 
@@ -235,35 +234,8 @@ def _fill(table: str, name: str, chain: Chain, *, existing: bool) -> Iterator[st
 
 def _set_changes(where: str, gone: Elements, new: Elements) -> Iterator[str]:
     # Only the key of an element may be named when it is deleted from a map.
-    yield from _elements("delete", where, sorted(gone))
-    yield from _elements("add", where, [_element(element) for element in sorted(new.items())])
-
-
-def refusal_script(ended: Mapping[Flow, float], families: Iterable[Family]) -> str:
-    """Write what remembers ended connections for so many seconds each, so that their guests' packets are refused.
-
-    It takes the place of all that was remembered: an element that is there already would keep its old time.
-    """
-    keys: defaultdict[str, list[str]] = defaultdict(list)
-    for flow, left in ended.items():
-        keys[f"{table_name(flow.family)} {_remembering(flow)}"].append(f"{_refused(flow)} timeout {ceil(left)}s")
-    sets = [f"{table_name(family)} {name}" for family in sorted(families) for name in (ENDED, ENDED_PORTS)]
-    lines = [line for where in sets for line in (f"flush set {where}", *_elements("add", where, keys[where]))]
-    return "".join(f"{line}\n" for line in lines)
-
-
-def _remembering(flow: Flow) -> str:
-    return ENDED_PORTS if flow.client.is_unspecified else ENDED
-
-
-def _refused(flow: Flow) -> str:
-    port = f"{flow.server} . {flow.protocol} . {flow.server_port}"
-    return port if flow.client.is_unspecified else f"{port} . {flow.client} . {flow.client_port}"
-
-
-def _elements(verb: str, where: str, texts: list[str]) -> Iterator[str]:
-    for start in range(0, len(texts), _ELEMENTS_A_LINE):
-        yield f"{verb} element {where} {{ {', '.join(texts[start : start + _ELEMENTS_A_LINE])} }}"
+    yield from element_lines("delete", where, sorted(gone))
+    yield from element_lines("add", where, [_element(element) for element in sorted(new.items())])
 
 
 def _element(element: tuple[str, str | Target | None]) -> str:
@@ -356,11 +328,15 @@ class Plan:
     mended: WithMapKeys
 
     @classmethod
-    def of(cls, wanted: dict[Family, Table], observed: Observed) -> "Plan":
-        """Compare what shall be with what is."""
+    def of(
+        cls, wanted: dict[Family, Table], observed: Observed, refilling: Callable[[Collection[Place]], str]
+    ) -> "Plan":
+        """Compare what shall be with what is; `refilling` writes what others had in sets that are made anew."""
         changes = tables_difference(wanted, observed.tables)
         shut = tuple(state for state in observed.gates if not state.open)
         script = "".join(f"{line}\n" for change in changes.values() for line in change.script)
+        there = {family: table for family, table in observed.tables.items() if not _is_anew(changes.get(family))}
+        script += refilling(set(external_places(wanted)) - set(external_places(there)))
         return cls(wanted, script, shut, observed.orphaned_gates, _mended(changes))
 
     @property
@@ -389,6 +365,10 @@ def stale(wanted: Mapping[Family, Table], observed: Mapping[Family, Table]) -> f
 
 def _keys(table: Table | None, name: str) -> AbstractSet[str]:
     return table.sets[name].elements.keys() if table and name in table.sets else set()
+
+
+def _is_anew(change: Difference | None) -> bool:
+    return change is not None and change.anew
 
 
 def _mended(changes: Mapping[Family, Difference]) -> WithMapKeys:

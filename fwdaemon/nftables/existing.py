@@ -7,6 +7,7 @@ linux/netfilter.h, and what `nft` keeps with a rule in libnftnl/udata.h.
 
 import signal
 import struct
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -154,6 +155,11 @@ def ends_of_map(gate: Gate, name: str) -> frozenset[End] | None:
         listed = _elements(gate.family, gate.table, name, _LARGE_SET)
         return frozenset(end for message in listed for end in read_ends(message))
     return None
+
+
+def elements_of(family: Family, name: str) -> Iterator[Message]:
+    """List the elements of a set of our own table; raises as `is_larger` does."""
+    return _elements(family.word, TABLE_NAME, name, sys.maxsize)
 
 
 def _elements(family: str, table: str, name: str, size: int) -> Iterator[Message]:

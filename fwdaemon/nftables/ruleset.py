@@ -13,6 +13,7 @@ packet, or that of a 1:1 NAT. A packet no rule takes goes on as if we were not t
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
+from math import ceil
 
 from fwdaemon.core.exposures import Exposure
 from fwdaemon.core.state import LABELS, REFUSED_FOR_S, Desired
@@ -56,7 +57,10 @@ from fwdaemon.nftables.model import (
     Step,
     Table,
     Target,
+    element_lines,
+    table_name,
 )
+from fwdaemon.resolve.flows import Flow
 from fwdaemon.resolve.segments import bridged, closed, outside, routed_outside, switched
 
 # Just before Docker's and libvirt's own NAT chains (dstnat is -100, srcnat 100: netfilter_ipv4.h).
@@ -345,3 +349,28 @@ def _interfaces(found: Iterable[str]) -> Set:
     """Name interfaces; one with a name that could be syntax is left out, and so leads nowhere for us."""
     names = sorted(filter(is_interface_name, found))
     return Set(SetType("ifname"), {f'"{name}"': None for name in names})
+
+
+# --- connections that were ended -------------------------------------------------------------------------------------
+
+
+def refusal_script(ended: Mapping[Flow, float], families: Iterable[Family]) -> str:
+    """Write what remembers ended connections for so many seconds each, so that their guests' packets are refused.
+
+    It takes the place of all that was remembered: an element that is there already would keep its old time.
+    """
+    keys: defaultdict[str, list[str]] = defaultdict(list)
+    for flow, left in ended.items():
+        keys[f"{table_name(flow.family)} {_remembering(flow)}"].append(f"{_refused(flow)} timeout {ceil(left)}s")
+    sets = [f"{table_name(family)} {name}" for family in sorted(families) for name in (ENDED, ENDED_PORTS)]
+    lines = [line for where in sets for line in (f"flush set {where}", *element_lines("add", where, keys[where]))]
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _remembering(flow: Flow) -> str:
+    return ENDED_PORTS if flow.client.is_unspecified else ENDED
+
+
+def _refused(flow: Flow) -> str:
+    port = f"{flow.server} . {flow.protocol} . {flow.server_port}"
+    return port if flow.client.is_unspecified else f"{port} . {flow.client} . {flow.client_port}"
