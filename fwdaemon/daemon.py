@@ -45,6 +45,7 @@ from fwdaemon.status.notify import Pulse
 from fwdaemon.status.records import Records, UsageReader
 from fwdaemon.status.reloads import STATE, ConfigReader, Reloads, Start, Written
 from fwdaemon.status.rows import summary
+from fwdaemon.status.sets import SetKeeper
 from fwdaemon.triggers import TriggerQueue, Triggers
 
 _log = logging.getLogger(__name__)
@@ -101,6 +102,8 @@ class Daemon:
         self._inventories = Inventories(sources, queue, budgets, bounded, self._backoff())
         self._worker = Worker("reconcile")
         self._reading = ConfigReader(self._read, queue.wake, self._records.late, self._pauses.reading)
+        news = queue.set_changed, self._written.keep_list, self._records.sets_refused
+        self._sets = SetKeeper(*news, self._netfilter.externals, parts.state)
         self._log_start(start)
         self._reporter = Reporter(manager.status, feed)
         manager.metrics = self._reporter.text
@@ -125,12 +128,9 @@ class Daemon:
         self._loop.set_exception_handler(ShortageHandler())
         await self._control.open(self._config.control.group)
         await self._reporter.set_up(self._config)
-        for number, action in {
-            signal.SIGHUP: self._trigger_queue.reload,
-            signal.SIGTERM: self._end,
-            signal.SIGINT: self._end,
-        }.items():
-            self._loop.add_signal_handler(number, action)
+        self._loop.add_signal_handler(signal.SIGHUP, self._trigger_queue.reload)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._loop.add_signal_handler(number, self._end)
         waited_for = self._pulse.ready_after(self._first_pass, self._pauses.ready, self._missing)
         announcing = asyncio.create_task(waited_for)
         self._pulse.begin()
@@ -163,8 +163,8 @@ class Daemon:
 
     def _log_start(self, start: Start) -> None:
         lines.drop_ins_ignored(start.config.ignored)
-        if start.sources:
-            self._written.keep(start.sources)
+        self._sets.begin(start.config, start.lists)
+        self._written.keep(start.sources, start.lists)
         if start.kept_at is not None:
             lines.last_good_in_force(start.problems, start.kept_at)
             self._records.last_good_in_force(start.problems, start.kept_at)
@@ -181,9 +181,8 @@ class Daemon:
             await asyncio.sleep(self._pause)
 
     def _missing(self) -> str:
-        return (
-            "" if self._inventories.latest is not None else self._inventories.missed or "libvirt has not answered yet"
-        )
+        is_there = self._inventories.latest is not None
+        return "" if is_there else self._inventories.missed or "libvirt has not answered yet"
 
     def _summary(self) -> str:
         report = self._reconciler.report
@@ -251,7 +250,7 @@ class Daemon:
             provoked=triggers.provoked,
             latest_triggers=self._latest_triggers,
         )
-        desired = self._placer.place(self._config, inventory, answered_at)
+        desired = self._placer.place(self._sets.applied(self._config), inventory, answered_at)
         lines.assigned(self._placer.assigned)
         return self._reconciler.reconcile(desired, request)
 
@@ -337,7 +336,8 @@ class Daemon:
 
     async def _put_in_force(self, loaded: Loaded) -> None:
         config = loaded.config
-        self._written.keep(loaded.sources)
+        self._written.keep(loaded.sources, loaded.lists)
+        self._sets.configure(config, loaded.lists)
         if config.daemon.libvirt != self._config.daemon.libvirt:
             await self._change_connections(config)
         self._inventories.sources.configure(config)
@@ -383,7 +383,7 @@ class Daemon:
             self._written.keep_choice({})
         await self._ended(self._reconciler.close)
         await self._ended(self._netfilter.close)
-        await asyncio.gather(*(each.close(self._pauses.patience) for each in (self._worker, self._written)))
+        await asyncio.gather(*(each.close(self._pauses.patience) for each in (self._worker, self._written, self._sets)))
         self._pulse.end()
 
     async def _ended(self, end: Callable[[], None]) -> None:

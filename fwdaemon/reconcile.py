@@ -14,12 +14,15 @@ from fwdaemon.audit import causes, lines
 from fwdaemon.audit.causes import Departures, Known, in_order
 from fwdaemon.audit.throttle import FlapDamping, NewProblems, Rations
 from fwdaemon.connections import Clock, Conntrack, Sweep, Sweeper, close_everything
+from fwdaemon.core.admission import Gatekeeper
 from fwdaemon.core.exposures import Exposure, Forward
 from fwdaemon.core.inventory import Move
 from fwdaemon.core.pace import Budget
 from fwdaemon.core.report import Actor, ApplyResult, Cause, GateChange, Reason, ReconcileReport, joined
 from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Address, Family
+from fwdaemon.kernel import externals
+from fwdaemon.kernel.externals import Added, Externals
 from fwdaemon.kernel.process import budget_of_guests
 from fwdaemon.netfilter import Rules
 from fwdaemon.resolve.flows import Flow, Strangers
@@ -41,6 +44,11 @@ class LocatedRules(Rules, Protocol):
     @property
     def unusable(self) -> Mapping[Family, str]:
         """Tell which families cannot be served there, and why."""
+        ...
+
+    @property
+    def externals(self) -> Externals:
+        """What others have in external sets."""
         ...
 
 
@@ -264,10 +272,12 @@ class Reconciler:
     def _end_connections(self, before: ReconcileReport | None, report: ReconcileReport, request: Request) -> None:
         """Have connections ended that no exposure carries any more, and those that a new one takes over."""
         desired = report.desired
+        banned = self._rules.externals.take_added()
+        gatekeeper = self._gatekeeper(desired)
         if before is None:
-            self._sweeper.sweep(_first_sweep(report, request))
+            self._sweeper.sweep(replace(_first_sweep(report, request), gatekeeper=gatekeeper))
             return
-        if desired is before.desired and not report.result.changed:
+        if desired is before.desired and not report.result.changed and not any(banned):
             return
         added, removed = desired.exposures - before.desired.exposures, before.desired.exposures - desired.exposures
         ended = self._departures.follow(removed, desired)
@@ -277,11 +287,19 @@ class Reconciler:
         fewer = self._uplinks != request.uplinks and bool(before.desired.uplinks - desired.uplinks)
         changed_by_others = report.result.changed and (bool(request.actors) or not (added or removed))
         strangers = _strangers(report, request) if changed_by_others or report.result.damaged else None
-        if added or ended or taken_over or old_labels or fewer or strangers:
+        barring = (desired.sets, desired.barred) != (before.desired.sets, before.desired.barred) or banned.many
+        if gatekeeper is None:
+            barring, banned = False, Added()
+        if added or ended or taken_over or old_labels or fewer or strangers or barring or banned.addresses:
             sweep = self._sweep(before, desired, request, ended, added)
+            sweep = replace(sweep, gatekeeper=gatekeeper, barred=banned.addresses, removed=None if barring else ended)
             sweep = replace(sweep, taken_over=taken_over, old_labels=old_labels, fewer_uplinks=fewer)
             sweep = replace(sweep, strangers=strangers)
             self._sweeper.sweep(replace(sweep, provoked=request.provoked))
+
+    def _gatekeeper(self, desired: Desired) -> Gatekeeper | None:
+        is_asked = desired.barred is not None or desired.limited
+        return desired.gatekeeper(self._rules.externals.ranges(externals.now())) if is_asked else None
 
     def _sweep(
         self,

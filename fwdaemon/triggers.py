@@ -7,10 +7,11 @@ a change really follows from. Used on the asyncio loop's thread only.
 import asyncio
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import Final, TypeVar
 
 from fwdaemon.core.pace import of_users, provoked
-from fwdaemon.core.report import Actor, Reason
+from fwdaemon.core.report import Actor, Reason, ReasonKind
 
 # Reasons that guests provoke and that are kept to explain a change; in a flood, those that come later are not. So with
 # all triggers of passes that failed.
@@ -123,6 +124,13 @@ class TriggerQueue:
         self._settled[reason] = None
         self.wants_pass = self._by_others = True
         self.ask()
+
+    def set_changed(self, file: Path | None) -> None:
+        """Note that the file of a set changed, or, without one, that others changed an external set."""
+        if file is None:
+            self.time_passed(full=False)
+        else:
+            self.configuration_changed(Reason(ReasonKind.CONFIGURATION, str(file)))
 
     def time_passed(self, *, full: bool, provoked: bool = False) -> None:
         """Ask for a pass because it is time, or for another after one that guests `provoked`."""

@@ -169,6 +169,18 @@ def configuration_refused(found: Iterable[Problem]) -> None:
     _write("refused", "configuration refused; the old one stays in force", level=logging.ERROR)
 
 
+def set_loaded(name: str, file: Path, number: int) -> None:
+    """Say that the file of a set was read again."""
+    _write("loaded", printable(f"set {name}: {number} networks read from {file}"))
+
+
+def set_refused(name: str, found: Iterable[Problem]) -> None:
+    """Say what is wrong with the file of a set, and that it changes nothing."""
+    for problem in found:
+        _write("refused", printable(str(problem)), level=logging.ERROR)
+    _write("refused", f"set {name}: what was read before stays in force", level=logging.ERROR)
+
+
 def last_good_in_force(found: Iterable[Problem], kept_at: datetime) -> None:
     """Say what is wrong with the configuration at the start, and what is in force in its place."""
     for problem in found:

@@ -44,7 +44,7 @@ def first_configuration(last_good: LastGood, path: Path) -> Start:
         loaded = configuration.load_guarded(path)
         if loaded.has_blank_file and (kept := last_good.kept()) is not None:
             loaded = configuration.load_guarded(path, kept.config)
-        return Start(satisfied(loaded.config), loaded.sources)
+        return Start(satisfied(loaded.config), loaded.sources, lists=loaded.lists)
     except ConfigError as error:
         if (kept := last_good.kept()) is None:
             raise

@@ -13,7 +13,7 @@ from operator import attrgetter
 from typing import Final, NamedTuple
 from uuid import UUID
 
-from fwdaemon.core.admission import Admission, SourceSet, names_of
+from fwdaemon.core.admission import Admission, Gatekeeper, Place, Ranges, SourceSet, names_of
 from fwdaemon.core.bans import BEHIND
 from fwdaemon.core.exposures import Claim, Exposure, Forward, Kind, Nat, Owner, Route
 from fwdaemon.core.inventory import Hindrance, Move
@@ -263,6 +263,12 @@ class Desired:
         asked = [*map(_admission, self.limited), *([self.barred] if self.barred is not None else [])]
         names = set(names_of(asked))
         return {item.name: item for item in self.sets if item.external or item.name in names}
+
+    def gatekeeper(self, ranges: Mapping[Place, Ranges] | None = None) -> Gatekeeper | None:
+        """Give what tells who may not connect, with what others have in sets; `None` where everybody may."""
+        if self.barred is None and not self.limited:
+            return None
+        return Gatekeeper({item.name: item for item in self.sets}, self.barred, ranges or {})
 
     @cached_property
     def masquerading(self) -> tuple[Forward, ...]:

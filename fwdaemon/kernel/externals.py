@@ -4,15 +4,37 @@ How it is read and put back is the business of the backends.
 """
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
+from ipaddress import IPv4Address, IPv6Address
 from threading import Lock
+from typing import Final, NamedTuple
 
 from fwdaemon.core.admission import Element, Elements, Place, Ranges
+from fwdaemon.core.types import Address, Family
 
 
 def now() -> float:
     """Give the time in seconds, by a clock that nobody sets and that goes on while the machine sleeps."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+# To look for the connections of more addresses than these, one by one, is more work than to look at all.
+_ONE_BY_ONE: Final = 8
+
+
+class Added(NamedTuple):
+    """What there is more: a few `addresses`, or `many`."""
+
+    addresses: frozenset[Address] = frozenset()
+    many: bool = False
+
+    def more(self, place: Place, elements: Collection[Element]) -> "Added":
+        """Give that and some elements more."""
+        if self.many or len(elements) > _ONE_BY_ONE or any(element.first != element.last for element in elements):
+            return Added(many=self.many or bool(elements))
+        kind = IPv4Address if place[0] is Family.IPV4 else IPv6Address
+        addresses = self.addresses.union(kind(element.first) for element in elements)
+        return Added(addresses) if len(addresses) <= _ONE_BY_ONE else Added(many=True)
 
 
 class Externals:
@@ -26,7 +48,7 @@ class Externals:
     def __init__(self) -> None:
         self._lock = Lock()
         self._held: dict[Place, dict[Element, float | None]] = {}
-        self._added = False
+        self._added = Added()
         self.names: frozenset[str] = frozenset()
         self.doubted: set[Place] = set()
         self.news: Callable[[], object] = lambda: None
@@ -70,7 +92,7 @@ class Externals:
             before = self._held.get(place, {})
             self._held[place] = dict(elements)
             self.doubted.discard(place)
-            self._added |= bool(elements.keys() - before.keys())
+            self._note(place, elements.keys() - before.keys())
         if before.keys() != elements.keys():
             self.news()
 
@@ -80,12 +102,15 @@ class Externals:
             held = self._held.setdefault(place, {})
             for element in removed:
                 held.pop(element, None)
-            self._added |= bool(added.keys() - held.keys())
+            self._note(place, added.keys() - held.keys())
             held.update(added)
         self.news()
 
-    def take_added(self) -> bool:
-        """Tell whether there was anything more since the last time."""
+    def take_added(self) -> Added:
+        """Tell what there was more since the last time."""
         with self._lock:
-            added, self._added = self._added, False
+            added, self._added = self._added, Added()
         return added
+
+    def _note(self, place: Place, elements: Collection[Element]) -> None:
+        self._added = self._added.more(place, elements)

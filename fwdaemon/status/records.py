@@ -46,6 +46,7 @@ class Records:
         self._last_pass: Pass | None = None
         self._problems: tuple[str, ...] = ()
         self._late = ""
+        self._of_sets: tuple[str, ...] = ()
         self._restored: deque[Restored] = deque(maxlen=_MOST_RESTORED)
 
     def configuration_loaded(self, config: Config) -> None:
@@ -63,6 +64,12 @@ class Records:
         """Remember that a configuration is not read yet, and what that means, or that it is."""
         if text != self._late:
             self._late = text
+            self._publish_now()
+
+    def sets_refused(self, problems: tuple[str, ...]) -> None:
+        """Remember what is wrong with the files of sets; nothing, once all are right."""
+        if problems != self._of_sets:
+            self._of_sets = problems
             self._publish_now()
 
     def last_good_in_force(self, problems: Iterable[Problem], kept_at: datetime) -> None:
@@ -106,7 +113,7 @@ class Records:
             tuple(libvirt),
             self._last_pass,
             tuple(self._restored),
-            (self._late, *self._problems) if self._late else self._problems,
+            (*((self._late,) if self._late else ()), *self._of_sets, *self._problems),
             uplinks_of(self._facts.wanted),
             confined_in(self._facts.held),
             confined_interfaces_in(self._facts.held),

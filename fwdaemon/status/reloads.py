@@ -3,11 +3,11 @@
 import asyncio
 import json
 import logging
-import os
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final
 from uuid import UUID
 
@@ -24,6 +24,7 @@ from fwdaemon.kernel.process import Worker
 from fwdaemon.resolve.claims import Run
 from fwdaemon.resolve.expansion import Assignments, AutoPort, Before, Held, Sockets, no_sockets
 from fwdaemon.resolve.guests import Chosen
+from fwdaemon.status.sets import replace_whole
 
 # The last configuration that was right, kept on the disk for a start with one that is not.
 #
@@ -35,6 +36,7 @@ _log = logging.getLogger(__name__)
 STATE: Final = Path("/var/lib/kvm-portfwd")
 _PORTS: Final = frozenset(range(1, 65536))
 _HOUR_S: Final = 3600
+_MOST_KEPT: Final = 128 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,12 +49,16 @@ class Kept:
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """The configuration to begin with and its texts; or the last good one, with what is wrong with the newer."""
+    """The configuration to begin with, and its texts; or the last good one, with what is wrong with the newer.
+
+    `lists` are the texts of the files of its sets.
+    """
 
     config: Config
     sources: Mapping[Path, bytes]
     problems: tuple[Problem, ...] = ()
     kept_at: datetime | None = None
+    lists: Mapping[Path, bytes] = field(default_factory=dict)
 
 
 class LastGood:
@@ -63,10 +69,10 @@ class LastGood:
         self._path = directory / "last-good.json"
         self._is_kept = True
 
-    def keep(self, sources: Mapping[Path, bytes]) -> bool:
+    def keep(self, sources: Mapping[Path, bytes], lists: Mapping[Path, bytes] = MappingProxyType({})) -> bool:
         """Write texts that were right, and tell whether that was done. That it cannot be is a warning, once."""
         try:
-            _replace_whole(self._path, json.dumps(self._record(sources)))
+            replace_whole(self._path, json.dumps(self._record(sources, lists)))
         except OSError as error:
             if self._is_kept:
                 _log.warning("the last good configuration is not kept: %s: %s", self._path, error.strerror)
@@ -81,32 +87,23 @@ class LastGood:
             for weak in weak_points(self._path):
                 _log.warning("the last good configuration cannot be used: %s", weak)
                 return None
-            record = json.loads(read_regular(self._path))
+            record = json.loads(read_regular(self._path, _MOST_KEPT))
             if record["main"] != str(self._main):
                 return None
             sources = {Path(file): str(text) for file, text in record["files"].items()}
-            return Kept(configuration.parse(sources), datetime.fromisoformat(record["at"]))
+            lists = {Path(file): str(text).encode() for file, text in record.get("lists", {}).items()}
+            return Kept(configuration.parse(sources, lists), datetime.fromisoformat(record["at"]))
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError, AttributeError, ConfigError) as error:
             _log.warning("the last good configuration cannot be used: %s: %s", self._path, printable(str(error)))
             return None
 
-    def _record(self, sources: Mapping[Path, bytes]) -> dict[str, object]:
+    def _record(self, sources: Mapping[Path, bytes], lists: Mapping[Path, bytes]) -> dict[str, object]:
         texts = {str(file): source.decode() for file, source in sources.items()}
-        return {"main": str(self._main), "at": datetime.now(UTC).isoformat(), "files": texts}
-
-
-def _replace_whole(path: Path, text: str) -> None:
-    """Replace a file whole, so that a crash leaves the one before."""
-    path.parent.mkdir(mode=0o700, exist_ok=True)
-    new = path.with_name(f"{path.name}.new")
-    new.unlink(missing_ok=True)
-    with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    new.replace(path)
+        of_sets = {str(file): text.decode(errors="replace") for file, text in lists.items()}
+        written = {"lists": of_sets} if of_sets else {}
+        return {"main": str(self._main), "at": datetime.now(UTC).isoformat(), "files": texts, **written}
 
 
 # The ports that were assigned to domains, kept over restarts of the host, with a copy that lasts as long as the rules.
@@ -176,7 +173,7 @@ def _ports_in(path: Path) -> Assignments:
 def _written(path: Path, text: str) -> str:
     """Write a file, and tell why it could not be."""
     try:
-        _replace_whole(path, text)
+        replace_whole(path, text)
     except OSError as error:
         return f"{path}: {error.strerror}"
     return ""
@@ -218,11 +215,19 @@ class Written:
         self._again_after = again_after
         self._worker = Worker("last good configuration")
         self._newest: dict[str, Callable[[], bool]] = {}
+        self._texts: tuple[Mapping[Path, bytes], Mapping[Path, bytes]] = ({}, {})
         self._closed = False
 
-    def keep(self, sources: Mapping[Path, bytes]) -> None:
-        """Keep texts that were right."""
-        self._write("configuration", lambda: self._last_good.keep(sources))
+    def keep(self, sources: Mapping[Path, bytes], lists: Mapping[Path, bytes] = MappingProxyType({})) -> None:
+        """Keep texts that were right, and those of the files of sets."""
+        self._texts = (sources, lists)
+        if sources:
+            self._write("configuration", lambda: self._last_good.keep(sources, lists))
+
+    def keep_list(self, file: Path, text: bytes) -> None:
+        """Keep what is in the file of a set now."""
+        sources, lists = self._texts
+        self.keep(sources, {**lists, file: text})
 
     def keep_choice(self, chosen: Chosen) -> None:
         """Keep which interfaces entries lead to, where that is another choice."""

@@ -177,7 +177,7 @@ def test_an_element_more_is_heard_of_and_costs_no_listing(host: Host) -> None:
     for number in range(3):
         ban(f"203.0.113.{number}")
     assert host.hear() == [True] * 3
-    assert host.externals.take_added()
+    assert host.externals.take_added().addresses == {ip_address(f"203.0.113.{number}") for number in range(3)}
     assert not host.apply()
     assert host.runner.ran == []
     ranges = host.externals.ranges(0)[Family.IPV4, "banned"]
