@@ -35,6 +35,11 @@ from fwdaemon.resolve.flows import Ended, Flow
 
 _log = logging.getLogger(__name__)
 
+_NO_ADMISSION: Final = (
+    "forwards with set:…, deny, rate or max_open stay closed, as rules are in iptables-legacy, which has none of these"
+    " here; have libvirt write nftables, or leave these keys out"
+)
+
 # Each of what is refused is a rule, and each commit writes the whole table. So where many connections end at one port
 # of a guest, a rule for the port is enough.
 _REFUSED_ALONE = 32
@@ -65,6 +70,7 @@ class LegacyBackend:
         self._settled: dict[Family, _Infos] = {}
         self._clean: dict[Family, _Infos] = {}
         self._linked: set[Gate] = set()
+        self._left_out: tuple[Desired, Desired, ApplyResult] | None = None
         self._unusable: dict[Family, str] = {}
         self._left: dict[Family, tuple[str, ...]] = {}
 
@@ -75,24 +81,34 @@ class LegacyBackend:
 
     def apply(self, desired: Desired, *, full: bool) -> ApplyResult:
         """See `Backend.apply`."""
+        desired, refused = self._admissible(desired)
         forgotten = self._ended.forget(self._clock())
         if desired is not self._desired or full or forgotten:
             self._settled = {}
         if full:
             self._unusable = {}
         self._desired = desired
-        return self._apply(desired)
+        return joined(self._apply(desired), refused)
+
+    def _admissible(self, desired: Desired) -> tuple[Desired, ApplyResult]:
+        """Leave out what these tables cannot keep anybody from; what was left out the last time is known."""
+        if self._left_out is None or self._left_out[0] is not desired:
+            refused = desired.exposures if desired.barred is not None else frozenset(desired.limited)
+            kept = desired.lacking(refused) if refused else desired
+            reasons = tuple((exposure, _NO_ADMISSION) for exposure in refused)
+            self._left_out = desired, kept, ApplyResult(refused=reasons, faults=(_NO_ADMISSION,) if refused else ())
+        return self._left_out[1:]
 
     def render(self, desired: Desired) -> str:
         """See `Backend.render`."""
+        desired, _ = self._admissible(desired)
         return "\n".join(restore_text(family, wanted) for family, wanted in tables(desired).items())
 
     def preview(self, desired: Desired) -> ApplyResult:
         """See `Backend.preview`."""
+        desired, refused = self._admissible(desired)
         every = tables(desired)
-        return reduce(
-            joined, (self._preview(family, every.get(family, {}), desired) for family in Family), ApplyResult()
-        )
+        return reduce(joined, (self._preview(family, every.get(family, {}), desired) for family in Family), refused)
 
     def refuse(self, flows: Collection[Flow]) -> None:
         """See `Backend.refuse`."""
@@ -164,6 +180,7 @@ class LegacyBackend:
 
     def counters(self, desired: Desired) -> Mapping[Exposure, int]:
         """See `Backend.counters`."""
+        desired, _ = self._admissible(desired)
         return self._counted.of(desired, chain.from_iterable(map(_packets, sorted(desired.families))))
 
     def _remove(self) -> ApplyResult:
