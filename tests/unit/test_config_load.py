@@ -50,7 +50,7 @@ def test_the_default_file_shows_every_key_as_it_may_be_written() -> None:
     shown = {name: {key for entry in entries for key in entry} for name, entries in tables.items()}
     assert shown == {name: set(keys) for name, keys in KEYS.items()}
     without_mac = "\n".join(line for line in text.splitlines() if not line.startswith("mac "))
-    config = parse({MAIN: without_mac.replace(', "198.51.100.7:443"', "")})
+    config = parse({MAIN: without_mac.replace(', "198.51.100.7:443"', "")}, {Path("/etc/portfwd.d/blocklist.txt"): b""})
     assert [len(entries) for entries in (config.forwards, config.nats, config.routes, config.allows)] == [1, 1, 3, 1]
 
 
