@@ -24,7 +24,7 @@ _CONFIG_REFUSED = 78
 _INTERRUPTED = 130
 
 # Commands that are part of another one.
-_SHARED = {"port": "status"}
+_SHARED = {"port": "status", "reload": "status", "rules": "plan", "flush": "plan", "explain": "check"}
 _LAST_PORT = 65535
 _PROTOCOLS = ("tcp", "udp", "sctp")
 _COMMANDS = {

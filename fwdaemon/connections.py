@@ -9,7 +9,7 @@ from itertools import chain
 from typing import Protocol as Interface
 
 from fwdaemon.audit import lines
-from fwdaemon.core.admission import Gatekeeper
+from fwdaemon.core.bans import Gatekeeper
 from fwdaemon.core.exposures import Exposure, Nat
 from fwdaemon.core.pace import Budget
 from fwdaemon.core.report import ApplyResult, joined, tried

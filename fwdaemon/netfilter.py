@@ -16,10 +16,10 @@ from fwdaemon.core.report import LIBVIRT_TABLE, ApplyResult, Presence, RulesChan
 from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Family
 from fwdaemon.errors import PortfwdError, ProcessError
-from fwdaemon.kernel.externals import Externals
 from fwdaemon.kernel.process import Runner
 from fwdaemon.legacy.backend import LegacyBackend
 from fwdaemon.nftables.backend import NftablesBackend
+from fwdaemon.nftables.external import Externals
 from fwdaemon.resolve.flows import Flow
 
 

@@ -14,17 +14,17 @@ from fwdaemon.audit import causes, lines
 from fwdaemon.audit.causes import Departures, Known, in_order
 from fwdaemon.audit.throttle import FlapDamping, NewProblems, Rations
 from fwdaemon.connections import Clock, Conntrack, Sweep, Sweeper, close_everything
-from fwdaemon.core.admission import Gatekeeper
+from fwdaemon.core.bans import Gatekeeper
 from fwdaemon.core.exposures import Exposure, Forward
 from fwdaemon.core.inventory import Move
 from fwdaemon.core.pace import Budget
 from fwdaemon.core.report import Actor, ApplyResult, Cause, GateChange, Reason, ReconcileReport, joined
 from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Address, Family
-from fwdaemon.kernel import externals
-from fwdaemon.kernel.externals import Added, Externals
 from fwdaemon.kernel.process import budget_of_guests
 from fwdaemon.netfilter import Rules
+from fwdaemon.nftables import external
+from fwdaemon.nftables.external import Added, Externals
 from fwdaemon.resolve.flows import Flow, Strangers
 from fwdaemon.resolve.snapshot import Grace, Stop
 
@@ -299,7 +299,7 @@ class Reconciler:
 
     def _gatekeeper(self, desired: Desired) -> Gatekeeper | None:
         is_asked = desired.barred is not None or desired.limited
-        return desired.gatekeeper(self._rules.externals.ranges(externals.now())) if is_asked else None
+        return desired.gatekeeper(self._rules.externals.ranges(external.now())) if is_asked else None
 
     def _sweep(
         self,

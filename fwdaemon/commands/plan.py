@@ -1,29 +1,41 @@
-"""`kvm-portfwd plan`: show what would change in the kernel now, without changing it."""
+"""`kvm-portfwd plan`, `rules` and `flush`: what would change in the kernel, what would be written, and its end."""
 
 import argparse
 import asyncio
 import json
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 from fwdaemon import config as configuration
+from fwdaemon.config.model import DaemonSettings
+from fwdaemon.connections import close_everything
 from fwdaemon.core.exposures import Exposure
-from fwdaemon.core.report import ApplyResult, joined
+from fwdaemon.core.report import ApplyResult, joined, tried
 from fwdaemon.core.state import Desired
 from fwdaemon.core.text import shown
+from fwdaemon.core.types import Family
+from fwdaemon.errors import PortfwdError
 from fwdaemon.events import take_inventory
 from fwdaemon.hostnet.host_network import SystemHostNetwork
 from fwdaemon.hostnet.owned_state import LedTo
 from fwdaemon.kernel.listeners import ports_in_use
-from fwdaemon.kernel.process import SystemRunner
+from fwdaemon.kernel.process import Runner, SystemRunner
 from fwdaemon.netfilter import Netfilter
+from fwdaemon.resolve.neighbours import forwarded
 from fwdaemon.resolve.placement import desired_state
-from fwdaemon.status.reloads import PortRecords
+from fwdaemon.status.reloads import STATE, LastGood, PortRecords
 
 SCHEMA_VERSION = 1
 _CHANGES = 3
 
 
 def run(options: argparse.Namespace) -> int:
+    """Do what `plan`, `rules` or `flush` says."""
+    return {"plan": _plan, "rules": _rules, "flush": _flush}[options.command](options)
+
+
+def _plan(options: argparse.Namespace) -> int:
     """Print the changes forward by forward, then as native text; 3 with `--exit-code` if there are any."""
     config = configuration.load(options.config)
     desired = desired_state(
@@ -81,3 +93,59 @@ def _removed(name: str) -> str:
 def _described(exposure: Exposure) -> dict[str, str]:
     owner = exposure.owner
     return {owner.kind: owner.name, "listen": exposure.listens_at(), "target": exposure.leads_to()}
+
+
+# `kvm-portfwd rules`: print the rules that would be written now, without writing them.
+def _rules(options: argparse.Namespace) -> int:
+    """Ask libvirt what runs, and print the native text; nothing where no forward would be live."""
+    config = configuration.load(options.config)
+    inventory = asyncio.run(take_inventory(config.daemon.libvirt))
+    desired = desired_state(config, inventory, before=PortRecords().before(ports_in_use))
+    text = Netfilter(SystemRunner(), config.daemon.backend).render(desired)
+    print(text, end="\n" if text else "")
+    return 0
+
+
+# `kvm-portfwd flush`: remove every rule, route and address that is ours, and put back what we switched.
+def _flush(options: argparse.Namespace) -> int:
+    """Remove whatever carries our name, and end the connections that carry our label. 1 if anything may be left."""
+    return flush(options.config, SystemRunner())
+
+
+def flush(config: Path, runner: Runner) -> int:
+    """Do so, with the programs that `runner` runs."""
+    settings = _settings(config)
+    # The host's side goes first: without the rules, an address or setting of ours could lead to the host itself.
+    rules = Netfilter(runner)
+    result = joined(tried(lambda: _remove_from_host(settings, rules)), close_everything(rules, settings.label))
+    for note in result.notes:
+        print(note)
+    for fault in result.faults:
+        print(f"kvm-portfwd: {fault}", file=sys.stderr)
+    return int(bool(result.faults))
+
+
+def _settings(config: Path, state: Path = STATE) -> DaemonSettings:
+    """Give what is configured; a configuration that is wrong, or not there any more, is no reason to leave rules.
+
+    In that case the last good configuration says which label our connections carry.
+    """
+    try:
+        return configuration.load(config).daemon
+    except PortfwdError:
+        kept = LastGood(config, state).kept()
+        return kept.config.daemon if kept is not None else DaemonSettings()
+
+
+def _remove_from_host(settings: DaemonSettings, rules: Netfilter) -> ApplyResult:
+    host = SystemHostNetwork(rules.confined)
+    host.adopt(rules.confined(), rules.switched())
+    return host.remove(_forwarded(settings) if host.has_turned_on() else frozenset())
+
+
+def _forwarded(settings: DaemonSettings) -> frozenset[tuple[Family, str]]:
+    """Ask for which networks libvirt needs forwarding; a libvirt that does not answer needs none."""
+    try:
+        return frozenset(forwarded(asyncio.run(take_inventory(settings.libvirt)).every_network))
+    except PortfwdError:
+        return frozenset()

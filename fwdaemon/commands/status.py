@@ -1,6 +1,7 @@
 """`kvm-portfwd status`: show what is reachable, what is not and why, and the state of the daemon.
 
 `kvm-portfwd port` prints a part of it: the ports of the host that lead to a domain.
+`kvm-portfwd reload` has the daemon reload its configuration, and reports the outcome.
 """
 
 import argparse
@@ -19,6 +20,7 @@ from fwdaemon import __version__
 from fwdaemon import config as configuration
 from fwdaemon.config.model import Config
 from fwdaemon.control import client
+from fwdaemon.control.protocol import CONFIGURATION_REFUSED, CallError
 from fwdaemon.core.report import ApplyResult, joined
 from fwdaemon.core.state import Desired
 from fwdaemon.core.text import printable, shown
@@ -89,6 +91,8 @@ def run(options: argparse.Namespace) -> int:
     """Ask the daemon; without one, look at the kernel and at libvirt, and say so."""
     if options.command == "port":
         return _port(options)
+    if options.command == "reload":
+        return _reload(options)
     if options.watch:
         return _watch(options)
     try:
@@ -235,3 +239,35 @@ def _nothing(options: argparse.Namespace, exposures: Collection[Mapping[str, Any
     there = f"port {options.guest[0]} of {shown(options.domain)}" if options.guest else shown(options.domain)
     reasons = dict.fromkeys(exposure["reason"] for exposure in exposures if exposure["reason"])
     return printable("; ".join([f"no port of this host leads to {there} now", *reasons]))
+
+
+# `kvm-portfwd reload`: have the daemon reload its configuration, and report the outcome.
+#
+# A reconcile may wait for a lock of iptables' for a while.
+_RELOADED_S: Final = 120.0
+_FAILED: Final = 1
+_CONFIG_REFUSED: Final = 78
+
+
+def _reload(options: argparse.Namespace) -> int:
+    """Ask, wait and print."""
+    del options
+    try:
+        result = client.call("Reload", _RELOADED_S)
+    except CallError as error:
+        if error.name != CONFIGURATION_REFUSED:
+            raise
+        _print_problems(error.parameters["problems"])
+        return _CONFIG_REFUSED
+    counted = ", ".join(f"{number} {state}" for state, number in result["counts"].items())
+    print(printable(f"{result['file']} loaded: {counted}"))
+    if result["failure"]:
+        print(printable(f"kvm-portfwd: not in the kernel yet: {result['failure']}; trying again"), file=sys.stderr)
+        return _FAILED
+    return 0
+
+
+def _print_problems(problems: list[dict[str, Any]]) -> None:
+    for problem in problems:
+        print(printable(f"{problem['file']}:{problem['line']}: {problem['text']}"), file=sys.stderr)
+    print("kvm-portfwd: configuration refused; the old one stays in force", file=sys.stderr)

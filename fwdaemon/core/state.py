@@ -13,8 +13,7 @@ from operator import attrgetter
 from typing import Final, NamedTuple
 from uuid import UUID
 
-from fwdaemon.core.admission import Admission, Gatekeeper, Place, Ranges, SourceSet, names_of
-from fwdaemon.core.bans import BEHIND
+from fwdaemon.core.bans import BEHIND, Admission, Gatekeeper, Place, Ranges, SourceSet, names_of
 from fwdaemon.core.exposures import Claim, Exposure, Forward, Kind, Nat, Owner, Route
 from fwdaemon.core.inventory import Hindrance, Move
 from fwdaemon.core.probing import Silent
@@ -256,6 +255,11 @@ class Desired:
     def limited(self) -> tuple[Exposure, ...]:
         """The exposures that not everybody may connect to whom they would take, or not as often as he likes."""
         return tuple(filter(_admission, self.exposures))
+
+    @property
+    def has_external(self) -> bool:
+        """Whether others fill any of the sets."""
+        return any(item.external for item in self.sets)
 
     @cached_property
     def used_sets(self) -> Mapping[str, SourceSet]:

@@ -12,7 +12,7 @@ from itertools import compress, repeat
 from operator import is_not
 from typing import Final, TypeAlias, TypeVar
 
-from fwdaemon.core.admission import Place
+from fwdaemon.core.bans import Place
 from fwdaemon.core.types import Family, Gate
 from fwdaemon.nftables.admission import DENY
 from fwdaemon.nftables.dispatch_chains import EVERY_ADDRESS, EVERYWHERE, NOWHERE, ONE_ADDRESS, TARGETS, MapKey, MapKeys

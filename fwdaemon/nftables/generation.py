@@ -15,10 +15,9 @@ from dataclasses import dataclass, replace
 
 from fwdaemon.core.report import Actor, ActorKind, RulesChanged
 from fwdaemon.errors import KernelError
-from fwdaemon.kernel.externals import Externals
 from fwdaemon.kernel.netlink import NETFILTER, Message, NetlinkSocket, Subscription, attributes, messages
 from fwdaemon.kernel.process import Runner
-from fwdaemon.nftables.external import Hearing
+from fwdaemon.nftables.external import Externals, Hearing
 from fwdaemon.nftables.model import TABLE_NAME
 
 _NFNLGRP_NFTABLES = 7

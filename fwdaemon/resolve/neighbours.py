@@ -197,3 +197,19 @@ def forwarded(networks: Iterable[Network]) -> Iterator[tuple[Family, str]]:
 def lies_in(address: Address, subnets: Iterable[Subnet]) -> bool:
     """Whether an address is in any of them."""
     return any(address.version == subnet.version and address in subnet for subnet in subnets)
+
+
+def elsewhere(
+    listening: AbstractSet[Address | None], public: AbstractSet[Address], routes: Iterable[Route], inventory: Inventory
+) -> Iterator[Address]:
+    """Give the listening addresses that would be on a link of the host that leads away, if any machine there has them.
+
+    One that is routed to the host from farther off needs not be held by it, and those of guests are their own.
+    """
+    own = {host.address for host in inventory.host_addresses} | public
+    inside = {network.bridge for network in inventory.every_network if network.own_bridge}
+    links = [host.subnet for host in inventory.host_addresses if host.device not in inside]
+    routed = [route.subnet for route in routes]
+    for address in listening:
+        if address is not None and address not in own and lies_in(address, links) and not lies_in(address, routed):
+            yield address

@@ -23,7 +23,7 @@ from fwdaemon.core.types import Address, Family, Subnet
 from fwdaemon.resolve.claims import Key
 from fwdaemon.resolve.expansion import Assignments, Before, Expander, Expansion, aged
 from fwdaemon.resolve.guests import Absence, Chosen, Guest, GuestFinder, bridge_of, namesake, namesakes_of_networks
-from fwdaemon.resolve.neighbours import closed, forwarded, homes, inside, lies_in, proxied, unseen
+from fwdaemon.resolve.neighbours import closed, elsewhere, forwarded, homes, inside, proxied, unseen
 from fwdaemon.resolve.sharing import Allocator, Grants
 
 _T = TypeVar("_T")
@@ -173,6 +173,7 @@ class Placement:
         known = (network.subnets for network in inventory.every_network if network.active)
         forwards = _united(entry.forwards for entry in placed)
         nats, routes = _united(entry.nats for entry in placed), _united(entry.routes for entry in placed)
+        public = frozenset(nat.public for nat in nats)
         state = Desired(
             forwards,
             nats,
@@ -186,8 +187,8 @@ class Placement:
             inside=frozenset(inside(inventory.every_network)) - uplinks,
             closed=frozenset(item for item in closed(inventory.every_network) if item[1] not in uplinks),
             forwarded=frozenset(forwarded(inventory.every_network)),
-            elsewhere=frozenset(_elsewhere(forwards, nats, routes, inventory)),
-            unheld=frozenset(nat.public for nat in nats) - {host.address for host in inventory.host_addresses},
+            elsewhere=frozenset(elsewhere(set(map(_listen, forwards)), public, routes, inventory)),
+            unheld=public - {host.address for host in inventory.host_addresses},
             proxied=proxied(routes, inventory),
             silent=_united(entry.silent for entry in placed) | unseen(routes, inventory),
             localhost=config.daemon.localhost,
@@ -203,10 +204,9 @@ class Placement:
             sets=config.sets,
             barred=config.daemon.barred,
         )
-        # Other programs find their sets there, whatever is live.
-        others = frozenset(Family) if any(item.external for item in config.sets) else frozenset[Family]()
         return state.knowing(
-            others.union(_united(entry.families for entry in placed)),
+            # Other programs find their sets there, whatever is live.
+            _united(entry.families for entry in placed).union(Family if state.has_external else ()),
             _united(entry.bridge_ports for entry in placed),
             _united(entry.bridges for entry in placed),
         )
@@ -314,8 +314,7 @@ def _route(entry: RouteEntry, network: Network | None) -> _Placed:
         owner = Owner(entry.network, "network")
         return _Placed(waiting=(Waiting(owner, bridge.reason, entry.origin, bridge.stopped),))
     let_out = network is not None and _lets_out(network, entry.subnet)
-    admission = entry.admission and entry.admission.of(Family.of(entry.subnet))
-    route = Route(entry.network, entry.subnet, bridge, entry.proxy, entry.origin, let_out, admission)
+    route = Route(entry.network, entry.subnet, bridge, entry.proxy, entry.origin, let_out, entry.admission)
     bridges = frozenset({(route.family, bridge)})
     return _Placed(routes=frozenset({route}), families=frozenset({route.family}), bridges=bridges)
 
@@ -325,22 +324,6 @@ def _lets_out(network: Network, subnet: Subnet) -> bool:
     own = (other for other in network.subnets if other.version == subnet.version)
     is_own = any(subnet.subnet_of(other) for other in own)  # type: ignore[arg-type]  # the family is one
     return network.unfiltered or (network.forwards and is_own)
-
-
-def _elsewhere(
-    forwards: Iterable[Forward], nats: Iterable[Nat], routes: Iterable[Route], inventory: Inventory
-) -> Iterator[Address]:
-    """Give the listening addresses that would be on a link of the host that leads away, if any machine there has them.
-
-    One that is routed to the host from farther off needs not be held by it, and those of guests are their own.
-    """
-    own = {host.address for host in inventory.host_addresses} | {nat.public for nat in nats}
-    inside = {network.bridge for network in inventory.every_network if network.own_bridge}
-    links = [host.subnet for host in inventory.host_addresses if host.device not in inside]
-    routed = [route.subnet for route in routes]
-    for address in set(map(_listen, forwards)) - own - {None}:
-        if lies_in(address, links) and not lies_in(address, routed):
-            yield address
 
 
 @lru_cache(maxsize=1024)
@@ -356,13 +339,13 @@ def _united(sets: Iterable[frozenset[_T]]) -> frozenset[_T]:
 def _one_to_one(entry: NatEntry, guest: Guest) -> Nat:
     plugged = guest.bridge, guest.bridge_port
     mac = guest.interface.mac
-    admission = entry.admission and entry.admission.of(Family.of(entry.public))
-    return Nat(guest.domain.name, entry.public, guest.address, entry.assign, *plugged, entry.origin, mac, admission)
+    return Nat(
+        guest.domain.name, entry.public, guest.address, entry.assign, *plugged, entry.origin, mac, entry.admission
+    )
 
 
 def _forwards(entry: ForwardEntry, guest: Guest) -> Iterator[Forward]:
     family = Family.of(guest.address)
-    admission = entry.admission and entry.admission.of(family)
     for mapping in entry.mappings:
         for listen in _listens(entry, mapping, family):
             yield Forward(
@@ -379,7 +362,7 @@ def _forwards(entry: ForwardEntry, guest: Guest) -> Iterator[Forward]:
                 bridge_port=guest.bridge_port,
                 origin=mapping.origin,
                 auto=mapping.auto,
-                admission=admission,
+                admission=entry.admission and entry.admission.of(family),
             )
 
 

@@ -20,12 +20,12 @@ from fwdaemon.config.files import read_regular, weak_points
 from fwdaemon.config.loader import read_list_file
 from fwdaemon.config.model import Config
 from fwdaemon.config.sets import MOST_LIST_BYTES, read_list
-from fwdaemon.core.admission import Element, Place, SourceSet
+from fwdaemon.core.bans import Element, Place, SourceSet
 from fwdaemon.core.text import GrammarError, printable
 from fwdaemon.core.types import Family
 from fwdaemon.errors import PortfwdError, Problem
-from fwdaemon.kernel.externals import Externals, now
 from fwdaemon.kernel.process import Worker
+from fwdaemon.nftables.external import Externals, now
 
 _log = logging.getLogger(__name__)
 

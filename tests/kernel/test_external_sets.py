@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from fwdaemon.core.admission import Admission, Element, SourceSet
+from fwdaemon.core.bans import Admission, Element, SourceSet
 from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Family, Origin
-from fwdaemon.kernel.externals import Externals
 from fwdaemon.kernel.process import Finished, SystemRunner
 from fwdaemon.nftables.backend import NftablesBackend
+from fwdaemon.nftables.external import Externals
 from fwdaemon.nftables.generation import Announcements, Commits, open_monitor
 from fwdaemon.nftables.model import TABLE_NAME
 from tests.lab.command import run

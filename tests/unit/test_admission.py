@@ -10,13 +10,13 @@ import pytest
 from fwdaemon.config import load, load_guarded, parse
 from fwdaemon.config.model import Config
 from fwdaemon.config.sets import MOST_NETWORKS, read_list
-from fwdaemon.core.admission import Admission, Element, Gatekeeper, Ranges, Rate, SourceSet
+from fwdaemon.core.bans import Admission, Element, Gatekeeper, Ranges, Rate, SourceSet
 from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Family, Origin, Protocol
 from fwdaemon.errors import ConfigError
 from fwdaemon.explain.report import Cause
-from fwdaemon.kernel.externals import Added, Externals
 from fwdaemon.nftables.difference import difference
+from fwdaemon.nftables.external import Added, Externals
 from fwdaemon.nftables.ruleset import tables
 from fwdaemon.nftables.table_cache import TableCache
 from fwdaemon.resolve.flows import Flow, Judge
