@@ -89,7 +89,7 @@ class Daemon:
         self._trigger_queue = queue = TriggerQueue()
         self._reloads, feed = Reloads(queue.reload), Feed()
         self._records = Records(path, start.config, feed.publish)
-        count = UsageReader(self._netfilter.counters).read
+        count = UsageReader(self._netfilter.counters, self._netfilter.dropped).read
         manager = Manager(self._records, feed, Inquiries(self._connections, self._reloads.ask, count))
         self._control = ControlSocket(manager, parts.socket, self._write_anew)
         self._pulse = Pulse(self._summary, self._control.check)

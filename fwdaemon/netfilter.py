@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol
 
 from fwdaemon.config.model import BackendChoice
 from fwdaemon.core.exposures import Exposure
-from fwdaemon.core.report import LIBVIRT_TABLE, ApplyResult, Presence, RulesChanged, Stamp, joined, tried
+from fwdaemon.core.report import LIBVIRT_TABLE, ApplyResult, Dropped, Presence, RulesChanged, Stamp, joined, tried
 from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Family
 from fwdaemon.errors import PortfwdError, ProcessError
@@ -141,6 +141,10 @@ class Backend(Rules, Protocol):
         """Read how many connections were counted; on a thread of its own, beside all other methods."""
         ...
 
+    def dropped(self, desired: Desired) -> Dropped:
+        """Read how many first packets were dropped, for who sent them or how often; beside all other methods."""
+        ...
+
     def stamp(self) -> Stamp:
         """Give a value that differs after any change in this rule system."""
         ...
@@ -226,6 +230,10 @@ class Netfilter:
     def counters(self, desired: Desired) -> Mapping[Exposure, int]:
         """See `Backend.counters`; where the rules are, or belong."""
         return (self._location or self._chosen(full=True)).backend.counters(desired)
+
+    def dropped(self, desired: Desired) -> Dropped:
+        """See `Backend.dropped`; where the rules are, or belong."""
+        return (self._location or self._chosen(full=True)).backend.dropped(desired)
 
     def held(self) -> frozenset[Family]:
         """See `Rules.held`; in any rule system."""

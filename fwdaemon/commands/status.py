@@ -70,7 +70,8 @@ def status_without_daemon(path: Path) -> Status:
         confined=tuple(sorted(netfilter.confined())),
         confined_interfaces=tuple(sorted({name for _, name in netfilter.switched()})),
     )
-    return Status(header, rows(facts, UsageReader(netfilter.counters).read(desired)))
+    readings = UsageReader(netfilter.counters, netfilter.dropped).read(desired)
+    return Status(header, rows(facts, readings), readings.dropped.by_set)
 
 
 def _observe(config: Config, desired: Desired, netfilter: Netfilter) -> ApplyResult:

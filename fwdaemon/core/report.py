@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
+from types import MappingProxyType
 from typing import Generic, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from fwdaemon.core.exposures import Exposure
@@ -248,6 +249,13 @@ class Counted(Generic[_Counter]):
             if (exposure := rules.get(rule)) is not None:
                 found[exposure] = found.get(exposure, 0) + number
         return found
+
+
+class Dropped(NamedTuple):
+    """First packets that were dropped: by exposure, for `deny` of addresses and limits, and by the set that denied."""
+
+    by_exposure: Mapping[Exposure, int] = MappingProxyType({})
+    by_set: Mapping[str, int] = MappingProxyType({})
 
 
 # What one reconcile did: for the audit, the status, the metrics and the stream of changes.

@@ -12,6 +12,7 @@ from fwdaemon.core.report import (
     LIBVIRT_CHAIN,
     ApplyResult,
     Counted,
+    Dropped,
     GateChange,
     Presence,
     RulesChanged,
@@ -182,6 +183,11 @@ class LegacyBackend:
         """See `Backend.counters`."""
         desired, _ = self._admissible(desired)
         return self._counted.of(desired, chain.from_iterable(map(_packets, sorted(desired.families))))
+
+    def dropped(self, desired: Desired) -> Dropped:
+        """See `Backend.dropped`: what would drop any stays closed."""
+        del desired
+        return Dropped()
 
     def _remove(self) -> ApplyResult:
         """Take our own rules away; gates stay."""

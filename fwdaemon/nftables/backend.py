@@ -13,6 +13,7 @@ from fwdaemon.core.report import (
     LIBVIRT_TABLE,
     ApplyResult,
     Counted,
+    Dropped,
     GateChange,
     Presence,
     RulesChanged,
@@ -41,7 +42,7 @@ from fwdaemon.nftables.external import ExternalKeeper, Externals
 from fwdaemon.nftables.gates import GateState, gate_script, is_iptables_gate
 from fwdaemon.nftables.generation import Commits, RulesMonitor, current_generation, following_generation
 from fwdaemon.nftables.model import TABLE_NAME, Table, table_name
-from fwdaemon.nftables.readback import Counter, counting_rules, read_packets
+from fwdaemon.nftables.readback import Counter, counting_rules, denied_by_set, dropping_rules, read_packets
 from fwdaemon.nftables.ruleset import labels_of, newcomers_from, refusal_script, tables, uplinks_of
 from fwdaemon.nftables.table_cache import TableCache
 from fwdaemon.resolve.flows import Ended, Flow
@@ -81,7 +82,7 @@ class NftablesBackend:
         self._runner = runner
         self._commits = commits or Commits(runner)
         self._observer = Observer(runner)
-        self._counted = Counted(counting_rules)
+        self._counted, self._refusing = Counted(counting_rules), Counted(dropping_rules)
         self._gates_only = False
         self._forget()
 
@@ -148,6 +149,13 @@ class NftablesBackend:
     def counters(self, desired: Desired) -> Mapping[Exposure, int]:
         """See `Backend.counters`."""
         return self._counted.of(desired, chain.from_iterable(map(self._packets, sorted(desired.families))))
+
+    def dropped(self, desired: Desired) -> Dropped:
+        """See `Backend.dropped`."""
+        if desired.gatekeeper() is None:
+            return Dropped()
+        packets = [*chain.from_iterable(map(self._packets, sorted(desired.families)))]
+        return Dropped(self._refusing.of(desired, packets), denied_by_set(packets))
 
     def close(self) -> None:
         """See `Backend.close`: nothing of this one runs beside us."""

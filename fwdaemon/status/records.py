@@ -17,7 +17,7 @@ from fwdaemon import __version__
 from fwdaemon.audit.causes import format_cause
 from fwdaemon.config.model import Config
 from fwdaemon.core.exposures import Exposure
-from fwdaemon.core.report import Cause, Change, ReconcileReport
+from fwdaemon.core.report import Cause, Change, Dropped, ReconcileReport
 from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Family
 from fwdaemon.errors import KernelError, Problem
@@ -189,16 +189,20 @@ def _now() -> datetime:
 class UsageReader:
     """Reads how exposures are used. Its methods block; call them from one thread at a time."""
 
-    def __init__(self, counters: Callable[[Desired], Mapping[Exposure, int]]) -> None:
-        """Take what gives the connections that rules have counted."""
-        self._counters = counters
+    def __init__(
+        self,
+        counters: Callable[[Desired], Mapping[Exposure, int]],
+        dropped: Callable[[Desired], Dropped] = lambda _: Dropped(),
+    ) -> None:
+        """Take what gives the connections that rules have counted, and what they have dropped."""
+        self._counters, self._dropped = counters, dropped
         self._elsewhere = Elsewhere()
 
     def read(self, desired: Desired) -> Readings:
         """Read all there is about what the kernel holds."""
         not_forwarding = frozenset(family for family in desired.families if not forwarding.is_on(family))
         elsewhere = self._elsewhere.holders(desired.elsewhere | desired.handed_over)
-        return Readings(self._counters(desired), _open(desired), not_forwarding, elsewhere)
+        return Readings(self._counters(desired), _open(desired), not_forwarding, elsewhere, self._dropped(desired))
 
 
 def _open(desired: Desired) -> Mapping[Exposure, tuple[int, int | None]] | None:

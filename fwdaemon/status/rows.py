@@ -10,6 +10,7 @@ from fwdaemon.audit.causes import why
 from fwdaemon.config.model import Config, Entry
 from fwdaemon.core.exposures import Claim, Exposure, Kind, Owner
 from fwdaemon.core.inventory import Hindrance, HindranceKind
+from fwdaemon.core.report import Dropped
 from fwdaemon.core.state import Desired, Waiting
 from fwdaemon.core.text import printable
 from fwdaemon.core.types import Address, Family, Origin
@@ -53,6 +54,7 @@ class Readings:
     open: Mapping[Exposure, tuple[int, int | None]] | None = None
     not_forwarding: frozenset[Family] = frozenset()
     elsewhere: Mapping[Address, str] = field(default_factory=dict)
+    dropped: Dropped = field(default_factory=Dropped)
 
 
 def rows(facts: Facts, readings: Readings) -> tuple[Row, ...]:
@@ -105,9 +107,10 @@ def _refusal(exposure: Exposure, facts: Facts, readings: Readings) -> str:
 def _usage(exposure: Exposure, facts: Facts, readings: Readings) -> Usage:
     connections = readings.connections.get(exposure)
     since = facts.since.get(exposure) if connections is not None else None
+    dropped = readings.dropped.by_exposure.get(exposure, 0) if exposure.admission is not None else None
     if readings.open is None:
-        return Usage(connections, since)
-    return Usage(connections, since, *readings.open.get(exposure, (0, None)))
+        return Usage(connections, since, dropped=dropped)
+    return Usage(connections, since, *readings.open.get(exposure, (0, None)), dropped=dropped)
 
 
 # --- what waits ------------------------------------------------------------------------------------------------------

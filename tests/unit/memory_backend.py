@@ -9,7 +9,7 @@ from functools import partial
 from typing import Final
 
 from fwdaemon.core.exposures import Exposure, Forward, Nat
-from fwdaemon.core.report import Actor, ActorKind, ApplyResult, GateChange, Presence, RulesChanged, Stamp
+from fwdaemon.core.report import Actor, ActorKind, ApplyResult, Dropped, GateChange, Presence, RulesChanged, Stamp
 from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Address, Family, Gate, Subnet
 from fwdaemon.errors import KernelError, ProcessError
@@ -197,6 +197,11 @@ class MemoryBackend:
     def counters(self, desired: Desired) -> Mapping[Exposure, int]:
         """See `Backend.counters`."""
         return dict.fromkeys([*desired.forwards, *desired.nats], 0)
+
+    def dropped(self, desired: Desired) -> Dropped:
+        """See `Backend.dropped`: what would drop any stays closed."""
+        del desired
+        return Dropped()
 
     def stamp(self) -> Stamp:
         """See `Backend.stamp`."""
