@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from ipaddress import ip_network
 from pathlib import Path
 
@@ -10,6 +10,7 @@ import pytest
 
 from fwdaemon.core.bans import Admission, Rate, SourceSet
 from fwdaemon.core.exposures import Exposure
+from fwdaemon.core.report import Dropped
 from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Origin
 from fwdaemon.netfilter import Backend
@@ -31,16 +32,33 @@ def legacy(request: pytest.FixtureRequest) -> bool:
     return legacy
 
 
+@dataclass
+class Counted:
+    """The rule system, what was asked of it, and what it counted."""
+
+    rules: Backend
+    state: Desired = field(default_factory=Desired)
+
+    def dropped(self) -> Dropped:
+        return self.rules.dropped(self.state)
+
+
 @pytest.fixture
-def admit(machines: Topology, rules: Backend, *, legacy: bool) -> Admit:
+def counted(rules: Backend) -> Counted:
+    return Counted(rules)
+
+
+@pytest.fixture
+def admit(machines: Topology, counted: Counted, *, legacy: bool) -> Admit:
     """Open something with sets of these names, and deny to all what is `barred`."""
     del machines
     nothing = Desired(guest_subnets=GUESTS, homes=HOMES, uplinks=frozenset({"eth0"}), gates=() if legacy else (GATE,))
 
     def open_(*exposures: Exposure, sets: tuple[SourceSet, ...] = (), barred: Admission | None = None) -> None:
         state = replace(nothing.having(exposures), sets=sets, barred=barred)
-        assert not rules.apply(state, full=True).faults
-        assert not rules.apply(state, full=True).changed
+        counted.state = state
+        assert not counted.rules.apply(state, full=True).faults
+        assert not counted.rules.apply(state, full=True).changed
 
     return open_
 
@@ -71,10 +89,11 @@ DROPPED = Answer(Outcome.TIMED_OUT)
 
 
 def test_who_is_in_a_set_that_is_denied_is_dropped_and_others_are_served(
-    machines: Topology, admit: Admit, plan: Plan, third: str
+    machines: Topology, admit: Admit, plan: Plan, third: str, counted: Counted
 ) -> None:
     admit(web(plan, Admission(denied=("bad",))), sets=(named("bad", plan.outside),))
     assert tcp(machines, plan.public, plan.outside) == DROPPED
+    assert counted.dropped().by_set["bad"] >= 1
     assert tcp(machines, plan.public, third).text == f"mail {third}"
     assert machines.peer.tcp(plan.public, PORT).text.startswith("mail ")
 
@@ -138,12 +157,15 @@ def test_one_to_one_addresses_and_routes_deny_by_themselves(
     assert tcp(machines, plan.public, plan.outside).answered
 
 
-def test_new_connections_over_the_rate_are_dropped_and_others_may_go_on(
-    machines: Topology, admit: Admit, plan: Plan, third: str
+def test_new_connections_over_the_rate_are_dropped_and_counted_and_others_may_go_on(
+    machines: Topology, admit: Admit, plan: Plan, third: str, counted: Counted
 ) -> None:
     admit(web(plan, Admission(rate=Rate(2, "day"))))
     assert [tcp(machines, plan.public, plan.outside).answered for _ in range(3)] == [True, True, False]
     assert tcp(machines, plan.public, third).answered
+    (served,) = counted.state.forwards
+    assert counted.dropped().by_exposure[served] >= 1
+    assert counted.rules.counters(counted.state)[served] == 3
 
 
 def test_connections_over_the_most_that_may_be_open_are_dropped_until_one_ends(

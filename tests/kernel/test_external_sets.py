@@ -5,20 +5,23 @@ import re
 import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 
 import pytest
 
-from fwdaemon.core.bans import Admission, Element, SourceSet
+from fwdaemon.core.bans import Admission, Element, Rate, SourceSet
 from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Family, Origin
+from fwdaemon.explain.gather import Kernel
 from fwdaemon.kernel.process import Finished, SystemRunner
 from fwdaemon.nftables.backend import NftablesBackend
 from fwdaemon.nftables.external import Externals
 from fwdaemon.nftables.generation import Announcements, Commits, open_monitor
 from fwdaemon.nftables.model import TABLE_NAME
+from fwdaemon.rulesets.evaluation import pass_through
 from tests.lab.command import run
+from tests.unit.explaining import AROUND, packet
 from tests.unit.forwards import forward
 
 HERE = Origin(Path("/etc/portfwd.toml"), 1)
@@ -220,6 +223,25 @@ def test_a_large_set_is_filled_after_all_else_is_there_and_lets_nobody_by_until_
     assert "11.0.11.1" in "".join(rest)
     assert "11.0.11.1" in nft("list", "set", "ip", TABLE_NAME, "set_big")
     assert not host.apply(state)
+
+
+def test_the_evaluator_of_explain_reads_sets_of_every_kind(host: Host) -> None:
+    networks = map(ip_network, ("203.0.113.0/24", "198.51.100.7"))
+    bad = SourceSet.of("bad", HERE, networks)
+    denying = replace(WEB, admission=Admission(denied=("bad",), rate=Rate(3, "minute"), max_open=4))
+    host.apply(replace(STATE, forwards=frozenset({denying}), sets=(BANNED, bad)))
+    ban("198.51.100.99")
+    chains = [chain for chain in Kernel(host.runner).chains() if (chain.family, chain.name) == ("ip", "prerouting")]
+    (chain,) = chains
+    for source, is_led in (
+        ("203.0.113.9", False),
+        ("198.51.100.7", False),
+        ("198.51.100.99", False),
+        ("192.0.2.1", True),
+    ):
+        passed = pass_through(chain, [packet(source=ip_address(source))], AROUND)
+        assert bool(passed.packets) is is_led
+    assert {item.destination for item in passed.packets} == {WEB.target}
 
 
 def recording(scripts: list[str]) -> Callable[..., Finished]:
