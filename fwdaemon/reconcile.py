@@ -273,9 +273,8 @@ class Reconciler:
         """Have connections ended that no exposure carries any more, and those that a new one takes over."""
         desired = report.desired
         banned = self._rules.externals.take_added()
-        gatekeeper = self._gatekeeper(desired)
         if before is None:
-            self._sweeper.sweep(replace(_first_sweep(report, request), gatekeeper=gatekeeper))
+            self._sweeper.sweep(replace(_first_sweep(report, request), gatekeeper=self._gatekeeper(desired)))
             return
         if desired is before.desired and not report.result.changed and not any(banned):
             return
@@ -288,11 +287,13 @@ class Reconciler:
         changed_by_others = report.result.changed and (bool(request.actors) or not (added or removed))
         strangers = _strangers(report, request) if changed_by_others or report.result.damaged else None
         barring = (desired.sets, desired.barred) != (before.desired.sets, before.desired.barred) or banned.many
-        if gatekeeper is None:
+        if desired.gatekeeper() is None:
             barring, banned = False, Added()
         if added or ended or taken_over or old_labels or fewer or strangers or barring or banned.addresses:
             sweep = self._sweep(before, desired, request, ended, added)
-            sweep = replace(sweep, gatekeeper=gatekeeper, barred=banned.addresses, removed=None if barring else ended)
+            barred = banned.addresses
+            sweep = replace(sweep, gatekeeper=self._gatekeeper(desired), barred=barred)
+            sweep = replace(sweep, removed=None if barring else ended)
             sweep = replace(sweep, taken_over=taken_over, old_labels=old_labels, fewer_uplinks=fewer)
             sweep = replace(sweep, strangers=strangers)
             self._sweeper.sweep(replace(sweep, provoked=request.provoked))

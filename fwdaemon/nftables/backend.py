@@ -267,6 +267,7 @@ class NftablesBackend:
                 _log.debug("looking again after: %s", error)
                 # Also for gates that are not wanted any more: nothing of what was seen has been done.
                 self._observed = self._wanted = None
+        self._keeper.give_up()
         return self._reconcile(desired, self._strange(desired))
 
     def _observe(self, desired: Desired, *, full: bool) -> Observed:

@@ -5,6 +5,7 @@ not known what changed. Source: `NFTA_SET_ELEM_*` in linux/netfilter/nf_tables.h
 it begins and where the next address is no longer in it.
 """
 
+import logging
 import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -19,6 +20,8 @@ from fwdaemon.core.types import Address, Family
 from fwdaemon.kernel.netlink import Message, attributes, nested
 from fwdaemon.nftables.admission import DENY, LARGE, external_name, set_name, unfilled
 from fwdaemon.nftables.model import TABLE_NAME, Chain, Rule, Table, element_lines, table_name
+
+_log = logging.getLogger(__name__)
 
 
 # What other programs keep in external sets, as it was seen last.
@@ -217,6 +220,7 @@ class ExternalKeeper:
         """Take what lists the elements of a set of our table in the kernel."""
         self._externals, self._listed = externals, listed
         self._pending: set[Place] = set()
+        self._gives_up = False
 
     def expect(self, desired: Desired) -> None:
         """Say which sets there are."""
@@ -256,7 +260,7 @@ class ExternalKeeper:
 
     def refilling(self, places: Collection[Place]) -> str:
         """Write what puts elements back into sets that are being made, and into those that wait for it."""
-        return self._refilling(self._pending.union(places))
+        return "" if self._gives_up else self._refilling(self._pending.union(places))
 
     def _refilling(self, places: Iterable[Place]) -> str:
         return "".join(f"{line}\n" for place in sorted(places) for line in _put_back(self._externals, place))
@@ -264,6 +268,13 @@ class ExternalKeeper:
     def done(self) -> None:
         """Say that this was committed."""
         self._pending.clear()
+        self._gives_up = False
+
+    def give_up(self) -> None:
+        """Put nothing back the next time: all else goes before what the kernel may have refused."""
+        if not self._gives_up and self._externals.names:
+            _log.warning("what others had put into sets may be lost: the kernel refused to take it back")
+        self._gives_up = True
 
 
 def external_places(tables: Mapping[Family, Table]) -> Iterator[Place]:

@@ -23,7 +23,7 @@ from fwdaemon.config.sets import MOST_LIST_BYTES, read_list
 from fwdaemon.core.bans import Element, Place, SourceSet
 from fwdaemon.core.text import GrammarError, printable
 from fwdaemon.core.types import Family
-from fwdaemon.errors import PortfwdError, Problem
+from fwdaemon.errors import KernelError, PortfwdError, Problem
 from fwdaemon.kernel.process import Worker
 from fwdaemon.nftables.external import Externals, now
 
@@ -32,6 +32,8 @@ _log = logging.getLogger(__name__)
 _PERIOD_S: Final = 1.0
 # What others change in a moment is written, and acted on, together.
 _BURST_S: Final = 0.3
+# With many elements, so much later for each of them: all of them are written.
+_MORE_S: Final = 1 / 20_000
 
 Signature: TypeAlias = tuple[int, ...]
 
@@ -59,7 +61,10 @@ class SetKeeper:
         trouble: Callable[[tuple[str, ...]], None],
         externals: Externals,
         state: Path,
+        period: float = _PERIOD_S,
     ) -> None:
+        """Look at files each `period` seconds."""
+        self._period = period
         self._changed, self._keep, self._trouble = changed, keep, trouble
         self._externals, self._elements = externals, KeptElements(state)
         self._config: Config | None = None
@@ -107,7 +112,7 @@ class SetKeeper:
     # --- files --------------------------------------------------------------------------------------------------------
 
     def _look_later(self) -> None:
-        self._next = asyncio.get_running_loop().call_later(_PERIOD_S, self._look)
+        self._next = asyncio.get_running_loop().call_later(self._period, self._look)
 
     def _look(self) -> None:
         config = self._config
@@ -153,7 +158,8 @@ class SetKeeper:
     def _burst(self, loop: asyncio.AbstractEventLoop) -> None:
         if not self._bursting:
             self._bursting = True
-            loop.call_later(_BURST_S, self._settle)
+            held = sum(map(len, self._externals.everything(now()).values()))
+            loop.call_later(_BURST_S + held * _MORE_S, self._settle)
 
     def _settle(self) -> None:
         self._bursting = False
@@ -179,11 +185,14 @@ def _read_changed(items: list[SourceSet], seen: dict[Path, Signature], lists: di
     for item in items:
         if item.file is None or seen.get(item.file) == (signature := _signature(item.file)):
             continue
+        try:
+            read = _read(item, item.file, lists.get(item.file))
+        except KernelError as error:  # the machine is short of what it takes: that is no fault of the file
+            _log.debug("the file of a set is read later: %s", error)
+            continue
         seen[item.file] = signature
-        if (read := _read(item, item.file, lists.get(item.file))) is not None:
+        if read is not None:
             found.append(read)
-            lists.pop(item.file, None)
-        if read is not None and not read.problems:
             lists[item.file] = read.text
     return found
 
