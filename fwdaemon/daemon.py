@@ -45,7 +45,7 @@ from fwdaemon.status.notify import Pulse
 from fwdaemon.status.records import Records, UsageReader
 from fwdaemon.status.reloads import STATE, ConfigReader, Reloads, Start, Written
 from fwdaemon.status.rows import summary
-from fwdaemon.status.sets import SetKeeper
+from fwdaemon.status.sets import SetKeeper, Told
 from fwdaemon.triggers import TriggerQueue, Triggers
 
 _log = logging.getLogger(__name__)
@@ -102,8 +102,8 @@ class Daemon:
         self._inventories = Inventories(sources, queue, budgets, bounded, self._backoff())
         self._worker = Worker("reconcile")
         self._reading = ConfigReader(self._read, queue.wake, self._records.late, self._pauses.reading)
-        news = queue.set_changed, self._written.keep_list, self._records.sets_refused
-        self._sets = SetKeeper(*news, self._netfilter.externals, parts.state)
+        told = Told(queue.set_changed, self._written.keep_list, self._records.sets_refused)
+        self._sets = SetKeeper(told, self._netfilter.externals, parts.state)
         self._log_start(start)
         self._reporter = Reporter(manager.status, feed)
         manager.metrics = self._reporter.text

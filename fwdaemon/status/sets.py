@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
 from fwdaemon.audit import lines
 from fwdaemon.config.files import read_regular, weak_points
@@ -47,25 +47,24 @@ class Read:
     problems: tuple[Problem, ...] = ()
 
 
-class SetKeeper:
-    """Both of it; `changed` is called on the loop's thread with the file, or without one if others changed a set.
+class Told(NamedTuple):
+    """What is called on the loop's thread: with the file that `changed`, or without one if others changed a set.
 
-    `keep` is called with the text of each file that changed, and `trouble` with what is wrong with some. All is used on
-    the loop's thread, but `applied`.
+    `keep` is called with the text of each file that changed, and `trouble` with what is wrong with some.
     """
 
-    def __init__(
-        self,
-        changed: Callable[[Path | None], None],
-        keep: Callable[[Path, bytes], None],
-        trouble: Callable[[tuple[str, ...]], None],
-        externals: Externals,
-        state: Path,
-        period: float = _PERIOD_S,
-    ) -> None:
+    changed: Callable[[Path | None], None]
+    keep: Callable[[Path, bytes], None]
+    trouble: Callable[[tuple[str, ...]], None]
+
+
+class SetKeeper:
+    """Both of it. All is used on the loop's thread, but `applied`."""
+
+    def __init__(self, told: Told, externals: Externals, state: Path, period: float = _PERIOD_S) -> None:
         """Look at files each `period` seconds."""
         self._period = period
-        self._changed, self._keep, self._trouble = changed, keep, trouble
+        self._changed, self._keep, self._trouble = told
         self._externals, self._elements = externals, KeptElements(state)
         self._config: Config | None = None
         self._applied: Config | None = None

@@ -15,7 +15,7 @@ from fwdaemon.core.types import Family, Origin
 from fwdaemon.netfilter import Netfilter
 from fwdaemon.nftables.external import Externals, now
 from fwdaemon.reconcile import Reconciler
-from fwdaemon.status.sets import KeptElements, SetKeeper
+from fwdaemon.status.sets import KeptElements, SetKeeper, Told
 from tests.unit.backend_behaviour import FLOW, STATE
 from tests.unit.memory_backend import MemoryBackend, NoProgram
 from tests.unit.reconcile_bench import Bench
@@ -33,6 +33,9 @@ class Heard:
     changed: list[Path | None] = field(default_factory=list)
     kept: dict[Path, bytes] = field(default_factory=dict)
     trouble: tuple[str, ...] = ()
+
+    def told(self) -> Told:
+        return Told(self.changed.append, self.keep, self.be_troubled)
 
     def keep(self, file: Path, text: bytes) -> None:
         self.kept[file] = text
@@ -75,7 +78,7 @@ def test_a_file_is_read_again_and_one_that_is_wrong_changes_nothing(listed: Path
     heard, loaded = Heard(), load_guarded(listed.with_name("portfwd.toml"))
 
     async def follow() -> None:
-        keeper = SetKeeper(heard.changed.append, heard.keep, heard.be_troubled, Externals(), listed.parent, 0.01)
+        keeper = SetKeeper(heard.told(), Externals(), listed.parent, 0.01)
         keeper.begin(loaded.config, loaded.lists)
 
         def there() -> list[str]:
@@ -105,7 +108,7 @@ def test_what_others_had_in_sets_outlives_the_daemon(listed: Path) -> None:
     loaded, state = load_guarded(listed.with_name("portfwd.toml")), listed.parent
 
     async def live(externals: Externals, act: Callable[[], None]) -> None:
-        keeper = SetKeeper(heard.changed.append, heard.keep, heard.be_troubled, externals, state)
+        keeper = SetKeeper(heard.told(), externals, state)
         keeper.begin(loaded.config, loaded.lists)
         externals.names = frozenset({"banned"})
         act()
