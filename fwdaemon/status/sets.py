@@ -85,7 +85,6 @@ class SetKeeper:
         loop = asyncio.get_running_loop()
         self._externals.news = lambda: loop.call_soon_threadsafe(self._burst, loop)
         self.configure(config, lists)
-        self._look_later()
 
     def configure(self, config: Config, lists: Mapping[Path, bytes]) -> None:
         """Follow the files of another configuration, which were read with it: `lists` is what was in them."""
@@ -93,6 +92,8 @@ class SetKeeper:
         self._newest, self._wrong, self._seen = {}, {}, {}
         self._lists = dict(lists)
         self._trouble(())
+        if self._next is None and any(item.file is not None for item in config.sets):
+            self._look_later()
 
     def applied(self, config: Config) -> Config:
         """Give a configuration with what is in the files of its sets now; any thread may ask."""
@@ -116,8 +117,8 @@ class SetKeeper:
     def _look(self) -> None:
         config = self._config
         items = [item for item in config.sets if item.file is not None] if config is not None else []
-        if not items:
-            self._look_later()
+        if not items:  # nothing wakes up for it
+            self._next = None
             return
         seen, lists = self._seen, self._lists
         reading = self._worker.submit(lambda: _read_changed(items, seen, lists))
