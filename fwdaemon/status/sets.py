@@ -193,6 +193,8 @@ def _read_changed(items: list[SourceSet], seen: dict[Path, Signature], lists: di
         seen[item.file] = signature
         if read is not None:
             found.append(read)
+            lists.pop(item.file, None)
+        if read is not None and not read.problems:
             lists[item.file] = read.text
     return found
 

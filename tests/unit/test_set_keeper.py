@@ -92,6 +92,11 @@ def test_a_file_is_read_again_and_one_that_is_wrong_changes_nothing(listed: Path
         await until(lambda: bool(heard.trouble))
         assert there() == ["192.0.2.1", "192.0.2.2"]
         assert f"{listed}:2: " in heard.trouble[0]
+        replaced(listed, "")
+        await until(lambda: not heard.trouble)
+        assert there() == []
+        replaced(listed, "192.0.2.3\nnonsense\n")
+        await until(lambda: bool(heard.trouble))
         replaced(listed, "192.0.2.3\n")
         await until(lambda: not heard.trouble)
         assert there() == ["192.0.2.3"]
