@@ -13,7 +13,7 @@ from pathlib import Path
 from types import FrameType
 
 from bench import apply, daemon_start, data_path, disturbed, domain_start, healing, idle, plot, tracked
-from bench.figure import Figure
+from bench.figure import Earlier, Figure
 from bench.machine import Steal, facts, loads
 from bench.setting import Setting
 from bench.table import document, section
@@ -55,6 +55,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--output", type=Path, metavar="DIRECTORY", help="write the page and the plots there; docs if all is measured"
     )
+    parser.add_argument(
+        "--before", type=Path, metavar="FILE", help="what --json printed of an earlier version, to be compared with"
+    )
     return parser
 
 
@@ -92,13 +95,13 @@ def _directory(options: argparse.Namespace) -> Path | None:
     return output or (None if part else _DOCS)
 
 
-def _write(directory: Path, figures: Sequence[Figure], machine: dict[str, str]) -> None:
+def _write(directory: Path, figures: Sequence[Figure], machine: dict[str, str], before: Earlier | None = None) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     plots = {figure.full_name: f"benchmark-{figure.full_name}.svg" for figure in filter(plot.is_worth_it, figures)}
     for figure in figures:
         if figure.full_name in plots:
             plot.draw(figure, directory / plots[figure.full_name])
-    (directory / _PAGE).write_text(document(figures, machine, plots), encoding="utf-8")
+    (directory / _PAGE).write_text(document(figures, machine, plots, before), encoding="utf-8")
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> None:
@@ -111,6 +114,7 @@ def main() -> int:
     if os.geteuid() != 0:
         _say("scripts/bench: run it as root; it touches nothing outside its own namespaces")
         return 2
+    before = Earlier.of(options.before.read_text(encoding="utf-8")) if options.before else None
     # Also where whoever started this ignores interrupts, as shells do in the background.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
@@ -127,9 +131,9 @@ def main() -> int:
     if options.json:
         print(json.dumps({"machine": machine, "figures": list(map(asdict, figures))}, indent=2))  # noqa: T201  the result
     else:
-        print(document(figures, machine, {}))  # noqa: T201  the result
+        print(document(figures, machine, {}, before))  # noqa: T201  the result
     if directory := _directory(options):
-        _write(directory, figures, machine)
+        _write(directory, figures, machine, before)
     return 0
 
 

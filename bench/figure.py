@@ -1,5 +1,6 @@
 """What a figure of the benchmark is: series of samples, and what we want of them. Pure."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -97,6 +98,30 @@ class Figure:
     def full_name(self) -> str:
         """Its name, with that of the host."""
         return f"{self.name}-{self.host}"
+
+
+@dataclass(frozen=True, slots=True)
+class Earlier:
+    """An earlier run: which version, when, and its samples by the figure's full name, the series' label and size."""
+
+    version: str
+    when: str
+    samples: Mapping[tuple[str, str, int], Sequence[float]]
+
+    @classmethod
+    def of(cls, text: str) -> "Earlier":
+        """Read what `scripts/bench --json` printed."""
+        run = json.loads(text)
+        return cls(
+            run["machine"]["kvm-portfwd"],
+            run["machine"]["when"],
+            {
+                (f"{figure['name']}-{figure['host']}", series["label"], int(size)): samples
+                for figure in run["figures"]
+                for series in figure["series"]
+                for size, samples in series["samples"].items()
+            },
+        )
 
 
 def ratios(series: Sequence[float], base: Sequence[float], times: float = 1) -> list[float]:

@@ -97,13 +97,13 @@ class Subject:
         self._now = 0.0
         self.inventory = inventory
         self.netfilter = TimedNetfilter(self._runner)
-        self.legacy = self.netfilter.locate()[0] == "iptables"
+        self.legacy = self.netfilter.locate().backend == "iptables"
         self._blank = _run("iptables-legacy-save") if self.legacy else ""
         self.forget()
 
     def forget(self) -> None:
         """Begin as if nothing had been reconciled before."""
-        conflicts = BackgroundConflictWatch(ConflictWatch(SystemRunner()), lambda: None)
+        conflicts = BackgroundConflictWatch(ConflictWatch(SystemRunner()), lambda _: None)
         self._reconciler = Reconciler(
             Seams(self.netfilter, SystemHostNetwork(self.netfilter.confined), conntrack, conflicts, time)
         )

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from bench.figure import NONE, Figure, Series, Spread, Unit, Want
+from bench.figure import NONE, Earlier, Figure, Series, Spread, Unit, Want
 
 _PREFACE = """\
 Written by `sudo scripts/bench`. A cell is the median of several runs, with the lower and the upper quartile in
@@ -20,8 +20,10 @@ _LARGE = {
 _SCALES = {**_SMALL, **_LARGE}
 
 
-def document(figures: Iterable[Figure], machine: Mapping[str, str], plots: Mapping[str, str]) -> str:
-    """The whole page; `plots` are the names of the image files by the figures' full names."""
+def document(
+    figures: Iterable[Figure], machine: Mapping[str, str], plots: Mapping[str, str], before: Earlier | None = None
+) -> str:
+    """The whole page; `plots` are the names of the image files by the figures' full names, `before` an earlier run."""
     figures = list(figures)
     parts = [
         "# Benchmark",
@@ -29,6 +31,7 @@ def document(figures: Iterable[Figure], machine: Mapping[str, str], plots: Mappi
         rows(["machine", ""], machine.items()),
         "## What was wanted",
         summary(figures),
+        *(comparison(figures, before) if before is not None else ()),
         *(section(figure, plots.get(figure.full_name)) for figure in figures),
     ]
     return "\n\n".join(parts) + "\n"
@@ -38,6 +41,25 @@ def summary(figures: Iterable[Figure]) -> str:
     """What was wanted of all figures, and what came of it, in one table."""
     wanted = ((f"{figure.title}, {figure.host}", *_want(want)) for figure in figures for want in figure.wants)
     return rows(["figure", "wanted", "measured", ""], wanted)
+
+
+def comparison(figures: Iterable[Figure], before: Earlier) -> Iterator[str]:
+    """What an earlier run on the same machine measured, beside what this one did."""
+    yield "## Before and after"
+    yield f"Version {before.version}, measured on the same machine at {before.when}, beside this one; medians."
+    compared = (line for figure in figures for line in _compared(figure, before))
+    yield rows(["figure", "", "before", "now", "now, in parts of before"], compared)
+
+
+def _compared(figure: Figure, before: Earlier) -> Iterator[tuple[str, ...]]:
+    for series in figure.series:
+        for size, samples in sorted(series.samples.items()):
+            earlier = before.samples.get((figure.full_name, series.label, size))
+            if earlier and samples:
+                old, now = Spread.of(earlier), Spread.of(samples)
+                at = "" if size == NONE else f", {size:,} {figure.counted}"
+                part = number(now.median / old.median) if old.median else ""
+                yield f"{figure.full_name}{at}", series.label, cell(old, series.unit), cell(now, series.unit), part
 
 
 def section(figure: Figure, plot: str | None = None) -> str:

@@ -10,24 +10,24 @@ from typing import Protocol as Interface
 
 from fwdaemon.audit import lines
 from fwdaemon.core.bans import Gatekeeper
-from fwdaemon.core.exposures import Exposure, Nat
-from fwdaemon.core.pace import Budget
-from fwdaemon.core.report import ApplyResult, joined, tried
+from fwdaemon.core.exposures import Exposure, Nat, Renaming
+from fwdaemon.core.pace import Budgets, Origin
+from fwdaemon.core.report import ApplyResult, Fault, FaultKind, joined, tried
 from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Address, Family, Protocol
 from fwdaemon.errors import PortfwdError
 from fwdaemon.kernel import conntrack
 from fwdaemon.kernel.conntrack_listing import Entry
-from fwdaemon.kernel.process import Beside, budget_of_guests
+from fwdaemon.kernel.process import Beside, new_budgets
 from fwdaemon.netfilter import Rules
-from fwdaemon.resolve.flows import Carriers, Flow, Judge, Strangers, turned
+from fwdaemon.resolve.flows import Carriers, Flow, Judge, Strangers, renamings, turned
 
 
 class Conntrack(Interface):
     """The kernel's connections, and their ends; see `fwdaemon.kernel.conntrack`, which explains each function."""
 
     def outdated(self, judge: Judge, label: int, guests: Collection[Address] | None = None) -> Iterator[list[Entry]]:
-        """Give the labelled connections that nothing carries, in batches."""
+        """Give the connections of ours that nothing carries, in batches."""
         ...
 
     def end(self, entries: Sequence[Entry]) -> int:
@@ -74,28 +74,42 @@ class Clock(Interface):
 _LINGER_S = 1.0
 
 
-def close_everything(rules: Rules, label: int, connections: Conntrack = conntrack, clock: Clock = time) -> ApplyResult:
-    """End all connections with our label, and take away every rule that is ours; what fails is a fault."""
-    faults = tuple(_ending(rules, label, connections, clock))
+def close_everything(
+    rules: Rules,
+    label: int,
+    connections: Conntrack = conntrack,
+    clock: Clock = time,
+    known: Collection[Exposure] = (),
+) -> ApplyResult:
+    """End all connections that are ours, and take away every rule that is ours; what fails is a fault.
+
+    Of connections without our label, those are ours that guests of `known` exposures opened, and of exposures that the
+    rules of another run were for.
+    """
+    faults = tuple(_ending(rules, label, connections, clock, renamings(known)))
     return joined(ApplyResult(faults=faults), tried(rules.remove))
 
 
-def _ending(rules: Rules, label: int, connections: Conntrack, clock: Clock) -> Iterator[str]:
+def _ending(
+    rules: Rules, label: int, connections: Conntrack, clock: Clock, left: frozenset[Renaming]
+) -> Iterator[Fault]:
     families, labels, ended = frozenset[Family](), {label}, 0
     try:
         # First every exposure closes, and nothing comes that a listing would miss; tables stay that can refuse.
         if families := rules.held():
             # They may go by another label than what is configured.
-            labels |= rules.apply(Desired(label=label, kept=families), full=True).labels
-        for batch in chain.from_iterable(connections.outdated(Judge((), ()), each) for each in sorted(labels)):
-            if not families.issuperset(found := {entry.flow.family for entry in batch}):
-                families |= found
+            found = rules.apply(Desired(label=label, kept=families), full=True)
+            labels, left = labels | found.labels, left | found.renamings
+        judge = Judge((), (), left=left)
+        for batch in chain.from_iterable(connections.outdated(judge, each) for each in sorted(labels)):
+            if not families.issuperset(met := {entry.flow.family for entry in batch}):
+                families |= met
                 rules.apply(Desired(label=label, kept=families), full=True)
             if ported := [entry.flow for entry in batch if entry.flow.protocol is not None]:
                 rules.refuse(ported)
             ended += connections.end(batch)
     except (PortfwdError, OSError) as error:
-        yield f"open connections may go on: {error}"
+        yield Fault(FaultKind.CONNECTIONS_OPEN, detail=str(error))
     if ended:
         clock.sleep(_LINGER_S)
 
@@ -116,12 +130,12 @@ class Sweep:
     """What to look for: connections with this label that none of `live` carries, and those that `added` took over.
 
     `removed` and `added` are what changed; without `removed`, anything may have. `invalidated` are exposures that may
-    have been there instead of some of `live`. Nothing carries what has one of `old_labels`. With `fewer_uplinks`, what
-    guests opened to the outside may have left where it may not any more. `local` are the host's own addresses.
-    `arrived` are those of `added` whose guests came from another host, and `moved` the addresses of guests that went to
-    one: what these send is not refused, as they send it there. `taken_over` are addresses of routes that guests here
-    have now, and may have had on another host. `strangers` may have slipped in. With `provoked`, guests alone are why
-    it is done.
+    have been there instead of some of `live`. Nothing carries what has one of `old_labels`. By `renamings`, an earlier
+    run had guests open connections. With `fewer_uplinks`, what guests opened to the outside may have left where it may
+    not any more. `local` are the host's own addresses. `arrived` are those of `added` whose guests came from another
+    host, and `moved` the addresses of guests that went to one: what these send is not refused, as they send it there.
+    `taken_over` are addresses of routes that guests here have now, and may have had on another host. `strangers` may
+    have slipped in. `origin` says whom it is done for.
     """
 
     live: frozenset[Exposure]
@@ -134,9 +148,10 @@ class Sweep:
     taken_over: frozenset[Address] = frozenset()
     invalidated: frozenset[Exposure] = frozenset()
     old_labels: frozenset[int] = frozenset()
+    renamings: frozenset[Renaming] = frozenset()
     fewer_uplinks: bool = False
     strangers: Strangers | None = None
-    provoked: bool = False
+    origin: Origin = Origin.OTHERS
     gatekeeper: Gatekeeper | None = None
     barred: frozenset[Address] = frozenset()
 
@@ -155,9 +170,10 @@ class Sweep:
             taken_over=self.taken_over | earlier.taken_over,
             invalidated=self.gone | earlier.gone,
             old_labels=(self.old_labels | earlier.old_labels) - {self.label},
+            renamings=self.renamings | earlier.renamings,
             fewer_uplinks=self.fewer_uplinks or earlier.fewer_uplinks,
             strangers=self.strangers or earlier.strangers,
-            provoked=self.provoked and earlier.provoked,
+            origin=max(self.origin, earlier.origin),
             barred=self.barred | earlier.barred,
         )
 
@@ -170,8 +186,15 @@ class Sweep:
         return self.barred.union(guest for guest in guests if guest is not None) if None not in guests else None
 
     def outdated(self) -> Judge:
-        """Give what tells which connections to end."""
-        return Judge(self.live, self.local, self.gone, fewer_uplinks=self.fewer_uplinks, gatekeeper=self.gatekeeper)
+        """Give what decides which connections to end."""
+        return Judge(
+            self.live,
+            self.local,
+            self.gone,
+            fewer_uplinks=self.fewer_uplinks,
+            left=self.renamings,
+            gatekeeper=self.gatekeeper,
+        )
 
     @property
     def gone(self) -> frozenset[Exposure]:
@@ -183,8 +206,8 @@ class Sweeper:
     """One thread, begun when there is something to do; a sweep that comes during another follows it.
 
     `refuse` is told of connections just before they end: what a guest sends on a forgotten one would begin it anew.
-    What guests provoke takes from `guests`. `failed` is called in that thread where a sweep could not be done, which is
-    tried again by what is called from `due` on.
+    What guests and users cause takes from `budgets`. `failed` is called in that thread where a sweep could not be done,
+    which is tried again by what is called from `due` on.
     """
 
     def __init__(
@@ -192,13 +215,13 @@ class Sweeper:
         refuse: Callable[[Collection[Flow]], None],
         connections: Conntrack = conntrack,
         clock: Clock = time,
-        guests: Budget | None = None,
-        failed: Callable[[], None] = lambda: None,
+        budgets: Budgets | None = None,
+        failed: Callable[[Origin], None] = lambda _: None,
     ) -> None:
         self._refuse = refuse
         self._connections = connections
         self._clock = clock
-        self._guests = guests or budget_of_guests()
+        self._budgets = budgets or new_budgets()
         self._turn = threading.Condition()
         self._next: Sweep | None = None
         self._running = False
@@ -244,12 +267,12 @@ class Sweeper:
     def _run(self) -> None:
         while (sweep := self._taken()) is not None:
             try:
-                with self._guests.charged(time.thread_time, enabled=sweep.provoked):
+                with self._budgets.charged(sweep.origin, time.thread_time):
                     self._do(sweep)
                 self._thread.done()
             except (PortfwdError, OSError) as error:  # no descriptor is to be had, either
                 self._put_back(sweep, error)
-                return self._failed()
+                return self._failed(sweep.origin)
             except Exception:  # noqa: BLE001  a mistake in one sweep is no reason to leave out the next
                 _log.exception("cannot end connections")
         return None

@@ -26,7 +26,7 @@ from fwdaemon.control.listener import SOCKET
 from fwdaemon.control.manager import Feed, Inquiries, Manager
 from fwdaemon.control.server import ControlSocket
 from fwdaemon.core.inventory import Inventory
-from fwdaemon.core.pace import Backoff, Budget, Pauses
+from fwdaemon.core.pace import Backoff, Budgets, Origin, Pauses
 from fwdaemon.core.report import Actor, Cause, Reason, ReasonKind, RulesChanged, Trigger
 from fwdaemon.errors import ConfigError, HangingError, PortfwdError, shortage
 from fwdaemon.events import ConnectionState, Inventories, Sources
@@ -34,9 +34,8 @@ from fwdaemon.hostnet.owned_state import DIRECTORY
 from fwdaemon.kernel import memory
 from fwdaemon.kernel.listeners import ports_in_use
 from fwdaemon.kernel.memory import ShortageHandler, begun
-from fwdaemon.kernel.process import HASTE, Worker, budget_of_guests, budget_of_users, processor_time_here
-from fwdaemon.metrics.exposition import satisfied
-from fwdaemon.metrics.reporter import Reporter
+from fwdaemon.kernel.process import HASTE, Worker, new_budgets, processor_time_here
+from fwdaemon.metrics.exposition import Reporter, satisfied
 from fwdaemon.netfilter import Monitor, Netfilter
 from fwdaemon.reconcile import Conflicts, HostNetwork, Reconciler, Request, Seams
 from fwdaemon.resolve.expansion import Before, Sockets
@@ -53,8 +52,8 @@ _log = logging.getLogger(__name__)
 # A package makes this file while an upgrade restarts us: whoever comes after us wants the rules.
 _UPGRADE = "upgrade"
 
-RequestPass: TypeAlias = Callable[[], None]
-"""Asks for a pass; from any thread."""
+RequestPass: TypeAlias = Callable[[Origin], None]
+"""Asks for a pass that follows from what this one did; from any thread."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,10 +70,9 @@ class Parts:
     socket: Path = SOCKET
     state: Path = STATE
     directory: Path = DIRECTORY
-    guests: Budget = field(default_factory=budget_of_guests)  # of all of these
-    users: Budget = field(default_factory=budget_of_users)
+    budgets: Budgets = field(default_factory=new_budgets)  # of all of these
     pauses: Pauses = field(default_factory=Pauses)
-    occupied: Callable[[], Sockets] = ports_in_use
+    occupied: Callable[[], Sockets | None] = ports_in_use
 
 
 class Daemon:
@@ -94,12 +92,12 @@ class Daemon:
         self._control = ControlSocket(manager, parts.socket, self._write_anew)
         self._pulse = Pulse(self._summary, self._control.check)
         conflicts = parts.conflicts(self._look_soon)
-        seams = Seams(self._netfilter, parts.host, parts.conntrack, conflicts, time, parts.guests, self._look_soon)
+        seams = Seams(self._netfilter, parts.host, parts.conntrack, conflicts, time, parts.budgets, self._look_soon)
         self._reconciler = Reconciler(seams)
         self._monitors = *self._netfilter.monitors(queue.rules_changed), parts.routes(queue.rules_changed)
         sources = parts.sources(start.config, queue.inventory_changed)
-        budgets, bounded = (parts.guests, parts.users), self._pulse.watchdog.bounded
-        self._inventories = Inventories(sources, queue, budgets, bounded, self._backoff())
+        bounded = self._pulse.watchdog.bounded
+        self._inventories = Inventories(sources, queue, parts.budgets, bounded, self._backoff())
         self._worker = Worker("reconcile")
         self._reading = ConfigReader(self._read, queue.wake, self._records.late, self._pauses.reading)
         told = Told(queue.set_changed, self._written.keep_list, self._records.sets_refused)
@@ -109,7 +107,7 @@ class Daemon:
         manager.metrics = self._reporter.text
         self._beginning: asyncio.Future[None] | None = None
         self._first_pass = asyncio.Event()
-        self._placer = Placer(self._written.choice, Before(self._written.ports, self._written.arrivals, parts.occupied))
+        self._placer = Placer(self._written.choice, Before(self._written.ports, self._written.turns, parts.occupied))
         self._reloaded, self._failure = False, ""
         self._retry, self._rereading, self._unread = self._backoff(), self._backoff(), WarnOnce()
         self._short = self._backoff()
@@ -227,8 +225,7 @@ class Daemon:
             self._settle(began, triggers, changed=changed)
 
     def _reconciled(self, inventory: Inventory, triggers: Triggers, answered_at: float | None) -> bool:
-        budget = self._parts.users if triggers.by_users else self._parts.guests
-        with budget.charged(processor_time_here, enabled=triggers.provoked or triggers.by_users):
+        with self._parts.budgets.charged(triggers.origin, processor_time_here):
             with memory.collecting_later():
                 changed = self._reconcile(inventory, triggers, answered_at)
             if triggers.full:
@@ -247,10 +244,10 @@ class Daemon:
             ip_forward=self._config.daemon.ip_forward,
             reloaded=self._reloaded,
             full=triggers.full,
-            provoked=triggers.provoked,
+            origin=triggers.origin,
             latest_triggers=self._latest_triggers,
         )
-        desired = self._placer.place(self._sets.applied(self._config), inventory, answered_at)
+        desired = self._placer.place(self._sets.applied(self._config), inventory, answered_at, request.now)
         lines.assigned(self._placer.assigned)
         return self._reconciler.reconcile(desired, request)
 
@@ -267,21 +264,21 @@ class Daemon:
         if (placement := self._placer.placement) is not None:
             self._inventories.sources.search(placement.desired.silent, placement.inventory)
         self._written.keep_choice(self._placer.chosen)
-        self._written.keep_ports(self._placer.ports, self._placer.arrivals)
+        self._written.keep_ports(self._placer.ports, self._placer.turns)
         if (report := self._reconciler.report) is not None:
             seconds = time.monotonic() - began
             self._records.pass_ended(report, seconds)
             self._reporter.pass_ended(report, seconds)
         self._reloads.pass_ended()
         self._first_pass.set()
-        self._reloaded = False
+        self._reloaded, self._failure = False, ""
         self._retry.settle()
-        self._failure = ""
         self._pause = min(2 * self._pause, self._pauses.passes_at_most) if changed else self._pauses.passes
         if changed:
             self._pass_in(self._pauses.verify, triggers, full=True)
-        if (due := self._reconciler.next_pass_at) is not None:
-            self._pass_in(due - time.monotonic(), triggers)
+        for due in (self._reconciler.next_pass_at, self._placer.ends):
+            if due is not None:
+                self._pass_in(due - time.monotonic(), triggers)
         if report is not None and report.result.short:
             self._pass_in(self._short.next(), triggers, full=True)
         else:
@@ -296,14 +293,14 @@ class Daemon:
         self._reloads.pass_ended(failure)
         self._pass_in(self._retry.next(), triggers)
 
-    def _look_soon(self) -> None:
+    def _look_soon(self, after: Origin) -> None:
         """Ask for a pass that reports conflicts or tries again; called from the thread that found them or failed."""
         with suppress(RuntimeError):  # the loop has ended
-            self._loop.call_soon_threadsafe(lambda: self._trigger_queue.time_passed(full=False))
+            self._loop.call_soon_threadsafe(partial(self._trigger_queue.time_passed, full=False, after=after))
 
     def _pass_in(self, seconds: float, after: Triggers, *, full: bool = False) -> None:
-        """Ask for another pass; after one that guests alone provoked, it counts as provoked too."""
-        check = partial(self._trigger_queue.time_passed, full=full, provoked=after.provoked)
+        """Ask for another pass, which is charged like the one that it follows."""
+        check = partial(self._trigger_queue.time_passed, full=full, after=after.origin)
         self._loop.call_later(max(seconds, 0), check)
 
     # --- the configuration ----------------------------------------------------------------------------------------

@@ -8,17 +8,16 @@ Changes of firewall rules, signals and timers are not here.
 import asyncio
 import logging
 from collections.abc import Callable, Collection, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Final, Protocol, TypeAlias
 
 from fwdaemon.audit import lines
-from fwdaemon.audit.causes import remark
 from fwdaemon.config.model import Config
 from fwdaemon.core.inventory import HijackedAddress, HostObservation, Inventory, LibvirtObservation, Neighbour
-from fwdaemon.core.pace import Backoff, Budget
+from fwdaemon.core.pace import Backoff, Budgets
 from fwdaemon.core.probing import Silent
 from fwdaemon.core.report import Reason, ReasonKind, Trigger
 from fwdaemon.errors import LibvirtUnavailableError, PortfwdError, shortage
@@ -83,19 +82,19 @@ _THIS_HOST: Final = Surroundings()
 class InventoryKeeper:
     """Watches the sources and takes inventories. `trigger` is called with a reason, on the asyncio loop's thread.
 
-    What it does because of guests takes from `guests`. The URIs of a configuration hold for good; the addresses it
-    gives to guests may be told anew with `configure`.
+    What it does because of guests and users takes from `budgets`. The URIs of a configuration hold for good; the
+    addresses it gives to guests may be told anew with `configure`.
     """
 
-    def __init__(self, config: Config, trigger: Trigger, guests: Budget, around: Surroundings = _THIS_HOST) -> None:
-        self._event_loop, uris = EventLoop(), config.daemon.libvirt
+    def __init__(self, config: Config, trigger: Trigger, budgets: Budgets, around: Surroundings = _THIS_HOST) -> None:
+        self._event_loop, uris, guests = EventLoop(), config.daemon.libvirt, budgets.guests
         self._trigger = trigger
         self._links = tuple(around.link(uri, trigger) for uri in uris)
         self._learned, self._records = Learned(around.records), around.records
         recall = self._learned.said
         self._agents = tuple(AgentRounds(uri, AgentConnection(uri), trigger, guests, recall) for uri in uris)
         self._netlink = NetlinkWatch(trigger, guests)
-        self._uplinks = UplinkWatch(trigger)
+        self._uplinks = UplinkWatch(trigger, guests)
         self._leases = LeaseWatch(trigger, guests, around.leases)
         self._probes = Probes(partial(probes.ask, guests), guests)
         self._kernel = Worker("kernel observer")
@@ -187,7 +186,7 @@ class InventoryKeeper:
         # What is put back counts as seen, or who took it twice between two passes could keep it.
         self._neighbours += tuple({item.rightful for item in wrong}.difference(self._neighbours))
         self._learned.keep(domains, said, self._neighbours)
-        lines.problems(map(remark, [item for item in wrong if item not in self._reported]))
+        lines.problems(item for item in wrong if item not in self._reported)
         self._reported |= frozenset(wrong)
         return inventory
 
@@ -247,15 +246,14 @@ class Sources(Protocol):
 class Inventories:
     """Takes inventories on request, one at a time, and as often as the budgets allow.
 
-    The first budget is for what guests alone cause, the second for what users of libvirt do. `latest` is the last
-    inventory, and `missed` why there is no newer one. `bounded` guards against one that hangs.
+    `latest` is the last inventory, and `missed` why there is no newer one. `bounded` guards against one that hangs.
     """
 
     def __init__(
         self,
         sources: Sources,
         trigger_queue: TriggerQueue,
-        budgets: tuple[Budget, Budget],
+        budgets: Budgets,
         bounded: Bounded,
         backoff: Backoff,
     ) -> None:
@@ -265,7 +263,7 @@ class Inventories:
         self._trigger_queue = trigger_queue
         self._bounded = bounded
         self._backoff = backoff
-        self._guests, self._users = budgets
+        self._budgets = budgets
         self._put_off: asyncio.TimerHandle | None = None
         self._refreshing: asyncio.Task[None] | None = None
 
@@ -273,7 +271,7 @@ class Inventories:
         """Take an inventory if one is wanted: now, or once the budget that it is charged to allows it."""
         if not self._trigger_queue.wants_inventory or self._refreshing is not None:
             return
-        budget = self._budget()
+        budget = self._budgets.of(self._trigger_queue.inventory_for)
         wait = 0.0 if budget is None else budget.wait()
         if self._put_off is not None:
             self._put_off.cancel()
@@ -281,11 +279,6 @@ class Inventories:
             self._put_off = asyncio.get_running_loop().call_later(wait, self._trigger_queue.wake)
         else:
             self._refreshing = asyncio.create_task(self._refresh())
-
-    def _budget(self) -> Budget | None:
-        if self._trigger_queue.pressing:
-            return None
-        return self._users if self._trigger_queue.urgent else self._guests
 
     def cancel(self) -> None:
         """Take none any more."""
@@ -295,12 +288,11 @@ class Inventories:
 
     async def _refresh(self) -> None:
         """Take an inventory; what is heard meanwhile asks for another."""
-        budget = self._budget()
+        cause = self._trigger_queue.inventory_for
         covered = self._trigger_queue.begin_inventory()
         try:
             # Several threads take part.
-            charged = nullcontext() if budget is None else budget.charged(processor_time)
-            with charged, self._bounded("an inventory"):
+            with self._budgets.charged(cause, processor_time), self._bounded("an inventory"):
                 self.latest = await self.sources.refresh() or self.latest
             self.missed = ""
             self._backoff.settle()

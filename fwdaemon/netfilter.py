@@ -1,8 +1,8 @@
 """What the rest of the program sees of the kernel's rules: the backend interface, and the choice of backend.
 
-A backend makes the kernel hold the desired state, and tells what it had to mend. Our rules have to be where libvirt's
+A backend makes the kernel hold the desired state, and reports what it had to mend. Our rules have to be where libvirt's
 are, since an accept in one rule system does not stop a refusal in the other. Where those are is looked up in the
-kernel, not told from versions: it can change with a restart of libvirtd.
+kernel, not guessed from versions: it can change with a restart of libvirtd.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -12,8 +12,19 @@ from typing import NamedTuple, Protocol
 
 from fwdaemon.config.model import BackendChoice
 from fwdaemon.core.exposures import Exposure
-from fwdaemon.core.report import LIBVIRT_TABLE, ApplyResult, Dropped, Presence, RulesChanged, Stamp, joined, tried
-from fwdaemon.core.state import Desired
+from fwdaemon.core.report import (
+    ApplyResult,
+    Fault,
+    FaultKind,
+    Location,
+    LocationReason,
+    Presence,
+    RulesChanged,
+    Stamp,
+    joined,
+    tried,
+)
+from fwdaemon.core.state import Desired, Dropped
 from fwdaemon.core.types import Family
 from fwdaemon.errors import PortfwdError, ProcessError
 from fwdaemon.kernel.process import Runner
@@ -64,7 +75,7 @@ class Rules(Protocol):
         """Tell what `apply` would find and do now, touching nothing; `script` holds all of it as native text.
 
         Raises:
-            PortfwdError: the kernel does not tell what it holds.
+            PortfwdError: what the kernel holds cannot be read.
 
         """
         ...
@@ -77,7 +88,7 @@ class Rules(Protocol):
         """Name the families for which the kernel holds our rules, including those of an earlier run.
 
         Raises:
-            PortfwdError: the kernel does not tell.
+            PortfwdError: it cannot be read.
 
         """
         ...
@@ -114,8 +125,8 @@ class Backend(Rules, Protocol):
         ...
 
     @property
-    def unusable(self) -> Mapping[Family, str]:
-        """Tell which families cannot be served here, and why."""
+    def unusable(self) -> Mapping[Family, Fault]:
+        """Give the families that cannot be served here, and why."""
         ...
 
     def apply_gates(self, desired: Desired, *, full: bool) -> ApplyResult:
@@ -126,7 +137,7 @@ class Backend(Rules, Protocol):
         ...
 
     def leave(self) -> ApplyResult:
-        """Take away the rules themselves, which are elsewhere now; `faults` tells what is left."""
+        """Take away the rules themselves, which are elsewhere now; `faults` name what is left."""
         ...
 
     def preview_gates(self, desired: Desired) -> ApplyResult:
@@ -134,7 +145,7 @@ class Backend(Rules, Protocol):
         ...
 
     def monitor(self, changed: RulesChanged) -> Monitor:
-        """Give what tells of changes by others in this rule system."""
+        """Give a monitor of changes by others in this rule system."""
         ...
 
     def counters(self, desired: Desired) -> Mapping[Exposure, int]:
@@ -159,11 +170,16 @@ def backends(runner: Runner, externals: Externals | None = None) -> tuple[Backen
     return NftablesBackend(runner, externals=externals), LegacyBackend()
 
 
-class Location(NamedTuple):
+class Chosen(NamedTuple):
     """A backend that holds the rules, or is to, and why that one."""
 
     backend: Backend
-    reason: str
+    reason: LocationReason
+
+    @property
+    def location(self) -> Location:
+        """The same for the rest of the program."""
+        return Location(self.backend.name, self.backend.title, self.reason)
 
 
 class Netfilter:
@@ -175,15 +191,15 @@ class Netfilter:
     def __init__(
         self, runner: Runner, choice: BackendChoice = BackendChoice.AUTO, among: Sequence[Backend] = ()
     ) -> None:
-        """Choose `among` all there are, unless told others."""
+        """Choose `among` these backends; all there are, by default."""
         self.choice = choice
         self.externals = Externals()
         self._backends = among or backends(runner, self.externals)
         self._locator = Locator(self._backends, runner)
-        self._location: Location | None = None
+        self._location: Chosen | None = None
 
     def apply(self, desired: Desired, *, full: bool) -> ApplyResult:
-        """See `Rules.apply`; where the rules are, they are put back before anything is asked where they belong."""
+        """See `Rules.apply`; where the rules are, they are put back before it is looked up where they belong."""
         before, stamps = self._location, self._locator.stamps()
         healed = _attempt(before.backend, desired, full=full) if before is not None else ApplyResult()
         location = self._chosen(full=full, stamps=stamps)
@@ -197,30 +213,30 @@ class Netfilter:
         result = joined(result, gates)
         if moved:
             result = reduce(joined, (other.leave() for other in self._besides(here)), result)
-            result = joined(result, ApplyResult(moved=f"rules are in {here.title}: {location.reason}"))
+            result = joined(result, ApplyResult(moved=location.location))
         self._location = location
         self._locator.settle()
         return joined(result, ApplyResult(faults=self._locator.faults))
 
     def preview(self, desired: Desired) -> ApplyResult:
         """See `Rules.preview`."""
-        here, reason = self._chosen(full=True)
+        chosen = self._chosen(full=True)
+        here = chosen.backend
         parts = [here.preview(desired), *(other.preview_gates(desired) for other in self._besides(here))]
-        return reduce(joined, parts, ApplyResult(moved=f"rules belong in {here.title}: {reason}"))
+        return reduce(joined, parts, ApplyResult(moved=chosen.location))
 
-    def locate(self) -> tuple[str, str]:
-        """Name the backend where rules belong now, and tell why."""
-        here, reason = self._chosen(full=True)
-        return here.name, reason
-
-    @property
-    def location(self) -> tuple[str, str] | None:
-        """Name the backend where the rules are, and tell why there; `None` before the first of them."""
-        return self._location and (self._location.backend.name, self._location.reason)
+    def locate(self) -> Location:
+        """Say where rules belong now, and why."""
+        return self._chosen(full=True).location
 
     @property
-    def unusable(self) -> Mapping[Family, str]:
-        """Tell why families cannot be served where the rules are."""
+    def location(self) -> Location | None:
+        """Say where the rules are, and why there; `None` before the first of them."""
+        return self._location and self._location.location
+
+    @property
+    def unusable(self) -> Mapping[Family, Fault]:
+        """Say why families cannot be served where the rules are."""
         return self._location.backend.unusable if self._location else {}
 
     def render(self, desired: Desired) -> str:
@@ -248,7 +264,7 @@ class Netfilter:
         return frozenset(chain.from_iterable(backend.switched() for backend in self._backends))
 
     def monitors(self, changed: RulesChanged) -> tuple[Monitor, ...]:
-        """Give what tells of changes in any rule system."""
+        """Give the monitors of changes in all rule systems."""
         return tuple(backend.monitor(changed) for backend in self._backends)
 
     def refuse(self, flows: Collection[Flow]) -> None:
@@ -269,12 +285,12 @@ class Netfilter:
     def _besides(self, here: Backend) -> Iterator[Backend]:
         return (backend for backend in self._backends if backend is not here)
 
-    def _chosen(self, *, full: bool, stamps: list[Stamp] | None = None) -> Location:
+    def _chosen(self, *, full: bool, stamps: list[Stamp] | None = None) -> Chosen:
         """Tell where rules belong; `stamps` were taken before anything was changed."""
         if self.choice is BackendChoice.AUTO:
             return self._locator.locate(self._location, stamps or self._locator.stamps(), full=full)
         named = {backend.name: backend for backend in self._backends}
-        return Location(named[self.choice], "the configuration says so")
+        return Chosen(named[self.choice], LocationReason.CONFIGURED)
 
 
 def _attempt(backend: Backend, desired: Desired, *, full: bool) -> ApplyResult | PortfwdError:
@@ -297,11 +313,11 @@ class Locator:
     def __init__(self, among: Sequence[Backend], runner: Runner) -> None:
         self._backends = among
         self._runner = runner
-        self._known: Location | None = None
+        self._known: Chosen | None = None
         self._seen: list[Stamp] = []
-        self.faults: tuple[str, ...] = ()
+        self.faults: tuple[Fault, ...] = ()
 
-    def locate(self, before: Location | None, stamps: list[Stamp], *, full: bool) -> Location:
+    def locate(self, before: Chosen | None, stamps: list[Stamp], *, full: bool) -> Chosen:
         """Give the backend and the reason for it; `before` is where our rules are now."""
         uncertain = full and not all(stamp.certain for stamp in stamps)
         if self._known is None or self._seen != stamps or uncertain:
@@ -317,30 +333,26 @@ class Locator:
         """Give what differs after any change in any rule system."""
         return [backend.stamp() for backend in self._backends]
 
-    def _locate(self, before: Location | None) -> Location:
+    def _locate(self, before: Chosen | None) -> Chosen:
         found_by = [(backend, backend.libvirt()) for backend in self._backends]
         for backend, presence in found_by:
             if presence is Presence.TABLE:
-                return Location(backend, f"libvirt's rules are in its table {LIBVIRT_TABLE}")
+                return Chosen(backend, LocationReason.LIBVIRT_TABLE)
         found = [backend for backend, presence in found_by if presence is not Presence.NOTHING]
         match found:
             case []:
                 here = before.backend if before is not None else self._backends[0]
-                return Location(here, "libvirt has no rules of its own")
+                return Chosen(here, LocationReason.NO_LIBVIRT_RULES)
             case [backend]:
-                return Location(backend, "libvirt's chains are there")
+                return Chosen(backend, LocationReason.LIBVIRT_CHAINS)
         try:
             backend = self._written_to(found)
         except ProcessError as error:
             if before is None or before.backend not in found:
                 raise
-            self.faults = (
-                f"rules stay in {before.backend.title}, as iptables does not say where it writes to: {error}",
-            )
+            self.faults = (Fault(FaultKind.WRITER_UNKNOWN, (before.backend.title,), str(error)),)
             return before
-        return Location(
-            backend, "libvirt's chains are in both rule systems, and this is the one that iptables writes to"
-        )
+        return Chosen(backend, LocationReason.WRITTEN_TO)
 
     def _written_to(self, found: Sequence[Backend]) -> Backend:
         """Ask the program that libvirt itself would run; it names its kind in parentheses (iptables(8))."""

@@ -17,11 +17,23 @@ from fwdaemon.connections import Clock, Conntrack, Sweep, Sweeper, close_everyth
 from fwdaemon.core.bans import Gatekeeper
 from fwdaemon.core.exposures import Exposure, Forward
 from fwdaemon.core.inventory import Move
-from fwdaemon.core.pace import Budget
-from fwdaemon.core.report import Actor, ApplyResult, Cause, GateChange, Reason, ReconcileReport, joined
+from fwdaemon.core.pace import Budgets, Origin
+from fwdaemon.core.report import (
+    Actor,
+    ApplyResult,
+    Cause,
+    Conflict,
+    Fault,
+    FaultKind,
+    GateChange,
+    Location,
+    Reason,
+    ReconcileReport,
+    joined,
+)
 from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Address, Family
-from fwdaemon.kernel.process import budget_of_guests
+from fwdaemon.kernel.process import new_budgets
 from fwdaemon.netfilter import Rules
 from fwdaemon.nftables import external
 from fwdaemon.nftables.external import Added, Externals
@@ -30,20 +42,19 @@ from fwdaemon.resolve.snapshot import Grace, Stop
 
 # How long a stop waits for connections that are being ended.
 _PATIENCE = 5.0
-_LEFT = "not everything could be removed; the next start does that, or kvm-portfwd flush"
 
 
 class LocatedRules(Rules, Protocol):
     """Our rules, and what is known of where they are."""
 
     @property
-    def location(self) -> tuple[str, str] | None:
-        """Name the backend that holds them, and tell why that one; `None` before the first of them."""
+    def location(self) -> Location | None:
+        """Say where they are, and why there; `None` before the first of them."""
         ...
 
     @property
-    def unusable(self) -> Mapping[Family, str]:
-        """Tell which families cannot be served there, and why."""
+    def unusable(self) -> Mapping[Family, Fault]:
+        """Give the families that cannot be served there, and why."""
         ...
 
     @property
@@ -95,9 +106,9 @@ class Conflicts(Protocol):
         *,
         full: bool,
         reloaded: bool = False,
-        provoked: bool = False,
-    ) -> tuple[str, ...]:
-        """Give what was found last, and look again where there is reason to; guests alone may have `provoked` that."""
+        origin: Origin = Origin.OTHERS,
+    ) -> tuple[Conflict | Fault, ...]:
+        """Give what was found last, and look again where there is reason to."""
         ...
 
 
@@ -105,7 +116,7 @@ class Conflicts(Protocol):
 class Seams:
     """What a reconcile reads and writes: rules, the host's network, connections; who else wants our ports; a clock.
 
-    What guests cause to be done beside it is charged to `guests`; where it fails, it calls `look_soon`.
+    What guests and users cause to be done beside it is charged to `budgets`; where it fails, it calls `look_soon`.
     """
 
     rules: LocatedRules
@@ -113,8 +124,8 @@ class Seams:
     conntrack: Conntrack
     conflicts: Conflicts
     clock: Clock
-    guests: Budget = field(default_factory=budget_of_guests)
-    look_soon: Callable[[], None] = lambda: None
+    budgets: Budgets = field(default_factory=new_budgets)
+    look_soon: Callable[[Origin], None] = lambda _: None
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +136,7 @@ class Request:
     for both, where the pass began before they were heard. `now` is a monotonic time in seconds. `local` are the host's
     own addresses, `taken` those of running guests, `uplinks` those that are configured, if any. `ip_forward` allows to
     turn on forwarding, `reloaded` says that the configuration is new, `full` asks for a comparison even of what seems
-    unchanged, and `provoked` says that guests alone are why we look.
+    unchanged, and `origin` says whom we look for.
     """
 
     reasons: tuple[Reason, ...]
@@ -137,7 +148,7 @@ class Request:
     ip_forward: bool = True
     reloaded: bool = False
     full: bool = False
-    provoked: bool = False
+    origin: Origin = Origin.OTHERS
     latest_triggers: Callable[[], tuple[tuple[Actor, ...], tuple[Reason, ...]]] = field(default=lambda: ((), ()))
 
 
@@ -152,7 +163,7 @@ class Reconciler:
         self._uplinks: frozenset[str] = frozenset()
         self._known = (Desired(), Desired(), Desired())
         self._turn = Lock()
-        self._sweeper = Sweeper(self._refuse, seams.conntrack, seams.clock, seams.guests, seams.look_soon)
+        self._sweeper = Sweeper(self._refuse, seams.conntrack, seams.clock, seams.budgets, seams.look_soon)
         self._departures = Departures()
         self._audit = _Audit()
         self.report: ReconcileReport | None = None
@@ -164,7 +175,7 @@ class Reconciler:
         return min((due for due in ends if due is not None), default=None)
 
     def reconcile(self, desired: Desired, request: Request) -> bool:
-        """Make the kernel hold `desired`, and tell whether anything had to be changed.
+        """Make the kernel hold `desired`, and return whether anything had to be changed.
 
         Raises:
             PortfwdError: the kernel refused; what was live before still is.
@@ -179,8 +190,7 @@ class Reconciler:
         with self._turn:
             result = self._rules.apply(extended, full=request.full)
         result = joined(result, self._apply_host_network(extended, request))
-        remarks = map(causes.remark, desired.remarks)
-        result = joined(result, ApplyResult(faults=(*remarks, *self._conflicts_of(extended, request))))
+        result = joined(result, ApplyResult(faults=(*desired.remarks, *self._conflicts_of(extended, request))))
         if not request.actors and (result.damaged or any(g.restored for g in result.gates)):
             request = replace(request, actors=request.latest_triggers()[0])
         report = self._reported(desired, extended, result, request)
@@ -196,10 +206,11 @@ class Reconciler:
         applied = self.report.desired if self.report is not None else Desired()
         with self._turn:
             host = self._host.remove(applied.forwarded)
-            removed = joined(host, close_everything(self._rules, applied.label, self._conntrack, self._clock))
+            ended = close_everything(self._rules, applied.label, self._conntrack, self._clock, applied.outgoing)
+            removed = joined(host, ended)
             lines.notes(removed.notes)
         if removed.faults:
-            lines.problems((*removed.faults, _LEFT))
+            lines.problems((*removed.faults, Fault(FaultKind.LEFT_BEHIND)))
             return
         for exposure in in_order(applied.exposures):
             lines.exposure("removed", exposure, cause)
@@ -225,14 +236,9 @@ class Reconciler:
         full = request.full or bool(request.reasons)
         return self._host.apply(desired, ip_forward=request.ip_forward, full=full)
 
-    def _conflicts_of(self, desired: Desired, request: Request) -> tuple[str, ...]:
-        return self._conflicts.find(
-            desired,
-            request.local,
-            full=request.full,
-            reloaded=request.reloaded,
-            provoked=request.provoked,
-        )
+    def _conflicts_of(self, desired: Desired, request: Request) -> tuple[Conflict | Fault, ...]:
+        how = {"full": request.full, "reloaded": request.reloaded}
+        return self._conflicts.find(desired, request.local, **how, origin=request.origin)
 
     def _with_kept(self, desired: Desired) -> Desired:
         """Add the families that had forwards before; an unchanged state stays the same object, which backends know."""
@@ -290,13 +296,11 @@ class Reconciler:
         if desired.gatekeeper() is None:
             barring, banned = False, Added()
         if added or ended or taken_over or old_labels or fewer or strangers or barring or banned.addresses:
-            sweep = self._sweep(before, desired, request, ended, added)
-            barred = banned.addresses
-            sweep = replace(sweep, gatekeeper=self._gatekeeper(desired), barred=barred)
-            sweep = replace(sweep, removed=None if barring else ended)
+            sweep = self._sweep(before, desired, request, None if barring else ended, added)
+            sweep = replace(sweep, gatekeeper=self._gatekeeper(desired), barred=banned.addresses)
             sweep = replace(sweep, taken_over=taken_over, old_labels=old_labels, fewer_uplinks=fewer)
             sweep = replace(sweep, strangers=strangers)
-            self._sweeper.sweep(replace(sweep, provoked=request.provoked))
+            self._sweeper.sweep(replace(sweep, origin=request.origin))
 
     def _gatekeeper(self, desired: Desired) -> Gatekeeper | None:
         is_asked = desired.barred is not None or desired.limited
@@ -307,7 +311,7 @@ class Reconciler:
         before: ReconcileReport,
         desired: Desired,
         request: Request,
-        ended: frozenset[Exposure],
+        ended: frozenset[Exposure] | None,
         added: frozenset[Exposure],
     ) -> Sweep:
         """Say which connections to look for; those of guests that may come back from another host are spared."""
@@ -323,7 +327,7 @@ def _first_sweep(report: ReconcileReport, request: Request) -> Sweep:
     bound = (item for item in result.altered if isinstance(item, Forward) and item.interface is not None)
     invalidated = frozenset(replace(forward, interface=None) for forward in bound)
     old = result.labels - {desired.label}
-    sweep = Sweep(desired.carrying, desired.label, request.local, None, result.mended)
+    sweep = Sweep(desired.carrying, desired.label, request.local, None, result.mended, renamings=result.renamings)
     # Uplinks that were found from the routes may have changed by themselves.
     fewer = bool(request.uplinks and result.uplinks - desired.uplinks)
     return replace(

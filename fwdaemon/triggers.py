@@ -10,30 +10,22 @@ from itertools import islice
 from pathlib import Path
 from typing import Final, TypeVar
 
-from fwdaemon.core.pace import of_users, provoked
+from fwdaemon.core.pace import Origin, origin
 from fwdaemon.core.report import Actor, Reason, ReasonKind
 
-# Reasons that guests provoke and that are kept to explain a change; in a flood, those that come later are not. So with
-# all triggers of passes that failed.
-_MOST_PROVOKED: Final = 256
-# The same for what users of libvirt do: a host may start all its domains at once.
-_MOST_OF_USERS: Final = 4096
+# So many reasons are kept to explain a change; in a flood, those that come later are not. So with all triggers of
+# passes that failed. A host may start all its domains at once.
+_MOST: Final = {Origin.GUESTS: 256, Origin.USERS: 4096}
 
 
 @dataclass(frozen=True, slots=True)
 class Triggers:
-    """All triggers of one pass; see `fwdaemon.reconcile.Request`. Guests alone may have `provoked` it."""
+    """All triggers of one pass, and whom it is for; see `fwdaemon.reconcile.Request`."""
 
     reasons: tuple[Reason, ...]
     actors: tuple[Actor, ...]
     full: bool
-    provoked: bool = False
-
-    @property
-    def by_users(self) -> bool:
-        """Whether users of libvirt caused it, with guests or without, and nothing else."""
-        others = self.provoked or self.full or self.actors or not self.reasons
-        return not others and all(provoked(reason) or of_users(reason) for reason in self.reasons)
+    origin: Origin = Origin.OTHERS
 
 
 class TriggerQueue:
@@ -42,12 +34,11 @@ class TriggerQueue:
     def __init__(self) -> None:
         self.stopping = False
         self.wants_inventory = True
-        self.urgent = True  # the inventory is for others than guests
-        self.pressing = True  # the inventory is for others than guests and users of libvirt
+        self.inventory_for = Origin.OTHERS
         self.wants_pass = False
         self._wants_reload = False
         self._full = False
-        self._by_others = False  # something else than guests asks for the next pass
+        self._pass_for = Origin.GUESTS
         self._unsettled: dict[Reason, None] = {}
         self._settled: dict[Reason, None] = {}
         self._actors: dict[Actor, None] = {}
@@ -76,19 +67,18 @@ class TriggerQueue:
 
     def inventory_changed(self, reason: Reason) -> None:
         """Note that something happened to a domain, a network or an address."""
-        urgent, pressing = not provoked(reason), not (provoked(reason) or of_users(reason))
-        if pressing or len(self._unsettled) < (_MOST_OF_USERS if urgent else _MOST_PROVOKED):
+        cause = origin(reason)
+        if cause not in _MOST or len(self._unsettled) < _MOST[cause]:
             self._unsettled[reason] = None
         # Or the loop knows: a flood wakes it once.
-        if not self.wants_inventory or (urgent and not self.urgent) or (pressing and not self.pressing):
+        if not self.wants_inventory or cause > self.inventory_for:
             self._wake.set()
         self.wants_inventory = True
-        self.urgent |= urgent
-        self.pressing |= pressing
+        self.inventory_for = max(self.inventory_for, cause)
 
     def ask(self) -> None:
         """Have an inventory taken at once."""
-        self.wants_inventory = self.urgent = self.pressing = True
+        self.wants_inventory, self.inventory_for = True, Origin.OTHERS
         self._wake.set()
 
     def wake(self) -> None:
@@ -98,19 +88,19 @@ class TriggerQueue:
     def begin_inventory(self) -> dict[Reason, None]:
         """Give the reasons that an inventory taken from now on covers."""
         covered, self._unsettled = self._unsettled, {}
-        self.wants_inventory = self.urgent = self.pressing = False
+        self.wants_inventory, self.inventory_for = False, Origin.GUESTS
         return covered
 
     def end_inventory(self, covered: dict[Reason, None]) -> None:
         """Note that the inventory is complete."""
         self._settled |= covered
-        self._by_others |= not covered or not all(map(provoked, covered))
+        self._pass_for = max(self._pass_for, max(map(origin, covered), default=Origin.OTHERS))
         self.wants_pass = True
         self._wake.set()
 
     def rules_changed(self, actor: Actor, *, full: bool) -> None:
         """Note that the kernel's rules changed; `full` if it is not known how much."""
-        self._by_others = True
+        self._pass_for = Origin.OTHERS
         self._full |= full
         self._actors[actor] = None
         self.wants_pass = True
@@ -122,7 +112,7 @@ class TriggerQueue:
         Another is to be taken: another machine may have an address that it gives to a guest from now on.
         """
         self._settled[reason] = None
-        self.wants_pass = self._by_others = True
+        self.wants_pass, self._pass_for = True, Origin.OTHERS
         self.ask()
 
     def set_changed(self, file: Path | None) -> None:
@@ -132,9 +122,9 @@ class TriggerQueue:
         else:
             self.configuration_changed(Reason(ReasonKind.CONFIGURATION, str(file)))
 
-    def time_passed(self, *, full: bool, provoked: bool = False) -> None:
-        """Ask for a pass because it is time, or for another after one that guests `provoked`."""
-        self._by_others |= not provoked
+    def time_passed(self, *, full: bool, after: Origin = Origin.OTHERS) -> None:
+        """Ask for a pass because it is time, or for one that follows `after` another."""
+        self._pass_for = max(self._pass_for, after)
         self._full |= full
         self.wants_pass = True
         self._wake.set()
@@ -157,10 +147,11 @@ class TriggerQueue:
             tuple(self._settled),
             self.actors,
             self._full,
-            provoked=not self._by_others,
+            self._pass_for,
         )
         self._settled, self._actors = {}, {}
-        self._full = self._by_others = self.wants_pass = False
+        self._full = self.wants_pass = False
+        self._pass_for = Origin.GUESTS
         return triggers
 
     def take_back(self, triggers: Triggers) -> None:
@@ -168,11 +159,11 @@ class TriggerQueue:
         self._settled = _first(dict.fromkeys(triggers.reasons) | self._settled)
         self._actors = _first(dict.fromkeys(triggers.actors) | self._actors)
         self._full |= triggers.full
-        self._by_others |= not triggers.provoked
+        self._pass_for = max(self._pass_for, triggers.origin)
 
 
 _T = TypeVar("_T")
 
 
 def _first(facts: dict[_T, None]) -> dict[_T, None]:
-    return dict.fromkeys(islice(facts, _MOST_PROVOKED))
+    return dict.fromkeys(islice(facts, _MOST[Origin.GUESTS]))

@@ -228,6 +228,7 @@ _HINDRANCES: Final[Mapping[HindranceKind, Callable[[Hindrance], str]]] = {
         else f"port {found.ports} is claimed by domain {_names(found)}{_at(found.origin)}"
     ),
     HindranceKind.NO_FREE_PORT: lambda found: f"no port of auto_ports ({found.ports}) is free",
+    HindranceKind.SOCKETS_UNKNOWN: lambda _: "the kernel does not report which ports processes of the host have",
     HindranceKind.NO_RUNNING_DOMAIN: lambda _: "no running domain has such a name",
     HindranceKind.HELD_ELSEWHERE: lambda found: (
         f"the machine at {_names(found)} has {found.address}, and clients come here once this host has it"

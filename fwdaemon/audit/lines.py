@@ -1,20 +1,35 @@
-"""The audit, line by line."""
+"""The audit, line by line, and the words for what is wrong: with gates, with the host, with what was asked for."""
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Final, TypeAlias
 
-from fwdaemon.audit.causes import format_cause, why
+from fwdaemon.audit.causes import format_cause, remark, why
 from fwdaemon.audit.throttle import Flapped
 from fwdaemon.config.files import about_ignored
 from fwdaemon.core.exposures import Exposure, Owner
-from fwdaemon.core.report import Assigned, Cause, GateChange, Setting
-from fwdaemon.core.state import Waiting
+from fwdaemon.core.inventory import HijackedAddress
+from fwdaemon.core.report import (
+    LIBVIRT_TABLE,
+    AnyFault,
+    Assigned,
+    Cause,
+    Fault,
+    FaultKind,
+    GateChange,
+    Location,
+    LocationReason,
+    Note,
+    NoteKind,
+    Setting,
+    SettingKind,
+)
+from fwdaemon.core.state import Namesake, Unchosen, Waiting
 from fwdaemon.core.text import printable, shown
-from fwdaemon.core.types import Origin
+from fwdaemon.core.types import GateFault, Origin
 from fwdaemon.errors import Problem
 
 # The audit: one line for each change, which a person can read months later.
@@ -51,9 +66,8 @@ MESSAGE_IDS: Final = {
 def exposure(action: str, changed: Exposure, cause: Cause) -> None:
     """Write that an exposure was `added`, `removed` or `restored`."""
     fields = _fields(changed, cause)
-    allowed = changed.origin.allowed if changed.origin is not None else None
-    if allowed is not None and action != "removed":
-        fields |= {"PORTFWD_CAUSE": f"{fields['PORTFWD_CAUSE']}; allowed by {printable(str(allowed))}"}
+    if action != "removed":
+        fields |= {"PORTFWD_CAUSE": "; ".join([fields["PORTFWD_CAUSE"], *_allowed_by(changed.origin)])}
     what = f"{_who(changed.owner)}: {fields['PORTFWD_LISTEN']} -> {fields['PORTFWD_TARGET']}"
     _write(action, f"{action} {what} ({fields['PORTFWD_CAUSE']})", fields)
 
@@ -65,9 +79,9 @@ def flapped(entries: Iterable[Flapped]) -> None:
         times += f", the last: {entry.action} ({format_cause(entry.cause)})"
         match entry.subject:
             case GateChange() as change:
-                what, fields = f"gate in {change.gate}: {change.fault}", _gate_fields(change, entry.cause)
-            case Setting(name):
-                what, fields = shown(name), {"PORTFWD_CAUSE": format_cause(entry.cause)}
+                what, fields = format_gate(change), _gate_fields(change, entry.cause)
+            case Setting() as changed:
+                what, fields = shown(format_setting(changed)), {"PORTFWD_CAUSE": format_cause(entry.cause)}
             case changed:
                 what = f"{_who(changed.owner)}: {changed.listens_at()} -> {changed.leads_to()}"
                 fields = _fields(changed, entry.cause)
@@ -76,7 +90,7 @@ def flapped(entries: Iterable[Flapped]) -> None:
 
 def gate(change: GateChange, cause: Cause) -> None:
     """Write that a gate was `added`, or put back to its place, which is `restored`."""
-    text = f"{change.action} gate in {change.gate}: {change.fault} ({format_cause(cause)})"
+    text = f"{change.action} {format_gate(change)} ({format_cause(cause)})"
     _write(change.action, text, _gate_fields(change, cause))
 
 
@@ -98,20 +112,26 @@ def assigned(ports: Iterable[Assigned]) -> None:
     """Say which ports of the host were assigned to domains, and which others they replace."""
     for item in ports:
         listen, target = f"{item.protocol} *:{item.port}", f"{item.protocol} {item.guest}"
-        text = f"assigned {item.port} to {shown(item.domain)}: {target} ({item.origin})"
-        cause = "" if item.moved is None else f"{item.moved} {_why_not(item.claimed)}"
+        allowed = _allowed_by(item.origin)
+        text = f"assigned {item.port} to {shown(item.domain)}: {target} ({'; '.join([str(item.origin), *allowed])})"
+        since = [] if item.moved is None else [f"{item.moved} {_why_not(item.claimed)}"]
         fields = {"PORTFWD_DOMAIN": item.domain, "PORTFWD_LISTEN": listen, "PORTFWD_TARGET": target}
-        fields |= {"PORTFWD_CAUSE": cause} if cause else {}
-        _write("assigned", f"{text}, since {cause}" if cause else text, fields)
+        fields |= {"PORTFWD_CAUSE": "; ".join([*since, *allowed])} if since or allowed else {}
+        _write("assigned", ", since ".join([text, *since]), fields)
+
+
+def _allowed_by(origin: Origin | None) -> list[str]:
+    """Name the `[[allow]]` that lets a domain have it, where it takes one."""
+    return [] if origin is None or origin.allowed is None else [f"allowed by {printable(str(origin.allowed))}"]
 
 
 def _why_not(claimed: Origin | None) -> str:
     return "is not among auto_ports" if claimed is None else f"is claimed at {claimed}"
 
 
-def moved(text: str) -> None:
+def moved(location: Location) -> None:
     """Say in which of the kernel's rule systems the rules are now, and why."""
-    _write("moved", text)
+    _write("moved", f"rules are in {location.title}: {format_location_reason(location.reason)}")
 
 
 def adopted(number: int) -> None:
@@ -137,24 +157,23 @@ def strangers_ended(number: int) -> None:
 
 def setting(change: Setting, cause: Cause) -> None:
     """Write that a setting of the host was changed, or put back."""
+    what, why_now = shown(format_setting(change)), format_cause(cause)
     if change.restored:
-        _write(
-            "restored", f"restored {shown(change.what)} ({format_cause(cause)})", {"PORTFWD_CAUSE": format_cause(cause)}
-        )
+        _write("restored", f"restored {what} ({why_now})", {"PORTFWD_CAUSE": why_now})
     else:
-        _write("added", f"set {shown(change.what)}: forwards need it")
+        _write("added", f"set {what}: forwards need it")
 
 
-def notes(texts: Iterable[str]) -> None:
+def notes(found: Iterable[Note]) -> None:
     """Say what an administrator has to know of a setting that was changed."""
-    for text in texts:
-        _write("noted", text)
+    for note in found:
+        _write("noted", format_note(note))
 
 
-def problems(texts: Iterable[str]) -> None:
+def problems(found: Iterable[AnyFault]) -> None:
     """Say what could not be done, or what is wrong."""
-    for text in texts:
-        _write("problem", text, level=logging.WARNING)
+    for fault in found:
+        _write("problem", format_fault(fault), level=logging.WARNING)
 
 
 def configuration_loaded(path: Path) -> None:
@@ -220,3 +239,143 @@ def _owner_field(owner: Owner) -> Fields:
 def _who(owner: Owner) -> str:
     """Name a domain by its name alone: most lines are about one."""
     return shown(owner.name) if owner.kind == "domain" else f"{owner.kind} {shown(owner.name)}"
+
+
+# What is wrong, and what should be known, in words, and here alone: for the audit, the status and the command line.
+#
+# The places `{0}`, `{1}`, … are for what a fault or note is about, `{rest}` for all of that but the first.
+_FAULTS: Final[Mapping[FaultKind, str]] = {
+    FaultKind.ERROR: "{detail}",
+    FaultKind.LEFT_BEHIND: "not everything could be removed; the next start does that, or kvm-portfwd flush",
+    FaultKind.UNWANTED: "{detail} is left in the kernel, and not wanted any more",
+    FaultKind.CONNECTIONS_OPEN: "open connections may go on: {detail}",
+    FaultKind.CONFIGURATION_LATE: (
+        "the configuration cannot be read yet, as where a file system hangs; the one before stays in force until then"
+    ),
+    FaultKind.SET_REFUSED: "set {0}: {detail}",
+    FaultKind.MORE_CONFLICTS: (
+        "{0} more ports conflict with the host's processes or rules; `kvm-portfwd check` lists all"
+    ),
+    FaultKind.HOST_UNCHECKED: "not checked against this host: {detail}",
+    FaultKind.RULES_UNCHECKED: "not checked against the rules of other tools: {detail}",
+    FaultKind.WRITER_UNKNOWN: "rules stay in {0}, as iptables does not say where it writes to: {detail}",
+    FaultKind.LIBVIRT_RULES_GONE: (
+        "libvirt's own firewall rules are gone, so its guests may not reach the outside;"
+        " restart libvirtd or virtnetworkd to have them written again"
+    ),
+    FaultKind.GATE_UNREAD: "no gate in {0}: {detail}; name a native chain in [daemon] gates instead",
+    FaultKind.GATE_REFUSED: "the gate in {0} could not be changed: {detail}",
+    FaultKind.GATE_OWNED: (
+        "the gate in {0} could not be changed: {detail}; a running program may own that table alone, as firewalld does"
+        " unless NftablesTableOwner=no"
+    ),
+    FaultKind.GATES_UNSEARCHED: "cannot search other chains for our rules: {detail}",
+    FaultKind.LEGACY_GATE: "no gate in the legacy FORWARD chain: {detail}",
+    FaultKind.LEGACY_GATES: "no gate in the legacy FORWARD chains: {detail}",
+    FaultKind.NO_ADMISSION: (
+        "forwards with set:…, deny, rate or max_open stay closed, as rules are in iptables-legacy, which has none of"
+        " these here; have libvirt write nftables, or leave these keys out"
+    ),
+    FaultKind.LEGACY_CHAIN_HELD: (
+        "the chain {0} in the legacy table {1} of IPv{2} is empty now, but stays, as rules of others lead to it; delete"
+        " those ({3} -t {1} -S | grep {0} shows them), then {3} -t {1} -X {0}"
+    ),
+    FaultKind.HOST_NOT_FORWARDING: "IPv{0} forwarding is off on this host",
+    FaultKind.FORWARDING_OFF: "IPv{0} forwarding is off, and [daemon] ip_forward = false leaves it to you",
+    FaultKind.INTERFACE_OFF: "IPv{0} forwarding is off on {1}, and [daemon] ip_forward = false leaves it to you",
+    FaultKind.FORWARDING_UNGUARDED: (
+        "IPv{0} forwarding stays off: the rules that keep this host from being a router are not there"
+    ),
+    FaultKind.INTERFACE_UNGUARDED: (
+        "{0} stays off: no rules keep everything else out that comes in there; set it to 1 if all of that is to be"
+        " forwarded"
+    ),
+    FaultKind.INTERFACE_NOT_FORWARDING: "IPv{0} is not forwarded on {1}: {detail}",
+    FaultKind.ROUTE: "{0} is not routed to network {1}: {detail}",
+    FaultKind.NO_IPV6: "{0} has no IPv6: {detail}",
+    FaultKind.PUBLIC_ADDRESS: "{0} is not assigned to {1}: {detail}",
+    FaultKind.PUBLIC_ADDRESS_CHANGED: "{0} on {1} was changed, and cannot be put back: {detail}",
+    FaultKind.PROXY: "cannot answer for {0} on {1}: {detail}",
+    FaultKind.PROXY_ENTRY: "the kernel does not answer for {0} on {1}: {detail}",
+    FaultKind.PROXY_LISTENER: "cannot listen for questions about {rest} on {0}: {detail}",
+    FaultKind.HAIRPIN_MODE: "bridge port {0} is not in hairpin mode: {detail}",
+    FaultKind.LOOPBACK_BUSY: "the proxy on 127.0.0.1 and ::1 is busy: what changed is not in force there yet",
+    FaultKind.LOOPBACK_PORTS: (
+        "{0} ports of 127.0.0.1 and ::1 do not answer: too many files would be open (LimitNOFILE=)"
+    ),
+    FaultKind.LOOPBACK_PORT: "{0} port {1} of {2} does not lead to {3}: {detail}",
+    FaultKind.LOOPBACK_PORT_TAKEN: "{0} port {1} of {2} does not lead to {3}: a process of the host listens there",
+}
+_NOTES: Final[Mapping[NoteKind, str]] = {
+    NoteKind.CONFINING: (
+        "IPv{0} forwarding was off before kvm-portfwd: nothing else is forwarded, but for what libvirt lets through for"
+        " its networks; to make this host a router, set {1} = 1 in /etc/sysctl.d and ip_forward = false in [daemon],"
+        " then run `kvm-portfwd reload` and `sysctl --system`"
+    ),
+    NoteKind.FORWARDING_NEEDED: (
+        "IPv{0} forwarding stays on for everything, as libvirt turns it on for its networks: {rest}"
+    ),
+    NoteKind.FORWARDING_PUT_BACK: "set {0} = 0 again: it was off before kvm-portfwd",
+}
+_SETTINGS: Final[Mapping[SettingKind, str]] = {
+    SettingKind.SYSCTL: "{0}",
+    SettingKind.FORMER_SYSCTL: "{0}, which an earlier version turned on",
+    SettingKind.HAIRPIN_MODE: "hairpin mode of bridge port {0}",
+}
+_GATE_FAULTS: Final[Mapping[GateFault, str]] = {
+    GateFault.ABSENT: "it was not there",
+    GateFault.BEHIND_RULE: "another rule was ahead of it",
+    GateFault.AHEAD_OF_BAN: "it was ahead of a ban",
+    GateFault.REPEATED: "it was there more than once",
+    GateFault.ALTERED: "it was not as we made it",
+}
+_LOCATION_REASONS: Final[Mapping[LocationReason, str]] = {
+    LocationReason.CONFIGURED: "the configuration says so",
+    LocationReason.LIBVIRT_TABLE: f"libvirt's rules are in its table {LIBVIRT_TABLE}",
+    LocationReason.LIBVIRT_CHAINS: "libvirt's chains are there",
+    LocationReason.NO_LIBVIRT_RULES: "libvirt has no rules of its own",
+    LocationReason.WRITTEN_TO: (
+        "libvirt's chains are in both rule systems, and this is the one that iptables writes to"
+    ),
+}
+
+
+def format_fault(fault: AnyFault) -> str:
+    """Say what is wrong, as one sentence without a full stop."""
+    match fault:
+        case Fault(kind, about, detail):
+            return _filled(_FAULTS[kind], about, detail)
+        case Namesake() | Unchosen() | HijackedAddress():
+            return remark(fault)
+        case conflict:
+            return conflict.sentence()
+
+
+def format_note(note: Note) -> str:
+    """Say what an administrator has to know."""
+    return _filled(_NOTES[note.kind], note.about)
+
+
+def format_setting(setting: Setting) -> str:
+    """Name a setting of the host."""
+    return _filled(_SETTINGS[setting.kind], (setting.what,))
+
+
+def _filled(words: str, about: tuple[str, ...], detail: str = "") -> str:
+    names = [shown(name) for name in about]
+    return words.format(*names, rest=", ".join(names[1:]), detail=detail)
+
+
+def format_gate_fault(fault: GateFault) -> str:
+    """Say what was wrong with a gate."""
+    return _GATE_FAULTS[fault]
+
+
+def format_gate(change: GateChange) -> str:
+    """Name a gate, and say what was wrong with it."""
+    return f"gate in {change.gate}: {format_gate_fault(change.fault)}"
+
+
+def format_location_reason(reason: LocationReason) -> str:
+    """Say why rules are in a rule system, or belong there."""
+    return _LOCATION_REASONS[reason]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from fwdaemon.core.exposures import Exposure, Owner
-from fwdaemon.core.report import Cause, GateChange, Setting
+from fwdaemon.core.report import AnyFault, Cause, GateChange, Setting, SettingKind
 from fwdaemon.core.state import Waiting
 from fwdaemon.core.types import Gate
 
@@ -23,8 +23,8 @@ class NewProblems:
     def __init__(self, lasting_s: float = LASTING_S) -> None:
         self._lasting_s = lasting_s
         self._waiting: frozenset[Waiting] = frozenset()
-        self._faults: dict[str, float] = {}
-        self._said: frozenset[str] = frozenset()
+        self._faults: dict[AnyFault, float] = {}
+        self._said: frozenset[AnyFault] = frozenset()
 
     def of_waiting(self, entries: Iterable[Waiting], live: Collection[Owner], *, everything: bool) -> list[Waiting]:
         """Give the new entries; `live` are those who had exposures just before.
@@ -37,7 +37,7 @@ class NewProblems:
         self._waiting = frozenset(present)
         return new
 
-    def of_faults(self, faults: Iterable[str], now: float, *, everything: bool) -> list[str]:
+    def of_faults(self, faults: Iterable[AnyFault], now: float, *, everything: bool) -> list[AnyFault]:
         """Give the faults that have lasted and were not said yet; with `everything`, those of this moment too."""
         self._faults = {fault: self._faults.get(fault, now) for fault in faults}
         lasting = [fault for fault, since in self._faults.items() if everything or now >= since + self._lasting_s]
@@ -101,7 +101,7 @@ class WarnOnce:
 # Pure; the time is given.
 Subject: TypeAlias = Exposure | GateChange | Setting
 """What a line is about."""
-_Key: TypeAlias = tuple[Owner, str] | Gate | str
+_Key: TypeAlias = tuple[Owner | SettingKind, str] | Gate
 
 # So many lines about one subject within so many seconds are news; what comes after is counted.
 LINES = 6
@@ -157,7 +157,7 @@ class FlapDamping:
 
     @property
     def ends(self) -> float | None:
-        """When something counted is due to be told; `None` where nothing is."""
+        """When a line about something counted is due; `None` where none is."""
         counting = (window.since + self._window_s for window in self._windows.values() if window.counted)
         return min(counting, default=None)
 
@@ -167,5 +167,5 @@ def _key(subject: Subject) -> _Key:
         case GateChange():
             return subject.gate
         case Setting():
-            return subject.what
+            return subject.kind, subject.what
     return subject.owner, subject.listens_at()

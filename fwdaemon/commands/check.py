@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from fwdaemon import config as configuration
+from fwdaemon.audit.lines import format_fault
 from fwdaemon.config.files import ROOT, about_ignored, read_files, unguarded
 from fwdaemon.config.model import Config, ForwardEntry
 from fwdaemon.conflicts.watch import conflicts_if_running
@@ -84,9 +85,9 @@ def _warn(config: Config) -> None:
     """Tell what on this host conflicts with it; people do that on purpose, so it is no reason to refuse."""
     conflicts, missing = conflicts_if_running(config, SystemRunner())
     for conflict in conflicts:
-        print(f"warning: {conflict}", file=sys.stderr)
+        print(f"warning: {conflict.sentence()}", file=sys.stderr)
     if missing:
-        print(f"hint: {missing}", file=sys.stderr)
+        print(f"hint: {format_fault(missing)}", file=sys.stderr)
 
 
 def _count(config: Config) -> str:

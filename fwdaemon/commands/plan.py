@@ -8,10 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fwdaemon import config as configuration
+from fwdaemon.audit.lines import format_fault, format_gate, format_gate_fault, format_location_reason, format_note
 from fwdaemon.config.model import DaemonSettings
 from fwdaemon.connections import close_everything
 from fwdaemon.core.exposures import Exposure
-from fwdaemon.core.report import ApplyResult, joined, tried
+from fwdaemon.core.report import ApplyResult, Location, joined, tried
 from fwdaemon.core.state import Desired
 from fwdaemon.core.text import shown
 from fwdaemon.core.types import Family
@@ -32,7 +33,7 @@ _CHANGES = 3
 
 def run(options: argparse.Namespace) -> int:
     """Do what `plan`, `rules` or `flush` says."""
-    return {"plan": _plan, "rules": _rules, "flush": _flush}[options.command](options)
+    return _flush(options) if options.command == "flush" else _plan(options)
 
 
 def _plan(options: argparse.Namespace) -> int:
@@ -42,6 +43,8 @@ def _plan(options: argparse.Namespace) -> int:
         config, asyncio.run(take_inventory(config.daemon.libvirt)), LedTo().chosen, PortRecords().before(ports_in_use)
     )
     rules = Netfilter(SystemRunner(), config.daemon.backend)
+    if options.command == "rules":
+        return _print_rules(rules, desired)
     host = SystemHostNetwork(rules.confined)
     try:
         confined = host.confine(desired, ip_forward=config.daemon.ip_forward)
@@ -52,6 +55,13 @@ def _plan(options: argparse.Namespace) -> int:
     return _CHANGES if options.exit_code and result.changed else 0
 
 
+def _print_rules(rules: Netfilter, desired: Desired) -> int:
+    """Print the native text; nothing where no forward would be live."""
+    text = rules.render(desired)
+    print(text, end="\n" if text else "")
+    return 0
+
+
 def as_text(result: ApplyResult, desired: Desired) -> str:
     """Write an outcome for people."""
     right = len(desired.exposures - result.mended)
@@ -59,9 +69,9 @@ def as_text(result: ApplyResult, desired: Desired) -> str:
     if not result.changed:
         return "\n".join([*_faults(result), f"nothing to change: {summary}"])
     lines = [*sorted(map(_added, result.mended)), *sorted(map(_removed, result.stale))]
-    lines += [f"~ gate in {change.gate}: {change.fault}" for change in result.gates]
+    lines += [f"~ {format_gate(change)}" for change in result.gates]
     script = ["", result.script.rstrip()] if result.script else []
-    return "\n".join([result.moved, *_faults(result), *lines, f"  {summary}", *script])
+    return "\n".join([_location(result.moved), *_faults(result), *lines, f"  {summary}", *script])
 
 
 def as_json(result: ApplyResult) -> dict[str, object]:
@@ -69,17 +79,23 @@ def as_json(result: ApplyResult) -> dict[str, object]:
     return {
         "schema_version": SCHEMA_VERSION,
         "changes": result.changed,
-        "backend": result.moved,
+        "backend": _location(result.moved),
         "add": [_described(exposure) for exposure in sorted(result.mended, key=_added)],
         "remove": sorted(result.stale),
-        "gates": [{"chain": str(change.gate), "reason": change.fault} for change in result.gates],
-        "problems": list(result.faults),
+        "gates": [{"chain": str(change.gate), "reason": format_gate_fault(change.fault)} for change in result.gates],
+        "problems": list(map(format_fault, result.faults)),
         "script": result.script,
     }
 
 
 def _faults(result: ApplyResult) -> Iterator[str]:
-    return (f"! {fault}" for fault in result.faults)
+    return (f"! {format_fault(fault)}" for fault in result.faults)
+
+
+def _location(location: Location | None) -> str:
+    if location is None:
+        return ""
+    return f"rules belong in {location.title}: {format_location_reason(location.reason)}"
 
 
 def _added(exposure: Exposure) -> str:
@@ -95,17 +111,6 @@ def _described(exposure: Exposure) -> dict[str, str]:
     return {owner.kind: owner.name, "listen": exposure.listens_at(), "target": exposure.leads_to()}
 
 
-# `kvm-portfwd rules`: print the rules that would be written now, without writing them.
-def _rules(options: argparse.Namespace) -> int:
-    """Ask libvirt what runs, and print the native text; nothing where no forward would be live."""
-    config = configuration.load(options.config)
-    inventory = asyncio.run(take_inventory(config.daemon.libvirt))
-    desired = desired_state(config, inventory, before=PortRecords().before(ports_in_use))
-    text = Netfilter(SystemRunner(), config.daemon.backend).render(desired)
-    print(text, end="\n" if text else "")
-    return 0
-
-
 # `kvm-portfwd flush`: remove every rule, route and address that is ours, and put back what we switched.
 def _flush(options: argparse.Namespace) -> int:
     """Remove whatever carries our name, and end the connections that carry our label. 1 if anything may be left."""
@@ -119,9 +124,9 @@ def flush(config: Path, runner: Runner) -> int:
     rules = Netfilter(runner)
     result = joined(tried(lambda: _remove_from_host(settings, rules)), close_everything(rules, settings.label))
     for note in result.notes:
-        print(note)
+        print(format_note(note))
     for fault in result.faults:
-        print(f"kvm-portfwd: {fault}", file=sys.stderr)
+        print(f"kvm-portfwd: {format_fault(fault)}", file=sys.stderr)
     return int(bool(result.faults))
 
 

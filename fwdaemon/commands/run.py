@@ -15,7 +15,7 @@ from fwdaemon.errors import ConfigError
 from fwdaemon.events import InventoryKeeper
 from fwdaemon.hostnet.host_network import SystemHostNetwork
 from fwdaemon.kernel import conntrack, memory
-from fwdaemon.kernel.process import SystemRunner, budget_of_guests
+from fwdaemon.kernel.process import SystemRunner, new_budgets
 from fwdaemon.kernel.route_watch import RouteWatch
 from fwdaemon.metrics.exposition import satisfied, without_what_is_missing
 from fwdaemon.netfilter import Netfilter
@@ -57,13 +57,13 @@ async def _work(path: Path, start: Start) -> None:
 
 def _parts(config: Config) -> Parts:
     """Give what a daemon works on: this host."""
-    rules, guests = Netfilter(SystemRunner(), config.daemon.backend), budget_of_guests()
+    rules, budgets = Netfilter(SystemRunner(), config.daemon.backend), new_budgets()
     return Parts(
         rules,
-        SystemHostNetwork(rules.confined, guests=guests),
+        SystemHostNetwork(rules.confined, guests=budgets.guests),
         conntrack,
-        lambda changed: BackgroundConflictWatch(ConflictWatch(SystemRunner()), changed, guests),
+        lambda changed: BackgroundConflictWatch(ConflictWatch(SystemRunner()), changed, budgets),
         RouteWatch,
-        partial(InventoryKeeper, guests=guests),
-        guests=guests,
+        partial(InventoryKeeper, budgets=budgets),
+        budgets=budgets,
     )

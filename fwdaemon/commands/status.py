@@ -18,10 +18,11 @@ from typing import Any, Final
 
 from fwdaemon import __version__
 from fwdaemon import config as configuration
+from fwdaemon.audit.lines import format_fault
 from fwdaemon.config.model import Config
 from fwdaemon.control import client
 from fwdaemon.control.protocol import CONFIGURATION_REFUSED, CallError
-from fwdaemon.core.report import ApplyResult, joined
+from fwdaemon.core.report import ApplyResult, Fault, FaultKind, joined
 from fwdaemon.core.state import Desired
 from fwdaemon.core.text import printable, shown
 from fwdaemon.core.types import Address, PortRange, show_endpoint
@@ -34,8 +35,8 @@ from fwdaemon.kernel.process import SystemRunner
 from fwdaemon.netfilter import Netfilter
 from fwdaemon.resolve.placement import desired_state
 from fwdaemon.status import table
-from fwdaemon.status.model import SCHEMA_VERSION, Configuration, Header, LibvirtState, Rules, State, Status
-from fwdaemon.status.records import UsageReader
+from fwdaemon.status.model import SCHEMA_VERSION, Configuration, Header, LibvirtState, State, Status
+from fwdaemon.status.records import UsageReader, rules_at
 from fwdaemon.status.reloads import PortRecords
 from fwdaemon.status.rows import Facts, rows
 
@@ -59,13 +60,13 @@ def status_without_daemon(path: Path) -> Status:
     found = _observe(config, desired, netfilter)
     facts = Facts(config, desired, desired.lacking(found.mended), _NOT_THERE, State.WAITING)
     libvirt = tuple(LibvirtState(uri, connected=True, since=datetime.now(UTC)) for uri in config.daemon.libvirt)
-    problems = (*found.faults, *(f"{name} is left in the kernel, and not wanted any more" for name in found.stale))
+    problems = (*found.faults, *(Fault(FaultKind.UNWANTED, detail=name) for name in found.stale))
     header = Header(
         __version__,
         Configuration(path),
-        rules=Rules(*netfilter.locate()),
+        rules=rules_at(netfilter.locate()),
         libvirt=libvirt,
-        problems=tuple(sorted(problems)),
+        problems=tuple(sorted(map(format_fault, problems))),
         uplinks=tuple(sorted(desired.uplinks)),
         confined=tuple(sorted(netfilter.confined())),
         confined_interfaces=tuple(sorted({name for _, name in netfilter.switched()})),

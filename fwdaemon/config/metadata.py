@@ -77,7 +77,8 @@ def _items(element: Element) -> int:
 def _readings(metadata: Metadata, name: str, uuid: UUID, sets: Collection[str]) -> Iterator[Reading]:
     seen, left = Counter[str](), MOST_CLAIMS
     for number, element in enumerate(metadata.elements, 1):
-        origin = Origin(Path(), number, name, str(uuid))
+        called = f"{element.name} {seen[element.name] + 1}" if element.name in ATTRIBUTES else f"element {number}"
+        origin = Origin(Path(), number, name, str(uuid), element=called)
         problems: list[Problem] = []
         document = _Definition(Path(), LineIndex({}), problems, origin)
         node = Node(None, (element.name, seen[element.name]), document)
@@ -178,7 +179,12 @@ def _nat_lacks(entry: NatEntry, allow: AllowEntry) -> Iterator[Lack]:
 
 
 def _covers(allowed: Iterable[PortRange], ports: PortRange) -> bool:
-    return any(item.first <= ports.first and ports.last <= item.last for item in allowed)
+    """Whether ranges together, which may adjoin or overlap, have all of these ports."""
+    lacking = ports.first
+    for item in sorted(allowed):
+        if item.first <= lacking <= item.last:
+            lacking = item.last + 1
+    return lacking > ports.last
 
 
 def allowed(entry: GuestEntry, allow: AllowEntry) -> GuestEntry:

@@ -20,7 +20,7 @@ from fwdaemon.config.model import (
 )
 from fwdaemon.config.names import parse_ban_chain, parse_gate, parse_interface, parse_uri
 from fwdaemon.config.node import Node, among_several, read_distinct, read_key
-from fwdaemon.config.ports import LAST_PORT
+from fwdaemon.config.ports import LAST_PORT, parse_host_ports
 from fwdaemon.config.sets import read_asked
 from fwdaemon.core.text import GrammarError, quote, show, suggest
 from fwdaemon.core.types import Gate, PortRange
@@ -248,23 +248,7 @@ def _read_behind(node: Node) -> tuple[str, ...]:
 
 def _read_auto_ports(node: Node) -> PortRange:
     """Read it; one that is wrong stands as the example, so that entries are not refused for want of it."""
-    return node.text(parse_pool, _AUTO_PORTS) or parse_pool(_AUTO_PORTS)
-
-
-def parse_pool(text: str) -> PortRange:
-    """Read a range of ports of the host."""
-    remedy = f"write the first and the last, as in {quote(_AUTO_PORTS)}"
-    match = re.fullmatch(r"([1-9][0-9]{0,4})-([1-9][0-9]{0,4})", text)
-    if match is None:
-        raise GrammarError(f"{quote(text)} is no range of ports; {remedy}")
-    first, last = int(match[1]), int(match[2])
-    if max(first, last) > LAST_PORT:
-        raise GrammarError(
-            f"{quote(text)} is out of range; write ports from 1 to {LAST_PORT}, as in {quote(_AUTO_PORTS)}"
-        )
-    if last < first:
-        raise GrammarError(f"{quote(text)} has a reversed range; write {quote(f'{last}-{first}')}")
-    return PortRange(first, last)
+    return node.text(parse_host_ports, _AUTO_PORTS) or parse_host_ports(_AUTO_PORTS)
 
 
 def _read_label(node: Node) -> int:

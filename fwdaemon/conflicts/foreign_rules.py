@@ -25,11 +25,19 @@ from fwdaemon.rulesets.packet import RuleLocation, System
 
 
 class Order(StrEnum):
-    """Whose rule a packet comes to first; the value says what follows, before those who reach the domain or do not."""
+    """Whose rule a packet comes to first."""
 
-    OURS = "but our rule comes first, so %s reach %s"
-    THEIRS = "and that comes first, so %s may not reach %s"
-    UNKNOWN = "and whichever of the two was made last comes first, so %s may not reach %s"
+    OURS = "ours"
+    THEIRS = "theirs"
+    UNKNOWN = "unknown"
+
+
+# What follows from it, with what is on its way, and to whom.
+_FOLLOWS: Final = {
+    Order.OURS: "but our rule comes first, so %s reach %s",
+    Order.THEIRS: "and that comes first, so %s may not reach %s",
+    Order.UNKNOWN: "and whichever of the two was made last comes first, so %s may not reach %s",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,24 +59,41 @@ class ChainLocation:
 
 
 @dataclass(slots=True)
-class _RuleConflict:
-    """An exposure, the rules of another tool that were found for it, and the ports that are in question.
+class _Rules:
+    """The rules of another tool that were found for an entry, and the ports that are in question.
 
-    Ports come with the name of their protocol, or with nothing where the exposure has but one.
+    Ports come with the name of their protocol, or with nothing where the entry has but one.
     """
 
-    taking: Taking
     locations: set[RuleLocation] = field(default_factory=set)
     ports: set[tuple[PortRange, str]] = field(default_factory=set)
 
 
-def sentences(
+@dataclass(frozen=True, slots=True)
+class RuleConflict:
+    """An entry, and whose rules in which chain translate it too; of several ports, those in question."""
+
+    entry: Entry
+    owner: str
+    order: Order
+    chain: str
+    ports: tuple[tuple[PortRange, str], ...]
+
+    def sentence(self) -> str:
+        """See `fwdaemon.core.report.Conflict`."""
+        entry, who = self.entry, "another rule" if self.owner == ADMIN else self.owner
+        named = [f"{ports}/{name}" if name else str(ports) for ports, name in self.ports]
+        follows = _FOLLOWS[self.order] % (entry.reaching("from outside"), entry.owner)
+        return entry.sentence(f"{who} forwards {listed(named) if named else 'it'} too (in {self.chain}), {follows}")
+
+
+def conflicts(
     takings: Iterable[Taking], others: Sequence[Translation], ours: ChainLocation, local: Collection[Address]
-) -> Iterator[str]:
-    """Tell of each exposure and each other tool that translates what it takes; `local` are the host's addresses."""
+) -> Iterator[RuleConflict]:
+    """Give each entry with each other tool that translates what it takes; `local` are the host's addresses."""
     index = PortIndex((ports, other) for other in others for ports in ports_of(other.scope))
     here = {family: tuple(_subnets(local, family)) for family in Family}
-    found: dict[tuple[Entry, str, Order], _RuleConflict] = {}
+    found: dict[tuple[Entry, str, Order], _Rules] = {}
     for taking in takings:
         for other in index.meeting(taking.ports):
             order = ours.order(other)
@@ -76,11 +101,13 @@ def sentences(
                 continue
             shared = both(_scope(taking, here[taking.family]), other.scope)
             if shared is not None:
-                conflict = found.setdefault((taking.entry, owner_of(other.location), order), _RuleConflict(taking))
-                conflict.locations.add(other.location)
-                conflict.ports.update(_ports_in_question(taking, shared))
-    for (_, owner, order), conflict in found.items():
-        yield _sentence(conflict, owner, order)
+                rules = found.setdefault((taking.entry, owner_of(other.location), order), _Rules())
+                rules.locations.add(other.location)
+                rules.ports.update(_ports_in_question(taking, shared))
+    for (entry, owner, order), rules in found.items():
+        several = entry.ports.width > 1
+        ports = (item for item in rules.ports if several and item[0] != EVERY_PORT)
+        yield RuleConflict(entry, owner, order, _where(rules), tuple(sorted(ports)))
 
 
 def _subnets(local: Iterable[Address], family: Family) -> Iterator[Value]:
@@ -122,24 +149,10 @@ def _ports_in_question(taking: Taking, shared: Scope) -> set[tuple[PortRange, st
     return {(ports, str(protocol)) for protocol in several or [""] for ports in ports_of(shared)}
 
 
-# --- in words --------------------------------------------------------------------------------------------------------
-
-
-def _sentence(conflict: _RuleConflict, owner: str, order: Order) -> str:
-    taking, who = conflict.taking, "another rule" if owner == ADMIN else owner
-    follows = order % (taking.reaching("from outside"), taking.owner)
-    return taking.sentence(f"{who} forwards {_what(conflict)} too (in {_where(conflict)}), {follows}")
-
-
-def _what(conflict: _RuleConflict) -> str:
-    named = [f"{ports}/{name}" if name else str(ports) for ports, name in sorted(conflict.ports) if ports != EVERY_PORT]
-    return "it" if conflict.taking.is_one_port or not named else listed(named)
-
-
-def _where(conflict: _RuleConflict) -> str:
-    """Name the first of the chains, so that the sentence is the same the next time."""
+def _where(rules: _Rules) -> str:
+    """Name the first of the chains, so that it is the same the next time."""
     location = min(
-        conflict.locations, key=lambda location: (location.system, location.family, location.table, location.chain)
+        rules.locations, key=lambda location: (location.system, location.family, location.table, location.chain)
     )
     return location.chain_name
 
@@ -165,7 +178,7 @@ class Foreign:
 
 
 class ForeignRules:
-    """Reads them, and tells cheaply whether there is something new to read. Its methods block."""
+    """Reads them, and finds cheaply whether there is something new to read. Its methods block."""
 
     def __init__(self, runner: Runner) -> None:
         self._runner = runner
@@ -174,7 +187,7 @@ class ForeignRules:
         """Give what is another whenever rules changed; in the legacy tables, unless by something of the same size.
 
         Raises:
-            KernelError: the kernel does not tell.
+            KernelError: it cannot be read.
 
         """
         legacy = [(family, table_info(family, TableName.NAT)) for family in _legacy_families()]

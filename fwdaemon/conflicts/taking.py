@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, compress
 from operator import attrgetter, itemgetter
-from typing import Final, Generic, TypeAlias, TypeVar
+from typing import Final, Generic, NamedTuple, TypeAlias, TypeVar
 
 from fwdaemon.config.model import Config
 from fwdaemon.config.overlap import families_of_entry
@@ -45,7 +45,7 @@ class PortIndex(Generic[_T]):
 
 
 class PortSet:
-    """Ports by their numbers; whether a range has one of them is told without looking at each, however wide it is."""
+    """Ports by their numbers; whether a range has one of them is found without looking at each, however wide it is."""
 
     def __init__(self, ranges: Iterable[PortRange]) -> None:
         self._marks = bytearray(_HIGHEST + 1)
@@ -61,43 +61,21 @@ class PortSet:
 EVERY_PORT: Final = PortRange(1, 65535)
 _ALL: Final = PortSet([EVERY_PORT])
 
-Entry: TypeAlias = tuple[str, Origin | None, Protocol | None, Address | None, PortRange, str | None]
-"""What the takings of one port string have in common, whatever their family."""
-
 
 @dataclass(frozen=True, slots=True)
-class Taking:
-    """What one exposure of one family takes, for `domain`.
+class Entry:
+    """What the takings of one port string have in common, whatever their family; see `Taking`.
 
-    A `protocol` of `None` is all of them with every port, an `address` of `None` every address of the host. `shared`
-    says that what listens on every address would get it otherwise: not so where the address is there for the guest
-    alone.
+    Where it `is_restricted`, some connections to its ports are none of its business.
     """
 
     domain: str
     origin: Origin | None
-    family: Family
     protocol: Protocol | None
     address: Address | None
     ports: PortRange
-    interface: str | None = None
-    sources: tuple[Subnet, ...] = ()
-    shared: bool = True
-
-    @property
-    def entry(self) -> Entry:
-        """What tells it from the takings of other port strings."""
-        return self.domain, self.origin, self.protocol, self.address, self.ports, self.interface
-
-    @property
-    def is_restricted(self) -> bool:
-        """Whether some connections to its ports are none of its business."""
-        return self.interface is not None or bool(self.sources)
-
-    @property
-    def is_one_port(self) -> bool:
-        """Whether it takes no more than one port."""
-        return self.ports.width == 1
+    interface: str | None
+    is_restricted: bool
 
     @property
     def noun(self) -> str:
@@ -124,8 +102,35 @@ class Taking:
     def __str__(self) -> str:
         if self.protocol is None:
             return f"all of {self.address}"
-        ports = f"port{'' if self.is_one_port else 's'} {self.ports}/{self.protocol}"
+        ports = f"port{'' if self.ports.width == 1 else 's'} {self.ports}/{self.protocol}"
         return ports if self.address is None else f"{ports} of {self.address}"
+
+
+@dataclass(frozen=True, slots=True)
+class Taking:
+    """What one exposure of one family takes, for `domain`.
+
+    A `protocol` of `None` is all of them with every port, an `address` of `None` every address of the host. `shared`
+    says that what listens on every address would get it otherwise: not so where the address is there for the guest
+    alone.
+    """
+
+    domain: str
+    origin: Origin | None
+    family: Family
+    protocol: Protocol | None
+    address: Address | None
+    ports: PortRange
+    interface: str | None = None
+    sources: tuple[Subnet, ...] = ()
+    shared: bool = True
+
+    @property
+    def entry(self) -> Entry:
+        """What tells it from the takings of other port strings."""
+        is_restricted = self.interface is not None or bool(self.sources)
+        where = self.protocol, self.address, self.ports, self.interface
+        return Entry(self.domain, self.origin, *where, is_restricted)
 
 
 def takings(desired: Desired, local: Collection[Address], watched: PortSet = _ALL) -> Iterator[Taking]:
@@ -159,7 +164,7 @@ def _of_claim(claim: Claim, owner: Owner, origin: Origin | None, own: Collection
         yield Taking(owner.name, origin, *where, claim.interface, claim.sources, shared)
 
 
-# How several things are told in one sentence. Pure.
+# How several things are named in one sentence. Pure.
 _MOST: Final = 3
 
 
@@ -183,9 +188,9 @@ _Rank: TypeAlias = tuple[bool, str, int]
 
 @dataclass(frozen=True, slots=True)
 class ShadowedListeners:
-    """An exposure and the sockets it takes from, which are never none."""
+    """An entry and the sockets it takes from, which are never none."""
 
-    taking: Taking
+    entry: Entry
     sockets: tuple[Listener, ...]
 
 
@@ -195,13 +200,11 @@ def shadowed_listeners(
     """Find every socket that an exposure takes from; `clients` are the ports the kernel gives to clients."""
     index = PortIndex((PortRange(socket.port, socket.port), socket) for socket in sockets)
     found: defaultdict[Entry, dict[Listener, None]] = defaultdict(dict)
-    exposures: dict[Entry, Taking] = {}
     for taking in takings:
         for socket in index.meeting(taking.ports):
             if _takes_from(taking, socket, guest_subnets) and not _may_be_client(taking, socket, clients):
-                exposures.setdefault(taking.entry, taking)
                 found[taking.entry][socket] = None
-    return [ShadowedListeners(exposures[entry], tuple(sockets)) for entry, sockets in found.items()]
+    return [ShadowedListeners(entry, tuple(sockets)) for entry, sockets in found.items()]
 
 
 def _takes_from(taking: Taking, socket: Listener, guest_subnets: Collection[Subnet]) -> bool:
@@ -233,49 +236,63 @@ def _may_be_client(taking: Taking, socket: Listener, clients: PortRange) -> bool
     Clients come and go by the second, and answers to them are not taken. So where a forward has many ports, those that
     clients use are passed over; one that is named singly is meant.
     """
-    return socket.protocol is Protocol.UDP and not taking.is_one_port and socket.port in clients
+    return socket.protocol is Protocol.UDP and taking.ports.width > 1 and socket.port in clients
 
 
-# --- in words --------------------------------------------------------------------------------------------------------
+class Holder(NamedTuple):
+    """A process, by the name and number that the kernel tells, and one of its sockets."""
+
+    name: str
+    protocol: Protocol
+    port: int
 
 
-def sentences(found: Iterable[ShadowedListeners], names: Mapping[int, str]) -> Iterator[str]:
-    """Tell each with the names of processes by the inodes of their sockets, which may hold anything."""
-    for item in sorted(found, key=lambda item: (min(map(_rank, item.sockets)), str(item.taking))):
-        taking = item.taking
-        who = _holders(item, names)
+@dataclass(frozen=True, slots=True)
+class ListenerConflict:
+    """An entry and the processes that it takes from; `places` are where they listen, unless that is where it does."""
+
+    entry: Entry
+    holders: tuple[Holder, ...]
+    places: tuple[str, ...]
+
+    def sentence(self) -> str:
+        """See `fwdaemon.core.report.Conflict`."""
+        entry, who = self.entry, self._who()
         verb = "listens" if len(who) == 1 else "listen"
-        place, whence = _where(item)
-        reaching = taking.reaching(whence)
-        yield taking.sentence(
-            f"{listed(who)} of the host {verb} there{place}; {reaching} will reach {taking.owner} instead"
+        place, whence = (f" on {listed(self.places)}", "there") if self.places else ("", "from outside")
+        reaching = entry.reaching(whence)
+        return entry.sentence(
+            f"{listed(who)} of the host {verb} there{place}; {reaching} will reach {entry.owner} instead"
         )
 
+    def _who(self) -> Sequence[str]:
+        """Name each holder once, or once for each port of several."""
+        if self.entry.ports.width == 1:
+            return list(dict.fromkeys(shown(holder.name) for holder in self.holders))
+        show = self.entry.show_port
+        return [f"{shown(name)} at port {show(protocol, port)}" for name, protocol, port in self.holders]
 
-def _holders(item: ShadowedListeners, names: Mapping[int, str]) -> Sequence[str]:
-    """Name each holder once, or once for each port of several, sshd first: without it nobody gets in any more."""
-    taking = item.taking
+
+def conflicts(found: Iterable[ShadowedListeners], names: Mapping[int, str]) -> Iterator[ListenerConflict]:
+    """Give each with the names of processes by the inodes of their sockets, which may hold anything."""
+    for item in sorted(found, key=lambda item: (min(map(_rank, item.sockets)), str(item.entry))):
+        bound = {socket.address or socket.device for socket in item.sockets}
+        places = () if bound & {None, item.entry.address} else tuple(sorted(map(str, bound)))
+        yield ListenerConflict(item.entry, tuple(_holders(item.sockets, names)), places)
+
+
+def _holders(sockets: Iterable[Listener], names: Mapping[int, str]) -> Iterable[Holder]:
+    """Give each holder once for each port, sshd first: without it nobody gets in any more."""
 
     def name(socket: Listener) -> str:
-        return shown(names.get(socket.inode, "a process"))
+        return names.get(socket.inode, "a process")
 
     def order(socket: Listener) -> tuple[bool, _Rank, str]:
         return not name(socket).startswith("ssh"), _rank(socket), name(socket)
 
-    ordered = sorted(item.sockets, key=order)
-    if taking.is_one_port:
-        return list(dict.fromkeys(map(name, ordered)))
-    ports = (f"{name(socket)} at port {taking.show_port(socket.protocol, socket.port)}" for socket in ordered)
-    return list(dict.fromkeys(ports))
+    ordered = sorted(sockets, key=order)
+    return dict.fromkeys(Holder(name(socket), socket.protocol, socket.port) for socket in ordered)
 
 
 def _rank(socket: Listener) -> _Rank:
     return socket.port != _SSH_PORT, socket.protocol, socket.port
-
-
-def _where(item: ShadowedListeners) -> tuple[str, str]:
-    """Say where they listen, unless it is wherever the exposure is, and whose connections those are."""
-    bound = {socket.address or socket.device for socket in item.sockets}
-    if bound & {None, item.taking.address}:
-        return "", "from outside"
-    return f" on {listed(sorted(map(str, bound)))}", "there"

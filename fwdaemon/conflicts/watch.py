@@ -11,15 +11,16 @@ from typing import Final, NamedTuple
 
 from fwdaemon.config.model import Config
 from fwdaemon.conflicts import foreign_rules, taking
-from fwdaemon.conflicts.foreign_rules import Foreign, ForeignRules
+from fwdaemon.conflicts.foreign_rules import Foreign, ForeignRules, RuleConflict
 from fwdaemon.conflicts.taking import PortSet, Taking, takings, takings_if_running
-from fwdaemon.core.pace import Budget
+from fwdaemon.core.pace import Budgets, Origin
+from fwdaemon.core.report import Conflict, Fault, FaultKind
 from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Address, Listener, PortRange, Subnet
 from fwdaemon.errors import KernelError, PortfwdError, shortage
 from fwdaemon.kernel.listeners import Holders, listeners
 from fwdaemon.kernel.observe import observe_host
-from fwdaemon.kernel.process import Beside, Runner, budget_of_guests, processor_time_here
+from fwdaemon.kernel.process import Beside, Runner, new_budgets, processor_time_here
 
 _log = logging.getLogger(__name__)
 
@@ -51,12 +52,12 @@ class ConflictWatch:
         self._desired: Desired | None = None
         self._compared: tuple[Desired, _Others] | None = None
         self.short: Exception | None = None
-        self._found: tuple[str, ...] = ()
+        self._found: tuple[Conflict | Fault, ...] = ()
 
     def find(
         self, desired: Desired, local: Collection[Address], *, full: bool, reloaded: bool = False
-    ) -> tuple[str, ...]:
-        """Tell of each conflict in a sentence, of twenty at most.
+    ) -> tuple[Conflict | Fault, ...]:
+        """Give the conflicts, twenty at most.
 
         Sockets are listed when `desired` has changed and in `full` passes, as the kernel has no event for a new one.
         Foreign rules are read in `full` passes if they changed, and always when the configuration was `reloaded`.
@@ -95,36 +96,36 @@ class ConflictWatch:
         others = _Others(local, sockets, self._foreign)
         if (desired, others) != self._compared:
             take = partial(takings, desired, local)
-            self._found = _cut_short(_sentences(take, desired.guest_subnets, others, self._holders))
+            self._found = _cut_short(_conflicts(take, desired.guest_subnets, others, self._holders))
             self._compared = desired, others
 
 
-def conflicts_if_running(config: Config, runner: Runner) -> tuple[list[str], str]:
-    """Tell what would conflict if all domains ran, and why something was left out, if it was."""
+def conflicts_if_running(config: Config, runner: Runner) -> tuple[list[Conflict], Fault | None]:
+    """Give what would conflict if all domains ran, and why something was left out, if it was."""
     if not config.guest_entries:
-        return [], ""
+        return [], None
     try:
         host, sockets = observe_host(), listeners()
         foreign, missing = _rules_if_allowed(runner)
         inner = [item.subnet for item in host.addresses if item.device not in host.uplinks]
         local = frozenset(item.address for item in host.addresses)
         take = partial(takings_if_running, config, local)
-        return list(_sentences(take, inner, _Others(local, sockets, foreign), Holders())), missing
+        return list(_conflicts(take, inner, _Others(local, sockets, foreign), Holders())), missing
     except PortfwdError as error:
-        return [], f"not checked against this host: {error}"
+        return [], Fault(FaultKind.HOST_UNCHECKED, detail=str(error))
 
 
-def _rules_if_allowed(runner: Runner) -> tuple[Foreign, str]:
+def _rules_if_allowed(runner: Runner) -> tuple[Foreign, Fault | None]:
     try:
-        return ForeignRules(runner).read(), ""
+        return ForeignRules(runner).read(), None
     except PortfwdError as error:
-        return Foreign(), f"not checked against the rules of other tools: {error}"
+        return Foreign(), Fault(FaultKind.RULES_UNCHECKED, detail=str(error))
 
 
-def _sentences(
+def _conflicts(
     take: Callable[[PortSet], Iterable[Taking]], inner: Collection[Subnet], others: _Others, holders: Holders
-) -> Iterator[str]:
-    """Tell of what `take` gives of the ports that anybody else has; `inner` are the subnets of guests."""
+) -> Iterator[Conflict]:
+    """Give who else has what `take` gives of the ports that are watched; `inner` are the subnets of guests."""
     local, sockets, foreign = others
     # Most forwards are on ports that nobody else has anything to do with.
     watched = PortSet(
@@ -136,8 +137,9 @@ def _sentences(
     taken = list(take(watched))
     found = taking.shadowed_listeners(taken, sockets, _client_ports(), inner)
     names = holders.name({socket for item in found for socket in item.sockets})
-    yield from taking.sentences(found, names)
-    yield from sorted(foreign_rules.sentences(taken, foreign.translations, foreign.ours, local))
+    yield from taking.conflicts(found, names)
+    of_rules = foreign_rules.conflicts(taken, foreign.translations, foreign.ours, local)
+    yield from sorted(of_rules, key=RuleConflict.sentence)
 
 
 def _client_ports() -> PortRange:
@@ -149,12 +151,11 @@ def _client_ports() -> PortRange:
     return PortRange(first, last)
 
 
-def _cut_short(sentences: Iterable[str]) -> tuple[str, ...]:
-    found = tuple(sentences)
+def _cut_short(conflicts: Iterable[Conflict]) -> tuple[Conflict | Fault, ...]:
+    found = tuple(conflicts)
     if len(found) <= _MOST:
         return found
-    more = f"{len(found) - _MOST} more ports conflict with the host's processes or rules; `kvm-portfwd check` lists all"
-    return *found[:_MOST], more
+    return *found[:_MOST], Fault(FaultKind.MORE_CONFLICTS, (str(len(found) - _MOST),))
 
 
 # Looks for conflicts in a thread of its own: rules and sockets of others may take long to list, and a wipe cannot wait.
@@ -170,25 +171,25 @@ class _Wanted:
     local: Collection[Address]
     full: bool
     reloaded: bool
-    provoked: bool
+    origin: Origin
 
 
 class BackgroundConflictWatch:
     """One thread, begun when there is something to look for; what is asked during a pass follows it, taken together.
 
-    `changed` is called in that thread when something else was found than the last time. What guests alone provoke takes
-    from `guests`.
+    `changed` is called in that thread when something else was found than the last time. What guests and users cause
+    takes from `budgets`.
     """
 
-    def __init__(self, watch: ConflictWatch, changed: Callable[[], None], guests: Budget | None = None) -> None:
-        self._watch, self._guests = watch, guests or budget_of_guests()
+    def __init__(self, watch: ConflictWatch, changed: Callable[[Origin], None], budgets: Budgets | None = None) -> None:
+        self._watch, self._budgets = watch, budgets or new_budgets()
         self._changed = changed
         self._thread = Beside("conflicts", self._run, "conflicts with other programs are not known")
         self._turn = threading.Condition()
         self._next: _Wanted | None = None
         self._running = False
         self._desired: Desired | None = None
-        self._found: tuple[str, ...] = ()
+        self._found: tuple[Conflict | Fault, ...] = ()
 
     def find(
         self,
@@ -197,8 +198,8 @@ class BackgroundConflictWatch:
         *,
         full: bool,
         reloaded: bool = False,
-        provoked: bool = False,
-    ) -> tuple[str, ...]:
+        origin: Origin = Origin.OTHERS,
+    ) -> tuple[Conflict | Fault, ...]:
         """Give what was found last, and look again where `ConflictWatch.find` would; at once, and from any thread."""
         with self._turn:
             before, self._desired = self._desired, desired
@@ -209,7 +210,7 @@ class BackgroundConflictWatch:
                     local,
                     full or (waiting is not None and waiting.full),
                     reloaded or (waiting is not None and waiting.reloaded),
-                    provoked and (waiting is None or waiting.provoked),
+                    origin if waiting is None else max(origin, waiting.origin),
                 )
             self._begin()
             return self._found
@@ -235,10 +236,10 @@ class BackgroundConflictWatch:
                 news, self._found = found != self._found, found
             if (error := self._watch.short) is not None:
                 self._put_back(wanted, error)
-                return self._changed()
+                return self._changed(wanted.origin)
             self._thread.done()
             if news:
-                self._changed()
+                self._changed(wanted.origin)
         return None
 
     def _put_back(self, wanted: _Wanted, error: Exception) -> None:
@@ -249,8 +250,8 @@ class BackgroundConflictWatch:
             self._running = False
             self._turn.notify_all()
 
-    def _found_now(self, wanted: _Wanted) -> tuple[str, ...]:
-        with self._guests.charged(processor_time_here, enabled=wanted.provoked):
+    def _found_now(self, wanted: _Wanted) -> tuple[Conflict | Fault, ...]:
+        with self._budgets.charged(wanted.origin, processor_time_here):
             return self._watch.find(wanted.desired, wanted.local, full=wanted.full, reloaded=wanted.reloaded)
 
     def _taken(self) -> _Wanted | None:

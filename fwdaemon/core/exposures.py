@@ -143,6 +143,10 @@ class _Translated(_Exposure):
         return self.target, port + self.shift
 
 
+Renaming: TypeAlias = tuple[Address, Address]
+"""A guest, and the public address under which what it opens leaves the host."""
+
+
 @dataclass(frozen=True, slots=True)
 class Forward(_Translated):
     """One live forward of one family: packets to `listen` and `ports` go to `target` and `target_ports`.
@@ -221,6 +225,11 @@ class Nat(_Translated):
     def claim(self) -> Claim:
         """What packets it is for."""
         return Claim(Kind.NAT, self.family, address=self.public)
+
+    @property
+    def renaming(self) -> Renaming:
+        """What tells the connections that the guest opens."""
+        return self.target, self.public
 
     @property
     def destination(self) -> Destination:

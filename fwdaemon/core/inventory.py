@@ -187,7 +187,7 @@ class Inventory:
     `namesakes` are networks that are called as another one of an earlier URI, which has the name.
 
     `occupied` are the ports that processes of the host wait on, `lent` the addresses that we assigned to interfaces:
-    both are read only where metadata of domains asks for any.
+    both are read only where metadata of domains asks for any. `occupied` is `None` where the kernel does not tell.
 
     `routed` are subnets that the kernel routes straight to what is plugged into a device, besides those of the host's
     addresses there. `links` are as in `Desired`.
@@ -200,7 +200,7 @@ class Inventory:
     routed: frozenset[tuple[str, Subnet]] = frozenset()
     namesakes: tuple[Network, ...] = ()
     links: frozenset[tuple[Subnet, str]] = frozenset()
-    occupied: frozenset[Occupied] = frozenset()
+    occupied: frozenset[Occupied] | None = frozenset()
     lent: frozenset[tuple[str, Address]] = frozenset()
 
     @property
@@ -248,6 +248,7 @@ class HindranceKind(StrEnum):
     HELD_ELSEWHERE = "held-elsewhere"
     CLAIMED = "claimed"
     NO_FREE_PORT = "no-free-port"
+    SOCKETS_UNKNOWN = "sockets-unknown"
     NO_RUNNING_DOMAIN = "no-running-domain"
     NOT_ALLOWED = "not-allowed"
     NOT_OWN = "not-own-address"
@@ -264,6 +265,7 @@ _REFUSALS = frozenset(
         HindranceKind.NOT_ALLOWED,
         HindranceKind.CLAIMED,
         HindranceKind.NO_FREE_PORT,
+        HindranceKind.SOCKETS_UNKNOWN,
         HindranceKind.NOT_OWN,
         HindranceKind.MISREAD,
     }

@@ -12,7 +12,8 @@ tell whose a change is.
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Final
+from enum import IntEnum
+from typing import Final, NamedTuple
 
 from fwdaemon.core.report import Reason, ReasonKind
 
@@ -41,14 +42,19 @@ _PROVOKED: Final = frozenset(
 _BY_USERS: Final = frozenset({ReasonKind.DOMAIN, ReasonKind.DEVICES, ReasonKind.NETWORK, ReasonKind.RESERVATIONS})
 
 
-def provoked(reason: Reason) -> bool:
-    """Tell whether a guest or its owner can make this happen at will."""
-    return reason.by_guest or reason.kind in _PROVOKED
+class Origin(IntEnum):
+    """Who can make something happen at will. Of several, the greatest counts: its work waits least."""
+
+    GUESTS = 0  # or who owns them
+    USERS = 1  # of libvirt
+    OTHERS = 2
 
 
-def of_users(reason: Reason) -> bool:
-    """Tell whether a user of libvirt can make this happen at will, and no guest can."""
-    return reason.kind in _BY_USERS and not provoked(reason)
+def origin(reason: Reason) -> Origin:
+    """Tell who can make this happen at will."""
+    if reason.by_guest or reason.kind in _PROVOKED:
+        return Origin.GUESTS
+    return Origin.USERS if reason.kind in _BY_USERS else Origin.OTHERS
 
 
 class Budget:
@@ -101,6 +107,22 @@ class Budget:
         now = self._clock()
         self._stock = min(self._stock + self._share * (now - self._since), self._most)
         self._since = now
+
+
+class Budgets(NamedTuple):
+    """Of what guests cause, and of what users of libvirt do."""
+
+    guests: Budget
+    users: Budget
+
+    def of(self, cause: Origin) -> Budget | None:
+        """Give the one that work is charged to; there is none for what an administrator does."""
+        return None if cause is Origin.OTHERS else self.users if cause is Origin.USERS else self.guests
+
+    def charged(self, cause: Origin, meter: Callable[[], float]) -> AbstractContextManager[None]:
+        """Take out what a block costs, by a meter of processor time, of the budget that it is charged to."""
+        budget = self.of(cause)
+        return nullcontext() if budget is None else budget.charged(meter)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,21 +1,20 @@
 """What a reconcile did and why, as data. Pure."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
-from types import MappingProxyType
-from typing import Generic, NamedTuple, Protocol, TypeAlias, TypeVar
+from typing import NamedTuple, Protocol, TypeAlias
 
-from fwdaemon.core.exposures import Exposure
-from fwdaemon.core.inventory import Hindrance
-from fwdaemon.core.state import Desired
-from fwdaemon.core.types import Family, Gate, Origin
+from fwdaemon.core.exposures import Exposure, Renaming
+from fwdaemon.core.inventory import HijackedAddress, Hindrance
+from fwdaemon.core.state import Desired, Namesake, Unchosen
+from fwdaemon.core.types import Family, Gate, GateFault, Origin
 from fwdaemon.core.types import Protocol as Transport
 from fwdaemon.errors import PortfwdError, shortage
 
 # What makes the daemon look again, and who changed what it keeps, as data. Pure.
 #
-# Nothing here is a sentence: names are as they are, and `fwdaemon.audit.causes` puts them into words.
+# Nothing in this module is a sentence: names are as they are, and `fwdaemon.audit` puts them into words.
 
 
 class ReasonKind(StrEnum):
@@ -92,6 +91,110 @@ Trigger: TypeAlias = Callable[[Reason], None]
 """Takes a reason to look again."""
 
 
+# What could not be done, what is not as it should be, and what an administrator should know of it.
+
+
+class FaultKind(StrEnum):
+    """What is wrong: what a fault is `about` stands behind each; its `detail`, if any, is the error's own text."""
+
+    ERROR = "error"  # nothing: the text alone says it
+    LEFT_BEHIND = "left-behind"
+    UNWANTED = "unwanted"  # nothing: the text is the kernel's name of it
+    CONNECTIONS_OPEN = "connections-open"
+    CONFIGURATION_LATE = "configuration-late"
+    SET_REFUSED = "set-refused"  # a set
+    MORE_CONFLICTS = "more-conflicts"  # how many more
+    HOST_UNCHECKED = "host-unchecked"
+    RULES_UNCHECKED = "rules-unchecked"
+    WRITER_UNKNOWN = "writer-unknown"  # the title of the backend in which rules stay
+    LIBVIRT_RULES_GONE = "libvirt-rules-gone"
+    GATE_UNREAD = "gate-unread"  # a gate
+    GATE_REFUSED = "gate-refused"  # a gate
+    GATE_OWNED = "gate-owned"  # a gate in a table that one program may own alone
+    GATES_UNSEARCHED = "gates-unsearched"
+    LEGACY_GATE = "legacy-gate"
+    LEGACY_GATES = "legacy-gates"
+    NO_ADMISSION = "no-admission"
+    LEGACY_CHAIN_HELD = "legacy-chain-held"  # a chain, its table, the family, and the program that shows it
+    HOST_NOT_FORWARDING = "host-not-forwarding"  # a family
+    FORWARDING_OFF = "forwarding-off"  # a family
+    INTERFACE_OFF = "interface-off"  # a family and an interface
+    FORWARDING_UNGUARDED = "forwarding-unguarded"  # a family
+    INTERFACE_UNGUARDED = "interface-unguarded"  # a sysctl
+    INTERFACE_NOT_FORWARDING = "interface-not-forwarding"  # a family and an interface
+    ROUTE = "route"  # a subnet and a network
+    NO_IPV6 = "no-ipv6"  # a bridge
+    PUBLIC_ADDRESS = "public-address"  # an address and an interface
+    PUBLIC_ADDRESS_CHANGED = "public-address-changed"  # an address and an interface
+    PROXY = "proxy"  # a subnet and an interface
+    PROXY_ENTRY = "proxy-entry"  # a subnet and an interface
+    PROXY_LISTENER = "proxy-listener"  # an interface and subnets
+    HAIRPIN_MODE = "hairpin-mode"  # a bridge port
+    LOOPBACK_BUSY = "loopback-busy"
+    LOOPBACK_PORTS = "loopback-ports"  # how many ports
+    LOOPBACK_PORT = "loopback-port"  # protocol, port, address and domain
+    LOOPBACK_PORT_TAKEN = "loopback-port-taken"  # the same
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """Something could not be done; see `FaultKind`."""
+
+    kind: FaultKind
+    about: tuple[str, ...] = ()
+    detail: str = ""
+
+
+class Conflict(Protocol):
+    """Others who have what an exposure takes, as `fwdaemon.conflicts` found them; equal while the same is to be said.
+
+    What it is made of is known there alone, and so are the words for it.
+    """
+
+    def sentence(self) -> str:
+        """Say who has what, and who is reached therefore."""
+        ...
+
+
+AnyFault: TypeAlias = Fault | Namesake | Unchosen | HijackedAddress | Conflict
+"""All that is listed as a problem."""
+
+
+class NoteKind(StrEnum):
+    """What an administrator should know of a setting that was changed."""
+
+    CONFINING = "confining"  # a family and its sysctl
+    FORWARDING_NEEDED = "forwarding-needed"  # a family, and networks of libvirt's
+    FORWARDING_PUT_BACK = "forwarding-put-back"  # a sysctl
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """Something an administrator should know; see `NoteKind`."""
+
+    kind: NoteKind
+    about: tuple[str, ...]
+
+
+class LocationReason(StrEnum):
+    """Why rules belong where they do."""
+
+    CONFIGURED = "configured"
+    LIBVIRT_TABLE = "libvirt-table"
+    LIBVIRT_CHAINS = "libvirt-chains"
+    NO_LIBVIRT_RULES = "no-libvirt-rules"
+    WRITTEN_TO = "written-to"  # by iptables, while libvirt's chains are elsewhere too
+
+
+@dataclass(frozen=True, slots=True)
+class Location:
+    """Where the rules are, or belong: the name of a backend and what sentences call it; and why there."""
+
+    backend: str
+    title: str
+    reason: LocationReason
+
+
 # What a backend receives, finds and does, as data for the rest of the program.
 
 
@@ -109,7 +212,7 @@ class GateChange:
 
     gate: Gate
     restored: bool
-    fault: str
+    fault: GateFault
 
     @property
     def action(self) -> str:
@@ -117,15 +220,21 @@ class GateChange:
         return "restored" if self.restored else "added"
 
 
+class SettingKind(StrEnum):
+    """What kind of setting it is, and so what names it."""
+
+    SYSCTL = "sysctl"  # `net.ipv4.ip_forward = 1`
+    FORMER_SYSCTL = "former-sysctl"  # the same, of one that an earlier version of this program changed
+    HAIRPIN_MODE = "hairpin-mode"  # a bridge port
+
+
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """A setting of the host that was changed: `what` names it, as `net.ipv4.ip_forward = 1` does.
-
-    `restored` says that it had been so before, and was changed by others.
-    """
+    """A setting of the host that was changed; `restored` says that others had changed it from what it is again."""
 
     what: str
     restored: bool
+    kind: SettingKind = SettingKind.SYSCTL
 
     @property
     def action(self) -> str:
@@ -137,7 +246,7 @@ class Setting:
 class Assigned:
     """A port of the host that a domain was given for one of its own; `moved` is the one it had before.
 
-    `claimed` is where that one is claimed by a file now. `origin` is where it was asked for.
+    `claimed` is where that one is claimed by a file now. `origin` is where it was asked for, and who allows that.
     """
 
     domain: str
@@ -154,30 +263,32 @@ class ApplyResult:
     """One reconcile of the kernel's rules.
 
     `mended` are exposures that did not work before and do now; `damaged` are those of them that we had made work.
-    `stale` names, as the kernel does, exposures that are no longer wanted. `faults` are sentences about what could
-    not be done, and `refused` names the exposures that do not work for one of them. `changed` says whether anything was
-    committed, `script` what of it went through `nft`. `moved` tells in which rule system the rules are, and why, when
-    that is another one than before. `settings` are those of the host that were changed, `notes` what an
-    administrator has to know of them. `altered` are forwards that had other rules of their own, or none, while those of
-    other exposures were in place: their port may have led to its guest in another way. `labels` are those that rules of
-    an earlier run went by, `uplinks` those that they named, as far as rules tell. `short` says that a fault is for want
-    of a thread, descriptor or memory, so that the next attempt may do better.
+    `stale` names, as the kernel does, exposures that are no longer wanted. `faults` are what could not be done, and
+    `refused` names the exposures that do not work for one of them. `changed` says whether anything was committed,
+    `script` what of it went through `nft`. `moved` is where the rules are, or belong, when that is another place than
+    before. `settings` are those of the host that were changed, `notes` what an administrator has to know of them.
+    `altered` are forwards that had other rules of their own, or none, while those of other exposures were in place:
+    their port may have led to its guest in another way. `labels` are those that rules of an earlier run went by,
+    `uplinks` those that they named, as far as rules tell, and `renamings` under which addresses they had guests open
+    connections. `short` says that a fault is for want of a thread, descriptor or memory, so that the next attempt may
+    do better.
     """
 
     mended: frozenset[Exposure] = frozenset()
     damaged: frozenset[Exposure] = frozenset()
     stale: frozenset[str] = frozenset()
     gates: tuple[GateChange, ...] = ()
-    faults: tuple[str, ...] = ()
+    faults: tuple[AnyFault, ...] = ()
     script: str = ""
     changed: bool = False
-    moved: str = ""
-    refused: tuple[tuple[Exposure, str], ...] = ()
+    moved: Location | None = None
+    refused: tuple[tuple[Exposure, Fault], ...] = ()
     settings: tuple[Setting, ...] = ()
-    notes: tuple[str, ...] = ()
+    notes: tuple[Note, ...] = ()
     altered: frozenset[Exposure] = frozenset()
     labels: frozenset[int] = frozenset()
     uplinks: frozenset[str] = frozenset()
+    renamings: frozenset[Renaming] = frozenset()
     short: bool = False
 
 
@@ -198,6 +309,7 @@ def joined(one: ApplyResult, other: ApplyResult) -> ApplyResult:
         one.altered | other.altered,
         one.labels | other.labels,
         one.uplinks | other.uplinks,
+        one.renamings | other.renamings,
         one.short or other.short,
     )
 
@@ -207,7 +319,12 @@ def tried(act: Callable[[], ApplyResult]) -> ApplyResult:
     try:
         return act()
     except (PortfwdError, OSError) as error:  # no descriptor is to be had, either
-        return ApplyResult(faults=(str(error),), short=shortage(error) is not None)
+        return ApplyResult(faults=(fault_of(error),), short=shortage(error) is not None)
+
+
+def fault_of(error: Exception) -> Fault:
+    """Make a fault of an error whose own text says all of it."""
+    return Fault(FaultKind.ERROR, detail=str(error))
 
 
 # Where libvirt writes its rules: a chain linked from iptables' FORWARD, or a table of its own.
@@ -228,34 +345,6 @@ class Stamp(NamedTuple):
 
     value: object
     certain: bool
-
-
-_Counter = TypeVar("_Counter")
-
-
-class Counted(Generic[_Counter]):
-    """Adds up for each exposure what rules have counted; which rules those are is worked out once for each state."""
-
-    def __init__(self, counting_rules: Callable[[Desired], Mapping[_Counter, Exposure]]) -> None:
-        self._counting_rules = counting_rules
-        self._known: tuple[Desired, Mapping[_Counter, Exposure]] | None = None
-
-    def of(self, desired: Desired, packets: Iterable[tuple[_Counter, int]]) -> Mapping[Exposure, int]:
-        """Give the packets of each exposure; rules that are none of this state's count nothing."""
-        if self._known is None or self._known[0] is not desired:
-            self._known = (desired, self._counting_rules(desired))
-        rules, found = self._known[1], dict[Exposure, int]()
-        for rule, number in packets:
-            if (exposure := rules.get(rule)) is not None:
-                found[exposure] = found.get(exposure, 0) + number
-        return found
-
-
-class Dropped(NamedTuple):
-    """First packets that were dropped: by exposure, for `deny` of addresses and limits, and by the set that denied."""
-
-    by_exposure: Mapping[Exposure, int] = MappingProxyType({})
-    by_set: Mapping[str, int] = MappingProxyType({})
 
 
 # What one reconcile did: for the audit, the status, the metrics and the stream of changes.
@@ -285,5 +374,5 @@ class ReconcileReport:
     actors: tuple[Actor, ...] = ()
     ended: int = 0
     placed: Desired = field(default_factory=Desired)
-    location: tuple[str, str] | None = None
-    unusable: Mapping[Family, str] = field(default_factory=dict)
+    location: Location | None = None
+    unusable: Mapping[Family, Fault] = field(default_factory=dict)

@@ -4,13 +4,14 @@ How it follows from configuration and inventory is in `fwdaemon.resolve.placemen
 business of the backends.
 """
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from ipaddress import IPv4Address, IPv6Address
 from itertools import chain
 from operator import attrgetter
-from typing import Final, NamedTuple
+from types import MappingProxyType
+from typing import Final, Generic, NamedTuple, TypeVar
 from uuid import UUID
 
 from fwdaemon.core.bans import BEHIND, Admission, Gatekeeper, Place, Ranges, SourceSet, names_of
@@ -335,3 +336,33 @@ class Desired:
         """The interfaces by which clients come in, apart from guests' own bridges."""
         named = map(attrgetter("interface"), self.forwards)
         return self.uplinks.union(interface for interface in set(named) if interface is not None)
+
+
+# What rules have counted of a state.
+
+_Counter = TypeVar("_Counter")
+
+
+class Counted(Generic[_Counter]):
+    """Adds up for each exposure what rules have counted; which rules those are is worked out once for each state."""
+
+    def __init__(self, counting_rules: Callable[[Desired], Mapping[_Counter, Exposure]]) -> None:
+        self._counting_rules = counting_rules
+        self._known: tuple[Desired, Mapping[_Counter, Exposure]] | None = None
+
+    def of(self, desired: Desired, packets: Iterable[tuple[_Counter, int]]) -> Mapping[Exposure, int]:
+        """Give the packets of each exposure; rules that are none of this state's count nothing."""
+        if self._known is None or self._known[0] is not desired:
+            self._known = (desired, self._counting_rules(desired))
+        rules, found = self._known[1], dict[Exposure, int]()
+        for rule, number in packets:
+            if (exposure := rules.get(rule)) is not None:
+                found[exposure] = found.get(exposure, 0) + number
+        return found
+
+
+class Dropped(NamedTuple):
+    """First packets that were dropped: by exposure, for `deny` of addresses and limits, and by the set that denied."""
+
+    by_exposure: Mapping[Exposure, int] = MappingProxyType({})
+    by_set: Mapping[str, int] = MappingProxyType({})

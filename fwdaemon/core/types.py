@@ -122,7 +122,8 @@ class Origin:
     """Where something was said: on a line of the configuration, or in the metadata of a domain.
 
     Lines count from 1; in metadata they count the elements. `domain` is that domain's name, any text, and `uuid` its
-    UUID. `allowed` is the `[[allow]]` that covers what is asked for there.
+    UUID; `element` is what its element is called, `forward 2`. `allowed` is the `[[allow]]` that covers what is asked
+    for there.
     """
 
     file: Path
@@ -130,10 +131,11 @@ class Origin:
     domain: str = ""
     uuid: str = ""
     allowed: "Origin | None" = field(default=None, compare=False)
+    element: str = field(default="", compare=False)
 
     def __str__(self) -> str:
         if self.domain:
-            return f"domain {shown(self.domain)}, metadata"
+            return f"domain {shown(self.domain)}, metadata{self.element and f': {self.element}'}"
         return f"{self.file}:{self.line}"
 
 
@@ -147,6 +149,16 @@ class Gate:
 
     def __str__(self) -> str:
         return f"{self.family} {self.table} {self.chain}"
+
+
+class GateFault(StrEnum):
+    """What is wrong with a gate that is not open."""
+
+    ABSENT = "absent"
+    BEHIND_RULE = "behind-rule"
+    AHEAD_OF_BAN = "ahead-of-ban"
+    REPEATED = "repeated"
+    ALTERED = "altered"
 
 
 # What is known of a socket. Plain data.

@@ -17,6 +17,7 @@ from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Address, Family, Origin, PortRange, Protocol, Subnet, show_endpoint
 from fwdaemon.errors import PortfwdError
 from fwdaemon.explain.report import World
+from fwdaemon.resolve.segments import homes
 from fwdaemon.rulesets.packet import Packet, Surroundings
 from fwdaemon.rulesets.region import network_of
 
@@ -204,13 +205,23 @@ def between_others(arrival: Arrival, world: World) -> tuple[Arrival, str] | None
     return replace(arrival, came_in=came_in, stand_in=client), route.device
 
 
-def surroundings(arrival: Arrival, held: Sequence[HostAddress], world: World) -> Surroundings:
-    """Gather what rules ask of the host."""
+def behind_others(arrival: Arrival, desired: Desired) -> Iterator[Subnet]:
+    """Give the subnets of which all that is sent comes in by another interface than a connection did."""
+    for home in homes(arrival.family, desired):
+        ways = [each.interfaces for each in (home, *home.parts)]
+        if all(way is not None and arrival.came_in not in way for way in ways):
+            yield home.subnet
+
+
+def surroundings(
+    arrival: Arrival, held: Sequence[HostAddress], world: World, behind: Iterable[Subnet] = ()
+) -> Surroundings:
+    """Gather what rules ask of the host; `behind` are subnets behind other links than the client's."""
     local: dict[Address, frozenset[str]] = {}
     for own in held:
         local[own.address] = local.get(own.address, frozenset()) | {own.device}
     inner = tuple(own.subnet for own in held if own.device != arrival.came_in and not own.address.is_link_local)
-    return Surroundings(local, inner, world.route(arrival.stand_in).device)
+    return Surroundings(local, (*inner, *behind), world.route(arrival.stand_in).device)
 
 
 def device_of(address: Address, held: Sequence[HostAddress]) -> str | None:

@@ -7,10 +7,11 @@ from typing import Final, Self
 from fwdaemon.config.model import DaemonSettings
 from fwdaemon.core.bans import is_behind
 from fwdaemon.core.report import LIBVIRT_TABLE
+from fwdaemon.core.state import Desired
 from fwdaemon.core.text import shown
 from fwdaemon.core.types import Address, Family, Gate, PortRange, Subnet, show_endpoint
 from fwdaemon.explain import remedies
-from fwdaemon.explain.arrival import Arrival, surroundings
+from fwdaemon.explain.arrival import Arrival, behind_others, surroundings
 from fwdaemon.explain.report import Cause, Step, StepState, World, command, fine, unknown, wrong
 from fwdaemon.kernel.sysctl import of_interface
 from fwdaemon.legacy.model import FWD, OWN_CHAINS
@@ -202,9 +203,10 @@ class HostContext:
     around: Surroundings
 
     @classmethod
-    def of(cls, arrival: Arrival, world: World, judge: Judge) -> Self:
+    def of(cls, arrival: Arrival, world: World, judge: Judge, desired: Desired) -> Self:
         """Look at the host."""
-        return cls(arrival, world, judge, world.chains(), surroundings(arrival, world.addresses(), world))
+        around = surroundings(arrival, world.addresses(), world, behind_others(arrival, desired))
+        return cls(arrival, world, judge, world.chains(), around)
 
 
 def is_strict(world: World, interface: str) -> bool:

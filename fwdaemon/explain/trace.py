@@ -1,6 +1,6 @@
 """Tells the whole way of a connection, step by step. Pure, but for the `World` it asks."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, islice
 from typing import Final
@@ -8,7 +8,7 @@ from typing import Final
 from fwdaemon.audit.causes import why
 from fwdaemon.config.model import Config, RouteEntry
 from fwdaemon.core.bans import Gatekeeper
-from fwdaemon.core.inventory import HostAddress, Inventory
+from fwdaemon.core.inventory import Domain, HostAddress, Inventory
 from fwdaemon.core.state import Desired, Waiting
 from fwdaemon.core.text import shown
 from fwdaemon.core.types import Address, Family, Protocol, Subnet
@@ -44,7 +44,8 @@ from fwdaemon.explain.report import (
     unknown,
     wrong,
 )
-from fwdaemon.resolve.expansion import Before, expanded
+from fwdaemon.resolve.claims import Turn, of_these_runs
+from fwdaemon.resolve.expansion import Assignments, Before, Expander
 from fwdaemon.resolve.guests import Guest
 from fwdaemon.resolve.placement import Placement
 from fwdaemon.resolve.sharing import grants
@@ -76,12 +77,26 @@ def explain(  # noqa: PLR0913  it follows from that many sources
 
     """
     held = world.addresses()
-    granted = grants(config, libvirt.inventory or _NOBODY, before.ports)
+    granted = grants(config, libvirt.inventory or _NOBODY, before.ports, before.turns[0])
     if libvirt.inventory is not None:
-        config = expanded(granted.config, libvirt.inventory.domains, before.ports, before.arrivals)
+        config = _expanded(granted.config, libvirt.inventory.domains, before.ports, before.turns[1])
     arrival = arrive(request, preferred_addresses(config, request, held), libvirt.bridges, world)
     report = _Trace(config, libvirt, world, main, held, granted.refused).report(arrival)
     return replace(report, daemon_runs=world.daemon() is not None)
+
+
+def _expanded(config: Config, domains: Sequence[Domain], ports: Assignments, turns: Iterable[Turn] = ()) -> Config:
+    """Give the configuration with an entry for each domain; a pattern that no running domain matches stays."""
+    expansion = Expander(config, of_these_runs(turns, domains)).expand(domains, ports)
+    running = {str(domain.uuid) for domain in domains if domain.running}
+    own = sorted(expansion.entries.items(), key=lambda item: (item[0][1] not in running, item[0]))
+    matched = {number for (number, uuid), _ in own if uuid in running}
+    written = [
+        entry
+        for number, entry in enumerate(config.forwards)
+        if not entry.is_open or (entry.is_pattern and number not in matched)
+    ]
+    return replace(config, forwards=(*written, *(entry for _, entry in own)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,13 +117,13 @@ class _Trace:
             arrival = self._as_admitted(claim, arrival)
         daemon = self.world.daemon()
         judge = Judge(arrival, self.config.daemon, daemon is not None, self.main)
-        context = HostContext.of(arrival, self.world, judge)
+        context = HostContext.of(arrival, self.world, judge, desired)
         entrance = Entrance(context)
         # At a loopback address the daemon listens itself; what else does is among the problems of the status.
         sockets = [] if arrival.address.is_loopback and claim is not None else self._sockets(arrival, claim)
         steps = [self._address(arrival, claim), *sockets]
         if claim is None:
-            if (refused := self._between_others(arrival, judge)) is not None:
+            if (refused := self._between_others(arrival, judge, desired)) is not None:
                 return refused
             steps += [self._unclaimed(arrival), *entrance.enter(), *entrance.into_host()]
             return Report(f"{arrival} from {arrival.client}", steps, "")
@@ -137,13 +152,13 @@ class _Trace:
         leads = f"{arrival} leads to {shown(_owner(claim))}" + (f", {target}" if target is not None else "")
         return Report(f"{arrival} from {arrival.client}", steps, leads)
 
-    def _between_others(self, arrival: Arrival, judge: Judge) -> Report | None:
+    def _between_others(self, arrival: Arrival, judge: Judge, desired: Desired) -> Report | None:
         """Tell of what is for another machine, where it is refused because the host forwarded nothing before us."""
         crossing = between_others(arrival, self.world)
         if crossing is None:
             return None
         arrival, device = crossing
-        context = HostContext.of(arrival, self.world, replace(judge, arrival=arrival))
+        context = HostContext.of(arrival, self.world, replace(judge, arrival=arrival), desired)
         entrance = Entrance(context)
         steps = [
             fine("address", f"{arrival.address} is no address of this host, which would send it on to {shown(device)}"),

@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Final
 
-from fwdaemon.core.report import ApplyResult, Setting, joined
+from fwdaemon.core.report import ApplyResult, Fault, FaultKind, Note, NoteKind, Setting, fault_of, joined
 from fwdaemon.core.state import Desired
 from fwdaemon.core.text import is_interface_name, shown
 from fwdaemon.core.types import Family
@@ -138,12 +138,12 @@ class Forwarding:
                 result = joined(result, self._put_back(family, needing))
             if family in desired.families:
                 result = joined(result, self._host(family, allowed=allowed))
-            open_ways = self._unguarded(family, needed, desired) if allowed and is_on(family) else frozenset[str]()
+            open_ways = self._open_ways(family, needed, desired) if allowed and is_on(family) else frozenset[str]()
             result = joined(result, ApplyResult(faults=tuple(map(_left_off, sorted(open_ways)))))
             result = joined(result, self._interfaces(family, needed - open_ways, allowed=allowed))
         return result
 
-    def _unguarded(self, family: Family, needed: frozenset[str], desired: Desired) -> frozenset[str]:
+    def _open_ways(self, family: Family, needed: frozenset[str], desired: Desired) -> frozenset[str]:
         """Name the interfaces that would let in more than what exposures are for, were forwarding turned on there."""
         if family is not Family.IPV4 or family in desired.confined:
             return frozenset()
@@ -158,18 +158,18 @@ class Forwarding:
                 self._turned_on.add(family)
             return ApplyResult()
         if not allowed:
-            return ApplyResult(faults=(_left_to_you(family, "off"),))
+            return ApplyResult(faults=(Fault(FaultKind.FORWARDING_OFF, (str(family),)),))
         if family not in self._refused():
-            return ApplyResult(faults=(_unguarded(family),))
+            return ApplyResult(faults=(Fault(FaultKind.FORWARDING_UNGUARDED, (str(family),)),))
         was_ours = family in self._turned_on
         self._turned_on.add(family)  # first, or nobody would know if we ended here
         try:
             name = turn_on(family)
         except KernelError as error:
             self._turned_on.discard(family)
-            return ApplyResult(faults=(str(error),))
+            return ApplyResult(faults=(fault_of(error),))
         self._seen.add(family)
-        notes = () if was_ours else (_confining(family),)
+        notes = () if was_ours else (Note(NoteKind.CONFINING, (str(family), name)),)
         return ApplyResult(changed=True, settings=(Setting(f"{name} = 1", was_on),), notes=notes)
 
     def _put_back(self, family: Family, needing: Collection[str]) -> ApplyResult:
@@ -178,22 +178,22 @@ class Forwarding:
         if not is_on(family):
             return ApplyResult()
         if needing:
-            return ApplyResult(changed=True, notes=(_needed(family, needing),))
+            return ApplyResult(changed=True, notes=(Note(NoteKind.FORWARDING_NEEDED, (str(family), *sorted(needing))),))
         sysctl.write(sysctl.FORWARDING[family], "0")
         self._seen.discard(family)
-        return ApplyResult(
-            changed=True, notes=(f"set {sysctl.FORWARDING[family]} = 0 again: it was off before kvm-portfwd",)
-        )
+        return ApplyResult(changed=True, notes=(Note(NoteKind.FORWARDING_PUT_BACK, (sysctl.FORWARDING[family],)),))
 
     def _interfaces(self, family: Family, needed: Collection[str], *, allowed: bool) -> ApplyResult:
         overrides = self._overrides[family]
         if not allowed or not is_on(family):
             off = overrides.lacking(needed) if is_on(family) else []
             released = overrides.release(())
-            faults = tuple(_left_to_you(family, f"off on {shown(interface)}") for interface in off)
+            faults = tuple(Fault(FaultKind.INTERFACE_OFF, (str(family), interface)) for interface in off)
             return ApplyResult(faults=faults, changed=released.changed)
         done = overrides.apply(needed)
-        faults = tuple(f"IPv{family} is not forwarded on {shown(name)}: {why}" for name, why in done.faults.items())
+        faults = tuple(
+            Fault(FaultKind.INTERFACE_NOT_FORWARDING, (str(family), name), why) for name, why in done.faults.items()
+        )
         return ApplyResult(faults=faults, changed=done.changed, settings=tuple(done.settings))
 
 
@@ -219,33 +219,8 @@ def turn_on(family: Family, proc: Path = _PROC) -> str:
     return sysctl.FORWARDING[family]
 
 
-def _confining(family: Family) -> str:
-    return (
-        f"IPv{family} forwarding was off before kvm-portfwd: nothing else is forwarded, but for what libvirt lets"
-        f" through for its networks; to make this host a router, set {sysctl.FORWARDING[family]} = 1 in /etc/sysctl.d"
-        " and ip_forward = false in [daemon], then run `kvm-portfwd reload` and `sysctl --system`"
-    )
-
-
-def _unguarded(family: Family) -> str:
-    return f"IPv{family} forwarding stays off: the rules that keep this host from being a router are not there"
-
-
-def _left_off(interface: str) -> str:
-    name = shown(sysctl.of_interface(Family.IPV4, interface, "forwarding"))
-    return (
-        f"{name} stays off: no rules keep everything else out that comes in there; set it to 1 if all of that is to be"
-        " forwarded"
-    )
-
-
-def _needed(family: Family, networks: Collection[str]) -> str:
-    names = ", ".join(map(shown, sorted(networks)))
-    return f"IPv{family} forwarding stays on for everything, as libvirt turns it on for its networks: {names}"
-
-
-def _left_to_you(family: Family, how: str) -> str:
-    return f"IPv{family} forwarding is {how}, and [daemon] ip_forward = false leaves it to you"
+def _left_off(interface: str) -> Fault:
+    return Fault(FaultKind.INTERFACE_UNGUARDED, (sysctl.of_interface(Family.IPV4, interface, "forwarding"),))
 
 
 def _crossed(desired: Desired, family: Family) -> frozenset[str]:

@@ -1,7 +1,7 @@
 """What exposures need of the host besides rules: forwarding, routes, addresses, proxies, and two settings of bridges.
 
 Each has its keeper, which compares the host with what is wanted, puts back what others changed, and takes away only
-what it made itself. What one of them cannot do is told as a fault, and no reason to leave the others undone.
+what it made itself. What one of them cannot do is reported as a fault, and no reason to leave the others undone.
 """
 
 import logging
@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from fwdaemon.core.exposures import Nat
 from fwdaemon.core.pace import Budget
-from fwdaemon.core.report import ApplyResult, Setting, joined, tried
+from fwdaemon.core.report import ApplyResult, Fault, FaultKind, Setting, SettingKind, joined, tried
 from fwdaemon.core.state import Desired
 from fwdaemon.core.text import is_interface_name, shown
 from fwdaemon.core.types import Family
@@ -99,7 +99,7 @@ class HairpinPorts:
         needed = _needed(desired)
         if not (needed or self._ours) or (needed == self._looked and not full):
             return ApplyResult()
-        faults: dict[str, str] = {}
+        faults: dict[str, Fault] = {}
         with Rtnetlink() as kernel:
             ports = bridge_ports(kernel)
             self._record({port: index for port, index in self._ours.items() if _has(ports, port, index)})
@@ -110,7 +110,7 @@ class HairpinPorts:
         return ApplyResult(settings=tuple(settings), changed=bool(settings) or reset, faults=tuple(faults.values()))
 
     def _set(
-        self, kernel: Rtnetlink, ports: _Ports, needed: Iterable[str], faults: dict[str, str]
+        self, kernel: Rtnetlink, ports: _Ports, needed: Iterable[str], faults: dict[str, Fault]
     ) -> Iterator[Setting]:
         for name in needed:
             port = ports.get(name)
@@ -122,10 +122,10 @@ class HairpinPorts:
                 if not restored:
                     self._record_first(name, port.index)
             except KernelError as error:
-                faults[name] = f"bridge port {shown(name)} is not in hairpin mode: {error}"
+                faults[name] = Fault(FaultKind.HAIRPIN_MODE, (name,), str(error))
                 continue
             if _switch(kernel, name, port.index, hairpin=True):
-                yield Setting(f"hairpin mode of bridge port {shown(name)}", restored)
+                yield Setting(name, restored, SettingKind.HAIRPIN_MODE)
 
     def _reset(self, kernel: Rtnetlink, ports: _Ports, superfluous: Collection[str]) -> bool:
         switched = [
@@ -211,7 +211,7 @@ def _turned_off(line: bytes) -> Setting | None:
     except KernelError as error:
         _log.warning("%s, which an earlier version turned on", error)
         return None
-    return Setting(f"{name} = 0, which an earlier version turned on", restored=True)
+    return Setting(f"{name} = 0", restored=True, kind=SettingKind.FORMER_SYSCTL)
 
 
 class SystemHostNetwork:

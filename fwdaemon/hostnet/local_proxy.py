@@ -7,21 +7,24 @@ import asyncio
 import errno
 import resource
 from collections.abc import Mapping
+from concurrent.futures import Future
 from threading import Thread
 from typing import Final
 
 from fwdaemon.core.exposures import Forward
 from fwdaemon.core.pace import Budget
-from fwdaemon.core.report import ApplyResult
+from fwdaemon.core.report import ApplyResult, Fault, FaultKind
 from fwdaemon.core.state import Desired
-from fwdaemon.core.text import shown
 from fwdaemon.core.types import Protocol
 from fwdaemon.errors import KernelError, shortage
 from fwdaemon.hostnet.local_relays import Allowance, Duty, Endpoint, TcpRelay, UdpRelay, Want, duties
 from fwdaemon.kernel.process import budget_of_guests
 
 _MOST_CONNECTIONS: Final = 4096
-_PATIENCE_S: Final = 10.0
+# So long a pass waits for what is done at once unless the proxy is busy; what heals rules comes in the same thread.
+_PATIENCE_S: Final = 0.1
+_CLOSE_S: Final = 2.0
+_LATE: Final = Fault(FaultKind.LOOPBACK_BUSY)
 
 
 class LocalProxy:
@@ -35,10 +38,11 @@ class LocalProxy:
         self._relays = _Relays(guests or budget_of_guests())
         self._asked: frozenset[Forward] | None = None
         self._wanted: Mapping[Endpoint, Duty] = {}
+        self._under_way: Future[ApplyResult] | None = None
         self._last_result = ApplyResult()
 
     def apply(self, desired: Desired, *, full: bool = True) -> ApplyResult:
-        """Answer for these forwards and no others, and tell which places are taken. Blocks until it is so."""
+        """Answer for these forwards and no others, and tell which places are taken, or that it is not so yet."""
         asked = desired.forwards if desired.localhost else frozenset[Forward]()
         if asked is self._asked and not full:
             return ApplyResult(faults=self._last_result.faults, short=self._last_result.short)
@@ -46,44 +50,61 @@ class LocalProxy:
             self._wanted = duties(desired)
         self._asked = None  # what fails now is tried again at the next call
         is_idle = not self._wanted and self._running is None
-        self._last_result = ApplyResult() if is_idle else self._done(self._wanted)
-        self._asked = asked
+        result = ApplyResult() if is_idle else self._done(self._wanted)
+        if result is None:  # a pass follows where something was short
+            return ApplyResult(faults=(_LATE,), short=True)
+        self._asked, self._last_result = asked, result
         if not self._wanted:
-            self.close()
-        return self._last_result
+            self._end()
+        return result
 
     def close(self) -> None:
         """Stop listening, and end all connections."""
-        if self._running is None:
-            return
-        self._done({})
-        (loop, thread), self._running, self._asked = self._running, None, None
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join(_PATIENCE_S)
-        if not thread.is_alive():
-            loop.close()
+        if self._running is not None:
+            thread = self._running[1]
+            self._done({})
+            self._end()
+            thread.join(_CLOSE_S)
 
-    def _done(self, wanted: Mapping[Endpoint, Duty]) -> ApplyResult:
-        """Have it done on the proxy's own loop, which begins with the first of it."""
+    def _end(self) -> None:
+        """Have the loop end, which nobody waits for."""
+        if self._running is not None:
+            self._running[0].call_soon_threadsafe(self._running[0].stop)
+        self._running = self._asked = self._under_way = None
+
+    def _done(self, wanted: Mapping[Endpoint, Duty]) -> ApplyResult | None:
+        """Have it done on the proxy's own loop, which begins with the first of it; `None` if it is not done yet.
+
+        While something is under way, nothing else is begun: what comes of it would be mixed.
+        """
+        if self._under_way is not None and not self._under_way.done():
+            return None
         if self._running is None:
             self._running = _started()
-        doing = asyncio.run_coroutine_threadsafe(self._relays.apply(wanted), self._running[0])
+        self._under_way = asyncio.run_coroutine_threadsafe(self._relays.apply(wanted), self._running[0])
         try:
-            return doing.result(_PATIENCE_S)
+            return self._under_way.result(_PATIENCE_S)
         except TimeoutError:
-            return ApplyResult(faults=("the proxy on 127.0.0.1 and ::1 does not answer: it is overloaded",))
+            return None
 
 
 def _started() -> tuple[asyncio.AbstractEventLoop, Thread]:
     """Start a loop in a thread. Raises KernelError where no thread is to be had, and OSError for descriptors."""
     loop = asyncio.new_event_loop()
-    thread = Thread(target=loop.run_forever, name="proxy on loopback", daemon=True)
+    thread = Thread(target=_served, args=(loop,), name="proxy on loopback", daemon=True)
     try:
         thread.start()
     except RuntimeError as error:
         loop.close()
         raise KernelError(f"no forward answers on 127.0.0.1 and ::1: {error}") from error
     return loop, thread
+
+
+def _served(loop: asyncio.AbstractEventLoop) -> None:
+    try:
+        loop.run_forever()
+    finally:
+        loop.close()
 
 
 class _Relays:
@@ -109,22 +130,21 @@ class _Relays:
         room = self._most - len(self._open)
         faults = [fault for endpoint in missing[:room] if (fault := self._opened(endpoint, wanted[endpoint]))]
         if left := len(missing[room:]):
-            faults.append(
-                f"{left} ports of 127.0.0.1 and ::1 do not answer: too many files would be open (LimitNOFILE=)"
-            )
+            faults.append(Fault(FaultKind.LOOPBACK_PORTS, (str(left),)))
         changed = bool(gone) or len(faults) < len(missing)
         return ApplyResult(faults=tuple(faults), changed=changed, short=self._short)
 
-    def _opened(self, endpoint: Endpoint, duty: Duty) -> str:
-        """Listen at a place, or say why that cannot be."""
+    def _opened(self, endpoint: Endpoint, duty: Duty) -> Fault | None:
+        """Listen at a place, or give why that cannot be."""
         try:
             self._open[endpoint] = duty, self._listening(endpoint, duty)
         except OSError as error:
             self._short |= shortage(error) is not None
-            reason = "a process of the host listens there" if error.errno == errno.EADDRINUSE else error.strerror
-            where = f"{endpoint.protocol} port {endpoint.port} of {endpoint.address}"
-            return f"{where} does not lead to {shown(duty.forward.domain)}: {reason}"
-        return ""
+            about = str(endpoint.protocol), str(endpoint.port), str(endpoint.address), duty.forward.domain
+            if error.errno == errno.EADDRINUSE:
+                return Fault(FaultKind.LOOPBACK_PORT_TAKEN, about)
+            return Fault(FaultKind.LOOPBACK_PORT, about, str(error.strerror))
+        return None
 
     def _listening(self, endpoint: Endpoint, duty: Duty) -> TcpRelay | UdpRelay:
         if endpoint.protocol is Protocol.TCP:

@@ -14,7 +14,7 @@ from typing import TypeAlias
 
 from fwdaemon.core.exposures import Route
 from fwdaemon.core.pace import Budget
-from fwdaemon.core.report import ApplyResult, joined
+from fwdaemon.core.report import ApplyResult, Fault, FaultKind, joined
 from fwdaemon.core.state import Proxied
 from fwdaemon.core.text import shown
 from fwdaemon.core.types import Family, collapse
@@ -51,10 +51,10 @@ class NeighbourProxies:
         """Answer for these addresses and no others; `mended` are routes of which one was, and then was not. Blocks.
 
         At first, those count of which one was not: an earlier run may have answered for it.
-        Where no route is to be answered for, and none was, the kernel is asked only if this is to be `full`.
+        Where no route is to be answered for, and none was, the kernel's are listed only if this is to be `full`.
 
         Raises:
-            KernelError: the kernel does not tell its entries.
+            KernelError: the kernel does not list its entries.
 
         """
         proxied = frozenset(route for route in routes if route.proxy is not None)
@@ -106,7 +106,7 @@ class _Entries:
             mended=_routes(needed, added) if first else damaged,
             damaged=damaged,
             stale=frozenset(_format_entries(superfluous) if first else ()),
-            faults=(*switched.faults.values(), *faults),
+            faults=(*(Fault(FaultKind.ERROR, detail=reason) for reason in switched.faults.values()), *faults),
             changed=bool(added or superfluous or switched.changed),
             settings=tuple(switched.settings),
         )
@@ -130,7 +130,7 @@ class _Listeners:
             except (KernelError, OSError) as error:
                 self._end(name)
                 short |= shortage(error) is not None
-                faults.append(f"cannot listen for questions about {_listed(routes)} on {shown(name)}: {error}")
+                faults.append(Fault(FaultKind.PROXY_LISTENER, (name, *_subnets(routes)), str(error)))
         return ApplyResult(faults=tuple(faults), short=short)
 
     def close(self) -> None:
@@ -160,15 +160,15 @@ def _of_family(places: _Places, family: Family) -> Iterator[tuple[str, int]]:
     return (place for place, routes in places.items() if any(route.family is family for route in routes))
 
 
-def _placed(kernel: Rtnetlink, routes: Iterable[Route]) -> tuple[_Places, list[str]]:
-    """Sort routes by the interface that is to answer for them, and tell what is wrong."""
+def _placed(kernel: Rtnetlink, routes: Iterable[Route]) -> tuple[_Places, list[Fault]]:
+    """Sort routes by the interface that is to answer for them, and return what is wrong."""
     places: dict[tuple[str, int], set[Route]] = defaultdict(set)
     faults = []
     for route in sorted(routes, key=Route.listens_at):
         try:
             places[_place(kernel, route)].add(route)
         except KernelError as error:
-            faults.append(f"cannot answer for {route.subnet} on {shown(str(route.proxy))}: {error}")
+            faults.append(Fault(FaultKind.PROXY, (str(route.subnet), str(route.proxy)), str(error)))
     return places, faults
 
 
@@ -190,16 +190,16 @@ def _place(kernel: Rtnetlink, route: Route) -> tuple[str, int]:
     return name, index
 
 
-def _added(kernel: Rtnetlink, missing: Mapping[ProxyEntry, Proxied]) -> tuple[set[ProxyEntry], list[str]]:
+def _added(kernel: Rtnetlink, missing: Mapping[ProxyEntry, Proxied]) -> tuple[set[ProxyEntry], list[Fault]]:
     """Add entries; give those that were, and what is wrong with others, once for each route."""
     added: set[ProxyEntry] = set()
-    refused: dict[Route, str] = {}
+    refused: dict[Route, Fault] = {}
     for entry, (route, _) in missing.items():
         try:
             add_proxy_entry(kernel, entry)
             added.add(entry)
         except KernelError as error:
-            refused[route] = f"the kernel does not answer for {route.subnet} on {shown(str(route.proxy))}: {error}"
+            refused[route] = Fault(FaultKind.PROXY_ENTRY, (str(route.subnet), str(route.proxy)), str(error))
     return added, list(refused.values())
 
 
@@ -217,5 +217,5 @@ def _format_entries(entries: Iterable[ProxyEntry]) -> Iterator[str]:
         yield f"proxy entries on {shown(interface_name(index))} for {', '.join(collapse(map(ip_network, some)))}"
 
 
-def _listed(routes: Iterable[Route]) -> str:
-    return ", ".join(sorted(str(route.subnet) for route in routes))
+def _subnets(routes: Iterable[Route]) -> list[str]:
+    return sorted(str(route.subnet) for route in routes)

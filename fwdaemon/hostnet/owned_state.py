@@ -13,7 +13,7 @@ from uuid import UUID
 
 from fwdaemon.audit.throttle import WarnOnce
 from fwdaemon.core.inventory import AddressSource, LearnedAddress, MacClaim, Neighbour, ObservedDomain
-from fwdaemon.core.report import ApplyResult, Setting
+from fwdaemon.core.report import ApplyResult, Fault, FaultKind, Setting
 from fwdaemon.core.text import shown
 from fwdaemon.core.types import Family
 from fwdaemon.errors import KernelError
@@ -282,7 +282,7 @@ class Ipv6Bridges:
         done.append(self._addressed.apply(bare))
         faults = {bridge: reason for switched in reversed(done) for bridge, reason in switched.faults.items()}
         return ApplyResult(
-            faults=tuple(f"{shown(bridge)} has no IPv6: {reason}" for bridge, reason in faults.items()),
+            faults=tuple(Fault(FaultKind.NO_IPV6, (bridge,), reason) for bridge, reason in faults.items()),
             changed=any(switched.changed for switched in done),
             settings=tuple(setting for switched in done for setting in switched.settings),
         )

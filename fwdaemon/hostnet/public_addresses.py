@@ -10,7 +10,7 @@ from typing import TypeAlias
 
 from fwdaemon.core.exposures import Nat
 from fwdaemon.core.inventory import Inventory
-from fwdaemon.core.report import ApplyResult
+from fwdaemon.core.report import ApplyResult, Fault, FaultKind
 from fwdaemon.core.state import Desired
 from fwdaemon.core.text import shown
 from fwdaemon.core.types import Address, Family
@@ -102,7 +102,7 @@ class Gateways:
         """Announce where a bridge port is in use that was not the last time; changes nothing on the host. Blocks.
 
         Raises:
-            KernelError: the kernel does not tell the host's addresses.
+            KernelError: the kernel does not list the host's addresses.
 
         """
         new, self._greeted = desired.bridge_ports - self._greeted, desired.bridge_ports
@@ -162,7 +162,7 @@ class PublicAddresses:
         """Hold `public` on `assign` for those that have it; `mended` are those whose address was missing. Blocks.
 
         Raises:
-            KernelError: the kernel does not tell the host's addresses.
+            KernelError: the kernel does not list the host's addresses.
 
         """
         wanted = {(nat.assign, nat.public): nat for nat in nats if nat.assign is not None}
@@ -192,7 +192,7 @@ class PublicAddresses:
         """Tell what `apply` would find and do now, touching nothing.
 
         Raises:
-            KernelError: the kernel does not tell the host's addresses.
+            KernelError: the kernel does not list the host's addresses.
 
         """
         wanted = {(nat.assign, nat.public): nat for nat in nats if nat.assign is not None}
@@ -205,15 +205,15 @@ class PublicAddresses:
 
     def _added(
         self, kernel: Rtnetlink, missing: Mapping[_PublicAddressesPlace, Nat]
-    ) -> tuple[frozenset[Nat], dict[Nat, str]]:
-        """Add addresses, and tell which were, and what is wrong with the others."""
+    ) -> tuple[frozenset[Nat], dict[Nat, Fault]]:
+        """Add addresses, and return which were, and what is wrong with the others."""
         added, refused = set(), {}
         for place, nat in sorted(missing.items(), key=str):
             try:
                 self._add(kernel, place)
                 added.add(nat)
             except KernelError as error:
-                refused[nat] = f"{nat.public} is not assigned to {shown(place[0])}: {error}"
+                refused[nat] = Fault(FaultKind.PUBLIC_ADDRESS, (str(nat.public), place[0]), str(error))
         return frozenset(added), refused
 
     def _add(self, kernel: Rtnetlink, place: _PublicAddressesPlace) -> None:
@@ -277,8 +277,8 @@ def _entry(place: _PublicAddressesPlace) -> KernelAddress | None:
     return None if index is None else KernelAddress(address, index)
 
 
-def _renewed(kernel: Rtnetlink, bent: Mapping[_PublicAddressesPlace, Nat]) -> tuple[frozenset[Nat], list[str]]:
-    """Give addresses the lifetimes they had from us; tell which have them, and what is wrong with the others."""
+def _renewed(kernel: Rtnetlink, bent: Mapping[_PublicAddressesPlace, Nat]) -> tuple[frozenset[Nat], list[Fault]]:
+    """Give addresses the lifetimes they had from us; return which have them, and what is wrong with the others."""
     renewed, faults = set(), []
     for place, nat in bent.items():
         try:
@@ -286,7 +286,7 @@ def _renewed(kernel: Rtnetlink, bent: Mapping[_PublicAddressesPlace, Nat]) -> tu
                 renew_address(kernel, entry)
                 renewed.add(nat)
         except KernelError as error:
-            faults.append(f"{nat.public} on {shown(place[0])} was changed, and cannot be put back: {error}")
+            faults.append(Fault(FaultKind.PUBLIC_ADDRESS_CHANGED, (str(nat.public), place[0]), str(error)))
     return frozenset(renewed), faults
 
 

@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable
 from typing import Final
 
 from fwdaemon.core.exposures import Route
-from fwdaemon.core.report import ApplyResult
+from fwdaemon.core.report import ApplyResult, Fault, FaultKind
 from fwdaemon.core.text import shown
 from fwdaemon.core.types import Family, Subnet
 from fwdaemon.errors import KernelError
@@ -46,10 +46,10 @@ class RouteKeeper:
     def apply(self, routes: frozenset[Route], *, full: bool = False) -> ApplyResult:
         """Make the kernel hold exactly these; `mended` are those that were missing, or not as we make them. Blocks.
 
-        Where none are wanted, and none were, the kernel is asked only if this is to be `full`.
+        Where none are wanted, and none were, the kernel's are listed only if this is to be `full`.
 
         Raises:
-            KernelError: the kernel does not tell its routes.
+            KernelError: the kernel does not list its routes.
 
         """
         if not routes and self._asked == routes and not full:
@@ -76,7 +76,7 @@ class RouteKeeper:
         """Tell what `apply` would find and do now, touching nothing.
 
         Raises:
-            KernelError: the kernel does not tell its routes.
+            KernelError: the kernel does not list its routes.
 
         """
         with Rtnetlink() as kernel:
@@ -122,8 +122,8 @@ def _sorted_out(kernel: Rtnetlink, routes: Iterable[Route]) -> tuple[frozenset[R
 
 def _added(
     kernel: Rtnetlink, routes: Iterable[Route], present: Collection[Route]
-) -> tuple[frozenset[Route], dict[Route, str]]:
-    """Add routes that are not present, and tell which were added, and what is wrong with others."""
+) -> tuple[frozenset[Route], dict[Route, Fault]]:
+    """Add routes that are not present, and return which were added, and what is wrong with others."""
     added, refused = set(), {}
     for route in sorted(routes, key=Route.listens_at):
         try:
@@ -132,7 +132,7 @@ def _added(
                 _add(kernel, route.subnet, index)
                 added.add(route)
         except KernelError as error:
-            refused[route] = f"{route.subnet} is not routed to network {shown(route.network)}: {error}"
+            refused[route] = Fault(FaultKind.ROUTE, (str(route.subnet), route.network), str(error))
     return frozenset(added), refused
 
 

@@ -19,7 +19,7 @@ import libvirt
 
 from fwdaemon.audit.throttle import WarnOnce
 from fwdaemon.core.inventory import AddressSource, LearnedAddress, MacClaim, ObservedDomain
-from fwdaemon.core.pace import Budget
+from fwdaemon.core.pace import Backoff, Budget
 from fwdaemon.core.report import Reason, ReasonKind, Trigger
 from fwdaemon.core.text import shown
 from fwdaemon.errors import LibvirtUnavailableError, PortfwdError, shortage
@@ -52,7 +52,7 @@ class _Record:
     """What one run of a domain told, and when to ask it next."""
 
     domain: ObservedDomain
-    retry: float
+    retries: Backoff
     due: float
     wanted: bool = False
     claims: tuple[MacClaim, ...] = ()
@@ -98,10 +98,12 @@ class AgentRounds:
                 continue
             record = before.get(seen.domain.uuid)
             if record is None or record.domain.instance != seen.instance:
-                record = _Record(seen, self._first_retry, now, claims=self._recall(seen))
+                retries = Backoff(self._first_retry, _LAST_RETRY_S)
+                record = _Record(seen, retries, now, claims=self._recall(seen))
             elif seen.agent_connected and not record.domain.agent_connected:
                 # Not ahead of those that wait, or two that hang and return by turns would be the only ones asked.
-                record.due, record.retry = min(record.due, now), self._first_retry
+                record.due = min(record.due, now)
+                record.retries.settle()
             record.domain = seen
             self._records[seen.domain.uuid] = record
 
@@ -148,10 +150,11 @@ class AgentRounds:
             _log.debug("domain %s: %s", shown(domain.name), error)
         now = asyncio.get_running_loop().time()
         if not claims:
-            record.due, record.retry = now + record.retry, min(record.retry * 2, _LAST_RETRY_S)
+            record.due = now + record.retries.next()
             return
         self._warning.settle("guest agents are asked again")
-        record.due, record.retry = now + _SETTLED_S, self._first_retry
+        record.due = now + _SETTLED_S
+        record.retries.settle()
         # What was known first comes first: of addresses as good, a guest is reached at the one it has had for longer.
         claims = tuple(dict.fromkeys([*(claim for claim in record.claims if claim in claims), *claims]))
         if claims != record.claims:

@@ -1,8 +1,9 @@
 """Takes the observation: what libvirt says of all domains and networks, in as few calls as it can be had.
 
-Four calls list everything; then one for each network, one more for each active network, and one for each running domain
-that is new or in doubt, two where it is paused or crashed. After each event about it a domain is in doubt, and now and
-then all are. One that does not run here, because it is migrating, always is.
+Two calls list the networks; then one for each of them, one more for each active network, and some for each domain
+in doubt: it is looked up, asked for its state and, if it runs, for its definition. After each event about it a domain
+is in doubt, and now and then all are, which then are listed by two calls. One that does not run here, because it is
+migrating, always is.
 Domains and networks that go away in the middle are normal, and simply not there. If libvirt stays, but cannot answer
 for one of them (a lease file it cannot read, a domain whose lock is held), or not so that we understand it, what it
 said the last time stands in: one broken guest must not blind us to the others.
@@ -92,6 +93,9 @@ class Reader:
         self._received: set[str] = set()
         self._handed_over: set[str] = set()
         self._invalidations: SimpleQueue[tuple[str | None, Move | None]] = SimpleQueue()
+        self._listed: dict[str, int] = {}
+        self._in_doubt: set[str] = set()
+        self._wants_list = True
 
     def invalidate(self, uuid: str | None = None, move: Move | None = None) -> None:
         """Have a domain asked again the next time, or all of them. May be called from any thread.
@@ -112,12 +116,11 @@ class Reader:
         return observation
 
     def _domains(self, connection: libvirt.virConnect) -> list[ObservedDomain]:
-        domains = connection.listAllDomains()
-        unusual = {domain.UUIDString() for domain in connection.listAllDomains(_PAUSED_OR_CRASHED)}
+        asked = self._to_be_asked(connection)
         observed: dict[str, ObservedDomain] = {}
-        for domain in domains:
-            uuid = domain.UUIDString()
-            if (seen := self._domain(domain, uuid, unusual=uuid in unusual)) is not None:
+        for uuid in self._listed:
+            seen = self._domain(*asked[uuid], uuid) if uuid in asked else self._as_known(uuid)
+            if seen is not None:
                 observed[uuid] = seen
         self._known = {uuid: seen for uuid, seen in observed.items() if _devices(uuid) not in self._silent}
         self._before = observed | _departed(
@@ -128,25 +131,62 @@ class Reader:
         self._handed_over.clear()
         return list(self._before.values())
 
+    def _to_be_asked(self, connection: libvirt.virConnect) -> dict[str, tuple[libvirt.virDomain, bool]]:
+        """Bring the list up to date; gives the domains to ask, and which of these may be paused or crashed.
+
+        A list of all waits for each domain that libvirt starts or stops just then, which may be seconds. So it is asked
+        for where all are in doubt only, and what follows from news of one domain, or from a lease, does without.
+        """
+        if self._wants_list:
+            domains = {domain.UUIDString(): domain for domain in connection.listAllDomains()}
+            unusual = {domain.UUIDString() for domain in connection.listAllDomains(_PAUSED_OR_CRASHED)}
+            asked = {uuid: (domain, uuid in unusual) for uuid, domain in domains.items()}
+            self._listed = {uuid: domain.ID() for uuid, domain in domains.items()}
+        else:
+            asked = {}
+            for uuid in self._in_doubt | {uuid for uuid in self._listed if self._as_known(uuid) is None}:
+                if (domain := self._looked_up(connection, uuid)) is not None:
+                    asked[uuid] = domain, True
+        self._wants_list = False
+        self._in_doubt.clear()
+        return asked
+
+    def _looked_up(self, connection: libvirt.virConnect, uuid: str) -> libvirt.virDomain | None:
+        try:
+            domain = connection.lookupByUUIDString(uuid)
+        except libvirt.libvirtError as error:
+            if not is_gone(error):
+                raise
+            self._listed.pop(uuid, None)
+            return None
+        self._listed[uuid] = domain.ID()
+        return domain
+
+    def _as_known(self, uuid: str) -> ObservedDomain | None:
+        """Give what was seen of a listed domain, if nothing says that it is otherwise by now."""
+        known = self._known.get(uuid)
+        if known is None or known.instance != self._listed[uuid] or known.domain.move is not None:
+            return None
+        self._asked[_devices(uuid)] = self._answers.get(_devices(uuid))
+        return known
+
     def _forget_invalidated(self) -> None:
         while not self._invalidations.empty():
             uuid, moved = self._invalidations.get()
             if uuid is None:
                 self._known.clear()
+                self._wants_list = True
                 continue
             self._known.pop(uuid, None)
+            self._in_doubt.add(uuid)
             if moved is Move.HERE:
                 self._received.add(uuid)
             elif moved is Move.GONE:
                 self._handed_over.add(uuid)
 
-    def _domain(self, domain: libvirt.virDomain, uuid: str, *, unusual: bool) -> ObservedDomain | None:
-        """Observe one domain; its number, name and UUID came with the list and cost no call."""
+    def _domain(self, domain: libvirt.virDomain, unusual: bool, uuid: str) -> ObservedDomain | None:  # noqa: FBT001  a pair
+        """Observe one domain; its number, name and UUID came with it and cost no call."""
         name, instance, key = domain.name(), domain.ID(), _devices(uuid)
-        known = self._known.get(uuid)
-        if known is not None and (known.domain.name, known.instance) == (name, instance) and known.domain.move is None:
-            self._asked[key] = self._answers.get(key)
-            return known
         if instance < 0:
             return ObservedDomain(self._ended(domain, uuid, None))
         now = self._domain_state(domain, uuid) if unusual or uuid in self._received else DomainState.HERE

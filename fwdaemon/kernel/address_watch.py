@@ -41,6 +41,7 @@ _NEIGHBOUR_CAME, _NEIGHBOUR_WENT = 28, 29
 _IFA_ADDRESS, _IFA_LOCAL = 1, 2
 _NDA_DST, _NDA_LLADDR = 1, 2
 
+_PERMANENT: Final = 0x80  # IFA_F_PERMANENT
 _NUD_PROBE: Final = 0x10
 _NUD_FAILED: Final = 0x20
 _SCOPE_LINK: Final = 253  # RT_SCOPE_LINK
@@ -92,8 +93,11 @@ class KernelChanges:
                 yield from self._neighbour(body, came=kind == _NEIGHBOUR_CAME)
 
     def _address(self, body: bytes, *, came: bool) -> Iterator[Reason]:
-        """Link-local addresses are no news: every interface gets one, and nothing is ever forwarded to it."""
-        *_rest, scope, index = _ADDRESS.unpack_from(body)
+        """Link-local addresses are no news: every interface gets one, and nothing is ever forwarded to it.
+
+        One with a lifetime is from a router advertisement or a DHCP server, which any machine on the link can be.
+        """
+        *_rest, flags, scope, index = _ADDRESS.unpack_from(body)
         found = attributes(body[_ADDRESS.size :])
         address = found.get(_IFA_LOCAL) or found.get(_IFA_ADDRESS, b"")
         if scope == _SCOPE_LINK or (came and (index, address) in self._addresses):
@@ -102,7 +106,8 @@ class KernelChanges:
             self._addresses.add((index, address))
         else:
             self._addresses.discard((index, address))
-        yield Reason(ReasonKind.HOST_ADDRESS, _written(address), "appeared" if came else "disappeared")
+        detail = "appeared" if came else "disappeared"
+        yield Reason(ReasonKind.HOST_ADDRESS, _written(address), detail, by_guest=not flags & _PERMANENT)
 
     def _neighbour(self, body: bytes, *, came: bool) -> Iterator[Reason]:
         """A vanished entry is no news: nobody answering for a while does not mean that the guest moved.

@@ -7,13 +7,14 @@ while they are still bytes. So a large table costs little.
 import errno
 import logging
 import os
+import re
 import socket
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from ipaddress import IPv4Address
 from itertools import chain, islice
 
-from fwdaemon.core.exposures import Claim, Exposure, Nat
+from fwdaemon.core.exposures import Claim, Exposure, Nat, Renaming
 from fwdaemon.core.types import Address, Family, Protocol
 from fwdaemon.errors import KernelError
 from fwdaemon.kernel.conntrack_listing import (
@@ -34,6 +35,7 @@ from fwdaemon.kernel.conntrack_listing import (
     read_entry,
     read_flow,
     read_open_flow,
+    sent_to,
     size_of,
     source_requests,
 )
@@ -47,6 +49,8 @@ _CARRYING_ON = (socket.IPPROTO_TCP, socket.IPPROTO_UDP)
 _PINGS = {Family.IPV4: socket.IPPROTO_ICMP, Family.IPV6: socket.IPPROTO_ICMPV6}
 # The kernel walks through its whole table for each listing: with more guests, one of everything is less work.
 _GUESTS_AT_MOST = 8
+# To look for more addresses in each message is more work than to read where it goes.
+_ADDRESSES_AT_MOST = 16
 _BATCH = 1000
 # More answers than some hundred do not fit into a socket's buffer.
 _AT_ONCE = 100
@@ -69,7 +73,7 @@ class _Lane:
 
 
 def outdated(judge: Judge, label: int, guests: Collection[Address] | None = None) -> Iterator[list[Entry]]:
-    """Find the connections with our label that are outdated, some at a time.
+    """Find the connections that are ours and outdated, some at a time.
 
     With `guests`, only connections of these addresses are looked at. What an outdated connection expected, as one of
     FTP expects others, is outdated too.
@@ -79,7 +83,7 @@ def outdated(judge: Judge, label: int, guests: Collection[Address] | None = None
 
     """
     masters, expected, batch = set[bytes](), list[Entry](), list[Entry]()
-    for message in _concerned(label, guests):
+    for message in _concerned(label, guests, judge.renamed):
         if may_be_expected(message) and (entry := read_entry(message)) is not None and entry.master:
             expected.append(entry)
         elif (entry := _outdated(message, judge, label)) is not None:
@@ -92,12 +96,13 @@ def outdated(judge: Judge, label: int, guests: Collection[Address] | None = None
 
 
 def _outdated(message: Message, judge: Judge, label: int) -> Entry | None:
-    """Read a connection if it is outdated and has our label: of others, too, some are picked from the listing."""
+    """Read a connection if it is outdated: of those of others, too, some are picked from the listing."""
     flow = read_flow(message)
-    if flow is None or not judge.is_outdated(flow):
+    if flow is None:
         return None
-    entry = read_entry(message)
-    return entry if entry is not None and entry.has(label) else None
+    labelled, unlabelled = judge.is_outdated(flow), judge.is_misnamed(flow)
+    entry = read_entry(message) if labelled or unlabelled else None
+    return entry if entry is not None and (labelled if entry.has(label) else unlabelled) else None
 
 
 def end(entries: Sequence[Entry]) -> int:
@@ -193,8 +198,10 @@ def end_resumed(taken_over: Collection[Address]) -> int:
     return len(_end_listed(requests, lambda flow: is_resumed(flow, taken_over)))
 
 
-def open_flows(label: int, *, by_client: bool = True) -> Iterator[OpenFlow]:
-    """List the open connections that have our label; those that go the same way are one.
+def open_flows(
+    label: int, *, by_client: bool = True, renamed: Collection[Renaming] = frozenset()
+) -> Iterator[OpenFlow]:
+    """List the open connections that have our label, or that guests opened; those that go the same way are one.
 
     Without `by_client`, so are those that are translated and differ by their clients alone.
 
@@ -205,7 +212,9 @@ def open_flows(label: int, *, by_client: bool = True) -> Iterator[OpenFlow]:
     lanes = dict[tuple[int | bytes, ...], _Lane]()
     with _asking() as asking:
         # A part at a time: there may be hundreds of thousands.
-        for message in asking.stream(GET, listing_request(), (labelled(label),)):
+        for message in asking.stream(GET, listing_request(), _ours(label, renamed)):
+            if renamed and not _is_ours(message, label, renamed):
+                continue
             if (lane := open_lane(message.body)) is None:
                 if (flow := read_open_flow(message)) is not None:
                     yield flow
@@ -218,11 +227,26 @@ def open_flows(label: int, *, by_client: bool = True) -> Iterator[OpenFlow]:
     yield from (OpenFlow(flow_of(lane.first), lane.size, lane.number) for lane in lanes.values())
 
 
-def _concerned(label: int, guests: Collection[Address] | None) -> Iterator[Message]:
-    """List what has our label, or was expected by another connection, and some besides."""
+def _concerned(label: int, guests: Collection[Address] | None, renamed: Collection[Renaming]) -> Iterator[Message]:
+    """List what is ours, or was expected by another connection, and some besides."""
+    ours = _ours(label, renamed)
     for request in _requests(guests):
         with _asking() as asking:
-            yield from asking.stream(GET, request, (labelled(label), EXPECTED))
+            yield from asking.stream(GET, request, [*ours, EXPECTED] if ours else ())
+
+
+def _ours(label: int, renamed: Collection[Renaming]) -> list[re.Pattern[bytes]]:
+    """Give what is found in the message of each connection that is ours, and in some others; nothing is in all."""
+    public = {address.packed for _, address in renamed}
+    return [labelled(label), *map(sent_to, sorted(public))] if len(public) <= _ADDRESSES_AT_MOST else []
+
+
+def _is_ours(message: Message, label: int, renamed: Collection[Renaming]) -> bool:
+    """Whether a connection has our label, or was opened by a guest under its public address."""
+    if labelled(label).search(message.body) is not None:
+        return True
+    flow = read_flow(message)
+    return flow is not None and (flow.source, flow.client) in renamed
 
 
 def _requests(guests: Collection[Address] | None) -> list[bytes]:

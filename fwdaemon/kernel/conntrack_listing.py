@@ -134,6 +134,7 @@ _EXPECTED: Final = attribute(_MASTER | _NESTED, b"")[2:]
 EXPECTED: Final = re.compile(re.escape(_EXPECTED))
 _IP, _PROTO = 1, 2
 _SOURCES, _DESTINATIONS = (1, 3), (2, 4)
+_IPV4_SIZE: Final = 4
 _PROTO_NUMBER, _SOURCE_PORT, _DESTINATION_PORT = 1, 2, 3
 _BYTES = 2
 # The states in which a connection is open, by protocol: each has its attribute, and that an attribute 1. They are from
@@ -193,6 +194,12 @@ def labelled(bit: int) -> re.Pattern[bytes]:
     holding = b"".join(re.escape(bytes([value])) for value in range(256) if value & 1 << bit % 8)
     header = re.escape(attribute(_LABELS, bytes(_LABELS_SIZE))[:-_LABELS_SIZE])
     return re.compile(header + b".{%d}[%b]" % (_octet(bit), holding), re.DOTALL)
+
+
+@lru_cache(maxsize=1024)
+def sent_to(address: bytes) -> re.Pattern[bytes]:
+    """Give what is found in the message of each connection of which either end sends to this address."""
+    return re.compile(re.escape(attribute(_DESTINATIONS[len(address) > _IPV4_SIZE], address)))
 
 
 def has_label(message: Message, label: int) -> bool:

@@ -6,25 +6,23 @@ those after its units.
 """
 
 import errno
-import logging
 import os
 import socket
 import struct
 import sys
 from collections import deque
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeAlias
 
+from fwdaemon.audit.throttle import WarnOnce
 from fwdaemon.core.inventory import Inventory, Occupied
 from fwdaemon.core.types import Address, Family, Listener, Protocol
 from fwdaemon.errors import KernelError
 from fwdaemon.kernel import sysctl
 from fwdaemon.kernel.netlink import Message, NetlinkSocket, RefusalError, attributes
-
-_log = logging.getLogger(__name__)
 
 # The kernel's listing of sockets, sock_diag(7): what is asked, and what is answered. Pure.
 #
@@ -196,37 +194,47 @@ def listeners() -> list[Listener]:
         raise KernelError(f"the kernel does not report which sockets listen: {error}") from error
 
 
-def ports_in_use() -> frozenset[tuple[Protocol, int]]:
-    """Give the ports at which processes of the host wait, at whatever address; none where the kernel does not tell."""
+# One warning, whoever asks.
+_unknown = WarnOnce()
+Listing: TypeAlias = Callable[[], Iterable[Listener]]
+
+
+def _listed(listing: Listing) -> Iterable[Listener] | None:
     try:
-        return frozenset((found.protocol, found.port) for found in listeners())
+        found = listing()
     except KernelError as error:
-        _log.warning("ports are assigned without regard to processes of this host: %s", error)
-        return frozenset()
+        _unknown.warn(f"domains get no port that they do not have yet: {error}")
+        return None
+    _unknown.settle()
+    return found
+
+
+def ports_in_use(listing: Listing = listeners) -> frozenset[tuple[Protocol, int]] | None:
+    """Give the ports where processes of the host wait, at whatever address; `None` where the kernel does not tell."""
+    found = _listed(listing)
+    return None if found is None else frozenset((item.protocol, item.port) for item in found)
 
 
 # Where the ports of clients are taken from (ip-sysctl.rst): a socket for UDP there may be about to ask something.
 _CLIENT_PORTS: Final = "net.ipv4.ip_local_port_range"
 
 
-def with_occupied(inventory: Inventory) -> Inventory:
-    """Add the ports that processes of the host wait on, where metadata asks for ports: none of them is granted.
-
-    Raises:
-        KernelError: the kernel does not tell.
-
-    """
+def with_occupied(inventory: Inventory, listing: Listing = listeners) -> Inventory:
+    """Add the ports that processes of the host wait on, where metadata asks for ports: none of them is granted."""
     if not any(domain.metadata is not None and domain.running for domain in inventory.domains):
         return inventory
+    listed = _listed(listing)
+    return replace(inventory, occupied=None if listed is None else frozenset(_occupied(listed)))
+
+
+def _occupied(listed: Iterable[Listener]) -> Iterator[Occupied]:
     words = sysctl.read(_CLIENT_PORTS).split()
     clients = range(int(words[0]), int(words[1]) + 1) if words else range(0)
-    found = frozenset(
-        Occupied(item.protocol, item.address, item.port)
-        for item in listeners()
-        if item.address is None or not item.address.is_loopback
-        if item.protocol is not Protocol.UDP or item.port not in clients
-    )
-    return replace(inventory, occupied=found)
+    for item in listed:
+        if item.protocol is Protocol.UDP and item.port in clients:
+            continue
+        if item.address is None or not item.address.is_loopback:
+            yield Occupied(item.protocol, item.address, item.port)
 
 
 def _answers(asking: NetlinkSocket, body: bytes) -> Iterable[Message]:

@@ -7,11 +7,13 @@ import re
 import socket
 import struct
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Final, NamedTuple, Self
 
+from fwdaemon.core.pace import Budget
 from fwdaemon.core.text import shown
 from fwdaemon.errors import KernelError
 from fwdaemon.kernel.packets import Field, attach
@@ -241,7 +243,8 @@ class Subscription:
 class RouteNews:
     """Hands on what rtnetlink tells `groups` about routes, on the loop's thread; a filter keeps all but `only` away.
 
-    `lost` is called where the kernel had more to tell than it had room for.
+    `lost` is called where the kernel had more to tell than it had room for. Of what guests can cause, reading takes
+    from `guests`.
     """
 
     def __init__(
@@ -250,7 +253,9 @@ class RouteNews:
         receive: Callable[[Message], None],
         lost: Callable[[], None],
         only: Sequence[Sequence[Field]],
+        guests: Budget | None = None,
     ) -> None:
+        self._guests = guests
         self._receive = receive
         self._lost = lost
         self._subscription = Subscription(lambda: rtnetlink_socket(groups, only), self._read)
@@ -272,6 +277,15 @@ class RouteNews:
         self._subscription.close()
 
     def _read(self, source: socket.socket) -> None:
+        if self._guests is None:
+            return self._take(source)
+        with self._guests.charged(time.thread_time):
+            self._take(source)
+        if rest := self._guests.rest():
+            self._subscription.pause(rest)
+        return None
+
+    def _take(self, source: socket.socket) -> None:
         try:
             datagram = source.recv(_BUFFER)
         except (BlockingIOError, InterruptedError):

@@ -210,12 +210,13 @@ _INSTRUCTION = struct.Struct("=HBBI")  # sock_filter: code, how many to skip if 
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """`size` bytes at `offset`, in network byte order and under `mask`, are `value`."""
+    """`size` bytes at `offset`, in network byte order and under `mask`, are `value`, or anything else if `differs`."""
 
     size: int
     offset: int
     value: int
     mask: int | None = None
+    differs: bool = False
 
 
 def native(size: int, offset: int, value: int, mask: int | None = None) -> Field:
@@ -245,7 +246,8 @@ def _alternative(fields: Sequence[Field]) -> bytes:
     program = _INSTRUCTION.pack(_RETURN, 0, 0, _EVERYTHING)
     for field in reversed(fields):
         left = len(program) // _INSTRUCTION.size
-        program = _INSTRUCTION.pack(_JUMP_IF_EQUAL, 0, left, field.value) + program
+        skipped = (left, 0) if field.differs else (0, left)
+        program = _INSTRUCTION.pack(_JUMP_IF_EQUAL, *skipped, field.value) + program
         if field.mask is not None:
             program = _INSTRUCTION.pack(_AND, 0, 0, field.mask) + program
         program = _INSTRUCTION.pack(_LOAD[field.size], 0, 0, field.offset) + program

@@ -15,7 +15,7 @@ from typing import Final, TypeAlias
 
 from fwdaemon.audit.throttle import WarnOnce
 from fwdaemon.core.inventory import Inventory
-from fwdaemon.core.pace import Budget
+from fwdaemon.core.pace import Backoff, Budget
 from fwdaemon.core.probing import Answer, Question, Silent, credible, questions
 from fwdaemon.core.text import shown
 from fwdaemon.core.types import Family, Subnet
@@ -183,7 +183,7 @@ class _Search:
 
     silent: frozenset[Silent]
     due: float
-    pause: float
+    pauses: Backoff
 
 
 class Probes:
@@ -248,7 +248,7 @@ class Probes:
             if (short := shortage(error)) is not None:
                 self._warning.warn(f"{_UNSEARCHED}: {short}; trying again, less and less often")
             _log.debug("guests are not searched for now: %s", error)
-        search.due, search.pause = asyncio.get_running_loop().time() + search.pause, min(2 * search.pause, _LAST_S)
+        search.due = asyncio.get_running_loop().time() + search.pauses.next()
 
     def _wait(self, place: _Place) -> float:
         """Give how long to wait for a guest: not at all where it may have moved here with an address no server gave."""
@@ -258,9 +258,10 @@ class Probes:
     def _search(self, before: _Search | None, silent: frozenset[Silent], due: float) -> _Search:
         """Go on with what is known of a place; a guest that is new there is asked for as at first."""
         if before is None:
-            return _Search(silent, due, self._first)
+            return _Search(silent, due, Backoff(self._first, _LAST_S))
         if not silent <= before.silent:
-            before.due, before.pause = min(before.due, due), self._first
+            before.due = min(before.due, due)
+            before.pauses.settle()
         before.silent = silent
         return before
 

@@ -20,7 +20,7 @@ from typing import ClassVar, Protocol, TypeVar
 from weakref import WeakSet
 
 from fwdaemon.audit.throttle import WarnOnce
-from fwdaemon.core.pace import SHARE_OF_USERS, STOCK_OF_USERS_S, Backoff, Budget
+from fwdaemon.core.pace import SHARE_OF_USERS, STOCK_OF_USERS_S, Backoff, Budget, Budgets
 from fwdaemon.errors import HangingError, KernelError, ProcessError, shortage
 
 # The one place that starts programs.
@@ -32,6 +32,9 @@ _ENVIRONMENT = {"PATH": PATH, "LC_ALL": "C"}
 # A program that works may take this long, on a starving host too; one that uses no processor time only `_IDLE`.
 _TIMEOUT = 30.0
 _IDLE = 5.0
+# States of one that waits for a processor, or in the kernel for what no signal interrupts, as for others that change
+# rules: to kill it would end no wait.
+_AT_WORK = ("R", "D")
 # The same once this program is to end.
 _IDLE_AT_THE_END = 2.0
 _SLICE = 0.2
@@ -81,24 +84,25 @@ class Patience:
     def __init__(self, pid: int) -> None:
         self._stat = Path(f"/proc/{pid}/stat")
         self._began = self._moved = time.monotonic()
-        self._used = self._processor_time()
+        _, self._used = self._seen()
 
     @property
     def fault(self) -> str:
         """What is wrong, or nothing."""
-        now, used = time.monotonic(), self._processor_time()
-        if used != self._used:
+        now, (state, used) = time.monotonic(), self._seen()
+        if used != self._used or state in _AT_WORK:
             self._used, self._moved = used, now
         if now - self._moved > HASTE.idle:
             return f"it did nothing for {HASTE.idle:.0f} seconds, and was killed"
         return f"it was still running after {_TIMEOUT:.0f} seconds" if now - self._began > _TIMEOUT else ""
 
-    def _processor_time(self) -> tuple[str, ...]:
-        """Give the user's and the kernel's clock ticks (proc_pid_stat(5)); a name before them may hold anything."""
+    def _seen(self) -> tuple[str, list[str]]:
+        """Give its state and its clock ticks, its own and the kernel's (proc_pid_stat(5)), which follow any name."""
         try:
-            return tuple(self._stat.read_text(errors="replace").rpartition(")")[2].split()[11:13])
+            found = self._stat.read_text(errors="replace").rpartition(")")[2].split()
         except OSError:  # it has ended
-            return ()
+            return "", []
+        return found[0], found[11:13]
 
 
 class SystemRunner:
@@ -261,9 +265,9 @@ def budget_of_guests() -> Budget:
     return Budget(time.monotonic, threading.Lock())
 
 
-def budget_of_users() -> Budget:
-    """Give a new budget for what users of libvirt cause."""
-    return Budget(time.monotonic, threading.Lock(), SHARE_OF_USERS, STOCK_OF_USERS_S)
+def new_budgets() -> Budgets:
+    """Give new budgets for what guests and users of libvirt cause."""
+    return Budgets(budget_of_guests(), Budget(time.monotonic, threading.Lock(), SHARE_OF_USERS, STOCK_OF_USERS_S))
 
 
 def find_program(name: str, path: str = PATH) -> str | None:

@@ -6,13 +6,16 @@ rest from us: a router of the Internet changes thousands of routes a minute.
 
 import asyncio
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from ipaddress import ip_address, ip_network
 from typing import Final
 
+from fwdaemon.core.pace import Budget
 from fwdaemon.core.report import Actor, ActorKind, Reason, ReasonKind, RulesChanged, Trigger
 from fwdaemon.core.types import Family, Subnet
+from fwdaemon.errors import KernelError
 from fwdaemon.kernel.netlink import Message, RouteNews, attribute, attributes, number
 from fwdaemon.kernel.packets import Field, native
 from fwdaemon.kernel.rtnetlink import FAMILIES, PROTOCOL, first_listed, interface_name, is_ours
@@ -171,15 +174,34 @@ _UPLINK_GROUPS: Final = 0x40 | 0x400  # RTMGRP_IPV4_ROUTE, _IPV6_ROUTE
 _NEW, _DELETED = 24, 25  # RTM_NEWROUTE, …
 _HEADER: Final = 16
 _LENGTH_AT: Final = 1  # in rtmsg, the length of the destination
-_UPLINK_FILTER: Final = tuple((native(2, 4, kind), native(1, _HEADER + 7, _UNICAST)) for kind in (_NEW, _DELETED))
+# Routes that any machine on the link can make come and go: by an advertisement, or with the subnet of one. The kernel
+# makes such a subnet's route as it does for an address that somebody gives, which is heard of by itself.
+_BY_KERNEL: Final = 2  # RTPROT_KERNEL
+_OF_ADVERTISEMENTS: Final = (
+    (Field(1, _PROTOCOL_AT, _ADVERTISED),),
+    (Field(1, _HEADER, FAMILIES[Family.IPV6]), Field(1, _PROTOCOL_AT, _BY_KERNEL)),
+)
+_OF_OTHERS: Final = (
+    (Field(1, _PROTOCOL_AT, _ADVERTISED, differs=True), Field(1, _PROTOCOL_AT, _BY_KERNEL, differs=True)),
+    (Field(1, _HEADER, FAMILIES[Family.IPV4]), Field(1, _PROTOCOL_AT, _BY_KERNEL)),
+)
+
+
+def _for_packets(routes: Iterable[tuple[Field, ...]]) -> tuple[tuple[Field, ...], ...]:
+    """Pick what comes and goes of these."""
+    kinds = [native(2, _TYPE_AT, kind) for kind in (_NEW, _DELETED)]
+    return tuple((kind, native(1, _HEADER + 7, _UNICAST), *fields) for kind in kinds for fields in routes)
+
+
 # How often routes that are withdrawn make us look: a router of the Internet withdraws some all the time.
 _PAUSE_S: Final = 5.0
 
 
 class UplinkChanges:
-    """Tells news from repetition, purely; `now` is a monotonic time in seconds."""
+    """Tells news from repetition, purely; `now` is a monotonic time in seconds. Guests may cause it, if `by_guest`."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, by_guest: bool = False) -> None:
+        self._by_guest = by_guest
         self._known: set[Way] = set()
         self._withdrawn_at = float("-inf")
 
@@ -188,10 +210,13 @@ class UplinkChanges:
         for way in ways_of(message.body):
             if message.kind == _NEW and way not in self._known:
                 self._known.add(way)
-                yield _reason(way, "has a route now")
+                yield self._reason(way, "has a route now")
             elif message.kind == _DELETED and self._is_worth_a_pass(message, now):
                 self._known.discard(way)
-                yield _reason(way, "lost a route")
+                yield self._reason(way, "lost a route")
+
+    def _reason(self, way: Way, detail: str) -> Reason:
+        return Reason(ReasonKind.ROUTE, interface_name(way.index), detail, self._by_guest)
 
     def _is_worth_a_pass(self, message: Message, now: float) -> bool:
         is_default = message.body[_LENGTH_AT] == 0
@@ -202,12 +227,14 @@ class UplinkChanges:
 
 
 class UplinkWatch:
-    """Calls `trigger` with a reason, on the loop's thread, when routes say that uplinks may have changed."""
+    """Calls `trigger` with a reason, on the loop's thread, when routes say that uplinks may have changed.
 
-    def __init__(self, trigger: Trigger) -> None:
+    What advertisements change is heard by a socket of its own, of which reading takes from `guests`.
+    """
+
+    def __init__(self, trigger: Trigger, guests: Budget) -> None:
         self._trigger = trigger
-        self._changes = UplinkChanges()
-        self._news = RouteNews(_UPLINK_GROUPS, self._receive, self._lost, _UPLINK_FILTER)
+        self._news = self._heard(_OF_OTHERS, None), self._heard(_OF_ADVERTISEMENTS, guests)
 
     def start(self) -> None:
         """Subscribe, in the network namespace of this thread.
@@ -216,19 +243,24 @@ class UplinkWatch:
             KernelError: the kernel refused.
 
         """
-        self._news.start()
+        try:
+            for news in self._news:
+                news.start()
+        except KernelError:
+            self.close()
+            raise
 
     def close(self) -> None:
         """Unsubscribe; does nothing if not subscribed."""
-        self._news.close()
+        for news in self._news:
+            news.close()
 
-    def _receive(self, message: Message) -> None:
-        for reason in self._changes.news(message, asyncio.get_running_loop().time()):
+    def _heard(self, of: Iterable[tuple[Field, ...]], guests: Budget | None) -> RouteNews:
+        by_guest = guests is not None
+        changes, lost = UplinkChanges(by_guest=by_guest), Reason(ReasonKind.ROUTES_LOST, by_guest=by_guest)
+        receive, only = partial(self._receive, changes), _for_packets(of)
+        return RouteNews(_UPLINK_GROUPS, receive, lambda: self._trigger(lost), only, guests)
+
+    def _receive(self, changes: UplinkChanges, message: Message) -> None:
+        for reason in changes.news(message, asyncio.get_running_loop().time()):
             self._trigger(reason)
-
-    def _lost(self) -> None:
-        self._trigger(Reason(ReasonKind.ROUTES_LOST))
-
-
-def _reason(way: Way, detail: str) -> Reason:
-    return Reason(ReasonKind.ROUTE, interface_name(way.index), detail)

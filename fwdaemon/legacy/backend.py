@@ -3,24 +3,27 @@
 import logging
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import replace
 from functools import reduce
 from itertools import chain
 from typing import Final
 
+from fwdaemon.audit.lines import format_fault
 from fwdaemon.core.exposures import Exposure
 from fwdaemon.core.report import (
     LIBVIRT_CHAIN,
     ApplyResult,
-    Counted,
-    Dropped,
+    Fault,
+    FaultKind,
     GateChange,
     Presence,
     RulesChanged,
     Stamp,
+    fault_of,
     joined,
     tried,
 )
-from fwdaemon.core.state import REFUSED_FOR_S, Desired
+from fwdaemon.core.state import REFUSED_FOR_S, Counted, Desired, Dropped
 from fwdaemon.core.text import is_interface_name
 from fwdaemon.core.types import Family, Gate
 from fwdaemon.errors import KernelError, PortfwdError
@@ -28,18 +31,32 @@ from fwdaemon.kernel.rtnetlink import interface_names
 from fwdaemon.legacy.client import HelperClient, LateError, UnusableError
 from fwdaemon.legacy.difference import change_text, restore_text
 from fwdaemon.legacy.gates import LegacyGates, LegacyMonitor
-from fwdaemon.legacy.info import TableInfo, chain_names, existing_tables, table_entries, table_info
-from fwdaemon.legacy.model import CONFINED, FWD, OWN_CHAINS, Head, ObservedTable, Table, TableName, confined_from
+from fwdaemon.legacy.info import (
+    TableInfo,
+    chain_names,
+    existing_tables,
+    source_translations,
+    table_entries,
+    table_info,
+)
+from fwdaemon.legacy.model import (
+    CONFINED,
+    FWD,
+    OWN_CHAINS,
+    POST,
+    Head,
+    ObservedTable,
+    Table,
+    TableName,
+    confined_from,
+)
 from fwdaemon.legacy.ruleset import Plan, Tables, links, tables, uplinks_named
 from fwdaemon.legacy.translation import Counter, counting_rules, packets
 from fwdaemon.resolve.flows import Ended, Flow
 
 _log = logging.getLogger(__name__)
 
-_NO_ADMISSION: Final = (
-    "forwards with set:…, deny, rate or max_open stay closed, as rules are in iptables-legacy, which has none of these"
-    " here; have libvirt write nftables, or leave these keys out"
-)
+_NO_ADMISSION: Final = Fault(FaultKind.NO_ADMISSION)
 
 # Each of what is refused is a rule, and each commit writes the whole table. So where many connections end at one port
 # of a guest, a rule for the port is enough.
@@ -72,12 +89,12 @@ class LegacyBackend:
         self._clean: dict[Family, _Infos] = {}
         self._linked: set[Gate] = set()
         self._left_out: tuple[Desired, Desired, ApplyResult] | None = None
-        self._unusable: dict[Family, str] = {}
-        self._left: dict[Family, tuple[str, ...]] = {}
+        self._unusable: dict[Family, Fault] = {}
+        self._left: dict[Family, tuple[Fault, ...]] = {}
 
     @property
-    def unusable(self) -> Mapping[Family, str]:
-        """Tell which families cannot be served, and why."""
+    def unusable(self) -> Mapping[Family, Fault]:
+        """Give the families that cannot be served, and why."""
         return dict(self._unusable)
 
     def apply(self, desired: Desired, *, full: bool) -> ApplyResult:
@@ -133,14 +150,14 @@ class LegacyBackend:
         try:
             return self._gates.apply(desired.families, desired.label, desired.behind, full=full)
         except PortfwdError as error:
-            return ApplyResult(faults=(f"no gate in the legacy FORWARD chains: {error}",))
+            return ApplyResult(faults=(Fault(FaultKind.LEGACY_GATES, detail=str(error)),))
         finally:
             self._gates.rest()
 
     def leave(self) -> ApplyResult:
         """See `Backend.leave`."""
         removed = self._remove()
-        result = ApplyResult(faults=removed.faults, labels=removed.labels)
+        result = ApplyResult(faults=removed.faults, labels=removed.labels, renamings=removed.renamings)
         self._gates.rest()
         return result
 
@@ -218,12 +235,12 @@ class LegacyBackend:
             try:
                 results.append(self._reconcile(family, wanted, desired))
             except UnusableError as error:
-                self._unusable[family] = str(error)
+                self._unusable[family] = fault_of(error)
             except KernelError as error:
-                refused.append(str(error))
+                refused.append(fault_of(error))
         faults = (*self._unusable.values(), *chain.from_iterable(self._left.values()))
         if refused or (every and every.keys() <= self._unusable.keys()):
-            raise KernelError("; ".join([*refused, *faults]))
+            raise KernelError("; ".join(map(format_fault, [*refused, *faults])))
         return reduce(joined, results, ApplyResult(faults=faults))
 
     def _tables(self, desired: Desired) -> dict[Family, Tables]:
@@ -263,6 +280,7 @@ class LegacyBackend:
             changed=bool(plan.changes),
             altered=plan.altered,
             labels=plan.labels,
+            renamings=plan.renamings,
             uplinks=uplinks_named(plan, family, desired, interface_names()),
         )
 
@@ -278,6 +296,9 @@ class LegacyBackend:
         with helper.locked() as session:
             observed = session.observe({table: links(table) for table in looked_at}, desired.behind)
             plan = Plan.of(family, wanted, observed, desired, self._committed.get(family, {}))
+            if not self._committed.get(family):
+                entries = table_entries(family, TableName.NAT)
+                plan = replace(plan, renamings=frozenset(source_translations(family, entries, POST)))
             for table, change in plan.changes:
                 session.commit(table, change)
             (self._settled if wanted else self._clean)[family] = _infos(family)

@@ -13,7 +13,7 @@ from collections.abc import Collection, Mapping
 from functools import reduce
 
 from fwdaemon.audit.throttle import WarnOnce
-from fwdaemon.core.report import Actor, ActorKind, ApplyResult, GateChange, RulesChanged, joined
+from fwdaemon.core.report import Actor, ActorKind, ApplyResult, Fault, FaultKind, GateChange, RulesChanged, joined
 from fwdaemon.core.types import Family, Gate
 from fwdaemon.errors import KernelError
 from fwdaemon.legacy.client import HelperClient, Session, UnusableError
@@ -58,7 +58,7 @@ class LegacyGates:
             try:
                 head = self._apply(family, bit if family in families else None, behind)
             except UnusableError as error:
-                faults.append(f"no gate in the legacy FORWARD chain: {error}")
+                faults.append(Fault(FaultKind.LEGACY_GATE, detail=str(error)))
                 continue
             changed |= head is not None
             if head is not None and family in families:

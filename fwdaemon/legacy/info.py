@@ -16,7 +16,7 @@ from ipaddress import ip_address
 from typing import Any, Final, TypeAlias
 
 from fwdaemon.core.bans import End, Rule, Verdict, are_named, between
-from fwdaemon.core.types import Family
+from fwdaemon.core.types import Address, Family
 from fwdaemon.errors import KernelError
 from fwdaemon.legacy.model import TableName
 
@@ -81,6 +81,24 @@ def begun_chain(entries: bytes, at: int, size: int) -> str:
         return ""
     _, kind, _, name = _ERROR.unpack_from(entries, at)
     return word(name) if kind.startswith(b"ERROR\0") else ""
+
+
+# What is at the start of `struct nf_nat_ipv4_multi_range_compat`, with which SNAT of IPv4 begins, and of
+# `nf_nat_range` (linux/netfilter/nf_nat.h): numbers, and the first address to translate to.
+_RANGE_AT: Final = {Family.IPV4: 8, Family.IPV6: 4}
+
+
+def source_translations(family: Family, entries: bytes, chain: str) -> Iterator[tuple[Address, Address]]:
+    """Read the source that each rule of a chain asks for which translates it, and to which address."""
+    layout, found, start, size = LAYOUT[family], "", 0, family.bits // 8
+    while start < len(entries):
+        target, following, *_ = layout.unpack_from(entries, start)
+        found = begun_chain(entries, start + target, following - target) or found
+        _, name, revision = _MATCH.unpack_from(entries, start + target)
+        if found == chain and word(name) == "SNAT":
+            at = start + target + _MATCH.size + (_RANGE_AT[family] if revision == 0 else _RANGE_AT[Family.IPV6])
+            yield ip_address(entries[start : start + size]), ip_address(entries[at : at + size])
+        start += following
 
 
 def word(text: bytes) -> str:

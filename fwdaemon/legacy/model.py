@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from hashlib import blake2s
 
-from fwdaemon.core.types import Address
+from fwdaemon.core.types import Address, GateFault
 
 # What every rule of ours in a chain that is not ours says of itself.
 COMMENT = "kvm-portfwd"
@@ -90,13 +90,13 @@ class Head:
         return self.good and self.first
 
     @property
-    def fault(self) -> str:
-        """What is wrong with it, for the audit."""
+    def fault(self) -> GateFault:
+        """What is wrong with it."""
         if not self.positions:
-            return "it was not there"
+            return GateFault.ABSENT
         if not self.first:
-            return "it was ahead of a ban" if self.positions[0] < self.place else "another rule was ahead of it"
-        return "it was there more than once" if len(self.positions) > 1 else "it was not as we made it"
+            return GateFault.AHEAD_OF_BAN if self.positions[0] < self.place else GateFault.BEHIND_RULE
+        return GateFault.REPEATED if len(self.positions) > 1 else GateFault.ALTERED
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,16 +1,17 @@
 """From the desired state to the rules that do it.
 
-The nat table (`fwdaemon.legacy.translation`) labels and translates a connection's first packet, and labels what libvirt
-lets out of a routed network, after all filters. What else needs no translation is labelled in mangle's FORWARD, which
-comes (-150) before every filter chain (0), those of nftables included (netfilter_ipv4.h): so a gate there sees these
-labels as well. In the filter table one rule lets through what is labelled.
+The nat table (`fwdaemon.legacy.translation`) labels and translates a connection's first packet. What needs no
+translation is labelled in mangle's FORWARD, which comes (-150) before every filter chain (0), those of nftables
+included (netfilter_ipv4.h): so a gate there sees these labels as well. In the filter table one rule lets through what
+is labelled.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import chain as chained
 
-from fwdaemon.core.exposures import Exposure, Nat, Route
+from fwdaemon.core.exposures import Exposure, Nat, Renaming, Route
+from fwdaemon.core.report import Fault, FaultKind
 from fwdaemon.core.state import LABELS, Desired
 from fwdaemon.core.text import is_interface_name, is_mac, label
 from fwdaemon.core.types import Family, Gate, Protocol
@@ -219,8 +220,8 @@ class Plan:
     committed last; `stale` names what holds rules of exposures nobody asks for. `moved` are links that are not as they
     should be. `left` tells of chains of ours that cannot be deleted. `altered` are forwards of owners that had a rule
     which is not wanted any more; only of those that an earlier run left, as are the `labels` that rules go by,
-    `let_out`, digests of rules that let guests out in a way that is not wanted, and `moved_owners`, whose routes led to
-    another bridge.
+    `let_out`, digests of rules that let guests out in a way that is not wanted, `moved_owners`, whose routes led to
+    another bridge, and `renamings`, under which addresses guests opened connections.
     """
 
     changes: tuple[tuple[TableName, Change], ...]
@@ -228,11 +229,12 @@ class Plan:
     damaged: frozenset[Exposure]
     stale: frozenset[str]
     moved: tuple[tuple[Gate, Head], ...]
-    left: tuple[str, ...]
+    left: tuple[Fault, ...]
     altered: frozenset[Exposure]
     labels: frozenset[int]
     let_out: frozenset[str]
     moved_owners: frozenset[str]
+    renamings: frozenset[Renaming] = frozenset()
 
     @classmethod
     def of(
@@ -366,13 +368,9 @@ def _moved(family: Family, wanted: ObservedTables, observed: Observed) -> list[t
     ]
 
 
-def _left(family: Family, wanted: ObservedTables, observed: Observed) -> Iterator[str]:
-    """Say which chains of ours nobody needs any more, and others keep all the same."""
+def _left(family: Family, wanted: ObservedTables, observed: Observed) -> Iterator[Fault]:
+    """Give the chains of ours nobody needs any more, and others keep all the same."""
     program = f"{family.iptables}-legacy"
     for table, seen in observed.items():
         for chain in sorted(seen.held - wanted.get(table, Table()).chains.keys()):
-            yield (
-                f"the chain {chain} in the legacy table {table} of IPv{family} is empty now, but stays, as rules of"
-                f" others lead to it; delete those ({program} -t {table} -S | grep {chain} shows them), then"
-                f" {program} -t {table} -X {chain}"
-            )
+            yield Fault(FaultKind.LEGACY_CHAIN_HELD, (chain, table, str(family), program))

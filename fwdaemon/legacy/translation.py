@@ -128,23 +128,14 @@ def _left_alone(family: Family, desired: Desired, source: str, led: str) -> Iter
 def _postrouting(family: Family, desired: Desired) -> Iterator[Serving]:
     """Give a 1:1 guest its public address where it leaves the host, and hairpin connections a source to answer to.
 
-    What leaves is labelled after all filters: so what refuses a guest's first packet is never outranked by a gate.
+    What the guest opens gets no label: no gate is for it, so what others refuse of it they may refuse at any time.
     """
     own_addresses = leaving(family, desired)
     for nat in own_addresses:
         for interface in uplinks(desired):
-            match = f"-s {host(nat.target)} -o {interface} {labelling(desired.label)}"
+            match = f"-s {host(nat.target)} -o {interface}"
             yield nat, Rule.of(match, f"SNAT --to-source {nat.public}", label(nat.domain))
-    yield from _let_out(family, desired)
     yield from _hairpin(family, desired, own_addresses)
-
-
-def _let_out(family: Family, desired: Desired) -> Iterator[Serving]:
-    """Label what routed guests open, where libvirt lets it out."""
-    for route in sorted((item for item in desired.routes if item.let_out), key=lambda item: str(item.subnet)):
-        for interface in uplinks(desired) if route.family is family else []:
-            match = f"-s {route.subnet} -o {interface} -m conntrack ! --ctstate DNAT {labelling(desired.label)}"
-            yield route, Rule.of(match, "RETURN", label(route.network))
 
 
 def nats_of(family: Family, nats: Iterable[Nat]) -> list[Nat]:

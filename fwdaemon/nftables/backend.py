@@ -12,15 +12,15 @@ from fwdaemon.core.report import (
     LIBVIRT_CHAIN,
     LIBVIRT_TABLE,
     ApplyResult,
-    Counted,
-    Dropped,
+    Fault,
+    FaultKind,
     GateChange,
     Presence,
     RulesChanged,
     Stamp,
     joined,
 )
-from fwdaemon.core.state import REFUSED_FOR_S, Desired
+from fwdaemon.core.state import REFUSED_FOR_S, Counted, Desired, Dropped
 from fwdaemon.core.text import is_interface_name
 from fwdaemon.core.types import Family, Gate
 from fwdaemon.errors import HangingError, ProcessError
@@ -43,7 +43,7 @@ from fwdaemon.nftables.gates import GateState, gate_script, is_iptables_gate
 from fwdaemon.nftables.generation import Commits, RulesMonitor, current_generation, following_generation
 from fwdaemon.nftables.model import TABLE_NAME, Table, table_name
 from fwdaemon.nftables.readback import Counter, counting_rules, denied_by_set, dropping_rules, read_packets
-from fwdaemon.nftables.ruleset import labels_of, newcomers_from, refusal_script, tables, uplinks_of
+from fwdaemon.nftables.ruleset import labels_of, newcomers_from, refusal_script, renamings_of, tables, uplinks_of
 from fwdaemon.nftables.table_cache import TableCache
 from fwdaemon.resolve.flows import Ended, Flow
 
@@ -54,10 +54,6 @@ _TRIES = 3
 # Each pass lists what is refused, too. These take about 30 ms.
 _REFUSED_ALONE = 256
 _MOST_REFUSED = 2048
-_LIBVIRT_MISSING = (
-    "libvirt's own firewall rules are gone, so its guests may not reach the outside;"
-    " restart libvirtd or virtnetworkd to have them written again"
-)
 
 
 class NftablesBackend:
@@ -66,7 +62,7 @@ class NftablesBackend:
     name: Final = "nftables"
     title: Final = "nftables"
     variant: Final = "nf_tables"
-    unusable: Final[Mapping[Family, str]] = {}
+    unusable: Final[Mapping[Family, Fault]] = {}
 
     def __init__(
         self,
@@ -81,7 +77,7 @@ class NftablesBackend:
         self._keeper = ExternalKeeper(self._externals, elements_of)
         self._runner = runner
         self._commits = commits or Commits(runner)
-        self._observer = Observer(runner)
+        self._observer = Observer(runner, self._commits.judged)
         self._counted, self._refusing = Counted(counting_rules), Counted(dropping_rules)
         self._gates_only = False
         self._forget()
@@ -94,7 +90,7 @@ class NftablesBackend:
         self._committed: Mapping[Family, Table] = {}
         self._opened: set[tuple[Gate, int]] = set()
         self._seen_libvirt = False
-        self._settled: tuple[Desired, Observed, tuple[str, ...]] | None = None
+        self._settled: tuple[Desired, Observed, tuple[Fault, ...]] | None = None
         self._put_back = ApplyResult()
         self._ended = Ended(_REFUSED_ALONE, _MOST_REFUSED)
 
@@ -107,7 +103,8 @@ class NftablesBackend:
         """See `Backend.apply_gates`; this takes tables of ours away too, where they are left."""
         self._stay(gates_only=True)
         result = self._apply(desired, full=full)
-        return ApplyResult(gates=result.gates, faults=result.faults, changed=result.changed, labels=result.labels)
+        left = replace(ApplyResult(), labels=result.labels, renamings=result.renamings)
+        return replace(left, gates=result.gates, faults=result.faults, changed=result.changed)
 
     def leave(self) -> ApplyResult:
         """See `Backend.leave`: that is done each time gates are kept."""
@@ -300,7 +297,7 @@ class NftablesBackend:
         self._keeper.read(observed.tables)
         plan = Plan.of(self._tables(self._table_cache, desired), observed, self._keeper.refilling)
         faults = [*observed.faults, *self._missing_libvirt(observed)]
-        refused: Mapping[Gate, str] = {}
+        refused: Mapping[Gate, Fault] = {}
         committed = self._committed
         if plan.empty:
             self._settled = (desired, observed, tuple(faults))
@@ -326,7 +323,8 @@ class NftablesBackend:
         others = _served(self._table_cache, altered(plan.tables, observed.tables) if plan.script else {})
         labels = frozenset(chain.from_iterable(map(labels_of, observed.tables.values())))
         uplinks = frozenset(chain.from_iterable(map(uplinks_of, observed.tables.values())))
-        return replace(result, altered=others, labels=labels, uplinks=uplinks)
+        renamings = frozenset(chain.from_iterable(map(renamings_of, observed.tables.values())))
+        return replace(result, altered=others, labels=labels, uplinks=uplinks, renamings=renamings)
 
     def _moved(self, plan: Plan, observed: Observed, refused: Collection[Gate], bit: int) -> tuple[GateChange, ...]:
         """Tell which gates were opened, and which of them we had opened before and not closed ourselves."""
@@ -340,13 +338,13 @@ class NftablesBackend:
     def _tables(self, table_cache: TableCache, desired: Desired) -> dict[Family, Table]:
         return {} if self._gates_only else table_cache.tables(desired)
 
-    def _missing_libvirt(self, observed: Observed) -> list[str]:
+    def _missing_libvirt(self, observed: Observed) -> list[Fault]:
         """Tell when libvirt's rules were wiped, which libvirt does not notice. Without exposures, they are not read."""
         self._seen_libvirt = self._seen_libvirt or observed.libvirt
         missing = self._committed and self._seen_libvirt and not observed.libvirt
-        return [_LIBVIRT_MISSING] if missing else []
+        return [Fault(FaultKind.LIBVIRT_RULES_GONE)] if missing else []
 
-    def _commit(self, plan: Plan, bit: int) -> dict[Gate, str]:
+    def _commit(self, plan: Plan, bit: int) -> dict[Gate, Fault]:
         """Commit, and tell which gates could not be moved: one that cannot is no reason to leave the rest undone."""
         # A gate that opens early lets nothing through that is not labelled; one that opens late refuses what is.
         faults = {state.gate: self._move(state, bit) for state in plan.shut}
@@ -355,13 +353,14 @@ class NftablesBackend:
         faults |= {state.gate: self._move(state, None) for state in plan.orphaned_gates}
         return {gate: fault for gate, fault in faults.items() if fault}
 
-    def _move(self, state: GateState, bit: int | None) -> str:
+    def _move(self, state: GateState, bit: int | None) -> Fault | None:
         """Make or move a gate, or without a `bit` close it; gives what is wrong where that is refused."""
         try:
             self._change(state, bit)
         except ProcessError as error:
-            return f"the gate in {state.gate} could not be changed: {error}{_hint(state.gate, error)}"
-        return ""
+            owned = not is_iptables_gate(state.gate) and "Operation not permitted" in error.stderr
+            return Fault(FaultKind.GATE_OWNED if owned else FaultKind.GATE_REFUSED, (str(state.gate),), str(error))
+        return None
 
     def _change(self, state: GateState, bit: int | None) -> None:
         script = gate_script(state, bit)
@@ -386,13 +385,6 @@ class NftablesBackend:
         generation = following_generation(observed.generation)
         alone = current_generation() == generation
         self._observed = replace(observed, generation=generation, listed=listed) if alone else None
-
-
-def _hint(gate: Gate, error: ProcessError) -> str:
-    owned = not is_iptables_gate(gate) and "Operation not permitted" in str(error)
-    return (
-        "; a running program may own that table alone, as firewalld does unless NftablesTableOwner=no" if owned else ""
-    )
 
 
 def _served(table_cache: TableCache, found: WithMapKeys) -> frozenset[Exposure]:

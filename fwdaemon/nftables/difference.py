@@ -13,6 +13,7 @@ from operator import is_not
 from typing import Final, TypeAlias, TypeVar
 
 from fwdaemon.core.bans import Place
+from fwdaemon.core.report import Fault
 from fwdaemon.core.types import Family, Gate
 from fwdaemon.nftables.admission import DENY
 from fwdaemon.nftables.dispatch_chains import EVERY_ADDRESS, EVERYWHERE, NOWHERE, ONE_ADDRESS, TARGETS, MapKey, MapKeys
@@ -280,16 +281,16 @@ class Observed:
     """Our part of the kernel's rules at one generation.
 
     `gates` are the foreign chains that exist and are to have a gate, `orphaned_gates` those that hold a rule of ours
-    without reason; not `searched` if those could not be looked for. `faults` are sentences about what could not be
-    read. `libvirt` says whether libvirt's own rules were seen, `listed` is false where it follows from what we
-    committed since the last listing.
+    without reason; not `searched` if those could not be looked for. `faults` are what could not be read. `libvirt` says
+    whether libvirt's own rules were seen, `listed` is false where it follows from what we committed since the last
+    listing.
     """
 
     generation: int
     tables: dict[Family, Table]
     gates: tuple[GateState, ...]
     orphaned_gates: tuple[GateState, ...]
-    faults: tuple[str, ...]
+    faults: tuple[Fault, ...]
     libvirt: bool = False
     listed: bool = True
     searched: bool = True

@@ -8,12 +8,13 @@ chain that looks their target up in a map: `nft` reads all chains of the host be
 them would make each change slow.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from ipaddress import ip_address
 from typing import Final, TypeAlias
 
-from fwdaemon.core.exposures import Exposure, Forward, Nat, Route
+from fwdaemon.core.exposures import Exposure, Forward, Nat, Renaming, Route
 from fwdaemon.core.state import Desired
 from fwdaemon.core.text import is_interface_name, is_mac, label
 from fwdaemon.core.types import Address, Family, PortRange, Subnet, collapse
@@ -99,12 +100,12 @@ PLAIN: Final = {name: f"{name}_plain" for name in TARGETS}
 ONE_TO_ONE = "one_to_one"
 ONE_TO_ONE_LEAVING = "one_to_one_leaving"
 LEAVING_AS = "leaving_as"
+_AS: Final = "as"
 
-# The maps of routes, by subnet: on the way in; on the way out, ahead of all filters; the same after them, where libvirt
-# lets it out. A 1:1 guest may lie in one, so it has a map of its own.
+# The maps of routes, by subnet: on the way in, and on the way out where libvirt would refuse that. A 1:1 guest may lie
+# in one, so it has a map of its own.
 ENTERING = "entering"
 LEAVING = "leaving"
-LET_OUT = "let_out"
 
 # The map of subnets of guests and of the host's links: what has a source there, and came in elsewhere, is none of ours.
 HOMES = "homes"
@@ -167,7 +168,7 @@ def of_addresses(family: Family, desired: Desired) -> Iterator[DispatchChain]:
         if nat in desired.nats:
             yield _of_nat(nat, shared)
     for nat in _leaving(outgoing):
-        yield from _of_leaving_nat(nat, desired)
+        yield from _of_leaving_nat(nat, desired.nats)
     for target, rules, exposures in chains(family, desired):
         yield DispatchChain(MASQUERADED, str(target), _chain("behind", target), rules, exposures)
     routes = sorted((route for route in desired.routes if route.family is family), key=lambda route: route.subnet)
@@ -283,16 +284,24 @@ def _leaving(nats: Iterable[Nat]) -> Iterable[Nat]:
     return by_target.values()
 
 
-def _of_leaving_nat(nat: Nat, desired: Desired) -> Iterator[DispatchChain]:
+def _of_leaving_nat(nat: Nat, nats: Collection[Nat]) -> Iterator[DispatchChain]:
     """Refuse a guest's address to others, and give what leaves with it the public one.
 
-    The label comes after all filters: so what refuses a guest's first packet is never outranked by a gate.
+    What the guest opens gets no label: no gate is for it, so what others refuse of it they may refuse at any time.
     """
-    name, target, live = label(nat.domain), str(nat.target), nat in desired.nats
+    name, target, live = label(nat.domain), str(nat.target), nat in nats
     others = tuple(Rule.of(f"{forged} oifname @{UPLINKS} drop", name) for forged in _forged(nat))
     yield DispatchChain(ONE_TO_ONE_LEAVING, target, _chain("from", nat.target), others, (nat,) * len(others) * live)
-    renamed = Rule.of(f"{_counting(desired.label)} snat to {nat.public}", name)
-    yield DispatchChain(LEAVING_AS, target, _chain("as", nat.public), (renamed,), (nat,) * live)
+    renamed = Rule.of(f"counter snat to {nat.public}", name)
+    yield DispatchChain(LEAVING_AS, target, _chain(_AS, nat.public), (renamed,), (nat,) * live)
+
+
+def renaming(guest: str, chain: str) -> Renaming | None:
+    """Read back which public address a key and its chain give to a guest; `None` where others bent them."""
+    try:
+        return ip_address(guest), ip_address(chain.removeprefix(f"{_AS}.").replace("_", ":"))
+    except ValueError:
+        return None
 
 
 def _forged(nat: Nat) -> Iterator[str]:
@@ -312,9 +321,9 @@ def _of_route(route: Route, terms: Terms) -> Iterator[DispatchChain]:
     name, subnet = label(route.network), str(route.subnet)
     to = tuple(guarded(route, f'oifname "{route.bridge}"', _counting(terms.bit), terms))
     yield DispatchChain(ENTERING, subnet, _chain("to", route.subnet), to, (route,) * len(to))
-    away = Rule.of(f'iifname "{route.bridge}" oifname @{UPLINKS} {_counting(terms.bit)}', name)
-    leaving, chain = (LET_OUT, "out") if route.let_out else (LEAVING, "from")
-    yield DispatchChain(leaving, subnet, _chain(chain, route.subnet), (away,), (route,))
+    if not route.let_out:
+        away = Rule.of(f'iifname "{route.bridge}" oifname @{UPLINKS} {_counting(terms.bit)}', name)
+        yield DispatchChain(LEAVING, subnet, _chain("from", route.subnet), (away,), (route,))
 
 
 def _of_home(home: Home) -> DispatchChain:

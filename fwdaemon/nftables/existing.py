@@ -16,7 +16,7 @@ from typing import Final, NamedTuple
 
 from fwdaemon.config.names import NFT_NAME
 from fwdaemon.core.bans import End, Rule, Verdict
-from fwdaemon.core.report import LIBVIRT_CHAIN, LIBVIRT_TABLE
+from fwdaemon.core.report import LIBVIRT_CHAIN, LIBVIRT_TABLE, Fault, FaultKind
 from fwdaemon.core.types import Family, Gate
 from fwdaemon.errors import HangingError, KernelError, ProcessError, shortage
 from fwdaemon.kernel.netlink import NETFILTER, Message, NetlinkSocket, attribute, attributes, nested
@@ -37,6 +37,7 @@ from fwdaemon.nftables.gates import (
     spellings,
     wanted_gates,
 )
+from fwdaemon.nftables.generation import JudgedMaps
 from fwdaemon.nftables.model import TABLE_NAME, FoundRule, Table
 from fwdaemon.nftables.readback import read_table
 
@@ -274,11 +275,11 @@ _LARGE_SET: Final = 1 << 18
 
 
 class Observer:
-    """Looks at the kernel through `nft` and `iptables-nft`."""
+    """Looks at the kernel through `nft` and `iptables-nft`; notes the maps of others by which it judged a gate."""
 
-    def __init__(self, runner: Runner) -> None:
-        self._runner = runner
-        self._faults: list[str] = []
+    def __init__(self, runner: Runner, judged: JudgedMaps) -> None:
+        self._runner, self._judged = runner, judged
+        self._faults: list[Fault] = []
         self._libvirt = False
 
     def observe(self, generation: int, wanted: Wanted, known: Mapping[Family, Table], *, everywhere: bool) -> Observed:
@@ -300,6 +301,7 @@ class Observer:
             family: self._table(family, known.get(family)) for family in Family if (family.word, TABLE_NAME) in there
         }
         states = tuple(state for gate in gates if (state := self.gate(gate, wanted)))
+        self._judged.keep_added()
         orphaned = self._orphaned_gates(gates, wanted) if everywhere else ()
         found, searched = orphaned or (), orphaned is not None
         return Observed(
@@ -326,14 +328,18 @@ class Observer:
         listing = self._chain(gate)
         if not listing:
             return None
-        lookup = partial(self._rules, gate), partial(ends_of_map, gate)
+        lookup = partial(self._rules, gate), partial(self._ends_of_map, gate)
         return read_native(gate, listing, spellings(wanted.label, NFT_NAMES), wanted.behind, lookup)
 
     def _rules(self, gate: Gate, chain: str) -> list[Rule] | None:
         """Read another chain of a gate's table, if `nft` has a name for it."""
         if not NFT_NAME.fullmatch(chain):
             return None
-        return read_rules(self._chain(replace(gate, chain=chain)), partial(ends_of_map, gate))
+        return read_rules(self._chain(replace(gate, chain=chain)), partial(self._ends_of_map, gate))
+
+    def _ends_of_map(self, gate: Gate, name: str) -> frozenset[End] | None:
+        self._judged.add(gate.table, name)
+        return ends_of_map(gate, name)
 
     def _chain(self, gate: Gate) -> str:
         """List the chain of a gate; empty where there is none.
@@ -363,7 +369,7 @@ class Observer:
         except ProcessError as error:
             if _ends_the_pass(error):
                 raise
-            self._faults.append(f"no gate in {gate}: {error}; name a native chain in [daemon] gates instead")
+            self._faults.append(Fault(FaultKind.GATE_UNREAD, (str(gate),), str(error)))
             return None
         self._libvirt = self._libvirt or LIBVIRT_CHAIN in listing
 
@@ -376,10 +382,8 @@ class Observer:
     def _orphaned_gates(self, gates: list[Gate], wanted: Wanted) -> tuple[GateState, ...] | None:
         try:
             found = rules_holding(COMMENT)
-        except (
-            KernelError
-        ) as error:  # as where thousands of rules change all the time: exposures need not wait for this
-            self._faults.append(f"cannot search other chains for our rules: {error}")
+        except KernelError as error:  # as where thousands of rules change all the time: exposures do not wait for this
+            self._faults.append(Fault(FaultKind.GATES_UNSEARCHED, detail=str(error)))
             return None
         suspects = {Gate(rule.family, rule.table, rule.chain) for rule in found}.difference(gates)
         iptables = [self._iptables_gate(gate, wanted) for gate in sorted(suspects, key=str) if is_iptables_gate(gate)]

@@ -19,7 +19,7 @@ from fwdaemon.config.names import NFT_NAME
 from fwdaemon.core.bans import Judge, Kind, Rule, RulesOf, not_listed, place
 from fwdaemon.core.report import LIBVIRT_TABLE
 from fwdaemon.core.text import rule_lines
-from fwdaemon.core.types import Family, Gate
+from fwdaemon.core.types import Family, Gate, GateFault
 from fwdaemon.nftables import bans
 from fwdaemon.nftables.dispatch_chains import labelled
 from fwdaemon.nftables.model import FoundRule
@@ -85,13 +85,13 @@ class GateState:
         return self.good and self.ahead == len(self.staying) and len(self.ours) == 1
 
     @property
-    def fault(self) -> str:
-        """What is wrong with a gate that is not open, for the audit."""
+    def fault(self) -> GateFault:
+        """What is wrong with a gate that is not open."""
         if not self.ours:
-            return "it was not there"
+            return GateFault.ABSENT
         if self.ahead != len(self.staying):
-            return "another rule was ahead of it" if self.ahead > len(self.staying) else "it was ahead of a ban"
-        return "it was there more than once" if len(self.ours) > 1 else "it was not as we made it"
+            return GateFault.BEHIND_RULE if self.ahead > len(self.staying) else GateFault.AHEAD_OF_BAN
+        return GateFault.REPEATED if len(self.ours) > 1 else GateFault.ALTERED
 
 
 def is_iptables_gate(gate: Gate) -> bool:

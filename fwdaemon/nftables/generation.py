@@ -15,7 +15,15 @@ from dataclasses import dataclass, replace
 
 from fwdaemon.core.report import Actor, ActorKind, RulesChanged
 from fwdaemon.errors import KernelError
-from fwdaemon.kernel.netlink import NETFILTER, Message, NetlinkSocket, Subscription, attributes, messages
+from fwdaemon.kernel.netlink import (
+    NETFILTER,
+    Message,
+    NetlinkSocket,
+    Subscription,
+    attribute,
+    attributes,
+    messages,
+)
 from fwdaemon.kernel.process import Runner
 from fwdaemon.nftables.external import Externals, Hearing
 from fwdaemon.nftables.model import TABLE_NAME
@@ -28,6 +36,7 @@ _ADDED = _SUBSYSTEM | 12  # NFT_MSG_NEWSETELEM
 _ELEMENTS = frozenset({_ADDED, _SUBSYSTEM | 14})  # and NFT_MSG_DELSETELEM
 _OUR_NAME = f"{TABLE_NAME}\0".encode()
 _ID, _PROCESS_ID, _PROCESS_NAME = 1, 2, 3
+_ELEMENTS_TABLE, _ELEMENTS_SET = 1, 2  # NFTA_SET_ELEM_LIST_TABLE and …_SET, with which such a message begins
 _NFGENMSG = struct.pack("!BBH", 0, 0, 0)
 _BUFFER = 1 << 16
 # A transaction of 10,000 forwards announces each rule; what overflows even so is told as ENOBUFS.
@@ -39,7 +48,8 @@ class Generation:
     """One commit: its number, the netlink port it came from, and the process, as the kernel names it.
 
     The port is the process id as its own pid namespace counts it, `pid` that of the machine: they differ in containers.
-    With `elements_only`, it changed nothing but elements in sets of other tables, or in those that others fill.
+    With `elements_only`, it changed nothing but elements in sets of other tables that no gate depends on, or in those
+    that others fill.
     """
 
     number: int
@@ -78,10 +88,37 @@ def open_monitor() -> socket.socket:
     return monitor
 
 
+class JudgedMaps:
+    """Verdict maps of others whose elements say where a gate belongs: who looks at gates adds them, as bytes.
+
+    One is added before it is listed, so that whatever is changed after that is heard. Added to on one thread at a time,
+    and asked on any.
+    """
+
+    def __init__(self) -> None:
+        self._begins: frozenset[bytes] = frozenset()
+        self._seen: set[bytes] = set()
+
+    def add(self, table: str, name: str) -> None:
+        """Have changes of its elements told from now on."""
+        begin = attribute(_ELEMENTS_TABLE, f"{table}\0".encode()) + attribute(_ELEMENTS_SET, f"{name}\0".encode())
+        self._seen.add(begin)
+        self._begins |= {begin}
+
+    def keep_added(self) -> None:
+        """Forget those that were not added since the last time: every gate has been looked at."""
+        self._begins, self._seen = frozenset(self._seen), set()
+
+    def has(self, body: bytes) -> bool:
+        """Tell whether a message of elements is of one of them; a table of another family may have the same names."""
+        return any(body.startswith(begin, len(_NFGENMSG)) for begin in self._begins)
+
+
 class Announcements:
     """What the kernel announces, taken apart in its order: the changes of a commit come before its number."""
 
-    def __init__(self, externals: Externals | None = None) -> None:
+    def __init__(self, judged: JudgedMaps | None = None, externals: Externals | None = None) -> None:
+        self._judged = judged or JudgedMaps()
         self._elements = self._more = False
         self._hearing = Hearing(externals or Externals())
 
@@ -107,13 +144,16 @@ class Announcements:
                 yield replace(found, elements_only=self._elements and not self._more)
                 self._elements = self._more = False
                 self._hearing.committed()
-            elif message.kind in _ELEMENTS and (_OUR_NAME not in message.body or self._is_external(message)):
+            elif message.kind in _ELEMENTS and self._is_passed_over(message):
                 self._elements = True
             else:
                 self._more = True
 
-    def _is_external(self, message: Message) -> bool:
-        return self._hearing.takes(message, added=message.kind == _ADDED)
+    def _is_passed_over(self, message: Message) -> bool:
+        """Whether neither our rules nor a gate depend on these elements; what is in external sets is remembered."""
+        if _OUR_NAME in message.body:
+            return self._hearing.takes(message, added=message.kind == _ADDED)
+        return not self._judged.has(message.body)
 
 
 def _generation(found: Mapping[int, bytes], port: int) -> Generation:
@@ -144,9 +184,13 @@ _PASSED_OVER = 4096
 
 
 class Commits:
-    """Makes commits on one thread at a time, and tells on any thread which ones it made."""
+    """Makes commits on one thread at a time, and tells on any thread which ones it made.
+
+    `judged` are the maps of others whose changes count as a change of rules.
+    """
 
     def __init__(self, runner: Runner) -> None:
+        self.judged = JudgedMaps()
         self._runner = runner
         self._made: deque[tuple[int, int]] = deque(maxlen=_REMEMBERED)
         self._harmless: deque[int] = deque(maxlen=_PASSED_OVER)
@@ -211,14 +255,14 @@ class RulesMonitor:
 
     When so much happened that some of it was lost, it asks for a full pass. What is heard while a commit of ours is
     on its way is told after that. What changed elements in sets of others alone is not told: bans come and go all the
-    time, and neither our tables nor a gate depend on them.
+    time, and neither our tables nor a gate depend on them, but for the verdict maps by which others go on ahead of one.
     """
 
     def __init__(self, commits: Commits, changed: RulesChanged, externals: Externals | None = None) -> None:
         self._commits = commits
         self._changed = changed
         self._externals = externals or Externals()
-        self._announcements = Announcements(self._externals)
+        self._announcements = Announcements(commits.judged, self._externals)
         self._received: list[Generation] = []
         self._subscription = Subscription(open_monitor, self._read)
 

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from math import ceil
 
-from fwdaemon.core.exposures import Exposure
+from fwdaemon.core.exposures import Exposure, Renaming
 from fwdaemon.core.state import LABELS, REFUSED_FOR_S, Desired
 from fwdaemon.core.text import is_interface_name
 from fwdaemon.core.types import Family, Protocol, collapse
@@ -28,7 +28,6 @@ from fwdaemon.nftables.dispatch_chains import (
     INSIDE,
     LEAVING,
     LEAVING_AS,
-    LET_OUT,
     MASQUERADED,
     NEWCOMERS,
     ONE_ADDRESS,
@@ -43,6 +42,7 @@ from fwdaemon.nftables.dispatch_chains import (
     dispatch_chains,
     labelled,
     labelling,
+    renaming,
 )
 from fwdaemon.nftables.model import (
     ENDED,
@@ -133,6 +133,12 @@ def uplinks_of(table: Table) -> frozenset[str]:
     return frozenset(key.strip('"') for key in table.sets[UPLINKS].elements) if UPLINKS in table.sets else frozenset()
 
 
+def renamings_of(table: Table) -> frozenset[Renaming]:
+    """Tell under which public addresses guests open connections by a table that was found."""
+    found = table.sets[LEAVING_AS].elements.items() if LEAVING_AS in table.sets else ()
+    return frozenset(pair for guest, chain in found if (pair := renaming(guest, str(chain))) is not None)
+
+
 def _table(family: Family, found: Iterable[DispatchChain], desired: Desired) -> Table:
     chains, elements = {}, defaultdict[str, dict[str, str | Target | None]](dict)
     for dispatch_chain in found:
@@ -220,14 +226,12 @@ def _translating(family: Family, name: str, bit: int) -> Rule:
 def _source(family: Family, bit: int) -> tuple[Rule, ...]:
     """Give 1:1 guests their public address, and make guests that are reached from guests answer through the host.
 
-    The host alone knows both addresses of such a connection. What routed guests open is labelled here, after all
-    filters, so that no gate outranks a refusal of it.
+    The host alone knows both addresses of such a connection.
     """
     ip = family.word
     ours = f"{labelled(bit)} ct status dnat"
     return (
         Rule.of(f"oifname @{UPLINKS} {ip} saddr vmap @{LEAVING_AS}", "outbound"),
-        Rule.of(f"oifname @{UPLINKS} {ip} saddr vmap @{LET_OUT}", "outbound"),
         Rule.of(f"{ours} {ip} daddr @guest_subnets {ip} saddr vmap @{LEAVING_AS}", "hairpin"),
         Rule.of(f"{ours} {ip} saddr @guest_subnets {ip} daddr @guest_subnets masquerade", "hairpin"),
     )
@@ -324,7 +328,7 @@ def _passage(family: Family) -> tuple[Rule, ...]:
 def _map_types(family: Family) -> dict[str, SetType]:
     address = _ADDRESS_TYPES[family]
     keys = dict.fromkeys(ONE_ADDRESS, f"{address} . {_PORT_TYPE}") | dict.fromkeys(EVERY_ADDRESS, _PORT_TYPE)
-    subnets = ENTERING, LEAVING, LET_OUT, HOMES
+    subnets = ENTERING, LEAVING, HOMES
     keys |= dict.fromkeys((ONE_TO_ONE, ONE_TO_ONE_LEAVING, LEAVING_AS, *subnets, MASQUERADED), address)
     intervals = (ONE_ADDRESS[1], EVERY_ADDRESS[1], *subnets)
     targets = {TARGETS[name]: SetType(keys[name], f"{address} . inet_service", counter=True) for name in TARGETS}

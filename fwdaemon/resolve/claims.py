@@ -5,14 +5,15 @@ from a pattern.
 
 What a file says of one domain by its name comes first, whether or not the domain runs. Then come the entries of running
 domains, in the order of `Ask.before`: those of files, patterns last, then those of domains' own metadata; of two of one
-rank, the domain that has run for longer. A claim that is refused waits; one that is granted holds until its domain
-stops.
+rank, the older claim (`Turns`). A claim that is refused waits; one that is granted holds until its domain stops, or
+asks for it no more.
 """
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from operator import attrgetter
+from hashlib import blake2b
+from operator import itemgetter
 from typing import Final, NamedTuple, TypeAlias
 from uuid import UUID
 
@@ -24,8 +25,6 @@ from fwdaemon.core.state import Waiting
 from fwdaemon.core.types import Address, Family, Origin, PortRange, Protocol, Subnet
 from fwdaemon.resolve.guests import as_uuid
 
-Run: TypeAlias = tuple[UUID, int]
-"""A domain, and libvirt's number of this run of it."""
 Key: TypeAlias = tuple[int, str]
 """The number of an entry in the configuration, and the domain's UUID where the entry is for several domains."""
 
@@ -99,30 +98,148 @@ def _share_sources(some: tuple[Subnet, ...], others: tuple[Subnet, ...]) -> bool
     return any(one.version == other.version and one.overlaps(other) for one in some for other in others)
 
 
+# Who claimed what first.
+#
+# A claim is as old as this run of its domain has made it without a break, which no inventory tells: so it is noted, and
+# kept for the next start. Without a note, of domains of one hypervisor the one with the lower number goes first. That
+# is the one that was started earlier, but for LXC, whose numbers are those of processes.
+_FRESH: Final = 1 << 62
+
+
+class Turn(NamedTuple):
+    """A claim of a domain, whose `run` libvirt gave this number; `has` says that it was granted.
+
+    `place` is where it listens, `terms` stand for whom it lets in, and by which interface.
+    """
+
+    domain: UUID
+    place: str
+    terms: str
+    run: int
+    has: bool
+
+    @classmethod
+    def read(cls, record: Mapping[str, str | int]) -> "Turn":
+        """Read what `record` gave. Raises KeyError, ValueError."""
+        uuid, place, terms = UUID(str(record["domain"])), str(record["claim"]), str(record["terms"])
+        return cls(uuid, place, terms, int(record["run"]), bool(record["granted"]))
+
+    def record(self) -> dict[str, str | int]:
+        """Give it for a record."""
+        claim = {"domain": str(self.domain), "claim": self.place, "terms": self.terms}
+        return {**claim, "run": self.run, "granted": int(self.has)}
+
+
+AllTurns: TypeAlias = tuple[tuple[Turn, ...], tuple[Turn, ...]]
+"""Those of metadata, and those of patterns; each in order, the oldest first."""
+
+
+class Bid(NamedTuple):
+    """A claim that a domain makes now: where, on which terms, and whether that is a `whole` address."""
+
+    domain: Domain
+    place: str
+    terms: str
+    whole: bool = False
+
+    @property
+    def key(self) -> tuple[UUID, str, str]:
+        """What tells it from others, whatever run of the domain it is of."""
+        return self.domain.uuid, self.place, self.terms
+
+    @classmethod
+    def of(cls, domain: Domain, entry: GuestEntry) -> "Bid":
+        """Give that of an entry with one mapping, or of a 1:1 address."""
+        guest = entry.auto[0].guest if isinstance(entry, ForwardEntry) and entry.auto else ""
+        place = " ".join(f"{claim}{guest and f':{guest}'}" for claim, _ in entry.every_claim())
+        terms = [entry.interface or "", *sorted(map(str, entry.sources))] if entry.interface or entry.sources else []
+        digest = blake2b("\0".join(terms).encode(), digest_size=8).hexdigest() if terms else ""
+        return cls(domain, place, digest, isinstance(entry, NatEntry))
+
+    def turn(self, *, has: bool) -> Turn:
+        """Note what came of it."""
+        return Turn(self.domain.uuid, self.place, self.terms, self.domain.instance, has)
+
+
+class Turns:
+    """The order of claims: what was granted goes before all that waits. What comes of each is noted for the next time.
+
+    A domain that had a place and changes the terms alone goes before all others that wait for it, and takes nothing
+    that they have.
+    """
+
+    def __init__(self, known: Iterable[Turn] = ()) -> None:
+        self._known: dict[tuple[UUID, str, str], tuple[int, bool]] = {}
+        self._had: dict[tuple[UUID, str], int] = {}
+        for number, turn in enumerate(known):
+            first, has = self._known.get(turn[:3], (number, False))
+            self._known[turn[:3]] = first, has or turn.has
+            if turn.has:
+                self._had.setdefault((turn.domain, turn.place), number)
+        self._noted: list[tuple[int, Turn]] = []
+
+    def has(self, bid: Bid) -> bool:
+        """Whether it was granted already."""
+        return self._known.get(bid.key, (0, False))[1]
+
+    def before(self, bid: Bid) -> tuple[object, ...]:
+        """Give what to sort by; bids that compare equal keep the order of their entries."""
+        rank = 0 if self.has(bid) else 1 if bid.key[:2] in self._had else 2
+        return rank, self._number(bid), not bid.whole, bid.domain.rank, bid.domain.instance, str(bid.domain.uuid)
+
+    def _number(self, bid: Bid) -> int:
+        known = self._known.get(bid.key)
+        return known[0] if known is not None else self._had.get(bid.key[:2], _FRESH)
+
+    def note(self, bid: Bid, *, has: bool) -> None:
+        """Note what came of a bid; new ones in the order of `before`."""
+        self._noted.append((self._number(bid), bid.turn(has=has)))
+
+    @property
+    def noted(self) -> tuple[Turn, ...]:
+        """What was noted, the oldest first."""
+        return tuple(turn for _, turn in sorted(self._noted, key=itemgetter(0)))
+
+
+def of_these_runs(turns: Iterable[Turn], domains: Iterable[Domain]) -> tuple[Turn, ...]:
+    """Give what is known of domains that have not been started anew since, as while no daemon ran."""
+    runs = {(domain.uuid, domain.instance) for domain in domains}
+    return tuple(turn for turn in turns if (turn.domain, turn.run) in runs)
+
+
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """An `entry` of one running domain, which claims ports; the one with the lesser `before` goes first.
+    """An `entry` for one running domain, which claims ports; of two with the same `before`, the older claim goes first.
 
     `key` identifies it from one time to the next.
     """
 
     key: Key
     entry: ForwardEntry
-    before: tuple[int, ...]
+    domain: Domain
+    before: tuple[bool, bool]
 
 
-def settle(asks: Iterable[Ask], claims: Claims) -> Iterator[tuple[Ask, tuple[Waiting, ...]]]:
-    """Give each ask with the mappings it gets, and the reasons for the others; what it gets is added to `claims`."""
-    for ask in sorted(asks, key=attrgetter("before")):
-        got, refused = list[PortMapping](), list[Waiting]()
+def settle(asks: Iterable[Ask], claims: Claims, turns: Turns) -> tuple[dict[Key, list[PortMapping]], list[Waiting]]:
+    """Give what each ask gets, and the reasons for the rest; it is added to `claims`, and noted in `turns`."""
+    got: dict[Key, list[PortMapping]] = {}
+    refused: list[Waiting] = []
+    bids = sorted(_bids(asks), key=lambda item: (item[0].before, *turns.before(item[2]), item[0].key))
+    for ask, mapping, bid in bids:
+        taker = claims.taker(ask.entry, mapping)
+        turns.note(bid, has=taker is None)
+        if taker is None:
+            claims.add(ask.entry, mapping)
+            got.setdefault(ask.key, []).append(mapping)
+        else:
+            refused += refused_claims(ask.entry, mapping, _claimed_by(taker, mapping))
+    return got, refused
+
+
+def _bids(asks: Iterable[Ask]) -> Iterator[tuple[Ask, PortMapping, Bid]]:
+    for ask in asks:
         for mapping in ask.entry.mappings:
-            taker = claims.taker(ask.entry, mapping)
-            if taker is None:
-                claims.add(ask.entry, mapping)
-                got.append(mapping)
-            else:
-                refused += refused_claims(ask.entry, mapping, _claimed_by(taker, mapping))
-        yield replace(ask, entry=replace(ask.entry, mappings=tuple(got))), tuple(refused)
+            yield ask, mapping, Bid.of(ask.domain, replace(ask.entry, mappings=(mapping,), auto=()))
 
 
 def _claimed_by(taker: Claimed, mapping: PortMapping) -> Hindrance:
@@ -135,14 +252,6 @@ def refused_claims(entry: ForwardEntry, mapping: PortMapping | AutoMapping, reas
     """Give the refusal of a mapping at each of its listening addresses."""
     for claim in entry.claims_of(mapping):
         yield Waiting(entry.owner, reason, mapping.origin, claim=claim)
-
-
-def arrived(before: Sequence[Run], domains: Iterable[Domain]) -> tuple[Run, ...]:
-    """Give the running domains in order of arrival; several new ones by libvirt's number, then by UUID."""
-    running = {(domain.uuid, domain.instance): domain for domain in domains if domain.running}
-    known = [run for run in before if run in running]
-    fresh = running.keys() - set(known)
-    return (*known, *sorted(fresh, key=lambda run: (running[run].rank, run[1], run[0])))
 
 
 # Everything that is claimed already, so that what domains ask for in their metadata takes nothing from others.
@@ -174,12 +283,17 @@ class Asker(NamedTuple):
 
 
 class Taken:
-    """Claims that are taken, indexed by port, public address and subnet."""
+    """Claims that are taken, indexed by port, public address and subnet; those in `before` are taken as well.
 
-    def __init__(self, entries: Iterable[Entry] = ()) -> None:
+    What a domain claims in its metadata on every address is for none that is 1:1 another guest's, so the two do not
+    meet there. What a file claims on every address is for that one too.
+    """
+
+    def __init__(self, entries: Iterable[Entry] = (), before: "Taken | None" = None) -> None:
+        self._before = before
         self._narrow: defaultdict[tuple[Protocol, int], list[tuple[Claim, Holder]]] = defaultdict(list)
         self._wide: list[tuple[Claim, Holder]] = []
-        self._public: dict[Address, tuple[NatEntry, Holder]] = {}
+        self._public: dict[Address, Holder] = {}
         self._routed: list[tuple[Subnet, Holder]] = []
         for entry in entries:
             self.take(entry)
@@ -192,7 +306,7 @@ class Taken:
                 self._routed.append((claim.subnet, holder))
             elif claim.ports is None or claim.protocol is None:
                 if isinstance(entry, NatEntry):
-                    self._public.setdefault(entry.public, (entry, holder))
+                    self._public.setdefault(entry.public, holder)
             elif claim.ports.width > _NARROW:
                 self._wide.append((claim, holder))
             else:
@@ -201,29 +315,51 @@ class Taken:
 
     @property
     def ports(self) -> frozenset[tuple[Protocol, int]]:
-        """Every port that is taken, at whatever address."""
+        """Every port that is taken, at whatever address; without those before."""
         wide = ((claim.protocol, port) for claim, _ in self._wide if claim.protocol for port in claim.ports or ())
         return frozenset(self._narrow).union(wide)
 
-    def holder(self, entry: GuestEntry, asker: Asker, local: Collection[Address]) -> Holder | None:
+    def public(self) -> Mapping[Address, Holder]:
+        """Give the addresses that are 1:1 a guest's, with the holder of each."""
+        return {**self._public, **(self._before.public() if self._before is not None else {})}
+
+    def holder(self, entry: GuestEntry, asker: Asker) -> Holder | None:
         """Give the holder of some of what an entry claims; `None` where all of it is free."""
         if isinstance(entry, NatEntry):
-            return self._holder_of_address(entry.public)
-        held = (self._holder_of_ports(claim, asker, local) for claim, _ in entry.every_claim())
+            return self.holder_of_address(entry.public)
+        held = (self._holder_of_ports(claim, asker) for claim, _ in entry.every_claim())
         return next(filter(None, held), None)
 
-    def _holder_of_address(self, address: Address) -> Holder | None:
-        known = self._public.get(address)
-        return known[1] if known is not None else self._router(address)
+    def holder_of_address(self, address: Address) -> Holder | None:
+        """Give who has an address as a whole, 1:1 or in a subnet."""
+        before = self._before.holder_of_address(address) if self._before is not None else None
+        return before or self._public.get(address) or self._router(address)
 
     def _router(self, address: Address) -> Holder | None:
         return next((held for subnet, held in self._routed if address in subnet), None)
 
-    def _holder_of_ports(self, claim: Claim, asker: Asker, local: Collection[Address]) -> Holder | None:
-        held = next((held for other, held in self._met(claim) if overlap(claim, other)), None)
-        return held or self._whole(claim, asker, local)
+    def _holder_of_ports(self, claim: Claim, asker: Asker) -> Holder | None:
+        """Give who has a port of a claim, or the 1:1 address or subnet that a forward would take one of."""
+        whole = None if claim.address is None else self.holder_of_address(claim.address)
+        if whole is not None and not asker.has(whole):
+            return whole
+        return next((held for other, held in self.meeting(claim) if self._meet(claim, other, held, asker)), None)
 
-    def _met(self, claim: Claim) -> Iterator[tuple[Claim, Holder]]:
+    def _meet(self, claim: Claim, other: Claim, holder: Holder, asker: Asker) -> bool:
+        """Whether some packet may be for both."""
+        if not overlap(claim, other):
+            return False
+        if claim.address is None and other.address is not None:
+            whole = self.holder_of_address(other.address)
+            return whole is None or asker.has(whole)
+        if claim.address is not None and other.address is None and holder.origin.domain:
+            return self.holder_of_address(claim.address) is None
+        return True
+
+    def meeting(self, claim: Claim) -> Iterator[tuple[Claim, Holder]]:
+        """Give all that may have a port of a claim, each perhaps more than once."""
+        if self._before is not None:
+            yield from self._before.meeting(claim)
         yield from self._wide
         if claim.ports is None or claim.protocol is None:
             return
@@ -234,17 +370,6 @@ class Taken:
             for (protocol, port), items in self._narrow.items():
                 if protocol is claim.protocol and port in claim.ports:
                     yield from items
-
-    def _whole(self, claim: Claim, asker: Asker, local: Collection[Address]) -> Holder | None:
-        """Give the holder of the 1:1 address or subnet that a forward, which has precedence, would take a port of."""
-        if claim.address is not None:
-            held = self._holder_of_address(claim.address)
-            return None if held is None or asker.has(held) else held
-        for address, (nat, held) in self._public.items():
-            is_here = nat.assign is not None or address in local
-            if is_here and _meets(claim, address) and not asker.has(held):
-                return held
-        return None
 
 
 def overlap(one: Claim, other: Claim) -> bool:
@@ -259,9 +384,3 @@ def overlap(one: Claim, other: Claim) -> bool:
         and (None in (one.interface, other.interface) or one.interface == other.interface)
         and _share_sources(one.sources, other.sources)
     )
-
-
-def _meets(claim: Claim, address: Address) -> bool:
-    """Whether a forward on every address is for a public one, going by its sources."""
-    families = {Family.of(source) for source in claim.sources}
-    return not families or Family.of(address) in families

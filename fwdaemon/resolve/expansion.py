@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import translate
+from functools import cache
 from hashlib import blake2b
 from typing import Final, NamedTuple, TypeAlias
 from uuid import UUID
@@ -18,7 +19,7 @@ from fwdaemon.core.inventory import Domain, Hindrance, HindranceKind
 from fwdaemon.core.report import Assigned
 from fwdaemon.core.state import Waiting
 from fwdaemon.core.types import Origin, PortRange, Protocol
-from fwdaemon.resolve.claims import Ask, Claims, Key, Run, arrived, refused_claims, settle
+from fwdaemon.resolve.claims import AllTurns, Ask, Claims, Key, Turn, Turns, of_these_runs, refused_claims, settle
 from fwdaemon.resolve.guests import DomainIndex
 
 # Ports that are assigned.
@@ -27,6 +28,10 @@ from fwdaemon.resolve.guests import DomainIndex
 # host with the same pool, in whatever order domains start, and after the record was lost. The lowest free port would
 # depend on the history of one host, and a port that is given up would go to another guest at once.
 KEPT_FOR_S: Final = 7 * 24 * 3600.0
+
+
+_User: TypeAlias = tuple[UUID, int]
+"""A domain, and one of its ports: it has one port of the host for that, whatever the protocol."""
 
 
 class AutoPort(NamedTuple):
@@ -61,32 +66,48 @@ def aged(ports: Assignments, known: Collection[UUID], seconds: float) -> Assignm
 
 
 class Pool:
-    """Assigns ports of a range, but none that `is_reserved` or `occupied`, which is called once a port is needed."""
+    """Assigns ports of a range, but none that `is_reserved` or `occupied`, which is called once a port is needed.
+
+    Where none is left, domains that are `gone` give theirs up, those first that have been gone for the longest time.
+    """
 
     def __init__(
         self,
         ports: PortRange,
         is_reserved: Callable[[Protocol, int], bool],
-        occupied: Callable[[], Sockets],
+        occupied: Callable[[], Sockets | None],
+        is_gone: Callable[[UUID], bool] = lambda _: False,
     ) -> None:
-        self._ports, self._is_reserved, self._ask = ports, is_reserved, occupied
+        self._ports, self._is_reserved, self._ask, self._is_gone = ports, is_reserved, occupied, is_gone
 
     def assign(self, wanted: Iterable[AutoPort], known: Assignments) -> Assignments:
-        """Give `known` with a port for each that is wanted, while there are any; ports are kept where they may be."""
+        """Give `known` with a port for each that is wanted, while there are any; ports are kept where they may be.
+
+        Where it is not known what is occupied, there are no new ones.
+        """
         kept = {item: held for item, held in known.items() if self._may_keep(item, held.port)}
         missing = sorted(set(wanted) - kept.keys())
-        if not missing:
+        occupied = self._ask() if missing else None
+        if occupied is None:
             return known if len(kept) == len(known) else kept
         users = {held.port: item[:2] for item, held in kept.items()}
-        occupied, full = frozenset(self._ask()), set[Protocol]()
+        spare, occupied, full = self._spare(kept), frozenset(occupied), set[Protocol]()
         for item in missing:
-            port = self._port_for(item, kept, users, occupied, is_full=item.protocol in full)
-            if port is None:
+            while (port := self._port_for(item, kept, users, occupied, is_full=item.protocol in full)) is None:
                 full.add(item.protocol)
-            else:
+                if not spare:
+                    break
+                del users[_give_up(kept, spare.pop())]
+                full.clear()
+            if port is not None:
                 kept[item] = Held(port)
                 users[port] = item[:2]
         return kept
+
+    def _spare(self, kept: Assignments) -> list[_User]:
+        """Give the users of ports that are gone, the longest gone last."""
+        gone = {item[:2]: held.gone for item, held in kept.items() if self._is_gone(item.domain)}
+        return sorted(gone, key=lambda user: (gone[user], user))
 
     def _may_keep(self, item: AutoPort, port: int) -> bool:
         return port in self._ports and not self._is_reserved(item.protocol, port)
@@ -95,7 +116,7 @@ class Pool:
         self,
         item: AutoPort,
         kept: Assignments,
-        users: Mapping[int, tuple[object, ...]],
+        users: Mapping[int, _User],
         occupied: Collection[tuple[Protocol, int]],
         *,
         is_full: bool,
@@ -116,6 +137,12 @@ class Pool:
         return (self._ports.first + (start + step) % width for step in range(width))
 
 
+def _give_up(kept: dict[AutoPort, Held], user: _User) -> int:
+    """Take the port of a user from it, and give it."""
+    items = [item for item in kept if item[:2] == user]
+    return {kept.pop(item).port for item in items}.pop()
+
+
 def no_sockets() -> Sockets:
     """Give no sockets."""
     return ()
@@ -123,14 +150,19 @@ def no_sockets() -> Sockets:
 
 @dataclass(frozen=True, slots=True)
 class Before:
-    """What is known from before: assigned ports, and domains by arrival; `occupied` gives the sockets of processes."""
+    """What is known from before: assigned ports, and claims in order; `occupied` gives the sockets of processes."""
 
     ports: Assignments = field(default_factory=dict)
-    arrivals: tuple[Run, ...] = ()
-    occupied: Callable[[], Sockets] = no_sockets
+    turns: AllTurns = ((), ())
+    occupied: Callable[[], Sockets | None] = no_sockets
+
+    def of_these_runs(self, domains: Collection[Domain]) -> AllTurns:
+        """Give the claims of domains that have not been started anew since."""
+        return of_these_runs(self.turns[0], domains), of_these_runs(self.turns[1], domains)
 
 
 # The expansion of a configuration.
+_WANTING: Final = (HindranceKind.NO_FREE_PORT, HindranceKind.SOCKETS_UNKNOWN)
 Concerned: TypeAlias = tuple[int, ForwardEntry, Domain]
 """An entry, its number, and a domain that it means."""
 
@@ -146,10 +178,10 @@ class Expansion:
 
 
 class Expander:
-    """Expands the entries of one configuration on one inventory after another."""
+    """Expands the entries of one configuration on one inventory after another; `turns` are the claims in order."""
 
-    def __init__(self, config: Config, arrivals: tuple[Run, ...] = ()) -> None:
-        """Continue a known order of arrival of domains."""
+    def __init__(self, config: Config, turns: Iterable[Turn] = ()) -> None:
+        """Continue a known order of claims."""
         self.config = config
         self._open = tuple((number, entry) for number, entry in enumerate(config.forwards) if entry.is_open)
         self._matches = {
@@ -159,30 +191,32 @@ class Expander:
         written = [entry for entry in config.forwards if self._open and not entry.origin.domain]
         self._fixed = Claims(entry for entry in written if not entry.is_pattern)
         self._reserved = _reserved(written)
-        self.arrivals = arrivals
+        self.turns = tuple(turns)
         self._last: tuple[object, object, Expansion] | None = None
 
     def expand(
         self,
         domains: Sequence[Domain],
         ports: Assignments,
-        occupied: Callable[[], Sockets] = no_sockets,
+        occupied: Callable[[], Sockets | None] = no_sockets,
         misread: Collection[str] = (),
+        rebooting: Collection[UUID] = frozenset(),
     ) -> Expansion:
         """Expand the entries now; `ports` are assigned already, `occupied` gives those of processes.
 
-        For domains with the UUIDs of `misread`, some elements of the metadata could not be read.
+        For domains with the UUIDs of `misread`, some elements of the metadata could not be read. Those that are
+        `rebooting` keep the ports that they have.
         """
         seen = (
             misread,
+            rebooting,
             tuple((domain.name, domain.uuid, domain.running, domain.instance, domain.rank) for domain in domains),
         )
         if self._last is not None and self._last[:2] == (seen, _numbers(ports)):
             return replace(self._last[2], ports=ports)
-        self.arrivals = arrived(self.arrivals, domains) if self._open else ()
-        expansion = self._expansion(domains, ports, occupied, misread)
+        expansion = self._expansion(domains, ports, cache(occupied), misread, rebooting)
         # Where a port is wanting, a process may have let go of one since.
-        is_whole = all(item.reason.kind is not HindranceKind.NO_FREE_PORT for item in expansion.waiting)
+        is_whole = all(item.reason.kind not in _WANTING for item in expansion.waiting)
         last = seen, _numbers(expansion.ports), replace(expansion, assigned=())
         self._last = last if is_whole else None
         return expansion
@@ -191,24 +225,23 @@ class Expander:
         self,
         domains: Sequence[Domain],
         ports: Assignments,
-        occupied: Callable[[], Sockets],
+        occupied: Callable[[], Sockets | None],
         misread: Collection[str],
+        rebooting: Collection[UUID],
     ) -> Expansion:
         index = DomainIndex(domains)
         every = [(number, entry, domain) for number, entry in self._open for domain in self._meant(entry, index)]
         concerned, waiting = _after_files(every)
-        assigned = self._assign(concerned, ports, occupied, misread)
-        place = {uuid: number for number, (uuid, _) in enumerate(self.arrivals)}
+        assigned = self._assign(concerned, ports, occupied, misread, index.by_uuid)
         entries: dict[Key, ForwardEntry] = {(number, ""): entry for number, entry in self._open if not entry.is_pattern}
         asks = list[Ask]()
         for number, entry, domain in concerned:
             own = _of_domain(entry, domain, assigned)
             key = number, str(domain.uuid) if entry.is_pattern else ""
             entries[key] = own
-            if domain.running:
-                before = bool(entry.origin.domain), entry.is_pattern, place[domain.uuid], number
-                asks.append(Ask(key, own, before))
-                waiting += self._without_port(own)
+            if domain.running or domain.uuid in rebooting:
+                asks.append(Ask(key, own, domain, (bool(entry.origin.domain), entry.is_pattern)))
+                waiting += self._without_port(own, occupied) if domain.running else ()
         waiting += self._settled(asks, entries)
         waiting += self._unmatched(concerned)
         news = self._news(concerned, ports, assigned)
@@ -225,8 +258,9 @@ class Expander:
         self,
         concerned: Iterable[Concerned],
         ports: Assignments,
-        occupied: Callable[[], Sockets],
+        occupied: Callable[[], Sockets | None],
         misread: Collection[str],
+        known: Collection[UUID],
     ) -> Assignments:
         """Assign ports to running domains; those that are stopped keep theirs.
 
@@ -236,7 +270,7 @@ class Expander:
         """
         if self.config.daemon.auto_ports is None:
             return ports
-        pool = Pool(self.config.daemon.auto_ports, self._is_reserved, occupied)
+        pool = Pool(self.config.daemon.auto_ports, self._is_reserved, occupied, lambda uuid: uuid not in known)
         running = [(entry, domain) for _, entry, domain in concerned if domain.running]
         wanted = {item for entry, domain in running for item in _wanted(entry, domain)}
         new = {item.domain for item in wanted if item not in ports}
@@ -250,19 +284,22 @@ class Expander:
     def _is_reserved(self, protocol: Protocol, port: int) -> bool:
         return bool(self._reserved[protocol][port])
 
-    def _without_port(self, own: ForwardEntry) -> Iterator[Waiting]:
-        reason = Hindrance(HindranceKind.NO_FREE_PORT, ports=self.config.daemon.auto_ports)
+    def _without_port(self, own: ForwardEntry, occupied: Callable[[], Sockets | None]) -> Iterator[Waiting]:
         for mapping in own.auto:
-            yield from refused_claims(own, mapping, reason)
+            kind = HindranceKind.SOCKETS_UNKNOWN if occupied() is None else HindranceKind.NO_FREE_PORT
+            yield from refused_claims(own, mapping, Hindrance(kind, ports=self.config.daemon.auto_ports))
 
     def _settled(self, asks: Iterable[Ask], entries: dict[Key, ForwardEntry]) -> Iterator[Waiting]:
         """Reduce each entry to what it gets; what a file says of one domain by its name is claimed already."""
-        claims = Claims(before=self._fixed)
+        turns = Turns(self.turns)
         fixed = {ask.key: self.config.forwards[ask.key[0]].mappings for ask in asks if not ask.key[1]}
         asks = [replace(ask, entry=_lacking(ask.entry, fixed.get(ask.key, ()))) for ask in asks]
-        for ask, refused in settle(asks, claims):
-            entries[ask.key] = replace(ask.entry, mappings=(*fixed.get(ask.key, ()), *ask.entry.mappings))
-            yield from refused
+        got, refused = settle(asks, Claims(before=self._fixed), turns)
+        for ask in asks:
+            mappings = *fixed.get(ask.key, ()), *got.get(ask.key, ())
+            entries[ask.key] = replace(ask.entry, mappings=mappings)
+        self.turns = turns.noted
+        yield from refused
 
     def _unmatched(self, concerned: Iterable[Concerned]) -> Iterator[Waiting]:
         matched = {number for number, _, domain in concerned if domain.running}
@@ -288,20 +325,6 @@ class Expander:
         mappings = (mapping for entry in self.config.forwards for mapping in entry.mappings)
         found = (item.origin for item in mappings if item.protocol is protocol and port in item.host)
         return next(found, None)
-
-
-def expanded(config: Config, domains: Sequence[Domain], ports: Assignments, arrivals: tuple[Run, ...] = ()) -> Config:
-    """Give the configuration with an entry for each domain; a pattern that no running domain matches stays."""
-    expansion = Expander(config, arrivals).expand(domains, ports)
-    running = {str(domain.uuid) for domain in domains if domain.running}
-    own = sorted(expansion.entries.items(), key=lambda item: (item[0][1] not in running, item[0]))
-    matched = {number for (number, uuid), _ in own if uuid in running}
-    written = [
-        entry
-        for number, entry in enumerate(config.forwards)
-        if not entry.is_open or (entry.is_pattern and number not in matched)
-    ]
-    return replace(config, forwards=(*written, *(entry for _, entry in own)))
 
 
 def _without(ports: Assignments, given_up: Collection[AutoPort]) -> Assignments:

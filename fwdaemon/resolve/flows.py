@@ -8,14 +8,14 @@ was open to the host itself before an exposure took its port: its client would n
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from operator import attrgetter
 
 from fwdaemon.core.bans import Gatekeeper
-from fwdaemon.core.exposures import Claim, Exposure, Forward, Nat, Route
+from fwdaemon.core.exposures import Claim, Exposure, Forward, Nat, Renaming, Route
 from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Address, Family, Protocol, Subnet
-from fwdaemon.resolve.segments import homes
+from fwdaemon.resolve.segments import homes, outside, routed_outside
 
 _bound = attrgetter("interface")
 
@@ -109,32 +109,45 @@ class Carriers:
         return next((route for route in found if route is not None), None)
 
 
+def renamings(exposures: Iterable[Exposure]) -> frozenset[Renaming]:
+    """Give what tells the connections that 1:1 guests among these open."""
+    return frozenset(exposure.renaming for exposure in exposures if isinstance(exposure, Nat))
+
+
 class Judge:
-    """Tells which flows with our label belong to no exposure that is live; `local` are the host's addresses.
+    """Tells which flows of ours belong to no exposure that is live; `local` are the host's addresses.
 
     `removed` has just gone. A flow does not say by which interface it came in. So what may have gone through an
     exposure that went is outdated where all that carry it now are bound to other interfaces, although it could be
     theirs. Nor does it say by which it left: with `fewer_uplinks`, all that guests opened to the outside are outdated.
+    What 1:1 guests open has no label, and is known by `renamed`, of which some were `left` by an earlier run.
     `gatekeeper` tells who may not connect any more.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  who is to go on depends on that many sides
         self,
         live: Collection[Exposure],
         local: Collection[Address],
         removed: Collection[Exposure] = (),
         *,
         fewer_uplinks: bool = False,
+        left: Collection[Renaming] = (),
         gatekeeper: Gatekeeper | None = None,
     ) -> None:
         self._fewer_uplinks = fewer_uplinks
         self._gatekeeper = gatekeeper
+        kept, gone = renamings(live), renamings(removed).union(left)
+        self.renamed = gone | kept if fewer_uplinks else gone - kept
         self._live = Carriers(live)
         self._local = local
         self._before = Carriers(removed if any(map(_bound, live)) else ())
 
+    def is_misnamed(self, flow: Flow) -> bool:
+        """Whether one without our label was opened by a guest under a public address that it may not use any more."""
+        return (flow.source, flow.client) in self.renamed
+
     def is_outdated(self, flow: Flow) -> bool:
-        """Tell of one; without DNAT, we label only what passes through the host, so one of the host is not ours."""
+        """Tell of one with our label; without DNAT, it has that only where it passes through the host."""
         if not flow.translated and (flow.source in self._local or flow.destination in self._local):
             return False
         if self._fewer_uplinks and self._live.leaves(flow):
@@ -162,6 +175,8 @@ class Strangers:
     networks out of which libvirt lets guests, and into which it lets everybody; `homes` those of all its networks. What
     a flow between others should have been let through for, its next packet starts over.
 
+    What is in `let_out` may open connections to the outside, and none of these has our label.
+
     In the families of `partly`, only what came in by some interfaces was refused. `ways` say of subnets, the most
     specific first, whether a source there comes in by one of these alone, and `beyond` whether all others do. Where
     that cannot be told, a flow goes on.
@@ -172,6 +187,7 @@ class Strangers:
     left: tuple[Subnet, ...] = ()
     entered: tuple[Subnet, ...] = ()
     homes: tuple[Subnet, ...] = ()
+    let_out: tuple[Subnet, ...] = ()
     partly: frozenset[Family] = frozenset()
     ways: tuple[tuple[Subnet, bool], ...] = ()
     beyond: frozenset[Family] = frozenset()
@@ -186,6 +202,7 @@ class Strangers:
             if bridge in desired.inside and (Family.of(subnet), bridge) not in desired.closed
         )
         all_homes = tuple(subnet for subnet, _ in desired.homes)
+        let_out = tuple(subnet for family in Family for subnet in _let_out(family, desired))
         partly = frozenset(family for family, _ in desired.switched) - desired.confined
         by_family = {family: frozenset(name for kind, name in desired.switched if kind is family) for family in partly}
         ways = tuple(way for family, names in by_family.items() for way in _ways(family, names, desired))
@@ -193,14 +210,14 @@ class Strangers:
         beyond = frozenset(
             family for family, names in by_family.items() if desired.uplinks and desired.uplinks <= names
         )
-        return cls(desired.confined | partly, local, left, entered, all_homes, partly, ways, beyond)
+        return cls(desired.confined | partly, local, left, entered, all_homes, let_out, partly, ways, beyond)
 
     def include(self, flow: Flow) -> bool:
         """Whether the rules would have refused a flow."""
         if flow.family not in self.families or self._is_of_host(flow.source) or self._is_of_host(flow.server):
             return False
         source, server = _homes_of(flow.source, self.homes), _homes_of(flow.server, self.homes)
-        if source & server:
+        if source & server or (not server and _homes_of(flow.source, self.let_out)):
             return False
         if flow.family in self.partly:
             return self._came_in(flow) and (not server or not _homes_of(flow.server, self.entered))
@@ -220,6 +237,12 @@ class Strangers:
         unrouted = Family.of(address) is Family.IPV6 and address.is_link_local
         special = address.is_loopback or address.is_multicast or address.is_unspecified
         return address in self.local or special or unrouted
+
+
+def _let_out(family: Family, desired: Desired) -> Iterator[Subnet]:
+    """Give who may open connections to the outside by rules of ours, and not by libvirt's."""
+    yield from map(ip_network, outside(family, desired))
+    yield from (route.subnet for route in routed_outside(family, desired))
 
 
 def _ways(family: Family, refused: frozenset[str], desired: Desired) -> Iterator[tuple[Subnet, bool]]:

@@ -1,7 +1,7 @@
 """The neighbour table: whom it may name, and for whom the host answers outside. Pure."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from itertools import islice
 from typing import Final
@@ -199,17 +199,23 @@ def lies_in(address: Address, subnets: Iterable[Subnet]) -> bool:
     return any(address.version == subnet.version and address in subnet for subnet in subnets)
 
 
+def lets_out(network: Network, subnet: Subnet) -> bool:
+    """Whether libvirt's own rules let out what these addresses open: they do so for a network's own subnets."""
+    own = (other for other in network.subnets if other.version == subnet.version)
+    is_own = any(subnet.subnet_of(other) for other in own)  # type: ignore[arg-type]  # the family is one
+    return network.unfiltered or (network.forwards and is_own)
+
+
 def elsewhere(
-    listening: AbstractSet[Address | None], public: AbstractSet[Address], routes: Iterable[Route], inventory: Inventory
+    listens: Iterable[Address | None], public: Iterable[Address], routed: Collection[Subnet], inventory: Inventory
 ) -> Iterator[Address]:
     """Give the listening addresses that would be on a link of the host that leads away, if any machine there has them.
 
     One that is routed to the host from farther off needs not be held by it, and those of guests are their own.
     """
-    own = {host.address for host in inventory.host_addresses} | public
+    own = {host.address for host in inventory.host_addresses}.union(public)
     inside = {network.bridge for network in inventory.every_network if network.own_bridge}
     links = [host.subnet for host in inventory.host_addresses if host.device not in inside]
-    routed = [route.subnet for route in routes]
-    for address in listening:
-        if address is not None and address not in own and lies_in(address, links) and not lies_in(address, routed):
+    for address in set(listens) - own:
+        if address is not None and lies_in(address, links) and not lies_in(address, routed):
             yield address

@@ -12,19 +12,32 @@ from functools import lru_cache
 from itertools import chain
 from operator import attrgetter, itemgetter
 from typing import TypeVar
+from uuid import UUID
 
-from fwdaemon.config.model import Config, ForwardEntry, GuestEntry, NatEntry, PortMapping, RouteEntry
+from fwdaemon.config.model import Config, ForwardEntry, GuestEntry, NatEntry, RouteEntry
 from fwdaemon.core.exposures import Forward, Nat, Owner, Route
 from fwdaemon.core.inventory import Domain, Hindrance, HindranceKind, Inventory, Network
 from fwdaemon.core.probing import Silent
 from fwdaemon.core.report import Assigned
 from fwdaemon.core.state import Desired, ExpandedEntry, Unchosen, Waiting
-from fwdaemon.core.types import Address, Family, Subnet
+from fwdaemon.core.types import Family, Subnet
 from fwdaemon.resolve.claims import Key
 from fwdaemon.resolve.expansion import Assignments, Before, Expander, Expansion, aged
-from fwdaemon.resolve.guests import Absence, Chosen, Guest, GuestFinder, bridge_of, namesake, namesakes_of_networks
-from fwdaemon.resolve.neighbours import closed, elsewhere, forwarded, homes, inside, proxied, unseen
+from fwdaemon.resolve.guests import (
+    Absence,
+    Chosen,
+    Guest,
+    GuestFinder,
+    bridge_of,
+    is_named,
+    listens,
+    namesake,
+    namesakes_of_networks,
+    possible_families,
+)
+from fwdaemon.resolve.neighbours import closed, elsewhere, forwarded, homes, inside, lets_out, proxied, unseen
 from fwdaemon.resolve.sharing import Allocator, Grants
+from fwdaemon.resolve.snapshot import Rebooting
 
 _T = TypeVar("_T")
 _listen = attrgetter("listen")
@@ -33,30 +46,36 @@ _listen = attrgetter("listen")
 class Placer:
     """Places whatever configuration is in force on the inventory there is; `chosen` is what entries lead to.
 
-    `ports` are those that are assigned to domains, `arrivals` are these in the order in which they came.
+    `ports` are those that are assigned to domains, `turns` are the claims in order, as in `Before`. By the clock of
+    `now`, `ends` is when to place again, as claims are kept until then.
     """
 
     def __init__(self, chosen: Chosen, before: Before | None = None) -> None:
-        before = before or Before()
-        self.chosen, self.ports, self.arrivals = chosen, before.ports, before.arrivals
+        self._before = before or Before()
+        self.chosen, self.ports, self.turns = chosen, self._before.ports, self._before.turns
         self.assigned: tuple[Assigned, ...] = ()
         self.placement: Placement | None = None
-        self._occupied = before.occupied
-        self._allocator = Allocator()
+        self._rebooting = Rebooting()
+        self.ends: float | None = None
+        self._allocator: Allocator | None = None
         self._expander: Expander | None = None
         self._answered_at: float | None = None
 
-    def place(self, config: Config, inventory: Inventory, answered_at: float | None = None) -> Desired:
+    def place(
+        self, config: Config, inventory: Inventory, answered_at: float | None = None, now: float = 0.0
+    ) -> Desired:
         """Give the desired state; a mistake on the way leaves nothing for the next time.
 
-        `answered_at` is now, by a clock that nobody sets, where libvirt answers; `assigned` are then the new ports.
+        `now` is by a clock that nobody sets, as is `answered_at`, where libvirt answers; `assigned` are new ports.
         """
         placement, self.placement = self.placement, None
         before, self._answered_at = self._answered_at, answered_at
         passed = answered_at - before if answered_at is not None and before is not None else 0.0
         ports = aged(self.ports, {domain.uuid for domain in inventory.domains}, passed)
-        grants = self._allocator.settle(config, inventory, ports)
-        expansion = self._expanded(grants, inventory, ports)
+        rebooting = self._rebooting.follow(inventory.domains, now)
+        self.ends = self._rebooting.ends
+        grants = self._granted(config, inventory, ports, rebooting)
+        expansion = self._expanded(grants, inventory, ports, rebooting)
         if placement is None or placement.config is not grants.config:
             placement = Placement(grants.config, inventory, self.chosen, expansion)
         desired = placement.move(inventory, expansion)
@@ -64,11 +83,22 @@ class Placer:
         self.ports, self.assigned = expansion.ports, expansion.assigned
         return desired
 
-    def _expanded(self, grants: Grants, inventory: Inventory, ports: Assignments) -> Expansion:
+    def _granted(self, config: Config, inventory: Inventory, ports: Assignments, rebooting: frozenset[UUID]) -> Grants:
+        if self._allocator is None:
+            self.turns = self._before.of_these_runs(inventory.domains)
+            self._allocator = Allocator(self.turns[0])
+        grants = self._allocator.settle(config, inventory, ports, rebooting)
+        self.turns = self._allocator.turns, self.turns[1]
+        return grants
+
+    def _expanded(
+        self, grants: Grants, inventory: Inventory, ports: Assignments, rebooting: frozenset[UUID]
+    ) -> Expansion:
         if self._expander is None or self._expander.config is not grants.config:
-            self._expander = Expander(grants.config, self.arrivals)
-        found = self._expander.expand(inventory.domains, ports, grants.occupied(self._occupied), grants.misread)
-        self.arrivals = self._expander.arrivals
+            self._expander = Expander(grants.config, self.turns[1])
+        occupied = grants.occupied(self._before.occupied)
+        found = self._expander.expand(inventory.domains, ports, occupied, grants.misread, rebooting)
+        self.turns = self.turns[0], self._expander.turns
         return replace(found, waiting=(*found.waiting, *grants.refused)) if grants.refused else found
 
 
@@ -187,7 +217,9 @@ class Placement:
             inside=frozenset(inside(inventory.every_network)) - uplinks,
             closed=frozenset(item for item in closed(inventory.every_network) if item[1] not in uplinks),
             forwarded=frozenset(forwarded(inventory.every_network)),
-            elsewhere=frozenset(elsewhere(set(map(_listen, forwards)), public, routes, inventory)),
+            elsewhere=frozenset(
+                elsewhere(map(_listen, forwards), public, [route.subnet for route in routes], inventory)
+            ),
             unheld=public - {host.address for host in inventory.host_addresses},
             proxied=proxied(routes, inventory),
             silent=_united(entry.silent for entry in placed) | unseen(routes, inventory),
@@ -241,12 +273,12 @@ class Placement:
 
     def _forward(self, entry: ForwardEntry, domain: Domain) -> _Placed:
         """Give the live forwards of an entry, or the reasons why there are none."""
-        located = {family: self._guests.locate(entry, domain, family) for family in _families(entry)}
+        located = {family: self._guests.locate(entry, domain, family) for family in possible_families(entry)}
         guests = [guest for guest in located.values() if isinstance(guest, Guest)]
         forwards = frozenset(forward for guest in guests for forward in _forwards(entry, guest))
         missing = {family: guest for family, guest in located.items() if isinstance(guest, Hindrance)}
         if guests:
-            missing = {family: hindrance for family, hindrance in missing.items() if _is_named(entry, family)}
+            missing = {family: hindrance for family, hindrance in missing.items() if is_named(entry, family)}
         silent = self._silent(entry, domain, missing)
         reasons = tuple(self._reasons(entry, domain, located))
         return self._translated(entry, guests, forwards=forwards, waiting=reasons, silent=silent)
@@ -296,7 +328,7 @@ class Placement:
     ) -> Iterator[Waiting]:
         """Give a reason for each family that was asked for, or one for all if none was and none works."""
         missing = {family: guest for family, guest in located.items() if isinstance(guest, Hindrance)}
-        named = [family for family in missing if _is_named(entry, family)]
+        named = [family for family in missing if is_named(entry, family)]
         if missing and not named and len(missing) == len(located):
             named = [self._guests.likeliest(entry, domain, missing)]
         for family in named:
@@ -313,17 +345,10 @@ def _route(entry: RouteEntry, network: Network | None) -> _Placed:
     if isinstance(bridge, Absence):
         owner = Owner(entry.network, "network")
         return _Placed(waiting=(Waiting(owner, bridge.reason, entry.origin, bridge.stopped),))
-    let_out = network is not None and _lets_out(network, entry.subnet)
+    let_out = network is not None and lets_out(network, entry.subnet)
     route = Route(entry.network, entry.subnet, bridge, entry.proxy, entry.origin, let_out, entry.admission)
     bridges = frozenset({(route.family, bridge)})
     return _Placed(routes=frozenset({route}), families=frozenset({route.family}), bridges=bridges)
-
-
-def _lets_out(network: Network, subnet: Subnet) -> bool:
-    """Whether libvirt's own rules let out what these addresses open: they do so for a network's own subnets."""
-    own = (other for other in network.subnets if other.version == subnet.version)
-    is_own = any(subnet.subnet_of(other) for other in own)  # type: ignore[arg-type]  # the family is one
-    return network.unfiltered or (network.forwards and is_own)
 
 
 @lru_cache(maxsize=1024)
@@ -337,17 +362,14 @@ def _united(sets: Iterable[frozenset[_T]]) -> frozenset[_T]:
 
 
 def _one_to_one(entry: NatEntry, guest: Guest) -> Nat:
-    plugged = guest.bridge, guest.bridge_port
-    mac = guest.interface.mac
-    return Nat(
-        guest.domain.name, entry.public, guest.address, entry.assign, *plugged, entry.origin, mac, entry.admission
-    )
+    where = guest.domain.name, entry.public, guest.address, entry.assign
+    return Nat(*where, guest.bridge, guest.bridge_port, entry.origin, guest.interface.mac, entry.admission)
 
 
 def _forwards(entry: ForwardEntry, guest: Guest) -> Iterator[Forward]:
     family = Family.of(guest.address)
     for mapping in entry.mappings:
-        for listen in _listens(entry, mapping, family):
+        for listen in listens(entry, mapping, family):
             yield Forward(
                 domain=guest.domain.name,
                 protocol=mapping.protocol,
@@ -364,28 +386,3 @@ def _forwards(entry: ForwardEntry, guest: Guest) -> Iterator[Forward]:
                 auto=mapping.auto,
                 admission=entry.admission and entry.admission.of(family),
             )
-
-
-def _families(entry: ForwardEntry) -> list[Family]:
-    """The families an entry can exist in: sources of one family alone let nobody of the other in."""
-    possible = [entry.address.version] if entry.address else list(Family)
-    admitted = {subnet.version for subnet in entry.sources} or set(Family)
-    return [
-        family
-        for family in Family
-        if family in possible
-        and family in admitted
-        and any(_listens(entry, mapping, family) for mapping in entry.mappings)
-    ]
-
-
-def _listens(entry: ForwardEntry, mapping: PortMapping, family: Family) -> list[Address | None]:
-    """The listening addresses of one family; `None`, for every local address, where none are written."""
-    written = [mapping.listen] if mapping.listen else entry.listen
-    return [address for address in written if Family.of(address) is family] if written else [None]
-
-
-def _is_named(entry: ForwardEntry, family: Family) -> bool:
-    """Whether an entry asks for a family by a listening address, or by the guest's."""
-    written = [*entry.listen, *(mapping.listen for mapping in entry.mappings if mapping.listen), entry.address]
-    return any(address is not None and Family.of(address) is family for address in written)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TypeAlias
 from uuid import UUID
 
-from fwdaemon.core.exposures import Exposure, Forward
+from fwdaemon.core.exposures import Exposure
 from fwdaemon.core.inventory import (
     AddressSource,
     Domain,
@@ -22,6 +22,7 @@ from fwdaemon.core.inventory import (
     LearnedAddress,
     LibvirtObservation,
     MacClaim,
+    Move,
     Network,
     ObservedDomain,
 )
@@ -72,7 +73,8 @@ class Grace:
             for exposure, stopped_at in self._stops.items()
             if stop.at < stopped_at.at + self._seconds and not _is_taken(exposure, taken)
         ]
-        held = [exposure for exposure in held if not any(_is_claimed(exposure, other) for other in desired.forwards)]
+        others: Collection[Exposure] = [*desired.forwards, *desired.nats] if held else ()
+        held = [exposure for exposure in held if not any(_is_claimed(exposure, other) for other in others)]
         return desired.having(held) if held else desired
 
     def reasons(self, exposure: Exposure, otherwise: tuple[Reason, ...]) -> tuple[Reason, ...]:
@@ -86,18 +88,41 @@ class Grace:
         return min((stop.at + self._seconds for stop in self._stops.values()), default=None)
 
 
+class Rebooting:
+    """Remembers which domains stopped a moment ago and may be rebooting: they keep what they claimed meanwhile.
+
+    `ends` is when the next of them is one no more, by the clock that was given; `None` where there is none.
+    """
+
+    def __init__(self, seconds: float = GRACE) -> None:
+        self._seconds = seconds
+        self._running: frozenset[UUID] = frozenset()
+        self._since: dict[UUID, float] = {}
+        self.ends: float | None = None
+
+    def follow(self, domains: Collection[Domain], now: float) -> frozenset[UUID]:
+        """Give those that are rebooting now, by the clock that is given."""
+        stopped = {domain.uuid for domain in domains if domain.returning and not domain.running and domain.move is None}
+        known = self._since.keys() | self._running
+        self._since = {uuid: self._since.get(uuid, now) for uuid in stopped & known}
+        self._running = frozenset(domain.uuid for domain in domains if domain.running)
+        found = {uuid: since + self._seconds for uuid, since in self._since.items() if now < since + self._seconds}
+        self.ends = min(found.values(), default=None)
+        return frozenset(found)
+
+
 def _is_taken(exposure: Exposure, taken: Collection[Address]) -> bool:
     """Whether an exposure that is held would lead to another guest; a route's bridge has gone by then."""
     return exposure.guest is None or exposure.guest in taken
 
 
-def _is_claimed(exposure: Exposure, other: Forward) -> bool:
-    """Whether another domain has the ports of an exposure now: of a pattern's domains, the next one gets them."""
+def _is_claimed(exposure: Exposure, other: Exposure) -> bool:
+    """Whether another domain has the ports or the address of an exposure now: that goes to the next that asks."""
     mine, its = exposure.claim, other.claim
-    if mine.ports is None or its.ports is None or exposure.owner == other.owner:
+    same = (mine.kind, mine.family, mine.protocol, mine.address) == (its.kind, its.family, its.protocol, its.address)
+    if not same or exposure.owner == other.owner:
         return False
-    same = (mine.family, mine.protocol, mine.address) == (its.family, its.protocol, its.address)
-    return same and mine.ports.overlaps(its.ports)
+    return mine.ports is None or its.ports is None or mine.ports.overlaps(its.ports)
 
 
 AgentAnswers: TypeAlias = Mapping[UUID, tuple[MacClaim, ...]]
@@ -106,14 +131,19 @@ Place: TypeAlias = tuple[str, str]
 
 
 def merge(observations: Iterable[LibvirtObservation], host: HostObservation, agents: AgentAnswers) -> Inventory:
-    """Make one inventory of several connections' observations; what two of them both see is as the first one says."""
+    """Make one inventory of several connections' observations; what two of them both see is as the first one says.
+
+    Of a domain that only one of them has running, or on the move, it is as that one says.
+    """
     observations = tuple(observations)
     neighbours = _by_place((n.device, MacClaim(n.mac, _neighbour(n.address))) for n in host.neighbours)
     domains: dict[UUID, Domain] = {}
     for rank, observation in enumerate(observations):
         witnesses = _Witnesses(_network_claims(observation), neighbours, agents, host.bridges)
         for domain in _domains(observation, witnesses):
-            domains.setdefault(domain.uuid, replace(domain, rank=rank))
+            known = domains.get(domain.uuid)
+            if known is None or _liveness(known) < _liveness(domain):
+                domains[domain.uuid] = replace(domain, rank=rank)
     networks = [
         replace(seen.network, rank=rank) for rank, observed in enumerate(observations) for seen in observed.networks
     ]
@@ -122,6 +152,11 @@ def merge(observations: Iterable[LibvirtObservation], host: HostObservation, age
     uplinks = host.uplinks - _guest_devices(observations) - _guest_bridges(networks)
     distinct, namesakes = _distinct(networks)
     return Inventory(in_order, distinct, host.addresses, uplinks, host.routed, namesakes, host.links)
+
+
+def _liveness(domain: Domain) -> int:
+    """Say how much of a domain is here: one that is defined only hides none that runs."""
+    return 2 if domain.running else int(domain.move not in (None, Move.GONE))
 
 
 def _guest_bridges(networks: Iterable[Network]) -> frozenset[str]:

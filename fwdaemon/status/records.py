@@ -15,16 +15,17 @@ from typing import Final
 
 from fwdaemon import __version__
 from fwdaemon.audit.causes import format_cause
+from fwdaemon.audit.lines import format_fault, format_gate_fault, format_location_reason, format_setting
 from fwdaemon.config.model import Config
 from fwdaemon.core.exposures import Exposure
-from fwdaemon.core.report import Cause, Change, Dropped, ReconcileReport
-from fwdaemon.core.state import Desired
+from fwdaemon.core.report import AnyFault, Cause, Change, Fault, Location, ReconcileReport
+from fwdaemon.core.state import Desired, Dropped
 from fwdaemon.core.types import Family
 from fwdaemon.errors import KernelError, Problem
 from fwdaemon.hostnet import forwarding
 from fwdaemon.kernel import conntrack
 from fwdaemon.kernel.observe import Elsewhere
-from fwdaemon.resolve.flows import Carriers
+from fwdaemon.resolve.flows import Carriers, renamings
 from fwdaemon.status.model import Configuration, Header, LibvirtState, Pass, Process, RefusedReload, Restored, Rules
 from fwdaemon.status.rows import Facts, Readings
 
@@ -42,11 +43,11 @@ class Records:
         self._configuration = Configuration(path, self._began)
         self._facts = Facts(config)
         self._since: dict[Exposure, datetime] = {}
-        self._rules: Rules | None = None
+        self._location: Location | None = None
         self._last_pass: Pass | None = None
-        self._problems: tuple[str, ...] = ()
-        self._late = ""
-        self._of_sets: tuple[str, ...] = ()
+        self._problems: tuple[AnyFault, ...] = ()
+        self._late: Fault | None = None
+        self._of_sets: tuple[Fault, ...] = ()
         self._restored: deque[Restored] = deque(maxlen=_MOST_RESTORED)
 
     def configuration_loaded(self, config: Config) -> None:
@@ -60,13 +61,13 @@ class Records:
         self._configuration = replace(self._configuration, refused=RefusedReload(_now(), tuple(problems)))
         self._publish_now()
 
-    def late(self, text: str) -> None:
-        """Remember that a configuration is not read yet, and what that means, or that it is."""
-        if text != self._late:
-            self._late = text
+    def late(self, fault: Fault | None) -> None:
+        """Remember that a configuration is not read yet, or that it is."""
+        if fault != self._late:
+            self._late = fault
             self._publish_now()
 
-    def sets_refused(self, problems: tuple[str, ...]) -> None:
+    def sets_refused(self, problems: tuple[Fault, ...]) -> None:
         """Remember what is wrong with the files of sets; nothing, once all are right."""
         if problems != self._of_sets:
             self._of_sets = problems
@@ -81,9 +82,9 @@ class Records:
         """Remember a pass that has just ended well and took so long."""
         before, problems, result = self._facts, self._problems, report.result
         self._last_pass = Pass(_now(), seconds, result.changed)
-        refused: dict[Family | Exposure, str] = dict(result.refused)
+        refused: dict[Family | Exposure, Fault] = dict(result.refused)
         refused.update(report.unusable.items())
-        self._rules = report.location and Rules(*report.location)
+        self._location = report.location
         self._facts = replace(before, wanted=report.desired, held=report.desired, failure="", refused=refused)
         self._problems = result.faults
         self._remember(report)
@@ -109,11 +110,11 @@ class Records:
             __version__,
             self._configuration,
             Process(os.getpid(), self._began),
-            self._rules,
+            rules_at(self._location),
             tuple(libvirt),
             self._last_pass,
             tuple(self._restored),
-            (*((self._late,) if self._late else ()), *self._of_sets, *self._problems),
+            tuple(map(format_fault, (*((self._late,) if self._late else ()), *self._of_sets, *self._problems))),
             uplinks_of(self._facts.wanted),
             confined_in(self._facts.held),
             confined_interfaces_in(self._facts.held),
@@ -129,6 +130,11 @@ class Records:
 
     def _publish_now(self, changes: Sequence[Change] = ()) -> None:
         self._publish(_now(), changes)
+
+
+def rules_at(location: Location | None) -> Rules | None:
+    """Say where the rules are, and why there, as the status has it."""
+    return None if location is None else Rules(location.backend, format_location_reason(location.reason))
 
 
 def uplinks_of(desired: Desired | None) -> tuple[str, ...]:
@@ -156,15 +162,18 @@ def _restored(report: ReconcileReport, at: datetime) -> Iterator[Restored]:
         yield Restored(at, what, len(others), format_cause(cause))
     for setting in report.result.settings:
         if setting.restored:
-            yield Restored(at, setting.what, 0, format_cause(Cause()))
+            yield Restored(at, format_setting(setting), 0, format_cause(Cause()))
     if gates := [gate for gate in report.result.gates if gate.restored]:
         yield Restored(
-            at, f"gate in {gates[0].gate}", len(gates) - 1, f"{gates[0].fault}; {format_cause(Cause(report.actors))}"
+            at,
+            f"gate in {gates[0].gate}",
+            len(gates) - 1,
+            f"{format_gate_fault(gates[0].fault)}; {format_cause(Cause(report.actors))}",
         )
 
 
 def _differ(before: Facts, after: Facts) -> bool:
-    """Whether a pass has something to tell besides changes of exposures."""
+    """Whether a pass changes the status in more than its exposures."""
     waiting = [facts.wanted.waiting if facts.wanted is not None else None for facts in (before, after)]
     uplinks = [uplinks_of(facts.wanted) for facts in (before, after)]
     confined = [(confined_in(facts.held), confined_interfaces_in(facts.held)) for facts in (before, after)]
@@ -208,8 +217,9 @@ class UsageReader:
 def _open(desired: Desired) -> Mapping[Exposure, tuple[int, int | None]] | None:
     carriers, found = Carriers(desired.exposures), dict[Exposure, tuple[int, int | None]]()
     by_client = any(forward.sources for forward in desired.forwards)
+    renamed = renamings(desired.nats)
     try:
-        for item in conntrack.open_flows(desired.label, by_client=by_client):
+        for item in conntrack.open_flows(desired.label, by_client=by_client, renamed=renamed):
             if (exposure := carriers.carrier(item.flow)) is not None:
                 number, size = found.get(exposure, (0, None))
                 found[exposure] = number + item.number, size if item.size is None else item.size + (size or 0)

@@ -16,12 +16,13 @@ from fwdaemon.audit import lines
 from fwdaemon.config import Loaded
 from fwdaemon.config.files import read_regular, weak_points
 from fwdaemon.config.model import Config
+from fwdaemon.core.report import Fault, FaultKind
 from fwdaemon.core.text import printable
 from fwdaemon.core.types import Protocol
 from fwdaemon.errors import ConfigError, Problem
 from fwdaemon.hostnet.owned_state import DIRECTORY, LedTo, OwnedStateFile
 from fwdaemon.kernel.process import Worker
-from fwdaemon.resolve.claims import Run
+from fwdaemon.resolve.claims import AllTurns, Turn
 from fwdaemon.resolve.expansion import Assignments, AutoPort, Before, Held, Sockets, no_sockets
 from fwdaemon.resolve.guests import Chosen
 from fwdaemon.status.sets import replace_whole
@@ -70,7 +71,7 @@ class LastGood:
         self._is_kept = True
 
     def keep(self, sources: Mapping[Path, bytes], lists: Mapping[Path, bytes] = MappingProxyType({})) -> bool:
-        """Write texts that were right, and tell whether that was done. That it cannot be is a warning, once."""
+        """Write texts that were right, and return whether that was done. That it cannot be is a warning, once."""
         try:
             replace_whole(self._path, json.dumps(self._record(sources, lists)))
         except OSError as error:
@@ -117,22 +118,22 @@ class PortRecords:
     def __init__(self, state: Path = STATE, directory: Path = DIRECTORY) -> None:
         self._paths = tuple(place / "auto-ports.json" for place in (state, directory))
         self.is_intact, self._is_kept = True, True
-        self._runs = OwnedStateFile("arrivals", directory)
+        self._claims = OwnedStateFile("claims", directory)
 
     @property
-    def arrivals(self) -> tuple[Run, ...]:
-        """The domains that patterns were for, in order of arrival; none where the record is not one of ours."""
+    def turns(self) -> AllTurns:
+        """The claims of domains in order; none where the record is not one of ours."""
         try:
-            runs = [(int(each["place"]), UUID(str(each["domain"])), int(each["run"])) for each in self._runs.records]
+            records = sorted(self._claims.records, key=lambda each: int(each["number"]))
+            known = [(each["by_file"], Turn.read(each)) for each in records]
         except (KeyError, ValueError):
-            return ()
-        return tuple((uuid, instance) for _, uuid, instance in sorted(runs))
+            return (), ()
+        return tuple(turn for by_file, turn in known if not by_file), tuple(turn for by_file, turn in known if by_file)
 
-    def keep_arrivals(self, arrivals: Iterable[Run]) -> bool:
-        """Write them, and tell whether that was done; a reboot forgets them together with the runs."""
-        return self._runs.write(
-            {"place": place, "domain": str(uuid), "run": instance} for place, (uuid, instance) in enumerate(arrivals)
-        )
+    def keep_turns(self, turns: AllTurns) -> bool:
+        """Write them, and return whether that was done; a reboot forgets them together with the runs."""
+        each = (turn.record() | {"by_file": by_file} for by_file, of_one in enumerate(turns) for turn in of_one)
+        return self._claims.write({**record, "number": number} for number, record in enumerate(each))
 
     def known(self) -> Assignments:
         """Read them, where only root could have written them."""
@@ -146,12 +147,12 @@ class PortRecords:
                 _log.warning("the ports that were assigned cannot be read: %s: %s", path, printable(str(error)))
         return {}
 
-    def before(self, occupied: Callable[[], Sockets] = no_sockets) -> Before:
+    def before(self, occupied: Callable[[], Sockets | None] = no_sockets) -> Before:
         """Give what is known at a start."""
-        return Before(self.known(), self.arrivals, occupied)
+        return Before(self.known(), self.turns, occupied)
 
     def keep(self, ports: Assignments) -> bool:
-        """Write them, and tell whether that was done. That it cannot be is a warning, once; they hold even so."""
+        """Write them, and return whether that was done. That it cannot be is a warning, once; they hold even so."""
         records = [
             {"domain": str(item.domain), "guest": item.guest, "protocol": item.protocol, "port": held.port}
             | {"gone": int(held.gone)}
@@ -171,7 +172,7 @@ def _ports_in(path: Path) -> Assignments:
 
 
 def _written(path: Path, text: str) -> str:
-    """Write a file, and tell why it could not be."""
+    """Write a file, and return why it could not be written."""
     try:
         replace_whole(path, text)
     except OSError as error:
@@ -211,7 +212,7 @@ class Written:
         self._records = PortRecords(state, directory)
         self.choice, self.ports = self._led_to.chosen, self._records.known()
         self._kept_ports = _hourly(self.ports) if self._records.is_intact else None
-        self.arrivals = self._records.arrivals
+        self.turns = self._records.turns
         self._again_after = again_after
         self._worker = Worker("last good configuration")
         self._newest: dict[str, Callable[[], bool]] = {}
@@ -237,21 +238,21 @@ class Written:
 
     def renew(self) -> None:
         """Write again what stands in /run: it may have gone."""
-        chosen, arrivals, ports = self.choice, self.arrivals, self.ports
+        chosen, turns, ports = self.choice, self.turns, self.ports
         self._write("choice", lambda: self._led_to.keep(chosen))
-        if arrivals:
-            self._write("arrivals", lambda: self._records.keep_arrivals(arrivals))
+        if any(turns):
+            self._write("claims", lambda: self._records.keep_turns(turns))
         if ports:
             self._write("ports", lambda: self._records.keep(ports))
 
-    def keep_ports(self, ports: Assignments, arrivals: tuple[Run, ...]) -> None:
+    def keep_ports(self, ports: Assignments, turns: AllTurns) -> None:
         """Keep which ports are assigned, where they have changed, or their domains have been gone for another hour.
 
-        Keep the order of arrival of domains, too, where that has changed.
+        Keep the order of claims, too, where that has changed.
         """
-        if arrivals != self.arrivals:
-            self.arrivals = arrivals
-            self._write("arrivals", lambda: self._records.keep_arrivals(arrivals))
+        if turns != self.turns:
+            self.turns = turns
+            self._write("claims", lambda: self._records.keep_turns(turns))
         if (hourly := _hourly(ports)) != self._kept_ports:
             self._kept_ports, self.ports = hourly, ports
             self._write("ports", lambda: self._records.keep(ports))
@@ -282,19 +283,21 @@ def _hourly(ports: Assignments) -> Mapping[AutoPort, tuple[int, int]]:
 
 
 # Reads the configuration beside everything else, in a thread of its own: the file system that it is on may hang.
-LATE: Final = (
-    "the configuration cannot be read yet, as where a file system hangs; the one before stays in force until then"
-)
+LATE: Final = Fault(FaultKind.CONFIGURATION_LATE)
 
 
 class ConfigReader:
     """Calls `read` in a thread of its own, and `done` once that has ended.
 
-    Where it takes longer than `patience`, in seconds, `late` is called with a text, and without one when it has ended.
+    Where it takes longer than `patience`, in seconds, `late` is called with a fault, and without one when it has ended.
     """
 
     def __init__(
-        self, read: Callable[[], Loaded], done: Callable[[], None], late: Callable[[str], None], patience: float
+        self,
+        read: Callable[[], Loaded],
+        done: Callable[[], None],
+        late: Callable[[Fault | None], None],
+        patience: float,
     ) -> None:
         self._read, self._done, self._late, self._patience = read, done, late, patience
         self._worker = Worker("configuration")
@@ -333,7 +336,7 @@ class ConfigReader:
     def _ended(self, _: object) -> None:
         if self._late_at is not None:
             self._late_at.cancel()
-        self._late("")
+        self._late(None)
         self._done()
 
 

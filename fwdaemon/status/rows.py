@@ -7,11 +7,12 @@ from datetime import datetime
 from typing import Final
 
 from fwdaemon.audit.causes import why
+from fwdaemon.audit.lines import format_fault
 from fwdaemon.config.model import Config, Entry
 from fwdaemon.core.exposures import Claim, Exposure, Kind, Owner
 from fwdaemon.core.inventory import Hindrance, HindranceKind
-from fwdaemon.core.report import Dropped
-from fwdaemon.core.state import Desired, Waiting
+from fwdaemon.core.report import Fault, FaultKind
+from fwdaemon.core.state import Desired, Dropped, Waiting
 from fwdaemon.core.text import printable
 from fwdaemon.core.types import Address, Family, Origin
 from fwdaemon.status.model import Header, Row, State, Usage
@@ -37,7 +38,7 @@ class Facts:
     held: Desired | None = None
     failure: str = ""
     lacking: State = State.REFUSED
-    refused: Mapping[Family | Exposure, str] = field(default_factory=dict)
+    refused: Mapping[Family | Exposure, Fault] = field(default_factory=dict)
     since: Mapping[Exposure, datetime] = field(default_factory=dict)
 
 
@@ -90,18 +91,18 @@ def _live(exposure: Exposure, held: frozenset[Exposure], facts: Facts, readings:
 def _state(exposure: Exposure, facts: Facts, readings: Readings) -> tuple[State, str | Hindrance]:
     """Tell how what the kernel holds is, and why it is not reached."""
     if refusal := _refusal(exposure, facts, readings):
-        return State.REFUSED, refusal
+        return State.REFUSED, format_fault(refusal)
     listen = exposure.claim.address if exposure.claim.kind is Kind.FORWARD else None
     if listen is None or (mac := readings.elsewhere.get(listen)) is None:
         return State.ACTIVE, ""
     return State.WAITING, Hindrance(HindranceKind.HELD_ELSEWHERE, listen, names=(mac,))
 
 
-def _refusal(exposure: Exposure, facts: Facts, readings: Readings) -> str:
+def _refusal(exposure: Exposure, facts: Facts, readings: Readings) -> Fault | None:
     family = exposure.family
     if refused := facts.refused.get(family) or facts.refused.get(exposure):
         return refused
-    return f"IPv{family} forwarding is off on this host" if family in readings.not_forwarding else ""
+    return Fault(FaultKind.HOST_NOT_FORWARDING, (str(family),)) if family in readings.not_forwarding else None
 
 
 def _usage(exposure: Exposure, facts: Facts, readings: Readings) -> Usage:

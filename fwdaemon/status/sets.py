@@ -21,6 +21,7 @@ from fwdaemon.config.loader import read_list_file
 from fwdaemon.config.model import Config
 from fwdaemon.config.sets import MOST_LIST_BYTES, read_list
 from fwdaemon.core.bans import Element, Place, SourceSet
+from fwdaemon.core.report import Fault, FaultKind
 from fwdaemon.core.text import GrammarError, printable
 from fwdaemon.core.types import Family
 from fwdaemon.errors import KernelError, PortfwdError, Problem
@@ -55,7 +56,7 @@ class Told(NamedTuple):
 
     changed: Callable[[Path | None], None]
     keep: Callable[[Path, bytes], None]
-    trouble: Callable[[tuple[str, ...]], None]
+    trouble: Callable[[tuple[Fault, ...]], None]
 
 
 class SetKeeper:
@@ -71,7 +72,7 @@ class SetKeeper:
         self._newest: dict[str, SourceSet] = {}
         self._seen: dict[Path, Signature] = {}
         self._lists: dict[Path, bytes] = {}
-        self._wrong: dict[Path, tuple[str, ...]] = {}
+        self._wrong: dict[Path, tuple[Fault, ...]] = {}
         self._worker, self._writer = Worker("files of sets"), Worker("external sets")
         self._next: asyncio.TimerHandle | None = None
         self._bursting = False
@@ -142,7 +143,9 @@ class SetKeeper:
             return
         if read.problems:
             lines.set_refused(read.item.name, read.problems)
-            self._wrong[file] = tuple(f"set {read.item.name}: {printable(str(item))}" for item in read.problems)
+            self._wrong[file] = tuple(
+                Fault(FaultKind.SET_REFUSED, (read.item.name,), printable(str(item))) for item in read.problems
+            )
         else:
             self._wrong.pop(file, None)
             self._newest[read.item.name] = read.item
@@ -151,7 +154,7 @@ class SetKeeper:
             lines.set_loaded(read.item.name, file, read.item.number)
             self._keep(file, read.text)
             self._changed(file)
-        self._trouble(tuple(text for texts in self._wrong.values() for text in texts))
+        self._trouble(tuple(fault for faults in self._wrong.values() for fault in faults))
 
     # --- what others put into sets ------------------------------------------------------------------------------------
 

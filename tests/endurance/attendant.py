@@ -14,8 +14,9 @@ _MISTAKE = "bug in kvm-portfwd"
 class Attendant:
     """A thread beside the run. The daemon would wait for whoever reads its notifications."""
 
-    def __init__(self, daemon: Daemon) -> None:
+    def __init__(self, daemon: Daemon, every: float = _EVERY_S) -> None:
         self._daemon = daemon
+        self._every = every
         self._last: deque[str] = deque(maxlen=_KEPT)
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._attend, name="attendant")
@@ -36,9 +37,13 @@ class Attendant:
         return "\n".join(self._last)
 
     def _attend(self) -> None:
-        while not self._over.wait(_EVERY_S):
+        while not self._over.wait(self._every):
             for line in self._daemon.take():
-                self.said[line.text.partition(" ")[0]] += 1
-                self._last.append(line.text)
-                if _MISTAKE in line.text:
-                    self.mistakes = self.mistakes or line.text
+                self.take_note(line.text)
+
+    def take_note(self, text: str) -> None:
+        """Count a line, and keep it if it is one of the last."""
+        self.said[text.partition(" ")[0]] += 1
+        self._last.append(text)
+        if _MISTAKE in text:
+            self.mistakes = self.mistakes or text

@@ -54,8 +54,10 @@ network = "default"
 addresses = ["{PREFIX4}", "{PREFIX6}"]
 proxy = "eth0"
 """
+# It waits for a client that says nothing, within the shell: in an emulated guest, a program for each tick would keep a
+# processor busy.
 _TICKER = f"""
-printf '#!/bin/sh\\ni=0\\nwhile :; do echo $i; i=$((i + 1)); sleep 0.05; done\\n' >/ticker
+printf '#!/bin/sh\\ni=0\\nwhile :; do echo $i; i=$((i + 1)); read -t 0.1 _; done\\n' >/ticker
 chmod 0755 /ticker
 nc -ll -p {TICKS} -e /ticker >/dev/null 2>&1 </dev/null &
 """

@@ -4,14 +4,12 @@ import re
 from pathlib import Path
 from typing import Final
 
-import pytest
-
-from tests.host.conftest import HEAD, Scene
+from tests.host.conftest import HEAD, Scene, each_backend
+from tests.host.typed import typed
 from tests.lab.host import CLIENT4, PUBLIC4, Host
 from tests.lab.place import wait_until
-from tests.lab.release import LibvirtFirewall
 
-pytestmark = pytest.mark.on(LibvirtFirewall.LEGACY, LibvirtFirewall.NFTABLES)
+pytestmark = each_backend
 
 AUTO: Final = HEAD + 'auto_ports = "20000-20009"\n'
 ENTRIES: Final = """
@@ -26,12 +24,6 @@ ports = ["auto:80", "auto:22"]
 """
 GUESTS: Final = ("web", "neighbour", "far")
 MANUAL: Final = Path(__file__).parents[2] / "man" / "kvm-portfwd.8"
-# In place of ssh: says who answers at the port of the machine that is named last.
-SSH: Final = """#!/usr/bin/python3
-import socket, sys
-option, port, machine = sys.argv[1:]
-print(socket.create_connection((machine.partition("@")[2], int(port)), 5).makefile().readline())
-"""
 
 
 def port(host: Host, *words: str) -> str:
@@ -72,8 +64,4 @@ def follow_the_example(scene: Scene) -> None:
     """Type what the manual prints, with the name of a guest that is there."""
     [example] = re.findall(r"^\.Dl (ssh .+)$", MANUAL.read_text(encoding="utf-8"), re.MULTILINE)
     scene.far.serve_tcp(22)
-    programs = {"ssh": SSH, "kvm-portfwd": f'#!/bin/sh\nexec {scene.host.python} -m fwdaemon "$@"\n'}
-    for name, text in programs.items():
-        scene.host.run("install", "-D", "-m", "755", "/dev/stdin", f"/run/example/{name}", stdin=text)
-    typed = f"PATH=/run/example:$PATH; {example.replace('ci-7', 'far')}"
-    assert scene.host.run("sh", "-c", typed).stdout.startswith("far ")
+    assert typed(scene.host, example.replace("ci-7", "far")).startswith("far ")

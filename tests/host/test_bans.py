@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from fwdaemon.audit.throttle import LINES
-from tests.host.conftest import HEAD, Scene, entry
+from tests.host.conftest import HEAD, Scene, each_backend, entry
 from tests.lab.host import CLIENT4, CLIENT4_SECOND, PUBLIC4
 from tests.lab.place import wait_until
 from tests.lab.release import LibvirtFirewall
@@ -136,6 +136,7 @@ def test_a_banned_client_is_not_served(scene: Scene, name: str) -> None:
         assert not [line for line in daemon.log_lines()[lines:] if "gate" in line.text]
 
 
+@each_backend
 def test_a_ban_holds_again_when_a_rule_that_went_ahead_of_it_goes(scene: Scene) -> None:
     """Whatever refuses everybody is outranked, and what stands behind it with it."""
     scene.daemon(WEB)
@@ -149,6 +150,7 @@ def test_a_ban_holds_again_when_a_rule_that_went_ahead_of_it_goes(scene: Scene) 
         assert others_are_served(scene)
 
 
+@each_backend
 def test_a_tool_that_insists_on_being_first_does_not_fill_the_journal(scene: Scene) -> None:
     daemon = scene.daemon(WEB)
     scene.answers(lambda: scene.host.outside.fetch(URL), f"web {CLIENT4}")
@@ -169,6 +171,7 @@ def explained(scene: Scene, client: str) -> dict[str, Any]:
     return found
 
 
+@each_backend
 @pytest.mark.parametrize(("name", "who"), [("address", "the administrator"), ("fail2ban", "fail2ban")])
 def test_explain_says_who_bans_a_client_and_opens_nothing(scene: Scene, name: str, who: str) -> None:
     scene.daemon(WEB)
@@ -181,6 +184,7 @@ def test_explain_says_who_bans_a_client_and_opens_nothing(scene: Scene, name: st
         assert explained(scene, CLIENT4_SECOND)["works"]
 
 
+@each_backend
 def test_explain_never_opens_a_block_list_in_a_chain_without_a_gate(scene: Scene) -> None:
     """CrowdSec has a table of its own, with which no gate has anything to do."""
     scene.daemon(WEB)
@@ -213,6 +217,7 @@ MARKED = {
 }
 
 
+@each_backend
 @pytest.mark.parametrize("name", MARKED)
 def test_explain_opens_nothing_that_is_refused_by_a_mark(scene: Scene, name: str) -> None:
     scene.daemon(WEB)

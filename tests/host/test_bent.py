@@ -5,10 +5,12 @@ from dataclasses import dataclass
 
 import pytest
 
-from tests.host.conftest import Scene, entry
+from tests.host.conftest import Scene, each_backend, entry
 from tests.lab.daemon import Daemon
 from tests.lab.host import Host
 from tests.lab.place import wait_until
+
+pytestmark = each_backend
 
 PUBLIC4, PUBLIC6 = "198.51.100.8", "2001:db8::88"
 PREFIX4, PREFIX6, BARE6 = "203.0.113.64/29", "2001:db8:64::40/125", "2001:db8:65::/64"

@@ -71,6 +71,7 @@ def vm(host: Host, network: MakeNetwork, qemu_guest: MakeQemuGuest) -> QemuGuest
     return qemu_guest("vm", Link("default", dhcp=True), start=False)
 
 
+@pytest.mark.in_turn
 @each_libvirt
 def test_a_renamed_domain_is_found_by_its_uuid_and_by_its_new_name(vm: QemuGuest, daemon: StartDaemon) -> None:
     by_old_name, by_uuid = learned("vm", "8000:80"), learned(vm.uuid, "8001:80")

@@ -27,6 +27,7 @@ def gets_nothing(running: Daemon, host: Host) -> None:
     assert not added(running, "thief")
 
 
+@pytest.mark.in_turn
 @each_libvirt
 def test_an_address_of_the_host_or_from_elsewhere(
     host: Host, network: MakeNetwork, lxc_guest: MakeLxcGuest, daemon: StartDaemon
@@ -45,6 +46,7 @@ def test_an_address_of_the_host_or_from_elsewhere(
     gets_nothing(running, host)
 
 
+@pytest.mark.in_turn
 @each_libvirt
 def test_an_address_that_another_guest_showed_first(
     host: Host, network: MakeNetwork, lxc_guest: MakeLxcGuest, daemon: StartDaemon
@@ -81,6 +83,7 @@ def beside_a_lease(
     return address, thief, running
 
 
+@pytest.mark.in_turn
 @each_libvirt
 @pytest.mark.parametrize("reserved", [(Reservation(mac_of("web"), RESERVED4),), ()], ids=["reserved", "leased"])
 def test_an_address_that_is_reserved_for_another_guest_or_leased_to_it(
@@ -98,6 +101,7 @@ def test_an_address_that_is_reserved_for_another_guest_or_leased_to_it(
     assert not [line.text for line in running.log_lines() if line.text.startswith("removed")]
 
 
+@pytest.mark.in_turn
 @each_libvirt
 def test_a_dhcp_client_that_asks_for_the_address_of_another(
     host: Host, network: MakeNetwork, lxc_guest: MakeLxcGuest, daemon: StartDaemon

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.host.conftest import HEAD, Scene, each_libvirt, entry, filled, rules_have_no_part
+from tests.host.conftest import HEAD, Scene, each_backend, each_libvirt, entry, filled, rules_have_no_part
 from tests.lab.host import CLIENT4, PUBLIC4, Host
 from tests.lab.place import wait_until
 from tests.lab.release import LibvirtFirewall
@@ -70,6 +70,7 @@ def test_a_domain_by_its_uuid(shared_scene: Scene) -> None:
     shared_scene.answers(lambda: shared_scene.host.outside.fetch(url(8000)), f"web {CLIENT4}")
 
 
+@each_backend
 def test_the_rules_stay_when_the_daemon_stops_unless_told_otherwise(shared_scene: Scene) -> None:
     scene = shared_scene
     keeping = scene.daemon(WEB)
@@ -82,6 +83,7 @@ def test_the_rules_stay_when_the_daemon_stops_unless_told_otherwise(shared_scene
     assert "removed web: tcp *:8000 -> 192.168.122.10:80 (the daemon stops" in removing.process.text()
 
 
+@each_backend
 def test_an_upgrade_takes_no_rules_away_and_cuts_no_connection(shared_scene: Scene) -> None:
     scene = shared_scene
     server = scene.far.serve_tcp(9000)
@@ -214,6 +216,7 @@ def test_a_wrong_file_at_the_start_leaves_the_last_good_one_in_force(shared_scen
     daemon.close()
 
 
+@each_backend
 def test_rules_prints_what_would_be_written_and_touches_nothing(shared_scene: Scene) -> None:
     host = shared_scene.host
     host.write("/etc/portfwd.toml", HEAD + WEB)
@@ -229,6 +232,7 @@ def test_rules_prints_what_would_be_written_and_touches_nothing(shared_scene: Sc
         host.run("nft", "--check", "-f", "-", stdin=out)
 
 
+@each_backend
 def test_flush_takes_everything_of_ours_and_nothing_else(shared_scene: Scene) -> None:
     scene = shared_scene
     before = scene.host.snapshot_foreign()
@@ -258,6 +262,7 @@ def test_a_bridge_port_is_in_hairpin_mode_only_while_that_is_needed(shared_scene
     wait_until(lambda: hairpin_ports() == 0, "all are put back")
 
 
+@each_backend
 def test_a_gate_in_a_chain_of_the_administrator(shared_scene: Scene) -> None:
     scene = shared_scene
     scene.host.run("nft", "-f", "-", stdin=THEIRS)

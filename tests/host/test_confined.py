@@ -4,18 +4,20 @@ import json
 import signal
 import socket
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 
 import pytest
 
 from tests.conftest import MakeLxcGuest, MakeNetwork, StartDaemon
-from tests.host.conftest import HEAD, entry
+from tests.host.conftest import HEAD, each_backend, entry
 from tests.host.test_reach import url
 from tests.lab.domain import Link
 from tests.lab.host import CLIENT4, CLIENT6, PUBLIC4, PUBLIC6, Host
 from tests.lab.place import wait_until
 from tests.lab.probe import Outcome
 from tests.lab.release import LibvirtFirewall
+
+pytestmark = each_backend
 
 INNER, INNER_GATEWAY, GUEST = "192.0.2.2", "192.0.2.1", "192.168.140.10"
 INNER6, INNER_GATEWAY6, GUEST6 = "2001:db8:2::2", "2001:db8:2::1", "2001:db8:140::10"
@@ -177,10 +179,12 @@ def test_what_passed_while_the_rules_were_gone_is_ended(  # noqa: PLR0913  its c
     held = daemon(WEB)
     serves(host)
     if running:
-        held.process.send(signal.SIGSTOP)
+        with locked(host):
+            held.process.send(signal.SIGSTOP)
+            flush_ours(host)
     else:
         held.terminate()
-    flush_ours(host)
+        flush_ours(host)
     with host.outside.connect(INNER, 81) as connection:
         connection.sendall(b"passes")
         assert connection.recv(100) == b"passes"
@@ -206,10 +210,22 @@ def is_silent(connection: socket.socket) -> bool:
     return False
 
 
+@contextmanager
+def locked(host: Host) -> Iterator[None]:
+    """Hold iptables' lock, so that no helper does while its daemon is stopped."""
+    holder = host.popen("sh", "-c", "exec 9>>/run/xtables.lock && flock 9 && echo locked && exec sleep 98765")
+    holder.wait_line("^locked$")
+    try:
+        yield
+    finally:
+        holder.stop()
+
+
 def flush_ours(host: Host) -> None:
-    """Take away ours alone: libvirt keeps its networks by its own."""
+    """Take away ours alone, whoever holds iptables' lock: libvirt keeps its networks by its own rules."""
     legacy = host.flavour.firewall is LibvirtFirewall.LEGACY
-    host.run(*("iptables-legacy -w -F KVMPF_FWD" if legacy else "nft delete table ip kvm_portfwd").split())
+    by_another_lock = "env XTABLES_LOCKFILE=/run/another.lock iptables-legacy -F KVMPF_FWD"
+    host.run(*(by_another_lock if legacy else "nft delete table ip kvm_portfwd").split())
 
 
 @pytest.fixture

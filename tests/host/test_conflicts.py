@@ -6,11 +6,13 @@ from contextlib import ExitStack
 
 import pytest
 
-from tests.host.conftest import HEAD, Scene, entry
+from tests.host.conftest import HEAD, Scene, each_backend, entry
 from tests.host.test_status import command, status
 from tests.lab.daemon import Daemon
 from tests.lab.host import CLIENT4, PUBLIC4, Host
 from tests.lab.place import wait_until
+
+pytestmark = each_backend
 
 PORT = 8022
 WEB = entry("web", f"{PORT}:80", "WEB4")

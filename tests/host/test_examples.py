@@ -5,13 +5,15 @@ from collections.abc import Callable
 import pytest
 
 from tests.conftest import MakeLxcGuest, MakeNetwork, StartDaemon
-from tests.host.conftest import HEAD
+from tests.host.conftest import HEAD, each_backend
 from tests.host.test_reach import url
 from tests.lab.domain import Link, mac_of
 from tests.lab.host import CLIENT4, PUBLIC4, SOURCE, Host
 from tests.lab.libvirt_client import Reservation
 from tests.lab.lxc import LxcGuest
 from tests.lab.place import wait_until
+
+pytestmark = each_backend
 
 SHOP4, MAIL4 = "198.51.100.8", "198.51.100.9"
 

@@ -5,7 +5,17 @@ from functools import partial
 
 import pytest
 
-from tests.host.conftest import FAR4, HEAD, NEIGHBOUR4, WEB4, each_libvirt, entry, filled, rules_have_no_part
+from tests.host.conftest import (
+    FAR4,
+    HEAD,
+    NEIGHBOUR4,
+    WEB4,
+    each_backend,
+    each_libvirt,
+    entry,
+    filled,
+    rules_have_no_part,
+)
 from tests.host.explained import ASKED, WEB, Patient, admitted
 from tests.lab.domain import Link
 from tests.lab.host import (
@@ -66,6 +76,7 @@ def test_it_works(patient: Patient) -> None:
     assert "✓" not in text
 
 
+@each_backend
 @pytest.mark.parametrize("who", [CLIENT4, PUBLIC4, WEB4, NEIGHBOUR4, FAR4])
 def test_it_works_from_everywhere(patient: Patient, who: str) -> None:
     report = patient.explain(":8000", "--from", who)
@@ -154,6 +165,7 @@ def test_a_configuration_that_was_not_loaded(patient: Patient) -> None:
     patient.is_cured_of("not-loaded")
 
 
+@each_backend
 def test_localhost(patient: Patient) -> None:
     probe = partial(patient.host.place.fetch, "http://127.0.0.1:8000/", timeout=0.5)
     patient.is_cured_of("localhost-off", "127.0.0.1:8000", probe=probe)
@@ -250,6 +262,7 @@ def test_the_daemon_does_not_run(patient: Patient) -> None:
     patient.is_cured_of("daemon-not-running")
 
 
+@each_backend
 def test_a_gate_that_is_not_first(patient: Patient) -> None:
     patient.kill()
     if patient.host.flavour.firewall is LibvirtFirewall.NFTABLES:
@@ -272,6 +285,7 @@ def _without_reject(patient: Patient) -> str:
 # --- rules of others, and the kernel ---------------------------------------------------------------------------------
 
 
+@each_backend
 def test_a_forward_chain_of_the_administrator(patient: Patient) -> None:
     nft(patient, "chain forward { type filter hook forward priority 0; policy drop; ct state established accept; }")
     report = patient.is_cured_of("refused")
@@ -279,6 +293,7 @@ def test_a_forward_chain_of_the_administrator(patient: Patient) -> None:
     assert (chain["table"], chain["policy"], chain["owner"], chain["rule"]) == ("admin", "drop", "admin", None)
 
 
+@each_backend
 def test_a_rule_before_connections_are_tracked(patient: Patient) -> None:
     nft(patient, "chain pre { type filter hook prerouting priority raw; tcp dport 8000 drop; }")
     report = patient.is_cured_of("refused-early")
@@ -286,6 +301,7 @@ def test_a_rule_before_connections_are_tracked(patient: Patient) -> None:
     assert chain["rule"]["text"] == "tcp dport 8000 drop"
 
 
+@each_backend
 def test_a_rule_of_iptables_in_mangle(patient: Patient) -> None:
     kind = "legacy" if patient.host.flavour.firewall is LibvirtFirewall.LEGACY else "nft"
     patient.mend.callback(patient.host.run, f"iptables-{kind}", "-t", "mangle", "-F", "PREROUTING")
@@ -296,11 +312,13 @@ def test_a_rule_of_iptables_in_mangle(patient: Patient) -> None:
     assert chain["backend"] == f"iptables-{kind}"
 
 
+@each_backend
 def test_another_tool_that_translates_first(patient: Patient) -> None:
     nft(patient, "chain pre { type nat hook prerouting priority -110; tcp dport 8000 dnat ip to 192.168.122.11:81; }")
     patient.is_cured_of("taken")
 
 
+@each_backend
 def test_connections_that_are_not_tracked(patient: Patient) -> None:
     nft(patient, "chain pre { type filter hook prerouting priority raw; tcp dport 8000 notrack; }")
     patient.is_cured_of("untracked")
@@ -335,6 +353,7 @@ def test_a_bridge_that_is_switched_off(patient: Patient) -> None:
     patient.is_cured_of("bridge-down")
 
 
+@each_backend
 def test_a_guest_that_reaches_itself(patient: Patient) -> None:
     patient.host.run("sysctl", "-w", "net.bridge.bridge-nf-call-iptables=1")
     probe = partial(patient.web.place.fetch, f"http://{ASKED}/", timeout=0.5)
@@ -345,12 +364,14 @@ def test_a_guest_that_reaches_itself(patient: Patient) -> None:
     patient.is_cured_of("hairpin-off", ASKED, "--from", WEB4, probe=probe)
 
 
+@each_backend
 def test_a_public_address_that_is_one_guest(patient: Patient) -> None:
     patient.load(filled('[[nat]]\ndomain = "web"\naddress = "WEB4"\npublic = "198.51.100.8"\n'))
     patient.mend.callback(patient.host.run, "ip", "address", "del", "198.51.100.8/24", "dev", "eth0")
     patient.is_cured_of("not-our-address", "198.51.100.8:80", probe=lambda: patient.fetch("198.51.100.8", 80))
 
 
+@each_backend
 def test_a_routed_address(patient: Patient) -> None:
     host = patient.host
     host.libvirt.define_network("public", "192.168.130.0/24")

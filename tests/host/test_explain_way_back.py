@@ -5,7 +5,7 @@ from functools import partial
 
 import pytest
 
-from tests.host.conftest import HEAD, NEIGHBOUR4, entry, rules_have_no_part
+from tests.host.conftest import HEAD, NEIGHBOUR4, each_backend, entry, rules_have_no_part
 from tests.host.explained import ASKED, WEB, Patient, admitted
 from tests.lab.domain import Link
 from tests.lab.host import CLIENT4_OTHER_LINK, CLIENT4_SECOND, OTHER_LINK4, PUBLIC4, PUBLIC6, Host
@@ -195,6 +195,7 @@ def test_a_strict_filter_is_not_loosened_where_a_route_mends_it(patient: Patient
     assert patient.explain(*FROM_FAR)["sentence"].startswith("It works")
 
 
+@each_backend
 def test_a_forward_that_masquerades_works_without_a_route(patient: Patient) -> None:
     without_default_route(patient)
     patient.load(WEB.replace("ports", "masquerade = true\nports"), HEAD)

@@ -9,7 +9,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from fwdaemon.core.text import label, shown
 from tests.conftest import MakeLxcGuest, MakeNetwork, StartDaemon
-from tests.host.conftest import HEAD, entry
+from tests.host.conftest import HEAD, each_backend, entry
 from tests.host.hostile import LISTEN, METRICS, everything_told, is_sound, said
 from tests.lab.domain import Link
 from tests.lab.host import CLIENT4, PUBLIC4, PUBLIC4_SECOND, Host
@@ -29,6 +29,7 @@ BRIDGE = 'b";}\u202e$(x)*'
 NETWORK = """n"; } --comment '$(reboot)\\ \u202e"""
 
 
+@each_backend
 def test_a_hostile_name_is_only_a_name(
     host: Host, network: MakeNetwork, lxc_guest: MakeLxcGuest, daemon: StartDaemon
 ) -> None:
@@ -84,7 +85,7 @@ def in_metrics(host: Host, label: str) -> set[str]:
     }
 
 
-@pytest.mark.on(LibvirtFirewall.NFTABLES, LibvirtFirewall.LEGACY)
+@each_backend
 def test_a_network_with_a_hostile_name_is_only_a_name(
     host: Host, network: MakeNetwork, lxc_guest: MakeLxcGuest, daemon: StartDaemon
 ) -> None:

@@ -1,10 +1,12 @@
 """Guest agents that lie: whatever one says, no port leads anywhere for it, and the daemon and other guests go on."""
 
 import json
+import time
 from collections.abc import Iterable
 
 import pytest
 
+from fwdaemon.core.pace import SHARE, STOCK_S
 from tests.conftest import MakeLxcGuest, MakeNetwork, MakeQemuGuest, StartDaemon
 from tests.host.hostile import (
     GATEWAY4,
@@ -18,6 +20,7 @@ from tests.host.hostile import (
     as_web_or_nothing,
     everything_told,
 )
+from tests.host.test_hostile_floods import UNDER_WAY_S, UNSEEN, processor_time
 from tests.lab.domain import Link, mac_of
 from tests.lab.host import PUBLIC4, Host
 from tests.lab.libvirt_client import Reservation
@@ -66,6 +69,8 @@ BEGIN {
     print "]}"
 }
 """
+# So often, and after each of them the agent ends, comes back, and is asked again.
+CROWDS = 4
 # What is told of the guest meanwhile.
 REASONS = (
     r"10\.9\.9\.9 \(guest agent\) is outside",
@@ -103,9 +108,14 @@ def lies(mac: str) -> list[str]:
     return [
         "",
         *(f"cat <<'END'\n{text}\nEND" for text in listings),
-        "cat /crowd",
+        *["cat /crowd"] * CROWDS,
         """printf '{"return": [{"name": "'; yes | tr -d '\\n'""",
     ]
+
+
+def lie(number: int) -> str:
+    """The name of a lie, which its guest says on the console when it tells it."""
+    return f"{number:02}"
 
 
 def liar(guest: QemuGuest) -> int:
@@ -113,7 +123,7 @@ def liar(guest: QemuGuest) -> int:
     guest.run("mkdir", "/lies")
     guest.run("sh", "-c", f"awk '{CROWD.replace('MAC', guest.mac())}' >/crowd")
     scripts = lies(guest.mac())
-    for path, text in (("/liar", AGENT), *((f"/lies/{number}", text) for number, text in enumerate(scripts))):
+    for path, text in (("/liar", AGENT), *((f"/lies/{lie(number)}", text) for number, text in enumerate(scripts))):
         guest.run("sh", "-c", 'printf %s "$2" >"$1"; chmod 755 "$1"', "sh", path, text)
     guest.run("sh", "-c", "mv /liar $(which qemu-ga); (sleep 0.1; killall qemu-ga) >/dev/null 2>&1 </dev/null &")
     return len(scripts)
@@ -133,7 +143,12 @@ def test_an_agent_that_lies(
     running = daemon(HEAD + LISTEN + WEB + MUTE + THIEF)
     for reason in REASONS:
         running.wait_log(f"^waiting thief: {reason}")
-    wait_until(lambda: f"lie {number - 1}" in thief.console(), "the endless answer has begun")
+    last = number - 1
+    wait_until(lambda: f"lie {lie(last - CROWDS)}" in thief.console(), "the first of the crowds is told")
+    before, began = processor_time(running.pid), time.monotonic()
+    wait_until(lambda: f"lie {lie(last)}" in thief.console(), "the endless answer has begun", timeout=180)
+    used, lasted = processor_time(running.pid) - before, time.monotonic() - began
+    assert used <= STOCK_S + SHARE * lasted * (1 + UNSEEN) + UNDER_WAY_S
     wait_until(lambda: as_web_or_nothing(host), "the guest answers")
     web.stop()
     running.wait_log("^removed web: ")

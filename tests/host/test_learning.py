@@ -1,5 +1,7 @@
 """How a guest's address is learned when the configuration does not say it."""
 
+import pytest
+
 from tests.conftest import MakeLxcGuest, MakeNetwork, MakeQemuGuest, StartDaemon
 from tests.host.conftest import each_libvirt
 from tests.lab.daemon import Daemon
@@ -8,7 +10,7 @@ from tests.lab.host import CLIENT4, PUBLIC4, Host
 from tests.lab.libvirt_client import Reservation
 from tests.lab.place import wait_until
 
-pytestmark = each_libvirt
+pytestmark = [pytest.mark.in_turn, each_libvirt]
 
 URL = f"http://{PUBLIC4}:8000/"
 HEAD = '[daemon]\nlibvirt = ["qemu:///system", "lxc:///system"]\n'

@@ -6,11 +6,13 @@ from contextlib import contextmanager
 
 import pytest
 
-from tests.host.conftest import HEAD, Conversation, Scene, entry, rules_have_no_part
+from tests.host.conftest import HEAD, Conversation, Scene, each_backend, entry, rules_have_no_part
 from tests.host.test_reach import url
 from tests.lab.host import CLIENT4, PUBLIC4, Host
 from tests.lab.lxc import LxcGuest
 from tests.lab.place import wait_until
+
+pytestmark = each_backend
 
 LOCAL = HEAD + "localhost = true\n"
 WEB = entry("web", "8000:80", "192.168.122.10") + entry("web", "8000:80", "2001:db8:122::10")

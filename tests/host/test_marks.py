@@ -12,11 +12,12 @@ from dataclasses import dataclass
 
 import pytest
 
-from tests.host.conftest import HEAD, Conversation, Scene, entry, filled
+from tests.host.conftest import HEAD, Conversation, Scene, each_backend, entry, filled
 from tests.lab.host import CLIENT4, CLIENT4_OTHER_LINK, CLIENT4_SECOND, OTHER_LINK4, PUBLIC4, Host
 from tests.lab.lxc import LxcGuest
 from tests.lab.place import wait_until
-from tests.lab.release import LibvirtFirewall
+
+pytestmark = each_backend
 
 WEB = entry("web", "8000:80 9000", "WEB4")
 FAR = entry("far", "9001", "FAR4")
@@ -217,14 +218,3 @@ def test_binding_a_forward_to_an_interface_ends_what_may_have_come_by_another(sh
     daemon.reload_with(filled(HEAD + entry("web", "8000:80 9000", "WEB4", 'interface = "eth1"') + FAR))
     wait_until(lambda: not conversation.goes_on(), "the connection ends")
     assert other.goes_on()
-
-
-@pytest.mark.on(LibvirtFirewall.IPTABLES)
-def test_gates_and_rules_of_an_earlier_version_are_replaced(shared_scene: Scene) -> None:
-    old = "-m connmark --mark 0x2000000/0x2000000 -m comment --comment kvm-portfwd -j ACCEPT"
-    shared_scene.host.run("iptables-nft", "-w", "-I", "FORWARD", *old.split())
-    shared_scene.daemon(WEB)
-    shared_scene.answers(lambda: shared_scene.host.outside.fetch(URL), f"web {CLIENT4}")
-    rules = shared_scene.host.run("iptables-nft", "-S", "FORWARD").stdout
-    assert rules.count("kvm-portfwd") == 1
-    assert "connmark" not in rules

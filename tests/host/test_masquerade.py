@@ -4,9 +4,11 @@ from functools import partial
 
 import pytest
 
-from tests.host.conftest import FAR4, HEAD, Scene, entry, filled
+from tests.host.conftest import FAR4, HEAD, Scene, each_backend, entry, filled
 from tests.lab.host import CLIENT4, CLIENT4_OTHER_LINK, CLIENT6, OTHER_LINK4, PUBLIC4, PUBLIC4_SECOND, PUBLIC6
 from tests.lab.lxc import LxcGuest
+
+pytestmark = each_backend
 
 HIDDEN = "masquerade = true"
 

@@ -1,15 +1,25 @@
 """Domains open ports by their own definitions as far as a policy covers that; whatever else is there opens nothing."""
 
+import struct
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
 import libvirt
 import pytest
 
-from tests.host.conftest import HEAD, Scene
-from tests.lab.host import CLIENT4, PUBLIC4
+from tests.conftest import MakeNetwork, StartDaemon
+from tests.host.conftest import HEAD, Scene, each_backend
+from tests.host.test_conflicts import OFTEN
+from tests.host.test_public_address import MAIL4, holds
+from tests.host.test_reach import url
+from tests.lab.domain import Guest, Link
+from tests.lab.host import CLIENT4, PUBLIC4, Host
 from tests.lab.lxc import LxcGuest
 from tests.lab.place import wait_until
+from tests.lab.qemu import QemuGuest
 from tests.lab.release import LibvirtFirewall
 
-pytestmark = pytest.mark.on(LibvirtFirewall.NFTABLES, LibvirtFirewall.LEGACY)
+pytestmark = each_backend
 
 NAMESPACE = "urn:kvm-portfwd:1"
 ALLOW = '[[allow]]\ndomains = ["we*", "neigh*"]\nnetworks = ["default"]\nports = ["8000-8099"]\nmax = 3\n'
@@ -24,10 +34,11 @@ def ask(scene: Scene, guest: LxcGuest, elements: str, *, live: bool = True) -> N
     )
 
 
-def set_metadata(guest: LxcGuest, namespace: str, text: str) -> None:
+def set_metadata(guest: Guest, namespace: str, text: str, *, live: bool = True) -> None:
     """Write it as who calls libvirt's API can: no argument of a program is so long."""
+    where = libvirt.VIR_DOMAIN_AFFECT_LIVE if live else libvirt.VIR_DOMAIN_AFFECT_CONFIG
     with guest.domain() as domain:
-        domain.setMetadata(libvirt.VIR_DOMAIN_METADATA_ELEMENT, text, "k", namespace, libvirt.VIR_DOMAIN_AFFECT_LIVE)
+        domain.setMetadata(libvirt.VIR_DOMAIN_METADATA_ELEMENT, text, "k", namespace, where)
 
 
 def withdraw(scene: Scene, guest: LxcGuest) -> None:
@@ -40,7 +51,6 @@ def page(scene: Scene, port: int) -> str:
     return scene.host.outside.fetch(f"http://{PUBLIC4}:{port}/").text
 
 
-@pytest.mark.on(LibvirtFirewall.NFTABLES)
 def test_hostile_metadata_costs_its_own_domain_and_no_other(scene: Scene) -> None:
     # More than libvirt itself can tell of a domain in one answer; then as much as it can, and too much of ours.
     set_metadata(scene.neighbour, "urn:other", "<x>" + "<y/>" * 700_000 + "</x>")
@@ -67,7 +77,7 @@ def test_a_definition_opens_what_is_allowed_and_is_followed_at_once(scene: Scene
     daemon = scene.daemon(ALLOW, AUTO)
     scene.answers(lambda: scene.host.outside.fetch(f"http://{PUBLIC4}:8000/"), f"web {CLIENT4}")
     daemon.wait_log(r"^added web: tcp \*:8000 -> 192\.168\.122\.10:80 \(.*; allowed by /\S+:4\)")
-    daemon.wait_log(r"^declined web: tcp \*:22, .* does not cover ports tcp 22 \(domain web, metadata\)$")
+    daemon.wait_log(r"^declined web: tcp \*:22, .* does not cover ports tcp 22 \(domain web, metadata: forward 1\)$")
     assert not scene.host.outside.fetch(f"http://{PUBLIC4}:22/").answered
     ask(scene, scene.web, '<forward ports="8001:80" sources="0.0.0.0/0"/>')
     scene.answers(lambda: scene.host.outside.fetch(f"http://{PUBLIC4}:8001/"), f"web {CLIENT4}")
@@ -75,14 +85,160 @@ def test_a_definition_opens_what_is_allowed_and_is_followed_at_once(scene: Scene
     daemon.wait_log(r"^removed web: tcp \*:8000 -> \S+ \(metadata of domain web changed")
     ask(scene, scene.neighbour, '<forward ports="8001:80 8002:80 auto:80" sources="0.0.0.0/0"/>')
     scene.answers(lambda: scene.host.outside.fetch(f"http://{PUBLIC4}:8002/"), f"neighbour {CLIENT4}")
-    daemon.wait_log(r"^declined neighbour: tcp \*:8001, web has it already \(domain web, metadata\)")
+    daemon.wait_log(r"^declined neighbour: tcp \*:8001, web has it already \(domain web, metadata: forward 1\)")
     assert page(scene, 8001) == f"web {CLIENT4}"
-    assigned = daemon.wait_log(r"^assigned 80[5-9]\d to neighbour: tcp 80 \(domain neighbour, metadata\)").text.split()[
-        1
-    ]
+    allowed = r"\(domain neighbour, metadata: forward 1; allowed by /\S+:4\)$"
+    assigned = daemon.wait_log(rf"^assigned 80[5-9]\d to neighbour: tcp 80 {allowed}").text.split()[1]
     scene.answers(lambda: scene.host.outside.fetch(f"http://{PUBLIC4}:{assigned}/"), f"neighbour {CLIENT4}")
     withdraw(scene, scene.web)
     scene.answers(lambda: scene.host.outside.fetch(f"http://{PUBLIC4}:8001/"), f"neighbour {CLIENT4}")
     daemon.reload_with(HEAD)
     scene.refused(lambda: scene.host.outside.fetch(f"http://{PUBLIC4}:8001/"))
     wait_until(lambda: "no [[allow]] is for this domain" in daemon.process.text(), "it says why")
+
+
+def test_who_claimed_a_port_first_keeps_it_from_older_guests_from_processes_and_over_a_start(scene: Scene) -> None:
+    host, outside = scene.host, scene.host.outside
+    daemon = scene.daemon(ALLOW, OFTEN)
+    ask(scene, scene.neighbour, '<forward ports="8001:80" sources="0.0.0.0/0"/>')
+    scene.answers(lambda: outside.fetch(url(PUBLIC4, 8001)), f"neighbour {CLIENT4}")
+    ask(scene, scene.web, '<forward ports="8001:80 8002:80" sources="0.0.0.0/0"/>')
+    scene.answers(lambda: outside.fetch(url(PUBLIC4, 8002)), f"web {CLIENT4}")
+    ask(scene, scene.neighbour, '<forward ports="8001:80 8002:80" sources="0.0.0.0/0"/>')
+    # One of the two has run for longer.
+    daemon.wait_log(r"^declined web: tcp \*:8001, neighbour has it already")
+    daemon.wait_log(r"^declined neighbour: tcp \*:8002, web has it already")
+    listens = [host.place.serve("host", "tcp", port) for port in (8001, 8003)]
+    try:
+        daemon.wait_log(r"port 8001/tcp: python\S* \(pid \d+\) of the host listens there; .* will reach neighbour")
+        ask(scene, scene.web, '<forward ports="8002:80 8003:80" sources="0.0.0.0/0"/>')
+        daemon.wait_log(r"^declined web: tcp \*:8003, the host has it already")
+        daemon.kill()
+        again = scene.daemon(ALLOW, OFTEN)
+        again.wait_log(r"^adopted 2 forwards")
+        again.wait_log(r"^declined web: tcp \*:8003, the host has it already")
+        assert page(scene, 8001) == f"neighbour {CLIENT4}"
+        assert page(scene, 8002) == f"web {CLIENT4}"
+    finally:
+        for server in listens:
+            server.stop()
+
+
+def test_what_is_asked_for_on_every_address_is_not_on_one_that_is_another_guests(scene: Scene) -> None:
+    host, outside = scene.host, scene.host.outside
+    ask(scene, scene.neighbour, '<forward ports="8080:80"/>')
+    public = f'{ALLOW.replace("8099", "8080")}public = ["{MAIL4}"]\nassign = "eth0"\n'
+    daemon = scene.daemon(public)
+    scene.answers(lambda: outside.fetch(url(PUBLIC4, 8080)), f"neighbour {CLIENT4}")
+    ask(scene, scene.web, f'<nat public="{MAIL4}"/>')
+    scene.answers(lambda: outside.fetch(url(MAIL4, 8080)), f"web {CLIENT4}")
+    daemon.wait_log(rf"^added web: all of {MAIL4} -> \S+ \(.*; allowed by /\S+:3\)")
+    daemon.reload_with(HEAD + public)
+    assert page(scene, 8080) == f"neighbour {CLIENT4}"
+    assert outside.fetch(url(MAIL4, 8080)).text == f"web {CLIENT4}"
+    # Held by the host for its own reasons, the address leads to nobody else while its guest is off.
+    withdraw(scene, scene.web)
+    wait_until(lambda: not holds(host, MAIL4), "the address goes")
+    daemon.reload_with(f'{HEAD}{public}[[nat]]\ndomain = "nobody"\npublic = "{MAIL4}"\n')
+    host.run("ip", "address", "add", f"{MAIL4}/32", "dev", "eth0")
+    try:
+        daemon.reload()
+        scene.answers(lambda: outside.fetch(url(PUBLIC4, 8080)), f"neighbour {CLIENT4}")
+        assert not outside.fetch(url(MAIL4, 8080)).answered
+    finally:
+        host.run("ip", "address", "del", f"{MAIL4}/32", "dev", "eth0")
+
+
+@pytest.mark.on(LibvirtFirewall.NFTABLES)
+def test_a_new_definition_counts_from_the_next_start_and_a_clone_gets_what_is_left(scene: Scene) -> None:
+    ask(scene, scene.web, '<forward ports="8000:80"/>')
+    daemon = scene.daemon(ALLOW)
+    scene.answers(lambda: scene.host.outside.fetch(f"http://{PUBLIC4}:8000/"), f"web {CLIENT4}")
+    redefined(scene, scene.web, '<forward ports="8001:80"/>')
+    assert page(scene, 8000) == f"web {CLIENT4}"
+    assert not scene.host.outside.fetch(f"http://{PUBLIC4}:8001/").answered
+    scene.web.stop()
+    scene.web.start()
+    scene.answers(lambda: scene.host.outside.fetch(f"http://{PUBLIC4}:8001/"), f"web {CLIENT4}")
+    scene.refused(lambda: scene.host.outside.fetch(f"http://{PUBLIC4}:8000/"))
+    clone = LxcGuest(scene.host, "web-clone", Link("default", ("192.168.122.20/24",)))
+    try:
+        cloned(scene.web, clone).start()
+        daemon.wait_log(r"^declined web-clone: tcp \*:8001, web has it already \(domain web, metadata: forward 1\)")
+        assert page(scene, 8001) == f"web {CLIENT4}"
+        scene.web.stop()
+        scene.answers(lambda: scene.host.outside.fetch(f"http://{PUBLIC4}:8001/"), f"web-clone {CLIENT4}")
+    finally:
+        clone.remove()
+
+
+def redefined(scene: Scene, guest: LxcGuest, elements: str) -> None:
+    """Define a domain that runs anew, as `virsh edit` does; what it asks for is all that differs."""
+    with scene.host.libvirt.connection() as connection:
+        domain = ET.fromstring(connection.lookupByName(guest.name).XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE))  # noqa: S314  libvirt wrote it
+        for before in domain.findall("metadata"):
+            domain.remove(before)
+        domain.append(ET.fromstring(f"<metadata><forwards xmlns='{NAMESPACE}'>{elements}</forwards></metadata>"))  # noqa: S314  it is ours
+        connection.defineXML(ET.tostring(domain, encoding="unicode"))
+
+
+def cloned(original: LxcGuest, clone: LxcGuest) -> LxcGuest:
+    """Define a domain that differs in name, UUID and interface, as `virt-clone` does, and so asks for the same."""
+    with original.domain() as domain:
+        metadata = ET.fromstring(domain.XMLDesc()).find("metadata")  # noqa: S314  libvirt wrote it
+    assert metadata is not None
+    clone.define()
+    set_metadata(clone, NAMESPACE, ET.tostring(metadata[0], encoding="unicode"), live=False)
+    return clone
+
+
+class GuestWithDisk(QemuGuest):
+    """Where its disk is of QEMU's own format, libvirt keeps its memory in there."""
+
+    _disk = "/var/lib/libvirt/vm.qcow2"
+
+    def _xml(self) -> ET.Element:
+        domain = super()._xml()
+        devices = domain.find("devices")
+        assert devices is not None
+        disk = ET.SubElement(devices, "disk", type="file", device="disk")
+        ET.SubElement(disk, "driver", name="qemu", type="qcow2")
+        ET.SubElement(disk, "source", file=self._disk)
+        ET.SubElement(disk, "target", dev="vda", bus="virtio")
+        return domain
+
+    def prepare(self) -> None:
+        """Make an empty disk of 64 MiB: its header, then the table of counts, the counts and the table of the disk."""
+        super().prepare()
+        header = struct.pack(">4sIQIIQIIQQIIQ", b"QFI\xfb", 2, 0, 0, 16, 64 << 20, 0, 1, 3 << 16, 1 << 16, 1, 0, 0)
+        parts = (header, struct.pack(">Q", 2 << 16), struct.pack(">4H", 1, 1, 1, 1), b"")
+        image = b"".join(part.ljust(1 << 16, b"\0") for part in parts)
+        (Path(f"/proc/{self.host.init}/root") / self._disk.lstrip("/")).write_bytes(image)
+
+
+@pytest.mark.on(LibvirtFirewall.NFTABLES)
+def test_a_guest_that_is_reverted_gets_what_it_asked_for_then(
+    host: Host, network: MakeNetwork, daemon: StartDaemon
+) -> None:
+    network("default", "192.168.122.0/24")
+    guest = GuestWithDisk(host, "vm", Link("default", ("192.168.122.50/24",))).start()
+    try:
+        set_metadata(guest, NAMESPACE, "<forwards><forward ports='8000:80'/></forwards>")
+        daemon('[daemon]\nlibvirt = ["qemu:///system"]\n' + ALLOW.replace('"we*"', '"vm"'))
+        is_at(host, 8000)
+        with guest.domain() as domain:
+            snapshot = domain.snapshotCreateXML("<domainsnapshot><name>then</name></domainsnapshot>")
+            set_metadata(guest, NAMESPACE, "<forwards><forward ports='8001:80'/></forwards>")
+            is_at(host, 8001)
+            domain.revertToSnapshot(snapshot, libvirt.VIR_DOMAIN_SNAPSHOT_REVERT_RUNNING)
+            is_at(host, 8000)
+            wait_until(
+                lambda: not host.outside.fetch(f"http://{PUBLIC4}:8001/").answered, "what it asked for later is gone"
+            )
+            snapshot.delete()
+    finally:
+        guest.remove()
+
+
+def is_at(host: Host, port: int) -> None:
+    wait_until(lambda: host.outside.fetch(f"http://{PUBLIC4}:{port}/").text == f"vm {CLIENT4}", f"{port} answers")

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.host.conftest import HEAD, Scene, each_libvirt, entry, filled
+from tests.host.conftest import HEAD, Scene, each_backend, each_libvirt, entry, filled
 from tests.lab.host import CLIENT4, PUBLIC4, Host
 from tests.lab.place import wait_until
 from tests.lab.release import LibvirtFirewall
@@ -64,6 +64,7 @@ def served_is(scene: Scene, expected: float, name: str, **labels: str) -> None:
     wait_until(lambda: value(served(scene), name, **labels) == expected, f"{name} {labels}: {expected}")
 
 
+@each_backend
 @pytest.mark.usefixtures("directory")
 def test_what_happens_is_measured(scene: Scene) -> None:
     scene.web.serve_tcp(9000)

@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager, nullcontext
 import pytest
 
 from tests.conftest import StartDaemon
-from tests.host.conftest import HEAD, WEB4, Scene
+from tests.host.conftest import HEAD, WEB4, Scene, entry
 from tests.host.old_tools import hook_rules, hook_script
 from tests.lab.daemon import Daemon
 from tests.lab.host import CLIENT4, PUBLIC4, SOURCE, Host
@@ -126,3 +126,14 @@ def test_guests_start_when_the_hook_has_gone(administrator: Administrator, scene
     scene.web.stop()
     scene.web.start()
     scene.answers(lambda: scene.host.outside.fetch(PAGE), f"web {CLIENT4}")
+
+
+@pytest.mark.on(LibvirtFirewall.IPTABLES)
+def test_gates_and_rules_of_an_earlier_version_are_replaced(scene: Scene) -> None:
+    old = "-m connmark --mark 0x2000000/0x2000000 -m comment --comment kvm-portfwd -j ACCEPT"
+    scene.host.run("iptables-nft", "-w", "-I", "FORWARD", *old.split())
+    scene.daemon(entry("web", "8000:80", "WEB4"))
+    scene.answers(lambda: scene.host.outside.fetch(PAGE), f"web {CLIENT4}")
+    rules = scene.host.run("iptables-nft", "-S", "FORWARD").stdout
+    assert rules.count("kvm-portfwd") == 1
+    assert "connmark" not in rules

@@ -2,10 +2,12 @@
 
 import json
 
-from tests.host.conftest import HEAD, Scene, entry, filled
+from tests.host.conftest import HEAD, Scene, each_backend, entry, filled
 from tests.lab.command import Completed
 from tests.lab.host import Host
 from tests.lab.release import LibvirtFirewall
+
+pytestmark = each_backend
 
 ENTRIES = filled(
     entry("web", "8000:80", "WEB4")

@@ -5,11 +5,13 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.host.conftest import HEAD, NEIGHBOUR4, WEB4, WEB6, Scene, entry
+from tests.host.conftest import HEAD, NEIGHBOUR4, WEB4, WEB6, Scene, each_backend, entry
 from tests.host.test_reach import url
 from tests.lab.host import CLIENT4, CLIENT6, PUBLIC4, PUBLIC6, Host
 from tests.lab.place import wait_until
 from tests.lab.release import LibvirtFirewall
+
+pytestmark = each_backend
 
 MAIL4, MAIL6 = "198.51.100.8", "2001:db8::88"
 OWN4 = "198.51.100.9"

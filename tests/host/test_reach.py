@@ -1,8 +1,10 @@
 """A forward works from everywhere: outside, the host, the guest itself, its neighbours, guests of other networks."""
 
+from functools import partial
+
 import pytest
 
-from tests.host.conftest import FAR4, HEAD, NEIGHBOUR4, WEB4, Scene, entry
+from tests.host.conftest import FAR4, HEAD, NEIGHBOUR4, WEB4, Scene, each_backend, entry
 from tests.lab.host import (
     CLIENT4,
     CLIENT4_OTHER_LINK,
@@ -34,37 +36,36 @@ def url(address: str, port: int) -> str:
 
 
 @pytest.mark.everywhere
-@pytest.mark.parametrize(
-    ("public", "client"),
-    [(PUBLIC4, CLIENT4), (PUBLIC4_SECOND, CLIENT4), (PUBLIC6, CLIENT6), (PUBLIC6_SECOND, CLIENT6)],
-)
-def test_from_outside_the_guest_sees_the_client(shared_scene: Scene, public: str, client: str) -> None:
+def test_from_outside_the_guest_sees_the_client(shared_scene: Scene) -> None:
     shared_scene.daemon(BOTH)
-    shared_scene.answers(lambda: shared_scene.host.outside.fetch(url(public, 8000)), f"web {client}")
+    for public, client in (
+        (PUBLIC4, CLIENT4),
+        (PUBLIC4_SECOND, CLIENT4),
+        (PUBLIC6, CLIENT6),
+        (PUBLIC6_SECOND, CLIENT6),
+    ):
+        shared_scene.answers(partial(shared_scene.host.outside.fetch, url(public, 8000)), f"web {client}")
 
 
-@pytest.mark.parametrize(("public", "own"), [(PUBLIC4, PUBLIC4), (PUBLIC4_SECOND, PUBLIC4), (PUBLIC6, PUBLIC6)])
-def test_the_host_reaches_its_own_public_address(shared_scene: Scene, public: str, own: str) -> None:
+def test_the_host_reaches_its_own_public_address(shared_scene: Scene) -> None:
     shared_scene.daemon(BOTH)
-    shared_scene.answers(lambda: shared_scene.host.place.fetch(url(public, 8000)), f"web {own}")
+    for public, own in ((PUBLIC4, PUBLIC4), (PUBLIC4_SECOND, PUBLIC4), (PUBLIC6, PUBLIC6)):
+        shared_scene.answers(partial(shared_scene.host.place.fetch, url(public, 8000)), f"web {own}")
 
 
 @pytest.mark.everywhere
 @pytest.mark.parametrize("netfilter_on_bridges", ["0", "1"])
-@pytest.mark.parametrize(("public", "gateway"), [(PUBLIC4, "192.168.122.1"), (PUBLIC6, "2001:db8:122::1")])
-def test_guests_reach_it_through_the_public_address(
-    shared_scene: Scene, netfilter_on_bridges: str, public: str, gateway: str
-) -> None:
+def test_guests_reach_it_through_the_public_address(shared_scene: Scene, netfilter_on_bridges: str) -> None:
     for family in ("iptables", "ip6tables"):
         shared_scene.host.run("sysctl", "-w", f"net.bridge.bridge-nf-call-{family}={netfilter_on_bridges}")
     shared_scene.daemon(BOTH)
-    shared_scene.answers(lambda: shared_scene.neighbour.place.fetch(url(public, 8000)), f"web {gateway}")
-    shared_scene.answers(lambda: shared_scene.web.place.fetch(url(public, 8000)), f"web {gateway}")
-    far = shared_scene.far.place.fetch(url(public, 8000))
-    assert far.text.startswith("web ")
+    for public, gateway in ((PUBLIC4, "192.168.122.1"), (PUBLIC6, "2001:db8:122::1")):
+        for guest in (shared_scene.neighbour, shared_scene.web):
+            shared_scene.answers(partial(guest.place.fetch, url(public, 8000)), f"web {gateway}")
+        assert shared_scene.far.place.fetch(url(public, 8000)).text.startswith("web ")
 
 
-@pytest.mark.everywhere
+@each_backend
 def test_udp_and_sctp(shared_scene: Scene) -> None:
     shared_scene.web.serve_udp(53)
     shared_scene.web.serve_sctp(99)
@@ -76,6 +77,7 @@ def test_udp_and_sctp(shared_scene: Scene) -> None:
     shared_scene.answers(lambda: outside.sctp(PUBLIC6, 99), f"web {CLIENT6}")
 
 
+@each_backend
 def test_tcp_and_udp_in_one(shared_scene: Scene) -> None:
     shared_scene.web.serve_udp(53)
     shared_scene.web.serve_tcp(53)
@@ -84,7 +86,7 @@ def test_tcp_and_udp_in_one(shared_scene: Scene) -> None:
     shared_scene.answers(lambda: shared_scene.host.outside.tcp(PUBLIC4, 5353), f"web {CLIENT4}")
 
 
-@pytest.mark.everywhere
+@each_backend
 def test_ranges_keep_or_shift_their_ports(shared_scene: Scene) -> None:
     for port in (7002, 7012, 7022):
         shared_scene.web.serve_tcp(port)
@@ -99,6 +101,7 @@ def test_ranges_keep_or_shift_their_ports(shared_scene: Scene) -> None:
     assert not outside.tcp(PUBLIC4, 7012).answered
 
 
+@each_backend
 def test_one_address_goes_before_every_address(shared_scene: Scene) -> None:
     shared_scene.daemon(
         entry("web", "80", "WEB4")
@@ -112,6 +115,7 @@ def test_one_address_goes_before_every_address(shared_scene: Scene) -> None:
     assert not outside.fetch(url(PUBLIC4, 81)).answered
 
 
+@each_backend
 def test_only_what_came_in_through_the_interface(shared_scene: Scene) -> None:
     shared_scene.daemon(
         entry("web", "80", "WEB4", 'interface = "eth0"') + entry("neighbour", "80", "NEIGHBOUR4", 'interface = "eth1"')
@@ -123,6 +127,7 @@ def test_only_what_came_in_through_the_interface(shared_scene: Scene) -> None:
     assert not shared_scene.far.place.fetch(url(PUBLIC4, 80)).answered
 
 
+@each_backend
 def test_sources_hold_for_everyone(shared_scene: Scene) -> None:
     shared_scene.daemon(
         entry("web", "80", "WEB4", f'sources = ["{CLIENT4_SECOND}/32"]')
@@ -156,6 +161,7 @@ def test_nothing_else_becomes_reachable(shared_scene: Scene) -> None:
         outside.run(["ip", "route", "del", "192.168.122.0/23"])
 
 
+@each_backend
 def test_the_dnat_of_another_tool_is_not_let_through(shared_scene: Scene) -> None:
     shared_scene.daemon(BOTH)
     shared_scene.host.run("nft", "-f", "-", stdin=THEIRS)

@@ -10,7 +10,7 @@ from itertools import pairwise
 import pytest
 
 from tests.conftest import MakeLxcGuest, MakeNetwork, StartDaemon
-from tests.host.conftest import HEAD
+from tests.host.conftest import HEAD, each_backend
 from tests.host.test_public_address import gate_is_first
 from tests.host.test_reach import url
 from tests.lab.domain import Link
@@ -19,6 +19,8 @@ from tests.lab.lxc import LxcGuest
 from tests.lab.place import wait_until
 from tests.lab.probe import Answer
 from tests.lab.release import LibvirtFirewall
+
+pytestmark = each_backend
 
 PREFIX4, PREFIX6 = "203.0.113.64/29", "2001:db8:64::/64"
 ROUTED4, ROUTED6 = "203.0.113.66", "2001:db8:64::66"

@@ -54,7 +54,7 @@ def all_answer(host: Host, running: Daemon) -> None:
     host.run("conntrack", "--flush")
 
 
-@pytest.mark.on(LibvirtFirewall.IPTABLES, LibvirtFirewall.NFTABLES)
+@pytest.mark.on(LibvirtFirewall.NFTABLES)
 def test_one_of_fifty_guests_stops_in_one_small_transaction(
     host: Host, guests: list[LxcGuest], daemon: StartDaemon
 ) -> None:

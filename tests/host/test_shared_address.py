@@ -5,9 +5,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.host.conftest import Scene, entry
+from tests.host.conftest import Scene, each_backend, entry
 from tests.lab.host import CLIENT4, PUBLIC4
 from tests.lab.place import wait_until
+
+pytestmark = each_backend
 
 SHARED = "198.51.100.77"
 URL = f"http://{SHARED}:8000/"

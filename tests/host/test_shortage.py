@@ -4,13 +4,10 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import pytest
-
-from tests.host.conftest import HEAD, Scene, entry, filled
+from tests.host.conftest import HEAD, Scene, each_backend, entry, filled
 from tests.lab.daemon import Daemon
 from tests.lab.host import CLIENT4, PUBLIC4, Host
 from tests.lab.place import wait_until
-from tests.lab.release import LibvirtFirewall
 
 URL = f"http://{PUBLIC4}:8000/"
 LISTENER = "http://127.0.0.1:9750/metrics"
@@ -19,8 +16,6 @@ GROUP = "$([ -d /sys/fs/cgroup/pids ] && echo /sys/fs/cgroup/pids || echo /sys/f
 # Less than any daemon has open, so none more can be had.
 FEW = 10
 ASKED = 10
-
-each_kind = pytest.mark.on(LibvirtFirewall.NFTABLES, LibvirtFirewall.LEGACY)
 
 
 @contextmanager
@@ -73,7 +68,7 @@ def everything_serves(scene: Scene, daemon: Daemon) -> None:
     scene.answers(lambda: host.outside.fetch(URL), f"web {CLIENT4}")
 
 
-@each_kind
+@each_backend
 def test_a_daemon_that_has_no_threads_at_its_start_serves_once_it_has(scene: Scene) -> None:
     host = scene.host
     host.write("/etc/portfwd.toml", CONFIG)
@@ -86,7 +81,7 @@ def test_a_daemon_that_has_no_threads_at_its_start_serves_once_it_has(scene: Sce
     host.portfwd("flush")
 
 
-@each_kind
+@each_backend
 def test_a_daemon_that_may_open_nothing_tells_it_once_and_serves_once_it_may(scene: Scene) -> None:
     host = scene.host
     daemon = scene.start(CONFIG)
@@ -100,7 +95,7 @@ def test_a_daemon_that_may_open_nothing_tells_it_once_and_serves_once_it_may(sce
     nothing_is_told_again_and_again(daemon)
 
 
-@each_kind
+@each_backend
 def test_a_daemon_that_may_start_no_process_serves_once_it_may(scene: Scene) -> None:
     host = scene.host
     daemon = scene.start(CONFIG)

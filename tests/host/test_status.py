@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.host.conftest import HEAD, Scene, entry, filled
+from tests.host.conftest import HEAD, Scene, each_backend, entry, filled
 from tests.lab import varlink
 from tests.lab.command import Completed
 from tests.lab.host import CLIENT4, PUBLIC4, Host
@@ -58,6 +58,7 @@ def answer(done: Completed) -> dict[str, Any]:
     return content
 
 
+@each_backend
 def test_what_status_shows(shared_scene: Scene) -> None:
     scene, host = shared_scene, shared_scene.host
     daemon = scene.daemon(WEB + NOBODY)
@@ -133,6 +134,7 @@ def test_reload_waits_and_tells_what_came_of_it(shared_scene: Scene) -> None:
     assert "9001" in host.own_rules()
 
 
+@pytest.mark.in_turn
 def test_without_a_daemon(shared_scene: Scene) -> None:
     """What is left in the kernel is shown as it is, and what to do."""
     scene, host = shared_scene, shared_scene.host

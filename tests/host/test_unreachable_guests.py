@@ -6,11 +6,13 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.host.conftest import Scene, each_libvirt
+from tests.host.conftest import Scene, each_backend, each_libvirt
 from tests.lab.domain import Link
 from tests.lab.host import CLIENT4, PUBLIC4
 from tests.lab.lxc import LxcGuest
 from tests.lab.qemu import QemuGuest
+
+pytestmark = each_backend
 
 ROUTED = "203.0.113.66"
 

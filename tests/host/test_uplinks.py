@@ -7,11 +7,13 @@ from typing import Any
 
 import pytest
 
-from tests.host.conftest import HEAD, Scene, filled
+from tests.host.conftest import HEAD, Scene, each_backend, filled
 from tests.host.test_public_address import HELD, MAIL4
 from tests.lab.host import CLIENT4, Host
 from tests.lab.lxc import LxcGuest
 from tests.lab.place import wait_until
+
+pytestmark = each_backend
 
 BEYOND, GATEWAY = "203.0.113.128/25", "198.51.101.2"
 

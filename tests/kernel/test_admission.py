@@ -10,8 +10,7 @@ import pytest
 
 from fwdaemon.core.bans import Admission, Rate, SourceSet
 from fwdaemon.core.exposures import Exposure
-from fwdaemon.core.report import Dropped
-from fwdaemon.core.state import Desired
+from fwdaemon.core.state import Desired, Dropped
 from fwdaemon.core.types import Origin
 from fwdaemon.netfilter import Backend
 from tests.kernel.conftest import GATE, GUESTS, HOMES

@@ -156,3 +156,35 @@ def test_whatever_else_others_change_is_told(scene: Scene, words: tuple[str, ...
         lambda: scene.foreign("unbanning", "delete", "element", "ip", "theirs", "banned", "{ 192.0.2.3 }"),
     )
     assert heard == ["changing"]
+
+
+JUDGED = """
+table ip libvirt_network {
+    set banned { type ipv4_addr; }
+    map bans { type ipv4_addr : verdict; elements = { 203.0.113.9 : drop }; }
+    map further { type ipv4_addr : verdict; elements = { 203.0.113.8 : drop }; }
+    map aside { type ipv4_addr : verdict; }
+    chain black { ip saddr vmap @further; ip saddr @banned drop; }
+    chain aside { ip saddr vmap @aside; }
+    chain forward { type filter hook forward priority filter; ip saddr vmap @bans; jump black; drop; }
+}
+"""
+
+
+@pytest.mark.parametrize("name", ["bans", "further"])
+def test_elements_of_maps_ahead_of_a_gate_are_told_and_no_others(scene: Scene, name: str) -> None:
+    """With an element that accepts, a map of bans is none any more, and the gate has to go ahead of it."""
+    run(["nft", "-f", "-"], stdin=JUDGED)
+    scene.backend.apply(ALL, full=True)
+
+    def foreign(actor: str, verb: str, where: str, element: str) -> Callable[[], None]:
+        return lambda: scene.foreign(actor, verb, "element", "ip", "libvirt_network", where, f"{{ {element} }}")
+
+    heard = scene.heard(
+        foreign("aside", "add", "aside", "192.0.2.1 : accept"),
+        foreign("banning", "add", "banned", "192.0.2.1"),
+        foreign("deciding", "add", name, "192.0.2.1 : accept"),
+    )
+    assert heard == ["deciding"]
+    (change,) = scene.backend.apply(ALL, full=False).gates
+    assert change.fault == "another rule was ahead of it"

@@ -12,6 +12,7 @@ from threading import Event
 
 import pytest
 
+from fwdaemon.audit.lines import format_fault
 from fwdaemon.config.loader import parse
 from fwdaemon.config.model import BackendChoice
 from fwdaemon.conflicts.foreign_rules import ChainLocation, ForeignRules
@@ -229,7 +230,7 @@ def test_rules_are_read_again_only_where_they_changed(at_end: ExitStack) -> None
 
     def find(*, full: bool = False, reloaded: bool = False, state: Desired = STATE) -> tuple[list[str], int]:
         before = runner.number
-        found = watch.find(state, LOCAL, full=full, reloaded=reloaded)
+        found = list(map(format_fault, watch.find(state, LOCAL, full=full, reloaded=reloaded)))
         return [line.partition(" ")[0] + line.partition(":")[2][:7] for line in found], runner.number - before
 
     assert find() == ([], 0)
@@ -269,7 +270,7 @@ def test_a_wipe_is_mended_while_the_rules_of_others_are_still_being_listed(at_en
     at_end.callback(held.go.set)
     rules, beside = (
         Netfilter(SystemRunner(), BackendChoice.NFTABLES),
-        BackgroundConflictWatch(ConflictWatch(held), told.set),
+        BackgroundConflictWatch(ConflictWatch(held), lambda _: told.set()),
     )
     reconciler = Reconciler(Seams(rules, SystemHostNetwork(rules.confined), conntrack, beside, time))
     reconciler.reconcile(STATE, Request((), (), 0.0, LOCAL, ip_forward=False, full=True))
@@ -281,7 +282,9 @@ def test_a_wipe_is_mended_while_the_rules_of_others_are_still_being_listed(at_en
     held.go.set()
     assert beside.wait(10)
     assert told.is_set()
-    assert beside.find(STATE, LOCAL, full=False)[0].startswith("port 80/tcp: another rule forwards it too")
+    assert format_fault(beside.find(STATE, LOCAL, full=False)[0]).startswith(
+        "port 80/tcp: another rule forwards it too"
+    )
 
 
 @pytest.mark.usefixtures("namespace")
@@ -291,7 +294,7 @@ def test_a_journal_is_spared_a_long_list(at_end: ExitStack) -> None:
         listening(at_end, socket.SOCK_STREAM, ("0.0.0.0", item.ports.first))  # noqa: S104  a namespace
     found = ConflictWatch(SystemRunner()).find(Desired().having(many), LOCAL, full=True)
     assert len(found) == 21
-    assert found[-1].startswith("10 more ports conflict with the host's processes or rules")
+    assert format_fault(found[-1]).startswith("10 more ports conflict with the host's processes or rules")
 
 
 @pytest.mark.usefixtures("namespace")
@@ -307,4 +310,4 @@ def test_who_may_not_see_everything_is_told_what_was_left_out(at_end: ExitStack,
     assert hint.startswith(
         "hint: not checked against the rules of other tools: the kernel does not list its nftables rules"
     )
-    assert conflicts_if_running(parse({Path("/etc/portfwd.toml"): ""}), SystemRunner()) == ([], "")
+    assert conflicts_if_running(parse({Path("/etc/portfwd.toml"): ""}), SystemRunner()) == ([], None)

@@ -45,9 +45,11 @@ def tracked(runner: SystemRunner, version: int, protocol: str) -> list[str]:
     return sorted(line.split("dport=", 1)[1].split(" ", 1)[0] for line in listing.splitlines())
 
 
-def swept(live: Collection[Exposure], guests: Collection[Address] | None = None) -> list[tuple[int, Address]]:
+def swept(
+    live: Collection[Exposure], guests: Collection[Address] | None = None, removed: Collection[Exposure] = ()
+) -> list[tuple[int, Address]]:
     """End what is outdated; give the ports and guests."""
-    found = [entry for batch in outdated(Judge(live, ()), LABEL, guests) for entry in batch]
+    found = [entry for batch in outdated(Judge(live, (), removed), LABEL, guests) for entry in batch]
     assert end(found) == len({entry.key for entry in found})
     return sorted({(entry.flow.destination_port, entry.flow.server) for entry in found})
 
@@ -83,6 +85,28 @@ def test_what_slipped_in_between_others_is_ended_and_nothing_else(
     assert end_strangers(Strangers(frozenset({other}), local), LABEL) == 0
     assert end_strangers(Strangers(frozenset(Family), local), LABEL) == 2
     assert tracked(runner, version, protocol) == ["22", "8080"]
+
+
+@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize("some", [True, False], ids=["of some guests", "of everybody"])
+def test_what_a_guest_opened_under_its_public_address_is_known_without_a_label(
+    runner: SystemRunner, version: int, *, some: bool
+) -> None:
+    label_rule(runner)
+    guest, client, mapped = GUESTS[version], CLIENTS[version], nat(HOSTS[version], GUESTS[version])
+    other = OTHER if version == Family.IPV4 else "2001:db8:122::51"
+    for port, source, sent_as in ((1, guest, HOSTS[version]), (2, other, HOSTS[version]), (3, guest, guest)):
+        track([Connection("tcp", Tuple(source, client, 5000, port), Tuple(client, sent_as, port, 5000), None)])
+    begin(version, "tcp", 4)
+    assert [item.flow.destination_port for item in open_flows(LABEL, renamed={mapped.renaming})] == [1]
+    guests = [mapped.target] if some else None
+    assert [*swept({mapped}, guests, removed=[mapped])] == []
+    assert [*swept((), guests, removed=[mapped])] == [(1, address(client))]
+    assert tracked(runner, version, "tcp") == ["2", "3", "4"]
+    many = [
+        nat(f"192.0.2.{number}" if version == Family.IPV4 else f"2001:db8:7::{number}", guest) for number in range(30)
+    ]
+    assert [*swept((), removed=[*many, nat(HOSTS[version], other)])] == [(2, address(client))]
 
 
 def test_only_connections_of_some_guests_are_looked_at(runner: SystemRunner) -> None:

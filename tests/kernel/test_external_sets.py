@@ -54,7 +54,7 @@ class Host:
         self.commits = Commits(self.runner)
         self.backend = NftablesBackend(self.runner, self.commits, externals=self.externals)
         self.monitor: socket.socket = open_monitor()
-        self.announcements = Announcements(self.externals)
+        self.announcements = Announcements(externals=self.externals)
 
     def hear(self) -> list[bool]:
         """Take what was announced; tell of each commit of others whether it changed elements alone."""

@@ -1,7 +1,9 @@
 """Real packets with sources that cannot have come in where they did, and refusals of what guests open."""
 
+import socket
 from collections.abc import Iterable
 from ipaddress import ip_network
+from typing import BinaryIO
 
 import pytest
 
@@ -181,27 +183,34 @@ def test_a_refusal_of_what_a_routed_guest_opens_holds(
     refuses(machines.far, plan.outside)
 
 
+@pytest.mark.parametrize("refusal", ["of its address", "of a port", "of a port behind the gate"])
 @pytest.mark.parametrize("kind", ["one to one", "routed"])
-def test_a_refusal_of_a_guest_at_the_head_stops_what_it_has_open(
-    machines: Topology, opened: Open, plan: Plan, kind: str, *, legacy: bool
+def test_a_refusal_stops_what_a_guest_has_open(  # noqa: PLR0913  its cases have that many sides
+    machines: Topology, opened: Open, plan: Plan, kind: str, refusal: str, *, legacy: bool
 ) -> None:
     exposure: Exposure = nat(plan.public, plan.mail, bridge="virbr0")
-    guest, address = machines.mail, plan.mail
+    guest, address, bridge = machines.mail, plan.mail, "virbr0"
     if kind == "routed":
         let_out(machines, plan, legacy=legacy)
-        guest, address, exposure = machines.routed, plan.routed, route(plan.subnet, let_out=True)
+        guest, address, exposure, bridge = machines.routed, plan.routed, route(plan.subnet, let_out=True), "virbr1"
     opened(exposure)
     with guest.connect(plan.outside, PORT, source=address) as connection, connection.makefile("rb") as told:
         assert told.readline().startswith(b"outside ")
-        connection.sendall(b"heard\n")
-        assert told.readline() == b"heard\n"
-        ban(machines, plan, address, legacy=legacy)
-        # It stays ahead of the gate.
+        assert tell(connection, told, b"heard\n") == b"heard\n"
+        if refusal == "of its address":
+            ban(machines, plan, address, legacy=legacy)
+        else:
+            refuse(machines, plan, legacy=legacy, bridge=bridge, behind=refusal.endswith("gate"))
         opened(exposure)
         connection.settimeout(1)
-        connection.sendall(b"lost\n")
-        with pytest.raises(TimeoutError):
-            told.readline()
+        with pytest.raises((TimeoutError, ConnectionResetError)):
+            tell(connection, told, b"lost\n")
+
+
+def tell(connection: socket.socket, told: BinaryIO, line: bytes) -> bytes:
+    """Send a line, and give what comes back."""
+    connection.sendall(line)
+    return told.readline()
 
 
 def ban(machines: Topology, plan: Plan, address: str, *, legacy: bool) -> None:
@@ -214,25 +223,27 @@ def ban(machines: Topology, plan: Plan, address: str, *, legacy: bool) -> None:
 
 
 def let_out(machines: Topology, plan: Plan, *, legacy: bool) -> None:
-    """Let out what routed guests open, as libvirt does for the subnet of a network; answers need our label."""
+    """Let out what routed guests open, and in what answers that, as libvirt does for the subnets of a network."""
     if legacy:
         program = "ip6tables-legacy" if ":" in plan.mail else "iptables-legacy"
-        rule = f"-I FORWARD -s {plan.subnet} -i virbr1 -o eth0 -m conntrack --ctstate NEW -j ACCEPT"
-        machines.host.run(program, *rule.split())
+        for rule in ("-s {} -i virbr1", "-d {} -o virbr1 -m conntrack --ctstate ESTABLISHED"):
+            machines.host.run(program, *f"-I FORWARD {rule.format(plan.subnet)} -j ACCEPT".split())
     else:
-        match = f'iifname "virbr1" oifname "eth0" {ip(plan)} saddr {plan.subnet} ct state new'
-        machines.host.run("nft", "-f", "-", stdin=f"insert rule inet theirs forward {match} accept")
+        for match in ('iifname "virbr1" {} saddr {}', 'oifname "virbr1" ct state established {} daddr {}'):
+            rule = f"insert rule inet theirs forward {match.format(ip(plan), plan.subnet)} accept"
+            machines.host.run("nft", "-f", "-", stdin=rule)
 
 
-def refuse(machines: Topology, plan: Plan, *, legacy: bool, bridge: str = "virbr0") -> None:
+def refuse(machines: Topology, plan: Plan, *, legacy: bool, bridge: str = "virbr0", behind: bool = False) -> None:
     """Refuse guests' connections to one port, as an administrator does who keeps them from sending mail.
 
-    The rule names no source: one that does would be a ban, and stay ahead of a gate.
+    The rule names no source: one that does would be a ban, and stay ahead of a gate. It comes first, or `behind` that.
     """
     if legacy:
         program = "ip6tables-legacy" if ":" in plan.mail else "iptables-legacy"
-        rule = f"-I FORWARD -i {bridge} -o eth0 -p tcp --dport {PORT} -j REJECT --reject-with tcp-reset"
+        rule = f"-I FORWARD {1 + behind} -i {bridge} -o eth0 -p tcp --dport {PORT} -j REJECT --reject-with tcp-reset"
         machines.host.run(program, *rule.split())
     else:
         match = f'iifname "{bridge}" oifname "eth0" tcp dport {PORT}'
-        machines.host.run("nft", "-f", "-", stdin=f"insert rule inet theirs forward {match} reject with tcp reset")
+        where = "add rule inet theirs forward index 0" if behind else "insert rule inet theirs forward"
+        machines.host.run("nft", "-f", "-", stdin=f"{where} {match} reject with tcp reset")

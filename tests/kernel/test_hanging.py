@@ -3,6 +3,7 @@
 import fcntl
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +22,7 @@ from fwdaemon.legacy.model import TableName
 from fwdaemon.legacy.ruleset import links
 from fwdaemon.netfilter import Netfilter
 from fwdaemon.nftables.backend import NftablesBackend
+from tests import sentences
 from tests.kernel.legacy import helpers, iptables, own
 from tests.kernel.test_nftables import ALL
 from tests.lab.command import run
@@ -77,6 +79,24 @@ def test_a_program_that_works_is_waited_for(tmp_path: Path, ahead: SystemRunner)
     assert ahead.run("nft", "-f", "-", stdin=text).stdout == f"{text}done\n"
 
 
+# `posix_spawn` waits in the kernel until its child executes a program, which opens its input first.
+_UNINTERRUPTED = """
+import os
+os.posix_spawn("/bin/true", ["true"], {}, file_actions=[(os.POSIX_SPAWN_OPEN, 0, os.environ["FIFO"], os.O_RDONLY, 0)])
+print("done")
+"""
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_program_that_the_kernel_keeps_waiting_is_waited_for(tmp_path: Path, ahead: SystemRunner) -> None:
+    """To kill it would not end the wait: `nft` waits so for what others commit, and for what the kernel still frees."""
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "script").write_text(_UNINTERRUPTED, encoding="ascii")
+    later = f"(sleep 2; : >{tmp_path}/fifo) >/dev/null 2>&1 &"
+    program(tmp_path / "nft", f"{later} FIFO={tmp_path}/fifo exec {sys.executable} {tmp_path}/script")
+    assert ahead.run("nft", "list", "tables").stdout == "done\n"
+
+
 @pytest.mark.usefixtures("impatient")
 def test_a_helper_that_stops_while_it_holds_the_lock_is_ended(backend: LegacyBackend, lock_file: Path) -> None:
     backend.apply(ALL, full=False)
@@ -110,7 +130,7 @@ def test_a_held_lock_does_not_keep_nftables_from_healing(lock_file: Path, runner
     with held(lock_file):
         result = netfilter.apply(ALL, full=True)
         assert own_rules(run(["nft", "list", "ruleset"]).stdout, "") == ours
-    assert any("another program has held" in fault for fault in result.faults)
+    assert any("another program has held" in fault for fault in sentences.faults(result))
     netfilter.apply(ALL, full=False)
     assert "kvm-portfwd" in run(["iptables-legacy", "-S", "FORWARD"]).stdout
     netfilter.remove()
@@ -165,7 +185,7 @@ def test_an_iptables_that_hangs_does_not_keep_nftables_from_healing(
     result = netfilter.apply(ALL, full=False)
     assert (tmp_path / "asked").read_text(encoding="ascii") == ours
     assert result.damaged
-    assert any("iptables does not say where it writes to" in fault for fault in result.faults)
+    assert any("iptables does not say where it writes to" in fault for fault in sentences.faults(result))
     hanging.unlink()
     assert not netfilter.apply(ALL, full=True).faults
     netfilter.remove()

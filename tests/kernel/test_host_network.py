@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from fwdaemon.core.report import Setting, SettingKind
 from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Family
 from fwdaemon.kernel import sysctl
+from tests import sentences
 from tests.kernel.host_side import FILTERED, MakeHost, apply, without_forwarding
 from tests.kernel.links import Links
 from tests.lab.netns import open_socket
@@ -46,14 +48,14 @@ def test_what_exposures_need_is_there_and_goes_again(links: Links, begin: MakeHo
     result = apply(host, STATE)
     assert (set(result.mended), result.faults, result.changed) == ({MAIL, ROUTED}, (), True)
     assert [(setting.what, setting.restored) for setting in result.settings] == [(f"{ON} = 1", False)]
-    assert result.notes[0].startswith(NOTED)
+    assert sentences.notes(result)[0].startswith(NOTED)
     assert "198.51.100.8/32" in ours(links)
     assert "203.0.113.64/29 dev virbr1" in ours(links)
     for full in (False, True):
         assert not apply(host, STATE, full=full).changed
     assert not host.preview(STATE).changed
     removed = host.remove(frozenset())
-    assert removed.notes == (f"set {ON} = 0 again: it was off before kvm-portfwd",)
+    assert sentences.notes(removed) == (f"set {ON} = 0 again: it was off before kvm-portfwd",)
     assert (ours(links), removed.faults) == (before, ())
     assert not host.has_turned_on()
 
@@ -83,7 +85,7 @@ def test_what_one_keeper_cannot_do_keeps_the_others_from_nothing(links: Links, b
     other = replace(MAIL, assign="wg0")
     result = apply(begin(), replace(STATE, nats=frozenset({other})))
     assert [exposure for exposure, _ in result.refused] == [other]
-    assert result.faults == ("198.51.100.8 is not assigned to wg0: there is no such interface",)
+    assert sentences.faults(result) == ("198.51.100.8 is not assigned to wg0: there is no such interface",)
     assert "203.0.113.64/29" in ours(links)
 
 
@@ -139,7 +141,7 @@ def test_forwarding_that_libvirt_needs_stays_on(links: Links, begin: MakeHost) -
     apply(host, STATE)
     result = host.remove(frozenset({(Family.IPV4, "default")}))
     assert sysctl.read(ON) == "1"
-    assert result.notes == (
+    assert sentences.notes(result) == (
         "IPv4 forwarding stays on for everything, as libvirt turns it on for its networks: default",
     )
 
@@ -148,11 +150,11 @@ def test_forwarding_that_is_left_to_the_admin_is_a_fault_where_it_is_off(links: 
     left = "and [daemon] ip_forward = false leaves it to you"
     host, state = begin(), Desired(uplinks=frozenset({"eth0"})).having([WEB])
     result = host.apply(state, ip_forward=False)
-    assert result.faults == (f"IPv4 forwarding is off, {left}",)
+    assert sentences.faults(result) == (f"IPv4 forwarding is off, {left}",)
     assert not host.confine(state, ip_forward=False).confined
     links.host.sysctl("ipv4.ip_forward=1", "ipv4.conf.eth0.forwarding=0")
     result = host.apply(state, ip_forward=False)
-    assert result.faults == (f"IPv4 forwarding is off on eth0, {left}",)
+    assert sentences.faults(result) == (f"IPv4 forwarding is off on eth0, {left}",)
     assert (sysctl.read(ON), result.changed) == ("1", False)
 
 
@@ -161,7 +163,7 @@ def test_forwarding_of_one_interface_is_turned_on_and_back(links: Links, begin: 
     host, state = begin(), Desired(uplinks=frozenset({"eth0"}), inside=frozenset({"virbr1"})).having([WEB])
     name = "net.ipv4.conf.eth0.forwarding"
     result = host.apply(state, ip_forward=True, full=True)
-    assert result.faults[0].startswith(f"{name} stays off: no rules keep everything else out")
+    assert sentences.faults(result)[0].startswith(f"{name} stays off: no rules keep everything else out")
     assert (sysctl.read(name), result.settings) == ("0", ())
     assert not host.confine(state, ip_forward=False).switched
     confined = host.confine(state, ip_forward=True)
@@ -189,7 +191,10 @@ def test_ipv6_is_not_forwarded_where_the_host_would_lose_its_route(links: Links,
     links.host.sysctl("ipv6.conf.all.forwarding=0", "ipv6.conf.eth0.accept_ra=1")
     advertise_router(links)
     result = apply(begin(), Desired().having([forward("tcp *:80", "[2001:db8:5::50]:80")]))
-    assert "IPv6 forwarding stays off: it would take away the default route that eth0 learned" in result.faults[0]
+    assert (
+        "IPv6 forwarding stays off: it would take away the default route that eth0 learned"
+        in sentences.faults(result)[0]
+    )
     assert sysctl.read("net.ipv6.conf.all.forwarding") == "0"
 
 
@@ -199,7 +204,7 @@ def test_what_an_earlier_version_turned_on_is_turned_off_once(links: Links, begi
     record = tmp_path / "route-localnet"
     record.write_bytes(b"eth0 0\nvirbr1 0\ngone 0\nlo 1\na/b 0\n\xff\n")
     result = apply(begin(), Desired())
-    assert [setting.what for setting in result.settings] == [f"{name} = 0, which an earlier version turned on"]
+    assert result.settings == (Setting(f"{name} = 0", restored=True, kind=SettingKind.FORMER_SYSCTL),)
     assert (sysctl.read(name), record.exists()) == ("0", False)
 
 
@@ -214,14 +219,12 @@ def test_ports_of_guests_hairpin_while_bridged_frames_are_filtered(links: Links,
     state = Desired().having([WEB])
     sysctl.write(FILTERED, "1")
     host = begin()
-    what = "hairpin mode of bridge port vnet0"
-    assert [(setting.what, setting.restored) for setting in apply(host, state).settings if "vnet0" in setting.what] == [
-        (what, False)
-    ]
+    switched = Setting("vnet0", restored=False, kind=SettingKind.HAIRPIN_MODE)
+    assert switched in apply(host, state).settings
     assert hairpin(links)
     links.host.run("bridge", "link", "set", "dev", "vnet0", "hairpin", "off")
     assert not apply(host, state, full=False).settings
-    assert [(setting.what, setting.restored) for setting in apply(host, state).settings] == [(what, True)]
+    assert apply(host, state).settings == (replace(switched, restored=True),)
     # The next run knows which were ours; what goes with its port is forgotten.
     later = begin()
     sysctl.write(FILTERED, "0")
@@ -292,11 +295,11 @@ def test_nothing_is_changed_that_cannot_be_recorded(needy: Links, begin: MakeHos
         result = apply(host, EVERYTHING, full=full)
         assert switched(needy) == before
         for state_file, what in FAULTS:
-            assert what + REASON.format(directory=tmp_path, state_file=state_file) in result.faults
+            assert what + REASON.format(directory=tmp_path, state_file=state_file) in sentences.faults(result)
         assert MAIL in dict(result.refused)
     unwritable(tmp_path, full=False)
     result = apply(host, EVERYTHING, full=False)
-    assert not [fault for fault in result.faults if "record" in fault]
+    assert not [fault for fault in sentences.faults(result) if "record" in fault]
     assert switched(needy) == CHANGED
     begin().remove(frozenset())
     assert switched(needy) == before

@@ -53,9 +53,9 @@ def test_nothing_is_imported_that_the_kernel_would_not_have_let_in(runner: Syste
     forwards = in_force(found(sample.text))
     asked = 0
     for packet in packets(sample.text):
-        before, now = old(chains, packet), taken(forwards, packet)
-        assert now is None or now == before, packet
-        assert not sample.is_open or now == before, packet
+        now = taken(forwards, packet)
+        if now is not None or sample.is_open:
+            assert now == old(chains, packet), packet
         asked += now is not None
     assert asked or not sample.live
 

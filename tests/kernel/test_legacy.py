@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from fwdaemon.core.exposures import Exposure, Forward, Nat, Route
 from fwdaemon.core.state import Desired
-from fwdaemon.core.types import Family, Protocol
+from fwdaemon.core.types import Family, GateFault, Protocol
 from fwdaemon.legacy.backend import LegacyBackend
 from fwdaemon.legacy.difference import restore_text
 from fwdaemon.legacy.info import existing_tables
@@ -162,7 +162,7 @@ def test_a_link_goes_back_to_the_head(backend: LegacyBackend, table: str) -> Non
     result = backend.apply(EVERYTHING, full=False)
     (change,) = result.gates
     assert (str(change.gate), change.restored) == (f"ip {table}", True)
-    assert change.fault == "another rule was ahead of it"
+    assert change.fault == GateFault.BEHIND_RULE
     listing = saved().partition(f"*{name}\n")[2].partition("COMMIT")[0]
     lines = [line for line in listing.splitlines() if line.startswith(f"-A {chain}")]
     assert [("kvm-portfwd" in line, "theirs" in line) for line in lines[:2]] == [(True, False), (False, True)]

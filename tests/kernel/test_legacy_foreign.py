@@ -10,13 +10,14 @@ import pytest
 
 from fwdaemon.core.bans import BEHIND
 from fwdaemon.core.state import Desired
-from fwdaemon.core.types import Family
+from fwdaemon.core.types import Family, GateFault
 from fwdaemon.legacy.backend import LegacyBackend
 from fwdaemon.legacy.client import HelperClient
 from fwdaemon.legacy.gates import LegacyGates
 from fwdaemon.legacy.info import chain_names
 from fwdaemon.legacy.model import TableName
 from fwdaemon.legacy.translation import counting_rules, packets
+from tests import sentences
 from tests.kernel.legacy import EVERYTHING, iptables
 from tests.kernel.test_nftables import ALL, WEB
 
@@ -73,8 +74,8 @@ def test_gates_are_opened_and_closed_beside_them(clients: dict[Family, HelperCli
     before, gates = theirs(), LegacyGates(clients)
     assert len(gates.preview(frozenset(Family), LABEL, BEHIND).gates) == 2
     assert [change.fault for change in gates.apply(frozenset(Family), LABEL, BEHIND, full=True).gates] == [
-        "it was not there",
-        "it was not there",
+        GateFault.ABSENT,
+        GateFault.ABSENT,
     ]
     assert not gates.apply(frozenset(Family), LABEL, BEHIND, full=True).changed
     assert theirs() == before
@@ -97,17 +98,16 @@ def test_connections_are_counted_beside_them(backend: LegacyBackend, family: Fam
     }
 
 
-@pytest.mark.parametrize("family", Family)
 @pytest.mark.parametrize(
-    ("table", "hook", "jump"),
+    ("family", "table", "hook", "jump"),
     [
-        ("filter", "INPUT", "-j KVMPF_FWD"),
-        ("filter", "KVMPF_ADMIN", "-g KVMPF_FWD"),
-        ("mangle", "INPUT", "-g KVMPF_FWD"),
-        ("nat", "KVMPF_ADMIN", "-j KVMPF_PRE"),
-        ("nat", "OUTPUT", "-j KVMPF_PRE"),
-        ("filter", "FORWARD", "-j KVMPF_FWD -i eth9"),
-        ("nat", "OUTPUT", "-j KVMPF_OUT"),
+        (Family.IPV4, "filter", "INPUT", "-j KVMPF_FWD"),
+        (Family.IPV6, "filter", "KVMPF_ADMIN", "-g KVMPF_FWD"),
+        (Family.IPV4, "mangle", "INPUT", "-g KVMPF_FWD"),
+        (Family.IPV6, "nat", "KVMPF_ADMIN", "-j KVMPF_PRE"),
+        (Family.IPV4, "nat", "OUTPUT", "-j KVMPF_PRE"),
+        (Family.IPV6, "filter", "FORWARD", "-j KVMPF_FWD -i eth9"),
+        (Family.IPV4, "nat", "OUTPUT", "-j KVMPF_OUT"),
     ],
 )
 def test_a_chain_that_others_lead_to_is_emptied_and_left(
@@ -122,7 +122,7 @@ def test_a_chain_that_others_lead_to_is_emptied_and_left(
     # What needs no table mangle empties its chains.
     backend.apply(ALL, full=False)
     result = backend.remove()
-    (fault,) = result.faults
+    (fault,) = sentences.faults(result)
     assert f"the chain {chain} in the legacy table {table} of IPv{family} is empty now, but stays" in fault
     assert backend.preview(Desired()).faults == backend.remove().faults == result.faults
     assert (theirs(), ours()) == (before, [f":{chain} - [0:0]".encode(), *hanging])

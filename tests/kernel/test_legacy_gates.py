@@ -7,7 +7,7 @@ import pytest
 
 from fwdaemon.core.bans import BEHIND
 from fwdaemon.core.report import Actor, ActorKind
-from fwdaemon.core.types import Family
+from fwdaemon.core.types import Family, GateFault
 from fwdaemon.legacy.backend import LegacyBackend
 from fwdaemon.legacy.client import HelperClient
 from fwdaemon.legacy.gates import LegacyGates, LegacyMonitor
@@ -36,7 +36,7 @@ def test_a_gate_is_opened_where_connections_could_be_refused(gates: LegacyGates,
     assert not gates.apply(frozenset(Family), 25, BEHIND, full=True).changed
     iptables("-I", "FORWARD", "-j", "DROP")
     (change,) = gates.apply(frozenset(Family), 25, BEHIND, full=False).gates
-    assert (change.restored, change.fault) == (True, "another rule was ahead of it")
+    assert (change.restored, change.fault) == (True, GateFault.BEHIND_RULE)
     rules = [line for line in saved().splitlines() if line.startswith("-A FORWARD")]
     assert rules[0] == '-A FORWARD -m connlabel --label "25" -m comment --comment kvm-portfwd -j ACCEPT'
     gates.apply((), 25, BEHIND, full=False)
@@ -50,7 +50,7 @@ def test_a_gate_that_matches_twice_is_mended(gates: LegacyGates) -> None:
     narrowed = "-m connlabel --label 24 -m connlabel --label 25 -m comment --comment kvm-portfwd"
     iptables("-I", "FORWARD", *narrowed.split(), "-j", "ACCEPT")
     (change,) = gates.apply({Family.IPV4}, 25, BEHIND, full=True).gates
-    assert change.fault == "it was not as we made it"
+    assert change.fault == GateFault.ALTERED
     assert own().splitlines() == ['-A FORWARD -m connlabel --label "25" -m comment --comment kvm-portfwd -j ACCEPT']
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from fwdaemon.core.exposures import Exposure
 from fwdaemon.core.state import Desired
+from tests import sentences
 from tests.kernel.host_side import MakeHost, apply, without_forwarding
 from tests.kernel.links import Links
 from tests.lab.place import wait_until
@@ -131,7 +132,7 @@ def test_a_port_that_a_process_has_is_named_and_taken_once_it_is_free(
     host, state = begin(), local(forward("tcp *:8000", "192.168.123.1:9"))
     taken = at_end.enter_context(socket.create_server(at_loopback(8000)))
     fault = "tcp port 8000 of 127.0.0.1 does not lead to web1: a process of the host listens there"
-    assert apply(host, state).faults == (fault,)
-    assert apply(host, state, full=False).faults == (fault,)
+    assert sentences.faults(apply(host, state)) == (fault,)
+    assert sentences.faults(apply(host, state, full=False)) == (fault,)
     taken.close()
     wait_until(lambda: not apply(host, state).faults, "the port is free")

@@ -18,6 +18,7 @@ from fwdaemon.hostnet.neighbour_listener import Duty, Listener, Turns
 from fwdaemon.hostnet.neighbour_proxy import NeighbourProxies
 from fwdaemon.hostnet.owned_state import OwnedStateFile
 from fwdaemon.kernel.process import budget_of_guests
+from tests import sentences
 from tests.kernel.asker import Asker
 from tests.kernel.links import Links
 from tests.lab.limits import no_descriptors
@@ -260,7 +261,7 @@ def test_nothing_is_asked_while_nothing_is_wanted(make: Make) -> None:
 def test_an_interface_that_is_not_there_is_a_fault(links: Links, make: Make, interface: str) -> None:
     before, kept, wrong = shown(links), make(), route(WIDE, proxy=interface)
     wanted = shown_by_guests(GUEST) | {Proxied(wrong, ip_address(GUEST_IN_WIDE))}
-    (fault,) = kept.apply(frozenset({NARROW_ROUTE, wrong}), wanted).faults
+    (fault,) = sentences.faults(kept.apply(frozenset({NARROW_ROUTE, wrong}), wanted))
     assert GUEST in entries(links)
     assert fault.startswith(f"cannot answer for {WIDE} on ")
     assert fault.endswith("there is no such interface")
@@ -355,13 +356,13 @@ def test_too_many_subnets_are_a_fault(links: Links, make: Make) -> None:
     subnets = [f"2001:db8:9:{number:x}::/64" for number in range(1000)]
     links.host.ip(*(f"route add {subnet} dev virbr1" for subnet in subnets))
     routes = frozenset(route(subnet, proxy="eth0") for subnet in subnets)
-    (fault,) = make().apply(routes, NO_ADDRESS).faults
+    (fault,) = sentences.faults(make().apply(routes, NO_ADDRESS))
     assert fault.startswith("cannot listen for questions about ")
 
 
 def test_nobody_has_mac_addresses_on_a_tunnel(links: Links, make: Make) -> None:
     links.host.ip("tuntap add tun0 mode tun", "link set tun0 up", "address add 2001:db8:7::1/64 dev tun0")
-    (fault,) = make().apply(frozenset({route(WIDE, proxy="tun0")}), NO_ADDRESS).faults
+    (fault,) = sentences.faults(make().apply(frozenset({route(WIDE, proxy="tun0")}), NO_ADDRESS))
     assert fault == f"cannot listen for questions about {WIDE} on tun0: the link has no MAC addresses"
 
 
@@ -371,7 +372,7 @@ def test_only_what_is_routed_to_the_network_is_answered_for(links: Links, make: 
     assert kept.apply(ALL, SHOWN).changed
     links.host.ip("address add 2001:db8:1::2/64 dev eth0", "address add 2001:db8:5::41/125 dev eth0")
     links.host.ip(f"route replace {NARROW} dev eth0")
-    faults = kept.apply(ALL, SHOWN).faults
+    faults = sentences.faults(kept.apply(ALL, SHOWN))
     assert faults == tuple(
         f"cannot answer for {subnet} on eth0: its addresses are not routed to virbr1"
         for subnet in sorted((NARROW, NARROW6, WIDE))

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from fwdaemon.core.exposures import Exposure
 from fwdaemon.core.state import Desired
-from fwdaemon.core.types import Family, Gate, Protocol
+from fwdaemon.core.types import Family, Gate, GateFault, Protocol
 from fwdaemon.kernel.process import Finished, SystemRunner
 from fwdaemon.nftables.backend import NftablesBackend
 from fwdaemon.nftables.generation import current_generation
@@ -18,6 +18,7 @@ from fwdaemon.nftables.model import Table
 from fwdaemon.nftables.readback import read_table
 from fwdaemon.nftables.ruleset import tables
 from fwdaemon.resolve.flows import Flow
+from tests import sentences
 from tests.lab.place import wait_until
 from tests.lab.rules import foreign_rules
 from tests.unit.forwards import address, forward, in_ipv6, nat, route, some_states
@@ -273,7 +274,7 @@ def test_gates_are_opened_first_kept_first_and_closed(
     runner.run("nft", "insert", "rule", "inet", "theirs", "forward", "drop")
     runner.run("iptables-nft", "-I", "FORWARD", "1", "-j", "DROP")
     moved = backend.apply(desired, full=False).gates
-    assert {(change.restored, change.fault) for change in moved} == {(True, "another rule was ahead of it")}
+    assert {(change.restored, change.fault) for change in moved} == {(True, GateFault.BEHIND_RULE)}
     assert len(moved) == 3
 
     runner.run("iptables-nft", "-D", "FORWARD", "1")
@@ -316,7 +317,7 @@ def test_a_gate_that_is_refused_stops_nothing_else(backend: NftablesBackend, run
         desired = replace(ALL, gates=(Gate("inet", "theirs", "forward"),))
         result = backend.apply(desired, full=False)
         assert result.mended == ALL.forwards
-        assert ["may own that table alone" in fault for fault in result.faults] == [True]
+        assert ["may own that table alone" in fault for fault in sentences.faults(result)] == [True]
         assert result.gates == ()
         assert not backend.apply(desired, full=True).changed
         owner.stdin.close()

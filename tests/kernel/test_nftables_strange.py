@@ -13,6 +13,7 @@ from fwdaemon.errors import KernelError, ProcessError
 from fwdaemon.kernel.process import Finished, SystemRunner
 from fwdaemon.nftables.backend import NftablesBackend
 from fwdaemon.nftables.model import FoundRule
+from tests import sentences
 from tests.kernel.test_nftables import ALL, HOSTILE, LIBVIRT, MAIL, WEB
 from tests.unit.forwards import forward
 
@@ -126,7 +127,7 @@ def test_exposures_do_not_wait_until_orphaned_gates_can_be_looked_for(
         patch.setattr("fwdaemon.nftables.existing.rules_holding", changing)
         result = backend.apply(bare, full=False)
         assert result.mended == {MAIL}
-        assert any("cannot search other chains" in fault for fault in result.faults)
+        assert any("cannot search other chains" in fault for fault in sentences.faults(result))
         assert backend.apply(bare, full=False).faults
     assert not backend.apply(bare, full=False).faults
     assert "kvm-portfwd" not in runner.run("nft", "list", "table", "inet", "theirs").stdout

@@ -25,6 +25,7 @@ _SIGNS = {
     r"  promised (None|Fate\(where='host').*\n  came to .*Fate\(where='(mail|peer|far|routed)'",
     "impostors": r"first: .*sender='(mail|peer|far|routed)'.*\n  promised None\n  came to .*where='outside'",
     "late label": r"first: .*port=25,.*\n  promised None\n  came to .*where='outside'",
+    "no label": r"next after the change: .*port=25,.*\n  promised None\n  came to .*where='outside'",
     "ended": r"answer after the change: .*\n  promised None\n  came to .*Fate\(",
 }
 

@@ -8,6 +8,7 @@ from fwdaemon.core.exposures import Nat
 from fwdaemon.core.report import ApplyResult
 from fwdaemon.hostnet.owned_state import OwnedStateFile
 from fwdaemon.hostnet.public_addresses import PublicAddresses
+from tests import sentences
 from tests.kernel.links import Links
 from tests.unit.forwards import nat
 
@@ -139,7 +140,7 @@ def test_an_interface_that_is_not_there_is_a_fault(links: Links, tmp_path: Path,
     before, kept = shown(links), keeper(tmp_path)
     result = kept.apply(ONE6 | {nat(OURS, "192.168.123.60", assign=interface)})
     assert result.mended == ONE6
-    (fault,) = result.faults
+    (fault,) = sentences.faults(result)
     assert fault.startswith(f"{OURS} is not assigned to ")
     assert fault.endswith("there is no such interface")
     assert fault.isprintable()
@@ -165,7 +166,7 @@ def test_where_there_is_nobody_to_tell_an_address_is_held_even_so(links: Links, 
 def test_a_refused_address_is_a_fault(links: Links, tmp_path: Path) -> None:
     links.host.sysctl("ipv6.conf.eth0.disable_ipv6=1")
     kept = keeper(tmp_path)
-    (fault,) = kept.apply(BOTH).faults
+    (fault,) = sentences.faults(kept.apply(BOTH))
     assert fault.startswith("2001:db8::8 is not assigned to eth0: ")
     assert OwnedStateFile("addresses", tmp_path).records == ({"interface": "eth0", "address": OURS},)
     links.host.sysctl("ipv6.conf.eth0.disable_ipv6=0")

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from fwdaemon.core.report import Actor, ActorKind
+from fwdaemon.core.pace import Origin, origin
+from fwdaemon.core.report import Actor, ActorKind, Reason, ReasonKind
 from fwdaemon.hostnet.owned_state import Ipv6Bridges, OwnedStateFile
 from fwdaemon.hostnet.routes import RouteKeeper
-from fwdaemon.kernel.route_watch import RouteWatch
+from fwdaemon.kernel.process import budget_of_guests
+from fwdaemon.kernel.route_watch import RouteWatch, UplinkWatch
 from tests.kernel.links import Links
 from tests.unit.forwards import route
 
@@ -119,3 +121,35 @@ def test_what_could_not_be_followed_asks_for_a_full_pass(links: Links) -> None:
         watch.close()
 
     asyncio.run(overflow())
+
+
+@pytest.mark.parametrize(
+    ("line", "cause"),
+    [
+        ("route add ::/0 via fe80::1 dev virbr1 proto ra", Origin.GUESTS),
+        ("route add 2001:db8:77::/64 dev virbr1 proto kernel expires 60", Origin.GUESTS),
+        ("route add ::/0 via fe80::1 dev virbr1", Origin.OTHERS),
+        ("route add 2001:db8:77::/48 via fe80::1 dev virbr1 proto bird", Origin.OTHERS),
+        ("route add 203.0.113.128/25 dev virbr1 proto kernel", Origin.OTHERS),
+    ],
+)
+def test_what_an_advertisement_can_change_is_charged_to_guests_and_nothing_else(
+    links: Links, line: str, cause: Origin
+) -> None:
+    said: list[Reason] = []
+
+    async def listen() -> None:
+        heard = asyncio.Event()
+
+        def hear(reason: Reason) -> None:
+            said.append(reason)
+            heard.set()
+
+        watch = UplinkWatch(hear, budget_of_guests())
+        watch.start()
+        await asyncio.to_thread(links.host.ip, line)
+        await asyncio.wait_for(heard.wait(), PATIENCE)
+        watch.close()
+
+    asyncio.run(listen())
+    assert [(reason.kind, reason.subject, origin(reason)) for reason in said] == [(ReasonKind.ROUTE, "virbr1", cause)]

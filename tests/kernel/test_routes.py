@@ -11,6 +11,7 @@ from fwdaemon.core.report import ApplyResult, Setting
 from fwdaemon.errors import KernelError
 from fwdaemon.hostnet.owned_state import Ipv6Bridges, OwnedStateFile
 from fwdaemon.hostnet.routes import RouteKeeper
+from tests import sentences
 from tests.kernel.links import Links
 from tests.lab.limits import no_descriptors
 from tests.lab.place import wait_until
@@ -105,8 +106,11 @@ def test_a_route_of_somebody_else_is_left_and_told(links: Links, tmp_path: Path,
     links.host.ip(f"route add {subnet} dev eth0 proto static {metric}")
     before, kept = shown(links), keeper(tmp_path)
     result = kept.apply(frozenset({route(subnet)}))
-    (fault,) = result.faults
-    assert result == ApplyResult(faults=(fault,), refused=((route(subnet), fault),))
+    (fault,) = sentences.faults(result)
+    assert result == ApplyResult(
+        faults=result.faults, refused=tuple((route(subnet), each) for _, each in result.refused)
+    )
+    assert tuple(each for _, each in result.refused) == result.faults
     assert fault.startswith(
         f"{subnet} is not routed to network public: it is already routed to eth0 by another program"
     )
@@ -120,7 +124,7 @@ def test_a_route_of_somebody_else_is_left_and_told(links: Links, tmp_path: Path,
 def test_a_subnet_that_somebody_refuses_is_left_so(links: Links, tmp_path: Path) -> None:
     links.host.ip(f"route add blackhole {OURS}", f"route add unreachable {OURS6}")
     before, kept = shown(links), keeper(tmp_path)
-    faults = kept.apply(BOTH).faults
+    faults = sentences.faults(kept.apply(BOTH))
     assert [fault.split()[0] for fault in faults] == [OURS6, OURS]
     assert all("remove that" in fault for fault in faults)
     kept.apply(NOTHING)
@@ -141,7 +145,7 @@ def test_a_route_of_somebody_else_to_the_same_bridge_will_do(links: Links, tmp_p
 def test_a_subnet_that_is_on_another_link_is_told(links: Links, tmp_path: Path, subnet: str, address: str) -> None:
     assign(links, address, "eth0")
     before, kept = shown(links), keeper(tmp_path)
-    (fault,) = kept.apply(frozenset({route(subnet)})).faults
+    (fault,) = sentences.faults(kept.apply(frozenset({route(subnet)})))
     assert "already routed to eth0 by another program (protocol kernel)" in fault
     assert shown(links) == before
 
@@ -158,14 +162,14 @@ def test_a_route_of_somebody_else_that_comes_first_is_told(links: Links, tmp_pat
     kept, wanted = keeper(tmp_path), frozenset({route(OURS6)})
     kept.apply(wanted)
     links.host.ip(f"route add {OURS6} dev eth0 metric 5")
-    (fault,) = kept.apply(wanted).faults
+    (fault,) = sentences.faults(kept.apply(wanted))
     assert "already routed to eth0 by another program (protocol boot)" in fault
     links.host.ip(f"route del {OURS6} dev eth0 metric 5")
     assert kept.apply(wanted) == ApplyResult()
 
 
 def test_an_address_of_the_host_itself_is_no_route(links: Links, tmp_path: Path) -> None:
-    (fault,) = keeper(tmp_path).apply(frozenset({route("198.51.100.1/32")})).faults
+    (fault,) = sentences.faults(keeper(tmp_path).apply(frozenset({route("198.51.100.1/32")})))
     assert fault == "198.51.100.1/32 is not routed to network public: it is an address of this host"
     assert "proto 107" not in shown(links)
 
@@ -174,11 +178,11 @@ def test_a_bridge_that_is_not_there_or_down_is_told_and_its_return_mends(links: 
     kept = keeper(tmp_path)
     kept.apply(BOTH)
     links.host.ip("link set virbr1 down")
-    assert [fault.split(":")[-1] for fault in kept.apply(frozenset({route(OURS)})).faults] == [
+    assert [fault.split(":")[-1] for fault in sentences.faults(kept.apply(frozenset({route(OURS)})))] == [
         " Device for nexthop is not up"
     ]
     links.host.ip("link del virbr1")
-    assert all(fault.endswith("there is no bridge virbr1") for fault in kept.apply(BOTH).faults)
+    assert all(fault.endswith("there is no bridge virbr1") for fault in sentences.faults(kept.apply(BOTH)))
     links.host.ip("link add virbr1 type bridge", "link set virbr1 up")
     assert kept.apply(BOTH) == ApplyResult(mended=BOTH, changed=True)
 
@@ -189,7 +193,7 @@ def test_a_hostile_bridge_is_a_fault(links: Links, tmp_path: Path, bridge: str) 
     result = kept.apply(frozenset({route(OURS6, bridge), route(OURS)}))
     assert result.mended == {route(OURS)}
     assert result.faults
-    assert all(fault.isprintable() for fault in result.faults)
+    assert all(fault.isprintable() for fault in sentences.faults(result))
     kept.apply(NOTHING)
     assert shown(links) == before
 

@@ -15,7 +15,8 @@ import pytest
 
 from fwdaemon.core.inventory import Domain, Inventory, Metadata, Occupied
 from fwdaemon.core.types import Family, Listener, Protocol
-from fwdaemon.kernel.listeners import Holders, listeners, with_occupied
+from fwdaemon.errors import KernelError
+from fwdaemon.kernel.listeners import Holders, listeners, ports_in_use, with_occupied
 from tests.lab.command import run
 from tests.unit.forwards import address
 
@@ -78,10 +79,24 @@ def test_what_the_host_waits_on_is_its_own_but_for_loopback_and_the_ports_of_cli
     nobody = Inventory((Domain("web", UUID(int=1), running=True),), (), ())
     assert not with_occupied(nobody).occupied
     asking = replace(nobody, domains=(Domain("web", UUID(int=1), running=True, metadata=Metadata(())),))
-    assert with_occupied(asking).occupied == {
+    assert set(with_occupied(asking).occupied or ()) == {
         *(Occupied(Protocol.TCP, None, port) for port in (22, 40000)),
         *(Occupied(Protocol.UDP, None, port) for port in (53, 32767, 61000)),
     }
+
+
+def test_that_the_kernel_does_not_tell_is_unknown_and_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    def silent() -> list[Listener]:
+        raise KernelError("the kernel does not report which sockets listen: no such thing")
+
+    asking = Inventory((Domain("web", UUID(int=1), running=True, metadata=Metadata(())),), (), ())
+    for _ in range(2):
+        assert with_occupied(asking, silent).occupied is None
+        assert ports_in_use(silent) is None
+    (record,) = caplog.records
+    assert record.getMessage().startswith("domains get no port that they do not have yet: the kernel does not report")
+    assert with_occupied(asking, list).occupied == frozenset()
+    assert ports_in_use(list) == frozenset()
 
 
 @pytest.mark.usefixtures("namespace")

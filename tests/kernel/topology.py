@@ -33,14 +33,16 @@ _OFF = (
 # Every server is on this port.
 PORT = 80
 
-# Everything is refused that no gate lets through, apart from what `mail` opens to the outside, as libvirt lets out what
-# its guests open; and guests of libvirt's usual networks are masqueraded.
+# Everything is refused that no gate lets through, apart from what `mail` opens to the outside, and its answers, as
+# libvirt lets out what its guests open; and guests of libvirt's usual networks are masqueraded.
 _THEIRS = """
 table inet theirs {
     chain forward {
         type filter hook forward priority filter; policy accept;
         iifname "virbr0" oifname "eth0" ip saddr 192.168.122.50 accept
         iifname "virbr0" oifname "eth0" ip6 saddr 2001:db8:122::50 accept
+        oifname "virbr0" ip daddr 192.168.122.50 ct state established,related accept
+        oifname "virbr0" ip6 daddr 2001:db8:122::50 ct state established,related accept
         meta l4proto tcp reject with tcp reset
         reject
     }
@@ -57,6 +59,7 @@ _THEIRS_LEGACY = """
 COMMIT
 *filter
 -A FORWARD -s {mail} -i virbr0 -o eth0 -j ACCEPT
+-A FORWARD -d {mail} -o virbr0 -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
 -A FORWARD -p tcp -j REJECT --reject-with tcp-reset
 -A FORWARD -j REJECT
 COMMIT

@@ -131,6 +131,10 @@ def _build_root(target: Path, release: Release, packages: tuple[str, ...]) -> No
     base = ["--variant=minbase", "--include=ca-certificates", release, str(target), *mirror()]
     run(["unshare", "-m", "-p", "-f", "--kill-child", "debootstrap", *base], timeout=1200)
     shutil.copy(Path("/") / _CERTIFICATES, target / _CERTIFICATES)
+    _install(target, packages)
+
+
+def _install(target: Path, packages: tuple[str, ...]) -> None:
     with _apt_settings(target):
         _apt(target, "update")
         _apt(target, "install", "--yes", "--no-install-recommends", *packages)
@@ -138,7 +142,11 @@ def _build_root(target: Path, release: Release, packages: tuple[str, ...]) -> No
 
 
 def _build_machine(target: Path, release: Release, packages: tuple[str, ...]) -> None:
-    _build_root(target, release, packages)
+    if release is own_release():
+        _build_root(target, release, packages)
+    else:
+        run(["cp", "--archive", "--reflink=auto", "--no-target-directory", release_root(release), target], timeout=300)
+        _install(target, packages)
     run(["chroot", target, "sh", "-s"], stdin=(_MACHINE / "setup.sh").read_text(encoding="utf-8"), timeout=300)
 
 

@@ -37,10 +37,14 @@ class LxcGuest(Guest):
         return domain
 
     def define(self) -> Self:
-        """Make it known to libvirt; the first guest of a host builds the root directory."""
-        self.host.run("sh", "-c", 'test -x "$2/init" || sh "$1" "$2"', "sh", f"{SOURCE}/tests/lab/guest/build", _ROOT)
+        """Make it known to libvirt."""
+        self.prepare()
         super().define()
         return self
+
+    def prepare(self) -> None:
+        """Build the root directory that all guests of a host share, unless it is there."""
+        self.host.run("sh", "-c", 'test -x "$2/init" || sh "$1" "$2"', "sh", f"{SOURCE}/tests/lab/guest/build", _ROOT)
 
     def start(self) -> Self:
         """Start it, and wait until its page can be had."""

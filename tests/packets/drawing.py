@@ -50,6 +50,13 @@ def changed(lot: random.Random, entries: list[str]) -> tuple[Config, list[str]]:
     return accepted([*kept, *other, *(_entry(lot) for _ in range(lot.randint(0, 2)))], HEAD)
 
 
+def more_refusals(lot: random.Random, before: Sequence[Refusal]) -> tuple[Refusal, ...]:
+    """Draw what an administrator refuses later, and first: a ban that stands behind anything else comes too late."""
+    drawn = lot.choice([*_REFUSALS, _BY_BRIDGE, _BY_BRIDGE])
+    bans = tuple(refusal for refusal in drawn if refusal.sources)
+    return bans if bans or any(refusal.sources for refusal in before) else drawn
+
+
 def narrowed(lot: random.Random, entry: str) -> str:
     """Write an entry with another interface, or for other sources."""
     if "[[forward]]" not in entry:

@@ -3,7 +3,20 @@
 from fwdaemon.config.model import Config, ForwardEntry
 from fwdaemon.core.types import Address
 from tests.packets.plan import HOLDER, LINK, LOCAL, UPLINK
-from tests.packets.promise import Fate, Led, Packet, Place, claims_on, fate, leaves_by_route, public_of, taker, within
+from tests.packets.promise import (
+    Fate,
+    Led,
+    Packet,
+    Place,
+    claims_on,
+    fate,
+    is_let_in,
+    is_refused,
+    leaves_by_route,
+    public_of,
+    taker,
+    within,
+)
 
 
 def answer_to(packet: Packet, met: Fate, client_port: int, number: int) -> Packet:
@@ -28,9 +41,15 @@ def fate_of_answer(before: Place, after: Place, packet: Packet, answer: Packet) 
 
 
 def fate_of_more(before: Place, after: Place, packet: Packet, answer: Packet | None) -> Fate | None:
-    """Tell what becomes of a client's next packet after a change, and after an answer, which the host gives none."""
-    is_resumed = answer is not None and fate_of_answer(before, after, packet, answer) == answered(packet)
-    return fate(before if is_resumed else after, packet)
+    """Tell what becomes of a client's next packet after a change, and after an answer, which the host gives none.
+
+    What an administrator refuses since then holds for what guests opened, too.
+    """
+    if answer is None or fate_of_answer(before, after, packet, answer) != answered(packet):
+        return fate(after, packet)
+    met = fate(before, packet)
+    ours = is_let_in(before.config, packet)
+    return None if met is None or is_refused(after, packet, met.port, ours=ours) else met
 
 
 def goes_on(before: Place, after: Place, packet: Packet) -> bool:

@@ -166,21 +166,39 @@ def _passes(place: Place, packet: Packet, led: Led | None, port: int) -> bool:
         return True
     if goes_out == UPLINK and _is_impostor(place.config, packet):
         return False
-    routes = [route.subnet for route in place.config.routes]
-    if goes_out == BRIDGES[1] and _among(packet.to, routes) and not is_forged(place.config, packet):
-        return True
-    if leaves_by_route(place.config, packet) and not _among(packet.source, NETWORKS):
-        # Libvirt refuses it, so a gate lets it out, which no refusal but a ban outranks.
+    if is_routed(place.config, packet):
         return True
     return not met and _libvirt_lets(place, packet, came_in, goes_out)
 
 
+def is_refused(place: Place, packet: Packet, port: int, *, ours: bool) -> bool:
+    """Whether an administrator refuses a packet of a connection that goes on, which goes to this port of its receiver.
+
+    What is ours, since an exposure let its first packet in, passes all but bans.
+    """
+    met = [refusal for refusal in place.refusals if refusal.meets(packet, port)]
+    return any(refusal.sources or not ours for refusal in met)
+
+
+def is_let_in(config: Config, packet: Packet) -> bool:
+    """Whether an exposure lets in what a packet begins, and no rule of others is asked."""
+    return taker(config, packet) is not None or is_routed(config, packet)
+
+
+def is_routed(config: Config, packet: Packet) -> bool:
+    """Whether a route lets it in, or out where libvirt would refuse that."""
+    if packet.to in LOCAL:
+        return False
+    routes = [route.subnet for route in config.routes]
+    enters = LINK[HOLDER[packet.to]] == BRIDGES[1] and _among(packet.to, routes) and not is_forged(config, packet)
+    return enters or leaves_by_route(config, packet)
+
+
 def leaves_by_route(config: Config, packet: Packet) -> bool:
-    """Whether a routed guest opens it to the outside."""
+    """Whether a routed guest opens it to the outside, and a route lets it do so: libvirt does for its own subnets."""
     away = packet.to not in LOCAL and LINK[HOLDER[packet.to]] == UPLINK
-    return (
-        away and LINK[packet.sender] == BRIDGES[1] and _among(packet.source, (route.subnet for route in config.routes))
-    )
+    let_out = away and LINK[packet.sender] == BRIDGES[1] and not _among(packet.source, NETWORKS)
+    return let_out and _among(packet.source, (route.subnet for route in config.routes))
 
 
 def _is_impostor(config: Config, packet: Packet) -> bool:

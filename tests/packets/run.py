@@ -68,7 +68,8 @@ def play(on: Side, seed: int, number: int, *, theft: Theft | None = None, sweepi
     before, entries = drawing.place(lot)
     sent = list(drawing.packets(lot, before.config, number))
     config, changed = drawing.changed(lot, entries)
-    stages = Stage(before, entries), Stage(replace(before, config=config), changed)
+    after = replace(before, config=config, refusals=before.refusals + drawing.more_refusals(lot, before.refusals))
+    stages = Stage(before, entries), Stage(after, changed)
     return Round(on, stages, sent, theft, sweeping=sweeping).play()
 
 
@@ -135,6 +136,7 @@ class Round:
         self._expect("answer", {n: (answers[n], answered(open_[n][0])) for n in answers})
         before, after = self._now.place, self._next.place
         self._now = self._next
+        theirs.refuse(self._on.world.host, after.refusals[len(before.refusals) :], legacy=self._on.legacy)
         self._apply(after)
         later = {n: replace(answer, number=n + _ANSWERS_LATER) for n, answer in answers.items()}
         told = {n: fate_of_answer(before, after, open_[n][0], answer) for n, answer in later.items()}
@@ -161,8 +163,8 @@ class Round:
         met = arrived.get(packet.number, [])
         self._result.delivered += bool(met)
         if not same(expected, met):
-            told = "\n".join([f"{what}: {packet}", f"  promised {expected}", f"  came to {met}", *self._now.entries])
-            self._result.differences.append(told)
+            told = [f"{what}: {packet}", f"  promised {expected}", f"  came to {met}"]
+            self._result.differences.append("\n".join([*told, *self._now.entries, *map(str, self._now.place.refusals)]))
 
     def _foretold(self, chains: Sequence[BaseChain], packet: Packet, arrived: Arrived) -> None:
         prediction, met = predict(chains, packet), arrived.get(packet.number, [])

@@ -73,12 +73,26 @@ def _late_label(host: Node, legacy: bool) -> None:  # noqa: FBT001  as every the
             host.run("nft", rule)
 
 
+def _no_label(host: Node, legacy: bool) -> None:  # noqa: FBT001  as every theft
+    """Label what guests open once it has passed the filters, so that gates outrank what is refused later."""
+    for address in (address for guest in (*GUESTS, "routed") for address in HELD[guest]):
+        family = Family.of(address)
+        if legacy:
+            program = "iptables-legacy" if family is Family.IPV4 else "ip6tables-legacy"
+            rule = f"-t nat -I POSTROUTING -s {address} -o {UPLINK} -m connlabel --label 25 --set"
+            host.run(program, *rule.split())
+        elif family.word in _our_tables(host):
+            match = f'{family.word} saddr {address} oifname "{UPLINK}"'
+            host.run("nft", f"insert rule {family.word} kvm_portfwd postrouting {match} ct label set 25")
+
+
 THEFTS: Final[Mapping[str, Theft]] = {
     "strangers": _strangers,
     "homes": _homes,
     "links": _links,
     "impostors": _impostors,
     "late label": _late_label,
+    "no label": _no_label,
     "ended": _ended,
 }
 

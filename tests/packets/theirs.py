@@ -1,6 +1,6 @@
 """The rules of others on the host: libvirt's for two networks, an administrator's refusals, and a tool that marks."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Final
 
 from fwdaemon.core.types import Family, Gate
@@ -69,6 +69,18 @@ def load(host: Node, place: Place, *, legacy: bool) -> None:
         program = "iptables-legacy-restore" if family is Family.IPV4 else "ip6tables-legacy-restore"
         host.run(program, stdin=_saved(family, place) if legacy else "*mangle\nCOMMIT\n*filter\nCOMMIT\n*nat\nCOMMIT\n")
     host.run("conntrack", "--flush")
+
+
+def refuse(host: Node, refusals: Iterable[Refusal], *, legacy: bool) -> None:
+    """Have the administrator refuse more, at the head of all."""
+    for refusal in refusals:
+        if not legacy:
+            host.run("nft", f"insert rule {GATE} {_refused(refusal)}")
+            continue
+        for family in Family:
+            program = "iptables-legacy" if family is Family.IPV4 else "ip6tables-legacy"
+            for line in _refused_lines(family, refusal):
+                host.run(program, *line.replace("-A", "-I").split())
 
 
 def _native(place: Place) -> str:

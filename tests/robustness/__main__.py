@@ -13,7 +13,7 @@ from typing import Final
 from tests.lab.host import SOURCE
 
 _PAGE: Final = "docs/robustness.md"
-_WHAT: Final = ("chaos", "endurance", "packets", "fuzz")
+_WHAT: Final = ("chaos", "endurance", "turnover", "packets", "fuzz")
 _SIDES: Final = ("nftables", "iptables", "legacy")
 _LONG_RUN_ON: Final = "nftables"
 # The rule systems, of which iptables-nft is none of its own.
@@ -27,12 +27,13 @@ class Length:
     rounds: int
     events: int
     wipes: int
+    domains: int
     configurations: int
     fuzz_seconds: int
 
 
-_FULL: Final = Length(rounds=300, events=100_000, wipes=10_000, configurations=1000, fuzz_seconds=3600)
-_QUICK: Final = Length(rounds=10, events=300, wipes=40, configurations=5, fuzz_seconds=81)
+_FULL: Final = Length(rounds=300, events=100_000, wipes=10_000, domains=500, configurations=1000, fuzz_seconds=3600)
+_QUICK: Final = Length(rounds=10, events=300, wipes=40, domains=20, configurations=5, fuzz_seconds=81)
 
 
 def commands(what: list[str], sides: list[str], length: Length) -> Iterator[list[str]]:
@@ -45,6 +46,9 @@ def commands(what: list[str], sides: list[str], length: Length) -> Iterator[list
         for side in sides or [_LONG_RUN_ON]:
             counts = f"--events={length.events}", f"--wipes={length.wipes}"
             yield [*python, "tests.endurance", *counts, f"--side={side}"]
+    if "turnover" in what:
+        for side in [side for side in _SYSTEMS if side in (sides or _SYSTEMS)]:
+            yield [*python, "tests.turnover", f"--domains={length.domains}", f"--side={side}"]
     if "packets" in what:
         for side in [side for side in _SYSTEMS if side in (sides or _SYSTEMS)]:
             yield [*python, "tests.packets", f"--rounds={length.configurations}", f"--side={side}"]

@@ -10,6 +10,7 @@ from tests.fuzz import figures as fuzz
 from tests.packets import figures as packets
 from tests.robustness import record as records
 from tests.robustness.record import Figures, Record
+from tests.turnover import figures as turnover
 
 _HEAD = """\
 # Robustness
@@ -33,6 +34,7 @@ class _Kind:
 _KINDS = {
     "chaos": _Kind("Faults drawn by lot", chaos.INTRODUCTION, chaos.row, chaos.section),
     "endurance": _Kind("The long run", endurance.INTRODUCTION, endurance.row, endurance.section),
+    "turnover": _Kind("Domains that come and go", turnover.INTRODUCTION, turnover.row, turnover.section),
     "packets": _Kind("Packets drawn by lot", packets.INTRODUCTION, packets.row, packets.section),
     "fuzz": _Kind("Fuzzing", fuzz.INTRODUCTION, fuzz.row, fuzz.section),
 }

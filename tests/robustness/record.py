@@ -29,7 +29,7 @@ class Stamp:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """`name` tells runs of one `kind` (`chaos`, `endurance`, `packets`, `fuzz`) apart, `on` says on what it ran."""
+    """`name` tells runs of one `kind` apart (a key of `page`'s kinds, as `chaos`), `on` says on what it ran."""
 
     kind: str
     name: str

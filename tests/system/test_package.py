@@ -139,7 +139,7 @@ def test_removing_it_turns_off_the_forwarding_that_it_turned_on(machine: Machine
     assert machine.run("sysctl", "-n", SWITCH).stdout == "0\n"
 
 
-@pytest.mark.parametrize("on_stop", ["keep", "remove"])
+@pytest.mark.parametrize("on_stop", [pytest.param("keep", marks=pytest.mark.in_turn), "remove"])
 def test_an_upgrade_cuts_no_connection(service: Sandbox, package: Path, newer: Path, on_stop: str) -> None:
     machine = service.machine
     config = HEAD.replace("[daemon]\n", f'[daemon]\non_stop = "{on_stop}"\n') + WEB
@@ -160,6 +160,7 @@ def test_an_upgrade_cuts_no_connection(service: Sandbox, package: Path, newer: P
     assert NEWER not in machine.run("kvm-portfwd", "--version").stdout
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("on_stop", ["keep", "remove"])
 def test_an_upgrade_by_rpm_cuts_no_connection(service: Sandbox, on_stop: str) -> None:
     """What the RPM package runs at the end of an upgrade; the program is the Debian package's."""

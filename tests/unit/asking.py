@@ -34,10 +34,10 @@ ALLOW = """
 domains = ["ci-*", "00000000-0000-0000-0000-000000000009"]
 networks = ["default"]
 ports = ["8000-8099", "53"]
-public = ["192.0.2.64/27"]
-assign = "eth0"
 max = 4
 """
+# The same, and addresses of their own.
+PUBLIC = f'{ALLOW}public = ["192.0.2.64/27"]\nassign = "eth0"\n'
 
 
 def element(name: str = "forward", **attributes: str) -> Element:

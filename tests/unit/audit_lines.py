@@ -1,6 +1,7 @@
 """Every kind of line that the audit can write."""
 
 import logging
+from itertools import product
 from pathlib import Path
 from typing import Final
 
@@ -9,9 +10,20 @@ import pytest
 from fwdaemon.audit import lines
 from fwdaemon.audit.throttle import Flapped
 from fwdaemon.core.inventory import Hindrance, HindranceKind
-from fwdaemon.core.report import Assigned, GateChange, Setting
+from fwdaemon.core.report import (
+    Assigned,
+    Fault,
+    FaultKind,
+    GateChange,
+    Location,
+    LocationReason,
+    Note,
+    NoteKind,
+    Setting,
+    SettingKind,
+)
 from fwdaemon.core.state import Waiting
-from fwdaemon.core.types import Gate, Origin, Protocol
+from fwdaemon.core.types import Gate, GateFault, Origin, Protocol
 from fwdaemon.errors import Problem
 from tests.unit.forwards import forward, nat, route
 from tests.unit.saying import STOPPED, because
@@ -37,10 +49,10 @@ def _write() -> None:
         declined = Hindrance(HindranceKind.NOT_ALLOWED, names=("domains", HOSTILE), origin=Origin(Path("x.toml"), 1))
         lines.waiting([Waiting(exposure.owner, declined, Origin(Path(), 1, HOSTILE, "u"), claim=exposure.claim)])
     for restored in (True, False):
-        gate = GateChange(Gate("inet", "filter", "forward"), restored, "it was not there")
+        gate = GateChange(Gate("inet", "filter", "forward"), restored, GateFault.ABSENT)
         lines.gate(gate, because("a cause"))
         lines.flapped([Flapped(gate, 7, 60.0, gate.action, because("a cause"))])
-    lines.moved("rules are in nftables: libvirt's chains are there")
+    lines.moved(Location("nftables", "nftables", LocationReason.LIBVIRT_CHAINS))
     lines.assigned(
         Assigned("web", Protocol.TCP, 22, 20017, Origin(Path("portfwd.toml"), 5), moved, claimed)
         for moved, claimed in ((None, None), (20016, None), (20016, Origin(Path("portfwd.toml"), 9)))
@@ -48,11 +60,11 @@ def _write() -> None:
     lines.adopted(3)
     lines.leftovers(["ip kvm_portfwd every_address { tcp . 80 }"])
     lines.connections_ended(2)
-    for restored in (True, False):
-        setting = Setting("net.ipv4.ip_forward = 1", restored)
+    for kind, restored in product(SettingKind, (True, False)):
+        setting = Setting("net.ipv4.ip_forward = 1", restored, kind)
         lines.setting(setting, because("a cause"))
         lines.flapped([Flapped(setting, 7, 60.0, setting.action, because("a cause"))])
-    lines.notes(["set net.ipv4.ip_forward = 0 again: it was off before kvm-portfwd"])
-    lines.problems(["something is wrong"])
+    lines.notes([Note(NoteKind.FORWARDING_PUT_BACK, ("net.ipv4.ip_forward",))])
+    lines.problems([Fault(FaultKind.NO_IPV6, (HOSTILE,), "there is no such bridge")])
     lines.configuration_loaded(Path("x.toml"))
     lines.configuration_refused([Problem(Path("x.toml"), 1, "is wrong")])

@@ -26,14 +26,14 @@ from fwdaemon.core.inventory import (
     LearnedAddress,
     Network,
 )
-from fwdaemon.core.pace import Pauses
+from fwdaemon.core.pace import Budgets, Pauses
 from fwdaemon.core.probing import Silent
 from fwdaemon.core.report import ApplyResult, Reason, ReasonKind, RulesChanged, Trigger
 from fwdaemon.core.state import Desired
-from fwdaemon.daemon import Daemon, Parts
+from fwdaemon.daemon import Daemon, Parts, RequestPass
 from fwdaemon.errors import PortfwdError
 from fwdaemon.events import ConnectionState
-from fwdaemon.kernel.process import HASTE
+from fwdaemon.kernel.process import HASTE, new_budgets
 from fwdaemon.netfilter import Monitor, Netfilter
 from fwdaemon.status.reloads import Start
 from tests.unit.memory_backend import MemoryBackend, NoProgram
@@ -131,7 +131,8 @@ class Scene(Memory):
     unreadable: list[PortfwdError] = field(default_factory=list)
     reading: threading.Event = field(default_factory=threading.Event)
     readable: threading.Event | None = None
-    asked: Callable[[], None] = print
+    asked: RequestPass = print
+    budgets: Budgets = field(default_factory=new_budgets)
     start: Start | None = None
     made: list[Config] = field(default_factory=list)
     daemon: Daemon = field(init=False)
@@ -151,10 +152,11 @@ class Scene(Memory):
             self.place / "run/control.sock",
             self.place / "state",
             self.place / "run",
+            budgets=self.budgets,
             pauses=self.pauses,
         )
 
-    def _conflicts(self, asked: Callable[[], None]) -> Any:
+    def _conflicts(self, asked: RequestPass) -> Any:
         self.asked = asked
         return self.others
 

@@ -12,7 +12,7 @@ from fwdaemon.core.report import Trigger
 from fwdaemon.events import InventoryKeeper, Surroundings
 from fwdaemon.hypervisor.connection import LibvirtConnection
 from fwdaemon.hypervisor.link import Connect, LibvirtLink, growing_pauses
-from fwdaemon.kernel.process import budget_of_guests
+from fwdaemon.kernel.process import new_budgets
 from tests.unit.saying import said
 
 URI = "test:///default"
@@ -72,7 +72,7 @@ async def bench(tmp_path: Path, link: Linking | None = None, verify: float = 1.0
     """Have a keeper at work, of which nothing is left at the end."""
     reasons: list[str] = []
     around = Surroundings(link or Linking(), tmp_path, tmp_path, verify)
-    keeper = InventoryKeeper(watching(URI), lambda reason: reasons.append(said(reason)), budget_of_guests(), around)
+    keeper = InventoryKeeper(watching(URI), lambda reason: reasons.append(said(reason)), new_budgets(), around)
     await keeper.start()
     try:
         yield Bench(keeper, reasons)

@@ -10,12 +10,21 @@ from typing import Final
 
 from fwdaemon.core.bans import Gatekeeper
 from fwdaemon.core.exposures import Exposure, Forward, Nat
-from fwdaemon.core.report import Actor, ActorKind, ApplyResult, Dropped, GateChange, Presence, RulesChanged, Stamp
-from fwdaemon.core.state import Desired
-from fwdaemon.core.types import Address, Family, Gate, Subnet
+from fwdaemon.core.report import (
+    Actor,
+    ActorKind,
+    ApplyResult,
+    Fault,
+    GateChange,
+    Presence,
+    RulesChanged,
+    Stamp,
+)
+from fwdaemon.core.state import Desired, Dropped
+from fwdaemon.core.types import Address, Family, Gate, GateFault, Subnet
 from fwdaemon.errors import KernelError, ProcessError
 from fwdaemon.kernel.process import Finished
-from fwdaemon.resolve.flows import Flow
+from fwdaemon.resolve.flows import Flow, renamings
 from fwdaemon.resolve.segments import Home, homes, segments
 from fwdaemon.rulesets.evaluation import pass_through
 from fwdaemon.rulesets.packet import (
@@ -116,7 +125,7 @@ class MemoryBackend:
 
     variant = "memory"
 
-    def __init__(self, kernel: Kernel, name: str = "memory", unusable: Mapping[Family, str] | None = None) -> None:
+    def __init__(self, kernel: Kernel, name: str = "memory", unusable: Mapping[Family, Fault] | None = None) -> None:
         self.kernel = kernel
         self.name = self.title = name
         self.unusable = unusable or {}
@@ -217,7 +226,7 @@ class MemoryBackend:
 
     def _shut(self, desired: Desired) -> tuple[GateChange, ...]:
         wanted = (gate for gate in self._wanted(desired) if gate not in self.kernel.gates)
-        return tuple(GateChange(gate, restored=False, fault="it is missing") for gate in wanted)
+        return tuple(GateChange(gate, restored=False, fault=GateFault.ABSENT) for gate in wanted)
 
     def _planned(self, desired: Desired, families: Iterable[Family]) -> ApplyResult:
         wanted, there = written(desired, families), frozenset(_names(self.kernel.rules))
@@ -241,7 +250,8 @@ class MemoryBackend:
         result = ApplyResult(mended, damaged, stale, gates, script=script, changed=changed, altered=altered)
         if not there or self._committed:
             return result
-        return replace(result, labels=frozenset({self.kernel.label}), uplinks=self.kernel.uplinks)
+        left = renamings(self.kernel.exposures)
+        return replace(result, labels=frozenset({self.kernel.label}), uplinks=self.kernel.uplinks, renamings=left)
 
 
 def written(desired: Desired, families: Iterable[Family]) -> dict[Family, tuple[Written, ...]]:

@@ -4,7 +4,8 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from fwdaemon.core.exposures import Exposure, Nat
-from fwdaemon.core.report import ApplyResult
+from fwdaemon.core.pace import Origin
+from fwdaemon.core.report import ApplyResult, Conflict, Fault
 from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Address, Family
 from fwdaemon.errors import KernelError
@@ -69,9 +70,11 @@ class Connections:
         del guests
         if self.faults:
             raise self.faults.pop()
-        yield [
-            Entry(flow, b"") for flow in self.flows if self.labels.get(flow, label) == label and judge.is_outdated(flow)
-        ]
+        yield [Entry(flow, b"") for flow in self.flows if self._is_over(flow, judge, label)]
+
+    def _is_over(self, flow: Flow, judge: Judge, label: int) -> bool:
+        has = self.labels.get(flow, label) == label
+        return judge.is_outdated(flow) if has else judge.is_misnamed(flow)
 
     def end(self, entries: Sequence[Entry]) -> int:
         for entry in entries:
@@ -104,7 +107,7 @@ class Connections:
 class Others:
     """Other programs, and which of their ports they have told of."""
 
-    found: tuple[str, ...] = ()
+    found: tuple[Conflict | Fault, ...] = ()
     due: float | None = None
 
     def find(
@@ -114,9 +117,9 @@ class Others:
         *,
         full: bool,
         reloaded: bool = False,
-        provoked: bool = False,
-    ) -> tuple[str, ...]:
-        del desired, local, full, reloaded, provoked
+        origin: Origin = Origin.OTHERS,
+    ) -> tuple[Conflict | Fault, ...]:
+        del desired, local, full, reloaded, origin
         return self.found
 
 

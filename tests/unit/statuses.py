@@ -9,6 +9,7 @@ from fwdaemon.config.model import Config
 from fwdaemon.config.names import as_pattern
 from fwdaemon.core.exposures import Owner
 from fwdaemon.core.inventory import Hindrance, HindranceKind
+from fwdaemon.core.report import Fault, FaultKind
 from fwdaemon.core.state import Desired, Waiting
 from fwdaemon.core.types import Family, Origin
 from fwdaemon.errors import Problem
@@ -80,7 +81,7 @@ def status() -> Status:
         config,
         wanted,
         wanted,
-        refused={Family.IPV6: "IPv6 forwarding is off on this host"},
+        refused={Family.IPV6: Fault(FaultKind.HOST_NOT_FORWARDING, ("6",))},
         since={WEB: BEGAN, GAME: BEGAN + timedelta(hours=1)},
     )
     counted = Readings({WEB: 1234, GAME: 0, NAT: 7}, {WEB: (12, 98765), NAT: (1, None)})

@@ -236,7 +236,7 @@ def test_a_silent_agent_is_asked_again_and_ever_more_seldom() -> None:
             assert await asyncio.wait_for(reasons.get(), 5) == "guest agent of domain web2 reported its addresses"
             await until(lambda: guests.asked.count(WEB1.domain.uuid) >= 4)
             record = rounds._records[WEB1.domain.uuid]  # noqa: SLF001 - the pause itself, and no clock
-            assert record.retry >= 0.02 * 2**3, "the pauses double"
+            assert record.retries.pause >= 0.02 * 2**3, "the pauses double"
             assert guests.asked.count(WEB2.domain.uuid) == 1
 
     asyncio.run(scenario())

@@ -6,7 +6,7 @@ from ipaddress import IPv4Address, ip_address, ip_network
 import pytest
 
 from fwdaemon.core.bans import BEHIND, End, Judge, Kind, Rule, RulesOf, Verdict, are_named, between, not_listed, place
-from fwdaemon.core.types import Family, Gate
+from fwdaemon.core.types import Family, Gate, GateFault
 from fwdaemon.kernel.netlink import Message, attribute
 from fwdaemon.legacy import info
 from fwdaemon.nftables import bans
@@ -336,19 +336,19 @@ def _saved(rules: tuple[str, ...]) -> str:
 @pytest.mark.parametrize(
     ("rules", "fault"),
     [
-        (["-j DOCKER-USER", OURS, "-j DROP"], ""),
-        (["-s 203.0.113.9/32 -j DROP", "-j f2b-x", OURS], ""),
-        ([OURS, "-j DROP", "-s 203.0.113.9/32 -j DROP"], ""),
-        ([OURS, "-s 203.0.113.9/32 -j DROP"], "it was ahead of a ban"),
-        (["-j DROP", OURS], "another rule was ahead of it"),
-        (["-j DOCKER-USER", "-j LOG", OURS], "another rule was ahead of it"),
-        (["-j DOCKER-USER", OURS, OURS], "it was there more than once"),
-        (["-j DOCKER-USER", OURS.replace("25", "1")], "it was not as we made it"),
+        (["-j DOCKER-USER", OURS, "-j DROP"], None),
+        (["-s 203.0.113.9/32 -j DROP", "-j f2b-x", OURS], None),
+        ([OURS, "-j DROP", "-s 203.0.113.9/32 -j DROP"], None),
+        ([OURS, "-s 203.0.113.9/32 -j DROP"], GateFault.AHEAD_OF_BAN),
+        (["-j DROP", OURS], GateFault.BEHIND_RULE),
+        (["-j DOCKER-USER", "-j LOG", OURS], GateFault.BEHIND_RULE),
+        (["-j DOCKER-USER", OURS, OURS], GateFault.REPEATED),
+        (["-j DOCKER-USER", OURS.replace("25", "1")], GateFault.ALTERED),
     ],
 )
-def test_a_gate_belongs_right_behind_the_bans(rules: list[str], fault: str) -> None:
+def test_a_gate_belongs_right_behind_the_bans(rules: list[str], fault: GateFault | None) -> None:
     state = iptables(*rules)
-    assert (state.open, "" if state.open else state.fault) == (not fault, fault)
+    assert (state.open, None if state.open else state.fault) == (fault is None, fault)
 
 
 def test_a_gate_of_iptables_goes_behind_the_bans() -> None:
@@ -374,7 +374,7 @@ def test_a_native_gate_goes_behind_the_bans() -> None:
         }
     )
     state = read_native(NATIVE, listing, SPELLED, BEHIND)
-    assert state.fault == "another rule was ahead of it"
+    assert state.fault == GateFault.BEHIND_RULE
     first, second = gate_script(state, LABEL).splitlines()
     assert first == "delete rule inet filter forward handle 5"
     assert second.startswith("add rule inet filter forward handle 8 ct label 25 accept ")

@@ -1,10 +1,11 @@
 """The benchmark's arithmetic, its tables, and its forwards in both forms."""
 
-from dataclasses import replace
+import json
+from dataclasses import asdict, replace
 
 import pytest
 
-from bench.figure import NONE, Figure, Series, Spread, Unit, Want, ratios
+from bench.figure import NONE, Earlier, Figure, Series, Spread, Unit, Want, ratios
 from bench.setting import take_turns
 from bench.table import cell, document, number, rows, section, summary
 from bench.traffic import longest_outage
@@ -143,6 +144,19 @@ def test_a_summary_has_a_row_for_each_want() -> None:
         "| N forwards, a-host | fast | 2.00 times | **missed** |",
         "| N forwards, a-host | small | 1.00 | met |",
     ]
+
+
+def test_an_earlier_run_stands_beside_this_one_where_both_measured_the_same() -> None:
+    machine = {"kvm-portfwd": "0.1.0, 0a9adff", "when": "2026-11-22"}
+    slower = Series("ours", Unit.SECONDS, {10: [0.022, 0.020, 0.060], 100: [1.0]})
+    figures = [asdict(replace(some_figure(), series=(slower, Series("gone", Unit.BYTES, {10: [1]}))))]
+    before = Earlier.of(json.dumps({"machine": machine, "figures": figures}))
+    page = document([some_figure()], {}, {}, before)
+    assert "Version 0.1.0, 0a9adff, measured on the same machine at 2026-11-22" in page
+    (line,) = [line for line in page.splitlines() if line.startswith("| apply-debian12-legacy, ")]
+    assert line == (
+        "| apply-debian12-legacy, 10 forwards | ours | 22.0 ms (21.0 to 41.0) | 11.0 ms (10.5 to 20.5) | 0.5 |"
+    )
 
 
 def test_hosts_take_turns_and_the_first_turn_does_not_count() -> None:

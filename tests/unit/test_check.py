@@ -5,6 +5,10 @@ from pathlib import Path
 import pytest
 
 from fwdaemon.cli import main
+from fwdaemon.conflicts.foreign_rules import Order, RuleConflict
+from fwdaemon.conflicts.taking import Entry, Holder, ListenerConflict
+from fwdaemon.core.report import Fault, FaultKind
+from fwdaemon.core.types import PortRange, Protocol
 from tests.unit.test_config_support import forward, nat, route
 
 ON = "[daemon]\nlocalhost = true\n"
@@ -24,7 +28,7 @@ CONFLICTS = "fwdaemon.commands.check.conflicts_if_running"
 @pytest.fixture(autouse=True)
 def quiet_host(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever else this machine does, of which a command line says nothing."""
-    monkeypatch.setattr(CONFLICTS, lambda *_: ([], ""))
+    monkeypatch.setattr(CONFLICTS, lambda *_: ([], None))
 
 
 def check(path: Path, text: str, capsys: pytest.CaptureFixture[str]) -> list[str]:
@@ -96,11 +100,24 @@ def test_says_what_localhost_comes_to(
 def test_warns_of_conflicts_with_this_host(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(CONFLICTS, lambda *_: (["port 22/tcp: sshd", "port 80/tcp: Docker"], "not compared with all"))
+    entries = [
+        Entry("web1", None, Protocol.TCP, None, PortRange(port, port), None, is_restricted=False) for port in (22, 80)
+    ]
+    ssh = ListenerConflict(entries[0], (Holder("sshd", Protocol.TCP, 22),), ())
+    docker = RuleConflict(entries[1], "Docker", Order.OURS, "ip nat DOCKER", ())
+    monkeypatch.setattr(
+        CONFLICTS, lambda *_: ([ssh, docker], Fault(FaultKind.RULES_UNCHECKED, detail="not to this user"))
+    )
     path = tmp_path / "x.toml"
     path.write_text(forward())
     assert main(["check", str(path)]) == 0
     said = capsys.readouterr()
     assert said.out == f"{path}: fine; 1 forward\n"
-    warnings = ["warning: port 22/tcp: sshd", "warning: port 80/tcp: Docker", "hint: not compared with all"]
-    assert said.err.splitlines() == warnings
+    assert said.err.splitlines() == [
+        "warning: port 22/tcp: sshd of the host listens there; connections from outside will reach web1 instead",
+        (
+            "warning: port 80/tcp: Docker forwards it too (in ip nat DOCKER), but our rule comes first, so connections"
+            " from outside reach web1"
+        ),
+        "hint: not checked against the rules of other tools: not to this user",
+    ]

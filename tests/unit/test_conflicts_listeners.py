@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fwdaemon.conflicts import taking
-from fwdaemon.conflicts.taking import takings, takings_if_running
+from fwdaemon.conflicts.taking import ListenerConflict, takings, takings_if_running
 from fwdaemon.core.exposures import Forward, Nat
 from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Family, Listener, Origin, PortRange, Protocol
@@ -32,14 +32,19 @@ def socket(endpoint: str, *, families: frozenset[Family] = BOTH, device: str | N
     return Listener(Protocol(protocol), of, bound, int(port), device, inode)
 
 
+def found(
+    exposures: Iterable[Forward | Nat], *sockets: Listener, names: dict[int, str] | None = None
+) -> list[ListenerConflict]:
+    shadowed = taking.shadowed_listeners(takings(Desired().having(exposures), LOCAL), sockets, CLIENTS, GUESTS)
+    return list(taking.conflicts(shadowed, names or {}))
+
+
 def said(
     exposures: Iterable[Forward | Nat],
     *sockets: Listener,
     names: dict[int, str] | None = None,
 ) -> list[str]:
-    desired = Desired().having(exposures)
-    found = taking.shadowed_listeners(takings(desired, LOCAL), sockets, CLIENTS, GUESTS)
-    return list(taking.sentences(found, names or {}))
+    return [conflict.sentence() for conflict in found(exposures, *sockets, names=names)]
 
 
 def test_the_process_and_the_place_in_the_configuration_are_named() -> None:
@@ -50,6 +55,15 @@ def test_the_process_and_the_place_in_the_configuration_are_named() -> None:
             " (/etc/portfwd.toml:12)"
         )
     ]
+
+
+def test_a_conflict_is_the_same_while_the_same_is_to_be_said() -> None:
+    four, six = forward("tcp *:22", "192.168.122.50:22"), forward("tcp *:22", "[2001:db8:122::5]:22")
+    before = found([four], socket("tcp *:22", inode=5), names={5: "sshd"})
+    for exposures in ([six], [four, six]):
+        again = socket("tcp *:22", inode=9), socket("tcp *:22", families=SIX, inode=8)
+        assert found(exposures, *again, names={9: "sshd", 8: "sshd"}) == before
+    assert found([four], socket("tcp *:22", inode=5), names={5: "dropbear"}) != before
 
 
 @pytest.mark.parametrize(
@@ -189,7 +203,7 @@ def test_without_libvirt_an_entry_counts_in_each_family_it_may_have() -> None:
         '[[forward]]\ndomain = "six"\naddress = "2001:db8:122::5"\nsources = ["2001:db8::/32"]\nports = ["90/udp"]\n'
         '[[nat]]\ndomain = "mail"\npublic = "198.51.100.8"\nassign = "eth0"\n'
     )
-    found = {(str(item), item.family): item for item in takings_if_running(config, LOCAL)}
+    found = {(str(item.entry), item.family): item for item in takings_if_running(config, LOCAL)}
     assert set(found) == {
         ("port 22/tcp", Family.IPV4),
         ("port 22/tcp", Family.IPV6),

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fwdaemon.conflicts import foreign_rules
-from fwdaemon.conflicts.foreign_rules import ChainLocation
+from fwdaemon.conflicts.foreign_rules import ChainLocation, RuleConflict
 from fwdaemon.conflicts.taking import takings
 from fwdaemon.core.exposures import Forward, Nat
 from fwdaemon.core.state import Desired
@@ -75,8 +75,14 @@ def on_port(first: int, last: int = 0, protocol: Protocol = Protocol.TCP) -> dic
     return {Field.PROTOCOL: (protocol,), Field.PORT: (PortRange(first, last or first),)}
 
 
+def found(
+    exposures: Iterable[Forward | Nat], others: list[Translation], ours: ChainLocation = NFTABLES
+) -> list[RuleConflict]:
+    return list(foreign_rules.conflicts(takings(Desired().having(exposures), LOCAL), others, ours, LOCAL))
+
+
 def said(exposures: Iterable[Forward | Nat], others: list[Translation], ours: ChainLocation = NFTABLES) -> list[str]:
-    return list(foreign_rules.sentences(takings(Desired().having(exposures), LOCAL), others, ours, LOCAL))
+    return [conflict.sentence() for conflict in found(exposures, others, ours)]
 
 
 @pytest.mark.parametrize(
@@ -90,6 +96,12 @@ def test_docker_comes_after_us(system: System, ours: ChainLocation, chain: str) 
             " reach web1 (/etc/portfwd.toml:3)"
         )
     ]
+
+
+def test_a_conflict_is_the_same_while_the_same_is_to_be_said() -> None:
+    other = native(-200, on_port(80))
+    again = replace(other, location=replace(other.location, number=7))
+    assert found([WEB], [again, other]) == found([WEB], [other])
 
 
 @pytest.mark.parametrize("option", ["-s", "-d"])

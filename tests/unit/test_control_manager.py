@@ -13,14 +13,25 @@ import pytest
 
 from fwdaemon.control.manager import Feed, Inquiries, Manager
 from fwdaemon.control.protocol import CONFIGURATION_REFUSED, MANAGER, CallError
-from fwdaemon.core.report import Actor, ActorKind, ApplyResult, Cause, Change, GateChange, ReconcileReport
+from fwdaemon.core.report import (
+    Actor,
+    ActorKind,
+    ApplyResult,
+    Cause,
+    Change,
+    GateChange,
+    Location,
+    LocationReason,
+    ReconcileReport,
+)
 from fwdaemon.core.state import Desired
-from fwdaemon.core.types import Family, Gate
+from fwdaemon.core.types import Family, Gate, GateFault
 from fwdaemon.errors import Problem
 from fwdaemon.hypervisor.link import ConnectionState
 from fwdaemon.status.records import Records
 from fwdaemon.status.reloads import Reloaded
 from fwdaemon.status.rows import Readings
+from tests.sentences import error
 from tests.unit.saying import because
 from tests.unit.statuses import GAME, LIVE, MAIN, NAT, WEB, read, waiting
 from tests.unit.varlink_types import Interface
@@ -108,9 +119,9 @@ def test_before_libvirt_has_answered_everything_waits() -> None:
 def test_a_status_tells_what_was_remembered() -> None:
     async def play(there: Bench) -> None:
         problem = Problem(Path("/etc/portfwd.toml"), 3, "unknown key")
-        done = report(mended=frozenset({WEB}), changed=True, faults=("a fault",))
-        where = ("iptables", "libvirt's chains are there")
-        there.records.pass_ended(replace(done, location=where, unusable={Family.IPV6: "it lacks a match"}), 0.5)
+        done = report(mended=frozenset({WEB}), changed=True, faults=(error("a fault"),))
+        where = Location("iptables", "the legacy iptables tables", LocationReason.LIBVIRT_CHAINS)
+        there.records.pass_ended(replace(done, location=where, unusable={Family.IPV6: error("it lacks a match")}), 0.5)
         there.records.configuration_refused([problem])
         status = await there.call("Status")
         assert status["backend"] == {"name": "iptables", "reason": "libvirt's chains are there"}
@@ -131,7 +142,7 @@ def test_a_status_tells_what_was_remembered() -> None:
 
 def test_what_the_kernel_refused_is_told_of_those_it_refused_it_to() -> None:
     async def play(there: Bench) -> None:
-        there.records.pass_ended(report(refused=((NAT, "there is no such interface"),)), 0.1)
+        there.records.pass_ended(report(refused=((NAT, error("there is no such interface")),)), 0.1)
         rows = {row["owner"]: row for row in (await there.call("Status"))["openings"]}
         assert (rows["post"]["state"], rows["post"]["reason"]) == ("refused", "there is no such interface")
         assert rows["game"]["state"] == "active"
@@ -160,7 +171,7 @@ def test_what_was_restored_is_told_by_cause_the_newest_first_and_only_the_last()
     async def play(there: Bench) -> None:
         lost = [Change("restored", exposure, Cause((NFT,))) for exposure in (WEB, GAME)]
         there.records.pass_ended(report(*lost, Change("added", NAT, because("started"))), 0.1)
-        gate = GateChange(Gate("ip", "filter", "FORWARD"), restored=True, fault="another rule was ahead of it")
+        gate = GateChange(Gate("ip", "filter", "FORWARD"), restored=True, fault=GateFault.BEHIND_RULE)
         there.records.pass_ended(report(gates=(gate,)), 0.1)
         restored = (await there.call("Status"))["restored"]
         assert [(entry["what"], entry["more"], entry["cause"]) for entry in restored] == [
@@ -297,7 +308,7 @@ def test_who_watches_hears_of_changes_at_once_and_of_nothing_else() -> None:
         for _ in range(3):
             there.records.pass_ended(report(), 0.1)
         assert there.feed.revision == revision
-        there.records.pass_ended(report(faults=("a fault",)), 0.1)
+        there.records.pass_ended(report(faults=(error("a fault"),)), 0.1)
         assert await heard.get() == {"changes": [], "missed": 0}
         watching.cancel()
 

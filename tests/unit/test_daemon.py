@@ -4,13 +4,17 @@ import asyncio
 import logging
 import shutil
 import signal
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from fwdaemon.core.pace import Budget, Budgets, Origin
 from fwdaemon.core.report import ApplyResult, Reason, ReasonKind
 from fwdaemon.errors import HangingError, KernelError, LibvirtUnavailableError
+from tests.sentences import error
 from tests.unit.daemon_scene import FAST, RULE, SSH, SSH_RULE, STARTED, WEB, Scene, inventory, play, prepared
 
 MADE_AGAIN, NO_SOCKET = "the control socket was removed", "no control socket"
@@ -149,14 +153,14 @@ def test_what_others_took_from_us_is_told_as_soon_as_it_is_found(scene: Scene) -
         async with scene.running_daemon():
             await scene.until(lambda: scene.written == {RULE})
             kept = len(scene.host.kept)
-            scene.others.found = ("a clash",)
-            await asyncio.to_thread(scene.asked)
+            scene.others.found = (error("a clash"),)
+            await asyncio.to_thread(scene.asked, Origin.OTHERS)
             await scene.until(lambda: len(scene.host.kept) > kept)
         # After the end, a late answer goes nowhere.
-        scene.asked()
+        scene.asked(Origin.OTHERS)
 
     play(act())
-    scene.asked()
+    scene.asked(Origin.OTHERS)
 
 
 def test_after_a_change_of_ours_all_is_compared_once_more(scene: Scene) -> None:
@@ -211,7 +215,7 @@ def test_what_the_host_side_lacks_for_want_of_a_thread_is_tried_again(scene: Sce
     async def act() -> None:
         async with scene.running_daemon():
             await scene.until(lambda: scene.written == {RULE})
-            scene.host.result = ApplyResult(faults=("no thread",), short=True)
+            scene.host.result = ApplyResult(faults=(error("no thread"),), short=True)
             scene.libvirt.trigger(STARTED)
             await scene.until(lambda: scene.problems == ("no thread",))
             passes = len(scene.host.kept)
@@ -231,7 +235,34 @@ def test_who_changed_rules_is_asked_once_more_and_not_for_ever(scene: Scene) -> 
             # Nobody tells who it was.
             scene.kernel.changed = None
             scene.kernel.wipe()
-            scene.asked()
+            scene.asked(Origin.OTHERS)
             await scene.until(lambda: scene.written == {RULE})
+
+    play(act())
+
+
+class Seen(Budgets):
+    """Budgets that remember what work was for."""
+
+    work: list[Origin]
+
+    def charged(self, cause: Origin, meter: Callable[[], float]) -> AbstractContextManager[None]:
+        self.work.append(cause)
+        return super().charged(cause, meter)
+
+
+def test_the_comparison_after_what_a_user_did_is_charged_to_users_too(scene: Scene) -> None:
+    scene.libvirt.there = inventory(running=False)
+    scene.budgets = seen = Seen(Budget(lambda: 0.0), Budget(lambda: 0.0))
+    seen.work = []
+
+    async def act() -> None:
+        async with scene.running_daemon():
+            await scene.until(lambda: scene.libvirt.searched > 0)
+            scene.libvirt.there = inventory()
+            scene.libvirt.trigger(STARTED)
+            await scene.until(lambda: scene.written == {RULE} and seen.work.count(Origin.USERS) >= 4)
+        # An inventory, the pass that follows, a sweep, and the comparison with what was committed.
+        assert seen.work[seen.work.index(Origin.USERS) :] == [Origin.USERS] * 4
 
     play(act())

@@ -12,12 +12,16 @@ from pathlib import Path
 
 import pytest
 
+from fwdaemon.audit.lines import format_fault
 from fwdaemon.config import parse
+from fwdaemon.core.report import Fault, FaultKind
 from fwdaemon.core.types import Protocol
 from fwdaemon.errors import ConfigError, KernelError, Problem
 from fwdaemon.resolve.flows import Flow
-from fwdaemon.status.reloads import LATE, Start
+from fwdaemon.status.reloads import Start
 from tests.unit.daemon_scene import FAST, MAIN, REMOVE, RULE, SSH, SSH_RULE, WEB, Scene, play, prepared
+
+LATE = format_fault(Fault(FaultKind.CONFIGURATION_LATE))
 
 
 @pytest.fixture

@@ -147,9 +147,44 @@ CAME_IN = replace(LEFT, source=FLOW.source, destination=MAIL.public, server=MAIL
 TWO, ONE = frozenset({"eth0", "wg0"}), frozenset({"eth0"})
 
 
+def opened(bench: Bench, *others: Flow) -> None:
+    """Have the 1:1 guest have opened a connection, which has no label, beside others that have ours."""
+    bench.connections.flows, bench.connections.labels = [LEFT, *others], {LEFT: 0}
+
+
+def test_what_a_guest_opened_ends_with_its_public_address(bench: Bench) -> None:
+    bench.reconcile(STATE)
+    opened(bench, FLOW)
+    bench.reconcile(STATE)
+    assert bench.connections.flows == [LEFT, FLOW]
+    bench.reconcile(without(STATE, MAIL))
+    assert bench.connections.flows == [FLOW]
+
+
+def test_so_it_does_where_the_address_went_while_no_daemon_ran(bench: Bench) -> None:
+    bench.reconcile(STATE)
+    opened(bench, FLOW)
+    bench.begin()
+    bench.reconcile(STATE)
+    assert bench.connections.flows == [LEFT, FLOW]
+    bench.begin()
+    bench.reconcile(without(STATE, MAIL))
+    assert bench.connections.flows == [FLOW]
+
+
+@pytest.mark.parametrize("begun", [False, True], ids=["by the daemon", "by another program"])
+def test_so_it_does_when_everything_is_taken_away(bench: Bench, *, begun: bool) -> None:
+    bench.reconcile(STATE)
+    opened(bench, FLOW)
+    if begun:
+        bench.begin()
+    bench.reconciler.remove(Cause())
+    assert bench.connections.flows == []
+
+
 def test_what_guests_opened_ends_once_fewer_uplinks_are_configured(bench: Bench) -> None:
     bench.reconcile(replace(STATE, uplinks=TWO), ask(uplinks=TWO))
-    bench.connections.flows = [LEFT, ROUTED_LEFT, CAME_IN, FLOW]
+    opened(bench, ROUTED_LEFT, CAME_IN, FLOW)
     bench.reconcile(replace(STATE, uplinks=ONE), ask(uplinks=ONE, reloaded=True))
     assert bench.connections.flows == [CAME_IN, FLOW]
 
@@ -170,7 +205,7 @@ def test_what_guests_opened_goes_on_where_no_uplink_is_taken_out_of_the_configur
     named_after: frozenset[str],
 ) -> None:
     bench.reconcile(replace(STATE, uplinks=before), ask(uplinks=named_before))
-    bench.connections.flows = [LEFT, ROUTED_LEFT]
+    opened(bench, ROUTED_LEFT)
     bench.reconcile(replace(STATE, uplinks=after), ask(uplinks=named_after, reloaded=True))
     assert bench.connections.flows == [LEFT, ROUTED_LEFT]
 
@@ -180,7 +215,7 @@ def test_what_guests_opened_ends_after_a_start_with_fewer_uplinks_if_they_are_co
     bench: Bench, *, named: bool
 ) -> None:
     bench.reconcile(replace(STATE, uplinks=TWO), ask(uplinks=TWO))
-    bench.connections.flows = [LEFT, CAME_IN]
+    opened(bench, CAME_IN)
     bench.begin()
     bench.reconcile(replace(STATE, uplinks=TWO), ask(uplinks=TWO))
     assert bench.connections.flows == [LEFT, CAME_IN]

@@ -18,9 +18,9 @@ from fwdaemon.core.inventory import HijackedAddress, LibvirtObservation, Neighbo
 from fwdaemon.core.report import Trigger
 from fwdaemon.errors import LibvirtUnavailableError
 from fwdaemon.events import InventoryKeeper, Surroundings, take_inventory
-from fwdaemon.hypervisor.connection import EventLoop, LibvirtConnection, network_uri
+from fwdaemon.hypervisor.connection import LibvirtConnection, network_uri
 from fwdaemon.hypervisor.link import Connection, growing_pauses
-from fwdaemon.kernel.process import budget_of_guests
+from fwdaemon.kernel.process import new_budgets
 from fwdaemon.resolve.placement import desired_state
 from tests.unit.event_bench import URI, Linking, bench, holds, watching
 
@@ -32,13 +32,6 @@ WEB1 = """
   <devices><interface type='network'><mac address='52:54:00:00:00:01'/><source network='default'/></interface></devices>
 </domain>
 """
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _loop_for_later_tests() -> Iterator[None]:
-    """In a process that had a loop, libvirt frees in it what closed connections held, also those of later tests."""
-    yield
-    EventLoop().start()
 
 
 @pytest.fixture
@@ -183,6 +176,43 @@ def test_only_a_domain_in_doubt_is_asked_again(
     asyncio.run(scenario())
 
 
+def test_a_list_that_libvirt_holds_back_keeps_nothing_from_being_followed(
+    tmp_path: Path, driver: libvirt.virConnect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It lists no domain while it starts or stops one of them."""
+
+    async def scenario() -> None:
+        async with bench(tmp_path) as keeping:
+            await keeping.until("answers")
+            assert await keeping.running() == {"test"}
+            asked = lists(monkeypatch)
+            web1 = driver.createXML(WEB1)
+            await keeping.until("domain web1 started")
+            assert await keeping.running() == {"test", "web1"}
+            web1.destroy()
+            await keeping.until("domain web1 stopped (destroyed)")
+            assert await keeping.running() == {"test"}
+            assert asked == []
+            keeping.keeper.invalidate()
+            assert await keeping.running() == {"test"}
+            assert asked
+
+    asyncio.run(scenario())
+
+
+def lists(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Note the lists that are asked for from now on."""
+    asked: list[int] = []
+    question = libvirt.virConnect.listAllDomains
+
+    def noted(connection: libvirt.virConnect, flags: int = 0) -> list[libvirt.virDomain]:
+        asked.append(flags)
+        return question(connection, flags)
+
+    monkeypatch.setattr(libvirt.virConnect, "listAllDomains", noted)
+    return asked
+
+
 class Unreliable(LibvirtConnection):
     """The real connection, with a made-up failure on demand."""
 
@@ -286,7 +316,7 @@ def test_uri_that_nobody_serves(tmp_path: Path) -> None:
         keeper = InventoryKeeper(
             watching(URI, NOBODY),
             lambda _reason: None,
-            budget_of_guests(),
+            new_budgets(),
             Surroundings(leases=tmp_path, records=tmp_path),
         )
         await keeper.start()

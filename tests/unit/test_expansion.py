@@ -8,7 +8,7 @@ from pathlib import Path
 from uuid import UUID
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fwdaemon import config as configuration
@@ -143,6 +143,35 @@ def test_a_port_on_which_a_process_listens_is_not_assigned() -> None:
     assert lines(desired) == ["ci-1: tcp *:20009 -> 192.168.122.101:22"]
 
 
+def test_where_no_port_is_left_domains_that_are_gone_give_theirs_up_the_longest_gone_first() -> None:
+    placer, read = Placer({}), config(entry("ci-*", "auto:22/tcp+udp"))
+    had = [domain(number) for number in range(1, 11)]
+    placer.place(read, host(*had), 0.0)
+    ports = {item.domain.int: held.port for item, held in placer.ports.items()}
+    stopped = domain(4, running=False)
+    placer.place(read, host(stopped, *had[:2], *had[4:]), 10.0)  # without the third
+    placer.place(read, host(stopped, *had[:1], *had[4:]), 20.0)  # and without the second
+    one = placer.place(read, host(stopped, *had[:1], *had[4:], domain(11)), 30.0)
+    assert {(item.protocol, item.ports.first) for item in one.forwards if item.domain == "ci-11"} == {
+        (Protocol.TCP, ports[3]),
+        (Protocol.UDP, ports[3]),
+    }
+    assert {item.domain.int for item in placer.ports} == {1, 2, *range(4, 12)}
+    full = placer.place(read, host(stopped, *had[:1], *had[4:], *map(domain, (11, 12, 13))), 40.0)
+    assert {item.ports.first for item in full.forwards if item.domain == "ci-12"} == {ports[2]}
+    assert set(reasons(full)) >= {"ci-13: no port of auto_ports (20000-20009) is free"}
+    assert {held.port for item, held in placer.ports.items() if item.domain.int == 4} == {ports[4]}
+
+
+def test_where_the_kernel_does_not_tell_who_waits_no_port_is_assigned_anew() -> None:
+    placer, read = Placer({}, Before(occupied=lambda: None)), config(entry("ci-*", "auto:22"))
+    without = placer.place(read, host(domain(1)))
+    assert reasons(without) == ["ci-1: the kernel does not report which ports processes of the host have"]
+    assert placer.ports == {}
+    known = Placer({}, Before({AutoPort(UUID(int=1), 22, Protocol.TCP): Held(20003)}, occupied=lambda: None))
+    assert lines(known.place(read, host(domain(1)))) == ["ci-1: tcp *:20003 -> 192.168.122.101:22"]
+
+
 def test_where_no_port_is_left_the_rest_is_refused_until_one_is() -> None:
     placer, read = Placer({}), config(entry("ci-*", "auto:22"))
     full = placer.place(read, host(*(domain(number) for number in range(1, 13))))
@@ -174,9 +203,9 @@ def test_what_is_placed_again_is_what_would_be_placed_anew() -> None:
     placer = Placer({})
     for domains in ([1], [1, 2], [3, 2], [], [2, 3, 1]):
         inventory = host(*(domain(number) for number in domains))
-        ports, arrivals = placer.ports, placer.arrivals
+        ports, turns = placer.ports, placer.turns
         desired = placer.place(read, inventory)
-        fresh = Placer({}, Before(ports, arrivals)).place(read, inventory)
+        fresh = Placer({}, Before(ports, turns)).place(read, inventory)
         assert desired == fresh
         assert desired.expanded == fresh.expanded
 
@@ -185,7 +214,6 @@ WANTED = st.builds(AutoPort, st.builds(UUID, int=st.integers(0, 9)), st.integers
 BUSY = st.frozensets(st.tuples(st.sampled_from(Protocol), st.integers(1000, 1011)), max_size=9)
 
 
-@settings(max_examples=200)
 @given(st.lists(st.tuples(st.frozensets(WANTED, max_size=8), BUSY, BUSY), min_size=1, max_size=5))
 def test_no_port_is_assigned_twice_or_taken_and_who_has_one_keeps_it(
     rounds: list[tuple[frozenset[AutoPort], frozenset[tuple[Protocol, int]], frozenset[tuple[Protocol, int]]]],
@@ -224,14 +252,38 @@ def test_the_same_port_is_found_on_every_host_and_in_any_order() -> None:
     assert alone == pool.assign(reversed(wanted), {})
 
 
-def test_a_domain_that_stopped_does_not_hold_what_another_has_got() -> None:
-    """The grace of one that may be rebooting ends where its port has gone to the next."""
+def test_a_domain_that_may_be_rebooting_keeps_its_port_for_a_moment_and_then_holds_nothing() -> None:
     stopped = replace(domain(1, running=False), returning=True)
+    placer, read, grace = Placer({}), config(entry("ci-*", "80")), Grace()
+    before = placer.place(read, host(domain(1), domain(2)), now=5.0)
+    meanwhile = placer.place(read, host(stopped, domain(2)), now=6.0)
+    assert "ci-2: port 80 is claimed by domain ci-1 (portfwd.toml:5)" in reasons(meanwhile)
+    ends = [placer.ends]
+    held = grace.extend(meanwhile, before.exposures, (), Stop(6.0, ()))
+    assert lines(held) == ["ci-1: tcp *:80 -> 192.168.122.101:80"]
+    after = placer.place(read, host(stopped, domain(2)), now=7.0)
+    for seconds in (6.5, 7.0):  # whatever the grace, nobody's port leads to two
+        held = grace.extend(after, before.exposures, (), Stop(seconds, ()))
+        assert lines(held) == ["ci-2: tcp *:80 -> 192.168.122.102:80"]
+    assert [*ends, placer.ends] == [7.0, None]
+    assert lines(placer.place(read, host(domain(1, instance=9), domain(2)), now=8.0)) == lines(after)
+
+
+def test_one_that_is_back_at_once_has_what_it_had() -> None:
     placer, read = Placer({}), config(entry("ci-*", "80"))
-    before = placer.place(read, host(domain(1), domain(2)))
-    after = placer.place(read, host(stopped, domain(2)))
-    held = Grace().extend(after, before.exposures, [ip_address("192.168.122.1")], Stop(0.0, ()))
-    assert lines(held) == ["ci-2: tcp *:80 -> 192.168.122.102:80"]
+    mine = lines(placer.place(read, host(domain(1), domain(2)), now=5.0))
+    stopped = replace(domain(1, running=False), returning=True)
+    placer.place(read, host(stopped, domain(2)), now=6.0)
+    assert lines(placer.place(read, host(domain(1, instance=9), domain(2)), now=6.5)) == mine
+
+
+def test_what_a_newer_configuration_adds_takes_nothing_from_who_has_it() -> None:
+    placer, first = Placer({}), entry("ci-2*", "80")
+    before = placer.place(config(first), host(domain(1), domain(2)))
+    for turns in (placer.turns, Placer({}, Before(turns=placer.turns)).turns):
+        again = Placer({}, Before(turns=turns))
+        again.place(config(first), host(domain(1), domain(2)))
+        assert lines(again.place(config(entry("ci-*", "80") + first), host(domain(1), domain(2)))) == lines(before)
 
 
 @pytest.mark.parametrize(
@@ -239,8 +291,8 @@ def test_a_domain_that_stopped_does_not_hold_what_another_has_got() -> None:
     [
         (entry("a", "auto:22"), '3: an automatic port has no range to come from; write auto_ports = "20000-29999" in'),
         ("[daemon]\nauto_ports = 20000\n" + entry("a", "auto:22"), "2: daemon: auto_ports: must be a string, not"),
-        ('[daemon]\nauto_ports = "9-8"\n', '2: daemon: auto_ports: "9-8" has a reversed range; write "8-9"'),
-        ('[daemon]\nauto_ports = "1-65536"\n', '2: daemon: auto_ports: "1-65536" is out of range; write ports from 1'),
+        ('[daemon]\nauto_ports = "9-8"\n', '2: daemon: auto_ports: "9-8" has a reversed range; write 8-9'),
+        ('[daemon]\nauto_ports = "1-65536"\n', '2: daemon: auto_ports: "1-65536": "65536" is out of range; write a'),
         ('[[nat]]\ndomain = "ci-*"\npublic = "198.51.100.8"\n', '2: nat 1: domain: "ci-*" is a pattern of names, and'),
         (entry("ci-*", "80", more='mac = "52:54:00:00:00:01"'), "4: forward 1: mac: is one guest's, and domain is"),
         (

@@ -10,9 +10,10 @@ from fwdaemon.core.types import Family, Listener, Protocol
 from fwdaemon.explain.report import Cause, Report, RouteAnswer, Step, StepState
 from tests.unit.explaining import native, own
 from tests.unit.forwards import subnets
-from tests.unit.trace_scene import DEFAULT, HELD, NETWORK, SETTINGS, cause, host, libvirt, ours, told
+from tests.unit.trace_scene import DEFAULT, FORWARD, HELD, NETWORK, SETTINGS, cause, host, libvirt, ours, told
 
 NAT = '[[nat]]\ndomain = "web"\npublic = "203.0.113.8"\n'
+SUBNET = {"prefix": {"addr": "203.0.113.64", "len": 29}}
 ROUTE = '[[route]]\nnetwork = "default"\naddresses = ["203.0.113.64/29"]\n'
 
 
@@ -105,6 +106,31 @@ def test_a_route_needs_no_translation() -> None:
     report = told("203.0.113.66:25", text=ROUTE, world=host(rules=[], routes={"203.0.113.66": DEFAULT}))
     assert cause(report) is Cause.NOT_LOADED
     assert report.commands == ["kvm-portfwd reload"]
+
+
+@pytest.mark.parametrize(
+    ("text", "links", "certain"),
+    [
+        pytest.param(f"{FORWARD}{ROUTE}", (), True, id="behind a bridge, by a route of ours"),
+        pytest.param(FORWARD, [("203.0.113.0/24", "br0")], True, id="behind a bridge of the host's"),
+        pytest.param(FORWARD, [("203.0.113.0/24", "eth0")], False, id="where the client is"),
+        pytest.param(FORWARD, [("203.0.113.0/24", "br0"), ("203.0.113.64/27", "")], False, id="through a gateway"),
+        pytest.param(FORWARD, (), False, id="anywhere"),
+    ],
+)
+def test_a_client_outside_is_in_no_subnet_that_lies_elsewhere(
+    text: str, links: Sequence[tuple[str, str]], *, certain: bool
+) -> None:
+    """Rules ask for such sources, ours too."""
+    source = {"op": "==", "left": {"payload": {"protocol": "ip", "field": "saddr"}}, "right": SUBNET}
+    refusing = native([{"match": source}, {"drop": None}], hook="forward")
+    said = libvirt()
+    assert said.inventory is not None
+    known = frozenset((subnet, link) for text, link in links for subnet in subnets(text))
+    said = replace(said, inventory=replace(said.inventory, links=known))
+    report = told(text=text, said=said, world=host(rules=[*ours(), refusing]))
+    assert report.works
+    assert report.sentence.startswith("It works" if certain else "As far as this host can tell")
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 from fwdaemon.audit.throttle import FlapDamping, Flapped
 from fwdaemon.core.report import GateChange, Setting
-from fwdaemon.core.types import Gate
+from fwdaemon.core.types import Gate, GateFault
 from tests.unit.forwards import forward
 from tests.unit.saying import because
 
@@ -37,10 +37,12 @@ def test_it_remembers_nothing_for_ever() -> None:
 
 def test_a_gate_that_flaps_is_counted_too() -> None:
     flap_damping = FlapDamping(lines=2, window_s=60)
-    changes = [GateChange(Gate("ip", "filter", "FORWARD"), restored, "was ahead") for restored in (False, True, True)]
+    changes = [
+        GateChange(Gate("ip", "filter", "FORWARD"), restored, GateFault.BEHIND_RULE) for restored in (False, True, True)
+    ]
     assert [flap_damping.admit(change, change.action, NFT, 1.0) for change in changes] == [True, True, False]
     assert flap_damping.admit(
-        GateChange(Gate("ip6", "filter", "FORWARD"), restored=True, fault=""), "restored", NFT, 1.0
+        GateChange(Gate("ip6", "filter", "FORWARD"), restored=True, fault=GateFault.ABSENT), "restored", NFT, 1.0
     )
     assert flap_damping.due(61.0) == [Flapped(changes[-1], 1, 60.0, "restored", NFT)]
 

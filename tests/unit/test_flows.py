@@ -3,6 +3,7 @@ from ipaddress import ip_address, ip_network
 
 import pytest
 
+from fwdaemon.core.exposures import Exposure
 from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Family, Protocol
 from fwdaemon.resolve.flows import Flow, Judge, Strangers, is_claimed, is_strayed
@@ -106,6 +107,28 @@ def test_flows_of_public_and_routed_addresses(seen: Flow, *, outdated: bool) -> 
     assert Judge([MAIL, ROUTED], LOCAL).is_outdated(seen) is outdated
 
 
+GONE = nat("198.51.100.9", "192.168.122.60")
+
+
+@pytest.mark.parametrize(
+    ("seen", "after_removal", "after_a_start", "with_fewer_uplinks"),
+    [
+        pytest.param(opened("192.168.122.60", "198.51.100.8"), False, False, True, id="of a live exposure"),
+        pytest.param(opened("192.168.122.60", "198.51.100.9"), True, True, False, id="of one that went"),
+        pytest.param(opened("192.168.122.61", "198.51.100.9"), False, False, False, id="another guest's"),
+        pytest.param(opened("192.168.122.60", "198.51.100.1"), False, False, False, id="under the host's address"),
+        pytest.param(opened("203.0.113.66", "203.0.113.66"), False, False, False, id="from a routed address"),
+    ],
+)
+def test_what_guests_opened_under_a_public_address_is_known_by_both(
+    seen: Flow, *, after_removal: bool, after_a_start: bool, with_fewer_uplinks: bool
+) -> None:
+    live: list[Exposure] = [MAIL, ROUTED]
+    assert Judge(live, LOCAL, [GONE]).is_misnamed(seen) is after_removal
+    assert Judge(live, LOCAL, left=[GONE.renaming, MAIL.renaming]).is_misnamed(seen) is after_a_start
+    assert Judge(live, LOCAL, fewer_uplinks=True).is_misnamed(seen) is with_fewer_uplinks
+
+
 DNS = forward("udp *:53", "192.168.122.50:53", sources=("203.0.113.0/24",))
 
 
@@ -198,6 +221,21 @@ CONFINED = Desired(
 def test_what_the_rules_would_have_refused_slipped_in(source: str, server: str, *, slipped_in: bool) -> None:
     seen = flow(f"{server}:80", f"{server}:80", source=source)
     assert Strangers.of(CONFINED, LOCAL).include(seen) is slipped_in
+
+
+@pytest.mark.parametrize(
+    ("source", "server", "slipped_in"),
+    [
+        pytest.param("192.0.2.60", "203.0.113.9", False, id="a 1:1 guest on a bridge of the host"),
+        pytest.param("192.0.2.61", "203.0.113.9", True, id="its neighbour"),
+        pytest.param("192.0.2.60", "192.168.120.5", True, id="that guest, into a network of libvirt"),
+        pytest.param("203.0.113.66", "203.0.113.9", False, id="a routed guest on a bridge of the host"),
+    ],
+)
+def test_what_guests_may_open_by_our_rules_has_not_slipped_in(source: str, server: str, *, slipped_in: bool) -> None:
+    guest = nat("198.51.100.8", "192.0.2.60", bridge="br0")
+    state = CONFINED.having([guest, replace(route("203.0.113.64/29", "br0"), let_out=True)])
+    assert Strangers.of(state, LOCAL).include(flow(f"{server}:80", f"{server}:80", source=source)) is slipped_in
 
 
 def test_link_local_addresses_are_not_forwarded() -> None:

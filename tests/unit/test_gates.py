@@ -4,7 +4,7 @@ from collections.abc import Sequence
 import pytest
 
 from fwdaemon.core.bans import BEHIND
-from fwdaemon.core.types import Family, Gate
+from fwdaemon.core.types import Family, Gate, GateFault
 from fwdaemon.nftables.gates import (
     COMMENT,
     Spellings,
@@ -70,7 +70,7 @@ def test_a_gate_is_open_only_at_the_head(found: str, *, is_open: bool) -> None:
 
 def test_a_gate_is_moved_in_one_script() -> None:
     state = read_native(GATE, listing((6, "", JUMP), (5, "kvm-portfwd", GOOD)), SPELLED, BEHIND)
-    assert state.fault == "another rule was ahead of it"
+    assert state.fault == GateFault.BEHIND_RULE
     assert opening_script(state, LABEL) == [
         "delete rule ip libvirt_network forward handle 5",
         'insert rule ip libvirt_network forward ct label 25 accept comment "kvm-portfwd"',

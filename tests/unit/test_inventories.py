@@ -6,10 +6,10 @@ from contextlib import contextmanager
 
 import pytest
 
-from fwdaemon.core.pace import SHARE_OF_USERS, STOCK_OF_USERS_S, STOCK_S, Backoff
+from fwdaemon.core.pace import SHARE_OF_USERS, STOCK_OF_USERS_S, STOCK_S, Backoff, Origin
 from fwdaemon.core.report import Actor, ActorKind, Reason, ReasonKind
 from fwdaemon.events import Inventories
-from fwdaemon.kernel.process import budget_of_guests, budget_of_users
+from fwdaemon.kernel.process import new_budgets
 from fwdaemon.triggers import TriggerQueue
 from tests.unit.daemon_scene import Libvirt
 
@@ -25,13 +25,13 @@ def bounded(_what: str) -> Iterator[None]:
 def test_guests_wait_once_they_have_spent_their_budget_and_others_do_not() -> None:
     async def scene() -> None:
         libvirt, trigger_queue = Libvirt(), TriggerQueue()
-        guests = budget_of_guests()
-        inventories = Inventories(libvirt, trigger_queue, (guests, budget_of_users()), bounded, Backoff(1.0, 2.0))
+        budgets = new_budgets()
+        inventories = Inventories(libvirt, trigger_queue, budgets, bounded, Backoff(1.0, 2.0))
         inventories.begin()
         inventories.begin()
         await asyncio.sleep(0.01)
         assert libvirt.refreshed == 1
-        guests.spent(2 * STOCK_S)
+        budgets.guests.spent(2 * STOCK_S)
         trigger_queue.inventory_changed(BY_GUEST)
         inventories.begin()
         inventories.begin()
@@ -49,11 +49,11 @@ def test_guests_wait_once_they_have_spent_their_budget_and_others_do_not() -> No
 def test_users_of_libvirt_wait_once_they_have_spent_theirs_and_the_administrator_does_not() -> None:
     async def scene() -> None:
         libvirt, trigger_queue = Libvirt(), TriggerQueue()
-        users = budget_of_users()
-        inventories = Inventories(libvirt, trigger_queue, (budget_of_guests(), users), bounded, Backoff(1.0, 2.0))
+        budgets = new_budgets()
+        inventories = Inventories(libvirt, trigger_queue, budgets, bounded, Backoff(1.0, 2.0))
         inventories.begin()
         await asyncio.sleep(0.01)
-        users.spent(STOCK_OF_USERS_S + 100.0)
+        budgets.users.spent(STOCK_OF_USERS_S + 100.0)
         for reason in (BY_USER, BY_GUEST):
             trigger_queue.inventory_changed(reason)
             inventories.begin()
@@ -63,14 +63,14 @@ def test_users_of_libvirt_wait_once_they_have_spent_theirs_and_the_administrator
         inventories.begin()
         await asyncio.sleep(0.01)
         assert libvirt.refreshed == 2
-        assert users.wait() == pytest.approx(100.0 / SHARE_OF_USERS, abs=10), "nothing was charged"
+        assert budgets.users.wait() == pytest.approx(100.0 / SHARE_OF_USERS, abs=10), "nothing was charged"
         inventories.cancel()
 
     asyncio.run(scene())
 
 
 def test_a_look_counts_as_a_users_where_nothing_else_asks_for_it() -> None:
-    async def looked(*reasons: Reason, wiped: bool = False) -> tuple[bool, bool]:
+    async def looked(*reasons: Reason, wiped: bool = False) -> Origin:
         trigger_queue = TriggerQueue()
         trigger_queue.begin_inventory()
         for reason in reasons:
@@ -78,14 +78,13 @@ def test_a_look_counts_as_a_users_where_nothing_else_asks_for_it() -> None:
         trigger_queue.end_inventory(trigger_queue.begin_inventory())
         if wiped:
             trigger_queue.rules_changed(Actor(ActorKind.PROGRAM, "nft", 9), full=False)
-        triggers = trigger_queue.take()
-        return triggers.provoked, triggers.by_users
+        return trigger_queue.take().origin
 
     async def scene() -> None:
-        assert await looked(BY_GUEST) == (True, False)
-        assert await looked(BY_GUEST, BY_USER) == (False, True)
-        assert await looked(BY_USER, wiped=True) == (False, False)
-        assert await looked(BY_USER, Reason(ReasonKind.ROUTE, "eth0")) == (False, False)
+        assert await looked(BY_GUEST) is Origin.GUESTS
+        assert await looked(BY_GUEST, BY_USER) is Origin.USERS
+        assert await looked(BY_USER, wiped=True) is Origin.OTHERS
+        assert await looked(BY_USER, Reason(ReasonKind.ROUTE, "eth0")) is Origin.OTHERS
 
     asyncio.run(scene())
 

@@ -130,14 +130,14 @@ def test_an_emitter_stopped_between_two_reads_logs_nothing(tmp_path: Path, caplo
 
 def test_a_flood_of_leases_is_followed_in_part_and_its_end_is_not_missed(tmp_path: Path) -> None:
     def flood() -> None:
-        for _ in range(5000):
+        for _ in range(2000):
             replace(tmp_path, "virbr0.status")
 
     async def scenario(reasons: list[str]) -> None:
         await asyncio.to_thread(flood)
         replace(tmp_path, "virbr0.status")
         before = len(reasons)
-        assert before < 2500
+        assert before < 1400, before
         async with asyncio.timeout(10):
             while len(reasons) == before:  # noqa: ASYNC110 - what is waited for has no event
                 await asyncio.sleep(0.01)

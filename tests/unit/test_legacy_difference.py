@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from fwdaemon.core.exposures import Forward
 from fwdaemon.core.state import Desired
-from fwdaemon.core.types import Family
+from fwdaemon.core.types import Family, GateFault
 from fwdaemon.legacy.difference import Change, difference
 from fwdaemon.legacy.model import OUT, POST, PRE, Head, ObservedTable, Rule, Table, TableName
 from fwdaemon.legacy.ruleset import Plan, links, tables
@@ -72,13 +72,13 @@ def test_a_table_nobody_wants_loses_links_and_chains() -> None:
 @pytest.mark.parametrize(
     ("head", "fault", "broken"),
     [
-        pytest.param(Head(), "it was not there", True, id="absent"),
-        pytest.param(Head((1,), good=True), "another rule was ahead of it", False, id="below another rule"),
-        pytest.param(Head((0, 3), first=True), "it was there more than once", True, id="twice"),
-        pytest.param(Head((0,), first=True), "it was not as we made it", True, id="with another body"),
+        pytest.param(Head(), GateFault.ABSENT, True, id="absent"),
+        pytest.param(Head((1,), good=True), GateFault.BEHIND_RULE, False, id="below another rule"),
+        pytest.param(Head((0, 3), first=True), GateFault.REPEATED, True, id="twice"),
+        pytest.param(Head((0,), first=True), GateFault.ALTERED, True, id="with another body"),
     ],
 )
-def test_a_link_is_put_right(head: Head, fault: str, *, broken: bool) -> None:
+def test_a_link_is_put_right(head: Head, fault: GateFault, *, broken: bool) -> None:
     assert head.fault == fault
     seen = observed(table(WEB))
     change = difference(table(WEB), ObservedTable(seen.chains, {**seen.heads, "PREROUTING": head}))

@@ -60,8 +60,8 @@ def test_what_a_nat_takes_is_labelled() -> None:
 
 def test_a_guest_leaves_with_its_public_address_and_keeps_it_in_hairpin() -> None:
     assert rules(NAT, POST, state(MAIL)) == [
-        f"-s 192.168.122.51/32 -o eth0 {LABELLED} -j SNAT --to-source 198.51.100.8",
-        f"-s 192.168.122.51/32 -o wg0 {LABELLED} -j SNAT --to-source 198.51.100.8",
+        "-s 192.168.122.51/32 -o eth0 -j SNAT --to-source 198.51.100.8",
+        "-s 192.168.122.51/32 -o wg0 -j SNAT --to-source 198.51.100.8",
         '-m connlabel ! --label "25" -j RETURN',
         "-m conntrack ! --ctstate DNAT -j RETURN",
         "-s 192.168.122.51/32 -j SNAT --to-source 198.51.100.8",

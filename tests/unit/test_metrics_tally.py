@@ -4,7 +4,7 @@ import pytest
 
 from fwdaemon.core.report import Actor, ActorKind, ApplyResult, Change, GateChange, ReconcileReport
 from fwdaemon.core.state import Desired
-from fwdaemon.core.types import Gate
+from fwdaemon.core.types import Gate, GateFault
 from fwdaemon.metrics.figures import Cause, Result, Tally, cause_of
 from tests.unit.forwards import forward
 from tests.unit.saying import because
@@ -53,13 +53,15 @@ def test_a_wipe_is_one_restore_however_much_it_took() -> None:
         report(*(Change("restored", each, because("nft")) for each in (WEB, GAME)), changed=True), 0.1
     )
     assert {cause: number for cause, number in tally.restores.items() if number} == {Cause.NFT: 1}
-    tally = tally.pass_ended(report(gates=(GateChange(GATE, restored=True, fault="it was gone"),), changed=True), 0.1)
+    tally = tally.pass_ended(
+        report(gates=(GateChange(GATE, restored=True, fault=GateFault.ABSENT),), changed=True), 0.1
+    )
     assert tally.restores[Cause.NFT] == 2
     assert tally.reconciles == {Result.UNCHANGED: 0, Result.CHANGED: 2, Result.FAILED: 0}
 
 
 def test_what_comes_and_goes_is_no_restore() -> None:
-    gate = GateChange(GATE, restored=False, fault="it was not there")
+    gate = GateChange(GATE, restored=False, fault=GateFault.ABSENT)
     tally = Tally().pass_ended(
         report(Change("added", WEB, because("")), Change("removed", GAME, because("")), gates=(gate,), changed=True),
         0.1,

@@ -6,11 +6,12 @@ from dataclasses import dataclass, field, replace
 import pytest
 
 from fwdaemon.config.model import BackendChoice
-from fwdaemon.core.report import Actor, Presence
+from fwdaemon.core.report import Actor, Location, LocationReason, Presence
 from fwdaemon.core.types import Family, Gate
 from fwdaemon.errors import KernelError
 from fwdaemon.kernel.process import Finished
 from fwdaemon.netfilter import Netfilter
+from tests import sentences
 from tests.unit.backend_behaviour import FLOW, STATE, WEB
 from tests.unit.memory_backend import Kernel, MemoryBackend
 
@@ -53,17 +54,17 @@ def test_rules_are_where_libvirts_are_and_move_with_them(two: Two) -> None:
     netfilter = two.netfilter()
     assert netfilter.location is None
     result = netfilter.apply(STATE, full=False)
-    assert result.moved == "rules are in nftables: libvirt's chains are there"
+    assert result.moved == Location("nftables", "nftables", LocationReason.LIBVIRT_CHAINS)
     assert (bool(two.one.rules), bool(two.other.rules)) == (True, False)
     assert not netfilter.apply(STATE, full=False).moved
     two.one.libvirt, two.other.libvirt = Presence.NOTHING, Presence.CHAINS
     two.one.generation += 1
     result = netfilter.apply(STATE, full=False)
-    assert result.moved == "rules are in iptables: libvirt's chains are there"
+    assert result.moved == Location("iptables", "iptables", LocationReason.LIBVIRT_CHAINS)
     # They were made there, and not found missing.
     assert (result.mended, result.damaged) == (STATE.exposures, frozenset())
     assert (bool(two.one.rules), bool(two.other.rules)) == (False, True)
-    assert netfilter.location == ("iptables", "libvirt's chains are there")
+    assert netfilter.location == result.moved
 
 
 def test_nothing_is_looked_up_again_while_no_rule_changes(two: Two) -> None:
@@ -82,30 +83,30 @@ def test_rules_stay_where_they_are_while_libvirt_has_none(two: Two) -> None:
     two.other.libvirt = Presence.NOTHING
     two.other.wipe()
     result = netfilter.apply(STATE, full=True)
-    assert (result.moved, result.damaged) == ("", STATE.exposures)
-    assert netfilter.location == ("iptables", "libvirt has no rules of its own")
+    assert (result.moved, result.damaged) == (None, STATE.exposures)
+    assert sentences.place(netfilter.location) == ("iptables", "libvirt has no rules of its own")
 
 
 @pytest.mark.parametrize(("variant", "name"), [("memory", "nftables"), ("legacy", "iptables"), ("odd", "nftables")])
 def test_where_libvirt_left_chains_in_both_iptables_says_which_ones_count(two: Two, variant: str, name: str) -> None:
     two.one.libvirt = two.other.libvirt = Presence.CHAINS
     two.version.stdout = f"iptables v1.8.11 ({variant})"
-    found, reason = two.netfilter().locate()
+    found, reason = sentences.place(two.netfilter().locate()) or ("", "")
     assert found == name
     assert reason == "libvirt's chains are in both rule systems, and this is the one that iptables writes to"
 
 
 def test_a_table_of_libvirts_own_says_more_than_chains(two: Two) -> None:
     two.one.libvirt, two.other.libvirt = Presence.CHAINS, Presence.TABLE
-    assert two.netfilter().locate() == ("iptables", "libvirt's rules are in its table libvirt_network")
+    assert sentences.place(two.netfilter().locate()) == ("iptables", "libvirt's rules are in its table libvirt_network")
 
 
 def test_the_configuration_can_say_where(two: Two) -> None:
     two.one.libvirt, two.choice = Presence.CHAINS, BackendChoice.IPTABLES
     netfilter = two.netfilter()
-    assert netfilter.locate() == ("iptables", "the configuration says so")
+    assert sentences.place(netfilter.locate()) == ("iptables", "the configuration says so")
     netfilter.choice = BackendChoice.NFTABLES
-    assert netfilter.locate()[0] == "nftables"
+    assert netfilter.locate().backend == "nftables"
 
 
 def test_gates_are_kept_beside_the_rules_and_closed_first_at_the_end(two: Two) -> None:
@@ -113,7 +114,7 @@ def test_gates_are_kept_beside_the_rules_and_closed_first_at_the_end(two: Two) -
     netfilter = two.netfilter()
     plan = netfilter.preview(STATE)
     assert (plan.moved, plan.mended) == (
-        "rules belong in nftables: libvirt has no rules of its own",
+        Location("nftables", "nftables", LocationReason.NO_LIBVIRT_RULES),
         STATE.exposures,
     )
     assert [change.gate for change in plan.gates] == [GATE]
@@ -146,7 +147,7 @@ def test_the_old_rules_stay_until_the_new_ones_are_there(two: Two) -> None:
     with pytest.raises(KernelError):
         netfilter.apply(STATE, full=False)
     assert two.one.rules
-    assert netfilter.location == ("nftables", "libvirt has no rules of its own")
+    assert sentences.place(netfilter.location) == ("nftables", "libvirt has no rules of its own")
     assert netfilter.apply(STATE, full=False).moved
     assert (bool(two.one.rules), bool(two.other.rules)) == (False, True)
 
@@ -156,7 +157,7 @@ def test_what_one_refuses_to_give_back_is_a_fault_and_the_others_do(two: Two) ->
     netfilter = two.netfilter()
     netfilter.apply(STATE, full=False)
     two.other.refusals = 1
-    assert netfilter.remove().faults == ("the kernel refused: no memory",)
+    assert sentences.faults(netfilter.remove()) == ("the kernel refused: no memory",)
     assert (two.one.rules, two.other.gates) == ({}, {GATE})
 
 
@@ -173,7 +174,7 @@ SWITCHED = frozenset({(Family.IPV4, "eth0")})
 
 
 def test_what_a_backend_tells_is_told_of_the_one_that_holds_the_rules() -> None:
-    unusable = {Family.IPV6: "it lacks a match"}
+    unusable = {Family.IPV6: sentences.error("it lacks a match")}
     one, other = Kernel(), Kernel(libvirt=Presence.CHAINS, confined=frozenset({Family.IPV4}), switched=SWITCHED)
     netfilter = Netfilter(Version(), among=(MemoryBackend(one, "nftables"), MemoryBackend(other, "iptables", unusable)))
     assert (dict(netfilter.unusable), set(netfilter.confined())) == ({}, {Family.IPV4})

@@ -5,9 +5,11 @@ import socket
 import struct
 from ipaddress import ip_address
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fwdaemon.core.pace import Origin, origin
 from fwdaemon.kernel.address_watch import KernelChanges, NetlinkWatch
 from fwdaemon.kernel.process import budget_of_guests
 from tests.unit.saying import said
@@ -32,9 +34,9 @@ def neighbour(
     return message(kind, fixed, (1, ip_address(address).packed), (2, mac))
 
 
-def address(kind: int, text: str = "198.51.100.7", scope: int = 0) -> bytes:
+def address(kind: int, text: str = "198.51.100.7", scope: int = 0, flags: int = 0x80) -> bytes:
     packed = ip_address(text).packed
-    return message(kind, struct.pack("=BBBBI", socket.AF_INET, 24, 0, scope, 4), (1, packed), (2, packed))
+    return message(kind, struct.pack("=BBBBI", socket.AF_INET, 24, flags, scope, 4), (1, packed), (2, packed))
 
 
 def link(kind: int, *, master: int = 0, family: int = 0) -> bytes:
@@ -115,6 +117,12 @@ def test_a_guest_that_claims_address_after_address_is_not_remembered_for_each() 
     known = changes()
     list(known.news(neighbour(REACHABLE) + neighbour(FAILED)))
     assert answers(known)
+
+
+@pytest.mark.parametrize("kind", [20, 21])
+def test_an_address_that_has_a_lifetime_is_charged_to_guests_and_another_is_not(kind: int) -> None:
+    (learned,), (given,) = (changes().news(address(kind, flags=flags)) for flags in (0, 0x80))
+    assert (origin(learned), origin(given)) == (Origin.GUESTS, Origin.OTHERS)
 
 
 def test_what_a_bridge_learns_is_no_news() -> None:

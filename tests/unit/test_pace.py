@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fwdaemon.core.pace import REST_S, SHARE, STOCK_S, Budget, provoked
+from fwdaemon.core.pace import REST_S, SHARE, STOCK_S, Budget, Origin, origin
 from fwdaemon.core.report import Reason, ReasonKind
 from fwdaemon.kernel.process import budget_of_guests
 from fwdaemon.triggers import TriggerQueue
@@ -165,11 +165,11 @@ def test_what_no_guest_can_provoke_is_urgent_in_the_middle_of_a_flood(kind: Reas
     hearing = TriggerQueue()
     hearing.begin_inventory()
     told = Reason(kind, "web", "started")
-    states = [hearing.urgent]
+    states = [hearing.inventory_for]
     for reason in [*(Reason(provoking.kind, str(n), by_guest=provoking.by_guest) for n in range(1000)), told]:
         hearing.inventory_changed(reason)
-        states.append(hearing.urgent)
-    assert states == [False] * 1001 + [True]
+        states.append(hearing.inventory_for)
+    assert states == [Origin.GUESTS] * 1001 + [origin(told)] != [Origin.GUESTS] * 1002
     covered = hearing.begin_inventory()
     assert told in covered
     assert len(covered) < 300
@@ -177,4 +177,4 @@ def test_what_no_guest_can_provoke_is_urgent_in_the_middle_of_a_flood(kind: Reas
 
 @pytest.mark.parametrize("kind", [ReasonKind.NEIGHBOUR, ReasonKind.LEASES, ReasonKind.AGENT, ReasonKind.ADDRESSES_LOST])
 def test_what_guests_provoke(kind: ReasonKind) -> None:
-    assert provoked(Reason(kind, "x"))
+    assert origin(Reason(kind, "x")) is Origin.GUESTS

@@ -9,6 +9,7 @@ from uuid import UUID
 import pytest
 
 from fwdaemon.core.types import Protocol
+from fwdaemon.resolve.claims import Turn
 from fwdaemon.resolve.expansion import Assignments, AutoPort, Held
 from fwdaemon.status.reloads import PortRecords
 
@@ -70,10 +71,11 @@ def test_a_full_disk_is_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixtu
     assert kept.keep(PORTS)
 
 
-def test_the_order_in_which_domains_came_is_kept(tmp_path: Path) -> None:
-    arrivals = tuple((UUID(int=number), number % 3) for number in (7, 3, 12, 1, 11, 2, 10, 5, 9, 4, 8, 6))
+def test_the_order_of_claims_is_kept(tmp_path: Path) -> None:
+    numbers = (7, 3, 12, 1, 11, 2, 10, 5, 9, 4, 8, 6)
+    turns = tuple(Turn(UUID(int=number % 5), f"tcp *:{number}", "", number % 3, number % 2 == 0) for number in numbers)
     (tmp_path / "run").mkdir()
-    assert records(tmp_path).keep_arrivals(arrivals)
-    assert records(tmp_path).arrivals == arrivals
-    (tmp_path / "run/arrivals.json").write_text('[{"place": "x"}]')
-    assert records(tmp_path).arrivals == ()
+    assert records(tmp_path).keep_turns((turns, turns[:3]))
+    assert records(tmp_path).turns == (turns, turns[:3])
+    (tmp_path / "run/claims.json").write_text('[{"number": "x"}]')
+    assert records(tmp_path).turns == ((), ())

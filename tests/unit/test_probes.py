@@ -77,7 +77,7 @@ def test_a_newcomer_does_not_wait_for_the_end_of_a_long_pause() -> None:
         keeping.want({WEB}, INVENTORY)
         await asked.next()
         for search in keeping._searches.values():  # noqa: SLF001  as after hours of silence
-            search.pause = search.due = asyncio.get_running_loop().time() + 3600
+            search.pauses.pause = search.due = asyncio.get_running_loop().time() + 3600
         keeping.want({WEB, DB}, INVENTORY)
         while (await asked.next()).macs != {WEB.mac, DB.mac}:
             pass

@@ -50,7 +50,7 @@ PACKETS = tuple(
 )
 
 
-@settings(max_examples=15)
+@settings(max_examples=8)
 @given(some_entries(), some_heads())
 def test_a_packet_goes_where_the_configuration_says(entries: list[str], head: str) -> None:
     found, _ = accepted(entries, head)
@@ -65,7 +65,7 @@ def test_a_packet_goes_where_the_configuration_says(entries: list[str], head: st
         assert by_memory(memory, packet) == meant
 
 
-@settings(max_examples=30)
+@settings(max_examples=15)
 @given(some_entries(), st.randoms(use_true_random=False))
 def test_the_order_of_entries_and_guests_does_not_matter(entries: list[str], order: Random) -> None:
     _, kept = accepted(entries)

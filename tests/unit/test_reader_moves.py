@@ -14,7 +14,12 @@ from fwdaemon.hypervisor.reader import Reader
 from fwdaemon.hypervisor.xml import NAMESPACE
 
 URI = "test:///default"
-GUEST = "<domain type='test'><name>guest</name><memory>1024</memory><os><type>hvm</type></os></domain>"
+GUEST_UUID = "00000000-0000-0000-0000-000000000001"
+GUEST = f"""
+<domain type='test'>
+  <name>guest</name><uuid>{GUEST_UUID}</uuid><memory>1024</memory><os><type>hvm</type></os>
+</domain>
+"""
 
 
 @pytest.fixture
@@ -39,13 +44,15 @@ def guest(connection: libvirt.virConnect) -> libvirt.virDomain:
 
 
 def seen(reader: Reader, connection: libvirt.virConnect) -> tuple[bool, Move | None] | None:
-    """Say whether the guest runs here, and how it moves."""
+    """Say whether the guest runs here, and how it moves; libvirt would have told of each change of it."""
+    reader.invalidate(GUEST_UUID)
     domains = (observed.domain for observed in reader.observe(connection, connection).domains)
     return next(((domain.running, domain.move) for domain in domains if domain.name == "guest"), None)
 
 
 def returns(reader: Reader, connection: libvirt.virConnect) -> bool:
     """Say whether the guest, which does not run, may be rebooting."""
+    reader.invalidate(GUEST_UUID)
     (domain,) = (seen.domain for seen in reader.observe(connection, connection).domains if seen.domain.name == "guest")
     assert not domain.running
     return domain.returning

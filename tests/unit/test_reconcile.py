@@ -6,10 +6,26 @@ import pytest
 
 from fwdaemon.audit.throttle import LINES, WINDOW_S
 from fwdaemon.core.inventory import Hindrance, HindranceKind, Place
-from fwdaemon.core.report import Actor, ActorKind, ApplyResult, Cause, GateChange, Reason, ReasonKind, Setting
+from fwdaemon.core.report import (
+    Actor,
+    ActorKind,
+    ApplyResult,
+    Cause,
+    GateChange,
+    Location,
+    LocationReason,
+    Note,
+    NoteKind,
+    Reason,
+    ReasonKind,
+    Setting,
+    SettingKind,
+)
 from fwdaemon.core.state import Desired, Unchosen
-from fwdaemon.core.types import Family, Gate
+from fwdaemon.core.types import Family, Gate, GateFault
 from fwdaemon.errors import KernelError
+from tests import sentences
+from tests.sentences import error
 from tests.unit.backend_behaviour import FLOW, MAIL, SIX, STATE, WEB
 from tests.unit.forwards import nat
 from tests.unit.memory_backend import name_of
@@ -20,6 +36,8 @@ STOPPED = Reason(ReasonKind.DOMAIN, "web1", "stopped")
 STARTED = Reason(ReasonKind.DOMAIN, "web1", "started")
 NFT = Actor(ActorKind.PROGRAM, "nft", 9)
 GATE = Gate("inet", "theirs", "forward")
+MIND = Note(NoteKind.FORWARDING_PUT_BACK, ("net.ipv4.ip_forward",))
+MINDED = "set net.ipv4.ip_forward = 0 again: it was off before kvm-portfwd"
 
 
 # --- what is told -----------------------------------------------------------------------------------------------------
@@ -35,7 +53,7 @@ def test_at_first_everything_is_added_and_told_with_where_the_rules_are(bench: B
     assert (report.desired.exposures, report.placed, report.location) == (
         STATE.exposures,
         STATE,
-        ("nftables", "libvirt has no rules of its own"),
+        Location("nftables", "nftables", LocationReason.NO_LIBVIRT_RULES),
     )
     assert {change.exposure for change in report.changes} == STATE.exposures
     assert bench.host.adopted == [(frozenset(), frozenset())]
@@ -126,29 +144,37 @@ def test_a_new_configuration_holds_nothing_back_and_everything_that_waits_is_tol
 
 def test_gates_are_told_with_who_moved_them(bench: Bench) -> None:
     bench.kernel.forward_chains = (GATE,)
-    assert f"added gate in {GATE}: it is missing (found at a regular comparison)" in bench.reconcile(STATE)
-    bench.host.result = ApplyResult(
-        gates=(GateChange(GATE, restored=True, fault="it was not the first"),), changed=True
-    )
+    assert f"added gate in {GATE}: it was not there (found at a regular comparison)" in bench.reconcile(STATE)
+    bench.host.result = ApplyResult(gates=(GateChange(GATE, restored=True, fault=GateFault.BEHIND_RULE),), changed=True)
     told = bench.reconcile(STATE, ask(latest_triggers=lambda: ((NFT,), ())))
-    assert told == [f"restored gate in {GATE}: it was not the first (changed by nft, pid 9)"]
+    assert told == [f"restored gate in {GATE}: another rule was ahead of it (changed by nft, pid 9)"]
     bench.host.result = ApplyResult()
     bench.kernel.gates.clear()
     told = bench.reconcile(STATE, ask(full=True))
-    assert told == [f"added gate in {GATE}: it is missing (found at a regular comparison)"]
+    assert told == [f"added gate in {GATE}: it was not there (found at a regular comparison)"]
 
 
 def test_settings_and_notes_of_the_host_are_told(bench: Bench) -> None:
+    former = Setting("net.ipv4.conf.eth0.route_localnet = 0", restored=True, kind=SettingKind.FORMER_SYSCTL)
+    hairpin = Setting("vnet0", restored=False, kind=SettingKind.HAIRPIN_MODE)
     bench.host.result = ApplyResult(
-        settings=(Setting("net.ipv4.ip_forward = 1", restored=False),), notes=("mind this",)
+        settings=(Setting("net.ipv4.ip_forward = 1", restored=False), former, hairpin), notes=(MIND,)
     )
-    assert bench.reconcile(STATE)[1:3] == ["set net.ipv4.ip_forward = 1: forwards need it", "mind this"]
+    assert bench.reconcile(STATE)[1:5] == [
+        "set net.ipv4.ip_forward = 1: forwards need it",
+        (
+            "restored net.ipv4.conf.eth0.route_localnet = 0, which an earlier version turned on (found at a regular"
+            " comparison)"
+        ),
+        "set hairpin mode of bridge port vnet0: forwards need it",
+        MINDED,
+    ]
 
 
 def test_faults_of_all_are_reported_and_told_once_they_last(bench: Bench) -> None:
     bench.reconcile(STATE)
-    bench.host.result = ApplyResult(faults=("the host cannot",))
-    bench.others.found = ("a clash",)
+    bench.host.result = ApplyResult(faults=(error("the host cannot"),))
+    bench.others.found = (error("a clash"),)
     several = Hindrance(HindranceKind.SEVERAL_INTERFACES, places=(Place("mac1", "default"), Place("mac2", "default")))
     state = replace(STATE, remarks=(Unchosen("web1", "mac1", several, ORIGIN),))
     advice = (
@@ -159,7 +185,7 @@ def test_faults_of_all_are_reported_and_told_once_they_last(bench: Bench) -> Non
     bench.now = bench.reconciler.next_pass_at or 0.0
     assert bench.reconcile(state) == ["the host cannot", advice, "a clash"]
     assert bench.reconcile(state) == []
-    assert bench.reported().result.faults == ("the host cannot", advice, "a clash")
+    assert sentences.faults(bench.reported().result) == ("the host cannot", advice, "a clash")
 
 
 def test_what_flaps_is_counted_and_told_when_that_is_over(bench: Bench) -> None:
@@ -258,11 +284,11 @@ def test_at_the_end_all_goes_and_is_told(bench: Bench) -> None:
 
 def test_what_could_not_be_removed_is_told_in_place_of_what_went(bench: Bench) -> None:
     bench.reconcile(STATE)
-    bench.host.result = ApplyResult(faults=("an address stays",), notes=("mind this",))
+    bench.host.result = ApplyResult(faults=(error("an address stays"),), notes=(MIND,))
     bench.kernel.refusals = 2
     bench.reconciler.remove(Cause())
     assert bench.lines() == [
-        "mind this",
+        MINDED,
         "an address stays",
         "open connections may go on: the kernel refused: no memory",
         "the kernel refused: no memory",

@@ -13,6 +13,8 @@ from tests.fuzz.figures import Fuzzed
 from tests.robustness.__main__ import Length, commands
 from tests.robustness.page import store
 from tests.robustness.record import Record, Stamp
+from tests.turnover import figures as turnover
+from tests.turnover.figures import Stay
 
 _HELD = {"socket": 9, "threads": 9}
 _STAMP = Stamp("2026-11-21", "0123456789ab")
@@ -62,6 +64,34 @@ def test_a_run_in_which_nobody_came_or_went_is_a_failure() -> None:
     assert counted.faults() == ["of guests that come and go 1 rules were seen to come and 0 to go"]
 
 
+def turned_over(after: Rest, late: float = 0.1, left: tuple[str, ...] = (), twice: int = 0) -> turnover.Figures:
+    stays = [Stay(0.3, 0.02, 1.1), Stay(0.3, late, 1.1)]
+    return turnover.Figures(2, 50, 20, 600, 30, stays=stays, rest=[rest(), after], left=list(left), twice=twice)
+
+
+def test_a_domain_that_is_reached_late_and_what_is_left_of_one_are_failures() -> None:
+    assert turned_over(rest()).faults() == []
+    assert turned_over(rest(), late=0.11).faults() == ["1 of 2 domains were reached later than 100 ms"]
+    assert turned_over(rest(), late=0.11).wrong() == []
+    assert turned_over(rest(43, pipe=1), left=("domain: ci-1",), twice=1).faults() == [
+        "left over: domain: ci-1",
+        "1 ports were assigned twice",
+        "pipe: 0 before, 1 after",
+        "memory: +3.0 MiB, not within 2 MiB",
+    ]
+    assert turnover.Figures(failures=["ci-1: no"]).faults() == ["ci-1: no", "the run did not come to its end"]
+
+
+def test_what_domains_that_come_and_go_cost_is_on_the_page(tmp_path: Path) -> None:
+    page, counted = tmp_path / "robustness.md", turned_over(rest(41))
+    counted.loads, counted.assigned = [1.0, 2.0], 4
+    store(page, Record("turnover", "legacy", _STAMP, "Linux", counted.record()))
+    text = page.read_text(encoding="utf-8")
+    assert "| Domains that come and go: libvirt on the legacy tables | 2 domains, 50 a minute | 4 ports | 0 |" in text
+    assert "The daemon took 5.0 % of a processor, 15000 ms for each domain." in text
+    assert "The machine's load was 1.5, from 1 to 2." in text
+
+
 def test_who_is_ahead_waits_for_who_is_behind() -> None:
     pace = Pace({"wipes": 2, "events": 4}, time.monotonic() + 60)
     turns: list[str] = []
@@ -95,13 +125,17 @@ def test_all_that_was_run_is_on_one_page_and_the_newest_of_each(tmp_path: Path) 
 
 
 def test_one_command_runs_everything_unless_less_is_asked_for() -> None:
-    length = Length(rounds=5, events=6, wipes=7, configurations=9, fuzz_seconds=8)
+    length = Length(rounds=5, events=6, wipes=7, domains=4, configurations=9, fuzz_seconds=8)
     every = [" ".join(command[2:]) for command in commands(["chaos", "endurance"], [], length)]
     assert every == [
         "tests.chaos --rounds=5 --side=nftables",
         "tests.chaos --rounds=5 --side=iptables",
         "tests.chaos --rounds=5 --side=legacy",
         "tests.endurance --events=6 --wipes=7 --side=nftables",
+    ]
+    assert [" ".join(command[2:]) for command in commands(["turnover"], [], length)] == [
+        "tests.turnover --domains=4 --side=nftables",
+        "tests.turnover --domains=4 --side=legacy",
     ]
     assert [" ".join(command[2:]) for command in commands(["packets"], [], length)] == [
         "tests.packets --rounds=9 --side=nftables",

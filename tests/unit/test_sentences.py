@@ -1,6 +1,6 @@
 """Facts are data, and sentences are for people: no code takes one apart, or compares anything with its words.
 
-They are made at the edges; the middle gives what they are about.
+They are made last, by `fwdaemon.audit`: the middle gives what they are about, and so do the edges of what went wrong.
 
 Texts of other programs have to be read. Who does so is listed with whose text it is, so that each new reader is a
 decision.
@@ -14,6 +14,9 @@ from pathlib import Path
 from typing import Final
 
 import pytest
+
+from fwdaemon.audit.lines import format_fault, format_note
+from fwdaemon.core.report import Fault, FaultKind, Note, NoteKind
 
 PROGRAM: Final = Path(__file__).parents[2] / "fwdaemon"
 READERS: Final = {
@@ -35,6 +38,7 @@ SAYING: Final = {
     "core/exposures.py": "what a 1:1 address is, as the rows of the status and the audit have it",
     "core/text.py": "what is wrong with a value of the configuration",
 }
+NAMES: Final = ("alpha", "beta", "gamma", "delta")
 _READS: Final = frozenset(
     {"startswith", "endswith", "removeprefix", "removesuffix", "replace", "find", "rfind", "index", "count"}
     | {"partition", "rpartition", "split", "rsplit", "compile", "search", "match", "fullmatch", "findall", "sub"}
@@ -47,6 +51,7 @@ def tree(file: Path) -> ast.Module:
     return ast.parse(file.read_text(encoding="utf-8"))
 
 
+@cache
 def constants(file: Path) -> dict[str, ast.expr]:
     """Give what each name of a module's top level stands for."""
     found: dict[str, ast.expr] = {}
@@ -94,6 +99,37 @@ def said(file: Path) -> Iterator[tuple[int, str]]:
             yield from [(item.lineno, item.value)] if _WORDS.search(item.value) else []
 
 
+def facts(file: Path) -> Iterator[ast.Call]:
+    """Give each place that makes a fault or a note."""
+    for item in ast.walk(tree(file)):
+        if isinstance(item, ast.Call) and isinstance(item.func, ast.Name) and item.func.id in ("Fault", "Note"):
+            yield item
+
+
+def put(file: Path) -> Iterator[tuple[int, str]]:
+    """Give the words that are put into a fault or a note, each with its line."""
+    for call in facts(file):
+        yield from ((call.lineno, text) for text in texts(call, file) if _WORDS.search(text))
+
+
+def number(call: ast.Call) -> int:
+    """Count what such a place says that a fault is about; what is made elsewhere is taken to be all that fits."""
+    if len(call.args) == 1:
+        return 0
+    return len(call.args[1].elts) if isinstance(call.args[1], ast.Tuple) else len(NAMES)
+
+
+def made(call: ast.Call) -> Iterator[tuple[str, str]]:
+    """Give each kind that a place makes, with what people are told of one that is about as much."""
+    about = NAMES[: number(call)]
+    for item in ast.walk(call.args[0]):
+        match item:
+            case ast.Attribute(ast.Name("FaultKind"), attr=name):
+                yield name, format_fault(Fault(FaultKind[name], about, "epsilon"))
+            case ast.Attribute(ast.Name("NoteKind"), attr=name):
+                yield name, format_note(Note(NoteKind[name], about))
+
+
 @pytest.mark.parametrize("file", MIDDLE, ids=lambda file: str(file.relative_to(PROGRAM)))
 def test_the_middle_makes_no_sentences(file: Path) -> None:
     found = list(said(file))
@@ -104,6 +140,26 @@ def test_the_middle_makes_no_sentences(file: Path) -> None:
 def test_only_texts_of_others_are_read(file: Path) -> None:
     found = list(read(file))
     assert bool(found) == (str(file.relative_to(PROGRAM)) in READERS), found
+
+
+def test_what_is_wrong_is_said_by_its_kind() -> None:
+    assert not {str(file.relative_to(PROGRAM)): found for file in PROGRAM.rglob("*.py") if (found := list(put(file)))}
+
+
+def test_all_that_a_fault_is_about_is_in_its_words() -> None:
+    calls = [call for file in PROGRAM.rglob("*.py") for call in facts(file)]
+    for call in calls:
+        with_text = len(call.args) > 2 or any(keyword.arg == "detail" for keyword in call.keywords)
+        for kind, words in made(call):
+            assert all(name in words for name in NAMES[: number(call)]), kind
+            assert ("epsilon" in words) is with_text, kind
+    assert {kind for call in calls for kind, _ in made(call)} == {*FaultKind.__members__, *NoteKind.__members__}
+
+
+@pytest.mark.parametrize("line", ['Fault(FaultKind.ERROR, (f"gate in {gate}",))', "Note(kind, detail=WORDS)"])
+def test_words_in_a_fault_are_seen(tmp_path: Path, line: str) -> None:
+    (file := tmp_path / "module.py").write_text(f'WORDS = "it was not there"\nx = {line}\n')
+    assert list(put(file))
 
 
 @pytest.mark.parametrize(

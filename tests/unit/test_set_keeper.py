@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from fwdaemon.audit.lines import format_fault
 from fwdaemon.config import load_guarded
 from fwdaemon.core.bans import Admission, Element, SourceSet
+from fwdaemon.core.report import Fault
 from fwdaemon.core.types import Family, Origin
 from fwdaemon.netfilter import Netfilter
 from fwdaemon.nftables.external import Externals, now
@@ -40,8 +42,8 @@ class Heard:
     def keep(self, file: Path, text: bytes) -> None:
         self.kept[file] = text
 
-    def be_troubled(self, trouble: tuple[str, ...]) -> None:
-        self.trouble = trouble
+    def be_troubled(self, trouble: tuple[Fault, ...]) -> None:
+        self.trouble = tuple(map(format_fault, trouble))
 
 
 @pytest.fixture

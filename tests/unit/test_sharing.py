@@ -1,8 +1,8 @@
 """Who gets what domains ask for: what a policy covers whole, and nobody has, the older live domain first."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import replace
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from uuid import UUID
 
@@ -11,19 +11,41 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fwdaemon.audit.causes import why
-from fwdaemon.core.inventory import Domain, HostAddress, Inventory, Metadata, Move, Occupied
+from fwdaemon.config.model import Config
+from fwdaemon.core.exposures import Exposure
+from fwdaemon.core.inventory import Domain, Element, HostAddress, Inventory, Metadata, Move, Occupied
+from fwdaemon.core.state import Desired
 from fwdaemon.core.types import PortRange, Protocol
 from fwdaemon.hostnet.owned_state import OwnedStateFile
 from fwdaemon.hostnet.public_addresses import with_lent
-from fwdaemon.resolve.placement import desired_state
+from fwdaemon.resolve.claims import of_these_runs
+from fwdaemon.resolve.placement import Placer, desired_state
 from fwdaemon.resolve.sharing import Allocator, grants
-from tests.unit.asking import ALLOW, HOST, NETWORKS, config, domain, element, forward, live, placed, refused
+from fwdaemon.resolve.snapshot import Grace, Stop
+from tests.unit.asking import (
+    ALLOW,
+    HOST,
+    NETWORKS,
+    PUBLIC,
+    config,
+    domain,
+    element,
+    forward,
+    live,
+    placed,
+    refused,
+)
 
 
 def test_what_a_policy_covers_is_open_and_says_by_which() -> None:
-    desired = placed(domain("ci-1", 1, forward("8000:80 53/tcp+udp"), element("nat", public="192.0.2.70")))
-    assert live(desired) == {"ci-1 tcp *:8000", "ci-1 tcp *:53", "ci-1 udp *:53", "ci-1 all of 192.0.2.70"}
-    assert {str(item.origin) for item in desired.exposures} == {"domain ci-1, metadata"}
+    asked = domain("ci-1", 1, forward("8000:80 53/tcp+udp", listen="198.51.100.7"), element("nat", public="192.0.2.70"))
+    desired = placed(asked, text=PUBLIC)
+    ports = {f"ci-1 {what}" for what in ("tcp 198.51.100.7:8000", "tcp 198.51.100.7:53", "udp 198.51.100.7:53")}
+    assert live(desired) == {*ports, "ci-1 all of 192.0.2.70"}
+    assert {str(item.origin) for item in desired.exposures} == {
+        "domain ci-1, metadata: forward 1",
+        "domain ci-1, metadata: nat 1",
+    }
     assert {str(item.origin.allowed) for item in desired.exposures if item.origin} == {"/portfwd.toml:2"}
     assert {nat.assign for nat in desired.nats} == {"eth0"}
 
@@ -48,7 +70,7 @@ def test_what_a_policy_covers_is_open_and_says_by_which() -> None:
     ],
 )
 def test_what_no_policy_covers_is_refused_with_what_the_closest_lacks(asked: Domain, lacking: str) -> None:
-    desired = placed(asked)
+    desired = placed(asked, text=PUBLIC)
     assert not live(desired)
     (reason,) = set(refused(desired).values())
     assert reason == f"no [[allow]] covers it; the closest, /portfwd.toml:2, does not cover {lacking}"
@@ -69,6 +91,55 @@ def test_without_a_policy_nothing_is_open() -> None:
 def test_one_policy_covers_it_whole_or_it_is_refused() -> None:
     text = '[[allow]]\ndomains = "*"\nports = "80"\nnetworks = "inner"\n[[allow]]\ndomains = "*"\nports = "81"'
     assert live(placed(domain("a", 1, forward("80 81 80-81")), text=text)) == {"a tcp *:81"}
+
+
+TWO = """
+[[allow]]
+domains = "*"
+ports = ["8000-8003", "8004-8009"]
+listen = ["198.51.100.1"]
+max = 2
+[[allow]]
+domains = "*"
+ports = ["8000-8009"]
+listen = ["198.51.100.7", "198.51.100.1"]
+max = 3
+"""
+
+
+def allowed_by(desired: Desired) -> dict[str, str]:
+    found = ((item.listens_at(), item.origin) for item in desired.exposures)
+    return {listens: str(origin.allowed).rpartition(":")[2] for listens, origin in found if origin is not None}
+
+
+def test_each_port_on_each_address_takes_one_policy_with_room_for_it() -> None:
+    both = domain("a", 1, forward("8000-8001 8003-8004 8009 8008", listen="198.51.100.1"))
+    desired = placed(both, text=TWO)
+    assert allowed_by(desired) == {
+        "tcp 198.51.100.1:8000-8001": "2",
+        "tcp 198.51.100.1:8003-8004": "7",
+        "tcp 198.51.100.1:8009": "7",
+    }
+    assert list(refused(desired).values()) == [
+        "no [[allow]] covers it; the closest, /portfwd.toml:7, does not cover max 3"
+    ]
+    apart = TWO.replace(', "198.51.100.1"]', "]")
+    desired = placed(domain("a", 1, forward("8000", listen="198.51.100.1 198.51.100.7 198.51.100.9")), text=apart)
+    assert allowed_by(desired) == {"tcp 198.51.100.1:8000": "2", "tcp 198.51.100.7:8000": "7"}
+    assert refused(desired).keys() == {"a tcp 198.51.100.9:8000"}
+
+
+@pytest.mark.parametrize("named", [{"network": "nonet"}, {"network": "inner"}, {"mac": "52:54:00:00:00:99"}])
+def test_a_network_that_the_guest_is_not_on_is_none_that_a_policy_is_for(named: dict[str, str]) -> None:
+    for text in (ALLOW, ALLOW.replace('["default"]', '["default", "nonet"]')):
+        desired = placed(domain("ci-1", 1, forward("8000", **named)), text=text)
+        assert not live(desired)
+        ((what, reason),) = refused(desired).items()
+        assert (what, reason.rpartition("cover ")[2]) == ("ci-1 tcp *:8000", f"networks {next(iter(named.values()))}")
+    without = replace(domain("ci-1", 1, forward("8000")), interfaces=())
+    assert refused(placed(without)).keys() == {"ci-1 tcp *:8000"}
+    assert not refused(placed(domain("ci-1", 1, forward("8000", network="default"), running=False)))
+    assert refused(placed(domain("ci-1", 1, forward("8000", network="nonet"), running=False)))
 
 
 def test_addresses_to_listen_on_are_those_of_the_policy_or_of_the_host() -> None:
@@ -136,47 +207,92 @@ def test_what_does_not_meet_is_given(has: str, more: str, asks: str) -> None:
 
 
 def test_no_port_of_anothers_public_address_and_no_address_of_the_host() -> None:
-    mail = '[[nat]]\ndomain = "mail"\npublic = "192.0.2.70"\nassign = "eth0"\n' + ALLOW
-    for asks in (forward("8000"), element("nat", public="192.0.2.70")):
+    mail = '[[nat]]\ndomain = "mail"\npublic = "192.0.2.70"\nassign = "eth0"\n' + PUBLIC
+    mail = f'{mail}listen = ["192.0.2.70"]\n'
+    for asks in (forward("192.0.2.70:8000"), element("nat", public="192.0.2.70")):
         assert list(refused(placed(domain("ci-1", 1, asks), text=mail)).values()) == [
             "mail has it already (/portfwd.toml:3)"
         ]
-    own = ALLOW.replace("192.0.2.64/27", "198.51.100.0/24")
+    own = PUBLIC.replace("192.0.2.64/27", "198.51.100.0/24")
     for address in ("198.51.100.1", "198.51.100.7"):
         desired = placed(domain("ci-1", 1, element("nat", public=address)), text=own)
         assert list(refused(desired).values()) == ["the host has it already"]
-    routed = '[[route]]\nnetwork = "inner"\naddresses = ["192.0.2.64/28"]\n' + ALLOW
+    routed = '[[route]]\nnetwork = "inner"\naddresses = ["192.0.2.64/28"]\n' + PUBLIC
     assert not live(placed(domain("ci-1", 1, element("nat", public="192.0.2.70")), text=routed)) - {
         "inner route 192.0.2.64/28"
     }
 
 
-MAIL = '[[nat]]\ndomain = "{}"\npublic = "192.0.2.70"\nassign = "eth0"\n' + ALLOW.replace('"ci-*"', '"*"')
+MAIL = '[[nat]]\ndomain = "{}"\npublic = "192.0.2.70"\n' + PUBLIC.replace('"ci-*"', '"*"')
+# The host holds what is 1:1 the guest mail's, in a way that is none of ours.
+HOLDS = (*HOST, HostAddress(ip_address("192.0.2.70"), ip_network("192.0.2.70/32"), "eth0"))
+
+
+def on_host(*domains: Domain, text: str) -> set[str]:
+    return live(desired_state(config(text), Inventory(domains, NETWORKS, HOLDS)))
+
+
+OTHERWISE = {"ci-1 tcp 198.51.100.1:8000", "ci-1 tcp 198.51.100.7:8000"}
+
+
+@pytest.mark.parametrize("running", [True, False])
+def test_who_listens_on_every_address_listens_on_none_that_is_another_guests(*, running: bool) -> None:
+    mail, other = domain("mail", 1, running=running), domain("ci-1", 2, forward("8000"))
+    assert {line for line in on_host(mail, other, text=MAIL.format("mail")) if line.startswith("ci-1")} == OTHERWISE
+    asked = domain("mail", 1, element("nat", public="192.0.2.70"))
+    lent = Inventory((other, asked), NETWORKS, HOLDS, lent=frozenset({("eth0", ip_address("192.0.2.70"))}))
+    desired = desired_state(config(PUBLIC.replace('"ci-*"', '"*"')), lent)
+    assert live(desired) == {*OTHERWISE, "mail all of 192.0.2.70"}
+    assert not refused(desired)
+
+
+@pytest.mark.parametrize("order", [(1, 2), (2, 1)])
+def test_who_has_an_address_has_its_ports_whatever_others_have_on_every_address(order: tuple[int, int]) -> None:
+    text = MAIL.format("mail")
+    mail = domain("mail", order[0], forward("192.0.2.70:8000:80 8001"))
+    other = domain("ci-1", order[1], forward("8000"))
+    got = on_host(mail, other, text=text)
+    assert {"mail tcp 192.0.2.70:8000", "mail tcp 192.0.2.70:8001"} < got
+    assert got > OTHERWISE
+    assert "ci-1 tcp 192.0.2.70:8000" not in got
+
+
+def test_what_a_file_has_on_every_address_is_every_address() -> None:
+    web = '[[forward]]\ndomain = "web"\nports = ["8000"]\n' + MAIL.format("mail")
+    got = on_host(domain("web", 3), domain("mail", 1, forward("192.0.2.70:8000")), text=web)
+    assert got == {"web tcp *:8000", "mail all of 192.0.2.70"}
+
+
+def test_where_no_address_is_left_nothing_is_open() -> None:
+    inventory = Inventory((domain("mail", 1), domain("ci-1", 2, forward("8000"))), NETWORKS, HOLDS[-1:])
+    desired = desired_state(config(MAIL.format("mail")), inventory)
+    assert live(desired) == {"mail all of 192.0.2.70"}
+    assert refused(desired) == {"ci-1 tcp *:8000": "the host has it already"}
 
 
 def test_the_name_of_anothers_entry_gets_a_domain_of_a_later_uri_no_port_of_its_public_address() -> None:
     first, later = domain("mail", 1), replace(domain("mail", 2, forward("8000")), rank=1)
     for text in (MAIL.format("mail"), MAIL.format(UUID(int=1))):
         for meant in (first, domain("mail", 1, running=False)):
-            assert "mail tcp *:8000" in refused(placed(meant, later, text=text))
-    allocator, policy = Allocator(), config(MAIL.format("mail"))
-    both = Inventory((first, later), NETWORKS, HOST)
-    assert not allocator.settle(policy, both).given
-    assert allocator.settle(policy, replace(both, domains=(later,))).given  # the entry is for this one now
-    assert not allocator.settle(policy, both).given
+            assert "mail tcp 192.0.2.70:8000" not in on_host(meant, later, text=text)
+    assert "mail tcp 192.0.2.70:8000" in on_host(later, text=MAIL.format("mail"))  # the entry is for this one now
     own = domain("mail", 1, forward("8000"))
-    assert "mail tcp *:8000" in live(placed(own, later, text=MAIL.format("mail")))
+    assert "mail tcp 192.0.2.70:8000" in on_host(own, later, text=MAIL.format("mail"))
     assert refused(placed(own, later, text=MAIL.format("mail"))).keys() == {"mail tcp *:8000"}
 
 
 def test_a_public_address_that_a_domain_asked_for_is_that_of_no_namesake() -> None:
-    asks = element("nat", public="192.0.2.70")
+    asks, anybody = element("nat", public="192.0.2.70"), PUBLIC.replace('"ci-*"', '"*"')
+    lent = frozenset({("eth0", ip_address("192.0.2.70"))})
+
+    def got(*domains: Domain) -> set[str]:
+        return live(desired_state(config(anybody), Inventory(domains, NETWORKS, HOLDS, lent=lent)))
+
     later = replace(domain("ci-1", 2, forward("8000")), rank=1)
-    assert "ci-1 tcp *:8000" in refused(placed(domain("ci-1", 1, asks), later))
-    assert "ci-1 tcp *:8000" in live(placed(domain("ci-1", 1, asks, forward("8000"))))
+    assert "ci-1 tcp 192.0.2.70:8000" not in got(domain("ci-1", 1, asks), later)
+    assert "ci-1 tcp 192.0.2.70:8000" in got(domain("ci-1", 1, asks, forward("8000")))
     called, meant = domain(str(UUID(int=9)), 1, asks), domain("ci-9", 9, forward("8000"))
-    anybody = ALLOW.replace('"ci-*"', '"*"')
-    assert "ci-9 tcp *:8000" in refused(placed(called, meant, text=anybody))
+    assert "ci-9 tcp 192.0.2.70:8000" not in got(called, meant)
 
 
 @pytest.mark.parametrize("more", [(), (HostAddress(ip_address("198.51.100.7"), HOST[0].subnet, "eth0"),)])
@@ -187,7 +303,7 @@ def test_an_address_that_the_host_has_from_us_is_given_unless_it_has_that_otherw
     asking = domain("ci-1", 1, element("nat", public=str(address)))
     OwnedStateFile("addresses", directory).write([{"interface": "eth0", "address": str(address)}])
     inventory = with_lent(Inventory((asking,), NETWORKS, HOST + more), directory)
-    policy = config(ALLOW.replace("192.0.2.64/27", "198.51.100.0/24"))
+    policy = config(PUBLIC.replace("192.0.2.64/27", "198.51.100.0/24"))
     assert bool(live(desired_state(policy, inventory))) is not bool(more)
     allocator = Allocator()
     assert not allocator.settle(policy, replace(inventory, lent=frozenset())).given
@@ -214,7 +330,9 @@ def test_what_a_process_of_the_host_waits_on_is_not_given(waits: Occupied, asks:
 def test_the_older_live_domain_keeps_it_and_the_next_gets_it_when_it_goes() -> None:
     younger, older = domain("ci-a", 7, forward("8000 8001")), domain("ci-z", 3, forward("8000"))
     assert live(placed(younger, older)) == {"ci-z tcp *:8000", "ci-a tcp *:8001"}
-    assert refused(placed(younger, older)) == {"ci-a tcp *:8000": "ci-z has it already (domain ci-z, metadata)"}
+    assert refused(placed(younger, older)) == {
+        "ci-a tcp *:8000": "ci-z has it already (domain ci-z, metadata: forward 1)"
+    }
     assert live(placed(younger, replace(older, running=False))) == {"ci-a tcp *:8000", "ci-a tcp *:8001"}
     gone = replace(older, running=False, move=Move.GONE)
     assert live(placed(younger, gone)) == {"ci-a tcp *:8000", "ci-a tcp *:8001"}
@@ -222,12 +340,110 @@ def test_the_older_live_domain_keeps_it_and_the_next_gets_it_when_it_goes() -> N
     assert live(placed(younger, coming)) == {"ci-a tcp *:8001"}
 
 
-def test_the_domain_that_has_run_for_longer_goes_first_also_with_a_newer_request() -> None:
-    allocator, younger = Allocator(), domain("ci-a", 7, forward("8000"))
-    for asked, has in ((None, "ci-a"), (Metadata((forward("8000"),)), "ci-z")):
-        older = replace(domain("ci-z", 3), metadata=asked)
-        given = allocator.settle(config(), Inventory((younger, older), NETWORKS, HOST)).given
-        assert [entry.owner.name for entry in given] == [has]
+def dealt(allocator: Allocator, *domains: Domain, policy: Config, rebooting: Collection[UUID] = ()) -> list[str]:
+    grants = allocator.settle(policy, Inventory(domains, NETWORKS, HOST), rebooting=frozenset(rebooting))
+    return [f"{entry.owner.name} {claim}" for entry in grants.given for claim, _ in entry.claims()]
+
+
+def asking(found: Domain, *elements: Element) -> Domain:
+    return replace(found, metadata=Metadata(elements))
+
+
+def test_the_older_claim_goes_first_and_not_that_of_who_has_run_for_longer() -> None:
+    allocator, policy = Allocator(), config()
+    younger, older = domain("ci-a", 7, forward("8000")), domain("ci-z", 3)
+    assert dealt(allocator, younger, older, policy=policy) == ["ci-a tcp *:8000"]
+    bold = asking(older, forward("8000"))
+    assert dealt(allocator, younger, bold, policy=policy) == ["ci-a tcp *:8000"]
+    # Nor does an earlier URI, nor a start of the daemon, change that.
+    foremost = replace(younger, rank=1)
+    assert dealt(allocator, foremost, bold, policy=policy) == ["ci-a tcp *:8000"]
+    again = Allocator(of_these_runs(allocator.turns, (foremost, bold)))
+    assert dealt(again, foremost, bold, policy=policy) == ["ci-a tcp *:8000"]
+    # Another run of the domain, that no daemon saw begin, is a younger claim; nothing is known of a claim that ended.
+    restarted = replace(younger, instance=8)
+    assert dealt(Allocator(of_these_runs(allocator.turns, (restarted, bold))), restarted, bold, policy=policy) == [
+        "ci-z tcp *:8000"
+    ]
+    for domains in ((asking(younger), bold), (younger, bold)):
+        assert dealt(allocator, *domains, policy=policy) == ["ci-z tcp *:8000"]
+
+
+def test_of_those_that_wait_the_older_request_goes_first() -> None:
+    allocator, policy = Allocator(), config()
+    has, first, second = domain("ci-1", 9, forward("8000")), domain("ci-2", 8), domain("ci-3", 3)
+    for waits in ((first, second), (asking(first, forward("8000")), second)):
+        dealt(allocator, has, *waits, policy=policy)
+    both = asking(first, forward("8000")), asking(second, forward("8000"))
+    assert dealt(allocator, has, *both, policy=policy) == ["ci-1 tcp *:8000"]
+    assert dealt(allocator, *both, policy=policy) == ["ci-2 tcp *:8000"]
+
+
+def test_who_waits_for_longer_takes_nothing_that_was_granted_meanwhile() -> None:
+    allocator, policy = Allocator(), config()
+    domains = [domain("ci-1", 1, forward("8000")), domain("ci-2", 2, forward("8000-8002"))]
+    dealt(allocator, *domains, policy=policy)
+    domains.append(domain("ci-3", 3, forward("8002")))
+    assert dealt(allocator, *domains, policy=policy) == ["ci-1 tcp *:8000", "ci-3 tcp *:8002"]
+    assert dealt(allocator, *domains[1:], policy=policy) == ["ci-3 tcp *:8002"]
+
+
+def test_who_lets_in_others_keeps_its_turn_and_takes_nothing_from_others() -> None:
+    allocator, policy = Allocator(), config()
+    mine, yours = forward("8000", sources="192.0.2.0/25"), forward("8000", sources="192.0.2.128/25")
+    one, other, waits = domain("ci-1", 1, mine), domain("ci-2", 2, yours), domain("ci-3", 3, forward("8000"))
+    assert dealt(allocator, one, other, waits, policy=policy) == ["ci-1 tcp *:8000", "ci-2 tcp *:8000"]
+    more = asking(one, forward("8000", sources="192.0.2.0/26"))
+    assert dealt(allocator, more, other, waits, policy=policy) == ["ci-1 tcp *:8000", "ci-2 tcp *:8000"]
+    everyone = asking(one, forward("8000"))
+    assert dealt(allocator, everyone, other, waits, policy=policy) == ["ci-2 tcp *:8000"]
+
+
+def test_who_is_rebooting_keeps_ports_and_its_address_for_a_moment() -> None:
+    allocator, policy = Allocator(), config(PUBLIC)
+    asks = forward("8000", listen="198.51.100.7"), element("nat", public="192.0.2.70")
+    one, other = domain("ci-1", 1, *asks), domain("ci-2", 2, *asks)
+    mine, its = ([f"{name} tcp 198.51.100.7:8000", f"{name} all of 192.0.2.70"] for name in ("ci-1", "ci-2"))
+    assert dealt(allocator, one, other, policy=policy) == mine
+    stopped = replace(one, running=False, returning=True, instance=-1)
+    assert dealt(allocator, stopped, other, policy=policy, rebooting={one.uuid}) == mine
+    assert dealt(allocator, replace(one, instance=3), other, policy=policy) == mine
+    assert dealt(allocator, stopped, other, policy=policy, rebooting={one.uuid}) == mine
+    assert set(its) < set(dealt(allocator, stopped, other, policy=policy))
+    assert dealt(allocator, replace(one, instance=4), other, policy=policy) == its
+
+
+def test_who_has_it_keeps_it_when_a_process_of_the_host_begins_to_wait_there() -> None:
+    allocator, policy = Allocator(), config()
+    asked = domain("ci-1", 1, forward("8000"))
+    waits = frozenset({Occupied(Protocol.TCP, None, port) for port in (8000, 8001)})
+    inventory = Inventory((asked,), NETWORKS, HOST)
+    assert allocator.settle(policy, inventory).given
+    busy = replace(inventory, occupied=waits)
+    assert allocator.settle(policy, busy).given
+    again = Allocator(of_these_runs(allocator.turns, busy.domains))
+    assert again.settle(policy, busy).given
+    more = replace(busy, domains=(asking(asked, forward("8000 8001")),))
+    granted = again.settle(policy, more)
+    assert [str(claim) for entry in granted.given for claim, _ in entry.claims()] == ["tcp *:8000"]
+    assert not Allocator().settle(policy, busy).given  # whose claim is new
+
+
+def test_where_the_kernel_does_not_tell_who_waits_nothing_new_is_given() -> None:
+    allocator, policy = Allocator(), config()
+    inventory = Inventory((domain("ci-1", 1, forward("8000")),), NETWORKS, HOST)
+    allocator.settle(policy, inventory)
+    asked = replace(domain("ci-1", 1, forward("8000 8001")))
+    unknown = replace(inventory, domains=(asked,), occupied=None)
+    granted = allocator.settle(policy, unknown)
+    assert [str(claim) for entry in granted.given for claim, _ in entry.claims()] == ["tcp *:8000"]
+    (item,) = granted.refused
+    assert (str(item.claim), why(item.reason), item.refused) == (
+        "tcp *:8001",
+        "the kernel does not report which ports processes of the host have",
+        True,
+    )
+    assert not allocator.settle(policy, replace(unknown, occupied=frozenset())).refused
 
 
 def test_an_address_only_chooses_among_the_guests_own() -> None:
@@ -280,3 +496,46 @@ def test_whatever_is_asked_no_two_domains_have_one_port(asks: list[tuple[int, li
             assert owner == other or port != same or claim.protocol is not conflicting.protocol or not meets
     kept = Allocator()
     assert kept.settle(config(), inventory).given == grants(config(), inventory).given
+
+
+def test_an_address_is_no_two_guests_while_one_of_them_may_be_rebooting() -> None:
+    placer, grace, policy = Placer({}), Grace(), config(PUBLIC)
+    asks = element("nat", public="192.0.2.70")
+    one, other = domain("ci-1", 1, asks), domain("ci-2", 2, asks)
+
+    def held(*domains: Domain, now: float, before: frozenset[Exposure] = frozenset()) -> list[str]:
+        desired = placer.place(policy, Inventory(domains, NETWORKS, HOST), now=now)
+        return [nat.domain for nat in grace.extend(desired, before, (), Stop(now, ())).nats]
+
+    live = placer.place(policy, Inventory((one, other), NETWORKS, HOST), now=5.0).exposures
+    stopped = replace(one, running=False, returning=True, interfaces=(), instance=-1)
+    assert held(stopped, other, now=6.0, before=live) == ["ci-1"]
+    assert held(stopped, other, now=6.9, before=live) == ["ci-1"]
+    assert held(stopped, other, now=7.0, before=live) == ["ci-2"]
+    later = Grace(60.0)
+    after = placer.place(policy, Inventory((stopped, other), NETWORKS, HOST), now=8.0)
+    assert [nat.domain for nat in later.extend(after, live, (), Stop(8.0, ())).nats] == ["ci-2"]
+
+
+_ONE = st.sampled_from(["8000", "8001", "8000-8003", "8002-8004", "198.51.100.7:8000", "192.0.2.70", "192.0.2.71"])
+_ROUNDS = st.lists(st.dictionaries(st.integers(1, 4), st.frozensets(_ONE, max_size=4), max_size=4), max_size=6)
+
+
+@given(rounds=_ROUNDS, restarts=st.booleans())
+def test_whatever_others_ask_for_nobody_loses_what_he_has_and_still_asks_for(
+    *, rounds: list[dict[int, frozenset[str]]], restarts: bool
+) -> None:
+    policy, allocator, had = config(PUBLIC.replace("max = 4", "max = 99")), Allocator(), set[str]()
+    for asked in rounds:
+        domains = [domain(f"ci-{number}", number, *map(_written, sorted(what))) for number, what in asked.items()]
+        if restarts:
+            allocator = Allocator(of_these_runs(allocator.turns, domains))
+        grants = allocator.settle(policy, Inventory(tuple(domains), NETWORKS, HOST))
+        every = {f"{turn.domain.int} {turn.place}": turn.has for turn in allocator.turns}
+        assert all(every[claim] for claim in had & every.keys())
+        had = {claim for claim, has in every.items() if has}
+        assert len(grants.refused) == len(every) - len(had)
+
+
+def _written(what: str) -> Element:
+    return element("nat", public=what) if what.startswith("192.0.2.") else forward(what)

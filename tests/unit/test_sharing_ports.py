@@ -25,10 +25,10 @@ def test_a_domain_that_asks_is_given_a_port_of_its_own() -> None:
     assert sorted(item.owner.name for item in automatic) == ["ci-1", "ci-2"]
     assert len({item.claim.ports for item in automatic}) == 2
     assert {f"{item.origin} by {item.origin.allowed}" for item in automatic if item.origin} == {
-        "domain ci-1, metadata by /portfwd.toml:2",
-        "domain ci-2, metadata by /portfwd.toml:2",
+        "domain ci-1, metadata: forward 1 by /portfwd.toml:2",
+        "domain ci-2, metadata: forward 1 by /portfwd.toml:2",
     }
-    assert refused(desired) == {"ci-2 tcp 198.51.100.1:8000": "ci-1 has it already (domain ci-1, metadata)"}
+    assert refused(desired) == {"ci-2 tcp 198.51.100.1:8000": "ci-1 has it already (domain ci-1, metadata: forward 1)"}
     told = rows(Facts(config(AUTO), desired, desired), Readings())
     assert sorted((row.owner.name, row.state.value) for row in told) == [
         ("ci-1", "active"),
@@ -70,13 +70,13 @@ def test_the_port_that_a_file_assigns_keeps_the_terms_of_the_file(named: str, as
     desired = placed(domain("ci-1", 1, asked), text=text)
     (opened,) = (item for item in desired.forwards if item.target_ports.first == 22)
     assert [str(source) for source in opened.claim.sources] == ["203.0.113.0/24"]
-    assert set(refused(desired).values()) == {"ci-1 has it already (/portfwd.toml:13)"}
+    assert set(refused(desired).values()) == {"ci-1 has it already (/portfwd.toml:11)"}
     ((kind, told),) = {
         (row.state.value, row.reason)
         for row in rows(Facts(config(text), desired, desired), Readings())
         if row.origin is not None and row.origin.domain and row.state.value != "active"
     }
-    assert (kind, told) == ("refused", "ci-1 has it already (/portfwd.toml:13)")
+    assert (kind, told) == ("refused", "ci-1 has it already (/portfwd.toml:11)")
 
 
 def test_where_few_ports_are_left_files_go_first_and_nobody_loses_one() -> None:

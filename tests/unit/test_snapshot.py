@@ -18,6 +18,7 @@ from fwdaemon.core.inventory import (
     LearnedAddress,
     LibvirtObservation,
     MacClaim,
+    Move,
     Neighbour,
     Network,
     ObservedDomain,
@@ -187,3 +188,14 @@ def test_the_first_uri_has_the_uuid() -> None:
         assert (domain.name, domain.running, domain.rank) == ("web1", True, 0)
     (domain,) = merge([LibvirtObservation((), ()), other], HostObservation(), {}).domains
     assert (domain.name, domain.rank) == ("thief", 1)
+
+
+def test_a_domain_that_is_defined_only_hides_none_of_its_uuid_that_runs() -> None:
+    defined = LibvirtObservation((ObservedDomain(Domain("web1", WEB1, running=False)),), ())
+    coming = LibvirtObservation((ObservedDomain(Domain("web1", WEB1, running=False, move=Move.HERE)),), ())
+    (domain,) = merge([defined, coming, observation()], HostObservation(), {}).domains
+    assert (domain.running, domain.rank) == (True, 2)
+    (domain,) = merge([defined, coming, defined], HostObservation(), {}).domains
+    assert (domain.move, domain.rank) == (Move.HERE, 1)
+    (domain,) = merge([observation(), observation()], HostObservation(), {}).domains
+    assert domain.rank == 0

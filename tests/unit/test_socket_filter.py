@@ -40,6 +40,11 @@ def test_all_fields_of_one_alternative_are_needed(pair: tuple[socket.socket, soc
     assert not passes(pair, b"a")
 
 
+def test_a_field_that_is_anything_else(pair: tuple[socket.socket, socket.socket]) -> None:
+    attach(pair[1], [(Field(1, 0, 0x61, differs=True), Field(1, 1, 0x62)), (Field(1, 0, 0x61), Field(1, 1, 0x63))])
+    assert [passes(pair, data) for data in (b"bb", b"ac", b"ab", b"bc")] == [True, True, False, False]
+
+
 def test_a_filter_takes_the_place_of_another(pair: tuple[socket.socket, socket.socket]) -> None:
     attach(pair[1], [(FIRST,)])
     attach(pair[1], [(Field(1, 0, 0x62),)])

@@ -10,6 +10,7 @@ from fwdaemon.core.state import Desired, Waiting
 from fwdaemon.core.types import Family
 from fwdaemon.status.model import Row, State, Usage, counts
 from fwdaemon.status.rows import Facts, Readings, rows
+from tests.sentences import error
 from tests.unit.forwards import forward, nat, route
 from tests.unit.saying import HANDED_OVER, NO_ADDRESS, STOPPED
 from tests.unit.statuses import LIVE, NAT, ROUTE, WEB, WEB6, origin, read, waiting
@@ -118,7 +119,7 @@ def test_what_the_kernel_did_not_take_is_refused_and_the_rest_goes_on() -> None:
 
 def test_what_the_host_refuses_to_a_family_is_refused() -> None:
     state = Desired().having([WEB, WEB6])
-    found = rows(Facts(read(""), state, state, refused={Family.IPV6: "it is off"}), NOTHING)
+    found = rows(Facts(read(""), state, state, refused={Family.IPV6: error("it is off")}), NOTHING)
     assert [(row.state, row.reason, row.leads) for row in found] == [
         (State.ACTIVE, "", "192.168.122.10:80"),
         (State.REFUSED, "it is off", "[2001:db8:122::10]:80"),

@@ -1,3 +1,6 @@
+import pytest
+
+from fwdaemon.core.pace import Origin
 from fwdaemon.core.report import Actor, ActorKind, Reason, ReasonKind
 from fwdaemon.triggers import TriggerQueue, Triggers
 
@@ -71,25 +74,26 @@ def test_looks_that_fail_for_ever_make_nothing_grow() -> None:
 def test_a_pass_is_charged_to_guests_where_they_alone_asked_for_it() -> None:
     trigger_queue = TriggerQueue()
     trigger_queue.end_inventory({BY_GUEST: None})
-    assert trigger_queue.take().provoked
+    assert trigger_queue.take().origin is Origin.GUESTS
     trigger_queue.end_inventory({BY_GUEST: None, FIRST: None})
-    assert not trigger_queue.take().provoked
+    assert trigger_queue.take().origin is Origin.USERS
     trigger_queue.end_inventory({BY_GUEST: None})
     trigger_queue.rules_changed(nft(1), full=False)
-    assert not trigger_queue.take().provoked
+    assert trigger_queue.take().origin is Origin.OTHERS
     trigger_queue.end_inventory({BY_GUEST: None})
     trigger_queue.time_passed(full=True)
-    assert not trigger_queue.take().provoked
+    assert trigger_queue.take().origin is Origin.OTHERS
     trigger_queue.end_inventory({BY_GUEST: None})
-    assert trigger_queue.take().provoked
+    assert trigger_queue.take().origin is Origin.GUESTS
 
 
-def test_a_pass_that_follows_from_one_that_guests_provoked_is_charged_to_them_too() -> None:
+@pytest.mark.parametrize("cause", [Origin.GUESTS, Origin.USERS])
+def test_a_pass_that_follows_from_one_for_guests_or_users_is_charged_to_them_too(cause: Origin) -> None:
     trigger_queue = TriggerQueue()
-    trigger_queue.time_passed(full=True, provoked=True)
-    assert trigger_queue.take() == Triggers((), (), full=True, provoked=True)
+    trigger_queue.time_passed(full=True, after=cause)
+    assert trigger_queue.take() == Triggers((), (), full=True, origin=cause)
     trigger_queue.time_passed(full=True)
     failed = trigger_queue.take()
-    trigger_queue.time_passed(full=False, provoked=True)
+    trigger_queue.time_passed(full=False, after=cause)
     trigger_queue.take_back(failed)
-    assert not trigger_queue.take().provoked
+    assert trigger_queue.take().origin is Origin.OTHERS

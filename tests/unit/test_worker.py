@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import logging
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from fwdaemon.hostnet.local_proxy import LocalProxy
 from fwdaemon.hypervisor.connection import EventLoop
 from fwdaemon.kernel import memory
 from fwdaemon.kernel.process import Beside, Companion, Worker, processor_time, processor_time_here
+from tests.lab.place import wait_until
 from tests.unit.forwards import forward
 
 
@@ -101,6 +103,30 @@ def test_the_proxy_on_loopback_begins_once_a_thread_is_to_be_had(*, full: bool) 
         assert proxy.apply(desired, full=full).changed
     finally:
         proxy.close()
+
+
+def test_a_pass_does_not_wait_for_a_proxy_that_is_busy() -> None:
+    web, other = (forward(f"tcp *:{port}", "192.168.122.50:8080") for port in (48080, 48081))
+    proxy, over, gave_up = LocalProxy(), threading.Event(), threading.Event()
+
+    def is_held() -> None:
+        if not over.wait(5.0):
+            gave_up.set()
+
+    assert proxy.apply(Desired(frozenset({web}), localhost=True)).changed
+    running = proxy._running  # noqa: SLF001  its loop is held up
+    assert running is not None
+    running[0].call_soon_threadsafe(is_held)
+    wanted = Desired(frozenset({other}), localhost=True)
+    results = [proxy.apply(wanted, full=full) for full in (False, True)]
+    assert not gave_up.is_set()
+    assert [(result.short, len(result.faults)) for result in results] == [(True, 1)] * 2
+    over.set()
+    wait_until(lambda: not proxy.apply(wanted).short, "it is done")
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", 48080)).close()
+    socket.create_connection(("127.0.0.1", 48081)).close()
+    proxy.close()
 
 
 def test_what_programs_take_is_counted_while_they_run_and_once_they_ended(

@@ -8,9 +8,9 @@ from typing import Final
 
 import pytest
 
-from tests.unit import shells
+from tests.programs import shells
+from tests.programs.shells import Shell
 from tests.unit.commands import COMMANDS, EVERY_OPTION, PARSER, options_of
-from tests.unit.shells import Shell
 
 # By a beginning that no other has. Each would do something if any shell read it as its own language.
 HOSTILE: Final = {

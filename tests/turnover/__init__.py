@@ -1,0 +1,1 @@
+"""Transient domains that come and go all the time, and ask for automatic ports in their own definitions."""

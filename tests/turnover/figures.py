@@ -1,0 +1,161 @@
+"""What a run in which domains come and go is counted as, and the section of the page that is made of it."""
+
+import statistics
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from tests.endurance.figures import MEMORY_WITHIN_MIB, MIB, Rest
+
+# Seconds from the first answer on a domain's own address to the first through all its ports.
+LATE_AT_MOST_S = 0.1
+_BEFORE_AND_AFTER = 2
+
+INTRODUCTION = """\
+Transient domains come at an even pace, as those of a hoster or of CI runners do. Each asks for two automatic ports in
+its own definition, which an `[[allow]]` covers, and takes its address from libvirt's DHCP server, which gives those of
+domains that are gone to others. As soon as the guest answers on its own address, asked from inside it, a client outside
+asks at the ports of the host that the journal says are its own. The time between the two, that of the page included, is
+how late it is. Later the domain stops, and the client has to be refused at both ports.
+
+No port may be assigned twice, no page may be that of another guest, and in the end no rule, domain or line of the
+status may be left. Memory, descriptors, threads and children are measured at rest, after a tenth of as many domains and
+at the end. All of it runs on one machine, the guests and their starts too, so times are also how busy that was; repeat
+it with `sudo scripts/robustness --only turnover`, which takes a quarter of an hour for each rule system.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Stay:
+    """Seconds from start to the first own answer, from there to the first through the host, and from stop to closed."""
+
+    start: float
+    late: float
+    closed: float
+
+
+@dataclass(slots=True)
+class Figures:
+    """The figures of one run. CPU is the daemon's, in seconds; `most` is its RSS in bytes at its most."""
+
+    asked: int = 0
+    a_minute: float = 0.0
+    stay: float = 0.0
+    seconds: float = 0.0
+    cpu: float = 0.0
+    most: int = 0
+    assigned: int = 0
+    twice: int = 0
+    stays: list[Stay] = field(default_factory=list)
+    rest: list[Rest] = field(default_factory=list)
+    loads: list[float] = field(default_factory=list)
+    left: list[str] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the run came to its end, so that there is something to compare."""
+        return len(self.rest) == _BEFORE_AND_AFTER and bool(self.stays)
+
+    def faults(self) -> list[str]:
+        """Say what is not as wanted."""
+        return [*self.wrong(), *self._late()]
+
+    def wrong(self) -> list[str]:
+        """Say what is not as wanted however busy the machine was."""
+        return [*self.failures, *(self._compared() if self.is_whole else ["the run did not come to its end"])]
+
+    def _compared(self) -> Iterator[str]:
+        before, after = self.rest
+        yield from (f"left over: {item}" for item in self.left)
+        if len(self.stays) != self.asked:
+            yield f"{len(self.stays)} domains came and went, not {self.asked}"
+        if self.twice:
+            yield f"{self.twice} ports were assigned twice"
+        for kind in sorted(before.held.keys() | after.held.keys()):
+            if before.held.get(kind, 0) != after.held.get(kind, 0):
+                yield f"{kind}: {before.held.get(kind, 0)} before, {after.held.get(kind, 0)} after"
+
+    def _late(self) -> Iterator[str]:
+        if late := sum(stay.late > LATE_AT_MOST_S for stay in self.stays):
+            yield f"{late} of {len(self.stays)} domains were reached later than {1000 * LATE_AT_MOST_S:.0f} ms"
+        if self.is_whole and (grown := (self.rest[1].rss - self.rest[0].rss) / MIB) > MEMORY_WITHIN_MIB:
+            yield f"memory: {grown:+.1f} MiB, not within {MEMORY_WITHIN_MIB:g} MiB"
+
+    def said(self) -> str:
+        """Say in a line how it goes."""
+        late = [stay.late for stay in self.stays]
+        return f"late median {statistics.median(late):.3f} s, worst {max(late):.3f} s; {len(self.failures)} failures"
+
+    def record(self) -> dict[str, Any]:
+        """All of it for JSON; of the times of each domain, how they are spread."""
+        kinds = ("start", "late", "closed")
+        return {
+            "domains": len(self.stays),
+            "a_minute": self.a_minute,
+            "stay": self.stay,
+            "seconds": round(self.seconds, 1),
+            "cpu": round(self.cpu, 2),
+            "most": self.most,
+            "assigned": self.assigned,
+            "late": sum(stay.late > LATE_AT_MOST_S for stay in self.stays),
+            "times": {kind: _spread([getattr(stay, kind) for stay in self.stays]) for kind in kinds},
+            "loads": [round(load, 2) for load in (min(self.loads), statistics.mean(self.loads), max(self.loads))],
+            "rest": [{"rss": rest.rss, "pss": rest.pss, "held": rest.held} for rest in self.rest],
+            "faults": self.faults(),
+        }
+
+
+def _spread(times: list[float]) -> dict[str, float]:
+    ordered = sorted(times)
+    spread = {"median": statistics.median(ordered), "p99": ordered[len(ordered) * 99 // 100], "worst": ordered[-1]}
+    return {name: round(seconds, 4) for name, seconds in spread.items()}
+
+
+def row(figures: dict[str, Any]) -> tuple[str, str, str, str]:
+    """Give the summary: what was pressed, probes, failures, worst time."""
+    pressed = f"{figures['domains']:,} domains, {figures['a_minute']:g} a minute"
+    probes = f"{figures['assigned']:,} ports"
+    return pressed, probes, f"{len(figures['faults'])}", f"{figures['times']['late']['worst']:.2f} s"
+
+
+def section(record: dict[str, Any]) -> Iterator[str]:
+    """Lines of Markdown below the heading."""
+    low, mean, high = record["loads"]
+    yield (
+        f"{record['domains']:,} domains in {record['seconds']:.0f} s, each there for {record['stay']:g} s after it was"
+        f" reached; {record['assigned']:,} ports assigned. The machine's load was {mean:g}, from {low:g} to {high:g}."
+    )
+    yield ""
+    yield "| seconds | median | 99 of 100 within | worst |"
+    yield "| --- | ---: | ---: | ---: |"
+    for what, kind in _TIMES:
+        spread = record["times"][kind]
+        yield f"| {what} | {' | '.join(f'{spread[key]:.3f}' for key in ('median', 'p99', 'worst'))} |"
+    yield ""
+    yield from _cost(record)
+    if record["faults"]:
+        yield ""
+        yield "Not as wanted:"
+        yield from (f"- {fault}" for fault in record["faults"])
+
+
+_TIMES = (
+    ("start of the domain to its first answer on its own address", "start"),
+    ("from there to the first answers through the host", "late"),
+    ("stop to refused", "closed"),
+)
+
+
+def _cost(record: dict[str, Any]) -> Iterator[str]:
+    before, after = record["rest"]
+    share, each = record["cpu"] / record["seconds"], record["cpu"] / record["domains"]
+    yield f"The daemon took {100 * share:.1f} % of a processor, {1000 * each:.0f} ms for each domain."
+    yield ""
+    yield "| at rest | before | after | wanted |"
+    yield "| --- | ---: | ---: | --- |"
+    at_most = f"{MEMORY_WITHIN_MIB:g} MiB more at most; {record['most'] / MIB:.1f} MiB meanwhile"
+    resident = (f"{rest['rss'] / MIB:.1f} MiB" for rest in (before, after))
+    yield f"| RSS of the daemon and its helpers | {' | '.join(resident)} | {at_most} |"
+    for kind in sorted(before["held"].keys() | after["held"].keys()):
+        yield f"| {kind} | {before['held'].get(kind, 0)} | {after['held'].get(kind, 0)} | equal |"

@@ -1,0 +1,49 @@
+"""A transient domain that asks for ports in its definition, and is gone when it stops; it takes its address by DHCP."""
+
+import re
+import xml.etree.ElementTree as ET
+from ipaddress import IPv4Address
+from pathlib import Path
+from typing import Final
+
+from fwdaemon.hypervisor.xml import NAMESPACE
+from tests.lab.command import LabError
+from tests.lab.domain import Link
+from tests.lab.host import Host
+from tests.lab.lxc import LxcGuest
+
+# On each of them a guest of the lab serves its page.
+PORTS: Final = (80, 443)
+_STARTS = 5
+
+
+class PassingGuest(LxcGuest):
+    """A guest as a CI runner makes it."""
+
+    def __init__(self, host: Host, name: str, network: str) -> None:
+        super().__init__(host, name, Link(network, dhcp=True))
+
+    def _xml(self) -> ET.Element:
+        domain = super()._xml()
+        forwards = ET.SubElement(ET.SubElement(domain, "metadata"), f"{{{NAMESPACE}}}forwards")
+        ET.SubElement(forwards, f"{{{NAMESPACE}}}forward", ports=" ".join(f"auto:{port}" for port in PORTS))
+        return domain
+
+    def create(self) -> int:
+        """Start it; gives its PID 1, by the host's numbers. Where libvirt lost its controller, another takes its place.
+
+        What libvirt loses is told at `LxcGuest.start`.
+        """
+        for _ in range(_STARTS):
+            with self.host.libvirt.connection(self.driver) as connection:
+                domain = connection.createXML(ET.tostring(self._xml(), encoding="unicode"))
+                if self.heard():
+                    return self.init_pid
+                domain.destroy()
+        raise LabError(f"libvirt lost the controller of {self.name} {_STARTS} times")
+
+    def address(self, init: int) -> str | None:
+        """Give the address that its interface has now, as its own kernel tells: no lease has to be waited for."""
+        told = Path(f"/proc/{self.host.init}/root/proc/{init}/net/fib_trie").read_text(encoding="ascii")
+        found = re.findall(r"-- (\S+)\n\s+/32 host LOCAL", told)
+        return next((address for address in found if not IPv4Address(address).is_loopback), None)
