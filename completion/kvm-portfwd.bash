@@ -9,11 +9,11 @@ _kvm_portfwd() {
     # For readline, the "=" of an option is a word.
     [[ $before == = ]] && before=${COMP_WORDS[COMP_CWORD - 2]}
     if ((COMP_CWORD == 1)); then
-        _kvm_portfwd_words "run check status plan rules explain import port reload flush --help --version"
+        _kvm_portfwd_words "run check status plan rules explain import port reload confirm open close flush --help --version"
     elif [[ $before == --config ]]; then
         compopt -o default
-    elif [[ $before == --from ]]; then
-        return # anybody's address, of which nothing is known here
+    elif [[ $before == --from || $before == --for ]] || [[ $before == --confirm && $command == reload ]]; then
+        return # anybody's address, of which nothing is known here, or a time
     elif [[ $word == -* ]]; then
         _kvm_portfwd_words "--config --help $(_kvm_portfwd_options "$command")"
     else
@@ -27,13 +27,16 @@ _kvm_portfwd_options() {
         plan) echo --exit-code --json ;;
         explain) echo --from --json ;;
         port) echo --json --port-only ;;
+        reload) echo --confirm --json ;;
+        confirm | close) echo --json ;;
+        open) echo --for --from --json ;;
     esac
 }
 
 _kvm_portfwd_arguments() {
     case $1 in
         check | import) compopt -o default ;;
-        status | port) _kvm_portfwd_domains ;;
+        status | port | open | close) _kvm_portfwd_domains ;;
         explain) _kvm_portfwd_addresses ;;
     esac
 }

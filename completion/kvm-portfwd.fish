@@ -56,18 +56,26 @@ __kvm_portfwd_command explain 'say where a connection would stop, and why'
 __kvm_portfwd_command import 'turn what another tool keeps into a configuration'
 __kvm_portfwd_command port 'print the ports of the host that lead to a domain'
 __kvm_portfwd_command reload 'have the daemon read its configuration again'
+__kvm_portfwd_command confirm 'keep what reload --confirm loaded'
+__kvm_portfwd_command open 'open ports to a domain for a while'
+__kvm_portfwd_command close 'close what was opened for a while'
 __kvm_portfwd_command flush 'take away all that is ours'
 
 __kvm_portfwd_argument check --force-files
 __kvm_portfwd_argument import --force-files
 __kvm_portfwd_argument status --arguments '(__kvm_portfwd_domains)' --description domain
 __kvm_portfwd_argument port --arguments '(__kvm_portfwd_domains)' --description domain
+__kvm_portfwd_argument open --arguments '(__kvm_portfwd_domains)' --description domain
+__kvm_portfwd_argument close --arguments '(__kvm_portfwd_domains)' --description domain
 __kvm_portfwd_argument explain --arguments '(__kvm_portfwd_addresses)'
-for name in status plan explain port
+for name in status plan explain port reload confirm open close
     __kvm_portfwd_argument $name --long-option json --description 'write JSON'
 end
 __kvm_portfwd_argument status --long-option watch --description 'show it again each time it changes'
 __kvm_portfwd_argument port --long-option port-only --description 'print the number of one port alone'
 __kvm_portfwd_argument explain --long-option from --exclusive --description 'who connects'
+__kvm_portfwd_argument open --long-option from --exclusive --description 'who may connect'
+__kvm_portfwd_argument open --long-option for --exclusive --description 'for how long'
+__kvm_portfwd_argument reload --long-option confirm --exclusive --description 'bring the one before back unless confirmed'
 __kvm_portfwd_argument plan --long-option exit-code --description 'exit with 3 if anything would change'
 functions --erase __kvm_portfwd_command __kvm_portfwd_argument

@@ -20,6 +20,11 @@ _kvm-portfwd() {
         (explain) _arguments $options $json '--from=[who connects]:address:' ':address:_kvm-portfwd_addresses' ;;
         (port) _arguments $options $json '--port-only[print the number of one port alone]' \
             ':domain:_kvm-portfwd_domains' ':port of the guest:' ;;
+        (reload) _arguments $options $json '--confirm=[bring the configuration before back unless confirm follows]:time:' ;;
+        (confirm) _arguments $options $json ;;
+        (open) _arguments $options $json '--for=[for how long]:time:' '*--from=[who may connect]:address:' \
+            ':domain:_kvm-portfwd_domains' '*:port:' ;;
+        (close) _arguments $options $json ':domain:_kvm-portfwd_domains' '*:port:' ;;
         (import) _arguments $options '*:file:_files' ;;
         (*) _arguments $options ;;
     esac
@@ -36,6 +41,9 @@ _kvm-portfwd_commands() {
         'import:turn what another tool keeps into a configuration'
         'port:print the ports of the host that lead to a domain'
         'reload:have the daemon read its configuration again'
+        'confirm:keep what reload --confirm loaded'
+        'open:open ports to a domain for a while'
+        'close:close what was opened for a while'
         'flush:take away all that is ours'
     )
     _describe command commands

@@ -9,11 +9,13 @@ import os
 import re
 import sys
 from collections.abc import Sequence
+from functools import partial
 from importlib import import_module
 from keyword import iskeyword
 from pathlib import Path
 
 from fwdaemon import __version__
+from fwdaemon.core.text import GrammarError, parse_seconds
 from fwdaemon.errors import ConfigError, PortfwdError
 
 _CONFIG = Path("/etc/portfwd.toml")
@@ -24,9 +26,17 @@ _CONFIG_REFUSED = 78
 _INTERRUPTED = 130
 
 # Commands that are part of another one.
-_SHARED = {"port": "status", "reload": "status", "rules": "plan", "flush": "plan", "explain": "check"}
+_SHARED = {
+    **dict.fromkeys(("rules", "flush"), "plan"),
+    **dict.fromkeys(("port", "reload", "open", "close", "confirm"), "status"),
+    "explain": "check",
+}
 _LAST_PORT = 65535
 _PROTOCOLS = ("tcp", "udp", "sctp")
+_PORTS = {
+    "open": "as in the file: [ADDRESS:]HOST[:GUEST][/PROTOCOL]; nothing that is taken already",
+    "close": "as it was opened; default: all of them",
+}
 _COMMANDS = {
     "run": "run the daemon in the foreground",
     "check": "check the configuration and report every error",
@@ -34,6 +44,9 @@ _COMMANDS = {
     "status": "show what is reachable, what is not and why, and the state of the daemon",
     "port": "print the ports of the host that lead to a domain",
     "reload": "have the daemon reload its configuration, and report the outcome",
+    "confirm": "keep the configuration that reload --confirm loaded",
+    "open": "open ports to a domain for a while",
+    "close": "close what was opened to a domain for a while",
     "rules": "print the rules that would be written now, without writing them",
     "explain": "follow one connection through the host, and say where it stops and why",
     "import": "convert the files of older tools to a configuration, on standard output",
@@ -79,6 +92,14 @@ def _guest_port(text: str) -> tuple[int, str | None]:
     return int(port), protocol or None
 
 
+def _seconds(shortest: int, longest: int, text: str) -> int:
+    """Read a duration."""
+    try:
+        return parse_seconds(text, shortest, longest)
+    except GrammarError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="kvm-portfwd", description="Keeps ports of this host forwarded to guests.")
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
@@ -110,8 +131,42 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument(
                 "guest", nargs="?", type=_guest_port, metavar="PORT[/PROTOCOL]", help="of the guest; default: all"
             )
+        _add_changing(name, command)
         if name == "check":
             command.add_argument(
                 "file", nargs="?", type=Path, metavar="FILE", help="instead of the file named by --config"
             )
     return parser
+
+
+def _add_changing(name: str, command: argparse.ArgumentParser) -> None:
+    """Add what the commands take that have the daemon change something."""
+    if name in ("reload", "confirm", "open", "close"):
+        command.add_argument("--json", action="store_true", help="print JSON")
+    if name == "reload":
+        command.add_argument(
+            "--confirm",
+            type=partial(_seconds, 2, 3600),
+            metavar="TIME",
+            help="unless kvm-portfwd confirm follows within 2s to 1h, the configuration before comes back",
+        )
+    if name in ("open", "close"):
+        command.add_argument("domain", metavar="DOMAIN", help="libvirt name or UUID of the domain")
+        several = "+" if name == "open" else "*"
+        command.add_argument("ports", nargs=several, metavar="PORT", help=_PORTS[name])
+    if name == "open":
+        command.add_argument(
+            "--for",
+            dest="seconds",
+            type=partial(_seconds, 1, 7 * 86400),
+            metavar="TIME",
+            help="for how long: 30s, 15m, 2h or 1d, 7d at most; default: 1h",
+        )
+        command.add_argument(
+            "--from",
+            dest="sources",
+            action="append",
+            default=[],
+            metavar="SOURCE",
+            help="an address or network that may connect; may be given again; default: everybody",
+        )

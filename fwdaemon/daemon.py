@@ -23,11 +23,11 @@ from fwdaemon.config import Loaded
 from fwdaemon.config.model import Config, OnStop
 from fwdaemon.connections import Conntrack
 from fwdaemon.control.listener import SOCKET
-from fwdaemon.control.manager import Feed, Inquiries, Manager
+from fwdaemon.control.manager import Changes, Feed, Inquiries, Manager
 from fwdaemon.control.server import ControlSocket
 from fwdaemon.core.inventory import Inventory
 from fwdaemon.core.pace import Backoff, Budgets, Origin, Pauses
-from fwdaemon.core.report import Actor, Cause, Reason, ReasonKind, RulesChanged, Trigger
+from fwdaemon.core.report import Cause, Reason, ReasonKind, RulesChanged, Trigger
 from fwdaemon.errors import ConfigError, HangingError, PortfwdError, shortage
 from fwdaemon.events import ConnectionState, Inventories, Sources
 from fwdaemon.hostnet.owned_state import DIRECTORY
@@ -35,16 +35,19 @@ from fwdaemon.kernel import memory
 from fwdaemon.kernel.listeners import ports_in_use
 from fwdaemon.kernel.memory import ShortageHandler, begun
 from fwdaemon.kernel.process import HASTE, Worker, new_budgets, processor_time_here
-from fwdaemon.metrics.exposition import Reporter, satisfied
+from fwdaemon.metrics.exposition import Reporter, satisfied, without_what_is_missing
 from fwdaemon.netfilter import Monitor, Netfilter
 from fwdaemon.reconcile import Conflicts, HostNetwork, Reconciler, Request, Seams
 from fwdaemon.resolve.expansion import Before, Sockets
 from fwdaemon.resolve.placement import Placer
+from fwdaemon.resolve.wishes import Unavailable
+from fwdaemon.status.confirming import ConfigReader, Standing
 from fwdaemon.status.notify import Pulse
 from fwdaemon.status.records import Records, UsageReader
-from fwdaemon.status.reloads import STATE, ConfigReader, Reloads, Start, Written
+from fwdaemon.status.reloads import STATE, Reloads, Start, Written
 from fwdaemon.status.rows import summary
 from fwdaemon.status.sets import SetKeeper, Told
+from fwdaemon.status.temporary import Clocks, Openings, now
 from fwdaemon.triggers import TriggerQueue, Triggers
 
 _log = logging.getLogger(__name__)
@@ -73,6 +76,7 @@ class Parts:
     budgets: Budgets = field(default_factory=new_budgets)  # of all of these
     pauses: Pauses = field(default_factory=Pauses)
     occupied: Callable[[], Sockets | None] = ports_in_use
+    clocks: Clocks = now
 
 
 class Daemon:
@@ -82,36 +86,36 @@ class Daemon:
         self._path = path
         self._parts, self._pauses, self._netfilter = parts, parts.pauses, parts.rules
         self._written = Written(path, parts.state, parts.directory, self._pauses.retry_at_most)
-        self._config = start.config
+        self._standing = Standing(path, start, self._written, Openings(parts.state, parts.clocks))
         self._loop = asyncio.get_running_loop()
         self._trigger_queue = queue = TriggerQueue()
         self._reloads, feed = Reloads(queue.reload), Feed()
-        self._records = Records(path, start.config, feed.publish)
+        self._records = Records(path, self._standing.all, feed.publish, self._standing.openings.remaining)
         count = UsageReader(self._netfilter.counters, self._netfilter.dropped).read
-        manager = Manager(self._records, feed, Inquiries(self._connections, self._reloads.ask, count))
+        changes = Changes(self._standing, self._records, self._reloads, queue.wake, self._unavailable)
+        manager = Manager(self._records, feed, Inquiries(self._connections, self._reloads.ask, count, changes=changes))
         self._control = ControlSocket(manager, parts.socket, self._write_anew)
         self._pulse = Pulse(self._summary, self._control.check)
         conflicts = parts.conflicts(self._look_soon)
         seams = Seams(self._netfilter, parts.host, parts.conntrack, conflicts, time, parts.budgets, self._look_soon)
         self._reconciler = Reconciler(seams)
         self._monitors = *self._netfilter.monitors(queue.rules_changed), parts.routes(queue.rules_changed)
-        sources = parts.sources(start.config, queue.inventory_changed)
-        bounded = self._pulse.watchdog.bounded
-        self._inventories = Inventories(sources, queue, parts.budgets, bounded, self._backoff())
+        sources = parts.sources(self._standing.all, queue.inventory_changed)
+        self._inventories = Inventories(sources, queue, parts.budgets, self._pulse.watchdog.bounded, self._backoff())
         self._worker = Worker("reconcile")
         self._reading = ConfigReader(self._read, queue.wake, self._records.late, self._pauses.reading)
-        told = Told(queue.set_changed, self._written.keep_list, self._records.sets_refused)
+        told = Told(queue.set_changed, self._standing.keep_list, self._records.sets_refused)
         self._sets = SetKeeper(told, self._netfilter.externals, parts.state)
-        self._log_start(start)
+        self._sets.begin(start.config, start.lists)
+        self._standing.log_start(start, self._records)
         self._reporter = Reporter(manager.status, feed)
         manager.metrics = self._reporter.text
         self._beginning: asyncio.Future[None] | None = None
         self._first_pass = asyncio.Event()
         self._placer = Placer(self._written.choice, Before(self._written.ports, self._written.turns, parts.occupied))
-        self._reloaded, self._failure = False, ""
+        self._reloaded, self._failure, self._pause = False, "", self._pauses.passes
         self._retry, self._rereading, self._unread = self._backoff(), self._backoff(), WarnOnce()
         self._short = self._backoff()
-        self._pause = self._pauses.passes
 
     def _backoff(self) -> Backoff:
         return Backoff(self._pauses.retry, self._pauses.retry_at_most)
@@ -124,13 +128,12 @@ class Daemon:
 
         """
         self._loop.set_exception_handler(ShortageHandler())
-        await self._control.open(self._config.control.group)
-        await self._reporter.set_up(self._config)
-        self._loop.add_signal_handler(signal.SIGHUP, self._trigger_queue.reload)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self._loop.add_signal_handler(number, self._end)
-        waited_for = self._pulse.ready_after(self._first_pass, self._pauses.ready, self._missing)
-        announcing = asyncio.create_task(waited_for)
+        await self._control.open(self._standing.config.control.group)
+        await self._reporter.set_up(self._standing.config)
+        ends = dict.fromkeys((signal.SIGTERM, signal.SIGINT), self._end)
+        for number, action in {signal.SIGHUP: self._trigger_queue.reload, **ends}.items():
+            self._loop.add_signal_handler(number, action)
+        announcing = asyncio.create_task(self._pulse.ready_after(self._first_pass, self._pauses.ready, self._missing))
         self._pulse.begin()
         try:
             await self._begun(self._listen_to_all())
@@ -159,28 +162,23 @@ class Daemon:
         HASTE.hurry()
         self._trigger_queue.stop()
 
-    def _log_start(self, start: Start) -> None:
-        lines.drop_ins_ignored(start.config.ignored)
-        self._sets.begin(start.config, start.lists)
-        self._written.keep(start.sources, start.lists)
-        if start.kept_at is not None:
-            lines.last_good_in_force(start.problems, start.kept_at)
-            self._records.last_good_in_force(start.problems, start.kept_at)
-
     async def _round(self) -> None:
         await self._trigger_queue.wait()
+        if self._standing.confirmation.is_due:
+            await self._roll_back()
         if (read := self._reading.take()) is not None:
             await self._take_in(read)
         if not self._reading.is_under_way and self._trigger_queue.take_reload():
             self._begin_reading()
+        self._standing.follow(self._records, self._reloads, self._trigger_queue, self._inventories)
         self._inventories.begin()
         if self._trigger_queue.wants_pass and self._inventories.latest is not None:
             await self._pass(self._inventories.latest)
             await asyncio.sleep(self._pause)
 
     def _missing(self) -> str:
-        is_there = self._inventories.latest is not None
-        return "" if is_there else self._inventories.missed or "libvirt has not answered yet"
+        known = self._inventories.latest is not None
+        return "" if known else self._inventories.missed or "libvirt has not answered yet"
 
     def _summary(self) -> str:
         report = self._reconciler.report
@@ -191,15 +189,13 @@ class Daemon:
     def _write_anew(self) -> None:
         """Have everything written again that lies beside the control socket: it may have gone with that."""
         self._written.renew()
-        self._trigger_queue.ask()
-        self._trigger_queue.time_passed(full=True)
+        self._trigger_queue.ask_for_all()
 
     def _resync(self) -> None:
         """Ask for a full pass at each `resync`, whatever the triggers: an event may be lost."""
         self._inventories.sources.invalidate()
-        self._trigger_queue.ask()
-        self._trigger_queue.time_passed(full=True)
-        self._loop.call_later(self._config.daemon.resync.total_seconds(), self._resync)
+        self._trigger_queue.ask_for_all()
+        self._loop.call_later(self._standing.config.daemon.resync.total_seconds(), self._resync)
 
     # --- a pass: on the worker, and what comes of it --------------------------------------------------------------
 
@@ -240,24 +236,16 @@ class Daemon:
             time.monotonic(),
             local=frozenset(host.address for host in inventory.host_addresses),
             taken=inventory.guest_addresses,
-            uplinks=self._config.daemon.uplinks,
-            ip_forward=self._config.daemon.ip_forward,
+            uplinks=self._standing.config.daemon.uplinks,
+            ip_forward=self._standing.config.daemon.ip_forward,
             reloaded=self._reloaded,
             full=triggers.full,
             origin=triggers.origin,
-            latest_triggers=self._latest_triggers,
+            latest_triggers=lambda: self._trigger_queue.latest(self._loop, self._pauses.patience),
         )
-        desired = self._placer.place(self._sets.applied(self._config), inventory, answered_at, request.now)
+        desired = self._placer.place(self._sets.applied(self._standing.all), inventory, answered_at, request.now)
         lines.assigned(self._placer.assigned)
         return self._reconciler.reconcile(desired, request)
-
-    def _latest_triggers(self) -> tuple[tuple[Actor, ...], tuple[Reason, ...]]:
-        """Ask the loop, from the worker, for triggers since the pass began: kernel and libvirt may know more by now."""
-        try:
-            listening = asyncio.run_coroutine_threadsafe(self._trigger_queue.listen(), self._loop)
-            return listening.result(self._pauses.patience)
-        except TimeoutError:
-            return (), ()
 
     def _settle(self, began: float, triggers: Triggers, *, changed: bool) -> None:
         self._pulse.soon()
@@ -328,31 +316,44 @@ class Daemon:
         else:
             self._unread.settle()
             self._rereading.settle()
-            await self._put_in_force(loaded)
+            if refusal := await self._standing.refusal(loaded, self._reloads.confirm):
+                self._reloads.kept_out(refusal)
+            else:
+                lines.configuration_loaded(self._path)
+                await self._put_in_force(loaded)
         self._pulse.ready()
 
-    async def _put_in_force(self, loaded: Loaded) -> None:
-        config = loaded.config
-        self._written.keep(loaded.sources, loaded.lists)
+    async def _put_in_force(self, loaded: Loaded, why: ReasonKind = ReasonKind.CONFIGURATION) -> None:
+        config, libvirt = loaded.config, self._standing.config.daemon.libvirt
+        self._standing.put(loaded)
         self._sets.configure(config, loaded.lists)
-        if config.daemon.libvirt != self._config.daemon.libvirt:
-            await self._change_connections(config)
-        self._inventories.sources.configure(config)
-        self._config = config
+        if config.daemon.libvirt != libvirt:
+            await self._change_connections(self._standing.all)
+        self._inventories.sources.configure(self._standing.all)
         self._netfilter.choice = config.daemon.backend
         self._reloaded = True
-        lines.configuration_loaded(self._path)
-        lines.drop_ins_ignored(config.ignored)
-        self._records.configuration_loaded(config)
+        self._standing.put_on_record(self._records)
         self._control.admit(config.control.group)
         await self._reporter.set_up(config)
         if self._inventories.latest is None:
             self._reloads.pass_ended("libvirt has not answered yet")
-        self._trigger_queue.configuration_changed(Reason(ReasonKind.CONFIGURATION, str(self._path)))
+        self._trigger_queue.configuration_changed(Reason(why, str(self._path)))
+
+    async def _roll_back(self) -> None:
+        """Put the configuration before in force, as nobody confirmed the one that is."""
+        if (before := self._standing.confirmation.roll_back()) is not None:
+            self._reading.disown(self._path)
+            lines.rolled_back(self._path)
+            before = Loaded(without_what_is_missing(before.config), before.sources, before.lists)
+            await self._put_in_force(before, ReasonKind.UNCONFIRMED)
+
+    def _unavailable(self) -> Unavailable:
+        known = self._reconciler.report, self._inventories.latest
+        return self._standing.unavailable(*known, self._placer.ports, self._parts.occupied)
 
     def _read(self) -> Loaded:
         """Read the configuration, in a thread of its own."""
-        loaded = self._parts.read(self._path, self._config)
+        loaded = self._parts.read(self._path, self._standing.config)
         satisfied(loaded.config)
         return loaded
 
@@ -380,7 +381,8 @@ class Daemon:
             self._written.keep_choice({})
         await self._ended(self._reconciler.close)
         await self._ended(self._netfilter.close)
-        await asyncio.gather(*(each.close(self._pauses.patience) for each in (self._worker, self._written, self._sets)))
+        ending = self._worker, self._written, self._standing.openings, self._sets
+        await asyncio.gather(*(each.close(self._pauses.patience) for each in ending))
         self._pulse.end()
 
     async def _ended(self, end: Callable[[], None]) -> None:
@@ -391,7 +393,7 @@ class Daemon:
             _log.error("%s", error)
 
     def _is_to_remove(self) -> bool:
-        return self._config.daemon.on_stop is OnStop.REMOVE and not (self._parts.directory / _UPGRADE).exists()
+        return self._standing.config.daemon.on_stop is OnStop.REMOVE and not (self._parts.directory / _UPGRADE).exists()
 
     def _remove(self) -> None:
         self._reconciler.remove(Cause((Reason(ReasonKind.STOP, detail="on_stop = remove"),)))

@@ -42,6 +42,7 @@ class TriggerQueue:
         self._unsettled: dict[Reason, None] = {}
         self._settled: dict[Reason, None] = {}
         self._actors: dict[Actor, None] = {}
+        self._later: asyncio.TimerHandle | None = None
         self._wake = asyncio.Event()
         self._wake.set()
 
@@ -85,6 +86,12 @@ class TriggerQueue:
         """Wake the task: something postponed is due."""
         self._wake.set()
 
+    def wake_in(self, seconds: float | None) -> None:
+        """Wake the task after so long, in place of what was said here before; never where that is `None`."""
+        if self._later is not None:
+            self._later.cancel()
+        self._later = None if seconds is None else asyncio.get_running_loop().call_later(seconds, self.wake)
+
     def begin_inventory(self) -> dict[Reason, None]:
         """Give the reasons that an inventory taken from now on covers."""
         covered, self._unsettled = self._unsettled, {}
@@ -122,6 +129,11 @@ class TriggerQueue:
         else:
             self.configuration_changed(Reason(ReasonKind.CONFIGURATION, str(file)))
 
+    def ask_for_all(self) -> None:
+        """Ask for an inventory and a full pass."""
+        self.ask()
+        self.time_passed(full=True)
+
     def time_passed(self, *, full: bool, after: Origin = Origin.OTHERS) -> None:
         """Ask for a pass because it is time, or for one that follows `after` another."""
         self._pass_for = max(self._pass_for, after)
@@ -140,6 +152,13 @@ class TriggerQueue:
         for _ in range(2):
             await asyncio.sleep(0)
         return self.actors, tuple(self._unsettled)
+
+    def latest(self, loop: asyncio.AbstractEventLoop, patience: float) -> tuple[tuple[Actor, ...], tuple[Reason, ...]]:
+        """Ask the loop, from another thread: which may know more by now; wait so many seconds at most."""
+        try:
+            return asyncio.run_coroutine_threadsafe(self.listen(), loop).result(patience)
+        except TimeoutError:
+            return (), ()
 
     def take(self) -> Triggers:
         """Give the triggers of the pass that begins now, and forget them."""

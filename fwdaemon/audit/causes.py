@@ -69,7 +69,9 @@ def in_order(exposures: Collection[Exposure]) -> list[Exposure]:
 # Events arrive in bursts and in any order: the kernel may tell that a guest's neighbour entry came before libvirt tells
 # that the domain started. So a reason that names the owner is preferred, then what the state itself says, then what may
 # concern any owner. What happened to other domains and other guests' addresses explains nothing.
-_OF_DOMAINS: Final = frozenset({ReasonKind.DOMAIN, ReasonKind.DEVICES, ReasonKind.AGENT, ReasonKind.METADATA})
+_OPENINGS: Final = frozenset({ReasonKind.OPENED, ReasonKind.CLOSED, ReasonKind.ENDED})
+_OF_DOMAINS: Final = _OPENINGS | {ReasonKind.DOMAIN, ReasonKind.DEVICES, ReasonKind.AGENT, ReasonKind.METADATA}
+_OF_CONFIGURATION: Final = frozenset({ReasonKind.CONFIGURATION, ReasonKind.UNCONFIRMED})
 _OF_NETWORKS: Final = frozenset({ReasonKind.NETWORK, ReasonKind.RESERVATIONS})
 
 
@@ -126,7 +128,7 @@ def _concerning(exposure: Exposure, reasons: Iterable[Reason]) -> list[Reason]:
 def _may_concern(exposure: Exposure, reason: Reason) -> bool:
     """Whether a reason that does not name the owner may be one: not where it names another."""
     match reason.kind:
-        case ReasonKind.DOMAIN | ReasonKind.DEVICES | ReasonKind.AGENT | ReasonKind.METADATA:
+        case kind if kind in _OF_DOMAINS:
             return False
         case ReasonKind.NEIGHBOUR:
             return exposure.guest is not None and str(exposure.guest) == reason.subject
@@ -160,6 +162,12 @@ _REASONS: Final[Mapping[ReasonKind, Callable[[Reason], str]]] = {
     ReasonKind.RUNNING: lambda reason: f"{reason.detail} {shown(reason.subject)} is running now",
     ReasonKind.STOPPED: lambda reason: f"{reason.detail} {shown(reason.subject)} stopped",
     ReasonKind.MOVED: lambda reason: f"the guest has {printable(reason.subject)} now",
+    ReasonKind.OPENED: lambda reason: f"opened for a while by {printable(reason.detail)}",
+    ReasonKind.CLOSED: lambda reason: f"closed by {printable(reason.detail)}",
+    ReasonKind.ENDED: lambda _: "its time is over",
+    ReasonKind.UNCONFIRMED: lambda reason: (
+        f"configuration {printable(reason.subject)} was not confirmed; the one before is in force again"
+    ),
     ReasonKind.STOP: lambda reason: f"the daemon stops, {reason.detail}",
 }
 _ACTORS: Final[Mapping[ActorKind, Callable[[Actor], str]]] = {
@@ -241,7 +249,7 @@ _HINDRANCES: Final[Mapping[HindranceKind, Callable[[Hindrance], str]]] = {
 
 def format_cause(cause: Cause) -> str:
     """Tell the first facts, a new configuration ahead of all; after a burst the rest would not help a reader."""
-    facts = sorted(cause.facts, key=lambda fact: fact.kind is not ReasonKind.CONFIGURATION)
+    facts = sorted(cause.facts, key=lambda fact: fact.kind not in _OF_CONFIGURATION)
     if not facts:
         return _NOTHING_KNOWN
     more = [f"and {len(facts) - _MOST} more"] if len(facts) > _MOST else []

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final, TypeAlias
 
 from fwdaemon.audit.causes import format_cause, remark, why
+from fwdaemon.audit.journal import MESSAGE_IDS
 from fwdaemon.audit.throttle import Flapped
 from fwdaemon.config.files import about_ignored
 from fwdaemon.core.exposures import Exposure, Owner
@@ -43,24 +44,6 @@ from fwdaemon.errors import Problem
 _log = logging.getLogger("fwdaemon.audit")
 
 Fields: TypeAlias = dict[str, str]
-
-# Made once with uuid4 and never changed, as people search for them (sd_journal_print(3)).
-MESSAGE_IDS: Final = {
-    "added": "ca77a81aa3554599add0708efd079551",
-    "removed": "5f6741e7993842329d5a0ceff56415bb",
-    "restored": "cb5edc2f5ce24856ae3c8759d69ef7be",
-    "waiting": "7d2f4c60768140a8b03280356192e5bb",
-    "assigned": "dc953e92568c45debfe30f3380da4bb9",
-    "declined": "21c85a8a3f094ce3add4cee1c48306c1",
-    "adopted": "4d567da7df8f4466bbe096a3db8b9bba",
-    "ended": "fef759c7ba8842fd8f3ec266c2456a74",
-    "moved": "16db21cce5354404be20362ba5644dc9",
-    "flapping": "aa4a0229053346a49ef5ae865bb34af3",
-    "problem": "6907d2a132474a41893de37aaff2dd8e",
-    "noted": "8a6e9577c64f4ea58a0d13c09fca611f",
-    "loaded": "4332fb5b140f43c3b02a53f9aaf05eb9",
-    "refused": "7e462be721144e0ca69bdf49dd7177dd",
-}
 
 
 def exposure(action: str, changed: Exposure, cause: Cause) -> None:
@@ -181,11 +164,10 @@ def configuration_loaded(path: Path) -> None:
     _write("loaded", f"configuration {path} loaded")
 
 
-def configuration_refused(found: Iterable[Problem]) -> None:
+def configuration_refused(found: Iterable[Problem], instead: str = "the old one stays in force") -> None:
     """Say what is wrong with a new configuration, and that it changes nothing."""
-    for problem in found:
-        _write("refused", str(problem), level=logging.ERROR)
-    _write("refused", "configuration refused; the old one stays in force", level=logging.ERROR)
+    for text in (*map(str, found), f"configuration refused; {instead}"):
+        _write("refused", text, level=logging.ERROR)
 
 
 def set_loaded(name: str, file: Path, number: int) -> None:
@@ -202,10 +184,41 @@ def set_refused(name: str, found: Iterable[Problem]) -> None:
 
 def last_good_in_force(found: Iterable[Problem], kept_at: datetime) -> None:
     """Say what is wrong with the configuration at the start, and what is in force in its place."""
-    for problem in found:
-        _write("refused", str(problem), level=logging.ERROR)
-    when = f"{kept_at.astimezone():%Y-%m-%d %H:%M:%S %z}"
-    _write("refused", f"configuration refused; the last good one stays in force, of {when}", level=logging.ERROR)
+    configuration_refused(found, f"the last good one stays in force, of {_when(kept_at)}")
+
+
+def opened(domain: str, ports: str, sources: Iterable[str], until: datetime, by: str) -> None:
+    """Say that something was opened for a while, and by whom."""
+    allowed = ", ".join(sources)
+    text = f"opened {ports} to {shown(domain)}{f' from {allowed}' if allowed else ''} until {_when(until)} by {by}"
+    fields = {"PORTFWD_DOMAIN": domain, "PORTFWD_CAUSE": by, "PORTFWD_UNTIL": until.isoformat()}
+    _write("opened", printable(text), fields)
+
+
+def closed(domain: str, ports: str, cause: str) -> None:
+    """Say that what was opened is closed again, and why."""
+    fields = {"PORTFWD_DOMAIN": domain, "PORTFWD_CAUSE": cause}
+    _write("closed", printable(f"closed {ports} to {shown(domain)}: {cause}"), fields)
+
+
+def to_confirm(until: datetime) -> None:
+    """Say that a configuration is in force until then, unless it is confirmed."""
+    _write("unconfirmed", f"unless it is confirmed, the configuration before comes back at {_when(until)}")
+
+
+def confirmed(path: Path, by: str) -> None:
+    """Say that a configuration stays in force."""
+    _write("confirmed", printable(f"configuration {path} confirmed by {by}"), {"PORTFWD_CAUSE": by})
+
+
+def rolled_back(path: Path) -> None:
+    """Say that the configuration before is in force again."""
+    text = f"configuration {path} was not confirmed; the one before is in force again"
+    _write("unconfirmed", text, level=logging.WARNING)
+
+
+def _when(moment: datetime) -> str:
+    return f"{moment.astimezone():%Y-%m-%d %H:%M:%S %z}"
 
 
 def drop_ins_ignored(files: Iterable[Path]) -> None:

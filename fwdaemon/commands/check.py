@@ -1,4 +1,8 @@
-"""`kvm-portfwd check` and `explain`: what is wrong with the configuration, or keeps one connection from its guest."""
+"""The commands that look and tell, and change nothing.
+
+`kvm-portfwd check` reports every error of the configuration. `explain` follows one connection through the host, and
+says where it stops and why.
+"""
 
 import argparse
 import asyncio
@@ -30,14 +34,17 @@ from fwdaemon.kernel.memory import collecting_later
 from fwdaemon.kernel.process import SystemRunner
 from fwdaemon.metrics.exposition import satisfied
 from fwdaemon.status.reloads import PortRecords
+from fwdaemon.status.temporary import with_temporary
 
+_FAILED: Final = 1
+_WRONG_USAGE: Final = 2
 # Without an answer by then, the number of domains that match a pattern is left out.
 _PATIENCE_S: Final = 3.0
 _LOOPBACK: Final = (IPv4Address("127.0.0.1"), IPv6Address("::1"))
 
 
 def run(options: argparse.Namespace) -> int:
-    """Do what `check` or `explain` says."""
+    """Do what the command says."""
     return _explain(options) if options.command == "explain" else _check(options)
 
 
@@ -129,9 +136,7 @@ def _answers_on_localhost(entry: ForwardEntry) -> bool:
     return entry.interface is None and listens_everywhere and admits
 
 
-# `kvm-portfwd explain`: follow one connection.
-_FAILED: Final = 1
-_WRONG_USAGE: Final = 2
+# What one connection meets.
 
 
 def _explain(options: argparse.Namespace) -> int:
@@ -150,7 +155,7 @@ def _explain(options: argparse.Namespace) -> int:
 def _report(request: Request, path: Path) -> Report:
     kernel = Kernel(SystemRunner())
     try:
-        config = configuration.load(path)
+        config = with_temporary(configuration.load(path))
     except ConfigError as error:
         return refused(request, error, kernel)
     libvirt = asyncio.run(_ask_libvirt(config.daemon.libvirt))

@@ -1,4 +1,8 @@
-"""`kvm-portfwd plan`, `rules` and `flush`: what would change in the kernel, what would be written, and its end."""
+"""The commands that look at the kernel's rules, or take them away, by themselves.
+
+`kvm-portfwd plan` shows what would change in the kernel now, `rules` prints what would be written, and neither changes
+anything. `flush` removes every rule, route and address that is ours, and puts back what we switched.
+"""
 
 import argparse
 import asyncio
@@ -26,19 +30,20 @@ from fwdaemon.netfilter import Netfilter
 from fwdaemon.resolve.neighbours import forwarded
 from fwdaemon.resolve.placement import desired_state
 from fwdaemon.status.reloads import STATE, LastGood, PortRecords
+from fwdaemon.status.temporary import with_temporary
 
 SCHEMA_VERSION = 1
 _CHANGES = 3
 
 
 def run(options: argparse.Namespace) -> int:
-    """Do what `plan`, `rules` or `flush` says."""
-    return _flush(options) if options.command == "flush" else _plan(options)
+    """Do what the command says."""
+    return flush(options.config, SystemRunner()) if options.command == "flush" else _show(options)
 
 
-def _plan(options: argparse.Namespace) -> int:
-    """Print the changes forward by forward, then as native text; 3 with `--exit-code` if there are any."""
-    config = configuration.load(options.config)
+def _show(options: argparse.Namespace) -> int:
+    """Print the rules, or the changes by forward and as native text; 3 with `--exit-code` if there are any."""
+    config = with_temporary(configuration.load(options.config))
     desired = desired_state(
         config, asyncio.run(take_inventory(config.daemon.libvirt)), LedTo().chosen, PortRecords().before(ports_in_use)
     )
@@ -111,14 +116,8 @@ def _described(exposure: Exposure) -> dict[str, str]:
     return {owner.kind: owner.name, "listen": exposure.listens_at(), "target": exposure.leads_to()}
 
 
-# `kvm-portfwd flush`: remove every rule, route and address that is ours, and put back what we switched.
-def _flush(options: argparse.Namespace) -> int:
-    """Remove whatever carries our name, and end the connections that carry our label. 1 if anything may be left."""
-    return flush(options.config, SystemRunner())
-
-
 def flush(config: Path, runner: Runner) -> int:
-    """Do so, with the programs that `runner` runs."""
+    """Remove whatever carries our name, and end the connections that carry our label. 1 if anything may be left."""
     settings = _settings(config)
     # The host's side goes first: without the rules, an address or setting of ours could lead to the host itself.
     rules = Netfilter(runner)

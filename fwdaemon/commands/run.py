@@ -19,6 +19,7 @@ from fwdaemon.kernel.process import SystemRunner, new_budgets
 from fwdaemon.kernel.route_watch import RouteWatch
 from fwdaemon.metrics.exposition import satisfied, without_what_is_missing
 from fwdaemon.netfilter import Netfilter
+from fwdaemon.status.confirming import Confirmation
 from fwdaemon.status.reloads import LastGood, Start
 
 
@@ -28,13 +29,15 @@ def run(options: argparse.Namespace) -> int:
     with journal.lines_written():
         memory.be_frugal()
         with memory.collecting_later():
-            start = first_configuration(LastGood(options.config), options.config)
+            start = first_configuration(LastGood(options.config), options.config, Confirmation(options.config))
         asyncio.run(_work(options.config, start))
     return 0
 
 
-def first_configuration(last_good: LastGood, path: Path) -> Start:
+def first_configuration(last_good: LastGood, path: Path, confirmation: Confirmation | None = None) -> Start:
     """Read the configuration to begin with; where it is wrong, the last good one stays in force.
+
+    The one before is in force again where it was to be confirmed, and was not in time.
 
     Raises:
         ConfigError: it is wrong, and there is no other.
@@ -44,11 +47,14 @@ def first_configuration(last_good: LastGood, path: Path) -> Start:
         loaded = configuration.load_guarded(path)
         if loaded.has_blank_file and (kept := last_good.kept()) is not None:
             loaded = configuration.load_guarded(path, kept.config)
+        if confirmation is not None and (before := confirmation.at_start(loaded)) is not None:
+            config = without_what_is_missing(before.config)
+            return Start(config, before.sources, is_rolled_back=True, lists=before.lists)
         return Start(satisfied(loaded.config), loaded.sources, lists=loaded.lists)
     except ConfigError as error:
         if (kept := last_good.kept()) is None:
             raise
-        return Start(without_what_is_missing(kept.config), {}, error.problems, kept.at)
+        return Start(without_what_is_missing(kept.config), kept.sources, error.problems, kept.at, lists=kept.lists)
 
 
 async def _work(path: Path, start: Start) -> None:

@@ -1,11 +1,13 @@
 """Reads forwards from a domain's metadata, with the grammar of the file, and compares them with an `[[allow]]`.
 
+So are those read that are opened for a while.
+
 Each element is valid or not by itself: one that is not opens nothing, and is reported as it would be in a file.
 """
 
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, TypeAlias
@@ -18,8 +20,8 @@ from fwdaemon.config.node import Document, Node
 from fwdaemon.config.sets import unknown_set
 from fwdaemon.core.inventory import Element, Metadata
 from fwdaemon.core.text import quote, suggest
-from fwdaemon.core.types import Address, Origin, PortRange, Protocol
-from fwdaemon.errors import Problem
+from fwdaemon.core.types import Address, Origin, PortRange, Protocol, Until
+from fwdaemon.errors import ConfigError, Problem
 
 ATTRIBUTES: Final[Mapping[str, tuple[str, ...]]] = {
     "forward": ("address", "deny", "interface", "listen", "mac", "max_open", "network", "ports", "rate", "sources"),
@@ -68,6 +70,31 @@ def read_metadata(metadata: Metadata, name: str, uuid: UUID, sets: Collection[st
         what = f"lists more than {MOST_ITEMS} ports, addresses and sources; write fewer, and wider ones"
         return (Reading(whole, problems=(what,)),)
     return tuple(_readings(metadata, name, uuid, sets))
+
+
+def read_opening(
+    domain: str, ports: Sequence[str], sources: Sequence[str], origin: Origin, until: Until | None = None
+) -> ForwardEntry:
+    """Read what is opened for a while as an entry of a file is read; `origin` is where that is said to stand.
+
+    Raises:
+        ConfigError: something of it is wrong.
+
+    """
+    problems: list[Problem] = []
+    document = _Definition(origin.file, LineIndex({}), problems, origin)
+    values: dict[str, object] = {"domain": domain, "ports": list(ports)}
+    if sources:
+        values["sources"] = list(sources)
+    node = Node(values, ("forward", 0), document)
+    entries = [entry for entry in GUEST_READERS["forward"](node) if isinstance(entry, ForwardEntry)]
+    if not problems and any(entry.named for entry in entries):
+        node.refuse("a set is for entries of files; write networks")
+    if not problems and any(entry.is_pattern for entry in entries):
+        node.refuse(f"{quote(domain)} is a pattern, and one domain is to be named; write its name or UUID")
+    if problems:
+        raise ConfigError(problems)
+    return replace(entries[0], until=until)
 
 
 def _items(element: Element) -> int:

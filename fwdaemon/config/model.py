@@ -13,7 +13,7 @@ from typing import ClassVar, Final, TypeAlias
 from fwdaemon.core.bans import BEHIND, Admission, SourceSet
 from fwdaemon.core.exposures import Claim, Kind, Owner
 from fwdaemon.core.text import shown
-from fwdaemon.core.types import Address, Family, Gate, Origin, PortRange, Protocol, Subnet, show_endpoint
+from fwdaemon.core.types import Address, Family, Gate, Origin, PortRange, Protocol, Subnet, Until, show_endpoint
 
 # The tables, and the keys that each may have.
 ENTRIES: Final = ("forward", "nat", "route")
@@ -159,6 +159,7 @@ class ForwardEntry:
     mapping has a listening address of its own. With `masquerade` the guest sees an address of the host instead of the
     client's. `auto` are the ports that are not written, but assigned. `admission` is what is asked of who connects
     besides `sources`, of which there are none where it takes a set to say who they are; it names the sets of `named`.
+    One that was opened for a while ends at `until`.
     """
 
     kind: ClassVar[Kind] = Kind.FORWARD
@@ -178,6 +179,7 @@ class ForwardEntry:
     called: str | None = None
     admission: Admission | None = None
     named: NamedSets = field(default=(), compare=False)
+    until: Until | None = None
 
     @property
     def owner(self) -> Owner:

@@ -26,6 +26,7 @@ from fwdaemon.errors import PortfwdError, shortage
 _CREDENTIALS: Final = struct.Struct("=iII")
 _SO_PEERGROUPS: Final = 59  # asm-generic/socket.h; Python has no name for it
 _MOST_GROUPS: Final = 65536  # NGROUPS_MAX of linux/limits.h
+_NO_LOGIN: Final = str((1 << 32) - 1)  # of linux/audit.h: nobody logged in
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,9 +49,22 @@ class Peer:
         """Whether it may do everything."""
         return self.uid == 0
 
+    def __str__(self) -> str:
+        """Say who it is: its user, who logged in where that is another, its number, and its name while it runs."""
+        login, name = (_of_process(self.pid, what) for what in ("loginuid", "comm"))
+        who = f" (logged in as {login})" if login not in ("", _NO_LOGIN, str(self.uid)) else ""
+        return f"uid {self.uid}{who}, pid {self.pid}{f', {name}' if name else ''}"
+
     def may_read(self, group: int | None) -> bool:
         """Whether it may ask how things are: root, and the members of `group`."""
         return self.is_root or (group is not None and group in self.groups)
+
+
+def _of_process(pid: int, what: str) -> str:
+    try:
+        return Path(f"/proc/{pid}/{what}").read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        return ""
 
 
 def _supplementary(connection: socket.socket) -> frozenset[int]:

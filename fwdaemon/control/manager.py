@@ -8,18 +8,21 @@ be a second old, or more where there is much to count.
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from typing import Any, Final, TypeAlias
 
+from fwdaemon.audit import lines
 from fwdaemon.audit.causes import format_cause
+from fwdaemon.control.listener import Peer
 from fwdaemon.control.protocol import (
     CONFIGURATION_REFUSED,
     MANAGER,
     METRICS_UNAVAILABLE,
+    REFUSED,
     CallError,
     Method,
     Parameters,
@@ -29,13 +32,18 @@ from fwdaemon.control.protocol import (
 )
 from fwdaemon.core.report import Change
 from fwdaemon.core.state import Desired
+from fwdaemon.core.types import Origin
+from fwdaemon.errors import RefusedError
 from fwdaemon.hypervisor.link import ConnectionState
 from fwdaemon.kernel.memory import give_back
 from fwdaemon.kernel.process import Worker
-from fwdaemon.status.model import LibvirtState, Status, counts, problem_as_json, time_as_json
+from fwdaemon.resolve.wishes import Unavailable
+from fwdaemon.status.confirming import CONFIRM_S, Standing
+from fwdaemon.status.model import LibvirtState, Row, Status, counts, problem_as_json, time_as_json
 from fwdaemon.status.records import Records
-from fwdaemon.status.reloads import Reloaded
+from fwdaemon.status.reloads import Reloaded, Reloads
 from fwdaemon.status.rows import Facts, Readings, rows
+from fwdaemon.status.temporary import DEFAULT_S, OPEN_S, Wish
 
 # The feed for clients that watch: that something changed, and the last changes of exposures. On the loop's thread only.
 _MOST: Final = 256
@@ -121,7 +129,7 @@ class _Made:
 
 @dataclass(frozen=True, slots=True)
 class Inquiries:
-    """What a manager asks: how libvirt is, to have the configuration read again, and for figures.
+    """What a manager asks: how libvirt is, to have the configuration read again or changed, and for figures.
 
     `count` reads those of what the kernel holds; it may take its time, in a thread of its own, and is waited for so
     many seconds: the counters of ten thousand forwards take less, and without them a status is still worth having.
@@ -129,10 +137,54 @@ class Inquiries:
     """
 
     connections: Callable[[], tuple[ConnectionState, ...]]
-    reload: Callable[[], Awaitable[Reloaded]]
+    reload: Callable[[int | None], Awaitable[Reloaded]]
     count: Callable[[Desired], Readings]
     count_patience: float = 5.0
     libvirt_period: float = 1.0
+    changes: "Changes | None" = None
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """What clients change besides the files: what is open for a while, and which configuration is confirmed.
+
+    `unavailable` tells what may not be opened.
+    """
+
+    standing: Standing
+    records: Records
+    reloads: Reloads
+    wake: Callable[[], None]
+    unavailable: Callable[[], Unavailable]
+
+    async def open(self, wish: Wish) -> tuple[tuple[Origin, ...], str]:
+        """Open something, and give where it is said to stand, and why the kernel does not hold it yet."""
+        origins = await self.standing.openings.open(wish, self.unavailable())
+        return origins, await self._applied()
+
+    async def close(self, domain: str, ports: Sequence[str], by: str) -> tuple[str, ...]:
+        """Close something, and tell what."""
+        closed = await self.standing.openings.shut(domain, ports, by)
+        await self._applied()
+        return closed
+
+    def confirm(self, by: str) -> None:
+        """Keep the configuration in force. Raises RefusedError."""
+        confirmation = self.standing.confirmation
+        if not confirmation.waits:
+            was = "; it was not confirmed in time, and a reload loads it again" if confirmation.is_over else ""
+            raise RefusedError([f"no configuration waits to be confirmed{was}"])
+        try:
+            confirmation.drop()
+        except OSError as error:
+            raise RefusedError([f"it would come back after a restart: {error}"]) from error
+        self.standing.keep()
+        lines.confirmed(self.records.header(()).configuration.file, by)
+        self.records.to_confirm(None)
+
+    async def _applied(self) -> str:
+        self.wake()
+        return (await self.reloads.applied()).failure
 
 
 class Manager:
@@ -158,9 +210,16 @@ class Manager:
         methods = {
             "Status": Method(self._status),
             "Metrics": Method(self._metrics_text),
-            "Reload": Method(self._reloaded, for_root=True),
+            "Reload": Method(self._reloaded, for_root=True, numbers={"confirm_seconds": CONFIRM_S}),
             "Watch": Method(stream=self._watch),
         }
+        if (changes := self._ask.changes) is not None:
+            of = Changing(changes, self._rows)
+            methods["Confirm"] = Method(to=of.confirm, for_root=True)
+            methods["Open"] = Method(
+                to=of.open, for_root=True, takes=("domain",), lists=("ports", "sources"), numbers={"seconds": OPEN_S}
+            )
+            methods["Close"] = Method(to=of.close, for_root=True, takes=("domain",), lists=("ports",))
         return Service({MANAGER: methods})
 
     async def status(self) -> Status:
@@ -221,14 +280,20 @@ class Manager:
             raise CallError(METRICS_UNAVAILABLE, {"reason": str(error)}) from error
         return encoded(text=text.decode())
 
-    async def _reloaded(self, _parameters: Parameters) -> bytes:
-        result = await self._ask.reload()
+    async def _rows(self) -> tuple[Row, ...]:
+        facts = self._records.facts()
+        return await self._writer.submit(lambda: rows(facts, self._readings))
+
+    async def _reloaded(self, parameters: Parameters) -> bytes:
+        result = await self._ask.reload(parameters.get("confirm_seconds"))
+        if result.refusal:
+            raise CallError(REFUSED, {"reasons": [result.refusal]})
         if result.problems:
             problems = [problem_as_json(problem) for problem in result.problems]
             raise CallError(CONFIGURATION_REFUSED, {"problems": problems})
-        facts, header = self._records.facts(), self._records.header(())
-        found = await self._writer.submit(lambda: counts(rows(facts, self._readings)))
-        return encoded(file=str(header.configuration.file), counts=found, failure=result.failure or None)
+        found, at = counts(await self._rows()), self._records.header(()).configuration
+        until = time_as_json(at.unless_by)
+        return encoded(file=str(at.file), counts=found, failure=result.failure or None, confirm_by=until)
 
     async def _watch(self, send: Send) -> None:
         subscription = self._feed.subscribe()
@@ -254,6 +319,42 @@ class Manager:
         return tuple(
             LibvirtState(state.uri, state.connected, state.since, state.last_error) for state in self._ask.connections()
         )
+
+
+class Changing:
+    """The methods with which clients change something; `rows` gives what is reachable."""
+
+    def __init__(self, changes: Changes, rows: Callable[[], Awaitable[tuple[Row, ...]]]) -> None:
+        self._changes, self._rows = changes, rows
+
+    async def open(self, parameters: Parameters, peer: Peer) -> bytes:
+        """Answer `Open`."""
+        ports, sources = (tuple(parameters[name]) for name in ("ports", "sources"))
+        wish = Wish(parameters["domain"], ports, sources, parameters.get("seconds") or DEFAULT_S, str(peer))
+        with _refusals():
+            origins, failure = await self._changes.open(wish)
+        found = [row.as_json() for row in await self._rows() if row.origin in origins]
+        return encoded(openings=found, failure=failure or None)
+
+    async def close(self, parameters: Parameters, peer: Peer) -> bytes:
+        """Answer `Close`."""
+        with _refusals():
+            closed = await self._changes.close(parameters["domain"], parameters["ports"], str(peer))
+        return encoded(closed=closed)
+
+    async def confirm(self, _parameters: Parameters, peer: Peer) -> bytes:
+        """Answer `Confirm`."""
+        with _refusals():
+            self._changes.confirm(str(peer))
+        return encoded(file=str(self._changes.records.header(()).configuration.file))
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    try:
+        yield
+    except RefusedError as error:
+        raise CallError(REFUSED, {"reasons": list(error.reasons)}) from error
 
 
 async def _no_metrics() -> bytes:

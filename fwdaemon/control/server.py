@@ -155,6 +155,8 @@ class ControlServer:
         if method.for_root and not peer.is_root:
             raise CallError(PERMISSION_DENIED)
         method.check(call.parameters)
+        if method.to is not None:
+            return await method.to(call.parameters, peer)
         if method.answer is not None:
             return await method.answer(call.parameters)
         if method.stream is None or not call.more or call.oneway:

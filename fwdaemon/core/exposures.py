@@ -9,7 +9,7 @@ from enum import StrEnum
 from typing import ClassVar, NamedTuple, TypeAlias
 
 from fwdaemon.core.bans import Admission
-from fwdaemon.core.types import Address, Family, Origin, PortRange, Protocol, Subnet, show_endpoint
+from fwdaemon.core.types import Address, Family, Origin, PortRange, Protocol, Subnet, Until, show_endpoint
 
 
 class Owner(NamedTuple):
@@ -155,7 +155,7 @@ class Forward(_Translated):
     family. With `masquerade` the guest sees an address of the host instead of the client's. `domain` is the name
     libvirt knows, any text. `bridge` is where the guest is plugged in, and `bridge_port` the host's side of its
     interface; others, as after a reboot, do not make it another forward. `auto` says that `ports` were assigned.
-    `admission` says who of them may not connect, or how often.
+    `admission` says who of them may not connect, or how often. One that is there for a while has its end in `until`.
     """
 
     # Whether guests open connections under its addresses.
@@ -175,6 +175,7 @@ class Forward(_Translated):
     origin: Origin | None = field(default=None, compare=False)
     auto: bool = field(default=False, compare=False)
     admission: Admission | None = None
+    until: Until | None = None
 
     def __hash__(self) -> int:
         """Hash what tells forwards apart and is hashed fast: sets of thousands are made of them, even of one port."""

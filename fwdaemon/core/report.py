@@ -13,7 +13,6 @@ from fwdaemon.core.types import Protocol as Transport
 from fwdaemon.errors import PortfwdError, shortage
 
 # What makes the daemon look again, and who changed what it keeps, as data. Pure.
-#
 # Nothing in this module is a sentence: names are as they are, and `fwdaemon.audit` puts them into words.
 
 
@@ -41,6 +40,10 @@ class ReasonKind(StrEnum):
     STOPPED = "stopped"  # a domain or network, found not to
     MOVED = "moved"  # an address, found to be the guest's
     STOP = "stop"
+    OPENED = "opened"  # a domain, to which something was opened for a while
+    CLOSED = "closed"  # a domain
+    ENDED = "ended"  # a domain
+    UNCONFIRMED = "unconfirmed"  # a path
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
 from functools import lru_cache
+from typing import Final
 
 from fwdaemon.errors import PortfwdError
 
@@ -139,3 +140,27 @@ def rule_lines(save: str) -> Iterator[str]:
 def unquoted(rule: str) -> str:
     """Give a rule that `iptables-save` printed with nothing in its quotes, where all is somebody's own text."""
     return _QUOTED.sub('""', rule)
+
+
+_SECONDS: Final = {"d": 86_400, "h": 3_600, "m": 60, "s": 1}
+
+
+def parse_seconds(text: str, shortest: int, longest: int) -> int:
+    """Read a duration such as `90s`, `30m`, `2h` or `1d` as seconds; raise `GrammarError` if it is none."""
+    match = re.fullmatch(r"([0-9]{1,9})([smhd])", text)
+    if match is None:
+        raise GrammarError(f'{quote(text)} is no duration; write a whole number and s, m, h or d, as in "2h"')
+    seconds = int(match[1]) * _SECONDS[match[2]]
+    if not shortest <= seconds <= longest:
+        ends = f"{show_duration(shortest)} to {show_duration(longest)}"
+        raise GrammarError(f"{quote(text)} is out of range; write a duration from {ends}")
+    return seconds
+
+
+def show_duration(seconds: int) -> str:
+    """Write a duration in its two largest units: `1h59m`, `7d`."""
+    parts, left = [], seconds
+    for unit, length in _SECONDS.items():
+        number, left = divmod(left, length)
+        parts += [f"{number}{unit}"] if number else []
+    return "".join(parts[:2]) or "0s"

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, collapse_addresses
 from pathlib import Path
-from typing import Final, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
 from fwdaemon.core.text import shown
 
@@ -137,6 +137,17 @@ class Origin:
         if self.domain:
             return f"domain {shown(self.domain)}, metadata{self.element and f': {self.element}'}"
         return f"{self.file}:{self.line}"
+
+
+class Until(NamedTuple):
+    """When something ends that is there for a while: as soon as one of two clocks says so.
+
+    `wall` is in whole seconds since 1970 (UTC), and anybody may set that clock. `boottime` is in seconds by
+    CLOCK_BOOTTIME of this run of the host, which nobody sets.
+    """
+
+    wall: int
+    boottime: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,7 +29,6 @@ from fwdaemon.core.types import Family, Gate
 from fwdaemon.errors import KernelError, PortfwdError
 from fwdaemon.kernel.rtnetlink import interface_names
 from fwdaemon.legacy.client import HelperClient, LateError, UnusableError
-from fwdaemon.legacy.difference import change_text, restore_text
 from fwdaemon.legacy.gates import LegacyGates, LegacyMonitor
 from fwdaemon.legacy.info import (
     TableInfo,
@@ -48,7 +47,9 @@ from fwdaemon.legacy.model import (
     ObservedTable,
     Table,
     TableName,
+    change_text,
     confined_from,
+    restore_text,
 )
 from fwdaemon.legacy.ruleset import Plan, Tables, links, tables, uplinks_named
 from fwdaemon.legacy.translation import Counter, counting_rules, packets

@@ -8,6 +8,7 @@ not take it. KVMPF_PRE leads there what came in where its source can be.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from datetime import UTC, datetime
 from ipaddress import ip_network
 from itertools import chain
 from typing import Final, TypeAlias
@@ -161,9 +162,18 @@ def _claims(segment: PortSegment, bit: int, where: str = "") -> Iterator[Serving
     """Write the rules of a port segment for packets to `where`, one for each forward and source."""
     for forward in sorted(segment.forwards, key=_narrowest_first):
         for source in collapse(forward.sources) or [""]:
-            yield _led(
-                forward, _matches(forward, segment.ports, source, where), _destination(forward, segment.ports), bit
-            )
+            matches = f"{_matches(forward, segment.ports, source, where)}{_while_open(forward)}"
+            yield _led(forward, matches, _destination(forward, segment.ports), bit)
+
+
+def _while_open(forward: Forward) -> str:
+    """Write the match of the time in which it is there, by the kernel's clock and in UTC; these tables have no other.
+
+    It takes whole seconds, and the last of them too.
+    """
+    if forward.until is None:
+        return ""
+    return f" -m time --datestop {datetime.fromtimestamp(forward.until.wall - 1, UTC):%Y-%m-%dT%H:%M:%S}"
 
 
 def _led(exposure: Forward | Nat, matches: str, destination: str, bit: int) -> Serving:

@@ -188,5 +188,5 @@ def _denying(family: Family, admission: Admission | None) -> Iterator[str]:
 
 
 def is_plain(forward: Forward) -> bool:
-    """Whether nothing is asked of who connects, but of whom nobody may."""
-    return forward.admission is None and not forward.sources and forward.interface is None
+    """Whether nothing is asked of who connects or when, but of whom nobody may."""
+    return forward.until is None and forward.admission is None and not forward.sources and forward.interface is None

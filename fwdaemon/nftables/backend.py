@@ -38,7 +38,7 @@ from fwdaemon.nftables.difference import (
 )
 from fwdaemon.nftables.dispatch_chains import EVERYWHERE, STRANGERS
 from fwdaemon.nftables.existing import Observer, comments, elements_of, existing_tables, has_rules, iptables_program
-from fwdaemon.nftables.external import ExternalKeeper, Externals
+from fwdaemon.nftables.external import ExternalKeeper, Externals, now
 from fwdaemon.nftables.gates import GateState, gate_script, is_iptables_gate
 from fwdaemon.nftables.generation import Commits, RulesMonitor, current_generation, following_generation
 from fwdaemon.nftables.model import TABLE_NAME, Table, table_name
@@ -179,7 +179,7 @@ class NftablesBackend:
 
     def render(self, desired: Desired) -> str:
         """See `Backend.render`."""
-        return "\n\n".join(creation(table) for table in tables(desired).values())
+        return "\n\n".join(creation(table, now()) for table in tables(desired).values())
 
     def preview(self, desired: Desired) -> ApplyResult:
         """See `Backend.preview`."""
@@ -197,7 +197,7 @@ class NftablesBackend:
         desired = replace(desired, kept=frozenset(there) if not self._gates_only else frozenset())
         observed = self._observe(desired, full=True)
         table_cache = TableCache()
-        plan = Plan.of(self._tables(table_cache, desired), observed, self._keeper.refilling)
+        plan = Plan.of(self._tables(table_cache, desired), observed, self._keeper.refilling, now())
         gates = tuple(GateChange(state.gate, restored=False, fault=state.fault) for state in plan.shut)
         opened = [gate_script(state, desired.label) for state in plan.shut]
         script = "".join([plan.script, *opened, *(gate_script(state, None) for state in plan.orphaned_gates)])
@@ -239,8 +239,8 @@ class NftablesBackend:
             if family in self._committed and (family.word, TABLE_NAME) not in there
         }
         quick, elements = self._keeper.quickly(made)
-        script = "".join(f"{line}\n" for change in tables_difference(quick, {}).values() for line in change.script)
-        script += elements
+        changes = tables_difference(quick, {}, now()).values()
+        script = "".join(f"{line}\n" for change in changes for line in change.script) + elements
         if not script:
             return ApplyResult()
         try:
@@ -295,7 +295,7 @@ class NftablesBackend:
         if self._settled is not None and desired is self._settled[0] and observed is self._settled[1]:
             return ApplyResult(faults=self._settled[2])
         self._keeper.read(observed.tables)
-        plan = Plan.of(self._tables(self._table_cache, desired), observed, self._keeper.refilling)
+        plan = Plan.of(self._tables(self._table_cache, desired), observed, self._keeper.refilling, now())
         faults = [*observed.faults, *self._missing_libvirt(observed)]
         refused: Mapping[Gate, Fault] = {}
         committed = self._committed

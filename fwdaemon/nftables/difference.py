@@ -9,6 +9,7 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import compress, repeat
+from math import ceil
 from operator import is_not
 from typing import Final, TypeAlias, TypeVar
 
@@ -16,13 +17,15 @@ from fwdaemon.core.bans import Place
 from fwdaemon.core.report import Fault
 from fwdaemon.core.types import Family, Gate
 from fwdaemon.nftables.admission import DENY
-from fwdaemon.nftables.dispatch_chains import EVERY_ADDRESS, EVERYWHERE, NOWHERE, ONE_ADDRESS, TARGETS, MapKey, MapKeys
+from fwdaemon.nftables.dispatch_chains import BESIDE, EVERY_ADDRESS, EVERYWHERE, NOWHERE, ONE_ADDRESS, MapKey, MapKeys
 from fwdaemon.nftables.external import external_places
 from fwdaemon.nftables.gates import GateState
 from fwdaemon.nftables.model import (
     VERDICT,
     Chain,
     Elements,
+    Held,
+    Lasting,
     Set,
     SetType,
     Table,
@@ -31,12 +34,14 @@ from fwdaemon.nftables.model import (
     table_name,
 )
 
+Tables: TypeAlias = Mapping[Family, Table]
 _T = TypeVar("_T")
 _MISSING: Final = object()
 _OF_FORWARDS: Final = frozenset({*ONE_ADDRESS, *EVERY_ADDRESS})
 _PORTS: Final = 1 << 16
 _NO_SET: Final = Set(SetType(""))
-_LEADING_TO: Final = {targets: name for name, targets in TARGETS.items()}
+# By so much an element outlives what it is for, in seconds: our own clock is to be first where we run.
+_LONGER_S: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,18 +56,18 @@ class Difference:
     anew: bool = False
 
 
-def difference(family: Family, desired: Table | None, observed: Table | None) -> Difference:
-    """Tell what makes `observed` become `desired`; `None` stands for a table that is not there."""
+def difference(family: Family, desired: Table | None, observed: Table | None, now: float = 0.0) -> Difference:
+    """Tell what makes `observed` become `desired`, `now` by CLOCK_BOOTTIME; `None` is a table that is not there."""
     if desired is observed:
         return Difference()
     if desired is None:
         return Difference((f"delete table {table_name(family)}",))
     if observed is None:
-        return Difference(tuple(_make(desired)), EVERYWHERE, anew=True)
+        return Difference(tuple(_make(desired, now)), EVERYWHERE, anew=True)
     comparison = _Comparison.of(desired, observed)
     if comparison is None:
-        return Difference(tuple(_replace(desired)), EVERYWHERE, anew=True)
-    return Difference(tuple(comparison.script()), comparison.mended())
+        return Difference(tuple(_replace(desired, now)), EVERYWHERE, anew=True)
+    return Difference(tuple(comparison.script(now)), comparison.mended())
 
 
 def mended(desired: Table | None, observed: Table | None) -> MapKeys:
@@ -73,7 +78,7 @@ def mended(desired: Table | None, observed: Table | None) -> MapKeys:
     return EVERYWHERE if comparison is None else comparison.mended()
 
 
-def altered(desired: Mapping[Family, Table], observed: Mapping[Family, Table]) -> dict[Family, MapKeys]:
+def altered(desired: Tables, observed: Tables) -> dict[Family, MapKeys]:
     """Name the map keys of forwards where tables that led somewhere may have led in another way, by family.
 
     They were not as desired, or another key with a port of theirs was not: a connection to one address goes on by a
@@ -117,11 +122,12 @@ def _ports(key: str) -> tuple[str, slice]:
     return rest.rpartition(" . ")[2], slice(int(first), int(last or first) + 1) if known else slice(0, _PORTS)
 
 
-def creation(table: Table) -> str:
-    """Write a table as `nft list table` would, for reading and for loading."""
+def creation(table: Table, now: float = 0.0) -> str:
+    """Write a table as `nft list table` would, for reading and for loading `now`, by CLOCK_BOOTTIME."""
     lines = [f"table {table.name} {{"]
     for name, content in table.sets.items():
-        elements = f" elements = {{ {', '.join(map(_element, content.elements.items()))} }}" if content.elements else ""
+        listed = ", ".join(_element(element, now) for element in content.elements.items())
+        elements = f" elements = {{ {listed} }}" if listed else ""
         lines.append(f"\t{_kind(content)} {name} {{ {content.type}{elements} }}")
     for name, chain in table.chains.items():
         lines.append(f"\tchain {name} {{")
@@ -134,20 +140,20 @@ def _kind(content: Set) -> str:
     return "map" if content.type.data else "set"
 
 
-def _make(table: Table) -> Iterator[str]:
+def _make(table: Table, now: float) -> Iterator[str]:
     """Make what is not there; the first line is refused if by now it is."""
     yield f"create table {table.name}"
-    yield creation(table)
+    yield creation(table, now)
 
 
-def _replace(table: Table) -> Iterator[str]:
+def _replace(table: Table, now: float) -> Iterator[str]:
     """Delete and make in one transaction; the first line lets the deletion succeed where there is nothing any more.
 
     The kernel waits for all processors before it lets go of a table, which takes longer than all the rest of it.
     """
     yield f"add table {table.name}"
     yield f"delete table {table.name}"
-    yield creation(table)
+    yield creation(table, now)
 
 
 class _Comparison:
@@ -175,8 +181,8 @@ class _Comparison:
     def _new(self) -> dict[str, Elements]:
         return self._differing_elements(self._desired, self._observed)
 
-    def script(self) -> Iterator[str]:
-        """Give the commands that make one table the other."""
+    def script(self, now: float) -> Iterator[str]:
+        """Give the commands that make one table the other, `now` by CLOCK_BOOTTIME."""
         table, there, wanted = self._desired.name, self._observed.sets, self._desired.sets
         # Sets first, since rules name them, then chains, which elements name; what is no longer named goes last.
         for name in wanted.keys() - there.keys():
@@ -185,7 +191,10 @@ class _Comparison:
             yield from _fill(table, name, chain, existing=name in self._observed.chains)
         gone = self._differing_elements(self._observed, self._desired)
         for name, new in self._new.items():
-            yield from _set_changes(f"{table} {name}", gone.get(name, {}), new)
+            if not wanted[name].type.lasting:
+                yield from _set_changes(f"{table} {name}", gone.get(name, {}), new)
+            elif gone.get(name) or new:
+                yield from _renewed(f"{table} {name}", wanted[name].elements, now)
         # Chains that somebody else made may lead to each other.
         for verb in ("flush", "delete") if len(self._gone_chains) > 1 else ("delete",):
             yield from (f"{verb} chain {table} {name}" for name in sorted(self._gone_chains))
@@ -200,8 +209,8 @@ class _Comparison:
 
     def altered(self) -> MapKeys:
         """Name the map keys whose own chains or elements differed, whatever else did."""
-        sets = [(name, content) for name, content in self._desired.sets.items() if content.type.data]
-        map_keys = {(_LEADING_TO.get(name, name), key) for name, _ in sets for key in self._new[name]}
+        sets = [(name, item) for name, item in self._desired.sets.items() if item.type.data or name in BESIDE]
+        map_keys = {(BESIDE.get(name, name), key) for name, _ in sets for key in self._new[name]}
         # What leads to a chain that was not there is new, too.
         if known := self._chains.keys() & self._observed.chains.keys():
             map_keys |= {(name, key) for name, content in sets for key in _leading(content.elements, known)}
@@ -236,13 +245,21 @@ def _fill(table: str, name: str, chain: Chain, *, existing: bool) -> Iterator[st
 def _set_changes(where: str, gone: Elements, new: Elements) -> Iterator[str]:
     # Only the key of an element may be named when it is deleted from a map.
     yield from element_lines("delete", where, sorted(gone))
-    yield from element_lines("add", where, [_element(element) for element in sorted(new.items())])
+    yield from element_lines("add", where, [_element(element, 0.0) for element in sorted(new.items())])
 
 
-def _element(element: tuple[str, str | Target | None]) -> str:
+def _renewed(where: str, elements: Elements, now: float) -> Iterator[str]:
+    """Write all that vanishes by itself anew: what is to be deleted may have done so since it was listed."""
+    yield f"flush set {where}"
+    yield from element_lines("add", where, sorted(_element(element, now) for element in elements.items()))
+
+
+def _element(element: tuple[str, Held], now: float) -> str:
     match element:
         case key, None:
             return key
+        case key, Lasting(comment, ends):
+            return f'{key} timeout {ceil(1000 * max(ends - now + _LONGER_S, _LONGER_S))}ms comment "{comment}"'
         case key, Target(data, comment):
             return f'{key} comment "{comment}" : {data}'
         case key, chain:
@@ -267,9 +284,9 @@ def _differing(these: Mapping[str, _T], those: Mapping[str, _T], among: Collecti
     return {name: item for name, item in differing if those.get(name, _MISSING) != item}
 
 
-def tables_difference(desired: Mapping[Family, Table], observed: Mapping[Family, Table]) -> dict[Family, Difference]:
+def tables_difference(desired: Tables, observed: Tables, now: float = 0.0) -> dict[Family, Difference]:
     """Tell the difference of both families; families that need nothing are left out."""
-    every = {family: difference(family, desired.get(family), observed.get(family)) for family in Family}
+    every = {family: difference(family, desired.get(family), observed.get(family), now) for family in Family}
     return {family: change for family, change in every.items() if change.script}
 
 
@@ -330,10 +347,17 @@ class Plan:
 
     @classmethod
     def of(
-        cls, wanted: dict[Family, Table], observed: Observed, refilling: Callable[[Collection[Place]], str]
+        cls,
+        wanted: dict[Family, Table],
+        observed: Observed,
+        refilling: Callable[[Collection[Place]], str],
+        now: float = 0.0,
     ) -> "Plan":
-        """Compare what shall be with what is; `refilling` writes what others had in sets that are made anew."""
-        changes = tables_difference(wanted, observed.tables)
+        """Compare what shall be with what is, `now` by CLOCK_BOOTTIME.
+
+        `refilling` writes what others had in sets that are made anew.
+        """
+        changes = tables_difference(wanted, observed.tables, now)
         shut = tuple(state for state in observed.gates if not state.open)
         script = "".join(f"{line}\n" for change in changes.values() for line in change.script)
         there = {family: table for family, table in observed.tables.items() if not _is_anew(changes.get(family))}
@@ -345,7 +369,7 @@ class Plan:
         """Whether there is nothing to do."""
         return not (self.script or self.shut or self.orphaned_gates)
 
-    def damaged(self, committed: Mapping[Family, Table], observed: Observed) -> WithMapKeys:
+    def damaged(self, committed: Tables, observed: Observed) -> WithMapKeys:
         """Name those of `mended` that differ from what was committed last."""
         return {
             family: map_keys & mended(committed.get(family), observed.tables.get(family))
@@ -353,7 +377,7 @@ class Plan:
         }
 
 
-def stale(wanted: Mapping[Family, Table], observed: Mapping[Family, Table]) -> frozenset[str]:
+def stale(wanted: Tables, observed: Tables) -> frozenset[str]:
     """Name the map keys of exposures nobody asks for."""
     return frozenset(
         f"{table.name} {name} {{ {key} }}"

@@ -19,7 +19,7 @@ from fwdaemon.core.state import Desired
 from fwdaemon.core.text import is_interface_name, is_mac, label
 from fwdaemon.core.types import Address, Family, PortRange, Subnet, collapse
 from fwdaemon.nftables.admission import Terms, guarded, is_plain, terms
-from fwdaemon.nftables.model import Rule, Target
+from fwdaemon.nftables.model import Held, Lasting, Rule, Target
 from fwdaemon.resolve.segments import Home, PortSegment, homes, in_order, segments
 
 # Masquerading forwards: whose guests see an address of the host instead of the client's. Pure.
@@ -87,6 +87,8 @@ NOWHERE = MapKeys()
 EVERYWHERE = MapKeys(every=True)
 
 
+_PORT: Final = "meta l4proto . th dport"
+
 # The maps of forwards, in the order a packet is looked up in them.
 ONE_ADDRESS = ("one_address", "one_address_ranges")
 EVERY_ADDRESS = ("every_address", "every_address_ranges")
@@ -94,6 +96,12 @@ EVERY_ADDRESS = ("every_address", "every_address_ranges")
 # The maps of plain forwards' targets, and the chains that look there, by the verdict map that leads to these.
 TARGETS: Final = {name: f"{name}_targets" for name in (ONE_ADDRESS[0], EVERY_ADDRESS[0])}
 PLAIN: Final = {name: f"{name}_plain" for name in TARGETS}
+
+# The sets of pieces of ports that are open for a while, by the map that leads to them. An element vanishes by itself.
+LASTING: Final = {name: f"{name}_open" for name in (*ONE_ADDRESS, *EVERY_ADDRESS)}
+
+# The verdict map beside which each of these maps and sets is.
+BESIDE: Final = {beside: name for names in (TARGETS, LASTING) for name, beside in names.items()}
 
 # The maps of 1:1 NATs: by public address on the way in; by the guest's on the way out, to be refused to others, and to
 # be given its public address.
@@ -127,7 +135,8 @@ NEWCOMERS = "newcomers"
 class DispatchChain:
     """A chain, the map and key that lead to it, and the exposures it serves: that of each rule, or none.
 
-    A plain forward has a `target` instead, and no rules, as the chain is there for all of them.
+    A plain forward has a `target` instead, and no rules, as the chain is there for all of them. What is open for a
+    while has an element that is `lasting`, without which its rules take nothing.
     """
 
     map: str
@@ -136,6 +145,7 @@ class DispatchChain:
     rules: tuple[Rule, ...]
     exposures: tuple[Exposure, ...]
     target: Target | None = None
+    lasting: Lasting | None = None
 
     @property
     def map_key(self) -> MapKey:
@@ -143,9 +153,11 @@ class DispatchChain:
         return self.map, self.key
 
     @property
-    def elements(self) -> tuple[tuple[str, str | Target], ...]:
+    def elements(self) -> tuple[tuple[str, Held], ...]:
         """What its key leads to, by map."""
         leading = self.map, self.chain
+        if self.lasting is not None:
+            return leading, (LASTING[self.map], self.lasting)
         return (leading,) if self.target is None else (leading, (TARGETS[self.map], self.target))
 
 
@@ -203,14 +215,30 @@ def of_segment(segment: PortSegment, terms: Terms) -> DispatchChain:
         target = _target(segment.forwards[0], segment.ports.first)
         return DispatchChain(exact, _key(segment), PLAIN[exact], (), segment.forwards, target)
     ordered = segment.forwards if len(segment.forwards) == 1 else tuple(sorted(segment.forwards, key=_place_in_segment))
-    rules = [(rule, forward) for forward in ordered for rule in _of_forward(forward, segment.ports, terms)]
+    name = exact if segment.ports.width == 1 else ranges
+    rules = [(rule, forward) for forward in ordered for rule in _of_forward(forward, segment.ports, terms, name)]
     return DispatchChain(
-        exact if segment.ports.width == 1 else ranges,
+        name,
         _key(segment),
         _segment_chain(segment),
         tuple(rule for rule, _ in rules),
         tuple(forward for _, forward in rules),
+        lasting=_lasting(segment),
     )
+
+
+def asked(family: Family, name: str) -> str:
+    """Write what a packet is looked up by in a map of forwards."""
+    return f"{family.word} daddr . {_PORT}" if name in ONE_ADDRESS else _PORT
+
+
+def _lasting(segment: PortSegment) -> Lasting | None:
+    """Give when the last of the forwards ends that are there for a while; each has a rule with an end of its own."""
+    ends = [forward.until for forward in segment.forwards if forward.until is not None]
+    if not ends:
+        return None
+    wall, boottime = max(end.wall for end in ends), max(end.boottime for end in ends)
+    return Lasting(f"until {wall} or {boottime:.0f}", boottime)
 
 
 def _is_plain(segment: PortSegment) -> bool:
@@ -239,12 +267,15 @@ def _place_in_segment(forward: Forward) -> tuple[str, tuple[Subnet, ...], str]:
     return forward.interface or "", forward.sources, str(forward.target)
 
 
-def _of_forward(forward: Forward, ports: PortRange, terms: Terms) -> Iterator[Rule]:
+def _of_forward(forward: Forward, ports: PortRange, terms: Terms, name: str) -> Iterator[Rule]:
     parts = [f"meta l4proto {forward.protocol}"]
     if forward.interface is not None:
         parts.append(f'iifname "{forward.interface}"')
     if forward.sources:
         parts.append(f"{forward.family.word} saddr {{ {', '.join(collapse(forward.sources))} }}")
+    if forward.until is not None:
+        # The clock may be put back, which the element does not follow; and it is there for the last of several.
+        parts.append(f"meta time < {forward.until.wall} {asked(forward.family, name)} @{LASTING[name]}")
     return guarded(forward, " ".join(parts), f"{_counting(terms.bit)} {_dnat(forward, ports)}", terms)
 
 

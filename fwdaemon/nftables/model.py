@@ -77,7 +77,7 @@ class SetType:
     `data` is empty for a set, and `VERDICT` for a map that leads to chains. With `counter`, each element counts the
     packets that it was found for. With `timeout_s`, elements vanish after so many seconds, and are no part of the state
     that is compared; nor are those that rules add, of which there are `size` at most, and those of an `external` set,
-    which others add and remove.
+    which others add and remove. With `lasting`, each vanishes at a time of its own.
     """
 
     key: str
@@ -87,6 +87,7 @@ class SetType:
     timeout_s: int = 0
     size: int = 0
     external: bool = False
+    lasting: bool = False
 
     @property
     def is_of_others(self) -> bool:
@@ -96,7 +97,8 @@ class SetType:
     def __str__(self) -> str:
         data = f" : {self.data}" if self.data else ""
         size = f" size {self.size};" if self.size else ""
-        flags = (self.interval, "interval"), (self.size, "dynamic"), (self.timeout_s or self.external, "timeout")
+        ends = self.timeout_s or self.external or self.lasting
+        flags = (self.interval, "interval"), (self.size, "dynamic"), (ends, "timeout")
         listed = ",".join(flag for is_set, flag in flags if is_set)
         counter = " counter;" if self.counter else ""
         timeout = f" timeout {self.timeout_s}s;" if self.timeout_s else ""
@@ -110,8 +112,22 @@ class Target(NamedTuple):
     comment: str
 
 
-Elements: TypeAlias = Mapping[str, str | Target | None]
-"""By key: the chain that an element of a verdict map jumps to, the target in another map, in a set `None`."""
+@dataclass(frozen=True, slots=True)
+class Lasting:
+    """What an element of a set has that vanishes by itself, at `ends` by CLOCK_BOOTTIME.
+
+    What is listed of that counts down, so elements are compared by their `comment`, which tells when it was to end.
+    """
+
+    comment: str
+    ends: float = field(default=0.0, compare=False)
+
+
+Held: TypeAlias = str | Target | Lasting | None
+"""The chain that an element of a verdict map jumps to, the target in another map, in a set `None` or when it ends."""
+
+Elements: TypeAlias = Mapping[str, Held]
+"""What the elements of a map or set have, by key."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,7 @@ from fwdaemon.nftables.dispatch_chains import (
     DispatchChain,
     dispatch_chains,
 )
-from fwdaemon.nftables.model import VERDICT, Chain, Hook, Rule, Set, SetType, Table, Target
+from fwdaemon.nftables.model import VERDICT, Chain, Held, Hook, Lasting, Rule, Set, SetType, Table, Target
 
 # nft prints a protocol's number where /etc/protocols does not name it.
 
@@ -114,6 +114,7 @@ def _hook(chain: Item) -> Hook | None:
 
 def _set(item: Item) -> Set:
     timeout_s, flags = item.get("timeout", 0), item.get("flags", ())
+    is_external = not timeout_s and {"interval", "timeout"}.issubset(flags) and item["type"] in _ADDRESS_TYPES
     set_type = SetType(
         _type(item["type"]),
         _type(item.get("map", "")),
@@ -121,7 +122,8 @@ def _set(item: Item) -> Set:
         counter={"counter": None} in item.get("stmt", ()),
         timeout_s=timeout_s,
         size=item.get("size", 0),
-        external="interval" in flags and "timeout" in flags,
+        external=is_external,
+        lasting="timeout" in flags and not timeout_s and not is_external,
     )
     return Set(set_type, {} if set_type.is_of_others else dict(_elements(item.get("elem", ()), set_type)))
 
@@ -131,24 +133,29 @@ def _type(found: str | Iterable[str]) -> str:
     return found if isinstance(found, str) else " . ".join(found)
 
 
-def _elements(elements: Iterable[Any], set_type: SetType) -> Iterator[tuple[str, str | Target | None]]:
+def _elements(elements: Iterable[Any], set_type: SetType) -> Iterator[tuple[str, Held]]:
     for element in elements:
         key, data = element if set_type.data else (element, None)
         yield _key(key, set_type), _led_to(key, data, set_type)
 
 
-def _led_to(key: Any, data: Any, set_type: SetType) -> str | Target | None:
+def _led_to(key: Any, data: Any, set_type: SetType) -> Held:
     """Read what an element leads to; empty where it is nothing we would write, as in a map of somebody's own."""
     match data:
+        case None if set_type.lasting:
+            return Lasting(_comment(key))
         case None:
             return None
         case {"jump": {"target": str(chain)}} if set_type.data == VERDICT:
             return chain
         case {"concat": [str(address), int(port)]} if set_type.data in _TARGET_TYPES:
-            comment = key["elem"].get("comment", "") if isinstance(key, dict) and "elem" in key else ""
-            return Target(f"{ip_address(address)} . {port}", comment)
+            return Target(f"{ip_address(address)} . {port}", _comment(key))
         case _:
             return ""
+
+
+def _comment(key: Any) -> str:
+    return str(key["elem"].get("comment", "")) if isinstance(key, dict) and "elem" in key else ""
 
 
 def _key(key: Any, set_type: SetType) -> str:

@@ -26,6 +26,7 @@ from fwdaemon.nftables.dispatch_chains import (
     EVERY_ADDRESS,
     HOMES,
     INSIDE,
+    LASTING,
     LEAVING,
     LEAVING_AS,
     MASQUERADED,
@@ -39,6 +40,7 @@ from fwdaemon.nftables.dispatch_chains import (
     UPLINKS,
     DispatchChain,
     MapKey,
+    asked,
     dispatch_chains,
     labelled,
     labelling,
@@ -50,13 +52,13 @@ from fwdaemon.nftables.model import (
     VERDICT,
     Chain,
     Elements,
+    Held,
     Hook,
     Rule,
     Set,
     SetType,
     Step,
     Table,
-    Target,
     element_lines,
     table_name,
 )
@@ -70,7 +72,6 @@ _BEFORE_FILTER = -10
 
 _ADDRESS_TYPES = {Family.IPV4: "ipv4_addr", Family.IPV6: "ipv6_addr"}
 _PORT_TYPE = "inet_proto . inet_service"
-_PORT = "meta l4proto . th dport"
 
 # Never "every local address": a loopback address is not reachable from elsewhere, a link-local one means another host
 # on each link.
@@ -140,7 +141,7 @@ def renamings_of(table: Table) -> frozenset[Renaming]:
 
 
 def _table(family: Family, found: Iterable[DispatchChain], desired: Desired) -> Table:
-    chains, elements = {}, defaultdict[str, dict[str, str | Target | None]](dict)
+    chains, elements = {}, defaultdict[str, dict[str, Held]](dict)
     for dispatch_chain in found:
         for name, content in dispatch_chain.elements:
             elements[name][dispatch_chain.key] = content
@@ -198,15 +199,10 @@ def _homes(family: Family) -> Rule:
 def _dispatch(family: Family) -> tuple[Rule, ...]:
     ip = family.word
     anywhere = f"{ip} daddr != {{ {_NOT_ANYWHERE[family]} }} fib daddr type local "
-    lookups = [f"{_asked(family, name)} vmap @{name}" for name in ONE_ADDRESS]
-    lookups += [f"{anywhere}{_asked(family, name)} vmap @{name}" for name in EVERY_ADDRESS]
+    lookups = [f"{asked(family, name)} vmap @{name}" for name in ONE_ADDRESS]
+    lookups += [f"{anywhere}{asked(family, name)} vmap @{name}" for name in EVERY_ADDRESS]
     lookups.append(f"{ip} daddr vmap @{ONE_TO_ONE}")
     return tuple(Rule.of(lookup, "all") for lookup in lookups)
-
-
-def _asked(family: Family, name: str) -> str:
-    """Write what a packet is looked up by in a map of forwards."""
-    return f"{family.word} daddr . {_PORT}" if name in ONE_ADDRESS else _PORT
 
 
 def _plain(family: Family, name: str, bit: int) -> tuple[Rule, ...]:
@@ -219,7 +215,7 @@ def _plain(family: Family, name: str, bit: int) -> tuple[Rule, ...]:
 
 
 def _translating(family: Family, name: str, bit: int) -> Rule:
-    target = f"{_asked(family, name)} map @{TARGETS[name]}"
+    target = f"{asked(family, name)} map @{TARGETS[name]}"
     return Rule.of(f"{labelling(bit)} dnat {family.word} to {target}", "all")
 
 
@@ -332,7 +328,8 @@ def _map_types(family: Family) -> dict[str, SetType]:
     keys |= dict.fromkeys((ONE_TO_ONE, ONE_TO_ONE_LEAVING, LEAVING_AS, *subnets, MASQUERADED), address)
     intervals = (ONE_ADDRESS[1], EVERY_ADDRESS[1], *subnets)
     targets = {TARGETS[name]: SetType(keys[name], f"{address} . inet_service", counter=True) for name in TARGETS}
-    return {name: SetType(key, VERDICT, interval=name in intervals) for name, key in keys.items()} | targets
+    lasting = {LASTING[name]: SetType(keys[name], interval=name in intervals, lasting=True) for name in LASTING}
+    return {name: SetType(key, VERDICT, interval=name in intervals) for name, key in keys.items()} | targets | lasting
 
 
 def _ended_type(family: Family) -> SetType:

@@ -16,7 +16,7 @@ from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Family
 from fwdaemon.nftables.admission import terms
 from fwdaemon.nftables.dispatch_chains import DispatchChain, MapKey, MapKeys, of_addresses, of_segment
-from fwdaemon.nftables.model import Chain, Step, Table, Target
+from fwdaemon.nftables.model import Chain, Held, Step, Table
 from fwdaemon.nftables.ruleset import frame, with_elements
 from fwdaemon.resolve.segments import SegmentIndex
 
@@ -65,7 +65,7 @@ class _Page:
         self._segments = SegmentIndex()
         self._addresses: list[DispatchChain] = []
         self._chains: dict[str, Chain] = {}
-        self._elements: defaultdict[str, dict[str, str | Target | None]] = defaultdict(dict)
+        self._elements: defaultdict[str, dict[str, Held]] = defaultdict(dict)
         self._touched: list[DispatchChain] = []
         self._last: _Made | None = None
 

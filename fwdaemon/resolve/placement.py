@@ -385,4 +385,5 @@ def _forwards(entry: ForwardEntry, guest: Guest) -> Iterator[Forward]:
                 origin=mapping.origin,
                 auto=mapping.auto,
                 admission=entry.admission and entry.admission.of(family),
+                until=entry.until,
             )

@@ -1,17 +1,23 @@
-"""Judges what a domain asks for in its metadata: which policies cover each claim, and what the rest lacks. Pure."""
+"""Judges what is asked for beside the files. Pure.
 
-from collections.abc import Collection, Iterable, Iterator
+That is what a domain asks for in its metadata: which policies cover each claim, and what the rest lacks. And it is what
+somebody opens for a while, which takes nothing from anybody.
+"""
+
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from itertools import chain
 from typing import Final, TypeAlias
+from uuid import UUID
 
 from fwdaemon.config.metadata import Lack, Reading, allowed, cost, lacks, read_metadata
-from fwdaemon.config.model import AllowEntry, ForwardEntry, GuestEntry, NatEntry
-from fwdaemon.core.exposures import Claim, Kind, Owner
+from fwdaemon.config.model import AllowEntry, Config, Entry, ForwardEntry, GuestEntry, NatEntry, PortMapping
+from fwdaemon.core.exposures import Claim, Exposure, Forward, Kind, Nat, Owner
 from fwdaemon.core.inventory import Domain, GuestInterface, Hindrance, HindranceKind, Move
 from fwdaemon.core.state import Waiting
-from fwdaemon.core.types import Address, Origin, PortRange
+from fwdaemon.core.types import Address, Family, Origin, PortRange, Protocol
+from fwdaemon.resolve.claims import Asker, Claims, Holder, Taken, overlap
 from fwdaemon.resolve.guests import as_uuid
 
 _NOT_LIVE: Final = (None, Move.GONE)
@@ -172,3 +178,94 @@ def _means(pattern: str, domain: Domain) -> bool:
     """Whether a pattern matches a domain; what can be read as a UUID is one."""
     uuid = as_uuid(pattern)
     return fnmatchcase(domain.name, pattern) if uuid is None else uuid == domain.uuid
+
+
+# What is opened for a while.
+
+
+@dataclass(frozen=True, slots=True)
+class Unavailable:
+    """What a forward may not take: what a configuration and metadata ask for, assigned ports, and those of processes.
+
+    `live` is what there is. `local` are addresses of the host. `occupied` gives the ports of processes, among them our
+    own for forwards on loopback addresses, or `None` where they are not known; entries that are `replaced` had their
+    ports before.
+    """
+
+    config: Config
+    live: frozenset[Exposure] = frozenset()
+    local: frozenset[Address] = frozenset()
+    assigned: frozenset[tuple[Protocol, int]] = frozenset()
+    occupied: Callable[[], Collection[tuple[Protocol, int]] | None] = frozenset
+    replaced: frozenset[Origin] = frozenset()
+
+    def hindrances(self, entry: ForwardEntry) -> Iterator[tuple[PortMapping, Hindrance | None]]:
+        """Give what somebody has of what an entry asks for, and who; `None` is a domain that it is assigned to."""
+        own = as_uuid(entry.domain)
+        occupied = frozenset() if self.replaced else self.occupied()
+        asker, taken = Asker(own or UUID(int=0), entry.domain if own is None else None), Taken(self._entries())
+        for mapping in entry.mappings:
+            alone = replace(entry, mappings=(mapping,), auto=())
+            ports = {(mapping.protocol, port) for port in mapping.host}
+            held = taken.holder(alone, asker) or self._live(alone) or self._one_to_one(alone, asker)
+            if held is not None:
+                yield mapping, Hindrance(HindranceKind.CLAIMED, names=(held.owner.name,), origin=held.origin)
+            elif ports & self.assigned:
+                yield mapping, None
+            elif occupied is None:
+                yield mapping, Hindrance(HindranceKind.SOCKETS_UNKNOWN)
+            elif not ports.isdisjoint(occupied):
+                yield mapping, Hindrance(HindranceKind.CLAIMED)
+
+    def _entries(self) -> Iterator[Entry]:
+        return (entry for entry in self.config.entries if entry.origin not in self.replaced)
+
+    def _live(self, entry: ForwardEntry) -> Holder | None:
+        claims = [claim for claim, _ in entry.claims()]
+        for item in self.live:
+            known = isinstance(item, Forward) and item.origin not in (None, *self.replaced)
+            if known and any(overlap(claim, item.claim) for claim in claims):
+                return Holder(item.owner, item.origin or entry.origin)
+        return None
+
+    def _one_to_one(self, entry: ForwardEntry, asker: Asker) -> Holder | None:
+        """Give whose 1:1 address a forward would take a port of: it goes before that, also on every address."""
+        public = [(address, holder) for address, holder in self._public(entry.origin) if not asker.has(holder)]
+        for claim, _ in entry.claims():
+            found = (holder for address, holder in public if _meets(claim, address))
+            if (holder := next(found, None)) is not None:
+                return holder
+        return None
+
+    def _public(self, unknown: Origin) -> Iterator[tuple[Address, Holder]]:
+        """Give the addresses of this host that are 1:1 a guest's, or are to be."""
+        for entry in self._entries():
+            if isinstance(entry, NatEntry) and self._is_here(entry):
+                yield entry.public, Holder.of(entry)
+        for item in self.live:
+            if isinstance(item, Nat) and self._is_here(item):
+                yield item.public, Holder(item.owner, item.origin or unknown, item.domain)
+
+    def _is_here(self, nat: NatEntry | Nat) -> bool:
+        return nat.assign is not None or nat.public in self.local
+
+
+def _meets(claim: Claim, address: Address) -> bool:
+    """Whether a forward takes something that is for a public address, going by where it listens and by its sources."""
+    if claim.address is not None:
+        return claim.address == address
+    return not claim.sources or Family.of(address) in map(Family.of, claim.sources)
+
+
+def opened(config: Config, entries: Iterable[ForwardEntry]) -> tuple[Config, dict[Origin, Origin]]:
+    """Add entries that were opened for a while; of those whose ports a file claims, tell where they and that stand."""
+    claims, added, gone = Claims(entry for entry in config.forwards if not entry.is_pattern), [], dict[Origin, Origin]()
+    for entry in entries:
+        takers = filter(None, (claims.taker(entry, mapping) for mapping in entry.mappings))
+        if (taker := next(takers, None)) is not None:
+            gone[entry.origin] = taker.mapping.origin
+        elif entry.auto and config.daemon.auto_ports is None:
+            gone[entry.origin] = entry.origin
+        else:
+            added.append(entry)
+    return (replace(config, forwards=(*config.forwards, *added)) if added else config), gone

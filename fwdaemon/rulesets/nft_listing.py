@@ -9,6 +9,7 @@ from ipaddress import ip_address
 from typing import Final
 
 from fwdaemon.core.types import Address, Family
+from fwdaemon.nftables.model import TABLE_NAME
 from fwdaemon.nftables.readback import every_item
 from fwdaemon.rulesets.nft_values import Json, Sets, contains, pairs_of, passes, value_of
 from fwdaemon.rulesets.packet import (
@@ -290,7 +291,8 @@ def base_chains(listing: str, texts: Texts) -> list[BaseChain]:
     chains: defaultdict[TableName, defaultdict[str, list[Rule]]] = defaultdict(lambda: defaultdict(list))
     for item in objects["rule"]:
         name = item["family"], item["table"]
-        chains[name][item["chain"]].append(Rule(_location(item, texts), statements_of(item["expr"], sets[name])))
+        said = [each for each in item["expr"] if name[1] != TABLE_NAME or not _is_of_time(each)]
+        chains[name][item["chain"]].append(Rule(_location(item, texts), statements_of(said, sets[name])))
     finished = {name: {chain: tuple(rules) for chain, rules in found.items()} for name, found in chains.items()}
     owned = {(item["family"], item["name"]) for item in objects["table"] if "owner" in item.get("flags", ())}
     return [
@@ -298,6 +300,14 @@ def base_chains(listing: str, texts: Texts) -> list[BaseChain]:
         for item in objects["chain"]
         if "hook" in item and (name := (item["family"], item["table"]))
     ]
+
+
+def _is_of_time(expression: Json) -> bool:
+    """Whether a match looks at the clock; a rule of ours that does is in force as long as it is there."""
+    match expression:
+        case {"match": {"left": {"meta": {"key": "time"}}}}:
+            return True
+    return False
 
 
 def _by_kind(listing: str) -> Mapping[str, list[Json]]:

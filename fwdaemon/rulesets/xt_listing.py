@@ -6,6 +6,7 @@ from ipaddress import ip_address
 from typing import Final
 
 from fwdaemon.core.types import Address, Family
+from fwdaemon.legacy.model import OWN_CHAINS
 from fwdaemon.rulesets import xt_tables
 from fwdaemon.rulesets.packet import (
     BaseChain,
@@ -82,7 +83,15 @@ def _rules(table: Table, chain: str, system: System, family: Family) -> Iterator
     known = frozenset(table.chains)
     for number, line in enumerate(table.chains[chain], 1):
         location = RuleLocation(system, family.word, table.name, chain, number, line.text.removeprefix(f"-A {chain} "))
-        yield Rule(location, _UNCLEAR if line.options is None else tuple(_statements(line.options, known)))
+        options = line.options
+        if options is not None and chain in OWN_CHAINS:
+            options = tuple(option for option in options if not _is_of_time(option))
+        yield Rule(location, _UNCLEAR if options is None else tuple(_statements(options, known)))
+
+
+def _is_of_time(option: Option) -> bool:
+    """Whether a match looks at the clock; a rule of ours that does is in force as long as it is there."""
+    return option.module == "time" or (option.name == "-m" and "time" in option.values)
 
 
 def _statements(options: Sequence[Option], chains: frozenset[str]) -> Iterator[Statement]:

@@ -57,11 +57,21 @@ class Usage:
 
 
 @dataclass(frozen=True, slots=True)
+class OpenFor:
+    """For how long something is open that was opened for a while, in seconds and as a time; `by` is who did that."""
+
+    until: datetime
+    seconds: int
+    by: str
+
+
+@dataclass(frozen=True, slots=True)
 class Row:
     """One exposure, or one that is asked for and waits.
 
     `listens` and `leads` are what the audit says of it; `leads` is empty, and `target` `None`, while it is not known
-    where it will lead. `reason` is empty where it is active; `kinds` tell programs why an entry waits.
+    where it will lead. `reason` is empty where it is active; `kinds` tell programs why an entry waits. `open_for` is
+    `None` but for what was opened for a while.
     """
 
     owner: Owner
@@ -74,9 +84,11 @@ class Row:
     origin: Origin | None
     usage: Usage = Usage()
     kinds: tuple[HindranceKind, ...] = ()
+    open_for: OpenFor | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Give the JSON form."""
+        open_for = self.open_for
         target = self.target or Destination()
         return {
             "owner": self.owner.name,
@@ -91,6 +103,9 @@ class Row:
             "target_ports": _text(target.ports),
             "bridge": target.bridge,
             **_origin_as_json(self.origin),
+            "until": None if open_for is None else time_as_json(open_for.until),
+            "remaining_seconds": None if open_for is None else open_for.seconds,
+            "opened_by": None if open_for is None else open_for.by,
             **self.usage.as_json(),
         }
 
@@ -151,12 +166,15 @@ class Configuration:
     """The configuration in force; `refused` is a later one that was not taken up.
 
     Where the file was wrong when the daemon started, the one in force is the last good one, loaded by an earlier run.
+    One that waits to be confirmed goes `unless_by` then; where that was not done, the one before `is_back` in force.
     """
 
     file: Path
     loaded_at: datetime | None = None
     refused: RefusedReload | None = None
     is_last_good: bool = False
+    unless_by: datetime | None = None
+    is_back: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,6 +292,8 @@ def _configuration(configuration: Configuration) -> dict[str, Any]:
         "loaded_at": time_as_json(configuration.loaded_at),
         "last_good": configuration.is_last_good,
         "refused_at": None if refused is None else time_as_json(refused.at),
+        "confirm_by": time_as_json(configuration.unless_by),
+        "unconfirmed": configuration.is_back,
         "refused_problems": [] if refused is None else [problem_as_json(problem) for problem in refused.problems],
     }
 

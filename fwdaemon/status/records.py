@@ -20,13 +20,23 @@ from fwdaemon.config.model import Config
 from fwdaemon.core.exposures import Exposure
 from fwdaemon.core.report import AnyFault, Cause, Change, Fault, Location, ReconcileReport
 from fwdaemon.core.state import Desired, Dropped
-from fwdaemon.core.types import Family
+from fwdaemon.core.types import Family, Origin
 from fwdaemon.errors import KernelError, Problem
 from fwdaemon.hostnet import forwarding
 from fwdaemon.kernel import conntrack
 from fwdaemon.kernel.observe import Elsewhere
 from fwdaemon.resolve.flows import Carriers, renamings
-from fwdaemon.status.model import Configuration, Header, LibvirtState, Pass, Process, RefusedReload, Restored, Rules
+from fwdaemon.status.model import (
+    Configuration,
+    Header,
+    LibvirtState,
+    OpenFor,
+    Pass,
+    Process,
+    RefusedReload,
+    Restored,
+    Rules,
+)
 from fwdaemon.status.rows import Facts, Readings
 
 _MOST_RESTORED: Final = 5
@@ -37,8 +47,15 @@ Publish = Callable[[datetime, Sequence[Change]], None]
 class Records:
     """All of it; `publish` is called whenever the status changes."""
 
-    def __init__(self, path: Path, config: Config, publish: Publish) -> None:
-        self._publish = publish
+    def __init__(
+        self,
+        path: Path,
+        config: Config,
+        publish: Publish,
+        remaining: Callable[[], Mapping[Origin, OpenFor]] = dict,
+    ) -> None:
+        """Begin; `remaining` tells for how long it is open what was opened for a while."""
+        self._publish, self._remaining = publish, remaining
         self._began = _now()
         self._configuration = Configuration(path, self._began)
         self._facts = Facts(config)
@@ -54,6 +71,16 @@ class Records:
         """Remember that another configuration is in force."""
         self._facts = replace(self._facts, config=config)
         self._configuration = Configuration(self._configuration.file, _now())
+        self._publish_now()
+
+    def entries_changed(self, config: Config) -> None:
+        """Remember what is asked for now that something was opened or closed."""
+        self._facts = replace(self._facts, config=config)
+        self._publish_now()
+
+    def to_confirm(self, until: datetime | None, *, is_back: bool = False) -> None:
+        """Remember until when the configuration in force is to be confirmed, or that the one before is back."""
+        self._configuration = replace(self._configuration, unless_by=until, is_back=is_back)
         self._publish_now()
 
     def configuration_refused(self, problems: Iterable[Problem]) -> None:
@@ -102,7 +129,7 @@ class Records:
 
     def facts(self) -> Facts:
         """Give what the rows follow from."""
-        return replace(self._facts, since=dict(self._since))
+        return replace(self._facts, since=dict(self._since), open_for=self._remaining())
 
     def header(self, libvirt: Iterable[LibvirtState]) -> Header:
         """Give everything else."""

@@ -3,29 +3,26 @@
 import asyncio
 import json
 import logging
+import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from types import MappingProxyType
-from typing import Final
+from typing import Any, Final
 from uuid import UUID
 
 from fwdaemon import config as configuration
-from fwdaemon.audit import lines
-from fwdaemon.config import Loaded
 from fwdaemon.config.files import read_regular, weak_points
 from fwdaemon.config.model import Config
-from fwdaemon.core.report import Fault, FaultKind
 from fwdaemon.core.text import printable
 from fwdaemon.core.types import Protocol
-from fwdaemon.errors import ConfigError, Problem
+from fwdaemon.errors import ConfigError, KernelError, Problem
 from fwdaemon.hostnet.owned_state import DIRECTORY, LedTo, OwnedStateFile
 from fwdaemon.kernel.process import Worker
 from fwdaemon.resolve.claims import AllTurns, Turn
 from fwdaemon.resolve.expansion import Assignments, AutoPort, Before, Held, Sockets, no_sockets
 from fwdaemon.resolve.guests import Chosen
-from fwdaemon.status.sets import replace_whole
 
 # The last configuration that was right, kept on the disk for a start with one that is not.
 #
@@ -37,28 +34,32 @@ _log = logging.getLogger(__name__)
 STATE: Final = Path("/var/lib/kvm-portfwd")
 _PORTS: Final = frozenset(range(1, 65536))
 _HOUR_S: Final = 3600
-_MOST_KEPT: Final = 128 << 20
+MOST_KEPT: Final = 128 << 20
+_PATIENCE_S: Final = 5.0
 
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """A configuration that was right, and when it was loaded last."""
+    """A configuration that was right, when it was loaded last, and its texts; `lists` are those of its sets' files."""
 
     config: Config
     at: datetime
+    sources: Mapping[Path, bytes]
+    lists: Mapping[Path, bytes]
 
 
 @dataclass(frozen=True, slots=True)
 class Start:
     """The configuration to begin with, and its texts; or the last good one, with what is wrong with the newer.
 
-    `lists` are the texts of the files of its sets.
+    `lists` are the texts of the files of its sets. One `is_rolled_back` where the newer was not confirmed in time.
     """
 
     config: Config
     sources: Mapping[Path, bytes]
     problems: tuple[Problem, ...] = ()
     kept_at: datetime | None = None
+    is_rolled_back: bool = False
     lists: Mapping[Path, bytes] = field(default_factory=dict)
 
 
@@ -88,12 +89,14 @@ class LastGood:
             for weak in weak_points(self._path):
                 _log.warning("the last good configuration cannot be used: %s", weak)
                 return None
-            record = json.loads(read_regular(self._path, _MOST_KEPT))
+            record = json.loads(read_regular(self._path, MOST_KEPT))
             if record["main"] != str(self._main):
                 return None
             sources = {Path(file): str(text) for file, text in record["files"].items()}
-            lists = {Path(file): str(text).encode() for file, text in record.get("lists", {}).items()}
-            return Kept(configuration.parse(sources, lists), datetime.fromisoformat(record["at"]))
+            lists = lists_in(record)
+            texts = {file: text.encode() for file, text in sources.items()}
+            config = configuration.parse(sources, lists)
+            return Kept(config, datetime.fromisoformat(record["at"]), texts, lists)
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError, AttributeError, ConfigError) as error:
@@ -102,9 +105,29 @@ class LastGood:
 
     def _record(self, sources: Mapping[Path, bytes], lists: Mapping[Path, bytes]) -> dict[str, object]:
         texts = {str(file): source.decode() for file, source in sources.items()}
-        of_sets = {str(file): text.decode(errors="replace") for file, text in lists.items()}
-        written = {"lists": of_sets} if of_sets else {}
-        return {"main": str(self._main), "at": datetime.now(UTC).isoformat(), "files": texts, **written}
+        return {"main": str(self._main), "at": datetime.now(UTC).isoformat(), "files": texts, **with_lists(lists)}
+
+
+def with_lists(lists: Mapping[Path, bytes]) -> dict[str, object]:
+    """Give the JSON form of the texts of the files of sets, which is nothing where there are none."""
+    return {"lists": {str(file): text.decode(errors="replace") for file, text in lists.items()}} if lists else {}
+
+
+def lists_in(record: Mapping[str, Any]) -> dict[Path, bytes]:
+    """Read it. Raises KeyError, TypeError or AttributeError where it is none of ours."""
+    return {Path(file): str(text).encode() for file, text in record.get("lists", {}).items()}
+
+
+def replace_whole(path: Path, text: str) -> None:
+    """Replace a file whole, so that a crash leaves the one before."""
+    path.parent.mkdir(mode=0o700, exist_ok=True)
+    new = path.with_name(f"{path.name}.new")
+    new.unlink(missing_ok=True)
+    with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    new.replace(path)
 
 
 # The ports that were assigned to domains, kept over restarts of the host, with a copy that lasts as long as the rules.
@@ -216,19 +239,11 @@ class Written:
         self._again_after = again_after
         self._worker = Worker("last good configuration")
         self._newest: dict[str, Callable[[], bool]] = {}
-        self._texts: tuple[Mapping[Path, bytes], Mapping[Path, bytes]] = ({}, {})
         self._closed = False
 
     def keep(self, sources: Mapping[Path, bytes], lists: Mapping[Path, bytes] = MappingProxyType({})) -> None:
         """Keep texts that were right, and those of the files of sets."""
-        self._texts = (sources, lists)
-        if sources:
-            self._write("configuration", lambda: self._last_good.keep(sources, lists))
-
-    def keep_list(self, file: Path, text: bytes) -> None:
-        """Keep what is in the file of a set now."""
-        sources, lists = self._texts
-        self.keep(sources, {**lists, file: text})
+        self._write("configuration", lambda: self._last_good.keep(sources, lists))
 
     def keep_choice(self, chosen: Chosen) -> None:
         """Keep which interfaces entries lead to, where that is another choice."""
@@ -257,6 +272,15 @@ class Written:
             self._kept_ports, self.ports = hourly, ports
             self._write("ports", lambda: self._records.keep(ports))
 
+    async def done(self, write: Callable[[], str]) -> str:
+        """Write something, and tell why it could not be, or has not been for long."""
+        try:
+            return await asyncio.wait_for(self._worker.submit(write), _PATIENCE_S)
+        except TimeoutError:
+            return "what was in force before cannot be kept, so it is not loaded: the disk does not answer"
+        except KernelError as error:
+            return f"what was in force before cannot be kept, so it is not loaded: {error}"
+
     async def close(self, patience: float) -> None:
         """Wait for what is being written, and try nothing again."""
         self._closed = True
@@ -282,64 +306,6 @@ def _hourly(ports: Assignments) -> Mapping[AutoPort, tuple[int, int]]:
     return {item: (held.port, int(held.gone) // _HOUR_S) for item, held in ports.items()}
 
 
-# Reads the configuration beside everything else, in a thread of its own: the file system that it is on may hang.
-LATE: Final = Fault(FaultKind.CONFIGURATION_LATE)
-
-
-class ConfigReader:
-    """Calls `read` in a thread of its own, and `done` once that has ended.
-
-    Where it takes longer than `patience`, in seconds, `late` is called with a fault, and without one when it has ended.
-    """
-
-    def __init__(
-        self,
-        read: Callable[[], Loaded],
-        done: Callable[[], None],
-        late: Callable[[Fault | None], None],
-        patience: float,
-    ) -> None:
-        self._read, self._done, self._late, self._patience = read, done, late, patience
-        self._worker = Worker("configuration")
-        self._under_way: asyncio.Future[Loaded] | None = None
-        self._late_at: asyncio.TimerHandle | None = None
-
-    @property
-    def is_under_way(self) -> bool:
-        """Whether a reading was begun whose result was not taken yet."""
-        return self._under_way is not None
-
-    def begin(self) -> None:
-        """Begin to read."""
-        self._late_at = asyncio.get_running_loop().call_later(self._patience, self._is_late)
-        self._under_way = self._worker.submit(self._read)
-        self._under_way.add_done_callback(self._ended)
-
-    def take(self) -> "asyncio.Future[Loaded] | None":
-        """Give what was read, once it has been."""
-        if self._under_way is None or not self._under_way.done():
-            return None
-        taken, self._under_way = self._under_way, None
-        return taken
-
-    async def close(self, patience: float) -> None:
-        """End the thread; while it reads, it is not waited for: it may hang, and leaves nothing unfinished."""
-        if self._under_way is not None and not self._under_way.done():
-            self._under_way.cancel()
-            patience = 0
-        await self._worker.close(patience)
-
-    def _is_late(self) -> None:
-        lines.problems([LATE])
-        self._late(LATE)
-
-    def _ended(self, _: object) -> None:
-        if self._late_at is not None:
-            self._late_at.cancel()
-        self._late(None)
-        self._done()
-
-
 # Requests to read the configuration again, and their answers. On the loop's thread only.
 #
 # A request that arrives while the configuration is being read is answered by the next reading. A valid configuration is
@@ -352,29 +318,57 @@ class Reloaded:
 
     problems: tuple[Problem, ...] = ()
     failure: str = ""
+    refusal: str = ""
 
 
 class Reloads:
-    """Asks for a reload by calling `wake`, and answers the requests for it."""
+    """Asks for a reload by calling `wake`, and answers the requests for it.
+
+    What is read now is to be confirmed within `confirm` seconds, if that was asked for. Who changed what is in force in
+    another way waits for `applied`.
+    """
 
     def __init__(self, wake: Callable[[], None]) -> None:
         self._wake = wake
+        self.confirm: int | None = None
+        self._wanted: int | None = None
+        self._changed: list[asyncio.Future[Reloaded]] = []
         self._asked: list[asyncio.Future[Reloaded]] = []
         self._begun: list[asyncio.Future[Reloaded]] = []
         self._read: list[asyncio.Future[Reloaded]] = []
 
-    async def ask(self) -> Reloaded:
-        """Have the configuration read again, and wait for the answer."""
+    async def ask(self, confirm: int | None = None) -> Reloaded:
+        """Have the configuration read again, to be confirmed within so many seconds, and wait for the answer."""
+        if confirm is not None:
+            self._wanted = min(confirm, self._wanted or confirm)
         answer = asyncio.get_running_loop().create_future()
         self._asked.append(answer)
         self._wake()
         result: Reloaded = await answer
         return result
 
+    async def applied(self) -> Reloaded:
+        """Wait until the kernel holds what was changed."""
+        answer = asyncio.get_running_loop().create_future()
+        self._changed.append(answer)
+        result: Reloaded = await answer
+        return result
+
+    @property
+    def is_awaited(self) -> bool:
+        """Whether somebody waits for that who has not been noted yet."""
+        return bool(self._changed)
+
+    def changed(self) -> None:
+        """Note that such changes are in force; the next pass answers."""
+        self._read += self._changed
+        self._changed = []
+
     def begin(self) -> None:
         """Say that the configuration is read now."""
         self._begun += self._asked
         self._asked = []
+        self.confirm, self._wanted = self._wanted, None
 
     def read(self) -> None:
         """Note that the file has been read; the next pass answers the requests."""
@@ -384,6 +378,10 @@ class Reloads:
     def refused(self, problems: Iterable[Problem]) -> None:
         """Say that it is wrong, and the old one stays."""
         self._answer(Reloaded(problems=tuple(problems)))
+
+    def kept_out(self, refusal: str) -> None:
+        """Say why it is not in force though it is right."""
+        self._answer(Reloaded(refusal=refusal))
 
     def pass_ended(self, failure: str = "") -> None:
         """Say that the kernel was brought to it, or why not."""

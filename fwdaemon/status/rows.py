@@ -15,7 +15,7 @@ from fwdaemon.core.report import Fault, FaultKind
 from fwdaemon.core.state import Desired, Dropped, Waiting
 from fwdaemon.core.text import printable
 from fwdaemon.core.types import Address, Family, Origin
-from fwdaemon.status.model import Header, Row, State, Usage
+from fwdaemon.status.model import Header, OpenFor, Row, State, Usage
 
 # From what is known to the rows of `status`. Pure.
 #
@@ -31,6 +31,7 @@ class Facts:
     `wanted` is `None` until libvirt has answered; `held` is what the kernel was last made to hold. Where it does not
     hold what is wanted, `failure` says why, and `lacking` what that makes of an exposure. `refused` tells why exposures
     of a family cannot work, or single ones, and `since` when the counting of an exposure's connections began.
+    `open_for` is for what was opened for a while, by where that is said to be asked for.
     """
 
     config: Config
@@ -40,6 +41,7 @@ class Facts:
     lacking: State = State.REFUSED
     refused: Mapping[Family | Exposure, Fault] = field(default_factory=dict)
     since: Mapping[Exposure, datetime] = field(default_factory=dict)
+    open_for: Mapping[Origin, OpenFor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +66,12 @@ def rows(facts: Facts, readings: Readings) -> tuple[Row, ...]:
     wanted = facts.wanted.exposures if facts.wanted is not None and facts.failure else frozenset()
     live = [_live(exposure, held, facts, readings) for exposure in held | wanted]
     pending = (_followed(row, readings) for row in _waiting(facts.config, facts.wanted, live))
-    return tuple(sorted([*live, *pending], key=_order))
+    found = sorted([*live, *pending], key=_order)
+    return tuple(_with_end(row, facts.open_for) for row in found) if facts.open_for else tuple(found)
+
+
+def _with_end(row: Row, open_for: Mapping[Origin, OpenFor]) -> Row:
+    return replace(row, open_for=open_for.get(row.origin)) if row.origin is not None else row
 
 
 # --- what is live ----------------------------------------------------------------------------------------------------

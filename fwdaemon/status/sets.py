@@ -8,7 +8,6 @@ stays.
 import asyncio
 import json
 import logging
-import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -27,6 +26,7 @@ from fwdaemon.core.types import Family
 from fwdaemon.errors import KernelError, PortfwdError, Problem
 from fwdaemon.kernel.process import Worker
 from fwdaemon.nftables.external import Externals, now
+from fwdaemon.status.reloads import replace_whole
 
 _log = logging.getLogger(__name__)
 
@@ -68,8 +68,8 @@ class SetKeeper:
         self._changed, self._keep, self._trouble = told
         self._externals, self._elements = externals, KeptElements(state)
         self._config: Config | None = None
-        self._applied: Config | None = None
-        self._newest: dict[str, SourceSet] = {}
+        self._newest: Mapping[str, SourceSet] = {}
+        self._applied: tuple[Config, Mapping[str, SourceSet], Config] | None = None
         self._seen: dict[Path, Signature] = {}
         self._lists: dict[Path, bytes] = {}
         self._wrong: dict[Path, tuple[Fault, ...]] = {}
@@ -89,7 +89,7 @@ class SetKeeper:
 
     def configure(self, config: Config, lists: Mapping[Path, bytes]) -> None:
         """Follow the files of another configuration, which were read with it: `lists` is what was in them."""
-        self._config = self._applied = config
+        self._config = config
         self._newest, self._wrong, self._seen = {}, {}, {}
         self._lists = dict(lists)
         self._trouble(())
@@ -97,9 +97,17 @@ class SetKeeper:
             self._look_later()
 
     def applied(self, config: Config) -> Config:
-        """Give a configuration with what is in the files of its sets now; any thread may ask."""
-        applied = self._applied
-        return applied if applied is not None and config is self._config else config
+        """Give a configuration with what is in the files of its sets now; any thread may ask.
+
+        It may have more entries than the files say, but no other sets. What was given before is given again.
+        """
+        newest, known = self._newest, self._applied
+        if not newest or self._config is None or config.sets is not self._config.sets:
+            return config
+        if known is None or known[0] is not config or known[1] is not newest:
+            sets = tuple(newest.get(item.name, item) for item in config.sets)
+            known = self._applied = config, newest, replace(config, sets=sets)
+        return known[2]
 
     async def close(self, patience: float) -> None:
         """Stop, and write what is to be kept."""
@@ -148,9 +156,7 @@ class SetKeeper:
             )
         else:
             self._wrong.pop(file, None)
-            self._newest[read.item.name] = read.item
-            sets = tuple(self._newest.get(item.name, item) for item in self._config.sets)
-            self._applied = replace(self._config, sets=sets)
+            self._newest = {**self._newest, read.item.name: read.item}
             lines.set_loaded(read.item.name, file, read.item.number)
             self._keep(file, read.text)
             self._changed(file)
@@ -271,15 +277,3 @@ def _places(records: list[Mapping[str, object]]) -> list[tuple[Place, dict[Eleme
                 elements[Element(int(first), int(last))] = None if left is None else now() + left
         found.append((place, elements))
     return found
-
-
-def replace_whole(path: Path, text: str) -> None:
-    """Replace a file whole, so that a crash leaves the one before."""
-    path.parent.mkdir(mode=0o700, exist_ok=True)
-    new = path.with_name(f"{path.name}.new")
-    new.unlink(missing_ok=True)
-    with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    new.replace(path)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 
-from fwdaemon.core.text import printable, shown
+from fwdaemon.core.text import printable, show_duration, shown
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -120,6 +120,12 @@ def _configuration(configuration: Json) -> Iterator[Line]:
     what = "the last good one, loaded" if configuration["last_good"] else "loaded"
     loaded = f", {what} {_when(configuration['loaded_at'])}" if configuration["loaded_at"] else ""
     yield Line("configuration", printable(f"{configuration['file']}{loaded}"))
+    if until := configuration.get("confirm_by"):
+        yield Line("unconfirmed", f"the one before comes back at {_when(until)}: run kvm-portfwd confirm", "yellow")
+    if configuration.get("unconfirmed"):
+        yield Line(
+            "unconfirmed", "the one above is what was in force before: nobody confirmed the file as it is", "red"
+        )
     if configuration["refused_at"]:
         yield Line("refused", f"{_when(configuration['refused_at'])}, a newer one; the one above stays in force", "red")
     for problem in configuration["refused_problems"]:
@@ -179,7 +185,9 @@ def _listens(row: Json) -> str:
     interface = f" on {row['interface']}" if row["interface"] else ""
     first, *others = row["sources"] or [""]
     more = f" and {len(others)} more" if others else ""
-    return printable(f"{row['listens']}{interface}{f' from {first}{more}' if first else ''}")
+    left = row.get("remaining_seconds")
+    ends = "" if left is None else f" for {show_duration(left)} more"
+    return printable(f"{row['listens']}{interface}{f' from {first}{more}' if first else ''}{ends}")
 
 
 def _leads(row: Json) -> str:

@@ -1,6 +1,7 @@
 """Every kind of line that the audit can write."""
 
 import logging
+from datetime import UTC, datetime
 from itertools import product
 from pathlib import Path
 from typing import Final
@@ -68,3 +69,9 @@ def _write() -> None:
     lines.problems([Fault(FaultKind.NO_IPV6, (HOSTILE,), "there is no such bridge")])
     lines.configuration_loaded(Path("x.toml"))
     lines.configuration_refused([Problem(Path("x.toml"), 1, "is wrong")])
+    until = datetime(2026, 3, 1, 14, tzinfo=UTC)
+    lines.opened(HOSTILE, "8080:80", ("203.0.113.0/24",), until, f"uid 0, pid 7, {HOSTILE}")
+    lines.closed(HOSTILE, "8080:80", f"by uid 0, pid 7, {HOSTILE}")
+    lines.to_confirm(until)
+    lines.confirmed(Path("x.toml"), f"uid 0, pid 7, {HOSTILE}")
+    lines.rolled_back(Path("x.toml"))

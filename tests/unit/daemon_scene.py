@@ -1,6 +1,7 @@
 """The daemon with a rule system, a host, libvirt and a configuration in memory, as its tests run it."""
 
 import asyncio
+import json
 import logging
 import signal
 import threading
@@ -17,6 +18,9 @@ import pytest
 
 from fwdaemon.config import Loaded, parse
 from fwdaemon.config.model import Config
+from fwdaemon.control.listener import Peer
+from fwdaemon.control.protocol import MANAGER, Call
+from fwdaemon.control.server import ControlServer
 from fwdaemon.core.inventory import (
     AddressSource,
     Domain,
@@ -30,14 +34,17 @@ from fwdaemon.core.pace import Budgets, Pauses
 from fwdaemon.core.probing import Silent
 from fwdaemon.core.report import ApplyResult, Reason, ReasonKind, RulesChanged, Trigger
 from fwdaemon.core.state import Desired
+from fwdaemon.core.types import Protocol
 from fwdaemon.daemon import Daemon, Parts, RequestPass
 from fwdaemon.errors import PortfwdError
 from fwdaemon.events import ConnectionState
 from fwdaemon.kernel.process import HASTE, new_budgets
 from fwdaemon.netfilter import Monitor, Netfilter
 from fwdaemon.status.reloads import Start
+from fwdaemon.status.temporary import Now
 from tests.unit.memory_backend import MemoryBackend, NoProgram
 from tests.unit.seams import Memory
+from tests.unit.varlink_types import Interface
 
 MAIN = Path("/etc/portfwd.toml")
 WEB = '[[forward]]\ndomain = "web1"\nports = ["80:8080"]\n'
@@ -47,6 +54,7 @@ STARTED = Reason(ReasonKind.DOMAIN, "web1", "started")
 FAST = Pauses(passes=0.001, passes_at_most=0.01, verify=0.02, retry=0.01, retry_at_most=0.05, ready=60.0)
 RULE = "web1: tcp *:80 -> 192.168.122.50:8080"
 SSH_RULE = "web1: tcp *:22 -> 192.168.122.50:22"
+ROOT = Peer(1 << 30, 0, frozenset({0}))
 PUBLIC = ip_network("198.51.100.0/24")
 
 
@@ -135,6 +143,8 @@ class Scene(Memory):
     budgets: Budgets = field(default_factory=new_budgets)
     start: Start | None = None
     made: list[Config] = field(default_factory=list)
+    sockets: set[tuple[Protocol, int]] | None = field(default_factory=set)
+    now: Now = field(default_factory=lambda: Now(1_772_000_000.0, 5_000.0, "first"))
     daemon: Daemon = field(init=False)
     running: asyncio.Task[None] = field(init=False)
 
@@ -154,6 +164,8 @@ class Scene(Memory):
             self.place / "run",
             budgets=self.budgets,
             pauses=self.pauses,
+            occupied=lambda: self.sockets,
+            clocks=lambda: self.now,
         )
 
     def _conflicts(self, asked: RequestPass) -> Any:
@@ -201,6 +213,16 @@ class Scene(Memory):
         finally:
             self.running.cancel()
 
+    def pass_by(self, seconds: float, *, by_wall: float | None = None) -> None:
+        """Let time pass, and set the clock on the wall to be another one that much later."""
+        wall = self.now.wall + (seconds if by_wall is None else by_wall)
+        self.now = Now(wall, self.now.boottime + seconds, self.now.boot)
+        self.daemon._trigger_queue.wake()  # noqa: SLF001  what a timer does
+
+    def ask(self, method: str, peer: Peer = ROOT, **parameters: Any) -> Coroutine[Any, Any, dict[str, Any]]:
+        """Call a method as a client of the control socket."""
+        return _answer(self.daemon._control._server, peer, method, parameters)  # noqa: SLF001  what a client calls
+
     async def until(self, condition: Callable[[], bool]) -> None:
         """Wait until something is so; the daemon must not end meanwhile."""
         async with asyncio.timeout(60):
@@ -209,6 +231,16 @@ class Scene(Memory):
                     self.running.result()
                     pytest.fail("the daemon ended")
                 await asyncio.sleep(0.001)
+
+
+async def _answer(server: ControlServer, peer: Peer, method: str, parameters: dict[str, Any]) -> dict[str, Any]:
+    call = Call(f"{MANAGER}.{method}", parameters)
+    answer = await server._called(peer, call)  # noqa: SLF001  what it does with what it reads from a socket
+    assert isinstance(answer, bytes)
+    content: dict[str, Any] = json.loads(answer)
+    described = Interface(MANAGER)
+    assert list(described.faults(described.replies[method], content)) == []
+    return content
 
 
 class Failing(MemoryBackend):

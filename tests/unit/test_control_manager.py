@@ -66,7 +66,8 @@ class Bench:
         self.manager = Manager(self.records, self.feed, ask)
         self.may_count.set()
 
-    async def _reload(self) -> Reloaded:
+    async def _reload(self, confirm: int | None = None) -> Reloaded:
+        self.confirm = confirm
         return self.result
 
     def _count(self, _desired: Desired) -> Readings:
@@ -272,7 +273,7 @@ def test_reload_tells_what_came_of_it() -> None:
         there.records.pass_ended(report(), 0.1)
         result = await there.call("Reload")
         counts = {"active": 5, "waiting": 0, "refused": 0}
-        assert result == {"file": "/etc/portfwd.toml", "counts": counts, "failure": None}
+        assert result == {"file": "/etc/portfwd.toml", "counts": counts, "failure": None, "confirm_by": None}
         there.result = Reloaded(failure="nft failed")
         assert (await there.call("Reload"))["failure"] == "nft failed"
         there.result = Reloaded(problems=(Problem(MAIN, 3, "unknown key"),))

@@ -57,8 +57,9 @@ def test_the_service_describes_itself(tmp_path: Path) -> None:
 
 
 def test_our_own_interface_is_described() -> None:
-    assert set(Interface(MANAGER).replies) == {"Status", "Metrics", "Reload", "Watch"}
-    assert set(Interface(MANAGER).errors) == {"ConfigurationRefused", "MetricsUnavailable"}
+    methods = {"Status", "Metrics", "Reload", "Watch", "Confirm", "Open", "Close"}
+    assert set(Interface(MANAGER).replies) == methods
+    assert set(Interface(MANAGER).errors) == {"ConfigurationRefused", "MetricsUnavailable", "Refused"}
 
 
 def test_calls_may_come_in_pieces_and_together(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ _SLOW: Final = {
     "ssl",
     "subprocess",
 }
-_OURS: Final = {"fwdaemon", "fwdaemon.cli", "fwdaemon.errors"}
+_OURS: Final = {"fwdaemon", "fwdaemon.cli", "fwdaemon.core", "fwdaemon.core.text", "fwdaemon.errors"}
 
 
 @pytest.mark.parametrize(
