@@ -28,9 +28,8 @@ _INTERRUPTED = 130
 # Commands that are part of another one.
 _SHARED = {
     **dict.fromkeys(("rules", "flush"), "plan"),
-    **dict.fromkeys(("open", "close", "confirm"), "reload"),
+    **dict.fromkeys(("port", "reload", "open", "close", "confirm"), "status"),
     "explain": "check",
-    "port": "status",
 }
 _LAST_PORT = 65535
 _PROTOCOLS = ("tcp", "udp", "sctp")

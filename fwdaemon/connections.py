@@ -9,6 +9,7 @@ from itertools import chain
 from typing import Protocol as Interface
 
 from fwdaemon.audit import lines
+from fwdaemon.core.bans import Gatekeeper
 from fwdaemon.core.exposures import Exposure, Nat, Renaming
 from fwdaemon.core.pace import Budgets, Origin
 from fwdaemon.core.report import ApplyResult, Fault, FaultKind, joined, tried
@@ -151,6 +152,8 @@ class Sweep:
     fewer_uplinks: bool = False
     strangers: Strangers | None = None
     origin: Origin = Origin.OTHERS
+    gatekeeper: Gatekeeper | None = None
+    barred: frozenset[Address] = frozenset()
 
     def after(self, earlier: "Sweep | None") -> "Sweep":
         """Give one that does the work of an earlier one too."""
@@ -171,6 +174,7 @@ class Sweep:
             fewer_uplinks=self.fewer_uplinks or earlier.fewer_uplinks,
             strangers=self.strangers or earlier.strangers,
             origin=max(self.origin, earlier.origin),
+            barred=self.barred | earlier.barred,
         )
 
     @property
@@ -179,11 +183,18 @@ class Sweep:
         if self.removed is None or self.fewer_uplinks:
             return None
         guests = frozenset(exposure.guest for exposure in self.removed)
-        return frozenset(guest for guest in guests if guest is not None) if None not in guests else None
+        return self.barred.union(guest for guest in guests if guest is not None) if None not in guests else None
 
     def outdated(self) -> Judge:
         """Give what decides which connections to end."""
-        return Judge(self.live, self.local, self.gone, fewer_uplinks=self.fewer_uplinks, left=self.renamings)
+        return Judge(
+            self.live,
+            self.local,
+            self.gone,
+            fewer_uplinks=self.fewer_uplinks,
+            left=self.renamings,
+            gatekeeper=self.gatekeeper,
+        )
 
     @property
     def gone(self) -> frozenset[Exposure]:
@@ -285,7 +296,7 @@ class Sweeper:
         self._connections.end_resumed(sweep.taken_over)
         ended = self._connections.end_strayed(sweep.arrived)
         self._end_strangers(sweep)
-        if sweep.removed is None or sweep.removed or sweep.fewer_uplinks:
+        if sweep.removed is None or sweep.removed or sweep.fewer_uplinks or sweep.barred:
             for batch in self._connections.outdated(sweep.outdated(), sweep.label, sweep.guests):
                 # Whatever has come since may carry them.
                 coming = Carriers(self._live - sweep.live)

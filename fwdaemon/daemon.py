@@ -35,8 +35,7 @@ from fwdaemon.kernel import memory
 from fwdaemon.kernel.listeners import ports_in_use
 from fwdaemon.kernel.memory import ShortageHandler, begun
 from fwdaemon.kernel.process import HASTE, Worker, new_budgets, processor_time_here
-from fwdaemon.metrics.exposition import satisfied, without_what_is_missing
-from fwdaemon.metrics.reporter import Reporter
+from fwdaemon.metrics.exposition import Reporter, satisfied, without_what_is_missing
 from fwdaemon.netfilter import Monitor, Netfilter
 from fwdaemon.reconcile import Conflicts, HostNetwork, Reconciler, Request, Seams
 from fwdaemon.resolve.expansion import Before, Sockets
@@ -47,6 +46,7 @@ from fwdaemon.status.notify import Pulse
 from fwdaemon.status.records import Records, UsageReader
 from fwdaemon.status.reloads import STATE, Reloads, Start, Written
 from fwdaemon.status.rows import summary
+from fwdaemon.status.sets import SetKeeper, Told
 from fwdaemon.status.temporary import Clocks, Openings, now
 from fwdaemon.triggers import TriggerQueue, Triggers
 
@@ -91,7 +91,7 @@ class Daemon:
         self._trigger_queue = queue = TriggerQueue()
         self._reloads, feed = Reloads(queue.reload), Feed()
         self._records = Records(path, self._standing.all, feed.publish, self._standing.openings.remaining)
-        count = UsageReader(self._netfilter.counters).read
+        count = UsageReader(self._netfilter.counters, self._netfilter.dropped).read
         changes = Changes(self._standing, self._records, self._reloads, queue.wake, self._unavailable)
         manager = Manager(self._records, feed, Inquiries(self._connections, self._reloads.ask, count, changes=changes))
         self._control = ControlSocket(manager, parts.socket, self._write_anew)
@@ -101,20 +101,21 @@ class Daemon:
         self._reconciler = Reconciler(seams)
         self._monitors = *self._netfilter.monitors(queue.rules_changed), parts.routes(queue.rules_changed)
         sources = parts.sources(self._standing.all, queue.inventory_changed)
-        bounded = self._pulse.watchdog.bounded
-        self._inventories = Inventories(sources, queue, parts.budgets, bounded, self._backoff())
+        self._inventories = Inventories(sources, queue, parts.budgets, self._pulse.watchdog.bounded, self._backoff())
         self._worker = Worker("reconcile")
         self._reading = ConfigReader(self._read, queue.wake, self._records.late, self._pauses.reading)
+        told = Told(queue.set_changed, self._standing.keep_list, self._records.sets_refused)
+        self._sets = SetKeeper(told, self._netfilter.externals, parts.state)
+        self._sets.begin(start.config, start.lists)
         self._standing.log_start(start, self._records)
         self._reporter = Reporter(manager.status, feed)
         manager.metrics = self._reporter.text
         self._beginning: asyncio.Future[None] | None = None
         self._first_pass = asyncio.Event()
         self._placer = Placer(self._written.choice, Before(self._written.ports, self._written.turns, parts.occupied))
-        self._reloaded, self._failure = False, ""
+        self._reloaded, self._failure, self._pause = False, "", self._pauses.passes
         self._retry, self._rereading, self._unread = self._backoff(), self._backoff(), WarnOnce()
         self._short = self._backoff()
-        self._pause = self._pauses.passes
 
     def _backoff(self) -> Backoff:
         return Backoff(self._pauses.retry, self._pauses.retry_at_most)
@@ -132,8 +133,7 @@ class Daemon:
         ends = dict.fromkeys((signal.SIGTERM, signal.SIGINT), self._end)
         for number, action in {signal.SIGHUP: self._trigger_queue.reload, **ends}.items():
             self._loop.add_signal_handler(number, action)
-        waited_for = self._pulse.ready_after(self._first_pass, self._pauses.ready, self._missing)
-        announcing = asyncio.create_task(waited_for)
+        announcing = asyncio.create_task(self._pulse.ready_after(self._first_pass, self._pauses.ready, self._missing))
         self._pulse.begin()
         try:
             await self._begun(self._listen_to_all())
@@ -189,14 +189,12 @@ class Daemon:
     def _write_anew(self) -> None:
         """Have everything written again that lies beside the control socket: it may have gone with that."""
         self._written.renew()
-        self._trigger_queue.ask()
-        self._trigger_queue.time_passed(full=True)
+        self._trigger_queue.ask_for_all()
 
     def _resync(self) -> None:
         """Ask for a full pass at each `resync`, whatever the triggers: an event may be lost."""
         self._inventories.sources.invalidate()
-        self._trigger_queue.ask()
-        self._trigger_queue.time_passed(full=True)
+        self._trigger_queue.ask_for_all()
         self._loop.call_later(self._standing.config.daemon.resync.total_seconds(), self._resync)
 
     # --- a pass: on the worker, and what comes of it --------------------------------------------------------------
@@ -245,7 +243,7 @@ class Daemon:
             origin=triggers.origin,
             latest_triggers=lambda: self._trigger_queue.latest(self._loop, self._pauses.patience),
         )
-        desired = self._placer.place(self._standing.all, inventory, answered_at, request.now)
+        desired = self._placer.place(self._sets.applied(self._standing.all), inventory, answered_at, request.now)
         lines.assigned(self._placer.assigned)
         return self._reconciler.reconcile(desired, request)
 
@@ -328,6 +326,7 @@ class Daemon:
     async def _put_in_force(self, loaded: Loaded, why: ReasonKind = ReasonKind.CONFIGURATION) -> None:
         config, libvirt = loaded.config, self._standing.config.daemon.libvirt
         self._standing.put(loaded)
+        self._sets.configure(config, loaded.lists)
         if config.daemon.libvirt != libvirt:
             await self._change_connections(self._standing.all)
         self._inventories.sources.configure(self._standing.all)
@@ -345,7 +344,7 @@ class Daemon:
         if (before := self._standing.confirmation.roll_back()) is not None:
             self._reading.disown(self._path)
             lines.rolled_back(self._path)
-            before = Loaded(without_what_is_missing(before.config), before.sources)
+            before = Loaded(without_what_is_missing(before.config), before.sources, before.lists)
             await self._put_in_force(before, ReasonKind.UNCONFIRMED)
 
     def _unavailable(self) -> Unavailable:
@@ -382,7 +381,7 @@ class Daemon:
             self._written.keep_choice({})
         await self._ended(self._reconciler.close)
         await self._ended(self._netfilter.close)
-        ending = self._worker, self._written, self._standing.openings
+        ending = self._worker, self._written, self._standing.openings, self._sets
         await asyncio.gather(*(each.close(self._pauses.patience) for each in ending))
         self._pulse.end()
 

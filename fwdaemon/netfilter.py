@@ -24,12 +24,13 @@ from fwdaemon.core.report import (
     joined,
     tried,
 )
-from fwdaemon.core.state import Desired
+from fwdaemon.core.state import Desired, Dropped
 from fwdaemon.core.types import Family
 from fwdaemon.errors import PortfwdError, ProcessError
 from fwdaemon.kernel.process import Runner
 from fwdaemon.legacy.backend import LegacyBackend
 from fwdaemon.nftables.backend import NftablesBackend
+from fwdaemon.nftables.external import Externals
 from fwdaemon.resolve.flows import Flow
 
 
@@ -151,6 +152,10 @@ class Backend(Rules, Protocol):
         """Read how many connections were counted; on a thread of its own, beside all other methods."""
         ...
 
+    def dropped(self, desired: Desired) -> Dropped:
+        """Read how many first packets were dropped, for who sent them or how often; beside all other methods."""
+        ...
+
     def stamp(self) -> Stamp:
         """Give a value that differs after any change in this rule system."""
         ...
@@ -160,9 +165,9 @@ class Backend(Rules, Protocol):
         ...
 
 
-def backends(runner: Runner) -> tuple[Backend, ...]:
+def backends(runner: Runner, externals: Externals | None = None) -> tuple[Backend, ...]:
     """Give all of them; where there is no reason for another, rules go to the first."""
-    return NftablesBackend(runner), LegacyBackend()
+    return NftablesBackend(runner, externals=externals), LegacyBackend()
 
 
 class Chosen(NamedTuple):
@@ -188,7 +193,8 @@ class Netfilter:
     ) -> None:
         """Choose `among` these backends; all there are, by default."""
         self.choice = choice
-        self._backends = among or backends(runner)
+        self.externals = Externals()
+        self._backends = among or backends(runner, self.externals)
         self._locator = Locator(self._backends, runner)
         self._location: Chosen | None = None
 
@@ -240,6 +246,10 @@ class Netfilter:
     def counters(self, desired: Desired) -> Mapping[Exposure, int]:
         """See `Backend.counters`; where the rules are, or belong."""
         return (self._location or self._chosen(full=True)).backend.counters(desired)
+
+    def dropped(self, desired: Desired) -> Dropped:
+        """See `Backend.dropped`; where the rules are, or belong."""
+        return (self._location or self._chosen(full=True)).backend.dropped(desired)
 
     def held(self) -> frozenset[Family]:
         """See `Rules.held`; in any rule system."""

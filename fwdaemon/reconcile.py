@@ -14,6 +14,7 @@ from fwdaemon.audit import causes, lines
 from fwdaemon.audit.causes import Departures, Known, in_order
 from fwdaemon.audit.throttle import FlapDamping, NewProblems, Rations
 from fwdaemon.connections import Clock, Conntrack, Sweep, Sweeper, close_everything
+from fwdaemon.core.bans import Gatekeeper
 from fwdaemon.core.exposures import Exposure, Forward
 from fwdaemon.core.inventory import Move
 from fwdaemon.core.pace import Budgets, Origin
@@ -34,6 +35,8 @@ from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Address, Family
 from fwdaemon.kernel.process import new_budgets
 from fwdaemon.netfilter import Rules
+from fwdaemon.nftables import external
+from fwdaemon.nftables.external import Added, Externals
 from fwdaemon.resolve.flows import Flow, Strangers
 from fwdaemon.resolve.snapshot import Grace, Stop
 
@@ -52,6 +55,11 @@ class LocatedRules(Rules, Protocol):
     @property
     def unusable(self) -> Mapping[Family, Fault]:
         """Give the families that cannot be served there, and why."""
+        ...
+
+    @property
+    def externals(self) -> Externals:
+        """What others have in external sets."""
         ...
 
 
@@ -229,13 +237,8 @@ class Reconciler:
         return self._host.apply(desired, ip_forward=request.ip_forward, full=full)
 
     def _conflicts_of(self, desired: Desired, request: Request) -> tuple[Conflict | Fault, ...]:
-        return self._conflicts.find(
-            desired,
-            request.local,
-            full=request.full,
-            reloaded=request.reloaded,
-            origin=request.origin,
-        )
+        how = {"full": request.full, "reloaded": request.reloaded}
+        return self._conflicts.find(desired, request.local, **how, origin=request.origin)
 
     def _with_kept(self, desired: Desired) -> Desired:
         """Add the families that had forwards before; an unchanged state stays the same object, which backends know."""
@@ -275,10 +278,11 @@ class Reconciler:
     def _end_connections(self, before: ReconcileReport | None, report: ReconcileReport, request: Request) -> None:
         """Have connections ended that no exposure carries any more, and those that a new one takes over."""
         desired = report.desired
+        banned = self._rules.externals.take_added()
         if before is None:
-            self._sweeper.sweep(_first_sweep(report, request))
+            self._sweeper.sweep(replace(_first_sweep(report, request), gatekeeper=self._gatekeeper(desired)))
             return
-        if desired is before.desired and not report.result.changed:
+        if desired is before.desired and not report.result.changed and not any(banned):
             return
         added, removed = desired.exposures - before.desired.exposures, before.desired.exposures - desired.exposures
         ended = self._departures.follow(removed, desired)
@@ -288,18 +292,26 @@ class Reconciler:
         fewer = self._uplinks != request.uplinks and bool(before.desired.uplinks - desired.uplinks)
         changed_by_others = report.result.changed and (bool(request.actors) or not (added or removed))
         strangers = _strangers(report, request) if changed_by_others or report.result.damaged else None
-        if added or ended or taken_over or old_labels or fewer or strangers:
-            sweep = self._sweep(before, desired, request, ended, added)
+        barring = (desired.sets, desired.barred) != (before.desired.sets, before.desired.barred) or banned.many
+        if desired.gatekeeper() is None:
+            barring, banned = False, Added()
+        if added or ended or taken_over or old_labels or fewer or strangers or barring or banned.addresses:
+            sweep = self._sweep(before, desired, request, None if barring else ended, added)
+            sweep = replace(sweep, gatekeeper=self._gatekeeper(desired), barred=banned.addresses)
             sweep = replace(sweep, taken_over=taken_over, old_labels=old_labels, fewer_uplinks=fewer)
             sweep = replace(sweep, strangers=strangers)
             self._sweeper.sweep(replace(sweep, origin=request.origin))
+
+    def _gatekeeper(self, desired: Desired) -> Gatekeeper | None:
+        is_asked = desired.barred is not None or desired.limited
+        return desired.gatekeeper(self._rules.externals.ranges(external.now())) if is_asked else None
 
     def _sweep(
         self,
         before: ReconcileReport,
         desired: Desired,
         request: Request,
-        ended: frozenset[Exposure],
+        ended: frozenset[Exposure] | None,
         added: frozenset[Exposure],
     ) -> Sweep:
         """Say which connections to look for; those of guests that may come back from another host are spared."""

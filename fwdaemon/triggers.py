@@ -7,10 +7,11 @@ a change really follows from. Used on the asyncio loop's thread only.
 import asyncio
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import Final, TypeVar
 
 from fwdaemon.core.pace import Origin, origin
-from fwdaemon.core.report import Actor, Reason
+from fwdaemon.core.report import Actor, Reason, ReasonKind
 
 # So many reasons are kept to explain a change; in a flood, those that come later are not. So with all triggers of
 # passes that failed. A host may start all its domains at once.
@@ -120,6 +121,18 @@ class TriggerQueue:
         self._settled[reason] = None
         self.wants_pass, self._pass_for = True, Origin.OTHERS
         self.ask()
+
+    def set_changed(self, file: Path | None) -> None:
+        """Note that the file of a set changed, or, without one, that others changed an external set."""
+        if file is None:
+            self.time_passed(full=False)
+        else:
+            self.configuration_changed(Reason(ReasonKind.CONFIGURATION, str(file)))
+
+    def ask_for_all(self) -> None:
+        """Ask for an inventory and a full pass."""
+        self.ask()
+        self.time_passed(full=True)
 
     def time_passed(self, *, full: bool, after: Origin = Origin.OTHERS) -> None:
         """Ask for a pass because it is time, or for one that follows `after` another."""

@@ -15,7 +15,7 @@ from pathlib import Path
 from queue import Full, Queue
 from socket import AF_UNIX, SCM_RIGHTS, SOCK_DGRAM, SOL_SOCKET, socket
 from threading import Thread
-from typing import Protocol, TextIO
+from typing import Final, Protocol, TextIO
 
 _IDENTIFIER = "kvm-portfwd"
 _JOURNAL = "/run/systemd/journal/socket"
@@ -30,6 +30,28 @@ _PRIORITIES = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ER
 _COLOURS = {logging.WARNING: "\033[33m", logging.ERROR: "\033[31m", logging.CRITICAL: "\033[31m"}
 _ACTION_COLOURS = {"added": "\033[32m", "removed": "\033[35m", "restored": "\033[36m", "waiting": "\033[33m"}
 _RESET = "\033[0m"
+
+# Made once with uuid4 and never changed, as people search for them (sd_journal_print(3)).
+MESSAGE_IDS: Final = {
+    "added": "ca77a81aa3554599add0708efd079551",
+    "removed": "5f6741e7993842329d5a0ceff56415bb",
+    "restored": "cb5edc2f5ce24856ae3c8759d69ef7be",
+    "waiting": "7d2f4c60768140a8b03280356192e5bb",
+    "assigned": "dc953e92568c45debfe30f3380da4bb9",
+    "declined": "21c85a8a3f094ce3add4cee1c48306c1",
+    "adopted": "4d567da7df8f4466bbe096a3db8b9bba",
+    "ended": "fef759c7ba8842fd8f3ec266c2456a74",
+    "moved": "16db21cce5354404be20362ba5644dc9",
+    "flapping": "aa4a0229053346a49ef5ae865bb34af3",
+    "problem": "6907d2a132474a41893de37aaff2dd8e",
+    "noted": "8a6e9577c64f4ea58a0d13c09fca611f",
+    "loaded": "4332fb5b140f43c3b02a53f9aaf05eb9",
+    "refused": "7e462be721144e0ca69bdf49dd7177dd",
+    "opened": "728346edf9af42db860d669eba6768fe",
+    "closed": "9243ca1455ba406bbf23e42d227ea305",
+    "confirmed": "b2df49dc9cde49a29c7fe94f6b7aea5b",
+    "unconfirmed": "657935906f5a464aa364818a03994e99",
+}
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final, TypeAlias
 
 from fwdaemon.audit.causes import format_cause, remark, why
+from fwdaemon.audit.journal import MESSAGE_IDS
 from fwdaemon.audit.throttle import Flapped
 from fwdaemon.config.files import about_ignored
 from fwdaemon.core.exposures import Exposure, Owner
@@ -43,28 +44,6 @@ from fwdaemon.errors import Problem
 _log = logging.getLogger("fwdaemon.audit")
 
 Fields: TypeAlias = dict[str, str]
-
-# Made once with uuid4 and never changed, as people search for them (sd_journal_print(3)).
-MESSAGE_IDS: Final = {
-    "added": "ca77a81aa3554599add0708efd079551",
-    "removed": "5f6741e7993842329d5a0ceff56415bb",
-    "restored": "cb5edc2f5ce24856ae3c8759d69ef7be",
-    "waiting": "7d2f4c60768140a8b03280356192e5bb",
-    "assigned": "dc953e92568c45debfe30f3380da4bb9",
-    "declined": "21c85a8a3f094ce3add4cee1c48306c1",
-    "adopted": "4d567da7df8f4466bbe096a3db8b9bba",
-    "ended": "fef759c7ba8842fd8f3ec266c2456a74",
-    "moved": "16db21cce5354404be20362ba5644dc9",
-    "flapping": "aa4a0229053346a49ef5ae865bb34af3",
-    "problem": "6907d2a132474a41893de37aaff2dd8e",
-    "noted": "8a6e9577c64f4ea58a0d13c09fca611f",
-    "loaded": "4332fb5b140f43c3b02a53f9aaf05eb9",
-    "refused": "7e462be721144e0ca69bdf49dd7177dd",
-    "opened": "728346edf9af42db860d669eba6768fe",
-    "closed": "9243ca1455ba406bbf23e42d227ea305",
-    "confirmed": "b2df49dc9cde49a29c7fe94f6b7aea5b",
-    "unconfirmed": "657935906f5a464aa364818a03994e99",
-}
 
 
 def exposure(action: str, changed: Exposure, cause: Cause) -> None:
@@ -191,6 +170,18 @@ def configuration_refused(found: Iterable[Problem], instead: str = "the old one 
         _write("refused", text, level=logging.ERROR)
 
 
+def set_loaded(name: str, file: Path, number: int) -> None:
+    """Say that the file of a set was read again."""
+    _write("loaded", printable(f"set {name}: {number} networks read from {file}"))
+
+
+def set_refused(name: str, found: Iterable[Problem]) -> None:
+    """Say what is wrong with the file of a set, and that it changes nothing."""
+    for problem in found:
+        _write("refused", printable(str(problem)), level=logging.ERROR)
+    _write("refused", f"set {name}: what was read before stays in force", level=logging.ERROR)
+
+
 def last_good_in_force(found: Iterable[Problem], kept_at: datetime) -> None:
     """Say what is wrong with the configuration at the start, and what is in force in its place."""
     configuration_refused(found, f"the last good one stays in force, of {_when(kept_at)}")
@@ -274,6 +265,7 @@ _FAULTS: Final[Mapping[FaultKind, str]] = {
     FaultKind.CONFIGURATION_LATE: (
         "the configuration cannot be read yet, as where a file system hangs; the one before stays in force until then"
     ),
+    FaultKind.SET_REFUSED: "set {0}: {detail}",
     FaultKind.MORE_CONFLICTS: (
         "{0} more ports conflict with the host's processes or rules; `kvm-portfwd check` lists all"
     ),
@@ -293,6 +285,10 @@ _FAULTS: Final[Mapping[FaultKind, str]] = {
     FaultKind.GATES_UNSEARCHED: "cannot search other chains for our rules: {detail}",
     FaultKind.LEGACY_GATE: "no gate in the legacy FORWARD chain: {detail}",
     FaultKind.LEGACY_GATES: "no gate in the legacy FORWARD chains: {detail}",
+    FaultKind.NO_ADMISSION: (
+        "forwards with set:…, deny, rate or max_open stay closed, as rules are in iptables-legacy, which has none of"
+        " these here; have libvirt write nftables, or leave these keys out"
+    ),
     FaultKind.LEGACY_CHAIN_HELD: (
         "the chain {0} in the legacy table {1} of IPv{2} is empty now, but stays, as rules of others lead to it; delete"
         " those ({3} -t {1} -S | grep {0} shows them), then {3} -t {1} -X {0}"

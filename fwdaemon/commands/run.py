@@ -48,12 +48,13 @@ def first_configuration(last_good: LastGood, path: Path, confirmation: Confirmat
         if loaded.has_blank_file and (kept := last_good.kept()) is not None:
             loaded = configuration.load_guarded(path, kept.config)
         if confirmation is not None and (before := confirmation.at_start(loaded)) is not None:
-            return Start(without_what_is_missing(before.config), before.sources, is_rolled_back=True)
-        return Start(satisfied(loaded.config), loaded.sources)
+            config = without_what_is_missing(before.config)
+            return Start(config, before.sources, is_rolled_back=True, lists=before.lists)
+        return Start(satisfied(loaded.config), loaded.sources, lists=loaded.lists)
     except ConfigError as error:
         if (kept := last_good.kept()) is None:
             raise
-        return Start(without_what_is_missing(kept.config), kept.sources, error.problems, kept.at)
+        return Start(without_what_is_missing(kept.config), kept.sources, error.problems, kept.at, lists=kept.lists)
 
 
 async def _work(path: Path, start: Start) -> None:

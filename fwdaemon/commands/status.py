@@ -1,6 +1,7 @@
 """`kvm-portfwd status`: show what is reachable, what is not and why, and the state of the daemon.
 
 `kvm-portfwd port` prints a part of it: the ports of the host that lead to a domain.
+`reload`, `confirm`, `open` and `close` have the daemon change something, and report the outcome.
 """
 
 import argparse
@@ -19,7 +20,8 @@ from fwdaemon import __version__
 from fwdaemon import config as configuration
 from fwdaemon.audit.lines import format_fault
 from fwdaemon.config.model import Config
-from fwdaemon.control import client
+from fwdaemon.control import protocol
+from fwdaemon.control.protocol import CONFIGURATION_REFUSED, REFUSED, CallError
 from fwdaemon.core.report import ApplyResult, Fault, FaultKind, joined
 from fwdaemon.core.state import Desired
 from fwdaemon.core.text import printable, shown
@@ -78,7 +80,8 @@ def status_without_daemon(path: Path) -> Status:
         confined=tuple(sorted(netfilter.confined())),
         confined_interfaces=tuple(sorted({name for _, name in netfilter.switched()})),
     )
-    return Status(header, rows(facts, UsageReader(netfilter.counters).read(desired)))
+    readings = UsageReader(netfilter.counters, netfilter.dropped).read(desired)
+    return Status(header, rows(facts, readings), readings.dropped.by_set)
 
 
 def _observe(config: Config, desired: Desired, netfilter: Netfilter) -> ApplyResult:
@@ -99,12 +102,14 @@ def run(options: argparse.Namespace) -> int:
     """Ask the daemon; without one, look at the kernel and at libvirt, and say so."""
     if options.command == "port":
         return _port(options)
+    if options.command in _CHANGING:
+        return _change(options)
     if options.watch:
         return _watch(options)
     try:
         status = _ask()
         _show(status, options)
-    except client.NotRunningError as error:
+    except protocol.NotRunningError as error:
         if os.geteuid() != 0:
             raise  # the kernel and libvirt answer root only
         print(f"kvm-portfwd: {error}", file=sys.stderr)
@@ -127,7 +132,7 @@ def _watch(options: argparse.Namespace) -> int:
     # ECMA-48: go home and erase the page; xterm: and what was above it.
     before = "\033[H\033[2J\033[3J" if sys.stdout.isatty() and not options.json else ""
     try:
-        for _ in client.watch():
+        for _ in protocol.watch():
             status = _ask()
             print(before, end="")
             _show(status, options)
@@ -138,7 +143,7 @@ def _watch(options: argparse.Namespace) -> int:
 
 
 def _ask() -> Mapping[str, Any]:
-    status = client.call("Status", _PATIENCE_S)
+    status = protocol.call("Status", _PATIENCE_S)
     if status.get("schema_version") != SCHEMA_VERSION:
         raise PortfwdError(
             f"the daemon, version {status.get('version')}, tells its status in another form;"
@@ -245,3 +250,96 @@ def _nothing(options: argparse.Namespace, exposures: Collection[Mapping[str, Any
     there = f"port {options.guest[0]} of {shown(options.domain)}" if options.guest else shown(options.domain)
     reasons = dict.fromkeys(exposure["reason"] for exposure in exposures if exposure["reason"])
     return printable("; ".join([f"no port of this host leads to {there} now", *reasons]))
+
+
+# What has the daemon change something: `reload`, `confirm`, `open` and `close`.
+
+_CHANGES_VERSION: Final = 1
+# A reconcile may wait for a lock of iptables' for a while.
+_CHANGED_S: Final = 120.0
+_FAILED: Final = 1
+_CONFIG_REFUSED: Final = 78
+
+
+def _change(options: argparse.Namespace) -> int:
+    """Ask, wait and print."""
+    act = _CHANGING[options.command]
+    try:
+        return act(options)
+    except CallError as error:
+        if error.name == CONFIGURATION_REFUSED:
+            _print_problems(error.parameters["problems"])
+            return _CONFIG_REFUSED
+        if error.name != REFUSED:
+            raise
+        for reason in error.parameters["reasons"]:
+            print(printable(f"kvm-portfwd: {reason}"), file=sys.stderr)
+        return _FAILED
+
+
+def _reload(options: argparse.Namespace) -> int:
+    result = protocol.call("Reload", _CHANGED_S, parameters={"confirm_seconds": options.confirm})
+    if options.json:
+        print(json.dumps({"schema_version": _CHANGES_VERSION, **result}, indent=2))
+    else:
+        counted = ", ".join(f"{number} {state}" for state, number in result["counts"].items())
+        print(printable(f"{result['file']} loaded: {counted}"))
+        if until := result["confirm_by"]:
+            print(f"unless you run kvm-portfwd confirm, the configuration before comes back at {_clock(until)}")
+    return _outcome(result)
+
+
+def _confirm(options: argparse.Namespace) -> int:
+    result = protocol.call("Confirm", _CHANGED_S)
+    told = {"schema_version": _CHANGES_VERSION, **result}
+    print(json.dumps(told, indent=2) if options.json else printable(f"{result['file']} stays in force"))
+    return 0
+
+
+def _open(options: argparse.Namespace) -> int:
+    wish = {"domain": options.domain, "ports": options.ports, "sources": options.sources, "seconds": options.seconds}
+    result = protocol.call("Open", _CHANGED_S, parameters=wish)
+    if options.json:
+        print(json.dumps({"schema_version": _CHANGES_VERSION, "openings": result["openings"]}, indent=2))
+    else:
+        for opening in result["openings"]:
+            print(printable(_opened(opening)))
+    return _outcome(result)
+
+
+def _opened(opening: Mapping[str, Any]) -> str:
+    """Say what was opened, or why it waits."""
+    what = f"{shown(opening['owner'])}: {opening['listens']}"
+    leads = f" -> {opening['leads_to']}" if opening["leads_to"] else ""
+    reason = f" {opening['state']}: {opening['reason']}" if opening["reason"] else ""
+    return f"{what}{leads}{reason}, until {_clock(opening['until'])}"
+
+
+def _close(options: argparse.Namespace) -> int:
+    result = protocol.call("Close", _CHANGED_S, parameters={"domain": options.domain, "ports": options.ports})
+    if options.json:
+        print(json.dumps({"schema_version": _CHANGES_VERSION, "closed": result["closed"]}, indent=2))
+    else:
+        print(printable(f"closed {', '.join(result['closed'])} to {shown(options.domain)}"))
+    return 0
+
+
+def _outcome(result: Mapping[str, Any]) -> int:
+    if result["failure"]:
+        print(printable(f"kvm-portfwd: not in the kernel yet: {result['failure']}; trying again"), file=sys.stderr)
+        return _FAILED
+    return 0
+
+
+def _clock(time: str) -> str:
+    """Write a time as a clock on this host shows it."""
+    return datetime.fromisoformat(time).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+
+
+def _print_problems(problems: list[dict[str, Any]]) -> None:
+    for problem in problems:
+        print(printable(f"{problem['file']}:{problem['line']}: {problem['text']}"), file=sys.stderr)
+    print("kvm-portfwd: configuration refused; the old one stays in force", file=sys.stderr)
+
+
+_CHANGING: Final = {"reload": _reload, "confirm": _confirm, "open": _open, "close": _close}

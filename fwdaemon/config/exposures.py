@@ -5,7 +5,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Final, TypeVar
 
-from fwdaemon.config.addresses import EveryAddressError, parse_listen, parse_public, parse_routed, parse_source
+from fwdaemon.config.addresses import EveryAddressError, parse_listen, parse_public, parse_routed
 from fwdaemon.config.model import (
     DEFAULT_MAX,
     KEYS,
@@ -36,6 +36,7 @@ from fwdaemon.config.overlap import (
     refuse_wide_proxies,
 )
 from fwdaemon.config.ports import PortSpec, parse_host_ports, parse_ports, split_ports
+from fwdaemon.config.sets import read_asked
 from fwdaemon.core.text import GrammarError, quote, show
 from fwdaemon.core.types import Family, Subnet
 
@@ -149,11 +150,14 @@ def _read_without_ports(node: Node, fields: Mapping[str, Node]) -> ForwardEntry:
     several = is_pattern(guest["domain"])
     if not several and guest["domain"]:
         guest["domain"] = parse_domain(guest["domain"])
+    asked = read_asked(fields)
     entry = ForwardEntry(
         mappings=(),
         origin=node.origin,
         interface=read_key(fields, "interface", parse_incoming, "eth0"),
-        sources=_read_many(fields, "sources", parse_source, "203.0.113.0/24"),
+        sources=asked.sources,
+        admission=asked.admission,
+        named=asked.named,
         masquerade="masquerade" in fields and fields["masquerade"].flag(default=False),
         is_pattern=several,
         **guest,
@@ -230,10 +234,17 @@ def _read_nat(node: Node) -> tuple[NatEntry, ...]:
     require(node, fields, "public", 'for example public = "198.51.100.8"')
     public = read_key(fields, "public", parse_public, "198.51.100.8")
     assign = read_key(fields, "assign", parse_holding, "eth0")
-    guest = read_guest(node, fields)
+    guest, asked = read_guest(node, fields), read_asked(fields)
     if public is None:
         return ()
-    entry = NatEntry(public=public, origin=fields["public"].origin, assign=assign, **guest)
+    entry = NatEntry(
+        public=public,
+        origin=fields["public"].origin,
+        assign=assign,
+        admission=asked.admission,
+        named=asked.named,
+        **guest,
+    )
     refuse_nat_contradictions(entry, fields)
     return (entry,) if len(node.document.problems) == before else ()
 
@@ -251,14 +262,16 @@ def _read_routes(node: Node) -> tuple[RouteEntry, ...]:
     fields = node.fields(ROUTE_KEYS)
     require(node, fields, "network", 'network = "…" with the name that virsh net-list shows')
     network = read_key(fields, "network", parse_network, "default")
-    proxy = read_key(fields, "proxy", parse_holding, "eth0")
+    proxy, asked = read_key(fields, "proxy", parse_holding, "eth0"), read_asked(fields)
     is_sound = len(node.document.problems) == before
     subnets = _read_addresses(node, fields)
     if proxy is not None:
         refuse_wide_proxies(subnets)
     if network is None or not is_sound:
         return ()
-    return tuple(RouteEntry(network, subnet, item.origin, proxy) for item, subnet in subnets)
+    return tuple(
+        RouteEntry(network, subnet, item.origin, proxy, asked.admission, asked.named) for item, subnet in subnets
+    )
 
 
 def _read_addresses(node: Node, fields: Mapping[str, Node]) -> list[tuple[Node, Subnet]]:

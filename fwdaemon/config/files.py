@@ -69,7 +69,7 @@ def read_files(main: Path) -> Files:
     return found
 
 
-def read_regular(path: Path) -> bytes:
+def read_regular(path: Path, most: int = MOST_BYTES) -> bytes:
     """Read a regular file, without waiting for anything else; raise OSError where it is none, or too large."""
     with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY), "rb") as file:
         status = os.fstat(file.fileno())
@@ -77,9 +77,9 @@ def read_regular(path: Path) -> bytes:
             raise IsADirectoryError(None, "Is a directory")
         if not stat.S_ISREG(status.st_mode):
             raise UnfitError("It is no regular file", "put one there")
-        content = file.read(MOST_BYTES + 1)
-    if len(content) > MOST_BYTES:
-        raise UnfitError(f"It has more than {MOST_BYTES >> 20} MiB", "write ranges of ports, or split it into drop-ins")
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise UnfitError(f"It has more than {most >> 20} MiB", "write ranges of ports, or split it into drop-ins")
     return content
 
 
@@ -129,6 +129,16 @@ def _is_backup(name: str) -> bool:
     return name.endswith(_BACKUPS) or ".dpkg-" in name or ".ucf-" in name
 
 
+def about_unread(file: Path, error: OSError) -> str:
+    """Say why a file that the configuration names could not be read, and what to do.
+
+    Raises:
+        KernelError: the machine is short of what it takes to read any file.
+
+    """
+    return f"{file} {_unreadable(file, error, is_main=False).text}"
+
+
 def _unreadable(file: Path, error: OSError, *, is_main: bool) -> Problem:
     reason = error.strerror or type(error).__name__
     if error.errno in _SHORTAGES:
@@ -139,7 +149,7 @@ def _unreadable(file: Path, error: OSError, *, is_main: bool) -> Problem:
         case FileNotFoundError() if is_main and not file.is_symlink():
             remedy = 'create it, a line "[daemon]" will do, or name another with --config'
         case FileNotFoundError():
-            remedy = "fix the link, or remove it"
+            remedy = "fix the link, or remove it" if file.is_symlink() else "create it"
         case NotADirectoryError():
             remedy = "only a directory of *.toml files may have this name; rename it"
         case IsADirectoryError():

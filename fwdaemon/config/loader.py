@@ -4,7 +4,7 @@ All errors are reported at once, so that no user fixes a file error by error.
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from typing import Final, TypeVar
@@ -12,23 +12,26 @@ from typing import Final, TypeVar
 import tomli
 
 from fwdaemon.config.exposures import READERS, read_allow
-from fwdaemon.config.files import read_files, unguarded
+from fwdaemon.config.files import about_unread, read_files, read_regular, unguarded, weak_points
 from fwdaemon.config.lines import toml_lines
 from fwdaemon.config.model import (
     KEYS,
     TABLES,
     AllowEntry,
+    BackendChoice,
     Config,
     ControlSettings,
     DaemonSettings,
     Entry,
     MetricsSettings,
+    SetEntry,
 )
 from fwdaemon.config.node import Document, Node, header
 from fwdaemon.config.overlap import find_conflicts, find_public_conflicts
 from fwdaemon.config.sections import read_control, read_daemon, read_metrics
+from fwdaemon.config.sets import MOST_LIST_BYTES, read_set, settle
 from fwdaemon.config.syntax import syntax_problems
-from fwdaemon.core.text import quote, show, suggest
+from fwdaemon.core.text import GrammarError, quote, show, suggest
 from fwdaemon.errors import ConfigError, Problem
 
 # One configuration file: from what was read to its settings and entries.
@@ -44,6 +47,7 @@ class Contents:
     metrics: MetricsSettings | None = None
     entries: tuple[Entry, ...] = ()
     allows: tuple[AllowEntry, ...] = ()
+    sets: tuple[SetEntry, ...] = ()
 
 
 def read_document(file: Path, source: bytes | str, problems: list[Problem], *, is_main: bool) -> Contents:
@@ -63,6 +67,7 @@ def read_document(file: Path, source: bytes | str, problems: list[Problem], *, i
         metrics=_read_settings(tables, "metrics", read_metrics, is_main=is_main),
         entries=tuple(chain.from_iterable(chain.from_iterable(read_all))),
         allows=tuple(chain.from_iterable(_read_entries(tables, "allow", read_allow))),
+        sets=tuple(chain.from_iterable(_read_entries(tables, "set", read_set))),
     )
 
 
@@ -101,7 +106,7 @@ def _read_entries(tables: Mapping[str, Node], key: str, read: Callable[[Node], T
 
 def _refuse_named(table: str, named: dict[str, object], node: Node) -> bool:
     """Refuse entries whose headers name what they are about, such as [forward.web1]; tell whether all of them do."""
-    key = next(key for key in ("domain", "domains", "network") if key in KEYS[table])
+    key = next(key for key in ("domain", "domains", "network", "name") if key in KEYS[table])
     are_named = bool(named) and all(
         isinstance(value, dict | list) and name not in KEYS[table] for name, value in named.items()
     )
@@ -132,10 +137,11 @@ MOST_PROBLEMS: Final = 1_000
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A configuration and the texts that say it, the main file's first."""
+    """A configuration and the texts that say it, the main file's first, and `lists`, those of its sets' files."""
 
     config: Config
     sources: Mapping[Path, bytes]
+    lists: Mapping[Path, bytes] = field(default_factory=dict)
 
     @property
     def has_blank_file(self) -> bool:
@@ -146,7 +152,7 @@ class Loaded:
 def load(path: Path) -> Config:
     """Read the configuration whose main file is `path`; raise `ConfigError` with every problem in it."""
     files = read_files(path)
-    return replace(_build(path, files.sources, files.problems), ignored=files.ignored)
+    return _with_ignored(_build(path, files.sources, files.problems, read_list_file), files.ignored)
 
 
 def load_guarded(path: Path, live: Config | None = None) -> Loaded:
@@ -154,17 +160,56 @@ def load_guarded(path: Path, live: Config | None = None) -> Loaded:
 
     So is a file without a word in it while entries of `live` are in force: editors empty a file before they write it.
     """
-    files = read_files(path)
+    files, lists = read_files(path), dict[Path, bytes]()
     problems = [*files.problems, *unguarded(files), *_emptied(path, files.sources, live)]
-    return Loaded(replace(_build(path, files.sources, problems), ignored=files.ignored), files.sources)
+
+    def read(file: Path) -> bytes:
+        lists[file] = read_list_file(file, guarded=True)
+        return lists[file]
+
+    config = _with_ignored(_build(path, files.sources, problems, read), files.ignored)
+    return Loaded(config, files.sources, lists)
 
 
-def parse(sources: Mapping[Path, bytes | str]) -> Config:
-    """Check texts as `load` checks files: the first is the main file, the others drop-ins; none means the defaults."""
-    return _build(next(iter(sources), Path()), sources, [])
+def read_list_file(file: Path, *, guarded: bool = False) -> bytes:
+    """Read a file of networks; with `guarded`, one that others than root could change is refused.
+
+    Raises:
+        GrammarError: it cannot be read.
+
+    """
+    try:
+        text = read_regular(file, MOST_LIST_BYTES)
+    except OSError as error:
+        raise GrammarError(about_unread(file, error)) from error
+    for weak in weak_points(file) if guarded else ():
+        raise GrammarError(f"{weak.file} {weak.text}")
+    return text
 
 
-def _build(main: Path, sources: Mapping[Path, bytes | str], problems: list[Problem]) -> Config:
+def _with_ignored(config: Config, ignored: Iterable[Path]) -> Config:
+    used = {item.file for item in config.sets}
+    return replace(config, ignored=tuple(file for file in ignored if file not in used))
+
+
+def parse(sources: Mapping[Path, bytes | str], lists: Mapping[Path, bytes] | None = None) -> Config:
+    """Check texts as `load` checks files: the first is the main file, the others drop-ins; none means the defaults.
+
+    `lists` are what the files of sets hold.
+    """
+    known = lists or {}
+
+    def read(file: Path) -> bytes:
+        if file not in known:
+            raise GrammarError(f"{file} is not there")
+        return known[file]
+
+    return _build(next(iter(sources), Path()), sources, [], read)
+
+
+def _build(
+    main: Path, sources: Mapping[Path, bytes | str], problems: list[Problem], read: Callable[[Path], bytes]
+) -> Config:
     files = [read_document(file, source, problems, is_main=file == main) for file, source in sources.items()]
     config = Config.of(
         next((contents.daemon for contents in files if contents.daemon), DaemonSettings()),
@@ -173,8 +218,10 @@ def _build(main: Path, sources: Mapping[Path, bytes | str], problems: list[Probl
         next((contents.metrics for contents in files if contents.metrics), MetricsSettings()),
         (allowed for contents in files for allowed in contents.allows),
     )
+    config = settle(config, (item for contents in files for item in contents.sets), read, problems)
     problems += find_conflicts(config.forwards)
     problems += _without_pool(main, config, problems)
+    problems += _without_sets(config)
     problems += find_public_conflicts([entry for contents in files for entry in _in_order(contents)])
     if problems:
         raise ConfigError(_bounded(sorted(problems, key=lambda found: (found.file != main, found.file, found.line))))
@@ -211,6 +258,17 @@ def _without_pool(main: Path, config: Config, known: Iterable[Problem]) -> list[
     origins = dict.fromkeys(mapping.origin for entry in config.forwards for mapping in entry.auto)
     remedy = f'write auto_ports = "20000-29999" in [daemon] of {main}'
     return [Problem(at.file, at.line, f"an automatic port has no range to come from; {remedy}") for at in origins]
+
+
+def _without_sets(config: Config) -> list[Problem]:
+    """Tell of what the legacy tables keep nobody from."""
+    if config.daemon.backend is not BackendChoice.IPTABLES:
+        return []
+    asking = [entry.origin for entry in config.entries if entry.admission is not None]
+    if config.daemon.barred is not None:
+        asking += [entry.origin for entry in config.entries]
+    what = 'asks for set:…, deny, rate or max_open, which take nftables; write backend = "auto" or leave it out'
+    return [Problem(at.file, at.line, what) for at in dict.fromkeys(asking)]
 
 
 def _in_order(contents: Contents) -> list[Entry]:

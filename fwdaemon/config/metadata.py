@@ -5,6 +5,7 @@ So are those read that are opened for a while.
 Each element is valid or not by itself: one that is not opens nothing, and is reported as it would be in a file.
 """
 
+import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,17 +17,20 @@ from fwdaemon.config.exposures import GUEST_READERS
 from fwdaemon.config.lines import KeyPath, LineIndex
 from fwdaemon.config.model import AllowEntry, ForwardEntry, GuestEntry, NatEntry
 from fwdaemon.config.node import Document, Node
+from fwdaemon.config.sets import unknown_set
 from fwdaemon.core.inventory import Element, Metadata
 from fwdaemon.core.text import quote, suggest
 from fwdaemon.core.types import Address, Origin, PortRange, Protocol, Until
 from fwdaemon.errors import ConfigError, Problem
 
 ATTRIBUTES: Final[Mapping[str, tuple[str, ...]]] = {
-    "forward": ("address", "interface", "listen", "mac", "network", "ports", "sources"),
-    "nat": ("address", "assign", "mac", "network", "public"),
+    "forward": ("address", "deny", "interface", "listen", "mac", "max_open", "network", "ports", "rate", "sources"),
+    "nat": ("address", "assign", "deny", "mac", "network", "public"),
 }
 # Attributes that are lists, separated by blanks.
-LISTS: Final = frozenset({"listen", "ports", "sources"})
+LISTS: Final = frozenset({"deny", "listen", "ports", "sources"})
+# Attributes that are numbers.
+_NUMBERS: Final = frozenset({"max_open"})
 # A domain may write this many elements of lists in all: each is compared with those of others.
 MOST_ITEMS: Final = 256
 # A domain may make this many claims in all: a port string is one for each protocol on each listening address.
@@ -57,15 +61,15 @@ class _Definition(Document):
         return self.place
 
 
-def read_metadata(metadata: Metadata, name: str, uuid: UUID) -> tuple[Reading, ...]:
-    """Read the metadata of a domain, element by element."""
+def read_metadata(metadata: Metadata, name: str, uuid: UUID, sets: Collection[str] = ()) -> tuple[Reading, ...]:
+    """Read the metadata of a domain, element by element; `sets` are the names of those that files have."""
     whole = Origin(Path(), 0, name, str(uuid))
     if metadata.fault:
         return (Reading(whole, problems=(f"{metadata.fault}; nothing of it is in force",)),)
     if sum(map(_items, metadata.elements)) > MOST_ITEMS:
         what = f"lists more than {MOST_ITEMS} ports, addresses and sources; write fewer, and wider ones"
         return (Reading(whole, problems=(what,)),)
-    return tuple(_readings(metadata, name, uuid))
+    return tuple(_readings(metadata, name, uuid, sets))
 
 
 def read_opening(
@@ -84,6 +88,8 @@ def read_opening(
         values["sources"] = list(sources)
     node = Node(values, ("forward", 0), document)
     entries = [entry for entry in GUEST_READERS["forward"](node) if isinstance(entry, ForwardEntry)]
+    if not problems and any(entry.named for entry in entries):
+        node.refuse("a set is for entries of files; write networks")
     if not problems and any(entry.is_pattern for entry in entries):
         node.refuse(f"{quote(domain)} is a pattern, and one domain is to be named; write its name or UUID")
     if problems:
@@ -95,7 +101,7 @@ def _items(element: Element) -> int:
     return sum(len(value.split()) for key, value in element.attributes if key in LISTS)
 
 
-def _readings(metadata: Metadata, name: str, uuid: UUID) -> Iterator[Reading]:
+def _readings(metadata: Metadata, name: str, uuid: UUID, sets: Collection[str]) -> Iterator[Reading]:
     seen, left = Counter[str](), MOST_CLAIMS
     for number, element in enumerate(metadata.elements, 1):
         called = f"{element.name} {seen[element.name] + 1}" if element.name in ATTRIBUTES else f"element {number}"
@@ -105,6 +111,8 @@ def _readings(metadata: Metadata, name: str, uuid: UUID) -> Iterator[Reading]:
         node = Node(None, (element.name, seen[element.name]), document)
         entries = _read(element, seen[element.name], uuid, document)
         seen[element.name] += 1
+        for unknown in dict.fromkeys(found for entry in entries for found, _ in entry.named if found not in sets):
+            node.refuse(unknown_set(unknown, sets))
         if (claims := sum(map(_claims, entries))) > left:
             node.refuse(_TOO_MANY)
         else:
@@ -138,7 +146,9 @@ def _with_domain(node: Node, uuid: UUID) -> Node:
 
 
 def _value(key: str, text: str) -> object:
-    return list(dict.fromkeys(text.split())) if key in LISTS else text
+    if key in LISTS:
+        return list(dict.fromkeys(text.split()))
+    return int(text) if key in _NUMBERS and re.fullmatch("[0-9]{1,9}", text) else text
 
 
 def _refuse_element(element: Element, document: Document) -> None:

@@ -4,34 +4,42 @@ Parsing and checking are in the modules beside this one; whoever holds a `Config
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from enum import StrEnum
 from pathlib import Path
 from typing import ClassVar, Final, TypeAlias
 
-from fwdaemon.core.bans import BEHIND
+from fwdaemon.core.bans import BEHIND, Admission, SourceSet
 from fwdaemon.core.exposures import Claim, Kind, Owner
 from fwdaemon.core.text import shown
 from fwdaemon.core.types import Address, Family, Gate, Origin, PortRange, Protocol, Subnet, Until, show_endpoint
 
 # The tables, and the keys that each may have.
 ENTRIES: Final = ("forward", "nat", "route")
-ARRAYS: Final = (*ENTRIES, "allow")
+ARRAYS: Final = (*ENTRIES, "allow", "set")
 SETTINGS: Final = ("control", "daemon", "metrics")
 TABLES: Final = tuple(sorted((*ARRAYS, *SETTINGS)))
 KEYS: Final[Mapping[str, tuple[str, ...]]] = {
-    "forward": ("address", "domain", "interface", "listen", "mac", "masquerade", "network", "ports", "sources"),
-    "nat": ("address", "assign", "domain", "mac", "network", "public"),
-    "route": ("addresses", "network", "proxy"),
+    "forward": (
+        *("address", "deny", "domain", "interface", "listen", "mac", "masquerade", "max_open", "network", "ports"),
+        *("rate", "sources"),
+    ),
+    "nat": ("address", "assign", "deny", "domain", "mac", "network", "public"),
+    "route": ("addresses", "deny", "network", "proxy"),
+    "set": ("addresses", "external", "file", "name"),
     "allow": ("assign", "domains", "listen", "max", "networks", "ports", "public"),
     "daemon": (
-        *("auto_ports", "backend", "behind", "gates", "ip_forward", "label", "libvirt", "localhost", "on_stop"),
-        *("resync", "uplinks"),
+        *("auto_ports", "backend", "behind", "deny", "gates", "ip_forward", "label", "libvirt", "localhost"),
+        *("on_stop", "resync", "uplinks"),
     ),
     "metrics": ("listen", "textfile"),
     "control": ("group",),
 }
+
+
+NamedSets: TypeAlias = tuple[tuple[str, Origin], ...]
+"""Names of sets, each with the place where it is written."""
 
 
 class BackendChoice(StrEnum):
@@ -53,7 +61,8 @@ class OnStop(StrEnum):
 class DaemonSettings:
     """The `[daemon]` table, defaults filled in. Without `uplinks`, they are those that routes lead out by.
 
-    `auto_ports` are the ports of the host that `auto:…` takes from; without it no entry has such ports.
+    `auto_ports` are the ports of the host that `auto:…` takes from; without it no entry has such ports. Whom `barred`
+    denies may connect to nothing; it names the sets of `named`.
     """
 
     libvirt: tuple[str, ...] = ("qemu:///system",)
@@ -67,6 +76,8 @@ class DaemonSettings:
     uplinks: frozenset[str] = frozenset()
     behind: tuple[str, ...] = BEHIND
     auto_ports: PortRange | None = None
+    barred: Admission | None = None
+    named: NamedSets = field(default=(), compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +157,9 @@ class ForwardEntry:
     is the name of a domain that `domain` gives by its UUID. Empty `listen` means every local address, empty `sources`
     anyone. At most one of `network` and `mac` is set; `mac` is in lower case with colons. Where `listen` is set, no
     mapping has a listening address of its own. With `masquerade` the guest sees an address of the host instead of the
-    client's. `auto` are the ports that are not written, but assigned. One that was opened for a while ends at `until`.
+    client's. `auto` are the ports that are not written, but assigned. `admission` is what is asked of who connects
+    besides `sources`, of which there are none where it takes a set to say who they are; it names the sets of `named`.
+    One that was opened for a while ends at `until`.
     """
 
     kind: ClassVar[Kind] = Kind.FORWARD
@@ -164,6 +177,8 @@ class ForwardEntry:
     auto: tuple[AutoMapping, ...] = ()
     is_pattern: bool = False
     called: str | None = None
+    admission: Admission | None = None
+    named: NamedSets = field(default=(), compare=False)
     until: Until | None = None
 
     @property
@@ -233,6 +248,8 @@ class NatEntry:
     address: Address | None = None
     network: str | None = None
     mac: str | None = None
+    admission: Admission | None = None
+    named: NamedSets = field(default=(), compare=False)
 
     @property
     def owner(self) -> Owner:
@@ -270,6 +287,8 @@ class RouteEntry:
     subnet: Subnet
     origin: Origin
     proxy: str | None = None
+    admission: Admission | None = None
+    named: NamedSets = field(default=(), compare=False)
 
     @property
     def owner(self) -> Owner:
@@ -291,6 +310,17 @@ GuestEntry: TypeAlias = ForwardEntry | NatEntry
 """What leads to an interface of a domain."""
 
 Entry: TypeAlias = GuestEntry | RouteEntry
+
+
+@dataclass(frozen=True, slots=True)
+class SetEntry:
+    """One `[[set]]`: a name for networks, which are its `addresses`, in a `file`, or what others put into it."""
+
+    name: str
+    origin: Origin
+    addresses: tuple[Subnet, ...] = ()
+    file: Path | None = None
+    external: bool = False
 
 
 # `max` of an `[[allow]]` that sets none.
@@ -318,7 +348,7 @@ class AllowEntry:
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """The whole configuration: the main file and its drop-ins, in name order.
+    """The whole configuration: the main file and its drop-ins, in name order, and what is in the files of `sets`.
 
     `ignored` are files among the drop-ins whose names are not those of drop-ins.
     """
@@ -331,6 +361,7 @@ class Config:
     metrics: MetricsSettings = MetricsSettings()
     ignored: tuple[Path, ...] = field(default=(), compare=False)
     allows: tuple[AllowEntry, ...] = ()
+    sets: tuple[SourceSet, ...] = ()
 
     @classmethod
     def of(
@@ -352,6 +383,11 @@ class Config:
             metrics,
             allows=tuple(allows),
         )
+
+    def with_entries(self, entries: Iterable[Entry]) -> "Config":
+        """Give the same with other entries."""
+        other = Config.of(self.daemon, entries, self.control, self.metrics)
+        return replace(self, forwards=other.forwards, nats=other.nats, routes=other.routes)
 
     @property
     def guest_entries(self) -> tuple[GuestEntry, ...]:

@@ -21,6 +21,7 @@ from fwdaemon.config.model import (
 from fwdaemon.config.names import parse_ban_chain, parse_gate, parse_interface, parse_uri
 from fwdaemon.config.node import Node, among_several, read_distinct, read_key
 from fwdaemon.config.ports import LAST_PORT, parse_host_ports
+from fwdaemon.config.sets import read_asked
 from fwdaemon.core.text import GrammarError, quote, show, suggest
 from fwdaemon.core.types import Gate, PortRange
 
@@ -150,6 +151,7 @@ def read_daemon(node: Node) -> DaemonSettings:
     fields = node.fields(DAEMON_KEYS, former=[_MARK])
     if _MARK in fields:
         fields[_MARK].refuse_key(_NO_MARK)
+    asked = read_asked(fields)
     return DaemonSettings(
         libvirt=_read_libvirt(fields["libvirt"]) if "libvirt" in fields else _SECTIONS_DEFAULTS.libvirt,
         backend=_read(fields, "backend", _choice_of(BackendChoice), _SECTIONS_DEFAULTS.backend, "auto"),
@@ -162,6 +164,8 @@ def read_daemon(node: Node) -> DaemonSettings:
         uplinks=_read_uplinks(fields["uplinks"]) if "uplinks" in fields else _SECTIONS_DEFAULTS.uplinks,
         behind=_read_behind(fields["behind"]) if "behind" in fields else _SECTIONS_DEFAULTS.behind,
         auto_ports=_read_auto_ports(fields["auto_ports"]) if "auto_ports" in fields else None,
+        barred=asked.admission,
+        named=asked.named,
     )
 
 

@@ -226,7 +226,7 @@ class Manager:
         """Tell how things are; the figures may be a second old, or more where there is much to count."""
         facts, header = self._records.facts(), self._records.header(self._libvirt())
         readings = await self._count(facts)
-        return await self._writer.submit(lambda: Status(header, rows(facts, readings)))
+        return await self._writer.submit(lambda: Status(header, rows(facts, readings), readings.dropped.by_set))
 
     async def close(self) -> None:
         """End the threads."""

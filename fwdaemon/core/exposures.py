@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import ClassVar, NamedTuple, TypeAlias
 
+from fwdaemon.core.bans import Admission
 from fwdaemon.core.types import Address, Family, Origin, PortRange, Protocol, Subnet, Until, show_endpoint
 
 
@@ -153,8 +154,8 @@ class Forward(_Translated):
     `listen` is `None` for every local address. Empty `sources` let anyone in; otherwise all are of this forward's
     family. With `masquerade` the guest sees an address of the host instead of the client's. `domain` is the name
     libvirt knows, any text. `bridge` is where the guest is plugged in, and `bridge_port` the host's side of its
-    interface; others, as after a reboot, do not make it another forward. `auto` says that `ports` were assigned. One
-    that is there for a while has its end in `until`.
+    interface; others, as after a reboot, do not make it another forward. `auto` says that `ports` were assigned.
+    `admission` says who of them may not connect, or how often. One that is there for a while has its end in `until`.
     """
 
     # Whether guests open connections under its addresses.
@@ -173,6 +174,7 @@ class Forward(_Translated):
     bridge_port: str | None = field(default=None, compare=False)
     origin: Origin | None = field(default=None, compare=False)
     auto: bool = field(default=False, compare=False)
+    admission: Admission | None = None
     until: Until | None = None
 
     def __hash__(self) -> int:
@@ -218,6 +220,7 @@ class Nat(_Translated):
     bridge_port: str | None = field(default=None, compare=False)
     origin: Origin | None = field(default=None, compare=False)
     mac: str | None = field(default=None, compare=False)
+    admission: Admission | None = None
 
     @property
     def claim(self) -> Claim:
@@ -255,6 +258,7 @@ class Route(_Exposure):
     proxy: str | None = None
     origin: Origin | None = field(default=None, compare=False)
     let_out: bool = field(default=False, compare=False)
+    admission: Admission | None = None
 
     @property
     def family(self) -> Family:

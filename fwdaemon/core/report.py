@@ -1,9 +1,9 @@
 """What a reconcile did and why, as data. Pure."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
-from typing import Generic, NamedTuple, Protocol, TypeAlias, TypeVar
+from typing import NamedTuple, Protocol, TypeAlias
 
 from fwdaemon.core.exposures import Exposure, Renaming
 from fwdaemon.core.inventory import HijackedAddress, Hindrance
@@ -105,6 +105,7 @@ class FaultKind(StrEnum):
     UNWANTED = "unwanted"  # nothing: the text is the kernel's name of it
     CONNECTIONS_OPEN = "connections-open"
     CONFIGURATION_LATE = "configuration-late"
+    SET_REFUSED = "set-refused"  # a set
     MORE_CONFLICTS = "more-conflicts"  # how many more
     HOST_UNCHECKED = "host-unchecked"
     RULES_UNCHECKED = "rules-unchecked"
@@ -116,6 +117,7 @@ class FaultKind(StrEnum):
     GATES_UNSEARCHED = "gates-unsearched"
     LEGACY_GATE = "legacy-gate"
     LEGACY_GATES = "legacy-gates"
+    NO_ADMISSION = "no-admission"
     LEGACY_CHAIN_HELD = "legacy-chain-held"  # a chain, its table, the family, and the program that shows it
     HOST_NOT_FORWARDING = "host-not-forwarding"  # a family
     FORWARDING_OFF = "forwarding-off"  # a family
@@ -346,27 +348,6 @@ class Stamp(NamedTuple):
 
     value: object
     certain: bool
-
-
-_Counter = TypeVar("_Counter")
-
-
-class Counted(Generic[_Counter]):
-    """Adds up for each exposure what rules have counted; which rules those are is worked out once for each state."""
-
-    def __init__(self, counting_rules: Callable[[Desired], Mapping[_Counter, Exposure]]) -> None:
-        self._counting_rules = counting_rules
-        self._known: tuple[Desired, Mapping[_Counter, Exposure]] | None = None
-
-    def of(self, desired: Desired, packets: Iterable[tuple[_Counter, int]]) -> Mapping[Exposure, int]:
-        """Give the packets of each exposure; rules that are none of this state's count nothing."""
-        if self._known is None or self._known[0] is not desired:
-            self._known = (desired, self._counting_rules(desired))
-        rules, found = self._known[1], dict[Exposure, int]()
-        for rule, number in packets:
-            if (exposure := rules.get(rule)) is not None:
-                found[exposure] = found.get(exposure, 0) + number
-        return found
 
 
 # What one reconcile did: for the audit, the status, the metrics and the stream of changes.

@@ -4,16 +4,17 @@ How it follows from configuration and inventory is in `fwdaemon.resolve.placemen
 business of the backends.
 """
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from ipaddress import IPv4Address, IPv6Address
 from itertools import chain
 from operator import attrgetter
-from typing import Final, NamedTuple
+from types import MappingProxyType
+from typing import Final, Generic, NamedTuple, TypeVar
 from uuid import UUID
 
-from fwdaemon.core.bans import BEHIND
+from fwdaemon.core.bans import BEHIND, Admission, Gatekeeper, Place, Ranges, SourceSet, names_of
 from fwdaemon.core.exposures import Claim, Exposure, Forward, Kind, Nat, Owner, Route
 from fwdaemon.core.inventory import Hindrance, Move
 from fwdaemon.core.probing import Silent
@@ -30,6 +31,7 @@ REFUSED_FOR_S: Final = 120
 _FAMILIES: Final[Mapping[type, Family]] = {IPv4Address: Family.IPV4, IPv6Address: Family.IPV6}
 _target = attrgetter("target")
 _masquerades = attrgetter("masquerade")
+_admission = attrgetter("admission")
 
 
 class Proxied(NamedTuple):
@@ -139,6 +141,7 @@ class Desired:
     `kept` are families that had exposures before: their tables stay, to go on refusing what is left of connections
     that were ended. `expanded` are the entries of patterns and with automatic ports, each for one domain. `remarks` are
     of what is there and does not count, and of entries that work for now.
+    `sets` are the named sets of sources that there are. Whom `barred` denies may connect to nothing.
 
     Two states that follow each other share nearly all exposures, as the same objects in sets. So they are compared by
     operations of sets, which neither hash nor compare them anew; and what follows from all of them is worked out once.
@@ -170,6 +173,8 @@ class Desired:
     kept: frozenset[Family] = frozenset()
     remarks: tuple[Namesake | Unchosen, ...] = ()
     expanded: tuple[ExpandedEntry, ...] = ()
+    sets: tuple[SourceSet, ...] = ()
+    barred: Admission | None = None
 
     @cached_property
     def exposures(self) -> frozenset[Exposure]:
@@ -248,6 +253,29 @@ class Desired:
         return self.kept.union(map(_FAMILIES.__getitem__, kinds), (route.family for route in self.routes))
 
     @cached_property
+    def limited(self) -> tuple[Exposure, ...]:
+        """The exposures that not everybody may connect to whom they would take, or not as often as he likes."""
+        return tuple(filter(_admission, self.exposures))
+
+    @property
+    def has_external(self) -> bool:
+        """Whether others fill any of the sets."""
+        return any(item.external for item in self.sets)
+
+    @cached_property
+    def used_sets(self) -> Mapping[str, SourceSet]:
+        """The sets that the rules need: those that something live names, and those that others fill."""
+        asked = [*map(_admission, self.limited), *([self.barred] if self.barred is not None else [])]
+        names = set(names_of(asked))
+        return {item.name: item for item in self.sets if item.external or item.name in names}
+
+    def gatekeeper(self, ranges: Mapping[Place, Ranges] | None = None) -> Gatekeeper | None:
+        """Give what tells who may not connect, with what others have in sets; `None` where everybody may."""
+        if self.barred is None and not self.limited:
+            return None
+        return Gatekeeper({item.name: item for item in self.sets}, self.barred, ranges or {})
+
+    @cached_property
     def masquerading(self) -> tuple[Forward, ...]:
         """The forwards whose guests see an address of the host."""
         return tuple(filter(_masquerades, self.forwards))
@@ -308,3 +336,33 @@ class Desired:
         """The interfaces by which clients come in, apart from guests' own bridges."""
         named = map(attrgetter("interface"), self.forwards)
         return self.uplinks.union(interface for interface in set(named) if interface is not None)
+
+
+# What rules have counted of a state.
+
+_Counter = TypeVar("_Counter")
+
+
+class Counted(Generic[_Counter]):
+    """Adds up for each exposure what rules have counted; which rules those are is worked out once for each state."""
+
+    def __init__(self, counting_rules: Callable[[Desired], Mapping[_Counter, Exposure]]) -> None:
+        self._counting_rules = counting_rules
+        self._known: tuple[Desired, Mapping[_Counter, Exposure]] | None = None
+
+    def of(self, desired: Desired, packets: Iterable[tuple[_Counter, int]]) -> Mapping[Exposure, int]:
+        """Give the packets of each exposure; rules that are none of this state's count nothing."""
+        if self._known is None or self._known[0] is not desired:
+            self._known = (desired, self._counting_rules(desired))
+        rules, found = self._known[1], dict[Exposure, int]()
+        for rule, number in packets:
+            if (exposure := rules.get(rule)) is not None:
+                found[exposure] = found.get(exposure, 0) + number
+        return found
+
+
+class Dropped(NamedTuple):
+    """First packets that were dropped: by exposure, for `deny` of addresses and limits, and by the set that denied."""
+
+    by_exposure: Mapping[Exposure, int] = MappingProxyType({})
+    by_set: Mapping[str, int] = MappingProxyType({})

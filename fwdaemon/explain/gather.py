@@ -3,15 +3,17 @@
 import errno
 import signal
 import socket
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from ipaddress import ip_address, ip_network
+from itertools import product
 from pathlib import Path
 from typing import Any, Final
 
 from fwdaemon.config.names import NFT_NAME
+from fwdaemon.core.bans import Place, Ranges
 from fwdaemon.core.inventory import HostAddress
 from fwdaemon.core.text import shown
 from fwdaemon.core.types import Address, Family, Listener, Subnet
@@ -22,7 +24,9 @@ from fwdaemon.kernel import sysctl
 from fwdaemon.kernel.listeners import Holders, listeners
 from fwdaemon.kernel.observe import answers_now, observe_host
 from fwdaemon.kernel.process import Runner
-from fwdaemon.nftables.existing import hooked_chains, is_iptables
+from fwdaemon.nftables.admission import set_name
+from fwdaemon.nftables.existing import elements_of, hooked_chains, is_iptables
+from fwdaemon.nftables.external import bounds_of, paired
 from fwdaemon.rulesets import nft_listing, xt_listing
 from fwdaemon.rulesets.packet import BaseChain, System
 
@@ -144,6 +148,15 @@ class Kernel:
     def daemon(self) -> int | None:
         """See `World.daemon`."""
         return next((int(entry.name) for entry in _PROC.iterdir() if entry.name.isdigit() and _is_daemon(entry)), None)
+
+    def ranges(self, names: Collection[str]) -> Mapping[Place, Ranges]:
+        """See `World.ranges`; a set that is not there holds nobody."""
+        found: dict[Place, Ranges] = {}
+        for family, name in product(Family, names):
+            with suppress(KernelError):
+                messages = elements_of(family, set_name(name, family, 0))
+                found[family, name] = Ranges(paired((item for each in messages for item in bounds_of(each)), family))
+        return found
 
     def is_on_link(self, address: Address) -> bool:
         """See `World.is_on_link`; any packet has the kernel ask its neighbours."""

@@ -13,6 +13,7 @@ from typing import Final
 
 from fwdaemon.config.model import GuestEntry
 from fwdaemon.config.names import as_pattern
+from fwdaemon.core.bans import Admission, Refusal, SourceSet
 from fwdaemon.core.inventory import Domain
 from fwdaemon.core.text import is_interface_name, quote, shown
 from fwdaemon.core.types import Address, Family, Gate, Origin, Protocol, Subnet
@@ -350,3 +351,25 @@ def iptables_program(location: RuleLocation) -> str:
     """Name the program that writes to a chain of iptables."""
     kind = "nft" if location.system is System.IPTABLES_NFT else "legacy"
     return f"{location.family}tables-{kind}"
+
+
+def denied(refusal: Refusal, where: str, found: SourceSet | None, client: Address) -> tuple[str, str]:
+    """Tell that the configuration refuses a client, and by what; that is not to be opened, so it is no remedy."""
+    if not refusal.denied:
+        return f"{where} is for others only", f"This is on purpose: {client} is not among those who may connect."
+    if found is None:
+        return f"{where} denies {refusal.network}", f"This is on purpose: {where} denies {client}."
+    network = found.network_of(client)
+    kept = "which other programs fill" if found.external else f"{network} of {found.file or found.origin}"
+    what = f"set {found.name} ({kept})"
+    return f"{where} denies who is in {what}", f"This is on purpose: {client} is in {what}, at {found.origin}."
+
+
+def limits(admission: Admission | None) -> str:
+    """Tell how often one client may connect; empty where that is not limited."""
+    if admission is None:
+        return ""
+    rate = f"{admission.rate.number} new connections a {admission.rate.unit}" if admission.rate else ""
+    most = f"{admission.max_open} open ones" if admission.max_open else ""
+    found = " and ".join(filter(None, (rate, most)))
+    return f"; one address may have {found}, and what goes beyond is dropped" if found else ""

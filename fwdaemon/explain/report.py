@@ -2,12 +2,13 @@
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 from typing import Protocol as Interface
 
+from fwdaemon.core.bans import Place, Ranges
 from fwdaemon.core.inventory import HostAddress
 from fwdaemon.core.types import Address, Family, Listener, Subnet
 from fwdaemon.rulesets.evaluation import Passage
@@ -356,6 +357,10 @@ class World(Interface):
 
     def daemon(self) -> int | None:
         """Give the process number of the daemon, if it runs in this network namespace."""
+        ...
+
+    def ranges(self, names: Collection[str]) -> Mapping[Place, Ranges]:
+        """Give what others have put into external sets."""
         ...
 
     def is_on_link(self, address: Address) -> bool:

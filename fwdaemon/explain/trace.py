@@ -7,6 +7,7 @@ from typing import Final
 
 from fwdaemon.audit.causes import why
 from fwdaemon.config.model import Config, RouteEntry
+from fwdaemon.core.bans import Gatekeeper
 from fwdaemon.core.inventory import Domain, HostAddress, Inventory
 from fwdaemon.core.state import Desired, Waiting
 from fwdaemon.core.text import shown
@@ -126,7 +127,12 @@ class _Trace:
                 return refused
             steps += [self._unclaimed(arrival), *entrance.enter(), *entrance.into_host()]
             return Report(f"{arrival} from {arrival.client}", steps, "")
-        steps += [self._entry(claim, arrival), self._daemon(daemon)]
+        steps.append(self._entry(claim, arrival))
+        if (admission := self._admission(claim, arrival)) is not None:
+            steps.append(admission)
+            if admission.cause is not None:
+                return Report(f"{arrival} from {arrival.client}", steps, f"{arrival} is for {shown(_owner(claim))}")
+        steps.append(self._daemon(daemon))
         by_proxy = arrival.address.is_loopback
         inside = [] if by_proxy else list(entrance.enter())
         guest_steps, target = self._target(claim, desired, arrival, None if by_proxy else entrance.led_to())
@@ -264,6 +270,22 @@ class _Trace:
             source = arrival.source or arrival.stand_in
             return wrong("entry", text, Cause.SOURCE_REFUSED, remedies.admit(claim, source))
         return fine("entry", f"{text}, from {', '.join(map(str, claim.sources)) or 'anywhere'}")
+
+    def _admission(self, claim: Claim, arrival: Arrival) -> Step | None:
+        """Tell whether sets or limits keep the client out; `None` where there are none of these."""
+        asked, barred = claim.entry.admission, self.config.daemon.barred
+        if asked is None and barred is None:
+            return None
+        if arrival.source is None:
+            return fine("admission", f"who may connect depends on the client's address{remedies.limits(asked)}")
+        sets = {item.name: item for item in self.config.sets}
+        ranges = self.world.ranges([name for name, item in sets.items() if item.external])
+        for admission, where in (barred, f"deny in [daemon] of {self.main}"), (asked, str(claim.origin)):
+            refusal = Gatekeeper(sets, None, ranges).refusal(admission, arrival.source)
+            if refusal is not None:
+                text, remedy = remedies.denied(refusal, where, sets.get(refusal.name), arrival.source)
+                return wrong("admission", text, Cause.ON_PURPOSE, remedy)
+        return fine("admission", f"nothing denies {arrival.source}{remedies.limits(asked)}")
 
     # --- the guest -------------------------------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Final, TypeAlias
 
 from fwdaemon.audit.throttle import WarnOnce
+from fwdaemon.core.bans import Gatekeeper
 from fwdaemon.core.exposures import Forward
 from fwdaemon.core.pace import Backoff, Budget
 from fwdaemon.core.state import Desired
@@ -93,13 +94,13 @@ def duties(desired: Desired) -> dict[Endpoint, Duty]:
     """Give what is to be answered: forwards on every address and by every interface whose sources hold the host."""
     if not desired.localhost:
         return {}
-    answering = [forward for forward in desired.forwards if answers(forward)]
+    refusal = (desired.gatekeeper() or Gatekeeper()).refusal  # it is not counted how often the host itself connects
+    every = filter(answers, desired.forwards)
+    answering = [forward for forward in every if not refusal(forward.admission, LOOPBACK[forward.family])]
     # Those for some sources go before those for anyone, of which no two claim one place.
     narrow = sorted((forward for forward in answering if forward.sources), key=_by_owner)
-    found: dict[Endpoint, Duty] = {}
-    for forward in (*(forward for forward in answering if not forward.sources), *narrow):
-        found.update(_duties_of(forward))
-    return found
+    ordered = (*(forward for forward in answering if not forward.sources), *narrow)
+    return dict(duty for forward in ordered for duty in _duties_of(forward))
 
 
 def answers(forward: Forward) -> bool:

@@ -13,7 +13,6 @@ from fwdaemon.core.exposures import Exposure
 from fwdaemon.core.report import (
     LIBVIRT_CHAIN,
     ApplyResult,
-    Counted,
     Fault,
     FaultKind,
     GateChange,
@@ -24,13 +23,12 @@ from fwdaemon.core.report import (
     joined,
     tried,
 )
-from fwdaemon.core.state import REFUSED_FOR_S, Desired
+from fwdaemon.core.state import REFUSED_FOR_S, Counted, Desired, Dropped
 from fwdaemon.core.text import is_interface_name
 from fwdaemon.core.types import Family, Gate
 from fwdaemon.errors import KernelError, PortfwdError
 from fwdaemon.kernel.rtnetlink import interface_names
 from fwdaemon.legacy.client import HelperClient, LateError, UnusableError
-from fwdaemon.legacy.difference import change_text, restore_text
 from fwdaemon.legacy.gates import LegacyGates, LegacyMonitor
 from fwdaemon.legacy.info import (
     TableInfo,
@@ -49,13 +47,17 @@ from fwdaemon.legacy.model import (
     ObservedTable,
     Table,
     TableName,
+    change_text,
     confined_from,
+    restore_text,
 )
 from fwdaemon.legacy.ruleset import Plan, Tables, links, tables, uplinks_named
 from fwdaemon.legacy.translation import Counter, counting_rules, packets
 from fwdaemon.resolve.flows import Ended, Flow
 
 _log = logging.getLogger(__name__)
+
+_NO_ADMISSION: Final = Fault(FaultKind.NO_ADMISSION)
 
 # Each of what is refused is a rule, and each commit writes the whole table. So where many connections end at one port
 # of a guest, a rule for the port is enough.
@@ -87,6 +89,7 @@ class LegacyBackend:
         self._settled: dict[Family, _Infos] = {}
         self._clean: dict[Family, _Infos] = {}
         self._linked: set[Gate] = set()
+        self._left_out: tuple[Desired, Desired, ApplyResult] | None = None
         self._unusable: dict[Family, Fault] = {}
         self._left: dict[Family, tuple[Fault, ...]] = {}
 
@@ -97,24 +100,34 @@ class LegacyBackend:
 
     def apply(self, desired: Desired, *, full: bool) -> ApplyResult:
         """See `Backend.apply`."""
+        desired, refused = self._admissible(desired)
         forgotten = self._ended.forget(self._clock())
         if desired is not self._desired or full or forgotten:
             self._settled = {}
         if full:
             self._unusable = {}
         self._desired = desired
-        return self._apply(desired)
+        return joined(self._apply(desired), refused)
+
+    def _admissible(self, desired: Desired) -> tuple[Desired, ApplyResult]:
+        """Leave out what these tables cannot keep anybody from; what was left out the last time is known."""
+        if self._left_out is None or self._left_out[0] is not desired:
+            refused = desired.exposures if desired.barred is not None else frozenset(desired.limited)
+            kept = desired.lacking(refused) if refused else desired
+            reasons = tuple((exposure, _NO_ADMISSION) for exposure in refused)
+            self._left_out = desired, kept, ApplyResult(refused=reasons, faults=(_NO_ADMISSION,) if refused else ())
+        return self._left_out[1:]
 
     def render(self, desired: Desired) -> str:
         """See `Backend.render`."""
+        desired, _ = self._admissible(desired)
         return "\n".join(restore_text(family, wanted) for family, wanted in tables(desired).items())
 
     def preview(self, desired: Desired) -> ApplyResult:
         """See `Backend.preview`."""
+        desired, refused = self._admissible(desired)
         every = tables(desired)
-        return reduce(
-            joined, (self._preview(family, every.get(family, {}), desired) for family in Family), ApplyResult()
-        )
+        return reduce(joined, (self._preview(family, every.get(family, {}), desired) for family in Family), refused)
 
     def refuse(self, flows: Collection[Flow]) -> None:
         """See `Backend.refuse`."""
@@ -186,7 +199,13 @@ class LegacyBackend:
 
     def counters(self, desired: Desired) -> Mapping[Exposure, int]:
         """See `Backend.counters`."""
+        desired, _ = self._admissible(desired)
         return self._counted.of(desired, chain.from_iterable(map(_packets, sorted(desired.families))))
+
+    def dropped(self, desired: Desired) -> Dropped:
+        """See `Backend.dropped`: what would drop any stays closed."""
+        del desired
+        return Dropped()
 
     def _remove(self) -> ApplyResult:
         """Take our own rules away; gates stay."""

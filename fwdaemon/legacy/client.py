@@ -14,10 +14,9 @@ from typing import Any, Protocol
 from fwdaemon.core.types import Family
 from fwdaemon.errors import HangingError, KernelError, PortfwdError
 from fwdaemon.kernel.process import Companion
-from fwdaemon.legacy import difference
-from fwdaemon.legacy.difference import Change
+from fwdaemon.legacy import model
 from fwdaemon.legacy.lock import PATH_VARIABLE
-from fwdaemon.legacy.model import ObservedTable, TableName
+from fwdaemon.legacy.model import Change, ObservedTable, TableName
 
 # Others hold iptables' lock for milliseconds. A helper may do nothing for longer than this.
 _PATIENCE = 1.5
@@ -38,7 +37,7 @@ class LateError(KernelError):
 class Session(Protocol):
     """The tables of one family, held under iptables' lock."""
 
-    def observe(self, heads: difference.Heads, behind: Collection[str]) -> dict[TableName, ObservedTable]:
+    def observe(self, heads: model.Heads, behind: Collection[str]) -> dict[TableName, ObservedTable]:
         """Read tables; `heads` are the rules of ours that are looked for, by table and chain.
 
         `behind` are patterns of chains: jumps to these stay ahead of our rules.
@@ -89,17 +88,17 @@ class HelperClient:
             yield self
         finally:
             if self._helper is not None:
-                self._ask({"do": difference.RELEASE})
+                self._ask({"do": model.RELEASE})
 
-    def observe(self, heads: difference.Heads, behind: Collection[str]) -> dict[TableName, ObservedTable]:
+    def observe(self, heads: model.Heads, behind: Collection[str]) -> dict[TableName, ObservedTable]:
         """See `Session.observe`."""
-        request = {"do": difference.OBSERVE, "heads": difference.pack_heads(heads), "behind": tuple(behind)}
+        request = {"do": model.OBSERVE, "heads": model.pack_heads(heads), "behind": tuple(behind)}
         answer = self._ask({**request, "patience": self._patience})
-        return {TableName(name): difference.unpack_observed(packed) for name, packed in answer.items()}
+        return {TableName(name): model.unpack_observed(packed) for name, packed in answer.items()}
 
     def commit(self, table: TableName, change: Change) -> None:
         """See `Session.commit`."""
-        self._ask({"do": difference.COMMIT, "table": table.value, "change": difference.pack_change(change)})
+        self._ask({"do": model.COMMIT, "table": table.value, "change": model.pack_change(change)})
 
     def close(self) -> None:
         """End the helper, if there is one."""
@@ -113,7 +112,7 @@ class HelperClient:
             self._helper = Companion(_HELPER, str(int(self._family)), _QUICK | _beside_library() | inherited)
         except OSError as error:
             raise KernelError(f"cannot start the helper for IPv{self._family}: {error}") from error
-        missing = self._ask({"do": difference.SELF_TEST})
+        missing = self._ask({"do": model.SELF_TEST})
         if missing:
             self.close()
             raise UnusableError("; ".join(missing))

@@ -1,6 +1,6 @@
 """The helper: a program of its own that works on the legacy tables of one family, `… -m fwdaemon.legacy.helper 4`.
 
-It answers requests (`fwdaemon.legacy.difference`) on standard input until that ends, and with it whoever started it.
+It answers requests (`fwdaemon.legacy.model`) on standard input until that ends, and with it whoever started it.
 Signals to end it are ignored, since it is of use until its owner is done. After the library has refused a rule it
 answers, and ends, because nobody knows what state the library is in then.
 """
@@ -14,10 +14,9 @@ from typing import Any, TextIO
 
 from fwdaemon.core.types import Family
 from fwdaemon.errors import label_remedy
-from fwdaemon.legacy import difference, library
-from fwdaemon.legacy.difference import Change
+from fwdaemon.legacy import library, model
 from fwdaemon.legacy.lock import HelperError, LibraryError, RefusedError, TableError, XtablesLock
-from fwdaemon.legacy.model import COMMENT, FWD, OUT, OWN_CHAINS, Rule, TableName, labelled, labelling
+from fwdaemon.legacy.model import COMMENT, FWD, OUT, OWN_CHAINS, Change, Rule, TableName, labelled, labelling
 
 # What a helper does for the daemon on one family's tables, under iptables' own lock.
 
@@ -52,7 +51,7 @@ _NAT_SAMPLES = {
 
 
 class Operations:
-    """Everything that can be requested (`fwdaemon.legacy.difference`)."""
+    """Everything that can be requested (`fwdaemon.legacy.model`)."""
 
     def __init__(self, family: Family) -> None:
         self._family = family
@@ -68,13 +67,13 @@ class Operations:
 
         """
         match request["do"]:
-            case difference.SELF_TEST:
+            case model.SELF_TEST:
                 return self.self_test()
-            case difference.OBSERVE:
-                heads = difference.unpack_heads(request["heads"])
+            case model.OBSERVE:
+                heads = model.unpack_heads(request["heads"])
                 return self.observe(heads, request["behind"], request["patience"])
-            case difference.COMMIT:
-                return self.commit(TableName(request["table"]), difference.unpack_change(request["change"]))
+            case model.COMMIT:
+                return self.commit(TableName(request["table"]), model.unpack_change(request["change"]))
             case _:
                 return self.release()
 
@@ -83,7 +82,7 @@ class Operations:
         samples = (*_SAMPLES, *_NAT_SAMPLES[self._family])
         return [sentence for sentence in map(self._tried, samples) if sentence]
 
-    def observe(self, heads: difference.Heads, behind: Collection[str], patience: float) -> dict[str, Any]:
+    def observe(self, heads: model.Heads, behind: Collection[str], patience: float) -> dict[str, Any]:
         """Take the lock, which may take `patience` seconds, and read these tables; it is held until `release`.
 
         Bans are rules of the table filter: in the others, nothing stays ahead of ours.
@@ -91,7 +90,7 @@ class Operations:
         self._lock.acquire(patience)
         self._open = {table: library.OpenTable(self._family, table) for table in heads}
         return {
-            table.value: difference.pack_observed(
+            table.value: model.pack_observed(
                 self._open[table].observe(
                     {chain: self._compiler.compile(rule) for chain, rule in rules.items()},
                     behind if table is TableName.FILTER else None,

@@ -1,11 +1,13 @@
 """The legacy tables' own nouns: rules as iptables writes them, our chains, and the heads of the kernel's own chains."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from hashlib import blake2s
+from typing import Any
 
-from fwdaemon.core.types import Address, GateFault
+from fwdaemon.core.types import Address, Family, GateFault
 
 # What every rule of ours in a chain that is not ours says of itself.
 COMMENT = "kvm-portfwd"
@@ -129,3 +131,207 @@ def unlabelled(bit: int) -> str:
 def labelling(bit: int) -> str:
     """Write what labels a connection, as the last of the matches; it fails where a connection can have no labels."""
     return f"{labelled(bit)} --set"
+
+
+# From what a table holds of ours to what it shall hold: the fewest edits. Pure.
+#
+# Rules that stay are not touched, so their counters go on.
+
+_OWN_COMMENT = re.compile(r"[A-Za-z0-9_.]* [0-9a-f]{12}")
+
+
+@dataclass(frozen=True, slots=True)
+class Edit:
+    """Changes of one chain: first the rules at the positions `delete` go, then each of `insert` goes to its position.
+
+    Positions count from 0; those to delete are where the rules are before the edit, those to insert where they will be.
+    """
+
+    chain: str
+    delete: tuple[int, ...] = ()
+    insert: tuple[tuple[int, Rule], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """The changes of one table, and what they say of the time before them.
+
+    `create` and `drop` are chains of ours; one that rules of others lead to is emptied, and stays. `placed` are the
+    comments of rules that were missing; `broken` are chains of ours with something wrong that concerns everything
+    relying on them.
+    """
+
+    create: tuple[str, ...] = ()
+    edits: tuple[Edit, ...] = ()
+    drop: tuple[str, ...] = ()
+    placed: frozenset[str] = frozenset()
+    broken: frozenset[str] = frozenset()
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is nothing to do."""
+        return not (self.create or self.edits or self.drop)
+
+
+def difference(desired: Table, observed: ObservedTable, framework: Collection[str] = ()) -> Change:
+    """Tell what makes `observed` become `desired`; `framework` are comments of rules for all of a chain."""
+    heads = [_head_edit(chain, desired.heads.get(chain), head) for chain, head in observed.heads.items()]
+    chains = [_chain_edit(chain, rules, observed.chains.get(chain, ())) for chain, rules in desired.chains.items()]
+    gone = [name for name in observed.chains if name not in desired.chains]
+    emptied = [_chain_edit(name, (), observed.chains[name]) for name in gone if name in observed.held]
+    return Change(
+        tuple(name for name in desired.chains if name not in observed.chains),
+        tuple(edit for edit in [*chains, *emptied, *heads] if edit.delete or edit.insert),
+        tuple(name for name in gone if name not in observed.held),
+        frozenset(rule.comment for edit in chains for _, rule in edit.insert),
+        _unlinked(desired, observed) | _bent(chains, observed, framework),
+    )
+
+
+def _head_edit(chain: str, wanted: Rule | None, head: Head) -> Edit:
+    if wanted is None:
+        return Edit(chain, head.positions)
+    return Edit(chain) if head.holds else Edit(chain, head.positions, ((head.place, wanted),))
+
+
+def _chain_edit(chain: str, wanted: Sequence[Rule], observed: Sequence[str]) -> Edit:
+    """Keep what is there and in order; a chain whose order is wrong is written anew."""
+    order = {rule.comment: number for number, rule in enumerate(wanted)}
+    kept = {comment: position for position, comment in reversed([*enumerate(observed)]) if comment in order}
+    numbers = [order[comment] for comment, _ in sorted(kept.items(), key=lambda item: item[1])]
+    if numbers != sorted(numbers):
+        kept = {}
+    staying = set(kept.values())
+    gone = tuple(position for position in range(len(observed)) if position not in staying)
+    return Edit(chain, gone, tuple((number, rule) for number, rule in enumerate(wanted) if rule.comment not in kept))
+
+
+def _unlinked(desired: Table, observed: ObservedTable) -> frozenset[str]:
+    """Name the chains of ours to which nothing led, or something wrong."""
+    heads = ((rule.target, observed.heads.get(chain)) for chain, rule in desired.heads.items())
+    return frozenset(chain for chain, head in heads if head is not None and not head.good)
+
+
+def _bent(edits: Iterable[Edit], observed: ObservedTable, framework: Collection[str]) -> frozenset[str]:
+    """Name the chains that did not do what they are for: one rule of all that was missing is enough."""
+    return frozenset(
+        edit.chain
+        for edit in edits
+        if _is_strange(edit, observed.chains.get(edit.chain, ()))
+        or any(rule.comment in framework for _, rule in edit.insert)
+    )
+
+
+def _is_strange(edit: Edit, observed: Sequence[str]) -> bool:
+    """Whether rules that we never wrote were among ours, or ours were out of order."""
+    gone = {observed[position] for position in edit.delete}
+    unknown = any(_OWN_COMMENT.fullmatch(comment) is None for comment in gone)
+    return unknown or not gone.isdisjoint(rule.comment for _, rule in edit.insert)
+
+
+# Our rules as text for people, in the form `iptables-legacy-restore --noflush` takes.
+
+
+def restore_text(family: Family, tables: Mapping[TableName, Table]) -> str:
+    """Write the tables of one family."""
+    lines = [f"# {family.iptables}-legacy-restore --noflush"]
+    for name, table in tables.items():
+        lines += [f"*{name}", *_lines(table), "COMMIT"]
+    return "".join(f"{line}\n" for line in lines)
+
+
+def change_text(family: Family, table: TableName, change: Change) -> str:
+    """Write the edits of one table; positions count from 1, each rule's as it is when its line's turn comes."""
+    program = f"{family.iptables}-legacy-restore"
+    lines = [f"# {program} --noflush", f"*{table}", *(f":{chain} - [0:0]" for chain in change.create)]
+    for edit in change.edits:
+        lines += [f"-D {edit.chain} {position + 1}" for position in sorted(edit.delete, reverse=True)]
+        lines += [f"-I {edit.chain} {position + 1} {rule}" for position, rule in edit.insert]
+    for chain in change.drop:
+        lines += [f"-F {chain}", f"-X {chain}"]
+    return "".join(f"{line}\n" for line in [*lines, "COMMIT"])
+
+
+def _lines(table: Table) -> Iterator[str]:
+    yield from (f":{chain} - [0:0]" for chain in table.chains)
+    yield from (f"-I {chain} 1 {rule}" for chain, rule in table.heads.items())
+    for chain, rules in table.chains.items():
+        yield from (f"-A {chain} {rule}" for rule in rules)
+
+
+# What the daemon and a helper say to each other: one JSON object a line, in both directions.
+#
+# A request is `{"do": …}`; the answer is `{"ok": …}` or `{"error": …, "final": …, "unusable": …}`
+# (`fwdaemon.legacy.lock`). Here our nouns become JSON and back; both sides are this program, so nothing is checked.
+
+# Which matches and targets work, as a list of sentences about those that do not.
+SELF_TEST = "self-test"
+# Take the lock, and read; jumps to chains of `behind` may stay ahead of our rules.
+OBSERVE = "observe"
+# Change one table.
+COMMIT = "commit"
+# Give the lock back.
+RELEASE = "release"
+
+Heads = Mapping[TableName, Mapping[str, Rule]]
+
+
+def pack_rule(rule: Rule) -> list[str]:
+    """Write a rule."""
+    return [rule.matches, rule.target, rule.comment]
+
+
+def unpack_rule(packed: list[str]) -> Rule:
+    """Read a rule."""
+    return Rule(*packed)
+
+
+def pack_heads(heads: Heads) -> dict[str, Any]:
+    """Write which rules are looked for, by table and chain."""
+    return {table.value: {chain: pack_rule(rule) for chain, rule in rules.items()} for table, rules in heads.items()}
+
+
+def unpack_heads(packed: Mapping[str, Any]) -> Heads:
+    """Read them."""
+    return {
+        TableName(table): {chain: unpack_rule(rule) for chain, rule in rules.items()} for table, rules in packed.items()
+    }
+
+
+def pack_observed(observed: ObservedTable) -> dict[str, Any]:
+    """Write what a table holds."""
+    heads = {chain: asdict(head) for chain, head in observed.heads.items()}
+    return {"chains": dict(observed.chains), "heads": heads, "held": sorted(observed.held)}
+
+
+def unpack_observed(packed: Mapping[str, Any]) -> ObservedTable:
+    """Read it."""
+    return ObservedTable(
+        {chain: tuple(comments) for chain, comments in packed["chains"].items()},
+        {chain: Head(**{**head, "positions": tuple(head["positions"])}) for chain, head in packed["heads"].items()},
+        frozenset(packed["held"]),
+    )
+
+
+def pack_change(change: Change) -> dict[str, Any]:
+    """Write what is to be done to a table."""
+    return {
+        "create": change.create,
+        "edits": [
+            [edit.chain, edit.delete, [[position, pack_rule(rule)] for position, rule in edit.insert]]
+            for edit in change.edits
+        ],
+        "drop": change.drop,
+    }
+
+
+def unpack_change(packed: Mapping[str, Any]) -> Change:
+    """Read it."""
+    return Change(
+        tuple(packed["create"]),
+        tuple(
+            Edit(chain, tuple(delete), tuple((position, unpack_rule(rule)) for position, rule in insert))
+            for chain, delete, insert in packed["edits"]
+        ),
+        tuple(packed["drop"]),
+    )

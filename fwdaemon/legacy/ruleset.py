@@ -15,7 +15,6 @@ from fwdaemon.core.report import Fault, FaultKind
 from fwdaemon.core.state import LABELS, Desired
 from fwdaemon.core.text import is_interface_name, is_mac, label
 from fwdaemon.core.types import Family, Gate, Protocol
-from fwdaemon.legacy.difference import Change, difference
 from fwdaemon.legacy.model import (
     COMMENT,
     FORMER,
@@ -23,11 +22,13 @@ from fwdaemon.legacy.model import (
     OUT,
     POST,
     PRE,
+    Change,
     Head,
     ObservedTable,
     Rule,
     Table,
     TableName,
+    difference,
     host,
     labelled,
     labelling,

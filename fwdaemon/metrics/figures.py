@@ -152,6 +152,7 @@ def metrics_of(status: Status, tally: Tally, now: datetime) -> tuple[Metric, ...
     return (
         *_own(status.header, now),
         *_exposures(status.rows),
+        _denied(status.denied),
         *_work(tally),
         *_configuration(status.header.configuration),
     )
@@ -199,6 +200,13 @@ def _exposures(rows: Iterable[Row]) -> Iterator[Metric]:
         used,
         lambda usage: usage.open_bytes,
     )
+    text = "First packets over a limit, or from addresses that an entry denies."
+    yield _summed("dropped", Type.COUNTER, text, used, lambda usage: usage.dropped)
+
+
+def _denied(denied: Mapping[str, int]) -> Metric:
+    samples = tuple(Sample(number, _labels(set=name), "_total") for name, number in sorted(denied.items()))
+    return Metric(f"{PREFIX}denied", Type.COUNTER, "First packets dropped as their source is in a set.", samples)
 
 
 def _summed(name: str, kind: Type, text: str, used: _Used, value: Callable[[Usage], int | None]) -> Metric:

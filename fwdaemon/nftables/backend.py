@@ -12,7 +12,6 @@ from fwdaemon.core.report import (
     LIBVIRT_CHAIN,
     LIBVIRT_TABLE,
     ApplyResult,
-    Counted,
     Fault,
     FaultKind,
     GateChange,
@@ -21,7 +20,7 @@ from fwdaemon.core.report import (
     Stamp,
     joined,
 )
-from fwdaemon.core.state import REFUSED_FOR_S, Desired
+from fwdaemon.core.state import REFUSED_FOR_S, Counted, Desired, Dropped
 from fwdaemon.core.text import is_interface_name
 from fwdaemon.core.types import Family, Gate
 from fwdaemon.errors import HangingError, ProcessError
@@ -34,17 +33,17 @@ from fwdaemon.nftables.difference import (
     WithMapKeys,
     altered,
     creation,
-    refusal_script,
     stale,
     tables_difference,
 )
 from fwdaemon.nftables.dispatch_chains import EVERYWHERE, STRANGERS
-from fwdaemon.nftables.existing import Observer, comments, existing_tables, has_rules, iptables_program
+from fwdaemon.nftables.existing import Observer, comments, elements_of, existing_tables, has_rules, iptables_program
+from fwdaemon.nftables.external import ExternalKeeper, Externals, now
 from fwdaemon.nftables.gates import GateState, gate_script, is_iptables_gate
 from fwdaemon.nftables.generation import Commits, RulesMonitor, current_generation, following_generation
 from fwdaemon.nftables.model import TABLE_NAME, Table, table_name
-from fwdaemon.nftables.readback import Counter, counting_rules, read_packets
-from fwdaemon.nftables.ruleset import labels_of, newcomers_from, renamings_of, tables, uplinks_of
+from fwdaemon.nftables.readback import Counter, counting_rules, denied_by_set, dropping_rules, read_packets
+from fwdaemon.nftables.ruleset import labels_of, newcomers_from, refusal_script, renamings_of, tables, uplinks_of
 from fwdaemon.nftables.table_cache import TableCache
 from fwdaemon.resolve.flows import Ended, Flow
 
@@ -66,14 +65,20 @@ class NftablesBackend:
     unusable: Final[Mapping[Family, Fault]] = {}
 
     def __init__(
-        self, runner: Runner, commits: Commits | None = None, clock: Callable[[], float] = time.monotonic
+        self,
+        runner: Runner,
+        commits: Commits | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        externals: Externals | None = None,
     ) -> None:
         """Take `commits` where a monitor is to know which are ours; `clock` is a monotonic one."""
         self._clock = clock
+        self._externals = externals or Externals()
+        self._keeper = ExternalKeeper(self._externals, elements_of)
         self._runner = runner
         self._commits = commits or Commits(runner)
         self._observer = Observer(runner, self._commits.judged)
-        self._counted = Counted(counting_rules)
+        self._counted, self._refusing = Counted(counting_rules), Counted(dropping_rules)
         self._gates_only = False
         self._forget()
 
@@ -107,7 +112,7 @@ class NftablesBackend:
 
     def monitor(self, changed: RulesChanged) -> RulesMonitor:
         """See `Backend.monitor`."""
-        return RulesMonitor(self._commits, changed)
+        return RulesMonitor(self._commits, changed, self._externals)
 
     def stamp(self) -> Stamp:
         """See `Backend.stamp`."""
@@ -142,6 +147,13 @@ class NftablesBackend:
         """See `Backend.counters`."""
         return self._counted.of(desired, chain.from_iterable(map(self._packets, sorted(desired.families))))
 
+    def dropped(self, desired: Desired) -> Dropped:
+        """See `Backend.dropped`."""
+        if desired.gatekeeper() is None:
+            return Dropped()
+        packets = [*chain.from_iterable(map(self._packets, sorted(desired.families)))]
+        return Dropped(self._refusing.of(desired, packets), denied_by_set(packets))
+
     def close(self) -> None:
         """See `Backend.close`: nothing of this one runs beside us."""
 
@@ -159,6 +171,7 @@ class NftablesBackend:
             self._forget()
 
     def _apply(self, desired: Desired, *, full: bool) -> ApplyResult:
+        self._keeper.expect(desired)
         self._put_back = joined(self._put_back, self._make_what_is_gone(desired))
         result = joined(self._put_back, self._reconciled(desired, full=full))
         self._put_back = ApplyResult()
@@ -166,7 +179,7 @@ class NftablesBackend:
 
     def render(self, desired: Desired) -> str:
         """See `Backend.render`."""
-        return "\n\n".join(creation(table, _boottime()) for table in tables(desired).values())
+        return "\n\n".join(creation(table, now()) for table in tables(desired).values())
 
     def preview(self, desired: Desired) -> ApplyResult:
         """See `Backend.preview`."""
@@ -184,7 +197,7 @@ class NftablesBackend:
         desired = replace(desired, kept=frozenset(there) if not self._gates_only else frozenset())
         observed = self._observe(desired, full=True)
         table_cache = TableCache()
-        plan = Plan.of(self._tables(table_cache, desired), observed, _boottime())
+        plan = Plan.of(self._tables(table_cache, desired), observed, self._keeper.refilling, now())
         gates = tuple(GateChange(state.gate, restored=False, fault=state.fault) for state in plan.shut)
         opened = [gate_script(state, desired.label) for state in plan.shut]
         script = "".join([plan.script, *opened, *(gate_script(state, None) for state in plan.orphaned_gates)])
@@ -225,8 +238,9 @@ class NftablesBackend:
             for family, table in self._tables(self._table_cache, desired).items()
             if family in self._committed and (family.word, TABLE_NAME) not in there
         }
-        changes = tables_difference(made, {}, _boottime()).values()
-        script = "".join(f"{line}\n" for change in changes for line in change.script)
+        quick, elements = self._keeper.quickly(made)
+        changes = tables_difference(quick, {}, now()).values()
+        script = "".join(f"{line}\n" for change in changes for line in change.script) + elements
         if not script:
             return ApplyResult()
         try:
@@ -250,6 +264,7 @@ class NftablesBackend:
                 _log.debug("looking again after: %s", error)
                 # Also for gates that are not wanted any more: nothing of what was seen has been done.
                 self._observed = self._wanted = None
+        self._keeper.give_up()
         return self._reconcile(desired, self._strange(desired))
 
     def _observe(self, desired: Desired, *, full: bool) -> Observed:
@@ -260,6 +275,8 @@ class NftablesBackend:
         wanted = Wanted(desired.families, desired.gates, desired.label, desired.behind)
         generation = current_generation()
         known = self._observed
+        if known is not None and self._commits.same_since(known.generation, generation):
+            known = self._observed = replace(known, generation=generation)
         enough = known is not None and (not full or (known.listed and not known.faults))
         if known and enough and known.generation == generation and wanted == self._wanted:
             return known
@@ -277,7 +294,8 @@ class NftablesBackend:
     def _reconcile(self, desired: Desired, observed: Observed) -> ApplyResult:
         if self._settled is not None and desired is self._settled[0] and observed is self._settled[1]:
             return ApplyResult(faults=self._settled[2])
-        plan = Plan.of(self._tables(self._table_cache, desired), observed, _boottime())
+        self._keeper.read(observed.tables)
+        plan = Plan.of(self._tables(self._table_cache, desired), observed, self._keeper.refilling, now())
         faults = [*observed.faults, *self._missing_libvirt(observed)]
         refused: Mapping[Gate, Fault] = {}
         committed = self._committed
@@ -285,6 +303,7 @@ class NftablesBackend:
             self._settled = (desired, observed, tuple(faults))
         else:
             refused = self._commit(plan, desired.label)
+            self._keeper.done()
         self._remember(plan, observed, refused)
         # What was done is told after the commit: where it was much, that takes time.
         gates = self._moved(plan, observed, refused, desired.label)
@@ -371,7 +390,3 @@ class NftablesBackend:
 def _served(table_cache: TableCache, found: WithMapKeys) -> frozenset[Exposure]:
     """Name the exposures that are served under these keys."""
     return frozenset(chain.from_iterable(table_cache.exposures(family, map_keys) for family, map_keys in found.items()))
-
-
-def _boottime() -> float:
-    return time.clock_gettime(time.CLOCK_BOOTTIME)

@@ -4,7 +4,7 @@
 """
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,43 +13,47 @@ from math import ceil
 from operator import is_not
 from typing import Final, TypeAlias, TypeVar
 
+from fwdaemon.core.bans import Place
 from fwdaemon.core.report import Fault
 from fwdaemon.core.types import Family, Gate
+from fwdaemon.nftables.admission import DENY
 from fwdaemon.nftables.dispatch_chains import BESIDE, EVERY_ADDRESS, EVERYWHERE, NOWHERE, ONE_ADDRESS, MapKey, MapKeys
+from fwdaemon.nftables.external import external_places
 from fwdaemon.nftables.gates import GateState
 from fwdaemon.nftables.model import (
-    ENDED,
-    ENDED_PORTS,
     VERDICT,
     Chain,
     Elements,
     Held,
     Lasting,
+    Set,
+    SetType,
     Table,
     Target,
+    element_lines,
     table_name,
 )
-from fwdaemon.resolve.flows import Flow
-
-# The kernel takes a netlink batch of any size, but a line of script is easier to read, and to find an error in, when it
-# is not megabytes long.
-_ELEMENTS_A_LINE = 200
 
 Tables: TypeAlias = Mapping[Family, Table]
 _T = TypeVar("_T")
 _MISSING: Final = object()
 _OF_FORWARDS: Final = frozenset({*ONE_ADDRESS, *EVERY_ADDRESS})
 _PORTS: Final = 1 << 16
+_NO_SET: Final = Set(SetType(""))
 # By so much an element outlives what it is for, in seconds: our own clock is to be first where we run.
 _LONGER_S: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """The commands for one table, and the map keys whose exposures did not work before them."""
+    """The commands for one table, and the map keys whose exposures did not work before them.
+
+    Of one that is made `anew`, nothing is left that others had put into its sets.
+    """
 
     script: tuple[str, ...] = ()
     mended: MapKeys = NOWHERE
+    anew: bool = False
 
 
 def difference(family: Family, desired: Table | None, observed: Table | None, now: float = 0.0) -> Difference:
@@ -59,10 +63,10 @@ def difference(family: Family, desired: Table | None, observed: Table | None, no
     if desired is None:
         return Difference((f"delete table {table_name(family)}",))
     if observed is None:
-        return Difference(tuple(_make(desired, now)), EVERYWHERE)
+        return Difference(tuple(_make(desired, now)), EVERYWHERE, anew=True)
     comparison = _Comparison.of(desired, observed)
     if comparison is None:
-        return Difference(tuple(_replace(desired, now)), EVERYWHERE)
+        return Difference(tuple(_replace(desired, now)), EVERYWHERE, anew=True)
     return Difference(tuple(comparison.script(now)), comparison.mended())
 
 
@@ -124,13 +128,16 @@ def creation(table: Table, now: float = 0.0) -> str:
     for name, content in table.sets.items():
         listed = ", ".join(_element(element, now) for element in content.elements.items())
         elements = f" elements = {{ {listed} }}" if listed else ""
-        kind = "map" if content.type.data else "set"
-        lines.append(f"\t{kind} {name} {{ {content.type}{elements} }}")
+        lines.append(f"\t{_kind(content)} {name} {{ {content.type}{elements} }}")
     for name, chain in table.chains.items():
         lines.append(f"\tchain {name} {{")
         lines += [f"\t\t{line}" for line in ([str(chain.hook)] if chain.hook else []) + [*map(str, chain.rules)]]
         lines.append("\t}")
     return "\n".join([*lines, "}"])
+
+
+def _kind(content: Set) -> str:
+    return "map" if content.type.data else "set"
 
 
 def _make(table: Table, now: float) -> Iterator[str]:
@@ -165,7 +172,9 @@ class _Comparison:
         found = cls(desired, observed)
         there = observed.chains
         hooks = all(name not in there or there[name].hook == chain.hook for name, chain in found._chains.items())
-        same = hooks and desired.flags == observed.flags and _types(desired) == _types(observed)
+        types, others = _types(desired), _types(observed)
+        alike = all(others.get(name, kind) == kind for name, kind in types.items())
+        same = hooks and desired.flags == observed.flags and alike
         return found if same else None
 
     @cached_property
@@ -174,19 +183,23 @@ class _Comparison:
 
     def script(self, now: float) -> Iterator[str]:
         """Give the commands that make one table the other, `now` by CLOCK_BOOTTIME."""
-        table = self._desired.name
-        # Chains first, since elements name them; what is no longer named goes last.
-        for name, chain in self._chains.items():
+        table, there, wanted = self._desired.name, self._observed.sets, self._desired.sets
+        # Sets first, since rules name them, then chains, which elements name; what is no longer named goes last.
+        for name in wanted.keys() - there.keys():
+            yield f"add {_kind(wanted[name])} {table} {name} {{ {wanted[name].type} }}"
+        for name, chain in sorted(self._chains.items(), key=_is_jumped_to):
             yield from _fill(table, name, chain, existing=name in self._observed.chains)
         gone = self._differing_elements(self._observed, self._desired)
         for name, new in self._new.items():
-            if not self._desired.sets[name].type.lasting:
-                yield from _set_changes(f"{table} {name}", gone[name], new)
-            elif gone[name] or new:
-                yield from _renewed(f"{table} {name}", self._desired.sets[name].elements, now)
+            if not wanted[name].type.lasting:
+                yield from _set_changes(f"{table} {name}", gone.get(name, {}), new)
+            elif gone.get(name) or new:
+                yield from _renewed(f"{table} {name}", wanted[name].elements, now)
         # Chains that somebody else made may lead to each other.
         for verb in ("flush", "delete") if len(self._gone_chains) > 1 else ("delete",):
             yield from (f"{verb} chain {table} {name}" for name in sorted(self._gone_chains))
+        for name in there.keys() - wanted.keys():
+            yield f"delete {_kind(there[name])} {table} {name}"
 
     def mended(self) -> MapKeys:
         """Name the map keys that were not reached, or not right: these chains differed, and these elements."""
@@ -196,10 +209,10 @@ class _Comparison:
 
     def altered(self) -> MapKeys:
         """Name the map keys whose own chains or elements differed, whatever else did."""
-        map_keys = {(BESIDE.get(name, name), key) for name, new in self._new.items() for key in new}
+        sets = [(name, item) for name, item in self._desired.sets.items() if item.type.data or name in BESIDE]
+        map_keys = {(BESIDE.get(name, name), key) for name, _ in sets for key in self._new[name]}
         # What leads to a chain that was not there is new, too.
         if known := self._chains.keys() & self._observed.chains.keys():
-            sets = self._desired.sets.items()
             map_keys |= {(name, key) for name, content in sets for key in _leading(content.elements, known)}
         return MapKeys(frozenset(map_keys))
 
@@ -207,13 +220,19 @@ class _Comparison:
         """By set, the elements of one table that are not in the other, or lead elsewhere there."""
         among = self._step.elements if self._step else {}
         return {
-            name: _differing(content.elements, others.sets[name].elements, among.get(name))
+            name: _differing(content.elements, others.sets.get(name, _NO_SET).elements, among.get(name))
             for name, content in those.sets.items()
+            if name in self._desired.sets
         }
 
 
 def _types(table: Table) -> dict[str, object]:
     return {name: content.type for name, content in table.sets.items()}
+
+
+def _is_jumped_to(chain: tuple[str, Chain]) -> bool:
+    """Sort first what rules of other chains lead to."""
+    return not chain[0].startswith(DENY)
 
 
 def _fill(table: str, name: str, chain: Chain, *, existing: bool) -> Iterator[str]:
@@ -225,41 +244,14 @@ def _fill(table: str, name: str, chain: Chain, *, existing: bool) -> Iterator[st
 
 def _set_changes(where: str, gone: Elements, new: Elements) -> Iterator[str]:
     # Only the key of an element may be named when it is deleted from a map.
-    yield from _elements("delete", where, sorted(gone))
-    yield from _elements("add", where, [_element(element, 0.0) for element in sorted(new.items())])
+    yield from element_lines("delete", where, sorted(gone))
+    yield from element_lines("add", where, [_element(element, 0.0) for element in sorted(new.items())])
 
 
 def _renewed(where: str, elements: Elements, now: float) -> Iterator[str]:
     """Write all that vanishes by itself anew: what is to be deleted may have done so since it was listed."""
     yield f"flush set {where}"
-    yield from _elements("add", where, sorted(_element(element, now) for element in elements.items()))
-
-
-def refusal_script(ended: Mapping[Flow, float], families: Iterable[Family]) -> str:
-    """Write what remembers ended connections for so many seconds each, so that their guests' packets are refused.
-
-    It takes the place of all that was remembered: an element that is there already would keep its old time.
-    """
-    keys: defaultdict[str, list[str]] = defaultdict(list)
-    for flow, left in ended.items():
-        keys[f"{table_name(flow.family)} {_remembering(flow)}"].append(f"{_refused(flow)} timeout {ceil(left)}s")
-    sets = [f"{table_name(family)} {name}" for family in sorted(families) for name in (ENDED, ENDED_PORTS)]
-    lines = [line for where in sets for line in (f"flush set {where}", *_elements("add", where, keys[where]))]
-    return "".join(f"{line}\n" for line in lines)
-
-
-def _remembering(flow: Flow) -> str:
-    return ENDED_PORTS if flow.client.is_unspecified else ENDED
-
-
-def _refused(flow: Flow) -> str:
-    port = f"{flow.server} . {flow.protocol} . {flow.server_port}"
-    return port if flow.client.is_unspecified else f"{port} . {flow.client} . {flow.client_port}"
-
-
-def _elements(verb: str, where: str, texts: list[str]) -> Iterator[str]:
-    for start in range(0, len(texts), _ELEMENTS_A_LINE):
-        yield f"{verb} element {where} {{ {', '.join(texts[start : start + _ELEMENTS_A_LINE])} }}"
+    yield from element_lines("add", where, sorted(_element(element, now) for element in elements.items()))
 
 
 def _element(element: tuple[str, Held], now: float) -> str:
@@ -354,11 +346,22 @@ class Plan:
     mended: WithMapKeys
 
     @classmethod
-    def of(cls, wanted: dict[Family, Table], observed: Observed, now: float = 0.0) -> "Plan":
-        """Compare what shall be with what is, `now` by CLOCK_BOOTTIME."""
+    def of(
+        cls,
+        wanted: dict[Family, Table],
+        observed: Observed,
+        refilling: Callable[[Collection[Place]], str],
+        now: float = 0.0,
+    ) -> "Plan":
+        """Compare what shall be with what is, `now` by CLOCK_BOOTTIME.
+
+        `refilling` writes what others had in sets that are made anew.
+        """
         changes = tables_difference(wanted, observed.tables, now)
         shut = tuple(state for state in observed.gates if not state.open)
         script = "".join(f"{line}\n" for change in changes.values() for line in change.script)
+        there = {family: table for family, table in observed.tables.items() if not _is_anew(changes.get(family))}
+        script += refilling(set(external_places(wanted)) - set(external_places(there)))
         return cls(wanted, script, shut, observed.orphaned_gates, _mended(changes))
 
     @property
@@ -387,6 +390,10 @@ def stale(wanted: Tables, observed: Tables) -> frozenset[str]:
 
 def _keys(table: Table | None, name: str) -> AbstractSet[str]:
     return table.sets[name].elements.keys() if table and name in table.sets else set()
+
+
+def _is_anew(change: Difference | None) -> bool:
+    return change is not None and change.anew
 
 
 def _mended(changes: Mapping[Family, Difference]) -> WithMapKeys:

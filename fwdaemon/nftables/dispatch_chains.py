@@ -18,6 +18,7 @@ from fwdaemon.core.exposures import Exposure, Forward, Nat, Renaming, Route
 from fwdaemon.core.state import Desired
 from fwdaemon.core.text import is_interface_name, is_mac, label
 from fwdaemon.core.types import Address, Family, PortRange, Subnet, collapse
+from fwdaemon.nftables.admission import Terms, guarded, is_plain, terms
 from fwdaemon.nftables.model import Held, Lasting, Rule, Target
 from fwdaemon.resolve.segments import Home, PortSegment, homes, in_order, segments
 
@@ -132,7 +133,7 @@ NEWCOMERS = "newcomers"
 
 @dataclass(frozen=True, slots=True)
 class DispatchChain:
-    """A chain, the map and key that lead to it, and the exposures it serves: one for each rule, or none.
+    """A chain, the map and key that lead to it, and the exposures it serves: that of each rule, or none.
 
     A plain forward has a `target` instead, and no rules, as the chain is there for all of them. What is open for a
     while has an element that is `lasting`, without which its rules take nothing.
@@ -165,17 +166,19 @@ def dispatch_chains(family: Family, desired: Desired) -> Iterator[DispatchChain]
 
     The configuration sees to it for public addresses and subnets: none may be claimed twice.
     """
+    shared = terms(family, desired)
     for segment in segments(desired.of_family(family)):
-        yield of_segment(segment, desired.label)
+        yield of_segment(segment, shared)
     yield from of_addresses(family, desired)
 
 
 def of_addresses(family: Family, desired: Desired) -> Iterator[DispatchChain]:
     """Give the dispatch chains of all exposures but forwards, and of masquerading ones: there are few of these."""
+    shared = terms(family, desired)
     outgoing = sorted((nat for nat in desired.outgoing if nat.family is family), key=lambda nat: nat.public)
     for nat in outgoing:
         if nat in desired.nats:
-            yield _of_nat(nat, desired.label)
+            yield _of_nat(nat, shared)
     for nat in _leaving(outgoing):
         yield from _of_leaving_nat(nat, desired.nats)
     for target, rules, exposures in chains(family, desired):
@@ -184,7 +187,7 @@ def of_addresses(family: Family, desired: Desired) -> Iterator[DispatchChain]:
     for route in routes:
         # A rule is text, and libvirt may call a bridge whatever the kernel takes.
         if is_interface_name(route.bridge):
-            yield from _of_route(route, desired.label)
+            yield from _of_route(route, shared)
     yield from map(_of_home, homes(family, desired))
 
 
@@ -205,7 +208,7 @@ def _counting(bit: int) -> str:
 # --- forwards --------------------------------------------------------------------------------------------------------
 
 
-def of_segment(segment: PortSegment, bit: int) -> DispatchChain:
+def of_segment(segment: PortSegment, terms: Terms) -> DispatchChain:
     """Give the dispatch chain of a piece of ports."""
     exact, ranges = EVERY_ADDRESS if segment.listen is None else ONE_ADDRESS
     if _is_plain(segment):
@@ -213,12 +216,13 @@ def of_segment(segment: PortSegment, bit: int) -> DispatchChain:
         return DispatchChain(exact, _key(segment), PLAIN[exact], (), segment.forwards, target)
     ordered = segment.forwards if len(segment.forwards) == 1 else tuple(sorted(segment.forwards, key=_place_in_segment))
     name = exact if segment.ports.width == 1 else ranges
+    rules = [(rule, forward) for forward in ordered for rule in _of_forward(forward, segment.ports, terms, name)]
     return DispatchChain(
         name,
         _key(segment),
         _segment_chain(segment),
-        tuple(Rule.of(_expression(forward, segment.ports, bit, name), label(forward.domain)) for forward in ordered),
-        ordered,
+        tuple(rule for rule, _ in rules),
+        tuple(forward for _, forward in rules),
         lasting=_lasting(segment),
     )
 
@@ -241,8 +245,7 @@ def _is_plain(segment: PortSegment) -> bool:
     """Whether a port segment is one port of one forward that takes packets from anyone and by any interface."""
     if segment.ports.width > 1 or len(segment.forwards) > 1:
         return False
-    (forward,) = segment.forwards
-    return not forward.sources and forward.interface is None and forward.until is None
+    return is_plain(segment.forwards[0])
 
 
 def _key(segment: PortSegment) -> str:
@@ -264,7 +267,7 @@ def _place_in_segment(forward: Forward) -> tuple[str, tuple[Subnet, ...], str]:
     return forward.interface or "", forward.sources, str(forward.target)
 
 
-def _expression(forward: Forward, ports: PortRange, bit: int, name: str) -> str:
+def _of_forward(forward: Forward, ports: PortRange, terms: Terms, name: str) -> Iterator[Rule]:
     parts = [f"meta l4proto {forward.protocol}"]
     if forward.interface is not None:
         parts.append(f'iifname "{forward.interface}"')
@@ -273,8 +276,7 @@ def _expression(forward: Forward, ports: PortRange, bit: int, name: str) -> str:
     if forward.until is not None:
         # The clock may be put back, which the element does not follow; and it is there for the last of several.
         parts.append(f"meta time < {forward.until.wall} {asked(forward.family, name)} @{LASTING[name]}")
-    parts.append(f"{_counting(bit)} {_dnat(forward, ports)}")
-    return " ".join(parts)
+    return guarded(forward, " ".join(parts), f"{_counting(terms.bit)} {_dnat(forward, ports)}", terms)
 
 
 def _dnat(forward: Forward, ports: PortRange) -> str:
@@ -300,9 +302,9 @@ def _text(address: Address) -> str:
 # --- 1:1 NATs --------------------------------------------------------------------------------------------------------
 
 
-def _of_nat(nat: Nat, bit: int) -> DispatchChain:
-    rule = Rule.of(f"{_counting(bit)} dnat to {nat.target}", label(nat.domain))
-    return DispatchChain(ONE_TO_ONE, str(nat.public), _chain("nat", nat.public), (rule,), (nat,))
+def _of_nat(nat: Nat, terms: Terms) -> DispatchChain:
+    rules = tuple(guarded(nat, "", f"{_counting(terms.bit)} dnat to {nat.target}", terms))
+    return DispatchChain(ONE_TO_ONE, str(nat.public), _chain("nat", nat.public), rules, (nat,) * len(rules))
 
 
 def _leaving(nats: Iterable[Nat]) -> Iterable[Nat]:
@@ -346,12 +348,12 @@ def _forged(nat: Nat) -> Iterator[str]:
 # --- routes ----------------------------------------------------------------------------------------------------------
 
 
-def _of_route(route: Route, bit: int) -> Iterator[DispatchChain]:
+def _of_route(route: Route, terms: Terms) -> Iterator[DispatchChain]:
     name, subnet = label(route.network), str(route.subnet)
-    to = Rule.of(f'oifname "{route.bridge}" {_counting(bit)}', name)
-    yield DispatchChain(ENTERING, subnet, _chain("to", route.subnet), (to,), (route,))
+    to = tuple(guarded(route, f'oifname "{route.bridge}"', _counting(terms.bit), terms))
+    yield DispatchChain(ENTERING, subnet, _chain("to", route.subnet), to, (route,) * len(to))
     if not route.let_out:
-        away = Rule.of(f'iifname "{route.bridge}" oifname @{UPLINKS} {_counting(bit)}', name)
+        away = Rule.of(f'iifname "{route.bridge}" oifname @{UPLINKS} {_counting(terms.bit)}', name)
         yield DispatchChain(LEAVING, subnet, _chain("from", route.subnet), (away,), (route,))
 
 

@@ -7,6 +7,7 @@ linux/netfilter.h, and what `nft` keeps with a rule in libnftnl/udata.h.
 
 import signal
 import struct
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -155,6 +156,11 @@ def ends_of_map(gate: Gate, name: str) -> frozenset[End] | None:
         listed = _elements(gate.family, gate.table, name, _LARGE_SET)
         return frozenset(end for message in listed for end in read_ends(message))
     return None
+
+
+def elements_of(family: Family, name: str) -> Iterator[Message]:
+    """List the elements of a set of our own table; raises as `is_larger` does."""
+    return _elements(family.word, TABLE_NAME, name, sys.maxsize)
 
 
 def _elements(family: str, table: str, name: str, size: int) -> Iterator[Message]:
@@ -376,9 +382,7 @@ class Observer:
     def _orphaned_gates(self, gates: list[Gate], wanted: Wanted) -> tuple[GateState, ...] | None:
         try:
             found = rules_holding(COMMENT)
-        except (
-            KernelError
-        ) as error:  # as where thousands of rules change all the time: exposures need not wait for this
+        except KernelError as error:  # as where thousands of rules change all the time: exposures do not wait for this
             self._faults.append(Fault(FaultKind.GATES_UNSEARCHED, detail=str(error)))
             return None
         suspects = {Gate(rule.family, rule.table, rule.chain) for rule in found}.difference(gates)

@@ -15,15 +15,25 @@ from dataclasses import dataclass, replace
 
 from fwdaemon.core.report import Actor, ActorKind, RulesChanged
 from fwdaemon.errors import KernelError
-from fwdaemon.kernel.netlink import NETFILTER, NetlinkSocket, Subscription, attribute, attributes, messages
+from fwdaemon.kernel.netlink import (
+    NETFILTER,
+    Message,
+    NetlinkSocket,
+    Subscription,
+    attribute,
+    attributes,
+    messages,
+)
 from fwdaemon.kernel.process import Runner
+from fwdaemon.nftables.external import Externals, Hearing
 from fwdaemon.nftables.model import TABLE_NAME
 
 _NFNLGRP_NFTABLES = 7
 _SUBSYSTEM = 10 << 8
 _NEWGEN = _SUBSYSTEM | 15
 _GETGEN = _SUBSYSTEM | 16
-_ELEMENTS = frozenset({_SUBSYSTEM | 12, _SUBSYSTEM | 14})  # NFT_MSG_NEWSETELEM and NFT_MSG_DELSETELEM
+_ADDED = _SUBSYSTEM | 12  # NFT_MSG_NEWSETELEM
+_ELEMENTS = frozenset({_ADDED, _SUBSYSTEM | 14})  # and NFT_MSG_DELSETELEM
 _OUR_NAME = f"{TABLE_NAME}\0".encode()
 _ID, _PROCESS_ID, _PROCESS_NAME = 1, 2, 3
 _ELEMENTS_TABLE, _ELEMENTS_SET = 1, 2  # NFTA_SET_ELEM_LIST_TABLE and …_SET, with which such a message begins
@@ -38,7 +48,8 @@ class Generation:
     """One commit: its number, the netlink port it came from, and the process, as the kernel names it.
 
     The port is the process id as its own pid namespace counts it, `pid` that of the machine: they differ in containers.
-    With `elements_only`, it changed nothing but elements in sets of other tables that no gate depends on.
+    With `elements_only`, it changed nothing but elements in sets of other tables that no gate depends on, or in those
+    that others fill.
     """
 
     number: int
@@ -106,9 +117,10 @@ class JudgedMaps:
 class Announcements:
     """What the kernel announces, taken apart in its order: the changes of a commit come before its number."""
 
-    def __init__(self, judged: JudgedMaps | None = None) -> None:
+    def __init__(self, judged: JudgedMaps | None = None, externals: Externals | None = None) -> None:
         self._judged = judged or JudgedMaps()
         self._elements = self._more = False
+        self._hearing = Hearing(externals or Externals())
 
     def receive(self, monitor: socket.socket) -> Iterator[Generation]:
         """Read all commits that are waiting.
@@ -131,10 +143,17 @@ class Announcements:
                 found = _generation(attributes(message.body[len(_NFGENMSG) :]), message.port)
                 yield replace(found, elements_only=self._elements and not self._more)
                 self._elements = self._more = False
-            elif message.kind in _ELEMENTS and _OUR_NAME not in message.body and not self._judged.has(message.body):
+                self._hearing.committed()
+            elif message.kind in _ELEMENTS and self._is_passed_over(message):
                 self._elements = True
             else:
                 self._more = True
+
+    def _is_passed_over(self, message: Message) -> bool:
+        """Whether neither our rules nor a gate depend on these elements; what is in external sets is remembered."""
+        if _OUR_NAME in message.body:
+            return self._hearing.takes(message, added=message.kind == _ADDED)
+        return not self._judged.has(message.body)
 
 
 def _generation(found: Mapping[int, bytes], port: int) -> Generation:
@@ -160,6 +179,8 @@ def _enlarge(monitor: socket.socket) -> None:
 
 # How many commits may be made before the loop reads of the first.
 _REMEMBERED = 64
+# How many commits that changed elements alone may be made between two looks.
+_PASSED_OVER = 4096
 
 
 class Commits:
@@ -172,6 +193,7 @@ class Commits:
         self.judged = JudgedMaps()
         self._runner = runner
         self._made: deque[tuple[int, int]] = deque(maxlen=_REMEMBERED)
+        self._harmless: deque[int] = deque(maxlen=_PASSED_OVER)
         self._ended: Callable[[], object] = _nothing
         self.committing = False
 
@@ -196,6 +218,19 @@ class Commits:
         finally:
             self.committing = False
             self._ended()
+
+    def pass_over(self, number: int) -> None:
+        """Note that a commit changed neither our tables nor a gate."""
+        self._harmless.append(number)
+
+    def same_since(self, number: int, generation: int) -> bool:
+        """Whether all commits since the one of this number, up to a generation, are known to have changed nothing."""
+        known = set(self._harmless)
+        while number != generation:
+            number = following_generation(number)
+            if number not in known:
+                return False
+        return True
 
     def made(self, commit: Generation) -> bool:
         """Whether a commit is ours; the answer is right while nothing is `committing`."""
@@ -223,10 +258,11 @@ class RulesMonitor:
     time, and neither our tables nor a gate depend on them, but for the verdict maps by which others go on ahead of one.
     """
 
-    def __init__(self, commits: Commits, changed: RulesChanged) -> None:
+    def __init__(self, commits: Commits, changed: RulesChanged, externals: Externals | None = None) -> None:
         self._commits = commits
         self._changed = changed
-        self._announcements = Announcements(commits.judged)
+        self._externals = externals or Externals()
+        self._announcements = Announcements(commits.judged, self._externals)
         self._received: list[Generation] = []
         self._subscription = Subscription(open_monitor, self._read)
 
@@ -256,6 +292,7 @@ class RulesMonitor:
             self._received += self._announcements.receive(monitor)
         except OSError as error:
             _log.debug("some changes of nftables went unheard: %s", error)
+            self._externals.doubt()
             self._changed(Actor(ActorKind.COMMITS_LOST), full=True)
         self._report()
 
@@ -264,5 +301,7 @@ class RulesMonitor:
             return
         received, self._received = self._received, []
         for commit in received:
-            if not commit.elements_only and not self._commits.made(commit):
+            if commit.elements_only:
+                self._commits.pass_over(commit.number)
+            elif not self._commits.made(commit):
                 self._changed(Actor(ActorKind.PROGRAM, commit.process, commit.pid), full=False)

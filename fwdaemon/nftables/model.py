@@ -4,7 +4,7 @@ The same `Table` describes what shall be and what is. A rule that was read back 
 chains are equal when their rules' comments are.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2s
 from typing import Final, NamedTuple, TypeAlias
@@ -76,7 +76,8 @@ class SetType:
 
     `data` is empty for a set, and `VERDICT` for a map that leads to chains. With `counter`, each element counts the
     packets that it was found for. With `timeout_s`, elements vanish after so many seconds, and are no part of the state
-    that is compared. With `lasting`, each vanishes at a time of its own.
+    that is compared; nor are those that rules add, of which there are `size` at most, and those of an `external` set,
+    which others add and remove. With `lasting`, each vanishes at a time of its own.
     """
 
     key: str
@@ -84,15 +85,24 @@ class SetType:
     interval: bool = False
     counter: bool = False
     timeout_s: int = 0
+    size: int = 0
+    external: bool = False
     lasting: bool = False
+
+    @property
+    def is_of_others(self) -> bool:
+        """Whether its elements come and go by themselves."""
+        return bool(self.timeout_s or self.size or self.external)
 
     def __str__(self) -> str:
         data = f" : {self.data}" if self.data else ""
-        flags = ["interval"] * self.interval + ["timeout"] * (self.lasting or bool(self.timeout_s))
-        flagged = f" flags {','.join(flags)};" if flags else ""
+        size = f" size {self.size};" if self.size else ""
+        ends = self.timeout_s or self.external or self.lasting
+        flags = (self.interval, "interval"), (self.size, "dynamic"), (ends, "timeout")
+        listed = ",".join(flag for is_set, flag in flags if is_set)
         counter = " counter;" if self.counter else ""
         timeout = f" timeout {self.timeout_s}s;" if self.timeout_s else ""
-        return f"type {self.key}{data};{flagged}{counter}{timeout}"
+        return f"type {self.key}{data};{size}{f' flags {listed};' if listed else ''}{counter}{timeout}"
 
 
 class Target(NamedTuple):
@@ -166,3 +176,14 @@ class Step:
 def table_name(family: Family) -> str:
     """Give the full name of our table of a family."""
     return f"{family.word} {TABLE_NAME}"
+
+
+# The kernel takes a netlink batch of any size, but a line of script is easier to read, and to find an error in, when it
+# is not megabytes long.
+_ELEMENTS_A_LINE = 200
+
+
+def element_lines(verb: str, where: str, texts: Sequence[str]) -> Iterator[str]:
+    """Write the commands that add elements to a set or map, or delete them."""
+    for start in range(0, len(texts), _ELEMENTS_A_LINE):
+        yield f"{verb} element {where} {{ {', '.join(texts[start : start + _ELEMENTS_A_LINE])} }}"

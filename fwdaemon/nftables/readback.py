@@ -15,6 +15,7 @@ from fwdaemon.core.exposures import Exposure
 from fwdaemon.core.state import Desired
 from fwdaemon.core.types import PROTOCOLS, Family
 from fwdaemon.errors import KernelError
+from fwdaemon.nftables.admission import DENY
 from fwdaemon.nftables.dispatch_chains import (
     EVERY_ADDRESS,
     LEAVING_AS,
@@ -112,16 +113,19 @@ def _hook(chain: Item) -> Hook | None:
 
 
 def _set(item: Item) -> Set:
-    timeout_s = item.get("timeout", 0)
+    timeout_s, flags = item.get("timeout", 0), item.get("flags", ())
+    is_external = not timeout_s and {"interval", "timeout"}.issubset(flags) and item["type"] in _ADDRESS_TYPES
     set_type = SetType(
         _type(item["type"]),
         _type(item.get("map", "")),
-        interval="interval" in item.get("flags", ()),
+        interval="interval" in flags,
         counter={"counter": None} in item.get("stmt", ()),
         timeout_s=timeout_s,
-        lasting=not timeout_s and "timeout" in item.get("flags", ()),
+        size=item.get("size", 0),
+        external=is_external,
+        lasting="timeout" in flags and not timeout_s and not is_external,
     )
-    return Set(set_type, {} if timeout_s else dict(_elements(item.get("elem", ()), set_type)))
+    return Set(set_type, {} if set_type.is_of_others else dict(_elements(item.get("elem", ()), set_type)))
 
 
 def _type(found: str | Iterable[str]) -> str:
@@ -203,14 +207,37 @@ def counting_rules(desired: Desired) -> Mapping[Counter, Exposure]:
         for family in Family
         for dispatch_chain in dispatch_chains(family, desired)
         if dispatch_chain.map in _TRANSLATING and dispatch_chain.exposures
-        for counter, exposure in zip(_counters(dispatch_chain), dispatch_chain.exposures, strict=True)
+        for counter, exposure in _counters(dispatch_chain, dropping=False)
     }
 
 
-def _counters(dispatch_chain: DispatchChain) -> Iterator[tuple[str, str]]:
+def dropping_rules(desired: Desired) -> Mapping[Counter, Exposure]:
+    """Give what counts first packets that were dropped, each with its exposure."""
+    return {
+        (family.word, *counter): exposure
+        for family in (Family if desired.limited or desired.barred is not None else ())
+        for dispatch_chain in dispatch_chains(family, desired)
+        if dispatch_chain.exposures and dispatch_chain.target is None
+        for counter, exposure in _counters(dispatch_chain, dropping=True)
+    }
+
+
+def _counters(dispatch_chain: DispatchChain, *, dropping: bool) -> Iterator[tuple[tuple[str, str], Exposure]]:
     if dispatch_chain.target is not None:
-        yield TARGETS[dispatch_chain.map], dispatch_chain.key
-    yield from ((dispatch_chain.chain, rule.comment) for rule in dispatch_chain.rules)
+        yield (TARGETS[dispatch_chain.map], dispatch_chain.key), dispatch_chain.exposures[0]
+    for rule, exposure in zip(dispatch_chain.rules, dispatch_chain.exposures, strict=False):
+        if rule.expression.endswith("counter drop") is dropping:
+            yield (dispatch_chain.chain, rule.comment), exposure
+
+
+def denied_by_set(packets: Iterable[tuple[Counter, int]]) -> dict[str, int]:
+    """Add up what was dropped because its source is in a set, by the set's name."""
+    found: dict[str, int] = {}
+    for (_, chain, _), number in packets:
+        if chain.startswith(DENY):
+            name = chain.removeprefix(DENY)
+            found[name] = found.get(name, 0) + number
+    return found
 
 
 def read_packets(family: Family, listing: str) -> Iterator[tuple[Counter, int]]:

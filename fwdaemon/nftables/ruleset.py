@@ -13,11 +13,13 @@ packet, or that of a 1:1 NAT. A packet no rule takes goes on as if we were not t
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
+from math import ceil
 
 from fwdaemon.core.exposures import Exposure, Renaming
 from fwdaemon.core.state import LABELS, REFUSED_FOR_S, Desired
 from fwdaemon.core.text import is_interface_name
 from fwdaemon.core.types import Family, Protocol, collapse
+from fwdaemon.nftables.admission import Terms, admission_chains, admission_sets, barring, terms
 from fwdaemon.nftables.dispatch_chains import (
     CLOSED,
     ENTERING,
@@ -57,7 +59,10 @@ from fwdaemon.nftables.model import (
     SetType,
     Step,
     Table,
+    element_lines,
+    table_name,
 )
+from fwdaemon.resolve.flows import Flow
 from fwdaemon.resolve.segments import bridged, closed, outside, routed_outside, switched
 
 # Just before Docker's and libvirt's own NAT chains (dstnat is -100, srcnat 100: netfilter_ipv4.h).
@@ -90,7 +95,7 @@ def map_keys_of(desired: Desired) -> dict[tuple[Family, MapKey], tuple[Exposure,
 def frame(family: Family, desired: Desired) -> Table:
     """Make the table that is there whatever is open."""
     masquerading = any(forward.family is family for forward in desired.masquerading)
-    chains = _frame(family, desired.label, masquerading=masquerading)
+    chains = _frame(family, terms(family, desired), masquerading=masquerading)
     chains = _leaving_alone(chains, _elsewhere(family, desired))
     if family in desired.confined:
         chains = _confined(chains, family, desired, [_astray("", STRANGERS)], STRANGERS)
@@ -98,6 +103,7 @@ def frame(family: Family, desired: Desired) -> Table:
         chains = _confined(chains, family, desired, map(newcomers_from, ways), NEWCOMERS)
     maps = {name: Set(set_type) for name, set_type in _map_types(family).items()}
     sets = {
+        **admission_sets(family, desired),
         "guest_subnets": _guest_subnets(family, desired),
         UPLINKS: _interfaces(desired.uplinks),
         INSIDE: _interfaces(desired.inside),
@@ -105,7 +111,7 @@ def frame(family: Family, desired: Desired) -> Table:
         ENDED: Set(_ended_type(family)),
         ENDED_PORTS: Set(_ended_ports_type(family)),
     }
-    return Table(family, chains, maps | sets)
+    return Table(family, admission_chains(family, desired) | chains, maps | sets)
 
 
 def with_elements(
@@ -120,7 +126,7 @@ def labels_of(table: Table) -> frozenset[int]:
     """Tell by which labels the rules of a table go that was found: what is listed of a rule is its digest."""
     name = EVERY_ADDRESS[0]
     found = {rule.comment for rule in table.chains.get(PLAIN[name], Chain(())).rules}
-    return frozenset(bit for bit in LABELS if found and _plain(table.family, name, bit)[0].comment in found)
+    return frozenset(bit for bit in LABELS if found and _translating(table.family, name, bit).comment in found)
 
 
 def uplinks_of(table: Table) -> frozenset[str]:
@@ -147,11 +153,12 @@ def _table(family: Family, found: Iterable[DispatchChain], desired: Desired) -> 
 # --- hooks -----------------------------------------------------------------------------------------------------------
 
 
-def _frame(family: Family, bit: int, *, masquerading: bool) -> dict[str, Chain]:
+def _frame(family: Family, shared: Terms, *, masquerading: bool) -> dict[str, Chain]:
+    bit = shared.bit
     source = (*([_hidden(family, bit)] if masquerading else []), *_source(family, bit))
     return {
         "forwards": Chain(_dispatch(family)),
-        **{chain: Chain(_plain(family, name, bit)) for name, chain in PLAIN.items()},
+        **{chain: Chain((*barring(family, shared), *_plain(family, name, bit))) for name, chain in PLAIN.items()},
         "prerouting": Chain((_as_the_host(), _homes(family), _jump()), Hook("nat", "prerouting", _BEFORE_DSTNAT)),
         "output": Chain((_jump(),), Hook("nat", "output", _BEFORE_DSTNAT)),
         "postrouting": Chain(source, Hook("nat", "postrouting", _BEFORE_SRCNAT)),
@@ -204,9 +211,12 @@ def _plain(family: Family, name: str, bit: int) -> tuple[Rule, ...]:
     Where somebody took the target away, the first rule ends after its label. That cannot be taken back, and another
     tool's DNAT must not go by it, so the second drops the packet; the connection begins again once the target is back.
     """
+    return _translating(family, name, bit), Rule.of("drop", "all")
+
+
+def _translating(family: Family, name: str, bit: int) -> Rule:
     target = f"{asked(family, name)} map @{TARGETS[name]}"
-    translation = Rule.of(f"{labelling(bit)} dnat {family.word} to {target}", "all")
-    return translation, Rule.of("drop", "all")
+    return Rule.of(f"{labelling(bit)} dnat {family.word} to {target}", "all")
 
 
 def _source(family: Family, bit: int) -> tuple[Rule, ...]:
@@ -340,3 +350,28 @@ def _interfaces(found: Iterable[str]) -> Set:
     """Name interfaces; one with a name that could be syntax is left out, and so leads nowhere for us."""
     names = sorted(filter(is_interface_name, found))
     return Set(SetType("ifname"), {f'"{name}"': None for name in names})
+
+
+# --- connections that were ended -------------------------------------------------------------------------------------
+
+
+def refusal_script(ended: Mapping[Flow, float], families: Iterable[Family]) -> str:
+    """Write what remembers ended connections for so many seconds each, so that their guests' packets are refused.
+
+    It takes the place of all that was remembered: an element that is there already would keep its old time.
+    """
+    keys: defaultdict[str, list[str]] = defaultdict(list)
+    for flow, left in ended.items():
+        keys[f"{table_name(flow.family)} {_remembering(flow)}"].append(f"{_refused(flow)} timeout {ceil(left)}s")
+    sets = [f"{table_name(family)} {name}" for family in sorted(families) for name in (ENDED, ENDED_PORTS)]
+    lines = [line for where in sets for line in (f"flush set {where}", *element_lines("add", where, keys[where]))]
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _remembering(flow: Flow) -> str:
+    return ENDED_PORTS if flow.client.is_unspecified else ENDED
+
+
+def _refused(flow: Flow) -> str:
+    port = f"{flow.server} . {flow.protocol} . {flow.server_port}"
+    return port if flow.client.is_unspecified else f"{port} . {flow.client} . {flow.client_port}"

@@ -14,6 +14,7 @@ from weakref import ref
 from fwdaemon.core.exposures import Exposure, Forward
 from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Family
+from fwdaemon.nftables.admission import terms
 from fwdaemon.nftables.dispatch_chains import DispatchChain, MapKey, MapKeys, of_addresses, of_segment
 from fwdaemon.nftables.model import Chain, Held, Step, Table
 from fwdaemon.nftables.ruleset import frame, with_elements
@@ -34,7 +35,7 @@ class TableCache:
             before, pages = self._desired, self._pages
             # A mistake on the way leaves nothing half done behind.
             self._desired, self._pages = Desired(), {}
-            if desired.label != before.label:
+            if any(terms(family, desired) != terms(family, before) for family in Family):
                 before, pages = Desired(), {}
             self._tables = _turned(pages, before, desired)
             self._desired, self._pages = desired, pages
@@ -71,8 +72,9 @@ class _Page:
     def change(self, gone: Collection[Forward], come: Collection[Forward], desired: Desired) -> None:
         """Take out and put in what is different."""
         before, after = self._segments.change(gone, come)
-        old = [of_segment(segment, desired.label) for segment in before]
-        new = [of_segment(segment, desired.label) for segment in after]
+        shared = terms(self._family, desired)
+        old = [of_segment(segment, shared) for segment in before]
+        new = [of_segment(segment, shared) for segment in after]
         addresses = list(of_addresses(self._family, desired))
         if addresses != self._addresses:
             known, wanted = set(self._addresses), set(addresses)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from ipaddress import ip_address, ip_network
 from operator import attrgetter
 
+from fwdaemon.core.bans import Gatekeeper
 from fwdaemon.core.exposures import Claim, Exposure, Forward, Nat, Renaming, Route
 from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Address, Family, Protocol, Subnet
@@ -120,9 +121,10 @@ class Judge:
     exposure that went is outdated where all that carry it now are bound to other interfaces, although it could be
     theirs. Nor does it say by which it left: with `fewer_uplinks`, all that guests opened to the outside are outdated.
     What 1:1 guests open has no label, and is known by `renamed`, of which some were `left` by an earlier run.
+    `gatekeeper` tells who may not connect any more.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  who is to go on depends on that many sides
         self,
         live: Collection[Exposure],
         local: Collection[Address],
@@ -130,8 +132,10 @@ class Judge:
         *,
         fewer_uplinks: bool = False,
         left: Collection[Renaming] = (),
+        gatekeeper: Gatekeeper | None = None,
     ) -> None:
         self._fewer_uplinks = fewer_uplinks
+        self._gatekeeper = gatekeeper
         kept, gone = renamings(live), renamings(removed).union(left)
         self.renamed = gone | kept if fewer_uplinks else gone - kept
         self._live = Carriers(live)
@@ -148,10 +152,19 @@ class Judge:
             return False
         if self._fewer_uplinks and self._live.leaves(flow):
             return True
-        fitting = (carrier for carrier in self._live.carriers(flow) if not _shows_client(carrier, flow, self._local))
+        fitting = (carrier for carrier in self._live.carriers(flow) if self._goes_on(carrier, flow))
         now = set(map(_bound, fitting))
         before = set(map(_bound, self._before.carriers(flow)))
         return not now or (bool(before) and not any(interface is None or before == {interface} for interface in now))
+
+    def _goes_on(self, carrier: Exposure, flow: Flow) -> bool:
+        if _shows_client(carrier, flow, self._local):
+            return False
+        # What its guest opened is nobody's to refuse here.
+        came_in = flow.translated or (carrier.claim.subnet is not None and flow.destination in carrier.claim.subnet)
+        if self._gatekeeper is None or not came_in:
+            return True
+        return self._gatekeeper.refusal(carrier.admission, flow.source) is None
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from operator import attrgetter
 from typing import Final, TypeAlias
 from uuid import UUID
 
-from fwdaemon.config.model import Config, GuestEntry
+from fwdaemon.config.model import Config, ForwardEntry, GuestEntry, PortMapping
 from fwdaemon.core.inventory import Domain, GuestInterface, Hindrance, HindranceKind, Inventory, Move, Network
 from fwdaemon.core.probing import Silent
 from fwdaemon.core.state import Namesake, Unchosen
@@ -338,3 +338,31 @@ def _shared_context(inventory: Inventory) -> tuple[object, ...]:
     """Give what answers about all guests rest on: networks, and the addresses of the host that a guest could claim."""
     addresses = [host for host in inventory.host_addresses if not host.address.is_link_local]
     return inventory.networks, inventory.namesakes, inventory.routed, addresses
+
+
+# What an entry asks for.
+
+
+def possible_families(entry: ForwardEntry) -> list[Family]:
+    """The families an entry can exist in: sources of one family alone let nobody of the other in."""
+    possible = [entry.address.version] if entry.address else list(Family)
+    admitted = {subnet.version for subnet in entry.sources} or set(Family)
+    return [
+        family
+        for family in Family
+        if family in possible
+        and family in admitted
+        and any(listens(entry, mapping, family) for mapping in entry.mappings)
+    ]
+
+
+def listens(entry: ForwardEntry, mapping: PortMapping, family: Family) -> list[Address | None]:
+    """The listening addresses of one family; `None`, for every local address, where none are written."""
+    written = [mapping.listen] if mapping.listen else entry.listen
+    return [address for address in written if Family.of(address) is family] if written else [None]
+
+
+def is_named(entry: ForwardEntry, family: Family) -> bool:
+    """Whether an entry asks for a family by a listening address, or by the guest's."""
+    written = [*entry.listen, *(mapping.listen for mapping in entry.mappings if mapping.listen), entry.address]
+    return any(address is not None and Family.of(address) is family for address in written)

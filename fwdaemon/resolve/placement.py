@@ -14,16 +14,27 @@ from operator import attrgetter, itemgetter
 from typing import TypeVar
 from uuid import UUID
 
-from fwdaemon.config.model import Config, ForwardEntry, GuestEntry, NatEntry, PortMapping, RouteEntry
+from fwdaemon.config.model import Config, ForwardEntry, GuestEntry, NatEntry, RouteEntry
 from fwdaemon.core.exposures import Forward, Nat, Owner, Route
 from fwdaemon.core.inventory import Domain, Hindrance, HindranceKind, Inventory, Network
 from fwdaemon.core.probing import Silent
 from fwdaemon.core.report import Assigned
 from fwdaemon.core.state import Desired, ExpandedEntry, Unchosen, Waiting
-from fwdaemon.core.types import Address, Family, Subnet
+from fwdaemon.core.types import Family, Subnet
 from fwdaemon.resolve.claims import Key
 from fwdaemon.resolve.expansion import Assignments, Before, Expander, Expansion, aged
-from fwdaemon.resolve.guests import Absence, Chosen, Guest, GuestFinder, bridge_of, namesake, namesakes_of_networks
+from fwdaemon.resolve.guests import (
+    Absence,
+    Chosen,
+    Guest,
+    GuestFinder,
+    bridge_of,
+    is_named,
+    listens,
+    namesake,
+    namesakes_of_networks,
+    possible_families,
+)
 from fwdaemon.resolve.neighbours import closed, elsewhere, forwarded, homes, inside, lets_out, proxied, unseen
 from fwdaemon.resolve.sharing import Allocator, Grants
 from fwdaemon.resolve.snapshot import Rebooting
@@ -192,6 +203,7 @@ class Placement:
         known = (network.subnets for network in inventory.every_network if network.active)
         forwards = _united(entry.forwards for entry in placed)
         nats, routes = _united(entry.nats for entry in placed), _united(entry.routes for entry in placed)
+        public = frozenset(nat.public for nat in nats)
         state = Desired(
             forwards,
             nats,
@@ -206,11 +218,9 @@ class Placement:
             closed=frozenset(item for item in closed(inventory.every_network) if item[1] not in uplinks),
             forwarded=frozenset(forwarded(inventory.every_network)),
             elsewhere=frozenset(
-                elsewhere(
-                    map(_listen, forwards), (nat.public for nat in nats), [item.subnet for item in routes], inventory
-                )
+                elsewhere(map(_listen, forwards), public, [route.subnet for route in routes], inventory)
             ),
-            unheld=frozenset(nat.public for nat in nats) - {host.address for host in inventory.host_addresses},
+            unheld=public - {host.address for host in inventory.host_addresses},
             proxied=proxied(routes, inventory),
             silent=_united(entry.silent for entry in placed) | unseen(routes, inventory),
             localhost=config.daemon.localhost,
@@ -223,9 +233,12 @@ class Placement:
                 *dict.fromkeys(chain.from_iterable(entry.unchosen for entry in placed)),
             ),
             expanded=tuple(_expanded(key, entry) for key, entry in sorted(self._expansion.entries.items())),
+            sets=config.sets,
+            barred=config.daemon.barred,
         )
         return state.knowing(
-            _united(entry.families for entry in placed),
+            # Other programs find their sets there, whatever is live.
+            _united(entry.families for entry in placed).union(Family if state.has_external else ()),
             _united(entry.bridge_ports for entry in placed),
             _united(entry.bridges for entry in placed),
         )
@@ -260,12 +273,12 @@ class Placement:
 
     def _forward(self, entry: ForwardEntry, domain: Domain) -> _Placed:
         """Give the live forwards of an entry, or the reasons why there are none."""
-        located = {family: self._guests.locate(entry, domain, family) for family in _families(entry)}
+        located = {family: self._guests.locate(entry, domain, family) for family in possible_families(entry)}
         guests = [guest for guest in located.values() if isinstance(guest, Guest)]
         forwards = frozenset(forward for guest in guests for forward in _forwards(entry, guest))
         missing = {family: guest for family, guest in located.items() if isinstance(guest, Hindrance)}
         if guests:
-            missing = {family: hindrance for family, hindrance in missing.items() if _is_named(entry, family)}
+            missing = {family: hindrance for family, hindrance in missing.items() if is_named(entry, family)}
         silent = self._silent(entry, domain, missing)
         reasons = tuple(self._reasons(entry, domain, located))
         return self._translated(entry, guests, forwards=forwards, waiting=reasons, silent=silent)
@@ -315,7 +328,7 @@ class Placement:
     ) -> Iterator[Waiting]:
         """Give a reason for each family that was asked for, or one for all if none was and none works."""
         missing = {family: guest for family, guest in located.items() if isinstance(guest, Hindrance)}
-        named = [family for family in missing if _is_named(entry, family)]
+        named = [family for family in missing if is_named(entry, family)]
         if missing and not named and len(missing) == len(located):
             named = [self._guests.likeliest(entry, domain, missing)]
         for family in named:
@@ -333,7 +346,7 @@ def _route(entry: RouteEntry, network: Network | None) -> _Placed:
         owner = Owner(entry.network, "network")
         return _Placed(waiting=(Waiting(owner, bridge.reason, entry.origin, bridge.stopped),))
     let_out = network is not None and lets_out(network, entry.subnet)
-    route = Route(entry.network, entry.subnet, bridge, entry.proxy, entry.origin, let_out)
+    route = Route(entry.network, entry.subnet, bridge, entry.proxy, entry.origin, let_out, entry.admission)
     bridges = frozenset({(route.family, bridge)})
     return _Placed(routes=frozenset({route}), families=frozenset({route.family}), bridges=bridges)
 
@@ -350,13 +363,13 @@ def _united(sets: Iterable[frozenset[_T]]) -> frozenset[_T]:
 
 def _one_to_one(entry: NatEntry, guest: Guest) -> Nat:
     where = guest.domain.name, entry.public, guest.address, entry.assign
-    return Nat(*where, guest.bridge, guest.bridge_port, entry.origin, guest.interface.mac)
+    return Nat(*where, guest.bridge, guest.bridge_port, entry.origin, guest.interface.mac, entry.admission)
 
 
 def _forwards(entry: ForwardEntry, guest: Guest) -> Iterator[Forward]:
     family = Family.of(guest.address)
     for mapping in entry.mappings:
-        for listen in _listens(entry, mapping, family):
+        for listen in listens(entry, mapping, family):
             yield Forward(
                 domain=guest.domain.name,
                 protocol=mapping.protocol,
@@ -371,30 +384,6 @@ def _forwards(entry: ForwardEntry, guest: Guest) -> Iterator[Forward]:
                 bridge_port=guest.bridge_port,
                 origin=mapping.origin,
                 auto=mapping.auto,
+                admission=entry.admission and entry.admission.of(family),
                 until=entry.until,
             )
-
-
-def _families(entry: ForwardEntry) -> list[Family]:
-    """The families an entry can exist in: sources of one family alone let nobody of the other in."""
-    possible = [entry.address.version] if entry.address else list(Family)
-    admitted = {subnet.version for subnet in entry.sources} or set(Family)
-    return [
-        family
-        for family in Family
-        if family in possible
-        and family in admitted
-        and any(_listens(entry, mapping, family) for mapping in entry.mappings)
-    ]
-
-
-def _listens(entry: ForwardEntry, mapping: PortMapping, family: Family) -> list[Address | None]:
-    """The listening addresses of one family; `None`, for every local address, where none are written."""
-    written = [mapping.listen] if mapping.listen else entry.listen
-    return [address for address in written if Family.of(address) is family] if written else [None]
-
-
-def _is_named(entry: ForwardEntry, family: Family) -> bool:
-    """Whether an entry asks for a family by a listening address, or by the guest's."""
-    written = [*entry.listen, *(mapping.listen for mapping in entry.mappings if mapping.listen), entry.address]
-    return any(address is not None and Family.of(address) is family for address in written)

@@ -102,11 +102,12 @@ class Allocator:
     ) -> Iterator[tuple[Domain, Wishes]]:
         local = frozenset(host.address for host in inventory.host_addresses)
         known = self._wishes if local == self._local else {}
+        sets = [item.name for item in config.sets]
         self._local = local
         self._wishes = {
             domain.uuid: item
             if (item := known.get(domain.uuid)) is not None and item[0] == domain
-            else (domain, wishes(domain, config.allows, local, config.daemon.auto_ports))
+            else (domain, wishes(domain, config.allows, local, config.daemon.auto_ports, sets))
             for domain in asking
         }
         for domain in sorted(asking, key=_place):

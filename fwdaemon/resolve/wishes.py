@@ -46,12 +46,16 @@ Wishes: TypeAlias = tuple[Wish | Waiting, ...]
 
 
 def wishes(
-    domain: Domain, allows: Collection[AllowEntry], local: Collection[Address], pool: PortRange | None
+    domain: Domain,
+    allows: Collection[AllowEntry],
+    local: Collection[Address],
+    pool: PortRange | None,
+    sets: Collection[str] = (),
 ) -> Wishes:
-    """Give what a domain asks for where a policy covers that, and the refusals of the rest."""
+    """Give what a domain asks for where a policy covers that, and the refusals of the rest; `sets` are known names."""
     if domain.metadata is None:
         return ()
-    readings = read_metadata(domain.metadata, domain.name, domain.uuid)
+    readings = read_metadata(domain.metadata, domain.name, domain.uuid, sets)
     judge = _Judge(domain, allows, local, pool)
     return tuple(item for reading in readings for item in _judged(reading, domain, judge))
 

@@ -108,6 +108,8 @@ def _masked(left: Value, mask: Json) -> Value:
             return Flags(names & masked)
         case int() if isinstance(mask, int):
             return left & mask
+        case IPv4Address() | IPv6Address() if isinstance(mask, str):
+            return type(left)(int(left) & int(ip_address(mask)))
         case Special():
             return left
     return Special.UNKNOWN

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from fwdaemon import config as configuration
 from fwdaemon.audit import lines
@@ -26,7 +26,7 @@ from fwdaemon.kernel.process import Worker
 from fwdaemon.resolve.expansion import Assignments, Sockets
 from fwdaemon.resolve.wishes import Unavailable
 from fwdaemon.status.records import Records
-from fwdaemon.status.reloads import STATE, Reloads, Start, Written, replace_whole
+from fwdaemon.status.reloads import MOST_KEPT, STATE, Reloads, Start, Written, lists_in, replace_whole, with_lists
 from fwdaemon.status.temporary import LOOK_S, Clocks, Deadline, Openings, now, record_in
 from fwdaemon.triggers import TriggerQueue
 
@@ -34,6 +34,10 @@ _log = logging.getLogger(__name__)
 
 # How long may be left for a confirmation, in seconds.
 CONFIRM_S: Final = (2, 3600)
+
+
+Texts: TypeAlias = tuple[Mapping[Path, bytes], Mapping[Path, bytes]]
+"""Those of a configuration, and those of the files of its sets."""
 
 
 def digest(sources: Mapping[Path, bytes]) -> str:
@@ -44,9 +48,13 @@ def digest(sources: Mapping[Path, bytes]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Pending:
-    """The texts that come `back` unless the newer ones, of this digest, are confirmed by then; `over` says they did."""
+    """The texts that come `back` unless the newer ones, of this digest, are confirmed by then; `over` says they did.
+
+    Of what comes back, `lists` are the texts of the files of its sets.
+    """
 
     back: Mapping[Path, bytes]
+    lists: Mapping[Path, bytes]
     newer: str
     deadline: Deadline
     over: bool = False
@@ -62,7 +70,7 @@ class Confirmation:
     def read(self) -> None:
         """Read what an earlier run left."""
         try:
-            self._pending = self._known(record_in(self._path))
+            self._pending = self._known(record_in(self._path, MOST_KEPT))
             if self._pending is not None:
                 self._keep(self._pending)  # in terms of this run of the host
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -96,11 +104,12 @@ class Confirmation:
             return None
         return max(0.0, min(self._pending.deadline.left(self._clocks()), LOOK_S))
 
-    def begin(self, before: Mapping[Path, bytes], newer: Mapping[Path, bytes], seconds: int) -> None:
+    def begin(self, before: Texts, newer: Mapping[Path, bytes], seconds: int) -> None:
         """Have newer texts confirmed; what comes back is what was last in force without that. Raises OSError."""
-        back = self._pending.back if self._pending is not None and self.waits else before
+        waiting = self._pending if self.waits else None
+        back, lists = (waiting.back, waiting.lists) if waiting is not None else before
         deadline = Deadline.after(seconds, self._clocks())
-        self._keep(_Pending(back, digest(newer), deadline))
+        self._keep(_Pending(back, lists, digest(newer), deadline))
 
     def follow(self, newer: Mapping[Path, bytes]) -> None:
         """Note that others are in force meanwhile: they are to be confirmed too. Raises OSError."""
@@ -117,7 +126,7 @@ class Confirmation:
         with suppress(FileNotFoundError):
             self._path.unlink()
 
-    def prepare(self, before: Mapping[Path, bytes], newer: Mapping[Path, bytes], seconds: int | None) -> str:
+    def prepare(self, before: Texts, newer: Mapping[Path, bytes], seconds: int | None) -> str:
         """Note that newer texts are to be in force, and whether they are to be confirmed; tell why they cannot be."""
         try:
             if seconds is not None:
@@ -138,7 +147,7 @@ class Confirmation:
             self._keep(self._pending)
         except OSError as error:
             _log.warning("a restart may load the unconfirmed configuration: %s: %s", self._path, error.strerror)
-        return Loaded(configuration.parse(pending.back), pending.back)
+        return Loaded(configuration.parse(pending.back, pending.lists), pending.back, pending.lists)
 
     def at_start(self, loaded: Loaded) -> Loaded | None:
         """Give what comes back in place of texts that were not confirmed in time; forget it where others are there."""
@@ -155,7 +164,7 @@ class Confirmation:
             "newer": pending.newer,
             "over": pending.over,
         }
-        replace_whole(self._path, json.dumps(record | pending.deadline.as_json()))
+        replace_whole(self._path, json.dumps(record | with_lists(pending.lists) | pending.deadline.as_json()))
         self._pending = pending
 
     def _known(self, record: Any) -> _Pending | None:
@@ -163,7 +172,7 @@ class Confirmation:
             return None
         back = {Path(file): str(text).encode() for file, text in record["back"].items()}
         deadline = Deadline.read(record, self._clocks())
-        return _Pending(back, str(record["newer"]), deadline, record["over"] is True)
+        return _Pending(back, lists_in(record), str(record["newer"]), deadline, record["over"] is True)
 
 
 class Standing:
@@ -174,7 +183,7 @@ class Standing:
 
     def __init__(self, main: Path, start: Start, written: Written, openings: Openings) -> None:
         self._main, self._written = main, written
-        self.config, self._sources = start.config, start.sources
+        self.config, self._sources, self._lists = start.config, start.sources, start.lists
         self.openings = openings
         self.confirmation = Confirmation(main, openings.state, openings.clocks)
         self.all = openings.merged(start.config)
@@ -196,12 +205,12 @@ class Standing:
         """Get ready for another configuration, to be confirmed in so many seconds; tell why it cannot be had."""
         if confirm is None and not (self.confirmation.waits or self.confirmation.is_over):
             return ""
-        before = self._sources
+        before = self._sources, self._lists
         return await self._written.done(lambda: self.confirmation.prepare(before, loaded.sources, confirm))
 
     def put(self, loaded: Loaded) -> None:
         """Put another configuration in force."""
-        self.config, self._sources = loaded.config, loaded.sources
+        self.config, self._sources, self._lists = loaded.config, loaded.sources, loaded.lists
         self.all = self.openings.merged(loaded.config)
         self.keep()
 
@@ -216,7 +225,12 @@ class Standing:
     def keep(self) -> None:
         """Keep the texts in force for a start with wrong ones, unless they are yet to be confirmed."""
         if self._sources and not self.confirmation.waits:
-            self._written.keep(self._sources)
+            self._written.keep(self._sources, self._lists)
+
+    def keep_list(self, file: Path, text: bytes) -> None:
+        """Keep what is in the file of a set now."""
+        self._lists = {**self._lists, file: text}
+        self.keep()
 
     def follow(self, records: Records, reloads: Reloads, queue: TriggerQueue, inventories: Inventories) -> None:
         """Put in force what was opened or closed, or has ended, and look again when the next of that ends."""

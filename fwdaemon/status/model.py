@@ -7,7 +7,7 @@ in `fwdaemon/control/kvm.portfwd.Manager.varlink`. Names are held as they are: J
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
@@ -35,13 +35,15 @@ class Usage:
     """What was counted of an exposure; `None` where that is unknown.
 
     `connections` began since `since`, where that is known. `open` are those the kernel tracks now, and `open_bytes`
-    what they have carried in both directions, where the kernel is set to count that (nf_conntrack_acct).
+    what they have carried in both directions, where the kernel is set to count that (nf_conntrack_acct). `dropped` are
+    first packets over a limit, or of denied addresses; `None` where nothing is limited. What sets deny counts apart.
     """
 
     connections: int | None = None
     since: datetime | None = None
     open: int | None = None
     open_bytes: int | None = None
+    dropped: int | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Give the JSON form."""
@@ -50,6 +52,7 @@ class Usage:
             "connections_since": time_as_json(self.since),
             "open_connections": self.open,
             "open_bytes": self.open_bytes,
+            "dropped": self.dropped,
         }
 
 
@@ -247,17 +250,19 @@ class Header:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """Everything `status` shows."""
+    """Everything `status` shows; `denied` is how many first packets were dropped for each set that denies."""
 
     header: Header
     rows: tuple[Row, ...]
+    denied: Mapping[str, int] = field(default_factory=dict)
 
     def encode(self) -> bytes:
         """Write the JSON form, ASCII only.
 
         Row by row: the interpreter lets other threads run in between, but not while it writes one large value.
         """
-        head = json.dumps(self.header.as_json() | {"counts": counts(self.rows)})
+        denied = [{"set": name, "dropped": number} for name, number in sorted(self.denied.items())]
+        head = json.dumps(self.header.as_json() | {"counts": counts(self.rows), "denied": denied})
         rows = ", ".join(json.dumps(row.as_json()) for row in self.rows)
         return f'{head[:-1]}, "openings": [{rows}]}}'.encode("ascii")
 

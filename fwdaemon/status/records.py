@@ -19,7 +19,7 @@ from fwdaemon.audit.lines import format_fault, format_gate_fault, format_locatio
 from fwdaemon.config.model import Config
 from fwdaemon.core.exposures import Exposure
 from fwdaemon.core.report import AnyFault, Cause, Change, Fault, Location, ReconcileReport
-from fwdaemon.core.state import Desired
+from fwdaemon.core.state import Desired, Dropped
 from fwdaemon.core.types import Family, Origin
 from fwdaemon.errors import KernelError, Problem
 from fwdaemon.hostnet import forwarding
@@ -64,6 +64,7 @@ class Records:
         self._last_pass: Pass | None = None
         self._problems: tuple[AnyFault, ...] = ()
         self._late: Fault | None = None
+        self._of_sets: tuple[Fault, ...] = ()
         self._restored: deque[Restored] = deque(maxlen=_MOST_RESTORED)
 
     def configuration_loaded(self, config: Config) -> None:
@@ -91,6 +92,12 @@ class Records:
         """Remember that a configuration is not read yet, or that it is."""
         if fault != self._late:
             self._late = fault
+            self._publish_now()
+
+    def sets_refused(self, problems: tuple[Fault, ...]) -> None:
+        """Remember what is wrong with the files of sets; nothing, once all are right."""
+        if problems != self._of_sets:
+            self._of_sets = problems
             self._publish_now()
 
     def last_good_in_force(self, problems: Iterable[Problem], kept_at: datetime) -> None:
@@ -134,7 +141,7 @@ class Records:
             tuple(libvirt),
             self._last_pass,
             tuple(self._restored),
-            tuple(map(format_fault, (self._late, *self._problems) if self._late else self._problems)),
+            tuple(map(format_fault, (*((self._late,) if self._late else ()), *self._of_sets, *self._problems))),
             uplinks_of(self._facts.wanted),
             confined_in(self._facts.held),
             confined_interfaces_in(self._facts.held),
@@ -218,16 +225,20 @@ def _now() -> datetime:
 class UsageReader:
     """Reads how exposures are used. Its methods block; call them from one thread at a time."""
 
-    def __init__(self, counters: Callable[[Desired], Mapping[Exposure, int]]) -> None:
-        """Take what gives the connections that rules have counted."""
-        self._counters = counters
+    def __init__(
+        self,
+        counters: Callable[[Desired], Mapping[Exposure, int]],
+        dropped: Callable[[Desired], Dropped] = lambda _: Dropped(),
+    ) -> None:
+        """Take what gives the connections that rules have counted, and what they have dropped."""
+        self._counters, self._dropped = counters, dropped
         self._elsewhere = Elsewhere()
 
     def read(self, desired: Desired) -> Readings:
         """Read all there is about what the kernel holds."""
         not_forwarding = frozenset(family for family in desired.families if not forwarding.is_on(family))
         elsewhere = self._elsewhere.holders(desired.elsewhere | desired.handed_over)
-        return Readings(self._counters(desired), _open(desired), not_forwarding, elsewhere)
+        return Readings(self._counters(desired), _open(desired), not_forwarding, elsewhere, self._dropped(desired))
 
 
 def _open(desired: Desired) -> Mapping[Exposure, tuple[int, int | None]] | None:

@@ -5,10 +5,11 @@ import json
 import logging
 import os
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final
+from types import MappingProxyType
+from typing import Any, Final
 from uuid import UUID
 
 from fwdaemon import config as configuration
@@ -33,23 +34,25 @@ _log = logging.getLogger(__name__)
 STATE: Final = Path("/var/lib/kvm-portfwd")
 _PORTS: Final = frozenset(range(1, 65536))
 _HOUR_S: Final = 3600
+MOST_KEPT: Final = 128 << 20
 _PATIENCE_S: Final = 5.0
 
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """A configuration that was right, when it was loaded last, and its texts."""
+    """A configuration that was right, when it was loaded last, and its texts; `lists` are those of its sets' files."""
 
     config: Config
     at: datetime
     sources: Mapping[Path, bytes]
+    lists: Mapping[Path, bytes]
 
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """The configuration to begin with and its texts; or the last good one, with what is wrong with the newer.
+    """The configuration to begin with, and its texts; or the last good one, with what is wrong with the newer.
 
-    One `is_rolled_back` where the newer was not confirmed in time.
+    `lists` are the texts of the files of its sets. One `is_rolled_back` where the newer was not confirmed in time.
     """
 
     config: Config
@@ -57,6 +60,7 @@ class Start:
     problems: tuple[Problem, ...] = ()
     kept_at: datetime | None = None
     is_rolled_back: bool = False
+    lists: Mapping[Path, bytes] = field(default_factory=dict)
 
 
 class LastGood:
@@ -67,10 +71,10 @@ class LastGood:
         self._path = directory / "last-good.json"
         self._is_kept = True
 
-    def keep(self, sources: Mapping[Path, bytes]) -> bool:
+    def keep(self, sources: Mapping[Path, bytes], lists: Mapping[Path, bytes] = MappingProxyType({})) -> bool:
         """Write texts that were right, and return whether that was done. That it cannot be is a warning, once."""
         try:
-            replace_whole(self._path, json.dumps(self._record(sources)))
+            replace_whole(self._path, json.dumps(self._record(sources, lists)))
         except OSError as error:
             if self._is_kept:
                 _log.warning("the last good configuration is not kept: %s: %s", self._path, error.strerror)
@@ -85,21 +89,33 @@ class LastGood:
             for weak in weak_points(self._path):
                 _log.warning("the last good configuration cannot be used: %s", weak)
                 return None
-            record = json.loads(read_regular(self._path))
+            record = json.loads(read_regular(self._path, MOST_KEPT))
             if record["main"] != str(self._main):
                 return None
             sources = {Path(file): str(text) for file, text in record["files"].items()}
+            lists = lists_in(record)
             texts = {file: text.encode() for file, text in sources.items()}
-            return Kept(configuration.parse(sources), datetime.fromisoformat(record["at"]), texts)
+            config = configuration.parse(sources, lists)
+            return Kept(config, datetime.fromisoformat(record["at"]), texts, lists)
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError, AttributeError, ConfigError) as error:
             _log.warning("the last good configuration cannot be used: %s: %s", self._path, printable(str(error)))
             return None
 
-    def _record(self, sources: Mapping[Path, bytes]) -> dict[str, object]:
+    def _record(self, sources: Mapping[Path, bytes], lists: Mapping[Path, bytes]) -> dict[str, object]:
         texts = {str(file): source.decode() for file, source in sources.items()}
-        return {"main": str(self._main), "at": datetime.now(UTC).isoformat(), "files": texts}
+        return {"main": str(self._main), "at": datetime.now(UTC).isoformat(), "files": texts, **with_lists(lists)}
+
+
+def with_lists(lists: Mapping[Path, bytes]) -> dict[str, object]:
+    """Give the JSON form of the texts of the files of sets, which is nothing where there are none."""
+    return {"lists": {str(file): text.decode(errors="replace") for file, text in lists.items()}} if lists else {}
+
+
+def lists_in(record: Mapping[str, Any]) -> dict[Path, bytes]:
+    """Read it. Raises KeyError, TypeError or AttributeError where it is none of ours."""
+    return {Path(file): str(text).encode() for file, text in record.get("lists", {}).items()}
 
 
 def replace_whole(path: Path, text: str) -> None:
@@ -225,9 +241,9 @@ class Written:
         self._newest: dict[str, Callable[[], bool]] = {}
         self._closed = False
 
-    def keep(self, sources: Mapping[Path, bytes]) -> None:
-        """Keep texts that were right."""
-        self._write("configuration", lambda: self._last_good.keep(sources))
+    def keep(self, sources: Mapping[Path, bytes], lists: Mapping[Path, bytes] = MappingProxyType({})) -> None:
+        """Keep texts that were right, and those of the files of sets."""
+        self._write("configuration", lambda: self._last_good.keep(sources, lists))
 
     def keep_choice(self, chosen: Chosen) -> None:
         """Keep which interfaces entries lead to, where that is another choice."""

@@ -12,7 +12,7 @@ from fwdaemon.config.model import Config, Entry
 from fwdaemon.core.exposures import Claim, Exposure, Kind, Owner
 from fwdaemon.core.inventory import Hindrance, HindranceKind
 from fwdaemon.core.report import Fault, FaultKind
-from fwdaemon.core.state import Desired, Waiting
+from fwdaemon.core.state import Desired, Dropped, Waiting
 from fwdaemon.core.text import printable
 from fwdaemon.core.types import Address, Family, Origin
 from fwdaemon.status.model import Header, OpenFor, Row, State, Usage
@@ -57,6 +57,7 @@ class Readings:
     open: Mapping[Exposure, tuple[int, int | None]] | None = None
     not_forwarding: frozenset[Family] = frozenset()
     elsewhere: Mapping[Address, str] = field(default_factory=dict)
+    dropped: Dropped = field(default_factory=Dropped)
 
 
 def rows(facts: Facts, readings: Readings) -> tuple[Row, ...]:
@@ -114,9 +115,10 @@ def _refusal(exposure: Exposure, facts: Facts, readings: Readings) -> Fault | No
 def _usage(exposure: Exposure, facts: Facts, readings: Readings) -> Usage:
     connections = readings.connections.get(exposure)
     since = facts.since.get(exposure) if connections is not None else None
+    dropped = readings.dropped.by_exposure.get(exposure, 0) if exposure.admission is not None else None
     if readings.open is None:
-        return Usage(connections, since)
-    return Usage(connections, since, *readings.open.get(exposure, (0, None)))
+        return Usage(connections, since, dropped=dropped)
+    return Usage(connections, since, *readings.open.get(exposure, (0, None)), dropped=dropped)
 
 
 # --- what waits ------------------------------------------------------------------------------------------------------

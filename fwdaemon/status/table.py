@@ -161,6 +161,7 @@ def _restored(entry: Json) -> Line:
 
 def _columns(status: Json) -> Sequence[Column]:
     has_bytes = any(row["open_bytes"] for row in status["openings"])
+    has_dropped = any(row.get("dropped") is not None for row in status["openings"])
     return (
         Column("STATE", lambda row: str(row["state"])),
         Column("GUEST", _guest, is_name=True),
@@ -168,6 +169,7 @@ def _columns(status: Json) -> Sequence[Column]:
         Column("TARGET OR REASON", _leads),
         Column("CONNS", lambda row: _number(row["connections"]), is_number=True),
         Column("OPEN", lambda row: _number(row["open_connections"]), _ROOMY, is_number=True),
+        *([Column("DROPPED", lambda row: _number(row.get("dropped")), _ROOMY, is_number=True)] if has_dropped else []),
         *([Column("BYTES", lambda row: _number(row["open_bytes"]), _WIDE, is_number=True)] if has_bytes else []),
         Column("COUNTED SINCE", lambda row: _when(row["connections_since"]), _WIDE),
         Column("CONFIGURED AT", _origin, _WIDER),

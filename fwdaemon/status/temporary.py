@@ -18,7 +18,7 @@ from typing import Any, Final, NamedTuple, TypeAlias
 
 from fwdaemon.audit import lines
 from fwdaemon.audit.causes import why
-from fwdaemon.config.files import read_regular, weak_points
+from fwdaemon.config.files import MOST_BYTES, read_regular, weak_points
 from fwdaemon.config.metadata import read_opening
 from fwdaemon.config.model import Config, ForwardEntry, PortMapping
 from fwdaemon.config.overlap import find_conflicts
@@ -106,12 +106,12 @@ class Deadline(NamedTuple):
 Clocks: TypeAlias = Callable[[], Now]
 
 
-def record_in(path: Path) -> Any:
+def record_in(path: Path, most: int = MOST_BYTES) -> Any:
     """Read a record that only root could have written; `None` where there is none."""
     try:
         for weak in weak_points(path):
             raise ValueError(str(weak))
-        return json.loads(read_regular(path))
+        return json.loads(read_regular(path, most))
     except FileNotFoundError:
         return None
 

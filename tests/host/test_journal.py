@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from fwdaemon.audit.lines import MESSAGE_IDS
+from fwdaemon.audit.journal import MESSAGE_IDS
 from tests.conftest import MakeLxcGuest, MakeNetwork
 from tests.host.conftest import HEAD, Scene, each_libvirt, entry, filled
 from tests.lab.domain import Link

@@ -9,8 +9,7 @@ from pathlib import Path
 from fwdaemon.core.exposures import Exposure
 from fwdaemon.core.types import Family
 from fwdaemon.legacy.client import HelperClient
-from fwdaemon.legacy.difference import Change
-from fwdaemon.legacy.model import TableName
+from fwdaemon.legacy.model import Change, TableName
 from tests.kernel.test_nftables import ALL
 from tests.lab.command import run
 from tests.lab.rules import foreign_rules, own_rules

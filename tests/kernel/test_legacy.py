@@ -19,9 +19,8 @@ from fwdaemon.core.exposures import Exposure, Forward, Nat, Route
 from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Family, GateFault, Protocol
 from fwdaemon.legacy.backend import LegacyBackend
-from fwdaemon.legacy.difference import restore_text
 from fwdaemon.legacy.info import existing_tables
-from fwdaemon.legacy.model import PRE
+from fwdaemon.legacy.model import PRE, restore_text
 from fwdaemon.legacy.ruleset import tables
 from fwdaemon.resolve.flows import Flow
 from tests.kernel.legacy import EVERYTHING, MAIL, ROUTED, foreign, helpers, iptables, of_ipv4, own, saved

@@ -13,8 +13,7 @@ from fwdaemon.core.types import Family
 from fwdaemon.errors import KernelError
 from fwdaemon.legacy.backend import LegacyBackend
 from fwdaemon.legacy.client import HelperClient, UnusableError
-from fwdaemon.legacy.difference import Change, Edit
-from fwdaemon.legacy.model import FWD, PRE, Rule, TableName
+from fwdaemon.legacy.model import FWD, PRE, Change, Edit, Rule, TableName
 from fwdaemon.legacy.ruleset import links
 from tests.kernel.legacy import commit, helpers, iptables, own
 from tests.kernel.test_nftables import ALL

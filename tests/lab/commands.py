@@ -22,7 +22,7 @@ from tests.lab.command import Completed, LabError
 from tests.lab.place import Place, Process
 
 _SOCKET = "/run/lab-commands"
-_LOADED = ("check", "plan", "reload", "status")
+_LOADED = ("check", "plan", "status")
 
 
 class Commands:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from fwdaemon.audit.lines import MESSAGE_IDS
+from fwdaemon.audit.journal import MESSAGE_IDS
 from tests.lab.computer import CLIENT4, PUBLIC4
 from tests.lab.domain import Link, mac_of
 from tests.lab.libvirt_client import Reservation

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from fwdaemon.audit.lines import MESSAGE_IDS
+from fwdaemon.audit.journal import MESSAGE_IDS
 from tests.host.conftest import Conversation
 from tests.lab.computer import CLIENT4, PUBLIC4
 from tests.lab.machine import UNIT, Machine

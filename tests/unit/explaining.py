@@ -1,11 +1,12 @@
 """Short ways to write packets, rulesets and a host for tests of `explain`."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_interface, ip_network
 from typing import Any
 
+from fwdaemon.core.bans import Place, Ranges
 from fwdaemon.core.inventory import HostAddress
 from fwdaemon.core.types import Address, Family, Listener, Protocol
 from fwdaemon.explain.report import FarAnswer, GuestAnswer, RouteAnswer, Sighting
@@ -85,6 +86,7 @@ class PlainHost:
     asked_as: list[Address] = field(default_factory=list)
     others: frozenset[str] = frozenset()
     gateways: Mapping[str, str] = field(default_factory=dict)
+    elements: Mapping[Place, Ranges] = field(default_factory=dict)
 
     def addresses(self) -> Sequence[HostAddress]:
         return self.held
@@ -137,6 +139,9 @@ class PlainHost:
         del address, port
         self.asked_as.append(source)
         return self.far or FarAnswer(sent=True, seen=frozenset({Sighting(device, to_host=True, by_port=True)}))
+
+    def ranges(self, names: Collection[str]) -> Mapping[Place, Ranges]:
+        return {place: found for place, found in self.elements.items() if place[1] in names}
 
     def is_on_link(self, address: Address) -> bool:
         return str(address) in self.others

@@ -8,9 +8,19 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Final
 
+from fwdaemon.core.bans import Gatekeeper
 from fwdaemon.core.exposures import Exposure, Forward, Nat
-from fwdaemon.core.report import Actor, ActorKind, ApplyResult, Fault, GateChange, Presence, RulesChanged, Stamp
-from fwdaemon.core.state import Desired
+from fwdaemon.core.report import (
+    Actor,
+    ActorKind,
+    ApplyResult,
+    Fault,
+    GateChange,
+    Presence,
+    RulesChanged,
+    Stamp,
+)
+from fwdaemon.core.state import Desired, Dropped
 from fwdaemon.core.types import Address, Family, Gate, GateFault, Subnet
 from fwdaemon.errors import KernelError, ProcessError
 from fwdaemon.kernel.process import Finished
@@ -198,6 +208,11 @@ class MemoryBackend:
         """See `Backend.counters`."""
         return dict.fromkeys([*desired.forwards, *desired.nats], 0)
 
+    def dropped(self, desired: Desired) -> Dropped:
+        """See `Backend.dropped`: what would drop any stays closed."""
+        del desired
+        return Dropped()
+
     def stamp(self) -> Stamp:
         """See `Backend.stamp`."""
         return Stamp(self.kernel.generation, certain=True)
@@ -246,7 +261,8 @@ def written(desired: Desired, families: Iterable[Family]) -> dict[Family, tuple[
 
 def name_of(exposure: Exposure) -> str:
     """Name an exposure as its rules do."""
-    return f"{exposure.owner.name}: {exposure.listens_at()} -> {exposure.leads_to()}"
+    asked = "" if exposure.admission is None else f" {exposure.admission}"
+    return f"{exposure.owner.name}: {exposure.listens_at()} -> {exposure.leads_to()}{asked}"
 
 
 def _names(rules: Mapping[Family, tuple[Written, ...]]) -> list[str]:
@@ -260,11 +276,13 @@ def _rules(family: Family, desired: Desired) -> Iterator[Written]:
     if elsewhere := {address for address in desired.elsewhere if Family.of(address) is family}:
         guests = [subnet for subnet in desired.guest_subnets if Family.of(subnet) is family]
         yield _written("elsewhere", Match(partial(_is_left, guests=guests, elsewhere=elsewhere)), accept)
+    keeper = desired.gatekeeper() or Gatekeeper()
     cut = segments(desired.of_family(family))
     for segment in sorted(cut, key=lambda segment: segment.listen is None):
         for forward in segment.forwards:
             takes = partial(_takes, forward, listen=segment.listen, first=segment.ports.first, last=segment.ports.last)
-            yield _written(name_of(forward), Match(takes), Translate(partial(_to_guest, forward)))
+            may = Match(partial(_may_connect, forward, keeper=keeper))
+            yield _written(name_of(forward), Match(takes), may, Translate(partial(_to_guest, forward)))
     for nat in sorted((nat for nat in desired.nats if nat.family is family), key=name_of):
         yield _written(name_of(nat), Match(partial(_is_for, nat)), Translate(partial(_to, nat.target)))
     for route in sorted((route for route in desired.routes if route.family is family), key=name_of):
@@ -300,6 +318,11 @@ def _takes(  # noqa: PLR0913  a port segment has that many sides
     by = forward.interface in (None, packet.came_in)
     sources = [host.within(packet.source, subnet) for subnet in forward.sources]
     return all_of([tristate_of(here and ported and by), max(sources, default=Tristate.YES)])
+
+
+def _may_connect(forward: Forward, packet: Packet, _host: Surroundings, *, keeper: Gatekeeper) -> Tristate:
+    is_refused = packet.source is not None and keeper.refusal(forward.admission, packet.source) is not None
+    return tristate_of(not is_refused)
 
 
 def _to_guest(forward: Forward, packet: Packet, location: RuleLocation) -> Packet:

@@ -8,7 +8,7 @@ from typing import Final
 
 import pytest
 
-from fwdaemon.audit import lines as audit
+from fwdaemon.audit.journal import MESSAGE_IDS
 from tests.unit import audit_lines, programs
 
 CATALOG: Final = Path(__file__).parents[2] / "systemd" / "kvm-portfwd.catalog"
@@ -39,7 +39,7 @@ def test_journalctl_takes_an_entry_for_each_message_id(tmp_path: Path) -> None:
     listed, new_problems = _journalctl(tmp_path, "--list-catalog")
     ids = [line.partition(" kvm-portfwd: ")[0] for line in listed.splitlines()]
     assert new_problems == ""
-    assert sorted(ids) == sorted(audit.MESSAGE_IDS.values())
+    assert sorted(ids) == sorted(MESSAGE_IDS.values())
 
 
 def _journalctl(root: Path, action: str) -> tuple[str, str]:
@@ -50,7 +50,7 @@ def _journalctl(root: Path, action: str) -> tuple[str, str]:
 
 
 def test_every_kind_of_line_is_explained(lines: dict[str, list[dict[str, str]]]) -> None:
-    assert lines.keys() == set(audit.MESSAGE_IDS.values()) == entries().keys()
+    assert lines.keys() == set(MESSAGE_IDS.values()) == entries().keys()
     for text in entries().values():
         headers, _, body = text.partition("\n\n")
         assert re.match(r"Subject: \S.*\nDefined-By: kvm-portfwd\nDocumentation: man:kvm-portfwd\(8\)", headers)
@@ -60,8 +60,8 @@ def test_every_kind_of_line_is_explained(lines: dict[str, list[dict[str, str]]])
 
 def test_a_field_in_a_text_is_in_every_such_line_and_harmless(lines: dict[str, list[dict[str, str]]]) -> None:
     fields = {message_id: set(re.findall(r"@(\w+)@", text)) for message_id, text in entries().items()}
-    assert fields[audit.MESSAGE_IDS["waiting"]] == {"PORTFWD_CAUSE"}
-    assert fields[audit.MESSAGE_IDS["flapping"]] == {"PORTFWD_CAUSE"}
+    assert fields[MESSAGE_IDS["waiting"]] == {"PORTFWD_CAUSE"}
+    assert fields[MESSAGE_IDS["flapping"]] == {"PORTFWD_CAUSE"}
     for message_id, names in fields.items():
         for line in lines[message_id]:
             assert names <= line.keys()

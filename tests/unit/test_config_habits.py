@@ -322,7 +322,12 @@ PORTS = [
             'sources = ["203.0.113.0/24"]',
             f"{OPENS_80} from 203.0.113.0/24 IPv4",
         )
-        for bad in ('deny = ["198.51.100.0/24"]', 'rate = "30/minute"', "max_open = 20", 'blacklist = "DE"')
+        for bad in (
+            'blocklist = ["198.51.100.0/24"]',
+            'limit = "30/minute"',
+            "max_connections = 20",
+            'blacklist = "DE"',
+        )
     ),
     key(
         'interface = ["eth0", "eth1"]',

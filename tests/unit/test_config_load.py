@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from fwdaemon.config import exposures as forward_module
 from fwdaemon.config import load, parse
 from fwdaemon.config.model import Config, DaemonSettings
+from fwdaemon.config.sets import SET_KEYS
 from fwdaemon.errors import ConfigError, Problem
 from tests.unit.test_config_support import MAIN, forward
 
@@ -20,6 +21,7 @@ KEYS: Final = {
     "nat": forward_module.NAT_KEYS,
     "route": forward_module.ROUTE_KEYS,
     "allow": forward_module.ALLOW_KEYS,
+    "set": SET_KEYS,
 }
 DEFAULT: Final = Path(__file__).parents[2] / "etc" / "portfwd.toml"
 
@@ -50,7 +52,7 @@ def test_the_default_file_shows_every_key_as_it_may_be_written() -> None:
     shown = {name: {key for entry in entries for key in entry} for name, entries in tables.items()}
     assert shown == {name: set(keys) for name, keys in KEYS.items()}
     without_mac = "\n".join(line for line in text.splitlines() if not line.startswith("mac "))
-    config = parse({MAIN: without_mac.replace(', "198.51.100.7:443"', "")})
+    config = parse({MAIN: without_mac.replace(', "198.51.100.7:443"', "")}, {Path("/etc/portfwd.d/blocklist.txt"): b""})
     assert [len(entries) for entries in (config.forwards, config.nats, config.routes, config.allows)] == [1, 1, 3, 1]
 
 
@@ -73,7 +75,7 @@ def test_missing_main_file_does_not_hide_other_problems(main: Path) -> None:
             "/portfwd.toml:1: cannot be read: No such file or directory;"
             ' create it, a line "[daemon]" will do, or name another with --config'
         ),
-        '/portfwd.d/a.toml:2: unknown key "x"; write one of allow, control, daemon, forward, metrics, nat, route',
+        '/portfwd.d/a.toml:2: unknown key "x"; write one of allow, control, daemon, forward, metrics, nat, route, set',
     ]
 
 

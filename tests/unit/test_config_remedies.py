@@ -21,8 +21,8 @@ FORMER = [
     Case(
         f"[daemon]\n{name} = 1\n",
         (
-            f'2: daemon: unknown key "{name}"; write one of auto_ports, backend, behind, gates, ip_forward, label,'
-            " libvirt, localhost, on_stop, resync, uplinks"
+            f'2: daemon: unknown key "{name}"; write one of auto_ports, backend, behind, deny, gates, ip_forward,'
+            " label, libvirt, localhost, on_stop, resync, uplinks"
         ),
         "[daemon]\nlabel = 1\n",
         "",

@@ -9,7 +9,7 @@ import tomli
 from jsonschema import Draft202012Validator
 
 import fwdaemon.config
-from fwdaemon.config import exposures, sections
+from fwdaemon.config import exposures, sections, sets
 from fwdaemon.config.model import DaemonSettings
 from tests.unit.test_config_support import forward as entry
 from tests.unit.test_config_support import nat as nat_entry
@@ -43,11 +43,14 @@ def test_knows_the_same_keys_and_describes_each() -> None:
         ("metrics", sections.METRICS_KEYS),
         ("nat", exposures.NAT_KEYS),
         ("route", exposures.ROUTE_KEYS),
+        ("set", sets.SET_KEYS),
     ):
         described = SCHEMA["$defs"][name]["properties"]
         assert sorted(described) == sorted(keys)
         assert all(item["description"] for item in described.values())
 
+
+SET: Final = '\n[[set]]\nname = "office"\naddresses = ["203.0.113.0/24"]'
 
 ACCEPTED: Final = (
     "",
@@ -66,6 +69,9 @@ ACCEPTED: Final = (
         "192.168.122.50", "2001:db8::50"
     ),
     entry('mac = "52-54-00-AB-CD-EF"\nsources = "192.0.2.1"'),
+    entry('sources = ["set:office"]\ndeny = "192.0.2.1"\nrate = "30/minute"\nmax_open = 20') + SET,
+    nat_entry(lines='deny = ["set:office", "2001:db8::/32"]') + SET,
+    '[[set]]\nname = "banned"\nexternal = true',
     nat_entry(),
     nat_entry("2001:db8::8", 'assign = "eth0"\naddress = "2001:db8:1::2"\nmac = "52:54:00:12:34:56"'),
     nat_entry(lines='address = "192.168.122.51"\nnetwork = "default"'),
@@ -101,6 +107,14 @@ REFUSED_BY_BOTH: Final = (
     *(f'[[allow]]\ndomains = "*"\nports = "80"\nmax = {most}' for most in ("0", "65536", "true", '"20"', "1.5")),
     '[[allow]]\ndomains = "*"\nports = "80"\nassign = "eth0"',
     '[[allow]]\ndomains = "*"\nports = "80"\nsources = ["0.0.0.0/0"]',
+    "[[set]]",
+    '[[set]]\nname = "a"',
+    '[[set]]\nname = "a b"\nexternal = true',
+    '[[set]]\nname = "a"\nexternal = false',
+    '[[set]]\nname = "a"\nexternal = true\nfile = "/a"',
+    entry('rate = "30"'),
+    entry('rate = "0/day"'),
+    entry("max_open = 0"),
     "[[forward]]",
     '[[forward]]\ndomain = "a"',
     '[[forward]]\nports = ["80"]',

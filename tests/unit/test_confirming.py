@@ -181,7 +181,7 @@ class TestStart:
     def test_it_goes_on_until_the_time_is_over(self, main: Path) -> None:
         at = Now(1_772_000_000.0, 5_000.0, "first")
         before = {main: forward(ports='["1"]').encode()}
-        Confirmation(main, main.parent / "state", lambda: at).begin(before, {main: main.read_bytes()}, 60)
+        Confirmation(main, main.parent / "state", lambda: at).begin((before, {}), {main: main.read_bytes()}, 60)
         assert self.begun(main, Now(at.wall + 59, at.boottime + 59, "first")) == ("2", False)
         for _ in range(2):
             assert self.begun(main, Now(at.wall + 60, at.boottime + 60, "first")) == ("1", True)

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from fwdaemon.control.client import NoSocketError, NotRunningError, call
 from fwdaemon.control.listener import AlreadyRunningError, Listener
+from fwdaemon.control.protocol import NoSocketError, NotRunningError, call
 
 
 @pytest.fixture

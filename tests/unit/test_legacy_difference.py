@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 from fwdaemon.core.exposures import Forward
 from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Family, GateFault
-from fwdaemon.legacy.difference import Change, difference
-from fwdaemon.legacy.model import OUT, POST, PRE, Head, ObservedTable, Rule, Table, TableName
+from fwdaemon.legacy.model import OUT, POST, PRE, Change, Head, ObservedTable, Rule, Table, TableName, difference
 from fwdaemon.legacy.ruleset import Plan, links, tables
 from tests.unit.forwards import forward
 

@@ -8,8 +8,7 @@ import pytest
 from fwdaemon.core.exposures import Exposure, Nat
 from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Family
-from fwdaemon.legacy.difference import difference
-from fwdaemon.legacy.model import FWD, OUT, POST, PRE, Head, ObservedTable, Table, TableName
+from fwdaemon.legacy.model import FWD, OUT, POST, PRE, Head, ObservedTable, Table, TableName, difference
 from fwdaemon.legacy.ruleset import Plan, exposures_of, links, tables
 from tests.unit.forwards import forward, nat, route, subnets
 from tests.unit.test_golden import SUBNETS, UPLINK

@@ -9,7 +9,7 @@ from typing import Any, Final
 import pytest
 
 import fwdaemon.config
-from fwdaemon.audit import lines
+from fwdaemon.audit.journal import MESSAGE_IDS
 from fwdaemon.config import parse
 from tests.unit import audit_lines, programs
 from tests.unit.commands import COMMANDS, PARSER, options_of
@@ -75,7 +75,7 @@ def test_fields_and_actions_of_the_audit(caplog: pytest.LogCaptureFixture) -> No
     text = section(PROGRAM, "AUDIT")
     fields = {field for line in audit_lines.fields_of_all(caplog) for field in line}
     assert words(text, "Va") == sorted(fields)
-    assert words(text, "Cm") == sorted(lines.MESSAGE_IDS)
+    assert words(text, "Cm") == sorted(MESSAGE_IDS)
 
 
 def test_tables_and_keys_of_the_configuration() -> None:

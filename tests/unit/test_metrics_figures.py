@@ -50,6 +50,8 @@ def test_every_metric_is_here_and_follows_the_conventions() -> None:
         "config_last_reload_successful": "gauge",
         "config_problems": "gauge",
         "connections": "counter",
+        "denied": "counter",
+        "dropped": "counter",
         "ended_connections": "counter",
         "libvirt_connected": "gauge",
         "metrics_timestamp_seconds": "gauge",

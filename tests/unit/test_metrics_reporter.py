@@ -12,7 +12,7 @@ import pytest
 
 from fwdaemon.config.model import Config, DaemonSettings, Endpoint, MetricsSettings
 from fwdaemon.control.manager import Feed
-from fwdaemon.metrics.reporter import Reporter
+from fwdaemon.metrics.exposition import Reporter
 from fwdaemon.status.model import Status
 from tests.unit import statuses
 from tests.unit.test_metrics_listener import GET, ended, free_endpoint, hang_up, until

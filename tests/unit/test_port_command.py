@@ -15,7 +15,7 @@ from fwdaemon.status.model import Configuration, Header, Row, State, Status
 from fwdaemon.status.rows import Facts, Readings, rows
 from tests.unit.test_expansion import config, domain, entry, host
 
-CALL = "fwdaemon.control.client.call"
+CALL = "fwdaemon.control.protocol.call"
 FIXED = entry("ci-1", "2222:22", "198.51.100.7:22", "8000-8009:9000-9009/udp")
 NAT = '[[nat]]\ndomain = "mail"\npublic = "198.51.100.8"\n'
 

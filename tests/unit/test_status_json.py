@@ -72,6 +72,7 @@ def test_one_exposure_in_full() -> None:
         "connections_since": "2026-03-01T08:00:00.000Z",
         "open_connections": 12,
         "open_bytes": 98765,
+        "dropped": None,
     }
     assert exposures["lab", 6]["subnet"] == "2001:db8:1::/64"
     assert exposures["lab", 6]["bridge"] == "virbr2"

@@ -1,0 +1,112 @@
+"""Who may connect, as its user meets it: files of networks, bans by other programs, and limits."""
+
+import json
+from collections.abc import Iterator
+
+import pytest
+
+from tests.host.conftest import HEAD, Scene, entry
+from tests.lab.host import CLIENT4, CLIENT4_SECOND, PUBLIC4
+from tests.lab.place import wait_until
+from tests.lab.release import LibvirtFirewall
+
+URL = f"http://{PUBLIC4}:8000/"
+LIST = "/etc/portfwd.d/blocklist.txt"
+SETS = f"""
+[[set]]
+name = "blocklist"
+file = "{LIST}"
+
+[[set]]
+name = "banned"
+external = true
+"""
+EVERYWHERE = HEAD + 'deny = ["set:banned"]\n'
+WEB = entry("web", "8000:80 9000", "WEB4", 'deny = ["set:blocklist"]') + SETS
+
+
+@pytest.fixture
+def scene(shared_scene: Scene) -> Iterator[Scene]:
+    """The scene with an empty list of networks."""
+    shared_scene.host.run("mkdir", "-p", "/etc/portfwd.d")
+    write(shared_scene, "# nobody yet\n")
+    yield shared_scene
+    shared_scene.host.run("rm", "-rf", "/etc/portfwd.d")
+
+
+@pytest.fixture
+def with_sets(scene: Scene) -> Scene:
+    """The same where rules are in nftables."""
+    if scene.host.flavour.firewall is LibvirtFirewall.LEGACY:
+        pytest.skip("the legacy tables keep such forwards closed")
+    return scene
+
+
+def write(scene: Scene, text: str) -> None:
+    scene.host.run("sh", "-c", 'cat >"$1"', "sh", LIST, stdin=text)
+
+
+def is_served(scene: Scene, source: str = CLIENT4) -> bool:
+    return scene.host.outside.fetch(URL, source=source, timeout=0.5).answered
+
+
+def ban(scene: Scene, verb: str, element: str = CLIENT4) -> None:
+    scene.host.run("nft", verb, "element", "ip", "kvm_portfwd", "set_banned", f"{{ {element} }}")
+
+
+def test_who_is_put_into_a_file_is_cut_off_and_a_wrong_file_changes_nothing(with_sets: Scene) -> None:
+    scene = with_sets
+    server = scene.web.serve_tcp(9000)
+    daemon = scene.daemon(WEB, EVERYWHERE)
+    talk = scene.converse(9000)
+    wait_until(lambda: is_served(scene), "the client is served")
+    write(scene, f"{CLIENT4}/32 # bad\n")
+    wait_until(lambda: not is_served(scene), "the client is not served any more")
+    wait_until(lambda: not talk.goes_on(), "its connection has ended")
+    assert is_served(scene, CLIENT4_SECOND)
+    write(scene, f"{CLIENT4_SECOND}\nnonsense\n")
+    daemon.wait_log(rf"^error: {LIST}:2: .*nonsense")
+    assert is_served(scene, CLIENT4_SECOND)
+    assert not is_served(scene)
+    status = json.loads(scene.host.portfwd("status", "--json").stdout)
+    assert any("nonsense" in problem for problem in status["problems"])
+    write(scene, "")
+    wait_until(lambda: is_served(scene), "the client is served again")
+    server.stop()
+
+
+def test_a_ban_by_another_program_cuts_off_and_outlives_wipes_and_restarts(with_sets: Scene) -> None:
+    scene = with_sets
+    server = scene.web.serve_tcp(9000)
+    daemon = scene.daemon(WEB, EVERYWHERE)
+    talk = scene.converse(9000)
+    ban(scene, "add", f"{CLIENT4} timeout 1h")
+    assert not is_served(scene)
+    wait_until(lambda: not talk.goes_on(), "its connection has ended")
+    scene.wipe()
+    wait_until(lambda: is_served(scene, CLIENT4_SECOND), "the wipe is mended")
+    assert not is_served(scene)
+    daemon.terminate()
+    scene.wipe()
+    scene.daemon(WEB, EVERYWHERE)
+    wait_until(lambda: is_served(scene, CLIENT4_SECOND), "the rules are there again")
+    assert not is_served(scene)
+    ban(scene, "delete")
+    wait_until(lambda: is_served(scene), "the ban is over")
+    server.stop()
+
+
+def test_over_the_rate_a_client_waits_and_another_does_not(with_sets: Scene) -> None:
+    scene = with_sets
+    scene.daemon(entry("web", "8000:80", "WEB4", 'rate = "2/day"'))
+    wait_until(lambda: is_served(scene, CLIENT4_SECOND), "the rules are there")
+    assert [is_served(scene) for _ in range(3)] == [True, True, False]
+
+
+def test_in_the_legacy_tables_such_a_forward_stays_closed_and_says_why(scene: Scene) -> None:
+    if scene.host.flavour.firewall is not LibvirtFirewall.LEGACY:
+        pytest.skip("the others have sets")
+    daemon = scene.daemon(WEB + entry("web", "8001:80", "WEB4"))
+    daemon.wait_log("stay closed")
+    scene.answers(lambda: scene.host.outside.fetch(f"http://{PUBLIC4}:8001/"), f"web {CLIENT4}")
+    assert not is_served(scene)

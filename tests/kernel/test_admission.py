@@ -1,0 +1,180 @@
+"""Real packets of who may connect and who may not: sets of sources, and limits for each source."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from ipaddress import ip_network
+from pathlib import Path
+
+import pytest
+
+from fwdaemon.core.bans import Admission, Rate, SourceSet
+from fwdaemon.core.exposures import Exposure
+from fwdaemon.core.state import Desired, Dropped
+from fwdaemon.core.types import Origin
+from fwdaemon.netfilter import Backend
+from tests.kernel.conftest import GATE, GUESTS, HOMES
+from tests.kernel.scene import Plan, answers
+from tests.kernel.topology import PORT, Topology, address_words
+from tests.lab.probe import Answer, Outcome
+from tests.unit.forwards import forward, nat, route
+
+HERE = Origin(Path("/etc/portfwd.toml"), 1)
+SHORT = 0.3
+
+Admit = Callable[..., None]
+
+
+@pytest.fixture(scope="module", params=[False], ids=["nftables"])
+def legacy(request: pytest.FixtureRequest) -> bool:
+    legacy: bool = request.param
+    return legacy
+
+
+@dataclass
+class Counted:
+    """The rule system, what was asked of it, and what it counted."""
+
+    rules: Backend
+    state: Desired = field(default_factory=Desired)
+
+    def dropped(self) -> Dropped:
+        return self.rules.dropped(self.state)
+
+
+@pytest.fixture
+def counted(rules: Backend) -> Counted:
+    return Counted(rules)
+
+
+@pytest.fixture
+def admit(machines: Topology, counted: Counted, *, legacy: bool) -> Admit:
+    """Open something with sets of these names, and deny to all what is `barred`."""
+    del machines
+    nothing = Desired(guest_subnets=GUESTS, homes=HOMES, uplinks=frozenset({"eth0"}), gates=() if legacy else (GATE,))
+
+    def open_(*exposures: Exposure, sets: tuple[SourceSet, ...] = (), barred: Admission | None = None) -> None:
+        state = replace(nothing.having(exposures), sets=sets, barred=barred)
+        counted.state = state
+        assert not counted.rules.apply(state, full=True).faults
+        assert not counted.rules.apply(state, full=True).changed
+
+    return open_
+
+
+@pytest.fixture
+def third(machines: Topology, plan: Plan) -> Iterator[str]:
+    """Give the machine outside one more address, which is not in the set that has its first one."""
+    address = {"198.51.100.2": "198.51.100.77", "2001:db8::2": "2001:db8::77"}[plan.outside]
+    machines.outside.ip(address_words(address, "eth0"))
+    yield address
+    machines.outside.ip(f"address delete {ip_network(address)} dev eth0")
+
+
+def named(name: str, *networks: str) -> SourceSet:
+    return SourceSet.of(name, HERE, map(ip_network, networks))
+
+
+def tcp(machines: Topology, address: str, source: str | None = None) -> Answer:
+    return machines.outside.tcp(address, PORT, source=source, timeout=SHORT)
+
+
+def web(plan: Plan, admission: Admission | None = None, sources: tuple[str, ...] = ()) -> Exposure:
+    made = forward(f"tcp *:{PORT}", f"[{plan.mail}]:{PORT}", sources=sources)
+    return replace(made, admission=admission)
+
+
+DROPPED = Answer(Outcome.TIMED_OUT)
+
+
+def test_who_is_in_a_set_that_is_denied_is_dropped_and_others_are_served(
+    machines: Topology, admit: Admit, plan: Plan, third: str, counted: Counted
+) -> None:
+    admit(web(plan, Admission(denied=("bad",))), sets=(named("bad", plan.outside),))
+    assert tcp(machines, plan.public, plan.outside) == DROPPED
+    assert counted.dropped().by_set["bad"] >= 1
+    assert tcp(machines, plan.public, third).text == f"mail {third}"
+    assert machines.peer.tcp(plan.public, PORT).text.startswith("mail ")
+
+
+def test_a_network_of_any_length_is_found(machines: Topology, admit: Admit, plan: Plan, third: str) -> None:
+    wide = ip_network((plan.outside, 26 if "." in plan.outside else 122), strict=False)
+    admit(web(plan, Admission(denied=("bad",))), sets=(named("bad", str(wide), "192.0.2.1", "2001:db8:9::9"),))
+    assert tcp(machines, plan.public, plan.outside) == DROPPED
+    assert tcp(machines, plan.public, third).answered
+
+
+def test_a_set_that_changes_is_changed_alone(machines: Topology, admit: Admit, plan: Plan) -> None:
+    served = web(plan, Admission(denied=("bad",)))
+    for network, is_denied in (plan.outside, True), ("192.0.2.9", False), (str(ip_network(plan.outside)), True):
+        admit(served, sets=(named("bad", network),))
+        assert (tcp(machines, plan.public, plan.outside) == DROPPED) is is_denied
+
+
+def test_only_who_is_in_a_set_of_sources_is_served(machines: Topology, admit: Admit, plan: Plan, third: str) -> None:
+    office, other = named("office", plan.outside), str(ip_network(third))
+    admit(web(plan, Admission(sets=("office",))), sets=(office,))
+    assert tcp(machines, plan.public, plan.outside).text == f"mail {plan.outside}"
+    assert tcp(machines, plan.public, third).text == f"host {third}"
+    admit(web(plan, Admission(sources=(ip_network(other),), sets=("office",))), sets=(office,))
+    assert tcp(machines, plan.public, third).text == f"mail {third}"
+
+
+def test_an_address_that_is_denied_is_dropped(machines: Topology, admit: Admit, plan: Plan, third: str) -> None:
+    admit(web(plan, Admission(deny=(ip_network(plan.outside),))))
+    assert tcp(machines, plan.public, plan.outside) == DROPPED
+    assert tcp(machines, plan.public, third).text == f"mail {third}"
+
+
+def test_who_is_barred_reaches_nothing_of_ours_and_all_that_is_the_hosts(
+    machines: Topology, admit: Admit, plan: Plan, third: str
+) -> None:
+    narrow = forward(f"tcp [{plan.public}]:{PORT}", f"[{plan.mail}]:{PORT}")
+    exposures = narrow, nat(plan.other, plan.peer), route(plan.subnet)
+    admit(*exposures, sets=(named("bad", plan.outside),), barred=Admission(denied=("bad",)))
+    for address in (plan.public, plan.other, plan.routed):
+        assert tcp(machines, address, plan.outside) == DROPPED
+        assert tcp(machines, address, third).answered
+    assert tcp(machines, plan.host, plan.outside).text == f"host {plan.outside}"
+    assert machines.outside.udp(plan.public, PORT, source=plan.outside).text == f"host {plan.outside}"
+    admit(web(plan), sets=(named("bad", plan.outside),), barred=Admission(denied=("bad",)))
+    assert tcp(machines, plan.host, plan.outside) == DROPPED
+
+
+def test_one_to_one_addresses_and_routes_deny_by_themselves(
+    machines: Topology, admit: Admit, plan: Plan, third: str
+) -> None:
+    bad = Admission(denied=("bad",))
+    exposures = replace(nat(plan.other, plan.mail), admission=bad), replace(route(plan.subnet), admission=bad)
+    admit(
+        *exposures, forward(f"tcp [{plan.public}]:{PORT}", f"[{plan.peer}]:{PORT}"), sets=(named("bad", plan.outside),)
+    )
+    for address in (plan.other, plan.routed):
+        assert tcp(machines, address, plan.outside) == DROPPED
+        assert tcp(machines, address, third).answered
+    answers(machines.mail, plan.outside, f"outside {plan.other}")
+    assert tcp(machines, plan.public, plan.outside).answered
+
+
+def test_new_connections_over_the_rate_are_dropped_and_counted_and_others_may_go_on(
+    machines: Topology, admit: Admit, plan: Plan, third: str, counted: Counted
+) -> None:
+    admit(web(plan, Admission(rate=Rate(2, "day"))))
+    assert [tcp(machines, plan.public, plan.outside).answered for _ in range(3)] == [True, True, False]
+    assert tcp(machines, plan.public, third).answered
+    (served,) = counted.state.forwards
+    assert counted.dropped().by_exposure[served] >= 1
+    assert counted.rules.counters(counted.state)[served] == 3
+
+
+def test_connections_over_the_most_that_may_be_open_are_dropped_until_one_ends(
+    machines: Topology, admit: Admit, plan: Plan, third: str
+) -> None:
+    admit(web(plan, Admission(max_open=2)))
+    with ExitStack() as held:
+        for _ in range(2):
+            held.enter_context(machines.outside.connect(plan.public, PORT, source=plan.outside))
+        assert tcp(machines, plan.public, plan.outside) == DROPPED
+        assert tcp(machines, plan.public, third).answered
+    machines.host.run("conntrack", "-F")
+    assert tcp(machines, plan.public, plan.outside).answered
