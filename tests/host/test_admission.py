@@ -42,6 +42,14 @@ def with_sets(scene: Scene) -> Scene:
     return scene
 
 
+@pytest.fixture
+def with_server(with_sets: Scene) -> Iterator[Scene]:
+    """The same where the guest has one more server."""
+    server = with_sets.web.serve_tcp(9000)
+    yield with_sets
+    server.stop()
+
+
 def write(scene: Scene, text: str) -> None:
     scene.host.run("sh", "-c", 'cat >"$1"', "sh", LIST, stdin=text)
 
@@ -54,9 +62,8 @@ def ban(scene: Scene, verb: str, element: str = CLIENT4) -> None:
     scene.host.run("nft", verb, "element", "ip", "kvm_portfwd", "set_banned", f"{{ {element} }}")
 
 
-def test_who_is_put_into_a_file_is_cut_off_and_a_wrong_file_changes_nothing(with_sets: Scene) -> None:
-    scene = with_sets
-    server = scene.web.serve_tcp(9000)
+def test_who_is_put_into_a_file_is_cut_off_and_a_wrong_file_changes_nothing(with_server: Scene) -> None:
+    scene = with_server
     daemon = scene.daemon(WEB, EVERYWHERE)
     talk = scene.converse(9000)
     wait_until(lambda: is_served(scene), "the client is served")
@@ -72,12 +79,10 @@ def test_who_is_put_into_a_file_is_cut_off_and_a_wrong_file_changes_nothing(with
     assert any("nonsense" in problem for problem in status["problems"])
     write(scene, "")
     wait_until(lambda: is_served(scene), "the client is served again")
-    server.stop()
 
 
-def test_a_ban_by_another_program_cuts_off_and_outlives_wipes_and_restarts(with_sets: Scene) -> None:
-    scene = with_sets
-    server = scene.web.serve_tcp(9000)
+def test_a_ban_by_another_program_cuts_off_and_outlives_wipes_and_restarts(with_server: Scene) -> None:
+    scene = with_server
     daemon = scene.daemon(WEB, EVERYWHERE)
     talk = scene.converse(9000)
     ban(scene, "add", f"{CLIENT4} timeout 1h")
@@ -93,7 +98,6 @@ def test_a_ban_by_another_program_cuts_off_and_outlives_wipes_and_restarts(with_
     assert not is_served(scene)
     ban(scene, "delete")
     wait_until(lambda: is_served(scene), "the ban is over")
-    server.stop()
 
 
 def test_over_the_rate_a_client_waits_and_another_does_not(with_sets: Scene) -> None:
