@@ -168,12 +168,12 @@ class _Comparison:
 
     @classmethod
     def of(cls, desired: Table, observed: Table) -> "_Comparison | None":
-        """Compare; `None` where hooks, flags or set types differ, which cannot be changed in place."""
+        """Compare; `None` where hooks, flags or set types differ, which cannot be changed, or it is none of ours."""
         found = cls(desired, observed)
         there = observed.chains
         hooks = all(name not in there or there[name].hook == chain.hook for name, chain in found._chains.items())
         types, others = _types(desired), _types(observed)
-        alike = all(others.get(name, kind) == kind for name, kind in types.items())
+        alike = "forwards" in there and all(others.get(name, kind) == kind for name, kind in types.items())
         same = hooks and desired.flags == observed.flags and alike
         return found if same else None
 
@@ -187,7 +187,7 @@ class _Comparison:
         # Sets first, since rules name them, then chains, which elements name; what is no longer named goes last.
         for name in wanted.keys() - there.keys():
             yield f"add {_kind(wanted[name])} {table} {name} {{ {wanted[name].type} }}"
-        for name, chain in sorted(self._chains.items(), key=_is_jumped_to):
+        for name, chain in sorted(self._chains.items(), key=_place):
             yield from _fill(table, name, chain, existing=name in self._observed.chains)
         gone = self._differing_elements(self._observed, self._desired)
         for name, new in self._new.items():
@@ -230,9 +230,9 @@ def _types(table: Table) -> dict[str, object]:
     return {name: content.type for name, content in table.sets.items()}
 
 
-def _is_jumped_to(chain: tuple[str, Chain]) -> bool:
-    """Sort first what rules of other chains lead to."""
-    return not chain[0].startswith(DENY)
+def _place(chain: tuple[str, Chain]) -> tuple[bool, bool]:
+    """Sort first what rules of other chains lead to, and base chains last."""
+    return chain[1].hook is not None, not chain[0].startswith(DENY)
 
 
 def _fill(table: str, name: str, chain: Chain, *, existing: bool) -> Iterator[str]:

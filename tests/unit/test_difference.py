@@ -128,6 +128,22 @@ def test_a_table_that_is_gone_is_created_whole_and_mends_all() -> None:
     assert change.mended == EVERYWHERE
 
 
+def test_a_table_that_is_none_of_ours_is_replaced_whole() -> None:
+    change = difference(Family.IPV4, table(WEB, MAIL), Table(Family.IPV4, {}, {}))
+    assert change.script[:2] == ("add table ip kvm_portfwd", "delete table ip kvm_portfwd")
+    assert (change.mended, change.anew) == (EVERYWHERE, True)
+
+
+def test_a_chain_is_there_before_a_rule_leads_to_it() -> None:
+    plain = Desired().having([WEB])
+    switched = replace(plain, switched=frozenset({(Family.IPV4, "eth0")}))
+    for wanted in (replace(plain, confined=frozenset({Family.IPV4})), switched):
+        there = set(table(WEB).chains)
+        for line in difference(Family.IPV4, table_of(wanted), table(WEB)).script:
+            there |= set(re.findall(r"^add chain ip kvm_portfwd (\S+)", line))
+            assert there.issuperset(re.findall(r"^add rule .* jump (\S+)", line))
+
+
 def test_a_table_nobody_wants_is_deleted() -> None:
     assert difference(Family.IPV4, None, table(WEB)).script == ("delete table ip kvm_portfwd",)
 
