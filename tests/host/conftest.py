@@ -68,7 +68,7 @@ HEAD = '[daemon]\nlibvirt = ["lxc:///system"]\n'
 # For what libvirt tells and whom we believe, which does not depend on the firewall: a host of each version of libvirt.
 each_libvirt = pytest.mark.on(LibvirtFirewall.IPTABLES, LibvirtFirewall.NFTABLES)
 # For what our own rules and settings do: a host of each rule system. libvirt's own on iptables-nft, beside which our
-# tables are the same, are shown with where rules lead to (reach, healing, bans, lifecycle).
+# tables are the same, are shown with where rules lead to (reach, bans, lifecycle).
 each_backend = pytest.mark.on(LibvirtFirewall.NFTABLES, LibvirtFirewall.LEGACY)
 # Where no rule decides, one kind of host is enough.
 rules_have_no_part = pytest.mark.on(LibvirtFirewall.NFTABLES)

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import pytest
 
 from tests.conftest import MakeLxcGuest, MakeNetwork, MakeQemuGuest, StartDaemon
-from tests.host.conftest import Conversation, each_libvirt
+from tests.host.conftest import Conversation, rules_have_no_part
 from tests.lab.domain import Link, mac_of
 from tests.lab.host import CLIENT4, CLIENT4_OTHER_LINK, CLIENT6, OTHER_LINK4, PUBLIC4, PUBLIC6, Host
 from tests.lab.libvirt_client import Reservation
@@ -85,7 +85,7 @@ def test_a_dhcp_guest_gets_another_address(
 
 
 @pytest.mark.in_turn
-@each_libvirt
+@rules_have_no_part
 def test_a_fixed_address_changes(
     host: Host, network: MakeNetwork, lxc_guest: MakeLxcGuest, daemon: StartDaemon
 ) -> None:
@@ -109,7 +109,7 @@ def test_a_fixed_address_changes(
     answers(host, f"web {CLIENT4}")
 
 
-@each_libvirt
+@rules_have_no_part
 def test_two_interfaces_on_two_networks(
     host: Host, network: MakeNetwork, lxc_guest: MakeLxcGuest, daemon: StartDaemon
 ) -> None:
@@ -131,7 +131,7 @@ def test_two_interfaces_on_two_networks(
 
 
 @pytest.mark.in_turn
-@each_libvirt
+@rules_have_no_part
 def test_a_second_interface_that_is_plugged_in_closes_nothing(
     host: Host, network: MakeNetwork, lxc_guest: MakeLxcGuest, daemon: StartDaemon
 ) -> None:
@@ -154,7 +154,7 @@ def test_a_second_interface_that_is_plugged_in_closes_nothing(
 
 
 @pytest.mark.in_turn
-@each_libvirt
+@rules_have_no_part
 @pytest.mark.usefixtures("bridge")
 def test_a_plain_bridge_and_the_neighbour_table(host: Host, lxc_guest: MakeLxcGuest, daemon: StartDaemon) -> None:
     running = daemon(HEAD + entry("web", "8000:80"))
@@ -171,7 +171,7 @@ def test_a_plain_bridge_and_the_neighbour_table(host: Host, lxc_guest: MakeLxcGu
 
 
 @pytest.mark.in_turn
-@each_libvirt
+@rules_have_no_part
 def test_a_guest_that_never_speaks_is_asked_for(
     host: Host, network: MakeNetwork, lxc_guest: MakeLxcGuest, daemon: StartDaemon
 ) -> None:
@@ -193,7 +193,7 @@ def test_a_guest_that_never_speaks_is_asked_for(
 
 
 @pytest.mark.in_turn
-@each_libvirt
+@rules_have_no_part
 def test_only_the_guest_itself_answers_for_itself(
     host: Host, network: MakeNetwork, lxc_guest: MakeLxcGuest, daemon: StartDaemon
 ) -> None:
@@ -226,7 +226,7 @@ def test_a_bridge_with_others_in_it(host: Host, lxc_guest: MakeLxcGuest, daemon:
 
 
 @pytest.mark.in_turn
-@each_libvirt
+@rules_have_no_part
 def test_a_bridge_without_an_address_of_the_host(host: Host, lxc_guest: MakeLxcGuest, daemon: StartDaemon) -> None:
     with plain_bridge(host):
         guest = lxc_guest("web", Link("", ("192.168.140.10/24",), bridge=BRIDGE))
@@ -240,7 +240,7 @@ def test_a_bridge_without_an_address_of_the_host(host: Host, lxc_guest: MakeLxcG
 
 
 @pytest.mark.in_turn
-@each_libvirt
+@rules_have_no_part
 @pytest.mark.usefixtures("bridge")
 def test_a_plain_bridge_and_the_guest_agent(host: Host, qemu_guest: MakeQemuGuest, daemon: StartDaemon) -> None:
     """The agent may say anything; it is asked again as soon as it comes back, as after its update."""

@@ -3,7 +3,7 @@
 import pytest
 
 from tests.conftest import MakeNetwork, MakeQemuGuest, StartDaemon
-from tests.host.conftest import Conversation, Scene, each_libvirt, entry
+from tests.host.conftest import Conversation, Scene, entry, rules_have_no_part
 from tests.lab.daemon import Daemon
 from tests.lab.domain import Link, mac_of
 from tests.lab.host import CLIENT4, PUBLIC4, Host
@@ -34,7 +34,7 @@ def added_and_removed(daemon: Daemon) -> list[str]:
     return [line.text for line in daemon.log_lines() if line.text.startswith(("added vm", "removed vm"))]
 
 
-@each_libvirt
+@rules_have_no_part
 def test_undefined_while_it_runs_it_stays_until_it_stops(scene: Scene) -> None:
     scene.web.serve_tcp(9000)
     daemon = scene.daemon(WEB)
@@ -51,7 +51,7 @@ def test_undefined_while_it_runs_it_stays_until_it_stops(scene: Scene) -> None:
 
 
 @pytest.mark.in_turn
-@each_libvirt
+@rules_have_no_part
 def test_killed_with_its_controller(scene: Scene) -> None:
     scene.web.serve_tcp(9000)
     daemon = scene.daemon(WEB)
@@ -72,7 +72,7 @@ def vm(host: Host, network: MakeNetwork, qemu_guest: MakeQemuGuest) -> QemuGuest
 
 
 @pytest.mark.in_turn
-@each_libvirt
+@rules_have_no_part
 def test_a_renamed_domain_is_found_by_its_uuid_and_by_its_new_name(vm: QemuGuest, daemon: StartDaemon) -> None:
     by_old_name, by_uuid = learned("vm", "8000:80"), learned(vm.uuid, "8001:80")
     running = daemon(QEMU_HEAD + by_old_name + by_uuid)
@@ -91,7 +91,7 @@ def test_a_renamed_domain_is_found_by_its_uuid_and_by_its_new_name(vm: QemuGuest
     running.wait_log(r"^removed renamed: tcp \*:8002 -> .*\(.*domain renamed stopped \(destroyed\)")
 
 
-@each_libvirt
+@rules_have_no_part
 def test_the_life_of_a_virtual_machine(host: Host, vm: QemuGuest, daemon: StartDaemon) -> None:
     """One boot serves all: it is paused, gets a second interface and loses it, is saved, goes on, and crashes."""
     first = learned("vm", "8000:80", f"9000:{ECHO_PORT}")

@@ -42,7 +42,7 @@ def undone(scene: Scene, disturb: Callable[[Host], object], said: str | None = N
     wait_until(lambda: gates_lead(scene.host), "every gate is at the head of its chain")
 
 
-@pytest.mark.on(LibvirtFirewall.IPTABLES, LibvirtFirewall.NFTABLES)
+@pytest.mark.on(LibvirtFirewall.NFTABLES)
 def test_the_loss_of_libvirts_own_rules_is_told(scene: Scene) -> None:
     daemon = scene.daemon(WEB)
     try:
@@ -64,7 +64,7 @@ def gates_lead(host: Host) -> bool:
     )
 
 
-@pytest.mark.on(LibvirtFirewall.IPTABLES, LibvirtFirewall.NFTABLES)
+@pytest.mark.on(LibvirtFirewall.NFTABLES)
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
@@ -108,7 +108,7 @@ def test_a_wipe_of_the_legacy_tables(scene: Scene, words: str, said: str) -> Non
         scene.host.libvirt.restart()
 
 
-@pytest.mark.on(LibvirtFirewall.IPTABLES, LibvirtFirewall.NFTABLES)
+@pytest.mark.on(LibvirtFirewall.NFTABLES)
 def test_a_refusal_ahead_of_the_gate(scene: Scene) -> None:
     """A tool that inserts its own rule first would cut us off; the gate goes back to the head, and the rule stays."""
     libvirt_on_nftables = "libvirt_network" in scene.host.run("nft", "list", "tables").stdout
@@ -209,7 +209,7 @@ def hanging_nft(host: Host) -> Iterator[Callable[[], None]]:
         yield at_end.close
 
 
-@pytest.mark.on(LibvirtFirewall.IPTABLES, LibvirtFirewall.NFTABLES)
+@pytest.mark.on(LibvirtFirewall.NFTABLES)
 def test_a_program_that_hangs_is_ended_and_the_wipe_healed_when_it_works_again(
     scene: Scene, request: pytest.FixtureRequest
 ) -> None:
@@ -224,7 +224,7 @@ def test_a_program_that_hangs_is_ended_and_the_wipe_healed_when_it_works_again(
     assert sum("it did nothing" in line.text for line in daemon.log_lines()) == 1
 
 
-@pytest.mark.on(LibvirtFirewall.IPTABLES, LibvirtFirewall.NFTABLES)
+@pytest.mark.on(LibvirtFirewall.NFTABLES)
 def test_a_program_that_hangs_does_not_keep_the_daemon_from_ending(
     scene: Scene, request: pytest.FixtureRequest
 ) -> None:
@@ -242,7 +242,7 @@ REMOVING = 'on_stop = "remove"\n'
 LEFT = "not everything could be removed; the next start does that, or kvm-portfwd flush"
 
 
-@pytest.mark.on(LibvirtFirewall.IPTABLES, LibvirtFirewall.NFTABLES)
+@pytest.mark.on(LibvirtFirewall.NFTABLES)
 def test_what_a_hanging_program_keeps_from_being_removed_at_the_end_is_told_and_flushed(
     scene: Scene, request: pytest.FixtureRequest
 ) -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from fwdaemon.core.pace import SHARE, STOCK_S
 from tests.conftest import MakeLxcGuest, MakeNetwork, StartDaemon
-from tests.host.conftest import each_libvirt
+from tests.host.conftest import rules_have_no_part
 from tests.host.hostile import THIEF, WEB, is_sound
 from tests.lab.command import LabError
 from tests.lab.daemon import Daemon
@@ -183,7 +183,7 @@ def used_meanwhile(running: Daemon) -> tuple[float, float]:
 
 
 @pytest.mark.in_turn
-@each_libvirt
+@rules_have_no_part
 def test_all_floods_of_guests_together_take_their_share_of_a_core_and_no_more(
     host: Host, network: MakeNetwork, lxc_guest: MakeLxcGuest, daemon: StartDaemon
 ) -> None:
@@ -220,7 +220,7 @@ def test_all_floods_of_guests_together_take_their_share_of_a_core_and_no_more(
     is_sound(host, running)
 
 
-@each_libvirt
+@rules_have_no_part
 def test_a_user_of_libvirt_who_defines_without_end_takes_a_share_and_keeps_nothing_from_healing(
     host: Host, network: MakeNetwork, lxc_guest: MakeLxcGuest, daemon: StartDaemon
 ) -> None:

@@ -8,7 +8,7 @@ from functools import partial
 import libvirt
 import pytest
 
-from tests.host.conftest import Conversation, each_libvirt
+from tests.host.conftest import Conversation, each_libvirt, rules_have_no_part
 from tests.host.moving import (
     HELD,
     MAIL4,
@@ -98,7 +98,7 @@ def _is_served(move: Move, host: Host, own: str, other: str) -> None:
 
 
 @pytest.mark.in_turn
-@each_libvirt
+@rules_have_no_part
 def test_a_guest_that_runs_there_before_its_memory_does(move: Move) -> None:
     """Post-copy: the other host has the guest while most of its memory is still here."""
     pair = move.pair
@@ -118,7 +118,7 @@ def test_a_guest_that_runs_there_before_its_memory_does(move: Move) -> None:
 
 
 @pytest.mark.in_turn
-@each_libvirt
+@rules_have_no_part
 def test_a_guest_that_moves_paused_is_held_by_the_other_host_once_it_runs_there(move: Move) -> None:
     """Nothing says that a paused guest is handed over, until it has ended here."""
     pair = move.pair
@@ -139,7 +139,7 @@ def test_a_guest_that_moves_paused_is_held_by_the_other_host_once_it_runs_there(
 
 
 @pytest.mark.in_turn
-@each_libvirt
+@rules_have_no_part
 def test_streams_go_on_where_the_other_host_is_late(move: Move) -> None:
     """What the guest sends there before its addresses are there leaves with them: the daemon had heard of its copy."""
     pair, late = move.pair, move.daemon(move.pair.second).process

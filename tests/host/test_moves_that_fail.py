@@ -7,7 +7,7 @@ from functools import partial
 import libvirt
 import pytest
 
-from tests.host.conftest import Conversation, each_libvirt
+from tests.host.conftest import Conversation, rules_have_no_part
 from tests.host.moving import (
     HELD,
     MAIL4,
@@ -42,7 +42,7 @@ def move(pair: Pair) -> Iterator[Move]:
 
 
 @pytest.mark.in_turn
-@each_libvirt
+@rules_have_no_part
 def test_a_post_copy_that_fails_leaves_the_guest_with_the_host_that_goes_on_if_any(move: Move) -> None:
     """Where the receiving end dies, the first host goes on as long as it may, and later nobody can."""
     pair = move.pair
@@ -63,7 +63,7 @@ def test_a_post_copy_that_fails_leaves_the_guest_with_the_host_that_goes_on_if_a
 
 
 @pytest.mark.in_turn
-@each_libvirt
+@rules_have_no_part
 def test_a_migration_that_fails_changes_nothing(move: Move) -> None:
     """Cancelled, and with either side killed, during the copy; daemons that start meanwhile find the same."""
     pair = move.pair
@@ -109,7 +109,7 @@ def test_a_migration_that_fails_changes_nothing(move: Move) -> None:
 
 
 @pytest.mark.in_turn
-@each_libvirt
+@rules_have_no_part
 def test_a_guest_that_dies_during_the_copy_is_held_by_neither_host(move: Move) -> None:
     pair = move.pair
     move.answered(pair.first)
@@ -126,7 +126,7 @@ def test_a_guest_that_dies_during_the_copy_is_held_by_neither_host(move: Move) -
 
 
 @pytest.mark.in_turn
-@each_libvirt
+@rules_have_no_part
 def test_what_was_handed_over_and_not_taken_comes_back(move: Move) -> None:
     """The other host dies at the last moment, with the guest stopped here already and not yet running there."""
     pair = move.pair
@@ -155,7 +155,7 @@ def test_what_was_handed_over_and_not_taken_comes_back(move: Move) -> None:
 
 
 @pytest.mark.in_turn
-@each_libvirt
+@rules_have_no_part
 def test_a_daemon_that_is_killed_at_the_switch_over_leaves_addresses_with_the_target(move: Move) -> None:
     """That of the host the guest leaves, then that of the host it comes to, each as soon as the guest runs there.
 

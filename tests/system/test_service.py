@@ -16,8 +16,8 @@ from tests.lab.release import LibvirtFirewall
 from tests.system.conftest import PAGE, page
 from tests.system.sandbox import CONFIG, HEAD, WEB, WEB4, Sandbox
 
-# One machine of each release is enough: systemd does not care where libvirt's rules are.
-pytestmark = pytest.mark.on(LibvirtFirewall.IPTABLES, LibvirtFirewall.NFTABLES)
+# One machine is enough: systemd does not care where libvirt's rules are.
+pytestmark = pytest.mark.on(LibvirtFirewall.NFTABLES)
 
 NO_SOCKET = "no control socket, so neither status nor reload will work"
 MORE = f'[[forward]]\ndomain = "web"\naddress = "{WEB4}"\nports = ["8082:80"]\n'

@@ -13,8 +13,8 @@ from tests.lab.release import LibvirtFirewall
 from tests.system.conftest import PAGE
 from tests.system.sandbox import CONFIG, EVERYTHING, HEAD, WEB, Sandbox
 
-# One machine of each release is enough: systemd does not care where libvirt's rules are.
-pytestmark = pytest.mark.on(LibvirtFirewall.IPTABLES, LibvirtFirewall.NFTABLES)
+# One machine is enough: systemd does not care where libvirt's rules are.
+pytestmark = pytest.mark.on(LibvirtFirewall.NFTABLES)
 
 FREEZE = Path(__file__).with_name("freeze.py")
 MOST_EXPOSED = 2.0
