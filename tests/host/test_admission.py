@@ -35,18 +35,10 @@ def scene(shared_scene: Scene) -> Iterator[Scene]:
 
 
 @pytest.fixture
-def with_sets(scene: Scene) -> Scene:
-    """The same where rules are in nftables."""
-    if scene.host.flavour.firewall is LibvirtFirewall.LEGACY:
-        pytest.skip("the legacy tables keep such forwards closed")
-    return scene
-
-
-@pytest.fixture
-def with_server(with_sets: Scene) -> Iterator[Scene]:
+def with_server(scene: Scene) -> Iterator[Scene]:
     """The same where the guest has one more server."""
-    server = with_sets.web.serve_tcp(9000)
-    yield with_sets
+    server = scene.web.serve_tcp(9000)
+    yield scene
     server.stop()
 
 
@@ -62,6 +54,7 @@ def ban(scene: Scene, verb: str, element: str = CLIENT4) -> None:
     scene.host.run("nft", verb, "element", "ip", "kvm_portfwd", "set_banned", f"{{ {element} }}")
 
 
+@pytest.mark.on(LibvirtFirewall.IPTABLES, LibvirtFirewall.NFTABLES)
 def test_who_is_put_into_a_file_is_cut_off_and_a_wrong_file_changes_nothing(with_server: Scene) -> None:
     scene = with_server
     daemon = scene.daemon(WEB, EVERYWHERE)
@@ -81,6 +74,7 @@ def test_who_is_put_into_a_file_is_cut_off_and_a_wrong_file_changes_nothing(with
     wait_until(lambda: is_served(scene), "the client is served again")
 
 
+@pytest.mark.on(LibvirtFirewall.IPTABLES, LibvirtFirewall.NFTABLES)
 def test_a_ban_by_another_program_cuts_off_and_outlives_wipes_and_restarts(with_server: Scene) -> None:
     scene = with_server
     daemon = scene.daemon(WEB, EVERYWHERE)
@@ -100,16 +94,15 @@ def test_a_ban_by_another_program_cuts_off_and_outlives_wipes_and_restarts(with_
     wait_until(lambda: is_served(scene), "the ban is over")
 
 
-def test_over_the_rate_a_client_waits_and_another_does_not(with_sets: Scene) -> None:
-    scene = with_sets
+@pytest.mark.on(LibvirtFirewall.IPTABLES, LibvirtFirewall.NFTABLES)
+def test_over_the_rate_a_client_waits_and_another_does_not(scene: Scene) -> None:
     scene.daemon(entry("web", "8000:80", "WEB4", 'rate = "2/day"'))
     wait_until(lambda: is_served(scene, CLIENT4_SECOND), "the rules are there")
     assert [is_served(scene) for _ in range(3)] == [True, True, False]
 
 
+@pytest.mark.on(LibvirtFirewall.LEGACY)
 def test_in_the_legacy_tables_such_a_forward_stays_closed_and_says_why(scene: Scene) -> None:
-    if scene.host.flavour.firewall is not LibvirtFirewall.LEGACY:
-        pytest.skip("the others have sets")
     daemon = scene.daemon(WEB + entry("web", "8001:80", "WEB4"))
     daemon.wait_log("stay closed")
     scene.answers(lambda: scene.host.outside.fetch(f"http://{PUBLIC4}:8001/"), f"web {CLIENT4}")
