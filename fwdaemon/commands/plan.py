@@ -1,4 +1,4 @@
-"""The commands that look at the kernel's rules, or take them away, by themselves.
+"""The commands that read or remove the kernel's rules without the daemon.
 
 `kvm-portfwd plan` shows what would change in the kernel now, `rules` prints what would be written, and neither changes
 anything. `flush` removes every rule, route and address that is ours, and puts back what we switched.

@@ -261,7 +261,7 @@ def _without_pool(main: Path, config: Config, known: Iterable[Problem]) -> list[
 
 
 def _without_sets(config: Config) -> list[Problem]:
-    """Tell of what the legacy tables keep nobody from."""
+    """Report sets and limits, which the legacy tables cannot enforce."""
     if config.daemon.backend is not BackendChoice.IPTABLES:
         return []
     asking = [entry.origin for entry in config.entries if entry.admission is not None]

@@ -143,7 +143,7 @@ class Until(NamedTuple):
     """When something ends that is there for a while: as soon as one of two clocks says so.
 
     `wall` is in whole seconds since 1970 (UTC), and anybody may set that clock. `boottime` is in seconds by
-    CLOCK_BOOTTIME of this run of the host, which nobody sets.
+    CLOCK_BOOTTIME of this run of the host, which cannot be set.
     """
 
     wall: int

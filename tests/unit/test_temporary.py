@@ -15,14 +15,8 @@ from fwdaemon.config.metadata import read_opening
 from fwdaemon.control.listener import Peer
 from fwdaemon.control.protocol import INVALID_PARAMETER, PERMISSION_DENIED, REFUSED, CallError
 from fwdaemon.core.exposures import Nat
-from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Address, Family, Origin, Protocol, Until
 from fwdaemon.legacy.model import OWN_CHAINS
-from fwdaemon.legacy.model import Rule as LegacyRule
-from fwdaemon.legacy.translation import translating
-from fwdaemon.nftables.difference import creation
-from fwdaemon.nftables.model import Lasting
-from fwdaemon.nftables.ruleset import tables
 from fwdaemon.resolve.flows import Flow
 from fwdaemon.resolve.wishes import Unavailable
 from fwdaemon.rulesets import nft_listing, xt_listing
@@ -30,7 +24,6 @@ from fwdaemon.rulesets.packet import Match, System
 from fwdaemon.status.reloads import Start
 from fwdaemon.status.temporary import FILE, Deadline, Now, known, now, with_temporary
 from tests.unit.daemon_scene import MAIN, RULE, SSH, SSH_RULE, WEB, Scene, play, prepared
-from tests.unit.forwards import forward
 
 HOUR = 3600
 OTHER = "web1: tcp *:8022 -> 192.168.122.50:22"
@@ -382,23 +375,3 @@ def test_a_port_is_assigned_that_nobody_has_and_an_assigned_one_is_not_taken(sce
             assert "*:20009/tcp: it is assigned to a domain" in await refusal(scene, **wish("20009:23"))
 
     play(act())
-
-
-@pytest.mark.parametrize(("ports", "name"), [("8022", "every_address"), ("8022-8023", "every_address_ranges")])
-def test_rules_look_at_the_clocks_before_they_label(ports: str, name: str) -> None:
-    until = Until(1_772_003_600, 8_600.25)
-    opening = replace(forward(f"tcp *:{ports}", f"192.168.122.50:{ports}"), until=until)
-    desired = Desired(frozenset({opening}))
-    table = tables(desired)[Family.IPV4]
-    (rule,) = table.chains[f"any.tcp.{ports}".replace("-", "_")].rules
-    before, _, _ = rule.expression.partition("ct label set")
-    assert before == f"meta l4proto tcp meta time < 1772003600 meta l4proto . th dport @{name}_open "
-    assert table.sets[f"{name}_open"].elements == {f"tcp . {ports}": Lasting("until 1772003600 or 8600")}
-    assert f"tcp . {ports} timeout 1000250ms" in creation(table, now=7_601.0)
-    (legacy,) = (rule for rule in rules_of(desired) if "--dport" in rule.matches)
-    before, _, _ = legacy.matches.partition("-m connlabel")
-    assert before.endswith(" -m time --datestop 2026-02-25T07:13:19 ")
-
-
-def rules_of(desired: Desired) -> list[LegacyRule]:
-    return [rule for servings in translating(Family.IPV4, desired).values() for _, rule in servings]
