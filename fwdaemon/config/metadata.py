@@ -25,7 +25,7 @@ from fwdaemon.errors import ConfigError, Problem
 
 ATTRIBUTES: Final[Mapping[str, tuple[str, ...]]] = {
     "forward": ("address", "deny", "interface", "listen", "mac", "max_open", "network", "ports", "rate", "sources"),
-    "nat": ("address", "assign", "deny", "mac", "network", "public"),
+    "nat": ("address", "assign", "deny", "mac", "network", "public", "sources"),
 }
 # Attributes that are lists, separated by blanks.
 LISTS: Final = frozenset({"deny", "listen", "ports", "sources"})

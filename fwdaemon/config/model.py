@@ -25,8 +25,8 @@ KEYS: Final[Mapping[str, tuple[str, ...]]] = {
         *("address", "deny", "domain", "interface", "listen", "mac", "masquerade", "max_open", "network", "ports"),
         *("rate", "sources"),
     ),
-    "nat": ("address", "assign", "deny", "domain", "mac", "network", "public"),
-    "route": ("addresses", "deny", "network", "proxy"),
+    "nat": ("address", "assign", "deny", "domain", "mac", "network", "public", "sources"),
+    "route": ("addresses", "deny", "network", "proxy", "sources"),
     "set": ("addresses", "external", "file", "name"),
     "allow": ("assign", "domains", "listen", "max", "networks", "ports", "public"),
     "daemon": (

@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
+from hashlib import blake2s
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import Final, TypeAlias, TypeVar
@@ -159,6 +160,11 @@ class Asked:
     admission: Admission | None = None
     named: NamedSets = ()
 
+    @property
+    def whole(self) -> Admission | None:
+        """All of it, for what is claimed whole: there, who else may connect says nothing of conflicts."""
+        return replace(self.admission or Admission(), sources=self.sources) if self.sources else self.admission
+
 
 def read_asked(fields: Mapping[str, Node]) -> Asked:
     """Read `sources`, `deny`, `rate` and `max_open`, as far as an entry may have them.
@@ -170,9 +176,16 @@ def read_asked(fields: Mapping[str, Node]) -> Asked:
     deny, denied = _members(fields, "deny")
     rate = fields["rate"].text(parse_rate, "30/minute") if "rate" in fields else None
     max_open = _read_max_open(fields["max_open"]) if "max_open" in fields else None
-    admission = Admission(sources if sets else (), sets, deny, denied, rate, max_open)
+    entry = _told_apart(fields) if rate is not None or max_open is not None else ""
+    admission = Admission(sources if sets else (), sets, deny, denied, rate, max_open, entry)
     named = tuple(place for key in ("sources", "deny") if key in fields for place in _places(fields[key]))
     return Asked(() if sets else sources, admission if admission.is_limited else None, named)
+
+
+def _told_apart(fields: Mapping[str, Node]) -> str:
+    """Name an entry by what is written in it: on another line, or after a reload, it is the same one."""
+    written = sorted((key, repr(node.value)) for key, node in fields.items())
+    return blake2s(repr(written).encode(errors="surrogatepass"), digest_size=8).hexdigest()
 
 
 def _members(fields: Mapping[str, Node], key: str) -> tuple[tuple[Subnet, ...], tuple[str, ...]]:

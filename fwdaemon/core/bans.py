@@ -12,7 +12,7 @@ stand between them. So the same rules always give the same place, whichever came
 import re
 from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import IntEnum, StrEnum
 from fnmatch import fnmatchcase
 from ipaddress import collapse_addresses, ip_network, summarize_address_range
@@ -192,7 +192,8 @@ class Admission:
     """Who of those that an exposure would take may connect, and how often.
 
     With `sources` or `sets`, only who is in one of them; `sets` and `denied` are names of sets. Nobody of `deny` and
-    `denied` may. One source address may open connections at this `rate`, and have `max_open` of them open.
+    `denied` may. One source address may open connections at this `rate`, and have `max_open` of them open; what is
+    made of one `entry` for one guest is counted together.
     """
 
     sources: tuple[Subnet, ...] = ()
@@ -201,11 +202,17 @@ class Admission:
     denied: tuple[str, ...] = ()
     rate: Rate | None = None
     max_open: int | None = None
+    entry: str = ""
 
     @property
     def is_limited(self) -> bool:
         """Whether it asks for anything at all."""
         return self != _ANYONE
+
+    @property
+    def is_exclusive(self) -> bool:
+        """Whether it takes being named to connect."""
+        return bool(self.sources or self.sets)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -215,7 +222,7 @@ class Admission:
     def of(self, family: Family) -> "Admission | None":
         """Give what of it concerns a family; `None` where it asks for nothing there."""
         sources, deny = (_of_family(family, subnets) for subnets in (self.sources, self.deny))
-        found = Admission(sources, self.sets, deny, self.denied, self.rate, self.max_open)
+        found = replace(self, sources=sources, deny=deny)
         if self.sources and not sources and not self.sets:
             return self
         return found if found.is_limited else None
@@ -352,7 +359,7 @@ class Gatekeeper:
         for asked in filter(None, (self.everywhere, admission)):
             if (refused := self._denied(asked, source)) is not None:
                 return refused
-        if admission is None or not (admission.sources or admission.sets):
+        if admission is None or not admission.is_exclusive:
             return None
         is_named = _within(admission.sources, source) or any(self.holds(name, source) for name in admission.sets)
         return None if is_named else Refusal(denied=False)

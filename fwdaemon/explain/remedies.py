@@ -365,6 +365,12 @@ def denied(refusal: Refusal, where: str, found: SourceSet | None, client: Addres
     return f"{where} denies who is in {what}", f"This is on purpose: {client} is in {what}, at {found.origin}."
 
 
+def clients(sources: Iterable[Subnet], admission: Admission | None) -> str:
+    """Say who may connect, of whom nothing else is asked."""
+    asked = admission or Admission()
+    return ", ".join([*map(str, (*sources, *asked.sources)), *(f"set {name}" for name in asked.sets)]) or "anywhere"
+
+
 def limits(admission: Admission | None) -> str:
     """Tell how often one client may connect; empty where that is not limited."""
     if admission is None:

@@ -269,7 +269,7 @@ class _Trace:
             text += f", but only from {listed}"
             source = arrival.source or arrival.stand_in
             return wrong("entry", text, Cause.SOURCE_REFUSED, remedies.admit(claim, source))
-        return fine("entry", f"{text}, from {', '.join(map(str, claim.sources)) or 'anywhere'}")
+        return fine("entry", f"{text}, from {remedies.clients(claim.sources, claim.entry.admission)}")
 
     def _admission(self, claim: Claim, arrival: Arrival) -> Step | None:
         """Tell whether sets or limits keep the client out; `None` where there are none of these."""

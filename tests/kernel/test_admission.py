@@ -156,6 +156,35 @@ def test_one_to_one_addresses_and_routes_deny_by_themselves(
     assert tcp(machines, plan.public, plan.outside).answered
 
 
+def test_whom_a_one_to_one_address_or_a_route_does_not_name_reaches_neither_guest_nor_host_there(
+    machines: Topology, admit: Admit, plan: Plan, third: str, counted: Counted
+) -> None:
+    office = Admission(sources=(ip_network(plan.outside),))
+    admit(replace(nat(plan.other, plan.mail), admission=office), replace(route(plan.subnet), admission=office))
+    for address in (plan.other, plan.routed):
+        assert tcp(machines, address, plan.outside).answered
+        assert tcp(machines, address, third) == DROPPED
+    answers(machines.mail, third, f"outside {plan.other}")
+    dropped = counted.dropped().by_exposure
+    assert all(dropped[exposure] >= 1 for exposure in counted.state.exposures)
+
+
+def test_all_ports_of_an_entry_share_its_limits(machines: Topology, admit: Admit, plan: Plan, third: str) -> None:
+    once = Admission(rate=Rate(1, "day"), entry="one")
+    other = replace(once, entry="other")
+    admit(
+        web(plan, once),
+        replace(forward(f"tcp *:{PORT + 1}", f"[{plan.mail}]:{PORT}"), admission=once),
+        replace(forward(f"tcp *:{PORT + 2}", f"[{plan.mail}]:{PORT}"), admission=other),
+    )
+
+    def is_served(port: int, source: str = plan.outside) -> bool:
+        return machines.outside.tcp(plan.public, port, source=source, timeout=SHORT).answered
+
+    assert [is_served(port) for port in (PORT, PORT + 1, PORT + 2)] == [True, False, True]
+    assert is_served(PORT + 1, third)
+
+
 def test_new_connections_over_the_rate_are_dropped_and_counted_and_others_may_go_on(
     machines: Topology, admit: Admit, plan: Plan, third: str, counted: Counted
 ) -> None:

@@ -12,7 +12,7 @@ from fwdaemon.config.model import Config
 from fwdaemon.config.sets import MOST_NETWORKS, read_list
 from fwdaemon.core.bans import Admission, Element, Gatekeeper, Ranges, Rate, SourceSet
 from fwdaemon.core.state import Desired
-from fwdaemon.core.types import Family, Origin, Protocol
+from fwdaemon.core.types import Family, Origin, PortRange, Protocol
 from fwdaemon.errors import ConfigError
 from fwdaemon.explain.report import Cause
 from fwdaemon.nftables.difference import difference
@@ -55,7 +55,9 @@ def test_what_is_in_a_file_or_is_others_is_asked_for_by_name() -> None:
     keys = 'sources = ["10.0.0.0/8", "set:big"]\ndeny = ["set:banned", "192.0.2.0/24"]\nrate = "5/hour"\nmax_open = 7\n'
     (entry,) = read(WEB + keys + BIG + BANNED).forwards
     asked = Admission((ip_network("10.0.0.0/8"),), ("big",), (ip_network("192.0.2.0/24"),), ("banned",))
-    assert (entry.sources, entry.admission) == ((), replace(asked, rate=Rate(5, "hour"), max_open=7))
+    assert entry.admission is not None
+    limited = replace(asked, rate=Rate(5, "hour"), max_open=7, entry=entry.admission.entry)
+    assert (entry.sources, entry.admission) == ((), limited)
 
 
 def test_every_kind_of_entry_denies_and_so_does_the_daemon() -> None:
@@ -68,9 +70,42 @@ def test_every_kind_of_entry_denies_and_so_does_the_daemon() -> None:
     assert found.routes[0].admission == Admission(deny=(ip_network("192.0.2.1"),))
 
 
+def test_one_to_one_addresses_and_routes_have_sources_too() -> None:
+    text = (
+        '[[nat]]\ndomain = "m"\npublic = "198.51.100.8"\nsources = ["10.0.0.0/8", "set:banned"]\n'
+        '[[route]]\nnetwork = "n"\naddresses = ["203.0.113.64/29"]\nsources = ["192.0.2.0/24"]\n'
+    )
+    found = read(text + BANNED)
+    assert found.nats[0].admission == Admission((ip_network("10.0.0.0/8"),), ("banned",))
+    assert found.routes[0].admission == Admission((ip_network("192.0.2.0/24"),))
+
+
+def test_what_one_entry_opens_for_one_guest_is_counted_together_and_nothing_else_is() -> None:
+    limited = '[[forward]]\ndomain = "{}"\nports = {}\nrate = "5/hour"\n'
+    text = limited.format("web", '["80", "443"]') + limited.format("web", '["8080"]') + limited.format("app", '["90"]')
+    one, other, third = read(text).forwards
+    web = forward("tcp *:80", "192.168.122.50:80")
+    names = [
+        replace(web, domain=domain, ports=PortRange(port, port), admission=entry.admission).counted_as
+        for domain, port, entry in (("a", 80, one), ("a", 443, one), ("b", 80, one), ("a", 80, other), ("a", 80, third))
+    ]
+    assert names[0] == names[1]
+    assert len(set(names)) == 4
+    again = read("# a line more\n" + text).forwards[0]
+    assert again.admission == one.admission
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
+        (
+            '[[nat]]\ndomain = "m"\npublic = "198.51.100.8"\nsources = ["2001:db8::/32"]\n',
+            "sources: is IPv6 only, but public is IPv4 only, so nothing could match; write both in one family",
+        ),
+        (
+            '[[route]]\nnetwork = "n"\naddresses = ["2001:db8:1::/64"]\nsources = "192.0.2.1"\n',
+            "sources: is IPv4 only, but addresses are IPv6 only, so nothing could match; write both in one family",
+        ),
         (WEB + 'deny = ["set:bannd"]\n' + BANNED, '4: no set is called "bannd"; did you mean "set:banned"?'),
         ('[daemon]\ndeny = ["set:x"]\n', '2: no set is called "x"; write a [[set]] with name = "x"'),
         (WEB + 'rate = "30 per min"\n', 'write "30/minute"'),
@@ -161,6 +196,11 @@ def test_connections_of_who_is_denied_are_outdated_and_those_that_a_guest_opened
     judge = Judge([web, mail], (), gatekeeper=keeper)
     host_, guest = ip_address("192.0.2.80"), web.target
     came = Flow(Protocol.TCP, CLIENT, host_, 80, guest, 80, CLIENT, 4000)
+    named = replace(mail, admission=Admission(sources=(ip_network("192.0.2.1/32"),)))
+    refusing = Judge([named], (), gatekeeper=Desired().having([named]).gatekeeper())
+    to_mail = replace(came, destination=mail.public, destination_port=25, server=mail.target, server_port=25)
+    passing = replace(to_mail, source=ip_address("192.0.2.1"), client=ip_address("192.0.2.1"))
+    assert [refusing.is_outdated(flow) for flow in (to_mail, passing)] == [True, False]
     other = replace(came, source=ip_address("192.0.2.1"), client=ip_address("192.0.2.1"))
     went = Flow(Protocol.TCP, mail.target, CLIENT, 25, CLIENT, 25, mail.public, 4000)
     assert [judge.is_outdated(flow) for flow in (came, other, went)] == [True, False, False]
@@ -212,6 +252,20 @@ def test_tables_that_are_kept_are_those_that_would_be_made_anew(before: Desired,
     assert cache.tables(after) == tables(after)
 
 
+def test_whom_a_one_to_one_address_or_a_route_does_not_name_is_dropped_and_a_forward_lets_go_on() -> None:
+    office = Admission(sources=(ip_network("198.51.100.0/24"),))
+    exposures = (
+        replace(nat("192.0.2.8", "192.168.122.51"), admission=office),
+        replace(route("203.0.113.64/29"), admission=office),
+        replace(PLAIN, admission=Admission(sets=("bad",))),
+    )
+    (table,) = tables(replace(Desired().having(exposures), sets=(BAD,))).values()
+    last = {name: chain.rules[-1].expression for name, chain in table.chains.items() if chain.hook is None}
+    assert last["nat.192.0.2.8"] == "counter drop"
+    assert last["to.203.0.113.64/29"] == 'iifname != "virbr1" oifname "virbr1" counter drop'
+    assert last["any.tcp.80"].endswith("dnat to 192.168.122.50:80")
+
+
 def test_sets_come_and_go_without_the_table() -> None:
     for before, after in pairwise(STATES):
         script = difference(Family.IPV4, tables(after)[Family.IPV4], tables(before)[Family.IPV4]).script
@@ -220,6 +274,21 @@ def test_sets_come_and_go_without_the_table() -> None:
 
 
 # --- explain ---------------------------------------------------------------------------------------------------------
+
+
+def test_explain_says_whom_a_one_to_one_address_is_for() -> None:
+    text = '[[nat]]\ndomain = "web"\npublic = "198.51.100.8"\nsources = ["203.0.113.0/24", "set:office"]\n'
+    office = '[[set]]\nname = "office"\naddresses = ["192.0.2.0/24"]\n'
+    report = told("198.51.100.8:80", "198.51.100.99", text=text + office)
+    last = report.steps[-1]
+    assert (last.cause, last.remedy) == (
+        Cause.ON_PURPOSE,
+        "This is on purpose: 198.51.100.99 is not among those who may connect.",
+    )
+    assert any("from 203.0.113.0/24, set office" in step.text for step in report.steps)
+    for source in "203.0.113.9", "192.0.2.7":
+        steps = told("198.51.100.8:80", source, text=text + office).steps
+        assert any(step.text == f"nothing denies {source}" for step in steps)
 
 
 def test_explain_names_the_set_that_refuses_and_never_advises_to_open() -> None:
