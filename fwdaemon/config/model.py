@@ -314,11 +314,11 @@ Entry: TypeAlias = GuestEntry | RouteEntry
 
 @dataclass(frozen=True, slots=True)
 class SetEntry:
-    """One `[[set]]`: a name for networks, which are its `addresses`, in a `file`, or what others put into it."""
+    """One `[[set]]`: a name for its `addresses`, each at its place, or those in a `file`, or what others put there."""
 
     name: str
     origin: Origin
-    addresses: tuple[Subnet, ...] = ()
+    addresses: Mapping[Subnet, Origin] = field(default_factory=dict)
     file: Path | None = None
     external: bool = False
 

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from hashlib import blake2s
@@ -63,7 +64,7 @@ def read_set(node: Node) -> tuple[SetEntry, ...]:
         fields[given[1]].refuse(f"stands beside {given[0]}; write one of them, and an entry of its own for the other")
     if fields and not given:
         node.refuse(f'holds nothing; write addresses = ["203.0.113.0/24"], file = {quote(_FILE)} or external = true')
-    addresses = _read_addresses(fields["addresses"]) if "addresses" in fields else ()
+    addresses = _read_addresses(fields["addresses"]) if "addresses" in fields else {}
     file = read_key(fields, "file", parse_list_file, _FILE)
     external = "external" in fields and _read_external(fields["external"])
     if name is None or len(node.document.problems) > before:
@@ -71,9 +72,16 @@ def read_set(node: Node) -> tuple[SetEntry, ...]:
     return (SetEntry(name, fields["name"].origin, addresses, file, external),)
 
 
-def _read_addresses(node: Node) -> tuple[Subnet, ...]:
-    example = "203.0.113.0/24"
-    return read_distinct(node.one_or_more(example), parse_source, example)
+def _read_addresses(node: Node) -> dict[Subnet, Origin]:
+    example, found = "203.0.113.0/24", dict[Subnet, Origin]()
+    for item in node.one_or_more(example):
+        for subnet in read_distinct([item], parse_source, example):
+            if subnet in found:
+                item.refuse(
+                    f"{quote(str(subnet))} is already named on line {found[subnet].line}; remove one of the two"
+                )
+            found.setdefault(subnet, item.origin)
+    return found
 
 
 def _read_external(node: Node) -> bool:
@@ -123,6 +131,19 @@ def read_list(file: Path, text: bytes) -> tuple[Parts, list[Problem]]:
     if sum(map(len, found.values())) > MOST_NETWORKS:
         problems.append(Problem(file, 1, f"has more than {MOST_NETWORKS:,} networks; write wider ones, or two sets"))
     return without_everybody(found), problems
+
+
+def place_of(network: Subnet, item: SourceSet, text: bytes) -> Origin:
+    """Tell where a network of a set is written; `text` is what is in its file. A half stands for all addresses."""
+    everybody = network.supernet(new_prefix=0)
+    if item.file is None:
+        return item.places.get(network) or item.places.get(everybody) or item.origin
+    for number, line in enumerate(text.decode(errors="replace").split("\n"), 1):
+        word = line.partition("#")[0].strip()
+        with suppress(GrammarError):
+            if word and parse_source(word) in (network, everybody):
+                return Origin(item.file, number)
+    return Origin(item.file, 1)
 
 
 def _network(word: str) -> tuple[tuple[Family, int], str] | None:
@@ -263,13 +284,16 @@ def settle(
             found.append(Problem(entry.origin.file, entry.origin.line, what))
     found += _unknown(config, known)
     sets = {name: _made(entry, text_of, found) for name, entry in known.items()}
-    config = config.with_entries(tuple(_settled(entry, known) for entry in config.entries))
+    written = {name: tuple(entry.addresses) for name, entry in known.items() if entry.addresses}
+    config = config.with_entries(tuple(_settled(entry, written) for entry in config.entries))
     return replace(config, sets=tuple(sets.values()))
 
 
 def _made(entry: SetEntry, text_of: Callable[[Path], bytes], found: list[Problem]) -> SourceSet:
     if entry.file is None:
-        return SourceSet(entry.name, entry.origin, entry.external, parts=parted(entry.addresses))
+        return SourceSet(
+            entry.name, entry.origin, entry.external, parts=parted(entry.addresses), places=entry.addresses
+        )
     parts: Parts = {}
     try:
         parts, problems = read_list(entry.file, text_of(entry.file))
@@ -293,14 +317,22 @@ def unknown_set(name: str, known: Collection[str]) -> str:
     return f"no set is called {quote(name)}; {question}write a [[set]] with name = {quote(name)}"
 
 
-def _settled(entry: E, known: Mapping[str, SetEntry]) -> E:
+def settled(entry: ForwardEntry, sets: Iterable[SourceSet]) -> ForwardEntry | None:
+    """Give an entry that was read without any as if it stood beside these sets; `None` where it names others."""
+    known = {item.name: item for item in sets}
+    if any(name not in known for name, _ in entry.named):
+        return None
+    return _settled(entry, {name: item.networks for name, item in known.items() if item.is_written})
+
+
+def _settled(entry: E, written: Mapping[str, Collection[Subnet]]) -> E:
     """Write what is in sets of the configuration itself among the sources: so it is known whom the entry is for."""
     asked = entry.admission
     if not isinstance(entry, ForwardEntry) or asked is None or not asked.sets:
         return entry
-    if not all(name in known and known[name].addresses for name in asked.sets):
+    if not all(name in written for name in asked.sets):
         return entry
-    inside = (subnet for name in asked.sets for subnet in known[name].addresses)
+    inside = (subnet for name in asked.sets for subnet in written[name])
     rest = replace(asked, sources=(), sets=())
     sources = tuple(dict.fromkeys([*asked.sources, *inside]))
     return replace(entry, sources=sources, admission=rest if rest.is_limited else None)

@@ -243,23 +243,34 @@ Parts: TypeAlias = Mapping[tuple[Family, int], Mapping[str, None]]
 
 @dataclass(frozen=True, slots=True)
 class SourceSet:
-    """A named set: what was written or read of it, or, if it is `external`, nothing, as others fill it."""
+    """A named set: what was written, at its `places`, or read of it, or nothing if it is `external`: others fill it."""
 
     name: str
     origin: Origin = field(compare=False)
     external: bool = False
     file: Path | None = None
     parts: Parts = field(default_factory=dict)
+    places: Mapping[Subnet, Origin] = field(default_factory=dict, compare=False)
 
     @classmethod
     def of(cls, name: str, origin: Origin, subnets: Iterable[Subnet]) -> "SourceSet":
-        """Make one of networks that are written in the configuration."""
+        """Make one of networks that are written in the configuration, all at one place."""
         return cls(name, origin, parts=parted(subnets))
 
     def lengths(self, family: Family) -> list[int]:
         """Give the prefix lengths it has networks of, the longest first; single addresses are always there."""
         found = {length for kind, length in self.parts if kind is family}
         return sorted(found | {family.bits}, reverse=True)
+
+    @property
+    def is_written(self) -> bool:
+        """Whether the configuration itself says what is in it."""
+        return self.file is None and not self.external
+
+    @property
+    def networks(self) -> tuple[Subnet, ...]:
+        """Its networks; of all addresses, the two halves."""
+        return tuple(ip_network(f"{first}/{length}") for (_, length), found in self.parts.items() for first in found)
 
     @property
     def number(self) -> int:

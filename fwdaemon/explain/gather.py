@@ -12,10 +12,11 @@ from itertools import product
 from pathlib import Path
 from typing import Any, Final
 
+from fwdaemon.config.loader import read_list_file
 from fwdaemon.config.names import NFT_NAME
 from fwdaemon.core.bans import Place, Ranges
 from fwdaemon.core.inventory import HostAddress
-from fwdaemon.core.text import shown
+from fwdaemon.core.text import GrammarError, shown
 from fwdaemon.core.types import Address, Family, Listener, Subnet
 from fwdaemon.errors import KernelError, PortfwdError, ProcessError
 from fwdaemon.explain.far_probe import ask_from_afar
@@ -157,6 +158,13 @@ class Kernel:
                 messages = elements_of(family, set_name(name, family, 0))
                 found[family, name] = Ranges(paired((item for each in messages for item in bounds_of(each)), family))
         return found
+
+    def text_of(self, file: Path) -> bytes:
+        """See `World.text_of`."""
+        try:
+            return read_list_file(file)
+        except GrammarError:
+            return b""
 
     def is_on_link(self, address: Address) -> bool:
         """See `World.is_on_link`; any packet has the kernel ask its neighbours."""

@@ -283,7 +283,7 @@ class _Trace:
         for admission, where in (barred, f"deny in [daemon] of {self.main}"), (asked, str(claim.origin)):
             refusal = Gatekeeper(sets, None, ranges).refusal(admission, arrival.source)
             if refusal is not None:
-                text, remedy = remedies.denied(refusal, where, sets.get(refusal.name), arrival.source)
+                text, remedy = remedies.denied(refusal, where, sets.get(refusal.name), arrival.source, self.world)
                 return wrong("admission", text, Cause.ON_PURPOSE, remedy)
         return fine("admission", f"nothing denies {arrival.source}{remedies.limits(asked)}")
 

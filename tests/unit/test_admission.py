@@ -9,19 +9,21 @@ import pytest
 
 from fwdaemon.config import load, load_guarded, parse
 from fwdaemon.config.model import Config
-from fwdaemon.config.sets import MOST_NETWORKS, read_list
+from fwdaemon.config.sets import MOST_NETWORKS, place_of, read_list
 from fwdaemon.core.bans import Admission, Element, Gatekeeper, Ranges, Rate, SourceSet
 from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Family, Origin, PortRange, Protocol
 from fwdaemon.errors import ConfigError
+from fwdaemon.explain.arrival import parse_request
 from fwdaemon.explain.report import Cause
+from fwdaemon.explain.trace import explain
 from fwdaemon.nftables.difference import difference
 from fwdaemon.nftables.external import Added, Externals
 from fwdaemon.nftables.ruleset import tables
 from fwdaemon.nftables.table_cache import TableCache
 from fwdaemon.resolve.flows import Flow, Judge
 from tests.unit.forwards import forward, nat, route
-from tests.unit.trace_scene import FORWARD, host, told
+from tests.unit.trace_scene import FORWARD, host, libvirt, told
 
 MAIN = Path("/etc/portfwd.toml")
 LIST = Path("/etc/portfwd.d/blocklist.txt")
@@ -276,6 +278,17 @@ def test_sets_come_and_go_without_the_table() -> None:
 # --- explain ---------------------------------------------------------------------------------------------------------
 
 
+def test_explain_names_the_line_of_the_network_that_refuses() -> None:
+    text = b"# bad\n198.51.100.0/24\n\n198.51.100.7 # worse\n::/0\n"
+    config = parse({MAIN: FORWARD + 'deny = ["set:big"]\n' + BIG}, {LIST: text})
+    for client, line in (str(CLIENT), 4), ("198.51.100.8", 2):
+        request = parse_request("198.51.100.1:8000", client)
+        report = explain(request, config, libvirt(), host(lists={LIST: text}), str(MAIN))
+        assert f" at {LIST}:{line})" in report.steps[-1].text
+    (written,) = read('[[set]]\nname = "office"\naddresses = [\n"192.0.2.0/24",\n"0.0.0.0/0",\n]\n').sets
+    assert [place_of(ip_network(text), written, b"").line for text in ("192.0.2.0/24", "128.0.0.0/1")] == [4, 5]
+
+
 def test_explain_says_whom_a_one_to_one_address_is_for() -> None:
     text = '[[nat]]\ndomain = "web"\npublic = "198.51.100.8"\nsources = ["203.0.113.0/24", "set:office"]\n'
     office = '[[set]]\nname = "office"\naddresses = ["192.0.2.0/24"]\n'
@@ -294,7 +307,10 @@ def test_explain_says_whom_a_one_to_one_address_is_for() -> None:
 def test_explain_names_the_set_that_refuses_and_never_advises_to_open() -> None:
     text = FORWARD + 'deny = ["set:banned", "set:office"]\n' + OFFICE + BANNED
     ranges = {(Family.IPV4, "banned"): Ranges([Element(int(CLIENT), int(CLIENT))])}
-    for source, named in ((str(CLIENT), "set banned"), ("203.0.113.9", "set office (203.0.113.0/24 of")):
+    for source, named in (
+        (str(CLIENT), "set banned"),
+        ("203.0.113.9", "set office (203.0.113.0/24 at /etc/portfwd.toml:"),
+    ):
         report = told(source=source, text=text, world=host(elements=ranges))
         last = report.steps[-1]
         assert last.cause is Cause.ON_PURPOSE
