@@ -1,5 +1,6 @@
 """Real packets of who may connect and who may not: sets of sources, and limits for each source."""
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -11,7 +12,7 @@ import pytest
 from fwdaemon.core.bans import Admission, Rate, SourceSet
 from fwdaemon.core.exposures import Exposure
 from fwdaemon.core.state import Desired, Dropped
-from fwdaemon.core.types import Origin
+from fwdaemon.core.types import Origin, Until
 from fwdaemon.netfilter import Backend
 from tests.kernel.conftest import GATE, GUESTS, HOMES
 from tests.kernel.scene import Plan, answers
@@ -139,6 +140,20 @@ def test_who_is_barred_reaches_nothing_of_ours_and_all_that_is_the_hosts(
     assert machines.outside.udp(plan.public, PORT, source=plan.outside).text == f"host {plan.outside}"
     admit(web(plan), sets=(named("bad", plan.outside),), barred=Admission(denied=("bad",)))
     assert tcp(machines, plan.host, plan.outside) == DROPPED
+
+
+def test_what_is_open_for_a_while_denies_too_and_is_for_sets(
+    machines: Topology, admit: Admit, plan: Plan, third: str
+) -> None:
+    hour = Until(int(time.time()) + 3600, time.clock_gettime(time.CLOCK_BOOTTIME) + 3600)
+    opened = replace(forward(f"tcp *:{PORT}", f"[{plan.mail}]:{PORT}"), until=hour)
+    bad = named("bad", plan.outside)
+    admit(opened, sets=(bad,), barred=Admission(denied=("bad",)))
+    assert tcp(machines, plan.public, plan.outside) == DROPPED
+    assert tcp(machines, plan.public, third).text == f"mail {third}"
+    admit(replace(opened, admission=Admission(sets=("bad",))), sets=(bad,))
+    assert tcp(machines, plan.public, plan.outside).text == f"mail {plan.outside}"
+    assert tcp(machines, plan.public, third).text == f"host {third}"
 
 
 def test_one_to_one_addresses_and_routes_deny_by_themselves(

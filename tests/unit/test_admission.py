@@ -157,6 +157,13 @@ def test_one_wrong_line_is_named_and_nothing_of_the_file_counts(line: str) -> No
     assert [text.startswith(f"{LIST}:3: ") for text in said] == [True]
 
 
+def test_the_wrong_line_of_a_long_file_is_named() -> None:
+    lines = [f"{number >> 16 & 255}.{number >> 8 & 255}.{number & 255}.1" for number in range(100_000)]
+    lines[99_998] = "1.2.3"
+    said = problems(WEB + 'deny = ["set:big"]\n' + BIG, "\n".join(lines).encode())
+    assert [text.startswith(f"{LIST}:99999: ") for text in said] == [True]
+
+
 def test_a_file_that_is_too_long_is_refused() -> None:
     lines = (f"{number >> 16 & 255}.{number >> 8 & 255}.{number & 255}.1" for number in range(1, MOST_NETWORKS + 2))
     _, wrong = read_list(LIST, "\n".join(lines).encode())
