@@ -129,7 +129,7 @@ class Routes:
 
 @dataclass
 class Scene(Memory):
-    """A daemon, and everything around it; `faults` are what the next writes of rules fail with, `files` those of sets."""
+    """A daemon, and all around it; `faults` are what the next writes of rules fail with, `files` those of sets."""
 
     place: Path = Path()
     text: str = WEB
