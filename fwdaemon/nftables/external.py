@@ -175,7 +175,7 @@ def paired(bounds: Iterable[Bound], family: Family) -> dict[Element, float | Non
     found: dict[Element, float | None] = {}
     begun: Bound | None = None
     for bound in sorted(bounds, key=lambda bound: (bound.key, not bound.is_end)):
-        if begun is not None:
+        if begun is not None and begun.key < bound.key:
             found[Element(begun.key, bound.key - 1)] = begun.left
         begun = None if bound.is_end else bound
     if begun is not None:
@@ -188,22 +188,26 @@ class Hearing:
 
     def __init__(self, externals: Externals) -> None:
         self._externals = externals
-        self._changes: dict[Place, tuple[list[Bound], list[Bound]]] = defaultdict(lambda: ([], []))
+        self._changes: defaultdict[Place, list[tuple[bool, list[Bound]]]] = defaultdict(list)
 
     def takes(self, message: Message, *, added: bool) -> bool:
         """Take a message about elements, if they are in an external set."""
         place = place_of(message)
         if place is None or place[1] not in self._externals.names:
             return False
-        self._changes[place][not added].extend(bounds_of(message))
+        turns = self._changes[place]
+        if not turns or turns[-1][0] is not added:  # one commit may add an element, delete it and add it again
+            turns.append((added, []))
+        turns[-1][1].extend(bounds_of(message))
         return True
 
     def committed(self) -> None:
         """Tell what a commit has changed."""
-        changes, self._changes = self._changes, defaultdict(lambda: ([], []))
-        for place, (added, removed) in changes.items():
-            ends = {element: _until(left) for element, left in paired(added, place[0]).items()}
-            self._externals.change(place, ends, paired(removed, place[0]))
+        changes, self._changes = self._changes, defaultdict(list)
+        for place, turns in changes.items():
+            for added, bounds in turns:
+                found = {element: _until(left) for element, left in paired(bounds, place[0]).items()}
+                self._externals.change(place, found if added else {}, () if added else found)
 
 
 def _until(left: float | None) -> float | None:
