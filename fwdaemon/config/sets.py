@@ -117,10 +117,7 @@ def read_list(file: Path, text: bytes) -> tuple[Parts, list[Problem]]:
     """Read a network a line, `#` before comments; with any problem, nothing of it counts."""
     found: dict[tuple[Family, int], dict[str, None]] = {}
     problems: list[Problem] = []
-    for number, line in enumerate(text.decode(errors="replace").split("\n"), 1):
-        word = line.partition("#")[0].strip()
-        if not word:
-            continue
+    for number, word in _words(text):
         try:
             kind, first = _network(word) or _slowly(word)
             found.setdefault(kind, {})[first] = None
@@ -135,15 +132,22 @@ def read_list(file: Path, text: bytes) -> tuple[Parts, list[Problem]]:
 
 def place_of(network: Subnet, item: SourceSet, text: bytes) -> Origin:
     """Tell where a network of a set is written; `text` is what is in its file. A half stands for all addresses."""
-    everybody = network.supernet(new_prefix=0)
+    may_be = [network, *([network.supernet()] if network.prefixlen == 1 else [])]
     if item.file is None:
-        return item.places.get(network) or item.places.get(everybody) or item.origin
-    for number, line in enumerate(text.decode(errors="replace").split("\n"), 1):
-        word = line.partition("#")[0].strip()
+        return next((item.places[found] for found in may_be if found in item.places), item.origin)
+    wanted = list(map(_key, may_be))
+    for number, word in _words(text):
         with suppress(GrammarError):
-            if word and parse_source(word) in (network, everybody):
+            if (_network(word) or _slowly(word)) in wanted:
                 return Origin(item.file, number)
     return Origin(item.file, 1)
+
+
+def _words(text: bytes) -> Iterator[tuple[int, str]]:
+    """Give what is in each line that is not blank, without its comment, with its number."""
+    for number, line in enumerate(text.decode(errors="replace").split("\n"), 1):
+        if word := line.partition("#")[0].strip():
+            yield number, word
 
 
 def _network(word: str) -> tuple[tuple[Family, int], str] | None:
@@ -166,7 +170,10 @@ def _network(word: str) -> tuple[tuple[Family, int], str] | None:
 
 def _slowly(word: str) -> tuple[tuple[Family, int], str]:
     """Say what is wrong with a word that is no network."""
-    network = parse_source(word)
+    return _key(parse_source(word))
+
+
+def _key(network: Subnet) -> tuple[tuple[Family, int], str]:
     return (Family.of(network), network.prefixlen), str(network.network_address)
 
 

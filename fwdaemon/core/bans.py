@@ -285,7 +285,7 @@ class SourceSet:
         """Give the narrowest of its networks that holds an address."""
         family = Family.of(address)
         for length in self.lengths(family):
-            network = ip_network((int(address), length), strict=False)
+            network = ip_network((address, length), strict=False)
             if str(network.network_address) in self.parts.get((family, length), ()):
                 return network
         return None

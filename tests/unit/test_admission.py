@@ -194,6 +194,8 @@ def test_the_gatekeeper_knows_sets_of_every_kind() -> None:
     assert keeper.refusal(Admission(denied=("banned",)), CLIENT + 3) is None
     assert keeper.refusal(Admission(sets=("bad",)), CLIENT) is None
     assert keeper.refusal(Admission(sets=("bad",)), ip_address("192.0.2.1")) is not None
+    loopback = SourceSet.of("own", HERE, [ip_network("::1")])
+    assert Gatekeeper({"own": loopback}).refusal(Admission(denied=("own",)), ip_address("::1")) is not None
     assert replace(keeper, everywhere=Admission(denied=("bad",))).refusal(None, CLIENT) is not None
 
 
