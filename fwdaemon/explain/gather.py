@@ -25,9 +25,11 @@ from fwdaemon.kernel import sysctl
 from fwdaemon.kernel.listeners import Holders, listeners
 from fwdaemon.kernel.observe import answers_now, observe_host
 from fwdaemon.kernel.process import Runner
-from fwdaemon.nftables.admission import set_name
+from fwdaemon.nftables.admission import limiting_sets, set_name
 from fwdaemon.nftables.existing import elements_of, hooked_chains, is_iptables
 from fwdaemon.nftables.external import bounds_of, paired
+from fwdaemon.nftables.model import TABLE_NAME
+from fwdaemon.nftables.readback import limited_sources
 from fwdaemon.rulesets import nft_listing, xt_listing
 from fwdaemon.rulesets.packet import BaseChain, System
 
@@ -157,6 +159,16 @@ class Kernel:
             with suppress(KernelError):
                 messages = elements_of(family, set_name(name, family, 0))
                 found[family, name] = Ranges(paired((item for each in messages for item in bounds_of(each)), family))
+        return found
+
+    def over_limit(self, counted_as: str, source: Address) -> int:
+        """See `World.over_limit`."""
+        found = 0
+        for name in limiting_sets(counted_as):
+            with suppress(ProcessError):  # there is no such limit, or the rules are elsewhere
+                where = Family.of(source).word, TABLE_NAME, name
+                listing = self._runner.run("nft", "list", "set", *where).stdout
+                found += limited_sources(listing).get(counted_as, {}).get(source, 0)
         return found
 
     def text_of(self, file: Path) -> bytes:

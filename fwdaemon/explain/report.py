@@ -364,6 +364,10 @@ class World(Interface):
         """Give what others have put into external sets."""
         ...
 
+    def over_limit(self, counted_as: str, source: Address) -> int:
+        """Give how many first packets of a source went over the limits that are counted as this, as far as is known."""
+        ...
+
     def text_of(self, file: Path) -> bytes:
         """Give what is in a file of a set; nothing where it cannot be read."""
         ...

@@ -128,7 +128,7 @@ class _Trace:
             steps += [self._unclaimed(arrival), *entrance.enter(), *entrance.into_host()]
             return Report(f"{arrival} from {arrival.client}", steps, "")
         steps.append(self._entry(claim, arrival))
-        if (admission := self._admission(claim, arrival)) is not None:
+        if (admission := self._admission(claim, arrival, desired)) is not None:
             steps.append(admission)
             if admission.cause is not None:
                 return Report(f"{arrival} from {arrival.client}", steps, f"{arrival} is for {shown(_owner(claim))}")
@@ -271,7 +271,7 @@ class _Trace:
             return wrong("entry", text, Cause.SOURCE_REFUSED, remedies.admit(claim, source))
         return fine("entry", f"{text}, from {remedies.clients(claim.sources, claim.entry.admission)}")
 
-    def _admission(self, claim: Claim, arrival: Arrival) -> Step | None:
+    def _admission(self, claim: Claim, arrival: Arrival, desired: Desired) -> Step | None:
         """Tell whether sets or limits keep the client out; `None` where there are none of these."""
         asked, barred = claim.entry.admission, self.config.daemon.barred
         if asked is None and barred is None:
@@ -285,7 +285,13 @@ class _Trace:
             if refusal is not None:
                 text, remedy = remedies.denied(refusal, where, sets.get(refusal.name), arrival.source, self.world)
                 return wrong("admission", text, Cause.ON_PURPOSE, remedy)
-        return fine("admission", f"nothing denies {arrival.source}{remedies.limits(asked)}")
+        exposure = exposure_of(claim, desired, arrival) if remedies.limits(asked) else None
+        over = self.world.over_limit(exposure.counted_as, arrival.source) if exposure is not None else 0
+        text = f"nothing denies {arrival.source}{remedies.limits(asked)}"
+        if over:
+            doubt = f"it may be over the limit now: {over} of its first packets were dropped of late"
+            return unknown("admission", text, doubt)
+        return fine("admission", text)
 
     # --- the guest -------------------------------------------------------------------------------------------------
 

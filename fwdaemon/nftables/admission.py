@@ -127,6 +127,11 @@ def unfilled(table: Table) -> Table:
     return Table(table.family, {**table.chains, **closed}, sets, table.flags)
 
 
+def limiting_sets(counted_as: str) -> tuple[str, str]:
+    """Name the sets in which what is counted as this would count its sources."""
+    return f"{_RATE}{counted_as}", f"{_OPEN}{counted_as}"
+
+
 # --- rules, ahead of the translation of one exposure -----------------------------------------------------------------
 
 
@@ -170,10 +175,12 @@ def _refusing(exposure: Exposure, admission: Admission | None, terms: Terms) -> 
     yield from _denying(exposure.family, admission)
     source = f"{exposure.family.word} saddr"
     if (rate := admission.rate) is not None:
-        over = f"{source} limit rate over {rate} burst {rate.number} packets"
+        # The counter is reached by what is over the limit alone, so it tells who is limited.
+        over = f"{source} limit rate over {rate} burst {rate.number} packets counter"
         yield f"update @{_RATE}{exposure.counted_as} {{ {over} }} counter drop"
     if admission.max_open is not None:
-        yield f"add @{_OPEN}{exposure.counted_as} {{ {source} ct count over {admission.max_open} }} counter drop"
+        over = f"{source} ct count over {admission.max_open} counter"
+        yield f"add @{_OPEN}{exposure.counted_as} {{ {over} }} counter drop"
 
 
 def _denying(family: Family, admission: Admission | None) -> Iterator[str]:

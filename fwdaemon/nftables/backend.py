@@ -42,7 +42,7 @@ from fwdaemon.nftables.external import ExternalKeeper, Externals, now
 from fwdaemon.nftables.gates import GateState, gate_script, is_iptables_gate
 from fwdaemon.nftables.generation import Commits, RulesMonitor, current_generation, following_generation
 from fwdaemon.nftables.model import TABLE_NAME, Table, table_name
-from fwdaemon.nftables.readback import Counter, counting_rules, denied_by_set, dropping_rules, read_packets
+from fwdaemon.nftables.readback import Counter, counting_rules, dropping_rules, read_dropped, read_packets
 from fwdaemon.nftables.ruleset import labels_of, newcomers_from, refusal_script, renamings_of, tables, uplinks_of
 from fwdaemon.nftables.table_cache import TableCache
 from fwdaemon.resolve.flows import Ended, Flow
@@ -151,18 +151,19 @@ class NftablesBackend:
         """See `Backend.dropped`."""
         if desired.gatekeeper() is None:
             return Dropped()
-        packets = [*chain.from_iterable(map(self._packets, sorted(desired.families)))]
-        return Dropped(self._refusing.of(desired, packets), denied_by_set(packets))
+        return read_dropped({family: self._listing(family) for family in desired.families}, self._refusing, desired)
 
     def close(self) -> None:
         """See `Backend.close`: nothing of this one runs beside us."""
 
     def _packets(self, family: Family) -> Iterator[tuple[Counter, int]]:
+        return read_packets(family, self._listing(family))
+
+    def _listing(self, family: Family) -> str:
         try:
-            listing = self._runner.run("nft", "list", "table", *table_name(family).split()).stdout
+            return self._runner.run("nft", "list", "table", *table_name(family).split()).stdout
         except ProcessError:
-            return iter(())
-        return read_packets(family, listing)
+            return ""
 
     def _stay(self, *, gates_only: bool) -> None:
         """Begin afresh where the rules came from elsewhere, or went there."""

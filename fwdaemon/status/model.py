@@ -15,7 +15,7 @@ from typing import Any
 
 from fwdaemon.core.exposures import Claim, Destination, Owner
 from fwdaemon.core.inventory import HindranceKind
-from fwdaemon.core.types import Family, Origin
+from fwdaemon.core.types import Address, Family, Origin
 from fwdaemon.errors import Problem
 
 # Rises when a key goes or changes its meaning; further keys may come without that.
@@ -37,6 +37,7 @@ class Usage:
     `connections` began since `since`, where that is known. `open` are those the kernel tracks now, and `open_bytes`
     what they have carried in both directions, where the kernel is set to count that (nf_conntrack_acct). `dropped` are
     first packets over a limit, or of denied addresses; `None` where nothing is limited. What sets deny counts apart.
+    `limited` are the sources that have gone over a limit of its entry of late, those with the most packets first.
     """
 
     connections: int | None = None
@@ -44,6 +45,7 @@ class Usage:
     open: int | None = None
     open_bytes: int | None = None
     dropped: int | None = None
+    limited: tuple[tuple[Address, int], ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """Give the JSON form."""
@@ -53,6 +55,7 @@ class Usage:
             "open_connections": self.open,
             "open_bytes": self.open_bytes,
             "dropped": self.dropped,
+            "limited": [{"source": str(source), "dropped": number} for source, number in self.limited],
         }
 
 

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from ipaddress import ip_network
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 
 import pytest
@@ -208,6 +208,7 @@ def test_new_connections_over_the_rate_are_dropped_and_counted_and_others_may_go
     assert tcp(machines, plan.public, third).answered
     (served,) = counted.state.forwards
     assert counted.dropped().by_exposure[served] >= 1
+    assert set(counted.dropped().by_source[served.counted_as]) == {ip_address(plan.outside)}
     assert counted.rules.counters(counted.state)[served] == 3
 
 

@@ -19,6 +19,7 @@ from fwdaemon.explain.report import Cause
 from fwdaemon.explain.trace import explain
 from fwdaemon.nftables.difference import difference
 from fwdaemon.nftables.external import Added, Externals
+from fwdaemon.nftables.readback import limited_sources
 from fwdaemon.nftables.ruleset import tables
 from fwdaemon.nftables.table_cache import TableCache
 from fwdaemon.resolve.flows import Flow, Judge
@@ -284,6 +285,18 @@ def test_sets_come_and_go_without_the_table() -> None:
         assert not any(line.startswith(("delete table", "create table")) for line in script)
 
 
+def test_whom_a_limit_stops_is_read_from_what_counts_him() -> None:
+    rate = "limit rate over 2/day burst 2 packets counter packets"
+    sets = {
+        "set_bad": "192.0.2.1 counter packets 3 bytes 4",
+        "rate.0a1b": f"192.0.2.1 {rate} 5 bytes 300 expires 23h,\n\t\t\t     192.0.2.2 {rate} 0 bytes 0 expires 23h",
+        "open.0a1b": "192.0.2.1 ct count over 2  counter packets 1 bytes 60",
+    }
+    listed = (f"\tset {name} {{\n\t\telements = {{ {held} }}\n\t}}\n" for name, held in sets.items())
+    text = f"table ip kvm_portfwd {{\n{''.join(listed)}}}\n"
+    assert limited_sources(text) == {"0a1b": {ip_address("192.0.2.1"): 6}}
+
+
 # --- explain ---------------------------------------------------------------------------------------------------------
 
 
@@ -296,6 +309,16 @@ def test_explain_names_the_line_of_the_network_that_refuses() -> None:
         assert f" at {LIST}:{line})" in report.steps[-1].text
     (written,) = read('[[set]]\nname = "office"\naddresses = [\n"192.0.2.0/24",\n"0.0.0.0/0",\n]\n').sets
     assert [place_of(ip_network(text), written, b"").line for text in ("192.0.2.0/24", "128.0.0.0/1")] == [4, 5]
+
+
+def test_explain_says_that_a_client_is_over_a_limit_where_it_was_of_late() -> None:
+    text = FORWARD + 'rate = "3/minute"\nmax_open = 2\n'
+    report = told(source=str(CLIENT), text=text, world=host(over={str(CLIENT): 7}))
+    (step,) = (step for step in report.steps if step.name == "admission")
+    assert "one address may have 3 new connections a minute and 2 open ones" in step.text
+    assert "7 of its first packets were dropped of late" in step.remedy
+    (other,) = (step for step in told(source="192.0.2.1", text=text).steps if step.name == "admission")
+    assert not other.remedy
 
 
 def test_explain_says_whom_a_one_to_one_address_is_for() -> None:

@@ -73,6 +73,7 @@ def test_one_exposure_in_full() -> None:
         "open_connections": 12,
         "open_bytes": 98765,
         "dropped": None,
+        "limited": [],
     }
     assert exposures["lab", 6]["subnet"] == "2001:db8:1::/64"
     assert exposures["lab", 6]["bridge"] == "virbr2"
