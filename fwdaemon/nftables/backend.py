@@ -26,22 +26,13 @@ from fwdaemon.core.types import Family, Gate
 from fwdaemon.errors import HangingError, ProcessError
 from fwdaemon.kernel.process import Runner
 from fwdaemon.kernel.rtnetlink import interface_names
-from fwdaemon.nftables.difference import (
-    Observed,
-    Plan,
-    Wanted,
-    WithMapKeys,
-    altered,
-    creation,
-    stale,
-    tables_difference,
-)
+from fwdaemon.nftables.difference import Observed, Plan, Wanted, WithMapKeys, altered, stale, tables_difference
 from fwdaemon.nftables.dispatch_chains import EVERYWHERE, STRANGERS
 from fwdaemon.nftables.existing import Observer, comments, elements_of, existing_tables, has_rules, iptables_program
 from fwdaemon.nftables.external import ExternalKeeper, Externals, now
 from fwdaemon.nftables.gates import GateState, gate_script, is_iptables_gate
 from fwdaemon.nftables.generation import Commits, RulesMonitor, current_generation, following_generation
-from fwdaemon.nftables.model import TABLE_NAME, Table, table_name
+from fwdaemon.nftables.model import TABLE_NAME, Table, creation, table_name
 from fwdaemon.nftables.readback import Counter, counting_rules, dropping_rules, read_dropped, read_packets
 from fwdaemon.nftables.ruleset import labels_of, newcomers_from, refusal_script, renamings_of, tables, uplinks_of
 from fwdaemon.nftables.table_cache import TableCache

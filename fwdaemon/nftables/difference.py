@@ -9,7 +9,6 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import compress, repeat
-from math import ceil
 from operator import is_not
 from typing import Final, TypeAlias, TypeVar
 
@@ -24,14 +23,16 @@ from fwdaemon.nftables.model import (
     VERDICT,
     Chain,
     Elements,
-    Held,
-    Lasting,
     Set,
     SetType,
     Table,
-    Target,
-    element_lines,
+    filled,
+    made,
+    renewed,
+    replaced,
+    set_changes,
     table_name,
+    word_of,
 )
 
 Tables: TypeAlias = Mapping[Family, Table]
@@ -40,8 +41,6 @@ _MISSING: Final = object()
 _OF_FORWARDS: Final = frozenset({*ONE_ADDRESS, *EVERY_ADDRESS})
 _PORTS: Final = 1 << 16
 _NO_SET: Final = Set(SetType(""))
-# By so much an element outlives what it is for, in seconds: our own clock is to be first where we run.
-_LONGER_S: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,10 +62,10 @@ def difference(family: Family, desired: Table | None, observed: Table | None, no
     if desired is None:
         return Difference((f"delete table {table_name(family)}",))
     if observed is None:
-        return Difference(tuple(_make(desired, now)), EVERYWHERE, anew=True)
+        return Difference(tuple(made(desired, now)), EVERYWHERE, anew=True)
     comparison = _Comparison.of(desired, observed)
     if comparison is None:
-        return Difference(tuple(_replace(desired, now)), EVERYWHERE, anew=True)
+        return Difference(tuple(replaced(desired, now)), EVERYWHERE, anew=True)
     return Difference(tuple(comparison.script(now)), comparison.mended())
 
 
@@ -122,40 +121,6 @@ def _ports(key: str) -> tuple[str, slice]:
     return rest.rpartition(" . ")[2], slice(int(first), int(last or first) + 1) if known else slice(0, _PORTS)
 
 
-def creation(table: Table, now: float = 0.0) -> str:
-    """Write a table as `nft list table` would, for reading and for loading `now`, by CLOCK_BOOTTIME."""
-    lines = [f"table {table.name} {{"]
-    for name, content in table.sets.items():
-        listed = ", ".join(_element(element, now) for element in content.elements.items())
-        elements = f" elements = {{ {listed} }}" if listed else ""
-        lines.append(f"\t{_kind(content)} {name} {{ {content.type}{elements} }}")
-    for name, chain in table.chains.items():
-        lines.append(f"\tchain {name} {{")
-        lines += [f"\t\t{line}" for line in ([str(chain.hook)] if chain.hook else []) + [*map(str, chain.rules)]]
-        lines.append("\t}")
-    return "\n".join([*lines, "}"])
-
-
-def _kind(content: Set) -> str:
-    return "map" if content.type.data else "set"
-
-
-def _make(table: Table, now: float) -> Iterator[str]:
-    """Make what is not there; the first line is refused if by now it is."""
-    yield f"create table {table.name}"
-    yield creation(table, now)
-
-
-def _replace(table: Table, now: float) -> Iterator[str]:
-    """Delete and make in one transaction; the first line lets the deletion succeed where there is nothing any more.
-
-    The kernel waits for all processors before it lets go of a table, which takes longer than all the rest of it.
-    """
-    yield f"add table {table.name}"
-    yield f"delete table {table.name}"
-    yield creation(table, now)
-
-
 class _Comparison:
     """What differs between two tables of one frame; where one was made of the other, nothing else is read."""
 
@@ -186,20 +151,20 @@ class _Comparison:
         table, there, wanted = self._desired.name, self._observed.sets, self._desired.sets
         # Sets first, since rules name them, then chains, which elements name; what is no longer named goes last.
         for name in wanted.keys() - there.keys():
-            yield f"add {_kind(wanted[name])} {table} {name} {{ {wanted[name].type} }}"
+            yield f"add {word_of(wanted[name])} {table} {name} {{ {wanted[name].type} }}"
         for name, chain in sorted(self._chains.items(), key=_place):
-            yield from _fill(table, name, chain, existing=name in self._observed.chains)
+            yield from filled(table, name, chain, existing=name in self._observed.chains)
         gone = self._differing_elements(self._observed, self._desired)
         for name, new in self._new.items():
             if not wanted[name].type.lasting:
-                yield from _set_changes(f"{table} {name}", gone.get(name, {}), new)
+                yield from set_changes(f"{table} {name}", gone.get(name, {}), new)
             elif gone.get(name) or new:
-                yield from _renewed(f"{table} {name}", wanted[name].elements, now)
+                yield from renewed(f"{table} {name}", wanted[name].elements, now)
         # Chains that somebody else made may lead to each other.
         for verb in ("flush", "delete") if len(self._gone_chains) > 1 else ("delete",):
             yield from (f"{verb} chain {table} {name}" for name in sorted(self._gone_chains))
         for name in there.keys() - wanted.keys():
-            yield f"delete {_kind(there[name])} {table} {name}"
+            yield f"delete {word_of(there[name])} {table} {name}"
 
     def mended(self) -> MapKeys:
         """Name the map keys that were not reached, or not right: these chains differed, and these elements."""
@@ -233,37 +198,6 @@ def _types(table: Table) -> dict[str, object]:
 def _place(chain: tuple[str, Chain]) -> tuple[bool, bool]:
     """Sort first what rules of other chains lead to, and base chains last."""
     return chain[1].hook is not None, not chain[0].startswith(DENY)
-
-
-def _fill(table: str, name: str, chain: Chain, *, existing: bool) -> Iterator[str]:
-    hook = f" {{ {chain.hook} }}" if chain.hook else ""
-    yield f"flush chain {table} {name}" if existing else f"add chain {table} {name}{hook}"
-    for rule in chain.rules:
-        yield f"add rule {table} {name} {rule}"
-
-
-def _set_changes(where: str, gone: Elements, new: Elements) -> Iterator[str]:
-    # Only the key of an element may be named when it is deleted from a map.
-    yield from element_lines("delete", where, sorted(gone))
-    yield from element_lines("add", where, [_element(element, 0.0) for element in sorted(new.items())])
-
-
-def _renewed(where: str, elements: Elements, now: float) -> Iterator[str]:
-    """Write all that vanishes by itself anew: what is to be deleted may have done so since it was listed."""
-    yield f"flush set {where}"
-    yield from element_lines("add", where, sorted(_element(element, now) for element in elements.items()))
-
-
-def _element(element: tuple[str, Held], now: float) -> str:
-    match element:
-        case key, None:
-            return key
-        case key, Lasting(comment, ends):
-            return f'{key} timeout {ceil(1000 * max(ends - now + _LONGER_S, _LONGER_S))}ms comment "{comment}"'
-        case key, Target(data, comment):
-            return f'{key} comment "{comment}" : {data}'
-        case key, chain:
-            return f"{key} : jump {chain}"
 
 
 def _leading(elements: Elements, chains: Collection[str]) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""nftables' own nouns as far as we need them: tables, chains, rules, sets and verdict maps.
+"""nftables' own nouns as far as we need them, and how they are written: tables, chains, rules, sets and verdict maps.
 
 The same `Table` describes what shall be and what is. A rule that was read back is known by its comment alone, so two
 chains are equal when their rules' comments are.
@@ -7,6 +7,7 @@ chains are equal when their rules' comments are.
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2s
+from math import ceil
 from typing import Final, NamedTuple, TypeAlias
 from weakref import ReferenceType
 
@@ -187,3 +188,77 @@ def element_lines(verb: str, where: str, texts: Sequence[str]) -> Iterator[str]:
     """Write the commands that add elements to a set or map, or delete them."""
     for start in range(0, len(texts), _ELEMENTS_A_LINE):
         yield f"{verb} element {where} {{ {', '.join(texts[start : start + _ELEMENTS_A_LINE])} }}"
+
+
+# --- written for `nft -f` --------------------------------------------------------------------------------------------
+
+# By so much an element outlives what it is for, in seconds: our own clock is to be first where we run.
+_LONGER_S: Final = 1.0
+
+
+def creation(table: Table, now: float = 0.0) -> str:
+    """Write a table as `nft list table` would, for reading and for loading `now`, by CLOCK_BOOTTIME."""
+    lines = [f"table {table.name} {{"]
+    for name, content in table.sets.items():
+        listed = ", ".join(_element(element, now) for element in content.elements.items())
+        elements = f" elements = {{ {listed} }}" if listed else ""
+        lines.append(f"\t{word_of(content)} {name} {{ {content.type}{elements} }}")
+    for name, chain in table.chains.items():
+        lines.append(f"\tchain {name} {{")
+        lines += [f"\t\t{line}" for line in ([str(chain.hook)] if chain.hook else []) + [*map(str, chain.rules)]]
+        lines.append("\t}")
+    return "\n".join([*lines, "}"])
+
+
+def word_of(content: Set) -> str:
+    """Say whether it is a map or a set."""
+    return "map" if content.type.data else "set"
+
+
+def made(table: Table, now: float) -> Iterator[str]:
+    """Make what is not there; the first line is refused if by now it is."""
+    yield f"create table {table.name}"
+    yield creation(table, now)
+
+
+def replaced(table: Table, now: float) -> Iterator[str]:
+    """Delete and make in one transaction; the first line lets the deletion succeed where there is nothing any more.
+
+    The kernel waits for all processors before it lets go of a table, which takes longer than all the rest of it.
+    """
+    yield f"add table {table.name}"
+    yield f"delete table {table.name}"
+    yield creation(table, now)
+
+
+def filled(table: str, name: str, chain: Chain, *, existing: bool) -> Iterator[str]:
+    """Give a chain its rules and no others."""
+    hook = f" {{ {chain.hook} }}" if chain.hook else ""
+    yield f"flush chain {table} {name}" if existing else f"add chain {table} {name}{hook}"
+    for rule in chain.rules:
+        yield f"add rule {table} {name} {rule}"
+
+
+def set_changes(where: str, gone: Elements, new: Elements) -> Iterator[str]:
+    """Take elements out of a set or map, and put others in."""
+    # Only the key of an element may be named when it is deleted from a map.
+    yield from element_lines("delete", where, sorted(gone))
+    yield from element_lines("add", where, [_element(element, 0.0) for element in sorted(new.items())])
+
+
+def renewed(where: str, elements: Elements, now: float) -> Iterator[str]:
+    """Write all that vanishes by itself anew: what is to be deleted may have done so since it was listed."""
+    yield f"flush set {where}"
+    yield from element_lines("add", where, sorted(_element(element, now) for element in elements.items()))
+
+
+def _element(element: tuple[str, Held], now: float) -> str:
+    match element:
+        case key, None:
+            return key
+        case key, Lasting(comment, ends):
+            return f'{key} timeout {ceil(1000 * max(ends - now + _LONGER_S, _LONGER_S))}ms comment "{comment}"'
+        case key, Target(data, comment):
+            return f'{key} comment "{comment}" : {data}'
+        case key, chain:
+            return f"{key} : jump {chain}"

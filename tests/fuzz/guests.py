@@ -33,9 +33,9 @@ from fwdaemon.kernel.address_watch import KernelChanges
 from fwdaemon.kernel.conntrack_listing import read_entry, read_open_flow
 from fwdaemon.kernel.netlink import attribute, attributes, messages, packed
 from fwdaemon.nftables import ruleset
-from fwdaemon.nftables.difference import creation
 from fwdaemon.nftables.existing import name_of_table, read_hooked_chain, read_rule
 from fwdaemon.nftables.generation import Announcements
+from fwdaemon.nftables.model import creation
 from fwdaemon.resolve import placement
 from fwdaemon.resolve.snapshot import merge
 from tests.fuzz.choices import Choices
