@@ -189,7 +189,9 @@ class NftablesBackend:
         desired = replace(desired, kept=frozenset(there) if not self._gates_only else frozenset())
         observed = self._observe(desired, full=True)
         table_cache = TableCache()
-        plan = Plan.of(self._tables(table_cache, desired), observed, self._keeper.refilling, now())
+        plan = Plan.of(
+            self._tables(table_cache, desired), observed, self._keeper.refilling, now(), crowded=self._keeper.crowded
+        )
         gates = tuple(GateChange(state.gate, restored=False, fault=state.fault) for state in plan.shut)
         opened = [gate_script(state, desired.label) for state in plan.shut]
         script = "".join([plan.script, *opened, *(gate_script(state, None) for state in plan.orphaned_gates)])
@@ -211,7 +213,9 @@ class NftablesBackend:
             self._ended.forget(now)
             self._ended.add(flows, now + REFUSED_FOR_S)
             held = {flow: left for flow, left in self._ended.left(now).items() if flow.family in self._committed}
-            self._commits.commit("nft", "-f", "-", stdin=refusal_script(held, self._committed))
+            self._commits.commit(
+                "nft", "-f", "-", stdin=refusal_script(held, self._committed, crowded=self._keeper.crowded)
+            )
             if self._observed is not None:
                 self._advance(self._observed, listed=self._observed.listed)
 
@@ -287,7 +291,13 @@ class NftablesBackend:
         if self._settled is not None and desired is self._settled[0] and observed is self._settled[1]:
             return ApplyResult(faults=self._settled[2])
         self._keeper.read(observed.tables)
-        plan = Plan.of(self._tables(self._table_cache, desired), observed, self._keeper.refilling, now())
+        plan = Plan.of(
+            self._tables(self._table_cache, desired),
+            observed,
+            self._keeper.refilling,
+            now(),
+            crowded=self._keeper.crowded,
+        )
         faults = [*observed.faults, *self._missing_libvirt(observed)]
         refused: Mapping[Gate, Fault] = {}
         committed = self._committed

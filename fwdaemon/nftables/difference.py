@@ -55,8 +55,13 @@ class Difference:
     anew: bool = False
 
 
-def difference(family: Family, desired: Table | None, observed: Table | None, now: float = 0.0) -> Difference:
-    """Tell what makes `observed` become `desired`, `now` by CLOCK_BOOTTIME; `None` is a table that is not there."""
+def difference(
+    family: Family, desired: Table | None, observed: Table | None, now: float = 0.0, *, crowded: bool = False
+) -> Difference:
+    """Tell what makes `observed` become `desired`, `now` by CLOCK_BOOTTIME; `None` is a table that is not there.
+
+    It is `crowded` where others have very many elements in our sets.
+    """
     if desired is observed:
         return Difference()
     if desired is None:
@@ -66,7 +71,7 @@ def difference(family: Family, desired: Table | None, observed: Table | None, no
     comparison = _Comparison.of(desired, observed)
     if comparison is None:
         return Difference(tuple(replaced(desired, now)), EVERYWHERE, anew=True)
-    return Difference(tuple(comparison.script(now)), comparison.mended())
+    return Difference(tuple(comparison.script(now, crowded=crowded)), comparison.mended())
 
 
 def mended(desired: Table | None, observed: Table | None) -> MapKeys:
@@ -146,7 +151,7 @@ class _Comparison:
     def _new(self) -> dict[str, Elements]:
         return self._differing_elements(self._desired, self._observed)
 
-    def script(self, now: float) -> Iterator[str]:
+    def script(self, now: float, *, crowded: bool) -> Iterator[str]:
         """Give the commands that make one table the other, `now` by CLOCK_BOOTTIME."""
         table, there, wanted = self._desired.name, self._observed.sets, self._desired.sets
         # Sets first, since rules name them, then chains, which elements name; what is no longer named goes last.
@@ -156,10 +161,11 @@ class _Comparison:
             yield from filled(table, name, chain, existing=name in self._observed.chains)
         gone = self._differing_elements(self._observed, self._desired)
         for name, new in self._new.items():
-            if not wanted[name].type.lasting:
-                yield from set_changes(f"{table} {name}", gone.get(name, {}), new)
-            elif gone.get(name) or new:
-                yield from renewed(f"{table} {name}", wanted[name].elements, now)
+            where, content, old = f"{table} {name}", wanted[name], gone.get(name, {})
+            if not content.type.lasting:
+                yield from set_changes(where, content, old, new, crowded=crowded)
+            elif old or new:
+                yield from renewed(where, content, now, crowded=crowded)
         # Chains that somebody else made may lead to each other.
         for verb in ("flush", "delete") if len(self._gone_chains) > 1 else ("delete",):
             yield from (f"{verb} chain {table} {name}" for name in sorted(self._gone_chains))
@@ -218,9 +224,13 @@ def _differing(these: Mapping[str, _T], those: Mapping[str, _T], among: Collecti
     return {name: item for name, item in differing if those.get(name, _MISSING) != item}
 
 
-def tables_difference(desired: Tables, observed: Tables, now: float = 0.0) -> dict[Family, Difference]:
+def tables_difference(
+    desired: Tables, observed: Tables, now: float = 0.0, *, crowded: bool = False
+) -> dict[Family, Difference]:
     """Tell the difference of both families; families that need nothing are left out."""
-    every = {family: difference(family, desired.get(family), observed.get(family), now) for family in Family}
+    every = {
+        family: difference(family, desired.get(family), observed.get(family), now, crowded=crowded) for family in Family
+    }
     return {family: change for family, change in every.items() if change.script}
 
 
@@ -286,12 +296,14 @@ class Plan:
         observed: Observed,
         refilling: Callable[[Collection[Place]], str],
         now: float = 0.0,
+        *,
+        crowded: bool = False,
     ) -> "Plan":
         """Compare what shall be with what is, `now` by CLOCK_BOOTTIME.
 
-        `refilling` writes what others had in sets that are made anew.
+        `refilling` writes what others had in sets that are made anew; it is `crowded` where that is very much.
         """
-        changes = tables_difference(wanted, observed.tables, now)
+        changes = tables_difference(wanted, observed.tables, now, crowded=crowded)
         shut = tuple(state for state in observed.gates if not state.open)
         script = "".join(f"{line}\n" for change in changes.values() for line in change.script)
         there = {family: table for family, table in observed.tables.items() if not _is_anew(changes.get(family))}

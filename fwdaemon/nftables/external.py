@@ -81,6 +81,12 @@ class Externals:
         with self._lock:
             self.doubted |= self._held.keys()
 
+    @property
+    def number(self) -> int:
+        """How many elements there are, also of those that have ended."""
+        with self._lock:
+            return sum(map(len, self._held.values()))
+
     def left(self, place: Place, now: float) -> dict[Element, float | None]:
         """Give the elements of a set, each with the seconds that are left of it."""
         with self._lock:
@@ -225,6 +231,11 @@ class ExternalKeeper:
         self._externals, self._listed = externals, listed
         self._pending: set[Place] = set()
         self._gives_up = False
+
+    @property
+    def crowded(self) -> bool:
+        """Whether others have very many elements in our sets."""
+        return self._externals.number > LARGE
 
     def expect(self, desired: Desired) -> None:
         """Say which sets there are."""

@@ -60,6 +60,7 @@ from fwdaemon.nftables.model import (
     SetType,
     Step,
     Table,
+    declared_lines,
     element_lines,
     table_name,
 )
@@ -361,7 +362,7 @@ def _interfaces(found: Iterable[str]) -> Set:
 # --- connections that were ended -------------------------------------------------------------------------------------
 
 
-def refusal_script(ended: Mapping[Flow, float], families: Iterable[Family]) -> str:
+def refusal_script(ended: Mapping[Flow, float], families: Iterable[Family], *, crowded: bool = False) -> str:
     """Write what remembers ended connections for so many seconds each, so that their guests' packets are refused.
 
     It takes the place of all that was remembered: an element that is there already would keep its old time.
@@ -369,8 +370,13 @@ def refusal_script(ended: Mapping[Flow, float], families: Iterable[Family]) -> s
     keys: defaultdict[str, list[str]] = defaultdict(list)
     for flow, left in ended.items():
         keys[f"{table_name(flow.family)} {_remembering(flow)}"].append(f"{_refused(flow)} timeout {ceil(left)}s")
-    sets = [f"{table_name(family)} {name}" for family in sorted(families) for name in (ENDED, ENDED_PORTS)]
-    lines = [line for where in sets for line in (f"flush set {where}", *element_lines("add", where, keys[where]))]
+    lines = []
+    for family in sorted(families):
+        for name, kind in (ENDED, _ended_type(family)), (ENDED_PORTS, _ended_ports_type(family)):
+            where = f"{table_name(family)} {name}"
+            texts = keys[where]
+            added = declared_lines(where, Set(kind), texts) if crowded else element_lines("add", where, texts)
+            lines += [f"flush set {where}", *added]
     return "".join(f"{line}\n" for line in lines)
 
 
