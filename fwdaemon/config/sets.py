@@ -332,6 +332,14 @@ def settled(entry: ForwardEntry, sets: Iterable[SourceSet]) -> ForwardEntry | No
     return _settled(entry, {name: item.networks for name, item in known.items() if item.is_written})
 
 
+def networks_named(entry: Entry, sets: Iterable[SourceSet]) -> Iterator[Subnet]:
+    """Give the networks from which an entry lets clients connect; none where that is everybody, or not known."""
+    yield from entry.sources
+    if entry.admission is not None:
+        yield from entry.admission.sources
+        yield from (network for item in sets if item.name in entry.admission.sets for network in item.networks)
+
+
 def _settled(entry: E, written: Mapping[str, Collection[Subnet]]) -> E:
     """Write what is in sets of the configuration itself among the sources: so it is known whom the entry is for."""
     asked = entry.admission

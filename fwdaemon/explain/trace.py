@@ -7,6 +7,7 @@ from typing import Final
 
 from fwdaemon.audit.causes import why
 from fwdaemon.config.model import Config, RouteEntry
+from fwdaemon.config.sets import networks_named
 from fwdaemon.core.bans import Gatekeeper
 from fwdaemon.core.inventory import Domain, HostAddress, Inventory
 from fwdaemon.core.state import Desired, Waiting
@@ -113,7 +114,7 @@ class _Trace:
         desired = replace(desired, waiting=(*desired.waiting, *self.refused))
         claims = claims_on(self.config, arrival)
         claim = _chosen(claims, desired, arrival)
-        if claim is not None and arrival.source is None and claim.sources:
+        if claim is not None and arrival.source is None:
             arrival = self._as_admitted(claim, arrival)
         daemon = self.world.daemon()
         judge = Judge(arrival, self.config.daemon, daemon is not None, self.main)
@@ -240,7 +241,8 @@ class _Trace:
     def _as_admitted(self, claim: Claim, arrival: Arrival) -> Arrival:
         """Take a client that may connect, where the user named none."""
         taken = {own.address for own in self.held}
-        subnets = (subnet for subnet in claim.sources if Family.of(subnet) is arrival.family)
+        named = networks_named(claim.entry, self.config.sets)
+        subnets = (subnet for subnet in named if Family.of(subnet) is arrival.family)
         hosts = chain.from_iterable(_first_hosts(subnet, len(taken) + 1) for subnet in subnets)
         client = next((address for address in hosts if address not in taken), None)
         return arrival if client is None else arrival.as_from(client)
@@ -288,10 +290,8 @@ class _Trace:
         exposure = exposure_of(claim, desired, arrival) if remedies.limits(asked) else None
         over = self.world.over_limit(exposure.counted_as, arrival.source) if exposure is not None else 0
         text = f"nothing denies {arrival.source}{remedies.limits(asked)}"
-        if over:
-            doubt = f"it may be over the limit now: {over} of its first packets were dropped of late"
-            return unknown("admission", text, doubt)
-        return fine("admission", text)
+        doubt = f"it may be over the limit now: {over} of its first packets were dropped of late"
+        return unknown("admission", text, doubt) if over else fine("admission", text)
 
     # --- the guest -------------------------------------------------------------------------------------------------
 

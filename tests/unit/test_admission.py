@@ -311,6 +311,13 @@ def test_explain_names_the_line_of_the_network_that_refuses() -> None:
     assert [place_of(ip_network(text), written, b"").line for text in ("192.0.2.0/24", "128.0.0.0/1")] == [4, 5]
 
 
+def test_explain_takes_a_client_that_may_connect_where_none_is_named() -> None:
+    text = FORWARD + 'sources = ["set:big"]\n' + BIG
+    config = parse({MAIN: text}, {LIST: b"203.0.113.0/24\n"})
+    report = explain(parse_request("198.51.100.1:8000"), config, libvirt(), host(), str(MAIN))
+    assert any("203.0.113.1" in step.text for step in report.steps if step.name == "admission")
+
+
 def test_explain_says_that_a_client_is_over_a_limit_where_it_was_of_late() -> None:
     text = FORWARD + 'rate = "3/minute"\nmax_open = 2\n'
     report = told(source=str(CLIENT), text=text, world=host(over={str(CLIENT): 7}))
