@@ -94,6 +94,7 @@ def _live(exposure: Exposure, held: frozenset[Exposure], facts: Facts, readings:
         exposure.origin,
         _usage(exposure, facts, readings) if is_held else Usage(),
         kinds,
+        admission=exposure.admission,
     )
 
 

@@ -57,6 +57,10 @@ def test_one_exposure_in_full() -> None:
         "subnet": None,
         "interface": None,
         "sources": [],
+        "deny": [],
+        "rate": None,
+        "max_open": None,
+        "limited": [],
         "masquerade": False,
         "target": "192.168.122.10",
         "target_ports": "80",
@@ -73,7 +77,6 @@ def test_one_exposure_in_full() -> None:
         "open_connections": 12,
         "open_bytes": 98765,
         "dropped": None,
-        "limited": [],
     }
     assert exposures["lab", 6]["subnet"] == "2001:db8:1::/64"
     assert exposures["lab", 6]["bridge"] == "virbr2"
