@@ -18,10 +18,10 @@ from fwdaemon.legacy.model import TableName
 from fwdaemon.nftables.existing import HookedChain, hooked_chains, is_iptables, is_larger
 from fwdaemon.nftables.generation import current_generation
 from fwdaemon.nftables.model import TABLE_NAME
-from fwdaemon.rulesets import iptables_reader, nft_reader
-from fwdaemon.rulesets.iptables_reader import Field, Scope, Translation, Value, both, translations
+from fwdaemon.rulesets import nat_chains, nft_reader
 from fwdaemon.rulesets.owners import ADMIN, owner_of
 from fwdaemon.rulesets.packet import RuleLocation, System
+from fwdaemon.rulesets.nat_chains import Field, Scope, Translation, Value, both, translations
 
 
 class Order(StrEnum):
@@ -263,8 +263,8 @@ class ForeignRules:
             save = self._runner.run(f"{family.iptables}-{variant}-save", "-t", "nat").stdout
         except ProcessError:  # it is not installed, or what is there is beyond it
             return [], False
-        chains = iptables_reader.read_chains(save, system, family)
-        return list(translations(chains, iptables_reader.PREROUTING, _DSTNAT)), iptables_reader.has_own_chains(save)
+        chains = nat_chains.read_chains(save, system, family)
+        return list(translations(chains, nat_chains.PREROUTING, _DSTNAT)), nat_chains.has_own_chains(save)
 
 
 def _legacy_families() -> list[Family]:

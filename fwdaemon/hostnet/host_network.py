@@ -18,12 +18,12 @@ from fwdaemon.core.state import Desired
 from fwdaemon.core.text import is_interface_name, shown
 from fwdaemon.core.types import Family
 from fwdaemon.errors import KernelError
-from fwdaemon.hostnet.forwarding import Forwarding, bridging
 from fwdaemon.hostnet.local_proxy import LocalProxy
 from fwdaemon.hostnet.neighbour_proxy import NeighbourProxies
 from fwdaemon.hostnet.owned_state import DIRECTORY, Ipv6Bridges, OwnedStateFile, Record
 from fwdaemon.hostnet.public_addresses import Gateways, PublicAddresses
 from fwdaemon.hostnet.routes import RouteKeeper
+from fwdaemon.hostnet.routing import Forwarding, bridging
 from fwdaemon.kernel import sysctl
 from fwdaemon.kernel.rtnetlink import Kind, RefusedError, Rtnetlink
 

@@ -11,9 +11,9 @@ from typing import Final, TypeAlias
 
 from fwdaemon.core.types import PortRange, Protocol
 from fwdaemon.nftables.readback import items
-from fwdaemon.rulesets.iptables_reader import Chains, Field, Scope, Step, Value, both
 from fwdaemon.rulesets.nft_values import Json, Sets, pairs_of
 from fwdaemon.rulesets.packet import RuleLocation, System
+from fwdaemon.rulesets.nat_chains import Chains, Field, Scope, Step, Value, both
 
 Table: TypeAlias = tuple[str, str]
 """A family and a table of it."""

@@ -17,10 +17,10 @@ from fwdaemon.core.types import Family, Gate, Protocol
 from fwdaemon.errors import KernelError
 from fwdaemon.nftables.gates import GateState, read_iptables, read_native
 from fwdaemon.nftables.readback import items, read_table
-from fwdaemon.rulesets import iptables_reader, nft_listing, nft_reader, xt_listing
+from fwdaemon.rulesets import nat_chains, nft_listing, nft_reader, xt_listing
 from fwdaemon.rulesets.evaluation import pass_through
-from fwdaemon.rulesets.iptables_reader import translations
 from fwdaemon.rulesets.packet import BaseChain, Packet, Surroundings, System
+from fwdaemon.rulesets.nat_chains import translations
 from tests.fuzz.choices import Choices
 
 _HERE = Path(__file__).parent / "listings"
@@ -119,8 +119,8 @@ def written_by_iptables(data: bytes) -> None:
             del lines[place]
     save = "\n".join(lines)
     for family in Family:
-        chains = iptables_reader.read_chains(save, System.LEGACY, family)
-        list(translations(chains, iptables_reader.PREROUTING, -100))
+        chains = nat_chains.read_chains(save, System.LEGACY, family)
+        list(translations(chains, nat_chains.PREROUTING, -100))
     _follow(xt_listing.base_chains(save, System.LEGACY, Family.IPV4))
     # Only a comment that is ours to the letter makes a rule ours, and after each of these there is a blank.
     assert not gate_in(save).ours

@@ -13,7 +13,8 @@ from fwdaemon.conflicts.taking import takings
 from fwdaemon.core.exposures import Forward, Nat
 from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Family, Origin, PortRange, Protocol
-from fwdaemon.rulesets.iptables_reader import (
+from fwdaemon.rulesets.packet import RuleLocation, System
+from fwdaemon.rulesets.nat_chains import (
     PREROUTING,
     Field,
     Scope,
@@ -24,7 +25,6 @@ from fwdaemon.rulesets.iptables_reader import (
     read_chains,
     translations,
 )
-from fwdaemon.rulesets.packet import RuleLocation, System
 from tests.unit.forwards import address, forward, nat
 
 LOCAL = frozenset(map(address, ["198.51.100.1", "198.51.100.8", "127.0.0.1", "2001:db8::1"]))
