@@ -18,10 +18,10 @@ from fwdaemon.legacy.model import TableName
 from fwdaemon.nftables.existing import HookedChain, hooked_chains, is_iptables, is_larger
 from fwdaemon.nftables.generation import current_generation
 from fwdaemon.nftables.model import TABLE_NAME
-from fwdaemon.rulesets import nat_chains, nft_reader
+from fwdaemon.rulesets import nat_chains
+from fwdaemon.rulesets.nat_chains import Field, Scope, Translation, Value, both, translations
 from fwdaemon.rulesets.owners import ADMIN, owner_of
 from fwdaemon.rulesets.packet import RuleLocation, System
-from fwdaemon.rulesets.nat_chains import Field, Scope, Translation, Value, both, translations
 
 
 class Order(StrEnum):
@@ -240,19 +240,19 @@ class ForeignRules:
         table = chain.family, chain.table
         if not (listing := listed(*table)):
             return []
-        asked = nft_reader.read_sets(listing, table)
+        asked = nat_chains.read_sets(listing, table)
         read = {name: self._elements(table, kind, name) for kind, name in asked}
         sets = {name: elements for name, elements in read.items() if elements is not None}
-        return list(translations(nft_reader.read_chains(listing, table, sets), chain.name, chain.priority))
+        return list(translations(nat_chains.read_nft(listing, table, sets), chain.name, chain.priority))
 
-    def _elements(self, table: nft_reader.Table, kind: str, name: str) -> Sequence[Any] | None:
+    def _elements(self, table: nat_chains.Table, kind: str, name: str) -> Sequence[Any] | None:
         """Give a set's elements; `None` where there are too many, or it has gone."""
         if not NFT_NAME.fullmatch(name):
             return None
         try:
             if is_larger(*table, name, _LARGEST_SET):
                 return None
-            return nft_reader.read_elements(self._runner.run("nft", "-j", "list", kind, *table, name).stdout)
+            return nat_chains.read_elements(self._runner.run("nft", "-j", "list", kind, *table, name).stdout)
         except (KernelError, ProcessError):
             return None
 
@@ -263,7 +263,7 @@ class ForeignRules:
             save = self._runner.run(f"{family.iptables}-{variant}-save", "-t", "nat").stdout
         except ProcessError:  # it is not installed, or what is there is beyond it
             return [], False
-        chains = nat_chains.read_chains(save, system, family)
+        chains = nat_chains.read_iptables(save, system, family)
         return list(translations(chains, nat_chains.PREROUTING, _DSTNAT)), nat_chains.has_own_chains(save)
 
 

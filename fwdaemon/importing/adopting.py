@@ -14,7 +14,7 @@ from fwdaemon.core.text import GrammarError, quote
 from fwdaemon.core.types import Address, Family, PortRange, Protocol, Subnet
 from fwdaemon.importing.findings import Findings, Forward, Hole, Judged
 from fwdaemon.importing.judging import Candidate, Ruleset, Stop, as_asked, doubtful_jumps, left_of, stops
-from fwdaemon.rulesets.region import LAST_PROTOCOL, Box, Field, Space, Spans, without
+from fwdaemon.rulesets.rules import LAST_PROTOCOL, Box, Field, Space, Spans, without
 from fwdaemon.rulesets.xt_matches import WITH_PORTS
 
 # Sets of packets as what a forward can say: one address or every one, one interface or every one, some sources.

@@ -20,7 +20,7 @@ from fwdaemon.errors import ConfigError, Problem
 from fwdaemon.importing.findings import Exposure, Findings, Forward, Hole, Line, Nat, write
 from fwdaemon.importing.judging import as_asked
 from fwdaemon.importing.recognise import Kind
-from fwdaemon.rulesets.region import Box, without
+from fwdaemon.rulesets.rules import Box, without
 
 # Forwards to one target that take the same packets: the wider one is enough, whichever of the rules came first.
 _Target: TypeAlias = tuple[str | None, Address, Protocol, int]

@@ -14,7 +14,7 @@ from fwdaemon.config.ports import LAST_PORT
 from fwdaemon.core.text import GrammarError, quote
 from fwdaemon.core.types import Address, Family, Origin, PortRange, Protocol, Subnet
 from fwdaemon.errors import PortfwdError, Problem
-from fwdaemon.rulesets.region import Box, network_of
+from fwdaemon.rulesets.rules import Box, network_of
 
 
 class BrokenFileError(PortfwdError):

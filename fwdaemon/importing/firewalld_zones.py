@@ -8,7 +8,7 @@ from typing import Final
 from xml.parsers import expat
 
 from fwdaemon.importing.findings import printable
-from fwdaemon.rulesets.region import network_of
+from fwdaemon.rulesets.rules import network_of
 
 _YES: Final = ("yes", "true", "1")
 

@@ -27,8 +27,7 @@ from fwdaemon.importing.iptables_nat import (
 from fwdaemon.importing.judging import AFTER, BaseChain, Candidate, Ruleset, is_reached, stops, takers
 from fwdaemon.importing.recognise import Kind
 from fwdaemon.rulesets import xt_tables
-from fwdaemon.rulesets.region import Field, Space, one
-from fwdaemon.rulesets.rules import TangledError, led_to
+from fwdaemon.rulesets.rules import Field, Space, TangledError, led_to, one
 from fwdaemon.rulesets.xt_matches import Services
 from fwdaemon.rulesets.xt_tables import RuleLine, Table, Text, Tools, chains_of
 

@@ -26,8 +26,8 @@ from fwdaemon.legacy.backend import LegacyBackend
 from fwdaemon.netfilter import Netfilter
 from fwdaemon.nftables.backend import NftablesBackend
 from fwdaemon.reconcile import Reconciler, Request, Seams
-from fwdaemon.rulesets.packet import System
 from fwdaemon.rulesets.nat_chains import Translation
+from fwdaemon.rulesets.packet import System
 from tests.kernel.test_sockets import listening
 from tests.lab.command import run
 from tests.unit.forwards import address, forward

@@ -13,7 +13,6 @@ from fwdaemon.conflicts.taking import takings
 from fwdaemon.core.exposures import Forward, Nat
 from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Family, Origin, PortRange, Protocol
-from fwdaemon.rulesets.packet import RuleLocation, System
 from fwdaemon.rulesets.nat_chains import (
     PREROUTING,
     Field,
@@ -22,9 +21,10 @@ from fwdaemon.rulesets.nat_chains import (
     Value,
     both,
     has_own_chains,
-    read_chains,
+    read_iptables,
     translations,
 )
+from fwdaemon.rulesets.packet import RuleLocation, System
 from tests.unit.forwards import address, forward, nat
 
 LOCAL = frozenset(map(address, ["198.51.100.1", "198.51.100.8", "127.0.0.1", "2001:db8::1"]))
@@ -64,7 +64,7 @@ COMMIT
 
 
 def of_iptables(save: str, system: System = System.IPTABLES_NFT) -> list[Translation]:
-    return list(translations(read_chains(save, system, Family.IPV4), PREROUTING, -100))
+    return list(translations(read_iptables(save, system, Family.IPV4), PREROUTING, -100))
 
 
 def native(priority: int, scope: Scope, family: str = "inet", chain: str = "dstnat") -> Translation:
@@ -207,7 +207,7 @@ def test_what_iptables_asks_on_the_way_is_put_together() -> None:
 
 @pytest.mark.parametrize("line", [":", ": ", "-A", "-A ", "-A\t"])
 def test_a_line_that_was_cut_short_is_nobodys_rule(line: str) -> None:
-    assert read_chains(f"*nat\n{line}\nCOMMIT\n", System.LEGACY, Family.IPV4) == {}
+    assert read_iptables(f"*nat\n{line}\nCOMMIT\n", System.LEGACY, Family.IPV4) == {}
 
 
 def test_what_passes_two_tests_passes_both() -> None:

@@ -61,7 +61,7 @@ def test_every_reader_finds_the_rules_and_no_more(texts: list[str]) -> None:
     assert [str(forward.host) for forward in imported.forwards] == ports
     (chain,) = xt_listing.base_chains(save, System.LEGACY, Family.IPV4)
     assert len(chain.chains.get("PREROUTING", ())) == len(texts)
-    steps = nat_chains.read_chains(save, System.LEGACY, Family.IPV4)
+    steps = nat_chains.read_iptables(save, System.LEGACY, Family.IPV4)
     assert len(steps.get("PREROUTING", ())) == len(texts)
 
 
