@@ -18,8 +18,8 @@ from fwdaemon.audit import lines
 from fwdaemon.config.model import Config
 from fwdaemon.core.inventory import HijackedAddress, HostObservation, Inventory, LibvirtObservation, Neighbour
 from fwdaemon.core.pace import Backoff, Budgets
-from fwdaemon.core.probing import Silent
 from fwdaemon.core.report import Reason, ReasonKind, Trigger
+from fwdaemon.core.state import Silent
 from fwdaemon.errors import LibvirtUnavailableError, PortfwdError, shortage
 from fwdaemon.hostnet.owned_state import DIRECTORY, Learned
 from fwdaemon.hostnet.public_addresses import with_lent

@@ -31,9 +31,8 @@ from fwdaemon.core.inventory import (
     Network,
 )
 from fwdaemon.core.pace import Budgets, Pauses
-from fwdaemon.core.probing import Silent
 from fwdaemon.core.report import ApplyResult, Reason, ReasonKind, RulesChanged, Trigger
-from fwdaemon.core.state import Desired
+from fwdaemon.core.state import Desired, Silent
 from fwdaemon.core.types import Protocol
 from fwdaemon.daemon import Daemon, Parts, RequestPass
 from fwdaemon.errors import PortfwdError
