@@ -1,4 +1,4 @@
-"""The neighbour table: whom it may name, for whom the host answers outside, and whom to search for on a bridge. Pure."""
+"""The neighbour table: whom it may name, for whom the host answers outside, whom to search for on a bridge. Pure."""
 
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
