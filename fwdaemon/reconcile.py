@@ -14,7 +14,7 @@ from fwdaemon.audit import causes, lines
 from fwdaemon.audit.causes import Departures, Known, in_order
 from fwdaemon.audit.throttle import FlapDamping, NewProblems, Rations
 from fwdaemon.connections import Clock, Conntrack, Sweep, Sweeper, close_everything
-from fwdaemon.core.bans import Gatekeeper
+from fwdaemon.core.admission import Gatekeeper
 from fwdaemon.core.exposures import Exposure, Forward
 from fwdaemon.core.inventory import Move
 from fwdaemon.core.pace import Budgets, Origin

@@ -10,7 +10,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import ClassVar, Final, TypeAlias
 
-from fwdaemon.core.bans import BEHIND, Admission, SourceSet
+from fwdaemon.core.admission import Admission, SourceSet
+from fwdaemon.core.bans import BEHIND
 from fwdaemon.core.exposures import Claim, Kind, Owner
 from fwdaemon.core.text import shown
 from fwdaemon.core.types import Address, Family, Gate, Origin, PortRange, Protocol, Subnet, Until, show_endpoint

@@ -11,7 +11,7 @@ from typing import Final, TypeAlias, TypeVar
 from fwdaemon.config.addresses import parse_source
 from fwdaemon.config.model import KEYS, Config, Entry, ForwardEntry, NamedSets, SetEntry
 from fwdaemon.config.node import Node, read_distinct, read_key, require
-from fwdaemon.core.bans import UNITS, Admission, Parts, Rate, SourceSet, parted, without_everybody
+from fwdaemon.core.admission import UNITS, Admission, Parts, Rate, SourceSet, parted, without_everybody
 from fwdaemon.core.text import GrammarError, quote, show
 from fwdaemon.core.types import Family, Origin, Subnet
 from fwdaemon.errors import Problem

@@ -14,7 +14,8 @@ from types import MappingProxyType
 from typing import Final, Generic, NamedTuple, TypeVar
 from uuid import UUID
 
-from fwdaemon.core.bans import BEHIND, Admission, Gatekeeper, Place, Ranges, SourceSet, names_of
+from fwdaemon.core.admission import Admission, Gatekeeper, Place, Ranges, SourceSet, names_of
+from fwdaemon.core.bans import BEHIND
 from fwdaemon.core.exposures import Claim, Exposure, Forward, Kind, Nat, Owner, Route
 from fwdaemon.core.inventory import Hindrance, Move
 from fwdaemon.core.types import Address, Family, Gate, Origin, Subnet

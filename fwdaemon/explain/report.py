@@ -8,7 +8,7 @@ from enum import StrEnum
 from typing import Final
 from typing import Protocol as Interface
 
-from fwdaemon.core.bans import Place, Ranges
+from fwdaemon.core.admission import Place, Ranges
 from fwdaemon.core.inventory import HostAddress
 from fwdaemon.core.types import Address, Family, Listener, Subnet
 from fwdaemon.rulesets.evaluation import Passage

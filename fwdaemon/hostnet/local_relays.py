@@ -11,7 +11,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Final, TypeAlias
 
 from fwdaemon.audit.throttle import WarnOnce
-from fwdaemon.core.bans import Gatekeeper
+from fwdaemon.core.admission import Gatekeeper
 from fwdaemon.core.exposures import Forward
 from fwdaemon.core.pace import Backoff, Budget
 from fwdaemon.core.state import Desired
