@@ -1,7 +1,4 @@
-"""What a valid configuration says, as plain data.
-
-Parsing and checking are in the modules beside this one; whoever holds a `Config` may rely on every rule of the grammar.
-"""
+"""What a valid configuration says, as plain data: for a `Config`, all rules of the grammar hold."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace

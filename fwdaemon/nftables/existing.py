@@ -15,13 +15,12 @@ from functools import partial
 from typing import Final, NamedTuple
 
 from fwdaemon.config.names import NFT_NAME
-from fwdaemon.core.bans import End, Rule, Verdict
+from fwdaemon.core.bans import End, Rule, Verdict, read_listing
 from fwdaemon.core.report import LIBVIRT_CHAIN, LIBVIRT_TABLE, Fault, FaultKind
 from fwdaemon.core.types import Family, Gate
 from fwdaemon.errors import HangingError, KernelError, ProcessError, shortage
 from fwdaemon.kernel.netlink import NETFILTER, Message, NetlinkSocket, attribute, attributes, nested
 from fwdaemon.kernel.process import Runner
-from fwdaemon.nftables.bans import read_listing
 from fwdaemon.nftables.difference import Observed, Wanted
 from fwdaemon.nftables.gates import (
     COMMENT,

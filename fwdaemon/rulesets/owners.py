@@ -6,11 +6,10 @@ from dataclasses import replace
 from ipaddress import ip_address
 from typing import Any, Final
 
-from fwdaemon.core.bans import Judge, Kind
+from fwdaemon.core.bans import Judge, Kind, read_iptables
 from fwdaemon.core.text import unquoted
 from fwdaemon.core.types import Address, Family
 from fwdaemon.legacy.model import OWN_CHAINS
-from fwdaemon.nftables.bans import read_iptables
 from fwdaemon.nftables.gates import COMMENT
 from fwdaemon.rulesets.packet import (
     BaseChain,
