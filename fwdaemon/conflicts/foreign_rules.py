@@ -20,8 +20,7 @@ from fwdaemon.nftables.generation import current_generation
 from fwdaemon.nftables.model import TABLE_NAME
 from fwdaemon.rulesets import nat_chains
 from fwdaemon.rulesets.nat_chains import Field, Scope, Translation, Value, both, translations
-from fwdaemon.rulesets.owners import ADMIN, owner_of
-from fwdaemon.rulesets.packet import RuleLocation, System
+from fwdaemon.rulesets.packet import ADMIN, RuleLocation, System, owner_of
 
 
 class Order(StrEnum):
