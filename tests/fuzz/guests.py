@@ -26,7 +26,7 @@ from fwdaemon.core.inventory import (
     ObservedNetwork,
 )
 from fwdaemon.core.types import Protocol
-from fwdaemon.hypervisor.agent import MAX_ADDRESSES, agent_claims
+from fwdaemon.hypervisor.guest_addresses import MAX_ADDRESSES, agent_claims
 from fwdaemon.hypervisor.xml import guest_address, parse_domain, parse_network
 from fwdaemon.kernel import listeners, packets, route_watch, rtnl_links
 from fwdaemon.kernel.address_watch import KernelChanges

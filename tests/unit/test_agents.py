@@ -15,7 +15,7 @@ import pytest
 from fwdaemon.core.inventory import AddressSource, Domain, LearnedAddress, MacClaim, ObservedDomain
 from fwdaemon.core.pace import SHARE, STOCK_S, Budget
 from fwdaemon.errors import LibvirtUnavailableError
-from fwdaemon.hypervisor.agent import AgentRounds, Recall, agent_claims
+from fwdaemon.hypervisor.guest_addresses import AgentRounds, Recall, agent_claims
 from fwdaemon.kernel.process import budget_of_guests
 from tests.unit.saying import said
 
