@@ -23,9 +23,8 @@ from fwdaemon.core.state import Silent
 from fwdaemon.errors import LibvirtUnavailableError, PortfwdError, shortage
 from fwdaemon.hostnet.owned_state import DIRECTORY, Learned
 from fwdaemon.hostnet.public_addresses import with_lent
-from fwdaemon.hypervisor.guest_addresses import AgentConnection, AgentRounds
 from fwdaemon.hypervisor.connection import EventLoop, LibvirtConnection
-from fwdaemon.hypervisor.lease_watch import DNSMASQ_DIRECTORY, LeaseWatch
+from fwdaemon.hypervisor.guest_addresses import DNSMASQ_DIRECTORY, AgentConnection, AgentRounds, LeaseWatch
 from fwdaemon.hypervisor.link import ConnectionState, LibvirtLink
 from fwdaemon.kernel import probes
 from fwdaemon.kernel.address_watch import NetlinkWatch

@@ -23,7 +23,7 @@ READERS: Final = {
     "config/syntax.py": "what tomllib says of a text",
     "core/bans.py": "nft --json",
     "errors.py": "what nft says of a script",
-    "hypervisor/lease_watch.py": "what watchdog writes to its log",
+    "hypervisor/guest_addresses.py": "what watchdog writes to its log",
     "nftables/gates.py": "iptables -S",
     "importing/firewalld_zones.py": "firewall-cmd --list-all",
     "importing/iptables_save.py": "remarks of iptables-save",
