@@ -9,7 +9,7 @@ from ipaddress import ip_network
 from typing import Any, Final
 
 from fwdaemon.config.names import NFT_NAME
-from fwdaemon.conflicts.taking import EVERY_PORT, Entry, PortIndex, Taking, listed
+from fwdaemon.conflicts.comparing import EVERY_PORT, Entry, PortIndex, Taking, listed
 from fwdaemon.core.types import Address, Family, PortRange
 from fwdaemon.errors import KernelError, ProcessError
 from fwdaemon.kernel.process import Runner

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from fwdaemon.config.model import Config
-from fwdaemon.conflicts import foreign_rules, taking
+from fwdaemon.conflicts import comparing, foreign_rules
+from fwdaemon.conflicts.comparing import PortSet, Taking, takings, takings_if_running
 from fwdaemon.conflicts.foreign_rules import Foreign, ForeignRules, RuleConflict
-from fwdaemon.conflicts.taking import PortSet, Taking, takings, takings_if_running
 from fwdaemon.core.pace import Budgets, Origin
 from fwdaemon.core.report import Conflict, Fault, FaultKind
 from fwdaemon.core.state import Desired
@@ -135,9 +135,9 @@ def _conflicts(
         )
     )
     taken = list(take(watched))
-    found = taking.shadowed_listeners(taken, sockets, _client_ports(), inner)
+    found = comparing.shadowed_listeners(taken, sockets, _client_ports(), inner)
     names = holders.name({socket for item in found for socket in item.sockets})
-    yield from taking.conflicts(found, names)
+    yield from comparing.conflicts(found, names)
     of_rules = foreign_rules.conflicts(taken, foreign.translations, foreign.ours, local)
     yield from sorted(of_rules, key=RuleConflict.sentence)
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from fwdaemon.conflicts import foreign_rules
+from fwdaemon.conflicts.comparing import takings
 from fwdaemon.conflicts.foreign_rules import ChainLocation, RuleConflict
-from fwdaemon.conflicts.taking import takings
 from fwdaemon.core.exposures import Forward, Nat
 from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Family, Origin, PortRange, Protocol

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fwdaemon.conflicts.taking import PortIndex
+from fwdaemon.conflicts.comparing import PortIndex
 from fwdaemon.core.types import PortRange
 
 RANGES = st.builds(
