@@ -36,7 +36,7 @@ def found(
     exposures: Iterable[Forward | Nat], *sockets: Listener, names: dict[int, str] | None = None
 ) -> list[ListenerConflict]:
     shadowed = comparing.shadowed_listeners(takings(Desired().having(exposures), LOCAL), sockets, CLIENTS, GUESTS)
-    return list(comparing.conflicts(shadowed, names or {}))
+    return list(comparing.listener_conflicts(shadowed, names or {}))
 
 
 def said(

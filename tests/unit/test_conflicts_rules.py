@@ -7,9 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fwdaemon.conflicts import foreign_rules
-from fwdaemon.conflicts.comparing import takings
-from fwdaemon.conflicts.foreign_rules import ChainLocation, RuleConflict
+from fwdaemon.conflicts.comparing import ChainLocation, RuleConflict, rule_conflicts, takings
 from fwdaemon.core.exposures import Forward, Nat
 from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Family, Origin, PortRange, Protocol
@@ -78,7 +76,7 @@ def on_port(first: int, last: int = 0, protocol: Protocol = Protocol.TCP) -> dic
 def found(
     exposures: Iterable[Forward | Nat], others: list[Translation], ours: ChainLocation = NFTABLES
 ) -> list[RuleConflict]:
-    return list(foreign_rules.conflicts(takings(Desired().having(exposures), LOCAL), others, ours, LOCAL))
+    return list(rule_conflicts(takings(Desired().having(exposures), LOCAL), others, ours, LOCAL))
 
 
 def said(exposures: Iterable[Forward | Nat], others: list[Translation], ours: ChainLocation = NFTABLES) -> list[str]:
