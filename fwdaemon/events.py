@@ -27,7 +27,7 @@ from fwdaemon.hypervisor.connection import EventLoop, LibvirtConnection
 from fwdaemon.hypervisor.guest_addresses import DNSMASQ_DIRECTORY, AgentConnection, AgentRounds, LeaseWatch
 from fwdaemon.hypervisor.link import ConnectionState, LibvirtLink
 from fwdaemon.kernel import probes
-from fwdaemon.kernel.address_watch import NetlinkWatch
+from fwdaemon.kernel.host_watch import NetlinkWatch
 from fwdaemon.kernel.listeners import with_occupied
 from fwdaemon.kernel.memory import begun
 from fwdaemon.kernel.observe import ask_again, observe_host

@@ -29,8 +29,8 @@ from fwdaemon.core.types import Protocol
 from fwdaemon.hypervisor.guest_addresses import MAX_ADDRESSES, agent_claims
 from fwdaemon.hypervisor.xml import guest_address, parse_domain, parse_network
 from fwdaemon.kernel import listeners, packets, route_watch, rtnl_links
-from fwdaemon.kernel.address_watch import KernelChanges
 from fwdaemon.kernel.conntrack_listing import read_entry, read_open_flow
+from fwdaemon.kernel.host_watch import KernelChanges
 from fwdaemon.kernel.netlink import attribute, attributes, messages, packed
 from fwdaemon.nftables import ruleset
 from fwdaemon.nftables.difference import creation

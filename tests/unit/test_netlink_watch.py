@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fwdaemon.core.pace import Origin, origin
-from fwdaemon.kernel.address_watch import KernelChanges, NetlinkWatch
+from fwdaemon.kernel.host_watch import KernelChanges, NetlinkWatch
 from fwdaemon.kernel.process import budget_of_guests
 from tests.unit.saying import said
 
