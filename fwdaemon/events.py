@@ -27,13 +27,12 @@ from fwdaemon.hypervisor.connection import EventLoop, LibvirtConnection
 from fwdaemon.hypervisor.guest_addresses import DNSMASQ_DIRECTORY, AgentConnection, AgentRounds, LeaseWatch
 from fwdaemon.hypervisor.link import ConnectionState, LibvirtLink
 from fwdaemon.kernel import probes
-from fwdaemon.kernel.host_watch import NetlinkWatch
+from fwdaemon.kernel.host_watch import NetlinkWatch, UplinkWatch
 from fwdaemon.kernel.listeners import with_occupied
 from fwdaemon.kernel.memory import begun
 from fwdaemon.kernel.observe import ask_again, observe_host
 from fwdaemon.kernel.probes import Probes
 from fwdaemon.kernel.process import Worker, processor_time
-from fwdaemon.kernel.route_watch import UplinkWatch
 from fwdaemon.resolve.guests import GuestFinder
 from fwdaemon.resolve.neighbours import changed_hands, hijacked_addresses, outdated_neighbours, remembered
 from fwdaemon.resolve.snapshot import (

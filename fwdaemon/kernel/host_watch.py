@@ -1,14 +1,15 @@
-"""Listens to the kernel: host addresses and neighbours that came, went or changed.
+"""Listens to the kernel: addresses, neighbours and routes that came, went or changed, and links up or down.
 
-Only says that it is worth looking again; the facts are read by `fwdaemon.kernel.observe`. Links are not listened to:
-libvirt tells of its own at a better moment, when the guest is really there. Most of what the kernel sends here is no
-news (a neighbour that goes from reachable to stale, an IPv6 address whose lifetime was renewed, what a bridge learns),
-so each message is compared with the last one on the same thing.
+Only says that it is worth looking again; the facts are read by `fwdaemon.kernel.observe`. Of new links libvirt tells at
+a better moment, when the guest is really there. Most of what the kernel sends here is no news (a neighbour that goes
+from reachable to stale, an IPv6 address whose lifetime was renewed, what a bridge learns), so each message is compared
+with the last one on the same thing.
 
 Messages are taken apart here and not by pyroute2: we need two attributes each of two fixed structures (rtnetlink(7)),
 and decoding the whole of a message costs a hundred times as much.
 """
 
+import asyncio
 import errno
 import logging
 import socket
@@ -16,14 +17,18 @@ import struct
 import time
 from collections.abc import Iterable, Iterator
 from collections.abc import Set as AbstractSet
+from functools import partial
 from ipaddress import ip_address
 from typing import Final
 
 from fwdaemon.core.pace import Budget
-from fwdaemon.core.report import Reason, ReasonKind, Trigger
-from fwdaemon.core.types import Address
+from fwdaemon.core.report import Actor, ActorKind, Reason, ReasonKind, RulesChanged, Trigger
+from fwdaemon.core.types import Address, Family
 from fwdaemon.errors import KernelError
-from fwdaemon.kernel.netlink import Subscription, attributes, messages, rtnetlink_socket
+from fwdaemon.kernel import netlink
+from fwdaemon.kernel.netlink import Listed, Message, RouteNews, Way, attributes, hops, is_telling
+from fwdaemon.kernel.packets import Field, native
+from fwdaemon.kernel.rtnetlink import FAMILIES, PROTOCOL, interface_name, is_ours
 from fwdaemon.kernel.rtnl_links import USABLE_STATES
 
 _log = logging.getLogger(__name__)
@@ -82,7 +87,7 @@ class KernelChanges:
 
     def news(self, datagram: bytes) -> Iterator[Reason]:
         """Give a reason for each message of a datagram that is news."""
-        for message in messages(datagram):
+        for message in netlink.messages(datagram):
             kind, body = message.kind, message.body
             if body[:1] == bytes([_AF_BRIDGE]):
                 continue
@@ -139,7 +144,7 @@ class NetlinkWatch:
     def __init__(self, trigger: Trigger, guests: Budget) -> None:
         self._trigger = trigger
         self._changes = KernelChanges()
-        self._subscription = Subscription(lambda: rtnetlink_socket(_GROUPS), self._read)
+        self._subscription = netlink.Subscription(lambda: netlink.rtnetlink_socket(_GROUPS), self._read)
         self._guests = guests
 
     def start(self) -> None:
@@ -202,3 +207,194 @@ def _written(packed: bytes) -> str:
         return str(ip_address(packed))
     except ValueError:
         return "of an unknown kind"
+
+
+# Routes of ours that others change, and links that they take up or down: the kernel says nothing of IPv4 routes that go
+# with their link. A filter keeps the rest from us: a router of the Internet changes thousands of routes a minute.
+
+_ROUTE_GROUPS: Final = 0x1 | 0x40 | 0x400  # RTMGRP_LINK, _IPV4_ROUTE, _IPV6_ROUTE
+_NEW_LINK, _NEW_ROUTE, _DELETED_ROUTE = 16, 24, 25  # RTM_NEWLINK, …
+_LINK = struct.Struct("=BxHiII")  # ifinfomsg: family, type, index, flags, which of them changed
+_NAME, _MASTER = 3, 10  # IFLA_IFNAME, IFLA_MASTER
+_UP = 0x1  # IFF_UP
+# Offsets in a message: its type, and of what follows the header, a route's protocol and a link's changes.
+_TYPE_AT, _PROTOCOL_AT, _CHANGES_AT = 4, 16 + 5, 16 + 12
+
+_OURS: Final = Field(1, _PROTOCOL_AT, PROTOCOL)
+_FILTER: Final = (
+    (native(2, _TYPE_AT, _NEW_ROUTE), _OURS),
+    (native(2, _TYPE_AT, _DELETED_ROUTE), _OURS),
+    (native(2, _TYPE_AT, _NEW_LINK), native(4, _CHANGES_AT, _UP, mask=_UP)),
+)
+
+
+class RouteWatch:
+    """Calls `rules_changed` on the asyncio loop's thread with what changed, unless we did it ourselves."""
+
+    def __init__(self, rules_changed: RulesChanged) -> None:
+        self._rules_changed = rules_changed
+        self._news = RouteNews(_ROUTE_GROUPS, self._receive, self._lost, _FILTER)
+
+    def start(self) -> None:
+        """Begin to listen, in the network namespace of this thread.
+
+        Raises:
+            KernelError: the kernel refused.
+
+        """
+        self._news.start()
+
+    def close(self) -> None:
+        """Stop listening; does nothing if not listening."""
+        self._news.close()
+
+    def _receive(self, message: Message) -> None:
+        if not is_ours(message) and (actor := _actor(message)) is not None:
+            self._rules_changed(actor, full=False)
+
+    def _lost(self) -> None:
+        self._rules_changed(Actor(ActorKind.ROUTES_LOST), full=True)
+
+
+def _actor(message: Message) -> Actor | None:
+    """Give who did what; the number of a netlink port is, as a rule, that of the process."""
+    if message.kind == _NEW_LINK:
+        return who_took_link(message.body)
+    did = ActorKind.ROUTE_ADDED if message.kind == _NEW_ROUTE else ActorKind.ROUTE_REMOVED
+    return Actor(did, pid=message.port) if message.port else Actor(ActorKind.KERNEL)
+
+
+def who_took_link(body: bytes) -> Actor | None:
+    """Give who took a link up or down, unless it is the port of a bridge, as guests are, where there are no routes."""
+    *_rest, flags, _changes = _LINK.unpack_from(body)
+    found = attributes(body[_LINK.size :])
+    if _MASTER in found:
+        return None
+    name = found.get(_NAME, b"").rstrip(b"\0").decode(errors="replace")
+    return Actor(ActorKind.LINK_UP if flags & _UP else ActorKind.LINK_DOWN, link=name)
+
+
+# Where a route leads, whoever made it (rtnetlink(7)).
+_UNICAST: Final = 1  # RTN_UNICAST
+_ADVERTISED: Final = 9  # RTPROT_RA of linux/rtnetlink.h: from a router advertisement
+# rtmsg: family, lengths of destination and source, TOS, table, protocol, scope, type, flags.
+ROUTE = struct.Struct("=BBBBBBBBI")
+# linux/rtnetlink.h: RTA_DST, …
+_WAY_DST, _WAY_GATEWAY, _WAY_VIA = 1, 5, 18
+
+
+def ways_of(body: bytes) -> tuple[Way, ...]:
+    """Give the ways of one route, where it says something of its interfaces."""
+    route = read_route(body)
+    return route.ways if route is not None and is_telling(route) else ()
+
+
+def read_route(body: bytes) -> Listed | None:
+    """Read a route for packets, but none of ours, which lead to guests."""
+    _, length, _, _, _, protocol, _, kind, _ = ROUTE.unpack_from(body)
+    if kind != _UNICAST or protocol == PROTOCOL:
+        return None
+    found = attributes(body[ROUTE.size :])
+    leading = ((index, length == 0 or _WAY_GATEWAY in hop or _WAY_VIA in hop) for index, hop in hops(found))
+    ways = tuple(Way(index, leads_on, protocol == _ADVERTISED) for index, leads_on in leading)
+    return Listed(found.get(_WAY_DST, b""), length, ways)
+
+
+# Hears of routes that change where the host leads out: a default route that comes or goes, a first one elsewhere.
+#
+# A filter keeps what is no route for packets from us, and of a router of the Internet, which changes thousands a
+# minute, most is no news: a further route through an interface that is known to have one. What this misses is found at
+# the next full comparison.
+_UPLINK_GROUPS: Final = 0x40 | 0x400  # RTMGRP_IPV4_ROUTE, _IPV6_ROUTE
+_HEADER: Final = 16
+_LENGTH_AT: Final = 1  # in rtmsg, the length of the destination
+# Routes that any machine on the link can make come and go: by an advertisement, or with the subnet of one. The kernel
+# makes such a subnet's route as it does for an address that somebody gives, which is heard of by itself.
+_BY_KERNEL: Final = 2  # RTPROT_KERNEL
+_OF_ADVERTISEMENTS: Final = (
+    (Field(1, _PROTOCOL_AT, _ADVERTISED),),
+    (Field(1, _HEADER, FAMILIES[Family.IPV6]), Field(1, _PROTOCOL_AT, _BY_KERNEL)),
+)
+_OF_OTHERS: Final = (
+    (Field(1, _PROTOCOL_AT, _ADVERTISED, differs=True), Field(1, _PROTOCOL_AT, _BY_KERNEL, differs=True)),
+    (Field(1, _HEADER, FAMILIES[Family.IPV4]), Field(1, _PROTOCOL_AT, _BY_KERNEL)),
+)
+
+
+def _for_packets(routes: Iterable[tuple[Field, ...]]) -> tuple[tuple[Field, ...], ...]:
+    """Pick what comes and goes of these."""
+    kinds = [native(2, _TYPE_AT, kind) for kind in (_NEW_ROUTE, _DELETED_ROUTE)]
+    return tuple((kind, native(1, _HEADER + 7, _UNICAST), *fields) for kind in kinds for fields in routes)
+
+
+# How often routes that are withdrawn make us look: a router of the Internet withdraws some all the time.
+_PAUSE_S: Final = 5.0
+
+
+class UplinkChanges:
+    """Tells news from repetition, purely; `now` is a monotonic time in seconds. Guests may cause it, if `by_guest`."""
+
+    def __init__(self, *, by_guest: bool = False) -> None:
+        self._by_guest = by_guest
+        self._known: set[Way] = set()
+        self._withdrawn_at = float("-inf")
+
+    def news(self, message: Message, now: float) -> Iterator[Reason]:
+        """Give a reason for each interface of which a route says something new."""
+        for way in ways_of(message.body):
+            if message.kind == _NEW_ROUTE and way not in self._known:
+                self._known.add(way)
+                yield self._reason(way, "has a route now")
+            elif message.kind == _DELETED_ROUTE and self._is_worth_a_pass(message, now):
+                self._known.discard(way)
+                yield self._reason(way, "lost a route")
+
+    def _reason(self, way: Way, detail: str) -> Reason:
+        return Reason(ReasonKind.ROUTE, interface_name(way.index), detail, self._by_guest)
+
+    def _is_worth_a_pass(self, message: Message, now: float) -> bool:
+        is_default = message.body[_LENGTH_AT] == 0
+        if not is_default and now - self._withdrawn_at < _PAUSE_S:
+            return False
+        self._withdrawn_at = now
+        return True
+
+
+class UplinkWatch:
+    """Calls `trigger` with a reason, on the loop's thread, when routes say that uplinks may have changed.
+
+    What advertisements change is heard by a socket of its own, of which reading takes from `guests`.
+    """
+
+    def __init__(self, trigger: Trigger, guests: Budget) -> None:
+        self._trigger = trigger
+        self._news = self._heard(_OF_OTHERS, None), self._heard(_OF_ADVERTISEMENTS, guests)
+
+    def start(self) -> None:
+        """Subscribe, in the network namespace of this thread.
+
+        Raises:
+            KernelError: the kernel refused.
+
+        """
+        try:
+            for news in self._news:
+                news.start()
+        except KernelError:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Unsubscribe; does nothing if not subscribed."""
+        for news in self._news:
+            news.close()
+
+    def _heard(self, of: Iterable[tuple[Field, ...]], guests: Budget | None) -> RouteNews:
+        by_guest = guests is not None
+        changes, lost = UplinkChanges(by_guest=by_guest), Reason(ReasonKind.ROUTES_LOST, by_guest=by_guest)
+        receive, only = partial(self._receive, changes), _for_packets(of)
+        return RouteNews(_UPLINK_GROUPS, receive, lambda: self._trigger(lost), only, guests)
+
+    def _receive(self, changes: UplinkChanges, message: Message) -> None:
+        for reason in changes.news(message, asyncio.get_running_loop().time()):
+            self._trigger(reason)

@@ -10,9 +10,9 @@ from typing import Any, Final
 
 from fwdaemon.core.types import Family
 from fwdaemon.hypervisor.reader import lease_claims
+from fwdaemon.kernel.host_watch import who_took_link
 from fwdaemon.kernel.listeners import hierarchies
 from fwdaemon.kernel.netlink import attribute
-from fwdaemon.kernel.route_watch import who_took_link
 from fwdaemon.legacy import translation as legacy
 from fwdaemon.legacy.info import decode, read_chains
 from fwdaemon.legacy.model import OWN_CHAINS, TableName
