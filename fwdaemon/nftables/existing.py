@@ -37,8 +37,7 @@ from fwdaemon.nftables.gates import (
     wanted_gates,
 )
 from fwdaemon.nftables.generation import JudgedMaps
-from fwdaemon.nftables.model import TABLE_NAME, FoundRule, Table
-from fwdaemon.nftables.readback import read_table
+from fwdaemon.nftables.model import TABLE_NAME, FoundRule, Table, read_table
 
 _SUBSYSTEM: Final = 10 << 8
 _GET_TABLE, _GET_CHAIN, _GET_RULE = (_SUBSYSTEM | kind for kind in (1, 4, 7))

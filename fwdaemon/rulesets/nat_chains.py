@@ -17,7 +17,7 @@ from typing import Final, TypeAlias
 
 from fwdaemon.core.types import Family, PortRange, Protocol, Subnet
 from fwdaemon.legacy.model import OWN_CHAINS
-from fwdaemon.nftables.readback import items
+from fwdaemon.nftables.model import items
 from fwdaemon.rulesets import xt_tables
 from fwdaemon.rulesets.nft_values import Json, Sets, pairs_of
 from fwdaemon.rulesets.packet import RuleLocation, System

@@ -16,7 +16,7 @@ from fwdaemon.core.text import rule_lines
 from fwdaemon.core.types import Family, Gate, Protocol
 from fwdaemon.errors import KernelError
 from fwdaemon.nftables.gates import GateState, read_iptables, read_native
-from fwdaemon.nftables.readback import items, read_table
+from fwdaemon.nftables.model import items, read_table
 from fwdaemon.rulesets import nat_chains, nft_listing, xt_listing
 from fwdaemon.rulesets.evaluation import pass_through
 from fwdaemon.rulesets.nat_chains import translations
