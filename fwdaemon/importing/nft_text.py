@@ -12,7 +12,7 @@ from typing import Final
 from fwdaemon.core.text import quote
 from fwdaemon.core.types import Family
 from fwdaemon.importing.adopting import Adopter, Origin
-from fwdaemon.importing.findings import BrokenFileError, Findings
+from fwdaemon.importing.findings import BrokenFileError, Findings, Kind
 from fwdaemon.importing.iptables_nat import Carrier, Sending, WayOut
 from fwdaemon.importing.judging import BaseChain, Ruleset, asked_on_ways
 from fwdaemon.importing.nft_matching import INTERFACES, SHORT, Scope, pattern_of
@@ -31,7 +31,6 @@ from fwdaemon.importing.nft_tables import (
     shown,
     tables_of,
 )
-from fwdaemon.importing.recognise import Kind
 from fwdaemon.rulesets.rules import Chains, End, Field, Jump, Rule, Space, Spans, TangledError, led_to
 from fwdaemon.rulesets.xt_matches import Services
 
