@@ -17,7 +17,6 @@ from typing import Final, Protocol, TypeAlias
 from fwdaemon.audit import lines
 from fwdaemon.config.model import Config
 from fwdaemon.core.inventory import HijackedAddress, HostObservation, Inventory, LibvirtObservation, Neighbour
-from fwdaemon.core.pace import Backoff, Budgets
 from fwdaemon.core.report import Reason, ReasonKind, Trigger
 from fwdaemon.core.state import Silent
 from fwdaemon.errors import LibvirtUnavailableError, PortfwdError, shortage
@@ -43,7 +42,7 @@ from fwdaemon.resolve.snapshot import (
     merge,
     wants_agent,
 )
-from fwdaemon.triggers import TriggerQueue
+from fwdaemon.triggers import Backoff, Budgets, TriggerQueue
 
 __all__ = ["ConnectionState", "Inventories", "InventoryKeeper", "Sources", "take_inventory"]
 

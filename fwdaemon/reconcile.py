@@ -17,7 +17,6 @@ from fwdaemon.connections import Clock, Conntrack, Sweep, Sweeper, close_everyth
 from fwdaemon.core.admission import Gatekeeper
 from fwdaemon.core.exposures import Exposure, Forward
 from fwdaemon.core.inventory import Move
-from fwdaemon.core.pace import Budgets, Origin
 from fwdaemon.core.report import (
     Actor,
     ApplyResult,
@@ -39,6 +38,7 @@ from fwdaemon.nftables import external
 from fwdaemon.nftables.external import Added, Externals
 from fwdaemon.resolve.flows import Flow, Strangers
 from fwdaemon.resolve.snapshot import Grace, Stop
+from fwdaemon.triggers import Budgets, Origin
 
 # How long a stop waits for connections that are being ended.
 _PATIENCE = 5.0

@@ -23,7 +23,6 @@ from fwdaemon.conflicts.comparing import (
     takings,
     takings_if_running,
 )
-from fwdaemon.core.pace import Budgets, Origin
 from fwdaemon.core.report import Conflict, Fault, FaultKind
 from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Address, Family, Listener, PortRange, PortSet, Subnet
@@ -39,6 +38,7 @@ from fwdaemon.nftables.model import TABLE_NAME
 from fwdaemon.rulesets import nat_chains
 from fwdaemon.rulesets.nat_chains import Translation, translations
 from fwdaemon.rulesets.packet import System
+from fwdaemon.triggers import Budgets, Origin
 
 _log = logging.getLogger(__name__)
 

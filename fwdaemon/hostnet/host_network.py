@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Final
 
 from fwdaemon.core.exposures import Nat
-from fwdaemon.core.pace import Budget
 from fwdaemon.core.report import ApplyResult, Fault, FaultKind, Setting, SettingKind, joined, tried
 from fwdaemon.core.state import Desired
 from fwdaemon.core.text import is_interface_name, shown
@@ -25,6 +24,7 @@ from fwdaemon.hostnet.public_addresses import Gateways, PublicAddresses
 from fwdaemon.hostnet.routing import Forwarding, RouteKeeper
 from fwdaemon.kernel import sysctl
 from fwdaemon.kernel.rtnetlink import Kind, RefusedError, Rtnetlink
+from fwdaemon.triggers import Budget
 
 _log = logging.getLogger(__name__)
 

@@ -24,7 +24,6 @@ from threading import Thread
 from typing import Final, TypeAlias
 
 from fwdaemon.core.exposures import Route
-from fwdaemon.core.pace import Budget
 from fwdaemon.core.report import ApplyResult, Fault, FaultKind, joined
 from fwdaemon.core.state import Proxied
 from fwdaemon.core.text import shown
@@ -37,6 +36,7 @@ from fwdaemon.kernel.packets import ETHERNET
 from fwdaemon.kernel.process import budget_of_guests
 from fwdaemon.kernel.rtnetlink import Rtnetlink, interface_index, interface_name
 from fwdaemon.kernel.rtnl_links import ProxyEntry, add_proxy_entry, delete_proxy_entry, proxy_entries, resolve, route_of
+from fwdaemon.triggers import Budget
 
 _log = logging.getLogger(__name__)
 

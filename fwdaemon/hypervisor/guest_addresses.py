@@ -28,13 +28,13 @@ import libvirt
 
 from fwdaemon.audit.throttle import WarnOnce
 from fwdaemon.core.inventory import AddressSource, LearnedAddress, MacClaim, ObservedDomain
-from fwdaemon.core.pace import Backoff, Budget
 from fwdaemon.core.report import Reason, ReasonKind, Trigger
 from fwdaemon.core.text import shown
 from fwdaemon.errors import LibvirtUnavailableError, PortfwdError, shortage
 from fwdaemon.hypervisor.connection import open_with_keepalive
 from fwdaemon.hypervisor.xml import guest_address, normal_mac
 from fwdaemon.kernel.process import Worker
+from fwdaemon.triggers import Backoff, Budget
 
 if TYPE_CHECKING:
     from watchdog.events import FileSystemEvent

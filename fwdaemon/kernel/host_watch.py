@@ -21,7 +21,6 @@ from functools import partial
 from ipaddress import ip_address
 from typing import Final
 
-from fwdaemon.core.pace import Budget
 from fwdaemon.core.report import Actor, ActorKind, Reason, ReasonKind, RulesChanged, Trigger
 from fwdaemon.core.types import Address, Family
 from fwdaemon.errors import KernelError
@@ -30,6 +29,7 @@ from fwdaemon.kernel.netlink import Listed, Message, RouteNews, Way, attributes,
 from fwdaemon.kernel.packets import Field, native
 from fwdaemon.kernel.rtnetlink import FAMILIES, PROTOCOL, interface_name, is_ours
 from fwdaemon.kernel.rtnl_links import USABLE_STATES
+from fwdaemon.triggers import Budget
 
 _log = logging.getLogger(__name__)
 

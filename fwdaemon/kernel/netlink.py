@@ -14,11 +14,11 @@ from ipaddress import ip_address, ip_network
 from types import TracebackType
 from typing import Final, NamedTuple, Self
 
-from fwdaemon.core.pace import Budget
 from fwdaemon.core.text import shown
 from fwdaemon.core.types import Subnet
 from fwdaemon.errors import KernelError
 from fwdaemon.kernel.packets import Field, attach
+from fwdaemon.triggers import Budget
 
 # Messages and attributes of netlink(7), taken apart and put together. Pure.
 _HEADER = struct.Struct("=IHHII")  # nlmsghdr: length, type, flags, sequence, port
