@@ -1,4 +1,4 @@
-"""`kvm-portfwd plan`: show what would change in the kernel now, without changing it."""
+"""`kvm-portfwd plan` and `rules`: show what would change in the kernel now, or print the rules, changing nothing."""
 
 import argparse
 import asyncio
@@ -27,10 +27,14 @@ _CHANGES = 3
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print the changes by forward and as native text; 3 with `--exit-code` if there are any."""
+    """Print the rules, or the changes by forward and as native text; 3 with `--exit-code` if there are any."""
     config = with_temporary(configuration.load(options.config))
     desired = desired_now(config)
     rules = Netfilter(SystemRunner(), config.daemon.backend)
+    if options.command == "rules":
+        text = rules.render(desired)  # empty where no forward would be live
+        print(text, end="\n" if text else "")
+        return 0
     host = SystemHostNetwork(rules.confined)
     try:
         confined = host.confine(desired, ip_forward=config.daemon.ip_forward)
