@@ -11,7 +11,7 @@ from fwdaemon.config.addresses import show_relation
 from fwdaemon.config.model import Entry, ForwardEntry, NatEntry, PortMapping
 from fwdaemon.config.node import Node
 from fwdaemon.config.ports import PortSpec
-from fwdaemon.core.bans import Admission
+from fwdaemon.core.admission import Admission
 from fwdaemon.core.text import quote
 from fwdaemon.core.types import Address, Family, Origin, PortRange, Protocol, Subnet, show_endpoint
 from fwdaemon.errors import Problem

@@ -9,7 +9,7 @@ from enum import StrEnum
 from hashlib import blake2s
 from typing import ClassVar, NamedTuple, TypeAlias
 
-from fwdaemon.core.bans import Admission
+from fwdaemon.core.admission import Admission
 from fwdaemon.core.types import Address, Family, Origin, PortRange, Protocol, Subnet, Until, show_endpoint
 
 

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from fwdaemon.config.loader import read_list_file
 from fwdaemon.config.names import NFT_NAME
-from fwdaemon.core.bans import Place, Ranges
+from fwdaemon.core.admission import Place, Ranges
 from fwdaemon.core.inventory import HostAddress
 from fwdaemon.core.text import GrammarError, shown
 from fwdaemon.core.types import Address, Family, Listener, Subnet
@@ -29,7 +29,7 @@ from fwdaemon.nftables.admission import limiting_sets, set_name
 from fwdaemon.nftables.existing import elements_of, hooked_chains, is_iptables
 from fwdaemon.nftables.external import bounds_of, paired
 from fwdaemon.nftables.model import TABLE_NAME
-from fwdaemon.nftables.readback import limited_sources
+from fwdaemon.nftables.table_cache import limited_sources
 from fwdaemon.rulesets import nft_listing, xt_listing
 from fwdaemon.rulesets.packet import BaseChain, System
 

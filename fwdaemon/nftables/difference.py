@@ -12,28 +12,15 @@ from itertools import compress, repeat
 from operator import is_not
 from typing import Final, TypeAlias, TypeVar
 
-from fwdaemon.core.bans import Place
+from fwdaemon.core.admission import Place
 from fwdaemon.core.report import Fault
 from fwdaemon.core.types import Family, Gate
 from fwdaemon.nftables.admission import DENY
+from fwdaemon.nftables.commands import filled, made, renewed, replaced, set_changes, word_of
 from fwdaemon.nftables.dispatch_chains import BESIDE, EVERY_ADDRESS, EVERYWHERE, NOWHERE, ONE_ADDRESS, MapKey, MapKeys
 from fwdaemon.nftables.external import external_places
 from fwdaemon.nftables.gates import GateState
-from fwdaemon.nftables.model import (
-    VERDICT,
-    Chain,
-    Elements,
-    Set,
-    SetType,
-    Table,
-    filled,
-    made,
-    renewed,
-    replaced,
-    set_changes,
-    table_name,
-    word_of,
-)
+from fwdaemon.nftables.model import VERDICT, Chain, Elements, Set, SetType, Table, table_name
 
 Tables: TypeAlias = Mapping[Family, Table]
 _T = TypeVar("_T")

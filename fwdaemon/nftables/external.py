@@ -14,12 +14,13 @@ from math import ceil
 from threading import Lock
 from typing import Final, NamedTuple
 
-from fwdaemon.core.bans import Element, Elements, Place, Ranges
+from fwdaemon.core.admission import Element, Elements, Place, Ranges
 from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Address, Family
 from fwdaemon.kernel.netlink import Message, attributes, nested
 from fwdaemon.nftables.admission import DENY, LARGE, external_name, set_name, unfilled
-from fwdaemon.nftables.model import TABLE_NAME, Chain, Rule, Table, element_lines, table_name
+from fwdaemon.nftables.commands import element_lines
+from fwdaemon.nftables.model import TABLE_NAME, Chain, Rule, Table, table_name
 
 _log = logging.getLogger(__name__)
 

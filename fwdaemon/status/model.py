@@ -13,7 +13,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from fwdaemon.core.bans import Admission
+from fwdaemon.core.admission import Admission
 from fwdaemon.core.exposures import Claim, Destination, Owner
 from fwdaemon.core.inventory import HindranceKind
 from fwdaemon.core.types import Address, Family, Origin

@@ -12,15 +12,14 @@ from fwdaemon.config.addresses import parse_guest, parse_listen, parse_public, p
 from fwdaemon.config.names import parse_gate, parse_interface, parse_mac, parse_name, parse_uri
 from fwdaemon.config.ports import parse_ports
 from fwdaemon.config.sets import parse_list_file, parse_member, parse_rate, parse_set_name, place_of, read_list
-from fwdaemon.core.bans import SourceSet
+from fwdaemon.core.admission import SourceSet
 from fwdaemon.core.text import GrammarError, is_interface_name, label, printable, shown
 from fwdaemon.core.types import Family, Origin
 from fwdaemon.errors import ConfigError, PortfwdError
 from fwdaemon.explain.arrival import UsageError, parse_request
 from fwdaemon.importing import hooks_json, iptables_save, ports_script
 from fwdaemon.importing.assembling import assemble
-from fwdaemon.importing.findings import BrokenFileError, Findings
-from fwdaemon.importing.recognise import Kind, recognise
+from fwdaemon.importing.findings import BrokenFileError, Findings, Kind, recognise
 from tests.fuzz.choices import Choices
 
 _FILE = Path("/etc/portfwd.toml")

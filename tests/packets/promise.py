@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from fwdaemon.config.model import Config, Entry, ForwardEntry, NatEntry, PortMapping
-from fwdaemon.core.bans import Admission
+from fwdaemon.core.admission import Admission
 from fwdaemon.core.types import Address, Subnet
 from tests.packets.plan import (
     BANNED,

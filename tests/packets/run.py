@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 from fwdaemon.connections import Sweep, Sweeper
-from fwdaemon.core.bans import Ranges
+from fwdaemon.core.admission import Ranges
 from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Family
 from fwdaemon.explain.gather import Kernel

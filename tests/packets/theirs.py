@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 from typing import Final
 
-from fwdaemon.core.bans import Element
+from fwdaemon.core.admission import Element
 from fwdaemon.core.types import Family, Gate
 from tests.kernel.topology import Node
 from tests.packets.plan import BANNED, NAT_NETWORKS, NETWORKS

@@ -10,7 +10,7 @@ import pytest
 from fwdaemon.config import load, load_guarded, parse
 from fwdaemon.config.model import Config
 from fwdaemon.config.sets import MOST_NETWORKS, place_of, read_list
-from fwdaemon.core.bans import Admission, Element, Gatekeeper, Ranges, Rate, SourceSet
+from fwdaemon.core.admission import Admission, Element, Gatekeeper, Ranges, Rate, SourceSet
 from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Family, Origin, PortRange, Protocol
 from fwdaemon.errors import ConfigError
@@ -19,9 +19,8 @@ from fwdaemon.explain.report import Cause
 from fwdaemon.explain.trace import explain
 from fwdaemon.nftables.difference import difference
 from fwdaemon.nftables.external import Added, Externals
-from fwdaemon.nftables.readback import limited_sources
 from fwdaemon.nftables.ruleset import tables
-from fwdaemon.nftables.table_cache import TableCache
+from fwdaemon.nftables.table_cache import TableCache, limited_sources
 from fwdaemon.resolve.flows import Flow, Judge
 from tests.unit.forwards import forward, nat, route
 from tests.unit.trace_scene import FORWARD, host, libvirt, told

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from fwdaemon.core.bans import Admission, Rate, SourceSet
+from fwdaemon.core.admission import Admission, Rate, SourceSet
 from fwdaemon.core.exposures import Exposure
 from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Family, Origin
-from fwdaemon.nftables.model import creation
+from fwdaemon.nftables.commands import creation
 from fwdaemon.nftables.ruleset import tables
 from tests.unit.forwards import forward, nat, route
 

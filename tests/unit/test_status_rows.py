@@ -4,7 +4,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from ipaddress import ip_address, ip_network
 
-from fwdaemon.core.bans import Admission, Rate
+from fwdaemon.core.admission import Admission, Rate
 from fwdaemon.core.exposures import Owner
 from fwdaemon.core.inventory import Hindrance, HindranceKind, Move, Place
 from fwdaemon.core.state import Desired, Dropped, Waiting
