@@ -243,6 +243,21 @@ def test_a_large_set_is_filled_after_all_else_is_there_and_lets_nobody_by_until_
     assert not host.apply(state)
 
 
+def test_beside_very_many_elements_of_others_ours_are_declared_and_nothing_has_them_read(host: Host) -> None:
+    ban(*(f"11.0.{number >> 7}.{number << 1 & 255}" for number in range(3000)))
+    host.hear()
+    scripts: list[str] = []
+    host.runner.run = recording(scripts)  # type: ignore[method-assign]
+    for state in MORE, STATE, MORE:
+        assert host.apply(state)
+        assert not host.apply(state)
+    commands = [line.split()[:2] for script in scripts for line in script.splitlines()]
+    assert ["add", "map"] in commands
+    assert ["flush", "map"] in commands
+    assert not [command for command in commands if command[1:] == ["element"]]
+    assert len(banned()) == 3000
+
+
 def test_the_evaluator_of_explain_reads_sets_of_every_kind(host: Host) -> None:
     networks = map(ip_network, ("203.0.113.0/24", "198.51.100.7"))
     bad = SourceSet.of("bad", HERE, networks)
