@@ -32,10 +32,10 @@ from fwdaemon.core.report import (
 )
 from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Address, Family
+from fwdaemon.kernel import external_sets
+from fwdaemon.kernel.external_sets import Added, Externals
 from fwdaemon.kernel.process import new_budgets
 from fwdaemon.netfilter import Rules
-from fwdaemon.nftables import external
-from fwdaemon.nftables.external import Added, Externals
 from fwdaemon.resolve.flows import Flow, Strangers
 from fwdaemon.resolve.snapshot import Grace, Stop
 from fwdaemon.triggers import Budgets, Origin
@@ -304,7 +304,7 @@ class Reconciler:
 
     def _gatekeeper(self, desired: Desired) -> Gatekeeper | None:
         is_asked = desired.barred is not None or desired.limited
-        return desired.gatekeeper(self._rules.externals.ranges(external.now())) if is_asked else None
+        return desired.gatekeeper(self._rules.externals.ranges(external_sets.now())) if is_asked else None
 
     def _sweep(
         self,

@@ -17,8 +17,8 @@ from fwdaemon.errors import ConfigError
 from fwdaemon.explain.arrival import parse_request
 from fwdaemon.explain.report import Cause
 from fwdaemon.explain.trace import explain
+from fwdaemon.kernel.external_sets import Added, Externals
 from fwdaemon.nftables.difference import difference
-from fwdaemon.nftables.external import Added, Externals
 from fwdaemon.nftables.ruleset import tables
 from fwdaemon.nftables.table_cache import TableCache, limited_sources
 from fwdaemon.resolve.flows import Flow, Judge
