@@ -167,7 +167,7 @@ class Backend(Rules, Protocol):
 
 def backends(runner: Runner, externals: Externals | None = None) -> tuple[Backend, ...]:
     """Give all of them; where there is no reason for another, rules go to the first."""
-    return NftablesBackend(runner, externals=externals), LegacyBackend()
+    return NftablesBackend(runner, externals=externals), LegacyBackend(runner=runner, externals=externals)
 
 
 class Chosen(NamedTuple):
