@@ -292,7 +292,9 @@ class Reconciler:
         fewer = self._uplinks != request.uplinks and bool(before.desired.uplinks - desired.uplinks)
         changed_by_others = report.result.changed and (bool(request.actors) or not (added or removed))
         strangers = _strangers(report, request) if changed_by_others or report.result.damaged else None
-        barring = (desired.sets, desired.barred) != (before.desired.sets, before.desired.barred) or banned.many
+        # While rules were bent, some may have got in who are denied.
+        barring = (desired.sets, desired.barred) != (before.desired.sets, before.desired.barred)
+        barring |= banned.many or bool(report.result.damaged)
         if desired.gatekeeper() is None:
             barring, banned = False, Added()
         if added or ended or taken_over or old_labels or fewer or strangers or barring or banned.addresses:
