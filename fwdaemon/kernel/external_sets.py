@@ -66,6 +66,11 @@ class Externals:
         with self._lock:
             self.doubted |= self._held.keys()
 
+    def beginning(self, place: Place) -> dict[int, Element]:
+        """Give the elements of a set by their first addresses."""
+        with self._lock:
+            return {element.first: element for element in self._held.get(place, {})}
+
     @property
     def number(self) -> int:
         """How many elements there are, also of those that have ended."""

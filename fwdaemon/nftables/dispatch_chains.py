@@ -352,9 +352,10 @@ def _forged(nat: Nat) -> Iterator[str]:
 
 def _of_route(route: Route, terms: Terms) -> Iterator[DispatchChain]:
     name, subnet = label(route.network), str(route.subnet)
-    there = f'oifname "{route.bridge}"'
-    # Guests of one bridge reach each other without the host.
-    to = tuple(guarded(route, there, _counting(terms.bit), terms, others=f'iifname != "{route.bridge}" {there}'))
+    there = f'oifname "{route.bridge}"'  # guests of one bridge reach each other without the host
+    done = " return" if route.admission is not None and route.admission.is_exclusive else ""
+    others = f'iifname != "{route.bridge}" {there}'
+    to = tuple(guarded(route, there, f"{_counting(terms.bit)}{done}", terms, others))
     yield DispatchChain(ENTERING, subnet, _chain("to", route.subnet), to, (route,) * len(to))
     if not route.let_out:
         away = Rule.of(f'iifname "{route.bridge}" oifname @{UPLINKS} {_counting(terms.bit)}', name)

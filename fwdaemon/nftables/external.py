@@ -79,6 +79,22 @@ def paired(bounds: Iterable[Bound], family: Family) -> dict[Element, float | Non
     return found
 
 
+def announced(bounds: Iterable[Bound]) -> tuple[dict[Element, float | None], list[Bound]]:
+    """Make ranges of bounds in the order in which the kernel announces them, and give those without an end apart.
+
+    Of what is added once more though it is there, it announces but the beginning.
+    """
+    found: dict[Element, float | None] = {}
+    alone: list[Bound] = []
+    for bound in bounds:
+        if not bound.is_end:
+            alone.append(bound)
+        elif alone and alone[-1].key < bound.key:
+            begun = alone.pop()
+            found[Element(begun.key, bound.key - 1)] = begun.left
+    return found, alone
+
+
 class Hearing:
     """Follows what others change in external sets: what is announced of one commit is told once it is over."""
 
@@ -102,8 +118,19 @@ class Hearing:
         changes, self._changes = self._changes, defaultdict(list)
         for place, turns in changes.items():
             for added, bounds in turns:
-                found = {element: _until(left) for element, left in paired(bounds, place[0]).items()}
+                found = self._elements(place, bounds, added=added)
                 self._externals.change(place, found if added else {}, () if added else found)
+
+    def _elements(self, place: Place, bounds: Iterable[Bound], *, added: bool) -> dict[Element, float | None]:
+        """Make elements of what was announced; one without an end goes on to the last address, or is there already."""
+        found, alone = announced(bounds)
+        known = self._externals.beginning(place) if alone else {}
+        for begun in alone:
+            if begun.key not in known:
+                found[Element(begun.key, (1 << place[0].bits) - 1)] = begun.left
+            elif not added:
+                found[known[begun.key]] = None
+        return {element: _until(left) for element, left in found.items()}
 
 
 def _until(left: float | None) -> float | None:
