@@ -17,13 +17,12 @@ from operator import itemgetter
 from typing import Final, NamedTuple, TypeAlias
 from uuid import UUID
 
-from fwdaemon.config.model import AutoMapping, Entry, ForwardEntry, GuestEntry, NatEntry, PortMapping, RouteEntry
+from fwdaemon.config.model import AutoMapping, ForwardEntry, GuestEntry, NatEntry, PortMapping
 from fwdaemon.config.overlap import families_of_entry
-from fwdaemon.core.exposures import Claim, Owner
+from fwdaemon.core.exposures import Claim
 from fwdaemon.core.inventory import Domain, Hindrance, HindranceKind
 from fwdaemon.core.state import Waiting
-from fwdaemon.core.types import Address, Family, Origin, PortRange, Protocol, Subnet
-from fwdaemon.resolve.guests import as_uuid
+from fwdaemon.core.types import Address, Family, PortRange, Protocol, Subnet
 
 Key: TypeAlias = tuple[int, str]
 """The number of an entry in the configuration, and the domain's UUID where the entry is for several domains."""
@@ -33,8 +32,6 @@ Key: TypeAlias = tuple[int, str]
 # Two claims meet if both listen on the same address, or both on every address. One of a single address and one of every
 # address do not: for that address, the former has precedence. They are indexed by blocks of this many ports.
 _PIECE: Final = 64
-# A claim of at most this many ports is indexed under each of them.
-_NARROW: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +93,20 @@ def _share_sources(some: tuple[Subnet, ...], others: tuple[Subnet, ...]) -> bool
     if not some or not others:
         return True
     return any(one.version == other.version and one.overlaps(other) for one in some for other in others)
+
+
+def overlap(one: Claim, other: Claim) -> bool:
+    """Whether some packet may be for both of two forwards; every address overlaps with each single one here."""
+    return (
+        one.protocol is other.protocol
+        and one.ports is not None
+        and other.ports is not None
+        and one.ports.overlaps(other.ports)
+        and (None in (one.address, other.address) or one.address == other.address)
+        and (None in (one.family, other.family) or one.family is other.family)
+        and (None in (one.interface, other.interface) or one.interface == other.interface)
+        and _share_sources(one.sources, other.sources)
+    )
 
 
 # Who claimed what first.
@@ -252,135 +263,3 @@ def refused_claims(entry: ForwardEntry, mapping: PortMapping | AutoMapping, reas
     """Give the refusal of a mapping at each of its listening addresses."""
     for claim in entry.claims_of(mapping):
         yield Waiting(entry.owner, reason, mapping.origin, claim=claim)
-
-
-# Everything that is claimed already, so that what domains ask for in their metadata takes nothing from others.
-
-
-class Holder(NamedTuple):
-    """The owner of a claim, and where that is written; `domain` is what the entry of a domain writes as its domain."""
-
-    owner: Owner
-    origin: Origin
-    domain: str | None = None
-
-    @classmethod
-    def of(cls, entry: Entry) -> "Holder":
-        """Give the holder of what an entry claims."""
-        return cls(entry.owner, entry.origin, None if isinstance(entry, RouteEntry) else entry.domain)
-
-
-class Asker(NamedTuple):
-    """A domain that asks; `name` is its name where entries mean this domain by it, and not another of that name."""
-
-    uuid: UUID
-    name: str | None
-
-    def has(self, holder: Holder) -> bool:
-        """Whether it is the holder itself."""
-        uuid = as_uuid(holder.domain) if holder.domain is not None else None
-        return uuid == self.uuid if uuid is not None else self.name is not None and holder.domain == self.name
-
-
-class Taken:
-    """Claims that are taken, indexed by port, public address and subnet; those in `before` are taken as well.
-
-    What a domain claims in its metadata on every address is for none that is 1:1 another guest's, so the two do not
-    meet there. What a file claims on every address is for that one too.
-    """
-
-    def __init__(self, entries: Iterable[Entry] = (), before: "Taken | None" = None) -> None:
-        self._before = before
-        self._narrow: defaultdict[tuple[Protocol, int], list[tuple[Claim, Holder]]] = defaultdict(list)
-        self._wide: list[tuple[Claim, Holder]] = []
-        self._public: dict[Address, Holder] = {}
-        self._routed: list[tuple[Subnet, Holder]] = []
-        for entry in entries:
-            self.take(entry)
-
-    def take(self, entry: Entry) -> None:
-        """Take what an entry claims, for its owner."""
-        holder = Holder.of(entry)
-        for claim, _ in entry.claims():
-            if claim.subnet is not None:
-                self._routed.append((claim.subnet, holder))
-            elif claim.ports is None or claim.protocol is None:
-                if isinstance(entry, NatEntry):
-                    self._public.setdefault(entry.public, holder)
-            elif claim.ports.width > _NARROW:
-                self._wide.append((claim, holder))
-            else:
-                for port in claim.ports:
-                    self._narrow[claim.protocol, port].append((claim, holder))
-
-    @property
-    def ports(self) -> frozenset[tuple[Protocol, int]]:
-        """Every port that is taken, at whatever address; without those before."""
-        wide = ((claim.protocol, port) for claim, _ in self._wide if claim.protocol for port in claim.ports or ())
-        return frozenset(self._narrow).union(wide)
-
-    def public(self) -> Mapping[Address, Holder]:
-        """Give the addresses that are 1:1 a guest's, with the holder of each."""
-        return {**self._public, **(self._before.public() if self._before is not None else {})}
-
-    def holder(self, entry: GuestEntry, asker: Asker) -> Holder | None:
-        """Give the holder of some of what an entry claims; `None` where all of it is free."""
-        if isinstance(entry, NatEntry):
-            return self.holder_of_address(entry.public)
-        held = (self._holder_of_ports(claim, asker) for claim, _ in entry.every_claim())
-        return next(filter(None, held), None)
-
-    def holder_of_address(self, address: Address) -> Holder | None:
-        """Give who has an address as a whole, 1:1 or in a subnet."""
-        before = self._before.holder_of_address(address) if self._before is not None else None
-        return before or self._public.get(address) or self._router(address)
-
-    def _router(self, address: Address) -> Holder | None:
-        return next((held for subnet, held in self._routed if address in subnet), None)
-
-    def _holder_of_ports(self, claim: Claim, asker: Asker) -> Holder | None:
-        """Give who has a port of a claim, or the 1:1 address or subnet that a forward would take one of."""
-        whole = None if claim.address is None else self.holder_of_address(claim.address)
-        if whole is not None and not asker.has(whole):
-            return whole
-        return next((held for other, held in self.meeting(claim) if self._meet(claim, other, held, asker)), None)
-
-    def _meet(self, claim: Claim, other: Claim, holder: Holder, asker: Asker) -> bool:
-        """Whether some packet may be for both."""
-        if not overlap(claim, other):
-            return False
-        if claim.address is None and other.address is not None:
-            whole = self.holder_of_address(other.address)
-            return whole is None or asker.has(whole)
-        if claim.address is not None and other.address is None and holder.origin.domain:
-            return self.holder_of_address(claim.address) is None
-        return True
-
-    def meeting(self, claim: Claim) -> Iterator[tuple[Claim, Holder]]:
-        """Give all that may have a port of a claim, each perhaps more than once."""
-        if self._before is not None:
-            yield from self._before.meeting(claim)
-        yield from self._wide
-        if claim.ports is None or claim.protocol is None:
-            return
-        if claim.ports.width <= len(self._narrow):
-            for port in claim.ports:
-                yield from self._narrow.get((claim.protocol, port), ())
-        else:
-            for (protocol, port), items in self._narrow.items():
-                if protocol is claim.protocol and port in claim.ports:
-                    yield from items
-
-
-def overlap(one: Claim, other: Claim) -> bool:
-    """Whether some packet may be for both of two forwards; every address overlaps with each single one here."""
-    return (
-        one.protocol is other.protocol
-        and one.ports is not None
-        and other.ports is not None
-        and one.ports.overlaps(other.ports)
-        and (None in (one.address, other.address) or one.address == other.address)
-        and (None in (one.family, other.family) or one.family is other.family)
-        and (None in (one.interface, other.interface) or one.interface == other.interface)
-        and _share_sources(one.sources, other.sources)
-    )

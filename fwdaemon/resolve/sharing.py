@@ -24,10 +24,10 @@ from fwdaemon.core.inventory import (
 )
 from fwdaemon.core.state import Waiting
 from fwdaemon.core.types import Address, Origin, PortRange, Protocol
-from fwdaemon.resolve.claims import Asker, Bid, Taken, Turn, Turns, of_these_runs
+from fwdaemon.resolve.claims import Bid, Turn, Turns, of_these_runs
 from fwdaemon.resolve.expansion import Assignments, Sockets
 from fwdaemon.resolve.guests import nameless
-from fwdaemon.resolve.wishes import Wish, Wishes, is_live, refusals, wishes
+from fwdaemon.resolve.wishes import Asker, Taken, Wish, Wishes, is_live, refusals, wishes
 
 _NO_PORTS: Final[Assignments] = {}
 
