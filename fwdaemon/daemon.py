@@ -38,7 +38,8 @@ from fwdaemon.kernel.process import HASTE, Worker, new_budgets, processor_time_h
 from fwdaemon.metrics.exposition import Reporter, satisfied, without_what_is_missing
 from fwdaemon.netfilter import Monitor, Netfilter
 from fwdaemon.reconcile import Conflicts, HostNetwork, Reconciler, Request, Seams
-from fwdaemon.resolve.expansion import Before, Sockets
+from fwdaemon.resolve.claims import Sockets
+from fwdaemon.resolve.expansion import Before
 from fwdaemon.resolve.placement import Placer
 from fwdaemon.resolve.wishes import Unavailable
 from fwdaemon.status.confirming import ConfigReader, Standing

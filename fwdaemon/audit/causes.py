@@ -234,6 +234,8 @@ _HINDRANCES: Final[Mapping[HindranceKind, Callable[[Hindrance], str]]] = {
         f"{_names(found) or 'the host'} has it already{_at(found.origin)}"
         if found.ports is None
         else f"port {found.ports} is claimed by domain {_names(found)}{_at(found.origin)}"
+        if found.names
+        else f"a process of the host has port {found.ports}"
     ),
     HindranceKind.NO_FREE_PORT: lambda found: f"no port of auto_ports ({found.ports}) is free",
     HindranceKind.SOCKETS_UNKNOWN: lambda _: "the kernel does not report which ports processes of the host have",

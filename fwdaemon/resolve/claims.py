@@ -9,9 +9,11 @@ rank, the older claim (`Turns`). A claim that is refused waits; one that is gran
 asks for it no more.
 """
 
+from bisect import bisect_left, bisect_right
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from hashlib import blake2b
 from operator import itemgetter
 from typing import Final, NamedTuple, TypeAlias
@@ -20,7 +22,7 @@ from uuid import UUID
 from fwdaemon.config.model import AutoMapping, ForwardEntry, GuestEntry, NatEntry, PortMapping
 from fwdaemon.config.overlap import families_of_entry
 from fwdaemon.core.exposures import Claim
-from fwdaemon.core.inventory import Domain, Hindrance, HindranceKind
+from fwdaemon.core.inventory import Domain, Hindrance, HindranceKind, Network, Occupied
 from fwdaemon.core.state import Waiting
 from fwdaemon.core.types import Address, Family, PortRange, Protocol, Subnet
 
@@ -107,6 +109,62 @@ def overlap(one: Claim, other: Claim) -> bool:
         and (None in (one.interface, other.interface) or one.interface == other.interface)
         and _share_sources(one.sources, other.sources)
     )
+
+
+# Ports that processes of the host have.
+Sockets: TypeAlias = Collection[Occupied]
+"""Ports that processes of the host have, and others that are not to be assigned."""
+
+
+def no_sockets() -> Sockets:
+    """Give no sockets."""
+    return ()
+
+
+class PortsInUse:
+    """Ports of the host that are in use, found without a look at all ports of a claim."""
+
+    def __init__(self, used: Iterable[Occupied]) -> None:
+        self._at: defaultdict[tuple[Protocol, int], list[Occupied]] = defaultdict(list)
+        for item in used:
+            if not item.passing:
+                self._at[item.protocol, item.port].append(item)
+        self._ports = {protocol: sorted(port for of, port in self._at if of is protocol) for protocol in Protocol}
+
+    def first_of(self, claims: Iterable[Claim]) -> int | None:
+        """Give a port of which one of these claims would take what comes there."""
+        found = (
+            port
+            for claim in claims
+            if claim.protocol is not None and claim.ports is not None
+            for port in _within(claim.ports, self._ports[claim.protocol])
+            if any(_takes_from(claim, item) for item in self._at[claim.protocol, port])
+        )
+        return next(found, None)
+
+
+def located(used: Iterable[Occupied], networks: Iterable[Network]) -> Iterator[Occupied]:
+    """Bind what waits for guests at the gateway of a network to its bridge: no other interface has packets for it."""
+    bridges = {
+        gateway: item.bridge for item in networks if item.active and item.own_bridge for gateway in item.gateways
+    }
+    for item in used:
+        bridge = None if item.address is None else bridges.get(item.address)
+        yield item if bridge is None else item._replace(device=bridge)
+
+
+def _takes_from(claim: Claim, used: Occupied) -> bool:
+    """Whether some packet for a claim of that protocol and port is for the process."""
+    families = {Family.of(source) for source in claim.sources} or set(Family)
+    return (
+        (None in (claim.address, used.address) or claim.address == used.address)
+        and not used.families.isdisjoint(families if claim.family is None else {claim.family})
+        and _may_meet(claim.interface, used.device)
+    )
+
+
+def _within(ports: PortRange, used: list[int]) -> list[int]:
+    return used[bisect_left(used, ports.first) : bisect_right(used, ports.last)]
 
 
 # Who claimed what first.
@@ -231,19 +289,32 @@ class Ask:
     before: tuple[bool, bool]
 
 
-def settle(asks: Iterable[Ask], claims: Claims, turns: Turns) -> tuple[dict[Key, list[PortMapping]], list[Waiting]]:
-    """Give what each ask gets, and the reasons for the rest; it is added to `claims`, and noted in `turns`."""
+def settle(
+    asks: Iterable[Ask], claims: Claims, turns: Turns, occupied: Callable[[], Sockets | None]
+) -> tuple[dict[Key, list[PortMapping]], list[Waiting]]:
+    """Give what each ask gets, and the reasons for the rest; it is added to `claims`, and noted in `turns`.
+
+    A process of the host goes before what is asked for anew, and not before what was given earlier. They are `None`
+    where the kernel does not tell.
+    """
+
+    @cache
+    def in_use() -> PortsInUse | None:
+        return None if (sockets := occupied()) is None else PortsInUse(sockets)
+
     got: dict[Key, list[PortMapping]] = {}
     refused: list[Waiting] = []
     bids = sorted(_bids(asks), key=lambda item: (item[0].before, *turns.before(item[2]), item[0].key))
     for ask, mapping, bid in bids:
-        taker = claims.taker(ask.entry, mapping)
-        turns.note(bid, has=taker is None)
-        if taker is None:
+        reason = _taken(ask.entry, mapping, claims)
+        if reason is None and not mapping.auto and not turns.has(bid):
+            reason = _in_use(ask.entry, mapping, in_use())
+        turns.note(bid, has=reason is None)
+        if reason is None:
             claims.add(ask.entry, mapping)
             got.setdefault(ask.key, []).append(mapping)
         else:
-            refused += refused_claims(ask.entry, mapping, _claimed_by(taker, mapping))
+            refused += refused_claims(ask.entry, mapping, reason)
     return got, refused
 
 
@@ -253,7 +324,17 @@ def _bids(asks: Iterable[Ask]) -> Iterator[tuple[Ask, PortMapping, Bid]]:
             yield ask, mapping, Bid.of(ask.domain, replace(ask.entry, mappings=(mapping,), auto=()))
 
 
-def _claimed_by(taker: Claimed, mapping: PortMapping) -> Hindrance:
+def _in_use(entry: ForwardEntry, mapping: PortMapping, in_use: PortsInUse | None) -> Hindrance | None:
+    if in_use is None:
+        return Hindrance(HindranceKind.SOCKETS_UNKNOWN)
+    port = in_use.first_of(entry.claims_of(mapping))
+    return None if port is None else Hindrance(HindranceKind.CLAIMED, ports=PortRange(port, port))
+
+
+def _taken(entry: ForwardEntry, mapping: PortMapping, claims: Claims) -> Hindrance | None:
+    taker = claims.taker(entry, mapping)
+    if taker is None:
+        return None
     host = taker.mapping.host
     shared = PortRange(max(host.first, mapping.host.first), min(host.last, mapping.host.last))
     return Hindrance(HindranceKind.CLAIMED, names=(taker.called,), ports=shared, origin=taker.mapping.origin)

@@ -18,7 +18,7 @@ from fwdaemon.core.exposures import Claim, Exposure, Forward, Kind, Nat, Owner
 from fwdaemon.core.inventory import Domain, GuestInterface, Hindrance, HindranceKind, Move
 from fwdaemon.core.state import Waiting
 from fwdaemon.core.types import Address, Family, Origin, PortRange, Protocol, Subnet
-from fwdaemon.resolve.claims import Claims, overlap
+from fwdaemon.resolve.claims import Claims, PortsInUse, Sockets, overlap
 from fwdaemon.resolve.guests import as_uuid
 
 # A claim of at most this many ports is indexed under each of them.
@@ -317,13 +317,14 @@ class Unavailable:
     live: frozenset[Exposure] = frozenset()
     local: frozenset[Address] = frozenset()
     assigned: frozenset[tuple[Protocol, int]] = frozenset()
-    occupied: Callable[[], Collection[tuple[Protocol, int]] | None] = frozenset
+    occupied: Callable[[], Sockets | None] = frozenset
     replaced: frozenset[Origin] = frozenset()
 
     def hindrances(self, entry: ForwardEntry) -> Iterator[tuple[PortMapping, Hindrance | None]]:
         """Give what somebody has of what an entry asks for, and who; `None` is a domain that it is assigned to."""
         own = as_uuid(entry.domain)
         occupied = frozenset() if self.replaced else self.occupied()
+        in_use = None if occupied is None else PortsInUse(occupied)
         asker, taken = Asker(own or UUID(int=0), entry.domain if own is None else None), Taken(self._entries())
         for mapping in entry.mappings:
             alone = replace(entry, mappings=(mapping,), auto=())
@@ -333,9 +334,9 @@ class Unavailable:
                 yield mapping, Hindrance(HindranceKind.CLAIMED, names=(held.owner.name,), origin=held.origin)
             elif ports & self.assigned:
                 yield mapping, None
-            elif occupied is None:
+            elif in_use is None:
                 yield mapping, Hindrance(HindranceKind.SOCKETS_UNKNOWN)
-            elif not ports.isdisjoint(occupied):
+            elif in_use.first_of(entry.claims_of(mapping)) is not None:
                 yield mapping, Hindrance(HindranceKind.CLAIMED)
 
     def _entries(self) -> Iterator[Entry]:

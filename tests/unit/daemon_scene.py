@@ -29,12 +29,12 @@ from fwdaemon.core.inventory import (
     Inventory,
     LearnedAddress,
     Network,
+    Occupied,
 )
 from fwdaemon.core.pace import Budgets, Pauses
 from fwdaemon.core.probing import Silent
 from fwdaemon.core.report import ApplyResult, Reason, ReasonKind, RulesChanged, Trigger
 from fwdaemon.core.state import Desired
-from fwdaemon.core.types import Protocol
 from fwdaemon.daemon import Daemon, Parts, RequestPass
 from fwdaemon.errors import PortfwdError
 from fwdaemon.events import ConnectionState
@@ -143,7 +143,7 @@ class Scene(Memory):
     budgets: Budgets = field(default_factory=new_budgets)
     start: Start | None = None
     made: list[Config] = field(default_factory=list)
-    sockets: set[tuple[Protocol, int]] | None = field(default_factory=set)
+    sockets: set[Occupied] | None = field(default_factory=set)
     now: Now = field(default_factory=lambda: Now(1_772_000_000.0, 5_000.0, "first"))
     daemon: Daemon = field(init=False)
     running: asyncio.Task[None] = field(init=False)

@@ -14,7 +14,14 @@ from hypothesis import strategies as st
 from fwdaemon import config as configuration
 from fwdaemon.audit import causes
 from fwdaemon.config.model import Config
-from fwdaemon.core.inventory import AddressSource, Domain, GuestInterface, Inventory, LearnedAddress
+from fwdaemon.core.inventory import (
+    AddressSource,
+    Domain,
+    GuestInterface,
+    Inventory,
+    LearnedAddress,
+    Occupied,
+)
 from fwdaemon.core.report import Cause, Reason, ReasonKind
 from fwdaemon.core.state import Desired
 from fwdaemon.core.types import PortRange, Protocol
@@ -138,7 +145,8 @@ def test_the_files_claim_goes_first_and_the_automatic_one_moves_and_is_told() ->
 
 
 def test_a_port_on_which_a_process_listens_is_not_assigned() -> None:
-    busy = [(Protocol.TCP, port) for port in range(20000, 20009)]
+    loopback = ip_address("127.0.0.1")
+    busy = [Occupied(Protocol.TCP, loopback, port, passing=True) for port in range(20000, 20009)]
     desired = desired_state(config(entry("ci-1", "auto:22")), host(domain(1)), before=Before(occupied=lambda: busy))
     assert lines(desired) == ["ci-1: tcp *:20009 -> 192.168.122.101:22"]
 
@@ -241,7 +249,8 @@ def assigned(
     busy: Collection[tuple[Protocol, int]],
     known: Assignments,
 ) -> Assignments:
-    pool = Pool(PortRange(1000, 1011), lambda protocol, port: (protocol, port) in reserved, lambda: busy)
+    of_processes = [Occupied(protocol, None, port) for protocol, port in busy]
+    pool = Pool(PortRange(1000, 1011), lambda protocol, port: (protocol, port) in reserved, lambda: of_processes)
     return pool.assign(wanted, known)
 
 
