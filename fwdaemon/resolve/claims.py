@@ -219,15 +219,26 @@ class Bid(NamedTuple):
     @classmethod
     def of(cls, domain: Domain, entry: GuestEntry) -> "Bid":
         """Give that of an entry with one mapping, or of a 1:1 address."""
-        guest = entry.auto[0].guest if isinstance(entry, ForwardEntry) and entry.auto else ""
-        place = " ".join(f"{claim}{guest and f':{guest}'}" for claim, _ in entry.every_claim())
-        terms = [entry.interface or "", *sorted(map(str, entry.sources))] if entry.interface or entry.sources else []
-        digest = blake2b("\0".join(terms).encode(), digest_size=8).hexdigest() if terms else ""
-        return cls(domain, place, digest, isinstance(entry, NatEntry))
+        guest = _assigned_for(entry) if isinstance(entry, ForwardEntry) else None
+        claims = [claim for claim, _ in entry.every_claim()]
+        # Another range of automatic ports makes no other claim of it.
+        place = " ".join(str(claim) if guest is None else f"{claim._replace(ports=None)}:{guest}" for claim in claims)
+        return cls(domain, place, _digest(entry.interface, entry.sources), isinstance(entry, NatEntry))
 
     def turn(self, *, has: bool) -> Turn:
         """Note what came of it."""
         return Turn(self.domain.uuid, self.place, self.terms, self.domain.instance, has)
+
+
+def _digest(interface: str | None, sources: tuple[Subnet, ...]) -> str:
+    terms = [interface or "", *sorted(map(str, sources))] if interface or sources else []
+    return blake2b("\0".join(terms).encode(), digest_size=8).hexdigest() if terms else ""
+
+
+def _assigned_for(entry: ForwardEntry) -> int | None:
+    """Give the guest's port of an automatic mapping, whether or not one of the host is assigned."""
+    given = (mapping.guest.first for mapping in entry.mappings if mapping.auto)
+    return next(given, entry.auto[0].guest if entry.auto else None)
 
 
 class Turns:
@@ -245,6 +256,9 @@ class Turns:
             self._known[turn[:3]] = first, has or turn.has
             if turn.has:
                 self._had.setdefault((turn.domain, turn.place), number)
+        self._of = defaultdict[UUID, list[tuple[UUID, str, str]]](list)
+        for key in self._known:
+            self._of[key[0]].append(key)
         self._noted: list[tuple[int, Turn]] = []
 
     def has(self, bid: Bid) -> bool:
@@ -263,6 +277,15 @@ class Turns:
     def note(self, bid: Bid, *, has: bool) -> None:
         """Note what came of a bid; new ones in the order of `before`."""
         self._noted.append((self._number(bid), bid.turn(has=has)))
+
+    def keep(self, domain: Domain, claims: Collection[Claim]) -> None:
+        """Keep the age of what a domain goes on to ask for, though no policy covers that now."""
+        asked = {(domain.uuid, str(claim), _digest(claim.interface, claim.sources)) for claim in claims}
+        for uuid, place, terms in self._of[domain.uuid] if asked else ():
+            written = place if ":auto:" not in place else place.rpartition(":")[0]
+            if (uuid, written, terms) in asked:
+                number, _ = self._known[uuid, place, terms]
+                self._noted.append((number, Turn(uuid, place, terms, domain.instance, has=False)))
 
     @property
     def noted(self) -> tuple[Turn, ...]:

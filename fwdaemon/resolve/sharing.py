@@ -185,6 +185,8 @@ class Share:
     def ask(self, domain: Domain, wished: Wishes, *, live: bool) -> None:
         """Take in the wishes of a domain; those of one that is not live keep nothing from others."""
         asker = Asker(domain.uuid, None if domain.uuid in self._unnamed else domain.name)
+        if live:
+            self._turns.keep(domain, [wish.claim for wish in wished if isinstance(wish, Waiting) and wish.claim])
         for wish in wished:
             number = len(self._asked) + len(self._given)
             if isinstance(wish, Waiting):

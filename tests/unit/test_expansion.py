@@ -323,3 +323,14 @@ def test_what_cannot_be_is_told_with_its_line(text: str, said: str) -> None:
         configuration.parse({Path("portfwd.toml"): text})
     [problem] = refused.value.problems
     assert str(problem).startswith(f"portfwd.toml:{said}")
+
+
+def test_another_range_of_automatic_ports_makes_no_other_claims() -> None:
+    placer, text = Placer({}), HEAD + entry("ci-*", "auto:22", "80")
+    ports = []
+    for pool in ("20000-20009", "30000-30009"):
+        read = configuration.parse({Path("portfwd.toml"): text.replace("20000-20009", pool)})
+        placer.place(read, host(domain(1), domain(2)))
+        ports.append((sorted(held.port for held in placer.ports.values()), placer.turns))
+    assert ports[0][0] != ports[1][0]
+    assert ports[0][1] == ports[1][1]
