@@ -6,6 +6,7 @@ from typing import Final
 
 from tests.host.conftest import HEAD, Scene, each_backend
 from tests.host.test_conflicts import OFTEN
+from tests.host.test_status import status
 from tests.host.typed import typed
 from tests.lab.host import CLIENT4, PUBLIC4, Host
 from tests.lab.place import Process, wait_until
@@ -45,6 +46,9 @@ def test_each_domain_has_a_port_of_its_own_that_outlasts_it_and_the_daemon(scene
         scene.answers(lambda number=number: outside.fetch(at(number)), f"{guest} {CLIENT4}")  # type: ignore[misc]
     daemon.wait_log(rf"^assigned {own['far']} to far: tcp 80 ")
     follow_the_example(scene)
+    assert '"[wn]e*" fits 2 domains now, 2 running' in scene.host.portfwd("check").stdout
+    told = {(row["owner"], row["listens"]) for row in status(scene.host)["openings"] if row["automatic"]}
+    assert {(guest, f"tcp *:{number}") for guest, number in own.items()} <= told
     # The one port that two want has who came first; the other gets it next.
     first = outside.fetch(at(8080)).text.split()[0]
     other = next(guest for guest in GUESTS if guest != first)
