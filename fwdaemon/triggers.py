@@ -5,16 +5,19 @@ a change really follows from. Used on the asyncio loop's thread only.
 """
 
 import asyncio
+import time
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Final, TypeVar
 
-from fwdaemon.core.pace import Origin, origin
+from fwdaemon.core.pace import Lull, Origin, Pauses, origin
 from fwdaemon.core.report import Actor, Reason, ReasonKind
 
 # So many reasons are kept to explain a change; in a flood, those that come later are not. So with all triggers of
 # passes that failed. A host may start all its domains at once.
+_PAUSES: Final = Pauses()
 _MOST: Final = {Origin.GUESTS: 256, Origin.USERS: 4096}
 
 
@@ -29,9 +32,11 @@ class Triggers:
 
 
 class TriggerQueue:
-    """Collects triggers and wakes the task that waits for one."""
+    """Collects triggers and wakes the task that waits for one; `pauses` say when commits are to be verified."""
 
-    def __init__(self) -> None:
+    def __init__(self, pauses: Pauses = _PAUSES) -> None:
+        self._lull = Lull(time.monotonic, pauses.verify, pauses.verify_at_most)
+        self._verifying: asyncio.TimerHandle | None = None
         self.stopping = False
         self.wants_inventory = True
         self.inventory_for = Origin.OTHERS
@@ -141,6 +146,13 @@ class TriggerQueue:
         self.wants_pass = True
         self._wake.set()
 
+    def verify(self, after: Origin) -> None:
+        """Ask for a full pass once there are no more commits, or there have been some for long; see `time_passed`."""
+        if self._verifying is not None:
+            self._verifying.cancel()
+        ask = partial(self.time_passed, full=True, after=after)
+        self._verifying = asyncio.get_running_loop().call_later(self._lull.changed(), ask)
+
     @property
     def actors(self) -> tuple[Actor, ...]:
         """Who changed rules since the last pass, as far as known."""
@@ -162,6 +174,8 @@ class TriggerQueue:
 
     def take(self) -> Triggers:
         """Give the triggers of the pass that begins now, and forget them."""
+        if self._full:
+            self._lull.looked()
         triggers = Triggers(
             tuple(self._settled),
             self.actors,

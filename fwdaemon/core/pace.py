@@ -131,20 +131,41 @@ class Pauses:
 
     Events come in bursts: libvirt changes about ten things when a network starts. The first is answered at once. While
     pass after pass finds something to repair, as when another tool insists on being first too, the pause between
-    `passes` grows. A failure is retried after `retry`, doubled each time. `verify` after each commit, the kernel is
-    compared with what was committed. `ready` is how long systemd waits for the first reconcile, as libvirt may be down.
-    No thread is waited for longer than `patience`: a call that hangs in the kernel must not keep the daemon from
-    ending. After `reading`, a configuration that is still being read is told as late.
+    `passes` grows. A failure is retried after `retry`, doubled each time. `verify` after the last of several commits,
+    and no later than `verify_at_most` after the first, the kernel is compared with what was committed. `ready` is how
+    long systemd waits for the first reconcile, as libvirt may be down. No thread is waited for longer than `patience`:
+    a call that hangs in the kernel must not keep the daemon from ending. After `reading`, a configuration that is still
+    being read is told as late.
     """
 
     passes: float = 0.01
     passes_at_most: float = 0.25
     verify: float = 1.0
+    verify_at_most: float = 5.0
     retry: float = 1.0
     retry_at_most: float = 30.0
     ready: float = 5.0
     patience: float = 5.0
     reading: float = 10.0
+
+
+class Lull:
+    """When to look once for several changes: `after` the last of them, and no later than `most` after the first."""
+
+    def __init__(self, clock: Callable[[], float], after: float, most: float) -> None:
+        self._clock, self._after, self._most = clock, after, most
+        self._by: float | None = None
+
+    def changed(self) -> float:
+        """Note a change, and give the seconds until the look."""
+        now = self._clock()
+        if self._by is None:
+            self._by = now + self._most
+        return max(min(self._after, self._by - now), 0.0)
+
+    def looked(self) -> None:
+        """Note the look."""
+        self._by = None
 
 
 @dataclass(slots=True)

@@ -51,7 +51,7 @@ WEB = '[[forward]]\ndomain = "web1"\nports = ["80:8080"]\n'
 SSH = '[[forward]]\ndomain = "web1"\nports = ["22"]\n'
 REMOVE = '[daemon]\non_stop = "remove"\n'
 STARTED = Reason(ReasonKind.DOMAIN, "web1", "started")
-FAST = Pauses(passes=0.001, passes_at_most=0.01, verify=0.02, retry=0.01, retry_at_most=0.05, ready=60.0)
+FAST = Pauses(0.001, 0.01, verify=0.02, verify_at_most=0.1, retry=0.01, retry_at_most=0.05, ready=60.0)
 RULE = "web1: tcp *:80 -> 192.168.122.50:8080"
 SSH_RULE = "web1: tcp *:22 -> 192.168.122.50:22"
 ROOT = Peer(1 << 30, 0, frozenset({0}))
