@@ -39,7 +39,16 @@ _PROVOKED: Final = frozenset(
         ReasonKind.METADATA,
     }
 )
-_BY_USERS: Final = frozenset({ReasonKind.DOMAIN, ReasonKind.DEVICES, ReasonKind.NETWORK, ReasonKind.RESERVATIONS})
+# A first lease is one for each start of a domain.
+_BY_USERS: Final = frozenset(
+    {
+        ReasonKind.DOMAIN,
+        ReasonKind.DEVICES,
+        ReasonKind.NETWORK,
+        ReasonKind.RESERVATIONS,
+        ReasonKind.FIRST_LEASE,
+    }
+)
 
 
 class Origin(IntEnum):

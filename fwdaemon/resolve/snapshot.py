@@ -211,6 +211,12 @@ def guest_macs(observations: Iterable[LibvirtObservation]) -> frozenset[str]:
     )
 
 
+def awaited_macs(inventory: Inventory) -> frozenset[str]:
+    """Give the MAC addresses of running guests for which nobody has told an address yet."""
+    interfaces = (interface for domain in inventory.domains if domain.running for interface in domain.interfaces)
+    return frozenset(interface.mac for interface in interfaces if not interface.learned)
+
+
 def wants_agent(inventory: Inventory, observation: LibvirtObservation) -> tuple[ObservedDomain, ...]:
     """Give the domains worth asking their agent: it is there, and no better source names an address in each subnet."""
     connected = {seen.domain.uuid: seen for seen in observation.domains if seen.agent_connected}

@@ -1,5 +1,6 @@
 """What the host tells of others' doings: legacy tables, counters in our own, leases, links and mounts."""
 
+import json
 import os
 import re
 import struct
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from fwdaemon.core.types import Family
+from fwdaemon.hypervisor.lease_watch import LeaseNews, read_leases
 from fwdaemon.hypervisor.reader import lease_claims
 from fwdaemon.kernel.listeners import hierarchies
 from fwdaemon.kernel.netlink import attribute
@@ -135,6 +137,11 @@ def lease_list(data: bytes) -> None:
         mac = choices.one_of((MAC, MAC.upper(), choices.text(), None))
         leases.append({"mac": mac, "ipaddr": address, "expirytime": choices.one_of((0, 1, 1 << 62, choices.number(9)))})
     believed(lease_claims(leases, {MAC}))
+    told = LeaseNews()
+    told.follow({MAC}, {MAC})
+    for text in (json.dumps([{"mac-address": item["mac"], "ip-address": item["ipaddr"]} for item in leases]), ""):
+        assert told.kind("virbr0", read_leases(text.encode())) is not None
+    told.kind("virbr0", read_leases(data))
 
 
 def link_change(data: bytes) -> None:

@@ -178,6 +178,7 @@ def test_what_no_guest_can_provoke_is_urgent_in_the_middle_of_a_flood(kind: Reas
 @pytest.mark.parametrize("kind", [ReasonKind.NEIGHBOUR, ReasonKind.LEASES, ReasonKind.AGENT, ReasonKind.ADDRESSES_LOST])
 def test_what_guests_provoke(kind: ReasonKind) -> None:
     assert origin(Reason(kind, "x")) is Origin.GUESTS
+    assert origin(Reason(ReasonKind.FIRST_LEASE, "x")) is Origin.USERS
 
 
 def test_several_changes_are_looked_at_once_after_the_last_of_them_and_not_much_after_the_first() -> None:
