@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import Any, Final
 
 from fwdaemon.core.types import Family
-from fwdaemon.hypervisor.lease_watch import LeaseNews, read_leases
 from fwdaemon.hypervisor.reader import lease_claims
+from fwdaemon.kernel.host_watch import who_took_link
 from fwdaemon.kernel.listeners import hierarchies
 from fwdaemon.kernel.netlink import attribute
-from fwdaemon.kernel.route_watch import who_took_link
 from fwdaemon.legacy import translation as legacy
 from fwdaemon.legacy.info import decode, read_chains
 from fwdaemon.legacy.model import OWN_CHAINS, TableName
-from fwdaemon.nftables import readback as nftables
+from fwdaemon.nftables.table_cache import read_packets
+from fwdaemon.resolve.snapshot import LeaseNews, read_leases
 from tests.fuzz.choices import Choices
 from tests.fuzz.guests import MAC, believed
 from tests.unit.saying import said
@@ -126,7 +126,7 @@ def nft_counters(data: bytes) -> None:
     choices = Choices(data)
     changed = _COMMENT.sub(lambda found: choices.text() if choices.number(2) else found[0], _COUNTERS)
     for listing in (changed, data.decode("utf-8", "backslashreplace")):
-        list(nftables.read_packets(Family.IPV4, listing))
+        list(read_packets(Family.IPV4, listing))
 
 
 def lease_list(data: bytes) -> None:
@@ -137,7 +137,7 @@ def lease_list(data: bytes) -> None:
         mac = choices.one_of((MAC, MAC.upper(), choices.text(), None))
         leases.append({"mac": mac, "ipaddr": address, "expirytime": choices.one_of((0, 1, 1 << 62, choices.number(9)))})
     believed(lease_claims(leases, {MAC}))
-    told = LeaseNews()
+    told = LeaseNews(lambda: 0.0)
     told.follow({MAC}, {MAC})
     for text in (json.dumps([{"mac-address": item["mac"], "ip-address": item["ipaddr"]} for item in leases]), ""):
         assert told.kind("virbr0", read_leases(text.encode())) is not None

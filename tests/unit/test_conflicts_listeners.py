@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from fwdaemon.conflicts import taking
-from fwdaemon.conflicts.taking import ListenerConflict, takings, takings_if_running
+from fwdaemon.conflicts import comparing
+from fwdaemon.conflicts.comparing import ListenerConflict, takings, takings_if_running
 from fwdaemon.core.exposures import Forward, Nat
 from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Family, Listener, Origin, PortRange, Protocol
@@ -35,8 +35,8 @@ def socket(endpoint: str, *, families: frozenset[Family] = BOTH, device: str | N
 def found(
     exposures: Iterable[Forward | Nat], *sockets: Listener, names: dict[int, str] | None = None
 ) -> list[ListenerConflict]:
-    shadowed = taking.shadowed_listeners(takings(Desired().having(exposures), LOCAL), sockets, CLIENTS, GUESTS)
-    return list(taking.conflicts(shadowed, names or {}))
+    shadowed = comparing.shadowed_listeners(takings(Desired().having(exposures), LOCAL), sockets, CLIENTS, GUESTS)
+    return list(comparing.listener_conflicts(shadowed, names or {}))
 
 
 def said(
@@ -218,8 +218,8 @@ def test_without_libvirt_an_entry_counts_in_each_family_it_may_have() -> None:
 def test_a_pattern_is_said_to_yield_to_a_process_that_listens() -> None:
     config = read('[[forward]]\ndomain = "ci-*"\nports = ["22"]\n[[forward]]\ndomain = "web"\nports = ["23"]\n')
     sockets = [socket("tcp *:22", inode=1), socket("tcp *:23", inode=2)]
-    met = taking.shadowed_listeners(takings_if_running(config, LOCAL), sockets, CLIENTS, ())
-    assert [item.sentence() for item in taking.conflicts(met, {1: "sshd (pid 1)", 2: "it (pid 2)"})] == [
+    met = comparing.shadowed_listeners(takings_if_running(config, LOCAL), sockets, CLIENTS, ())
+    assert [item.sentence() for item in comparing.listener_conflicts(met, {1: "sshd (pid 1)", 2: "it (pid 2)"})] == [
         (
             "port 22/tcp: sshd (pid 1) of the host listens there; no domain ci-* is given the port before that ends"
             " (/etc/portfwd.toml:3)"

@@ -11,8 +11,9 @@ import pytest
 from watchdog.observers.api import BaseObserver
 
 from fwdaemon.core.report import ReasonKind
-from fwdaemon.hypervisor.lease_watch import LeaseNews, LeaseWatch, read_leases
+from fwdaemon.hypervisor.guest_addresses import LeaseWatch
 from fwdaemon.kernel.process import budget_of_guests
+from fwdaemon.resolve.snapshot import LeaseNews, read_leases
 from tests.unit.saying import said
 
 Scenario = Callable[[list[str]], Coroutine[None, None, None]]
@@ -193,7 +194,7 @@ def told(news: LeaseNews, **leases: str) -> ReasonKind | None:
 
 
 def test_a_lease_that_is_renewed_and_the_end_of_one_whose_guest_has_gone_are_no_news() -> None:
-    news = LeaseNews()
+    news = LeaseNews(lambda: 0.0)
     news.follow(macs("aa"), frozenset())
     assert told(news, aa="192.168.122.20+100", bb="192.168.122.21+100") is ReasonKind.LEASES
     assert told(news, aa="192.168.122.20+200", bb="192.168.122.21+100") is None
@@ -212,7 +213,7 @@ BIG = b'[{"ip-address": "1", "mac-address": "2", "expiry-time": 1' + b"0" * 400 
     "text", [None, b"", b"{", b"[1]", b"{}x", b'[{"ip-address": "1"}]', b"[" * 9999, BIG, b" " * (1 << 20)]
 )
 def test_what_cannot_be_read_may_be_news(text: bytes | None) -> None:
-    news = LeaseNews()
+    news = LeaseNews(lambda: 0.0)
     for _ in range(2):
         assert news.kind("virbr0", read_leases(text)) is ReasonKind.LEASES
 
