@@ -35,7 +35,7 @@ from fwdaemon.hypervisor.connection import open_with_keepalive
 from fwdaemon.hypervisor.xml import guest_address, normal_mac
 from fwdaemon.kernel.memory import have_threads
 from fwdaemon.kernel.process import Worker
-from fwdaemon.resolve.snapshot import LeaseNews, Leases, read_leases
+from fwdaemon.resolve.snapshot import LARGEST, LeaseNews, Leases, read_leases
 from fwdaemon.triggers import Backoff, Budget
 
 if TYPE_CHECKING:
@@ -378,7 +378,8 @@ class LeaseWatch:
 
 def _content(path: Path) -> bytes | None:
     try:
-        return path.read_bytes()
+        with path.open("rb") as file:
+            return file.read(LARGEST + 1)
     except OSError:  # it has gone
         return None
 

@@ -333,7 +333,7 @@ Leases: TypeAlias = Mapping[str, tuple[str, ...]]
 # So long after its guest was seen last, a MAC address may be another guest's.
 _FORGOTTEN_S: Final = 60.0
 # Leases of some thousand guests; a flood of leases is longer, and all of it would be read at each of them.
-_LARGEST: Final = 1 << 19
+LARGEST: Final = 1 << 19
 
 
 class LeaseNews:
@@ -373,7 +373,7 @@ class LeaseNews:
 
 def read_leases(text: bytes | None) -> Leases | None:
     """Read what dnsmasq's helper writes; `None` where that is none of its files, or too large to be worth it."""
-    if text is None or len(text) > _LARGEST:
+    if text is None or len(text) > LARGEST:
         return None
     found = defaultdict[str, list[tuple[float, str]]](list)
     try:

@@ -4,6 +4,7 @@ import struct
 import xml.etree.ElementTree as ET
 from contextlib import suppress
 from pathlib import Path
+from typing import Self
 
 import libvirt
 
@@ -255,3 +256,37 @@ def test_a_guest_that_is_reverted_gets_what_it_asked_for_then(
 
 def is_at(host: Host, port: int) -> None:
     wait_until(lambda: host.outside.fetch(f"http://{PUBLIC4}:{port}/").text == f"vm {CLIENT4}", f"{port} answers")
+
+
+class TransientGuest(LxcGuest):
+    """A guest of which libvirt keeps nothing once it has stopped, with two ports in its definition."""
+
+    def _xml(self) -> ET.Element:
+        domain = super()._xml()
+        forwards = ET.SubElement(ET.SubElement(domain, "metadata"), f"{{{NAMESPACE}}}forwards")
+        ET.SubElement(forwards, f"{{{NAMESPACE}}}forward", ports="8000:80")
+        return domain
+
+    def start(self) -> Self:
+        """Create it, and wait until its page can be had."""
+        self.prepare()
+        with self.host.libvirt.connection(self.driver) as connection:
+            connection.createXML(ET.tostring(self._xml(), encoding="unicode"))
+        self.wait_up()
+        return self
+
+
+def test_a_transient_guest_keeps_what_it_asks_for_over_reboots(scene: Scene) -> None:
+    """There is no definition but the live one, so what was changed there since the start stays, too."""
+    guest = TransientGuest(scene.host, "web-passing", Link("default", ("192.168.122.21/24",))).start()
+    try:
+        guest.speak("192.168.122.1")
+        scene.daemon(ALLOW)
+        scene.answers(lambda: scene.host.outside.fetch(f"http://{PUBLIC4}:8000/"), f"web-passing {CLIENT4}")
+        ask(scene, guest, '<forward ports="8001:80"/>')
+        for _ in range(2):
+            guest.reboot()
+            scene.answers(lambda: scene.host.outside.fetch(f"http://{PUBLIC4}:8001/"), f"web-passing {CLIENT4}")
+            scene.refused(lambda: scene.host.outside.fetch(f"http://{PUBLIC4}:8000/"))
+    finally:
+        guest.remove()
