@@ -69,7 +69,7 @@ def test_a_pattern_takes_no_port_on_which_a_process_waited_first(scene: Scene) -
     host, outside = scene.host, scene.host.outside
     servers = [host.place.serve("host", "tcp", 8081), on_loopback(host, 8082)]
     try:
-        daemon = scene.daemon('[[forward]]\ndomain = "[w]eb"\nports = ["8080:80", "8081:80", "8082:80"]\n', OFTEN)
+        daemon = scene.daemon('[[forward]]\ndomain = "we*"\nports = ["8080:80", "8081:80", "8082:80"]\n', OFTEN)
         daemon.wait_log(r"^waiting web: a process of the host has port 8081 \(\S+:\d+\)$")
         for port in (8080, 8082):
             scene.answers(lambda port=port: outside.fetch(at(port)), f"web {CLIENT4}")  # type: ignore[misc]
