@@ -31,6 +31,8 @@ Key: TypeAlias = tuple[int, str]
 
 # The claims of patterns and assigned ports.
 #
+# Not so in metadata (`wishes.Taken`): who asks for one address there would take it from a file's entry for every one.
+#
 # Two claims meet if both listen on the same address, or both on every address. One of a single address and one of every
 # address do not: for that address, the former has precedence. They are indexed by blocks of this many ports.
 _PIECE: Final = 64
