@@ -120,7 +120,7 @@ class Move:
     def restart_daemon(self, host: Host) -> None:
         """Kill it and start it again; what it made stays meanwhile."""
         self.daemon(host).kill()
-        self.daemons[id(host)] = host.daemon(CONFIG)
+        self.daemons[id(host)] = host.daemon(CONFIG, forked=True)
 
     def guest(self, host: Host) -> QemuGuest:
         return QemuGuest(host, "vm")
@@ -187,7 +187,7 @@ def guest_on_the_first(pair: Pair, config: str = CONFIG) -> Iterator[Move]:
         guest.run("sh", "-c", _TICKER)
         for address in (ROUTED4, ROUTED6):
             guest.run("ip", "address", "add", address, "dev", "eth0")
-        moving = Move(pair, {id(host): host.daemon(config) for host in (pair.first, pair.second)})
+        moving = Move(pair, {id(host): host.daemon(config, forked=True) for host in (pair.first, pair.second)})
         yield moving
         for host in (pair.first, pair.second):
             moving.daemon(host).terminate()
