@@ -26,6 +26,7 @@ ROUTED4, ROUTED6 = "203.0.113.66", "2001:db8:64::66"
 PREFIX4, PREFIX6 = "203.0.113.64/29", "2001:db8:64::/64"
 HELD = (MAIL4, MAIL6, ROUTED4, ROUTED6)
 TICKS = 99
+_BOOTED = "/var/lib/libvirt/vm-booted"
 # The longer nothing got through, the later TCP tries again, up to twice that time (RFC 6298); and on a busy machine the
 # switch-over of an emulated guest takes long.
 STREAMS_PATIENCE = 3 * PATIENCE
@@ -175,6 +176,16 @@ def two_hosts_alike(flavour: Flavour) -> Iterator[Pair]:
         yield pair
 
 
+def _boot(guest: QemuGuest) -> None:
+    """Boot it once for all tests of a pair of hosts, each of which goes on from there."""
+    guest.start()
+    guest.wait_up()
+    guest.run("sh", "-c", _TICKER)
+    for address in (ROUTED4, ROUTED6):
+        guest.run("ip", "address", "add", address, "dev", "eth0")
+    guest.save_to(_BOOTED)
+
+
 @contextmanager
 def guest_on_the_first(pair: Pair, config: str = CONFIG) -> Iterator[Move]:
     """A guest on the first host, with addresses that no lease tells of, and a daemon on each host."""
@@ -182,11 +193,9 @@ def guest_on_the_first(pair: Pair, config: str = CONFIG) -> Iterator[Move]:
         guest = QemuGuest(pair.first, "vm", Link("default", (f"{VM4}/24", f"{VM6}/64")))
         for host in (pair.first, pair.second):
             at_end.callback(QemuGuest(host, "vm").remove)
-        guest.start()
-        guest.wait_up()
-        guest.run("sh", "-c", _TICKER)
-        for address in (ROUTED4, ROUTED6):
-            guest.run("ip", "address", "add", address, "dev", "eth0")
+        if pair.first.run("test", "-e", _BOOTED, check=False).returncode != 0:
+            _boot(guest)
+        guest.restore_from(_BOOTED)
         moving = Move(pair, {id(host): host.daemon(config, forked=True) for host in (pair.first, pair.second)})
         yield moving
         for host in (pair.first, pair.second):

@@ -73,14 +73,13 @@ def forward_chain(scene: Scene, ban: Ban) -> Iterator[None]:
     host, firewall = scene.host, scene.host.flavour.firewall
     if firewall is LibvirtFirewall.NFTABLES:
         table = "ip libvirt_network"
+        before = host.run("nft", "list", "table", *table.split()).stdout
         native = ban.native.replace("CHAIN", f"{table} forward").replace("TABLE", table)
         try:
             host.run("nft", "-f", "-", stdin="".join(f"{line.strip()}\n" for line in _statements(native)))
             yield
         finally:
-            # libvirt creates its table again.
-            host.run("nft", "delete", "table", *table.split())
-            host.libvirt.restart()
+            host.run("nft", "-f", "-", stdin=f"delete table {table}\n{before}")
         return
     program = "iptables-legacy" if firewall is LibvirtFirewall.LEGACY else "iptables"
     with ExitStack() as at_end:

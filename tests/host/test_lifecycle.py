@@ -14,6 +14,12 @@ WEB = entry("web", "8000:80", "WEB4")
 FAR = entry("far", "9000", "FAR4")
 
 
+@pytest.fixture
+def scene(mended_scene: Scene) -> Scene:
+    """The guests of the module, which are put back after each test."""
+    return mended_scene
+
+
 def opens(scene: Scene, port: int) -> bool:
     """Whether our rules name a port. Ports of clients, which they remember for a while, are higher."""
     return re.search(rf"\b{port}\b", scene.host.own_rules()) is not None

@@ -26,6 +26,12 @@ ALLOW = '[[allow]]\ndomains = ["we*", "neigh*"]\nnetworks = ["default"]\nports =
 AUTO = HEAD + 'auto_ports = "8050-8099"\n'
 
 
+@pytest.fixture
+def scene(mended_scene: Scene) -> Scene:
+    """The guests of the module, which are put back after each test."""
+    return mended_scene
+
+
 def ask(scene: Scene, guest: LxcGuest, elements: str, *, live: bool = True) -> None:
     """Write what a domain asks for into its definition, as who owns it would."""
     scene.host.run(
@@ -220,11 +226,11 @@ class GuestWithDisk(QemuGuest):
 def test_a_guest_that_is_reverted_gets_what_it_asked_for_then(
     host: Host, network: MakeNetwork, daemon: StartDaemon
 ) -> None:
-    network("default", "192.168.122.0/24")
-    guest = GuestWithDisk(host, "vm", Link("default", ("192.168.122.50/24",))).start()
+    network("apart", "192.168.140.0/24")
+    guest = GuestWithDisk(host, "vm", Link("apart", ("192.168.140.50/24",))).start()
     try:
         set_metadata(guest, NAMESPACE, "<forwards><forward ports='8000:80'/></forwards>")
-        daemon('[daemon]\nlibvirt = ["qemu:///system"]\n' + ALLOW.replace('"we*"', '"vm"'))
+        daemon('[daemon]\nlibvirt = ["qemu:///system"]\n' + ALLOW.replace('"we*"', '"vm"').replace("default", "apart"))
         is_at(host, 8000)
         with guest.domain() as domain:
             snapshot = domain.snapshotCreateXML("<domainsnapshot><name>then</name></domainsnapshot>")

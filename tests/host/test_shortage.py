@@ -4,6 +4,8 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import pytest
+
 from tests.host.conftest import HEAD, Scene, each_backend, entry, filled
 from tests.lab.daemon import Daemon
 from tests.lab.host import CLIENT4, PUBLIC4, Host
@@ -16,6 +18,12 @@ GROUP = "$([ -d /sys/fs/cgroup/pids ] && echo /sys/fs/cgroup/pids || echo /sys/f
 # Less than any daemon has open, so none more can be had.
 FEW = 10
 ASKED = 10
+
+
+@pytest.fixture
+def scene(mended_scene: Scene) -> Scene:
+    """The guests of the module, which are put back after each test."""
+    return mended_scene
 
 
 @contextmanager

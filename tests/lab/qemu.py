@@ -83,6 +83,22 @@ class QemuGuest(Guest):
         with self.domain() as domain:
             domain.managedSave()
 
+    def save_to(self, path: str) -> None:
+        """Save its memory to a file of the host, stop it and forget it.
+
+        `restore_from` goes on from there, as often as it is asked to, in a tenth of the time of a boot.
+        """
+        with self.domain() as domain:
+            domain.save(path)
+        self.remove()
+
+    def restore_from(self, path: str) -> None:
+        """Go on from such a file, as the domain that it was, which libvirt does not know now."""
+        with self.host.libvirt.connection(self.driver) as connection:
+            connection.restore(path)
+            # It was restored as one that goes when it stops.
+            connection.defineXML(connection.lookupByName(self.name).XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE))
+
     def crash(self) -> None:
         """Kill its emulator."""
         self.host.run("kill", "-KILL", self.host.read(f"/run/libvirt/qemu/{self.name}.pid").strip())
