@@ -5,7 +5,7 @@ from contextlib import ExitStack, contextmanager
 
 import pytest
 
-from tests.host.conftest import Scene, entry, libvirts_rules_kept
+from tests.host.conftest import Scene, each_backend, entry, libvirts_rules_kept
 from tests.lab.host import CLIENT4, PUBLIC4, Host
 from tests.lab.lxc import LxcGuest
 from tests.lab.place import wait_until
@@ -129,6 +129,7 @@ def test_libvirtd_restart(scene: Scene) -> None:
     undone(scene, lambda host: host.libvirt.restart())
 
 
+@pytest.mark.in_turn
 def test_libvirtd_killed_and_started(scene: Scene) -> None:
     def disturb(host: Host) -> None:
         host.libvirt.kill()
@@ -169,6 +170,7 @@ def test_the_guests_own_network_is_destroyed_and_started(scene: Scene) -> None:
     scene.neighbour.start()
 
 
+@each_backend
 def test_the_daemon_killed_and_started(scene: Scene) -> None:
     first = scene.daemon(WEB + FAR)
     other = scene.converse(9000)
@@ -183,6 +185,7 @@ def test_the_daemon_killed_and_started(scene: Scene) -> None:
     assert other.goes_on()
 
 
+@each_backend
 def test_the_daemon_killed_while_a_guest_stops(scene: Scene) -> None:
     first = scene.daemon(WEB + FAR)
     scene.answers(lambda: scene.host.outside.fetch(URL), f"web {CLIENT4}")

@@ -57,6 +57,7 @@ def page(scene: Scene, port: int) -> str:
     return scene.host.outside.fetch(f"http://{PUBLIC4}:{port}/").text
 
 
+@pytest.mark.in_turn
 def test_hostile_metadata_costs_its_own_domain_and_no_other(scene: Scene) -> None:
     # More than libvirt itself can tell of a domain in one answer; then as much as it can, and too much of ours.
     set_metadata(scene.neighbour, "urn:other", "<x>" + "<y/>" * 700_000 + "</x>")
@@ -78,6 +79,7 @@ def test_hostile_metadata_costs_its_own_domain_and_no_other(scene: Scene) -> Non
     assert len([line for line in daemon.log_lines() if line.text.startswith("declined neighbour")]) <= 7
 
 
+@pytest.mark.in_turn
 def test_a_definition_opens_what_is_allowed_and_is_followed_at_once(scene: Scene) -> None:
     ask(scene, scene.web, '<forward ports="8000:80 22:80" sources="0.0.0.0/0"/>')
     daemon = scene.daemon(ALLOW, AUTO)
@@ -103,6 +105,7 @@ def test_a_definition_opens_what_is_allowed_and_is_followed_at_once(scene: Scene
     wait_until(lambda: "no [[allow]] is for this domain" in daemon.process.text(), "it says why")
 
 
+@pytest.mark.in_turn
 def test_who_claimed_a_port_first_keeps_it_from_older_guests_from_processes_and_over_a_start(scene: Scene) -> None:
     host, outside = scene.host, scene.host.outside
     daemon = scene.daemon(ALLOW, OFTEN)
@@ -130,6 +133,7 @@ def test_who_claimed_a_port_first_keeps_it_from_older_guests_from_processes_and_
             server.stop()
 
 
+@pytest.mark.in_turn
 def test_what_is_asked_for_on_every_address_is_not_on_one_that_is_another_guests(scene: Scene) -> None:
     host, outside = scene.host, scene.host.outside
     ask(scene, scene.neighbour, '<forward ports="8080:80"/>')

@@ -106,6 +106,7 @@ def test_what_the_host_refuses(shared_scene: Scene) -> None:
         host.run("sysctl", "-w", "net.ipv4.ip_forward=1")
 
 
+@pytest.mark.in_turn
 @each_release
 def test_what_the_kernel_refuses(shared_scene: Scene) -> None:
     shared_scene.daemon(WEB + '[[nat]]\ndomain = "far"\naddress = "FAR4"\npublic = "198.51.100.9"\nassign = "eth9"\n')
