@@ -14,7 +14,7 @@ from tests.lab.computer import SOURCE, Computer
 from tests.lab.domain import Guest, Link
 from tests.lab.place import wait_until
 
-_INITRAMFS = "/var/lib/lab-guest.cpio.gz"
+_INITRAMFS = "/var/lib/lab-guest.cpio"
 _MEMORY_MIB = 128
 _AGENT_CHANNEL = "org.qemu.guest_agent.0"
 _AGENT_PATIENCE_S = 10
