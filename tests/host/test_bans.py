@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from fwdaemon.audit.throttle import LINES
+from fwdaemon.audit.throttle import LINES, WINDOW_S
 from tests.host.conftest import HEAD, Scene, each_backend, entry
 from tests.lab.host import CLIENT4, CLIENT4_SECOND, PUBLIC4
 from tests.lab.place import wait_until
@@ -161,9 +161,11 @@ def test_a_tool_that_insists_on_being_first_does_not_fill_the_journal(scene: Sce
         refusal(scene, "-I")
         wait_until(lambda: others_are_served(scene), "the gate is ahead again")
         refusal(scene, "-D")
-    told = [line.text for line in daemon.log_lines()[lines:] if "gate in ip " in line.text]
-    assert len(told) == LINES
-    assert all("another rule was ahead of it" in line for line in told)
+    told = [line for line in daemon.log_lines()[lines:] if "gate in ip " in line.text]
+    # A busy machine may take longer for all than lines are counted; from then on, others are news.
+    assert len(told) >= LINES
+    assert all(line.time > told[0].time + WINDOW_S - 1 for line in told[LINES:])
+    assert all("another rule was ahead of it" in line.text for line in told)
 
 
 def explained(scene: Scene, client: str) -> dict[str, Any]:

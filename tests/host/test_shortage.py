@@ -29,6 +29,8 @@ def scene(mended_scene: Scene) -> Scene:
 @contextmanager
 def no_more_threads(host: Host, daemon: Daemon) -> Iterator[None]:
     """Let the daemon and its helpers start no thread and no process."""
+    # One that was only just started is another program still.
+    wait_until(lambda: len(host.daemons()) == 1, "the daemon is there")
     (pid,) = host.daemons()
     host.run("sh", "-c", f"mkdir -p {GROUP} && echo 1 >{GROUP}/pids.max && echo {pid} >{GROUP}/cgroup.procs")
     try:
