@@ -96,7 +96,8 @@ class Migration:
     errors: list[libvirt.libvirtError] = field(default_factory=list)
 
     def wait_copying(self) -> None:
-        wait_until(self._is_copied_or_failed, "the copy is under way", interval=0.05)
+        # The first one on a pair of hosts waits for another emulator to start, and for what libvirt asks of it before.
+        wait_until(self._is_copied_or_failed, "the copy is under way", 2 * PATIENCE, interval=0.05)
 
     def _is_copied_or_failed(self) -> bool:
         assert not self.errors

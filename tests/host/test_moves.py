@@ -51,9 +51,11 @@ def test_streams_go_on_and_addresses_are_never_held_twice(move: Move) -> None:
         go_on()
         migration = move.migrate(pair.first, bandwidth=1)
         migration.wait_copying()
-        arriving = move.status(pair.second)
-        assert {row["state"] for row in arriving} == {"waiting"}
-        assert {row["reason"] for row in arriving} == {"it does not run here yet: its memory is being received"}
+        arriving = {("waiting", "it does not run here yet: its memory is being received")}
+        wait_until(
+            lambda: {(row["state"], row["reason"]) for row in move.status(pair.second)} == arriving,
+            "the other host waits for it",
+        )
         go_on()
         migration.hurry()
         assert migration.ended() == ""
