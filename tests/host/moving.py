@@ -96,7 +96,6 @@ class Migration:
     errors: list[libvirt.libvirtError] = field(default_factory=list)
 
     def wait_copying(self) -> None:
-        # The first one on a pair of hosts waits for another emulator to start, and for what libvirt asks of it before.
         wait_until(self._is_copied_or_failed, "the copy is under way", 2 * PATIENCE, interval=0.05)
 
     def _is_copied_or_failed(self) -> bool:
@@ -181,8 +180,11 @@ def two_hosts_alike(flavour: Flavour) -> Iterator[Pair]:
         yield pair
 
 
-def _boot(guest: QemuGuest) -> None:
+def _boot(guest: QemuGuest, elsewhere: QemuGuest) -> None:
     """Boot it once for all tests of a pair of hosts, each of which goes on from there."""
+    # Once, libvirt asks the emulator what it can do: on the other host, the first migration would wait for that.
+    elsewhere.define()
+    elsewhere.remove()
     guest.start()
     guest.wait_up()
     guest.run("sh", "-c", _TICKER)
@@ -195,11 +197,12 @@ def _boot(guest: QemuGuest) -> None:
 def guest_on_the_first(pair: Pair, config: str = CONFIG) -> Iterator[Move]:
     """A guest on the first host, with addresses that no lease tells of, and a daemon on each host."""
     with ExitStack() as at_end:
-        guest = QemuGuest(pair.first, "vm", Link("default", (f"{VM4}/24", f"{VM6}/64")))
+        link = Link("default", (f"{VM4}/24", f"{VM6}/64"))
+        guest, elsewhere = (QemuGuest(host, "vm", link) for host in (pair.first, pair.second))
         for host in (pair.first, pair.second):
             at_end.callback(QemuGuest(host, "vm").remove)
         if pair.first.run("test", "-e", _BOOTED, check=False).returncode != 0:
-            _boot(guest)
+            _boot(guest, elsewhere)
         guest.restore_from(_BOOTED)
         moving = Move(pair, {id(host): host.daemon(config, forked=True) for host in (pair.first, pair.second)})
         yield moving
