@@ -30,8 +30,8 @@ KEYS: Final[Mapping[str, tuple[str, ...]]] = {
     "set": ("addresses", "external", "file", "name"),
     "allow": ("assign", "domains", "listen", "max", "networks", "ports", "public"),
     "daemon": (
-        *("auto_ports", "backend", "behind", "deny", "gates", "ip_forward", "label", "libvirt", "localhost"),
-        *("on_stop", "resync", "uplinks"),
+        *("auto_ports", "backend", "behind", "deny", "gates", "ip_forward", "keep_guests_online", "label", "libvirt"),
+        *("localhost", "on_stop", "resync", "uplinks"),
     ),
     "metrics": ("listen", "textfile"),
     "control": ("group",),
@@ -71,6 +71,7 @@ class DaemonSettings:
     on_stop: OnStop = OnStop.KEEP
     ip_forward: bool = True
     localhost: bool = False
+    keep_guests_online: bool = False
     label: int = 25
     gates: tuple[Gate, ...] = ()
     uplinks: frozenset[str] = frozenset()
@@ -323,8 +324,7 @@ class SetEntry:
     external: bool = False
 
 
-# `max` of an `[[allow]]` that sets none.
-DEFAULT_MAX: Final = 20
+DEFAULT_MAX: Final = 20  # of an `[[allow]]` that sets none
 
 
 @dataclass(frozen=True, slots=True)

@@ -63,10 +63,11 @@ class End(NamedTuple):
 
 
 class Rule(NamedTuple):
-    """A rule of another program: all its ends, of which a verdict map has several, and whether it names sources."""
+    """A rule of others: its ends, of which a verdict map has several; if it names sources; if it has no conditions."""
 
     ends: tuple[End, ...]
     named: bool = False
+    always: bool = False
 
 
 RulesOf: TypeAlias = Callable[[str], Iterable[Rule] | None]
@@ -138,6 +139,23 @@ def place(kinds: Iterable[Kind]) -> int:
         if kind is Kind.BAN:
             staying = number
     return staying
+
+
+def before_refusal(rules: Sequence[Rule], rules_of: RulesOf, behind: Collection[str], *, accepts: bool) -> int | None:
+    """Count the rules ahead of where a base chain refuses whatever is left; `None` if it does not.
+
+    That is its policy, or a rule without conditions. A chain of `behind` that refuses everything does so on purpose.
+    """
+    found = (number for number, rule in enumerate(rules) if _refuses_the_rest(rule, rules_of, behind))
+    return next(found, None if accepts else len(rules))
+
+
+def _refuses_the_rest(rule: Rule, rules_of: RulesOf, behind: Collection[str]) -> bool:
+    end = rule.ends[0]
+    if not rule.always or end.verdict is not Verdict.LEADS or is_behind(end.chain, behind):
+        return rule.always and end.verdict is Verdict.REFUSES
+    led = next((found for found in rules_of(end.chain) or () if found.ends[0].verdict is not Verdict.NONE), None)
+    return led is not None and led.always and led.ends[0].verdict is Verdict.REFUSES
 
 
 def is_behind(chain: str, behind: Collection[str]) -> bool:

@@ -18,7 +18,7 @@ from fwdaemon.core.bans import BEHIND, Admission, Gatekeeper, Place, Ranges, Sou
 from fwdaemon.core.exposures import Claim, Exposure, Forward, Kind, Nat, Owner, Route
 from fwdaemon.core.inventory import Hindrance, Move
 from fwdaemon.core.probing import Silent
-from fwdaemon.core.types import Address, Family, Gate, Origin, Subnet
+from fwdaemon.core.types import Address, Family, Gate, GuestPath, Origin, Subnet
 
 # A connection has so many labels (struct nf_conn_labels).
 LABELS: Final = range(128)
@@ -141,6 +141,7 @@ class Desired:
     `kept` are families that had exposures before: their tables stay, to go on refusing what is left of connections
     that were ended. `expanded` are the entries of patterns and with automatic ports, each for one domain. `remarks` are
     of what is there and does not count, and of entries that work for now.
+    On `guest_paths`, chains of others that would refuse libvirt's own guests are to leave the decision to libvirt.
     `sets` are the named sets of sources that there are. Whom `barred` denies may connect to nothing.
 
     Two states that follow each other share nearly all exposures, as the same objects in sets. So they are compared by
@@ -175,6 +176,7 @@ class Desired:
     expanded: tuple[ExpandedEntry, ...] = ()
     sets: tuple[SourceSet, ...] = ()
     barred: Admission | None = None
+    guest_paths: frozenset[GuestPath] = frozenset()
 
     @cached_property
     def exposures(self) -> frozenset[Exposure]:
@@ -224,6 +226,12 @@ class Desired:
         # Where `cached_property` keeps its value; what is made of this state with `replace` does not inherit it.
         vars(known).update(families=self.kept | families, bridge_ports=bridge_ports, bridges=bridges)
         return known
+
+    def on_paths(self, guest_paths: frozenset[GuestPath]) -> "Desired":
+        """Give the same state with these paths of guests; the same object where it has them."""
+        if guest_paths == self.guest_paths:
+            return self
+        return replace(self, guest_paths=guest_paths).knowing(self.families, self.bridge_ports, self.bridges)
 
     def keeping(self, families: frozenset[Family]) -> "Desired":
         """Give the same state with these families kept."""

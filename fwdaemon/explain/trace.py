@@ -30,7 +30,7 @@ from fwdaemon.explain.arrival import (
 )
 from fwdaemon.explain.delivery import Delivery, WayBack, WayOut
 from fwdaemon.explain.entrance import Entrance, HostContext, Judge, Target
-from fwdaemon.explain.guest import GuestWalk, Libvirt
+from fwdaemon.explain.guest import GuestWalk, Libvirt, away, sender
 from fwdaemon.explain.report import (
     RELOAD,
     START_COMMAND,
@@ -80,9 +80,12 @@ def explain(  # noqa: PLR0913  it follows from that many sources
     granted = grants(config, libvirt.inventory or _NOBODY, before.ports, before.turns[0])
     if libvirt.inventory is not None:
         config = _expanded(granted.config, libvirt.inventory.domains, before.ports, before.turns[1])
+    steps, guest, request = sender(request, config, libvirt, world)
+    if request.domain and guest is None:
+        return Report(str(request), steps, "", daemon_runs=world.daemon() is not None)
     arrival = arrive(request, preferred_addresses(config, request, held), libvirt.bridges, world)
-    report = _Trace(config, libvirt, world, main, held, granted.refused).report(arrival)
-    return replace(report, daemon_runs=world.daemon() is not None)
+    report = _Trace(config, libvirt, world, main, held, granted.refused, guest).report(arrival)
+    return replace(report, steps=[*steps, *report.steps], daemon_runs=world.daemon() is not None)
 
 
 def _expanded(config: Config, domains: Sequence[Domain], ports: Assignments, turns: Iterable[Turn] = ()) -> Config:
@@ -107,6 +110,7 @@ class _Trace:
     main: str
     held: Sequence[HostAddress]
     refused: tuple[Waiting, ...] = ()
+    guest: Guest | None = None
 
     def report(self, arrival: Arrival) -> Report:
         desired = Placement(self.config, self.libvirt.inventory or _NOBODY).desired
@@ -123,8 +127,8 @@ class _Trace:
         sockets = [] if arrival.address.is_loopback and claim is not None else self._sockets(arrival, claim)
         steps = [self._address(arrival, claim), *sockets]
         if claim is None:
-            if (refused := self._between_others(arrival, judge, desired)) is not None:
-                return refused
+            if (passing := self._passing(arrival, judge, desired)) is not None:
+                return passing
             steps += [self._unclaimed(arrival), *entrance.enter(), *entrance.into_host()]
             return Report(f"{arrival} from {arrival.client}", steps, "")
         steps.append(self._entry(claim, arrival))
@@ -152,8 +156,10 @@ class _Trace:
         leads = f"{arrival} leads to {shown(_owner(claim))}" + (f", {target}" if target is not None else "")
         return Report(f"{arrival} from {arrival.client}", steps, leads)
 
-    def _between_others(self, arrival: Arrival, judge: Judge, desired: Desired) -> Report | None:
-        """Tell of what is for another machine, where it is refused because the host forwarded nothing before us."""
+    def _passing(self, arrival: Arrival, judge: Judge, desired: Desired) -> Report | None:
+        """Tell of what is for another machine, if a guest sends it, or if the host forwarded nothing before us."""
+        if self.guest is not None and device_of(arrival.address, self.held) is None:
+            return away(arrival, self.world, self.libvirt, judge, desired)
         crossing = between_others(arrival, self.world)
         if crossing is None:
             return None

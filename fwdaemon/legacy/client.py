@@ -5,7 +5,7 @@ A helper ends when its standard input does, so it cannot outlive whoever holds a
 
 import json
 import os
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,7 +16,7 @@ from fwdaemon.errors import HangingError, KernelError, PortfwdError
 from fwdaemon.kernel.process import Companion
 from fwdaemon.legacy import model
 from fwdaemon.legacy.lock import PATH_VARIABLE
-from fwdaemon.legacy.model import Change, ObservedTable, TableName
+from fwdaemon.legacy.model import Change, ObservedTable, Rule, TableName
 
 # Others hold iptables' lock for milliseconds. A helper may do nothing for longer than this.
 _PATIENCE = 1.5
@@ -47,6 +47,10 @@ class Session(Protocol):
             KernelError: they cannot be read.
 
         """
+        ...
+
+    def paths(self, rules: Iterable[Rule], behind: Collection[str]) -> Change:
+        """Tell what brings the rules of guests' paths to their place in FORWARD; raises as `observe` does."""
         ...
 
     def commit(self, table: TableName, change: Change) -> None:
@@ -95,6 +99,11 @@ class HelperClient:
         request = {"do": model.OBSERVE, "heads": model.pack_heads(heads), "behind": tuple(behind)}
         answer = self._ask({**request, "patience": self._patience})
         return {TableName(name): model.unpack_observed(packed) for name, packed in answer.items()}
+
+    def paths(self, rules: Iterable[Rule], behind: Collection[str]) -> Change:
+        """See `Session.paths`."""
+        request = {"do": model.PATHS, "rules": list(map(model.pack_rule, rules)), "behind": tuple(behind)}
+        return model.unpack_change(self._ask({**request, "patience": self._patience}))
 
     def commit(self, table: TableName, change: Change) -> None:
         """See `Session.commit`."""

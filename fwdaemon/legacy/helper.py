@@ -74,6 +74,9 @@ class Operations:
                 return self.observe(heads, request["behind"], request["patience"])
             case model.COMMIT:
                 return self.commit(TableName(request["table"]), model.unpack_change(request["change"]))
+            case model.PATHS:
+                rules = list(map(model.unpack_rule, request["rules"]))
+                return self.paths(rules, request["behind"], request["patience"])
             case _:
                 return self.release()
 
@@ -98,6 +101,14 @@ class Operations:
             )
             for table, rules in heads.items()
         }
+
+    def paths(self, rules: Iterable[Rule], behind: Collection[str], patience: float) -> dict[str, Any]:
+        """Take the lock as `observe` does, and tell what brings the rules of guests' paths to their place."""
+        self._lock.acquire(patience)
+        self._open = {TableName.FILTER: library.OpenTable(self._family, TableName.FILTER)}
+        wanted = {rule: self._compiler.compile(rule) for rule in rules}
+        edit = self._open[TableName.FILTER].paths("FORWARD", wanted, behind)
+        return model.pack_change(Change(edits=(edit,) if edit.delete or edit.insert else ()))
 
     def commit(self, table: TableName, change: Change) -> None:
         """Change a table that was observed, at once."""

@@ -18,7 +18,7 @@ from typing import Any, Final, TypeAlias
 from fwdaemon.core.bans import End, Rule, Verdict, are_named, between
 from fwdaemon.core.types import Address, Family
 from fwdaemon.errors import KernelError
-from fwdaemon.legacy.model import TableName
+from fwdaemon.legacy.model import COMMENT, TableName
 
 # The entries of a legacy table in the kernel's own form, where names and comments are any bytes. Pure.
 #
@@ -163,7 +163,14 @@ def read_rule(family: Family, entry: Entry) -> Rule:
     """Read a rule of others; one of the conditions, all of which have to hold, is enough to name sources."""
     comes_back = not entry.header[_HEADERS[family].flags] & _GOTO[family]
     end = End(_VERDICTS.get(entry.target, Verdict.LEADS), entry.target, comes_back)
-    return Rule((end,), _is_from_named(family, entry) or any(map(_names_sources, entry.matches)))
+    always = all(name == b"comment" for name, *_ in entry.matches) and not any(_asked(family, entry.header))
+    return Rule((end,), _is_from_named(family, entry) or any(map(_names_sources, entry.matches)), always)
+
+
+def _asked(family: Family, header: bytes) -> bytes:
+    """Give what a header asks of packets, without the bit that says where a rule leads."""
+    at = _HEADERS[family].flags
+    return header[:at] + bytes([header[at] & ~_GOTO[family]]) + header[at + 1 :]
 
 
 def _is_from_named(family: Family, entry: Entry) -> bool:
@@ -219,6 +226,32 @@ _READERS: Final[Mapping[bytes, Callable[[int, bytes], bool]]] = {
     b"geoip": _is_country,
     b"conntrack": _is_connection,
 }
+
+
+# Where a header names the interfaces that packets come in by and go out by.
+_INTERFACES: Final = {Family.IPV4: (16, 32), Family.IPV6: (64, 80)}
+
+
+def is_path(family: Family, entry: Entry) -> bool:
+    """Whether an entry is a rule of ours for a path of guests, which alone names two interfaces."""
+    named = all(entry.header[at] for at in _INTERFACES[family])
+    return named and entry.comment == COMMENT and entry.target in ("", "ACCEPT")
+
+
+def has_paths(family: Family) -> bool:
+    """Whether any rule in the filter table is one of those.
+
+    Raises:
+        KernelError: the kernel does not tell.
+
+    """
+    entries, start = table_entries(family, TableName.FILTER), 0
+    while start < len(entries):
+        following = LAYOUT[family].unpack_from(entries, start)[1]
+        if is_path(family, decode(family, entries[start : start + following])):
+            return True
+        start += following
+    return False
 
 
 _HOOKS = 5

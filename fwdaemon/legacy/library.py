@@ -14,7 +14,7 @@ import errno
 import os
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
@@ -23,13 +23,13 @@ import iptc
 from iptc.ip4tc import IPTCError
 from iptc.xtables import NFPROTO_IPV4, XTablesError, xt_option_entry, xtables
 
-from fwdaemon.core.bans import Judge, Kind, place
+from fwdaemon.core.bans import Judge, Kind, before_refusal, place
 from fwdaemon.core.bans import Rule as ForeignRule
 from fwdaemon.core.types import Family
 from fwdaemon.legacy import info
 from fwdaemon.legacy.info import Entry, decode
 from fwdaemon.legacy.lock import LibraryError, NoTableError, RefusedError, TableError
-from fwdaemon.legacy.model import COMMENT, OWN_CHAINS, Head, ObservedTable, Rule, TableName
+from fwdaemon.legacy.model import COMMENT, OWN_CHAINS, Edit, Head, ObservedTable, Rule, TableName
 
 # Reads rules in the form `fwdaemon.legacy.ruleset` writes them. Pure; no general reader of iptables' language.
 _HEADER = {"-s": "src", "-d": "dst", "-i": "in_interface", "-o": "out_interface", "-p": "protocol"}
@@ -100,6 +100,8 @@ _REMEMBERED = 20_000
 _INTERFACES = {"in_interface": ("iniface", "iniface_mask", 1), "out_interface": ("outiface", "outiface_mask", 2)}
 # Further than this apart, two words are no neighbours in one library's strings.
 _NEAR = 1 << 20
+# How the names of libvirt's chains begin.
+_LIBVIRTS = "LIBVIRT_"
 
 
 class _Rule4(iptc.Rule):  # type: ignore[misc]  # the library is not typed
@@ -188,6 +190,23 @@ class OpenTable:
             frozenset(name for name in chains if self._references(name) > leading[name]),
         )
 
+    def paths(self, chain: str, wanted: Mapping[Rule, Any], behind: Collection[str]) -> Edit:
+        """Tell what brings these rules, each with its compiled form, to where a chain refuses whatever is left."""
+        entries = list(self._entries(chain))
+        ours = tuple(number for number, entry in enumerate(entries) if info.is_path(self._family, entry))
+        place = self._place(chain, [entry for number, entry in enumerate(entries) if number not in ours], behind)
+        right = [] if place is None else [decode(self._family, bytes(compiled)) for compiled in wanted.values()]
+        if [entries[number] for number in ours] == right and ours == tuple(range(place or 0, (place or 0) + len(ours))):
+            return Edit(chain)
+        return Edit(chain, ours, tuple(enumerate(wanted, place)) if place is not None else ())
+
+    def _place(self, chain: str, others: Sequence[Entry], behind: Collection[str]) -> int | None:
+        """Count the rules ahead of that; `None` where the chain refuses nothing, or libvirt's own rules are in it."""
+        if any(entry.target.startswith(_LIBVIRTS) and self._rules(entry.target) for entry in others):
+            return None
+        rules = [info.read_rule(self._family, entry) for entry in others]
+        return before_refusal(rules, self._rules, behind, accepts=self._policy(chain) == "ACCEPT")
+
     def has(self, chain: str) -> bool:
         """Whether there is such a chain."""
         return bool(self._table.is_chain(chain))
@@ -257,6 +276,7 @@ class OpenTable:
             number
             for number, entry in enumerate(entries)
             if entry.target == wanted.target and (entry.comment == COMMENT or _is_bare(entry, wanted))
+            if not info.is_path(self._family, entry)
         )
         others = [entry for number, entry in enumerate(entries) if number not in ours]
         staying = 0 if behind is None else place(self._kinds(chain, others, behind))

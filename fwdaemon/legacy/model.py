@@ -7,7 +7,7 @@ from enum import StrEnum
 from hashlib import blake2s
 from typing import Any
 
-from fwdaemon.core.types import Address, Family, GateFault
+from fwdaemon.core.types import Address, Family, GateFault, GuestPath
 
 # What every rule of ours in a chain that is not ours says of itself.
 COMMENT = "kvm-portfwd"
@@ -131,6 +131,12 @@ def unlabelled(bit: int) -> str:
 def labelling(bit: int) -> str:
     """Write what labels a connection, as the last of the matches; it fails where a connection can have no labels."""
     return f"{labelled(bit)} --set"
+
+
+def path_rule(path: GuestPath) -> Rule:
+    """Make the rule that lets guests of libvirt's take a path through a chain of others."""
+    state = " -m conntrack --ctstate RELATED,ESTABLISHED" if path.answers else ""
+    return Rule(f"-i {path.came_in} -o {path.goes_out}{state}", "ACCEPT", COMMENT)
 
 
 # From what a table holds of ours to what it shall hold: the fewest edits. Pure.
@@ -270,6 +276,8 @@ SELF_TEST = "self-test"
 OBSERVE = "observe"
 # Change one table.
 COMMIT = "commit"
+# Take the lock, and tell what has to change for rules of guests' paths to be where they belong.
+PATHS = "paths"
 # Give the lock back.
 RELEASE = "release"
 

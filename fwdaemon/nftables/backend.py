@@ -29,7 +29,6 @@ from fwdaemon.kernel.rtnetlink import interface_names
 from fwdaemon.nftables.difference import (
     Observed,
     Plan,
-    Wanted,
     WithMapKeys,
     altered,
     creation,
@@ -37,9 +36,9 @@ from fwdaemon.nftables.difference import (
     tables_difference,
 )
 from fwdaemon.nftables.dispatch_chains import EVERYWHERE, STRANGERS
-from fwdaemon.nftables.existing import Observer, comments, elements_of, existing_tables, has_rules, iptables_program
+from fwdaemon.nftables.existing import Observer, comments, elements_of, existing_tables, has_rules
 from fwdaemon.nftables.external import ExternalKeeper, Externals, now
-from fwdaemon.nftables.gates import GateState, gate_script, is_iptables_gate
+from fwdaemon.nftables.gates import GateState, Wanted, gate_script, iptables_program, is_iptables_gate
 from fwdaemon.nftables.generation import Commits, RulesMonitor, current_generation, following_generation
 from fwdaemon.nftables.model import TABLE_NAME, Table, table_name
 from fwdaemon.nftables.readback import Counter, counting_rules, denied_by_set, dropping_rules, read_packets
@@ -118,12 +117,12 @@ class NftablesBackend:
         """See `Backend.stamp`."""
         return Stamp(current_generation(), certain=True)
 
-    def libvirt(self) -> Presence:
+    def libvirt(self, family: Family = Family.IPV4) -> Presence:
         """See `Backend.libvirt`; it leaves its table behind when it moves, but empty."""
-        there = existing_tables()
-        if ("ip", LIBVIRT_TABLE) in there and has_rules("ip", LIBVIRT_TABLE, "guest_input"):
+        there, word = existing_tables(), family.word
+        if (word, LIBVIRT_TABLE) in there and has_rules(word, LIBVIRT_TABLE, "guest_input"):
             return Presence.TABLE
-        chains = ("ip", "filter") in there and has_rules("ip", "filter", LIBVIRT_CHAIN)
+        chains = (word, "filter") in there and has_rules(word, "filter", LIBVIRT_CHAIN)
         return Presence.CHAINS if chains else Presence.NOTHING
 
     def held(self) -> frozenset[Family]:
@@ -272,7 +271,7 @@ class NftablesBackend:
 
         What could not be read is asked for again in each full pass.
         """
-        wanted = Wanted(desired.families, desired.gates, desired.label, desired.behind)
+        wanted = Wanted.of(desired)
         generation = current_generation()
         known = self._observed
         if known is not None and self._commits.same_since(known.generation, generation):

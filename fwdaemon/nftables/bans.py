@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from ipaddress import ip_address, ip_network
+from itertools import chain
 from typing import Any, Final, NamedTuple, TypeAlias
 
 from fwdaemon.core.bans import End, Rule, Verdict, are_named, between, not_listed
@@ -20,6 +21,8 @@ _REFUSALS: Final = frozenset({"DROP", "REJECT", "TARPIT", "DELUDE", "CHAOS", "ST
 _NAMING: Final = _RECENT | {"--mac-source", "--source-country", "--src-cc"}
 _IDLE_TARGETS: Final = frozenset({"", "LOG", "NFLOG", "TRACE"})
 _OTHERS: Final = frozenset({"ACCEPT", "QUEUE", "NFQUEUE"})
+# What is no condition.
+_NO_CONDITIONS: Final = frozenset({"-j", "-g", "--comment", "--reject-with"})
 _VERDICTS: Final = (
     dict.fromkeys(_IDLE_TARGETS, Verdict.NONE)
     | dict.fromkeys(_REFUSALS, Verdict.REFUSES)
@@ -39,13 +42,17 @@ def read_iptables(rule: str) -> Rule:
     options = list(_options(rule))
     comes_back, target = _target(options)
     end = End(_VERDICTS.get(target, Verdict.LEADS), target, comes_back)
-    return Rule((end,), _names_any(options))
+    return Rule((end,), _names_any(options), all(map(_is_no_condition, options)))
 
 
 def read_listing(listing: str) -> list[Rule] | None:
     """Read a chain as `-S CHAIN` lists it; `None` where there is none."""
     rules = [line.split(" ", 2)[2:] for line in rule_lines(listing) if line.startswith("-A ")]
     return [read_iptables(rule[0] if rule else "") for rule in rules] if listing else None
+
+
+def _is_no_condition(option: _Option) -> bool:
+    return option.name in _NO_CONDITIONS or (option.name, option.values) == ("-m", ("comment",))
 
 
 def _target(options: Iterable[_Option]) -> tuple[bool, str]:
@@ -104,6 +111,7 @@ def _options(rule: str) -> Iterator[_Option]:
 
 # Bans among the rules that `nft -j list chain` gives. Pure; the schema is libnftables-json(5).
 _IDLE: Final = frozenset({"counter", "limit", "log", "match"})
+_NO_CONDITION: Final = frozenset({"counter", "log"})
 _NATIVE_VERDICTS: Final = {
     "drop": Verdict.REFUSES,
     "reject": Verdict.REFUSES,
@@ -126,7 +134,7 @@ def read_native(expression: Iterable[Any], ends_of: EndsOf = not_listed) -> Rule
             named = named or _are_named_sources(key, {"set": [found for found, _ in elements]})
             return Rule(tuple(_native_end(verdict) for _, verdict in elements), named)
         case {**verdict} if not _IDLE.issuperset(verdict):
-            return Rule((_native_end(last),), named)
+            return Rule((_native_end(last),), named, _NO_CONDITION.issuperset(chain.from_iterable(conditions)))
     idle = all(_IDLE.issuperset(statement) for statement in conditions)
     return Rule((End(Verdict.NONE if idle else Verdict.DECIDES),), named)
 
