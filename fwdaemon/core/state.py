@@ -32,6 +32,7 @@ _FAMILIES: Final[Mapping[type, Family]] = {IPv4Address: Family.IPV4, IPv6Address
 _target = attrgetter("target")
 _masquerades = attrgetter("masquerade")
 _admission = attrgetter("admission")
+_log = attrgetter("log")
 
 
 class Proxied(NamedTuple):
@@ -264,6 +265,11 @@ class Desired:
     def limited(self) -> tuple[Exposure, ...]:
         """The exposures that not everybody may connect to whom they would take, or not as often as he likes."""
         return tuple(filter(_admission, self.exposures))
+
+    @cached_property
+    def logged(self) -> tuple[Forward, ...]:
+        """The forwards whose connections are written to the journal."""
+        return tuple(filter(_log, self.forwards))
 
     @property
     def has_external(self) -> bool:

@@ -10,6 +10,7 @@ import struct
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from functools import lru_cache
 from ipaddress import IPv4Address, ip_address
 from typing import Final, NamedTuple
@@ -29,6 +30,8 @@ _FIRST_ADDRESS: Final = {4: 1, 16: 3}  # CTA_IP_V4_SRC and CTA_IP_V6_SRC, by the
 _TCP, _UDP = Protocol.TCP.number, Protocol.UDP.number
 # From SYN_RECV to CLOSE_WAIT of nf_conntrack_tcp.h.
 _OPEN: Final = range(2, 6)
+_CLOSED: Final = (7, 8)  # TIME_WAIT and CLOSE
+_CREATED: Final = 0x400  # NLM_F_CREATE, of a connection that is new
 
 
 class Lane(NamedTuple):
@@ -171,6 +174,51 @@ class Entry:
     def has(self, label: int) -> bool:
         """Tell for certain whether it has a label."""
         return _holds(self.labels, label)
+
+
+class EventKind(StrEnum):
+    """What became of a connection: `CLOSED` is one of TCP, which the kernel goes on to track for a while."""
+
+    BEGAN = "began"
+    CLOSED = "closed"
+    ENDED = "ended"
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """What the kernel tells of a connection: its own `number` for it, and from where its first packet came."""
+
+    kind: EventKind
+    flow: Flow
+    source_port: int
+    number: int
+    labels: bytes = b""
+    size: int | None = None
+
+    def has(self, label: int) -> bool:
+        """Tell whether it has a label; the kernel says so when it begins."""
+        return _holds(self.labels, label)
+
+
+def read_event(message: Message) -> Event | None:
+    """Read an event; `None` is another change, or is written in no form that is known here."""
+    if (kind := _kind_of(message)) is None:
+        return None
+    found = attributes(message.body[_GENERIC.size :])
+    try:
+        number, source_port = int.from_bytes(found[_ID]), _listed_tuple(found[_ORIGINAL]).source_port
+        return Event(kind, _flow(found), source_port, number, found.get(_LABELS, b""), size_of(message.body))
+    except (LookupError, StopIteration, ValueError, struct.error):
+        return None
+
+
+def _kind_of(message: Message) -> EventKind | None:
+    if message.kind == DELETE:
+        return EventKind.ENDED
+    if message.flags & _CREATED:
+        return EventKind.BEGAN
+    state = _STATE.search(message.body)
+    return EventKind.CLOSED if state is not None and state[1][0] in _CLOSED else None
 
 
 def listing_request(family: int = _EVERY_FAMILY) -> bytes:

@@ -8,13 +8,14 @@ import socket
 import struct
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Final, NamedTuple, Self
 
 from fwdaemon.core.pace import Budget
 from fwdaemon.core.text import shown
+from fwdaemon.core.types import Address, Family
 from fwdaemon.errors import KernelError
 from fwdaemon.kernel.packets import Field, attach
 
@@ -315,3 +316,51 @@ def rtnetlink_socket(groups: int, only: Sequence[Sequence[Field]] = ()) -> socke
         subscribed.close()
         raise
     return subscribed
+
+
+# What the kernel tells of connections: NFNLGRP_CONNTRACK_NEW, _UPDATE and _DESTROY (linux/netfilter/nfnetlink.h).
+CONNECTIONS: Final = 0b111
+_FORCED_BUFFER: Final = 33  # SO_RCVBUFFORCE
+_MEMORY_INFO: Final = 55  # SO_MEMINFO, of which SK_MEMINFO_DROPS of linux/sock_diag.h is number 8
+_MEMORY: Final = struct.Struct("=9I")
+_NO_ENOBUFS: Final = 5  # NETLINK_NO_ENOBUFS: what is lost is counted all the same
+
+
+def netfilter_socket(groups: int, only: Sequence[Sequence[Field]], buffer: int) -> socket.socket:
+    """Open a socket for what netfilter tells `groups`, of which the kernel keeps so many bytes; as `rtnetlink_socket`.
+
+    Raises:
+        OSError: the kernel refused.
+
+    """
+    kind = socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
+    subscribed = socket.socket(socket.AF_NETLINK, kind, NETFILTER)
+    try:
+        attach(subscribed, only)
+        subscribed.setsockopt(socket.SOL_SOCKET, _FORCED_BUFFER, buffer)
+        subscribed.setsockopt(_SOL_NETLINK, _NO_ENOBUFS, 1)
+        subscribed.bind((0, groups))
+    except OSError:
+        subscribed.close()
+        raise
+    return subscribed
+
+
+def dropped(subscribed: socket.socket) -> int:
+    """Give how many messages the kernel had no room for since the socket was opened."""
+    number: int = _MEMORY.unpack(subscribed.getsockopt(socket.SOL_SOCKET, _MEMORY_INFO, _MEMORY.size))[8]
+    return number
+
+
+# Where a message about a connection has its family, and the last four bytes of the address that answers: behind the
+# headers of netlink and nfnetlink, and the first tuple (ctnetlink_dump_tuples of nf_conntrack_netlink.c).
+_FAMILY_AT: Final = 16
+_ANSWERING_AT: Final = {Family.IPV4: 84, Family.IPV6: 120}
+
+
+def answered_by(guests: Collection[Address], most: int) -> list[list[Field]]:
+    """Give filters of what is told of connections that guests answer; with more than `most`, of all connections."""
+    if len(guests) > most:
+        return [[Field(1, _FAMILY_AT, family.domain)] for family in Family]
+    families = ((Family.of(guest), int.from_bytes(guest.packed[-4:])) for guest in guests)
+    return [[Field(1, _FAMILY_AT, kind.domain), Field(4, _ANSWERING_AT[kind], last)] for kind, last in families]

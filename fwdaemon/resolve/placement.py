@@ -387,4 +387,5 @@ def _forwards(entry: ForwardEntry, guest: Guest) -> Iterator[Forward]:
                 auto=mapping.auto,
                 admission=entry.admission and entry.admission.of(family),
                 until=entry.until,
+                log=entry.log,
             )
