@@ -290,18 +290,21 @@ class Netfilter:
 
         The same object is given as long as that is so, as backends know by it that nothing is new.
         """
-        families = {path.family for path in desired.guest_paths}
-        decided = {
-            family
-            for family in families
-            if any(backend.libvirt(family) is not Presence.NOTHING for backend in self._backends)
-        }
-        found = desired.on_paths(frozenset(path for path in desired.guest_paths if path.family in decided))
+        if not desired.guest_paths:
+            return desired
+        try:
+            families = {path.family for path in desired.guest_paths if self._is_decided(path.family)}
+        except PortfwdError:  # as where rules keep changing; nothing else waits for this
+            families = {path.family for path in self._decided[1].guest_paths} if self._decided else set()
+        found = desired.on_paths(frozenset(path for path in desired.guest_paths if path.family in families))
         known = self._decided
         if known is not None and known[0] is desired and known[1].guest_paths == found.guest_paths:
             return known[1]
         self._decided = desired, found
         return found
+
+    def _is_decided(self, family: Family) -> bool:
+        return any(backend.libvirt(family) is not Presence.NOTHING for backend in self._backends)
 
     def _besides(self, here: Backend) -> Iterator[Backend]:
         return (backend for backend in self._backends if backend is not here)
