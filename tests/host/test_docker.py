@@ -9,6 +9,7 @@ import pytest
 
 from tests.dockers_rules import BEGUN
 from tests.host.conftest import HEAD, WEB4, Scene, entry, filled
+from tests.lab import image
 from tests.lab.host import CLIENT4, PUBLIC4, Host
 from tests.lab.place import wait_until
 from tests.lab.probe import Outcome
@@ -127,3 +128,19 @@ def test_beside_libvirts_own_rules_in_iptables_there_are_none_of_ours(beside: Sc
         wait_until(partial(is_online, beside), "libvirt's own rules let the guest out")
         assert not paths(host, "iptables-nft")
         assert not host.outside.fetch(f"http://{WEB4}/", timeout=0.5).answered
+
+
+@on_nftables
+def test_beside_dockers_own_daemon(beside: Scene) -> None:
+    host = beside.host
+    programs = image.docker()
+    words = ["--data-root=/tmp/docker", "--exec-root=/run/docker", "--pidfile=/run/docker.pid", "--storage-driver=vfs"]
+    beside.start(KEY)
+    host.run("ip", "link", "set", "docker0", "name", "docker9")
+    with dockers_rules(host, "iptables-nft"), dockers_rules(host, "ip6tables-nft"):
+        docker = host.popen("env", f"PATH={programs}:/usr/sbin:/usr/bin:/sbin:/bin", f"{programs}/dockerd", *words)
+        docker.wait_line("API listen on")
+        assert forward_chain(host, "iptables-nft")[0] == "-P FORWARD DROP"
+        wait_until(lambda: len(paths(host, "iptables-nft")) > 1, "guests are let through")
+        wait_until(partial(is_online, beside), "the guest is online beside Docker")
+        docker.stop()
