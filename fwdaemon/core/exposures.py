@@ -9,7 +9,7 @@ from enum import StrEnum
 from ipaddress import ip_network
 from typing import ClassVar, NamedTuple, TypeAlias
 
-from fwdaemon.core.bans import Admission
+from fwdaemon.core.admission import Admission
 from fwdaemon.core.types import Address, Family, Origin, PortRange, Protocol, Subnet, Until, show_endpoint
 
 

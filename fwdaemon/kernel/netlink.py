@@ -8,16 +8,17 @@ import socket
 import struct
 import sys
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from ipaddress import ip_address, ip_network
 from types import TracebackType
 from typing import Final, NamedTuple, Self
 
-from fwdaemon.core.pace import Budget
 from fwdaemon.core.text import shown
-from fwdaemon.core.types import Address, Family
+from fwdaemon.core.types import Subnet
 from fwdaemon.errors import KernelError
 from fwdaemon.kernel.packets import Field, attach
+from fwdaemon.triggers import Budget
 
 # Messages and attributes of netlink(7), taken apart and put together. Pure.
 _HEADER = struct.Struct("=IHHII")  # nlmsghdr: length, type, flags, sequence, port
@@ -94,13 +95,66 @@ def _aligned(length: int) -> int:
     return (length + 3) & ~3
 
 
+# Routes in its messages (linux/rtnetlink.h): RTA_OIF and RTA_MULTIPATH say where one leads.
+_OIF, _MULTIPATH = 4, 9
+_HOP = struct.Struct("=HBBi")  # rtnexthop: length, flags, weight less one, interface
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """Routes leave by the interface with this number; `leads_on` says that one leads beyond its own link.
+
+    `is_advertised` says that only a router advertisement says so: any machine on the link can send one.
+    """
+
+    index: int
+    leads_on: bool
+    is_advertised: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """A route to packed addresses that begin with so many bits; none are a default route's."""
+
+    destination: bytes
+    length: int
+    ways: tuple[Way, ...]
+
+    @property
+    def subnet(self) -> Subnet:
+        """Where it leads."""
+        return ip_network((self.destination, self.length), strict=False)
+
+
+def is_telling(route: Listed) -> bool:
+    """Whether it says something of its interfaces: one to a single address, or a link-local one, does not."""
+    if not route.destination:
+        return True
+    address = ip_address(route.destination)
+    return not (address.is_link_local or address.is_multicast) and route.length < address.max_prefixlen
+
+
+def hops(found: dict[int, bytes]) -> Iterator[tuple[int, dict[int, bytes]]]:
+    """Give the interface of each hop, with its attributes."""
+    if (index := number(found.get(_OIF))) is not None:
+        yield index, found
+    rest = found.get(_MULTIPATH, b"")
+    offset = 0
+    while offset + _HOP.size <= len(rest):
+        length, _flags, _weight, index = _HOP.unpack_from(rest, offset)
+        if length < _HOP.size:
+            return
+        yield index, attributes(rest[offset + _HOP.size : offset + length])
+        offset += (length + 3) & ~3
+
+
 # One short-lived netlink(7) socket: asks the kernel, and gives what it answers up to the end, which it marks.
 #
 # What is asked concerns this thread's network namespace. Each call blocks until the kernel has answered, which it does
 # at once.
 NETFILTER: Final = 12  # NETLINK_NETFILTER, for which Python has no name
 # linux/netlink.h: SOL_NETLINK is in linux/socket.h.
-_SOL_NETLINK: Final = 270
+SOL_NETLINK: Final = 270
 _CAP_ACK, _EXT_ACK, _GET_STRICT_CHK = 10, 11, 12
 _ERROR, _DONE = 2, 3
 _REQUEST, _ACK, _DUMP = 0x1, 0x4, 0x300
@@ -136,7 +190,7 @@ class NetlinkSocket:
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
         self._socket.settimeout(_TIMEOUT_S)
         for option in (_CAP_ACK, _EXT_ACK, _GET_STRICT_CHK):
-            self._socket.setsockopt(_SOL_NETLINK, option, 1)
+            self._socket.setsockopt(SOL_NETLINK, option, 1)
 
     def __enter__(self) -> Self:
         return self
@@ -316,51 +370,3 @@ def rtnetlink_socket(groups: int, only: Sequence[Sequence[Field]] = ()) -> socke
         subscribed.close()
         raise
     return subscribed
-
-
-# What the kernel tells of connections: NFNLGRP_CONNTRACK_NEW, _UPDATE and _DESTROY (linux/netfilter/nfnetlink.h).
-CONNECTIONS: Final = 0b111
-_FORCED_BUFFER: Final = 33  # SO_RCVBUFFORCE
-_MEMORY_INFO: Final = 55  # SO_MEMINFO, of which SK_MEMINFO_DROPS of linux/sock_diag.h is number 8
-_MEMORY: Final = struct.Struct("=9I")
-_NO_ENOBUFS: Final = 5  # NETLINK_NO_ENOBUFS: what is lost is counted all the same
-
-
-def netfilter_socket(groups: int, only: Sequence[Sequence[Field]], buffer: int) -> socket.socket:
-    """Open a socket for what netfilter tells `groups`, of which the kernel keeps so many bytes; as `rtnetlink_socket`.
-
-    Raises:
-        OSError: the kernel refused.
-
-    """
-    kind = socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
-    subscribed = socket.socket(socket.AF_NETLINK, kind, NETFILTER)
-    try:
-        attach(subscribed, only)
-        subscribed.setsockopt(socket.SOL_SOCKET, _FORCED_BUFFER, buffer)
-        subscribed.setsockopt(_SOL_NETLINK, _NO_ENOBUFS, 1)
-        subscribed.bind((0, groups))
-    except OSError:
-        subscribed.close()
-        raise
-    return subscribed
-
-
-def dropped(subscribed: socket.socket) -> int:
-    """Give how many messages the kernel had no room for since the socket was opened."""
-    number: int = _MEMORY.unpack(subscribed.getsockopt(socket.SOL_SOCKET, _MEMORY_INFO, _MEMORY.size))[8]
-    return number
-
-
-# Where a message about a connection has its family, and the last four bytes of the address that answers: behind the
-# headers of netlink and nfnetlink, and the first tuple (ctnetlink_dump_tuples of nf_conntrack_netlink.c).
-_FAMILY_AT: Final = 16
-_ANSWERING_AT: Final = {Family.IPV4: 84, Family.IPV6: 120}
-
-
-def answered_by(guests: Collection[Address], most: int) -> list[list[Field]]:
-    """Give filters of what is told of connections that guests answer; with more than `most`, of all connections."""
-    if len(guests) > most:
-        return [[Field(1, _FAMILY_AT, family.domain)] for family in Family]
-    families = ((Family.of(guest), int.from_bytes(guest.packed[-4:])) for guest in guests)
-    return [[Field(1, _FAMILY_AT, kind.domain), Field(4, _ANSWERING_AT[kind], last)] for kind, last in families]

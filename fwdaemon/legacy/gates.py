@@ -18,8 +18,7 @@ from fwdaemon.core.report import Actor, ActorKind, ApplyResult, Fault, FaultKind
 from fwdaemon.core.types import Family, Gate, GateFault, GuestPath
 from fwdaemon.errors import KernelError
 from fwdaemon.legacy.client import HelperClient, Session, UnusableError
-from fwdaemon.legacy.info import TableInfo, existing_tables, has_paths, table_info
-from fwdaemon.legacy.lock import lock_path
+from fwdaemon.legacy.info import TableInfo, existing_tables, has_paths, lock_path, table_info
 from fwdaemon.legacy.model import (
     Change,
     Head,

@@ -5,18 +5,89 @@ Signals to end it are ignored, since it is of use until its owner is done. After
 answers, and ends, because nobody knows what state the library is in then.
 """
 
+import fcntl
 import json
 import os
 import signal
 import sys
 from collections.abc import Callable, Collection, Iterable, Mapping
+from pathlib import Path
+from types import FrameType
 from typing import Any, TextIO
 
+from fwdaemon.core.bans import before_refusal
 from fwdaemon.core.types import Family
 from fwdaemon.errors import label_remedy
 from fwdaemon.legacy import library, model
-from fwdaemon.legacy.lock import HelperError, LibraryError, RefusedError, TableError, XtablesLock
-from fwdaemon.legacy.model import COMMENT, FWD, OUT, OWN_CHAINS, Change, Rule, TableName, labelled, labelling
+from fwdaemon.legacy.info import Entry, decode, is_path, lock_path, read_rule
+from fwdaemon.legacy.library import HelperError, LibraryError, LockError, RefusedError, TableError
+from fwdaemon.legacy.model import COMMENT, FWD, OUT, OWN_CHAINS, Change, Edit, Rule, TableName, labelled, labelling
+
+_FORWARD = "FORWARD"
+# How the names of libvirt's chains begin.
+_LIBVIRTS = "LIBVIRT_"
+
+# The lock all of iptables' own programs take, so that no change is lost between a read and a commit.
+
+
+class XtablesLock:
+    """Holds the lock or not. For the main thread of a process that uses SIGALRM for nothing else.
+
+    The file stays open in between, so that whoever watches it sees only others come and go.
+    """
+
+    def __init__(self) -> None:
+        self._path = lock_path()
+        self._file = -1
+        self._held = False
+        signal.signal(signal.SIGALRM, _give_up)
+
+    def acquire(self, patience: float) -> None:
+        """Take the lock, unless it is held already.
+
+        Raises:
+            LockError: it could not be had within `patience` seconds.
+
+        """
+        if self._held:
+            return
+        signal.setitimer(signal.ITIMER_REAL, patience)
+        try:
+            self._open()
+            fcntl.flock(self._file, fcntl.LOCK_EX)
+        except TimeoutError as error:
+            raise LockError(f"another program has held {self._path} for more than {patience:g} seconds") from error
+        except OSError as error:
+            raise LockError(f"cannot lock {self._path}: {error.strerror}") from error
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        self._held = True
+
+    def release(self) -> None:
+        """Give the lock back, if it is held."""
+        if self._held:
+            fcntl.flock(self._file, fcntl.LOCK_UN)
+            self._held = False
+
+    def _open(self) -> None:
+        """Open the file there is now; somebody may have replaced it."""
+        if self._file >= 0 and not _same(self._file, self._path):
+            os.close(self._file)
+            self._file = -1
+        if self._file < 0:
+            self._file = os.open(self._path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+
+def _same(file: int, path: str) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file), Path(path).stat())
+    except FileNotFoundError:
+        return False
+
+
+def _give_up(_number: int, _frame: FrameType | None) -> None:
+    raise TimeoutError
+
 
 # What a helper does for the daemon on one family's tables, under iptables' own lock.
 
@@ -106,8 +177,8 @@ class Operations:
         """Take the lock as `observe` does, and tell what brings the rules of guests' paths to their place."""
         self._lock.acquire(patience)
         self._open = {TableName.FILTER: library.OpenTable(self._family, TableName.FILTER)}
-        wanted = {rule: self._compiler.compile(rule) for rule in rules}
-        edit = self._open[TableName.FILTER].paths("FORWARD", wanted, behind)
+        wanted = {rule: decode(self._family, bytes(self._compiler.compile(rule))) for rule in rules}
+        edit = _path_edit(self._family, self._open[TableName.FILTER], wanted, behind)
         return model.pack_change(Change(edits=(edit,) if edit.delete or edit.insert else ()))
 
     def commit(self, table: TableName, change: Change) -> None:
@@ -163,6 +234,28 @@ class Operations:
             text = " ".join(str(sample).split())
             return f"{text!r} does not work for IPv{self._family}: {error.reason}{label_remedy(sample.matches)}"
         return None
+
+
+def _path_edit(family: Family, table: library.OpenTable, wanted: Mapping[Rule, Entry], behind: Collection[str]) -> Edit:
+    """Tell what brings these rules, each as the kernel has it, to where FORWARD refuses whatever is left."""
+    entries = list(table.entries(_FORWARD))
+    ours = tuple(number for number, entry in enumerate(entries) if is_path(family, entry))
+    place = _refusal(family, table, [entry for number, entry in enumerate(entries) if number not in ours], behind)
+    first = 0 if place is None else place
+    right = [] if place is None else list(wanted.values())
+    if [entries[number] for number in ours] == right and ours == tuple(range(first, first + len(ours))):
+        return Edit(_FORWARD)
+    return Edit(_FORWARD, ours, tuple(enumerate(wanted, first)) if place is not None else ())
+
+
+def _refusal(family: Family, table: library.OpenTable, others: Iterable[Entry], behind: Collection[str]) -> int | None:
+    """Count the rules ahead of that; `None` where the chain refuses nothing, or libvirt's own rules are in it."""
+    rules = []
+    for entry in others:
+        if entry.target.startswith(_LIBVIRTS) and table.rules(entry.target):
+            return None
+        rules.append(read_rule(family, entry))
+    return before_refusal(rules, table.rules, behind, accepts=table.policy(_FORWARD) == "ACCEPT")
 
 
 Do = Callable[[Mapping[str, Any]], Any]

@@ -14,7 +14,7 @@ import errno
 import os
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
@@ -23,13 +23,64 @@ import iptc
 from iptc.ip4tc import IPTCError
 from iptc.xtables import NFPROTO_IPV4, XTablesError, xt_option_entry, xtables
 
-from fwdaemon.core.bans import Judge, Kind, before_refusal, place
+from fwdaemon.core.bans import Judge, Kind, place
 from fwdaemon.core.bans import Rule as ForeignRule
 from fwdaemon.core.types import Family
 from fwdaemon.legacy import info
 from fwdaemon.legacy.info import Entry, decode
-from fwdaemon.legacy.lock import LibraryError, NoTableError, RefusedError, TableError
-from fwdaemon.legacy.model import COMMENT, OWN_CHAINS, Edit, Head, ObservedTable, Rule, TableName
+from fwdaemon.legacy.model import COMMENT, OWN_CHAINS, Head, ObservedTable, Rule, TableName
+
+# What a helper cannot do; each text is for the daemon, which makes it a `KernelError`.
+
+
+class HelperError(Exception):
+    """Base of all of them.
+
+    After a `final` one the process is not to be trusted any more; an `unusable` one will not go away by trying again.
+    After a `late` one nobody should wait at once again.
+    """
+
+    final = False
+    unusable = False
+    late = False
+
+
+class LockError(HelperError):
+    """Somebody else holds iptables' lock, and goes on holding it, or it cannot be opened."""
+
+    late = True
+
+
+class LibraryError(HelperError):
+    """python-iptables is not there, or does not fit."""
+
+    final = True
+    unusable = True
+
+
+class NoTableError(HelperError):
+    """The kernel does not have a table, or does not let us have it."""
+
+    unusable = True
+
+
+class RefusedError(HelperError):
+    """The library does not take a rule; what state the process is in nobody knows."""
+
+    final = True
+
+    def __init__(self, rule: Rule, reason: str) -> None:
+        self.reason = reason
+        super().__init__(f"iptables' library refused a rule: {reason}; the rule is {rule}")
+
+
+class TableError(HelperError):
+    """The kernel refused a commit, which was wrong, or came too late (`again`)."""
+
+    def __init__(self, reason: str, *, again: bool = False) -> None:
+        self.again = again
+        super().__init__(reason)
+
 
 # Reads rules in the form `fwdaemon.legacy.ruleset` writes them. Pure; no general reader of iptables' language.
 _HEADER = {"-s": "src", "-d": "dst", "-i": "in_interface", "-o": "out_interface", "-p": "protocol"}
@@ -100,8 +151,6 @@ _REMEMBERED = 20_000
 _INTERFACES = {"in_interface": ("iniface", "iniface_mask", 1), "out_interface": ("outiface", "outiface_mask", 2)}
 # Further than this apart, two words are no neighbours in one library's strings.
 _NEAR = 1 << 20
-# How the names of libvirt's chains begin.
-_LIBVIRTS = "LIBVIRT_"
 
 
 class _Rule4(iptc.Rule):  # type: ignore[misc]  # the library is not typed
@@ -179,7 +228,7 @@ class OpenTable:
 
         Bans stay ahead of these where `behind` is given: jumps to the chains that its patterns name are such.
         """
-        chains = {name: tuple(self._entries(name)) for name in self._own_chains()}
+        chains = {name: tuple(self.entries(name)) for name in self._own_chains()}
         found = {name: self._head(name, compiled, behind) for name, compiled in heads.items()}
         leading = Counter(entry.target for entries in chains.values() for entry in entries)
         for name, compiled in heads.items():
@@ -189,23 +238,6 @@ class OpenTable:
             found,
             frozenset(name for name in chains if self._references(name) > leading[name]),
         )
-
-    def paths(self, chain: str, wanted: Mapping[Rule, Any], behind: Collection[str]) -> Edit:
-        """Tell what brings these rules, each with its compiled form, to where a chain refuses whatever is left."""
-        entries = list(self._entries(chain))
-        ours = tuple(number for number, entry in enumerate(entries) if info.is_path(self._family, entry))
-        place = self._place(chain, [entry for number, entry in enumerate(entries) if number not in ours], behind)
-        right = [] if place is None else [decode(self._family, bytes(compiled)) for compiled in wanted.values()]
-        if [entries[number] for number in ours] == right and ours == tuple(range(place or 0, (place or 0) + len(ours))):
-            return Edit(chain)
-        return Edit(chain, ours, tuple(enumerate(wanted, place)) if place is not None else ())
-
-    def _place(self, chain: str, others: Sequence[Entry], behind: Collection[str]) -> int | None:
-        """Count the rules ahead of that; `None` where the chain refuses nothing, or libvirt's own rules are in it."""
-        if any(entry.target.startswith(_LIBVIRTS) and self._rules(entry.target) for entry in others):
-            return None
-        rules = [info.read_rule(self._family, entry) for entry in others]
-        return before_refusal(rules, self._rules, behind, accepts=self._policy(chain) == "ACCEPT")
 
     def has(self, chain: str) -> bool:
         """Whether there is such a chain."""
@@ -259,7 +291,8 @@ class OpenTable:
             raise TableError(f"cannot count what leads to {chain}")
         return number.value
 
-    def _entries(self, chain: str) -> Iterator[Entry]:
+    def entries(self, chain: str) -> Iterator[Entry]:
+        """Read the rules of a chain, in order."""
         entry = self._table.first_rule(chain)
         while entry:
             yield self._read(entry)
@@ -270,8 +303,7 @@ class OpenTable:
         return decode(self._family, raw, self._table.get_target(entry) or b"")
 
     def _head(self, chain: str, compiled: Any, behind: Collection[str] | None) -> Head:
-        entries = list(self._entries(chain))
-        wanted = decode(self._family, bytes(compiled))
+        entries, wanted = list(self.entries(chain)), decode(self._family, bytes(compiled))
         ours = tuple(
             number
             for number, entry in enumerate(entries)
@@ -287,24 +319,23 @@ class OpenTable:
             and ours[0] >= staying
             and all(entry.comment == COMMENT for entry in entries[staying : ours[0]]),
             foreign=sum(entry.comment != COMMENT for entry in entries),
-            policy=self._policy(chain),
+            policy=self.policy(chain),
             place=staying,
         )
 
     def _kinds(self, chain: str, others: Iterable[Entry], behind: Collection[str]) -> Iterator[Kind]:
         """Judge the rules that may be ahead of ours; another of ours may be, and so may one that decides nothing."""
-        judge, accepts = Judge(behind, self._rules), self._policy(chain) == "ACCEPT"
+        judge, accepts = Judge(behind, self.rules), self.policy(chain) == "ACCEPT"
         for entry in others:
             is_ours = entry.comment == COMMENT
             yield Kind.IDLE if is_ours else judge.kind(info.read_rule(self._family, entry), accepts=accepts)
 
-    def _rules(self, chain: str) -> list[ForeignRule] | None:
+    def rules(self, chain: str) -> list[ForeignRule] | None:
         """Read a chain of others; a target may as well be of an extension."""
-        if not self.has(chain):
-            return None
-        return [info.read_rule(self._family, entry) for entry in self._entries(chain)]
+        return [info.read_rule(self._family, entry) for entry in self.entries(chain)] if self.has(chain) else None
 
-    def _policy(self, chain: str) -> str:
+    def policy(self, chain: str) -> str:
+        """Give what becomes of what no rule of a chain decides about."""
         return str(self._table.get_policy(chain)[0].name)
 
 

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Final, TypeAlias, TypeVar
 
 from fwdaemon.config.names import NFT_NAME
+from fwdaemon.core import bans
 from fwdaemon.core.bans import Judge, Kind, Rule, RulesOf, not_listed, place
 from fwdaemon.core.report import LIBVIRT_TABLE
 from fwdaemon.core.state import Desired
 from fwdaemon.core.text import rule_lines
 from fwdaemon.core.types import Family, Gate, GateFault, GuestPath
-from fwdaemon.nftables import bans
 from fwdaemon.nftables.dispatch_chains import labelled
 from fwdaemon.nftables.guest_paths import (
     OUR_COMMENT,
@@ -32,8 +32,7 @@ from fwdaemon.nftables.guest_paths import (
     is_native_path,
     native_script,
 )
-from fwdaemon.nftables.model import FoundRule
-from fwdaemon.nftables.readback import Item, items
+from fwdaemon.nftables.model import FoundRule, Item, items
 
 # How programs write our connection label when they list rules: by its number, or by the name that a file gives it.
 

@@ -10,12 +10,12 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
+from fwdaemon.core import bans
 from fwdaemon.core.bans import Rule, RulesOf, Verdict, before_refusal, not_listed
 from fwdaemon.core.report import LIBVIRT_TABLE
 from fwdaemon.core.text import rule_lines
 from fwdaemon.core.types import Family, Gate, GuestPath
-from fwdaemon.nftables import bans
-from fwdaemon.nftables.readback import items
+from fwdaemon.nftables.model import items
 
 # What each rule of ours in a chain of others says of itself.
 OUR_COMMENT: Final = "kvm-portfwd"

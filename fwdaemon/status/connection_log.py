@@ -20,14 +20,15 @@ from typing import Final, NamedTuple
 from fwdaemon.audit import connections as lines
 from fwdaemon.audit.throttle import WarnOnce
 from fwdaemon.core.exposures import Forward, LoggedConnection
-from fwdaemon.core.pace import Budget
 from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Address
 from fwdaemon.kernel import sysctl
+from fwdaemon.kernel.conntrack import CONNECTIONS, answered_by, dropped, netfilter_socket
 from fwdaemon.kernel.conntrack_listing import Event, EventKind, read_event
-from fwdaemon.kernel.netlink import CONNECTIONS, answered_by, dropped, messages, netfilter_socket
+from fwdaemon.kernel.netlink import messages
 from fwdaemon.kernel.packets import Field, attach
 from fwdaemon.resolve.flows import Carriers, Flow
+from fwdaemon.triggers import Budget
 
 _log = logging.getLogger(__name__)
 

@@ -7,10 +7,9 @@ from typing import Any
 
 import pytest
 
-from fwdaemon.core.bans import BEHIND, Rule, RulesOf, not_listed
+from fwdaemon.core.bans import BEHIND, Rule, RulesOf, not_listed, read_listing
 from fwdaemon.core.inventory import Network
 from fwdaemon.core.types import Family, Gate, GateFault, GuestPath
-from fwdaemon.nftables.bans import read_listing
 from fwdaemon.nftables.gates import GateState, gate_script, read_iptables, read_native
 from fwdaemon.nftables.guest_paths import iptables_paths, native_paths
 from fwdaemon.resolve.neighbours import paths
