@@ -1,4 +1,4 @@
-"""The log of connections, line by line, of forwards that ask for it."""
+"""The log of connections, line by line, of forwards that ask for it, and how many lines there may be."""
 
 import logging
 from ipaddress import IPv4Address, IPv6Address
@@ -56,3 +56,20 @@ def _client(logged: LoggedConnection) -> str:
         case (IPv4Address() | IPv6Address()) as address, int(port):
             return show_endpoint(address, str(port))
     return str(logged.client)
+
+
+class Ration:
+    """So many lines a second, and so many at once after a quiet time: the journal, too, takes only so many of us."""
+
+    def __init__(self, each_second: float, most: float) -> None:
+        self._each_second, self._most = each_second, most
+        self._left, self._since = most, 0.0
+
+    def take(self, now: float) -> bool:
+        """Tell whether one more may be written."""
+        self._left = min(self._most, self._left + self._each_second * (now - self._since))
+        self._since = now
+        if self._left < 1:
+            return False
+        self._left -= 1
+        return True

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 from fwdaemon.audit import connections as lines
+from fwdaemon.audit.connections import Ration
 from fwdaemon.audit.throttle import WarnOnce
 from fwdaemon.core.exposures import Forward, LoggedConnection
 from fwdaemon.core.state import Desired
@@ -122,23 +123,6 @@ def _told(forward: Forward | None, event: Event, seconds: float | None) -> Logge
         seconds,
         event.size,
     )
-
-
-class Ration:
-    """So many lines a second, and so many at once after a quiet time: the journal, too, takes only so many of us."""
-
-    def __init__(self, each_second: float, most: float) -> None:
-        self._each_second, self._most = each_second, most
-        self._left, self._since = most, 0.0
-
-    def take(self, now: float) -> bool:
-        """Tell whether one more may be written."""
-        self._left = min(self._most, self._left + self._each_second * (now - self._since))
-        self._since = now
-        if self._left < 1:
-            return False
-        self._left -= 1
-        return True
 
 
 # The thread that reads and writes.

@@ -8,13 +8,14 @@ from dataclasses import replace
 
 import pytest
 
+from fwdaemon.audit.connections import Ration
 from fwdaemon.core.exposures import ConnectionLog as Cut
 from fwdaemon.core.exposures import Forward
 from fwdaemon.core.state import Desired
 from fwdaemon.kernel import conntrack
 from fwdaemon.netfilter import Backend
 from fwdaemon.resolve.flows import Judge
-from fwdaemon.status.connection_log import ConnectionLog, Ration
+from fwdaemon.status.connection_log import ConnectionLog
 from tests.kernel.conftest import GATE, GUESTS
 from tests.kernel.scene import Plan
 from tests.kernel.test_usage import guest

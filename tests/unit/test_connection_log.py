@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from fwdaemon.audit import connections
+from fwdaemon.audit.connections import Ration
 from fwdaemon.config import parse
 from fwdaemon.core.exposures import ConnectionLog as Cut
 from fwdaemon.core.exposures import Forward, LoggedConnection
@@ -18,7 +19,7 @@ from fwdaemon.errors import ConfigError
 from fwdaemon.kernel.conntrack_listing import Event, EventKind, read_event
 from fwdaemon.kernel.netlink import Message, attribute
 from fwdaemon.resolve.flows import Flow
-from fwdaemon.status.connection_log import ConnectionLog, Followed, OpenConnections, Ration
+from fwdaemon.status.connection_log import ConnectionLog, Followed, OpenConnections
 from tests.unit.forwards import address, forward
 
 LABEL = 25
