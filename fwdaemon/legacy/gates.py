@@ -47,7 +47,7 @@ class LegacyGates:
         self._needless: set[Family] = set()
         self._settled: dict[Family, tuple[int | None, tuple[str, ...], TableInfo]] = {}
         self._led: dict[Family, tuple[tuple[Rule, ...], tuple[str, ...], TableInfo]] = {}
-        self._leading: set[Family] = set()
+        self._leading: dict[Family, tuple[Rule, ...]] = {}
 
     def apply(self, families: Collection[Family], bit: int, behind: tuple[str, ...], *, full: bool) -> ApplyResult:
         """Open gates for connections of these families where they could be refused, and close all others.
@@ -128,10 +128,10 @@ class LegacyGates:
                     change = session.paths(rules, behind)
                     if not change.empty:
                         session.commit(TableName.FILTER, change)
-                        result = _led(family, rules, restored=family in self._leading)
+                        result = _led(family, rules, restored=self._leading.get(family) == rules)
             except UnusableError as error:
                 return ApplyResult(faults=(Fault(FaultKind.LEGACY_GATE, detail=str(error)),))
-        (self._leading.add if rules else self._leading.discard)(family)
+        self._leading[family] = rules
         self._led[family] = (rules, behind, table_info(family, TableName.FILTER))
         return result
 

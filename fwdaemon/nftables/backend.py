@@ -93,7 +93,7 @@ class NftablesBackend:
         self._wanted: Wanted | None = None
         self._observed: Observed | None = None
         self._committed: Mapping[Family, Table] = {}
-        self._opened: set[tuple[Gate, int]] = set()
+        self._opened: dict[Gate, tuple[int, tuple[str, ...]]] = {}
         self._seen_libvirt = False
         self._settled: tuple[Desired, Observed, tuple[Fault, ...]] | None = None
         self._put_back = ApplyResult()
@@ -333,12 +333,12 @@ class NftablesBackend:
 
     def _moved(self, plan: Plan, observed: Observed, refused: Collection[Gate], bit: int) -> tuple[GateChange, ...]:
         """Tell which gates were opened, and which of them we had opened before and not closed ourselves."""
-        opened = [state for state in plan.shut if state.gate not in refused]
-        changes = tuple(GateChange(state.gate, (state.gate, bit) in self._opened, state.fault) for state in opened)
-        closed = {state.gate for state in plan.orphaned_gates}
-        self._opened = {(gate, other) for gate, other in self._opened if other == bit and gate not in closed}
-        self._opened |= {(state.gate, bit) for state in observed.gates if state.gate not in refused}
-        return changes
+        before, closed = self._opened, {state.gate for state in plan.orphaned_gates}
+        # That guests are to pass may be new, as the label may be.
+        wanted = {state.gate: (bit, state.paths.wanted) for state in observed.gates if state.gate not in refused}
+        opened = (state for state in plan.shut if state.gate not in refused)
+        self._opened = {gate: held for gate, held in before.items() if held[0] == bit and gate not in closed} | wanted
+        return tuple(GateChange(item.gate, before.get(item.gate) == wanted[item.gate], item.fault) for item in opened)
 
     def _tables(self, table_cache: TableCache, desired: Desired) -> dict[Family, Table]:
         return {} if self._gates_only else table_cache.tables(desired)
