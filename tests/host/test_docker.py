@@ -135,12 +135,15 @@ def test_beside_dockers_own_daemon(beside: Scene) -> None:
     host = beside.host
     programs = image.docker()
     words = ["--data-root=/tmp/docker", "--exec-root=/run/docker", "--pidfile=/run/docker.pid", "--storage-driver=vfs"]
-    beside.start(KEY)
-    host.run("ip", "link", "set", "docker0", "name", "docker9")
+    # It sets the policy where it turns forwarding on itself, as on a host on which it starts before libvirt.
+    host.run("sysctl", "-w", "net.ipv4.ip_forward=0")
     with dockers_rules(host, "iptables-nft"), dockers_rules(host, "ip6tables-nft"):
         docker = host.popen("env", f"PATH={programs}:/usr/sbin:/usr/bin:/sbin:/bin", f"{programs}/dockerd", *words)
         docker.wait_line("API listen on")
         assert forward_chain(host, "iptables-nft")[0] == "-P FORWARD DROP"
+        assert not is_online(beside)
+        beside.start(KEY)
         wait_until(lambda: len(paths(host, "iptables-nft")) > 1, "guests are let through")
         wait_until(partial(is_online, beside), "the guest is online beside Docker")
+        assert not reaches_container(beside)
         docker.stop()
