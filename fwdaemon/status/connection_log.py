@@ -7,6 +7,7 @@ room for, and counts the rest. A filter in the kernel keeps away what no guest w
 
 import asyncio
 import logging
+import math
 import os
 import select
 import socket
@@ -139,6 +140,8 @@ _AT_ONCE: Final = 128
 # Longer filters than the kernel takes, of 4,096 instructions.
 _MOST_GUESTS: Final = 512
 _TELL_EACH_S: Final = 60.0
+# How long it is read on where no forward has `log` any more: their connections are ended meanwhile.
+_LINGER_S: Final = 5.0
 _EVENTS: Final = "net.netfilter.nf_conntrack_events"
 
 
@@ -168,29 +171,23 @@ class ConnectionLog:
         followed = Followed.of(desired)
         if followed != self._followed:
             self._writer.open.follow(followed)
-        if followed.guests and self._reader is None:
-            try:
+        try:
+            if self._reader is not None and not self._reader.goes_on(followed.guests):
+                self._reader = None
+            if followed.guests and self._reader is None:
                 self._reader = _begun(_filter(followed.guests), self._buffer, self._writer)
-            except (OSError, RuntimeError) as error:  # no descriptor or no thread is to be had
-                self._warning.warn(f"connections are not logged: {error}; trying again")
-                return
-            self._warning.settle("connections are logged again")
-        elif self._reader is not None and not followed.guests:
-            self._end()
-        elif self._reader is not None and followed.guests != self._followed.guests:
-            attach(self._reader.source, _filter(followed.guests))
+        except (OSError, RuntimeError) as error:  # no descriptor or no thread is to be had
+            self._warning.warn(f"connections are not logged: {error}; trying again")
+            return
+        self._warning.settle("connections are logged again")
         self._desired, self._followed = desired, followed
 
     async def close(self, patience: float) -> bool:
         """Log no more; whether the thread ended within so many seconds."""
-        reader = self._end()
-        return reader is None or await asyncio.to_thread(reader.ended.wait, patience)
-
-    def _end(self) -> "_Reader | None":
-        reader, self._reader = self._reader, None
-        if reader is not None:
-            os.eventfd_write(reader.wake, 1)
-        return reader
+        if self._reader is None:
+            return True
+        self._reader.end(0.0)
+        return await asyncio.to_thread(self._reader.ended.wait, patience)
 
 
 @dataclass(slots=True)
@@ -225,13 +222,37 @@ class _Writer:
 
 @dataclass(slots=True)
 class _Reader:
-    """One socket, and the thread that reads it until `wake` is written to."""
+    """One socket, and the thread that reads it until it is to end; `wake` tells it that something changed."""
 
     source: socket.socket
     wake: int
     writer: _Writer
     ended: threading.Event = field(default_factory=threading.Event)
     dropped: int = 0
+    _until: float = math.inf
+    _turn: threading.Lock = field(default_factory=threading.Lock)
+
+    def goes_on(self, guests: Collection[Address]) -> bool:
+        """Read what these guests answer, or for a moment what those of before do: their connections end just now.
+
+        False where it has ended meanwhile.
+        """
+        if not guests:
+            self.end(_LINGER_S)
+            return True
+        with self._turn:
+            if self.ended.is_set():
+                return False
+            self._until = math.inf
+            attach(self.source, _filter(guests))
+        return True
+
+    def end(self, seconds: float) -> None:
+        """End in so many seconds, or before."""
+        with self._turn:
+            if not self.ended.is_set():
+                self._until = min(self._until, time.monotonic() + seconds)
+                os.eventfd_write(self.wake, 1)
 
     def run(self) -> None:
         """Read to the end."""
@@ -240,23 +261,38 @@ class _Reader:
         except Exception:  # noqa: BLE001  the daemon outlives a mistake of its own, and shows where it is
             _log.exception("this is a bug in kvm-portfwd; connections are not logged")
         finally:
+            with self._turn:
+                self._close()
+
+    def _close(self) -> None:
+        if not self.ended.is_set():
+            self.ended.set()
             self.source.close()
             os.close(self.wake)
-            self.ended.set()
+
+    def _is_over(self) -> bool:
+        with self._turn:
+            if time.monotonic() < self._until:
+                return False
+            self._read()
+            self._close()
+        return True
 
     def _read_on(self) -> None:
         waking, both = select.poll(), select.poll()
         waking.register(self.wake, select.POLLIN)
         both.register(self.wake, select.POLLIN)
         both.register(self.source, select.POLLIN)
-        while not any(file == self.wake for file, _ in both.poll(_TELL_EACH_S * 1000)):
+        while not self._is_over():
+            left = min(self._until - time.monotonic(), _TELL_EACH_S)
+            if any(file == self.wake for file, _ in both.poll(max(left, 0.0) * 1000)):
+                os.eventfd_read(self.wake)
             with self.writer.budget.charged(time.thread_time):
                 self._read()
             self.writer.tell()
             # While it waits, the kernel keeps what it has room for.
-            if (rest := self.writer.budget.rest()) and waking.poll(rest * 1000):
-                break
-        self._read()
+            if rest := self.writer.budget.rest():
+                waking.poll(rest * 1000)
         self.writer.tell(at_once=True)
 
     def _read(self) -> None:

@@ -120,3 +120,18 @@ def test_what_the_kernel_has_no_room_for_is_counted(
         end_all()
         wait_until(lambda: log.lost > 0, "some are lost")
     assert told(journal, "unlogged")
+
+
+def test_ends_are_told_that_come_just_after_the_last_forward_went(
+    machines: Topology, rules: Backend, plan: Plan, journal: pytest.LogCaptureFixture, *, legacy: bool
+) -> None:
+    web = replace(forward("tcp *:8000", guest(plan.peer)), log=Cut())
+    with logging_of(rules, web, legacy=legacy) as log:
+        assert machines.outside.tcp(plan.other, 8000).answered
+        wait_until(lambda: bool(told(journal, "connected")), "the begin is told")
+        log.follow(Desired())
+        end_all()
+        wait_until(lambda: bool(told(journal, "disconnected")), "the end is told")
+        log.follow(Desired().having([web]))
+        assert machines.outside.tcp(plan.other, 8000).answered
+        wait_until(lambda: len(told(journal, "connected")) > 1, "the log goes on")
