@@ -267,7 +267,8 @@ def _without_sets(config: Config) -> list[Problem]:
     asking = [entry.origin for entry in config.entries if entry.admission is not None]
     if config.daemon.barred is not None:
         asking += [entry.origin for entry in config.entries]
-    what = 'asks for set:…, deny, rate or max_open, which take nftables; write backend = "auto" or leave it out'
+    asked = "set:…, deny, rate or max_open, or for sources of a 1:1 address or a route"
+    what = f'asks for {asked}, which take nftables; write backend = "auto" or leave it out'
     return [Problem(at.file, at.line, what) for at in dict.fromkeys(asking)]
 
 

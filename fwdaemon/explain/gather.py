@@ -12,10 +12,11 @@ from itertools import product
 from pathlib import Path
 from typing import Any, Final
 
+from fwdaemon.config.loader import read_list_file
 from fwdaemon.config.names import NFT_NAME
 from fwdaemon.core.admission import Place, Ranges
 from fwdaemon.core.inventory import HostAddress
-from fwdaemon.core.text import shown
+from fwdaemon.core.text import GrammarError, shown
 from fwdaemon.core.types import Address, Family, Listener, Subnet
 from fwdaemon.errors import KernelError, PortfwdError, ProcessError
 from fwdaemon.explain.far_probe import ask_from_afar
@@ -24,9 +25,11 @@ from fwdaemon.kernel import sysctl
 from fwdaemon.kernel.listeners import Holders, listeners
 from fwdaemon.kernel.observe import answers_now, observe_host
 from fwdaemon.kernel.process import Runner
-from fwdaemon.nftables.admission import set_name
+from fwdaemon.nftables.admission import limiting_sets, set_name
 from fwdaemon.nftables.existing import elements_of, hooked_chains, is_iptables
 from fwdaemon.nftables.external import bounds_of, paired
+from fwdaemon.nftables.model import TABLE_NAME
+from fwdaemon.nftables.table_cache import limited_sources
 from fwdaemon.rulesets import nft_listing, xt_listing
 from fwdaemon.rulesets.packet import BaseChain, System
 
@@ -157,6 +160,23 @@ class Kernel:
                 messages = elements_of(family, set_name(name, family, 0))
                 found[family, name] = Ranges(paired((item for each in messages for item in bounds_of(each)), family))
         return found
+
+    def over_limit(self, counted_as: str, source: Address) -> int:
+        """See `World.over_limit`."""
+        found = 0
+        for name in limiting_sets(counted_as):
+            with suppress(ProcessError):  # there is no such limit, or the rules are elsewhere
+                where = Family.of(source).word, TABLE_NAME, name
+                listing = self._runner.run("nft", "list", "set", *where).stdout
+                found += limited_sources(listing).get(counted_as, {}).get(source, 0)
+        return found
+
+    def text_of(self, file: Path) -> bytes:
+        """See `World.text_of`."""
+        try:
+            return read_list_file(file)
+        except GrammarError:
+            return b""
 
     def is_on_link(self, address: Address) -> bool:
         """See `World.is_on_link`; any packet has the kernel ask its neighbours."""

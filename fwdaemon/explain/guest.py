@@ -14,11 +14,11 @@ from fwdaemon.config.model import Config, ForwardEntry, GuestEntry, RouteEntry
 from fwdaemon.core.inventory import Domain, GuestInterface, Hindrance, HindranceKind, Inventory, Network
 from fwdaemon.core.state import Desired
 from fwdaemon.core.text import shown
-from fwdaemon.core.types import Address, Family, Origin
+from fwdaemon.core.types import Address, Family, Origin, Protocol
 from fwdaemon.explain import remedies
 from fwdaemon.explain.arrival import Arrival, Request
 from fwdaemon.explain.delivery import Delivery
-from fwdaemon.explain.entrance import Entrance, HostContext, Judge
+from fwdaemon.explain.entrance import Entrance, HostContext, Judge, Target
 from fwdaemon.explain.report import RELOAD, Cause, Report, Step, World, fine, unknown, wrong
 from fwdaemon.resolve.addresses import SubnetIndex
 from fwdaemon.resolve.guests import Absence, Guest, GuestFinder
@@ -256,3 +256,12 @@ def _going_out(context: HostContext, device: str | None, rule: str) -> Iterator[
         entrance = Entrance(context)
         yield from entrance.enter()
         yield from Delivery(context, entrance).go_out(device)
+
+
+def carried(arrival: Arrival, target: Target) -> Step:
+    """Tell how what is for a loopback address gets to a guest."""
+    if arrival.protocol is Protocol.SCTP:
+        text = f"forwards of SCTP do not answer on {arrival.address}"
+        return wrong("proxy", text, Cause.LOCALHOST_OFF, "Connect to another address of this host instead.")
+    where = f"port {target.number} of {target.address}"
+    return fine("proxy", f"the daemon listens on {arrival.address} and opens a connection of the host's own to {where}")

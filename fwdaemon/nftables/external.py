@@ -19,7 +19,8 @@ from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Address, Family
 from fwdaemon.kernel.netlink import Message, attributes, nested
 from fwdaemon.nftables.admission import DENY, LARGE, external_name, set_name, unfilled
-from fwdaemon.nftables.model import TABLE_NAME, Chain, Rule, Table, element_lines, table_name
+from fwdaemon.nftables.commands import element_lines
+from fwdaemon.nftables.model import TABLE_NAME, Chain, Rule, Table, table_name
 
 _log = logging.getLogger(__name__)
 
@@ -80,6 +81,17 @@ class Externals:
         """Have all sets read again: some changes went unheard."""
         with self._lock:
             self.doubted |= self._held.keys()
+
+    def beginning(self, place: Place) -> dict[int, Element]:
+        """Give the elements of a set by their first addresses."""
+        with self._lock:
+            return {element.first: element for element in self._held.get(place, {})}
+
+    @property
+    def number(self) -> int:
+        """How many elements there are, also of those that have ended."""
+        with self._lock:
+            return sum(map(len, self._held.values()))
 
     def left(self, place: Place, now: float) -> dict[Element, float | None]:
         """Give the elements of a set, each with the seconds that are left of it."""
@@ -175,7 +187,7 @@ def paired(bounds: Iterable[Bound], family: Family) -> dict[Element, float | Non
     found: dict[Element, float | None] = {}
     begun: Bound | None = None
     for bound in sorted(bounds, key=lambda bound: (bound.key, not bound.is_end)):
-        if begun is not None:
+        if begun is not None and begun.key < bound.key:
             found[Element(begun.key, bound.key - 1)] = begun.left
         begun = None if bound.is_end else bound
     if begun is not None:
@@ -183,27 +195,58 @@ def paired(bounds: Iterable[Bound], family: Family) -> dict[Element, float | Non
     return found
 
 
+def announced(bounds: Iterable[Bound]) -> tuple[dict[Element, float | None], list[Bound]]:
+    """Make ranges of bounds in the order in which the kernel announces them, and give those without an end apart.
+
+    Of what is added once more though it is there, it announces but the beginning.
+    """
+    found: dict[Element, float | None] = {}
+    alone: list[Bound] = []
+    for bound in bounds:
+        if not bound.is_end:
+            alone.append(bound)
+        elif alone and alone[-1].key < bound.key:
+            begun = alone.pop()
+            found[Element(begun.key, bound.key - 1)] = begun.left
+    return found, alone
+
+
 class Hearing:
     """Follows what others change in external sets: what is announced of one commit is told once it is over."""
 
     def __init__(self, externals: Externals) -> None:
         self._externals = externals
-        self._changes: dict[Place, tuple[list[Bound], list[Bound]]] = defaultdict(lambda: ([], []))
+        self._changes: defaultdict[Place, list[tuple[bool, list[Bound]]]] = defaultdict(list)
 
     def takes(self, message: Message, *, added: bool) -> bool:
         """Take a message about elements, if they are in an external set."""
         place = place_of(message)
         if place is None or place[1] not in self._externals.names:
             return False
-        self._changes[place][not added].extend(bounds_of(message))
+        turns = self._changes[place]
+        if not turns or turns[-1][0] is not added:  # one commit may add an element, delete it and add it again
+            turns.append((added, []))
+        turns[-1][1].extend(bounds_of(message))
         return True
 
     def committed(self) -> None:
         """Tell what a commit has changed."""
-        changes, self._changes = self._changes, defaultdict(lambda: ([], []))
-        for place, (added, removed) in changes.items():
-            ends = {element: _until(left) for element, left in paired(added, place[0]).items()}
-            self._externals.change(place, ends, paired(removed, place[0]))
+        changes, self._changes = self._changes, defaultdict(list)
+        for place, turns in changes.items():
+            for added, bounds in turns:
+                found = self._elements(place, bounds, added=added)
+                self._externals.change(place, found if added else {}, () if added else found)
+
+    def _elements(self, place: Place, bounds: Iterable[Bound], *, added: bool) -> dict[Element, float | None]:
+        """Make elements of what was announced; one without an end goes on to the last address, or is there already."""
+        found, alone = announced(bounds)
+        known = self._externals.beginning(place) if alone else {}
+        for begun in alone:
+            if begun.key not in known:
+                found[Element(begun.key, (1 << place[0].bits) - 1)] = begun.left
+            elif not added:
+                found[known[begun.key]] = None
+        return {element: _until(left) for element, left in found.items()}
 
 
 def _until(left: float | None) -> float | None:
@@ -221,6 +264,11 @@ class ExternalKeeper:
         self._externals, self._listed = externals, listed
         self._pending: set[Place] = set()
         self._gives_up = False
+
+    @property
+    def crowded(self) -> bool:
+        """Whether others have very many elements in our sets."""
+        return self._externals.number > LARGE
 
     def expect(self, desired: Desired) -> None:
         """Say which sets there are."""
