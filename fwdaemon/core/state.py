@@ -1,7 +1,6 @@
 """The desired state as plain data: what is to be reachable now, and why the rest waits.
 
-How it follows from configuration and inventory is in `fwdaemon.resolve.placement`; how it becomes rules is the
-business of the backends.
+How it follows from configuration and inventory is in `fwdaemon.resolve.placement`; the backends make rules of it.
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -150,16 +149,17 @@ class Desired:
     into those that are `closed`, and those of isolated networks among them, it lets nobody. `forwarded` names the
     active networks for which libvirt itself wants packets of a family forwarded. In `confined` families we turn
     forwarding on, or have done so: what libvirt does not want forwarded for its networks is refused there, as it was
-    not forwarded before. Frames within `bridging` bridges pass the same chains, and are none of that. On
-    interfaces that are `switched`, forwarding was off on them alone: so that is refused if it comes in by one.
+    not forwarded before. Frames within `bridging` bridges pass the same chains, and are none of that. Interfaces that
+    are `switched` alone had forwarding off: what comes in by one is refused.
     `kept` are families that had exposures before: their tables stay, to go on refusing what is left of connections
     that were ended. `expanded` are the entries of patterns and with automatic ports, each for one domain. `remarks` are
-    of what is there and does not count, and of entries that work for now.
-    On `guest_paths`, chains of others that would refuse libvirt's own guests are to leave the decision to libvirt.
-    `sets` are the named sets of sources that there are. Whom `barred` denies may connect to nothing.
+    of what is there and does not count, and of entries that work for now. On `guest_paths`, chains of others that would
+    refuse libvirt's own guests are to leave the decision to libvirt. `sets` are the named sets of sources that there
+    are. Whom `barred` denies may connect to nothing. With `counts_down`, rules that know one clock alone ask a set as
+    well: it is empty once an end has come by another.
 
-    Two states that follow each other share nearly all exposures, as the same objects in sets. So they are compared by
-    operations of sets, which neither hash nor compare them anew; and what follows from all of them is worked out once.
+    Two states that follow each other share nearly all exposures, as the same objects in sets, whose operations neither
+    hash nor compare them anew. What follows from all of them is worked out once.
     """
 
     forwards: frozenset[Forward] = frozenset()
@@ -191,6 +191,7 @@ class Desired:
     sets: tuple[SourceSet, ...] = ()
     barred: Admission | None = None
     guest_paths: frozenset[GuestPath] = frozenset()
+    counts_down: bool = False
 
     @cached_property
     def exposures(self) -> frozenset[Exposure]:

@@ -12,7 +12,7 @@ from uuid import UUID
 from fwdaemon.audit.causes import why
 from fwdaemon.config.model import Config, ForwardEntry, GuestEntry, RouteEntry
 from fwdaemon.core.inventory import Domain, GuestInterface, Hindrance, HindranceKind, Inventory, Network
-from fwdaemon.core.state import Desired
+from fwdaemon.core.state import Desired, Waiting
 from fwdaemon.core.text import shown
 from fwdaemon.core.types import Address, Family, Origin, Protocol
 from fwdaemon.explain import remedies
@@ -265,3 +265,11 @@ def carried(arrival: Arrival, target: Target) -> Step:
         return wrong("proxy", text, Cause.LOCALHOST_OFF, "Connect to another address of this host instead.")
     where = f"port {target.number} of {target.address}"
     return fine("proxy", f"the daemon listens on {arrival.address} and opens a connection of the host's own to {where}")
+
+
+def is_for(refused: Waiting, arrival: Arrival) -> bool:
+    """Whether what is refused asks for what arrives."""
+    claim = refused.claim
+    if claim is None or (claim.ports, claim.address) == (None, None):
+        return False
+    return claim.takes(arrival.protocol, arrival.address, arrival.port)

@@ -9,7 +9,7 @@ import asyncio
 import ctypes
 import logging
 import os
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 from functools import reduce
 
@@ -18,7 +18,16 @@ from fwdaemon.core.report import Actor, ActorKind, ApplyResult, Fault, FaultKind
 from fwdaemon.core.types import Family, Gate, GateFault, GuestPath
 from fwdaemon.errors import KernelError
 from fwdaemon.legacy.client import HelperClient, Session, UnusableError
-from fwdaemon.legacy.info import TableInfo, existing_tables, has_paths, lock_path, table_info
+from fwdaemon.legacy.info import (
+    LAYOUT,
+    TableInfo,
+    decode,
+    existing_tables,
+    is_path,
+    lock_path,
+    table_entries,
+    table_info,
+)
 from fwdaemon.legacy.model import (
     Change,
     Head,
@@ -108,7 +117,7 @@ class LegacyGates:
         results = []
         for family in Family:
             rules = _of_family(paths, family)
-            if TableName.FILTER in existing_tables(family) and (rules or has_paths(family)):
+            if TableName.FILTER in existing_tables(family) and (rules or _has_paths(family)):
                 with self._helpers[family].locked(_PATIENCE) as session:
                     change = session.paths(rules, behind)
                 if not change.empty:
@@ -122,7 +131,7 @@ class LegacyGates:
         if self._led.get(family) == (rules, behind, table_info(family, TableName.FILTER)):
             return ApplyResult()
         result = ApplyResult()
-        if rules or has_paths(family):
+        if rules or _has_paths(family):
             try:
                 with self._helpers[family].locked(_PATIENCE) as session:
                     change = session.paths(rules, behind)
@@ -201,19 +210,23 @@ _BUFFER = 1 << 16
 class LegacyMonitor:
     """Calls `changed` on the asyncio loop's thread when the legacy tables may have changed."""
 
-    def __init__(self, changed: RulesChanged, poll: float = POLL) -> None:
-        self._changed = changed
+    def __init__(
+        self, changed: RulesChanged, sets: Callable[[], Mapping[str, object]] = dict, poll: float = POLL
+    ) -> None:
+        """Take what gives something else once any set of ours is another."""
+        self._changed, self._sets = changed, sets
         self._poll_every = poll
         self._libc = ctypes.CDLL(None, use_errno=True)
         self._inotify = -1
         self._warning = WarnOnce()
         self._seen: dict[tuple[Family, TableName], TableInfo] = {}
+        self._seen_sets: Mapping[str, object] = {}
         self._polling: asyncio.TimerHandle | None = None
         self._telling: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
         """Begin to watch. While the kernel has no inotify left, changes are noticed by their size alone."""
-        self._seen = _sizes()
+        self._seen, self._seen_sets = _sizes(), self._set_sizes()
         self._poll()
 
     def close(self) -> None:
@@ -247,6 +260,16 @@ class LegacyMonitor:
         if sizes != self._seen:
             self._seen = sizes
             self._changed(_SOMEBODY, full=True)
+        if (sets := self._set_sizes()) != self._seen_sets:
+            self._seen_sets = sets
+            self._changed(_SOMEBODY, full=False)
+
+    def _set_sizes(self) -> Mapping[str, object]:
+        try:
+            return self._sets()
+        except KernelError as error:
+            _log.debug("the sizes of sets are not known: %s", error)
+            return self._seen_sets
 
     def _read(self) -> None:
         try:
@@ -268,3 +291,19 @@ def _sizes() -> dict[tuple[Family, TableName], TableInfo]:
     except KernelError as error:
         _log.debug("the sizes of the legacy tables are not known: %s", error)
         return {}
+
+
+def _has_paths(family: Family) -> bool:
+    """Whether any rule in the filter table is one of those.
+
+    Raises:
+        KernelError: the kernel does not tell.
+
+    """
+    entries, start = table_entries(family, TableName.FILTER), 0
+    while start < len(entries):
+        following = LAYOUT[family].unpack_from(entries, start)[1]
+        if is_path(family, decode(family, entries[start : start + following])):
+            return True
+        start += following
+    return False

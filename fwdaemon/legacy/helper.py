@@ -21,7 +21,7 @@ from fwdaemon.errors import label_remedy
 from fwdaemon.legacy import library, model
 from fwdaemon.legacy.info import Entry, decode, is_path, lock_path, read_rule
 from fwdaemon.legacy.library import HelperError, LibraryError, LockError, RefusedError, TableError
-from fwdaemon.legacy.model import COMMENT, FWD, OUT, OWN_CHAINS, Change, Edit, Rule, TableName, labelled, labelling
+from fwdaemon.legacy.model import COMMENT, FWD, OUT, Change, Edit, Rule, TableName, is_own, labelled, labelling
 
 _FORWARD = "FORWARD"
 # How the names of libvirt's chains begin.
@@ -140,6 +140,8 @@ class Operations:
         match request["do"]:
             case model.SELF_TEST:
                 return self.self_test()
+            case model.TRY:
+                return [self._hindrance(model.unpack_rule(packed)) for packed in request["rules"]]
             case model.OBSERVE:
                 heads = model.unpack_heads(request["heads"])
                 return self.observe(heads, request["behind"], request["patience"])
@@ -209,7 +211,7 @@ class Operations:
     def _culprit(self, name: TableName, change: Change) -> Rule | None:
         """Find a rule that the kernel refuses by itself, in an unlinked chain; one of each form is tried."""
         inserted = [rule for edit in change.edits for _, rule in edit.insert]
-        forms = {library.form(rule): rule for rule in reversed(inserted) if rule.target not in OWN_CHAINS}
+        forms = {_form(rule): rule for rule in reversed(inserted) if not is_own(rule.target)}
         return next((rule for rule in forms.values() if self._is_refused(name, rule)), None)
 
     def _is_refused(self, name: TableName, rule: Rule) -> bool:
@@ -228,11 +230,16 @@ class Operations:
         return False
 
     def _tried(self, sample: Rule) -> str | None:
+        if (reason := self._hindrance(sample)) is None:
+            return None
+        text = " ".join(str(sample).split())
+        return f"{text!r} does not work for IPv{self._family}: {reason}{label_remedy(sample.matches)}"
+
+    def _hindrance(self, sample: Rule) -> str | None:
         try:
             self._compiler.compile(sample)
         except RefusedError as error:
-            text = " ".join(str(sample).split())
-            return f"{text!r} does not work for IPv{self._family}: {error.reason}{label_remedy(sample.matches)}"
+            return error.reason
         return None
 
 
@@ -256,6 +263,12 @@ def _refusal(family: Family, table: library.OpenTable, others: Iterable[Entry], 
             return None
         rules.append(read_rule(family, entry))
     return before_refusal(rules, table.rules, behind, accepts=table.policy(_FORWARD) == "ACCEPT")
+
+
+def _form(rule: Rule) -> tuple[str, ...]:
+    """Name the matches and the target of a rule: those of one form are taken or refused alike."""
+    words = library.parse(rule)
+    return (*(match.name for match in words.matches), words.target.name)
 
 
 Do = Callable[[Mapping[str, Any]], Any]

@@ -14,9 +14,9 @@ from fwdaemon.core.admission import Admission, Element, Rate, SourceSet
 from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Family, Origin
 from fwdaemon.explain.gather import Kernel
+from fwdaemon.kernel.external_sets import Externals
 from fwdaemon.kernel.process import Finished, SystemRunner
 from fwdaemon.nftables.backend import NftablesBackend
-from fwdaemon.nftables.external import Externals
 from fwdaemon.nftables.generation import Announcements, Commits, open_monitor
 from fwdaemon.nftables.model import TABLE_NAME
 from fwdaemon.rulesets.evaluation import pass_through

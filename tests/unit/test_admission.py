@@ -17,8 +17,8 @@ from fwdaemon.errors import ConfigError
 from fwdaemon.explain.arrival import parse_request
 from fwdaemon.explain.report import Cause
 from fwdaemon.explain.trace import explain
+from fwdaemon.kernel.external_sets import Added, Externals
 from fwdaemon.nftables.difference import difference
-from fwdaemon.nftables.external import Added, Externals
 from fwdaemon.nftables.ruleset import tables
 from fwdaemon.nftables.table_cache import TableCache, limited_sources
 from fwdaemon.resolve.flows import Flow, Judge
@@ -122,7 +122,6 @@ def test_what_one_entry_opens_for_one_guest_is_counted_together_and_nothing_else
         ('[[set]]\nname = "a"\nfile = "list.txt"\n', "no absolute path"),
         (BANNED + BANNED, '5: a set "banned" is already at /etc/portfwd.toml:2'),
         ('[[set]]\nname = "a"\nfile = "/nowhere"\n', 'set "a": /nowhere is not there'),
-        ('[daemon]\nbackend = "iptables"\n' + WEB + "max_open = 3\n", 'write backend = "auto"'),
     ],
 )
 def test_what_is_wrong_is_told_with_its_line_and_a_remedy(text: str, said: str) -> None:
