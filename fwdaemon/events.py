@@ -24,7 +24,8 @@ from fwdaemon.errors import LibvirtUnavailableError, PortfwdError, shortage
 from fwdaemon.hostnet.owned_state import DIRECTORY, Learned
 from fwdaemon.hostnet.public_addresses import with_lent
 from fwdaemon.hypervisor.agent import AgentConnection, AgentRounds
-from fwdaemon.hypervisor.connection import EventLoop, LibvirtConnection
+from fwdaemon.hypervisor.connection import LibvirtConnection
+from fwdaemon.hypervisor.event_loop import EventLoop
 from fwdaemon.hypervisor.lease_watch import DNSMASQ_DIRECTORY, LeaseWatch
 from fwdaemon.hypervisor.link import ConnectionState, LibvirtLink
 from fwdaemon.kernel import probes
