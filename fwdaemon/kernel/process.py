@@ -20,7 +20,7 @@ from typing import ClassVar, Protocol, TypeVar
 from weakref import WeakSet
 
 from fwdaemon.audit.throttle import WarnOnce
-from fwdaemon.core.pace import SHARE_OF_USERS, STOCK_OF_USERS_S, Backoff, Budget, Budgets
+from fwdaemon.core.pace import Backoff, Budget, Budgets
 from fwdaemon.errors import HangingError, KernelError, ProcessError, shortage
 
 # The one place that starts programs.
@@ -267,7 +267,7 @@ def budget_of_guests() -> Budget:
 
 def new_budgets() -> Budgets:
     """Give new budgets for what guests and users of libvirt cause."""
-    return Budgets(budget_of_guests(), Budget(time.monotonic, threading.Lock(), SHARE_OF_USERS, STOCK_OF_USERS_S))
+    return Budgets.new(time.monotonic, threading.Lock)
 
 
 def find_program(name: str, path: str = PATH) -> str | None:
