@@ -298,9 +298,7 @@ class Sweeper:
         self._end_strangers(sweep)
         if sweep.removed is None or sweep.removed or sweep.fewer_uplinks or sweep.barred:
             for batch in self._connections.outdated(sweep.outdated(), sweep.label, sweep.guests):
-                # Whatever has come since may carry them.
-                coming = Carriers(self._live - sweep.live)
-                ended += self._end([entry for entry in batch if coming.carrier(entry.flow) is None], sweep.moved)
+                ended += self._end(self._not_carried_since(batch, sweep), sweep.moved)
         for label in sorted(sweep.old_labels):
             for batch in self._connections.outdated(Judge((), sweep.local), label):
                 ended += self._end(batch, sweep.moved)
@@ -310,6 +308,13 @@ class Sweeper:
                 self._ended += ended
             lines.connections_ended(ended)
         self._end_turned({turned(flow) for flow in claimed if flow.protocol is Protocol.UDP})
+
+    def _not_carried_since(self, batch: list[Entry], sweep: Sweep) -> list[Entry]:
+        """Leave out what may be carried by exposures that came after this sweep was asked for."""
+        if self._live is sweep.live:
+            return batch
+        coming = Carriers(self._live - sweep.live)
+        return [entry for entry in batch if coming.carrier(entry.flow) is None]
 
     def _end_strangers(self, sweep: Sweep) -> None:
         if sweep.strangers is None:

@@ -54,6 +54,8 @@ _TRIES = 3
 # Each pass lists what is refused, too. These take about 30 ms.
 _REFUSED_ALONE = 256
 _MOST_REFUSED = 2048
+# So long, in seconds, what is refused already is not written again for more connections of the same port.
+_RENEWED_AFTER = 5.0
 
 
 class NftablesBackend:
@@ -93,6 +95,7 @@ class NftablesBackend:
         self._settled: tuple[Desired, Observed, tuple[Fault, ...]] | None = None
         self._put_back = ApplyResult()
         self._ended = Ended(_REFUSED_ALONE, _MOST_REFUSED)
+        self._refused: tuple[int | None, float] = (None, 0.0)
 
     def apply(self, desired: Desired, *, full: bool) -> ApplyResult:
         """See `Backend.apply`."""
@@ -217,11 +220,14 @@ class NftablesBackend:
         if flows:
             now = self._clock()
             self._ended.forget(now)
-            self._ended.add(flows, now + REFUSED_FOR_S)
+            more, (generation, written_at) = self._ended.add(flows, now + REFUSED_FOR_S), self._refused
+            if not more and now < written_at + _RENEWED_AFTER and generation == current_generation():
+                return
             held = {flow: left for flow, left in self._ended.left(now).items() if flow.family in self._committed}
             self._commits.commit("nft", "-f", "-", stdin=refusal_script(held, self._committed))
             if self._observed is not None:
                 self._advance(self._observed, listed=self._observed.listed)
+            self._refused = (self._observed.generation if self._observed else None, now)
 
     def remove(self) -> ApplyResult:
         """See `Backend.remove`."""
