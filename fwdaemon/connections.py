@@ -20,7 +20,7 @@ from fwdaemon.kernel import conntrack
 from fwdaemon.kernel.conntrack_listing import Entry
 from fwdaemon.kernel.process import Beside, new_budgets
 from fwdaemon.netfilter import Rules
-from fwdaemon.resolve.flows import Carriers, Flow, Judge, Strangers, renamings, turned
+from fwdaemon.resolve.flows import Carriers, Flow, Judge, Strangers, turned
 
 
 class Conntrack(Interface):
@@ -79,14 +79,14 @@ def close_everything(
     label: int,
     connections: Conntrack = conntrack,
     clock: Clock = time,
-    known: Collection[Exposure] = (),
+    left: Collection[Renaming] = (),
 ) -> ApplyResult:
     """End all connections that are ours, and take away every rule that is ours; what fails is a fault.
 
-    Of connections without our label, those are ours that guests of `known` exposures opened, and of exposures that the
-    rules of another run were for.
+    Of connections without our label, those are ours that 1:1 guests opened by the pairs of addresses that are `left`,
+    and by those that the rules of another run were for.
     """
-    faults = tuple(_ending(rules, label, connections, clock, renamings(known)))
+    faults = tuple(_ending(rules, label, connections, clock, frozenset(left)))
     return joined(ApplyResult(faults=faults), tried(rules.remove))
 
 
