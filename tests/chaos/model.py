@@ -3,10 +3,11 @@
 Everything that must follow from it is in `tests.chaos.truth`.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from uuid import NAMESPACE_DNS, uuid5
 
-from tests.lab.host import PUBLIC4_SECOND
+from tests.lab.host import CLIENT4_SECOND, PUBLIC4_SECOND
 
 STEADY, STILL = "steady", "still"
 # The neighbour of the steady guest, which no entry names.
@@ -83,7 +84,10 @@ class Port:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A `[[forward]]`, or with `public` a `[[nat]]`. `reserved` leaves it to libvirt to know the address."""
+    """A `[[forward]]`, or with `public` a `[[nat]]`. `reserved` leaves it to libvirt to know the address.
+
+    One with `deny` stays closed in the legacy tables.
+    """
 
     domain: str
     ports: tuple[Port, ...] = ()
@@ -92,6 +96,7 @@ class Entry:
     by_uuid: bool = False
     source: str | None = None
     public: str | None = None
+    deny: str | None = None
 
     def toml(self, domain: Domain) -> str:
         """Write it for the configuration."""
@@ -105,6 +110,8 @@ class Entry:
             lines.append(f"ports = [{', '.join(f'{chr(34)}{port.word}{chr(34)}' for port in self.ports)}]")
         if self.source:
             lines.append(f'sources = ["{self.source}"]')
+        if self.deny:
+            lines.append(f'deny = ["{self.deny}"]')
         return "\n".join([*lines, ""])
 
 
@@ -118,12 +125,15 @@ ENTRIES = {
     "b-configured": Entry("b", (Port(8001, 80), Port(5300, 9001, "udp"))),
     "b-ipv6": Entry("b", (Port(8001, 80),), version=6),
     "b-before-a": Entry("b", (Port(8000, 80, listen=PUBLIC4_SECOND),)),
+    "b-denied": Entry("b", (Port(8006, 80),), deny=CLIENT4_SECOND),
     "c-one-address": Entry("c", (Port(8002, 443, listen=PUBLIC4_SECOND),)),
     "c-range": Entry("c", (Port(8079, 79, width=3),)),
     "c-nat": Entry("c", public="198.51.100.8"),
     "d-name": Entry("d", (Port(8004, 80),)),
     "d-uuid": Entry("d", (Port(8005, 80),), by_uuid=True),
 }
+# What is opened for a while, beside whatever is configured.
+TEMPORARY = Entry("a", (Port(8010, 80),), reserved=True)
 # Without these the daemon can bring about nothing; of the lock, only what is in the legacy tables.
 _NEEDED, _LEGACY_NEEDS = {"threads", "descriptors", "nft"}, {"lock"}
 ALWAYS = ("steady", "steady6", "steady-nat")
@@ -143,8 +153,9 @@ textfile = "/var/lib/kvm-portfwd/metrics.prom"
 class World:
     """The model. `daemon` is up, paused or down; `knows` says that it has had an answer from libvirt.
 
-    `removed` says that all rules of ours were taken away on purpose, and have not come back yet. `short` names what
-    there is not enough of, as `shortages` does. `legacy` says that our rules are in the legacy tables.
+    `opened` says that something is open for a while. `removed` says that all rules of ours were taken away on purpose,
+    and have not come back yet. `short` names what there is not enough of, as `shortages` does. `legacy` says that our
+    rules are in the legacy tables.
     """
 
     domains: dict[str, Domain] = field(default_factory=lambda: {key: Domain(key, key) for key in PLACES})
@@ -153,6 +164,7 @@ class World:
     libvirtd: bool = True
     daemon: str = "up"
     knows: bool = True
+    opened: bool = False
     removed: bool = False
     short: set[str] = field(default_factory=set)
     legacy: bool = False
@@ -161,6 +173,13 @@ class World:
         """The configuration in force, as text."""
         chosen = ((ENTRIES[name], self.domains[ENTRIES[name].domain]) for name in self.entries)
         return _HEAD.format(on_stop=on_stop) + "".join(entry.toml(domain) for entry, domain in chosen)
+
+    @property
+    def wanted(self) -> Iterator[Entry]:
+        """What is to be open while its domain runs."""
+        yield from (ENTRIES[name] for name in self.entries)
+        if self.opened:
+            yield TEMPORARY
 
     @property
     def active_networks(self) -> frozenset[str]:

@@ -1,7 +1,7 @@
 """Our tables in nftables, read back from nft's JSON: the exposures they hold, and anything else in them."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import ip_address, summarize_address_range
 from typing import Any
 
@@ -55,7 +55,9 @@ def read_table(version: int, listing: str) -> NftTable | None:
             found = _plain_exposure(version, key, targets[chain].pop(str(key), None))
             oddities += [f"{key} has no target"] * (not found)
         else:
-            found = _exposures(version, key, dispatch_chain)
+            denied = [rule for rule in dispatch_chain if {"drop": None} in rule["expr"]]
+            dispatch_chain = [rule for rule in dispatch_chain if rule not in denied]
+            found = {replace(each, denied=_denied(denied)) for each in _exposures(version, key, dispatch_chain)}
             wanted = len(dispatch_chain) // 2 if chain.startswith("from.") else len(dispatch_chain)
             oddities += [f"{key}: {len(dispatch_chain)} rules, {len(found)} translations"] * (len(found) != wanted)
         exposures |= found
@@ -117,11 +119,16 @@ def _first_port(dnat: Item) -> int:
     return first
 
 
+def _denied(rules: list[Item]) -> str:
+    return " ".join(map(_source, rules))
+
+
 def _source(rule: Item) -> str:
     for part in rule["expr"]:
         match part:
             case {"match": {"left": {"payload": {"field": "saddr"}}, "right": right}}:
-                return _subnet(right["set"][0] if "set" in right else right)
+                found = right["set"][0] if isinstance(right, dict) and "set" in right else right
+                return found if isinstance(found, str) else _subnet(found)
     return ANY
 
 

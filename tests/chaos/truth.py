@@ -7,14 +7,17 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from ipaddress import collapse_addresses, ip_network
 
-from tests.chaos.model import ENTRIES, NETWORKS, Domain, Entry, World
+from tests.chaos.model import NETWORKS, Domain, Entry, World
 
 ANY = "*"
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class Exposure:
-    """One translation the kernel must hold; `protocol` and ports are empty and 0 for a whole address."""
+    """One translation the kernel must hold; `protocol` and ports are empty and 0 for a whole address.
+
+    Who comes from `denied` is not let in.
+    """
 
     version: int
     protocol: str
@@ -24,31 +27,32 @@ class Exposure:
     source: str
     target: str
     target_port: int
+    denied: str = ""
 
 
 def live_exposures(world: World) -> frozenset[Exposure]:
     """Every translation that must be there, and there must be no other."""
     return frozenset(
         exposure
-        for name in world.entries
-        if _is_live(ENTRIES[name], world)
-        for exposure in _exposures(ENTRIES[name], world.domains[ENTRIES[name].domain])
+        for entry in world.wanted
+        if _is_live(entry, world)
+        for exposure in _exposures(entry, world.domains[entry.domain])
     )
 
 
 def _is_live(entry: Entry, world: World) -> bool:
-    domain = world.domains[entry.domain]
-    return domain.running and world.networks[domain.network] and (entry.by_uuid or domain.name == entry.domain)
+    domain, closed = world.domains[entry.domain], world.legacy and entry.deny
+    named = entry.by_uuid or domain.name == entry.domain
+    return domain.running and world.networks[domain.network] and named and not closed
 
 
 def _exposures(entry: Entry, domain: Domain) -> Iterator[Exposure]:
-    target, source = domain.address(entry.version), entry.source or ANY
+    target, source, denied = domain.address(entry.version), entry.source or ANY, entry.deny or ""
     if entry.public:
         yield Exposure(entry.version, "", entry.public, 0, 0, source, target, 0)
     for port in entry.ports:
-        yield Exposure(
-            entry.version, port.protocol, port.listen or ANY, port.first, port.width, source, target, port.guest
-        )
+        there = target, port.guest, denied
+        yield Exposure(entry.version, port.protocol, port.listen or ANY, port.first, port.width, source, *there)
 
 
 def public_addresses(world: World) -> frozenset[str]:
@@ -78,7 +82,8 @@ def answering(world: World, protocol: str, address: str, port: int, source: str)
             # Of a 1:1 address every port is the guest's; a forward on every address goes before it.
             ports = range(claim.first, claim.first + claim.width)
             if (claim.protocol, claim.listen) == (protocol, listen) and port in ports:
-                return _holder(world, claim.target), claim.target_port + port - claim.first
+                refused = source == claim.denied
+                return None if refused else (_holder(world, claim.target), claim.target_port + port - claim.first)
     whole = next((claim for claim in claims if not claim.protocol and claim.listen == address), None)
     return (_holder(world, whole.target), port) if whole else None
 
