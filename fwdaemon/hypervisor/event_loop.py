@@ -15,10 +15,10 @@ from typing import Final
 
 import libvirt
 
-from fwdaemon.core.pace import Backoff, Budget
 from fwdaemon.core.report import Reason, ReasonKind, Trigger
 from fwdaemon.errors import KernelError
 from fwdaemon.hypervisor.link import LibvirtLink
+from fwdaemon.triggers import Backoff, Budget
 
 _log = logging.getLogger(__name__)
 

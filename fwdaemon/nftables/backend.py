@@ -20,7 +20,7 @@ from fwdaemon.core.report import (
     Stamp,
     joined,
 )
-from fwdaemon.core.state import REFUSED_FOR_S, Counted, Desired, Dropped
+from fwdaemon.core.state import REFUSED_FOR_S, RENEWED_AFTER_S, Counted, Desired, Dropped
 from fwdaemon.core.text import is_interface_name
 from fwdaemon.core.types import Family, Gate
 from fwdaemon.errors import HangingError, ProcessError
@@ -42,9 +42,15 @@ from fwdaemon.nftables.external import ExternalKeeper, Externals, now
 from fwdaemon.nftables.gates import GateState, gate_script, is_iptables_gate
 from fwdaemon.nftables.generation import Commits, RulesMonitor, current_generation, following_generation
 from fwdaemon.nftables.model import TABLE_NAME, Table, table_name
-from fwdaemon.nftables.readback import Counter, counting_rules, denied_by_set, dropping_rules, read_packets
 from fwdaemon.nftables.ruleset import labels_of, newcomers_from, refusal_script, renamings_of, tables, uplinks_of
-from fwdaemon.nftables.table_cache import TableCache
+from fwdaemon.nftables.table_cache import (
+    Counter,
+    TableCache,
+    counting_rules,
+    denied_by_set,
+    dropping_rules,
+    read_packets,
+)
 from fwdaemon.resolve.flows import Ended, Flow
 
 _log = logging.getLogger(__name__)
@@ -52,10 +58,7 @@ _log = logging.getLogger(__name__)
 # Between our look and our commit somebody else may commit. The last try does not build on what was seen.
 _TRIES = 3
 # Each pass lists what is refused, too. These take about 30 ms.
-_REFUSED_ALONE = 256
-_MOST_REFUSED = 2048
-# So long, in seconds, what is refused already is not written again for more connections of the same port.
-_RENEWED_AFTER = 5.0
+_REFUSED_ALONE, _MOST_REFUSED = 256, 2048
 
 
 class NftablesBackend:
@@ -218,10 +221,9 @@ class NftablesBackend:
         # A family whose table is not there any more has no exposures, and nobody left to refuse.
         flows = [flow for flow in flows if flow.family in self._committed]
         if flows:
-            now = self._clock()
-            self._ended.forget(now)
+            self._ended.forget(now := self._clock())
             more, (generation, written_at) = self._ended.add(flows, now + REFUSED_FOR_S), self._refused
-            if not more and now < written_at + _RENEWED_AFTER and generation == current_generation():
+            if not more and now < written_at + RENEWED_AFTER_S and generation == current_generation():
                 return
             held = {flow: left for flow, left in self._ended.left(now).items() if flow.family in self._committed}
             self._commits.commit("nft", "-f", "-", stdin=refusal_script(held, self._committed))

@@ -6,14 +6,17 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import libvirt
+import pytest
+
 from fwdaemon.config.model import Config, DaemonSettings
 from fwdaemon.core.inventory import Inventory
-from fwdaemon.core.pace import Budgets
 from fwdaemon.core.report import Trigger
 from fwdaemon.events import InventoryKeeper, Surroundings
 from fwdaemon.hypervisor.connection import LibvirtConnection
 from fwdaemon.hypervisor.link import Connect, LibvirtLink, growing_pauses
 from fwdaemon.kernel.process import new_budgets
+from fwdaemon.triggers import Budgets
 from tests.unit.saying import said
 
 URI = "test:///default"
@@ -83,3 +86,29 @@ async def bench(
     finally:
         await keeper.close()
         assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Note whose XML is asked for from now on."""
+    names: list[str] = []
+    question = libvirt.virDomain.XMLDesc
+
+    def noted(domain: libvirt.virDomain, flags: int = 0) -> str:
+        names.append(domain.name())
+        return question(domain, flags)
+
+    monkeypatch.setattr(libvirt.virDomain, "XMLDesc", noted)
+    return names
+
+
+def lists(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Note the lists that are asked for from now on."""
+    asked: list[int] = []
+    question = libvirt.virConnect.listAllDomains
+
+    def noted(connection: libvirt.virConnect, flags: int = 0) -> list[libvirt.virDomain]:
+        asked.append(flags)
+        return question(connection, flags)
+
+    monkeypatch.setattr(libvirt.virConnect, "listAllDomains", noted)
+    return asked

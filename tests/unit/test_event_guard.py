@@ -9,9 +9,9 @@ from pathlib import Path
 import libvirt
 import pytest
 
-from fwdaemon.core.pace import STOCK_OF_EVENTS_S, Budgets
-from tests.unit.event_bench import URI, Bench, bench, holds
-from tests.unit.test_events_testdriver import WEB1, asked, lists
+from fwdaemon.triggers import STOCK_OF_EVENTS_S, Budgets
+from tests.unit.event_bench import URI, Bench, asked, bench, holds, lists
+from tests.unit.test_events_testdriver import WEB1
 
 LISTED = "domains and networks were listed"
 
