@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from itertools import islice
 from pathlib import Path
-from typing import Final, NamedTuple, TypeVar
+from typing import Final, NamedTuple, Self, TypeVar
 
 from fwdaemon.core.report import Actor, Reason, ReasonKind
 
@@ -125,7 +125,7 @@ class Budgets(NamedTuple):
     events: Budget
 
     @classmethod
-    def new(cls, clock: Callable[[], float], turn: Callable[[], AbstractContextManager[object]]) -> "Budgets":
+    def new(cls, clock: Callable[[], float], turn: Callable[[], AbstractContextManager[object]]) -> Self:
         """Give full ones; `turn` makes what lets one thread at a time use one of them."""
         users = Budget(clock, turn(), SHARE_OF_USERS, STOCK_OF_USERS_S)
         return cls(Budget(clock, turn()), users, Budget(clock, turn(), SHARE_OF_EVENTS, STOCK_OF_EVENTS_S))
