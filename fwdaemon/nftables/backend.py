@@ -98,7 +98,7 @@ class NftablesBackend:
         self._settled: tuple[Desired, Observed, tuple[Fault, ...]] | None = None
         self._put_back = ApplyResult()
         self._ended = Ended(_REFUSED_ALONE, _MOST_REFUSED)
-        self._refused: tuple[int | None, float] = (None, 0.0)
+        self._refused = 0, 0.0
 
     def apply(self, desired: Desired, *, full: bool) -> ApplyResult:
         """See `Backend.apply`."""
@@ -226,10 +226,10 @@ class NftablesBackend:
             if not more and now < written_at + RENEWED_AFTER_S and generation == current_generation():
                 return
             held = {flow: left for flow, left in self._ended.left(now).items() if flow.family in self._committed}
+            self._refused = following_generation(current_generation()), now
             self._commits.commit("nft", "-f", "-", stdin=refusal_script(held, self._committed))
             if self._observed is not None:
                 self._advance(self._observed, listed=self._observed.listed)
-            self._refused = (self._observed.generation if self._observed else None, now)
 
     def remove(self) -> ApplyResult:
         """See `Backend.remove`."""

@@ -133,7 +133,7 @@ ENTRIES = {
     "d-uuid": Entry("d", (Port(8005, 80),), by_uuid=True),
 }
 # What is opened for a while, beside whatever is configured.
-TEMPORARY = Entry("a", (Port(8010, 80),), reserved=True)
+TEMPORARY = Entry("a", (Port(8010, 80, listen=PUBLIC4_SECOND),), reserved=True)
 # Without these the daemon can bring about nothing; of the lock, only what is in the legacy tables.
 _NEEDED, _LEGACY_NEEDS = {"threads", "descriptors", "nft"}, {"lock"}
 ALWAYS = ("steady", "steady6", "steady-nat")

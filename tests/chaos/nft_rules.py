@@ -55,7 +55,8 @@ def read_table(version: int, listing: str) -> NftTable | None:
             found = _plain_exposure(version, key, targets[chain].pop(str(key), None))
             oddities += [f"{key} has no target"] * (not found)
         else:
-            denied = [rule for rule in dispatch_chain if {"drop": None} in rule["expr"]]
+            may_deny = not chain.startswith(_OF_GUEST)
+            denied = [rule for rule in dispatch_chain if may_deny and {"drop": None} in rule["expr"]]
             dispatch_chain = [rule for rule in dispatch_chain if rule not in denied]
             found = {replace(each, denied=_denied(denied)) for each in _exposures(version, key, dispatch_chain)}
             wanted = len(dispatch_chain) // 2 if chain.startswith("from.") else len(dispatch_chain)

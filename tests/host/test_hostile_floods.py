@@ -232,7 +232,7 @@ def test_a_user_of_libvirt_who_defines_without_end_takes_a_share_and_keeps_nothi
     running = daemon(HEAD + WEB + 'address = "192.168.122.10"\n' + SILENT + 'address = "192.168.122.11"\n')
     flood = host.popen(host.python, "-c", DEFINES)
     flood.wait_line("^ready$")
-    running.wait_log("^libvirt sends too many events")
+    running.wait_log("^warning: libvirt sends too many events")
     used, lasted = used_meanwhile(running)
     healed_from = len(running.log_lines())
     host.run("nft", "delete", "table", "ip", "kvm_portfwd")
