@@ -12,7 +12,6 @@ from tests.lab.release import DEBIAN12_LEGACY, DEBIAN13_NFTABLES, Flavour
 # Something is open for a while through every shortage, with something to do meanwhile, and each way to end the daemon.
 _FIRST = """\
 open
-flood definitions
 take journal
 take run
 take var
