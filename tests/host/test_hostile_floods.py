@@ -44,7 +44,7 @@ FLOOD_S = 20.0
 # caches, and what libvirt's client does with its events.
 UNSEEN = 0.4
 # What was begun while there was something left: an inventory, a pass, what follows it and the comparison after that.
-UNDER_WAY_S = 0.8
+UNDER_WAY_S = 0.5
 # A stop is noticed at the next list of domains, which waits until the looks before have been paid for.
 FOLLOWED_WITHIN_S = 10.0
 
