@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from uuid import NAMESPACE_DNS, uuid5
 
-from tests.lab.host import CLIENT4_SECOND, PUBLIC4_SECOND
+from tests.lab.host import PUBLIC4_SECOND
 
 STEADY, STILL = "steady", "still"
 # The neighbour of the steady guest, which no entry names.
@@ -84,10 +84,7 @@ class Port:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A `[[forward]]`, or with `public` a `[[nat]]`. `reserved` leaves it to libvirt to know the address.
-
-    One with `deny` stays closed in the legacy tables.
-    """
+    """A `[[forward]]`, or with `public` a `[[nat]]`. `reserved` leaves it to libvirt to know the address."""
 
     domain: str
     ports: tuple[Port, ...] = ()
@@ -96,7 +93,6 @@ class Entry:
     by_uuid: bool = False
     source: str | None = None
     public: str | None = None
-    deny: str | None = None
 
     def toml(self, domain: Domain) -> str:
         """Write it for the configuration."""
@@ -110,8 +106,6 @@ class Entry:
             lines.append(f"ports = [{', '.join(f'{chr(34)}{port.word}{chr(34)}' for port in self.ports)}]")
         if self.source:
             lines.append(f'sources = ["{self.source}"]')
-        if self.deny:
-            lines.append(f'deny = ["{self.deny}"]')
         return "\n".join([*lines, ""])
 
 
@@ -125,7 +119,6 @@ ENTRIES = {
     "b-configured": Entry("b", (Port(8001, 80), Port(5300, 9001, "udp"))),
     "b-ipv6": Entry("b", (Port(8001, 80),), version=6),
     "b-before-a": Entry("b", (Port(8000, 80, listen=PUBLIC4_SECOND),)),
-    "b-denied": Entry("b", (Port(8006, 80),), deny=CLIENT4_SECOND),
     "c-one-address": Entry("c", (Port(8002, 443, listen=PUBLIC4_SECOND),)),
     "c-range": Entry("c", (Port(8079, 79, width=3),)),
     "c-nat": Entry("c", public="198.51.100.8"),
@@ -134,6 +127,9 @@ ENTRIES = {
 }
 # What is opened for a while, beside whatever is configured.
 TEMPORARY = Entry("a", (Port(8010, 80, listen=PUBLIC4_SECOND),), reserved=True)
+# Whom another program bans from everything, in a set of ours in nftables, from the first round to the last.
+BANNED4, BANNING = "198.51.100.66", "banned"
+_SET = f'[[set]]\nname = "{BANNING}"\nexternal = true\n'
 # Without these the daemon can bring about nothing; of the lock, only what is in the legacy tables.
 _NEEDED, _LEGACY_NEEDS = {"threads", "descriptors", "nft"}, {"lock"}
 ALWAYS = ("steady", "steady6", "steady-nat")
@@ -143,7 +139,7 @@ libvirt = ["lxc:///system"]
 resync = "1h"
 localhost = true
 on_stop = "{on_stop}"
-[metrics]
+{deny}[metrics]
 listen = "127.0.0.1:9750"
 textfile = "/var/lib/kvm-portfwd/metrics.prom"
 """
@@ -172,7 +168,14 @@ class World:
     def config(self, on_stop: str = "keep") -> str:
         """The configuration in force, as text."""
         chosen = ((ENTRIES[name], self.domains[ENTRIES[name].domain]) for name in self.entries)
-        return _HEAD.format(on_stop=on_stop) + "".join(entry.toml(domain) for entry, domain in chosen)
+        deny = f'deny = ["set:{BANNING}"]\n' if self.bans else ""
+        head = _HEAD.format(on_stop=on_stop, deny=deny) + (_SET if self.bans else "")
+        return head + "".join(entry.toml(domain) for entry, domain in chosen)
+
+    @property
+    def bans(self) -> bool:
+        """Whether there is a set to ban by."""
+        return not self.legacy
 
     @property
     def wanted(self) -> Iterator[Entry]:

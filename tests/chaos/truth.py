@@ -14,10 +14,7 @@ ANY = "*"
 
 @dataclass(frozen=True, slots=True, order=True)
 class Exposure:
-    """One translation the kernel must hold; `protocol` and ports are empty and 0 for a whole address.
-
-    Who comes from `denied` is not let in.
-    """
+    """One translation the kernel must hold; `protocol` and ports are empty and 0 for a whole address."""
 
     version: int
     protocol: str
@@ -27,7 +24,6 @@ class Exposure:
     source: str
     target: str
     target_port: int
-    denied: str = ""
 
 
 def live_exposures(world: World) -> frozenset[Exposure]:
@@ -41,17 +37,16 @@ def live_exposures(world: World) -> frozenset[Exposure]:
 
 
 def _is_live(entry: Entry, world: World) -> bool:
-    domain, closed = world.domains[entry.domain], world.legacy and entry.deny
-    named = entry.by_uuid or domain.name == entry.domain
-    return domain.running and world.networks[domain.network] and named and not closed
+    domain = world.domains[entry.domain]
+    return domain.running and world.networks[domain.network] and (entry.by_uuid or domain.name == entry.domain)
 
 
 def _exposures(entry: Entry, domain: Domain) -> Iterator[Exposure]:
-    target, source, denied = domain.address(entry.version), entry.source or ANY, entry.deny or ""
+    target, source = domain.address(entry.version), entry.source or ANY
     if entry.public:
         yield Exposure(entry.version, "", entry.public, 0, 0, source, target, 0)
     for port in entry.ports:
-        there = target, port.guest, denied
+        there = target, port.guest
         yield Exposure(entry.version, port.protocol, port.listen or ANY, port.first, port.width, source, *there)
 
 
@@ -82,8 +77,7 @@ def answering(world: World, protocol: str, address: str, port: int, source: str)
             # Of a 1:1 address every port is the guest's; a forward on every address goes before it.
             ports = range(claim.first, claim.first + claim.width)
             if (claim.protocol, claim.listen) == (protocol, listen) and port in ports:
-                refused = source == claim.denied
-                return None if refused else (_holder(world, claim.target), claim.target_port + port - claim.first)
+                return _holder(world, claim.target), claim.target_port + port - claim.first
     whole = next((claim for claim in claims if not claim.protocol and claim.listen == address), None)
     return (_holder(world, whole.target), port) if whole else None
 
