@@ -78,10 +78,8 @@ class Carriers:
 
     def carriers(self, flow: Flow) -> Iterator[Exposure]:
         """Give all that may be it: which one a packet takes depends on the interface that it comes in by."""
-        if not flow.translated:
-            found = self._leads_out(flow) or self.routed(flow.destination)
-        else:
-            found = self._is_to_public(flow)
+        outward = None if flow.translated else self._leads_out(flow) or self.routed(flow.destination)
+        found = self._is_to_public(flow) if flow.translated else outward
         if found is not None:
             yield found
         if flow.translated and flow.protocol is not None:
