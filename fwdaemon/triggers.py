@@ -37,26 +37,13 @@ STOCK_OF_EVENTS_S: Final = 0.5
 REST_S: Final = 0.1
 
 _PROVOKED: Final = frozenset(
-    {
-        ReasonKind.NEIGHBOUR,
-        ReasonKind.ADDRESSES_LOST,
-        ReasonKind.ADDRESS_PUT_BACK,
-        ReasonKind.LEASES,
-        ReasonKind.LEASES_WATCHED,
-        ReasonKind.AGENT,
-        ReasonKind.METADATA,
-    }
+    {ReasonKind.NEIGHBOUR, ReasonKind.ADDRESSES_LOST, ReasonKind.ADDRESS_PUT_BACK, ReasonKind.LEASES}
+    | {ReasonKind.LEASES_WATCHED, ReasonKind.AGENT, ReasonKind.METADATA}
 )
 # A first lease is one for each start of a domain.
 _BY_USERS: Final = frozenset(
-    {
-        ReasonKind.DOMAIN,
-        ReasonKind.DEVICES,
-        ReasonKind.NETWORK,
-        ReasonKind.RESERVATIONS,
-        ReasonKind.FIRST_LEASE,
-        ReasonKind.LISTED,
-    }
+    {ReasonKind.DOMAIN, ReasonKind.DEVICES, ReasonKind.NETWORK, ReasonKind.RESERVATIONS}
+    | {ReasonKind.FIRST_LEASE, ReasonKind.LISTED}
 )
 
 
