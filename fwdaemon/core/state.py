@@ -24,6 +24,8 @@ LABELS: Final = range(128)
 
 # How long an ended connection is remembered: longer than a guest that has something to send waits to try again.
 REFUSED_FOR_S: Final = 120
+# How long that of a whole port is not written again for more connections of it.
+RENEWED_AFTER_S: Final = 5.0
 
 # Of thousands of exposures each is looked at by what is written in C: a line of Python for each takes ten times as
 # long.

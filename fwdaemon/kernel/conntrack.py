@@ -104,7 +104,7 @@ def _outdated(message: Message, judge: Judge, label: int) -> Entry | None:
     if flow is None:
         return None
     labelled, unlabelled = judge.is_outdated(flow), judge.is_misnamed(flow)
-    entry = read_entry(message) if labelled or unlabelled else None
+    entry = read_entry(message, flow) if labelled or unlabelled else None
     return entry if entry is not None and (labelled if entry.has(label) else unlabelled) else None
 
 

@@ -289,11 +289,14 @@ def read_open_flow(message: Message) -> OpenFlow | None:
         return None
 
 
-def read_entry(message: Message) -> Entry | None:
-    """Read a connection, open or not; `None` is one that is written in no form that is known here."""
-    flow, found = read_flow(message), _found(message)
-    if flow is None:
+def read_entry(message: Message, flow: Flow | None = None) -> Entry | None:
+    """Read a connection, open or not; `None` is one that is written in no form that is known here.
+
+    Where it goes is not read again where that is given as `flow`.
+    """
+    if (flow := flow or read_flow(message)) is None:
         return None
+    found = _found(message)
     key = b"".join(attribute(kind, found[kind]) for kind in (_ORIGINAL, _ZONE, _ID) if kind in found)
     expecting = found[_ORIGINAL] if _HELPER in found else b""
     return Entry(flow, key, expecting, found.get(_MASTER, b""), found.get(_LABELS, b""))

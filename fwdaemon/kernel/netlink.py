@@ -28,8 +28,7 @@ _TYPE_MASK = 0x3FFF
 _FIRST_KIND = 0x10  # NLMSG_MIN_TYPE: those below are netlink's own
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
+class Message(NamedTuple):
     """One message: `sequence` is repeated in all that follows from a request, `port` is who sent it."""
 
     kind: int
@@ -72,7 +71,16 @@ def attribute(kind: int, value: bytes) -> bytes:
 
 def attributes(data: bytes) -> dict[int, bytes]:
     """Take apart what follows a message's fixed part, or what is inside a nested attribute."""
-    return dict(nested(data))
+    found: dict[int, bytes] = {}
+    # As `nested` does, in half the time: there may be hundreds of thousands of messages.
+    offset, size, read, last = 0, _ATTRIBUTE.size, _ATTRIBUTE.unpack_from, len(data) - _ATTRIBUTE.size
+    while offset <= last:
+        length, kind = read(data, offset)
+        if length < size:
+            break
+        found[kind & _TYPE_MASK] = data[offset + size : offset + length]
+        offset += (length + 3) & ~3
+    return found
 
 
 def nested(data: bytes) -> Iterator[tuple[int, bytes]]:

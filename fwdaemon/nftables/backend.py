@@ -20,7 +20,7 @@ from fwdaemon.core.report import (
     Stamp,
     joined,
 )
-from fwdaemon.core.state import REFUSED_FOR_S, Counted, Desired, Dropped
+from fwdaemon.core.state import REFUSED_FOR_S, RENEWED_AFTER_S, Counted, Desired, Dropped
 from fwdaemon.core.text import is_interface_name
 from fwdaemon.core.types import Family, Gate
 from fwdaemon.errors import HangingError, ProcessError
@@ -51,8 +51,7 @@ _log = logging.getLogger(__name__)
 # Between our look and our commit somebody else may commit. The last try does not build on what was seen.
 _TRIES = 3
 # Each pass lists what is refused, too. These take about 30 ms.
-_REFUSED_ALONE = 256
-_MOST_REFUSED = 2048
+_REFUSED_ALONE, _MOST_REFUSED = 256, 2048
 
 
 class NftablesBackend:
@@ -92,6 +91,7 @@ class NftablesBackend:
         self._settled: tuple[Desired, Observed, tuple[Fault, ...]] | None = None
         self._put_back = ApplyResult()
         self._ended = Ended(_REFUSED_ALONE, _MOST_REFUSED)
+        self._refused = 0, 0.0
 
     def apply(self, desired: Desired, *, full: bool) -> ApplyResult:
         """See `Backend.apply`."""
@@ -218,11 +218,13 @@ class NftablesBackend:
         # A family whose table is not there any more has no exposures, and nobody left to refuse.
         flows = [flow for flow in flows if flow.family in self._committed]
         if flows:
-            now = self._clock()
-            self._ended.forget(now)
-            self._ended.add(flows, now + REFUSED_FOR_S)
+            self._ended.forget(now := self._clock())
+            more, (generation, written_at) = self._ended.add(flows, now + REFUSED_FOR_S), self._refused
+            if not more and now < written_at + RENEWED_AFTER_S and generation == current_generation():
+                return
             held = {flow: left for flow, left in self._ended.left(now).items() if flow.family in self._committed}
             script = refusal_script(held, self._committed, crowded=self._keeper.crowded)
+            self._refused = following_generation(current_generation()), now
             self._commits.commit("nft", "-f", "-", stdin=script)
             if self._observed is not None:
                 self._advance(self._observed, listed=self._observed.listed)
