@@ -22,13 +22,11 @@ from fwdaemon.core.types import Address, Family, Gate, GuestPath, Origin, Subnet
 # A connection has so many labels (struct nf_conn_labels).
 LABELS: Final = range(128)
 
-# How long an ended connection is remembered: longer than a guest that has something to send waits to try again.
+# An ended connection is remembered for longer than a guest waits to send again; that of a port is not renewed earlier.
 REFUSED_FOR_S: Final = 120
-# How long that of a whole port is not written again for more connections of it.
 RENEWED_AFTER_S: Final = 5.0
 
-# Of thousands of exposures each is looked at by what is written in C: a line of Python for each takes ten times as
-# long.
+# Thousands of exposures are looked at by what is written in C: a line of Python for each takes ten times as long.
 _FAMILIES: Final[Mapping[type, Family]] = {IPv4Address: Family.IPV4, IPv6Address: Family.IPV6}
 _target = attrgetter("target")
 _masquerades = attrgetter("masquerade")

@@ -19,11 +19,8 @@ from fwdaemon.core.types import PROTOCOLS, Address, Protocol
 from fwdaemon.kernel.netlink import Message, attribute, attributes
 from fwdaemon.resolve.flows import Flow
 
-# Messages about tracked connections as most of them are laid out, each read by one pattern. Pure.
-#
-# To take a message apart attribute by attribute takes ten times as long, and there may be hundreds of thousands. What
-# is laid out in another way matches nothing here; `fwdaemon.kernel.conntrack_listing` reads everything. Source:
-# linux/netfilter/nfnetlink_conntrack.h, and ctnetlink_dump_tuples of nf_conntrack_netlink.c for the order.
+# Messages as most of them are laid out are each read by one pattern: attribute by attribute takes ten times as long.
+# What is laid out in another way matches none. Source of the order: ctnetlink_dump_tuples of nf_conntrack_netlink.c.
 _NESTED: Final = 0x8000
 _HEADER: Final = 4  # nfgenmsg
 _FIRST_ADDRESS: Final = {4: 1, 16: 3}  # CTA_IP_V4_SRC and CTA_IP_V6_SRC, by the size of an address
