@@ -9,8 +9,9 @@ from tests.chaos import run
 from tests.chaos.actions import SHORTAGES, Action
 from tests.lab.release import DEBIAN12_LEGACY, DEBIAN13_NFTABLES, Flavour
 
-# Every shortage, with something to do meanwhile, and each way to end the daemon.
+# Something is open for a while through every shortage, with something to do meanwhile, and each way to end the daemon.
 _EVERYTHING = """\
+open
 take journal
 take run
 take var
@@ -40,9 +41,12 @@ daemon-stop
 flush
 daemon-start
 daemon-remove
-daemon-start"""
+daemon-start
+start a
+close"""
 # Of the shortages, those that meet another rule system in another way.
 _OF_RULES = """\
+open
 take connections
 configuration steady steady6 steady-nat a-learned b-configured c-nat
 stop b
@@ -57,7 +61,9 @@ daemon-stop
 flush
 daemon-start
 daemon-remove
-daemon-start"""
+daemon-start
+start a
+close"""
 _ROUNDS, _SEED = 3, 7
 
 
