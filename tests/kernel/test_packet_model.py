@@ -17,7 +17,7 @@ from tests.unit.configurations import accepted, toml
 _ROUNDS, _PACKETS = range(1, 5), 300
 # In one of these rounds a guard that is missing shows, whichever it is. Where it is known in which, that comes first.
 _ROUNDS_AT_MOST = 20
-_SHOWN_IN = {"strangers": 3, "no label": 6}
+_SHOWN_IN = {"impostors": 2, "late label": 4, "no label": 6}
 
 # What has to be seen that should not be, where a guard is missing.
 _SIGNS = {
