@@ -5,7 +5,7 @@ import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Final
+from typing import Any, Final
 from typing import Protocol as Interface
 
 from fwdaemon.core.admission import Place, Ranges
@@ -180,19 +180,21 @@ def as_text(report: Report, *, terminal: bool, unicode: bool) -> str:
 
 def as_json(report: Report) -> str:
     """Write a report for programs; keys are stable within a `schema_version`."""
+    return json.dumps(as_object(report), indent=2)
+
+
+def as_object(report: Report) -> dict[str, Any]:
+    """Give what `as_json` writes."""
     failure = report.failure
-    return json.dumps(
-        {
-            "schema_version": SCHEMA_VERSION,
-            "connection": report.title,
-            "works": report.works,
-            "cause": failure.cause if failure is not None else None,
-            "sentence": report.sentence,
-            "commands": report.commands,
-            "steps": [_json_step(step) for step in report.steps],
-        },
-        indent=2,
-    )
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "connection": report.title,
+        "works": report.works,
+        "cause": failure.cause if failure is not None else None,
+        "sentence": report.sentence,
+        "commands": report.commands,
+        "steps": [_json_step(step) for step in report.steps],
+    }
 
 
 def _step(step: Step, signs: Mapping[StepState, str], *, terminal: bool) -> Iterator[str]:
