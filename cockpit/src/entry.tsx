@@ -2,8 +2,8 @@
 import { useEffect, useState } from "react";
 import type { FormEvent, ReactNode } from "react";
 import {
-    Alert, Button, Checkbox, Form, FormGroup, FormHelperText, FormSelect, FormSelectOption, HelperText, HelperTextItem,
-    Modal, ModalBody, ModalFooter, ModalHeader, Radio, TextInput,
+    Alert, Button, Checkbox, ExpandableSection, Form, FormGroup, FormHelperText, FormSelect, FormSelectOption, HelperText, HelperTextItem,
+    Modal, ModalBody, ModalFooter, ModalHeader, Radio, Stack, StackItem, TextInput,
 } from "@patternfly/react-core";
 import MinusCircleIcon from "@patternfly/react-icons/dist/esm/icons/minus-circle-icon";
 import PlusCircleIcon from "@patternfly/react-icons/dist/esm/icons/plus-circle-icon";
@@ -26,16 +26,16 @@ interface Port { host: string; guest: string; protocol: string }
 // What the form shows. Keys of the entry that it does not show are kept in `others`.
 interface Fields {
     kind: Kind; domain: string; network: string; ports: Port[]; listen: string; sources: string; masquerade: boolean;
-    public: string; assign: string; addresses: string; proxy: string; others: Keys;
+    address: string; interface: string; public: string; assign: string; addresses: string; proxy: string; others: Keys;
 }
 
 const EMPTY: Fields = {
     kind: "forward", domain: "", network: "", ports: [{ host: "", guest: "", protocol: "tcp" }], listen: "", sources: "",
-    masquerade: false, public: "", assign: "", addresses: "", proxy: "", others: {},
+    masquerade: false, address: "", interface: "", public: "", assign: "", addresses: "", proxy: "", others: {},
 };
 const SHOWN: Record<Kind, string[]> = {
-    forward: ["domain", "ports", "listen", "sources", "masquerade"],
-    nat: ["domain", "public", "assign"],
+    forward: ["domain", "ports", "listen", "sources", "interface", "address", "masquerade"],
+    nat: ["domain", "public", "assign", "address"],
     route: ["network", "addresses", "proxy"],
 };
 
@@ -54,6 +54,7 @@ function fieldsOf(entry: Entry): Fields | null {
     return {
         kind, domain: String(domain), network: kind === "route" ? String(network) : "", ports: list(rest["ports"]).map(portFrom),
         listen: list(rest["listen"]).join(", "), sources: list(rest["sources"]).join(", "), masquerade: masquerade === true,
+        address: list(rest["address"]).join(", "), interface: String(rest["interface"] ?? ""),
         public: list(rest["public"]).join(", "), assign: String(assign), addresses: list(rest["addresses"]).join(", "), proxy: String(proxy), others,
     };
 }
@@ -92,8 +93,10 @@ function keysOf(fields: Fields): Keys {
             keys["ports"] = fields.ports.map(portText);
             put("listen", words(fields.listen));
             put("sources", words(fields.sources));
+            put("interface", fields.interface.trim());
             put("masquerade", fields.masquerade);
         }
+        put("address", fields.address.trim());
     }
     return { ...keys, ...fields.others };
 }
@@ -234,18 +237,26 @@ function Inputs({ fields, set, wrong, inventory, seconds, setSeconds, isNew }: I
                     <Ports ports={fields.ports} set={ports => set({ ports })} wrong={wrong} />
                     {!seconds && <Text id="listen" label={_("Listen on (empty: every address of this host)")} value={fields.listen} set={listen => set({ listen })} wrong={wrong} choices={addresses} />}
                     <Text id="sources" label={_("Who may connect (empty: anyone)")} value={fields.sources} set={sources => set({ sources })} wrong={wrong} hint={_("Addresses and networks, such as 203.0.113.0/24")} />
-                    {!seconds && <Checkbox id="entry-masquerade" label={_("The guest sees an address of this host, not the client's")} isChecked={fields.masquerade} onChange={(_event, masquerade) => set({ masquerade })} />}
                     {isNew &&
                         <FormGroup label={_("How long")} fieldId="entry-seconds">
                             <FormSelect id="entry-seconds" value={seconds} onChange={(_event, text) => setSeconds(text)}>
                                 {[["", _("Until it is removed")], ["3600", _("One hour")], ["28800", _("Eight hours")], ["86400", _("One day")], ["604800", _("One week")]].map(([value, label]) => <FormSelectOption key={value} value={value} label={label ?? ""} />)}
                             </FormSelect>
                         </FormGroup>}
+                    {!seconds &&
+                        <ExpandableSection toggleText={_("More")} isIndented>
+                            <Stack hasGutter>
+                                <StackItem><GuestAddress value={fields.address} set={address => set({ address })} wrong={wrong} /></StackItem>
+                                <StackItem><Text id="interface" label={_("Only what comes in by this interface (empty: any)")} value={fields.interface} set={text => set({ interface: text })} wrong={wrong} choices={outside.map(value => ({ value, label: "" }))} /></StackItem>
+                                <StackItem><Checkbox id="entry-masquerade" label={_("The guest sees an address of this host, not the client's")} isChecked={fields.masquerade} onChange={(_event, masquerade) => set({ masquerade })} /></StackItem>
+                            </Stack>
+                        </ExpandableSection>}
                 </>}
             {fields.kind === "nat" &&
                 <>
                     <Text id="public" label={_("Public address")} value={fields.public} set={text => set({ public: text })} wrong={wrong} isRequired />
                     <Text id="assign" label={_("Hold it on this interface (empty: nowhere)")} value={fields.assign} set={assign => set({ assign })} wrong={wrong} choices={outside.map(value => ({ value, label: "" }))} />
+                    <GuestAddress value={fields.address} set={address => set({ address })} wrong={wrong} />
                 </>}
             {fields.kind === "route" &&
                 <>
@@ -255,6 +266,10 @@ function Inputs({ fields, set, wrong, inventory, seconds, setSeconds, isNew }: I
                 </>}
         </>
     );
+}
+
+function GuestAddress({ value, set, wrong }: { value: string; set: (text: string) => void; wrong: Record<string, string> }) {
+    return <Text id="address" label={_("Address of the guest (empty: libvirt is asked)")} value={value} set={set} wrong={wrong} />;
 }
 
 interface TextProps {
