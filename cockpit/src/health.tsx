@@ -3,7 +3,7 @@ import { useState } from "react";
 import type { ReactNode } from "react";
 import {
     Alert, AlertActionLink, Card, CardBody, DescriptionList, DescriptionListDescription, DescriptionListGroup,
-    DescriptionListTerm,
+    DescriptionListTerm, StackItem,
 } from "@patternfly/react-core";
 import { call } from "./varlink";
 import { moment, shown } from "./text";
@@ -16,7 +16,7 @@ export function Health({ status, isAdmin, onDone }: { status: Status; isAdmin: b
     const last = restored[restored.length - 1];
     return (
         <>
-            <Card component="section" isCompact aria-label={_("Health")}>
+            <StackItem><Card component="section" isCompact aria-label={_("Health")}>
                 <CardBody>
                     <DescriptionList columnModifier={{ default: "1Col", md: "2Col", xl: "3Col" }} isCompact>
                         <Item term={_("Rules")}>{backend ? `${where(backend.name)}: ${backend.reason}` : _("not known yet")}</Item>
@@ -26,15 +26,15 @@ export function Health({ status, isAdmin, onDone }: { status: Status; isAdmin: b
                         </Item>
                     </DescriptionList>
                 </CardBody>
-            </Card>
-            {libvirt.some(each => !each.connected) && <Alert isInline variant="warning" title={_("libvirt does not answer")}>{_("What is open stays open; guests that start or stop meanwhile are not followed.")}</Alert>}
-            {status.last_look?.error && <Alert isInline variant="danger" title={_("The kernel did not take the rules")}>{shown(status.last_look.error)}</Alert>}
+            </Card></StackItem>
+            {libvirt.some(each => !each.connected) && <StackItem><Alert isInline variant="warning" title={_("libvirt does not answer")}>{_("What is open stays open; guests that start or stop meanwhile are not followed.")}</Alert></StackItem>}
+            {status.last_look?.error && <StackItem><Alert isInline variant="danger" title={_("The kernel did not take the rules")}>{shown(status.last_look.error)}</Alert></StackItem>}
             {configuration.refused_problems.length > 0 &&
-                <Alert isInline variant="danger" title={_("The configuration on the disk is wrong; the one before stays in force")}>
+                <StackItem><Alert isInline variant="danger" title={_("The configuration on the disk is wrong; the one before stays in force")}>
                     <ul>{configuration.refused_problems.slice(0, 10).map((problem, index) => <li key={index} className="break">{`${problem.file}:${problem.line}: ${shown(problem.text)}`}</li>)}</ul>
-                </Alert>}
-            {configuration.confirm_by && <Confirm by={configuration.confirm_by} isAdmin={isAdmin} onDone={onDone} />}
-            {status.problems.length > 0 && <Problems problems={status.problems} />}
+                </Alert></StackItem>}
+            {configuration.confirm_by && <StackItem><Confirm by={configuration.confirm_by} isAdmin={isAdmin} onDone={onDone} /></StackItem>}
+            {status.problems.length > 0 && <StackItem><Problems problems={status.problems} /></StackItem>}
         </>
     );
 }

@@ -39,7 +39,7 @@ export function Openings({ openings, ...acting }: Acting & { openings: Opening[]
     );
     return (
         <Card component="section">
-            <CardHeader actions={{ hasNoOffset: true, actions: <Tools {...acting} /> }}>
+            <CardHeader hasWrap actions={{ hasNoOffset: true, actions: <Tools {...acting} /> }}>
                 <CardTitle component="h1">{_("Port forwards")}</CardTitle>
             </CardHeader>
             <CardBody>
@@ -62,7 +62,7 @@ export function Openings({ openings, ...acting }: Acting & { openings: Opening[]
                             <Thead>
                                 <Tr>
                                     <Th>{_("Guest or network")}</Th><Th>{_("State")}</Th><Th>{_("Listens on")}</Th><Th>{_("Leads to")}</Th>
-                                    <Th>{_("Connections")}</Th><Th>{_("Open now")}</Th><Th screenReaderText={_("Actions")} />
+                                    <Th modifier="fitContent">{_("Connections")}</Th><Th modifier="fitContent">{_("Open now")}</Th><Th screenReaderText={_("Actions")} />
                                 </Tr>
                             </Thead>
                             <Tbody>{paged.map((opening, index) => <Row key={`${keyOf(opening)} ${index}`} opening={opening} {...acting} />)}</Tbody>
@@ -103,8 +103,8 @@ const Row = memo(function Row({ opening, isAdmin, main, onAct }: Acting & { open
                 <State state={opening.state} />
                 {opening.reason && <div className="reason">{shown(opening.reason)}</div>}
             </Td>
-            <Td dataLabel={_("Listens on")} className="address">{opening.listens}</Td>
-            <Td dataLabel={_("Leads to")} className="address">{opening.leads_to ?? "–"}</Td>
+            <Td dataLabel={_("Listens on")}><span className="address">{opening.listens}</span></Td>
+            <Td dataLabel={_("Leads to")}><span className="address">{opening.leads_to ?? "–"}</span></Td>
             <Td dataLabel={_("Connections")}>{opening.connections ?? "–"}</Td>
             <Td dataLabel={_("Open now")}>{openNow(opening)}</Td>
             <Td isActionCell><ActionsColumn items={actions(opening, main, isAdmin, onAct)} /></Td>

@@ -34,14 +34,14 @@ export function Page() {
     };
 
     if (!status)
-        return <Frame><PageSection isFilled hasBodyWrapper={false}>{problem ? <Away problem={problem} isAdmin={isAdmin} /> : <Waiting />}</PageSection></Frame>;
+        return <Frame className="pf-m-no-sidebar"><PageSection isFilled hasBodyWrapper={false}>{problem ? <Away problem={problem} isAdmin={isAdmin} /> : <Waiting />}</PageSection></Frame>;
     const opening = dialog?.opening ?? null;
     const file = status.configuration.file;
     return (
-        <Frame>
+        <Frame className="pf-m-no-sidebar">
             <PageSection hasBodyWrapper={false}>
                 <Stack hasGutter>
-                    <StackItem><Health status={status} isAdmin={isAdmin} onDone={setDone} /></StackItem>
+                    <Health status={status} isAdmin={isAdmin} onDone={setDone} />
                     <StackItem><Openings openings={status.openings} isAdmin={isAdmin} main={file} onAct={act} /></StackItem>
                 </Stack>
             </PageSection>
