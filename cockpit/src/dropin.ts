@@ -25,6 +25,16 @@ export function entries(text: string): Entry[] {
     });
 }
 
+// Finds the entry that begins at or stands around a line, if it is still of that kind and about that guest or network:
+// the file may have been changed since the daemon read it. A name that is no plain one, a pattern or UUID, is let pass.
+export function entryAt(text: string | null, line: number | null, kind: string, owner: string): Entry | null {
+    const found = entries(text ?? "").find(each => line !== null && each.start <= line && line < each.end);
+    if (!found || found.kind !== kind)
+        return null;
+    const name = found.keys?.[kind === "route" ? "network" : "domain"];
+    return typeof name !== "string" || name === owner || /[*?[]|^[0-9a-f-]{36}$/i.test(name) ? found : null;
+}
+
 // Reads keys whose values are JSON too, as the page writes them; null where there is more.
 function read(lines: string[]): Keys | null {
     const keys: Keys = {};

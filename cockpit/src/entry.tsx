@@ -7,7 +7,7 @@ import {
 } from "@patternfly/react-core";
 import MinusCircleIcon from "@patternfly/react-icons/dist/esm/icons/minus-circle-icon";
 import PlusCircleIcon from "@patternfly/react-icons/dist/esm/icons/plus-circle-icon";
-import { changed, entries, fieldAt, written } from "./dropin";
+import { changed, entryAt, fieldAt, written } from "./dropin";
 import type { Entry, Keys, Kind } from "./dropin";
 import { NotSaved, check, pathOf, read, save } from "./saving";
 import type { Written } from "./saving";
@@ -127,9 +127,9 @@ export function EntryDialog({ main, opening, onClose }: { main: string; opening:
             setBefore(found);
             if (!opening)
                 return;
-            const there = entries(found.text ?? "").find(each => each.start <= (opening.line ?? 0) && (opening.line ?? 0) < each.end);
+            const there = entryAt(found.text, opening.line, opening.kind, opening.owner);
             const filled = there ? fieldsOf(there) : null;
-            setEntry(there ?? null);
+            setEntry(there);
             setIsByHand(!filled);
             if (filled)
                 setFields(filled);
@@ -327,7 +327,7 @@ function Ports({ ports, set, wrong }: { ports: Port[]; set: (ports: Port[]) => v
 export function RemoveDialog({ main, opening, onClose }: { main: string; opening: Opening; onClose: (done?: string) => void }) {
     const remove = async () => {
         const before = await read(main);
-        const entry = entries(before.text ?? "").find(each => each.start <= (opening.line ?? 0) && (opening.line ?? 0) < each.end);
+        const entry = entryAt(before.text, opening.line, opening.kind, opening.owner);
         if (!entry)
             throw new NotSaved(_("Somebody changed the file meanwhile, so nothing was written. Close this dialog, and try again."));
         const { text } = changed(before.text, entry, null);
