@@ -67,7 +67,7 @@ export function ExplainDialog({ opening, onClose }: { opening: Opening | null; o
 function Answer({ found }: { found: Explanation }) {
     return (
         <>
-            <h2 className="pf-v6-u-mt-md">{shown(found.connection)}</h2>
+            <h2 className="answer">{shown(found.connection)}</h2>
             <ol className="steps">{found.steps.map((step, index) => <OneStep key={index} step={step} />)}</ol>
             <Alert isInline variant={found.works ? "success" : "danger"} title={<Sentence text={found.sentence} />} />
         </>

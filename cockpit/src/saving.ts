@@ -36,6 +36,8 @@ export async function save(main: string, before: Written, text: string | null): 
     const file = cockpit.file(pathOf(main), { superuser: "require" });
     let tag: string;
     try {
+        if (before.text === null)
+            await cockpit.spawn(["mkdir", "-p", "-m", "0755", pathOf(main).replace(/\/[^/]*$/, "")], { superuser: "require", err: "message" });
         tag = await file.replace(text, before.tag);
     } catch (error) {
         const { problem, message } = error as { problem?: string; message?: string };

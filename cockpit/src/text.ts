@@ -35,8 +35,9 @@ export function connectionTo({ kind, address, ports, protocol, family }: Opening
     return port ? `${host}:${port}${protocol && protocol !== "tcp" ? `/${protocol}` : ""}` : "";
 }
 
-// What is open for a while, as `Close` knows it.
-export function portOf({ address, ports, target_ports, protocol, family }: Opening): string {
+// What is open for a while, as `Close` may know it: opened by itself, or with the other of TCP and UDP.
+export function portsOf({ address, ports, target_ports, protocol, family }: Opening): string[] {
     const host = !address ? "" : `${family === 6 ? `[${address}]` : address}:`;
-    return `${host}${ports}${target_ports && target_ports !== ports ? `:${target_ports}` : ""}/${protocol}`;
+    const port = `${host}${ports}${target_ports && target_ports !== ports ? `:${target_ports}` : ""}`;
+    return protocol === "sctp" ? [`${port}/sctp`] : [`${port}/${protocol}`, `${port}/tcp+udp`];
 }

@@ -273,12 +273,16 @@ class RouteAnswer:
 
 
 class GuestAnswer(StrEnum):
-    """What became of a TCP connection from the host to a guest."""
+    """What became of a TCP connection from the host to a guest; `FORBIDDEN` says that this process may open none.
+
+    Its own sandbox keeps the daemon from addresses that are not private, and rules of the host may do the same.
+    """
 
     ANSWERS = "answers"
     REFUSES = "refuses"
     SILENT = "silent"
     UNREACHABLE = "unreachable"
+    FORBIDDEN = "forbidden"
 
 
 @dataclass(frozen=True, slots=True)
