@@ -11,7 +11,7 @@ import { changed, entryAt, fieldAt, written } from "./dropin";
 import type { Entry, Keys, Kind } from "./dropin";
 import { NotSaved, check, pathOf, read, save } from "./saving";
 import type { Written } from "./saving";
-import { portsOf, shown } from "./text";
+import { shown } from "./text";
 import { call } from "./varlink";
 import type { Inventory, Opening, Problem } from "./types";
 
@@ -346,7 +346,7 @@ export function RemoveDialog({ main, opening, onClose }: { main: string; opening
 
 export function CloseDialog({ opening, onClose }: { opening: Opening; onClose: (done?: string) => void }) {
     const shut = async () => {
-        await call("Close", { domain: opening.owner, ports: portsOf(opening) });
+        await call("Close", { domain: opening.owner, ports: [opening.opened_ports ?? ""] });
         onClose(_("The port is closed"));
     };
     return (

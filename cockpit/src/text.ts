@@ -34,10 +34,3 @@ export function connectionTo({ kind, address, ports, protocol, family }: Opening
     const port = kind === "nat" ? "443" : (ports ?? "").split("-")[0] ?? "";
     return port ? `${host}:${port}${protocol && protocol !== "tcp" ? `/${protocol}` : ""}` : "";
 }
-
-// What is open for a while, as `Close` may know it: opened by itself, or with the other of TCP and UDP.
-export function portsOf({ address, ports, target_ports, protocol, family }: Opening): string[] {
-    const host = !address ? "" : `${family === 6 ? `[${address}]` : address}:`;
-    const port = `${host}${ports}${target_ports && target_ports !== ports ? `:${target_ports}` : ""}`;
-    return protocol === "sctp" ? [`${port}/sctp`] : [`${port}/${protocol}`, `${port}/tcp+udp`];
-}

@@ -19,6 +19,7 @@ export interface Opening {
     line: number | null;
     until: string | null;
     opened_by: string | null;
+    opened_ports: string | null;
     connections: number | null;
     open_connections: number | null;
     open_bytes: number | null;
