@@ -212,6 +212,22 @@ def test_the_page_follows_the_daemon_as_it_ends_and_comes_back(shared_scene: Sce
     page.wait(row("tcp *:8000"))
     scene.wipe()
     page.wait("//dd[contains(., 'nft')]")
+    scene.host.libvirt.stop()
+    page.wait("//*[contains(@class, 'pf-m-warning') and contains(., 'libvirt does not answer')]")
+    scene.host.libvirt.start()
+    page.wait_gone("//*[contains(., 'libvirt does not answer')]")
+
+
+def test_the_page_and_its_place_in_the_menu_speak_german_too(shared_scene: Scene, page: Browser) -> None:
+    shared_scene.daemon("", HEAD)
+    show(page)
+    page.wait("//h1[.='Port forwards']")
+    page.run("document.cookie = 'CockpitLang=de-de; path=/'")
+    show(page)
+    page.wait("//h1[.='Portweiterleitungen']")
+    page.open(f"http://{PUBLIC4}:{PORT}/kvm-portfwd")
+    page.wait("//a[normalize-space()='Portweiterleitungen']")
+    page.run("document.cookie = 'CockpitLang=; path=/; max-age=0'")
 
 
 def test_what_helps_people_who_cannot_see_finds_nothing_serious(
