@@ -100,7 +100,7 @@ const Row = memo(function Row({ opening, isAdmin, main, onAct }: Acting & { open
                 {opening.until && <div><Label isCompact icon={<HourglassIcon />}><Left until={opening.until} /></Label></div>}
             </Td>
             <Td dataLabel={_("State")}>
-                <State state={opening.state} />
+                <div><State state={opening.state} /></div>
                 {opening.reason && <div className="reason">{shown(opening.reason)}</div>}
             </Td>
             <Td dataLabel={_("Listens on")}><span className="address">{opening.listens}</span></Td>
