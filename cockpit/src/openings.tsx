@@ -61,7 +61,7 @@ export function Openings({ openings, ...acting }: Acting & { openings: Opening[]
                         <Table variant="compact" aria-label={_("Port forwards")} gridBreakPoint="grid-lg">
                             <Thead>
                                 <Tr>
-                                    <Th>{_("Guest or network")}</Th><Th>{_("State")}</Th><Th>{_("Listens on")}</Th><Th>{_("Leads to")}</Th>
+                                    <Th modifier="wrap">{_("Guest or network")}</Th><Th>{_("State")}</Th><Th>{_("Listens on")}</Th><Th>{_("Leads to")}</Th>
                                     <Th modifier="fitContent">{_("Connections")}</Th><Th modifier="fitContent">{_("Open now")}</Th><Th screenReaderText={_("Actions")} />
                                 </Tr>
                             </Thead>

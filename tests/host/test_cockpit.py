@@ -130,6 +130,7 @@ def test_a_forward_is_added_changed_and_removed_by_clicking(shared_scene: Scene,
     assert page.log() == []
 
 
+@pytest.mark.in_turn
 def test_what_is_wrong_stands_beside_its_field_and_nothing_is_written(shared_scene: Scene, page: Browser) -> None:
     scene, host = shared_scene, shared_scene.host
     scene.daemon(entry("web", "8000:80", "WEB4"), HEAD)
@@ -158,6 +159,7 @@ def drop_ins(host: Host) -> list[str]:
     return host.run("find", "/etc/portfwd.d", "-type", "f", check=False).stdout.split()
 
 
+@pytest.mark.in_turn
 def test_ports_are_open_for_a_while_and_closed_before(shared_scene: Scene, page: Browser) -> None:
     shared_scene.daemon("", HEAD)
     show(page)
@@ -175,6 +177,7 @@ def test_ports_are_open_for_a_while_and_closed_before(shared_scene: Scene, page:
     page.wait("//h3[.='Nothing is forwarded yet']")
 
 
+@pytest.mark.in_turn
 def test_why_a_connection_fails_is_explained(shared_scene: Scene, page: Browser) -> None:
     scene = shared_scene
     scene.daemon(entry("web", "8000:80 8004:81", "WEB4"), HEAD)

@@ -1,12 +1,14 @@
 """A real browser in the lab: Chromium without a window, driven through WebDriver (https://www.w3.org/TR/webdriver2/).
 
-`chromedriver` and the browser run outside the host, as its clients do. WebDriver is JSON over HTTP, of which little is
-needed; a library would want a process in that network namespace, and here a socket there is enough.
+`chromedriver` and the browser are this machine's, whatever Debian the host is, in the network outside it. They have a
+process namespace of their own, with which all of them end. WebDriver is JSON over HTTP, of which little is needed; a
+library would want a process in that network namespace, and here a socket there is enough.
 """
 
 import base64
 import http.client
 import json
+import os
 import socket
 from contextlib import ExitStack
 from pathlib import Path
@@ -21,7 +23,7 @@ _PORT = 9515
 _ELEMENT = "element-6066-11e4-a52e-4f735466cecf"
 _ARGUMENTS = (
     *("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-background-networking"),
-    *("--disable-component-update", "--no-first-run", "--user-data-dir=/tmp/lab-chromium"),
+    *("--disable-component-update", "--no-first-run"),
 )
 _POLL_S = 0.05
 
@@ -39,7 +41,9 @@ class Browser:
     @classmethod
     def start(cls, place: Place) -> Self:
         """Start one outside the host."""
-        driver = place.popen(["chromedriver", f"--port={_PORT}"])
+        apart = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
+        outside = ["nsenter", f"--net={place.namespace}", "--"]
+        driver = Process([*apart, *outside, "chromedriver", f"--port={_PORT}"], os.environ)
         driver.wait_line("started successfully")
         return cls(place, driver)
 
