@@ -329,7 +329,7 @@ export function RemoveDialog({ main, opening, onClose }: { main: string; opening
         const before = await read(main);
         const entry = entryAt(before.text, opening.line, opening.kind, opening.owner);
         if (!entry)
-            throw new NotSaved(_("Somebody changed the file meanwhile, so nothing was written. Close this dialog, and try again."));
+            throw new NotSaved(_("The file was changed meanwhile, so nothing was written. Close this dialog, and try again."));
         const { text } = changed(before.text, entry, null);
         const { problems } = await check(text);
         if (problems.length)

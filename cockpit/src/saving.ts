@@ -1,5 +1,5 @@
-// How the page's drop-in is changed: checked by the daemon before anything is written, never over what somebody else
-// wrote meanwhile, and taken back where the daemon does not take it up.
+// How the page's drop-in is changed: the daemon checks it before anything is written, a file that was changed meanwhile
+// is not overwritten, and what the daemon does not take up is taken back.
 import { CallError, call } from "./varlink";
 import { NAME } from "./dropin";
 import type { Checked, Problem, Reloaded } from "./types";
@@ -42,7 +42,7 @@ export async function save(main: string, before: Written, text: string | null): 
     } catch (error) {
         const { problem, message } = error as { problem?: string; message?: string };
         if (problem === "change-conflict")
-            throw new NotSaved(_("Somebody changed the file meanwhile, so nothing was written. Close this dialog, and try again."));
+            throw new NotSaved(_("The file was changed meanwhile, so nothing was written. Close this dialog, and try again."));
         throw new NotSaved(message ?? problem ?? String(error));
     }
     try {

@@ -150,7 +150,7 @@ def test_what_is_wrong_stands_beside_its_field_and_nothing_is_written(shared_sce
     page.write(field("host-0"), "8002")
     host.write(DROP_IN, "# by hand\n")
     page.click(f"//footer{button('Add')}")
-    page.wait("//*[contains(., 'Somebody changed the file meanwhile')]")
+    page.wait("//*[contains(., 'The file was changed meanwhile')]")
     assert host.run("cat", DROP_IN).stdout == "# by hand\n"
     host.run("rm", DROP_IN)
 
