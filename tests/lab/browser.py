@@ -41,9 +41,9 @@ class Browser:
     @classmethod
     def start(cls, place: Place) -> Self:
         """Start one outside the host."""
-        apart = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
         outside = ["nsenter", f"--net={place.namespace}", "--"]
-        driver = Process([*apart, *outside, "chromedriver", f"--port={_PORT}"], os.environ)
+        apart = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
+        driver = Process([*outside, *apart, "chromedriver", f"--port={_PORT}"], os.environ)
         driver.wait_line("started successfully")
         return cls(place, driver)
 
