@@ -9,6 +9,7 @@ import base64
 import http.client
 import json
 import os
+import signal
 import socket
 from contextlib import ExitStack
 from pathlib import Path
@@ -118,7 +119,8 @@ class Browser:
     def close(self) -> None:
         """End it."""
         with ExitStack() as at_end:
-            at_end.callback(self._driver.stop)
+            # The first of a process namespace: only this ends it, and all others with it.
+            at_end.callback(self._driver.stop, signal.SIGKILL)
             self._ask("DELETE", "")
 
     def _do(self, path: str, what: str, content: object) -> None:
