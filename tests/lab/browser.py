@@ -1,7 +1,7 @@
 """A real browser in the lab: Chromium without a window, driven through WebDriver (https://www.w3.org/TR/webdriver2/).
 
 `chromedriver` and the browser are this machine's, whatever Debian the host is, in the network outside it. They have a
-process namespace of their own, with which all of them end. WebDriver is JSON over HTTP, of which little is needed; a
+process namespace of their own, with which all of them end, and which ends with us. WebDriver is JSON over HTTP, of which little is needed; a
 library would want a process in that network namespace, and here a socket there is enough.
 """
 
@@ -42,7 +42,7 @@ class Browser:
     @classmethod
     def start(cls, place: Place) -> Self:
         """Start one outside the host."""
-        outside = ["nsenter", f"--net={place.namespace}", "--"]
+        outside = ["setpriv", "--pdeathsig", "KILL", "nsenter", f"--net={place.namespace}", "--"]
         apart = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
         driver = Process([*outside, *apart, "chromedriver", f"--port={_PORT}"], os.environ)
         driver.wait_line("started successfully")
