@@ -1,8 +1,8 @@
 """A real browser in the lab: Chromium without a window, driven through WebDriver (https://www.w3.org/TR/webdriver2/).
 
 `chromedriver` and the browser are this machine's, whatever Debian the host is, in the network outside it. They have a
-process namespace of their own, with which all of them end, and which ends with us. WebDriver is JSON over HTTP, of which little is needed; a
-library would want a process in that network namespace, and here a socket there is enough.
+process namespace of their own, with which all of them end, and which ends with us. WebDriver is JSON over HTTP, of
+which little is needed; a library would want a process in that network namespace, and here a socket there is enough.
 """
 
 import base64
