@@ -117,7 +117,8 @@ class FaultKind(StrEnum):
     GATES_UNSEARCHED = "gates-unsearched"
     LEGACY_GATE = "legacy-gate"
     LEGACY_GATES = "legacy-gates"
-    NO_ADMISSION = "no-admission"
+    NO_IPSET = "no-ipset"  # a key of the configuration
+    NO_MATCH = "no-match"  # a key, a family, and a match of iptables
     LEGACY_CHAIN_HELD = "legacy-chain-held"  # a chain, its table, the family, and the program that shows it
     HOST_NOT_FORWARDING = "host-not-forwarding"  # a family
     FORWARDING_OFF = "forwarding-off"  # a family

@@ -7,6 +7,7 @@ from typing import Final
 
 from fwdaemon.audit.causes import why
 from fwdaemon.config.model import Config, RouteEntry
+from fwdaemon.config.sets import networks_named
 from fwdaemon.core.admission import Gatekeeper
 from fwdaemon.core.inventory import Domain, HostAddress, Inventory
 from fwdaemon.core.state import Desired, Waiting
@@ -113,7 +114,7 @@ class _Trace:
         desired = replace(desired, waiting=(*desired.waiting, *self.refused))
         claims = claims_on(self.config, arrival)
         claim = _chosen(claims, desired, arrival)
-        if claim is not None and arrival.source is None and claim.sources:
+        if claim is not None and arrival.source is None:
             arrival = self._as_admitted(claim, arrival)
         daemon = self.world.daemon()
         judge = Judge(arrival, self.config.daemon, daemon is not None, self.main)
@@ -128,7 +129,7 @@ class _Trace:
             steps += [self._unclaimed(arrival), *entrance.enter(), *entrance.into_host()]
             return Report(f"{arrival} from {arrival.client}", steps, "")
         steps.append(self._entry(claim, arrival))
-        if (admission := self._admission(claim, arrival)) is not None:
+        if (admission := self._admission(claim, arrival, desired)) is not None:
             steps.append(admission)
             if admission.cause is not None:
                 return Report(f"{arrival} from {arrival.client}", steps, f"{arrival} is for {shown(_owner(claim))}")
@@ -240,7 +241,8 @@ class _Trace:
     def _as_admitted(self, claim: Claim, arrival: Arrival) -> Arrival:
         """Take a client that may connect, where the user named none."""
         taken = {own.address for own in self.held}
-        subnets = (subnet for subnet in claim.sources if Family.of(subnet) is arrival.family)
+        named = networks_named(claim.entry, self.config.sets)
+        subnets = (subnet for subnet in named if Family.of(subnet) is arrival.family)
         hosts = chain.from_iterable(_first_hosts(subnet, len(taken) + 1) for subnet in subnets)
         client = next((address for address in hosts if address not in taken), None)
         return arrival if client is None else arrival.as_from(client)
@@ -269,9 +271,9 @@ class _Trace:
             text += f", but only from {listed}"
             source = arrival.source or arrival.stand_in
             return wrong("entry", text, Cause.SOURCE_REFUSED, remedies.admit(claim, source))
-        return fine("entry", f"{text}, from {', '.join(map(str, claim.sources)) or 'anywhere'}")
+        return fine("entry", f"{text}, from {remedies.clients(claim.sources, claim.entry.admission)}")
 
-    def _admission(self, claim: Claim, arrival: Arrival) -> Step | None:
+    def _admission(self, claim: Claim, arrival: Arrival, desired: Desired) -> Step | None:
         """Tell whether sets or limits keep the client out; `None` where there are none of these."""
         asked, barred = claim.entry.admission, self.config.daemon.barred
         if asked is None and barred is None:
@@ -283,9 +285,13 @@ class _Trace:
         for admission, where in (barred, f"deny in [daemon] of {self.main}"), (asked, str(claim.origin)):
             refusal = Gatekeeper(sets, None, ranges).refusal(admission, arrival.source)
             if refusal is not None:
-                text, remedy = remedies.denied(refusal, where, sets.get(refusal.name), arrival.source)
+                text, remedy = remedies.denied(refusal, where, sets.get(refusal.name), arrival.source, self.world)
                 return wrong("admission", text, Cause.ON_PURPOSE, remedy)
-        return fine("admission", f"nothing denies {arrival.source}{remedies.limits(asked)}")
+        exposure = exposure_of(claim, desired, arrival) if remedies.limits(asked) else None
+        over = self.world.over_limit(exposure.counted_as, arrival.source) if exposure is not None else 0
+        text = f"nothing denies {arrival.source}{remedies.limits(asked)}"
+        doubt = f"it may be over the limit now: {over} of its first packets were dropped of late"
+        return unknown("admission", text, doubt) if over else fine("admission", text)
 
     # --- the guest -------------------------------------------------------------------------------------------------
 

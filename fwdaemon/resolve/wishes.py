@@ -13,6 +13,7 @@ from uuid import UUID
 
 from fwdaemon.config.metadata import Lack, Reading, allowed, cost, lacks, read_metadata
 from fwdaemon.config.model import AllowEntry, Config, Entry, ForwardEntry, GuestEntry, NatEntry, PortMapping
+from fwdaemon.config.sets import settled
 from fwdaemon.core.exposures import Claim, Exposure, Forward, Kind, Nat, Owner
 from fwdaemon.core.inventory import Domain, GuestInterface, Hindrance, HindranceKind, Move
 from fwdaemon.core.state import Waiting
@@ -257,15 +258,21 @@ def _meets(claim: Claim, address: Address) -> bool:
     return not claim.sources or Family.of(address) in map(Family.of, claim.sources)
 
 
-def opened(config: Config, entries: Iterable[ForwardEntry]) -> tuple[Config, dict[Origin, Origin]]:
-    """Add entries that were opened for a while; of those whose ports a file claims, tell where they and that stand."""
-    claims, added, gone = Claims(entry for entry in config.forwards if not entry.is_pattern), [], dict[Origin, Origin]()
-    for entry in entries:
+def opened(config: Config, entries: Iterable[ForwardEntry]) -> tuple[Config, dict[Origin, Origin | None]]:
+    """Add entries that were opened for a while; of the others, tell where they stand, and what in a file has the ports.
+
+    That is `None` where the configuration has no automatic ports any more, or none of the sets that an entry names.
+    """
+    claims = Claims(entry for entry in config.forwards if not entry.is_pattern)
+    added, gone = list[ForwardEntry](), dict[Origin, Origin | None]()
+    for wanted in entries:
+        entry = settled(wanted, config.sets)
+        if entry is None or (entry.auto and config.daemon.auto_ports is None):
+            gone[wanted.origin] = None
+            continue
         takers = filter(None, (claims.taker(entry, mapping) for mapping in entry.mappings))
         if (taker := next(takers, None)) is not None:
             gone[entry.origin] = taker.mapping.origin
-        elif entry.auto and config.daemon.auto_ports is None:
-            gone[entry.origin] = entry.origin
         else:
             added.append(entry)
     return (replace(config, forwards=(*config.forwards, *added)) if added else config), gone

@@ -13,9 +13,9 @@ from fwdaemon.hypervisor.reader import lease_claims
 from fwdaemon.kernel.host_watch import who_took_link
 from fwdaemon.kernel.listeners import hierarchies
 from fwdaemon.kernel.netlink import attribute
-from fwdaemon.legacy import translation as legacy
+from fwdaemon.legacy import info as legacy
 from fwdaemon.legacy.info import decode, read_chains
-from fwdaemon.legacy.model import OWN_CHAINS, TableName
+from fwdaemon.legacy.model import TableName, is_own
 from fwdaemon.nftables.table_cache import read_packets
 from tests.fuzz.choices import Choices
 from tests.fuzz.guests import MAC, believed
@@ -76,10 +76,7 @@ def legacy_table(data: bytes) -> None:
     table = b"".join([*(rule.raw(family) for rule in _rules(choices)), *parts, _begin(b"ERROR").raw(family)])
     assert list(read_chains(family, table)) == [_text(name) for name, _ in chains]
     assert [(chain, comment, packets) for (_, chain, comment), packets in _counted(family, table)] == [
-        (_text(name), rule.comment, rule.packets)
-        for name, rules in chains
-        if _text(name) in OWN_CHAINS
-        for rule in rules
+        (_text(name), rule.comment, rule.packets) for name, rules in chains if is_own(_text(name)) for rule in rules
     ]
 
 

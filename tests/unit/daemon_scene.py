@@ -128,10 +128,11 @@ class Routes:
 
 @dataclass
 class Scene(Memory):
-    """A daemon, and everything around it; `faults` are what the next writes of rules fail with."""
+    """A daemon, and all around it; `faults` are what the next writes of rules fail with, `files` those of sets."""
 
     place: Path = Path()
     text: str = WEB
+    files: tuple[Path, ...] = ()
     libvirt: Libvirt = field(default_factory=Libvirt)
     pauses: Pauses = FAST
     faults: list[Exception] = field(default_factory=list)
@@ -187,7 +188,8 @@ class Scene(Memory):
             self.readable.wait(600)  # longer than the end of a daemon is waited for
         if self.unreadable:
             raise self.unreadable.pop()
-        return Loaded(parse({path: self.text}), {path: self.text.encode()})
+        lists = {file: file.read_bytes() for file in self.files}
+        return Loaded(parse({path: self.text}, lists), {path: self.text.encode()}, lists)
 
     @property
     def written(self) -> set[str]:

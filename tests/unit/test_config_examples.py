@@ -11,7 +11,7 @@ from fwdaemon.config import load
 from fwdaemon.config.model import Config, DaemonSettings, ForwardEntry
 
 EXAMPLES: Final = Path(__file__).parents[2] / "etc" / "examples"
-FILES: Final = sorted(EXAMPLES.iterdir())
+FILES: Final = sorted(EXAMPLES.glob("*.toml"))
 
 
 def example(name: str) -> Config:

@@ -232,6 +232,26 @@ def test_what_a_new_configuration_claims_is_closed(scene: Scene, caplog: pytest.
     assert "closed 22:2222 to web1: /etc/portfwd.toml:6 claims it" in caplog.messages
 
 
+def test_it_is_open_to_a_set_of_the_configuration_until_there_is_no_such_set(
+    scene: Scene, caplog: pytest.LogCaptureFixture
+) -> None:
+    scene.text = WEB + '[[set]]\nname = "office"\naddresses = ["203.0.113.0/24"]\n'
+
+    async def act() -> None:
+        async with scene.running_daemon():
+            await scene.ask("Reload")
+            said = await refusal(scene, **wish("8022:22") | {"sources": ["set:offce"]})
+            assert 'did you mean "set:office"?' in said
+            (opening,) = (await scene.ask("Open", **wish("8022:22") | {"sources": ["set:office"]}))["openings"]
+            assert opening["sources"] == ["203.0.113.0/24"]
+            scene.text = WEB
+            await scene.ask("Reload")
+            assert scene.written == {RULE}
+
+    play(act())
+    assert any(line.startswith("closed 8022:22 to web1: the configuration has no") for line in caplog.messages)
+
+
 def test_only_root_opens_and_what_is_no_wish_is_refused(scene: Scene) -> None:
     user = Peer(1 << 30, 1000, frozenset({1000}))
     strange: list[dict[str, Any]] = [
