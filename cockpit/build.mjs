@@ -1,10 +1,10 @@
-// Bundles the page into dist/, which is the same for the same package-lock.json: no dates, no absolute paths.
+// Bundles the page into dist.new/, which is the same for the same package-lock.json: no dates, no absolute paths.
 import { cpSync, mkdirSync, readFileSync, readdirSync, rmSync, writeFileSync } from "node:fs";
 import { join, relative } from "node:path";
 import { build } from "esbuild";
 import gettext from "gettext-parser";
 
-const OUT = "dist";
+const OUT = "dist.new";
 const STYLES = ["node_modules/@patternfly/react-core/", "node_modules/@patternfly/react-styles/"];
 
 // Cockpit has PatternFly's fonts, and serves them; its background pictures are for themes that Cockpit has not.
