@@ -32,6 +32,7 @@ class ReasonKind(StrEnum):
     ROUTES_LOST = "routes-lost"
     ADDRESS_PUT_BACK = "address-put-back"
     LEASES = "leases"  # a bridge
+    FIRST_LEASE = "first-lease"  # a bridge, on which a guest had no address yet
     RESERVATIONS = "reservations"  # a network
     LEASE_DIRECTORY = "lease-directory"  # a path
     LEASES_WATCHED = "leases-watched"

@@ -1,6 +1,6 @@
 """Tells the whole way of a connection, step by step. Pure, but for the `World` it asks."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, islice
 from typing import Final
@@ -9,7 +9,7 @@ from fwdaemon.audit.causes import why
 from fwdaemon.config.model import Config, RouteEntry
 from fwdaemon.config.sets import networks_named
 from fwdaemon.core.admission import Gatekeeper
-from fwdaemon.core.inventory import Domain, HostAddress, Inventory
+from fwdaemon.core.inventory import HostAddress, Inventory
 from fwdaemon.core.state import Desired, Waiting
 from fwdaemon.core.text import shown
 from fwdaemon.core.types import Address, Family, Protocol, Subnet
@@ -31,7 +31,7 @@ from fwdaemon.explain.arrival import (
 )
 from fwdaemon.explain.delivery import Delivery, WayBack, WayOut
 from fwdaemon.explain.entrance import Entrance, HostContext, Judge, Target
-from fwdaemon.explain.guest import GuestWalk, Libvirt
+from fwdaemon.explain.guest import GuestWalk, Libvirt, is_for
 from fwdaemon.explain.report import (
     RELOAD,
     START_COMMAND,
@@ -45,11 +45,10 @@ from fwdaemon.explain.report import (
     unknown,
     wrong,
 )
-from fwdaemon.resolve.claims import Turn, of_these_runs
-from fwdaemon.resolve.expansion import Assignments, Before, Expander
+from fwdaemon.resolve.expansion import Before, Expander
 from fwdaemon.resolve.guests import Guest
 from fwdaemon.resolve.placement import Placement
-from fwdaemon.resolve.sharing import grants
+from fwdaemon.resolve.sharing import Grants, grants
 
 _NOBODY: Final = Inventory()
 _NOTHING: Final = Before()
@@ -79,16 +78,20 @@ def explain(  # noqa: PLR0913  it follows from that many sources
     """
     held = world.addresses()
     granted = grants(config, libvirt.inventory or _NOBODY, before.ports, before.turns[0])
+    held_back = granted.refused
     if libvirt.inventory is not None:
-        config = _expanded(granted.config, libvirt.inventory.domains, before.ports, before.turns[1])
+        config, waiting = _expanded(granted, libvirt.inventory, before)
+        held_back += tuple(item for item in waiting if item.refused)
     arrival = arrive(request, preferred_addresses(config, request, held), libvirt.bridges, world)
-    report = _Trace(config, libvirt, world, main, held, granted.refused).report(arrival)
+    report = _Trace(config, libvirt, world, main, held, held_back).report(arrival)
     return replace(report, daemon_runs=world.daemon() is not None)
 
 
-def _expanded(config: Config, domains: Sequence[Domain], ports: Assignments, turns: Iterable[Turn] = ()) -> Config:
-    """Give the configuration with an entry for each domain; a pattern that no running domain matches stays."""
-    expansion = Expander(config, of_these_runs(turns, domains)).expand(domains, ports)
+def _expanded(granted: Grants, inventory: Inventory, before: Before) -> tuple[Config, tuple[Waiting, ...]]:
+    """Give an entry for each domain, and what they wait for; a pattern that no running domain matches stays."""
+    config, domains, turns = granted.config, inventory.domains, before.of_these_runs(inventory.domains)[1]
+    occupied = granted.occupied(before.occupied, inventory.every_network)
+    expansion = Expander(config, turns).expand(domains, before.ports, occupied)
     running = {str(domain.uuid) for domain in domains if domain.running}
     own = sorted(expansion.entries.items(), key=lambda item: (item[0][1] not in running, item[0]))
     matched = {number for (number, uuid), _ in own if uuid in running}
@@ -97,7 +100,7 @@ def _expanded(config: Config, domains: Sequence[Domain], ports: Assignments, tur
         for number, entry in enumerate(config.forwards)
         if not entry.is_open or (entry.is_pattern and number not in matched)
     ]
-    return replace(config, forwards=(*written, *(entry for _, entry in own)))
+    return replace(config, forwards=(*written, *(entry for _, entry in own))), expansion.waiting
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,10 +253,12 @@ class _Trace:
     # --- the configuration -----------------------------------------------------------------------------------------
 
     def _unclaimed(self, arrival: Arrival) -> Step:
-        refused = next((item for item in self.refused if _is_for(item, arrival)), None)
+        refused = next((item for item in self.refused if is_for(item, arrival)), None)
         if refused is not None:
             text = f"{refused.origin} asks for it and is refused: {why(refused.reason)}"
             remedy = f"Where the domain is to have it, write an [[allow]] for that in {self.main}, and {RELOAD}."
+            if not refused.origin.domain:
+                remedy = "Have that process listen elsewhere, or write another port of the host there."
             return wrong("entry", text, Cause.UNCLAIMED, remedy)
         remedy = remedies.claim_port(nearest(self.config, arrival), arrival, self.main)
         return wrong("entry", f"no entry of {self.main} claims it", Cause.UNCLAIMED, remedy)
@@ -389,13 +394,6 @@ def _chosen(claims: list[Claim], desired: Desired, arrival: Arrival) -> Claim | 
 
 def _first_hosts(subnet: Subnet, count: int) -> Iterator[Address]:
     yield from islice(subnet.hosts(), count)
-
-
-def _is_for(refused: Waiting, arrival: Arrival) -> bool:
-    claim = refused.claim
-    if claim is None or (claim.ports, claim.address) == (None, None):
-        return False
-    return claim.takes(arrival.protocol, arrival.address, arrival.port)
 
 
 def _owner(claim: Claim) -> str:

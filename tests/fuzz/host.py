@@ -1,5 +1,6 @@
 """What the host tells of others' doings: legacy tables, counters in our own, leases, links and mounts."""
 
+import json
 import os
 import re
 import struct
@@ -17,6 +18,7 @@ from fwdaemon.legacy import info as legacy
 from fwdaemon.legacy.info import decode, read_chains
 from fwdaemon.legacy.model import TableName, is_own
 from fwdaemon.nftables.table_cache import read_packets
+from fwdaemon.resolve.snapshot import LeaseNews, read_leases
 from tests.fuzz.choices import Choices
 from tests.fuzz.guests import MAC, believed
 from tests.unit.saying import said
@@ -132,6 +134,11 @@ def lease_list(data: bytes) -> None:
         mac = choices.one_of((MAC, MAC.upper(), choices.text(), None))
         leases.append({"mac": mac, "ipaddr": address, "expirytime": choices.one_of((0, 1, 1 << 62, choices.number(9)))})
     believed(lease_claims(leases, {MAC}))
+    told = LeaseNews(lambda: 0.0)
+    told.follow({MAC}, {MAC})
+    for text in (json.dumps([{"mac-address": item["mac"], "ip-address": item["ipaddr"]} for item in leases]), ""):
+        assert told.kind("virbr0", read_leases(text.encode())) is not None
+    told.kind("virbr0", read_leases(data))
 
 
 def link_change(data: bytes) -> None:

@@ -15,6 +15,7 @@ from fwdaemon.config.metadata import read_opening
 from fwdaemon.control.listener import Peer
 from fwdaemon.control.protocol import INVALID_PARAMETER, PERMISSION_DENIED, REFUSED, CallError
 from fwdaemon.core.exposures import Nat
+from fwdaemon.core.inventory import Occupied
 from fwdaemon.core.types import Address, Family, Origin, Protocol, Until
 from fwdaemon.legacy.model import OWN_CHAINS
 from fwdaemon.resolve.flows import Flow
@@ -122,13 +123,14 @@ def test_after_a_restart_of_the_host_the_clock_on_the_wall_is_left(wall: int, le
         ("79-81:79-81", "*:79-81/tcp: web1 has it already (/etc/portfwd.toml:1)"),
         ("9000", "*:9000/tcp: ci-* has it already (/etc/portfwd.toml:4)"),
         ("7000", "*:7000/tcp: the host has it already"),
+        ("7001", "*:7001/tcp: the host has it already"),
         ("0", "is out of range"),
         ("auto:22", "no range to come from"),
     ],
 )
 def test_it_never_takes_what_is_taken(scene: Scene, ports: str, text: str) -> None:
     scene.text = f'{WEB}[[forward]]\ndomain = "ci-*"\nports = ["9000"]\n'
-    scene.sockets = {(Protocol.TCP, 7000)}
+    scene.sockets = {Occupied(Protocol.TCP, None, 7000), Occupied(Protocol.TCP, ip_address("192.0.2.1"), 7001)}
 
     async def act() -> None:
         async with scene.running_daemon():
@@ -382,7 +384,7 @@ def test_what_it_carries_goes_on_with_another_end_and_ends_with_it(scene: Scene)
 
 def test_a_port_is_assigned_that_nobody_has_and_an_assigned_one_is_not_taken(scene: Scene) -> None:
     scene.text = '[daemon]\nauto_ports = "20000-20009"\n' + WEB
-    scene.sockets = {(Protocol.TCP, port) for port in range(20000, 20009)}
+    scene.sockets = {Occupied(Protocol.TCP, None, port) for port in range(20000, 20009)}
 
     async def act() -> None:
         async with scene.running_daemon():
