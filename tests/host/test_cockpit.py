@@ -16,8 +16,8 @@ from tests.lab.host import CLIENT4, PUBLIC4, Host
 from tests.lab.place import Process, wait_until
 from tests.lab.release import LibvirtFirewall
 
-# Cockpit 287 on Debian 12 and 337 on Debian 13.
-pytestmark = pytest.mark.on(LibvirtFirewall.IPTABLES, LibvirtFirewall.NFTABLES)
+# Cockpit 287, on Debian 12.
+pytestmark = pytest.mark.on(LibvirtFirewall.IPTABLES)
 PORT, MEMBERS_PORT = 9090, 9091
 GROUP, GROUP_NUMBER, USER = "games", "60", "65534"
 DROP_IN = "/etc/portfwd.d/cockpit.toml"
@@ -130,7 +130,6 @@ def test_a_forward_is_added_changed_and_removed_by_clicking(shared_scene: Scene,
     assert page.log() == []
 
 
-@pytest.mark.in_turn
 def test_what_is_wrong_stands_beside_its_field_and_nothing_is_written(shared_scene: Scene, page: Browser) -> None:
     scene, host = shared_scene, shared_scene.host
     scene.daemon(entry("web", "8000:80", "WEB4"), HEAD)
@@ -159,7 +158,6 @@ def drop_ins(host: Host) -> list[str]:
     return host.run("find", "/etc/portfwd.d", "-type", "f", check=False).stdout.split()
 
 
-@pytest.mark.in_turn
 def test_ports_are_open_for_a_while_and_closed_before(shared_scene: Scene, page: Browser) -> None:
     shared_scene.daemon("", HEAD)
     show(page)
@@ -177,7 +175,6 @@ def test_ports_are_open_for_a_while_and_closed_before(shared_scene: Scene, page:
     page.wait("//h3[.='Nothing is forwarded yet']")
 
 
-@pytest.mark.in_turn
 def test_why_a_connection_fails_is_explained(shared_scene: Scene, page: Browser) -> None:
     scene = shared_scene
     scene.daemon(entry("web", "8000:80 8004:81", "WEB4"), HEAD)

@@ -41,10 +41,6 @@ PYTHON_PACKAGES = (
 )
 
 
-# For its page: hosts start it themselves, and whole machines do without.
-_COCKPIT_PACKAGES = ("cockpit-bridge", "cockpit-system", "cockpit-ws")
-
-
 def host_packages() -> list[str]:
     """What a lab host needs from Debian."""
     return _listed(_PACKAGE_LIST)
@@ -58,7 +54,7 @@ def release_root(release: Release) -> Path:
     """The root directory of `release` with everything installed; the machine's own root if it runs that release."""
     if release is own_release():
         return Path("/")
-    packages = (*host_packages(), *_COCKPIT_PACKAGES, *PYTHON_PACKAGES)
+    packages = (*host_packages(), *PYTHON_PACKAGES)
     return _cached(f"{release.directory}-{_key(*packages)}", lambda target: _build_root(target, release, packages))
 
 
