@@ -42,6 +42,7 @@ from fwdaemon.resolve.expansion import Before
 from fwdaemon.resolve.placement import Placer
 from fwdaemon.resolve.wishes import Unavailable
 from fwdaemon.status.confirming import ConfigReader, Standing
+from fwdaemon.status.connection_log import ConnectionLog
 from fwdaemon.status.notify import Pulse
 from fwdaemon.status.records import Records, UsageReader
 from fwdaemon.status.reloads import STATE, Reloads, Start, Written
@@ -102,20 +103,19 @@ class Daemon:
         self._monitors = *self._netfilter.monitors(queue.rules_changed), parts.routes(queue.rules_changed)
         sources = parts.sources(self._standing.all, queue.inventory_changed)
         self._inventories = Inventories(sources, queue, parts.budgets, self._pulse.watchdog.bounded, self._backoff())
-        self._worker = Worker("reconcile")
         self._reading = ConfigReader(self._read, queue.wake, self._records.late, self._pauses.reading)
         told = Told(queue.set_changed, self._standing.keep_list, self._records.sets_refused)
         self._sets = SetKeeper(told, self._netfilter.externals, parts.state)
         self._sets.begin(start.config, start.lists)
         self._standing.log_start(start, self._records)
-        self._reporter = Reporter(manager.status, feed)
+        self._connection_log = ConnectionLog()
+        self._reporter = Reporter(manager.status, feed, lambda: self._connection_log.lost)
         manager.metrics = self._reporter.text
         self._beginning: asyncio.Future[None] | None = None
-        self._first_pass = asyncio.Event()
+        self._first_pass, self._worker = asyncio.Event(), Worker("reconcile")
         self._placer = Placer(self._written.choice, Before(self._written.ports, self._written.turns, parts.occupied))
-        self._reloaded, self._failure, self._pause = False, "", self._pauses.passes
-        self._retry, self._rereading, self._unread = self._backoff(), self._backoff(), WarnOnce()
-        self._short = self._backoff()
+        self._reloaded, self._failure, self._pause, self._unread = False, "", self._pauses.passes, WarnOnce()
+        self._retry, self._rereading, self._short = self._backoff(), self._backoff(), self._backoff()
 
     def _backoff(self) -> Backoff:
         return Backoff(self._pauses.retry, self._pauses.retry_at_most)
@@ -177,8 +177,8 @@ class Daemon:
             await asyncio.sleep(self._pause)
 
     def _missing(self) -> str:
-        known = self._inventories.latest is not None
-        return "" if known else self._inventories.missed or "libvirt has not answered yet"
+        inventories = self._inventories
+        return "" if inventories.latest is not None else inventories.missed or "libvirt has not answered yet"
 
     def _summary(self) -> str:
         report = self._reconciler.report
@@ -257,6 +257,7 @@ class Daemon:
             seconds = time.monotonic() - began
             self._records.pass_ended(report, seconds)
             self._reporter.pass_ended(report, seconds)
+            self._connection_log.follow(report.desired)
         self._reloads.pass_ended()
         self._first_pass.set()
         self._reloaded, self._failure = False, ""
@@ -381,7 +382,7 @@ class Daemon:
             self._written.keep_choice({})
         await self._ended(self._reconciler.close)
         await self._ended(self._netfilter.close)
-        ending = self._worker, self._written, self._standing.openings, self._sets
+        ending = self._worker, self._written, self._standing.openings, self._sets, self._connection_log
         await asyncio.gather(*(each.close(self._pauses.patience) for each in ending))
         self._pulse.end()
 

@@ -345,6 +345,7 @@ _GATE_FAULTS: Final[Mapping[GateFault, str]] = {
     GateFault.AHEAD_OF_BAN: "it was ahead of a ban",
     GateFault.REPEATED: "it was there more than once",
     GateFault.ALTERED: "it was not as we made it",
+    GateFault.GUESTS: "its rules for guests were not as keep_guests_online asks",
 }
 _LOCATION_REASONS: Final[Mapping[LocationReason, str]] = {
     LocationReason.CONFIGURED: "the configuration says so",

@@ -4,6 +4,7 @@ import argparse
 import asyncio
 import json
 from collections.abc import Iterator
+from typing import Any
 
 from fwdaemon import config as configuration
 from fwdaemon.audit.lines import format_fault, format_gate, format_gate_fault, format_location_reason
@@ -35,14 +36,19 @@ def run(options: argparse.Namespace) -> int:
         text = rules.render(desired)  # empty where no forward would be live
         print(text, end="\n" if text else "")
         return 0
+    result = previewed(config, desired, rules)
+    print(json.dumps(as_json(result), indent=2) if options.json else as_text(result, desired))
+    return _CHANGES if options.exit_code and result.changed else 0
+
+
+def previewed(config: Config, desired: Desired, rules: Netfilter) -> ApplyResult:
+    """Tell what would change in the kernel now, and close `rules`."""
     host = SystemHostNetwork(rules.confined)
     try:
         confined = host.confine(desired, ip_forward=config.daemon.ip_forward)
-        result = joined(rules.preview(confined), host.preview(desired))
+        return joined(rules.preview(confined), host.preview(desired))
     finally:
         rules.close()
-    print(json.dumps(as_json(result), indent=2) if options.json else as_text(result, desired))
-    return _CHANGES if options.exit_code and result.changed else 0
 
 
 def desired_now(config: Config) -> Desired:
@@ -68,7 +74,7 @@ def as_text(result: ApplyResult, desired: Desired) -> str:
     return "\n".join([_location(result.moved), *_faults(result), *lines, f"  {summary}", *script])
 
 
-def as_json(result: ApplyResult) -> dict[str, object]:
+def as_json(result: ApplyResult) -> dict[str, Any]:
     """Give an outcome with stable keys; names are as libvirt has them."""
     return {
         "schema_version": SCHEMA_VERSION,

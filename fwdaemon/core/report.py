@@ -25,6 +25,7 @@ class ReasonKind(StrEnum):
     METADATA = "metadata"  # a domain
     NETWORK = "network"  # a network
     LIBVIRT = "libvirt"  # a URI
+    LISTED = "listed"  # instead of events
     HOST_ADDRESS = "host-address"  # an address
     NEIGHBOUR = "neighbour"  # an address
     ADDRESSES_LOST = "addresses-lost"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from fwdaemon.hypervisor.connection import EventLoop
+from fwdaemon.hypervisor.event_loop import EventLoop
 from tests.conftest import MakeLxcGuest, MakeNetwork, MakeQemuGuest
 from tests.host.conftest import each_libvirt
 from tests.lab import host as lab_host
@@ -142,6 +142,7 @@ def test_own_rules_are_told_from_everybody_elses(host: Host, network: MakeNetwor
     assert host.own_rules() == ""
 
 
+@pytest.mark.in_turn
 @each_libvirt
 def test_qemu_guest_takes_its_address_by_dhcp(host: Host, network: MakeNetwork, qemu_guest: MakeQemuGuest) -> None:
     network("lab", _SUBNET4, dhcp=True)
