@@ -104,7 +104,7 @@ def measure(setting: Setting) -> Figure:
     with ExitStack() as at_end:
         bare, asking = (Host(at_end.enter_context(setting.scene())) for _ in range(2))
         bare.scene.daemon(_HEAD + _PLAIN.entry)
-        _fill(asking.scene, size)
+        _fill(asking.scene, size, legacy=setting.legacy)
         _take_turns(bare, asking, setting.at_most(_QUICK_ROUNDS if setting.quick else _ROUNDS))
     read = {number: [*_readings(number)] for number in (1_000, 100_000)}
     series = (Series("reading a file", Unit.SECONDS, read), *_series(bare, asking, size))
@@ -112,19 +112,32 @@ def measure(setting: Setting) -> Figure:
     return Figure("admission", title, str(setting.flavour), _NOTES, series, _wants(bare, asking, read), "networks")
 
 
-def _fill(scene: Scene, size: int) -> None:
+def _fill(scene: Scene, size: int, *, legacy: bool) -> None:
     """Start the daemon where there are so many networks, and wait until all are in the kernel."""
     scene.host.write(_LIST, "\n".join(_addresses(size)))
     every = (_PLAIN, _FILE, _OTHERS, _LIMITS, _OPEN, _CLOSED)
     scene.daemon(_HEAD + _SETS + "".join(asking.entry for asking in every))
-    wait_until(partial(_is_filled, scene), "the set of the file is full", _SET_PATIENCE_S, 1.0)
-    elements = ", ".join(_addresses(size))
-    text = f"add element ip kvm_portfwd set_others {{ {elements} }}\n"
-    scene.host.run("nft", "-f", "-", stdin=text, timeout=_SET_PATIENCE_S)
+    is_filled = partial(_is_filled_there, scene, size) if legacy else partial(_is_filled, scene)
+    wait_until(is_filled, "the set of the file is full", _SET_PATIENCE_S, 1.0)
+    text, program = _adding(size, legacy=legacy)
+    scene.host.run(*program, stdin=text, timeout=_SET_PATIENCE_S)
+
+
+def _adding(size: int, *, legacy: bool) -> tuple[str, tuple[str, ...]]:
+    """Write what another program puts into its set, and name that program."""
+    if legacy:
+        return "".join(f"add KVMPF_others_4 {address}\n" for address in _addresses(size)), ("ipset", "restore")
+    return f"add element ip kvm_portfwd set_others {{ {', '.join(_addresses(size))} }}\n", ("nft", "-f", "-")
 
 
 def _is_filled(scene: Scene) -> bool:
-    return "filling" not in scene.host.run("nft", "list", "chain", "ip", "kvm_portfwd", "deny.file", check=False).stdout
+    shown = scene.host.run("nft", "list", "chain", "ip", "kvm_portfwd", "deny.file", check=False).stdout
+    return "deny.file" in shown and "filling" not in shown
+
+
+def _is_filled_there(scene: Scene, size: int) -> bool:
+    shown = scene.host.run("ipset", "list", "-terse", "KVMPF_file_4", check=False).stdout
+    return f"Number of entries: {size}\n" in shown
 
 
 def _addresses(size: int) -> Iterator[str]:

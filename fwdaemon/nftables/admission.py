@@ -5,16 +5,19 @@ ranges. What denies a set is one chain for all exposures, so that it counts in o
 before a large set is full again: until then it drops everybody.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from ipaddress import ip_network
+from itertools import groupby
+from operator import attrgetter
 from typing import Final, NamedTuple, TypeAlias
 
 from fwdaemon.core.admission import Admission, SourceSet
-from fwdaemon.core.exposures import Exposure, Forward
+from fwdaemon.core.exposures import Exposure, Forward, Route
 from fwdaemon.core.state import Desired
-from fwdaemon.core.text import label
-from fwdaemon.core.types import Family, collapse
+from fwdaemon.core.text import is_interface_name, label
+from fwdaemon.core.types import Family, Subnet, collapse
 from fwdaemon.nftables.model import Chain, Rule, Set, SetType, Table
+from fwdaemon.resolve.segments import routed_outside, switched
 
 _ADDRESS_TYPES: Final = {Family.IPV4: "ipv4_addr", Family.IPV6: "ipv6_addr"}
 DENY: Final = "deny."
@@ -23,6 +26,7 @@ _SET, _RATE, _OPEN = "set_", "rate.", "open."
 _MOST_SOURCES: Final = 65_535
 # A set of so many networks takes a moment to fill; nothing else waits for that.
 LARGE: Final = 2_000
+_BRIDGE: Final = attrgetter("bridge")
 
 Lengths: TypeAlias = Mapping[str, tuple[int, ...]]
 """By set that is filled by us, the prefix lengths of its networks."""
@@ -194,3 +198,36 @@ def _denying(family: Family, admission: Admission | None) -> Iterator[str]:
 def is_plain(forward: Forward) -> bool:
     """Whether nothing is asked of who connects or when, but of whom nobody may."""
     return forward.until is None and forward.admission is None and not forward.sources and forward.interface is None
+
+
+# --- who forges where it is from ------------------------------------------------------------------------------------
+
+
+def kept_from_forgers(family: Family, desired: Desired) -> tuple[str, ...]:
+    """Write the matches of what goes to routed guests, where a source that is not believed is dropped.
+
+    Others may let anybody by to a route that is for named sources only. And where we turned forwarding on, what goes to
+    any route is let through ahead of the look at sources. Guests of one bridge reach each other without the host.
+    """
+    found = [route for route in desired.routes if route.family is family and is_interface_name(route.bridge)]
+    named = {route for route in found if route.admission is not None and route.admission.is_exclusive}
+    newly = routed_outside(family, desired)
+    if family in desired.confined:
+        return tuple(_leading_to(named.union(newly)))
+    return (*_leading_to(named), *_leading_to(set(newly) - named, switched(family, desired)))
+
+
+def _leading_to(routes: Iterable[Route], ways: Collection[str] | None = None) -> Iterator[str]:
+    """Match what came in by these interfaces, or by any; the host itself may have an address in a route's subnet."""
+    for bridge, found in groupby(sorted(routes, key=_BRIDGE), _BRIDGE):
+        if ways is None:
+            came_in = f'!= "{bridge}"'
+        elif listed := ", ".join(f'"{way}"' for way in ways if way != bridge):
+            came_in = f"{{ {listed} }}"
+        else:
+            continue
+        yield f"iifname {came_in} {_daddr([route.subnet for route in found])} fib daddr type != local"
+
+
+def _daddr(subnets: Sequence[Subnet]) -> str:
+    return f"{Family.of(subnets[0]).word} daddr {{ {', '.join(collapse(subnets))} }}"

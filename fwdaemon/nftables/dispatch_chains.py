@@ -18,7 +18,7 @@ from fwdaemon.core.exposures import Exposure, Forward, Nat, Renaming, Route
 from fwdaemon.core.state import Desired
 from fwdaemon.core.text import is_interface_name, is_mac, label
 from fwdaemon.core.types import Address, Family, PortRange, Subnet, collapse
-from fwdaemon.nftables.admission import Terms, guarded, is_plain, terms
+from fwdaemon.nftables.admission import Terms, guarded, is_plain, kept_from_forgers, terms
 from fwdaemon.nftables.model import Held, Lasting, Rule, Target
 from fwdaemon.resolve.segments import Home, PortSegment, homes, in_order, segments
 
@@ -188,8 +188,8 @@ def of_addresses(family: Family, desired: Desired) -> Iterator[DispatchChain]:
         # A rule is text, and libvirt may call a bridge whatever the kernel takes.
         if is_interface_name(route.bridge):
             yield from _of_route(route, shared)
-    guarded_routes = to_exclusive(family, desired)
-    yield from (_of_home(home, guarded_routes) for home in homes(family, desired))
+    kept = kept_from_forgers(family, desired)
+    yield from (_of_home(home, kept) for home in homes(family, desired))
 
 
 def labelled(bit: int) -> str:
@@ -362,36 +362,25 @@ def _of_route(route: Route, terms: Terms) -> Iterator[DispatchChain]:
         yield DispatchChain(LEAVING, subnet, _chain("from", route.subnet), (away,), (route,))
 
 
-def to_exclusive(family: Family, desired: Desired) -> str:
-    """Write the match of what goes to routes for named sources only; empty where there are none.
-
-    Others may let anybody by there, so a source that is not believed is no reason to leave it to them.
-    """
-    asked = [(route.subnet, route.admission) for route in desired.routes if route.family is family]
-    subnets = [subnet for subnet, admission in asked if admission is not None and admission.is_exclusive]
-    return f"{family.word} daddr {{ {', '.join(collapse(subnets))} }}" if subnets else ""
-
-
-def _of_home(home: Home, exclusive: str) -> DispatchChain:
-    """Take what came in elsewhere out of our chains, and out of no other's, but for what goes to `exclusive` routes."""
-    texts = [text for part in home.parts for text in _of_part(part, exclusive)]
-    rules = tuple(Rule.of(text, "all") for text in [*texts, *_elsewhere(home, exclusive)])
+def _of_home(home: Home, kept: Iterable[str]) -> DispatchChain:
+    """Take what came in elsewhere out of our chains, and out of no other's, but for what is `kept` from forgers."""
+    texts = [text for part in home.parts for text in _of_part(part, kept)]
+    rules = tuple(Rule.of(text, "all") for text in [*texts, *_elsewhere(home, kept)])
     return DispatchChain(HOMES, str(home.subnet), _chain("home", home.subnet), rules, ())
 
 
-def _of_part(home: Home, exclusive: str) -> Iterator[str]:
+def _of_part(home: Home, kept: Iterable[str]) -> Iterator[str]:
     """Judge what is from a part of a subnet, so that the whole says nothing of it."""
     source = f"{Family.of(home.subnet).word} saddr {home.subnet}"
-    yield from (f"{source} {verdict}" for verdict in [*_elsewhere(home, exclusive), "return"])
+    yield from (f"{source} {verdict}" for verdict in [*_elsewhere(home, kept), "return"])
 
 
-def _elsewhere(home: Home, exclusive: str) -> Iterator[str]:
+def _elsewhere(home: Home, kept: Iterable[str]) -> Iterator[str]:
     if home.interfaces is None:
         return
     listed = ", ".join(f'"{interface}"' for interface in home.interfaces)
     there = f"iifname != {{ {listed} }} " if listed else ""
-    if exclusive:
-        yield f"{there}{exclusive} drop"
+    yield from (f"{there}{match} drop" for match in kept)
     yield f"{there}accept"
 
 

@@ -19,7 +19,7 @@ from fwdaemon.core.exposures import Exposure, Renaming
 from fwdaemon.core.state import LABELS, REFUSED_FOR_S, Desired
 from fwdaemon.core.text import is_interface_name
 from fwdaemon.core.types import Family, Protocol, collapse
-from fwdaemon.nftables.admission import Terms, admission_chains, admission_sets, barring, terms
+from fwdaemon.nftables.admission import Terms, admission_chains, admission_sets, barring, kept_from_forgers, terms
 from fwdaemon.nftables.commands import declared_lines, element_lines
 from fwdaemon.nftables.dispatch_chains import (
     CLOSED,
@@ -46,7 +46,6 @@ from fwdaemon.nftables.dispatch_chains import (
     labelled,
     labelling,
     renaming,
-    to_exclusive,
 )
 from fwdaemon.nftables.model import (
     ENDED,
@@ -96,7 +95,7 @@ def map_keys_of(desired: Desired) -> dict[tuple[Family, MapKey], tuple[Exposure,
 def frame(family: Family, desired: Desired) -> Table:
     """Make the table that is there whatever is open."""
     masquerading = any(forward.family is family for forward in desired.masquerading)
-    chains = _frame(family, terms(family, desired), to_exclusive(family, desired), masquerading=masquerading)
+    chains = _frame(family, terms(family, desired), kept_from_forgers(family, desired), masquerading=masquerading)
     chains = _leaving_alone(chains, _elsewhere(family, desired))
     if family in desired.confined:
         chains = _confined(chains, family, desired, [_astray("", STRANGERS)], STRANGERS)
@@ -154,7 +153,7 @@ def _table(family: Family, found: Iterable[DispatchChain], desired: Desired) -> 
 # --- hooks -----------------------------------------------------------------------------------------------------------
 
 
-def _frame(family: Family, shared: Terms, exclusive: str, *, masquerading: bool) -> dict[str, Chain]:
+def _frame(family: Family, shared: Terms, kept: tuple[str, ...], *, masquerading: bool) -> dict[str, Chain]:
     bit = shared.bit
     source = (*([_hidden(family, bit)] if masquerading else []), *_source(family, bit))
     return {
@@ -163,7 +162,7 @@ def _frame(family: Family, shared: Terms, exclusive: str, *, masquerading: bool)
         "prerouting": Chain((_as_the_host(), _homes(family), _jump()), Hook("nat", "prerouting", _BEFORE_DSTNAT)),
         "output": Chain((_jump(),), Hook("nat", "output", _BEFORE_DSTNAT)),
         "postrouting": Chain(source, Hook("nat", "postrouting", _BEFORE_SRCNAT)),
-        "forward": Chain(_refusal(family) + _passage(family, exclusive), Hook("filter", "forward", _BEFORE_FILTER)),
+        "forward": Chain(_refusal(family) + _passage(family, kept), Hook("filter", "forward", _BEFORE_FILTER)),
     }
 
 
@@ -306,16 +305,16 @@ def _strangers(family: Family, desired: Desired) -> Iterator[Rule]:
     yield Rule.of("counter drop", "all")
 
 
-def _passage(family: Family, exclusive: str) -> tuple[Rule, ...]:
+def _passage(family: Family, kept: Iterable[str]) -> tuple[Rule, ...]:
     """Label new connections of routes before libvirt could refuse them; keep others from sending as a 1:1 guest.
 
-    Who forges an address of the host is not to pass for one that an `exclusive` route names.
+    Who forges an address of the host does not get to what is `kept` from forgers.
     """
     ip = family.word
     as_host = _as_the_host().expression
     lookups = (
         f"{ip} saddr vmap @{ONE_TO_ONE_LEAVING}",
-        *([f"{as_host.removesuffix('accept')}{exclusive} drop"] if exclusive else []),
+        *(f"{as_host.removesuffix('accept')}{match} drop" for match in kept),
         as_host,
         f"{ip} saddr vmap @{HOMES}",
         f"{ip} daddr vmap @{ENTERING}",

@@ -52,7 +52,7 @@ def _play(on: Side, seed: int, figures: Figures) -> None:
     result = play(on, seed, _PACKETS)
     figures.add(result)
     if result.differences:
-        drawn = entries_of(seed, legacy=on.legacy)
+        drawn = entries_of(seed)
         _say(f"\nseed {seed}: {len(result.differences)} differences\n{drawn}\n{result.differences[0]}\n")
 
 

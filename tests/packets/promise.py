@@ -184,17 +184,17 @@ def _in_sets(config: Config, names: Iterable[str], packet: Packet) -> bool:
 def _is_kept_from_routes(config: Config, packet: Packet) -> bool:
     """Whether a route keeps it out, where libvirt or nobody might not: guests of its own bridge are no clients.
 
-    Who forges a source that a route names is kept out too; a set that denies does not know who that is.
+    From elsewhere, who forges a source that a route names is kept out too; a set that denies does not know who that is.
     """
     routes = [route for route in config.routes if within(packet.to, route.subnet)]
     if not routes or packet.to in LOCAL or LINK[HOLDER[packet.to]] != BRIDGES[1]:
         return False
     (route,) = routes
     asked = route.admission
+    if LINK[packet.sender] == BRIDGES[1] and (is_forged(config, packet) or not _is_named(config, asked, packet)):
+        return False
     if is_forged(config, packet):
         return asked is not None and bool(asked.sources or asked.sets)
-    if LINK[packet.sender] == BRIDGES[1] and not _is_named(config, asked, packet):
-        return False
     return is_kept_out(config, route, packet)
 
 

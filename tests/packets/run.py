@@ -67,7 +67,7 @@ def side(world: World, *, legacy: bool) -> Iterator[Side]:
 def play(on: Side, seed: int, number: int, *, theft: Theft | None = None, sweeping: bool = True) -> Result:
     """Play the round that a seed draws, with a guard taken away, or with no connection ended."""
     lot = random.Random(seed)  # noqa: S311  what is drawn is to be drawn again
-    head = drawing.head(lot) if has_sets(seed, legacy=on.legacy) else drawing.HEAD
+    head = drawing.head(lot) if has_sets(seed) else drawing.HEAD
     before, entries = drawing.place(lot, head)
     sent = list(drawing.packets(lot, before.config, number))
     config, changed = drawing.changed(lot, entries, head)
@@ -76,9 +76,9 @@ def play(on: Side, seed: int, number: int, *, theft: Theft | None = None, sweepi
     return Round(on, stages, sent, theft, sweeping=sweeping).play()
 
 
-def has_sets(seed: int, *, legacy: bool) -> bool:
+def has_sets(seed: int) -> bool:
     """Whether a round has sets, and entries that ask for them."""
-    return seed % 2 == 1 and not legacy
+    return seed % 2 == 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +125,7 @@ class Round:
         result = self._on.backend.apply(desired, full=True)
         assert not result.faults, result.faults
         if desired.has_external:
-            theirs.ban(self._on.world.host)
+            theirs.ban(self._on.world.host, legacy=self._on.legacy)
         gone, come = self._live.exposures - desired.exposures, desired.exposures - self._live.exposures
         if self._live.exposures and self._sweeping:
             sweeper = Sweeper(self._on.backend.refuse)
@@ -188,9 +188,9 @@ def _answer(packet: Packet, met: Arrival, base: int) -> Packet:
     return answer_to(packet, met.fate, met.source_port, packet.number + base)
 
 
-def entries_of(seed: int, *, legacy: bool = False) -> str:
+def entries_of(seed: int) -> str:
     """Tell what a seed draws."""
     lot = random.Random(seed)  # noqa: S311  the same lot
-    place, entries = drawing.place(lot, drawing.head(lot) if has_sets(seed, legacy=legacy) else drawing.HEAD)
+    place, entries = drawing.place(lot, drawing.head(lot) if has_sets(seed) else drawing.HEAD)
     said = {"forwarding was turned on": place.turned_on, "libvirt's refusals were flushed": place.flushed}
     return "\n".join([*entries, *map(str, place.refusals), *(text for text, is_so in said.items() if is_so)])

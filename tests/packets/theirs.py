@@ -84,8 +84,12 @@ def refuse(host: Node, refusals: Iterable[Refusal], *, legacy: bool) -> None:
                 host.run(program, *line.replace("-A", "-I").split())
 
 
-def ban(host: Node) -> None:
+def ban(host: Node, *, legacy: bool) -> None:
     """Have another program put into our external set whom it bans."""
+    if legacy:
+        for subnet in BANNED:
+            host.run("ipset", "-exist", "add", f"KVMPF_banned_{subnet.version}", str(subnet))
+        return
     for family in Family:
         held = ", ".join(str(subnet) for subnet in BANNED if subnet.version == family)
         host.run("nft", f"add element {family.word} kvm_portfwd set_banned {{ {held} }}")
