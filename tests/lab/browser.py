@@ -17,7 +17,7 @@ from typing import Any, Self
 
 from tests.lab.command import LabError
 from tests.lab.netns import open_socket
-from tests.lab.place import Place, Process, wait_until
+from tests.lab.place import Entered, Place, Process, wait_until
 
 _PORT = 9515
 # The key under which WebDriver names an element, section 12.1.
@@ -44,7 +44,7 @@ class Browser:
         """Start one outside the host."""
         outside = ["setpriv", "--pdeathsig", "KILL", "nsenter", f"--net={place.namespace}", "--"]
         apart = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
-        driver = Process([*outside, *apart, "chromedriver", f"--port={_PORT}"], os.environ)
+        driver = Process(Entered([*outside, *apart, "chromedriver", f"--port={_PORT}"], os.environ), "chromedriver")
         driver.wait_line("started successfully")
         return cls(place, driver)
 
