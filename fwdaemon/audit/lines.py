@@ -159,14 +159,16 @@ def problems(found: Iterable[AnyFault]) -> None:
         _write("problem", format_fault(fault), level=logging.WARNING)
 
 
-def configuration_loaded(path: Path) -> None:
+def configuration_loaded(path: Path | str) -> None:
     """Say that a configuration is in force."""
     _write("loaded", f"configuration {path} loaded")
 
 
-def configuration_refused(found: Iterable[Problem], instead: str = "the old one stays in force") -> None:
+def configuration_refused(
+    found: Iterable[Problem], instead: str = "the old one stays in force", what: str = "configuration"
+) -> None:
     """Say what is wrong with a new configuration, and that it changes nothing."""
-    for text in (*map(str, found), f"configuration refused; {instead}"):
+    for text in (*map(str, found), f"{what} refused; {instead}"):
         _write("refused", text, level=logging.ERROR)
 
 
@@ -266,6 +268,9 @@ _FAULTS: Final[Mapping[FaultKind, str]] = {
         "the configuration cannot be read yet, as where a file system hangs; the one before stays in force until then"
     ),
     FaultKind.SET_REFUSED: "set {0}: {detail}",
+    FaultKind.ETCD: "etcd: {detail}",
+    FaultKind.TABLE_REFUSED: "the table in etcd is wrong, and the one before stays in force: {0}",
+    FaultKind.TABLE_LEFT_OUT: "{0} is left out on this host: {1} claims the same, and files go before the table",
     FaultKind.MORE_CONFLICTS: (
         "{0} more ports conflict with the host's processes or rules; `kvm-portfwd check` lists all"
     ),

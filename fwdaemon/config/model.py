@@ -13,12 +13,23 @@ from typing import ClassVar, Final, TypeAlias
 from fwdaemon.core.bans import BEHIND, Admission, SourceSet
 from fwdaemon.core.exposures import Claim, Kind, Owner
 from fwdaemon.core.text import shown
-from fwdaemon.core.types import Address, Family, Gate, Origin, PortRange, Protocol, Subnet, Until, show_endpoint
+from fwdaemon.core.types import (
+    Address,
+    Endpoint,
+    Family,
+    FleetSettings,
+    Gate,
+    Origin,
+    PortRange,
+    Protocol,
+    Subnet,
+    Until,
+)
 
 # The tables, and the keys that each may have.
 ENTRIES: Final = ("forward", "nat", "route")
 ARRAYS: Final = (*ENTRIES, "allow", "set")
-SETTINGS: Final = ("control", "daemon", "metrics")
+SETTINGS: Final = ("control", "daemon", "fleet", "metrics")
 TABLES: Final = tuple(sorted((*ARRAYS, *SETTINGS)))
 KEYS: Final[Mapping[str, tuple[str, ...]]] = {
     "forward": (
@@ -35,6 +46,7 @@ KEYS: Final[Mapping[str, tuple[str, ...]]] = {
     ),
     "metrics": ("listen", "textfile"),
     "control": ("group",),
+    "fleet": ("ca", "etcd", "on_partition", "password_file", "prefix", "user"),
 }
 
 
@@ -85,17 +97,6 @@ class ControlSettings:
     """The `[control]` table, defaults filled in. `group` names whose members may read the status, besides root."""
 
     group: str = "libvirt"
-
-
-@dataclass(frozen=True, slots=True)
-class Endpoint:
-    """An address of the host and a TCP port; an unspecified address stands for every one."""
-
-    address: Address
-    port: int
-
-    def __str__(self) -> str:
-        return show_endpoint(self.address, PortRange(self.port, self.port))
 
 
 @dataclass(frozen=True, slots=True)
@@ -362,6 +363,7 @@ class Config:
     ignored: tuple[Path, ...] = field(default=(), compare=False)
     allows: tuple[AllowEntry, ...] = ()
     sets: tuple[SourceSet, ...] = ()
+    fleet: FleetSettings | None = None
 
     @classmethod
     def of(

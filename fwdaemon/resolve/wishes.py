@@ -12,11 +12,11 @@ from typing import Final, TypeAlias
 from uuid import UUID
 
 from fwdaemon.config.metadata import Lack, Reading, allowed, cost, lacks, read_metadata
-from fwdaemon.config.model import AllowEntry, Config, Entry, ForwardEntry, GuestEntry, NatEntry, PortMapping
+from fwdaemon.config.model import AllowEntry, Config, Entry, ForwardEntry, GuestEntry, NatEntry, PortMapping, RouteEntry
 from fwdaemon.core.exposures import Claim, Exposure, Forward, Kind, Nat, Owner
 from fwdaemon.core.inventory import Domain, GuestInterface, Hindrance, HindranceKind, Move
 from fwdaemon.core.state import Waiting
-from fwdaemon.core.types import Address, Family, Origin, PortRange, Protocol
+from fwdaemon.core.types import Address, Family, Origin, PortRange, Protocol, Subnet
 from fwdaemon.resolve.claims import Asker, Claims, Holder, Taken, overlap
 from fwdaemon.resolve.guests import as_uuid
 
@@ -269,3 +269,51 @@ def opened(config: Config, entries: Iterable[ForwardEntry]) -> tuple[Config, dic
         else:
             added.append(entry)
     return (replace(config, forwards=(*config.forwards, *added)) if added else config), gone
+
+
+def with_table(config: Config, table: Config) -> tuple[Config, dict[Origin, Origin]]:
+    """Add what the table of many hosts says to what the files of this one do, which goes before it.
+
+    Of what is left out, since a file claims the same, tell where that and the claim of the file stand.
+    """
+    claims, gone = Claims(entry for entry in config.forwards if not entry.is_pattern), dict[Origin, Origin]()
+    public = _PublicOf(config)
+    added = list[Entry]()
+    for entry in table.entries:
+        taker = _taker(entry, claims) if isinstance(entry, ForwardEntry) else public.taker(entry)
+        if taker is None:
+            added.append(entry)
+        else:
+            gone[entry.origin] = taker
+    known = {item.name for item in config.sets}
+    merged = config.with_entries((*config.entries, *added)) if added else config
+    sets = tuple(item for item in table.sets if item.name not in known)
+    return (replace(merged, sets=(*config.sets, *sets)) if sets else merged), gone
+
+
+def _taker(entry: ForwardEntry, claims: Claims) -> Origin | None:
+    if entry.is_pattern:
+        return None
+    takers = filter(None, (claims.taker(entry, mapping) for mapping in entry.mappings))
+    return next((taker.mapping.origin for taker in takers), None)
+
+
+class _PublicOf:
+    """The public addresses that the entries of files claim whole."""
+
+    def __init__(self, config: Config) -> None:
+        self._single = {entry.public: entry.origin for entry in config.nats}
+        self._subnets = [(entry.subnet, entry.origin) for entry in config.routes]
+
+    def taker(self, entry: NatEntry | RouteEntry) -> Origin | None:
+        """Tell where one stands that claims some of the same addresses."""
+        if isinstance(entry, NatEntry):
+            routed = (origin for subnet, origin in self._subnets if entry.public in subnet)
+            return self._single.get(entry.public) or next(routed, None)
+        same = ((other, origin) for other, origin in self._subnets if other.version == entry.subnet.version)
+        single = (origin for public, origin in self._single.items() if public in entry.subnet)
+        return next((origin for other, origin in same if _overlap(other, entry.subnet)), None) or next(single, None)
+
+
+def _overlap(one: Subnet, other: Subnet) -> bool:
+    return one[0] in other or other[0] in one

@@ -91,6 +91,8 @@ def _header(status: Json) -> Iterator[Line]:
         yield Line("rules", printable(f"in {where}: {backend['reason']}"))
     yield from map(_libvirt, status["libvirt"])
     yield from _configuration(status["configuration"])
+    if fleet := status.get("fleet"):
+        yield _fleet(fleet)
     yield Line("uplinks", printable(", ".join(status["uplinks"]) or "none: no default or other route leads out"))
     if confined := status.get("confined"):
         yield _confined(confined)
@@ -130,6 +132,13 @@ def _configuration(configuration: Json) -> Iterator[Line]:
         yield Line("refused", f"{_when(configuration['refused_at'])}, a newer one; the one above stays in force", "red")
     for problem in configuration["refused_problems"]:
         yield Line("", printable(f"{problem['file']}:{problem['line']}: {problem['text']}"), "red")
+
+
+def _fleet(fleet: Json) -> Line:
+    answering, members, age = fleet["answering"], fleet["members"], fleet["age_seconds"]
+    heard = "nothing heard yet" if age is None else f"{age:.1f} s old"
+    text = f"{answering} of {members} answer, revision {fleet['revision']}, {heard}"
+    return Line("etcd", text, "" if 2 * answering > members else "red")
 
 
 def _confined(families: Sequence[int]) -> Line:

@@ -13,7 +13,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from unittest.mock import patch
 
-from fwdaemon.config.model import Endpoint
+from fwdaemon.core.types import Endpoint
 from fwdaemon.control import server as control
 from fwdaemon.control.listener import Listener as ControlListener
 from fwdaemon.control.protocol import (

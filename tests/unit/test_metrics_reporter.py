@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from fwdaemon.config.model import Config, DaemonSettings, Endpoint, MetricsSettings
+from fwdaemon.config.model import Config, DaemonSettings, MetricsSettings
+from fwdaemon.core.types import Endpoint
 from fwdaemon.control.manager import Feed
 from fwdaemon.metrics.exposition import Reporter
 from fwdaemon.status.model import Status

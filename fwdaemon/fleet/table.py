@@ -1,0 +1,123 @@
+"""The shared table: the texts below `PREFIX/entries/`, what they say together, and the last good ones on the disk."""
+
+import json
+import logging
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from typing import Final
+
+from fwdaemon.config.loader import TABLE, read_table
+from fwdaemon.config.model import Config
+from fwdaemon.core.text import printable, shown
+from fwdaemon.core.types import FleetSettings, Origin
+from fwdaemon.errors import ConfigError, Problem
+from fwdaemon.fleet.etcd import Item
+from fwdaemon.resolve.wishes import with_table
+from fwdaemon.status.reloads import MOST_KEPT, STATE, replace_whole
+from fwdaemon.status.temporary import record_in
+
+_log = logging.getLogger(__name__)
+
+ENTRIES: Final = "entries/"
+NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Texts by their names; `revision` is that of the newest of them, and `digest` names exactly these."""
+
+    prefix: str
+    revision: int = 0
+    digest: str = ""
+    texts: Mapping[str, bytes] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, prefix: str, items: Iterable[Item]) -> "Table":
+        """Make it of the keys below a prefix, of which others may be among these."""
+        start = entry_key(prefix, "")
+        found = {item.key.removeprefix(start): item for item in items if item.key.startswith(start)}
+        named = {name.decode(errors="backslashreplace"): item for name, item in sorted(found.items())}
+        parts = (f"{len(name)} {name} {item.revision} " for name, item in named.items())
+        digest = sha256("".join(parts).encode()).hexdigest()[:16]
+        revision = max((item.revision for item in named.values()), default=0)
+        return cls(prefix, revision, digest, {name: item.value for name, item in named.items()})
+
+    def read(self, config: Config, main: Path) -> Config:
+        """Say what it asks for on a host with this configuration.
+
+        Raises:
+            ConfigError: it is wrong.
+
+        """
+        strange = [name for name in self.texts if not NAME.fullmatch(name)]
+        if strange:
+            what = "is no name of an entry; use letters, digits, dots and hyphens, 64 at most, and delete this key"
+            raise ConfigError([Problem(source_of(shown(name)), 1, what) for name in strange])
+        return read_table(self.texts, config.daemon, main)
+
+
+def source_of(name: str) -> Path:
+    """Give what stands for an entry where errors name a file."""
+    return Path(f"{TABLE}{name}")
+
+
+def entry_key(prefix: str, name: str) -> bytes:
+    """Give the key of an entry."""
+    return f"{prefix}/{ENTRIES}{name}".encode()
+
+
+def is_of_table(origin: Origin | None) -> bool:
+    """Whether something is said in the shared table."""
+    return origin is not None and str(origin.file).startswith(TABLE)
+
+
+def name_of(origin: Origin) -> str:
+    """Give the name of the entry of the table in which something is said."""
+    return str(origin.file).removeprefix(TABLE)
+
+
+class KeptTable:
+    """The last good table, on the disk: a start without etcd goes on with it."""
+
+    def __init__(self, state: Path = STATE) -> None:
+        self._path = state / "fleet-table.json"
+        self._is_kept = True
+
+    def keep(self, table: Table) -> None:
+        """Write it; that it cannot be is a warning, once. Blocks."""
+        texts = {name: text.decode() for name, text in table.texts.items()}
+        record = {"prefix": table.prefix, "revision": table.revision, "digest": table.digest, "entries": texts}
+        try:
+            replace_whole(self._path, json.dumps(record))
+            self._is_kept = True
+        except OSError as error:
+            if self._is_kept:
+                _log.warning("the table of the fleet is not kept: %s: %s", self._path, error.strerror)
+            self._is_kept = False
+
+    def kept(self, settings: FleetSettings) -> Table | None:
+        """Read it; `None` where there is none of this prefix, or others than root could have written it."""
+        try:
+            record = record_in(self._path, MOST_KEPT)
+            if record is None or record["prefix"] != settings.prefix:
+                return None
+            texts = {str(name): str(text).encode() for name, text in record["entries"].items()}
+            return Table(settings.prefix, int(record["revision"]), str(record["digest"]), texts)
+        except PermissionError:  # a command of a user's
+            return None
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            _log.warning("the kept table of the fleet cannot be used: %s: %s", self._path, printable(str(error)))
+            return None
+
+
+def with_kept_table(config: Config, main: Path, state: Path = STATE) -> Config:
+    """Add what is in the table that is kept on the disk, as a daemon without etcd would; a wrong one adds nothing."""
+    if config.fleet is None or (table := KeptTable(state).kept(config.fleet)) is None:
+        return config
+    try:
+        return with_table(config, table.read(config, main))[0]
+    except ConfigError:
+        return config
