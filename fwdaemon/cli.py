@@ -151,17 +151,12 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_fleet(command: argparse.ArgumentParser) -> None:
-    """Add the second words of `fleet`, and what each takes."""
-    command.set_defaults(name=None)
-    actions = command.add_subparsers(required=True, metavar="ACTION", dest="action")
-    for action, text in _FLEET.items():
-        parser = actions.add_parser(action, help=text, description=f"{text[0].upper()}{text[1:]}.")
-        if action in ("put", "get", "delete"):
-            parser.add_argument("name", metavar="NAME", help="of an entry")
-        if action == "put":
-            parser.add_argument("file", type=Path, metavar="FILE", help="a text as in a drop-in; - is standard input")
-        parser.add_argument("--config", type=Path, default=_CONFIG, metavar="FILE", help=f"default: {_CONFIG}")
-        parser.add_argument("--json", action="store_true", help="print JSON")
+    """Add what `fleet` takes."""
+    actions = "; ".join(f"{action}: {text}" for action, text in _FLEET.items())
+    command.add_argument("action", choices=_FLEET, metavar="ACTION", help=actions)
+    command.add_argument("name", nargs="?", metavar="NAME", help="of the entry to put, get or delete")
+    command.add_argument("file", nargs="?", type=Path, metavar="FILE", help="to put: as a drop-in; - is standard input")
+    command.add_argument("--json", action="store_true", help="print JSON")
 
 
 def _add_changing(name: str, command: argparse.ArgumentParser) -> None:

@@ -105,7 +105,7 @@ class Daemon:
         self._monitors = *self._netfilter.monitors(queue.rules_changed), parts.routes(queue.rules_changed)
         sources = parts.sources(self._standing.all, queue.inventory_changed)
         self._inventories = Inventories(sources, queue, parts.budgets, self._pulse.watchdog.bounded, self._backoff())
-        self._worker = Worker("reconcile")
+        self._worker, self._first_pass, self._unread = Worker("reconcile"), asyncio.Event(), WarnOnce()
         self._reading = ConfigReader(self._read, queue.wake, self._records.late, self._pauses.reading)
         told = Told(queue.set_changed, self._standing.keep_list, self._records.sets_refused)
         self._sets = SetKeeper(told, self._netfilter.externals, parts.state)
@@ -114,11 +114,9 @@ class Daemon:
         self._reporter = Reporter(manager.status, feed)
         manager.metrics = self._reporter.text
         self._beginning: asyncio.Future[None] | None = None
-        self._first_pass = asyncio.Event()
         self._placer = Placer(self._written.choice, Before(self._written.ports, self._written.turns, parts.occupied))
         self._reloaded, self._failure, self._pause = False, "", self._pauses.passes
         self._retry, self._rereading, self._short = self._backoff(), self._backoff(), self._backoff()
-        self._unread = WarnOnce()
 
     def _backoff(self) -> Backoff:
         return Backoff(self._pauses.retry, self._pauses.retry_at_most)

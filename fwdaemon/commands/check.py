@@ -30,11 +30,11 @@ from fwdaemon.explain.gather import Kernel
 from fwdaemon.explain.guest import Libvirt
 from fwdaemon.explain.report import Report, as_json, as_text
 from fwdaemon.explain.trace import explain, refused
+from fwdaemon.fleet.table import as_in_force
 from fwdaemon.kernel.memory import collecting_later
 from fwdaemon.kernel.process import SystemRunner
 from fwdaemon.metrics.exposition import satisfied
 from fwdaemon.status.reloads import PortRecords
-from fwdaemon.status.temporary import with_temporary
 
 _FAILED: Final = 1
 _WRONG_USAGE: Final = 2
@@ -155,7 +155,7 @@ def _explain(options: argparse.Namespace) -> int:
 def _report(request: Request, path: Path) -> Report:
     kernel = Kernel(SystemRunner())
     try:
-        config = with_temporary(configuration.load(path))
+        config = as_in_force(path)
     except ConfigError as error:
         return refused(request, error, kernel)
     libvirt = asyncio.run(_ask_libvirt(config.daemon.libvirt))

@@ -16,18 +16,24 @@ from fwdaemon.config.model import Config
 from fwdaemon.core.text import printable, quote, shown
 from fwdaemon.errors import ConfigError, PortfwdError, Problem
 from fwdaemon.fleet.claims import Holder, claims_in
-from fwdaemon.fleet.etcd import Client, Item, Json, after, coded
-from fwdaemon.fleet.member import HOSTS
-from fwdaemon.fleet.table import NAME, Table, entry_key, source_of
+from fwdaemon.fleet.etcd import Client, Json, after, coded
+from fwdaemon.fleet.table import NAME, Item, Table, entry_key, host_key, source_of
 from fwdaemon.status.model import SCHEMA_VERSION
 
 _FAILED: Final = 1
+_WRONG_USAGE: Final = 2
+_TAKES: Final = {"put": ("name", "file"), "get": ("name",), "delete": ("name",)}
 # etcd takes requests of 1.5 MiB at most, unless it is set up otherwise; the text is in base64 on its way.
 _MOST_BYTES: Final = 1 << 20
 
 
 def run(options: argparse.Namespace) -> int:
     """Do what the second word says."""
+    given = tuple(name for name in ("name", "file") if getattr(options, name) is not None)
+    if given != (wanted := _TAKES.get(options.action, ())):
+        takes = " and ".join(map(str.upper, wanted)) or "neither NAME nor FILE"
+        print(f"kvm-portfwd: fleet {options.action} takes {takes}", file=sys.stderr)
+        return _WRONG_USAGE
     config = configuration.load_guarded(options.config).config
     if config.fleet is None:
         raise PortfwdError(f'{options.config} has no [fleet]; write it, with etcd = ["https://…:2379"]')
@@ -45,11 +51,9 @@ class _Store:
     """The table in etcd, as it was when this was made."""
 
     def __init__(self, client: Client, config: Config, main: Path) -> None:
-        assert config.fleet is not None
-        self._client, self._config, self._main, self.prefix = client, config, main, config.fleet.prefix
-        listing = client.list(f"{self.prefix}/".encode())
-        self.items, self.revision = listing.items, listing.revision
-        self.table = Table.of(self.prefix, listing.items)
+        self._client, self._config, self._main, self.prefix = client, config, main, client.settings.prefix
+        self.revision, self.items = client.list(f"{self.prefix}/".encode())
+        self.table = Table.of(self.prefix, self.items)
 
     def problems(self, texts: Mapping[str, bytes]) -> tuple[Problem, ...]:
         """Say what is wrong with a table of these texts."""
@@ -79,10 +83,10 @@ class _Store:
         put = {"request_put": {"key": key, "value": coded(text or b"")}}
         action = put if text is not None else {"request_delete_range": {"key": key}}
         there = {"key": key, "target": "MOD", "result": "EQUAL", "mod_revision": self._revision_of(name)}
-        answer = self._client.transact([{**unchanged, "mod_revision": self.revision + 1}, there], [action])
-        if not answer.get("succeeded"):
+        outcome = self._client.transact([{**unchanged, "mod_revision": self.revision + 1}, there], [action])
+        if not outcome.succeeded:
             raise PortfwdError("the table changed while this was checked, and nothing was written; run it again")
-        return int(answer["header"]["revision"])
+        return outcome.revision
 
     def _revision_of(self, name: str) -> int:
         key = entry_key(self.prefix, name)
@@ -169,7 +173,7 @@ def _status(store: _Store, options: argparse.Namespace) -> int:
 
 def _hosts(store: _Store) -> Iterator[dict[str, Any]]:
     """Give what each host says of itself; what cannot be read was not written by one."""
-    start = f"{store.prefix}/{HOSTS}".encode()
+    start = host_key(store.prefix, "")
     for item in store.items:
         if item.key.startswith(start):
             said = _said(item)

@@ -22,6 +22,8 @@ from fwdaemon.core.text import shown
 from fwdaemon.core.types import Family
 from fwdaemon.errors import PortfwdError
 from fwdaemon.events import take_inventory
+from fwdaemon.fleet.claims import recorded
+from fwdaemon.fleet.table import as_in_force
 from fwdaemon.hostnet.host_network import SystemHostNetwork
 from fwdaemon.hostnet.owned_state import LedTo
 from fwdaemon.kernel.listeners import ports_in_use
@@ -30,7 +32,6 @@ from fwdaemon.netfilter import Netfilter
 from fwdaemon.resolve.neighbours import forwarded
 from fwdaemon.resolve.placement import desired_state
 from fwdaemon.status.reloads import STATE, LastGood, PortRecords
-from fwdaemon.status.temporary import with_temporary
 
 SCHEMA_VERSION = 1
 _CHANGES = 3
@@ -43,14 +44,16 @@ def run(options: argparse.Namespace) -> int:
 
 def _show(options: argparse.Namespace) -> int:
     """Print the rules, or the changes by forward and as native text; 3 with `--exit-code` if there are any."""
-    config = with_temporary(configuration.load(options.config))
-    desired = desired_state(
+    config = as_in_force(options.config)
+    wanted = desired_state(
         config, asyncio.run(take_inventory(config.daemon.libvirt)), LedTo().chosen, PortRecords().before(ports_in_use)
     )
+    claims = recorded()
+    desired = claims.gate(wanted)
     rules = Netfilter(SystemRunner(), config.daemon.backend)
     if options.command == "rules":
         return _print_rules(rules, desired)
-    host = SystemHostNetwork(rules.confined)
+    host = SystemHostNetwork(rules.confined, seconds=claims.seconds)
     try:
         confined = host.confine(desired, ip_forward=config.daemon.ip_forward)
         result = joined(rules.preview(confined), host.preview(desired))

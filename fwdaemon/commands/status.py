@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, Final
 
 from fwdaemon import __version__
-from fwdaemon import config as configuration
 from fwdaemon.audit.lines import format_fault
 from fwdaemon.config.model import Config
 from fwdaemon.control import protocol
@@ -28,6 +27,8 @@ from fwdaemon.core.text import printable, shown
 from fwdaemon.core.types import Address, PortRange, show_endpoint
 from fwdaemon.errors import PortfwdError
 from fwdaemon.events import take_inventory
+from fwdaemon.fleet.claims import recorded
+from fwdaemon.fleet.table import as_in_force
 from fwdaemon.hostnet.host_network import SystemHostNetwork
 from fwdaemon.hostnet.owned_state import LedTo
 from fwdaemon.kernel.listeners import ports_in_use
@@ -39,7 +40,7 @@ from fwdaemon.status.model import SCHEMA_VERSION, Configuration, Header, Libvirt
 from fwdaemon.status.records import UsageReader, rules_at
 from fwdaemon.status.reloads import PortRecords
 from fwdaemon.status.rows import Facts, rows
-from fwdaemon.status.temporary import known, now, remaining, with_temporary
+from fwdaemon.status.temporary import known, now, remaining
 
 # A status without a daemon to ask: what the configuration and libvirt want, and what of it the kernel holds.
 _NOT_THERE: Final = "not in the kernel; the daemon would put it there"
@@ -54,10 +55,11 @@ def status_without_daemon(path: Path) -> Status:
 
     """
     temporary = known()
-    config = with_temporary(configuration.load(path))
-    desired = desired_state(
+    config = as_in_force(path)
+    wanted = desired_state(
         config, asyncio.run(take_inventory(config.daemon.libvirt)), LedTo().chosen, PortRecords().before(ports_in_use)
     )
+    desired = recorded().gate(wanted)
     netfilter = Netfilter(SystemRunner(), config.daemon.backend)
     found = _observe(config, desired, netfilter)
     facts = Facts(
@@ -86,7 +88,7 @@ def status_without_daemon(path: Path) -> Status:
 
 def _observe(config: Config, desired: Desired, netfilter: Netfilter) -> ApplyResult:
     """Tell what the kernel lacks."""
-    host = SystemHostNetwork(netfilter.confined)
+    host = SystemHostNetwork(netfilter.confined, seconds=recorded().seconds)
     try:
         confined = host.confine(desired, ip_forward=config.daemon.ip_forward)
         return joined(netfilter.preview(confined), host.preview(desired))

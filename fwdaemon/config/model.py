@@ -324,17 +324,15 @@ class SetEntry:
     external: bool = False
 
 
-# `max` of an `[[allow]]` that sets none.
-DEFAULT_MAX: Final = 20
+DEFAULT_MAX: Final = 20  # `max` of an `[[allow]]` that sets none
 
 
 @dataclass(frozen=True, slots=True)
 class AllowEntry:
     """One `[[allow]]`: what running domains may ask for in their own metadata.
 
-    `domains` are shell patterns of names, and UUIDs. Empty `networks` are all of libvirt's, empty `listen` every local
-    address; empty `ports` and `public` are none. `assign` is where public addresses are held. `most` is how many ports
-    and public addresses one domain may have by it.
+    `domains` are shell patterns and UUIDs. Empty `networks` are all of libvirt's, empty `listen` every local address;
+    empty `ports` and `public` are none. `assign` holds public addresses, of which, and of ports, a domain has `most`.
     """
 
     domains: tuple[str, ...]

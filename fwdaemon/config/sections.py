@@ -109,7 +109,7 @@ def _endpoint_meant(text: str) -> str:
 FLEET_KEYS: Final = KEYS["fleet"]
 _MEMBER: Final = "https://192.0.2.11:2379"
 _FLEET_PREFIX: Final = "/portfwd/v1"
-_SECRET_AT: Final = "/etc/portfwd.etcd-password"
+_SECRET_AT: Final = "/etc/portfwd.etcd-password"  # noqa: S105 - the path of a file
 _CA: Final = "/etc/ssl/etcd-ca.pem"
 _URL: Final = re.compile(
     r"(?P<scheme>https?)://(?P<host>[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):(?P<port>[1-9][0-9]{0,4})/?"

@@ -7,6 +7,7 @@
 import asyncio
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fwdaemon.audit import lines
 from fwdaemon.config.loader import TABLE
@@ -15,12 +16,14 @@ from fwdaemon.core.report import Fault, FaultKind, Reason, ReasonKind
 from fwdaemon.core.state import Desired
 from fwdaemon.core.types import FleetState
 from fwdaemon.errors import ConfigError
-from fwdaemon.fleet.claims import Claims
-from fwdaemon.fleet.member import Member, Site, Timing
-from fwdaemon.fleet.table import KeptTable, Table
+from fwdaemon.fleet.claims import Claims, Timing
+from fwdaemon.fleet.table import KeptTable, Site, Table
 from fwdaemon.hostnet.owned_state import DIRECTORY, OwnedStateFile
 from fwdaemon.resolve.wishes import with_table
 from fwdaemon.status.reloads import STATE
+
+if TYPE_CHECKING:
+    from fwdaemon.fleet.member import Member
 
 __all__ = ["Fleet", "Timing"]
 
@@ -58,16 +61,17 @@ class Fleet:
         if config.fleet is None:
             self._table = None
             return
-        self.claims.on_partition = config.fleet.on_partition
-        known = self._kept.kept(config.fleet)
-        table, self._table = known or Table(config.fleet.prefix), None
-        if known is not None:
+        self.claims.follow(config.fleet.on_partition)
+        table, self._table = Table.of(config.fleet.prefix, ()), None
+        if (known := self._kept.kept(config.fleet)) is not None:
             try:
-                self._table = known.read(config, self._main)
+                table, self._table = known, known.read(config, self._main)
             except ConfigError as error:
                 lines.configuration_refused(
                     error.problems, "the one that was kept is not used", what=f"table {TABLE}{config.fleet.prefix}"
                 )
+        from fwdaemon.fleet.member import Member  # noqa: PLC0415  most hosts have no fleet
+
         self._member = Member(Site(config, config.fleet, self._main), self.claims, self._kept, table, self._told)
         self._member.start(self._timing)
 
@@ -77,8 +81,9 @@ class Fleet:
             self._left_out = ()
             return config
         merged, gone = with_table(config, self._table)
-        about = ((str(origin), str(taker)) for origin, taker in gone.items())
-        self._left_out = tuple(Fault(FaultKind.TABLE_LEFT_OUT, each) for each in about)
+        self._left_out = tuple(
+            Fault(FaultKind.TABLE_LEFT_OUT, (str(origin), str(taker))) for origin, taker in gone.items()
+        )
         return merged
 
     def take_reasons(self) -> list[Reason]:
@@ -114,7 +119,7 @@ class Fleet:
         while member.is_alive and clock() < deadline:  # noqa: ASYNC110 - its last instruction can signal nothing
             await asyncio.sleep(0.01)
 
-    def _end(self, *, remove: bool = False) -> Member | None:
+    def _end(self, *, remove: bool = False) -> "Member | None":
         ended, self._member = self._member, None
         if ended is not None:
             ended.end(remove=remove)

@@ -21,9 +21,8 @@ from fwdaemon.core.inventory import Hindrance, HindranceKind
 from fwdaemon.core.report import Reason, ReasonKind
 from fwdaemon.core.state import Desired, Waiting
 from fwdaemon.core.types import Address, OnPartition, Origin
-from fwdaemon.fleet.etcd import Item
-from fwdaemon.fleet.table import is_of_table
-from fwdaemon.hostnet.owned_state import OwnedStateFile, Record
+from fwdaemon.fleet.table import Item, is_of_table
+from fwdaemon.hostnet.owned_state import DIRECTORY, OwnedStateFile, Record
 from fwdaemon.status.temporary import boottime
 
 CLAIMS: Final = "claims/"
@@ -31,6 +30,23 @@ CLAIMS: Final = "claims/"
 _MOMENT_S: Final = 15.0
 # The kernel takes an address away up to about a second later than it was asked to (net/ipv4/devinet.c).
 _LEAST_S: Final = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """All in seconds: a lease holds for `lease`, is renewed each `renew`, and is trusted until `margin` before its end.
+
+    Each `compare`, the number of keys and the newest of them are compared with what the watch has told, each `relist`
+    everything. What failed is tried again after `again`, and after `again_at_most` in the end.
+    """
+
+    lease: int = 15
+    renew: float = 3.0
+    margin: float = 3.0
+    compare: float = 15.0
+    relist: float = 300.0
+    again: float = 0.25
+    again_at_most: float = 4.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +96,7 @@ def claims_in(prefix: str, items: Iterable[Item]) -> dict[Address, Item]:
 
 
 class Claims:
-    """What this host may have, wants and has. Safe to use from any thread.
+    """What this host may have, wants and has. Safe to use from any thread; it calls `wake` when it wants another.
 
     It is recorded in /run, so that a daemon that is started again goes on with it: whoever it was, it was this host.
     """
@@ -88,6 +104,7 @@ class Claims:
     def __init__(self, record: OwnedStateFile, clock: Callable[[], float] = boottime) -> None:
         self._record, self._clock, self._lock = record, clock, Lock()
         self.on_partition = OnPartition.RELEASE
+        self.wake: Callable[[], object] = lambda: None
         self.run, self.lease, self._held = _read(record.records)
         self._wanted: dict[Address, float] = {}
         self._others: Mapping[Address, str] = {}
@@ -107,12 +124,25 @@ class Claims:
             self._reasons += [Reason(ReasonKind.CLAIM_TAKEN, str(address)) for address in news]
             self._write()
 
+    def give_back(self, address: Address) -> None:
+        """Note that one is not ours any more, which nobody here needs."""
+        with self._lock:
+            self._held.pop(address, None)
+            self._write()
+
     def lose(self, addresses: Collection[Address], to: str = "") -> None:
         """Note that these are ours no more, and another host's, if that is known."""
         with self._lock:
             lost = [address for address in addresses if self._held.pop(address, None) is not None]
             self._reasons += [Reason(ReasonKind.CLAIM_LOST, str(address), to) for address in lost]
             self._write()
+
+    def follow(self, on_partition: OnPartition) -> None:
+        """Do from now on what is configured."""
+        with self._lock:
+            self.on_partition = on_partition
+            if on_partition is OnPartition.RELEASE:
+                self._held = {address: min(until, self.lease.until) for address, until in self._held.items()}
 
     def doubt(self) -> None:
         """Note that our lease has ended: what is ours by it may be another's any time, unless that is to be kept."""
@@ -171,9 +201,11 @@ class Claims:
         wanted = {nat for nat in desired.nats if is_claimed(nat)}
         now = self._clock()
         with self._lock:
-            self._wanted = {nat.public: self._wanted.get(nat.public, now) for nat in wanted}
+            before, self._wanted = self._wanted, {nat.public: self._wanted.get(nat.public, now) for nat in wanted}
             missing = frozenset(nat for nat in wanted if not self._has(nat.public))
             fresh = frozenset(nat for nat in missing if now - self._wanted[nat.public] < _MOMENT_S)
+        if self._wanted.keys() - before.keys():
+            self.wake()
         if not missing:
             return desired
         if self._known is None or (self._known[0] is not desired or self._known[1:3] != (missing, fresh)):
@@ -207,6 +239,11 @@ class Claims:
         records: list[Record] = [{"run": self.run, "lease": self.lease.number, "until": str(self.lease.until)}]
         records += [{"address": str(address), "until": str(until)} for address, until in self._held.items()]
         self._record.write(records)
+
+
+def recorded(directory: Path = DIRECTORY) -> Claims:
+    """Give the claims of the daemon of this host as it wrote them last, for one look at them."""
+    return Claims(OwnedStateFile("fleet", directory))
 
 
 def is_claimed(nat: Nat) -> bool:

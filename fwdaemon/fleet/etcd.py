@@ -7,20 +7,19 @@ gateway are in its api/etcdserverpb/rpc.proto; keys and values are in base64 the
 import json
 import socket
 import ssl
-import stat
-from base64 import b64decode, b64encode
+from base64 import b64encode
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
-from pathlib import Path
 from typing import Any, Final, TypeVar
 from urllib.parse import urlsplit
 
-from fwdaemon.config.files import read_regular, weak_points
-from fwdaemon.core.text import printable
+from fwdaemon.config.files import read_secret
+from fwdaemon.core.text import GrammarError, printable
 from fwdaemon.core.types import FleetSettings
 from fwdaemon.errors import PortfwdError
+from fwdaemon.fleet.table import Item
 
 Json = Mapping[str, Any]
 T = TypeVar("T")
@@ -29,12 +28,12 @@ T = TypeVar("T")
 ANSWER_S: Final = 2.0
 _PAGE: Final = 500
 MOST_ANSWER: Final = 64 << 20
-_MOST_PASSWORD: Final = 4096
 # Codes of gRPC, as the gateway gives them (google.golang.org/grpc/codes).
 _UNAUTHENTICATED = 16
 # Those that another member may answer better: Unknown, DeadlineExceeded, Aborted, Internal, Unavailable.
 _TRY_ANOTHER: Final = frozenset({2, 4, 10, 13, 14})
-_FORGOTTEN: Final = "invalid auth token"
+_NOT_ETCD: Final = "it does not answer as etcd does"
+_STRANGE: Final = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
 # A dead peer is noticed after about 5 + 3 * 2 seconds (tcp(7)).
 _KEEP_ALIVE: Final = ((socket.TCP_KEEPIDLE, 5), (socket.TCP_KEEPINTVL, 2), (socket.TCP_KEEPCNT, 3))
 
@@ -52,28 +51,24 @@ class AnsweredError(EtcdError):
 
 
 @dataclass(frozen=True, slots=True)
-class Item:
-    """A key with its value, the revision at which it was written last, and its lease; 0 where it has none."""
+class Outcome:
+    """What came of a transaction: whether all that was compared held, the store's revision, and keys that were read."""
 
-    key: bytes
-    value: bytes = b""
-    revision: int = 0
-    lease: int = 0
-    is_deleted: bool = False
+    succeeded: bool
+    revision: int
+    items: tuple[Item, ...] = ()
 
     @classmethod
-    def read(cls, found: Json, event: str | None = None) -> "Item":
-        """Read the form of the gateway, which leaves out what is 0 or empty."""
-        key, value = b64decode(found["key"]), b64decode(found.get("value", ""))
-        return cls(key, value, int(found.get("mod_revision", 0)), int(found.get("lease", 0)), event == "DELETE")
+    def read(cls, answer: Json) -> "Outcome":
+        """Read the form of the gateway."""
+        ranges = (found.get("response_range", {}) for found in answer.get("responses", ()))
+        items = tuple(Item.read(found) for each in ranges for found in each.get("kvs", ()))
+        return cls(bool(answer.get("succeeded")), int(answer["header"]["revision"]), items)
 
 
-@dataclass(frozen=True, slots=True)
-class Listing:
-    """All keys of a range as they were at one revision of the store."""
-
-    revision: int
-    items: tuple[Item, ...]
+def _page(answer: Json) -> tuple[int, list[Item], bool]:
+    items = [Item.read(found) for found in answer.get("kvs", ())]
+    return int(answer["header"]["revision"]), items, bool(answer.get("more"))
 
 
 def coded(data: bytes) -> str:
@@ -86,23 +81,6 @@ def after(prefix: bytes) -> bytes:
     return prefix[:-1] + bytes([prefix[-1] + 1])
 
 
-def secret(path: Path) -> str:
-    """Read a password from a file that only root can read or change; a line feed at its end is none of it.
-
-    Raises:
-        EtcdError: it cannot be read, or others can read it.
-
-    """
-    try:
-        for weak in weak_points(path):
-            raise EtcdError(str(weak))
-        if path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
-            raise EtcdError(f"{path}: others than root can read the password; run chmod 600 {path}")
-        return read_regular(path, _MOST_PASSWORD).decode().rstrip("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise EtcdError(f"{path}: the password cannot be read: {getattr(error, 'strerror', None) or error}") from error
-
-
 @dataclass(slots=True)
 class Client:
     """Talks to etcd. It is used by one thread; a `Watch` has a client and a connection of its own."""
@@ -113,56 +91,55 @@ class Client:
     _first: int = 0
     _open: dict[str, HTTPConnection] = field(default_factory=dict)
 
-    def call(self, method: str, body: Json) -> Json:
-        """Call a method, `kv/range`, at the first member that answers.
+    def call(self, method: str, body: Json, read: Callable[[Json], T]) -> T:
+        """Call a method, `kv/range`, at the first member that answers, and read its answer. Raises EtcdError."""
 
-        Raises:
-            AnsweredError: a member refused it.
-            EtcdError: none answered.
+        def do(url: str) -> T:
+            answer = self._authenticated(url, method, body)
+            try:
+                return read(answer)
+            except _STRANGE as error:
+                raise EtcdError(_NOT_ETCD) from error
 
-        """
-        return self._in_turn(lambda url: self._authenticated(url, method, body))
+        return self._in_turn(do)
 
-    def list(self, prefix: bytes) -> Listing:
-        """Give all keys that begin with `prefix` at one revision, in pages."""
-        revision, start, items, size = 0, prefix, list[Item](), 0
+    def list(self, prefix: bytes) -> tuple[int, tuple[Item, ...]]:
+        """Give all keys that begin with `prefix`, read in pages, and the one revision of the store they are from."""
+        revision, start, items = 0, prefix, list[Item]()
         while True:
             asked = {"key": coded(start), "range_end": coded(after(prefix)), "limit": _PAGE, "revision": revision}
-            answer = self.call("kv/range", asked)
-            revision = revision or int(answer["header"]["revision"])
-            page = [Item.read(found) for found in answer.get("kvs", ())]
-            size += sum(len(item.key) + len(item.value) for item in page)
-            if size > MOST_ANSWER:
+            at, page, more = self.call("kv/range", asked, _page)
+            revision, items = revision or at, items + page
+            if sum(len(item.value) for item in items) > MOST_ANSWER:
                 raise EtcdError(f"there are more than {MOST_ANSWER >> 20} MiB below the prefix")
-            items += page
-            if not answer.get("more") or not page:
-                return Listing(revision, tuple(items))
+            if not more or not page:
+                return revision, tuple(items)
             start = page[-1].key + b"\0"
 
     def newest(self, prefix: bytes) -> tuple[int, int]:
         """Give how many keys begin with `prefix`, and the revision of the one that was written last."""
         asked = {"key": coded(prefix), "range_end": coded(after(prefix)), "limit": 1, "keys_only": True}
-        answer = self.call("kv/range", {**asked, "sort_order": "DESCEND", "sort_target": "MOD"})
-        items = [Item.read(found) for found in answer.get("kvs", ())]
-        return int(answer.get("count", 0)), max((item.revision for item in items), default=0)
+        sorting = {"sort_order": "DESCEND", "sort_target": "MOD"}
+        number, items = self.call("kv/range", asked | sorting, lambda found: (found.get("count", 0), _page(found)[1]))
+        return int(number), max((item.revision for item in items), default=0)
 
-    def transact(self, compare: Iterable[Json], success: Iterable[Json] = (), failure: Iterable[Json] = ()) -> Json:
-        """Do `success` if all of `compare` holds, or else `failure`; in the answer, `succeeded` tells which."""
-        return self.call("kv/txn", {"compare": [*compare], "success": [*success], "failure": [*failure]})
+    def transact(self, compare: Iterable[Json], success: Iterable[Json] = (), failure: Iterable[Json] = ()) -> Outcome:
+        """Do `success` if all of `compare` holds, or else `failure`."""
+        asked = {"compare": [*compare], "success": [*success], "failure": [*failure]}
+        return self.call("kv/txn", asked, Outcome.read)
 
     def grant(self, seconds: int) -> tuple[int, int]:
         """Get a lease; give its number and for how many seconds it is granted."""
-        answer = self.call("lease/grant", {"TTL": seconds, "ID": 0})
-        return int(answer["ID"]), int(answer["TTL"])
+        asked = {"TTL": seconds, "ID": 0}
+        return self.call("lease/grant", asked, lambda answer: (int(answer["ID"]), int(answer["TTL"])))
 
     def keep_alive(self, lease: int) -> int:
         """Renew a lease; give for how many seconds from now it holds, 0 where it has ended."""
-        answer = self.call("lease/keepalive", {"ID": lease})
-        return int(answer.get("result", {}).get("TTL", 0))
+        return self.call("lease/keepalive", {"ID": lease}, lambda answer: int(answer["result"].get("TTL", 0)))
 
     def revoke(self, lease: int) -> None:
         """End a lease, and with it all keys that have it."""
-        self.call("lease/revoke", {"ID": lease})
+        self.call("lease/revoke", {"ID": lease}, dict)
 
     def answering(self) -> int:
         """Tell how many members answer by themselves, with or without the others."""
@@ -217,7 +194,7 @@ class Client:
         try:
             return self._post(url, method, body)
         except AnsweredError as error:
-            if not had or (error.code != _UNAUTHENTICATED and _FORGOTTEN not in str(error)):
+            if not had or error.code != _UNAUTHENTICATED:
                 raise
         self._authenticate(url)
         return self._post(url, method, body)
@@ -225,7 +202,11 @@ class Client:
     def _authenticate(self, url: str) -> None:
         self._token = ""
         if self.settings.user and self.settings.password_file:
-            named = {"name": self.settings.user, "password": secret(self.settings.password_file)}
+            try:
+                password = read_secret(self.settings.password_file)
+            except GrammarError as error:
+                raise EtcdError(str(error)) from error
+            named = {"name": self.settings.user, "password": password}
             self._token = str(self._post(url, "auth/authenticate", named)["token"])
 
     def _post(self, url: str, method: str, body: Json) -> Json:
@@ -238,7 +219,7 @@ class Client:
             except EtcdError:
                 self._open[url] = connection
                 raise
-            except (OSError, HTTPException, ValueError, KeyError) as error:
+            except (OSError, HTTPException, *_STRANGE) as error:
                 connection.close()
                 # One that was kept may have been closed at the other end meanwhile.
                 if kept and not is_again and not isinstance(error, TimeoutError):
@@ -266,16 +247,11 @@ class Client:
 
 
 def _answered(response: HTTPResponse) -> Json:
-    """Read an answer.
-
-    Raises:
-        AnsweredError: it is a refusal.
-
-    """
+    """Read an answer; raise AnsweredError where it is a refusal."""
     text = response.read(MOST_ANSWER)
     answer = json.loads(text or b"{}")
     if not isinstance(answer, dict):
-        raise EtcdError("the answer is none of etcd's")
+        raise EtcdError(_NOT_ETCD)
     _raise_refusal(answer)
     if response.status >= 400:  # noqa: PLR2004  where HTTP's errors begin
         raise AnsweredError(2, f"HTTP status {response.status}")
@@ -312,7 +288,7 @@ class Watch:
             self._socket: socket.socket = connection.sock
             self._response = connection.getresponse()
             created = self._line()
-        except (OSError, HTTPException, EtcdError, ValueError, KeyError) as error:
+        except (OSError, HTTPException, EtcdError, *_STRANGE) as error:
             connection.close()
             raise error if isinstance(error, EtcdError) else EtcdError(_why(error)) from error
         if not created.get("created") or created.get("canceled"):
@@ -324,12 +300,7 @@ class Watch:
             self._socket.setsockopt(socket.IPPROTO_TCP, option, value)
 
     def batches(self) -> Iterator[tuple[Item, ...]]:
-        """Give what changed, as it does.
-
-        Raises:
-            EtcdError: it has ended: cancelled, compacted, cut, or without a leader. What changed since is not known.
-
-        """
+        """Give what changed, as it does; raise EtcdError where it has ended, and what changed since is not known."""
         try:
             while True:
                 found = self._line()
@@ -339,8 +310,8 @@ class Watch:
                 yield tuple(Item.read(event["kv"], event.get("type")) for event in found.get("events", ()))
         except (OSError, HTTPException) as error:
             raise EtcdError(_why(error)) from error
-        except (ValueError, KeyError, TypeError) as error:
-            raise EtcdError("the watch says what etcd does not") from error
+        except _STRANGE as error:
+            raise EtcdError(_NOT_ETCD) from error
         finally:
             self._connection.close()
 

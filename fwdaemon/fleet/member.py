@@ -8,10 +8,9 @@ import json
 import logging
 import os
 import threading
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, Final
 
@@ -22,37 +21,18 @@ from fwdaemon.config.model import Config
 from fwdaemon.core.pace import Backoff
 from fwdaemon.core.report import Fault, FaultKind
 from fwdaemon.core.state import Desired
-from fwdaemon.core.types import Address, FleetSettings, FleetState, OnPartition
+from fwdaemon.core.types import Address, FleetState, OnPartition
 from fwdaemon.errors import ConfigError, PortfwdError, Problem
-from fwdaemon.fleet.claims import Claims, Holder, Lease, claim_key, claims_in
-from fwdaemon.fleet.etcd import Client, EtcdError, Item, Watch, coded
-from fwdaemon.fleet.table import KeptTable, Table, is_of_table, name_of
+from fwdaemon.fleet.claims import Claims, Holder, Lease, Timing, claim_key, claims_in
+from fwdaemon.fleet.etcd import Client, EtcdError, Watch, coded
+from fwdaemon.fleet.table import Item, KeptTable, Site, Table, host_key, is_of_table, name_of
 from fwdaemon.status.temporary import boottime
 
 _log = logging.getLogger(__name__)
 
-HOSTS: Final = "hosts/"
 _MOST_COMPARED: Final = 100
 _PROBE_S: Final = 1.0
-_MOST_SERVED: Final = 1000
-_MOST_TOLD: Final = 20
-
-
-@dataclass(frozen=True, slots=True)
-class Timing:
-    """All in seconds: a lease holds for `lease`, is renewed each `renew`, and is trusted until `margin` before its end.
-
-    Each `compare`, the number of keys and the newest of them are compared with what the watch has told, each `relist`
-    everything. What failed is tried again after `again`, and after `again_at_most` in the end.
-    """
-
-    lease: int = 15
-    renew: float = 3.0
-    margin: float = 3.0
-    compare: float = 15.0
-    relist: float = 300.0
-    again: float = 0.25
-    again_at_most: float = 4.0
+_MOST_TOLD: Final = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,15 +44,6 @@ class _Told:
     error: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Site:
-    """Where the table is to be in force: the configuration of a host, with its settings of a fleet, in file `main`."""
-
-    config: Config
-    settings: FleetSettings
-    main: Path
-
-
 class Member:
     """The thread, which connects to etcd until something is in doubt, and then lists everything again.
 
@@ -81,7 +52,7 @@ class Member:
 
     def __init__(self, site: Site, claims: Claims, kept: KeptTable, table: Table, told: Callable[[], None]) -> None:
         """Begin with the table that is kept; `told` is called from the thread when something is to be looked at."""
-        self._site, self._settings = site, site.settings
+        self._site, self._settings, self._prefix = site, site.settings, site.settings.prefix
         self._claims, self._kept, self._told, self._timing = claims, kept, told, Timing()
         self._messages: SimpleQueue[_Told | None] = SimpleQueue()
         self._table, self._news = table, list[tuple[Table, Config]]()
@@ -103,7 +74,7 @@ class Member:
 
     def start(self, timing: Timing) -> None:
         """Begin; where no thread is to be had, there is no fleet until the next reload."""
-        self._timing = timing
+        self._timing, self._claims.wake = timing, lambda: self._messages.put(None)
         try:
             self._thread.start()
         except RuntimeError as error:
@@ -176,7 +147,8 @@ class Member:
 
     def _give_back(self) -> None:
         with suppress(EtcdError):
-            self._claims.lose(list(self._claims.held))
+            for address in self._claims.held:
+                self._claims.give_back(address)
             self._client.revoke(self._claims.lease.number)
         self._client.close()
 
@@ -236,16 +208,12 @@ class Member:
         ours = self._ours()
         for start in range(0, len(ours), _MOST_COMPARED):
             some = ours[start : start + _MOST_COMPARED]
-            if not self._client.transact([_has_lease(self._prefix, item, lease.number) for item in some])["succeeded"]:
+            if not self._client.transact([_has_lease(self._prefix, item, lease.number) for item in some]).succeeded:
                 self._list()
                 return
             self._claims.confirm(some, lease)
         if ours:
             self._told()
-
-    @property
-    def _prefix(self) -> str:
-        return self._settings.prefix
 
     def _ours(self) -> list[Address]:
         """Give the addresses that are claimed by the lease we have."""
@@ -263,10 +231,10 @@ class Member:
         if self._watch is not None:
             self._watch.close()
         prefix = f"{self._prefix}/".encode()
-        listing = self._client.list(prefix)
-        self._watch = watch = self._client.watch(prefix, listing.revision + 1)
+        revision, items = self._client.list(prefix)
+        self._watch = watch = self._client.watch(prefix, revision + 1)
         threading.Thread(target=_follow, args=(watch, self._messages), name="fleet watch", daemon=True).start()
-        self._items, self._heard = {item.key: item for item in listing.items}, boottime()
+        self._items, self._heard = {item.key: item for item in items}, boottime()
         self._due |= {"compare": self._heard + self._timing.compare, "relist": self._heard + self._timing.relist}
         self._learn()
 
@@ -306,12 +274,8 @@ class Member:
         others = {address: Holder.read(item.value).host for address, item in claims.items() if not self._is_ours(item)}
         self._claims.learn_others(others)
         mine = {*self._ours(), *others}
-        if gone := [address for address in self._claims.held if address not in mine]:
-            self._reclaim(gone)
-
-    def _reclaim(self, gone: Collection[Address]) -> None:
-        """Of what etcd does not have as ours any more, keep what may be kept; the rest is claimed anew."""
-        if self._claims.on_partition is OnPartition.RELEASE:
+        gone = [address for address in self._claims.held if address not in mine]
+        if gone and self._claims.on_partition is OnPartition.RELEASE:
             self._claims.lose(gone)
             self._told()
 
@@ -350,21 +314,20 @@ class Member:
         compare = {"key": coded(key), "target": "MOD", "result": "EQUAL", "mod_revision": 0}
         compare["mod_revision"] = known.revision if known else 0
         put = {"request_put": {"key": coded(key), "value": coded(value), "lease": lease.number}}
-        answer = self._client.transact([compare], [put], [{"request_range": {"key": coded(key)}}])
+        outcome = self._client.transact([compare], [put], [{"request_range": {"key": coded(key)}}])
         self._heard = boottime()
-        if answer.get("succeeded"):
-            self._items[key] = Item(key, value, int(answer["header"]["revision"]), lease.number)
+        self._items.pop(key, None)
+        if outcome.succeeded:
+            self._items[key] = Item(key, value, outcome.revision, lease.number)
             self._claims.confirm([address], lease)
-        elif found := answer["responses"][0]["response_range"].get("kvs"):
-            self._items[key] = Item.read(found[0])
+        elif outcome.items:
+            self._items[key] = outcome.items[0]
             self._learn_claims()
-        else:
-            self._items.pop(key, None)
         self._told()
 
     def _release(self, address: Address, item: Item) -> None:
         """Give an address back, which the kernel does not have any more."""
-        self._claims.lose([address])
+        self._claims.give_back(address)
         compare = {"key": coded(item.key), "target": "VALUE", "result": "EQUAL", "value": coded(item.value)}
         self._client.transact([compare], [{"request_delete_range": {"key": coded(item.key)}}])
         self._items.pop(item.key, None)
@@ -378,7 +341,7 @@ class Member:
         value = json.dumps(known | {"problems": [*map(str, self._refused[:_MOST_TOLD])]}).encode()
         if value != self._presence:
             put = {"key": coded(host_key(self._prefix, self._self.run)), "value": coded(value)}
-            self._client.call("kv/put", {**put, "lease": self._claims.lease.number})
+            self._client.transact([], [{"request_put": {**put, "lease": self._claims.lease.number}}])
             self._presence = value
 
 
@@ -395,15 +358,10 @@ def _has_lease(prefix: str, address: Address, lease: int) -> Mapping[str, Any]:
     return {"key": coded(claim_key(prefix, address)), "target": "LEASE", "result": "EQUAL", "lease": lease}
 
 
-def host_key(prefix: str, run: str) -> bytes:
-    """Give the key below which a host says what it does."""
-    return f"{prefix}/{HOSTS}{run}".encode()
-
-
 def served(desired: Desired) -> Mapping[str, list[str]]:
     """Give the entries of the table of which something is reachable, each with the domains or networks it leads to."""
     found = dict[str, set[str]]()
     for exposure in desired.exposures:
         if exposure.origin is not None and is_of_table(exposure.origin):
             found.setdefault(name_of(exposure.origin), set()).add(exposure.owner.name)
-    return {name: sorted(found[name])[:_MOST_TOLD] for name in sorted(found)[:_MOST_SERVED]}
+    return {name: sorted(found[name])[:_MOST_TOLD] for name in sorted(found)[:_MOST_TOLD]}

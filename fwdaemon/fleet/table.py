@@ -3,26 +3,44 @@
 import json
 import logging
 import re
+from base64 import b64decode
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-from fwdaemon.config.loader import TABLE, read_table
+from fwdaemon.config.loader import TABLE, load, read_table
 from fwdaemon.config.model import Config
 from fwdaemon.core.text import printable, shown
 from fwdaemon.core.types import FleetSettings, Origin
 from fwdaemon.errors import ConfigError, Problem
-from fwdaemon.fleet.etcd import Item
 from fwdaemon.resolve.wishes import with_table
 from fwdaemon.status.reloads import MOST_KEPT, STATE, replace_whole
-from fwdaemon.status.temporary import record_in
+from fwdaemon.status.temporary import record_in, with_temporary
 
 _log = logging.getLogger(__name__)
 
 ENTRIES: Final = "entries/"
+HOSTS: Final = "hosts/"
 NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """A key with its value, the revision at which it was written last, and its lease; 0 where it has none."""
+
+    key: bytes
+    value: bytes = b""
+    revision: int = 0
+    lease: int = 0
+    is_deleted: bool = False
+
+    @classmethod
+    def read(cls, found: Mapping[str, Any], event: str | None = None) -> "Item":
+        """Read the form of the gateway, which leaves out what is 0 or empty."""
+        key, value = b64decode(found["key"]), b64decode(found.get("value", ""))
+        return cls(key, value, int(found.get("mod_revision", 0)), int(found.get("lease", 0)), event == "DELETE")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +87,11 @@ def entry_key(prefix: str, name: str) -> bytes:
     return f"{prefix}/{ENTRIES}{name}".encode()
 
 
+def host_key(prefix: str, run: str) -> bytes:
+    """Give the key below which a host says what it does."""
+    return f"{prefix}/{HOSTS}{run}".encode()
+
+
 def is_of_table(origin: Origin | None) -> bool:
     """Whether something is said in the shared table."""
     return origin is not None and str(origin.file).startswith(TABLE)
@@ -77,6 +100,15 @@ def is_of_table(origin: Origin | None) -> bool:
 def name_of(origin: Origin) -> str:
     """Give the name of the entry of the table in which something is said."""
     return str(origin.file).removeprefix(TABLE)
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """Where the table is to be in force: the configuration of a host, with its settings of a fleet, in file `main`."""
+
+    config: Config
+    settings: FleetSettings
+    main: Path
 
 
 class KeptTable:
@@ -121,3 +153,13 @@ def with_kept_table(config: Config, main: Path, state: Path = STATE) -> Config:
         return with_table(config, table.read(config, main))[0]
     except ConfigError:
         return config
+
+
+def as_in_force(main: Path, state: Path = STATE) -> Config:
+    """Read what a file says, and add what the daemon adds to that: the kept table, and what is open for a while.
+
+    Raises:
+        ConfigError: the file is wrong.
+
+    """
+    return with_temporary(with_kept_table(load(main), main, state), state)

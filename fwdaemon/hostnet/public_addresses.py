@@ -212,7 +212,9 @@ class PublicAddresses:
         superfluous = self._ours - wanted.keys()
         with Rtnetlink() as kernel:
             lacking = self._lacking(kernel, wanted)
-        missing = frozenset(nat for places in lacking for nat in places.values())
+        # What is held for a while is there for another time whenever that has just been renewed.
+        lasting = {place: nat for place, nat in lacking[1].items() if self._seconds(nat) is None}
+        missing = frozenset(nat for places in (lacking[0], lasting) for nat in places.values())
         stale = frozenset(f"{address} on {shown(interface)}" for interface, address in superfluous)
         return ApplyResult(mended=missing, stale=stale, changed=bool(missing or superfluous))
 
