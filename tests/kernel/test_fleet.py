@@ -184,7 +184,7 @@ def test_a_host_without_etcd_lets_go_before_another_can_have_it(nodes: Nodes, st
         wait_until(lambda: not first.hold(), "its own clock ends that")
         assert boottime() < first.fleet.claims.lease.until + QUICK.margin
     finally:
-        store.freeze(frozen=False)
+        store.thaw()
     wait_until(first.hold, "it has it again")
 
 
@@ -197,7 +197,7 @@ def test_with_keep_it_is_held_while_etcd_is_away_and_by_a_later_daemon(nodes: No
         assert first.hold()
         assert first.fleet.claims.seconds(NAT) is None
     finally:
-        store.freeze(frozen=False)
+        store.thaw()
     wait_until(lambda: not first.fleet.problems and first.hold(), "it goes on")
 
 

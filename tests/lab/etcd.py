@@ -94,9 +94,13 @@ class Etcd:
             return True
         return False
 
-    def freeze(self, *, frozen: bool = True) -> None:
-        """Stop it where it is, connections and all; or let it go on."""
-        self.signal(signal.SIGSTOP if frozen else signal.SIGCONT)
+    def freeze(self) -> None:
+        """Stop it where it is, connections and all."""
+        self.signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Let it go on."""
+        self.signal(signal.SIGCONT)
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal to it."""
