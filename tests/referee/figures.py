@@ -96,7 +96,7 @@ def section(record: dict[str, Any]) -> Iterator[str]:
         f" {record['held_twice']} saw two holders and {record['answered_twice']} two that answered."
     )
     yield ""
-    yield "| fault | rounds | moved | stream went on | seconds until reached: median | worst | without a holder: worst |"
+    yield "| fault | rounds | moved | stream went on | seconds until reached: median | worst | unheld: worst |"
     yield "| --- | ---: | ---: | ---: | ---: | ---: | ---: |"
     for fault, found in record["by_fault"].items():
         numbers = (found["rounds"], found["moved"], found["went_on"], found["back"]["median"], found["back"]["worst"])
