@@ -28,6 +28,12 @@ def cpu_seconds(pid: int) -> float:
     return sum(_own_and_ended(process) for process in tree(pid))
 
 
+def cpu_seconds_below(pid: int) -> float:
+    """The same without the process itself; it has to run, but what it started may end meanwhile."""
+    _, *below = tree(pid)
+    return sum(map(_own_and_ended, below))
+
+
 def fine_cpu_seconds(pid: int) -> float:
     """The same for one process, not in steps of a hundredth of a second; threads that ended do not count."""
     running = sum(map(_on_cpu_ns, Path(f"/proc/{pid}/task").glob("*/schedstat"))) / 1e9

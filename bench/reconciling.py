@@ -21,7 +21,7 @@ from typing import Final
 
 from bench.forwards import FIRST_PORT, LAST, config, hook_forwards
 from bench.hook_scripts import chains, commands, no_chains
-from bench.processes import children, cpu_seconds
+from bench.processes import cpu_seconds_below
 from bench.timed import seconds_of
 from fwdaemon import config as configuration
 from fwdaemon.audit import journal
@@ -216,7 +216,7 @@ def _cpu_seconds() -> float:
 
 def _cpu_of_helpers() -> float:
     """Of those that run now; in steps of a hundredth of a second."""
-    return sum(cpu_seconds(pid) for pid in children(os.getpid()))
+    return cpu_seconds_below(os.getpid())
 
 
 def _configuration(directory: Path, size: int, run: int) -> Config:

@@ -25,12 +25,8 @@ _CONFIG_REFUSED = 78
 # What shells tell of a program that SIGINT ended.
 _INTERRUPTED = 130
 
-# Commands that are part of another one.
-_SHARED = {
-    **dict.fromkeys(("rules", "flush"), "plan"),
-    **dict.fromkeys(("port", "reload", "open", "close", "confirm"), "status"),
-    "explain": "check",
-}
+# What undoes a command, completes it or shows more of the same is in its module.
+_SHARED = {"close": "open", "confirm": "reload", "rules": "plan"}
 _LAST_PORT = 65535
 _PROTOCOLS = ("tcp", "udp", "sctp")
 _PORTS = {

@@ -9,9 +9,8 @@ from itertools import chain
 from typing import Protocol as Interface
 
 from fwdaemon.audit import lines
-from fwdaemon.core.bans import Gatekeeper
+from fwdaemon.core.admission import Gatekeeper
 from fwdaemon.core.exposures import Exposure, Nat, Renaming
-from fwdaemon.core.pace import Budgets, Origin
 from fwdaemon.core.report import ApplyResult, Fault, FaultKind, joined, tried
 from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Address, Family, Protocol
@@ -21,6 +20,7 @@ from fwdaemon.kernel.conntrack_listing import Entry
 from fwdaemon.kernel.process import Beside, new_budgets
 from fwdaemon.netfilter import Rules
 from fwdaemon.resolve.flows import Carriers, Flow, Judge, Strangers, renamings, turned
+from fwdaemon.triggers import Budgets, Origin
 
 
 class Conntrack(Interface):

@@ -26,7 +26,6 @@ from fwdaemon.control.listener import SOCKET
 from fwdaemon.control.manager import Changes, Feed, Inquiries, Manager
 from fwdaemon.control.server import ControlSocket
 from fwdaemon.core.inventory import Inventory
-from fwdaemon.core.pace import Backoff, Budgets, Origin, Pauses
 from fwdaemon.core.report import Cause, Reason, ReasonKind, RulesChanged, Trigger
 from fwdaemon.errors import ConfigError, HangingError, PortfwdError, shortage
 from fwdaemon.events import ConnectionState, Inventories, Sources
@@ -49,7 +48,7 @@ from fwdaemon.status.reloads import STATE, Reloads, Start, Written
 from fwdaemon.status.rows import summary
 from fwdaemon.status.sets import SetKeeper, Told
 from fwdaemon.status.temporary import Clocks, Openings, now
-from fwdaemon.triggers import TriggerQueue, Triggers
+from fwdaemon.triggers import Backoff, Budgets, Origin, Pauses, TriggerQueue, Triggers
 
 _log = logging.getLogger(__name__)
 

@@ -17,24 +17,21 @@ from typing import Final, Protocol, TypeAlias
 from fwdaemon.audit import lines
 from fwdaemon.config.model import Config
 from fwdaemon.core.inventory import HijackedAddress, HostObservation, Inventory, LibvirtObservation, Neighbour
-from fwdaemon.core.pace import Backoff, Budgets
-from fwdaemon.core.probing import Silent
 from fwdaemon.core.report import Reason, ReasonKind, Trigger
+from fwdaemon.core.state import Silent
 from fwdaemon.errors import LibvirtUnavailableError, PortfwdError, shortage
 from fwdaemon.hostnet.owned_state import DIRECTORY, Learned
 from fwdaemon.hostnet.public_addresses import with_lent
-from fwdaemon.hypervisor.agent import AgentConnection, AgentRounds
 from fwdaemon.hypervisor.connection import EventLoop, LibvirtConnection
-from fwdaemon.hypervisor.lease_watch import DNSMASQ_DIRECTORY, LeaseWatch
+from fwdaemon.hypervisor.guest_addresses import DNSMASQ_DIRECTORY, AgentConnection, AgentRounds, LeaseWatch
 from fwdaemon.hypervisor.link import ConnectionState, LibvirtLink
 from fwdaemon.kernel import probes
-from fwdaemon.kernel.address_watch import NetlinkWatch
+from fwdaemon.kernel.host_watch import NetlinkWatch, UplinkWatch
 from fwdaemon.kernel.listeners import with_occupied
 from fwdaemon.kernel.memory import begun
 from fwdaemon.kernel.observe import ask_again, observe_host
 from fwdaemon.kernel.probes import Probes
 from fwdaemon.kernel.process import Worker, processor_time
-from fwdaemon.kernel.route_watch import UplinkWatch
 from fwdaemon.resolve.guests import GuestFinder
 from fwdaemon.resolve.neighbours import changed_hands, hijacked_addresses, outdated_neighbours, remembered
 from fwdaemon.resolve.snapshot import (
@@ -45,7 +42,7 @@ from fwdaemon.resolve.snapshot import (
     merge,
     wants_agent,
 )
-from fwdaemon.triggers import TriggerQueue
+from fwdaemon.triggers import Backoff, Budgets, TriggerQueue
 
 __all__ = ["ConnectionState", "Inventories", "InventoryKeeper", "Sources", "take_inventory"]
 

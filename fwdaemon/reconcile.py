@@ -14,10 +14,9 @@ from fwdaemon.audit import causes, lines
 from fwdaemon.audit.causes import Departures, Known, in_order
 from fwdaemon.audit.throttle import FlapDamping, NewProblems, Rations
 from fwdaemon.connections import Clock, Conntrack, Sweep, Sweeper, close_everything
-from fwdaemon.core.bans import Gatekeeper
+from fwdaemon.core.admission import Gatekeeper
 from fwdaemon.core.exposures import Exposure, Forward
 from fwdaemon.core.inventory import Move
-from fwdaemon.core.pace import Budgets, Origin
 from fwdaemon.core.report import (
     Actor,
     ApplyResult,
@@ -39,6 +38,7 @@ from fwdaemon.nftables import external
 from fwdaemon.nftables.external import Added, Externals
 from fwdaemon.resolve.flows import Flow, Strangers
 from fwdaemon.resolve.snapshot import Grace, Stop
+from fwdaemon.triggers import Budgets, Origin
 
 # How long a stop waits for connections that are being ended.
 _PATIENCE = 5.0

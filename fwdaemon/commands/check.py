@@ -1,15 +1,11 @@
-"""The commands that look and tell, and change nothing.
-
-`kvm-portfwd check` reports every error of the configuration. `explain` follows one connection through the host, and
-says where it stops and why.
-"""
+"""`kvm-portfwd check`: report every error of the configuration, and what is odd about it on this host."""
 
 import argparse
 import asyncio
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
@@ -23,32 +19,18 @@ from fwdaemon.conflicts.watch import conflicts_if_running
 from fwdaemon.core.exposures import Kind
 from fwdaemon.core.text import printable, quote
 from fwdaemon.core.types import Protocol
-from fwdaemon.errors import ConfigError, LibvirtUnavailableError, PortfwdError
+from fwdaemon.errors import PortfwdError
 from fwdaemon.events import take_inventory
-from fwdaemon.explain.arrival import Request, UsageError, parse_request
-from fwdaemon.explain.gather import Kernel
-from fwdaemon.explain.guest import Libvirt
-from fwdaemon.explain.report import Report, as_json, as_text
-from fwdaemon.explain.trace import explain, refused
-from fwdaemon.fleet.table import as_in_force
 from fwdaemon.kernel.memory import collecting_later
 from fwdaemon.kernel.process import SystemRunner
 from fwdaemon.metrics.exposition import satisfied
-from fwdaemon.status.reloads import PortRecords
 
-_FAILED: Final = 1
-_WRONG_USAGE: Final = 2
 # Without an answer by then, the number of domains that match a pattern is left out.
 _PATIENCE_S: Final = 3.0
 _LOOPBACK: Final = (IPv4Address("127.0.0.1"), IPv6Address("::1"))
 
 
 def run(options: argparse.Namespace) -> int:
-    """Do what the command says."""
-    return _explain(options) if options.command == "explain" else _check(options)
-
-
-def _check(options: argparse.Namespace) -> int:
     """Read the configuration as the daemon would; whatever is wrong leaves as a `ConfigError`."""
     path = options.file or options.config
     is_draft = path.absolute() != options.config.absolute()
@@ -134,38 +116,3 @@ def _answers_on_localhost(entry: ForwardEntry) -> bool:
     listens_everywhere = not entry.listen and any(mapping.listen is None for mapping in carried)
     admits = not entry.sources or any(own in source for source in entry.sources for own in _LOOPBACK)
     return entry.interface is None and listens_everywhere and admits
-
-
-# What one connection meets.
-
-
-def _explain(options: argparse.Namespace) -> int:
-    """Look at everything the connection meets, and tell; nothing is changed."""
-    try:
-        request = parse_request(options.connection, options.source)
-    except UsageError as error:
-        print(f"kvm-portfwd: {error}", file=sys.stderr)
-        return _WRONG_USAGE
-    report = _report(request, options.config)
-    terminal, unicode = sys.stdout.isatty(), (sys.stdout.encoding or "").lower().startswith("utf")
-    print(as_json(report) if options.json else as_text(report, terminal=terminal, unicode=unicode))
-    return 0 if report.works else _FAILED
-
-
-def _report(request: Request, path: Path) -> Report:
-    kernel = Kernel(SystemRunner())
-    try:
-        config = as_in_force(path)
-    except ConfigError as error:
-        return refused(request, error, kernel)
-    libvirt = asyncio.run(_ask_libvirt(config.daemon.libvirt))
-    return explain(request, config, libvirt, kernel, str(path), before=PortRecords().before())
-
-
-async def _ask_libvirt(uris: Sequence[str]) -> Libvirt:
-    """Take an inventory of all URIs."""
-    try:
-        inventory = await take_inventory(uris)
-    except LibvirtUnavailableError as error:
-        return Libvirt(None, str(error))
-    return Libvirt(inventory, homes={domain.uuid: uris[domain.rank] for domain in inventory.domains})

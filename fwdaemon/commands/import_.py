@@ -17,8 +17,7 @@ from fwdaemon.errors import ConfigError, KernelError, LibvirtUnavailableError
 from fwdaemon.events import take_inventory
 from fwdaemon.importing import firewalld, hooks_json, iptables_save, nft_text, ports_script
 from fwdaemon.importing.assembling import Bridges, Imported, Owners, assemble, bridges_of, keep_apart, owners_of
-from fwdaemon.importing.findings import BrokenFileError, Findings, printable
-from fwdaemon.importing.recognise import Kind, firewalld_root, recognise
+from fwdaemon.importing.findings import BrokenFileError, Findings, Kind, firewalld_root, printable, recognise
 from fwdaemon.kernel.observe import default_address
 
 _STANDARD_INPUT: Final = Path("-")

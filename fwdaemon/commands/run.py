@@ -16,8 +16,8 @@ from fwdaemon.events import InventoryKeeper
 from fwdaemon.fleet import Fleet
 from fwdaemon.hostnet.host_network import SystemHostNetwork
 from fwdaemon.kernel import conntrack, memory
+from fwdaemon.kernel.host_watch import RouteWatch
 from fwdaemon.kernel.process import SystemRunner, new_budgets
-from fwdaemon.kernel.route_watch import RouteWatch
 from fwdaemon.metrics.exposition import satisfied, without_what_is_missing
 from fwdaemon.netfilter import Netfilter
 from fwdaemon.status.confirming import Confirmation

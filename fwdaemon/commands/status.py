@@ -1,46 +1,255 @@
-"""`kvm-portfwd status`: show what is reachable, what is not and why, and the state of the daemon.
-
-`kvm-portfwd port` prints a part of it: the ports of the host that lead to a domain.
-`reload`, `confirm`, `open` and `close` have the daemon change something, and report the outcome.
-"""
+"""`kvm-portfwd status`: show what is reachable, what is not and why, and the state of the daemon."""
 
 import argparse
-import asyncio
 import json
 import os
 import sys
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from ipaddress import ip_address
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from fwdaemon import __version__
 from fwdaemon.audit.lines import format_fault
+from fwdaemon.commands.plan import desired_now
 from fwdaemon.config.model import Config
 from fwdaemon.control import protocol
-from fwdaemon.control.protocol import CONFIGURATION_REFUSED, REFUSED, CallError
 from fwdaemon.core.report import ApplyResult, Fault, FaultKind, joined
 from fwdaemon.core.state import Desired
-from fwdaemon.core.text import printable, shown
-from fwdaemon.core.types import Address, PortRange, show_endpoint
+from fwdaemon.core.text import printable, show_duration, shown
 from fwdaemon.errors import PortfwdError
-from fwdaemon.events import take_inventory
 from fwdaemon.fleet.claims import recorded
 from fwdaemon.fleet.table import as_in_force
 from fwdaemon.hostnet.host_network import SystemHostNetwork
-from fwdaemon.hostnet.owned_state import LedTo
-from fwdaemon.kernel.listeners import ports_in_use
 from fwdaemon.kernel.process import SystemRunner
 from fwdaemon.netfilter import Netfilter
-from fwdaemon.resolve.placement import desired_state
-from fwdaemon.status import table
 from fwdaemon.status.model import SCHEMA_VERSION, Configuration, Header, LibvirtState, State, Status
 from fwdaemon.status.records import UsageReader, rules_at
-from fwdaemon.status.reloads import PortRecords
 from fwdaemon.status.rows import Facts, rows
 from fwdaemon.status.temporary import known, now, remaining
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+# How it looks: a table on a terminal, aligned text elsewhere, of the JSON form, which anybody gets. Names are anybody's
+# text: what could not be printed is escaped, and nothing in them is markup.
+
+Json = Mapping[str, Any]
+
+_COLOURS: Final = {"active": "green", "waiting": "yellow", "refused": "red"}
+_BACKENDS: Final = {"nftables": "nftables", "iptables": "iptables' legacy tables"}
+# What a terminal needs to have room for what is good to know, then for names in full, then for what is rarely needed.
+_ROOMY, _WIDE, _WIDER = 100, 120, 160
+_SHORT_NAME, _LONG_NAME = 13, 40
+_LABEL: Final = 15
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One line above the table; `colour` is empty for a good one."""
+
+    label: str
+    text: str
+    colour: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column; it is left out on terminals narrower than `width`, and its numbers are to the right."""
+
+    title: str
+    cell: Callable[[Json], str]
+    width: int = 0
+    is_number: bool = False
+    is_name: bool = False
+
+
+def as_text(status: Json) -> str:
+    """Write all of it as aligned text, a line for each exposure."""
+    above = [f"{line.label:<{_LABEL}}{line.text}" for line in _header(status)]
+    columns, exposures = _columns(status), status["openings"]
+    if not exposures:
+        return "\n".join(above)
+    table = [[column.title for column in columns], *([column.cell(row) for column in columns] for row in exposures)]
+    widths = [max(map(len, cells)) for cells in zip(*table, strict=True)]
+    return "\n".join([*above, "", *(_aligned(cells, columns, widths) for cells in table)])
+
+
+def draw(status: Json, console: "Console") -> None:
+    """Draw it on a terminal."""
+    from rich.table import Table  # noqa: PLC0415  takes 60 ms to import
+    from rich.text import Text  # noqa: PLC0415  as above
+
+    above = Table.grid(padding=(0, 2))
+    for line in _header(status):
+        above.add_row(Text(line.label, "bold"), Text(line.text, line.colour, overflow="fold"))
+    console.print(above)
+    if not status["openings"]:
+        return
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
+    columns = [column for column in _columns(status) if console.width >= column.width]
+    for column in columns:
+        table.add_column(
+            Text(column.title),
+            justify="right" if column.is_number else "left",
+            no_wrap=column.is_name or column.is_number,
+            overflow="ellipsis" if column.is_name else "fold",
+            max_width=(_LONG_NAME if console.width >= _WIDE else _SHORT_NAME) if column.is_name else None,
+        )
+    for row in status["openings"]:
+        table.add_row(*(Text(column.cell(row), _colour(column, row)) for column in columns))
+    console.print()
+    console.print(table)
+
+
+# --- above the table -------------------------------------------------------------------------------------------------
+
+
+def _header(status: Json) -> Iterator[Line]:
+    yield _daemon(status)
+    if backend := status["backend"]:
+        where = _BACKENDS.get(backend["name"], backend["name"])
+        yield Line("rules", printable(f"in {where}: {backend['reason']}"))
+    yield from map(_libvirt, status["libvirt"])
+    yield from _configuration(status["configuration"])
+    if fleet := status.get("fleet"):
+        yield _fleet(fleet)
+    yield Line("uplinks", printable(", ".join(status["uplinks"]) or "none: no default or other route leads out"))
+    if confined := status.get("confined"):
+        yield _confined(confined)
+    if interfaces := status.get("confined_interfaces"):
+        yield _confined_from(interfaces)
+    if last_pass := status["last_look"]:
+        yield _last_pass(last_pass)
+    yield from map(_restored, status["restored"])
+    yield from (Line("problem", printable(problem), "red") for problem in status["problems"])
+    yield Line("exposures", ", ".join(f"{number} {state}" for state, number in status["counts"].items()))
+
+
+def _daemon(status: Json) -> Line:
+    if daemon := status["daemon"]:
+        return Line("kvm-portfwd", f"{status['version']}, running since {_when(daemon['since'])}, pid {daemon['pid']}")
+    return Line("kvm-portfwd", f"{status['version']}, not running: nothing keeps what is below up to date", "red")
+
+
+def _libvirt(state: Json) -> Line:
+    how = "connected" if state["connected"] else "not connected"
+    error = f"; last error: {state['last_error']}" if state["last_error"] else ""
+    text = printable(f"{state['uri']}, {how} since {_when(state['since'])}{error}")
+    return Line("libvirt", text, "" if state["connected"] else "red")
+
+
+def _configuration(configuration: Json) -> Iterator[Line]:
+    what = "the last good one, loaded" if configuration["last_good"] else "loaded"
+    loaded = f", {what} {_when(configuration['loaded_at'])}" if configuration["loaded_at"] else ""
+    yield Line("configuration", printable(f"{configuration['file']}{loaded}"))
+    if until := configuration.get("confirm_by"):
+        yield Line("unconfirmed", f"the one before comes back at {_when(until)}: run kvm-portfwd confirm", "yellow")
+    if configuration.get("unconfirmed"):
+        yield Line(
+            "unconfirmed", "the one above is what was in force before: nobody confirmed the file as it is", "red"
+        )
+    if configuration["refused_at"]:
+        yield Line("refused", f"{_when(configuration['refused_at'])}, a newer one; the one above stays in force", "red")
+    for problem in configuration["refused_problems"]:
+        yield Line("", printable(f"{problem['file']}:{problem['line']}: {problem['text']}"), "red")
+
+
+def _fleet(fleet: Json) -> Line:
+    answering, members, age = fleet["answering"], fleet["members"], fleet["age_seconds"]
+    heard = "nothing heard yet" if age is None else f"{age:.1f} s old"
+    text = f"{answering} of {members} answer, revision {fleet['revision']}, {heard}"
+    return Line("etcd", text, "" if 2 * answering > members else "red")
+
+
+def _confined(families: Sequence[int]) -> Line:
+    which = " and ".join(f"IPv{family}" for family in families)
+    rest = "only these exposures pass, and what libvirt forwards for its networks"
+    return Line("forwarding", f"off for {which} before kvm-portfwd: {rest}")
+
+
+def _confined_from(interfaces: Sequence[str]) -> Line:
+    rest = "from there only these exposures pass, and what libvirt lets into its networks"
+    return Line("forwarding", printable(f"off for IPv4 on {', '.join(interfaces)} before kvm-portfwd: {rest}"))
+
+
+def _last_pass(last_pass: Json) -> Line:
+    when = f"{_when(last_pass['at'])}, in {last_pass['seconds'] * 1000:.0f} ms"
+    if last_pass["error"]:
+        return Line("last pass", printable(f"{when}, and failed: {last_pass['error']}"), "red")
+    return Line("last pass", when)
+
+
+def _restored(entry: Json) -> Line:
+    more = f" and {entry['more']} more" if entry["more"] else ""
+    text = printable(f"{_when(entry['at'])}, {entry['what']}{more} ({entry['cause']})")
+    return Line("restored", text, "yellow")
+
+
+# --- the table -------------------------------------------------------------------------------------------------------
+
+
+def _columns(status: Json) -> Sequence[Column]:
+    has_bytes = any(row["open_bytes"] for row in status["openings"])
+    has_dropped = any(row.get("dropped") is not None for row in status["openings"])
+    return (
+        Column("STATE", lambda row: str(row["state"])),
+        Column("GUEST", _guest, is_name=True),
+        Column("LISTENS ON", _listens),
+        Column("TARGET OR REASON", _leads),
+        Column("CONNS", lambda row: _number(row["connections"]), is_number=True),
+        Column("OPEN", lambda row: _number(row["open_connections"]), _ROOMY, is_number=True),
+        *([Column("DROPPED", lambda row: _number(row.get("dropped")), _ROOMY, is_number=True)] if has_dropped else []),
+        *([Column("BYTES", lambda row: _number(row["open_bytes"]), _WIDE, is_number=True)] if has_bytes else []),
+        Column("COUNTED SINCE", lambda row: _when(row["connections_since"]), _WIDE),
+        Column("CONFIGURED AT", _origin, _WIDER),
+    )
+
+
+def _guest(row: Json) -> str:
+    """Name a domain by its name alone: most rows are about one."""
+    return shown(row["owner"]) if row["owner_kind"] == "domain" else f"{row['owner_kind']} {shown(row['owner'])}"
+
+
+def _listens(row: Json) -> str:
+    interface = f" on {row['interface']}" if row["interface"] else ""
+    first, *others = row["sources"] or [""]
+    more = f" and {len(others)} more" if others else ""
+    left = row.get("remaining_seconds")
+    ends = "" if left is None else f" for {show_duration(left)} more"
+    return printable(f"{row['listens']}{interface}{f' from {first}{more}' if first else ''}{ends}")
+
+
+def _leads(row: Json) -> str:
+    to = row["leads_to"] and row["leads_to"] + (" masqueraded" if row.get("masquerade") else "")
+    return printable(row["reason"] or to or "-")
+
+
+def _origin(row: Json) -> str:
+    return printable(row.get("origin") or "-")
+
+
+def _number(number: int | None) -> str:
+    return "-" if number is None else str(number)
+
+
+def _when(time: str | None) -> str:
+    """Write a time as a clock on this host shows it."""
+    return datetime.fromisoformat(time).astimezone().strftime("%Y-%m-%d %H:%M:%S") if time else "-"
+
+
+def _colour(column: Column, row: Json) -> str:
+    return _COLOURS.get(row["state"], "") if column.title == "STATE" else ""
+
+
+def _aligned(cells: Sequence[str], columns: Sequence[Column], widths: Sequence[int]) -> str:
+    padded = (
+        cell.rjust(width) if column.is_number else cell.ljust(width)
+        for cell, column, width in zip(cells, columns, widths, strict=True)
+    )
+    return "  ".join(padded).rstrip()
+
 
 # A status without a daemon to ask: what the configuration and libvirt want, and what of it the kernel holds.
 _NOT_THERE: Final = "not in the kernel; the daemon would put it there"
@@ -56,10 +265,7 @@ def status_without_daemon(path: Path) -> Status:
     """
     temporary = known()
     config = as_in_force(path)
-    wanted = desired_state(
-        config, asyncio.run(take_inventory(config.daemon.libvirt)), LedTo().chosen, PortRecords().before(ports_in_use)
-    )
-    desired = recorded().gate(wanted)
+    desired = recorded().gate(desired_now(config))
     netfilter = Netfilter(SystemRunner(), config.daemon.backend)
     found = _observe(config, desired, netfilter)
     facts = Facts(
@@ -102,14 +308,10 @@ _PATIENCE_S: Final = 15.0
 
 def run(options: argparse.Namespace) -> int:
     """Ask the daemon; without one, look at the kernel and at libvirt, and say so."""
-    if options.command == "port":
-        return _port(options)
-    if options.command in _CHANGING:
-        return _change(options)
     if options.watch:
         return _watch(options)
     try:
-        status = _ask()
+        status = ask()
         _show(status, options)
     except protocol.NotRunningError as error:
         if os.geteuid() != 0:
@@ -135,7 +337,7 @@ def _watch(options: argparse.Namespace) -> int:
     before = "\033[H\033[2J\033[3J" if sys.stdout.isatty() and not options.json else ""
     try:
         for _ in protocol.watch():
-            status = _ask()
+            status = ask()
             print(before, end="")
             _show(status, options)
             print(end="" if before or options.json else "\n", flush=True)
@@ -144,7 +346,8 @@ def _watch(options: argparse.Namespace) -> int:
     return 0
 
 
-def _ask() -> Mapping[str, Any]:
+def ask() -> Mapping[str, Any]:
+    """Give the status of the daemon, in the form of this version."""
     status = protocol.call("Status", _PATIENCE_S)
     if status.get("schema_version") != SCHEMA_VERSION:
         raise PortfwdError(
@@ -161,9 +364,9 @@ def _show(status: Mapping[str, Any], options: argparse.Namespace) -> None:
     elif sys.stdout.isatty():
         from rich.console import Console  # noqa: PLC0415  takes 60 ms to import
 
-        table.draw(status, Console())
+        draw(status, Console())
     else:
-        print(table.as_text(status))
+        print(as_text(status))
 
 
 def _of(status: Mapping[str, Any], names: Collection[str]) -> Mapping[str, Any]:
@@ -171,177 +374,3 @@ def _of(status: Mapping[str, Any], names: Collection[str]) -> Mapping[str, Any]:
     if not names:
         return status
     return {**status, "openings": [exposure for exposure in status["openings"] if exposure["owner"] in names]}
-
-
-# The ports of the host that lead to a domain.
-_EVERY: Final = {4: "0.0.0.0", 6: "::"}  # noqa: S104  what stands for every address, nothing listens there
-_ALL_PORTS: Final = "1-65535"
-
-
-@dataclass(frozen=True, slots=True)
-class _Way:
-    """Where a port of the host, or a range, leads to a domain, and to which of its ports."""
-
-    address: Address
-    ports: PortRange
-    protocol: str | None
-    guest: PortRange
-    automatic: bool
-
-    @property
-    def rank(self) -> tuple[object, ...]:
-        """Those on every address come first, of these the assigned ones, which stay, and then the lowest port."""
-        place = not self.address.is_unspecified, not self.automatic, self.ports, self.address.version
-        return *place, int(self.address), self.protocol or ""
-
-    def to(self, port: int) -> "_Way":
-        """Give the part of it that leads to one port of the guest."""
-        host = self.ports.first + port - self.guest.first
-        return replace(self, ports=PortRange(host, host), guest=PortRange(port, port))
-
-    def as_json(self) -> dict[str, object]:
-        """Give the JSON form."""
-        return {
-            "address": str(self.address),
-            "ports": str(self.ports),
-            "protocol": self.protocol,
-            "guest_ports": str(self.guest),
-            "automatic": self.automatic,
-        }
-
-    def __str__(self) -> str:
-        return show_endpoint(self.address, self.ports)
-
-
-def _port(options: argparse.Namespace) -> int:
-    """Print what leads to the domain, or to one port of it, each once; 1 where nothing does."""
-    exposures = [exposure for exposure in _ask()["openings"] if _is_of(exposure, options.domain)]
-    ways = [_way(exposure) for exposure in exposures if exposure["state"] == State.ACTIVE]
-    if options.guest is not None:
-        port, protocol = options.guest
-        ways = [way.to(port) for way in ways if port in way.guest and protocol in (None, way.protocol or protocol)]
-    ways.sort(key=lambda way: way.rank)
-    if options.json:
-        print(json.dumps({"schema_version": SCHEMA_VERSION, "ports": [way.as_json() for way in ways]}, indent=2))
-    elif options.port_only:
-        print(*(way.ports.first for way in ways[:1]), sep="\n", end="\n" if ways else "")
-    else:
-        print(*dict.fromkeys(map(str, ways)), sep="\n", end="\n" if ways else "")
-    if not ways:
-        print(f"kvm-portfwd: {_nothing(options, exposures)}", file=sys.stderr)
-    return int(not ways)
-
-
-def _is_of(exposure: Mapping[str, Any], domain: str) -> bool:
-    return bool(exposure["owner"] == domain and exposure["owner_kind"] == "domain")
-
-
-def _way(exposure: Mapping[str, Any]) -> _Way:
-    address = ip_address(exposure["address"] or _EVERY[exposure["family"]])
-    ports, guest = (_range(exposure[key] or _ALL_PORTS) for key in ("ports", "target_ports"))
-    return _Way(address, ports, exposure["protocol"], guest, exposure["automatic"])
-
-
-def _range(text: str) -> PortRange:
-    first, _, last = text.partition("-")
-    return PortRange(int(first), int(last or first))
-
-
-def _nothing(options: argparse.Namespace, exposures: Collection[Mapping[str, Any]]) -> str:
-    """Say that nothing leads there, and why not as far as that is known."""
-    there = f"port {options.guest[0]} of {shown(options.domain)}" if options.guest else shown(options.domain)
-    reasons = dict.fromkeys(exposure["reason"] for exposure in exposures if exposure["reason"])
-    return printable("; ".join([f"no port of this host leads to {there} now", *reasons]))
-
-
-# What has the daemon change something: `reload`, `confirm`, `open` and `close`.
-
-_CHANGES_VERSION: Final = 1
-# A reconcile may wait for a lock of iptables' for a while.
-_CHANGED_S: Final = 120.0
-_FAILED: Final = 1
-_CONFIG_REFUSED: Final = 78
-
-
-def _change(options: argparse.Namespace) -> int:
-    """Ask, wait and print."""
-    act = _CHANGING[options.command]
-    try:
-        return act(options)
-    except CallError as error:
-        if error.name == CONFIGURATION_REFUSED:
-            _print_problems(error.parameters["problems"])
-            return _CONFIG_REFUSED
-        if error.name != REFUSED:
-            raise
-        for reason in error.parameters["reasons"]:
-            print(printable(f"kvm-portfwd: {reason}"), file=sys.stderr)
-        return _FAILED
-
-
-def _reload(options: argparse.Namespace) -> int:
-    result = protocol.call("Reload", _CHANGED_S, parameters={"confirm_seconds": options.confirm})
-    if options.json:
-        print(json.dumps({"schema_version": _CHANGES_VERSION, **result}, indent=2))
-    else:
-        counted = ", ".join(f"{number} {state}" for state, number in result["counts"].items())
-        print(printable(f"{result['file']} loaded: {counted}"))
-        if until := result["confirm_by"]:
-            print(f"unless you run kvm-portfwd confirm, the configuration before comes back at {_clock(until)}")
-    return _outcome(result)
-
-
-def _confirm(options: argparse.Namespace) -> int:
-    result = protocol.call("Confirm", _CHANGED_S)
-    told = {"schema_version": _CHANGES_VERSION, **result}
-    print(json.dumps(told, indent=2) if options.json else printable(f"{result['file']} stays in force"))
-    return 0
-
-
-def _open(options: argparse.Namespace) -> int:
-    wish = {"domain": options.domain, "ports": options.ports, "sources": options.sources, "seconds": options.seconds}
-    result = protocol.call("Open", _CHANGED_S, parameters=wish)
-    if options.json:
-        print(json.dumps({"schema_version": _CHANGES_VERSION, "openings": result["openings"]}, indent=2))
-    else:
-        for opening in result["openings"]:
-            print(printable(_opened(opening)))
-    return _outcome(result)
-
-
-def _opened(opening: Mapping[str, Any]) -> str:
-    """Say what was opened, or why it waits."""
-    what = f"{shown(opening['owner'])}: {opening['listens']}"
-    leads = f" -> {opening['leads_to']}" if opening["leads_to"] else ""
-    reason = f" {opening['state']}: {opening['reason']}" if opening["reason"] else ""
-    return f"{what}{leads}{reason}, until {_clock(opening['until'])}"
-
-
-def _close(options: argparse.Namespace) -> int:
-    result = protocol.call("Close", _CHANGED_S, parameters={"domain": options.domain, "ports": options.ports})
-    if options.json:
-        print(json.dumps({"schema_version": _CHANGES_VERSION, "closed": result["closed"]}, indent=2))
-    else:
-        print(printable(f"closed {', '.join(result['closed'])} to {shown(options.domain)}"))
-    return 0
-
-
-def _outcome(result: Mapping[str, Any]) -> int:
-    if result["failure"]:
-        print(printable(f"kvm-portfwd: not in the kernel yet: {result['failure']}; trying again"), file=sys.stderr)
-        return _FAILED
-    return 0
-
-
-def _clock(time: str) -> str:
-    """Write a time as a clock on this host shows it."""
-    return datetime.fromisoformat(time).astimezone().strftime("%Y-%m-%d %H:%M:%S")
-
-
-def _print_problems(problems: list[dict[str, Any]]) -> None:
-    for problem in problems:
-        print(printable(f"{problem['file']}:{problem['line']}: {problem['text']}"), file=sys.stderr)
-    print("kvm-portfwd: configuration refused; the old one stays in force", file=sys.stderr)
-
-
-_CHANGING: Final = {"reload": _reload, "confirm": _confirm, "open": _open, "close": _close}

@@ -305,25 +305,13 @@ def read_allow(node: Node) -> tuple[AllowEntry, ...]:
         ports=_read_many(fields, "ports", parse_host_ports, "20000-29999"),
         public=_read_many(fields, "public", parse_routed, "198.51.100.64/27"),
         assign=read_key(fields, "assign", parse_holding, "eth0"),
-        most=_read_most(fields["max"]) if "max" in fields else DEFAULT_MAX,
+        most=(fields["max"].count(_MOST, DEFAULT_MAX) if "max" in fields else None) or DEFAULT_MAX,
     )
     if "assign" in fields and "public" not in fields:
         fields["assign"].refuse("is where the addresses of public are held, and there are none; remove it")
     if fields and not entry.ports and not entry.public and len(node.document.problems) == before:
         node.refuse('allows nothing; write ports = ["20000-29999"] or public = ["198.51.100.64/27"]')
     return (entry,) if len(node.document.problems) == before else ()
-
-
-def _read_most(node: Node) -> int:
-    number = node.value
-    remedy = f"write a number from 1 to {_MOST:,} such as {DEFAULT_MAX}, without quotes"
-    if isinstance(number, bool) or not isinstance(number, int):
-        node.refuse(f"must be an integer, not {show(number)}; {remedy}")
-    elif not 1 <= number <= _MOST:
-        node.refuse(f"{show(number)} is out of range; {remedy}")
-    else:
-        return number
-    return DEFAULT_MAX
 
 
 GUEST_READERS: Final[Mapping[str, Callable[[Node], tuple[GuestEntry, ...]]]] = {

@@ -1,7 +1,4 @@
-"""What a valid configuration says, as plain data.
-
-Parsing and checking are in the modules beside this one; whoever holds a `Config` may rely on every rule of the grammar.
-"""
+"""What a valid configuration says, as plain data: for a `Config`, all rules of the grammar hold."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -10,7 +7,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import ClassVar, Final, TypeAlias
 
-from fwdaemon.core.bans import BEHIND, Admission, SourceSet
+from fwdaemon.core.admission import Admission, SourceSet
+from fwdaemon.core.bans import BEHIND
 from fwdaemon.core.exposures import Claim, Kind, Owner
 from fwdaemon.core.text import shown
 from fwdaemon.core.types import (

@@ -156,6 +156,17 @@ class Node:
             self.refuse(str(error))
             return None
 
+    def count(self, most: int, example: int) -> int | None:
+        """Give a whole number from 1 to `most`; `None` where it is none, which is a problem."""
+        number, remedy = self.value, f"write a number from 1 to {most:,} such as {example}, without quotes"
+        if isinstance(number, bool) or not isinstance(number, int):
+            self.refuse(f"must be an integer, not {show(number)}; {remedy}")
+        elif not 1 <= number <= most:
+            self.refuse(f"{show(number)} is out of range; {remedy}")
+        else:
+            return number
+        return None
+
     def flag(self, *, default: bool) -> bool:
         """Read true or false."""
         if isinstance(self.value, bool):

@@ -11,8 +11,8 @@ from typing import Final, TypeAlias, TypeVar
 from fwdaemon.config.addresses import parse_source
 from fwdaemon.config.model import KEYS, Config, Entry, ForwardEntry, NamedSets, SetEntry
 from fwdaemon.config.node import Node, read_distinct, read_key, require
-from fwdaemon.core.bans import UNITS, Admission, Parts, Rate, SourceSet, parted, without_everybody
-from fwdaemon.core.text import GrammarError, quote, show
+from fwdaemon.core.admission import UNITS, Admission, Parts, Rate, SourceSet, parted, without_everybody
+from fwdaemon.core.text import GrammarError, quote
 from fwdaemon.core.types import Family, Origin, Subnet
 from fwdaemon.errors import Problem
 
@@ -169,7 +169,7 @@ def read_asked(fields: Mapping[str, Node]) -> Asked:
     sources, sets = _members(fields, "sources")
     deny, denied = _members(fields, "deny")
     rate = fields["rate"].text(parse_rate, "30/minute") if "rate" in fields else None
-    max_open = _read_max_open(fields["max_open"]) if "max_open" in fields else None
+    max_open = fields["max_open"].count(_MOST_OPEN, 20) if "max_open" in fields else None
     admission = Admission(sources if sets else (), sets, deny, denied, rate, max_open)
     named = tuple(place for key in ("sources", "deny") if key in fields for place in _places(fields[key]))
     return Asked(() if sets else sources, admission if admission.is_limited else None, named)
@@ -220,17 +220,6 @@ def _rate_meant(text: str) -> str:
         if unit in UNITS:
             return f"{match[1]}/{unit}"
     return "30/minute"
-
-
-def _read_max_open(node: Node) -> int | None:
-    number, remedy = node.value, f"write a number from 1 to {_MOST_OPEN:,} such as 20, without quotes"
-    if isinstance(number, bool) or not isinstance(number, int):
-        node.refuse(f"must be an integer, not {show(number)}; {remedy}")
-    elif not 1 <= number <= _MOST_OPEN:
-        node.refuse(f"{show(number)} is out of range; {remedy}")
-    else:
-        return number
-    return None
 
 
 # --- all files together ----------------------------------------------------------------------------------------------

@@ -1,26 +1,44 @@
-"""Looks for conflicts: regularly for the daemon, and once for `check`."""
+"""Looks for conflicts: reads what others have, regularly for the daemon, and once for `check`."""
 
 import logging
 import threading
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from itertools import chain
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from fwdaemon.config.model import Config
-from fwdaemon.conflicts import foreign_rules, taking
-from fwdaemon.conflicts.foreign_rules import Foreign, ForeignRules, RuleConflict
-from fwdaemon.conflicts.taking import PortSet, Taking, takings, takings_if_running
-from fwdaemon.core.pace import Budgets, Origin
+from fwdaemon.config.names import NFT_NAME
+from fwdaemon.conflicts.comparing import (
+    ChainLocation,
+    RuleConflict,
+    Taking,
+    listener_conflicts,
+    ports_of,
+    rule_conflicts,
+    shadowed_listeners,
+    takings,
+    takings_if_running,
+)
 from fwdaemon.core.report import Conflict, Fault, FaultKind
 from fwdaemon.core.state import Desired
-from fwdaemon.core.types import Address, Listener, PortRange, Subnet
-from fwdaemon.errors import KernelError, PortfwdError, shortage
+from fwdaemon.core.types import Address, Family, Listener, PortRange, PortSet, Subnet
+from fwdaemon.errors import KernelError, PortfwdError, ProcessError, shortage
 from fwdaemon.kernel.listeners import Holders, listeners
 from fwdaemon.kernel.observe import observe_host
 from fwdaemon.kernel.process import Beside, Runner, new_budgets, processor_time_here
+from fwdaemon.legacy.info import existing_tables, table_info
+from fwdaemon.legacy.model import TableName
+from fwdaemon.nftables.existing import HookedChain, hooked_chains, is_iptables, is_larger
+from fwdaemon.nftables.generation import current_generation
+from fwdaemon.nftables.model import TABLE_NAME
+from fwdaemon.rulesets import nat_chains
+from fwdaemon.rulesets.nat_chains import Translation, translations
+from fwdaemon.rulesets.packet import System
+from fwdaemon.triggers import Budgets, Origin
 
 _log = logging.getLogger(__name__)
 
@@ -28,6 +46,123 @@ _log = logging.getLogger(__name__)
 _CLIENT_PORTS: Final = Path("/proc/sys/net/ipv4/ip_local_port_range")
 # A journal is no place for a list.
 _MOST: Final = 20
+
+
+# Reads the translations that other tools put at prerouting, from every rule system that has any.
+#
+# Sets of others may have hundreds of thousands of elements (firewalld's block lists). `nft` lists everything without
+# them first, and then those sets that a rule asks which translates or leads on, up to a certain size.
+_DSTNAT: Final = -100  # NF_IP_PRI_NAT_DST, netfilter_ipv4.h
+_PREROUTING: Final = 0  # NF_INET_PRE_ROUTING, netfilter.h
+# So many bytes of elements, as the kernel lists them, are some thousand.
+_LARGEST_SET: Final = 1 << 18
+# Where our own rules are to be, as long as there are none; see `fwdaemon.nftables.ruleset`.
+_EXPECTED: Final = ChainLocation(System.NFTABLES, -105)
+
+
+@dataclass(frozen=True, slots=True)
+class Foreign:
+    """What other tools translate, and where our own rules stand beside it."""
+
+    translations: tuple[Translation, ...] = ()
+    ours: ChainLocation = _EXPECTED
+
+
+class ForeignRules:
+    """Reads them, and finds cheaply whether there is something new to read. Its methods block."""
+
+    def __init__(self, runner: Runner) -> None:
+        self._runner = runner
+
+    def state(self) -> object:
+        """Give what is another whenever rules changed; in the legacy tables, unless by something of the same size.
+
+        Raises:
+            KernelError: it cannot be read.
+
+        """
+        legacy = [(family, table_info(family, TableName.NAT)) for family in _legacy_families()]
+        return current_generation(), legacy
+
+    def read(self) -> Foreign:
+        """Read everything.
+
+        Raises:
+            PortfwdError: the rules could not be listed, as for anybody but root, or not be understood at all.
+
+        """
+        try:
+            return self._read()
+        except (KeyError, TypeError, ValueError) as error:
+            raise KernelError(f"rules of other tools are listed in a form that cannot be read: {error!r}") from error
+
+    def _read(self) -> Foreign:
+        found: list[Translation] = []
+        ours, listed = _EXPECTED, cache(self._listed)
+        for hooked in hooked_chains():
+            if (hooked.kind, hooked.hook) != ("nat", _PREROUTING):
+                continue
+            if hooked.table == TABLE_NAME:
+                ours = ChainLocation(System.NFTABLES, hooked.priority)
+            elif is_iptables(hooked):
+                found += self._iptables(Family.called(hooked.family), System.IPTABLES_NFT)[0]
+            else:
+                found += self._native(hooked, listed)
+        for family in _legacy_families():
+            legacy, has_ours = self._iptables(family, System.LEGACY)
+            found += legacy
+            ours = ChainLocation(System.LEGACY, _DSTNAT) if has_ours else ours
+        return Foreign(tuple(found), ours)
+
+    def _listed(self, family: str, table: str) -> str:
+        """List a table without the elements of its sets.
+
+        nft 1.0.6 reads them all the same when it is asked for a table, but not for everything. That in turn ends where
+        anything has a name that is no text.
+        """
+        for what in (("ruleset", family), ("table", family, table)):
+            with suppress(ProcessError):  # the table has gone
+                return self._runner.run("nft", "-j", "-t", "list", *what).stdout
+        return ""
+
+    def _native(self, chain: HookedChain, listed: Callable[[str, str], str]) -> list[Translation]:
+        if not NFT_NAME.fullmatch(chain.table):  # what nft could not be asked for, and might take for more than a name
+            return []
+        table = chain.family, chain.table
+        if not (listing := listed(*table)):
+            return []
+        asked = nat_chains.read_sets(listing, table)
+        read = {name: self._elements(table, kind, name) for kind, name in asked}
+        sets = {name: elements for name, elements in read.items() if elements is not None}
+        return list(translations(nat_chains.read_nft(listing, table, sets), chain.name, chain.priority))
+
+    def _elements(self, table: nat_chains.Table, kind: str, name: str) -> Sequence[Any] | None:
+        """Give a set's elements; `None` where there are too many, or it has gone."""
+        if not NFT_NAME.fullmatch(name):
+            return None
+        try:
+            if is_larger(*table, name, _LARGEST_SET):
+                return None
+            return nat_chains.read_elements(self._runner.run("nft", "-j", "list", kind, *table, name).stdout)
+        except (KernelError, ProcessError):
+            return None
+
+    def _iptables(self, family: Family, system: System) -> tuple[list[Translation], bool]:
+        """Read the table nat that one variant of iptables wrote, and whether chains of ours are in it."""
+        variant = "nft" if system is System.IPTABLES_NFT else "legacy"
+        try:
+            save = self._runner.run(f"{family.iptables}-{variant}-save", "-t", "nat").stdout
+        except ProcessError:  # it is not installed, or what is there is beyond it
+            return [], False
+        chains = nat_chains.read_iptables(save, system, family)
+        return list(translations(chains, nat_chains.PREROUTING, _DSTNAT)), nat_chains.has_own_chains(save)
+
+
+def _legacy_families() -> list[Family]:
+    return [family for family in Family if TableName.NAT in existing_tables(family)]
+
+
+# Everything together, and when it is looked for.
 
 
 class _Others(NamedTuple):
@@ -131,14 +266,14 @@ def _conflicts(
     watched = PortSet(
         chain(
             (PortRange(socket.port, socket.port) for socket in sockets),
-            (ports for other in foreign.translations for ports in foreign_rules.ports_of(other.scope)),
+            (ports for other in foreign.translations for ports in ports_of(other.scope)),
         )
     )
     taken = list(take(watched))
-    found = taking.shadowed_listeners(taken, sockets, _client_ports(), inner)
+    found = shadowed_listeners(taken, sockets, _client_ports(), inner)
     names = holders.name({socket for item in found for socket in item.sockets})
-    yield from taking.conflicts(found, names)
-    of_rules = foreign_rules.conflicts(taken, foreign.translations, foreign.ours, local)
+    yield from listener_conflicts(found, names)
+    of_rules = rule_conflicts(taken, foreign.translations, foreign.ours, local)
     yield from sorted(of_rules, key=RuleConflict.sentence)
 
 

@@ -32,10 +32,10 @@ from fwdaemon.control.protocol import (
     read_call,
     reply,
 )
-from fwdaemon.core.pace import Backoff
 from fwdaemon.errors import KernelError, PortfwdError
 from fwdaemon.kernel.memory import begun
 from fwdaemon.kernel.process import Worker
+from fwdaemon.triggers import Backoff
 
 _log = logging.getLogger(__name__)
 

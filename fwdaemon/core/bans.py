@@ -7,20 +7,20 @@ A chain that does nothing but refuse is led to from named sources, or names them
 
 A gate belongs right after the bans at the head of its chain. A rule that decides nothing, such as one that logs, may
 stand between them. So the same rules always give the same place, whichever came first.
+
+Rules are read here as iptables-nft lists them, and as nft does; those of the legacy tables in `fwdaemon.legacy.info`.
 """
 
 import re
-from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
 from fnmatch import fnmatchcase
-from ipaddress import collapse_addresses, ip_network, summarize_address_range
+from ipaddress import collapse_addresses, ip_address, ip_network, summarize_address_range
 from itertools import groupby
-from pathlib import Path
-from typing import Final, NamedTuple, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 
-from fwdaemon.core.types import Address, Family, Origin, Subnet
+from fwdaemon.core.text import is_mac, rule_lines, unquoted
+from fwdaemon.core.types import Address, Family, Subnet
 
 # Shell patterns of the chains in which programs and administrators refuse sources: jumps to these stay ahead of a gate.
 BEHIND = ("DOCKER-USER", "f2b-*", "CROWDSEC*", "crowdsec*", "ufw-before-forward", "ufw-user-forward")
@@ -163,219 +163,206 @@ def _merged(subnets: list[Subnet]) -> list[Subnet]:
     return list(collapse_addresses(subnets))  # type: ignore[type-var]  # all are of one family
 
 
-# Who may connect to what is reachable: named sets of sources, who is refused, and limits for each source.
-#
-# What a set holds is kept by prefix length: an address is looked up once for each length, in a hash. So a set of any
-# size is changed element by element, and one of another program, which may hold ranges, is kept as the ranges it has.
-_SECONDS: Final = {"second": 1, "minute": 60, "hour": 3600, "day": 86400}
-UNITS: Final = tuple(_SECONDS)
+# Bans among the rules that `iptables-nft -S` prints. Pure.
+
+# Options that take one word of free text, which may look like an option.
+_FREE: Final = frozenset({"--comment", "--log-prefix", "--nflog-prefix", "--string", "--hex-string", "--name"})
+# Whether a source is in a list that the match `recent` keeps.
+_RECENT: Final = frozenset({"--rcheck", "--update"})
+# The last ones are those of xtables-addons, which keep the client waiting or lie to it.
+_REFUSALS: Final = frozenset({"DROP", "REJECT", "TARPIT", "DELUDE", "CHAOS", "STEAL"})
+# What names sources whatever its value is.
+_NAMING: Final = _RECENT | {"--mac-source", "--source-country", "--src-cc"}
+_IDLE_TARGETS: Final = frozenset({"", "LOG", "NFLOG", "TRACE"})
+_OTHERS: Final = frozenset({"ACCEPT", "QUEUE", "NFQUEUE"})
+_VERDICTS: Final = (
+    dict.fromkeys(_IDLE_TARGETS, Verdict.NONE)
+    | dict.fromkeys(_REFUSALS, Verdict.REFUSES)
+    | dict.fromkeys(_OTHERS, Verdict.DECIDES)
+    | {"RETURN": Verdict.RETURNS}
+)
 
 
-@dataclass(frozen=True, slots=True)
-class Rate:
-    """So many new connections in a `unit`: so many at once, and then one more each time a part of the unit is over."""
-
-    number: int
-    unit: str
-
-    @property
-    def seconds(self) -> int:
-        """How long the unit is."""
-        return _SECONDS[self.unit]
-
-    def __str__(self) -> str:
-        return f"{self.number}/{self.unit}"
-
-
-@dataclass(frozen=True, slots=True)
-class Admission:
-    """Who of those that an exposure would take may connect, and how often.
-
-    With `sources` or `sets`, only who is in one of them; `sets` and `denied` are names of sets. Nobody of `deny` and
-    `denied` may. One source address may open connections at this `rate`, and have `max_open` of them open.
-    """
-
-    sources: tuple[Subnet, ...] = ()
-    sets: tuple[str, ...] = ()
-    deny: tuple[Subnet, ...] = ()
-    denied: tuple[str, ...] = ()
-    rate: Rate | None = None
-    max_open: int | None = None
-
-    @property
-    def is_limited(self) -> bool:
-        """Whether it asks for anything at all."""
-        return self != _ANYONE
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The sets it names."""
-        return self.sets + self.denied
-
-    def of(self, family: Family) -> "Admission | None":
-        """Give what of it concerns a family; `None` where it asks for nothing there."""
-        sources, deny = (_of_family(family, subnets) for subnets in (self.sources, self.deny))
-        found = Admission(sources, self.sets, deny, self.denied, self.rate, self.max_open)
-        if self.sources and not sources and not self.sets:
-            return self
-        return found if found.is_limited else None
-
-
-_ANYONE: Final = Admission()
-
-
-def _of_family(family: Family, subnets: Iterable[Subnet]) -> tuple[Subnet, ...]:
-    return tuple(subnet for subnet in subnets if Family.of(subnet) is family)
-
-
-# --- sets of sources -------------------------------------------------------------------------------------------------
-
-Parts: TypeAlias = Mapping[tuple[Family, int], Mapping[str, None]]
-"""By family and prefix length, the first addresses of the networks of a set, as text."""
-
-
-@dataclass(frozen=True, slots=True)
-class SourceSet:
-    """A named set: what was written or read of it, or, if it is `external`, nothing, as others fill it."""
-
+class _Option(NamedTuple):
     name: str
-    origin: Origin = field(compare=False)
-    external: bool = False
-    file: Path | None = None
-    parts: Parts = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, name: str, origin: Origin, subnets: Iterable[Subnet]) -> "SourceSet":
-        """Make one of networks that are written in the configuration."""
-        return cls(name, origin, parts=parted(subnets))
-
-    def lengths(self, family: Family) -> list[int]:
-        """Give the prefix lengths it has networks of, the longest first; single addresses are always there."""
-        found = {length for kind, length in self.parts if kind is family}
-        return sorted(found | {family.bits}, reverse=True)
-
-    @property
-    def number(self) -> int:
-        """How many networks it has."""
-        return sum(map(len, self.parts.values()))
-
-    def holds(self, address: Address) -> bool:
-        """Whether an address is in it; nobody is in an external one, as far as is known here."""
-        return self.network_of(address) is not None
-
-    def network_of(self, address: Address) -> Subnet | None:
-        """Give the narrowest of its networks that holds an address."""
-        family = Family.of(address)
-        for length in self.lengths(family):
-            network = ip_network((int(address), length), strict=False)
-            if str(network.network_address) in self.parts.get((family, length), ()):
-                return network
-        return None
+    values: tuple[str, ...]
+    inverted: bool
 
 
-Sets: TypeAlias = Mapping[str, SourceSet]
+def read_iptables(rule: str) -> Rule:
+    """Read a rule without its `-A CHAIN`."""
+    options = list(_options(rule))
+    comes_back, target = _target(options)
+    end = End(_VERDICTS.get(target, Verdict.LEADS), target, comes_back)
+    return Rule((end,), _names_any(options))
 
 
-def parted(subnets: Iterable[Subnet]) -> Parts:
-    """Sort networks by family and prefix length."""
-    found: dict[tuple[Family, int], dict[str, None]] = {}
-    for subnet in subnets:
-        found.setdefault((Family.of(subnet), subnet.prefixlen), {})[str(subnet.network_address)] = None
-    return without_everybody(found)
+def read_listing(listing: str) -> list[Rule] | None:
+    """Read a chain as `-S CHAIN` lists it; `None` where there is none."""
+    rules = [line.split(" ", 2)[2:] for line in rule_lines(listing) if line.startswith("-A ")]
+    return [read_iptables(rule[0] if rule else "") for rule in rules] if listing else None
 
 
-def without_everybody(found: dict[tuple[Family, int], dict[str, None]]) -> Parts:
-    """Write all addresses of a family as two halves: no rule can compare nothing of an address."""
-    for family in [family for family, length in found if not length]:
-        del found[family, 0]
-        for half in ip_network((0 if family is Family.IPV4 else bytes(16), 0)).subnets():
-            found.setdefault((family, 1), {})[str(half.network_address)] = None
-    return found
+def _target(options: Iterable[_Option]) -> tuple[bool, str]:
+    """Give what a rule leads to, and whether packets may come back from there, unlike after `-g`."""
+    for option in options:
+        if option.name in ("-j", "-g") and option.values:
+            return option.name == "-j", option.values[0]
+    return False, ""
 
 
-# --- what others put into external sets ------------------------------------------------------------------------------
+def _names_any(options: Sequence[_Option]) -> bool:
+    """Whether one of the conditions, all of which have to hold, names sources."""
+    if any(option.name == "--rdest" for option in options):
+        options = [option for option in options if option.name not in _RECENT]
+    return any(map(_names_sources, options))
 
 
-class Element(NamedTuple):
-    """A range of addresses as numbers, both ends in it."""
-
-    first: int
-    last: int
-
-
-Elements: TypeAlias = Mapping[Element, float | None]
-"""When each element of a set ends, by a clock that never stops; `None` is never."""
-
-Place: TypeAlias = tuple[Family, str]
-"""The family and the name of an external set."""
+def _names_sources(option: _Option) -> bool:
+    if option.inverted:
+        return False
+    match option.name, option.values:
+        case "-s" | "--src-range" | "--ctorigsrc", (text,):
+            return are_named(_subnets(text))
+        case "--match-set", (_, directions, *_):
+            return directions.split(",")[0] == "src"
+    return option.name in _NAMING
 
 
-class Ranges:
-    """Tells which addresses are in some ranges."""
-
-    def __init__(self, elements: Iterable[Element]) -> None:
-        ordered = sorted(elements)
-        self._firsts: Sequence[int] = [element.first for element in ordered]
-        self._lasts: Sequence[int] = [element.last for element in ordered]
-
-    def holds(self, address: Address) -> bool:
-        """Whether one is."""
-        number = int(address)
-        place = bisect_right(self._firsts, number) - 1
-        return place >= 0 and number <= self._lasts[place]
+def _subnets(text: str) -> list[Subnet]:
+    """Read a subnet or a range; nothing where it is neither, as with a mask that is no prefix length."""
+    first, _, last = text.partition("-")
+    try:
+        if last:
+            return between(ip_address(first), ip_address(last))
+        address, slash, length = text.partition("/")
+        return [ip_network((address, int(length)) if slash else address, strict=False)]
+    except ValueError:
+        return []
 
 
-# --- who is refused --------------------------------------------------------------------------------------------------
+def _options(rule: str) -> Iterator[_Option]:
+    """Take a rule apart: each option with its values, which go on to the next option."""
+    words = unquoted(rule).split()
+    position, inverted = 0, False
+    while position < len(words):
+        name, position = words[position], position + 1
+        if name == "!":
+            inverted = True
+            continue
+        end = position + 1 if name in _FREE else position
+        while name not in _FREE and end < len(words) and not words[end].startswith(("-", "!")):
+            end += 1
+        yield _Option(name, tuple(words[position:end]), inverted)
+        position, inverted = end, False
 
 
-class Refusal(NamedTuple):
-    """Why somebody may not connect: he is in a `network` of `deny`, or a set, or, if not `denied`, in no source."""
+# Bans among the rules that `nft -j list chain` gives. Pure; the schema is libnftables-json(5).
+_IDLE: Final = frozenset({"counter", "limit", "log", "match"})
+_NATIVE_VERDICTS: Final = {
+    "drop": Verdict.REFUSES,
+    "reject": Verdict.REFUSES,
+    "return": Verdict.RETURNS,
+    "continue": Verdict.NONE,
+}
 
-    denied: bool
-    name: str = ""
-    network: Subnet | None = None
+EndsOf: TypeAlias = Callable[[str], Iterable[End] | None]
+"""Gives the ends that a named verdict map leads to; `None` where they are not to be had."""
 
 
-@dataclass(frozen=True, slots=True)
-class Gatekeeper:
-    """Tells who is refused, from all that the configuration and other programs have in sets.
+def read_native(expression: Iterable[Any], ends_of: EndsOf = not_listed) -> Rule:
+    """Read a rule by its `expr`: conditions, all of which have to hold, and a verdict."""
+    *conditions, last = list(expression) or [{}]
+    named = any(map(_native_names_sources, conditions))
+    match last:
+        case {"vmap": {"key": key, "data": str(name)}} if name.startswith("@"):
+            return _by_map(key, ends_of(name[1:]), named=named)
+        case {"vmap": {"key": key, "data": {"set": [*elements]}}}:
+            named = named or _are_named_sources(key, {"set": [found for found, _ in elements]})
+            return Rule(tuple(_native_end(verdict) for _, verdict in elements), named)
+        case {**verdict} if not _IDLE.issuperset(verdict):
+            return Rule((_native_end(last),), named)
+    idle = all(_IDLE.issuperset(statement) for statement in conditions)
+    return Rule((End(Verdict.NONE if idle else Verdict.DECIDES),), named)
 
-    `everywhere` is what holds for all exposures. `ranges` are what external sets hold.
-    """
 
-    sets: Sets = field(default_factory=dict)
-    everywhere: Admission | None = None
-    ranges: Mapping[Place, Ranges] = field(default_factory=dict)
+def _by_map(key: Any, ends: Iterable[End] | None, *, named: bool) -> Rule:
+    """Give the rule of a verdict map; one of sources is there to refuse, though it may be empty now."""
+    if ends is None:
+        return Rule((End(Verdict.DECIDES),), named)
+    if not _are_named_sources(key, "@"):
+        return Rule(tuple(ends), named)
+    return Rule((End(Verdict.REFUSES), *ends), named=True)
 
-    def refusal(self, admission: Admission | None, source: Address) -> Refusal | None:
-        """Tell why a source may not connect, whatever the limits; `None` where it may."""
-        for asked in filter(None, (self.everywhere, admission)):
-            if (refused := self._denied(asked, source)) is not None:
-                return refused
-        if admission is None or not (admission.sources or admission.sets):
-            return None
-        is_named = _within(admission.sources, source) or any(self.holds(name, source) for name in admission.sets)
-        return None if is_named else Refusal(denied=False)
 
-    def holds(self, name: str, source: Address) -> bool:
-        """Whether a set holds an address."""
-        ranges = self.ranges.get((Family.of(source), name))
-        if ranges is not None and ranges.holds(source):
+def _native_end(verdict: Mapping[str, Any]) -> End:
+    match verdict:
+        case {"jump": {"target": str(chain)}}:
+            return End(Verdict.LEADS, chain)
+        case {"goto": {"target": str(chain)}}:
+            return End(Verdict.LEADS, chain, comes_back=False)
+    return End(_NATIVE_VERDICTS.get(next(iter(verdict), ""), Verdict.DECIDES))
+
+
+def _native_names_sources(condition: Any) -> bool:
+    match condition:
+        case {"match": {"op": "==" | "in", "left": left, "right": right}}:
+            return _are_named_sources(left, right)
+    return False
+
+
+def _are_named_sources(what: Any, right: Any) -> bool:
+    """Whether something is compared with sources, and these are not all there are."""
+    parts = what["concat"] if isinstance(what, dict) and "concat" in what else [what]
+    position = next((number for number, part in enumerate(parts) if _is_source(part)), None)
+    if position is None:
+        return False
+    if isinstance(right, str) and right.startswith("@"):
+        return True
+    elements = right["set"] if isinstance(right, dict) and "set" in right else [right]
+    if _is_mac_source(parts[position]):
+        return all(isinstance(mac := _part(element, position), str) and is_mac(mac) for element in elements)
+    try:
+        return are_named(subnet for element in elements for subnet in _native_subnets(_part(element, position)))
+    except ValueError:
+        return False
+
+
+def _is_mac_source(part: Any) -> bool:
+    match part:
+        case {"payload": {"protocol": "ether", "field": "saddr"}}:
             return True
-        return name in self.sets and self.sets[name].holds(source)
-
-    def _denied(self, asked: Admission, source: Address) -> Refusal | None:
-        if network := _within(asked.deny, source):
-            return Refusal(denied=True, network=network)
-        name = next((name for name in asked.denied if self.holds(name, source)), None)
-        return None if name is None else Refusal(denied=True, name=name)
+    return False
 
 
-def _within(subnets: Iterable[Subnet], source: Address) -> Subnet | None:
-    return next((subnet for subnet in subnets if subnet.version == source.version and source in subnet), None)
+def _is_source(part: Any) -> bool:
+    match part:
+        case _ if _is_mac_source(part):
+            return True
+        case {"payload": {"protocol": "ip" | "ip6", "field": "saddr"}}:
+            return True
+        case {"ct": {"key": "ip saddr" | "ip6 saddr", "dir": "original"}}:
+            return True
+    return False
 
 
-def names_of(admissions: Iterable[Admission]) -> Iterator[str]:
-    """Give the sets that any of these name."""
-    for admission in admissions:
-        yield from admission.names
+def _part(element: Any, position: int) -> Any:
+    match element:
+        case {"elem": {"val": inner}}:
+            return _part(inner, position)
+        case {"concat": [*parts]}:
+            return parts[position]
+    return element
+
+
+def _native_subnets(element: Any) -> Iterator[Subnet]:
+    """Read an element; a name instead of an address, or anything else, is none."""
+    match element:
+        case str(address):
+            yield ip_network(address)
+        case {"prefix": {"addr": str(address), "len": int(length)}}:
+            yield ip_network((address, length), strict=False)
+        case {"range": [str(first), str(last)]}:
+            yield from between(ip_address(first), ip_address(last))
+        case _:
+            raise ValueError(element)

@@ -14,10 +14,10 @@ from types import MappingProxyType
 from typing import Final, Generic, NamedTuple, TypeVar
 from uuid import UUID
 
-from fwdaemon.core.bans import BEHIND, Admission, Gatekeeper, Place, Ranges, SourceSet, names_of
+from fwdaemon.core.admission import Admission, Gatekeeper, Place, Ranges, SourceSet, names_of
+from fwdaemon.core.bans import BEHIND
 from fwdaemon.core.exposures import Claim, Exposure, Forward, Kind, Nat, Owner, Route
 from fwdaemon.core.inventory import Hindrance, Move
-from fwdaemon.core.probing import Silent
 from fwdaemon.core.types import Address, Family, Gate, Origin, Subnet
 
 # A connection has so many labels (struct nf_conn_labels).
@@ -39,6 +39,19 @@ class Proxied(NamedTuple):
 
     route: Route
     address: Address
+
+
+@dataclass(frozen=True, slots=True)
+class Silent:
+    """An entry waits for a guest: nothing names an address of that family for `mac` on `bridge`.
+
+    With `subnet` it is one that is routed to the bridge, in which the host has no address itself.
+    """
+
+    bridge: str
+    mac: str
+    family: Family
+    subnet: Subnet | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from fwdaemon.errors import PortfwdError
 from fwdaemon.explain.report import World
 from fwdaemon.resolve.segments import homes
 from fwdaemon.rulesets.packet import Packet, Surroundings
-from fwdaemon.rulesets.region import network_of
+from fwdaemon.rulesets.rules import network_of
 
 # What the user asks about: `198.51.100.7:443/tcp`, `[2001:db8::1]:80`, `:80`, and from where. Pure.
 _FORM = re.compile(

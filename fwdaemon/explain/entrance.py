@@ -17,9 +17,19 @@ from fwdaemon.kernel.sysctl import of_interface
 from fwdaemon.legacy.model import FWD, OWN_CHAINS
 from fwdaemon.nftables.dispatch_chains import NEWCOMERS, STRANGERS
 from fwdaemon.nftables.gates import wanted_gates
-from fwdaemon.rulesets.evaluation import Judgement, Passage, Way, through, translations
-from fwdaemon.rulesets.owners import ADMIN, BANNING, OURS, asks_who, owner_of, owners_of
-from fwdaemon.rulesets.packet import BaseChain, Packet, RuleLocation, Surroundings, System
+from fwdaemon.rulesets.evaluation import Judgement, Passage, Way, asks_who, through, translations
+from fwdaemon.rulesets.packet import (
+    ADMIN,
+    BANNING,
+    OURS,
+    BaseChain,
+    Packet,
+    RuleLocation,
+    Surroundings,
+    System,
+    owner_of,
+    owners_of,
+)
 
 # A step for each base chain on the way, and what to do about one that refuses. Pure.
 

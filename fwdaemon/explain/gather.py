@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from fwdaemon.config.names import NFT_NAME
-from fwdaemon.core.bans import Place, Ranges
+from fwdaemon.core.admission import Place, Ranges
 from fwdaemon.core.inventory import HostAddress
 from fwdaemon.core.text import shown
 from fwdaemon.core.types import Address, Family, Listener, Subnet

@@ -13,7 +13,7 @@ from typing import Final
 
 from fwdaemon.config.model import GuestEntry
 from fwdaemon.config.names import as_pattern
-from fwdaemon.core.bans import Admission, Refusal, SourceSet
+from fwdaemon.core.admission import Admission, Refusal, SourceSet
 from fwdaemon.core.inventory import Domain
 from fwdaemon.core.text import is_interface_name, quote, shown
 from fwdaemon.core.types import Address, Family, Gate, Origin, Protocol, Subnet

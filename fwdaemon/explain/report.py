@@ -8,12 +8,11 @@ from enum import StrEnum
 from typing import Final
 from typing import Protocol as Interface
 
-from fwdaemon.core.bans import Place, Ranges
+from fwdaemon.core.admission import Place, Ranges
 from fwdaemon.core.inventory import HostAddress
 from fwdaemon.core.types import Address, Family, Listener, Subnet
 from fwdaemon.rulesets.evaluation import Passage
-from fwdaemon.rulesets.owners import owners_of
-from fwdaemon.rulesets.packet import BaseChain
+from fwdaemon.rulesets.packet import BaseChain, owners_of
 
 # Marks in a sentence, since no name from outside can hold these: `fwdaemon.core.text.shown` makes them visible. Two
 # stand around a command, and one for what puts a change of the configuration in force.

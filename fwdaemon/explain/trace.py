@@ -7,7 +7,7 @@ from typing import Final
 
 from fwdaemon.audit.causes import why
 from fwdaemon.config.model import Config, RouteEntry
-from fwdaemon.core.bans import Gatekeeper
+from fwdaemon.core.admission import Gatekeeper
 from fwdaemon.core.inventory import Domain, HostAddress, Inventory
 from fwdaemon.core.state import Desired, Waiting
 from fwdaemon.core.text import shown

@@ -18,7 +18,6 @@ from fwdaemon.audit import lines
 from fwdaemon.audit.throttle import WarnOnce
 from fwdaemon.config.loader import TABLE
 from fwdaemon.config.model import Config
-from fwdaemon.core.pace import Backoff
 from fwdaemon.core.report import Fault, FaultKind
 from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Address, FleetState, OnPartition
@@ -27,6 +26,7 @@ from fwdaemon.fleet.claims import Claims, Holder, Lease, Timing, claim_key, clai
 from fwdaemon.fleet.etcd import Client, EtcdError, Watch, coded
 from fwdaemon.fleet.table import Item, KeptTable, Site, Table, host_key, is_of_table, name_of
 from fwdaemon.status.temporary import boottime
+from fwdaemon.triggers import Backoff
 
 _log = logging.getLogger(__name__)
 

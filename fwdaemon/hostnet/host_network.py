@@ -12,20 +12,19 @@ from pathlib import Path
 from typing import Any, Final
 
 from fwdaemon.core.exposures import Nat
-from fwdaemon.core.pace import Budget
 from fwdaemon.core.report import ApplyResult, Fault, FaultKind, Setting, SettingKind, joined, tried
 from fwdaemon.core.state import Desired
 from fwdaemon.core.text import is_interface_name, shown
 from fwdaemon.core.types import Family
 from fwdaemon.errors import KernelError
-from fwdaemon.hostnet.forwarding import Forwarding, bridging
 from fwdaemon.hostnet.local_proxy import LocalProxy
 from fwdaemon.hostnet.neighbour_proxy import NeighbourProxies
 from fwdaemon.hostnet.owned_state import DIRECTORY, Ipv6Bridges, OwnedStateFile, Record
 from fwdaemon.hostnet.public_addresses import Gateways, PublicAddresses, Seconds, for_ever
-from fwdaemon.hostnet.routes import RouteKeeper
+from fwdaemon.hostnet.routing import Forwarding, RouteKeeper
 from fwdaemon.kernel import sysctl
 from fwdaemon.kernel.rtnetlink import Kind, RefusedError, Rtnetlink
+from fwdaemon.triggers import Budget
 
 _log = logging.getLogger(__name__)
 
@@ -178,6 +177,30 @@ def _read(records: Iterable[Record]) -> Iterator[tuple[str, int]]:
                 yield port, index
 
 
+# Which bridges have their own frames filtered as if these were routed (br_netfilter).
+_LINKS: Final = Path("/sys/class/net")
+
+
+def _bridging(family: Family) -> frozenset[str]:
+    """Name the bridges whose frames pass the forward chains of a family, in by the bridge and out by the same."""
+    every = sysctl.read(_SWITCHES[family]) == "1"
+    return frozenset(name for name in _bridges() if every or _is_set(name, f"nf_call_{family.iptables}"))
+
+
+def _bridges() -> list[str]:
+    try:
+        return [link.name for link in _LINKS.iterdir() if (link / "bridge").is_dir()]
+    except OSError:
+        return []
+
+
+def _is_set(bridge: str, attribute: str) -> bool:
+    try:
+        return (_LINKS / bridge / "bridge" / attribute).read_text().strip() == "1"
+    except OSError:
+        return False
+
+
 # Puts back what earlier versions of this program switched on the host and this one does not use any more.
 
 # Lines such as `virbr0 0`: an interface, and the value before.
@@ -255,7 +278,7 @@ class SystemHostNetwork:
         found = self._forwarding.switched(desired, allowed=ip_forward)
         switched = frozenset((family, name) for family, name in found if family not in confined)
         concerned = confined.union(family for family, _ in switched)
-        bridged = frozenset((family, name) for family in concerned for name in bridging(family))
+        bridged = frozenset((family, name) for family in concerned for name in _bridging(family))
         return desired.confining(confined, bridged, switched)
 
     def release(self, desired: Desired) -> None:

@@ -12,13 +12,13 @@ from threading import Thread
 from typing import Final
 
 from fwdaemon.core.exposures import Forward
-from fwdaemon.core.pace import Budget
 from fwdaemon.core.report import ApplyResult, Fault, FaultKind
 from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Protocol
 from fwdaemon.errors import KernelError, shortage
 from fwdaemon.hostnet.local_relays import Allowance, Duty, Endpoint, TcpRelay, UdpRelay, Want, duties
 from fwdaemon.kernel.process import budget_of_guests
+from fwdaemon.triggers import Budget
 
 _MOST_CONNECTIONS: Final = 4096
 # So long a pass waits for what is done at once unless the proxy is busy; what heals rules comes in the same thread.

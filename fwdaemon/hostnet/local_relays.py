@@ -11,12 +11,12 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Final, TypeAlias
 
 from fwdaemon.audit.throttle import WarnOnce
-from fwdaemon.core.bans import Gatekeeper
+from fwdaemon.core.admission import Gatekeeper
 from fwdaemon.core.exposures import Forward
-from fwdaemon.core.pace import Backoff, Budget
 from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Address, Family, Protocol, Subnet
 from fwdaemon.errors import shortage
+from fwdaemon.triggers import Backoff, Budget
 
 # How many connections may be open at once, over all places.
 

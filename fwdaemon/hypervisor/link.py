@@ -16,10 +16,10 @@ from functools import partial
 from typing import Final, Protocol, TypeVar
 
 from fwdaemon.core.inventory import LibvirtObservation
-from fwdaemon.core.pace import Backoff
 from fwdaemon.core.report import Reason, ReasonKind, Trigger
 from fwdaemon.errors import LibvirtUnavailableError, PortfwdError
 from fwdaemon.kernel.process import Worker
+from fwdaemon.triggers import Backoff
 
 _log = logging.getLogger(__name__)
 

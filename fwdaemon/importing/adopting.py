@@ -1,12 +1,15 @@
 """Candidates as forwards: each for just what the old rules let in, or as a comment with the lines that stopped it.
 
-Nothing here knows how the rules were written; an `Origin` is what a person knows one by.
+Forwards that take the same packets are compared here, too. Nothing here knows how the rules were written; an `Origin`
+is what a person knows one by.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv6Address, summarize_address_range
-from typing import Final
+from pathlib import Path
+from typing import Final, TypeAlias
 
 from fwdaemon.config.addresses import parse_listen, parse_source
 from fwdaemon.config.names import parse_interface
@@ -14,14 +17,11 @@ from fwdaemon.core.text import GrammarError, quote
 from fwdaemon.core.types import Address, Family, PortRange, Protocol, Subnet
 from fwdaemon.importing.findings import Findings, Forward, Hole, Judged
 from fwdaemon.importing.judging import Candidate, Ruleset, Stop, as_asked, doubtful_jumps, left_of, stops
-from fwdaemon.rulesets.region import LAST_PROTOCOL, Box, Field, Space, Spans, without
+from fwdaemon.rulesets.rules import LAST_PROTOCOL, Box, Field, Space, Spans, without
 from fwdaemon.rulesets.xt_matches import WITH_PORTS
 
 # Sets of packets as what a forward can say: one address or every one, one interface or every one, some sources.
-_ADDRESSES: Final[dict[Family, type[IPv4Address] | type[IPv6Address]]] = {
-    Family.IPV4: IPv4Address,
-    Family.IPV6: IPv6Address,
-}
+_ADDRESSES: Final[dict[Family, type[Address]]] = {Family.IPV4: IPv4Address, Family.IPV6: IPv6Address}
 _MULTICAST: Final = {Family.IPV4: "224.0.0.0/4", Family.IPV6: "ff00::/8"}
 _MOST_LISTENING: Final = 16
 # All but one address of IPv4 are this many networks.
@@ -293,3 +293,107 @@ def protocol_of(packets: Box) -> Protocol:
 def lines_of(found: Iterable[Stop]) -> list[int]:
     """Give the lines that stopped anything, in order."""
     return sorted({stop.line for stop in found} - {0})
+
+
+# Forwards to one target that take the same packets: the wider one is enough, whichever of the rules came first.
+_Target: TypeAlias = tuple[str | None, Address, Protocol, int]
+
+
+def absorbed(forwards: Iterable[Forward]) -> Mapping[Forward, Forward]:
+    """Give the forwards that take nothing which another one to the same target does not, each with the other one."""
+    targets: defaultdict[_Target, list[Forward]] = defaultdict(list)
+    for forward in dict.fromkeys(forwards):
+        if not forward.reason:
+            targets[_target(forward)].append(forward)
+    return {narrow: wide for found in targets.values() for narrow, wide in _sweep(found)}
+
+
+def _target(forward: Forward) -> _Target:
+    return forward.domain, forward.address, forward.protocol, forward.shift
+
+
+def _sweep(forwards: Iterable[Forward]) -> Iterator[tuple[Forward, Forward]]:
+    """Sweep along the ports, so that only forwards that share some are compared."""
+    is_open: list[Forward] = []
+    for forward in sorted(forwards, key=lambda forward: (forward.host.first, -forward.host.last)):
+        is_open = [other for other in is_open if other.host.last >= forward.host.first]
+        wide = next((other for other in is_open if _takes_all(other, forward)), None)
+        if wide is not None:
+            yield forward, wide
+            continue
+        narrow = [other for other in is_open if _takes_all(forward, other)]
+        yield from ((other, forward) for other in narrow)
+        is_open = [*(other for other in is_open if other not in narrow), forward]
+
+
+def _takes_all(wide: Forward, narrow: Forward) -> bool:
+    return (
+        wide.host.first <= narrow.host.first
+        and narrow.host.last <= wide.host.last
+        and wide.listen in {None, narrow.listen}
+        and wide.interface in {None, narrow.interface}
+        and _holds_sources(wide.sources, narrow.sources)
+    )
+
+
+def _holds_sources(wide: Sequence[Subnet], narrow: Sequence[Subnet]) -> bool:
+    return not wide or (bool(narrow) and all(any(_holds(one, other) for one in wide) for other in narrow))
+
+
+def _holds(wide: Subnet, narrow: Subnet) -> bool:
+    return Family.of(wide) is Family.of(narrow) and narrow.subnet_of(wide)  # type: ignore[arg-type]  # the family is one
+
+
+# Forwards that would take packets which an old rule sent elsewhere, unless a forward of those goes before them.
+#
+# A forward on one address goes before one on every address. Where the former is not live, for whatever reason, the
+# latter must not be either: it would take what was never meant for its guest.
+
+
+def uncovered(live: Collection[Forward]) -> Iterator[tuple[Forward, int]]:
+    """Yield the live forwards that would take too much, each with the line of the rule that took it."""
+    shields: defaultdict[tuple[Path, Family], list[Box]] = defaultdict(list)
+    for forward in live:
+        # One with holes of its own takes what it should not: it shields nothing, itself least of all.
+        if forward.judged is not None and not forward.judged.holes and forward.listen is not None:
+            shields[_space(forward)].append(forward.judged.packets)
+    for forward in live:
+        for hole in () if forward.judged is None else forward.judged.holes:
+            if _is_open(forward, hole, shields[_space(forward)]):
+                yield forward, hole.line
+                break
+
+
+def fallbacks(live: Collection[Forward]) -> Iterator[tuple[Forward, Forward]]:
+    """Yield forwards with those that take their clients of one address while they are not there.
+
+    On the other addresses these clients come to that guest anyway.
+    """
+    by_line: defaultdict[tuple[Path, int], list[Forward]] = defaultdict(list)
+    for forward in live:
+        by_line[forward.origin.file, forward.origin.line].append(forward)
+    for forward in live:
+        holes = () if forward.judged is None else forward.judged.holes
+        first = {other: hole for hole in holes for other in by_line[forward.origin.file, hole.line]}
+        yield from ((other, forward) for other in first if _falls_back(other, forward))
+
+
+def _falls_back(first: Forward, then: Forward) -> bool:
+    """Whether clients of one forward on its own address are taken by another one, to another guest."""
+    is_elsewhere = first.address != then.address and first.listen is not None
+    if not is_elsewhere or first.judged is None or then.judged is None:
+        return False
+    return then.judged.packets.meet(as_asked(first.judged.packets)) is not None
+
+
+def _space(forward: Forward) -> tuple[Path, Family]:
+    """Give what packets can be compared within: those of other files may have other interfaces."""
+    return forward.origin.file, Family.of(forward.address)
+
+
+def _is_open(forward: Forward, hole: Hole, shields: Collection[Box]) -> bool:
+    taken = None if forward.judged is None else forward.judged.packets.meet(as_asked(hole.packets))
+    left = [] if taken is None else [taken]
+    for shield in shields:
+        left = without(left, as_asked(shield))
+    return bool(left)

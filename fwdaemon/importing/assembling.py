@@ -1,4 +1,4 @@
-"""What was found in all files as one configuration that is accepted, whatever the files said.
+"""What was found in all files as the text of one configuration that is accepted, whatever the files said.
 
 The text is checked as the daemon would check it. What conflicts with an earlier entry is commented out, and says why.
 """
@@ -10,66 +10,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, TypeAlias
 
+import tomlkit
+
 from fwdaemon import config as configuration
 from fwdaemon.config.model import RouteEntry
 from fwdaemon.config.names import as_pattern
 from fwdaemon.core.inventory import AddressSource, Inventory
 from fwdaemon.core.text import quote
-from fwdaemon.core.types import Address, Family, Origin, Protocol, Subnet
+from fwdaemon.core.types import Address, Origin, Protocol
 from fwdaemon.errors import ConfigError, Problem
-from fwdaemon.importing.findings import Exposure, Findings, Forward, Hole, Line, Nat, write
-from fwdaemon.importing.judging import as_asked
-from fwdaemon.importing.recognise import Kind
-from fwdaemon.rulesets.region import Box, without
-
-# Forwards to one target that take the same packets: the wider one is enough, whichever of the rules came first.
-_Target: TypeAlias = tuple[str | None, Address, Protocol, int]
-
-
-def absorbed(forwards: Iterable[Forward]) -> Mapping[Forward, Forward]:
-    """Give the forwards that take nothing which another one to the same target does not, each with the other one."""
-    targets: defaultdict[_Target, list[Forward]] = defaultdict(list)
-    for forward in dict.fromkeys(forwards):
-        if not forward.reason:
-            targets[_target(forward)].append(forward)
-    return {narrow: wide for found in targets.values() for narrow, wide in _sweep(found)}
-
-
-def _target(forward: Forward) -> _Target:
-    return forward.domain, forward.address, forward.protocol, forward.shift
-
-
-def _sweep(forwards: Iterable[Forward]) -> Iterator[tuple[Forward, Forward]]:
-    """Sweep along the ports, so that only forwards that share some are compared."""
-    is_open: list[Forward] = []
-    for forward in sorted(forwards, key=lambda forward: (forward.host.first, -forward.host.last)):
-        is_open = [other for other in is_open if other.host.last >= forward.host.first]
-        wide = next((other for other in is_open if _takes_all(other, forward)), None)
-        if wide is not None:
-            yield forward, wide
-            continue
-        narrow = [other for other in is_open if _takes_all(forward, other)]
-        yield from ((other, forward) for other in narrow)
-        is_open = [*(other for other in is_open if other not in narrow), forward]
-
-
-def _takes_all(wide: Forward, narrow: Forward) -> bool:
-    return (
-        wide.host.first <= narrow.host.first
-        and narrow.host.last <= wide.host.last
-        and wide.listen in {None, narrow.listen}
-        and wide.interface in {None, narrow.interface}
-        and _holds_sources(wide.sources, narrow.sources)
-    )
-
-
-def _holds_sources(wide: Sequence[Subnet], narrow: Sequence[Subnet]) -> bool:
-    return not wide or (bool(narrow) and all(any(_holds(one, other) for one in wide) for other in narrow))
-
-
-def _holds(wide: Subnet, narrow: Subnet) -> bool:
-    return Family.of(wide) is Family.of(narrow) and narrow.subnet_of(wide)  # type: ignore[arg-type]  # the family is one
-
+from fwdaemon.importing.adopting import absorbed, fallbacks, uncovered
+from fwdaemon.importing.findings import Findings, Forward, Kind, Nat, printable
 
 # Which domain has an address, and on which bridge, for rules that name the address only.
 Owners: TypeAlias = Mapping[Address, tuple[str, ...]]
@@ -106,62 +57,87 @@ def _claims(inventory: Inventory) -> Iterator[tuple[Address, AddressSource, str]
                 yield claim.address, claim.source, domain.name
 
 
-# Forwards that would take packets which an old rule sent elsewhere, unless a forward of those goes before them.
+# Our configuration as text: entries with the place each of them comes from, and comments on what was left out.
 #
-# A forward on one address goes before one on every address. Where the former is not live, for whatever reason, the
-# latter must not be either: it would take what was never meant for its guest.
+# Every value is written by tomlkit, and whatever else comes from outside stands in comments, printable and on one line.
+_HEAD: Final = (
+    "Made by kvm-portfwd import. `kvm-portfwd check FILE` says whether a configuration is right.",
+    "What is left out, or different from before, is listed here.",
+)
+
+Keys: TypeAlias = tuple[tuple[str, str | tuple[str, ...]], ...]
 
 
-def uncovered(live: Collection[Forward]) -> Iterator[tuple[Forward, int]]:
-    """Yield the live forwards that would take too much, each with the line of the rule that took it."""
-    shields: defaultdict[tuple[Path, Family], list[Box]] = defaultdict(list)
-    for forward in live:
-        # One with holes of its own takes what it should not: it shields nothing, itself least of all.
-        if forward.judged is not None and not forward.judged.holes and forward.listen is not None:
-            shields[_space(forward)].append(forward.judged.packets)
-    for forward in live:
-        for hole in () if forward.judged is None else forward.judged.holes:
-            if _is_open(forward, hole, shields[_space(forward)]):
-                yield forward, hole.line
-                break
+@dataclass(frozen=True, slots=True)
+class Exposure:
+    """One element of an entry: `element` of the array `array`, in a `[[table]]` with these other keys.
 
-
-def fallbacks(live: Collection[Forward]) -> Iterator[tuple[Forward, Forward]]:
-    """Yield forwards with those that take their clients of one address while they are not there.
-
-    On the other addresses these clients come to that guest anyway.
+    Without an array the keys are the whole entry, and `element` is what messages call it.
+    `reason` says why it is written commented out, if it is.
     """
-    by_line: defaultdict[Origin, list[Forward]] = defaultdict(list)
-    for forward in live:
-        by_line[forward.origin].append(forward)
-    for forward in live:
-        holes = () if forward.judged is None else forward.judged.holes
-        first = {other: hole for hole in holes for other in by_line[replace(forward.origin, line=hole.line)]}
-        yield from ((other, forward) for other in first if _falls_back(other, forward))
+
+    table: str
+    keys: Keys
+    array: str
+    element: str
+    origin: Origin
+    reason: str = ""
 
 
-def _falls_back(first: Forward, then: Forward) -> bool:
-    """Whether clients of one forward on its own address are taken by another one, to another guest."""
-    is_elsewhere = first.address != then.address and first.listen is not None
-    both = (
-        None
-        if first.judged is None or then.judged is None
-        else then.judged.packets.meet(as_asked(first.judged.packets))
-    )
-    return is_elsewhere and both is not None
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A line of the configuration, and the exposures that it holds for; none where it is only a comment."""
+
+    text: str
+    exposures: tuple[Exposure, ...] = ()
 
 
-def _space(forward: Forward) -> tuple[Path, Family]:
-    """Give what packets can be compared within: those of other files may have other interfaces."""
-    return forward.origin.file, Family.of(forward.address)
+def write(files: Iterable[Findings], exposures: Iterable[Exposure]) -> list[Line]:
+    """Write the remarks on each file, then the entries: one for all exposures that differ only in the element."""
+    lines = [_comment(text) for text in _HEAD]
+    for findings in files:
+        lines += _remarks(findings)
+    groups: dict[tuple[str, str, Keys], list[Exposure]] = {}
+    for exposure in sorted(exposures, key=lambda exposure: bool(exposure.reason)):
+        groups.setdefault((exposure.reason, exposure.table, exposure.keys), []).append(exposure)
+    for group in groups.values():
+        lines += [Line(""), *(_entry(group) if not group[0].reason else _commented_out(group))]
+    return lines
 
 
-def _is_open(forward: Forward, hole: Hole, shields: Collection[Box]) -> bool:
-    taken = None if forward.judged is None else forward.judged.packets.meet(as_asked(hole.packets))
-    left = [] if taken is None else [taken]
-    for shield in shields:
-        left = without(left, as_asked(shield))
-    return bool(left)
+def _remarks(findings: Findings) -> Iterator[Line]:
+    yield _comment("")
+    yield _comment(f"From {findings.file}, {findings.kind}")
+    for remark in findings.in_order():
+        yield _comment(f"  line {remark.origin.line}: {remark.text}")
+
+
+def _entry(group: Sequence[Exposure]) -> Iterator[Line]:
+    every, first = tuple(group), group[0]
+    yield Line(f"[[{first.table}]]" + ("" if first.array else f" # {printable(str(first.origin))}"), every)
+    for key, value in first.keys:
+        yield Line(f"{key} = {_value(value)}", every)
+    if not first.array:
+        return
+    yield Line(f"{first.array} = [", every)
+    for exposure in group:
+        yield Line(f"    {_value(exposure.element)}, # {printable(str(exposure.origin))}", (exposure,))
+    yield Line("]", every)
+
+
+def _commented_out(group: Sequence[Exposure]) -> Iterator[Line]:
+    yield _comment(f"Left out: {group[0].reason}")
+    yield from (_comment(line.text) for line in _entry(group))
+
+
+def _comment(text: str) -> Line:
+    return Line(f"# {printable(text)}".rstrip())
+
+
+def _value(value: str | tuple[str, ...]) -> str:
+    """Write a value as TOML; tomlkit leaves characters in it that a terminal would obey, such as U+009B."""
+    text = tomlkit.item(value if isinstance(value, str) else list(value)).as_string()
+    return "".join(letter if letter.isprintable() else f"\\U{ord(letter):08X}" for letter in text)
 
 
 # What the text is called while it is checked. No message has the character otherwise, whatever names are in it, so the

@@ -15,15 +15,13 @@ from fwdaemon.core.text import GrammarError, quote
 from fwdaemon.core.types import Family
 from fwdaemon.importing import firewalld_zones
 from fwdaemon.importing.adopting import Adopter, Origin
-from fwdaemon.importing.findings import BrokenFileError, Findings, read_range
+from fwdaemon.importing.findings import BrokenFileError, Findings, Kind, firewalld_root, is_firewalld_list, read_range
 from fwdaemon.importing.firewalld_zones import BrokenXmlError, End, ForwardPort, Zone
 from fwdaemon.importing.iptables_nat import Carrier, Sending, Target, WayOut
 from fwdaemon.importing.judging import BaseChain, Ruleset
 from fwdaemon.importing.nft_rule import NftRule
-from fwdaemon.importing.recognise import Kind, firewalld_root, is_firewalld_list
-from fwdaemon.rulesets.region import EMPTY, Field, Match, Space, Spans, matching, network_of, one
+from fwdaemon.rulesets.rules import EMPTY, Field, Jump, Match, Rule, Space, Spans, matching, network_of, one
 from fwdaemon.rulesets.rules import End as Ending
-from fwdaemon.rulesets.rules import Jump, Rule
 from fwdaemon.rulesets.xt_matches import PROTOCOLS
 
 _ZONES: Final = " zones"

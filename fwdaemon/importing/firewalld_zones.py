@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 from xml.parsers import expat
 
-from fwdaemon.importing.findings import printable
-from fwdaemon.rulesets.region import network_of
+from fwdaemon.importing.findings import HEAD, KEY, printable
+from fwdaemon.rulesets.rules import network_of
 
 _YES: Final = ("yes", "true", "1")
 
@@ -111,8 +111,6 @@ def forward_port(line: int, attributes: Mapping[str, str], text: str) -> Forward
 
 
 # What `firewall-cmd --list-all`, `--list-all-zones` and `--list-all-policies` print.
-HEAD: Final = re.compile(r"(?P<name>[\w-]+)(?: \((?P<marks>default|active|default, active)\))?")
-KEY: Final = re.compile(r" {2}(?P<key>[a-z-]+(?: rules)?):(?: (?P<value>.*))?")
 _PORT: Final = re.compile(
     r"port=(?P<port>[^:]*):proto=(?P<protocol>[^:]*):toport=(?P<to_port>[^:]*):toaddr=(?P<to_addr>\S*)"
 )

@@ -21,6 +21,7 @@ from fwdaemon.importing.findings import (
     BrokenFileError,
     Findings,
     Forward,
+    Kind,
     port_range,
     printable,
     read_listen,
@@ -28,7 +29,6 @@ from fwdaemon.importing.findings import (
     read_port,
     read_sources,
 )
-from fwdaemon.importing.recognise import Kind
 
 # On which line of a JSON text each value stands, since the JSON reader gives values without positions.
 #

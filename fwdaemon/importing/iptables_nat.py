@@ -24,8 +24,21 @@ from fwdaemon.importing.judging import (
     single,
     stops,
 )
-from fwdaemon.rulesets.region import LAST_PORT, LAST_PROTOCOL, Box, Field, Match, Space, Spans, one
-from fwdaemon.rulesets.rules import Chains, End, Outcome, TangledError, led_to
+from fwdaemon.rulesets.rules import (
+    LAST_PORT,
+    LAST_PROTOCOL,
+    Box,
+    Chains,
+    End,
+    Field,
+    Match,
+    Outcome,
+    Space,
+    Spans,
+    TangledError,
+    led_to,
+    one,
+)
 from fwdaemon.rulesets.xt_matches import WITH_PORTS, Asked, Option
 from fwdaemon.rulesets.xt_tables import RuleLine, Table, Tools, asked, chains_of
 

@@ -14,7 +14,7 @@ from typing import Final
 from fwdaemon.core.text import GrammarError, quote
 from fwdaemon.core.types import Address, Family, Protocol
 from fwdaemon.importing.adopting import Adopter, Origin, protocol_of
-from fwdaemon.importing.findings import BrokenFileError, Findings, Forward, Nat
+from fwdaemon.importing.findings import BrokenFileError, Findings, Forward, Kind, Nat
 from fwdaemon.importing.iptables_nat import (
     Carrier,
     NatTable,
@@ -25,10 +25,8 @@ from fwdaemon.importing.iptables_nat import (
     why_way_out,
 )
 from fwdaemon.importing.judging import AFTER, BaseChain, Candidate, Ruleset, is_reached, stops, takers
-from fwdaemon.importing.recognise import Kind
 from fwdaemon.rulesets import xt_tables
-from fwdaemon.rulesets.region import Field, Space, one
-from fwdaemon.rulesets.rules import TangledError, led_to
+from fwdaemon.rulesets.rules import Field, Space, TangledError, led_to, one
 from fwdaemon.rulesets.xt_matches import Services
 from fwdaemon.rulesets.xt_tables import RuleLine, Table, Text, Tools, chains_of
 

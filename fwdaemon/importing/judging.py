@@ -10,8 +10,25 @@ from typing import Final, TypeAlias
 from typing import Protocol as Interface
 
 from fwdaemon.core.types import Address, Family, PortRange
-from fwdaemon.rulesets.region import EMPTY, Box, Field, Match, Space, Spans, matching, one, without
-from fwdaemon.rulesets.rules import Chains, End, Jump, Outcome, Return, Rule, led_to, walk
+from fwdaemon.rulesets.rules import (
+    EMPTY,
+    Box,
+    Chains,
+    End,
+    Field,
+    Jump,
+    Match,
+    Outcome,
+    Return,
+    Rule,
+    Space,
+    Spans,
+    led_to,
+    matching,
+    one,
+    walk,
+    without,
+)
 
 BEFORE: Final = one(0)
 AFTER: Final = one(1)

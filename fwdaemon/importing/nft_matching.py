@@ -7,9 +7,8 @@ from typing import Final
 
 from fwdaemon.core.text import GrammarError, quote
 from fwdaemon.core.types import Family
-from fwdaemon.importing.nft_tables import NamedSet
-from fwdaemon.importing.nft_words import Group, Item, Word, elements_of, is_mark, shown, split
-from fwdaemon.rulesets.region import EMPTY, LAST_PORT, LAST_PROTOCOL, Field, Match, Space, Spans, matching, one
+from fwdaemon.importing.nft_tables import Group, Item, NamedSet, Word, elements_of, is_mark, shown, split
+from fwdaemon.rulesets.rules import EMPTY, LAST_PORT, LAST_PROTOCOL, Field, Match, Space, Spans, matching, one
 from fwdaemon.rulesets.xt_matches import PROTOCOLS, Services
 
 # What nft's rules compare, and with what: the words of nft(8) for a connection's first packet.

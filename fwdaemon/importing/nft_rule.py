@@ -29,9 +29,8 @@ from fwdaemon.importing.nft_matching import (
     keys,
     pairs,
 )
-from fwdaemon.importing.nft_words import Group, Item, Word, is_mark, line_of, shown
-from fwdaemon.rulesets.region import Field, Match, matching, one
-from fwdaemon.rulesets.rules import Action, End, Jump, Return, Rule
+from fwdaemon.importing.nft_tables import Group, Item, Word, is_mark, line_of, shown
+from fwdaemon.rulesets.rules import Action, End, Field, Jump, Match, Return, Rule, matching, one
 
 # What an nft rule asks of TCP's flags, of which a connection's first packet has SYN only.
 _FLAGS: Final = frozenset({"fin", "syn", "rst", "psh", "ack", "urg", "ecn", "cwr"})

@@ -12,16 +12,26 @@ from typing import Final
 from fwdaemon.core.text import quote
 from fwdaemon.core.types import Family
 from fwdaemon.importing.adopting import Adopter, Origin
-from fwdaemon.importing.findings import BrokenFileError, Findings
+from fwdaemon.importing.findings import BrokenFileError, Findings, Kind
 from fwdaemon.importing.iptables_nat import Carrier, Sending, WayOut
 from fwdaemon.importing.judging import BaseChain, Ruleset, asked_on_ways
 from fwdaemon.importing.nft_matching import INTERFACES, SHORT, Scope, pattern_of
 from fwdaemon.importing.nft_rule import NftRule, read_rule
-from fwdaemon.importing.nft_tables import Chain, Hook, Table, Tables, tables_of
-from fwdaemon.importing.nft_words import BracesError, Group, Item, is_mark, line_of, read, shown
-from fwdaemon.importing.recognise import Kind
-from fwdaemon.rulesets.region import Field, Space, Spans
-from fwdaemon.rulesets.rules import Chains, End, Jump, Rule, TangledError, led_to
+from fwdaemon.importing.nft_tables import (
+    BracesError,
+    Chain,
+    Group,
+    Hook,
+    Item,
+    Table,
+    Tables,
+    is_mark,
+    line_of,
+    read,
+    shown,
+    tables_of,
+)
+from fwdaemon.rulesets.rules import Chains, End, Field, Jump, Rule, Space, Spans, TangledError, led_to
 from fwdaemon.rulesets.xt_matches import Services
 
 _WHOLE: Final = "give the output of `nft list ruleset`, which has everything"

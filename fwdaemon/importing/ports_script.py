@@ -15,8 +15,7 @@ from fwdaemon.config.addresses import parse_guest, parse_routed
 from fwdaemon.config.model import RouteEntry
 from fwdaemon.core.text import GrammarError, quote
 from fwdaemon.core.types import Address, PortRange, Protocol, Subnet
-from fwdaemon.importing.findings import Findings, Forward, read_listen, read_name, read_network, read_port
-from fwdaemon.importing.recognise import Kind
+from fwdaemon.importing.findings import Findings, Forward, Kind, read_listen, read_name, read_network, read_port
 
 _KEYS: Final = ("PUBLIC_IP", "PRIVATE_IP", "PORTS")
 # An assignment, whose quotes may span lines; or whatever else a line says. No repetition gives anything back, so a text

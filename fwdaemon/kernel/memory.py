@@ -11,8 +11,8 @@ from functools import cache
 from typing import Any, Final
 
 from fwdaemon.audit.throttle import WarnOnce
-from fwdaemon.core.pace import Backoff
 from fwdaemon.errors import PortfwdError, shortage
+from fwdaemon.triggers import Backoff
 
 # Keeps the program small: what thousands of forwards take for a moment, C library and Python would keep for later.
 

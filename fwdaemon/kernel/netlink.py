@@ -10,13 +10,15 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from ipaddress import ip_address, ip_network
 from types import TracebackType
 from typing import Final, NamedTuple, Self
 
-from fwdaemon.core.pace import Budget
 from fwdaemon.core.text import shown
+from fwdaemon.core.types import Subnet
 from fwdaemon.errors import KernelError
 from fwdaemon.kernel.packets import Field, attach
+from fwdaemon.triggers import Budget
 
 # Messages and attributes of netlink(7), taken apart and put together. Pure.
 _HEADER = struct.Struct("=IHHII")  # nlmsghdr: length, type, flags, sequence, port
@@ -91,6 +93,59 @@ def number(value: bytes | None) -> int | None:
 
 def _aligned(length: int) -> int:
     return (length + 3) & ~3
+
+
+# Routes in its messages (linux/rtnetlink.h): RTA_OIF and RTA_MULTIPATH say where one leads.
+_OIF, _MULTIPATH = 4, 9
+_HOP = struct.Struct("=HBBi")  # rtnexthop: length, flags, weight less one, interface
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """Routes leave by the interface with this number; `leads_on` says that one leads beyond its own link.
+
+    `is_advertised` says that only a router advertisement says so: any machine on the link can send one.
+    """
+
+    index: int
+    leads_on: bool
+    is_advertised: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """A route to packed addresses that begin with so many bits; none are a default route's."""
+
+    destination: bytes
+    length: int
+    ways: tuple[Way, ...]
+
+    @property
+    def subnet(self) -> Subnet:
+        """Where it leads."""
+        return ip_network((self.destination, self.length), strict=False)
+
+
+def is_telling(route: Listed) -> bool:
+    """Whether it says something of its interfaces: one to a single address, or a link-local one, does not."""
+    if not route.destination:
+        return True
+    address = ip_address(route.destination)
+    return not (address.is_link_local or address.is_multicast) and route.length < address.max_prefixlen
+
+
+def hops(found: dict[int, bytes]) -> Iterator[tuple[int, dict[int, bytes]]]:
+    """Give the interface of each hop, with its attributes."""
+    if (index := number(found.get(_OIF))) is not None:
+        yield index, found
+    rest = found.get(_MULTIPATH, b"")
+    offset = 0
+    while offset + _HOP.size <= len(rest):
+        length, _flags, _weight, index = _HOP.unpack_from(rest, offset)
+        if length < _HOP.size:
+            return
+        yield index, attributes(rest[offset + _HOP.size : offset + length])
+        offset += (length + 3) & ~3
 
 
 # One short-lived netlink(7) socket: asks the kernel, and gives what it answers up to the end, which it marks.

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 from typing import Final
 
+from fwdaemon.core.types import Address, Family, Subnet
+
 # Messages of ARP (RFC 826) for IPv4 on Ethernet, as bytes. Pure; nothing that is read ever raises.
 REQUEST: Final = 1
 REPLY: Final = 2
@@ -256,3 +258,38 @@ def _alternative(fields: Sequence[Field]) -> bytes:
 
 def _swapped(size: int, value: int) -> int:
     return int.from_bytes(struct.pack({1: "=B", 2: "=H", 4: "=I"}[size], value), "big")
+
+
+# Questions of others for addresses of subnets.
+_WORD: Final = 4
+_WORD_MASK: Final = 0xFFFFFFFF
+
+
+def questions(index: int, subnets: Iterable[Subnet], family: Family) -> list[list[Field]]:
+    """Give the filter that passes questions for subnets, if they came by an interface itself and not by one on it."""
+    by_it = Field(4, INTERFACE_INDEX, index)
+    if family is Family.IPV4:
+        question = [by_it, Field(2, OPERATION_AT, REQUEST)]
+    else:
+        question = [
+            by_it,
+            Field(1, NEXT_HEADER_AT, NEXT_HEADER),
+            Field(1, HOP_LIMIT_AT, HOP_LIMIT),
+            Field(1, KIND_AT, SOLICITATION),
+        ]
+    return [question + _target_in(subnet) for subnet in subnets if Family.of(subnet) is family]
+
+
+def _target_in(subnet: Subnet) -> list[Field]:
+    """Compare the target with a subnet, in words of four bytes."""
+    at = ARP_TARGET_AT if isinstance(subnet.network_address, IPv4Address) else ND_TARGET_AT
+    values, masks = _words(subnet.network_address), _words(subnet.netmask)
+    return [
+        Field(_WORD, at + _WORD * number, value, None if mask == _WORD_MASK else mask)
+        for number, (value, mask) in enumerate(zip(values, masks, strict=True))
+        if mask
+    ]
+
+
+def _words(address: Address) -> tuple[int, ...]:
+    return struct.unpack(f"!{len(address.packed) // _WORD}I", address.packed)

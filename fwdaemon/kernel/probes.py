@@ -15,8 +15,7 @@ from typing import Final, TypeAlias
 
 from fwdaemon.audit.throttle import WarnOnce
 from fwdaemon.core.inventory import Inventory
-from fwdaemon.core.pace import Backoff, Budget
-from fwdaemon.core.probing import Answer, Question, Silent, credible, questions
+from fwdaemon.core.state import Silent
 from fwdaemon.core.text import shown
 from fwdaemon.core.types import Family, Subnet
 from fwdaemon.errors import KernelError, PortfwdError, shortage
@@ -26,6 +25,8 @@ from fwdaemon.kernel.packets import ETHERNET, Field
 from fwdaemon.kernel.process import Worker
 from fwdaemon.kernel.rtnetlink import RefusedError, Rtnetlink, interface_index
 from fwdaemon.kernel.rtnl_links import KernelNeighbour, introduce
+from fwdaemon.resolve.neighbours import Answer, Question, credible, questions
+from fwdaemon.triggers import Backoff, Budget
 
 # Asks the nodes on a bridge for addresses, and takes in who answers, on raw sockets of its own.
 #

@@ -20,8 +20,8 @@ from typing import ClassVar, Protocol, TypeVar
 from weakref import WeakSet
 
 from fwdaemon.audit.throttle import WarnOnce
-from fwdaemon.core.pace import SHARE_OF_USERS, STOCK_OF_USERS_S, Backoff, Budget, Budgets
 from fwdaemon.errors import HangingError, KernelError, ProcessError, shortage
+from fwdaemon.triggers import SHARE_OF_USERS, STOCK_OF_USERS_S, Backoff, Budget, Budgets
 
 # The one place that starts programs.
 #

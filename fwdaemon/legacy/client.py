@@ -15,7 +15,7 @@ from fwdaemon.core.types import Family
 from fwdaemon.errors import HangingError, KernelError, PortfwdError
 from fwdaemon.kernel.process import Companion
 from fwdaemon.legacy import model
-from fwdaemon.legacy.lock import PATH_VARIABLE
+from fwdaemon.legacy.info import PATH_VARIABLE
 from fwdaemon.legacy.model import Change, ObservedTable, TableName
 
 # Others hold iptables' lock for milliseconds. A helper may do nothing for longer than this.

@@ -17,8 +17,7 @@ from fwdaemon.core.report import Actor, ActorKind, ApplyResult, Fault, FaultKind
 from fwdaemon.core.types import Family, Gate
 from fwdaemon.errors import KernelError
 from fwdaemon.legacy.client import HelperClient, Session, UnusableError
-from fwdaemon.legacy.info import TableInfo, existing_tables, table_info
-from fwdaemon.legacy.lock import lock_path
+from fwdaemon.legacy.info import TableInfo, existing_tables, lock_path, table_info
 from fwdaemon.legacy.model import Change, Head, ObservedTable, Table, TableName, change_text, difference
 from fwdaemon.legacy.ruleset import gate
 

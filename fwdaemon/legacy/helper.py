@@ -5,18 +5,84 @@ Signals to end it are ignored, since it is of use until its owner is done. After
 answers, and ends, because nobody knows what state the library is in then.
 """
 
+import fcntl
 import json
 import os
 import signal
 import sys
 from collections.abc import Callable, Collection, Iterable, Mapping
+from pathlib import Path
+from types import FrameType
 from typing import Any, TextIO
 
 from fwdaemon.core.types import Family
 from fwdaemon.errors import label_remedy
 from fwdaemon.legacy import library, model
-from fwdaemon.legacy.lock import HelperError, LibraryError, RefusedError, TableError, XtablesLock
+from fwdaemon.legacy.info import lock_path
+from fwdaemon.legacy.library import HelperError, LibraryError, LockError, RefusedError, TableError
 from fwdaemon.legacy.model import COMMENT, FWD, OUT, OWN_CHAINS, Change, Rule, TableName, labelled, labelling
+
+# The lock all of iptables' own programs take, so that no change is lost between a read and a commit.
+
+
+class XtablesLock:
+    """Holds the lock or not. For the main thread of a process that uses SIGALRM for nothing else.
+
+    The file stays open in between, so that whoever watches it sees only others come and go.
+    """
+
+    def __init__(self) -> None:
+        self._path = lock_path()
+        self._file = -1
+        self._held = False
+        signal.signal(signal.SIGALRM, _give_up)
+
+    def acquire(self, patience: float) -> None:
+        """Take the lock, unless it is held already.
+
+        Raises:
+            LockError: it could not be had within `patience` seconds.
+
+        """
+        if self._held:
+            return
+        signal.setitimer(signal.ITIMER_REAL, patience)
+        try:
+            self._open()
+            fcntl.flock(self._file, fcntl.LOCK_EX)
+        except TimeoutError as error:
+            raise LockError(f"another program has held {self._path} for more than {patience:g} seconds") from error
+        except OSError as error:
+            raise LockError(f"cannot lock {self._path}: {error.strerror}") from error
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        self._held = True
+
+    def release(self) -> None:
+        """Give the lock back, if it is held."""
+        if self._held:
+            fcntl.flock(self._file, fcntl.LOCK_UN)
+            self._held = False
+
+    def _open(self) -> None:
+        """Open the file there is now; somebody may have replaced it."""
+        if self._file >= 0 and not _same(self._file, self._path):
+            os.close(self._file)
+            self._file = -1
+        if self._file < 0:
+            self._file = os.open(self._path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+
+def _same(file: int, path: str) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file), Path(path).stat())
+    except FileNotFoundError:
+        return False
+
+
+def _give_up(_number: int, _frame: FrameType | None) -> None:
+    raise TimeoutError
+
 
 # What a helper does for the daemon on one family's tables, under iptables' own lock.
 

@@ -1,4 +1,4 @@
-"""Whether a legacy table is there, how large it is and which chains it has, without bringing it into being.
+"""Whether a legacy table is there, how large it is and which chains it has, without bringing it into being; its lock.
 
 Asking the kernel for a table makes it where it was not, with hooks that every packet passes from then on. So the list
 of tables comes first. Sources: `struct ipt_getinfo` and `ipt_get_entries` in linux/netfilter_ipv4/ip_tables.h, and
@@ -339,3 +339,13 @@ def _ask(family: Family, option: int, answer: Any) -> int:
     with socket.socket(family.domain, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as asking:
         failed = libc.getsockopt(asking.fileno(), _LEVELS[family], option, ctypes.byref(answer), ctypes.byref(length))
     return ctypes.get_errno() if failed else 0
+
+
+# The lock that all of iptables' own programs take, as libxtables finds it; the variable is libxtables', too.
+_LOCK = "/run/xtables.lock"
+PATH_VARIABLE = "XTABLES_LOCKFILE"
+
+
+def lock_path() -> str:
+    """Where the lock file is."""
+    return os.environ.get(PATH_VARIABLE) or _LOCK

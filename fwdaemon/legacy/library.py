@@ -28,8 +28,59 @@ from fwdaemon.core.bans import Rule as ForeignRule
 from fwdaemon.core.types import Family
 from fwdaemon.legacy import info
 from fwdaemon.legacy.info import Entry, decode
-from fwdaemon.legacy.lock import LibraryError, NoTableError, RefusedError, TableError
 from fwdaemon.legacy.model import COMMENT, OWN_CHAINS, Head, ObservedTable, Rule, TableName
+
+# What a helper cannot do; each text is for the daemon, which makes it a `KernelError`.
+
+
+class HelperError(Exception):
+    """Base of all of them.
+
+    After a `final` one the process is not to be trusted any more; an `unusable` one will not go away by trying again.
+    After a `late` one nobody should wait at once again.
+    """
+
+    final = False
+    unusable = False
+    late = False
+
+
+class LockError(HelperError):
+    """Somebody else holds iptables' lock, and goes on holding it, or it cannot be opened."""
+
+    late = True
+
+
+class LibraryError(HelperError):
+    """python-iptables is not there, or does not fit."""
+
+    final = True
+    unusable = True
+
+
+class NoTableError(HelperError):
+    """The kernel does not have a table, or does not let us have it."""
+
+    unusable = True
+
+
+class RefusedError(HelperError):
+    """The library does not take a rule; what state the process is in nobody knows."""
+
+    final = True
+
+    def __init__(self, rule: Rule, reason: str) -> None:
+        self.reason = reason
+        super().__init__(f"iptables' library refused a rule: {reason}; the rule is {rule}")
+
+
+class TableError(HelperError):
+    """The kernel refused a commit, which was wrong, or came too late (`again`)."""
+
+    def __init__(self, reason: str, *, again: bool = False) -> None:
+        self.again = again
+        super().__init__(reason)
+
 
 # Reads rules in the form `fwdaemon.legacy.ruleset` writes them. Pure; no general reader of iptables' language.
 _HEADER = {"-s": "src", "-d": "dst", "-i": "in_interface", "-o": "out_interface", "-p": "protocol"}

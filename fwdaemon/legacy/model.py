@@ -262,7 +262,7 @@ def _lines(table: Table) -> Iterator[str]:
 # What the daemon and a helper say to each other: one JSON object a line, in both directions.
 #
 # A request is `{"do": …}`; the answer is `{"ok": …}` or `{"error": …, "final": …, "unusable": …}`
-# (`fwdaemon.legacy.lock`). Here our nouns become JSON and back; both sides are this program, so nothing is checked.
+# (`fwdaemon.legacy.library`). Here our nouns become JSON and back; both sides are this program, so nothing is checked.
 
 # Which matches and targets work, as a list of sentences about those that do not.
 SELF_TEST = "self-test"

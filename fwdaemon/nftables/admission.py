@@ -10,7 +10,7 @@ from hashlib import blake2s
 from ipaddress import ip_network
 from typing import Final, NamedTuple, TypeAlias
 
-from fwdaemon.core.bans import Admission, SourceSet
+from fwdaemon.core.admission import Admission, SourceSet
 from fwdaemon.core.exposures import Exposure, Forward
 from fwdaemon.core.state import Desired
 from fwdaemon.core.text import label

@@ -42,9 +42,15 @@ from fwdaemon.nftables.external import ExternalKeeper, Externals, now
 from fwdaemon.nftables.gates import GateState, gate_script, is_iptables_gate
 from fwdaemon.nftables.generation import Commits, RulesMonitor, current_generation, following_generation
 from fwdaemon.nftables.model import TABLE_NAME, Table, table_name
-from fwdaemon.nftables.readback import Counter, counting_rules, denied_by_set, dropping_rules, read_packets
 from fwdaemon.nftables.ruleset import labels_of, newcomers_from, refusal_script, renamings_of, tables, uplinks_of
-from fwdaemon.nftables.table_cache import TableCache
+from fwdaemon.nftables.table_cache import (
+    Counter,
+    TableCache,
+    counting_rules,
+    denied_by_set,
+    dropping_rules,
+    read_packets,
+)
 from fwdaemon.resolve.flows import Ended, Flow
 
 _log = logging.getLogger(__name__)

@@ -13,7 +13,7 @@ from math import ceil
 from operator import is_not
 from typing import Final, TypeAlias, TypeVar
 
-from fwdaemon.core.bans import Place
+from fwdaemon.core.admission import Place
 from fwdaemon.core.report import Fault
 from fwdaemon.core.types import Family, Gate
 from fwdaemon.nftables.admission import DENY

@@ -15,13 +15,12 @@ from functools import partial
 from typing import Final, NamedTuple
 
 from fwdaemon.config.names import NFT_NAME
-from fwdaemon.core.bans import End, Rule, Verdict
+from fwdaemon.core.bans import End, Rule, Verdict, read_listing
 from fwdaemon.core.report import LIBVIRT_CHAIN, LIBVIRT_TABLE, Fault, FaultKind
 from fwdaemon.core.types import Family, Gate
 from fwdaemon.errors import HangingError, KernelError, ProcessError, shortage
 from fwdaemon.kernel.netlink import NETFILTER, Message, NetlinkSocket, attribute, attributes, nested
 from fwdaemon.kernel.process import Runner
-from fwdaemon.nftables.bans import read_listing
 from fwdaemon.nftables.difference import Observed, Wanted
 from fwdaemon.nftables.gates import (
     COMMENT,
@@ -38,8 +37,7 @@ from fwdaemon.nftables.gates import (
     wanted_gates,
 )
 from fwdaemon.nftables.generation import JudgedMaps
-from fwdaemon.nftables.model import TABLE_NAME, FoundRule, Table
-from fwdaemon.nftables.readback import read_table
+from fwdaemon.nftables.model import TABLE_NAME, FoundRule, Table, read_table
 
 _SUBSYSTEM: Final = 10 << 8
 _GET_TABLE, _GET_CHAIN, _GET_RULE = (_SUBSYSTEM | kind for kind in (1, 4, 7))

@@ -14,7 +14,7 @@ from math import ceil
 from threading import Lock
 from typing import Final, NamedTuple
 
-from fwdaemon.core.bans import Element, Elements, Place, Ranges
+from fwdaemon.core.admission import Element, Elements, Place, Ranges
 from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Address, Family
 from fwdaemon.kernel.netlink import Message, attributes, nested

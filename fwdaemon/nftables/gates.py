@@ -16,14 +16,13 @@ from pathlib import Path
 from typing import Final, TypeAlias, TypeVar
 
 from fwdaemon.config.names import NFT_NAME
+from fwdaemon.core import bans
 from fwdaemon.core.bans import Judge, Kind, Rule, RulesOf, not_listed, place
 from fwdaemon.core.report import LIBVIRT_TABLE
 from fwdaemon.core.text import rule_lines
 from fwdaemon.core.types import Family, Gate, GateFault
-from fwdaemon.nftables import bans
 from fwdaemon.nftables.dispatch_chains import labelled
-from fwdaemon.nftables.model import FoundRule
-from fwdaemon.nftables.readback import Item, items
+from fwdaemon.nftables.model import FoundRule, Item, items
 
 # How programs write our connection label when they list rules: by its number, or by the name that a file gives it.
 

@@ -1,16 +1,21 @@
-"""nftables' own nouns as far as we need them: tables, chains, rules, sets and verdict maps.
+"""nftables' own nouns as far as we need them, tables, chains, rules, sets and verdict maps, and listings read as such.
 
 The same `Table` describes what shall be and what is. A rule that was read back is known by its comment alone, so two
 chains are equal when their rules' comments are.
 """
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+import json
+import re
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2s
-from typing import Final, NamedTuple, TypeAlias
+from ipaddress import ip_address, ip_network
+from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
 from weakref import ReferenceType
 
-from fwdaemon.core.types import Family
+from fwdaemon.core.types import PROTOCOLS, Family
+from fwdaemon.errors import KernelError
 
 TABLE_NAME = "kvm_portfwd"
 
@@ -187,3 +192,166 @@ def element_lines(verb: str, where: str, texts: Sequence[str]) -> Iterator[str]:
     """Write the commands that add elements to a set or map, or delete them."""
     for start in range(0, len(texts), _ELEMENTS_A_LINE):
         yield f"{verb} element {where} {{ {', '.join(texts[start : start + _ELEMENTS_A_LINE])} }}"
+
+
+# What `nft -j list` says, as these nouns. Only names, hooks, comments and elements are read.
+# A table of ours that holds something we would never write comes back with it, so that the difference takes it away.
+# The schema is libnftables-json(5).
+
+# nft prints a protocol's number where /etc/protocols does not name it.
+
+_ADDRESS_TYPES = ("ipv4_addr", "ipv6_addr")
+_TARGET_TYPES = tuple(f"{address} . inet_service" for address in _ADDRESS_TYPES)
+
+Item = Mapping[str, Any]
+_T = TypeVar("_T")
+
+# What is around the items of a listing, and between them.
+_BEGIN = re.compile(r'\s*\{\s*"nftables"\s*:\s*\[\s*')
+_COMMA = re.compile(r"\s*,\s*")
+_END = re.compile(r"\s*\]\s*\}\s*$")
+_DECODER = json.JSONDecoder()
+
+
+def items(listing: str, kind: str) -> Iterator[Item]:
+    """Give the objects of one kind (`table`, `chain`, `rule`…) in a JSON listing, in its order.
+
+    Raises:
+        KernelError: the listing is not what libnftables-json(5) describes.
+
+    """
+    return (item for found, item in every_item(listing) if found == kind)
+
+
+def every_item(listing: str) -> Iterator[tuple[str, Item]]:
+    """Give all objects with their kinds, one after the other: thousands of forwards make megabytes of listing.
+
+    Raises:
+        KernelError: the listing is not what libnftables-json(5) describes.
+
+    """
+    begin = _BEGIN.match(listing)
+    position = begin.end() if begin else 0
+    more = begin is not None and not _END.match(listing, position)
+    while more:
+        try:
+            item, position = _DECODER.raw_decode(listing, position)
+            yield from item.items()
+        except (ValueError, AttributeError) as error:
+            raise KernelError(f"nft printed a listing that cannot be read ({error})") from error
+        comma = _COMMA.match(listing, position)
+        position, more = comma.end() if comma else position, comma is not None
+    if begin is None or not _END.match(listing, position):
+        raise KernelError("nft printed a listing that cannot be read (it does not end as it should)")
+
+
+def read_table(family: Family, listing: str, known: Table | None = None) -> Table:
+    """Read the listing of our table; `known` itself, or what of it is equal, is given as the same object."""
+    rules: defaultdict[str, list[Rule]] = defaultdict(list)
+    hooks: dict[str, Hook | None] = {}
+    sets: dict[str, Set] = {}
+    flags = ""
+    for kind, item in every_item(listing):
+        match kind:
+            case "table":
+                # nft 1.0.6 calls the first flag by a wrong name; any is one too many.
+                flags = str(item.get("flags", ""))
+            case "rule":
+                rules[item["chain"]].append(Rule("", item.get("comment", "")))
+            case "chain":
+                hooks[item["name"]] = _hook(item)
+            case "set" | "map":
+                sets[item["name"]] = _set(item)
+    chains = {name: Chain(tuple(rules.get(name, ())), hook) for name, hook in hooks.items()}
+    if known is None:
+        return Table(family, chains, sets, flags)
+    found = Table(family, _shared(chains, known.chains), _shared(sets, known.sets), flags)
+    return known if found == known else found
+
+
+def _shared(these: Mapping[str, _T], known: Mapping[str, _T]) -> Mapping[str, _T]:
+    """Give what is equal as the same objects, keys and all: most of the time nothing is left of a listing."""
+    shared = {name: known[name] if known.get(name) == item else item for name, item in these.items()}
+    return known if shared == known else shared
+
+
+def _hook(chain: Item) -> Hook | None:
+    if "hook" not in chain:
+        return None
+    # A base chain that does not accept by default is none of ours: an unknown type makes it differ.
+    kind = chain["type"] if chain.get("policy") == "accept" else "refusing"
+    return Hook(kind, chain["hook"], chain["prio"])
+
+
+def _set(item: Item) -> Set:
+    timeout_s, flags = item.get("timeout", 0), item.get("flags", ())
+    is_external = not timeout_s and {"interval", "timeout"}.issubset(flags) and item["type"] in _ADDRESS_TYPES
+    set_type = SetType(
+        _type(item["type"]),
+        _type(item.get("map", "")),
+        interval="interval" in flags,
+        counter={"counter": None} in item.get("stmt", ()),
+        timeout_s=timeout_s,
+        size=item.get("size", 0),
+        external=is_external,
+        lasting="timeout" in flags and not timeout_s and not is_external,
+    )
+    return Set(set_type, {} if set_type.is_of_others else dict(_elements(item.get("elem", ()), set_type)))
+
+
+def _type(found: str | Iterable[str]) -> str:
+    """Read a type; nft 1.0.6 lists that of a map's data as a string, and later ones as its parts."""
+    return found if isinstance(found, str) else " . ".join(found)
+
+
+def _elements(elements: Iterable[Any], set_type: SetType) -> Iterator[tuple[str, Held]]:
+    for element in elements:
+        key, data = element if set_type.data else (element, None)
+        yield _key(key, set_type), _led_to(key, data, set_type)
+
+
+def _led_to(key: Any, data: Any, set_type: SetType) -> Held:
+    """Read what an element leads to; empty where it is nothing we would write, as in a map of somebody's own."""
+    match data:
+        case None if set_type.lasting:
+            return Lasting(_comment(key))
+        case None:
+            return None
+        case {"jump": {"target": str(chain)}} if set_type.data == VERDICT:
+            return chain
+        case {"concat": [str(address), int(port)]} if set_type.data in _TARGET_TYPES:
+            return Target(f"{ip_address(address)} . {port}", _comment(key))
+        case _:
+            return ""
+
+
+def _comment(key: Any) -> str:
+    return str(key["elem"].get("comment", "")) if isinstance(key, dict) and "elem" in key else ""
+
+
+def _key(key: Any, set_type: SetType) -> str:
+    match key:
+        case {"elem": {"val": inner}}:
+            return _key(inner, set_type)
+        case {"concat": [*parts]}:
+            return " . ".join(map(_part, parts, range(3 - len(parts), 3)))
+        case {"prefix": {"addr": address, "len": length}}:
+            return str(ip_network((address, length)))
+        case str() if set_type.key in _ADDRESS_TYPES:
+            return str(ip_network(key) if set_type.interval else ip_address(key))
+        case _:
+            # In quotes, as we write interfaces.
+            return json.dumps(key)
+
+
+def _part(part: Any, position: int) -> str:
+    """Read one part of a key; the last three positions are address, protocol and port."""
+    match part:
+        case {"range": [first, last]}:
+            return f"{first}-{last}"
+        case int() if position == 1:
+            return PROTOCOLS.get(part, str(part))
+        case str() if position == 0:
+            return str(ip_address(part))
+        case _:
+            return str(part)

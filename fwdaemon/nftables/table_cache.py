@@ -1,21 +1,35 @@
-"""The tables of the state that was asked for last, brought up to date by what is different in the next. Pure.
+"""The tables of the state that was asked for last, brought up to date by the next, and what their rules count. Pure.
 
 What `ruleset.tables` makes whole, this makes of what it made before: only port segments whose forwards came or went get
 new dispatch chains. Everything else in the new table is the same object as in the old one, and need not be compared
 with it.
 """
 
+import re
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from ipaddress import ip_address
 from itertools import chain
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 from weakref import ref
 
 from fwdaemon.core.exposures import Exposure, Forward
 from fwdaemon.core.state import Desired
-from fwdaemon.core.types import Family
-from fwdaemon.nftables.admission import terms
-from fwdaemon.nftables.dispatch_chains import DispatchChain, MapKey, MapKeys, of_addresses, of_segment
+from fwdaemon.core.types import PROTOCOLS, Family
+from fwdaemon.nftables.admission import DENY, terms
+from fwdaemon.nftables.dispatch_chains import (
+    EVERY_ADDRESS,
+    LEAVING_AS,
+    ONE_ADDRESS,
+    ONE_TO_ONE,
+    TARGETS,
+    DispatchChain,
+    MapKey,
+    MapKeys,
+    dispatch_chains,
+    of_addresses,
+    of_segment,
+)
 from fwdaemon.nftables.model import Chain, Held, Step, Table
 from fwdaemon.nftables.ruleset import frame, with_elements
 from fwdaemon.resolve.segments import SegmentIndex
@@ -143,3 +157,84 @@ def _by_family(forwards: Iterable[Forward]) -> defaultdict[Family, list[Forward]
     for forward in forwards:
         found[forward.family].append(forward)
     return found
+
+
+# Which rules and elements count connections, and what they have counted. Pure.
+#
+# A rule that translates sees the first packet of each connection only, so its packets are connections; the bytes are
+# those of first packets, and no use to anybody. Rules that only label see every packet of a flow that nobody has
+# answered yet, so they count nothing worth telling.
+Counter: TypeAlias = tuple[str, str, str]
+"""The family of a table, and a chain and a rule's comment, or a map and an element's key."""
+
+_TRANSLATING = {*ONE_ADDRESS, *EVERY_ADDRESS, ONE_TO_ONE, LEAVING_AS}
+_BLOCK = re.compile(r"\t(?:chain|map) (\S+) \{")
+_RULE = re.compile(r'\bcounter packets (\d+) bytes \d+ .*comment "([^"]*)"$')
+_ELEMENT = re.compile(r'(?:([0-9a-f.:]+) \. )?(\w+) \. (\d+) counter packets (\d+) bytes \d+ comment "[^"]*" : ')
+
+
+def counting_rules(desired: Desired) -> Mapping[Counter, Exposure]:
+    """Give what counts connections, each with its exposure."""
+    return {
+        (family.word, *counter): exposure
+        for family in Family
+        for dispatch_chain in dispatch_chains(family, desired)
+        if dispatch_chain.map in _TRANSLATING and dispatch_chain.exposures
+        for counter, exposure in _counters(dispatch_chain, dropping=False)
+    }
+
+
+def dropping_rules(desired: Desired) -> Mapping[Counter, Exposure]:
+    """Give what counts first packets that were dropped, each with its exposure."""
+    return {
+        (family.word, *counter): exposure
+        for family in (Family if desired.limited or desired.barred is not None else ())
+        for dispatch_chain in dispatch_chains(family, desired)
+        if dispatch_chain.exposures and dispatch_chain.target is None
+        for counter, exposure in _counters(dispatch_chain, dropping=True)
+    }
+
+
+def _counters(dispatch_chain: DispatchChain, *, dropping: bool) -> Iterator[tuple[tuple[str, str], Exposure]]:
+    if dispatch_chain.target is not None:
+        yield (TARGETS[dispatch_chain.map], dispatch_chain.key), dispatch_chain.exposures[0]
+    for rule, exposure in zip(dispatch_chain.rules, dispatch_chain.exposures, strict=False):
+        if rule.expression.endswith("counter drop") is dropping:
+            yield (dispatch_chain.chain, rule.comment), exposure
+
+
+def denied_by_set(packets: Iterable[tuple[Counter, int]]) -> dict[str, int]:
+    """Add up what was dropped because its source is in a set, by the set's name."""
+    found: dict[str, int] = {}
+    for (_, name, _), number in packets:
+        if name.startswith(DENY):
+            of_set = name.removeprefix(DENY)
+            found[of_set] = found.get(of_set, 0) + number
+    return found
+
+
+def read_packets(family: Family, listing: str) -> Iterator[tuple[Counter, int]]:
+    """Read the packets of each rule and element that counts any from `nft list table`."""
+    block, name = "", family.word
+    for line in listing.splitlines():
+        if found := _BLOCK.match(line):
+            block = found[1]
+        elif elements := list(_ELEMENT.finditer(line)):
+            yield from (((name, block, _counter_key(element)), int(element[4])) for element in elements)
+        elif found := _RULE.search(line):
+            yield (name, block, found[2]), int(found[1])
+
+
+def _counter_key(element: re.Match[str]) -> str:
+    """Write the key as we do."""
+    address, protocol, port = element.group(1, 2, 3)
+    known = PROTOCOLS.get(int(protocol), protocol) if protocol.isdecimal() else protocol
+    return " . ".join([*([_plain(address)] if address else []), known, port])
+
+
+def _plain(address: str) -> str:
+    """Write an address as we do; what is none stands in somebody's comment, and is nobody's key."""
+    try:
+        return str(ip_address(address))
+    except ValueError:
+        return address

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from ipaddress import ip_address, ip_network
 from operator import attrgetter
 
-from fwdaemon.core.bans import Gatekeeper
+from fwdaemon.core.admission import Gatekeeper
 from fwdaemon.core.exposures import Claim, Exposure, Forward, Nat, Renaming, Route
 from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Address, Family, Protocol, Subnet

@@ -13,8 +13,7 @@ from uuid import UUID
 
 from fwdaemon.config.model import Config, ForwardEntry, GuestEntry, PortMapping
 from fwdaemon.core.inventory import Domain, GuestInterface, Hindrance, HindranceKind, Inventory, Move, Network
-from fwdaemon.core.probing import Silent
-from fwdaemon.core.state import Namesake, Unchosen
+from fwdaemon.core.state import Namesake, Silent, Unchosen
 from fwdaemon.core.text import is_interface_name
 from fwdaemon.core.types import Address, Family, Subnet
 from fwdaemon.resolve.addresses import AddressBook, ConfiguredAddress, SubnetIndex

@@ -17,9 +17,8 @@ from uuid import UUID
 from fwdaemon.config.model import Config, ForwardEntry, GuestEntry, NatEntry, RouteEntry
 from fwdaemon.core.exposures import Forward, Nat, Owner, Route
 from fwdaemon.core.inventory import Domain, Hindrance, HindranceKind, Inventory, Network
-from fwdaemon.core.probing import Silent
 from fwdaemon.core.report import Assigned
-from fwdaemon.core.state import Desired, ExpandedEntry, Unchosen, Waiting
+from fwdaemon.core.state import Desired, ExpandedEntry, Silent, Unchosen, Waiting
 from fwdaemon.core.types import Family, Subnet
 from fwdaemon.resolve.claims import Key
 from fwdaemon.resolve.expansion import Assignments, Before, Expander, Expansion, aged

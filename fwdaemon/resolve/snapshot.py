@@ -26,11 +26,11 @@ from fwdaemon.core.inventory import (
     Network,
     ObservedDomain,
 )
-from fwdaemon.core.probing import interface_identifier
 from fwdaemon.core.report import Reason
 from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Address, Family
 from fwdaemon.resolve.addresses import SubnetIndex
+from fwdaemon.resolve.neighbours import interface_identifier
 
 # A short grace for exposures whose domain has just stopped and may be rebooting.
 #

@@ -1,16 +1,19 @@
-"""What becomes of packets in a base chain. Pure.
+"""What becomes of packets in a base chain, and whether its rules look at who the client is. Pure.
 
 Where it cannot be told whether a rule matches, both cases are followed. A chain refuses only if every case ends so; if
 some do, it may refuse.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import Final, TypeAlias
+from ipaddress import ip_address
+from typing import Any, Final, TypeAlias
 
-from fwdaemon.rulesets.owners import OURS, asks_who, owner_of
+from fwdaemon.core.bans import Judge, Kind, read_iptables
+from fwdaemon.core.types import Address, Family
 from fwdaemon.rulesets.packet import (
+    OURS,
     BaseChain,
     Chains,
     Change,
@@ -25,9 +28,11 @@ from fwdaemon.rulesets.packet import (
     State,
     Statement,
     Surroundings,
+    System,
     Translate,
     Tristate,
     Verdict,
+    owner_of,
 )
 
 # Cases differ in marks and labels only; where there are more than this, both count as unknown.
@@ -319,3 +324,64 @@ def _all_untracked(packets: frozenset[Packet]) -> bool:
 def translations(packets: Iterable[Packet]) -> Iterator[RuleLocation]:
     """Give the rules that translated packets, each once."""
     yield from dict.fromkeys(packet.translated_by for packet in packets if packet.translated_by is not None)
+
+
+# Whether rules look at who the client is: what tells clients apart was put there on purpose. Pure.
+
+# A packet that nobody marked.
+_NO_MARKS: Final[Mapping[str, Any]] = {"mark": 0, "connmark": 0, "labels": frozenset()}
+# Documentation addresses, for a client that no list is likely to hold.
+_SOMEONE: Final[dict[Family, Address]] = {
+    Family.IPV4: ip_address("192.0.2.254"),
+    Family.IPV6: ip_address("2001:db8:ffff::fffe"),
+}
+
+
+def asks_who(chain: BaseChain, packets: Collection[Packet], around: Surroundings) -> bool:
+    """Whether a rule of a base chain, or of one it leads to, tells clients apart, or marks, which may be of some."""
+    rules = [rule for name in _reached(chain.chains, chain.name) for rule in chain.chains.get(name, ())]
+    return any(_is_ban(rule) or any(_tells_apart(rule, packet, around) for packet in packets) for rule in rules)
+
+
+def _reached(chains: Chains, start: str) -> Iterator[str]:
+    """Name the chains that packets may come to, each once."""
+    waiting, seen = [start], {start}
+    while waiting:
+        name = waiting.pop()
+        yield name
+        jumps = (item.chain for rule in chains.get(name, ()) for item in rule.statements if isinstance(item, Jump))
+        new = [target for target in jumps if target not in seen]
+        seen.update(new)
+        waiting += new
+
+
+def _is_ban(rule: Rule) -> bool:
+    """Whether a rule of iptables names sources, also by a set, whose elements are not read here."""
+    if rule.location.system is System.NFTABLES:
+        return False
+    return Judge(()).kind(read_iptables(rule.location.text)) is Kind.BAN
+
+
+def _tells_apart(rule: Rule, packet: Packet, around: Surroundings) -> bool:
+    someone = _SOMEONE[packet.family]
+    pairs = [
+        (packet.of_client(None), packet.of_client(someone)),
+        (replace(packet, **_NO_MARKS), packet.marked_anyhow()),
+    ]
+    if packet.state is State.ESTABLISHED:
+        # What asks for a source, and stops an answer by that, asks for the client where that has its turn.
+        pairs.append((replace(packet, source=None), replace(packet, source=someone)))
+    return any(_differs(rule, *pair, around) for pair in pairs)
+
+
+def _differs(rule: Rule, one: Packet, other: Packet, around: Surroundings) -> bool:
+    """Whether a rule treats two packets in different ways."""
+    for statement in rule.statements:
+        match statement:
+            case Match(test) if test(one, around) is not test(other, around):
+                return True
+            case Choice(choose):
+                truths = [[truth for truth, _ in choose(packet, around)] for packet in (one, other)]
+                if truths[0] != truths[1]:
+                    return True
+    return False

@@ -9,8 +9,7 @@ from ipaddress import ip_address
 from typing import Final
 
 from fwdaemon.core.types import Address, Family
-from fwdaemon.nftables.model import TABLE_NAME
-from fwdaemon.nftables.readback import every_item
+from fwdaemon.nftables.model import TABLE_NAME, every_item
 from fwdaemon.rulesets.nft_values import Json, Sets, contains, pairs_of, passes, value_of
 from fwdaemon.rulesets.packet import (
     BaseChain,

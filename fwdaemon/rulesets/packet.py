@@ -1,12 +1,15 @@
-"""A packet, what is known of it, and rules of whatever system as tests and verdicts. Pure."""
+"""A packet, what is known of it, and rules of whatever system as tests and verdicts, with whose they are. Pure."""
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import IntEnum, StrEnum
 from typing import Final, TypeAlias
 
-from fwdaemon.core.text import shown
+from fwdaemon.core.text import shown, unquoted
 from fwdaemon.core.types import Address, Family, Protocol, Subnet
+from fwdaemon.legacy.model import OWN_CHAINS
+from fwdaemon.nftables.gates import COMMENT
 
 # Logic with a third value: what cannot be told is never taken for a yes or a no (Kleene's strong logic). Pure.
 
@@ -299,3 +302,63 @@ class BaseChain:
 
     def __str__(self) -> str:
         return f"{self.family} {self.table} {self.name}"
+
+
+# Whose a chain is, by the names its tools are known to use.
+
+OURS: Final = "kvm-portfwd"
+ADMIN: Final = "admin"
+# Tools that are there to refuse clients.
+BANNING: Final = frozenset({"fail2ban", "CrowdSec"})
+
+_TABLES: Final = (
+    (r"kvm_portfwd", OURS),
+    (r"libvirt_network", "libvirt"),
+    (r"firewalld", "firewalld"),
+    (r"docker.*", "Docker"),
+    (r"kube.*", "Kubernetes"),
+    (r"incus", "Incus"),
+    (r"lxd|lxc", "LXD"),
+    (r"f2b.*|fail2ban.*", "fail2ban"),
+    (r"netavark", "Podman"),
+    (r"crowdsec.*", "CrowdSec"),
+)
+_CHAINS: Final = (
+    ("|".join(OWN_CHAINS), OURS),
+    (r"LIBVIRT_.*", "libvirt"),
+    (r"DOCKER.*", "Docker"),
+    (r"(INPUT|FORWARD|OUTPUT|PREROUTING|POSTROUTING)_(direct|ZONES.*|(IN|OUT)_ZONES.*|POLICIES.*)", "firewalld"),
+    (r"ufw6?-.*", "ufw"),
+    (r"KUBE-.*", "Kubernetes"),
+    (r"cali-.*", "Calico"),
+    (r"CILIUM_.*", "Cilium"),
+    (r"FLANNEL-.*", "flannel"),
+    (r"CNI-.*", "CNI"),
+    (r"NETAVARK.*", "Podman"),
+    (r"f2b-.*", "fail2ban"),
+    (r"(?i:crowdsec).*", "CrowdSec"),
+)
+
+
+def owner_of(location: RuleLocation) -> str:
+    """Name the tool that a rule's chain or table belongs to; what no tool is known for is the administrator's."""
+    return _named(location.chain, _CHAINS) or _named(location.table, _TABLES) or ADMIN
+
+
+def owners_of(chain: BaseChain) -> str:
+    """Name everybody who has rules in a base chain, or `nobody`; one of iptables is shared, so its rules tell."""
+    owner = owner_of(chain.policy)
+    if chain.system is System.NFTABLES:
+        return owner
+    return ", ".join(sorted({_owner_of_rule(rule) for rule in chain.chains.get(chain.name, ())})) or "nobody"
+
+
+def _owner_of_rule(rule: Rule) -> str:
+    targets = [statement.chain for statement in rule.statements if isinstance(statement, Jump)]
+    if COMMENT in unquoted(rule.location.text).split():
+        return OURS
+    return owner_of(replace(rule.location, chain=targets[0])) if targets else owner_of(rule.location)
+
+
+def _named(name: str, owners: tuple[tuple[str, str], ...]) -> str | None:
+    return next((owner for pattern, owner in owners if re.fullmatch(pattern, name)), None)

@@ -19,7 +19,7 @@ from fwdaemon.rulesets.packet import (
     negated,
     tristate_of,
 )
-from fwdaemon.rulesets.region import network_of
+from fwdaemon.rulesets.rules import network_of
 from fwdaemon.rulesets.xt_matches import Option
 
 Test: TypeAlias = Callable[[Packet, Surroundings], Tristate]

@@ -10,7 +10,7 @@ from ipaddress import ip_address
 from typing import Final, TypeAlias
 
 from fwdaemon.core.types import Protocol
-from fwdaemon.rulesets.region import EMPTY, LAST_PORT, LAST_PROTOCOL, Field, Match, Range, Space, Spans, matching, one
+from fwdaemon.rulesets.rules import EMPTY, LAST_PORT, LAST_PROTOCOL, Field, Match, Range, Space, Spans, matching, one
 
 # The words of one rule of iptables as options, however they are written. Pure; the source is iptables(8).
 #

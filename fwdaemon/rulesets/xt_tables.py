@@ -8,8 +8,7 @@ from typing import Final
 
 from fwdaemon.core.text import rule_lines
 from fwdaemon.core.types import Family
-from fwdaemon.rulesets.region import Space
-from fwdaemon.rulesets.rules import Action, Chains, End, Jump, Return, Rule
+from fwdaemon.rulesets.rules import Action, Chains, End, Jump, Return, Rule, Space
 from fwdaemon.rulesets.xt_matches import Asked, Option, Services, asked_by, options_of
 
 BASE_CHAINS: Final = frozenset({"PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"})

@@ -22,7 +22,7 @@ from fwdaemon.core.report import AnyFault, Cause, Change, Fault, Location, Reaso
 from fwdaemon.core.state import Desired, Dropped
 from fwdaemon.core.types import Family, FleetState, Origin
 from fwdaemon.errors import KernelError, Problem
-from fwdaemon.hostnet import forwarding
+from fwdaemon.hostnet import routing
 from fwdaemon.kernel import conntrack
 from fwdaemon.kernel.observe import Elsewhere
 from fwdaemon.resolve.flows import Carriers, renamings
@@ -273,7 +273,7 @@ class UsageReader:
 
     def read(self, desired: Desired) -> Readings:
         """Read all there is about what the kernel holds."""
-        not_forwarding = frozenset(family for family in desired.families if not forwarding.is_on(family))
+        not_forwarding = frozenset(family for family in desired.families if not routing.is_on(family))
         elsewhere = self._elsewhere.holders(desired.elsewhere | desired.handed_over)
         return Readings(self._counters(desired), _open(desired), not_forwarding, elsewhere, self._dropped(desired))
 

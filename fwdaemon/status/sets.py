@@ -19,7 +19,7 @@ from fwdaemon.config.files import read_regular, weak_points
 from fwdaemon.config.loader import read_list_file
 from fwdaemon.config.model import Config
 from fwdaemon.config.sets import MOST_LIST_BYTES, read_list
-from fwdaemon.core.bans import Element, Place, SourceSet
+from fwdaemon.core.admission import Element, Place, SourceSet
 from fwdaemon.core.report import Fault, FaultKind
 from fwdaemon.core.text import GrammarError, printable
 from fwdaemon.core.types import Family

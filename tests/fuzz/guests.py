@@ -26,11 +26,11 @@ from fwdaemon.core.inventory import (
     ObservedNetwork,
 )
 from fwdaemon.core.types import Protocol
-from fwdaemon.hypervisor.agent import MAX_ADDRESSES, agent_claims
+from fwdaemon.hypervisor.guest_addresses import MAX_ADDRESSES, agent_claims
 from fwdaemon.hypervisor.xml import guest_address, parse_domain, parse_network
-from fwdaemon.kernel import listeners, packets, route_watch, rtnl_links
-from fwdaemon.kernel.address_watch import KernelChanges
+from fwdaemon.kernel import host_watch, listeners, packets, rtnl_links
 from fwdaemon.kernel.conntrack_listing import read_entry, read_open_flow
+from fwdaemon.kernel.host_watch import KernelChanges
 from fwdaemon.kernel.netlink import attribute, attributes, messages, packed
 from fwdaemon.nftables import ruleset
 from fwdaemon.nftables.difference import creation
@@ -212,7 +212,7 @@ def rtnetlink(data: bytes) -> None:
     others = b"".join(attribute(choices.number(64), choices.taken(4)) for _ in range(choices.number(3)))
     body = bytes([family, *choices.taken(11)]) + others + attribute(1, choices.taken(size))
     list(rtnl_links.neighbours_of(body))
-    list(route_watch.ways_of(body))
+    list(host_watch.ways_of(body))
 
 
 def sockets(data: bytes) -> None:

@@ -10,13 +10,13 @@ from typing import Any, Final
 
 from fwdaemon.core.types import Family
 from fwdaemon.hypervisor.reader import lease_claims
+from fwdaemon.kernel.host_watch import who_took_link
 from fwdaemon.kernel.listeners import hierarchies
 from fwdaemon.kernel.netlink import attribute
-from fwdaemon.kernel.route_watch import who_took_link
 from fwdaemon.legacy import translation as legacy
 from fwdaemon.legacy.info import decode, read_chains
 from fwdaemon.legacy.model import OWN_CHAINS, TableName
-from fwdaemon.nftables import readback as nftables
+from fwdaemon.nftables.table_cache import read_packets
 from tests.fuzz.choices import Choices
 from tests.fuzz.guests import MAC, believed
 from tests.unit.saying import said
@@ -124,7 +124,7 @@ def nft_counters(data: bytes) -> None:
     choices = Choices(data)
     changed = _COMMENT.sub(lambda found: choices.text() if choices.number(2) else found[0], _COUNTERS)
     for listing in (changed, data.decode("utf-8", "backslashreplace")):
-        list(nftables.read_packets(Family.IPV4, listing))
+        list(read_packets(Family.IPV4, listing))
 
 
 def lease_list(data: bytes) -> None:

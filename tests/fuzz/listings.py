@@ -16,10 +16,10 @@ from fwdaemon.core.text import rule_lines
 from fwdaemon.core.types import Family, Gate, Protocol
 from fwdaemon.errors import KernelError
 from fwdaemon.nftables.gates import GateState, read_iptables, read_native
-from fwdaemon.nftables.readback import items, read_table
-from fwdaemon.rulesets import iptables_reader, nft_listing, nft_reader, xt_listing
+from fwdaemon.nftables.model import items, read_table
+from fwdaemon.rulesets import nat_chains, nft_listing, xt_listing
 from fwdaemon.rulesets.evaluation import pass_through
-from fwdaemon.rulesets.iptables_reader import translations
+from fwdaemon.rulesets.nat_chains import translations
 from fwdaemon.rulesets.packet import BaseChain, Packet, Surroundings, System
 from tests.fuzz.choices import Choices
 
@@ -50,9 +50,9 @@ def native(data: bytes) -> None:
     nat, ruleset = _changed(json.loads(_NAT), choices), _changed(json.loads(_RULESET), choices)
     table = ("ip", "nat")
     sets = {item["name"]: item.get("elem", []) for kind in ("set", "map") for item in items(nat, kind)}
-    assert {name for _, name in nft_reader.read_sets(nat, table)} <= sets.keys()
-    nft_reader.read_elements(nat)
-    list(translations(nft_reader.read_chains(nat, table, sets), "prerouting", -100))
+    assert {name for _, name in nat_chains.read_sets(nat, table)} <= sets.keys()
+    nat_chains.read_elements(nat)
+    list(translations(nat_chains.read_nft(nat, table, sets), "prerouting", -100))
     _follow(nft_listing.base_chains(ruleset, nft_listing.rule_texts(_TEXT)))
     read_native(Gate("inet", "fw", "forward"), ruleset, _SPELLED, BEHIND)
 
@@ -119,8 +119,8 @@ def written_by_iptables(data: bytes) -> None:
             del lines[place]
     save = "\n".join(lines)
     for family in Family:
-        chains = iptables_reader.read_chains(save, System.LEGACY, family)
-        list(translations(chains, iptables_reader.PREROUTING, -100))
+        chains = nat_chains.read_iptables(save, System.LEGACY, family)
+        list(translations(chains, nat_chains.PREROUTING, -100))
     _follow(xt_listing.base_chains(save, System.LEGACY, Family.IPV4))
     # Only a comment that is ours to the letter makes a rule ours, and after each of these there is a blank.
     assert not gate_in(save).ours

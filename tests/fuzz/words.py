@@ -16,8 +16,7 @@ from fwdaemon.errors import ConfigError, PortfwdError
 from fwdaemon.explain.arrival import UsageError, parse_request
 from fwdaemon.importing import hooks_json, iptables_save, ports_script
 from fwdaemon.importing.assembling import assemble
-from fwdaemon.importing.findings import BrokenFileError, Findings
-from fwdaemon.importing.recognise import Kind, recognise
+from fwdaemon.importing.findings import BrokenFileError, Findings, Kind, recognise
 from tests.fuzz.choices import Choices
 
 _FILE = Path("/etc/portfwd.toml")

@@ -2,14 +2,39 @@
 
 import json
 import signal
-import socket
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 
 import pytest
 
 from tests.conftest import MakeLxcGuest, MakeNetwork, StartDaemon
-from tests.host.conftest import HEAD, each_backend, entry
+from tests.host.confinement import (
+    ECHO,
+    GUEST,
+    GUEST6,
+    INNER,
+    INNER6,
+    INNER_GATEWAY,
+    INNER_GATEWAY6,
+    RECORD,
+    RECORD_ETH0,
+    SWITCH,
+    SWITCH6,
+    SWITCH_ETH0,
+    WEB,
+    WEB6,
+    command,
+    flush_everything,
+    flush_ours,
+    is_silent,
+    locked,
+    plug,
+    reached,
+    serves,
+    tells_of_eth0,
+    tells_of_it,
+)
+from tests.host.conftest import each_backend, entry
 from tests.host.test_reach import url
 from tests.lab.domain import Link
 from tests.lab.host import CLIENT4, CLIENT6, PUBLIC4, PUBLIC6, Host
@@ -18,14 +43,6 @@ from tests.lab.probe import Outcome
 from tests.lab.release import LibvirtFirewall
 
 pytestmark = each_backend
-
-INNER, INNER_GATEWAY, GUEST = "192.0.2.2", "192.0.2.1", "192.168.140.10"
-INNER6, INNER_GATEWAY6, GUEST6 = "2001:db8:2::2", "2001:db8:2::1", "2001:db8:140::10"
-WEB = HEAD + entry("confined", "8000:80", GUEST)
-WEB6 = HEAD + entry("confined", "8000:80", GUEST6)
-SWITCH, SWITCH6 = "net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding"
-SWITCH_ETH0 = "net.ipv4.conf.eth0.forwarding"
-RECORD, RECORD_ETH0 = (f"/run/kvm-portfwd/forwarding{which}.json" for which in ("", "-ipv4"))
 
 
 @pytest.fixture
@@ -50,18 +67,6 @@ def inner(host: Host) -> Iterator[None]:
         yield
 
 
-def plug(host: Host, name: str, number: int) -> None:
-    host.run("ip", "netns", "add", name)
-    host.run("ip", "link", "add", name, "type", "veth", "peer", "name", "eth0", "netns", name)
-    host.run("ip", "link", "set", name, "master", "lan0", "up")
-    within = ("ip", "-netns", name)
-    host.run(*within, "address", "add", f"192.0.2.{number}/24", "dev", "eth0")
-    host.run(*within, "address", "add", f"2001:db8:2::{number}/64", "dev", "eth0", "nodad")
-    host.run(*within, "link", "set", "eth0", "up")
-    for gateway in (INNER_GATEWAY, INNER_GATEWAY6):
-        host.run(*within, "route", "replace", "default", "via", gateway)
-
-
 @pytest.fixture(params=["isolated", "nat"])
 def mode(request: pytest.FixtureRequest, network: MakeNetwork, lxc_guest: MakeLxcGuest) -> str:
     """A guest on a network for which libvirt needs no forwarding, and on one for which it does."""
@@ -69,28 +74,6 @@ def mode(request: pytest.FixtureRequest, network: MakeNetwork, lxc_guest: MakeLx
     network("confined", "192.168.140.0/24", "2001:db8:140::/64", mode=mode)
     lxc_guest("confined", Link("confined", (f"{GUEST}/24", f"{GUEST6}/64")))
     return mode
-
-
-def reached(host: Host, inner: str = INNER) -> bool:
-    """Whether the inner machine, on which nothing listens, sends a refusal."""
-    return host.outside.tcp(inner, 80, timeout=0.5).outcome is Outcome.REFUSED
-
-
-def serves(host: Host) -> None:
-    wait_until(lambda: host.outside.fetch(url(PUBLIC4, 8000)).text == f"confined {CLIENT4}", "the guest answers")
-
-
-def command(host: Host, *words: str) -> str:
-    return host.portfwd(*words, check=False).stdout
-
-
-def tells_of_it(host: Host) -> None:
-    """Check that `status` shows it, and that `explain` names what refuses the outside."""
-    assert "forwarding     off for IPv4 before kvm-portfwd: " in command(host, "status")
-    assert json.loads(command(host, "status", "--json"))["confined"] == [4]
-    report = json.loads(command(host, "explain", f"{INNER}:80", "--from", CLIENT4, "--json"))
-    assert report["cause"] == "confined"
-    assert report["sentence"].startswith("This is on purpose: IPv4 forwarding was off before kvm-portfwd")
 
 
 @pytest.mark.usefixtures("inner")
@@ -145,19 +128,6 @@ def test_what_refuses_is_there_again_once_the_daemon_is_if_rules_were_flushed_me
     assert f"set {SWITCH} = 0 again" in command(host, "flush")
 
 
-# Answers with what it was told.
-_ECHO = """
-import socketserver
-class Echo(socketserver.BaseRequestHandler):
-    def handle(self):
-        while told := self.request.recv(100):
-            self.request.sendall(told)
-server = socketserver.ThreadingTCPServer(("0.0.0.0", 81), Echo)
-print("ready")
-server.serve_forever()
-"""
-
-
 @pytest.mark.usefixtures("inner", "mode")
 @pytest.mark.parametrize("mode", ["isolated"], indirect=True)
 @pytest.mark.parametrize(
@@ -173,7 +143,7 @@ def test_what_passed_while_the_rules_were_gone_is_ended(  # noqa: PLR0913  its c
 ) -> None:
     request.addfinalizer(lambda: host.run("sysctl", "-w", f"{SWITCH_ETH0}=1"))
     host.run("sysctl", "-w", f"{SWITCH}={of_host}", f"{SWITCH_ETH0}={of_eth0}")
-    server = host.popen("ip", "netns", "exec", "inner", host.python, "-uc", _ECHO)
+    server = host.popen("ip", "netns", "exec", "inner", host.python, "-uc", ECHO)
     request.addfinalizer(server.stop)
     server.wait_line("^ready$")
     held = daemon(WEB)
@@ -200,34 +170,6 @@ def test_what_passed_while_the_rules_were_gone_is_ended(  # noqa: PLR0913  its c
     serves(host)
 
 
-def is_silent(connection: socket.socket) -> bool:
-    connection.settimeout(1)
-    connection.sendall(b"ended")
-    try:
-        connection.recv(100)
-    except TimeoutError:
-        return True
-    return False
-
-
-@contextmanager
-def locked(host: Host) -> Iterator[None]:
-    """Hold iptables' lock, so that no helper does while its daemon is stopped."""
-    holder = host.popen("sh", "-c", "exec 9>>/run/xtables.lock && flock 9 && echo locked && exec sleep 98765")
-    holder.wait_line("^locked$")
-    try:
-        yield
-    finally:
-        holder.stop()
-
-
-def flush_ours(host: Host) -> None:
-    """Take away ours alone, whoever holds iptables' lock: libvirt keeps its networks by its own rules."""
-    legacy = host.flavour.firewall is LibvirtFirewall.LEGACY
-    by_another_lock = "env XTABLES_LOCKFILE=/run/another.lock iptables-legacy -F KVMPF_FWD"
-    host.run(*(by_another_lock if legacy else "nft delete table ip kvm_portfwd").split())
-
-
 @pytest.fixture
 def around(host: Host) -> Iterator[None]:
     """What is outside sends packets for the guest itself to the host, and in the end libvirt has its rules again."""
@@ -237,14 +179,6 @@ def around(host: Host) -> Iterator[None]:
     host.outside.run(["ip", "route", "del", "192.168.140.0/24"])
     host.libvirt.restart()
     host.run("sysctl", "-p", "-", stdin=before)
-
-
-def flush_everything(host: Host) -> None:
-    if host.flavour.firewall is LibvirtFirewall.LEGACY:
-        for table in ("filter", "nat", "mangle"):
-            host.run("iptables-legacy", "-w", "-t", table, "-F")
-    else:
-        host.run("nft", "flush", "ruleset")
 
 
 @pytest.mark.usefixtures("mode", "around")
@@ -260,16 +194,6 @@ def test_a_guest_stays_unreachable_where_libvirts_rules_were_flushed(host: Host,
     # Nothing listens there: whoever gets in is refused by the guest.
     assert host.outside.tcp(GUEST, 22, timeout=0.5).outcome is Outcome.TIMED_OUT
     assert host.outside.tcp(GUEST, 80, timeout=0.5).outcome is Outcome.TIMED_OUT
-
-
-def tells_of_eth0(host: Host) -> None:
-    """Check the same where it was off on one interface alone."""
-    assert "forwarding     off for IPv4 on eth0 before kvm-portfwd: " in command(host, "status")
-    status = json.loads(command(host, "status", "--json"))
-    assert (status["confined"], status["confined_interfaces"]) == ([], ["eth0"])
-    report = json.loads(command(host, "explain", f"{INNER}:80", "--from", CLIENT4, "--json"))
-    assert report["cause"] == "confined"
-    assert report["sentence"].startswith(f"This is on purpose: {SWITCH_ETH0} was 0 before kvm-portfwd")
 
 
 @pytest.mark.usefixtures("inner", "mode")

@@ -11,7 +11,7 @@ from ipaddress import ip_address, ip_network
 import pytest
 
 from fwdaemon.core.types import Family, Protocol
-from fwdaemon.nftables.readback import Item, items
+from fwdaemon.nftables.model import Item, items
 from fwdaemon.rulesets import nft_listing, xt_listing
 from fwdaemon.rulesets.evaluation import through
 from fwdaemon.rulesets.packet import BaseChain, Match, Packet, Rule, Surroundings, System, Tristate, all_of

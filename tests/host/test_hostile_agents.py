@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import pytest
 
-from fwdaemon.core.pace import SHARE, STOCK_S
+from fwdaemon.triggers import SHARE, STOCK_S
 from tests.conftest import MakeLxcGuest, MakeNetwork, MakeQemuGuest, StartDaemon
 from tests.host.hostile import (
     GATEWAY4,

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from fwdaemon.core.pace import SHARE, STOCK_S
+from fwdaemon.triggers import SHARE, STOCK_S
 from tests.conftest import MakeLxcGuest, MakeNetwork, StartDaemon
 from tests.host.conftest import rules_have_no_part
 from tests.host.hostile import THIEF, WEB, is_sound

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fwdaemon.core.bans import Admission, Rate, SourceSet
+from fwdaemon.core.admission import Admission, Rate, SourceSet
 from fwdaemon.core.exposures import Exposure
 from fwdaemon.core.state import Desired, Dropped
 from fwdaemon.core.types import Origin

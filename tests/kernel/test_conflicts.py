@@ -15,8 +15,8 @@ import pytest
 from fwdaemon.audit.lines import format_fault
 from fwdaemon.config.loader import parse
 from fwdaemon.config.model import BackendChoice
-from fwdaemon.conflicts.foreign_rules import ChainLocation, ForeignRules
-from fwdaemon.conflicts.watch import BackgroundConflictWatch, ConflictWatch, conflicts_if_running
+from fwdaemon.conflicts.comparing import ChainLocation
+from fwdaemon.conflicts.watch import BackgroundConflictWatch, ConflictWatch, ForeignRules, conflicts_if_running
 from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Address, Family
 from fwdaemon.hostnet.host_network import SystemHostNetwork
@@ -26,7 +26,7 @@ from fwdaemon.legacy.backend import LegacyBackend
 from fwdaemon.netfilter import Netfilter
 from fwdaemon.nftables.backend import NftablesBackend
 from fwdaemon.reconcile import Reconciler, Request, Seams
-from fwdaemon.rulesets.iptables_reader import Translation
+from fwdaemon.rulesets.nat_chains import Translation
 from fwdaemon.rulesets.packet import System
 from tests.kernel.test_sockets import listening
 from tests.lab.command import run

@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 
-from fwdaemon.conflicts.foreign_rules import ForeignRules
+from fwdaemon.conflicts.watch import ForeignRules
 from fwdaemon.errors import KernelError
 from fwdaemon.explain.gather import Kernel
 from fwdaemon.kernel.process import SystemRunner

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from fwdaemon.core.bans import Admission, Element, Rate, SourceSet
+from fwdaemon.core.admission import Admission, Element, Rate, SourceSet
 from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Family, Origin
 from fwdaemon.explain.gather import Kernel

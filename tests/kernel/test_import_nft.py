@@ -12,7 +12,7 @@ from ipaddress import ip_address
 import pytest
 
 from fwdaemon.core.types import Address, Family, Protocol
-from fwdaemon.importing.assembling import uncovered
+from fwdaemon.importing.adopting import uncovered
 from fwdaemon.importing.findings import Findings, Forward
 from fwdaemon.kernel.process import SystemRunner
 from fwdaemon.rulesets.evaluation import Judgement, pass_through

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from fwdaemon.core.pace import STOCK_S, Budget
 from fwdaemon.core.types import Family, Protocol
 from fwdaemon.hostnet.local_relays import Allowance, Duty, Endpoint, TcpRelay, UdpRelay, Want
+from fwdaemon.triggers import STOCK_S, Budget
 from tests.lab.command import run
 from tests.lab.limits import no_descriptors
 from tests.lab.place import PATIENCE

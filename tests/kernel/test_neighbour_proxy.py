@@ -14,8 +14,7 @@ from fwdaemon.core.exposures import Route
 from fwdaemon.core.report import ApplyResult, Setting
 from fwdaemon.core.state import Proxied
 from fwdaemon.errors import KernelError
-from fwdaemon.hostnet.neighbour_listener import Duty, Listener, Turns
-from fwdaemon.hostnet.neighbour_proxy import NeighbourProxies
+from fwdaemon.hostnet.neighbour_proxy import Duty, Listener, NeighbourProxies, Turns
 from fwdaemon.hostnet.owned_state import OwnedStateFile
 from fwdaemon.kernel.process import budget_of_guests
 from tests import sentences

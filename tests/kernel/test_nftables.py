@@ -14,8 +14,7 @@ from fwdaemon.core.types import Family, Gate, GateFault, Protocol
 from fwdaemon.kernel.process import Finished, SystemRunner
 from fwdaemon.nftables.backend import NftablesBackend
 from fwdaemon.nftables.generation import current_generation
-from fwdaemon.nftables.model import Table
-from fwdaemon.nftables.readback import read_table
+from fwdaemon.nftables.model import Table, read_table
 from fwdaemon.nftables.ruleset import tables
 from fwdaemon.resolve.flows import Flow
 from tests import sentences

@@ -13,8 +13,7 @@ from fwdaemon.nftables.existing import (
     is_iptables,
     rules_holding,
 )
-from fwdaemon.nftables.model import FoundRule
-from fwdaemon.nftables.readback import items
+from fwdaemon.nftables.model import FoundRule, items
 
 FAMILIES = ("ip", "ip6", "inet", "arp", "bridge", "netdev")
 CHAINS = """

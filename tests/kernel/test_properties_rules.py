@@ -5,7 +5,7 @@ import json
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from fwdaemon.conflicts.foreign_rules import ForeignRules
+from fwdaemon.conflicts.watch import ForeignRules
 from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Family
 from fwdaemon.kernel.process import SystemRunner

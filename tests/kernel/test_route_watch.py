@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from fwdaemon.core.pace import Origin, origin
 from fwdaemon.core.report import Actor, ActorKind, Reason, ReasonKind
 from fwdaemon.hostnet.owned_state import Ipv6Bridges, OwnedStateFile
-from fwdaemon.hostnet.routes import RouteKeeper
+from fwdaemon.hostnet.routing import RouteKeeper
+from fwdaemon.kernel.host_watch import RouteWatch, UplinkWatch
 from fwdaemon.kernel.process import budget_of_guests
-from fwdaemon.kernel.route_watch import RouteWatch, UplinkWatch
+from fwdaemon.triggers import Origin, origin
 from tests.kernel.links import Links
 from tests.unit.forwards import route
 

@@ -10,7 +10,7 @@ from fwdaemon.core.exposures import Route
 from fwdaemon.core.report import ApplyResult, Setting
 from fwdaemon.errors import KernelError
 from fwdaemon.hostnet.owned_state import Ipv6Bridges, OwnedStateFile
-from fwdaemon.hostnet.routes import RouteKeeper
+from fwdaemon.hostnet.routing import RouteKeeper
 from tests import sentences
 from tests.kernel.links import Links
 from tests.lab.limits import no_descriptors

@@ -30,10 +30,8 @@ from fwdaemon.core.inventory import (
     LearnedAddress,
     Network,
 )
-from fwdaemon.core.pace import Budgets, Pauses
-from fwdaemon.core.probing import Silent
 from fwdaemon.core.report import ApplyResult, Reason, ReasonKind, RulesChanged, Trigger
-from fwdaemon.core.state import Desired
+from fwdaemon.core.state import Desired, Silent
 from fwdaemon.core.types import Protocol
 from fwdaemon.daemon import Daemon, Parts, RequestPass
 from fwdaemon.errors import PortfwdError
@@ -42,6 +40,7 @@ from fwdaemon.kernel.process import HASTE, new_budgets
 from fwdaemon.netfilter import Monitor, Netfilter
 from fwdaemon.status.reloads import Start
 from fwdaemon.status.temporary import Now
+from fwdaemon.triggers import Budgets, Pauses
 from tests.unit.memory_backend import MemoryBackend, NoProgram
 from tests.unit.seams import Memory
 from tests.unit.varlink_types import Interface

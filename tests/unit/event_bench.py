@@ -6,6 +6,9 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import libvirt
+import pytest
+
 from fwdaemon.config.model import Config, DaemonSettings
 from fwdaemon.core.inventory import Inventory
 from fwdaemon.core.report import Trigger
@@ -79,3 +82,29 @@ async def bench(tmp_path: Path, link: Linking | None = None, verify: float = 1.0
     finally:
         await keeper.close()
         assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Note whose XML is asked for from now on."""
+    names: list[str] = []
+    question = libvirt.virDomain.XMLDesc
+
+    def noted(domain: libvirt.virDomain, flags: int = 0) -> str:
+        names.append(domain.name())
+        return question(domain, flags)
+
+    monkeypatch.setattr(libvirt.virDomain, "XMLDesc", noted)
+    return names
+
+
+def lists(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Note the lists that are asked for from now on."""
+    asked: list[int] = []
+    question = libvirt.virConnect.listAllDomains
+
+    def noted(connection: libvirt.virConnect, flags: int = 0) -> list[libvirt.virDomain]:
+        asked.append(flags)
+        return question(connection, flags)
+
+    monkeypatch.setattr(libvirt.virConnect, "listAllDomains", noted)
+    return asked

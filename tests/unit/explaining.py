@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_interface, ip_network
 from typing import Any
 
-from fwdaemon.core.bans import Place, Ranges
+from fwdaemon.core.admission import Place, Ranges
 from fwdaemon.core.inventory import HostAddress
 from fwdaemon.core.types import Address, Family, Listener, Protocol
 from fwdaemon.explain.report import FarAnswer, GuestAnswer, RouteAnswer, Sighting

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Final
 
-from fwdaemon.core.bans import Gatekeeper
+from fwdaemon.core.admission import Gatekeeper
 from fwdaemon.core.exposures import Exposure, Forward, Nat
 from fwdaemon.core.report import (
     Actor,

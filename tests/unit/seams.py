@@ -4,7 +4,6 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from fwdaemon.core.exposures import Exposure, Nat
-from fwdaemon.core.pace import Origin
 from fwdaemon.core.report import ApplyResult, Conflict, Fault
 from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Address, Family
@@ -13,6 +12,7 @@ from fwdaemon.kernel.conntrack_listing import Entry
 from fwdaemon.netfilter import Netfilter
 from fwdaemon.reconcile import Seams
 from fwdaemon.resolve.flows import Flow, Judge, Strangers, is_claimed
+from fwdaemon.triggers import Origin
 from tests.unit.memory_backend import Kernel, MemoryBackend, NoProgram
 
 

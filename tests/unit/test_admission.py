@@ -10,7 +10,7 @@ import pytest
 from fwdaemon.config import load, load_guarded, parse
 from fwdaemon.config.model import Config
 from fwdaemon.config.sets import MOST_NETWORKS, read_list
-from fwdaemon.core.bans import Admission, Element, Gatekeeper, Ranges, Rate, SourceSet
+from fwdaemon.core.admission import Admission, Element, Gatekeeper, Ranges, Rate, SourceSet
 from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Family, Origin, Protocol
 from fwdaemon.errors import ConfigError

@@ -13,10 +13,10 @@ from uuid import UUID
 import pytest
 
 from fwdaemon.core.inventory import AddressSource, Domain, LearnedAddress, MacClaim, ObservedDomain
-from fwdaemon.core.pace import SHARE, STOCK_S, Budget
 from fwdaemon.errors import LibvirtUnavailableError
-from fwdaemon.hypervisor.agent import AgentRounds, Recall, agent_claims
+from fwdaemon.hypervisor.guest_addresses import AgentRounds, Recall, agent_claims
 from fwdaemon.kernel.process import budget_of_guests
+from fwdaemon.triggers import SHARE, STOCK_S, Budget
 from tests.unit.saying import said
 
 MAC = "52:54:00:00:00:01"

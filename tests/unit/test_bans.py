@@ -5,11 +5,11 @@ from ipaddress import IPv4Address, ip_address, ip_network
 
 import pytest
 
+from fwdaemon.core import bans
 from fwdaemon.core.bans import BEHIND, End, Judge, Kind, Rule, RulesOf, Verdict, are_named, between, not_listed, place
 from fwdaemon.core.types import Family, Gate, GateFault
 from fwdaemon.kernel.netlink import Message, attribute
 from fwdaemon.legacy import info
-from fwdaemon.nftables import bans
 from fwdaemon.nftables.existing import read_ends
 from fwdaemon.nftables.gates import GateState, gate_script, read_iptables, read_native
 

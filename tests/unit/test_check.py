@@ -5,8 +5,7 @@ from pathlib import Path
 import pytest
 
 from fwdaemon.cli import main
-from fwdaemon.conflicts.foreign_rules import Order, RuleConflict
-from fwdaemon.conflicts.taking import Entry, Holder, ListenerConflict
+from fwdaemon.conflicts.comparing import Entry, Holder, ListenerConflict, Order, RuleConflict
 from fwdaemon.core.report import Fault, FaultKind
 from fwdaemon.core.types import PortRange, Protocol
 from tests.unit.test_config_support import forward, nat, route

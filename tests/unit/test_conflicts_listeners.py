@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from fwdaemon.conflicts import taking
-from fwdaemon.conflicts.taking import ListenerConflict, takings, takings_if_running
+from fwdaemon.conflicts import comparing
+from fwdaemon.conflicts.comparing import ListenerConflict, takings, takings_if_running
 from fwdaemon.core.exposures import Forward, Nat
 from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Family, Listener, Origin, PortRange, Protocol
@@ -35,8 +35,8 @@ def socket(endpoint: str, *, families: frozenset[Family] = BOTH, device: str | N
 def found(
     exposures: Iterable[Forward | Nat], *sockets: Listener, names: dict[int, str] | None = None
 ) -> list[ListenerConflict]:
-    shadowed = taking.shadowed_listeners(takings(Desired().having(exposures), LOCAL), sockets, CLIENTS, GUESTS)
-    return list(taking.conflicts(shadowed, names or {}))
+    shadowed = comparing.shadowed_listeners(takings(Desired().having(exposures), LOCAL), sockets, CLIENTS, GUESTS)
+    return list(comparing.listener_conflicts(shadowed, names or {}))
 
 
 def said(

@@ -7,13 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from fwdaemon.conflicts import foreign_rules
-from fwdaemon.conflicts.foreign_rules import ChainLocation, RuleConflict
-from fwdaemon.conflicts.taking import takings
+from fwdaemon.conflicts.comparing import ChainLocation, RuleConflict, rule_conflicts, takings
 from fwdaemon.core.exposures import Forward, Nat
 from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Family, Origin, PortRange, Protocol
-from fwdaemon.rulesets.iptables_reader import (
+from fwdaemon.rulesets.nat_chains import (
     PREROUTING,
     Field,
     Scope,
@@ -21,7 +19,7 @@ from fwdaemon.rulesets.iptables_reader import (
     Value,
     both,
     has_own_chains,
-    read_chains,
+    read_iptables,
     translations,
 )
 from fwdaemon.rulesets.packet import RuleLocation, System
@@ -64,7 +62,7 @@ COMMIT
 
 
 def of_iptables(save: str, system: System = System.IPTABLES_NFT) -> list[Translation]:
-    return list(translations(read_chains(save, system, Family.IPV4), PREROUTING, -100))
+    return list(translations(read_iptables(save, system, Family.IPV4), PREROUTING, -100))
 
 
 def native(priority: int, scope: Scope, family: str = "inet", chain: str = "dstnat") -> Translation:
@@ -78,7 +76,7 @@ def on_port(first: int, last: int = 0, protocol: Protocol = Protocol.TCP) -> dic
 def found(
     exposures: Iterable[Forward | Nat], others: list[Translation], ours: ChainLocation = NFTABLES
 ) -> list[RuleConflict]:
-    return list(foreign_rules.conflicts(takings(Desired().having(exposures), LOCAL), others, ours, LOCAL))
+    return list(rule_conflicts(takings(Desired().having(exposures), LOCAL), others, ours, LOCAL))
 
 
 def said(exposures: Iterable[Forward | Nat], others: list[Translation], ours: ChainLocation = NFTABLES) -> list[str]:
@@ -207,7 +205,7 @@ def test_what_iptables_asks_on_the_way_is_put_together() -> None:
 
 @pytest.mark.parametrize("line", [":", ": ", "-A", "-A ", "-A\t"])
 def test_a_line_that_was_cut_short_is_nobodys_rule(line: str) -> None:
-    assert read_chains(f"*nat\n{line}\nCOMMIT\n", System.LEGACY, Family.IPV4) == {}
+    assert read_iptables(f"*nat\n{line}\nCOMMIT\n", System.LEGACY, Family.IPV4) == {}
 
 
 def test_what_passes_two_tests_passes_both() -> None:

@@ -10,7 +10,7 @@ from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Family
 from fwdaemon.kernel.conntrack_listing import labelled, read_entry, read_open_flow
 from fwdaemon.kernel.netlink import Message, attribute, messages, packed
-from fwdaemon.nftables.readback import counting_rules, read_packets
+from fwdaemon.nftables.table_cache import counting_rules, read_packets
 from tests.unit.forwards import forward, nat, route
 
 LISTING = """table ip kvm_portfwd {

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from fwdaemon.core.pace import Budget, Budgets, Origin
 from fwdaemon.core.report import ApplyResult, Reason, ReasonKind
 from fwdaemon.errors import HangingError, KernelError, LibvirtUnavailableError
+from fwdaemon.triggers import Budget, Budgets, Origin
 from tests.sentences import error
 from tests.unit.daemon_scene import FAST, RULE, SSH, SSH_RULE, STARTED, WEB, Scene, inventory, play, prepared
 

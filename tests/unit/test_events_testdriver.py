@@ -18,11 +18,11 @@ from fwdaemon.core.inventory import HijackedAddress, LibvirtObservation, Neighbo
 from fwdaemon.core.report import Trigger
 from fwdaemon.errors import LibvirtUnavailableError
 from fwdaemon.events import InventoryKeeper, Surroundings, take_inventory
-from fwdaemon.hypervisor.connection import LibvirtConnection, network_uri
-from fwdaemon.hypervisor.link import Connection, growing_pauses
+from fwdaemon.hypervisor.connection import LibvirtConnection
+from fwdaemon.hypervisor.link import Connection
 from fwdaemon.kernel.process import new_budgets
 from fwdaemon.resolve.placement import desired_state
-from tests.unit.event_bench import URI, Linking, bench, holds, watching
+from tests.unit.event_bench import URI, Linking, asked, bench, holds, lists, watching
 
 NOBODY = "qemu:///system?socket=/no/such/socket"
 
@@ -143,19 +143,6 @@ def test_hostile_domain_name(tmp_path: Path, driver: libvirt.virConnect) -> None
     asyncio.run(scenario())
 
 
-def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Note whose XML is asked for from now on."""
-    names: list[str] = []
-    question = libvirt.virDomain.XMLDesc
-
-    def noted(domain: libvirt.virDomain, flags: int = 0) -> str:
-        names.append(domain.name())
-        return question(domain, flags)
-
-    monkeypatch.setattr(libvirt.virDomain, "XMLDesc", noted)
-    return names
-
-
 def test_only_a_domain_in_doubt_is_asked_again(
     tmp_path: Path, driver: libvirt.virConnect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -198,19 +185,6 @@ def test_a_list_that_libvirt_holds_back_keeps_nothing_from_being_followed(
             assert asked
 
     asyncio.run(scenario())
-
-
-def lists(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Note the lists that are asked for from now on."""
-    asked: list[int] = []
-    question = libvirt.virConnect.listAllDomains
-
-    def noted(connection: libvirt.virConnect, flags: int = 0) -> list[libvirt.virDomain]:
-        asked.append(flags)
-        return question(connection, flags)
-
-    monkeypatch.setattr(libvirt.virConnect, "listAllDomains", noted)
-    return asked
 
 
 class Unreliable(LibvirtConnection):
@@ -266,12 +240,6 @@ def test_lost_and_found(tmp_path: Path, unreliable: type[Unreliable], caplog: py
         f"lost libvirt at {URI} (the daemon is gone): forwards stay as they are",
         f"libvirt at {URI} answers again",
     ]
-
-
-def test_pauses_between_attempts_grow_to_ten_seconds() -> None:
-    longest = [0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 10.0, 10.0]
-    for pauses in (list(itertools.islice(growing_pauses(), 8)) for _ in range(50)):
-        assert all(0.75 * most <= pause <= most for pause, most in zip(pauses, longest, strict=True))
 
 
 @pytest.mark.usefixtures("driver")
@@ -345,22 +313,6 @@ def test_one_inventory() -> None:
 def test_errors_are_not_printed(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     test_uri_that_nobody_serves(tmp_path)
     assert capfd.readouterr() == ("", "")
-
-
-@pytest.mark.parametrize(
-    ("uri", "networks"),
-    [
-        ("qemu:///system", "network:///system"),
-        ("lxc:///system", "network:///system"),
-        ("xen:///system", "network:///system"),
-        ("qemu:///session", "network:///session"),
-        ("qemu+ssh://host/system", None),
-        ("qemu:///system?socket=/x", None),
-        ("test:///default", None),
-    ],
-)
-def test_network_uri(uri: str, networks: str | None) -> None:
-    assert network_uri(uri) == networks
 
 
 NODE = """

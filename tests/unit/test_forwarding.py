@@ -5,7 +5,7 @@ import pytest
 
 from fwdaemon.core.types import Family
 from fwdaemon.errors import KernelError
-from fwdaemon.hostnet import forwarding
+from fwdaemon.hostnet import routing
 
 # /proc/net/ipv6_route: a default route by router advertisement on eth0, a static one on eth1, a local prefix.
 ROUTES = """\
@@ -27,9 +27,9 @@ def proc(tmp_path: Path) -> Path:
 
 
 def test_forwarding_is_turned_on(proc: Path) -> None:
-    assert not forwarding.is_on(Family.IPV4, proc)
-    assert forwarding.turn_on(Family.IPV4, proc) == "net.ipv4.ip_forward"
-    assert forwarding.is_on(Family.IPV4, proc)
+    assert not routing.is_on(Family.IPV4, proc)
+    assert routing.turn_on(Family.IPV4, proc) == "net.ipv4.ip_forward"
+    assert routing.is_on(Family.IPV4, proc)
     assert (proc / "sys/net/ipv6/conf/all/forwarding").read_text() == "0\n"
 
 
@@ -38,10 +38,10 @@ def test_a_default_route_by_router_advertisement_is_not_lost(proc: Path, accept_
     (proc / "sys/net/ipv6/conf/eth0/accept_ra").write_text(accept_ra)
     if stays_off:
         with pytest.raises(KernelError, match=r"eth0 learned .* set net\.ipv6\.conf\.eth0\.accept_ra = 2 first"):
-            forwarding.turn_on(Family.IPV6, proc)
+            routing.turn_on(Family.IPV6, proc)
     else:
-        forwarding.turn_on(Family.IPV6, proc)
-    assert forwarding.is_on(Family.IPV6, proc) is not stays_off
+        routing.turn_on(Family.IPV6, proc)
+    assert routing.is_on(Family.IPV6, proc) is not stays_off
 
 
 @pytest.mark.parametrize("name", [b"e\xff", b"e\x1c", "e\x85".encode()], ids=repr)
@@ -50,11 +50,11 @@ def test_a_link_may_have_any_name(proc: Path, name: bytes) -> None:
     (proc / "sys/net/ipv6/conf" / os.fsdecode(name)).mkdir()
     (proc / "sys/net/ipv6/conf" / os.fsdecode(name) / "accept_ra").write_text("1")
     with pytest.raises(KernelError, match=r"that e\\\w+ learned .* set net\.ipv6\.conf\.e\\\w+\.accept_ra = 2 first"):
-        forwarding.turn_on(Family.IPV6, proc)
+        routing.turn_on(Family.IPV6, proc)
 
 
 def test_a_sysctl_that_cannot_be_written_is_an_error(proc: Path) -> None:
     (proc / "sys/net/ipv4/ip_forward").unlink()
     (proc / "sys/net/ipv4/ip_forward").mkdir()
     with pytest.raises(KernelError, match=r"cannot set net\.ipv4\.ip_forward to 1"):
-        forwarding.turn_on(Family.IPV4, proc)
+        routing.turn_on(Family.IPV4, proc)

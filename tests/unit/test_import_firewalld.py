@@ -5,10 +5,9 @@ from collections.abc import Sequence
 import pytest
 
 from fwdaemon.importing import firewalld, firewalld_zones
-from fwdaemon.importing.findings import Findings
+from fwdaemon.importing.findings import Findings, Kind, recognise
 from fwdaemon.importing.firewalld import carry
 from fwdaemon.importing.firewalld_zones import BrokenXmlError, Zone
-from fwdaemon.importing.recognise import Kind, recognise
 from tests.unit.imports import FILE, left_out, warnings
 from tests.unit.test_import_nft import live
 

@@ -6,10 +6,9 @@ from pathlib import Path
 import pytest
 
 from fwdaemon.importing import firewalld
-from fwdaemon.importing.findings import Findings
+from fwdaemon.importing.findings import Findings, Kind, recognise
 from fwdaemon.importing.firewalld import parse_list, parse_xml, policies_in
 from fwdaemon.importing.iptables_save import no_way
-from fwdaemon.importing.recognise import Kind, recognise
 from tests.unit.imports import FILE, left_out, warnings
 from tests.unit.test_import_command import Run, run
 from tests.unit.test_import_firewalld import ETH0, HTTP

@@ -9,9 +9,8 @@ from fwdaemon import config
 from fwdaemon.config.model import Config
 from fwdaemon.importing import iptables_save
 from fwdaemon.importing.assembling import Owners
-from fwdaemon.importing.findings import Findings
+from fwdaemon.importing.findings import Findings, Kind, recognise
 from fwdaemon.importing.firewalld import parse_xml
-from fwdaemon.importing.recognise import Kind, recognise
 from tests.unit.imports import FILE, OWNERS, accepted
 from tests.unit.nft_samples import PASSING, SAMPLES, Sample
 from tests.unit.test_import_command import Run, run

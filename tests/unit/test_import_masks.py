@@ -6,7 +6,7 @@ from fwdaemon.core.text import GrammarError
 from fwdaemon.importing.findings import read_listen, read_sources
 from fwdaemon.importing.firewalld import parse_xml
 from fwdaemon.importing.iptables_save import no_way
-from fwdaemon.rulesets.region import network_of
+from fwdaemon.rulesets.rules import network_of
 from tests.unit.imports import FILE, forwards, left_out
 from tests.unit.saved_rules import SQL, found
 from tests.unit.test_import_firewalld import PUBLIC

@@ -15,8 +15,7 @@ from fwdaemon.config.model import RouteEntry
 from fwdaemon.core.inventory import AddressSource, Domain, GuestInterface, Inventory, LearnedAddress
 from fwdaemon.core.types import Address, Origin, PortRange, Protocol
 from fwdaemon.importing.assembling import Imported, assemble, owners_of
-from fwdaemon.importing.findings import BrokenFileError, Findings, Forward
-from fwdaemon.importing.recognise import Kind, recognise
+from fwdaemon.importing.findings import BrokenFileError, Findings, Forward, Kind, recognise
 from tests.unit.imports import FILE, OWNERS, accepted
 
 WEB = Forward(

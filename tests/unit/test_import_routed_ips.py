@@ -6,9 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fwdaemon.importing.findings import BrokenFileError
+from fwdaemon.importing.findings import BrokenFileError, Kind, recognise
 from fwdaemon.importing.ports_script import parse_routed_ips
-from fwdaemon.importing.recognise import Kind, recognise
 from tests.unit.imports import FILE, accepted, warnings
 
 SAMPLE = """\

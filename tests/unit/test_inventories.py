@@ -6,11 +6,10 @@ from contextlib import contextmanager
 
 import pytest
 
-from fwdaemon.core.pace import SHARE_OF_USERS, STOCK_OF_USERS_S, STOCK_S, Backoff, Origin
 from fwdaemon.core.report import Actor, ActorKind, Reason, ReasonKind
 from fwdaemon.events import Inventories
 from fwdaemon.kernel.process import new_budgets
-from fwdaemon.triggers import TriggerQueue
+from fwdaemon.triggers import SHARE_OF_USERS, STOCK_OF_USERS_S, STOCK_S, Backoff, Origin, TriggerQueue
 from tests.unit.daemon_scene import Libvirt
 
 BY_GUEST = Reason(ReasonKind.NEIGHBOUR, "192.168.122.50", "answered")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from watchdog.observers.api import BaseObserver
 
-from fwdaemon.hypervisor.lease_watch import LeaseWatch
+from fwdaemon.hypervisor.guest_addresses import LeaseWatch
 from fwdaemon.kernel.process import budget_of_guests
 from tests.unit.saying import said
 

@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 import libvirt
 import pytest
 
-from fwdaemon.core.pace import Origin, origin
 from fwdaemon.core.report import Reason
 from fwdaemon.errors import LibvirtUnavailableError
 from fwdaemon.hypervisor.connection import Callback, LibvirtConnection, agent_lifecycle, domain_lifecycle
+from fwdaemon.triggers import Origin, origin
 from tests.unit.saying import said
 
 

@@ -11,10 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fwdaemon.core.pace import REST_S, SHARE, STOCK_S, Budget, Origin, origin
 from fwdaemon.core.report import Reason, ReasonKind
 from fwdaemon.kernel.process import budget_of_guests
-from fwdaemon.triggers import TriggerQueue
+from fwdaemon.triggers import REST_S, SHARE, STOCK_S, Budget, Origin, TriggerQueue, origin
 
 COST_S, MINUTE_S, RESOLUTION_S = 0.02, 60.0, 1e-6
 

@@ -3,8 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fwdaemon.conflicts.taking import PortIndex
-from fwdaemon.core.types import PortRange
+from fwdaemon.core.types import PortIndex, PortRange
 
 RANGES = st.builds(
     lambda first, width: PortRange(first, min(first + width, 65535)),

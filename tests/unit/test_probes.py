@@ -8,11 +8,12 @@ from ipaddress import ip_address, ip_network
 from queue import SimpleQueue
 
 from fwdaemon.core.inventory import HostAddress, Inventory
-from fwdaemon.core.pace import SHARE, STOCK_S, Budget
-from fwdaemon.core.probing import Answer, Question, Silent
+from fwdaemon.core.state import Silent
 from fwdaemon.core.types import Family
 from fwdaemon.kernel.probes import Probes, heard
 from fwdaemon.kernel.process import budget_of_guests
+from fwdaemon.resolve.neighbours import Answer, Question
+from fwdaemon.triggers import SHARE, STOCK_S, Budget
 
 WEB, DB = (Silent("virbr0", f"52:54:00:00:00:0{number}", Family.IPV4) for number in (1, 2))
 HOST = HostAddress(ip_address("192.168.122.1"), ip_network("192.168.122.0/30"), "virbr0")

@@ -6,8 +6,9 @@ from uuid import UUID
 import pytest
 
 from fwdaemon.core.inventory import AddressSource, Domain, GuestInterface, HostAddress, Inventory, LearnedAddress
-from fwdaemon.core.probing import Answer, Question, Silent, credible, questions
+from fwdaemon.core.state import Silent
 from fwdaemon.core.types import Family
+from fwdaemon.resolve.neighbours import Answer, Question, credible, questions
 
 MAC, OTHER = "52:54:00:00:00:01", "52:54:00:00:00:02"
 WEB4, WEB6 = Silent("virbr0", MAC, Family.IPV4), Silent("virbr0", MAC, Family.IPV6)

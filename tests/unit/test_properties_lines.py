@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from fwdaemon.core.text import rule_lines, unquoted
 from fwdaemon.core.types import Family
 from fwdaemon.importing import iptables_save
-from fwdaemon.rulesets import iptables_reader, xt_listing
+from fwdaemon.rulesets import nat_chains, xt_listing
 from fwdaemon.rulesets.packet import System
 
 _MATCHES = "-d 198.51.100.1/32 -p tcp -m tcp --dport"
@@ -61,7 +61,7 @@ def test_every_reader_finds_the_rules_and_no_more(texts: list[str]) -> None:
     assert [str(forward.host) for forward in imported.forwards] == ports
     (chain,) = xt_listing.base_chains(save, System.LEGACY, Family.IPV4)
     assert len(chain.chains.get("PREROUTING", ())) == len(texts)
-    steps = iptables_reader.read_chains(save, System.LEGACY, Family.IPV4)
+    steps = nat_chains.read_iptables(save, System.LEGACY, Family.IPV4)
     assert len(steps.get("PREROUTING", ())) == len(texts)
 
 

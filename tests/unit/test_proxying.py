@@ -7,8 +7,7 @@ from uuid import UUID
 import pytest
 
 from fwdaemon.core.inventory import AddressSource, Domain, GuestInterface, HostAddress, Inventory, LearnedAddress, Move
-from fwdaemon.core.probing import Silent
-from fwdaemon.core.state import Proxied
+from fwdaemon.core.state import Proxied, Silent
 from fwdaemon.core.types import Family
 from fwdaemon.resolve.neighbours import proxied, unseen
 from tests.unit.forwards import route

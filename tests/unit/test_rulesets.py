@@ -7,8 +7,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fwdaemon.core.types import Family
-from fwdaemon.rulesets.region import Box, Field, Space, Spans, matching, one
-from fwdaemon.rulesets.rules import End, Jump, Return, Rule, TangledError, led_to, walk
+from fwdaemon.rulesets.rules import (
+    Box,
+    End,
+    Field,
+    Jump,
+    Return,
+    Rule,
+    Space,
+    Spans,
+    TangledError,
+    led_to,
+    matching,
+    one,
+    walk,
+)
 
 NUMBERS = range(-2, 30)
 RANGES = st.lists(st.tuples(st.integers(0, 20), st.integers(-1, 6)).map(lambda ends: (ends[0], sum(ends))), max_size=5)

@@ -21,19 +21,20 @@ from fwdaemon.core.report import Fault, FaultKind, Note, NoteKind
 PROGRAM: Final = Path(__file__).parents[2] / "fwdaemon"
 READERS: Final = {
     "config/syntax.py": "what tomllib says of a text",
+    "core/bans.py": "nft --json",
     "errors.py": "what nft says of a script",
-    "hypervisor/lease_watch.py": "what watchdog writes to its log",
+    "hypervisor/guest_addresses.py": "what watchdog writes to its log",
     "nftables/gates.py": "iptables -S",
     "importing/firewalld_zones.py": "firewall-cmd --list-all",
     "importing/iptables_save.py": "remarks of iptables-save",
     "nftables/backend.py": "what nft says of a script",
-    "nftables/bans.py": "nft --json",
-    "nftables/readback.py": "nft list table",
+    "nftables/table_cache.py": "nft list table",
     "rulesets/nft_listing.py": "nft --json",
     "rulesets/xt_tables.py": "remarks of iptables-save",
 }
 MIDDLE: Final = sorted(file for room in ("core", "resolve") for file in (PROGRAM / room).rglob("*.py"))
 SAYING: Final = {
+    "core/bans.py": "how nft --json calls the source of a connection",
     "core/inventory.py": "who told an address, in a word or two",
     "core/exposures.py": "what a 1:1 address is, as the rows of the status and the audit have it",
     "core/text.py": "what is wrong with a value of the configuration",

@@ -11,7 +11,7 @@ import pytest
 
 from fwdaemon.audit.lines import format_fault
 from fwdaemon.config import load_guarded
-from fwdaemon.core.bans import Admission, Element, SourceSet
+from fwdaemon.core.admission import Admission, Element, SourceSet
 from fwdaemon.core.report import Fault
 from fwdaemon.core.types import Family, Origin
 from fwdaemon.netfilter import Netfilter

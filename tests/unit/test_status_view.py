@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from fwdaemon.status import table
+from fwdaemon.commands import status as command
 from fwdaemon.status.model import Status
 from tests.unit.statuses import HOSTILE, header, status
 
@@ -30,7 +30,7 @@ def utc(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def drawn(width: int, *, colour: bool = False) -> str:
     output = io.StringIO()
     console = Console(file=output, width=width, force_terminal=colour, color_system="standard" if colour else None)
-    table.draw(json.loads(status().encode()), console)
+    command.draw(json.loads(status().encode()), console)
     return output.getvalue()
 
 
@@ -49,7 +49,7 @@ def test_on_a_terminal(width: int, request: pytest.FixtureRequest) -> None:
 
 
 def test_elsewhere(request: pytest.FixtureRequest) -> None:
-    agrees("status-plain.txt", table.as_text(json.loads(status().encode())), request)
+    agrees("status-plain.txt", command.as_text(json.loads(status().encode())), request)
 
 
 @pytest.mark.parametrize("width", [72, 80, 200])
@@ -80,5 +80,5 @@ def test_states_have_colours() -> None:
 
 
 def test_with_nothing_to_show_there_is_no_table() -> None:
-    text = table.as_text(json.loads(Status(header(), ()).encode()))
+    text = command.as_text(json.loads(Status(header(), ()).encode()))
     assert text.splitlines()[-1] == "exposures      0 active, 0 waiting, 0 refused"

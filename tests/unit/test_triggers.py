@@ -1,8 +1,7 @@
 import pytest
 
-from fwdaemon.core.pace import Origin
 from fwdaemon.core.report import Actor, ActorKind, Reason, ReasonKind
-from fwdaemon.triggers import TriggerQueue, Triggers
+from fwdaemon.triggers import Origin, TriggerQueue, Triggers
 
 BY_GUEST = Reason(ReasonKind.NEIGHBOUR, "192.168.122.50", "answered")
 FIRST, SECOND = (Reason(ReasonKind.DOMAIN, name, "started") for name in ("web1", "web2"))

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from fwdaemon.kernel.netlink import Message, attribute
+from fwdaemon.kernel.host_watch import UplinkChanges, ways_of
+from fwdaemon.kernel.netlink import Message, Way, attribute
 from fwdaemon.kernel.observe import leads_away
-from fwdaemon.kernel.route_watch import UplinkChanges, Way, ways_of
 from fwdaemon.kernel.rtnetlink import PROTOCOL
 
 NEW, DELETED = 24, 25

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from fwdaemon.core.pace import Backoff
 from fwdaemon.core.state import Desired
 from fwdaemon.errors import KernelError
 from fwdaemon.hostnet.local_proxy import LocalProxy
 from fwdaemon.hypervisor.connection import EventLoop
 from fwdaemon.kernel import memory
 from fwdaemon.kernel.process import Beside, Companion, Worker, processor_time, processor_time_here
+from fwdaemon.triggers import Backoff
 from tests.lab.place import wait_until
 from tests.unit.forwards import forward
 

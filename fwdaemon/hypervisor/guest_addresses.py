@@ -1,31 +1,43 @@
-"""Keeps asking guest agents, apart from everything else.
+"""What libvirt does not tell of guests' addresses: their agents are asked, and its DHCP servers' files are watched.
 
 A guest agent is asked only while its domain has no address from a better source, one at a time, on a thread of its own:
 an agent that hangs costs other agents some seconds, and nobody else anything. What it said stands while that run of its
 domain lasts, even when the agent goes away, as it does at each of its updates.
+
+dnsmasq's helper replaces /var/lib/libvirt/dnsmasq/BRIDGE.status by rename when a lease comes or goes, and libvirt
+writes NETWORK.hostsfile when reservations change. What is in them is libvirt's to tell; here they only say "look
+again". libvirt's *reading* them must not, or every pass would cause the next. The directory may not be there yet: then
+the nearest one above it is watched, until it is.
 """
 
 import asyncio
 import logging
+import os
+import threading
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final, Protocol, TypeAlias
+from operator import attrgetter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
 from uuid import UUID
 
 import libvirt
 
 from fwdaemon.audit.throttle import WarnOnce
 from fwdaemon.core.inventory import AddressSource, LearnedAddress, MacClaim, ObservedDomain
-from fwdaemon.core.pace import Backoff, Budget
 from fwdaemon.core.report import Reason, ReasonKind, Trigger
 from fwdaemon.core.text import shown
 from fwdaemon.errors import LibvirtUnavailableError, PortfwdError, shortage
 from fwdaemon.hypervisor.connection import open_with_keepalive
 from fwdaemon.hypervisor.xml import guest_address, normal_mac
 from fwdaemon.kernel.process import Worker
+from fwdaemon.triggers import Backoff, Budget
+
+if TYPE_CHECKING:
+    from watchdog.events import FileSystemEvent
 
 _log = logging.getLogger(__name__)
 
@@ -131,7 +143,7 @@ class AgentRounds:
         clock = asyncio.get_running_loop().time
         while True:
             self._changed.clear()
-            record = min((item for item in self._records.values() if item.wanted), key=_due, default=None)
+            record = min((item for item in self._records.values() if item.wanted), key=attrgetter("due"), default=None)
             pause = float("inf") if record is None else max(record.due - clock(), self._guests.rest())
             if record is not None and pause <= 0:
                 await self._ask(record)
@@ -166,14 +178,9 @@ class AgentRounds:
             return self._agents.addresses(domain)
 
 
-def _due(record: _Record) -> float:
-    return record.due
-
-
 # Asks the agents inside guests for their addresses, on a connection of its own.
 #
-# An agent is a program of the guest and may never answer. Here that delays no one but other agents, each for 5 s at
-# most.
+# An agent is a program of the guest and may never answer. Here that delays other agents alone, each for 5 s at most.
 #
 # The time limit is libvirt's own (virDomainAgentSetResponseTimeout). It is a property of the domain, seen by every
 # client, so it is set back to libvirt's default, no limit, right after the question: a backup that freezes file systems
@@ -234,8 +241,159 @@ def agent_claims(answer: dict[str, dict[str, Any]]) -> tuple[MacClaim, ...]:
         for entry in interface.get("addrs") or ()
         if (address := guest_address(entry.get("addr"))) is not None
     }
-    return tuple(
-        sorted(claims, key=lambda claim: (claim.mac, claim.learned.address.version, claim.learned.address.packed))[
-            :MAX_ADDRESSES
-        ]
-    )
+    ordered = sorted(claims, key=lambda claim: (claim.mac, claim.learned.address.version, claim.learned.address.packed))
+    return tuple(ordered[:MAX_ADDRESSES])
+
+
+# The files of libvirt's DHCP servers.
+
+DNSMASQ_DIRECTORY: Final = Path("/var/lib/libvirt/dnsmasq")
+_CHANGES: Final = frozenset({"created", "modified", "moved", "deleted"})
+_REASONS: Final = {".status": ReasonKind.LEASES, ".hostsfile": ReasonKind.RESERVATIONS}
+# Up to its version 6, watchdog remembers each rename for as long as it watches: it starts over after so many changes.
+_RENEWED_AFTER: Final = 256
+# What one event takes, at most, in watchdog's threads and in ours. Guests can ask for as many leases as they like, and
+# each is several events.
+_COSTS_S: Final = 0.00015
+# To watch anew costs as much as some events.
+_REST_S: Final = 1.0
+# How soon it is tried again where nothing can be watched, doubled each time up to the second figure.
+_AGAIN_S, _AGAIN_AT_MOST_S = 1.0, 30.0
+# What an emitter logs as an error when it is stopped between two reads, as each is that we unschedule.
+_STOPPED: Final = "called when the thread is inactive"
+
+
+class LeaseWatch:
+    """Calls `trigger` with a reason, on the loop's thread, when leases or reservations change.
+
+    watchdog's threads live from `start` to `close`. What they take is taken from `guests`.
+    """
+
+    def __init__(self, trigger: Trigger, guests: Budget, directory: Path = DNSMASQ_DIRECTORY) -> None:
+        self._trigger, self._guests = trigger, guests
+        self._directory = directory
+        self._observer: Any = None  # watchdog's Observer is a variable, not a type
+        self._watched: Path | None = None
+        self._received = 0
+        self._resting: asyncio.TimerHandle | None = None
+        self._warning, self._pauses = WarnOnce(), Backoff(_AGAIN_S, _AGAIN_AT_MOST_S)
+
+    def start(self) -> None:
+        """Watch. Where that cannot be done, it says so once, and tries again, ever more seldom."""
+        logging.getLogger("watchdog.observers.inotify").addFilter(_is_news)
+        self._loop = asyncio.get_running_loop()
+        self._begin()
+
+    def close(self) -> None:
+        """Stop watchdog's threads and wait for their end."""
+        if self._resting is not None:
+            self._resting.cancel()
+        if self._observer is not None and self._observer.is_alive():
+            self._observer.stop()
+            self._observer.join()
+        self._observer = None
+
+    def dispatch(self, event: "FileSystemEvent") -> None:
+        """Take an event on watchdog's thread; this is all that watchdog asks of a handler."""
+        if event.event_type in _CHANGES:
+            # Only a move had a destination before watchdog 4.
+            path = Path(os.fsdecode(getattr(event, "dest_path", "") or event.src_path))
+            self._loop.call_soon_threadsafe(self._changed, path)
+
+    def _changed(self, path: Path) -> None:
+        self._guests.spent(_COSTS_S)
+        if self._observer is None or self._resting is not None:
+            return
+        if path.parent == self._directory:
+            if path.suffix in _REASONS:
+                self._trigger(Reason(_REASONS[path.suffix], path.stem))
+        elif self._aim() and self._watched == self._directory:
+            self._trigger(Reason(ReasonKind.LEASE_DIRECTORY, str(self._directory)))
+        self._received += 1
+        if rest := self._guests.rest():
+            self._rest(max(rest, _REST_S))
+        elif self._received >= _RENEWED_AFTER:
+            self._renew()
+
+    def _rest(self, seconds: float) -> None:
+        self._observer.unschedule_all()
+        self._resting = self._loop.call_later(seconds, self._renew)
+
+    def _renew(self) -> None:
+        """Watch anew. What changes between the two watches is heard by neither."""
+        with self._guests.charged(time.thread_time):
+            begun = self._begin()
+        if begun:
+            self._trigger(Reason(ReasonKind.LEASES_WATCHED))
+
+    def _begin(self) -> bool:
+        self._resting = None
+        self._received, self._watched = 0, None
+        return self._aim()
+
+    def _aim(self) -> bool:
+        """Watch the directory, or the nearest above it; whether that changed."""
+        try:
+            if self._observer is None:
+                self._observer = _started_observer()
+            moved = self._aimed()
+        except (OSError, RuntimeError) as error:  # no watch, descriptor or thread is to be had
+            self._later(error)
+            return False
+        self._warning.settle(f"{self._directory} is watched again")
+        self._pauses.settle()
+        return moved
+
+    def _later(self, error: OSError | RuntimeError) -> None:
+        self._warning.warn(
+            f"DHCP leases are noticed with delay, as {self._directory} cannot be watched, trying again: {error}"
+        )
+        if self._observer is not None:
+            self._observer.unschedule_all()
+        self._resting = self._loop.call_later(self._pauses.next(), self._renew)
+
+    def _aimed(self) -> bool:
+        """Repeat until nothing more appears."""
+        moved = False
+        while (nearest := self._nearest()) != self._watched:
+            self._observer.unschedule_all()
+            _have_threads(_THREADS)
+            self._observer.schedule(self, str(nearest), recursive=False)
+            self._watched, moved = nearest, True
+        return moved
+
+    def _nearest(self) -> Path:
+        return next(path for path in (self._directory, *self._directory.parents) if path.is_dir())
+
+
+# How many threads a watch takes. Where one of them cannot start, watchdog 6.0 loses the descriptors of the watch.
+_THREADS: Final = 2
+
+
+def _have_threads(number: int) -> None:
+    """Raise RuntimeError where so many more threads cannot be started."""
+    over = threading.Event()
+    begun: list[threading.Thread] = []
+    try:
+        for _ in range(number):
+            thread = threading.Thread(target=over.wait, daemon=True)
+            thread.start()
+            begun.append(thread)
+    finally:
+        over.set()
+        for thread in begun:
+            thread.join()
+
+
+def _started_observer() -> Any:
+    """Make one and start it: from Python 3.13 on, one that could not be started never can."""
+    from watchdog.observers import Observer  # noqa: PLC0415 - only `run` needs it
+
+    observer = Observer()  # from watchdog 6 on, this starts a thread already
+    observer.start()
+    return observer
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Whether something that watchdog logs is worth a line."""
+    return _STOPPED not in record.getMessage()

@@ -2,7 +2,7 @@
 
 from ipaddress import ip_address
 
-from fwdaemon.hostnet.neighbour_listener import Turns
+from fwdaemon.hostnet.neighbour_proxy import Turns
 
 ONE, OTHER = ip_address("203.0.113.66"), ip_address("2001:db8:1::66")
 

@@ -1,62 +1,22 @@
-"""What exposures, or entries that may become some, take of what comes to this host. Pure."""
+"""What exposures, or entries that may become some, take of what comes to this host, and from whom. Pure."""
 
-from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from enum import StrEnum
+from ipaddress import ip_network
 from itertools import chain, compress
-from operator import attrgetter, itemgetter
-from typing import Final, Generic, NamedTuple, TypeAlias, TypeVar
+from operator import attrgetter
+from typing import Final, NamedTuple, TypeAlias
 
 from fwdaemon.config.model import Config
 from fwdaemon.config.overlap import families_of_entry
 from fwdaemon.core.exposures import Claim, Kind, Owner
 from fwdaemon.core.state import Desired
 from fwdaemon.core.text import shown
-from fwdaemon.core.types import Address, Family, Listener, Origin, PortRange, Protocol, Subnet
-
-# Finds what has to do with a range of ports without looking at everything. Pure.
-_T = TypeVar("_T")
-
-# What has more ports than this is looked at each time: else it would have to be looked for far below each port.
-_WIDE: Final = 64
-_HIGHEST: Final = 65535
-
-
-class PortIndex(Generic[_T]):
-    """Items by the ports that each of them has."""
-
-    def __init__(self, items: Iterable[tuple[PortRange, _T]]) -> None:
-        ordered = sorted(items, key=itemgetter(0))
-        self._wide = [item for item in ordered if item[0].width > _WIDE]
-        self._narrow = [item for item in ordered if item[0].width <= _WIDE]
-        self._firsts = [ports.first for ports, _ in self._narrow]
-
-    def meeting(self, ports: PortRange) -> Iterator[_T]:
-        """Give the items that have any of these ports."""
-        begin = bisect_left(self._firsts, ports.first - _WIDE + 1)
-        end = bisect_right(self._firsts, ports.last)
-        for found, item in self._narrow[begin:end]:
-            if found.last >= ports.first:
-                yield item
-        for found, item in self._wide:
-            if found.overlaps(ports):
-                yield item
-
-
-class PortSet:
-    """Ports by their numbers; whether a range has one of them is found without looking at each, however wide it is."""
-
-    def __init__(self, ranges: Iterable[PortRange]) -> None:
-        self._marks = bytearray(_HIGHEST + 1)
-        for ports in ranges:
-            self._marks[ports.first : ports.last + 1] = b"\1" * ports.width
-
-    def met_by(self, ranges: Iterable[PortRange]) -> list[bool]:
-        """Tell of each range whether it has one of them; there may be thousands, nearly all of one port."""
-        marks, ends = self._marks, map(attrgetter("first", "last"), ranges)
-        return [marks[first] > 0 if first == last else marks.find(1, first, last + 1) >= 0 for first, last in ends]
-
+from fwdaemon.core.types import Address, Family, Listener, Origin, PortIndex, PortRange, PortSet, Protocol, Subnet
+from fwdaemon.rulesets.nat_chains import Field, Scope, Translation, Value, both
+from fwdaemon.rulesets.packet import ADMIN, RuleLocation, System, owner_of
 
 EVERY_PORT: Final = PortRange(1, 65535)
 _ALL: Final = PortSet([EVERY_PORT])
@@ -273,7 +233,7 @@ class ListenerConflict:
         return [f"{shown(name)} at port {show(protocol, port)}" for name, protocol, port in self.holders]
 
 
-def conflicts(found: Iterable[ShadowedListeners], names: Mapping[int, str]) -> Iterator[ListenerConflict]:
+def listener_conflicts(found: Iterable[ShadowedListeners], names: Mapping[int, str]) -> Iterator[ListenerConflict]:
     """Give each with the names of processes by the inodes of their sockets, which may hold anything."""
     for item in sorted(found, key=lambda item: (min(map(_rank, item.sockets)), str(item.entry))):
         bound = {socket.address or socket.device for socket in item.sockets}
@@ -296,3 +256,139 @@ def _holders(sockets: Iterable[Listener], names: Mapping[int, str]) -> Iterable[
 
 def _rank(socket: Listener) -> _Rank:
     return socket.port != _SSH_PORT, socket.protocol, socket.port
+
+
+# Rules of other tools that translate what an exposure takes, and whose come first.
+
+
+class Order(StrEnum):
+    """Whose rule a packet comes to first."""
+
+    OURS = "ours"
+    THEIRS = "theirs"
+    UNKNOWN = "unknown"
+
+
+# What follows from it, with what is on its way, and to whom.
+_FOLLOWS: Final = {
+    Order.OURS: "but our rule comes first, so %s reach %s",
+    Order.THEIRS: "and that comes first, so %s may not reach %s",
+    Order.UNKNOWN: "and whichever of the two was made last comes first, so %s may not reach %s",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ChainLocation:
+    """In which rule system our own translation is, and the priority of its chain."""
+
+    system: System
+    priority: int
+
+    def order(self, other: Translation) -> Order:
+        """Tell whose rule comes first.
+
+        Chains of one priority are called in the reverse order of their making (nf_hook_entries_grow), which nobody
+        tells; but in the table nat of iptables ours is the first rule of the chain.
+        """
+        if other.priority != self.priority:
+            return Order.THEIRS if other.priority < self.priority else Order.OURS
+        return Order.OURS if other.location.system is self.system is System.LEGACY else Order.UNKNOWN
+
+
+@dataclass(slots=True)
+class _Rules:
+    """The rules of another tool that were found for an entry, and the ports that are in question.
+
+    Ports come with the name of their protocol, or with nothing where the entry has but one.
+    """
+
+    locations: set[RuleLocation] = field(default_factory=set)
+    ports: set[tuple[PortRange, str]] = field(default_factory=set)
+
+
+@dataclass(frozen=True, slots=True)
+class RuleConflict:
+    """An entry, and whose rules in which chain translate it too; of several ports, those in question."""
+
+    entry: Entry
+    owner: str
+    order: Order
+    chain: str
+    ports: tuple[tuple[PortRange, str], ...]
+
+    def sentence(self) -> str:
+        """See `fwdaemon.core.report.Conflict`."""
+        entry, who = self.entry, "another rule" if self.owner == ADMIN else self.owner
+        named = [f"{ports}/{name}" if name else str(ports) for ports, name in self.ports]
+        follows = _FOLLOWS[self.order] % (entry.reaching("from outside"), entry.owner)
+        return entry.sentence(f"{who} forwards {listed(named) if named else 'it'} too (in {self.chain}), {follows}")
+
+
+def rule_conflicts(
+    takings: Iterable[Taking], others: Sequence[Translation], ours: ChainLocation, local: Collection[Address]
+) -> Iterator[RuleConflict]:
+    """Give each entry with each other tool that translates what it takes; `local` are the host's addresses."""
+    index = PortIndex((ports, other) for other in others for ports in ports_of(other.scope))
+    here = {family: tuple(_subnets(local, family)) for family in Family}
+    found: dict[tuple[Entry, str, Order], _Rules] = {}
+    for taking in takings:
+        for other in index.meeting(taking.ports):
+            order = ours.order(other)
+            if not _concerns(other, taking, order):
+                continue
+            shared = both(_scope(taking, here[taking.family]), other.scope)
+            if shared is not None:
+                rules = found.setdefault((taking.entry, owner_of(other.location), order), _Rules())
+                rules.locations.add(other.location)
+                rules.ports.update(_ports_in_question(taking, shared))
+    for (entry, owner, order), rules in found.items():
+        several = entry.ports.width > 1
+        ports = (item for item in rules.ports if several and item[0] != EVERY_PORT)
+        yield RuleConflict(entry, owner, order, _where(rules), tuple(sorted(ports)))
+
+
+def _subnets(local: Iterable[Address], family: Family) -> Iterator[Value]:
+    """Give the host's addresses of a family that can be reached from elsewhere."""
+    yield from (ip_network(item) for item in local if Family.of(item) is family and not item.is_loopback)
+
+
+def _concerns(other: Translation, taking: Taking, order: Order) -> bool:
+    """Whether a rule may be about an exposure.
+
+    One for all addresses, which ours comes before, is not meant for an address that is there for one guest alone.
+    """
+    if other.location.family not in ("inet", taking.family.word):
+        return False
+    return taking.shared or order is not Order.OURS or Field.DESTINATION in other.scope
+
+
+def _scope(taking: Taking, here: tuple[Value, ...]) -> Scope:
+    scope: dict[Field, tuple[Value, ...]] = {
+        Field.DESTINATION: here if taking.address is None else (ip_network(taking.address),)
+    }
+    if taking.protocol is not None:
+        scope |= {Field.PROTOCOL: (taking.protocol,), Field.PORT: (taking.ports,)}
+    if taking.interface is not None:
+        scope[Field.INTERFACE] = (taking.interface,)
+    if taking.sources:
+        scope[Field.SOURCE] = taking.sources
+    return scope
+
+
+def ports_of(scope: Scope) -> Sequence[PortRange]:
+    """Give the ports that a scope has, which are all where it names none."""
+    found = scope.get(Field.PORT, (EVERY_PORT,))
+    return [ports for ports in found if isinstance(ports, PortRange)]
+
+
+def _ports_in_question(taking: Taking, shared: Scope) -> set[tuple[PortRange, str]]:
+    several = shared.get(Field.PROTOCOL, ()) if taking.protocol is None else ()
+    return {(ports, str(protocol)) for protocol in several or [""] for ports in ports_of(shared)}
+
+
+def _where(rules: _Rules) -> str:
+    """Name the first of the chains, so that it is the same the next time."""
+    location = min(
+        rules.locations, key=lambda location: (location.system, location.family, location.table, location.chain)
+    )
+    return location.chain_name
