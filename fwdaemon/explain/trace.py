@@ -6,7 +6,7 @@ from itertools import chain, islice
 from typing import Final
 
 from fwdaemon.audit.causes import why
-from fwdaemon.config.model import Config, RouteEntry
+from fwdaemon.config.model import Config, NatEntry, RouteEntry
 from fwdaemon.core.admission import Gatekeeper
 from fwdaemon.core.inventory import Domain, HostAddress, Inventory
 from fwdaemon.core.state import Desired, Waiting
@@ -186,7 +186,7 @@ class _Trace:
         if (claim is not None and not claim.everywhere and own is None) or arrival.from_host:
             doubt = f"{address} has to be routed to this host by the router upstream"
             return unknown("address", f"{address} is no address of this host, nor of a network it is on", doubt)
-        return self._not_ours(arrival, own)
+        return self._not_ours(arrival, own, claim)
 
     def _held_elsewhere(self, arrival: Arrival, own: HostAddress) -> Step:
         here = self._own_address(arrival.family)
@@ -197,7 +197,10 @@ class _Trace:
         )
         return wrong("address", text, Cause.HELD_ELSEWHERE, remedy)
 
-    def _not_ours(self, arrival: Arrival, own: HostAddress | None) -> Step:
+    def _not_ours(self, arrival: Arrival, own: HostAddress | None, claim: Claim | None) -> Step:
+        if claim is not None and isinstance(claim.entry, NatEntry) and claim.entry.assign is not None:
+            text = f"{arrival.address} is not on this host yet, which is to take it on {shown(claim.entry.assign)}"
+            return wrong("address", text, Cause.NOT_OUR_ADDRESS, remedies.WAIT_FOR_ADDRESS)
         here = self._own_address(arrival.family)
         other = str(here) if here is not None else "one of its own"
         device = own.device if own is not None else arrival.came_in
