@@ -110,6 +110,8 @@ class Claims:
         self._others: Mapping[Address, str] = {}
         self._applied: frozenset[Address] | None = None
         self._reasons: list[Reason] = []
+        self._looked_at: frozenset[Nat] = frozenset()
+        self._claimed: list[Nat] = []
         self._known: tuple[Desired, frozenset[Nat], frozenset[Nat], Desired] | None = None
 
     # --- what the thread that talks to etcd says and asks --------------------------------------------------------
@@ -198,8 +200,9 @@ class Claims:
 
     def gate(self, desired: Desired) -> Desired:
         """Leave out the addresses that this host may not have now; an unchanged state stays the same object."""
-        wanted = {nat for nat in desired.nats if is_claimed(nat)}
-        now = self._clock()
+        if self._looked_at is not desired.nats:
+            self._looked_at, self._claimed = desired.nats, [nat for nat in desired.nats if is_claimed(nat)]
+        wanted, now = self._claimed, self._clock()
         with self._lock:
             before, self._wanted = self._wanted, {nat.public: self._wanted.get(nat.public, now) for nat in wanted}
             missing = frozenset(nat for nat in wanted if not self._has(nat.public))

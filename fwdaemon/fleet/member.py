@@ -56,7 +56,7 @@ class Member:
         self._claims, self._kept, self._told, self._timing = claims, kept, told, Timing()
         self._messages: SimpleQueue[_Told | None] = SimpleQueue()
         self._table, self._news = table, list[tuple[Table, Config]]()
-        self._served: Mapping[str, list[str]] = {}
+        self._reached, self._served = Desired(), dict[str, list[str]]()
         self._heard, self._answering, self._trouble = 0.0, 0, ""
         self._refused: tuple[Problem, ...] = ()
         self._over, self._remove = threading.Event(), False
@@ -97,7 +97,8 @@ class Member:
 
     def serve(self, desired: Desired) -> None:
         """Note what of the table is reachable here."""
-        self._served = served(desired)
+        if desired is not self._reached:
+            self._reached, self._served = desired, served(desired)
         self._messages.put(None)
 
     @property
@@ -358,7 +359,7 @@ def _has_lease(prefix: str, address: Address, lease: int) -> Mapping[str, Any]:
     return {"key": coded(claim_key(prefix, address)), "target": "LEASE", "result": "EQUAL", "lease": lease}
 
 
-def served(desired: Desired) -> Mapping[str, list[str]]:
+def served(desired: Desired) -> dict[str, list[str]]:
     """Give the entries of the table of which something is reachable, each with the domains or networks it leads to."""
     found = dict[str, set[str]]()
     for exposure in desired.exposures:
