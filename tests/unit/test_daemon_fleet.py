@@ -1,6 +1,5 @@
 """What the daemon makes of the last good table of its fleet while etcd does not answer."""
 
-import asyncio
 import json
 import signal
 from pathlib import Path
@@ -30,9 +29,8 @@ def keep(scene: Scene, **texts: str) -> None:
 
 async def status(scene: Scene) -> dict[str, Any]:
     """Ask it once a pass has ended."""
-    while (told := await scene.ask("Status"))["last_look"] is None:
-        await asyncio.sleep(0.001)
-    return told
+    await scene.until(scene.daemon._first_pass.is_set)  # noqa: SLF001  what systemd is told
+    return await scene.ask("Status")
 
 
 def test_it_is_in_force_until_the_host_belongs_to_no_fleet(scene: Scene, caplog: pytest.LogCaptureFixture) -> None:
