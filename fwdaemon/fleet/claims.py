@@ -112,7 +112,7 @@ class Claims:
         self._reasons: list[Reason] = []
         self._looked_at: frozenset[Nat] = frozenset()
         self._claimed: list[Nat] = []
-        self._known: tuple[Desired, frozenset[Nat], frozenset[Nat], Desired] | None = None
+        self._known: tuple[Desired, tuple[Waiting, ...], frozenset[Nat], Desired] | None = None
 
     # --- what the thread that talks to etcd says and asks --------------------------------------------------------
 
@@ -211,16 +211,19 @@ class Claims:
             self.wake()
         if not missing:
             return desired
-        if self._known is None or (self._known[0] is not desired or self._known[1:3] != (missing, fresh)):
-            self._known = (desired, missing, fresh, self._gated(desired, missing, fresh))
+        waiting = tuple(self._waiting(nat) for nat in sorted(missing, key=lambda nat: str(nat.public)))
+        if self._known is None or (self._known[0] is not desired or self._known[1:3] != (waiting, fresh)):
+            self._known = (desired, waiting, fresh, self._gated(desired, missing, fresh, waiting))
         return self._known[3]
 
     def applied(self, desired: Desired) -> None:
         """Note what the kernel has now."""
         self._applied = frozenset(nat.public for nat in desired.nats if is_claimed(nat))
 
-    def _gated(self, desired: Desired, missing: frozenset[Nat], fresh: frozenset[Nat]) -> Desired:
-        waiting = tuple(self._waiting(nat) for nat in sorted(missing, key=lambda nat: str(nat.public)))
+    @staticmethod
+    def _gated(
+        desired: Desired, missing: frozenset[Nat], fresh: frozenset[Nat], waiting: tuple[Waiting, ...]
+    ) -> Desired:
         gated = replace(
             desired,
             nats=desired.nats - missing,

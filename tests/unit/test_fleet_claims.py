@@ -112,6 +112,7 @@ def test_a_lease_that_ended_takes_all_claims_with_it(claims: Claims) -> None:
 
 
 def test_the_host_that_has_it_is_named(claims: Claims) -> None:
+    claims.gate(WANTED)
     claims.learn_others({PUBLIC: "second"})
     (waiting,) = claims.gate(WANTED).waiting
     assert (waiting.reason.kind, waiting.reason.names) == (HindranceKind.CLAIMED_BY_HOST, ("second",))
