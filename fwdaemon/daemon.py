@@ -87,10 +87,10 @@ class Daemon:
         self._path = path
         self._parts, self._pauses, self._netfilter = parts, parts.pauses, parts.rules
         self._written = Written(path, parts.state, parts.directory, self._pauses.retry_at_most)
+        self._trigger_queue = queue = TriggerQueue()
         self._loop, self._fleet = asyncio.get_running_loop(), parts.fleet
         self._fleet.begin(start.config, partial(self._look_soon, Origin.OTHERS))
         self._standing = Standing(path, start, self._written, Openings(parts.state, parts.clocks), self._fleet)
-        self._trigger_queue = queue = TriggerQueue()
         self._reloads, feed = Reloads(queue.reload), Feed()
         self._records = Records(path, self._standing.all, feed.publish, self._standing.openings.remaining, self._fleet)
         count = UsageReader(self._netfilter.counters, self._netfilter.dropped).read

@@ -14,7 +14,7 @@ from tests.host.conftest import Conversation, rules_have_no_part
 from tests.host.moving import STREAMS_PATIENCE, VM4, VM6, Move, guest_on_the_first, two_hosts_alike
 from tests.lab import bird
 from tests.lab.etcd import Etcd, certificates, running
-from tests.lab.host import CLIENT4, PUBLIC4, PUBLIC6, SOURCE, Host
+from tests.lab.host import CLIENT4, PUBLIC4, PUBLIC6, PUBLIC6_SECOND, SOURCE, Host
 from tests.lab.pair import SECOND4, SECOND6, Holders, Pair
 from tests.lab.place import Process, wait_until
 from tests.lab.qemu import ECHO_PORT
@@ -76,7 +76,7 @@ def routers(pair: Pair, tmp_path: Path) -> Iterator[list[Process]]:
 def led(monitor: Process, address: str, *ways: str) -> bool:
     """Whether the way to an address led by these hosts, one after the other, or was gone."""
     told = [line.text for line in monitor.lines() if f"{address} " in line.text]
-    hosts = {PUBLIC4: "first", PUBLIC6: "first", SECOND4: "second", SECOND6: "second"}
+    hosts = dict.fromkeys((PUBLIC4, PUBLIC6, PUBLIC6_SECOND), "first") | dict.fromkeys((SECOND4, SECOND6), "second")
     found = ["gone" if text.startswith("Deleted") else hosts[text.split(" via ")[1].split()[0]] for text in told]
     return found == [*ways]
 
