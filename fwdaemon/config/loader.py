@@ -252,6 +252,8 @@ _TABLE_TABLES: Final = "[[forward]], [[nat]], [[route]] and [[set]]"
 def read_table(texts: Mapping[str, bytes], daemon: DaemonSettings, main: Path) -> Config:
     """Check the texts of the shared table together, by their names, for a host with the settings of `main`.
 
+    Of two that claim the same, the later one is wrong.
+
     Whether something of it is claimed by the host's own files is left aside: each host has others.
 
     Raises:
@@ -259,7 +261,7 @@ def read_table(texts: Mapping[str, bytes], daemon: DaemonSettings, main: Path) -
 
     """
     problems: list[Problem] = []
-    sources = {Path(f"{TABLE}{name}"): text for name, text in sorted(texts.items())}
+    sources = {Path(f"{TABLE}{name}"): text for name, text in texts.items()}
     files = [read_document(file, source, problems, is_main=False) for file, source in sources.items()]
     for contents in files:
         problems += _misplaced(contents)
