@@ -104,6 +104,11 @@ def _write(directory: Path, figures: Sequence[Figure], machine: dict[str, str], 
     (directory / _PAGE).write_text(document(figures, machine, plots, before), encoding="utf-8")
 
 
+def _print(figures: Sequence[Figure], machine: dict[str, str], before: Earlier | None, *, as_json: bool) -> None:
+    text = json.dumps({"machine": machine, "figures": list(map(asdict, figures))}, indent=2) if as_json else ""
+    print(text or document(figures, machine, {}, before))  # noqa: T201  the result
+
+
 def _interrupt(_number: int, _frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
@@ -120,18 +125,18 @@ def main() -> int:
         signal.signal(number, _interrupt)
     # As an installed program has it; hosts cannot write here.
     compileall.compile_dir(SOURCE / "fwdaemon", quiet=2)
+    machine, steal = facts(_flavours(options)), Steal()
+    figures: list[Figure] = []
     try:
-        machine, steal = facts(_flavours(options)), Steal()
-        figures = list(_measure(options))
-        machine["load at the end"] = loads()
-        machine["taken by other machines meanwhile"] = steal.share()
+        for figure in _measure(options):
+            figures.append(figure)  # noqa: PERF402  what was measured is printed also where the next one fails
     except KeyboardInterrupt:
         _say("interrupted; everything is taken down")
         return 130
-    if options.json:
-        print(json.dumps({"machine": machine, "figures": list(map(asdict, figures))}, indent=2))  # noqa: T201  the result
-    else:
-        print(document(figures, machine, {}, before))  # noqa: T201  the result
+    finally:
+        machine["load at the end"] = loads()
+        machine["taken by other machines meanwhile"] = steal.share()
+        _print(figures, machine, before, as_json=options.json)
     if directory := _directory(options):
         _write(directory, figures, machine, before)
     return 0

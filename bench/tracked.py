@@ -56,7 +56,7 @@ def _ending(wiped: Wiped, count: int) -> Iterator[None]:
     with _tracked(wiped, count):
         before = len(wiped.daemon.log_lines())
         wiped.daemon.reload_with(without_entry(wiped.config, 0), PATIENCE_S)
-        wiped.daemon.wait_log("^removed ", PATIENCE_S, start=before)
+        wiped.daemon.wait_log("^removed |flapping ", PATIENCE_S, start=before)
         yield
         wiped.daemon.wait_log("^ended ", PATIENCE_S, start=before)
         wiped.daemon.reload_with(wiped.config, PATIENCE_S)
