@@ -5,11 +5,14 @@
  *   traffic knock ADDRESS PORT                  try again and again; print "up SINCE NOW" or "down SINCE NOW" at each change
  *   traffic connect ADDRESS PORT COUNT CLIENTS  open so many connections; print their rate, p50 and p99 of connect(2)
  *   traffic pull ADDRESS PORT SECONDS           read from one connection; print bytes per second
+ *   traffic flood ADDRESS PORT SOURCES COUNT A_SECOND  send so many first packets, each from the next of so many sources
  *
  * Times are seconds of CLOCK_MONOTONIC, rates are per second. SINCE is the last try that came out the other way.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
+#include <netinet/ip.h>
+#include <netinet/tcp.h>
 #include <err.h>
 #include <errno.h>
 #include <poll.h>
@@ -188,10 +191,47 @@ static int pull(char **words) {
     return 0;
 }
 
+static uint32_t added(uint32_t sum, const void *data, size_t size) {
+    const uint16_t *words = data;
+    for (size_t word = 0; word < size / 2; word++) sum += words[word];
+    return sum;
+}
+
+static uint16_t folded(uint32_t sum) {
+    while (sum >> 16) sum = (sum & 0xffff) + (sum >> 16);
+    return (uint16_t)~sum;
+}
+
+/* Sources are of 100.64.0.0/10, which nobody here has; the next source of each packet has another port each turn. */
+static int flood(char **words) {
+    enum { FIRST = 100 << 24 | 64 << 16, LOWEST_PORT = 1024, BATCHES = 1000 };
+    struct sockaddr_in to = address_of(words[0], words[1]);
+    int sources = atoi(words[2]), count = atoi(words[3]), batch = atoi(words[4]) / BATCHES;
+    int raw = socket(AF_INET, SOCK_RAW, IPPROTO_RAW);
+    if (raw < 0 || sources < 1 || batch < 1) err(1, "a raw socket, some sources, and a thousand packets a second");
+    struct { struct iphdr ip; struct tcphdr tcp; } packet = {
+        .ip = {.version = 4, .ihl = 5, .ttl = 64, .protocol = IPPROTO_TCP, .daddr = to.sin_addr.s_addr},
+        .tcp = {.dest = to.sin_port, .doff = 5, .syn = 1, .window = 0xffff},
+    };
+    const struct timespec pause = {.tv_nsec = 1000000000 / BATCHES};
+    for (int number = 0; number < count; number++) {
+        packet.ip.saddr = htonl((uint32_t)(FIRST + number % sources));
+        packet.tcp.source = htons((uint16_t)(LOWEST_PORT + number / sources % 60000));
+        packet.tcp.check = 0;
+        uint32_t sum = htons(IPPROTO_TCP) + htons(sizeof packet.tcp);
+        sum = added(added(sum, &packet.ip.saddr, 8), &packet.tcp, sizeof packet.tcp);
+        packet.tcp.check = folded(sum);
+        sendto(raw, &packet, sizeof packet, 0, (const struct sockaddr *)&to, sizeof to);
+        if (number % batch == 0) nanosleep(&pause, NULL);
+    }
+    return 0;
+}
+
 int main(int count, char **words) {
     if (count == 5 && !strcmp(words[1], "serve")) serve(words + 2);
     if (count == 4 && !strcmp(words[1], "knock")) knock(words + 2);
     if (count == 6 && !strcmp(words[1], "connect")) return measure_connections(words + 2);
     if (count == 5 && !strcmp(words[1], "pull")) return pull(words + 2);
+    if (count == 7 && !strcmp(words[1], "flood")) return flood(words + 2);
     errx(2, "see the beginning of traffic.c");
 }

@@ -116,5 +116,15 @@ class Traffic:
         (rate,) = self._client("pull", address, str(port), str(seconds))
         return float(rate)
 
+    @contextmanager
+    def flooding(self, address: str, port: int, sources: int, count: int, a_second: int) -> Iterator[Process]:
+        """Send first packets from so many sources meanwhile; what is still to be sent at the end is not."""
+        words = [_ON_HOST, "flood", address, str(port), str(sources), str(count), str(a_second)]
+        process = self._host.outside.popen(words)
+        try:
+            yield process
+        finally:
+            process.stop()
+
     def _client(self, *words: str) -> list[str]:
         return self._host.outside.run([_ON_HOST, *words], timeout=_PATIENCE_S).stdout.split()

@@ -38,7 +38,8 @@ from fwdaemon.kernel.process import HASTE, Worker, new_budgets, processor_time_h
 from fwdaemon.metrics.exposition import Reporter, satisfied, without_what_is_missing
 from fwdaemon.netfilter import Monitor, Netfilter
 from fwdaemon.reconcile import Conflicts, HostNetwork, Reconciler, Request, Seams
-from fwdaemon.resolve.expansion import Before, Sockets
+from fwdaemon.resolve.claims import Sockets
+from fwdaemon.resolve.expansion import Before
 from fwdaemon.resolve.placement import Placer
 from fwdaemon.resolve.wishes import Unavailable
 from fwdaemon.status.confirming import ConfigReader, Standing
@@ -87,7 +88,7 @@ class Daemon:
         self._path = path
         self._parts, self._pauses, self._netfilter = parts, parts.pauses, parts.rules
         self._written = Written(path, parts.state, parts.directory, self._pauses.retry_at_most)
-        self._trigger_queue = queue = TriggerQueue()
+        self._trigger_queue = queue = TriggerQueue(parts.pauses)
         self._loop, self._fleet = asyncio.get_running_loop(), parts.fleet
         self._fleet.begin(start.config, partial(self._look_soon, Origin.OTHERS))
         self._standing = Standing(path, start, self._written, Openings(parts.state, parts.clocks), self._fleet)
@@ -262,7 +263,7 @@ class Daemon:
         self._retry.settle()
         self._pause = min(2 * self._pause, self._pauses.passes_at_most) if changed else self._pauses.passes
         if changed:
-            self._pass_in(self._pauses.verify, triggers, full=True)
+            self._trigger_queue.verify(triggers.origin)
         for due in (self._reconciler.next_pass_at, self._placer.ends, self._fleet.claims.due):
             if due is not None:
                 self._pass_in(due - time.monotonic(), triggers)

@@ -36,6 +36,7 @@ from fwdaemon.resolve.guests import GuestFinder
 from fwdaemon.resolve.neighbours import changed_hands, hijacked_addresses, outdated_neighbours, remembered
 from fwdaemon.resolve.snapshot import (
     AgentAnswers,
+    awaited_macs,
     devices_without_bridge,
     guest_macs,
     links_without_subnets,
@@ -138,6 +139,7 @@ class InventoryKeeper:
             agents.update(observation.domains)
         said = {uuid: claims for agents in reversed(self._agents) for uuid, claims in agents.answers().items()}
         inventory = await self._kernel.submit(partial(self._with_kernel, observations, said))
+        self._leases.follow(guest_macs(observations), awaited_macs(inventory))
         for agents, observation in zip(self._agents, observations, strict=True):
             agents.want(wants_agent(inventory, observation))
         if self._put_back:

@@ -27,10 +27,10 @@ from fwdaemon.core.report import (
 from fwdaemon.core.state import Desired, Dropped
 from fwdaemon.core.types import Family
 from fwdaemon.errors import PortfwdError, ProcessError
+from fwdaemon.kernel.external_sets import Externals
 from fwdaemon.kernel.process import Runner
 from fwdaemon.legacy.backend import LegacyBackend
 from fwdaemon.nftables.backend import NftablesBackend
-from fwdaemon.nftables.external import Externals
 from fwdaemon.resolve.flows import Flow
 
 
@@ -167,7 +167,7 @@ class Backend(Rules, Protocol):
 
 def backends(runner: Runner, externals: Externals | None = None) -> tuple[Backend, ...]:
     """Give all of them; where there is no reason for another, rules go to the first."""
-    return NftablesBackend(runner, externals=externals), LegacyBackend()
+    return NftablesBackend(runner, externals=externals), LegacyBackend(runner=runner, externals=externals)
 
 
 class Chosen(NamedTuple):

@@ -32,10 +32,10 @@ from fwdaemon.core.report import (
 )
 from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Address, Family
+from fwdaemon.kernel import external_sets
+from fwdaemon.kernel.external_sets import Added, Externals
 from fwdaemon.kernel.process import new_budgets
 from fwdaemon.netfilter import Rules
-from fwdaemon.nftables import external
-from fwdaemon.nftables.external import Added, Externals
 from fwdaemon.resolve.flows import Flow, Strangers
 from fwdaemon.resolve.snapshot import Grace, Stop
 from fwdaemon.triggers import Budgets, Origin
@@ -292,7 +292,9 @@ class Reconciler:
         fewer = self._uplinks != request.uplinks and bool(before.desired.uplinks - desired.uplinks)
         changed_by_others = report.result.changed and (bool(request.actors) or not (added or removed))
         strangers = _strangers(report, request) if changed_by_others or report.result.damaged else None
-        barring = (desired.sets, desired.barred) != (before.desired.sets, before.desired.barred) or banned.many
+        # While rules were bent, some may have got in who are denied.
+        barring = (desired.sets, desired.barred) != (before.desired.sets, before.desired.barred)
+        barring |= banned.many or bool(report.result.damaged)
         if desired.gatekeeper() is None:
             barring, banned = False, Added()
         if added or ended or taken_over or old_labels or fewer or strangers or barring or banned.addresses:
@@ -304,7 +306,7 @@ class Reconciler:
 
     def _gatekeeper(self, desired: Desired) -> Gatekeeper | None:
         is_asked = desired.barred is not None or desired.limited
-        return desired.gatekeeper(self._rules.externals.ranges(external.now())) if is_asked else None
+        return desired.gatekeeper(self._rules.externals.ranges(external_sets.now())) if is_asked else None
 
     def _sweep(
         self,

@@ -10,10 +10,12 @@ tell whose a change is.
 """
 
 import asyncio
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Final, NamedTuple, TypeVar
@@ -42,7 +44,16 @@ _PROVOKED: Final = frozenset(
         ReasonKind.METADATA,
     }
 )
-_BY_USERS: Final = frozenset({ReasonKind.DOMAIN, ReasonKind.DEVICES, ReasonKind.NETWORK, ReasonKind.RESERVATIONS})
+# A first lease is one for each start of a domain.
+_BY_USERS: Final = frozenset(
+    {
+        ReasonKind.DOMAIN,
+        ReasonKind.DEVICES,
+        ReasonKind.NETWORK,
+        ReasonKind.RESERVATIONS,
+        ReasonKind.FIRST_LEASE,
+    }
+)
 
 
 class Origin(IntEnum):
@@ -134,20 +145,41 @@ class Pauses:
 
     Events come in bursts: libvirt changes about ten things when a network starts. The first is answered at once. While
     pass after pass finds something to repair, as when another tool insists on being first too, the pause between
-    `passes` grows. A failure is retried after `retry`, doubled each time. `verify` after each commit, the kernel is
-    compared with what was committed. `ready` is how long systemd waits for the first reconcile, as libvirt may be down.
-    No thread is waited for longer than `patience`: a call that hangs in the kernel must not keep the daemon from
-    ending. After `reading`, a configuration that is still being read is told as late.
+    `passes` grows. A failure is retried after `retry`, doubled each time. `verify` after the last of several commits,
+    and no later than `verify_at_most` after the first, the kernel is compared with what was committed. `ready` is how
+    long systemd waits for the first reconcile, as libvirt may be down. No thread is waited for longer than `patience`:
+    a call that hangs in the kernel must not keep the daemon from ending. After `reading`, a configuration that is still
+    being read is told as late.
     """
 
     passes: float = 0.01
     passes_at_most: float = 0.25
     verify: float = 1.0
+    verify_at_most: float = 5.0
     retry: float = 1.0
     retry_at_most: float = 30.0
     ready: float = 5.0
     patience: float = 5.0
     reading: float = 10.0
+
+
+class Lull:
+    """When to look once for several changes: `after` the last of them, and no later than `most` after the first."""
+
+    def __init__(self, clock: Callable[[], float], after: float, most: float) -> None:
+        self._clock, self._after, self._most = clock, after, most
+        self._by: float | None = None
+
+    def changed(self) -> float:
+        """Note a change, and give the seconds until the look."""
+        now = self._clock()
+        if self._by is None:
+            self._by = now + self._most
+        return max(min(self._after, self._by - now), 0.0)
+
+    def looked(self) -> None:
+        """Note the look."""
+        self._by = None
 
 
 @dataclass(slots=True)
@@ -191,10 +223,16 @@ class Triggers:
     origin: Origin = Origin.OTHERS
 
 
+_PAUSES: Final = Pauses()
+
+
 class TriggerQueue:
     """Collects triggers and wakes the task that waits for one. Used on the asyncio loop's thread only."""
 
-    def __init__(self) -> None:
+    def __init__(self, pauses: Pauses = _PAUSES) -> None:
+        """Take from `pauses` when commits are to be verified."""
+        self._lull = Lull(time.monotonic, pauses.verify, pauses.verify_at_most)
+        self._verifying: asyncio.TimerHandle | None = None
         self.stopping = False
         self.wants_inventory = True
         self.inventory_for = Origin.OTHERS
@@ -304,6 +342,13 @@ class TriggerQueue:
         self.wants_pass = True
         self._wake.set()
 
+    def verify(self, after: Origin) -> None:
+        """Ask for a full pass once there are no more commits, or there have been some for long; see `time_passed`."""
+        if self._verifying is not None:
+            self._verifying.cancel()
+        ask = partial(self.time_passed, full=True, after=after)
+        self._verifying = asyncio.get_running_loop().call_later(self._lull.changed(), ask)
+
     @property
     def actors(self) -> tuple[Actor, ...]:
         """Who changed rules since the last pass, as far as known."""
@@ -325,6 +370,8 @@ class TriggerQueue:
 
     def take(self) -> Triggers:
         """Give the triggers of the pass that begins now, and forget them."""
+        if self._full:
+            self._lull.looked()
         triggers = Triggers(
             tuple(self._settled),
             self.actors,

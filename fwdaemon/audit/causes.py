@@ -135,7 +135,7 @@ def _may_concern(exposure: Exposure, reason: Reason) -> bool:
             return exposure.guest is not None and str(exposure.guest) == reason.subject
         case kind if kind in _OF_CLAIMS:
             return str(exposure.claim.address) == reason.subject
-        case ReasonKind.LEASES:
+        case ReasonKind.LEASES | ReasonKind.FIRST_LEASE:
             return exposure.bridge in (None, reason.subject)
     return True
 
@@ -158,6 +158,7 @@ _REASONS: Final[Mapping[ReasonKind, Callable[[Reason], str]]] = {
     ReasonKind.ROUTES_LOST: lambda _: "more changes of routes than could be followed",
     ReasonKind.ADDRESS_PUT_BACK: lambda _: "an address that was taken over was put back",
     ReasonKind.LEASES: lambda reason: f"DHCP leases on {shown(reason.subject)} changed",
+    ReasonKind.FIRST_LEASE: lambda reason: f"DHCP leases on {shown(reason.subject)} changed",
     ReasonKind.RESERVATIONS: lambda reason: f"DHCP reservations of network {shown(reason.subject)} changed",
     ReasonKind.LEASE_DIRECTORY: lambda reason: f"{printable(reason.subject)} appeared",
     ReasonKind.LEASES_WATCHED: lambda _: "DHCP leases are watched again",
@@ -244,6 +245,8 @@ _HINDRANCES: Final[Mapping[HindranceKind, Callable[[Hindrance], str]]] = {
         f"{_names(found) or 'the host'} has it already{_at(found.origin)}"
         if found.ports is None
         else f"port {found.ports} is claimed by domain {_names(found)}{_at(found.origin)}"
+        if found.names
+        else f"a process of the host has port {found.ports}"
     ),
     HindranceKind.NO_FREE_PORT: lambda found: f"no port of auto_ports ({found.ports}) is free",
     HindranceKind.SOCKETS_UNKNOWN: lambda _: "the kernel does not report which ports processes of the host have",
@@ -267,7 +270,7 @@ def format_cause(cause: Cause) -> str:
     if not facts:
         return _NOTHING_KNOWN
     more = [f"and {len(facts) - _MOST} more"] if len(facts) > _MOST else []
-    words = "; ".join([*map(_fact, facts[:_MOST]), *more])
+    words = "; ".join(dict.fromkeys([*map(_fact, facts[:_MOST]), *more]))
     return f"changed by {words}" if isinstance(facts[0], Actor) else words
 
 

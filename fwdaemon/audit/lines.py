@@ -290,9 +290,13 @@ _FAULTS: Final[Mapping[FaultKind, str]] = {
     FaultKind.GATES_UNSEARCHED: "cannot search other chains for our rules: {detail}",
     FaultKind.LEGACY_GATE: "no gate in the legacy FORWARD chain: {detail}",
     FaultKind.LEGACY_GATES: "no gate in the legacy FORWARD chains: {detail}",
-    FaultKind.NO_ADMISSION: (
-        "forwards with set:…, deny, rate or max_open stay closed, as rules are in iptables-legacy, which has none of"
-        " these here; have libvirt write nftables, or leave these keys out"
+    FaultKind.NO_IPSET: (
+        "what has {0} stays closed, as rules are in iptables-legacy, which needs the program ipset for that; install"
+        " the package ipset"
+    ),
+    FaultKind.NO_MATCH: (
+        "what has {0} stays closed for IPv{1}, as iptables-legacy cannot use its match {2} here: {detail}; try"
+        " `modprobe xt_{2}`, or leave {0} out"
     ),
     FaultKind.LEGACY_CHAIN_HELD: (
         "the chain {0} in the legacy table {1} of IPv{2} is empty now, but stays, as rules of others lead to it; delete"

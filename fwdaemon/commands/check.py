@@ -99,10 +99,13 @@ def _noun(kind: Kind, number: int) -> str:
 
 def _explain_localhost(config: Config) -> str:
     """Say what `localhost = true` comes to, since it is less than its name promises."""
-    if any(map(_answers_on_localhost, config.forwards)):
+    answering = [entry for entry in config.forwards if _answers_on_localhost(entry)]
+    if answering:
+        asked = (entry.admission for entry in answering)
+        limited = any(found is not None and (found.rate or found.max_open) for found in asked)
         return (
             "localhost = true: forwards of TCP and UDP that listen on every address answer on 127.0.0.1 and ::1 of this"
-            " host too"
+            f" host too{', where rate and max_open limit nobody' if limited else ''}"
         )
     return (
         "localhost = true, but nothing answers on 127.0.0.1 or ::1: no forward of TCP or UDP is there for every"

@@ -15,6 +15,7 @@ from fwdaemon.explain.guest import Libvirt
 from fwdaemon.explain.report import Report, as_json, as_text
 from fwdaemon.explain.trace import explain, refused
 from fwdaemon.fleet.table import as_in_force
+from fwdaemon.kernel.listeners import ports_in_use
 from fwdaemon.kernel.process import SystemRunner
 from fwdaemon.status.reloads import PortRecords
 
@@ -42,7 +43,7 @@ def _report(request: Request, path: Path) -> Report:
     except ConfigError as error:
         return refused(request, error, kernel)
     libvirt = asyncio.run(_ask_libvirt(config.daemon.libvirt))
-    return explain(request, config, libvirt, kernel, str(path), before=PortRecords().before())
+    return explain(request, config, libvirt, kernel, str(path), before=PortRecords().before(ports_in_use))
 
 
 async def _ask_libvirt(uris: Sequence[str]) -> Libvirt:

@@ -33,6 +33,7 @@ from fwdaemon.config.overlap import (
     refuse_contradictions,
     refuse_nat_contradictions,
     refuse_port_contradictions,
+    refuse_unmatched,
     refuse_wide_proxies,
 )
 from fwdaemon.config.ports import PortSpec, parse_host_ports, parse_ports, split_ports
@@ -241,7 +242,7 @@ def _read_nat(node: Node) -> tuple[NatEntry, ...]:
         public=public,
         origin=fields["public"].origin,
         assign=assign,
-        admission=asked.admission,
+        admission=asked.whole,
         named=asked.named,
         **guest,
     )
@@ -267,11 +268,10 @@ def _read_routes(node: Node) -> tuple[RouteEntry, ...]:
     subnets = _read_addresses(node, fields)
     if proxy is not None:
         refuse_wide_proxies(subnets)
+    refuse_unmatched(fields, asked.whole, [subnet for _, subnet in subnets], "addresses are")
     if network is None or not is_sound:
         return ()
-    return tuple(
-        RouteEntry(network, subnet, item.origin, proxy, asked.admission, asked.named) for item, subnet in subnets
-    )
+    return tuple(RouteEntry(network, subnet, item.origin, proxy, asked.whole, asked.named) for item, subnet in subnets)
 
 
 def _read_addresses(node: Node, fields: Mapping[str, Node]) -> list[tuple[Node, Subnet]]:

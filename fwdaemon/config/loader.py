@@ -18,7 +18,6 @@ from fwdaemon.config.model import (
     KEYS,
     TABLES,
     AllowEntry,
-    BackendChoice,
     Config,
     ControlSettings,
     DaemonSettings,
@@ -237,7 +236,6 @@ def _joined(
     config = settle(config, (item for contents in files for item in contents.sets), read, problems)
     problems += find_conflicts(config.forwards)
     problems += _without_pool(main, config, problems)
-    problems += _without_sets(config)
     problems += find_public_conflicts([entry for contents in files for entry in _in_order(contents)])
     if problems:
         raise ConfigError(_bounded(sorted(problems, key=lambda found: (found.file != main, found.file, found.line))))
@@ -309,17 +307,6 @@ def _without_pool(main: Path, config: Config, known: Iterable[Problem]) -> list[
     origins = dict.fromkeys(mapping.origin for entry in config.forwards for mapping in entry.auto)
     remedy = f'write auto_ports = "20000-29999" in [daemon] of {main}'
     return [Problem(at.file, at.line, f"an automatic port has no range to come from; {remedy}") for at in origins]
-
-
-def _without_sets(config: Config) -> list[Problem]:
-    """Report sets and limits, which the legacy tables cannot enforce."""
-    if config.daemon.backend is not BackendChoice.IPTABLES:
-        return []
-    asking = [entry.origin for entry in config.entries if entry.admission is not None]
-    if config.daemon.barred is not None:
-        asking += [entry.origin for entry in config.entries]
-    what = 'asks for set:…, deny, rate or max_open, which take nftables; write backend = "auto" or leave it out'
-    return [Problem(at.file, at.line, what) for at in dict.fromkeys(asking)]
 
 
 def _in_order(contents: Contents) -> list[Entry]:

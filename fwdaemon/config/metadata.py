@@ -25,7 +25,7 @@ from fwdaemon.errors import ConfigError, Problem
 
 ATTRIBUTES: Final[Mapping[str, tuple[str, ...]]] = {
     "forward": ("address", "deny", "interface", "listen", "mac", "max_open", "network", "ports", "rate", "sources"),
-    "nat": ("address", "assign", "deny", "mac", "network", "public"),
+    "nat": ("address", "assign", "deny", "mac", "network", "public", "sources"),
 }
 # Attributes that are lists, separated by blanks.
 LISTS: Final = frozenset({"deny", "listen", "ports", "sources"})
@@ -77,6 +77,8 @@ def read_opening(
 ) -> ForwardEntry:
     """Read what is opened for a while as an entry of a file is read; `origin` is where that is said to stand.
 
+    Which sets there are is not known here; see `config.sets.settled`.
+
     Raises:
         ConfigError: something of it is wrong.
 
@@ -88,8 +90,6 @@ def read_opening(
         values["sources"] = list(sources)
     node = Node(values, ("forward", 0), document)
     entries = [entry for entry in GUEST_READERS["forward"](node) if isinstance(entry, ForwardEntry)]
-    if not problems and any(entry.named for entry in entries):
-        node.refuse("a set is for entries of files; write networks")
     if not problems and any(entry.is_pattern for entry in entries):
         node.refuse(f"{quote(domain)} is a pattern, and one domain is to be named; write its name or UUID")
     if problems:

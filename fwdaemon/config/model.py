@@ -34,8 +34,8 @@ KEYS: Final[Mapping[str, tuple[str, ...]]] = {
         *("address", "deny", "domain", "interface", "listen", "mac", "masquerade", "max_open", "network", "ports"),
         *("rate", "sources"),
     ),
-    "nat": ("address", "assign", "deny", "domain", "mac", "network", "public"),
-    "route": ("addresses", "deny", "network", "proxy"),
+    "nat": ("address", "assign", "deny", "domain", "mac", "network", "public", "sources"),
+    "route": ("addresses", "deny", "network", "proxy", "sources"),
     "set": ("addresses", "external", "file", "name"),
     "allow": ("assign", "domains", "listen", "max", "networks", "ports", "public"),
     "daemon": (
@@ -313,11 +313,11 @@ Entry: TypeAlias = GuestEntry | RouteEntry
 
 @dataclass(frozen=True, slots=True)
 class SetEntry:
-    """One `[[set]]`: a name for networks, which are its `addresses`, in a `file`, or what others put into it."""
+    """One `[[set]]`: a name for its `addresses`, each at its place, or those in a `file`, or what others put there."""
 
     name: str
     origin: Origin
-    addresses: tuple[Subnet, ...] = ()
+    addresses: Mapping[Subnet, Origin] = field(default_factory=dict)
     file: Path | None = None
     external: bool = False
 

@@ -11,6 +11,7 @@ from fwdaemon.config.addresses import show_relation
 from fwdaemon.config.model import Entry, ForwardEntry, NatEntry, PortMapping
 from fwdaemon.config.node import Node
 from fwdaemon.config.ports import PortSpec
+from fwdaemon.core.admission import Admission
 from fwdaemon.core.text import quote
 from fwdaemon.core.types import Address, Family, Origin, PortRange, Protocol, Subnet, show_endpoint
 from fwdaemon.errors import Problem
@@ -60,11 +61,23 @@ def refuse_contradictions(entry: ForwardEntry, fields: Mapping[str, Node]) -> No
 def refuse_nat_contradictions(entry: NatEntry, fields: Mapping[str, Node]) -> None:
     """Record what the keys of a `[[nat]]` say against each other."""
     _refuse_two_interfaces(fields)
+    refuse_unmatched(fields, entry.admission, [entry.public], "public is")
     public, guest = families_of([entry.public]), families_of(_guest(entry))
     if not guest & public:
         _refuse_families(fields["address"], guest, f"public is {_show(public)}")
     if entry.address == entry.public:
         fields["address"].refuse("is public itself, so nothing is left to translate; write a [[route]] instead")
+
+
+def refuse_unmatched(
+    fields: Mapping[str, Node], asked: Admission | None, to: Collection[Address | Subnet], what: str
+) -> None:
+    """Record sources of which nobody could connect to any of these addresses; `what` calls those."""
+    if asked is None or not asked.sources or asked.sets:
+        return
+    sources, there = families_of(asked.sources), families_of(to)
+    if not sources & there:
+        _refuse_families(fields["sources"], sources, f"{what} {_show(there)}")
 
 
 def refuse_wide_proxies(subnets: Iterable[tuple[Node, Subnet]]) -> None:

@@ -2,8 +2,10 @@
 
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
+from hashlib import blake2s
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import Final, TypeAlias, TypeVar
@@ -62,7 +64,7 @@ def read_set(node: Node) -> tuple[SetEntry, ...]:
         fields[given[1]].refuse(f"stands beside {given[0]}; write one of them, and an entry of its own for the other")
     if fields and not given:
         node.refuse(f'holds nothing; write addresses = ["203.0.113.0/24"], file = {quote(_FILE)} or external = true')
-    addresses = _read_addresses(fields["addresses"]) if "addresses" in fields else ()
+    addresses = _read_addresses(fields["addresses"]) if "addresses" in fields else {}
     file = read_key(fields, "file", parse_list_file, _FILE)
     external = "external" in fields and _read_external(fields["external"])
     if name is None or len(node.document.problems) > before:
@@ -70,9 +72,16 @@ def read_set(node: Node) -> tuple[SetEntry, ...]:
     return (SetEntry(name, fields["name"].origin, addresses, file, external),)
 
 
-def _read_addresses(node: Node) -> tuple[Subnet, ...]:
-    example = "203.0.113.0/24"
-    return read_distinct(node.one_or_more(example), parse_source, example)
+def _read_addresses(node: Node) -> dict[Subnet, Origin]:
+    example, found = "203.0.113.0/24", dict[Subnet, Origin]()
+    for item in node.one_or_more(example):
+        for subnet in read_distinct([item], parse_source, example):
+            if subnet in found:
+                item.refuse(
+                    f"{quote(str(subnet))} is already named on line {found[subnet].line}; remove one of the two"
+                )
+            found.setdefault(subnet, item.origin)
+    return found
 
 
 def _read_external(node: Node) -> bool:
@@ -108,10 +117,7 @@ def read_list(file: Path, text: bytes) -> tuple[Parts, list[Problem]]:
     """Read a network a line, `#` before comments; with any problem, nothing of it counts."""
     found: dict[tuple[Family, int], dict[str, None]] = {}
     problems: list[Problem] = []
-    for number, line in enumerate(text.decode(errors="replace").split("\n"), 1):
-        word = line.partition("#")[0].strip()
-        if not word:
-            continue
+    for number, word in _words(text):
         try:
             kind, first = _network(word) or _slowly(word)
             found.setdefault(kind, {})[first] = None
@@ -122,6 +128,26 @@ def read_list(file: Path, text: bytes) -> tuple[Parts, list[Problem]]:
     if sum(map(len, found.values())) > MOST_NETWORKS:
         problems.append(Problem(file, 1, f"has more than {MOST_NETWORKS:,} networks; write wider ones, or two sets"))
     return without_everybody(found), problems
+
+
+def place_of(network: Subnet, item: SourceSet, text: bytes) -> Origin:
+    """Tell where a network of a set is written; `text` is what is in its file. A half stands for all addresses."""
+    may_be = [network, *([network.supernet()] if network.prefixlen == 1 else [])]
+    if item.file is None:
+        return next((item.places[found] for found in may_be if found in item.places), item.origin)
+    wanted = list(map(_key, may_be))
+    for number, word in _words(text):
+        with suppress(GrammarError):
+            if (_network(word) or _slowly(word)) in wanted:
+                return Origin(item.file, number)
+    return Origin(item.file, 1)
+
+
+def _words(text: bytes) -> Iterator[tuple[int, str]]:
+    """Give what is in each line that is not blank, without its comment, with its number."""
+    for number, line in enumerate(text.decode(errors="replace").split("\n"), 1):
+        if word := line.partition("#")[0].strip():
+            yield number, word
 
 
 def _network(word: str) -> tuple[tuple[Family, int], str] | None:
@@ -144,7 +170,10 @@ def _network(word: str) -> tuple[tuple[Family, int], str] | None:
 
 def _slowly(word: str) -> tuple[tuple[Family, int], str]:
     """Say what is wrong with a word that is no network."""
-    network = parse_source(word)
+    return _key(parse_source(word))
+
+
+def _key(network: Subnet) -> tuple[tuple[Family, int], str]:
     return (Family.of(network), network.prefixlen), str(network.network_address)
 
 
@@ -159,6 +188,11 @@ class Asked:
     admission: Admission | None = None
     named: NamedSets = ()
 
+    @property
+    def whole(self) -> Admission | None:
+        """All of it, for what is claimed whole: there, who else may connect says nothing of conflicts."""
+        return replace(self.admission or Admission(), sources=self.sources) if self.sources else self.admission
+
 
 def read_asked(fields: Mapping[str, Node]) -> Asked:
     """Read `sources`, `deny`, `rate` and `max_open`, as far as an entry may have them.
@@ -170,9 +204,16 @@ def read_asked(fields: Mapping[str, Node]) -> Asked:
     deny, denied = _members(fields, "deny")
     rate = fields["rate"].text(parse_rate, "30/minute") if "rate" in fields else None
     max_open = fields["max_open"].count(_MOST_OPEN, 20) if "max_open" in fields else None
-    admission = Admission(sources if sets else (), sets, deny, denied, rate, max_open)
+    entry = _told_apart(fields) if rate is not None or max_open is not None else ""
+    admission = Admission(sources if sets else (), sets, deny, denied, rate, max_open, entry)
     named = tuple(place for key in ("sources", "deny") if key in fields for place in _places(fields[key]))
     return Asked(() if sets else sources, admission if admission.is_limited else None, named)
+
+
+def _told_apart(fields: Mapping[str, Node]) -> str:
+    """Name an entry by what is written in it: on another line, or after a reload, it is the same one."""
+    written = sorted((key, repr(node.value)) for key, node in fields.items())
+    return blake2s(repr(written).encode(errors="surrogatepass"), digest_size=8).hexdigest()
 
 
 def _members(fields: Mapping[str, Node], key: str) -> tuple[tuple[Subnet, ...], tuple[str, ...]]:
@@ -239,13 +280,16 @@ def settle(
             found.append(Problem(entry.origin.file, entry.origin.line, what))
     found += _unknown(config, known)
     sets = {name: _made(entry, text_of, found) for name, entry in known.items()}
-    config = config.with_entries(tuple(_settled(entry, known) for entry in config.entries))
+    written = {name: tuple(entry.addresses) for name, entry in known.items() if entry.addresses}
+    config = config.with_entries(tuple(_settled(entry, written) for entry in config.entries))
     return replace(config, sets=tuple(sets.values()))
 
 
 def _made(entry: SetEntry, text_of: Callable[[Path], bytes], found: list[Problem]) -> SourceSet:
     if entry.file is None:
-        return SourceSet(entry.name, entry.origin, entry.external, parts=parted(entry.addresses))
+        return SourceSet(
+            entry.name, entry.origin, entry.external, parts=parted(entry.addresses), places=entry.addresses
+        )
     parts: Parts = {}
     try:
         parts, problems = read_list(entry.file, text_of(entry.file))
@@ -269,14 +313,30 @@ def unknown_set(name: str, known: Collection[str]) -> str:
     return f"no set is called {quote(name)}; {question}write a [[set]] with name = {quote(name)}"
 
 
-def _settled(entry: E, known: Mapping[str, SetEntry]) -> E:
+def settled(entry: ForwardEntry, sets: Iterable[SourceSet]) -> ForwardEntry | None:
+    """Give an entry that was read without any as if it stood beside these sets; `None` where it names others."""
+    known = {item.name: item for item in sets}
+    if any(name not in known for name, _ in entry.named):
+        return None
+    return _settled(entry, {name: item.networks for name, item in known.items() if item.is_written})
+
+
+def networks_named(entry: Entry, sets: Iterable[SourceSet]) -> Iterator[Subnet]:
+    """Give the networks from which an entry lets clients connect; none where that is everybody, or not known."""
+    yield from entry.sources
+    if entry.admission is not None:
+        yield from entry.admission.sources
+        yield from (network for item in sets if item.name in entry.admission.sets for network in item.networks)
+
+
+def _settled(entry: E, written: Mapping[str, Collection[Subnet]]) -> E:
     """Write what is in sets of the configuration itself among the sources: so it is known whom the entry is for."""
     asked = entry.admission
     if not isinstance(entry, ForwardEntry) or asked is None or not asked.sets:
         return entry
-    if not all(name in known and known[name].addresses for name in asked.sets):
+    if not all(name in written for name in asked.sets):
         return entry
-    inside = (subnet for name in asked.sets for subnet in known[name].addresses)
+    inside = (subnet for name in asked.sets for subnet in written[name])
     rest = replace(asked, sources=(), sets=())
     sources = tuple(dict.fromkeys([*asked.sources, *inside]))
     return replace(entry, sources=sources, admission=rest if rest.is_limited else None)

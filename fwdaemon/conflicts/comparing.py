@@ -2,14 +2,14 @@
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from ipaddress import ip_network
 from itertools import chain, compress
 from operator import attrgetter
 from typing import Final, NamedTuple, TypeAlias
 
-from fwdaemon.config.model import Config
+from fwdaemon.config.model import Config, ForwardEntry
 from fwdaemon.config.overlap import families_of_entry
 from fwdaemon.core.exposures import Claim, Kind, Owner
 from fwdaemon.core.state import Desired
@@ -26,7 +26,8 @@ _ALL: Final = PortSet([EVERY_PORT])
 class Entry:
     """What the takings of one port string have in common, whatever their family; see `Taking`.
 
-    Where it `is_restricted`, some connections to its ports are none of its business.
+    Where it `is_restricted`, some connections to its ports are none of its business. Where it `yields`, as a pattern
+    does, it takes nothing from a process that was there first.
     """
 
     domain: str
@@ -36,6 +37,7 @@ class Entry:
     ports: PortRange
     interface: str | None
     is_restricted: bool
+    yields: bool = False
 
     @property
     def noun(self) -> str:
@@ -84,13 +86,14 @@ class Taking:
     interface: str | None = None
     sources: tuple[Subnet, ...] = ()
     shared: bool = True
+    yields: bool = False
 
     @property
     def entry(self) -> Entry:
         """What tells it from the takings of other port strings."""
         is_restricted = self.interface is not None or bool(self.sources)
         where = self.protocol, self.address, self.ports, self.interface
-        return Entry(self.domain, self.origin, *where, is_restricted)
+        return Entry(self.domain, self.origin, *where, is_restricted, self.yields)
 
 
 def takings(desired: Desired, local: Collection[Address], watched: PortSet = _ALL) -> Iterator[Taking]:
@@ -113,7 +116,9 @@ def takings_if_running(config: Config, local: Collection[Address], watched: Port
     for entry, claim, origin in compress(claims, meeting):
         for family in families_of_entry(entry) & ({claim.family} if claim.family is not None else frozenset(Family)):
             sources = tuple(source for source in claim.sources if Family.of(source) is family)
-            yield from _of_claim(claim._replace(family=family, sources=sources), entry.owner, origin, own)
+            yields = isinstance(entry, ForwardEntry) and entry.is_pattern
+            for taking in _of_claim(claim._replace(family=family, sources=sources), entry.owner, origin, own):
+                yield replace(taking, yields=yields)
 
 
 def _of_claim(claim: Claim, owner: Owner, origin: Origin | None, own: Collection[Address]) -> Iterator[Taking]:
@@ -220,10 +225,10 @@ class ListenerConflict:
         entry, who = self.entry, self._who()
         verb = "listens" if len(who) == 1 else "listen"
         place, whence = (f" on {listed(self.places)}", "there") if self.places else ("", "from outside")
-        reaching = entry.reaching(whence)
-        return entry.sentence(
-            f"{listed(who)} of the host {verb} there{place}; {reaching} will reach {entry.owner} instead"
-        )
+        follows = f"{entry.reaching(whence)} will reach {entry.owner} instead"
+        if entry.yields:
+            follows = f"no domain {entry.owner} is given the port before that ends"
+        return entry.sentence(f"{listed(who)} of the host {verb} there{place}; {follows}")
 
     def _who(self) -> Sequence[str]:
         """Name each holder once, or once for each port of several."""

@@ -6,7 +6,7 @@ size is changed element by element, and one of another program, which may hold r
 
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Final, NamedTuple, TypeAlias
@@ -38,7 +38,8 @@ class Admission:
     """Who of those that an exposure would take may connect, and how often.
 
     With `sources` or `sets`, only who is in one of them; `sets` and `denied` are names of sets. Nobody of `deny` and
-    `denied` may. One source address may open connections at this `rate`, and have `max_open` of them open.
+    `denied` may. One source address may open connections at this `rate`, and have `max_open` of them open; what is
+    made of one `entry` for one guest is counted together.
     """
 
     sources: tuple[Subnet, ...] = ()
@@ -47,11 +48,17 @@ class Admission:
     denied: tuple[str, ...] = ()
     rate: Rate | None = None
     max_open: int | None = None
+    entry: str = ""
 
     @property
     def is_limited(self) -> bool:
         """Whether it asks for anything at all."""
         return self != _ANYONE
+
+    @property
+    def is_exclusive(self) -> bool:
+        """Whether it takes being named to connect."""
+        return bool(self.sources or self.sets)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -61,7 +68,7 @@ class Admission:
     def of(self, family: Family) -> "Admission | None":
         """Give what of it concerns a family; `None` where it asks for nothing there."""
         sources, deny = (_of_family(family, subnets) for subnets in (self.sources, self.deny))
-        found = Admission(sources, self.sets, deny, self.denied, self.rate, self.max_open)
+        found = replace(self, sources=sources, deny=deny)
         if self.sources and not sources and not self.sets:
             return self
         return found if found.is_limited else None
@@ -82,23 +89,34 @@ Parts: TypeAlias = Mapping[tuple[Family, int], Mapping[str, None]]
 
 @dataclass(frozen=True, slots=True)
 class SourceSet:
-    """A named set: what was written or read of it, or, if it is `external`, nothing, as others fill it."""
+    """A named set: what was written, at its `places`, or read of it, or nothing if it is `external`: others fill it."""
 
     name: str
     origin: Origin = field(compare=False)
     external: bool = False
     file: Path | None = None
     parts: Parts = field(default_factory=dict)
+    places: Mapping[Subnet, Origin] = field(default_factory=dict, compare=False)
 
     @classmethod
     def of(cls, name: str, origin: Origin, subnets: Iterable[Subnet]) -> "SourceSet":
-        """Make one of networks that are written in the configuration."""
+        """Make one of networks that are written in the configuration, all at one place."""
         return cls(name, origin, parts=parted(subnets))
 
     def lengths(self, family: Family) -> list[int]:
         """Give the prefix lengths it has networks of, the longest first; single addresses are always there."""
         found = {length for kind, length in self.parts if kind is family}
         return sorted(found | {family.bits}, reverse=True)
+
+    @property
+    def is_written(self) -> bool:
+        """Whether the configuration itself says what is in it."""
+        return self.file is None and not self.external
+
+    @property
+    def networks(self) -> tuple[Subnet, ...]:
+        """Its networks; of all addresses, the two halves."""
+        return tuple(ip_network(f"{first}/{length}") for (_, length), found in self.parts.items() for first in found)
 
     @property
     def number(self) -> int:
@@ -113,7 +131,7 @@ class SourceSet:
         """Give the narrowest of its networks that holds an address."""
         family = Family.of(address)
         for length in self.lengths(family):
-            network = ip_network((int(address), length), strict=False)
+            network = ip_network((address, length), strict=False)
             if str(network.network_address) in self.parts.get((family, length), ()):
                 return network
         return None
@@ -198,7 +216,7 @@ class Gatekeeper:
         for asked in filter(None, (self.everywhere, admission)):
             if (refused := self._denied(asked, source)) is not None:
                 return refused
-        if admission is None or not (admission.sources or admission.sets):
+        if admission is None or not admission.is_exclusive:
             return None
         is_named = _within(admission.sources, source) or any(self.holds(name, source) for name in admission.sets)
         return None if is_named else Refusal(denied=False)

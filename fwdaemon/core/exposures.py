@@ -6,6 +6,7 @@ the business of the backends.
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+from hashlib import blake2s
 from typing import ClassVar, NamedTuple, TypeAlias
 
 from fwdaemon.core.admission import Admission
@@ -91,6 +92,8 @@ class _Exposure:
 
     __slots__ = ()
 
+    admission: Admission | None
+
     @property
     def claim(self) -> Claim:
         """What packets it is for."""
@@ -100,6 +103,19 @@ class _Exposure:
     def destination(self) -> Destination:
         """Where it leads."""
         raise NotImplementedError
+
+    @property
+    def owner(self) -> Owner:
+        """Whose it is."""
+        raise NotImplementedError
+
+    @property
+    def counted_as(self) -> str:
+        """Name in plain letters what its limits count in: all that one entry opens for one guest has the same name."""
+        claim, asked = self.claim, self.admission
+        alone = () if asked is not None and asked.entry else (str(claim), claim.interface, *map(str, claim.sources))
+        told = (*self.owner, asked.entry if asked is not None else "", *alone)
+        return blake2s(repr(told).encode(), digest_size=6).hexdigest()
 
     def listens_at(self) -> str:
         """Where it listens, for people and the audit: `tcp 198.51.100.7:8443`."""
@@ -204,7 +220,8 @@ class Forward(_Translated):
 class Nat(_Translated):
     """One live 1:1 NAT: `public` maps one-to-one to the guest at `target`: all protocols and ports, in and out.
 
-    `assign` is the interface of the host that is to hold `public`. `mac` is what the guest's own packets come from. The
+    `assign` is the interface of the host that is to hold `public`. `mac` is what the guest's own packets come from.
+    Where the `admission` names some who may connect, all others are refused: nobody else answers at that address. The
     rest is as in `Forward`.
     """
 

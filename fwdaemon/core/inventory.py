@@ -164,11 +164,18 @@ class Network:
 
 
 class Occupied(NamedTuple):
-    """A port of the host that a process waits on, at one address or at every one."""
+    """A port of the host that a process waits on, at one address or at every one of the `families`.
+
+    `device` is the interface that it is bound to. One that is `passing` is not assigned, but may be claimed: a client
+    has it, or it is at an address that no forward is for.
+    """
 
     protocol: Protocol
     address: Address | None
     port: int
+    families: frozenset[Family] = frozenset(Family)
+    device: str | None = None
+    passing: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,7 +301,7 @@ class Hindrance:
     `ports` are those that are claimed at `origin`, or of which none is free. Of what is not allowed, `origin` is the
     `[[allow]]` that comes closest, and `names` are each key of it that does not cover a value, followed by that; of
     many, the first ones and then how many `more`. Of what is claimed already, they are where, and by whom; neither
-    where that is the host itself.
+    where a process of the host has it.
     """
 
     kind: HindranceKind

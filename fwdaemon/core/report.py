@@ -32,6 +32,7 @@ class ReasonKind(StrEnum):
     ROUTES_LOST = "routes-lost"
     ADDRESS_PUT_BACK = "address-put-back"
     LEASES = "leases"  # a bridge
+    FIRST_LEASE = "first-lease"  # a bridge, on which a guest had no address yet
     RESERVATIONS = "reservations"  # a network
     LEASE_DIRECTORY = "lease-directory"  # a path
     LEASES_WATCHED = "leases-watched"
@@ -123,7 +124,8 @@ class FaultKind(StrEnum):
     GATES_UNSEARCHED = "gates-unsearched"
     LEGACY_GATE = "legacy-gate"
     LEGACY_GATES = "legacy-gates"
-    NO_ADMISSION = "no-admission"
+    NO_IPSET = "no-ipset"  # a key of the configuration
+    NO_MATCH = "no-match"  # a key, a family, and a match of iptables
     LEGACY_CHAIN_HELD = "legacy-chain-held"  # a chain, its table, the family, and the program that shows it
     HOST_NOT_FORWARDING = "host-not-forwarding"  # a family
     FORWARDING_OFF = "forwarding-off"  # a family

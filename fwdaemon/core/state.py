@@ -155,6 +155,7 @@ class Desired:
     that were ended. `expanded` are the entries of patterns and with automatic ports, each for one domain. `remarks` are
     of what is there and does not count, and of entries that work for now.
     `sets` are the named sets of sources that there are. Whom `barred` denies may connect to nothing.
+    With `counts_down`, rules that know one clock alone ask a set as well: it is empty once an end has come by another.
 
     Two states that follow each other share nearly all exposures, as the same objects in sets. So they are compared by
     operations of sets, which neither hash nor compare them anew; and what follows from all of them is worked out once.
@@ -188,6 +189,7 @@ class Desired:
     expanded: tuple[ExpandedEntry, ...] = ()
     sets: tuple[SourceSet, ...] = ()
     barred: Admission | None = None
+    counts_down: bool = False
 
     @cached_property
     def exposures(self) -> frozenset[Exposure]:
@@ -375,7 +377,11 @@ class Counted(Generic[_Counter]):
 
 
 class Dropped(NamedTuple):
-    """First packets that were dropped: by exposure, for `deny` of addresses and limits, and by the set that denied."""
+    """First packets that were dropped: by exposure, for `deny` of addresses and limits, and by the set that denied.
+
+    Those over a limit are told by source too, for what exposures are `counted_as`, as long as the source is counted.
+    """
 
     by_exposure: Mapping[Exposure, int] = MappingProxyType({})
     by_set: Mapping[str, int] = MappingProxyType({})
+    by_source: Mapping[str, Mapping[Address, int]] = MappingProxyType({})

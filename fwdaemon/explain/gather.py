@@ -1,6 +1,7 @@
 """Asks the host: the kernel, its rule systems, its processes. Whoever runs it should be root."""
 
 import errno
+import re
 import signal
 import socket
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -12,10 +13,11 @@ from itertools import product
 from pathlib import Path
 from typing import Any, Final
 
+from fwdaemon.config.loader import read_list_file
 from fwdaemon.config.names import NFT_NAME
-from fwdaemon.core.admission import Place, Ranges
+from fwdaemon.core.admission import Element, Place, Ranges
 from fwdaemon.core.inventory import HostAddress
-from fwdaemon.core.text import shown
+from fwdaemon.core.text import GrammarError, shown
 from fwdaemon.core.types import Address, Family, Listener, Subnet
 from fwdaemon.errors import KernelError, PortfwdError, ProcessError
 from fwdaemon.explain.far_probe import ask_from_afar
@@ -24,12 +26,19 @@ from fwdaemon.kernel import sysctl
 from fwdaemon.kernel.listeners import Holders, listeners
 from fwdaemon.kernel.observe import answers_now, observe_host
 from fwdaemon.kernel.process import Runner
-from fwdaemon.nftables.admission import set_name
+from fwdaemon.legacy.ipsets import elements_in
+from fwdaemon.legacy.model import SET_MATCH
+from fwdaemon.legacy.model import set_name as ipset_name
+from fwdaemon.nftables.admission import limiting_sets, set_name
 from fwdaemon.nftables.existing import elements_of, hooked_chains, is_iptables
 from fwdaemon.nftables.external import bounds_of, paired
+from fwdaemon.nftables.model import TABLE_NAME
+from fwdaemon.nftables.table_cache import limited_sources
 from fwdaemon.rulesets import nft_listing, xt_listing
 from fwdaemon.rulesets.packet import BaseChain, System
 
+# The sets of ours that rules look sources up in.
+_SETS: Final = re.compile(rf"{SET_MATCH} (KVMPF_\S+) src")
 _PROC: Final = Path("/proc")
 # Of this thread, since a network namespace is a thread's.
 _OWN: Final = _PROC / "thread-self"
@@ -153,10 +162,31 @@ class Kernel:
         """See `World.ranges`; a set that is not there holds nobody."""
         found: dict[Place, Ranges] = {}
         for family, name in product(Family, names):
+            elements: list[Element] = []
             with suppress(KernelError):
                 messages = elements_of(family, set_name(name, family, 0))
-                found[family, name] = Ranges(paired((item for each in messages for item in bounds_of(each)), family))
+                elements += paired((item for each in messages for item in bounds_of(each)), family)
+            with suppress(ProcessError):
+                elements += elements_in(self._runner, ipset_name(name, family), family)
+            found[family, name] = Ranges(elements)
         return found
+
+    def over_limit(self, counted_as: str, source: Address) -> int:
+        """See `World.over_limit`."""
+        found = 0
+        for name in limiting_sets(counted_as):
+            with suppress(ProcessError):  # there is no such limit, or the rules are elsewhere
+                where = Family.of(source).word, TABLE_NAME, name
+                listing = self._runner.run("nft", "list", "set", *where).stdout
+                found += limited_sources(listing).get(counted_as, {}).get(source, 0)
+        return found
+
+    def text_of(self, file: Path) -> bytes:
+        """See `World.text_of`."""
+        try:
+            return read_list_file(file)
+        except GrammarError:
+            return b""
 
     def is_on_link(self, address: Address) -> bool:
         """See `World.is_on_link`; any packet has the kernel ask its neighbours."""
@@ -236,9 +266,18 @@ class Kernel:
             return []
         program = f"{'iptables' if family is Family.IPV4 else 'ip6tables'}-{system.removeprefix('iptables-')}-save"
         try:
-            return xt_listing.base_chains(self._runner.run(program).stdout, system, family)
+            save = self._runner.run(program).stdout
+            return xt_listing.base_chains(save, system, family, self._members(save, family))
         except ProcessError:
             return []
+
+    def _members(self, save: str, family: Family) -> dict[str, Ranges]:
+        """Read who is in the sets of ours that rules look sources up in."""
+        found = {}
+        for name in set(_SETS.findall(save)):
+            with suppress(ProcessError):
+                found[name] = Ranges(elements_in(self._runner, name, family))
+        return found
 
 
 def _link(message: Any) -> _Link:

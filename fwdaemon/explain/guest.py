@@ -7,9 +7,11 @@ from uuid import UUID
 from fwdaemon.audit.causes import why
 from fwdaemon.config.model import Config, GuestEntry, RouteEntry
 from fwdaemon.core.inventory import Domain, GuestInterface, Hindrance, HindranceKind, Inventory, Network
+from fwdaemon.core.state import Waiting
 from fwdaemon.core.text import shown
 from fwdaemon.core.types import Address, Family
 from fwdaemon.explain import remedies
+from fwdaemon.explain.arrival import Arrival
 from fwdaemon.explain.report import RELOAD, Cause, Step, World, fine, unknown, wrong
 from fwdaemon.resolve.addresses import SubnetIndex
 from fwdaemon.resolve.guests import Absence, Guest, GuestFinder
@@ -183,3 +185,11 @@ def _how_learned(entry: GuestEntry, guest: Guest) -> str:
         return f"the configuration, {entry.origin}"
     source = next(claim.source for claim in guest.interface.learned if claim.address == guest.address)
     return f"the {source}"
+
+
+def is_for(refused: Waiting, arrival: Arrival) -> bool:
+    """Whether what is refused asks for what arrives."""
+    claim = refused.claim
+    if claim is None or (claim.ports, claim.address) == (None, None):
+        return False
+    return claim.takes(arrival.protocol, arrival.address, arrival.port)

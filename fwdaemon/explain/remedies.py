@@ -13,12 +13,13 @@ from typing import Final
 
 from fwdaemon.config.model import GuestEntry
 from fwdaemon.config.names import as_pattern
+from fwdaemon.config.sets import place_of
 from fwdaemon.core.admission import Admission, Refusal, SourceSet
 from fwdaemon.core.inventory import Domain
 from fwdaemon.core.text import is_interface_name, quote, shown
 from fwdaemon.core.types import Address, Family, Gate, Origin, Protocol, Subnet
 from fwdaemon.explain.arrival import Arrival, Claim
-from fwdaemon.explain.report import MAIN_TABLE, RELOAD, START_COMMAND, RouteAnswer, command
+from fwdaemon.explain.report import MAIN_TABLE, RELOAD, START_COMMAND, RouteAnswer, World, command
 from fwdaemon.kernel.sysctl import FORWARDING, of_interface
 from fwdaemon.rulesets.packet import BaseChain, RuleLocation, System
 
@@ -359,16 +360,25 @@ def iptables_program(location: RuleLocation) -> str:
     return f"{location.family}tables-{kind}"
 
 
-def denied(refusal: Refusal, where: str, found: SourceSet | None, client: Address) -> tuple[str, str]:
+def denied(refusal: Refusal, where: str, found: SourceSet | None, client: Address, world: World) -> tuple[str, str]:
     """Tell that the configuration refuses a client, and by what; that is not to be opened, so it is no remedy."""
     if not refusal.denied:
         return f"{where} is for others only", f"This is on purpose: {client} is not among those who may connect."
     if found is None:
         return f"{where} denies {refusal.network}", f"This is on purpose: {where} denies {client}."
     network = found.network_of(client)
-    kept = "which other programs fill" if found.external else f"{network} of {found.file or found.origin}"
+    if network is None:
+        kept = "which other programs fill"
+    else:
+        kept = f"{network} at {place_of(network, found, world.text_of(found.file) if found.file else b'')}"
     what = f"set {found.name} ({kept})"
-    return f"{where} denies who is in {what}", f"This is on purpose: {client} is in {what}, at {found.origin}."
+    return f"{where} denies who is in {what}", f"This is on purpose: {client} is in {what}, written at {found.origin}."
+
+
+def clients(sources: Iterable[Subnet], admission: Admission | None) -> str:
+    """Say who may connect, of whom nothing else is asked."""
+    asked = admission or Admission()
+    return ", ".join([*map(str, (*sources, *asked.sources)), *(f"set {name}" for name in asked.sets)]) or "anywhere"
 
 
 def limits(admission: Admission | None) -> str:

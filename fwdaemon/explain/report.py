@@ -5,6 +5,7 @@ import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 from typing import Final
 from typing import Protocol as Interface
 
@@ -360,6 +361,14 @@ class World(Interface):
 
     def ranges(self, names: Collection[str]) -> Mapping[Place, Ranges]:
         """Give what others have put into external sets."""
+        ...
+
+    def over_limit(self, counted_as: str, source: Address) -> int:
+        """Give how many first packets of a source went over the limits that are counted as this, as far as is known."""
+        ...
+
+    def text_of(self, file: Path) -> bytes:
+        """Give what is in a file of a set; nothing where it cannot be read."""
         ...
 
     def is_on_link(self, address: Address) -> bool:

@@ -1,14 +1,15 @@
 """Tells the whole way of a connection, step by step. Pure, but for the `World` it asks."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, islice
 from typing import Final
 
 from fwdaemon.audit.causes import why
 from fwdaemon.config.model import Config, NatEntry, RouteEntry
+from fwdaemon.config.sets import networks_named
 from fwdaemon.core.admission import Gatekeeper
-from fwdaemon.core.inventory import Domain, HostAddress, Inventory
+from fwdaemon.core.inventory import HostAddress, Inventory
 from fwdaemon.core.state import Desired, Waiting
 from fwdaemon.core.text import shown
 from fwdaemon.core.types import Address, Family, Protocol, Subnet
@@ -30,7 +31,7 @@ from fwdaemon.explain.arrival import (
 )
 from fwdaemon.explain.delivery import Delivery, WayBack, WayOut
 from fwdaemon.explain.entrance import Entrance, HostContext, Judge, Target
-from fwdaemon.explain.guest import GuestWalk, Libvirt
+from fwdaemon.explain.guest import GuestWalk, Libvirt, is_for
 from fwdaemon.explain.report import (
     RELOAD,
     START_COMMAND,
@@ -44,11 +45,10 @@ from fwdaemon.explain.report import (
     unknown,
     wrong,
 )
-from fwdaemon.resolve.claims import Turn, of_these_runs
-from fwdaemon.resolve.expansion import Assignments, Before, Expander
+from fwdaemon.resolve.expansion import Before, Expander
 from fwdaemon.resolve.guests import Guest
 from fwdaemon.resolve.placement import Placement
-from fwdaemon.resolve.sharing import grants
+from fwdaemon.resolve.sharing import Grants, grants
 
 _NOBODY: Final = Inventory()
 _NOTHING: Final = Before()
@@ -78,16 +78,20 @@ def explain(  # noqa: PLR0913  it follows from that many sources
     """
     held = world.addresses()
     granted = grants(config, libvirt.inventory or _NOBODY, before.ports, before.turns[0])
+    held_back = granted.refused
     if libvirt.inventory is not None:
-        config = _expanded(granted.config, libvirt.inventory.domains, before.ports, before.turns[1])
+        config, waiting = _expanded(granted, libvirt.inventory, before)
+        held_back += tuple(item for item in waiting if item.refused)
     arrival = arrive(request, preferred_addresses(config, request, held), libvirt.bridges, world)
-    report = _Trace(config, libvirt, world, main, held, granted.refused).report(arrival)
+    report = _Trace(config, libvirt, world, main, held, held_back).report(arrival)
     return replace(report, daemon_runs=world.daemon() is not None)
 
 
-def _expanded(config: Config, domains: Sequence[Domain], ports: Assignments, turns: Iterable[Turn] = ()) -> Config:
-    """Give the configuration with an entry for each domain; a pattern that no running domain matches stays."""
-    expansion = Expander(config, of_these_runs(turns, domains)).expand(domains, ports)
+def _expanded(granted: Grants, inventory: Inventory, before: Before) -> tuple[Config, tuple[Waiting, ...]]:
+    """Give an entry for each domain, and what they wait for; a pattern that no running domain matches stays."""
+    config, domains, turns = granted.config, inventory.domains, before.of_these_runs(inventory.domains)[1]
+    occupied = granted.occupied(before.occupied, inventory.every_network)
+    expansion = Expander(config, turns).expand(domains, before.ports, occupied)
     running = {str(domain.uuid) for domain in domains if domain.running}
     own = sorted(expansion.entries.items(), key=lambda item: (item[0][1] not in running, item[0]))
     matched = {number for (number, uuid), _ in own if uuid in running}
@@ -96,7 +100,7 @@ def _expanded(config: Config, domains: Sequence[Domain], ports: Assignments, tur
         for number, entry in enumerate(config.forwards)
         if not entry.is_open or (entry.is_pattern and number not in matched)
     ]
-    return replace(config, forwards=(*written, *(entry for _, entry in own)))
+    return replace(config, forwards=(*written, *(entry for _, entry in own))), expansion.waiting
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +117,7 @@ class _Trace:
         desired = replace(desired, waiting=(*desired.waiting, *self.refused))
         claims = claims_on(self.config, arrival)
         claim = _chosen(claims, desired, arrival)
-        if claim is not None and arrival.source is None and claim.sources:
+        if claim is not None and arrival.source is None:
             arrival = self._as_admitted(claim, arrival)
         daemon = self.world.daemon()
         judge = Judge(arrival, self.config.daemon, daemon is not None, self.main)
@@ -128,7 +132,7 @@ class _Trace:
             steps += [self._unclaimed(arrival), *entrance.enter(), *entrance.into_host()]
             return Report(f"{arrival} from {arrival.client}", steps, "")
         steps.append(self._entry(claim, arrival))
-        if (admission := self._admission(claim, arrival)) is not None:
+        if (admission := self._admission(claim, arrival, desired)) is not None:
             steps.append(admission)
             if admission.cause is not None:
                 return Report(f"{arrival} from {arrival.client}", steps, f"{arrival} is for {shown(_owner(claim))}")
@@ -243,7 +247,8 @@ class _Trace:
     def _as_admitted(self, claim: Claim, arrival: Arrival) -> Arrival:
         """Take a client that may connect, where the user named none."""
         taken = {own.address for own in self.held}
-        subnets = (subnet for subnet in claim.sources if Family.of(subnet) is arrival.family)
+        named = networks_named(claim.entry, self.config.sets)
+        subnets = (subnet for subnet in named if Family.of(subnet) is arrival.family)
         hosts = chain.from_iterable(_first_hosts(subnet, len(taken) + 1) for subnet in subnets)
         client = next((address for address in hosts if address not in taken), None)
         return arrival if client is None else arrival.as_from(client)
@@ -251,10 +256,12 @@ class _Trace:
     # --- the configuration -----------------------------------------------------------------------------------------
 
     def _unclaimed(self, arrival: Arrival) -> Step:
-        refused = next((item for item in self.refused if _is_for(item, arrival)), None)
+        refused = next((item for item in self.refused if is_for(item, arrival)), None)
         if refused is not None:
             text = f"{refused.origin} asks for it and is refused: {why(refused.reason)}"
             remedy = f"Where the domain is to have it, write an [[allow]] for that in {self.main}, and {RELOAD}."
+            if not refused.origin.domain:
+                remedy = "Have that process listen elsewhere, or write another port of the host there."
             return wrong("entry", text, Cause.UNCLAIMED, remedy)
         remedy = remedies.claim_port(nearest(self.config, arrival), arrival, self.main)
         return wrong("entry", f"no entry of {self.main} claims it", Cause.UNCLAIMED, remedy)
@@ -272,9 +279,9 @@ class _Trace:
             text += f", but only from {listed}"
             source = arrival.source or arrival.stand_in
             return wrong("entry", text, Cause.SOURCE_REFUSED, remedies.admit(claim, source))
-        return fine("entry", f"{text}, from {', '.join(map(str, claim.sources)) or 'anywhere'}")
+        return fine("entry", f"{text}, from {remedies.clients(claim.sources, claim.entry.admission)}")
 
-    def _admission(self, claim: Claim, arrival: Arrival) -> Step | None:
+    def _admission(self, claim: Claim, arrival: Arrival, desired: Desired) -> Step | None:
         """Tell whether sets or limits keep the client out; `None` where there are none of these."""
         asked, barred = claim.entry.admission, self.config.daemon.barred
         if asked is None and barred is None:
@@ -286,9 +293,13 @@ class _Trace:
         for admission, where in (barred, f"deny in [daemon] of {self.main}"), (asked, str(claim.origin)):
             refusal = Gatekeeper(sets, None, ranges).refusal(admission, arrival.source)
             if refusal is not None:
-                text, remedy = remedies.denied(refusal, where, sets.get(refusal.name), arrival.source)
+                text, remedy = remedies.denied(refusal, where, sets.get(refusal.name), arrival.source, self.world)
                 return wrong("admission", text, Cause.ON_PURPOSE, remedy)
-        return fine("admission", f"nothing denies {arrival.source}{remedies.limits(asked)}")
+        exposure = exposure_of(claim, desired, arrival) if remedies.limits(asked) else None
+        over = self.world.over_limit(exposure.counted_as, arrival.source) if exposure is not None else 0
+        text = f"nothing denies {arrival.source}{remedies.limits(asked)}"
+        doubt = f"it may be over the limit now: {over} of its first packets were dropped of late"
+        return unknown("admission", text, doubt) if over else fine("admission", text)
 
     # --- the guest -------------------------------------------------------------------------------------------------
 
@@ -384,13 +395,6 @@ def _chosen(claims: list[Claim], desired: Desired, arrival: Arrival) -> Claim | 
 
 def _first_hosts(subnet: Subnet, count: int) -> Iterator[Address]:
     yield from islice(subnet.hosts(), count)
-
-
-def _is_for(refused: Waiting, arrival: Arrival) -> bool:
-    claim = refused.claim
-    if claim is None or (claim.ports, claim.address) == (None, None):
-        return False
-    return claim.takes(arrival.protocol, arrival.address, arrival.port)
 
 
 def _owner(claim: Claim) -> str:

@@ -6,16 +6,16 @@ domain lasts, even when the agent goes away, as it does at each of its updates.
 
 dnsmasq's helper replaces /var/lib/libvirt/dnsmasq/BRIDGE.status by rename when a lease comes or goes, and libvirt
 writes NETWORK.hostsfile when reservations change. What is in them is libvirt's to tell; here they only say "look
-again". libvirt's *reading* them must not, or every pass would cause the next. The directory may not be there yet: then
-the nearest one above it is watched, until it is.
+again", where they are news at all. libvirt's *reading* them must not, or every pass would cause the next. The directory
+may not be there yet: then the nearest one above it is watched, until it is.
 """
 
 import asyncio
 import logging
 import os
-import threading
 import time
 from collections.abc import Callable, Iterable
+from collections.abc import Set as AbstractSet
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -33,7 +33,9 @@ from fwdaemon.core.text import shown
 from fwdaemon.errors import LibvirtUnavailableError, PortfwdError, shortage
 from fwdaemon.hypervisor.connection import open_with_keepalive
 from fwdaemon.hypervisor.xml import guest_address, normal_mac
+from fwdaemon.kernel.memory import have_threads
 from fwdaemon.kernel.process import Worker
+from fwdaemon.resolve.snapshot import LARGEST, LeaseNews, Leases, read_leases
 from fwdaemon.triggers import Backoff, Budget
 
 if TYPE_CHECKING:
@@ -249,7 +251,8 @@ def agent_claims(answer: dict[str, dict[str, Any]]) -> tuple[MacClaim, ...]:
 
 DNSMASQ_DIRECTORY: Final = Path("/var/lib/libvirt/dnsmasq")
 _CHANGES: Final = frozenset({"created", "modified", "moved", "deleted"})
-_REASONS: Final = {".status": ReasonKind.LEASES, ".hostsfile": ReasonKind.RESERVATIONS}
+_LEASES: Final = ".status"
+_REASONS: Final = {".hostsfile": ReasonKind.RESERVATIONS}
 # Up to its version 6, watchdog remembers each rename for as long as it watches: it starts over after so many changes.
 _RENEWED_AFTER: Final = 256
 # What one event takes, at most, in watchdog's threads and in ours. Guests can ask for as many leases as they like, and
@@ -274,6 +277,7 @@ class LeaseWatch:
         self._directory = directory
         self._observer: Any = None  # watchdog's Observer is a variable, not a type
         self._watched: Path | None = None
+        self._news = LeaseNews(time.monotonic)
         self._received = 0
         self._resting: asyncio.TimerHandle | None = None
         self._warning, self._pauses = WarnOnce(), Backoff(_AGAIN_S, _AGAIN_AT_MOST_S)
@@ -293,20 +297,26 @@ class LeaseWatch:
             self._observer.join()
         self._observer = None
 
+    def follow(self, guests: AbstractSet[str], awaited: AbstractSet[str]) -> None:
+        """See `LeaseNews.follow`."""
+        self._news.follow(guests, awaited)
+
     def dispatch(self, event: "FileSystemEvent") -> None:
         """Take an event on watchdog's thread; this is all that watchdog asks of a handler."""
         if event.event_type in _CHANGES:
             # Only a move had a destination before watchdog 4.
-            path = Path(os.fsdecode(getattr(event, "dest_path", "") or event.src_path))
-            self._loop.call_soon_threadsafe(self._changed, path)
+            path, began = Path(os.fsdecode(getattr(event, "dest_path", "") or event.src_path)), time.thread_time()
+            leases = read_leases(_content(path)) if path.suffix == _LEASES else None
+            self._loop.call_soon_threadsafe(self._changed, path, leases, time.thread_time() - began)
 
-    def _changed(self, path: Path) -> None:
-        self._guests.spent(_COSTS_S)
+    def _changed(self, path: Path, leases: Leases | None, cost: float) -> None:
+        self._guests.spent(_COSTS_S + cost)
         if self._observer is None or self._resting is not None:
             return
         if path.parent == self._directory:
-            if path.suffix in _REASONS:
-                self._trigger(Reason(_REASONS[path.suffix], path.stem))
+            kind = self._news.kind(path.stem, leases) if path.suffix == _LEASES else _REASONS.get(path.suffix)
+            if kind is not None:
+                self._trigger(Reason(kind, path.stem))
         elif self._aim() and self._watched == self._directory:
             self._trigger(Reason(ReasonKind.LEASE_DIRECTORY, str(self._directory)))
         self._received += 1
@@ -357,7 +367,7 @@ class LeaseWatch:
         moved = False
         while (nearest := self._nearest()) != self._watched:
             self._observer.unschedule_all()
-            _have_threads(_THREADS)
+            have_threads(2)  # which a watch takes; where one cannot start, watchdog 6.0 loses its descriptors
             self._observer.schedule(self, str(nearest), recursive=False)
             self._watched, moved = nearest, True
         return moved
@@ -366,23 +376,12 @@ class LeaseWatch:
         return next(path for path in (self._directory, *self._directory.parents) if path.is_dir())
 
 
-# How many threads a watch takes. Where one of them cannot start, watchdog 6.0 loses the descriptors of the watch.
-_THREADS: Final = 2
-
-
-def _have_threads(number: int) -> None:
-    """Raise RuntimeError where so many more threads cannot be started."""
-    over = threading.Event()
-    begun: list[threading.Thread] = []
+def _content(path: Path) -> bytes | None:
     try:
-        for _ in range(number):
-            thread = threading.Thread(target=over.wait, daemon=True)
-            thread.start()
-            begun.append(thread)
-    finally:
-        over.set()
-        for thread in begun:
-            thread.join()
+        with path.open("rb") as file:
+            return file.read(LARGEST + 1)
+    except OSError:  # it has gone
+        return None
 
 
 def _started_observer() -> Any:

@@ -209,10 +209,10 @@ def _listed(listing: Listing) -> Iterable[Listener] | None:
     return found
 
 
-def ports_in_use(listing: Listing = listeners) -> frozenset[tuple[Protocol, int]] | None:
-    """Give the ports where processes of the host wait, at whatever address; `None` where the kernel does not tell."""
+def ports_in_use(listing: Listing = listeners) -> frozenset[Occupied] | None:
+    """Give the ports where processes of the host wait; `None` where the kernel does not tell."""
     found = _listed(listing)
-    return None if found is None else frozenset((item.protocol, item.port) for item in found)
+    return None if found is None else frozenset(_occupied(found))
 
 
 # Where the ports of clients are taken from (ip-sysctl.rst): a socket for UDP there may be about to ask something.
@@ -223,18 +223,24 @@ def with_occupied(inventory: Inventory, listing: Listing = listeners) -> Invento
     """Add the ports that processes of the host wait on, where metadata asks for ports: none of them is granted."""
     if not any(domain.metadata is not None and domain.running for domain in inventory.domains):
         return inventory
-    listed = _listed(listing)
-    return replace(inventory, occupied=None if listed is None else frozenset(_occupied(listed)))
+    found = ports_in_use(listing)
+    return replace(inventory, occupied=None if found is None else frozenset(item for item in found if not item.passing))
 
 
 def _occupied(listed: Iterable[Listener]) -> Iterator[Occupied]:
     words = sysctl.read(_CLIENT_PORTS).split()
     clients = range(int(words[0]), int(words[1]) + 1) if words else range(0)
     for item in listed:
-        if item.protocol is Protocol.UDP and item.port in clients:
-            continue
-        if item.address is None or not item.address.is_loopback:
-            yield Occupied(item.protocol, item.address, item.port)
+        is_client = item.protocol is Protocol.UDP and item.port in clients
+        where = item.protocol, item.address, item.port, item.families, item.device
+        yield Occupied(*where, passing=is_client or not _meets_forwards(item))
+
+
+def _meets_forwards(item: Listener) -> bool:
+    """Whether a forward may listen where a socket does: not on these addresses, nor where only the host itself asks."""
+    if item.address is None:
+        return item.device != "lo"
+    return not (item.address.is_loopback or item.address.is_link_local or item.address.is_multicast)
 
 
 def _answers(asking: NetlinkSocket, body: bytes) -> Iterable[Message]:

@@ -4,6 +4,7 @@ import asyncio
 import ctypes
 import gc
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -96,6 +97,21 @@ _PAUSE_AT_MOST_S = 3600.0
 # How soon something is tried again, doubled each time up to the second figure.
 _AGAIN_S = 0.5
 _AGAIN_AT_MOST_S = 30.0
+
+
+def have_threads(number: int) -> None:
+    """Raise RuntimeError where so many more threads cannot be started."""
+    over = threading.Event()
+    begun: list[threading.Thread] = []
+    try:
+        for _ in range(number):
+            thread = threading.Thread(target=over.wait, daemon=True)
+            thread.start()
+            begun.append(thread)
+    finally:
+        over.set()
+        for thread in begun:
+            thread.join()
 
 
 async def begun(begin: Callable[[], None], again: float = _AGAIN_S) -> None:

@@ -2,10 +2,11 @@
 
 import logging
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import reduce
-from itertools import chain
+from itertools import chain, product, starmap
 from typing import Final
 
 from fwdaemon.audit.lines import format_fault
@@ -27,17 +28,23 @@ from fwdaemon.core.state import REFUSED_FOR_S, Counted, Desired, Dropped
 from fwdaemon.core.text import is_interface_name
 from fwdaemon.core.types import Family, Gate
 from fwdaemon.errors import KernelError, PortfwdError
+from fwdaemon.kernel.external_sets import Externals
+from fwdaemon.kernel.process import Runner, SystemRunner
 from fwdaemon.kernel.rtnetlink import interface_names
-from fwdaemon.legacy.client import HelperClient, LateError, UnusableError
+from fwdaemon.legacy.admission import Drops
+from fwdaemon.legacy.client import HelperClient, Lacking, LateError, Need, UnusableError, left_out, sample
 from fwdaemon.legacy.gates import LegacyGates, LegacyMonitor
 from fwdaemon.legacy.info import (
+    Counter,
     TableInfo,
     chain_names,
     existing_tables,
+    packets,
     source_translations,
     table_entries,
     table_info,
 )
+from fwdaemon.legacy.ipsets import IpSets, refilled, written
 from fwdaemon.legacy.model import (
     CONFINED,
     FWD,
@@ -52,12 +59,10 @@ from fwdaemon.legacy.model import (
     restore_text,
 )
 from fwdaemon.legacy.ruleset import Plan, Tables, links, tables, uplinks_named
-from fwdaemon.legacy.translation import Counter, counting_rules, packets
+from fwdaemon.legacy.translation import counting_rules
 from fwdaemon.resolve.flows import Ended, Flow
 
 _log = logging.getLogger(__name__)
-
-_NO_ADMISSION: Final = Fault(FaultKind.NO_ADMISSION)
 
 # Each of what is refused is a rule, and each commit writes the whole table. So where many connections end at one port
 # of a guest, a rule for the port is enough.
@@ -77,9 +82,16 @@ class LegacyBackend:
     title: Final = "the legacy iptables tables"
     variant: Final = "legacy"
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        clock: Callable[[], float] = time.monotonic,
+        runner: Runner | None = None,
+        externals: Externals | None = None,
+    ) -> None:
         self._clock = clock
         self._helpers = {family: HelperClient(family) for family in Family}
+        self._sets = IpSets(runner or SystemRunner(), externals or Externals())
+        self._lacking = Lacking(self._tried)
         self._gates = LegacyGates(self._helpers)
         self._counted = Counted(counting_rules)
         self._desired: Desired | None = None
@@ -92,6 +104,7 @@ class LegacyBackend:
         self._left_out: tuple[Desired, Desired, ApplyResult] | None = None
         self._unusable: dict[Family, Fault] = {}
         self._left: dict[Family, tuple[Fault, ...]] = {}
+        self._drops: tuple[Desired, Drops] | None = None
 
     @property
     def unusable(self) -> Mapping[Family, Fault]:
@@ -100,34 +113,50 @@ class LegacyBackend:
 
     def apply(self, desired: Desired, *, full: bool) -> ApplyResult:
         """See `Backend.apply`."""
-        desired, refused = self._admissible(desired)
+        desired, refused = self._admissible(desired, full=full)
         forgotten = self._ended.forget(self._clock())
         if desired is not self._desired or full or forgotten:
             self._settled = {}
         if full:
             self._unusable = {}
         self._desired = desired
-        return joined(self._apply(desired), refused)
+        bent = self._sets.keep(desired, full=full)
+        result = joined(joined(self._apply(desired), refilled(desired, bent)), refused)
+        self._sets.drop(desired, full=full)
+        return result
 
-    def _admissible(self, desired: Desired) -> tuple[Desired, ApplyResult]:
-        """Leave out what these tables cannot keep anybody from; what was left out the last time is known."""
-        if self._left_out is None or self._left_out[0] is not desired:
-            refused = desired.exposures if desired.barred is not None else frozenset(desired.limited)
-            kept = desired.lacking(refused) if refused else desired
-            reasons = tuple((exposure, _NO_ADMISSION) for exposure in refused)
-            self._left_out = desired, kept, ApplyResult(refused=reasons, faults=(_NO_ADMISSION,) if refused else ())
+    def _admissible(self, desired: Desired, *, full: bool) -> tuple[Desired, ApplyResult]:
+        """Leave out what this host cannot keep anybody from; what was left out is tried again at a full look."""
+        if self._left_out is None or self._left_out[0] is not desired or (full and self._left_out[2].refused):
+            kept, result = left_out(desired, self._lacking)
+            self._left_out = desired, kept, result
         return self._left_out[1:]
+
+    def _known(self, desired: Desired) -> Desired:
+        """Give what of a state is in the rules, or will be."""
+        return self._left_out[1] if self._left_out is not None and self._left_out[0] is desired else desired
+
+    def _tried(self, family: Family, needs: Sequence[Need]) -> list[str | None]:
+        """Tell for each match that some rules need why it cannot be used, touching nothing."""
+        matches = [need for need in needs if need is not Need.SETS]
+        found: dict[Need, str | None] = {}
+        with suppress(PortfwdError):  # that no helper can be had is told where it looks at tables
+            reasons = self._helpers[family].tried([sample(need, family) for need in matches]) if matches else ()
+            found = dict(zip(matches, reasons, strict=True))
+        return [self._sets.hindrance() if need is Need.SETS else found.get(need) for need in needs]
 
     def render(self, desired: Desired) -> str:
         """See `Backend.render`."""
-        desired, _ = self._admissible(desired)
-        return "\n".join(restore_text(family, wanted) for family, wanted in tables(desired).items())
+        desired = self._known(desired)
+        text = "\n".join(restore_text(family, wanted) for family, wanted in tables(desired).items())
+        return written(desired) + text
 
     def preview(self, desired: Desired) -> ApplyResult:
         """See `Backend.preview`."""
-        desired, refused = self._admissible(desired)
+        desired, refused = left_out(desired, self._lacking)
         every = tables(desired)
-        return reduce(joined, (self._preview(family, every.get(family, {}), desired) for family in Family), refused)
+        results = (self._preview(family, every.get(family, {}), desired) for family in Family)
+        return reduce(joined, results, joined(self._sets.preview(desired), refused))
 
     def refuse(self, flows: Collection[Flow]) -> None:
         """See `Backend.refuse`."""
@@ -169,7 +198,7 @@ class LegacyBackend:
 
     def monitor(self, changed: RulesChanged) -> LegacyMonitor:
         """See `Backend.monitor`."""
-        return LegacyMonitor(changed)
+        return LegacyMonitor(changed, self._sets.sizes)
 
     def stamp(self) -> Stamp:
         """See `Backend.stamp`: a change that leaves a table as large as it was leaves the same information."""
@@ -199,13 +228,20 @@ class LegacyBackend:
 
     def counters(self, desired: Desired) -> Mapping[Exposure, int]:
         """See `Backend.counters`."""
-        desired, _ = self._admissible(desired)
-        return self._counted.of(desired, chain.from_iterable(map(_packets, sorted(desired.families))))
+        desired = self._known(desired)
+        return self._counted.of(
+            desired, chain.from_iterable(_packets(family, TableName.NAT) for family in desired.families)
+        )
 
     def dropped(self, desired: Desired) -> Dropped:
-        """See `Backend.dropped`: what would drop any stays closed."""
-        del desired
-        return Dropped()
+        """See `Backend.dropped`."""
+        desired = self._known(desired)
+        if desired.gatekeeper() is None:
+            return Dropped()
+        if self._drops is None or self._drops[0] is not desired:
+            self._drops = desired, Drops(desired)
+        counted = product(sorted(desired.families), (TableName.MANGLE, TableName.FILTER))
+        return self._drops[1].of(chain.from_iterable(starmap(_packets, counted)))
 
     def _remove(self) -> ApplyResult:
         """Take our own rules away; gates stay."""
@@ -319,9 +355,9 @@ def _holds(family: Family) -> bool:
     return any(OWN_CHAINS.intersection(chain_names(family, table)) for table in existing_tables(family))
 
 
-def _packets(family: Family) -> Iterator[tuple[Counter, int]]:
+def _packets(family: Family, table: TableName) -> Iterator[tuple[Counter, int]]:
     try:
-        return iter(list(packets(family)))
+        return iter(list(packets(family, table)))
     except KernelError:
         return iter(())
 

@@ -5,18 +5,26 @@ A helper ends when its standard input does, so it cannot outlive whoever holds a
 
 import json
 import os
-from collections.abc import Collection, Iterator, Mapping
+import shutil
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from enum import StrEnum
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
+from fwdaemon.core.admission import Rate
+from fwdaemon.core.exposures import Exposure
+from fwdaemon.core.report import ApplyResult, Fault, FaultKind
+from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Family
 from fwdaemon.errors import HangingError, KernelError, PortfwdError
 from fwdaemon.kernel.process import Companion
 from fwdaemon.legacy import model
+from fwdaemon.legacy.admission import open_match, rate_match
 from fwdaemon.legacy.info import PATH_VARIABLE
-from fwdaemon.legacy.model import Change, ObservedTable, TableName
+from fwdaemon.legacy.model import COMMENT, Change, ObservedTable, Rule, TableName
 
 # Others hold iptables' lock for milliseconds. A helper may do nothing for longer than this.
 _PATIENCE = 1.5
@@ -100,6 +108,22 @@ class HelperClient:
         """See `Session.commit`."""
         self._ask({"do": model.COMMIT, "table": table.value, "change": model.pack_change(change)})
 
+    def tried(self, samples: Sequence[Rule]) -> list[str | None]:
+        """Tell for each of these rules what keeps it from being made; `None` where nothing does.
+
+        Raises:
+            UnusableError: as `locked` does.
+            KernelError: the helper cannot be started.
+
+        """
+        if self._helper is None:
+            self._start()
+        found: list[str | None] = self._ask({"do": model.TRY, "rules": [*map(model.pack_rule, samples)]})
+        # What state the library is in after it has refused a rule, nobody knows.
+        if any(found):
+            self.close()
+        return found
+
     def close(self) -> None:
         """End the helper, if there is one."""
         helper, self._helper = self._helper, None
@@ -147,3 +171,77 @@ def _beside_library() -> dict[str, str]:
     """Tell python-iptables where its own C part is; it would run a compiler and a linker, as root, to find it."""
     spec = find_spec("iptc")
     return {"IPTABLES_LIBDIR": str(Path(spec.origin).parents[1])} if spec is not None and spec.origin else {}
+
+
+# --- what a host lacks -----------------------------------------------------------------------------------------------
+
+
+class Need(StrEnum):
+    """What rules need besides what all of them do: the value is the match of iptables."""
+
+    SETS = "set"
+    RATE = "hashlimit"
+    OPEN = "connlimit"
+
+
+_KEYS: Final = {Need.SETS: "set:…", Need.RATE: "rate", Need.OPEN: "max_open"}
+
+
+def needs_of(exposure: Exposure, desired: Desired) -> frozenset[Need]:
+    """Tell what the rules of an exposure need."""
+    asked, barred = exposure.admission, desired.barred
+    names = [*(asked.names if asked is not None else ()), *(barred.denied if barred is not None else ())]
+    found = {Need.SETS: names, Need.RATE: asked and asked.rate, Need.OPEN: asked and asked.max_open}
+    return frozenset(need for need, is_there in found.items() if is_there)
+
+
+class Lacking:
+    """Finds what a host lacks; what it does not lack is not asked for again."""
+
+    def __init__(self, tried: Callable[[Family, Sequence[Need]], Sequence[str | None]]) -> None:
+        """Take what tells for each of these why the match cannot be used."""
+        self._tried = tried
+        self._there: set[tuple[Family, Need]] = set()
+
+    def of(self, family: Family, needs: Collection[Need]) -> dict[Need, Fault]:
+        """Tell what is not there of what some rules need."""
+        asked = sorted(need for need in needs if (family, need) not in self._there)
+        found = {}
+        if Need.SETS in asked and shutil.which("ipset") is None:
+            found[Need.SETS] = Fault(FaultKind.NO_IPSET, (_KEYS[Need.SETS],))
+            asked.remove(Need.SETS)
+        for need, reason in zip(asked, self._tried(family, asked) if asked else (), strict=True):
+            if reason is None:
+                self._there.add((family, need))
+            else:
+                found[need] = Fault(FaultKind.NO_MATCH, (_KEYS[need], str(int(family)), need.value), reason)
+        return found
+
+
+def sample(need: Need, family: Family) -> Rule:
+    """Make a rule that needs a match, to be tried."""
+    match = rate_match(Rate(1, "minute"), "") if need is Need.RATE else open_match(1, family)
+    return Rule(match, "DROP", COMMENT)
+
+
+def left_out(desired: Desired, lacking: Lacking) -> tuple[Desired, ApplyResult]:
+    """Leave out what this host cannot keep anybody from, and count down where it can."""
+    lasting = {item.family for item in desired.forwards if item.until is not None}
+    if lasting and not any(lacking.of(family, {Need.SETS}) for family in sorted(lasting)):
+        desired = replace(desired, counts_down=True)
+    if desired.barred is None and not desired.limited:
+        return desired, ApplyResult()
+    needs = {item: needs_of(item, desired) for item in desired.exposures}
+    missing = {family: lacking.of(family, _all_of(needs, family)) for family in sorted(desired.families)}
+    refused = [
+        (item, missing[item.family][need])
+        for item, asked in needs.items()
+        for need in sorted(asked & missing[item.family].keys())[:1]
+    ]
+    faults = dict.fromkeys(fault for _, fault in refused)
+    kept = desired.lacking({item for item, _ in refused}) if refused else desired
+    return kept, ApplyResult(refused=tuple(refused), faults=tuple(sorted(faults, key=str)))
+
+
+def _all_of(needs: Mapping[Exposure, Collection[Need]], family: Family) -> frozenset[Need]:
+    return frozenset(need for item, asked in needs.items() if item.family is family for need in asked)

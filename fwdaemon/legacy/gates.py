@@ -9,7 +9,7 @@ import asyncio
 import ctypes
 import logging
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import reduce
 
 from fwdaemon.audit.throttle import WarnOnce
@@ -139,19 +139,23 @@ _BUFFER = 1 << 16
 class LegacyMonitor:
     """Calls `changed` on the asyncio loop's thread when the legacy tables may have changed."""
 
-    def __init__(self, changed: RulesChanged, poll: float = POLL) -> None:
-        self._changed = changed
+    def __init__(
+        self, changed: RulesChanged, sets: Callable[[], Mapping[str, object]] = dict, poll: float = POLL
+    ) -> None:
+        """Take what gives something else once any set of ours is another."""
+        self._changed, self._sets = changed, sets
         self._poll_every = poll
         self._libc = ctypes.CDLL(None, use_errno=True)
         self._inotify = -1
         self._warning = WarnOnce()
         self._seen: dict[tuple[Family, TableName], TableInfo] = {}
+        self._seen_sets: Mapping[str, object] = {}
         self._polling: asyncio.TimerHandle | None = None
         self._telling: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
         """Begin to watch. While the kernel has no inotify left, changes are noticed by their size alone."""
-        self._seen = _sizes()
+        self._seen, self._seen_sets = _sizes(), self._set_sizes()
         self._poll()
 
     def close(self) -> None:
@@ -185,6 +189,16 @@ class LegacyMonitor:
         if sizes != self._seen:
             self._seen = sizes
             self._changed(_SOMEBODY, full=True)
+        if (sets := self._set_sizes()) != self._seen_sets:
+            self._seen_sets = sets
+            self._changed(_SOMEBODY, full=False)
+
+    def _set_sizes(self) -> Mapping[str, object]:
+        try:
+            return self._sets()
+        except KernelError as error:
+            _log.debug("the sizes of sets are not known: %s", error)
+            return self._seen_sets
 
     def _read(self) -> None:
         try:

@@ -20,7 +20,7 @@ from fwdaemon.errors import label_remedy
 from fwdaemon.legacy import library, model
 from fwdaemon.legacy.info import lock_path
 from fwdaemon.legacy.library import HelperError, LibraryError, LockError, RefusedError, TableError
-from fwdaemon.legacy.model import COMMENT, FWD, OUT, OWN_CHAINS, Change, Rule, TableName, labelled, labelling
+from fwdaemon.legacy.model import COMMENT, FWD, OUT, Change, Rule, TableName, is_own, labelled, labelling
 
 # The lock all of iptables' own programs take, so that no change is lost between a read and a commit.
 
@@ -135,6 +135,8 @@ class Operations:
         match request["do"]:
             case model.SELF_TEST:
                 return self.self_test()
+            case model.TRY:
+                return [self._hindrance(model.unpack_rule(packed)) for packed in request["rules"]]
             case model.OBSERVE:
                 heads = model.unpack_heads(request["heads"])
                 return self.observe(heads, request["behind"], request["patience"])
@@ -193,7 +195,7 @@ class Operations:
     def _culprit(self, name: TableName, change: Change) -> Rule | None:
         """Find a rule that the kernel refuses by itself, in an unlinked chain; one of each form is tried."""
         inserted = [rule for edit in change.edits for _, rule in edit.insert]
-        forms = {library.form(rule): rule for rule in reversed(inserted) if rule.target not in OWN_CHAINS}
+        forms = {_form(rule): rule for rule in reversed(inserted) if not is_own(rule.target)}
         return next((rule for rule in forms.values() if self._is_refused(name, rule)), None)
 
     def _is_refused(self, name: TableName, rule: Rule) -> bool:
@@ -212,12 +214,23 @@ class Operations:
         return False
 
     def _tried(self, sample: Rule) -> str | None:
+        if (reason := self._hindrance(sample)) is None:
+            return None
+        text = " ".join(str(sample).split())
+        return f"{text!r} does not work for IPv{self._family}: {reason}{label_remedy(sample.matches)}"
+
+    def _hindrance(self, sample: Rule) -> str | None:
         try:
             self._compiler.compile(sample)
         except RefusedError as error:
-            text = " ".join(str(sample).split())
-            return f"{text!r} does not work for IPv{self._family}: {error.reason}{label_remedy(sample.matches)}"
+            return error.reason
         return None
+
+
+def _form(rule: Rule) -> tuple[str, ...]:
+    """Name the matches and the target of a rule: those of one form are taken or refused alike."""
+    words = library.parse(rule)
+    return (*(match.name for match in words.matches), words.target.name)
 
 
 Do = Callable[[Mapping[str, Any]], Any]

@@ -18,7 +18,7 @@ from typing import Any, Final, TypeAlias
 from fwdaemon.core.bans import End, Rule, Verdict, are_named, between
 from fwdaemon.core.types import Address, Family
 from fwdaemon.errors import KernelError
-from fwdaemon.legacy.model import TableName
+from fwdaemon.legacy.model import TableName, is_own
 
 # The entries of a legacy table in the kernel's own form, where names and comments are any bytes. Pure.
 #
@@ -339,6 +339,41 @@ def _ask(family: Family, option: int, answer: Any) -> int:
     with socket.socket(family.domain, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as asking:
         failed = libc.getsockopt(asking.fileno(), _LEVELS[family], option, ctypes.byref(answer), ctypes.byref(length))
     return ctypes.get_errno() if failed else 0
+
+
+# What rules have counted, straight from the kernel's own form of a table.
+#
+# No program runs for that, and no lock is taken: the kernel gives a table as a whole.
+Counter: TypeAlias = tuple[str, str, str]
+"""A rule: the family and name of its table, its chain, its comment."""
+
+
+def packets(family: Family, table: TableName) -> Iterator[tuple[Counter, int]]:
+    """Read the packets of each rule in chains of ours.
+
+    Raises:
+        KernelError: the kernel does not tell.
+
+    """
+    yield from read_packets(family, table, table_entries(family, table))
+
+
+def read_packets(family: Family, table: TableName, entries: bytes) -> Iterator[tuple[Counter, int]]:
+    """Read them from one table's entries."""
+    layout, chain, start = LAYOUT[family], "", 0
+    while start < len(entries):
+        target, following, _, counted, _ = layout.unpack_from(entries, start)
+        if name := begun_chain(entries, start + target, following - target):
+            chain = name
+        elif is_own(chain):
+            said = comment(matches(entries, start + layout.size, start + target))
+            yield (counted_table(family, table), chain, said), counted
+        start += following
+
+
+def counted_table(family: Family, table: TableName) -> str:
+    """Name a table in a `Counter`."""
+    return f"{family.word} {table.value}"
 
 
 # The lock that all of iptables' own programs take, as libxtables finds it; the variable is libxtables', too.

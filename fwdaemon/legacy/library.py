@@ -28,7 +28,7 @@ from fwdaemon.core.bans import Rule as ForeignRule
 from fwdaemon.core.types import Family
 from fwdaemon.legacy import info
 from fwdaemon.legacy.info import Entry, decode
-from fwdaemon.legacy.model import COMMENT, OWN_CHAINS, Head, ObservedTable, Rule, TableName
+from fwdaemon.legacy.model import COMMENT, OWN_CHAINS, SET_MATCH, Head, ObservedTable, Rule, TableName, is_own
 
 # What a helper cannot do; each text is for the daemon, which makes it a `KernelError`.
 
@@ -84,8 +84,9 @@ class TableError(HelperError):
 
 # Reads rules in the form `fwdaemon.legacy.ruleset` writes them. Pure; no general reader of iptables' language.
 _HEADER = {"-s": "src", "-d": "dst", "-i": "in_interface", "-o": "out_interface", "-p": "protocol"}
-# Options that stand alone.
-_ALONE = frozenset({"--set"})
+# Options that stand alone, and those of two words.
+_ALONE = frozenset({"--set", "--connlimit-saddr"})
+_OF_TWO = frozenset({"--match-set"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +141,8 @@ def _options(words: list[str]) -> Iterator[tuple[str, str]]:
     for word in waiting:
         if word == "!":
             yield next(waiting), "!" + next(waiting).strip('"')
+        elif word in _OF_TWO:
+            yield word, f"{next(waiting)} {next(waiting)}"
         else:
             yield word, "" if word in _ALONE else next(waiting).strip('"')
 
@@ -178,7 +181,8 @@ class Compiler:
         """
         if len(self._made) > _REMEMBERED:
             self._made.clear()
-        if rule not in self._made:
+        # An ipset is in it by a number, which is another once the set was made again.
+        if rule not in self._made or SET_MATCH in rule.matches:
             try:
                 self._made[rule] = self._make(rule)
             except (AttributeError, IPTCError, TypeError, ValueError, XTablesError) as error:
@@ -198,7 +202,7 @@ class Compiler:
             made.add_match(match)
             _set_options(match, extension)
         # A jump is a "standard" target that names a chain.
-        own = words.target.name in OWN_CHAINS
+        own = is_own(words.target.name)
         made.target = iptc.Target(made, "" if own else words.target.name)
         if own:
             made.target.standard_target = words.target.name
@@ -206,17 +210,11 @@ class Compiler:
         return made.rule
 
 
-def form(rule: Rule) -> tuple[str, ...]:
-    """Name the matches and the target of a rule: those of one form are taken or refused alike."""
-    words = parse(rule)
-    return (*(match.name for match in words.matches), words.target.name)
-
-
 class OpenTable:
     """One table as it was when opened, with the changes made since; `commit` writes them at once, or none."""
 
     def __init__(self, family: Family, name: TableName) -> None:
-        self._family = family
+        self._family, self._name = family, name
         try:
             self._table = (iptc.Table if family is Family.IPV4 else iptc.Table6)(name.value, autocommit=False)
             self._table.refresh()
@@ -282,7 +280,9 @@ class OpenTable:
             raise TableError(text, again=os.strerror(errno.EAGAIN) in text) from error
 
     def _own_chains(self) -> list[str]:
-        return [name for name in sorted(OWN_CHAINS) if self.has(name)]
+        # Those of limits have any name, and are in one table alone.
+        found = info.chain_names(self._family, self._name) if self._name is TableName.MANGLE else frozenset()
+        return [name for name in sorted(OWN_CHAINS.union(filter(is_own, found))) if self.has(name)]
 
     def _references(self, chain: str) -> int:
         """Count the rules that lead to a chain, wherever they are."""
@@ -341,12 +341,12 @@ class OpenTable:
 
 def _is_bare(entry: Entry, link: Entry) -> bool:
     """Whether a rule is a jump to a chain of ours that says nothing else, and so does what the link does."""
-    return entry.target in OWN_CHAINS and not entry.matches and entry.header == link.header
+    return is_own(entry.target) and not entry.matches and entry.header == link.header
 
 
 def _set_options(module: Any, extension: Extension) -> None:
     for name, value in extension.options:
-        module.set_parameter(name, value)
+        module.set_parameter(name, value.split() if f"--{name}" in _OF_TWO else value)
     # Some extensions bring what was set into its final form only here.
     module._final_check()  # noqa: SLF001
 

@@ -7,15 +7,30 @@ from enum import StrEnum
 from hashlib import blake2s
 from typing import Any
 
-from fwdaemon.core.types import Address, Family, GateFault
+from fwdaemon.core.exposures import Exposure
+from fwdaemon.core.types import Address, Family, GateFault, Until
 
 # What every rule of ours in a chain that is not ours says of itself.
 COMMENT = "kvm-portfwd"
 PRE, OUT, POST, FWD = "KVMPF_PRE", "KVMPF_OUT", "KVMPF_POST", "KVMPF_FWD"
 # Where exposures had their rules in versions before: it is taken away where it is found, and never made.
 FORMER = "KVMPF_LEAD"
+# What [daemon] denies to all.
+DENY = "KVMPF_DENY"
 # Chains of these names are ours, in any table; all others belong to others, however alike.
-OWN_CHAINS = frozenset({PRE, OUT, POST, FWD, FORMER})
+OWN_CHAINS = frozenset({PRE, OUT, POST, FWD, FORMER, DENY})
+# So are those of the limits of an entry.
+LIMITS = r"KVMPF_[0-9a-f]{12}"
+
+
+def is_own(chain: str) -> bool:
+    """Whether a chain of this name is ours."""
+    return chain in OWN_CHAINS or re.fullmatch(LIMITS, chain) is not None
+
+
+def limits_chain(exposure: Exposure) -> str:
+    """Name the chain of the limits of an exposure; all that one entry opens for one guest has the same."""
+    return f"KVMPF_{exposure.counted_as}"
 
 
 class TableName(StrEnum):
@@ -24,6 +39,12 @@ class TableName(StrEnum):
     FILTER = "filter"
     MANGLE = "mangle"
     NAT = "nat"
+
+
+# What a rule asks that looks a packet up in an ipset, which has to be there before the rule can be made.
+SET_MATCH = "--match-set"
+# What ipsets begin with that nobody can name.
+LASTING = "KVMPF_+"
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +137,26 @@ class ObservedTable:
 def host(address: Address) -> str:
     """Write one address the way listings do."""
     return f"{address}/{address.max_prefixlen}"
+
+
+def set_name(name: str, family: Family) -> str:
+    """Name the ipset that holds the addresses of one family of a set."""
+    return f"KVMPF_{name}_{int(family)}"
+
+
+def lasting_name(until: Until, family: Family) -> str:
+    """Name the ipset that holds everybody until the kernel has counted down to an end."""
+    return f"{LASTING}{until.wall}.{until.boottime:.0f}_{int(family)}"
+
+
+def in_set(name: str, family: Family) -> str:
+    """Write the match of sources in a set."""
+    return looked_up(set_name(name, family))
+
+
+def looked_up(name: str) -> str:
+    """Write the match of sources in an ipset."""
+    return f"-m set {SET_MATCH} {name} src"
 
 
 def labelled(bit: int) -> str:
@@ -266,6 +307,8 @@ def _lines(table: Table) -> Iterator[str]:
 
 # Which matches and targets work, as a list of sentences about those that do not.
 SELF_TEST = "self-test"
+# Which of some rules could be made, as what hinders each, or nothing.
+TRY = "try"
 # Take the lock, and read; jumps to chains of `behind` may stay ahead of our rules.
 OBSERVE = "observe"
 # Change one table.

@@ -10,11 +10,12 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import chain as chained
 
-from fwdaemon.core.exposures import Exposure, Nat, Renaming, Route
+from fwdaemon.core.exposures import Exposure, Nat, Renaming
 from fwdaemon.core.report import Fault, FaultKind
 from fwdaemon.core.state import LABELS, Desired
 from fwdaemon.core.text import is_interface_name, is_mac, label
 from fwdaemon.core.types import Family, Gate, Protocol
+from fwdaemon.legacy.admission import asking, entrances, excluding, routes_of
 from fwdaemon.legacy.model import (
     COMMENT,
     FORMER,
@@ -48,10 +49,10 @@ from fwdaemon.resolve.flows import Flow
 
 _UNREACHABLE = {Family.IPV4: "icmp-port-unreachable", Family.IPV6: "icmp6-port-unreachable"}
 
-# In mangle PREROUTING nothing of ours is linked any more; what an earlier version left there is taken away.
+# In mangle, KVMPF_PRE and KVMPF_POST are there where not everybody may connect (`fwdaemon.legacy.admission`).
 _LINKS = {
     TableName.FILTER: {"FORWARD": FWD},
-    TableName.MANGLE: {"PREROUTING": PRE, "FORWARD": FWD},
+    TableName.MANGLE: {"PREROUTING": PRE, "FORWARD": FWD, "OUTPUT": POST},
     TableName.NAT: {"PREROUTING": PRE, "OUTPUT": OUT, "POSTROUTING": POST},
 }
 
@@ -87,15 +88,17 @@ def rules_of(desired: Desired, family: Family) -> Iterator[tuple[TableName, str,
 
 def relying_on(table: TableName, desired: Desired, family: Family) -> frozenset[Exposure]:
     """Tell which exposures do not work, or not as they should, while our chains in a table do not."""
-    return frozenset(item for item in desired.exposures if item.family is family and _relies(item, table))
+    is_asked = desired.barred is not None
+    found = (item for item in desired.exposures if item.family is family)
+    return frozenset(item for item in found if _relies(item, table, is_asked=is_asked))
 
 
-def _relies(exposure: Exposure, table: TableName) -> bool:
+def _relies(exposure: Exposure, table: TableName, *, is_asked: bool) -> bool:
     match table:
         case TableName.NAT:
             return exposure.guest is not None
         case TableName.MANGLE:
-            return exposure.outward
+            return exposure.outward or is_asked or exposure.admission is not None
     return True
 
 
@@ -121,10 +124,12 @@ def _unique(rules: Iterable[Rule]) -> tuple[Rule, ...]:
 
 def _chains(family: Family, desired: Desired, ended: Iterable[Flow]) -> _Chains:
     passage, routed = list(_passage(family, desired)), list(_routed(family, desired))
-    let_through = (*_forward(desired.label, ended), *confined(family, desired))
+    let_in: list[Serving] = [(None, rule) for rule in _forward(desired.label, ended)]
+    others: list[Serving] = [guard.serving for guard in excluding(family, desired)]
+    guards = {chain: [guard.serving for guard in found] for chain, found in asking(family, desired).items()}
     found: _Chains = {
-        TableName.FILTER: {FWD: [(None, rule) for rule in let_through]},
-        TableName.MANGLE: {FWD: passage, OUT: routed},
+        TableName.FILTER: {FWD: [*let_in, *others, *((None, rule) for rule in confined(family, desired))]},
+        TableName.MANGLE: {FWD: passage, OUT: routed, **guards},
         TableName.NAT: translating(family, desired),
     }
     found[TableName.MANGLE] = {chain: rules for chain, rules in found[TableName.MANGLE].items() if rules}
@@ -133,7 +138,7 @@ def _chains(family: Family, desired: Desired, ended: Iterable[Flow]) -> _Chains:
 
 def _passage(family: Family, desired: Desired) -> Iterator[Serving]:
     """Lead new connections on to routes; keep others from sending as a 1:1 guest."""
-    routes = any(_is_labelled(route, family) for route in desired.routes)
+    routes = routes_of(family, desired)
     nats = leaving(family, desired)
     if not routes and not nats:
         return
@@ -150,9 +155,9 @@ def _routed(family: Family, desired: Desired) -> Iterator[Serving]:
 
     Only what leaves through an uplink may leave, so no route leads into another guest network.
     """
-    for route in sorted((item for item in desired.routes if _is_labelled(item, family)), key=_first_address):
-        ways = [] if route.let_out else ways_out(route.subnet, route.bridge, desired)
-        for way in [f"-d {route.subnet} -o {route.bridge}", *ways]:
+    for route in routes_of(family, desired):
+        yield from (guard.serving for guard in entrances(route, desired))
+        for way in [] if route.let_out else ways_out(route.subnet, route.bridge, desired):
             yield route, Rule.of(f"{way} {labelling(desired.label)}", "RETURN", label(route.network))
 
 
@@ -166,15 +171,6 @@ def _sent_by_others(nat: Nat, desired: Desired) -> Iterator[str]:
         yield f"{source} ! -i {nat.bridge} -o {interface}"
         if nat.mac is not None and is_mac(nat.mac):
             yield f"{source} -i {nat.bridge} -o {interface} -m mac ! --mac-source {nat.mac.lower()}"
-
-
-def _is_labelled(route: Route, family: Family) -> bool:
-    """Whether rules can be written for a route: not for a bridge with a name that could be read as anything else."""
-    return route.family is family and is_interface_name(route.bridge)
-
-
-def _first_address(route: Route) -> tuple[int, int, str]:
-    return int(route.subnet.network_address), route.subnet.prefixlen, route.bridge
 
 
 def _forward(bit: int, ended: Iterable[Flow]) -> Iterator[Rule]:

@@ -11,24 +11,26 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from ipaddress import ip_network
 from itertools import chain
-from typing import Final, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
 from fwdaemon.core.exposures import Exposure, Forward, Nat
 from fwdaemon.core.state import Desired
 from fwdaemon.core.text import is_interface_name, label
 from fwdaemon.core.types import Address, Family, PortRange, Protocol, Subnet, collapse, show_endpoint
-from fwdaemon.legacy.info import LAYOUT, begun_chain, comment, matches, table_entries
+from fwdaemon.legacy.info import Counter, counted_table
 from fwdaemon.legacy.model import (
     CONFINED,
     OUT,
-    OWN_CHAINS,
     POST,
     PRE,
     Rule,
     TableName,
     confined_from,
     host,
+    in_set,
     labelling,
+    lasting_name,
+    looked_up,
     newcomers,
     unlabelled,
 )
@@ -54,7 +56,7 @@ EVERY_ADDRESS = "every_address"
 # Never "every local address": a loopback address is not reachable from elsewhere, a link-local one means another host
 # on each link.
 _NOT_ANYWHERE = {Family.IPV4: ("127.0.0.0/8", "169.254.0.0/16"), Family.IPV6: ("::1/128", "fe80::/10")}
-_ELSEWHERE = "-m addrtype ! --dst-type LOCAL"
+ELSEWHERE = "-m addrtype ! --dst-type LOCAL"
 # What the host sends to itself comes by `lo`: from elsewhere no packet can have an address of its own.
 _AS_THE_HOST = "! -i lo -m addrtype --src-type LOCAL"
 # What came in has passed the rule above, so only the host's own packets have its addresses.
@@ -64,59 +66,93 @@ _FROM_THE_HOST_ELSEWHERE = "-m addrtype --src-type LOCAL ! --dst-type LOCAL"
 def translating(family: Family, desired: Desired) -> dict[str, list[Serving]]:
     """Write the rules of each chain."""
     return {
-        PRE: list(_prerouting(family, desired)),
-        OUT: [*_left_alone(family, desired, "", _FROM_THE_HOST_ELSEWHERE), *_leading(family, desired)],
+        PRE: list(entering(family, desired, OUT)),
+        OUT: [*left_by_host(family, desired), *(_led(lead, desired.label) for lead in leads(family, desired))],
         POST: list(_postrouting(family, desired)),
     }
 
 
-def _prerouting(family: Family, desired: Desired) -> Iterator[Serving]:
-    """Lead on what came in."""
+def entering(family: Family, desired: Desired, chain: str) -> Iterator[Serving]:
+    """Lead what came in on to a chain."""
     for subnet in collapse(subnet for subnet in desired.guest_subnets if Family.of(subnet) is family):
-        yield from _left_alone(family, desired, f"-s {subnet} ", _ELSEWHERE)
-    yield from ((None, rule) for rule in believed(family, desired))
+        yield from _left_alone(family, desired, f"-s {subnet} ", ELSEWHERE)
+    yield from ((None, rule) for rule in believed(family, desired, chain))
 
 
-def _leading(family: Family, desired: Desired) -> Iterator[Serving]:
-    """Translate each new connection to the exposure that claims it."""
+def left_by_host(family: Family, desired: Desired) -> Iterator[Serving]:
+    """Send back what the host sends to addresses that another machine on the link may hold."""
+    yield from _left_alone(family, desired, "", _FROM_THE_HOST_ELSEWHERE)
+
+
+class Lead(NamedTuple):
+    """What takes packets, to a destination; where it is no exposure's, all that it matches is sent back."""
+
+    exposure: Forward | Nat | None
+    header: str
+    ports: PortRange | None = None
+    rest: str = ""
+    destination: str = ""
+
+    @property
+    def matches(self) -> str:
+        """What it asks."""
+        return f"{self.header}{'' if self.ports is None else f' --dport {_between(self.ports)}'}{self.rest}"
+
+
+def leads(family: Family, desired: Desired) -> Iterator[Lead]:
+    """Give what takes packets, in the order in which it is asked."""
     ordered = sorted(segments(desired.of_family(family)), key=_most_specific_first)
     every_address = [segment for segment in ordered if segment.listen is None]
     nats = nats_of(family, desired.nats)
     for segment in ordered:
         if segment.listen is not None:
-            yield from _claims(segment, desired.label, host(segment.listen))
+            yield from _claims(segment, host(segment.listen), counts_down=desired.counts_down)
     for nat in nats:
-        yield _led(nat, f"-d {host(nat.public)} {_ELSEWHERE}", str(nat.target), desired.label)
+        yield from _to_public(nat, f" {ELSEWHERE}")
     if every_address:
-        for subnet in _NOT_ANYWHERE[family]:
-            yield None, Rule.of(f"-d {subnet}", "RETURN", EVERY_ADDRESS)
-        yield None, Rule.of(_ELSEWHERE, "RETURN", EVERY_ADDRESS)
+        yield from (Lead(None, f"-d {subnet}") for subnet in _NOT_ANYWHERE[family])
+        yield Lead(None, ELSEWHERE)
     for segment in every_address:
-        yield from _claims(segment, desired.label)
+        yield from _claims(segment, counts_down=desired.counts_down)
     for nat in nats:
-        yield _led(nat, f"-d {host(nat.public)}", str(nat.target), desired.label)
+        yield from _to_public(nat)
 
 
-def believed(family: Family, desired: Desired) -> Iterator[Rule]:
-    """Lead on what came in, unless its source cannot have come from there.
+def sources_of(exposure: Exposure) -> list[tuple[str, str]]:
+    """Write who is taken: each as an option ahead of all matches, or as a match behind them. Empty is anyone."""
+    asked = exposure.admission
+    if asked is None or not asked.is_exclusive:
+        return [(f"-s {source} ", "") for source in collapse(exposure.claim.sources)] or [("", "")]
+    family = exposure.family
+    plain = collapse(source for source in asked.sources if Family.of(source) is family)
+    return [*((f"-s {source} ", "") for source in plain), *(("", f" {in_set(name, family)}") for name in asked.sets)]
+
+
+def _to_public(nat: Nat, more: str = "") -> Iterator[Lead]:
+    for source, match in sources_of(nat):
+        yield Lead(nat, f"{source}-d {host(nat.public)}{more}", None, match, str(nat.target))
+
+
+def believed(family: Family, desired: Desired, chain: str = OUT) -> Iterator[Rule]:
+    """Lead what came in on to a chain, unless its source cannot have come from there.
 
     That is so for an address of the host, of guests, and of what is on its links.
     """
     yield Rule.of(_AS_THE_HOST, "RETURN", "all")
     for home in homes(family, desired):
         for part in home.parts:
-            yield from _of_home(part)
+            yield from _of_home(part, chain)
         if home.interfaces is not None and len(home.interfaces) == 1:
             yield Rule.of(f"-s {home.subnet} ! -i {home.interfaces[0]}", "RETURN", "all")
         else:
-            yield from _of_home(home)
-    yield Rule.of("", OUT, "all")
+            yield from _of_home(home, chain)
+    yield Rule.of("", chain, "all")
 
 
-def _of_home(home: Home) -> Iterator[Rule]:
+def _of_home(home: Home, chain: str) -> Iterator[Rule]:
     """Lead on what came in by each interface, as a rule names one, and send back the rest."""
     ways = [""] if home.interfaces is None else [f" -i {interface}" for interface in home.interfaces]
-    yield from (Rule.of(f"-s {home.subnet}{way}", OUT, "all") for way in ways)
+    yield from (Rule.of(f"-s {home.subnet}{way}", chain, "all") for way in ways)
     yield Rule.of(f"-s {home.subnet}", "RETURN", "all")
 
 
@@ -158,28 +194,32 @@ def _most_specific_first(segment: PortSegment) -> tuple[bool, int, Protocol, Por
     return segment.listen is None, int(segment.listen or 0), segment.protocol, segment.ports
 
 
-def _claims(segment: PortSegment, bit: int, where: str = "") -> Iterator[Serving]:
-    """Write the rules of a port segment for packets to `where`, one for each forward and source."""
+def _claims(segment: PortSegment, where: str = "", *, counts_down: bool) -> Iterator[Lead]:
+    """Give what takes packets of a port segment to `where`, one for each forward and source."""
     for forward in sorted(segment.forwards, key=_narrowest_first):
-        for source in collapse(forward.sources) or [""]:
-            matches = f"{_matches(forward, segment.ports, source, where)}{_while_open(forward)}"
-            yield _led(forward, matches, _destination(forward, segment.ports), bit)
+        for source, match in sources_of(forward):
+            rest = f"{_while_open(forward, counts_down=counts_down)}{match}"
+            there = _destination(forward, segment.ports)
+            yield Lead(forward, f"{source}{_header(forward, where)}", segment.ports, rest, there)
 
 
-def _while_open(forward: Forward) -> str:
+def _while_open(forward: Forward, *, counts_down: bool) -> str:
     """Write the match of the time in which it is there, by the kernel's clock and in UTC; these tables have no other.
 
-    It takes whole seconds, and the last of them too.
+    It takes whole seconds, and the last of them too. An ipset counts down beside it.
     """
     if forward.until is None:
         return ""
-    return f" -m time --datestop {datetime.fromtimestamp(forward.until.wall - 1, UTC):%Y-%m-%dT%H:%M:%S}"
+    stop = f" -m time --datestop {datetime.fromtimestamp(forward.until.wall - 1, UTC):%Y-%m-%dT%H:%M:%S}"
+    return f"{stop} {looked_up(lasting_name(forward.until, forward.family))}" if counts_down else stop
 
 
-def _led(exposure: Forward | Nat, matches: str, destination: str, bit: int) -> Serving:
-    """Write the rule that labels and translates."""
-    target = f"DNAT --to-destination {destination}"
-    return exposure, Rule.of(f"{matches} {labelling(bit)}", target, label(exposure.domain))
+def _led(lead: Lead, bit: int) -> Serving:
+    """Write the rule that labels and translates, or sends back."""
+    if lead.exposure is None:
+        return None, Rule.of(lead.matches, "RETURN", EVERY_ADDRESS)
+    target = f"DNAT --to-destination {lead.destination}"
+    return lead.exposure, Rule.of(f"{lead.matches} {labelling(bit)}", target, label(lead.exposure.domain))
 
 
 def _narrowest_first(forward: Forward) -> tuple[bool, str, bool, list[str], str]:
@@ -188,12 +228,15 @@ def _narrowest_first(forward: Forward) -> tuple[bool, str, bool, list[str], str]
 
 
 def _matches(forward: Forward, ports: PortRange, source: str, where: str) -> str:
-    parts = [f"-s {source}"] if source else []
-    if where:
-        parts.append(f"-d {where}")
+    return f"{f'-s {source} ' if source else ''}{_header(forward, where)} --dport {_between(ports)}"
+
+
+def _header(forward: Forward, where: str) -> str:
+    """Write what is asked of a forward's packets, but for source and ports."""
+    parts = [f"-d {where}"] if where else []
     if forward.interface is not None:
         parts.append(f"-i {forward.interface}")
-    return " ".join([*parts, f"-p {forward.protocol} -m {forward.protocol} --dport {_between(ports)}"])
+    return " ".join([*parts, f"-p {forward.protocol} -m {forward.protocol}"])
 
 
 def _between(ports: PortRange) -> str:
@@ -324,49 +367,16 @@ def ways_out(subnet: Subnet, bridge: str, desired: Desired) -> list[str]:
     return [f"-s {subnet} -i {bridge} -o {interface}" for interface in uplinks(desired)]
 
 
-# Which rules count connections, and what they have counted, straight from the kernel's own form of a table.
-#
-# No program runs for that, and no lock is taken: the kernel gives a table as a whole. As in nftables, only a rule that
-# translates counts connections.
-Counter: TypeAlias = tuple[str, str, str]
-"""A rule: the family and name of its table, its chain, its comment."""
-
+# As in nftables, only a rule that translates counts connections.
 _TRANSLATIONS: Final = ("DNAT ", "SNAT ")
 
 
 def counting_rules(desired: Desired) -> Mapping[Counter, Exposure]:
     """Give the rules that count connections, each with its live exposure."""
     return {
-        (_counted_table(family, TableName.NAT), chain, rule.comment): exposure
+        (counted_table(family, TableName.NAT), chain, rule.comment): exposure
         for family in Family
         for chain, servings in translating(family, desired).items()
         for exposure, rule in servings
         if exposure is not None and exposure not in desired.imminent and rule.target.startswith(_TRANSLATIONS)
     }
-
-
-def packets(family: Family) -> Iterator[tuple[Counter, int]]:
-    """Read the packets of each translating rule in chains of ours.
-
-    Raises:
-        KernelError: the kernel does not tell.
-
-    """
-    yield from read_packets(family, TableName.NAT, table_entries(family, TableName.NAT))
-
-
-def read_packets(family: Family, table: TableName, entries: bytes) -> Iterator[tuple[Counter, int]]:
-    """Read them from one table's entries."""
-    layout, chain, start = LAYOUT[family], "", 0
-    while start < len(entries):
-        target, following, _, counted, _ = layout.unpack_from(entries, start)
-        if name := begun_chain(entries, start + target, following - target):
-            chain = name
-        elif chain in OWN_CHAINS:
-            said = comment(matches(entries, start + layout.size, start + target))
-            yield (_counted_table(family, table), chain, said), counted
-        start += following
-
-
-def _counted_table(family: Family, table: TableName) -> str:
-    return f"{family.word} {table.value}"

@@ -6,7 +6,6 @@ before a large set is full again: until then it drops everybody.
 """
 
 from collections.abc import Iterator, Mapping
-from hashlib import blake2s
 from ipaddress import ip_network
 from typing import Final, NamedTuple, TypeAlias
 
@@ -82,16 +81,9 @@ def admission_sets(family: Family, desired: Desired) -> dict[str, Set]:
 def _counting_sets(kind: str, exposure: Exposure, asked: Admission) -> Iterator[tuple[str, Set]]:
     if asked.rate is not None:
         size = SetType(kind, timeout_s=asked.rate.seconds, size=_MOST_SOURCES)
-        yield f"{_RATE}{_digest(exposure)}", Set(size)
+        yield f"{_RATE}{exposure.counted_as}", Set(size)
     if asked.max_open is not None:
-        yield f"{_OPEN}{_digest(exposure)}", Set(SetType(kind, size=_MOST_SOURCES))
-
-
-def _digest(exposure: Exposure) -> str:
-    """Name an exposure in a set: a forward that is cut into several pieces of ports counts in one."""
-    claim = exposure.claim
-    told = *exposure.owner, str(claim), claim.interface, tuple(map(str, claim.sources))
-    return blake2s(repr(told).encode(), digest_size=6).hexdigest()
+        yield f"{_OPEN}{exposure.counted_as}", Set(SetType(kind, size=_MOST_SOURCES))
 
 
 def admission_chains(family: Family, desired: Desired) -> dict[str, Chain]:
@@ -135,17 +127,27 @@ def unfilled(table: Table) -> Table:
     return Table(table.family, {**table.chains, **closed}, sets, table.flags)
 
 
+def limiting_sets(counted_as: str) -> tuple[str, str]:
+    """Name the sets in which what is counted as this would count its sources."""
+    return f"{_RATE}{counted_as}", f"{_OPEN}{counted_as}"
+
+
 # --- rules, ahead of the translation of one exposure -----------------------------------------------------------------
 
 
-def guarded(exposure: Exposure, asked: str, verdict: str, terms: Terms) -> Iterator[Rule]:
-    """Give the rules of an exposure: what `asked` matches and may connect has the `verdict`."""
+def guarded(exposure: Exposure, asked: str, verdict: str, terms: Terms, others: str | None = None) -> Iterator[Rule]:
+    """Give the rules of an exposure: what `asked` matches and may connect has the `verdict`.
+
+    Where it takes being named to connect, all else that `others` matches is dropped; with `None` it goes on.
+    """
     name, admission = label(exposure.owner.name), exposure.admission
     for source in _sources(exposure, admission, terms):
         where = f"{asked} {source}".strip()
         for refusing in _refusing(exposure, admission, terms):
             yield Rule.of(f"{where} {refusing}".strip(), name)
         yield Rule.of(f"{where} {verdict}".strip(), name)
+    if others is not None and admission is not None and admission.is_exclusive:
+        yield Rule.of(f"{others} counter drop".strip(), name)
 
 
 def barring(family: Family, terms: Terms) -> Iterator[Rule]:
@@ -156,7 +158,7 @@ def barring(family: Family, terms: Terms) -> Iterator[Rule]:
 
 def _sources(exposure: Exposure, admission: Admission | None, terms: Terms) -> Iterator[str]:
     """Write the matches of who may connect; any of them is enough."""
-    if admission is None or not (admission.sources or admission.sets):
+    if admission is None or not admission.is_exclusive:
         yield ""
         return
     family, lengths = exposure.family, dict(terms.lengths)
@@ -173,10 +175,12 @@ def _refusing(exposure: Exposure, admission: Admission | None, terms: Terms) -> 
     yield from _denying(exposure.family, admission)
     source = f"{exposure.family.word} saddr"
     if (rate := admission.rate) is not None:
-        over = f"{source} limit rate over {rate} burst {rate.number} packets"
-        yield f"update @{_RATE}{_digest(exposure)} {{ {over} }} counter drop"
+        # The counter is reached by what is over the limit alone, so it tells who is limited.
+        over = f"{source} limit rate over {rate} burst {rate.number} packets counter"
+        yield f"update @{_RATE}{exposure.counted_as} {{ {over} }} counter drop"
     if admission.max_open is not None:
-        yield f"add @{_OPEN}{_digest(exposure)} {{ {source} ct count over {admission.max_open} }} counter drop"
+        over = f"{source} ct count over {admission.max_open} counter"
+        yield f"add @{_OPEN}{exposure.counted_as} {{ {over} }} counter drop"
 
 
 def _denying(family: Family, admission: Admission | None) -> Iterator[str]:

@@ -24,21 +24,14 @@ from fwdaemon.core.state import REFUSED_FOR_S, Counted, Desired, Dropped
 from fwdaemon.core.text import is_interface_name
 from fwdaemon.core.types import Family, Gate
 from fwdaemon.errors import HangingError, ProcessError
+from fwdaemon.kernel.external_sets import Externals, now
 from fwdaemon.kernel.process import Runner
 from fwdaemon.kernel.rtnetlink import interface_names
-from fwdaemon.nftables.difference import (
-    Observed,
-    Plan,
-    Wanted,
-    WithMapKeys,
-    altered,
-    creation,
-    stale,
-    tables_difference,
-)
+from fwdaemon.nftables.commands import creation
+from fwdaemon.nftables.difference import Observed, Plan, Wanted, WithMapKeys, altered, stale, tables_difference
 from fwdaemon.nftables.dispatch_chains import EVERYWHERE, STRANGERS
 from fwdaemon.nftables.existing import Observer, comments, elements_of, existing_tables, has_rules, iptables_program
-from fwdaemon.nftables.external import ExternalKeeper, Externals, now
+from fwdaemon.nftables.external import ExternalKeeper
 from fwdaemon.nftables.gates import GateState, gate_script, is_iptables_gate
 from fwdaemon.nftables.generation import Commits, RulesMonitor, current_generation, following_generation
 from fwdaemon.nftables.model import TABLE_NAME, Table, table_name
@@ -47,8 +40,8 @@ from fwdaemon.nftables.table_cache import (
     Counter,
     TableCache,
     counting_rules,
-    denied_by_set,
     dropping_rules,
+    read_dropped,
     read_packets,
 )
 from fwdaemon.resolve.flows import Ended, Flow
@@ -157,18 +150,19 @@ class NftablesBackend:
         """See `Backend.dropped`."""
         if desired.gatekeeper() is None:
             return Dropped()
-        packets = [*chain.from_iterable(map(self._packets, sorted(desired.families)))]
-        return Dropped(self._refusing.of(desired, packets), denied_by_set(packets))
+        return read_dropped({family: self._listing(family) for family in desired.families}, self._refusing, desired)
 
     def close(self) -> None:
         """See `Backend.close`: nothing of this one runs beside us."""
 
     def _packets(self, family: Family) -> Iterator[tuple[Counter, int]]:
+        return read_packets(family, self._listing(family))
+
+    def _listing(self, family: Family) -> str:
         try:
-            listing = self._runner.run("nft", "list", "table", *table_name(family).split()).stdout
+            return self._runner.run("nft", "list", "table", *table_name(family).split()).stdout
         except ProcessError:
-            return iter(())
-        return read_packets(family, listing)
+            return ""
 
     def _stay(self, *, gates_only: bool) -> None:
         """Begin afresh where the rules came from elsewhere, or went there."""
@@ -203,7 +197,7 @@ class NftablesBackend:
         desired = replace(desired, kept=frozenset(there) if not self._gates_only else frozenset())
         observed = self._observe(desired, full=True)
         table_cache = TableCache()
-        plan = Plan.of(self._tables(table_cache, desired), observed, self._keeper.refilling, now())
+        plan = self._plan(self._tables(table_cache, desired), observed)
         gates = tuple(GateChange(state.gate, restored=False, fault=state.fault) for state in plan.shut)
         opened = [gate_script(state, desired.label) for state in plan.shut]
         script = "".join([plan.script, *opened, *(gate_script(state, None) for state in plan.orphaned_gates)])
@@ -216,6 +210,9 @@ class NftablesBackend:
             changed=not plan.empty,
         )
 
+    def _plan(self, wanted: dict[Family, Table], observed: Observed) -> Plan:
+        return Plan.of(wanted, observed, self._keeper.refilling, now(), crowded=self._keeper.crowded)
+
     def refuse(self, flows: Collection[Flow]) -> None:
         """See `Backend.refuse`."""
         # A family whose table is not there any more has no exposures, and nobody left to refuse.
@@ -225,7 +222,8 @@ class NftablesBackend:
             self._ended.forget(now)
             self._ended.add(flows, now + REFUSED_FOR_S)
             held = {flow: left for flow, left in self._ended.left(now).items() if flow.family in self._committed}
-            self._commits.commit("nft", "-f", "-", stdin=refusal_script(held, self._committed))
+            script = refusal_script(held, self._committed, crowded=self._keeper.crowded)
+            self._commits.commit("nft", "-f", "-", stdin=script)
             if self._observed is not None:
                 self._advance(self._observed, listed=self._observed.listed)
 
@@ -301,7 +299,7 @@ class NftablesBackend:
         if self._settled is not None and desired is self._settled[0] and observed is self._settled[1]:
             return ApplyResult(faults=self._settled[2])
         self._keeper.read(observed.tables)
-        plan = Plan.of(self._tables(self._table_cache, desired), observed, self._keeper.refilling, now())
+        plan = self._plan(self._tables(self._table_cache, desired), observed)
         faults = [*observed.faults, *self._missing_libvirt(observed)]
         refused: Mapping[Gate, Fault] = {}
         committed = self._committed

@@ -9,7 +9,6 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import compress, repeat
-from math import ceil
 from operator import is_not
 from typing import Final, TypeAlias, TypeVar
 
@@ -17,22 +16,11 @@ from fwdaemon.core.admission import Place
 from fwdaemon.core.report import Fault
 from fwdaemon.core.types import Family, Gate
 from fwdaemon.nftables.admission import DENY
+from fwdaemon.nftables.commands import filled, made, renewed, replaced, set_changes, word_of
 from fwdaemon.nftables.dispatch_chains import BESIDE, EVERY_ADDRESS, EVERYWHERE, NOWHERE, ONE_ADDRESS, MapKey, MapKeys
 from fwdaemon.nftables.external import external_places
 from fwdaemon.nftables.gates import GateState
-from fwdaemon.nftables.model import (
-    VERDICT,
-    Chain,
-    Elements,
-    Held,
-    Lasting,
-    Set,
-    SetType,
-    Table,
-    Target,
-    element_lines,
-    table_name,
-)
+from fwdaemon.nftables.model import VERDICT, Chain, Elements, Set, SetType, Table, table_name
 
 Tables: TypeAlias = Mapping[Family, Table]
 _T = TypeVar("_T")
@@ -40,8 +28,6 @@ _MISSING: Final = object()
 _OF_FORWARDS: Final = frozenset({*ONE_ADDRESS, *EVERY_ADDRESS})
 _PORTS: Final = 1 << 16
 _NO_SET: Final = Set(SetType(""))
-# By so much an element outlives what it is for, in seconds: our own clock is to be first where we run.
-_LONGER_S: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,18 +42,23 @@ class Difference:
     anew: bool = False
 
 
-def difference(family: Family, desired: Table | None, observed: Table | None, now: float = 0.0) -> Difference:
-    """Tell what makes `observed` become `desired`, `now` by CLOCK_BOOTTIME; `None` is a table that is not there."""
+def difference(
+    family: Family, desired: Table | None, observed: Table | None, now: float = 0.0, *, crowded: bool = False
+) -> Difference:
+    """Tell what makes `observed` become `desired`, `now` by CLOCK_BOOTTIME; `None` is a table that is not there.
+
+    It is `crowded` where others have very many elements in our sets.
+    """
     if desired is observed:
         return Difference()
     if desired is None:
         return Difference((f"delete table {table_name(family)}",))
     if observed is None:
-        return Difference(tuple(_make(desired, now)), EVERYWHERE, anew=True)
+        return Difference(tuple(made(desired, now)), EVERYWHERE, anew=True)
     comparison = _Comparison.of(desired, observed)
     if comparison is None:
-        return Difference(tuple(_replace(desired, now)), EVERYWHERE, anew=True)
-    return Difference(tuple(comparison.script(now)), comparison.mended())
+        return Difference(tuple(replaced(desired, now)), EVERYWHERE, anew=True)
+    return Difference(tuple(comparison.script(now, crowded=crowded)), comparison.mended())
 
 
 def mended(desired: Table | None, observed: Table | None) -> MapKeys:
@@ -122,40 +113,6 @@ def _ports(key: str) -> tuple[str, slice]:
     return rest.rpartition(" . ")[2], slice(int(first), int(last or first) + 1) if known else slice(0, _PORTS)
 
 
-def creation(table: Table, now: float = 0.0) -> str:
-    """Write a table as `nft list table` would, for reading and for loading `now`, by CLOCK_BOOTTIME."""
-    lines = [f"table {table.name} {{"]
-    for name, content in table.sets.items():
-        listed = ", ".join(_element(element, now) for element in content.elements.items())
-        elements = f" elements = {{ {listed} }}" if listed else ""
-        lines.append(f"\t{_kind(content)} {name} {{ {content.type}{elements} }}")
-    for name, chain in table.chains.items():
-        lines.append(f"\tchain {name} {{")
-        lines += [f"\t\t{line}" for line in ([str(chain.hook)] if chain.hook else []) + [*map(str, chain.rules)]]
-        lines.append("\t}")
-    return "\n".join([*lines, "}"])
-
-
-def _kind(content: Set) -> str:
-    return "map" if content.type.data else "set"
-
-
-def _make(table: Table, now: float) -> Iterator[str]:
-    """Make what is not there; the first line is refused if by now it is."""
-    yield f"create table {table.name}"
-    yield creation(table, now)
-
-
-def _replace(table: Table, now: float) -> Iterator[str]:
-    """Delete and make in one transaction; the first line lets the deletion succeed where there is nothing any more.
-
-    The kernel waits for all processors before it lets go of a table, which takes longer than all the rest of it.
-    """
-    yield f"add table {table.name}"
-    yield f"delete table {table.name}"
-    yield creation(table, now)
-
-
 class _Comparison:
     """What differs between two tables of one frame; where one was made of the other, nothing else is read."""
 
@@ -181,25 +138,26 @@ class _Comparison:
     def _new(self) -> dict[str, Elements]:
         return self._differing_elements(self._desired, self._observed)
 
-    def script(self, now: float) -> Iterator[str]:
+    def script(self, now: float, *, crowded: bool) -> Iterator[str]:
         """Give the commands that make one table the other, `now` by CLOCK_BOOTTIME."""
         table, there, wanted = self._desired.name, self._observed.sets, self._desired.sets
         # Sets first, since rules name them, then chains, which elements name; what is no longer named goes last.
         for name in wanted.keys() - there.keys():
-            yield f"add {_kind(wanted[name])} {table} {name} {{ {wanted[name].type} }}"
+            yield f"add {word_of(wanted[name])} {table} {name} {{ {wanted[name].type} }}"
         for name, chain in sorted(self._chains.items(), key=_place):
-            yield from _fill(table, name, chain, existing=name in self._observed.chains)
+            yield from filled(table, name, chain, existing=name in self._observed.chains)
         gone = self._differing_elements(self._observed, self._desired)
         for name, new in self._new.items():
-            if not wanted[name].type.lasting:
-                yield from _set_changes(f"{table} {name}", gone.get(name, {}), new)
-            elif gone.get(name) or new:
-                yield from _renewed(f"{table} {name}", wanted[name].elements, now)
+            where, content, old = f"{table} {name}", wanted[name], gone.get(name, {})
+            if not content.type.lasting:
+                yield from set_changes(where, content, old, new, crowded=crowded)
+            elif old or new:
+                yield from renewed(where, content, now, crowded=crowded)
         # Chains that somebody else made may lead to each other.
         for verb in ("flush", "delete") if len(self._gone_chains) > 1 else ("delete",):
             yield from (f"{verb} chain {table} {name}" for name in sorted(self._gone_chains))
         for name in there.keys() - wanted.keys():
-            yield f"delete {_kind(there[name])} {table} {name}"
+            yield f"delete {word_of(there[name])} {table} {name}"
 
     def mended(self) -> MapKeys:
         """Name the map keys that were not reached, or not right: these chains differed, and these elements."""
@@ -235,37 +193,6 @@ def _place(chain: tuple[str, Chain]) -> tuple[bool, bool]:
     return chain[1].hook is not None, not chain[0].startswith(DENY)
 
 
-def _fill(table: str, name: str, chain: Chain, *, existing: bool) -> Iterator[str]:
-    hook = f" {{ {chain.hook} }}" if chain.hook else ""
-    yield f"flush chain {table} {name}" if existing else f"add chain {table} {name}{hook}"
-    for rule in chain.rules:
-        yield f"add rule {table} {name} {rule}"
-
-
-def _set_changes(where: str, gone: Elements, new: Elements) -> Iterator[str]:
-    # Only the key of an element may be named when it is deleted from a map.
-    yield from element_lines("delete", where, sorted(gone))
-    yield from element_lines("add", where, [_element(element, 0.0) for element in sorted(new.items())])
-
-
-def _renewed(where: str, elements: Elements, now: float) -> Iterator[str]:
-    """Write all that vanishes by itself anew: what is to be deleted may have done so since it was listed."""
-    yield f"flush set {where}"
-    yield from element_lines("add", where, sorted(_element(element, now) for element in elements.items()))
-
-
-def _element(element: tuple[str, Held], now: float) -> str:
-    match element:
-        case key, None:
-            return key
-        case key, Lasting(comment, ends):
-            return f'{key} timeout {ceil(1000 * max(ends - now + _LONGER_S, _LONGER_S))}ms comment "{comment}"'
-        case key, Target(data, comment):
-            return f'{key} comment "{comment}" : {data}'
-        case key, chain:
-            return f"{key} : jump {chain}"
-
-
 def _leading(elements: Elements, chains: Collection[str]) -> Iterator[str]:
     return (key for key, chain in elements.items() if chain in chains)
 
@@ -284,9 +211,13 @@ def _differing(these: Mapping[str, _T], those: Mapping[str, _T], among: Collecti
     return {name: item for name, item in differing if those.get(name, _MISSING) != item}
 
 
-def tables_difference(desired: Tables, observed: Tables, now: float = 0.0) -> dict[Family, Difference]:
+def tables_difference(
+    desired: Tables, observed: Tables, now: float = 0.0, *, crowded: bool = False
+) -> dict[Family, Difference]:
     """Tell the difference of both families; families that need nothing are left out."""
-    every = {family: difference(family, desired.get(family), observed.get(family), now) for family in Family}
+    every = {
+        family: difference(family, desired.get(family), observed.get(family), now, crowded=crowded) for family in Family
+    }
     return {family: change for family, change in every.items() if change.script}
 
 
@@ -352,12 +283,14 @@ class Plan:
         observed: Observed,
         refilling: Callable[[Collection[Place]], str],
         now: float = 0.0,
+        *,
+        crowded: bool = False,
     ) -> "Plan":
         """Compare what shall be with what is, `now` by CLOCK_BOOTTIME.
 
-        `refilling` writes what others had in sets that are made anew.
+        `refilling` writes what others had in sets that are made anew; it is `crowded` where that is very much.
         """
-        changes = tables_difference(wanted, observed.tables, now)
+        changes = tables_difference(wanted, observed.tables, now, crowded=crowded)
         shut = tuple(state for state in observed.gates if not state.open)
         script = "".join(f"{line}\n" for change in changes.values() for line in change.script)
         there = {family: table for family, table in observed.tables.items() if not _is_anew(changes.get(family))}

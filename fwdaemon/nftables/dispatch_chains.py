@@ -188,7 +188,8 @@ def of_addresses(family: Family, desired: Desired) -> Iterator[DispatchChain]:
         # A rule is text, and libvirt may call a bridge whatever the kernel takes.
         if is_interface_name(route.bridge):
             yield from _of_route(route, shared)
-    yield from map(_of_home, homes(family, desired))
+    guarded_routes = to_exclusive(family, desired)
+    yield from (_of_home(home, guarded_routes) for home in homes(family, desired))
 
 
 def labelled(bit: int) -> str:
@@ -303,7 +304,8 @@ def _text(address: Address) -> str:
 
 
 def _of_nat(nat: Nat, terms: Terms) -> DispatchChain:
-    rules = tuple(guarded(nat, "", f"{_counting(terms.bit)} dnat to {nat.target}", terms))
+    # Who may not connect is not to meet the host under the guest's address.
+    rules = tuple(guarded(nat, "", f"{_counting(terms.bit)} dnat to {nat.target}", terms, others=""))
     return DispatchChain(ONE_TO_ONE, str(nat.public), _chain("nat", nat.public), rules, (nat,) * len(rules))
 
 
@@ -350,31 +352,47 @@ def _forged(nat: Nat) -> Iterator[str]:
 
 def _of_route(route: Route, terms: Terms) -> Iterator[DispatchChain]:
     name, subnet = label(route.network), str(route.subnet)
-    to = tuple(guarded(route, f'oifname "{route.bridge}"', _counting(terms.bit), terms))
+    there = f'oifname "{route.bridge}"'  # guests of one bridge reach each other without the host
+    done = " return" if route.admission is not None and route.admission.is_exclusive else ""
+    others = f'iifname != "{route.bridge}" {there}'
+    to = tuple(guarded(route, there, f"{_counting(terms.bit)}{done}", terms, others))
     yield DispatchChain(ENTERING, subnet, _chain("to", route.subnet), to, (route,) * len(to))
     if not route.let_out:
         away = Rule.of(f'iifname "{route.bridge}" oifname @{UPLINKS} {_counting(terms.bit)}', name)
         yield DispatchChain(LEAVING, subnet, _chain("from", route.subnet), (away,), (route,))
 
 
-def _of_home(home: Home) -> DispatchChain:
-    """Take what came in elsewhere out of our chains, and out of no other's."""
-    texts = [text for part in home.parts for text in _of_part(part)]
-    rules = tuple(Rule.of(text, "all") for text in [*texts, *_elsewhere(home)])
+def to_exclusive(family: Family, desired: Desired) -> str:
+    """Write the match of what goes to routes for named sources only; empty where there are none.
+
+    Others may let anybody by there, so a source that is not believed is no reason to leave it to them.
+    """
+    asked = [(route.subnet, route.admission) for route in desired.routes if route.family is family]
+    subnets = [subnet for subnet, admission in asked if admission is not None and admission.is_exclusive]
+    return f"{family.word} daddr {{ {', '.join(collapse(subnets))} }}" if subnets else ""
+
+
+def _of_home(home: Home, exclusive: str) -> DispatchChain:
+    """Take what came in elsewhere out of our chains, and out of no other's, but for what goes to `exclusive` routes."""
+    texts = [text for part in home.parts for text in _of_part(part, exclusive)]
+    rules = tuple(Rule.of(text, "all") for text in [*texts, *_elsewhere(home, exclusive)])
     return DispatchChain(HOMES, str(home.subnet), _chain("home", home.subnet), rules, ())
 
 
-def _of_part(home: Home) -> Iterator[str]:
+def _of_part(home: Home, exclusive: str) -> Iterator[str]:
     """Judge what is from a part of a subnet, so that the whole says nothing of it."""
     source = f"{Family.of(home.subnet).word} saddr {home.subnet}"
-    yield from (f"{source} {verdict}" for verdict in [*_elsewhere(home), "return"])
+    yield from (f"{source} {verdict}" for verdict in [*_elsewhere(home, exclusive), "return"])
 
 
-def _elsewhere(home: Home) -> Iterator[str]:
+def _elsewhere(home: Home, exclusive: str) -> Iterator[str]:
     if home.interfaces is None:
         return
     listed = ", ".join(f'"{interface}"' for interface in home.interfaces)
-    yield f"iifname != {{ {listed} }} accept" if listed else "accept"
+    there = f"iifname != {{ {listed} }} " if listed else ""
+    if exclusive:
+        yield f"{there}{exclusive} drop"
+    yield f"{there}accept"
 
 
 def _chain(what: str, where: Address | Subnet) -> str:

@@ -6,126 +6,22 @@ it begins and where the next address is no longer in it.
 """
 
 import logging
-import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from ipaddress import IPv4Address, IPv6Address
 from math import ceil
-from threading import Lock
 from typing import Final, NamedTuple
 
-from fwdaemon.core.admission import Element, Elements, Place, Ranges
+from fwdaemon.core.admission import Element, Place
 from fwdaemon.core.state import Desired
-from fwdaemon.core.types import Address, Family
+from fwdaemon.core.types import Family
+from fwdaemon.kernel.external_sets import Externals, now
 from fwdaemon.kernel.netlink import Message, attributes, nested
 from fwdaemon.nftables.admission import DENY, LARGE, external_name, set_name, unfilled
-from fwdaemon.nftables.model import TABLE_NAME, Chain, Rule, Table, element_lines, table_name
+from fwdaemon.nftables.commands import element_lines
+from fwdaemon.nftables.model import TABLE_NAME, Chain, Rule, Table, table_name
 
 _log = logging.getLogger(__name__)
-
-
-# What other programs keep in external sets, as it was seen last.
-def now() -> float:
-    """Give the time in seconds, by a clock that nobody sets and that goes on while the machine sleeps."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
-
-
-# To look for the connections of more addresses than these, one by one, is more work than to look at all.
-_ONE_BY_ONE: Final = 8
-
-
-class Added(NamedTuple):
-    """What there is more: a few `addresses`, or `many`."""
-
-    addresses: frozenset[Address] = frozenset()
-    many: bool = False
-
-    def more(self, place: Place, elements: Collection[Element]) -> "Added":
-        """Give that and some elements more."""
-        if self.many or len(elements) > _ONE_BY_ONE or any(element.first != element.last for element in elements):
-            return Added(many=self.many or bool(elements))
-        kind = IPv4Address if place[0] is Family.IPV4 else IPv6Address
-        addresses = self.addresses.union(kind(element.first) for element in elements)
-        return Added(addresses) if len(addresses) <= _ONE_BY_ONE else Added(many=True)
-
-
-class Externals:
-    """The elements of external sets, as they were seen last; used by several threads.
-
-    Times are seconds of one clock that nobody sets. `names` are the sets there are. `news` is called, on the thread
-    that saw them, where there are more elements or fewer; `remembered` are places where nothing was seen yet, of which
-    only what an earlier run wrote down is known.
-    """
-
-    def __init__(self) -> None:
-        self._lock = Lock()
-        self._held: dict[Place, dict[Element, float | None]] = {}
-        self._added = Added()
-        self.names: frozenset[str] = frozenset()
-        self.doubted: set[Place] = set()
-        self.news: Callable[[], object] = lambda: None
-
-    def remember(self, places: Mapping[Place, Elements]) -> None:
-        """Take what an earlier run saw."""
-        with self._lock:
-            self._held |= {place: dict(elements) for place, elements in places.items()}
-            self.doubted |= places.keys()
-
-    def is_seen(self, place: Place) -> bool:
-        """Whether it is known what is in a set."""
-        with self._lock:
-            return place in self._held and place not in self.doubted
-
-    def doubt(self) -> None:
-        """Have all sets read again: some changes went unheard."""
-        with self._lock:
-            self.doubted |= self._held.keys()
-
-    def left(self, place: Place, now: float) -> dict[Element, float | None]:
-        """Give the elements of a set, each with the seconds that are left of it."""
-        with self._lock:
-            held = dict(self._held.get(place, {}))
-        left = {element: None if end is None else end - now for element, end in held.items()}
-        return {element: rest for element, rest in left.items() if rest is None or rest > 0}
-
-    def everything(self, now: float) -> dict[Place, dict[Element, float | None]]:
-        """Give those of all sets."""
-        with self._lock:
-            places = [place for place in self._held if place[1] in self.names]
-        return {place: self.left(place, now) for place in places}
-
-    def ranges(self, now: float) -> dict[Place, Ranges]:
-        """Give who is in them."""
-        return {place: Ranges(elements) for place, elements in self.everything(now).items()}
-
-    def replace(self, place: Place, elements: Elements) -> None:
-        """Take what a set holds, whatever was known of it."""
-        with self._lock:
-            before = self._held.get(place, {})
-            self._held[place] = dict(elements)
-            self.doubted.discard(place)
-            self._note(place, elements.keys() - before.keys())
-        if before.keys() != elements.keys():
-            self.news()
-
-    def change(self, place: Place, added: Elements, removed: Iterable[Element]) -> None:
-        """Take what has just been added to a set, and removed from it."""
-        with self._lock:
-            held = self._held.setdefault(place, {})
-            for element in removed:
-                held.pop(element, None)
-            self._note(place, added.keys() - held.keys())
-            held.update(added)
-        self.news()
-
-    def take_added(self) -> Added:
-        """Tell what there was more since the last time."""
-        with self._lock:
-            added, self._added = self._added, Added()
-        return added
-
-    def _note(self, place: Place, elements: Collection[Element]) -> None:
-        self._added = self._added.more(place, elements)
 
 
 # --- as the kernel has it ---------------------------------------------------------------------------------------------
@@ -175,7 +71,7 @@ def paired(bounds: Iterable[Bound], family: Family) -> dict[Element, float | Non
     found: dict[Element, float | None] = {}
     begun: Bound | None = None
     for bound in sorted(bounds, key=lambda bound: (bound.key, not bound.is_end)):
-        if begun is not None:
+        if begun is not None and begun.key < bound.key:
             found[Element(begun.key, bound.key - 1)] = begun.left
         begun = None if bound.is_end else bound
     if begun is not None:
@@ -183,27 +79,58 @@ def paired(bounds: Iterable[Bound], family: Family) -> dict[Element, float | Non
     return found
 
 
+def announced(bounds: Iterable[Bound]) -> tuple[dict[Element, float | None], list[Bound]]:
+    """Make ranges of bounds in the order in which the kernel announces them, and give those without an end apart.
+
+    Of what is added once more though it is there, it announces but the beginning.
+    """
+    found: dict[Element, float | None] = {}
+    alone: list[Bound] = []
+    for bound in bounds:
+        if not bound.is_end:
+            alone.append(bound)
+        elif alone and alone[-1].key < bound.key:
+            begun = alone.pop()
+            found[Element(begun.key, bound.key - 1)] = begun.left
+    return found, alone
+
+
 class Hearing:
     """Follows what others change in external sets: what is announced of one commit is told once it is over."""
 
     def __init__(self, externals: Externals) -> None:
         self._externals = externals
-        self._changes: dict[Place, tuple[list[Bound], list[Bound]]] = defaultdict(lambda: ([], []))
+        self._changes: defaultdict[Place, list[tuple[bool, list[Bound]]]] = defaultdict(list)
 
     def takes(self, message: Message, *, added: bool) -> bool:
         """Take a message about elements, if they are in an external set."""
         place = place_of(message)
         if place is None or place[1] not in self._externals.names:
             return False
-        self._changes[place][not added].extend(bounds_of(message))
+        turns = self._changes[place]
+        if not turns or turns[-1][0] is not added:  # one commit may add an element, delete it and add it again
+            turns.append((added, []))
+        turns[-1][1].extend(bounds_of(message))
         return True
 
     def committed(self) -> None:
         """Tell what a commit has changed."""
-        changes, self._changes = self._changes, defaultdict(lambda: ([], []))
-        for place, (added, removed) in changes.items():
-            ends = {element: _until(left) for element, left in paired(added, place[0]).items()}
-            self._externals.change(place, ends, paired(removed, place[0]))
+        changes, self._changes = self._changes, defaultdict(list)
+        for place, turns in changes.items():
+            for added, bounds in turns:
+                found = self._elements(place, bounds, added=added)
+                self._externals.change(place, found if added else {}, () if added else found)
+
+    def _elements(self, place: Place, bounds: Iterable[Bound], *, added: bool) -> dict[Element, float | None]:
+        """Make elements of what was announced; one without an end goes on to the last address, or is there already."""
+        found, alone = announced(bounds)
+        known = self._externals.beginning(place) if alone else {}
+        for begun in alone:
+            if begun.key not in known:
+                found[Element(begun.key, (1 << place[0].bits) - 1)] = begun.left
+            elif not added:
+                found[known[begun.key]] = None
+        return {element: _until(left) for element, left in found.items()}
 
 
 def _until(left: float | None) -> float | None:
@@ -221,6 +148,11 @@ class ExternalKeeper:
         self._externals, self._listed = externals, listed
         self._pending: set[Place] = set()
         self._gives_up = False
+
+    @property
+    def crowded(self) -> bool:
+        """Whether others have very many elements in our sets."""
+        return self._externals.number > LARGE
 
     def expect(self, desired: Desired) -> None:
         """Say which sets there are."""

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 
 from fwdaemon.core.report import Actor, ActorKind, RulesChanged
 from fwdaemon.errors import KernelError
+from fwdaemon.kernel.external_sets import Externals
 from fwdaemon.kernel.netlink import (
     NETFILTER,
     Message,
@@ -25,7 +26,7 @@ from fwdaemon.kernel.netlink import (
     messages,
 )
 from fwdaemon.kernel.process import Runner
-from fwdaemon.nftables.external import Externals, Hearing
+from fwdaemon.nftables.external import Hearing
 from fwdaemon.nftables.model import TABLE_NAME
 
 _NFNLGRP_NFTABLES = 7

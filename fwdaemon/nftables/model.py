@@ -7,7 +7,7 @@ chains are equal when their rules' comments are.
 import json
 import re
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from hashlib import blake2s
 from ipaddress import ip_address, ip_network
@@ -181,17 +181,6 @@ class Step:
 def table_name(family: Family) -> str:
     """Give the full name of our table of a family."""
     return f"{family.word} {TABLE_NAME}"
-
-
-# The kernel takes a netlink batch of any size, but a line of script is easier to read, and to find an error in, when it
-# is not megabytes long.
-_ELEMENTS_A_LINE = 200
-
-
-def element_lines(verb: str, where: str, texts: Sequence[str]) -> Iterator[str]:
-    """Write the commands that add elements to a set or map, or delete them."""
-    for start in range(0, len(texts), _ELEMENTS_A_LINE):
-        yield f"{verb} element {where} {{ {', '.join(texts[start : start + _ELEMENTS_A_LINE])} }}"
 
 
 # What `nft -j list` says, as these nouns. Only names, hooks, comments and elements are read.

@@ -20,6 +20,7 @@ from fwdaemon.core.state import LABELS, REFUSED_FOR_S, Desired
 from fwdaemon.core.text import is_interface_name
 from fwdaemon.core.types import Family, Protocol, collapse
 from fwdaemon.nftables.admission import Terms, admission_chains, admission_sets, barring, terms
+from fwdaemon.nftables.commands import declared_lines, element_lines
 from fwdaemon.nftables.dispatch_chains import (
     CLOSED,
     ENTERING,
@@ -45,6 +46,7 @@ from fwdaemon.nftables.dispatch_chains import (
     labelled,
     labelling,
     renaming,
+    to_exclusive,
 )
 from fwdaemon.nftables.model import (
     ENDED,
@@ -59,7 +61,6 @@ from fwdaemon.nftables.model import (
     SetType,
     Step,
     Table,
-    element_lines,
     table_name,
 )
 from fwdaemon.resolve.flows import Flow
@@ -95,7 +96,7 @@ def map_keys_of(desired: Desired) -> dict[tuple[Family, MapKey], tuple[Exposure,
 def frame(family: Family, desired: Desired) -> Table:
     """Make the table that is there whatever is open."""
     masquerading = any(forward.family is family for forward in desired.masquerading)
-    chains = _frame(family, terms(family, desired), masquerading=masquerading)
+    chains = _frame(family, terms(family, desired), to_exclusive(family, desired), masquerading=masquerading)
     chains = _leaving_alone(chains, _elsewhere(family, desired))
     if family in desired.confined:
         chains = _confined(chains, family, desired, [_astray("", STRANGERS)], STRANGERS)
@@ -153,7 +154,7 @@ def _table(family: Family, found: Iterable[DispatchChain], desired: Desired) -> 
 # --- hooks -----------------------------------------------------------------------------------------------------------
 
 
-def _frame(family: Family, shared: Terms, *, masquerading: bool) -> dict[str, Chain]:
+def _frame(family: Family, shared: Terms, exclusive: str, *, masquerading: bool) -> dict[str, Chain]:
     bit = shared.bit
     source = (*([_hidden(family, bit)] if masquerading else []), *_source(family, bit))
     return {
@@ -162,7 +163,7 @@ def _frame(family: Family, shared: Terms, *, masquerading: bool) -> dict[str, Ch
         "prerouting": Chain((_as_the_host(), _homes(family), _jump()), Hook("nat", "prerouting", _BEFORE_DSTNAT)),
         "output": Chain((_jump(),), Hook("nat", "output", _BEFORE_DSTNAT)),
         "postrouting": Chain(source, Hook("nat", "postrouting", _BEFORE_SRCNAT)),
-        "forward": Chain(_refusal(family) + _passage(family), Hook("filter", "forward", _BEFORE_FILTER)),
+        "forward": Chain(_refusal(family) + _passage(family, exclusive), Hook("filter", "forward", _BEFORE_FILTER)),
     }
 
 
@@ -305,12 +306,17 @@ def _strangers(family: Family, desired: Desired) -> Iterator[Rule]:
     yield Rule.of("counter drop", "all")
 
 
-def _passage(family: Family) -> tuple[Rule, ...]:
-    """Label new connections of routes before libvirt could refuse them; keep others from sending as a 1:1 guest."""
+def _passage(family: Family, exclusive: str) -> tuple[Rule, ...]:
+    """Label new connections of routes before libvirt could refuse them; keep others from sending as a 1:1 guest.
+
+    Who forges an address of the host is not to pass for one that an `exclusive` route names.
+    """
     ip = family.word
+    as_host = _as_the_host().expression
     lookups = (
         f"{ip} saddr vmap @{ONE_TO_ONE_LEAVING}",
-        _as_the_host().expression,
+        *([f"{as_host.removesuffix('accept')}{exclusive} drop"] if exclusive else []),
+        as_host,
         f"{ip} saddr vmap @{HOMES}",
         f"{ip} daddr vmap @{ENTERING}",
         f"{ip} saddr vmap @{LEAVING}",
@@ -355,7 +361,7 @@ def _interfaces(found: Iterable[str]) -> Set:
 # --- connections that were ended -------------------------------------------------------------------------------------
 
 
-def refusal_script(ended: Mapping[Flow, float], families: Iterable[Family]) -> str:
+def refusal_script(ended: Mapping[Flow, float], families: Iterable[Family], *, crowded: bool = False) -> str:
     """Write what remembers ended connections for so many seconds each, so that their guests' packets are refused.
 
     It takes the place of all that was remembered: an element that is there already would keep its old time.
@@ -363,8 +369,13 @@ def refusal_script(ended: Mapping[Flow, float], families: Iterable[Family]) -> s
     keys: defaultdict[str, list[str]] = defaultdict(list)
     for flow, left in ended.items():
         keys[f"{table_name(flow.family)} {_remembering(flow)}"].append(f"{_refused(flow)} timeout {ceil(left)}s")
-    sets = [f"{table_name(family)} {name}" for family in sorted(families) for name in (ENDED, ENDED_PORTS)]
-    lines = [line for where in sets for line in (f"flush set {where}", *element_lines("add", where, keys[where]))]
+    lines = []
+    for family in sorted(families):
+        for name, kind in (ENDED, _ended_type(family)), (ENDED_PORTS, _ended_ports_type(family)):
+            where = f"{table_name(family)} {name}"
+            texts = keys[where]
+            added = declared_lines(where, Set(kind), texts) if crowded else element_lines("add", where, texts)
+            lines += [f"flush set {where}", *added]
     return "".join(f"{line}\n" for line in lines)
 
 

@@ -8,14 +8,15 @@ with it.
 import re
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import suppress
 from ipaddress import ip_address
 from itertools import chain
 from typing import NamedTuple, TypeAlias
 from weakref import ref
 
 from fwdaemon.core.exposures import Exposure, Forward
-from fwdaemon.core.state import Desired
-from fwdaemon.core.types import PROTOCOLS, Family
+from fwdaemon.core.state import Counted, Desired, Dropped
+from fwdaemon.core.types import PROTOCOLS, Address, Family
 from fwdaemon.nftables.admission import DENY, terms
 from fwdaemon.nftables.dispatch_chains import (
     EVERY_ADDRESS,
@@ -170,6 +171,8 @@ Counter: TypeAlias = tuple[str, str, str]
 _TRANSLATING = {*ONE_ADDRESS, *EVERY_ADDRESS, ONE_TO_ONE, LEAVING_AS}
 _BLOCK = re.compile(r"\t(?:chain|map) (\S+) \{")
 _RULE = re.compile(r'\bcounter packets (\d+) bytes \d+ .*comment "([^"]*)"$')
+_LIMITING = re.compile(r"^\tset (?:rate|open)\.(?P<name>[0-9a-f]+) \{\n(?P<text>.*?)^\t\}", re.MULTILINE | re.DOTALL)
+_LIMITED = re.compile(r"([0-9a-f.:]+) [^,{}]*counter packets ([1-9]\d*) bytes")
 _ELEMENT = re.compile(r'(?:([0-9a-f.:]+) \. )?(\w+) \. (\d+) counter packets (\d+) bytes \d+ comment "[^"]*" : ')
 
 
@@ -210,6 +213,25 @@ def denied_by_set(packets: Iterable[tuple[Counter, int]]) -> dict[str, int]:
         if name.startswith(DENY):
             of_set = name.removeprefix(DENY)
             found[of_set] = found.get(of_set, 0) + number
+    return found
+
+
+def read_dropped(listings: Mapping[Family, str], refusing: Counted[Counter], desired: Desired) -> Dropped:
+    """Read what was dropped from `nft list table` of each family; `refusing` adds up the rules that do."""
+    packets = [packet for family, text in listings.items() for packet in read_packets(family, text)]
+    limited = limited_sources("".join(listings.values()))
+    return Dropped(refusing.of(desired, packets), denied_by_set(packets), limited)
+
+
+def limited_sources(listing: str) -> dict[str, dict[Address, int]]:
+    """Read from what `nft` lists, by what counts them, whose first packets were dropped over a limit, and how many."""
+    found: dict[str, dict[Address, int]] = {}
+    for block in _LIMITING.finditer(listing):
+        of_set = found.setdefault(block["name"], {})
+        for element in _LIMITED.finditer(block["text"]):
+            with suppress(ValueError):  # somebody else's set
+                address = ip_address(element[1])
+                of_set[address] = of_set.get(address, 0) + int(element[2])
     return found
 
 

@@ -9,32 +9,33 @@ rank, the older claim (`Turns`). A claim that is refused waits; one that is gran
 asks for it no more.
 """
 
+from bisect import bisect_left, bisect_right
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from hashlib import blake2b
 from operator import itemgetter
 from typing import Final, NamedTuple, TypeAlias
 from uuid import UUID
 
-from fwdaemon.config.model import AutoMapping, Entry, ForwardEntry, GuestEntry, NatEntry, PortMapping, RouteEntry
+from fwdaemon.config.model import AutoMapping, ForwardEntry, GuestEntry, NatEntry, PortMapping
 from fwdaemon.config.overlap import families_of_entry
-from fwdaemon.core.exposures import Claim, Owner
-from fwdaemon.core.inventory import Domain, Hindrance, HindranceKind
+from fwdaemon.core.exposures import Claim
+from fwdaemon.core.inventory import Domain, Hindrance, HindranceKind, Network, Occupied
 from fwdaemon.core.state import Waiting
-from fwdaemon.core.types import Address, Family, Origin, PortRange, Protocol, Subnet
-from fwdaemon.resolve.guests import as_uuid
+from fwdaemon.core.types import Address, Family, PortRange, Protocol, Subnet
 
 Key: TypeAlias = tuple[int, str]
 """The number of an entry in the configuration, and the domain's UUID where the entry is for several domains."""
 
 # The claims of patterns and assigned ports.
 #
+# Not so in metadata (`wishes.Taken`): who asks for one address there would take it from a file's entry for every one.
+#
 # Two claims meet if both listen on the same address, or both on every address. One of a single address and one of every
 # address do not: for that address, the former has precedence. They are indexed by blocks of this many ports.
 _PIECE: Final = 64
-# A claim of at most this many ports is indexed under each of them.
-_NARROW: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +99,76 @@ def _share_sources(some: tuple[Subnet, ...], others: tuple[Subnet, ...]) -> bool
     return any(one.version == other.version and one.overlaps(other) for one in some for other in others)
 
 
+def overlap(one: Claim, other: Claim) -> bool:
+    """Whether some packet may be for both of two forwards; every address overlaps with each single one here."""
+    return (
+        one.protocol is other.protocol
+        and one.ports is not None
+        and other.ports is not None
+        and one.ports.overlaps(other.ports)
+        and (None in (one.address, other.address) or one.address == other.address)
+        and (None in (one.family, other.family) or one.family is other.family)
+        and (None in (one.interface, other.interface) or one.interface == other.interface)
+        and _share_sources(one.sources, other.sources)
+    )
+
+
+# Ports that processes of the host have.
+Sockets: TypeAlias = Collection[Occupied]
+"""Ports that processes of the host have, and others that are not to be assigned."""
+
+
+def no_sockets() -> Sockets:
+    """Give no sockets."""
+    return ()
+
+
+class PortsInUse:
+    """Ports of the host that are in use, found without a look at all ports of a claim."""
+
+    def __init__(self, used: Iterable[Occupied]) -> None:
+        self._at: defaultdict[tuple[Protocol, int], list[Occupied]] = defaultdict(list)
+        for item in used:
+            if not item.passing:
+                self._at[item.protocol, item.port].append(item)
+        self._ports = {protocol: sorted(port for of, port in self._at if of is protocol) for protocol in Protocol}
+
+    def first_of(self, claims: Iterable[Claim]) -> int | None:
+        """Give a port of which one of these claims would take what comes there."""
+        found = (
+            port
+            for claim in claims
+            if claim.protocol is not None and claim.ports is not None
+            for port in _within(claim.ports, self._ports[claim.protocol])
+            if any(_takes_from(claim, item) for item in self._at[claim.protocol, port])
+        )
+        return next(found, None)
+
+
+def located(used: Iterable[Occupied], networks: Iterable[Network]) -> Iterator[Occupied]:
+    """Bind what waits for guests at the gateway of a network to its bridge: no other interface has packets for it."""
+    bridges = {
+        gateway: item.bridge for item in networks if item.active and item.own_bridge for gateway in item.gateways
+    }
+    for item in used:
+        bridge = None if item.address is None else bridges.get(item.address)
+        yield item if bridge is None else item._replace(device=bridge)
+
+
+def _takes_from(claim: Claim, used: Occupied) -> bool:
+    """Whether some packet for a claim of that protocol and port is for the process."""
+    families = {Family.of(source) for source in claim.sources} or set(Family)
+    return (
+        (None in (claim.address, used.address) or claim.address == used.address)
+        and not used.families.isdisjoint(families if claim.family is None else {claim.family})
+        and _may_meet(claim.interface, used.device)
+    )
+
+
+def _within(ports: PortRange, used: list[int]) -> list[int]:
+    return used[bisect_left(used, ports.first) : bisect_right(used, ports.last)]
+
+
 # Who claimed what first.
 #
 # A claim is as old as this run of its domain has made it without a break, which no inventory tells: so it is noted, and
@@ -150,15 +221,26 @@ class Bid(NamedTuple):
     @classmethod
     def of(cls, domain: Domain, entry: GuestEntry) -> "Bid":
         """Give that of an entry with one mapping, or of a 1:1 address."""
-        guest = entry.auto[0].guest if isinstance(entry, ForwardEntry) and entry.auto else ""
-        place = " ".join(f"{claim}{guest and f':{guest}'}" for claim, _ in entry.every_claim())
-        terms = [entry.interface or "", *sorted(map(str, entry.sources))] if entry.interface or entry.sources else []
-        digest = blake2b("\0".join(terms).encode(), digest_size=8).hexdigest() if terms else ""
-        return cls(domain, place, digest, isinstance(entry, NatEntry))
+        guest = _assigned_for(entry) if isinstance(entry, ForwardEntry) else None
+        claims = [claim for claim, _ in entry.every_claim()]
+        # Another range of automatic ports makes no other claim of it.
+        place = " ".join(str(claim) if guest is None else f"{claim._replace(ports=None)}:{guest}" for claim in claims)
+        return cls(domain, place, _digest(entry.interface, entry.sources), isinstance(entry, NatEntry))
 
     def turn(self, *, has: bool) -> Turn:
         """Note what came of it."""
         return Turn(self.domain.uuid, self.place, self.terms, self.domain.instance, has)
+
+
+def _digest(interface: str | None, sources: tuple[Subnet, ...]) -> str:
+    terms = [interface or "", *sorted(map(str, sources))] if interface or sources else []
+    return blake2b("\0".join(terms).encode(), digest_size=8).hexdigest() if terms else ""
+
+
+def _assigned_for(entry: ForwardEntry) -> int | None:
+    """Give the guest's port of an automatic mapping, whether or not one of the host is assigned."""
+    given = (mapping.guest.first for mapping in entry.mappings if mapping.auto)
+    return next(given, entry.auto[0].guest if entry.auto else None)
 
 
 class Turns:
@@ -176,6 +258,9 @@ class Turns:
             self._known[turn[:3]] = first, has or turn.has
             if turn.has:
                 self._had.setdefault((turn.domain, turn.place), number)
+        self._of = defaultdict[UUID, list[tuple[UUID, str, str]]](list)
+        for key in self._known:
+            self._of[key[0]].append(key)
         self._noted: list[tuple[int, Turn]] = []
 
     def has(self, bid: Bid) -> bool:
@@ -194,6 +279,15 @@ class Turns:
     def note(self, bid: Bid, *, has: bool) -> None:
         """Note what came of a bid; new ones in the order of `before`."""
         self._noted.append((self._number(bid), bid.turn(has=has)))
+
+    def keep(self, domain: Domain, claims: Collection[Claim]) -> None:
+        """Keep the age of what a domain goes on to ask for, though no policy covers that now."""
+        asked = {(domain.uuid, str(claim), _digest(claim.interface, claim.sources)) for claim in claims}
+        for uuid, place, terms in self._of[domain.uuid] if asked else ():
+            written = place if ":auto:" not in place else place.rpartition(":")[0]
+            if (uuid, written, terms) in asked:
+                number, _ = self._known[uuid, place, terms]
+                self._noted.append((number, Turn(uuid, place, terms, domain.instance, has=False)))
 
     @property
     def noted(self) -> tuple[Turn, ...]:
@@ -220,19 +314,32 @@ class Ask:
     before: tuple[bool, bool]
 
 
-def settle(asks: Iterable[Ask], claims: Claims, turns: Turns) -> tuple[dict[Key, list[PortMapping]], list[Waiting]]:
-    """Give what each ask gets, and the reasons for the rest; it is added to `claims`, and noted in `turns`."""
+def settle(
+    asks: Iterable[Ask], claims: Claims, turns: Turns, occupied: Callable[[], Sockets | None]
+) -> tuple[dict[Key, list[PortMapping]], list[Waiting]]:
+    """Give what each ask gets, and the reasons for the rest; it is added to `claims`, and noted in `turns`.
+
+    A process of the host goes before what is asked for anew, and not before what was given earlier. They are `None`
+    where the kernel does not tell.
+    """
+
+    @cache
+    def in_use() -> PortsInUse | None:
+        return None if (sockets := occupied()) is None else PortsInUse(sockets)
+
     got: dict[Key, list[PortMapping]] = {}
     refused: list[Waiting] = []
     bids = sorted(_bids(asks), key=lambda item: (item[0].before, *turns.before(item[2]), item[0].key))
     for ask, mapping, bid in bids:
-        taker = claims.taker(ask.entry, mapping)
-        turns.note(bid, has=taker is None)
-        if taker is None:
+        reason = _taken(ask.entry, mapping, claims)
+        if reason is None and not mapping.auto and not turns.has(bid):
+            reason = _in_use(ask.entry, mapping, in_use())
+        turns.note(bid, has=reason is None)
+        if reason is None:
             claims.add(ask.entry, mapping)
             got.setdefault(ask.key, []).append(mapping)
         else:
-            refused += refused_claims(ask.entry, mapping, _claimed_by(taker, mapping))
+            refused += refused_claims(ask.entry, mapping, reason)
     return got, refused
 
 
@@ -242,7 +349,17 @@ def _bids(asks: Iterable[Ask]) -> Iterator[tuple[Ask, PortMapping, Bid]]:
             yield ask, mapping, Bid.of(ask.domain, replace(ask.entry, mappings=(mapping,), auto=()))
 
 
-def _claimed_by(taker: Claimed, mapping: PortMapping) -> Hindrance:
+def _in_use(entry: ForwardEntry, mapping: PortMapping, in_use: PortsInUse | None) -> Hindrance | None:
+    if in_use is None:
+        return Hindrance(HindranceKind.SOCKETS_UNKNOWN)
+    port = in_use.first_of(entry.claims_of(mapping))
+    return None if port is None else Hindrance(HindranceKind.CLAIMED, ports=PortRange(port, port))
+
+
+def _taken(entry: ForwardEntry, mapping: PortMapping, claims: Claims) -> Hindrance | None:
+    taker = claims.taker(entry, mapping)
+    if taker is None:
+        return None
     host = taker.mapping.host
     shared = PortRange(max(host.first, mapping.host.first), min(host.last, mapping.host.last))
     return Hindrance(HindranceKind.CLAIMED, names=(taker.called,), ports=shared, origin=taker.mapping.origin)
@@ -252,135 +369,3 @@ def refused_claims(entry: ForwardEntry, mapping: PortMapping | AutoMapping, reas
     """Give the refusal of a mapping at each of its listening addresses."""
     for claim in entry.claims_of(mapping):
         yield Waiting(entry.owner, reason, mapping.origin, claim=claim)
-
-
-# Everything that is claimed already, so that what domains ask for in their metadata takes nothing from others.
-
-
-class Holder(NamedTuple):
-    """The owner of a claim, and where that is written; `domain` is what the entry of a domain writes as its domain."""
-
-    owner: Owner
-    origin: Origin
-    domain: str | None = None
-
-    @classmethod
-    def of(cls, entry: Entry) -> "Holder":
-        """Give the holder of what an entry claims."""
-        return cls(entry.owner, entry.origin, None if isinstance(entry, RouteEntry) else entry.domain)
-
-
-class Asker(NamedTuple):
-    """A domain that asks; `name` is its name where entries mean this domain by it, and not another of that name."""
-
-    uuid: UUID
-    name: str | None
-
-    def has(self, holder: Holder) -> bool:
-        """Whether it is the holder itself."""
-        uuid = as_uuid(holder.domain) if holder.domain is not None else None
-        return uuid == self.uuid if uuid is not None else self.name is not None and holder.domain == self.name
-
-
-class Taken:
-    """Claims that are taken, indexed by port, public address and subnet; those in `before` are taken as well.
-
-    What a domain claims in its metadata on every address is for none that is 1:1 another guest's, so the two do not
-    meet there. What a file claims on every address is for that one too.
-    """
-
-    def __init__(self, entries: Iterable[Entry] = (), before: "Taken | None" = None) -> None:
-        self._before = before
-        self._narrow: defaultdict[tuple[Protocol, int], list[tuple[Claim, Holder]]] = defaultdict(list)
-        self._wide: list[tuple[Claim, Holder]] = []
-        self._public: dict[Address, Holder] = {}
-        self._routed: list[tuple[Subnet, Holder]] = []
-        for entry in entries:
-            self.take(entry)
-
-    def take(self, entry: Entry) -> None:
-        """Take what an entry claims, for its owner."""
-        holder = Holder.of(entry)
-        for claim, _ in entry.claims():
-            if claim.subnet is not None:
-                self._routed.append((claim.subnet, holder))
-            elif claim.ports is None or claim.protocol is None:
-                if isinstance(entry, NatEntry):
-                    self._public.setdefault(entry.public, holder)
-            elif claim.ports.width > _NARROW:
-                self._wide.append((claim, holder))
-            else:
-                for port in claim.ports:
-                    self._narrow[claim.protocol, port].append((claim, holder))
-
-    @property
-    def ports(self) -> frozenset[tuple[Protocol, int]]:
-        """Every port that is taken, at whatever address; without those before."""
-        wide = ((claim.protocol, port) for claim, _ in self._wide if claim.protocol for port in claim.ports or ())
-        return frozenset(self._narrow).union(wide)
-
-    def public(self) -> Mapping[Address, Holder]:
-        """Give the addresses that are 1:1 a guest's, with the holder of each."""
-        return {**self._public, **(self._before.public() if self._before is not None else {})}
-
-    def holder(self, entry: GuestEntry, asker: Asker) -> Holder | None:
-        """Give the holder of some of what an entry claims; `None` where all of it is free."""
-        if isinstance(entry, NatEntry):
-            return self.holder_of_address(entry.public)
-        held = (self._holder_of_ports(claim, asker) for claim, _ in entry.every_claim())
-        return next(filter(None, held), None)
-
-    def holder_of_address(self, address: Address) -> Holder | None:
-        """Give who has an address as a whole, 1:1 or in a subnet."""
-        before = self._before.holder_of_address(address) if self._before is not None else None
-        return before or self._public.get(address) or self._router(address)
-
-    def _router(self, address: Address) -> Holder | None:
-        return next((held for subnet, held in self._routed if address in subnet), None)
-
-    def _holder_of_ports(self, claim: Claim, asker: Asker) -> Holder | None:
-        """Give who has a port of a claim, or the 1:1 address or subnet that a forward would take one of."""
-        whole = None if claim.address is None else self.holder_of_address(claim.address)
-        if whole is not None and not asker.has(whole):
-            return whole
-        return next((held for other, held in self.meeting(claim) if self._meet(claim, other, held, asker)), None)
-
-    def _meet(self, claim: Claim, other: Claim, holder: Holder, asker: Asker) -> bool:
-        """Whether some packet may be for both."""
-        if not overlap(claim, other):
-            return False
-        if claim.address is None and other.address is not None:
-            whole = self.holder_of_address(other.address)
-            return whole is None or asker.has(whole)
-        if claim.address is not None and other.address is None and holder.origin.domain:
-            return self.holder_of_address(claim.address) is None
-        return True
-
-    def meeting(self, claim: Claim) -> Iterator[tuple[Claim, Holder]]:
-        """Give all that may have a port of a claim, each perhaps more than once."""
-        if self._before is not None:
-            yield from self._before.meeting(claim)
-        yield from self._wide
-        if claim.ports is None or claim.protocol is None:
-            return
-        if claim.ports.width <= len(self._narrow):
-            for port in claim.ports:
-                yield from self._narrow.get((claim.protocol, port), ())
-        else:
-            for (protocol, port), items in self._narrow.items():
-                if protocol is claim.protocol and port in claim.ports:
-                    yield from items
-
-
-def overlap(one: Claim, other: Claim) -> bool:
-    """Whether some packet may be for both of two forwards; every address overlaps with each single one here."""
-    return (
-        one.protocol is other.protocol
-        and one.ports is not None
-        and other.ports is not None
-        and one.ports.overlaps(other.ports)
-        and (None in (one.address, other.address) or one.address == other.address)
-        and (None in (one.family, other.family) or one.family is other.family)
-        and (None in (one.interface, other.interface) or one.interface == other.interface)
-        and _share_sources(one.sources, other.sources)
-    )

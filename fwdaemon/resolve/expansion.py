@@ -19,7 +19,19 @@ from fwdaemon.core.inventory import Domain, Hindrance, HindranceKind
 from fwdaemon.core.report import Assigned
 from fwdaemon.core.state import Waiting
 from fwdaemon.core.types import Origin, PortRange, Protocol
-from fwdaemon.resolve.claims import AllTurns, Ask, Claims, Key, Turn, Turns, of_these_runs, refused_claims, settle
+from fwdaemon.resolve.claims import (
+    AllTurns,
+    Ask,
+    Claims,
+    Key,
+    Sockets,
+    Turn,
+    Turns,
+    no_sockets,
+    of_these_runs,
+    refused_claims,
+    settle,
+)
 from fwdaemon.resolve.guests import DomainIndex
 
 # Ports that are assigned.
@@ -50,8 +62,6 @@ class Held(NamedTuple):
 
 
 Assignments: TypeAlias = Mapping[AutoPort, Held]
-Sockets: TypeAlias = Collection[tuple[Protocol, int]]
-"""The ports at which processes of the host listen."""
 
 
 def aged(ports: Assignments, known: Collection[UUID], seconds: float) -> Assignments:
@@ -91,9 +101,9 @@ class Pool:
         if occupied is None:
             return known if len(kept) == len(known) else kept
         users = {held.port: item[:2] for item, held in kept.items()}
-        spare, occupied, full = self._spare(kept), frozenset(occupied), set[Protocol]()
+        spare, in_use, full = self._spare(kept), {(used.protocol, used.port) for used in occupied}, set[Protocol]()
         for item in missing:
-            while (port := self._port_for(item, kept, users, occupied, is_full=item.protocol in full)) is None:
+            while (port := self._port_for(item, kept, users, in_use, is_full=item.protocol in full)) is None:
                 full.add(item.protocol)
                 if not spare:
                     break
@@ -117,14 +127,14 @@ class Pool:
         item: AutoPort,
         kept: Assignments,
         users: Mapping[int, _User],
-        occupied: Collection[tuple[Protocol, int]],
+        in_use: Collection[tuple[Protocol, int]],
         *,
         is_full: bool,
     ) -> int | None:
         """Give the port it has for another protocol, or else the first that is free."""
 
         def is_free(port: int) -> bool:
-            return (item.protocol, port) not in occupied and not self._is_reserved(item.protocol, port)
+            return (item.protocol, port) not in in_use and not self._is_reserved(item.protocol, port)
 
         siblings = (kept.get(item._replace(protocol=protocol)) for protocol in Protocol)
         own = (held.port for held in siblings if held is not None and is_free(held.port))
@@ -141,11 +151,6 @@ def _give_up(kept: dict[AutoPort, Held], user: _User) -> int:
     """Take the port of a user from it, and give it."""
     items = [item for item in kept if item[:2] == user]
     return {kept.pop(item).port for item in items}.pop()
-
-
-def no_sockets() -> Sockets:
-    """Give no sockets."""
-    return ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,10 +220,9 @@ class Expander:
         if self._last is not None and self._last[:2] == (seen, _numbers(ports)):
             return replace(self._last[2], ports=ports)
         expansion = self._expansion(domains, ports, cache(occupied), misread, rebooting)
-        # Where a port is wanting, a process may have let go of one since.
-        is_whole = all(item.reason.kind not in _WANTING for item in expansion.waiting)
-        last = seen, _numbers(expansion.ports), replace(expansion, assigned=())
-        self._last = last if is_whole else None
+        # Where a process has a port that is wanted, or all are wanting, one may have let go of it since.
+        is_whole = not any(_is_wanting(item.reason) for item in expansion.waiting)
+        self._last = (seen, _numbers(expansion.ports), replace(expansion, assigned=())) if is_whole else None
         return expansion
 
     def _expansion(
@@ -242,7 +246,7 @@ class Expander:
             if domain.running or domain.uuid in rebooting:
                 asks.append(Ask(key, own, domain, (bool(entry.origin.domain), entry.is_pattern)))
                 waiting += self._without_port(own, occupied) if domain.running else ()
-        waiting += self._settled(asks, entries)
+        waiting += self._settled(asks, entries, occupied)
         waiting += self._unmatched(concerned)
         news = self._news(concerned, ports, assigned)
         return Expansion(entries, tuple(sorted(waiting, key=_where)), assigned, news)
@@ -289,12 +293,14 @@ class Expander:
             kind = HindranceKind.SOCKETS_UNKNOWN if occupied() is None else HindranceKind.NO_FREE_PORT
             yield from refused_claims(own, mapping, Hindrance(kind, ports=self.config.daemon.auto_ports))
 
-    def _settled(self, asks: Iterable[Ask], entries: dict[Key, ForwardEntry]) -> Iterator[Waiting]:
+    def _settled(
+        self, asks: Iterable[Ask], entries: dict[Key, ForwardEntry], occupied: Callable[[], Sockets | None]
+    ) -> Iterator[Waiting]:
         """Reduce each entry to what it gets; what a file says of one domain by its name is claimed already."""
         turns = Turns(self.turns)
         fixed = {ask.key: self.config.forwards[ask.key[0]].mappings for ask in asks if not ask.key[1]}
         asks = [replace(ask, entry=_lacking(ask.entry, fixed.get(ask.key, ()))) for ask in asks]
-        got, refused = settle(asks, Claims(before=self._fixed), turns)
+        got, refused = settle(asks, Claims(before=self._fixed), turns, occupied)
         for ask in asks:
             mappings = *fixed.get(ask.key, ()), *got.get(ask.key, ())
             entries[ask.key] = replace(ask.entry, mappings=mappings)
@@ -325,6 +331,11 @@ class Expander:
         mappings = (mapping for entry in self.config.forwards for mapping in entry.mappings)
         found = (item.origin for item in mappings if item.protocol is protocol and port in item.host)
         return next(found, None)
+
+
+def _is_wanting(reason: Hindrance) -> bool:
+    """Whether the end of a process alone may end it."""
+    return reason.kind in _WANTING or (reason.kind is HindranceKind.CLAIMED and not reason.names)
 
 
 def _without(ports: Assignments, given_up: Collection[AutoPort]) -> Assignments:

@@ -78,7 +78,7 @@ class Carriers:
     def carriers(self, flow: Flow) -> Iterator[Exposure]:
         """Give all that may be it: which one a packet takes depends on the interface that it comes in by."""
         if not flow.translated:
-            found = self._leads_out(flow) or self._routed(flow.destination)
+            found = self._leads_out(flow) or self.routed(flow.destination)
         else:
             found = self._is_to_public(flow)
         if found is not None:
@@ -90,7 +90,7 @@ class Carriers:
 
     def leaves(self, flow: Flow) -> bool:
         """Whether a guest of one of them opened it to somewhere else than to a routed guest."""
-        away = not flow.translated and self._routed(flow.destination) is None
+        away = not flow.translated and self.routed(flow.destination) is None
         return away and self._leads_out(flow) is not None
 
     def _is_to_public(self, flow: Flow) -> Nat | None:
@@ -98,9 +98,10 @@ class Carriers:
 
     def _leads_out(self, flow: Flow) -> Exposure | None:
         """A guest opened it, under its public address or from a routed one."""
-        return self._nats.get((flow.source, flow.client)) or self._routed(flow.source)
+        return self._nats.get((flow.source, flow.client)) or self.routed(flow.source)
 
-    def _routed(self, address: Address) -> Route | None:
+    def routed(self, address: Address) -> Route | None:
+        """Give the live route to an address."""
         found = (
             networks.get(int(address) >> shift)
             for (family, shift), networks in self._prefixes.items()
@@ -160,11 +161,11 @@ class Judge:
     def _goes_on(self, carrier: Exposure, flow: Flow) -> bool:
         if _shows_client(carrier, flow, self._local):
             return False
-        # What its guest opened is nobody's to refuse here.
-        came_in = flow.translated or (carrier.claim.subnet is not None and flow.destination in carrier.claim.subnet)
-        if self._gatekeeper is None or not came_in:
+        # What a guest opened is nobody's to refuse but of the guest that it is to.
+        entered = carrier if flow.translated else self._live.routed(flow.destination)
+        if self._gatekeeper is None or entered is None:
             return True
-        return self._gatekeeper.refusal(carrier.admission, flow.source) is None
+        return self._gatekeeper.refusal(entered.admission, flow.source) is None
 
 
 @dataclass(frozen=True, slots=True)

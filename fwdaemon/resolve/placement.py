@@ -95,7 +95,7 @@ class Placer:
     ) -> Expansion:
         if self._expander is None or self._expander.config is not grants.config:
             self._expander = Expander(grants.config, self.turns[1])
-        occupied = grants.occupied(self._before.occupied)
+        occupied = grants.occupied(self._before.occupied, inventory.every_network)
         found = self._expander.expand(inventory.domains, ports, occupied, grants.misread, rebooting)
         self.turns = self.turns[0], self._expander.turns
         return replace(found, waiting=(*found.waiting, *grants.refused)) if grants.refused else found

@@ -4,32 +4,32 @@ Nothing is taken from a file where addresses and sources overlap, nor from a liv
 host goes before what is asked for anew, and not before what was given earlier.
 """
 
-from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from operator import itemgetter
-from typing import Final
+from typing import Final, TypeAlias
 from uuid import UUID
 
 from fwdaemon.config.model import AllowEntry, AutoMapping, Config, ForwardEntry, GuestEntry, NatEntry, PortMapping
-from fwdaemon.core.exposures import Claim
 from fwdaemon.core.inventory import (
     Domain,
     Hindrance,
     HindranceKind,
     HostAddress,
     Inventory,
+    Network,
     Occupied,
 )
 from fwdaemon.core.state import Waiting
-from fwdaemon.core.types import Address, Origin, PortRange, Protocol
-from fwdaemon.resolve.claims import Asker, Bid, Taken, Turn, Turns, of_these_runs
-from fwdaemon.resolve.expansion import Assignments, Sockets
+from fwdaemon.core.types import Address, Origin, Protocol
+from fwdaemon.resolve.claims import Bid, PortsInUse, Sockets, Turn, Turns, located, of_these_runs
+from fwdaemon.resolve.expansion import Assignments
 from fwdaemon.resolve.guests import nameless
-from fwdaemon.resolve.wishes import Wish, Wishes, is_live, refusals, wishes
+from fwdaemon.resolve.wishes import Asker, Taken, Wish, Wishes, is_live, refusals, wishes
 
 _NO_PORTS: Final[Assignments] = {}
+Ports: TypeAlias = Collection[tuple[Protocol, int]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,11 +46,15 @@ class Grants:
     taken: frozenset[tuple[Protocol, int]] = frozenset()
     misread: frozenset[str] = frozenset()
 
-    def occupied(self, sockets: Callable[[], Sockets | None]) -> Callable[[], Sockets | None]:
+    def occupied(
+        self, sockets: Callable[[], Sockets | None], networks: Collection[Network]
+    ) -> Callable[[], Sockets | None]:
         """Add the ports of live domains to those of processes: none of either is assigned."""
+        of_domains = [Occupied(protocol, None, port, passing=True) for protocol, port in self.taken]
 
         def every() -> Sockets | None:
-            return None if (of_processes := sockets()) is None else {*of_processes, *self.taken}
+            of_processes = sockets()
+            return None if of_processes is None else [*located(of_processes, networks), *of_domains]
 
         return every
 
@@ -154,7 +158,7 @@ class Share:
     """Deals out what is asked for; `unnamed` are domains that entries do not mean by their name."""
 
     def __init__(
-        self, files: Taken, inventory: Inventory, held: Sockets, unnamed: Collection[UUID], turns: Turns
+        self, files: Taken, inventory: Inventory, held: Ports, unnamed: Collection[UUID], turns: Turns
     ) -> None:
         self.refused: list[Waiting] = []
         self._taken, self._unnamed, self._turns = Taken(before=files), unnamed, turns
@@ -163,8 +167,9 @@ class Share:
         self._askers: dict[str, Asker] = {}
         self._local = [host.address for host in inventory.host_addresses if not _is_special(host.address)]
         self._own = {host.address for host in inventory.host_addresses if not _is_lent(host, inventory)}
-        self._used = None if inventory.occupied is None else _Used(inventory.occupied)
-        self._held = _Used(Occupied(protocol, None, port) for protocol, port in held)
+        known = None if inventory.occupied is None else located(inventory.occupied, inventory.every_network)
+        self._used = None if known is None else PortsInUse(known)
+        self._held = PortsInUse(Occupied(protocol, None, port) for protocol, port in held)
         self._spent: defaultdict[tuple[UUID, Origin], int] = defaultdict(int)
 
     @property
@@ -180,6 +185,8 @@ class Share:
     def ask(self, domain: Domain, wished: Wishes, *, live: bool) -> None:
         """Take in the wishes of a domain; those of one that is not live keep nothing from others."""
         asker = Asker(domain.uuid, None if domain.uuid in self._unnamed else domain.name)
+        if live:
+            self._turns.keep(domain, [wish.claim for wish in wished if isinstance(wish, Waiting) and wish.claim])
         for wish in wished:
             number = len(self._asked) + len(self._given)
             if isinstance(wish, Waiting):
@@ -243,32 +250,13 @@ class Share:
     def _occupied(self, entry: ForwardEntry, *, had: bool) -> Hindrance | None:
         """Say whether a process of the host was there first; what the domain had already is not taken from it."""
         claims = [claim for claim, _ in entry.claims()]
-        if self._held.any_of(claims):
+        if self._held.first_of(claims) is not None:
             return Hindrance(HindranceKind.CLAIMED)
         if had or not claims:
             return None
         if self._used is None:
             return Hindrance(HindranceKind.SOCKETS_UNKNOWN)
-        return Hindrance(HindranceKind.CLAIMED) if self._used.any_of(claims) else None
-
-
-class _Used:
-    """Ports that are used, each at one address or at every one, found without a look at all ports of a claim."""
-
-    def __init__(self, used: Iterable[Occupied]) -> None:
-        self._at: defaultdict[tuple[Protocol, int], set[Address | None]] = defaultdict(set)
-        for item in used:
-            self._at[item.protocol, item.port].add(item.address)
-        self._ports = {protocol: sorted(port for of, port in self._at if of is protocol) for protocol in Protocol}
-
-    def any_of(self, claims: Iterable[Claim]) -> bool:
-        """Whether one of these claims has such a port."""
-        return any(
-            claim.address is None or not self._at[claim.protocol, port].isdisjoint((None, claim.address))
-            for claim in claims
-            if claim.protocol is not None and claim.ports is not None
-            for port in _within(claim.ports, self._ports[claim.protocol])
-        )
+        return None if self._used.first_of(claims) is None else Hindrance(HindranceKind.CLAIMED)
 
 
 def _is_special(address: Address) -> bool:
@@ -291,10 +279,6 @@ def _is_everywhere(entry: GuestEntry) -> bool:
 def _is_lent(host: HostAddress, inventory: Inventory) -> bool:
     """Whether an interface has an address only because we assigned it for a guest."""
     return host.subnet.prefixlen == host.subnet.max_prefixlen and (host.device, host.address) in inventory.lent
-
-
-def _within(ports: PortRange, used: list[int]) -> list[int]:
-    return used[bisect_left(used, ports.first) : bisect_right(used, ports.last)]
 
 
 def _joined(entries: Iterable[GuestEntry]) -> list[GuestEntry]:

@@ -5,11 +5,12 @@ bridge, an agent's word for its own domain; and always only for that MAC address
 decided in `fwdaemon.resolve.addresses`.
 """
 
+import json
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
-from typing import TypeAlias
+from typing import Final, TypeAlias
 from uuid import UUID
 
 from fwdaemon.core.exposures import Exposure
@@ -26,7 +27,7 @@ from fwdaemon.core.inventory import (
     Network,
     ObservedDomain,
 )
-from fwdaemon.core.report import Reason
+from fwdaemon.core.report import Reason, ReasonKind
 from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Address, Family
 from fwdaemon.resolve.addresses import SubnetIndex
@@ -211,6 +212,12 @@ def guest_macs(observations: Iterable[LibvirtObservation]) -> frozenset[str]:
     )
 
 
+def awaited_macs(inventory: Inventory) -> frozenset[str]:
+    """Give the MAC addresses of running guests for which nobody has told an address yet."""
+    interfaces = (interface for domain in inventory.domains if domain.running for interface in domain.interfaces)
+    return frozenset(interface.mac for interface in interfaces if not interface.learned)
+
+
 def wants_agent(inventory: Inventory, observation: LibvirtObservation) -> tuple[ObservedDomain, ...]:
     """Give the domains worth asking their agent: it is there, and no better source names an address in each subnet."""
     connected = {seen.domain.uuid: seen for seen in observation.domains if seen.agent_connected}
@@ -313,3 +320,66 @@ def _is_stable(address: Address, mac: str) -> bool:
     identifier = address.packed[8:]
     # One drawn by lot (RFC 8981) begins with 32 zeros once in 4 billion times.
     return identifier == interface_identifier(mac) or not any(identifier[:4])
+
+
+# News of the files of DHCP servers.
+#
+# A look at the leases spares most of the looks at everything else: a lease that is renewed, or that ends when its guest
+# has long gone, is no news. And it tells the first lease of a guest, which follows from its start, from what guests can
+# cause as often as they like.
+Leases: TypeAlias = Mapping[str, tuple[str, ...]]
+"""The addresses of each MAC address, the newest lease first."""
+
+# So long after its guest was seen last, a MAC address may be another guest's.
+_FORGOTTEN_S: Final = 60.0
+# Leases of some thousand guests; a flood of leases is longer, and all of it would be read at each of them.
+LARGEST: Final = 1 << 19
+
+
+class LeaseNews:
+    """Tells news from repetition. `clock` gives a monotonic time in seconds."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._guests: AbstractSet[str] = frozenset()
+        self._awaited: AbstractSet[str] = frozenset()
+        self._had: dict[str, float] = {}
+        self._known: dict[str, Leases] = {}
+
+    def follow(self, guests: AbstractSet[str], awaited: AbstractSet[str]) -> None:
+        """Say which MAC addresses guests have, and of which nobody has told an address yet.
+
+        A guest has one first lease, also where it gives that back or reboots: it could have many of them otherwise.
+        """
+        now = self._clock()
+        seen = {mac: now if mac in guests else since for mac, since in self._had.items()}
+        self._had = {mac: since for mac, since in seen.items() if now - since < _FORGOTTEN_S}
+        self._guests, self._awaited = guests, awaited - self._had.keys()
+
+    def kind(self, bridge: str, now: Leases | None) -> ReasonKind | None:
+        """Give what the file of a bridge tells, `None` for nothing; a file that cannot be read may tell anything."""
+        before = self._known.pop(bridge, None)
+        if now is None:
+            return ReasonKind.LEASES
+        self._known[bridge], known = now, before or {}
+        changed = {mac for mac in now.keys() | known.keys() if now.get(mac) != known.get(mac)}
+        if first := self._awaited & now.keys():
+            self._awaited -= first
+            self._had |= dict.fromkeys(first, self._clock())
+            return ReasonKind.FIRST_LEASE
+        is_news = before is None or changed & self._guests or changed & now.keys()
+        return ReasonKind.LEASES if is_news else None
+
+
+def read_leases(text: bytes | None) -> Leases | None:
+    """Read what dnsmasq's helper writes; `None` where that is none of its files, or too large to be worth it."""
+    if text is None or len(text) > LARGEST:
+        return None
+    found = defaultdict[str, list[tuple[float, str]]](list)
+    try:
+        for lease in json.loads(text):
+            expiry = float(lease.get("expiry-time") or "inf")
+            found[str(lease["mac-address"]).lower()].append((-expiry, str(lease["ip-address"])))
+    except (ValueError, TypeError, KeyError, AttributeError, ArithmeticError, RecursionError):
+        return None
+    return {mac: tuple(address for _, address in sorted(leases)) for mac, leases in found.items()}

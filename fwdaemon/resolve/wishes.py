@@ -1,25 +1,29 @@
-"""Judges what is asked for beside the files. Pure.
+"""Judges what is asked for beside the files, and knows what is taken already. Pure.
 
 That is what a domain asks for in its metadata: which policies cover each claim, and what the rest lacks. And it is what
-somebody opens for a while, which takes nothing from anybody.
+somebody opens for a while. Neither takes anything from anybody.
 """
 
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from itertools import chain
-from typing import Final, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 from uuid import UUID
 
 from fwdaemon.config.metadata import Lack, Reading, allowed, cost, lacks, read_metadata
 from fwdaemon.config.model import AllowEntry, Config, Entry, ForwardEntry, GuestEntry, NatEntry, PortMapping, RouteEntry
+from fwdaemon.config.sets import settled
 from fwdaemon.core.exposures import Claim, Exposure, Forward, Kind, Nat, Owner
 from fwdaemon.core.inventory import Domain, GuestInterface, Hindrance, HindranceKind, Move
 from fwdaemon.core.state import Waiting
 from fwdaemon.core.types import Address, Family, Origin, PortRange, Protocol, Subnet
-from fwdaemon.resolve.claims import Asker, Claims, Holder, Taken, overlap
+from fwdaemon.resolve.claims import Claims, PortsInUse, Sockets, overlap
 from fwdaemon.resolve.guests import as_uuid
 
+# A claim of at most this many ports is indexed under each of them.
+_NARROW: Final = 64
 _NOT_LIVE: Final = (None, Move.GONE)
 _MOST_PROBLEMS: Final = 3
 _MOST_LACKS: Final = 3
@@ -180,6 +184,124 @@ def _means(pattern: str, domain: Domain) -> bool:
     return fnmatchcase(domain.name, pattern) if uuid is None else uuid == domain.uuid
 
 
+# Everything that is claimed already, so that what domains ask for in their metadata takes nothing from others.
+
+
+class Holder(NamedTuple):
+    """The owner of a claim, and where that is written; `domain` is what the entry of a domain writes as its domain."""
+
+    owner: Owner
+    origin: Origin
+    domain: str | None = None
+
+    @classmethod
+    def of(cls, entry: Entry) -> "Holder":
+        """Give the holder of what an entry claims."""
+        return cls(entry.owner, entry.origin, None if isinstance(entry, RouteEntry) else entry.domain)
+
+
+class Asker(NamedTuple):
+    """A domain that asks; `name` is its name where entries mean this domain by it, and not another of that name."""
+
+    uuid: UUID
+    name: str | None
+
+    def has(self, holder: Holder) -> bool:
+        """Whether it is the holder itself."""
+        uuid = as_uuid(holder.domain) if holder.domain is not None else None
+        return uuid == self.uuid if uuid is not None else self.name is not None and holder.domain == self.name
+
+
+class Taken:
+    """Claims that are taken, indexed by port, public address and subnet; those in `before` are taken as well.
+
+    What a domain claims in its metadata on every address is for none that is 1:1 another guest's, so the two do not
+    meet there. What a file claims on every address is for that one too.
+    """
+
+    def __init__(self, entries: Iterable[Entry] = (), before: "Taken | None" = None) -> None:
+        self._before = before
+        self._narrow: defaultdict[tuple[Protocol, int], list[tuple[Claim, Holder]]] = defaultdict(list)
+        self._wide: list[tuple[Claim, Holder]] = []
+        self._public: dict[Address, Holder] = {}
+        self._routed: list[tuple[Subnet, Holder]] = []
+        for entry in entries:
+            self.take(entry)
+
+    def take(self, entry: Entry) -> None:
+        """Take what an entry claims, for its owner."""
+        holder = Holder.of(entry)
+        for claim, _ in entry.claims():
+            if claim.subnet is not None:
+                self._routed.append((claim.subnet, holder))
+            elif claim.ports is None or claim.protocol is None:
+                if isinstance(entry, NatEntry):
+                    self._public.setdefault(entry.public, holder)
+            elif claim.ports.width > _NARROW:
+                self._wide.append((claim, holder))
+            else:
+                for port in claim.ports:
+                    self._narrow[claim.protocol, port].append((claim, holder))
+
+    @property
+    def ports(self) -> frozenset[tuple[Protocol, int]]:
+        """Every port that is taken, at whatever address; without those before."""
+        wide = ((claim.protocol, port) for claim, _ in self._wide if claim.protocol for port in claim.ports or ())
+        return frozenset(self._narrow).union(wide)
+
+    def public(self) -> Mapping[Address, Holder]:
+        """Give the addresses that are 1:1 a guest's, with the holder of each."""
+        return {**self._public, **(self._before.public() if self._before is not None else {})}
+
+    def holder(self, entry: GuestEntry, asker: Asker) -> Holder | None:
+        """Give the holder of some of what an entry claims; `None` where all of it is free."""
+        if isinstance(entry, NatEntry):
+            return self.holder_of_address(entry.public)
+        held = (self._holder_of_ports(claim, asker) for claim, _ in entry.every_claim())
+        return next(filter(None, held), None)
+
+    def holder_of_address(self, address: Address) -> Holder | None:
+        """Give who has an address as a whole, 1:1 or in a subnet."""
+        before = self._before.holder_of_address(address) if self._before is not None else None
+        return before or self._public.get(address) or self._router(address)
+
+    def _router(self, address: Address) -> Holder | None:
+        return next((held for subnet, held in self._routed if address in subnet), None)
+
+    def _holder_of_ports(self, claim: Claim, asker: Asker) -> Holder | None:
+        """Give who has a port of a claim, or the 1:1 address or subnet that a forward would take one of."""
+        whole = None if claim.address is None else self.holder_of_address(claim.address)
+        if whole is not None and not asker.has(whole):
+            return whole
+        return next((held for other, held in self.meeting(claim) if self._meet(claim, other, held, asker)), None)
+
+    def _meet(self, claim: Claim, other: Claim, holder: Holder, asker: Asker) -> bool:
+        """Whether some packet may be for both."""
+        if not overlap(claim, other):
+            return False
+        if claim.address is None and other.address is not None:
+            whole = self.holder_of_address(other.address)
+            return whole is None or asker.has(whole)
+        if claim.address is not None and other.address is None and holder.origin.domain:
+            return self.holder_of_address(claim.address) is None
+        return True
+
+    def meeting(self, claim: Claim) -> Iterator[tuple[Claim, Holder]]:
+        """Give all that may have a port of a claim, each perhaps more than once."""
+        if self._before is not None:
+            yield from self._before.meeting(claim)
+        yield from self._wide
+        if claim.ports is None or claim.protocol is None:
+            return
+        if claim.ports.width <= len(self._narrow):
+            for port in claim.ports:
+                yield from self._narrow.get((claim.protocol, port), ())
+        else:
+            for (protocol, port), items in self._narrow.items():
+                if protocol is claim.protocol and port in claim.ports:
+                    yield from items
+
+
 # What is opened for a while.
 
 
@@ -196,13 +318,14 @@ class Unavailable:
     live: frozenset[Exposure] = frozenset()
     local: frozenset[Address] = frozenset()
     assigned: frozenset[tuple[Protocol, int]] = frozenset()
-    occupied: Callable[[], Collection[tuple[Protocol, int]] | None] = frozenset
+    occupied: Callable[[], Sockets | None] = frozenset
     replaced: frozenset[Origin] = frozenset()
 
     def hindrances(self, entry: ForwardEntry) -> Iterator[tuple[PortMapping, Hindrance | None]]:
         """Give what somebody has of what an entry asks for, and who; `None` is a domain that it is assigned to."""
         own = as_uuid(entry.domain)
         occupied = frozenset() if self.replaced else self.occupied()
+        in_use = None if occupied is None else PortsInUse(occupied)
         asker, taken = Asker(own or UUID(int=0), entry.domain if own is None else None), Taken(self._entries())
         for mapping in entry.mappings:
             alone = replace(entry, mappings=(mapping,), auto=())
@@ -212,9 +335,9 @@ class Unavailable:
                 yield mapping, Hindrance(HindranceKind.CLAIMED, names=(held.owner.name,), origin=held.origin)
             elif ports & self.assigned:
                 yield mapping, None
-            elif occupied is None:
+            elif in_use is None:
                 yield mapping, Hindrance(HindranceKind.SOCKETS_UNKNOWN)
-            elif not ports.isdisjoint(occupied):
+            elif in_use.first_of(entry.claims_of(mapping)) is not None:
                 yield mapping, Hindrance(HindranceKind.CLAIMED)
 
     def _entries(self) -> Iterator[Entry]:
@@ -257,15 +380,21 @@ def _meets(claim: Claim, address: Address) -> bool:
     return not claim.sources or Family.of(address) in map(Family.of, claim.sources)
 
 
-def opened(config: Config, entries: Iterable[ForwardEntry]) -> tuple[Config, dict[Origin, Origin]]:
-    """Add entries that were opened for a while; of those whose ports a file claims, tell where they and that stand."""
-    claims, added, gone = Claims(entry for entry in config.forwards if not entry.is_pattern), [], dict[Origin, Origin]()
-    for entry in entries:
+def opened(config: Config, entries: Iterable[ForwardEntry]) -> tuple[Config, dict[Origin, Origin | None]]:
+    """Add entries that were opened for a while; of the others, tell where they stand, and what in a file has the ports.
+
+    That is `None` where the configuration has no automatic ports any more, or none of the sets that an entry names.
+    """
+    claims = Claims(entry for entry in config.forwards if not entry.is_pattern)
+    added, gone = list[ForwardEntry](), dict[Origin, Origin | None]()
+    for wanted in entries:
+        entry = settled(wanted, config.sets)
+        if entry is None or (entry.auto and config.daemon.auto_ports is None):
+            gone[wanted.origin] = None
+            continue
         takers = filter(None, (claims.taker(entry, mapping) for mapping in entry.mappings))
         if (taker := next(takers, None)) is not None:
             gone[entry.origin] = taker.mapping.origin
-        elif entry.auto and config.daemon.auto_ports is None:
-            gone[entry.origin] = entry.origin
         else:
             added.append(entry)
     return (replace(config, forwards=(*config.forwards, *added)) if added else config), gone

@@ -8,7 +8,7 @@ from typing import Final, TypeAlias
 
 from fwdaemon.core.text import shown, unquoted
 from fwdaemon.core.types import Address, Family, Protocol, Subnet
-from fwdaemon.legacy.model import OWN_CHAINS
+from fwdaemon.legacy.model import LIMITS, OWN_CHAINS
 from fwdaemon.nftables.gates import COMMENT
 
 # Logic with a third value: what cannot be told is never taken for a yes or a no (Kleene's strong logic). Pure.
@@ -324,7 +324,7 @@ _TABLES: Final = (
     (r"crowdsec.*", "CrowdSec"),
 )
 _CHAINS: Final = (
-    ("|".join(OWN_CHAINS), OURS),
+    ("|".join([*OWN_CHAINS, LIMITS]), OURS),
     (r"LIBVIRT_.*", "libvirt"),
     (r"DOCKER.*", "Docker"),
     (r"(INPUT|FORWARD|OUTPUT|PREROUTING|POSTROUTING)_(direct|ZONES.*|(IN|OUT)_ZONES.*|POLICIES.*)", "firewalld"),

@@ -7,7 +7,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from ipaddress import ip_address
 from typing import Final, TypeAlias
 
+from fwdaemon.core.admission import Ranges
 from fwdaemon.core.types import Address, Protocol, Subnet
+from fwdaemon.legacy.model import SET_MATCH
 from fwdaemon.rulesets.nft_values import PROTOCOL_NAMES, tcp_flags
 from fwdaemon.rulesets.packet import (
     Packet,
@@ -23,17 +25,21 @@ from fwdaemon.rulesets.rules import network_of
 from fwdaemon.rulesets.xt_matches import Option
 
 Test: TypeAlias = Callable[[Packet, Surroundings], Tristate]
+Members: TypeAlias = Mapping[str, Ranges]
+"""Who is in ipsets of addresses, as far as that is known."""
+
+NO_MEMBERS: Final[Members] = {}
 
 _LAST_PORT: Final = 65535
 # Modules whose own name says nothing: all that they ask is in their options.
 _PLAIN_MODULES: Final = frozenset(
     {"tcp", "udp", "sctp", "multiport", "comment", "conntrack", "state", "mark", "connmark", "addrtype", "iprange"}
-    | {"connlabel", "pkttype"}
+    | {"connlabel", "pkttype", "set"}
 )
 _TCP_FLAGS: Final = frozenset({"fin", "syn", "rst", "psh", "ack", "urg"})
 
 
-def tests_of(options: Sequence[Option]) -> Iterator[Test]:
+def tests_of(options: Sequence[Option], members: Members) -> Iterator[Test]:
     """Give a test for each option, and for each module that is not known."""
     sets = bool(list(labels_set(options)))
     for option in options:
@@ -42,6 +48,9 @@ def tests_of(options: Sequence[Option]) -> Iterator[Test]:
                 yield _cannot_tell
         elif option.module == "connlabel" and sets:
             yield _inverse(_is_tracked) if option.inverted else _is_tracked
+        elif option.name == SET_MATCH:
+            test = _in_set(option, members)
+            yield _inverse(test) if option.inverted else test
         elif option.name != "--comment":
             yield _test_of(option)
 
@@ -62,6 +71,14 @@ def _test_of(option: Option) -> Test:
     except (ValueError, TypeError):
         return _cannot_tell
     return _inverse(test) if option.inverted else test
+
+
+def _in_set(option: Option, members: Members) -> Test:
+    name, *direction = option.values or ("",)
+    if name not in members or direction != ["src"]:
+        return _cannot_tell
+    ranges = members[name]
+    return lambda packet, _: Tristate.UNKNOWN if packet.source is None else tristate_of(ranges.holds(packet.source))
 
 
 def _is_tracked(packet: Packet, _surroundings: Surroundings) -> Tristate:

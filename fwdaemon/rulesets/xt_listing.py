@@ -6,7 +6,7 @@ from ipaddress import ip_address
 from typing import Final
 
 from fwdaemon.core.types import Address, Family
-from fwdaemon.legacy.model import OWN_CHAINS
+from fwdaemon.legacy.model import LASTING, SET_MATCH, is_own
 from fwdaemon.rulesets import xt_tables
 from fwdaemon.rulesets.packet import (
     BaseChain,
@@ -26,7 +26,7 @@ from fwdaemon.rulesets.packet import (
     Verdict,
 )
 from fwdaemon.rulesets.rules import End as Ending
-from fwdaemon.rulesets.xt_conditions import labels_set, tests_of
+from fwdaemon.rulesets.xt_conditions import NO_MEMBERS, Members, labels_set, tests_of
 from fwdaemon.rulesets.xt_matches import Option
 from fwdaemon.rulesets.xt_tables import Table
 
@@ -60,11 +60,11 @@ _UNKNOWN: Final = Match(lambda _packet, _around: Tristate.UNKNOWN)
 _UNCLEAR: Final = (_UNKNOWN, Verdict(End.UNCLEAR))
 
 
-def base_chains(save: str, system: System, family: Family) -> list[BaseChain]:
+def base_chains(save: str, system: System, family: Family, members: Members = NO_MEMBERS) -> list[BaseChain]:
     """Read all base chains in what `iptables-save` or one of its sisters printed, with the rules they lead to."""
     found = []
     for table in xt_tables.read(save).tables:
-        chains = {chain: tuple(_rules(table, chain, system, family)) for chain in table.chains}
+        chains = {chain: tuple(_rules(table, chain, system, family, members)) for chain in table.chains}
         for chain, policy in table.policies.items():
             if chain in _HOOKS:
                 kind = "nat" if table.name == "nat" else "filter"
@@ -79,26 +79,28 @@ def _priority(table: str, chain: str) -> int:
     return _PRIORITIES.get(table, 0)
 
 
-def _rules(table: Table, chain: str, system: System, family: Family) -> Iterator[Rule]:
+def _rules(table: Table, chain: str, system: System, family: Family, members: Members) -> Iterator[Rule]:
     known = frozenset(table.chains)
     for number, line in enumerate(table.chains[chain], 1):
         location = RuleLocation(system, family.word, table.name, chain, number, line.text.removeprefix(f"-A {chain} "))
         options = line.options
-        if options is not None and chain in OWN_CHAINS:
+        if options is not None and is_own(chain):
             options = tuple(option for option in options if not _is_of_time(option))
-        yield Rule(location, _UNCLEAR if options is None else tuple(_statements(options, known)))
+        yield Rule(location, _UNCLEAR if options is None else tuple(_statements(options, known, members)))
 
 
 def _is_of_time(option: Option) -> bool:
     """Whether a match looks at the clock; a rule of ours that does is in force as long as it is there."""
+    if option.name == SET_MATCH:
+        return any(name.startswith(LASTING) for name in option.values)
     return option.module == "time" or (option.name == "-m" and "time" in option.values)
 
 
-def _statements(options: Sequence[Option], chains: frozenset[str]) -> Iterator[Statement]:
+def _statements(options: Sequence[Option], chains: frozenset[str], members: Members) -> Iterator[Statement]:
     """Part a rule into its matches, and its target with what belongs to it."""
     at = next((index for index, option in enumerate(options) if option.name in ("-j", "-g")), len(options))
     matches = options[:at]
-    yield from (Match(test) for test in tests_of(matches))
+    yield from (Match(test) for test in tests_of(matches, members))
     yield from (_label(label) for label in labels_set(matches))
     yield from _target(options[at:], chains)
 

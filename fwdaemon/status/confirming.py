@@ -24,7 +24,8 @@ from fwdaemon.core.text import printable
 from fwdaemon.errors import ConfigError, Problem
 from fwdaemon.events import Inventories
 from fwdaemon.kernel.process import Worker
-from fwdaemon.resolve.expansion import Assignments, Sockets
+from fwdaemon.resolve.claims import Sockets
+from fwdaemon.resolve.expansion import Assignments
 from fwdaemon.resolve.wishes import Unavailable
 from fwdaemon.status.records import Records, Shared
 from fwdaemon.status.reloads import MOST_KEPT, STATE, Reloads, Start, Written, lists_in, replace_whole, with_lists

@@ -13,9 +13,10 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from fwdaemon.core.admission import Admission
 from fwdaemon.core.exposures import Claim, Destination, Owner
 from fwdaemon.core.inventory import HindranceKind
-from fwdaemon.core.types import Family, FleetState, Origin
+from fwdaemon.core.types import Address, Family, FleetState, Origin
 from fwdaemon.errors import Problem
 
 # Rises when a key goes or changes its meaning; further keys may come without that.
@@ -37,6 +38,7 @@ class Usage:
     `connections` began since `since`, where that is known. `open` are those the kernel tracks now, and `open_bytes`
     what they have carried in both directions, where the kernel is set to count that (nf_conntrack_acct). `dropped` are
     first packets over a limit, or of denied addresses; `None` where nothing is limited. What sets deny counts apart.
+    `limited` are the sources that have gone over a limit of its entry of late, those with the most packets first.
     """
 
     connections: int | None = None
@@ -44,6 +46,7 @@ class Usage:
     open: int | None = None
     open_bytes: int | None = None
     dropped: int | None = None
+    limited: tuple[tuple[Address, int], ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """Give the JSON form."""
@@ -53,6 +56,7 @@ class Usage:
             "open_connections": self.open,
             "open_bytes": self.open_bytes,
             "dropped": self.dropped,
+            "limited": [{"source": str(source), "dropped": number} for source, number in self.limited],
         }
 
 
@@ -71,7 +75,7 @@ class Row:
 
     `listens` and `leads` are what the audit says of it; `leads` is empty, and `target` `None`, while it is not known
     where it will lead. `reason` is empty where it is active; `kinds` tell programs why an entry waits. `open_for` is
-    `None` but for what was opened for a while.
+    `None` but for what was opened for a while. `admission` is what is asked of clients where it is live.
     """
 
     owner: Owner
@@ -85,6 +89,7 @@ class Row:
     usage: Usage = Usage()
     kinds: tuple[HindranceKind, ...] = ()
     open_for: OpenFor | None = None
+    admission: Admission | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Give the JSON form."""
@@ -99,6 +104,7 @@ class Row:
             "listens": self.listens,
             "leads_to": self.leads or None,
             **_claim_as_json(self.claim),
+            **_admission_as_json(self.claim, self.admission or Admission()),
             "target": _text(target.address),
             "target_ports": _text(target.ports),
             "bridge": target.bridge,
@@ -132,8 +138,18 @@ def _claim_as_json(claim: Claim) -> dict[str, Any]:
         "automatic": claim.auto,
         "subnet": _text(claim.subnet),
         "interface": claim.interface,
-        "sources": [str(source) for source in claim.sources],
         "masquerade": claim.masquerade,
+    }
+
+
+def _admission_as_json(claim: Claim, asked: Admission) -> dict[str, Any]:
+    """Say who may connect, and how often; sets are named as the configuration does."""
+    sources, deny = (*claim.sources, *asked.sources), asked.deny
+    return {
+        "sources": [*map(str, sources), *(f"set:{name}" for name in asked.sets)],
+        "deny": [*map(str, deny), *(f"set:{name}" for name in asked.denied)],
+        "rate": _text(asked.rate),
+        "max_open": asked.max_open,
     }
 
 

@@ -20,8 +20,8 @@ from fwdaemon.core.types import Protocol
 from fwdaemon.errors import ConfigError, KernelError, Problem
 from fwdaemon.hostnet.owned_state import DIRECTORY, LedTo, OwnedStateFile
 from fwdaemon.kernel.process import Worker
-from fwdaemon.resolve.claims import AllTurns, Turn
-from fwdaemon.resolve.expansion import Assignments, AutoPort, Before, Held, Sockets, no_sockets
+from fwdaemon.resolve.claims import AllTurns, Sockets, Turn, no_sockets
+from fwdaemon.resolve.expansion import Assignments, AutoPort, Before, Held
 from fwdaemon.resolve.guests import Chosen
 
 # The last configuration that was right, kept on the disk for a start with one that is not.

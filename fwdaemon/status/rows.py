@@ -21,6 +21,8 @@ from fwdaemon.status.model import Header, OpenFor, Row, State, Usage
 #
 # What is live has a row for each exposure. What waits has one for each port string, and each address it is to listen
 # on, that nothing live answers for.
+# So many of those over a limit are named; of a flood, all would be too many.
+_MOST_LIMITED: Final = 10
 NO_ANSWER: Final = Hindrance(HindranceKind.NO_ANSWER)
 
 
@@ -92,6 +94,7 @@ def _live(exposure: Exposure, held: frozenset[Exposure], facts: Facts, readings:
         exposure.origin,
         _usage(exposure, facts, readings) if is_held else Usage(),
         kinds,
+        admission=exposure.admission,
     )
 
 
@@ -115,10 +118,17 @@ def _refusal(exposure: Exposure, facts: Facts, readings: Readings) -> Fault | No
 def _usage(exposure: Exposure, facts: Facts, readings: Readings) -> Usage:
     connections = readings.connections.get(exposure)
     since = facts.since.get(exposure) if connections is not None else None
-    dropped = readings.dropped.by_exposure.get(exposure, 0) if exposure.admission is not None else None
-    if readings.open is None:
-        return Usage(connections, since, dropped=dropped)
-    return Usage(connections, since, *readings.open.get(exposure, (0, None)), dropped=dropped)
+    usage = Usage(connections, since)
+    if readings.open is not None:
+        number, carried = readings.open.get(exposure, (0, None))
+        usage = replace(usage, open=number, open_bytes=carried)
+    if exposure.admission is None:
+        return usage
+    dropped = readings.dropped.by_exposure.get(exposure, 0)
+    by_source = readings.dropped.by_source.get(exposure.counted_as, {}).items()
+    limited = [(source, number) for source, number in by_source if Family.of(source) is exposure.family]
+    limited.sort(key=lambda item: (-item[1], int(item[0])))
+    return replace(usage, dropped=dropped, limited=tuple(limited[:_MOST_LIMITED]))
 
 
 # --- what waits ------------------------------------------------------------------------------------------------------

@@ -24,8 +24,8 @@ from fwdaemon.core.report import Fault, FaultKind
 from fwdaemon.core.text import GrammarError, printable
 from fwdaemon.core.types import Family
 from fwdaemon.errors import KernelError, PortfwdError, Problem
+from fwdaemon.kernel.external_sets import Externals, now
 from fwdaemon.kernel.process import Worker
-from fwdaemon.nftables.external import Externals, now
 from fwdaemon.status.reloads import replace_whole
 
 _log = logging.getLogger(__name__)

@@ -23,6 +23,7 @@ from fwdaemon.config.metadata import read_opening
 from fwdaemon.config.model import Config, ForwardEntry, PortMapping
 from fwdaemon.config.overlap import find_conflicts
 from fwdaemon.config.ports import parse_ports
+from fwdaemon.config.sets import settled, unknown_set
 from fwdaemon.core.inventory import Hindrance, HindranceKind
 from fwdaemon.core.report import Reason, ReasonKind
 from fwdaemon.core.text import GrammarError, printable
@@ -46,6 +47,7 @@ FILE: Final = Path("temporary")
 LOOK_S: Final = 5.0
 
 
+_LACKING: Final = "the configuration has no auto_ports any more, or no set of that name"
 _ASSIGNED: Final = "it is assigned to a domain by auto:…, or was until lately"
 
 
@@ -219,7 +221,8 @@ class Openings:
         gone = [item for item in self.current if item.origin in claimed]
         self._end(gone)
         for item in gone:
-            lines.closed(item.domain, item.ports, f"{claimed[item.origin]} claims it")
+            taker = claimed[item.origin]
+            lines.closed(item.domain, item.ports, _LACKING if taker is None else f"{taker} claims it")
         return merged
 
     def remaining(self) -> Mapping[Origin, OpenFor]:
@@ -339,14 +342,18 @@ def _parsed(text: str) -> object:
 
 def _reasons(added: Sequence[Temporary], unavailable: Unavailable) -> Iterator[str]:
     """Say why something cannot be opened."""
-    entries = list[ForwardEntry]()
+    config, entries = unavailable.config, list[ForwardEntry]()
     for item in added:
         try:
-            entries.append(item.entry)
+            entry = item.entry
         except ConfigError as error:
             yield from (problem.text for problem in error.problems)
+            continue
+        if (known := settled(entry, config.sets)) is not None:
+            entries.append(known)
+        names = [found.name for found in config.sets]
+        yield from dict.fromkeys(unknown_set(name, names) for name, _ in entry.named if name not in names)
     yield from (problem.text for problem in find_conflicts(entries))
-    config = unavailable.config
     for entry in entries:
         if entry.auto and config.daemon.auto_ports is None:
             yield 'an automatic port has no range to come from; write auto_ports = "20000-29999" in [daemon]'

@@ -9,7 +9,7 @@ from tests.chaos.commands import FAMILIES
 from tests.chaos.foreign import changed_lines
 from tests.chaos.legacy_rules import LegacyRules
 from tests.chaos.listing import Listing
-from tests.chaos.model import World
+from tests.chaos.model import BANNED4, World
 from tests.chaos.nft_rules import NftTable
 from tests.chaos.truth import guest_subnets, live_exposures, public_addresses
 from tests.lab.release import LibvirtFirewall
@@ -64,6 +64,9 @@ class Comparison:
             yield f"{family}: guest subnets {sorted(found.subnets)}, not {sorted(subnets)}"
         if isinstance(found, NftTable) and found.uplinks != _UPLINKS:
             yield f"{family}: {sorted(found.uplinks)} are to lead away from the host, not {sorted(_UPLINKS)}"
+        banned = frozenset({BANNED4}) if world.bans and version == 4 else frozenset[str]()
+        if isinstance(found, NftTable) and found.banned != banned:
+            yield f"{family}: {sorted(found.banned)} are banned, not {sorted(banned)}"
         guests = sum(not exposure.protocol for exposure in wanted)
         if found.guests != guests * _GUEST_RULES["legacy" if self._legacy else "nftables"]:
             yield f"{family}: {found.guests} rules of what {guests} 1:1 guests send"

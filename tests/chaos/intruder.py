@@ -1,4 +1,4 @@
-"""Packets that must get nowhere, after every fault, whatever state that left.
+"""Packets that must get nowhere, after every fault, whatever state that left: those of who is banned, too.
 
 A guest asks for the host's 127.0.0.1 through its bridge, and sends as the 1:1 guest beside it; a client outside sends
 with addresses of guests; both try ports that nothing publishes. A packet that is let through follows each try, so that
@@ -14,7 +14,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 
-from tests.chaos.model import HOSTILE, STEADY, World
+from tests.chaos.model import BANNED4, HOSTILE, STEADY, World
 from tests.chaos.packets import HEAD_BYTES, datagram, frames_socket, raw_socket
 from tests.chaos.server import TCP_PORT, UDP_PORT
 from tests.chaos.stage import HOSTILE4, HOSTILE6, SECRET_PORT, Stage
@@ -79,6 +79,9 @@ def knocks(world: World) -> Iterator[Knock]:
         yield Knock("outside", CLIENT6, "tcp", PUBLIC6, port)
         yield from (Knock(HOSTILE, HOSTILE4, "tcp", address, port) for address in (_GATEWAY4, OTHER_LINK4))
         yield Knock(HOSTILE, HOSTILE6, "tcp", _GATEWAY6, port)
+    if world.bans:
+        yield from (Knock("outside", BANNED4, "tcp", address, TCP_PORT) for address in (PUBLIC4, _STEADY_PUBLIC))
+        yield Knock("outside", BANNED4, "udp", PUBLIC4, UDP_PORT)
     for domain in world.domains.values():
         for port in _SERVED:
             yield Knock("outside", CLIENT4, "tcp", domain.address4, port)

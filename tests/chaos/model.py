@@ -124,6 +124,9 @@ ENTRIES = {
     "d-name": Entry("d", (Port(8004, 80),)),
     "d-uuid": Entry("d", (Port(8005, 80),), by_uuid=True),
 }
+# Whom another program bans from everything, in a set of ours in nftables, from the first round to the last.
+BANNED4, BANNING = "198.51.100.66", "banned"
+_SET = f'[[set]]\nname = "{BANNING}"\nexternal = true\n'
 # Without these the daemon can bring about nothing; of the lock, only what is in the legacy tables.
 _NEEDED, _LEGACY_NEEDS = {"threads", "descriptors", "nft"}, {"lock"}
 ALWAYS = ("steady", "steady6", "steady-nat")
@@ -133,7 +136,7 @@ libvirt = ["lxc:///system"]
 resync = "1h"
 localhost = true
 on_stop = "{on_stop}"
-[metrics]
+{deny}[metrics]
 listen = "127.0.0.1:9750"
 textfile = "/var/lib/kvm-portfwd/metrics.prom"
 """
@@ -160,7 +163,14 @@ class World:
     def config(self, on_stop: str = "keep") -> str:
         """The configuration in force, as text."""
         chosen = ((ENTRIES[name], self.domains[ENTRIES[name].domain]) for name in self.entries)
-        return _HEAD.format(on_stop=on_stop) + "".join(entry.toml(domain) for entry, domain in chosen)
+        deny = f'deny = ["set:{BANNING}"]\n' if self.bans else ""
+        head = _HEAD.format(on_stop=on_stop, deny=deny) + (_SET if self.bans else "")
+        return head + "".join(entry.toml(domain) for entry, domain in chosen)
+
+    @property
+    def bans(self) -> bool:
+        """Whether there is a set to ban by."""
+        return not self.legacy
 
     @property
     def active_networks(self) -> frozenset[str]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from ipaddress import ip_address, summarize_address_range
 from typing import Any
 
+from tests.chaos.model import BANNING
 from tests.chaos.truth import ANY, Exposure, collapsed
 
 Item = dict[str, Any]
@@ -12,6 +13,8 @@ Item = dict[str, Any]
 _PLAIN = {f"{name}_plain": f"{name}_targets" for name in ("one_address", "every_address")}
 # The chains that are there whatever is open; all others are dispatch chains that a map leads to.
 _FRAME = frozenset({"forwards", "prerouting", "output", "postrouting", "forward", *_PLAIN})
+# What drops whom another program bans; who may connect is asked there ahead of each translation.
+_DENY = f"deny.{BANNING}"
 # What a 1:1 guest sends: dispatch chains for each guest, and how they begin.
 _OF_GUEST = ("from.", "as.")
 # Where packets of guests come in: a dispatch chain for each subnet that has no exposure.
@@ -28,6 +31,7 @@ class NftTable:
     guests: int
     frame: str
     oddities: tuple[str, ...]
+    banned: frozenset[str] = frozenset()
 
 
 def read_table(version: int, listing: str) -> NftTable | None:
@@ -37,10 +41,13 @@ def read_table(version: int, listing: str) -> NftTable | None:
     items: list[Item] = json.loads(listing)["nftables"]
     rules = [item["rule"] for item in items if "rule" in item]
     chains = {item["chain"]["name"] for item in items if "chain" in item} - _FRAME
+    denies = [rule for rule in rules if rule["chain"] == _DENY]
+    oddities = [f"{_DENY}: {len(denies)} rules"] * (_DENY in chains and len(denies) != 1)
+    is_denying, chains = int(_DENY in chains), chains - {_DENY}
     maps = {item["map"]["name"]: item["map"].get("elem", []) for item in items if "map" in item}
     targets = {chain: _by_key(maps.pop(name, [])) for chain, name in _PLAIN.items()}
     elements = [(key, verdict["jump"]["target"]) for found in maps.values() for key, verdict in found]
-    oddities = [f"chain {name} that no map leads to" for name in sorted(chains - {chain for _, chain in elements})]
+    oddities += [f"chain {name} that no map leads to" for name in sorted(chains - {chain for _, chain in elements})]
     exposures: set[Exposure] = set()
     for key, chain in elements:
         dispatch_chain = [rule for rule in rules if rule["chain"] == chain]
@@ -56,6 +63,10 @@ def read_table(version: int, listing: str) -> NftTable | None:
             oddities += [f"{key} has no target"] * (not found)
         else:
             found = _exposures(version, key, dispatch_chain)
+            asking = [rule for rule in dispatch_chain if _leads_to_deny(rule)]
+            dispatch_chain = [rule for rule in dispatch_chain if rule not in asking]
+            if not chain.startswith(_OF_GUEST):
+                oddities += [f"{key}: {len(asking)} rules deny"] * (len(asking) != len(dispatch_chain) * is_denying)
             wanted = len(dispatch_chain) // 2 if chain.startswith("from.") else len(dispatch_chain)
             oddities += [f"{key}: {len(dispatch_chain)} rules, {len(found)} translations"] * (len(found) != wanted)
         exposures |= found
@@ -68,7 +79,12 @@ def read_table(version: int, listing: str) -> NftTable | None:
         len(exposures) - len(ours),
         _frame(items),
         tuple(oddities),
+        frozenset(map(str, _elements(items, f"set_{BANNING}"))),
     )
+
+
+def _leads_to_deny(rule: Item) -> bool:
+    return {"jump": {"target": _DENY}} in rule["expr"]
 
 
 def _by_key(elements: list[Any]) -> dict[str, Any]:

@@ -10,8 +10,8 @@ import libvirt
 
 from tests.chaos.foreign import install_bystander, lines_of
 from tests.chaos.guests import ChaosGuest
-from tests.chaos.listing import Listing, copy_nft
-from tests.chaos.model import HOSTILE, NETWORKS, STEADY, STILL, World
+from tests.chaos.listing import NFT, Listing, copy_nft
+from tests.chaos.model import BANNED4, BANNING, HOSTILE, NETWORKS, STEADY, STILL, World
 from tests.chaos.server import TCP_PORT, UDP_PORT
 from tests.chaos.steady import Steady, transfers
 from tests.lab.command import LabError
@@ -88,6 +88,7 @@ class Stage:
             stage.hostile.start().run("sh", "-ec", _ASK_FOR_LOOPBACK)
             host.place.serve("secret", "tcp", SECRET_PORT)
             stage.start_daemon()
+            stage._ban()
             stage.steady = at_end.enter_context(stage._transfers())
             yield stage
 
@@ -101,6 +102,12 @@ class Stage:
         for third in NETWORKS.values():
             self.host.outside.run(["ip", "route", "add", f"192.168.{third}.0/24", "via", PUBLIC4])
             self.host.outside.run(["ip", "route", "add", f"2001:db8:{third}::/64", "via", PUBLIC6])
+
+    def _ban(self) -> None:
+        """Have another program ban a client, once and for all."""
+        if self.world.bans:
+            self.host.outside.run(["ip", "address", "add", f"{BANNED4}/24", "dev", "eth0"])
+            self.host.run(NFT, f"add element ip kvm_portfwd set_{BANNING} {{ {BANNED4} }}")
 
     def _seen_foreign(self) -> Iterator[tuple[frozenset[str], list[str]]]:
         """What libvirt and the bystander have for each choice of active networks, while there is no daemon."""

@@ -1,7 +1,9 @@
 """What a guest, or whoever named one, can say: XML, leases, its agent, neighbour discovery, the kernel's messages."""
 
 import socket
-from ipaddress import IPv6Address, ip_address
+from dataclasses import replace
+from functools import cache
+from ipaddress import IPv6Address, ip_address, ip_network
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -9,14 +11,18 @@ from xml.etree.ElementTree import ParseError
 from xml.sax.saxutils import quoteattr
 
 from fwdaemon import config
+from fwdaemon.audit.causes import why
 from fwdaemon.config.metadata import read_metadata
+from fwdaemon.config.model import Config
 from fwdaemon.core.exposures import Forward, Nat
 from fwdaemon.core.inventory import (
     AddressSource,
     Domain,
     Element,
     GuestInterface,
+    HostAddress,
     HostObservation,
+    Inventory,
     LearnedAddress,
     LibvirtObservation,
     MacClaim,
@@ -33,7 +39,7 @@ from fwdaemon.kernel.conntrack_listing import read_entry, read_open_flow
 from fwdaemon.kernel.host_watch import KernelChanges
 from fwdaemon.kernel.netlink import attribute, attributes, messages, packed
 from fwdaemon.nftables import ruleset
-from fwdaemon.nftables.difference import creation
+from fwdaemon.nftables.commands import creation
 from fwdaemon.nftables.existing import name_of_table, read_hooked_chain, read_rule
 from fwdaemon.nftables.generation import Announcements
 from fwdaemon.resolve import placement
@@ -44,6 +50,7 @@ from tests.unit.nd_packets import solicitation as solicitation_packet
 MAC = "52:54:00:00:00:01"
 _UUID = UUID(int=1)
 _NEW_GENERATION = 10 << 8 | 15
+_MOST = 9  # of ports and addresses, by the policy
 _GENERIC_BYTES = 4  # nfgenmsg, which all that nfnetlink says begins with
 
 
@@ -64,11 +71,48 @@ def metadata(data: bytes) -> None:
     _check_metadata(Metadata((Element(lines[0] or "forward", tuple(dict(pairs).items())),)))
 
 
+# What any domain may ask for, on a host that has one address, and one guest that has a lease.
+_POLICY = f"""
+[daemon]
+auto_ports = "8000-8009"
+[[set]]
+name = "bad"
+addresses = ["192.0.2.1"]
+[[allow]]
+domains = ["*"]
+networks = ["default"]
+ports = ["8000-8099"]
+public = ["192.0.2.64/28"]
+max = {_MOST}
+"""
+_HELD = ip_address("198.51.100.1")
+_LEASE = LearnedAddress(ip_address("192.168.122.10"), AddressSource.LEASE)
+_NIC = GuestInterface(MAC, "default", "virbr0", "vnet0", (_LEASE,))
+_GUEST = Domain("web", _UUID, running=True, interfaces=(_NIC,))
+_HOST = Inventory(
+    (_GUEST,),
+    (Network("default", active=True, bridge="virbr0", subnets=(ip_network("192.168.122.0/24"),)),),
+    (HostAddress(_HELD, ip_network("198.51.100.0/24"), "eth0"),),
+)
+
+
+@cache
+def _allowing() -> Config:
+    return config.parse({Path("/portfwd.toml"): _POLICY})
+
+
 def _check_metadata(metadata: Metadata) -> None:
-    """Whatever it is, each element is an entry or wrong, and what is wrong can be told on one line."""
-    for reading in read_metadata(metadata, "web", UUID(int=1)):
+    """Whatever it is, each element is an entry or wrong, what is wrong can be told, and nothing else is open."""
+    for reading in read_metadata(metadata, "web", _UUID, ("bad",)):
         assert bool(reading.entries) != bool(reading.problems)
         assert all(text.isprintable() for text in reading.problems)
+    desired = placement.desired_state(_allowing(), replace(_HOST, domains=(replace(_GUEST, metadata=metadata),)))
+    assert all(why(item.reason).isprintable() for item in desired.waiting)
+    assert sum(forward.ports.width for forward in desired.forwards) + len(desired.nats) <= _MOST
+    for forward in desired.forwards:
+        assert 8000 <= forward.ports.first <= forward.ports.last < 8100
+        assert (forward.target, forward.listen) in ((_LEASE.address, None), (_LEASE.address, _HELD))
+    assert all(nat.public in ip_network("192.0.2.64/28") for nat in desired.nats)
 
 
 def network_xml(data: bytes) -> None:

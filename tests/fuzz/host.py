@@ -1,5 +1,6 @@
 """What the host tells of others' doings: legacy tables, counters in our own, leases, links and mounts."""
 
+import json
 import os
 import re
 import struct
@@ -13,10 +14,11 @@ from fwdaemon.hypervisor.reader import lease_claims
 from fwdaemon.kernel.host_watch import who_took_link
 from fwdaemon.kernel.listeners import hierarchies
 from fwdaemon.kernel.netlink import attribute
-from fwdaemon.legacy import translation as legacy
+from fwdaemon.legacy import info as legacy
 from fwdaemon.legacy.info import decode, read_chains
-from fwdaemon.legacy.model import OWN_CHAINS, TableName
+from fwdaemon.legacy.model import TableName, is_own
 from fwdaemon.nftables.table_cache import read_packets
+from fwdaemon.resolve.snapshot import LeaseNews, read_leases
 from tests.fuzz.choices import Choices
 from tests.fuzz.guests import MAC, believed
 from tests.unit.saying import said
@@ -76,10 +78,7 @@ def legacy_table(data: bytes) -> None:
     table = b"".join([*(rule.raw(family) for rule in _rules(choices)), *parts, _begin(b"ERROR").raw(family)])
     assert list(read_chains(family, table)) == [_text(name) for name, _ in chains]
     assert [(chain, comment, packets) for (_, chain, comment), packets in _counted(family, table)] == [
-        (_text(name), rule.comment, rule.packets)
-        for name, rules in chains
-        if _text(name) in OWN_CHAINS
-        for rule in rules
+        (_text(name), rule.comment, rule.packets) for name, rules in chains if is_own(_text(name)) for rule in rules
     ]
 
 
@@ -135,6 +134,11 @@ def lease_list(data: bytes) -> None:
         mac = choices.one_of((MAC, MAC.upper(), choices.text(), None))
         leases.append({"mac": mac, "ipaddr": address, "expirytime": choices.one_of((0, 1, 1 << 62, choices.number(9)))})
     believed(lease_claims(leases, {MAC}))
+    told = LeaseNews(lambda: 0.0)
+    told.follow({MAC}, {MAC})
+    for text in (json.dumps([{"mac-address": item["mac"], "ip-address": item["ipaddr"]} for item in leases]), ""):
+        assert told.kind("virbr0", read_leases(text.encode())) is not None
+    told.kind("virbr0", read_leases(data))
 
 
 def link_change(data: bytes) -> None:

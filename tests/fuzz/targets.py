@@ -11,6 +11,7 @@ CORPUS: Final = Path(__file__).parent / "corpus"
 TARGETS: Final[Mapping[str, Callable[[bytes], None]]] = {
     "configuration": words.configuration,
     "drop-in": words.drop_in_errors,
+    "set-file": words.set_file,
     "words": words.words,
     "explain-request": words.request,
     "import": words.imported,

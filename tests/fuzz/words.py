@@ -11,7 +11,10 @@ from fwdaemon import config
 from fwdaemon.config.addresses import parse_guest, parse_listen, parse_public, parse_routed, parse_served, parse_source
 from fwdaemon.config.names import parse_gate, parse_interface, parse_mac, parse_name, parse_uri
 from fwdaemon.config.ports import parse_ports
+from fwdaemon.config.sets import parse_list_file, parse_member, parse_rate, parse_set_name, place_of, read_list
+from fwdaemon.core.admission import SourceSet
 from fwdaemon.core.text import GrammarError, is_interface_name, label, printable, shown
+from fwdaemon.core.types import Family, Origin
 from fwdaemon.errors import ConfigError, PortfwdError
 from fwdaemon.explain.arrival import UsageError, parse_request
 from fwdaemon.importing import hooks_json, iptables_save, ports_script
@@ -20,6 +23,7 @@ from fwdaemon.importing.findings import BrokenFileError, Findings, Kind, recogni
 from tests.fuzz.choices import Choices
 
 _FILE = Path("/etc/portfwd.toml")
+_LIST = Path("/etc/portfwd.d/blocklist.txt")
 _DROP_IN = Path("/etc/portfwd.d/more.toml")
 _GRAMMARS: tuple[Callable[[str], object], ...] = (
     parse_ports,
@@ -34,6 +38,10 @@ _GRAMMARS: tuple[Callable[[str], object], ...] = (
     parse_mac,
     parse_gate,
     parse_uri,
+    parse_member,
+    parse_rate,
+    parse_set_name,
+    parse_list_file,
 )
 
 
@@ -44,6 +52,20 @@ def configuration(data: bytes) -> None:
         config.parse({_FILE: main, _DROP_IN: more})
     except ConfigError as error:
         _refuse_loud(problem.text for problem in error.problems)
+
+
+def set_file(data: bytes) -> None:
+    """Read a file of a set: all of it or nothing, and each network is found again where it stands."""
+    parts, problems = read_list(_LIST, data)
+    _refuse_loud(problem.text for problem in problems)
+    lines = data.decode(errors="replace").split("\n")
+    assert all(1 <= problem.line <= len(lines) for problem in problems)
+    item = SourceSet("bad", Origin(_FILE, 1), file=_LIST, parts=parts)
+    for network in () if problems else item.networks:
+        assert item.holds(network[0])
+        assert item.holds(network[-1])
+        alone, _ = read_list(_LIST, lines[place_of(network, item, data).line - 1].encode())
+        assert str(network.network_address) in alone.get((Family.of(network), network.prefixlen), ())
 
 
 def words(data: bytes) -> None:

@@ -102,8 +102,47 @@ def test_over_the_rate_a_client_waits_and_another_does_not(scene: Scene) -> None
 
 
 @pytest.mark.on(LibvirtFirewall.LEGACY)
-def test_in_the_legacy_tables_such_a_forward_stays_closed_and_says_why(scene: Scene) -> None:
-    daemon = scene.daemon(WEB + entry("web", "8001:80", "WEB4"))
-    daemon.wait_log("stay closed")
-    scene.answers(lambda: scene.host.outside.fetch(f"http://{PUBLIC4}:8001/"), f"web {CLIENT4}")
+def test_in_the_legacy_tables_sets_are_ipsets_and_what_others_put_in_outlives_wipes_and_restarts(
+    with_server: Scene,
+) -> None:
+    scene = with_server
+    daemon = scene.daemon(WEB, EVERYWHERE)
+    talk = scene.converse(9000)
+    ban_in_ipset(scene, "add", CLIENT4, "timeout", "3600")
     assert not is_served(scene)
+    assert is_served(scene, CLIENT4_SECOND)
+    wait_until(lambda: not talk.goes_on(), "its connection has ended")
+    explained = scene.host.portfwd("explain", "--from", CLIENT4, f"{PUBLIC4}:8000", check=False).stdout
+    assert "set banned" in explained
+    wipe_ipsets_too(scene)
+    wait_until(lambda: is_served(scene, CLIENT4_SECOND), "the wipe is mended")
+    assert not is_served(scene)
+    daemon.terminate()
+    wipe_ipsets_too(scene)
+    scene.daemon(WEB, EVERYWHERE)
+    wait_until(lambda: is_served(scene, CLIENT4_SECOND), "the rules are there again")
+    assert not is_served(scene)
+    ban_in_ipset(scene, "del", CLIENT4)
+    wait_until(lambda: is_served(scene), "the ban is over")
+    write(scene, CLIENT4)
+    wait_until(lambda: not is_served(scene), "who is in the file is not served")
+
+
+@pytest.mark.on(LibvirtFirewall.LEGACY)
+def test_in_the_legacy_tables_a_client_over_the_rate_is_dropped_and_counted(scene: Scene) -> None:
+    scene.daemon(entry("web", "8000:80", "WEB4", 'rate = "2/day"'))
+    wait_until(lambda: is_served(scene, CLIENT4_SECOND), "the rules are there")
+    assert [is_served(scene) for _ in range(3)] == [True, True, False]
+    (row,) = json.loads(scene.host.portfwd("status", "--json").stdout)["openings"]
+    assert row["dropped"] >= 1
+
+
+def ban_in_ipset(scene: Scene, verb: str, *element: str) -> None:
+    scene.host.run("ipset", verb, "KVMPF_banned_4", *element)
+
+
+def wipe_ipsets_too(scene: Scene) -> None:
+    for program in ("iptables-legacy", "ip6tables-legacy"):
+        for table in ("nat", "mangle"):
+            scene.host.run(program, "-w", "-t", table, "-F")
+    scene.host.run("ipset", "destroy")

@@ -5,9 +5,11 @@ from pathlib import Path
 from typing import Final
 
 from tests.host.conftest import HEAD, Scene, each_backend
+from tests.host.test_conflicts import OFTEN
+from tests.host.test_status import status
 from tests.host.typed import typed
 from tests.lab.host import CLIENT4, PUBLIC4, Host
-from tests.lab.place import wait_until
+from tests.lab.place import Process, wait_until
 
 pytestmark = each_backend
 
@@ -44,6 +46,9 @@ def test_each_domain_has_a_port_of_its_own_that_outlasts_it_and_the_daemon(scene
         scene.answers(lambda number=number: outside.fetch(at(number)), f"{guest} {CLIENT4}")  # type: ignore[misc]
     daemon.wait_log(rf"^assigned {own['far']} to far: tcp 80 ")
     follow_the_example(scene)
+    assert '"[wn]e*" fits 2 domains now, 2 running' in scene.host.portfwd("check").stdout
+    told = {(row["owner"], row["listens"]) for row in status(scene.host)["openings"] if row["automatic"]}
+    assert {(guest, f"tcp *:{number}") for guest, number in own.items()} <= told
     # The one port that two want has who came first; the other gets it next.
     first = outside.fetch(at(8080)).text.split()[0]
     other = next(guest for guest in GUESTS if guest != first)
@@ -58,6 +63,33 @@ def test_each_domain_has_a_port_of_its_own_that_outlasts_it_and_the_daemon(scene
     wait_until(lambda: all(port(scene.host, guest) for guest in (first, other)), "the next daemon knows them")
     assert {guest: int(port(scene.host, "--port-only", guest, "80")) for guest in GUESTS} == own
     assert outside.fetch(at(8080)).text == f"{other} {CLIENT4}"
+
+
+def test_a_pattern_takes_no_port_on_which_a_process_waited_first(scene: Scene) -> None:
+    host, outside = scene.host, scene.host.outside
+    servers = [host.place.serve("host", "tcp", 8081), on_loopback(host, 8082)]
+    try:
+        daemon = scene.daemon('[[forward]]\ndomain = "we*"\nports = ["8080:80", "8081:80", "8082:80"]\n', OFTEN)
+        daemon.wait_log(r"^waiting web: a process of the host has port 8081 \(\S+:\d+\)$")
+        for port in (8080, 8082):
+            scene.answers(lambda port=port: outside.fetch(at(port)), f"web {CLIENT4}")  # type: ignore[misc]
+        assert outside.tcp(PUBLIC4, 8081).text == f"host {CLIENT4}"
+        servers.append(host.place.serve("host", "tcp", 8080))
+        daemon.wait_log(r"port 8080/tcp: python\S* \(pid \d+\) of the host listens there; .* will reach web instead")
+        assert outside.fetch(at(8080)).text == f"web {CLIENT4}"
+        servers.pop(0).stop()
+        scene.answers(lambda: outside.fetch(at(8081)), f"web {CLIENT4}")
+    finally:
+        for server in servers:
+            server.stop()
+
+
+def on_loopback(host: Host, port: int) -> Process:
+    """Have a process of the host listen where nobody else asks."""
+    program = f"import socket, time; s = socket.create_server(('127.0.0.1', {port})); print('ready'); time.sleep(3600)"
+    process = host.place.popen([host.place.python, "-uc", program])
+    process.wait_line("^ready$")
+    return process
 
 
 def follow_the_example(scene: Scene) -> None:

@@ -8,7 +8,7 @@ from functools import partial
 import libvirt
 import pytest
 
-from tests.host.conftest import Conversation, each_libvirt, rules_have_no_part
+from tests.host.conftest import Conversation, each_backend, each_libvirt, rules_have_no_part
 from tests.host.moving import (
     HELD,
     MAIL4,
@@ -74,16 +74,30 @@ def test_streams_go_on_and_addresses_are_never_held_twice(move: Move) -> None:
     assert set(map(tuple, answerers.seen.values())) == {(1, 2, 1)}
 
 
-@pytest.mark.in_turn
+@each_backend
 def test_what_a_definition_asks_for_moves_with_the_guest(pair: Pair) -> None:
-    """The other host knows nothing of the guest: its configuration is a policy."""
+    """The other host knows nothing of the guest: its configuration is a policy. Its automatic port goes along."""
     policy = f'[[allow]]\ndomains = ["v?"]\nports = ["8000-8009"]\npublic = ["{MAIL4}"]\nassign = "eth0"\n'
-    asked = f'<forwards><forward ports="8000:80 9000:80" sources="0.0.0.0/0"/><nat public="{MAIL4}"/></forwards>'
-    with guest_on_the_first(pair, f'[daemon]\nlibvirt = ["qemu:///system"]\n{policy}') as move:
+    asked = (
+        f'<forwards><forward ports="8000:80 9000:80 auto:80" sources="0.0.0.0/0"/><nat public="{MAIL4}"/></forwards>'
+    )
+    head = '[daemon]\nlibvirt = ["qemu:///system"]\nauto_ports = "8001-8009"\n'
+    with guest_on_the_first(pair, head + policy) as move:
         pair.first.run("virsh", "metadata", "vm", "urn:kvm-portfwd:1", "--key", "p", "--set", asked, "--live")
         _is_served(move, pair.first, PUBLIC4, SECOND4)
+        ports = _ports(pair.first, PUBLIC4)
+        assert len(ports) == 2
         assert move.migrate(pair.first).ended() == ""
         _is_served(move, pair.second, SECOND4, PUBLIC4)
+        for port in ports:
+            assert pair.first.outside.fetch(f"http://{SECOND4}:{port}/").text.startswith("vm ")
+        assert _ports(pair.second, SECOND4) == ports
+
+
+def _ports(host: Host, address: str) -> set[str]:
+    """The ports of an address of the host that lead to the guest's page."""
+    lines = host.portfwd("port", "vm", "80").stdout.split()
+    return {port for where, _, port in (line.partition(":") for line in lines) if where == address}
 
 
 def _is_served(move: Move, host: Host, own: str, other: str) -> None:

@@ -55,6 +55,12 @@ def own() -> str:
     return own_rules("", saved())
 
 
+def own_ipsets() -> list[str]:
+    """Give all elements of our ipsets, and their names."""
+    lines = [line.split() for line in run(["ipset", "save"]).stdout.splitlines()]
+    return sorted(" ".join(words[:3]) for words in lines if words[1].startswith("KVMPF_"))
+
+
 def commit(client: HelperClient, change: Change) -> None:
     with client.locked() as session:
         session.observe({TableName.FILTER: {}}, ())

@@ -1,9 +1,10 @@
 """Real packets of who may connect and who may not: sets of sources, and limits for each source."""
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from ipaddress import ip_network
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from fwdaemon.core.admission import Admission, Rate, SourceSet
 from fwdaemon.core.exposures import Exposure
 from fwdaemon.core.state import Desired, Dropped
-from fwdaemon.core.types import Origin
+from fwdaemon.core.types import Origin, Until
 from fwdaemon.netfilter import Backend
 from tests.kernel.conftest import GATE, GUESTS, HOMES
 from tests.kernel.scene import Plan, answers
@@ -23,12 +24,6 @@ HERE = Origin(Path("/etc/portfwd.toml"), 1)
 SHORT = 0.3
 
 Admit = Callable[..., None]
-
-
-@pytest.fixture(scope="module", params=[False], ids=["nftables"])
-def legacy(request: pytest.FixtureRequest) -> bool:
-    legacy: bool = request.param
-    return legacy
 
 
 @dataclass
@@ -141,6 +136,20 @@ def test_who_is_barred_reaches_nothing_of_ours_and_all_that_is_the_hosts(
     assert tcp(machines, plan.host, plan.outside) == DROPPED
 
 
+def test_what_is_open_for_a_while_denies_too_and_is_for_sets(
+    machines: Topology, admit: Admit, plan: Plan, third: str
+) -> None:
+    hour = Until(int(time.time()) + 3600, time.clock_gettime(time.CLOCK_BOOTTIME) + 3600)
+    opened = replace(forward(f"tcp *:{PORT}", f"[{plan.mail}]:{PORT}"), until=hour)
+    bad = named("bad", plan.outside)
+    admit(opened, sets=(bad,), barred=Admission(denied=("bad",)))
+    assert tcp(machines, plan.public, plan.outside) == DROPPED
+    assert tcp(machines, plan.public, third).text == f"mail {third}"
+    admit(replace(opened, admission=Admission(sets=("bad",))), sets=(bad,))
+    assert tcp(machines, plan.public, plan.outside).text == f"mail {plan.outside}"
+    assert tcp(machines, plan.public, third).text == f"host {third}"
+
+
 def test_one_to_one_addresses_and_routes_deny_by_themselves(
     machines: Topology, admit: Admit, plan: Plan, third: str
 ) -> None:
@@ -156,14 +165,46 @@ def test_one_to_one_addresses_and_routes_deny_by_themselves(
     assert tcp(machines, plan.public, plan.outside).answered
 
 
+def test_whom_a_one_to_one_address_or_a_route_does_not_name_reaches_neither_guest_nor_host_there(
+    machines: Topology, admit: Admit, plan: Plan, third: str, counted: Counted
+) -> None:
+    office = Admission(sources=(ip_network(plan.outside),))
+    admit(replace(nat(plan.other, plan.mail), admission=office), replace(route(plan.subnet), admission=office))
+    for address in (plan.other, plan.routed):
+        assert tcp(machines, address, plan.outside).answered
+        assert tcp(machines, address, third) == DROPPED
+    answers(machines.mail, third, f"outside {plan.other}")
+    dropped = counted.dropped().by_exposure
+    assert all(dropped[exposure] >= 1 for exposure in counted.state.exposures)
+
+
+def test_all_ports_of_an_entry_share_its_limits(machines: Topology, admit: Admit, plan: Plan, third: str) -> None:
+    once = Admission(rate=Rate(1, "day"), entry="one")
+    other = replace(once, entry="other")
+    admit(
+        web(plan, once),
+        replace(forward(f"tcp *:{PORT + 1}", f"[{plan.mail}]:{PORT}"), admission=once),
+        replace(forward(f"tcp *:{PORT + 2}", f"[{plan.mail}]:{PORT}"), admission=other),
+    )
+
+    def is_served(port: int, source: str = plan.outside) -> bool:
+        return machines.outside.tcp(plan.public, port, source=source, timeout=SHORT).answered
+
+    assert [is_served(port) for port in (PORT, PORT + 1, PORT + 2)] == [True, False, True]
+    assert is_served(PORT + 1, third)
+
+
 def test_new_connections_over_the_rate_are_dropped_and_counted_and_others_may_go_on(
     machines: Topology, admit: Admit, plan: Plan, third: str, counted: Counted
 ) -> None:
+    """Which sources these were is told by nftables alone."""
     admit(web(plan, Admission(rate=Rate(2, "day"))))
     assert [tcp(machines, plan.public, plan.outside).answered for _ in range(3)] == [True, True, False]
     assert tcp(machines, plan.public, third).answered
     (served,) = counted.state.forwards
     assert counted.dropped().by_exposure[served] >= 1
+    by_source = counted.dropped().by_source.get(served.counted_as, {})
+    assert set(by_source) == ({ip_address(plan.outside)} if counted.rules.name == "nftables" else set())
     assert counted.rules.counters(counted.state)[served] == 3
 
 

@@ -12,7 +12,7 @@ from fwdaemon.kernel.process import SystemRunner
 from fwdaemon.legacy.backend import LegacyBackend
 from fwdaemon.netfilter import Backend
 from fwdaemon.nftables.backend import NftablesBackend
-from tests.kernel.legacy import iptables, own
+from tests.kernel.legacy import iptables, own, own_ipsets
 from tests.lab.command import run
 from tests.unit.backend_behaviour import BackendBehaviour, Scene
 
@@ -45,9 +45,10 @@ class TestLegacy(BackendBehaviour):
                 stack.callback(backend.close)
                 return backend
 
-            yield Scene(another, _wipe_legacy, own)
+            yield Scene(another, _wipe_legacy, lambda: (own(), own_ipsets()))
 
 
 def _wipe_legacy() -> None:
     for family, table, action in product(Family, ("filter", "mangle", "nat"), ("-F", "-X")):
         iptables("-t", table, action, family=family)
+    run(["ipset", "destroy"])

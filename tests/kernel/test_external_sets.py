@@ -14,13 +14,14 @@ from fwdaemon.core.admission import Admission, Element, Rate, SourceSet
 from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Family, Origin
 from fwdaemon.explain.gather import Kernel
+from fwdaemon.kernel.external_sets import Externals
 from fwdaemon.kernel.process import Finished, SystemRunner
 from fwdaemon.nftables.backend import NftablesBackend
-from fwdaemon.nftables.external import Externals
 from fwdaemon.nftables.generation import Announcements, Commits, open_monitor
 from fwdaemon.nftables.model import TABLE_NAME
 from fwdaemon.rulesets.evaluation import pass_through
 from tests.lab.command import run
+from tests.lab.computer import SOURCE
 from tests.unit.explaining import AROUND, packet
 from tests.unit.forwards import forward
 
@@ -197,6 +198,23 @@ def test_what_somebody_changes_in_a_set_of_our_own_is_put_right(host: Host) -> N
     assert "192.0.2.1" not in nft("list", "set", "ip", TABLE_NAME, "set_bad")
 
 
+def test_a_ban_of_crowdsec_comes_back_with_its_newest_time_and_one_that_is_over_does_not(host: Host) -> None:
+    """By the script of the examples, which adds, deletes and adds in one commit, as it cannot say what is there."""
+    script = str(SOURCE / "etc/examples/crowdsec/kvm-portfwd-ban")
+    state = replace(STATE, sets=(replace(BANNED, name="crowdsec"),), barred=Admission(denied=("crowdsec",)))
+    host.apply(state)
+    calls = [("add", "203.0.113.0/24", "50"), ("add", "203.0.113.0/24", "3600"), ("add", "192.0.2.1", "60")]
+    for call in (*calls, ("del", "192.0.2.1", "-1"), ("del", "192.0.2.2", "-1"), ("add", "DE", "60")):
+        run([script, *call, "ssh:bruteforce", "{}"])
+    host.hear()
+    nft("flush", "ruleset")
+    host.hear()
+    host.apply(state)
+    listed = nft("list", "set", "ip", TABLE_NAME, "set_crowdsec")
+    assert re.findall(r"([0-9./]+) timeout (\d+)m", listed) == [("203.0.113.0/24", "59")]
+    assert "192.0.2" not in listed
+
+
 def test_whoever_flushes_the_set_means_it(host: Host) -> None:
     ban("203.0.113.9")
     nft("flush", "set", "ip", TABLE_NAME, "set_banned")
@@ -223,6 +241,21 @@ def test_a_large_set_is_filled_after_all_else_is_there_and_lets_nobody_by_until_
     assert "11.0.11.1" in "".join(rest)
     assert "11.0.11.1" in nft("list", "set", "ip", TABLE_NAME, "set_big")
     assert not host.apply(state)
+
+
+def test_beside_very_many_elements_of_others_ours_are_declared_and_nothing_has_them_read(host: Host) -> None:
+    ban(*(f"11.0.{number >> 7}.{number << 1 & 255}" for number in range(3000)))
+    host.hear()
+    scripts: list[str] = []
+    host.runner.run = recording(scripts)  # type: ignore[method-assign]
+    for state in MORE, STATE, MORE:
+        assert host.apply(state)
+        assert not host.apply(state)
+    commands = [line.split()[:2] for script in scripts for line in script.splitlines()]
+    assert ["add", "map"] in commands
+    assert ["flush", "map"] in commands
+    assert not [command for command in commands if command[1:] == ["element"]]
+    assert len(banned()) == 3000
 
 
 def test_the_evaluator_of_explain_reads_sets_of_every_kind(host: Host) -> None:

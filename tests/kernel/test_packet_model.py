@@ -57,7 +57,7 @@ def namespace(on: Side) -> None:
 @pytest.mark.parametrize("seed", _ROUNDS)
 def test_promise_prediction_and_kernel_agree(on: Side, seed: int) -> None:
     result = play(on, seed, _PACKETS)
-    assert not result.differences, f"{entries_of(seed)}\n" + "\n".join(result.differences[:5])
+    assert not result.differences, f"{entries_of(seed, legacy=on.legacy)}\n" + "\n".join(result.differences[:5])
     assert result.delivered > result.packets // 2
     assert result.unsure < result.packets // 5
 

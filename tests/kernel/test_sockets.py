@@ -74,14 +74,25 @@ def test_what_the_host_waits_on_is_its_own_but_for_loopback_and_the_ports_of_cli
         listening(at_end, stream, ("0.0.0.0", port))  # noqa: S104  a namespace
     for port in (53, 32767, 32768, 60999, 61000):
         listening(at_end, datagram, ("0.0.0.0", port))  # noqa: S104  a namespace
+    on_loopback = (socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"lo")
+    listening(at_end, datagram, ("0.0.0.0", 67), on_loopback)  # noqa: S104  a namespace
     listening(at_end, stream, ("127.0.0.1", 25))
     listening(at_end, stream, ("::1", 25))
+    four = frozenset({Family.IPV4})
     nobody = Inventory((Domain("web", UUID(int=1), running=True),), (), ())
     assert not with_occupied(nobody).occupied
     asking = replace(nobody, domains=(Domain("web", UUID(int=1), running=True, metadata=Metadata(())),))
-    assert set(with_occupied(asking).occupied or ()) == {
-        *(Occupied(Protocol.TCP, None, port) for port in (22, 40000)),
-        *(Occupied(Protocol.UDP, None, port) for port in (53, 32767, 61000)),
+    of_processes = {
+        *(Occupied(Protocol.TCP, None, port, four) for port in (22, 40000)),
+        *(Occupied(Protocol.UDP, None, port, four) for port in (53, 32767, 61000)),
+    }
+    assert set(with_occupied(asking).occupied or ()) == of_processes
+    # None of them is assigned; those that are passing by may be claimed.
+    assert set(ports_in_use() or ()) == of_processes | {
+        *(Occupied(Protocol.UDP, None, port, four, passing=True) for port in (32768, 60999)),
+        Occupied(Protocol.UDP, None, 67, four, "lo", passing=True),
+        Occupied(Protocol.TCP, address("127.0.0.1"), 25, four, passing=True),
+        Occupied(Protocol.TCP, address("::1"), 25, frozenset({Family.IPV6}), passing=True),
     }
 
 

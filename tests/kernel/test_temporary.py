@@ -35,13 +35,12 @@ def test_what_is_open_for_a_while_ends_by_the_clock_on_the_wall(machines: Topolo
     wait_until(lambda: not is_open(machines, plan.public)(), "it is closed")
 
 
-def test_it_ends_by_the_other_clock_in_nftables(machines: Topology, opened: Open, plan: Plan, *, legacy: bool) -> None:
-    """So it does where the one on the wall was put back; the legacy tables know no other."""
+def test_it_ends_by_the_other_clock(machines: Topology, opened: Open, plan: Plan) -> None:
+    """So it does where the one on the wall was put back."""
     listen = f"[{plan.public}]" if ":" in plan.public else plan.public
     opened(replace(forward(f"tcp {listen}:{PORT}", f"[{plan.mail}]:{PORT}"), until=ends(boottime=2)))
     assert is_open(machines, plan.public)()
-    if not legacy:
-        wait_until(lambda: not is_open(machines, plan.public)(), "it is closed")
+    wait_until(lambda: not is_open(machines, plan.public)(), "it is closed")
 
 
 def test_a_range_ends_too_and_what_stays_open_beside_it_does_not(machines: Topology, opened: Open, plan: Plan) -> None:

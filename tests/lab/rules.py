@@ -7,7 +7,7 @@ _OWN_TABLES = re.compile(r"^table (?:ip|ip6) kvm_portfwd \{$")
 # nft does not show the comment of a rule that iptables-nft wrote, so a gate is also known by the label it lets through.
 _GATE = re.compile(r'comment "kvm-portfwd"|ct label 25\b')
 # Four names exactly: what else begins like that belongs to others.
-_CHAINS = re.compile(r"\bKVMPF_(?:PRE|OUT|POST|FWD|LEAD)(?![\w-])")
+_CHAINS = re.compile(r"\bKVMPF_(?:PRE|OUT|POST|FWD|LEAD|DENY|[0-9a-f]{12})(?![\w-])")
 _LEGACY_COUNTERS = re.compile(r"\[\d+:\d+\]")
 
 

@@ -52,7 +52,8 @@ def _play(on: Side, seed: int, figures: Figures) -> None:
     result = play(on, seed, _PACKETS)
     figures.add(result)
     if result.differences:
-        _say(f"\nseed {seed}: {len(result.differences)} differences\n{entries_of(seed)}\n{result.differences[0]}\n")
+        drawn = entries_of(seed, legacy=on.legacy)
+        _say(f"\nseed {seed}: {len(result.differences)} differences\n{drawn}\n{result.differences[0]}\n")
 
 
 def _say(text: str) -> None:

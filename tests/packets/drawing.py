@@ -13,6 +13,9 @@ from tests.packets.theirs import GATE
 from tests.unit.configurations import accepted, toml
 
 HEAD: Final = f'[daemon]\ngates = ["{GATE}"]\n'
+_BAD: Final = ["198.51.100.2", "192.168.122.50", "203.0.113.64/29", "2001:db8::2", "2001:db8:122::/64"]
+_SETS: Final = toml("set", name="bad", addresses=_BAD) + toml("set", name="banned", external=True)
+_MEMBERS: Final = ("set:bad", "set:banned", "198.51.100.0/24", "192.168.123.60", "2001:db8:5::/64")
 _PORTS: Final = ("25", "80", "80:81", "80-83", "81-84:91-94", "53/udp", "25:80/tcp+udp", "80/tcp+udp", "53/tcp+udp")
 _LISTENS: Final = ("198.51.100.1", "198.51.100.8", "203.0.113.129", "2001:db8::1", "2001:db8::8")
 _INTERFACES: Final = (None, None, None, "eth0", "eth1", "virbr0")
@@ -33,21 +36,37 @@ _BY_BRIDGE: Final = tuple(Refusal(25, came_in=bridge) for bridge in BRIDGES)
 _REFUSALS: Final = ((), _BANS, _GUESTS_MAIL, _ROUTED_MAIL, _BY_BRIDGE, _BANS + _GUESTS_MAIL + _BY_BRIDGE)
 
 
-def place(lot: random.Random) -> tuple[Place, list[str]]:
+def head(lot: random.Random) -> str:
+    """Draw a head with sets, and with somebody to whom everything is denied, or nobody."""
+    barred = lot.choice(["", "", 'deny = ["set:banned"]\n', 'deny = ["203.0.113.130", "2001:db8::77"]\n'])
+    return HEAD + barred + _SETS
+
+
+def place(lot: random.Random, head: str = HEAD) -> tuple[Place, list[str]]:
     """Draw a configuration and what an administrator refuses; give the entries as text, too."""
-    drawn = [_entry(lot) for _ in range(lot.randint(2, 7))]
+    drawn = [_asking(lot, _entry(lot), head) for _ in range(lot.randint(2, 7))]
     # Some lead to the same by another interface.
     more = [narrowed(lot, entry) for entry in drawn if "interface" in entry]
-    config, entries = accepted([*drawn, *more], HEAD)
+    config, entries = accepted([*drawn, *more], head)
     turned_on = lot.random() < 0.5
     return Place(config, lot.choice(_REFUSALS), turned_on, flushed=turned_on and lot.random() < 0.5), entries
 
 
-def changed(lot: random.Random, entries: list[str]) -> tuple[Config, list[str]]:
+def changed(lot: random.Random, entries: list[str], head: str = HEAD) -> tuple[Config, list[str]]:
     """Draw another configuration that has some of these entries, some of them otherwise."""
     kept = [entry for entry in entries if lot.random() < 0.5]
     other = [narrowed(lot, entry) for entry in entries if entry not in kept and lot.random() < 0.7]
-    return accepted([*kept, *other, *(_entry(lot) for _ in range(lot.randint(0, 2)))], HEAD)
+    asking = [_asking(lot, entry, head) for entry in other]
+    return accepted([*kept, *asking, *(_entry(lot) for _ in range(lot.randint(0, 2)))], head)
+
+
+def _asking(lot: random.Random, entry: str, head: str) -> str:
+    """Have an entry deny some, or be for some alone, where the head has sets."""
+    if head == HEAD or lot.random() < 0.5:
+        return entry
+    key = lot.choice(["deny", "deny", "sources"])
+    lines = [line for line in entry.splitlines() if not line.startswith(key)]
+    return "\n".join([*lines, toml("", **{key: lot.sample(_MEMBERS, 2)}).splitlines()[1], ""])
 
 
 def more_refusals(lot: random.Random, before: Sequence[Refusal]) -> tuple[Refusal, ...]:

@@ -1,8 +1,10 @@
 """Which connections outlive a change of the configuration, and what becomes of packets on those that do not."""
 
+from dataclasses import replace
+
 from fwdaemon.config.model import Config, ForwardEntry
-from fwdaemon.core.types import Address
-from tests.packets.plan import HOLDER, LINK, LOCAL, UPLINK
+from fwdaemon.core.types import Address, Subnet
+from tests.packets.plan import BRIDGES, HOLDER, LINK, LOCAL, UPLINK
 from tests.packets.promise import (
     Fate,
     Led,
@@ -10,6 +12,7 @@ from tests.packets.promise import (
     Place,
     claims_on,
     fate,
+    is_kept_out,
     is_let_in,
     is_refused,
     leaves_by_route,
@@ -60,26 +63,45 @@ def goes_on(before: Place, after: Place, packet: Packet) -> bool:
         return False
     if public := _left_as(before.config, packet):
         return any(nat.public == public and HOLDER[packet.source] == nat.domain for nat in after.config.nats)
-    routes = [route.subnet for route in before.config.routes]
-    ends = [packet.to, *([packet.source] if leaves_by_route(before.config, packet) else [])]
-    routed = [subnet for subnet in routes if any(within(end, subnet) for end in ends)]
-    return all(any(subnet == route.subnet for route in after.config.routes) for subnet in routed)
+    leaves = leaves_by_route(before.config, packet)
+    routed = [subnet for subnet in _entered(before.config, packet) if LINK[HOLDER[packet.to]] in BRIDGES]
+    left = [route.subnet for route in before.config.routes if leaves and within(packet.source, route.subnet)]
+    staying = [route.subnet for route in after.config.routes]
+    return all(subnet in _entered(after.config, packet) for subnet in routed) and all(map(staying.__contains__, left))
+
+
+def _entered(config: Config, packet: Packet) -> list[Subnet]:
+    """Give the routes by which a packet may come in."""
+    routes = [route for route in config.routes if within(packet.to, route.subnet)]
+    return [route.subnet for route in routes if not is_kept_out(config, route, packet)]
 
 
 def displaced(before: Place, after: Place, packet: Packet) -> bool:
     """Whether an exposure takes now what went elsewhere and has no end of its own; the first to send begins it anew."""
-    claims = claims_on(after.config, packet)
-    return taker(before.config, packet) is None and any(_is_new(claim, before.config, packet) for claim in claims)
+    if taker(before.config, packet) is not None:
+        return False
+    return any(_is_new(claim, before.config, packet) for claim in claims_on(_for_anybody(after.config), packet))
+
+
+def _for_anybody(config: Config) -> Config:
+    """Give a configuration that does not know who is in a set: what is new there may be for anybody."""
+    forwards = (
+        replace(entry, admission=replace(entry.admission, sources=(), sets=())) if entry.admission else entry
+        for entry in config.forwards
+    )
+    return replace(config, forwards=tuple(forwards))
 
 
 def _is_still_led(before: Place, after: Place, packet: Packet, led: Led) -> bool:
     """By which interface it came in is not known later: what may have taken it and went has to be led there, too."""
     shown = fate(before, packet)
     hidden = shown is not None and shown.source != packet.source
-    now = [claim for claim in claims_on(after.config, packet) if _leads_to_same(claim, led)]
-    former = [claim for claim in claims_on(before.config, packet) if _leads_to_same(claim, led)]
+    now = [claim for claim in claims_on(_for_anybody(after.config), packet) if _leads_to_same(claim, led)]
+    former = [claim for claim in claims_on(_for_anybody(before.config), packet) if _leads_to_same(claim, led)]
     gone = {claim.interface for claim in former if not any(_same(claim, other) for other in now)}
-    fitting = [claim.interface for claim in now if hidden or not claim.masquerades]
+    open_ = [claim for claim in claims_on(after.config, packet) if not is_kept_out(after.config, claim.entry, packet)]
+    carrying = [claim for claim in open_ if _leads_to_same(claim, led)]
+    fitting = [claim.interface for claim in carrying if hidden or not claim.masquerades]
     is_led = None in fitting or LINK[packet.sender] in fitting
     return is_led and (not gone or None in fitting or any(gone == {interface} for interface in fitting))
 
@@ -89,7 +111,7 @@ def _leads_to_same(claim: Led, led: Led) -> bool:
 
 
 def _is_new(claim: Led, before: Config, packet: Packet) -> bool:
-    return not any(_same(claim, former) for former in claims_on(before, packet))
+    return not any(_same(claim, former) for former in claims_on(_for_anybody(before), packet))
 
 
 def _same(claim: Led, former: Led) -> bool:
@@ -100,7 +122,8 @@ def _sides(led: Led) -> tuple[object, ...]:
     """Give all that makes a claim, but for the line where it is written."""
     sources = led.entry.sources if isinstance(led.entry, ForwardEntry) else ()
     hosts = [str(mapping.host) for mapping in led.entry.mappings] if isinstance(led.entry, ForwardEntry) else []
-    return led.entry.domain, led.rank, led.target, led.port, led.interface, led.masquerades, sources, hosts
+    asked = led.entry.admission
+    return led.entry.domain, led.rank, led.target, led.port, led.interface, led.masquerades, sources, hosts, asked
 
 
 def _left_as(config: Config, packet: Packet) -> Address | None:

@@ -72,6 +72,9 @@ ROUTED: Final = tuple(map(ip_network, ("203.0.113.64/29", "203.0.113.72/29", "20
 # All subnets that libvirt knows as its networks' own.
 NETWORKS: Final = NAT_NETWORKS | dict.fromkeys(ROUTED[::2], BRIDGES[1])
 
+# What another program has in the external set.
+BANNED: Final = tuple(map(ip_network, ("203.0.113.128/28", "192.168.123.60", "198.51.100.77", "2001:db8:5::/64")))
+
 GUESTS: Final = ("mail", "peer", "far")
 
 

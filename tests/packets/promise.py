@@ -1,11 +1,16 @@
-"""What the documentation promises of the first packet of a connection, said plainly and without a look at any rule."""
+"""What the documentation promises of the first packet of a connection, said plainly and without a look at any rule.
+
+What becomes of it does not depend on packets before, so limits are no part of this: `rate` and `max_open` count.
+"""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from fwdaemon.config.model import Config, ForwardEntry, NatEntry, PortMapping
+from fwdaemon.config.model import Config, Entry, ForwardEntry, NatEntry, PortMapping
+from fwdaemon.core.admission import Admission
 from fwdaemon.core.types import Address, Subnet
 from tests.packets.plan import (
+    BANNED,
     BEHIND_GATEWAY,
     BRIDGES,
     HELD,
@@ -77,6 +82,8 @@ class Place:
 def fate(place: Place, packet: Packet) -> Fate | None:
     """Tell what becomes of the first packet of a connection; `None` where it comes to nobody."""
     led = taker(place.config, packet)
+    if led and is_kept_out(place.config, led.entry, packet):
+        return None
     to, port = (led.target, led.port) if led else (packet.to, packet.port)
     if to in LOCAL:
         return Fate("host", packet.source, to, port)
@@ -128,7 +135,7 @@ def is_forged(config: Config, packet: Packet) -> bool:
 def claims_on(config: Config, packet: Packet) -> Iterator[Led]:
     """Give all that would take a packet, by whatever interface it came in."""
     for entry in config.forwards:
-        if not entry.sources or _among(packet.source, entry.sources):
+        if (not entry.sources or _among(packet.source, entry.sources)) and _is_named(config, entry.admission, packet):
             yield from _forwards(entry, packet)
     for nat in config.nats:
         if nat.public == packet.to:
@@ -153,6 +160,44 @@ def address_of(domain: str, like: Address) -> Address:
     return next(address for address in HELD[domain] if address.version == like.version)
 
 
+# --- who is kept out -------------------------------------------------------------------------------------------------
+
+
+def is_kept_out(config: Config, entry: Entry, packet: Packet) -> bool:
+    """Whether an entry that takes a packet refuses it for its source, or the daemon does so for every entry."""
+    asked = [each for each in (config.daemon.barred, entry.admission) if each is not None]
+    denied = any(_among(packet.source, each.deny) or _in_sets(config, each.denied, packet) for each in asked)
+    return denied or not _is_named(config, entry.admission, packet)
+
+
+def _is_named(config: Config, asked: Admission | None, packet: Packet) -> bool:
+    if asked is None or not (asked.sources or asked.sets):
+        return True
+    return _among(packet.source, asked.sources) or _in_sets(config, asked.sets, packet)
+
+
+def _in_sets(config: Config, names: Iterable[str], packet: Packet) -> bool:
+    held = {item.name: BANNED if item.external else item.networks for item in config.sets}
+    return any(_among(packet.source, held[name]) for name in names)
+
+
+def _is_kept_from_routes(config: Config, packet: Packet) -> bool:
+    """Whether a route keeps it out, where libvirt or nobody might not: guests of its own bridge are no clients.
+
+    Who forges a source that a route names is kept out too; a set that denies does not know who that is.
+    """
+    routes = [route for route in config.routes if within(packet.to, route.subnet)]
+    if not routes or packet.to in LOCAL or LINK[HOLDER[packet.to]] != BRIDGES[1]:
+        return False
+    (route,) = routes
+    asked = route.admission
+    if is_forged(config, packet):
+        return asked is not None and bool(asked.sources or asked.sets)
+    if LINK[packet.sender] == BRIDGES[1] and not _is_named(config, asked, packet):
+        return False
+    return is_kept_out(config, route, packet)
+
+
 # --- whether it passes -----------------------------------------------------------------------------------------------
 
 
@@ -165,6 +210,8 @@ def _passes(place: Place, packet: Packet, led: Led | None, port: int) -> bool:
     if led:
         return True
     if goes_out == UPLINK and _is_impostor(place.config, packet):
+        return False
+    if _is_kept_from_routes(place.config, packet):
         return False
     if is_routed(place.config, packet):
         return True
@@ -182,14 +229,15 @@ def is_refused(place: Place, packet: Packet, port: int, *, ours: bool) -> bool:
 
 def is_let_in(config: Config, packet: Packet) -> bool:
     """Whether an exposure lets in what a packet begins, and no rule of others is asked."""
-    return taker(config, packet) is not None or is_routed(config, packet)
+    led = taker(config, packet)
+    return not is_kept_out(config, led.entry, packet) if led else is_routed(config, packet)
 
 
 def is_routed(config: Config, packet: Packet) -> bool:
     """Whether a route lets it in, or out where libvirt would refuse that."""
     if packet.to in LOCAL:
         return False
-    routes = [route.subnet for route in config.routes]
+    routes = [route.subnet for route in config.routes if not is_kept_out(config, route, packet)]
     enters = LINK[HOLDER[packet.to]] == BRIDGES[1] and _among(packet.to, routes) and not is_forged(config, packet)
     return enters or leaves_by_route(config, packet)
 

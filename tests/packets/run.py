@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 from fwdaemon.connections import Sweep, Sweeper
+from fwdaemon.core.admission import Ranges
 from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Family
 from fwdaemon.explain.gather import Kernel
@@ -25,6 +26,7 @@ from tests.packets.world import Arrival, World, same
 
 Arrived = dict[int, list[Arrival]]
 _HOST = inventory()
+_RANGES = {(family, "banned"): Ranges(theirs.banned(family)) for family in Family}
 # Numbers of answers, and of what clients send later, start here.
 _ANSWERS, _ANSWERS_LATER, _LATER = 100_000, 200_000, 300_000
 
@@ -65,12 +67,18 @@ def side(world: World, *, legacy: bool) -> Iterator[Side]:
 def play(on: Side, seed: int, number: int, *, theft: Theft | None = None, sweeping: bool = True) -> Result:
     """Play the round that a seed draws, with a guard taken away, or with no connection ended."""
     lot = random.Random(seed)  # noqa: S311  what is drawn is to be drawn again
-    before, entries = drawing.place(lot)
+    head = drawing.head(lot) if has_sets(seed, legacy=on.legacy) else drawing.HEAD
+    before, entries = drawing.place(lot, head)
     sent = list(drawing.packets(lot, before.config, number))
-    config, changed = drawing.changed(lot, entries)
+    config, changed = drawing.changed(lot, entries, head)
     after = replace(before, config=config, refusals=before.refusals + drawing.more_refusals(lot, before.refusals))
     stages = Stage(before, entries), Stage(after, changed)
     return Round(on, stages, sent, theft, sweeping=sweeping).play()
+
+
+def has_sets(seed: int, *, legacy: bool) -> bool:
+    """Whether a round has sets, and entries that ask for them."""
+    return seed % 2 == 1 and not legacy
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,10 +124,13 @@ class Round:
         desired = desired.confining(confined, frozenset())
         result = self._on.backend.apply(desired, full=True)
         assert not result.faults, result.faults
+        if desired.has_external:
+            theirs.ban(self._on.world.host)
         gone, come = self._live.exposures - desired.exposures, desired.exposures - self._live.exposures
         if self._live.exposures and self._sweeping:
             sweeper = Sweeper(self._on.backend.refuse)
-            sweeper.sweep(Sweep(desired.exposures, desired.label, tuple(LOCAL), gone, come))
+            keeper = desired.gatekeeper(_RANGES)
+            sweeper.sweep(Sweep(desired.exposures, desired.label, tuple(LOCAL), gone, come, gatekeeper=keeper))
             assert sweeper.wait()
         self._live = desired
         if self._theft:
@@ -177,8 +188,9 @@ def _answer(packet: Packet, met: Arrival, base: int) -> Packet:
     return answer_to(packet, met.fate, met.source_port, packet.number + base)
 
 
-def entries_of(seed: int) -> str:
+def entries_of(seed: int, *, legacy: bool = False) -> str:
     """Tell what a seed draws."""
-    place, entries = drawing.place(random.Random(seed))  # noqa: S311  the same lot
+    lot = random.Random(seed)  # noqa: S311  the same lot
+    place, entries = drawing.place(lot, drawing.head(lot) if has_sets(seed, legacy=legacy) else drawing.HEAD)
     said = {"forwarding was turned on": place.turned_on, "libvirt's refusals were flushed": place.flushed}
     return "\n".join([*entries, *map(str, place.refusals), *(text for text, is_so in said.items() if is_so)])

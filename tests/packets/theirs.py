@@ -3,9 +3,10 @@
 from collections.abc import Iterable, Iterator
 from typing import Final
 
+from fwdaemon.core.admission import Element
 from fwdaemon.core.types import Family, Gate
 from tests.kernel.topology import Node
-from tests.packets.plan import NAT_NETWORKS, NETWORKS
+from tests.packets.plan import BANNED, NAT_NETWORKS, NETWORKS
 from tests.packets.promise import Place, Refusal
 
 GATE: Final = Gate("inet", "theirs", "forward")
@@ -81,6 +82,19 @@ def refuse(host: Node, refusals: Iterable[Refusal], *, legacy: bool) -> None:
             program = "iptables-legacy" if family is Family.IPV4 else "ip6tables-legacy"
             for line in _refused_lines(family, refusal):
                 host.run(program, *line.replace("-A", "-I").split())
+
+
+def ban(host: Node) -> None:
+    """Have another program put into our external set whom it bans."""
+    for family in Family:
+        held = ", ".join(str(subnet) for subnet in BANNED if subnet.version == family)
+        host.run("nft", f"add element {family.word} kvm_portfwd set_banned {{ {held} }}")
+
+
+def banned(family: Family) -> list[Element]:
+    """Give whom it bans, as ranges."""
+    held = [subnet for subnet in BANNED if subnet.version == family]
+    return [Element(int(subnet.network_address), int(subnet.broadcast_address)) for subnet in held]
 
 
 def _native(place: Place) -> str:

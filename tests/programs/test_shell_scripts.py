@@ -11,7 +11,7 @@ ROOT: Final = Path(__file__).parents[2]
 
 def shell_scripts() -> list[Path]:
     """Everything in these directories that the shell runs."""
-    found = [path for name in ("scripts", "packaging") for path in (ROOT / name).rglob("*") if path.is_file()]
+    found = [path for name in ("scripts", "packaging", "etc") for path in (ROOT / name).rglob("*") if path.is_file()]
     return [path for path in found if path.read_bytes().startswith(b"#!/bin/sh\n")]
 
 

@@ -11,11 +11,11 @@ import pytest
 from tests.lab.computer import CLIENT4, CLIENT4_SECOND, PUBLIC4, PUBLIC6
 from tests.lab.domain import Link
 from tests.lab.lxc import LxcGuest
-from tests.lab.machine import Machine
+from tests.lab.machine import UNIT, Machine
 from tests.lab.place import wait_until
-from tests.lab.probe import Outcome
+from tests.lab.probe import Answer, Outcome
 from tests.lab.release import DEBIAN13_NFTABLES, LibvirtFirewall
-from tests.system.sandbox import CONFIG, HEAD, PREFIX4, ROUTED4, WEB, Sandbox
+from tests.system.sandbox import CONFIG, HEAD, PREFIX4, ROUTED4, WEB, WEB4, Sandbox
 
 pytestmark = pytest.mark.on(LibvirtFirewall.IPTABLES, LibvirtFirewall.NFTABLES)
 
@@ -35,6 +35,49 @@ proxy = "eth0"
 """
 FIREWALLD = "/etc/firewalld/firewalld.conf"
 GATE = 'gates = ["inet firewalld filter_FORWARD"]\n'
+
+# A service of the guest at which every login fails, and its log.
+LOG = "/var/log/logins.log"
+LOGINS = f"""
+import socket, time
+server = socket.create_server(("", 2222))
+log = open("{LOG}", "a", buffering=1)
+print("ready", flush=True)
+while True:
+    connection, peer = server.accept()
+    with connection:
+        log.write(time.strftime("%Y-%m-%d %H:%M:%S") + f" login failed from {{peer[0]}}\\n")
+        connection.sendall(b"no")
+"""
+BANNING = f"""{HEAD}deny = ["set:banned"]
+{WEB}
+[[forward]]
+domain = "web"
+address = "{WEB4}"
+ports = ["2222"]
+
+[[set]]
+name = "banned"
+external = true
+"""
+EXAMPLES = "/usr/share/doc/kvm-portfwd/examples"
+JAIL = f"""
+[sshd]
+enabled = false
+
+[guest]
+enabled = true
+filter = guest
+backend = polling
+logpath = {LOG}
+maxretry = 3
+bantime = 1h
+action = kvm-portfwd[set=banned]
+"""
+FAIL2BAN = {
+    "/etc/fail2ban/filter.d/guest.conf": "[Definition]\nfailregex = login failed from <ADDR>$\n",
+    "/etc/fail2ban/jail.local": JAIL,
+}
 
 # What dockerd 28 writes for a container that publishes port 9000, as iptables-save prints it.
 DOCKER = """*filter
@@ -234,6 +277,36 @@ def test_what_ufw_denies_to_a_client_is_not_served(service: Sandbox) -> None:
     finally:
         machine.run("ufw", "--force", "reset")
     machine.libvirt.restart()
+
+
+@pytest.mark.on(LibvirtFirewall.NFTABLES)
+def test_whom_fail2ban_bans_for_failed_logins_is_refused_until_it_takes_that_back(service: Sandbox) -> None:
+    """By the action of the examples, as the package brings it."""
+    machine = service.machine
+    server = service.web.place.popen(["python3", "-c", LOGINS])
+    server.wait_line("ready")
+    machine.write(CONFIG, BANNING)
+    machine.systemctl("reload", UNIT)
+    machine.run("cp", f"{EXAMPLES}/fail2ban/action.d/kvm-portfwd.conf", "/etc/fail2ban/action.d")
+    for path, text in FAIL2BAN.items():
+        machine.write(path, text)
+    machine.systemctl("start", "fail2ban.service")
+    try:
+        wait_until(lambda: "guest" in machine.run("fail2ban-client", "status", check=False).stdout, "the jail")
+        for _ in range(3):
+            assert _fails_to_log_in(machine, CLIENT4).text == "no"
+        wait_until(lambda: not _fails_to_log_in(machine, CLIENT4).answered, "the client is banned")
+        assert not _is_answered(service, PAGES[0])
+        assert _fails_to_log_in(machine, CLIENT4_SECOND).answered
+        machine.run("fail2ban-client", "set", "guest", "unbanip", CLIENT4)
+        wait_until(lambda: _fails_to_log_in(machine, CLIENT4).answered, "the ban is over")
+    finally:
+        machine.systemctl("stop", "fail2ban.service")
+        server.stop()
+
+
+def _fails_to_log_in(machine: Machine, source: str) -> Answer:
+    return machine.outside.tcp(PUBLIC4, 2222, source=source, timeout=1)
 
 
 def test_docker_with_a_forward_policy_of_drop(service: Sandbox) -> None:

@@ -4,10 +4,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from ipaddress import ip_address, ip_network
+from pathlib import Path
 
+from fwdaemon.core.admission import Admission, Rate, SourceSet
 from fwdaemon.core.report import Presence
 from fwdaemon.core.state import Desired
-from fwdaemon.core.types import Family, PortRange, Protocol
+from fwdaemon.core.types import Family, Origin, PortRange, Protocol
 from fwdaemon.netfilter import Backend
 from fwdaemon.resolve.flows import Flow
 from tests.unit.forwards import forward, nat, route
@@ -23,6 +25,14 @@ STATE = Desired(
     uplinks=frozenset({"eth0"}),
 ).having([WEB, DNS, SIX, MAIL, ROUTED])
 WITHOUT_DNS = replace(STATE, forwards=frozenset({WEB, SIX}))
+HERE = Origin(Path("/etc/portfwd.toml"), 1)
+BAD = SourceSet.of("bad", HERE, [ip_network("203.0.113.0/24"), ip_network("2001:db8:9::/48")])
+ASKED = Admission(denied=("bad",), rate=Rate(30, "minute"), max_open=20)
+GUARDED = replace(
+    STATE.having(replace(item, admission=ASKED) for item in (OTHER, nat("198.51.100.9", "192.168.122.54"))),
+    sets=(BAD, SourceSet("banned", HERE, external=True)),
+    barred=Admission(denied=("banned",)),
+)
 _CLIENT, _GUEST = ip_address("203.0.113.9"), ip_address("192.168.122.50")
 FLOW = Flow(Protocol.TCP, _CLIENT, ip_address("198.51.100.7"), 80, _GUEST, 8080, _CLIENT, 40000)
 
@@ -229,6 +239,19 @@ class BackendBehaviour(ABC):
         assert (scene.another().switched(), scene.another().confined()) == (switched, frozenset())
         backend.apply(replace(STATE, confined=frozenset(Family), kept=frozenset(Family)), full=True)
         assert not scene.another().switched()
+
+    def test_sets_and_limits_are_there_once_and_go_with_the_rest(self, scene: Scene) -> None:
+        backend, before = scene.another(), scene.ours()
+        assert backend.apply(GUARDED, full=True).mended == GUARDED.exposures
+        held = scene.ours()
+        assert not backend.apply(GUARDED, full=True).changed
+        assert not scene.another().apply(GUARDED, full=True).changed
+        scene.wipe()
+        assert backend.apply(GUARDED, full=False).damaged == GUARDED.exposures
+        assert scene.ours() == held
+        assert not any([*backend.dropped(GUARDED).by_exposure.values(), *backend.dropped(GUARDED).by_set.values()])
+        backend.remove()
+        assert scene.ours() == before
 
     def test_nothing_was_counted_at_first(self, scene: Scene) -> None:
         backend = scene.another()

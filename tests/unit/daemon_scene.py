@@ -29,10 +29,10 @@ from fwdaemon.core.inventory import (
     Inventory,
     LearnedAddress,
     Network,
+    Occupied,
 )
 from fwdaemon.core.report import ApplyResult, Reason, ReasonKind, RulesChanged, Trigger
 from fwdaemon.core.state import Desired, Silent
-from fwdaemon.core.types import Protocol
 from fwdaemon.daemon import Daemon, Parts, RequestPass
 from fwdaemon.errors import PortfwdError
 from fwdaemon.events import ConnectionState
@@ -51,7 +51,7 @@ WEB = '[[forward]]\ndomain = "web1"\nports = ["80:8080"]\n'
 SSH = '[[forward]]\ndomain = "web1"\nports = ["22"]\n'
 REMOVE = '[daemon]\non_stop = "remove"\n'
 STARTED = Reason(ReasonKind.DOMAIN, "web1", "started")
-FAST = Pauses(passes=0.001, passes_at_most=0.01, verify=0.02, retry=0.01, retry_at_most=0.05, ready=60.0)
+FAST = Pauses(0.001, 0.01, verify=0.02, verify_at_most=0.1, retry=0.01, retry_at_most=0.05, ready=60.0)
 RULE = "web1: tcp *:80 -> 192.168.122.50:8080"
 SSH_RULE = "web1: tcp *:22 -> 192.168.122.50:22"
 ROOT = Peer(1 << 30, 0, frozenset({0}))
@@ -129,10 +129,11 @@ class Routes:
 
 @dataclass
 class Scene(Memory):
-    """A daemon, and everything around it; `faults` are what the next writes of rules fail with."""
+    """A daemon, and all around it; `faults` are what the next writes of rules fail with, `files` those of sets."""
 
     place: Path = Path()
     text: str = WEB
+    files: tuple[Path, ...] = ()
     libvirt: Libvirt = field(default_factory=Libvirt)
     pauses: Pauses = FAST
     faults: list[Exception] = field(default_factory=list)
@@ -143,7 +144,7 @@ class Scene(Memory):
     budgets: Budgets = field(default_factory=new_budgets)
     start: Start | None = None
     made: list[Config] = field(default_factory=list)
-    sockets: set[tuple[Protocol, int]] | None = field(default_factory=set)
+    sockets: set[Occupied] | None = field(default_factory=set)
     now: Now = field(default_factory=lambda: Now(1_772_000_000.0, 5_000.0, "first"))
     daemon: Daemon = field(init=False)
     running: asyncio.Task[None] = field(init=False)
@@ -189,7 +190,8 @@ class Scene(Memory):
             self.readable.wait(600)  # longer than the end of a daemon is waited for
         if self.unreadable:
             raise self.unreadable.pop()
-        return Loaded(parse({path: self.text}), {path: self.text.encode()})
+        lists = {file: file.read_bytes() for file in self.files}
+        return Loaded(parse({path: self.text}, lists), {path: self.text.encode()}, lists)
 
     @property
     def written(self) -> set[str]:

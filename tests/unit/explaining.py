@@ -4,6 +4,7 @@ import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_interface, ip_network
+from pathlib import Path
 from typing import Any
 
 from fwdaemon.core.admission import Place, Ranges
@@ -87,6 +88,8 @@ class PlainHost:
     others: frozenset[str] = frozenset()
     gateways: Mapping[str, str] = field(default_factory=dict)
     elements: Mapping[Place, Ranges] = field(default_factory=dict)
+    over: Mapping[str, int] = field(default_factory=dict)
+    lists: Mapping[Path, bytes] = field(default_factory=dict)
 
     def addresses(self) -> Sequence[HostAddress]:
         return self.held
@@ -142,6 +145,13 @@ class PlainHost:
 
     def ranges(self, names: Collection[str]) -> Mapping[Place, Ranges]:
         return {place: found for place, found in self.elements.items() if place[1] in names}
+
+    def over_limit(self, counted_as: str, source: Address) -> int:
+        del counted_as
+        return self.over.get(str(source), 0)
+
+    def text_of(self, file: Path) -> bytes:
+        return self.lists.get(file, b"")
 
     def is_on_link(self, address: Address) -> bool:
         return str(address) in self.others

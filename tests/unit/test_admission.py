@@ -9,19 +9,21 @@ import pytest
 
 from fwdaemon.config import load, load_guarded, parse
 from fwdaemon.config.model import Config
-from fwdaemon.config.sets import MOST_NETWORKS, read_list
+from fwdaemon.config.sets import MOST_NETWORKS, place_of, read_list
 from fwdaemon.core.admission import Admission, Element, Gatekeeper, Ranges, Rate, SourceSet
 from fwdaemon.core.state import Desired
-from fwdaemon.core.types import Family, Origin, Protocol
+from fwdaemon.core.types import Family, Origin, PortRange, Protocol
 from fwdaemon.errors import ConfigError
+from fwdaemon.explain.arrival import parse_request
 from fwdaemon.explain.report import Cause
+from fwdaemon.explain.trace import explain
+from fwdaemon.kernel.external_sets import Added, Externals
 from fwdaemon.nftables.difference import difference
-from fwdaemon.nftables.external import Added, Externals
 from fwdaemon.nftables.ruleset import tables
-from fwdaemon.nftables.table_cache import TableCache
+from fwdaemon.nftables.table_cache import TableCache, limited_sources
 from fwdaemon.resolve.flows import Flow, Judge
 from tests.unit.forwards import forward, nat, route
-from tests.unit.trace_scene import FORWARD, host, told
+from tests.unit.trace_scene import FORWARD, host, libvirt, told
 
 MAIN = Path("/etc/portfwd.toml")
 LIST = Path("/etc/portfwd.d/blocklist.txt")
@@ -55,7 +57,9 @@ def test_what_is_in_a_file_or_is_others_is_asked_for_by_name() -> None:
     keys = 'sources = ["10.0.0.0/8", "set:big"]\ndeny = ["set:banned", "192.0.2.0/24"]\nrate = "5/hour"\nmax_open = 7\n'
     (entry,) = read(WEB + keys + BIG + BANNED).forwards
     asked = Admission((ip_network("10.0.0.0/8"),), ("big",), (ip_network("192.0.2.0/24"),), ("banned",))
-    assert (entry.sources, entry.admission) == ((), replace(asked, rate=Rate(5, "hour"), max_open=7))
+    assert entry.admission is not None
+    limited = replace(asked, rate=Rate(5, "hour"), max_open=7, entry=entry.admission.entry)
+    assert (entry.sources, entry.admission) == ((), limited)
 
 
 def test_every_kind_of_entry_denies_and_so_does_the_daemon() -> None:
@@ -68,9 +72,42 @@ def test_every_kind_of_entry_denies_and_so_does_the_daemon() -> None:
     assert found.routes[0].admission == Admission(deny=(ip_network("192.0.2.1"),))
 
 
+def test_one_to_one_addresses_and_routes_have_sources_too() -> None:
+    text = (
+        '[[nat]]\ndomain = "m"\npublic = "198.51.100.8"\nsources = ["10.0.0.0/8", "set:banned"]\n'
+        '[[route]]\nnetwork = "n"\naddresses = ["203.0.113.64/29"]\nsources = ["192.0.2.0/24"]\n'
+    )
+    found = read(text + BANNED)
+    assert found.nats[0].admission == Admission((ip_network("10.0.0.0/8"),), ("banned",))
+    assert found.routes[0].admission == Admission((ip_network("192.0.2.0/24"),))
+
+
+def test_what_one_entry_opens_for_one_guest_is_counted_together_and_nothing_else_is() -> None:
+    limited = '[[forward]]\ndomain = "{}"\nports = {}\nrate = "5/hour"\n'
+    text = limited.format("web", '["80", "443"]') + limited.format("web", '["8080"]') + limited.format("app", '["90"]')
+    one, other, third = read(text).forwards
+    web = forward("tcp *:80", "192.168.122.50:80")
+    names = [
+        replace(web, domain=domain, ports=PortRange(port, port), admission=entry.admission).counted_as
+        for domain, port, entry in (("a", 80, one), ("a", 443, one), ("b", 80, one), ("a", 80, other), ("a", 80, third))
+    ]
+    assert names[0] == names[1]
+    assert len(set(names)) == 4
+    again = read("# a line more\n" + text).forwards[0]
+    assert again.admission == one.admission
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
+        (
+            '[[nat]]\ndomain = "m"\npublic = "198.51.100.8"\nsources = ["2001:db8::/32"]\n',
+            "sources: is IPv6 only, but public is IPv4 only, so nothing could match; write both in one family",
+        ),
+        (
+            '[[route]]\nnetwork = "n"\naddresses = ["2001:db8:1::/64"]\nsources = "192.0.2.1"\n',
+            "sources: is IPv4 only, but addresses are IPv6 only, so nothing could match; write both in one family",
+        ),
         (WEB + 'deny = ["set:bannd"]\n' + BANNED, '4: no set is called "bannd"; did you mean "set:banned"?'),
         ('[daemon]\ndeny = ["set:x"]\n', '2: no set is called "x"; write a [[set]] with name = "x"'),
         (WEB + 'rate = "30 per min"\n', 'write "30/minute"'),
@@ -85,7 +122,6 @@ def test_every_kind_of_entry_denies_and_so_does_the_daemon() -> None:
         ('[[set]]\nname = "a"\nfile = "list.txt"\n', "no absolute path"),
         (BANNED + BANNED, '5: a set "banned" is already at /etc/portfwd.toml:2'),
         ('[[set]]\nname = "a"\nfile = "/nowhere"\n', 'set "a": /nowhere is not there'),
-        ('[daemon]\nbackend = "iptables"\n' + WEB + "max_open = 3\n", 'write backend = "auto"'),
     ],
 )
 def test_what_is_wrong_is_told_with_its_line_and_a_remedy(text: str, said: str) -> None:
@@ -120,6 +156,13 @@ def test_one_wrong_line_is_named_and_nothing_of_the_file_counts(line: str) -> No
     assert [text.startswith(f"{LIST}:3: ") for text in said] == [True]
 
 
+def test_the_wrong_line_of_a_long_file_is_named() -> None:
+    lines = [f"{number >> 16 & 255}.{number >> 8 & 255}.{number & 255}.1" for number in range(100_000)]
+    lines[99_998] = "1.2.3"
+    said = problems(WEB + 'deny = ["set:big"]\n' + BIG, "\n".join(lines).encode())
+    assert [text.startswith(f"{LIST}:99999: ") for text in said] == [True]
+
+
 def test_a_file_that_is_too_long_is_refused() -> None:
     lines = (f"{number >> 16 & 255}.{number >> 8 & 255}.{number & 255}.1" for number in range(1, MOST_NETWORKS + 2))
     _, wrong = read_list(LIST, "\n".join(lines).encode())
@@ -150,6 +193,8 @@ def test_the_gatekeeper_knows_sets_of_every_kind() -> None:
     assert keeper.refusal(Admission(denied=("banned",)), CLIENT + 3) is None
     assert keeper.refusal(Admission(sets=("bad",)), CLIENT) is None
     assert keeper.refusal(Admission(sets=("bad",)), ip_address("192.0.2.1")) is not None
+    loopback = SourceSet.of("own", HERE, [ip_network("::1")])
+    assert Gatekeeper({"own": loopback}).refusal(Admission(denied=("own",)), ip_address("::1")) is not None
     assert replace(keeper, everywhere=Admission(denied=("bad",))).refusal(None, CLIENT) is not None
 
 
@@ -161,6 +206,11 @@ def test_connections_of_who_is_denied_are_outdated_and_those_that_a_guest_opened
     judge = Judge([web, mail], (), gatekeeper=keeper)
     host_, guest = ip_address("192.0.2.80"), web.target
     came = Flow(Protocol.TCP, CLIENT, host_, 80, guest, 80, CLIENT, 4000)
+    named = replace(mail, admission=Admission(sources=(ip_network("192.0.2.1/32"),)))
+    refusing = Judge([named], (), gatekeeper=Desired().having([named]).gatekeeper())
+    to_mail = replace(came, destination=mail.public, destination_port=25, server=mail.target, server_port=25)
+    passing = replace(to_mail, source=ip_address("192.0.2.1"), client=ip_address("192.0.2.1"))
+    assert [refusing.is_outdated(flow) for flow in (to_mail, passing)] == [True, False]
     other = replace(came, source=ip_address("192.0.2.1"), client=ip_address("192.0.2.1"))
     went = Flow(Protocol.TCP, mail.target, CLIENT, 25, CLIENT, 25, mail.public, 4000)
     assert [judge.is_outdated(flow) for flow in (came, other, went)] == [True, False, False]
@@ -212,6 +262,20 @@ def test_tables_that_are_kept_are_those_that_would_be_made_anew(before: Desired,
     assert cache.tables(after) == tables(after)
 
 
+def test_whom_a_one_to_one_address_or_a_route_does_not_name_is_dropped_and_a_forward_lets_go_on() -> None:
+    office = Admission(sources=(ip_network("198.51.100.0/24"),))
+    exposures = (
+        replace(nat("192.0.2.8", "192.168.122.51"), admission=office),
+        replace(route("203.0.113.64/29"), admission=office),
+        replace(PLAIN, admission=Admission(sets=("bad",))),
+    )
+    (table,) = tables(replace(Desired().having(exposures), sets=(BAD,))).values()
+    last = {name: chain.rules[-1].expression for name, chain in table.chains.items() if chain.hook is None}
+    assert last["nat.192.0.2.8"] == "counter drop"
+    assert last["to.203.0.113.64/29"] == 'iifname != "virbr1" oifname "virbr1" counter drop'
+    assert last["any.tcp.80"].endswith("dnat to 192.168.122.50:80")
+
+
 def test_sets_come_and_go_without_the_table() -> None:
     for before, after in pairwise(STATES):
         script = difference(Family.IPV4, tables(after)[Family.IPV4], tables(before)[Family.IPV4]).script
@@ -219,13 +283,71 @@ def test_sets_come_and_go_without_the_table() -> None:
         assert not any(line.startswith(("delete table", "create table")) for line in script)
 
 
+def test_whom_a_limit_stops_is_read_from_what_counts_him() -> None:
+    rate = "limit rate over 2/day burst 2 packets counter packets"
+    sets = {
+        "set_bad": "192.0.2.1 counter packets 3 bytes 4",
+        "rate.0a1b": f"192.0.2.1 {rate} 5 bytes 300 expires 23h,\n\t\t\t     192.0.2.2 {rate} 0 bytes 0 expires 23h",
+        "open.0a1b": "192.0.2.1 ct count over 2  counter packets 1 bytes 60",
+    }
+    listed = (f"\tset {name} {{\n\t\telements = {{ {held} }}\n\t}}\n" for name, held in sets.items())
+    text = f"table ip kvm_portfwd {{\n{''.join(listed)}}}\n"
+    assert limited_sources(text) == {"0a1b": {ip_address("192.0.2.1"): 6}}
+
+
 # --- explain ---------------------------------------------------------------------------------------------------------
+
+
+def test_explain_names_the_line_of_the_network_that_refuses() -> None:
+    text = b"# bad\n198.51.100.0/24\n\n198.51.100.7 # worse\n::/0\n"
+    config = parse({MAIN: FORWARD + 'deny = ["set:big"]\n' + BIG}, {LIST: text})
+    for client, line in (str(CLIENT), 4), ("198.51.100.8", 2):
+        request = parse_request("198.51.100.1:8000", client)
+        report = explain(request, config, libvirt(), host(lists={LIST: text}), str(MAIN))
+        assert f" at {LIST}:{line})" in report.steps[-1].text
+    (written,) = read('[[set]]\nname = "office"\naddresses = [\n"192.0.2.0/24",\n"0.0.0.0/0",\n]\n').sets
+    assert [place_of(ip_network(text), written, b"").line for text in ("192.0.2.0/24", "128.0.0.0/1")] == [4, 5]
+
+
+def test_explain_takes_a_client_that_may_connect_where_none_is_named() -> None:
+    text = FORWARD + 'sources = ["set:big"]\n' + BIG
+    config = parse({MAIN: text}, {LIST: b"203.0.113.0/24\n"})
+    report = explain(parse_request("198.51.100.1:8000"), config, libvirt(), host(), str(MAIN))
+    assert any("203.0.113.1" in step.text for step in report.steps if step.name == "admission")
+
+
+def test_explain_says_that_a_client_is_over_a_limit_where_it_was_of_late() -> None:
+    text = FORWARD + 'rate = "3/minute"\nmax_open = 2\n'
+    report = told(source=str(CLIENT), text=text, world=host(over={str(CLIENT): 7}))
+    (step,) = (step for step in report.steps if step.name == "admission")
+    assert "one address may have 3 new connections a minute and 2 open ones" in step.text
+    assert "7 of its first packets were dropped of late" in step.remedy
+    (other,) = (step for step in told(source="192.0.2.1", text=text).steps if step.name == "admission")
+    assert not other.remedy
+
+
+def test_explain_says_whom_a_one_to_one_address_is_for() -> None:
+    text = '[[nat]]\ndomain = "web"\npublic = "198.51.100.8"\nsources = ["203.0.113.0/24", "set:office"]\n'
+    office = '[[set]]\nname = "office"\naddresses = ["192.0.2.0/24"]\n'
+    report = told("198.51.100.8:80", "198.51.100.99", text=text + office)
+    last = report.steps[-1]
+    assert (last.cause, last.remedy) == (
+        Cause.ON_PURPOSE,
+        "This is on purpose: 198.51.100.99 is not among those who may connect.",
+    )
+    assert any("from 203.0.113.0/24, set office" in step.text for step in report.steps)
+    for source in "203.0.113.9", "192.0.2.7":
+        steps = told("198.51.100.8:80", source, text=text + office).steps
+        assert any(step.text == f"nothing denies {source}" for step in steps)
 
 
 def test_explain_names_the_set_that_refuses_and_never_advises_to_open() -> None:
     text = FORWARD + 'deny = ["set:banned", "set:office"]\n' + OFFICE + BANNED
     ranges = {(Family.IPV4, "banned"): Ranges([Element(int(CLIENT), int(CLIENT))])}
-    for source, named in ((str(CLIENT), "set banned"), ("203.0.113.9", "set office (203.0.113.0/24 of")):
+    for source, named in (
+        (str(CLIENT), "set banned"),
+        ("203.0.113.9", "set office (203.0.113.0/24 at /etc/portfwd.toml:"),
+    ):
         report = told(source=source, text=text, world=host(elements=ranges))
         last = report.steps[-1]
         assert last.cause is Cause.ON_PURPOSE

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final
 from uuid import UUID
 
+import libvirt
 import pytest
 
 from fwdaemon.config import parse
@@ -20,6 +21,8 @@ from tests.unit.schemas import matches
 from tests.unit.test_documents import code
 
 PAGE: Final = Path(__file__).parents[2] / "docs" / "automation.md"
+# What virt-install 4.1 prints for the command of the page with --dry-run --print-xml and --connect test:///default.
+PRINTED: Final = (Path(__file__).parent / "samples" / "virt-install-4.1.xml").read_text(encoding="utf-8")
 TEXT: Final = PAGE.read_text(encoding="utf-8")
 # What a tool that cannot write metadata passes to a style sheet, some of another program among it.
 DEFINITION: Final = (
@@ -91,6 +94,23 @@ def test_what_virt_install_is_given_makes_elements_of_ours() -> None:
     for place, key, value in re.findall(r"--xml '\./(\S+)/@(\w+)=([^']+)'", text):
         made(domain, place).set(key, value)
     assert asked(ET.tostring(domain, encoding="unicode")) == [("8080", "auto:22"), ("auto:443",)]
+    assert forwards(ET.tostring(domain, encoding="unicode")) == forwards(PRINTED)
+
+
+def test_libvirt_keeps_what_virt_install_printed() -> None:
+    connection = libvirt.open("test:///default")
+    try:
+        created = connection.createXML(re.sub("<(uuid|emulator)>.*", "", PRINTED)).XMLDesc()
+    finally:
+        connection.close()
+    assert forwards(created) == forwards(PRINTED)
+    assert asked(created) == [("8080", "auto:22"), ("auto:443",)]
+
+
+def forwards(definition: str) -> str:
+    """Give our element of a definition, whatever prefix and blanks it is written with."""
+    (element,) = ET.fromstring(definition).findall(f"metadata/{{{NAMESPACE}}}forwards")  # noqa: S314  it is ours
+    return ET.canonicalize(ET.tostring(element), strip_text=True, rewrite_prefixes=True)
 
 
 def test_the_drop_in_of_a_task_is_a_file_of_ours() -> None:

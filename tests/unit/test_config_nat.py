@@ -64,7 +64,7 @@ def test_public_refused(public: str, message: str) -> None:
     ("line", "message"),
     [
         ('asign = "eth0"', 'unknown key "asign"; did you mean "assign"?'),
-        ('x = ["80"]', 'unknown key "x"; write one of address, assign, deny, domain, mac, network, public'),
+        ('x = ["80"]', 'unknown key "x"; write one of address, assign, deny, domain, mac, network, public, sources'),
         ("assign = true", 'assign: must be a string, not true; write the name of one, such as "eth0"'),
         (
             'assign = "eth+"',

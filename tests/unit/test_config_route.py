@@ -85,7 +85,7 @@ def test_addresses_refused(addresses: str, message: str) -> None:
     ("line", "message"),
     [
         ('prox = "eth0"', 'unknown key "prox"; did you mean "proxy"?'),
-        ("x = 1", 'unknown key "x"; write one of addresses, deny, network, proxy'),
+        ("x = 1", 'unknown key "x"; write one of addresses, deny, network, proxy, sources'),
         ("proxy = []", 'proxy: must be a string, not an array; write a string such as "eth0"'),
         ('proxy = "a b"', 'proxy: "a b" is no name the kernel accepts; write one that "ip link" shows'),
     ],

@@ -58,14 +58,7 @@ KEYS = [
             good,
             opened,
         )
-        for bad, good, opened in (
-            ('ports = ["80"]', INSTEAD, OPENS_INSTEAD),
-            (
-                'sources = "203.0.113.0/24"',
-                f'{INSTEAD}sources = "203.0.113.0/24"\n',
-                f"{OPENS_INSTEAD} from 203.0.113.0/24 IPv4",
-            ),
-        )
+        for bad, good, opened in (('ports = ["80"]', INSTEAD, OPENS_INSTEAD),)
     ),
     Case(
         '[[nat]]\nvm = "web1"\npublic = "198.51.100.8"\n',
@@ -81,7 +74,7 @@ KEYS = [
     ),
     Case(
         f'[daemon]\nsources = "203.0.113.0/24"\n{ENTRY_80}',
-        "2: daemon: sources is a key of [[forward]]; move it there",
+        "2: daemon: sources is a key of [[forward]] and [[nat]] and [[route]]; move it there",
         f'[daemon]\n{ENTRY_80}sources = "203.0.113.0/24"\n',
         FROM,
     ),

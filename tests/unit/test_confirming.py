@@ -20,6 +20,7 @@ from tests.unit.test_config_support import forward
 
 ROLLED_BACK = "configuration /etc/portfwd.toml was not confirmed; the one before is in force again"
 OTHER = WEB.replace("80:8080", "81:8080")
+DENYING = WEB + 'deny = ["set:bad"]\n[[set]]\nname = "bad"\nfile = "{}"\n'
 OTHER_RULE = RULE.replace("*:80", "*:81")
 
 
@@ -62,6 +63,33 @@ def test_without_confirmation_the_configuration_before_comes_back(
     play(act())
     assert ROLLED_BACK in caplog.messages
     assert f"removed {SSH_RULE} ({ROLLED_BACK})" in caplog.messages
+
+
+def test_with_the_one_before_its_sets_come_back_and_what_is_in_their_files_now(scene: Scene) -> None:
+    file = scene.place / "list.txt"
+    file.write_text("192.0.2.1\n")
+
+    def denied() -> list[str]:
+        """Give what is denied by the sets in force."""
+        config = scene.daemon._sets.applied(scene.daemon._standing.all)  # noqa: SLF001  what the next pass goes by
+        return [str(network) for item in config.sets for network in item.networks]
+
+    async def act() -> None:
+        async with scene.running_daemon():
+            scene.files = (file,)
+            await loaded(scene, DENYING.format(file))
+            scene.files = ()
+            await loaded(scene, WEB, 60)
+            file.write_text("nonsense\n")
+            scene.pass_by(60)
+            await scene.until(lambda: denied() == ["192.0.2.1/32"])
+            await scene.until(lambda: f"{file}:1: " in "".join(scene.problems))
+            assert denied() == ["192.0.2.1/32"]
+            file.write_text("192.0.2.2\n")
+            await scene.until(lambda: denied() == ["192.0.2.2/32"])
+            assert not scene.problems
+
+    play(act())
 
 
 def test_one_that_is_confirmed_stays(scene: Scene, caplog: pytest.LogCaptureFixture) -> None:

@@ -215,6 +215,22 @@ def test_without_libvirt_an_entry_counts_in_each_family_it_may_have() -> None:
     assert {item.origin.line for item in found.values() if item.origin} == {3, 8, 11}
 
 
+def test_a_pattern_is_said_to_yield_to_a_process_that_listens() -> None:
+    config = read('[[forward]]\ndomain = "ci-*"\nports = ["22"]\n[[forward]]\ndomain = "web"\nports = ["23"]\n')
+    sockets = [socket("tcp *:22", inode=1), socket("tcp *:23", inode=2)]
+    met = comparing.shadowed_listeners(takings_if_running(config, LOCAL), sockets, CLIENTS, ())
+    assert [item.sentence() for item in comparing.listener_conflicts(met, {1: "sshd (pid 1)", 2: "it (pid 2)"})] == [
+        (
+            "port 22/tcp: sshd (pid 1) of the host listens there; no domain ci-* is given the port before that ends"
+            " (/etc/portfwd.toml:3)"
+        ),
+        (
+            "port 23/tcp: it (pid 2) of the host listens there; connections from outside will reach web instead"
+            " (/etc/portfwd.toml:6)"
+        ),
+    ]
+
+
 @pytest.mark.parametrize(
     "made",
     [

@@ -4,6 +4,7 @@ import re
 from dataclasses import replace
 
 from hypothesis import given
+from hypothesis import strategies as st
 
 from fwdaemon.core.exposures import Exposure
 from fwdaemon.core.state import Desired
@@ -249,6 +250,13 @@ def _command(words: list[str], line: str, state: Table | None) -> Table | None:
         case "add", "rule":
             comment = re.findall('comment "([^"]*)"$', line)[0]
             chains[name] = replace(chains[name], rules=(*chains[name].rules, Rule("", comment)))
+        case "flush", "map" | "set":
+            sets[name] = replace(sets[name], elements={})
+        case "add", "map" | "set":
+            declared, _, listed = line.partition("{")[2].partition(" elements = { ")
+            assert declared.strip() == str(sets[name].type)
+            added = listed.removesuffix(" } }").split(", ")
+            sets[name] = replace(sets[name], elements=_elements(verb, sets[name].elements, added))
         case _, "element":
             inside = line[line.index("{") + 2 : -2].split(", ")
             sets[name] = replace(sets[name], elements=_elements(verb, sets[name].elements, inside))
@@ -278,11 +286,12 @@ def _hook(line: str) -> Hook | None:
     return Hook(found[1], found[2], int(found[3])) if found else None
 
 
-@given(some_states(), some_states())
-def test_the_difference_leads_from_any_state_to_any_other(before: Desired, after: Desired) -> None:
+@given(before=some_states(), after=some_states(), crowded=st.booleans())
+def test_the_difference_leads_from_any_state_to_any_other(before: Desired, after: Desired, *, crowded: bool) -> None:
     old, new = table_of(before), table_of(after)
-    script = difference(Family.IPV4, new, old).script
+    script = difference(Family.IPV4, new, old, crowded=crowded).script
     assert applied(script, old) == new
+    assert not (crowded and any(line.split()[1] == "element" for line in script))
     assert difference(Family.IPV4, new, applied(script, old)).script == ()
 
 

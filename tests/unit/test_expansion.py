@@ -14,7 +14,14 @@ from hypothesis import strategies as st
 from fwdaemon import config as configuration
 from fwdaemon.audit import causes
 from fwdaemon.config.model import Config
-from fwdaemon.core.inventory import AddressSource, Domain, GuestInterface, Inventory, LearnedAddress
+from fwdaemon.core.inventory import (
+    AddressSource,
+    Domain,
+    GuestInterface,
+    Inventory,
+    LearnedAddress,
+    Occupied,
+)
 from fwdaemon.core.report import Cause, Reason, ReasonKind
 from fwdaemon.core.state import Desired
 from fwdaemon.core.types import PortRange, Protocol
@@ -138,7 +145,8 @@ def test_the_files_claim_goes_first_and_the_automatic_one_moves_and_is_told() ->
 
 
 def test_a_port_on_which_a_process_listens_is_not_assigned() -> None:
-    busy = [(Protocol.TCP, port) for port in range(20000, 20009)]
+    loopback = ip_address("127.0.0.1")
+    busy = [Occupied(Protocol.TCP, loopback, port, passing=True) for port in range(20000, 20009)]
     desired = desired_state(config(entry("ci-1", "auto:22")), host(domain(1)), before=Before(occupied=lambda: busy))
     assert lines(desired) == ["ci-1: tcp *:20009 -> 192.168.122.101:22"]
 
@@ -241,7 +249,8 @@ def assigned(
     busy: Collection[tuple[Protocol, int]],
     known: Assignments,
 ) -> Assignments:
-    pool = Pool(PortRange(1000, 1011), lambda protocol, port: (protocol, port) in reserved, lambda: busy)
+    of_processes = [Occupied(protocol, None, port) for protocol, port in busy]
+    pool = Pool(PortRange(1000, 1011), lambda protocol, port: (protocol, port) in reserved, lambda: of_processes)
     return pool.assign(wanted, known)
 
 
@@ -314,3 +323,14 @@ def test_what_cannot_be_is_told_with_its_line(text: str, said: str) -> None:
         configuration.parse({Path("portfwd.toml"): text})
     [problem] = refused.value.problems
     assert str(problem).startswith(f"portfwd.toml:{said}")
+
+
+def test_another_range_of_automatic_ports_makes_no_other_claims() -> None:
+    placer, text = Placer({}), HEAD + entry("ci-*", "auto:22", "80")
+    ports = []
+    for pool in ("20000-20009", "30000-30009"):
+        read = configuration.parse({Path("portfwd.toml"): text.replace("20000-20009", pool)})
+        placer.place(read, host(domain(1), domain(2)))
+        ports.append((sorted(held.port for held in placer.ports.values()), placer.turns))
+    assert ports[0][0] != ports[1][0]
+    assert ports[0][1] == ports[1][1]

@@ -6,9 +6,13 @@ from uuid import UUID
 
 import pytest
 
-from fwdaemon.core.inventory import AddressSource, Attachment, Domain, GuestInterface, LearnedAddress
+from fwdaemon.core.inventory import AddressSource, Attachment, Domain, GuestInterface, LearnedAddress, Occupied
+from fwdaemon.core.types import Protocol
+from fwdaemon.explain.arrival import parse_request
 from fwdaemon.explain.guest import Libvirt
-from fwdaemon.explain.report import Cause, GuestAnswer, RouteAnswer, StepState
+from fwdaemon.explain.report import Cause, GuestAnswer, Report, RouteAnswer, StepState
+from fwdaemon.explain.trace import explain
+from fwdaemon.resolve.expansion import Before
 from tests.unit.explaining import own
 from tests.unit.forwards import address, subnets
 from tests.unit.trace_scene import (
@@ -17,10 +21,12 @@ from tests.unit.trace_scene import (
     HELD,
     HOST_ROUTE,
     INTERFACE,
+    MAIN,
     NETWORK,
     SETTINGS,
     WEB,
     cause,
+    config,
     host,
     libvirt,
     ours,
@@ -266,3 +272,17 @@ def test_an_address_that_another_machine_has_is_not_to_be_doubled() -> None:
             assert cause(report) is Cause.HELD_ELSEWHERE
             assert report.commands == []
             assert "do not give this host the same address" in report.sentence
+
+
+def test_a_port_that_a_process_had_before_a_pattern_is_said_to_be_refused() -> None:
+    pattern, request = config(FORWARD.replace('"web"', '"w*"')), parse_request("198.51.100.1:8000", None)
+    waits = Occupied(Protocol.TCP, None, 8000)
+
+    def beside(*used: Occupied) -> Report:
+        return explain(request, pattern, libvirt(), host(), MAIN, before=Before(occupied=lambda: used))
+
+    report = beside(waits)
+    assert cause(report) is Cause.UNCLAIMED
+    assert report.failure is not None
+    assert report.failure.text == f"{MAIN}:3 asks for it and is refused: a process of the host has port 8000"
+    assert cause(beside(waits._replace(passing=True))) is None

@@ -4,7 +4,9 @@ from ipaddress import ip_address
 
 import pytest
 
+from fwdaemon.core.admission import Element, Ranges
 from fwdaemon.core.types import Family
+from fwdaemon.rulesets import xt_listing
 from fwdaemon.rulesets.evaluation import Judgement
 from fwdaemon.rulesets.packet import RuleLocation, State, System
 from tests.unit.explaining import meets, packet, saved
@@ -159,3 +161,24 @@ def test_tables_have_their_hooks_and_priorities() -> None:
     assert (raw.table, raw.hook, raw.priority, raw.kind) == ("raw", "prerouting", -300, "filter")
     nat = saved(text, "POSTROUTING")
     assert (nat.table, nat.hook, nat.priority, nat.kind) == ("nat", "postrouting", 100, "nat")
+
+
+@pytest.mark.parametrize(
+    ("match", "expected"),
+    [
+        ("-m set --match-set KVMPF_bad_4 src", REFUSES),
+        ("-m set ! --match-set KVMPF_bad_4 src", ACCEPTS),
+        ("-m set --match-set KVMPF_office_4 src", ACCEPTS),
+        ("-m set --match-set KVMPF_bad_4 dst", MAY),
+        ("-m set --match-set KVMPF_bad_4 src,dst", MAY),
+        ("-m set --match-set theirs src", MAY),
+    ],
+)
+def test_a_set_is_asked_of_whose_members_are_known(match: str, expected: Judgement) -> None:
+    client = int(ip_address("203.0.113.9"))
+    members = {"KVMPF_bad_4": Ranges([Element(client - 9, client)]), "KVMPF_office_4": Ranges([Element(1, 2)])}
+    save = f"*filter\n:FORWARD ACCEPT [0:0]\n-A FORWARD {match} -j DROP\nCOMMIT\n"
+    (chain,) = xt_listing.base_chains(save, System.LEGACY, Family.IPV4, members)
+    assert meets(chain).judgement is expected
+    anybody = meets(chain, packet(source=None)).judgement
+    assert anybody is MAY

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from fwdaemon.core.admission import Admission, Rate, SourceSet
 from fwdaemon.core.exposures import Exposure
 from fwdaemon.core.state import Desired
-from fwdaemon.core.types import Family
-from fwdaemon.nftables.difference import creation
+from fwdaemon.core.types import Family, Origin
+from fwdaemon.nftables.commands import creation
 from fwdaemon.nftables.ruleset import tables
 from tests.unit.forwards import forward, nat, route
 
@@ -23,6 +24,10 @@ UPLINK = frozenset({"eth0", "wg0"})
 WEB, DB = "192.168.122.50", "192.168.123.60"
 
 
+HERE = Origin(Path("/etc/portfwd.toml"), 1)
+CLIENTS = ip_network("192.0.2.0/24")
+BAD = SourceSet.of("bad", HERE, map(ip_network, ("203.0.113.7", "10.0.0.0/8", "2001:db8:9::/48")))
+SETS = (BAD, SourceSet("others", HERE, external=True))
 HOMES = frozenset((subnet, "virbr1" if "123" in str(subnet) else "virbr0") for subnet in SUBNETS)
 
 
@@ -118,6 +123,26 @@ CASES: dict[str, Desired] = {
     ),
     "forwarding-was-off": replace(AROUND, confined=frozenset(Family)),
     "forwarding-was-off-on-one-interface": replace(AROUND, switched=frozenset({(Family.IPV4, "eth1")})),
+    "sets-and-limits": replace(
+        state(
+            forward("tcp *:80", f"{WEB}:80"),
+            replace(
+                forward("tcp *:22-23", f"{WEB}:22-23"),
+                admission=Admission(deny=(CLIENTS,), denied=("bad",), rate=Rate(30, "minute"), max_open=20, entry="22"),
+            ),
+            replace(forward("tcp *:443", f"{DB}:443"), admission=Admission((CLIENTS,), ("bad", "others"))),
+        ),
+        sets=SETS,
+        barred=Admission(denied=("others",)),
+    ),
+    "sets-of-one-to-one-addresses-and-routes": replace(
+        state(
+            replace(nat("198.51.100.8", WEB), admission=Admission((CLIENTS,), denied=("others",))),
+            replace(route("203.0.113.64/29"), admission=Admission(sets=("bad",))),
+            replace(route("203.0.113.80/29"), admission=Admission(denied=("bad",))),
+        ),
+        sets=SETS,
+    ),
     "route-and-a-one-to-one-guest-in-it": state(route("203.0.113.64/29"), nat("198.51.100.8", "203.0.113.66")),
 }
 

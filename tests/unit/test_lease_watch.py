@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import json
 import threading
 from collections.abc import Callable, Coroutine
 from pathlib import Path
@@ -9,8 +10,10 @@ from pathlib import Path
 import pytest
 from watchdog.observers.api import BaseObserver
 
+from fwdaemon.core.report import ReasonKind
 from fwdaemon.hypervisor.guest_addresses import LeaseWatch
 from fwdaemon.kernel.process import budget_of_guests
+from fwdaemon.resolve.snapshot import LeaseNews, read_leases
 from tests.unit.saying import said
 
 Scenario = Callable[[list[str]], Coroutine[None, None, None]]
@@ -169,3 +172,62 @@ def test_a_watch_that_no_thread_is_to_be_had_for_is_not_begun(
         await until(reasons, "DHCP leases are watched again")
 
     run(directory, scenario)
+
+
+def written(**leases: str) -> bytes:
+    """What dnsmasq's helper writes of MAC addresses, each with addresses that end so many seconds later."""
+    items = [(mac, word.partition("+")) for mac, words in leases.items() for word in words.split()]
+    return json.dumps(
+        [
+            {"ip-address": ip, "mac-address": f"52:54:00:00:00:{mac}", "expiry-time": int(end)}
+            for mac, (ip, _, end) in items
+        ]
+    ).encode()
+
+
+def macs(*ends: str) -> frozenset[str]:
+    return frozenset(f"52:54:00:00:00:{end}" for end in ends)
+
+
+def told(news: LeaseNews, **leases: str) -> ReasonKind | None:
+    return news.kind("virbr0", read_leases(written(**leases)))
+
+
+def test_a_lease_that_is_renewed_and_the_end_of_one_whose_guest_has_gone_are_no_news() -> None:
+    news = LeaseNews(lambda: 0.0)
+    news.follow(macs("aa"), frozenset())
+    assert told(news, aa="192.168.122.20+100", bb="192.168.122.21+100") is ReasonKind.LEASES
+    assert told(news, aa="192.168.122.20+200", bb="192.168.122.21+100") is None
+    assert told(news, aa="192.168.122.20+200") is None
+    assert told(news, aa="192.168.122.20+200", bb="192.168.122.22+300") is ReasonKind.LEASES
+    assert told(news, aa="192.168.122.20+200 192.168.122.23+300", bb="192.168.122.22+300") is ReasonKind.LEASES
+    # Of several, the one that ends last counts.
+    assert told(news, aa="192.168.122.20+400 192.168.122.23+300", bb="192.168.122.22+300") is ReasonKind.LEASES
+    assert told(news, bb="192.168.122.22+300") is ReasonKind.LEASES
+
+
+BIG = b'[{"ip-address": "1", "mac-address": "2", "expiry-time": 1' + b"0" * 400 + b"}]"
+
+
+@pytest.mark.parametrize(
+    "text", [None, b"", b"{", b"[1]", b"{}x", b'[{"ip-address": "1"}]', b"[" * 9999, BIG, b" " * (1 << 20)]
+)
+def test_what_cannot_be_read_may_be_news(text: bytes | None) -> None:
+    news = LeaseNews(lambda: 0.0)
+    for _ in range(2):
+        assert news.kind("virbr0", read_leases(text)) is ReasonKind.LEASES
+
+
+def test_a_guest_has_one_first_lease_however_often_it_gives_that_back_or_reboots() -> None:
+    clock = iter([0.0, 1.0, 2.0, 50.0, 55.0, 120.0, 121.0, 122.0])
+    news = LeaseNews(lambda: next(clock))
+    news.follow(macs("aa"), macs("aa"))
+    assert told(news, aa="192.168.122.20+100") is ReasonKind.FIRST_LEASE
+    news.follow(macs("aa"), frozenset())
+    assert told(news) is ReasonKind.LEASES
+    news.follow(frozenset(), frozenset())
+    news.follow(macs("aa"), macs("aa"))
+    assert told(news, aa="192.168.122.20+200") is ReasonKind.LEASES
+    news.follow(frozenset(), frozenset())
+    news.follow(macs("aa"), macs("aa"))
+    assert told(news, aa="192.168.122.20+300") is ReasonKind.FIRST_LEASE

@@ -2,12 +2,13 @@
 
 from typing import Final
 from uuid import UUID
+from xml.sax.saxutils import quoteattr
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fwdaemon.config.metadata import Reading, read_metadata
+from fwdaemon.config.metadata import ATTRIBUTES, Reading, read_metadata
 from fwdaemon.core.inventory import Element, Metadata
 from fwdaemon.hypervisor.xml import NAMESPACE, parse_domain
 from tests.unit.schemas import matches
@@ -35,7 +36,7 @@ def asked(metadata: str) -> Metadata | None:
 def readings(metadata: str) -> tuple[Reading, ...]:
     found = asked(metadata)
     assert found is not None
-    return read_metadata(found, "web", WEB)
+    return read_metadata(found, "web", WEB, ("office", "bad"))
 
 
 def problems(elements: str) -> list[str]:
@@ -168,6 +169,28 @@ def valid(elements: str) -> bool:
     return matches(ours(elements).encode())
 
 
+_WORDS: Final = st.lists(
+    st.sampled_from(
+        [
+            *("80", "080", "8080:80", "1-2:3-4", "80/udp", "80/TCP", "auto:22", "auto:22/tcp+udp", "auto:1-2", "0"),
+            *("198.51.100.7", "198.51.100.7:80:80", "[2001:db8::7]:80", "2001:db8::7", "203.0.113.0/24", "::/0"),
+            *("set:office", "set:x y", "set:-", "eth0", "-x", "a:b", "default", "52:54:00:00:00:01", "é", "*", "+"),
+            *("30/minute", "30/second", "0/day", "1/hours", "20", "65536", "::", "0.0.0.0/0", "203.0.113.9/24"),
+        ]
+    ),
+    max_size=3,
+).map(" ".join)
+_KEYS: Final = st.sampled_from(sorted(set().union(*ATTRIBUTES.values())))
+
+
+@given(st.sampled_from(sorted(ATTRIBUTES)), st.dictionaries(_KEYS, _WORDS, max_size=3))
+def test_the_schema_takes_whatever_opens_something(name: str, attributes: dict[str, str]) -> None:
+    required = {"forward": ("ports", "80"), "nat": ("public", "192.0.2.8")}
+    written = dict([required[name]]) | attributes
+    element = f"<p:{name} {' '.join(f'{key}={quoteattr(value)}' for key, value in written.items())}/>"
+    assert valid(element) or problems(element)
+
+
 @pytest.mark.parametrize(
     "elements",
     [
@@ -178,6 +201,8 @@ def valid(elements: str) -> bool:
         "<p:forward ports='80' address='192.168.122.5' mac='52-54-00-AB-CD-EF'/><p:nat public='192.0.2.8'/>",
         "<p:forward ports='auto:22 198.51.100.7:auto:53/tcp+udp'/>",
         "<p:nat public='2001:db8::8' assign='eth0' network='default' address='2001:db8:1::2'/>",
+        "<p:forward ports='80' deny='192.0.2.7 set:bad' sources='set:office' rate='30/minute' max_open='20'/>",
+        "<p:nat public='192.0.2.8' deny='set:bad 2001:db8::/32'/>",
     ],
 )
 def test_the_schema_takes_what_is_right(elements: str) -> None:
@@ -200,6 +225,14 @@ def test_the_schema_takes_what_is_right(elements: str) -> None:
         "<p:forward ports='80' network='a' mac='52:54:00:00:00:01'/>",
         "<p:forward ports='80' network=''/>",
         "<p:forward ports='80' interface='a b'/>",
+        "<p:forward ports='80' rate='30/m'/>",
+        "<p:forward ports='80' rate='0/minute'/>",
+        "<p:forward ports='80' max_open='0'/>",
+        "<p:forward ports='80' max_open='many'/>",
+        "<p:forward ports='80' deny=''/>",
+        "<p:forward ports='80' deny='set:'/>",
+        "<p:forward ports='80' deny='eth0'/>",
+        "<p:nat public='192.0.2.8' rate='30/minute'/>",
         "<p:forward ports='80'>x</p:forward>",
         "<p:forward ports='80'><p:nat public='192.0.2.8'/></p:forward>",
         "<p:nat/>",

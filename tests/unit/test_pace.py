@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from fwdaemon.core.report import Reason, ReasonKind
 from fwdaemon.kernel.process import budget_of_guests
-from fwdaemon.triggers import REST_S, SHARE, STOCK_S, Budget, Origin, TriggerQueue, origin
+from fwdaemon.triggers import REST_S, SHARE, STOCK_S, Budget, Lull, Origin, TriggerQueue, origin
 
 COST_S, MINUTE_S, RESOLUTION_S = 0.02, 60.0, 1e-6
 
@@ -177,3 +177,15 @@ def test_what_no_guest_can_provoke_is_urgent_in_the_middle_of_a_flood(kind: Reas
 @pytest.mark.parametrize("kind", [ReasonKind.NEIGHBOUR, ReasonKind.LEASES, ReasonKind.AGENT, ReasonKind.ADDRESSES_LOST])
 def test_what_guests_provoke(kind: ReasonKind) -> None:
     assert origin(Reason(kind, "x")) is Origin.GUESTS
+    assert origin(Reason(ReasonKind.FIRST_LEASE, "x")) is Origin.USERS
+
+
+def test_several_changes_are_looked_at_once_after_the_last_of_them_and_not_much_after_the_first() -> None:
+    clock = Clock()
+    lull = Lull(clock, 1.0, 5.0)
+    due = []
+    for clock.now in (0.0, 0.5, 3.0, 4.5, 6.0):
+        due.append(clock.now + lull.changed())
+    assert due == [1.0, 1.5, 4.0, 5.0, 6.0]
+    lull.looked()
+    assert lull.changed() == 1.0

@@ -1,7 +1,9 @@
 """Reconciles that end connections, refuse them or spare them, with all that they work on in memory."""
 
 from dataclasses import replace
+from ipaddress import ip_network
 
+from fwdaemon.core.admission import Admission
 from fwdaemon.core.inventory import Move
 from fwdaemon.core.state import Proxied
 from fwdaemon.errors import KernelError
@@ -93,3 +95,13 @@ def test_what_was_known_of_addresses_that_a_route_takes_over_is_forgotten(bench:
     there = address("203.0.113.65")
     bench.reconcile(replace(STATE, proxied=frozenset({Proxied(ROUTED, there)})))
     assert bench.connections.resumed[-1] == {there}
+
+
+def test_who_is_denied_and_got_in_while_rules_were_gone_is_cut_off(bench: Bench) -> None:
+    state = replace(STATE, barred=Admission(deny=(ip_network(FLOW.source),)))
+    other = replace(FLOW, source=address("192.0.2.99"), client=address("192.0.2.99"))
+    bench.reconcile(state)
+    bench.kernel.wipe()
+    bench.connections.flows = [FLOW, other]
+    bench.reconcile(state)
+    assert bench.connections.flows == [other]

@@ -14,8 +14,8 @@ from fwdaemon.config import load_guarded
 from fwdaemon.core.admission import Admission, Element, SourceSet
 from fwdaemon.core.report import Fault
 from fwdaemon.core.types import Family, Origin
+from fwdaemon.kernel.external_sets import Externals, now
 from fwdaemon.netfilter import Netfilter
-from fwdaemon.nftables.external import Externals, now
 from fwdaemon.reconcile import Reconciler
 from fwdaemon.status.sets import KeptElements, SetKeeper, Told
 from tests.unit.backend_behaviour import FLOW, STATE

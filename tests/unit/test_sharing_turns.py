@@ -17,6 +17,7 @@ from fwdaemon.resolve.placement import Placer, desired_state
 from fwdaemon.resolve.sharing import Allocator, grants
 from fwdaemon.resolve.snapshot import Grace, Stop
 from tests.unit.asking import (
+    ALLOW,
     HOST,
     NETWORKS,
     PUBLIC,
@@ -242,3 +243,27 @@ def test_whatever_others_ask_for_nobody_loses_what_he_has_and_still_asks_for(
 
 def _written(what: str) -> Element:
     return element("nat", public=what) if what.startswith("192.0.2.") else forward(what)
+
+
+NARROW = config(ALLOW.replace("8000-8099", "8001-8099"))
+
+
+def test_who_asked_first_goes_first_also_after_a_policy_that_covered_none_of_it() -> None:
+    allocator, policy = Allocator(), config()
+    younger, older = domain("ci-1", 1, forward("8000")), domain("ci-2", 2, forward("8000"))
+    dealt(allocator, older, policy=policy)
+    assert dealt(allocator, younger, older, policy=policy) == ["ci-2 tcp *:8000"]
+    assert dealt(allocator, younger, older, policy=NARROW) == []
+    again = Allocator(of_these_runs(allocator.turns, (younger, older)))
+    for known in (allocator, again):
+        assert dealt(known, younger, older, policy=NARROW) == []
+        assert dealt(known, younger, older, policy=policy) == ["ci-2 tcp *:8000"]
+
+
+def test_who_asked_for_something_else_meanwhile_asks_anew() -> None:
+    allocator, policy = Allocator(), config()
+    younger, older = domain("ci-1", 1, forward("8000")), domain("ci-2", 2, forward("8000"))
+    dealt(allocator, older, policy=policy)
+    dealt(allocator, younger, older, policy=policy)
+    dealt(allocator, younger, asking(older, forward("8001")), policy=NARROW)
+    assert dealt(allocator, younger, older, policy=policy) == ["ci-1 tcp *:8000"]

@@ -24,7 +24,7 @@ from fwdaemon.core.inventory import (
     ObservedDomain,
     ObservedNetwork,
 )
-from fwdaemon.resolve.snapshot import devices_without_bridge, guest_macs, merge, wants_agent
+from fwdaemon.resolve.snapshot import awaited_macs, devices_without_bridge, guest_macs, merge, wants_agent
 
 MAC = "52:54:00:00:00:01"
 WEB1 = UUID(int=1)
@@ -54,6 +54,14 @@ def learned(inventory: Inventory) -> list[str]:
 def test_what_leads_to_a_guest_leads_nowhere_else_even_when_its_bridge_is_gone() -> None:
     host = HostObservation(uplinks=frozenset({"eth0", "vnet0"}))
     assert merge([observation()], host, {}).uplinks == {"eth0"}
+
+
+def test_of_a_guest_an_address_is_awaited_until_any_witness_names_one() -> None:
+    for said, awaited in ((), {MAC}), ((claim("192.168.122.11", AddressSource.LEASE),), set[str]()):
+        assert awaited_macs(merge([observation(*said)], HostObservation(), {})) == awaited
+    seen = merge([observation()], HostObservation(neighbours=(neighbour("192.168.122.9"),)), {})
+    assert not awaited_macs(seen)
+    assert not awaited_macs(replace(seen, domains=(replace(seen.domains[0], running=False),)))
 
 
 def test_claims_are_sorted_by_precedence() -> None:

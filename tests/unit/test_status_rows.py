@@ -2,11 +2,12 @@
 
 from dataclasses import replace
 from datetime import UTC, datetime
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 
+from fwdaemon.core.admission import Admission, Rate
 from fwdaemon.core.exposures import Owner
 from fwdaemon.core.inventory import Hindrance, HindranceKind, Move, Place
-from fwdaemon.core.state import Desired, Waiting
+from fwdaemon.core.state import Desired, Dropped, Waiting
 from fwdaemon.core.types import Family
 from fwdaemon.status.model import Row, State, Usage, counts
 from fwdaemon.status.rows import Facts, Readings, rows
@@ -31,6 +32,20 @@ def test_what_is_live_is_active() -> None:
         ("active", "all of 198.51.100.9", "192.168.122.51"),
     ]
     assert counts(found) == {"active": 5, "waiting": 0, "refused": 0}
+
+
+def test_who_may_connect_and_whom_limits_stop_is_told() -> None:
+    asked = Admission((ip_network("192.0.2.0/24"),), ("office",), denied=("bad",), rate=Rate(3, "hour"), max_open=2)
+    limited = replace(WEB, admission=asked)
+    clients = {ip_address(f"192.0.2.{number}"): number for number in range(1, 20)} | {ip_address("2001:db8::1"): 99}
+    dropped = Dropped({limited: 7}, by_source={limited.counted_as: clients})
+    state = Desired().having([limited, NAT])
+    plain, web = (row.as_json() for row in rows(Facts(read(""), state, state), Readings(dropped=dropped)))
+    told = [web[key] for key in ("sources", "deny", "rate", "max_open", "dropped")]
+    assert told == [["192.0.2.0/24", "set:office"], ["set:bad"], "3/hour", 2, 7]
+    assert web["limited"][:2] == [{"source": "192.0.2.19", "dropped": 19}, {"source": "192.0.2.18", "dropped": 18}]
+    assert len(web["limited"]) == 10
+    assert [plain[key] for key in ("sources", "deny", "rate", "limited")] == [[], [], None, []]
 
 
 def test_everything_waits_for_libvirt_before_its_first_answer() -> None:

@@ -15,6 +15,7 @@ from fwdaemon.config.metadata import read_opening
 from fwdaemon.control.listener import Peer
 from fwdaemon.control.protocol import INVALID_PARAMETER, PERMISSION_DENIED, REFUSED, CallError
 from fwdaemon.core.exposures import Nat
+from fwdaemon.core.inventory import Occupied
 from fwdaemon.core.types import Address, Family, Origin, Protocol, Until
 from fwdaemon.legacy.model import OWN_CHAINS
 from fwdaemon.resolve.flows import Flow
@@ -121,13 +122,14 @@ def test_after_a_restart_of_the_host_the_clock_on_the_wall_is_left(wall: int, le
         ("79-81:79-81", "*:79-81/tcp: web1 has it already (/etc/portfwd.toml:1)"),
         ("9000", "*:9000/tcp: ci-* has it already (/etc/portfwd.toml:4)"),
         ("7000", "*:7000/tcp: the host has it already"),
+        ("7001", "*:7001/tcp: the host has it already"),
         ("0", "is out of range"),
         ("auto:22", "no range to come from"),
     ],
 )
 def test_it_never_takes_what_is_taken(scene: Scene, ports: str, text: str) -> None:
     scene.text = f'{WEB}[[forward]]\ndomain = "ci-*"\nports = ["9000"]\n'
-    scene.sockets = {(Protocol.TCP, 7000)}
+    scene.sockets = {Occupied(Protocol.TCP, None, 7000), Occupied(Protocol.TCP, ip_address("192.0.2.1"), 7001)}
 
     async def act() -> None:
         async with scene.running_daemon():
@@ -229,6 +231,26 @@ def test_what_a_new_configuration_claims_is_closed(scene: Scene, caplog: pytest.
 
     play(act())
     assert "closed 22:2222 to web1: /etc/portfwd.toml:6 claims it" in caplog.messages
+
+
+def test_it_is_open_to_a_set_of_the_configuration_until_there_is_no_such_set(
+    scene: Scene, caplog: pytest.LogCaptureFixture
+) -> None:
+    scene.text = WEB + '[[set]]\nname = "office"\naddresses = ["203.0.113.0/24"]\n'
+
+    async def act() -> None:
+        async with scene.running_daemon():
+            await scene.ask("Reload")
+            said = await refusal(scene, **wish("8022:22") | {"sources": ["set:offce"]})
+            assert 'did you mean "set:office"?' in said
+            (opening,) = (await scene.ask("Open", **wish("8022:22") | {"sources": ["set:office"]}))["openings"]
+            assert opening["sources"] == ["203.0.113.0/24"]
+            scene.text = WEB
+            await scene.ask("Reload")
+            assert scene.written == {RULE}
+
+    play(act())
+    assert any(line.startswith("closed 8022:22 to web1: the configuration has no") for line in caplog.messages)
 
 
 def test_only_root_opens_and_what_is_no_wish_is_refused(scene: Scene) -> None:
@@ -361,7 +383,7 @@ def test_what_it_carries_goes_on_with_another_end_and_ends_with_it(scene: Scene)
 
 def test_a_port_is_assigned_that_nobody_has_and_an_assigned_one_is_not_taken(scene: Scene) -> None:
     scene.text = '[daemon]\nauto_ports = "20000-20009"\n' + WEB
-    scene.sockets = {(Protocol.TCP, port) for port in range(20000, 20009)}
+    scene.sockets = {Occupied(Protocol.TCP, None, port) for port in range(20000, 20009)}
 
     async def act() -> None:
         async with scene.running_daemon():

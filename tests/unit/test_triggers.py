@@ -1,7 +1,9 @@
+import asyncio
+
 import pytest
 
 from fwdaemon.core.report import Actor, ActorKind, Reason, ReasonKind
-from fwdaemon.triggers import Origin, TriggerQueue, Triggers
+from fwdaemon.triggers import Origin, Pauses, TriggerQueue, Triggers
 
 BY_GUEST = Reason(ReasonKind.NEIGHBOUR, "192.168.122.50", "answered")
 FIRST, SECOND = (Reason(ReasonKind.DOMAIN, name, "started") for name in ("web1", "web2"))
@@ -96,3 +98,19 @@ def test_a_pass_that_follows_from_one_for_guests_or_users_is_charged_to_them_too
     trigger_queue.time_passed(full=False, after=cause)
     trigger_queue.take_back(failed)
     assert trigger_queue.take().origin is Origin.OTHERS
+
+
+def test_commits_that_follow_one_another_ask_for_one_full_pass() -> None:
+    async def act() -> list[bool]:
+        trigger_queue = TriggerQueue(Pauses(verify=0.01))
+        trigger_queue.take()
+        for _ in range(3):
+            trigger_queue.verify(Origin.USERS)
+        while not trigger_queue.wants_pass:
+            await trigger_queue.wait()
+        first = trigger_queue.take()
+        assert first.origin is Origin.USERS
+        await asyncio.sleep(0.05)
+        return [first.full, trigger_queue.wants_pass]
+
+    assert asyncio.run(act()) == [True, False]
