@@ -164,11 +164,9 @@ def configuration_loaded(path: Path | str) -> None:
     _write("loaded", f"configuration {path} loaded")
 
 
-def configuration_refused(
-    found: Iterable[Problem], instead: str = "the old one stays in force", what: str = "configuration"
-) -> None:
+def configuration_refused(found: Iterable[Problem], instead: str = "the old one stays in force") -> None:
     """Say what is wrong with a new configuration, and that it changes nothing."""
-    for text in (*map(str, found), f"{what} refused; {instead}"):
+    for text in (*map(str, found), f"configuration refused; {instead}"):
         _write("refused", text, level=logging.ERROR)
 
 
@@ -268,7 +266,6 @@ _FAULTS: Final[Mapping[FaultKind, str]] = {
         "the configuration cannot be read yet, as where a file system hangs; the one before stays in force until then"
     ),
     FaultKind.SET_REFUSED: "set {0}: {detail}",
-    FaultKind.ETCD: "etcd: {detail}",
     FaultKind.TABLE_REFUSED: "the table in etcd is wrong, and the one before stays in force: {0}",
     FaultKind.TABLE_LEFT_OUT: "{0} is left out on this host: {1} claims the same, and files go before the table",
     FaultKind.MORE_CONFLICTS: (

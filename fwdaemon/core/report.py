@@ -110,7 +110,6 @@ class FaultKind(StrEnum):
     CONNECTIONS_OPEN = "connections-open"
     CONFIGURATION_LATE = "configuration-late"
     SET_REFUSED = "set-refused"  # a set
-    ETCD = "etcd"  # nothing: the text says what is wrong
     TABLE_REFUSED = "table-refused"  # a problem of the table of many hosts
     TABLE_LEFT_OUT = "table-left-out"  # where an entry of that table stands, and what the host's own files claim
     MORE_CONFLICTS = "more-conflicts"  # how many more

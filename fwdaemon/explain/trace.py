@@ -202,11 +202,10 @@ class _Trace:
         return wrong("address", text, Cause.HELD_ELSEWHERE, remedy)
 
     def _not_ours(self, arrival: Arrival, own: HostAddress | None, claim: Claim | None) -> Step:
-        if claim is not None and isinstance(claim.entry, NatEntry) and claim.entry.assign is not None:
-            text = f"{arrival.address} is not on this host yet, which is to take it on {shown(claim.entry.assign)}"
+        if claim is not None and isinstance(claim.entry, NatEntry) and (held_on := claim.entry.assign) is not None:
+            text = f"{arrival.address} is to be on {shown(held_on)} of this host, and is not there yet"
             return wrong("address", text, Cause.NOT_OUR_ADDRESS, remedies.WAIT_FOR_ADDRESS)
-        here = self._own_address(arrival.family)
-        other = str(here) if here is not None else "one of its own"
+        other = str(self._own_address(arrival.family) or "one of its own")
         device = own.device if own is not None else arrival.came_in
         remedy = remedies.hold_address(arrival.address, own.subnet if own else None, device, other)
         text = f"{arrival.address} is no address of this host, so no packets for it get here"

@@ -10,16 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fwdaemon.audit import lines
-from fwdaemon.config.loader import TABLE
 from fwdaemon.config.model import Config
 from fwdaemon.core.report import Fault, FaultKind, Reason, ReasonKind
 from fwdaemon.core.state import Desired
 from fwdaemon.core.types import FleetState
 from fwdaemon.errors import ConfigError
 from fwdaemon.fleet.claims import Claims, Timing
-from fwdaemon.fleet.table import KeptTable, Site, Table
+from fwdaemon.fleet.table import KeptTable, Site, Table, with_table
 from fwdaemon.hostnet.owned_state import DIRECTORY, OwnedStateFile
-from fwdaemon.resolve.wishes import with_table
 from fwdaemon.status.reloads import STATE
 
 if TYPE_CHECKING:
@@ -67,9 +65,7 @@ class Fleet:
             try:
                 table, self._table = known, known.read(config, self._main)
             except ConfigError as error:
-                lines.configuration_refused(
-                    error.problems, "the one that was kept is not used", what=f"table {TABLE}{config.fleet.prefix}"
-                )
+                lines.configuration_refused(error.problems, "the table that was kept is not used")
         from fwdaemon.fleet.member import Member  # noqa: PLC0415  most hosts have no fleet
 
         self._member = Member(Site(config, config.fleet, self._main), self.claims, self._kept, table, self._told)

@@ -104,7 +104,7 @@ class Member:
     @property
     def problems(self) -> tuple[Fault, ...]:
         """What is wrong."""
-        trouble = (Fault(FaultKind.ETCD, detail=self._trouble),) if self._trouble else ()
+        trouble = (Fault(FaultKind.ERROR, detail=self._trouble),) if self._trouble else ()
         return (*trouble, *(Fault(FaultKind.TABLE_REFUSED, (str(problem),)) for problem in self._refused))
 
     @property
@@ -136,8 +136,8 @@ class Member:
     def _fail(self, trouble: str) -> None:
         self._answering = 0
         self._warning.warn(f"etcd: {trouble}; trying again")
-        if self._trouble != trouble:
-            self._trouble = trouble
+        if self._trouble != (said := f"etcd: {trouble}"):
+            self._trouble = said
             self._told()
 
     def _disconnect(self) -> None:
@@ -286,7 +286,7 @@ class Member:
             found = table.read(self._site.config, self._site.main)
         except ConfigError as error:
             if self._refused != error.problems:
-                lines.configuration_refused(error.problems, what=f"table {TABLE}{self._prefix}")
+                lines.configuration_refused(error.problems, "the table before stays in force")
                 self._refused = error.problems
                 self._told()
             return

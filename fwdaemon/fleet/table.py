@@ -5,17 +5,17 @@ import logging
 import re
 from base64 import b64decode
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final
 
 from fwdaemon.config.loader import TABLE, load, read_table
-from fwdaemon.config.model import Config
+from fwdaemon.config.model import Config, Entry, ForwardEntry, NatEntry, RouteEntry
 from fwdaemon.core.text import printable, shown
-from fwdaemon.core.types import FleetSettings, Origin
+from fwdaemon.core.types import FleetSettings, Origin, Subnet
 from fwdaemon.errors import ConfigError, Problem
-from fwdaemon.resolve.wishes import with_table
+from fwdaemon.resolve.claims import Claims
 from fwdaemon.status.reloads import MOST_KEPT, STATE, replace_whole
 from fwdaemon.status.temporary import record_in, with_temporary
 
@@ -163,3 +163,51 @@ def as_in_force(main: Path, state: Path = STATE) -> Config:
 
     """
     return with_temporary(with_kept_table(load(main), main, state), state)
+
+
+def with_table(config: Config, table: Config) -> tuple[Config, dict[Origin, Origin]]:
+    """Add what the table of many hosts says to what the files of this one do, which goes before it.
+
+    Of what is left out, since a file claims the same, tell where that and the claim of the file stand.
+    """
+    claims, gone = Claims(entry for entry in config.forwards if not entry.is_pattern), dict[Origin, Origin]()
+    public = _PublicOf(config)
+    added = list[Entry]()
+    for entry in table.entries:
+        taker = _taker(entry, claims) if isinstance(entry, ForwardEntry) else public.taker(entry)
+        if taker is None:
+            added.append(entry)
+        else:
+            gone[entry.origin] = taker
+    known = {item.name for item in config.sets}
+    merged = config.with_entries((*config.entries, *added)) if added else config
+    sets = tuple(item for item in table.sets if item.name not in known)
+    return (replace(merged, sets=(*config.sets, *sets)) if sets else merged), gone
+
+
+def _taker(entry: ForwardEntry, claims: Claims) -> Origin | None:
+    if entry.is_pattern:
+        return None
+    takers = filter(None, (claims.taker(entry, mapping) for mapping in entry.mappings))
+    return next((taker.mapping.origin for taker in takers), None)
+
+
+class _PublicOf:
+    """The public addresses that the entries of files claim whole."""
+
+    def __init__(self, config: Config) -> None:
+        self._single = {entry.public: entry.origin for entry in config.nats}
+        self._subnets = [(entry.subnet, entry.origin) for entry in config.routes]
+
+    def taker(self, entry: NatEntry | RouteEntry) -> Origin | None:
+        """Tell where one stands that claims some of the same addresses."""
+        if isinstance(entry, NatEntry):
+            routed = (origin for subnet, origin in self._subnets if entry.public in subnet)
+            return self._single.get(entry.public) or next(routed, None)
+        same = ((other, origin) for other, origin in self._subnets if other.version == entry.subnet.version)
+        single = (origin for public, origin in self._single.items() if public in entry.subnet)
+        return next((origin for other, origin in same if _overlap(other, entry.subnet)), None) or next(single, None)
+
+
+def _overlap(one: Subnet, other: Subnet) -> bool:
+    return one[0] in other or other[0] in one

@@ -76,7 +76,7 @@ def test_one_that_is_wrong_is_told_and_left_out(scene: Scene, caplog: pytest.Log
             await scene.until(lambda: scene.written == {RULE})
 
     play(act())
-    assert "table etcd:/portfwd/v1 refused; the one that was kept is not used" in caplog.messages
+    assert "configuration refused; the table that was kept is not used" in caplog.messages
 
 
 def test_an_address_that_takes_a_claim_waits_for_etcd(scene: Scene) -> None:

@@ -10,8 +10,7 @@ from fwdaemon.config import parse
 from fwdaemon.config.model import Config, NatEntry
 from fwdaemon.core.types import FleetSettings, OnPartition
 from fwdaemon.errors import ConfigError
-from fwdaemon.fleet.table import Item, KeptTable, Table, entry_key, with_kept_table
-from fwdaemon.resolve.wishes import with_table
+from fwdaemon.fleet.table import Item, KeptTable, Table, entry_key, with_kept_table, with_table
 
 MAIN = Path("/etc/portfwd.toml")
 SETTINGS = FleetSettings(("https://192.0.2.11:2379",))
