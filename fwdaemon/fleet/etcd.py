@@ -252,19 +252,17 @@ def _answered(response: HTTPResponse) -> Json:
     answer = json.loads(text or b"{}")
     if not isinstance(answer, dict):
         raise EtcdError(_NOT_ETCD)
-    _raise_refusal(answer)
-    if response.status >= 400:  # noqa: PLR2004  where HTTP's errors begin
-        raise AnsweredError(2, f"HTTP status {response.status}")
+    _raise_refusal(answer, is_one=response.status >= 400)  # noqa: PLR2004  where HTTP's errors begin
     return answer
 
 
-def _raise_refusal(answer: Json) -> None:
+def _raise_refusal(answer: Json, *, is_one: bool = False) -> None:
     error = answer.get("error")
-    if error is None:
+    if error is None and not is_one:
         return
-    # A stream has an object there, a single answer a text beside `code` and `message`.
+    # A stream has an object there, a single answer `code` and `message` beside it; etcd 3.5 leaves it out then.
     about = error if isinstance(error, dict) else answer
-    text = about.get("message") or answer.get("error")
+    text = about.get("message") or error or "it does not say why"
     raise AnsweredError(int(about.get("grpc_code") or about.get("code") or 2), str(text))
 
 

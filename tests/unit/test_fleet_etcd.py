@@ -138,11 +138,13 @@ def test_all_that_failed_is_told() -> None:
     )
 
 
-def test_a_refusal_is_the_same_at_every_member() -> None:
-    denied = {"error": "etcdserver: permission denied", "code": 7}
+@pytest.mark.parametrize("key", ["error", "message"])  # of etcd 3.4 and 3.5
+def test_a_refusal_is_the_same_at_every_member(key: str) -> None:
+    denied = {key: "etcdserver: permission denied", "code": 7}
     with serving(said(denied, status="403 no")) as first, pytest.raises(AnsweredError) as failed:
         client(first, "http://127.0.0.1:1").list(b"/p/")
     assert failed.value.code == 7
+    assert str(failed.value) == "etcd refuses it: etcdserver: permission denied"
 
 
 def test_a_connection_that_was_closed_meanwhile_is_made_again() -> None:
