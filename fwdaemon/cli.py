@@ -120,7 +120,10 @@ def _parser() -> argparse.ArgumentParser:
                 "connection", metavar="ADDRESS:PORT[/PROTOCOL]", help="or a port alone; tcp by default"
             )
             command.add_argument(
-                "--from", dest="source", metavar="SOURCE", help="the client's address; default: one outside this host"
+                "--from",
+                dest="source",
+                metavar="SOURCE",
+                help="the client's address, or a domain; default: one outside",
             )
             command.add_argument("--json", action="store_true", help="print JSON")
         if name == "import":

@@ -19,7 +19,7 @@ from fwdaemon.kernel import conntrack
 from fwdaemon.kernel.conntrack_listing import Entry
 from fwdaemon.kernel.process import Beside, new_budgets
 from fwdaemon.netfilter import Rules
-from fwdaemon.resolve.flows import Carriers, Flow, Judge, Strangers, renamings, turned
+from fwdaemon.resolve.flows import Carriers, Flow, Judge, Strangers, turned
 from fwdaemon.triggers import Budgets, Origin
 
 
@@ -79,14 +79,14 @@ def close_everything(
     label: int,
     connections: Conntrack = conntrack,
     clock: Clock = time,
-    known: Collection[Exposure] = (),
+    left: Collection[Renaming] = (),
 ) -> ApplyResult:
     """End all connections that are ours, and take away every rule that is ours; what fails is a fault.
 
-    Of connections without our label, those are ours that guests of `known` exposures opened, and of exposures that the
-    rules of another run were for.
+    Of connections without our label, those are ours that 1:1 guests opened by the pairs of addresses that are `left`,
+    and by those that the rules of another run were for.
     """
-    faults = tuple(_ending(rules, label, connections, clock, renamings(known)))
+    faults = tuple(_ending(rules, label, connections, clock, frozenset(left)))
     return joined(ApplyResult(faults=faults), tried(rules.remove))
 
 
@@ -298,9 +298,7 @@ class Sweeper:
         self._end_strangers(sweep)
         if sweep.removed is None or sweep.removed or sweep.fewer_uplinks or sweep.barred:
             for batch in self._connections.outdated(sweep.outdated(), sweep.label, sweep.guests):
-                # Whatever has come since may carry them.
-                coming = Carriers(self._live - sweep.live)
-                ended += self._end([entry for entry in batch if coming.carrier(entry.flow) is None], sweep.moved)
+                ended += self._end(self._not_carried_since(batch, sweep), sweep.moved)
         for label in sorted(sweep.old_labels):
             for batch in self._connections.outdated(Judge((), sweep.local), label):
                 ended += self._end(batch, sweep.moved)
@@ -310,6 +308,13 @@ class Sweeper:
                 self._ended += ended
             lines.connections_ended(ended)
         self._end_turned({turned(flow) for flow in claimed if flow.protocol is Protocol.UDP})
+
+    def _not_carried_since(self, batch: list[Entry], sweep: Sweep) -> list[Entry]:
+        """Leave out what may be carried by exposures that came after this sweep was asked for."""
+        if self._live is sweep.live:
+            return batch
+        coming = Carriers(self._live - sweep.live)
+        return [entry for entry in batch if coming.carrier(entry.flow) is None]
 
     def _end_strangers(self, sweep: Sweep) -> None:
         if sweep.strangers is None:

@@ -43,6 +43,7 @@ from fwdaemon.resolve.expansion import Before
 from fwdaemon.resolve.placement import Placer
 from fwdaemon.resolve.wishes import Unavailable
 from fwdaemon.status.confirming import ConfigReader, Standing
+from fwdaemon.status.connection_log import ConnectionLog
 from fwdaemon.status.notify import Pulse
 from fwdaemon.status.records import Records, UsageReader
 from fwdaemon.status.reloads import STATE, Reloads, Start, Written
@@ -53,8 +54,7 @@ from fwdaemon.triggers import Backoff, Budgets, Origin, Pauses, TriggerQueue, Tr
 
 _log = logging.getLogger(__name__)
 
-# A package makes this file while an upgrade restarts us: whoever comes after us wants the rules.
-_UPGRADE = "upgrade"
+_UPGRADE = "upgrade"  # A package makes this file while it restarts us: whoever comes after us wants the rules.
 
 RequestPass: TypeAlias = Callable[[Origin], None]
 """Asks for a pass that follows from what this one did; from any thread."""
@@ -85,11 +85,10 @@ class Daemon:
     """Runs until SIGTERM or SIGINT. Make it inside the asyncio loop it runs in."""
 
     def __init__(self, path: Path, start: Start, parts: Parts) -> None:
-        self._path = path
-        self._parts, self._pauses, self._netfilter = parts, parts.pauses, parts.rules
+        self._path, self._parts, self._pauses, self._netfilter = path, parts, parts.pauses, parts.rules
         self._written = Written(path, parts.state, parts.directory, self._pauses.retry_at_most)
         self._trigger_queue = queue = TriggerQueue(parts.pauses)
-        self._loop, self._fleet = asyncio.get_running_loop(), parts.fleet
+        self._loop, self._fleet, self._connection_log = asyncio.get_running_loop(), parts.fleet, ConnectionLog()
         self._fleet.begin(start.config, partial(self._look_soon, Origin.OTHERS))
         self._standing = Standing(path, start, self._written, Openings(parts.state, parts.clocks), self._fleet)
         self._reloads, feed = Reloads(queue.reload), Feed()
@@ -105,17 +104,17 @@ class Daemon:
         self._monitors = *self._netfilter.monitors(queue.rules_changed), parts.routes(queue.rules_changed)
         sources = parts.sources(self._standing.all, queue.inventory_changed)
         self._inventories = Inventories(sources, queue, parts.budgets, self._pulse.watchdog.bounded, self._backoff())
-        self._worker, self._first_pass, self._unread = Worker("reconcile"), asyncio.Event(), WarnOnce()
         self._reading = ConfigReader(self._read, queue.wake, self._records.late, self._pauses.reading)
         told = Told(queue.set_changed, self._standing.keep_list, self._records.sets_refused)
         self._sets = SetKeeper(told, self._netfilter.externals, parts.state)
         self._sets.begin(start.config, start.lists)
         self._standing.log_start(start, self._records)
-        self._reporter = Reporter(manager.status, feed)
+        self._reporter = Reporter(manager.status, feed, lambda: self._connection_log.lost)
         manager.metrics = self._reporter.text
         self._beginning: asyncio.Future[None] | None = None
+        self._first_pass, self._worker = asyncio.Event(), Worker("reconcile")
         self._placer = Placer(self._written.choice, Before(self._written.ports, self._written.turns, parts.occupied))
-        self._reloaded, self._failure, self._pause = False, "", self._pauses.passes
+        self._reloaded, self._failure, self._pause, self._unread = False, "", self._pauses.passes, WarnOnce()
         self._retry, self._rereading, self._short = self._backoff(), self._backoff(), self._backoff()
 
     def _backoff(self) -> Backoff:
@@ -257,6 +256,7 @@ class Daemon:
             self._records.pass_ended(report, seconds)
             self._reporter.pass_ended(report, seconds)
             self._fleet.applied(report.desired)
+            self._connection_log.follow(report.desired)
         self._reloads.pass_ended()
         self._first_pass.set()
         self._reloaded, self._failure = False, ""
@@ -382,7 +382,7 @@ class Daemon:
         await self._fleet.close(self._pauses.patience, remove=self._is_to_remove())
         await self._ended(self._reconciler.close)
         await self._ended(self._netfilter.close)
-        ending = self._worker, self._written, self._standing.openings, self._sets
+        ending = self._worker, self._written, self._standing.openings, self._sets, self._connection_log
         await asyncio.gather(*(each.close(self._pauses.patience) for each in ending))
         self._pulse.end()
 

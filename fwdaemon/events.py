@@ -22,7 +22,8 @@ from fwdaemon.core.state import Silent
 from fwdaemon.errors import LibvirtUnavailableError, PortfwdError, shortage
 from fwdaemon.hostnet.owned_state import DIRECTORY, Learned
 from fwdaemon.hostnet.public_addresses import with_lent
-from fwdaemon.hypervisor.connection import EventLoop, LibvirtConnection
+from fwdaemon.hypervisor.connection import LibvirtConnection
+from fwdaemon.hypervisor.event_loop import EventGuard, EventLoop
 from fwdaemon.hypervisor.guest_addresses import DNSMASQ_DIRECTORY, AgentConnection, AgentRounds, LeaseWatch
 from fwdaemon.hypervisor.link import ConnectionState, LibvirtLink
 from fwdaemon.kernel import probes
@@ -85,9 +86,11 @@ class InventoryKeeper:
     """
 
     def __init__(self, config: Config, trigger: Trigger, budgets: Budgets, around: Surroundings = _THIS_HOST) -> None:
-        self._event_loop, uris, guests = EventLoop(), config.daemon.libvirt, budgets.guests
+        uris, guests = config.daemon.libvirt, budgets.guests
         self._trigger = trigger
         self._links = tuple(around.link(uri, trigger) for uri in uris)
+        self._guard = EventGuard(self._links, trigger, budgets.events)
+        self._event_loop = EventLoop(self._guard.received)
         self._learned, self._records = Learned(around.records), around.records
         recall = self._learned.said
         self._agents = tuple(AgentRounds(uri, AgentConnection(uri), trigger, guests, recall) for uri in uris)
@@ -159,13 +162,17 @@ class InventoryKeeper:
         """Tell how each connection is, in the order of the URIs."""
         return tuple(link.state for link in self._links)
 
+    @property
+    def listens(self) -> bool:
+        """Whether libvirt sends events, or too many of them came."""
+        return self._guard.listens
+
     async def close(self) -> None:
         """Stop watching and close everything, also after a `start` that failed."""
         if self._verifying is not None:
             self._verifying.cancel()
-        self._netlink.close()
-        self._uplinks.close()
-        self._leases.close()
+        for watch in (self._guard, self._netlink, self._uplinks, self._leases):
+            watch.close()
         await self._probes.close()
         await asyncio.gather(*(agents.close() for agents in self._agents), *(link.close() for link in self._links))
         await self._kernel.close(_CLOSE_S)

@@ -160,8 +160,8 @@ class Backend(Rules, Protocol):
         """Give a value that differs after any change in this rule system."""
         ...
 
-    def libvirt(self) -> Presence:
-        """Tell whether libvirt has its rules here."""
+    def libvirt(self, family: Family = Family.IPV4) -> Presence:
+        """Tell whether libvirt has its rules of a family here."""
         ...
 
 
@@ -197,9 +197,11 @@ class Netfilter:
         self._backends = among or backends(runner, self.externals)
         self._locator = Locator(self._backends, runner)
         self._location: Chosen | None = None
+        self._decided: tuple[Desired, Desired] | None = None
 
     def apply(self, desired: Desired, *, full: bool) -> ApplyResult:
         """See `Rules.apply`; where the rules are, they are put back before it is looked up where they belong."""
+        desired = self._deciding(desired)
         before, stamps = self._location, self._locator.stamps()
         healed = _attempt(before.backend, desired, full=full) if before is not None else ApplyResult()
         location = self._chosen(full=full, stamps=stamps)
@@ -220,6 +222,7 @@ class Netfilter:
 
     def preview(self, desired: Desired) -> ApplyResult:
         """See `Rules.preview`."""
+        desired = self._deciding(desired)
         chosen = self._chosen(full=True)
         here = chosen.backend
         parts = [here.preview(desired), *(other.preview_gates(desired) for other in self._besides(here))]
@@ -281,6 +284,27 @@ class Netfilter:
         """See `Rules.close`."""
         for backend in self._backends:
             backend.close()
+
+    def _deciding(self, desired: Desired) -> Desired:
+        """Keep the paths of guests on which libvirt decides; without rules of its own, nothing else refuses them.
+
+        The same object is given as long as that is so, as backends know by it that nothing is new.
+        """
+        if not desired.guest_paths:
+            return desired
+        try:
+            families = {path.family for path in desired.guest_paths if self._is_decided(path.family)}
+        except PortfwdError:  # as where rules keep changing; nothing else waits for this
+            families = {path.family for path in self._decided[1].guest_paths} if self._decided else set()
+        found = desired.on_paths(frozenset(path for path in desired.guest_paths if path.family in families))
+        known = self._decided
+        if known is not None and known[0] is desired and known[1].guest_paths == found.guest_paths:
+            return known[1]
+        self._decided = desired, found
+        return found
+
+    def _is_decided(self, family: Family) -> bool:
+        return any(backend.libvirt(family) is not Presence.NOTHING for backend in self._backends)
 
     def _besides(self, here: Backend) -> Iterator[Backend]:
         return (backend for backend in self._backends if backend is not here)

@@ -36,7 +36,7 @@ from fwdaemon.kernel import external_sets
 from fwdaemon.kernel.external_sets import Added, Externals
 from fwdaemon.kernel.process import new_budgets
 from fwdaemon.netfilter import Rules
-from fwdaemon.resolve.flows import Flow, Strangers
+from fwdaemon.resolve.flows import Flow, Strangers, renamings
 from fwdaemon.resolve.snapshot import Grace, Stop
 from fwdaemon.triggers import Budgets, Origin
 
@@ -206,7 +206,8 @@ class Reconciler:
         applied = self.report.desired if self.report is not None else Desired()
         with self._turn:
             host = self._host.remove(applied.forwarded)
-            ended = close_everything(self._rules, applied.label, self._conntrack, self._clock, applied.outgoing)
+            left = host.renamings | renamings(applied.outgoing)
+            ended = close_everything(self._rules, applied.label, self._conntrack, self._clock, left)
             removed = joined(host, ended)
             lines.notes(removed.notes)
         if removed.faults:

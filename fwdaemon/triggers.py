@@ -3,10 +3,10 @@
 Time comes in at a fixed rate, up to a small stock, and what the work cost goes out. While there is a debt, all work
 that guests cause waits. So single events are answered at once, and a flood gets the share of a core that comes in,
 whether or not an inventory finds something new: a guest that shows another address each time would have each of them
-find something. Users who may define domains can flood too: libvirt's events about domains and networks have a larger
-budget of their own. What the administrator asks of the daemon itself is never charged, and never waits; nor does a
-wipe. During such a flood the administrator's own `virsh` commands wait like those of other users: libvirt does not
-tell whose a change is.
+find something. Users who may define domains can flood too: what follows from libvirt's events about domains and
+networks has a larger budget of its own, and to receive them has another. What the administrator asks of the daemon
+itself is never charged, and never waits; nor does a wipe. During such a flood the administrator's own `virsh` commands
+wait like those of other users: libvirt does not tell whose a change is.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ from enum import IntEnum
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Final, NamedTuple, TypeVar
+from typing import Final, NamedTuple, Self, TypeVar
 
 from fwdaemon.core.report import Actor, Reason, ReasonKind
 
@@ -27,32 +27,23 @@ SHARE: Final = 0.05
 # What a quiet time saves up, in seconds of processor time: a host's guests may all start at once.
 STOCK_S: Final = 0.5
 # The same for what users of libvirt do. A single start is answered at once, many of them together.
-SHARE_OF_USERS: Final = 0.2
+SHARE_OF_USERS: Final = 0.15
 STOCK_OF_USERS_S: Final = 2.0
+# The same for receiving libvirt's events, before anything follows from them: more than ten thousand at once.
+SHARE_OF_EVENTS: Final = 0.05
+STOCK_OF_EVENTS_S: Final = 0.5
 # Listening waits so much longer than a pass does. So a pass always gets its turn, and waking up for each packet does
 # not cost more than reading many of them.
 REST_S: Final = 0.1
 
 _PROVOKED: Final = frozenset(
-    {
-        ReasonKind.NEIGHBOUR,
-        ReasonKind.ADDRESSES_LOST,
-        ReasonKind.ADDRESS_PUT_BACK,
-        ReasonKind.LEASES,
-        ReasonKind.LEASES_WATCHED,
-        ReasonKind.AGENT,
-        ReasonKind.METADATA,
-    }
+    {ReasonKind.NEIGHBOUR, ReasonKind.ADDRESSES_LOST, ReasonKind.ADDRESS_PUT_BACK, ReasonKind.LEASES}
+    | {ReasonKind.LEASES_WATCHED, ReasonKind.AGENT, ReasonKind.METADATA}
 )
 # A first lease is one for each start of a domain.
 _BY_USERS: Final = frozenset(
-    {
-        ReasonKind.DOMAIN,
-        ReasonKind.DEVICES,
-        ReasonKind.NETWORK,
-        ReasonKind.RESERVATIONS,
-        ReasonKind.FIRST_LEASE,
-    }
+    {ReasonKind.DOMAIN, ReasonKind.DEVICES, ReasonKind.NETWORK, ReasonKind.RESERVATIONS}
+    | {ReasonKind.FIRST_LEASE, ReasonKind.LISTED}
 )
 
 
@@ -124,10 +115,17 @@ class Budget:
 
 
 class Budgets(NamedTuple):
-    """Of what guests cause, and of what users of libvirt do."""
+    """Of what guests cause, of what users of libvirt do, and of receiving the events that libvirt makes of it."""
 
     guests: Budget
     users: Budget
+    events: Budget
+
+    @classmethod
+    def new(cls, clock: Callable[[], float], turn: Callable[[], AbstractContextManager[object]]) -> Self:
+        """Give full ones; `turn` makes what lets one thread at a time use one of them."""
+        users = Budget(clock, turn(), SHARE_OF_USERS, STOCK_OF_USERS_S)
+        return cls(Budget(clock, turn()), users, Budget(clock, turn(), SHARE_OF_EVENTS, STOCK_OF_EVENTS_S))
 
     def of(self, cause: Origin) -> Budget | None:
         """Give the one that work is charged to; there is none for what an administrator does."""

@@ -151,6 +151,7 @@ _REASONS: Final[Mapping[ReasonKind, Callable[[Reason], str]]] = {
     ReasonKind.METADATA: lambda reason: f"metadata of domain {shown(reason.subject)} changed",
     ReasonKind.NETWORK: lambda reason: f"network {shown(reason.subject)} {reason.detail}",
     ReasonKind.LIBVIRT: lambda reason: f"libvirt at {printable(reason.subject)} {reason.detail}",
+    ReasonKind.LISTED: lambda _: "domains and networks were listed, as libvirt sent too many events",
     ReasonKind.HOST_ADDRESS: lambda reason: f"host address {printable(reason.subject)} {reason.detail}",
     ReasonKind.NEIGHBOUR: lambda reason: f"neighbour {printable(reason.subject)} {reason.detail}",
     ReasonKind.ADDRESSES_LOST: lambda _: "more changes of addresses than could be followed",

@@ -51,6 +51,9 @@ MESSAGE_IDS: Final = {
     "closed": "9243ca1455ba406bbf23e42d227ea305",
     "confirmed": "b2df49dc9cde49a29c7fe94f6b7aea5b",
     "unconfirmed": "657935906f5a464aa364818a03994e99",
+    "connected": "f7561a4afc19432c8c47aa15a5ed0f0e",
+    "disconnected": "5d4f0e4c45b34be1acd57aea1772279c",
+    "unlogged": "986f695188454cf1b10512e25ee6e8c2",
 }
 
 

@@ -266,7 +266,6 @@ _FAULTS: Final[Mapping[FaultKind, str]] = {
         "the configuration cannot be read yet, as where a file system hangs; the one before stays in force until then"
     ),
     FaultKind.SET_REFUSED: "set {0}: {detail}",
-    FaultKind.TABLE_REFUSED: "the table in etcd is wrong, and the one before stays in force: {0}",
     FaultKind.TABLE_LEFT_OUT: "{0} is left out on this host: {1} claims the same, and files go before the table",
     FaultKind.MORE_CONFLICTS: (
         "{0} more ports conflict with the host's processes or rules; `kvm-portfwd check` lists all"
@@ -347,6 +346,7 @@ _GATE_FAULTS: Final[Mapping[GateFault, str]] = {
     GateFault.AHEAD_OF_BAN: "it was ahead of a ban",
     GateFault.REPEATED: "it was there more than once",
     GateFault.ALTERED: "it was not as we made it",
+    GateFault.GUESTS: "its rules for guests were not as keep_guests_online asks",
 }
 _LOCATION_REASONS: Final[Mapping[LocationReason, str]] = {
     LocationReason.CONFIGURED: "the configuration says so",

@@ -30,7 +30,8 @@ def flush(config: Path, runner: Runner) -> int:
     settings = _settings(config)
     # The host's side goes first: without the rules, an address or setting of ours could lead to the host itself.
     rules = Netfilter(runner)
-    result = joined(tried(lambda: _remove_from_host(settings, rules)), close_everything(rules, settings.label))
+    host = tried(lambda: _remove_from_host(settings, rules))
+    result = joined(host, close_everything(rules, settings.label, left=host.renamings))
     for note in result.notes:
         print(format_note(note))
     for fault in result.faults:

@@ -1,5 +1,6 @@
 """The tables `[[forward]]`, `[[nat]]` and `[[route]]`."""
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -38,6 +39,7 @@ from fwdaemon.config.overlap import (
 )
 from fwdaemon.config.ports import PortSpec, parse_host_ports, parse_ports, split_ports
 from fwdaemon.config.sets import read_asked
+from fwdaemon.core.exposures import ConnectionLog
 from fwdaemon.core.text import GrammarError, quote, show
 from fwdaemon.core.types import Family, Subnet
 
@@ -122,6 +124,10 @@ def _advised(parse: Callable[[str], T], remedy: Callable[[Family], str]) -> Call
 
 
 # One `[[forward]]`, key by key.
+_CUT: Final = re.compile(r"/([0-9]{1,2})(?:, ?/([0-9]{1,3}))?")
+# Of IPv6, where only IPv4's is written: a /48 is what one site has (RFC 6177).
+_CUT_OF_IPV6: Final = 48
+LONGEST: Final = 32, 128
 FORWARD_KEYS: Final = KEYS["forward"]
 
 
@@ -160,6 +166,7 @@ def _read_without_ports(node: Node, fields: Mapping[str, Node]) -> ForwardEntry:
         admission=asked.admission,
         named=asked.named,
         masquerade="masquerade" in fields and fields["masquerade"].flag(default=False),
+        log=_read_log(fields),
         is_pattern=several,
         **guest,
     )
@@ -167,6 +174,25 @@ def _read_without_ports(node: Node, fields: Mapping[str, Node]) -> ForwardEntry:
         return entry
     parse = Everywhere(entry, fields).listening(parse_listen)
     return replace(entry, listen=_read_many(fields, "listen", parse, "198.51.100.7"))
+
+
+def _read_log(fields: Mapping[str, Node]) -> ConnectionLog | None:
+    is_on = "log" in fields and fields["log"].flag(default=False)
+    cut = read_key(fields, "log_anonymize", parse_cut, "/24")
+    if "log_anonymize" in fields and not is_on:
+        fields["log_anonymize"].refuse_key(
+            "is for entries with log = true; delete this line, or write log = true beside it"
+        )
+    return (cut or ConnectionLog()) if is_on else None
+
+
+def parse_cut(text: str) -> ConnectionLog:
+    """Read how much of a client's address is logged: `/24` of IPv4, with a /48 of IPv6, or both, `/24,/56`."""
+    match = _CUT.fullmatch(text)
+    lengths = (int(match[1]), int(match[2] or _CUT_OF_IPV6)) if match is not None else (LONGEST[0] + 1, 0)
+    if lengths[0] > LONGEST[0] or lengths[1] > LONGEST[1]:
+        raise GrammarError(f'{quote(text)} is no length of a prefix; write "/24", or one for each family, "/24,/48"')
+    return ConnectionLog(*lengths)
 
 
 def _read_many(fields: Mapping[str, Node], key: str, parse: Callable[[str], T], example: str) -> tuple[T, ...]:

@@ -9,7 +9,7 @@ from typing import ClassVar, Final, TypeAlias
 
 from fwdaemon.core.admission import Admission, SourceSet
 from fwdaemon.core.bans import BEHIND
-from fwdaemon.core.exposures import Claim, Kind, Owner
+from fwdaemon.core.exposures import Claim, ConnectionLog, Kind, Owner
 from fwdaemon.core.text import shown
 from fwdaemon.core.types import (
     Address,
@@ -31,16 +31,16 @@ SETTINGS: Final = ("control", "daemon", "fleet", "metrics")
 TABLES: Final = tuple(sorted((*ARRAYS, *SETTINGS)))
 KEYS: Final[Mapping[str, tuple[str, ...]]] = {
     "forward": (
-        *("address", "deny", "domain", "interface", "listen", "mac", "masquerade", "max_open", "network", "ports"),
-        *("rate", "sources"),
+        *("address", "deny", "domain", "interface", "listen", "log", "log_anonymize", "mac", "masquerade", "max_open"),
+        *("network", "ports", "rate", "sources"),
     ),
     "nat": ("address", "assign", "deny", "domain", "mac", "network", "public", "sources"),
     "route": ("addresses", "deny", "network", "proxy", "sources"),
     "set": ("addresses", "external", "file", "name"),
     "allow": ("assign", "domains", "listen", "max", "networks", "ports", "public"),
     "daemon": (
-        *("auto_ports", "backend", "behind", "deny", "gates", "ip_forward", "label", "libvirt", "localhost"),
-        *("on_stop", "resync", "uplinks"),
+        *("auto_ports", "backend", "behind", "deny", "gates", "ip_forward", "keep_guests_online", "label", "libvirt"),
+        *("localhost", "on_stop", "resync", "uplinks"),
     ),
     "metrics": ("listen", "textfile"),
     "control": ("group",),
@@ -71,8 +71,7 @@ class OnStop(StrEnum):
 class DaemonSettings:
     """The `[daemon]` table, defaults filled in. Without `uplinks`, they are those that routes lead out by.
 
-    `auto_ports` are the ports of the host that `auto:…` takes from; without it no entry has such ports. Whom `barred`
-    denies may connect to nothing; it names the sets of `named`.
+    Without `auto_ports`, no entry has ports of `auto:…`. Whom `barred` denies, in sets of `named`, gets in nowhere.
     """
 
     libvirt: tuple[str, ...] = ("qemu:///system",)
@@ -81,6 +80,7 @@ class DaemonSettings:
     on_stop: OnStop = OnStop.KEEP
     ip_forward: bool = True
     localhost: bool = False
+    keep_guests_online: bool = False
     label: int = 25
     gates: tuple[Gate, ...] = ()
     uplinks: frozenset[str] = frozenset()
@@ -144,8 +144,8 @@ class AutoMapping:
 
     def at(self, port: int) -> PortMapping:
         """Give what it is once it has a port."""
-        guest = PortRange(self.guest, self.guest)
-        return PortMapping(PortRange(port, port), guest, self.protocol, self.listen, self.origin, auto=True)
+        ports = PortRange(port, port), PortRange(self.guest, self.guest)
+        return PortMapping(*ports, self.protocol, self.listen, self.origin, auto=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +158,7 @@ class ForwardEntry:
     mapping has a listening address of its own. With `masquerade` the guest sees an address of the host instead of the
     client's. `auto` are the ports that are not written, but assigned. `admission` is what is asked of who connects
     besides `sources`, of which there are none where it takes a set to say who they are; it names the sets of `named`.
-    One that was opened for a while ends at `until`.
+    One that was opened for a while ends at `until`; `log` says how its connections are written to the journal.
     """
 
     kind: ClassVar[Kind] = Kind.FORWARD
@@ -179,6 +179,7 @@ class ForwardEntry:
     admission: Admission | None = None
     named: NamedSets = field(default=(), compare=False)
     until: Until | None = None
+    log: ConnectionLog | None = None
 
     @property
     def owner(self) -> Owner:
@@ -322,7 +323,7 @@ class SetEntry:
     external: bool = False
 
 
-DEFAULT_MAX: Final = 20  # `max` of an `[[allow]]` that sets none
+DEFAULT_MAX: Final = 20  # of an `[[allow]]` that sets none
 
 
 @dataclass(frozen=True, slots=True)

@@ -234,6 +234,7 @@ def read_daemon(node: Node) -> DaemonSettings:
         on_stop=_read(fields, "on_stop", _choice_of(OnStop), _SECTIONS_DEFAULTS.on_stop, "keep"),
         ip_forward=_read_flag(fields, "ip_forward", default=_SECTIONS_DEFAULTS.ip_forward),
         localhost=_read_flag(fields, "localhost", default=_SECTIONS_DEFAULTS.localhost),
+        keep_guests_online=_read_flag(fields, "keep_guests_online", default=_SECTIONS_DEFAULTS.keep_guests_online),
         label=_read_label(fields["label"]) if "label" in fields else _SECTIONS_DEFAULTS.label,
         gates=_read_gates(fields["gates"]) if "gates" in fields else _SECTIONS_DEFAULTS.gates,
         uplinks=_read_uplinks(fields["uplinks"]) if "uplinks" in fields else _SECTIONS_DEFAULTS.uplinks,

@@ -30,7 +30,7 @@ _LONE_VALUE: Final = re.compile(r"(?:-[ \t]+)?(?:\"[^\"\\]*\"|'[^']*'|[0-9][^\s=
 # What shells and other languages write before a key.
 _BEFORE_KEY: Final = re.compile(r"(?P<before>[^\s=\"'#\[\]{}]+)[ \t]*(?P<key>[A-Za-z_]+)[ \t]*[=:]")
 
-_FLAGS: Final = frozenset({"ip_forward", "localhost", "masquerade"})
+_FLAGS: Final = frozenset({"ip_forward", "keep_guests_online", "localhost", "log", "masquerade"})
 # Keys without which an entry opens no more than with them.
 _SPARE: Final = frozenset({"address", "assign", "mac", "proxy"})
 

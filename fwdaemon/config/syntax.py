@@ -42,7 +42,7 @@ _ARRAYS: Final = frozenset({"addresses", "behind", "gates", "libvirt", "listen",
 # Those of them that are never written without brackets.
 _ALWAYS_ARRAYS: Final = frozenset({"gates", "ports"})
 # Keys whose values have no quotes.
-_PLAIN_KEYS: Final = frozenset({"ip_forward", "label", "localhost", "masquerade"})
+_PLAIN_KEYS: Final = frozenset({"ip_forward", "keep_guests_online", "label", "localhost", "log", "masquerade"})
 # Values without an array around them: with commas between, or else anything where it is clear where each one ends.
 _QUOTED: Final = r"\"[^\"\\\n]*\"|'[^'\n]*'"
 _VALUE: Final = re.compile(rf"{_QUOTED}|{_BARE.pattern}")

@@ -16,7 +16,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from enum import IntEnum, StrEnum
 from fnmatch import fnmatchcase
 from ipaddress import collapse_addresses, ip_address, ip_network, summarize_address_range
-from itertools import groupby
+from itertools import chain, groupby
 from typing import Any, Final, NamedTuple, TypeAlias
 
 from fwdaemon.core.text import is_mac, rule_lines, unquoted
@@ -63,10 +63,11 @@ class End(NamedTuple):
 
 
 class Rule(NamedTuple):
-    """A rule of another program: all its ends, of which a verdict map has several, and whether it names sources."""
+    """A rule of others: its ends, of which a verdict map has several; if it names sources; if it has no conditions."""
 
     ends: tuple[End, ...]
     named: bool = False
+    always: bool = False
 
 
 RulesOf: TypeAlias = Callable[[str], Iterable[Rule] | None]
@@ -140,6 +141,23 @@ def place(kinds: Iterable[Kind]) -> int:
     return staying
 
 
+def before_refusal(rules: Sequence[Rule], rules_of: RulesOf, behind: Collection[str], *, accepts: bool) -> int | None:
+    """Count the rules ahead of where a base chain refuses whatever is left; `None` if it does not.
+
+    That is its policy, or a rule without conditions. A chain of `behind` that refuses everything does so on purpose.
+    """
+    found = (number for number, rule in enumerate(rules) if _refuses_the_rest(rule, rules_of, behind))
+    return next(found, None if accepts else len(rules))
+
+
+def _refuses_the_rest(rule: Rule, rules_of: RulesOf, behind: Collection[str]) -> bool:
+    end = rule.ends[0]
+    if not rule.always or end.verdict is not Verdict.LEADS or is_behind(end.chain, behind):
+        return rule.always and end.verdict is Verdict.REFUSES
+    led = next((found for found in rules_of(end.chain) or () if found.ends[0].verdict is not Verdict.NONE), None)
+    return led is not None and led.always and led.ends[0].verdict is Verdict.REFUSES
+
+
 def is_behind(chain: str, behind: Collection[str]) -> bool:
     """Whether one of the patterns of `behind` names a chain."""
     return any(fnmatchcase(chain, pattern) for pattern in behind)
@@ -175,6 +193,8 @@ _REFUSALS: Final = frozenset({"DROP", "REJECT", "TARPIT", "DELUDE", "CHAOS", "ST
 _NAMING: Final = _RECENT | {"--mac-source", "--source-country", "--src-cc"}
 _IDLE_TARGETS: Final = frozenset({"", "LOG", "NFLOG", "TRACE"})
 _OTHERS: Final = frozenset({"ACCEPT", "QUEUE", "NFQUEUE"})
+# What is no condition.
+_NO_CONDITIONS: Final = frozenset({"-j", "-g", "--comment", "--reject-with"})
 _VERDICTS: Final = (
     dict.fromkeys(_IDLE_TARGETS, Verdict.NONE)
     | dict.fromkeys(_REFUSALS, Verdict.REFUSES)
@@ -194,13 +214,17 @@ def read_iptables(rule: str) -> Rule:
     options = list(_options(rule))
     comes_back, target = _target(options)
     end = End(_VERDICTS.get(target, Verdict.LEADS), target, comes_back)
-    return Rule((end,), _names_any(options))
+    return Rule((end,), _names_any(options), all(map(_is_no_condition, options)))
 
 
 def read_listing(listing: str) -> list[Rule] | None:
     """Read a chain as `-S CHAIN` lists it; `None` where there is none."""
     rules = [line.split(" ", 2)[2:] for line in rule_lines(listing) if line.startswith("-A ")]
     return [read_iptables(rule[0] if rule else "") for rule in rules] if listing else None
+
+
+def _is_no_condition(option: _Option) -> bool:
+    return option.name in _NO_CONDITIONS or (option.name, option.values) == ("-m", ("comment",))
 
 
 def _target(options: Iterable[_Option]) -> tuple[bool, str]:
@@ -259,6 +283,7 @@ def _options(rule: str) -> Iterator[_Option]:
 
 # Bans among the rules that `nft -j list chain` gives. Pure; the schema is libnftables-json(5).
 _IDLE: Final = frozenset({"counter", "limit", "log", "match"})
+_NO_CONDITION: Final = frozenset({"counter", "log"})
 _NATIVE_VERDICTS: Final = {
     "drop": Verdict.REFUSES,
     "reject": Verdict.REFUSES,
@@ -281,7 +306,7 @@ def read_native(expression: Iterable[Any], ends_of: EndsOf = not_listed) -> Rule
             named = named or _are_named_sources(key, {"set": [found for found, _ in elements]})
             return Rule(tuple(_native_end(verdict) for _, verdict in elements), named)
         case {**verdict} if not _IDLE.issuperset(verdict):
-            return Rule((_native_end(last),), named)
+            return Rule((_native_end(last),), named, _NO_CONDITION.issuperset(chain.from_iterable(conditions)))
     idle = all(_IDLE.issuperset(statement) for statement in conditions)
     return Rule((End(Verdict.NONE if idle else Verdict.DECIDES),), named)
 

@@ -7,6 +7,7 @@ the business of the backends.
 from dataclasses import dataclass, field
 from enum import StrEnum
 from hashlib import blake2s
+from ipaddress import ip_network
 from typing import ClassVar, NamedTuple, TypeAlias
 
 from fwdaemon.core.admission import Admission
@@ -159,6 +160,39 @@ class _Translated(_Exposure):
         return self.target, port + self.shift
 
 
+class ConnectionLog(NamedTuple):
+    """That connections are logged, with so many leading bits of their clients' addresses."""
+
+    ipv4: int = 32
+    ipv6: int = 128
+
+    def cut(self, client: Address) -> Address | Subnet:
+        """Give what is logged of a client's address."""
+        length = self.ipv4 if Family.of(client) is Family.IPV4 else self.ipv6
+        return client if length == client.max_prefixlen else ip_network((int(client), length), strict=False)
+
+
+@dataclass(frozen=True, slots=True)
+class LoggedConnection:
+    """A connection of a forward that began, or with `ended` one that did.
+
+    `client` sent it to `listen`, from a port that is `None` where only a part of the address is told, and `target` is
+    the guest's side. `number` is the kernel's for it. It took so many `seconds`, `None` where its begin is not known,
+    and carried `size` bytes both ways, `None` where the kernel does not count.
+    """
+
+    ended: bool
+    owner: Owner
+    protocol: Protocol
+    client: Address | Subnet
+    client_port: int | None
+    listen: tuple[Address, int]
+    target: tuple[Address, int]
+    number: int
+    seconds: float | None = None
+    size: int | None = None
+
+
 Renaming: TypeAlias = tuple[Address, Address]
 """A guest, and the public address under which what it opens leaves the host."""
 
@@ -172,6 +206,7 @@ class Forward(_Translated):
     libvirt knows, any text. `bridge` is where the guest is plugged in, and `bridge_port` the host's side of its
     interface; others, as after a reboot, do not make it another forward. `auto` says that `ports` were assigned.
     `admission` says who of them may not connect, or how often. One that is there for a while has its end in `until`.
+    With `log`, its connections are written to the journal.
     """
 
     # Whether guests open connections under its addresses.
@@ -192,6 +227,7 @@ class Forward(_Translated):
     auto: bool = field(default=False, compare=False)
     admission: Admission | None = None
     until: Until | None = None
+    log: ConnectionLog | None = None
 
     def __hash__(self) -> int:
         """Hash what tells forwards apart and is hashed fast: sets of thousands are made of them, even of one port."""

@@ -25,6 +25,7 @@ class ReasonKind(StrEnum):
     METADATA = "metadata"  # a domain
     NETWORK = "network"  # a network
     LIBVIRT = "libvirt"  # a URI
+    LISTED = "listed"  # instead of events
     HOST_ADDRESS = "host-address"  # an address
     NEIGHBOUR = "neighbour"  # an address
     ADDRESSES_LOST = "addresses-lost"
@@ -110,7 +111,6 @@ class FaultKind(StrEnum):
     CONNECTIONS_OPEN = "connections-open"
     CONFIGURATION_LATE = "configuration-late"
     SET_REFUSED = "set-refused"  # a set
-    TABLE_REFUSED = "table-refused"  # a problem of the table of many hosts
     TABLE_LEFT_OUT = "table-left-out"  # where an entry of that table stands, and what the host's own files claim
     MORE_CONFLICTS = "more-conflicts"  # how many more
     HOST_UNCHECKED = "host-unchecked"

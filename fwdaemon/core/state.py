@@ -1,7 +1,6 @@
 """The desired state as plain data: what is to be reachable now, and why the rest waits.
 
-How it follows from configuration and inventory is in `fwdaemon.resolve.placement`; how it becomes rules is the
-business of the backends.
+How it follows from configuration and inventory is in `fwdaemon.resolve.placement`; the backends make rules of it.
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -18,20 +17,21 @@ from fwdaemon.core.admission import Admission, Gatekeeper, Place, Ranges, Source
 from fwdaemon.core.bans import BEHIND
 from fwdaemon.core.exposures import Claim, Exposure, Forward, Kind, Nat, Owner, Route
 from fwdaemon.core.inventory import Hindrance, Move
-from fwdaemon.core.types import Address, Family, Gate, Origin, Subnet
+from fwdaemon.core.types import Address, Family, Gate, GuestPath, Origin, Subnet
 
 # A connection has so many labels (struct nf_conn_labels).
 LABELS: Final = range(128)
 
-# How long an ended connection is remembered: longer than a guest that has something to send waits to try again.
+# An ended connection is remembered for longer than a guest waits to send again; that of a port is not renewed earlier.
 REFUSED_FOR_S: Final = 120
+RENEWED_AFTER_S: Final = 5.0
 
-# Of thousands of exposures each is looked at by what is written in C: a line of Python for each takes ten times as
-# long.
+# Thousands of exposures are looked at by what is written in C: a line of Python for each takes ten times as long.
 _FAMILIES: Final[Mapping[type, Family]] = {IPv4Address: Family.IPV4, IPv6Address: Family.IPV6}
 _target = attrgetter("target")
 _masquerades = attrgetter("masquerade")
 _admission = attrgetter("admission")
+_log = attrgetter("log")
 
 
 class Proxied(NamedTuple):
@@ -149,16 +149,17 @@ class Desired:
     into those that are `closed`, and those of isolated networks among them, it lets nobody. `forwarded` names the
     active networks for which libvirt itself wants packets of a family forwarded. In `confined` families we turn
     forwarding on, or have done so: what libvirt does not want forwarded for its networks is refused there, as it was
-    not forwarded before. Frames within `bridging` bridges pass the same chains, and are none of that. On
-    interfaces that are `switched`, forwarding was off on them alone: so that is refused if it comes in by one.
+    not forwarded before. Frames within `bridging` bridges pass the same chains, and are none of that. Interfaces that
+    are `switched` alone had forwarding off: what comes in by one is refused.
     `kept` are families that had exposures before: their tables stay, to go on refusing what is left of connections
     that were ended. `expanded` are the entries of patterns and with automatic ports, each for one domain. `remarks` are
-    of what is there and does not count, and of entries that work for now.
-    `sets` are the named sets of sources that there are. Whom `barred` denies may connect to nothing.
-    With `counts_down`, rules that know one clock alone ask a set as well: it is empty once an end has come by another.
+    of what is there and does not count, and of entries that work for now. On `guest_paths`, chains of others that would
+    refuse libvirt's own guests are to leave the decision to libvirt. `sets` are the named sets of sources that there
+    are. Whom `barred` denies may connect to nothing. With `counts_down`, rules that know one clock alone ask a set as
+    well: it is empty once an end has come by another.
 
-    Two states that follow each other share nearly all exposures, as the same objects in sets. So they are compared by
-    operations of sets, which neither hash nor compare them anew; and what follows from all of them is worked out once.
+    Two states that follow each other share nearly all exposures, as the same objects in sets, whose operations neither
+    hash nor compare them anew. What follows from all of them is worked out once.
     """
 
     forwards: frozenset[Forward] = frozenset()
@@ -189,6 +190,7 @@ class Desired:
     expanded: tuple[ExpandedEntry, ...] = ()
     sets: tuple[SourceSet, ...] = ()
     barred: Admission | None = None
+    guest_paths: frozenset[GuestPath] = frozenset()
     counts_down: bool = False
 
     @cached_property
@@ -240,6 +242,12 @@ class Desired:
         vars(known).update(families=self.kept | families, bridge_ports=bridge_ports, bridges=bridges)
         return known
 
+    def on_paths(self, guest_paths: frozenset[GuestPath]) -> "Desired":
+        """Give the same state with these paths of guests; the same object where it has them."""
+        if guest_paths == self.guest_paths:
+            return self
+        return replace(self, guest_paths=guest_paths).knowing(self.families, self.bridge_ports, self.bridges)
+
     def keeping(self, families: frozenset[Family]) -> "Desired":
         """Give the same state with these families kept."""
         return replace(self, kept=families).knowing(self.families, self.bridge_ports, self.bridges)
@@ -271,6 +279,11 @@ class Desired:
     def limited(self) -> tuple[Exposure, ...]:
         """The exposures that not everybody may connect to whom they would take, or not as often as he likes."""
         return tuple(filter(_admission, self.exposures))
+
+    @cached_property
+    def logged(self) -> tuple[Forward, ...]:
+        """The forwards whose connections are written to the journal."""
+        return tuple(filter(_log, self.forwards))
 
     @property
     def has_external(self) -> bool:

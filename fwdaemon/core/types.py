@@ -183,6 +183,19 @@ class GateFault(StrEnum):
     AHEAD_OF_BAN = "ahead-of-ban"
     REPEATED = "repeated"
     ALTERED = "altered"
+    GUESTS = "guests"
+
+
+class GuestPath(NamedTuple):
+    """A path of libvirt's guests through the host, on which libvirt's own rules decide: in by one, out by the other.
+
+    With `answers` only packets of connections that exist may take it: libvirt lets no others into that network.
+    """
+
+    family: Family
+    came_in: str
+    goes_out: str
+    answers: bool = False
 
 
 # What is known of a socket. Plain data.

@@ -25,6 +25,8 @@ from fwdaemon.rulesets.rules import network_of
 _FORM = re.compile(
     r"(?:(?:\[(?P<six>[^]]*)\]|\*|(?P<four>[^]:/[*]*)):)?(?P<port>[0-9]{1,5})(?:/(?P<protocol>[A-Za-z]+))?", re.ASCII
 )
+# What is meant as an address, or a network; any other word is the name of a domain.
+_ADDRESS: Final = re.compile(r"[0-9.]*|[0-9A-Fa-f]*:[0-9A-Fa-f]*:[^/]*|[^/]*/.*", re.DOTALL)
 _LAST_PORT = 65535
 _BROADCAST: Final = IPv4Address("255.255.255.255")
 _SIX: Final = 6
@@ -36,12 +38,13 @@ class UsageError(PortfwdError):
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A connection; without `address` to any of the host's, without `source` from somewhere outside."""
+    """A connection; without `address` to any of the host's, without `source` or `domain` from somewhere outside."""
 
     protocol: Protocol
     port: int
     address: Address | None = None
     source: Address | None = None
+    domain: str = ""
 
     def __str__(self) -> str:
         return f"{self.protocol} {show_endpoint(self.address, PortRange(self.port, self.port))}"
@@ -58,6 +61,8 @@ def parse_request(text: str, source: str | None = None) -> Request:
     address = _address(form["four"], IPv4Address) or _address(form["six"], IPv6Address)
     if address is not None:
         _refuse_unheld(address, port)
+    if source is not None and _ADDRESS.fullmatch(source) is None:
+        return Request(_protocol(form["protocol"]), port, address, domain=source)
     client = None if source is None else _source(source)
     if address is not None and client is not None and address.version != client.version:
         raise UsageError(f"{client} and {address} are of different families, so neither can connect to the other")

@@ -73,8 +73,19 @@ class Delivery:
         """Give the steps through the host of what is for another machine, and leaves by a device."""
         yield from self._forwarding()
         packets = frozenset(replace(packet, goes_out=device) for packet in self._arrived)
-        way = through(self._context.chains, "forward", packets, self._context.around)
+        yield from self._through("forward", packets)
+
+    def go_out(self, device: str) -> Iterator[Step]:
+        """Give those of a guest's own connection, and of the answer."""
+        yield from self.pass_by(device)
+        yield from self._through("postrouting", self.delivered)
+        to = Target(self._context.arrival.address, self._context.arrival.port, translated=False)
+        yield from self._back(to, self.delivered, device)
+
+    def _through(self, hook: str, packets: frozenset[Packet]) -> Iterator[Step]:
+        way = through(self._context.chains, hook, packets, self._context.around)
         yield from self._steps(way, remedies.End(self._context.arrival.address, self._context.arrival.port))
+        self.delivered = way.packets
 
     def _steps(self, way: Way, end: remedies.End) -> Iterator[Step]:
         """Give a step for each chain, and remember those that do not let the packet through."""

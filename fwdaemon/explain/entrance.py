@@ -38,13 +38,16 @@ from fwdaemon.rulesets.packet import (
 class Judge:
     """Tells what chains' judgements mean for one connection.
 
-    `daemon_runs` decides who is to mend a gate; `main` is the main file of the configuration.
+    `daemon_runs` decides who is to mend a gate; `main` is the main file of the configuration. `is_guests` says that a
+    guest opens it, and `has_path` that `keep_guests_online` is for the way it takes.
     """
 
     arrival: Arrival
     settings: DaemonSettings
     daemon_runs: bool
     main: str
+    is_guests: bool = False
+    has_path: bool = False
 
     def steps(self, passages: Iterable[Passage], end: remedies.End) -> Iterator[Step]:
         """Give a step for each chain; `end` tells the packets of this connection from others there."""
@@ -71,11 +74,25 @@ class Judge:
         return Step(chain.hook, StepState.FINE, text, passage=passage)
 
     def _remedy(self, passage: Passage, culprit: RuleLocation, end: remedies.End) -> tuple[Cause, str]:
+        if self.is_guests:
+            return self._of_guest(passage, culprit)
         if self._is_on_purpose(passage, culprit):
             return Cause.ON_PURPOSE, self.on_purpose("refuses", culprit)
         if passage.by_mark and not self._is_gated(passage.chain):
             return Cause.ON_PURPOSE, self.by_mark(passage, "refuses", culprit)
         return self._exposure(passage, culprit, end)
+
+    def _of_guest(self, passage: Passage, culprit: RuleLocation) -> tuple[Cause, str]:
+        """Tell who refuses what a guest sends: but for Docker's policy, which is meant for containers, on purpose."""
+        is_dockers = passage.chain.hook == "forward" and not culprit.number and "Docker" in owners_of(passage.chain)
+        if not is_dockers:
+            return Cause.ON_PURPOSE, self.on_purpose("refuses", culprit)
+        if not self.has_path:
+            client = str(self.arrival.source)
+            return Cause.ON_PURPOSE, remedies.on_purpose("Docker refuses", culprit.chain_name, client)
+        if self.settings.keep_guests_online:
+            return Cause.GATE_SHUT, self.mend_ours()
+        return Cause.DOCKERS_POLICY, remedies.keep_guests_online(self.main)
 
     def _exposure(self, passage: Passage, culprit: RuleLocation, end: remedies.End) -> tuple[Cause, str]:
         """Tell how to have a chain let the connection through that was not closed on purpose."""

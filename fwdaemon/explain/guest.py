@@ -1,20 +1,31 @@
-"""The steps that libvirt is asked about: the domain, its address and who told it, where it is plugged in. Pure."""
+"""The steps that libvirt is asked about: the domain, its address and who told it, where it is plugged in. Pure.
+
+A guest may also be who connects; then these steps come first.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Final
 from uuid import UUID
 
 from fwdaemon.audit.causes import why
-from fwdaemon.config.model import Config, GuestEntry, RouteEntry
+from fwdaemon.config.model import Config, ForwardEntry, GuestEntry, RouteEntry
 from fwdaemon.core.inventory import Domain, GuestInterface, Hindrance, HindranceKind, Inventory, Network
-from fwdaemon.core.state import Waiting
+from fwdaemon.core.state import Desired, Waiting
 from fwdaemon.core.text import shown
-from fwdaemon.core.types import Address, Family
+from fwdaemon.core.types import Address, Family, Origin, Protocol
 from fwdaemon.explain import remedies
-from fwdaemon.explain.arrival import Arrival
-from fwdaemon.explain.report import RELOAD, Cause, Step, World, fine, unknown, wrong
+from fwdaemon.explain.arrival import Arrival, Request
+from fwdaemon.explain.delivery import Delivery
+from fwdaemon.explain.entrance import Entrance, HostContext, Judge, Target
+from fwdaemon.explain.report import RELOAD, Cause, Report, Step, World, fine, unknown, wrong
 from fwdaemon.resolve.addresses import SubnetIndex
 from fwdaemon.resolve.guests import Absence, Guest, GuestFinder
+from fwdaemon.resolve.neighbours import paths
+
+# Where a guest that was named on the command line is asked for: its address comes from libvirt, and no entry says it.
+_ASKED: Final = Origin(Path("--from"), 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,6 +196,75 @@ def _how_learned(entry: GuestEntry, guest: Guest) -> str:
         return f"the configuration, {entry.origin}"
     source = next(claim.source for claim in guest.interface.learned if claim.address == guest.address)
     return f"the {source}"
+
+
+# What a guest sends. Pure.
+
+
+def sender(
+    request: Request, config: Config, libvirt: Libvirt, world: World
+) -> tuple[Sequence[Step], Guest | None, Request]:
+    """Find the guest that a connection is to come from, if one is named, in the family of where it goes."""
+    if not request.domain:
+        return (), None, request
+    inventory = libvirt.inventory
+    if inventory is None:
+        remedy = f"{remedies.START_LIBVIRT[0].upper()}{remedies.START_LIBVIRT[1:]}."
+        return [wrong("libvirt", libvirt.fault, Cause.LIBVIRT_UNREACHABLE, remedy)], None, request
+    if (domain := GuestFinder(inventory, ()).meant(request.domain)) is None:
+        return [_no_domain(request, inventory)], None, request
+    entry, steps = ForwardEntry(str(domain.uuid), (), _ASKED), list[Step]()
+    for family in Family if request.address is None else [Family.of(request.address)]:
+        walk = GuestWalk(config, libvirt, inventory, family, world)
+        steps = list(walk.of_guest(entry))
+        if walk.guest is not None:
+            return steps, walk.guest, replace(request, source=walk.guest.address)
+    return steps, None, request
+
+
+def _no_domain(request: Request, inventory: Inventory) -> Step:
+    names = ", ".join(shown(other.name) for other in inventory.domains) or "none"
+    remedy = f"Write an address, a network, or a domain that libvirt has ({names}) after --from."
+    return wrong("domain", f"libvirt has no domain {shown(request.domain)}", Cause.NO_SUCH_DOMAIN, remedy)
+
+
+def away(arrival: Arrival, world: World, libvirt: Libvirt, judge: Judge, desired: Desired) -> Report:
+    """Follow what a guest sends to another machine."""
+    route = world.route(arrival.address, arrival.source, arrival.came_in)
+    # The kernel answers no such question where the host does not forward.
+    device = route.device or (world.route(arrival.address).device if not route.rule else None)
+    networks = libvirt.inventory.every_network if libvirt.inventory is not None else ()
+    ways = {(path.family, path.came_in, path.goes_out) for path in paths(networks, desired.uplinks)}
+    judge = replace(judge, is_guests=True, has_path=(arrival.family, arrival.came_in, device) in ways)
+    steps = list(_going_out(HostContext.of(arrival, world, judge, desired), device, route.rule))
+    return Report(f"{arrival} from {arrival.client}", steps, f"what the guest sends to {arrival} leaves this host")
+
+
+def _going_out(context: HostContext, device: str | None, rule: str) -> Iterator[Step]:
+    arrival = context.arrival
+    if rule:
+        text = f"nothing goes from {arrival.source} to {arrival.address}, by the rule of policy routing {rule}"
+        remedy = remedies.ruled_away(rule, arrival.stand_in, arrival.address)
+        yield wrong("policy routing", text, Cause.ON_PURPOSE, remedy)
+    elif device is None:
+        remedy = f"Give this host a route to {arrival.address}: its guests go out by the routes of the host."
+        yield wrong("route", f"no route leads to {arrival.address}", Cause.ROUTE_ASTRAY, remedy)
+    elif device == arrival.came_in:
+        yield fine("route", f"{arrival.address} is on {shown(device)}, the guest's own link")
+    else:
+        yield fine("route", f"{arrival.address} is no address of this host, which sends it on by {shown(device)}")
+        entrance = Entrance(context)
+        yield from entrance.enter()
+        yield from Delivery(context, entrance).go_out(device)
+
+
+def carried(arrival: Arrival, target: Target) -> Step:
+    """Tell how what is for a loopback address gets to a guest."""
+    if arrival.protocol is Protocol.SCTP:
+        text = f"forwards of SCTP do not answer on {arrival.address}"
+        return wrong("proxy", text, Cause.LOCALHOST_OFF, "Connect to another address of this host instead.")
+    where = f"port {target.number} of {target.address}"
+    return fine("proxy", f"the daemon listens on {arrival.address} and opens a connection of the host's own to {where}")
 
 
 def is_for(refused: Waiting, arrival: Arrival) -> bool:

@@ -251,6 +251,14 @@ def open_gate(chain: BaseChain, gates: Sequence[Gate], main: str) -> str:
     return f"Write gates = [{written}] under [daemon] in {main}, and {RELOAD}."
 
 
+def keep_guests_online(main: str) -> str:
+    """Tell how to have guests pass a chain that Docker made refuse everything but its own."""
+    return (
+        "Docker refuses all that is not for its containers, guests of libvirt's networks included: write"
+        f" keep_guests_online = true under [daemon] in {main}, and {RELOAD}."
+    )
+
+
 def name_uplinks(uplinks: Iterable[str], more: Iterable[str], main: str) -> str | None:
     """Tell how to have more uplinks; nothing where one of them cannot be named. The key replaces those that are found.
 

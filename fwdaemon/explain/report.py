@@ -73,6 +73,7 @@ class Cause(StrEnum):
     GATE_SHUT = "gate-shut"
     ON_PURPOSE = "refused-on-purpose"
     REFUSED = "refused"
+    DOCKERS_POLICY = "dockers-policy"
     HAIRPIN_OFF = "hairpin-off"
     GUEST_REFUSES = "guest-refuses"
     GUEST_SILENT = "guest-silent"

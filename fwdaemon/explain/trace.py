@@ -31,7 +31,7 @@ from fwdaemon.explain.arrival import (
 )
 from fwdaemon.explain.delivery import Delivery, WayBack, WayOut
 from fwdaemon.explain.entrance import Entrance, HostContext, Judge, Target
-from fwdaemon.explain.guest import GuestWalk, Libvirt, is_for
+from fwdaemon.explain.guest import GuestWalk, Libvirt, away, carried, is_for, sender
 from fwdaemon.explain.report import (
     RELOAD,
     START_COMMAND,
@@ -82,9 +82,12 @@ def explain(  # noqa: PLR0913  it follows from that many sources
     if libvirt.inventory is not None:
         config, waiting = _expanded(granted, libvirt.inventory, before)
         held_back += tuple(item for item in waiting if item.refused)
+    steps, guest, request = sender(request, config, libvirt, world)
+    if request.domain and guest is None:
+        return Report(str(request), steps, "", daemon_runs=world.daemon() is not None)
     arrival = arrive(request, preferred_addresses(config, request, held), libvirt.bridges, world)
-    report = _Trace(config, libvirt, world, main, held, held_back).report(arrival)
-    return replace(report, daemon_runs=world.daemon() is not None)
+    report = _Trace(config, libvirt, world, main, held, held_back, guest).report(arrival)
+    return replace(report, steps=[*steps, *report.steps], daemon_runs=world.daemon() is not None)
 
 
 def _expanded(granted: Grants, inventory: Inventory, before: Before) -> tuple[Config, tuple[Waiting, ...]]:
@@ -111,6 +114,7 @@ class _Trace:
     main: str
     held: Sequence[HostAddress]
     refused: tuple[Waiting, ...] = ()
+    guest: Guest | None = None
 
     def report(self, arrival: Arrival) -> Report:
         desired = Placement(self.config, self.libvirt.inventory or _NOBODY).desired
@@ -127,8 +131,8 @@ class _Trace:
         sockets = [] if arrival.address.is_loopback and claim is not None else self._sockets(arrival, claim)
         steps = [self._address(arrival, claim), *sockets]
         if claim is None:
-            if (refused := self._between_others(arrival, judge, desired)) is not None:
-                return refused
+            if (passing := self._passing(arrival, judge, desired)) is not None:
+                return passing
             steps += [self._unclaimed(arrival), *entrance.enter(), *entrance.into_host()]
             return Report(f"{arrival} from {arrival.client}", steps, "")
         steps.append(self._entry(claim, arrival))
@@ -144,7 +148,7 @@ class _Trace:
         if target is not None:
             delivery = Delivery(context, entrance)
             if by_proxy:
-                steps.append(_carried(arrival, target))
+                steps.append(carried(arrival, target))
             else:
                 if claim.admits(arrival) and claim.takes_from(arrival):
                     steps.append(entrance.translation(target))
@@ -156,8 +160,10 @@ class _Trace:
         leads = f"{arrival} leads to {shown(_owner(claim))}" + (f", {target}" if target is not None else "")
         return Report(f"{arrival} from {arrival.client}", steps, leads)
 
-    def _between_others(self, arrival: Arrival, judge: Judge, desired: Desired) -> Report | None:
-        """Tell of what is for another machine, where it is refused because the host forwarded nothing before us."""
+    def _passing(self, arrival: Arrival, judge: Judge, desired: Desired) -> Report | None:
+        """Tell of what is for another machine, if a guest sends it, or if the host forwarded nothing before us."""
+        if self.guest is not None and device_of(arrival.address, self.held) is None:
+            return away(arrival, self.world, self.libvirt, judge, desired)
         crossing = between_others(arrival, self.world)
         if crossing is None:
             return None
@@ -369,15 +375,6 @@ class _Trace:
                 return wrong("answer", f"{where} does not answer", Cause.GUEST_SILENT, remedy)
         remedy = f"Give the guest the address {target.address}, or fix its network: nothing answers for it on the link."
         return wrong("answer", f"{target.address} is not there", Cause.GUEST_UNREACHABLE, remedy)
-
-
-def _carried(arrival: Arrival, target: Target) -> Step:
-    """Tell how what is for a loopback address gets to a guest."""
-    if arrival.protocol is Protocol.SCTP:
-        text = f"forwards of SCTP do not answer on {arrival.address}"
-        return wrong("proxy", text, Cause.LOCALHOST_OFF, "Connect to another address of this host instead.")
-    where = f"port {target.number} of {target.address}"
-    return fine("proxy", f"the daemon listens on {arrival.address} and opens a connection of the host's own to {where}")
 
 
 def _chosen(claims: list[Claim], desired: Desired, arrival: Arrival) -> Claim | None:

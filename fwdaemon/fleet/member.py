@@ -105,7 +105,7 @@ class Member:
     def problems(self) -> tuple[Fault, ...]:
         """What is wrong."""
         trouble = (Fault(FaultKind.ERROR, detail=self._trouble),) if self._trouble else ()
-        return (*trouble, *(Fault(FaultKind.TABLE_REFUSED, (str(problem),)) for problem in self._refused))
+        return (*trouble, *(Fault(FaultKind.ERROR, detail=str(problem)) for problem in self._refused))
 
     @property
     def state(self) -> FleetState:

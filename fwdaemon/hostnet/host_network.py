@@ -6,12 +6,14 @@ what it made itself. What one of them cannot do is reported as a fault, and no r
 
 import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial, reduce
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Final
 
-from fwdaemon.core.exposures import Nat
+from fwdaemon.core.exposures import Nat, Renaming
 from fwdaemon.core.report import ApplyResult, Fault, FaultKind, Setting, SettingKind, joined, tried
 from fwdaemon.core.state import Desired
 from fwdaemon.core.text import is_interface_name, shown
@@ -237,6 +239,36 @@ def _turned_off(line: bytes) -> Setting | None:
     return Setting(f"{name} = 0", restored=True, kind=SettingKind.FORMER_SYSCTL)
 
 
+# Under which public addresses 1:1 guests open connections, which nothing else says of these once the rules are gone.
+
+
+class Renamings:
+    """Records them, and tells once what an earlier run recorded: where its entries and its rules went, those are left.
+
+    What is left stays on record until the second time, so that a run that ends before it has ended connections leaves
+    that to the next one.
+    """
+
+    def __init__(self, state_file: OwnedStateFile) -> None:
+        self._state_file = state_file
+        self._left = frozenset(_renamings(state_file.records))
+
+    def apply(self, nats: Collection[Nat]) -> frozenset[Renaming]:
+        """Record these, and give what is left of an earlier run."""
+        left, self._left = self._left, frozenset()
+        found = left.union(nat.renaming for nat in nats)
+        self._state_file.write({"guest": str(guest), "public": str(public)} for guest, public in found)
+        return left
+
+
+def _renamings(records: Iterable[Record]) -> Iterator[Renaming]:
+    for record in records:
+        with suppress(ValueError):  # what cannot be read was not written by us
+            match record:
+                case {"guest": str(guest), "public": str(public)}:
+                    yield ip_address(guest), ip_address(public)
+
+
 class SystemHostNetwork:
     """All keepers. Its methods block; call them from one thread at a time.
 
@@ -261,6 +293,7 @@ class SystemHostNetwork:
         self._proxies = NeighbourProxies(state_file("proxy-ndp"), guests)
         self._proxy = LocalProxy(guests)
         self._gateways = Gateways()
+        self._renamings = Renamings(state_file("one-to-one"))
         self._is_first = True
         self._held: frozenset[Nat] = frozenset()
 
@@ -306,6 +339,7 @@ class SystemHostNetwork:
             ],
         )
         self._held = desired.nats
+        result = joined(result, ApplyResult(renamings=self._renamings.apply(desired.nats)))
         if self._is_first:
             result = joined(result, put_back(self._directory))
         self._is_first = False
@@ -322,7 +356,9 @@ class SystemHostNetwork:
         """Take back everything that we made; forwarding that `forwarded` networks of libvirt's need stays on."""
         nothing = Desired(forwarded=forwarded)
         self.release(nothing)
-        return self.apply(nothing, ip_forward=False)
+        removed = self.apply(nothing, ip_forward=False)
+        self._renamings.apply(())
+        return removed
 
     def close(self) -> None:
         """End what runs beside us; what the kernel holds stays."""

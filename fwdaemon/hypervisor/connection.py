@@ -1,11 +1,9 @@
-"""A connection to libvirt, the loop its events come by, and what they say."""
+"""A connection to libvirt, and what its events say."""
 
 import logging
-import threading
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
-from functools import cache
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -13,7 +11,7 @@ import libvirt
 
 from fwdaemon.core.inventory import LibvirtObservation, Move
 from fwdaemon.core.report import Reason, ReasonKind, Trigger
-from fwdaemon.errors import KernelError, LibvirtUnavailableError
+from fwdaemon.errors import LibvirtUnavailableError
 from fwdaemon.hypervisor.reader import Reader, is_unsupported, unavailable
 from fwdaemon.hypervisor.xml import NAMESPACE
 from fwdaemon.kernel.process import find_program
@@ -157,11 +155,12 @@ class LibvirtConnection:
         self._hypervisor: libvirt.virConnect | None = None
         self._networks: libvirt.virConnect | None = None
         self._deregister: list[Callable[[], object]] = []
+        self._listens = False
         self._on_their_own: set[str] = set()
         self._repeated: set[tuple[str, Reason]] = set()
 
     def open(self) -> None:
-        """Open both connections and register for their events. The event loop must be running.
+        """Open both connections. The event loop must be running.
 
         Raises:
             LibvirtUnavailableError: it could not be opened; nothing stays open.
@@ -172,11 +171,41 @@ class LibvirtConnection:
             self._networks = self._open_networks(self._hypervisor)
             for connection in {self._hypervisor, self._networks}:
                 self._watch_close(connection)
-            self._watch_domains(self._hypervisor)
-            self._watch_networks(self._networks)
         except libvirt.libvirtError as error:
             self.close()
             raise unavailable(self.uri, error) from error
+
+    def listen(self) -> None:
+        """Register for events, unless that is done; the next observation asks for everything that came before.
+
+        Raises:
+            LibvirtUnavailableError: the connection is not open, or was lost on the way.
+
+        """
+        hypervisor, networks = self._opened()
+        if self._listens:
+            return
+        self._listens = True
+        try:
+            self._watch_domains(hypervisor)
+            self._watch_networks(networks)
+        except libvirt.libvirtError as error:
+            raise unavailable(self.uri, error) from error
+        self._reader.invalidate()
+
+    def deafen(self) -> None:
+        """Have libvirt send no events any more: open others in place of the connections that do.
+
+        Deregistering is not enough: with an event on its way, libvirt's client never passes on another, should one
+        register again. To read none would have libvirtd keep all of them in its memory.
+
+        Raises:
+            LibvirtUnavailableError: no other could be opened; nothing stays open.
+
+        """
+        if self._listens:
+            self.close()
+            self.open()
 
     def observe(self) -> LibvirtObservation:
         """Take a fresh observation.
@@ -186,12 +215,15 @@ class LibvirtConnection:
 
         """
         self._repeated.clear()
-        if self._hypervisor is None or self._networks is None:
-            raise LibvirtUnavailableError(f"libvirt at {self.uri} does not answer: there is no connection")
+        hypervisor, networks = self._opened()
         try:
-            return self._reader.observe(self._hypervisor, self._networks)
+            return self._reader.observe(hypervisor, networks)
         except libvirt.libvirtError as error:
             raise unavailable(self.uri, error) from error
+
+    def relist(self) -> None:
+        """Have the next observation find out which domains there are, and ask about those that are not as they were."""
+        self._reader.relist()
 
     def invalidate(self) -> None:
         """Have the next observation ask for everything, also for what no event was about."""
@@ -208,6 +240,12 @@ class LibvirtConnection:
                 with suppress(libvirt.libvirtError):
                     connection.close()
         self._hypervisor = self._networks = None
+        self._listens = False
+
+    def _opened(self) -> tuple[libvirt.virConnect, libvirt.virConnect]:
+        if self._hypervisor is None or self._networks is None:
+            raise LibvirtUnavailableError(f"libvirt at {self.uri} does not answer: there is no connection")
+        return self._hypervisor, self._networks
 
     def _open_networks(self, hypervisor: libvirt.virConnect) -> libvirt.virConnect:
         uri = network_uri(self.uri)
@@ -260,13 +298,12 @@ class LibvirtConnection:
         self._watch_domain_event(connection, libvirt.VIR_DOMAIN_EVENT_ID_METADATA_CHANGE, metadata)
 
     def _news(self, domain: libvirt.virDomain, reason: Reason, move: Move | None = None) -> None:
-        """Tell what happened; of what a guest does again before anybody has looked, nothing more is to be said."""
+        """Tell what happened; of what happens again before anybody has looked, nothing more is to be said."""
         uuid = domain.UUIDString()
         (self._on_their_own.add if reason.by_guest else self._on_their_own.discard)(uuid)
-        if reason.by_guest:
-            if (uuid, reason) in self._repeated:
-                return
-            self._repeated.add((uuid, reason))
+        if (uuid, reason) in self._repeated:
+            return
+        self._repeated.add((uuid, reason))
         self._reader.invalidate(uuid, move)
         self._trigger(reason)
 
@@ -302,66 +339,3 @@ def if_supported(function: Callable[..., Any], *arguments: object) -> Any:
         if not is_unsupported(error):
             raise
         return None
-
-
-# libvirt's event loop, in a thread of its own.
-#
-# Events and keepalive messages of every connection are served here, so it runs before the first connection is opened
-# and until after the last is closed (https://libvirt.org/html/libvirt-libvirt-event.html#virEventRegisterDefaultImpl).
-_ASLEEP = -1
-_LAST_ROUND_MS = 20
-
-
-class EventLoop:
-    """Runs from `start` until `stop`. libvirt allows one loop per process; several of these in turn are fine."""
-
-    def __init__(self) -> None:
-        self._stopping = False
-        self._timer = _ASLEEP
-        self._thread: threading.Thread | None = None
-
-    def start(self) -> None:
-        """Register the loop with libvirt and run it.
-
-        Raises:
-            KernelError: no thread or no descriptor is to be had; to try again is fine.
-
-        """
-        try:
-            _register()
-            if self._timer == _ASLEEP:
-                self._timer = libvirt.virEventAddTimeout(_ASLEEP, self._last_round, None)
-            # Another one each time: from Python 3.13 on, one that could not be started never can.
-            thread = threading.Thread(target=self._run, name="libvirt-events", daemon=True)
-            thread.start()
-        except (RuntimeError, libvirt.libvirtError) as error:
-            raise KernelError(f"libvirt's events cannot be received: {error}") from error
-        self._thread = thread
-
-    def stop(self) -> None:
-        """End the thread, if it runs, after it has freed what closed connections left to it; blocks for some 20 ms.
-
-        libvirt frees the callbacks of a closed connection in the loop's idle time, hence a timer and not a flag.
-        """
-        if self._thread is not None and self._thread.is_alive():
-            libvirt.virEventUpdateTimeout(self._timer, _LAST_ROUND_MS)
-            self._thread.join()
-
-    def _run(self) -> None:
-        while not self._stopping:
-            libvirt.virEventRunDefaultImpl()
-
-    def _last_round(self, timer: int, _opaque: object) -> None:
-        self._stopping = True
-        libvirt.virEventRemoveTimeout(timer)
-
-
-@cache
-def _register() -> None:
-    """Register once per process, and keep libvirt from printing every error: they reach us as exceptions."""
-    libvirt.registerErrorHandler(_say_nothing, None)
-    libvirt.virEventRegisterDefaultImpl()
-
-
-def _say_nothing(_context: object, _error: object) -> None:
-    """Stand in for libvirt's own handler, which prints to standard error."""

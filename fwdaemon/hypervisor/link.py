@@ -8,12 +8,13 @@ and keepalive ends it after 20 s). A loss and a return are each told once, not a
 import asyncio
 import logging
 import random
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
-from typing import Final, Protocol, TypeVar
+from typing import Final, Generic, Protocol, TypeVar
 
 from fwdaemon.core.inventory import LibvirtObservation
 from fwdaemon.core.report import Reason, ReasonKind, Trigger
@@ -42,13 +43,22 @@ class Connection(Protocol):
     """One connection to libvirt; each of these blocks."""
 
     def open(self) -> None:
-        """Open and register for events. Raises `LibvirtUnavailableError`."""
+        """Open. Raises `LibvirtUnavailableError`."""
+
+    def listen(self) -> None:
+        """Have libvirt send events; does nothing if it does. Raises `LibvirtUnavailableError`."""
+
+    def deafen(self) -> None:
+        """Have libvirt send none; does nothing if it does not. Raises `LibvirtUnavailableError`."""
 
     def observe(self) -> LibvirtObservation:
         """Take a fresh observation. Raises `LibvirtUnavailableError`."""
 
     def invalidate(self) -> None:
         """Have the next observation ask for everything, also for what no event was about. Does not block."""
+
+    def relist(self) -> None:
+        """Have the next observation find out which domains run, whether or not events say so. Does not block."""
 
     def close(self) -> None:
         """Close; does nothing if it is closed already."""
@@ -89,7 +99,7 @@ class LibvirtLink:
         self._worker = Worker(f"libvirt {uri}")
         self._connection: Connection | None = None
         self._attempt = 0
-        self._frozen = False
+        self._frozen, self._listens = False, True
         self._last: LibvirtObservation | None = None
         self._lost = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -116,6 +126,18 @@ class LibvirtLink:
         if self._connection is not None:
             self._connection.invalidate()
 
+    def relist(self) -> None:
+        """Have the next observation find out which domains run: no event says so now."""
+        if self._connection is not None:
+            self._connection.relist()
+
+    def listen(self, *, events: bool) -> None:
+        """Have libvirt send events from now on, or none; after that, the next observation asks for everything."""
+        self._listens = events
+        if self._connection is not None:
+            change = self._connection.listen if events else self._connection.deafen
+            self._worker.submit(change).add_done_callback(partial(self._changed, self._attempt))
+
     async def close(self) -> None:
         """Close the connection and end thread and task. A frozen libvirt may keep the thread until it answers."""
         if self._task is not None:
@@ -141,9 +163,10 @@ class LibvirtLink:
         self._frozen = False
         self._attempt += 1
         connection = self._connect(
-            self.state.uri, _on_this_loop(self._trigger), _on_this_loop(partial(self._closed, self._attempt))
+            self.state.uri, _OnThisLoop(self._trigger), _OnThisLoop(partial(self._closed, self._attempt))
         )
-        exposure = self._worker.submit(partial(_open, connection))
+        listens = self._listens
+        exposure = self._worker.submit(partial(_open, connection, listens=listens))
         try:
             self._last = await exposure
         except PortfwdError as error:  # no thread is to be had, either
@@ -153,6 +176,8 @@ class LibvirtLink:
             self._connection = connection  # for whoever cancelled us to close, after the call that is under way
             raise
         self._connection = connection
+        if self._listens is not listens:
+            self.listen(events=self._listens)
         self._up()
         return True
 
@@ -167,6 +192,10 @@ class LibvirtLink:
         if attempt == self._attempt:
             self._last, self._frozen = observation, False
             self._up()
+
+    def _changed(self, attempt: int, changing: asyncio.Future[None]) -> None:
+        if not changing.cancelled() and isinstance(error := changing.exception(), PortfwdError):
+            self._closed(attempt, str(error))
 
     def _closed(self, attempt: int, reason: str) -> None:
         """Take the news of a loss; what comes late, of a connection already replaced, is none."""
@@ -198,24 +227,37 @@ class LibvirtLink:
             _log.warning("libvirt at %s is not there yet (%s): nothing is changed until it is", before.uri, reason)
 
 
-def _open(connection: Connection) -> LibvirtObservation:
+def _open(connection: Connection, *, listens: bool) -> LibvirtObservation:
     """Open and take the first observation; if that fails, nothing stays open."""
     connection.open()
     try:
+        if listens:
+            connection.listen()
         return connection.observe()
     except LibvirtUnavailableError:
         connection.close()
         raise
 
 
-def _on_this_loop(function: Callable[[T], None]) -> Callable[[T], None]:
-    """Make it callable from libvirt's threads."""
-    loop = asyncio.get_running_loop()
+class _OnThisLoop(Generic[T]):
+    """Makes a function callable from libvirt's threads; the loop is woken once for all calls since it last was."""
 
-    def call_soon(reason: T) -> None:
-        loop.call_soon_threadsafe(function, reason)
+    def __init__(self, function: Callable[[T], None]) -> None:
+        self._function = function
+        self._loop = asyncio.get_running_loop()
+        self._calls: deque[T] = deque()
+        self._wakes = False
 
-    return call_soon
+    def __call__(self, reason: T) -> None:
+        self._calls.append(reason)
+        if not self._wakes:
+            self._wakes = True
+            self._loop.call_soon_threadsafe(self._call)
+
+    def _call(self) -> None:
+        self._wakes = False  # first, so that what comes meanwhile is either called here or wakes the loop again
+        while self._calls:
+            self._function(self._calls.popleft())
 
 
 def _now() -> datetime:

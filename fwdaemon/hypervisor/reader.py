@@ -73,6 +73,10 @@ _log = logging.getLogger(__name__)
 
 _PAUSED_OR_CRASHED: Final = libvirt.VIR_CONNECT_LIST_DOMAINS_PAUSED | libvirt.VIR_CONNECT_LIST_DOMAINS_OTHER
 _MOST_DEPARTED: Final = 1000
+# To ask about more new domains than this one by one costs more than a list of all.
+_MANY_NEW: Final = 100
+# Stands for a list in place of a UUID.
+_LIST: Final = ""
 _SHUT_OFF: Final = (DomainState.DOWN, DomainState.ENDED, DomainState.GONE)
 
 T = TypeVar("T")
@@ -103,6 +107,13 @@ class Reader:
         `move` is what the event about it says: it is being received (`HERE`), or another host has it (`GONE`).
         """
         self._invalidations.put((uuid, move))
+
+    def relist(self) -> None:
+        """Have the next observation find out which domains there are, and ask only those that are not as they were.
+
+        May be called from any thread. What changed in a domain that runs on is not noticed.
+        """
+        self._invalidations.put((_LIST, None))
 
     def observe(self, hypervisor: libvirt.virConnect, networks: libvirt.virConnect) -> LibvirtObservation:
         """Take one observation. Raises `libvirt.libvirtError` when libvirt does not answer."""
@@ -135,13 +146,11 @@ class Reader:
         """Bring the list up to date; gives the domains to ask, and which of these may be paused or crashed.
 
         A list of all waits for each domain that libvirt starts or stops just then, which may be seconds. So it is asked
-        for where all are in doubt only, and what follows from news of one domain, or from a lease, does without.
+        for where all are in doubt only, or very many new ones, and what follows from news of one domain, or from a
+        lease, does without.
         """
-        if self._wants_list:
-            domains = {domain.UUIDString(): domain for domain in connection.listAllDomains()}
-            unusual = {domain.UUIDString() for domain in connection.listAllDomains(_PAUSED_OR_CRASHED)}
-            asked = {uuid: (domain, uuid in unusual) for uuid, domain in domains.items()}
-            self._listed = {uuid: domain.ID() for uuid, domain in domains.items()}
+        if self._wants_list or len(self._in_doubt - self._listed.keys()) > _MANY_NEW:
+            asked = self._list(connection)
         else:
             asked = {}
             for uuid in self._in_doubt | {uuid for uuid in self._listed if self._as_known(uuid) is None}:
@@ -150,6 +159,16 @@ class Reader:
         self._wants_list = False
         self._in_doubt.clear()
         return asked
+
+    def _list(self, connection: libvirt.virConnect) -> dict[str, tuple[libvirt.virDomain, bool]]:
+        domains = {domain.UUIDString(): domain for domain in connection.listAllDomains()}
+        unusual = {domain.UUIDString() for domain in connection.listAllDomains(_PAUSED_OR_CRASHED)}
+        self._listed = {uuid: domain.ID() for uuid, domain in domains.items()}
+        return {
+            uuid: (domain, uuid in unusual)
+            for uuid, domain in domains.items()
+            if uuid in unusual or (known := self._as_known(uuid)) is None or known.domain.name != domain.name()
+        }
 
     def _looked_up(self, connection: libvirt.virConnect, uuid: str) -> libvirt.virDomain | None:
         try:
@@ -175,6 +194,7 @@ class Reader:
             uuid, moved = self._invalidations.get()
             if uuid is None:
                 self._known.clear()
+            if not uuid:
                 self._wants_list = True
                 continue
             self._known.pop(uuid, None)

@@ -9,10 +9,12 @@ import logging
 import os
 import re
 import socket
+import struct
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from ipaddress import IPv4Address
 from itertools import chain, islice
+from typing import Final
 
 from fwdaemon.core.exposures import Claim, Exposure, Nat, Renaming
 from fwdaemon.core.types import Address, Family, Protocol
@@ -39,7 +41,8 @@ from fwdaemon.kernel.conntrack_listing import (
     size_of,
     source_requests,
 )
-from fwdaemon.kernel.netlink import NETFILTER, Message, NetlinkSocket
+from fwdaemon.kernel.netlink import NETFILTER, SOL_NETLINK, Message, NetlinkSocket
+from fwdaemon.kernel.packets import Field, attach
 from fwdaemon.resolve.flows import Flow, Judge, Strangers, is_claimed, is_resumed, is_strayed
 
 _log = logging.getLogger(__name__)
@@ -101,7 +104,7 @@ def _outdated(message: Message, judge: Judge, label: int) -> Entry | None:
     if flow is None:
         return None
     labelled, unlabelled = judge.is_outdated(flow), judge.is_misnamed(flow)
-    entry = read_entry(message) if labelled or unlabelled else None
+    entry = read_entry(message, flow) if labelled or unlabelled else None
     return entry if entry is not None and (labelled if entry.has(label) else unlabelled) else None
 
 
@@ -293,3 +296,51 @@ def _end(asking: NetlinkSocket, entries: Sequence[Entry]) -> list[Entry]:
     for code in set(codes) - {0, errno.ENOENT}:
         _log.warning("cannot end %d connections: %s", codes.count(code), os.strerror(code))
     return [entry for entry, code in zip(entries, codes, strict=False) if code == 0]
+
+
+# What the kernel tells of connections: NFNLGRP_CONNTRACK_NEW, _UPDATE and _DESTROY (linux/netfilter/nfnetlink.h).
+CONNECTIONS: Final = 0b111
+_FORCED_BUFFER: Final = 33  # SO_RCVBUFFORCE
+_MEMORY_INFO: Final = 55  # SO_MEMINFO, of which SK_MEMINFO_DROPS of linux/sock_diag.h is number 8
+_MEMORY: Final = struct.Struct("=9I")
+_NO_ENOBUFS: Final = 5  # NETLINK_NO_ENOBUFS: what is lost is counted all the same
+
+
+def netfilter_socket(groups: int, only: Sequence[Sequence[Field]], buffer: int) -> socket.socket:
+    """Open a socket for what netfilter tells `groups`, of which the kernel keeps so many bytes; as `rtnetlink_socket`.
+
+    Raises:
+        OSError: the kernel refused.
+
+    """
+    kind = socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
+    subscribed = socket.socket(socket.AF_NETLINK, kind, NETFILTER)
+    try:
+        attach(subscribed, only)
+        subscribed.setsockopt(socket.SOL_SOCKET, _FORCED_BUFFER, buffer)
+        subscribed.setsockopt(SOL_NETLINK, _NO_ENOBUFS, 1)
+        subscribed.bind((0, groups))
+    except OSError:
+        subscribed.close()
+        raise
+    return subscribed
+
+
+def dropped(subscribed: socket.socket) -> int:
+    """Give how many messages the kernel had no room for since the socket was opened."""
+    number: int = _MEMORY.unpack(subscribed.getsockopt(socket.SOL_SOCKET, _MEMORY_INFO, _MEMORY.size))[8]
+    return number
+
+
+# Where a message about a connection has its family, and the last four bytes of the address that answers: behind the
+# headers of netlink and nfnetlink, and the first tuple (ctnetlink_dump_tuples of nf_conntrack_netlink.c).
+_FAMILY_AT: Final = 16
+_ANSWERING_AT: Final = {Family.IPV4: 84, Family.IPV6: 120}
+
+
+def answered_by(guests: Collection[Address], most: int) -> list[list[Field]]:
+    """Give filters of what is told of connections that guests answer; with more than `most`, of all connections."""
+    if len(guests) > most:
+        return [[Field(1, _FAMILY_AT, family.domain)] for family in Family]
+    families = ((Family.of(guest), int.from_bytes(guest.packed[-4:])) for guest in guests)
+    return [[Field(1, _FAMILY_AT, kind.domain), Field(4, _ANSWERING_AT[kind], last)] for kind, last in families]

@@ -10,6 +10,7 @@ import struct
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from functools import lru_cache
 from ipaddress import IPv4Address, ip_address
 from typing import Final, NamedTuple
@@ -18,17 +19,16 @@ from fwdaemon.core.types import PROTOCOLS, Address, Protocol
 from fwdaemon.kernel.netlink import Message, attribute, attributes
 from fwdaemon.resolve.flows import Flow
 
-# Messages about tracked connections as most of them are laid out, each read by one pattern. Pure.
-#
-# To take a message apart attribute by attribute takes ten times as long, and there may be hundreds of thousands. What
-# is laid out in another way matches nothing here; `fwdaemon.kernel.conntrack_listing` reads everything. Source:
-# linux/netfilter/nfnetlink_conntrack.h, and ctnetlink_dump_tuples of nf_conntrack_netlink.c for the order.
+# Messages as most of them are laid out are each read by one pattern: attribute by attribute takes ten times as long.
+# What is laid out in another way matches none. Source of the order: ctnetlink_dump_tuples of nf_conntrack_netlink.c.
 _NESTED: Final = 0x8000
 _HEADER: Final = 4  # nfgenmsg
 _FIRST_ADDRESS: Final = {4: 1, 16: 3}  # CTA_IP_V4_SRC and CTA_IP_V6_SRC, by the size of an address
 _TCP, _UDP = Protocol.TCP.number, Protocol.UDP.number
 # From SYN_RECV to CLOSE_WAIT of nf_conntrack_tcp.h.
 _OPEN: Final = range(2, 6)
+_CLOSED: Final = (7, 8)  # TIME_WAIT and CLOSE
+_CREATED: Final = 0x400  # NLM_F_CREATE, of a connection that is new
 
 
 class Lane(NamedTuple):
@@ -173,6 +173,51 @@ class Entry:
         return _holds(self.labels, label)
 
 
+class EventKind(StrEnum):
+    """What became of a connection: `CLOSED` is one of TCP, which the kernel goes on to track for a while."""
+
+    BEGAN = "began"
+    CLOSED = "closed"
+    ENDED = "ended"
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """What the kernel tells of a connection: its own `number` for it, and from where its first packet came."""
+
+    kind: EventKind
+    flow: Flow
+    source_port: int
+    number: int
+    labels: bytes = b""
+    size: int | None = None
+
+    def has(self, label: int) -> bool:
+        """Tell whether it has a label; the kernel says so when it begins."""
+        return _holds(self.labels, label)
+
+
+def read_event(message: Message) -> Event | None:
+    """Read an event; `None` is another change, or is written in no form that is known here."""
+    if (kind := _kind_of(message)) is None:
+        return None
+    found = attributes(message.body[_GENERIC.size :])
+    try:
+        number, source_port = int.from_bytes(found[_ID]), _listed_tuple(found[_ORIGINAL]).source_port
+        return Event(kind, _flow(found), source_port, number, found.get(_LABELS, b""), size_of(message.body))
+    except (LookupError, StopIteration, ValueError, struct.error):
+        return None
+
+
+def _kind_of(message: Message) -> EventKind | None:
+    if message.kind == DELETE:
+        return EventKind.ENDED
+    if message.flags & _CREATED:
+        return EventKind.BEGAN
+    state = _STATE.search(message.body)
+    return EventKind.CLOSED if state is not None and state[1][0] in _CLOSED else None
+
+
 def listing_request(family: int = _EVERY_FAMILY) -> bytes:
     """Write the request for all connections, of one address family (AF_INET6…) or any."""
     return _request(family)
@@ -241,11 +286,14 @@ def read_open_flow(message: Message) -> OpenFlow | None:
         return None
 
 
-def read_entry(message: Message) -> Entry | None:
-    """Read a connection, open or not; `None` is one that is written in no form that is known here."""
-    flow, found = read_flow(message), _found(message)
-    if flow is None:
+def read_entry(message: Message, flow: Flow | None = None) -> Entry | None:
+    """Read a connection, open or not; `None` is one that is written in no form that is known here.
+
+    Where it goes is not read again where that is given as `flow`.
+    """
+    if (flow := flow or read_flow(message)) is None:
         return None
+    found = _found(message)
     key = b"".join(attribute(kind, found[kind]) for kind in (_ORIGINAL, _ZONE, _ID) if kind in found)
     expecting = found[_ORIGINAL] if _HELPER in found else b""
     return Entry(flow, key, expecting, found.get(_MASTER, b""), found.get(_LABELS, b""))

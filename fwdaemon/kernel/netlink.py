@@ -28,8 +28,7 @@ _TYPE_MASK = 0x3FFF
 _FIRST_KIND = 0x10  # NLMSG_MIN_TYPE: those below are netlink's own
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
+class Message(NamedTuple):
     """One message: `sequence` is repeated in all that follows from a request, `port` is who sent it."""
 
     kind: int
@@ -72,7 +71,16 @@ def attribute(kind: int, value: bytes) -> bytes:
 
 def attributes(data: bytes) -> dict[int, bytes]:
     """Take apart what follows a message's fixed part, or what is inside a nested attribute."""
-    return dict(nested(data))
+    found: dict[int, bytes] = {}
+    # As `nested` does, in half the time: there may be hundreds of thousands of messages.
+    offset, size, read, last = 0, _ATTRIBUTE.size, _ATTRIBUTE.unpack_from, len(data) - _ATTRIBUTE.size
+    while offset <= last:
+        length, kind = read(data, offset)
+        if length < size:
+            break
+        found[kind & _TYPE_MASK] = data[offset + size : offset + length]
+        offset += (length + 3) & ~3
+    return found
 
 
 def nested(data: bytes) -> Iterator[tuple[int, bytes]]:
@@ -154,7 +162,7 @@ def hops(found: dict[int, bytes]) -> Iterator[tuple[int, dict[int, bytes]]]:
 # at once.
 NETFILTER: Final = 12  # NETLINK_NETFILTER, for which Python has no name
 # linux/netlink.h: SOL_NETLINK is in linux/socket.h.
-_SOL_NETLINK: Final = 270
+SOL_NETLINK: Final = 270
 _CAP_ACK, _EXT_ACK, _GET_STRICT_CHK = 10, 11, 12
 _ERROR, _DONE = 2, 3
 _REQUEST, _ACK, _DUMP = 0x1, 0x4, 0x300
@@ -190,7 +198,7 @@ class NetlinkSocket:
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
         self._socket.settimeout(_TIMEOUT_S)
         for option in (_CAP_ACK, _EXT_ACK, _GET_STRICT_CHK):
-            self._socket.setsockopt(_SOL_NETLINK, option, 1)
+            self._socket.setsockopt(SOL_NETLINK, option, 1)
 
     def __enter__(self) -> Self:
         return self

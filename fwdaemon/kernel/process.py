@@ -21,7 +21,7 @@ from weakref import WeakSet
 
 from fwdaemon.audit.throttle import WarnOnce
 from fwdaemon.errors import HangingError, KernelError, ProcessError, shortage
-from fwdaemon.triggers import SHARE_OF_USERS, STOCK_OF_USERS_S, Backoff, Budget, Budgets
+from fwdaemon.triggers import Backoff, Budget, Budgets
 
 # The one place that starts programs.
 #
@@ -267,7 +267,7 @@ def budget_of_guests() -> Budget:
 
 def new_budgets() -> Budgets:
     """Give new budgets for what guests and users of libvirt cause."""
-    return Budgets(budget_of_guests(), Budget(time.monotonic, threading.Lock(), SHARE_OF_USERS, STOCK_OF_USERS_S))
+    return Budgets.new(time.monotonic, threading.Lock)
 
 
 def find_program(name: str, path: str = PATH) -> str | None:

@@ -113,6 +113,12 @@ class LegacyBackend:
 
     def apply(self, desired: Desired, *, full: bool) -> ApplyResult:
         """See `Backend.apply`."""
+        return joined(self._apply_rules(desired, full=full), self._apply_paths(desired, full=full))
+
+    def _apply_paths(self, desired: Desired, *, full: bool) -> ApplyResult:
+        return tried(lambda: self._gates.apply_paths(desired.guest_paths, desired.behind, full=full))
+
+    def _apply_rules(self, desired: Desired, *, full: bool) -> ApplyResult:
         desired, refused = self._admissible(desired, full=full)
         forgotten = self._ended.forget(self._clock())
         if desired is not self._desired or full or forgotten:
@@ -153,6 +159,9 @@ class LegacyBackend:
 
     def preview(self, desired: Desired) -> ApplyResult:
         """See `Backend.preview`."""
+        return joined(self._preview_rules(desired), self._gates.preview_paths(desired.guest_paths, desired.behind))
+
+    def _preview_rules(self, desired: Desired) -> ApplyResult:
         desired, refused = left_out(desired, self._lacking)
         every = tables(desired)
         results = (self._preview(family, every.get(family, {}), desired) for family in Family)
@@ -178,7 +187,8 @@ class LegacyBackend:
     def apply_gates(self, desired: Desired, *, full: bool) -> ApplyResult:
         """See `Backend.apply_gates`."""
         try:
-            return self._gates.apply(desired.families, desired.label, desired.behind, full=full)
+            gates = self._gates.apply(desired.families, desired.label, desired.behind, full=full)
+            return joined(gates, self._apply_paths(desired, full=full))
         except PortfwdError as error:
             return ApplyResult(faults=(Fault(FaultKind.LEGACY_GATES, detail=str(error)),))
         finally:
@@ -193,8 +203,9 @@ class LegacyBackend:
 
     def preview_gates(self, desired: Desired) -> ApplyResult:
         """See `Backend.preview_gates`."""
-        left = self.preview(Desired()) if self.held() else ApplyResult()
-        return joined(left, self._gates.preview(desired.families, desired.label, desired.behind))
+        left = self._preview_rules(Desired()) if self.held() else ApplyResult()
+        paths = self._gates.preview_paths(desired.guest_paths, desired.behind)
+        return reduce(joined, (left, self._gates.preview(desired.families, desired.label, desired.behind), paths))
 
     def monitor(self, changed: RulesChanged) -> LegacyMonitor:
         """See `Backend.monitor`."""
@@ -205,9 +216,9 @@ class LegacyBackend:
         infos = {(family, table): table_info(family, table) for family in Family for table in existing_tables(family)}
         return Stamp(infos, certain=not infos)
 
-    def libvirt(self) -> Presence:
+    def libvirt(self, family: Family = Family.IPV4) -> Presence:
         """See `Backend.libvirt`."""
-        found = LIBVIRT_CHAIN in chain_names(Family.IPV4, TableName.FILTER)
+        found = LIBVIRT_CHAIN in chain_names(family, TableName.FILTER)
         return Presence.CHAINS if found else Presence.NOTHING
 
     def held(self) -> frozenset[Family]:
@@ -246,7 +257,7 @@ class LegacyBackend:
     def _remove(self) -> ApplyResult:
         """Take our own rules away; gates stay."""
         self._ended, self._clean = Ended(_REFUSED_ALONE, _MOST_REFUSED), {}
-        return self.apply(Desired(), full=True)
+        return self._apply_rules(Desired(), full=True)
 
     def _preview(self, family: Family, wanted: Mapping[TableName, Table], desired: Desired) -> ApplyResult:
         there = existing_tables(family)

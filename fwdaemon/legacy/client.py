@@ -6,7 +6,7 @@ A helper ends when its standard input does, so it cannot outlive whoever holds a
 import json
 import os
 import shutil
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from enum import StrEnum
@@ -57,6 +57,10 @@ class Session(Protocol):
         """
         ...
 
+    def paths(self, rules: Iterable[Rule], behind: Collection[str]) -> Change:
+        """Tell what brings the rules of guests' paths to their place in FORWARD; raises as `observe` does."""
+        ...
+
     def commit(self, table: TableName, change: Change) -> None:
         """Change one table that was observed, at once.
 
@@ -103,6 +107,11 @@ class HelperClient:
         request = {"do": model.OBSERVE, "heads": model.pack_heads(heads), "behind": tuple(behind)}
         answer = self._ask({**request, "patience": self._patience})
         return {TableName(name): model.unpack_observed(packed) for name, packed in answer.items()}
+
+    def paths(self, rules: Iterable[Rule], behind: Collection[str]) -> Change:
+        """See `Session.paths`."""
+        request = {"do": model.PATHS, "rules": list(map(model.pack_rule, rules)), "behind": tuple(behind)}
+        return model.unpack_change(self._ask({**request, "patience": self._patience}))
 
     def commit(self, table: TableName, change: Change) -> None:
         """See `Session.commit`."""

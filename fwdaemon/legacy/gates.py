@@ -9,16 +9,36 @@ import asyncio
 import ctypes
 import logging
 import os
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import replace
 from functools import reduce
 
 from fwdaemon.audit.throttle import WarnOnce
 from fwdaemon.core.report import Actor, ActorKind, ApplyResult, Fault, FaultKind, GateChange, RulesChanged, joined
-from fwdaemon.core.types import Family, Gate
+from fwdaemon.core.types import Family, Gate, GateFault, GuestPath
 from fwdaemon.errors import KernelError
 from fwdaemon.legacy.client import HelperClient, Session, UnusableError
-from fwdaemon.legacy.info import TableInfo, existing_tables, lock_path, table_info
-from fwdaemon.legacy.model import Change, Head, ObservedTable, Table, TableName, change_text, difference
+from fwdaemon.legacy.info import (
+    LAYOUT,
+    TableInfo,
+    decode,
+    existing_tables,
+    is_path,
+    lock_path,
+    table_entries,
+    table_info,
+)
+from fwdaemon.legacy.model import (
+    Change,
+    Head,
+    ObservedTable,
+    Rule,
+    Table,
+    TableName,
+    change_text,
+    difference,
+    path_rule,
+)
 from fwdaemon.legacy.ruleset import gate
 
 _CHAIN = "FORWARD"
@@ -35,6 +55,8 @@ class LegacyGates:
         self._opened: set[Family] = set()
         self._needless: set[Family] = set()
         self._settled: dict[Family, tuple[int | None, tuple[str, ...], TableInfo]] = {}
+        self._led: dict[Family, tuple[tuple[Rule, ...], tuple[str, ...], TableInfo]] = {}
+        self._leading: dict[Family, tuple[Rule, ...]] = {}
 
     def apply(self, families: Collection[Family], bit: int, behind: tuple[str, ...], *, full: bool) -> ApplyResult:
         """Open gates for connections of these families where they could be refused, and close all others.
@@ -81,7 +103,46 @@ class LegacyGates:
 
     def remove(self) -> ApplyResult:
         """Close every gate, including those of an earlier run."""
-        return self.apply((), 1, (), full=True)
+        return joined(self.apply((), 1, (), full=True), self.apply_paths((), (), full=True))
+
+    def apply_paths(self, paths: Collection[GuestPath], behind: tuple[str, ...], *, full: bool) -> ApplyResult:
+        """Have guests take these paths where FORWARD would refuse whatever is left; see `apply`."""
+        if full:
+            self._led = {}
+        results = [self._lead(family, _of_family(paths, family), behind) for family in Family]
+        return reduce(joined, results, ApplyResult())
+
+    def preview_paths(self, paths: Collection[GuestPath], behind: tuple[str, ...]) -> ApplyResult:
+        """Tell what `apply_paths` would do now."""
+        results = []
+        for family in Family:
+            rules = _of_family(paths, family)
+            if TableName.FILTER in existing_tables(family) and (rules or _has_paths(family)):
+                with self._helpers[family].locked(_PATIENCE) as session:
+                    change = session.paths(rules, behind)
+                if not change.empty:
+                    text = change_text(family, TableName.FILTER, change)
+                    results.append(replace(_led(family, rules, restored=False), script=text))
+        return reduce(joined, results, ApplyResult())
+
+    def _lead(self, family: Family, rules: tuple[Rule, ...], behind: tuple[str, ...]) -> ApplyResult:
+        if TableName.FILTER not in existing_tables(family):
+            return ApplyResult()
+        if self._led.get(family) == (rules, behind, table_info(family, TableName.FILTER)):
+            return ApplyResult()
+        result = ApplyResult()
+        if rules or _has_paths(family):
+            try:
+                with self._helpers[family].locked(_PATIENCE) as session:
+                    change = session.paths(rules, behind)
+                    if not change.empty:
+                        session.commit(TableName.FILTER, change)
+                        result = _led(family, rules, restored=self._leading.get(family) == rules)
+            except UnusableError as error:
+                return ApplyResult(faults=(Fault(FaultKind.LEGACY_GATE, detail=str(error)),))
+        self._leading[family] = rules
+        self._led[family] = (rules, behind, table_info(family, TableName.FILTER))
+        return result
 
     def rest(self) -> None:
         """End the helpers of families that need no gate."""
@@ -97,6 +158,16 @@ class LegacyGates:
             self._settled[family] = (bit, behind, table_info(family, TableName.FILTER))
         (self._needless.discard if needed else self._needless.add)(family)
         return head
+
+
+def _of_family(paths: Iterable[GuestPath], family: Family) -> tuple[Rule, ...]:
+    return tuple(path_rule(path) for path in sorted(paths) if path.family is family)
+
+
+def _led(family: Family, rules: Collection[Rule], *, restored: bool) -> ApplyResult:
+    """Tell of a FORWARD that guests pass now; that they do no more is nothing to tell."""
+    change = GateChange(Gate(family.word, TableName.FILTER, _CHAIN), restored, GateFault.GUESTS)
+    return ApplyResult(gates=(change,) if rules else (), changed=True)
 
 
 def _mend(session: Session, bit: int | None, behind: Collection[str]) -> tuple[Head | None, bool]:
@@ -220,3 +291,19 @@ def _sizes() -> dict[tuple[Family, TableName], TableInfo]:
     except KernelError as error:
         _log.debug("the sizes of the legacy tables are not known: %s", error)
         return {}
+
+
+def _has_paths(family: Family) -> bool:
+    """Whether any rule in the filter table is one of those.
+
+    Raises:
+        KernelError: the kernel does not tell.
+
+    """
+    entries, start = table_entries(family, TableName.FILTER), 0
+    while start < len(entries):
+        following = LAYOUT[family].unpack_from(entries, start)[1]
+        if is_path(family, decode(family, entries[start : start + following])):
+            return True
+        start += following
+    return False

@@ -15,12 +15,17 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, TextIO
 
+from fwdaemon.core.bans import before_refusal
 from fwdaemon.core.types import Family
 from fwdaemon.errors import label_remedy
 from fwdaemon.legacy import library, model
-from fwdaemon.legacy.info import lock_path
+from fwdaemon.legacy.info import Entry, decode, is_path, lock_path, read_rule
 from fwdaemon.legacy.library import HelperError, LibraryError, LockError, RefusedError, TableError
-from fwdaemon.legacy.model import COMMENT, FWD, OUT, Change, Rule, TableName, is_own, labelled, labelling
+from fwdaemon.legacy.model import COMMENT, FWD, OUT, Change, Edit, Rule, TableName, is_own, labelled, labelling
+
+_FORWARD = "FORWARD"
+# How the names of libvirt's chains begin.
+_LIBVIRTS = "LIBVIRT_"
 
 # The lock all of iptables' own programs take, so that no change is lost between a read and a commit.
 
@@ -142,6 +147,9 @@ class Operations:
                 return self.observe(heads, request["behind"], request["patience"])
             case model.COMMIT:
                 return self.commit(TableName(request["table"]), model.unpack_change(request["change"]))
+            case model.PATHS:
+                rules = list(map(model.unpack_rule, request["rules"]))
+                return self.paths(rules, request["behind"], request["patience"])
             case _:
                 return self.release()
 
@@ -166,6 +174,14 @@ class Operations:
             )
             for table, rules in heads.items()
         }
+
+    def paths(self, rules: Iterable[Rule], behind: Collection[str], patience: float) -> dict[str, Any]:
+        """Take the lock as `observe` does, and tell what brings the rules of guests' paths to their place."""
+        self._lock.acquire(patience)
+        self._open = {TableName.FILTER: library.OpenTable(self._family, TableName.FILTER)}
+        wanted = {rule: decode(self._family, bytes(self._compiler.compile(rule))) for rule in rules}
+        edit = _path_edit(self._family, self._open[TableName.FILTER], wanted, behind)
+        return model.pack_change(Change(edits=(edit,) if edit.delete or edit.insert else ()))
 
     def commit(self, table: TableName, change: Change) -> None:
         """Change a table that was observed, at once."""
@@ -225,6 +241,28 @@ class Operations:
         except RefusedError as error:
             return error.reason
         return None
+
+
+def _path_edit(family: Family, table: library.OpenTable, wanted: Mapping[Rule, Entry], behind: Collection[str]) -> Edit:
+    """Tell what brings these rules, each as the kernel has it, to where FORWARD refuses whatever is left."""
+    entries = list(table.entries(_FORWARD))
+    ours = tuple(number for number, entry in enumerate(entries) if is_path(family, entry))
+    place = _refusal(family, table, [entry for number, entry in enumerate(entries) if number not in ours], behind)
+    first = 0 if place is None else place
+    right = [] if place is None else list(wanted.values())
+    if [entries[number] for number in ours] == right and ours == tuple(range(first, first + len(ours))):
+        return Edit(_FORWARD)
+    return Edit(_FORWARD, ours, tuple(enumerate(wanted, first)) if place is not None else ())
+
+
+def _refusal(family: Family, table: library.OpenTable, others: Iterable[Entry], behind: Collection[str]) -> int | None:
+    """Count the rules ahead of that; `None` where the chain refuses nothing, or libvirt's own rules are in it."""
+    rules = []
+    for entry in others:
+        if entry.target.startswith(_LIBVIRTS) and table.rules(entry.target):
+            return None
+        rules.append(read_rule(family, entry))
+    return before_refusal(rules, table.rules, behind, accepts=table.policy(_FORWARD) == "ACCEPT")
 
 
 def _form(rule: Rule) -> tuple[str, ...]:

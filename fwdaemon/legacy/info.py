@@ -18,7 +18,7 @@ from typing import Any, Final, TypeAlias
 from fwdaemon.core.bans import End, Rule, Verdict, are_named, between
 from fwdaemon.core.types import Address, Family
 from fwdaemon.errors import KernelError
-from fwdaemon.legacy.model import TableName, is_own
+from fwdaemon.legacy.model import COMMENT, TableName, is_own
 
 # The entries of a legacy table in the kernel's own form, where names and comments are any bytes. Pure.
 #
@@ -157,13 +157,21 @@ _GEOIP_SOURCE, _GEOIP_INVERTED = 0x01, 0x04
 # compared and what is inverted. The bit is XT_CONNTRACK_ORIGSRC.
 _CONNECTION: Final = struct.Struct("@16xB15x96x8x2x8xHH")
 _FROM_SOURCE: Final = 0x04
+_INTERFACES: Final = {Family.IPV4: (16, 32), Family.IPV6: (64, 80)}  # where a header names those of the way in and out
 
 
 def read_rule(family: Family, entry: Entry) -> Rule:
     """Read a rule of others; one of the conditions, all of which have to hold, is enough to name sources."""
     comes_back = not entry.header[_HEADERS[family].flags] & _GOTO[family]
     end = End(_VERDICTS.get(entry.target, Verdict.LEADS), entry.target, comes_back)
-    return Rule((end,), _is_from_named(family, entry) or any(map(_names_sources, entry.matches)))
+    always = all(name == b"comment" for name, *_ in entry.matches) and not any(_asked(family, entry.header))
+    return Rule((end,), _is_from_named(family, entry) or any(map(_names_sources, entry.matches)), always)
+
+
+def _asked(family: Family, header: bytes) -> bytes:
+    """Give what a header asks of packets, without the bit that says where a rule leads."""
+    at = _HEADERS[family].flags
+    return header[:at] + bytes([header[at] & ~_GOTO[family]]) + header[at + 1 :]
 
 
 def _is_from_named(family: Family, entry: Entry) -> bool:
@@ -219,6 +227,12 @@ _READERS: Final[Mapping[bytes, Callable[[int, bytes], bool]]] = {
     b"geoip": _is_country,
     b"conntrack": _is_connection,
 }
+
+
+def is_path(family: Family, entry: Entry) -> bool:
+    """Whether an entry is a rule of ours for a path of guests, which alone names two interfaces."""
+    named = all(entry.header[at] for at in _INTERFACES[family])
+    return named and entry.comment == COMMENT and entry.target in ("", "ACCEPT")
 
 
 _HOOKS = 5

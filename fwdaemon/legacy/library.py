@@ -226,7 +226,7 @@ class OpenTable:
 
         Bans stay ahead of these where `behind` is given: jumps to the chains that its patterns name are such.
         """
-        chains = {name: tuple(self._entries(name)) for name in self._own_chains()}
+        chains = {name: tuple(self.entries(name)) for name in self._own_chains()}
         found = {name: self._head(name, compiled, behind) for name, compiled in heads.items()}
         leading = Counter(entry.target for entries in chains.values() for entry in entries)
         for name, compiled in heads.items():
@@ -291,7 +291,8 @@ class OpenTable:
             raise TableError(f"cannot count what leads to {chain}")
         return number.value
 
-    def _entries(self, chain: str) -> Iterator[Entry]:
+    def entries(self, chain: str) -> Iterator[Entry]:
+        """Read the rules of a chain, in order."""
         entry = self._table.first_rule(chain)
         while entry:
             yield self._read(entry)
@@ -302,12 +303,12 @@ class OpenTable:
         return decode(self._family, raw, self._table.get_target(entry) or b"")
 
     def _head(self, chain: str, compiled: Any, behind: Collection[str] | None) -> Head:
-        entries = list(self._entries(chain))
-        wanted = decode(self._family, bytes(compiled))
+        entries, wanted = list(self.entries(chain)), decode(self._family, bytes(compiled))
         ours = tuple(
             number
             for number, entry in enumerate(entries)
             if entry.target == wanted.target and (entry.comment == COMMENT or _is_bare(entry, wanted))
+            if not info.is_path(self._family, entry)
         )
         others = [entry for number, entry in enumerate(entries) if number not in ours]
         staying = 0 if behind is None else place(self._kinds(chain, others, behind))
@@ -318,24 +319,23 @@ class OpenTable:
             and ours[0] >= staying
             and all(entry.comment == COMMENT for entry in entries[staying : ours[0]]),
             foreign=sum(entry.comment != COMMENT for entry in entries),
-            policy=self._policy(chain),
+            policy=self.policy(chain),
             place=staying,
         )
 
     def _kinds(self, chain: str, others: Iterable[Entry], behind: Collection[str]) -> Iterator[Kind]:
         """Judge the rules that may be ahead of ours; another of ours may be, and so may one that decides nothing."""
-        judge, accepts = Judge(behind, self._rules), self._policy(chain) == "ACCEPT"
+        judge, accepts = Judge(behind, self.rules), self.policy(chain) == "ACCEPT"
         for entry in others:
             is_ours = entry.comment == COMMENT
             yield Kind.IDLE if is_ours else judge.kind(info.read_rule(self._family, entry), accepts=accepts)
 
-    def _rules(self, chain: str) -> list[ForeignRule] | None:
+    def rules(self, chain: str) -> list[ForeignRule] | None:
         """Read a chain of others; a target may as well be of an extension."""
-        if not self.has(chain):
-            return None
-        return [info.read_rule(self._family, entry) for entry in self._entries(chain)]
+        return [info.read_rule(self._family, entry) for entry in self.entries(chain)] if self.has(chain) else None
 
-    def _policy(self, chain: str) -> str:
+    def policy(self, chain: str) -> str:
+        """Give what becomes of what no rule of a chain decides about."""
         return str(self._table.get_policy(chain)[0].name)
 
 

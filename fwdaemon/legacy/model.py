@@ -8,7 +8,7 @@ from hashlib import blake2s
 from typing import Any
 
 from fwdaemon.core.exposures import Exposure
-from fwdaemon.core.types import Address, Family, GateFault, Until
+from fwdaemon.core.types import Address, Family, GateFault, GuestPath, Until
 
 # What every rule of ours in a chain that is not ours says of itself.
 COMMENT = "kvm-portfwd"
@@ -174,6 +174,12 @@ def labelling(bit: int) -> str:
     return f"{labelled(bit)} --set"
 
 
+def path_rule(path: GuestPath) -> Rule:
+    """Make the rule that lets guests of libvirt's take a path through a chain of others."""
+    state = " -m conntrack --ctstate RELATED,ESTABLISHED" if path.answers else ""
+    return Rule(f"-i {path.came_in} -o {path.goes_out}{state}", "ACCEPT", COMMENT)
+
+
 # From what a table holds of ours to what it shall hold: the fewest edits. Pure.
 #
 # Rules that stay are not touched, so their counters go on.
@@ -313,6 +319,8 @@ TRY = "try"
 OBSERVE = "observe"
 # Change one table.
 COMMIT = "commit"
+# Take the lock, and tell what has to change for rules of guests' paths to be where they belong.
+PATHS = "paths"
 # Give the lock back.
 RELEASE = "release"
 

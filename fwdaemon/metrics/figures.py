@@ -79,7 +79,8 @@ class Tally:
     """The counters. It never changes; each reconcile gives a new one.
 
     `within` tells how many reconciles took no longer than each of `BOUNDS_S`, `seconds` is the sum of their times.
-    `restores` counts reconciles that put back what was taken away, `ended` connections that were ended.
+    `restores` counts reconciles that put back what was taken away, `ended` connections that were ended, `unlogged`
+    begins and ends of connections that should have been logged.
     """
 
     reconciles: Mapping[Result, int] = field(default_factory=lambda: _none_of(Result))
@@ -87,6 +88,7 @@ class Tally:
     seconds: float = 0.0
     restores: Mapping[Cause, int] = field(default_factory=lambda: _none_of(Cause))
     ended: int = 0
+    unlogged: int = 0
 
     def pass_ended(self, report: ReconcileReport, seconds: float) -> "Tally":
         """Count a reconcile that ended well."""
@@ -271,6 +273,12 @@ def _work(tally: Tally) -> Iterator[Metric]:
         Type.COUNTER,
         "Connections ended because their forward was removed or leads elsewhere.",
         (Sample(tally.ended, {}, "_total"),),
+    )
+    yield Metric(
+        f"{PREFIX}connection_log_lost",
+        Type.COUNTER,
+        "Begins and ends of connections that could not be logged in time.",
+        (Sample(tally.unlogged, {}, "_total"),),
     )
 
 

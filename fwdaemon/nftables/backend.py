@@ -20,7 +20,7 @@ from fwdaemon.core.report import (
     Stamp,
     joined,
 )
-from fwdaemon.core.state import REFUSED_FOR_S, Counted, Desired, Dropped
+from fwdaemon.core.state import REFUSED_FOR_S, RENEWED_AFTER_S, Counted, Desired, Dropped
 from fwdaemon.core.text import is_interface_name
 from fwdaemon.core.types import Family, Gate
 from fwdaemon.errors import HangingError, ProcessError
@@ -28,11 +28,11 @@ from fwdaemon.kernel.external_sets import Externals, now
 from fwdaemon.kernel.process import Runner
 from fwdaemon.kernel.rtnetlink import interface_names
 from fwdaemon.nftables.commands import creation
-from fwdaemon.nftables.difference import Observed, Plan, Wanted, WithMapKeys, altered, stale, tables_difference
+from fwdaemon.nftables.difference import Observed, Plan, WithMapKeys, altered, stale, tables_difference
 from fwdaemon.nftables.dispatch_chains import EVERYWHERE, STRANGERS
-from fwdaemon.nftables.existing import Observer, comments, elements_of, existing_tables, has_rules, iptables_program
+from fwdaemon.nftables.existing import Observer, comments, elements_of, existing_tables, has_rules
 from fwdaemon.nftables.external import ExternalKeeper
-from fwdaemon.nftables.gates import GateState, gate_script, is_iptables_gate
+from fwdaemon.nftables.gates import GateState, Wanted, gate_script, iptables_program, is_iptables_gate
 from fwdaemon.nftables.generation import Commits, RulesMonitor, current_generation, following_generation
 from fwdaemon.nftables.model import TABLE_NAME, Table, table_name
 from fwdaemon.nftables.ruleset import labels_of, newcomers_from, refusal_script, renamings_of, tables, uplinks_of
@@ -51,8 +51,7 @@ _log = logging.getLogger(__name__)
 # Between our look and our commit somebody else may commit. The last try does not build on what was seen.
 _TRIES = 3
 # Each pass lists what is refused, too. These take about 30 ms.
-_REFUSED_ALONE = 256
-_MOST_REFUSED = 2048
+_REFUSED_ALONE, _MOST_REFUSED = 256, 2048
 
 
 class NftablesBackend:
@@ -87,11 +86,12 @@ class NftablesBackend:
         self._wanted: Wanted | None = None
         self._observed: Observed | None = None
         self._committed: Mapping[Family, Table] = {}
-        self._opened: set[tuple[Gate, int]] = set()
+        self._opened: dict[Gate, tuple[int, tuple[str, ...]]] = {}
         self._seen_libvirt = False
         self._settled: tuple[Desired, Observed, tuple[Fault, ...]] | None = None
         self._put_back = ApplyResult()
         self._ended = Ended(_REFUSED_ALONE, _MOST_REFUSED)
+        self._refused = 0, 0.0
 
     def apply(self, desired: Desired, *, full: bool) -> ApplyResult:
         """See `Backend.apply`."""
@@ -117,12 +117,12 @@ class NftablesBackend:
         """See `Backend.stamp`."""
         return Stamp(current_generation(), certain=True)
 
-    def libvirt(self) -> Presence:
+    def libvirt(self, family: Family = Family.IPV4) -> Presence:
         """See `Backend.libvirt`; it leaves its table behind when it moves, but empty."""
-        there = existing_tables()
-        if ("ip", LIBVIRT_TABLE) in there and has_rules("ip", LIBVIRT_TABLE, "guest_input"):
+        there, word = existing_tables(), family.word
+        if (word, LIBVIRT_TABLE) in there and has_rules(word, LIBVIRT_TABLE, "guest_input"):
             return Presence.TABLE
-        chains = ("ip", "filter") in there and has_rules("ip", "filter", LIBVIRT_CHAIN)
+        chains = (word, "filter") in there and has_rules(word, "filter", LIBVIRT_CHAIN)
         return Presence.CHAINS if chains else Presence.NOTHING
 
     def held(self) -> frozenset[Family]:
@@ -218,11 +218,13 @@ class NftablesBackend:
         # A family whose table is not there any more has no exposures, and nobody left to refuse.
         flows = [flow for flow in flows if flow.family in self._committed]
         if flows:
-            now = self._clock()
-            self._ended.forget(now)
-            self._ended.add(flows, now + REFUSED_FOR_S)
+            self._ended.forget(now := self._clock())
+            more, (generation, written_at) = self._ended.add(flows, now + REFUSED_FOR_S), self._refused
+            if not more and now < written_at + RENEWED_AFTER_S and generation == current_generation():
+                return
             held = {flow: left for flow, left in self._ended.left(now).items() if flow.family in self._committed}
             script = refusal_script(held, self._committed, crowded=self._keeper.crowded)
+            self._refused = following_generation(current_generation()), now
             self._commits.commit("nft", "-f", "-", stdin=script)
             if self._observed is not None:
                 self._advance(self._observed, listed=self._observed.listed)
@@ -276,7 +278,7 @@ class NftablesBackend:
 
         What could not be read is asked for again in each full pass.
         """
-        wanted = Wanted(desired.families, desired.gates, desired.label, desired.behind)
+        wanted = Wanted.of(desired)
         generation = current_generation()
         known = self._observed
         if known is not None and self._commits.same_since(known.generation, generation):
@@ -332,12 +334,12 @@ class NftablesBackend:
 
     def _moved(self, plan: Plan, observed: Observed, refused: Collection[Gate], bit: int) -> tuple[GateChange, ...]:
         """Tell which gates were opened, and which of them we had opened before and not closed ourselves."""
-        opened = [state for state in plan.shut if state.gate not in refused]
-        changes = tuple(GateChange(state.gate, (state.gate, bit) in self._opened, state.fault) for state in opened)
-        closed = {state.gate for state in plan.orphaned_gates}
-        self._opened = {(gate, other) for gate, other in self._opened if other == bit and gate not in closed}
-        self._opened |= {(state.gate, bit) for state in observed.gates if state.gate not in refused}
-        return changes
+        before, closed = self._opened, {state.gate for state in plan.orphaned_gates}
+        # That guests are to pass may be new, as the label may be.
+        wanted = {state.gate: (bit, state.paths.wanted) for state in observed.gates if state.gate not in refused}
+        opened = (state for state in plan.shut if state.gate not in refused)
+        self._opened = {gate: held for gate, held in before.items() if held[0] == bit and gate not in closed} | wanted
+        return tuple(GateChange(item.gate, before.get(item.gate) == wanted[item.gate], item.fault) for item in opened)
 
     def _tables(self, table_cache: TableCache, desired: Desired) -> dict[Family, Table]:
         return {} if self._gates_only else table_cache.tables(desired)

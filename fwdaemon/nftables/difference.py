@@ -14,7 +14,7 @@ from typing import Final, TypeAlias, TypeVar
 
 from fwdaemon.core.admission import Place
 from fwdaemon.core.report import Fault
-from fwdaemon.core.types import Family, Gate
+from fwdaemon.core.types import Family
 from fwdaemon.nftables.admission import DENY
 from fwdaemon.nftables.commands import filled, made, renewed, replaced, set_changes, word_of
 from fwdaemon.nftables.dispatch_chains import BESIDE, EVERY_ADDRESS, EVERYWHERE, NOWHERE, ONE_ADDRESS, MapKey, MapKeys
@@ -242,19 +242,6 @@ class Observed:
     libvirt: bool = False
     listed: bool = True
     searched: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """What to look for: gates of the families that have exposures, with this label, in these further chains too.
-
-    `behind` are patterns of chains: jumps to these may stay ahead of a gate.
-    """
-
-    families: frozenset[Family]
-    configured: tuple[Gate, ...]
-    label: int
-    behind: tuple[str, ...]
 
 
 # What one reconcile commits: the differences of our tables, and the gates that are to be opened or closed. Pure.

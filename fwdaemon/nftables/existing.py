@@ -21,12 +21,14 @@ from fwdaemon.core.types import Family, Gate
 from fwdaemon.errors import HangingError, KernelError, ProcessError, shortage
 from fwdaemon.kernel.netlink import NETFILTER, Message, NetlinkSocket, attribute, attributes, nested
 from fwdaemon.kernel.process import Runner
-from fwdaemon.nftables.difference import Observed, Wanted
+from fwdaemon.nftables.difference import Observed
 from fwdaemon.nftables.gates import (
     COMMENT,
     IPTABLES_NAMES,
     NFT_NAMES,
     GateState,
+    Wanted,
+    iptables_program,
     is_iptables_gate,
     only_chain,
     orphaned_gates,
@@ -37,6 +39,7 @@ from fwdaemon.nftables.gates import (
     wanted_gates,
 )
 from fwdaemon.nftables.generation import JudgedMaps
+from fwdaemon.nftables.guest_paths import iptables_paths, native_paths
 from fwdaemon.nftables.model import TABLE_NAME, FoundRule, Table, read_table
 
 _SUBSYSTEM: Final = 10 << 8
@@ -327,7 +330,8 @@ class Observer:
         if not listing:
             return None
         lookup = partial(self._rules, gate), partial(self._ends_of_map, gate)
-        return read_native(gate, listing, spellings(wanted.label, NFT_NAMES), wanted.behind, lookup)
+        state = read_native(gate, listing, spellings(wanted.label, NFT_NAMES), wanted.behind, lookup)
+        return replace(state, paths=native_paths(gate, listing, wanted.paths, wanted.behind, lookup))
 
     def _rules(self, gate: Gate, chain: str) -> list[Rule] | None:
         """Read another chain of a gate's table, if `nft` has a name for it."""
@@ -375,7 +379,8 @@ class Observer:
         def rules_of(chain: str) -> list[Rule] | None:
             return read_listing(self._listed(iptables_program(gate), "-S", chain))
 
-        return read_iptables(gate, listing, spellings(wanted.label, IPTABLES_NAMES), wanted.behind, rules_of)
+        state = read_iptables(gate, listing, spellings(wanted.label, IPTABLES_NAMES), wanted.behind, rules_of)
+        return replace(state, paths=iptables_paths(gate, listing, wanted.paths, wanted.behind, rules_of))
 
     def _orphaned_gates(self, gates: list[Gate], wanted: Wanted) -> tuple[GateState, ...] | None:
         try:
@@ -385,14 +390,9 @@ class Observer:
             return None
         suspects = {Gate(rule.family, rule.table, rule.chain) for rule in found}.difference(gates)
         iptables = [self._iptables_gate(gate, wanted) for gate in sorted(suspects, key=str) if is_iptables_gate(gate)]
-        return orphaned_gates(found, gates) + tuple(state for state in iptables if state and state.ours)
+        return orphaned_gates(found, gates) + tuple(state for state in iptables if state and state.every)
 
 
 def _ends_the_pass(error: ProcessError) -> bool:
     """Whether the program hung, or none was to be had: what it would have listed may be there all the same."""
     return isinstance(error, HangingError) or shortage(error) is not None
-
-
-def iptables_program(gate: Gate, suffix: str = "") -> str:
-    """Name iptables' nft variant for a gate's family, `ip6tables-nft-restore` with suffix `-restore`."""
-    return f"{gate.family}tables-nft{suffix}"

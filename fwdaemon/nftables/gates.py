@@ -9,7 +9,6 @@ whole table. Chains are never created here.
 """
 
 import json
-import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +18,20 @@ from fwdaemon.config.names import NFT_NAME
 from fwdaemon.core import bans
 from fwdaemon.core.bans import Judge, Kind, Rule, RulesOf, not_listed, place
 from fwdaemon.core.report import LIBVIRT_TABLE
+from fwdaemon.core.state import Desired
 from fwdaemon.core.text import rule_lines
-from fwdaemon.core.types import Family, Gate, GateFault
+from fwdaemon.core.types import Family, Gate, GateFault, GuestPath
 from fwdaemon.nftables.dispatch_chains import labelled
+from fwdaemon.nftables.guest_paths import (
+    OUR_COMMENT,
+    Paths,
+    iptables_lines,
+    iptables_rules,
+    is_iptables_ours,
+    is_iptables_path,
+    is_native_path,
+    native_script,
+)
 from fwdaemon.nftables.model import FoundRule, Item, items
 
 # How programs write our connection label when they list rules: by its number, or by the name that a file gives it.
@@ -29,6 +39,8 @@ from fwdaemon.nftables.model import FoundRule, Item, items
 # Where nft and iptables look for names; each line is a number and a name.
 NFT_NAMES: Final = Path("/etc/connlabel.conf")
 IPTABLES_NAMES: Final = Path("/etc/xtables/connlabel.conf")
+
+COMMENT: Final = OUR_COMMENT
 
 Spellings: TypeAlias = frozenset[int | str]
 
@@ -56,11 +68,12 @@ def _number(text: str) -> int | None:
         return None
 
 
-COMMENT = "kvm-portfwd"
 _LABEL: Final = {"ct": {"key": "label"}}
-_QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
 _T = TypeVar("_T")
 _KNOWN_CHAINS = ((LIBVIRT_TABLE, "forward"), ("filter", "FORWARD"))
+
+
+_NO_PATHS: Final = Paths()
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +82,7 @@ class GateState:
 
     `ours` refers to each of our rules in it, and `staying` to each rule of others that stays ahead of a gate, in the
     form its own program takes. `ahead` counts the rules of others ahead of the foremost of ours, and `good` says
-    whether that one is right to the letter.
+    whether that one is right to the letter. `paths` are rules of ours for guests, which are none of these.
     """
 
     gate: Gate
@@ -77,15 +90,27 @@ class GateState:
     good: bool = False
     staying: tuple[str, ...] = ()
     ahead: int = 0
+    paths: Paths = _NO_PATHS
 
     @property
     def open(self) -> bool:
-        """Whether our connections pass: exactly one rule of ours, and where it belongs."""
+        """Whether our connections, and guests, pass: exactly one rule of ours for those, and where it belongs."""
+        return self._lets_ours_through and self.paths.good
+
+    @property
+    def _lets_ours_through(self) -> bool:
         return self.good and self.ahead == len(self.staying) and len(self.ours) == 1
+
+    @property
+    def every(self) -> tuple[str, ...]:
+        """References to all rules of ours."""
+        return self.ours + self.paths.found
 
     @property
     def fault(self) -> GateFault:
         """What is wrong with a gate that is not open."""
+        if self._lets_ours_through:
+            return GateFault.GUESTS
         if not self.ours:
             return GateFault.ABSENT
         if self.ahead != len(self.staying):
@@ -98,11 +123,37 @@ def is_iptables_gate(gate: Gate) -> bool:
     return gate.family in ("ip", "ip6") and (gate.table, gate.chain) == ("filter", "FORWARD")
 
 
+def iptables_program(gate: Gate, suffix: str = "") -> str:
+    """Name iptables' nft variant for a gate's family, `ip6tables-nft-restore` with suffix `-restore`."""
+    return f"{gate.family}tables-nft{suffix}"
+
+
 def wanted_gates(families: Iterable[Family], configured: Iterable[Gate]) -> tuple[Gate, ...]:
     """List the chains that are to have a gate where they exist: libvirt's, iptables-nft's and those configured."""
     names = [family.word for family in families]
     known = [Gate(name, *chain) for name in names for chain in _KNOWN_CHAINS]
     return tuple(dict.fromkeys([*known, *(gate for gate in configured if gate.family in {*names, "inet"} and names)]))
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What to look for: gates of the families that have exposures, with this label, in these further chains too.
+
+    `behind` are patterns of chains: jumps to these may stay ahead of a gate. In families with `paths` there are gates
+    too; without exposures they let nothing through.
+    """
+
+    families: frozenset[Family]
+    configured: tuple[Gate, ...]
+    label: int
+    behind: tuple[str, ...]
+    paths: frozenset[GuestPath] = frozenset()
+
+    @classmethod
+    def of(cls, desired: Desired) -> "Wanted":
+        """Give what a state needs."""
+        families = desired.families.union(path.family for path in desired.guest_paths)
+        return cls(families, desired.gates, desired.label, desired.behind, desired.guest_paths)
 
 
 def only_chain(gate: Gate, listing: str) -> str:
@@ -128,7 +179,7 @@ def read_native(
 
     By `lookup`, the rules of other chains are found, and what the elements of named maps lead to.
     """
-    rules = tuple(items(listing, "rule"))
+    rules = [rule for rule in items(listing, "rule") if not is_native_path(rule)]
     is_ours = [rule.get("comment") == COMMENT for rule in rules]
     rules_of, ends_of = lookup
     judge = Judge(behind, rules_of)
@@ -148,8 +199,8 @@ def read_iptables(
     gate: Gate, listing: str, spelled: Spellings, behind: Collection[str], rules_of: RulesOf = not_listed
 ) -> GateState:
     """Read `iptables-nft -S FORWARD`; `spelled` is as above, and `rules_of` lists other chains."""
-    rules = _iptables_rules(listing)
-    is_ours = list(map(_is_iptables_ours, rules))
+    rules = [rule for rule in iptables_rules(listing) if not is_iptables_path(rule)]
+    is_ours = list(map(is_iptables_ours, rules))
     judge, accepts = Judge(behind, rules_of), "-P FORWARD ACCEPT" in rule_lines(listing)
     kinds = (judge.kind(bans.read_iptables(rule), accepts=accepts) for rule in _without(rules, is_ours))
     return _state(gate, rules, is_ours, kinds, good=lambda number: rules[number] in set(map(_iptables_rule, spelled)))
@@ -169,16 +220,6 @@ def _state(
     )
 
 
-def _iptables_rules(listing: str) -> list[str]:
-    lines = rule_lines(listing)
-    return [line.removeprefix("-A FORWARD ") for line in lines if line.startswith("-A FORWARD ")]
-
-
-def _is_iptables_ours(rule: str) -> bool:
-    # What stands inside quotes is somebody's text, ours needs none.
-    return f"--comment {COMMENT} " in _QUOTED.sub('""', rule)
-
-
 def _without(rules: Iterable[_T], is_ours: Iterable[bool]) -> list[_T]:
     return [rule for rule, own in zip(rules, is_ours, strict=True) if not own]
 
@@ -196,21 +237,22 @@ def orphaned_gates(found: Iterable[FoundRule], gates: Collection[Gate]) -> tuple
 
 def closing_script(state: GateState) -> list[str]:
     """Take every rule of ours out of a native chain."""
-    return [f"delete rule {state.gate} {reference}" for reference in state.ours]
+    return [f"delete rule {state.gate} {reference}" for reference in state.every]
 
 
 def opening_script(state: GateState, bit: int) -> list[str]:
     """Make or move a gate: what there is of ours goes and one rule comes to its place, in one transaction."""
     where = f"add rule {state.gate} {state.staying[-1]}" if state.staying else f"insert rule {state.gate}"
     gate = f'{where} {labelled(bit)} accept comment "{COMMENT}"'
-    return [*closing_script(state), gate]
+    return [*closing_script(state), gate, *native_script(state.paths, state.gate)]
 
 
 def iptables_script(state: GateState, bit: int | None) -> str:
     """Write what `iptables-nft-restore --noflush` takes: our rules go, and with a `bit` one comes to its place."""
-    lines = [f"-D FORWARD {rule}" for rule in state.ours]
+    lines = [f"-D FORWARD {rule}" for rule in state.every]
     if bit is not None:
         lines.append(f"-I FORWARD {len(state.staying) + 1} {_iptables_rule(bit)}")
+        lines += iptables_lines(state.paths)
     return "\n".join(["*filter", *lines, "COMMIT", ""])
 
 

@@ -52,7 +52,7 @@ class Carriers:
     """Finds the live exposure that carries a flow, in a time that does not grow with the number of exposures."""
 
     def __init__(self, live: Iterable[Exposure]) -> None:
-        self._exact: defaultdict[tuple[Protocol, Address, int], list[Forward]] = defaultdict(list)
+        self._exact: defaultdict[tuple[Protocol, Address, int, int], list[Forward]] = defaultdict(list)
         self._ranges: defaultdict[tuple[Protocol, Address], list[Forward]] = defaultdict(list)
         self._nats: dict[tuple[Address, Address], Nat] = {}
         self._prefixes: defaultdict[tuple[Family, int], dict[int, Route]] = defaultdict(dict)
@@ -67,7 +67,8 @@ class Carriers:
                 shift = subnet.max_prefixlen - subnet.prefixlen
                 self._prefixes[exposure.family, shift][int(subnet.network_address) >> shift] = exposure
             case Forward() if exposure.ports.width == 1:
-                self._exact[exposure.protocol, exposure.target, exposure.target_ports.first].append(exposure)
+                ports = exposure.ports.first, exposure.target_ports.first
+                self._exact[exposure.protocol, exposure.target, *ports].append(exposure)
             case Forward():
                 self._ranges[exposure.protocol, exposure.target].append(exposure)
 
@@ -77,14 +78,12 @@ class Carriers:
 
     def carriers(self, flow: Flow) -> Iterator[Exposure]:
         """Give all that may be it: which one a packet takes depends on the interface that it comes in by."""
-        if not flow.translated:
-            found = self._leads_out(flow) or self.routed(flow.destination)
-        else:
-            found = self._is_to_public(flow)
+        outward = None if flow.translated else self._leads_out(flow) or self.routed(flow.destination)
+        found = self._is_to_public(flow) if flow.translated else outward
         if found is not None:
             yield found
         if flow.translated and flow.protocol is not None:
-            exact = self._exact.get((flow.protocol, flow.server, flow.server_port), [])
+            exact = self._exact.get((flow.protocol, flow.server, flow.destination_port, flow.server_port), [])
             ranges = self._ranges.get((flow.protocol, flow.server), [])
             yield from (forward for forward in (*exact, *ranges) if _carries(forward, flow))
 
@@ -94,7 +93,8 @@ class Carriers:
         return away and self._leads_out(flow) is not None
 
     def _is_to_public(self, flow: Flow) -> Nat | None:
-        return self._nats.get((flow.server, flow.destination)) if flow.destination_port == flow.server_port else None
+        may_be = self._nats and flow.destination_port == flow.server_port
+        return self._nats.get((flow.server, flow.destination)) if may_be else None
 
     def _leads_out(self, flow: Flow) -> Exposure | None:
         """A guest opened it, under its public address or from a routed one."""
@@ -343,9 +343,12 @@ class Ended:
 
     def add(self, flows: Iterable[Flow], until: float) -> bool:
         """Remember these, and tell whether anything is refused that was not before."""
-        known = set(self._until)
+        known, ports = set(self._until), defaultdict[tuple[Protocol | None, Address, int], list[Flow]](list)
         for flow in flows:
-            self._add(flow, until)
+            ports[flow.protocol, flow.server, flow.server_port].append(flow)
+        for group in ports.values():  # once there are many, one stands for all
+            for flow in group if to_anywhere(group[0]) not in self._until else group[:1]:
+                self._add(flow, until)
         if len(self._until) > self._most:
             self._gather_all()
         for flow in tuple(self._until)[: -self._most]:

@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
-from itertools import islice
+from itertools import islice, permutations
 from typing import Final
 
 from fwdaemon.core.exposures import Route
@@ -20,7 +20,8 @@ from fwdaemon.core.inventory import (
     Network,
 )
 from fwdaemon.core.state import Proxied, Silent
-from fwdaemon.core.types import Address, Family, Subnet
+from fwdaemon.core.text import is_interface_name
+from fwdaemon.core.types import Address, Family, GuestPath, Subnet
 from fwdaemon.resolve.addresses import ConfiguredAddress
 
 # What the kernel's neighbour table is worth: it forgets guests that are there, keeps old addresses, believes anyone.
@@ -194,6 +195,30 @@ def forwarded(networks: Iterable[Network]) -> Iterator[tuple[Family, str]]:
     for network in networks:
         if network.active and network.forwards:
             yield from ((Family.of(subnet), network.name) for subnet in network.subnets if not subnet.is_link_local)
+
+
+def paths(networks: Iterable[Network], uplinks: Collection[str]) -> Iterator[GuestPath]:
+    """Give the paths of guests on which libvirt's own rules decide: none by a bridge or network that it leaves alone.
+
+    Guests of one network reach each other, and what libvirt forwards goes between networks and uplinks. So nothing here
+    leads to or from bridges of others, such as those of containers.
+    """
+    filtered = [item for item in networks if item.active and item.own_bridge and not item.unfiltered]
+    for family in Family:
+        inner = {
+            item.bridge: item
+            for item in filtered
+            if item.bridge is not None and item.bridge not in uplinks and is_interface_name(item.bridge)
+            if any(Family.of(subnet) is family for subnet in item.subnets)
+        }
+        yield from (GuestPath(family, bridge, bridge) for bridge in inner)
+        closed = {bridge: family in item.closed for bridge, item in inner.items() if item.forwards}
+        ways = dict.fromkeys(filter(is_interface_name, uplinks), False) | closed
+        for came_in, goes_out in permutations(ways, 2):
+            # Of two networks that let nobody in, neither reaches the other; what goes between uplinks is not theirs.
+            both_closed = closed.get(came_in, False) and closed.get(goes_out, False)
+            if not both_closed and not closed.keys().isdisjoint((came_in, goes_out)):
+                yield GuestPath(family, came_in, goes_out, answers=ways[goes_out])
 
 
 def lies_in(address: Address, subnets: Iterable[Subnet]) -> bool:

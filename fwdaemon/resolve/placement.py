@@ -34,7 +34,7 @@ from fwdaemon.resolve.guests import (
     namesakes_of_networks,
     possible_families,
 )
-from fwdaemon.resolve.neighbours import closed, elsewhere, forwarded, homes, inside, lets_out, proxied, unseen
+from fwdaemon.resolve.neighbours import closed, elsewhere, forwarded, homes, inside, lets_out, paths, proxied, unseen
 from fwdaemon.resolve.sharing import Allocator, Grants
 from fwdaemon.resolve.snapshot import Rebooting
 
@@ -234,6 +234,7 @@ class Placement:
             expanded=tuple(_expanded(key, entry) for key, entry in sorted(self._expansion.entries.items())),
             sets=config.sets,
             barred=config.daemon.barred,
+            guest_paths=frozenset(paths(inventory.every_network, uplinks) if config.daemon.keep_guests_online else ()),
         )
         return state.knowing(
             # Other programs find their sets there, whatever is live.
@@ -385,4 +386,5 @@ def _forwards(entry: ForwardEntry, guest: Guest) -> Iterator[Forward]:
                 auto=mapping.auto,
                 admission=entry.admission and entry.admission.of(family),
                 until=entry.until,
+                log=entry.log,
             )

@@ -21,7 +21,7 @@ SHORTAGES = (
 )  # fmt: skip
 # Kinds that are counted one by one of what they are about.
 _NAMED = frozenset({"wrong-configuration", "flood", "take", "give-back"})
-FLOODS = ("commits", "neighbours", "leases", "pauses", "hangups", "links")
+FLOODS = ("commits", "neighbours", "leases", "pauses", "hangups", "links", "definitions")
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,8 +121,17 @@ _POSSIBLE: dict[str, Callable[..., bool]] = {
     "daemon-resume": lambda world: world.daemon == "paused",
     "take": _take,
     "give-back": lambda world, what: what in world.short,
-    "flood": lambda world, kind: kind != "pauses" or (_libvirt_works(world) and _can_flutter(world.domains["a"])),
+    "flood": lambda world, kind: (
+        kind not in {"pauses", "definitions"} or (_libvirt_works(world) and _can_flutter(world.domains["a"]))
+    ),
+    "open": lambda world: not world.opened and _can_open(world),
+    "close": lambda world: world.opened and _can_open(world),
 }
+
+
+def _can_open(world: World) -> bool:
+    """Whether something can be opened for a while, which is written to /var first, or closed."""
+    return world.can_settle and world.domains["a"].running and not world.short & {"var", "nft-time", "lock"}
 
 
 def _is_well(world: World, domain: Domain) -> bool:
@@ -141,7 +150,7 @@ _WEIGHTS = {
     "rules": 40, "configuration": 8, "wrong-configuration": 2,
     "daemon-kill": 3, "daemon-stop": 3, "daemon-remove": 3, "flush": 15, "daemon-start": 80,
     "daemon-pause": 3, "daemon-resume": 80,
-    "take": 50, "give-back": 90, "flood": 6,
+    "take": 50, "give-back": 90, "flood": 6, "open": 8, "close": 4,
 }  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from tests.chaos.commands import Commands
 from tests.chaos.foreign import install_bystander
 from tests.chaos.guests import is_running
 from tests.chaos.listing import NFT, Listing
-from tests.chaos.model import RENAMED
+from tests.chaos.model import RENAMED, TEMPORARY
 from tests.chaos.rule_faults import RULE_FAULTS
 from tests.chaos.shortages import Shortages
 from tests.chaos.stage import Stage
@@ -32,7 +32,7 @@ _FLOODS = {
     " && mv flood.tmp virbr9.status; done; rm -f virbr9.status",
     "links": "for n in $(seq 100); do ip link add flood type veth peer name flood2 && ip link del flood; done",
 }
-_FLUTTERS = 30
+_FLUTTERS, _DEFINITIONS = 30, 10_000
 # What one daemon alone is short of.
 _OF_DAEMON = {"threads", "descriptors"}
 
@@ -74,6 +74,8 @@ class Faults:
             "take": self._take,
             "give-back": self._give_back,
             "flood": self._flood,
+            "open": lambda: self._open("open", "--for", "1d", opened=True),
+            "close": lambda: self._open("close", opened=False),
         }
 
     def do(self, action: Action) -> None:
@@ -201,9 +203,18 @@ class Faults:
         self._shortages.all[what].end()
         self._world.short.remove(what)
 
+    def _open(self, *words: str, opened: bool) -> None:
+        """Open something for a while, or close it."""
+        verb, *rest = words
+        ports = [port.word for port in TEMPORARY.ports]
+        self._host.run(self._host.python, "-m", "fwdaemon", verb, TEMPORARY.domain, *ports, *rest)
+        self._world.opened = opened
+
     def _flood(self, kind: str) -> None:
         if kind == "pauses":
             self._stage.guests["a"].flutter(_FLUTTERS)
+        elif kind == "definitions":
+            self._stage.guests["a"].multiply(_DEFINITIONS)
         elif kind != "hangups":
             self._host.run("sh", "-c", _FLOODS[kind])
         elif self._world.daemon != "down":

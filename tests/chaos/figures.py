@@ -23,11 +23,12 @@ comes to the control socket and the port of the metrics.
 reads, the lock of iptables, `nft` or its time; `connections` and `elements` are 100,000 of others each. What the daemon
 cannot do meanwhile must not end it, and all has to be right afterwards.
 
-Three TCP streams and one of numbered datagrams go through forwards that no round touches, and may lose nothing. They
-rest where nobody could carry them: when `nft flush ruleset` takes the last NAT rule, when a foreign rule that refuses
-everything is put ahead of all others, and while libvirt writes its own rules anew after a wipe. The very same
-connections have to go on afterwards. `flush`, and a stop that removes everything, have to end them instead and leave
-nothing behind; a stop that keeps everything has to leave it exactly as it was.
+Three TCP streams and one of numbered datagrams go through forwards that no round touches, one more was opened by a 1:1
+guest itself, and none may lose anything. They rest where nobody could carry them: when `nft flush ruleset` takes the
+last NAT rule, when a foreign rule that refuses everything is put ahead of all others, and while libvirt writes its own
+rules anew after a wipe. The very same connections have to go on afterwards. `flush`, and a stop that removes
+everything, have to end them instead and leave nothing behind; a stop that keeps everything has to leave it exactly as
+it was. `open` opens a port for a while, which comes back with the daemon until `close`.
 
 *Worst* is the longest time from the end of a fault until everything was right again, on a machine as busy as it was.
 Where none is given, the fault left a state, such as the daemon killed, in which that could not be asked.

@@ -74,6 +74,13 @@ class ChaosGuest(LxcGuest):
                 domain.suspend()
                 domain.resume()
 
+    def multiply(self, times: int) -> None:
+        """Define another domain and undefine it, so many times: more events than the daemon receives."""
+        text = ET.tostring(super()._xml(), encoding="unicode").replace(f"<name>{self.name}<", "<name>flood<")
+        with self.host.libvirt.connection() as connection:
+            for _ in range(times):
+                connection.defineXML(text).undefine()
+
 
 def is_running(host: Host, name: str) -> bool:
     """Whether libvirt has a running domain of that name."""

@@ -3,6 +3,7 @@
 Everything that must follow from it is in `tests.chaos.truth`.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from uuid import NAMESPACE_DNS, uuid5
 
@@ -124,6 +125,8 @@ ENTRIES = {
     "d-name": Entry("d", (Port(8004, 80),)),
     "d-uuid": Entry("d", (Port(8005, 80),), by_uuid=True),
 }
+# What is opened for a while, beside whatever is configured.
+TEMPORARY = Entry("a", (Port(8010, 80, listen=PUBLIC4_SECOND),), reserved=True)
 # Whom another program bans from everything, in a set of ours in nftables, from the first round to the last.
 BANNED4, BANNING = "198.51.100.66", "banned"
 _SET = f'[[set]]\nname = "{BANNING}"\nexternal = true\n'
@@ -146,8 +149,9 @@ textfile = "/var/lib/kvm-portfwd/metrics.prom"
 class World:
     """The model. `daemon` is up, paused or down; `knows` says that it has had an answer from libvirt.
 
-    `removed` says that all rules of ours were taken away on purpose, and have not come back yet. `short` names what
-    there is not enough of, as `shortages` does. `legacy` says that our rules are in the legacy tables.
+    `opened` says that something is open for a while. `removed` says that all rules of ours were taken away on purpose,
+    and have not come back yet. `short` names what there is not enough of, as `shortages` does. `legacy` says that our
+    rules are in the legacy tables.
     """
 
     domains: dict[str, Domain] = field(default_factory=lambda: {key: Domain(key, key) for key in PLACES})
@@ -156,6 +160,7 @@ class World:
     libvirtd: bool = True
     daemon: str = "up"
     knows: bool = True
+    opened: bool = False
     removed: bool = False
     short: set[str] = field(default_factory=set)
     legacy: bool = False
@@ -171,6 +176,13 @@ class World:
     def bans(self) -> bool:
         """Whether there is a set to ban by."""
         return not self.legacy
+
+    @property
+    def wanted(self) -> Iterator[Entry]:
+        """What is to be open while its domain runs."""
+        yield from (ENTRIES[name] for name in self.entries)
+        if self.opened:
+            yield TEMPORARY
 
     @property
     def active_networks(self) -> frozenset[str]:

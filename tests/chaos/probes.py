@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from random import Random
 
-from tests.chaos.model import ENTRIES, STEADY, World
+from tests.chaos.model import ENTRIES, STEADY, TEMPORARY, World
 from tests.chaos.server import TCP_PORT, UDP_PORT
 from tests.chaos.stage import Stage
 from tests.chaos.truth import answering
@@ -43,7 +43,7 @@ class Probe:
 
 def every_probe(world: World) -> Iterator[Probe]:
     """Every question about a forward or 1:1 address that any configuration may hold."""
-    for entry in ENTRIES.values():
+    for entry in (*ENTRIES.values(), TEMPORARY):
         for port in entry.ports:
             address4 = port.listen or PUBLIC4
             number = port.first + (1 if port.width > 1 else 0)

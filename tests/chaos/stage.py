@@ -17,7 +17,7 @@ from tests.chaos.steady import Steady, transfers
 from tests.lab.command import LabError
 from tests.lab.daemon import Daemon
 from tests.lab.domain import Link, mac_of
-from tests.lab.host import PUBLIC4, PUBLIC6, SOURCE, Host
+from tests.lab.host import CLIENT4, PUBLIC4, PUBLIC6, SOURCE, Host
 from tests.lab.libvirt_client import Reservation
 from tests.lab.lxc import LxcGuest
 from tests.lab.probe import Prober
@@ -87,6 +87,7 @@ class Stage:
             stage.origins[STEADY] = stage.guests[STEADY].place
             stage.hostile.start().run("sh", "-ec", _ASK_FOR_LOOPBACK)
             host.place.serve("secret", "tcp", SECRET_PORT)
+            host.outside.popen([host.python, f"{SOURCE}/tests/chaos/server.py", "outside"]).wait_line("^ready$")
             stage.start_daemon()
             stage._ban()
             stage.steady = at_end.enter_context(stage._transfers())
@@ -122,8 +123,11 @@ class Stage:
 
     @contextmanager
     def _transfers(self) -> Iterator[Steady]:
-        streams = [(PUBLIC4, TCP_PORT), (PUBLIC6, TCP_PORT), ("198.51.100.9", TCP_PORT)]
-        with transfers(self.host.outside, streams, (PUBLIC4, UDP_PORT), "steady") as steady:
+        outside, streams = self.host.outside, [(PUBLIC4, TCP_PORT), (PUBLIC6, TCP_PORT), ("198.51.100.9", TCP_PORT)]
+        # What a 1:1 guest opens itself has no label of ours.
+        leaving = self.guests[STEADY].place, (CLIENT4, TCP_PORT)
+        ways = [*((outside, there) for there in streams), leaving]
+        with transfers(ways, (outside, (PUBLIC4, UDP_PORT)), "steady") as steady:
             yield steady
 
     @property

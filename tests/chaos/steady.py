@@ -10,7 +10,7 @@ import hashlib
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
 from tests.lab.place import wait_until
@@ -119,30 +119,30 @@ def _can_connect(client: Prober, address: str, port: int) -> bool:
     return True
 
 
+Ways = Sequence[tuple[Prober, tuple[str, int]]]
+
+
 @contextmanager
-def transfers(
-    client: Prober, streams: list[tuple[str, int]], datagrams: tuple[str, int], name: str
-) -> "Iterator[Steady]":
-    """Begin a stream to each of these and datagrams to the last, once all can be had; they end with the block."""
-    steady = Steady(lambda at_end: _begun(client, streams, datagrams, name, at_end))
+def transfers(streams: Ways, datagrams: tuple[Prober, tuple[str, int]], name: str) -> "Iterator[Steady]":
+    """Begin a stream by each of these ways and datagrams by the last, once all can be had; they end with the block."""
+    steady = Steady(lambda at_end: _begun(streams, datagrams, name, at_end))
     try:
         yield steady
     finally:
         steady.close()
 
 
-def _begun(
-    client: Prober, streams: list[tuple[str, int]], datagrams: tuple[str, int], name: str, at_end: ExitStack
-) -> list[Transfer]:
-    for address, port in streams:
-        wait_until(lambda: _can_connect(client, address, port), f"{address} port {port} answers", timeout=30)  # noqa: B023  it is asked before the next turn
+def _begun(streams: Ways, datagrams: tuple[Prober, tuple[str, int]], name: str, at_end: ExitStack) -> list[Transfer]:
+    for origin, (address, port) in streams:
+        wait_until(lambda: _can_connect(origin, address, port), f"{address} port {port} answers", timeout=30)  # noqa: B023  it is asked before the next turn
     running = []
-    for address, port in streams:
-        connection = at_end.enter_context(client.connect(address, port, timeout=5))
+    for origin, (address, port) in streams:
+        connection = at_end.enter_context(origin.connect(address, port, timeout=5))
         running.append(Transfer(f"tcp {address} port {port}", connection, _stream(connection)))
-    flow = at_end.enter_context(client.flow(*datagrams))
+    client, there = datagrams
+    flow = at_end.enter_context(client.flow(*there))
     exchange = _datagrams(flow.connection, name)
-    running.append(Transfer(f"udp {datagrams[0]} port {datagrams[1]}", flow.connection, exchange))
+    running.append(Transfer(f"udp {there[0]} port {there[1]}", flow.connection, exchange))
     return running
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from ipaddress import collapse_addresses, ip_network
 
-from tests.chaos.model import ENTRIES, NETWORKS, Domain, Entry, World
+from tests.chaos.model import NETWORKS, Domain, Entry, World
 
 ANY = "*"
 
@@ -30,9 +30,9 @@ def live_exposures(world: World) -> frozenset[Exposure]:
     """Every translation that must be there, and there must be no other."""
     return frozenset(
         exposure
-        for name in world.entries
-        if _is_live(ENTRIES[name], world)
-        for exposure in _exposures(ENTRIES[name], world.domains[ENTRIES[name].domain])
+        for entry in world.wanted
+        if _is_live(entry, world)
+        for exposure in _exposures(entry, world.domains[entry.domain])
     )
 
 
@@ -46,9 +46,8 @@ def _exposures(entry: Entry, domain: Domain) -> Iterator[Exposure]:
     if entry.public:
         yield Exposure(entry.version, "", entry.public, 0, 0, source, target, 0)
     for port in entry.ports:
-        yield Exposure(
-            entry.version, port.protocol, port.listen or ANY, port.first, port.width, source, target, port.guest
-        )
+        there = target, port.guest
+        yield Exposure(entry.version, port.protocol, port.listen or ANY, port.first, port.width, source, *there)
 
 
 def public_addresses(world: World) -> frozenset[str]:

@@ -58,8 +58,8 @@ def set_up(flavour: Flavour) -> Iterator[Scene]:
         daemon.wait_ready(60)
         listener = host.popen(host.python, f"{SOURCE}/tests/endurance/listener.py", URI)
         listener.wait_line("{")
-        streams = [(PUBLIC4, TCP_PORT), (PUBLIC6, TCP_PORT)]
-        with transfers(host.outside, streams, (PUBLIC4, UDP_PORT), STEADY) as going:
+        streams = [(host.outside, (address, TCP_PORT)) for address in (PUBLIC4, PUBLIC6)]
+        with transfers(streams, (host.outside, (PUBLIC4, UDP_PORT)), STEADY) as going:
             yield Scene(host, daemon, listener, lasting[0], passing, idle, going)
 
 

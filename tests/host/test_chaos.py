@@ -9,8 +9,9 @@ from tests.chaos import run
 from tests.chaos.actions import SHORTAGES, Action
 from tests.lab.release import DEBIAN12_LEGACY, DEBIAN13_NFTABLES, Flavour
 
-# Every shortage, with something to do meanwhile, and each way to end the daemon.
+# Something is open for a while through every shortage, with something to do meanwhile, and each way to end the daemon.
 _FIRST = """\
+open
 take journal
 take run
 take var
@@ -40,7 +41,9 @@ daemon-stop
 flush
 daemon-start
 daemon-remove
-daemon-start"""
+daemon-start
+start a
+close"""
 _ROUNDS, _SEED = 3, 7
 
 

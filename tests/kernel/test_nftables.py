@@ -211,6 +211,27 @@ def test_a_pass_lists_few_however_many_connections_ended(
     assert 0 < sum(text.count('"expires"') for text in runner.heard) <= most
 
 
+def test_what_is_refused_already_is_written_again_after_a_while_or_a_change_by_others(namespace: None) -> None:
+    """Each time is a commit, which a wipe's repair waits for."""
+    del namespace
+    runner, now = SystemRunner(), [0.0]
+    backend = NftablesBackend(runner, clock=lambda: now[0])
+    backend.apply(ALL, full=True)
+    turns = iter(range(10))
+
+    def commits() -> int:
+        before, first = current_generation(), 1000 * next(turns)
+        backend.refuse([at_one_port(number) for number in range(first, first + 1000)])
+        return current_generation() - before
+
+    assert [commits(), commits()] == [1, 0]
+    now[0] += 60.0
+    assert [commits(), commits()] == [1, 0]
+    runner.run("nft", "flush", "set", "ip", "kvm_portfwd", "ended_ports")
+    assert [commits(), commits()] == [1, 0]
+    assert "elements" in runner.run("nft", "list", "set", "ip", "kvm_portfwd", "ended_ports").stdout
+
+
 def test_a_table_may_be_there_for_routes_alone(backend: NftablesBackend) -> None:
     assert backend.apply(Desired().having([NET_SIX]), full=True).mended == {NET_SIX}
     result = NftablesBackend(SystemRunner()).apply(Desired().having([NET]), full=True)

@@ -23,6 +23,12 @@ CACHE = Path(os.environ.get("KVM_PORTFWD_LAB_CACHE", "/var/cache/kvm-portfwd-lab
 _CERTIFICATES = Path("etc/ssl/certs/ca-certificates.crt")
 _KERNEL_PACKAGE = "linux-image-cloud-amd64"
 _AGENT_PACKAGE = "qemu-guest-agent"
+# Docker's daemon and what it starts, by package.
+_DOCKER = {
+    "docker.io": ("usr/sbin/dockerd", "usr/sbin/docker-proxy"),
+    "containerd": ("usr/bin/containerd",),
+    "runc": ("usr/sbin/runc",),
+}
 
 _PACKAGE_LIST = Path(__file__).with_name("packages.txt")
 _MACHINE = Path(__file__).with_name("machine")
@@ -87,6 +93,19 @@ def guest_agent() -> Path:
     """A directory to be laid over a guest's root: Debian's QEMU guest agent, and the libraries it needs."""
     version = run(["apt-cache", "show", "--no-all-versions", _AGENT_PACKAGE]).stdout
     return _cached(f"agent-{_key(version)}", _build_agent)
+
+
+def docker() -> Path:
+    """A directory with Docker's daemon and what it starts, of the machine's own release, which run on either."""
+    versions = run(["apt-cache", "show", "--no-all-versions", *_DOCKER]).stdout
+    return _cached(f"docker-{_key(versions)}", _build_docker)
+
+
+def _build_docker(target: Path) -> None:
+    for package, programs in _DOCKER.items():
+        with _unpacked(package, target) as unpacked:
+            for program in programs:
+                (unpacked / program).rename(target / Path(program).name)
 
 
 def _key(*parts: str) -> str:

@@ -8,8 +8,9 @@ from typing import Final
 
 import pytest
 
-from fwdaemon.audit import lines
+from fwdaemon.audit import connections, lines
 from fwdaemon.audit.throttle import Flapped
+from fwdaemon.core.exposures import LoggedConnection
 from fwdaemon.core.inventory import Hindrance, HindranceKind
 from fwdaemon.core.report import (
     Assigned,
@@ -26,7 +27,7 @@ from fwdaemon.core.report import (
 from fwdaemon.core.state import Waiting
 from fwdaemon.core.types import Gate, GateFault, Origin, Protocol
 from fwdaemon.errors import Problem
-from tests.unit.forwards import forward, nat, route
+from tests.unit.forwards import address, forward, nat, route
 from tests.unit.saying import STOPPED, because
 
 # The name of the domain in them.
@@ -75,3 +76,8 @@ def _write() -> None:
     lines.to_confirm(until)
     lines.confirmed(Path("x.toml"), f"uid 0, pid 7, {HOSTILE}")
     lines.rolled_back(Path("x.toml"))
+    client, ends = address("203.0.113.9"), ((address("198.51.100.7"), 80), (address("192.168.122.50"), 80))
+    for ended, number in product((False, True), (None, 7)):
+        logged = LoggedConnection(ended, web.owner, Protocol.TCP, client, number, *ends, 1, number, number)
+        connections.connection(logged)
+    connections.unlogged(3, 60.0)

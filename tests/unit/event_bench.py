@@ -16,6 +16,7 @@ from fwdaemon.events import InventoryKeeper, Surroundings
 from fwdaemon.hypervisor.connection import LibvirtConnection
 from fwdaemon.hypervisor.link import Connect, LibvirtLink, growing_pauses
 from fwdaemon.kernel.process import new_budgets
+from fwdaemon.triggers import Budgets
 from tests.unit.saying import said
 
 URI = "test:///default"
@@ -71,11 +72,14 @@ class Linking:
 
 
 @asynccontextmanager
-async def bench(tmp_path: Path, link: Linking | None = None, verify: float = 1.0) -> AsyncIterator[Bench]:
+async def bench(
+    tmp_path: Path, link: Linking | None = None, verify: float = 1.0, budgets: Budgets | None = None
+) -> AsyncIterator[Bench]:
     """Have a keeper at work, of which nothing is left at the end."""
     reasons: list[str] = []
     around = Surroundings(link or Linking(), tmp_path, tmp_path, verify)
-    keeper = InventoryKeeper(watching(URI), lambda reason: reasons.append(said(reason)), new_budgets(), around)
+    budgets = budgets or new_budgets()
+    keeper = InventoryKeeper(watching(URI), lambda reason: reasons.append(said(reason)), budgets, around)
     await keeper.start()
     try:
         yield Bench(keeper, reasons)

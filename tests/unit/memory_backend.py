@@ -21,7 +21,7 @@ from fwdaemon.core.report import (
     Stamp,
 )
 from fwdaemon.core.state import Desired, Dropped
-from fwdaemon.core.types import Address, Family, Gate, GateFault, Subnet
+from fwdaemon.core.types import Address, Family, Gate, GateFault, GuestPath, Subnet
 from fwdaemon.errors import KernelError, ProcessError
 from fwdaemon.kernel.process import Finished
 from fwdaemon.resolve.flows import Flow, renamings
@@ -69,6 +69,7 @@ class Kernel:
     confined: frozenset[Family] = frozenset()
     switched: frozenset[tuple[Family, str]] = frozenset()
     refused: list[Flow] = field(default_factory=list)
+    guest_paths: frozenset[GuestPath] = frozenset()
     libvirt: Presence = Presence.NOTHING
     generation: int = 0
     refusals: int = 0
@@ -134,6 +135,7 @@ class MemoryBackend:
 
     def apply(self, desired: Desired, *, full: bool) -> ApplyResult:
         """See `Backend.apply`."""
+        self.kernel.guest_paths = desired.guest_paths
         if not full and self._settled == (desired, self.kernel.generation):
             return ApplyResult()
         planned = self._planned(desired, desired.families)
@@ -152,6 +154,7 @@ class MemoryBackend:
     def apply_gates(self, desired: Desired, *, full: bool) -> ApplyResult:
         """See `Backend.apply_gates`."""
         del full  # all is compared each time
+        self.kernel.guest_paths = desired.guest_paths
         planned = self.preview_gates(desired)
         if planned.changed:
             self.kernel.commit()
@@ -217,8 +220,9 @@ class MemoryBackend:
         """See `Backend.stamp`."""
         return Stamp(self.kernel.generation, certain=True)
 
-    def libvirt(self) -> Presence:
-        """See `Backend.libvirt`."""
+    def libvirt(self, family: Family = Family.IPV4) -> Presence:
+        """See `Backend.libvirt`; it has rules of both families, or none."""
+        del family
         return self.kernel.libvirt
 
     def _wanted(self, desired: Desired) -> Iterator[Gate]:

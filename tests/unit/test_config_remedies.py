@@ -22,7 +22,7 @@ FORMER = [
         f"[daemon]\n{name} = 1\n",
         (
             f'2: daemon: unknown key "{name}"; write one of auto_ports, backend, behind, deny, gates, ip_forward,'
-            " label, libvirt, localhost, on_stop, resync, uplinks"
+            " keep_guests_online, label, libvirt, localhost, on_stop, resync, uplinks"
         ),
         "[daemon]\nlabel = 1\n",
         "",

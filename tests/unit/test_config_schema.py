@@ -60,6 +60,7 @@ ACCEPTED: Final = (
     '[metrics]\ntextfile = "/var/lib/prometheus/node exporter/kvm_portfwd.prom"\nlisten = "127.0.0.1:9750"',
     *(f'[metrics]\nlisten = "{listen}"' for listen in ("0.0.0.0:1", "[::]:65535", "192.0.2.1:9750", "[::1]:9750")),
     '[daemon]\nbackend = "nftables"\non_stop = "remove"\nip_forward = false\nlocalhost = true',
+    "[daemon]\nkeep_guests_online = true",
     '[[forward]]\ndomain = "web1"\nports = ["80", "443", "2222:22", "5353:53/udp", "198.51.100.7:8443:443"]',
     entry(
         'listen = ["198.51.100.7", "2001:db8::1"]\ninterface = "eth0"\nsources = ["203.0.113.0/24", "2001:db8::/32"]',
@@ -125,6 +126,7 @@ REFUSED_BY_BOTH: Final = (
     "[control]\ngroup = 7",
     "[daemon]\nx = 1",
     '[daemon]\nlocalhost = "true"',
+    "[daemon]\nkeep_guests_online = 1",
     '[daemon]\nbackend = "legacy"',
     "[daemon]\nlabel = -1",
     "[daemon]\nmark = 33554432",

@@ -5,7 +5,7 @@ import logging
 import shutil
 import signal
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +13,7 @@ import pytest
 
 from fwdaemon.core.report import ApplyResult, Reason, ReasonKind
 from fwdaemon.errors import HangingError, KernelError, LibvirtUnavailableError
-from fwdaemon.triggers import Budget, Budgets, Origin
+from fwdaemon.triggers import Budgets, Origin
 from tests.sentences import error
 from tests.unit.daemon_scene import FAST, RULE, SSH, SSH_RULE, STARTED, WEB, Scene, inventory, play, prepared
 
@@ -253,7 +253,7 @@ class Seen(Budgets):
 
 def test_the_comparison_after_what_a_user_did_is_charged_to_users_too(scene: Scene) -> None:
     scene.libvirt.there = inventory(running=False)
-    scene.budgets = seen = Seen(Budget(lambda: 0.0), Budget(lambda: 0.0))
+    scene.budgets = seen = Seen.new(lambda: 0.0, nullcontext)
     seen.work = []
 
     async def act() -> None:

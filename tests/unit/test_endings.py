@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fwdaemon.commands import flush
-from fwdaemon.core.report import Cause
+from fwdaemon.core.report import ApplyResult, Cause
 from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Address, Family, Protocol
 from fwdaemon.errors import KernelError
@@ -170,6 +170,23 @@ def test_so_it_does_where_the_address_went_while_no_daemon_ran(bench: Bench) -> 
     bench.begin()
     bench.reconcile(without(STATE, MAIL))
     assert bench.connections.flows == [FLOW]
+
+
+def test_so_it_does_where_the_rules_were_flushed_too_and_a_record_is_left(bench: Bench) -> None:
+    bench.reconcile(STATE)
+    opened(bench, FLOW)
+    bench.begin()
+    bench.kernel.wipe()
+    bench.host.result = ApplyResult(renamings=frozenset({MAIL.renaming}))
+    bench.reconcile(without(STATE, MAIL))
+    assert bench.connections.flows == [FLOW]
+
+
+def test_so_it_does_when_everything_is_taken_away_and_nothing_but_a_record_is_left(bench: Bench) -> None:
+    opened(bench)
+    bench.host.result = ApplyResult(renamings=frozenset({MAIL.renaming}))
+    bench.reconciler.remove(Cause())
+    assert bench.connections.flows == []
 
 
 @pytest.mark.parametrize("begun", [False, True], ids=["by the daemon", "by another program"])

@@ -87,8 +87,14 @@ def test_a_source_may_be_a_network(source: str, found: str) -> None:
     assert parse_request(":80", source).source == address(found)
 
 
+@pytest.mark.parametrize("name", ["web1", "a:b", "00000000-0000-0000-0000-000000000001", "--from", "wéb 1"])
+def test_any_other_word_is_a_domain(name: str) -> None:
+    request = parse_request("[2001:db8::7]:80", name)
+    assert (request.domain, request.source) == (name, None)
+
+
 @pytest.mark.parametrize(
-    "source", ["somebody", "203.0.113.0/33", "203.0.113.9/0.0.0.255", "2001:db8::9", "fe80::1%eth0", "::%\n\x1b[2J"]
+    "source", ["203.0.113", "203.0.113.0/33", "203.0.113.9/0.0.0.255", "2001:db8::9", "fe80::1%eth0", "::%\n\x1b[2J"]
 )
 def test_a_source_that_cannot_be(source: str) -> None:
     with pytest.raises(UsageError) as caught:

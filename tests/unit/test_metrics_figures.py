@@ -50,6 +50,7 @@ def test_every_metric_is_here_and_follows_the_conventions() -> None:
         "config_last_reload_success_timestamp_seconds": "gauge",
         "config_last_reload_successful": "gauge",
         "config_problems": "gauge",
+        "connection_log_lost": "counter",
         "connections": "counter",
         "denied": "counter",
         "dropped": "counter",

@@ -7,7 +7,7 @@ import pytest
 
 from fwdaemon.config.model import BackendChoice
 from fwdaemon.core.report import Actor, Location, LocationReason, Presence
-from fwdaemon.core.types import Family, Gate
+from fwdaemon.core.types import Family, Gate, GuestPath
 from fwdaemon.errors import KernelError
 from fwdaemon.kernel.process import Finished
 from fwdaemon.netfilter import Netfilter
@@ -202,3 +202,14 @@ def test_changes_in_any_rule_system_are_heard(two: Two) -> None:
         monitor.close()
         change()
     assert len(heard) == 2
+
+
+def test_guests_pass_chains_of_others_only_while_libvirt_has_rules_that_decide(two: Two) -> None:
+    path = GuestPath(Family.IPV4, "virbr0", "eth0")
+    two.other.libvirt = Presence.CHAINS
+    netfilter, asked = two.netfilter(), replace(STATE, guest_paths=frozenset({path}))
+    netfilter.apply(asked, full=False)
+    assert two.one.guest_paths == two.other.guest_paths == {path}
+    two.other.libvirt = Presence.NOTHING
+    netfilter.apply(asked, full=False)
+    assert two.one.guest_paths == two.other.guest_paths == frozenset()

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from fwdaemon.hostnet.host_network import Renamings
 from fwdaemon.hostnet.owned_state import OwnedStateFile, Record
+from tests.unit.forwards import nat
 
 ONE: Record = {"port": "vnet0", "index": 3}
 OTHER: Record = {"port": "vnet1", "index": 4}
@@ -80,3 +82,25 @@ def test_what_could_not_be_written_is_told_once_and_written_later(
     (tmp_path / "ports.json.new").rmdir()
     assert state_file.write([OTHER])
     assert OwnedStateFile("ports", tmp_path).records == (OTHER,)
+
+
+def test_which_addresses_1_1_guests_used_is_told_to_the_next_run_once_and_kept_until_it_has_ended_connections(
+    tmp_path: Path,
+) -> None:
+    mail, other = nat("198.51.100.8", "192.168.122.8"), nat("2001:db8:1::8", "2001:db8:122::8")
+
+    def begin() -> Renamings:
+        return Renamings(OwnedStateFile("one-to-one", tmp_path))
+
+    assert begin().apply([mail, other]) == frozenset()
+    assert begin().apply([other]) == {mail.renaming, other.renaming}
+    renamings = begin()
+    assert renamings.apply([other]) == {mail.renaming, other.renaming}, "the run before ended too soon"
+    assert renamings.apply([other]) == frozenset()
+    assert begin().apply([]) == {other.renaming}
+
+
+def test_a_record_that_names_no_addresses_is_none_of_ours(tmp_path: Path) -> None:
+    file = OwnedStateFile("one-to-one", tmp_path)
+    file.write([{"guest": "x", "public": "198.51.100.8"}, {"guest": 1, "public": 2}, {"guest": "192.168.122.8"}])
+    assert Renamings(OwnedStateFile("one-to-one", tmp_path)).apply([]) == frozenset()

@@ -1,0 +1,149 @@
+"""Guests keep the network beside Docker, what libvirt refuses stays refused, and containers are no nearer."""
+
+import json
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+
+import pytest
+
+from tests.dockers_rules import BEGUN
+from tests.host.conftest import HEAD, WEB4, Scene, entry, filled
+from tests.lab import image
+from tests.lab.host import CLIENT4, PUBLIC4, Host
+from tests.lab.place import wait_until
+from tests.lab.probe import Outcome
+from tests.lab.release import LibvirtFirewall
+
+WEB = filled(entry("web", "8000:80", "WEB4"))
+KEY = f"{HEAD}keep_guests_online = true\n{WEB}"
+CONTAINER = "172.17.0.2"
+on_nftables = pytest.mark.on(LibvirtFirewall.NFTABLES)
+
+
+@pytest.fixture
+def beside(shared_scene: Scene) -> Iterator[Scene]:
+    """The guests, a server outside, and a container on docker0, where nothing listens."""
+    host = shared_scene.host
+    with ExitStack() as at_end:
+        at_end.callback(host.outside.serve("outside", "tcp", 99).stop)
+        host.run("ip", "link", "add", "docker0", "type", "bridge")
+        at_end.callback(host.run, "ip", "link", "del", "docker0")
+        host.run("ip", "address", "add", "172.17.0.1/16", "dev", "docker0")
+        host.run("ip", "link", "set", "docker0", "up")
+        host.run("ip", "netns", "add", "container")
+        at_end.callback(host.run, "ip", "netns", "del", "container")
+        host.run("ip", "link", "add", "veth0", "type", "veth", "peer", "name", "eth0", "netns", "container")
+        at_end.callback(host.run, "ip", "link", "del", "veth0")
+        host.run("ip", "link", "set", "veth0", "master", "docker0", "up")
+        for words in (f"address add {CONTAINER}/16 dev eth0", "link set eth0 up", "route add default via 172.17.0.1"):
+            host.run("ip", "-netns", "container", *words.split())
+        host.outside.run(["ip", "route", "replace", "192.168.122.0/24", "via", PUBLIC4])
+        at_end.callback(host.outside.run, ["ip", "route", "del", "192.168.122.0/24"])
+        yield shared_scene
+
+
+@contextmanager
+def dockers_rules(host: Host, program: str) -> Iterator[None]:
+    """Have Docker's rules in a rule system, and take them away again."""
+    before = host.run(f"{program}-save", "-t", "filter").stdout
+    try:
+        yield
+    finally:
+        without = "".join(f"{line}\n" for line in before.splitlines() if "kvm-portfwd" not in line)
+        host.run(f"{program}-restore", stdin=without or "*filter\n:FORWARD ACCEPT [0:0]\nCOMMIT\n")
+
+
+def begin(host: Host, program: str) -> None:
+    host.run(f"{program}-restore", "--noflush", stdin=BEGUN)
+
+
+def is_online(scene: Scene) -> bool:
+    return scene.web.place.tcp(CLIENT4, 99, timeout=0.5).answered
+
+
+def reaches_container(scene: Scene) -> bool:
+    return scene.web.place.tcp(CONTAINER, 80, timeout=0.5).outcome is Outcome.REFUSED
+
+
+def forward_chain(host: Host, program: str) -> list[str]:
+    return host.run(program, "-S", "FORWARD").stdout.splitlines()
+
+
+def others(host: Host, program: str) -> list[str]:
+    return [rule for rule in forward_chain(host, program) if "kvm-portfwd" not in rule]
+
+
+def paths(host: Host, program: str) -> list[str]:
+    return [rule for rule in forward_chain(host, program) if "kvm-portfwd" in rule and " -o " in rule]
+
+
+@on_nftables
+@pytest.mark.parametrize(
+    ("program", "docker_first"), [("iptables-nft", True), ("iptables-nft", False), ("iptables-legacy", True)]
+)
+def test_guests_keep_the_network_and_nothing_else_opens(beside: Scene, program: str, *, docker_first: bool) -> None:
+    host = beside.host
+    wait_until(partial(is_online, beside), "the guest is online without Docker")
+    assert reaches_container(beside)
+    with dockers_rules(host, program):
+        if docker_first:
+            begin(host, program)
+            wait_until(lambda: not is_online(beside), "Docker's policy cuts the guest off")
+        daemon = beside.start(KEY)
+        if not docker_first:
+            begin(host, program)
+        wait_until(lambda: len(paths(host, program)) > 1, "guests are let through")
+        wait_until(partial(is_online, beside), "the guest is online beside Docker")
+        wait_until(lambda: host.outside.fetch(f"http://{PUBLIC4}:8000/").answered, "the forward works")
+        assert not host.outside.fetch(f"http://{WEB4}/", timeout=0.5).answered
+        assert not reaches_container(beside)
+        listed = others(host, program)
+        assert forward_chain(host, program)[-len(paths(host, program)) :] == paths(host, program)
+
+        daemon.reload_with(HEAD + WEB)
+        wait_until(lambda: not is_online(beside), "without the key, the guest is cut off again")
+        assert not paths(host, program)
+        report = json.loads(host.portfwd("explain", "--from", "web", f"{CLIENT4}:99", "--json", check=False).stdout)
+        assert report["cause"] == "dockers-policy"
+        assert "keep_guests_online = true" in report["sentence"]
+
+        daemon.reload_with(KEY)
+        wait_until(partial(is_online, beside), "with it, it is online again")
+        daemon.terminate()
+        host.portfwd("flush")
+        assert forward_chain(host, program) == others(host, program) == listed
+
+
+@pytest.mark.on(LibvirtFirewall.IPTABLES)
+@pytest.mark.parametrize("docker_first", [True, False])
+def test_beside_libvirts_own_rules_in_iptables_there_are_none_of_ours(beside: Scene, *, docker_first: bool) -> None:
+    host = beside.host
+    with dockers_rules(host, "iptables-nft"):
+        begin(host, "iptables-nft")
+        if docker_first:
+            host.libvirt.restart()
+        beside.start(KEY)
+        wait_until(lambda: host.outside.fetch(f"http://{PUBLIC4}:8000/").answered, "the forward works")
+        wait_until(partial(is_online, beside), "libvirt's own rules let the guest out")
+        assert not paths(host, "iptables-nft")
+        assert not host.outside.fetch(f"http://{WEB4}/", timeout=0.5).answered
+
+
+@on_nftables
+def test_beside_dockers_own_daemon(beside: Scene) -> None:
+    host = beside.host
+    programs = image.docker()
+    words = ["--data-root=/tmp/docker", "--exec-root=/run/docker", "--pidfile=/run/docker.pid", "--storage-driver=vfs"]
+    # It sets the policy where it turns forwarding on itself, as on a host on which it starts before libvirt.
+    host.run("sysctl", "-w", "net.ipv4.ip_forward=0")
+    with dockers_rules(host, "iptables-nft"), dockers_rules(host, "ip6tables-nft"):
+        docker = host.popen("env", f"PATH={programs}:/usr/sbin:/usr/bin:/sbin:/bin", f"{programs}/dockerd", *words)
+        docker.wait_line("API listen on")
+        assert forward_chain(host, "iptables-nft")[0] == "-P FORWARD DROP"
+        assert not is_online(beside)
+        beside.start(KEY)
+        wait_until(lambda: len(paths(host, "iptables-nft")) > 1, "guests are let through")
+        wait_until(partial(is_online, beside), "the guest is online beside Docker")
+        assert not reaches_container(beside)
+        docker.stop()
