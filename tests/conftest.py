@@ -239,8 +239,8 @@ def daemon(host: Host) -> Iterator[StartDaemon]:
     """Start the daemon: `daemon(config, wait=True)`. At the end it stops, and its own `flush` must leave nothing."""
     started: list[Daemon] = []
 
-    def start(config: str, *, wait: bool = True, arguments: tuple[str, ...] = ()) -> Daemon:
-        started.append(host.daemon(config, wait=wait, arguments=arguments))
+    def start(config: str, *, wait: bool = True, arguments: tuple[str, ...] = (), forked: bool = True) -> Daemon:
+        started.append(host.daemon(config, wait=wait, arguments=arguments, forked=forked))
         return started[-1]
 
     yield start

@@ -72,11 +72,17 @@ def _warn_of_others(path: Path) -> None:
 
 def _warn(config: Config) -> None:
     """Tell what on this host conflicts with it; people do that on purpose, so it is no reason to refuse."""
-    conflicts, missing = conflicts_if_running(config, SystemRunner())
+    conflicts, missing = conflicting(config)
     for conflict in conflicts:
-        print(f"warning: {conflict.sentence()}", file=sys.stderr)
+        print(f"warning: {conflict}", file=sys.stderr)
     if missing:
-        print(f"hint: {format_fault(missing)}", file=sys.stderr)
+        print(f"hint: {missing}", file=sys.stderr)
+
+
+def conflicting(config: Config) -> tuple[list[str], str]:
+    """Say what on this host conflicts with it, and what could not be looked at."""
+    conflicts, missing = conflicts_if_running(config, SystemRunner())
+    return [conflict.sentence() for conflict in conflicts], format_fault(missing) if missing else ""
 
 
 def _count(config: Config) -> str:

@@ -5,14 +5,14 @@ import asyncio
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from fwdaemon.errors import ConfigError, LibvirtUnavailableError
 from fwdaemon.events import take_inventory
 from fwdaemon.explain.arrival import Request, UsageError, parse_request
 from fwdaemon.explain.gather import Kernel
 from fwdaemon.explain.guest import Libvirt
-from fwdaemon.explain.report import Report, as_json, as_text
+from fwdaemon.explain.report import Report, as_json, as_object, as_text
 from fwdaemon.explain.trace import explain, refused
 from fwdaemon.fleet.table import as_in_force
 from fwdaemon.kernel.listeners import ports_in_use
@@ -34,6 +34,13 @@ def run(options: argparse.Namespace) -> int:
     terminal, unicode = sys.stdout.isatty(), (sys.stdout.encoding or "").lower().startswith("utf")
     print(as_json(report) if options.json else as_text(report, terminal=terminal, unicode=unicode))
     return 0 if report.works else _FAILED
+
+
+def reply_on(request: Request, path: Path) -> dict[str, Any]:
+    """Look at the same, and give the reply of the method `Explain`."""
+    found = as_object(_report(request, path))
+    del found["schema_version"]
+    return found | {"steps": [{"chain": None} | step for step in found["steps"]]}
 
 
 def _report(request: Request, path: Path) -> Report:

@@ -4,6 +4,7 @@ import argparse
 import asyncio
 import json
 from collections.abc import Iterator
+from typing import Any
 
 from fwdaemon.audit.lines import format_fault, format_gate, format_gate_fault, format_location_reason
 from fwdaemon.config.model import Config
@@ -29,21 +30,25 @@ _CHANGES = 3
 def run(options: argparse.Namespace) -> int:
     """Print the rules, or the changes by forward and as native text; 3 with `--exit-code` if there are any."""
     config = as_in_force(options.config)
-    claims = recorded()
-    desired = claims.gate(desired_now(config))
+    desired = recorded().gate(desired_now(config))
     rules = Netfilter(SystemRunner(), config.daemon.backend)
     if options.command == "rules":
         text = rules.render(desired)  # empty where no forward would be live
         print(text, end="\n" if text else "")
         return 0
-    host = SystemHostNetwork(rules.confined, seconds=claims.seconds)
-    try:
-        confined = host.confine(desired, ip_forward=config.daemon.ip_forward)
-        result = joined(rules.preview(confined), host.preview(desired))
-    finally:
-        rules.close()
+    result = previewed(config, desired, rules)
     print(json.dumps(as_json(result), indent=2) if options.json else as_text(result, desired))
     return _CHANGES if options.exit_code and result.changed else 0
+
+
+def previewed(config: Config, desired: Desired, rules: Netfilter) -> ApplyResult:
+    """Tell what would change in the kernel now, and close `rules`."""
+    host = SystemHostNetwork(rules.confined, seconds=recorded().seconds)
+    try:
+        confined = host.confine(desired, ip_forward=config.daemon.ip_forward)
+        return joined(rules.preview(confined), host.preview(desired))
+    finally:
+        rules.close()
 
 
 def desired_now(config: Config) -> Desired:
@@ -69,7 +74,7 @@ def as_text(result: ApplyResult, desired: Desired) -> str:
     return "\n".join([_location(result.moved), *_faults(result), *lines, f"  {summary}", *script])
 
 
-def as_json(result: ApplyResult) -> dict[str, object]:
+def as_json(result: ApplyResult) -> dict[str, Any]:
     """Give an outcome with stable keys; names are as libvirt has them."""
     return {
         "schema_version": SCHEMA_VERSION,

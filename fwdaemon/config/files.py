@@ -45,14 +45,22 @@ class Files:
     ignored: tuple[Path, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A drop-in to be read as if it had this text, and not at all where that is `None`; `name` has no directory."""
+
+    name: str
+    text: bytes | None
+
+
 def drop_in_directory(main: Path) -> Path | None:
     """Name the directory of the drop-ins of a main file, if it can have one."""
     directory = main.with_suffix(".d") if main.name else main
     return None if directory == main else directory
 
 
-def read_files(main: Path) -> Files:
-    """Read a main file and its drop-ins.
+def read_files(main: Path, draft: Draft | None = None) -> Files:
+    """Read a main file and its drop-ins, one of them from a draft.
 
     Raises:
         KernelError: the machine is short of what it takes to read any file; that is no fault of these.
@@ -61,9 +69,12 @@ def read_files(main: Path) -> Files:
     problems: list[Problem] = []
     drop_ins, ignored = _listed(main, problems)
     found = Files(main, {}, problems, ignored)
-    for file in (main, *drop_ins):
+    drafted = {} if draft is None else {(drop_in_directory(main) or main.parent) / draft.name: draft.text}
+    for file in (main, *sorted({*drop_ins, *drafted})):
         try:
-            found.sources[file] = read_regular(file)
+            text = drafted[file] if file in drafted else read_regular(file)
+            if text is not None:
+                found.sources[file] = text
         except OSError as error:
             problems.append(_unreadable(file, error, is_main=file == main))
     return found

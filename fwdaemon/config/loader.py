@@ -12,7 +12,7 @@ from typing import Final, TypeVar
 import tomli
 
 from fwdaemon.config.exposures import READERS, read_allow
-from fwdaemon.config.files import about_unread, read_files, read_regular, unguarded, weak_points
+from fwdaemon.config.files import Draft, about_unread, read_files, read_regular, unguarded, weak_points
 from fwdaemon.config.lines import toml_lines
 from fwdaemon.config.model import (
     KEYS,
@@ -151,18 +151,18 @@ class Loaded:
         return not all(source.strip() for source in self.sources.values())
 
 
-def load(path: Path) -> Config:
+def load(path: Path, draft: Draft | None = None) -> Config:
     """Read the configuration whose main file is `path`; raise `ConfigError` with every problem in it."""
-    files = read_files(path)
+    files = read_files(path, draft)
     return _with_ignored(_build(path, files.sources, files.problems, read_list_file), files.ignored)
 
 
-def load_guarded(path: Path, live: Config | None = None) -> Loaded:
+def load_guarded(path: Path, live: Config | None = None, draft: Draft | None = None) -> Loaded:
     """Read it as the daemon does: what others than root could change is refused too.
 
     So is a file without a word in it while entries of `live` are in force: editors empty a file before they write it.
     """
-    files, lists = read_files(path), dict[Path, bytes]()
+    files, lists = read_files(path, draft), dict[Path, bytes]()
     problems = [*files.problems, *unguarded(files), *_emptied(path, files.sources, live)]
 
     def read(file: Path) -> bytes:

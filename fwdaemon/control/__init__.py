@@ -8,5 +8,5 @@ distributions do not ship it, so the little that is needed is here:
   `kvm.portfwd.Manager.varlink`.
 - `listener`: the socket in the file system with the credentials of its peers, and what tells whether a daemon runs.
 - `server`: clients, each within limits that keep it from affecting others.
-- `manager`: the methods, and the feed for clients that watch.
+- `manager`: the methods, and the feed for clients that watch; `questions`: those that look at the whole host.
 """

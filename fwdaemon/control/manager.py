@@ -30,6 +30,7 @@ from fwdaemon.control.protocol import (
     Service,
     encoded,
 )
+from fwdaemon.control.questions import Questions
 from fwdaemon.core.report import Change
 from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Origin
@@ -200,6 +201,7 @@ class Manager:
         self._ask = ask
         self.metrics: Callable[[], Awaitable[bytes]] = _no_metrics
         self._counter, self._writer = Worker("status counters"), Worker("status")
+        self._questions = Questions(lambda: records.header(()).configuration.file)
         self._made: _Made | None = None
         self._counting: asyncio.Future[Readings] | None = None
         self._readings, self._readings_at = Readings(), -_FRESH_S
@@ -212,6 +214,7 @@ class Manager:
             "Metrics": Method(self._metrics_text),
             "Reload": Method(self._reloaded, for_root=True, numbers={"confirm_seconds": CONFIRM_S}),
             "Watch": Method(stream=self._watch),
+            **self._questions.methods(),
         }
         if (changes := self._ask.changes) is not None:
             of = Changing(changes, self._rows)
@@ -230,7 +233,7 @@ class Manager:
 
     async def close(self) -> None:
         """End the threads."""
-        await asyncio.gather(self._counter.close(_CLOSE_S), self._writer.close(_CLOSE_S))
+        await asyncio.gather(*(each.close(_CLOSE_S) for each in (self._counter, self._writer, self._questions)))
 
     async def _status(self, _parameters: Parameters) -> bytes:
         known, now = (self._feed.revision, self._libvirt()), asyncio.get_running_loop().time()

@@ -4,6 +4,7 @@ The form is in https://varlink.org/Method-Call and /Service.
 """
 
 import json
+import re
 import socket
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import closing
@@ -159,7 +160,7 @@ class Method:
     """One method: it has an `answer`, which may be `to` whoever asks, or a `stream` of them.
 
     `takes` names its parameters that are strings, `lists` those that are arrays of strings. Those of `numbers` are
-    whole numbers in the range given, and may be null or left out.
+    whole numbers in the range given, those of `texts` strings that the pattern fits; both may be null or left out.
     """
 
     answer: Answer | None = None
@@ -169,11 +170,13 @@ class Method:
     to: AnswerTo | None = None
     lists: tuple[str, ...] = ()
     numbers: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    texts: Mapping[str, re.Pattern[str]] = field(default_factory=dict)
 
     def check(self, parameters: Parameters) -> None:
         """See that the parameters are those it takes. Raises CallError."""
         required = {*self.takes, *self.lists}
-        wrong = (required - parameters.keys()) | (parameters.keys() - required - self.numbers.keys())
+        known = required | self.numbers.keys() | self.texts.keys()
+        wrong = (required - parameters.keys()) | (parameters.keys() - known)
         wrong |= {name for name, value in parameters.items() if name not in wrong and not self._fits(name, value)}
         for name in sorted(wrong):
             raise CallError(INVALID_PARAMETER, {"parameter": name})
@@ -183,8 +186,12 @@ class Method:
             return isinstance(value, str)
         if name in self.lists:
             return isinstance(value, list) and all(isinstance(item, str) for item in value)
+        if value is None:
+            return True
+        if name in self.texts:
+            return isinstance(value, str) and self.texts[name].fullmatch(value) is not None
         least, most = self.numbers[name]
-        return value is None or (isinstance(value, int) and not isinstance(value, bool) and least <= value <= most)
+        return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
 
 
 def description_of(interface: str) -> str:

@@ -202,6 +202,8 @@ class Kernel:
                 return GuestAnswer.ANSWERS
         except TimeoutError:
             return GuestAnswer.SILENT if self._is_there(address) else GuestAnswer.UNREACHABLE
+        except PermissionError:
+            return GuestAnswer.FORBIDDEN
         except OSError as error:
             return GuestAnswer.UNREACHABLE if error.errno in _UNREACHABLE else GuestAnswer.REFUSES
 

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 from typing import Protocol as Interface
 
 from fwdaemon.core.admission import Place, Ranges
@@ -182,19 +182,21 @@ def as_text(report: Report, *, terminal: bool, unicode: bool) -> str:
 
 def as_json(report: Report) -> str:
     """Write a report for programs; keys are stable within a `schema_version`."""
+    return json.dumps(as_object(report), indent=2)
+
+
+def as_object(report: Report) -> dict[str, Any]:
+    """Give what `as_json` writes."""
     failure = report.failure
-    return json.dumps(
-        {
-            "schema_version": SCHEMA_VERSION,
-            "connection": report.title,
-            "works": report.works,
-            "cause": failure.cause if failure is not None else None,
-            "sentence": report.sentence,
-            "commands": report.commands,
-            "steps": [_json_step(step) for step in report.steps],
-        },
-        indent=2,
-    )
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "connection": report.title,
+        "works": report.works,
+        "cause": failure.cause if failure is not None else None,
+        "sentence": report.sentence,
+        "commands": report.commands,
+        "steps": [_json_step(step) for step in report.steps],
+    }
 
 
 def _step(step: Step, signs: Mapping[StepState, str], *, terminal: bool) -> Iterator[str]:
@@ -273,12 +275,16 @@ class RouteAnswer:
 
 
 class GuestAnswer(StrEnum):
-    """What became of a TCP connection from the host to a guest."""
+    """What became of a TCP connection from the host to a guest; `FORBIDDEN` says that this process may open none.
+
+    Its own sandbox keeps the daemon from addresses that are not private, and rules of the host may do the same.
+    """
 
     ANSWERS = "answers"
     REFUSES = "refuses"
     SILENT = "silent"
     UNREACHABLE = "unreachable"
+    FORBIDDEN = "forbidden"
 
 
 @dataclass(frozen=True, slots=True)

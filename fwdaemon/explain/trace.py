@@ -373,6 +373,8 @@ class _Trace:
             case GuestAnswer.SILENT:
                 remedy = f"Have the guest's own firewall admit {where}, if it still has that address."
                 return wrong("answer", f"{where} does not answer", Cause.GUEST_SILENT, remedy)
+            case GuestAnswer.FORBIDDEN:
+                return unknown("answer", f"this process may not connect to {where}", f"{where} was not asked")
         remedy = f"Give the guest the address {target.address}, or fix its network: nothing answers for it on the link."
         return wrong("answer", f"{target.address} is not there", Cause.GUEST_UNREACHABLE, remedy)
 

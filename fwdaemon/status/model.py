@@ -62,11 +62,15 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class OpenFor:
-    """For how long something is open that was opened for a while, in seconds and as a time; `by` is who did that."""
+    """For how long something is open that was opened for a while, in seconds and as a time.
+
+    `by` is who did that, and `ports` what was asked for, as `close` takes it.
+    """
 
     until: datetime
     seconds: int
     by: str
+    ports: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +116,7 @@ class Row:
             "until": None if open_for is None else time_as_json(open_for.until),
             "remaining_seconds": None if open_for is None else open_for.seconds,
             "opened_by": None if open_for is None else open_for.by,
+            "opened_ports": None if open_for is None else open_for.ports,
             **self.usage.as_json(),
         }
 

@@ -195,7 +195,10 @@ def remaining(items: Iterable[Temporary], at: Now) -> Mapping[Origin, OpenFor]:
     """Tell for how long each is open."""
     return {
         item.origin: OpenFor(
-            datetime.fromtimestamp(item.deadline.until.wall, UTC), max(0, ceil(item.deadline.left(at))), item.by
+            datetime.fromtimestamp(item.deadline.until.wall, UTC),
+            max(0, ceil(item.deadline.left(at))),
+            item.by,
+            item.ports,
         )
         for item in items
     }

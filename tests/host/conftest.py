@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
+import libvirt
 import pytest
 
 from tests.conftest import StartDaemon
@@ -173,7 +174,46 @@ def _playing(scene: Scene) -> Iterator[Scene]:
 
 
 @pytest.fixture
+def mended_scene(shared_scene: Scene) -> Iterator[Scene]:
+    """The same for tests that stop guests or change what libvirt has of them: who differs afterwards is replaced.
+
+    A test that changes networks, or something within a guest, takes `scene`.
+    """
+    guests = (shared_scene.web, shared_scene.neighbour, shared_scene.far)
+    before = [(guest, _as_libvirt_has(guest), len(guest.servers)) for guest in guests]
+    yield shared_scene
+    for guest, state, servers in before:
+        for server in guest.servers[servers:]:
+            server.stop()
+        del guest.servers[servers:]
+        if _as_libvirt_has(guest) != state:
+            guest.remove()
+            guest.start()
+
+
+def _as_libvirt_has(guest: LxcGuest) -> tuple[object, ...] | None:
+    """All that changes with a start, a pause or another definition; `None` where it is gone or too much to tell."""
+    try:
+        with guest.domain() as domain:
+            texts = (domain.XMLDesc(flags) for flags in (0, libvirt.VIR_DOMAIN_XML_INACTIVE))
+            return domain.ID(), domain.state(), domain.isPersistent(), *texts
+    except libvirt.libvirtError:
+        return None
+
+
+@pytest.fixture
 def scene(host: Host, daemon: StartDaemon) -> Iterator[Scene]:
     """The scene for tests that change networks or guests."""
     with scene_on(host) as guests:
         yield from _playing(Scene(host, *guests, daemon))
+
+
+@contextmanager
+def libvirts_rules_kept(host: Host) -> Iterator[None]:
+    """Have libvirt write its rules again at the end, as it does at its start only, where any of others have changed."""
+    before = host.snapshot_foreign()
+    try:
+        yield
+    finally:
+        if host.snapshot_foreign() != before:
+            host.libvirt.restart()

@@ -50,7 +50,7 @@ class Patient:
 
     def start(self, *, wait: bool = True) -> None:
         """Start the daemon, as the service would be."""
-        self.running = self.host.daemon(self.config, wait=wait)
+        self.running = self.host.daemon(self.config, wait=wait, forked=True)
         self.loaded = self.config
 
     def stop(self) -> None:

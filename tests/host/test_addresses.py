@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import pytest
 
 from tests.conftest import MakeLxcGuest, MakeNetwork, MakeQemuGuest, StartDaemon
-from tests.host.conftest import Conversation, rules_have_no_part
+from tests.host.conftest import Conversation, each_backend, rules_have_no_part
 from tests.lab.domain import Link, mac_of
 from tests.lab.host import CLIENT4, CLIENT4_OTHER_LINK, CLIENT6, OTHER_LINK4, PUBLIC4, PUBLIC6, Host
 from tests.lab.libvirt_client import Reservation
@@ -58,6 +58,7 @@ def lan(host: Host) -> Iterator[None]:
         host.run("ip", "address", "add", f"{OTHER_LINK4}/24", "dev", "eth1")
 
 
+@pytest.mark.in_turn
 def test_a_dhcp_guest_gets_another_address(
     host: Host, network: MakeNetwork, lxc_guest: MakeLxcGuest, daemon: StartDaemon
 ) -> None:
@@ -210,6 +211,7 @@ def test_only_the_guest_itself_answers_for_itself(
     assert [line.text for line in running.log_lines() if "192.168.122.78" in line.text] == []
 
 
+@each_backend
 @pytest.mark.usefixtures("lan")
 def test_a_bridge_with_others_in_it(host: Host, lxc_guest: MakeLxcGuest, daemon: StartDaemon) -> None:
     """The guest would answer a client of its own network past the host; so to the guest it is the host that asks."""

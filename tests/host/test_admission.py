@@ -54,7 +54,7 @@ def ban(scene: Scene, verb: str, element: str = CLIENT4) -> None:
     scene.host.run("nft", verb, "element", "ip", "kvm_portfwd", "set_banned", f"{{ {element} }}")
 
 
-@pytest.mark.on(LibvirtFirewall.IPTABLES, LibvirtFirewall.NFTABLES)
+@pytest.mark.on(LibvirtFirewall.NFTABLES)
 def test_who_is_put_into_a_file_is_cut_off_and_a_wrong_file_changes_nothing(with_server: Scene) -> None:
     scene = with_server
     daemon = scene.daemon(WEB, EVERYWHERE)
@@ -74,7 +74,7 @@ def test_who_is_put_into_a_file_is_cut_off_and_a_wrong_file_changes_nothing(with
     wait_until(lambda: is_served(scene), "the client is served again")
 
 
-@pytest.mark.on(LibvirtFirewall.IPTABLES, LibvirtFirewall.NFTABLES)
+@pytest.mark.on(LibvirtFirewall.NFTABLES)
 def test_a_ban_by_another_program_cuts_off_and_outlives_wipes_and_restarts(with_server: Scene) -> None:
     scene = with_server
     daemon = scene.daemon(WEB, EVERYWHERE)
@@ -94,7 +94,7 @@ def test_a_ban_by_another_program_cuts_off_and_outlives_wipes_and_restarts(with_
     wait_until(lambda: is_served(scene), "the ban is over")
 
 
-@pytest.mark.on(LibvirtFirewall.IPTABLES, LibvirtFirewall.NFTABLES)
+@pytest.mark.on(LibvirtFirewall.NFTABLES)
 def test_over_the_rate_a_client_waits_and_another_does_not(scene: Scene) -> None:
     scene.daemon(entry("web", "8000:80", "WEB4", 'rate = "2/day"'))
     wait_until(lambda: is_served(scene, CLIENT4_SECOND), "the rules are there")

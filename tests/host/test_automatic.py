@@ -4,6 +4,8 @@ import re
 from pathlib import Path
 from typing import Final
 
+import pytest
+
 from tests.host.conftest import HEAD, Scene, each_backend
 from tests.host.test_conflicts import OFTEN
 from tests.host.test_status import status
@@ -36,6 +38,7 @@ def at(port: int) -> str:
     return f"http://{PUBLIC4}:{port}/"
 
 
+@pytest.mark.in_turn
 def test_each_domain_has_a_port_of_its_own_that_outlasts_it_and_the_daemon(scene: Scene) -> None:
     outside = scene.host.outside
     daemon = scene.daemon(ENTRIES, AUTO)

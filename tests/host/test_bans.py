@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from fwdaemon.audit.throttle import LINES
+from fwdaemon.audit.throttle import LINES, WINDOW_S
 from tests.host.conftest import HEAD, Scene, each_backend, entry
 from tests.lab.host import CLIENT4, CLIENT4_SECOND, PUBLIC4
 from tests.lab.place import wait_until
@@ -73,14 +73,13 @@ def forward_chain(scene: Scene, ban: Ban) -> Iterator[None]:
     host, firewall = scene.host, scene.host.flavour.firewall
     if firewall is LibvirtFirewall.NFTABLES:
         table = "ip libvirt_network"
+        before = host.run("nft", "list", "table", *table.split()).stdout
         native = ban.native.replace("CHAIN", f"{table} forward").replace("TABLE", table)
         try:
             host.run("nft", "-f", "-", stdin="".join(f"{line.strip()}\n" for line in _statements(native)))
             yield
         finally:
-            # libvirt creates its table again.
-            host.run("nft", "delete", "table", *table.split())
-            host.libvirt.restart()
+            host.run("nft", "-f", "-", stdin=f"delete table {table}\n{before}")
         return
     program = "iptables-legacy" if firewall is LibvirtFirewall.LEGACY else "iptables"
     with ExitStack() as at_end:
@@ -118,7 +117,10 @@ def others_are_served(scene: Scene) -> bool:
     return scene.host.outside.fetch(URL, source=CLIENT4_SECOND).text == f"web {CLIENT4_SECOND}"
 
 
-@pytest.mark.parametrize("name", BANS)
+# Which rule bans is shown for every rule system without libvirt, too.
+@pytest.mark.parametrize(
+    "name", [name if name in ("fail2ban", "set") else pytest.param(name, marks=pytest.mark.in_turn) for name in BANS]
+)
 def test_a_banned_client_is_not_served(scene: Scene, name: str) -> None:
     daemon = scene.daemon(WEB, OFTEN)
     scene.answers(lambda: scene.host.outside.fetch(URL), f"web {CLIENT4}")
@@ -159,9 +161,11 @@ def test_a_tool_that_insists_on_being_first_does_not_fill_the_journal(scene: Sce
         refusal(scene, "-I")
         wait_until(lambda: others_are_served(scene), "the gate is ahead again")
         refusal(scene, "-D")
-    told = [line.text for line in daemon.log_lines()[lines:] if "gate in ip " in line.text]
-    assert len(told) == LINES
-    assert all("another rule was ahead of it" in line for line in told)
+    told = [line for line in daemon.log_lines()[lines:] if "gate in ip " in line.text]
+    # A busy machine may take longer for all than lines are counted; from then on, others are news.
+    assert len(told) >= LINES
+    assert all(line.time > told[0].time + WINDOW_S - 1 for line in told[LINES:])
+    assert all("another rule was ahead of it" in line.text for line in told)
 
 
 def explained(scene: Scene, client: str) -> dict[str, Any]:

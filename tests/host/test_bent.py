@@ -150,6 +150,7 @@ def filled(host: Host, text: str) -> str:
     return text
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("bends", ROUNDS, ids=lambda bends: "+".join(bend.what for bend in bends))
 def test_what_is_bent_is_put_back_and_told(bendable: Bendable, bends: tuple[Bend, ...]) -> None:
     daemon = bendable.start()
@@ -160,6 +161,7 @@ def test_what_is_bent_is_put_back_and_told(bendable: Bendable, bends: tuple[Bend
         bendable.awaits(bend, before)
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("bends", ROUNDS, ids=lambda bends: "+".join(bend.what for bend in bends))
 def test_what_was_bent_while_nobody_ran_is_put_back_and_told(bendable: Bendable, bends: tuple[Bend, ...]) -> None:
     daemon = bendable.start()
@@ -174,6 +176,7 @@ def test_what_was_bent_while_nobody_ran_is_put_back_and_told(bendable: Bendable,
         bendable.awaits(bend, as_set)
 
 
+@pytest.mark.in_turn
 def test_a_guest_with_the_port_of_an_earlier_one_gets_hairpin_mode_too(bendable: Bendable, shared_scene: Scene) -> None:
     """The record says that a port of this name is ours; the kernel says that it is not in hairpin mode."""
     daemon = bendable.start()
@@ -187,6 +190,7 @@ def test_a_guest_with_the_port_of_an_earlier_one_gets_hairpin_mode_too(bendable:
     assert bendable.shell(f"cat /sys/class/net/{port}/brport/hairpin_mode") == "1\n"
 
 
+@pytest.mark.in_turn
 def test_interfaces_are_put_back_with_the_last_exposure(bendable: Bendable) -> None:
     name = filled(bendable.host, "net.ipv4.conf.BRIDGE.forwarding")
     bendable.host.run("sysctl", "-w", f"{name}=0")

@@ -10,7 +10,7 @@ from tests.chaos.actions import SHORTAGES, Action
 from tests.lab.release import DEBIAN12_LEGACY, DEBIAN13_NFTABLES, Flavour
 
 # Something is open for a while through every shortage, with something to do meanwhile, and each way to end the daemon.
-_FIRST = """\
+_EVERYTHING = """\
 open
 take journal
 take run
@@ -44,19 +44,47 @@ daemon-remove
 daemon-start
 start a
 close"""
+# Of the shortages, those that meet another rule system in another way.
+_OF_RULES = """\
+open
+take connections
+configuration steady steady6 steady-nat a-learned b-configured c-nat
+stop b
+give-back connections
+take lock
+start b
+give-back lock
+take nft
+stop a
+give-back nft
+daemon-stop
+flush
+daemon-start
+daemon-remove
+daemon-start
+start a
+close"""
 _ROUNDS, _SEED = 3, 7
 
 
-@pytest.mark.parametrize("flavour", [DEBIAN13_NFTABLES, DEBIAN12_LEGACY], ids=str)
-def test_whatever_goes_wrong_is_right_again_and_nothing_else_notices(lab: None, flavour: Flavour) -> None:
+@pytest.mark.parametrize(
+    ("flavour", "actions", "shortages"),
+    [
+        pytest.param(DEBIAN13_NFTABLES, _EVERYTHING, SHORTAGES, id="nftables"),
+        pytest.param(DEBIAN12_LEGACY, _OF_RULES, ("connections", "lock", "nft"), id="legacy"),
+    ],
+)
+def test_whatever_goes_wrong_is_right_again_and_nothing_else_notices(
+    lab: None, flavour: Flavour, actions: str, shortages: tuple[str, ...]
+) -> None:
     del lab
     said: list[str] = []
-    first = [Action.parse(line) for line in _FIRST.splitlines()]
+    first = [Action.parse(line) for line in actions.splitlines()]
     result = run.drawn(flavour, _ROUNDS, _SEED, said.append, first=first)
     played = "\n".join(map(str, result.played))
     assert not result.failure, f"{result.failure}\nactions:\n{played}"
     assert result.played[: len(first)] == first
-    assert {action.words[0] for action in first if action.kind == "take"} == set(SHORTAGES)
+    assert {action.words[0] for action in first if action.kind == "take"} == set(shortages)
     assert result.figures.rounds == len(first) + _ROUNDS
     assert result.figures.probes > _ROUNDS
     assert result.figures.tries > result.figures.rounds

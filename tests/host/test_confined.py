@@ -67,7 +67,7 @@ def inner(host: Host) -> Iterator[None]:
         yield
 
 
-@pytest.fixture(params=["isolated", "nat"])
+@pytest.fixture(params=["isolated", pytest.param("nat", marks=pytest.mark.in_turn)])
 def mode(request: pytest.FixtureRequest, network: MakeNetwork, lxc_guest: MakeLxcGuest) -> str:
     """A guest on a network for which libvirt needs no forwarding, and on one for which it does."""
     mode: str = request.param
@@ -134,8 +134,8 @@ def test_what_refuses_is_there_again_once_the_daemon_is_if_rules_were_flushed_me
     ("running", "of_host", "of_eth0"),
     [
         pytest.param(True, 0, 1, id="running"),
-        pytest.param(False, 0, 1, id="stopped"),
-        pytest.param(True, 1, 0, id="off on one interface"),
+        pytest.param(False, 0, 1, id="stopped", marks=pytest.mark.in_turn),
+        pytest.param(True, 1, 0, id="off on one interface", marks=pytest.mark.in_turn),
     ],
 )
 def test_what_passed_while_the_rules_were_gone_is_ended(  # noqa: PLR0913  its cases have that many sides
@@ -280,6 +280,7 @@ def test_an_inner_network_of_ipv6_stays_unreachable(host: Host, daemon: StartDae
     assert not reached(host, INNER6)
 
 
+@pytest.mark.in_turn
 @pytest.mark.usefixtures("inner", "mode")
 @pytest.mark.parametrize("mode", ["isolated"], indirect=True)
 def test_where_no_record_can_be_written_the_rules_are_one(

@@ -39,6 +39,7 @@ def guests(network: MakeNetwork, lxc_guest: MakeLxcGuest) -> Callable[..., list[
     return start
 
 
+@pytest.mark.in_turn
 def test_one_public_address(host: Host, guests: Callable[..., list[LxcGuest]], daemon: StartDaemon) -> None:
     _, mail = guests("web", "mail")
     for port in (25, 110, 143):
@@ -56,6 +57,7 @@ def test_one_public_address(host: Host, guests: Callable[..., list[LxcGuest]], d
         ssh.stop()
 
 
+@pytest.mark.in_turn
 def test_an_address_per_guest(host: Host, guests: Callable[..., list[LxcGuest]], daemon: StartDaemon) -> None:
     shop, mail = guests("shop", "mail")
     ssh, server = host.place.serve("host", "tcp", 22), host.outside.serve("outside", "tcp", 99)

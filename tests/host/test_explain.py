@@ -76,6 +76,7 @@ def test_it_works(patient: Patient) -> None:
     assert "✓" not in text
 
 
+@pytest.mark.in_turn
 @each_backend
 @pytest.mark.parametrize("who", [CLIENT4, PUBLIC4, WEB4, NEIGHBOUR4, FAR4])
 def test_it_works_from_everywhere(patient: Patient, who: str) -> None:
@@ -165,6 +166,7 @@ def test_a_configuration_that_was_not_loaded(patient: Patient) -> None:
     patient.is_cured_of("not-loaded")
 
 
+@pytest.mark.in_turn
 @each_backend
 def test_localhost(patient: Patient) -> None:
     probe = partial(patient.host.place.fetch, "http://127.0.0.1:8000/", timeout=0.5)
@@ -318,6 +320,7 @@ def test_another_tool_that_translates_first(patient: Patient) -> None:
     patient.is_cured_of("taken")
 
 
+@pytest.mark.in_turn
 @each_backend
 def test_connections_that_are_not_tracked(patient: Patient) -> None:
     nft(patient, "chain pre { type filter hook prerouting priority raw; tcp dport 8000 notrack; }")
@@ -353,6 +356,7 @@ def test_a_bridge_that_is_switched_off(patient: Patient) -> None:
     patient.is_cured_of("bridge-down")
 
 
+@pytest.mark.in_turn
 @each_backend
 def test_a_guest_that_reaches_itself(patient: Patient) -> None:
     patient.host.run("sysctl", "-w", "net.bridge.bridge-nf-call-iptables=1")
@@ -364,6 +368,7 @@ def test_a_guest_that_reaches_itself(patient: Patient) -> None:
     patient.is_cured_of("hairpin-off", ASKED, "--from", WEB4, probe=probe)
 
 
+@pytest.mark.in_turn
 @each_backend
 def test_a_public_address_that_is_one_guest(patient: Patient) -> None:
     patient.load(filled('[[nat]]\ndomain = "web"\naddress = "WEB4"\npublic = "198.51.100.8"\n'))
@@ -371,6 +376,7 @@ def test_a_public_address_that_is_one_guest(patient: Patient) -> None:
     patient.is_cured_of("not-our-address", "198.51.100.8:80", probe=lambda: patient.fetch("198.51.100.8", 80))
 
 
+@pytest.mark.in_turn
 @each_backend
 def test_a_routed_address(patient: Patient) -> None:
     host = patient.host

@@ -5,7 +5,7 @@ from contextlib import ExitStack, contextmanager
 
 import pytest
 
-from tests.host.conftest import Scene, entry
+from tests.host.conftest import Scene, each_backend, entry, libvirts_rules_kept
 from tests.lab.host import CLIENT4, PUBLIC4, Host
 from tests.lab.lxc import LxcGuest
 from tests.lab.place import wait_until
@@ -82,11 +82,9 @@ def gates_lead(host: Host) -> bool:
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
 def test_a_wipe(scene: Scene, argv: tuple[str, ...], said: str | None) -> None:
-    try:
+    # Without its own rules, libvirt cannot take its networks down.
+    with libvirts_rules_kept(scene.host):
         undone(scene, lambda host: host.run(*argv), said)
-    finally:
-        # libvirt puts its own rules back only now; without them it cannot take its networks down.
-        scene.host.libvirt.restart()
 
 
 @pytest.mark.on(LibvirtFirewall.LEGACY)
@@ -101,11 +99,11 @@ def test_a_wipe(scene: Scene, argv: tuple[str, ...], said: str | None) -> None:
     ],
 )
 def test_a_wipe_of_the_legacy_tables(scene: Scene, words: str, said: str) -> None:
-    try:
-        undone(scene, lambda host: host.run("iptables-legacy", "-w", *words.split()), said)
-    finally:
-        scene.host.run("iptables-legacy", "-w", "-D", "FORWARD", "-j", "DROP", check=False)
-        scene.host.libvirt.restart()
+    with libvirts_rules_kept(scene.host):
+        try:
+            undone(scene, lambda host: host.run("iptables-legacy", "-w", *words.split()), said)
+        finally:
+            scene.host.run("iptables-legacy", "-w", "-D", "FORWARD", "-j", "DROP", check=False)
 
 
 @pytest.mark.on(LibvirtFirewall.NFTABLES)
@@ -131,6 +129,7 @@ def test_libvirtd_restart(scene: Scene) -> None:
     undone(scene, lambda host: host.libvirt.restart())
 
 
+@pytest.mark.in_turn
 def test_libvirtd_killed_and_started(scene: Scene) -> None:
     def disturb(host: Host) -> None:
         host.libvirt.kill()
@@ -171,6 +170,7 @@ def test_the_guests_own_network_is_destroyed_and_started(scene: Scene) -> None:
     scene.neighbour.start()
 
 
+@each_backend
 def test_the_daemon_killed_and_started(scene: Scene) -> None:
     first = scene.daemon(WEB + FAR)
     other = scene.converse(9000)
@@ -185,6 +185,7 @@ def test_the_daemon_killed_and_started(scene: Scene) -> None:
     assert other.goes_on()
 
 
+@each_backend
 def test_the_daemon_killed_while_a_guest_stops(scene: Scene) -> None:
     first = scene.daemon(WEB + FAR)
     scene.answers(lambda: scene.host.outside.fetch(URL), f"web {CLIENT4}")

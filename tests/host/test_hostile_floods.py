@@ -39,7 +39,7 @@ TAKE, GIVE_BACK = 3, 7  # DHCPREQUEST, DHCPRELEASE
 SERVER = b"\x36\x04" + IPv4Address(GATEWAY4).packed
 EVERYBODY = b"\xff" * 6
 
-FLOOD_S = 20.0
+FLOOD_S = 8.0
 # What nobody measures, of the budget: to fall asleep and to wake up, more of it where other hosts use the processor's
 # caches, and what libvirt's client does with its events.
 UNSEEN = 0.4

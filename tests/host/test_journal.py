@@ -41,6 +41,7 @@ def journald(host: Host) -> Iterator[Process]:
     running.stop()
 
 
+@pytest.mark.in_turn
 @pytest.mark.usefixtures("journald")
 def test_the_journal_tells_a_guest_s_story(host: Host, network: MakeNetwork, lxc_guest: MakeLxcGuest) -> None:
     network("default", "192.168.122.0/24")

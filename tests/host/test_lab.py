@@ -142,6 +142,7 @@ def test_own_rules_are_told_from_everybody_elses(host: Host, network: MakeNetwor
     assert host.own_rules() == ""
 
 
+@pytest.mark.in_turn
 @each_libvirt
 def test_qemu_guest_takes_its_address_by_dhcp(host: Host, network: MakeNetwork, qemu_guest: MakeQemuGuest) -> None:
     network("lab", _SUBNET4, dhcp=True)

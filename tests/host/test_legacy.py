@@ -18,7 +18,7 @@ pytestmark = pytest.mark.everywhere
 URL = f"http://{PUBLIC4}:8000/"
 WEB = entry("web", "8000:80", "WEB4")
 FAR = entry("far", "9000", "FAR4")
-CROWD, SECONDS = 20, 60
+CROWD, SECONDS = 12, 12
 
 
 @pytest.mark.on(LibvirtFirewall.LEGACY)

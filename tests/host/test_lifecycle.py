@@ -5,13 +5,19 @@ import time
 
 import pytest
 
-from tests.host.conftest import HEAD, WEB4, Scene, entry
+from tests.host.conftest import HEAD, WEB4, Scene, each_backend, entry
 from tests.lab.host import CLIENT4, PUBLIC4
 from tests.lab.place import wait_until
 
 URL = f"http://{PUBLIC4}:8000/"
 WEB = entry("web", "8000:80", "WEB4")
 FAR = entry("far", "9000", "FAR4")
+
+
+@pytest.fixture
+def scene(mended_scene: Scene) -> Scene:
+    """The guests of the module, which are put back after each test."""
+    return mended_scene
 
 
 def opens(scene: Scene, port: int) -> bool:
@@ -76,6 +82,7 @@ def test_a_reboot_leaves_the_forward(scene: Scene) -> None:
     assert "removed" not in daemon.process.text()
 
 
+@each_backend
 def test_open_connections_end_with_their_forward_and_others_go_on(scene: Scene) -> None:
     scene.web.serve_tcp(8001)
     scene.far.serve_tcp(9000)

@@ -52,6 +52,7 @@ def listening(host: Host) -> str:
     return host.run("ss", "--no-header", "--listening", "--numeric", "--tcp", "--udp").stdout
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
 def test_forwards_answer_on_the_loopback_addresses(shared_scene: Scene, address: str) -> None:
     scene, place = shared_scene, shared_scene.host.place

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Self
 
 import libvirt
+import pytest
 
 from tests.conftest import MakeNetwork, StartDaemon
 from tests.host.conftest import HEAD, Scene, each_backend
@@ -24,8 +25,6 @@ pytestmark = each_backend
 NAMESPACE = "urn:kvm-portfwd:1"
 ALLOW = '[[allow]]\ndomains = ["we*", "neigh*"]\nnetworks = ["default"]\nports = ["8000-8099"]\nmax = 3\n'
 AUTO = HEAD + 'auto_ports = "8050-8099"\n'
-
-
 HOSTILE = (
     '<!DOCTYPE forwards [<!ENTITY a "8010:80">]><forwards><forward ports="&a;"/></forwards>',
     '<!DOCTYPE forwards [<!ENTITY a SYSTEM "file:///etc/passwd">]><forwards>&a;</forwards>',
@@ -37,6 +36,12 @@ HOSTILE = (
     "<forwards><forward ports='8010:80' network='&#10;&#13;&#9;\x7f\u2028\u202e'/></forwards>",
     "<forwards><forward ports='8010:80' sources='203.0.113.0/24; } flush ruleset'/></forwards>",
 )
+
+
+@pytest.fixture
+def scene(mended_scene: Scene) -> Scene:
+    """The guests of the module, which are put back after each test."""
+    return mended_scene
 
 
 def ask(scene: Scene, guest: LxcGuest, elements: str, *, live: bool = True) -> None:
@@ -64,6 +69,7 @@ def page(scene: Scene, port: int) -> str:
     return scene.host.outside.fetch(f"http://{PUBLIC4}:{port}/").text
 
 
+@pytest.mark.in_turn
 def test_hostile_metadata_costs_its_own_domain_and_no_other(scene: Scene) -> None:
     # More than libvirt itself can tell of a domain in one answer; then as much as it can, and too much of ours.
     set_metadata(scene.neighbour, "urn:other", "<x>" + "<y/>" * 700_000 + "</x>")
@@ -88,6 +94,7 @@ def test_hostile_metadata_costs_its_own_domain_and_no_other(scene: Scene) -> Non
     assert len([line for line in daemon.log_lines() if line.text.startswith("declined neighbour")]) <= 7
 
 
+@pytest.mark.in_turn
 def test_a_definition_opens_what_is_allowed_and_is_followed_at_once(scene: Scene) -> None:
     ask(scene, scene.web, '<forward ports="8000:80 22:80" sources="0.0.0.0/0"/>')
     daemon = scene.daemon(ALLOW, AUTO)
@@ -113,6 +120,7 @@ def test_a_definition_opens_what_is_allowed_and_is_followed_at_once(scene: Scene
     wait_until(lambda: "no [[allow]] is for this domain" in daemon.process.text(), "it says why")
 
 
+@pytest.mark.in_turn
 def test_who_claimed_a_port_first_keeps_it_from_older_guests_from_processes_and_over_a_start(scene: Scene) -> None:
     host, outside = scene.host, scene.host.outside
     daemon = scene.daemon(ALLOW, OFTEN)
@@ -140,6 +148,7 @@ def test_who_claimed_a_port_first_keeps_it_from_older_guests_from_processes_and_
             server.stop()
 
 
+@pytest.mark.in_turn
 def test_what_is_asked_for_on_every_address_is_not_on_one_that_is_another_guests(scene: Scene) -> None:
     host, outside = scene.host, scene.host.outside
     ask(scene, scene.neighbour, '<forward ports="8080:80"/>')
@@ -234,11 +243,11 @@ class GuestWithDisk(QemuGuest):
 def test_a_guest_that_is_reverted_gets_what_it_asked_for_then(
     host: Host, network: MakeNetwork, daemon: StartDaemon
 ) -> None:
-    network("default", "192.168.122.0/24")
-    guest = GuestWithDisk(host, "vm", Link("default", ("192.168.122.50/24",))).start()
+    network("apart", "192.168.140.0/24")
+    guest = GuestWithDisk(host, "vm", Link("apart", ("192.168.140.50/24",))).start()
     try:
         set_metadata(guest, NAMESPACE, "<forwards><forward ports='8000:80'/></forwards>")
-        daemon('[daemon]\nlibvirt = ["qemu:///system"]\n' + ALLOW.replace('"we*"', '"vm"'))
+        daemon('[daemon]\nlibvirt = ["qemu:///system"]\n' + ALLOW.replace('"we*"', '"vm"').replace("default", "apart"))
         is_at(host, 8000)
         with guest.domain() as domain:
             snapshot = domain.snapshotCreateXML("<domainsnapshot><name>then</name></domainsnapshot>")

@@ -49,12 +49,15 @@ def test_streams_go_on_and_addresses_are_never_held_twice(move: Move) -> None:
     forwarded = Conversation(pair.first.outside, PUBLIC4, 9000)
     with streams(move) as go_on, Holders(pair, *HELD) as holders, Answerers(pair, *HELD) as answerers:
         go_on()
-        migration = move.migrate(pair.first, bandwidth=8)
+        migration = move.migrate(pair.first, bandwidth=1)
         migration.wait_copying()
-        arriving = move.status(pair.second)
-        assert {row["state"] for row in arriving} == {"waiting"}
-        assert {row["reason"] for row in arriving} == {"it does not run here yet: its memory is being received"}
+        arriving = {("waiting", "it does not run here yet: its memory is being received")}
+        wait_until(
+            lambda: {(row["state"], row["reason"]) for row in move.status(pair.second)} == arriving,
+            "the other host waits for it",
+        )
         go_on()
+        migration.hurry()
         assert migration.ended() == ""
         go_on()
         move.answered(pair.second)
@@ -124,6 +127,7 @@ def test_a_guest_that_runs_there_before_its_memory_does(move: Move) -> None:
         wait_until(partial(runs_on, move, pair.second), "it runs there", timeout=90, interval=0.01)
         assert migration.thread.is_alive()
         go_on()
+        migration.hurry()
         assert migration.ended() == ""
         move.answered(pair.second)
         go_on()
@@ -160,10 +164,11 @@ def test_streams_go_on_where_the_other_host_is_late(move: Move) -> None:
     move.answered(pair.first)
     with streams(move) as go_on:
         go_on()
-        migration = move.migrate(pair.first, bandwidth=8)
+        migration = move.migrate(pair.first, bandwidth=1)
         migration.wait_copying()
         move.daemon(pair.second).wait_log(r"^waiting vm: it does not run here yet")
         late.send(signal.SIGSTOP)
+        migration.hurry()
         assert migration.ended() == ""
         # It sends a number on each stream every 50 ms, and tries again what nobody takes.
         time.sleep(1)

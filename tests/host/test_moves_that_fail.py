@@ -1,7 +1,7 @@
 """Migrations that fail at each step: the guest and its addresses stay with the host that goes on with it."""
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import libvirt
@@ -64,19 +64,11 @@ def test_a_post_copy_that_fails_leaves_the_guest_with_the_host_that_goes_on_if_a
 
 @pytest.mark.in_turn
 @rules_have_no_part
-def test_a_migration_that_fails_changes_nothing(move: Move) -> None:
-    """Cancelled, and with either side killed, during the copy; daemons that start meanwhile find the same."""
+def test_a_migration_that_fails_changes_nothing_until_the_guest_dies(move: Move) -> None:
+    """Cancelled, with daemons that start during the copy, and with either side killed; in the end with the guest's."""
     pair = move.pair
     move.answered(pair.first)
     forwarded = Conversation(pair.first.outside, PUBLIC4, 9000)
-
-    def cancel(migration: Migration) -> None:
-        migration.guest.abort_job()
-
-    def restart_daemons_and_cancel(migration: Migration) -> None:
-        for host in (pair.first, pair.second):
-            move.restart_daemon(host)
-        migration.guest.abort_job()
 
     def kill_target(migration: Migration) -> None:
         pid = migration.to.read("/run/libvirt/qemu/vm.pid").strip()
@@ -91,38 +83,44 @@ def test_a_migration_that_fails_changes_nothing(move: Move) -> None:
         migration.to.libvirt.kill()
         migration.to.libvirt.start()
 
-    with streams(move) as go_on, Holders(pair, *HELD) as holders:
-        for spoil in (cancel, kill_target, kill_libvirtd, kill_target_libvirtd, restart_daemons_and_cancel):
-            migration = move.migrate(pair.first, bandwidth=1)
-            migration.wait_copying()
-            go_on()
-            spoil(migration)
-            assert migration.ended() != "", spoil.__name__
-            wait_until(lambda: not move.guest(pair.second).defined, f"{spoil.__name__}: the copy is gone")
-            go_on()
-            assert forwarded.goes_on(), spoil.__name__
-            move.answered(pair.first)
-        assert moved_lines(move.daemon(pair.second)) == []
+    def restart_daemons_and_cancel(migration: Migration) -> None:
+        for host in (pair.first, pair.second):
+            move.restart_daemon(host)
+        migration.guest.abort_job()
+
+    with Holders(pair, *HELD) as holders:
+        with streams(move) as go_on:
+            for spoil in (restart_daemons_and_cancel, kill_target, kill_libvirtd, kill_target_libvirtd):
+                _spoil_one(move, spoil, go_on)
+                assert forwarded.goes_on(), spoil.__name__
+                move.answered(pair.first)
         assert not [line for line in moved_lines(move.daemon(pair.first)) if line.startswith("removed")]
+        _die_during_the_copy(move)
+        assert moved_lines(move.daemon(pair.second)) == []
     forwarded.close()
     assert set(map(tuple, holders.seen.values())) == {(1,)}
 
 
-@pytest.mark.in_turn
-@rules_have_no_part
-def test_a_guest_that_dies_during_the_copy_is_held_by_neither_host(move: Move) -> None:
+def _spoil_one(move: Move, spoil: Callable[[Migration], None], go_on: Callable[[], None]) -> None:
+    """Have one migration fail, after which the guest goes on here, and no copy is there."""
+    migration = move.migrate(move.pair.first, bandwidth=1)
+    migration.wait_copying()
+    spoil(migration)
+    assert migration.ended() != "", spoil.__name__
+    wait_until(lambda: not move.guest(move.pair.second).defined, f"{spoil.__name__}: the copy is gone")
+    go_on()
+
+
+def _die_during_the_copy(move: Move) -> None:
+    """Then neither host holds its addresses."""
     pair = move.pair
-    move.answered(pair.first)
-    with Holders(pair, *HELD) as holders:
-        migration = move.migrate(pair.first, bandwidth=1)
-        migration.wait_copying()
-        move.guest(pair.first).crash()
-        assert migration.ended() != ""
-        for address in (MAIL4, MAIL6):
-            move.daemon(pair.first).wait_log(rf"^removed vm: all of {address} -> ")
-        wait_until(lambda: not move.guest(pair.second).defined, "the copy is gone")
-        assert moved_lines(move.daemon(pair.second)) == []
-    assert set(map(tuple, holders.seen.values())) == {(1,)}
+    migration = move.migrate(pair.first, bandwidth=1)
+    migration.wait_copying()
+    move.guest(pair.first).crash()
+    assert migration.ended() != ""
+    for address in (MAIL4, MAIL6):
+        move.daemon(pair.first).wait_log(rf"^removed vm: all of {address} -> ")
+    wait_until(lambda: not move.guest(pair.second).defined, "the copy is gone")
 
 
 @pytest.mark.in_turn
@@ -133,10 +131,11 @@ def test_what_was_handed_over_and_not_taken_comes_back(move: Move) -> None:
     move.answered(pair.first)
     forwarded = Conversation(pair.first.outside, PUBLIC4, 9000)
     with streams(move) as go_on, Holders(pair, *HELD) as holders:
-        migration = move.migrate(pair.first, bandwidth=8)
+        migration = move.migrate(pair.first, bandwidth=1)
         migration.wait_copying()
         pid = pair.second.read("/run/libvirt/qemu/vm.pid").strip()
         pair.second.libvirt.process.send(signal.SIGSTOP)
+        migration.hurry()
         handed_over = (libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_MIGRATION)
         wait_until(lambda: move.guest(pair.first).state() == handed_over, "it is handed over", timeout=90)
         move.daemon(pair.first).wait_log(
@@ -165,8 +164,9 @@ def test_a_daemon_that_is_killed_at_the_switch_over_leaves_addresses_with_the_ta
     move.answered(pair.first)
     for start in (pair.first, pair.second):
         target = pair.other(start)
-        migration = move.migrate(start, bandwidth=8)
+        migration = move.migrate(start, bandwidth=1)
         migration.wait_copying()
+        migration.hurry()
         wait_until(partial(runs_on, move, target), "it runs there", timeout=90, interval=0.01)
         move.restart_daemon(pair.first)
         assert migration.ended() == ""

@@ -42,6 +42,7 @@ def entries(request: pytest.FixtureRequest, host: Host) -> Iterator[str]:
     host.outside.run(["ip", "route", "del", MAIL6])
 
 
+@pytest.mark.in_turn
 def test_a_public_address_is_the_guest_in_and_out(shared_scene: Scene, entries: str) -> None:
     scene, outside = shared_scene, shared_scene.host.outside
     scene.web.serve_udp(53)
@@ -61,6 +62,7 @@ def test_a_public_address_is_the_guest_in_and_out(shared_scene: Scene, entries: 
         server.stop()
 
 
+@pytest.mark.in_turn
 def test_guests_reach_it_and_a_guest_keeps_its_public_address(shared_scene: Scene) -> None:
     scene = shared_scene
     scene.daemon(HELD + entry("neighbour", "8000:80", "NEIGHBOUR4"))
@@ -69,6 +71,7 @@ def test_guests_reach_it_and_a_guest_keeps_its_public_address(shared_scene: Scen
     scene.answers(lambda: scene.web.place.fetch(url(PUBLIC4, 8000)), f"neighbour {MAIL4}")
 
 
+@pytest.mark.in_turn
 def test_a_forward_goes_before_it(shared_scene: Scene) -> None:
     listen = f'listen = "{MAIL4}"'
     shared_scene.daemon(HELD + entry("neighbour", "8080:80", "NEIGHBOUR4", listen) + entry("far", "443:80", "FAR4"))

@@ -77,6 +77,7 @@ def test_udp_and_sctp(shared_scene: Scene) -> None:
     shared_scene.answers(lambda: outside.sctp(PUBLIC6, 99), f"web {CLIENT6}")
 
 
+@pytest.mark.in_turn
 @each_backend
 def test_tcp_and_udp_in_one(shared_scene: Scene) -> None:
     shared_scene.web.serve_udp(53)

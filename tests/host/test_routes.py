@@ -97,6 +97,7 @@ def never_silent_for(seconds: float, probe: Callable[[], Answer]) -> Iterator[No
     assert max(later - earlier for earlier, later in pairwise(answered)) < seconds
 
 
+@pytest.mark.in_turn
 @pytest.mark.usefixtures("upstream")
 @pytest.mark.parametrize("guest", ["nat", "route", "open"], indirect=True)
 def test_routed_guests_are_reached_and_reach_out(host: Host, guest: LxcGuest, daemon: StartDaemon) -> None:

@@ -4,6 +4,8 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import pytest
+
 from tests.host.conftest import HEAD, Scene, each_backend, entry, filled
 from tests.lab.daemon import Daemon
 from tests.lab.host import CLIENT4, PUBLIC4, Host
@@ -18,9 +20,17 @@ FEW = 10
 ASKED = 10
 
 
+@pytest.fixture
+def scene(mended_scene: Scene) -> Scene:
+    """The guests of the module, which are put back after each test."""
+    return mended_scene
+
+
 @contextmanager
 def no_more_threads(host: Host, daemon: Daemon) -> Iterator[None]:
     """Let the daemon and its helpers start no thread and no process."""
+    # One that was only just started is another program still.
+    wait_until(lambda: len(host.daemons()) == 1, "the daemon is there")
     (pid,) = host.daemons()
     host.run("sh", "-c", f"mkdir -p {GROUP} && echo 1 >{GROUP}/pids.max && echo {pid} >{GROUP}/cgroup.procs")
     try:
@@ -68,6 +78,7 @@ def everything_serves(scene: Scene, daemon: Daemon) -> None:
     scene.answers(lambda: host.outside.fetch(URL), f"web {CLIENT4}")
 
 
+@pytest.mark.in_turn
 @each_backend
 def test_a_daemon_that_has_no_threads_at_its_start_serves_once_it_has(scene: Scene) -> None:
     host = scene.host
@@ -81,6 +92,7 @@ def test_a_daemon_that_has_no_threads_at_its_start_serves_once_it_has(scene: Sce
     host.portfwd("flush")
 
 
+@pytest.mark.in_turn
 @each_backend
 def test_a_daemon_that_may_open_nothing_tells_it_once_and_serves_once_it_may(scene: Scene) -> None:
     host = scene.host

@@ -106,6 +106,7 @@ def test_what_the_host_refuses(shared_scene: Scene) -> None:
         host.run("sysctl", "-w", "net.ipv4.ip_forward=1")
 
 
+@pytest.mark.in_turn
 @each_release
 def test_what_the_kernel_refuses(shared_scene: Scene) -> None:
     shared_scene.daemon(WEB + '[[nat]]\ndomain = "far"\naddress = "FAR4"\npublic = "198.51.100.9"\nassign = "eth9"\n')
@@ -288,6 +289,24 @@ def test_systemds_own_program_speaks_with_it(shared_scene: Scene) -> None:
     shown = json.loads(host.run(*varlinkctl, "call", address, f"{interface}.Status", "{}").stdout)
     assert shown["counts"]["active"] == 1
     assert json.loads(host.run(*varlinkctl, "call", address, f"{interface}.Reload", "{}").stdout)["failure"] is None
+
+    def asked(method: str, **parameters: str) -> Any:
+        return json.loads(
+            host.run(*varlinkctl, "call", address, f"{interface}.{method}", json.dumps(parameters)).stdout
+        )
+
+    shared_scene.answers(lambda: host.outside.fetch(URL), f"web {CLIENT4}")
+    explained = asked("Explain", connection=f"{PUBLIC4}:8000", source=CLIENT4)
+    assert (explained["works"], {step["state"] for step in explained["steps"]}) == (True, {"ok"})
+    assert asked("Plan")["changes"] is False
+    draft = {"drop_in": "more.toml", "text": filled(FAR)}
+    assert [opening["domain"] for opening in asked("Plan", **draft)["add"]] == ["far"]
+    assert asked("Check", **draft)["problems"] == []
+    assert [problem["line"] for problem in asked("Check", drop_in="more.toml", text="\nx = 1")["problems"]] == [2]
+    named = asked("Inventory")
+    assert {"web", "far"} <= {domain["name"] for domain in named["domains"] if domain["running"]}
+    assert {"address": PUBLIC4, "interface": "eth0", "outside": True} in named["addresses"]
+
     host.write("/etc/portfwd.toml", HEAD + "nonsense = 1\n")
     refused = host.run(*varlinkctl, "call", address, f"{interface}.Reload", "{}", check=False)
     assert refused.returncode != 0

@@ -2,7 +2,7 @@
 
 import json
 
-from tests.host.conftest import HEAD, Scene, entry, filled, rules_have_no_part
+from tests.host.conftest import HEAD, Scene, each_backend, entry, filled, rules_have_no_part
 from tests.lab.daemon import Daemon
 from tests.lab.host import CLIENT4, PUBLIC4
 from tests.lab.place import wait_until
@@ -26,6 +26,7 @@ def started(scene: Scene, entries: str) -> Daemon:
     return scene.daemon(entries)
 
 
+@each_backend
 def test_it_is_open_for_a_while_through_a_wipe_and_a_restart_and_ends_with_the_daemon_killed(
     shared_scene: Scene,
 ) -> None:
@@ -82,6 +83,7 @@ def test_only_root_opens_and_nothing_that_is_taken(shared_scene: Scene) -> None:
     assert scene.host.portfwd("confirm", check=False).returncode == 1
 
 
+@each_backend
 def test_who_cuts_off_the_own_way_in_gets_it_back(shared_scene: Scene) -> None:
     scene = shared_scene
     server = scene.far.serve_tcp(9000)

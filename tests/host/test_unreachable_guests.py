@@ -107,6 +107,7 @@ def lonely_bridge(shared_scene: Scene) -> Iterator[LxcGuest]:
         host.run("ip", "link", "del", "br0")
 
 
+@pytest.mark.in_turn
 @pytest.mark.usefixtures("lonely_bridge")
 @pytest.mark.parametrize("route", [f"{ROUTED}/32", "203.0.113.64/29"])
 def test_an_address_that_is_routed_to_its_bridge(shared_scene: Scene, route: str) -> None:

@@ -40,6 +40,7 @@ def links(host: Host) -> Iterator[None]:
         host.run("ip", "link", "del", name)
 
 
+@pytest.mark.in_turn
 def test_a_guest_leaves_by_a_link_as_soon_as_a_route_leads_out_there(shared_scene: Scene) -> None:
     scene, host = shared_scene, shared_scene.host
     server = host.outside.serve("outside", "tcp", 99)

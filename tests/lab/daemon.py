@@ -5,6 +5,7 @@ import select
 import signal
 import socket
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import ClassVar
 from weakref import WeakSet
@@ -13,6 +14,7 @@ from tests.lab.command import LabError
 from tests.lab.place import PATIENCE, Line, Place, Process
 
 CONFIG = "/etc/portfwd.toml"
+StartProgram = Callable[[Mapping[str, str]], Process]
 
 
 class Daemon:
@@ -20,10 +22,8 @@ class Daemon:
 
     present: ClassVar[WeakSet["Daemon"]] = WeakSet()
 
-    def __init__(
-        self, place: Place, init: int, number: int, arguments: tuple[str, ...], through: tuple[str, ...] = ()
-    ) -> None:
-        """Start it; `through` are the first words of a program that starts it in its own place."""
+    def __init__(self, place: Place, init: int, number: int, start: StartProgram) -> None:
+        """Start it with these variables in its environment."""
         # A socket file in the host's /run; abstract names would belong to the machine's network namespace.
         path = f"/run/lab-notify-{number}"
         self._place = place
@@ -31,8 +31,7 @@ class Daemon:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
         self._socket.bind(str(self._path))
         self._told: list[str] = []
-        argv = [*through, place.python, "-m", "fwdaemon", "run", "--config", CONFIG, *arguments]
-        self.process: Process = place.popen(argv, env={"NOTIFY_SOCKET": path})
+        self.process: Process = start({"NOTIFY_SOCKET": path})
         self.present.add(self)
 
     @property

@@ -1,6 +1,7 @@
 """A lab host: a Debian with a network of its own, a client outside it, a libvirtd and guests, all of them real."""
 
 import itertools
+from collections.abc import Mapping
 from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
@@ -27,9 +28,9 @@ from tests.lab.computer import (
     Keeper,
     shown_directories,
 )
-from tests.lab.daemon import Daemon
+from tests.lab.daemon import CONFIG, Daemon
 from tests.lab.libvirtd import Libvirt
-from tests.lab.place import own_python
+from tests.lab.place import Process, own_python
 from tests.lab.release import Flavour, own_release
 
 __all__ = [
@@ -79,14 +80,28 @@ class Host(Computer):
         return Libvirt(self.place, self.init, self.flavour.firewall)
 
     def daemon(
-        self, config: str, *, wait: bool = True, arguments: tuple[str, ...] = (), through: tuple[str, ...] = ()
+        self,
+        config: str,
+        *,
+        wait: bool = True,
+        arguments: tuple[str, ...] = (),
+        through: tuple[str, ...] = (),
+        forked: bool = False,
     ) -> Daemon:
         """Write the configuration and start the daemon; with `wait`, return when it says that it is ready.
 
-        `through` are the first words of a program that starts it in its own place.
+        `through` are the first words of a program that starts it in its own place. With `forked`, it is forked from the
+        process that has loaded its modules already, and differs from another one by what it shares of its memory alone.
         """
-        self.write("/etc/portfwd.toml", config)
-        daemon = Daemon(self.place, self.init, next(self._numbers), arguments, through)
+        self.write(CONFIG, config)
+        words = ("run", "--config", CONFIG, *arguments)
+
+        def start(environment: Mapping[str, str]) -> Process:
+            if forked:
+                return self._commands.start(words, self.place.environment(environment))
+            return self.place.popen([*through, self.python, "-m", "fwdaemon", *words], env=environment)
+
+        daemon = Daemon(self.place, self.init, next(self._numbers), start)
         self._at_end.callback(daemon.close)
         if wait:
             daemon.wait_ready()
@@ -102,10 +117,20 @@ class Host(Computer):
 
     def daemons(self) -> list[int]:
         """Process numbers, by the host's own count, of every running daemon of this project."""
-        listed = self.run("pgrep", "-f", "--", "-m fwdaemon run", check=False).stdout
-        return [int(word) for word in listed.split()]
+        return sorted(int(path.parent.name) for path in self._processes.glob("[0-9]*/cmdline") if _is_daemon(path))
+
+    @property
+    def _processes(self) -> Path:
+        return Path(f"/proc/{self.init}/root/proc")
 
     def close(self) -> None:
         """End every process in there and take everything away."""
         self._at_end.close()
         super().close()
+
+
+def _is_daemon(command_line: Path) -> bool:
+    try:
+        return b"\0-m\0fwdaemon\0run\0" in command_line.read_bytes()
+    except OSError:  # it ended
+        return False

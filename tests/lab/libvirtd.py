@@ -11,11 +11,12 @@ from tests.lab.release import LibvirtFirewall
 _STOP_TIMEOUT = 5.0
 # A lab host has no polkit to ask, no virtlogd to log through, and no AppArmor or SELinux of its own. It is apart enough
 # for emulators to share its /dev. Post-copy needs userfaultfd(2), which the kernel gives to root only.
+# What libvirt notes of a file's owner outlasts an emulator that is killed, and can keep the next one from the file.
 _FILES = {
     "libvirtd.conf": 'auth_unix_rw = "none"\nauth_unix_ro = "none"\n',
     "qemu.conf": (
         'security_driver = "none"\nstdio_handler = "file"\nnamespaces = []\n'
-        'user = "+0"\nclear_emulator_capabilities = 0\n'
+        'user = "+0"\nclear_emulator_capabilities = 0\nremember_owner = 0\n'
     ),
     "lxc.conf": 'security_driver = "none"\n',
 }

@@ -7,8 +7,8 @@ from typing import ClassVar, Self
 import libvirt
 
 from tests.lab.command import Completed, LabError
-from tests.lab.computer import SOURCE
-from tests.lab.domain import Guest
+from tests.lab.computer import SOURCE, Computer
+from tests.lab.domain import Guest, Link
 from tests.lab.place import Place, Process, child_of, wait_until
 
 _ROOT = "/var/lib/lab-guest"
@@ -21,6 +21,10 @@ class LxcGuest(Guest):
     """A domain of the LXC driver; all of them share one read-only root directory."""
 
     driver: ClassVar[str] = "lxc"
+
+    def __init__(self, host: Computer, name: str, *links: Link) -> None:
+        super().__init__(host, name, *links)
+        self.servers: list[Process] = []
 
     def _xml(self) -> ET.Element:
         domain, devices = self._element("lxc", _MEMORY_MIB)
@@ -152,16 +156,20 @@ class LxcGuest(Guest):
 
     def serve_tcp(self, port: int) -> Process:
         """Answer with a line, then echo. Servers end with the guest, and start only when asked to again."""
-        return self.place.serve(self.name, "tcp", port)
+        return self._served("tcp", port)
 
     def serve_ftp(self, port: int) -> Process:
         """Answer `PASV` with data connections that greet, then echo."""
-        return self.place.serve(self.name, "ftp", port)
+        return self._served("ftp", port)
 
     def serve_udp(self, port: int) -> Process:
         """Answer each datagram."""
-        return self.place.serve(self.name, "udp", port)
+        return self._served("udp", port)
 
     def serve_sctp(self, port: int) -> Process:
         """Answer each INIT."""
-        return self.place.serve(self.name, "sctp", port)
+        return self._served("sctp", port)
+
+    def _served(self, protocol: str, port: int) -> Process:
+        self.servers.append(self.place.serve(self.name, protocol, port))
+        return self.servers[-1]

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, Protocol
 
 from tests.lab.command import Completed, LabError, run
 from tests.lab.probe import Prober
@@ -25,6 +26,8 @@ _ENVIRONMENT = {
 
 # How many seconds anything may take that must come, on a slow machine too; waiting costs nothing where it comes sooner.
 PATIENCE = 60.0
+# So many times as long as a look took, the next one waits, up to this many seconds for each.
+_PAUSES, _LONGEST_PAUSE_S = 2, 0.1
 
 
 def wait_until(
@@ -33,12 +36,17 @@ def wait_until(
     """Return as soon as `condition` holds; fail when it does not within `timeout` seconds.
 
     `what` says what was awaited; a function of it is called only then, and can tell how things are instead.
+    A condition that takes long to look at, as one that runs programs, is looked at less often: what is awaited needs
+    the processor, too.
     """
     deadline = time.monotonic() + timeout
-    while not condition():
+    while True:
+        began = time.monotonic()
+        if condition():
+            return
         if time.monotonic() > deadline:
             raise LabError(f"waited {timeout:g} s in vain: {what if isinstance(what, str) else what()}")
-        time.sleep(interval)
+        time.sleep(max(interval, min(time.monotonic() - began, _LONGEST_PAUSE_S) * _PAUSES))
 
 
 def child_of(pid: int, proc: Path = Path("/proc")) -> int | None:
@@ -58,28 +66,72 @@ class Line:
     text: str
 
 
-class Process:
-    """A program that keeps running in the lab. Its output is collected; signals reach the program itself."""
+class Program(Protocol):
+    """What runs a process in the lab, and hears of its end."""
+
+    output: IO[bytes]
+
+    @property
+    def pid(self) -> int | None:
+        """Its process number on the machine; `None` where it ended before that was known."""
+
+    def poll(self) -> int | None:
+        """Its exit status once it ended, negative for a signal."""
+
+    def wait(self, timeout: float) -> int:
+        """Wait for that; raises subprocess.TimeoutExpired."""
+
+    def awake(self) -> None:
+        """Do what it takes to hear of the end of a program that was stopped."""
+
+
+class Entered:
+    """A program that nsenter starts."""
 
     def __init__(self, argv: Sequence[str], environment: Mapping[str, str]) -> None:
         self._entering = subprocess.Popen(  # noqa: S603  the lab chose the words
             argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment
         )
+        assert self._entering.stdout is not None
+        self.output: IO[bytes] = self._entering.stdout
+
+    @property
+    def pid(self) -> int | None:
+        """Its process number; nsenter forks before it starts the program."""
+        wait_until(lambda: child_of(self._entering.pid) is not None or self.poll() is not None, "the program starts")
+        return child_of(self._entering.pid)
+
+    def poll(self) -> int | None:
+        """Its exit status once it ended."""
+        return self._entering.poll()
+
+    def wait(self, timeout: float) -> int:
+        """Wait for that."""
+        return self._entering.wait(timeout)
+
+    def awake(self) -> None:
+        """Wake nsenter, which stops itself along with a program that was stopped."""
+        self._entering.send_signal(signal.SIGCONT)
+
+
+class Process:
+    """A program that keeps running in the lab. Its output is collected; signals reach the program itself."""
+
+    def __init__(self, program: Program, name: str) -> None:
+        self._program = program
         self._lines: list[Line] = []
-        self._reader = threading.Thread(target=self._read, name=f"lab-read-{argv[-1]}", daemon=True)
+        self._reader = threading.Thread(target=self._read, name=f"lab-read-{name}", daemon=True)
         self._reader.start()
 
     def _read(self) -> None:
-        assert self._entering.stdout is not None
-        with self._entering.stdout as output:
+        with self._program.output as output:
             for raw in output:
                 self._lines.append(Line(time.monotonic(), raw.decode(errors="replace").rstrip("\n")))
 
     @property
     def pid(self) -> int:
-        """The program's process number on the machine; nsenter forks before it starts the program."""
-        wait_until(lambda: child_of(self._entering.pid) is not None or not self.running, "the program starts")
-        pid = child_of(self._entering.pid)
+        """The program's process number on the machine."""
+        pid = self._program.pid
         if pid is None:
             raise LabError(f"the program ended at once:\n{self.text()}")
         return pid
@@ -87,7 +139,7 @@ class Process:
     @property
     def running(self) -> bool:
         """Whether it has not ended yet."""
-        return self._entering.poll() is None
+        return self._program.poll() is None
 
     def lines(self) -> list[Line]:
         """Everything printed so far, standard output and error together."""
@@ -121,17 +173,15 @@ class Process:
 
     def wait(self, timeout: float = PATIENCE) -> int:
         """Wait for its end; the exit status, negative for a signal."""
-        status = self._entering.wait(timeout)
+        status = self._program.wait(timeout)
         self._reader.join(timeout)
         return status
 
     def stop(self, number: signal.Signals = signal.SIGTERM, timeout: float = PATIENCE) -> int:
         """Signal it if it still runs, and wait for its end."""
         if self.running:
-            # nsenter stops itself along with a program that was stopped. Awake again, it wakes the program, and hears
-            # of its end.
             self.send(number)
-            self._entering.send_signal(signal.SIGCONT)
+            self._program.awake()
         return self.wait(timeout)
 
 
@@ -153,7 +203,8 @@ class Place(Prober):
         spaces = ["--mount", "--uts", "--ipc", "--cgroup", pids, f"--net={self.namespace}", "--root", "--wd"]
         return ["nsenter", f"--target={self.init}", *spaces, "--", *argv]
 
-    def _environment(self, more: Mapping[str, str]) -> dict[str, str]:
+    def environment(self, more: Mapping[str, str]) -> dict[str, str]:
+        """What programs there find in their environment."""
         return {**_ENVIRONMENT, "PYTHONPATH": str(self.source), **more}
 
     def run(
@@ -166,11 +217,11 @@ class Place(Prober):
         env: Mapping[str, str] | None = None,
     ) -> Completed:
         """Run a program to its end."""
-        return run(self._enter(argv), stdin=stdin, check=check, timeout=timeout, env=self._environment(env or {}))
+        return run(self._enter(argv), stdin=stdin, check=check, timeout=timeout, env=self.environment(env or {}))
 
     def popen(self, argv: Sequence[str], *, env: Mapping[str, str] | None = None) -> Process:
         """Start a program that keeps running."""
-        return Process(self._enter(argv), self._environment(env or {}))
+        return Process(Entered(self._enter(argv), self.environment(env or {})), argv[-1])
 
     def serve(self, name: str, protocol: str, port: int) -> Process:
         """Start a server that answers `NAME CLIENT-ADDRESS`, and wait until it listens."""

@@ -3,7 +3,7 @@
 import json
 import shlex
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 
 import pytest
@@ -152,60 +152,6 @@ def running(machine: Machine, unit: str) -> Iterator[None]:
         machine.systemctl("stop", unit)
 
 
-@pytest.fixture
-def firewalld(service: Sandbox) -> Iterator[Sandbox]:
-    """The service beside firewalld, with libvirt's bridges in its zones."""
-    machine = service.machine
-    with running(machine, "firewalld.service"), apart(machine):
-        # libvirt tells firewalld of its bridges when it starts them; those that were there before, when it starts.
-        machine.libvirt.restart()
-        yield service
-    # Its stop takes all rules of iptables' with it.
-    machine.libvirt.restart()
-
-
-def test_firewalld_with_its_zones_and_its_reload(firewalld: Sandbox) -> None:
-    machine = firewalld.machine
-    firewalld.configure(HEAD + ROUTES)
-    answers_everywhere(firewalld)
-    routed(firewalld, APART4, "apart")
-
-    def is_refused() -> bool:
-        answer = machine.outside.fetch(f"http://{ROUTED4}/")
-        assert not answer.answered
-        return answer.outcome is Outcome.REFUSED
-
-    # firewalld lets nobody into libvirt's zone for networks behind NAT, and says so by ICMP, of which the kernel sends
-    # a client one message a second (icmp_ratelimit, icmp(7)).
-    wait_until(is_refused, f"{ROUTED4} is refused")
-    machine.run("firewall-cmd", "--reload")
-    answers_everywhere(firewalld)
-    routed(firewalld, APART4, "apart")
-
-
-def test_a_gate_in_firewalld_opens_its_zone_for_routes(firewalld: Sandbox) -> None:
-    machine = firewalld.machine
-    shared = machine.read(FIREWALLD).replace("NftablesTableOwner=yes", "NftablesTableOwner=no")
-    machine.write(FIREWALLD, shared)
-    machine.systemctl("restart", "firewalld.service")
-    machine.libvirt.restart()
-    firewalld.configure(HEAD.replace("\n", f"\n{GATE}", 1) + ROUTES)
-    routed(firewalld, ROUTED4, "routed")
-    machine.run("firewall-cmd", "--reload")
-    routed(firewalld, ROUTED4, "routed")
-    answers_everywhere(firewalld)
-    machine.write(FIREWALLD, shared.replace("NftablesTableOwner=no", "NftablesTableOwner=yes"))
-
-
-# Debian 12's firewalld shares its table.
-@pytest.mark.on(LibvirtFirewall.NFTABLES)
-def test_a_table_that_firewalld_keeps_to_itself_stops_nothing_else(firewalld: Sandbox) -> None:
-    firewalld.configure(HEAD.replace("\n", f"\n{GATE}", 1) + ROUTES)
-    answers_everywhere(firewalld)
-    routed(firewalld, APART4, "apart")
-    firewalld.says("the gate in inet firewalld filter_FORWARD could not be changed: ")
-
-
 @contextmanager
 def firewalld_with(machine: Machine, setting: str) -> Iterator[None]:
     """Restart firewalld with another line in its configuration, and at the end as it was."""
@@ -223,23 +169,81 @@ def firewalld_with(machine: Machine, setting: str) -> Iterator[None]:
         machine.libvirt.restart()
 
 
-# Debian 12's firewalld has no such setting.
-@pytest.mark.on(LibvirtFirewall.NFTABLES)
-def test_what_explain_says_of_strict_forward_ports_mends_it(firewalld: Sandbox) -> None:
-    machine = firewalld.machine
-    firewalld.configure(HEAD + WEB)
-    answers_everywhere(firewalld)
-    with firewalld_with(machine, "StrictForwardPorts=yes"):
-        wait_until(lambda: not machine.outside.fetch(PAGES[0]).answered, "firewalld refuses it")
-        report = json.loads(machine.run("kvm-portfwd", "explain", "--json", f"{PUBLIC4}:8080", check=False).stdout)
-        assert report["cause"] == "refused"
-        assert f"Write {GATE.strip()} under [daemon] in /etc/portfwd.toml" in report["sentence"]
-        machine.write(CONFIG, HEAD.replace("\n", f"\n{GATE}", 1) + WEB)
-        for command in report["commands"]:
-            machine.run(*shlex.split(command))
+@pytest.fixture(scope="class")
+def beside_firewalld(module_service: Sandbox) -> Iterator[None]:
+    """firewalld, with libvirt's bridges in its zones; tests take `firewalld`."""
+    machine = module_service.machine
+    with running(machine, "firewalld.service"), apart(machine):
+        # libvirt tells firewalld of its bridges when it starts them; those that were there before, when it starts.
+        machine.libvirt.restart()
+        yield
+    # Its stop takes all rules of iptables' with it.
+    machine.libvirt.restart()
+
+
+@pytest.fixture
+def firewalld(beside_firewalld: None, service: Sandbox) -> Sandbox:  # noqa: ARG001  asked for by name
+    """The service beside firewalld."""
+    return service
+
+
+class TestFirewalld:
+    """All beside one firewalld, whose start, and libvirt's with it, takes longer than each of them."""
+
+    def test_firewalld_with_its_zones_and_its_reload(self, firewalld: Sandbox) -> None:
+        machine = firewalld.machine
+        firewalld.configure(HEAD + ROUTES)
         answers_everywhere(firewalld)
+        routed(firewalld, APART4, "apart")
+
+        def is_refused() -> bool:
+            answer = machine.outside.fetch(f"http://{ROUTED4}/")
+            assert not answer.answered
+            return answer.outcome is Outcome.REFUSED
+
+        # firewalld lets nobody into libvirt's zone for networks behind NAT, and says so by ICMP, of which the kernel
+        # sends a client one message a second (icmp_ratelimit, icmp(7)).
+        wait_until(is_refused, f"{ROUTED4} is refused")
         machine.run("firewall-cmd", "--reload")
         answers_everywhere(firewalld)
+        routed(firewalld, APART4, "apart")
+
+    # Debian 12's firewalld shares its table.
+    @pytest.mark.on(LibvirtFirewall.NFTABLES)
+    def test_a_table_that_firewalld_keeps_to_itself_stops_nothing_else(self, firewalld: Sandbox) -> None:
+        firewalld.configure(HEAD.replace("\n", f"\n{GATE}", 1) + ROUTES)
+        answers_everywhere(firewalld)
+        routed(firewalld, APART4, "apart")
+        firewalld.says("the gate in inet firewalld filter_FORWARD could not be changed: ")
+
+    def test_a_gate_in_firewalld_opens_its_zone_for_routes(self, firewalld: Sandbox) -> None:
+        machine = firewalld.machine
+        # Debian 12's shares its table, without such a setting.
+        newer = machine.flavour == DEBIAN13_NFTABLES
+        with firewalld_with(machine, "NftablesTableOwner=no") if newer else nullcontext():
+            firewalld.configure(HEAD.replace("\n", f"\n{GATE}", 1) + ROUTES)
+            routed(firewalld, ROUTED4, "routed")
+            machine.run("firewall-cmd", "--reload")
+            routed(firewalld, ROUTED4, "routed")
+            answers_everywhere(firewalld)
+
+    # Debian 12's firewalld has no such setting.
+    @pytest.mark.on(LibvirtFirewall.NFTABLES)
+    def test_what_explain_says_of_strict_forward_ports_mends_it(self, firewalld: Sandbox) -> None:
+        machine = firewalld.machine
+        firewalld.configure(HEAD + WEB)
+        answers_everywhere(firewalld)
+        with firewalld_with(machine, "StrictForwardPorts=yes"):
+            wait_until(lambda: not machine.outside.fetch(PAGES[0]).answered, "firewalld refuses it")
+            report = json.loads(machine.run("kvm-portfwd", "explain", "--json", f"{PUBLIC4}:8080", check=False).stdout)
+            assert report["cause"] == "refused"
+            assert f"Write {GATE.strip()} under [daemon] in /etc/portfwd.toml" in report["sentence"]
+            machine.write(CONFIG, HEAD.replace("\n", f"\n{GATE}", 1) + WEB)
+            for command in report["commands"]:
+                machine.run(*shlex.split(command))
+            answers_everywhere(firewalld)
+            machine.run("firewall-cmd", "--reload")
+            answers_everywhere(firewalld)
 
 
 def test_ufw_enabled_reloaded_and_disabled(service: Sandbox) -> None:

@@ -19,7 +19,7 @@ from tests.lab.place import wait_until
 from tests.lab.release import LibvirtFirewall
 from tests.system.sandbox import CONFIG, HEAD
 
-pytestmark = pytest.mark.on(LibvirtFirewall.IPTABLES, LibvirtFirewall.NFTABLES)
+pytestmark = [pytest.mark.on(LibvirtFirewall.IPTABLES, LibvirtFirewall.NFTABLES), pytest.mark.in_turn]
 
 PAGE = f"http://{PUBLIC4}:8080/"
 CONFIGURATION = f"""{HEAD}

@@ -53,7 +53,6 @@ def url(address: str, port: int, path: str = "") -> str:
     return f"http://{host}:{port}/{path}"
 
 
-@pytest.mark.everywhere
 def test_forwards_lead_to_guests_and_the_host_forwards_packets(sandbox: Sandbox) -> None:
     outside = sandbox.machine.outside
     server = sandbox.web.serve_udp(53)
@@ -69,7 +68,6 @@ def test_forwards_lead_to_guests_and_the_host_forwards_packets(sandbox: Sandbox)
     sandbox.answers(lambda: outside.fetch(url(PUBLIC6, 8080)), f"web {CLIENT6}")
 
 
-@pytest.mark.everywhere
 def test_guests_reach_themselves_through_the_host(sandbox: Sandbox) -> None:
     sandbox.answers(lambda: sandbox.web.place.fetch(url(PUBLIC4, 8080)), f"web {OWN_NETWORK}")
     sandbox.answers(lambda: sandbox.mail.place.fetch(url(PUBLIC4, 8080)), f"web {MAIL4}")
@@ -104,7 +102,6 @@ def test_routed_addresses_are_answered_for_on_the_link_outside(sandbox: Sandbox)
     wait_until(is_known, f"somebody answers for {ROUTED6}")
 
 
-@pytest.mark.everywhere
 def test_what_was_wiped_is_put_back(sandbox: Sandbox) -> None:
     machine = sandbox.machine
     if machine.flavour.firewall is LibvirtFirewall.LEGACY:

@@ -57,7 +57,19 @@ def test_the_service_describes_itself(tmp_path: Path) -> None:
 
 
 def test_our_own_interface_is_described() -> None:
-    methods = {"Status", "Metrics", "Reload", "Watch", "Confirm", "Open", "Close"}
+    methods = {
+        "Status",
+        "Metrics",
+        "Reload",
+        "Watch",
+        "Confirm",
+        "Open",
+        "Close",
+        "Explain",
+        "Check",
+        "Plan",
+        "Inventory",
+    }
     assert set(Interface(MANAGER).replies) == methods
     assert set(Interface(MANAGER).errors) == {"ConfigurationRefused", "MetricsUnavailable", "Refused"}
 

@@ -241,6 +241,7 @@ def test_without_libvirt_the_kernels_rules_tell() -> None:
         ({"guest": GuestAnswer.REFUSES}, Cause.GUEST_REFUSES, "nothing listens on tcp port 80 of 192.168.122.10"),
         ({"guest": GuestAnswer.SILENT}, Cause.GUEST_SILENT, "Have the guest's own firewall admit tcp port 80"),
         ({"guest": GuestAnswer.UNREACHABLE}, Cause.GUEST_UNREACHABLE, "Give the guest the address 192.168.122.10"),
+        ({"guest": GuestAnswer.FORBIDDEN}, None, "tcp port 80 of 192.168.122.10 was not asked"),
     ],
 )
 def test_causes_on_the_host(changes: dict[str, object], expected: Cause | None, sentence: str) -> None:

@@ -54,6 +54,12 @@ def tree(file: Path) -> ast.Module:
 
 
 @cache
+def nodes(file: Path) -> tuple[ast.AST, ...]:
+    """Give all that a module is made of; to go through it takes longer than to look at each."""
+    return tuple(ast.walk(tree(file)))
+
+
+@cache
 def constants(file: Path) -> dict[str, ast.expr]:
     """Give what each name of a module's top level stands for."""
     found: dict[str, ast.expr] = {}
@@ -78,7 +84,7 @@ def texts(part: ast.AST, file: Path) -> Iterator[str]:
 def read(file: Path) -> Iterator[tuple[int, str]]:
     """Give the words that something is searched for, or compared with, each with its line."""
     sides: list[ast.expr]
-    for item in ast.walk(tree(file)):
+    for item in nodes(file):
         match item:
             case ast.Compare(left=left, ops=[ast.In() | ast.NotIn() | ast.Eq() | ast.NotEq()], comparators=[right]):
                 sides = [side for side in (left, right) if isinstance(side, ast.Constant | ast.JoinedStr | ast.Name)]
@@ -94,16 +100,16 @@ def read(file: Path) -> Iterator[tuple[int, str]]:
 def said(file: Path) -> Iterator[tuple[int, str]]:
     """Give the words in all that is no docstring, each with its line."""
     documented = (ast.Module, ast.ClassDef, ast.FunctionDef)
-    bodies = [item.body for item in ast.walk(tree(file)) if isinstance(item, documented)]
+    bodies = [item.body for item in nodes(file) if isinstance(item, documented)]
     comments = {statement.value for body in bodies for statement in body if isinstance(statement, ast.Expr)}
-    for item in ast.walk(tree(file)):
+    for item in nodes(file):
         if isinstance(item, ast.Constant) and isinstance(item.value, str) and item not in comments:
             yield from [(item.lineno, item.value)] if _WORDS.search(item.value) else []
 
 
 def facts(file: Path) -> Iterator[ast.Call]:
     """Give each place that makes a fault or a note."""
-    for item in ast.walk(tree(file)):
+    for item in nodes(file):
         if isinstance(item, ast.Call) and isinstance(item.func, ast.Name) and item.func.id in ("Fault", "Note"):
             yield item
 

@@ -72,6 +72,7 @@ def test_one_exposure_in_full() -> None:
         "until": None,
         "remaining_seconds": None,
         "opened_by": None,
+        "opened_ports": None,
         "connections": 1234,
         "connections_since": "2026-03-01T08:00:00.000Z",
         "open_connections": 12,

@@ -57,6 +57,7 @@ def test_it_is_open_until_its_time_is_over(scene: Scene, caplog: pytest.LogCaptu
                 "temporary:1",
             )
             assert opening["opened_by"].startswith("uid 0, pid ")
+            assert opening["opened_ports"] == "8022:22"
             assert scene.written == {RULE, OTHER}
             scene.pass_by(HOUR - 1)
             (row,) = [row for row in (await scene.ask("Status"))["openings"] if row["until"]]

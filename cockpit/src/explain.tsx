@@ -1,0 +1,97 @@
+// One connection, followed through the host: the steps as a list, and what to do where it fails.
+import { useEffect, useState } from "react";
+import type { FormEvent } from "react";
+import {
+    Alert, Button, Form, FormGroup, Grid, GridItem, Modal, ModalBody, ModalFooter, ModalHeader, TextInput,
+} from "@patternfly/react-core";
+import CheckCircleIcon from "@patternfly/react-icons/dist/esm/icons/check-circle-icon";
+import ExclamationCircleIcon from "@patternfly/react-icons/dist/esm/icons/exclamation-circle-icon";
+import QuestionCircleIcon from "@patternfly/react-icons/dist/esm/icons/question-circle-icon";
+import { call } from "./varlink";
+import { connectionTo, shown } from "./text";
+import type { Explanation, Opening, Step } from "./types";
+
+const _ = cockpit.gettext;
+
+export function ExplainDialog({ opening, onClose }: { opening: Opening | null; onClose: () => void }) {
+    const [connection, setConnection] = useState(opening ? connectionTo(opening) : "");
+    const [source, setSource] = useState("");
+    const [found, setFound] = useState<Explanation | null>(null);
+    const [failure, setFailure] = useState("");
+    const [isAsking, setIsAsking] = useState(false);
+
+    const ask = () => {
+        setIsAsking(true);
+        setFailure("");
+        call<Explanation>("Explain", { connection: connection.trim(), source: source.trim() || null })
+            .then(setFound, (error: Error) => { setFound(null); setFailure(error.message) })
+            .finally(() => setIsAsking(false));
+    };
+    // eslint-disable-next-line react-hooks/exhaustive-deps -- asked once for the row that the dialog was opened from
+    useEffect(() => { if (opening) ask() }, []);
+    const submit = (event: FormEvent) => {
+        event.preventDefault();
+        ask();
+    };
+    return (
+        <Modal isOpen variant="medium" onClose={() => onClose()} aria-labelledby="explain-title">
+            <ModalHeader title={_("Explain a connection")} labelId="explain-title" description={_("Follows a connection through this host, and says where it stops and what helps. Nothing is changed.")} />
+            <ModalBody>
+                <Form onSubmit={submit} id="explain">
+                    <Grid hasGutter md={6}>
+                        <GridItem>
+                            <FormGroup label={_("To")} fieldId="explain-to" isRequired>
+                                <TextInput id="explain-to" value={connection} onChange={(_event, text) => setConnection(text)} placeholder="198.51.100.7:8000/tcp" isRequired />
+                            </FormGroup>
+                        </GridItem>
+                        <GridItem>
+                            <FormGroup label={_("From (empty: anywhere outside)")} fieldId="explain-from">
+                                <TextInput id="explain-from" value={source} onChange={(_event, text) => setSource(text)} placeholder="203.0.113.9" />
+                            </FormGroup>
+                        </GridItem>
+                    </Grid>
+                </Form>
+                <div aria-live="polite">
+                    {failure && <Alert isInline variant="danger" title={shown(failure)} />}
+                    {found && <Answer found={found} />}
+                </div>
+            </ModalBody>
+            <ModalFooter>
+                <Button type="submit" form="explain" isLoading={isAsking} isDisabled={isAsking || !connection.trim()}>{_("Explain")}</Button>
+                <Button variant="link" onClick={() => onClose()}>{_("Done")}</Button>
+            </ModalFooter>
+        </Modal>
+    );
+}
+
+function Answer({ found }: { found: Explanation }) {
+    return (
+        <>
+            <h2 className="answer">{shown(found.connection)}</h2>
+            <ol className="steps">{found.steps.map((step, index) => <OneStep key={index} step={step} />)}</ol>
+            <Alert isInline variant={found.works ? "success" : "danger"} title={<Sentence text={found.sentence} />} />
+        </>
+    );
+}
+
+function OneStep({ step }: { step: Step }) {
+    const [Icon, word, colour] = {
+        ok: [CheckCircleIcon, _("fine"), "success"] as const,
+        no: [ExclamationCircleIcon, _("fails here"), "danger"] as const,
+        unknown: [QuestionCircleIcon, _("not known"), "warning"] as const,
+    }[step.state];
+    return (
+        <li className={step.state}>
+            <Icon color={`var(--pf-t--global--icon--color--status--${colour}--default)`} aria-label={word} role="img" />
+            <div>
+                <strong>{step.step}</strong> {shown(step.text)}
+                {step.state === "no" && step.chain?.rule && <div><code>{shown(step.chain.rule.text)}</code></div>}
+            </div>
+        </li>
+    );
+}
+
+// A sentence in which commands stand in backquotes.
+function Sentence({ text }: { text: string }) {
+    return <>{shown(text).split("`").map((part, index) => index % 2 ? <code key={index}>{part}</code> : part)}</>;
+}

@@ -1,0 +1,105 @@
+// The page as a whole: what to do where there is no daemon, or its health above what it keeps open.
+import { useState } from "react";
+import {
+    Alert, AlertActionCloseButton, AlertGroup, Bullseye, Button, EmptyState, EmptyStateActions, EmptyStateBody,
+    EmptyStateFooter, Page as Frame, PageSection, Spinner, Stack, StackItem,
+} from "@patternfly/react-core";
+import PlusCircleIcon from "@patternfly/react-icons/dist/esm/icons/plus-circle-icon";
+import PluggedIcon from "@patternfly/react-icons/dist/esm/icons/unplugged-icon";
+import LockIcon from "@patternfly/react-icons/dist/esm/icons/lock-icon";
+import { CloseDialog, EntryDialog, RemoveDialog } from "./entry";
+import { ExplainDialog } from "./explain";
+import { Health } from "./health";
+import { HistoryDialog } from "./history";
+import { Openings } from "./openings";
+import { useDaemon, useIsAdmin } from "./daemon";
+import type { Opening } from "./types";
+
+const _ = cockpit.gettext;
+
+export type Action = "add" | "change" | "remove" | "close" | "explain" | "history";
+
+export function Page() {
+    const { status, problem } = useDaemon();
+    const isAdmin = useIsAdmin();
+    const [dialog, setDialog] = useState<{ action: Action; opening: Opening | null } | null>(null);
+    const [done, setDone] = useState("");
+    const act = (action: Action, opening: Opening | null = null) => {
+        setDone("");
+        setDialog({ action, opening });
+    };
+    const close = (text = "") => {
+        setDialog(null);
+        setDone(text);
+    };
+
+    if (!status)
+        return <Frame className="pf-m-no-sidebar"><PageSection isFilled hasBodyWrapper={false}>{problem ? <Away problem={problem} isAdmin={isAdmin} /> : <Waiting />}</PageSection></Frame>;
+    const opening = dialog?.opening ?? null;
+    const file = status.configuration.file;
+    return (
+        <Frame className="pf-m-no-sidebar">
+            <PageSection hasBodyWrapper={false}>
+                <Stack hasGutter>
+                    <Health status={status} isAdmin={isAdmin} onDone={setDone} />
+                    <StackItem><Openings openings={status.openings} isAdmin={isAdmin} main={file} onAct={act} /></StackItem>
+                </Stack>
+            </PageSection>
+            {dialog?.action === "explain" && <ExplainDialog opening={opening} onClose={close} />}
+            {dialog?.action === "history" && opening && <HistoryDialog opening={opening} onClose={close} />}
+            {dialog?.action === "add" && <EntryDialog main={file} opening={null} onClose={close} />}
+            {dialog?.action === "change" && <EntryDialog main={file} opening={opening} onClose={close} />}
+            {dialog?.action === "remove" && opening && <RemoveDialog main={file} opening={opening} onClose={close} />}
+            {dialog?.action === "close" && opening && <CloseDialog opening={opening} onClose={close} />}
+            <AlertGroup isToast isLiveRegion>
+                {done && <Alert variant="success" title={done} timeout={8000} onTimeout={() => setDone("")} actionClose={<AlertActionCloseButton onClose={() => setDone("")} />} />}
+            </AlertGroup>
+        </Frame>
+    );
+}
+
+function Waiting() {
+    return <Bullseye><Spinner aria-label={_("Asking the daemon")} /></Bullseye>;
+}
+
+// Why there is no status, and what helps.
+function Away({ problem, isAdmin }: { problem: string; isAdmin: boolean }) {
+    const [failure, setFailure] = useState("");
+    if (problem === "access-denied" || problem === "PermissionDenied")
+        return (
+            <EmptyState titleText={_("You may not see the port forwards")} headingLevel="h1" icon={LockIcon} variant="lg">
+                <EmptyStateBody>{_("Become an administrator in Cockpit, or a member of the group that [control] group in /etc/portfwd.toml names.")}</EmptyStateBody>
+            </EmptyState>
+        );
+    const start = () => {
+        setFailure("");
+        cockpit.spawn(["systemctl", "start", "kvm-portfwd.service"], { superuser: "require", err: "message" })
+            .catch((error: { message?: string }) => setFailure(error.message ?? String(error)));
+    };
+    return (
+        <EmptyState titleText={_("The daemon kvm-portfwd does not answer")} headingLevel="h1" icon={PluggedIcon} variant="lg">
+            <EmptyStateBody>
+                {_("Its rules stay in the kernel, but nothing follows the guests. This page continues by itself once it runs.")}
+                {failure && <Alert isInline variant="danger" title={failure} />}
+            </EmptyStateBody>
+            <EmptyStateFooter>
+                <EmptyStateActions>
+                    <Button onClick={start} isDisabled={!isAdmin}>{_("Start the service")}</Button>
+                </EmptyStateActions>
+            </EmptyStateFooter>
+        </EmptyState>
+    );
+}
+
+export function Nothing({ isAdmin, onAdd }: { isAdmin: boolean; onAdd: () => void }) {
+    return (
+        <EmptyState titleText={_("Nothing is forwarded yet")} headingLevel="h3" icon={PlusCircleIcon}>
+            <EmptyStateBody>{_("A forward makes a port of a virtual machine reachable from outside this host.")}</EmptyStateBody>
+            <EmptyStateFooter>
+                <EmptyStateActions>
+                    <Button onClick={onAdd} isDisabled={!isAdmin}>{_("Add a forward")}</Button>
+                </EmptyStateActions>
+            </EmptyStateFooter>
+        </EmptyState>
+    );
+}

@@ -1,0 +1,36 @@
+// Words and figures as people read them, in the language of the session.
+import type { Opening } from "./types";
+
+const _ = cockpit.gettext;
+
+export function stateText(state: Opening["state"]): string {
+    return { active: _("Active"), waiting: _("Waiting"), refused: _("Refused") }[state];
+}
+
+export function moment(at: string): string {
+    return new Date(at).toLocaleString(cockpit.language.replace("_", "-"), { dateStyle: "medium", timeStyle: "medium" });
+}
+
+export function remaining(until: string, now: number): string {
+    const minutes = Math.max(0, Math.ceil((Date.parse(until) - now) / 60000));
+    if (minutes < 60)
+        return cockpit.format(cockpit.ngettext("$0 minute left", "$0 minutes left", minutes), minutes);
+    const hours = Math.floor(minutes / 60);
+    if (hours < 48)
+        return cockpit.format(_("$0 h $1 min left"), hours, minutes % 60);
+    return cockpit.format(_("$0 days left"), Math.floor(hours / 24));
+}
+
+// Text of others in which nothing is hidden: what could not be seen, or turns the direction of writing, is escaped.
+export function shown(text: string): string {
+    return text.replace(/[\p{Cc}\p{Cf}\p{Co}\p{Cs}\u2028\u2029]/gu, letter => `\\u{${letter.codePointAt(0)?.toString(16)}}`);
+}
+
+// What `explain` is asked of an entry, or nothing where it has no port that one could connect to.
+export function connectionTo({ kind, address, ports, protocol, family }: Opening): string {
+    if (kind === "route" || (kind === "nat" && !address))
+        return "";
+    const host = !address ? "" : family === 6 ? `[${address}]` : address;
+    const port = kind === "nat" ? "443" : (ports ?? "").split("-")[0] ?? "";
+    return port ? `${host}:${port}${protocol && protocol !== "tcp" ? `/${protocol}` : ""}` : "";
+}

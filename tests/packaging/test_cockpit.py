@@ -1,0 +1,85 @@
+"""The packages of the page in Cockpit: what is in them, what they depend on, and that each build gives the same."""
+
+import hashlib
+import json
+import os
+import re
+import subprocess
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from fwdaemon import __version__
+from tests.unit import programs
+
+SOURCE: Final = Path(__file__).parents[2]
+PAGE: Final = SOURCE / "cockpit"
+DEB: Final = SOURCE / f"dist/cockpit-kvm-portfwd_{__version__}-1_all.deb"
+RPM: Final = SOURCE / f"dist/cockpit-kvm-portfwd-{__version__}-1.noarch.rpm"
+
+
+def run(*words: str | Path) -> str:
+    argv = [programs.find(str(words[0])), *map(str, words[1:])]
+    environment = {**os.environ, "SOURCE_DATE_EPOCH": "1700000000"}
+    done = subprocess.run(argv, env=environment, capture_output=True, text=True, check=False)  # noqa: S603  words of ours
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def digest(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+@pytest.fixture(scope="module")
+def built() -> str:
+    """What the build prints, and the digest of the package it built before."""
+    run(SOURCE / "packaging/build-cockpit")
+    first = digest(DEB)
+    assert run(SOURCE / "packaging/build-cockpit").split() == [str(RPM), str(DEB)]
+    return first
+
+
+def test_each_build_gives_the_same(built: str) -> None:
+    assert digest(DEB) == built
+
+
+def test_it_needs_the_oldest_cockpit_that_it_is_tried_with(built: str) -> None:  # noqa: ARG001  built before
+    assert (
+        run("dpkg-deb", "--field", DEB, "Depends").strip() == f"cockpit-bridge (>= 287), kvm-portfwd (>= {__version__})"
+    )
+    assert {"cockpit-bridge >= 287", f"kvm-portfwd >= {__version__}"} <= set(run("rpm", "-qpR", RPM).splitlines())
+    assert json.loads((PAGE / "manifest.json").read_text())["requires"] == {"cockpit": "287"}
+
+
+def test_both_hold_the_page_in_both_languages_and_all_licences(built: str) -> None:  # noqa: ARG001  as above
+    names = {line.split("./")[-1] for line in run("dpkg-deb", "--contents", DEB).splitlines()}
+    page = {name.rpartition("/")[2] for name in names if name.startswith("usr/share/cockpit/kvm-portfwd/")}
+    bundle = {"index.css.gz", "index.html", "index.js.gz", "manifest.json", "po.de.js.gz", "po.manifest.de.js.gz"}
+    assert page - {""} == bundle
+    listed = run("rpm", "-qlp", RPM).splitlines()
+    assert bundle <= {name.rpartition("/")[2] for name in listed}
+    licences = (PAGE / "dist/LICENSES.txt").read_text(encoding="utf-8")
+    locked = json.loads((PAGE / "package-lock.json").read_text())["packages"]
+    named = re.findall(r"^(\S+) (\S+), (?:MIT|0BSD)$", licences, re.MULTILINE)
+    assert {"react", "react-dom", "@patternfly/react-core"} <= {name for name, _ in named}
+    assert [name for name, version in named if locked[f"node_modules/{name}"]["version"] != version] == []
+
+
+def test_the_drop_in_keeps_what_the_page_does_not_change(built: str) -> None:  # noqa: ARG001  as above
+    assert "\n# fail 0" in run("npm", "--prefix", PAGE, "test")
+
+
+def test_packages_are_pinned_and_no_registry_is_named() -> None:
+    wanted = json.loads((PAGE / "package.json").read_text())
+    versions = [*wanted["dependencies"].values(), *wanted["devDependencies"].values()]
+    assert [version for version in versions if not re.fullmatch(r"\d+\.\d+\.\d+", version)] == []
+    lock = (PAGE / "package-lock.json").read_text()
+    assert "resolved" not in lock
+    assert [name for name, item in json.loads(lock)["packages"].items() if name and "integrity" not in item] == []
+
+
+def test_the_page_has_no_script_of_its_own_in_its_text() -> None:
+    """As Cockpit's content policy wants it."""
+    text = (PAGE / "src/index.html").read_text(encoding="utf-8")
+    assert re.findall(r"<script(?![^>]* src=)|<style| on\w+=| style=", text) == []
