@@ -9,7 +9,7 @@ _kvm_portfwd() {
     # For readline, the "=" of an option is a word.
     [[ $before == = ]] && before=${COMP_WORDS[COMP_CWORD - 2]}
     if ((COMP_CWORD == 1)); then
-        _kvm_portfwd_words "run check status plan rules explain import port reload confirm open close flush --help --version"
+        _kvm_portfwd_words "run check status plan rules explain fleet import port reload confirm open close flush --help --version"
     elif [[ $before == --config ]]; then
         compopt -o default
     elif [[ $before == --from || $before == --for ]] || [[ $before == --confirm && $command == reload ]]; then
@@ -28,7 +28,7 @@ _kvm_portfwd_options() {
         explain) echo --from --json ;;
         port) echo --json --port-only ;;
         reload) echo --confirm --json ;;
-        confirm | close) echo --json ;;
+        confirm | close | fleet) echo --json ;;
         open) echo --for --from --json ;;
     esac
 }
@@ -36,6 +36,7 @@ _kvm_portfwd_options() {
 _kvm_portfwd_arguments() {
     case $1 in
         check | import) compopt -o default ;;
+        fleet) ((COMP_CWORD == 2)) && _kvm_portfwd_words "list put get delete status" || compopt -o default ;;
         status | port | open | close) _kvm_portfwd_domains ;;
         explain) _kvm_portfwd_addresses ;;
     esac

@@ -53,6 +53,7 @@ __kvm_portfwd_command status 'show what is reachable, and why the rest is not'
 __kvm_portfwd_command plan 'show what would change in the kernel now'
 __kvm_portfwd_command rules 'print the rules that would be written now'
 __kvm_portfwd_command explain 'say where a connection would stop, and why'
+__kvm_portfwd_command fleet 'read and change the table that many hosts share'
 __kvm_portfwd_command import 'turn what another tool keeps into a configuration'
 __kvm_portfwd_command port 'print the ports of the host that lead to a domain'
 __kvm_portfwd_command reload 'have the daemon read its configuration again'
@@ -63,12 +64,13 @@ __kvm_portfwd_command flush 'take away all that is ours'
 
 __kvm_portfwd_argument check --force-files
 __kvm_portfwd_argument import --force-files
+__kvm_portfwd_argument fleet --force-files --arguments 'list put get delete status'
 __kvm_portfwd_argument status --arguments '(__kvm_portfwd_domains)' --description domain
 __kvm_portfwd_argument port --arguments '(__kvm_portfwd_domains)' --description domain
 __kvm_portfwd_argument open --arguments '(__kvm_portfwd_domains)' --description domain
 __kvm_portfwd_argument close --arguments '(__kvm_portfwd_domains)' --description domain
 __kvm_portfwd_argument explain --arguments '(__kvm_portfwd_addresses)'
-for name in status plan explain port reload confirm open close
+for name in status plan explain fleet port reload confirm open close
     __kvm_portfwd_argument $name --long-option json --description 'write JSON'
 end
 __kvm_portfwd_argument status --long-option watch --description 'show it again each time it changes'

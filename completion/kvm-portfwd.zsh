@@ -25,6 +25,7 @@ _kvm-portfwd() {
         (open) _arguments $options $json '--for=[for how long]:time:' '*--from=[who may connect]:address:' \
             ':domain:_kvm-portfwd_domains' '*:port:' ;;
         (close) _arguments $options $json ':domain:_kvm-portfwd_domains' '*:port:' ;;
+        (fleet) _arguments $options $json ':action:(list put get delete status)' ':entry:' ':file:_files' ;;
         (import) _arguments $options '*:file:_files' ;;
         (*) _arguments $options ;;
     esac
@@ -38,6 +39,7 @@ _kvm-portfwd_commands() {
         'plan:show what would change in the kernel now'
         'rules:print the rules that would be written now'
         'explain:say where a connection would stop, and why'
+        'fleet:read and change the table that many hosts share'
         'import:turn what another tool keeps into a configuration'
         'port:print the ports of the host that lead to a domain'
         'reload:have the daemon read its configuration again'

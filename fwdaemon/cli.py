@@ -45,8 +45,17 @@ _COMMANDS = {
     "close": "close what was opened to a domain for a while",
     "rules": "print the rules that would be written now, without writing them",
     "explain": "follow one connection through the host, and say where it stops and why",
+    "fleet": "read and change the table that many hosts share in etcd",
     "import": "convert the files of older tools to a configuration, on standard output",
     "flush": "remove every rule, route and address that kvm-portfwd has made",
+}
+
+_FLEET = {
+    "list": "name the entries of the table",
+    "put": "check a file, and write it to the table as an entry",
+    "get": "print an entry of the table",
+    "delete": "delete an entry of the table",
+    "status": "show which host serves what, holds which address, and is behind",
 }
 
 
@@ -130,12 +139,23 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument(
                 "guest", nargs="?", type=_guest_port, metavar="PORT[/PROTOCOL]", help="of the guest; default: all"
             )
+        if name == "fleet":
+            _add_fleet(command)
         _add_changing(name, command)
         if name == "check":
             command.add_argument(
                 "file", nargs="?", type=Path, metavar="FILE", help="instead of the file named by --config"
             )
     return parser
+
+
+def _add_fleet(command: argparse.ArgumentParser) -> None:
+    """Add what `fleet` takes."""
+    actions = "; ".join(f"{action}: {text}" for action, text in _FLEET.items())
+    command.add_argument("action", choices=_FLEET, metavar="ACTION", help=actions)
+    command.add_argument("name", nargs="?", metavar="NAME", help="of the entry to put, get or delete")
+    command.add_argument("file", nargs="?", type=Path, metavar="FILE", help="to put: as a drop-in; - is standard input")
+    command.add_argument("--json", action="store_true", help="print JSON")
 
 
 def _add_changing(name: str, command: argparse.ArgumentParser) -> None:

@@ -29,6 +29,7 @@ from fwdaemon.core.inventory import Inventory
 from fwdaemon.core.report import Cause, Reason, ReasonKind, RulesChanged, Trigger
 from fwdaemon.errors import ConfigError, HangingError, PortfwdError, shortage
 from fwdaemon.events import ConnectionState, Inventories, Sources
+from fwdaemon.fleet import Fleet
 from fwdaemon.hostnet.owned_state import DIRECTORY
 from fwdaemon.kernel import memory
 from fwdaemon.kernel.listeners import ports_in_use
@@ -53,8 +54,7 @@ from fwdaemon.triggers import Backoff, Budgets, Origin, Pauses, TriggerQueue, Tr
 
 _log = logging.getLogger(__name__)
 
-# A package makes this file while an upgrade restarts us: whoever comes after us wants the rules.
-_UPGRADE = "upgrade"
+_UPGRADE = "upgrade"  # A package makes this file while it restarts us: whoever comes after us wants the rules.
 
 RequestPass: TypeAlias = Callable[[Origin], None]
 """Asks for a pass that follows from what this one did; from any thread."""
@@ -78,20 +78,21 @@ class Parts:
     pauses: Pauses = field(default_factory=Pauses)
     occupied: Callable[[], Sockets | None] = ports_in_use
     clocks: Clocks = now
+    fleet: Fleet = field(default_factory=Fleet)
 
 
 class Daemon:
     """Runs until SIGTERM or SIGINT. Make it inside the asyncio loop it runs in."""
 
     def __init__(self, path: Path, start: Start, parts: Parts) -> None:
-        self._path = path
-        self._parts, self._pauses, self._netfilter = parts, parts.pauses, parts.rules
+        self._path, self._parts, self._pauses, self._netfilter = path, parts, parts.pauses, parts.rules
         self._written = Written(path, parts.state, parts.directory, self._pauses.retry_at_most)
-        self._standing = Standing(path, start, self._written, Openings(parts.state, parts.clocks))
-        self._loop = asyncio.get_running_loop()
         self._trigger_queue = queue = TriggerQueue(parts.pauses)
+        self._loop, self._fleet, self._connection_log = asyncio.get_running_loop(), parts.fleet, ConnectionLog()
+        self._fleet.begin(start.config, partial(self._look_soon, Origin.OTHERS))
+        self._standing = Standing(path, start, self._written, Openings(parts.state, parts.clocks), self._fleet)
         self._reloads, feed = Reloads(queue.reload), Feed()
-        self._records = Records(path, self._standing.all, feed.publish, self._standing.openings.remaining)
+        self._records = Records(path, self._standing.all, feed.publish, self._standing.openings.remaining, self._fleet)
         count = UsageReader(self._netfilter.counters, self._netfilter.dropped).read
         changes = Changes(self._standing, self._records, self._reloads, queue.wake, self._unavailable)
         manager = Manager(self._records, feed, Inquiries(self._connections, self._reloads.ask, count, changes=changes))
@@ -108,7 +109,6 @@ class Daemon:
         self._sets = SetKeeper(told, self._netfilter.externals, parts.state)
         self._sets.begin(start.config, start.lists)
         self._standing.log_start(start, self._records)
-        self._connection_log = ConnectionLog()
         self._reporter = Reporter(manager.status, feed, lambda: self._connection_log.lost)
         manager.metrics = self._reporter.text
         self._beginning: asyncio.Future[None] | None = None
@@ -133,7 +133,9 @@ class Daemon:
         ends = dict.fromkeys((signal.SIGTERM, signal.SIGINT), self._end)
         for number, action in {signal.SIGHUP: self._trigger_queue.reload, **ends}.items():
             self._loop.add_signal_handler(number, action)
-        announcing = asyncio.create_task(self._pulse.ready_after(self._first_pass, self._pauses.ready, self._missing))
+        announcing = asyncio.create_task(
+            self._pulse.ready_after(self._first_pass, self._pauses.ready, self._inventories.missing)
+        )
         self._pulse.begin()
         try:
             await self._begun(self._listen_to_all())
@@ -175,10 +177,6 @@ class Daemon:
         if self._trigger_queue.wants_pass and self._inventories.latest is not None:
             await self._pass(self._inventories.latest)
             await asyncio.sleep(self._pause)
-
-    def _missing(self) -> str:
-        inventories = self._inventories
-        return "" if inventories.latest is not None else inventories.missed or "libvirt has not answered yet"
 
     def _summary(self) -> str:
         report = self._reconciler.report
@@ -245,7 +243,7 @@ class Daemon:
         )
         desired = self._placer.place(self._sets.applied(self._standing.all), inventory, answered_at, request.now)
         lines.assigned(self._placer.assigned)
-        return self._reconciler.reconcile(desired, request)
+        return self._reconciler.reconcile(self._fleet.claims.gate(desired), request)
 
     def _settle(self, began: float, triggers: Triggers, *, changed: bool) -> None:
         self._pulse.soon()
@@ -257,6 +255,7 @@ class Daemon:
             seconds = time.monotonic() - began
             self._records.pass_ended(report, seconds)
             self._reporter.pass_ended(report, seconds)
+            self._fleet.applied(report.desired)
             self._connection_log.follow(report.desired)
         self._reloads.pass_ended()
         self._first_pass.set()
@@ -265,7 +264,7 @@ class Daemon:
         self._pause = min(2 * self._pause, self._pauses.passes_at_most) if changed else self._pauses.passes
         if changed:
             self._trigger_queue.verify(triggers.origin)
-        for due in (self._reconciler.next_pass_at, self._placer.ends):
+        for due in (self._reconciler.next_pass_at, self._placer.ends, self._fleet.claims.due):
             if due is not None:
                 self._pass_in(due - time.monotonic(), triggers)
         if report is not None and report.result.short:
@@ -380,6 +379,7 @@ class Daemon:
         if self._is_to_remove():
             await self._ended(self._remove)
             self._written.keep_choice({})
+        await self._fleet.close(self._pauses.patience, remove=self._is_to_remove())
         await self._ended(self._reconciler.close)
         await self._ended(self._netfilter.close)
         ending = self._worker, self._written, self._standing.openings, self._sets, self._connection_log

@@ -286,6 +286,10 @@ class Inventories:
         else:
             self._refreshing = asyncio.create_task(self._refresh())
 
+    def missing(self) -> str:
+        """Say why there is none yet; nothing where there is."""
+        return "" if self.latest is not None else self.missed or "libvirt has not answered yet"
+
     def cancel(self) -> None:
         """Take none any more."""
         for pending in (self._refreshing, self._put_off):

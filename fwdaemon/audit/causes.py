@@ -71,7 +71,8 @@ def in_order(exposures: Collection[Exposure]) -> list[Exposure]:
 # concern any owner. What happened to other domains and other guests' addresses explains nothing.
 _OPENINGS: Final = frozenset({ReasonKind.OPENED, ReasonKind.CLOSED, ReasonKind.ENDED})
 _OF_DOMAINS: Final = _OPENINGS | {ReasonKind.DOMAIN, ReasonKind.DEVICES, ReasonKind.AGENT, ReasonKind.METADATA}
-_OF_CONFIGURATION: Final = frozenset({ReasonKind.CONFIGURATION, ReasonKind.UNCONFIRMED})
+_OF_CLAIMS: Final = frozenset({ReasonKind.CLAIM_TAKEN, ReasonKind.CLAIM_LOST})
+_OF_CONFIGURATION: Final = frozenset({ReasonKind.CONFIGURATION, ReasonKind.UNCONFIRMED, ReasonKind.TABLE})
 _OF_NETWORKS: Final = frozenset({ReasonKind.NETWORK, ReasonKind.RESERVATIONS})
 
 
@@ -132,6 +133,8 @@ def _may_concern(exposure: Exposure, reason: Reason) -> bool:
             return False
         case ReasonKind.NEIGHBOUR:
             return exposure.guest is not None and str(exposure.guest) == reason.subject
+        case kind if kind in _OF_CLAIMS:
+            return str(exposure.claim.address) == reason.subject
         case ReasonKind.LEASES | ReasonKind.FIRST_LEASE:
             return exposure.bridge in (None, reason.subject)
     return True
@@ -169,6 +172,13 @@ _REASONS: Final[Mapping[ReasonKind, Callable[[Reason], str]]] = {
     ReasonKind.ENDED: lambda _: "its time is over",
     ReasonKind.UNCONFIRMED: lambda reason: (
         f"configuration {printable(reason.subject)} was not confirmed; the one before is in force again"
+    ),
+    ReasonKind.TABLE: lambda reason: f"the table of the fleet changed, revision {printable(reason.subject)}",
+    ReasonKind.CLAIM_TAKEN: lambda reason: f"etcd gave {printable(reason.subject)} to this host",
+    ReasonKind.CLAIM_LOST: lambda reason: (
+        f"{printable(reason.subject)} is claimed by host {shown(reason.detail)}"
+        if reason.detail
+        else f"etcd does not confirm that this host has {printable(reason.subject)}"
     ),
     ReasonKind.STOP: lambda reason: f"the daemon stops, {reason.detail}",
 }
@@ -247,6 +257,10 @@ _HINDRANCES: Final[Mapping[HindranceKind, Callable[[Hindrance], str]]] = {
     ),
     HindranceKind.NOT_ALLOWED: lambda found: _not_allowed(found.origin, found.names),
     HindranceKind.NOT_OWN: lambda found: f"{found.address} is no address that this guest is known to have",
+    HindranceKind.NO_CLAIM: lambda found: f"etcd has not given {found.address} to this host",
+    HindranceKind.CLAIMED_BY_HOST: lambda found: (
+        f"host {_names(found)} has {found.address}; it comes here once that host gives it back"
+    ),
     HindranceKind.MISREAD: lambda found: "; ".join(map(printable, found.names)),
 }
 

@@ -159,7 +159,7 @@ def problems(found: Iterable[AnyFault]) -> None:
         _write("problem", format_fault(fault), level=logging.WARNING)
 
 
-def configuration_loaded(path: Path) -> None:
+def configuration_loaded(path: Path | str) -> None:
     """Say that a configuration is in force."""
     _write("loaded", f"configuration {path} loaded")
 
@@ -266,6 +266,7 @@ _FAULTS: Final[Mapping[FaultKind, str]] = {
         "the configuration cannot be read yet, as where a file system hangs; the one before stays in force until then"
     ),
     FaultKind.SET_REFUSED: "set {0}: {detail}",
+    FaultKind.TABLE_LEFT_OUT: "{0} is left out on this host: {1} claims the same, and files go before the table",
     FaultKind.MORE_CONFLICTS: (
         "{0} more ports conflict with the host's processes or rules; `kvm-portfwd check` lists all"
     ),

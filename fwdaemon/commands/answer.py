@@ -25,6 +25,8 @@ from fwdaemon.core.inventory import Domain, Network
 from fwdaemon.errors import ConfigError, PortfwdError, Problem
 from fwdaemon.events import take_inventory
 from fwdaemon.explain.arrival import parse_request
+from fwdaemon.fleet.claims import recorded
+from fwdaemon.fleet.table import with_kept_table
 from fwdaemon.kernel.process import SystemRunner
 from fwdaemon.metrics.exposition import satisfied
 from fwdaemon.netfilter import Netfilter
@@ -73,8 +75,8 @@ def _check(path: Path, parameters: Parameters) -> Answer:
 
 
 def _plan(path: Path, parameters: Parameters) -> Answer:
-    config = with_temporary(configuration.load(path, _draft(parameters)))
-    desired = desired_now(config)
+    config = with_temporary(with_kept_table(configuration.load(path, _draft(parameters)), path))
+    desired = recorded().gate(desired_now(config))
     plan = plan_as_json(previewed(config, desired, Netfilter(SystemRunner(), config.daemon.backend)))
     del plan["schema_version"]
     return plan

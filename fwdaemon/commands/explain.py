@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from fwdaemon import config as configuration
 from fwdaemon.errors import ConfigError, LibvirtUnavailableError
 from fwdaemon.events import take_inventory
 from fwdaemon.explain.arrival import Request, UsageError, parse_request
@@ -15,10 +14,10 @@ from fwdaemon.explain.gather import Kernel
 from fwdaemon.explain.guest import Libvirt
 from fwdaemon.explain.report import Report, as_json, as_object, as_text
 from fwdaemon.explain.trace import explain, refused
+from fwdaemon.fleet.table import as_in_force
 from fwdaemon.kernel.listeners import ports_in_use
 from fwdaemon.kernel.process import SystemRunner
 from fwdaemon.status.reloads import PortRecords
-from fwdaemon.status.temporary import with_temporary
 
 _FAILED: Final = 1
 _WRONG_USAGE: Final = 2
@@ -47,7 +46,7 @@ def reply_on(request: Request, path: Path) -> dict[str, Any]:
 def _report(request: Request, path: Path) -> Report:
     kernel = Kernel(SystemRunner())
     try:
-        config = with_temporary(configuration.load(path))
+        config = as_in_force(path)
     except ConfigError as error:
         return refused(request, error, kernel)
     libvirt = asyncio.run(_ask_libvirt(config.daemon.libvirt))

@@ -6,7 +6,6 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from fwdaemon import config as configuration
 from fwdaemon.audit.lines import format_fault, format_gate, format_gate_fault, format_location_reason
 from fwdaemon.config.model import Config
 from fwdaemon.core.exposures import Exposure
@@ -14,6 +13,8 @@ from fwdaemon.core.report import ApplyResult, Location, joined
 from fwdaemon.core.state import Desired
 from fwdaemon.core.text import shown
 from fwdaemon.events import take_inventory
+from fwdaemon.fleet.claims import recorded
+from fwdaemon.fleet.table import as_in_force
 from fwdaemon.hostnet.host_network import SystemHostNetwork
 from fwdaemon.hostnet.owned_state import LedTo
 from fwdaemon.kernel.listeners import ports_in_use
@@ -21,7 +22,6 @@ from fwdaemon.kernel.process import SystemRunner
 from fwdaemon.netfilter import Netfilter
 from fwdaemon.resolve.placement import desired_state
 from fwdaemon.status.reloads import PortRecords
-from fwdaemon.status.temporary import with_temporary
 
 SCHEMA_VERSION = 1
 _CHANGES = 3
@@ -29,8 +29,8 @@ _CHANGES = 3
 
 def run(options: argparse.Namespace) -> int:
     """Print the rules, or the changes by forward and as native text; 3 with `--exit-code` if there are any."""
-    config = with_temporary(configuration.load(options.config))
-    desired = desired_now(config)
+    config = as_in_force(options.config)
+    desired = recorded().gate(desired_now(config))
     rules = Netfilter(SystemRunner(), config.daemon.backend)
     if options.command == "rules":
         text = rules.render(desired)  # empty where no forward would be live
@@ -43,7 +43,7 @@ def run(options: argparse.Namespace) -> int:
 
 def previewed(config: Config, desired: Desired, rules: Netfilter) -> ApplyResult:
     """Tell what would change in the kernel now, and close `rules`."""
-    host = SystemHostNetwork(rules.confined)
+    host = SystemHostNetwork(rules.confined, seconds=recorded().seconds)
     try:
         confined = host.confine(desired, ip_forward=config.daemon.ip_forward)
         return joined(rules.preview(confined), host.preview(desired))

@@ -15,6 +15,7 @@ from fwdaemon.conflicts.watch import BackgroundConflictWatch, ConflictWatch
 from fwdaemon.daemon import Daemon, Parts
 from fwdaemon.errors import ConfigError
 from fwdaemon.events import InventoryKeeper
+from fwdaemon.fleet import Fleet
 from fwdaemon.hostnet.host_network import SystemHostNetwork
 from fwdaemon.kernel import conntrack, memory
 from fwdaemon.kernel.host_watch import RouteWatch
@@ -66,18 +67,19 @@ def first_configuration(last_good: LastGood, path: Path, confirmation: Confirmat
 
 
 async def _work(path: Path, start: Start) -> None:
-    await Daemon(path, start, _parts(start.config)).run()
+    await Daemon(path, start, _parts(path, start.config)).run()
 
 
-def _parts(config: Config) -> Parts:
+def _parts(path: Path, config: Config) -> Parts:
     """Give what a daemon works on: this host."""
-    rules, budgets = Netfilter(SystemRunner(), config.daemon.backend), new_budgets()
+    rules, budgets, fleet = Netfilter(SystemRunner(), config.daemon.backend), new_budgets(), Fleet(path)
     return Parts(
         rules,
-        SystemHostNetwork(rules.confined, guests=budgets.guests),
+        SystemHostNetwork(rules.confined, guests=budgets.guests, seconds=fleet.claims.seconds),
         conntrack,
         lambda changed: BackgroundConflictWatch(ConflictWatch(SystemRunner()), changed, budgets),
         RouteWatch,
         partial(InventoryKeeper, budgets=budgets),
         budgets=budgets,
+        fleet=fleet,
     )

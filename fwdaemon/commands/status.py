@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from fwdaemon import __version__
-from fwdaemon import config as configuration
 from fwdaemon.audit.lines import format_fault
 from fwdaemon.commands.plan import desired_now
 from fwdaemon.config.model import Config
@@ -20,13 +19,15 @@ from fwdaemon.core.report import ApplyResult, Fault, FaultKind, joined
 from fwdaemon.core.state import Desired
 from fwdaemon.core.text import printable, show_duration, shown
 from fwdaemon.errors import PortfwdError
+from fwdaemon.fleet.claims import recorded
+from fwdaemon.fleet.table import as_in_force
 from fwdaemon.hostnet.host_network import SystemHostNetwork
 from fwdaemon.kernel.process import SystemRunner
 from fwdaemon.netfilter import Netfilter
 from fwdaemon.status.model import SCHEMA_VERSION, Configuration, Header, LibvirtState, State, Status
 from fwdaemon.status.records import UsageReader, rules_at
 from fwdaemon.status.rows import Facts, rows
-from fwdaemon.status.temporary import known, now, remaining, with_temporary
+from fwdaemon.status.temporary import known, now, remaining
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -112,6 +113,8 @@ def _header(status: Json) -> Iterator[Line]:
         yield Line("rules", printable(f"in {where}: {backend['reason']}"))
     yield from map(_libvirt, status["libvirt"])
     yield from _configuration(status["configuration"])
+    if fleet := status.get("fleet"):
+        yield _fleet(fleet)
     yield Line("uplinks", printable(", ".join(status["uplinks"]) or "none: no default or other route leads out"))
     if confined := status.get("confined"):
         yield _confined(confined)
@@ -151,6 +154,13 @@ def _configuration(configuration: Json) -> Iterator[Line]:
         yield Line("refused", f"{_when(configuration['refused_at'])}, a newer one; the one above stays in force", "red")
     for problem in configuration["refused_problems"]:
         yield Line("", printable(f"{problem['file']}:{problem['line']}: {problem['text']}"), "red")
+
+
+def _fleet(fleet: Json) -> Line:
+    answering, members, age = fleet["answering"], fleet["members"], fleet["age_seconds"]
+    heard = "nothing heard yet" if age is None else f"{age:.1f} s old"
+    text = f"{answering} of {members} answer, revision {fleet['revision']}, {heard}"
+    return Line("etcd", text, "" if 2 * answering > members else "red")
 
 
 def _confined(families: Sequence[int]) -> Line:
@@ -254,8 +264,8 @@ def status_without_daemon(path: Path) -> Status:
 
     """
     temporary = known()
-    config = with_temporary(configuration.load(path))
-    desired = desired_now(config)
+    config = as_in_force(path)
+    desired = recorded().gate(desired_now(config))
     netfilter = Netfilter(SystemRunner(), config.daemon.backend)
     found = _observe(config, desired, netfilter)
     facts = Facts(
@@ -284,7 +294,7 @@ def status_without_daemon(path: Path) -> Status:
 
 def _observe(config: Config, desired: Desired, netfilter: Netfilter) -> ApplyResult:
     """Tell what the kernel lacks."""
-    host = SystemHostNetwork(netfilter.confined)
+    host = SystemHostNetwork(netfilter.confined, seconds=recorded().seconds)
     try:
         confined = host.confine(desired, ip_forward=config.daemon.ip_forward)
         return joined(netfilter.preview(confined), host.preview(desired))

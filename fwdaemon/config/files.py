@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from fwdaemon.core.text import printed
+from fwdaemon.core.text import GrammarError, printed
 from fwdaemon.errors import KernelError, Problem
 
 MOST_BYTES: Final = 4 << 20
@@ -172,6 +172,28 @@ def _unreadable(file: Path, error: OSError, *, is_main: bool) -> Problem:
         case _:
             remedy = "put a regular file there"
     return Problem(file, 1, f"cannot be read: {reason}; {remedy}")
+
+
+_MOST_SECRET: Final = 4096
+
+
+def read_secret(path: Path) -> str:
+    """Read a password from a file that only root can read or change; a line feed at its end is none of it.
+
+    Raises:
+        GrammarError: it cannot be read, or others can read it.
+
+    """
+    for weak in weak_points(path):
+        raise GrammarError(f"{weak.file} {weak.text}")
+    try:
+        if path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+            name = shlex.quote(str(path))
+            raise GrammarError(f"{path}: others than root can read the password; run chmod 600 {name}")
+        return read_regular(path, _MOST_SECRET).decode().rstrip("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise GrammarError(f"{path}: the password cannot be read: {reason}") from error
 
 
 # Whether only root can change a configuration, as sshd's StrictModes asks it of keys.

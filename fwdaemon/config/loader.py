@@ -27,10 +27,11 @@ from fwdaemon.config.model import (
 )
 from fwdaemon.config.node import Document, Node, header
 from fwdaemon.config.overlap import find_conflicts, find_public_conflicts
-from fwdaemon.config.sections import read_control, read_daemon, read_metrics
+from fwdaemon.config.sections import read_control, read_daemon, read_fleet, read_metrics
 from fwdaemon.config.sets import MOST_LIST_BYTES, read_set, settle
 from fwdaemon.config.syntax import syntax_problems
 from fwdaemon.core.text import GrammarError, quote, show, suggest
+from fwdaemon.core.types import FleetSettings
 from fwdaemon.errors import ConfigError, Problem
 
 # One configuration file: from what was read to its settings and entries.
@@ -44,6 +45,7 @@ class Contents:
     daemon: DaemonSettings | None = None
     control: ControlSettings | None = None
     metrics: MetricsSettings | None = None
+    fleet: FleetSettings | None = None
     entries: tuple[Entry, ...] = ()
     allows: tuple[AllowEntry, ...] = ()
     sets: tuple[SetEntry, ...] = ()
@@ -64,6 +66,7 @@ def read_document(file: Path, source: bytes | str, problems: list[Problem], *, i
         daemon=_read_settings(tables, "daemon", read_daemon, is_main=is_main),
         control=_read_settings(tables, "control", read_control, is_main=is_main),
         metrics=_read_settings(tables, "metrics", read_metrics, is_main=is_main),
+        fleet=_read_settings(tables, "fleet", read_fleet, is_main=is_main),
         entries=tuple(chain.from_iterable(chain.from_iterable(read_all))),
         allows=tuple(chain.from_iterable(_read_entries(tables, "allow", read_allow))),
         sets=tuple(chain.from_iterable(_read_entries(tables, "set", read_set))),
@@ -210,13 +213,26 @@ def _build(
     main: Path, sources: Mapping[Path, bytes | str], problems: list[Problem], read: Callable[[Path], bytes]
 ) -> Config:
     files = [read_document(file, source, problems, is_main=file == main) for file, source in sources.items()]
+    daemon = next((contents.daemon for contents in files if contents.daemon), DaemonSettings())
+    return _joined(main, daemon, files, problems, read)
+
+
+def _joined(
+    main: Path,
+    daemon: DaemonSettings,
+    files: list[Contents],
+    problems: list[Problem],
+    read: Callable[[Path], bytes],
+) -> Config:
+    """Join what files say, and check it together; `main` is the file that has `daemon`."""
     config = Config.of(
-        next((contents.daemon for contents in files if contents.daemon), DaemonSettings()),
+        daemon,
         (entry for contents in files for entry in contents.entries),
         next((contents.control for contents in files if contents.control), ControlSettings()),
         next((contents.metrics for contents in files if contents.metrics), MetricsSettings()),
         (allowed for contents in files for allowed in contents.allows),
     )
+    config = replace(config, fleet=next((contents.fleet for contents in files if contents.fleet), None))
     config = settle(config, (item for contents in files for item in contents.sets), read, problems)
     problems += find_conflicts(config.forwards)
     problems += _without_pool(main, config, problems)
@@ -224,6 +240,41 @@ def _build(
     if problems:
         raise ConfigError(_bounded(sorted(problems, key=lambda found: (found.file != main, found.file, found.line))))
     return config
+
+
+# Texts of the table that many hosts share.
+TABLE: Final = "etcd:"
+_TABLE_TABLES: Final = "[[forward]], [[nat]], [[route]] and [[set]]"
+
+
+def read_table(texts: Mapping[str, bytes], daemon: DaemonSettings, main: Path) -> Config:
+    """Check the texts of the shared table together, by their names, for a host with the settings of `main`.
+
+    Of two that claim the same, the later one is wrong.
+
+    Whether something of it is claimed by the host's own files is left aside: each host has others.
+
+    Raises:
+        ConfigError: they are wrong, at `etcd:NAME:LINE`.
+
+    """
+    problems: list[Problem] = []
+    sources = {Path(f"{TABLE}{name}"): text for name, text in texts.items()}
+    files = [read_document(file, source, problems, is_main=False) for file, source in sources.items()]
+    for contents in files:
+        problems += _misplaced(contents)
+    # Sets that [daemon] names are those of files.
+    return _joined(main, replace(daemon, barred=None, named=()), files, problems, _unread)
+
+
+def _misplaced(contents: Contents) -> Iterable[Problem]:
+    for allowed in contents.allows:
+        what = f"the table holds {_TABLE_TABLES} only; move this [[allow]] to the file of each host"
+        yield Problem(allowed.origin.file, allowed.origin.line, what)
+
+
+def _unread(_file: Path) -> bytes:
+    raise GrammarError("a file is on one host alone; write addresses = […] in its place")
 
 
 def _bounded(problems: list[Problem]) -> list[Problem]:

@@ -11,12 +11,23 @@ from fwdaemon.core.admission import Admission, SourceSet
 from fwdaemon.core.bans import BEHIND
 from fwdaemon.core.exposures import Claim, ConnectionLog, Kind, Owner
 from fwdaemon.core.text import shown
-from fwdaemon.core.types import Address, Family, Gate, Origin, PortRange, Protocol, Subnet, Until, show_endpoint
+from fwdaemon.core.types import (
+    Address,
+    Endpoint,
+    Family,
+    FleetSettings,
+    Gate,
+    Origin,
+    PortRange,
+    Protocol,
+    Subnet,
+    Until,
+)
 
 # The tables, and the keys that each may have.
 ENTRIES: Final = ("forward", "nat", "route")
 ARRAYS: Final = (*ENTRIES, "allow", "set")
-SETTINGS: Final = ("control", "daemon", "metrics")
+SETTINGS: Final = ("control", "daemon", "fleet", "metrics")
 TABLES: Final = tuple(sorted((*ARRAYS, *SETTINGS)))
 KEYS: Final[Mapping[str, tuple[str, ...]]] = {
     "forward": (
@@ -33,6 +44,7 @@ KEYS: Final[Mapping[str, tuple[str, ...]]] = {
     ),
     "metrics": ("listen", "textfile"),
     "control": ("group",),
+    "fleet": ("ca", "etcd", "on_partition", "password_file", "prefix", "user"),
 }
 
 
@@ -83,17 +95,6 @@ class ControlSettings:
     """The `[control]` table, defaults filled in. `group` names whose members may read the status, besides root."""
 
     group: str = "libvirt"
-
-
-@dataclass(frozen=True, slots=True)
-class Endpoint:
-    """An address of the host and a TCP port; an unspecified address stands for every one."""
-
-    address: Address
-    port: int
-
-    def __str__(self) -> str:
-        return show_endpoint(self.address, PortRange(self.port, self.port))
 
 
 @dataclass(frozen=True, slots=True)
@@ -329,9 +330,8 @@ DEFAULT_MAX: Final = 20  # of an `[[allow]]` that sets none
 class AllowEntry:
     """One `[[allow]]`: what running domains may ask for in their own metadata.
 
-    `domains` are shell patterns of names, and UUIDs. Empty `networks` are all of libvirt's, empty `listen` every local
-    address; empty `ports` and `public` are none. `assign` is where public addresses are held. `most` is how many ports
-    and public addresses one domain may have by it.
+    `domains` are shell patterns and UUIDs. Empty `networks` are all of libvirt's, empty `listen` every local address;
+    empty `ports` and `public` are none. `assign` holds public addresses, of which, and of ports, a domain has `most`.
     """
 
     domains: tuple[str, ...]
@@ -360,6 +360,7 @@ class Config:
     ignored: tuple[Path, ...] = field(default=(), compare=False)
     allows: tuple[AllowEntry, ...] = ()
     sets: tuple[SourceSet, ...] = ()
+    fleet: FleetSettings | None = None
 
     @classmethod
     def of(

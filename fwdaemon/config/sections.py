@@ -1,9 +1,10 @@
-"""The tables `[daemon]`, `[control]` and `[metrics]`."""
+"""The tables `[daemon]`, `[control]`, `[metrics]` and `[fleet]`."""
 
 import re
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 from enum import StrEnum
+from functools import partial
 from ipaddress import IPv6Address
 from pathlib import Path
 from typing import Final, TypeVar
@@ -14,7 +15,6 @@ from fwdaemon.config.model import (
     BackendChoice,
     ControlSettings,
     DaemonSettings,
-    Endpoint,
     MetricsSettings,
     OnStop,
 )
@@ -23,7 +23,7 @@ from fwdaemon.config.node import Node, among_several, read_distinct, read_key
 from fwdaemon.config.ports import LAST_PORT, parse_host_ports
 from fwdaemon.config.sets import read_asked
 from fwdaemon.core.text import GrammarError, quote, show, suggest
-from fwdaemon.core.types import Gate, PortRange
+from fwdaemon.core.types import Endpoint, FleetSettings, Gate, OnPartition, PortRange
 
 # The `[control]` table.
 _DEFAULTS: Final = ControlSettings()
@@ -103,6 +103,81 @@ def _endpoint_meant(text: str) -> str:
     found = re.search(r"(?:^|:)([1-9][0-9]{0,4})(?=/|$)", text)
     port = int(found[1]) if found and int(found[1]) <= LAST_PORT else _LISTEN_PORT
     return f"127.0.0.1:{port}"
+
+
+# The `[fleet]` table.
+FLEET_KEYS: Final = KEYS["fleet"]
+_MEMBER: Final = "https://192.0.2.11:2379"
+_FLEET_PREFIX: Final = "/portfwd/v1"
+_SECRET_AT: Final = "/etc/portfwd.etcd-password"  # noqa: S105 - the path of a file
+_CA: Final = "/etc/ssl/etcd-ca.pem"
+_URL: Final = re.compile(
+    r"(?P<scheme>https?)://(?P<host>[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):(?P<port>[1-9][0-9]{0,4})/?"
+)
+_LONGEST_PREFIX: Final = 200
+_LOOPBACK_HOST: Final = re.compile(r"127(\.[0-9]{1,3}){3}|\[::1\]|localhost")
+
+
+def read_fleet(node: Node) -> FleetSettings | None:
+    """Read the `[fleet]` table; `None` where it does not say where etcd is, which is recorded."""
+    fields = node.fields(FLEET_KEYS)
+    if "etcd" not in fields:
+        if isinstance(node.value, dict):
+            node.refuse(f"does not say where etcd is; write etcd = [{quote(_MEMBER)}]")
+        return None
+    if fields["etcd"].value == []:
+        fields["etcd"].refuse(f"is empty; write at least one URL, [{quote(_MEMBER)}]")
+    if ("user" in fields) != ("password_file" in fields):
+        written, missing = ("user", "password_file") if "user" in fields else ("password_file", "user")
+        example = _SECRET_AT if missing == "password_file" else "portfwd"
+        fields[written].refuse(f"goes with {missing}; write {missing} = {quote(example)} too, or remove this line")
+    members = read_distinct(fields["etcd"].one_or_more(_MEMBER), among_several(parse_member_url, _MEMBER), _MEMBER)
+    return FleetSettings(
+        members,
+        _read(fields, "prefix", parse_fleet_prefix, _FLEET_PREFIX, _FLEET_PREFIX),
+        _read(fields, "on_partition", _choice_of(OnPartition), OnPartition.RELEASE, "release"),
+        read_key(fields, "ca", partial(_parse_path, example=_CA), _CA),
+        read_key(fields, "user", _parse_user, "portfwd"),
+        read_key(fields, "password_file", partial(_parse_path, example=_SECRET_AT), _SECRET_AT),
+        node.origin,
+    )
+
+
+def parse_member_url(text: str) -> str:
+    """Read where a member of etcd answers clients: over TLS, unless it is on this host."""
+    match = _URL.fullmatch(text)
+    if match is None or int(match["port"]) > LAST_PORT:
+        host = re.match(r"(?:https?://)?([A-Za-z0-9.-]+)(?::([1-9][0-9]{0,4}))?/?$", text)
+        meant = f"https://{host[1]}:{host[2] or 2379}" if host and int(host[2] or 0) <= LAST_PORT else _MEMBER
+        raise GrammarError(f"{quote(text)} is no URL of a member of etcd; write {quote(meant)}")
+    if match["scheme"] == "http" and not _LOOPBACK_HOST.fullmatch(match["host"]):
+        right = quote(f"https://{match['host']}:{match['port']}")
+        raise GrammarError(
+            f"{quote(text)} would let anyone on the way open ports; have etcd use TLS, and write {right}"
+        )
+    return text.rstrip("/")
+
+
+def parse_fleet_prefix(text: str) -> str:
+    """Read what the names of all keys begin with."""
+    if not re.fullmatch(r"(/[A-Za-z0-9._-]+)+", text) or len(text) > _LONGEST_PREFIX:
+        parts = [part for part in re.split(r"[^A-Za-z0-9._-]+", text[:_LONGEST_PREFIX]) if part]
+        meant = "".join(f"/{part}" for part in parts)
+        meant = meant if meant and len(meant) <= _LONGEST_PREFIX else _FLEET_PREFIX
+        raise GrammarError(f"{quote(text)} is no prefix of keys; write {quote(meant)}")
+    return text
+
+
+def _parse_path(text: str, example: str) -> Path:
+    if not text.isprintable() or not Path(text).is_absolute():
+        raise GrammarError(f"{quote(text)} is no absolute path of plain characters; write one such as {quote(example)}")
+    return Path(text)
+
+
+def _parse_user(text: str) -> str:
+    if not text or not text.isprintable():
+        raise GrammarError(f'{quote(text)} is no user of etcd; write one that "etcdctl user list" shows')
+    return text
 
 
 # The `[daemon]` table.

@@ -260,6 +260,8 @@ class HindranceKind(StrEnum):
     NOT_ALLOWED = "not-allowed"
     NOT_OWN = "not-own-address"
     MISREAD = "misread"
+    NO_CLAIM = "no-claim"
+    CLAIMED_BY_HOST = "claimed-by-host"
 
     @property
     def is_refusal(self) -> bool:

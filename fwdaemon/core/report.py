@@ -46,6 +46,9 @@ class ReasonKind(StrEnum):
     CLOSED = "closed"  # a domain
     ENDED = "ended"  # a domain
     UNCONFIRMED = "unconfirmed"  # a path
+    TABLE = "table"  # a revision of the table of many hosts
+    CLAIM_TAKEN = "claim-taken"  # an address
+    CLAIM_LOST = "claim-lost"  # an address; the detail is the host that has it, if any
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +111,7 @@ class FaultKind(StrEnum):
     CONNECTIONS_OPEN = "connections-open"
     CONFIGURATION_LATE = "configuration-late"
     SET_REFUSED = "set-refused"  # a set
+    TABLE_LEFT_OUT = "table-left-out"  # where an entry of that table stands, and what the host's own files claim
     MORE_CONFLICTS = "more-conflicts"  # how many more
     HOST_UNCHECKED = "host-unchecked"
     RULES_UNCHECKED = "rules-unchecked"

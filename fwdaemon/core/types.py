@@ -114,6 +114,17 @@ def show_endpoint(address: Address | None, ports: PortRange | str) -> str:
             return f"{address}:{ports}"
 
 
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """An address of the host and a TCP port; an unspecified address stands for every one."""
+
+    address: Address
+    port: int
+
+    def __str__(self) -> str:
+        return show_endpoint(self.address, PortRange(self.port, self.port))
+
+
 def collapse(subnets: Iterable[Subnet]) -> list[str]:
     """Write subnets of one family without overlaps, in order."""
     return [str(subnet) for subnet in collapse_addresses(subnets)]  # type: ignore[type-var]  # the family is one
@@ -206,6 +217,49 @@ class Listener:
     device: str | None = None
     inode: int = 0
     cgroup: int = 0
+
+
+# The table that many hosts share, in etcd.
+
+
+class OnPartition(StrEnum):
+    """What becomes of the table's public addresses once etcd has not confirmed our claim for too long."""
+
+    RELEASE = "release"
+    KEEP = "keep"
+
+
+@dataclass(frozen=True, slots=True)
+class FleetSettings:
+    """The `[fleet]` table, defaults filled in.
+
+    `etcd` are the URLs of its members, `ca` the file of who signed their certificates; without it, the system's
+    authorities count. `password_file` holds the password of `user`.
+    """
+
+    etcd: tuple[str, ...]
+    prefix: str = "/portfwd/v1"
+    on_partition: OnPartition = OnPartition.RELEASE
+    ca: Path | None = None
+    user: str | None = None
+    password_file: Path | None = None
+    origin: Origin | None = field(default=None, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class FleetState:
+    """How it is with etcd: how many of the `members` answer, and what is known.
+
+    `revision` is that of the table in force, `age` how many seconds ago etcd was last heard of, and `entries` how many
+    texts the table has. `held` are the public addresses that this host may have now.
+    """
+
+    answering: int
+    members: int
+    revision: int
+    age: float | None = None
+    entries: int = 0
+    held: tuple[Address, ...] = ()
 
 
 # What has to do with a range of ports is found without looking at everything.

@@ -130,6 +130,12 @@ def _virsh(uri: str, *words: str) -> str:
 # --- the kernel ------------------------------------------------------------------------------------------------------
 
 
+WAIT_FOR_ADDRESS: Final = (
+    f"Do not add it by hand: {command('kvm-portfwd status')} says what it waits for, and, for an entry of a table"
+    f" that many hosts share, {command('kvm-portfwd fleet status')} which host has it."
+)
+
+
 def hold_address(address: Address, subnet: Subnet | None, device: str, other: str) -> str:
     """Tell how to give the host an address; `other` is one that it has."""
     length = subnet.prefixlen if subnet is not None else address.max_prefixlen

@@ -6,7 +6,7 @@ from itertools import chain, islice
 from typing import Final
 
 from fwdaemon.audit.causes import why
-from fwdaemon.config.model import Config, RouteEntry
+from fwdaemon.config.model import Config, NatEntry, RouteEntry
 from fwdaemon.config.sets import networks_named
 from fwdaemon.core.admission import Gatekeeper
 from fwdaemon.core.inventory import HostAddress, Inventory
@@ -196,7 +196,7 @@ class _Trace:
         if (claim is not None and not claim.everywhere and own is None) or arrival.from_host:
             doubt = f"{address} has to be routed to this host by the router upstream"
             return unknown("address", f"{address} is no address of this host, nor of a network it is on", doubt)
-        return self._not_ours(arrival, own)
+        return self._not_ours(arrival, own, claim)
 
     def _held_elsewhere(self, arrival: Arrival, own: HostAddress) -> Step:
         here = self._own_address(arrival.family)
@@ -207,9 +207,11 @@ class _Trace:
         )
         return wrong("address", text, Cause.HELD_ELSEWHERE, remedy)
 
-    def _not_ours(self, arrival: Arrival, own: HostAddress | None) -> Step:
-        here = self._own_address(arrival.family)
-        other = str(here) if here is not None else "one of its own"
+    def _not_ours(self, arrival: Arrival, own: HostAddress | None, claim: Claim | None) -> Step:
+        if claim is not None and isinstance(claim.entry, NatEntry) and (held_on := claim.entry.assign) is not None:
+            text = f"{arrival.address} is to be on {shown(held_on)} of this host, and is not there yet"
+            return wrong("address", text, Cause.NOT_OUR_ADDRESS, remedies.WAIT_FOR_ADDRESS)
+        other = str(self._own_address(arrival.family) or "one of its own")
         device = own.device if own is not None else arrival.came_in
         remedy = remedies.hold_address(arrival.address, own.subnet if own else None, device, other)
         text = f"{arrival.address} is no address of this host, so no packets for it get here"

@@ -22,7 +22,7 @@ from fwdaemon.errors import KernelError
 from fwdaemon.hostnet.local_proxy import LocalProxy
 from fwdaemon.hostnet.neighbour_proxy import NeighbourProxies
 from fwdaemon.hostnet.owned_state import DIRECTORY, Ipv6Bridges, OwnedStateFile, Record
-from fwdaemon.hostnet.public_addresses import Gateways, PublicAddresses
+from fwdaemon.hostnet.public_addresses import Gateways, PublicAddresses, Seconds, for_ever
 from fwdaemon.hostnet.routing import Forwarding, RouteKeeper
 from fwdaemon.kernel import sysctl
 from fwdaemon.kernel.rtnetlink import Kind, RefusedError, Rtnetlink
@@ -274,17 +274,22 @@ class SystemHostNetwork:
 
     `refused` names the families in which rules refuse what the host did not forward before us. `directory` is where
     what the kernel does not attribute to us is kept. What is done because of guests takes from `guests`.
+    `seconds` tells for how long public addresses may be held.
     """
 
     def __init__(
-        self, refused: Callable[[], Collection[Family]], directory: Path = DIRECTORY, guests: Budget | None = None
+        self,
+        refused: Callable[[], Collection[Family]],
+        directory: Path = DIRECTORY,
+        guests: Budget | None = None,
+        seconds: Seconds = for_ever,
     ) -> None:
         state_file = partial(OwnedStateFile, directory=directory)
         self._directory = directory
         self._forwarding = Forwarding(refused, state_file)
         self._hairpin = HairpinPorts(state_file("hairpin-ports"))
         self._routes = RouteKeeper(Ipv6Bridges(state_file))
-        self._addresses = PublicAddresses(state_file("addresses"))
+        self._addresses = PublicAddresses(state_file("addresses"), seconds)
         self._proxies = NeighbourProxies(state_file("proxy-ndp"), guests)
         self._proxy = LocalProxy(guests)
         self._gateways = Gateways()

@@ -2,11 +2,11 @@
 
 import logging
 import socket
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 from fwdaemon.core.exposures import Nat
 from fwdaemon.core.inventory import Inventory
@@ -20,6 +20,7 @@ from fwdaemon.kernel import packets, sysctl
 from fwdaemon.kernel.packets import ALL_NODES, ETHERNET, Advertisement, multicast_mac
 from fwdaemon.kernel.rtnetlink import RefusedError, Rtnetlink, interface_index
 from fwdaemon.kernel.rtnl_links import (
+    HeldAddress,
     KernelAddress,
     add_address,
     addresses,
@@ -135,6 +136,18 @@ def _announce_own(kernel: Rtnetlink, family: Family, bridge: str) -> None:
 # An address that the host has without us is left alone, wherever it is. The kernel does not tell whose an address is,
 # so ours are recorded. Each that is added is announced, since neighbours may still know it elsewhere.
 
+#
+# What etcd has given to this host for a while is given to the interface for no longer: the kernel takes it away then,
+# whatever has become of this program. It tells how long it has left in whole seconds.
+Seconds: TypeAlias = Callable[[Nat], int | None]
+"""For how many seconds from now on an address may be held; `None` is for ever, 0 is not at all."""
+_ROUNDED_S: Final = 1
+
+
+def for_ever(_nat: Nat) -> None:
+    """Hold an address for as long as it is wanted."""
+
+
 # An interface, and an address on it.
 _PublicAddressesPlace: TypeAlias = tuple[str, Address]
 
@@ -152,8 +165,8 @@ def with_lent(inventory: Inventory, directory: Path = DIRECTORY) -> Inventory:
 class PublicAddresses:
     """Adds addresses that are wanted and nowhere on the host, and removes those it added when nobody wants them."""
 
-    def __init__(self, state_file: OwnedStateFile | None = None) -> None:
-        self._state_file = state_file or OwnedStateFile("addresses")
+    def __init__(self, state_file: OwnedStateFile | None = None, seconds: Seconds = for_ever) -> None:
+        self._state_file, self._seconds = state_file or OwnedStateFile("addresses"), seconds
         self._ours = set(_read(self._state_file.records))
         self._held: frozenset[Nat] = frozenset()
         self._is_first = True
@@ -165,7 +178,7 @@ class PublicAddresses:
             KernelError: the kernel does not list the host's addresses.
 
         """
-        wanted = {(nat.assign, nat.public): nat for nat in nats if nat.assign is not None}
+        wanted = self._wanted(nats)
         first, self._is_first = self._is_first, False
         if not wanted and not self._ours:
             return ApplyResult()
@@ -173,9 +186,9 @@ class PublicAddresses:
         with Rtnetlink() as kernel:
             for place in superfluous:
                 self._remove(kernel, place)
-            missing, bent = _lacking(kernel, wanted, self._ours)
+            missing, bent = self._lacking(kernel, wanted)
             added, refused = self._added(kernel, missing)
-            renewed, unchanged = _renewed(kernel, bent)
+            renewed, unchanged = self._renewed(kernel, bent)
         self._record(self._ours)  # again, where it could not be written before
         added |= renewed
         damaged, self._held = added & self._held, frozenset(nat for place, nat in wanted.items() if place in self._ours)
@@ -195,13 +208,32 @@ class PublicAddresses:
             KernelError: the kernel does not list the host's addresses.
 
         """
-        wanted = {(nat.assign, nat.public): nat for nat in nats if nat.assign is not None}
+        wanted = self._wanted(nats)
         superfluous = self._ours - wanted.keys()
         with Rtnetlink() as kernel:
-            lacking = _lacking(kernel, wanted, self._ours)
-        missing = frozenset(nat for places in lacking for nat in places.values())
+            lacking = self._lacking(kernel, wanted)
+        # What is held for a while is there for another time whenever that has just been renewed.
+        lasting = {place: nat for place, nat in lacking[1].items() if self._seconds(nat) is None}
+        missing = frozenset(nat for places in (lacking[0], lasting) for nat in places.values())
         stale = frozenset(f"{address} on {shown(interface)}" for interface, address in superfluous)
         return ApplyResult(mended=missing, stale=stale, changed=bool(missing or superfluous))
+
+    def _wanted(self, nats: frozenset[Nat]) -> dict[_PublicAddressesPlace, Nat]:
+        assigned = {(nat.assign, nat.public): nat for nat in nats if nat.assign is not None}
+        return {place: nat for place, nat in assigned.items() if self._seconds(nat) != 0}
+
+    def _lacking(
+        self, kernel: Rtnetlink, wanted: Mapping[_PublicAddressesPlace, Nat]
+    ) -> tuple[dict[_PublicAddressesPlace, Nat], dict[_PublicAddressesPlace, Nat]]:
+        """Give those whose address is on no interface at all, and those of ours that have other lifetimes."""
+        families = {Family.of(address) for _, address in wanted}
+        held = [item for family in families for item in held_addresses(kernel, family)]
+        known = {item.entry.address for item in held}
+        by_entry: dict[KernelAddress | None, HeldAddress] = {item.entry: item for item in held}
+        missing = {place: nat for place, nat in wanted.items() if place[1] not in known}
+        ours = ((place, nat, by_entry.get(_entry(place))) for place, nat in wanted.items() if place in self._ours)
+        changed = {place: nat for place, nat, item in ours if item is not None and _is_bent(item, self._seconds(nat))}
+        return missing, changed
 
     def _added(
         self, kernel: Rtnetlink, missing: Mapping[_PublicAddressesPlace, Nat]
@@ -210,13 +242,13 @@ class PublicAddresses:
         added, refused = set(), {}
         for place, nat in sorted(missing.items(), key=str):
             try:
-                self._add(kernel, place)
+                self._add(kernel, place, self._seconds(nat))
                 added.add(nat)
             except KernelError as error:
                 refused[nat] = Fault(FaultKind.PUBLIC_ADDRESS, (str(nat.public), place[0]), str(error))
         return frozenset(added), refused
 
-    def _add(self, kernel: Rtnetlink, place: _PublicAddressesPlace) -> None:
+    def _add(self, kernel: Rtnetlink, place: _PublicAddressesPlace, seconds: int | None) -> None:
         """Add one address and announce it.
 
         Raises:
@@ -229,7 +261,7 @@ class PublicAddresses:
             raise KernelError("there is no such interface")
         self._record_first(place)
         try:
-            add_address(kernel, KernelAddress(address, index))
+            add_address(kernel, KernelAddress(address, index), seconds)
         except RefusedError:
             self._record(self._ours - {place})
             raise
@@ -241,6 +273,21 @@ class PublicAddresses:
         if index is not None:
             delete_address(kernel, KernelAddress(address, index))
         self._record(self._ours - {place})
+
+    def _renewed(
+        self, kernel: Rtnetlink, bent: Mapping[_PublicAddressesPlace, Nat]
+    ) -> tuple[frozenset[Nat], list[Fault]]:
+        """Give addresses the lifetimes they are to have; return whose others changed, and what is wrong."""
+        renewed, faults = set(), []
+        for place, nat in bent.items():
+            try:
+                if (entry := _entry(place)) is not None:
+                    seconds = self._seconds(nat)
+                    renew_address(kernel, entry, seconds)
+                    renewed |= {nat} if seconds is None else set()
+            except KernelError as error:
+                faults.append(Fault(FaultKind.PUBLIC_ADDRESS_CHANGED, (str(nat.public), place[0]), str(error)))
+        return frozenset(renewed), faults
 
     def _record_first(self, place: _PublicAddressesPlace) -> None:
         """Record an address before adding it, so that the next run can remove it after a crash."""
@@ -258,36 +305,17 @@ def _records(ours: Iterable[_PublicAddressesPlace]) -> list[Record]:
     return [{"interface": interface, "address": str(address)} for interface, address in ours]
 
 
-def _lacking(
-    kernel: Rtnetlink, wanted: Mapping[_PublicAddressesPlace, Nat], ours: Collection[_PublicAddressesPlace]
-) -> tuple[dict[_PublicAddressesPlace, Nat], dict[_PublicAddressesPlace, Nat]]:
-    """Give those whose address is on no interface at all, and those of ours that have other lifetimes."""
-    families = {Family.of(address) for _, address in wanted}
-    held = [item for family in families for item in held_addresses(kernel, family)]
-    known = {item.entry.address for item in held}
-    missing = {place: nat for place, nat in wanted.items() if place[1] not in known}
-    bent = {item.entry for item in held if not item.is_plain}
-    changed = {place: nat for place, nat in wanted.items() if place in ours and _entry(place) in bent}
-    return missing, changed
+def _is_bent(item: HeldAddress, seconds: int | None) -> bool:
+    """Whether an address is there for another time than it is to be."""
+    if seconds is None:
+        return not item.is_plain
+    return item.seconds is None or not seconds - _ROUNDED_S <= item.seconds <= seconds
 
 
 def _entry(place: _PublicAddressesPlace) -> KernelAddress | None:
     interface, address = place
     index = interface_index(interface)
     return None if index is None else KernelAddress(address, index)
-
-
-def _renewed(kernel: Rtnetlink, bent: Mapping[_PublicAddressesPlace, Nat]) -> tuple[frozenset[Nat], list[Fault]]:
-    """Give addresses the lifetimes they had from us; return which have them, and what is wrong with the others."""
-    renewed, faults = set(), []
-    for place, nat in bent.items():
-        try:
-            if (entry := _entry(place)) is not None:
-                renew_address(kernel, entry)
-                renewed.add(nat)
-        except KernelError as error:
-            faults.append(Fault(FaultKind.PUBLIC_ADDRESS_CHANGED, (str(nat.public), place[0]), str(error)))
-    return frozenset(renewed), faults
 
 
 def _read(records: Iterable[Record]) -> Iterator[_PublicAddressesPlace]:

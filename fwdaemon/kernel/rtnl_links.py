@@ -156,10 +156,14 @@ class KernelAddress:
 
 @dataclass(frozen=True, slots=True)
 class HeldAddress:
-    """An address as the kernel has it; `is_plain` says that it has nothing which we do not give to ours."""
+    """An address as the kernel has it; `is_plain` says that it has nothing which we do not give to ours.
+
+    It is there for so many `seconds` more, or for ever.
+    """
 
     entry: KernelAddress
     is_plain: bool
+    seconds: int | None = None
 
 
 def addresses(kernel: Rtnetlink, family: Family, index: int = 0) -> list[KernelAddress]:
@@ -169,7 +173,7 @@ def addresses(kernel: Rtnetlink, family: Family, index: int = 0) -> list[KernelA
 
 def held_addresses(kernel: Rtnetlink, family: Family) -> list[HeldAddress]:
     """Give all addresses of a family, each with whether it is as `add_address` makes it."""
-    return [HeldAddress(_read(entry), _is_plain(entry, family)) for entry in _listed(kernel, family)]
+    return [HeldAddress(_read(entry), _is_plain(entry, family), _seconds(entry)) for entry in _listed(kernel, family)]
 
 
 def subnets(kernel: Rtnetlink) -> list[tuple[KernelAddress, Subnet]]:
@@ -178,18 +182,18 @@ def subnets(kernel: Rtnetlink) -> list[tuple[KernelAddress, Subnet]]:
     return [(_read(entry), _subnet(entry)) for entry in listed]
 
 
-def add_address(kernel: Rtnetlink, entry: KernelAddress) -> None:
-    """Give an interface one more address, without its subnet.
+def add_address(kernel: Rtnetlink, entry: KernelAddress, seconds: int | None = None) -> None:
+    """Give an interface one more address, without its subnet; after so many `seconds` the kernel takes it away.
 
     One of IPv6 can be used at once, and is deprecated, so that the host picks it for no connection of its own
     (RFC 6724, section 5, rule 3). One of IPv4 is not picked either, since it is not the first.
     """
-    _put(kernel, EXCLUSIVE, entry)
+    _put(kernel, EXCLUSIVE, entry, seconds)
 
 
-def renew_address(kernel: Rtnetlink, entry: KernelAddress) -> None:
+def renew_address(kernel: Rtnetlink, entry: KernelAddress, seconds: int | None = None) -> None:
     """Give an address that is there the lifetimes that `add_address` gives it."""
-    _put(kernel, REPLACE, entry)
+    _put(kernel, REPLACE, entry, seconds)
 
 
 def delete_address(kernel: Rtnetlink, entry: KernelAddress) -> None:
@@ -201,9 +205,10 @@ def _listed(kernel: Rtnetlink, family: Family, index: int = 0) -> list[Entry]:
     return kernel.entries(Kind.ADDRESS, {"family": FAMILIES[family], "index": index})
 
 
-def _put(kernel: Rtnetlink, how: int, entry: KernelAddress) -> None:
+def _put(kernel: Rtnetlink, how: int, entry: KernelAddress, seconds: int | None) -> None:
     fields, given = _written(entry)
-    lifetimes = {"ifa_preferred": _preferred(Family.of(entry.address)), "ifa_valid": _FOREVER}
+    valid = _FOREVER if seconds is None else seconds
+    lifetimes = {"ifa_preferred": _preferred(Family.of(entry.address), valid), "ifa_valid": valid}
     fields["flags"] = _NO_DUPLICATE_DETECTION
     kernel.add(Kind.ADDRESS, how, fields, {**given, "IFA_CACHEINFO": lifetimes})
 
@@ -214,13 +219,18 @@ def _written(entry: KernelAddress) -> tuple[dict[str, int], dict[str, str]]:
     return fields, {"IFA_LOCAL": str(address), "IFA_ADDRESS": str(address)}
 
 
-def _preferred(family: Family) -> int:
-    return _FOREVER if family is Family.IPV4 else 0
+def _preferred(family: Family, valid: int) -> int:
+    return valid if family is Family.IPV4 else 0
+
+
+def _seconds(entry: Entry) -> int | None:
+    valid: int = entry.attributes["IFA_CACHEINFO"]["ifa_valid"]
+    return None if valid == _FOREVER else valid
 
 
 def _is_plain(entry: Entry, family: Family) -> bool:
     times = entry.attributes["IFA_CACHEINFO"]
-    is_lasting = (times["ifa_preferred"], times["ifa_valid"]) == (_preferred(family), _FOREVER)
+    is_lasting = (times["ifa_preferred"], times["ifa_valid"]) == (_preferred(family, _FOREVER), _FOREVER)
     return is_lasting and entry.fields["prefixlen"] == _read(entry).address.max_prefixlen
 
 

@@ -16,6 +16,7 @@ from typing import Final, TypeAlias, TypeVar
 
 from fwdaemon.core.exposures import Kind
 from fwdaemon.core.report import Actor, ActorKind, ReconcileReport
+from fwdaemon.core.types import FleetState
 from fwdaemon.status.model import Configuration, Header, Row, State, Status, Usage
 
 # What is counted while the daemon works, from its start on. Pure.
@@ -170,6 +171,16 @@ def _own(header: Header, now: datetime) -> Iterator[Metric]:
         tuple(Sample(state.connected, {"uri": state.uri}) for state in header.libvirt),
     )
     yield _gauge("problems", "Problems that the last reconcile left.", value=len(header.problems))
+    if header.fleet is not None:
+        yield from _fleet(header.fleet)
+
+
+def _fleet(fleet: FleetState) -> Iterator[Metric]:
+    yield _gauge("etcd_members", "Members of etcd that are configured.", value=fleet.members)
+    yield _gauge("etcd_members_answering", "Members of etcd that answer.", value=fleet.answering)
+    yield _gauge("table_revision", "Revision of the shared table in force.", value=fleet.revision)
+    yield _gauge("table_entries", "Entries of the shared table in force.", value=fleet.entries)
+    yield _gauge("claims_held", "Public addresses of the shared table that this host may have.", value=len(fleet.held))
 
 
 # --- exposures --------------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from fwdaemon.audit.throttle import WarnOnce
-from fwdaemon.config.model import Endpoint
+from fwdaemon.core.types import Endpoint
 from fwdaemon.errors import PortfwdError
 
 # So many clients at a time, of which the slowest makes place for one more.

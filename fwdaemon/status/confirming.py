@@ -17,8 +17,9 @@ from typing import Any, Final, TypeAlias
 from fwdaemon import config as configuration
 from fwdaemon.audit import lines
 from fwdaemon.config.loader import Loaded
+from fwdaemon.config.model import Config
 from fwdaemon.core.inventory import Inventory
-from fwdaemon.core.report import Fault, FaultKind, ReconcileReport
+from fwdaemon.core.report import Fault, FaultKind, ReasonKind, ReconcileReport
 from fwdaemon.core.text import printable
 from fwdaemon.errors import ConfigError, Problem
 from fwdaemon.events import Inventories
@@ -26,7 +27,7 @@ from fwdaemon.kernel.process import Worker
 from fwdaemon.resolve.claims import Sockets
 from fwdaemon.resolve.expansion import Assignments
 from fwdaemon.resolve.wishes import Unavailable
-from fwdaemon.status.records import Records
+from fwdaemon.status.records import Records, Shared
 from fwdaemon.status.reloads import MOST_KEPT, STATE, Reloads, Start, Written, lists_in, replace_whole, with_lists
 from fwdaemon.status.temporary import LOOK_S, Clocks, Deadline, Openings, now, record_in
 from fwdaemon.triggers import TriggerQueue
@@ -177,17 +178,17 @@ class Confirmation:
 
 
 class Standing:
-    """What is in force: the configuration of files and its texts, and `all` of it, with what is open for a while.
+    """What is in force: the configuration of files and its texts, and `all` of it.
 
-    On the loop's thread only.
+    That is with what is open for a while, and with the table that many hosts share. On the loop's thread only.
     """
 
-    def __init__(self, main: Path, start: Start, written: Written, openings: Openings) -> None:
-        self._main, self._written = main, written
+    def __init__(self, main: Path, start: Start, written: Written, openings: Openings, shared: Shared) -> None:
+        self._main, self._written, self._shared = main, written, shared
         self.config, self._sources, self._lists = start.config, start.sources, start.lists
         self.openings = openings
         self.confirmation = Confirmation(main, openings.state, openings.clocks)
-        self.all = openings.merged(start.config)
+        self.all = openings.merged(shared.merged(start.config))
 
     def log_start(self, start: Start, records: Records) -> None:
         """Tell how it began."""
@@ -212,8 +213,12 @@ class Standing:
     def put(self, loaded: Loaded) -> None:
         """Put another configuration in force."""
         self.config, self._sources, self._lists = loaded.config, loaded.sources, loaded.lists
-        self.all = self.openings.merged(loaded.config)
+        self._shared.configure(loaded.config)
+        self.all = self._merged()
         self.keep()
+
+    def _merged(self) -> Config:
+        return self.openings.merged(self._shared.merged(self.config))
 
     def put_on_record(self, records: Records) -> None:
         """Have the status tell of it."""
@@ -234,10 +239,14 @@ class Standing:
         self.keep()
 
     def follow(self, records: Records, reloads: Reloads, queue: TriggerQueue, inventories: Inventories) -> None:
-        """Put in force what was opened or closed, or has ended, and look again when the next of that ends."""
+        """Put in force what was opened or closed, or has ended, and another table; look again when the next ends."""
+        of_fleet = self._shared.take_reasons()
+        for reason in of_fleet:
+            queue.configuration_changed(reason)
+        is_new = any(reason.kind is ReasonKind.TABLE for reason in of_fleet)
         reasons = self.openings.take_reasons()
-        if reasons or reloads.is_awaited:
-            self.all = self.openings.merged(self.config)
+        if reasons or is_new or reloads.is_awaited:
+            self.all = self._merged()
             inventories.sources.configure(self.all)
             records.entries_changed(self.all)
             reloads.changed()

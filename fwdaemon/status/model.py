@@ -16,7 +16,7 @@ from typing import Any
 from fwdaemon.core.admission import Admission
 from fwdaemon.core.exposures import Claim, Destination, Owner
 from fwdaemon.core.inventory import HindranceKind
-from fwdaemon.core.types import Address, Family, Origin
+from fwdaemon.core.types import Address, Family, FleetState, Origin
 from fwdaemon.errors import Problem
 
 # Rises when a key goes or changes its meaning; further keys may come without that.
@@ -248,6 +248,7 @@ class Header:
     uplinks: tuple[str, ...] = ()
     confined: tuple[Family, ...] = ()
     confined_interfaces: tuple[str, ...] = ()
+    fleet: FleetState | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Give the JSON form."""
@@ -266,6 +267,7 @@ class Header:
             "uplinks": list(self.uplinks),
             "confined": list(map(int, self.confined)),
             "confined_interfaces": list(self.confined_interfaces),
+            "fleet": None if self.fleet is None else fleet_as_json(self.fleet),
         }
 
 
@@ -316,6 +318,18 @@ def _configuration(configuration: Configuration) -> dict[str, Any]:
         "confirm_by": time_as_json(configuration.unless_by),
         "unconfirmed": configuration.is_back,
         "refused_problems": [] if refused is None else [problem_as_json(problem) for problem in refused.problems],
+    }
+
+
+def fleet_as_json(state: FleetState) -> dict[str, Any]:
+    """Give the JSON form of how it is with etcd."""
+    return {
+        "answering": state.answering,
+        "members": state.members,
+        "revision": state.revision,
+        "age_seconds": None if state.age is None else round(state.age, 3),
+        "entries": state.entries,
+        "held": [str(address) for address in state.held],
     }
 
 

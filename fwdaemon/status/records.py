@@ -11,16 +11,16 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import groupby
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 from fwdaemon import __version__
 from fwdaemon.audit.causes import format_cause
 from fwdaemon.audit.lines import format_fault, format_gate_fault, format_location_reason, format_setting
 from fwdaemon.config.model import Config
 from fwdaemon.core.exposures import Exposure
-from fwdaemon.core.report import AnyFault, Cause, Change, Fault, Location, ReconcileReport
+from fwdaemon.core.report import AnyFault, Cause, Change, Fault, Location, Reason, ReconcileReport
 from fwdaemon.core.state import Desired, Dropped
-from fwdaemon.core.types import Family, Origin
+from fwdaemon.core.types import Family, FleetState, Origin
 from fwdaemon.errors import KernelError, Problem
 from fwdaemon.hostnet import routing
 from fwdaemon.kernel import conntrack
@@ -44,6 +44,32 @@ _MOST_RESTORED: Final = 5
 Publish = Callable[[datetime, Sequence[Change]], None]
 
 
+class Shared(Protocol):
+    """What this host has of a fleet; see `fwdaemon.fleet.Fleet`."""
+
+    @property
+    def state(self) -> FleetState | None:
+        """How it is with etcd."""
+        ...
+
+    @property
+    def problems(self) -> tuple[Fault, ...]:
+        """What is wrong with it, or with the table."""
+        ...
+
+    def configure(self, config: Config) -> None:
+        """Follow another configuration."""
+        ...
+
+    def merged(self, config: Config) -> Config:
+        """Add what the table says to what the files do."""
+        ...
+
+    def take_reasons(self) -> list[Reason]:
+        """Put a newer table in force; tell of that, and of addresses that were taken and lost."""
+        ...
+
+
 class Records:
     """All of it; `publish` is called whenever the status changes."""
 
@@ -53,8 +79,10 @@ class Records:
         config: Config,
         publish: Publish,
         remaining: Callable[[], Mapping[Origin, OpenFor]] = dict,
+        shared: Shared | None = None,
     ) -> None:
         """Begin; `remaining` tells for how long it is open what was opened for a while."""
+        self._shared = shared
         self._publish, self._remaining = publish, remaining
         self._began = _now()
         self._configuration = Configuration(path, self._began)
@@ -141,11 +169,20 @@ class Records:
             tuple(libvirt),
             self._last_pass,
             tuple(self._restored),
-            tuple(map(format_fault, (*((self._late,) if self._late else ()), *self._of_sets, *self._problems))),
+            tuple(map(format_fault, self._all_problems())),
             uplinks_of(self._facts.wanted),
             confined_in(self._facts.held),
             confined_interfaces_in(self._facts.held),
+            None if self._shared is None else self._shared.state,
         )
+
+    def _all_problems(self) -> Iterator[AnyFault]:
+        if self._late is not None:
+            yield self._late
+        yield from self._of_sets
+        if self._shared is not None:
+            yield from self._shared.problems
+        yield from self._problems
 
     def _remember(self, report: ReconcileReport) -> None:
         at = _now()

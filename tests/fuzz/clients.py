@@ -13,7 +13,6 @@ from ipaddress import ip_address
 from pathlib import Path
 from unittest.mock import patch
 
-from fwdaemon.config.model import Endpoint
 from fwdaemon.control import server as control
 from fwdaemon.control.listener import Listener as ControlListener
 from fwdaemon.control.protocol import (
@@ -28,6 +27,7 @@ from fwdaemon.control.protocol import (
     read_reply,
 )
 from fwdaemon.control.server import ControlServer
+from fwdaemon.core.types import Endpoint
 from fwdaemon.metrics import listener as metrics
 from fwdaemon.metrics.exposition import Exposition
 from fwdaemon.metrics.listener import Listener as MetricsListener

@@ -1,5 +1,6 @@
 """Public addresses of 1:1 guests on the host's interfaces, on the real kernel, with a real neighbour."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -7,13 +8,15 @@ import pytest
 from fwdaemon.core.exposures import Nat
 from fwdaemon.core.report import ApplyResult
 from fwdaemon.hostnet.owned_state import OwnedStateFile
-from fwdaemon.hostnet.public_addresses import PublicAddresses
+from fwdaemon.hostnet.public_addresses import PublicAddresses, Seconds, for_ever
 from tests import sentences
 from tests.kernel.links import Links
+from tests.lab.place import wait_until
 from tests.unit.forwards import nat
 
 OURS = "198.51.100.8"
 OURS6 = "2001:db8::8"
+FOREVER = (1 << 32) - 1
 ELSEWHERE = "02:00:00:00:00:99"
 NOTHING: frozenset[Nat] = frozenset()
 ONE = frozenset({nat(OURS, "192.168.123.60", assign="eth0")})
@@ -21,8 +24,8 @@ ONE6 = frozenset({nat(OURS6, "2001:db8:123::60", assign="eth0")})
 BOTH = ONE | ONE6
 
 
-def keeper(directory: Path) -> PublicAddresses:
-    return PublicAddresses(OwnedStateFile("addresses", directory))
+def keeper(directory: Path, seconds: Seconds = for_ever) -> PublicAddresses:
+    return PublicAddresses(OwnedStateFile("addresses", directory), seconds)
 
 
 def shown(links: Links) -> str:
@@ -171,3 +174,40 @@ def test_a_refused_address_is_a_fault(links: Links, tmp_path: Path) -> None:
     assert OwnedStateFile("addresses", tmp_path).records == ({"interface": "eth0", "address": OURS},)
     links.host.sysctl("ipv6.conf.eth0.disable_ipv6=0")
     assert kept.apply(BOTH) == ApplyResult(mended=ONE6, changed=True)
+
+
+def left(links: Links, address: str) -> int | None:
+    """For how many seconds the kernel holds an address; `None` is for ever, and -1 not at all."""
+    for link in json.loads(links.told("-json", "address", "show", "eth0")):
+        for item in link["addr_info"]:
+            if item["local"] == address:
+                seconds: int = item["valid_life_time"]
+                return seconds if seconds < FOREVER else None
+    return -1
+
+
+@pytest.mark.parametrize(("wanted", "address"), [(ONE, OURS), (ONE6, OURS6)])
+def test_what_is_held_for_a_while_is_given_to_the_kernel_for_no_longer(
+    links: Links, tmp_path: Path, wanted: frozenset[Nat], address: str
+) -> None:
+    given: list[int | None] = [100]
+    kept = keeper(tmp_path, lambda _: given[0])
+    assert kept.apply(wanted) == ApplyResult(mended=wanted, changed=True)
+    assert 90 <= (left(links, address) or 0) <= 100
+    given[0] = 200  # renewed, which is nothing to tell of
+    assert kept.apply(wanted) == ApplyResult()
+    assert 190 <= (left(links, address) or 0) <= 200
+    given[0] = 50
+    assert kept.apply(wanted) == ApplyResult()
+    assert (left(links, address) or 0) <= 50
+    given[0] = None
+    kept.apply(wanted)
+    assert left(links, address) is None
+    given[0] = 2
+    kept.apply(wanted)
+    wait_until(lambda: left(links, address) == -1, "the kernel takes it away by itself")
+    given[0] = 100
+    assert kept.apply(wanted).damaged == wanted
+    given[0] = 0
+    assert kept.apply(wanted).changed
+    assert left(links, address) == -1

@@ -110,7 +110,7 @@ class Holders:
     def __init__(self, pair: Pair, *watched: str) -> None:
         self.both: set[Address] = set()
         self.seen: dict[Address, list[int]] = {ip_address(address): [] for address in watched}
-        self._sockets = [_asking(host) for host in (pair.first, pair.second)]
+        self._sockets = [asking(host) for host in (pair.first, pair.second)]
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="lab-holders", daemon=True)
 
@@ -128,8 +128,8 @@ class Holders:
         first, second = self._sockets
         while not self._over.is_set():
             # The first host is asked before and after, so that an address on its way either way is not counted twice.
-            on_first, on_second = _held(first), _held(second)
-            on_first_still = _held(first)
+            on_first, on_second = addresses_held(first), addresses_held(second)
+            on_first_still = addresses_held(first)
             for address, order in self.seen.items():
                 if address in on_first & on_second & on_first_still:
                     self.both.add(address)
@@ -139,13 +139,13 @@ class Holders:
             time.sleep(_SAMPLE_S)
 
 
-def _asking(host: Host) -> socket.socket:
+def asking(host: Host) -> socket.socket:
     asking = open_socket(host.place.namespace, socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
     asking.settimeout(10)
     return asking
 
 
-def _held(asking: socket.socket) -> set[Address]:
+def addresses_held(asking: socket.socket) -> set[Address]:
     held: set[Address] = set()
     for body in _listed(asking, _GET_ADDRESSES, _FIXED.pack(0, 0, 0, 0, 0)):
         found = attributes(body[_FIXED.size :])
@@ -175,7 +175,7 @@ class Answerers:
 
     def __init__(self, pair: Pair, *watched: str) -> None:
         self.seen: dict[Address, list[int]] = {ip_address(address): [] for address in watched}
-        self._hosts = {_mac_of(host): number for number, host in enumerate((pair.first, pair.second), 1)}
+        self._hosts = {mac_of(host): number for number, host in enumerate((pair.first, pair.second), 1)}
         namespace = pair.first.outside.namespace
         self._links = [open_socket(namespace, socket.AF_PACKET, socket.SOCK_DGRAM, 0) for _ in range(2)]
         for link, protocol in zip(self._links, (_ARP, _IPV6), strict=True):
@@ -225,5 +225,5 @@ class Answerers:
             order.append(number)
 
 
-def _mac_of(host: Host) -> bytes:
+def mac_of(host: Host) -> bytes:
     return bytes.fromhex(host.read("/sys/class/net/eth0/address").strip().replace(":", ""))

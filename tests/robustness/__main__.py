@@ -6,14 +6,14 @@ Each run that ends writes its figures at once. `--quick` is a try of some minute
 import argparse
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
 from tests.lab.host import SOURCE
 
 _PAGE: Final = "docs/robustness.md"
-_WHAT: Final = ("chaos", "endurance", "turnover", "packets", "fuzz")
+_WHAT: Final = ("chaos", "endurance", "turnover", "referee", "packets", "fuzz")
 _SIDES: Final = ("nftables", "iptables", "legacy")
 _LONG_RUN_ON: Final = "nftables"
 # The rule systems, of which iptables-nft is none of its own.
@@ -28,30 +28,30 @@ class Length:
     events: int
     wipes: int
     domains: int
+    faults: int
     configurations: int
     fuzz_seconds: int
 
 
-_FULL: Final = Length(rounds=300, events=100_000, wipes=10_000, domains=500, configurations=1000, fuzz_seconds=3600)
-_QUICK: Final = Length(rounds=10, events=300, wipes=40, domains=20, configurations=5, fuzz_seconds=81)
+_FULL: Final = Length(
+    rounds=300, events=100_000, wipes=10_000, domains=500, faults=200, configurations=1000, fuzz_seconds=3600
+)
+_QUICK: Final = Length(rounds=10, events=300, wipes=40, domains=20, faults=4, configurations=5, fuzz_seconds=81)
 
 
 def commands(what: list[str], sides: list[str], length: Length) -> Iterator[list[str]]:
     """Give what is to be run, in this order; the long run is for one side unless others are asked for."""
-    python = [sys.executable, "-m"]
-    if "chaos" in what:
-        for side in sides or _SIDES:
-            yield [*python, "tests.chaos", f"--rounds={length.rounds}", f"--side={side}"]
-    if "endurance" in what:
-        for side in sides or [_LONG_RUN_ON]:
-            counts = f"--events={length.events}", f"--wipes={length.wipes}"
-            yield [*python, "tests.endurance", *counts, f"--side={side}"]
-    if "turnover" in what:
-        for side in [side for side in _SYSTEMS if side in (sides or _SYSTEMS)]:
-            yield [*python, "tests.turnover", f"--domains={length.domains}", f"--side={side}"]
-    if "packets" in what:
-        for side in [side for side in _SYSTEMS if side in (sides or _SYSTEMS)]:
-            yield [*python, "tests.packets", f"--rounds={length.configurations}", f"--side={side}"]
+    systems, one = [side for side in _SYSTEMS if side in (sides or _SYSTEMS)], sides or [_LONG_RUN_ON]
+    runs: Mapping[str, tuple[Iterable[str], Iterable[str]]] = {
+        "chaos": (sides or _SIDES, [f"--rounds={length.rounds}"]),
+        "endurance": (one, [f"--events={length.events}", f"--wipes={length.wipes}"]),
+        "turnover": (systems, [f"--domains={length.domains}"]),
+        "referee": (one, [f"--rounds={length.faults}"]),
+        "packets": (systems, [f"--rounds={length.configurations}"]),
+    }
+    for name, (where, counts) in runs.items():
+        for side in where if name in what else ():
+            yield [sys.executable, "-m", f"tests.{name}", *counts, f"--side={side}"]
     if "fuzz" in what:
         yield [str(SOURCE / "scripts/fuzz"), f"--seconds={length.fuzz_seconds}"]
 

@@ -8,6 +8,7 @@ from tests.chaos import figures as chaos
 from tests.endurance import figures as endurance
 from tests.fuzz import figures as fuzz
 from tests.packets import figures as packets
+from tests.referee import figures as referee
 from tests.robustness import record as records
 from tests.robustness.record import Figures, Record
 from tests.turnover import figures as turnover
@@ -35,6 +36,7 @@ _KINDS = {
     "chaos": _Kind("Faults drawn by lot", chaos.INTRODUCTION, chaos.row, chaos.section),
     "endurance": _Kind("The long run", endurance.INTRODUCTION, endurance.row, endurance.section),
     "turnover": _Kind("Domains that come and go", turnover.INTRODUCTION, turnover.row, turnover.section),
+    "referee": _Kind("Faults in a fleet", referee.INTRODUCTION, referee.row, referee.section),
     "packets": _Kind("Packets drawn by lot", packets.INTRODUCTION, packets.row, packets.section),
     "fuzz": _Kind("Fuzzing", fuzz.INTRODUCTION, fuzz.row, fuzz.section),
 }

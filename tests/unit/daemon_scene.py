@@ -36,6 +36,7 @@ from fwdaemon.core.state import Desired, Silent
 from fwdaemon.daemon import Daemon, Parts, RequestPass
 from fwdaemon.errors import PortfwdError
 from fwdaemon.events import ConnectionState
+from fwdaemon.fleet import Fleet
 from fwdaemon.kernel.process import HASTE, new_budgets
 from fwdaemon.netfilter import Monitor, Netfilter
 from fwdaemon.status.reloads import Start
@@ -166,6 +167,7 @@ class Scene(Memory):
             pauses=self.pauses,
             occupied=lambda: self.sockets,
             clocks=lambda: self.now,
+            fleet=Fleet(MAIN, self.place / "state", self.place / "run"),
         )
 
     def _conflicts(self, asked: RequestPass) -> Any:

@@ -2,6 +2,7 @@
 
 import json
 from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
 from pathlib import Path
 
 from fwdaemon import config as configuration
@@ -11,7 +12,7 @@ from fwdaemon.core.exposures import Owner
 from fwdaemon.core.inventory import Hindrance, HindranceKind
 from fwdaemon.core.report import Fault, FaultKind
 from fwdaemon.core.state import Desired, Waiting
-from fwdaemon.core.types import Family, Origin
+from fwdaemon.core.types import Family, FleetState, Origin
 from fwdaemon.errors import Problem
 from fwdaemon.status.model import (
     Configuration,
@@ -111,6 +112,7 @@ def header() -> Header:
         ("no gate in ip filter FORWARD: iptables-nft refuses it",),
         confined=(Family.IPV4,),
         confined_interfaces=("eth1", "x\x85wan0"),
+        fleet=FleetState(3, 3, 812, 0.4, 5, (ip_address("198.51.100.8"),)),
     )
 
 

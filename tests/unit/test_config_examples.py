@@ -30,6 +30,7 @@ def ports_of(entries: Iterable[ForwardEntry]) -> dict[str, list[str]]:
 def test_every_example_is_explained_here() -> None:
     assert [file.name for file in FILES] == [
         "an-address-per-guest.toml",
+        "bgp.toml",
         "one-public-address.toml",
         "routed-prefixes.toml",
     ]
@@ -71,3 +72,12 @@ def test_every_example_is_short_explained_and_names_the_schema(file: Path) -> No
     assert (file.parent / schema.removeprefix("#:schema ")).is_file()
     assert explanation.startswith("# ")
     assert 0 < len(tomli.loads(text)) <= 3
+
+
+def test_bgp() -> None:
+    """What it announces by BIRD is shown in tests/host/test_bgp.py."""
+    config = example("bgp")
+    assert {(entry.domain, str(entry.public), entry.assign) for entry in config.nats} == {
+        ("shop", "198.51.100.65", "lo"),
+        ("shop", "2001:db8:64::65", "lo"),
+    }

@@ -75,7 +75,10 @@ def test_missing_main_file_does_not_hide_other_problems(main: Path) -> None:
             "/portfwd.toml:1: cannot be read: No such file or directory;"
             ' create it, a line "[daemon]" will do, or name another with --config'
         ),
-        '/portfwd.d/a.toml:2: unknown key "x"; write one of allow, control, daemon, forward, metrics, nat, route, set',
+        (
+            '/portfwd.d/a.toml:2: unknown key "x";'
+            " write one of allow, control, daemon, fleet, forward, metrics, nat, route, set"
+        ),
     ]
 
 

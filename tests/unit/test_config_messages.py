@@ -12,13 +12,12 @@ from fwdaemon.config.model import (
     BackendChoice,
     Config,
     DaemonSettings,
-    Endpoint,
     ForwardEntry,
     MetricsSettings,
     OnStop,
     PortMapping,
 )
-from fwdaemon.core.types import Gate, Origin, PortRange, Protocol
+from fwdaemon.core.types import Endpoint, Gate, Origin, PortRange, Protocol
 from tests.unit.test_config_support import MAIN, forward, problems_of, read
 
 

@@ -33,6 +33,8 @@ from tests.unit.trace_scene import (
     told,
 )
 
+ASSIGNED = '[[nat]]\ndomain = "web"\npublic = "198.51.100.9"\nassign = "eth0"\n'
+
 
 def test_it_works() -> None:
     world = host()
@@ -57,6 +59,7 @@ def test_the_guest_is_asked_only_where_it_is_believed_to_be() -> None:
         ("198.51.100.1:8000/udp", FORWARD, Cause.UNCLAIMED, r'Add "8000:80/udp" to ports'),
         ("198.51.100.1:8001", "", Cause.UNCLAIMED, r"Write a \[\[forward\]\] with this port into /etc/portfwd.toml,"),
         ("198.51.100.9:8000", FORWARD, Cause.NOT_OUR_ADDRESS, r"`ip address add 198.51.100.9/24 dev eth0`"),
+        ("198.51.100.9:8000", ASSIGNED, Cause.NOT_OUR_ADDRESS, r"Do not add it by hand: `kvm-portfwd status` says"),
         ("127.0.0.1:8000", FORWARD, Cause.LOCALHOST_OFF, r"Write localhost = true under \[daemon\]"),
         ("[2001:db8::1]:8000", FORWARD, Cause.WRONG_FAMILY, r"Give network default an IPv6 subnet"),
         (

@@ -46,6 +46,7 @@ def test_every_metric_is_here_and_follows_the_conventions() -> None:
     assert {name.removeprefix("kvm_portfwd_"): metric.type for name, metric in found.items()} == {
         "auto_ports": "gauge",
         "build_info": "gauge",
+        "claims_held": "gauge",
         "config_last_reload_success_timestamp_seconds": "gauge",
         "config_last_reload_successful": "gauge",
         "config_problems": "gauge",
@@ -54,6 +55,8 @@ def test_every_metric_is_here_and_follows_the_conventions() -> None:
         "denied": "counter",
         "dropped": "counter",
         "ended_connections": "counter",
+        "etcd_members": "gauge",
+        "etcd_members_answering": "gauge",
         "libvirt_connected": "gauge",
         "metrics_timestamp_seconds": "gauge",
         "open_connections": "gauge",
@@ -63,6 +66,8 @@ def test_every_metric_is_here_and_follows_the_conventions() -> None:
         "reconcile_duration_seconds": "histogram",
         "reconciles": "counter",
         "restores": "counter",
+        "table_entries": "gauge",
+        "table_revision": "gauge",
     }
     for name, metric in found.items():
         faults(name, metric)

@@ -9,7 +9,7 @@ from ipaddress import ip_address
 
 import pytest
 
-from fwdaemon.config.model import Endpoint
+from fwdaemon.core.types import Endpoint
 from fwdaemon.metrics.listener import Limits, Listener
 
 GET = b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n"

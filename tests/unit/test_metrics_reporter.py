@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from fwdaemon.config.model import Config, DaemonSettings, Endpoint, MetricsSettings
+from fwdaemon.config.model import Config, DaemonSettings, MetricsSettings
 from fwdaemon.control.manager import Feed
+from fwdaemon.core.types import Endpoint
 from fwdaemon.metrics.exposition import Reporter
 from fwdaemon.status.model import Status
 from tests.unit import statuses

@@ -10,6 +10,8 @@ from tests.endurance.figures import MIB, Figures, Part, Rest
 from tests.endurance.pace import Pace
 from tests.fuzz import figures as fuzz
 from tests.fuzz.figures import Fuzzed
+from tests.referee import figures as referee
+from tests.referee.figures import Round
 from tests.robustness.__main__ import Length, commands
 from tests.robustness.page import store
 from tests.robustness.record import Record, Stamp
@@ -92,6 +94,19 @@ def test_what_domains_that_come_and_go_cost_is_on_the_page(tmp_path: Path) -> No
     assert "The machine's load was 1.5, from 1 to 2." in text
 
 
+def test_what_went_wrong_in_a_fleet_is_on_the_page(tmp_path: Path) -> None:
+    page = tmp_path / "robustness.md"
+    rounds = [Round("none", "before, 2 s", moved=True, back=1.5, without=0.3, went_on=True)] * 2
+    counted = referee.Figures(2, looks=5000, seconds=60, rounds=rounds)
+    assert counted.faults() == []
+    store(page, Record("referee", "nftables", _STAMP, "Linux", counted.record()))
+    text = page.read_text(encoding="utf-8")
+    assert "| Faults in a fleet: libvirt on nftables | 2 rounds | 5,000 looks | 0 | 1.5 s |" in text
+    assert "| none | 2 | 2 | 2 | 1.5 | 1.5 | 0.3 |" in text
+    counted.held_twice, counted.asked = 1, 3
+    assert counted.faults() == ["two hosts had the address 1 times", "2 of 3 rounds came to their end"]
+
+
 def test_who_is_ahead_waits_for_who_is_behind() -> None:
     pace = Pace({"wipes": 2, "events": 4}, time.monotonic() + 60)
     turns: list[str] = []
@@ -125,7 +140,7 @@ def test_all_that_was_run_is_on_one_page_and_the_newest_of_each(tmp_path: Path) 
 
 
 def test_one_command_runs_everything_unless_less_is_asked_for() -> None:
-    length = Length(rounds=5, events=6, wipes=7, domains=4, configurations=9, fuzz_seconds=8)
+    length = Length(rounds=5, events=6, wipes=7, domains=4, faults=3, configurations=9, fuzz_seconds=8)
     every = [" ".join(command[2:]) for command in commands(["chaos", "endurance"], [], length)]
     assert every == [
         "tests.chaos --rounds=5 --side=nftables",
@@ -136,6 +151,9 @@ def test_one_command_runs_everything_unless_less_is_asked_for() -> None:
     assert [" ".join(command[2:]) for command in commands(["turnover"], [], length)] == [
         "tests.turnover --domains=4 --side=nftables",
         "tests.turnover --domains=4 --side=legacy",
+    ]
+    assert [" ".join(command[2:]) for command in commands(["referee"], [], length)] == [
+        "tests.referee --rounds=3 --side=nftables"
     ]
     assert [" ".join(command[2:]) for command in commands(["packets"], [], length)] == [
         "tests.packets --rounds=9 --side=nftables",

@@ -1,0 +1,172 @@
+"""Addresses that follow their guests from host to host, by claims in etcd, and by BGP."""
+
+import json
+import signal
+from collections.abc import Iterator
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.host.conftest import Conversation, rules_have_no_part
+from tests.host.moving import STREAMS_PATIENCE, VM4, VM6, Move, guest_on_the_first, two_hosts_alike
+from tests.lab import bird
+from tests.lab.etcd import Etcd, certificates, running
+from tests.lab.host import CLIENT4, PUBLIC4, PUBLIC6, PUBLIC6_SECOND, SOURCE, Host
+from tests.lab.pair import SECOND4, SECOND6, Holders, Pair
+from tests.lab.place import Process, wait_until
+from tests.lab.qemu import ECHO_PORT
+from tests.lab.release import Flavour
+
+pytestmark = rules_have_no_part
+
+QEMU = '[daemon]\nlibvirt = ["qemu:///system"]\n'
+PUBLIC = ("198.51.100.65", "2001:db8:64::65")
+VM = dict(zip(PUBLIC, (VM4, VM6), strict=True))
+EXAMPLES = SOURCE / "etc/examples"
+
+
+@pytest.fixture(scope="module")
+def pair(lab: None, flavour: Flavour) -> Iterator[Pair]:
+    del lab
+    with two_hosts_alike(flavour) as pair:
+        yield pair
+
+
+def entries(interface: str) -> str:
+    nats = (f'[[nat]]\ndomain = "vm"\npublic = "{public}"\naddress = "{VM[public]}"\n' for public in PUBLIC)
+    return "".join(f'{nat}assign = "{interface}"\n' for nat in nats)
+
+
+def answers(move: Move, address: str) -> bool:
+    url = f"http://[{address}]/" if ":" in address else f"http://{address}/"
+    return move.pair.first.outside.fetch(url).text.startswith("vm ")
+
+
+def talk(move: Move, at_end: ExitStack, address: str) -> Conversation:
+    conversation = Conversation(move.pair.first.outside, address, ECHO_PORT, STREAMS_PATIENCE)
+    at_end.callback(conversation.close)
+    return conversation
+
+
+# --- BGP -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def routers(pair: Pair, tmp_path: Path) -> Iterator[list[Process]]:
+    """BIRD outside and on both hosts; gives what tells of each change of the routes outside."""
+    example = (EXAMPLES / "bird.conf").read_text()
+    of_second = example.replace("router id 198.51.100.1", f"router id {SECOND4}")
+    outside = pair.first.outside
+    with ExitStack() as at_end:
+        for name, namespace, config in (
+            ("router", outside.namespace, bird.router(CLIENT4, PUBLIC4, SECOND4, PUBLIC6, SECOND6)),
+            ("first", pair.first.place.namespace, example),
+            ("second", pair.second.place.namespace, of_second),
+        ):
+            at_end.enter_context(bird.running(namespace, config, tmp_path / name))
+        monitors = [outside.popen(["ip", family, "monitor", "route"]) for family in ("-4", "-6")]
+        for monitor in monitors:
+            at_end.callback(monitor.stop)
+        yield monitors
+
+
+def led(monitor: Process, address: str, *ways: str) -> bool:
+    """Whether the way to an address led by these hosts, one after the other, or was gone."""
+    told = [line.text for line in monitor.lines() if f"{address} " in line.text]
+    hosts = dict.fromkeys((PUBLIC4, PUBLIC6, PUBLIC6_SECOND), "first") | dict.fromkeys((SECOND4, SECOND6), "second")
+    found = ["gone" if text.startswith("Deleted") else hosts[text.split(" via ")[1].split()[0]] for text in told]
+    return found == [*ways]
+
+
+def test_a_route_follows_the_guest(pair: Pair, routers: list[Process]) -> None:
+    with guest_on_the_first(pair, QEMU + entries("lo")) as move, ExitStack() as at_end:
+        for address in PUBLIC:
+            wait_until(partial(answers, move, address), f"{address} answers")
+        talks = [talk(move, at_end, address) for address in PUBLIC]
+        with Holders(pair, *PUBLIC) as holders:
+            assert move.migrate(pair.first).ended() == ""
+            assert all(each.goes_on() for each in talks)
+        assert not holders.both
+        for monitor, address in zip(routers, PUBLIC, strict=True):
+            wait_until(partial(led, monitor, address, "first", "gone", "second"), monitor.text)
+        move.guest(pair.second).remove()
+        for monitor, address in zip(routers, PUBLIC, strict=True):
+            wait_until(partial(led, monitor, address, "first", "gone", "second", "gone"), monitor.text)
+
+
+# --- claims ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def etcd(pair: Pair, tmp_path: Path) -> Iterator[Etcd]:
+    """One member of it, outside, and what each host needs to speak to it."""
+    tls, outside = certificates(tmp_path, CLIENT4), pair.first.outside
+    for host in (pair.first, pair.second):
+        host.write("/etc/etcd-ca.pem", tls.ca.read_text())
+    with running(Etcd("one", CLIENT4, ("nsenter", f"--net={outside.namespace}"), tls=tls)) as (member,):
+        yield member
+
+
+def config(etcd: Etcd) -> str:
+    return f'{QEMU}[fleet]\netcd = "{etcd.url}"\nca = "/etc/etcd-ca.pem"\n'
+
+
+def told(host: Host, *words: str) -> Any:
+    return json.loads(host.portfwd(*words, "--json", check=False).stdout)
+
+
+def test_an_address_of_the_table_follows_the_guest(pair: Pair, etcd: Etcd) -> None:
+    with guest_on_the_first(pair, config(etcd)) as move, ExitStack() as at_end:
+        done = pair.second.portfwd("fleet", "put", "shop", "-", stdin=entries("eth0"))
+        assert done.stdout.startswith("shop: written, revision ")
+        for address in PUBLIC:
+            wait_until(partial(answers, move, address), f"{address} answers")
+        seen(move)
+        talks = [talk(move, at_end, address) for address in PUBLIC]
+        with Holders(pair, *PUBLIC) as holders:
+            assert move.migrate(pair.first).ended() == ""
+            assert all(each.goes_on() for each in talks)
+            wait_until(lambda: holders_of(pair.first) == {"second"}, "the second host has the claims")
+        assert not holders.both
+        assert set(map(tuple, holders.seen.values())) == {(1, 2)}
+        stopped(move)
+
+
+def holders_of(host: Host) -> set[str]:
+    return {claim["host"] for claim in told(host, "fleet", "status")["claims"]}
+
+
+def seen(move: Move) -> None:
+    """The status says how it is with etcd, which host serves what, and where it is written."""
+    host = move.pair.first
+    status = told(host, "status")
+    assert {row["origin"] for row in status["openings"]} == {"etcd:shop:3", "etcd:shop:8"}
+    assert (status["fleet"]["answering"], status["fleet"]["members"]) == (1, 1)
+    assert sorted(status["fleet"]["held"]) == sorted(PUBLIC)
+    assert "etcd           1 of 1 answer, revision " in host.portfwd("status").stdout
+    wait_until(lambda: len(told(host, "fleet", "status")["hosts"]) == 2, "both hosts are known")
+    answer = told(host, "fleet", "status")
+    assert [each["serves"] for each in answer["hosts"] if each["serves"]] == [{"shop": ["vm"]}]
+    assert {each["behind"] for each in answer["hosts"]} == {False}
+    waiting = {row["reason"] for row in told(move.pair.second, "status")["openings"]}
+    assert all("libvirt knows no such domain" in reason for reason in waiting)
+    explained = host.portfwd("explain", f"{PUBLIC[0]}:80", check=False).stdout
+    assert "etcd:shop:3" in explained
+
+
+def stopped(move: Move) -> None:
+    """The kernel takes the addresses away from a host whose daemon stands still; it puts them back when it goes on."""
+    host = move.pair.second
+    assert set(PUBLIC) & held(host) == set(PUBLIC)
+    move.daemon(host).process.send(signal.SIGSTOP)
+    wait_until(lambda: not held(host) & set(PUBLIC), "the kernel lets go of them")
+    move.daemon(host).process.send(signal.SIGCONT)
+    for address in PUBLIC:
+        wait_until(partial(answers, move, address), f"{address} answers again")
+
+
+def held(host: Host) -> set[str]:
+    return {word.partition("/")[0] for word in host.run("ip", "address").stdout.split()}

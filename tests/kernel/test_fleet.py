@@ -1,0 +1,290 @@
+"""The shared table and claims of public addresses, with a real etcd."""
+
+import asyncio
+import socket
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, replace
+from ipaddress import ip_address
+from pathlib import Path
+
+import pytest
+
+from fwdaemon.config import parse
+from fwdaemon.config.model import Config
+from fwdaemon.core.state import Desired
+from fwdaemon.core.types import Origin
+from fwdaemon.fleet import Fleet, Timing
+from fwdaemon.fleet.claims import claim_key
+from fwdaemon.fleet.etcd import Client, EtcdError, coded
+from fwdaemon.status.temporary import boottime
+from tests.kernel.topology import own_namespace
+from tests.lab.etcd import Etcd, certificates, running
+from tests.lab.place import wait_until
+from tests.unit.forwards import nat
+
+MAIN = Path("/etc/portfwd.toml")
+PREFIX = "/portfwd/v1"
+PUBLIC = ip_address("198.51.100.8")
+MAIL = f'[[nat]]\ndomain = "mail"\npublic = "{PUBLIC}"\nassign = "eth0"\n'
+WEB = '[[forward]]\ndomain = "web"\nports = ["80"]\n'
+NAT = replace(nat(str(PUBLIC), "192.168.122.50", assign="eth0"), origin=Origin(Path("etcd:mail"), 3))
+WANTED = Desired(nats=frozenset({NAT}))
+QUICK = Timing(lease=4, renew=0.2, margin=1.0, compare=0.4, again=0.05, again_at_most=0.2)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def namespace(lab: None) -> Iterator[None]:
+    """One network for all of them, since etcd stays."""
+    del lab
+    with own_namespace():
+        subprocess.run(["ip", "link", "set", "lo", "up"], check=True)  # noqa: S607  the machine's
+        yield
+
+
+@pytest.fixture(scope="module")
+def etcd(namespace: None) -> Iterator[Etcd]:
+    del namespace
+    with running(Etcd()) as (member,):
+        yield member
+
+
+@pytest.fixture
+def store(etcd: Etcd) -> Etcd:
+    """Give it with nothing below the prefix."""
+    etcd.ctl("del", "--prefix", PREFIX)
+    return etcd
+
+
+@contextmanager
+def relay(store: Etcd) -> Iterator[tuple[str, Callable[[], None]]]:
+    """Give another way to it, and what makes all connections that have gone that way silent for good."""
+    pairs: list[tuple[socket.socket, socket.socket]] = []
+    with ExitStack() as at_end:
+        server = at_end.enter_context(socket.create_server(("127.0.0.1", 0)))
+        silent: set[socket.socket] = set()
+
+        def carry(source: socket.socket, to: socket.socket) -> None:
+            with suppress(OSError):
+                while data := source.recv(1 << 16):
+                    if source not in silent:
+                        to.sendall(data)
+
+        def serve() -> None:
+            with suppress(OSError):
+                while True:
+                    client, _ = server.accept()
+                    member = socket.create_connection((store.address, 2379))
+                    pairs.append((client, member))
+                    for ends in ((client, member), (member, client)):
+                        threading.Thread(target=carry, args=ends, daemon=True).start()
+
+        def cut() -> None:
+            silent.update(member for _, member in pairs)
+
+        threading.Thread(target=serve, daemon=True).start()
+        yield f"http://127.0.0.1:{server.getsockname()[1]}", cut
+        server.shutdown(socket.SHUT_RDWR)
+        for end in (end for pair in pairs for end in pair):
+            end.close()
+
+
+def put(store: Etcd, name: str, text: str) -> None:
+    store.ctl("put", f"{PREFIX}/entries/{name}", text)
+
+
+@dataclass
+class Node:
+    """What a host has of the fleet, without its daemon; `hold` is what a pass does."""
+
+    fleet: Fleet
+    config: Config
+
+    def entries(self) -> list[str]:
+        self.fleet.take_reasons()
+        return [str(entry.origin) for entry in self.fleet.merged(self.config).entries]
+
+    def hold(self, desired: Desired = WANTED) -> bool:
+        gated = self.fleet.claims.gate(desired)
+        self.fleet.applied(gated)
+        return gated.nats == desired.nats
+
+    def end(self) -> None:
+        asyncio.run(self.fleet.close(10))
+
+
+class Nodes:
+    """Makes them."""
+
+    def __init__(self, place: Path, etcd: Etcd, at_end: ExitStack) -> None:
+        self._place, self._etcd, self._at_end = place, etcd, at_end
+
+    def __call__(self, name: str, more: str = "", timing: Timing = QUICK, url: str = "") -> Node:
+        config = parse({MAIN: f'[fleet]\netcd = ["{url or self._etcd.url}"]\n{more}'})
+        place = self._place / name
+        place.mkdir(exist_ok=True)
+        node = Node(Fleet(MAIN, place / "state", place / "run", timing), config)
+        node.fleet.begin(config, lambda: None)
+        self._at_end.callback(node.end)
+        return node
+
+
+@pytest.fixture
+def nodes(tmp_path: Path, store: Etcd, at_end: ExitStack) -> Nodes:
+    tmp_path.chmod(0o700)
+    return Nodes(tmp_path, store, at_end)
+
+
+def test_the_table_is_followed_and_a_wrong_one_changes_nothing(nodes: Nodes, store: Etcd) -> None:
+    put(store, "mail", MAIL)
+    node = nodes("one")
+    wait_until(lambda: node.entries() == ["etcd:mail:3"], "what is there is read")
+    put(store, "web", WEB)
+    wait_until(lambda: node.entries() == ["etcd:web:1", "etcd:mail:3"] or len(node.entries()) == 2, "so is more")
+    put(store, "web2", WEB.replace('"web"', '"web2"'))
+    put(store, "strange name", WEB)
+    wait_until(lambda: "strange name:1:" in str(node.fleet.problems), "what is wrong is told")
+    assert len(node.entries()) == 2
+    store.ctl("del", f"{PREFIX}/entries/strange name")
+    wait_until(lambda: "etcd:web2:3: " in str(node.fleet.problems), "so is the rest of it")
+    assert len(node.entries()) == 2
+    store.ctl("del", f"{PREFIX}/entries/web")
+    wait_until(lambda: not node.fleet.problems and len(node.entries()) == 2, "it is right again")
+    state = node.fleet.state
+    assert state is not None
+    assert (state.answering, state.members, state.entries) == (1, 1, 2)
+
+
+def test_a_start_without_etcd_goes_on_with_the_last_good_table(nodes: Nodes, store: Etcd) -> None:
+    put(store, "mail", MAIL)
+    node = nodes("one")
+    wait_until(lambda: node.entries() == ["etcd:mail:3"], "it is read")
+    node.end()
+    after = nodes("one", url="http://127.0.0.1:1")
+    assert after.entries() == ["etcd:mail:3"]
+    wait_until(lambda: bool(after.fleet.problems), "that etcd does not answer is told")
+
+
+def test_one_of_two_hosts_has_an_address(nodes: Nodes) -> None:
+    first, second = nodes("one"), nodes("two")
+    wait_until(first.hold, "the first has it")
+    wait_until(lambda: not second.hold() and "host" in str(second.fleet.claims.gate(WANTED).waiting), "not the second")
+    first.hold(Desired())
+    wait_until(second.hold, "it goes to the second once the first has let it go")
+    assert not first.hold()
+
+
+def test_a_host_without_etcd_lets_go_before_another_can_have_it(nodes: Nodes, store: Etcd) -> None:
+    first = nodes("one")
+    wait_until(first.hold, "the first has it")
+    store.freeze()
+    try:
+        wait_until(lambda: not first.hold(), "its own clock ends that")
+        assert boottime() < first.fleet.claims.lease.until + QUICK.margin
+    finally:
+        store.thaw()
+    wait_until(first.hold, "it has it again")
+
+
+def test_with_keep_it_is_held_while_etcd_is_away_and_by_a_later_daemon(nodes: Nodes, store: Etcd) -> None:
+    first = nodes("one", 'on_partition = "keep"\n')
+    wait_until(first.hold, "the first has it")
+    store.freeze()
+    try:
+        wait_until(lambda: bool(first.fleet.problems), "that etcd does not answer is told")
+        assert first.hold()
+        assert first.fleet.claims.seconds(NAT) is None
+    finally:
+        store.thaw()
+    wait_until(lambda: not first.fleet.problems and first.hold(), "it goes on")
+
+
+def test_a_daemon_that_is_started_again_goes_on_with_its_claims(nodes: Nodes) -> None:
+    first = nodes("one")
+    wait_until(first.hold, "it has it")
+    lease = first.fleet.claims.lease.number
+    first.end()
+    after = nodes("one")
+    assert after.hold()
+    assert after.fleet.claims.lease.number == lease
+
+
+def test_a_claim_that_etcd_has_lost_is_made_again(nodes: Nodes, store: Etcd) -> None:
+    """As where an older state of it was restored."""
+    node = nodes("one")
+    wait_until(node.hold, "it has it")
+    store.ctl("del", claim_key(PREFIX, PUBLIC).decode())
+    wait_until(lambda: claim_key(PREFIX, PUBLIC).decode() in store.ctl("get", "--prefix", PREFIX), "it is there again")
+    wait_until(node.hold, "it has it again")
+
+
+def test_a_claim_of_another_is_never_overwritten(nodes: Nodes, store: Etcd) -> None:
+    store.ctl("put", claim_key(PREFIX, PUBLIC).decode(), "not ours")
+    node = nodes("one")
+    wait_until(lambda: "somebody unknown" in str(node.fleet.claims.gate(WANTED).waiting), "it is told who has it")
+    assert store.ctl("get", "--print-value-only", claim_key(PREFIX, PUBLIC).decode()) == "not ours\n"
+
+
+def test_a_table_of_many_entries_is_read_in_pages(nodes: Nodes) -> None:
+    client = Client(nodes("one").config.fleet)  # type: ignore[arg-type]  # it has one
+    for start in range(0, 1200, 100):
+        puts = [f"{PREFIX}/entries/n{number}" for number in range(start, start + 100)]
+        client.transact([], [{"request_put": {"key": coded(key.encode()), "value": ""}} for key in puts])
+    revision, items = client.list(f"{PREFIX}/entries/".encode())
+    newest = max(item.revision for item in items)
+    assert (revision >= newest, len(items)) == (True, 1200)
+    assert client.newest(f"{PREFIX}/entries/".encode()) == (1200, newest)
+    client.close()
+
+
+def test_a_watch_of_what_was_compacted_ends_and_the_table_is_read_again(nodes: Nodes, store: Etcd) -> None:
+    settings = nodes("one").config.fleet
+    assert settings is not None
+    client = Client(settings)
+    revision, _ = client.list(PREFIX.encode())
+    put(store, "mail", MAIL)
+    store.ctl("compact", str(client.list(PREFIX.encode())[0]))
+    with pytest.raises(EtcdError, match="cancelled: compacted at"):
+        next(client.watch(PREFIX.encode(), revision).batches())
+    client.close()
+
+
+def test_a_watch_that_tells_nothing_is_noticed(nodes: Nodes, store: Etcd) -> None:
+    """The member that is watched by is frozen: another one, which answers, has what it does not tell."""
+    with relay(store) as (url, cut):
+        node = nodes("one", url=url)
+        wait_until(lambda: node.fleet.state is not None and node.fleet.state.answering == 1, "it is connected")
+        cut()
+        put(store, "mail", MAIL)
+        wait_until(lambda: node.entries() == ["etcd:mail:3"], "it is read all the same")
+
+
+def test_users_have_rights_below_a_prefix_over_tls(tmp_path: Path, at_end: ExitStack) -> None:
+    tmp_path.chmod(0o700)
+    member = Etcd("tls", "127.0.0.2", tls=certificates(tmp_path, "127.0.0.2"))
+    (tmp_path / "password").write_text("secret\n")
+    (tmp_path / "password").chmod(0o600)
+    with running(member):
+        for words in (
+            *("user add root:root", "user add host:secret", "role add table", "user grant-role host table"),
+            *(
+                f"role grant-permission table --prefix=true readwrite {PREFIX}/",
+                "user grant-role root root",
+                "auth enable",
+            ),
+        ):
+            member.ctl(*words.split())
+        member.ctl("put", f"{PREFIX}/entries/mail", MAIL, user="root:root")
+        more = f'ca = "{tmp_path}/ca.pem"\nuser = "host"\npassword_file = "{tmp_path}/password"\n'
+        node = Nodes(tmp_path, member, at_end)("one", more)
+        wait_until(lambda: node.entries() == ["etcd:mail:3"], lambda: f"it is read: {node.fleet.problems}")
+        wait_until(node.hold, "so is a claim made")
+        (tmp_path / "password").write_text("another")
+        wrong = Nodes(tmp_path, member, at_end)("two", more)
+        wait_until(lambda: "authentication failed" in str(wrong.fleet.problems), "a wrong password is told")
+        assert "another" not in str(wrong.fleet.problems)
+        unknown = Nodes(tmp_path, member, at_end)("three", more.replace("ca.pem", "etcd.pem"))
+        wait_until(lambda: "certificate" in str(unknown.fleet.problems).lower(), "so is an unknown authority")
+        node.end()

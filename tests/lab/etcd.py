@@ -1,0 +1,143 @@
+"""Real etcd for tests: one member or several, with their data in memory."""
+
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import mkdtemp
+
+from tests.lab.place import wait_until
+
+_CLIENTS, _PEERS = 2379, 2380
+_LOCAL = "127.0.0.1"
+
+
+@dataclass(frozen=True, slots=True)
+class Tls:
+    """Certificates: of an authority, and one that it signed, for any address of the test."""
+
+    ca: Path
+    certificate: Path
+    key: Path
+
+
+def certificates(place: Path, *addresses: str) -> Tls:
+    """Make an authority, and a certificate for these addresses."""
+    names = ",".join(f"IP:{address}" for address in addresses)
+    tls = Tls(place / "ca.pem", place / "etcd.pem", place / "etcd-key.pem")
+    key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+    # What Python asks of them from 3.13 on (VERIFY_X509_STRICT).
+    uses = ["-addext", "keyUsage=critical,keyCertSign,cRLSign", "-subj", "/CN=ca", "-days", "30"]
+    _openssl(place, "req", "-x509", *key, "-keyout", "ca-key.pem", "-out", "ca.pem", *uses)
+    _openssl(place, "req", *key, "-keyout", "etcd-key.pem", "-out", "etcd.csr", "-subj", "/CN=etcd")
+    (place / "names").write_text(f"subjectAltName={names}\nauthorityKeyIdentifier=keyid\nsubjectKeyIdentifier=hash\n")
+    signed = ["-CA", "ca.pem", "-CAkey", "ca-key.pem", "-CAcreateserial", "-days", "30", "-extfile", "names"]
+    _openssl(place, "x509", "-req", "-in", "etcd.csr", "-out", "etcd.pem", *signed)
+    return tls
+
+
+def _openssl(place: Path, *words: str) -> None:
+    subprocess.run(["openssl", *words], cwd=place, check=True, capture_output=True)  # noqa: S603, S607  own words
+
+
+@dataclass(slots=True)
+class Etcd:
+    """One member. `enter` are the words that start a program where it is to run, `peers` the URLs of all by name."""
+
+    name: str = "one"
+    address: str = _LOCAL
+    enter: tuple[str, ...] = ()
+    peers: Mapping[str, str] = field(default_factory=dict)
+    tls: Tls | None = None
+    data: Path = field(default_factory=lambda: Path(mkdtemp(prefix="etcd-", dir="/dev/shm")))
+    _process: "subprocess.Popen[bytes] | None" = None
+
+    @property
+    def url(self) -> str:
+        """Where clients find it."""
+        return f"{'http' if self.tls is None else 'https'}://{self.address}:{_CLIENTS}"
+
+    @property
+    def peer_url(self) -> str:
+        """Where the other members find it."""
+        return f"http://{self.address}:{_PEERS}"
+
+    def start(self, *more: str) -> None:
+        """Begin; whether it answers is another matter, where it is one of several."""
+        peers = ",".join(f"{name}={url}" for name, url in ({self.name: self.peer_url} | dict(self.peers)).items())
+        listens = [f"--listen-client-urls={self.url}", f"--advertise-client-urls={self.url}"]
+        joins = [f"--listen-peer-urls={self.peer_url}", f"--initial-advertise-peer-urls={self.peer_url}"]
+        cluster = [f"--initial-cluster={peers}", f"--name={self.name}", f"--data-dir={self.data}/data"]
+        tls = [] if self.tls is None else [f"--cert-file={self.tls.certificate}", f"--key-file={self.tls.key}"]
+        argv = [*self.enter, "etcd", *listens, *joins, *cluster, *tls, "--log-level=error", *more]
+        with (self.data / "log").open("ab") as log:
+            self._process = subprocess.Popen(argv, stdout=log, stderr=log, start_new_session=True)  # noqa: S603
+
+    def ctl(self, *words: str, user: str = "", text: str = "") -> str:
+        """Run etcdctl with it; the text is what a value `-` would be."""
+        tls = [] if self.tls is None else [f"--cacert={self.tls.ca}"]
+        who = [f"--user={user}"] if user else []
+        argv = [*self.enter, "etcdctl", f"--endpoints={self.url}", *tls, *who, *words]
+        environment = os.environ | {"ETCDCTL_API": "3"}
+        done = subprocess.run(argv, env=environment, input=text.encode(), capture_output=True, check=True)  # noqa: S603
+        return done.stdout.decode()
+
+    def wait_answers(self) -> None:
+        """Wait until it answers, which takes a leader."""
+        wait_until(self._answers, lambda: f"etcd answers: {(self.data / 'log').read_text()[-2000:]}", interval=0.05)
+
+    def _answers(self) -> bool:
+        with suppress(subprocess.CalledProcessError):
+            self.ctl("get", "/", "--command-timeout=1s")
+            return True
+        return False
+
+    def freeze(self) -> None:
+        """Stop it where it is, connections and all."""
+        self.signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Let it go on."""
+        self.signal(signal.SIGCONT)
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal to it."""
+        if self._process is not None:
+            os.killpg(self._process.pid, number)
+
+    def stop(self) -> None:
+        """End it at once; its data stay."""
+        if self._process is not None:
+            with suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+            self._process = None
+
+    def remove(self) -> None:
+        """End it, and delete its data."""
+        self.stop()
+        shutil.rmtree(self.data, ignore_errors=True)
+
+
+@contextmanager
+def running(*members: Etcd) -> Iterator[Sequence[Etcd]]:
+    """Start members that are one cluster, wait until they answer, and remove them at the end."""
+    try:
+        for member in members:
+            member.start()
+        for member in members:
+            member.wait_answers()
+        yield members
+    finally:
+        for member in members:
+            member.remove()
+
+
+def cluster(addresses: Sequence[str], enter: Callable[[int], tuple[str, ...]], tls: Tls | None) -> list[Etcd]:
+    """Give members that belong together, one for each address."""
+    peers = {f"etcd{number}": f"http://{address}:{_PEERS}" for number, address in enumerate(addresses)}
+    return [Etcd(f"etcd{number}", address, enter(number), peers, tls) for number, address in enumerate(addresses)]

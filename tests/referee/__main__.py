@@ -1,0 +1,51 @@
+"""Faults in a fleet: `python -m tests.referee [--rounds N] [--seed N] [--only FAULT] [--side …] [--page FILE]`.
+
+Gives 0 if no two hosts had the address at one time, and all was well again after each round.
+"""
+
+import argparse
+import random
+import sys
+from pathlib import Path
+
+from tests.lab.host import SOURCE
+from tests.lab.release import SIDES
+from tests.referee.faults import FAULTS
+from tests.referee.figures import section
+from tests.referee.run import refereed
+from tests.robustness.page import store
+from tests.robustness.record import Record, Stamp
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)  # noqa: T201  telling is what a command is for
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tests.referee", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=200, help="how many (default: 200)")
+    parser.add_argument("--seed", type=int, help="what the lots come from (default: another each time)")
+    parser.add_argument("--only", choices=list(FAULTS), default="", help="this fault in each round")
+    parser.add_argument("--side", choices=list(SIDES), default="nftables", help="where libvirt writes its rules")
+    parser.add_argument("--page", type=Path, help="write the figures into this page: docs/robustness.md")
+    return parser.parse_args()
+
+
+def main() -> int:
+    """Run, and say what came of it."""
+    options, stamp = _options(), Stamp.now()
+    seed = random.randrange(1 << 32) if options.seed is None else options.seed  # noqa: S311  no secret
+    _say(f"{SIDES[options.side]}, commit {stamp.commit}, seed {seed}")
+    result = refereed(SIDES[options.side], options.rounds, seed, _say, options.only)
+    if result.figures.rounds:
+        record = Record("referee", options.side, stamp, result.versions, result.figures.record())
+        _say("\n".join(section(record.figures)))
+        if options.page:
+            store(SOURCE / options.page, record)
+    faults = result.figures.faults()
+    _say("\n".join([*faults, f"{len(faults)} failures"]))
+    return 1 if faults else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
