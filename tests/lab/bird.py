@@ -37,7 +37,7 @@ def running(namespace: Path, config: str, place: Path) -> Iterator[None]:
     """Run it in a network until the block ends; its files lie in `place`."""
     place.mkdir()
     (place / "bird.conf").write_text(config)
-    enter = ["nsenter", f"--net={namespace}"]
+    enter = ["setpriv", "--pdeathsig", "KILL", "nsenter", f"--net={namespace}"]
     files = ["-c", str(place / "bird.conf"), "-s", str(place / "bird.ctl"), "-P", str(place / "bird.pid")]
     with (place / "log").open("wb") as log:
         process = subprocess.Popen([*enter, "bird", "-f", *files], stdout=log, stderr=log)  # noqa: S603  own words

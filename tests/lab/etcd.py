@@ -73,7 +73,20 @@ class Etcd:
         joins = [f"--listen-peer-urls={self.peer_url}", f"--initial-advertise-peer-urls={self.peer_url}"]
         cluster = [f"--initial-cluster={peers}", f"--name={self.name}", f"--data-dir={self.data}/data"]
         tls = [] if self.tls is None else [f"--cert-file={self.tls.certificate}", f"--key-file={self.tls.key}"]
-        argv = [*self.enter, "etcd", *listens, *joins, *cluster, *tls, "--log-level=error", *more]
+        # It ends with the tests, however these end.
+        argv = [
+            "setpriv",
+            "--pdeathsig",
+            "KILL",
+            *self.enter,
+            "etcd",
+            *listens,
+            *joins,
+            *cluster,
+            *tls,
+            "--log-level=error",
+            *more,
+        ]
         with (self.data / "log").open("ab") as log:
             self._process = subprocess.Popen(argv, stdout=log, stderr=log, start_new_session=True)  # noqa: S603
 
