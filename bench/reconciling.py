@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -260,8 +261,9 @@ _WORK: Final[dict[str, Callable[..., Seconds]]] = {"apply": apply, "change": cha
 
 def main() -> None:
     """Read what to do, do it, and print the seconds."""
-    with journal.lines_written():
-        _work()
+    # Beside the main thread, as in the daemon: on that one, asyncio cares for signals at each call of pyroute2.
+    with journal.lines_written(), ThreadPoolExecutor(1) as apart:
+        apart.submit(_work).result()
 
 
 def _work() -> None:
