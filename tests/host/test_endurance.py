@@ -6,7 +6,7 @@ from tests.endurance.figures import MIB
 from tests.endurance.run import Length, endured
 from tests.lab.release import DEBIAN13_NFTABLES
 
-_LENGTH = Length(events=80, wipes=20, seconds=240)
+_LENGTH = Length(events=150, wipes=20, seconds=240)
 # The long run wants 2 MiB after a warm-up of a tenth of an hour. Here what is warm at the end was cold before, and the
 # allocators of Python and C take memory by the mebibyte. A leak of a listing for each wipe would be more than this.
 _GROWN_AT_MOST_MIB = 6
