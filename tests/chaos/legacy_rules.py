@@ -10,8 +10,8 @@ _PROTOCOL = r"(?: -p (?P<protocol>tcp|udp) -m (?:tcp|udp) --dport (?P<first>\d+)
 _TAKEN = re.compile(
     r"-A KVMPF_OUT(?: -s (?P<source>\S+))?(?: -d (?P<listen>[^/\s]+)/(?:32|128))?"
     + _PROTOCOL
-    # What is open for a while says until when.
-    + r"(?: -m time --datestop \S+(?: --utc)?)?"
+    # What is open for a while says until when, by the time of day and by the kernel's own count.
+    + r"(?: -m time --datestop \S+(?: --utc)?(?: -m set --match-set KVMPF_\+\S+ src)?)?"
     # A 1:1 NAT has a second rule, for a public address that is not the host's.
     + r"(?P<elsewhere> -m addrtype ! --dst-type LOCAL)?"
     r' -m connlabel --label "25" --set'
