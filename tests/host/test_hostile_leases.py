@@ -93,8 +93,8 @@ def test_leases_of_addresses_that_no_guest_can_have(
     reserved = [Reservation(mac_of("web"), RESERVED4)]
     network("default", "192.168.122.0/24", "2001:db8:122::/64", dhcp=True, reservations=reserved)
     lxc_guest("web", Link("default", (f"{RESERVED4}/24",)))
-    thief, later = lxc_guest("thief", Link("default", (f"{OWN4}/24",))), lxc_guest("later", Link("default"))
-    # None has an address that it made itself of the network's prefix, which would be as good as any.
+    thief, later = lxc_guest("thief", Link("default")), lxc_guest("later", Link("default"))
+    # None has an address of its own, which would be as good as any once it is asked for, nor makes one of the prefix.
     for guest in (thief, later):
         guest.run("sysctl", "-w", "net.ipv6.conf.eth0.disable_ipv6=1")
     running = daemon(HEAD + WEB + THIEF + LATER)
@@ -112,6 +112,8 @@ def test_leases_of_addresses_that_no_guest_can_have(
         running.wait_log(rf"^waiting {name}: 192\.168\.122\.88 is claimed by both later and thief \(DHCP lease\)")
     assert not added(running, "thief")
     assert not host.outside.fetch(THIEF_URL).answered
+    thief.run("ip", "address", "add", f"{OWN4}/24", "dev", "eth0")
+    thief.run("ip", "route", "add", "default", "via", GATEWAY4)
     write(host, lease(thief.mac(), OWN4))
     running.wait_log(f"^added thief: .* -> {OWN4}:80 ")
     wait_until(lambda: host.outside.fetch(THIEF_URL).text == f"thief {CLIENT4}", "a lease that may be is believed")
