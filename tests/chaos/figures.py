@@ -24,7 +24,7 @@ reads, the lock of iptables, `nft` or its time; `connections` and `elements` are
 cannot do meanwhile must not end it, and all has to be right afterwards.
 
 Three TCP streams and one of numbered datagrams go through forwards that no round touches, one more was opened by a 1:1
-guest itself, and none may lose anything. They rest where nobody could carry them: when `nft flush ruleset` takes the
+guest itself, and none may lose anything. They pause where no host could carry them: when `nft flush ruleset` takes the
 last NAT rule, when a foreign rule that refuses everything is put ahead of all others, and while libvirt writes its own
 rules anew after a wipe. The very same connections have to go on afterwards. `flush`, and a stop that removes
 everything, have to end them instead and leave nothing behind; a stop that keeps everything has to leave it exactly as
