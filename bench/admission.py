@@ -88,14 +88,14 @@ class Host:
         before = _unreclaimable()
         with self.scene.traffic.flooding(PUBLIC, asking.port, _SOURCES, 1 << 30, _A_SECOND):
             time.sleep(_BEFORE / _A_SECOND)
-            if asking is _CLOSED:
-                self.memory.append(max(0.0, _unreclaimable() - before))
+            # The sources stay counted for a day, so only the first flood, of the warm-up, adds them.
+            if asking is _CLOSED and not self.memory:
+                self.memory.append(_unreclaimable() - before)
             self.measure(_PLAIN, beside)
 
     def forget(self) -> None:
         """Drop what was measured while everything warmed up."""
         self.rates.clear()
-        self.memory.clear()
 
 
 def measure(setting: Setting) -> Figure:
