@@ -22,7 +22,6 @@ _CONNECTIONS: Final = 3000
 _READINGS: Final = 20
 _SOURCES, _A_SECOND, _BEFORE = 10_000, 20_000, 30_000
 _LIST: Final = "/etc/portfwd.d/list.txt"
-_MIB, _MOST_MIB = 1 << 20, 16.0
 _SET_PATIENCE_S: Final = 600.0
 _NOTES = f"""\
 A file of N addresses is read. Two clients outside open {_CONNECTIONS:,} connections, one after another each, through a
@@ -76,7 +75,6 @@ class Host:
 
     scene: Scene
     rates: dict[tuple[Asking, str], list[float]] = field(default_factory=dict)
-    memory: list[float] = field(default_factory=list)
 
     def measure(self, asking: Asking, beside: str = "") -> None:
         """Connect through a forward."""
@@ -85,12 +83,8 @@ class Host:
 
     def flood(self, asking: Asking, beside: str) -> None:
         """Connect through a plain forward while another one is flooded, which is under way by then."""
-        before = _unreclaimable()
         with self.scene.traffic.flooding(PUBLIC, asking.port, _SOURCES, 1 << 30, _A_SECOND):
             time.sleep(_BEFORE / _A_SECOND)
-            # The sources stay counted for a day, so only the first flood, of the warm-up, adds them.
-            if asking is _CLOSED and not self.memory:
-                self.memory.append(_unreclaimable() - before)
             self.measure(_PLAIN, beside)
 
     def forget(self) -> None:
@@ -165,12 +159,6 @@ def _readings(size: int) -> Iterator[float]:
         yield time.perf_counter() - begun
 
 
-def _unreclaimable() -> float:
-    """Give the bytes that the kernel keeps for itself and cannot give back, as proc(5) has them."""
-    lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-    return 1024.0 * next(int(line.split()[1]) for line in lines if line.startswith("SUnreclaim:"))
-
-
 def _series(bare: Host, asking: Host, size: int) -> tuple[Series, ...]:
     told = {
         "connections, asking nothing, with sets beside": (_PLAIN, ""),
@@ -183,7 +171,6 @@ def _series(bare: Host, asking: Host, size: int) -> tuple[Series, ...]:
     return (
         Series("connections, no sets at all", Unit.PER_SECOND, {NONE: bare.rates[_PLAIN, ""]}),
         *(Series(label, Unit.PER_SECOND, {size: asking.rates[key]}) for label, key in told.items()),
-        Series(f"memory of {_SOURCES:,} sources counted", Unit.BYTES, {size: asking.memory}),
     )
 
 
@@ -201,5 +188,4 @@ def _wants(bare: Host, asking: Host, read: Mapping[int, list[float]]) -> tuple[W
         at_least(
             "connections beside a flood over the limit", asking.rates[_PLAIN, "closed"], asking.rates[_PLAIN, "open"]
         ),
-        Want(f"{_SOURCES:,} sources take at most", [taken / _MIB for taken in asking.memory], _MOST_MIB, " MiB"),
     )
