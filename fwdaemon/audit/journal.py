@@ -17,6 +17,9 @@ from socket import AF_UNIX, SCM_RIGHTS, SOCK_DGRAM, SOL_SOCKET, socket
 from threading import Thread
 from typing import Final, Protocol, TextIO
 
+from fwdaemon.audit.throttle import ARREARS, Arrears
+from fwdaemon.core.types import Job
+
 _IDENTIFIER = "kvm-portfwd"
 _JOURNAL = "/run/systemd/journal/socket"
 # More lines than the largest configuration has exposures; a line takes about 500 bytes.
@@ -103,9 +106,9 @@ class QueueHandler(logging.Handler):
     What does not fit in the queue is lost. How many lines that were is a line of its own, once writing works again.
     """
 
-    def __init__(self, outlet: Outlet, size: int = _QUEUED_LINES) -> None:
+    def __init__(self, outlet: Outlet, size: int = _QUEUED_LINES, arrears: Arrears = ARREARS) -> None:
         super().__init__()
-        self._outlet = outlet
+        self._outlet, self._arrears = outlet, arrears
         self._lines: Queue[bytes | None] = Queue(size)
         self.lost = 0  # lines that were not written, and not told yet
         self._thread: Thread | None = None
@@ -115,7 +118,7 @@ class QueueHandler(logging.Handler):
         try:
             self._lines.put_nowait(self._outlet.encoded(record))
         except Exception:  # noqa: BLE001  a line that is lost must not end what it tells of (logging's own rule)
-            self.lost += 1
+            self._count(1)
         if self._thread is None:
             self._begin()
 
@@ -146,7 +149,8 @@ class QueueHandler(logging.Handler):
 
     def _written(self, line: bytes) -> bool:
         try:
-            self._outlet.write(line)
+            with self._arrears.during(Job.LOG):
+                self._outlet.write(line)
         except OSError:
             return False
         return True
@@ -160,6 +164,7 @@ class QueueHandler(logging.Handler):
     def _count(self, lost: int) -> None:
         self.acquire()  # as in `emit`; nothing waits while holding it
         self.lost += lost
+        self._arrears.lost_lines += max(lost, 0)
         self.release()
 
 

@@ -33,7 +33,7 @@ from fwdaemon.control.protocol import (
 from fwdaemon.control.questions import Questions
 from fwdaemon.core.report import Change
 from fwdaemon.core.state import Desired
-from fwdaemon.core.types import Origin
+from fwdaemon.core.types import Job, Origin
 from fwdaemon.errors import RefusedError
 from fwdaemon.hypervisor.link import ConnectionState
 from fwdaemon.kernel.memory import give_back
@@ -200,7 +200,7 @@ class Manager:
         self._feed = feed
         self._ask = ask
         self.metrics: Callable[[], Awaitable[bytes]] = _no_metrics
-        self._counter, self._writer = Worker("status counters"), Worker("status")
+        self._counter, self._writer = Worker("status counters", Job.COUNTERS), Worker("status", Job.STATUS)
         self._questions = Questions(lambda: records.header(()).configuration.file)
         self._made: _Made | None = None
         self._counting: asyncio.Future[Readings] | None = None

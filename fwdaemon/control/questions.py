@@ -13,6 +13,7 @@ from typing import Final
 
 from fwdaemon.control.listener import Peer
 from fwdaemon.control.protocol import REFUSED, CallError, Method, Parameters, encoded, read_reply
+from fwdaemon.core.types import Job
 from fwdaemon.errors import KernelError, PortfwdError
 from fwdaemon.kernel.process import Companion, Worker
 
@@ -27,7 +28,7 @@ class Questions:
     """The methods, for the configuration whose file `main` gives."""
 
     def __init__(self, main: Callable[[], Path]) -> None:
-        self._main, self._worker, self._waiting = main, Worker("questions"), 0
+        self._main, self._worker, self._waiting = main, Worker("questions", Job.ANSWERS), 0
 
     def methods(self) -> dict[str, Method]:
         """Give them."""

@@ -18,6 +18,7 @@ from typing import Final, Generic, Protocol, TypeVar
 
 from fwdaemon.core.inventory import LibvirtObservation
 from fwdaemon.core.report import Reason, ReasonKind, Trigger
+from fwdaemon.core.types import Job
 from fwdaemon.errors import LibvirtUnavailableError, PortfwdError
 from fwdaemon.kernel.process import Worker
 from fwdaemon.triggers import Backoff
@@ -96,7 +97,7 @@ class LibvirtLink:
         self.state = ConnectionState(uri, connected=False, since=_now())
         self._connect = connect
         self._trigger = trigger
-        self._worker = Worker(f"libvirt {uri}")
+        self._worker = Worker(f"libvirt {uri}", Job.LIBVIRT, uri)
         self._connection: Connection | None = None
         self._attempt = 0
         self._frozen, self._listens = False, True

@@ -19,7 +19,8 @@ from queue import SimpleQueue
 from typing import ClassVar, Protocol, TypeVar
 from weakref import WeakSet
 
-from fwdaemon.audit.throttle import WarnOnce
+from fwdaemon.audit.throttle import ARREARS, WarnOnce
+from fwdaemon.core.types import Job
 from fwdaemon.errors import HangingError, KernelError, ProcessError, shortage
 from fwdaemon.triggers import Backoff, Budget, Budgets
 
@@ -288,12 +289,12 @@ _AGAIN_S, _AGAIN_AT_MOST_S = 1.0, 30.0
 class Worker:
     """One thread, begun at the first call, that runs calls in the order they were given.
 
-    `name` is the thread's, for whoever lists threads.
+    `name` is the thread's, for whoever lists threads; `job` is what its calls are, and `about` what.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, job: Job, about: str = "") -> None:
         self._calls: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
-        self._name = name
+        self._name, self._job = name, (job, about)
         self._thread: threading.Thread | None = None
 
     def submit(self, function: Callable[[], T]) -> "asyncio.Future[T]":
@@ -330,7 +331,8 @@ class Worker:
 
     def _run(self) -> None:
         while (call := self._calls.get()) is not None:
-            call()
+            with ARREARS.during(*self._job):
+                call()
             del call  # or the last call's data stay alive until the next one
 
 

@@ -21,7 +21,7 @@ from fwdaemon.audit.throttle import WarnOnce
 from fwdaemon.config.model import Config, MetricsSettings
 from fwdaemon.control.manager import Feed
 from fwdaemon.core.report import ReconcileReport
-from fwdaemon.core.types import Origin
+from fwdaemon.core.types import Job, Origin
 from fwdaemon.errors import ConfigError, PortfwdError, Problem
 from fwdaemon.kernel.process import Worker
 from fwdaemon.metrics.figures import Metric, Tally, metrics_of
@@ -216,7 +216,7 @@ class Reporter:
         self._unlogged = unlogged
         self._fresh, self._times = fresh, times
         self._tally = Tally()
-        self._worker = Worker("metrics")
+        self._worker = Worker("metrics", Job.METRICS)
         self._wanted = MetricsSettings(), 0.0
         self._keeping: asyncio.Task[None] | None = None
         self._made: asyncio.Future[Exposition] | None = None

@@ -16,7 +16,7 @@ from typing import Final, TypeAlias, TypeVar
 
 from fwdaemon.core.exposures import Kind
 from fwdaemon.core.report import Actor, ActorKind, ReconcileReport
-from fwdaemon.core.types import FleetState
+from fwdaemon.core.types import FleetState, Job
 from fwdaemon.status.model import Configuration, Header, Row, State, Status, Usage
 
 # What is counted while the daemon works, from its start on. Pure.
@@ -171,8 +171,19 @@ def _own(header: Header, now: datetime) -> Iterator[Metric]:
         tuple(Sample(state.connected, {"uri": state.uri}) for state in header.libvirt),
     )
     yield _gauge("problems", "Problems that the last reconcile left.", value=len(header.problems))
+    yield from _behind(header)
     if header.fleet is not None:
         yield from _fleet(header.fleet)
+
+
+def _behind(header: Header) -> Iterator[Metric]:
+    longest = dict.fromkeys(Job, 0.0)
+    for late in header.late:
+        longest[late.job] = max(longest[late.job], late.seconds)
+    samples = tuple(Sample(seconds, _labels(job=job)) for job, seconds in longest.items())
+    yield Metric(f"{PREFIX}late_seconds", Type.GAUGE, "For how long work goes on that takes too long.", samples)
+    lost = (Sample(header.lost_lines, {}, "_total"),)
+    yield Metric(f"{PREFIX}log_lines_lost", Type.COUNTER, "Log lines that were not taken in time.", lost)
 
 
 def _fleet(fleet: FleetState) -> Iterator[Metric]:

@@ -16,11 +16,12 @@ from typing import Final, Protocol
 from fwdaemon import __version__
 from fwdaemon.audit.causes import format_cause
 from fwdaemon.audit.lines import format_fault, format_gate_fault, format_location_reason, format_setting
+from fwdaemon.audit.throttle import ARREARS, LATE_S
 from fwdaemon.config.model import Config
 from fwdaemon.core.exposures import Exposure
 from fwdaemon.core.report import AnyFault, Cause, Change, Fault, Location, Reason, ReconcileReport
 from fwdaemon.core.state import Desired, Dropped
-from fwdaemon.core.types import Family, FleetState, Origin
+from fwdaemon.core.types import Family, FleetState, Job, Origin
 from fwdaemon.errors import KernelError, Problem
 from fwdaemon.hostnet import routing
 from fwdaemon.kernel import conntrack
@@ -71,7 +72,7 @@ class Shared(Protocol):
 
 
 class Records:
-    """All of it; `publish` is called whenever the status changes."""
+    """All of it; `publish` is called whenever the status changes. Work is late after `late_s` seconds."""
 
     def __init__(
         self,
@@ -82,7 +83,9 @@ class Records:
         shared: Shared | None = None,
     ) -> None:
         """Begin; `remaining` tells for how long it is open what was opened for a while."""
+        self.late_s = LATE_S
         self._shared = shared
+        self._behind: tuple[frozenset[tuple[Job, str]], int] = frozenset(), 0
         self._publish, self._remaining = publish, remaining
         self._began = _now()
         self._configuration = Configuration(path, self._began)
@@ -155,6 +158,13 @@ class Records:
         if failure != before:
             self._publish_now()
 
+    def check(self) -> None:
+        """Look what is late; to be called now and then."""
+        late = frozenset((late.job, late.about) for late in ARREARS.late(self.late_s))
+        if (behind := (late, ARREARS.lost_lines)) != self._behind:
+            self._behind = behind
+            self._publish_now()
+
     def facts(self) -> Facts:
         """Give what the rows follow from."""
         return replace(self._facts, since=dict(self._since), open_for=self._remaining())
@@ -174,6 +184,8 @@ class Records:
             confined_in(self._facts.held),
             confined_interfaces_in(self._facts.held),
             None if self._shared is None else self._shared.state,
+            ARREARS.late(self.late_s),
+            ARREARS.lost_lines,
         )
 
     def _all_problems(self) -> Iterator[AnyFault]:
