@@ -18,7 +18,7 @@ from fwdaemon.audit.causes import format_cause
 from fwdaemon.audit.lines import format_fault, format_gate_fault, format_location_reason, format_setting
 from fwdaemon.audit.throttle import ARREARS, LATE_S
 from fwdaemon.config.model import Config
-from fwdaemon.core.exposures import Exposure
+from fwdaemon.core.exposures import Exposure, Forward
 from fwdaemon.core.report import AnyFault, Cause, Change, Fault, Location, Reason, ReconcileReport
 from fwdaemon.core.state import Desired, Dropped
 from fwdaemon.core.types import Family, FleetState, Job, Origin
@@ -292,13 +292,22 @@ class UsageReader:
 
 def _open(desired: Desired) -> Mapping[Exposure, tuple[int, int | None]] | None:
     carriers, found = Carriers(desired.exposures), dict[Exposure, tuple[int, int | None]]()
-    by_client = any(forward.sources for forward in desired.forwards)
     renamed = renamings(desired.nats)
     try:
-        for item in conntrack.open_flows(desired.label, by_client=by_client, renamed=renamed):
+        for item in conntrack.open_flows(desired.label, _octets(desired.forwards), renamed):
             if (exposure := carriers.carrier(item.flow)) is not None:
                 number, size = found.get(exposure, (0, None))
                 found[exposure] = number + item.number, size if item.size is None else item.size + (size or 0)
     except KernelError:
         return None
+    return found
+
+
+def _octets(forwards: Iterable[Forward]) -> bytearray:
+    """Give for each port by how many octets of a client's address it can be told which forward carries it."""
+    found = bytearray(1 << 16)
+    for forward in forwards:
+        longest = max((subnet.prefixlen for subnet in forward.sources), default=0)
+        for port in range(forward.ports.first, forward.ports.last + 1) if longest else ():
+            found[port] = max(found[port], -(-longest // 8))
     return found
