@@ -94,7 +94,7 @@ class Daemon:
         self._standing = Standing(path, start, self._written, Openings(parts.state, parts.clocks), self._fleet)
         self._reloads, feed = Reloads(queue.reload), Feed()
         self._records = Records(path, self._standing.all, feed.publish, self._standing.openings.remaining, self._fleet)
-        self._records.late_s = self._pauses.reading
+        self._records.late_s, self._records.unlogged = self._pauses.reading, lambda: self._connection_log.lost
         count = UsageReader(self._netfilter.counters, self._netfilter.dropped).read
         changes = Changes(self._standing, self._records, self._reloads, queue.wake, self._unavailable)
         manager = Manager(self._records, feed, Inquiries(self._connections, self._reloads.ask, count, changes=changes))
@@ -111,7 +111,7 @@ class Daemon:
         self._sets = SetKeeper(told, self._netfilter.externals, parts.state)
         self._sets.begin(start.config, start.lists)
         self._standing.log_start(start, self._records)
-        self._reporter = Reporter(manager.status, feed, lambda: self._connection_log.lost)
+        self._reporter = Reporter(manager.status, feed)
         manager.metrics = self._reporter.text
         self._beginning: asyncio.Future[None] | None = None
         self._first_pass, self._worker = asyncio.Event(), Worker("reconcile", Job.RECONCILE)

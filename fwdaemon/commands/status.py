@@ -128,6 +128,8 @@ def _header(status: Json) -> Iterator[Line]:
     yield from map(_late, status.get("late", ()))
     if lost := status.get("lost_log_lines"):
         yield Line("lost", f"{lost} lines of the journal, which were not taken in time", "red")
+    if lost := status.get("lost_connection_events"):
+        yield Line("lost", f"{lost} begins and ends of connections, which could not be logged in time", "red")
     yield Line("exposures", ", ".join(f"{number} {state}" for state, number in status["counts"].items()))
 
 

@@ -234,7 +234,8 @@ class Header:
 
     In `confined` families forwarding was off before us, and the rules refuse what no exposure is for and what libvirt
     does not forward for its networks. On `confined_interfaces` it was off on them alone, and what comes in there is
-    refused so. `late` is work that has gone on for too long, and `lost_lines` how many lines of the journal were lost.
+    refused so. `late` is work that has gone on for too long, `lost_lines` how many lines of the journal were lost, and
+    `unlogged` how many begins and ends of connections that were to be logged.
     """
 
     version: str
@@ -251,6 +252,7 @@ class Header:
     fleet: FleetState | None = None
     late: tuple[Late, ...] = ()
     lost_lines: int = 0
+    unlogged: int = 0
 
     def as_json(self) -> dict[str, Any]:
         """Give the JSON form."""
@@ -272,6 +274,7 @@ class Header:
             "fleet": None if self.fleet is None else fleet_as_json(self.fleet),
             "late": [_late(late) for late in self.late],
             "lost_log_lines": self.lost_lines,
+            "lost_connection_events": self.unlogged,
         }
 
 

@@ -72,7 +72,10 @@ class Shared(Protocol):
 
 
 class Records:
-    """All of it; `publish` is called whenever the status changes. Work is late after `late_s` seconds."""
+    """All of it; `publish` is called whenever the status changes.
+
+    Work is late after `late_s` seconds, and `unlogged` gives how many begins and ends of connections were not logged.
+    """
 
     def __init__(
         self,
@@ -84,8 +87,9 @@ class Records:
     ) -> None:
         """Begin; `remaining` tells for how long it is open what was opened for a while."""
         self.late_s = LATE_S
+        self.unlogged: Callable[[], int] = int
         self._shared = shared
-        self._behind: tuple[frozenset[tuple[Job, str]], int] = frozenset(), 0
+        self._behind: tuple[frozenset[tuple[Job, str]], int, int] = frozenset(), 0, 0
         self._publish, self._remaining = publish, remaining
         self._began = _now()
         self._configuration = Configuration(path, self._began)
@@ -161,7 +165,7 @@ class Records:
     def check(self) -> None:
         """Look what is late; to be called now and then."""
         late = frozenset((late.job, late.about) for late in ARREARS.late(self.late_s))
-        if (behind := (late, ARREARS.lost_lines)) != self._behind:
+        if (behind := (late, ARREARS.lost_lines, self.unlogged())) != self._behind:
             self._behind = behind
             self._publish_now()
 
@@ -186,6 +190,7 @@ class Records:
             None if self._shared is None else self._shared.state,
             ARREARS.late(self.late_s),
             ARREARS.lost_lines,
+            self.unlogged(),
         )
 
     def _all_problems(self) -> Iterator[AnyFault]:

@@ -115,6 +115,7 @@ def header() -> Header:
         fleet=FleetState(3, 3, 812, 0.4, 5, (ip_address("198.51.100.8"),)),
         late=(Late(Job.CONNECTIONS, "", 12.25), Late(Job.LIBVIRT, HOSTILE, 61.0), Late(Job.LIBVIRT, "lxc:///", 60.0)),
         lost_lines=17,
+        unlogged=5,
     )
 
 

@@ -145,4 +145,8 @@ def test_who_watches_learns_what_is_late_and_what_was_lost(monkeypatch: pytest.M
     monkeypatch.setattr(ARREARS, "lost_lines", ARREARS.lost_lines + 3)
     records.check()
     assert len(told) == 3
-    assert records.header(()).lost_lines == ARREARS.lost_lines
+    records.unlogged = lambda: 4
+    records.check()
+    assert len(told) == 4
+    header = records.header(())
+    assert (header.lost_lines, header.unlogged) == (ARREARS.lost_lines, 4)

@@ -177,6 +177,7 @@ def test_work_that_takes_too_long_and_lines_that_were_lost() -> None:
     assert set(late) == {(job.value,) for job in Job}
     assert {job: seconds for (job,), seconds in late.items() if seconds} == {"connections": 12.25, "libvirt": 61}
     assert value(found, "log_lines_lost") == 17
+    assert value(found, "connection_log_lost") == 5
 
 
 def test_a_configuration_that_was_refused_and_one_that_was_not() -> None:
