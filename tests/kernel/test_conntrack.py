@@ -167,7 +167,7 @@ def test_connections_of_many_clients_are_counted_as_one(runner: SystemRunner) ->
 def begin_many(port: int, clients: int) -> None:
     """Have that many clients, each with an address of its own, connect to the port that leads to the guest's 80."""
     sources = (f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}" for number in range(clients))
-    ways = ((Tuple(source, HOSTS[4], 1, port), Tuple(GUESTS[4], source, 80, 1)) for source in sources)
+    ways = ((Tuple(source, HOSTS[4], port, port), Tuple(GUESTS[4], source, 80, port)) for source in sources)
     track(Connection("tcp", *way, LABEL) for way in ways)
 
 
