@@ -9,7 +9,7 @@ from itertools import chain
 from typing import Protocol as Interface
 
 from fwdaemon.audit import lines
-from fwdaemon.audit.throttle import ARREARS
+from fwdaemon.audit.journal import ARREARS
 from fwdaemon.core.admission import Gatekeeper
 from fwdaemon.core.exposures import Exposure, Nat, Renaming
 from fwdaemon.core.report import ApplyResult, Fault, FaultKind, joined, tried

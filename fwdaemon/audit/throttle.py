@@ -1,16 +1,20 @@
-"""Which lines are news: what is wrong is said once, and what flaps is counted. And which work is late."""
+"""Which lines are news: what is wrong is said once, and what flaps is counted; and the many lines of connections.
+
+The time is always an argument.
+"""
 
 import logging
-import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address
 from typing import Final, TypeAlias
 
-from fwdaemon.core.exposures import Exposure, Owner
+from fwdaemon.audit.journal import MESSAGE_IDS
+from fwdaemon.core.exposures import Exposure, LoggedConnection, Owner
 from fwdaemon.core.report import AnyFault, Cause, GateChange, Setting, SettingKind
 from fwdaemon.core.state import Waiting
-from fwdaemon.core.types import Gate, Job, Late
+from fwdaemon.core.text import shown
+from fwdaemon.core.types import Gate, show_endpoint
 
 # Which of the things that are wrong now are news. Pure; the time is given.
 #
@@ -173,67 +177,68 @@ def _key(subject: Subject) -> _Key:
     return subject.owner, subject.listens_at()
 
 
-# What this program is behind with. Nothing waits for such work, so that no one would notice but for the status.
-LATE_S: Final = 10.0
+# The log of connections, line by line, of forwards that ask for it, and how many lines there may be.
+_audit = logging.getLogger("fwdaemon.audit")
 
-LATE_JOBS: Final[Mapping[str, str]] = {
-    Job.AGENTS: "an answer of a guest's agent, asked through {}",
-    Job.ANSWERS: "an answer to plan, check or explain",
-    Job.CONFIGURATION: "the reading of the configuration",
-    Job.CONFLICTS: "the look at rules and sockets of others",
-    Job.CONNECTIONS: "the sweep of connections",
-    Job.COUNTERS: "the counting of connections",
-    Job.EXTERNAL_SETS: "the writing of what external sets hold",
-    Job.GROUPS: "an answer of the group database",
-    Job.INVENTORY: "the kernel's answer about links, addresses and neighbours",
-    Job.LAST_GOOD: "the writing of the last good configuration",
-    Job.LIBVIRT: "an answer of libvirt at {}",
-    Job.LOG: "the writing of log lines",
-    Job.LOOPBACK: "a change of what answers on 127.0.0.1 and ::1",
-    Job.METRICS: "the making of metrics",
-    Job.PROBES: "a search for silent guests",
-    Job.RECONCILE: "a comparison with the kernel",
-    Job.SETS: "the reading of files of sets",
-    Job.STATUS: "the making of a status",
-    Job.SYSTEMD: "what systemd is to be notified of",
-    Job.TEMPORARY: "the writing of what is open for a while",
-}
-"""What `status` calls each."""
+_UNKNOWN_SIZE: Final = "bytes are not counted (net.netfilter.nf_conntrack_acct)"
 
 
-class Arrears:
-    """Which jobs have begun and are not done, and how much was lost as nothing took it. From any thread.
-
-    `clock` gives a monotonic time in seconds.
-    """
-
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._begun: dict[object, tuple[Job, str, float]] = {}
-        self.lost_lines = 0
-
-    def begin(self, job: Job, about: str = "") -> Callable[[], object]:
-        """Note that a job begins; what is given is to be called once it is done."""
-        key = object()
-        self._begun[key] = job, about, self._clock()
-        return lambda: self._begun.pop(key, None)
-
-    @contextmanager
-    def during(self, job: Job, about: str = "") -> Iterator[None]:
-        """Note that this block is a job."""
-        done = self.begin(job, about)
-        try:
-            yield
-        finally:
-            done()
-
-    def late(self, after: float = LATE_S) -> tuple[Late, ...]:
-        """Give those that have gone on for at least so many seconds; of several alike, the one that began first."""
-        now, first = self._clock(), dict[tuple[Job, str], float]()
-        for job, about, since in list(self._begun.values()):
-            first[job, about] = min(since, first.get((job, about), since))
-        return tuple(Late(*what, now - since) for what, since in sorted(first.items()) if now - since >= after)
+def connection(logged: LoggedConnection) -> None:
+    """Say that a connection began, or that it ended."""
+    action = "disconnected" if logged.ended else "connected"
+    protocol, client = logged.protocol, _client(logged)
+    listen, target = (show_endpoint(address, str(port)) for address, port in (logged.listen, logged.target))
+    text = f"{action} {shown(logged.owner.name)}: {protocol} {client} -> {listen} -> {target}"
+    fields = {
+        "MESSAGE_ID": MESSAGE_IDS[action],
+        "PORTFWD_ACTION": action,
+        "PORTFWD_DOMAIN": logged.owner.name,
+        "PORTFWD_CLIENT": str(logged.client),
+        "PORTFWD_LISTEN": f"{protocol} {listen}",
+        "PORTFWD_TARGET": target,
+        "PORTFWD_CONNECTION": f"{logged.number:08x}",
+    }
+    if logged.client_port is not None:
+        fields["PORTFWD_CLIENT_PORT"] = str(logged.client_port)
+    if logged.ended:
+        text += f" ({_ending(logged)})"
+        fields |= {"PORTFWD_SECONDS": f"{logged.seconds:.3f}"} if logged.seconds is not None else {}
+        fields |= {"PORTFWD_BYTES": str(logged.size)} if logged.size is not None else {}
+    _audit.info("%s", text, extra={"journal": fields})
 
 
-ARREARS: Final = Arrears()
-"""Those of this program."""
+def unlogged(number: int, seconds: float) -> None:
+    """Say how many begins and ends of connections were not written in so many seconds."""
+    text = f"{number} begins and ends of connections were not logged in {seconds:.0f} s: there were too many"
+    fields = {"MESSAGE_ID": MESSAGE_IDS["unlogged"], "PORTFWD_ACTION": "unlogged"}
+    _audit.warning("%s", text, extra={"journal": fields})
+
+
+def _ending(logged: LoggedConnection) -> str:
+    lasted = "for an unknown time" if logged.seconds is None else f"{logged.seconds:.1f} s"
+    return f"{lasted}, {_UNKNOWN_SIZE if logged.size is None else f'{logged.size} bytes'}"
+
+
+def _client(logged: LoggedConnection) -> str:
+    """Write who it is, with the port where the whole address is told."""
+    match logged.client, logged.client_port:
+        case (IPv4Address() | IPv6Address()) as address, int(port):
+            return show_endpoint(address, str(port))
+    return str(logged.client)
+
+
+class Ration:
+    """So many lines a second, and so many at once after a quiet time: the journal, too, takes only so many of us."""
+
+    def __init__(self, each_second: float, most: float) -> None:
+        self._each_second, self._most = each_second, most
+        self._left, self._since = most, 0.0
+
+    def take(self, now: float) -> bool:
+        """Tell whether one more may be written."""
+        self._left = min(self._most, self._left + self._each_second * (now - self._since))
+        self._since = now
+        if self._left < 1:
+            return False
+        self._left -= 1
+        return True

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from fwdaemon import __version__
+from fwdaemon.audit.journal import LATE_JOBS
 from fwdaemon.audit.lines import format_fault
-from fwdaemon.audit.throttle import LATE_JOBS
 from fwdaemon.commands.plan import desired_now
 from fwdaemon.config.model import Config
 from fwdaemon.control import protocol

@@ -10,7 +10,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from fwdaemon.audit.throttle import ARREARS
+from fwdaemon.audit.journal import ARREARS
 from fwdaemon.config.model import Config
 from fwdaemon.config.names import NFT_NAME
 from fwdaemon.conflicts.comparing import (

@@ -11,7 +11,7 @@ from concurrent.futures import Future
 from threading import Thread
 from typing import Final
 
-from fwdaemon.audit.throttle import ARREARS
+from fwdaemon.audit.journal import ARREARS
 from fwdaemon.core.exposures import Forward
 from fwdaemon.core.report import ApplyResult, Fault, FaultKind
 from fwdaemon.core.state import Desired

@@ -19,15 +19,14 @@ from queue import SimpleQueue
 from typing import ClassVar, Protocol, TypeVar
 from weakref import WeakSet
 
-from fwdaemon.audit.throttle import ARREARS, WarnOnce
+from fwdaemon.audit.journal import ARREARS
+from fwdaemon.audit.throttle import WarnOnce
 from fwdaemon.core.types import Job
 from fwdaemon.errors import HangingError, KernelError, ProcessError, shortage
 from fwdaemon.triggers import Backoff, Budget, Budgets
 
-# The one place that starts programs.
-#
-# No shell, absolute paths from the system's own directories, a clean environment, a time limit. Who runs what is
-# decided elsewhere.
+# The one place that starts programs: no shell, absolute paths from the system's own directories, a clean environment, a
+# time limit. Who runs what is decided elsewhere.
 PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
 _ENVIRONMENT = {"PATH": PATH, "LC_ALL": "C"}
 # A program that works may take this long, on a starving host too; one that uses no processor time only `_IDLE`.

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Final
 
-from fwdaemon.audit.throttle import ARREARS
+from fwdaemon.audit.journal import ARREARS
 from fwdaemon.core.types import Job
 
 _log = logging.getLogger(__name__)

@@ -11,8 +11,7 @@ from typing import TextIO
 
 import pytest
 
-from fwdaemon.audit.journal import JournalOutlet, QueueHandler, StreamFormatter, StreamOutlet
-from fwdaemon.audit.throttle import Arrears
+from fwdaemon.audit.journal import Arrears, JournalOutlet, QueueHandler, StreamFormatter, StreamOutlet
 from fwdaemon.core.types import Job
 from tests.lab.place import wait_until
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from fwdaemon.audit.throttle import ARREARS
+from fwdaemon.audit.journal import ARREARS
 from fwdaemon.core.types import Job
 from fwdaemon.status.notify import Notifier, Pulse, Watchdog
 from tests.lab.place import wait_until
