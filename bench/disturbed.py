@@ -84,5 +84,5 @@ class _Disturbed:
         # Where the kernel itself is busy, nothing could be faster than this.
         alone = 1000 * max(self._alone, default=0.0)
         because = f"The kernel itself is busy: `nft -f` alone takes up to {alone:.0f} ms of that." if alone else ""
-        text = f"{self._disturbance.label}: at most {limit:g} ms{BUSY}"
+        text = f"{self._disturbance.label}: at most {limit:g} ms{'' if self._legacy else BUSY}"
         return Want(text, milliseconds, limit, " ms", because=because)
