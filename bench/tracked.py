@@ -8,7 +8,7 @@ from typing import Final
 from bench.connections import forget_all, track_many, without_entry
 from bench.disturbances import CONNECTIONS
 from bench.figure import Figure, Series, Unit, Want
-from bench.processes import peak
+from bench.processes import fine_cpu_seconds, peak
 from bench.setting import Setting, inside, take_turns
 from bench.wiped import BUSY, EVERYTHING, PATIENCE_S, Wiped, wipe_text
 
@@ -52,23 +52,29 @@ class _Asked:
     """What a status took, each time that a number of connections was there for the first time."""
 
     def __init__(self, counts: Iterable[int]) -> None:
-        self._seconds, self._most, self._before = ({count: list[float]() for count in counts} for _ in range(3))
+        samples = ({count: list[float]() for count in counts} for _ in range(4))
+        self._seconds, self._cpu, self._most, self._before = samples
 
     def ask(self, wiped: Wiped, count: int) -> None:
         """Ask until they were counted: what was counted before is told for a while, the longer the more it was."""
-        with peak(wiped.daemon.pid) as most:
+        pid, found = wiped.daemon.pid, 0
+        with peak(pid) as most:
             before = most()
-            seconds, found = inside(wiped.scene.host, "asking").split()
-            while int(found) != count:
-                time.sleep(1)
-                seconds, found = inside(wiped.scene.host, "asking").split()
-        for samples, sample in ((self._seconds, float(seconds)), (self._most, most()), (self._before, before)):
-            samples[count].append(sample)
+            while found != count:
+                began = fine_cpu_seconds(pid)
+                seconds, number = inside(wiped.scene.host, "asking").split()
+                cpu, found = fine_cpu_seconds(pid) - began, int(number)
+                time.sleep(0.5)
+        self._seconds[count].append(float(seconds))
+        self._cpu[count].append(cpu)
+        self._most[count].append(most())
+        self._before[count].append(before)
 
     def series(self) -> tuple[Series, ...]:
         """Give the lines of the table."""
         return (
             Series("the first `status`", Unit.SECONDS, self._seconds, worst=True),
+            Series("the first `status`: CPU", Unit.SECONDS, self._cpu, worst=True),
             Series("the first `status`: memory at most", Unit.BYTES, self._most, worst=True),
             Series("the first `status`: memory before", Unit.BYTES, self._before, worst=True),
         )
