@@ -13,10 +13,10 @@
 let
   cfg = config.services.kvm-portfwd;
   written = (pkgs.formats.toml { }).generate "portfwd.toml" cfg.settings;
-  # A file counts as one's own only if it belongs to the one who checks.
+  # As a draft, since no file of a build belongs to root.
   checked = pkgs.runCommand "portfwd.toml" { nativeBuildInputs = [ cfg.package ]; } ''
     install -m 644 ${written} portfwd.toml
-    kvm-portfwd check --config "$PWD/portfwd.toml"
+    kvm-portfwd check portfwd.toml
     mv portfwd.toml $out
   '';
 in
@@ -38,7 +38,7 @@ in
 
   config = lib.mkIf cfg.enable {
     environment.systemPackages = [ cfg.package ];
-    # With a mode, a file of its own and no link: others than root may write the directory of the store.
+    # With a mode, a file of root's own and no link into the store.
     environment.etc."portfwd.toml" = {
       source = checked;
       mode = "0644";

@@ -90,7 +90,7 @@ def test_the_module_installs_only_what_check_accepted() -> None:
     file = made["environment"]["etc"]["portfwd.toml"]
     asked = {"forward": [{"domain": "web1", "ports": ["8080:80"]}]}
     assert json.dumps(asked, separators=(",", ":")) in file["source"]["script"]
-    assert 'kvm-portfwd check --config "$PWD/portfwd.toml"' in file["source"]["script"]
+    assert "kvm-portfwd check portfwd.toml" in file["source"]["script"]
     assert file["mode"] == "0644"
     service = made["systemd"]["services"]["kvm-portfwd"]
     assert service["wantedBy"] == ["multi-user.target"]
