@@ -11,6 +11,7 @@ from typing import Protocol as Interface
 from fwdaemon.audit import lines
 from fwdaemon.core.admission import Gatekeeper
 from fwdaemon.core.exposures import Exposure, Nat, Renaming
+from fwdaemon.core.inventory import Move
 from fwdaemon.core.report import ApplyResult, Fault, FaultKind, joined, tried
 from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Address, Family, Protocol
@@ -351,3 +352,31 @@ class Sweeper:
                 _log.debug("refusing again after: %s", error)
                 self._clock.sleep(pause)
         return self._refuse(flows)
+
+
+# Exposures that went because their guest was handed over to another host, and what becomes of their connections.
+#
+# Until libvirt has ended the guest here, it may come back: the migration fails late, or is cancelled. Its connections
+# are left as they are for so long, and are then ended like all others, but for one thing: what the guest sends on them
+# is not refused. It sends that on the other host, where they go on, and here again if it returns soon. Pure.
+
+
+class Departures:
+    """Remembers what went with guests that were handed over; `moved` are the addresses of those that went for good."""
+
+    def __init__(self) -> None:
+        self._returning: frozenset[Exposure] = frozenset()
+        self.moved: frozenset[Address] = frozenset()
+
+    def follow(self, removed: frozenset[Exposure], desired: Desired) -> frozenset[Exposure]:
+        """Learn what was just removed, and the state now; give the exposures whose connections are to end."""
+        left = (self._returning | removed) - desired.exposures
+        returning = frozenset(exposure for exposure in left if desired.moved.get(exposure.owner) is Move.AWAY)
+        ended = left - returning
+        moved = (exposure.guest for exposure in ended if exposure.owner in desired.moved)
+        self._returning, self.moved = returning, frozenset(guest for guest in moved if guest is not None)
+        return ended
+
+    def with_returning(self, live: frozenset[Exposure]) -> frozenset[Exposure]:
+        """Add those exposures to the live ones that may come back; the very set where there are none."""
+        return live | self._returning if self._returning else live

@@ -316,7 +316,7 @@ class Daemon:
         else:
             self._unread.settle()
             self._rereading.settle()
-            if refusal := await self._standing.refusal(loaded, self._reloads.confirm):
+            if (refusal := await self._standing.refusal(loaded, self._reloads.confirm)) is not None:
                 self._reloads.kept_out(refusal)
             else:
                 lines.configuration_loaded(self._path)

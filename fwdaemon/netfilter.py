@@ -18,14 +18,12 @@ from fwdaemon.core.report import (
     FaultKind,
     Location,
     LocationReason,
-    Presence,
     RulesChanged,
-    Stamp,
     joined,
     tried,
 )
 from fwdaemon.core.state import Desired, Dropped
-from fwdaemon.core.types import Family
+from fwdaemon.core.types import Family, Presence, Stamp
 from fwdaemon.errors import PortfwdError, ProcessError
 from fwdaemon.kernel.external_sets import Externals
 from fwdaemon.kernel.process import Runner

@@ -11,11 +11,11 @@ from threading import Lock
 from typing import Protocol
 
 from fwdaemon.audit import causes, lines
-from fwdaemon.audit.causes import Departures, Known, in_order
+from fwdaemon.audit.causes import Known
 from fwdaemon.audit.throttle import FlapDamping, NewProblems, Rations
-from fwdaemon.connections import Clock, Conntrack, Sweep, Sweeper, close_everything
+from fwdaemon.connections import Clock, Conntrack, Departures, Sweep, Sweeper, close_everything
 from fwdaemon.core.admission import Gatekeeper
-from fwdaemon.core.exposures import Exposure, Forward
+from fwdaemon.core.exposures import Exposure, Forward, in_order
 from fwdaemon.core.inventory import Move
 from fwdaemon.core.report import (
     Actor,

@@ -1,16 +1,28 @@
-"""What changed, why, and what waits, as data and in words; what became of guests that went. Pure."""
+"""What changed, why, and what waits, as data and in words. Pure."""
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import Final
 
-from fwdaemon.core.exposures import Exposure, Owner
-from fwdaemon.core.inventory import HijackedAddress, Hindrance, HindranceKind, Move, Place
-from fwdaemon.core.report import Actor, ActorKind, ApplyResult, Cause, Change, Reason, ReasonKind, ReconcileReport
+from fwdaemon.core.exposures import Exposure, Owner, in_order
+from fwdaemon.core.inventory import HijackedAddress, Hindrance, HindranceKind, Place
+from fwdaemon.core.report import (
+    LIBVIRT_TABLE,
+    Actor,
+    ActorKind,
+    ApplyResult,
+    Cause,
+    Change,
+    GateChange,
+    LocationReason,
+    Reason,
+    ReasonKind,
+    ReconcileReport,
+)
 from fwdaemon.core.state import Desired, Namesake, Unchosen
 from fwdaemon.core.text import printable, shown
-from fwdaemon.core.types import Address, Origin
+from fwdaemon.core.types import GateFault, Origin
 
 # What changed: a function of what was applied before, what is now, and what the backend found in between. Pure.
 
@@ -57,11 +69,6 @@ def changes(before: ReconcileReport | None, after: Desired, result: ApplyResult,
 
 def _homes(exposures: Iterable[Exposure]) -> frozenset[tuple[Owner, str]]:
     return frozenset((item.owner, str(item.guest)) for item in exposures if item.guest is not None)
-
-
-def in_order(exposures: Collection[Exposure]) -> list[Exposure]:
-    """Give exposures in the order in which the audit tells of them."""
-    return sorted(exposures, key=lambda exposure: (exposure.owner, exposure.listens_at()))
 
 
 # Which of the known reasons explains a change, for the audit. Pure.
@@ -358,29 +365,36 @@ def _ambiguous(places: Collection[Place]) -> str:
     return f"has {len(places)} interfaces ({listed}): write {hint}"
 
 
-# Exposures that went because their guest was handed over to another host, and what becomes of their connections.
-#
-# Until libvirt has ended the guest here, it may come back: the migration fails late, or is cancelled. Its connections
-# are left as they are for so long, and are then ended like all others, but for one thing: what the guest sends on them
-# is not refused. It sends that on the other host, where they go on, and here again if it returns soon. Pure.
+# Why a gate was changed, and why rules are in a rule system.
+_GATE_FAULTS: Final[Mapping[GateFault, str]] = {
+    GateFault.ABSENT: "it was not there",
+    GateFault.BEHIND_RULE: "another rule was ahead of it",
+    GateFault.AHEAD_OF_BAN: "it was ahead of a ban",
+    GateFault.REPEATED: "it was there more than once",
+    GateFault.ALTERED: "it was not as we made it",
+    GateFault.GUESTS: "its rules for guests were not as keep_guests_online asks",
+}
+_LOCATION_REASONS: Final[Mapping[LocationReason, str]] = {
+    LocationReason.CONFIGURED: "the configuration says so",
+    LocationReason.LIBVIRT_TABLE: f"libvirt's rules are in its table {LIBVIRT_TABLE}",
+    LocationReason.LIBVIRT_CHAINS: "libvirt's chains are there",
+    LocationReason.NO_LIBVIRT_RULES: "libvirt has no rules of its own",
+    LocationReason.WRITTEN_TO: (
+        "libvirt's chains are in both rule systems, and this is the one that iptables writes to"
+    ),
+}
 
 
-class Departures:
-    """Remembers what went with guests that were handed over; `moved` are the addresses of those that went for good."""
+def format_gate_fault(fault: GateFault) -> str:
+    """Say what was wrong with a gate."""
+    return _GATE_FAULTS[fault]
 
-    def __init__(self) -> None:
-        self._returning: frozenset[Exposure] = frozenset()
-        self.moved: frozenset[Address] = frozenset()
 
-    def follow(self, removed: frozenset[Exposure], desired: Desired) -> frozenset[Exposure]:
-        """Learn what was just removed, and the state now; give the exposures whose connections are to end."""
-        left = (self._returning | removed) - desired.exposures
-        returning = frozenset(exposure for exposure in left if desired.moved.get(exposure.owner) is Move.AWAY)
-        ended = left - returning
-        moved = (exposure.guest for exposure in ended if exposure.owner in desired.moved)
-        self._returning, self.moved = returning, frozenset(guest for guest in moved if guest is not None)
-        return ended
+def format_gate(change: GateChange) -> str:
+    """Name a gate, and say what was wrong with it."""
+    return f"gate in {change.gate}: {format_gate_fault(change.fault)}"
 
-    def with_returning(self, live: frozenset[Exposure]) -> frozenset[Exposure]:
-        """Add those exposures to the live ones that may come back; the very set where there are none."""
-        return live | self._returning if self._returning else live
+
+def format_location_reason(reason: LocationReason) -> str:
+    """Say why rules are in a rule system, or belong there."""
+    return _LOCATION_REASONS[reason]

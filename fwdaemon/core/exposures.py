@@ -4,6 +4,7 @@ A kind says by itself what it is for, where it leads, whose it is and how that i
 the business of the backends.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from enum import StrEnum
 from hashlib import blake2s
@@ -339,3 +340,8 @@ class Route(_Exposure):
 
 
 Exposure: TypeAlias = Forward | Nat | Route
+
+
+def in_order(exposures: Collection[Exposure]) -> list[Exposure]:
+    """Give exposures in the order in which the audit tells of them."""
+    return sorted(exposures, key=lambda exposure: (exposure.owner, exposure.listens_at()))

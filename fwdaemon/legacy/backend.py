@@ -17,16 +17,14 @@ from fwdaemon.core.report import (
     Fault,
     FaultKind,
     GateChange,
-    Presence,
     RulesChanged,
-    Stamp,
     fault_of,
     joined,
     tried,
 )
 from fwdaemon.core.state import REFUSED_FOR_S, Counted, Desired, Dropped
 from fwdaemon.core.text import is_interface_name
-from fwdaemon.core.types import Family, Gate
+from fwdaemon.core.types import Family, Gate, Presence, Stamp
 from fwdaemon.errors import KernelError, PortfwdError
 from fwdaemon.kernel.external_sets import Externals
 from fwdaemon.kernel.process import Runner, SystemRunner

@@ -15,14 +15,12 @@ from fwdaemon.core.report import (
     Fault,
     FaultKind,
     GateChange,
-    Presence,
     RulesChanged,
-    Stamp,
     joined,
 )
 from fwdaemon.core.state import REFUSED_FOR_S, RENEWED_AFTER_S, Counted, Desired, Dropped
 from fwdaemon.core.text import is_interface_name
-from fwdaemon.core.types import Family, Gate
+from fwdaemon.core.types import Family, Gate, Presence, Stamp
 from fwdaemon.errors import HangingError, ProcessError
 from fwdaemon.kernel.external_sets import Externals, now
 from fwdaemon.kernel.process import Runner

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Final, Protocol, TypeAlias
 
 from fwdaemon import __version__
-from fwdaemon.audit.causes import format_cause
-from fwdaemon.audit.lines import format_fault, format_gate_fault, format_location_reason, format_setting
+from fwdaemon.audit.causes import format_cause, format_gate_fault, format_location_reason
+from fwdaemon.audit.lines import format_fault, format_setting
 from fwdaemon.config.model import Config
 from fwdaemon.core.exposures import Exposure
 from fwdaemon.core.report import AnyFault, Cause, Change, Fault, Location, Reason, ReconcileReport
