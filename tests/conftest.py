@@ -6,7 +6,6 @@ by a module, booted in a fraction of a second; what a test leaves behind on it f
 
 import gc
 import os
-import re
 import shutil
 import zlib
 from collections.abc import Callable, Collection, Generator, Iterator
@@ -83,6 +82,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """Markers of this project's own, and failures told as they happen."""
     config.addinivalue_line("markers", "on(*firewalls): only on hosts whose libvirt writes its rules with one of these")
     config.addinivalue_line("markers", "in_turn: each case on one kind of host, where it makes no difference on which")
+    config.addinivalue_line("markers", "turns_on(firewall): the kind of host for all cases of a file that have a turn")
     config.addinivalue_line("markers", "everywhere: also on the legacy tables of a second Debian")
     config.pluginmanager.register(FailuresAtOnce(config))
     config.pluginmanager.register(TimeSpent(config))
@@ -131,13 +131,16 @@ def _is_elsewhere(item: pytest.Item) -> bool:
 
 
 def _whose_turn(item: pytest.Item, firewalls: Collection[LibvirtFirewall]) -> Flavour:
-    """The kind of host that a case has, by its name alone, so that it has the same whatever else is run.
+    """The kind of host that a case has, by the name of its file alone, so that it is the same whatever else is run.
 
-    The sum spreads the cases of a test, and the tests of a file, over all kinds.
+    All cases of a file have the same where they can: to boot one more host and its guests takes longer than most cases.
+    The sum spreads the files over all kinds; one that has to be on a certain kind for other reasons says `turns_on`.
     """
-    case = re.sub("|".join(map(str, FLAVOURS)), "", item.nodeid)
-    kinds = [flavour for flavour in _TURNS if flavour.firewall in firewalls]
-    return kinds[zlib.crc32(case.encode()) % len(kinds)]
+    marker, file = item.get_closest_marker("turns_on"), item.nodeid.partition("::")[0]
+    if marker is not None and marker.args[0] in firewalls:
+        return next(flavour for flavour in _TURNS if flavour.firewall == marker.args[0])
+    first = zlib.crc32(file.encode()) % len(_TURNS)
+    return next(flavour for flavour in (*_TURNS[first:], *_TURNS[:first]) if flavour.firewall in firewalls)
 
 
 def give_up(reason: str) -> None:

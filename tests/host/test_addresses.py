@@ -12,6 +12,9 @@ from tests.lab.host import CLIENT4, CLIENT4_OTHER_LINK, CLIENT6, OTHER_LINK4, PU
 from tests.lab.libvirt_client import Reservation
 from tests.lab.place import wait_until
 from tests.lab.qemu import ECHO_PORT
+from tests.lab.release import LibvirtFirewall
+
+pytestmark = pytest.mark.turns_on(LibvirtFirewall.NFTABLES)
 
 URL, SECOND_URL = f"http://{PUBLIC4}:8000/", f"http://{PUBLIC4}:8001/"
 HEAD = '[daemon]\nlibvirt = ["qemu:///system", "lxc:///system"]\n'
@@ -211,6 +214,7 @@ def test_only_the_guest_itself_answers_for_itself(
     assert [line.text for line in running.log_lines() if "192.168.122.78" in line.text] == []
 
 
+@pytest.mark.in_turn
 @each_backend
 @pytest.mark.usefixtures("lan")
 def test_a_bridge_with_others_in_it(host: Host, lxc_guest: MakeLxcGuest, daemon: StartDaemon) -> None:

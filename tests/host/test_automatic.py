@@ -68,6 +68,7 @@ def test_each_domain_has_a_port_of_its_own_that_outlasts_it_and_the_daemon(scene
     assert outside.fetch(at(8080)).text == f"{other} {CLIENT4}"
 
 
+@pytest.mark.in_turn
 def test_a_pattern_takes_no_port_on_which_a_process_waited_first(scene: Scene) -> None:
     host, outside = scene.host, scene.host.outside
     servers = [host.place.serve("host", "tcp", 8081), on_loopback(host, 8082)]

@@ -69,6 +69,7 @@ def test_a_process_that_listens(shared_scene: Scene, at_end: ExitStack) -> None:
     assert command(host, "check").stderr == ""
 
 
+@pytest.mark.in_turn
 def test_a_rule_of_another_tool_that_ours_comes_before(shared_scene: Scene, at_end: ExitStack) -> None:
     scene, host = shared_scene, shared_scene.host
     daemon = scene.daemon(WEB)
@@ -87,6 +88,7 @@ def test_a_rule_of_another_tool_that_ours_comes_before(shared_scene: Scene, at_e
     wait_until(lambda: not told(host), "it is no longer told")
 
 
+@pytest.mark.in_turn
 def test_a_rule_of_another_tool_that_comes_before_ours(shared_scene: Scene, at_end: ExitStack) -> None:
     scene, host = shared_scene, shared_scene.host
     daemon = scene.daemon(WEB, OFTEN)

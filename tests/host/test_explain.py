@@ -30,6 +30,8 @@ from tests.lab.lxc import LxcGuest
 from tests.lab.place import wait_until
 from tests.lab.release import LibvirtFirewall
 
+pytestmark = pytest.mark.turns_on(LibvirtFirewall.NFTABLES)
+
 _Guests = tuple[LxcGuest, LxcGuest, LxcGuest]
 
 
@@ -65,6 +67,7 @@ def nft(patient: Patient, text: str) -> None:
 # --- all is well -----------------------------------------------------------------------------------------------------
 
 
+@each_backend
 def test_it_works(patient: Patient) -> None:
     report = patient.explain(ASKED)
     assert report["works"]
@@ -287,6 +290,7 @@ def _without_reject(patient: Patient) -> str:
 # --- rules of others, and the kernel ---------------------------------------------------------------------------------
 
 
+@pytest.mark.in_turn
 @each_backend
 def test_a_forward_chain_of_the_administrator(patient: Patient) -> None:
     nft(patient, "chain forward { type filter hook forward priority 0; policy drop; ct state established accept; }")
@@ -295,6 +299,7 @@ def test_a_forward_chain_of_the_administrator(patient: Patient) -> None:
     assert (chain["table"], chain["policy"], chain["owner"], chain["rule"]) == ("admin", "drop", "admin", None)
 
 
+@pytest.mark.in_turn
 @each_backend
 def test_a_rule_before_connections_are_tracked(patient: Patient) -> None:
     nft(patient, "chain pre { type filter hook prerouting priority raw; tcp dport 8000 drop; }")
@@ -314,6 +319,7 @@ def test_a_rule_of_iptables_in_mangle(patient: Patient) -> None:
     assert chain["backend"] == f"iptables-{kind}"
 
 
+@pytest.mark.in_turn
 @each_backend
 def test_another_tool_that_translates_first(patient: Patient) -> None:
     nft(patient, "chain pre { type nat hook prerouting priority -110; tcp dport 8000 dnat ip to 192.168.122.11:81; }")

@@ -195,6 +195,7 @@ def test_a_strict_filter_is_not_loosened_where_a_route_mends_it(patient: Patient
     assert patient.explain(*FROM_FAR)["sentence"].startswith("It works")
 
 
+@pytest.mark.in_turn
 @each_backend
 def test_a_forward_that_masquerades_works_without_a_route(patient: Patient) -> None:
     without_default_route(patient)

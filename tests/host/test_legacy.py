@@ -21,6 +21,7 @@ FAR = entry("far", "9000", "FAR4")
 CROWD, SECONDS = 12, 12
 
 
+@pytest.mark.in_turn
 @pytest.mark.on(LibvirtFirewall.LEGACY)
 def test_no_rule_of_anybody_is_lost_in_a_crowd(scene: Scene) -> None:
     daemon = scene.daemon(WEB + FAR)

@@ -21,6 +21,8 @@ WITHOUT_LIBRARY = """
 import sys
 sys.modules["prometheus_client"] = None
 from fwdaemon.cli import main
+
+pytestmark = pytest.mark.turns_on(LibvirtFirewall.NFTABLES)
 sys.exit(main(sys.argv[1:]))
 """
 
@@ -64,6 +66,7 @@ def served_is(scene: Scene, expected: float, name: str, **labels: str) -> None:
     wait_until(lambda: value(served(scene), name, **labels) == expected, f"{name} {labels}: {expected}")
 
 
+@pytest.mark.in_turn
 @each_backend
 @pytest.mark.usefixtures("directory")
 def test_what_happens_is_measured(scene: Scene) -> None:

@@ -136,6 +136,7 @@ def test_what_the_admin_assigned_himself_stays(shared_scene: Scene, request: pyt
     assert holds(host, OWN4)
 
 
+@pytest.mark.in_turn
 def test_the_end_of_it_ends_its_connections_and_no_other(shared_scene: Scene) -> None:
     scene = shared_scene
     scene.web.serve_tcp(7000)
@@ -149,6 +150,7 @@ def test_the_end_of_it_ends_its_connections_and_no_other(shared_scene: Scene) ->
     assert other.goes_on()
 
 
+@pytest.mark.in_turn
 def test_a_refusal_of_what_the_guest_opens_holds(shared_scene: Scene, request: pytest.FixtureRequest) -> None:
     """An administrator who keeps guests from sending mail is not outranked by the gate that lets their answers in."""
     scene, host = shared_scene, shared_scene.host

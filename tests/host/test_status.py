@@ -58,6 +58,7 @@ def answer(done: Completed) -> dict[str, Any]:
     return content
 
 
+@pytest.mark.in_turn
 @each_backend
 def test_what_status_shows(shared_scene: Scene) -> None:
     scene, host = shared_scene, shared_scene.host

@@ -2,6 +2,8 @@
 
 import json
 
+import pytest
+
 from tests.host.conftest import HEAD, Scene, each_backend, entry, filled, rules_have_no_part
 from tests.lab.daemon import Daemon
 from tests.lab.host import CLIENT4, PUBLIC4
@@ -83,6 +85,7 @@ def test_only_root_opens_and_nothing_that_is_taken(shared_scene: Scene) -> None:
     assert scene.host.portfwd("confirm", check=False).returncode == 1
 
 
+@pytest.mark.in_turn
 @each_backend
 def test_who_cuts_off_the_own_way_in_gets_it_back(shared_scene: Scene) -> None:
     scene = shared_scene

@@ -11,8 +11,9 @@ from tests.lab.domain import Link
 from tests.lab.host import CLIENT4, PUBLIC4
 from tests.lab.lxc import LxcGuest
 from tests.lab.qemu import QemuGuest
+from tests.lab.release import LibvirtFirewall
 
-pytestmark = each_backend
+pytestmark = [each_backend, pytest.mark.turns_on(LibvirtFirewall.NFTABLES)]
 
 ROUTED = "203.0.113.66"
 
