@@ -136,7 +136,7 @@ class Sweep:
     not any more. `local` are the host's own addresses. `arrived` are those of `added` whose guests came from another
     host, and `moved` the addresses of guests that went to one: what these send is not refused, as they send it there.
     `taken_over` are addresses of routes that guests here have now, and may have had on another host. `strangers` may
-    have slipped in. `origin` says whom it is done for.
+    have slipped in. `origin` says for whose sake it is done.
     """
 
     live: frozenset[Exposure]
@@ -206,7 +206,7 @@ class Sweep:
 class Sweeper:
     """One thread, begun when there is something to do; a sweep that comes during another follows it.
 
-    `refuse` is told of connections just before they end: what a guest sends on a forgotten one would begin it anew.
+    `refuse` is given connections just before they end: what a guest sends on a forgotten one would begin it anew.
     What guests and users cause takes from `budgets`. `failed` is called in that thread where a sweep could not be done,
     which is tried again by what is called from `due` on.
     """
@@ -344,7 +344,7 @@ class Sweeper:
         return self._connections.end(entries) if entries else 0
 
     def _refuse_at_last(self, flows: Collection[Flow]) -> None:
-        """Have them refused, again where somebody has just wiped what refuses; the reconcile puts that back."""
+        """Have them refused, again where another program has just wiped what refuses; the reconcile puts that back."""
         for pause in _PAUSES_S:
             try:
                 return self._refuse(flows)

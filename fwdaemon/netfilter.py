@@ -33,7 +33,7 @@ from fwdaemon.resolve.flows import Flow
 
 
 class Monitor(Protocol):
-    """Tells of changes, on the asyncio loop's thread."""
+    """Reports changes, on the asyncio loop's thread."""
 
     def start(self) -> None:
         """Begin to listen.

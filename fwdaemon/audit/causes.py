@@ -73,9 +73,9 @@ def _homes(exposures: Iterable[Exposure]) -> frozenset[tuple[Owner, str]]:
 
 # Which of the known reasons explains a change, for the audit. Pure.
 #
-# Events arrive in bursts and in any order: the kernel may tell that a guest's neighbour entry came before libvirt tells
-# that the domain started. So a reason that names the owner is preferred, then what the state itself says, then what may
-# concern any owner. What happened to other domains and other guests' addresses explains nothing.
+# Events arrive in bursts and in any order: the kernel may report that a guest's neighbour entry came before libvirt
+# reports that the domain started. So a reason that names the owner is preferred, then what the state itself says, then
+# what may concern any owner. What happened to other domains and other guests' addresses explains nothing.
 _OPENINGS: Final = frozenset({ReasonKind.OPENED, ReasonKind.CLOSED, ReasonKind.ENDED})
 _OF_DOMAINS: Final = _OPENINGS | {ReasonKind.DOMAIN, ReasonKind.DEVICES, ReasonKind.AGENT, ReasonKind.METADATA}
 _OF_CLAIMS: Final = frozenset({ReasonKind.CLAIM_TAKEN, ReasonKind.CLAIM_LOST})
@@ -89,7 +89,7 @@ def of_start(
     """Give why an exposure is live now that was not in the state `before`; `moved` are new homes."""
     known, owner = list(reasons), exposure.owner
     now = [Reason(ReasonKind.RUNNING, owner.name, owner.kind)] if owner in before.stopped else []
-    # An inventory may hold a new address before the event that tells of it arrives.
+    # An inventory may hold a new address before the event about it arrives.
     there = [Reason(ReasonKind.MOVED, str(exposure.guest))] if (owner, str(exposure.guest)) in moved else []
     of_others = _freed(owner, before, known) or _concerning(exposure, known)
     return Cause(tuple(_naming(owner, known) or now or of_others or there))
@@ -112,7 +112,7 @@ def of_end(
     known, owner = list(reasons), exposure.owner
     waiting = dict.fromkeys(after.hindrances.get(owner, ()))
     moved = [reason for reason in known if reason.kind is ReasonKind.NEIGHBOUR and (owner, reason.subject) in new_homes]
-    # Of one that has stopped, libvirt's event may come later than what the kernel tells of its address.
+    # Of one that has stopped, libvirt's event may come later than what the kernel reports about its address.
     after_loss = any(reason.kind is ReasonKind.LIBVIRT for reason in known)
     now = [Reason(ReasonKind.STOPPED, owner.name, owner.kind)] if owner in after.stopped and not after_loss else []
     return Cause(tuple(_naming(owner, known) or waiting or now or [*moved, *_concerning(exposure, known)]))
@@ -231,7 +231,7 @@ _HINDRANCES: Final[Mapping[HindranceKind, Callable[[Hindrance], str]]] = {
     HindranceKind.NO_ADDRESS: lambda _: "no address yet: no lease, agent or neighbour names one",
     HindranceKind.NO_SUBNET: lambda found: f"{_place(*found.places)} has no IPv{found.family} subnet",
     HindranceKind.SUBNETS_UNKNOWN: lambda found: (
-        f"nothing tells which addresses belong to {_place(*found.places)}: write address = …"
+        f"it is not known which addresses belong to {_place(*found.places)}: write address = …"
     ),
     HindranceKind.ADDRESS_OF_HOST: lambda found: f"{found.address} belongs to the host",
     HindranceKind.ADDRESS_OF_SUBNET: lambda found: (

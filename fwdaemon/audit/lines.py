@@ -122,7 +122,7 @@ def adopted(number: int) -> None:
 
 
 def leftovers(names: Iterable[str]) -> None:
-    """Write a line for all that is left of an earlier run and nobody asks for any more, by the kernel's own names."""
+    """Write a line for all that is left of an earlier run and not wanted any more, by the kernel's own names."""
     for name in sorted(names):
         _write("removed", f"removed {name}, left by an earlier run (no longer wanted)")
 

@@ -93,7 +93,7 @@ class Inquiries:
 class Changes:
     """What clients change besides the files: what is open for a while, and which configuration is confirmed.
 
-    `unavailable` tells what may not be opened.
+    `unavailable` gives what may not be opened.
     """
 
     standing: Standing

@@ -80,7 +80,7 @@ class ActorKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Actor:
-    """Who changed something: a process and its number, as far as the kernel tells; `link` is what was changed."""
+    """Who changed something: a process and its number, as far as the kernel reports it; `link` is what was changed."""
 
     kind: ActorKind
     process: str = ""

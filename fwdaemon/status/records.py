@@ -82,7 +82,7 @@ class Records:
         remaining: Callable[[], Mapping[Origin, OpenFor]] = dict,
         shared: Shared | None = None,
     ) -> None:
-        """Begin; `remaining` tells for how long it is open what was opened for a while."""
+        """Begin; `remaining` gives for how long what was opened for a while is open."""
         self._shared = shared
         self._publish, self._remaining = publish, remaining
         self._began = _now()

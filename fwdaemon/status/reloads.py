@@ -357,7 +357,7 @@ class Reloads:
 
     @property
     def is_awaited(self) -> bool:
-        """Whether somebody waits for that who has not been noted yet."""
+        """Whether a client waits for that which has not been noted yet."""
         return bool(self._changed)
 
     def changed(self) -> None:

@@ -39,7 +39,7 @@ from fwdaemon.status.reloads import STATE, replace_whole
 _log = logging.getLogger(__name__)
 
 
-# How long something may be open, in seconds, and is where nobody says; what is to last longer belongs into the file.
+# How long something may be open, in seconds, and is by default; what is to last longer belongs into the file.
 OPEN_S, DEFAULT_S = (1, 7 * 24 * 3600), 3600
 MOST: Final = 256
 # What an opened forward has in place of the name of a file.
@@ -70,7 +70,7 @@ def now() -> Now:
 
 
 def boottime() -> float:
-    """Give the seconds since the host started, sleep and all: nobody can set this clock."""
+    """Give the seconds since the host started, sleep and all: this clock cannot be set."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 

@@ -40,7 +40,7 @@ def said(host: Host, *words: str) -> str:
 
 
 def is_sound(host: Host, running: Daemon) -> None:
-    """See that the daemon runs on, says nothing but lines of text, and tells its status."""
+    """See that the daemon runs on, says nothing but lines of text, and gives its status."""
     assert running.process.running
     lines = [line.text for line in running.log_lines()]
     assert not [line for line in lines if not line.isprintable() or "Traceback" in line]

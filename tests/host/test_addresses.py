@@ -237,7 +237,7 @@ def test_a_bridge_without_an_address_of_the_host(host: Host, lxc_guest: MakeLxcG
     with plain_bridge(host):
         guest = lxc_guest("web", Link("", ("192.168.140.10/24",), bridge=BRIDGE))
         running = daemon(HEAD + entry("web", "8000:80"))
-        running.wait_log(f"^waiting web: nothing tells which addresses belong to bridge {BRIDGE}: write address = … ")
+        running.wait_log(f"^waiting web: it is not known which addresses belong to bridge {BRIDGE}: write address = … ")
         host.run("ip", "address", "add", f"{BRIDGE4}/24", "dev", BRIDGE)
         guest.speak(BRIDGE4)
         running.wait_log(r"^added web: tcp \*:8000 -> 192\.168\.140\.10:80 ")
