@@ -16,6 +16,8 @@ from tests.lab.place import wait_until
 from tests.lab.probe import Answer
 from tests.lab.release import LibvirtFirewall
 
+pytestmark = pytest.mark.turns_on(LibvirtFirewall.NFTABLES)
+
 WEB = entry("web", "8000:80", "WEB4")
 URL = f"http://{PUBLIC4}:8000/"
 # Several full comparisons go by in the time for which a ban is watched.

@@ -42,7 +42,7 @@ from tests.lab.place import wait_until
 from tests.lab.probe import Outcome
 from tests.lab.release import LibvirtFirewall
 
-pytestmark = each_backend
+pytestmark = [each_backend, pytest.mark.turns_on(LibvirtFirewall.NFTABLES)]
 
 
 @pytest.fixture
