@@ -79,7 +79,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Markers of this project's own, and failures told as they happen."""
+    """Markers of this project's own, and failures reported as they happen."""
     config.addinivalue_line("markers", "on(*firewalls): only on hosts whose libvirt writes its rules with one of these")
     config.addinivalue_line("markers", "in_turn: each case on one kind of host, where it makes no difference on which")
     config.addinivalue_line("markers", "turns_on(firewall): the kind of host for all cases of a file that have a turn")
@@ -144,7 +144,7 @@ def _whose_turn(item: pytest.Item, firewalls: Collection[LibvirtFirewall]) -> Fl
 
 
 def give_up(reason: str) -> None:
-    """Skip on somebody's own machine, fail where everything has to run."""
+    """Skip on a developer's machine, fail where everything has to run."""
     if os.environ.get("CI"):
         pytest.fail(reason)
     pytest.skip(reason)
@@ -158,13 +158,13 @@ def lab() -> Iterator[None]:
     missing = [program for program in _PROGRAMS if shutil.which(program) is None]
     if missing:
         give_up(f"missing {', '.join(missing)} (of {', '.join(host_packages())}): sudo scripts/test installs them")
-    # Whoever is root in a user namespace alone cannot touch the machine's network, and may not read all of its own.
+    # A user who is root in a user namespace alone cannot touch the machine's network, and may not read all of its own.
     with nullcontext() if is_in_user_namespace() else network_untouched():
         yield
 
 
 def is_in_user_namespace() -> bool:
-    """Whether root is somebody else outside, as with `unshare --user --map-root-user`."""
+    """Whether root is another user outside, as with `unshare --user --map-root-user`."""
     return Path("/proc/self/uid_map").read_text(encoding="ascii").split() != ["0", "0", "4294967295"]
 
 

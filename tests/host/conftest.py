@@ -66,7 +66,8 @@ class Conversation:
 
 
 HEAD = '[daemon]\nlibvirt = ["lxc:///system"]\n'
-# For what libvirt tells and whom we believe, which does not depend on the firewall: a host of each version of libvirt.
+# For what libvirt reports and what we believe, which does not depend on the firewall: a host of each version of
+# libvirt.
 each_libvirt = pytest.mark.on(LibvirtFirewall.IPTABLES, LibvirtFirewall.NFTABLES)
 # For what our own rules and settings do: a host of each rule system. libvirt's own on iptables-nft, beside which our
 # tables are the same, are shown with where rules lead to (reach, bans, lifecycle).
@@ -91,7 +92,7 @@ class Scene:
         return self.start(head + filled(entries))
 
     def wipe(self) -> None:
-        """Take our rules of IPv4 away, as somebody else could."""
+        """Take our rules of IPv4 away, as another program could."""
         if self.host.flavour.firewall is LibvirtFirewall.LEGACY:
             self.host.run("iptables-legacy", "-w", "-t", "nat", "-F")
         else:

@@ -76,7 +76,7 @@ def test_a_dhcp_guest_gets_another_address(
     answers(host, f"web {CLIENT4}")
     guest.take_lease()
     # What the guest will be given when it asks again was not yet where it is; whichever of two sees it first. An
-    # inventory taken because of the old address may hold the new one before either tells.
+    # inventory taken because of the old address may hold the new one before either reports it.
     seen = r"\(.*(DHCP leases on virbr\d+ changed|neighbour 192\.168\.122\.7[78] answered from|guest has .*\.78 now)"
     running.wait_log(rf"^removed web: tcp \*:8000 -> 192\.168\.122\.77:80 {seen}")
     running.wait_log(rf"^added web: tcp \*:8000 -> 192\.168\.122\.78:80 {seen}")
@@ -93,7 +93,7 @@ def test_a_dhcp_guest_gets_another_address(
 def test_a_fixed_address_changes(
     host: Host, network: MakeNetwork, lxc_guest: MakeLxcGuest, daemon: StartDaemon
 ) -> None:
-    """Two entries of the neighbour table name the guest; the old one counts until nobody answers there."""
+    """Two entries of the neighbour table name the guest; the old one counts until no machine answers there."""
     network("default", "192.168.122.0/24")
     guest = lxc_guest("web", Link("default", ("192.168.122.10/24",)))
     guest.speak("192.168.122.1")
@@ -179,7 +179,7 @@ def test_a_plain_bridge_and_the_neighbour_table(host: Host, lxc_guest: MakeLxcGu
 def test_a_guest_that_never_speaks_is_asked_for(
     host: Host, network: MakeNetwork, lxc_guest: MakeLxcGuest, daemon: StartDaemon
 ) -> None:
-    """Its addresses are fixed, and it has sent nobody a packet; each family has an entry that waits for it."""
+    """Its addresses are fixed, and it has not sent a packet; each family has an entry that waits for it."""
     network("default", "192.168.122.0/24", "2001:db8:122::/64")
     guest = lxc_guest("web", Link("default", ("192.168.122.77/24", "2001:db8:122::77/64")))
     # An address made of its MAC address would be asked for by itself.
@@ -226,7 +226,7 @@ def test_a_bridge_with_others_in_it(host: Host, lxc_guest: MakeLxcGuest, daemon:
     url = f"http://{OTHER_LINK4}:8000/"
     answers(host, f"web {OTHER_LINK4}", url)
     assert host.outside.fetch("http://198.51.101.50/").text == f"web {CLIENT4_OTHER_LINK}"
-    # No guest of ours has it any more when somebody else in that network answers.
+    # No guest of ours has it any more when another machine in that network answers.
     guest.stop()
     wait_until(lambda: not host.outside.fetch(url).answered, "the port is closed")
 

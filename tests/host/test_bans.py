@@ -117,7 +117,7 @@ def refusal(scene: Scene, verb: str) -> None:
 
 
 def client(scene: Scene) -> Answer:
-    """What the client that is banned gets: what is dropped in silence is told from an answer after half a second."""
+    """What the client that is banned gets: what is dropped in silence is known after half a second."""
     return scene.host.outside.fetch(URL, timeout=0.5)
 
 

@@ -192,7 +192,7 @@ def test_a_guest_stays_unreachable_where_libvirts_rules_were_flushed(host: Host,
     running.wait_log("^restored ")
     serves(host)
     assert host.run("sysctl", "-n", SWITCH).stdout == "1\n"
-    # Nothing listens there: whoever gets in is refused by the guest.
+    # Nothing listens there: a client that gets in is refused by the guest.
     assert host.outside.tcp(GUEST, 22, timeout=0.5).outcome is Outcome.TIMED_OUT
     assert host.outside.tcp(GUEST, 80, timeout=0.5).outcome is Outcome.TIMED_OUT
 

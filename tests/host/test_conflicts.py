@@ -1,4 +1,4 @@
-"""What conflicts with an exposure on its own host is told before it hurts, once, and no longer than it is so."""
+"""What conflicts with an exposure on its own host is reported before it hurts, once, and no longer than it is so."""
 
 import re
 from collections.abc import Iterator
@@ -35,7 +35,7 @@ def at_end() -> Iterator[ExitStack]:
 
 
 def told(host: Host) -> list[str]:
-    """What the status tells of this port."""
+    """What the status shows of this port."""
     return [problem for problem in status(host)["problems"] if problem.startswith(f"port {PORT}/")]
 
 

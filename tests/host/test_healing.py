@@ -312,5 +312,5 @@ def held_lock(host: Host) -> Iterator[None]:
 
 
 def status(host: Host) -> str:
-    """What the command tells."""
+    """What the command prints."""
     return host.portfwd("status", check=False).stdout

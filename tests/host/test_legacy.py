@@ -80,7 +80,7 @@ def test_the_daemon_itself_never_loads_python_iptables(shared_scene: Scene) -> N
 
 @pytest.mark.parametrize("refusal", [("-A", "FORWARD", "-j", "DROP"), ("-P", "FORWARD", "DROP")], ids=" ".join)
 def test_the_other_rule_system_refuses_everything(shared_scene: Scene, refusal: tuple[str, ...]) -> None:
-    """Whoever else has a forward chain, and in whichever system: one refusal would be enough."""
+    """Whatever else has a forward chain, and in whichever system: one refusal would be enough."""
     host = shared_scene.host
     on_legacy = host.flavour.firewall is LibvirtFirewall.LEGACY
     other = "iptables-nft" if on_legacy else "iptables-legacy"

@@ -71,7 +71,7 @@ def test_forwards_answer_on_the_loopback_addresses(shared_scene: Scene, address:
 
 @rules_have_no_part
 def test_a_large_answer_comes_whole_and_ends(shared_scene: Scene) -> None:
-    """Whoever closes its side first still gets all that the other has to say."""
+    """The end that closes its side first still gets all that the other has to say."""
     scene = shared_scene
     server = scene.far.serve_tcp(9000)
     scene.daemon(entry("far", "9000", "FAR4"), LOCAL)

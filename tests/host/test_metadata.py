@@ -161,7 +161,7 @@ def test_what_is_asked_for_on_every_address_is_not_on_one_that_is_another_guests
     daemon.reload_with(HEAD + public)
     assert page(scene, 8080) == f"neighbour {CLIENT4}"
     assert outside.fetch(url(MAIL4, 8080)).text == f"web {CLIENT4}"
-    # Held by the host for its own reasons, the address leads to nobody else while its guest is off.
+    # Held by the host for its own reasons, the address leads nowhere else while its guest is off.
     withdraw(scene, scene.web)
     wait_until(lambda: not holds(host, MAIL4), "the address goes")
     daemon.reload_with(f'{HEAD}{public}[[nat]]\ndomain = "nobody"\npublic = "{MAIL4}"\n')

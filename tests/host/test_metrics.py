@@ -94,7 +94,7 @@ def test_what_happens_is_measured(scene: Scene) -> None:
     found = served(scene)
     assert value(found, "openings", state="active") == 0
     assert value(found, "connections_total") is None
-    # Connections end beside the reconcile, and the next one tells.
+    # Connections end beside the reconcile, and the next one reports it.
     wait_until(lambda: bool(value(served(scene), "ended_connections_total")), "ended connections are counted")
 
     assert value(found, "config_last_reload_successful") == 1

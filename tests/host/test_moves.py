@@ -174,7 +174,7 @@ def test_streams_go_on_where_the_other_host_is_late(move: Move) -> None:
         late.send(signal.SIGSTOP)
         migration.hurry()
         assert migration.ended() == ""
-        # It sends a number on each stream every 50 ms, and tries again what nobody takes.
+        # It sends a number on each stream every 50 ms, and tries again what is not taken.
         time.sleep(1)
         late.send(signal.SIGCONT)
         go_on()
@@ -187,7 +187,7 @@ def test_streams_go_on_where_the_other_host_is_late(move: Move) -> None:
 
 @rules_have_no_part
 def test_a_post_copy_that_fails_leaves_the_guest_with_the_host_that_goes_on_if_any(move: Move) -> None:
-    """Where the receiving end dies, the first host goes on as long as it may, and later nobody can."""
+    """Where the receiving end dies, the first host goes on as long as it may, and later no host can."""
     pair = move.pair
     move.answered(pair.first)
     with Holders(pair, *HELD) as holders:

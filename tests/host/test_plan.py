@@ -1,4 +1,4 @@
-"""`plan` tells what would change, and changes nothing."""
+"""`plan` shows what would change, and changes nothing."""
 
 import json
 

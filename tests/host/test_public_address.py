@@ -83,7 +83,7 @@ def test_a_forward_goes_before_it(shared_scene: Scene) -> None:
 
 @pytest.mark.in_turn
 def test_neighbours_learn_at_once_who_has_it_now(shared_scene: Scene) -> None:
-    """Whoever had the address before is forgotten, though the neighbour believes to know."""
+    """The machine that had the address before is forgotten, though the neighbour believes to know."""
     outside, strange = shared_scene.host.outside, "02:00:00:00:00:99"
     for address in (MAIL4, MAIL6):
         outside.run(["ip", "neighbour", "replace", address, "lladdr", strange, "dev", "eth0", "nud", "reachable"])

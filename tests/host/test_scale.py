@@ -42,7 +42,7 @@ def told_of(running: Daemon) -> list[str]:
 
 
 def all_answer(host: Host, running: Daemon) -> None:
-    """Every forward is told of, and the first and last of each guest answer with that guest's name."""
+    """Every forward is logged, and the first and last of each guest answer with that guest's name."""
     # The log is written beside the daemon's work, so its last lines may come after what they tell of.
     wait_until(lambda: len(told_of(running)) >= GUESTS * PORTS, "every forward is told of")
     assert len(told_of(running)) == GUESTS * PORTS

@@ -90,7 +90,7 @@ def test_what_is_routed_to_the_host_from_farther_off_is_its_own(shared_scene: Sc
 
 @pytest.mark.in_turn
 def test_an_address_of_the_link_that_only_the_router_sends_here(shared_scene: Scene) -> None:
-    """Nobody holds it, and the upstream router sends it here: that goes on working from outside."""
+    """No host holds it, and the upstream router sends it here: that goes on working from outside."""
     scene = shared_scene
     scene.host.outside.run(["ip", "route", "replace", f"{SHARED}/32", "via", PUBLIC4])
     try:

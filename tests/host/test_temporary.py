@@ -48,7 +48,7 @@ def test_it_is_open_for_a_while_through_a_wipe_and_a_restart_and_ends_with_the_d
     daemon.kill()
     daemon = scene.daemon(NEIGHBOUR)
     scene.answers(lambda: scene.host.outside.fetch(url(8022)), f"web {CLIENT4}")
-    # The same once more has another end, which comes with nobody there.
+    # The same once more has another end, which comes without a daemon.
     opened(scene, "web", "8022:80", "--for", "5s", "--from", f"{CLIENT4}/32")
     daemon.kill()
     scene.refused(lambda: scene.host.outside.fetch(url(8022)))

@@ -120,7 +120,7 @@ def test_a_lease_makes_a_forward_live_and_the_files_of_the_dhcp_server_are_watch
     machine = sandbox.machine
     sandbox.leased.take_lease()
     sandbox.answers(lambda: machine.outside.fetch(url(PUBLIC4, 8081)), f"leased {CLIENT4}")
-    # The guest's first packet tells of its address as well, so the watch is looked for itself: proc_pid_fdinfo(5).
+    # The guest's first packet shows its address as well, so the watch is looked for itself: proc_pid_fdinfo(5).
     directory = int(machine.run("stat", "--format=%i", "/var/lib/libvirt/dnsmasq").stdout)
     # Other descriptors come and go meanwhile.
     read = ["sh", "-c", 'cat /proc/"$1"/fdinfo/*', "sh", machine.property("MainPID")]

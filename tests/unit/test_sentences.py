@@ -128,7 +128,7 @@ def number(call: ast.Call) -> int:
 
 
 def made(call: ast.Call) -> Iterator[tuple[str, str]]:
-    """Give each kind that a place makes, with what people are told of one that is about as much."""
+    """Give each kind that a place makes, with the words for one that is about as much."""
     about = NAMES[: number(call)]
     for item in ast.walk(call.args[0]):
         match item:

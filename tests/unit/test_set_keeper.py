@@ -30,7 +30,7 @@ ONE = Element(int(CLIENT), int(CLIENT))
 
 @dataclass
 class Heard:
-    """What a keeper told."""
+    """What a keeper reported."""
 
     changed: list[Path | None] = field(default_factory=list)
     kept: dict[Path, bytes] = field(default_factory=dict)
