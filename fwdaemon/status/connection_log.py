@@ -273,6 +273,7 @@ class _Reader:
             if time.monotonic() < self._until:
                 return False
             self._read()
+            self.writer.tell(at_once=True)  # before the end is known: nothing is written after that
             self._close()
         return True
 
@@ -291,7 +292,6 @@ class _Reader:
             # While it waits, the kernel keeps what it has room for.
             if rest := self.writer.budget.rest():
                 waking.poll(rest * 1000)
-        self.writer.tell(at_once=True)
 
     def _read(self) -> None:
         for _ in range(_AT_ONCE):
