@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import libvirt
 import pytest
@@ -18,6 +19,9 @@ from tests.lab.lxc import LxcGuest
 from tests.lab.place import wait_until
 from tests.lab.probe import Answer, Prober
 from tests.lab.release import LibvirtFirewall
+
+if TYPE_CHECKING:
+    from tests.host.explained import Patient
 
 
 class Conversation:
@@ -218,3 +222,22 @@ def libvirts_rules_kept(host: Host) -> Iterator[None]:
     finally:
         if host.snapshot_foreign() != before:
             host.libvirt.restart()
+
+
+@pytest.fixture(scope="module")
+def module_patient(module_host: Host, module_guests: tuple[LxcGuest, LxcGuest, LxcGuest]) -> Iterator["Patient"]:
+    """One host for all tests of what `explain` says; each takes `patient`."""
+    from tests.host.explained import admitted  # noqa: PLC0415  it takes from here itself
+
+    with admitted(module_host, module_guests) as patient:
+        yield patient
+
+
+@pytest.fixture
+def patient(module_patient: "Patient") -> Iterator["Patient"]:
+    """A host in good health, with a daemon that forwards port 8000 to web; what a test breaks is repaired after it."""
+    module_patient.load()
+    module_patient.host.run("conntrack", "--flush", check=False)
+    wait_until(lambda: module_patient.fetch().answered, "the forward works before the test")
+    yield module_patient
+    module_patient.mend.close()

@@ -1,6 +1,5 @@
 """`explain` names what is wrong with a host, and what it says, done to the letter, mends it."""
 
-from collections.abc import Iterator
 from functools import partial
 
 import pytest
@@ -16,7 +15,7 @@ from tests.host.conftest import (
     filled,
     rules_have_no_part,
 )
-from tests.host.explained import ASKED, WEB, Patient, admitted
+from tests.host.explained import ASKED, WEB, Patient
 from tests.lab.domain import Link
 from tests.lab.host import (
     CLIENT4,
@@ -24,32 +23,12 @@ from tests.lab.host import (
     OTHER_LINK4,
     PUBLIC4,
     PUBLIC6,
-    Host,
 )
 from tests.lab.lxc import LxcGuest
 from tests.lab.place import wait_until
 from tests.lab.release import LibvirtFirewall
 
 pytestmark = pytest.mark.turns_on(LibvirtFirewall.NFTABLES)
-
-_Guests = tuple[LxcGuest, LxcGuest, LxcGuest]
-
-
-@pytest.fixture(scope="module")
-def module_patient(module_host: Host, module_guests: _Guests) -> Iterator[Patient]:
-    """One host for all tests; each takes `patient`."""
-    with admitted(module_host, module_guests) as patient:
-        yield patient
-
-
-@pytest.fixture
-def patient(module_patient: Patient) -> Iterator[Patient]:
-    """A host in good health, with a daemon that forwards port 8000 to web; what a test breaks is repaired after it."""
-    module_patient.load()
-    module_patient.host.run("conntrack", "--flush", check=False)
-    wait_until(lambda: module_patient.fetch().answered, "the forward works before the test")
-    yield module_patient
-    module_patient.mend.close()
 
 
 def port_of(guest: LxcGuest) -> str:
