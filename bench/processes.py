@@ -49,7 +49,7 @@ def memory(pid: int) -> Memory:
 
 @contextmanager
 def peak(pid: int) -> Iterator[Callable[[], int]]:
-    """Give what tells, in bytes, how much a process has had resident at most since the block began."""
+    """Give a function for how many bytes a process has had resident at most since the block began."""
     Path(f"/proc/{pid}/clear_refs").write_text("5", encoding="ascii")
     yield lambda: _kib(Path(f"/proc/{pid}/status"), "VmHWM") * _KIB
 

@@ -23,7 +23,7 @@ that was answered to the first that is answered again. In turn, on the same host
 stopped and `nft -f` puts our table back after the same wipe: when nothing else in the network namespace tracks
 connections any more, the kernel walks through all of them before it takes the first rule that does. Just before that
 forward goes, a client of the control socket asks for the status, which counts them all: the first since there are so
-many, once figures of before are too old to be told again. Memory is what the daemon itself, without its helpers, has
+many, once figures of before are too old to be shown. Memory is what the daemon itself, without its helpers, has
 resident at most meanwhile, and just before that."""
 
 
@@ -56,7 +56,7 @@ class _Asked:
         self._seconds, self._cpu, self._most, self._before = samples
 
     def ask(self, wiped: Wiped, count: int) -> None:
-        """Ask until they were counted: what was counted before is told for a while, the longer the more it was."""
+        """Ask until they were counted: what was counted before is shown for a while, the longer the more it was."""
         pid, found = wiped.daemon.pid, 0
         with peak(pid) as most:
             before = most()

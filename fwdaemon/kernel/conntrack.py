@@ -209,7 +209,7 @@ def open_flows(
 ) -> Iterator[OpenFlow]:
     """List the open connections that have our label, or that guests opened; those that go the same way are few.
 
-    `octets` says for each port to which translated ones were sent how many octets of the source tell two ways apart.
+    `octets` says for each port to which translated ones were sent how many octets of the source distinguish two ways.
 
     Raises:
         KernelError: the kernel does not list them.

@@ -310,7 +310,7 @@ def _open(desired: Desired) -> Mapping[Exposure, tuple[int, int | None]] | None:
 
 
 def _octets(forwards: Iterable[Forward]) -> bytearray:
-    """Give for each port by how many octets of a client's address it can be told which forward carries it."""
+    """Give for each port how many octets of a client's address decide which forward carries it."""
     found = bytearray(1 << 16)
     for forward in forwards:
         longest = max((subnet.prefixlen for subnet in forward.sources), default=0)

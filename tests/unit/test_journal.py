@@ -78,7 +78,7 @@ def test_who_logs_waits_for_no_reader_and_what_was_lost_is_counted(pipe: tuple[T
     handler = QueueHandler(StreamOutlet(sink), 3, arrears)
     for number in range(10):
         handler.handle(line(f"line {number}"))
-    wait_until(lambda: [late.job for late in arrears.late(0.0)] == [Job.LOG], "the status tells that it waits")
+    wait_until(lambda: [late.job for late in arrears.late(0.0)] == [Job.LOG], "the status shows that it waits")
     os.read(source.fileno(), filled)
     written = [source.readline().rstrip()]
     while "lost" not in written[-1]:

@@ -69,7 +69,7 @@ def test_a_job_that_failed_is_done() -> None:
     assert arrears.late(0.0) == ()
 
 
-def test_each_kind_of_job_is_somebodys_and_has_words() -> None:
+def test_each_kind_of_job_is_used_and_has_words() -> None:
     assert set(LATE_JOBS) == set(Job)
     text = "".join(file.read_text(encoding="utf-8") for file in PROGRAM.rglob("*.py"))
     assert set(re.findall(r"\bJob\.([A-Z_]+)(?![A-Z_:])", text)) == {job.name for job in Job}
@@ -130,23 +130,23 @@ def test_the_status_and_the_metrics_tell_of_a_sweep_that_takes_too_long(
 
 
 def test_who_watches_learns_what_is_late_and_what_was_lost(monkeypatch: pytest.MonkeyPatch) -> None:
-    told: list[object] = []
-    records = Records(MAIN, configuration.parse({MAIN: ""}), lambda *news: told.append(news))
+    news: list[object] = []
+    records = Records(MAIN, configuration.parse({MAIN: ""}), lambda *what: news.append(what))
     records.late_s = 0.0
     records.check()
-    told.clear()
+    news.clear()
     done = ARREARS.begin(Job.LAST_GOOD, "of this test")
     records.check()
     records.check()
-    assert len(told) == 1
+    assert len(news) == 1
     done()
     records.check()
-    assert len(told) == 2
+    assert len(news) == 2
     monkeypatch.setattr(ARREARS, "lost_lines", ARREARS.lost_lines + 3)
     records.check()
-    assert len(told) == 3
+    assert len(news) == 3
     records.unlogged = lambda: 4
     records.check()
-    assert len(told) == 4
+    assert len(news) == 4
     header = records.header(())
     assert (header.lost_lines, header.unlogged) == (ARREARS.lost_lines, 4)

@@ -123,7 +123,7 @@ def test_a_pass_does_not_wait_for_a_proxy_that_is_busy() -> None:
     results = [proxy.apply(wanted, full=full) for full in (False, True)]
     assert not gave_up.is_set()
     assert [(result.short, len(result.faults)) for result in results] == [(True, 1)] * 2
-    assert Job.LOOPBACK in {late.job for late in ARREARS.late(0.0)}, "the status tells that it waits"
+    assert Job.LOOPBACK in {late.job for late in ARREARS.late(0.0)}, "the status shows that it waits"
     over.set()
     wait_until(lambda: not proxy.apply(wanted).short, "it is done")
     assert Job.LOOPBACK not in {late.job for late in ARREARS.late(0.0)}
