@@ -83,6 +83,6 @@ class _Disturbed:
         milliseconds = [1000 * seconds for seconds in self._healed]
         # Where the kernel itself is busy, nothing could be faster than this.
         alone = 1000 * max(self._alone, default=0.0)
-        because = f"The kernel itself is busy: `nft -f` alone takes up to {alone:.0f} ms of that." if alone else ""
+        because = f"The kernel itself is busy: `nft -f` alone takes up to {alone:.0f} ms." if alone else ""
         text = f"{self._disturbance.label}: at most {limit:g} ms{'' if self._legacy else BUSY}"
         return Want(text, milliseconds, limit, " ms", because=because)

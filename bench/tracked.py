@@ -109,7 +109,7 @@ def _wants(gaps: Series, alone: Series) -> tuple[Want, ...]:
             [1000 * seconds for seconds in samples],
             _LIMIT_MS,
             " ms",
-            because=f"The kernel itself is busy: `nft -f` alone takes {1000 * alone.median(count):.0f} ms of that.",
+            because=f"The kernel itself is busy: `nft -f` alone takes {1000 * alone.median(count):.0f} ms.",
         )
         for count, samples in gaps.samples.items()
     )
