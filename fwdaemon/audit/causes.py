@@ -36,8 +36,8 @@ def changes(before: ReconcileReport | None, after: Desired, result: ApplyResult,
         return ()
     live, now = before.desired.exposures, after.exposures
     removed = ((exposure, known.of_removal(exposure, known.reasons)) for exposure in in_order(live - now))
-    new_homes = _homes(now - live) - _homes(live)
     had_another = frozenset(item.owner for item in live - now)
+    new_homes = _homes(now - live) - _homes(live) if had_another else frozenset()
     return (
         *(Change("removed", exposure, of_end(exposure, after, reasons, new_homes)) for exposure, reasons in removed),
         *(
