@@ -92,12 +92,13 @@ _ESCAPED = re.compile(r"\\.")
 _QUOTED = re.compile(r'"(?:[^"\\]|\\.)*+"', re.DOTALL)
 
 
+@lru_cache(maxsize=256)  # a guest's name is in the rules and lines of all its forwards
 def label(name: str) -> str:
     """Give letters, digits, `_` and `.` only, at most 40 of them: safe inside a quoted comment of any rule language."""
     return _UNSAFE.sub("_", name)[:_LABEL_LENGTH]
 
 
-@lru_cache(maxsize=256)  # a guest's name is in the lines of all its forwards
+@lru_cache(maxsize=256)
 def shown(name: str) -> str:
     """Give the name for one line of text, at most 80 characters; what could not be printed there is escaped."""
     visible = printable(name)

@@ -13,12 +13,13 @@ from typing import Any, Final
 from fwdaemon.core.inventory import HostAddress, HostObservation, Neighbour
 from fwdaemon.core.types import Address, Family, Subnet
 from fwdaemon.errors import KernelError
-from fwdaemon.kernel.host_watch import ROUTE, read_route
+from fwdaemon.kernel.host_watch import read_route
 from fwdaemon.kernel.netlink import Listed, Way, attribute, attributes, is_telling, number
 from fwdaemon.kernel.rtnetlink import FAMILIES, Kind, RefusedError, Rtnetlink, first_listed, interface_index
 from fwdaemon.kernel.rtnl_links import (
     CONFIRMED_STATES,
     KNOWN_STATES,
+    ROUTE,
     USABLE_STATES,
     KernelNeighbour,
     neighbours,

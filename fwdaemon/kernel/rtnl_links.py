@@ -23,6 +23,9 @@ from fwdaemon.kernel.rtnetlink import (
 
 # Routes of our own protocol number in the main table, and whoever else routes the same (rtnetlink(7)).
 
+_ROUTE_GET = 26  # RTM_GETROUTE
+# rtmsg: family, lengths of destination and source, TOS, table, protocol, scope, type, flags.
+ROUTE = struct.Struct("=BBBBBBBBI")
 _MAIN: Final = 254  # RT_TABLE_MAIN
 _UNICAST, _LOCAL = 1, 2  # RTN_UNICAST, RTN_LOCAL
 _SCOPE_LINK, _ANY_SCOPE = 253, 255  # RT_SCOPE_LINK, RT_SCOPE_NOWHERE
@@ -54,7 +57,12 @@ class KernelRoute:
 
 
 def our_routes(kernel: Rtnetlink, family: Family) -> list[KernelRoute]:
-    """Give the routes with our protocol number; the kernel picks them, as there may be a million others."""
+    """Give the routes with our protocol number; the kernel picks them, as there may be a million others.
+
+    Most hosts have none: by hand, that is known without loading pyroute2.
+    """
+    if not first_listed(_ROUTE_GET, ROUTE.pack(FAMILIES[family], 0, 0, 0, _MAIN, PROTOCOL, 0, 0, 0), 1):
+        return []
     listed = kernel.entries(Kind.ROUTE, {"family": FAMILIES[family], "table": _MAIN, "proto": PROTOCOL})
     return [route for route in map(_route, listed) if Family.of(route.subnet) is family]
 
@@ -361,7 +369,9 @@ class Held:
 
 
 def proxy_entries(kernel: Rtnetlink, family: Family) -> dict[ProxyEntry, Held]:
-    """Give all proxy entries, each with how it is held."""
+    """Give all proxy entries, each with how it is held; that there are none is known as in `our_routes`."""
+    if not first_listed(_NEIGHBOUR_GET, _NEIGHBOUR.pack(FAMILIES[family], 0, 0, _PROXY, 0), 1):
+        return {}
     return dict(map(_proxy_read, kernel.entries(Kind.NEIGHBOUR, {"family": FAMILIES[family], "flags": _PROXY})))
 
 
