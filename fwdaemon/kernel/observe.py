@@ -366,8 +366,6 @@ def _neighbours(names: Mapping[int, str]) -> Iterator[Neighbour]:
 
 
 def _bridges(devices: Collection[str], names: Mapping[int, str]) -> Iterator[tuple[str, str]]:
-    if not devices:
-        return
     with Rtnetlink() as kernel:
         for device in devices:
             index = interface_index(device)
@@ -384,8 +382,6 @@ def _master(kernel: Rtnetlink, index: int) -> int | None:
 
 def _routed(links: Collection[str]) -> Iterator[tuple[str, Subnet]]:
     """Give what is routed to these links, and to what is built on them, as a macvlan beside a guest's macvtap is."""
-    if not links:
-        return
     with Rtnetlink() as kernel:
         for device in sorted({*links, *(above for link in links for above in _links_built_on(link))}):
             index = interface_index(device)
