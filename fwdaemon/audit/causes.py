@@ -3,6 +3,7 @@
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Final
 
 from fwdaemon.core.exposures import Exposure, Owner
@@ -265,6 +266,7 @@ _HINDRANCES: Final[Mapping[HindranceKind, Callable[[Hindrance], str]]] = {
 }
 
 
+@lru_cache(maxsize=64)  # thousands of forwards may change for one
 def format_cause(cause: Cause) -> str:
     """Tell the first facts, a new configuration ahead of all; after a burst the rest would not help a reader."""
     facts = sorted(cause.facts, key=lambda fact: fact.kind not in _OF_CONFIGURATION)
