@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Iterable, Iterator
-from difflib import get_close_matches
 from functools import lru_cache
 from typing import Final
 
@@ -64,6 +63,8 @@ def show(value: object) -> str:
 
 def suggest(word: str, known: Iterable[str]) -> str:
     """Say which of the known words was probably meant, or else name them all."""
+    from difflib import get_close_matches  # noqa: PLC0415 - 2 ms of `--help`
+
     choices = sorted(known)
     close = get_close_matches(word[:_LONGEST_SHOWN].lower(), choices, n=1)
     return f"did you mean {quote(close[0])}?" if close else f"write one of {', '.join(choices)}"
