@@ -108,7 +108,7 @@ def _reported_in_time(told: Mapping[int, Mapping[str, Sequence[float]]]) -> tupl
 def _beside_the_limit(seconds: Mapping[str, float]) -> str:
     before = seconds["committed"] - seconds["programs"]
     return (
-        f"The limit, {_ms(seconds['native'])}, is one program that reads text which somebody else has written. Of ours,"
+        f"The limit, {_ms(seconds['native'])}, is one program that reads text which another has written. Of ours,"
         f" programs take {_ms(seconds['programs'])}; {_ms(before)} are Python that finds each forward's guest and"
         f" writes the rules, and looks at chains of others. {_ms(seconds['whole'] - seconds['committed'])} more come"
         f" after the rules are in the kernel, an audit line for each forward above all."

@@ -15,8 +15,8 @@ _HELP_RUNS = 20
 _PATIENCE_S = 120.0
 _MANY, _READY_S, _HELP_MS = 10000, 0.7, 40
 _NOTES = """\
-From the start of the process until it tells systemd that it is ready, with its rules for N forwards in the kernel from
-an earlier run, which it compares and adopts. And how long `--help` takes, beside an empty program of that Python."""
+From the start of the process until it reports that it is ready, with its rules for N forwards in the kernel from an
+earlier run, which it compares and adopts. And how long `--help` takes, beside an empty program of that Python."""
 
 
 def measure(setting: Setting) -> Figure:
