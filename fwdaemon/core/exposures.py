@@ -248,7 +248,7 @@ class Forward(_Translated):
         return Claim(Kind.FORWARD, *where, self.interface, self.sources, self.masquerade, self.auto)
 
     def listens_at(self) -> str:
-        """Say what its claim says, without making one: thousands are told in this order."""
+        """Say what its claim says, without making one: thousands are sorted by it."""
         return f"{self.protocol} {show_endpoint(self.listen, self.ports)}"
 
     @property

@@ -63,7 +63,7 @@ def bridge_ports() -> dict[str, BridgePort]:
     """Give the ports of all bridges, by name.
 
     Raises:
-        KernelError: the kernel does not tell.
+        KernelError: the kernel does not list them.
 
     """
     ports = {}

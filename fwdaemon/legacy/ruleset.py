@@ -82,7 +82,7 @@ class Wanted(NamedTuple):
 
 
 def exposures_of(desired: Desired, family: Family) -> Mapping[str, Exposure]:
-    """Tell which exposure each rule serves, as in `Wanted`."""
+    """Give the exposure that each rule serves, as in `Wanted`."""
     return Wanted.of(family, desired).served
 
 

@@ -53,7 +53,7 @@ def test_it_hears_once_and_again_when_it_comes_back(links: Links) -> None:
     wait_until(lambda: BRIDGE_MAC in known(links, GATEWAY4), "the guest heard again")
 
 
-def test_it_hears_also_after_an_interface_went_that_was_told_of_before(links: Links) -> None:
+def test_it_also_hears_after_another_interface_with_announcements_has_gone(links: Links) -> None:
     announcer = Announcer()
     links.host.ip("link add gone0 type bridge")
     links.host.ip("link set gone0 up")
