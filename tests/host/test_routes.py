@@ -248,7 +248,6 @@ addresses = ["{PREFIX4}"]
     answers(lambda: host.outside.fetch(url(ROUTED4, 80)), f"routed {CLIENT4}")
 
 
-@pytest.mark.in_turn
 @pytest.mark.usefixtures("upstream")
 def test_a_refusal_of_what_a_routed_guest_opens_holds_where_no_gate_outranks_it(
     host: Host, guest: LxcGuest, daemon: StartDaemon, request: pytest.FixtureRequest
