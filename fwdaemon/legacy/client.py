@@ -1,13 +1,16 @@
 """The daemon's side of the helpers: starts them when they are first needed, asks, and never leaves one behind.
 
+Also what a host lacks of what rules need, and who has used up what it may open.
+
 A helper ends when its standard input does, so it cannot outlive whoever holds a `HelperClient`, however that ends.
 """
 
 import json
 import os
 import shutil
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from enum import StrEnum
 from importlib.util import find_spec
@@ -18,13 +21,15 @@ from fwdaemon.core.admission import Rate
 from fwdaemon.core.exposures import Exposure
 from fwdaemon.core.report import ApplyResult, Fault, FaultKind
 from fwdaemon.core.state import Desired
-from fwdaemon.core.types import Family
+from fwdaemon.core.types import Address, Family
 from fwdaemon.errors import HangingError, KernelError, PortfwdError
+from fwdaemon.kernel.conntrack import open_flows
 from fwdaemon.kernel.process import Companion
 from fwdaemon.legacy import model
-from fwdaemon.legacy.admission import open_match, rate_match
+from fwdaemon.legacy.admission import open_match, rate_match, rate_name, used_up
 from fwdaemon.legacy.info import PATH_VARIABLE
 from fwdaemon.legacy.model import COMMENT, Change, ObservedTable, Rule, TableName
+from fwdaemon.resolve.flows import Carriers
 
 # Others hold iptables' lock for milliseconds. A helper may do nothing for longer than this.
 _PATIENCE = 1.5
@@ -254,3 +259,44 @@ def left_out(desired: Desired, lacking: Lacking) -> tuple[Desired, ApplyResult]:
 
 def _all_of(needs: Mapping[Exposure, Collection[Need]], family: Family) -> frozenset[Need]:
     return frozenset(need for item, asked in needs.items() if item.family is family for need in asked)
+
+
+# --- who is at a limit -----------------------------------------------------------------------------------------------
+
+# What the match hashlimit counts, of this thread, since a network namespace is a thread's.
+_RATES: Final = {
+    Family.IPV4: Path("/proc/thread-self/net/ipt_hashlimit"),
+    Family.IPV6: Path("/proc/thread-self/net/ip6t_hashlimit"),
+}
+
+
+def at_limits(limited: Collection[Exposure], label: int) -> dict[str, dict[Address, None]]:
+    """Tell which sources may open nothing more now, by what their connections are counted as.
+
+    The kernel tells what is left of a rate. Of the match connlimit it tells nothing, so open connections are counted.
+    """
+    found: defaultdict[str, dict[Address, None]] = defaultdict(dict)
+    for counted_as, source in (*_at_rates(limited), *_at_most_open(limited, label)):
+        found[counted_as][source] = None
+    return dict(found)
+
+
+def _at_rates(limited: Iterable[Exposure]) -> Iterator[tuple[str, Address]]:
+    rates = {(item.family, item.counted_as, item.admission.rate) for item in limited if item.admission is not None}
+    for family, counted_as, rate in rates:
+        if rate is not None:
+            with suppress(OSError):  # no such rule is there
+                listing = (_RATES[family] / rate_name(rate, counted_as)).read_text(encoding="ascii")
+                yield from ((counted_as, source) for source in used_up(listing))
+
+
+def _at_most_open(limited: Iterable[Exposure], label: int) -> Iterator[tuple[str, Address]]:
+    most = {item: item.admission.max_open for item in limited if item.admission and item.admission.max_open}
+    if not most:
+        return
+    carriers, found = Carriers(most), Counter[tuple[str, int, Address]]()
+    with suppress(KernelError):
+        for item in open_flows(label):
+            if (exposure := carriers.carrier(item.flow)) is not None:
+                found[exposure.counted_as, most[exposure], item.flow.source] += item.number
+    yield from ((counted_as, source) for (counted_as, limit, source), number in found.items() if number >= limit)

@@ -324,6 +324,8 @@ def test_explain_says_that_a_client_is_over_a_limit_where_it_was_of_late() -> No
     assert "7 of its first packets were dropped of late" in step.remedy
     (other,) = (step for step in told(source="192.0.2.1", text=text).steps if step.name == "admission")
     assert not other.remedy
+    report = told(source=str(CLIENT), text=text, world=host(over={str(CLIENT): None}))
+    assert any("what it may open now is used up" in step.remedy for step in report.steps)
 
 
 def test_explain_says_whom_a_one_to_one_address_is_for() -> None:

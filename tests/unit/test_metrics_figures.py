@@ -58,6 +58,7 @@ def test_every_metric_is_here_and_follows_the_conventions() -> None:
         "etcd_members": "gauge",
         "etcd_members_answering": "gauge",
         "libvirt_connected": "gauge",
+        "limited_sources": "gauge",
         "metrics_timestamp_seconds": "gauge",
         "open_connections": "gauge",
         "open_connections_bytes": "gauge",
