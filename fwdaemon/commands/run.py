@@ -10,6 +10,8 @@ from typing import Final
 
 from fwdaemon import config as configuration
 from fwdaemon.audit import journal
+from fwdaemon.commands.check import kept_here
+from fwdaemon.config import Loaded
 from fwdaemon.config.model import Config
 from fwdaemon.conflicts.watch import BackgroundConflictWatch, ConflictWatch
 from fwdaemon.daemon import Daemon, Parts
@@ -82,4 +84,12 @@ def _parts(path: Path, config: Config) -> Parts:
         partial(InventoryKeeper, budgets=budgets),
         budgets=budgets,
         fleet=fleet,
+        read=_read,
     )
+
+
+def _read(path: Path, before: Config) -> Loaded:
+    """Read the configuration again; what this host cannot keep is refused as `check` does, though not at a start."""
+    loaded = configuration.load_guarded(path, before)
+    kept_here(loaded.config)
+    return loaded

@@ -392,8 +392,7 @@ class Counted(Generic[_Counter]):
 class Dropped(NamedTuple):
     """First packets that were dropped: by exposure, for `deny` of addresses and limits, and by the set that denied.
 
-    Those over a limit are told by source too, for what exposures are `counted_as`, as long as the source is counted. The
-    number is `None` where that is not counted: the source may open none now.
+    Those over a limit are told by source too, for what exposures are `counted_as`; `None`: uncounted, but over it now.
     """
 
     by_exposure: Mapping[Exposure, int] = MappingProxyType({})

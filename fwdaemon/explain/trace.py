@@ -303,7 +303,7 @@ class _Trace:
         exposure = exposure_of(claim, desired, arrival) if remedies.limits(asked) else None
         over = self.world.over_limit(desired, exposure.counted_as, arrival.source) if exposure is not None else 0
         text = f"nothing denies {arrival.source}{remedies.limits(asked)}"
-        told = "what it may open now is used up" if over is None else f"{over} of its first packets were dropped of late"
+        told = "what it may open is used up" if over is None else f"{over} of its first packets were dropped of late"
         return fine("admission", text) if over == 0 else unknown("admission", text, f"it may be over the limit: {told}")
 
     # --- the guest -------------------------------------------------------------------------------------------------

@@ -12,12 +12,11 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from enum import StrEnum
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-from fwdaemon.core.admission import Rate
+from fwdaemon.core.admission import Need, Rate, needs_of
 from fwdaemon.core.exposures import Exposure
 from fwdaemon.core.report import ApplyResult, Fault, FaultKind
 from fwdaemon.core.state import Desired
@@ -190,23 +189,12 @@ def _beside_library() -> dict[str, str]:
 # --- what a host lacks -----------------------------------------------------------------------------------------------
 
 
-class Need(StrEnum):
-    """What rules need besides what all of them do: the value is the match of iptables."""
-
-    SETS = "set"
-    RATE = "hashlimit"
-    OPEN = "connlimit"
+_MATCHES: Final = {Need.SETS: "set", Need.RATE: "hashlimit", Need.OPEN: "connlimit"}
 
 
-_KEYS: Final = {Need.SETS: "set:…", Need.RATE: "rate", Need.OPEN: "max_open"}
-
-
-def needs_of(exposure: Exposure, desired: Desired) -> frozenset[Need]:
+def _needs_of(exposure: Exposure, desired: Desired) -> frozenset[Need]:
     """Tell what the rules of an exposure need."""
-    asked, barred = exposure.admission, desired.barred
-    names = [*(asked.names if asked is not None else ()), *(barred.denied if barred is not None else ())]
-    found = {Need.SETS: names, Need.RATE: asked and asked.rate, Need.OPEN: asked and asked.max_open}
-    return frozenset(need for need, is_there in found.items() if is_there)
+    return frozenset().union(*(needs_of(asked) for asked in (exposure.admission, desired.barred) if asked is not None))
 
 
 class Lacking:
@@ -222,13 +210,13 @@ class Lacking:
         asked = sorted(need for need in needs if (family, need) not in self._there)
         found = {}
         if Need.SETS in asked and shutil.which("ipset") is None:
-            found[Need.SETS] = Fault(FaultKind.NO_IPSET, (_KEYS[Need.SETS],))
+            found[Need.SETS] = Fault(FaultKind.NO_IPSET, (Need.SETS.value,))
             asked.remove(Need.SETS)
         for need, reason in zip(asked, self._tried(family, asked) if asked else (), strict=True):
             if reason is None:
                 self._there.add((family, need))
             else:
-                found[need] = Fault(FaultKind.NO_MATCH, (_KEYS[need], str(int(family)), need.value), reason)
+                found[need] = Fault(FaultKind.NO_MATCH, (need.value, str(int(family)), _MATCHES[need]), reason)
         return found
 
 
@@ -245,7 +233,7 @@ def left_out(desired: Desired, lacking: Lacking) -> tuple[Desired, ApplyResult]:
         desired = replace(desired, counts_down=True)
     if desired.barred is None and not desired.limited:
         return desired, ApplyResult()
-    needs = {item: needs_of(item, desired) for item in desired.exposures}
+    needs = {item: _needs_of(item, desired) for item in desired.exposures}
     missing = {family: lacking.of(family, _all_of(needs, family)) for family in sorted(desired.families)}
     refused = [
         (item, missing[item.family][need])

@@ -1,9 +1,13 @@
-"""How tables, chains and elements are written for `nft -f`. Pure."""
+"""How tables, chains and elements are written for `nft -f`, and what the kernel lacks of that."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from math import ceil
-from typing import Final
+from typing import Final, NamedTuple
 
+from fwdaemon.core.admission import Need
+from fwdaemon.core.report import Fault, FaultKind
+from fwdaemon.errors import ProcessError
+from fwdaemon.kernel.process import Runner
 from fwdaemon.nftables.model import Chain, Elements, Held, Lasting, Set, Table, Target
 
 # By so much an element outlives what it is for, in seconds: our own clock is to be first where we run.
@@ -105,3 +109,44 @@ def _element(element: tuple[str, Held], now: float) -> str:
             return f'{key} comment "{comment}" : {data}'
         case key, chain:
             return f"{key} : jump {chain}"
+
+
+# --- what the kernel lacks -------------------------------------------------------------------------------------------
+
+
+class _Sample(NamedTuple):
+    """What something needs of nftables, in words and as a set and a rule, and the module that has it."""
+
+    title: str
+    flags: str
+    rule: str
+    module: str
+
+
+_SAMPLES: Final = {
+    Need.SETS: _Sample("sets with ranges and timeouts", "interval, timeout", "ip saddr @sample drop", "nf_tables"),
+    Need.RATE: _Sample(
+        "limit", "dynamic, timeout", "update @sample { ip saddr limit rate over 1/day counter } drop", "nft_limit"
+    ),
+    Need.OPEN: _Sample("ct count", "dynamic", "add @sample { ip saddr ct count over 1 counter } drop", "nft_connlimit"),
+}
+# ENOENT, EOPNOTSUPP and EAFNOSUPPORT. What else may be wrong, as that the user is not root, says nothing of the kernel.
+_LACKING: Final = ("No such file or directory", "Operation not supported", "not supported by protocol")
+
+
+def lacking(runner: Runner, needs: Collection[Need]) -> dict[Need, Fault]:
+    """Have the kernel check a rule for each of these, and give what it lacks; what it does not tell is left out.
+
+    With `--check`, a batch ends without a commit, so the kernel makes nothing of it; but it loads its modules.
+    """
+    found = {}
+    for need in sorted(needs):
+        title, flags, rule, module = _SAMPLES[need]
+        kept = f"set sample {{ type ipv4_addr; size 1; flags {flags}; }}"
+        script = f"table ip kvm_portfwd_sample {{\n{kept}\nchain sample {{\n{rule}\n}}\n}}\n"
+        try:
+            runner.run("nft", "--check", "-f", "-", stdin=script)
+        except ProcessError as error:
+            if reason := next((text for text in _LACKING if text in error.stderr), ""):
+                found[need] = Fault(FaultKind.NO_EXPRESSION, (need.value, title, module), reason)
+    return found
