@@ -1,5 +1,6 @@
 """Real packets of who may connect and who may not: sets of sources, and limits for each source."""
 
+import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -16,14 +17,18 @@ from fwdaemon.core.types import Origin, Until
 from fwdaemon.explain.gather import Kernel
 from fwdaemon.kernel.process import SystemRunner
 from fwdaemon.netfilter import Backend
+from fwdaemon.nftables.model import TABLE_NAME
 from tests.kernel.conftest import GATE, GUESTS, HOMES
-from tests.kernel.scene import Plan, answers
+from tests.kernel.scene import V4, Plan, answers
 from tests.kernel.topology import PORT, Topology, address_words
+from tests.lab.command import run
 from tests.lab.probe import Answer, Outcome
 from tests.unit.forwards import forward, nat, route
 
 HERE = Origin(Path("/etc/portfwd.toml"), 1)
 SHORT = 0.3
+# So many sources are counted by a limit at once.
+MOST = 65_535
 
 Admit = Callable[..., None]
 
@@ -231,3 +236,43 @@ def test_connections_over_the_most_that_may_be_open_are_dropped_until_one_ends(
         assert over(counted, served, plan.outside)
     machines.host.run("conntrack", "-F")
     assert tcp(machines, plan.public, plan.outside).answered
+
+
+# First packets of TCP, each from another address of 100.64.0.0/10: to an address and a port, so many.
+FLOOD = """
+import socket, struct, sys
+to, port, number = socket.inet_aton(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+head = struct.pack("!BBHHHBBH", 0x45, 0, 40, 0, 0, 64, 6, 0)
+sending = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)
+for client in range(number):
+    source = struct.pack("!I", (100 << 24 | 64 << 16) + client)
+    fields = [1024, port, 0, 0, 0, 0, 0x5002, 65535, 0, 0]
+    total = sum(struct.unpack("!4H", source + to)) + 6 + 20 + sum(fields)
+    fields[8] = ~((total & 0xFFFF) + (total >> 16)) & 0xFFFF
+    sending.sendto(head + source + to + struct.pack("!10H", *fields), (sys.argv[1], 0))
+"""
+
+
+def test_a_flood_from_more_sources_than_a_limit_counts_takes_no_more_memory_and_cuts_off_nobody_who_is_counted(
+    machines: Topology, admit: Admit, counted: Counted
+) -> None:
+    """Who comes later is not limited in nftables, and not served by iptables-legacy."""
+    rarely = Admission(rate=Rate(4, "day"), entry="one")
+    other = replace(forward(f"tcp *:{PORT + 1}", f"[{V4.mail}]:{PORT + 1}"), admission=rarely)
+    admit(web(V4, rarely), other)
+    assert tcp(machines, V4.public, V4.outside).answered
+    machines.outside.run("python3", "-c", FLOOD, V4.public, str(PORT + 1), str(MOST + 100))
+    assert len(sources_counted(counted, other)) == MOST
+    assert tcp(machines, V4.public, V4.outside).answered
+    is_legacy = counted.rules.name != "nftables"
+    assert [machines.peer.tcp(V4.public, PORT, timeout=SHORT).answered for _ in range(5)] == 5 * [not is_legacy]
+    assert len(sources_counted(counted, other)) == MOST
+
+
+def sources_counted(counted: Counted, exposure: Exposure) -> list[str]:
+    if counted.rules.name == "nftables":
+        name = f"rate.{exposure.counted_as}"
+        listed = json.loads(run(["nft", "-j", "list", "set", "ip", TABLE_NAME, name]).stdout)
+        return [str(element) for element in listed["nftables"][-1]["set"]["elem"]]
+    (file,) = Path("/proc/thread-self/net/ipt_hashlimit").iterdir()
+    return file.read_text().splitlines()
