@@ -28,13 +28,12 @@ from fwdaemon.errors import HangingError, ProcessError
 from fwdaemon.kernel.external_sets import Externals, now
 from fwdaemon.kernel.process import Runner
 from fwdaemon.kernel.rtnetlink import interface_names
-from fwdaemon.nftables.commands import creation, lacking
-from fwdaemon.nftables.difference import Observed, Plan, WithMapKeys, altered, stale, tables_difference
+from fwdaemon.nftables.difference import Observed, Plan, WithMapKeys, altered, creation, stale, tables_difference
 from fwdaemon.nftables.dispatch_chains import EVERYWHERE, STRANGERS
 from fwdaemon.nftables.existing import Observer, comments, elements_of, existing_tables, has_rules
 from fwdaemon.nftables.external import ExternalKeeper
 from fwdaemon.nftables.gates import GateState, Wanted, gate_script, iptables_program, is_iptables_gate
-from fwdaemon.nftables.generation import Commits, RulesMonitor, current_generation, following_generation
+from fwdaemon.nftables.generation import Commits, RulesMonitor, current_generation, following_generation, lacking
 from fwdaemon.nftables.model import TABLE_NAME, Table, table_name
 from fwdaemon.nftables.ruleset import labels_of, newcomers_from, refusal_script, renamings_of, tables, uplinks_of
 from fwdaemon.nftables.table_cache import (

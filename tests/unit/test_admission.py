@@ -20,8 +20,8 @@ from fwdaemon.explain.report import Cause
 from fwdaemon.explain.trace import explain
 from fwdaemon.kernel.external_sets import Added, Externals
 from fwdaemon.kernel.process import Finished
-from fwdaemon.nftables.commands import lacking
 from fwdaemon.nftables.difference import difference
+from fwdaemon.nftables.generation import lacking
 from fwdaemon.nftables.ruleset import tables
 from fwdaemon.nftables.table_cache import TableCache, limited_sources
 from fwdaemon.resolve.flows import Flow, Judge
