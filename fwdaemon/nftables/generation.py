@@ -348,6 +348,6 @@ def lacking(runner: Runner, needs: Collection[Need]) -> dict[Need, Fault]:
         try:
             runner.run("nft", "--check", "-f", "-", stdin=script)
         except ProcessError as error:
-            if reason := next((text for text in _LACKING if text in error.stderr), ""):
+            if reason := next((text for text in _LACKING if f"process rule: {text}" in error.stderr), ""):
                 found[need] = Fault(FaultKind.NO_EXPRESSION, (need.value, title, module), reason)
     return found
