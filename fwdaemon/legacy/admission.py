@@ -50,9 +50,10 @@ from fwdaemon.legacy.translation import (
 # The first packet of a connection: it is confirmed once it has got through, as for the guest or the host.
 _FIRST: Final = "-m conntrack ! --ctstatus CONFIRMED"
 _NOT_FIRST: Final = ("-m conntrack ! --ctstate NEW", "-m conntrack --ctstatus CONFIRMED")
-# So many sources are counted by one limit at most, as in nftables; each of these takes 120 bytes, a bucket 8.
+# So many sources are counted by one limit at most, as in nftables; each of these takes 120 bytes, a bucket 8. Of more
+# sources in a bucket than fit into the page in which the kernel lists them, it lists none.
 _MOST_SOURCES: Final = 65_535
-_BUCKETS: Final = 1_024
+_BUCKETS: Final = 8_192
 # So many a day may all come at once.
 _FEW: Final = 2
 _UNITS: Final = {"second": "sec", "minute": "min", "hour": "hour", "day": "day"}
