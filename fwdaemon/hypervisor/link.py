@@ -2,7 +2,7 @@
 
 Whatever happens to libvirt, what it said last stands: no answer is not "no domains". It is restarted (the connection is
 lost, and opened again with growing pauses), or it is frozen (a call does not return: it is waited for once, 5 s long,
-and keepalive ends it after 20 s). A loss and a return are each told once, not at every attempt.
+and keepalive ends it after 20 s). A loss and a return are each logged once, not at every attempt.
 """
 
 import asyncio
@@ -162,7 +162,7 @@ class LibvirtLink:
             self._let_go()
 
     async def _opened(self) -> bool:
-        """Try to open. The first observation is part of it: a connection that tells nothing is none."""
+        """Try to open. The first observation is part of it: a connection without an answer is none."""
         self._lost.clear()
         self._frozen = False
         self._attempt += 1
@@ -177,7 +177,7 @@ class LibvirtLink:
             self._down(str(error))
             return False
         except asyncio.CancelledError:
-            self._connection = connection  # for whoever cancelled us to close, after the call that is under way
+            self._connection = connection  # closed by `close`, which cancels this, after the call that is under way
             raise
         self._connection = connection
         if self._listens is not listens:

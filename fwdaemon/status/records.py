@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Final, Protocol, TypeAlias
 
 from fwdaemon import __version__
-from fwdaemon.audit.causes import format_cause
-from fwdaemon.audit.lines import format_fault, format_gate_fault, format_location_reason, format_setting
+from fwdaemon.audit.causes import format_cause, format_gate_fault, format_location_reason
+from fwdaemon.audit.lines import format_fault, format_setting
 from fwdaemon.config.model import Config
 from fwdaemon.core.exposures import Exposure
 from fwdaemon.core.report import AnyFault, Cause, Change, Fault, Location, Reason, ReconcileReport
@@ -82,7 +82,7 @@ class Records:
         remaining: Callable[[], Mapping[Origin, OpenFor]] = dict,
         shared: Shared | None = None,
     ) -> None:
-        """Begin; `remaining` tells for how long it is open what was opened for a while."""
+        """Begin; `remaining` gives for how long what was opened for a while is open."""
         self._shared = shared
         self._publish, self._remaining = publish, remaining
         self._began = _now()
