@@ -1,4 +1,7 @@
-"""Real fail2ban and CrowdSec's real bouncers ban by the files of etc/examples, in each rule system."""
+"""Real fail2ban and CrowdSec's real bouncers ban by the files of etc/examples.
+
+fail2ban with nftables is shown on a whole machine (tests/system/test_firewalls.py), by the package of its own release.
+"""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -11,8 +14,6 @@ from tests.lab import image
 from tests.lab.host import CLIENT4, CLIENT4_SECOND, PUBLIC4, SOURCE
 from tests.lab.place import wait_until
 from tests.lab.release import LibvirtFirewall
-
-pytestmark = each_backend
 
 EXAMPLES = SOURCE / "etc/examples"
 URL = f"http://{PUBLIC4}:8000/"
@@ -88,12 +89,13 @@ def running(scene: Scene, *argv: str, env: Mapping[str, str] | None = None, said
         program.stop()
 
 
+@pytest.mark.on(LibvirtFirewall.LEGACY)
 def test_three_failed_logins_are_a_ban_by_fail2ban_until_it_takes_that_back(scene: Scene) -> None:
     host, root = scene.host, image.banners()
     host.run("rm", "-rf", "/etc/fail2ban")
     host.run("cp", "-r", f"{root}/etc/fail2ban", "/etc/fail2ban")
     host.run("cp", "-r", f"{EXAMPLES}/fail2ban/.", "/etc/fail2ban")
-    action = "kvm-portfwd-ipset[set=banned]" if is_legacy(scene) else "%(known/action)s"
+    action = "kvm-portfwd-ipset[set=banned]"
     host.write("/etc/fail2ban/jail.local", f"[sshd]\nenabled = false\n[guest-ssh]\nenabled = true\naction = {action}\n")
     host.write("/etc/fail2ban/fail2ban.local", "[Definition]\ndbfile = None\nlogtarget = STDOUT\n")
     host.run("mkdir", "-p", LOG.rpartition("/")[0])
@@ -123,6 +125,7 @@ def decide(scene: Scene, new: tuple[str, ...] = (), deleted: tuple[str, ...] = (
     )
 
 
+@each_backend
 def test_whom_crowdsec_decides_to_ban_is_not_served_until_it_takes_that_back(scene: Scene) -> None:
     """By its set-only mode in ipsets, and by what its other bouncer calls where the rules are in nftables."""
     host, root = scene.host, image.banners()
