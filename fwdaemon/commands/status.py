@@ -197,18 +197,13 @@ def _restored(entry: Json) -> Line:
 
 
 def _limited(rows: Iterable[Json]) -> Iterator[Line]:
-    """Name the first of whom `rate` and `max_open` stop; the ports of an entry are limited together, and named once."""
-    entries = {(row["owner"], row.get("origin"), row["family"]): row for row in rows if row.get("limited")}
-    for row in entries.values():
+    """Name some clients that `rate` and `max_open` stop; the ports of an entry are limited together, and named once."""
+    for row in {(row["owner"], row.get("origin"), row["family"]): row for row in rows if row.get("limited")}.values():
         named = row["limited"][:_NAMED]
-        told = [each["source"] + _dropped(each["dropped"]) for each in named]
+        told = [each["source"] + (f" ({each['dropped']} dropped)" if each["dropped"] else "") for each in named]
         rest = row["limited_sources"] - len(named)
         more = f" and {rest} more" if rest else ""
         yield Line("limited", printable(f"{row['owner']}: {', '.join(told)}{more}"), "yellow")
-
-
-def _dropped(number: int | None) -> str:
-    return "" if number is None else f" ({number} dropped)"
 
 
 def _late(late: Json) -> Line:
