@@ -18,9 +18,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
-from fwdaemon.audit import connections as lines
-from fwdaemon.audit.connections import Ration
-from fwdaemon.audit.throttle import WarnOnce
+from fwdaemon.audit import throttle as lines
+from fwdaemon.audit.throttle import Ration, WarnOnce
 from fwdaemon.core.exposures import Forward, LoggedConnection
 from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Address
