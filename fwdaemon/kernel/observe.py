@@ -14,7 +14,7 @@ from fwdaemon.core.inventory import HostAddress, HostObservation, Neighbour
 from fwdaemon.core.types import Address, Family, Subnet
 from fwdaemon.errors import KernelError
 from fwdaemon.kernel.host_watch import ROUTE, read_route
-from fwdaemon.kernel.netlink import Listed, Way, attribute, is_telling
+from fwdaemon.kernel.netlink import Listed, Way, attribute, attributes, is_telling
 from fwdaemon.kernel.rtnetlink import FAMILIES, Kind, RefusedError, Rtnetlink, first_listed, interface_index
 from fwdaemon.kernel.rtnl_links import (
     CONFIRMED_STATES,
@@ -100,7 +100,7 @@ class Elsewhere:
         now = time.monotonic()
         self._asked = {address: at for address, at in self._asked.items() if now < at + _PAUSE_S}
         due = [address for address in sorted(addresses, key=str) if address not in self._asked][:_MOST]
-        links = subnets(kernel) if due else []
+        links = subnets() if due else []
         for address in due:
             self._asked[address] = now
             index = next(
@@ -127,7 +127,8 @@ _BUILT_ON = "lower_"
 _ETHERNET, _LOOPBACK = "1", "772"  # linux/if_arp.h
 # Of a router that knows the whole Internet, the first routes have to do: default routes come first.
 _MOST_ROUTES: Final = 10_000
-_GET_ROUTE, _TABLE = 26, 15  # RTM_GETROUTE and RTA_TABLE of linux/rtnetlink.h
+_GET_ROUTE, _GET_RULE, _TABLE = 26, 34, 15  # RTM_GETROUTE, RTM_GETRULE; RTA_TABLE and FRA_TABLE
+_RULE: Final = struct.Struct("=BBBBBBBBI")  # fib_rule_hdr: family, two lengths, TOS, table, two unused, action, flags
 _NUMBER: Final = struct.Struct("=I")
 
 
@@ -138,13 +139,11 @@ def uplinks(names: Mapping[int, str], links: Path = LINKS) -> frozenset[str]:
         KernelError: the kernel does not tell its routes.
 
     """
-    with Rtnetlink() as kernel:
-        return _uplinks(_listed_routes(kernel), names, links)
+    return _uplinks(_listed_routes(), names, links)
 
 
-def _listed_routes(kernel: Rtnetlink) -> list[Listed]:
-    asked = [(family, table) for family in Family for table in _tables(kernel, family)]
-    return [route for family, table in asked for route in _routes(family, table)]
+def _listed_routes() -> list[Listed]:
+    return [route for family in Family for table in _tables(family) for route in _routes(family, table)]
 
 
 def _routes(family: Family, table: int) -> Iterator[Listed]:
@@ -162,10 +161,16 @@ def _uplinks(listed: Iterable[Listed], names: Mapping[int, str], links: Path = L
 _UNUSED: Final = {0, 255}  # no table at all, RT_TABLE_LOCAL
 
 
-def _tables(kernel: Rtnetlink, family: Family) -> set[int]:
+def _tables(family: Family) -> set[int]:
     """Give the tables that some rule asks, the main one among them; the host's own addresses are in another."""
-    listed = kernel.entries(Kind.RULE, {"family": FAMILIES[family]})
-    return {_MAIN_TABLE, *(entry.attributes.get("FRA_TABLE") or entry.fields["table"] for entry in listed)} - _UNUSED
+    listed = first_listed(_GET_RULE, _RULE.pack(FAMILIES[family], 0, 0, 0, 0, 0, 0, 0, 0))
+    return {_MAIN_TABLE, *map(_table_of, listed)} - _UNUSED
+
+
+def _table_of(rule: bytes) -> int:
+    """Read which table a rule asks; the number in front has no room for a large one."""
+    told = attributes(rule[_RULE.size :]).get(_TABLE)
+    return int(_RULE.unpack_from(rule)[4] if told is None else _NUMBER.unpack(told)[0])
 
 
 def _leads_out(way: Way) -> bool:
@@ -270,8 +275,7 @@ def _master_of(link: Path) -> str:
 
 # What the kernel tells of this host: its own addresses, its neighbour table, which bridge a tap is plugged into.
 #
-# Everything is read afresh, through one short-lived socket. The only change made here is to have the kernel ask a
-# neighbour again.
+# Everything is read afresh. The only change made here is to have the kernel ask a neighbour again.
 _LINKS: Final = Path("/sys/class/net")
 
 
@@ -284,18 +288,28 @@ def observe_host(devices_without_bridge: Collection[str] = (), links: Collection
         KernelError: the kernel did not answer.
 
     """
+    names = dict(socket.if_nameindex())
+    bridges, routed = _unknown_to_libvirt(devices_without_bridge, links, names)
+    addresses, listed = tuple(_addresses(names)), _listed_routes()
+    return HostObservation(
+        addresses=addresses,
+        neighbours=tuple(_neighbours(names)),
+        bridges=bridges,
+        uplinks=_uplinks(listed, names),
+        routed=routed,
+        links=on_links(addresses, listed, names),
+    )
+
+
+def _unknown_to_libvirt(
+    devices: Collection[str], links: Collection[str], names: Mapping[int, str]
+) -> tuple[dict[str, str], frozenset[tuple[str, Subnet]]]:
+    """Give the bridges of these devices, and what is routed to them and to these links."""
+    if not devices and not links:
+        return {}, frozenset()
     with Rtnetlink() as kernel:
-        names = dict(socket.if_nameindex())
-        bridges = dict(_bridges(kernel, devices_without_bridge, names))
-        addresses, listed = tuple(_addresses(kernel, names)), _listed_routes(kernel)
-        return HostObservation(
-            addresses=addresses,
-            neighbours=tuple(_neighbours(names)),
-            bridges=bridges,
-            uplinks=_uplinks(listed, names),
-            routed=frozenset(_routed(kernel, {*links, *bridges.values()})),
-            links=on_links(addresses, listed, names),
-        )
+        bridges = dict(_bridges(kernel, devices, names))
+        return bridges, frozenset(_routed(kernel, {*links, *bridges.values()}))
 
 
 def ask_again(outdated: Collection[Neighbour]) -> None:
@@ -346,10 +360,8 @@ def _has(address: Address, states: int) -> bool:
     return any(entry.address == address for entry in neighbours(states))
 
 
-def _addresses(kernel: Rtnetlink, names: Mapping[int, str]) -> Iterator[HostAddress]:
-    for own, subnet in subnets(kernel):
-        if own.index in names:
-            yield HostAddress(own.address, subnet, names[own.index])
+def _addresses(names: Mapping[int, str]) -> Iterator[HostAddress]:
+    return (HostAddress(own.address, subnet, names[own.index]) for own, subnet in subnets() if own.index in names)
 
 
 def _neighbours(names: Mapping[int, str]) -> Iterator[Neighbour]:

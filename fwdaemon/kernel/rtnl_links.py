@@ -176,10 +176,17 @@ def held_addresses(kernel: Rtnetlink, family: Family) -> list[HeldAddress]:
     return [HeldAddress(_read(entry), _is_plain(entry, family), _seconds(entry)) for entry in _listed(kernel, family)]
 
 
-def subnets(kernel: Rtnetlink) -> list[tuple[KernelAddress, Subnet]]:
-    """Give all addresses of the host, each with the subnet it is configured with."""
-    listed = [entry for family in Family for entry in _listed(kernel, family)]
-    return [(_read(entry), _subnet(entry)) for entry in listed]
+def subnets() -> list[tuple[KernelAddress, Subnet]]:
+    """Give all addresses of the host, each with the subnet it is configured with.
+
+    By hand, since they are asked for at each look.
+
+    Raises:
+        KernelError: the kernel does not answer.
+
+    """
+    asked = (_ADDRESS.pack(FAMILIES[family], 0, 0, 0, 0) for family in Family)
+    return [_subnet(body) for question in asked for body in first_listed(_ADDRESS_GET, question)]
 
 
 def add_address(kernel: Rtnetlink, entry: KernelAddress, seconds: int | None = None) -> None:
@@ -240,8 +247,18 @@ def _read(entry: Entry) -> KernelAddress:
     return KernelAddress(ip_address(found.get("IFA_LOCAL") or found["IFA_ADDRESS"]), entry.fields["index"])
 
 
-def _subnet(entry: Entry) -> Subnet:
-    return ip_network((entry.attributes["IFA_ADDRESS"], entry.fields["prefixlen"]), strict=False)
+# What is listed by hand: ifaddrmsg and the attributes of linux/if_addr.h.
+_ADDRESS_GET = 22  # RTM_GETADDR
+_ADDRESS = struct.Struct("=BBBBI")  # family, prefix length, flags, scope, index
+_IFA_ADDRESS, _IFA_LOCAL = 1, 2
+
+
+def _subnet(body: bytes) -> tuple[KernelAddress, Subnet]:
+    _family, length, _flags, _scope, index = _ADDRESS.unpack_from(body)
+    found = attributes(body[_ADDRESS.size :])
+    # As in `_read`.
+    own = found.get(_IFA_LOCAL) or found[_IFA_ADDRESS]
+    return KernelAddress(ip_address(own), index), ip_network((found[_IFA_ADDRESS], length), strict=False)
 
 
 # The neighbour table: which link-layer address answered for which address (linux/neighbour.h).
