@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import chain
 from operator import attrgetter, itemgetter
-from typing import TypeVar
+from typing import Final, TypeVar
 from uuid import UUID
 
 from fwdaemon.config.model import Config, ForwardEntry, GuestEntry, NatEntry, RouteEntry
@@ -39,6 +39,7 @@ from fwdaemon.resolve.sharing import Allocator, Grants
 from fwdaemon.resolve.snapshot import Rebooting
 
 _T = TypeVar("_T")
+_COUNTED_AFTER_S: Final = 60.0
 _listen = attrgetter("listen")
 
 
@@ -59,6 +60,7 @@ class Placer:
         self._allocator: Allocator | None = None
         self._expander: Expander | None = None
         self._answered_at: float | None = None
+        self._known, self._uncounted = frozenset[UUID](), 0.0
 
     def place(
         self, config: Config, inventory: Inventory, answered_at: float | None = None, now: float = 0.0
@@ -70,7 +72,7 @@ class Placer:
         placement, self.placement = self.placement, None
         before, self._answered_at = self._answered_at, answered_at
         passed = answered_at - before if answered_at is not None and before is not None else 0.0
-        ports = aged(self.ports, {domain.uuid for domain in inventory.domains}, passed)
+        ports = self._aged(frozenset(domain.uuid for domain in inventory.domains), passed)
         rebooting = self._rebooting.follow(inventory.domains, now)
         self.ends = self._rebooting.ends
         grants = self._granted(config, inventory, ports, rebooting)
@@ -81,6 +83,14 @@ class Placer:
         self.placement, self.chosen = placement, placement.chosen
         self.ports, self.assigned = expansion.ports, expansion.assigned
         return desired
+
+    def _aged(self, known: frozenset[UUID], seconds: float) -> Assignments:
+        """Count how long domains are gone, when some came or went, and once a minute: there may be thousands."""
+        self._uncounted += seconds
+        if known == self._known and self._uncounted < _COUNTED_AFTER_S:
+            return self.ports
+        counted, self._known, self._uncounted = self._uncounted, known, 0.0
+        return aged(self.ports, known, counted)
 
     def _granted(self, config: Config, inventory: Inventory, ports: Assignments, rebooting: frozenset[UUID]) -> Grants:
         if self._allocator is None:
