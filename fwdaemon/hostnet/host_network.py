@@ -321,10 +321,10 @@ class SystemHostNetwork:
             self._addresses.apply(self._held)
         self._proxies.release(desired.proxied)
 
-    def apply(self, desired: Desired, *, ip_forward: bool, full: bool = True) -> ApplyResult:
+    def apply(self, desired: Desired, *, ip_forward: bool, full: bool = True, guests: bool = True) -> ApplyResult:
         """Make the host hold what `desired` needs, once the rules are there; `ip_forward` allows turning it on.
 
-        Only if `full`, the kernel is asked also where nothing is wanted, and about all bridge ports.
+        Only if `full`, the kernel is asked also where nothing is wanted, and about all bridge ports only if `guests`.
         """
         result = reduce(
             joined,
@@ -333,8 +333,8 @@ class SystemHostNetwork:
                 tried(lambda: self._routes.apply(desired.routes, full=full)),
                 tried(lambda: self._proxies.apply(desired.routes, desired.proxied, full=full)),
                 tried(lambda: self._addresses.apply(desired.nats)),
-                tried(lambda: self._proxy.apply(desired, full=full)),
-                tried(lambda: self._hairpin.apply(desired, full=full)),
+                tried(lambda: self._proxy.apply(desired, full=guests)),
+                tried(lambda: self._hairpin.apply(desired, full=guests)),
                 tried(lambda: self._gateways.apply(desired)),
             ],
         )
