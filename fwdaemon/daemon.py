@@ -260,8 +260,7 @@ class Daemon:
         self._first_pass.set()
         self._reloaded, self._failure = False, ""
         self._retry.settle()
-        fights = changed and triggers.origin is Origin.OTHERS  # what guests and users change, their budgets hold back
-        self._pause = min(2 * self._pause, self._pauses.passes_at_most) if fights else self._pauses.passes
+        self._pause = self._pauses.after(self._pause, triggers.origin, changed=changed)
         if changed:
             self._trigger_queue.verify(triggers.origin)
         for due in (self._reconciler.next_pass_at, self._placer.ends, self._fleet.claims.due):
