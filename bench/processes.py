@@ -1,4 +1,4 @@
-"""What a process and all below it cost: CPU time and memory, as proc(5) tells them."""
+"""What a process and all below it cost: CPU time and memory, as proc(5) gives them."""
 
 import os
 import time

@@ -22,7 +22,7 @@ from fwdaemon.audit.throttle import WarnOnce
 from fwdaemon.config.model import Config, OnStop
 from fwdaemon.connections import Conntrack
 from fwdaemon.control.listener import SOCKET
-from fwdaemon.control.manager import Changes, Feed, Inquiries, Manager
+from fwdaemon.control.manager import Changes, Inquiries, Manager
 from fwdaemon.control.server import ControlSocket
 from fwdaemon.core.inventory import Inventory
 from fwdaemon.core.report import Cause, Reason, ReasonKind, RulesChanged, Trigger
@@ -44,16 +44,16 @@ from fwdaemon.resolve.wishes import Unavailable
 from fwdaemon.status.confirming import ConfigReader, Standing
 from fwdaemon.status.connection_log import ConnectionLog
 from fwdaemon.status.notify import Pulse
-from fwdaemon.status.records import Records, UsageReader
+from fwdaemon.status.records import Feed, Records, UsageReader
 from fwdaemon.status.reloads import STATE, Reloads, Start, Written
 from fwdaemon.status.rows import summary
-from fwdaemon.status.sets import SetKeeper, Told
+from fwdaemon.status.sets import News, SetKeeper
 from fwdaemon.status.temporary import Clocks, Openings, now
 from fwdaemon.triggers import Backoff, Budgets, Origin, Pauses, TriggerQueue, Triggers
 
 _log = logging.getLogger(__name__)
 
-_UPGRADE = "upgrade"  # A package makes this file while it restarts us: whoever comes after us wants the rules.
+_UPGRADE = "upgrade"  # A package makes this file while it restarts us: our successor wants the rules.
 
 RequestPass: TypeAlias = Callable[[Origin], None]
 """Asks for a pass that follows from what this one did; from any thread."""
@@ -104,8 +104,8 @@ class Daemon:
         sources = parts.sources(self._standing.all, queue.inventory_changed)
         self._inventories = Inventories(sources, queue, parts.budgets, self._pulse.watchdog.bounded, self._backoff())
         self._reading = ConfigReader(self._read, queue.wake, self._records.late, self._pauses.reading)
-        told = Told(queue.set_changed, self._standing.keep_list, self._records.sets_refused)
-        self._sets = SetKeeper(told, self._netfilter.externals, parts.state)
+        news = News(queue.set_changed, self._standing.keep_list, self._records.sets_refused)
+        self._sets = SetKeeper(news, self._netfilter.externals, parts.state)
         self._sets.begin(start.config, start.lists)
         self._standing.log_start(start, self._records)
         self._reporter = Reporter(manager.status, feed, lambda: self._connection_log.lost)
@@ -120,7 +120,7 @@ class Daemon:
         return Backoff(self._pauses.retry, self._pauses.retry_at_most)
 
     async def run(self) -> None:
-        """Work until told to stop, then leave the rules as the configuration says.
+        """Work until asked to stop, then leave the rules as the configuration says.
 
         Raises:
             AlreadyRunningError: another daemon runs on this host.
@@ -315,7 +315,7 @@ class Daemon:
         else:
             self._unread.settle()
             self._rereading.settle()
-            if refusal := await self._standing.refusal(loaded, self._reloads.confirm):
+            if (refusal := await self._standing.refusal(loaded, self._reloads.confirm)) is not None:
                 self._reloads.kept_out(refusal)
             else:
                 lines.configuration_loaded(self._path)
@@ -339,7 +339,7 @@ class Daemon:
         self._trigger_queue.configuration_changed(Reason(why, str(self._path)))
 
     async def _roll_back(self) -> None:
-        """Put the configuration before in force, as nobody confirmed the one that is."""
+        """Put the configuration before in force, as the one that is was not confirmed."""
         if (before := self._standing.confirmation.roll_back()) is not None:
             self._reading.disown(self._path)
             lines.rolled_back(self._path)
@@ -386,7 +386,7 @@ class Daemon:
         self._pulse.end()
 
     async def _ended(self, end: Callable[[], None]) -> None:
-        """Do one thing at the end; that it failed is told, and no reason to leave the others undone."""
+        """Do one thing at the end; that it failed is logged, and no reason to leave the others undone."""
         try:
             await self._worker.submit(end)
         except (PortfwdError, OSError) as error:

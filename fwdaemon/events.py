@@ -1,7 +1,7 @@
 """All that says "look again", and the inventory one finds by looking.
 
 Sources: libvirt's events, the kernel's routes, addresses and neighbours, the DHCP servers' files, guest agents, answers
-to what is asked on bridges. None of them carries a fact: whoever is told to look again asks for a fresh inventory.
+to what is asked on bridges. None of them carries a fact: what is triggered to look again asks for a fresh inventory.
 Changes of firewall rules, signals and timers are not here.
 """
 
@@ -23,9 +23,8 @@ from fwdaemon.errors import LibvirtUnavailableError, PortfwdError, shortage
 from fwdaemon.hostnet.owned_state import DIRECTORY, Learned
 from fwdaemon.hostnet.public_addresses import with_lent
 from fwdaemon.hypervisor.connection import LibvirtConnection
-from fwdaemon.hypervisor.event_loop import EventGuard, EventLoop
 from fwdaemon.hypervisor.guest_addresses import AgentConnection, AgentRounds, LeaseWatch
-from fwdaemon.hypervisor.link import ConnectionState, LibvirtLink
+from fwdaemon.hypervisor.link import ConnectionState, EventGuard, EventLoop, LibvirtLink
 from fwdaemon.hypervisor.networks import DNSMASQ_DIRECTORY
 from fwdaemon.kernel import probes
 from fwdaemon.kernel.host_watch import NetlinkWatch, UplinkWatch
@@ -83,7 +82,7 @@ class InventoryKeeper:
     """Watches the sources and takes inventories. `trigger` is called with a reason, on the asyncio loop's thread.
 
     What it does because of guests and users takes from `budgets`. The URIs of a configuration hold for good; the
-    addresses it gives to guests may be told anew with `configure`.
+    addresses it gives to guests may be given anew with `configure`.
     """
 
     def __init__(self, config: Config, trigger: Trigger, budgets: Budgets, around: Surroundings = _THIS_HOST) -> None:
@@ -107,7 +106,7 @@ class InventoryKeeper:
         self.configure(config)
 
     def configure(self, config: Config) -> None:
-        """Say which addresses the configuration gives to guests: whoever takes one over is to give it back."""
+        """Say which addresses the configuration gives to guests: a machine that takes one over is to give it back."""
         entries = config.guest_entries
         self._given = tuple(entry for entry in entries if entry.address is not None)
         self._netlink.watch_addresses({entry.address for entry in entries if entry.address is not None})
@@ -327,7 +326,7 @@ class Inventories:
 
 
 async def take_inventory(uris: Sequence[str], patience: float = _ONCE_S) -> Inventory:
-    """Take one inventory, for a single pass. Guest agents may take long: what they told the daemon counts.
+    """Take one inventory, for a single pass. Guest agents may take long: what they answered the daemon counts.
 
     Raises:
         LibvirtUnavailableError: one of the URIs did not answer.

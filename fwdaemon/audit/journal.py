@@ -107,14 +107,14 @@ class QueueHandler(logging.Handler):
         super().__init__()
         self._outlet = outlet
         self._lines: Queue[bytes | None] = Queue(size)
-        self.lost = 0  # lines that were not written, and not told yet
+        self.lost = 0  # lines that were not written, and not reported yet
         self._thread: Thread | None = None
 
     def emit(self, record: logging.LogRecord) -> None:
         """Queue one record."""
         try:
             self._lines.put_nowait(self._outlet.encoded(record))
-        except Exception:  # noqa: BLE001  a line that is lost must not end what it tells of (logging's own rule)
+        except Exception:  # noqa: BLE001  a line that is lost must not end what it reports (logging's own rule)
             self.lost += 1
         if self._thread is None:
             self._begin()
@@ -136,7 +136,7 @@ class QueueHandler(logging.Handler):
             self._thread = thread
 
     def _run(self) -> None:
-        with suppress(OSError):  # so that `top -H` tells it from the others; proc_pid_comm(5)
+        with suppress(OSError):  # so that `top -H` shows which thread it is; proc_pid_comm(5)
             Path("/proc/thread-self/comm").write_text("log", encoding="ascii")
         while (line := self._lines.get()) is not None:
             if not self._written(line):
@@ -225,7 +225,7 @@ class StreamOutlet:
         while line:
             try:
                 line = line[os.write(self._file, line) :]
-            except BlockingIOError:  # somebody who shares the file has made it so
+            except BlockingIOError:  # a program that shares the file has made it so
                 _wait_until_writable(self._file)
 
 

@@ -1,6 +1,6 @@
-"""Which lines are news: what is wrong is said once, what flaps is counted, and logged connections are rationed.
+"""Which lines are news: what is wrong is said once, and what flaps is counted; and the many lines of connections.
 
-The time is given.
+The time is always an argument.
 """
 
 import logging
@@ -19,7 +19,7 @@ from fwdaemon.core.types import Gate, show_endpoint
 # Which of the things that are wrong now are news. Pure; the time is given.
 #
 # What waits, and why, is said once. A fault is said once it has lasted for a moment: while libvirt takes a network
-# down, the kernel tells that a bridge went before libvirt tells that the network did.
+# down, the kernel reports that a bridge went before libvirt reports that the network did.
 LASTING_S = 1.0
 
 
@@ -134,7 +134,7 @@ class _Window:
 
 
 class FlapDamping:
-    """Counts the lines about each gate and setting, and each exposure, told apart by owner and where it listens."""
+    """Counts the lines about each gate and setting, and each exposure, known by its owner and where it listens."""
 
     def __init__(self, lines: int = LINES, window_s: float = WINDOW_S) -> None:
         self._lines = lines
@@ -201,7 +201,7 @@ def connection(logged: LoggedConnection) -> None:
     if logged.client_port is not None:
         fields["PORTFWD_CLIENT_PORT"] = str(logged.client_port)
     if logged.ended:
-        text += f" ({_told_end(logged)})"
+        text += f" ({_ending(logged)})"
         fields |= {"PORTFWD_SECONDS": f"{logged.seconds:.3f}"} if logged.seconds is not None else {}
         fields |= {"PORTFWD_BYTES": str(logged.size)} if logged.size is not None else {}
     _audit.info("%s", text, extra={"journal": fields})
@@ -214,13 +214,13 @@ def unlogged(number: int, seconds: float) -> None:
     _audit.warning("%s", text, extra={"journal": fields})
 
 
-def _told_end(logged: LoggedConnection) -> str:
+def _ending(logged: LoggedConnection) -> str:
     lasted = "for an unknown time" if logged.seconds is None else f"{logged.seconds:.1f} s"
     return f"{lasted}, {_UNKNOWN_SIZE if logged.size is None else f'{logged.size} bytes'}"
 
 
 def _client(logged: LoggedConnection) -> str:
-    """Write who it is, with the port where the whole address is told."""
+    """Write who it is, with the port where the whole address is logged."""
     match logged.client, logged.client_port:
         case (IPv4Address() | IPv6Address()) as address, int(port):
             return show_endpoint(address, str(port))

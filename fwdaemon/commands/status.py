@@ -148,7 +148,7 @@ def _configuration(configuration: Json) -> Iterator[Line]:
         yield Line("unconfirmed", f"the one before comes back at {_when(until)}: run kvm-portfwd confirm", "yellow")
     if configuration.get("unconfirmed"):
         yield Line(
-            "unconfirmed", "the one above is what was in force before: nobody confirmed the file as it is", "red"
+            "unconfirmed", "the one above is what was in force before: the file as it is was not confirmed", "red"
         )
     if configuration["refused_at"]:
         yield Line("refused", f"{_when(configuration['refused_at'])}, a newer one; the one above stays in force", "red")
@@ -351,7 +351,7 @@ def ask() -> Mapping[str, Any]:
     status = protocol.call("Status", _PATIENCE_S)
     if status.get("schema_version") != SCHEMA_VERSION:
         raise PortfwdError(
-            f"the daemon, version {status.get('version')}, tells its status in another form;"
+            f"the daemon, version {status.get('version')}, gives its status in another form;"
             " restart it: systemctl restart kvm-portfwd"
         )
     return status

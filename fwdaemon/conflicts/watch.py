@@ -262,7 +262,7 @@ def _conflicts(
 ) -> Iterator[Conflict]:
     """Give who else has what `take` gives of the ports that are watched; `inner` are the subnets of guests."""
     local, sockets, foreign = others
-    # Most forwards are on ports that nobody else has anything to do with.
+    # Most forwards are on ports with which nothing else has to do.
     watched = PortSet(
         chain(
             (PortRange(socket.port, socket.port) for socket in sockets),

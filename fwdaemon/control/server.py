@@ -66,7 +66,7 @@ _LIMITS: Final = Limits()
 class ControlServer:
     """Serves root, and for reading the members of `group`, if any.
 
-    `peer` tells who is at the other end, and `sleep` waits.
+    `peer` is the process at the other end, and `sleep` waits.
     """
 
     def __init__(

@@ -303,3 +303,18 @@ class PortSet:
         """Tell of each range whether it has one of them; there may be thousands, nearly all of one port."""
         marks, ends = self._marks, map(attrgetter("first", "last"), ranges)
         return [marks[first] > 0 if first == last else marks.find(1, first, last + 1) >= 0 for first, last in ends]
+
+
+class Presence(IntEnum):
+    """What libvirt has in a rule system; the more, the surer it is that its rules are there and not elsewhere."""
+
+    NOTHING = 0
+    CHAINS = 1  # in a table of iptables'
+    TABLE = 2  # one of its own
+
+
+class Stamp(NamedTuple):
+    """Something of a rule system that is another after a change; only if `certain`, it is so after each."""
+
+    value: object
+    certain: bool

@@ -30,7 +30,7 @@ _LATE: Final = Fault(FaultKind.LOOPBACK_BUSY)
 class LocalProxy:
     """Listens while something is to be answered, and not otherwise; what is taken by others is tried again.
 
-    Datagrams that nobody asked for take from `guests`.
+    Datagrams that no client asked for take from `guests`.
     """
 
     def __init__(self, guests: Budget | None = None) -> None:
@@ -67,7 +67,7 @@ class LocalProxy:
             thread.join(_CLOSE_S)
 
     def _end(self) -> None:
-        """Have the loop end, which nobody waits for."""
+        """Have the loop end, without waiting for it."""
         if self._running is not None:
             self._running[0].call_soon_threadsafe(self._running[0].stop)
         self._running = self._asked = self._under_way = None

@@ -298,7 +298,7 @@ def _end(asking: NetlinkSocket, entries: Sequence[Entry]) -> list[Entry]:
     return [entry for entry, code in zip(entries, codes, strict=False) if code == 0]
 
 
-# What the kernel tells of connections: NFNLGRP_CONNTRACK_NEW, _UPDATE and _DESTROY (linux/netfilter/nfnetlink.h).
+# What the kernel reports of connections: NFNLGRP_CONNTRACK_NEW, _UPDATE and _DESTROY (linux/netfilter/nfnetlink.h).
 CONNECTIONS: Final = 0b111
 _FORCED_BUFFER: Final = 33  # SO_RCVBUFFORCE
 _MEMORY_INFO: Final = 55  # SO_MEMINFO, of which SK_MEMINFO_DROPS of linux/sock_diag.h is number 8
@@ -307,7 +307,7 @@ _NO_ENOBUFS: Final = 5  # NETLINK_NO_ENOBUFS: what is lost is counted all the sa
 
 
 def netfilter_socket(groups: int, only: Sequence[Sequence[Field]], buffer: int) -> socket.socket:
-    """Open a socket for what netfilter tells `groups`, of which the kernel keeps so many bytes; as `rtnetlink_socket`.
+    """Open a socket for what netfilter sends to `groups`, of which the kernel keeps so many bytes; as for rtnetlink.
 
     Raises:
         OSError: the kernel refused.
@@ -339,7 +339,7 @@ _ANSWERING_AT: Final = {Family.IPV4: 84, Family.IPV6: 120}
 
 
 def answered_by(guests: Collection[Address], most: int) -> list[list[Field]]:
-    """Give filters of what is told of connections that guests answer; with more than `most`, of all connections."""
+    """Give filters of what is reported of connections that guests answer; with more than `most`, of all connections."""
     if len(guests) > most:
         return [[Field(1, _FAMILY_AT, family.domain)] for family in Family]
     families = ((Family.of(guest), int.from_bytes(guest.packed[-4:])) for guest in guests)

@@ -45,7 +45,7 @@ class Lane(NamedTuple):
 
     @property
     def translated(self) -> bool:
-        """Whether somebody's DNAT leads it elsewhere than its client thinks."""
+        """Whether a DNAT rule of others leads it elsewhere than its client thinks."""
         return (self.destination, self.destination_port) != (self.server, self.server_port)
 
     @property
@@ -183,7 +183,7 @@ class EventKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """What the kernel tells of a connection: its own `number` for it, and from where its first packet came."""
+    """What the kernel reports of a connection: its own `number` for it, and from where its first packet came."""
 
     kind: EventKind
     flow: Flow

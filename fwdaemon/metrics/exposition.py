@@ -19,7 +19,6 @@ from typing import IO, Any, Final, NamedTuple, TypeAlias, TypeVar, cast
 
 from fwdaemon.audit.throttle import WarnOnce
 from fwdaemon.config.model import Config, MetricsSettings
-from fwdaemon.control.manager import Feed
 from fwdaemon.core.report import ReconcileReport
 from fwdaemon.core.types import Origin
 from fwdaemon.errors import ConfigError, PortfwdError, Problem
@@ -27,6 +26,7 @@ from fwdaemon.kernel.process import Worker
 from fwdaemon.metrics.figures import Metric, Tally, metrics_of
 from fwdaemon.metrics.listener import Listener, Textfile
 from fwdaemon.status.model import Status
+from fwdaemon.status.records import Feed
 
 # A client that names versions can ask for any number of forms; beyond these it gets the one of those that name none.
 _MOST_FORMS: Final = 8
@@ -61,7 +61,7 @@ class Exposition:
         self._bodies: dict[_Head, bytes] = {}
 
     def text(self) -> bytes:
-        """Give them in the form for whoever names none."""
+        """Give them in the form for clients that name none."""
         return self._answered(dict(_PLAIN), lambda *_: None)[0]
 
     def answer(self, request: bytes) -> list[bytes]:
@@ -113,7 +113,7 @@ def _handler() -> Callable[[bytes, _App], list[bytes]]:
             SimpleHandler(self.rfile, cast(IO[bytes], self.wfile), stderr, environ, multithread=False).run(self._app)
 
         def log_message(self, *_: object) -> None:
-            """Say nothing: whoever asks could fill the journal."""
+            """Say nothing: any client could fill the journal."""
 
     return lambda request, app: Request(request, app).answer
 
@@ -194,7 +194,7 @@ _PATIENCE_S: Final = 2.0
 
 
 class Reporter:
-    """Reports what `status` gives and what was counted; `feed` tells when something changed. On the loop's thread.
+    """Reports what `status` gives and what was counted; `feed` says when something changed. On the loop's thread.
 
     `unlogged` gives how many begins and ends of connections were not logged.
 
@@ -283,7 +283,7 @@ class Reporter:
             await self._work(lambda: textfile.write(exposition.text()))
         except (PortfwdError, OSError) as error:  # no thread or no descriptor is to be had
             self._warning.warn(f"no metrics are written: {error}")
-        except Exception:  # noqa: BLE001 - it is told, and the next time may be better
+        except Exception:  # noqa: BLE001 - it is logged, and the next time may be better
             _log.exception("no metrics are written: this is a bug in kvm-portfwd")
         else:
             self._warning.settle()

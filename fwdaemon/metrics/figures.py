@@ -52,7 +52,7 @@ _PROGRAMS: Final = (
     (re.compile("(ip6?|x)tables[a-z0-9-]*"), Cause.IPTABLES),
     (re.compile("firewalld"), Cause.FIREWALLD),
 )
-"""Names of processes, as the kernel tells the first 15 characters of them."""
+"""Names of processes, as the kernel gives the first 15 characters of them."""
 _OTHERS: Final = {
     ActorKind.LEGACY_TABLES: Cause.LEGACY,
     ActorKind.COMMITS_LOST: Cause.UNKNOWN,
@@ -78,7 +78,7 @@ def _none_of(kinds: type[E]) -> Mapping[E, int]:
 class Tally:
     """The counters. It never changes; each reconcile gives a new one.
 
-    `within` tells how many reconciles took no longer than each of `BOUNDS_S`, `seconds` is the sum of their times.
+    `within` counts how many reconciles took no longer than each of `BOUNDS_S`, `seconds` is the sum of their times.
     `restores` counts reconciles that put back what was taken away, `ended` connections that were ended, `unlogged`
     begins and ends of connections that should have been logged.
     """

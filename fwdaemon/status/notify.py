@@ -1,4 +1,4 @@
-"""Tells systemd how we are: ready, reloading, stopping, in what state, and alive (sd_notify(3)).
+"""Reports to systemd how we are: ready, reloading, stopping, in what state, and alive (sd_notify(3)).
 
 Here one socket is opened at the start, and nothing waits: what cannot be sent now is sent later, in the same order.
 Without systemd nothing happens. systemd-python's `daemon.notify` opens a socket for each message, so where no
@@ -27,7 +27,7 @@ _LENIENCE: Final = 5
 
 
 class Notifier:
-    """Tells what is new, in order. On the loop's thread only.
+    """Reports what is new, in order. On the loop's thread only.
 
     `environment` is where systemd says who listens (NOTIFY_SOCKET).
     """
@@ -74,7 +74,7 @@ class Notifier:
         if not self._address:
             return
         if message.startswith("STATUS=") and self._waiting and self._waiting[-1].startswith("STATUS="):
-            self._waiting.pop()  # nobody has seen it, and it is outdated
+            self._waiting.pop()  # it has not been seen, and it is outdated
         self._waiting.append(message)
         if self._again is None:
             self._send()
@@ -139,7 +139,7 @@ class Watchdog:
 
 
 class Pulse:
-    """Tells systemd all the time that we are alive, and what `status` gives, whenever that is new.
+    """Reports to systemd all the time that we are alive, and what `status` gives, whenever that is new.
 
     The status is compared with what was last sent each `period`, and `soon` after something that may have changed it,
     in seconds. `beat` is called each time before.

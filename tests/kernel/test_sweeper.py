@@ -146,7 +146,7 @@ def test_what_is_live_again_meanwhile_is_spared(runner: SystemRunner) -> None:
 
 
 def test_what_cannot_be_refused_yet_is_refused_again(runner: SystemRunner) -> None:
-    """As when somebody has just wiped the table that refuses."""
+    """As when the table that refuses has just been wiped."""
     label_rule(runner)
     begin(WEB, 2)
     asked = list[int]()

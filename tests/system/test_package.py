@@ -40,7 +40,7 @@ ip neighbour show proxy; ip -6 neighbour show proxy
 bridge -details link
 """
 _SETTINGS = r"net\.ipv[46]\.(ip_forward|conf\..*\.(forwarding|route_localnet|proxy_arp|proxy_ndp))"
-# Somebody else's, beside libvirt's own.
+# Of another program, beside libvirt's own.
 _FOREIGN = """
 nft add table inet others
 nft 'add chain inet others forward { type filter hook forward priority 10; policy accept; }'

@@ -62,7 +62,7 @@ class PassingGuest(LxcGuest):
         return child_of(controller, root / "proc")
 
     def address(self, init: int) -> str | None:
-        """Give the address that its interface has now, as its own kernel tells: no lease has to be waited for."""
+        """Give the address that its interface has now, as its own kernel has it: no lease has to be waited for."""
         try:
             told = Path(f"/proc/{self.host.init}/root/proc/{init}/net/fib_trie").read_text(encoding="ascii")
         except OSError:  # this one has ended

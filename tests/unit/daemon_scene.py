@@ -199,7 +199,7 @@ class Scene(Memory):
 
     @property
     def problems(self) -> tuple[str, ...]:
-        return self.daemon._records.header(()).problems  # noqa: SLF001  what the status tells
+        return self.daemon._records.header(()).problems  # noqa: SLF001  what the status shows
 
     @asynccontextmanager
     async def running_daemon(self) -> AsyncIterator[None]:
@@ -247,7 +247,7 @@ async def _answer(server: ControlServer, peer: Peer, method: str, parameters: di
 
 
 class Failing(MemoryBackend):
-    """Fails as it is told to, before anything is done."""
+    """Fails as it is asked to, before anything is done."""
 
     faults: list[Exception]
 

@@ -1,4 +1,4 @@
-"""What is kept of the leases that libvirt tells, or that are in its files: those of guests, the newest first."""
+"""What is kept of the leases that libvirt lists, or that are in its files: those of guests, the newest first."""
 
 import json
 from collections.abc import Iterator

@@ -26,7 +26,7 @@ NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 
 
 def exposed(status: Status, tally: Tally | None = None) -> Mapping[str, Metric]:
-    """Every metric by its name, as whoever collects them reads them."""
+    """Every metric by its name, as a collector reads them."""
     text = Exposition(lambda: metrics_of(status, tally or Tally(), NOW)).text().decode()
     return {metric.name: metric for metric in text_string_to_metric_families(text)}
 
@@ -124,7 +124,7 @@ def test_connections_are_counted_where_somebody_counts() -> None:
         ("web1", "", "4", "*"): 12,
         ("web1", "", "6", "*"): 0,
     }
-    # The kernel counts bytes only where it is told to.
+    # The kernel counts bytes only where it is configured to.
     assert values(found["kvm_portfwd_open_connections_bytes"], "domain") == {("web1",): 98765}
 
 

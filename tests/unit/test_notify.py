@@ -1,4 +1,4 @@
-"""What systemd is told: everything in order, nothing twice, and never at the price of waiting for it."""
+"""What systemd gets: everything in order, nothing twice, and never at the price of waiting for it."""
 
 import asyncio
 import os
@@ -21,7 +21,7 @@ class Systemd:
         self._socket.bind(address)
 
     def told(self) -> list[str]:
-        """Everything told since the last time."""
+        """Everything sent since the last time."""
         found = []
         while (message := self._read()) is not None:
             found.append(message)

@@ -15,7 +15,7 @@ import pytest
 from fwdaemon.core.state import Desired
 from fwdaemon.errors import KernelError
 from fwdaemon.hostnet.local_proxy import LocalProxy
-from fwdaemon.hypervisor.event_loop import EventLoop
+from fwdaemon.hypervisor.link import EventLoop
 from fwdaemon.kernel import memory
 from fwdaemon.kernel.process import Beside, Companion, Worker, processor_time, processor_time_here
 from fwdaemon.triggers import Backoff
