@@ -25,7 +25,7 @@ def apply(host: SystemHostNetwork, desired: Desired, *, full: bool = True) -> Ap
     """Have the host hold this; a proxy that is busy is asked again, as the daemon does."""
     host.release(desired)
     desired = host.confine(desired, ip_forward=True)
-    result = host.apply(desired, ip_forward=True, full=full, guests=full)
+    result = host.apply(desired, ip_forward=True, full=full)
     if Fault(FaultKind.LOOPBACK_BUSY) in result.faults:
         return joined(replace(result, faults=(), short=False), apply(host, desired, full=full))
     return result
