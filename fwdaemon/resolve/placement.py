@@ -55,12 +55,11 @@ class Placer:
         self.chosen, self.ports, self.turns = chosen, self._before.ports, self._before.turns
         self.assigned: tuple[Assigned, ...] = ()
         self.placement: Placement | None = None
-        self._rebooting = Rebooting()
+        self._rebooting, self._known, self._uncounted = Rebooting(), frozenset[UUID](), 0.0
         self.ends: float | None = None
         self._allocator: Allocator | None = None
         self._expander: Expander | None = None
         self._answered_at: float | None = None
-        self._known, self._uncounted = frozenset[UUID](), 0.0
 
     def place(
         self, config: Config, inventory: Inventory, answered_at: float | None = None, now: float = 0.0
@@ -87,10 +86,9 @@ class Placer:
     def _aged(self, known: frozenset[UUID], seconds: float) -> Assignments:
         """Count how long domains are gone, when some came or went, and once a minute: there may be thousands."""
         self._uncounted += seconds
-        if known == self._known and self._uncounted < _COUNTED_AFTER_S:
-            return self.ports
-        counted, self._known, self._uncounted = self._uncounted, known, 0.0
-        return aged(self.ports, known, counted)
+        is_due, counted = known != self._known or self._uncounted >= _COUNTED_AFTER_S, self._uncounted
+        self._known, self._uncounted = known, 0.0 if is_due else counted
+        return aged(self.ports, known, counted) if is_due else self.ports
 
     def _granted(self, config: Config, inventory: Inventory, ports: Assignments, rebooting: frozenset[UUID]) -> Grants:
         if self._allocator is None:
