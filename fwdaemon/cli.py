@@ -26,7 +26,14 @@ _CONFIG_REFUSED = 78
 _INTERRUPTED = 130
 
 # Commands of one subject share a module.
-_SHARED = {"open": "reload", "close": "reload", "confirm": "reload", "rules": "plan", "flush": "run"}
+_SHARED = {
+    "open": "reload",
+    "close": "reload",
+    "confirm": "reload",
+    "rules": "plan",
+    "flush": "run",
+    "explain": "answer",
+}
 _LAST_PORT = 65535
 _PROTOCOLS = ("tcp", "udp", "sctp")
 _PORTS = {

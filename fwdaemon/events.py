@@ -24,8 +24,9 @@ from fwdaemon.errors import LibvirtUnavailableError, PortfwdError, shortage
 from fwdaemon.hostnet.owned_state import DIRECTORY, Learned
 from fwdaemon.hostnet.public_addresses import with_lent
 from fwdaemon.hypervisor.connection import LibvirtConnection
-from fwdaemon.hypervisor.guest_addresses import DNSMASQ_DIRECTORY, AgentConnection, AgentRounds, LeaseWatch
+from fwdaemon.hypervisor.guest_addresses import AgentConnection, AgentRounds, LeaseWatch
 from fwdaemon.hypervisor.link import ConnectionState, EventGuard, EventLoop, LibvirtLink
+from fwdaemon.hypervisor.networks import DNSMASQ_DIRECTORY
 from fwdaemon.kernel import probes
 from fwdaemon.kernel.host_watch import NetlinkWatch, UplinkWatch
 from fwdaemon.kernel.listeners import with_occupied
@@ -133,6 +134,7 @@ class InventoryKeeper:
             KernelError: the kernel did not tell its addresses.
 
         """
+        self._leases.news.inventory_begins()
         answers = await asyncio.gather(*(link.observe() for link in self._links))
         observations = [answer for answer in answers if answer is not None]
         if len(observations) < len(self._links):

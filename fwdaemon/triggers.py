@@ -160,6 +160,10 @@ class Pauses:
     patience: float = 5.0
     reading: float = 10.0
 
+    def after(self, before: float, cause: Origin, *, changed: bool) -> float:
+        """Give the pause after a pass; what guests and users change is held back by their budgets."""
+        return min(2 * before, self.passes_at_most) if changed and cause is Origin.OTHERS else self.passes
+
 
 class Lull:
     """When to look once for several changes: `after` the last of them, and no later than `most` after the first."""

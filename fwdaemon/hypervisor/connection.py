@@ -12,7 +12,8 @@ import libvirt
 from fwdaemon.core.inventory import LibvirtObservation, Move
 from fwdaemon.core.report import Reason, ReasonKind, Trigger
 from fwdaemon.errors import LibvirtUnavailableError
-from fwdaemon.hypervisor.reader import Reader, is_unsupported, unavailable
+from fwdaemon.hypervisor.networks import DNSMASQ_DIRECTORY, DhcpFiles, is_unsupported, unavailable
+from fwdaemon.hypervisor.reader import Reader
 from fwdaemon.hypervisor.xml import NAMESPACE
 from fwdaemon.kernel.process import find_program
 
@@ -129,6 +130,8 @@ _KEEPALIVE_COUNT = 3
 # Where it is not installed, the hypervisor's daemon has the networks, or there are none.
 _NETWORK_DAEMON = "virtnetworkd"
 _SCHEMES_WITH_NETWORK_DAEMON = frozenset({"qemu", "lxc", "xen"})
+# The networks whose DHCP servers' files are where this program looks for them.
+_OF_THIS_HOST = "network:///system"
 
 Callback = Callable[..., None]
 
@@ -151,7 +154,7 @@ class LibvirtConnection:
         self.uri = uri
         self._trigger = trigger
         self._lost = lost
-        self._reader = Reader(uri)
+        self._reader = Reader(uri, DhcpFiles(DNSMASQ_DIRECTORY) if network_uri(uri) == _OF_THIS_HOST else None)
         self._hypervisor: libvirt.virConnect | None = None
         self._networks: libvirt.virConnect | None = None
         self._deregister: list[Callable[[], object]] = []

@@ -236,6 +236,7 @@ class Written:
         self._records = PortRecords(state, directory)
         self.choice, self.ports = self._led_to.chosen, self._records.known()
         self._kept_ports = _hourly(self.ports) if self._records.is_intact else None
+        self._looked_at: Assignments | None = None
         self.turns = self._records.turns
         self._again_after = again_after
         self._worker = Worker("last good configuration", Job.LAST_GOOD)
@@ -269,7 +270,8 @@ class Written:
         if turns != self.turns:
             self.turns = turns
             self._write("claims", lambda: self._records.keep_turns(turns))
-        if (hourly := _hourly(ports)) != self._kept_ports:
+        is_same, self._looked_at = ports is self._looked_at, ports
+        if not is_same and (hourly := _hourly(ports)) != self._kept_ports:
             self._kept_ports, self.ports = hourly, ports
             self._write("ports", lambda: self._records.keep(ports))
 

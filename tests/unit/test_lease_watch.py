@@ -199,7 +199,7 @@ def test_a_lease_that_is_renewed_and_the_end_of_one_whose_guest_has_gone_are_no_
     assert told(news, aa="192.168.122.20+100", bb="192.168.122.21+100") is ReasonKind.LEASES
     assert told(news, aa="192.168.122.20+200", bb="192.168.122.21+100") is None
     assert told(news, aa="192.168.122.20+200") is None
-    assert told(news, aa="192.168.122.20+200", bb="192.168.122.22+300") is ReasonKind.LEASES
+    assert told(news, aa="192.168.122.20+200", bb="192.168.122.22+300") is None
     assert told(news, aa="192.168.122.20+200 192.168.122.23+300", bb="192.168.122.22+300") is ReasonKind.LEASES
     # Of several, the one that ends last counts.
     assert told(news, aa="192.168.122.20+400 192.168.122.23+300", bb="192.168.122.22+300") is ReasonKind.LEASES
@@ -231,3 +231,25 @@ def test_a_guest_has_one_first_lease_however_often_it_gives_that_back_or_reboots
     news.follow(frozenset(), frozenset())
     news.follow(macs("aa"), macs("aa"))
     assert told(news, aa="192.168.122.20+300") is ReasonKind.FIRST_LEASE
+
+
+def test_a_lease_of_no_guest_is_news_once_an_inventory_that_began_before_it_finds_its_guest() -> None:
+    news = LeaseNews(lambda: 0.0)
+    news.follow(frozenset(), frozenset())
+    assert told(news) is ReasonKind.LEASES
+    news.inventory_begins()
+    assert told(news, aa="192.168.122.20+100", bb="192.168.122.21+100") is None
+    assert news.follow(macs("aa"), macs("aa")) == (("virbr0", ReasonKind.FIRST_LEASE),)
+    # The next one sees it.
+    news.inventory_begins()
+    assert news.follow(macs("aa", "bb"), frozenset()) == ()
+    assert told(news, aa="192.168.122.20+100", bb="192.168.122.21+100", cc="192.168.122.22+100") is None
+    assert news.follow(macs("cc"), frozenset()) == (("virbr0", ReasonKind.LEASES),)
+
+
+def test_leases_of_no_guest_that_have_gone_are_not_remembered() -> None:
+    news = LeaseNews(lambda: 0.0)
+    assert told(news) is ReasonKind.LEASES
+    assert told(news, aa="192.168.122.20+100") is None
+    assert told(news, bb="192.168.122.20+100") is None
+    assert news.follow(macs("aa"), macs("aa")) == ()
