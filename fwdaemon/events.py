@@ -65,7 +65,7 @@ class Surroundings:
     """What is another in tests: what makes a link, where DHCP servers' files are, where what was learned is kept.
 
     An address that was put back is looked at again after `verify` seconds: where two changes come at once, the kernel
-    may tell of the second only, twice.
+    may report the second only, twice.
     """
 
     link: Callable[[str, Trigger], LibvirtLink] = _linked
@@ -129,7 +129,7 @@ class InventoryKeeper:
         for each time libvirt freezes. Call it again only after it returned.
 
         Raises:
-            KernelError: the kernel did not tell its addresses.
+            KernelError: the kernel did not give its addresses.
 
         """
         answers = await asyncio.gather(*(link.observe() for link in self._links))
@@ -158,7 +158,7 @@ class InventoryKeeper:
             link.invalidate()
 
     def connections(self) -> tuple[ConnectionState, ...]:
-        """Tell how each connection is, in the order of the URIs."""
+        """Say how each connection is, in the order of the URIs."""
         return tuple(link.state for link in self._links)
 
     @property
@@ -240,7 +240,7 @@ class Sources(Protocol):
         ...
 
     def connections(self) -> tuple[ConnectionState, ...]:
-        """Tell how each connection is."""
+        """Say how each connection is."""
         ...
 
     async def close(self) -> None:
@@ -328,7 +328,7 @@ async def take_inventory(uris: Sequence[str], patience: float = _ONCE_S) -> Inve
 
     Raises:
         LibvirtUnavailableError: one of the URIs did not answer.
-        KernelError: the kernel did not tell its addresses.
+        KernelError: the kernel did not give its addresses.
 
     """
     event_loop, worker = EventLoop(), Worker("inventory")

@@ -273,7 +273,7 @@ _HINDRANCES: Final[Mapping[HindranceKind, Callable[[Hindrance], str]]] = {
 
 
 def format_cause(cause: Cause) -> str:
-    """Tell the first facts, a new configuration ahead of all; after a burst the rest would not help a reader."""
+    """Give the first facts, a new configuration ahead of all; after a burst the rest would not help a reader."""
     facts = sorted(cause.facts, key=lambda fact: fact.kind not in _OF_CONFIGURATION)
     if not facts:
         return _NOTHING_KNOWN

@@ -260,7 +260,7 @@ class StreamFormatter(logging.Formatter):
 
 
 def _leads_to_journal(stream: TextIO) -> bool:
-    """Tell whether systemd connected the stream to the journal: it names its device and inode (systemd.exec(5))."""
+    """Whether systemd connected the stream to the journal: it names its device and inode (systemd.exec(5))."""
     try:
         status = os.fstat(stream.fileno())
     except OSError:

@@ -293,7 +293,7 @@ def status_without_daemon(path: Path) -> Status:
 
 
 def _observe(config: Config, desired: Desired, netfilter: Netfilter) -> ApplyResult:
-    """Tell what the kernel lacks."""
+    """Say what the kernel lacks."""
     host = SystemHostNetwork(netfilter.confined, seconds=recorded().seconds)
     try:
         confined = host.confine(desired, ip_forward=config.daemon.ip_forward)

@@ -131,7 +131,7 @@ def read_list(file: Path, text: bytes) -> tuple[Parts, list[Problem]]:
 
 
 def place_of(network: Subnet, item: SourceSet, text: bytes) -> Origin:
-    """Tell where a network of a set is written; `text` is what is in its file. A half stands for all addresses."""
+    """Say where a network of a set is written; `text` is what is in its file. A half stands for all addresses."""
     may_be = [network, *([network.supernet()] if network.prefixlen == 1 else [])]
     if item.file is None:
         return next((item.places[found] for found in may_be if found in item.places), item.origin)

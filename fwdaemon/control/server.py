@@ -131,7 +131,7 @@ class ControlServer:
             del self._clients[task]
 
     async def _answered(self, peer: Peer, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
-        """Answer one call, and tell whether another one may come."""
+        """Answer one call, and return whether another one may come."""
         async with asyncio.timeout(self._limits.idle):
             call = read_call((await reader.readuntil(END))[: -len(END)])
         try:

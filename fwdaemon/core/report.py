@@ -300,7 +300,7 @@ class ApplyResult:
     before. `settings` are those of the host that were changed, `notes` what an administrator has to know of them.
     `altered` are forwards that had other rules of their own, or none, while those of other exposures were in place:
     their port may have led to its guest in another way. `labels` are those that rules of an earlier run went by,
-    `uplinks` those that they named, as far as rules tell, and `renamings` under which addresses they had guests open
+    `uplinks` those that they named, as far as rules show, and `renamings` under which addresses they had guests open
     connections. `short` says that a fault is for want of a thread, descriptor or memory, so that the next attempt may
     do better.
     """

@@ -361,7 +361,7 @@ class WayOut:
     main: str
 
     def steps(self, held: Iterable[HostAddress]) -> Iterator[Step]:
-        """Tell of links that may lead out and are no uplinks: that of the client, or else all."""
+        """Report links that may lead out and are no uplinks: that of the client, or else all."""
         found = {own.device: own.subnet for own in held if self._may_lead_out(own)}
         came_in = self.arrival.came_in
         if came_in in found:

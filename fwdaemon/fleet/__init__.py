@@ -83,7 +83,7 @@ class Fleet:
         return merged
 
     def take_reasons(self) -> list[Reason]:
-        """Put a newer table in force; tell of that, and of addresses that were taken and lost, since the last call."""
+        """Put a newer table in force; report that, and addresses that were taken and lost, since the last call."""
         reasons = self.claims.take_reasons()
         if self._member is not None and (news := self._member.take()) is not None:
             self._table = news[1]

@@ -260,7 +260,7 @@ class Member:
         self._heard = boottime()
         # What has just changed may be on its way: it has until the next time.
         if found != known and found == self._lag:
-            raise EtcdError("the watch does not tell what changed")
+            raise EtcdError("the watch does not say what changed")
         self._lag = None if found == known else found
 
     def _learn(self) -> None:

@@ -42,7 +42,7 @@ class LocalProxy:
         self._last_result = ApplyResult()
 
     def apply(self, desired: Desired, *, full: bool = True) -> ApplyResult:
-        """Answer for these forwards and no others, and tell which places are taken, or that it is not so yet."""
+        """Answer for these forwards and no others, and return which places are taken, or that it is not so yet."""
         asked = desired.forwards if desired.localhost else frozenset[Forward]()
         if asked is self._asked and not full:
             return ApplyResult(faults=self._last_result.faults, short=self._last_result.short)

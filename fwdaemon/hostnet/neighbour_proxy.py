@@ -82,7 +82,7 @@ class Turns:
         self._until = 0.0
 
     def grants(self, target: Address, now: float) -> bool:
-        """Tell whether to ask for an address, and hold that this is done."""
+        """Whether to ask for an address, and hold that this is done."""
         if now >= self._until:
             self._asked.clear()
             self._until = now + self._seconds

@@ -134,7 +134,7 @@ def _announce_own(kernel: Rtnetlink, family: Family, bridge: str) -> None:
 
 # Holds the public addresses of 1:1 guests on the interfaces that are to have them.
 #
-# An address that the host has without us is left alone, wherever it is. The kernel does not tell whose an address is,
+# An address that the host has without us is left alone, wherever it is. The kernel does not say whose an address is,
 # so ours are recorded. Each that is added is announced, since neighbours may still know it elsewhere.
 
 #
@@ -203,7 +203,7 @@ class PublicAddresses:
         )
 
     def preview(self, nats: frozenset[Nat]) -> ApplyResult:
-        """Tell what `apply` would find and do now, touching nothing.
+        """Say what `apply` would find and do now, touching nothing.
 
         Raises:
             KernelError: the kernel does not list the host's addresses.

@@ -1,4 +1,4 @@
-"""What libvirt does not tell of guests' addresses: their agents are asked, and its DHCP servers' files are watched.
+"""What libvirt does not say of guests' addresses: their agents are asked, and its DHCP servers' files are watched.
 
 A guest agent is asked only while its domain has no address from a better source, one at a time, on a thread of its own:
 an agent that hangs costs other agents some seconds, and no one else anything. What it said stands while that run of its

@@ -55,12 +55,12 @@ _GONE = frozenset(
 
 
 def is_gone(error: libvirt.libvirtError) -> bool:
-    """Tell whether the domain or network is no longer there, or no longer active."""
+    """Whether the domain or network is no longer there, or no longer active."""
     return error.get_error_code() in _GONE
 
 
 def is_unsupported(error: libvirt.libvirtError) -> bool:
-    """Tell whether this driver cannot do it at all."""
+    """Whether this driver cannot do it at all."""
     return error.get_error_code() == libvirt.VIR_ERR_NO_SUPPORT
 
 
@@ -236,7 +236,7 @@ class Reader:
         return None if state is None else domain_state(*state)
 
     def _move(self, now: DomainState, uuid: str, instance: int) -> Move | None:
-        """Tell which way an active domain is moving, and remember that it was received until it runs here wholly.
+        """Say which way an active domain is moving, and remember that it was received until it runs here wholly.
 
         A copy whose source has died shuts down, too, and has never run here.
         """
@@ -255,12 +255,12 @@ class Reader:
         return before is not None and before.instance == instance and has_run
 
     def _ran_in_part(self, uuid: str) -> bool:
-        """Tell whether a domain was seen running here while another host had part of its memory, and may go on."""
+        """Whether a domain was seen running here while another host had part of its memory, and may go on."""
         before = self._before.get(uuid)
         return uuid in self._received and before is not None and before.domain.running
 
     def _ended(self, domain: libvirt.virDomain, uuid: str, now: DomainState | None) -> Domain:
-        """Tell of a domain that does not run whether it was handed over, as what it did last, or libvirt, says.
+        """Say of a domain that does not run whether it was handed over, as what it did last, or libvirt, says.
 
         Where it was not, it may be rebooting; how it ended is asked once, unless it is known `now`.
         """
@@ -358,7 +358,7 @@ def _left(domain: Domain) -> Domain:
 
 
 def _is_alive(subject: libvirt.virDomain | libvirt.virNetwork) -> bool:
-    """Tell whether the connection it came from still stands; asks only this side of it."""
+    """Whether the connection it came from still stands; asks only this side of it."""
     connection: libvirt.virConnect = subject.connect()  # type: ignore[no-untyped-call]
     return bool(connection.isAlive())
 

@@ -356,7 +356,7 @@ class Beside:
         self.due: float | None = None
 
     def begin(self, *, at_once: bool = False) -> bool:
-        """Begin, and tell whether that was done: not before what failed is due, unless `at_once`."""
+        """Begin, and return whether that was done: not before what failed is due, unless `at_once`."""
         if not at_once and self.due is not None and self._clock() < self.due:
             return False
         self.due = None

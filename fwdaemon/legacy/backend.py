@@ -141,7 +141,7 @@ class LegacyBackend:
         return self._left_out[1] if self._left_out is not None and self._left_out[0] is desired else desired
 
     def _tried(self, family: Family, needs: Sequence[Need]) -> list[str | None]:
-        """Tell for each match that some rules need why it cannot be used, touching nothing."""
+        """Give for each match that some rules need why it cannot be used, touching nothing."""
         matches = [need for need in needs if need is not Need.SETS]
         found: dict[Need, str | None] = {}
         with suppress(PortfwdError):  # that no helper can be had is reported where it looks at tables

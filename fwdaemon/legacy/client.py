@@ -58,7 +58,7 @@ class Session(Protocol):
         ...
 
     def paths(self, rules: Iterable[Rule], behind: Collection[str]) -> Change:
-        """Tell what brings the rules of guests' paths to their place in FORWARD; raises as `observe` does."""
+        """Say what brings the rules of guests' paths to their place in FORWARD; raises as `observe` does."""
         ...
 
     def commit(self, table: TableName, change: Change) -> None:
@@ -118,7 +118,7 @@ class HelperClient:
         self._ask({"do": model.COMMIT, "table": table.value, "change": model.pack_change(change)})
 
     def tried(self, samples: Sequence[Rule]) -> list[str | None]:
-        """Tell for each of these rules what keeps it from being made; `None` where nothing does.
+        """Give for each of these rules what keeps it from being made; `None` where nothing does.
 
         Raises:
             UnusableError: as `locked` does.
@@ -197,7 +197,7 @@ _KEYS: Final = {Need.SETS: "set:…", Need.RATE: "rate", Need.OPEN: "max_open"}
 
 
 def needs_of(exposure: Exposure, desired: Desired) -> frozenset[Need]:
-    """Tell what the rules of an exposure need."""
+    """Say what the rules of an exposure need."""
     asked, barred = exposure.admission, desired.barred
     names = [*(asked.names if asked is not None else ()), *(barred.denied if barred is not None else ())]
     found = {Need.SETS: names, Need.RATE: asked and asked.rate, Need.OPEN: asked and asked.max_open}
@@ -213,7 +213,7 @@ class Lacking:
         self._there: set[tuple[Family, Need]] = set()
 
     def of(self, family: Family, needs: Collection[Need]) -> dict[Need, Fault]:
-        """Tell what is not there of what some rules need."""
+        """Say what is not there of what some rules need."""
         asked = sorted(need for need in needs if (family, need) not in self._there)
         found = {}
         if Need.SETS in asked and shutil.which("ipset") is None:

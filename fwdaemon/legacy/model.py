@@ -221,7 +221,7 @@ class Change:
 
 
 def difference(desired: Table, observed: ObservedTable, framework: Collection[str] = ()) -> Change:
-    """Tell what makes `observed` become `desired`; `framework` are comments of rules for all of a chain."""
+    """Say what makes `observed` become `desired`; `framework` are comments of rules for all of a chain."""
     heads = [_head_edit(chain, desired.heads.get(chain), head) for chain, head in observed.heads.items()]
     chains = [_chain_edit(chain, rules, observed.chains.get(chain, ())) for chain, rules in desired.chains.items()]
     gone = [name for name in observed.chains if name not in desired.chains]
@@ -319,7 +319,7 @@ TRY = "try"
 OBSERVE = "observe"
 # Change one table.
 COMMIT = "commit"
-# Take the lock, and tell what has to change for rules of guests' paths to be where they belong.
+# Take the lock, and return what has to change for rules of guests' paths to be where they belong.
 PATHS = "paths"
 # Give the lock back.
 RELEASE = "release"

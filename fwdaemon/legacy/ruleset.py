@@ -73,7 +73,7 @@ def tables(desired: Desired, ended: Iterable[Flow] = ()) -> dict[Family, Tables]
 
 
 def exposures_of(desired: Desired, family: Family) -> dict[str, Exposure]:
-    """Tell which exposure each rule serves, by the rule's comment; rules that are not named serve all."""
+    """Say which exposure each rule serves, by the rule's comment; rules that are not named serve all."""
     return {rule.comment: exposure for _, _, exposure, rule in rules_of(desired, family)}
 
 
@@ -87,7 +87,7 @@ def rules_of(desired: Desired, family: Family) -> Iterator[tuple[TableName, str,
 
 
 def relying_on(table: TableName, desired: Desired, family: Family) -> frozenset[Exposure]:
-    """Tell which exposures do not work, or not as they should, while our chains in a table do not."""
+    """Say which exposures do not work, or not as they should, while our chains in a table do not."""
     is_asked = desired.barred is not None
     found = (item for item in desired.exposures if item.family is family)
     return frozenset(item for item in found if _relies(item, table, is_asked=is_asked))
@@ -283,7 +283,7 @@ def _concerned(
 
 
 def _stale(family: Family, wanted: ObservedTables, observed: Observed) -> frozenset[str]:
-    """Name the owners whose rules are there for nothing, as far as their comments tell."""
+    """Name the owners whose rules are there for nothing, as far as their comments show."""
     return frozenset(
         f"{family.word} {table} {chain} {label}"
         for table, chain in _SERVING
@@ -327,7 +327,7 @@ def _moved_owners(wanted: ObservedTables, observed: Observed) -> frozenset[str]:
 
 
 def uplinks_named(plan: Plan, family: Family, desired: Desired, among: Collection[str]) -> frozenset[str]:
-    """Tell by which of these interfaces, no uplinks now, an earlier run's rules may have let guests of `desired` out.
+    """Say by which of these interfaces, no uplinks now, an earlier run's rules may have let guests of `desired` out.
 
     A digest says nothing of itself, so it is looked for among those of the rules that each interface would have. Those
     of a route to a bridge that no entry names any more cannot be found so: it may have let guests out by any.

@@ -276,7 +276,7 @@ class Reporter:
 
     async def _write(self, textfile: Textfile) -> None:
         if self._made is not None:
-            # One that was begun before the change would not tell of it.
+            # One that was begun before the change would not include it.
             await asyncio.wait({self._made})
         try:
             exposition = await self._begin()

@@ -57,7 +57,7 @@ class Paths:
 
 
 def _place_of(rules: Sequence[Rule], rules_of: RulesOf, behind: Collection[str], *, accepts: bool) -> int | None:
-    """Tell where the rules belong in a chain: nowhere if it refuses no more than it names, or has libvirt's own."""
+    """Say where the rules belong in a chain: nowhere if it refuses no more than it names, or has libvirt's own."""
     ends = [end for rule in rules for end in rule.ends if end.verdict is Verdict.LEADS]
     if any(end.chain.startswith(_LIBVIRTS) and rules_of(end.chain) for end in ends):
         return None

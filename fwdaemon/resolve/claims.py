@@ -320,7 +320,7 @@ def settle(
     """Give what each ask gets, and the reasons for the rest; it is added to `claims`, and noted in `turns`.
 
     A process of the host goes before what is asked for anew, and not before what was given earlier. They are `None`
-    where the kernel does not tell.
+    where the kernel does not say.
     """
 
     @cache

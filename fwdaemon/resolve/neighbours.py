@@ -65,7 +65,7 @@ def outdated_neighbours(
 
 
 def changed_hands(before: Iterable[Neighbour], now: Iterable[Neighbour]) -> bool:
-    """Tell whether an address that was seen is seen elsewhere now, so that it could be hijacked."""
+    """Whether an address that was seen is seen elsewhere now, so that it could be hijacked."""
     holders = {(neighbour.device, neighbour.address): neighbour.mac for neighbour in now}
     return any(holders.get((old.device, old.address), old.mac) != old.mac for old in before)
 

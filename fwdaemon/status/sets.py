@@ -238,7 +238,7 @@ class KeptElements:
             return {}
 
     def keep(self, held: Mapping[Place, Mapping[Element, float | None]]) -> bool:
-        """Write it, and tell whether that was done. That it cannot be is a warning, once."""
+        """Write it, and return whether that was done. That it cannot be is a warning, once."""
         at = time.time()
         records = [_record(place, found, at) for place, found in held.items()]
         try:
