@@ -180,7 +180,7 @@ class Sweep:
 
     @property
     def guests(self) -> frozenset[Address] | None:
-        """Whose connections are to be looked at; `None` is everybody's."""
+        """Whose connections are to be looked at; `None` stands for all."""
         if self.removed is None or self.fewer_uplinks:
             return None
         guests = frozenset(exposure.guest for exposure in self.removed)

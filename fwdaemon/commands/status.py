@@ -32,7 +32,7 @@ from fwdaemon.status.temporary import known, now, remaining
 if TYPE_CHECKING:
     from rich.console import Console
 
-# How it looks: a table on a terminal, aligned text elsewhere, of the JSON form, which anybody gets. Names are anybody's
+# How it looks: a table on a terminal, aligned text elsewhere, of the JSON form, which every program gets. Names are any
 # text: what could not be printed is escaped, and nothing in them is markup.
 
 Json = Mapping[str, Any]

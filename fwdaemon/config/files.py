@@ -2,7 +2,7 @@
 
 Drop-ins are the `*.toml` of the directory beside the main file, `/etc/portfwd.d` for `/etc/portfwd.toml`, in name
 order; hidden ones are not read. Nothing but a regular file of a sane size is read, so that no FIFO and no device
-holds anybody up. What the texts say is not looked at here.
+holds anything up. What the texts say is not looked at here.
 """
 
 import errno

@@ -88,7 +88,7 @@ class ForeignRules:
         """Read everything.
 
         Raises:
-            PortfwdError: the rules could not be listed, as for anybody but root, or not be understood at all.
+            PortfwdError: the rules could not be listed, as for users but root, or not be understood at all.
 
         """
         try:

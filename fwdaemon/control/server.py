@@ -253,7 +253,7 @@ class ControlSocket:
             self._admitting = asyncio.create_task(self._admit(group))
 
     async def close(self) -> None:
-        """Let go of everybody, and take the socket away."""
+        """Let go of all clients, and take the socket away."""
         for task in (self._admitting, self._mending):
             if task is not None:
                 task.cancel()

@@ -17,7 +17,7 @@ from fwdaemon.errors import PortfwdError, shortage
 
 
 class ReasonKind(StrEnum):
-    """What happened, and to whom: what the `subject` of a reason is."""
+    """What happened, and to what: what the `subject` of a reason is."""
 
     DOMAIN = "domain"  # a domain
     DEVICES = "devices"  # a domain

@@ -155,7 +155,7 @@ class Origin:
 class Until(NamedTuple):
     """When something ends that is there for a while: as soon as one of two clocks says so.
 
-    `wall` is in whole seconds since 1970 (UTC), and anybody may set that clock. `boottime` is in seconds by
+    `wall` is in whole seconds since 1970 (UTC), and that clock may be set. `boottime` is in seconds by
     CLOCK_BOOTTIME of this run of the host, which cannot be set.
     """
 
@@ -203,7 +203,7 @@ class GuestPath(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Listener:
-    """A socket that waits for connections, or for datagrams from anybody.
+    """A socket that waits for connections, or for datagrams from any sender.
 
     It takes what comes in the `families`, to `address`, or to every address of the host where that is `None`. `device`
     is the interface it is bound to. `inode` is how /proc/PID/fd calls it, and `cgroup` the number of the control group

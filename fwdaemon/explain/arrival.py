@@ -1,4 +1,4 @@
-"""How the connection's first packet comes to the host: to which address, from whom, through which interface. Pure.
+"""How the connection's first packet comes to the host: to which address, from which client, by which interface. Pure.
 
 What the user left out is chosen: an address that an entry names or that faces outside, and a client behind it.
 """
@@ -311,7 +311,7 @@ class Claim:
         return self.entry.sources
 
     def admits(self, arrival: Arrival) -> bool:
-        """Whether its client may connect; one whose address is not known may if anybody may."""
+        """Whether its client may connect; one whose address is not known may if any may."""
         if not self.sources:
             return True
         mine = [subnet for subnet in self.sources if Family.of(subnet) is arrival.family]

@@ -248,7 +248,7 @@ def is_ours(packet: Packet) -> bool:
 
 
 def leads_to(packet: Packet, target: Target) -> bool:
-    """Whether a packet goes where it shall, by whom it shall."""
+    """Whether a packet goes where it shall, by the rule it shall."""
     if not target.translated:
         return packet.translated_by is None
     return is_ours(packet) and (packet.destination, packet.port) == (target.address, target.number)

@@ -301,7 +301,7 @@ class End:
 
 
 def on_purpose(what: str, chain: str, client: str) -> str:
-    """Say that a client is refused on purpose, and by whom: what was closed so is not to be opened."""
+    """Say that a client is refused on purpose, and by what: what was closed so is not to be opened."""
     return f"This is on purpose: {what} {client} in {chain}."
 
 
@@ -384,7 +384,7 @@ def denied(refusal: Refusal, where: str, found: SourceSet | None, client: Addres
 
 
 def clients(sources: Iterable[Subnet], admission: Admission | None) -> str:
-    """Say who may connect, of whom nothing else is asked."""
+    """Say who may connect without any other condition."""
     asked = admission or Admission()
     return ", ".join([*map(str, (*sources, *asked.sources)), *(f"set {name}" for name in asked.sets)]) or "anywhere"
 

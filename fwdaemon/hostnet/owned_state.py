@@ -34,7 +34,7 @@ Record: TypeAlias = Mapping[str, str | int]
 
 
 def have_directory(path: Path) -> None:
-    """Make a directory that everybody may enter, whatever our umask, unless it is there. Raises OSError."""
+    """Make a directory that all users may enter, whatever our umask, unless it is there. Raises OSError."""
     with suppress(FileExistsError):
         path.mkdir(mode=0o755)
         path.chmod(0o755)

@@ -298,7 +298,7 @@ class LibvirtConnection:
         self._watch_domain_event(connection, libvirt.VIR_DOMAIN_EVENT_ID_METADATA_CHANGE, metadata)
 
     def _news(self, domain: libvirt.virDomain, reason: Reason, move: Move | None = None) -> None:
-        """Say what happened; of what happens again before anybody has looked, nothing more is to be said."""
+        """Say what happened; of what happens again before a look was taken, nothing more is to be said."""
         uuid = domain.UUIDString()
         (self._on_their_own.add if reason.by_guest else self._on_their_own.discard)(uuid)
         if (uuid, reason) in self._repeated:

@@ -162,7 +162,7 @@ def parse_domain(xml: str) -> DomainDevices:
     )
 
 
-# What a domain asks for in its own definition: metadata is anybody's XML, of up to 4 MB.
+# What a domain asks for in its own definition: metadata is any XML, of up to 4 MB.
 NAMESPACE: Final = "urn:kvm-portfwd:1"
 _FORWARDS: Final = f"{{{NAMESPACE}}}forwards"
 # How much text, and how many elements, a domain may ask with.

@@ -160,7 +160,7 @@ class NetlinkWatch:
             raise KernelError(f"the kernel does not report changes to addresses: {error}") from error
 
     def watch_macs(self, macs: AbstractSet[str]) -> None:
-        """Say which MAC addresses guests have; those of everybody else are of no interest."""
+        """Say which MAC addresses guests have; all others are of no interest."""
         self._changes.watch_macs(macs)
 
     def watch_addresses(self, configured: Iterable[Address]) -> None:

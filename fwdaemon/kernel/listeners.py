@@ -155,8 +155,8 @@ def _hierarchies() -> list[str]:
 def hierarchies(mounts: bytes) -> list[str]:
     """Give where control groups of version 2 are, from /proc/self/mounts.
 
-    Names in it are anybody's who may mount. The kernel writes blanks, tabs and line breaks in them as numbers, but none
-    of the other characters at which Python parts lines and words.
+    Names in it are chosen by users who may mount. The kernel writes blanks, tabs and line breaks in them as numbers,
+    but none of the other characters at which Python parts lines and words.
     """
     parted = (line.split(" ") for line in os.fsdecode(mounts).split("\n"))
     return [words[1] for words in parted if words[2:3] == ["cgroup2"]]

@@ -130,7 +130,7 @@ class LegacyBackend:
         return result
 
     def _admissible(self, desired: Desired, *, full: bool) -> tuple[Desired, ApplyResult]:
-        """Leave out what this host cannot keep anybody from; what was left out is tried again at a full look."""
+        """Leave out what this host cannot keep clients from; what was left out is tried again at a full look."""
         if self._left_out is None or self._left_out[0] is not desired or (full and self._left_out[2].refused):
             kept, result = left_out(desired, self._lacking)
             self._left_out = desired, kept, result

@@ -234,7 +234,7 @@ def sample(need: Need, family: Family) -> Rule:
 
 
 def left_out(desired: Desired, lacking: Lacking) -> tuple[Desired, ApplyResult]:
-    """Leave out what this host cannot keep anybody from, and count down where it can."""
+    """Leave out what this host cannot keep clients from, and count down where it can."""
     lasting = {item.family for item in desired.forwards if item.until is not None}
     if lasting and not any(lacking.of(family, {Need.SETS}) for family in sorted(lasting)):
         desired = replace(desired, counts_down=True)

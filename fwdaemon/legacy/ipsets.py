@@ -155,7 +155,7 @@ def wanted_sets(desired: Desired) -> dict[str, tuple[Family, SourceSet]]:
 
 
 def lasting_sets(desired: Desired) -> dict[str, tuple[Family, Until]]:
-    """Give the sets that hold everybody for a while."""
+    """Give the sets that hold all addresses for a while."""
     found = (item for item in desired.forwards if item.until is not None) if desired.counts_down else ()
     return {lasting_name(item.until, item.family): (item.family, item.until) for item in found if item.until}
 
@@ -178,7 +178,7 @@ def written(desired: Desired) -> str:
 
 
 def _counting_down(name: str, family: Family, until: Until) -> list[str]:
-    """Write what makes a set that holds everybody, until the next second after an end; a daemon that runs is first."""
+    """Write what makes a set of all addresses, until the next second after an end; a daemon that runs is first."""
     left, everybody = until.boottime - now(), Element(0, (1 << family.bits) - 1)
     made = creation(name, family, external=True)
     return [made, *(_put_back(name, family, {everybody: left + 1}) if left > 0 else ())]

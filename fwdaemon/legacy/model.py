@@ -96,7 +96,7 @@ class Head:
     """What was found of ours in one of the kernel's own chains.
 
     `positions` count from 0. `good` says that the only one is right to the letter, `first` that the foremost one is at
-    its place: `place` counts the rules that stay ahead of it, which are bans. `foreign` counts everybody else's rules,
+    its place: `place` counts the rules that stay ahead of it, which are bans. `foreign` counts the rules of others,
     `policy` is what becomes of the rest.
     """
 
@@ -145,7 +145,7 @@ def set_name(name: str, family: Family) -> str:
 
 
 def lasting_name(until: Until, family: Family) -> str:
-    """Name the ipset that holds everybody until the kernel has counted down to an end."""
+    """Name the ipset that holds all addresses until the kernel has counted down to an end."""
     return f"{LASTING}{until.wall}.{until.boottime:.0f}_{int(family)}"
 
 

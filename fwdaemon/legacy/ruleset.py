@@ -49,7 +49,7 @@ from fwdaemon.resolve.flows import Flow
 
 _UNREACHABLE = {Family.IPV4: "icmp-port-unreachable", Family.IPV6: "icmp6-port-unreachable"}
 
-# In mangle, KVMPF_PRE and KVMPF_POST are there where not everybody may connect (`fwdaemon.legacy.admission`).
+# In mangle, KVMPF_PRE and KVMPF_POST are there where not all may connect (`fwdaemon.legacy.admission`).
 _LINKS = {
     TableName.FILTER: {"FORWARD": FWD},
     TableName.MANGLE: {"PREROUTING": PRE, "FORWARD": FWD, "OUTPUT": POST},

@@ -180,7 +180,7 @@ _FRESH: Final = 1 << 62
 class Turn(NamedTuple):
     """A claim of a domain, whose `run` libvirt gave this number; `has` says that it was granted.
 
-    `place` is where it listens, `terms` stand for whom it lets in, and by which interface.
+    `place` is where it listens, `terms` stand for which clients it lets in, and by which interface.
     """
 
     domain: UUID

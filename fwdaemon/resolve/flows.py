@@ -173,7 +173,7 @@ class Strangers:
     """Finds the flows without our label that began while the rules that refuse such where nothing passes were gone.
 
     The kernel does not say by which interfaces a flow goes, so addresses tell: `left` and `entered` are the subnets of
-    networks out of which libvirt lets guests, and into which it lets everybody; `homes` those of all its networks. What
+    networks out of which libvirt lets guests, and into which it lets all; `homes` those of all its networks. What
     a flow between others should have been let through for, its next packet starts over.
 
     What is in `let_out` may open connections to the outside, and none of these has our label.

@@ -55,7 +55,7 @@ def remembered(before: Iterable[Neighbour], now: Sequence[Neighbour], macs: Abst
 def outdated_neighbours(
     before: Iterable[Neighbour], now: Sequence[Neighbour], macs: AbstractSet[str]
 ) -> tuple[Neighbour, ...]:
-    """Give the entries of guests for whom there are several of one family, one of them new: the guest may have moved.
+    """Give the entries of guests for which there are several of one family, one of them new: the guest may have moved.
 
     The kernel would find out by itself, but only with packets on their way to the old address, and half a minute later.
     """

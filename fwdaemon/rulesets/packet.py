@@ -98,7 +98,7 @@ class Packet:
     """A packet. `None` is unknown; for `source` it is a client somewhere outside.
 
     `came_in` and `goes_out` are interfaces, empty where there is none. `wanted` is where the connection's first packet
-    was sent before anybody translated it, and `translated_by` the rule that did. `mark` is the packet's, `connmark` the
+    was sent before any translation, and `translated_by` the rule that did. `mark` is the packet's, `connmark` the
     connection's, and so are its `labels`, each as it is written; `marked_by` is the rule that gave it one of these.
     `renamed` says that it leaves under another source, to which the answer will go.
     """

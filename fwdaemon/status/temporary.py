@@ -125,7 +125,7 @@ def record_in(path: Path, most: int = MOST_BYTES) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Temporary:
-    """A forward that was opened: one port string for a domain, as it was written, and for whom; `by` is who did it."""
+    """A forward that was opened: one port string for a domain, as written, and its sources; `by` is who did it."""
 
     number: int
     domain: str
