@@ -271,7 +271,7 @@ class Sweeper:
                 with self._budgets.charged(sweep.origin, time.thread_time):
                     self._do(sweep)
                 self._thread.done()
-            except (PortfwdError, OSError) as error:  # no descriptor is to be had, either
+            except (PortfwdError, OSError) as error:  # no descriptor is available, either
                 self._put_back(sweep, error)
                 return self._failed(sweep.origin)
             except Exception:  # noqa: BLE001  a mistake in one sweep is no reason to leave out the next

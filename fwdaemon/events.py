@@ -305,7 +305,7 @@ class Inventories:
                 self.latest = await self.sources.refresh() or self.latest
             self.missed = ""
             self._backoff.settle()
-        except (PortfwdError, OSError, RuntimeError) as error:  # no thread or no descriptor is to be had, either
+        except (PortfwdError, OSError, RuntimeError) as error:  # no thread or descriptor is available, either
             self._later(shortage(error) or str(error))
         finally:
             self._refreshing = None

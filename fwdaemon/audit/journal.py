@@ -131,7 +131,7 @@ class QueueHandler(logging.Handler):
     def _begin(self) -> None:
         # A daemon thread: a write that hangs must not keep this program from ending.
         thread = Thread(target=self._run, name="log", daemon=True)
-        with suppress(RuntimeError):  # no thread is to be had now: the next line tries again
+        with suppress(RuntimeError):  # no thread is available now: the next line tries again
             thread.start()
             self._thread = thread
 

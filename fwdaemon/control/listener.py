@@ -102,7 +102,7 @@ class Sole:
         """Take the name until `release`, and return whether no other daemon has it.
 
         Raises:
-            OSError: no descriptor is to be had.
+            OSError: no descriptor is available.
 
         """
         taken = _listening(self._name)
@@ -121,7 +121,7 @@ class Sole:
         return is_sole
 
     def is_held(self) -> bool:
-        """Whether a daemon has the name now. Raises OSError when no descriptor is to be had."""
+        """Whether a daemon has the name now. Raises OSError when no descriptor is available."""
         return _is_held_by_root(self._name) or any(map(_is_held_by_root, self._longer()))
 
     def forget(self) -> None:

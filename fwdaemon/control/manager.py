@@ -361,7 +361,7 @@ class Questions:
         try:
             line = json.dumps([name, parameters])
             answered = await self._worker.submit(partial(_asked, str(self._main()), line))
-        except (PortfwdError, OSError) as error:  # it hung, or no process or no descriptor is to be had
+        except (PortfwdError, OSError) as error:  # it hung, or no process or descriptor is available
             raise CallError(REFUSED, {"reasons": [str(error)]}) from error
         finally:
             self._waiting -= 1

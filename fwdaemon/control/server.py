@@ -294,7 +294,7 @@ class ControlSocket:
     async def _admit(self, name: str) -> None:
         try:
             group = await self._groups.submit(lambda: _number_of(name))
-        except (KernelError, OSError) as error:  # no thread or no descriptor is to be had
+        except (KernelError, OSError) as error:  # no thread or descriptor is available
             self._has_admitted = False
             self._later()
             self._unasked.warn(f"only root may ask for the status until group {name!r} is known: {error}; trying again")

@@ -349,7 +349,7 @@ def tried(act: Callable[[], ApplyResult]) -> ApplyResult:
     """Do something; that it failed is a fault, and no reason to leave the rest undone."""
     try:
         return act()
-    except (PortfwdError, OSError) as error:  # no descriptor is to be had, either
+    except (PortfwdError, OSError) as error:  # no descriptor is available, either
         return ApplyResult(faults=(fault_of(error),), short=shortage(error) is not None)
 
 

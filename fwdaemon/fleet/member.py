@@ -73,12 +73,12 @@ class Member:
     # --- for other threads ---------------------------------------------------------------------------------------
 
     def start(self, timing: Timing) -> None:
-        """Begin; where no thread is to be had, there is no fleet until the next reload."""
+        """Begin; where no thread is available, there is no fleet until the next reload."""
         self._timing, self._claims.wake = timing, lambda: self._messages.put(None)
         try:
             self._thread.start()
         except RuntimeError as error:
-            self._trouble = f"no thread is to be had: {error}"
+            self._trouble = f"no thread is available: {error}"
 
     def end(self, *, remove: bool = False) -> None:
         """Have it end; with `remove`, give back what this host claims."""

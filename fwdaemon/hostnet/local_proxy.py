@@ -89,7 +89,7 @@ class LocalProxy:
 
 
 def _started() -> tuple[asyncio.AbstractEventLoop, Thread]:
-    """Start a loop in a thread. Raises KernelError where no thread is to be had, and OSError for descriptors."""
+    """Start a loop in a thread. Raises KernelError where no thread is available, and OSError for descriptors."""
     loop = asyncio.new_event_loop()
     thread = Thread(target=_served, args=(loop,), name="proxy on loopback", daemon=True)
     try:

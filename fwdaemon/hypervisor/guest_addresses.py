@@ -158,7 +158,7 @@ class AgentRounds:
         claims: tuple[MacClaim, ...] = ()
         try:
             claims = await self._worker.submit(partial(self._answer, domain.uuid))
-        except PortfwdError as error:  # no thread is to be had, either
+        except PortfwdError as error:  # no thread is available, either
             if (short := shortage(error)) is not None:
                 self._warning.warn(f"guest agents are not asked: {short}; trying again, less and less often")
             _log.debug("domain %s: %s", shown(domain.name), error)
@@ -347,7 +347,7 @@ class LeaseWatch:
             if self._observer is None:
                 self._observer = _started_observer()
             moved = self._aimed()
-        except (OSError, RuntimeError) as error:  # no watch, descriptor or thread is to be had
+        except (OSError, RuntimeError) as error:  # no watch, descriptor or thread is available
             self._later(error)
             return False
         self._warning.settle(f"{self._directory} is watched again")

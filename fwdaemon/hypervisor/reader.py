@@ -1,4 +1,4 @@
-"""Takes the observation: what libvirt says of all domains and networks, in as few calls as it can be had.
+"""Takes the observation: what libvirt says of all domains and networks, in as few calls as possible.
 
 Two calls list the networks; then one for each of them, one more for each active network, and some for each domain
 in doubt: it is looked up, asked for its state and, if it runs, for its definition. After each event about it a domain

@@ -144,7 +144,7 @@ class LegacyBackend:
         """Give for each match that some rules need why it cannot be used, touching nothing."""
         matches = [need for need in needs if need is not Need.SETS]
         found: dict[Need, str | None] = {}
-        with suppress(PortfwdError):  # that no helper can be had is reported where it looks at tables
+        with suppress(PortfwdError):  # that no helper is available is reported where it looks at tables
             reasons = self._helpers[family].tried([sample(need, family) for need in matches]) if matches else ()
             found = dict(zip(matches, reasons, strict=True))
         return [self._sets.hindrance() if need is Need.SETS else found.get(need) for need in needs]

@@ -46,7 +46,7 @@ class XtablesLock:
         """Take the lock, unless it is held already.
 
         Raises:
-            LockError: it could not be had within `patience` seconds.
+            LockError: it was not free within `patience` seconds.
 
         """
         if self._held:

@@ -281,7 +281,7 @@ class Reporter:
         try:
             exposition = await self._begin()
             await self._work(lambda: textfile.write(exposition.text()))
-        except (PortfwdError, OSError) as error:  # no thread or no descriptor is to be had
+        except (PortfwdError, OSError) as error:  # no thread or descriptor is available
             self._warning.warn(f"no metrics are written: {error}")
         except Exception:  # noqa: BLE001 - it is logged, and the next time may be better
             _log.exception("no metrics are written: this is a bug in kvm-portfwd")

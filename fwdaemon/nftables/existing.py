@@ -395,5 +395,5 @@ class Observer:
 
 
 def _ends_the_pass(error: ProcessError) -> bool:
-    """Whether the program hung, or none was to be had: what it would have listed may be there all the same."""
+    """Whether the program hung, or none was available: what it would have listed may be there all the same."""
     return isinstance(error, HangingError) or shortage(error) is not None

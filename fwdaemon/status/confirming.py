@@ -204,7 +204,7 @@ class Standing:
             records.last_good_in_force(start.problems, start.kept_at)
 
     async def refusal(self, loaded: Loaded, confirm: int | None) -> Fault | None:
-        """Get ready for another configuration, to be confirmed in so many seconds; return why it cannot be had."""
+        """Get ready for another configuration, to be confirmed in so many seconds; return why it is not possible."""
         if confirm is None and not (self.confirmation.waits or self.confirmation.is_over):
             return None
         before = self._sources, self._lists

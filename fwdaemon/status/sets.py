@@ -138,7 +138,7 @@ class SetKeeper:
             return
         try:
             found = reading.result() if config is self._config else []
-        except (PortfwdError, OSError) as error:  # no descriptor or thread is to be had
+        except (PortfwdError, OSError) as error:  # no descriptor or thread is available
             _log.debug("files of sets are read later: %s", error)
             found = []
         for read in found:
