@@ -9,12 +9,13 @@ from itertools import chain
 from typing import Protocol as Interface
 
 from fwdaemon.audit import lines
+from fwdaemon.audit.journal import ARREARS
 from fwdaemon.core.admission import Gatekeeper
 from fwdaemon.core.exposures import Exposure, Nat, Renaming
 from fwdaemon.core.inventory import Move
 from fwdaemon.core.report import ApplyResult, Fault, FaultKind, joined, tried
 from fwdaemon.core.state import Desired
-from fwdaemon.core.types import Address, Family, Protocol
+from fwdaemon.core.types import Address, Family, Job, Protocol
 from fwdaemon.errors import PortfwdError
 from fwdaemon.kernel import conntrack
 from fwdaemon.kernel.conntrack_listing import Entry
@@ -268,7 +269,7 @@ class Sweeper:
     def _run(self) -> None:
         while (sweep := self._taken()) is not None:
             try:
-                with self._budgets.charged(sweep.origin, time.thread_time):
+                with ARREARS.during(Job.CONNECTIONS), self._budgets.charged(sweep.origin, time.thread_time):
                     self._do(sweep)
                 self._thread.done()
             except (PortfwdError, OSError) as error:  # no descriptor is available, either

@@ -27,6 +27,7 @@ from fwdaemon.control.manager import Changes, Inquiries, Manager
 from fwdaemon.control.server import ControlSocket
 from fwdaemon.core.inventory import Inventory
 from fwdaemon.core.report import Cause, Reason, ReasonKind, RulesChanged, Trigger
+from fwdaemon.core.types import Job
 from fwdaemon.errors import ConfigError, HangingError, PortfwdError, shortage
 from fwdaemon.events import ConnectionState, Inventories, Sources
 from fwdaemon.fleet import Fleet
@@ -93,11 +94,12 @@ class Daemon:
         self._standing = Standing(path, start, self._written, Openings(parts.state, parts.clocks), self._fleet)
         self._reloads, feed = Reloads(queue.reload), Feed()
         self._records = Records(path, self._standing.all, feed.publish, self._standing.openings.remaining, self._fleet)
+        self._records.late_s, self._records.unlogged = self._pauses.reading, lambda: self._connection_log.lost
         count = UsageReader(self._netfilter.counters, self._netfilter.dropped).read
         changes = Changes(self._standing, self._records, self._reloads, queue.wake, self._unavailable)
         manager = Manager(self._records, feed, Inquiries(self._connections, self._reloads.ask, count, changes=changes))
         self._control = ControlSocket(manager, parts.socket, self._write_anew)
-        self._pulse = Pulse(self._summary, self._control.check)
+        self._pulse = Pulse(self._summary, self._control.check, self._records.check)
         conflicts = parts.conflicts(self._look_soon)
         seams = Seams(self._netfilter, parts.host, parts.conntrack, conflicts, time, parts.budgets, self._look_soon)
         self._reconciler = Reconciler(seams)
@@ -109,10 +111,10 @@ class Daemon:
         self._sets = SetKeeper(news, self._netfilter.externals, parts.state)
         self._sets.begin(start.config, start.lists)
         self._standing.log_start(start, self._records)
-        self._reporter = Reporter(manager.status, feed, lambda: self._connection_log.lost)
+        self._reporter = Reporter(manager.status, feed)
         manager.metrics = self._reporter.text
         self._beginning: asyncio.Future[None] | None = None
-        self._first_pass, self._worker = asyncio.Event(), Worker("reconcile")
+        self._first_pass, self._worker = asyncio.Event(), Worker("reconcile", Job.RECONCILE)
         self._placer = Placer(self._written.choice, Before(self._written.ports, self._written.turns, parts.occupied))
         self._reloaded, self._failure, self._pause, self._unread = False, "", self._pauses.passes, WarnOnce()
         self._retry, self._rereading, self._short = self._backoff(), self._backoff(), self._backoff()
@@ -377,7 +379,8 @@ class Daemon:
             monitor.close()
         await self._inventories.sources.close()
         if self._is_to_remove():
-            await self._ended(self._remove)
+            cause = Cause((Reason(ReasonKind.STOP, detail="on_stop = remove"),))
+            await self._ended(partial(self._reconciler.remove, cause))
             self._written.keep_choice({})
         await self._fleet.close(self._pauses.patience, remove=self._is_to_remove())
         await self._ended(self._reconciler.close)
@@ -395,6 +398,3 @@ class Daemon:
 
     def _is_to_remove(self) -> bool:
         return self._standing.config.daemon.on_stop is OnStop.REMOVE and not (self._parts.directory / _UPGRADE).exists()
-
-    def _remove(self) -> None:
-        self._reconciler.remove(Cause((Reason(ReasonKind.STOP, detail="on_stop = remove"),)))

@@ -19,6 +19,7 @@ from fwdaemon.config.model import Config
 from fwdaemon.core.inventory import HijackedAddress, HostObservation, Inventory, LibvirtObservation, Neighbour
 from fwdaemon.core.report import Reason, ReasonKind, Trigger
 from fwdaemon.core.state import Silent
+from fwdaemon.core.types import Job
 from fwdaemon.errors import LibvirtUnavailableError, PortfwdError, shortage
 from fwdaemon.hostnet.owned_state import DIRECTORY, Learned
 from fwdaemon.hostnet.public_addresses import with_lent
@@ -97,7 +98,7 @@ class InventoryKeeper:
         self._uplinks = UplinkWatch(trigger, guests)
         self._leases = LeaseWatch(trigger, guests, around.leases)
         self._probes = Probes(partial(probes.ask, guests), guests)
-        self._kernel = Worker("kernel observer")
+        self._kernel = Worker("kernel observer", Job.INVENTORY)
         self._neighbours: tuple[Neighbour, ...] | None = None
         self._reported: frozenset[HijackedAddress] = frozenset()
         self._put_back, self._verify_after = False, around.verify
@@ -331,7 +332,7 @@ async def take_inventory(uris: Sequence[str], patience: float = _ONCE_S) -> Inve
         KernelError: the kernel did not give its addresses.
 
     """
-    event_loop, worker = EventLoop(), Worker("inventory")
+    event_loop, worker = EventLoop(), Worker("inventory", Job.INVENTORY)
     try:
         event_loop.start()
         return await asyncio.wait_for(worker.submit(partial(_inventory_once, uris)), patience)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from fwdaemon import __version__
+from fwdaemon.audit.journal import LATE_JOBS
 from fwdaemon.audit.lines import format_fault
 from fwdaemon.commands.plan import desired_now
 from fwdaemon.config.model import Config
@@ -124,6 +125,11 @@ def _header(status: Json) -> Iterator[Line]:
         yield _last_pass(last_pass)
     yield from map(_restored, status["restored"])
     yield from (Line("problem", printable(problem), "red") for problem in status["problems"])
+    yield from map(_late, status.get("late", ()))
+    if lost := status.get("lost_log_lines"):
+        yield Line("lost", f"{lost} lines of the journal, which were not taken in time", "red")
+    if lost := status.get("lost_connection_events"):
+        yield Line("lost", f"{lost} begins and ends of connections, which could not be logged in time", "red")
     yield Line("exposures", ", ".join(f"{number} {state}" for state, number in status["counts"].items()))
 
 
@@ -185,6 +191,11 @@ def _restored(entry: Json) -> Line:
     more = f" and {entry['more']} more" if entry["more"] else ""
     text = printable(f"{_when(entry['at'])}, {entry['what']}{more} ({entry['cause']})")
     return Line("restored", text, "yellow")
+
+
+def _late(late: Json) -> Line:
+    what = LATE_JOBS.get(late["job"], late["job"]).format(late["about"])
+    return Line("late", printable(f"{what}, {late['seconds']:.0f} s so far"), "red")
 
 
 # --- the table -------------------------------------------------------------------------------------------------------

@@ -35,7 +35,7 @@ from fwdaemon.control.protocol import (
 )
 from fwdaemon.core.report import Change, Fault, FaultKind
 from fwdaemon.core.state import Desired
-from fwdaemon.core.types import Origin
+from fwdaemon.core.types import Job, Origin
 from fwdaemon.errors import KernelError, PortfwdError
 from fwdaemon.hypervisor.link import ConnectionState
 from fwdaemon.kernel.memory import give_back
@@ -144,7 +144,7 @@ class Manager:
         self._feed = feed
         self._ask = ask
         self.metrics: Callable[[], Awaitable[bytes]] = _no_metrics
-        self._counter, self._writer = Worker("status counters"), Worker("status")
+        self._counter, self._writer = Worker("status counters", Job.COUNTERS), Worker("status", Job.STATUS)
         self._questions = Questions(lambda: records.header(()).configuration.file)
         self._made: _Made | None = None
         self._counting: asyncio.Future[Readings] | None = None
@@ -336,7 +336,7 @@ class Questions:
     """The methods, for the configuration whose file `main` gives."""
 
     def __init__(self, main: Callable[[], Path]) -> None:
-        self._main, self._worker, self._waiting = main, Worker("questions"), 0
+        self._main, self._worker, self._waiting = main, Worker("questions", Job.ANSWERS), 0
 
     def methods(self) -> dict[str, Method]:
         """Give them."""

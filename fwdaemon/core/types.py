@@ -262,6 +262,39 @@ class FleetState:
     held: tuple[Address, ...] = ()
 
 
+class Job(StrEnum):
+    """Work that is done beside all other, as it may take long; some of it is `about` something, named behind it."""
+
+    AGENTS = "agents"  # the URI of their domains
+    ANSWERS = "answers"
+    CONFIGURATION = "configuration"
+    CONFLICTS = "conflicts"
+    CONNECTIONS = "connections"
+    COUNTERS = "counters"
+    EXTERNAL_SETS = "external-sets"
+    GROUPS = "groups"
+    INVENTORY = "inventory"
+    LAST_GOOD = "last-good"
+    LIBVIRT = "libvirt"  # a URI
+    LOG = "log"
+    LOOPBACK = "loopback"
+    METRICS = "metrics"
+    PROBES = "probes"
+    RECONCILE = "reconcile"
+    SETS = "sets"
+    STATUS = "status"
+    SYSTEMD = "systemd"
+    TEMPORARY = "temporary"
+
+
+class Late(NamedTuple):
+    """A job that has gone on for longer than it should take, in seconds so far."""
+
+    job: Job
+    about: str
+    seconds: float
+
+
 # What has to do with a range of ports is found without looking at everything.
 _T = TypeVar("_T")
 

@@ -11,10 +11,11 @@ from concurrent.futures import Future
 from threading import Thread
 from typing import Final
 
+from fwdaemon.audit.journal import ARREARS
 from fwdaemon.core.exposures import Forward
 from fwdaemon.core.report import ApplyResult, Fault, FaultKind
 from fwdaemon.core.state import Desired
-from fwdaemon.core.types import Protocol
+from fwdaemon.core.types import Job, Protocol
 from fwdaemon.errors import KernelError, shortage
 from fwdaemon.hostnet.local_relays import Allowance, Duty, Endpoint, TcpRelay, UdpRelay, Want, duties
 from fwdaemon.kernel.process import budget_of_guests
@@ -82,6 +83,8 @@ class LocalProxy:
         if self._running is None:
             self._running = _started()
         self._under_way = asyncio.run_coroutine_threadsafe(self._relays.apply(wanted), self._running[0])
+        done = ARREARS.begin(Job.LOOPBACK)
+        self._under_way.add_done_callback(lambda _: done())
         try:
             return self._under_way.result(_PATIENCE_S)
         except TimeoutError:

@@ -30,6 +30,7 @@ from fwdaemon.audit.throttle import WarnOnce
 from fwdaemon.core.inventory import AddressSource, LearnedAddress, MacClaim, ObservedDomain
 from fwdaemon.core.report import Reason, ReasonKind, Trigger
 from fwdaemon.core.text import shown
+from fwdaemon.core.types import Job
 from fwdaemon.errors import LibvirtUnavailableError, PortfwdError, shortage
 from fwdaemon.hypervisor.connection import open_with_keepalive
 from fwdaemon.hypervisor.xml import guest_address, normal_mac
@@ -96,7 +97,7 @@ class AgentRounds:
         self._trigger = trigger
         self._records: dict[UUID, _Record] = {}
         self._changed = asyncio.Event()
-        self._worker, self._warning = Worker(f"agents of {name}"), WarnOnce()
+        self._worker, self._warning = Worker(f"agents of {name}", Job.AGENTS, name), WarnOnce()
         self._task: asyncio.Task[None] | None = None
 
     def answers(self) -> dict[UUID, tuple[MacClaim, ...]]:

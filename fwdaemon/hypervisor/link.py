@@ -22,6 +22,7 @@ import libvirt
 
 from fwdaemon.core.inventory import LibvirtObservation
 from fwdaemon.core.report import Reason, ReasonKind, Trigger
+from fwdaemon.core.types import Job
 from fwdaemon.errors import KernelError, LibvirtUnavailableError, PortfwdError
 from fwdaemon.kernel.process import Worker
 from fwdaemon.triggers import Backoff, Budget
@@ -100,7 +101,7 @@ class LibvirtLink:
         self.state = ConnectionState(uri, connected=False, since=_now())
         self._connect = connect
         self._trigger = trigger
-        self._worker = Worker(f"libvirt {uri}")
+        self._worker = Worker(f"libvirt {uri}", Job.LIBVIRT, uri)
         self._connection: Connection | None = None
         self._attempt = 0
         self._frozen, self._listens = False, True

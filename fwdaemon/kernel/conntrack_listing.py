@@ -48,10 +48,9 @@ class Lane(NamedTuple):
         """Whether a DNAT rule of others leads it elsewhere than its client thinks."""
         return (self.destination, self.destination_port) != (self.server, self.server_port)
 
-    @property
-    def without_client(self) -> tuple[int | bytes, ...]:
-        """Give what it has in common with the connections of other clients."""
-        return self.protocol, self.destination, self.destination_port, self.server, self.server_port
+    def way(self, octets: int) -> tuple[int | bytes, ...]:
+        """Give what it has in common with the connections of other clients whose addresses begin with the same."""
+        return (*self[2:6], self.protocol, self.source[:octets])
 
 
 def _begins(kind: int, size: int) -> bytes:

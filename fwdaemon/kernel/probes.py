@@ -17,7 +17,7 @@ from fwdaemon.audit.throttle import WarnOnce
 from fwdaemon.core.inventory import Inventory
 from fwdaemon.core.state import Silent
 from fwdaemon.core.text import shown
-from fwdaemon.core.types import Family, Subnet
+from fwdaemon.core.types import Family, Job, Subnet
 from fwdaemon.errors import KernelError, PortfwdError, shortage
 from fwdaemon.kernel import packets as arp
 from fwdaemon.kernel import packets as kernel_packets
@@ -201,7 +201,7 @@ class Probes:
         self._searches: dict[_Place, _Search] = {}
         self._inventory = Inventory()
         self._changed = asyncio.Event()
-        self._worker = Worker("address probes")
+        self._worker = Worker("address probes", Job.PROBES)
         self._warning = WarnOnce()
         self._task: asyncio.Task[None] | None = None
 

@@ -19,14 +19,14 @@ from queue import SimpleQueue
 from typing import ClassVar, Protocol, TypeVar
 from weakref import WeakSet
 
+from fwdaemon.audit.journal import ARREARS
 from fwdaemon.audit.throttle import WarnOnce
+from fwdaemon.core.types import Job
 from fwdaemon.errors import HangingError, KernelError, ProcessError, shortage
 from fwdaemon.triggers import Backoff, Budget, Budgets
 
-# The one place that starts programs.
-#
-# No shell, absolute paths from the system's own directories, a clean environment, a time limit. Who runs what is
-# decided elsewhere.
+# The one place that starts programs: no shell, absolute paths from the system's own directories, a clean environment, a
+# time limit. Who runs what is decided elsewhere.
 PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
 _ENVIRONMENT = {"PATH": PATH, "LC_ALL": "C"}
 # A program that works may take this long, on a starving host too; one that uses no processor time only `_IDLE`.
@@ -288,12 +288,12 @@ _AGAIN_S, _AGAIN_AT_MOST_S = 1.0, 30.0
 class Worker:
     """One thread, begun at the first call, that runs calls in the order they were given.
 
-    `name` is the thread's, for those who list threads.
+    `name` is the thread's, for those who list threads; `job` is what its calls are, and `about` what.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, job: Job, about: str = "") -> None:
         self._calls: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
-        self._name = name
+        self._name, self._job = name, (job, about)
         self._thread: threading.Thread | None = None
 
     def submit(self, function: Callable[[], T]) -> "asyncio.Future[T]":
@@ -330,7 +330,8 @@ class Worker:
 
     def _run(self) -> None:
         while (call := self._calls.get()) is not None:
-            call()
+            with ARREARS.during(*self._job):
+                call()
             del call  # or the last call's data stay alive until the next one
 
 

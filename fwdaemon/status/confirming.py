@@ -21,6 +21,7 @@ from fwdaemon.config.model import Config
 from fwdaemon.core.inventory import Inventory
 from fwdaemon.core.report import Fault, FaultKind, ReasonKind, ReconcileReport
 from fwdaemon.core.text import printable
+from fwdaemon.core.types import Job
 from fwdaemon.errors import ConfigError, Problem
 from fwdaemon.events import Inventories
 from fwdaemon.kernel.process import Worker
@@ -290,7 +291,7 @@ class ConfigReader:
         patience: float,
     ) -> None:
         self._read, self._done, self._late, self._patience = read, done, late, patience
-        self._worker = Worker("configuration")
+        self._worker = Worker("configuration", Job.CONFIGURATION)
         self._under_way: asyncio.Future[Loaded] | None = None
         self._late_at: asyncio.TimerHandle | None = None
 

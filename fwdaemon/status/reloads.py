@@ -17,7 +17,7 @@ from fwdaemon.config.files import read_regular, weak_points
 from fwdaemon.config.model import Config
 from fwdaemon.core.report import Fault, FaultKind
 from fwdaemon.core.text import printable
-from fwdaemon.core.types import Protocol
+from fwdaemon.core.types import Job, Protocol
 from fwdaemon.errors import ConfigError, KernelError, Problem
 from fwdaemon.hostnet.owned_state import DIRECTORY, LedTo, OwnedStateFile
 from fwdaemon.kernel.process import Worker
@@ -238,7 +238,7 @@ class Written:
         self._kept_ports = _hourly(self.ports) if self._records.is_intact else None
         self.turns = self._records.turns
         self._again_after = again_after
-        self._worker = Worker("last good configuration")
+        self._worker = Worker("last good configuration", Job.LAST_GOOD)
         self._newest: dict[str, Callable[[], bool]] = {}
         self._closed = False
 

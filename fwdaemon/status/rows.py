@@ -246,6 +246,8 @@ def _parts(desired: Desired | None, header: Header, silent: Sequence[str]) -> It
         yield f"the last pass failed: {header.last_pass.error}"
     elif header.problems:
         yield _counted(len(header.problems), "problem")
+    if header.late:
+        yield f"{_counted(len(header.late), 'job')} late"
 
 
 def _exposures(desired: Desired) -> str:

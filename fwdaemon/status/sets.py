@@ -22,7 +22,7 @@ from fwdaemon.config.sets import MOST_LIST_BYTES, read_list
 from fwdaemon.core.admission import Element, Place, SourceSet
 from fwdaemon.core.report import Fault, FaultKind
 from fwdaemon.core.text import GrammarError, printable
-from fwdaemon.core.types import Family
+from fwdaemon.core.types import Family, Job
 from fwdaemon.errors import KernelError, PortfwdError, Problem
 from fwdaemon.kernel.external_sets import Externals, now
 from fwdaemon.kernel.process import Worker
@@ -73,7 +73,8 @@ class SetKeeper:
         self._seen: dict[Path, Signature] = {}
         self._lists: dict[Path, bytes] = {}
         self._wrong: dict[Path, tuple[Fault, ...]] = {}
-        self._worker, self._writer = Worker("files of sets"), Worker("external sets")
+        self._worker = Worker("files of sets", Job.SETS)
+        self._writer = Worker("external sets", Job.EXTERNAL_SETS)
         self._next: asyncio.TimerHandle | None = None
         self._bursting = False
 

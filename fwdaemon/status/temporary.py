@@ -28,7 +28,7 @@ from fwdaemon.config.sets import settled, unknown_set
 from fwdaemon.core.inventory import Hindrance, HindranceKind
 from fwdaemon.core.report import Closing, Fault, FaultKind, Reason, ReasonKind
 from fwdaemon.core.text import GrammarError, printable
-from fwdaemon.core.types import Origin, Until, show_endpoint
+from fwdaemon.core.types import Job, Origin, Until, show_endpoint
 from fwdaemon.errors import ConfigError, PortfwdError
 from fwdaemon.kernel import sysctl
 from fwdaemon.kernel.process import Worker
@@ -216,7 +216,7 @@ class Openings:
         self._path, self.state, self.clocks = state / "temporary.json", state, clocks
         self.current = _known(state, clocks)
         self._last = max((item.number for item in self.current), default=0)
-        self._worker = Worker("what is open for a while")
+        self._worker = Worker("what is open for a while", Job.TEMPORARY)
         self._turn = asyncio.Lock()
         self._reasons: list[Reason] = []
         if self.current:

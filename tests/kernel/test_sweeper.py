@@ -51,7 +51,7 @@ def begin(through: Forward, number: int) -> None:
 
 
 def left() -> int:
-    return sum(item.number for item in open_flows(LABEL, by_client=False))
+    return sum(item.number for item in open_flows(LABEL, bytes(65536)))
 
 
 def sweep(live: Collection[Exposure], removed: Collection[Exposure] | None) -> Sweep:

@@ -14,6 +14,7 @@ from prometheus_client.core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from fwdaemon.core.state import Desired
+from fwdaemon.core.types import Job
 from fwdaemon.metrics.exposition import Exposition
 from fwdaemon.metrics.figures import BOUNDS_S, Cause, Tally, metrics_of
 from fwdaemon.status.model import Status
@@ -57,7 +58,9 @@ def test_every_metric_is_here_and_follows_the_conventions() -> None:
         "ended_connections": "counter",
         "etcd_members": "gauge",
         "etcd_members_answering": "gauge",
+        "late_seconds": "gauge",
         "libvirt_connected": "gauge",
+        "log_lines_lost": "counter",
         "metrics_timestamp_seconds": "gauge",
         "open_connections": "gauge",
         "open_connections_bytes": "gauge",
@@ -166,6 +169,15 @@ def test_libvirt_and_the_build() -> None:
     assert values(found["kvm_portfwd_build_info"], "version") == {("0.1.0",): 1}
     assert value(found, "metrics_timestamp_seconds") == NOW.timestamp()
     assert value(found, "problems") == 1
+
+
+def test_work_that_takes_too_long_and_lines_that_were_lost() -> None:
+    found = exposed(statuses.status())
+    late = values(found["kvm_portfwd_late_seconds"], "job")
+    assert set(late) == {(job.value,) for job in Job}
+    assert {job: seconds for (job,), seconds in late.items() if seconds} == {"connections": 12.25, "libvirt": 61}
+    assert value(found, "log_lines_lost") == 17
+    assert value(found, "connection_log_lost") == 5
 
 
 def test_a_configuration_that_was_refused_and_one_that_was_not() -> None:
