@@ -48,8 +48,8 @@ Fields: TypeAlias = dict[str, str]
 def exposure(action: str, changed: Exposure, cause: Cause) -> None:
     """Write that an exposure was `added`, `removed` or `restored`."""
     fields = _fields(changed, cause)
-    if action != "removed":
-        fields |= {"PORTFWD_CAUSE": "; ".join([fields["PORTFWD_CAUSE"], *_allowed_by(changed.origin)])}
+    if action != "removed" and (allowed := _allowed_by(changed.origin)):
+        fields["PORTFWD_CAUSE"] = "; ".join([fields["PORTFWD_CAUSE"], *allowed])
     what = f"{_who(changed.owner)}: {fields['PORTFWD_LISTEN']} -> {fields['PORTFWD_TARGET']}"
     _write(action, f"{action} {what} ({fields['PORTFWD_CAUSE']})", fields)
 
