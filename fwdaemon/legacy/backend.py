@@ -10,6 +10,7 @@ from itertools import chain, product, starmap
 from typing import Final
 
 from fwdaemon.audit.lines import format_fault
+from fwdaemon.core.admission import Need
 from fwdaemon.core.exposures import Exposure
 from fwdaemon.core.report import (
     LIBVIRT_CHAIN,
@@ -30,7 +31,7 @@ from fwdaemon.kernel.external_sets import Externals
 from fwdaemon.kernel.process import Runner, SystemRunner
 from fwdaemon.kernel.rtnetlink import interface_names
 from fwdaemon.legacy.admission import Drops
-from fwdaemon.legacy.client import HelperClient, Lacking, LateError, Need, UnusableError, left_out, sample
+from fwdaemon.legacy.client import HelperClient, Lacking, LateError, UnusableError, at_limits, left_out, sample
 from fwdaemon.legacy.gates import LegacyGates, LegacyMonitor
 from fwdaemon.legacy.info import (
     Counter,
@@ -251,7 +252,13 @@ class LegacyBackend:
         if self._drops is None or self._drops[0] is not desired:
             self._drops = desired, Drops(desired)
         counted = product(sorted(desired.families), (TableName.MANGLE, TableName.FILTER))
-        return self._drops[1].of(chain.from_iterable(starmap(_packets, counted)))
+        dropped = self._drops[1].of(chain.from_iterable(starmap(_packets, counted)))
+        return dropped._replace(by_source=at_limits(desired.limited, desired.label))
+
+    def lacks(self, needs: Collection[Need]) -> Mapping[Need, Fault]:
+        """See `Backend.lacks`."""
+        found = {family: self._lacking.of(family, needs) for family in Family}
+        return found[Family.IPV6] | found[Family.IPV4]
 
     def _remove(self) -> ApplyResult:
         """Take our own rules away; gates stay."""
