@@ -204,7 +204,7 @@ class Daemon:
             with self._pulse.watchdog.bounded("a comparison with the kernel"):
                 answered_at = began if all(link.connected for link in self._connections()) else None
                 changed = await self._worker.submit(lambda: self._reconciled(inventory, triggers, answered_at))
-        except (PortfwdError, OSError) as error:  # no descriptor is to be had, either
+        except (PortfwdError, OSError) as error:  # no descriptor is available, either
             if isinstance(error, HangingError):  # it has taken long enough
                 self._retry.settle()
             # A program that hangs may be held up in one step now and in another then.
@@ -310,7 +310,7 @@ class Daemon:
             lines.configuration_refused(error.problems)
             self._records.configuration_refused(error.problems)
             self._reloads.refused(error.problems)
-        except (PortfwdError, OSError) as error:  # no thread or descriptor is to be had
+        except (PortfwdError, OSError) as error:  # no thread or descriptor is available
             self._unread.warn(f"the configuration is not read yet: {error}; trying again")
             self._reloads.pass_ended(str(error))
             self._loop.call_later(self._rereading.next(), self._trigger_queue.reload)

@@ -192,7 +192,7 @@ class Claims:
         return time.monotonic() + min(ends) - self._clock() - _LEAST_S if ends else None
 
     def seconds(self, nat: Nat) -> int | None:
-        """Tell for how long an address may be held from now on; `None` is for ever, 0 is not at all."""
+        """Say for how long an address may be held from now on; `None` is for ever, 0 is not at all."""
         if not is_claimed(nat):
             return None
         left = self._held.get(nat.public, 0.0) - self._clock()

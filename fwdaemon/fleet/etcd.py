@@ -142,7 +142,7 @@ class Client:
         self.call("lease/revoke", {"ID": lease}, dict)
 
     def answering(self) -> int:
-        """Tell how many members answer by themselves, with or without the others."""
+        """Say how many members answer by themselves, with or without the others."""
         asked = {"key": coded(self.settings.prefix.encode() + b"/"), "serializable": True, "count_only": True}
         found = 0
         for url in self.settings.etcd:

@@ -200,7 +200,7 @@ class _PublicOf:
         self._subnets = [(entry.subnet, entry.origin) for entry in config.routes]
 
     def taker(self, entry: NatEntry | RouteEntry) -> Origin | None:
-        """Tell where one stands that claims some of the same addresses."""
+        """Say where one stands that claims some of the same addresses."""
         if isinstance(entry, NatEntry):
             routed = (origin for subnet, origin in self._subnets if entry.public in subnet)
             return self._single.get(entry.public) or next(routed, None)

@@ -1,4 +1,4 @@
-"""What libvirt does not tell of guests' addresses: their agents are asked, and its DHCP servers' files are watched.
+"""What libvirt does not say of guests' addresses: their agents are asked, and its DHCP servers' files are watched.
 
 A guest agent is asked only while its domain has no address from a better source, one at a time, on a thread of its own:
 an agent that hangs costs other agents some seconds, and no one else anything. What it said stands while that run of its
@@ -160,7 +160,7 @@ class AgentRounds:
         claims: tuple[MacClaim, ...] = ()
         try:
             claims = await self._worker.submit(partial(self._answer, domain.uuid))
-        except PortfwdError as error:  # no thread is to be had, either
+        except PortfwdError as error:  # no thread is available, either
             if (short := shortage(error)) is not None:
                 self._warning.warn(f"guest agents are not asked: {short}; trying again, less and less often")
             _log.debug("domain %s: %s", shown(domain.name), error)
@@ -349,7 +349,7 @@ class LeaseWatch:
             if self._observer is None:
                 self._observer = _started_observer()
             moved = self._aimed()
-        except (OSError, RuntimeError) as error:  # no watch, descriptor or thread is to be had
+        except (OSError, RuntimeError) as error:  # no watch, descriptor or thread is available
             self._later(error)
             return False
         self._warning.settle(f"{self._directory} is watched again")

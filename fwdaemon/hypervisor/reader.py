@@ -1,4 +1,4 @@
-"""Takes the observation: what libvirt says of all domains and networks, in as few calls as it can be had.
+"""Takes the observation: what libvirt says of all domains and networks, in as few calls as possible.
 
 Some calls are for each domain in doubt: it is looked up, asked for its state and, if it runs, for its definition. After
 each event about it a domain is in doubt, and now and then all are, which then are listed by two calls. One that does
@@ -194,7 +194,7 @@ class Reader:
         return None if state is None else domain_state(*state)
 
     def _move(self, now: DomainState, uuid: str, instance: int) -> Move | None:
-        """Tell which way an active domain is moving, and remember that it was received until it runs here wholly.
+        """Say which way an active domain is moving, and remember that it was received until it runs here wholly.
 
         A copy whose source has died shuts down, too, and has never run here.
         """
@@ -213,12 +213,12 @@ class Reader:
         return before is not None and before.instance == instance and has_run
 
     def _ran_in_part(self, uuid: str) -> bool:
-        """Tell whether a domain was seen running here while another host had part of its memory, and may go on."""
+        """Whether a domain was seen running here while another host had part of its memory, and may go on."""
         before = self._before.get(uuid)
         return uuid in self._received and before is not None and before.domain.running
 
     def _ended(self, domain: libvirt.virDomain, uuid: str, now: DomainState | None) -> Domain:
-        """Tell of a domain that does not run whether it was handed over, as what it did last, or libvirt, says.
+        """Say of a domain that does not run whether it was handed over, as what it did last, or libvirt, says.
 
         Where it was not, it may be rebooting; how it ended is asked once, unless it is known `now`.
         """

@@ -138,7 +138,7 @@ class ShortageHandler:
         self._pauses = Backoff(_PAUSE_S, _PAUSE_AT_MOST_S)
 
     def __call__(self, loop: asyncio.AbstractEventLoop, context: Mapping[str, Any]) -> None:
-        """Take what asyncio has to tell."""
+        """Take what asyncio reports."""
         error = context.get("exception")
         if not isinstance(error, OSError) or shortage(error) is None:
             loop.default_exception_handler(dict(context))

@@ -136,7 +136,7 @@ class SystemRunner:
             raise ProcessError(argv, stdin, 127, "the program is not installed")
         try:
             return self._opened(program, argv)
-        except OSError as error:  # no process or no descriptor is to be had
+        except OSError as error:  # no process or descriptor is available
             raise ProcessError(argv, stdin, 126, f"it cannot be started: {error.strerror}") from error
 
     def _opened(self, program: str, argv: Sequence[str]) -> "subprocess.Popen[str]":
@@ -282,7 +282,7 @@ def find_program(name: str, path: str = PATH) -> str | None:
 # thread is a daemon thread on purpose, unlike those of `concurrent.futures`: a libvirtd that is frozen in the middle of
 # a call must not keep this program from ending.
 T = TypeVar("T")
-# How soon a thread is tried again that could not be had, doubled each time up to the second figure.
+# How soon a thread is tried again that could not be started, doubled each time up to the second figure.
 _AGAIN_S, _AGAIN_AT_MOST_S = 1.0, 30.0
 
 
@@ -300,7 +300,7 @@ class Worker:
     def submit(self, function: Callable[[], T]) -> "asyncio.Future[T]":
         """Queue a call; the future belongs to the running asyncio loop. Cancelling it drops a call not yet begun.
 
-        Where no thread is to be had, the future raises `KernelError`, and the next call tries again.
+        Where no thread is available, the future raises `KernelError`, and the next call tries again.
         """
         try:
             self._begin()
@@ -339,7 +339,7 @@ class Worker:
 class Beside:
     """Begins a thread when there is something to do, which ends once that is done.
 
-    What failed, as no thread is to be had, is tried again by who calls `begin` at `due`, a time of `clock`: after
+    What failed, as no thread is available, is tried again by who calls `begin` at `due`, a time of `clock`: after
     pauses that grow. It is reported once, as what is `missing` meanwhile, and once more when it is over.
     """
 
@@ -358,7 +358,7 @@ class Beside:
         self.due: float | None = None
 
     def begin(self, *, at_once: bool = False) -> bool:
-        """Begin, and tell whether that was done: not before what failed is due, unless `at_once`."""
+        """Begin, and return whether that was done: not before what failed is due, unless `at_once`."""
         if not at_once and self.due is not None and self._clock() < self.due:
             return False
         self.due = None

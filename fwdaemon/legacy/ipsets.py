@@ -65,7 +65,7 @@ def header_of(name: str) -> Header | None:
     """Ask the kernel about a set; `None` where it is not there.
 
     Raises:
-        KernelError: the kernel does not tell.
+        KernelError: the kernel does not answer.
 
     """
     found = _listed(_HEADER_ALONE, attribute(_NAME, f"{name}\0".encode()))
@@ -76,7 +76,7 @@ def names_there() -> frozenset[str]:
     """Name the sets of ours that are there.
 
     Raises:
-        KernelError: the kernel does not tell, as one without ipset.
+        KernelError: the kernel does not answer, as one without ipset.
 
     """
     names = (_text(attributes(message.body[len(_GENERIC) :]), _NAME) for message in _listed(_NAMES_ALONE))
@@ -155,7 +155,7 @@ def wanted_sets(desired: Desired) -> dict[str, tuple[Family, SourceSet]]:
 
 
 def lasting_sets(desired: Desired) -> dict[str, tuple[Family, Until]]:
-    """Give the sets that hold everybody for a while."""
+    """Give the sets that hold all addresses for a while."""
     found = (item for item in desired.forwards if item.until is not None) if desired.counts_down else ()
     return {lasting_name(item.until, item.family): (item.family, item.until) for item in found if item.until}
 
@@ -178,7 +178,7 @@ def written(desired: Desired) -> str:
 
 
 def _counting_down(name: str, family: Family, until: Until) -> list[str]:
-    """Write what makes a set that holds everybody, until the next second after an end; a daemon that runs is first."""
+    """Write what makes a set of all addresses, until the next second after an end; a daemon that runs is first."""
     left, everybody = until.boottime - now(), Element(0, (1 << family.bits) - 1)
     made = creation(name, family, external=True)
     return [made, *(_put_back(name, family, {everybody: left + 1}) if left > 0 else ())]
@@ -233,12 +233,12 @@ class IpSets:
         self._there: frozenset[str] | None = None
 
     def sizes(self) -> Mapping[str, Header | None]:
-        """Tell what the kernel says of our sets now; any thread may ask."""
+        """Say what the kernel says of our sets now; any thread may ask."""
         return {name: header_of(name) for name in self._kept}
 
     @staticmethod
     def hindrance() -> str | None:
-        """Tell why there can be no sets."""
+        """Say why there can be no sets."""
         try:
             names_there()
         except KernelError as error:
@@ -280,7 +280,7 @@ class IpSets:
         return frozenset(changed)
 
     def preview(self, desired: Desired) -> ApplyResult:
-        """Tell which sets would be made, or filled."""
+        """Say which sets would be made, or filled."""
         found = []
         for name, (family, item) in wanted_sets(desired).items():
             number, header = number_of(item.parts, family), _known_header(name)
@@ -371,7 +371,7 @@ def _is_asked(desired: Desired) -> bool:
 
 
 def refilled(desired: Desired, names: Collection[str]) -> ApplyResult:
-    """Tell of the exposures that did not do as they should while others had changed the sets of these names."""
+    """Report the exposures that did not do as they should while others had changed the sets of these names."""
     if not names:
         return ApplyResult()
     barred = desired.barred is not None and not set(names).isdisjoint(desired.barred.names)

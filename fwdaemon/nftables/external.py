@@ -42,7 +42,7 @@ class Bound(NamedTuple):
 
 
 def place_of(message: Message) -> Place | None:
-    """Tell in which of our sets a message has elements; `None` is another's, or no set that others may fill."""
+    """Say in which of our sets a message has elements; `None` is another's, or no set that others may fill."""
     found = attributes(message.body[_GENERIC:])
     name = found.get(_SET, b"").rstrip(b"\0").decode(errors="replace")
     family = _FAMILIES.get(message.body[0]) if message.body else None
@@ -113,7 +113,7 @@ class Hearing:
         return True
 
     def committed(self) -> None:
-        """Tell what a commit has changed."""
+        """Say what a commit has changed."""
         changes, self._changes = self._changes, defaultdict(list)
         for place, turns in changes.items():
             for added, bounds in turns:

@@ -112,7 +112,7 @@ class Placer:
 def desired_state(
     config: Config, inventory: Inventory, chosen: Chosen | None = None, before: Before | None = None
 ) -> Desired:
-    """Tell what is to be live on a host like `inventory`; the rest is as in `Placer`."""
+    """Say what is to be live on a host like `inventory`; the rest is as in `Placer`."""
     return Placer(chosen or {}, before).place(config, inventory)
 
 
@@ -183,7 +183,7 @@ class Placement:
         return self.desired
 
     def _expand(self, expansion: Expansion) -> set[Key]:
-        """Go on with other entries, and tell which of them differ."""
+        """Go on with other entries, and return which of them differ."""
         before, now = self._expansion.entries, expansion.entries
         if before is now:
             return set()

@@ -314,7 +314,7 @@ def _precedence(claim: LearnedAddress, mac: str) -> tuple[bool, AddressSource, b
 
 
 def _is_stable(address: Address, mac: str) -> bool:
-    """Tell whether an address will not rotate: IPv4, made from the MAC address, or low, so written by hand."""
+    """Whether an address will not rotate: IPv4, made from the MAC address, or low, so written by hand."""
     if Family.of(address) is Family.IPV4:
         return True
     identifier = address.packed[8:]

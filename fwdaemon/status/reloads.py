@@ -276,7 +276,7 @@ class Written:
             self._write("ports", lambda: self._records.keep(ports))
 
     async def done(self, write: Callable[[], Fault | None]) -> Fault | None:
-        """Write something, and tell why it could not be, or has not been for long."""
+        """Write something, and return why it could not be, or has not been for long."""
         try:
             return await asyncio.wait_for(self._worker.submit(write), _PATIENCE_S)
         except TimeoutError:

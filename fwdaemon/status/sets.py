@@ -139,7 +139,7 @@ class SetKeeper:
             return
         try:
             found = reading.result() if config is self._config else []
-        except (PortfwdError, OSError) as error:  # no descriptor or thread is to be had
+        except (PortfwdError, OSError) as error:  # no descriptor or thread is available
             _log.debug("files of sets are read later: %s", error)
             found = []
         for read in found:
@@ -239,7 +239,7 @@ class KeptElements:
             return {}
 
     def keep(self, held: Mapping[Place, Mapping[Element, float | None]]) -> bool:
-        """Write it, and tell whether that was done. That it cannot be is a warning, once."""
+        """Write it, and return whether that was done. That it cannot be is a warning, once."""
         at = time.time()
         records = [_record(place, found, at) for place, found in held.items()]
         try:

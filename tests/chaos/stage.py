@@ -144,7 +144,7 @@ class Stage:
         return told + self.host.run("journalctl", "--output=cat", f"--lines={_LINES}", check=False).stdout
 
     def autopsy(self) -> str:
-        """Tell what the daemon said last, and abort it if it runs, with where each thread was if Python says."""
+        """Say what the daemon said last, and abort it if it runs, with where each thread was if Python says."""
         told = self.log
         if self._daemon and self._daemon.process.running:
             self._daemon.process.stop(signal.SIGABRT)
