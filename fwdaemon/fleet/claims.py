@@ -105,7 +105,9 @@ class Claims:
         self._record, self._clock, self._lock = record, clock, Lock()
         self.on_partition = OnPartition.RELEASE
         self.wake: Callable[[], object] = lambda: None
-        self.run, self.lease, self._held = _read(record.records)
+        self.run, self.lease, self._held, self._revision = _read(record.records)
+        # Until then, the store is an older one; the revision is the highest that it was at.
+        self._doubted_until: float | None = None
         self._wanted: dict[Address, float] = {}
         self._others: Mapping[Address, str] = {}
         self._applied: frozenset[Address] | None = None
@@ -159,6 +161,27 @@ class Claims:
             self._others = dict(others)
         for address in self._held.keys() & others.keys():
             self.lose([address], others[address])
+
+    def saw(self, revision: int, seconds: float) -> None:
+        """Note at which revision the store is now.
+
+        Where it was at a higher one before, an older state was restored, from before other hosts claimed what they hold
+        still. Then nothing is to be taken for so long that all hosts have noticed, or have let go of it.
+        """
+        if revision < self._revision and not self.is_in_doubt:
+            self._doubted_until = self._clock() + seconds
+        self.heard(revision)
+
+    def heard(self, revision: int) -> None:
+        """Note a revision that the store has been at."""
+        self._revision = max(self._revision, revision)
+
+    @property
+    def is_in_doubt(self) -> bool:
+        """Whether what etcd says is unclaimed, or ours, may be held by another host."""
+        if self._doubted_until is not None and self._doubted_until <= self._clock():
+            self._doubted_until, self._revision = None, 0
+        return self._doubted_until is not None
 
     @property
     def wanted(self) -> frozenset[Address]:
@@ -242,7 +265,14 @@ class Claims:
         return self._held.get(address, 0.0) - self._clock() > _LEAST_S
 
     def _write(self) -> None:
-        records: list[Record] = [{"run": self.run, "lease": self.lease.number, "until": str(self.lease.until)}]
+        records: list[Record] = [
+            {
+                "run": self.run,
+                "lease": self.lease.number,
+                "until": str(self.lease.until),
+                "revision": self._revision,
+            }
+        ]
         records += [{"address": str(address), "until": str(until)} for address, until in self._held.items()]
         self._record.write(records)
 
@@ -257,9 +287,9 @@ def is_claimed(nat: Nat) -> bool:
     return nat.assign is not None and is_of_table(nat.origin)
 
 
-def _read(records: Iterable[Record]) -> tuple[str, Lease, dict[Address, float]]:
+def _read(records: Iterable[Record]) -> tuple[str, Lease, dict[Address, float], int]:
     """Read what an earlier daemon of this run of the host recorded; without that, this is a new one."""
-    run, lease, held = uuid4().hex, Lease(), dict[Address, float]()
+    run, lease, held, revision = uuid4().hex, Lease(), dict[Address, float](), 0
     for record in records:
         try:
             until = float(record["until"])
@@ -267,6 +297,7 @@ def _read(records: Iterable[Record]) -> tuple[str, Lease, dict[Address, float]]:
                 held[ip_address(record["address"])] = until
             else:
                 run, lease = str(record["run"]), Lease(int(record["lease"]), until)
+                revision = int(record.get("revision", 0))
         except (KeyError, ValueError):
             continue
-    return run, lease, held
+    return run, lease, held, revision

@@ -12,7 +12,7 @@ import pytest
 
 from tests.host.conftest import Conversation, rules_have_no_part
 from tests.host.moving import STREAMS_PATIENCE, VM4, VM6, Move, guest_on_the_first, two_hosts_alike
-from tests.lab import bird
+from tests.lab import bird, frr
 from tests.lab.etcd import Etcd, certificates, running
 from tests.lab.host import CLIENT4, PUBLIC4, PUBLIC6, PUBLIC6_SECOND, SOURCE, Host
 from tests.lab.pair import SECOND4, SECOND6, Holders, Pair
@@ -56,17 +56,15 @@ def talk(move: Move, at_end: ExitStack, address: str) -> Conversation:
 
 @pytest.fixture
 def routers(pair: Pair, tmp_path: Path) -> Iterator[list[Process]]:
-    """BIRD outside and on both hosts; gives what tells of each change of the routes outside."""
-    example = (EXAMPLES / "bird.conf").read_text()
-    of_second = example.replace("router id 198.51.100.1", f"router id {SECOND4}")
+    """BIRD outside and on the first host, FRR on the second; gives what tells of each change of the routes outside."""
     outside = pair.first.outside
+    router = bird.router(CLIENT4, PUBLIC4, SECOND4, PUBLIC6, SECOND6)
+    of_second = (EXAMPLES / "frr.conf").read_text().replace("router-id 198.51.100.1", f"router-id {SECOND4}")
     with ExitStack() as at_end:
-        for name, namespace, config in (
-            ("router", outside.namespace, bird.router(CLIENT4, PUBLIC4, SECOND4, PUBLIC6, SECOND6)),
-            ("first", pair.first.place.namespace, example),
-            ("second", pair.second.place.namespace, of_second),
-        ):
-            at_end.enter_context(bird.running(namespace, config, tmp_path / name))
+        at_end.enter_context(bird.running(outside.namespace, router, tmp_path / "router"))
+        of_first = (EXAMPLES / "bird.conf").read_text()
+        at_end.enter_context(bird.running(pair.first.place.namespace, of_first, tmp_path / "first"))
+        at_end.enter_context(frr.running(pair.second.place.namespace, of_second))
         monitors = [outside.popen(["ip", family, "monitor", "route"]) for family in ("-4", "-6")]
         for monitor in monitors:
             at_end.callback(monitor.stop)

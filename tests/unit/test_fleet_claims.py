@@ -176,3 +176,24 @@ def test_when_the_next_one_runs_out(claims: Claims, clock: Clock) -> None:
     late = claims.due
     assert nothing is None
     assert (early or 0) - (late or 0) == pytest.approx(5, abs=1)
+
+
+def test_a_store_that_went_back_is_in_doubt_for_a_lease(tmp_path: Path, claims: Claims, clock: Clock) -> None:
+    claims.saw(10, 15)
+    claims.heard(12)
+    claims.saw(12, 15)
+    assert not claims.is_in_doubt
+    claims.saw(11, 15)
+    assert claims.is_in_doubt
+    clock.now += 10
+    claims.saw(11, 15)
+    claims.confirm([], TEN)
+    # It goes on where the daemon is started again meanwhile: it begins anew.
+    again = known(tmp_path, clock)
+    again.saw(11, 15)
+    assert again.is_in_doubt
+    clock.now += 5
+    assert not claims.is_in_doubt
+    claims.saw(11, 15)
+    assert not claims.is_in_doubt
+    assert again.is_in_doubt
