@@ -273,10 +273,13 @@ def test_a_watch_of_what_was_compacted_ends_and_the_table_is_read_again(nodes: N
     client.close()
 
 
-def test_a_watch_that_tells_nothing_is_noticed(nodes: Nodes, store: Etcd) -> None:
+@pytest.mark.parametrize(
+    "timing", [QUICK, replace(QUICK, compare=300.0, relist=0.5)], ids=["by-what-is-newest", "by-a-whole-list"]
+)
+def test_a_watch_that_tells_nothing_is_noticed(nodes: Nodes, store: Etcd, timing: Timing) -> None:
     """The member that is watched by is frozen: another one, which answers, has what it does not tell."""
     with relay(store) as (url, cut):
-        node = nodes("one", url=url)
+        node = nodes("one", timing=timing, url=url)
         wait_until(lambda: node.fleet.state is not None and node.fleet.state.answering == 1, "it is connected")
         cut()
         put(store, "mail", MAIL)
@@ -294,12 +297,7 @@ def members(request: pytest.FixtureRequest, namespace: None, tmp_path: Path) -> 
     addresses = ("127.0.0.2", "127.0.0.3", "127.0.0.4")
     tls = certificates(tmp_path, *addresses)
     with running(*cluster(addresses, lambda _: (), tls, programs_of(request.param))) as members:
-        for words in (
-            *("user add root:root", "user add host:secret", "role add table", "user grant-role host table"),
-            f"role grant-permission table --prefix=true readwrite {PREFIX}/",
-            *("user grant-role root root", "auth enable"),
-        ):
-            members[0].ctl(*words.split())
+        members[0].permit("host", "secret", f"{PREFIX}/")
         yield members
 
 

@@ -108,6 +108,15 @@ class Etcd:
         done = subprocess.run(argv, env=environment, input=text.encode(), capture_output=True, check=True)  # noqa: S603
         return done.stdout.decode()
 
+    def permit(self, user: str, password: str, prefix: str) -> None:
+        """Have it ask for users, and give one the keys below a prefix; `root:root` is another, who may do all."""
+        for words in (
+            *("user add root:root", f"user add {user}:{password}", "role add table", f"user grant-role {user} table"),
+            f"role grant-permission table --prefix=true readwrite {prefix}",
+            *("user grant-role root root", "auth enable"),
+        ):
+            self.ctl(*words.split())
+
     @property
     def version(self) -> str:
         """What it is: `etcd 3.4.23`."""
