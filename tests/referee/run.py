@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from math import inf
 from typing import Final
 
 import libvirt
@@ -39,11 +40,17 @@ _BANDWIDTH: Final = 32  # MiB/s: the copy takes some seconds
 
 @dataclass(frozen=True, slots=True)
 class Length:
-    """How much: no round is begun after so many seconds. With `only`, each has this fault."""
+    """How much: rounds, none of which begins after so many seconds, in these phases; with `only`, of this fault."""
 
     rounds: int
-    seconds: float
+    seconds: float = inf
     only: str = ""
+    phases: tuple[str, ...] = (*PHASES, ELSEWHERE)
+
+    @property
+    def guests(self) -> tuple[str, ...]:
+        """Those that move in one of these phases."""
+        return (WEB,) if self.phases == (ELSEWHERE,) else (VM, WEB)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +65,14 @@ def refereed(flavour: Flavour, length: Length, seed: int, say: Say) -> Result:
     """Play so many rounds, or as many as can be begun in that time."""
     figures, began, told = Figures(length.rounds), time.monotonic(), ""
     lot = random.Random(seed)  # noqa: S311  no secret
-    draws = enumerate(itertools.islice(_draws(lot, length.only), length.rounds))
+    draws = enumerate(itertools.islice(_draws(lot, length), length.rounds))
     over = False
     # What went wrong in one round must not be found again in the next.
     while not over and len(figures.failures) < _MOST_FAILURES:
-        with staged(flavour) as stage, Referee(stage, [public for public, _ in PUBLIC.values()]) as referee:
+        with (
+            staged(flavour, length.guests) as stage,
+            Referee(stage, [PUBLIC[name][0] for name in stage.guests]) as referee,
+        ):
             told = f"{versions(stage.hosts[0])}; {stage.etcd[0].version}"
             over = _play(_Table(stage, referee, lot), draws, figures, began + length.seconds, say)
             figures.count(referee.looks, referee.seen.values())
@@ -99,10 +109,10 @@ def _play(
     return True
 
 
-def _draws(lot: random.Random, only: str) -> Iterator[tuple[str, str]]:
+def _draws(lot: random.Random, length: Length) -> Iterator[tuple[str, str]]:
     """Draw each fault in each phase before any is drawn again."""
     while True:
-        deck = [(fault, phase) for fault in ([only] if only else FAULTS) for phase in (*PHASES, ELSEWHERE)]
+        deck = [(fault, phase) for fault in ([length.only] if length.only else FAULTS) for phase in length.phases]
         lot.shuffle(deck)
         yield from deck
 
@@ -269,9 +279,9 @@ class _Play:
     def _is_well(self) -> bool:
         """Whether guests are reached, by the hosts they run on, and all hosts have the table as it is."""
         stage = self._stage
-        for name, (public, _) in PUBLIC.items():
+        for name in stage.guests:
             runs = stage.runs_on(name)
-            if len(runs) != 1 or self._referee.seen[public].holder != runs[0] or not stage.answers(name):
+            if len(runs) != 1 or self._referee.seen[PUBLIC[name][0]].holder != runs[0] or not stage.answers(name):
                 return False
         for number in range(len(stage.hosts)):
             if not self._has_table(number):
@@ -293,7 +303,7 @@ class _Play:
     def _ill(self) -> str:
         stage = self._stage
         what = f"{self._fault} ({self._phase}, {self._lasts:g} s) on {self._struck}, {self._at} to {self._to}"
-        where = {name: (stage.runs_on(name), self._referee.seen[public].holder) for name, (public, _) in PUBLIC.items()}
+        where = {name: (stage.runs_on(name), self._referee.seen[PUBLIC[name][0]].holder) for name in stage.guests}
         told = stage.hosts[self._to].portfwd("fleet", "status", "--json", check=False)
         logs = "\n".join(
             f"host {number}: {daemon.process.text()[-3000:]}"

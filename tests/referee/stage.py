@@ -9,7 +9,7 @@ import shutil
 import signal
 import struct
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -90,6 +90,7 @@ class Stage:
     nets: list[Net]
     tls: Tls
     place: Path
+    guests: Collection[str]
     daemons: dict[int, Daemon | None] = field(default_factory=dict)
     birds: "list[subprocess.Popen[bytes]]" = field(default_factory=list)
 
@@ -164,8 +165,8 @@ def _runs(guest: QemuGuest | LxcGuest) -> bool:
 
 
 @contextmanager
-def staged(flavour: Flavour) -> Iterator[Stage]:
-    """Boot it all: three hosts, both guests on the first, and the table in etcd."""
+def staged(flavour: Flavour, guests: Collection[str] = tuple(PUBLIC)) -> Iterator[Stage]:
+    """Boot it all: three hosts, guests on the first, and the table in etcd."""
     place = Path(mkdtemp(prefix="referee-", dir="/dev/shm"))
     with ExitStack() as at_end:
         at_end.callback(shutil.rmtree, place, ignore_errors=True)
@@ -181,14 +182,14 @@ def staged(flavour: Flavour) -> Iterator[Stage]:
         for member in etcd:
             at_end.callback(member.remove)
             member.start()
-        stage = Stage(hosts, etcd, nets, tls, place)
+        stage = Stage(hosts, etcd, nets, tls, place, guests)
         _begin_routing(stage, at_end)
         etcd[0].wait_answers()
         etcd[0].ctl("put", f"{ENTRIES}/{STEADY}", TABLE)
         _begin_guests(stage, at_end)
         for number in range(len(hosts)):
             stage.begin_daemon(number)
-        wait_until(lambda: all(map(stage.answers, PUBLIC)), "both guests are reached at their public addresses")
+        wait_until(lambda: all(map(stage.answers, guests)), "the guests are reached at their public addresses")
         yield stage
 
 
@@ -215,18 +216,20 @@ def _begin_guests(stage: Stage, at_end: ExitStack) -> None:
         Path(f"/proc/{host.init}/root{_CLOCK_FILE}").write_bytes(bytes(8))
         host.libvirt.start()
         host.libvirt.define_network("default", "192.168.122.0/24", mac="52:54:00:12:20:01")
-        stage.vm_on(number).prepare()
+        if VM in stage.guests:
+            stage.vm_on(number).prepare()
         stage.web_on(number).define()
     at_end.callback(_remove_guests, stage)
     stage.web_on(0).start()
-    stage.vm_on(0).start().wait_up()
+    if VM in stage.guests:
+        stage.vm_on(0).start().wait_up()
 
 
 def _remove_guests(stage: Stage) -> None:
     for number in range(len(stage.hosts)):
-        with suppress(libvirt.libvirtError):
-            stage.vm_on(number).remove()
-            stage.web_on(number).remove()
+        for guest in (stage.vm_on(number), stage.web_on(number)):
+            with suppress(libvirt.libvirtError):
+                guest.remove()
 
 
 def _join(hosts: list[Host], nets: list[Net]) -> None:

@@ -182,18 +182,23 @@ def test_a_store_that_went_back_is_in_doubt_for_a_lease(tmp_path: Path, claims: 
     claims.saw(10, 15)
     claims.heard(12)
     claims.saw(12, 15)
-    assert not claims.is_in_doubt
+    assert not is_in_doubt(claims)
     claims.saw(11, 15)
-    assert claims.is_in_doubt
+    assert is_in_doubt(claims)
     clock.now += 10
     claims.saw(11, 15)
     claims.confirm([], TEN)
-    # It goes on where the daemon is started again meanwhile: it begins anew.
+    # Where the daemon is started again meanwhile, it begins anew.
     again = known(tmp_path, clock)
     again.saw(11, 15)
-    assert again.is_in_doubt
+    assert is_in_doubt(again)
     clock.now += 5
-    assert not claims.is_in_doubt
+    assert not is_in_doubt(claims)
     claims.saw(11, 15)
-    assert not claims.is_in_doubt
-    assert again.is_in_doubt
+    assert not is_in_doubt(claims)
+    assert is_in_doubt(again)
+
+
+def is_in_doubt(claims: Claims) -> bool:
+    """Ask anew: mypy takes a property for one that does not change."""
+    return claims.is_in_doubt
