@@ -105,9 +105,7 @@ class Claims:
         self._record, self._clock, self._lock = record, clock, Lock()
         self.on_partition = OnPartition.RELEASE
         self.wake: Callable[[], object] = lambda: None
-        self.run, self.lease, self._held, self._revision = _read(record.records)
-        # Until then, the store is an older one; the revision is the highest that it was at.
-        self._doubted_until: float | None = None
+        self.run, self.lease, self._held, (self._revision, self._doubted_until) = _read(record.records)
         self._wanted: dict[Address, float] = {}
         self._others: Mapping[Address, str] = {}
         self._applied: frozenset[Address] | None = None
@@ -168,8 +166,8 @@ class Claims:
         Where it was at a higher one before, an older state was restored, from before other hosts claimed what they hold
         still. Then nothing is to be taken for so long that all hosts have noticed, or have let go of it.
         """
-        if revision < self._revision and not self.is_in_doubt:
-            self._doubted_until = self._clock() + seconds
+        if revision < self._revision:
+            self._revision, self._doubted_until = revision, self._clock() + seconds
         self.heard(revision)
 
     def heard(self, revision: int) -> None:
@@ -179,9 +177,7 @@ class Claims:
     @property
     def is_in_doubt(self) -> bool:
         """Whether what etcd says is unclaimed, or ours, may be held by another host."""
-        if self._doubted_until is not None and self._doubted_until <= self._clock():
-            self._doubted_until, self._revision = None, 0
-        return self._doubted_until is not None
+        return self._clock() < self._doubted_until
 
     @property
     def wanted(self) -> frozenset[Address]:
@@ -271,6 +267,7 @@ class Claims:
                 "lease": self.lease.number,
                 "until": str(self.lease.until),
                 "revision": self._revision,
+                "doubted": str(self._doubted_until),
             }
         ]
         records += [{"address": str(address), "until": str(until)} for address, until in self._held.items()]
@@ -287,9 +284,9 @@ def is_claimed(nat: Nat) -> bool:
     return nat.assign is not None and is_of_table(nat.origin)
 
 
-def _read(records: Iterable[Record]) -> tuple[str, Lease, dict[Address, float], int]:
+def _read(records: Iterable[Record]) -> tuple[str, Lease, dict[Address, float], tuple[int, float]]:
     """Read what an earlier daemon of this run of the host recorded; without that, this is a new one."""
-    run, lease, held, revision = uuid4().hex, Lease(), dict[Address, float](), 0
+    run, lease, held, revision = uuid4().hex, Lease(), dict[Address, float](), (0, 0.0)
     for record in records:
         try:
             until = float(record["until"])
@@ -297,7 +294,7 @@ def _read(records: Iterable[Record]) -> tuple[str, Lease, dict[Address, float], 
                 held[ip_address(record["address"])] = until
             else:
                 run, lease = str(record["run"]), Lease(int(record["lease"]), until)
-                revision = int(record.get("revision", 0))
+                revision = int(record.get("revision", 0)), float(record.get("doubted", 0))
         except (KeyError, ValueError):
             continue
     return run, lease, held, revision

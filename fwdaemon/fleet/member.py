@@ -339,7 +339,10 @@ class Member:
             self._items[key] = Item(key, value, outcome.revision, lease.number)
             self._claims.confirm([address], lease)
         elif outcome.items:
-            self._items[key] = outcome.items[0]
+            self._items[key] = found = outcome.items[0]
+            # The answer to an earlier try may have been lost.
+            if self._is_ours(found) and found.lease == lease.number:
+                self._claims.confirm([address], lease)
             self._learn_claims()
         self._told()
 

@@ -20,6 +20,7 @@ _NEIGHBOUR = """
 protocol bgp host{number} {{
     local as 65000;
     neighbor {address} as 65001;
+    error wait time 1, 10;
     ipv{family} {{ import all; export none; }};
 }}
 """
