@@ -256,6 +256,8 @@ class Member:
         self._heard = boottime()
         for item in told.items:
             self._claims.heard(item.revision)
+            if item.key == host_key(self._prefix, self._self.run) and item.value != self._presence:
+                self._presence = b""  # an earlier try has reached the store late
             if item.is_deleted:
                 self._items.pop(item.key, None)
             else:
@@ -349,7 +351,8 @@ class Member:
     def _release(self, address: Address, item: Item) -> None:
         """Give an address back, which the kernel does not have any more."""
         self._claims.give_back(address)
-        compare = {"key": coded(item.key), "target": "VALUE", "result": "EQUAL", "value": coded(item.value)}
+        # This claim alone: what is sent may reach the store late, after another try and the next claim of ours.
+        compare = {"key": coded(item.key), "target": "MOD", "result": "EQUAL", "mod_revision": item.revision}
         self._client.transact([compare], [{"request_delete_range": {"key": coded(item.key)}}])
         self._items.pop(item.key, None)
 
