@@ -256,6 +256,8 @@ class Member:
         self._heard = boottime()
         for item in told.items:
             self._claims.heard(item.revision)
+            if item.key == host_key(self._prefix, self._self.run) and item.value != self._presence:
+                self._presence = b""  # an earlier try has reached the store late
             if item.is_deleted:
                 self._items.pop(item.key, None)
             else:
@@ -311,7 +313,7 @@ class Member:
     # --- claims --------------------------------------------------------------------------------------------------
 
     def _claim(self) -> None:
-        """Take what guests here need and nobody has, and give back what nobody here needs. Raises EtcdError."""
+        """Take what guests here need and no host has, and give back what is not needed here. Raises EtcdError."""
         claims, lease = claims_in(self._prefix, self._items.values()), self._claims.lease
         ours = {address: item for address, item in claims.items() if self._is_ours(item)}
         for address in sorted(self._claims.wanted, key=str):
@@ -349,7 +351,8 @@ class Member:
     def _release(self, address: Address, item: Item) -> None:
         """Give an address back, which the kernel does not have any more."""
         self._claims.give_back(address)
-        compare = {"key": coded(item.key), "target": "VALUE", "result": "EQUAL", "value": coded(item.value)}
+        # This claim alone: what is sent may reach the store late, after another try and the next claim of ours.
+        compare = {"key": coded(item.key), "target": "MOD", "result": "EQUAL", "mod_revision": item.revision}
         self._client.transact([compare], [{"request_delete_range": {"key": coded(item.key)}}])
         self._items.pop(item.key, None)
 

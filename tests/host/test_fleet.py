@@ -57,7 +57,7 @@ def talk(move: Move, at_end: ExitStack, address: str) -> Conversation:
 
 @pytest.fixture
 def routers(pair: Pair, tmp_path: Path) -> Iterator[list[Process]]:
-    """BIRD outside and on the first host, FRR on the second; gives what tells of each change of the routes outside."""
+    """BIRD outside and on the first host, FRR on the second; gives what reports each change of the routes outside."""
     outside = pair.first.outside
     router = bird.router(CLIENT4, PUBLIC4, SECOND4, PUBLIC6, SECOND6)
     of_second = (EXAMPLES / "frr.conf").read_text().replace("router-id 198.51.100.1", f"router-id {SECOND4}")

@@ -32,7 +32,7 @@ _TAKES_OVER_S: Final = 20.0
 _STOPPED_S: Final = 30.0
 _BACK_WITHIN_S: Final = 60.0
 _COPIED_WITHIN_S: Final = 120.0
-# One that was ended is told by silence alone.
+# One that was ended is recognised by silence alone.
 _STREAM_PATIENCE_S: Final = 15.0
 _MOST_FAILURES: Final = 5
 _BANDWIDTH: Final = 32  # MiB/s: the copy takes some seconds
