@@ -29,6 +29,8 @@ _DOCKER = {
     "containerd": ("usr/bin/containerd",),
     "runc": ("usr/sbin/runc",),
 }
+# What bans, besides what a host has installed.
+_BANNERS = ("fail2ban", "crowdsec-custom-bouncer", "crowdsec-firewall-bouncer")
 
 _ETCD = {"etcd-server": "usr/bin/etcd", "etcd-client": "usr/bin/etcdctl"}
 # Where `mirror` knows none.
@@ -142,6 +144,18 @@ def _apt_apart(target: Path, source: str) -> Iterator[list[str]]:
     }
     yield [*_APT_AS_ROOT, *(f"-oDir::{name}={place}" for name, place in places.items())]
     shutil.rmtree(apart)
+
+
+def banners() -> Path:
+    """The root directory of fail2ban and CrowdSec's bouncers, of the machine's own release."""
+    versions = run(["apt-cache", "show", "--no-all-versions", *_BANNERS]).stdout
+    return _cached(f"banners-{_key(versions)}", _build_banners)
+
+
+def _build_banners(target: Path) -> None:
+    for package in _BANNERS:
+        with _unpacked(package, target) as unpacked:
+            shutil.copytree(unpacked, target, symlinks=True, dirs_exist_ok=True)
 
 
 def _key(*parts: str) -> str:
