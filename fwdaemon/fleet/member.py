@@ -212,7 +212,8 @@ class Member:
             if not self._client.transact([_has_lease(self._prefix, item, lease.number) for item in some]).succeeded:
                 self._list()
                 return
-            self._claims.confirm(some, lease)
+            held = self._claims.held
+            self._claims.confirm([item for item in some if item in held or not self._claims.is_in_doubt], lease)
         if ours:
             self._notify()
 
@@ -233,11 +234,20 @@ class Member:
             self._watch.close()
         prefix = f"{self._prefix}/".encode()
         revision, items = self._client.list(prefix)
+        self._saw(revision)
         self._watch = watch = self._client.watch(prefix, revision + 1)
         threading.Thread(target=_follow, args=(watch, self._messages), name="fleet watch", daemon=True).start()
         self._items, self._heard = {item.key: item for item in items}, boottime()
         self._due |= {"compare": self._heard + self._timing.compare, "relist": self._heard + self._timing.relist}
         self._learn()
+
+    def _saw(self, revision: int) -> bool:
+        """Take note of how far the store is, and tell whether its claims are in doubt."""
+        before = self._claims.is_in_doubt
+        self._claims.saw(revision, self._timing.lease)
+        if self._claims.is_in_doubt and not before:
+            _log.warning("etcd has an older state than before; for %d s, no address is claimed", self._timing.lease)
+        return self._claims.is_in_doubt
 
     def _hear(self, news: _News) -> None:
         """Take in what the watch says. Raises EtcdError where it has ended."""
@@ -245,6 +255,9 @@ class Member:
             raise EtcdError(news.error)
         self._heard = boottime()
         for item in news.items:
+            self._claims.heard(item.revision)
+            if item.key == host_key(self._prefix, self._self.run) and item.value != self._presence:
+                self._presence = b""  # an earlier try has reached the store late
             if item.is_deleted:
                 self._items.pop(item.key, None)
             else:
@@ -276,7 +289,8 @@ class Member:
         self._claims.learn_others(others)
         mine = {*self._ours(), *others}
         gone = [address for address in self._claims.held if address not in mine]
-        if gone and self._claims.on_partition is OnPartition.RELEASE:
+        # What is missing in an older state is claimed again, and held meanwhile: no other host had it.
+        if gone and self._claims.on_partition is OnPartition.RELEASE and not self._claims.is_in_doubt:
             self._claims.lose(gone)
             self._notify()
 
@@ -304,6 +318,8 @@ class Member:
         ours = {address: item for address, item in claims.items() if self._is_ours(item)}
         for address in sorted(self._claims.wanted, key=str):
             item = claims.get(address)
+            if self._claims.is_in_doubt and address not in self._claims.held:
+                continue
             if item is None or (address in ours and item.lease != lease.number):
                 self._take(address, lease, item)
         for address in self._claims.superfluous(ours):
@@ -318,18 +334,25 @@ class Member:
         outcome = self._client.transact([compare], [put], [{"request_range": {"key": coded(key)}}])
         self._heard = boottime()
         self._items.pop(key, None)
+        was_in_doubt = self._claims.is_in_doubt
+        if self._saw(outcome.revision) and not was_in_doubt:
+            raise EtcdError("it has an older state than before")
         if outcome.succeeded:
             self._items[key] = Item(key, value, outcome.revision, lease.number)
             self._claims.confirm([address], lease)
         elif outcome.items:
-            self._items[key] = outcome.items[0]
+            self._items[key] = found = outcome.items[0]
+            # The answer to an earlier try may have been lost.
+            if self._is_ours(found) and found.lease == lease.number:
+                self._claims.confirm([address], lease)
             self._learn_claims()
         self._notify()
 
     def _release(self, address: Address, item: Item) -> None:
         """Give an address back, which the kernel does not have any more."""
         self._claims.give_back(address)
-        compare = {"key": coded(item.key), "target": "VALUE", "result": "EQUAL", "value": coded(item.value)}
+        # This claim alone: what is sent may reach the store late, after another try and the next claim of ours.
+        compare = {"key": coded(item.key), "target": "MOD", "result": "EQUAL", "mod_revision": item.revision}
         self._client.transact([compare], [{"request_delete_range": {"key": coded(item.key)}}])
         self._items.pop(item.key, None)
 

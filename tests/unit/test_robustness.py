@@ -2,6 +2,7 @@
 
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -102,15 +103,27 @@ def test_what_domains_that_come_and_go_cost_is_on_the_page(tmp_path: Path) -> No
 
 def test_what_went_wrong_in_a_fleet_is_on_the_page(tmp_path: Path) -> None:
     page = tmp_path / "robustness.md"
-    rounds = [Round("none", "before, 2 s", moved=True, back=1.5, without=0.3, went_on=True)] * 2
-    counted = referee.Figures(2, looks=5000, seconds=60, rounds=rounds)
+    migrated = Round("none", "before", 1.0, moved=True, back=1.5, unheld=0.3, taken=None, went_on=True)
+    elsewhere = Round("none", "started elsewhere", 20.0, moved=True, back=0.5, unheld=4, taken=14.04, went_on=None)
+    counted = referee.Figures(2, looks=5000, seconds=60, rounds=[migrated, elsewhere])
     assert counted.faults() == []
-    store(page, Record("referee", "nftables", _STAMP, "Linux", counted.record()))
-    text = page.read_text(encoding="utf-8")
-    assert "| Faults in a fleet: libvirt on nftables | 2 rounds | 5,000 looks | 0 | 1.5 s |" in text
-    assert "| none | 2 | 2 | 2 | 1.5 | 1.5 | 0.3 |" in text
-    counted.held_twice, counted.asked = 1, 3
-    assert counted.faults() == ["two hosts had the address 1 times", "2 of 3 rounds came to their end"]
+    twice = referee.added(counted.record(), counted.record())
+    for figures, rounds, told in (
+        (counted.record(), 2, "| none | 2 | 2 | 1 of 1 | 1.0 | 1.5 | 4.0 | 14.0 | 14.0 |"),
+        (twice, 4, "| none | 4 | 4 | 2 of 2 | 1.0 | 1.5 | 4.0 | 14.0 | 14.0 |"),
+    ):
+        store(page, Record("referee", "nftables", _STAMP, "Linux", figures))
+        text = page.read_text(encoding="utf-8")
+        assert f"libvirt on nftables | {rounds} rounds | {rounds * 2500:,} looks | 0 | 1.5 s |" in text
+        assert told in text
+    assert "before 2, copying 0, switching 0, after 0, cancelled 0, started elsewhere 2." in text
+    counted.held_twice, counted.announced_twice, counted.asked = 1, 2, 3
+    counted.rounds.append(replace(migrated, lost=1))
+    counted.rounds.pop(0)
+    assert counted.faults() == [
+        *("two hosts had an address 1 times", "two hosts announced an address 2 times"),
+        *("daemons had lost the table 1 times", "2 of 3 rounds came to their end"),
+    ]
 
 
 def test_who_is_ahead_waits_for_who_is_behind() -> None:
