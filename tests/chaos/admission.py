@@ -36,7 +36,7 @@ ports = ["8020-8029"]
 # More than are filled in at once.
 _CROWD: Final = [str(IPv4Address("10.99.0.0") + number) for number in range(2_100)]
 LISTS: Final[Mapping[str, tuple[str, ...]]] = {
-    "nobody": (),
+    "empty": (),
     "one": (CLIENT4_SECOND,),
     "crowd": (CLIENT4_SECOND, *_CROWD),
 }

@@ -18,7 +18,7 @@ The host has what an administrator may use. Others add to an external set, take 
 its table, also while the daemon is dead; what the daemon has seen of it comes back. The file of a set is replaced, or
 broken or removed: then what was read before stays. Who is in either set is denied everything. Of two forwards, one is
 limited by rate for each source, and one by open connections: a new client gets as much as it may and no more, another
-is served meanwhile, and the journal tells where a connection began and ended. A domain asks for ports in its own
+is served meanwhile, and the journal has where a connection began and ended. A domain asks for ports in its own
 definition, for what it may have, what it may not, and with malice. Ports that were assigned stay the same throughout.
 `reload` loads another configuration to be confirmed: `confirmed` stays, `lapsed` is not confirmed, and `killed` is not
 either, with the daemon killed meanwhile; the one before has to be back. With `keep_guests_online`, guests reach the

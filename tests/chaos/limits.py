@@ -1,4 +1,4 @@
-"""Limits for each source, and the log of connections: who is over a limit is dropped, and nobody else.
+"""Limits for each source, and the log of connections: who is over a limit is dropped, and no one else.
 
 Each question is asked from an address of which limits know nothing yet, since what they count is lost with a wipe.
 """
@@ -21,7 +21,7 @@ from tests.lab.place import wait_until
 _RATE, _OPEN = 3, 2
 _PATIENT_S, _SILENT_S = 3.0, 0.4
 _LINES = 2_000
-_TOLD_WITHIN_S = 30.0
+_LOGGED_WITHIN_S = 30.0
 _RESET = struct.pack("ii", 1, 0)
 
 
@@ -70,19 +70,19 @@ class Limits:
             first.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
             first.close()
             again = self._connected(at_end, source, COUNTED, _PATIENT_S)
-        self._check_told(f"{source}:{own_port}")
-        return [f"port {COUNTED} from {source} once one was closed: nobody answers"] * (again is None)
+        self._check_logged(f"{source}:{own_port}")
+        return [f"port {COUNTED} from {source} once one was closed: no answer"] * (again is None)
 
-    def _check_told(self, client: str) -> None:
-        """See that a connection is told from its begin to its end, while there is a journal to tell it to."""
+    def _check_logged(self, client: str) -> None:
+        """See that the journal has where a connection began and where it ended, while there is one that reads."""
         if self._stage.world.short & {"journal", "run"}:
             return
         there = re.escape(f"tcp {client} -> {PUBLIC4}:{COUNTED} -> ")
         patterns = [rf"^{word} {STEADY}: {there}" for word in ("connected", "disconnected")]
-        told = f"the journal tells where {client} began and ended"
-        wait_until(lambda: all(self._is_told(pattern) for pattern in patterns), told, timeout=_TOLD_WITHIN_S)
+        what = f"the journal says where {client} began and ended"
+        wait_until(lambda: all(self._is_logged(pattern) for pattern in patterns), what, timeout=_LOGGED_WITHIN_S)
 
-    def _is_told(self, pattern: str) -> bool:
+    def _is_logged(self, pattern: str) -> bool:
         return re.search(pattern, self._journal(), re.MULTILINE) is not None
 
     def _journal(self) -> str:

@@ -195,7 +195,7 @@ class World:
     legacy: bool = False
     automatic: dict[str, int] = field(default_factory=dict)
     banned: set[str] = field(default_factory=set)
-    listed: str = "nobody"
+    listed: str = "empty"
     misread: bool = False
 
     def config(self, on_stop: str = "keep", entries: tuple[str, ...] | None = None) -> str:

@@ -70,5 +70,5 @@ class Reloading:
         self._stage.ban("add", address)
 
     def unban(self, address: str) -> None:
-        """Have it let someone in again, or everybody."""
+        """Have it let someone in again, or everyone."""
         self._stage.ban("flush" if address == "all" else "delete", address)

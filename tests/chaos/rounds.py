@@ -167,7 +167,7 @@ class Rounds:
     def _check_online(self) -> None:
         """See that what others refuse by their policy keeps no guest from what libvirt lets it reach."""
         if self._world.can_settle and not is_online(self._stage):
-            raise WrongError("a guest reaches nobody outside")
+            raise WrongError("a guest reaches nothing outside")
 
     def _check(self, probe: probes.Probe) -> None:
         wanted, deadline = probes.expected(self._world, probe), time.monotonic() + _ANSWERED_WITHIN_S

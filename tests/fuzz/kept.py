@@ -102,7 +102,7 @@ def kept_state(data: bytes) -> None:
     with ExitStack() as at_end:
         state = Path(at_end.enter_context(tempfile.TemporaryDirectory(prefix="kvm-portfwd-fuzz-")))
         (state / name).write_bytes(text)
-        # Each file that is wrong is told; only root's files are read, and no root is needed here.
+        # Each file that is wrong is a warning; only root's files are read, and no root is needed here.
         at_end.callback(logging.disable, logging.root.manager.disable)
         logging.disable(logging.WARNING)
         for module in (sets, temporary, reloads):

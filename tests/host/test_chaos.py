@@ -22,7 +22,7 @@ daemon-start
 unban all
 set-file broken
 rules policy-drop-iptables-nft 1
-set-file nobody
+set-file empty
 take journal
 take run
 take var
