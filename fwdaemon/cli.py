@@ -25,8 +25,8 @@ _CONFIG_REFUSED = 78
 # What shells tell of a program that SIGINT ended.
 _INTERRUPTED = 130
 
-# What undoes a command, completes it or shows more of the same is in its module.
-_SHARED = {"close": "open", "confirm": "reload", "rules": "plan"}
+# Commands of one subject share a module.
+_SHARED = {"open": "reload", "close": "reload", "confirm": "reload", "rules": "plan", "flush": "run"}
 _LAST_PORT = 65535
 _PROTOCOLS = ("tcp", "udp", "sctp")
 _PORTS = {
@@ -77,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _INTERRUPTED
     except BrokenPipeError:
-        # Whoever read it has seen enough; at the end, Python would try again to write the rest.
+        # The reader has seen enough; at the end, Python would try again to write the rest.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _FAILED
     return code

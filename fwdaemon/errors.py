@@ -4,10 +4,9 @@ They share one base, so that the command line can turn each into one line on sta
 """
 
 import errno
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 _NO_LABELS = (
     "our connections need a label: load the kernel's module xt_connlabel, or boot a kernel that has"
@@ -21,14 +20,6 @@ _SHORT = {errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
 class PortfwdError(Exception):
     """Base of all errors a user may meet; its text is one complete sentence for that user."""
-
-
-class RefusedError(PortfwdError):
-    """What was asked for is not done; `reasons` are sentences."""
-
-    def __init__(self, reasons: Iterable[str]) -> None:
-        self.reasons = tuple(reasons)
-        super().__init__("\n".join(self.reasons))
 
 
 class LibvirtUnavailableError(PortfwdError):
@@ -77,8 +68,7 @@ def label_remedy(said: str) -> str:
     return f"; {_NO_LABELS}" if missing else ""
 
 
-@dataclass(frozen=True, slots=True)
-class Problem:
+class Problem(NamedTuple):
     """One thing wrong at one place of the configuration, with what to write instead."""
 
     file: Path

@@ -68,7 +68,7 @@ function json(written: string): Value | undefined {
     return ["string", "number", "boolean"].includes(typeof value) ? value as Value : undefined;
 }
 
-// Writes an entry: each key on a line of its own, and each item of an array, so that a problem's line tells its field.
+// Writes an entry: each key on a line of its own, and each item of an array, so that a problem's line leads to its field.
 export function written(kind: Kind, keys: Keys): string[] {
     const lines = [`[[${kind}]]`];
     for (const [key, value] of Object.entries(keys)) {

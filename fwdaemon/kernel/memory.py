@@ -1,4 +1,4 @@
-"""Memory and descriptors: kept small, and what is told where none is left."""
+"""Memory and descriptors: kept small, and what is reported where none is left."""
 
 import asyncio
 import ctypes
@@ -85,9 +85,9 @@ def _function(name: str) -> Any:
     return getattr(ctypes.CDLL(None), name, None)
 
 
-# What is done where this program has no descriptor, thread or memory left: it is tried again, and told once.
+# What is done where this program has no descriptor, thread or memory left: it is tried again, and reported once.
 #
-# For a client, asyncio tries to accept again each second, up to a hundred times for each socket, and tells of every
+# For a client, asyncio tries to accept again each second, up to a hundred times for each socket, and logs every
 # time.
 _log = logging.getLogger(__name__)
 
@@ -115,7 +115,7 @@ def have_threads(number: int) -> None:
 
 
 async def begun(begin: Callable[[], None], again: float = _AGAIN_S) -> None:
-    """Call this until nothing is short, with pauses that grow from `again` seconds on; a shortage is told once."""
+    """Call this until nothing is short, with pauses that grow from `again` seconds on; a shortage is reported once."""
     pauses, warning = Backoff(again, _AGAIN_AT_MOST_S), WarnOnce()
     while True:
         try:
@@ -131,7 +131,7 @@ async def begun(begin: Callable[[], None], again: float = _AGAIN_S) -> None:
 
 
 class ShortageHandler:
-    """An exception handler for a loop: tells of a shortage once in a while, and of everything else as asyncio does."""
+    """An exception handler for a loop: reports a shortage once in a while, and everything else as asyncio does."""
 
     def __init__(self) -> None:
         self._again_at = float("-inf")

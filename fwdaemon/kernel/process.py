@@ -19,14 +19,14 @@ from queue import SimpleQueue
 from typing import ClassVar, Protocol, TypeVar
 from weakref import WeakSet
 
+from fwdaemon.audit.journal import ARREARS
 from fwdaemon.audit.throttle import WarnOnce
+from fwdaemon.core.types import Job
 from fwdaemon.errors import HangingError, KernelError, ProcessError, shortage
 from fwdaemon.triggers import Backoff, Budget, Budgets
 
-# The one place that starts programs.
-#
-# No shell, absolute paths from the system's own directories, a clean environment, a time limit. Who runs what is
-# decided elsewhere.
+# The one place that starts programs: no shell, absolute paths from the system's own directories, a clean environment, a
+# time limit. Who runs what is decided elsewhere.
 PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
 _ENVIRONMENT = {"PATH": PATH, "LC_ALL": "C"}
 # A program that works may take this long, on a starving host too; one that uses no processor time only `_IDLE`.
@@ -51,7 +51,7 @@ class Finished:
 
 
 class Runner(Protocol):
-    """Whoever runs programs for us."""
+    """What runs programs for us."""
 
     def run(self, *argv: str, stdin: str = "") -> Finished:
         """Run a program to its end.
@@ -79,12 +79,13 @@ HASTE = Haste()
 
 
 class Patience:
-    """Tells when a program hangs: it has used no processor time for a while, or runs for far too long."""
+    """Notices when a program hangs: it has used no processor time for a while, or runs for far too long."""
 
     def __init__(self, pid: int) -> None:
         self._stat = Path(f"/proc/{pid}/stat")
         self._began = self._moved = time.monotonic()
-        _, self._used = self._seen()
+        # Not looked at yet: most programs have ended before they are, and while one begins, to look takes 2 ms.
+        self._used: list[str] = []
 
     @property
     def fault(self) -> str:
@@ -169,7 +170,7 @@ class Companion:
     present: ClassVar[WeakSet["Companion"]] = WeakSet()
 
     def __init__(self, module: str, argument: str, environment: Mapping[str, str]) -> None:
-        """Start it; `environment` is all it is told besides a clean one. Raises OSError when that is impossible."""
+        """Start it; `environment` is added to a clean one. Raises OSError when that is impossible."""
         modules = ":".join(path for path in sys.path if path)
         self._words = module, argument
         self._process = subprocess.Popen(  # noqa: S603  every word is ours
@@ -288,12 +289,12 @@ _AGAIN_S, _AGAIN_AT_MOST_S = 1.0, 30.0
 class Worker:
     """One thread, begun at the first call, that runs calls in the order they were given.
 
-    `name` is the thread's, for whoever lists threads.
+    `name` is the thread's, for those who list threads; `job` is what its calls are, and `about` what.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, job: Job, about: str = "") -> None:
         self._calls: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
-        self._name = name
+        self._name, self._job = name, (job, about)
         self._thread: threading.Thread | None = None
 
     def submit(self, function: Callable[[], T]) -> "asyncio.Future[T]":
@@ -330,7 +331,8 @@ class Worker:
 
     def _run(self) -> None:
         while (call := self._calls.get()) is not None:
-            call()
+            with ARREARS.during(*self._job):
+                call()
             del call  # or the last call's data stay alive until the next one
 
 
@@ -338,7 +340,7 @@ class Beside:
     """Begins a thread when there is something to do, which ends once that is done.
 
     What failed, as no thread is to be had, is tried again by who calls `begin` at `due`, a time of `clock`: after
-    pauses that grow. It is told once, as what is `missing` meanwhile, and once more when it is over.
+    pauses that grow. It is reported once, as what is `missing` meanwhile, and once more when it is over.
     """
 
     def __init__(
@@ -382,7 +384,7 @@ def _failed(error: KernelError) -> "asyncio.Future[T]":
     """Give a future that raises where it is awaited, and nowhere else."""
     future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
     future.set_exception(error)
-    future.exception()  # or asyncio shows a traceback of one that nobody awaits
+    future.exception()  # or asyncio shows a traceback of one that is not awaited
     return future
 
 

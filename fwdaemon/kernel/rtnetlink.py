@@ -49,7 +49,7 @@ REPLACE: Final = 0x100  # NLM_F_REPLACE
 CREATE: Final = 0x400  # NLM_F_CREATE: one that is there stays
 EXCLUSIVE: Final = CREATE | 0x200  # NLM_F_EXCL: one that is there is an error
 
-# The kernel repeats a request's sequence number in what it tells everybody about the change. Ours are of 65,536 that
+# The kernel repeats a request's sequence number in what it broadcasts about the change. Ours are of 65,536 that
 # others hardly use: ip(8) counts from the seconds since 1970, routing daemons from one.
 _FIRST: Final = 0x8000_0000 | secrets.randbits(15) << 16
 
@@ -63,7 +63,7 @@ class RefusedError(KernelError):
 
 
 def is_ours(message: Message) -> bool:
-    """Whether what the kernel tells everybody follows from a request of this process."""
+    """Whether what the kernel broadcasts follows from a request of this process."""
     return _FIRST <= message.sequence < _FIRST + _Numbers.COUNT
 
 
@@ -89,7 +89,7 @@ def interface_name(index: int) -> str:
 
 
 class Entry(NamedTuple):
-    """One thing that the kernel tells, with pyroute2's names of its fields and attributes."""
+    """One thing that the kernel lists, with pyroute2's names of its fields and attributes."""
 
     fields: Mapping[str, Any]
     attributes: Mapping[str, Any]
@@ -111,6 +111,8 @@ class Asking(Protocol):
 class Rtnetlink:
     """A context manager; what is asked concerns this thread's network namespace. For a thread without a running loop.
 
+    It opens with the first question, as a keeper that finds nothing to do has none.
+
     Raises:
         KernelError: the kernel does not answer. `RefusedError` is one that says why.
 
@@ -118,16 +120,16 @@ class Rtnetlink:
 
     def __init__(self, opened: Callable[[], Asking] | None = None) -> None:
         self._opened = opened or _Pyroute2
+        self._open: Asking | None = None
 
     def __enter__(self) -> Self:
-        with _explained("does not let us ask"):
-            self._asking: Asking = self._opened()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._asking.close()
+        if self._open is not None:
+            self._open.close()
 
     def entries(self, kind: Kind, fields: Mapping[str, Any], given: Mapping[str, Any] | None = None) -> list[Entry]:
         """Give all entries that the kernel picks by fields and attributes.
@@ -167,6 +169,13 @@ class Rtnetlink:
         except RefusedError as error:
             if error.number not in _GONE:
                 raise
+
+    @property
+    def _asking(self) -> Asking:
+        if self._open is None:
+            with _explained("does not let us ask"):
+                self._open = self._opened()
+        return self._open
 
     def _listed(self, kind: Kind, fields: Mapping[str, Any], given: Mapping[str, Any]) -> tuple[list[Entry], bool]:
         """List once, and tell whether nothing changed meanwhile."""

@@ -122,7 +122,8 @@ def sources_of(exposure: Exposure) -> list[tuple[str, str]]:
     """Write who is taken: each as an option ahead of all matches, or as a match behind them. Empty is anyone."""
     asked = exposure.admission
     if asked is None or not asked.is_exclusive:
-        return [(f"-s {source} ", "") for source in collapse(exposure.claim.sources)] or [("", "")]
+        sources = exposure.sources if isinstance(exposure, Forward) else ()
+        return [(f"-s {source} ", "") for source in collapse(sources)] or [("", "")]
     family = exposure.family
     plain = collapse(source for source in asked.sources if Family.of(source) is family)
     return [*((f"-s {source} ", "") for source in plain), *(("", f" {in_set(name, family)}") for name in asked.sets)]
@@ -305,7 +306,7 @@ def _hidden(exposure: Forward | Nat, ways: Iterable[_Way]) -> Iterator[Serving]:
 
 
 def _asked(exposure: Forward | Nat, within: Subnet | None = None) -> Iterator[str]:
-    """Write the matches of an exposure's connections, of all or of clients in one subnet: their own first end tells."""
+    """Write the matches of an exposure's connections, of all or of clients in one subnet, by their own first end."""
     if isinstance(exposure, Nat):
         source = "" if within is None else f"-s {within} "
         yield f"{source}-d {host(exposure.target)} -m conntrack --ctorigdst {exposure.public}"

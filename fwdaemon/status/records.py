@@ -4,6 +4,7 @@ It keeps references to what never changes, so that remembering costs next to not
 request.
 """
 
+import asyncio
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -11,16 +12,17 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import groupby
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final, Protocol, TypeAlias
 
 from fwdaemon import __version__
-from fwdaemon.audit.causes import format_cause
-from fwdaemon.audit.lines import format_fault, format_gate_fault, format_location_reason, format_setting
+from fwdaemon.audit.causes import format_cause, format_gate_fault, format_location_reason
+from fwdaemon.audit.journal import ARREARS, LATE_S
+from fwdaemon.audit.lines import format_fault, format_setting
 from fwdaemon.config.model import Config
-from fwdaemon.core.exposures import Exposure
+from fwdaemon.core.exposures import Exposure, Forward
 from fwdaemon.core.report import AnyFault, Cause, Change, Fault, Location, Reason, ReconcileReport
 from fwdaemon.core.state import Desired, Dropped
-from fwdaemon.core.types import Family, FleetState, Origin
+from fwdaemon.core.types import Family, FleetState, Job, Origin
 from fwdaemon.errors import KernelError, Problem
 from fwdaemon.hostnet import routing
 from fwdaemon.kernel import conntrack
@@ -71,7 +73,10 @@ class Shared(Protocol):
 
 
 class Records:
-    """All of it; `publish` is called whenever the status changes."""
+    """All of it; `publish` is called whenever the status changes.
+
+    Work is late after `late_s` seconds, and `unlogged` gives how many begins and ends of connections were not logged.
+    """
 
     def __init__(
         self,
@@ -81,8 +86,11 @@ class Records:
         remaining: Callable[[], Mapping[Origin, OpenFor]] = dict,
         shared: Shared | None = None,
     ) -> None:
-        """Begin; `remaining` tells for how long it is open what was opened for a while."""
+        """Begin; `remaining` gives for how long what was opened for a while is open."""
+        self.late_s = LATE_S
+        self.unlogged: Callable[[], int] = int
         self._shared = shared
+        self._behind: tuple[frozenset[tuple[Job, str]], int, int] = frozenset(), 0, 0
         self._publish, self._remaining = publish, remaining
         self._began = _now()
         self._configuration = Configuration(path, self._began)
@@ -155,6 +163,13 @@ class Records:
         if failure != before:
             self._publish_now()
 
+    def check(self) -> None:
+        """Look what is late; to be called now and then."""
+        late = frozenset((late.job, late.about) for late in ARREARS.late(self.late_s))
+        if (behind := (late, ARREARS.lost_lines, self.unlogged())) != self._behind:
+            self._behind = behind
+            self._publish_now()
+
     def facts(self) -> Facts:
         """Give what the rows follow from."""
         return replace(self._facts, since=dict(self._since), open_for=self._remaining())
@@ -174,6 +189,9 @@ class Records:
             confined_in(self._facts.held),
             confined_interfaces_in(self._facts.held),
             None if self._shared is None else self._shared.state,
+            ARREARS.late(self.late_s),
+            ARREARS.lost_lines,
+            self.unlogged(),
         )
 
     def _all_problems(self) -> Iterator[AnyFault]:
@@ -280,13 +298,80 @@ class UsageReader:
 
 def _open(desired: Desired) -> Mapping[Exposure, tuple[int, int | None]] | None:
     carriers, found = Carriers(desired.exposures), dict[Exposure, tuple[int, int | None]]()
-    by_client = any(forward.sources for forward in desired.forwards)
     renamed = renamings(desired.nats)
     try:
-        for item in conntrack.open_flows(desired.label, by_client=by_client, renamed=renamed):
+        for item in conntrack.open_flows(desired.label, _octets(desired.forwards), renamed):
             if (exposure := carriers.carrier(item.flow)) is not None:
                 number, size = found.get(exposure, (0, None))
                 found[exposure] = number + item.number, size if item.size is None else item.size + (size or 0)
     except KernelError:
         return None
     return found
+
+
+def _octets(forwards: Iterable[Forward]) -> bytearray:
+    """Give for each port how many octets of a client's address decide which forward carries it."""
+    found = bytearray(1 << 16)
+    for forward in forwards:
+        longest = max((subnet.prefixlen for subnet in forward.sources), default=0)
+        for port in range(forward.ports.first, forward.ports.last + 1) if longest else ():
+            found[port] = max(found[port], -(-longest // 8))
+    return found
+
+
+# The feed for clients that watch: that something changed, and the last changes of exposures. On the loop's thread only.
+_MOST: Final = 256
+
+Dated: TypeAlias = tuple[datetime, Change]
+
+
+class Subscription:
+    """One client that watches. If it does not keep up, it loses the oldest changes; nothing waits for it."""
+
+    def __init__(self) -> None:
+        self._changes: deque[Dated] = deque(maxlen=_MOST)
+        self._missed = 0
+        self._something = asyncio.Event()
+
+    def add(self, at: datetime, changes: Sequence[Change]) -> None:
+        """Add what changed, which may be no exposure."""
+        kept = len(self._changes)
+        self._changes.extend((at, change) for change in changes[-_MOST:])
+        self._missed += kept + len(changes) - len(self._changes)
+        self._something.set()
+
+    async def wait(self) -> None:
+        """Wait until there is something new."""
+        await self._something.wait()
+
+    def take(self) -> tuple[list[Dated], int]:
+        """Give what there is, and how many changes were lost."""
+        taken, missed = list(self._changes), self._missed
+        self._changes.clear()
+        self._missed = 0
+        self._something.clear()
+        return taken, missed
+
+
+class Feed:
+    """All clients that watch; `revision` counts what was sent to them."""
+
+    def __init__(self) -> None:
+        self.revision = 0
+        self._subscriptions: set[Subscription] = set()
+
+    def publish(self, at: datetime, changes: Sequence[Change]) -> None:
+        """Tell everybody."""
+        self.revision += 1
+        for subscription in self._subscriptions:
+            subscription.add(at, changes)
+
+    def subscribe(self) -> Subscription:
+        """Begin to watch; `leave` ends it."""
+        subscription = Subscription()
+        self._subscriptions.add(subscription)
+        return subscription
+
+    def leave(self, subscription: Subscription) -> None:
+        """Watch no more."""
+        self._subscriptions.discard(subscription)

@@ -12,8 +12,8 @@ from typing import Any, Final
 from unittest.mock import patch
 
 from fwdaemon.commands import answer
+from fwdaemon.control.manager import Questions
 from fwdaemon.control.protocol import MANAGER, Call, CallError, MalformedError, Service, encoded, read_call, read_reply
-from fwdaemon.control.questions import Questions
 from fwdaemon.core.inventory import Inventory
 from tests.fuzz.choices import Choices
 

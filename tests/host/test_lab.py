@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from fwdaemon.hypervisor.event_loop import EventLoop
+from fwdaemon.hypervisor.link import EventLoop
 from tests.conftest import MakeLxcGuest, MakeNetwork, MakeQemuGuest
 from tests.host.conftest import each_libvirt
 from tests.lab import host as lab_host
@@ -64,6 +64,7 @@ def test_guest_answers_its_host_and_is_closed_to_outside(
     assert host.outside.fetch("http://192.168.122.10/").outcome is Outcome.REFUSED
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("address", ["192.168.122.10", "2001:db8:122::10"])
 def test_every_protocol_reaches_a_guest(
     host: Host, network: MakeNetwork, lxc_guest: MakeLxcGuest, address: str

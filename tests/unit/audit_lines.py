@@ -8,12 +8,13 @@ from typing import Final
 
 import pytest
 
-from fwdaemon.audit import connections, lines
+from fwdaemon.audit import lines, throttle
 from fwdaemon.audit.throttle import Flapped
 from fwdaemon.core.exposures import LoggedConnection
 from fwdaemon.core.inventory import Hindrance, HindranceKind
 from fwdaemon.core.report import (
     Assigned,
+    Closing,
     Fault,
     FaultKind,
     GateChange,
@@ -72,12 +73,12 @@ def _write() -> None:
     lines.configuration_refused([Problem(Path("x.toml"), 1, "is wrong")])
     until = datetime(2026, 3, 1, 14, tzinfo=UTC)
     lines.opened(HOSTILE, "8080:80", ("203.0.113.0/24",), until, f"uid 0, pid 7, {HOSTILE}")
-    lines.closed(HOSTILE, "8080:80", f"by uid 0, pid 7, {HOSTILE}")
+    lines.closed(HOSTILE, "8080:80", Closing.ASKED, f"uid 0, pid 7, {HOSTILE}")
     lines.to_confirm(until)
     lines.confirmed(Path("x.toml"), f"uid 0, pid 7, {HOSTILE}")
     lines.rolled_back(Path("x.toml"))
     client, ends = address("203.0.113.9"), ((address("198.51.100.7"), 80), (address("192.168.122.50"), 80))
     for ended, number in product((False, True), (None, 7)):
         logged = LoggedConnection(ended, web.owner, Protocol.TCP, client, number, *ends, 1, number, number)
-        connections.connection(logged)
-    connections.unlogged(3, 60.0)
+        throttle.connection(logged)
+    throttle.unlogged(3, 60.0)

@@ -1,4 +1,4 @@
-"""The methods of the control socket: made once for many, never by those who do not ask, and told when it changes."""
+"""The methods of the control socket: made once for many, never without a request, and sent when it changes."""
 
 import asyncio
 import json
@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from fwdaemon.control.manager import Feed, Inquiries, Manager
+from fwdaemon.control.manager import Inquiries, Manager
 from fwdaemon.control.protocol import CONFIGURATION_REFUSED, MANAGER, CallError
 from fwdaemon.core.report import (
     Actor,
@@ -28,7 +28,7 @@ from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Family, Gate, GateFault
 from fwdaemon.errors import Problem
 from fwdaemon.hypervisor.link import ConnectionState
-from fwdaemon.status.records import Records
+from fwdaemon.status.records import Feed, Records
 from fwdaemon.status.reloads import Reloaded
 from fwdaemon.status.rows import Readings
 from tests.sentences import error
@@ -47,7 +47,7 @@ def report(*changes: Change, desired: Desired = LIVE, **result: Any) -> Reconcil
 
 @dataclass
 class Bench:
-    """A manager, and everything it is told or asks."""
+    """A manager, and everything it is given or asks."""
 
     feed: Feed = field(default_factory=Feed)
     connections: tuple[ConnectionState, ...] = (CONNECTED,)
