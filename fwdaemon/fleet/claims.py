@@ -21,6 +21,7 @@ from fwdaemon.core.inventory import Hindrance, HindranceKind
 from fwdaemon.core.report import Reason, ReasonKind
 from fwdaemon.core.state import Desired, Waiting
 from fwdaemon.core.types import Address, OnPartition, Origin
+from fwdaemon.errors import STRANGE
 from fwdaemon.fleet.table import Item, is_of_table
 from fwdaemon.hostnet.owned_state import DIRECTORY, OwnedStateFile, Record
 from fwdaemon.status.temporary import boottime
@@ -74,7 +75,7 @@ class Holder:
         try:
             found = json.loads(value)
             return cls(str(found["host"]), str(found["run"]))
-        except (ValueError, KeyError, TypeError, RecursionError):
+        except STRANGE:
             return cls("an unknown host", "")
 
 
@@ -295,6 +296,6 @@ def _read(records: Iterable[Record]) -> tuple[str, Lease, dict[Address, float], 
             else:
                 run, lease = str(record["run"]), Lease(int(record["lease"]), until)
                 revision = int(record.get("revision", 0)), float(record.get("doubted", 0))
-        except (KeyError, ValueError):
+        except STRANGE:
             continue
     return run, lease, held, revision

@@ -53,6 +53,10 @@ _LONGEST_S: Final = 2_147_483  # IPSET_MAX_TIMEOUT
 _WORDS: Final = {Family.IPV4: "inet", Family.IPV6: "inet6"}
 
 
+# Types of sets whose elements are networks, and can be asked whether a source is in one.
+_NETWORKS: Final = frozenset({"hash:net", "hash:ip", "bitmap:ip"})
+
+
 class Header(NamedTuple):
     """What kind of set there is, and how many elements it has."""
 
@@ -189,14 +193,18 @@ def elements_in(runner: Runner, name: str, family: Family) -> dict[Element, floa
 
     Raises:
         ProcessError: there is no such set.
+        KernelError: its elements are no networks.
 
     """
     found = {}
     for line in runner.run("ipset", "save", name).stdout.splitlines():
         words = line.split()
-        if words[0] == "add" and "nomatch" not in words[3:]:
+        if words[:1] == ["add"] and "nomatch" not in words[3:]:
             left = float(words[4]) if words[3:4] == ["timeout"] else 0
-            found[_element(words[2], family)] = left or None
+            try:
+                found[_element(words[2], family)] = left or None
+            except (OSError, ValueError, IndexError) as error:
+                raise KernelError(f"set {name} has an element that is no network") from error
     return found
 
 
@@ -337,6 +345,9 @@ class IpSets:
     def _keep_external(self, name: str, family: Family, item: SourceSet, *, full: bool, is_whole: bool) -> bool:
         """Read a set that others fill, or put back what was in it; gives whether it was put back."""
         place, header = (family, item.name), header_of(name)
+        if header is not None and (header.kind not in _NETWORKS or header.domain != family.domain):
+            _destroy([name])
+            header = None
         is_known = self._externals.is_seen(place) and self._seen.get(name) == header
         if header is not None and is_known and is_whole and not (full and header.elements <= _LARGE):
             return False

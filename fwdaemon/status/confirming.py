@@ -22,7 +22,7 @@ from fwdaemon.core.inventory import Inventory
 from fwdaemon.core.report import Fault, FaultKind, ReasonKind, ReconcileReport
 from fwdaemon.core.text import printable
 from fwdaemon.core.types import Job
-from fwdaemon.errors import ConfigError, Problem
+from fwdaemon.errors import STRANGE, ConfigError, Problem
 from fwdaemon.events import Inventories
 from fwdaemon.kernel.process import Worker
 from fwdaemon.resolve.claims import Sockets
@@ -76,7 +76,7 @@ class Confirmation:
             self._pending = self._known(record_in(self._path, MOST_KEPT))
             if self._pending is not None:
                 self._keep(self._pending)  # in terms of this run of the host
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        except (OSError, *STRANGE) as error:
             _log.warning(
                 "which configuration is to be confirmed is not known: %s: %s", self._path, printable(str(error))
             )

@@ -18,7 +18,7 @@ from fwdaemon.config.model import Config
 from fwdaemon.core.report import Fault, FaultKind
 from fwdaemon.core.text import printable
 from fwdaemon.core.types import Job, Protocol
-from fwdaemon.errors import ConfigError, KernelError, Problem
+from fwdaemon.errors import STRANGE, ConfigError, KernelError, Problem
 from fwdaemon.hostnet.owned_state import DIRECTORY, LedTo, OwnedStateFile
 from fwdaemon.kernel.process import Worker
 from fwdaemon.resolve.claims import AllTurns, Sockets, Turn, no_sockets
@@ -100,7 +100,7 @@ class LastGood:
             return Kept(config, datetime.fromisoformat(record["at"]), texts, lists)
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, ConfigError) as error:
+        except (OSError, *STRANGE, ConfigError) as error:
             _log.warning("the last good configuration cannot be used: %s: %s", self._path, printable(str(error)))
             return None
 
@@ -150,7 +150,7 @@ class PortRecords:
         try:
             records = sorted(self._claims.records, key=lambda each: int(each["number"]))
             known = [(each["by_file"], Turn.read(each)) for each in records]
-        except (KeyError, ValueError):
+        except STRANGE:
             return (), ()
         return tuple(turn for by_file, turn in known if not by_file), tuple(turn for by_file, turn in known if by_file)
 
@@ -166,7 +166,7 @@ class PortRecords:
                 return _ports_in(path)
             except FileNotFoundError:
                 continue
-            except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            except (OSError, *STRANGE) as error:
                 self.is_intact = False
                 _log.warning("the ports that were assigned cannot be read: %s: %s", path, printable(str(error)))
         return {}

@@ -29,7 +29,7 @@ from fwdaemon.core.inventory import Hindrance, HindranceKind
 from fwdaemon.core.report import Closing, Fault, FaultKind, Reason, ReasonKind
 from fwdaemon.core.text import GrammarError, printable
 from fwdaemon.core.types import Job, Origin, Until, show_endpoint
-from fwdaemon.errors import ConfigError, PortfwdError
+from fwdaemon.errors import STRANGE, ConfigError, PortfwdError
 from fwdaemon.kernel import sysctl
 from fwdaemon.kernel.process import Worker
 from fwdaemon.resolve.wishes import Unavailable, opened
@@ -107,6 +107,7 @@ class Deadline(NamedTuple):
     def read(cls, record: Mapping[str, Any], at: Now) -> "Deadline":
         """Read the JSON form. Raises KeyError, TypeError or ValueError where it is none of ours."""
         until = Until(int(record["until"]), float(record["boottime"]))
+        datetime.fromtimestamp(until.wall, UTC)  # raises where that is no time
         return cls(until, str(record["boot"]), int(record["seconds"])).resumed(at)
 
 
@@ -186,7 +187,7 @@ def _known(state: Path, clocks: Clocks) -> tuple[Temporary, ...]:
         return tuple(Temporary.read(record, clocks()) for record in record_in(path) or ())
     except PermissionError:  # a command of a user's
         return ()
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, ConfigError) as error:
+    except (OSError, *STRANGE, ConfigError) as error:
         _log.warning("what was opened for a while is closed: %s: %s", path, printable(str(error)))
         return ()
 
