@@ -19,9 +19,8 @@ from queue import SimpleQueue
 from typing import ClassVar, Protocol, TypeVar
 from weakref import WeakSet
 
-from fwdaemon.audit.throttle import WarnOnce
-from fwdaemon.errors import HangingError, KernelError, ProcessError, shortage
-from fwdaemon.triggers import Backoff, Budget, Budgets
+from fwdaemon.errors import HangingError, KernelError, ProcessError
+from fwdaemon.triggers import Budget, Budgets
 
 # The one place that starts programs.
 #
@@ -281,8 +280,6 @@ def find_program(name: str, path: str = PATH) -> str | None:
 # thread is a daemon thread on purpose, unlike those of `concurrent.futures`: a libvirtd that is frozen in the middle of
 # a call must not keep this program from ending.
 T = TypeVar("T")
-# How soon a thread is tried again that could not be had, doubled each time up to the second figure.
-_AGAIN_S, _AGAIN_AT_MOST_S = 1.0, 30.0
 
 
 class Worker:
@@ -332,50 +329,6 @@ class Worker:
         while (call := self._calls.get()) is not None:
             call()
             del call  # or the last call's data stay alive until the next one
-
-
-class Beside:
-    """Begins a thread when there is something to do, which ends once that is done.
-
-    What failed, as no thread is to be had, is tried again by who calls `begin` at `due`, a time of `clock`: after
-    pauses that grow. It is told once, as what is `missing` meanwhile, and once more when it is over.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        run: Callable[[], None],
-        missing: str,
-        clock: Callable[[], float] = time.monotonic,
-        pauses: Backoff | None = None,
-    ) -> None:
-        self._name, self._run, self._missing = name, run, missing
-        self._clock = clock
-        self._pauses = pauses or Backoff(_AGAIN_S, _AGAIN_AT_MOST_S)
-        self._warning = WarnOnce()
-        self.due: float | None = None
-
-    def begin(self, *, at_once: bool = False) -> bool:
-        """Begin, and tell whether that was done: not before what failed is due, unless `at_once`."""
-        if not at_once and self.due is not None and self._clock() < self.due:
-            return False
-        self.due = None
-        try:
-            threading.Thread(target=self._run, name=self._name, daemon=True).start()
-        except RuntimeError as error:
-            self.failed(error)
-            return False
-        return True
-
-    def failed(self, error: Exception) -> None:
-        """Note that it could not be done, from its thread or for want of one."""
-        self.due = self._clock() + self._pauses.next()
-        self._warning.warn(f"{self._missing}: {shortage(error) or error}; trying again, less and less often")
-
-    def done(self) -> None:
-        """Note that it was done."""
-        self._pauses.settle()
-        self._warning.settle(f"over: {self._missing}")
 
 
 def _failed(error: KernelError) -> "asyncio.Future[T]":

@@ -17,7 +17,8 @@ from fwdaemon.errors import KernelError
 from fwdaemon.hostnet.local_proxy import LocalProxy
 from fwdaemon.hypervisor.event_loop import EventLoop
 from fwdaemon.kernel import memory
-from fwdaemon.kernel.process import Beside, Companion, Worker, processor_time, processor_time_here
+from fwdaemon.kernel.memory import Beside
+from fwdaemon.kernel.process import Companion, Worker, processor_time, processor_time_here
 from fwdaemon.triggers import Backoff
 from tests.lab.place import wait_until
 from tests.unit.forwards import forward
