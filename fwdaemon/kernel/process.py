@@ -37,6 +37,8 @@ _AT_WORK = ("R", "D")
 # The same once this program is to end.
 _IDLE_AT_THE_END = 2.0
 _SLICE = 0.2
+# How often it is looked whether one has ended that should.
+_GLANCE = 0.005
 _CHUNK = 1 << 16
 
 
@@ -167,8 +169,11 @@ class Companion:
 
     present: ClassVar[WeakSet["Companion"]] = WeakSet()
 
-    def __init__(self, module: str, argument: str, environment: Mapping[str, str]) -> None:
-        """Start it; `environment` is all it is told besides a clean one. Raises OSError when that is impossible."""
+    def __init__(self, module: str, argument: str, environment: Mapping[str, str], *, counted: bool = True) -> None:
+        """Start it; `environment` is all it is told besides a clean one. Raises OSError when that is impossible.
+
+        One that is not `counted` works for a client: `processor_time` leaves out what it uses.
+        """
         modules = ":".join(path for path in sys.path if path)
         self._words = module, argument
         self._process = subprocess.Popen(  # noqa: S603  every word is ours
@@ -179,7 +184,9 @@ class Companion:
             bufsize=0,
             process_group=0,
         )
-        self.present.add(self)
+        self._counted = counted
+        if counted:
+            self.present.add(self)
 
     @property
     def pid(self) -> int:
@@ -233,11 +240,46 @@ class Companion:
             with suppress(OSError):  # what was not read any more is lost
                 if pipe is not None:
                     pipe.close()
-        try:
-            return self._process.wait(HASTE.idle)
-        except subprocess.TimeoutExpired:
-            _end_group(self.pid)
-            return self._process.wait()
+        if self._process.returncode is None:
+            self._await_end()
+            if not self._counted:
+                self._process.returncode = _UNCOUNTED.reap(self.pid)
+        return self._process.wait()
+
+    def _await_end(self) -> None:
+        """Wait until it has ended, and leave its status and what it used to be taken; see waitid(2)."""
+        patient_until = time.monotonic() + HASTE.idle
+        while os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is None:
+            if time.monotonic() > patient_until:
+                _end_group(self.pid)
+                patient_until = float("inf")
+            time.sleep(_GLANCE)
+
+
+class _Uncounted:
+    """What ended processes used that are not counted, with all that they ran, in seconds of processor time.
+
+    The kernel adds it to what our other programs used when the status of such a process is taken.
+    """
+
+    def __init__(self) -> None:
+        self._turn, self._seconds = threading.Lock(), 0.0
+
+    def reap(self, pid: int) -> int:
+        """Take the status of one that has ended."""
+        with self._turn:
+            _, status, used = os.wait4(pid, 0)
+            self._seconds += used.ru_utime + used.ru_stime
+        return os.waitstatus_to_exitcode(status)
+
+    def of_others(self) -> float:
+        """Give what all other programs used that ended."""
+        with self._turn:
+            ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+            return ended.ru_utime + ended.ru_stime - self._seconds
+
+
+_UNCOUNTED = _Uncounted()
 
 
 # The clock of another process has a number made of its own, as clock_getcpuclockid(3) has it (linux/posix-timers.h).
@@ -245,18 +287,17 @@ _OF_PROCESS = 2
 
 
 def processor_time() -> float:
-    """Give the seconds of processor time that we have used so far, with all programs that we run."""
+    """Give the seconds of processor time that we have used so far, with all programs that we run but uncounted ones."""
     return time.process_time() + _of_programs()
 
 
 def processor_time_here() -> float:
-    """Give those that this thread has used, with all programs that we run."""
+    """Give those that this thread has used, with the same programs."""
     return time.thread_time() + _of_programs()
 
 
 def _of_programs() -> float:
-    ended = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return ended.ru_utime + ended.ru_stime + sum(beside.processor_time for beside in list(Companion.present))
+    return _UNCOUNTED.of_others() + sum(beside.processor_time for beside in list(Companion.present))
 
 
 def budget_of_guests() -> Budget:
