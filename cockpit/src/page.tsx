@@ -1,5 +1,5 @@
 // The page as a whole: what to do where there is no daemon, or its health above what it keeps open.
-import { useState } from "react";
+import { useEffect, useState } from "react";
 import {
     Alert, AlertActionCloseButton, AlertGroup, Bullseye, Button, EmptyState, EmptyStateActions, EmptyStateBody,
     EmptyStateFooter, Page as Frame, PageSection, Spinner, Stack, StackItem,
@@ -7,7 +7,8 @@ import {
 import PlusCircleIcon from "@patternfly/react-icons/dist/esm/icons/plus-circle-icon";
 import PluggedIcon from "@patternfly/react-icons/dist/esm/icons/unplugged-icon";
 import LockIcon from "@patternfly/react-icons/dist/esm/icons/lock-icon";
-import { CloseDialog, EntryDialog, RemoveDialog } from "./entry";
+import { CloseDialog, RemoveDialog } from "./ending";
+import { EntryDialog } from "./entry";
 import { ExplainDialog } from "./explain";
 import { Health } from "./health";
 import { HistoryDialog } from "./history";
@@ -65,6 +66,11 @@ function Waiting() {
 // Why there is no status, and what helps.
 function Away({ problem, isAdmin }: { problem: string; isAdmin: boolean }) {
     const [failure, setFailure] = useState("");
+    const [isActive, setIsActive] = useState(false);
+    // It runs where only its socket was removed, and then has to be started anew.
+    useEffect(() => {
+        cockpit.spawn(["systemctl", "is-active", "kvm-portfwd.service"], { err: "ignore" }).then(() => setIsActive(true), () => setIsActive(false));
+    }, [problem]);
     if (problem === "access-denied" || problem === "PermissionDenied")
         return (
             <EmptyState titleText={_("You may not see the port forwards")} headingLevel="h1" icon={LockIcon} variant="lg">
@@ -73,18 +79,20 @@ function Away({ problem, isAdmin }: { problem: string; isAdmin: boolean }) {
         );
     const start = () => {
         setFailure("");
-        cockpit.spawn(["systemctl", "start", "kvm-portfwd.service"], { superuser: "require", err: "message" })
+        cockpit.spawn(["systemctl", isActive ? "restart" : "start", "kvm-portfwd.service"], { superuser: "require", err: "message" })
             .catch((error: { message?: string }) => setFailure(error.message ?? String(error)));
     };
     return (
         <EmptyState titleText={_("The daemon kvm-portfwd does not answer")} headingLevel="h1" icon={PluggedIcon} variant="lg">
             <EmptyStateBody>
-                {_("Its rules stay in the kernel, but nothing follows the guests. This page continues by itself once it runs.")}
+                {isActive
+                    ? _("It runs, but cannot be reached at its socket. A restart helps; with on_stop = \"remove\", what is open is closed for a moment.")
+                    : _("Its rules stay in the kernel, but nothing follows the guests. This page continues by itself once it runs.")}
                 {failure && <Alert isInline variant="danger" title={failure} />}
             </EmptyStateBody>
             <EmptyStateFooter>
                 <EmptyStateActions>
-                    <Button onClick={start} isDisabled={!isAdmin}>{_("Start the service")}</Button>
+                    <Button onClick={start} isDisabled={!isAdmin}>{isActive ? _("Restart the service") : _("Start the service")}</Button>
                 </EmptyStateActions>
             </EmptyStateFooter>
         </EmptyState>
