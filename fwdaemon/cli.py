@@ -25,8 +25,8 @@ _CONFIG_REFUSED = 78
 # What shells tell of a program that SIGINT ended.
 _INTERRUPTED = 130
 
-# What undoes a command, completes it or shows more of the same is in its module.
-_SHARED = {"close": "open", "confirm": "reload", "rules": "plan"}
+# Commands of one subject share a module.
+_SHARED = {"open": "reload", "close": "reload", "confirm": "reload", "rules": "plan", "flush": "run"}
 _LAST_PORT = 65535
 _PROTOCOLS = ("tcp", "udp", "sctp")
 _PORTS = {

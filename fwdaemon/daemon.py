@@ -23,7 +23,7 @@ from fwdaemon.config import Loaded
 from fwdaemon.config.model import Config, OnStop
 from fwdaemon.connections import Conntrack
 from fwdaemon.control.listener import SOCKET
-from fwdaemon.control.manager import Changes, Feed, Inquiries, Manager
+from fwdaemon.control.manager import Changes, Inquiries, Manager
 from fwdaemon.control.server import ControlSocket
 from fwdaemon.core.inventory import Inventory
 from fwdaemon.core.report import Cause, Reason, ReasonKind, RulesChanged, Trigger
@@ -45,7 +45,7 @@ from fwdaemon.resolve.wishes import Unavailable
 from fwdaemon.status.confirming import ConfigReader, Standing
 from fwdaemon.status.connection_log import ConnectionLog
 from fwdaemon.status.notify import Pulse
-from fwdaemon.status.records import Records, UsageReader
+from fwdaemon.status.records import Feed, Records, UsageReader
 from fwdaemon.status.reloads import STATE, Reloads, Start, Written
 from fwdaemon.status.rows import summary
 from fwdaemon.status.sets import SetKeeper, Told

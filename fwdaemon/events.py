@@ -23,9 +23,8 @@ from fwdaemon.errors import LibvirtUnavailableError, PortfwdError, shortage
 from fwdaemon.hostnet.owned_state import DIRECTORY, Learned
 from fwdaemon.hostnet.public_addresses import with_lent
 from fwdaemon.hypervisor.connection import LibvirtConnection
-from fwdaemon.hypervisor.event_loop import EventGuard, EventLoop
 from fwdaemon.hypervisor.guest_addresses import DNSMASQ_DIRECTORY, AgentConnection, AgentRounds, LeaseWatch
-from fwdaemon.hypervisor.link import ConnectionState, LibvirtLink
+from fwdaemon.hypervisor.link import ConnectionState, EventGuard, EventLoop, LibvirtLink
 from fwdaemon.kernel import probes
 from fwdaemon.kernel.host_watch import NetlinkWatch, UplinkWatch
 from fwdaemon.kernel.listeners import with_occupied

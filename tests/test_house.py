@@ -12,7 +12,7 @@ import pytest
 
 _ROOT: Final = Path(__file__).parents[1]
 _PACKAGE: Final = _ROOT / "fwdaemon"
-_FLAT, _FILES, _LAYERS, _LINES = 10, 186, 12, 400
+_FLAT, _FILES, _LAYERS, _LINES = 10, 180, 12, 400
 # A module that one other imports has at least so many lines, or is joined with it.
 _WORTH_A_FILE: Final = 60
 _SEAMS: Final[dict[str, str]] = {}

@@ -1,4 +1,4 @@
-"""`kvm-portfwd run`: run the daemon in the foreground."""
+"""`kvm-portfwd run` and `flush`: run the daemon in the foreground, and remove all that it left on this host."""
 
 import argparse
 import asyncio
@@ -10,20 +10,25 @@ from typing import Final
 
 from fwdaemon import config as configuration
 from fwdaemon.audit import journal
-from fwdaemon.config.model import Config
+from fwdaemon.audit.lines import format_fault, format_note
+from fwdaemon.config.model import Config, DaemonSettings
 from fwdaemon.conflicts.watch import BackgroundConflictWatch, ConflictWatch
+from fwdaemon.connections import close_everything
+from fwdaemon.core.report import ApplyResult, joined, tried
+from fwdaemon.core.types import Family
 from fwdaemon.daemon import Daemon, Parts
-from fwdaemon.errors import ConfigError
-from fwdaemon.events import InventoryKeeper
+from fwdaemon.errors import ConfigError, PortfwdError
+from fwdaemon.events import InventoryKeeper, take_inventory
 from fwdaemon.fleet import Fleet
 from fwdaemon.hostnet.host_network import SystemHostNetwork
 from fwdaemon.kernel import conntrack, memory
 from fwdaemon.kernel.host_watch import RouteWatch
-from fwdaemon.kernel.process import SystemRunner, new_budgets
+from fwdaemon.kernel.process import Runner, SystemRunner, new_budgets
 from fwdaemon.metrics.exposition import satisfied, without_what_is_missing
 from fwdaemon.netfilter import Netfilter
+from fwdaemon.resolve.neighbours import forwarded
 from fwdaemon.status.confirming import Confirmation
-from fwdaemon.status.reloads import LastGood, Start
+from fwdaemon.status.reloads import STATE, LastGood, Start
 
 # How long a thread that computes keeps others waiting that have something to do. To repair a wipe, several threads take
 # ten or twenty turns, each behind one that goes through connections or rules of others: with Python's 5 ms, that is
@@ -32,14 +37,18 @@ _TURN_S: Final = 0.0005
 
 
 def run(options: argparse.Namespace) -> int:
-    """Run until told to stop."""
+    """Run the daemon until it is asked to stop, or remove what it left."""
+    return flush(options.config, SystemRunner()) if options.command == "flush" else _run(options.config)
+
+
+def _run(path: Path) -> int:
     faulthandler.enable()  # systemd's watchdog ends us by SIGABRT: the journal then tells where each thread was
     sys.setswitchinterval(_TURN_S)
     with journal.lines_written():
         memory.be_frugal()
         with memory.collecting_later():
-            start = first_configuration(LastGood(options.config), options.config, Confirmation(options.config))
-        asyncio.run(_work(options.config, start))
+            start = first_configuration(LastGood(path), path, Confirmation(path))
+        asyncio.run(_work(path, start))
     return 0
 
 
@@ -83,3 +92,44 @@ def _parts(path: Path, config: Config) -> Parts:
         budgets=budgets,
         fleet=fleet,
     )
+
+
+# Removes every rule, route and address that is ours, and puts back what we switched.
+def flush(config: Path, runner: Runner) -> int:
+    """Remove whatever carries our name, and end the connections that carry our label. 1 if anything may be left."""
+    settings = _settings(config)
+    # The host's side goes first: without the rules, an address or setting of ours could lead to the host itself.
+    rules = Netfilter(runner)
+    host = tried(lambda: _remove_from_host(settings, rules))
+    result = joined(host, close_everything(rules, settings.label, left=host.renamings))
+    for note in result.notes:
+        print(format_note(note))
+    for fault in result.faults:
+        print(f"kvm-portfwd: {format_fault(fault)}", file=sys.stderr)
+    return int(bool(result.faults))
+
+
+def _settings(config: Path, state: Path = STATE) -> DaemonSettings:
+    """Give what is configured; a configuration that is wrong, or not there any more, is no reason to leave rules.
+
+    In that case the last good configuration says which label our connections carry.
+    """
+    try:
+        return configuration.load(config).daemon
+    except PortfwdError:
+        kept = LastGood(config, state).kept()
+        return kept.config.daemon if kept is not None else DaemonSettings()
+
+
+def _remove_from_host(settings: DaemonSettings, rules: Netfilter) -> ApplyResult:
+    host = SystemHostNetwork(rules.confined)
+    host.adopt(rules.confined(), rules.switched())
+    return host.remove(_forwarded(settings) if host.has_turned_on() else frozenset())
+
+
+def _forwarded(settings: DaemonSettings) -> frozenset[tuple[Family, str]]:
+    """Ask for which networks libvirt needs forwarding; a libvirt that does not answer needs none."""
+    try:
+        return frozenset(forwarded(asyncio.run(take_inventory(settings.libvirt)).every_network))
+    except PortfwdError:
+        return frozenset()

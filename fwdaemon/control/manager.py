@@ -6,14 +6,16 @@ be a second old, or more where there is much to count.
 """
 
 import asyncio
+import json
 import logging
-from collections import deque
+import re
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
-from typing import Any, Final, TypeAlias
+from pathlib import Path
+from typing import Any, Final
 
 from fwdaemon.audit import lines
 from fwdaemon.audit.causes import format_cause
@@ -29,80 +31,22 @@ from fwdaemon.control.protocol import (
     Send,
     Service,
     encoded,
+    read_reply,
 )
-from fwdaemon.control.questions import Questions
 from fwdaemon.core.report import Change
 from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Origin
-from fwdaemon.errors import RefusedError
+from fwdaemon.errors import KernelError, PortfwdError, RefusedError
 from fwdaemon.hypervisor.link import ConnectionState
 from fwdaemon.kernel.memory import give_back
-from fwdaemon.kernel.process import Worker
+from fwdaemon.kernel.process import Companion, Worker
 from fwdaemon.resolve.wishes import Unavailable
 from fwdaemon.status.confirming import CONFIRM_S, Standing
 from fwdaemon.status.model import LibvirtState, Row, Status, counts, problem_as_json, time_as_json
-from fwdaemon.status.records import Records
+from fwdaemon.status.records import Feed, Records, Subscription
 from fwdaemon.status.reloads import Reloaded, Reloads
 from fwdaemon.status.rows import Facts, Readings, rows
 from fwdaemon.status.temporary import DEFAULT_S, OPEN_S, Wish
-
-# The feed for clients that watch: that something changed, and the last changes of exposures. On the loop's thread only.
-_MOST: Final = 256
-
-Dated: TypeAlias = tuple[datetime, Change]
-
-
-class Subscription:
-    """One client that watches. If it does not keep up, it loses the oldest changes; nothing waits for it."""
-
-    def __init__(self) -> None:
-        self._changes: deque[Dated] = deque(maxlen=_MOST)
-        self._missed = 0
-        self._something = asyncio.Event()
-
-    def add(self, at: datetime, changes: Sequence[Change]) -> None:
-        """Add what changed, which may be no exposure."""
-        kept = len(self._changes)
-        self._changes.extend((at, change) for change in changes[-_MOST:])
-        self._missed += kept + len(changes) - len(self._changes)
-        self._something.set()
-
-    async def wait(self) -> None:
-        """Wait until there is something new."""
-        await self._something.wait()
-
-    def take(self) -> tuple[list[Dated], int]:
-        """Give what there is, and how many changes were lost."""
-        taken, missed = list(self._changes), self._missed
-        self._changes.clear()
-        self._missed = 0
-        self._something.clear()
-        return taken, missed
-
-
-class Feed:
-    """All clients that watch; `revision` counts what was sent to them."""
-
-    def __init__(self) -> None:
-        self.revision = 0
-        self._subscriptions: set[Subscription] = set()
-
-    def publish(self, at: datetime, changes: Sequence[Change]) -> None:
-        """Tell everybody."""
-        self.revision += 1
-        for subscription in self._subscriptions:
-            subscription.add(at, changes)
-
-    def subscribe(self) -> Subscription:
-        """Begin to watch; `leave` ends it."""
-        subscription = Subscription()
-        self._subscriptions.add(subscription)
-        return subscription
-
-    def leave(self, subscription: Subscription) -> None:
-        """Watch no more."""
-        self._subscriptions.discard(subscription)
-
 
 _log = logging.getLogger(__name__)
 
@@ -375,3 +319,61 @@ def _change(at: datetime, change: Change) -> dict[str, Any]:
         "leads_to": exposure.leads_to(),
         "cause": format_cause(change.cause),
     }
+
+
+# The methods that look at the whole host: `Explain`, `Check`, `Plan` and `Inventory`.
+#
+# Each is answered by a process of its own, `fwdaemon.commands.answer`, and one at a time: they list all rules and
+# domains, for which no pass is to wait. They change nothing.
+# `_MOST_WAITING` may wait for that; root always finds room beside the members of the group.
+_ANSWER: Final = "fwdaemon.commands.answer"
+_MOST_WAITING: Final = 8
+_DROP_IN: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}\.toml", re.ASCII)
+_TEXT: Final = re.compile(r".*", re.DOTALL)
+
+
+class Questions:
+    """The methods, for the configuration whose file `main` gives."""
+
+    def __init__(self, main: Callable[[], Path]) -> None:
+        self._main, self._worker, self._waiting = main, Worker("questions"), 0
+
+    def methods(self) -> dict[str, Method]:
+        """Give them."""
+        draft = {"drop_in": _DROP_IN, "text": _TEXT}
+        check, plan = (Method(to=partial(self._ask, name), texts=draft) for name in ("Check", "Plan"))
+        explain = Method(to=partial(self._ask, "Explain"), takes=("connection",), texts={"source": _TEXT})
+        return {
+            "Explain": explain,
+            "Check": check,
+            "Plan": plan,
+            "Inventory": Method(to=partial(self._ask, "Inventory")),
+        }
+
+    async def close(self, patience: float) -> bool:
+        """End the thread, or leave it where it waits for an answer."""
+        return await self._worker.close(patience)
+
+    async def _ask(self, name: str, parameters: Parameters, peer: Peer) -> bytes:
+        if self._waiting >= (_MOST_WAITING if peer.is_root else _MOST_WAITING // 2):
+            raise CallError(REFUSED, {"reasons": ["others wait for an answer of this kind already; ask again soon"]})
+        self._waiting += 1
+        try:
+            line = json.dumps([name, parameters])
+            answered = await self._worker.submit(partial(_asked, str(self._main()), line))
+        except (PortfwdError, OSError) as error:  # it hung, or no process or no descriptor is to be had
+            raise CallError(REFUSED, {"reasons": [str(error)]}) from error
+        finally:
+            self._waiting -= 1
+        return encoded(**read_reply(answered.encode()).parameters)
+
+
+def _asked(main: str, line: str) -> str:
+    # What a client asks is no work for guests, and takes nothing of their share.
+    answering = Companion(_ANSWER, main, {}, counted=False)
+    try:
+        if not (answered := answering.exchange(line)):
+            raise KernelError("the process that looks at the host ended without an answer; see the journal")
+    finally:
+        answering.close()
+    return answered

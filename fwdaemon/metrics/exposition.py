@@ -19,7 +19,6 @@ from typing import IO, Any, Final, NamedTuple, TypeAlias, TypeVar, cast
 
 from fwdaemon.audit.throttle import WarnOnce
 from fwdaemon.config.model import Config, MetricsSettings
-from fwdaemon.control.manager import Feed
 from fwdaemon.core.report import ReconcileReport
 from fwdaemon.core.types import Origin
 from fwdaemon.errors import ConfigError, PortfwdError, Problem
@@ -27,6 +26,7 @@ from fwdaemon.kernel.process import Worker
 from fwdaemon.metrics.figures import Metric, Tally, metrics_of
 from fwdaemon.metrics.listener import Listener, Textfile
 from fwdaemon.status.model import Status
+from fwdaemon.status.records import Feed
 
 # A client that names versions can ask for any number of forms; beyond these it gets the one of those that name none.
 _MOST_FORMS: Final = 8

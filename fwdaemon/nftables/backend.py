@@ -27,8 +27,7 @@ from fwdaemon.errors import HangingError, ProcessError
 from fwdaemon.kernel.external_sets import Externals, now
 from fwdaemon.kernel.process import Runner
 from fwdaemon.kernel.rtnetlink import interface_names
-from fwdaemon.nftables.commands import creation
-from fwdaemon.nftables.difference import Observed, Plan, WithMapKeys, altered, stale, tables_difference
+from fwdaemon.nftables.difference import Observed, Plan, WithMapKeys, altered, creation, stale, tables_difference
 from fwdaemon.nftables.dispatch_chains import EVERYWHERE, STRANGERS
 from fwdaemon.nftables.existing import Observer, comments, elements_of, existing_tables, has_rules
 from fwdaemon.nftables.external import ExternalKeeper

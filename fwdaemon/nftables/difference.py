@@ -16,11 +16,22 @@ from fwdaemon.core.admission import Place
 from fwdaemon.core.report import Fault
 from fwdaemon.core.types import Family
 from fwdaemon.nftables.admission import DENY
-from fwdaemon.nftables.commands import filled, made, renewed, replaced, set_changes, word_of
 from fwdaemon.nftables.dispatch_chains import BESIDE, EVERY_ADDRESS, EVERYWHERE, NOWHERE, ONE_ADDRESS, MapKey, MapKeys
 from fwdaemon.nftables.external import external_places
 from fwdaemon.nftables.gates import GateState
-from fwdaemon.nftables.model import VERDICT, Chain, Elements, Set, SetType, Table, table_name
+from fwdaemon.nftables.model import (
+    VERDICT,
+    Chain,
+    Elements,
+    Set,
+    SetType,
+    Table,
+    declared_lines,
+    element_lines,
+    element_text,
+    table_name,
+    word_of,
+)
 
 Tables: TypeAlias = Mapping[Family, Table]
 _T = TypeVar("_T")
@@ -318,3 +329,66 @@ def _is_anew(change: Difference | None) -> bool:
 
 def _mended(changes: Mapping[Family, Difference]) -> WithMapKeys:
     return {family: change.mended for family, change in changes.items() if change.mended}
+
+
+# The commands of such a script.
+
+
+def creation(table: Table, now: float = 0.0) -> str:
+    """Write a table as `nft list table` would, for reading and for loading `now`, by CLOCK_BOOTTIME."""
+    lines = [f"table {table.name} {{"]
+    for name, content in table.sets.items():
+        listed = ", ".join(element_text(element, now) for element in content.elements.items())
+        elements = f" elements = {{ {listed} }}" if listed else ""
+        lines.append(f"\t{word_of(content)} {name} {{ {content.type}{elements} }}")
+    for name, chain in table.chains.items():
+        lines.append(f"\tchain {name} {{")
+        lines += [f"\t\t{line}" for line in ([str(chain.hook)] if chain.hook else []) + [*map(str, chain.rules)]]
+        lines.append("\t}")
+    return "\n".join([*lines, "}"])
+
+
+def made(table: Table, now: float) -> Iterator[str]:
+    """Make what is not there; the first line is refused if by now it is."""
+    yield f"create table {table.name}"
+    yield creation(table, now)
+
+
+def replaced(table: Table, now: float) -> Iterator[str]:
+    """Delete and make in one transaction; the first line lets the deletion succeed where there is nothing any more.
+
+    The kernel waits for all processors before it lets go of a table, which takes longer than all the rest of it.
+    """
+    yield f"add table {table.name}"
+    yield f"delete table {table.name}"
+    yield creation(table, now)
+
+
+def filled(table: str, name: str, chain: Chain, *, existing: bool) -> Iterator[str]:
+    """Give a chain its rules and no others."""
+    hook = f" {{ {chain.hook} }}" if chain.hook else ""
+    yield f"flush chain {table} {name}" if existing else f"add chain {table} {name}{hook}"
+    for rule in chain.rules:
+        yield f"add rule {table} {name} {rule}"
+
+
+def set_changes(where: str, content: Set, gone: Elements, new: Elements, *, crowded: bool = False) -> Iterator[str]:
+    """Take elements out of a set or map, and put others in; `content` is what is then in it.
+
+    Where it is `crowded`, elements are written as `declared_lines` does, and all of them where one goes.
+    """
+    if crowded:
+        added = content.elements if gone else new
+        yield from [f"flush {word_of(content)} {where}"] if gone else []
+        yield from declared_lines(where, content, [element_text(element, 0.0) for element in sorted(added.items())])
+        return
+    # Only the key of an element may be named when it is deleted from a map.
+    yield from element_lines("delete", where, sorted(gone))
+    yield from element_lines("add", where, [element_text(element, 0.0) for element in sorted(new.items())])
+
+
+def renewed(where: str, content: Set, now: float, *, crowded: bool = False) -> Iterator[str]:
+    """Write all that vanishes by itself anew: what is to be deleted may have done so since it was listed."""
+    yield f"flush set {where}"
+    texts = sorted(element_text(element, now) for element in content.elements.items())
+    yield from declared_lines(where, content, texts) if crowded else element_lines("add", where, texts)

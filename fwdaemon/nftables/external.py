@@ -18,8 +18,7 @@ from fwdaemon.core.types import Family
 from fwdaemon.kernel.external_sets import Externals, now
 from fwdaemon.kernel.netlink import Message, attributes, nested
 from fwdaemon.nftables.admission import DENY, LARGE, external_name, set_name, unfilled
-from fwdaemon.nftables.commands import element_lines
-from fwdaemon.nftables.model import TABLE_NAME, Chain, Rule, Table, table_name
+from fwdaemon.nftables.model import TABLE_NAME, Chain, Rule, Table, element_lines, table_name
 
 _log = logging.getLogger(__name__)
 

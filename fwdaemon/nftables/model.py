@@ -1,4 +1,4 @@
-"""nftables' own nouns as far as we need them, tables, chains, rules, sets and verdict maps, and listings read as such.
+"""nftables' own nouns as far as we need them, tables, chains, rules, sets and verdict maps, read and written.
 
 The same `Table` describes what shall be and what is. A rule that was read back is known by its comment alone, so two
 chains are equal when their rules' comments are.
@@ -7,10 +7,11 @@ chains are equal when their rules' comments are.
 import json
 import re
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2s
 from ipaddress import ip_address, ip_network
+from math import ceil
 from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
 from weakref import ReferenceType
 
@@ -344,3 +345,47 @@ def _part(part: Any, position: int) -> str:
             return str(ip_address(part))
         case _:
             return str(part)
+
+
+# How elements are written for `nft -f`.
+#
+# By so much an element outlives what it is for, in seconds: our own clock is to be first where we run.
+_LONGER_S: Final = 1.0
+# The kernel takes a netlink batch of any size, but a line of script is easier to read, and to find an error in, when it
+# is not megabytes long.
+_ELEMENTS_A_LINE = 200
+
+
+def element_lines(verb: str, where: str, texts: Sequence[str]) -> Iterator[str]:
+    """Write the commands that add elements to a set or map, or delete them."""
+    for start in range(0, len(texts), _ELEMENTS_A_LINE):
+        yield f"{verb} element {where} {{ {', '.join(texts[start : start + _ELEMENTS_A_LINE])} }}"
+
+
+def declared_lines(where: str, content: Set, texts: Sequence[str]) -> Iterator[str]:
+    """Write the same as part of the declaration of a set or map, which is there already.
+
+    Before it adds or deletes elements alone, `nft` 1.0.6 reads those of all sets with ranges that there are, of any
+    table, which takes seconds where these are a hundred thousand; before it declares a set, it reads none.
+    """
+    for start in range(0, len(texts), _ELEMENTS_A_LINE):
+        listed = ", ".join(texts[start : start + _ELEMENTS_A_LINE])
+        yield f"add {word_of(content)} {where} {{ {content.type} elements = {{ {listed} }} }}"
+
+
+def word_of(content: Set) -> str:
+    """Say whether it is a map or a set."""
+    return "map" if content.type.data else "set"
+
+
+def element_text(element: tuple[str, Held], now: float) -> str:
+    """Write a key of a set or map, and what it leads to; `now` is CLOCK_BOOTTIME's."""
+    match element:
+        case key, None:
+            return key
+        case key, Lasting(comment, ends):
+            return f'{key} timeout {ceil(1000 * max(ends - now + _LONGER_S, _LONGER_S))}ms comment "{comment}"'
+        case key, Target(data, comment):
+            return f'{key} comment "{comment}" : {data}'
+        case key, chain:
+            return f"{key} : jump {chain}"

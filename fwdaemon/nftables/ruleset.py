@@ -20,7 +20,6 @@ from fwdaemon.core.state import LABELS, REFUSED_FOR_S, Desired
 from fwdaemon.core.text import is_interface_name
 from fwdaemon.core.types import Family, Protocol, collapse
 from fwdaemon.nftables.admission import Terms, admission_chains, admission_sets, barring, kept_from_forgers, terms
-from fwdaemon.nftables.commands import declared_lines, element_lines
 from fwdaemon.nftables.dispatch_chains import (
     CLOSED,
     ENTERING,
@@ -60,6 +59,8 @@ from fwdaemon.nftables.model import (
     SetType,
     Step,
     Table,
+    declared_lines,
+    element_lines,
     table_name,
 )
 from fwdaemon.resolve.flows import Flow

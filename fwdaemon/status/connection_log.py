@@ -18,9 +18,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
-from fwdaemon.audit import connections as lines
-from fwdaemon.audit.connections import Ration
-from fwdaemon.audit.throttle import WarnOnce
+from fwdaemon.audit.throttle import Ration, WarnOnce, connection, unlogged
 from fwdaemon.core.exposures import Forward, LoggedConnection
 from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Address
@@ -208,7 +206,7 @@ class _Writer:
             if (logged := self.open.logged(event, now)) is None:
                 continue
             if self.ration.take(now):
-                lines.connection(logged)
+                connection(logged)
             else:
                 self.lost += 1
 
@@ -216,7 +214,7 @@ class _Writer:
         """Say how much was lost, once in a while."""
         now, number = time.monotonic(), self.lost - self.told
         if number and (at_once or now >= self.told_at + _TELL_EACH_S):
-            lines.unlogged(number, now - self.told_at)
+            unlogged(number, now - self.told_at)
             self.told, self.told_at = self.lost, now
 
 

@@ -4,6 +4,7 @@ It keeps references to what never changes, so that remembering costs next to not
 request.
 """
 
+import asyncio
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -11,7 +12,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import groupby
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final, Protocol, TypeAlias
 
 from fwdaemon import __version__
 from fwdaemon.audit.causes import format_cause
@@ -290,3 +291,61 @@ def _open(desired: Desired) -> Mapping[Exposure, tuple[int, int | None]] | None:
     except KernelError:
         return None
     return found
+
+
+# The feed for clients that watch: that something changed, and the last changes of exposures. On the loop's thread only.
+_MOST: Final = 256
+
+Dated: TypeAlias = tuple[datetime, Change]
+
+
+class Subscription:
+    """One client that watches. If it does not keep up, it loses the oldest changes; nothing waits for it."""
+
+    def __init__(self) -> None:
+        self._changes: deque[Dated] = deque(maxlen=_MOST)
+        self._missed = 0
+        self._something = asyncio.Event()
+
+    def add(self, at: datetime, changes: Sequence[Change]) -> None:
+        """Add what changed, which may be no exposure."""
+        kept = len(self._changes)
+        self._changes.extend((at, change) for change in changes[-_MOST:])
+        self._missed += kept + len(changes) - len(self._changes)
+        self._something.set()
+
+    async def wait(self) -> None:
+        """Wait until there is something new."""
+        await self._something.wait()
+
+    def take(self) -> tuple[list[Dated], int]:
+        """Give what there is, and how many changes were lost."""
+        taken, missed = list(self._changes), self._missed
+        self._changes.clear()
+        self._missed = 0
+        self._something.clear()
+        return taken, missed
+
+
+class Feed:
+    """All clients that watch; `revision` counts what was sent to them."""
+
+    def __init__(self) -> None:
+        self.revision = 0
+        self._subscriptions: set[Subscription] = set()
+
+    def publish(self, at: datetime, changes: Sequence[Change]) -> None:
+        """Tell everybody."""
+        self.revision += 1
+        for subscription in self._subscriptions:
+            subscription.add(at, changes)
+
+    def subscribe(self) -> Subscription:
+        """Begin to watch; `leave` ends it."""
+        subscription = Subscription()
+        self._subscriptions.add(subscription)
+        return subscription
+
+    def leave(self, subscription: Subscription) -> None:
+        """Watch no more."""
+        self._subscriptions.discard(subscription)

@@ -39,7 +39,7 @@ from fwdaemon.kernel.conntrack_listing import read_entry, read_open_flow
 from fwdaemon.kernel.host_watch import KernelChanges
 from fwdaemon.kernel.netlink import attribute, attributes, messages, packed
 from fwdaemon.nftables import ruleset
-from fwdaemon.nftables.commands import creation
+from fwdaemon.nftables.difference import creation
 from fwdaemon.nftables.existing import name_of_table, read_hooked_chain, read_rule
 from fwdaemon.nftables.generation import Announcements
 from fwdaemon.resolve import placement

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from fwdaemon.hypervisor.event_loop import EventLoop
+from fwdaemon.hypervisor.link import EventLoop
 from tests.conftest import MakeLxcGuest, MakeNetwork, MakeQemuGuest
 from tests.host.conftest import each_libvirt
 from tests.lab import host as lab_host

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from fwdaemon.audit.connections import Ration
+from fwdaemon.audit.throttle import Ration
 from fwdaemon.core.exposures import ConnectionLog as Cut
 from fwdaemon.core.exposures import Forward
 from fwdaemon.core.state import Desired

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from fwdaemon.commands.flush import flush
+from fwdaemon.commands.run import flush
 from fwdaemon.kernel.process import SystemRunner
 from fwdaemon.legacy.backend import LegacyBackend
 from tests.kernel.legacy import EVERYTHING, helpers, own

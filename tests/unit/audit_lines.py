@@ -8,7 +8,7 @@ from typing import Final
 
 import pytest
 
-from fwdaemon.audit import connections, lines
+from fwdaemon.audit import lines, throttle
 from fwdaemon.audit.throttle import Flapped
 from fwdaemon.core.exposures import LoggedConnection
 from fwdaemon.core.inventory import Hindrance, HindranceKind
@@ -79,5 +79,5 @@ def _write() -> None:
     client, ends = address("203.0.113.9"), ((address("198.51.100.7"), 80), (address("192.168.122.50"), 80))
     for ended, number in product((False, True), (None, 7)):
         logged = LoggedConnection(ended, web.owner, Protocol.TCP, client, number, *ends, 1, number, number)
-        connections.connection(logged)
-    connections.unlogged(3, 60.0)
+        throttle.connection(logged)
+    throttle.unlogged(3, 60.0)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from fwdaemon.audit import connections
-from fwdaemon.audit.connections import Ration
+from fwdaemon.audit import throttle
+from fwdaemon.audit.throttle import Ration
 from fwdaemon.config import parse
 from fwdaemon.core.exposures import ConnectionLog as Cut
 from fwdaemon.core.exposures import Forward, LoggedConnection
@@ -137,10 +137,10 @@ def logged(**changes: object) -> LoggedConnection:
 
 def test_lines_say_who_where_how_long_and_how_much(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "fwdaemon.audit")
-    connections.connection(logged())
-    connections.connection(logged(ended=True, seconds=2.54, size=123, number=0xAB))
-    connections.connection(logged(ended=True, client=Cut(24).cut(address(CLIENT)), client_port=None))
-    connections.unlogged(7, 60.2)
+    throttle.connection(logged())
+    throttle.connection(logged(ended=True, seconds=2.54, size=123, number=0xAB))
+    throttle.connection(logged(ended=True, client=Cut(24).cut(address(CLIENT)), client_port=None))
+    throttle.unlogged(7, 60.2)
     where = "198.51.100.7:8000 -> 192.168.122.10:80"
     uncounted = "bytes are not counted (net.netfilter.nf_conntrack_acct)"
     assert [record.message for record in caplog.records] == [

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from fwdaemon.control.manager import Feed, Inquiries, Manager
+from fwdaemon.control.manager import Inquiries, Manager
 from fwdaemon.control.protocol import CONFIGURATION_REFUSED, MANAGER, CallError
 from fwdaemon.core.report import (
     Actor,
@@ -28,7 +28,7 @@ from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Family, Gate, GateFault
 from fwdaemon.errors import Problem
 from fwdaemon.hypervisor.link import ConnectionState
-from fwdaemon.status.records import Records
+from fwdaemon.status.records import Feed, Records
 from fwdaemon.status.reloads import Reloaded
 from fwdaemon.status.rows import Readings
 from tests.sentences import error

@@ -11,8 +11,8 @@ import pytest
 
 from fwdaemon.commands.answer import answer, serve
 from fwdaemon.control.listener import Peer
+from fwdaemon.control.manager import Questions
 from fwdaemon.control.protocol import CONFIGURATION_REFUSED, INVALID_PARAMETER, MANAGER, REFUSED, CallError
-from fwdaemon.control.questions import Questions
 from tests.unit.test_config_support import forward
 from tests.unit.varlink_types import Interface
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fwdaemon.commands import flush
+from fwdaemon.commands import run
 from fwdaemon.core.report import ApplyResult, Cause
 from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Address, Family, Protocol
@@ -135,10 +135,10 @@ def test_a_flush_with_a_wrong_file_goes_by_what_was_right_last(tmp_path: Path) -
     main = tmp_path / "portfwd.toml"
     LastGood(main, tmp_path).keep({main: b"[daemon]\nlabel = 30\n"})
     main.write_text("[daemon]\nlabel = 31\nlibvrit = []\n")
-    assert flush._settings(main, tmp_path).label == 30  # noqa: SLF001  the rest of it works on this host
+    assert run._settings(main, tmp_path).label == 30  # noqa: SLF001  the rest of it works on this host
     main.write_text("[daemon]\nlabel = 31\n")
-    assert flush._settings(main, tmp_path).label == 31  # noqa: SLF001  see above
-    assert flush._settings(tmp_path / "others.toml", tmp_path).label == 25  # noqa: SLF001  see above
+    assert run._settings(main, tmp_path).label == 31  # noqa: SLF001  see above
+    assert run._settings(tmp_path / "others.toml", tmp_path).label == 25  # noqa: SLF001  see above
 
 
 LEFT = Flow(Protocol.TCP, MAIL.target, FLOW.source, 443, FLOW.source, 443, MAIL.public, 40000)

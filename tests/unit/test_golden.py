@@ -14,7 +14,7 @@ from fwdaemon.core.admission import Admission, Rate, SourceSet
 from fwdaemon.core.exposures import Exposure
 from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Family, Origin
-from fwdaemon.nftables.commands import creation
+from fwdaemon.nftables.difference import creation
 from fwdaemon.nftables.ruleset import tables
 from tests.unit.forwards import forward, nat, route
 

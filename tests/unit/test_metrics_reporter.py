@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from fwdaemon.config.model import Config, DaemonSettings, MetricsSettings
-from fwdaemon.control.manager import Feed
 from fwdaemon.core.types import Endpoint
 from fwdaemon.metrics.exposition import Reporter
 from fwdaemon.status.model import Status
+from fwdaemon.status.records import Feed
 from tests.unit import statuses
 from tests.unit.test_metrics_listener import GET, ended, free_endpoint, hang_up, until
 

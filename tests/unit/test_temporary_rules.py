@@ -8,7 +8,7 @@ from fwdaemon.core.state import Desired
 from fwdaemon.core.types import Family, Until
 from fwdaemon.legacy.model import Rule as LegacyRule
 from fwdaemon.legacy.translation import translating
-from fwdaemon.nftables.commands import creation
+from fwdaemon.nftables.difference import creation
 from fwdaemon.nftables.model import Lasting
 from fwdaemon.nftables.ruleset import tables
 from tests.unit.forwards import forward

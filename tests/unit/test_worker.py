@@ -16,7 +16,7 @@ import pytest
 from fwdaemon.core.state import Desired
 from fwdaemon.errors import KernelError
 from fwdaemon.hostnet.local_proxy import LocalProxy
-from fwdaemon.hypervisor.event_loop import EventLoop
+from fwdaemon.hypervisor.link import EventLoop
 from fwdaemon.kernel import memory
 from fwdaemon.kernel.memory import Beside
 from fwdaemon.kernel.process import HASTE, Companion, Worker, processor_time, processor_time_here
