@@ -67,10 +67,13 @@ function Waiting() {
 function Away({ problem, isAdmin }: { problem: string; isAdmin: boolean }) {
     const [failure, setFailure] = useState("");
     const [isActive, setIsActive] = useState(false);
-    // It runs where only its socket was removed, and then has to be started anew.
+    // It runs where only its socket was removed, which it makes again.
     useEffect(() => {
-        cockpit.spawn(["systemctl", "is-active", "kvm-portfwd.service"], { err: "ignore" }).then(() => setIsActive(true), () => setIsActive(false));
-    }, [problem]);
+        const ask = () => void cockpit.spawn(["systemctl", "is-active", "kvm-portfwd.service"], { err: "ignore" }).then(() => setIsActive(true), () => setIsActive(false));
+        ask();
+        const asking = window.setInterval(ask, 3000);
+        return () => window.clearInterval(asking);
+    }, []);
     if (problem === "access-denied" || problem === "PermissionDenied")
         return (
             <EmptyState titleText={_("You may not see the port forwards")} headingLevel="h1" icon={LockIcon} variant="lg">
@@ -79,22 +82,23 @@ function Away({ problem, isAdmin }: { problem: string; isAdmin: boolean }) {
         );
     const start = () => {
         setFailure("");
-        cockpit.spawn(["systemctl", isActive ? "restart" : "start", "kvm-portfwd.service"], { superuser: "require", err: "message" })
+        cockpit.spawn(["systemctl", "start", "kvm-portfwd.service"], { superuser: "require", err: "message" })
             .catch((error: { message?: string }) => setFailure(error.message ?? String(error)));
     };
     return (
         <EmptyState titleText={_("The daemon kvm-portfwd does not answer")} headingLevel="h1" icon={PluggedIcon} variant="lg">
             <EmptyStateBody>
                 {isActive
-                    ? _("It runs, but cannot be reached at its socket. A restart helps; with on_stop = \"remove\", what is open is closed for a moment.")
+                    ? _("It runs, but cannot be reached at its socket, which it makes again by itself. This page continues then.")
                     : _("Its rules stay in the kernel, but nothing follows the guests. This page continues by itself once it runs.")}
                 {failure && <Alert isInline variant="danger" title={failure} />}
             </EmptyStateBody>
-            <EmptyStateFooter>
-                <EmptyStateActions>
-                    <Button onClick={start} isDisabled={!isAdmin}>{isActive ? _("Restart the service") : _("Start the service")}</Button>
-                </EmptyStateActions>
-            </EmptyStateFooter>
+            {!isActive &&
+                <EmptyStateFooter>
+                    <EmptyStateActions>
+                        <Button onClick={start} isDisabled={!isAdmin}>{_("Start the service")}</Button>
+                    </EmptyStateActions>
+                </EmptyStateFooter>}
         </EmptyState>
     );
 }

@@ -5,11 +5,13 @@ from contextlib import contextmanager
 
 from tests.lab.browser import Browser
 from tests.lab.command import run
+from tests.lab.computer import Computer
 from tests.lab.host import PUBLIC4, SOURCE, Host
 from tests.lab.place import Process, wait_until
 
 PORT, MEMBERS_PORT, SHELLS_PORT = 9090, 9091, 9092
 GROUP, GROUP_NUMBER, USER = "games", "60", "65534"
+SOCKET = "/run/kvm-portfwd/control.sock"
 DROP_IN = "/etc/portfwd.d/cockpit.toml"
 NOTHING = "//h3[.='Nothing is forwarded yet']"
 TAB, ENTER, ESCAPE, DOWN = "\ue004", "\ue007", "\ue00c", "\ue015"
@@ -38,6 +40,14 @@ def serving(host: Host, port: int, *, as_member: bool = False) -> Iterator[Proce
     wait_until(lambda: accepts(host, port), server.text)
     yield server
     server.stop()
+
+
+@contextmanager
+def without_socket(computer: Computer) -> Iterator[None]:
+    """Have something in the place of the daemon's socket that it cannot take away."""
+    computer.run("sh", "-c", f"rm {SOCKET} && mkdir -p {SOCKET}/not-empty")
+    yield
+    computer.run("rm", "-r", SOCKET)
 
 
 def accepts(host: Host, port: int) -> bool:
